@@ -1,0 +1,59 @@
+use passerelle_models::TokenId;
+
+/// What a request hears from the engine, in this order: `PromptLogprobs` (only if asked for), `Token`s, then exactly
+/// one `Finished` or `Failed`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// One entry per prompt token; the first has no predecessor and is `None`.
+    PromptLogprobs(Vec<Option<TokenLogprobs>>),
+    Token(TokenEvent),
+    Finished { reason: FinishReason, usage: Usage },
+    Failed { error: RequestError, usage: Usage },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenEvent {
+    pub token: TokenId,
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Log-probabilities at one position, of the model's own distribution (before temperature and filters).
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    pub token: TokenId,
+    pub logprob: f32,
+    /// 1 is the most likely token.
+    pub rank: u32,
+    /// The most likely tokens, best first. The chosen token's entry, if present, is the very same float.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop or end-of-sequence token was generated.
+    Stop,
+    /// `max_tokens` or the context length was reached.
+    Length,
+    /// The caller aborted, or went away.
+    Aborted,
+}
+
+/// What a request has really used so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    /// Prompt tokens whose K/V came from the prefix cache.
+    pub cached_tokens: u32,
+    pub generated_tokens: u32,
+}
+
+/// Why a request failed. It fails alone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    #[error("the model produced a number that is not finite")]
+    NotFinite,
+    #[error("the step that ran this request failed: {0}")]
+    Step(String),
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}

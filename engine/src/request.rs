@@ -1,0 +1,79 @@
+use passerelle_models::TokenId;
+
+/// Names a request in logs and events. Made by the server, never taken from a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// Who shares the engine with whom. Opaque: the gateway derives it from the account, the engine only compares it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShareKey(pub u64);
+
+/// Prefix blocks are shared only between requests of one salt, so that one account cannot time another's prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CacheSalt(pub [u8; 32]);
+
+/// A checked generation request.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub id: RequestId,
+    /// At least one token, each below the model's input vocabulary.
+    pub prompt: Vec<TokenId>,
+    pub sampling: SamplingParams,
+    pub share_key: ShareKey,
+    pub cache_salt: CacheSalt,
+}
+
+/// How the next token is chosen and when generation ends.
+///
+/// Order of operations on a row of logits: bias, penalties, minimum tokens, temperature, top-k, top-p, min-p, draw.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// Tokens to generate at most. 0 runs the prompt only (for its log-probabilities).
+    pub max_tokens: u32,
+    /// Stop and end-of-sequence tokens are not sampled before this many were generated.
+    pub min_tokens: u32,
+    /// 0 is greedy: the highest logit, the lowest id among equals.
+    pub temperature: f32,
+    /// `None` keeps the whole vocabulary.
+    pub top_k: Option<u32>,
+    /// In (0, 1]; 1 keeps everything.
+    pub top_p: f32,
+    /// In [0, 1]; tokens less likely than `min_p` times the most likely are dropped.
+    pub min_p: f32,
+    /// OpenAI's penalties over generated tokens, in [-2, 2].
+    pub frequency_penalty: f32,
+    pub presence_penalty: f32,
+    /// CTRL's multiplicative penalty over prompt and generated tokens (arXiv 1909.05858); 1 is neutral.
+    pub repetition_penalty: f32,
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Same seed, same tokens, whatever the batch. `None` lets the engine draw one.
+    pub seed: Option<u64>,
+    /// Ends generation with [`crate::FinishReason::Stop`]; the token is reported and counted. Includes the model's
+    /// end-of-sequence ids unless the caller asked to ignore them.
+    pub stop_token_ids: Vec<TokenId>,
+    /// `Some(n)`: report the chosen token's log-probability and the `n` most likely tokens at each generated position.
+    pub logprobs: Option<u8>,
+    /// The same for every prompt position but the first. Switches prefix reuse off for this request.
+    pub prompt_logprobs: Option<u8>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            max_tokens: 16,
+            min_tokens: 0,
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            seed: None,
+            stop_token_ids: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: None,
+        }
+    }
+}

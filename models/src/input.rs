@@ -1,0 +1,132 @@
+use crate::ModelError;
+
+/// A row of the embedding table.
+pub type TokenId = u32;
+
+/// One physical block of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// One token's place in the KV cache: `block * block_size + offset`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot(pub u32);
+
+/// One sequence's share of a step.
+#[derive(Debug, Clone)]
+pub struct SequenceInput<'a> {
+    /// The tokens to run now, at positions `num_computed .. num_computed + tokens.len()`.
+    pub tokens: &'a [TokenId],
+    /// Tokens whose K/V already stand in the cache.
+    pub num_computed: usize,
+    /// Blocks in sequence order, covering at least `num_computed + tokens.len()` tokens.
+    pub block_table: &'a [BlockId],
+    /// Which of `tokens` want logits, by index, ascending.
+    pub sample: &'a [usize],
+}
+
+/// One step for the model: a flat, ragged batch, checked when it is built.
+///
+/// ```text
+/// tokens      a a a | b | c c          sequence a runs 3 tokens, b runs 1, c runs 2
+/// positions   4 5 6 | 9 | 0 1
+/// query_start 0     3   4   6
+/// ```
+#[derive(Debug, Clone)]
+pub struct ModelInput {
+    block_size: usize,
+    tokens: Vec<TokenId>,
+    positions: Vec<u32>,
+    slots: Vec<Slot>,
+    query_start: Vec<usize>,
+    block_tables: Vec<Vec<BlockId>>,
+    rows_to_sample: Vec<usize>,
+}
+
+impl ModelInput {
+    /// Errors when a sequence is empty, its blocks do not cover its tokens, or a sampled index is out of range.
+    pub fn new(block_size: usize, sequences: &[SequenceInput<'_>]) -> Result<Self, ModelError> {
+        let mut input = Self {
+            block_size,
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            slots: Vec::new(),
+            query_start: vec![0],
+            block_tables: Vec::with_capacity(sequences.len()),
+            rows_to_sample: Vec::new(),
+        };
+        for sequence in sequences {
+            input.push(sequence)?;
+        }
+        Ok(input)
+    }
+
+    fn push(&mut self, sequence: &SequenceInput<'_>) -> Result<(), ModelError> {
+        let end = sequence.num_computed + sequence.tokens.len();
+        if sequence.tokens.is_empty() {
+            return Err(ModelError::Input("a sequence without tokens".into()));
+        }
+        if sequence.block_table.len() * self.block_size < end {
+            return Err(ModelError::Input(format!(
+                "{} blocks of {} do not hold {end} tokens",
+                sequence.block_table.len(),
+                self.block_size
+            )));
+        }
+        if let Some(row) = sequence.sample.iter().find(|&&row| row >= sequence.tokens.len()) {
+            return Err(ModelError::Input(format!("sampled token {row} of {}", sequence.tokens.len())));
+        }
+        let first_row = self.tokens.len();
+        self.rows_to_sample.extend(sequence.sample.iter().map(|row| first_row + row));
+        self.tokens.extend_from_slice(sequence.tokens);
+        for position in sequence.num_computed..end {
+            let block = sequence.block_table[position / self.block_size];
+            self.positions.push(position as u32);
+            self.slots.push(Slot(block.0 * self.block_size as u32 + (position % self.block_size) as u32));
+        }
+        self.block_tables.push(sequence.block_table[..end.div_ceil(self.block_size)].to_vec());
+        self.query_start.push(self.tokens.len());
+        Ok(())
+    }
+
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub fn num_sequences(&self) -> usize {
+        self.block_tables.len()
+    }
+
+    /// `[num_tokens]`
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    /// `[num_tokens]`, each token's position in its own sequence.
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// `[num_tokens]`, where each token's K/V is written.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// `[num_sequences + 1]`, ascending; sequence `i` owns rows `query_start[i]..query_start[i + 1]`.
+    pub fn query_start(&self) -> &[usize] {
+        &self.query_start
+    }
+
+    /// The blocks of sequence `i`, exactly covering its tokens up to the last one of this step.
+    pub fn block_table(&self, sequence: usize) -> &[BlockId] {
+        &self.block_tables[sequence]
+    }
+
+    /// Rows of the flat batch whose logits are wanted, ascending.
+    pub fn rows_to_sample(&self) -> &[usize] {
+        &self.rows_to_sample
+    }
+}
