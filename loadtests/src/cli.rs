@@ -1,5 +1,7 @@
 //! The command line.
 
+mod check;
+mod compare;
 mod load;
 mod options;
 mod watch;
@@ -24,6 +26,10 @@ pub(crate) struct Cli {
 enum Command {
     /// Send a scenario to a server and report its figures
     Run(Box<load::RunArgs>),
+    /// Send a scenario to several servers, in turns, and compare their figures
+    Compare(Box<compare::CompareArgs>),
+    /// Try to break a promise of a server; exits 1 where it falls short, 2 where it could not be tried
+    Check(Box<check::CheckArgs>),
     /// List the scenarios that come with this program
     Scenarios,
 }
@@ -32,6 +38,8 @@ impl Cli {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run(args) => args.execute(),
+            Command::Compare(args) => args.execute(),
+            Command::Check(args) => args.execute(),
             Command::Scenarios => list_scenarios(),
         }
     }

@@ -7,13 +7,15 @@ mod framing;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 pub use connection::{Connection, Head};
 pub use framing::{BadChunk, ChunkedDecoder, Framing};
 
 /// Connections that wait for their next request.
 const MAX_IDLE_CONNECTIONS: usize = 1024;
+/// What a socket holds for a reader who does not read; the system doubles it.
+const NARROW_BUFFER_BYTES: u32 = 2048;
 /// An answer that is read whole.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
@@ -22,6 +24,11 @@ pub trait Connect: Clone + Send + Sync + std::fmt::Debug + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + std::fmt::Debug + 'static;
 
     fn connect(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+
+    /// A connection that takes little before its reader reads, where that can be had.
+    fn connect_narrow(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send {
+        self.connect()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -36,6 +43,14 @@ impl Connect for Tcp {
         let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
+    }
+
+    async fn connect_narrow(&self) -> std::io::Result<TcpStream> {
+        let mut addresses = tokio::net::lookup_host(&self.address).await?;
+        let address = addresses.next().ok_or(std::io::ErrorKind::NotFound)?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_recv_buffer_size(NARROW_BUFFER_BYTES)?;
+        socket.connect(address).await
     }
 }
 
@@ -149,6 +164,11 @@ impl<C: Connect> Client<C> {
     /// A connection that has carried nothing yet.
     pub async fn connect(&self) -> Result<Connection<C::Stream>, HttpError> {
         self.connector.connect().await.map(Connection::new).map_err(HttpError::Connect)
+    }
+
+    /// One whose reader is about to be slow.
+    pub async fn connect_narrow(&self) -> Result<Connection<C::Stream>, HttpError> {
+        self.connector.connect_narrow().await.map(Connection::new).map_err(HttpError::Connect)
     }
 
     /// Sends `request` and reads the head of its answer. A connection that the server closed while it was idle is

@@ -8,18 +8,19 @@
 
 pub mod arrivals;
 pub mod clock;
-// pub mod compare;
-// pub mod correctness;
+pub mod compare;
+pub mod correctness;
 pub mod figures;
 pub mod generate;
 pub mod http;
 pub mod lengths;
+pub mod metrics_page;
 pub mod plan;
 pub mod process;
 pub mod progress;
 pub mod prompts;
 pub mod record;
-// pub mod reliability;
+pub mod reliability;
 pub mod report;
 pub mod rng;
 pub mod run;
@@ -28,4 +29,4 @@ pub mod session;
 pub mod sse;
 pub mod tokens;
 pub mod trace;
-// pub mod verdict;
+pub mod verdict;

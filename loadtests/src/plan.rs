@@ -31,6 +31,8 @@ pub struct Plan {
     /// Sent by users who wait for their answers.
     pub closed: Vec<ClosedGroup>,
     pub warmup: Duration,
+    /// No request is sent after it.
+    pub duration: Duration,
     pub objectives: Objectives,
 }
 
@@ -127,6 +129,7 @@ impl Plan {
             open: Vec::new(),
             closed: Vec::new(),
             warmup: Duration::from_secs_f64(scenario.warmup_s),
+            duration: scenario.duration(),
             objectives: scenario.objectives,
         };
         for (index, traffic) in scenario.traffic.iter().enumerate() {

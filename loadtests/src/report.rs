@@ -74,20 +74,8 @@ impl Report {
         table::render(self)
     }
 
-    pub fn json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("a report holds only text and numbers")
-    }
-
-    /// Writes `<date>-<scenario>.md` and `.json` into `folder`; the path of the first.
-    pub fn save(&self, folder: &Path) -> std::io::Result<PathBuf> {
-        std::fs::create_dir_all(folder)?;
-        let moment: String = self.about.date.chars().filter(|digit| !matches!(digit, ':')).collect();
-        let scenario = Path::new(&self.about.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let path = folder.join(format!("{moment}-{scenario}.md"));
-        let text = format!("# {scenario}\n\n{}\n```text\n{}```\n", self.about.markdown(), self.table());
-        std::fs::write(&path, text)?;
-        std::fs::write(path.with_extension("json"), self.json() + "\n")?;
-        Ok(path)
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!(self)
     }
 }
 
@@ -111,6 +99,17 @@ impl About {
              - command: `{command}`\n"
         )
     }
+}
+
+/// Writes `<date>-<name>.md` and `.json` into `folder`; the path of the first.
+pub fn save(folder: &Path, about: &About, (text, json): (&str, &str)) -> std::io::Result<PathBuf> {
+    std::fs::create_dir_all(folder)?;
+    let moment: String = about.date.chars().filter(|character| *character != ':').collect();
+    let name = Path::new(&about.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let path = folder.join(format!("{moment}-{name}.md"));
+    std::fs::write(&path, format!("# {name}\n\n{}\n```text\n{text}```\n", about.markdown()))?;
+    std::fs::write(path.with_extension("json"), format!("{json}\n"))?;
+    Ok(path)
 }
 
 /// The arguments, with the program's folder left out. Keys are read from files, so none is among them.

@@ -48,7 +48,7 @@ pub async fn run<C: Connect>(client: &Client<C>, plan: &Plan, options: &RunOptio
     let sender = Sender { client: client.clone(), start: now() + LEAD, progress: Arc::clone(&options.progress) };
     let mut users = JoinSet::new();
     for group in &plan.closed {
-        spawn_closed(&mut users, &sender, group);
+        spawn_closed(&mut users, &sender, group, plan.duration);
     }
     let mut records = Vec::new();
     let offsets = plan.open.iter().map(|job| job.at).collect();
@@ -72,7 +72,12 @@ pub async fn run<C: Connect>(client: &Client<C>, plan: &Plan, options: &RunOptio
     Run { records, wall }
 }
 
-fn spawn_closed<C: Connect>(users: &mut JoinSet<Vec<Record>>, sender: &Sender<C>, group: &ClosedGroup) {
+fn spawn_closed<C: Connect>(
+    users: &mut JoinSet<Vec<Record>>,
+    sender: &Sender<C>,
+    group: &ClosedGroup,
+    duration: Duration,
+) {
     let queue = Arc::new(Mutex::new(VecDeque::from(group.jobs.clone())));
     for _ in 0..group.concurrency {
         let (sender, queue) = (sender.clone(), Arc::clone(&queue));
@@ -82,6 +87,9 @@ fn spawn_closed<C: Connect>(users: &mut JoinSet<Vec<Record>>, sender: &Sender<C>
             let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             while let Some(job) = next() {
                 let intended = now().saturating_duration_since(sender.start);
+                if intended >= duration {
+                    break;
+                }
                 records.extend(sender.carry_out(&job, intended).await);
             }
             records

@@ -1,6 +1,5 @@
 //! `run`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,8 +7,7 @@ use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::report::{About, Report};
 use passerelle_loadtests::run::{RunOptions, run};
 
-use super::options::{ScenarioArgs, ServerArgs};
-use super::say;
+use super::options::{OutputArgs, ScenarioArgs, ServerArgs};
 use super::watch::ProgressLine;
 
 #[derive(Debug, Args)]
@@ -20,17 +18,6 @@ pub(super) struct RunArgs {
     scenario: ScenarioArgs,
     #[command(flatten)]
     output: OutputArgs,
-}
-
-/// Where the figures go.
-#[derive(Debug, Args)]
-pub(super) struct OutputArgs {
-    /// Print JSON instead of the table
-    #[arg(long)]
-    pub(super) json: bool,
-    /// Also keep a dated report, in this folder
-    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "loadtests/results")]
-    pub(super) save: Option<PathBuf>,
 }
 
 impl RunArgs {
@@ -51,10 +38,7 @@ impl RunArgs {
         drop(line);
         let about = About::now(&self.scenario.scenario, &self.server.url, &session.target.model);
         let report = Report::of(about, (&done, &plan), machine, usize::from(self.server.common.threads));
-        say(&if self.output.json { report.json() } else { report.table() });
-        if let Some(folder) = &self.output.save {
-            eprintln!("kept in {}", report.save(folder)?.display());
-        }
+        self.output.deliver(&report.about, (&report.table(), &report.json()))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,15 +1,18 @@
 //! What several commands take.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use passerelle_loadtests::http::{Client, Endpoint, Tcp};
 use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::process::ProcFs;
+use passerelle_loadtests::report::{self, About};
 use passerelle_loadtests::scenario::Scenario;
 use passerelle_loadtests::session::Session;
+
+use super::say;
 
 /// Which server.
 #[derive(Debug, Args)]
@@ -60,6 +63,30 @@ pub(super) struct ScenarioArgs {
     seed: Option<u64>,
 }
 
+/// Where the figures go.
+#[derive(Debug, Args)]
+pub(super) struct OutputArgs {
+    /// Print JSON instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Also keep a dated report, in this folder
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "loadtests/results")]
+    save: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// Prints a result, and keeps it where that is asked for.
+    pub(super) fn deliver(&self, about: &About, (text, json): (&str, &serde_json::Value)) -> anyhow::Result<()> {
+        let json = format!("{json:#}");
+        say(if self.json { &json } else { text.trim_end() });
+        if let Some(folder) = &self.save {
+            let path = report::save(folder, about, (text, &json)).with_context(|| format!("{}", folder.display()))?;
+            eprintln!("kept in {}", path.display());
+        }
+        Ok(())
+    }
+}
+
 impl CommonArgs {
     pub(super) async fn open(&self, url: &str) -> anyhow::Result<Session<Tcp>> {
         let endpoint = Endpoint::parse(url).map_err(anyhow::Error::msg)?;
@@ -97,6 +124,16 @@ impl ServerArgs {
 }
 
 impl ScenarioArgs {
+    /// The duration that the command line asks for.
+    pub(super) fn duration(&self) -> Option<f64> {
+        self.duration
+    }
+
+    /// The scenario's name, without a folder.
+    pub(super) fn name(&self) -> String {
+        Path::new(&self.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     pub(super) fn load(&self) -> anyhow::Result<Scenario> {
         let mut scenario = Scenario::load(&self.scenario)?;
         scenario.rate_scale = self.rate_scale.unwrap_or(scenario.rate_scale);

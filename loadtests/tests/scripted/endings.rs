@@ -12,7 +12,7 @@ const MS: Duration = Duration::from_millis(1);
 
 fn scenario(traffic: &str) -> Scenario {
     let text = format!("description = 'test'\nduration_s = 10\ntimeout_s = 5\n{traffic}");
-    Scenario::parse("test", &text).unwrap()
+    Scenario::parse("test", &text).expect("the test's scenario is well formed")
 }
 
 fn chat(rest: &str) -> Scenario {
@@ -23,7 +23,7 @@ fn chat(rest: &str) -> Scenario {
 }
 
 async fn figures_of(server: &Scripted, scenario: &Scenario) -> RunFigures {
-    server.session().await.run(scenario, &virtual_time()).await.unwrap().2
+    server.session().await.run(scenario, &virtual_time()).await.expect("prompts can be made").2
 }
 
 #[tokio::test(start_paused = true)]

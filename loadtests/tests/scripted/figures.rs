@@ -19,11 +19,11 @@ fn scenario(arrivals: &str, duration_s: u32, rest: &str) -> Scenario {
         "description = 'test'\nduration_s = {duration_s}\n{rest}\n[[traffic]]\nname = 'chat'\narrivals = {arrivals}\n\
          requests = 400\nworkload = {{ kind = 'chat', prompt_tokens = 9, output_tokens = 21 }}\n"
     );
-    Scenario::parse("test", &text).unwrap()
+    Scenario::parse("test", &text).expect("the test's scenario is well formed")
 }
 
 async fn figures_of(server: &Scripted, scenario: &Scenario) -> RunFigures {
-    server.session().await.run(scenario, &virtual_time()).await.unwrap().2
+    server.session().await.run(scenario, &virtual_time()).await.expect("prompts can be made").2
 }
 
 fn assert_within(value: f64, expected: f64, share: f64, what: &str) {

@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 
 const PIPE_BYTES: usize = 64 * 1024;
+const MAX_REQUEST_BYTES: usize = 256 * 1024;
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a test's server does with one generation.
 #[derive(Debug, Clone)]
@@ -45,6 +47,16 @@ pub(crate) struct Seen {
 pub(crate) struct Scripted {
     behave: Arc<dyn Fn(&Seen) -> Reply + Send + Sync>,
     state: Arc<State>,
+    fault: Option<Fault>,
+}
+
+/// What a faulty server gets wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Fault {
+    /// What a request holds is never given back.
+    Leaks,
+    /// It waits for the rest of a request for ever.
+    Patient,
 }
 
 #[derive(Default)]
@@ -88,7 +100,12 @@ pub(crate) fn steady(first: Duration, gap: Duration) -> impl Fn(&Seen) -> Reply 
 
 impl Scripted {
     pub(crate) fn new(behave: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
-        Self { behave: Arc::new(behave), state: Arc::default() }
+        Self { behave: Arc::new(behave), state: Arc::default(), fault: None }
+    }
+
+    pub(crate) fn with(mut self, fault: Fault) -> Self {
+        self.fault = Some(fault);
+        self
     }
 
     pub(crate) async fn session(&self) -> Session<Self> {
@@ -102,7 +119,7 @@ impl Scripted {
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {
-        self.state.seen.lock().unwrap().clone()
+        self.state.seen.lock().expect("no test panics while it holds the lock").clone()
     }
 
     pub(crate) fn connections(&self) -> usize {
@@ -111,11 +128,23 @@ impl Scripted {
 
     /// Answers requests until the connection ends.
     pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(self, mut stream: S) {
+        let patience = if self.fault == Some(Fault::Patient) { Duration::MAX } else { READ_TIMEOUT };
         let mut bytes = Vec::new();
-        while let Some((path, api_key, body)) = read_request(&mut stream, &mut bytes).await {
+        loop {
+            let read = tokio::time::timeout(patience, read_request(&mut stream, &mut bytes)).await;
+            let (path, api_key, body) = match read {
+                Ok(Ok(Some(request))) => request,
+                Ok(Err(TooLarge)) => {
+                    let _ = answer(&mut stream, 413, "{}").await;
+                    return;
+                }
+                Ok(Ok(None)) | Err(_) => return,
+            };
+            let running = self.state.in_flight.load(Ordering::SeqCst);
             let goes_on = match path.as_str() {
                 "/v1/models" => answer(&mut stream, 200, &json!({"data": [{"id": "scripted"}]}).to_string()).await,
                 "/tokenize" => answer(&mut stream, 200, &tokenize(&body).to_string()).await,
+                "/metrics" => answer(&mut stream, 200, &format!("passerelle_running_sequences {running}\n")).await,
                 _ => self.generate(&mut stream, api_key, body).await,
             };
             if goes_on.is_err() {
@@ -134,9 +163,11 @@ impl Scripted {
         let in_flight = self.state.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         let seen = Seen { number, in_flight, body, api_key };
         let reply = (self.behave)(&seen);
-        self.state.seen.lock().unwrap().push(seen.clone());
+        self.state.seen.lock().expect("no test panics while it holds the lock").push(seen.clone());
         let done = carry_out(stream, &reply, &seen.body).await;
-        self.state.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if self.fault != Some(Fault::Leaks) {
+            self.state.in_flight.fetch_sub(1, Ordering::SeqCst);
+        }
         done
     }
 }
@@ -188,26 +219,34 @@ fn tokenize(body: &Value) -> Value {
     json!({"count": tokens.len(), "tokens": tokens})
 }
 
-/// Path, key and body of the next request; `None` when the connection ends.
-async fn read_request<S: AsyncRead + Unpin>(
-    stream: &mut S,
-    bytes: &mut Vec<u8>,
-) -> Option<(String, Option<String>, Value)> {
+struct TooLarge;
+
+/// Path, key and body.
+type Parts = (String, Option<String>, Value);
+
+/// The next request; `None` when the connection ends.
+async fn read_request<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> Result<Option<Parts>, TooLarge> {
     loop {
         let text = String::from_utf8_lossy(bytes).into_owned();
         if let Some((head, _)) = text.split_once("\r\n\r\n") {
             let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
             let length: usize = header("Content-Length: ").map_or(0, |value| value.parse().expect("a length"));
             let start = head.len() + 4;
-            if bytes.len() >= start + length {
+            if length > MAX_REQUEST_BYTES {
+                return Err(TooLarge);
+            }
+            if bytes.len() >= start + length && header("Transfer-Encoding: ").is_none() {
                 let path = head.split(' ').nth(1).expect("a path").to_owned();
                 let body = serde_json::from_slice(&bytes[start..start + length]).unwrap_or(Value::Null);
                 bytes.drain(..start + length);
-                return Some((path, header("Authorization: Bearer "), body));
+                return Ok(Some((path, header("Authorization: Bearer "), body)));
             }
         }
-        if stream.read_buf(bytes).await.ok()? == 0 {
-            return None;
+        if bytes.len() > MAX_REQUEST_BYTES {
+            return Err(TooLarge);
+        }
+        if stream.read_buf(bytes).await.unwrap_or(0) == 0 {
+            return Ok(None);
         }
     }
 }
