@@ -26,7 +26,7 @@ pub struct Figures {
     pub ttft_ms: Option<Quantiles>,
     /// Between two events of one request.
     pub itl_ms: Option<Quantiles>,
-    /// Per request: from the first to the last event, over the tokens after the first.
+    /// Per request: from the first event to the end, over the tokens after the first.
     pub tpot_ms: Option<Quantiles>,
     pub e2e_ms: Option<Quantiles>,
     pub prompt_tokens: u64,
@@ -220,7 +220,7 @@ mod tests {
         let figures = Figures::of(&records.iter().collect::<Vec<_>>(), Duration::from_secs(2), &Objectives::default());
         assert_eq!(figures.ttft_ms.unwrap().p50, 100.0);
         assert_eq!(figures.itl_ms.unwrap().max, 40.0);
-        assert_eq!(figures.tpot_ms.unwrap().p50, 15.0, "60 ms over the four tokens after the first");
+        assert_eq!(figures.tpot_ms.unwrap().p50, 16.25, "65 ms over the four tokens after the first");
         assert_eq!(figures.e2e_ms.unwrap().p50, 165.0);
         assert_eq!((figures.output_tokens_per_s, figures.requests_per_s), (2.5, 0.5));
     }

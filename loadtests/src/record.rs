@@ -115,11 +115,11 @@ impl Record {
         self.usage.map_or(self.events.len() as u64, |usage| usage.output_tokens)
     }
 
-    /// From the first to the last event, over the tokens after the first; `None` below two tokens.
+    /// From the first event to the end, over the tokens after the first; `None` below two tokens. Not to the last
+    /// event: the last tokens may have no text.
     pub fn time_per_output_token(&self) -> Option<Duration> {
-        let (first, last) = (self.events.first()?, self.events.last()?);
-        let tokens = self.output_tokens();
-        (tokens >= 2 && self.events.len() >= 2).then(|| (*last - *first).div_f64((tokens - 1) as f64))
+        let (first, tokens) = (self.events.first()?, self.output_tokens());
+        (tokens >= 2).then(|| self.end.saturating_sub(*first).div_f64((tokens - 1) as f64))
     }
 
     pub fn inter_token_gaps(&self) -> impl Iterator<Item = Duration> {

@@ -123,11 +123,11 @@ async fn a_soak_sees_a_latency_that_creeps() {
     let soaked = |creep: Duration| async move {
         let server = Scripted::new(move |seen| steady(100 * MS + creep * seen.number as u32, MS)(seen));
         let session = server.session().await;
-        let options = CheckOptions { duration: Duration::from_secs(600), ..options() };
+        let options = CheckOptions { duration: Duration::from_secs(120), ..options() };
         let server_pid = Some(std::process::id());
         soak::check(&Context { session: &session, options, server_pid }).await.unwrap()
     };
     let steady = soaked(Duration::ZERO).await;
     assert!(!steady.broken.iter().any(|broken| broken.contains("p99")), "{}", steady.render());
-    assert_falls_short(&soaked(MS / 10).await, "p99 grows");
+    assert_falls_short(&soaked(MS).await, "p99 grows");
 }
