@@ -207,6 +207,11 @@ impl<C: Connect> Client<C> {
         }
     }
 
+    /// Closes the connections that wait, so that the next request comes as a stranger.
+    pub fn forget_idle(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn take_idle(&self) -> Option<Connection<C::Stream>> {
         let mut connection = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
         connection.forget_reads();

@@ -11,7 +11,14 @@ const RESERVATIONS: &[&str] = &["passerelle_ledger_reservations_open"];
 
 #[derive(Debug, Clone, Default)]
 pub struct MetricsPage {
-    samples: Vec<(String, f64)>,
+    samples: Vec<Sample>,
+}
+
+#[derive(Debug, Clone)]
+struct Sample {
+    name: String,
+    labels: String,
+    value: f64,
 }
 
 /// What requests hold at one moment; a server tells some of these.
@@ -35,16 +42,23 @@ impl MetricsPage {
         let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
             let (name, rest) = line.split_once(['{', ' '])?;
             // A label's value may hold spaces and braces; the sample's value stands after the last brace.
-            let values = if line[name.len()..].starts_with('{') { rest.rsplit_once('}')?.1 } else { rest };
-            Some((name.to_owned(), values.split_whitespace().next()?.parse().ok()?))
+            let has_labels = line[name.len()..].starts_with('{');
+            let (labels, values) = if has_labels { rest.rsplit_once('}')? } else { ("", rest) };
+            let value = values.split_whitespace().next()?.parse().ok()?;
+            Some(Sample { name: name.to_owned(), labels: labels.to_owned(), value })
         });
         Self { samples: samples.collect() }
     }
 
     /// Over all labels; `None` where there is no such series.
     pub fn sum(&self, name: &str) -> Option<f64> {
-        let values = self.samples.iter().filter(|(sample, _)| sample == name).map(|(_, value)| *value);
+        let values = self.samples.iter().filter(|sample| sample.name == name).map(|sample| sample.value);
         values.reduce(|sum, value| sum + value)
+    }
+
+    /// Of the first such series, as they are written.
+    pub fn labels(&self, name: &str) -> Option<&str> {
+        self.samples.iter().find(|sample| sample.name == name).map(|sample| sample.labels.as_str())
     }
 
     pub fn occupancy(&self) -> Occupancy {
@@ -94,6 +108,7 @@ mod tests {
             "passerelle_running_sequences 0\n",
         ));
         assert_eq!(page.sum("passerelle_kv_blocks_used"), Some(7.0));
+        assert_eq!(page.labels("passerelle_kv_blocks_used"), Some("model=\"a b}\""));
         let occupancy = page.occupancy();
         assert_eq!((occupancy.running, occupancy.waiting), (Some(0.0), None));
         assert!(occupancy.is_known() && !occupancy.is_idle());

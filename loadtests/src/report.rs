@@ -21,7 +21,6 @@ const FOREIGN_SHARE: f64 = 0.1;
 
 #[derive(Debug, Serialize)]
 pub struct Report {
-    pub about: About,
     pub figures: RunFigures,
     pub machine: MachineFigures,
     pub generator: Overhead,
@@ -35,10 +34,22 @@ pub struct About {
     pub scenario: String,
     pub url: String,
     pub model: String,
+    /// What the server says that it is.
+    pub server: String,
     pub date: String,
     pub machine: String,
     pub commit: String,
     pub command: String,
+    /// What the reader of the figures should know besides.
+    pub note: Option<String>,
+}
+
+/// Whose figures they are.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    pub url: String,
+    pub model: String,
+    pub server: String,
 }
 
 /// The generator's own part.
@@ -63,11 +74,11 @@ impl Overhead {
 }
 
 impl Report {
-    pub fn of(about: About, (run, plan): (&Run, &Plan), machine: MachineFigures, threads: usize) -> Self {
+    pub fn of(run: &Run, plan: &Plan, machine: MachineFigures, threads: usize) -> Self {
         let figures = RunFigures::of(run, plan);
         let generator = Overhead::of(run, &machine, threads);
         let warnings = warnings(&figures, &machine, &generator);
-        Self { about, figures, machine, generator, warnings }
+        Self { figures, machine, generator, warnings }
     }
 
     pub fn table(&self) -> String {
@@ -80,23 +91,27 @@ impl Report {
 }
 
 impl About {
-    pub fn now(scenario: &str, url: &str, model: &str) -> Self {
+    pub fn now(scenario: &str, measured: Measured) -> Self {
+        let Measured { url, model, server } = measured;
         Self {
             scenario: scenario.to_owned(),
-            url: url.to_owned(),
-            model: model.to_owned(),
+            url,
+            model,
+            server,
             date: clock::utc(clock::wall()),
             machine: machine(),
             commit: commit(),
             command: command(std::env::args()),
+            note: None,
         }
     }
 
     pub fn markdown(&self) -> String {
-        let Self { scenario: _, url, model, date, machine, commit, command } = self;
+        let Self { scenario: _, url, model, server, date, machine, commit, command, note } = self;
         format!(
-            "- date: {date}\n- machine: {machine}\n- commit: {commit}\n- server: {url}, model `{model}`\n\
-             - command: `{command}`\n"
+            "- date: {date}\n- machine: {machine}\n- commit: {commit}\n- server: {url}, `{server}`, model `{model}`\n\
+             - command: `{command}`\n{}",
+            note.as_ref().map(|note| format!("- note: {note}\n")).unwrap_or_default()
         )
     }
 }

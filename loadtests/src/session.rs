@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::figures::RunFigures;
 use crate::http::{Client, Connect, HttpError, Request};
+use crate::metrics_page::MetricsPage;
 use crate::plan::{Keys, Plan, PlanError, Target};
 use crate::prompts::PromptMaker;
 use crate::run::{Run, RunOptions, run};
@@ -60,6 +61,20 @@ impl<C: Connect> Session<C> {
         };
         let maker = PromptMaker::new(tokenizer).await?;
         Ok(Self { client, target: Target { model, keys }, maker })
+    }
+
+    /// What the server says that it is: vLLM's `/version`, or the labels of Passerelle's `passerelle_info`.
+    pub async fn server_version(&self) -> Option<String> {
+        let key = self.target.keys.default.as_deref();
+        let request = Request { method: "GET", path: "/version", api_key: key, body: b"" };
+        if let Ok((200, body)) = self.client.fetch(&request).await {
+            let answer: serde_json::Value = serde_json::from_slice(&body).ok()?;
+            return Some(answer.get("version")?.as_str()?.to_owned());
+        }
+        MetricsPage::fetch(&self.client, key)
+            .await?
+            .labels("passerelle_info")
+            .map(|labels| format!("passerelle {labels}"))
     }
 
     pub async fn plan(&self, scenario: &Scenario) -> Result<Plan, PlanError> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use passerelle_loadtests::correctness;
 use passerelle_loadtests::http::Tcp;
+use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::reliability::{
     ChatLengths, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison,
     slow_readers, soak,
@@ -14,7 +15,7 @@ use passerelle_loadtests::report::About;
 use passerelle_loadtests::scenario::Objectives;
 use passerelle_loadtests::verdict::Verdict;
 
-use super::options::{OutputArgs, ScenarioArgs, ServerArgs};
+use super::options::{OutputArgs, ScenarioArgs, ServerArgs, measured};
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -95,10 +96,15 @@ impl CheckArgs {
         let session = self.server.common.open(&self.server.url).await?;
         let server_pid = self.server.watched_pid(&session);
         let context = Context { session: &session, options: self.check_options(), server_pid };
-        let verdict = self.try_to_break(&context).await?;
-        let about = About::now(&format!("check-{}", verdict.check), &self.server.url, &session.target.model);
-        let json = serde_json::json!({"about": &about, "verdict": verdict.json()});
-        self.output.deliver(&about, (&verdict.render(), &json))?;
+        let watch = Watch::start(server_pid);
+        let mut verdict = self.try_to_break(&context).await?;
+        let (machine, _) = watch.finish();
+        verdict.figure(
+            "other programs meanwhile",
+            format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
+        );
+        let about = About::now(&format!("check-{}", verdict.check), measured(&session, &self.server.url).await);
+        self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
         Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 

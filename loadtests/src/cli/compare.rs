@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use passerelle_loadtests::compare::{CompareOptions, Contender, compare};
-use passerelle_loadtests::report::About;
+use passerelle_loadtests::http::Tcp;
+use passerelle_loadtests::report::{About, Measured};
 use passerelle_loadtests::run::RunOptions;
 
-use super::options::{CommonArgs, OutputArgs, ScenarioArgs};
+use super::options::{CommonArgs, OutputArgs, ScenarioArgs, measured};
 
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
@@ -49,12 +50,22 @@ impl CompareArgs {
         let seconds = scenario.duration_s * f64::from(self.rounds) * contenders.len() as f64;
         eprintln!("{} rounds of {} servers: {seconds:.0} s or a little more", self.rounds, contenders.len());
         let comparison = compare(&contenders, &scenario, &options).await?;
-        let urls: Vec<String> = self.servers.iter().map(|(name, url)| format!("{name}={url}")).collect();
-        let models: Vec<&str> = contenders.iter().map(|one| one.session.target.model.as_str()).collect();
-        let about = About::now(&format!("compare-{}", self.scenario.name()), &urls.join(" "), &models.join(", "));
-        let json = serde_json::json!({"about": &about, "comparison": &comparison});
-        self.output.deliver(&about, (&comparison.table(), &json))?;
+        let about = About::now(&format!("compare-{}", self.scenario.name()), self.measured(&contenders).await);
+        self.output.deliver(about, (&comparison.table(), "comparison", serde_json::json!(&comparison)))?;
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl CompareArgs {
+    /// All servers, in one line each.
+    async fn measured(&self, contenders: &[Contender<Tcp>]) -> Measured {
+        let mut all = Vec::with_capacity(contenders.len());
+        for (contender, (name, url)) in contenders.iter().zip(&self.servers) {
+            let Measured { url, model, server } = measured(&contender.session, url).await;
+            all.push(Measured { url: format!("{name}={url}"), model, server });
+        }
+        let joined = |part: fn(&Measured) -> &str| all.iter().map(part).collect::<Vec<_>>().join(", ");
+        Measured { url: joined(|one| &one.url), model: joined(|one| &one.model), server: joined(|one| &one.server) }
     }
 }
 

@@ -7,7 +7,7 @@ use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::report::{About, Report};
 use passerelle_loadtests::run::{RunOptions, run};
 
-use super::options::{OutputArgs, ScenarioArgs, ServerArgs};
+use super::options::{OutputArgs, ScenarioArgs, ServerArgs, measured};
 use super::watch::ProgressLine;
 
 #[derive(Debug, Args)]
@@ -36,9 +36,11 @@ impl RunArgs {
         let done = run(&session.client, &plan, &options).await;
         let (machine, _) = watch.finish();
         drop(line);
-        let about = About::now(&self.scenario.scenario, &self.server.url, &session.target.model);
-        let report = Report::of(about, (&done, &plan), machine, usize::from(self.server.common.threads));
-        self.output.deliver(&report.about, (&report.table(), &report.json()))?;
-        Ok(ExitCode::SUCCESS)
+        let report = Report::of(&done, &plan, machine, usize::from(self.server.common.threads));
+        let about = About::now(&self.scenario.name(), measured(&session, &self.server.url).await);
+        self.output.deliver(about, (&report.table(), "report", report.json()))?;
+        let was_served =
+            report.figures.total.requests == 0 || report.figures.total.error_count() < report.figures.total.requests;
+        Ok(if was_served { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use passerelle_loadtests::http::{Client, Endpoint, Tcp};
 use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::process::ProcFs;
-use passerelle_loadtests::report::{self, About};
+use passerelle_loadtests::report::{self, About, Measured};
 use passerelle_loadtests::scenario::Scenario;
 use passerelle_loadtests::session::Session;
 
@@ -72,15 +72,25 @@ pub(super) struct OutputArgs {
     /// Also keep a dated report, in this folder
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "loadtests/results")]
     save: Option<PathBuf>,
+    /// Put this into the report
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
 }
 
 impl OutputArgs {
     /// Prints a result, and keeps it where that is asked for.
-    pub(super) fn deliver(&self, about: &About, (text, json): (&str, &serde_json::Value)) -> anyhow::Result<()> {
+    pub(super) fn deliver(
+        &self,
+        about: About,
+        (text, name, result): (&str, &str, serde_json::Value),
+    ) -> anyhow::Result<()> {
+        let about = About { note: self.note.clone(), ..about };
+        let mut json = serde_json::json!({ "about": &about });
+        json[name] = result;
         let json = format!("{json:#}");
         say(if self.json { &json } else { text.trim_end() });
         if let Some(folder) = &self.save {
-            let path = report::save(folder, about, (text, &json)).with_context(|| format!("{}", folder.display()))?;
+            let path = report::save(folder, &about, (text, &json)).with_context(|| format!("{}", folder.display()))?;
             eprintln!("kept in {}", path.display());
         }
         Ok(())
@@ -110,6 +120,12 @@ impl CommonArgs {
             toml::from_str(&text).with_context(|| format!("{} is not a table of keys", file.display()))?;
         Ok(Keys { default: by_tenant.remove("default"), by_tenant })
     }
+}
+
+/// What is known of the server behind `url`.
+pub(super) async fn measured(session: &Session<Tcp>, url: &str) -> Measured {
+    let server = session.server_version().await.unwrap_or_else(|| "of unknown version".to_owned());
+    Measured { url: url.to_owned(), model: session.target.model.clone(), server }
 }
 
 impl ServerArgs {

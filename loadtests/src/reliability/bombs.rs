@@ -9,8 +9,8 @@ use crate::process::ProcFs;
 use crate::record::Ending;
 use crate::verdict::Verdict;
 
-/// A refusal, or the end of the connection, must come within it.
-const MAX_WAIT: Duration = Duration::from_secs(30);
+/// A refusal, or the end of the connection, must come within it. Servers give slow senders a minute.
+const MAX_WAIT: Duration = Duration::from_secs(65);
 const MAX_GROWTH_BYTES: u64 = 256 << 20;
 const PIECE_BYTES: usize = 64 * 1024;
 const MIB: usize = 1 << 20;

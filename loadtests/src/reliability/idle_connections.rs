@@ -1,8 +1,10 @@
 //! Many connections that say nothing: the others are served.
 
+use std::time::Duration;
+
 use super::{CheckError, Context, milliseconds};
 use crate::arrivals::Arrivals;
-use crate::http::{Connect, HttpError};
+use crate::http::{Connect, Connection, HttpError};
 use crate::process::ProcFs;
 use crate::record::Ending;
 use crate::verdict::Verdict;
@@ -11,32 +13,19 @@ use crate::verdict::Verdict;
 const MAX_BYTES_PER_CONNECTION: f64 = 64.0 * 1024.0;
 const MAX_RATIO: f64 = 1.5;
 const NOISE_MS: f64 = 50.0;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Every other connection has begun a request and goes no further.
 const HALF_A_REQUEST: &[u8] = b"POST /v1/chat/completions HTTP/1.1\r\nHost: ";
 
 pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, CheckError> {
     let wanted = context.options.connections;
     let mut verdict = Verdict::new("idle-connections", format!("{wanted} idle connections leave the server serving"));
-    let rss = || context.server_pid.map(|pid| ProcFs::default().sample(Some(pid), Default::default()).server_rss_bytes);
+    let rss = || context.server_pid.map(|pid| ProcFs::default().sample(Some(pid), Duration::ZERO).server_rss_bytes);
     let quiet = p99(context).await?;
     let before = rss();
-    let mut idle = Vec::with_capacity(wanted);
-    for number in 0..wanted {
-        match context.session.client.connect().await {
-            Ok(mut connection) => {
-                if number % 2 == 1 {
-                    connection.send(HALF_A_REQUEST).await?;
-                }
-                idle.push(connection);
-            }
-            Err(HttpError::Connect(error)) if is_own_limit(&error) => {
-                return Err(CheckError::CannotTry(format!("{error}; raise `ulimit -n` above {wanted}")));
-            }
-            Err(error) => {
-                verdict.figure("refused to connect after", format!("{number} connections: {error}"));
-                break;
-            }
-        }
+    let (idle, why_no_more) = hold(context).await?;
+    if let Some(why) = why_no_more {
+        verdict.figure("no further connection", why);
     }
     let busy = p99(context).await;
     let after = rss();
@@ -59,7 +48,35 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     Ok(verdict)
 }
 
+/// As many connections as are wanted or can be had, and why there are no more.
+async fn hold<C: Connect>(
+    context: &Context<'_, C>,
+) -> Result<(Vec<Connection<C::Stream>>, Option<String>), CheckError> {
+    let wanted = context.options.connections;
+    let mut idle = Vec::with_capacity(wanted);
+    for number in 0..wanted {
+        match tokio::time::timeout(CONNECT_TIMEOUT, context.session.client.connect()).await {
+            Ok(Ok(mut connection)) => {
+                if number % 2 == 1 && connection.send(HALF_A_REQUEST).await.is_err() {
+                    return Ok((idle, Some(format!("closed at once after {number}"))));
+                }
+                idle.push(connection);
+            }
+            Ok(Err(HttpError::Connect(error))) if is_own_limit(&error) => {
+                return Err(CheckError::CannotTry(format!("{error}; raise `ulimit -n` above {wanted}")));
+            }
+            Ok(Err(error)) => return Ok((idle, Some(format!("after {number}: {error}")))),
+            Err(_) => {
+                return Ok((idle, Some(format!("not accepted for {} s after {number}", CONNECT_TIMEOUT.as_secs()))));
+            }
+        }
+    }
+    Ok((idle, None))
+}
+
+/// Of users who come as strangers: a connection from before would not show that new ones are taken.
 async fn p99<C: Connect>(context: &Context<'_, C>) -> Result<Option<f64>, CheckError> {
+    context.session.client.forget_idle();
     let users = context.chats("users", Arrivals::Constant { rate: context.options.rate }, context.options.lengths);
     let (_, _, figures) = context.run(vec![users]).await?;
     let served_all = figures.total.finished == figures.total.requests;
