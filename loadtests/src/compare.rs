@@ -2,16 +2,19 @@
 //! changing order, so that what disturbs the machine disturbs all of them.
 
 mod bootstrap;
+mod table;
 
 use serde::Serialize;
 
 use crate::figures::{ms, quantile};
 use crate::http::Connect;
 use crate::plan::{Plan, PlanError};
-use crate::record::Record;
+use crate::prompts::PromptMaker;
+use crate::record::{Record, Usage};
 use crate::run::{RunOptions, run};
 use crate::scenario::Scenario;
 use crate::session::Session;
+use crate::tokens::TokensError;
 
 pub use bootstrap::Ratio;
 
@@ -37,6 +40,8 @@ pub struct Comparison {
     /// Requests that every contender answered, over all rounds.
     pub requests: usize,
     pub unanswered: Vec<usize>,
+    /// Whose answers came without usage: the tokenizer counted their texts.
+    pub without_usage: Vec<String>,
     pub rows: Vec<Row>,
 }
 
@@ -60,8 +65,8 @@ pub enum Better {
 pub enum CompareError {
     #[error(transparent)]
     Plan(#[from] PlanError),
-    #[error("`{0}` told no usage, so nothing shows that the servers did the same work")]
-    NoUsage(String),
+    #[error("an answer's tokens could not be counted: {0}")]
+    Tokens(#[from] TokensError),
     #[error(
         "request {index}: `{first}` counted {first_tokens} tokens in and out and `{other}` {other_tokens}; different \
          work is not compared (see --token-tolerance)"
@@ -128,6 +133,8 @@ pub async fn compare<C: Connect>(
 ) -> Result<Comparison, CompareError> {
     let mut rounds = Vec::with_capacity(options.rounds);
     let mut unanswered = vec![0; contenders.len()];
+    let mut without_usage = Vec::new();
+    let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     for number in 0..options.rounds {
         let scenario = Scenario { seed: scenario.seed + number as u64, ..scenario.clone() };
         let mut answers = vec![Answers::default(); contenders.len()];
@@ -136,13 +143,19 @@ pub async fn compare<C: Connect>(
             answers[which] = Answers::of(&contenders[0], &contenders[which], &scenario, &options.run).await?;
             unanswered[which] += answers[which].unanswered;
         }
-        let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
+        without_usage = names
+            .iter()
+            .zip(&answers)
+            .filter(|(_, answers)| !answers.has_usage())
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
         let round = Round::pair(&names, &answers, options.token_tolerance)?;
         rounds.push(round.ok_or(CompareError::NothingInCommon { round: number + 1 })?);
     }
     let rows = MEASURES.iter().map(|measure| measure.row(&rounds, scenario.seed)).collect();
     Ok(Comparison {
-        contenders: contenders.iter().map(|contender| contender.name.clone()).collect(),
+        contenders: names.into_iter().map(str::to_owned).collect(),
+        without_usage,
         rounds: rounds.len(),
         requests: rounds.iter().map(|round| round.observed[0].len()).sum(),
         unanswered,
@@ -153,9 +166,17 @@ pub async fn compare<C: Connect>(
 /// One contender's answers of one round, in the order of the plan.
 #[derive(Debug, Clone, Default)]
 struct Answers {
-    records: Vec<Record>,
+    answers: Vec<Counted>,
     unanswered: usize,
     tokens_per_s: f64,
+}
+
+#[derive(Debug, Clone)]
+struct Counted {
+    record: Record,
+    /// Known where the server told it.
+    prompt_tokens: Option<u64>,
+    output_tokens: u64,
 }
 
 impl Answers {
@@ -166,54 +187,77 @@ impl Answers {
         options: &RunOptions,
     ) -> Result<Self, CompareError> {
         // The first contender's tokenizer makes all prompts: the texts are the same for all.
-        let plan = Plan::make(scenario, &first.session.maker, &contender.session.target).await?;
+        let maker = &first.session.maker;
+        let plan = Plan::make(scenario, maker, &contender.session.target).await?;
         let done = run(&contender.session.client, &plan, options).await;
         let (mut records, others): (Vec<Record>, Vec<Record>) =
             done.records.into_iter().partition(|record| record.is_finished() && !record.events.is_empty());
-        records.sort_by_key(|record| (record.index, record.turn));
-        let tokens: u64 = records.iter().map(Record::output_tokens).sum();
+        records.sort_by_key(Record::place);
+        let mut answers = Vec::with_capacity(records.len());
+        for record in records {
+            answers.push(Counted::count(record, maker).await?);
+        }
+        let tokens: u64 = answers.iter().map(|answer| answer.output_tokens).sum();
         let tokens_per_s = tokens as f64 / done.wall.as_secs_f64().max(f64::EPSILON);
-        records.retain(|record| record.intended >= plan.warmup);
-        Ok(Self { records, unanswered: others.len(), tokens_per_s })
+        answers.retain(|answer| answer.record.intended >= plan.warmup);
+        Ok(Self { answers, unanswered: others.len(), tokens_per_s })
     }
 
-    fn find(&self, of: &Record) -> Option<&Record> {
-        let key = |record: &Record| (record.index, record.turn);
-        self.records.binary_search_by_key(&key(of), key).ok().map(|at| &self.records[at])
+    fn find(&self, of: &Counted) -> Option<&Counted> {
+        let at = self.answers.binary_search_by_key(&of.record.place(), |answer| answer.record.place());
+        at.ok().map(|at| &self.answers[at])
+    }
+
+    fn has_usage(&self) -> bool {
+        self.answers.iter().all(|answer| answer.prompt_tokens.is_some())
+    }
+}
+
+impl Counted {
+    async fn count<C: Connect>(record: Record, maker: &PromptMaker<C>) -> Result<Self, TokensError> {
+        Ok(match record.usage {
+            Some(Usage { prompt_tokens, output_tokens, .. }) => {
+                Self { record, prompt_tokens: Some(prompt_tokens), output_tokens }
+            }
+            None => Self { prompt_tokens: None, output_tokens: maker.count(&record.text).await?, record },
+        })
+    }
+
+    /// The greatest difference of two counts of the same request; unknown prompts are the same text at least.
+    fn apart(&self, other: &Self) -> u64 {
+        let prompts = self.prompt_tokens.zip(other.prompt_tokens).map_or(0, |(one, two)| one.abs_diff(two));
+        prompts.max(self.output_tokens.abs_diff(other.output_tokens))
+    }
+
+    fn tokens(&self) -> String {
+        let prompt = self.prompt_tokens.map_or_else(|| "?".to_owned(), |tokens| tokens.to_string());
+        format!("{prompt}+{}", self.output_tokens)
     }
 }
 
 impl Round {
     /// The requests that all answered, after their token counts were seen to agree; `None` where there are none.
-    fn pair(names: &[&str], answers: &[Answers], tolerance: u64) -> Result<Option<Self>, CompareError> {
-        let mut observed = vec![Vec::new(); answers.len()];
-        for first in &answers[0].records {
-            let same: Option<Vec<&Record>> = answers.iter().map(|answers| answers.find(first)).collect();
+    fn pair(names: &[&str], all: &[Answers], tolerance: u64) -> Result<Option<Self>, CompareError> {
+        let mut observed = vec![Vec::new(); all.len()];
+        for first in &all[0].answers {
+            let same: Option<Vec<&Counted>> = all.iter().map(|answers| answers.find(first)).collect();
             let Some(same) = same else { continue };
-            for (which, record) in same.iter().enumerate() {
-                check_counts((names[0], first), (names[which], record), tolerance)?;
-                observed[which].push(Observed::of(record));
+            for (which, other) in same.into_iter().enumerate() {
+                if first.apart(other) > tolerance {
+                    return Err(CompareError::CountsDiffer {
+                        index: first.record.index,
+                        first: names[0].to_owned(),
+                        first_tokens: first.tokens(),
+                        other: names[which].to_owned(),
+                        other_tokens: other.tokens(),
+                    });
+                }
+                observed[which].push(Observed::of(&other.record));
             }
         }
-        let tokens_per_s = answers.iter().map(|answers| answers.tokens_per_s).collect();
+        let tokens_per_s = all.iter().map(|answers| answers.tokens_per_s).collect();
         Ok((!observed[0].is_empty()).then_some(Self { observed, tokens_per_s }))
     }
-}
-
-fn check_counts(first: (&str, &Record), other: (&str, &Record), tolerance: u64) -> Result<(), CompareError> {
-    let usage = |(name, record): (&str, &Record)| record.usage.ok_or_else(|| CompareError::NoUsage(name.to_owned()));
-    let (first_usage, other_usage) = (usage(first)?, usage(other)?);
-    let apart = first_usage.prompt_tokens.abs_diff(other_usage.prompt_tokens);
-    if apart.max(first_usage.output_tokens.abs_diff(other_usage.output_tokens)) <= tolerance {
-        return Ok(());
-    }
-    Err(CompareError::CountsDiffer {
-        index: first.1.index,
-        first: first.0.to_owned(),
-        first_tokens: format!("{}+{}", first_usage.prompt_tokens, first_usage.output_tokens),
-        other: other.0.to_owned(),
-        other_tokens: format!("{}+{}", other_usage.prompt_tokens, other_usage.output_tokens),
-    })
 }
 
 impl Observed {
@@ -240,36 +284,5 @@ impl Measure {
         let observed: Vec<Observed> = rounds.iter().flat_map(|round| round.observed[which].clone()).collect();
         let rates: Vec<f64> = rounds.iter().map(|round| round.tokens_per_s[which]).collect();
         (self.of)(&observed, &rates)
-    }
-}
-
-impl Comparison {
-    pub fn table(&self) -> String {
-        let mut text = format!("{:<32}", "");
-        for (which, name) in self.contenders.iter().enumerate() {
-            text.push_str(&format!("{name:>12}"));
-            if which > 0 {
-                text.push_str(&format!("{:>26}", format!("{name}/{}", self.contenders[0])));
-            }
-        }
-        text.push('\n');
-        for row in &self.rows {
-            text.push_str(&format!("{:<32}", row.figure));
-            for (which, value) in row.values.iter().enumerate() {
-                text.push_str(&format!("{value:>12.1}"));
-                if which > 0 {
-                    text.push_str(&format!("{:>26}", row.ratios[which - 1].to_string()));
-                }
-            }
-            text.push('\n');
-        }
-        text.push_str(&format!(
-            "{} requests in {} rounds; ratios with 95 % intervals (bootstrap over rounds and requests)\n",
-            self.requests, self.rounds
-        ));
-        for (name, count) in self.contenders.iter().zip(&self.unanswered).filter(|(_, count)| **count > 0) {
-            text.push_str(&format!("warning: {name} did not answer {count} requests; they are left out for all\n"));
-        }
-        text
     }
 }

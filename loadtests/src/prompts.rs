@@ -63,6 +63,11 @@ impl<C: Connect> PromptMaker<C> {
         self.mend(words, tokens, rng).await
     }
 
+    /// How many tokens `text` is.
+    pub async fn count(&self, text: &str) -> Result<u64, TokensError> {
+        Ok(self.tokenizer.encode(text).await?.len() as u64)
+    }
+
     /// Token ids, for routes that take them.
     pub fn ids(&self, tokens: u32, rng: &mut Rng) -> Vec<u32> {
         self.draw(tokens, rng).into_iter().map(|word| self.words[word].id).collect()

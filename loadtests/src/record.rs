@@ -98,6 +98,11 @@ impl Record {
         }
     }
 
+    /// What makes it comparable with another run of the same plan.
+    pub fn place(&self) -> (usize, usize) {
+        (self.index, self.turn)
+    }
+
     pub fn is_finished(&self) -> bool {
         self.ending == Ending::Finished
     }

@@ -6,7 +6,7 @@ use passerelle_loadtests::compare::{Better, CompareError, CompareOptions, Compar
 use passerelle_loadtests::correctness;
 use passerelle_loadtests::scenario::Scenario;
 
-use crate::server::{Reply, Scripted, steady, virtual_time};
+use crate::server::{Fault, Reply, Scripted, steady, virtual_time};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -43,6 +43,16 @@ async fn different_work_is_not_compared() {
     let short = Scripted::new(|_| Reply::Tokens { delays: vec![MS; 7], text: "w".to_owned() });
     let error = compared([Scripted::new(steady(50 * MS, MS)), short]).await.unwrap_err();
     assert!(matches!(error, CompareError::CountsDiffer { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_without_usage_is_counted_by_the_tokenizer() {
+    let servers = || (Scripted::new(steady(50 * MS, 10 * MS)), Scripted::new(steady(50 * MS, 10 * MS)));
+    let (told, silent) = servers();
+    let comparison = compared([told, silent.with(Fault::Silent)]).await.unwrap();
+    assert_eq!(comparison.without_usage, ["b"]);
+    let rate = comparison.rows.iter().find(|row| row.better == Better::Higher).unwrap();
+    assert!((rate.ratios[0].estimate - 1.0).abs() < 0.01, "{}", rate.ratios[0]);
 }
 
 #[tokio::test(start_paused = true)]

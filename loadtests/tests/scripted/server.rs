@@ -55,6 +55,8 @@ pub(crate) struct Scripted {
 pub(crate) enum Fault {
     /// What a request holds is never given back.
     Leaks,
+    /// It tells no usage.
+    Silent,
     /// It waits for the rest of a request for ever.
     Patient,
 }
@@ -164,38 +166,47 @@ impl Scripted {
         let seen = Seen { number, in_flight, body, api_key };
         let reply = (self.behave)(&seen);
         self.state.seen.lock().expect("no test panics while it holds the lock").push(seen.clone());
-        let done = carry_out(stream, &reply, &seen.body).await;
+        let done = self.carry_out(stream, &reply, &seen.body).await;
         if self.fault != Some(Fault::Leaks) {
             self.state.in_flight.fetch_sub(1, Ordering::SeqCst);
         }
         done
     }
-}
 
-async fn carry_out<S: AsyncWrite + Unpin>(stream: &mut S, reply: &Reply, body: &Value) -> std::io::Result<()> {
-    const STREAM_HEAD: &[u8] =
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-    match reply {
-        Reply::Status { status, body } => answer(stream, *status, body).await,
-        Reply::Silence => std::future::pending().await,
-        Reply::Raw(bytes) => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").await?;
-            stream.write_all(bytes.as_bytes()).await?;
-            Err(std::io::ErrorKind::ConnectionAborted.into())
-        }
-        Reply::Tokens { delays, text } => {
-            stream.write_all(STREAM_HEAD).await?;
-            event(stream, &json!({"choices": [{"delta": {"role": "assistant", "content": ""}}]}).to_string()).await?;
-            for delay in delays {
-                tokio::time::sleep(*delay).await;
-                event(stream, &json!({"choices": [{"delta": {"content": text}}]}).to_string()).await?;
+    async fn carry_out<S: AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        reply: &Reply,
+        body: &Value,
+    ) -> std::io::Result<()> {
+        const STREAM_HEAD: &[u8] =
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let silent_about_usage = self.fault == Some(Fault::Silent);
+        match reply {
+            Reply::Status { status, body } => answer(stream, *status, body).await,
+            Reply::Silence => std::future::pending().await,
+            Reply::Raw(bytes) => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").await?;
+                stream.write_all(bytes.as_bytes()).await?;
+                Err(std::io::ErrorKind::ConnectionAborted.into())
             }
-            event(stream, r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#).await?;
-            let prompt_tokens = body["messages"].to_string().split_whitespace().count();
-            let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": delays.len()});
-            event(stream, &json!({"choices": [], "usage": usage}).to_string()).await?;
-            event(stream, "[DONE]").await?;
-            stream.write_all(b"0\r\n\r\n").await
+            Reply::Tokens { delays, text } => {
+                stream.write_all(STREAM_HEAD).await?;
+                event(stream, &json!({"choices": [{"delta": {"role": "assistant", "content": ""}}]}).to_string())
+                    .await?;
+                for delay in delays {
+                    tokio::time::sleep(*delay).await;
+                    event(stream, &json!({"choices": [{"delta": {"content": text}}]}).to_string()).await?;
+                }
+                event(stream, r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#).await?;
+                let prompt_tokens = body["messages"].to_string().split_whitespace().count();
+                let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": delays.len()});
+                if !silent_about_usage {
+                    event(stream, &json!({"choices": [], "usage": usage}).to_string()).await?;
+                }
+                event(stream, "[DONE]").await?;
+                stream.write_all(b"0\r\n\r\n").await
+            }
         }
     }
 }

@@ -1,0 +1,37 @@
+//! The table of a comparison.
+
+use super::Comparison;
+
+impl Comparison {
+    pub fn table(&self) -> String {
+        let mut text = format!("{:<32}", "");
+        for (which, name) in self.contenders.iter().enumerate() {
+            text.push_str(&format!("{name:>12}"));
+            if which > 0 {
+                text.push_str(&format!("{:>26}", format!("{name}/{}", self.contenders[0])));
+            }
+        }
+        text.push('\n');
+        for row in &self.rows {
+            text.push_str(&format!("{:<32}", row.figure));
+            for (which, value) in row.values.iter().enumerate() {
+                text.push_str(&format!("{value:>12.1}"));
+                if which > 0 {
+                    text.push_str(&format!("{:>26}", row.ratios[which - 1].to_string()));
+                }
+            }
+            text.push('\n');
+        }
+        text.push_str(&format!(
+            "{} requests in {} rounds; ratios with 95 % intervals (bootstrap over rounds and requests)\n",
+            self.requests, self.rounds
+        ));
+        for (name, count) in self.contenders.iter().zip(&self.unanswered).filter(|(_, count)| **count > 0) {
+            text.push_str(&format!("warning: {name} did not answer {count} requests; they are left out for all\n"));
+        }
+        for name in &self.without_usage {
+            text.push_str(&format!("warning: {name} told no usage; its answers were counted by the tokenizer\n"));
+        }
+        text
+    }
+}
