@@ -104,7 +104,7 @@ impl Sampler {
             Candidate { token, weight }
         };
         self.candidates.clear();
-        match params.top_k.map(|k| k.max(1) as usize).filter(|&k| k < row.len()) {
+        match params.top_k.map(|k| k as usize).filter(|&k| k < row.len()) {
             Some(top_k) => {
                 select_best(row, top_k, &mut self.selected);
                 self.candidates.extend(self.selected.iter().copied().map(candidate));
@@ -191,3 +191,6 @@ fn draw(candidates: &[Candidate], point: f64) -> TokenId {
     let possible = candidates.iter().rev().find(|candidate| candidate.weight > 0.0);
     possible.expect("the most likely candidate is never dropped and weighs 1").token
 }
+
+#[cfg(test)]
+mod tests;
