@@ -112,7 +112,8 @@ pub fn load_decoder(
     description.max_position = spec.max_position;
     let names = &checkpoint.architecture.names;
     let kv = (kv_dtype(options, description.stored_dtype), options.block_size);
-    let mut loader = WeightLoader::new(files, checkpoint.index, (compute, options.dtype), progress);
+    let mut loader = WeightLoader::new(files, checkpoint.index, (compute, options.dtype), progress)
+        .with_optional_prefix(names.base_prefix, names.embedding);
     let decoder = Decoder::load(&mut loader, names, &spec, kv)?;
     loader.finish(|name| is_expendable(names, &spec, name))?;
     description.resident_bytes = Some(decoder.size_bytes() as u64);

@@ -2,11 +2,20 @@
 //!
 //! To add one, write its file, add a line to [`ARCHITECTURES`] and a fixture to `tests/fixtures/make.py`.
 
+mod apertus;
+mod bloom;
+mod common;
 mod llama;
+mod mistral;
+mod nemotron;
+mod olmo2;
+mod qwen;
+mod smollm3;
 
 use crate::ModelError;
 use crate::config::{ConfigFile, DecoderSpec, Fields};
 use crate::layers::WeightNames;
+use common::NAMES;
 
 /// A class of checkpoint that can be served.
 #[derive(Debug)]
@@ -19,9 +28,16 @@ pub(crate) struct Architecture {
 }
 
 const ARCHITECTURES: &[Architecture] = &[
-    Architecture { name: "LlamaForCausalLM", family: "llama", read: llama::read_llama, names: llama::NAMES },
-    Architecture { name: "MistralForCausalLM", family: "mistral", read: llama::read_mistral, names: llama::NAMES },
-    Architecture { name: "Qwen2ForCausalLM", family: "qwen2", read: llama::read_qwen2, names: llama::NAMES },
+    Architecture { name: "ApertusForCausalLM", family: "apertus", read: apertus::read, names: apertus::APERTUS_NAMES },
+    Architecture { name: "BloomForCausalLM", family: "bloom", read: bloom::read, names: bloom::BLOOM_NAMES },
+    Architecture { name: "LlamaForCausalLM", family: "llama", read: llama::read, names: NAMES },
+    Architecture { name: "Ministral3ForCausalLM", family: "ministral3", read: mistral::read_ministral3, names: NAMES },
+    Architecture { name: "MistralForCausalLM", family: "mistral", read: mistral::read, names: NAMES },
+    Architecture { name: "NemotronForCausalLM", family: "nemotron", read: nemotron::read, names: NAMES },
+    Architecture { name: "Olmo2ForCausalLM", family: "olmo2", read: olmo2::read, names: olmo2::OLMO2_NAMES },
+    Architecture { name: "Qwen2ForCausalLM", family: "qwen2", read: qwen::read_qwen2, names: NAMES },
+    Architecture { name: "Qwen3ForCausalLM", family: "qwen3", read: qwen::read_qwen3, names: NAMES },
+    Architecture { name: "SmolLM3ForCausalLM", family: "smollm3", read: smollm3::read, names: NAMES },
 ];
 
 /// The architecture that `config` names, or an error that lists the supported ones.
@@ -33,3 +49,6 @@ pub(crate) fn find(config: &ConfigFile) -> Result<&'static Architecture, ModelEr
         config.refuse("architectures", problem)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 //! silently ignored: a model that computes something else than its authors meant is worse than a model that is refused.
 
 mod fields;
-mod irrelevant;
+pub(crate) mod irrelevant;
 pub(crate) mod limits;
 pub mod rope;
 pub mod spec;
@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub(crate) use fields::Fields;
-pub(crate) use rope::{RopeContext, read_rope};
+pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope};
 pub use rope::{RopeScaling, RopeSpec, RopeStyle, YarnSpec};
 pub use spec::{
-    Activation, AttentionSpec, Bias, DecoderSpec, FfnSpec, LayerSpec, MixerSpec, NormKind, NormPlacement, NormSpec,
-    OutputHead, PositionSpec,
+    Activation, AttentionSpec, Bias, DecoderSpec, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,
+    NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, TemperatureSpec,
+    alibi_slopes,
 };
 
 use crate::weights::CheckpointFiles;
