@@ -29,6 +29,7 @@ pub(super) const NAMES: WeightNames = WeightNames {
     down: "mlp.down_proj",
     activation: "mlp.act_fn",
     derived: &["rotary_emb.inv_freq"],
+    other_inputs: &[],
 };
 
 /// What a family fixes, whatever its files say, and what it takes where they say nothing.

@@ -23,22 +23,35 @@ pub(crate) struct Architecture {
     /// As in the `architectures` field of `config.json`.
     pub(crate) name: &'static str,
     pub(crate) family: &'static str,
-    pub(crate) read: fn(&mut Fields<'_>) -> Result<DecoderSpec, ModelError>,
+    pub(crate) read: ReadDecoder,
     pub(crate) names: WeightNames,
+    /// Fields beside `text_config` that say how other inputs than text are read, which is not served.
+    pub(crate) other_inputs: &'static [&'static str],
 }
 
+type ReadDecoder = fn(&mut Fields<'_>) -> Result<DecoderSpec, ModelError>;
+
 const ARCHITECTURES: &[Architecture] = &[
-    Architecture { name: "ApertusForCausalLM", family: "apertus", read: apertus::read, names: apertus::APERTUS_NAMES },
-    Architecture { name: "BloomForCausalLM", family: "bloom", read: bloom::read, names: bloom::BLOOM_NAMES },
-    Architecture { name: "LlamaForCausalLM", family: "llama", read: llama::read, names: NAMES },
-    Architecture { name: "Ministral3ForCausalLM", family: "ministral3", read: mistral::read_ministral3, names: NAMES },
-    Architecture { name: "MistralForCausalLM", family: "mistral", read: mistral::read, names: NAMES },
-    Architecture { name: "NemotronForCausalLM", family: "nemotron", read: nemotron::read, names: NAMES },
-    Architecture { name: "Olmo2ForCausalLM", family: "olmo2", read: olmo2::read, names: olmo2::OLMO2_NAMES },
-    Architecture { name: "Qwen2ForCausalLM", family: "qwen2", read: qwen::read_qwen2, names: NAMES },
-    Architecture { name: "Qwen3ForCausalLM", family: "qwen3", read: qwen::read_qwen3, names: NAMES },
-    Architecture { name: "SmolLM3ForCausalLM", family: "smollm3", read: smollm3::read, names: NAMES },
+    text("ApertusForCausalLM", "apertus", apertus::read, apertus::APERTUS_NAMES),
+    text("BloomForCausalLM", "bloom", bloom::read, bloom::BLOOM_NAMES),
+    text("LlamaForCausalLM", "llama", llama::read, NAMES),
+    text("Ministral3ForCausalLM", "ministral3", mistral::read_ministral3, NAMES),
+    Architecture {
+        other_inputs: mistral::IMAGE_FIELDS,
+        ..text("Mistral3ForConditionalGeneration", "mistral3", mistral::read_mistral3, mistral::MISTRAL3_NAMES)
+    },
+    text("MinistralForCausalLM", "ministral", mistral::read_ministral, NAMES),
+    text("MistralForCausalLM", "mistral", mistral::read, NAMES),
+    text("NemotronForCausalLM", "nemotron", nemotron::read, NAMES),
+    text("Olmo2ForCausalLM", "olmo2", olmo2::read, olmo2::OLMO2_NAMES),
+    text("Qwen2ForCausalLM", "qwen2", qwen::read_qwen2, NAMES),
+    text("Qwen3ForCausalLM", "qwen3", qwen::read_qwen3, NAMES),
+    text("SmolLM3ForCausalLM", "smollm3", smollm3::read, NAMES),
 ];
+
+const fn text(name: &'static str, family: &'static str, read: ReadDecoder, names: WeightNames) -> Architecture {
+    Architecture { name, family, read, names, other_inputs: &[] }
+}
 
 /// The architecture that `config` names, or an error that lists the supported ones.
 pub(crate) fn find(config: &ConfigFile) -> Result<&'static Architecture, ModelError> {

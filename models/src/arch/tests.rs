@@ -13,7 +13,8 @@ fn decoder(config: &Value) -> Result<DecoderSpec, ModelError> {
     let bytes: &'static [u8] = config.to_string().into_bytes().leak();
     let files = CheckpointFiles::embedded("fixture", vec![("config.json", bytes)].leak());
     let file = ConfigFile::read(&files)?;
-    file.decoder(find(&file)?.read)
+    let architecture = find(&file)?;
+    file.decoder(architecture.read, architecture.other_inputs)
 }
 
 fn fixture(name: &str) -> Value {
@@ -41,24 +42,34 @@ fn refused(name: &str, key: &str, value: Value) {
     assert!(error.contains(&format!(": {key}")), "{name}: {error}");
 }
 
+/// JSON pointers to every field, also those of objects within, except what `known` tells to mean nothing.
+fn pointers(object: &Map<String, Value>, prefix: &str, known: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for (key, value) in object.iter().filter(|(key, _)| !known(key)) {
+        let pointer = format!("{prefix}/{key}");
+        found.extend(value.as_object().map(|inner| pointers(inner, &pointer, known)).unwrap_or_default());
+        found.push(pointer);
+    }
+    found
+}
+
 /// A field that is read cannot be an object of nonsense. One that can is not read, and must be known to mean nothing.
 #[test]
 fn every_field_of_every_fixture_is_read_or_known_to_be_irrelevant() {
     let fixtures = fixtures();
-    assert!(fixtures.len() >= 18, "{} fixtures", fixtures.len());
+    assert!(fixtures.len() >= 20, "{} fixtures", fixtures.len());
     for (name, config) in fixtures {
         decoder(&config).unwrap();
         let class = config["architectures"][0].as_str().unwrap();
-        for (key, value) in config.as_object().unwrap() {
+        let architecture = ARCHITECTURES.iter().find(|architecture| architecture.name == class).unwrap();
+        let known = |key: &str| {
+            let other_input = architecture.other_inputs.contains(&key);
+            other_input || irrelevant::is_irrelevant(key) || IGNORED.contains(&(class, key))
+        };
+        for pointer in pointers(config.as_object().unwrap(), "", &known) {
             let mut damaged = config.clone();
-            damaged[key] = json!({ "nonsense": true });
-            let known = irrelevant::is_irrelevant(key) || IGNORED.contains(&(class, key));
-            assert!(known || decoder(&damaged).is_err(), "{name}: {key} is not read");
-            for inner in value.as_object().into_iter().flat_map(Map::keys) {
-                let mut damaged = config.clone();
-                damaged[key][inner] = json!({ "nonsense": true });
-                assert!(decoder(&damaged).is_err(), "{name}: {key}.{inner} is not read");
-            }
+            *damaged.pointer_mut(&pointer).unwrap() = json!({ "nonsense": true });
+            assert!(decoder(&damaged).is_err(), "{name}: {pointer} is not read");
         }
         let mut unknown = config.clone();
         unknown["a_field_of_tomorrow"] = json!(1);
@@ -113,6 +124,8 @@ fn windows_follow_each_familys_own_rule() {
     let windows = |spec: DecoderSpec| -> Vec<_> { spec.layers.iter().map(|layer| layer.attention().window).collect() };
     assert_eq!(windows(with("mistral_window", json!({})).unwrap()), [Some(9); 3]);
     assert_eq!(windows(with("mistral_window", json!({ "sliding_window": null })).unwrap()), [None; 3]);
+    assert_eq!(windows(with("ministral", json!({})).unwrap()), [Some(17), None, Some(17)]);
+    assert_eq!(windows(with("ministral", json!({ "layer_types": null })).unwrap()), [Some(17); 3]);
     let by_depth = json!({ "layer_types": null, "max_window_layers": 2 });
     assert_eq!(windows(with("qwen3_windows", by_depth).unwrap()), [None, None, Some(20)]);
     let by_list = json!({ "layer_types": ["sliding_attention", "full_attention", "full_attention"] });

@@ -67,10 +67,12 @@ impl ConfigFile {
         ModelError::checkpoint(&self.path, key, problem)
     }
 
-    /// The decoder's spec as `read` makes it of the fields, after which no field is left unread.
+    /// The decoder's spec as `read` makes it of the fields, after which no field is left unread but the `other_inputs`
+    /// beside a nested decoder.
     pub(crate) fn decoder(
         &self,
         read: fn(&mut Fields<'_>) -> Result<DecoderSpec, ModelError>,
+        other_inputs: &[&str],
     ) -> Result<DecoderSpec, ModelError> {
         let mut top = Fields::new(&self.path, &self.root);
         refuse_quantized(&mut top)?;
@@ -83,6 +85,7 @@ impl ConfigFile {
                 top.neutral("tie_word_embeddings", &[tied.into()], "it contradicts text_config.tie_word_embeddings")?;
                 irrelevant::skip(&mut top)?;
                 top.ignore(&["bos_token_id", "eos_token_id"]);
+                top.ignore(other_inputs);
                 top.finish()?;
                 spec
             }

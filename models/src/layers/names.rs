@@ -24,6 +24,8 @@ pub(crate) struct WeightNames {
     pub(crate) activation: &'static str,
     /// Tensors with these endings are computed from config.json, and are left where they are.
     pub(crate) derived: &'static [&'static str],
+    /// Tensors with these beginnings read other inputs than text, and are left where they are.
+    pub(crate) other_inputs: &'static [&'static str],
 }
 
 /// How the query, key and value projections are stored.

@@ -45,6 +45,8 @@ fn windows_are_visible() {
     for window in [json!(null), json!(8), json!(10)] {
         with_field("mistral_window", "sliding_window", window);
     }
+    with_field("ministral", "layer_types", json!(["sliding_attention", "sliding_attention", "sliding_attention"]));
+    with_field("ministral", "layer_types", json!(["sliding_attention", "full_attention", "full_attention"]));
     must_differ("qwen3_windows", "without windows", |fixture| {
         fixture.edit_config(|config| {
             config["use_sliding_window"] = json!(false);

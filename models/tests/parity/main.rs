@@ -26,7 +26,7 @@ macro_rules! parity {
 }
 
 parity! {
-    plain biased_tied rope_linear rope_llama3 rope_yarn sharded_f16 mistral mistral_window ministral3 qwen2 qwen3
+    plain biased_tied rope_linear rope_llama3 rope_yarn sharded_f16 mistral mistral_window ministral ministral3 mistral3 qwen2 qwen3
     qwen3_windows olmo2 apertus apertus_split nemotron smollm3 bloom
 }
 
