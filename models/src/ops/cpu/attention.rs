@@ -201,7 +201,7 @@ impl<E: Element> Attention<'_, E> {
         view: &TileView<'_>,
         kv_head: usize,
     ) {
-        let (group, padded) = (self.group(), self.layer.padded_head_dim());
+        let group = self.group();
         let rows_of = |tokens: &Range<usize>| tokens.start * group..tokens.end * group;
         let rows = rows_of(&view.tokens);
         // SAFETY: the rows are the state's; passed on.
@@ -209,15 +209,8 @@ impl<E: Element> Attention<'_, E> {
             for first in rows.clone().step_by(MAX_TILE_ROWS) {
                 self.scores::<V>(state, kv, first, MAX_TILE_ROWS.min(rows.end - first));
             }
-            for row in rows {
-                let weights = &mut state.weights[row * KV_TILE..][..KV_TILE];
-                self.finish_scores(weights, view, row / group, kv_head * group + row % group);
-                let factor = weigh::<V>(weights, view.keys(row / group), (&mut state.max[row], &mut state.sum[row]));
-                if factor != 1.0 {
-                    for out in &mut state.out[row * padded..(row + 1) * padded] {
-                        *out *= factor;
-                    }
-                }
+            for token in view.tokens.clone() {
+                self.weigh_token::<V>(state, view, token, kv_head);
             }
             // Only keys that a row sees are added to it: a masked value may be anything, not a number included.
             for token in view.tokens.clone().filter(|token| !view.whole.contains(token)) {
@@ -225,6 +218,24 @@ impl<E: Element> Attention<'_, E> {
             }
             if !view.whole.is_empty() {
                 self.add_values::<V>(state, kv, rows_of(&view.whole), 0..KV_TILE);
+            }
+        }
+    }
+
+    /// From dot products to weights, for the query heads of one token.
+    #[inline(always)]
+    unsafe fn weigh_token<V: Vector>(&self, state: &mut ChunkState, view: &TileView<'_>, token: usize, kv_head: usize) {
+        let (group, padded, keys) = (self.group(), self.layer.padded_head_dim(), view.keys(token));
+        for index in 0..group {
+            let row = token * group + index;
+            let weights = &mut state.weights[row * KV_TILE..][..KV_TILE];
+            self.finish_scores(weights, view, token, kv_head * group + index);
+            // SAFETY: a tile of scores, of which the token sees some; passed on.
+            let factor = unsafe { weigh::<V>(weights, keys.clone(), (&mut state.max[row], &mut state.sum[row])) };
+            if factor != 1.0 {
+                for out in &mut state.out[row * padded..(row + 1) * padded] {
+                    *out *= factor;
+                }
             }
         }
     }
