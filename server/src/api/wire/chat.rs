@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::messages::{Role, read_messages};
-use super::request::{ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, RequestBounds};
+use super::request::{ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, RequestBounds};
 use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
 };
@@ -41,24 +41,24 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     neutral("safety_identifier", "[]"),
 ];
 
-/// The request, and the names of fields that were accepted without being read.
-pub(crate) fn read_chat(
-    body: Value,
-    mut reader: Reader,
-    bounds: &RequestBounds,
-) -> Result<(GenerateRequest, Vec<String>), ApiError> {
+pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadRequest, ApiError> {
     let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, CHAT_FIELDS])?;
     let model = required(fields.string("model")?, "model")?;
-    let prompt = read_prompt(&mut fields, &mut reader, bounds)?;
+    let prompt = read_chat_prompt(&mut fields, &mut reader, bounds)?;
     let sampling = read_sampling(&mut fields, bounds)?;
     let output = read_chat_output(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
-    let request = GenerateRequest { model, prompt: Prompt::Chat(prompt), sampling, output, cache_salt };
-    Ok((request, reader.into_ignored()))
+    let generate = GenerateRequest { model, sampling, output, cache_salt };
+    Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
 }
 
-fn read_prompt(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBounds) -> Result<ChatPrompt, ApiError> {
+/// The fields that make a prompt of messages; `/tokenize` reads the same.
+pub(crate) fn read_chat_prompt(
+    fields: &mut Fields,
+    reader: &mut Reader,
+    bounds: &RequestBounds,
+) -> Result<ChatPrompt, ApiError> {
     let messages = required(fields.array("messages")?, "messages")?;
     let messages = read_messages(messages, reader, bounds)?;
     let ending = read_ending(fields)?;

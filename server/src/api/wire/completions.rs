@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::request::{CompletionPrompt, GenerateRequest, Output, Prompt, RequestBounds};
+use super::request::{CompletionPrompt, GenerateRequest, Output, Prompt, ReadRequest, RequestBounds};
 use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
     token_ids,
@@ -23,12 +23,11 @@ pub(crate) const COMPLETION_FIELDS: &[Field] = &[
 /// OpenAI's default for completions.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// The request, and the names of fields that were accepted without being read.
 pub(crate) fn read_completions(
     body: Value,
     mut reader: Reader,
     bounds: &RequestBounds,
-) -> Result<(GenerateRequest, Vec<String>), ApiError> {
+) -> Result<ReadRequest, ApiError> {
     let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, COMPLETION_FIELDS])?;
     let model = required(fields.string("model")?, "model")?;
     let prompts = read_prompts(required(fields.value("prompt"), "prompt")?, bounds)?;
@@ -43,7 +42,8 @@ pub(crate) fn read_completions(
     read_annotations(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     let prompt = Prompt::Completions { prompts, add_special_tokens };
-    Ok((GenerateRequest { model, prompt, sampling, output, cache_salt }, reader.into_ignored()))
+    let generate = GenerateRequest { model, sampling, output, cache_salt };
+    Ok(ReadRequest { prompt, generate, ignored: reader.into_ignored() })
 }
 
 /// Nothing to generate makes sense only where the prompt itself is asked about.

@@ -1,6 +1,6 @@
 //! The messages of a conversation.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::request::RequestBounds;
 use crate::api::errors::ApiError;
@@ -56,6 +56,27 @@ impl Role {
     }
 }
 
+impl Message {
+    /// The shape that chat templates are written for.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut message = json!({"role": self.role.as_str(), "content": self.content});
+        let texts = [
+            ("name", &self.name),
+            ("reasoning_content", &self.reasoning_content),
+            ("tool_call_id", &self.tool_call_id),
+        ];
+        for (key, text) in texts {
+            if let Some(text) = text {
+                message[key] = json!(text);
+            }
+        }
+        if !self.tool_calls.is_empty() {
+            message["tool_calls"] = self.tool_calls.iter().map(ToolCall::to_json).collect();
+        }
+        message
+    }
+}
+
 /// A call that an assistant made in an earlier turn.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ToolCall {
@@ -63,6 +84,12 @@ pub(crate) struct ToolCall {
     pub(crate) name: String,
     /// JSON, as text.
     pub(crate) arguments: String,
+}
+
+impl ToolCall {
+    fn to_json(&self) -> Value {
+        json!({"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}})
+    }
 }
 
 pub(crate) fn read_messages(
@@ -128,7 +155,8 @@ fn read_content(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Strin
         Some(Value::Array(parts)) => {
             let parts = parts.into_iter().enumerate();
             let texts = parts.map(|(index, part)| read_part(part, &format!("{name}[{index}]"), reader));
-            Ok(Some(texts.collect::<Result<String, ApiError>>()?))
+            // Templates that take one text per message are given the parts as lines, as the field's servers do.
+            Ok(Some(texts.collect::<Result<Vec<String>, ApiError>>()?.join("\n")))
         }
         Some(other) => Err(wrong_type(&name, "a string or an array of content parts", &other)),
     }

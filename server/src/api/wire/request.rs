@@ -33,11 +33,19 @@ impl Default for RequestBounds {
     }
 }
 
-/// A checked generation request; nothing about it depends on the model yet.
+/// A checked request, as a route reads it from a body.
+#[derive(Debug)]
+pub(crate) struct ReadRequest {
+    pub(crate) prompt: Prompt,
+    pub(crate) generate: GenerateRequest,
+    /// Fields that were accepted without being read.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Everything but the prompt; nothing about it depends on the model yet.
 #[derive(Debug, Clone)]
 pub(crate) struct GenerateRequest {
     pub(crate) model: String,
-    pub(crate) prompt: Prompt,
     pub(crate) sampling: Sampling,
     pub(crate) output: Output,
     /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.

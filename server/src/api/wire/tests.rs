@@ -2,20 +2,20 @@ use serde_json::{Value, json};
 
 use super::chat::{CHAT_FIELDS, read_chat};
 use super::completions::{COMPLETION_FIELDS, read_completions};
-use super::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding, RequestBounds};
+use super::request::{CompletionPrompt, Prompt, PromptEnding, ReadRequest, RequestBounds};
 use super::sampling::{GenerationDefaults, SAMPLING_FIELDS};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Reader, Support, UnknownFields};
 
-fn chat(extra: Value) -> Result<GenerateRequest, ApiError> {
+fn chat(extra: Value) -> Result<ReadRequest, ApiError> {
     let base = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
-    read_chat(merged(base, extra), Reader::new(UnknownFields::Error), &RequestBounds::default()).map(|(read, _)| read)
+    read_chat(merged(base, extra), Reader::new(UnknownFields::Error), &RequestBounds::default())
 }
 
-fn completion(extra: Value) -> Result<GenerateRequest, ApiError> {
+fn completion(extra: Value) -> Result<ReadRequest, ApiError> {
     let base = json!({"model": "m", "prompt": "hi"});
     let body = merged(base, extra);
-    read_completions(body, Reader::new(UnknownFields::Error), &RequestBounds::default()).map(|(read, _)| read)
+    read_completions(body, Reader::new(UnknownFields::Error), &RequestBounds::default())
 }
 
 fn merged(mut base: Value, extra: Value) -> Value {
@@ -36,7 +36,7 @@ fn every_honoured_field_is_read_and_null_means_absent() {
     for (table, read) in [(CHAT_FIELDS, chat as fn(Value) -> _), (COMPLETION_FIELDS, completion)] {
         for field in SAMPLING_FIELDS.iter().chain(table) {
             let required = ["model", "messages", "prompt"].contains(&field.name);
-            let null: Result<GenerateRequest, _> = read(json!({field.name: null}));
+            let null: Result<ReadRequest, _> = read(json!({field.name: null}));
             assert_eq!(null.is_err(), required, "{} at null", field.name);
             // No field takes an array of a boolean in an array, so a field that is really read refuses it.
             let odd = read(json!({field.name: [[true]]})).expect_err(field.name);
@@ -56,7 +56,7 @@ fn every_neutral_value_passes() {
             let Support::Neutral(values) = field.support else { continue };
             let values: Vec<Value> = serde_json::from_str(values).unwrap();
             for value in values {
-                let read: Result<GenerateRequest, ApiError> = read(json!({field.name: value}));
+                let read: Result<ReadRequest, ApiError> = read(json!({field.name: value}));
                 read.unwrap_or_else(|error| panic!("{}: {error:?}", field.name));
             }
         }
@@ -165,7 +165,7 @@ fn text_parts_join_and_an_assistant_may_only_call_tools() {
         {"role": "tool", "tool_call_id": "c1", "content": "3"},
     ]);
     let Prompt::Chat(prompt) = chat(json!({"messages": messages})).unwrap().prompt else { panic!("a chat prompt") };
-    assert_eq!(prompt.messages[0].content.as_deref(), Some("ab"));
+    assert_eq!(prompt.messages[0].content.as_deref(), Some("a\nb"));
     assert_eq!(prompt.messages[1].tool_calls[0].name, "f");
     assert_eq!(prompt.ending, PromptEnding::GenerationPrompt);
 }
@@ -203,17 +203,17 @@ fn a_completion_takes_strings_and_token_ids_and_lists_of_them() {
 fn nothing_to_generate_needs_a_question_about_the_prompt() {
     assert!(completion(json!({"max_tokens": 0})).is_err());
     assert!(completion(json!({"max_tokens": 0, "echo": true})).is_ok());
-    assert_eq!(completion(json!({})).unwrap().sampling.max_tokens, Some(16));
+    assert_eq!(completion(json!({})).unwrap().generate.sampling.max_tokens, Some(16));
 }
 
 #[test]
 fn the_callers_sampling_goes_before_the_models_own() {
     let defaults = GenerationDefaults { temperature: Some(0.3), top_k: Some(5), ..GenerationDefaults::default() };
     let request = chat(json!({"temperature": 0, "stop_token_ids": [9], "seed": -1})).unwrap();
-    let engine = request.sampling.to_engine(&defaults, &[2, 9], 10);
+    let engine = request.generate.sampling.to_engine(&defaults, &[2, 9], 10);
     assert_eq!((engine.temperature, engine.top_k, engine.seed), (0.0, Some(5), Some(u64::MAX)));
     assert_eq!(engine.stop_token_ids, [9, 2]);
-    let ignoring = chat(json!({"ignore_eos": true, "top_k": -1})).unwrap().sampling.to_engine(&defaults, &[2], 10);
+    let ignoring = chat(json!({"ignore_eos": true, "top_k": -1})).unwrap().generate.sampling.to_engine(&defaults, &[2], 10);
     assert_eq!((ignoring.stop_token_ids.as_slice(), ignoring.top_k), ([].as_slice(), None));
 }
 
