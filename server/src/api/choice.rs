@@ -23,10 +23,10 @@ use crate::text::{
 /// A running choice. Dropping it aborts its request and settles what it used.
 #[derive(Debug)]
 pub(crate) struct RunningChoice {
-    generation: Generation,
+    /// `None` once over, so that it is settled before the answer's end is written.
+    generation: Option<Generation>,
     writer: Writer,
     pending: VecDeque<Delta>,
-    over: bool,
 }
 
 /// What a choice needs beside its events.
@@ -57,58 +57,59 @@ pub(crate) enum AnswerStart {
 }
 
 impl RunningChoice {
-    pub(crate) fn new(generation: Generation, writer: Writer) -> Self {
-        let mut choice = Self { generation, writer, pending: VecDeque::new(), over: false };
-        choice.pending.extend(choice.writer.prompt_at_start());
-        choice
+    pub(crate) fn new(generation: Generation, mut writer: Writer) -> Self {
+        let pending = writer.prompt_at_start().into_iter().collect();
+        Self { generation: Some(generation), writer, pending }
     }
 
     /// What it has used so far; `None` once over.
     pub(crate) fn used(&self) -> Option<Usage> {
-        self.generation.used()
+        self.generation.as_ref().map(Generation::used)
     }
 
     /// The next piece; `None` after `Finished`. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
-        loop {
-            if let Some(delta) = self.pending.pop_front() {
-                return Ok(Some(delta));
-            }
-            if self.over {
-                return Ok(None);
-            }
-            let event = self.generation.next().await;
+        while self.pending.is_empty() {
+            let Some(generation) = &mut self.generation else { return Ok(None) };
+            let event = generation.next().await;
             self.take(event)?;
         }
+        Ok(self.pending.pop_front())
     }
 
     fn take(&mut self, event: Option<Event>) -> Result<(), ApiError> {
         match event {
-            Some(Event::PromptLogprobs(entries)) => self.pending.extend(self.writer.prompt_with(&entries)),
+            Some(Event::PromptLogprobs(entries)) => self.pending.push_back(self.writer.prompt_part(&entries)),
             Some(Event::Token(token)) => {
                 self.pending.extend(self.writer.token(&token));
                 if self.writer.stopped {
-                    self.generation.abort();
+                    let usage = self.generation.take().map(Generation::end_here).unwrap_or_default();
+                    self.finish(FinishReason::Stop, usage);
                 }
             }
+            Some(Event::Finished { reason: FinishReason::Aborted, .. }) => {
+                self.generation = None;
+                return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
+            }
             Some(Event::Finished { reason, usage }) => {
-                self.over = true;
-                let end = self.writer.finish(reason)?;
-                self.pending.extend(end);
-                let shown = Usage { generated_tokens: self.writer.counted_tokens, ..usage };
-                let reason = self.writer.end(reason);
-                self.pending.push_back(Delta::Finished(Finish { reason, usage: shown, settled: usage }));
+                self.generation = None;
+                self.finish(reason, usage);
             }
             Some(Event::Failed { error, .. }) => {
-                self.over = true;
+                self.generation = None;
                 return Err(error.into());
             }
             None => {
-                self.over = true;
+                self.generation = None;
                 return Err(ApiError::new(ErrorKind::EngineFailed, "The engine that ran this request has stopped."));
             }
         }
         Ok(())
+    }
+
+    fn finish(&mut self, reason: FinishReason, usage: Usage) {
+        self.pending.extend(self.writer.finish());
+        self.pending.push_back(Delta::Finished(Finish { reason: self.writer.end(reason), usage }));
     }
 }
 
@@ -121,7 +122,6 @@ pub(crate) struct Writer {
     tools: Option<ToolCallParser>,
     /// Characters of text, echoed prompt included, before the next token.
     offset: usize,
-    counted_tokens: u32,
     /// A stop string is complete: what follows does not count.
     stopped: bool,
 }
@@ -136,7 +136,7 @@ impl Writer {
         };
         let stop = StopMatcher::new(&spec.stop_strings, StopText::Cut)?;
         let tools = (spec.tools == ToolCalls::Parsed).then(ToolCallParser::new);
-        Ok(Self { spec, detokenizer, stop, tools, offset: 0, counted_tokens: 0, stopped: false })
+        Ok(Self { spec, detokenizer, stop, tools, offset: 0, stopped: false })
     }
 
     /// The prompt's part of the answer, where it needs no word from the engine.
@@ -144,10 +144,6 @@ impl Writer {
         let waits = engine_prompt_logprobs(&self.spec.output).is_some();
         let shown = self.spec.output.echo || self.spec.output.return_token_ids;
         (shown && !waits).then(|| self.prompt_part(&[]))
-    }
-
-    fn prompt_with(&mut self, entries: &[Option<TokenLogprobs>]) -> Option<Delta> {
-        Some(self.prompt_part(entries))
     }
 
     fn prompt_part(&mut self, entries: &[Option<TokenLogprobs>]) -> Delta {
@@ -174,10 +170,6 @@ impl Writer {
     }
 
     fn token(&mut self, event: &TokenEvent) -> Vec<Delta> {
-        if self.stopped {
-            return Vec::new();
-        }
-        self.counted_tokens += 1;
         let logprobs = self.shown_logprob(event);
         let ends_answer = self.spec.stop_token_ids.contains(&event.token);
         let text = if ends_answer { String::new() } else { self.detokenizer.push(event.token) };
@@ -194,10 +186,7 @@ impl Writer {
     }
 
     /// What was held back, once nothing more comes.
-    fn finish(&mut self, reason: FinishReason) -> Result<Vec<Delta>, ApiError> {
-        if reason == FinishReason::Aborted && !self.stopped {
-            return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
-        }
+    fn finish(&mut self) -> Vec<Delta> {
         let mut text = String::new();
         if !self.stopped {
             let held = self.detokenizer.finish();
@@ -213,16 +202,15 @@ impl Writer {
             let rest = parser.finish();
             deltas.extend(rest.into_iter().filter_map(tool_piece));
         }
-        Ok(deltas)
+        deltas
     }
 
     fn end(&self, reason: FinishReason) -> AnswerEnd {
         let called = self.tools.as_ref().is_some_and(|parser| parser.calls() > 0);
         match reason {
-            _ if self.stopped => if called { AnswerEnd::ToolCalls } else { AnswerEnd::Stop },
-            FinishReason::Length => AnswerEnd::Length,
-            FinishReason::Stop | FinishReason::Aborted if called => AnswerEnd::ToolCalls,
-            FinishReason::Stop | FinishReason::Aborted => AnswerEnd::Stop,
+            FinishReason::Length if !self.stopped => AnswerEnd::Length,
+            _ if called => AnswerEnd::ToolCalls,
+            _ => AnswerEnd::Stop,
         }
     }
 

@@ -186,7 +186,7 @@ impl Meter {
             }
             Delta::Finished(finish) => {
                 self.finished.push(finish.usage);
-                metrics.ended(finish.settled, now.saturating_sub(self.arrived));
+                metrics.ended(finish.usage, now.saturating_sub(self.arrived));
             }
             _ => {}
         }

@@ -93,10 +93,8 @@ pub(crate) struct ToolCallHead {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Finish {
     pub(crate) reason: AnswerEnd,
-    /// What the answer shows: it ends at the token that completes a stop string.
+    /// Ends at the token that completes a stop string.
     pub(crate) usage: Usage,
-    /// What the engine ran, which may be a few tokens more.
-    pub(crate) settled: Usage,
 }
 
 /// OpenAI's finish reasons.

@@ -188,16 +188,16 @@ impl IntoResponse for ApiError {
 
 /// Left in the response's extensions for the trace layer.
 #[derive(Debug, Clone, Copy)]
-pub struct ErrorLabel(pub &'static str);
+pub(crate) struct ErrorLabel(pub(crate) &'static str);
 
 /// A wait in whole seconds, never rounded down: a client that obeys it is not refused again for the same reason.
-pub fn ceil_seconds(wait: Duration) -> u64 {
+pub(crate) fn ceil_seconds(wait: Duration) -> u64 {
     let partial = u64::from(wait.subsec_nanos() > 0);
     wait.as_secs().saturating_add(partial).max(1)
 }
 
 /// A caller's own text, short enough to repeat.
-pub fn echoed(text: &str) -> String {
+pub(crate) fn echoed(text: &str) -> String {
     if text.chars().count() <= MAX_ECHOED_CHARS {
         return text.to_owned();
     }
