@@ -5,4 +5,5 @@ pub mod cli;
 pub mod config;
 pub mod gateway;
 pub mod hub;
+pub mod metrics;
 pub mod text;
