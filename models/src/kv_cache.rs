@@ -41,7 +41,10 @@ impl KvCache {
         let shape = (num_blocks, spec.block_size, spec.num_kv_heads, spec.head_dim);
         let layers = (0..spec.num_layers)
             .map(|_| {
-                Ok(KvLayer { k: Tensor::zeros(shape, spec.dtype, device)?, v: Tensor::zeros(shape, spec.dtype, device)? })
+                Ok(KvLayer {
+                    k: Tensor::zeros(shape, spec.dtype, device)?,
+                    v: Tensor::zeros(shape, spec.dtype, device)?,
+                })
             })
             .collect::<Result<_, ModelError>>()?;
         Ok(Self { spec, num_blocks, layers })
