@@ -1,6 +1,7 @@
 //! The `passerelle` command. All it does itself is turn a result into an exit code.
 
 mod cli;
+mod serve;
 
 use std::process::ExitCode;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Period, Secret, UnknownFields,
-    WeightDtype, Written, WrittenApi, WrittenEngine, WrittenModel, WrittenServer,
+    WeightDtype, Written, WrittenApi, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -19,6 +19,8 @@ pub struct Config {
     pub hub: HubConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
+    /// For callers without limits of their own. What is not stated is not limited.
+    pub limits: WrittenLimits,
     pub log: LogConfig,
 }
 
@@ -47,6 +49,8 @@ pub struct HubConfig {
     pub cache_dir: PathBuf,
     pub offline: bool,
     pub token: Option<Secret>,
+    /// Another hub than the public one.
+    pub endpoint: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -104,7 +108,8 @@ impl Config {
             level: written.log.level.unwrap_or_default(),
             color: !environment.no_color,
         };
-        Ok(Self { server, models, hub: check_hub(offline, environment)?, engine, api: check_api(&written.api)?, log })
+        let (hub, api) = (check_hub(offline, environment)?, check_api(&written.api)?);
+        Ok(Self { server, models, hub, engine, api, limits: written.limits, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -201,7 +206,8 @@ fn check_hub(offline: bool, environment: &Environment) -> Result<HubConfig, Conf
     let cache_dir = environment.hub_cache_dir().ok_or_else(|| {
         ConfigError::value("HF_HOME", "neither HF_HOME nor HOME is set; set HF_HOME to the folder for checkpoints")
     })?;
-    Ok(HubConfig { cache_dir, offline, token: environment.hf_token.clone() })
+    let endpoint = environment.hf_endpoint.clone();
+    Ok(HubConfig { cache_dir, offline, token: environment.hf_token.clone(), endpoint })
 }
 
 fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {

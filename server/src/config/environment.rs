@@ -33,6 +33,8 @@ pub struct Environment {
     /// Overrides `HF_HOME/hub`.
     pub hf_hub_cache: Option<PathBuf>,
     pub hf_hub_offline: bool,
+    /// Another hub than the public one.
+    pub hf_endpoint: Option<String>,
     /// `HF_TOKEN`, else the file named by `HF_TOKEN_PATH`, else `HF_HOME/token`.
     pub hf_token: Option<Secret>,
     /// The key `passerelle chat --url` presents.
@@ -50,6 +52,7 @@ impl Environment {
             xdg_data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),
             hf_hub_cache: path("HF_HUB_CACHE"),
             hf_hub_offline: text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            hf_endpoint: text("HF_ENDPOINT"),
             hf_token: text("HF_TOKEN").or_else(|| first_line(&token_file?)).map(Secret),
             openai_api_key: text("OPENAI_API_KEY").map(Secret),
             no_color: text("NO_COLOR").is_some(),

@@ -1,6 +1,6 @@
 //! A configuration as somebody wrote it. Every key is optional; one layer is laid over another with `over`.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -26,6 +26,7 @@ pub struct Written {
     pub models: Option<Vec<WrittenModel>>,
     pub engine: WrittenEngine,
     pub api: WrittenApi,
+    pub limits: WrittenLimits,
     pub log: WrittenLog,
 }
 
@@ -38,6 +39,7 @@ impl Written {
             models: self.models.or(below.models),
             engine: self.engine.over(below.engine),
             api: self.api.over(below.api),
+            limits: self.limits.over(below.limits),
             log: self.log.over(below.log),
         }
     }
@@ -155,6 +157,17 @@ lay_over!(WrittenApi {
     max_stop_strings,
     max_concurrent_requests,
 });
+
+/// What callers without limits of their own may use: the keys of `server.api_key_file`, and everybody on an open listener.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenLimits {
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Prompt and generated tokens together.
+    pub tokens_per_minute: Option<NonZeroU32>,
+    pub concurrent_requests: Option<NonZeroU32>,
+}
+lay_over!(WrittenLimits { requests_per_minute, tokens_per_minute, concurrent_requests });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
