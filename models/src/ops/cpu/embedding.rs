@@ -26,8 +26,8 @@ fn gather<E: Element>(compute: &Compute, panels: &[E], width: usize, tokens: &[T
     let (rows_per_task, num_tasks) = split_rows(tokens.len(), width);
     compute.pool().run(num_tasks, &|task| {
         let first = task * rows_per_task;
-        for index in first..(first + rows_per_task).min(tokens.len()) {
-            let token = tokens[index] as usize;
+        for (index, &token) in tokens.iter().enumerate().skip(first).take(rows_per_task) {
+            let token = token as usize;
             let panel = &panels[token / PANEL * PANEL * width..][..PANEL * width];
             // SAFETY: each row belongs to one task, and the output outlives the run.
             let row: &mut [f32] = unsafe { output.part(index * width, width) };

@@ -25,6 +25,7 @@ pub(super) struct Factors<E> {
 /// # Safety
 /// The CPU must have `V`'s instructions; `factors` must be valid for `ROWS` rows and `PANELS` panels.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "rows and panels index the factors and the sums alike")]
 pub(super) unsafe fn multiply<V: Vector, E: Element, const ROWS: usize, const PANELS: usize>(
     factors: Factors<E>,
     mut sums: Sums<V, ROWS, PANELS>,
@@ -58,10 +59,10 @@ pub(super) unsafe fn load<V: Vector, const ROWS: usize, const PANELS: usize>(
     // SAFETY: inside the rows for which the caller vouches.
     unsafe {
         let mut sums = [[[V::splat(0.0); 2]; PANELS]; ROWS];
-        for row in 0..ROWS {
-            for panel in 0..PANELS {
+        for (row, panels) in sums.iter_mut().enumerate() {
+            for (panel, sum) in panels.iter_mut().enumerate() {
                 let at = from.add(row * stride + panel * 2 * LANES);
-                sums[row][panel] = [V::load(at), V::load(at.add(LANES))];
+                *sum = [V::load(at), V::load(at.add(LANES))];
             }
         }
         sums
@@ -76,13 +77,13 @@ pub(super) unsafe fn store<V: Vector, const ROWS: usize, const PANELS: usize>(
     to: *mut f32,
     stride: usize,
 ) {
-    for row in 0..ROWS {
-        for panel in 0..PANELS {
+    for (row, panels) in sums.into_iter().enumerate() {
+        for (panel, [low, high]) in panels.into_iter().enumerate() {
             // SAFETY: inside the rows for which the caller vouches.
             unsafe {
                 let at = to.add(row * stride + panel * 2 * LANES);
-                sums[row][panel][0].store(at);
-                sums[row][panel][1].store(at.add(LANES));
+                low.store(at);
+                high.store(at.add(LANES));
             }
         }
     }
