@@ -7,8 +7,14 @@ pub enum Event {
     /// One entry per prompt token; the first has no predecessor and is `None`.
     PromptLogprobs(Vec<Option<TokenLogprobs>>),
     Token(TokenEvent),
-    Finished { reason: FinishReason, usage: Usage },
-    Failed { error: RequestError, usage: Usage },
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+    },
+    Failed {
+        error: RequestError,
+        usage: Usage,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
