@@ -4,4 +4,5 @@ pub mod api;
 pub mod config;
 pub mod gateway;
 pub mod hub;
+pub mod metrics;
 pub mod text;

@@ -1,74 +1,28 @@
-//! A running request: its events, and the reservation that pays for them.
+//! A running request: its events, the reservation that pays for them, and its share of its replica's load.
 //!
-//! Whoever holds it may go away at any moment. The engine then still runs until its next step, and says in its last
-//! event what it really generated; a task of its own waits for that word and settles exactly that. So the ledger's sum
-//! is the engine's, whatever the clients did.
+//! Whoever holds it may go away at any moment: dropping it aborts the request in the engine, takes the engine's own
+//! count of what was used, which from then on does not change, and settles exactly that. So the ledger's sum is the
+//! engine's, whatever the clients did.
 
-use std::future::poll_fn;
-use std::time::Duration;
+use std::sync::Arc;
 
-use passerelle_engine::{Event, Request, Usage};
+use passerelle_engine::{Event, EventStream, Request, Usage};
 
 use super::ledger::Reservation;
-use super::replica::{EventSource, Replica, SubmitError};
-
-/// How long an abandoned request may keep its reservation open while its engine does not answer.
-const LAST_WORD_WITHIN: Duration = Duration::from_secs(30);
+use super::replica::{InFlight, Replica, SubmitError};
 
 #[derive(Debug)]
-#[must_use = "dropping a generation aborts it"]
+#[must_use = "dropping a generation aborts and settles it"]
 pub struct Generation {
-    /// `None` once over.
-    running: Option<Running>,
-}
-
-#[derive(Debug)]
-struct Running {
-    events: Box<dyn EventSource>,
+    // Dropped in this order: the engine stops before the ledger and the router count the room as free.
+    events: EventStream,
     reservation: Reservation,
-    prompt_tokens: u32,
+    _in_flight: InFlight,
+    delivered_tokens: u32,
+    bill: Bill,
 }
 
-impl Generation {
-    /// Hands the request to a replica. A request that it does not take consumed nothing.
-    pub fn start(replica: &Replica, request: Request, reservation: Reservation) -> Result<Self, NotStarted> {
-        let prompt_tokens = u32::try_from(request.prompt.len()).unwrap_or(u32::MAX);
-        match replica.submit(request) {
-            Ok(events) => Ok(Self { running: Some(Running { events, reservation, prompt_tokens }) }),
-            Err(error) => Err(NotStarted { error, reservation }),
-        }
-    }
-
-    /// The next event; `None` after the last one. An engine that vanishes ends the events without a last one.
-    ///
-    /// Cancel-safe.
-    pub async fn next(&mut self) -> Option<Event> {
-        let running = self.running.as_mut()?;
-        let event = running.next().await;
-        if is_last(event.as_ref()) {
-            self.running = None;
-        }
-        event
-    }
-
-    /// What the engine has reported so far; `None` once over.
-    pub fn used(&self) -> Option<Usage> {
-        self.running.as_ref().map(|running| running.reservation.used())
-    }
-}
-
-impl Drop for Generation {
-    fn drop(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        running.events.abort();
-        // Without a runtime (the process ends) what was reported so far is settled here.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(tokio::time::timeout(LAST_WORD_WITHIN, running.drain()));
-        }
-    }
-}
-
-/// A replica did not take the request. Another may be tried under the same reservation.
+/// A replica did not take the request. Another one may be tried under the same reservation; without one, withdraw it.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct NotStarted {
@@ -76,30 +30,63 @@ pub struct NotStarted {
     pub reservation: Reservation,
 }
 
-impl Running {
-    async fn next(&mut self) -> Option<Event> {
-        let event = poll_fn(|context| self.events.poll_next(context)).await;
-        match &event {
-            Some(Event::Token(_)) => {
-                let mut used = self.reservation.used();
-                // The first token proves that the whole prompt was computed.
-                used.prompt_tokens = self.prompt_tokens;
-                used.generated_tokens += 1;
-                self.reservation.record(used);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bill {
+    /// As the engine counts.
+    Generated,
+    /// Up to the last token that was delivered.
+    Delivered,
+}
+
+impl Generation {
+    /// Hands the request to a replica.
+    pub fn start(replica: &Arc<Replica>, request: Request, reservation: Reservation) -> Result<Self, Box<NotStarted>> {
+        match replica.submit(request) {
+            Ok((events, in_flight)) => {
+                let bill = Bill::Generated;
+                Ok(Self { events, reservation, _in_flight: in_flight, delivered_tokens: 0, bill })
             }
-            Some(Event::Finished { usage, .. } | Event::Failed { usage, .. }) => self.reservation.record(*usage),
-            Some(Event::PromptLogprobs(_)) | None => {}
+            Err(error) => Err(Box::new(NotStarted { error, reservation })),
+        }
+    }
+
+    /// The next event; `None` after the last one. Cancel safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        let event = self.events.next().await;
+        if matches!(event, Some(Event::Token(_))) {
+            self.delivered_tokens += 1;
         }
         event
     }
 
-    async fn drain(mut self) {
-        while !is_last(self.next().await.as_ref()) {}
+    /// What the engine has used for this request so far.
+    pub fn used(&self) -> Usage {
+        self.events.usage()
+    }
+
+    /// Ends the request at the last delivered token, which completed a stop string, and settles. What the engine ran
+    /// beyond it is waste and is not billed.
+    pub fn end_here(mut self) -> Usage {
+        self.bill = Bill::Delivered;
+        self.close()
+    }
+
+    /// Stops the engine; afterwards the usage does not change.
+    fn close(&self) -> Usage {
+        let counted = self.events.abort();
+        match self.bill {
+            Bill::Generated => counted,
+            Bill::Delivered => {
+                Usage { generated_tokens: counted.generated_tokens.min(self.delivered_tokens), ..counted }
+            }
+        }
     }
 }
 
-fn is_last(event: Option<&Event>) -> bool {
-    matches!(event, None | Some(Event::Finished { .. } | Event::Failed { .. }))
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.reservation.record(self.close());
+    }
 }
 
 #[cfg(test)]

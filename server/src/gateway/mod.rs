@@ -16,8 +16,8 @@ pub mod router;
 
 pub use account::{Account, AccountId};
 pub use auth::{AuthError, Authenticator};
-pub use generation::Generation;
+pub use generation::{Generation, NotStarted};
 pub use ledger::{Ask, Ledger, LedgerTotals, RateLimitState, Refusal, Reservation, Retry, WindowState};
 pub use quota::{Limit, LimitName, Quota, QuotaError};
-pub use replica::{EventSource, Load, Replica, ReplicaDoor, SubmitError};
+pub use replica::{Load, Replica, ReplicaDoor, ReplicaId, SubmitError};
 pub use router::{PrefixHint, RouteError, Router};

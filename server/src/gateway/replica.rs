@@ -2,11 +2,11 @@
 //! elsewhere.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use passerelle_engine::{Event, Request};
+use passerelle_engine::{EngineHandle, EventStream, Request};
 
 use super::health::{Health, Progress};
 
@@ -23,18 +23,9 @@ impl fmt::Display for ReplicaId {
 /// What the gateway may do with an engine.
 pub trait ReplicaDoor: Send + Sync + fmt::Debug {
     /// Never waits: a full queue, an engine that is gone and a request that can never fit are answered at once.
-    fn submit(&self, request: Request) -> Result<Box<dyn EventSource>, SubmitError>;
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError>;
 
     fn load(&self) -> Load;
-}
-
-/// A request's events, in the order that [`Event`] states.
-pub trait EventSource: Send + fmt::Debug {
-    /// `None`: the engine is gone and says nothing more.
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>>;
-
-    /// Asks the engine to stop; the last event still comes, and says what was used.
-    fn abort(&mut self);
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,24 +39,32 @@ pub enum SubmitError {
     Refused(String),
 }
 
-/// How busy a replica is, and the signs of life that [`super::health`] reads.
+/// How busy an engine is, and the sign of life that [`super::health`] reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
-    pub waiting_requests: u32,
-    pub running_requests: u32,
-    /// Prompt tokens still to compute and tokens still to generate, of everything waiting and running.
-    pub tokens_in_flight: u64,
+    pub waiting_requests: usize,
+    pub running_requests: usize,
     /// Steps finished since the engine started.
     pub steps: u64,
-    pub accepting: Accepting,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Accepting {
-    #[default]
-    Yes,
-    /// Draining, or gone.
-    No,
+#[derive(Debug)]
+pub struct Replica {
+    id: ReplicaId,
+    model: String,
+    door: Box<dyn ReplicaDoor>,
+    /// An engine that closed never opens again.
+    closed: AtomicBool,
+    tokens_in_flight: AtomicU64,
+    progress: Mutex<Progress>,
+}
+
+/// A request's share of its replica's load. Given back when dropped.
+#[derive(Debug)]
+#[must_use = "the load is given back when this is dropped"]
+pub struct InFlight {
+    replica: Arc<Replica>,
+    tokens: u64,
 }
 
 impl Load {
@@ -74,17 +73,16 @@ impl Load {
     }
 }
 
-#[derive(Debug)]
-pub struct Replica {
-    id: ReplicaId,
-    model: String,
-    door: Box<dyn ReplicaDoor>,
-    progress: Mutex<Progress>,
-}
-
 impl Replica {
     pub fn new(id: ReplicaId, model: impl Into<String>, door: Box<dyn ReplicaDoor>) -> Self {
-        Self { id, model: model.into(), door, progress: Mutex::default() }
+        Self {
+            id,
+            model: model.into(),
+            door,
+            closed: AtomicBool::new(false),
+            tokens_in_flight: AtomicU64::new(0),
+            progress: Mutex::default(),
+        }
     }
 
     pub fn id(&self) -> ReplicaId {
@@ -96,18 +94,65 @@ impl Replica {
         &self.model
     }
 
-    pub fn submit(&self, request: Request) -> Result<Box<dyn EventSource>, SubmitError> {
-        self.door.submit(request)
-    }
-
     pub fn load(&self) -> Load {
         self.door.load()
     }
 
+    /// Prompt tokens, and tokens to generate at most, of all requests it was given and that have not ended.
+    pub fn tokens_in_flight(&self) -> u64 {
+        self.tokens_in_flight.load(Ordering::Relaxed)
+    }
+
     /// Looks at the replica at `now` and remembers what it saw.
-    pub fn observe(&self, now: Duration) -> (Health, Load) {
+    pub fn observe(&self, now: Duration) -> Health {
+        if self.closed.load(Ordering::Relaxed) {
+            return Health::Closed;
+        }
         let load = self.door.load();
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        (progress.observe(now, &load), load)
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).observe(now, &load)
+    }
+
+    /// [`super::Generation::start`] is how requests come here.
+    pub(super) fn submit(self: &Arc<Self>, request: Request) -> Result<(EventStream, InFlight), SubmitError> {
+        // Counted before the engine has it, so that two routers of one instant see each other.
+        let in_flight = self.hold(request.prompt.len() as u64 + u64::from(request.sampling.max_tokens));
+        let submitted = self.door.submit(request);
+        if matches!(submitted, Err(SubmitError::Closed)) {
+            self.closed.store(true, Ordering::Relaxed);
+        }
+        Ok((submitted?, in_flight))
+    }
+
+    pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
+        self.tokens_in_flight.fetch_add(tokens, Ordering::Relaxed);
+        InFlight { replica: Arc::clone(self), tokens }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.replica.tokens_in_flight.fetch_sub(self.tokens, Ordering::Relaxed);
+    }
+}
+
+impl ReplicaDoor for EngineHandle {
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        use passerelle_engine::SubmitError as Cause;
+        EngineHandle::submit(self, request).map_err(|cause| match cause {
+            Cause::Full { .. } => SubmitError::QueueFull,
+            Cause::ShuttingDown | Cause::Dead => SubmitError::Closed,
+            Cause::TooLong { .. } | Cause::NeverFits { .. } | Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
+                SubmitError::Refused(cause.to_string())
+            }
+        })
+    }
+
+    fn load(&self) -> Load {
+        let stats = self.stats();
+        Load {
+            waiting_requests: stats.waiting + stats.preempted,
+            running_requests: stats.running,
+            steps: stats.steps_total,
+        }
     }
 }

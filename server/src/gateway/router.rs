@@ -1,4 +1,4 @@
-//! Which replica runs a request: ready ones only, the one that has probably cached the prompt's beginning unless it is
+//! Which replica runs a request: the healthiest only, the one that has probably cached the prompt's beginning unless it is
 //! overloaded, else the less loaded of two drawn at random ("the power of two choices", Mitzenmacher 2001).
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use passerelle_models::TokenId;
 use sha2::{Digest, Sha256};
 
 use super::health::Health;
-use super::replica::{Load, Replica};
+use super::replica::Replica;
 
 /// Two prompts that agree on this many leading tokens go to the same replica. Shorter prompts share too little to
 /// matter and go where there is room.
@@ -54,6 +54,13 @@ struct ServedModel {
     replicas: Vec<Arc<Replica>>,
 }
 
+/// A replica and its load, read once per decision.
+#[derive(Debug, Clone, Copy)]
+struct Candidate<'a> {
+    replica: &'a Arc<Replica>,
+    tokens: u64,
+}
+
 impl Router {
     /// `seed` decides every random choice that follows.
     pub fn new(replicas: impl IntoIterator<Item = Replica>, clock: Arc<dyn Clock>, seed: u64) -> Self {
@@ -70,15 +77,15 @@ impl Router {
 
     pub fn pick(&self, model: &str, prefix: PrefixHint) -> Result<Arc<Replica>, RouteError> {
         let served = self.models.get(model).ok_or_else(|| RouteError::UnknownModel(model.to_owned()))?;
-        let ready = self.ready(served);
-        let least = ready.iter().map(|(_, load)| load.tokens_in_flight).min();
+        let candidates = self.healthiest(served);
+        let least = candidates.iter().map(|candidate| candidate.tokens).min();
         let least = least.ok_or_else(|| RouteError::NoReplicaReady(model.to_owned()))?;
-        if let Some((replica, load)) = favourite(&ready, prefix)
-            && load.tokens_in_flight <= (least * OVERLOAD_FACTOR).max(least + OVERLOAD_SLACK_TOKENS)
-        {
-            return Ok(Arc::clone(replica));
-        }
-        Ok(self.two_choices(&ready))
+        let overloaded = |tokens: u64| tokens > (least * OVERLOAD_FACTOR).max(least + OVERLOAD_SLACK_TOKENS);
+        let choice = match favourite(&candidates, prefix) {
+            Some(favourite) if !overloaded(favourite.tokens) => favourite,
+            _ => self.less_loaded_of_two(&candidates),
+        };
+        Ok(Arc::clone(choice.replica))
     }
 
     /// By name, in the order of names.
@@ -94,30 +101,38 @@ impl Router {
         self.models.values().flat_map(|served| &served.replicas)
     }
 
-    /// Whether every model has a ready replica.
+    /// Whether every model has a replica that serves.
     pub fn is_ready(&self) -> bool {
-        self.models.values().all(|served| !self.ready(served).is_empty())
+        self.models.values().all(|served| !self.healthiest(served).is_empty())
     }
 
-    fn ready<'a>(&self, served: &'a ServedModel) -> Vec<(&'a Arc<Replica>, Load)> {
+    /// The replicas of the best health that any has, among those that serve.
+    fn healthiest<'a>(&self, served: &'a ServedModel) -> Vec<Candidate<'a>> {
         let now = self.clock.now();
-        let look = |replica: &'a Arc<Replica>| match replica.observe(now) {
-            (Health::Ready, load) => Some((replica, load)),
-            (Health::Stalled | Health::Closed, _) => None,
-        };
-        served.replicas.iter().filter_map(look).collect()
+        let mut best = Health::Slow;
+        let mut candidates = Vec::with_capacity(served.replicas.len());
+        for replica in &served.replicas {
+            let health = replica.observe(now);
+            if health < best {
+                best = health;
+                candidates.clear();
+            }
+            if health == best {
+                candidates.push(Candidate { replica, tokens: replica.tokens_in_flight() });
+            }
+        }
+        candidates
     }
 
-    /// `ready` is not empty.
-    fn two_choices(&self, ready: &[(&Arc<Replica>, Load)]) -> Arc<Replica> {
+    /// `candidates` is not empty.
+    fn less_loaded_of_two<'a>(&self, candidates: &[Candidate<'a>]) -> Candidate<'a> {
         let chance = self.draw();
-        let count = ready.len() as u64;
+        let count = candidates.len() as u64;
         let first = chance % count;
-        // The second is drawn among the others; with a single replica there is no other.
+        // The second is drawn among the others; a lone replica has no other.
         let second = if count > 1 { (first + 1 + (chance >> 32) % (count - 1)) % count } else { first };
-        let (one, other) = (&ready[first as usize], &ready[second as usize]);
-        let less_loaded = if other.1.tokens_in_flight < one.1.tokens_in_flight { other } else { one };
-        Arc::clone(less_loaded.0)
+        let (one, other) = (candidates[first as usize], candidates[second as usize]);
+        if other.tokens < one.tokens { other } else { one }
     }
 
     /// SplitMix64 (Steele, Lea and Flood 2014): an atomic addition and a mix, so that no lock is needed.
@@ -144,9 +159,9 @@ impl PrefixHint {
 }
 
 /// Rendezvous hashing (Thaler and Ravishankar 1998): a replica that comes or goes moves only its own share of prompts.
-fn favourite<'a>(ready: &[(&'a Arc<Replica>, Load)], prefix: PrefixHint) -> Option<(&'a Arc<Replica>, Load)> {
+fn favourite<'a>(candidates: &[Candidate<'a>], prefix: PrefixHint) -> Option<Candidate<'a>> {
     let hint = prefix.0?;
-    ready.iter().copied().max_by_key(|(replica, _)| mix(hint ^ mix(u64::from(replica.id().0))))
+    candidates.iter().copied().max_by_key(|candidate| mix(hint ^ mix(u64::from(candidate.replica.id().0))))
 }
 
 fn mix(value: u64) -> u64 {

@@ -52,7 +52,7 @@ fn limits_and_expiry_survive_the_file() {
     let (_, info) = store.create(NewKey { name: "a".into(), limits, valid_for }).unwrap();
     let clock = ManualClock::default();
     let again = KeyStore::open(&directory.path().join("data"), Arc::new(clock.clone())).unwrap();
-    assert_eq!(again.list().unwrap(), [info.clone()]);
+    assert_eq!(again.list().unwrap(), std::slice::from_ref(&info));
     let now = UnixSeconds(clock.wall().as_secs());
     assert_eq!(info.status(now), KeyStatus::Active);
     assert_eq!(info.status(UnixSeconds(now.0 + 3599)), KeyStatus::Active);
