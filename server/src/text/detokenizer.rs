@@ -128,10 +128,11 @@ impl Utf8Tail {
         self.held.extend_from_slice(bytes);
         let mut text = String::new();
         let mut unfinished = Vec::new();
-        for chunk in self.held.utf8_chunks() {
+        let mut chunks = self.held.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
             text.push_str(chunk.valid());
-            if is_unfinished(chunk.invalid()) {
-                // Only the last chunk can end in the middle of a character.
+            // Only the end of what has arrived can still become a character.
+            if chunks.peek().is_none() && is_unfinished(chunk.invalid()) {
                 unfinished = chunk.invalid().to_vec();
             } else if !chunk.invalid().is_empty() {
                 text.push(char::REPLACEMENT_CHARACTER);
