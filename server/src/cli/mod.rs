@@ -5,7 +5,7 @@ mod chat;
 mod inspect;
 mod key;
 mod model_args;
-mod output;
+pub(crate) mod output;
 mod serve;
 
 use anyhow::Result;

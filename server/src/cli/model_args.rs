@@ -16,7 +16,7 @@ pub(crate) struct ModelArgs {
     /// What weights are held as [default: as stored].
     #[arg(long)]
     dtype: Option<WeightDtype>,
-    /// What keys and values are cached as [default: the model's choice].
+    /// What keys and values are cached as [default: f32 beside f32 weights, else bf16].
     #[arg(long)]
     kv_dtype: Option<KvDtype>,
     /// Longest prompt and answer together [default: what the checkpoint allows].

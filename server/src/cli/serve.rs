@@ -52,8 +52,7 @@ pub(crate) struct ServeArgs {
 
 impl ServeArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let config = self.config(&Environment::read())?;
-        anyhow::bail!("not wired yet: {config:?}")
+        crate::serve::run(&self.config(&Environment::read())?)
     }
 
     pub(super) fn config(self, environment: &Environment) -> Result<Config> {

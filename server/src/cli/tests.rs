@@ -24,13 +24,13 @@ fn the_options_do_not_contradict_each_other() {
 #[test]
 fn every_documented_option_of_serve_reaches_the_configuration() {
     let config = serve(
-        "passerelle serve --model a=x/y --model b=./z --listen unix:/s --data-dir /d --device cpu --dtype q8_0 \
-         --kv-dtype f16 --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --kv-cache-memory 64MiB \
+        "passerelle serve --model a=x/y --model b=./z --listen unix:/s --data-dir /d --device cpu --dtype f16 \
+         --kv-dtype bf16 --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --kv-cache-memory 64MiB \
          --threads 2 --offline --log-format json --log-level warn",
     );
     use passerelle::config::{ByteSize, Device, KvDtype, LogFormat, LogLevel, WeightDtype};
     assert_eq!(config.models.iter().map(|m| (&*m.name, &*m.source)).collect::<Vec<_>>(), [("a", "x/y"), ("b", "./z")]);
-    assert!(config.models.iter().all(|m| (m.dtype, m.kv_dtype) == (WeightDtype::Q8_0, KvDtype::F16)));
+    assert!(config.models.iter().all(|m| (m.dtype, m.kv_dtype) == (WeightDtype::F16, KvDtype::Bf16)));
     assert!(config.models.iter().all(|m| m.max_model_len == Some(100)));
     assert_eq!(config.server.listen.to_string(), "unix:/s");
     assert_eq!(config.server.data_dir.to_str(), Some("/d"));

@@ -65,7 +65,8 @@ pub struct EngineConfig {
     pub max_queued_tokens: usize,
     /// For all models together. `None`: a share of the free memory.
     pub kv_cache_memory: Option<ByteSize>,
-    pub prefix_cache: bool,
+    /// Prompt tokens of one sequence a step runs if their log-probabilities are wanted.
+    pub prompt_logprobs_chunk_tokens: usize,
     /// What models that do not say their own get; also those found in `server.models_dir`.
     pub dtype: WeightDtype,
     pub kv_dtype: KvDtype,
@@ -80,7 +81,16 @@ pub struct ApiConfig {
     pub request_timeout: Duration,
     pub stalled_reader_timeout: Duration,
     pub max_stop_strings: usize,
+    pub max_stop_bytes: usize,
+    pub max_stop_token_ids: usize,
+    pub max_logit_bias: usize,
+    pub max_messages: usize,
+    pub max_tools: usize,
+    pub max_prompts: usize,
     pub max_concurrent_requests: usize,
+    pub max_concurrent_encodes: usize,
+    pub keep_alive: Duration,
+    pub max_pending_frames: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -229,7 +239,7 @@ fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
         max_queued_requests: count(written.max_queued_requests, 256),
         max_queued_tokens: count(written.max_queued_tokens, 1 << 20),
         kv_cache_memory: written.kv_cache_memory,
-        prefix_cache: written.prefix_cache.unwrap_or(true),
+        prompt_logprobs_chunk_tokens: count(written.prompt_logprobs_chunk_tokens, 64),
         dtype: written.dtype.unwrap_or_default(),
         kv_dtype: written.kv_dtype.unwrap_or_default(),
         max_model_len: written.max_model_len.map(usize::from),
@@ -248,7 +258,16 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         request_timeout: period(written.request_timeout, Duration::from_secs(1800)),
         stalled_reader_timeout: period(written.stalled_reader_timeout, Duration::from_secs(60)),
         max_stop_strings: count(written.max_stop_strings, 16),
+        max_stop_bytes: count(written.max_stop_bytes, 1024),
+        max_stop_token_ids: count(written.max_stop_token_ids, 64),
+        max_logit_bias: count(written.max_logit_bias, 1024),
+        max_messages: count(written.max_messages, 4096),
+        max_tools: count(written.max_tools, 128),
+        max_prompts: count(written.max_prompts, 64),
         max_concurrent_requests: count(written.max_concurrent_requests, 512),
+        max_concurrent_encodes: count(written.max_concurrent_encodes, 4),
+        keep_alive: period(written.keep_alive, Duration::from_secs(10)),
+        max_pending_frames: count(written.max_pending_frames, 64),
     })
 }
 

@@ -15,24 +15,17 @@ pub enum WeightDtype {
     F32,
     Bf16,
     F16,
-    #[serde(rename = "q8_0")]
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[serde(rename = "q4_0")]
-    #[value(name = "q4_0")]
-    Q4_0,
 }
 
 /// What keys and values are cached as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum KvDtype {
-    /// The model's choice.
+    /// f32 beside f32 weights, else bf16.
     #[default]
     Auto,
     F32,
     Bf16,
-    F16,
 }
 
 /// What happens to a request field that nobody knows.

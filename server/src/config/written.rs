@@ -109,7 +109,7 @@ pub struct WrittenEngine {
     pub max_num_seqs: Option<NonZeroUsize>,
     /// Tokens one step computes, over all sequences.
     pub max_num_batched_tokens: Option<NonZeroUsize>,
-    /// Tokens of one prompt that one step computes.
+    /// Prompt tokens a step may carry while other sequences generate.
     pub max_prefill_chunk_tokens: Option<NonZeroUsize>,
     /// Requests that may wait, per model; one more is answered 503.
     pub max_queued_requests: Option<NonZeroUsize>,
@@ -117,7 +117,8 @@ pub struct WrittenEngine {
     pub max_queued_tokens: Option<NonZeroUsize>,
     /// For all models together.
     pub kv_cache_memory: Option<ByteSize>,
-    pub prefix_cache: Option<bool>,
+    /// Prompt tokens of one sequence a step runs if their log-probabilities are wanted: each costs a row of logits.
+    pub prompt_logprobs_chunk_tokens: Option<NonZeroUsize>,
 }
 lay_over!(WrittenEngine {
     device,
@@ -131,7 +132,7 @@ lay_over!(WrittenEngine {
     max_queued_requests,
     max_queued_tokens,
     kv_cache_memory,
-    prefix_cache,
+    prompt_logprobs_chunk_tokens,
 });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -146,7 +147,19 @@ pub struct WrittenApi {
     /// A reader that takes nothing for this long is cut.
     pub stalled_reader_timeout: Option<Period>,
     pub max_stop_strings: Option<NonZeroUsize>,
+    pub max_stop_bytes: Option<NonZeroUsize>,
+    pub max_stop_token_ids: Option<NonZeroUsize>,
+    pub max_logit_bias: Option<NonZeroUsize>,
+    pub max_messages: Option<NonZeroUsize>,
+    pub max_tools: Option<NonZeroUsize>,
+    pub max_prompts: Option<NonZeroUsize>,
     pub max_concurrent_requests: Option<NonZeroUsize>,
+    /// Prompts that are templated and tokenised at once.
+    pub max_concurrent_encodes: Option<NonZeroUsize>,
+    /// A comment is streamed when nothing else was for this long.
+    pub keep_alive: Option<Period>,
+    /// Stream events that wait for a reader.
+    pub max_pending_frames: Option<NonZeroUsize>,
 }
 lay_over!(WrittenApi {
     unknown_fields,
@@ -155,7 +168,16 @@ lay_over!(WrittenApi {
     request_timeout,
     stalled_reader_timeout,
     max_stop_strings,
+    max_stop_bytes,
+    max_stop_token_ids,
+    max_logit_bias,
+    max_messages,
+    max_tools,
+    max_prompts,
     max_concurrent_requests,
+    max_concurrent_encodes,
+    keep_alive,
+    max_pending_frames,
 });
 
 /// What callers without limits of their own may use: the keys of `server.api_key_file`, and everybody on an open listener.

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,6 +15,8 @@ use passerelle_models::{CausalLm, CheckpointFiles, LoadOptions, ModelDescription
 
 /// The largest tokenizer or template that is read.
 const MAX_TEXT_FILE_BYTES: u64 = 256 << 20;
+/// Before a file of the hub is tried again; later attempts wait longer.
+const HUB_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// A model in memory, with its text side.
 pub(crate) struct Loaded {
@@ -21,6 +24,8 @@ pub(crate) struct Loaded {
     pub(crate) files: CheckpointFiles,
     pub(crate) model: Box<dyn CausalLm>,
     pub(crate) description: ModelDescription,
+    /// What the weights are held as.
+    pub(crate) dtype: String,
     pub(crate) text: Arc<TextModel>,
 }
 
@@ -44,7 +49,7 @@ pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointF
         token: config.token.as_ref().map(|token| token.expose().to_owned()),
         endpoint: config.endpoint.clone(),
         progress: ProgressOutput::for_stderr(),
-        ..HubOptions::default()
+        retry_pause: HUB_RETRY_PAUSE,
     };
     let local = hub::resolve(&Source::parse(source)?, &options)?;
     Ok(CheckpointFiles::directory(local.directory)?)
@@ -65,13 +70,17 @@ fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result
     // The text side first: it is quick to read and often what is wrong.
     let text = load_text(&files)?;
     let bar = progress_bar(&model.name);
-    let loaded = passerelle_models::load(&files, compute, &options(model)?, &mut |progress| {
+    let loaded = passerelle_models::load(&files, compute, &options(model), &mut |progress| {
         bar.set_length(progress.bytes_total);
         bar.set_position(progress.bytes_done);
     })?;
     bar.finish_and_clear();
-    let text = Arc::new(text);
-    Ok(Loaded { name: model.name.clone(), files, model: loaded.model, description: loaded.description, text })
+    let dtype = match model.dtype {
+        WeightDtype::Auto => loaded.description.stored_dtype.to_string(),
+        stated => format!("{stated:?}").to_lowercase(),
+    };
+    let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
+    Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
 }
 
 fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
@@ -82,7 +91,7 @@ fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
     TextModel::load(read).with_context(|| files.root().display().to_string())
 }
 
-fn options(model: &ModelConfig) -> Result<LoadOptions> {
+fn options(model: &ModelConfig) -> LoadOptions {
     use passerelle_models::{KvDtype as Kv, WeightDtype as Weights};
     let dtype = match model.dtype {
         WeightDtype::Auto => Weights::Auto,
@@ -95,7 +104,7 @@ fn options(model: &ModelConfig) -> Result<LoadOptions> {
         KvDtype::F32 => Kv::F32,
         KvDtype::Bf16 => Kv::Bf16,
     };
-    Ok(LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() })
+    LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
 }
 
 /// Folders directly inside `folder` that hold a `config.json`, in the order of their names.
