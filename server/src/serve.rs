@@ -14,7 +14,9 @@ mod signals;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use passerelle::api::{self, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, ServeConfig, SseConfig};
+use passerelle::api::{
+    self, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, ServeConfig, SseConfig,
+};
 use passerelle::config::{Config, UnknownFields};
 use passerelle::gateway::keys::{KeyRing, KeyStore, read_key_file};
 use passerelle::gateway::{Account, Authenticator, Ledger, Limit, Quota};

@@ -166,7 +166,10 @@ fn print(report: &Report) -> Result<()> {
         report.memory_bandwidth_bytes_per_s / 1e9
     ))?;
     output::line(format_args!("{} prompt tokens, {} generated", report.prompt_tokens, report.generate_tokens))?;
-    output::line(format_args!("{:>6}{:>16}{:>16}{:>20}", "BATCH", "PREFILL tok/s", "DECODE tok/s", "SHARE OF BANDWIDTH"))?;
+    output::line(format_args!(
+        "{:>6}{:>16}{:>16}{:>20}",
+        "BATCH", "PREFILL tok/s", "DECODE tok/s", "SHARE OF BANDWIDTH"
+    ))?;
     report.rows.iter().try_for_each(|row| {
         output::line(format_args!(
             "{:>6}{:>16.1}{:>16.1}{:>19.0}%",

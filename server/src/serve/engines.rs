@@ -10,8 +10,8 @@ use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{Engine, EngineParts, StepTurns};
-use passerelle_models::ops::Compute;
 use passerelle_models::CheckpointFiles;
+use passerelle_models::ops::Compute;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 

@@ -70,7 +70,10 @@ fn clear(path: &Path) -> Result<()> {
         bail!("server.listen (--listen): {} exists and is no socket; choose another path", path.display());
     }
     if UnixStream::connect(path).is_ok() {
-        bail!("server.listen (--listen): a server listens on {} already; stop it, or choose another path", path.display());
+        bail!(
+            "server.listen (--listen): a server listens on {} already; stop it, or choose another path",
+            path.display()
+        );
     }
     std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))
 }
@@ -104,7 +107,8 @@ mod tests {
     async fn a_socket_is_for_its_owner_only_and_removed_at_the_end() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("p.sock");
-        let (listener, url) = reserve(&Listen::Unix(path.clone())).and_then(Reserved::listen).expect("the path is free");
+        let (listener, url) =
+            reserve(&Listen::Unix(path.clone())).and_then(Reserved::listen).expect("the path is free");
         assert_eq!(url, format!("unix:{}", path.display()));
         assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
         assert!(UnixStream::connect(&path).is_ok());

@@ -16,7 +16,8 @@ pub(crate) fn start(config: &LogConfig) {
         LogLevel::Trace => "trace",
     };
     let others = if config.level == LogLevel::Error { "error" } else { "warn" };
-    let filter = EnvFilter::new(format!("{others},passerelle={level},passerelle_engine={level},passerelle_models={level}"));
+    let filter =
+        EnvFilter::new(format!("{others},passerelle={level},passerelle_engine={level},passerelle_models={level}"));
     let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // The one way to fail is that somebody has set a subscriber already, and then that one is wanted.
     let _ = match config.format {

@@ -76,7 +76,8 @@ mod tests {
 
     /// `bytes` for each token, in blocks of 16.
     fn demand(bytes: usize, most_tokens: usize) -> KvDemand {
-        let spec = KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: bytes / 4, dtype: DType::BF16, block_size: 16 };
+        let spec =
+            KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: bytes / 4, dtype: DType::BF16, block_size: 16 };
         assert_eq!(spec.block_bytes(), 16 * bytes);
         KvDemand { spec, most_tokens }
     }

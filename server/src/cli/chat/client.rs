@@ -88,7 +88,9 @@ fn piece(data: &str) -> Result<String> {
 /// OpenAI's shape, else whatever a proxy in between wrote.
 fn error_message(text: &str) -> String {
     let parsed: Option<Value> = serde_json::from_str(text).ok();
-    parsed.and_then(|error| Some(error["error"]["message"].as_str()?.to_owned())).unwrap_or_else(|| text.trim().to_owned())
+    parsed
+        .and_then(|error| Some(error["error"]["message"].as_str()?.to_owned()))
+        .unwrap_or_else(|| text.trim().to_owned())
 }
 
 #[cfg(test)]
