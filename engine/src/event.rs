@@ -6,6 +6,7 @@ use passerelle_models::TokenId;
 pub enum Event {
     /// One entry per prompt token; the first has no predecessor and is `None`.
     PromptLogprobs(Vec<Option<TokenLogprobs>>),
+    /// One generated token.
     Token(TokenEvent),
     Finished {
         reason: FinishReason,
@@ -17,6 +18,7 @@ pub enum Event {
     },
 }
 
+/// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEvent {
     pub token: TokenId,
@@ -34,6 +36,7 @@ pub struct TokenLogprobs {
     pub top: Vec<(TokenId, f32)>,
 }
 
+/// Why a request is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
     /// A stop or end-of-sequence token was generated.
@@ -56,10 +59,13 @@ pub struct Usage {
 /// Why a request failed. It fails alone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
+    /// A row of logits held NaN or infinity, or left no token to choose.
     #[error("the model produced a number that is not finite")]
     NotFinite,
+    /// The model panicked or returned an error, also when it ran this request alone.
     #[error("the step that ran this request failed: {0}")]
     Step(String),
+    /// The engine was shut down before the request was complete.
     #[error("the engine is shutting down")]
     ShuttingDown,
 }

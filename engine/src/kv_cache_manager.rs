@@ -115,3 +115,96 @@ impl KvCacheManager {
         Some(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event_stream::EventStream;
+    use crate::fixtures::{request, sequence};
+    use crate::request::{CacheSalt, SamplingParams};
+
+    fn sequence_of(length: u32) -> (Sequence, EventStream) {
+        sequence(request(0, &(0..length).collect::<Vec<_>>()))
+    }
+
+    fn ids(blocks: &[u32]) -> Vec<BlockId> {
+        blocks.iter().copied().map(BlockId).collect()
+    }
+
+    /// Runs a sequence to the end of its prompt and gives its blocks back.
+    fn run_once(cache: &mut KvCacheManager, mut sequence: Sequence) {
+        cache.admit(&mut sequence, 0).unwrap();
+        sequence.num_computed = sequence.tokens().len();
+        cache.register(&mut sequence);
+        cache.release(&mut sequence, Prefixes::Keep);
+        cache.pool().check_integrity(std::iter::empty());
+    }
+
+    #[test]
+    fn a_prompt_seen_before_reuses_its_full_blocks() {
+        let mut cache = KvCacheManager::new(10, 4);
+        run_once(&mut cache, sequence_of(10).0);
+        assert_eq!(cache.pool().num_cached(), 2);
+        let (mut again, _stream) = sequence_of(11);
+        cache.admit(&mut again, 0).unwrap();
+        assert_eq!((again.num_computed, &again.block_table), (8, &ids(&[0, 1, 2])));
+        assert_eq!(cache.prefix_totals(), PrefixTotals { query_tokens: 21, hit_tokens: 8 });
+    }
+
+    #[test]
+    fn a_full_hit_still_computes_the_last_token() {
+        let mut cache = KvCacheManager::new(10, 4);
+        run_once(&mut cache, sequence_of(8).0);
+        let (mut again, _stream) = sequence_of(8);
+        cache.admit(&mut again, 0).unwrap();
+        assert_eq!((again.num_computed, &again.block_table), (4, &ids(&[0, 2])));
+    }
+
+    #[test]
+    fn another_salt_finds_nothing() {
+        let mut cache = KvCacheManager::new(10, 4);
+        run_once(&mut cache, sequence_of(10).0);
+        let mut other = request(1, &(0..10).collect::<Vec<_>>());
+        other.cache_salt = CacheSalt([1; 32]);
+        let (mut other, _stream) = sequence(other);
+        cache.admit(&mut other, 0).unwrap();
+        assert_eq!((other.num_computed, &other.block_table), (0, &ids(&[2, 3, 4])));
+    }
+
+    #[test]
+    fn a_request_for_prompt_logprobs_reuses_nothing() {
+        let mut cache = KvCacheManager::new(10, 4);
+        run_once(&mut cache, sequence_of(10).0);
+        let mut asking = request(1, &(0..10).collect::<Vec<_>>());
+        asking.sampling = SamplingParams { prompt_logprobs: Some(0), ..asking.sampling };
+        let (mut asking, _stream) = sequence(asking);
+        cache.admit(&mut asking, 0).unwrap();
+        assert_eq!(asking.num_computed, 0);
+    }
+
+    #[test]
+    fn no_room_changes_nothing_and_counts_cached_blocks_that_would_be_revived() {
+        let mut cache = KvCacheManager::new(4, 4);
+        run_once(&mut cache, sequence_of(8).0);
+        let (mut sequence, _stream) = sequence_of(16);
+        // Two hits are free blocks themselves: with them and two new ones nothing is left to spare.
+        assert_eq!(cache.admit(&mut sequence, 1), None);
+        assert_eq!((sequence.num_computed, sequence.block_table.len(), cache.pool().num_free()), (0, 0, 4));
+        cache.admit(&mut sequence, 0).unwrap();
+        assert_eq!(sequence.block_table, ids(&[0, 1, 2, 3]));
+        assert_eq!(cache.grow(&mut sequence, 16), Some(()));
+        assert_eq!(cache.grow(&mut sequence, 17), None);
+        cache.pool().check_integrity([sequence.block_table.as_slice()].into_iter());
+    }
+
+    #[test]
+    fn what_a_failed_sequence_computed_is_not_found_again() {
+        let mut cache = KvCacheManager::new(10, 4);
+        let (mut failed, _stream) = sequence_of(8);
+        cache.admit(&mut failed, 0).unwrap();
+        failed.num_computed = 8;
+        cache.register(&mut failed);
+        cache.release(&mut failed, Prefixes::Forget);
+        assert_eq!((cache.pool().num_cached(), cache.pool().num_free()), (0, 10));
+    }
+}

@@ -15,6 +15,8 @@ mod config;
 mod engine;
 mod error;
 mod event_stream;
+#[cfg(test)]
+mod fixtures;
 mod kv_cache_manager;
 mod logprobs;
 mod model_runner;

@@ -12,6 +12,7 @@ use passerelle_models::input::SequenceInput;
 use passerelle_models::{CausalLm, KvCache, Logits, ModelError, ModelInput};
 
 use crate::event::RequestError;
+use crate::sequence::Sequence;
 
 pub(crate) struct ModelRunner {
     model: Box<dyn CausalLm>,
@@ -44,10 +45,13 @@ impl ModelRunner {
         Ok(Self { model, cache })
     }
 
-    /// One entry per input, in order.
-    pub(crate) fn run(&mut self, inputs: &[SequenceInput<'_>]) -> StepLogits {
-        match self.forward(inputs) {
-            Ok(logits) => StepLogits::together(logits, inputs),
+    /// Runs what is scheduled of each sequence. One entry per sequence, in order.
+    pub(crate) fn run(&mut self, sequences: &[&Sequence]) -> StepLogits {
+        let samples = Samples::of(sequences);
+        let inputs: Vec<_> =
+            sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
+        match self.forward(&inputs) {
+            Ok(logits) => StepLogits::together(logits, &inputs),
             Err(error) => {
                 tracing::error!(sequences = inputs.len(), %error, "a step failed; running its sequences one by one");
                 let alone = inputs.iter().map(|input| self.forward(std::slice::from_ref(input)));
@@ -125,6 +129,43 @@ impl SequenceRows<'_> {
     fn index(&self, index: usize) -> usize {
         assert!(index < self.rows.len(), "row {index} of {} was not asked for", self.rows.len());
         self.rows.start + index
+    }
+}
+
+/// The sampled tokens of every sequence of a batch, in one list.
+struct Samples {
+    indexes: Vec<usize>,
+    ends: Vec<usize>,
+}
+
+impl Samples {
+    fn of(sequences: &[&Sequence]) -> Self {
+        let mut samples =
+            Self { indexes: Vec::with_capacity(sequences.len()), ends: Vec::with_capacity(sequences.len()) };
+        for sequence in sequences {
+            let positions = sequence.prompt_logprob_positions();
+            samples.indexes.extend(positions.map(|position| position - sequence.num_computed));
+            if sequence.samples_next() {
+                samples.indexes.push(sequence.num_scheduled - 1);
+            }
+            samples.ends.push(samples.indexes.len());
+        }
+        samples
+    }
+
+    fn get(&self, sequence: usize) -> &[usize] {
+        let start = if sequence == 0 { 0 } else { self.ends[sequence - 1] };
+        &self.indexes[start..self.ends[sequence]]
+    }
+}
+
+fn input_of<'a>(sequence: &'a Sequence, sample: &'a [usize]) -> SequenceInput<'a> {
+    let num_computed = sequence.num_computed;
+    SequenceInput {
+        tokens: &sequence.tokens()[num_computed..num_computed + sequence.num_scheduled],
+        num_computed,
+        block_table: &sequence.block_table,
+        sample,
     }
 }
 

@@ -191,3 +191,6 @@ fn draw(candidates: &[Candidate], point: f64) -> TokenId {
     let possible = candidates.iter().rev().find(|candidate| candidate.weight > 0.0);
     possible.expect("the most likely candidate is never dropped and weighs 1").token
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,6 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use passerelle_models::input::SequenceInput;
-
 use crate::admission::{Admission, Phase};
 use crate::clock::Clock;
 use crate::engine::{Door, EngineHandle, EngineParts};
@@ -147,11 +145,8 @@ impl StepLoop {
         if sequences.is_empty() {
             return None;
         }
-        let samples = Samples::of(&sequences);
-        let inputs: Vec<_> =
-            sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
         let _turn = self.turns.take();
-        Some(self.runner.run(&inputs))
+        Some(self.runner.run(&sequences))
     }
 
     fn update(&mut self, batch: &ScheduledBatch, logits: Option<StepLogits>) {
@@ -278,43 +273,6 @@ impl Shared {
 impl std::fmt::Debug for Observer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("StepObserver")
-    }
-}
-
-/// The sampled tokens of every sequence of a batch, in one list.
-struct Samples {
-    indexes: Vec<usize>,
-    ends: Vec<usize>,
-}
-
-impl Samples {
-    fn of(sequences: &[&Sequence]) -> Self {
-        let mut samples =
-            Self { indexes: Vec::with_capacity(sequences.len()), ends: Vec::with_capacity(sequences.len()) };
-        for sequence in sequences {
-            let positions = sequence.prompt_logprob_positions();
-            samples.indexes.extend(positions.map(|position| position - sequence.num_computed));
-            if sequence.samples_next() {
-                samples.indexes.push(sequence.num_scheduled - 1);
-            }
-            samples.ends.push(samples.indexes.len());
-        }
-        samples
-    }
-
-    fn get(&self, sequence: usize) -> &[usize] {
-        let start = if sequence == 0 { 0 } else { self.ends[sequence - 1] };
-        &self.indexes[start..self.ends[sequence]]
-    }
-}
-
-fn input_of<'a>(sequence: &'a Sequence, sample: &'a [usize]) -> SequenceInput<'a> {
-    let num_computed = sequence.num_computed;
-    SequenceInput {
-        tokens: &sequence.tokens()[num_computed..num_computed + sequence.num_scheduled],
-        num_computed,
-        block_table: &sequence.block_table,
-        sample,
     }
 }
 

@@ -1,0 +1,5 @@
+//! The engine from outside: what a request may rely on, and seeded simulations.
+
+mod common;
+mod requests;
+mod simulation;
