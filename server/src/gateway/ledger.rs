@@ -9,6 +9,8 @@
 //! out (finished, client gone, error, panic, shutdown), settles exactly that, once. Tokens reserved and not used go
 //! back to the rate; the concurrent slot is free again.
 
+mod page;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +20,8 @@ use passerelle_engine::Usage;
 use passerelle_engine::clock::Clock;
 
 use super::account::{Account, AccountId};
-use super::quota::{Fit, Gcra, Limit, LimitName};
+use super::quota::{Gcra, LimitName};
+use page::Page;
 
 /// A cloneable handle; all clones are one ledger.
 #[derive(Debug, Clone)]
@@ -115,14 +118,6 @@ struct Pages {
     totals: LedgerTotals,
     /// One page an account that ever asked; bounded by the number of keys.
     accounts: HashMap<AccountId, Page>,
-}
-
-#[derive(Debug, Default)]
-struct Page {
-    requests: Option<Gcra>,
-    tokens: Option<Gcra>,
-    totals: LedgerTotals,
-    mean_held: Option<Duration>,
 }
 
 impl Ledger {
@@ -241,103 +236,8 @@ impl Pages {
             self.accounts.insert(account.id.clone(), Page::default());
         }
         let page = self.accounts.get_mut(&account.id).expect("the page was inserted above if it was missing");
-        for limit in account.limits.limits() {
-            let (bucket, rate) = match *limit {
-                Limit::RequestsPerMinute(rate) => (&mut page.requests, rate),
-                Limit::TokensPerMinute(rate) => (&mut page.tokens, rate),
-                Limit::ConcurrentRequests(_) => continue,
-            };
-            bucket.get_or_insert_with(|| Gcra::new(rate)).set_rate(now, rate);
-        }
+        page.follow(account, now);
         page
-    }
-}
-
-impl Page {
-    /// The limit that keeps this ask out longest, if any does.
-    fn refusal(&self, account: &Account, ask: Ask, now: Duration) -> Option<Refusal> {
-        let tightest = account.limits.limits().iter().map(|limit| (self.fit(limit, ask, now), limit));
-        let (fit, limit) = tightest.max_by_key(|(fit, _)| *fit)?;
-        let retry = match fit {
-            Fit::Now => return None,
-            Fit::After(wait) => Retry::After(wait),
-            Fit::Never => Retry::Never,
-        };
-        Some(Refusal {
-            limit: limit.name(),
-            scope: account.name.clone(),
-            limit_value: limit.value().get(),
-            current_value: self.current(limit, now),
-            asked: limit.asked(ask),
-            retry,
-        })
-    }
-
-    fn fit(&self, limit: &Limit, ask: Ask, now: Duration) -> Fit {
-        let asked = limit.asked(ask);
-        match limit {
-            Limit::RequestsPerMinute(rate) => self.requests.unwrap_or_else(|| Gcra::new(*rate)).fit(now, asked),
-            Limit::TokensPerMinute(rate) => self.tokens.unwrap_or_else(|| Gcra::new(*rate)).fit(now, asked),
-            Limit::ConcurrentRequests(most) if self.totals.open < u64::from(most.get()) => Fit::Now,
-            Limit::ConcurrentRequests(most) => Fit::After(self.mean_time_between_ends(most.get())),
-        }
-    }
-
-    fn current(&self, limit: &Limit, now: Duration) -> u32 {
-        let taken = |bucket: Option<Gcra>| bucket.map_or(0, |b| limit.value().get() - b.remaining(now));
-        match limit {
-            Limit::RequestsPerMinute(_) => taken(self.requests),
-            Limit::TokensPerMinute(_) => taken(self.tokens),
-            Limit::ConcurrentRequests(_) => u32::try_from(self.totals.open).unwrap_or(u32::MAX),
-        }
-    }
-
-    fn mean_time_between_ends(&self, concurrent: u32) -> Duration {
-        const BEFORE_ANYTHING_ENDED: Duration = Duration::from_secs(1);
-        self.mean_held.map_or(BEFORE_ANYTHING_ENDED, |held| held / concurrent)
-    }
-
-    fn take(&mut self, now: Duration, tokens: u32) {
-        if let Some(requests) = &mut self.requests {
-            requests.take(now, 1);
-        }
-        if let Some(bucket) = &mut self.tokens {
-            bucket.take(now, tokens);
-        }
-    }
-
-    fn settle(&mut self, reservation: &Reservation, now: Duration) {
-        let used_tokens = reservation.used.prompt_tokens.saturating_add(reservation.used.generated_tokens);
-        if let Some(bucket) = &mut self.tokens {
-            match reservation.reserved_tokens.checked_sub(used_tokens) {
-                Some(unused) => bucket.give_back(unused),
-                None => bucket.take(now, used_tokens - reservation.reserved_tokens),
-            }
-        }
-        match reservation.exit {
-            Exit::Settle => self.note_held(now.saturating_sub(reservation.taken_at)),
-            Exit::Withdraw => {
-                if let Some(requests) = &mut self.requests {
-                    requests.give_back(1);
-                }
-            }
-        }
-    }
-
-    /// An exponential mean over about the last eight requests.
-    fn note_held(&mut self, held: Duration) {
-        let mean = self.mean_held.unwrap_or(held);
-        self.mean_held = Some((mean * 7 + held) / 8);
-    }
-}
-
-impl Limit {
-    /// How much of this limit an ask takes.
-    fn asked(&self, ask: Ask) -> u32 {
-        match self {
-            Self::TokensPerMinute(_) => ask.total_tokens(),
-            Self::RequestsPerMinute(_) | Self::ConcurrentRequests(_) => 1,
-        }
     }
 }
 

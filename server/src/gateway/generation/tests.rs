@@ -53,7 +53,8 @@ impl Bench {
 
     /// The engine has nothing left to do, and what it counted is what was settled.
     async fn assert_settled_is_what_the_engine_counted(&self) -> LedgerTotals {
-        while !self.engine.handle().is_idle() || self.engine.handle().stats().running > 0 {
+        let is_between_steps = || self.engine.handle().stats().step_started.is_none();
+        while !(self.engine.handle().is_idle() && is_between_steps()) {
             tokio::task::yield_now().await;
         }
         let (stats, totals) = (self.engine.handle().stats(), self.ledger.totals());

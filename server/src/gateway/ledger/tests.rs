@@ -5,7 +5,7 @@ use std::thread;
 
 use passerelle_engine::clock::ManualClock;
 
-use super::super::quota::Quota;
+use super::super::quota::{Limit, Quota};
 use super::*;
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
