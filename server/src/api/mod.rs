@@ -23,7 +23,7 @@ mod wire;
 
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
-pub use serve::{Listener, ServeConfig, serve};
+pub use serve::{Drained, Listener, ServeConfig, UnixSocket, serve};
 pub use sse::SseConfig;
 pub use state::{ApiConfig, AppParts, AppState, BrowserGuard, Readiness, ServedModel};
 pub use wire::request::RequestBounds;

@@ -3,15 +3,15 @@
 use std::path::Path;
 
 /// A `.rs` file of the workspace.
-pub struct Source {
+pub(crate) struct Source {
     /// Relative to the root, with `/`.
-    pub path: String,
-    pub text: String,
+    pub(crate) path: String,
+    pub(crate) text: String,
     /// `text` with the insides of comments and literals blanked, line for line.
     code: String,
 }
 
-pub fn rust_sources(root: &Path) -> Vec<Source> {
+pub(crate) fn rust_sources(root: &Path) -> Vec<Source> {
     let read = |path: String| {
         let text = std::fs::read_to_string(root.join(&path)).expect("the tree is readable");
         Source { code: blank(&text), path, text }
@@ -22,7 +22,7 @@ pub fn rust_sources(root: &Path) -> Vec<Source> {
 }
 
 /// Files with one of these extensions, relative to the root. Build outputs and dot folders are left out.
-pub fn tracked_files(root: &Path, extensions: &[&str]) -> Vec<String> {
+pub(crate) fn tracked_files(root: &Path, extensions: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -42,17 +42,17 @@ pub fn tracked_files(root: &Path, extensions: &[&str]) -> Vec<String> {
 }
 
 impl Source {
-    pub fn is_test(&self) -> bool {
+    pub(crate) fn is_test(&self) -> bool {
         self.path.contains("/tests/") || self.path.ends_with("tests.rs") || self.path.contains("/benches/")
     }
 
     /// Numbered lines of code.
-    pub fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+    pub(crate) fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         self.code.lines().enumerate().map(|(index, line)| (index + 1, line))
     }
 
     /// Numbered lines up to the tests, then every import in full, numbered by where it begins.
-    pub fn product_code(&self) -> Vec<(usize, String)> {
+    pub(crate) fn product_code(&self) -> Vec<(usize, String)> {
         let end = self.code.find("#[cfg(test)]\nmod tests").unwrap_or(self.code.len());
         let product = &self.code[..end];
         let mut lines: Vec<_> = product.lines().enumerate().map(|(index, line)| (index + 1, line.to_owned())).collect();
@@ -69,7 +69,7 @@ impl Source {
 
     /// Name and number of lines of each function, signature included. rustfmt puts the closing brace in the column of
     /// the function's first line.
-    pub fn functions(&self) -> Vec<(&str, usize)> {
+    pub(crate) fn functions(&self) -> Vec<(&str, usize)> {
         let lines: Vec<&str> = self.code.lines().collect();
         let mut functions = Vec::new();
         for (start, line) in lines.iter().enumerate() {
@@ -144,23 +144,25 @@ fn token(rest: &str) -> (usize, usize) {
         let open = hashes + 2;
         return (open, rest[open..].find(&close).unwrap_or(rest.len() - open) + close.len());
     }
-    if rest.starts_with('"') {
-        return (1, string_end(&rest[1..]));
+    if let Some(inside) = rest.strip_prefix('"') {
+        return (1, string_end(inside));
     }
-    // A lifetime has no second quote where a character literal has one.
-    let mut chars = rest.char_indices().skip(1);
-    if rest.starts_with('\'') {
-        let escaped = rest[1..].starts_with('\\');
-        let close = if escaped {
-            rest[3..].find('\'').map(|at| at + 3)
-        } else {
-            chars.nth(1).filter(|(_, c)| *c == '\'').map(|(at, _)| at)
-        };
-        if let Some(close) = close.filter(|close| *close < 14) {
-            return (0, close + 1);
-        }
+    if let Some(inside) = rest.strip_prefix('\'') {
+        return character(inside).map_or((1, 0), |bytes| (0, bytes + 1));
     }
     (rest.chars().next().map_or(0, char::len_utf8), 0)
+}
+
+/// Bytes of a character literal after its opening quote; `None` for a lifetime, which has no closing one.
+fn character(inside: &str) -> Option<usize> {
+    const LONGEST_ESCAPE: usize = "\\u{10ffff}'".len();
+    if let Some(escaped) = inside.strip_prefix('\\') {
+        let after_escaped = escaped.chars().next()?.len_utf8();
+        let close = 1 + after_escaped + escaped[after_escaped..].find('\'')?;
+        return (close < LONGEST_ESCAPE).then_some(close + 1);
+    }
+    let first = inside.chars().next()?.len_utf8();
+    inside[first..].starts_with('\'').then_some(first + 1)
 }
 
 fn raw_string_hashes(rest: &str) -> Option<usize> {
