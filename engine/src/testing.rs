@@ -7,7 +7,6 @@
 use std::sync::{Arc, Condvar, Mutex};
 
 use candle_core::{DType, Device};
-use passerelle_models::kv_cache::KV_TILE;
 use passerelle_models::{BlockId, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, TokenId};
 
 use crate::random::mix;
@@ -110,7 +109,7 @@ impl CausalLm for StubModel {
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
         // No layer, so no tensor: what is stored stands in `memory`, which holds blocks of any size.
-        let spec = KvCacheSpec { num_layers: 0, block_size: KV_TILE, ..self.kv_cache_spec() };
+        let spec = KvCacheSpec { num_layers: 0, ..self.kv_cache_spec() };
         KvCache::new(spec, num_blocks, &Device::Cpu)
     }
 

@@ -110,6 +110,7 @@ fn generation_defaults(files: &CheckpointFiles) -> Result<GenerationDefaults> {
     /// The fields that a server honours; the others configure the reference implementation.
     #[derive(Deserialize, Default)]
     struct GenerationConfig {
+        do_sample: Option<bool>,
         temperature: Option<f32>,
         top_p: Option<f32>,
         top_k: Option<u32>,
@@ -120,8 +121,9 @@ fn generation_defaults(files: &CheckpointFiles) -> Result<GenerationDefaults> {
     let text = files.read_text(FILE, MAX_GENERATION_CONFIG_BYTES)?;
     let read = text.map_or(Ok(GenerationConfig::default()), |text| serde_json::from_str(&text));
     let written = read.with_context(|| format!("{}: correct it or remove it", files.path_of(FILE).display()))?;
+    const GREEDY: f32 = 0.0;
     Ok(GenerationDefaults {
-        temperature: written.temperature,
+        temperature: if written.do_sample == Some(false) { Some(GREEDY) } else { written.temperature },
         top_p: written.top_p,
         top_k: written.top_k.filter(|k| *k > 0),
         min_p: written.min_p,

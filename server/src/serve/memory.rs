@@ -32,11 +32,9 @@ pub(crate) fn share_kv_memory(stated: Option<ByteSize>, demands: &[KvDemand]) ->
     order.sort_by_key(|&model| demands[model].most_tokens);
     for (position, &model) in order.iter().enumerate() {
         let bytes_per_token: u64 = order[position..].iter().map(|&other| token_bytes(&demands[other].spec)).sum();
-        let tokens = (left / bytes_per_token).min(demands[model].most_tokens as u64);
-        let block_size = demands[model].spec.block_size as u64;
-        // A demand is met in whole blocks, a budget is kept in whole blocks.
-        let wanted = demands[model].most_tokens.div_ceil(demands[model].spec.block_size) as u64;
-        let fitting = if tokens == demands[model].most_tokens as u64 { wanted } else { tokens / block_size };
+        let block_size = demands[model].spec.block_size;
+        let wanted = demands[model].most_tokens.div_ceil(block_size) as u64;
+        let fitting = wanted.min(left / bytes_per_token / block_size as u64);
         ensure!(
             fitting > 0,
             "engine.kv_cache_memory (--kv-cache-memory): {budget} is less than one block for each of {} models; give it more",
@@ -74,46 +72,47 @@ mod tests {
 
     use super::*;
 
-    /// `bytes` for each token, in blocks of 16.
-    fn demand(bytes: usize, most_tokens: usize) -> KvDemand {
-        let spec =
-            KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: bytes / 4, dtype: DType::BF16, block_size: 16 };
-        assert_eq!(spec.block_bytes(), 16 * bytes);
+    /// `units` of 64 bytes for each token, in blocks of 16.
+    fn demand(units: usize, most_tokens: usize) -> KvDemand {
+        let (dtype, block_size) = (DType::BF16, 16);
+        let spec = KvCacheSpec { num_layers: units, num_kv_heads: 1, head_dim: 16, dtype, block_size };
+        assert_eq!(spec.block_bytes(), units * BLOCK as usize);
         KvDemand { spec, most_tokens }
     }
 
+    /// Bytes of a block of one unit.
+    const BLOCK: u64 = 16 * 64;
+
     #[test]
     fn every_model_gets_the_same_number_of_tokens() {
-        let blocks = share_kv_memory(Some(ByteSize(300 * 16 * 100)), &[demand(100, 1 << 20), demand(200, 1 << 20)]);
+        let blocks = share_kv_memory(Some(ByteSize(300 * BLOCK)), &[demand(1, 1 << 20), demand(2, 1 << 20)]);
         assert_eq!(blocks.expect("there is room"), [100, 100]);
     }
 
     #[test]
     fn what_a_modest_model_leaves_over_goes_to_the_others() {
-        let demands = [demand(100, 1 << 20), demand(100, 160)];
-        assert_eq!(share_kv_memory(Some(ByteSize(100 * 16 * 100)), &demands).expect("there is room"), [90, 10]);
+        let demands = [demand(1, 1 << 20), demand(1, 160)];
+        assert_eq!(share_kv_memory(Some(ByteSize(100 * BLOCK)), &demands).expect("there is room"), [90, 10]);
     }
 
     #[test]
     fn no_model_gets_more_than_it_can_use() {
-        assert_eq!(share_kv_memory(Some(ByteSize(1 << 40)), &[demand(100, 1000)]).expect("there is room"), [63]);
+        assert_eq!(share_kv_memory(Some(ByteSize(1 << 40)), &[demand(1, 1000)]).expect("there is room"), [63]);
     }
 
     #[test]
     fn the_budget_is_never_exceeded() {
-        for budget in [3_200, 50_000, 77_777, 1_000_000] {
-            let demands = [demand(100, 400), demand(52, 1 << 20), demand(200, 90)];
-            let Ok(blocks) = share_kv_memory(Some(ByteSize(budget)), &demands) else { continue };
+        for budget in [9 * BLOCK, 10 * BLOCK + 1, 77_777, 1_000_000] {
+            let demands = [demand(1, 400), demand(3, 1 << 20), demand(2, 90)];
+            let blocks = share_kv_memory(Some(ByteSize(budget)), &demands).expect("there is room for a block each");
             let used: u64 = blocks.iter().zip(&demands).map(|(n, d)| *n as u64 * d.spec.block_bytes() as u64).sum();
-            // A demand that is met in full may end in a block that is not full.
-            let rounding: u64 = demands.iter().map(|demand| demand.spec.block_bytes() as u64).sum();
-            assert!(used <= budget + rounding, "{used} of {budget}");
+            assert!(used <= budget, "{used} of {budget}");
         }
     }
 
     #[test]
     fn a_budget_without_room_is_refused_by_its_key() {
-        let error = share_kv_memory(Some(ByteSize(100)), &[demand(100, 1000)]).expect_err("a block needs 1600 bytes");
+        let error = share_kv_memory(Some(ByteSize(BLOCK - 1)), &[demand(1, 1000)]).expect_err("less than a block");
         assert!(error.to_string().contains("--kv-cache-memory"));
     }
 
