@@ -227,3 +227,35 @@ fn llama3_frequency(freq: f32, factor: f64, (low, high): (f64, f64), context: f6
     let smooth = (context as f32 / wavelength - low as f32) / (high - low) as f32;
     (1.0 - smooth) * freq / factor as f32 + smooth * freq
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// `tests/fixtures/make.py` writes the cases.
+    #[test]
+    fn frequencies_are_those_of_the_reference_implementation() {
+        let cases: Vec<Value> = serde_json::from_str(include_str!("../../tests/fixtures/rope.json")).unwrap();
+        assert!(cases.len() >= 9);
+        for case in cases {
+            let mut fields = Fields::new(Path::new("config.json"), case["config"].as_object().unwrap());
+            let head_dim = fields.count("head_dim", limits::HEAD_DIM).unwrap();
+            let max_position = fields.count("max_position_embeddings", limits::MAX_POSITION).unwrap();
+            let rope = read_rope(&mut fields, RopeContext { head_dim, max_position }).unwrap();
+            fields.finish().unwrap();
+            let expected: Vec<f64> =
+                case["inv_freq"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+            let found = rope.inv_freq();
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((f64::from(*found) / expected - 1.0).abs() < 3e-7, "{found} {expected}: {}", case["config"]);
+            }
+            let scaling = case["attention_scaling"].as_f64().unwrap();
+            assert!((f64::from(rope.attention_scaling()) - scaling).abs() < 1e-6, "{}", case["config"]);
+        }
+    }
+}

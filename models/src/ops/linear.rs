@@ -37,7 +37,7 @@ impl PackedWeight {
     /// Packs `parts`, one below the other, as one matrix of `dtype` (for example Q, K and V as one). Parts of another
     /// dtype are rounded to it. Reads each byte once and needs no memory besides the result.
     ///
-    /// Errors when a dtype is not f32, f16 or bf16, or when a part is not a whole number of rows.
+    /// Errors when a dtype is not f32, f16 or bf16, when a part is not a whole number of rows, or when memory is short.
     pub fn pack(
         compute: &Compute,
         dtype: DType,
@@ -60,7 +60,7 @@ impl PackedWeight {
         }
         let storage = match compute.kernels() {
             KernelSet::Reference => WeightStorage::Tensor(tensor_of(compute, dtype, in_features, parts)?),
-            _ => WeightStorage::Panels(Panels::pack(compute, dtype, (out_features, in_features), parts)),
+            _ => WeightStorage::Panels(Panels::pack(compute, dtype, (out_features, in_features), parts)?),
         };
         Ok(Self { out_features, in_features, dtype, storage })
     }

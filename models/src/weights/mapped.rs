@@ -21,9 +21,10 @@ impl FileBytes {
             return Err(io::ErrorKind::NotFound.into());
         }
         let file = File::open(path)?;
-        // SAFETY: the map is read-only and private to loading. No reference into it outlives the load, and every value
-        // is copied before it is judged: bytes that another process changes meanwhile give other weights, which any
-        // bytes of a weight file are, and never another length.
+        // SAFETY: the map is read-only, and no reference into it outlives the load. A process that rewrites the file
+        // meanwhile gives other weights, which any bytes of a weight file are; the header is copied before it is judged.
+        // A process that shortens the file meanwhile ends this one (SIGBUS), as it would end any reader of a map: that is
+        // why a running model holds none.
         Ok(Self::Mapped(unsafe { Mmap::map(&file)? }))
     }
 

@@ -94,11 +94,12 @@ impl<E: Element> Kernel for Attention<'_, E> {
         let num_tiles = (first_position + chunk.num_rows).div_ceil(KV_TILE);
         for tile in 0..num_tiles {
             let kv = self.kv_tile(table, kv_head, tile * KV_TILE);
+            let next = self.kv_tile(table, kv_head, (tile + 1).min(num_tiles - 1) * KV_TILE);
             // Tokens before the tile do not see it; the first that does sees `visible` of its keys.
             let skipped = (tile * KV_TILE).saturating_sub(first_position);
             let visible = first_position + skipped + 1 - tile * KV_TILE;
             // SAFETY: the state and the tile have the sizes that the layer says; the launch vouches for the instructions.
-            unsafe { self.visit::<V>(&mut state, &kv, skipped..chunk.num_rows, visible) };
+            unsafe { self.visit::<V>(&mut state, [&kv, &next], skipped..chunk.num_rows, visible) };
         }
         self.finish(chunk, kv_head, &state);
     }
@@ -135,7 +136,7 @@ impl<E: Element> Attention<'_, E> {
         KvTile { k: &self.k[offset / KV_TILE * k_len..][..k_len], v: &self.v[offset * padded..][..KV_TILE * padded] }
     }
 
-    /// Adds one tile to the rows of `tokens`, the first of which sees `visible` keys of it, the next one more, and so on.
+    /// Adds one tile, the first of `kv`, to the rows of `tokens`, the first of which sees `visible` keys of it, the next one more, and so on.
     ///
     /// # Safety
     /// The state and the tile have the layer's sizes; the CPU has `V`'s instructions.
@@ -143,7 +144,7 @@ impl<E: Element> Attention<'_, E> {
     unsafe fn visit<V: Vector>(
         &self,
         state: &mut ChunkState,
-        kv: &KvTile<'_, E>,
+        kv: [&KvTile<'_, E>; 2],
         tokens: std::ops::Range<usize>,
         visible: usize,
     ) {
@@ -175,15 +176,16 @@ impl<E: Element> Attention<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn scores<V: Vector>(&self, state: &mut ChunkState, kv: &KvTile<'_, E>, first: usize, num_rows: usize) {
+    unsafe fn scores<V: Vector>(&self, state: &mut ChunkState, kv: [&KvTile<'_, E>; 2], first: usize, num_rows: usize) {
         let head_dim = self.layer.head_dim();
         let factors = Factors {
             x: state.q[first * head_dim..].as_ptr(),
             x_stride: head_dim,
-            w: kv.k.as_ptr(),
+            w: kv[0].k.as_ptr(),
             w_stride: KV_TILE,
             w_panel_stride: 0,
             depth: head_dim,
+            prefetch_bytes: bytes_between(kv[0].k, kv[1].k),
         };
         let to = state.weights[first * KV_TILE..].as_mut_ptr();
         // SAFETY: `num_rows` rows of `head_dim` queries and of `KV_TILE` scores; the tile is `head_dim` by `KV_TILE`.
@@ -204,7 +206,7 @@ impl<E: Element> Attention<'_, E> {
     unsafe fn add_values<V: Vector>(
         &self,
         state: &mut ChunkState,
-        kv: &KvTile<'_, E>,
+        kv: [&KvTile<'_, E>; 2],
         rows: std::ops::Range<usize>,
         depth: usize,
     ) {
@@ -216,10 +218,11 @@ impl<E: Element> Attention<'_, E> {
                 let factors = Factors {
                     x: state.weights[first * KV_TILE..].as_ptr(),
                     x_stride: KV_TILE,
-                    w: kv.v[column..].as_ptr(),
+                    w: kv[0].v[column..].as_ptr(),
                     w_stride: padded,
                     w_panel_stride: KV_TILE,
                     depth,
+                    prefetch_bytes: bytes_between(kv[0].v, kv[1].v),
                 };
                 let to = state.out[first * padded + column..].as_mut_ptr();
                 let wide = column + 2 * KV_TILE <= padded && num_rows <= 3;
@@ -254,6 +257,12 @@ impl<E: Element> Attention<'_, E> {
             }
         }
     }
+}
+
+/// From a tile to the next, which the CPU's own prefetch cannot guess: the block table leads there.
+#[inline(always)]
+fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
+    next.as_ptr().addr().wrapping_sub(tile.as_ptr().addr()) as isize
 }
 
 #[inline(always)]

@@ -49,6 +49,12 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(at: *const T) {
+        // A prefetch never faults, and every x86-64 CPU has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { _mm256_storeu_ps(to, self.0) }
     }

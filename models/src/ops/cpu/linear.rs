@@ -29,10 +29,13 @@ const PIECE_BYTES: usize = 16 * 1024;
 const TASKS_PER_THREAD: usize = 8;
 
 /// Weights that one task reads at least: some microseconds of work.
-const MIN_TASK_BYTES: usize = 32 * 1024;
+const MIN_TASK_BYTES: usize = 64 * 1024;
 
 /// Panels that a row alone visits together: 8 running sums hide the latency of the multiply-add.
 const PANELS_OF_ONE_ROW: usize = 4;
+
+/// How far ahead of its use a weight is asked for. The CPU's own prefetch stops at the end of a small page.
+const PREFETCH_BYTES: isize = 1024;
 
 pub(crate) fn linear(
     compute: &Compute,
@@ -43,18 +46,40 @@ pub(crate) fn linear(
     let x = Rows::new(x)?;
     let bias = bias.map(Rows::vector).transpose()?;
     let mut y = vec![0.0; x.num_rows * panels.out_features];
-    let (bias, y_out) = (bias.as_ref().map(Rows::as_slice), Output::new(&mut y));
+    let target = Target { y: Output::new(&mut y), bias: bias.as_ref().map(Rows::as_slice) };
     match &panels.data {
-        PanelData::F32(data) => run(compute, Linear::new(compute, &x, panels, data.as_slice(), bias, y_out)),
-        PanelData::F16(data) => run(compute, Linear::new(compute, &x, panels, data.as_slice(), bias, y_out)),
-        PanelData::Bf16(data) => run(compute, Linear::new(compute, &x, panels, data.as_slice(), bias, y_out)),
+        PanelData::F32(data) => run(compute, &x, panels, data.as_slice(), target),
+        PanelData::F16(data) => run(compute, &x, panels, data.as_slice(), target),
+        PanelData::Bf16(data) => run(compute, &x, panels, data.as_slice(), target),
     }
     Ok(Tensor::from_vec(y, (x.num_rows, panels.out_features), compute.device())?)
 }
 
-fn run<E: Element>(compute: &Compute, kernel: Linear<'_, E>) {
-    let num_tasks = kernel.num_row_tasks * kernel.num_panels().div_ceil(kernel.panels_per_task);
-    launch(compute, num_tasks, &kernel);
+fn run<E: Element>(compute: &Compute, x: &Rows<'_>, weight: &Panels, panels: &[E], target: Target<'_>) {
+    let num_panels = weight.out_features.div_ceil(PANEL);
+    let panel_bytes = weight.in_features * PANEL * size_of::<E>();
+    let panels_per_task = num_panels
+        .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
+        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(MAX_TILE_ROWS)))
+        .next_multiple_of(PANELS_OF_ONE_ROW);
+    let kernel = Linear {
+        x: x.as_slice(),
+        x_stride: x.stride(),
+        num_rows: x.num_rows,
+        panels,
+        out_features: weight.out_features,
+        in_features: weight.in_features,
+        target,
+        num_row_tasks: x.num_rows.div_ceil(TASK_ROWS),
+        panels_per_task,
+    };
+    launch(compute, kernel.num_row_tasks * num_panels.div_ceil(panels_per_task), &kernel);
+}
+
+/// Where the sums go, and what is added to them at the end.
+struct Target<'a> {
+    y: Output<f32>,
+    bias: Option<&'a [f32]>,
 }
 
 struct Linear<'a, E> {
@@ -64,8 +89,7 @@ struct Linear<'a, E> {
     panels: &'a [E],
     out_features: usize,
     in_features: usize,
-    bias: Option<&'a [f32]>,
-    y: Output<f32>,
+    target: Target<'a>,
     num_row_tasks: usize,
     panels_per_task: usize,
 }
@@ -79,39 +103,7 @@ struct Place {
     k_len: usize,
 }
 
-impl<'a, E: Element> Linear<'a, E> {
-    #[expect(clippy::too_many_arguments, reason = "the fields of a kernel, each named by its type")]
-    fn new(
-        compute: &Compute,
-        x: &'a Rows<'_>,
-        weight: &Panels,
-        panels: &'a [E],
-        bias: Option<&'a [f32]>,
-        y: Output<f32>,
-    ) -> Self {
-        let num_row_tasks = x.num_rows.div_ceil(TASK_ROWS);
-        let num_panels = weight.out_features.div_ceil(PANEL);
-        let panel_bytes = (weight.in_features * PANEL * size_of::<E>()).max(1);
-        let rows_factor = x.num_rows.clamp(1, MAX_TILE_ROWS);
-        let panels_per_task = num_panels
-            .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
-            .max(MIN_TASK_BYTES / (panel_bytes * rows_factor))
-            .max(1)
-            .next_multiple_of(PANELS_OF_ONE_ROW);
-        Self {
-            x: x.as_slice(),
-            x_stride: x.stride(),
-            num_rows: x.num_rows,
-            panels,
-            out_features: weight.out_features,
-            in_features: weight.in_features,
-            bias,
-            y,
-            num_row_tasks,
-            panels_per_task,
-        }
-    }
-
+impl<E: Element> Linear<'_, E> {
     fn num_panels(&self) -> usize {
         self.out_features.div_ceil(PANEL)
     }
@@ -166,8 +158,9 @@ impl<'a, E: Element> Linear<'a, E> {
                 w_stride: PANEL,
                 w_panel_stride: self.in_features * PANEL,
                 depth: k_len,
+                prefetch_bytes: PREFETCH_BYTES,
             };
-            let y = self.y.at(row * self.out_features + first_column);
+            let y = self.target.y.at(row * self.out_features + first_column);
             if num_columns == PANELS * PANEL {
                 let sums = if k_start == 0 {
                     [[[V::splat(0.0); 2]; PANELS]; ROWS]
@@ -195,7 +188,7 @@ impl<'a, E: Element> Linear<'a, E> {
 
     #[inline(always)]
     unsafe fn add_bias<const ROWS: usize>(&self, row: usize, first_column: usize, num_columns: usize) {
-        let Some(bias) = self.bias else { return };
+        let Some(bias) = self.target.bias else { return };
         for index in 0..ROWS {
             // SAFETY: the tile's own columns.
             let y = unsafe { self.columns(row + index, first_column, num_columns) };
@@ -209,7 +202,7 @@ impl<'a, E: Element> Linear<'a, E> {
     #[inline(always)]
     unsafe fn columns(&self, row: usize, first_column: usize, num_columns: usize) -> &mut [f32] {
         // SAFETY: passed on.
-        unsafe { self.y.part(row * self.out_features + first_column, num_columns) }
+        unsafe { self.target.y.part(row * self.out_features + first_column, num_columns) }
     }
 }
 

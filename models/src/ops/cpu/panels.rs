@@ -12,9 +12,10 @@
 use candle_core::DType;
 use half::{bf16, f16};
 
-use super::buffer::AlignedBuffer;
+use super::buffer::PageBuffer;
 use super::launch::Output;
 use super::vector::Element;
+use crate::ModelError;
 use crate::ops::{Compute, WeightPart};
 
 /// Outputs of one panel.
@@ -29,21 +30,26 @@ pub(crate) struct Panels {
 
 #[derive(Debug)]
 pub(super) enum PanelData {
-    F32(AlignedBuffer<f32>),
-    F16(AlignedBuffer<f16>),
-    Bf16(AlignedBuffer<bf16>),
+    F32(PageBuffer<f32>),
+    F16(PageBuffer<f16>),
+    Bf16(PageBuffer<bf16>),
 }
 
 impl Panels {
     /// `parts` hold whole rows of `shape.1` elements, together `shape.0` rows, and every dtype is f32, f16 or bf16.
-    pub(crate) fn pack(compute: &Compute, dtype: DType, shape: (usize, usize), parts: &[WeightPart<'_>]) -> Self {
+    pub(crate) fn pack(
+        compute: &Compute,
+        dtype: DType,
+        shape: (usize, usize),
+        parts: &[WeightPart<'_>],
+    ) -> Result<Self, ModelError> {
         let (out_features, in_features) = shape;
         let data = match dtype {
-            DType::F32 => PanelData::F32(pack(compute, shape, parts)),
-            DType::F16 => PanelData::F16(pack(compute, shape, parts)),
-            _ => PanelData::Bf16(pack(compute, shape, parts)),
+            DType::F32 => PanelData::F32(pack(compute, shape, parts)?),
+            DType::F16 => PanelData::F16(pack(compute, shape, parts)?),
+            _ => PanelData::Bf16(pack(compute, shape, parts)?),
         };
-        Self { out_features, in_features, data }
+        Ok(Self { out_features, in_features, data })
     }
 
     pub(crate) fn size_bytes(&self) -> usize {
@@ -55,8 +61,12 @@ impl Panels {
     }
 }
 
-fn pack<E: Element>(compute: &Compute, (n, k): (usize, usize), parts: &[WeightPart<'_>]) -> AlignedBuffer<E> {
-    let mut buffer = AlignedBuffer::zeroed(n.next_multiple_of(PANEL) * k);
+fn pack<E: Element>(
+    compute: &Compute,
+    (n, k): (usize, usize),
+    parts: &[WeightPart<'_>],
+) -> Result<PageBuffer<E>, ModelError> {
+    let mut buffer = PageBuffer::zeroed(n.next_multiple_of(PANEL) * k)?;
     let output = Output::new(buffer.as_mut_slice());
     compute.pool().run(n.div_ceil(PANEL), &|panel| {
         // SAFETY: each task takes its own panel, and the buffer outlives the run.
@@ -71,7 +81,7 @@ fn pack<E: Element>(compute: &Compute, (n, k): (usize, usize), parts: &[WeightPa
             }
         }
     });
-    buffer
+    Ok(buffer)
 }
 
 /// Widening to f32 and rounding back is exact, so a part of the buffer's own dtype is copied bit for bit.

@@ -1,4 +1,4 @@
-#![expect(unsafe_code, reason = "threads fill disjoint tokens of one cache")]
+#![expect(unsafe_code, reason = "threads fill disjoint heads of one cache")]
 
 //! Writes keys and values into the paged cache.
 
@@ -72,34 +72,34 @@ impl InplaceOp1 for Store<'_> {
 }
 
 impl Store<'_> {
+    /// Threads divide the heads, not the tokens: two tokens with one slot by mistake then still do not race.
     fn store<E: Element>(&self, cache: &mut [E]) {
         let output = Output::new(cache);
-        let (tokens_per_task, num_tasks) = split_rows(self.slots.len(), self.rows.width);
+        let (heads_per_task, num_tasks) = split_rows(self.shape.num_kv_heads, self.slots.len() * self.shape.head_dim);
         self.compute.pool().run(num_tasks, &|task| {
-            let first = task * tokens_per_task;
-            for token in first..(first + tokens_per_task).min(self.slots.len()) {
-                self.store_token(token, &output);
+            let first = task * heads_per_task;
+            for head in first..(first + heads_per_task).min(self.shape.num_kv_heads) {
+                for (token, slot) in self.slots.iter().enumerate() {
+                    self.store_head(token, slot.0 as usize, head, &output);
+                }
             }
         });
     }
 
-    fn store_token<E: Element>(&self, token: usize, cache: &Output<E>) {
+    fn store_head<E: Element>(&self, token: usize, slot: usize, head: usize, cache: &Output<E>) {
         let CacheShape { block_size, num_kv_heads, head_dim, padded_head_dim } = self.shape;
-        let slot = self.slots[token].0 as usize;
         let (block, offset) = (slot / block_size, slot % block_size);
-        for (head, x) in self.rows.row(token).chunks_exact(head_dim).enumerate() {
-            let block_head = block * num_kv_heads + head;
-            let (start, stride) = match self.side {
-                Side::Keys => {
-                    let tile = block_head * (block_size / KV_TILE) + offset / KV_TILE;
-                    (tile * head_dim * KV_TILE + offset % KV_TILE, KV_TILE)
-                }
-                Side::Values => ((block_head * block_size + offset) * padded_head_dim, 1),
-            };
-            for (d, &value) in x.iter().enumerate() {
-                // SAFETY: the slot is inside the cache, which the caller checked, and belongs to this token alone.
-                unsafe { *cache.at(start + d * stride) = E::from_f32(value) };
+        let block_head = block * num_kv_heads + head;
+        let (start, stride) = match self.side {
+            Side::Keys => {
+                let tile = block_head * (block_size / KV_TILE) + offset / KV_TILE;
+                (tile * head_dim * KV_TILE + offset % KV_TILE, KV_TILE)
             }
+            Side::Values => ((block_head * block_size + offset) * padded_head_dim, 1),
+        };
+        for (d, &value) in self.rows.row(token)[head * head_dim..][..head_dim].iter().enumerate() {
+            // SAFETY: the slot is inside the cache, which the caller checked; the head belongs to this task alone.
+            unsafe { *cache.at(start + d * stride) = E::from_f32(value) };
         }
     }
 }

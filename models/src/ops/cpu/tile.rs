@@ -18,6 +18,8 @@ pub(super) struct Factors<E> {
     pub(super) w_stride: usize,
     pub(super) w_panel_stride: usize,
     pub(super) depth: usize,
+    /// How far from each of `w` stands what will be read later, and is asked for now. It need not be valid.
+    pub(super) prefetch_bytes: isize,
 }
 
 /// Continues `sums` with one fused multiply-add for each `k`, in ascending order.
@@ -30,12 +32,13 @@ pub(super) unsafe fn multiply<V: Vector, E: Element, const ROWS: usize, const PA
     factors: Factors<E>,
     mut sums: Sums<V, ROWS, PANELS>,
 ) -> Sums<V, ROWS, PANELS> {
-    let Factors { x, x_stride, mut w, w_stride, w_panel_stride, depth } = factors;
+    let Factors { x, x_stride, mut w, w_stride, w_panel_stride, depth, prefetch_bytes } = factors;
     for k in 0..depth {
         for panel in 0..PANELS {
             // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
             unsafe {
                 let at = w.add(panel * w_panel_stride);
+                V::prefetch(at.wrapping_byte_offset(prefetch_bytes));
                 let columns: [V; 2] = [E::load(at), E::load(at.add(LANES))];
                 for row in 0..ROWS {
                     let factor = V::splat(*x.add(row * x_stride + k));

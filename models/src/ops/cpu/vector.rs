@@ -18,6 +18,8 @@ pub(super) trait Vector: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_bf16(from: *const bf16) -> Self;
     unsafe fn load_f16(from: *const f16) -> Self;
+    /// Asks for the cache line at `at`, which need not be valid.
+    fn prefetch<T>(at: *const T);
     unsafe fn store(self, to: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
@@ -167,6 +169,9 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    fn prefetch<T>(_at: *const T) {}
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the caller's pointer is valid for eight elements.
         unsafe { to.cast::<[f32; LANES]>().write_unaligned(self.0) };
@@ -218,5 +223,28 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn exp2_of_integer(self) -> Self {
         self.map(|n| f32::from_bits(((n as i32 + 127) << 23) as u32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for step in 0..1_000_000 {
+            let x = -87.3 + step as f32 * (175.6 / 1e6);
+            // SAFETY: portable code.
+            let got = unsafe { Portable::splat(x).exp().to_array()[0] };
+            let want = f64::from(x).exp();
+            let unit = f64::from((want as f32).next_up() - want as f32);
+            assert!((f64::from(got) - want).abs() <= 2.0 * unit, "exp({x}) is {got:e}, not {want:e}");
+        }
+    }
+
+    #[test]
+    fn exp_keeps_what_is_not_a_number() {
+        // SAFETY: portable code.
+        assert!(unsafe { Portable::splat(f32::NAN).exp().to_array()[3] }.is_nan());
     }
 }
