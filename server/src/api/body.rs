@@ -21,7 +21,8 @@ pub(crate) async fn read_json(request: Request, config: &ApiConfig) -> Result<Va
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     axum::body::to_bytes(body, limit).await.map_err(|error| {
-        let over_limit = std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("length limit"));
+        let over_limit =
+            std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("length limit"));
         if over_limit { too_large(limit) } else { ApiError::new(ErrorKind::InvalidJson, "The body ended too early.") }
     })
 }

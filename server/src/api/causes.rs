@@ -29,11 +29,9 @@ impl From<Refusal> for ApiError {
         let name = HeaderName::from_static("x-ratelimit-limit-name");
         let value = HeaderValue::from_static(refusal.limit.as_str());
         match refusal.retry {
-            Retry::After(wait) => {
-                Self::new(ErrorKind::RateLimited, format!("Rate limit reached: {refusal}."))
-                    .retry_after(wait)
-                    .header(name, value)
-            }
+            Retry::After(wait) => Self::new(ErrorKind::RateLimited, format!("Rate limit reached: {refusal}."))
+                .retry_after(wait)
+                .header(name, value),
             Retry::Never => {
                 Self::new(ErrorKind::ExceedsLimit, format!("Request too large: {refusal}.")).header(name, value)
             }
@@ -64,7 +62,9 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::ShuttingDown => Self::new(ErrorKind::Draining, "The server is shutting down."),
-            RequestError::NotFinite => Self::new(ErrorKind::EngineFailed, format!("{}.", capitalised(&error.to_string()))),
+            RequestError::NotFinite => {
+                Self::new(ErrorKind::EngineFailed, format!("{}.", capitalised(&error.to_string())))
+            }
             RequestError::Step(detail) => {
                 tracing::error!(detail, "a step failed a request");
                 Self::new(ErrorKind::EngineFailed, "The step that ran this request failed.")
@@ -96,7 +96,10 @@ pub(crate) fn model_not_found(name: &str) -> ApiError {
 /// What is left of an account's rates, in OpenAI's headers.
 pub(crate) fn fill_rate_limit_headers(headers: &mut HeaderMap, state: &RateLimitState) {
     let windows = [
-        (state.requests, ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]),
+        (
+            state.requests,
+            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+        ),
         (state.tokens, ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
     ];
     for (window, [limit_name, remaining_name, reset_name]) in windows {
@@ -111,7 +114,11 @@ pub(crate) fn fill_rate_limit_headers(headers: &mut HeaderMap, state: &RateLimit
 
 /// `850ms`, `6.200s`: as OpenAI writes waits.
 fn wait_text(wait: Duration) -> String {
-    if wait < Duration::from_secs(1) { format!("{}ms", wait.as_millis()) } else { format!("{:.3}s", wait.as_secs_f64()) }
+    if wait < Duration::from_secs(1) {
+        format!("{}ms", wait.as_millis())
+    } else {
+        format!("{:.3}s", wait.as_secs_f64())
+    }
 }
 
 fn capitalised(text: &str) -> String {

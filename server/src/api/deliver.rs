@@ -178,12 +178,10 @@ impl Meter {
         let Some(metrics) = state.metrics().model(&self.model.name) else { return };
         let now = state.clock().now();
         match delta {
-            Delta::Text(part) if !part.token_ids.is_empty() => {
-                match self.last_token.replace(now) {
-                    None => metrics.first_token(now.saturating_sub(self.arrived)),
-                    Some(last) => metrics.next_token(now.saturating_sub(last)),
-                }
-            }
+            Delta::Text(part) if !part.token_ids.is_empty() => match self.last_token.replace(now) {
+                None => metrics.first_token(now.saturating_sub(self.arrived)),
+                Some(last) => metrics.next_token(now.saturating_sub(last)),
+            },
             Delta::Finished(finish) => {
                 self.finished.push(finish.usage);
                 metrics.ended(finish.usage, now.saturating_sub(self.arrived));

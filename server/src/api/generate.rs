@@ -1,8 +1,14 @@
 //! The shared path of chat and completions. One request, in order:
 //!
-//! 1. authenticate; 2. read and check the JSON; 3. template and tokenise, off the async threads; 4. check the context;
-//! 5. reserve: all limits or none; 6. pick a replica; 7. submit, never waiting; 8. the pieces are delivered
-//! ([`super::deliver`]); 9. usage is recorded on the reservation at every event; 10. dropping settles it.
+//! 1. authenticate the key ([`super::routes`]), before the body is read;
+//! 2. read and check the JSON ([`super::wire`]);
+//! 3. template and tokenise, off the async threads ([`super::prepare`]);
+//! 4. check the context: prompt and answer fit, or the error has both numbers;
+//! 5. reserve: all limits or none;
+//! 6. pick a replica;
+//! 7. submit, which never waits;
+//! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::choice`];
+//! 9. settle what the engine counted, by dropping the [`Generation`], on every way out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +28,8 @@ use crate::gateway::{Account, Ask, Generation, LimitName, PrefixHint, Reservatio
 pub(crate) struct Admitted {
     pub(crate) choices: Vec<RunningChoice>,
     pub(crate) model: Arc<ServedModel>,
-    pub(crate) place: OwnedSemaphorePermit,
+    /// Given back when the answer is over.
+    _place: OwnedSemaphorePermit,
     /// When the request arrived, on the server's clock.
     pub(crate) arrived: Duration,
 }
@@ -45,7 +52,7 @@ pub(crate) async fn admit(
     let admission = Admission { state, account, request: &request, model: &model, shape };
     let tickets = prompts.into_iter().map(|prompt| admission.reserve(prompt)).collect::<Result<Vec<_>, _>>();
     let choices = admission.start_all(tickets?)?;
-    Ok(Admitted { choices, model, place, arrived })
+    Ok(Admitted { choices, model, _place: place, arrived })
 }
 
 /// What of the prompt's kind outlives the prompt.
@@ -62,9 +69,7 @@ impl Shape {
                 Self { tools: ToolCalls::PlainText, start: AnswerStart::OwnText }
             }
             Prompt::Chat(_) => Self { tools: ToolCalls::Parsed, start: AnswerStart::OwnText },
-            Prompt::Completions { .. } => {
-                Self { tools: ToolCalls::PlainText, start: AnswerStart::GoesOnFromPrompt }
-            }
+            Prompt::Completions { .. } => Self { tools: ToolCalls::PlainText, start: AnswerStart::GoesOnFromPrompt },
         }
     }
 }

@@ -24,7 +24,8 @@ pub(crate) async fn trace(State(state): State<AppState>, request: Request, next:
     let id = request_id(request.headers());
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>();
-    let route = ROUTES.into_iter().find(|route| path.is_some_and(|path| path.as_str() == *route)).unwrap_or("unmatched");
+    let route =
+        ROUTES.into_iter().find(|route| path.is_some_and(|path| path.as_str() == *route)).unwrap_or("unmatched");
     let began = state.clock().now();
     let mut response = next.run(request).await;
     let took_ms = (state.clock().now().saturating_sub(began)).as_millis() as u64;
@@ -59,7 +60,8 @@ fn check_local(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
         return Err(ApiError::new(ErrorKind::ForbiddenHost, message));
     }
     let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
-    let local = origin.to_str().ok().and_then(|origin| origin.split_once("://")).is_some_and(|(_, host)| is_local(host));
+    let local =
+        origin.to_str().ok().and_then(|origin| origin.split_once("://")).is_some_and(|(_, host)| is_local(host));
     if local {
         return Ok(());
     }
@@ -97,8 +99,18 @@ mod tests {
         for local in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8080"] {
             assert!(is_local(local), "{local}");
         }
-        let foreign = ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil", "", "null",
-            "localhost:80:80", "[::1]evil", "[::2]", "localhost:evil"];
+        let foreign = [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.1@evil",
+            "",
+            "null",
+            "localhost:80:80",
+            "[::1]evil",
+            "[::2]",
+            "localhost:evil",
+        ];
         for foreign in foreign {
             assert!(!is_local(foreign), "{foreign}");
         }

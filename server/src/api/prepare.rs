@@ -104,11 +104,7 @@ pub(crate) fn check_token_ids(
 
 /// How many tokens may be generated after a prompt of this length: what the caller asked for if that fits, else an
 /// error with both numbers. Without an ask, all the room there is.
-pub(crate) fn room_for_answer(
-    model: &ServedModel,
-    prompt_tokens: usize,
-    asked: Option<u32>,
-) -> Result<u32, ApiError> {
+pub(crate) fn room_for_answer(model: &ServedModel, prompt_tokens: usize, asked: Option<u32>) -> Result<u32, ApiError> {
     if prompt_tokens == 0 {
         return Err(invalid("prompt", "holds no token"));
     }

@@ -53,7 +53,10 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
     let model = read_model(&state, &mut fields)?;
     let tokens = token_ids("tokens", &required(fields.array("tokens")?, "tokens")?)?;
     if let Some(id) = tokens.iter().find(|id| **id as usize >= model.input_vocab_size) {
-        return Err(invalid("tokens", format!("token {id} is outside the model's vocabulary of {}", model.input_vocab_size)));
+        return Err(invalid(
+            "tokens",
+            format!("token {id} is outside the model's vocabulary of {}", model.input_vocab_size),
+        ));
     }
     let text = Arc::clone(&model.text);
     let prompt = state.run_text(move || Ok(text.tokenizer.decode(&tokens, SkipSpecialTokens::No))).await?;
@@ -77,7 +80,9 @@ fn read_prompt(state: &AppState, fields: &mut Fields, reader: &mut Reader) -> Re
         return Ok(Prompt::Chat(read_chat_prompt(fields, reader, &state.config().bounds)?));
     }
     match required(fields.value("prompt"), "prompt")? {
-        Value::String(text) => Ok(Prompt::Completions { prompts: vec![CompletionPrompt::Text(text)], add_special_tokens }),
+        Value::String(text) => {
+            Ok(Prompt::Completions { prompts: vec![CompletionPrompt::Text(text)], add_special_tokens })
+        }
         other => Err(wrong_type("prompt", "a string", &other)),
     }
 }

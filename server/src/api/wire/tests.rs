@@ -213,7 +213,8 @@ fn the_callers_sampling_goes_before_the_models_own() {
     let engine = request.generate.sampling.to_engine(&defaults, &[2, 9], 10);
     assert_eq!((engine.temperature, engine.top_k, engine.seed), (0.0, Some(5), Some(u64::MAX)));
     assert_eq!(engine.stop_token_ids, [9, 2]);
-    let ignoring = chat(json!({"ignore_eos": true, "top_k": -1})).unwrap().generate.sampling.to_engine(&defaults, &[2], 10);
+    let ignoring =
+        chat(json!({"ignore_eos": true, "top_k": -1})).unwrap().generate.sampling.to_engine(&defaults, &[2], 10);
     assert_eq!((ignoring.stop_token_ids.as_slice(), ignoring.top_k), ([].as_slice(), None));
 }
 
