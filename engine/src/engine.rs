@@ -103,11 +103,20 @@ impl EngineHandle {
         &self.door.config
     }
 
+    /// The most tokens a request may ask for after a prompt this long: what the context and the KV cache leave. 0 if the
+    /// prompt leaves nothing.
+    pub fn max_tokens_after(&self, prompt_tokens: usize) -> usize {
+        let door = &self.door;
+        // The last generated token is never computed, so it needs no room.
+        let cache_tokens = door.config.num_kv_blocks * door.block_size + 1;
+        door.config.max_model_len.min(cache_tokens).saturating_sub(prompt_tokens)
+    }
+
     /// Queues a request and returns its events; never blocks. Errors at once when the queue is full, or when the request
     /// could never be served.
     ///
     /// Its prompt is checked here, on the caller's thread: prompt and `max_tokens` together within `max_model_len` and
-    /// the KV cache, every token within the vocabulary.
+    /// the KV cache, every token within the vocabulary, every sampling parameter within its range.
     pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
         let door = &self.door;
         door.check(&request)?;
@@ -193,6 +202,9 @@ impl Door {
         let total_blocks = self.config.num_kv_blocks;
         if needed_blocks > total_blocks {
             return Err(SubmitError::NeverFits { needed_blocks, total_blocks });
+        }
+        if let Some(parameter) = request.sampling.out_of_range() {
+            return Err(SubmitError::InvalidSampling { parameter });
         }
         let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
         check_tokens(request.prompt.iter(), self.input_vocab_size)?;

@@ -1,3 +1,5 @@
+//! Why an engine does not start, and why it refuses a request.
+
 use passerelle_models::{ModelError, TokenId};
 
 use crate::config::ConfigError;
@@ -55,6 +57,12 @@ pub enum SubmitError {
         token: TokenId,
         /// Ids below this are valid.
         vocab_size: usize,
+    },
+    /// A sampling parameter is outside the range its documentation states.
+    #[error("{parameter} is out of range")]
+    InvalidSampling {
+        /// The field's name in [`crate::SamplingParams`].
+        parameter: &'static str,
     },
     /// The engine drains or has shut down.
     #[error("the engine is shutting down")]

@@ -1,3 +1,5 @@
+//! What comes out of the engine.
+
 use passerelle_models::TokenId;
 
 /// What a request hears from the engine, in this order: `PromptLogprobs` (only if asked for), `Token`s, then exactly

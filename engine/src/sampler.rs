@@ -104,7 +104,7 @@ impl Sampler {
             Candidate { token, weight }
         };
         self.candidates.clear();
-        match params.top_k.map(|k| k.max(1) as usize).filter(|&k| k < row.len()) {
+        match params.top_k.map(|k| k as usize).filter(|&k| k < row.len()) {
             Some(top_k) => {
                 select_best(row, top_k, &mut self.selected);
                 self.candidates.extend(self.selected.iter().copied().map(candidate));

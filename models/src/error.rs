@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a checkpoint cannot be served, or a step cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -13,4 +13,10 @@ pub enum ModelError {
     Io { file: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Device(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    pub(crate) fn checkpoint(file: &Path, what: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Checkpoint { file: file.to_owned(), what: what.into(), problem: problem.into() }
+    }
 }

@@ -116,6 +116,34 @@ fn what_can_never_be_served_is_refused_at_once() {
 }
 
 #[test]
+fn a_sampling_parameter_out_of_range_is_refused_by_name() {
+    let (_step_loop, handle) = step_loop(model(), config());
+    let cases = [
+        ("temperature", SamplingParams { temperature: -1.0, ..greedy(1) }),
+        ("top_k", SamplingParams { top_k: Some(0), ..greedy(1) }),
+        ("top_p", SamplingParams { top_p: f32::NAN, ..greedy(1) }),
+        ("min_p", SamplingParams { min_p: 1.5, ..greedy(1) }),
+        ("repetition_penalty", SamplingParams { repetition_penalty: 0.0, ..greedy(1) }),
+        ("logit_bias", SamplingParams { logit_bias: vec![(1, f32::NAN)], ..greedy(1) }),
+    ];
+    for (parameter, sampling) in cases {
+        let refusal = handle.submit(request(&[1], sampling)).unwrap_err();
+        assert_eq!(refusal, SubmitError::InvalidSampling { parameter });
+    }
+}
+
+#[test]
+fn the_room_after_a_prompt_is_exactly_what_submit_takes() {
+    for (num_kv_blocks, max_model_len) in [(4, 128), (32, 20)] {
+        let (_step_loop, handle) = step_loop(model(), EngineConfig { num_kv_blocks, max_model_len, ..config() });
+        let room = handle.max_tokens_after(2) as u32;
+        assert!(handle.submit(request(&[1, 2], greedy(room))).is_ok());
+        assert!(handle.submit(request(&[1, 2], greedy(room + 1))).is_err());
+        assert_eq!(handle.max_tokens_after(500), 0);
+    }
+}
+
+#[test]
 fn the_largest_sequence_that_fits_runs_to_its_end() {
     let small = EngineConfig { num_kv_blocks: 4, ..config() };
     let got = alone(model(), small, request(&[1, 2], greedy(4 * BLOCK_SIZE as u32 - 1)));

@@ -158,10 +158,11 @@ impl<'a> Followed<'a> {
     fn replace_text(&mut self, text: &str) -> String {
         let mut result = String::with_capacity(text.len());
         let mut rest = text;
-        let head = self.specials.unbegun_start(rest);
-        if !head.is_empty() && !self.specials.find_from(rest, 0).is_some_and(|found| found.start < head.len()) {
-            self.push_stand_in(head, &mut result);
-            rest = &rest[head.len()..];
+        let first_special = self.specials.find_from(rest, 0).map_or(rest.len(), |found| found.start);
+        let head = self.specials.unbegun_start(rest).len().min(first_special);
+        if head > 0 {
+            self.push_stand_in(&rest[..head], &mut result);
+            rest = &rest[head..];
         }
         while let Some(found) = self.specials.find_from(rest, 0) {
             self.push_plain(&rest[..found.start], &mut result);

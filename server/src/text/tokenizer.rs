@@ -12,8 +12,8 @@ use super::special::SpecialStrings;
 
 /// The largest `tokenizer.json` that is read. The largest known, of vocabularies of 262,144 tokens, have about 35 MB.
 pub const MAX_TOKENIZER_FILE_BYTES: usize = 128 << 20;
-/// The longest text that one call encodes, so that no request holds a thread for long.
-pub const MAX_TEXT_BYTES: usize = 4 << 20;
+/// The longest text that one call encodes: about half a million tokens of prose, and a few seconds for the worst text.
+pub const MAX_TEXT_BYTES: usize = 2 << 20;
 
 /// Whether the tokenizer's own frame (for example a leading BOS) is added around the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

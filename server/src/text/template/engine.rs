@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value as Jinja, escape_formatter};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value as Jinja};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::{Map, Value};
 
 use super::super::TextError;
-use super::{MAX_PROMPT_BYTES, TEMPLATE_FUEL, strftime, tojson};
+use super::{MAX_PROMPT_BYTES, TEMPLATE_FUEL, python, strftime, tojson};
 
 const RECURSION_LIMIT: usize = 100;
 
@@ -27,7 +27,7 @@ pub(super) fn environment() -> Environment<'static> {
     // In debug mode errors carry the template's variables, which are the user's content.
     environment.set_debug(false);
     environment.set_unknown_method_callback(unknown_method_callback);
-    environment.set_formatter(format_like_python);
+    python::install(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", tojson::filter);
     environment
@@ -95,19 +95,6 @@ fn classify(error: &Error) -> TextError {
 
 fn raise_exception(message: String) -> Result<Jinja, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "the template raised an exception").with_source(Refused(message)))
-}
-
-/// Python writes `True`, `False` and `None`.
-fn format_like_python(out: &mut Output<'_>, state: &State<'_, '_>, value: &Jinja) -> Result<(), Error> {
-    if value.is_none() {
-        return out.write_str("None").map_err(Error::from);
-    }
-    match bool::try_from(value.clone()) {
-        Ok(flag) if value.kind() == minijinja::value::ValueKind::Bool => {
-            out.write_str(if flag { "True" } else { "False" }).map_err(Error::from)
-        }
-        _ => escape_formatter(out, state, value),
-    }
 }
 
 #[derive(Default)]

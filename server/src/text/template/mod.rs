@@ -5,6 +5,7 @@
 //! strings inside its steps: run only checkpoints you trust, as with any program.
 
 mod engine;
+mod python;
 mod strftime;
 mod tojson;
 

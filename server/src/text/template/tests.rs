@@ -46,6 +46,11 @@ fn templates_find_what_the_reference_implementation_gives_them() {
         // trim_blocks and lstrip_blocks
         ("  {% if true %}\nx\n  {% endif %}\ny\n", "x\ny"),
         ("{{ none }} {{ true }} {{ false }} {{ undefined_name }}|{{ 1.0 }}", "None True False |1.0"),
+        ("{{ ['a', none, {'b': 1.0}] }}{{ none | string }}{{ ['x'] | upper }}", "['a', None, {'b': 1.0}]None['X']"),
+        (
+            "{{ documents is iterable }} {{ tools is iterable }} {{ 'a' is sequence }} {{ 1 is iterable }}",
+            "False True True False",
+        ),
         ("{{ documents is none }} {{ tools is not none }}", "True True"),
         (
             "{{ tools[0] | tojson }}",

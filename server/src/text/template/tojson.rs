@@ -8,6 +8,8 @@ use minijinja::{Error, ErrorKind, Value as Jinja};
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
+use super::python;
+
 const MAX_INDENT: usize = 16;
 
 pub(super) fn filter(value: &Jinja, indent: Option<usize>, options: Kwargs) -> Result<Jinja, Error> {
@@ -128,7 +130,7 @@ impl Formatter for PythonFormat {
     }
 
     fn write_f64<W: ?Sized + Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
-        writer.write_all(python_float(value).as_bytes())
+        writer.write_all(python::float_repr(value).as_bytes())
     }
 
     fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
@@ -148,31 +150,5 @@ impl Formatter for PythonFormat {
     fn write_char_escape<W: ?Sized + Write>(&mut self, writer: &mut W, escape: CharEscape) -> io::Result<()> {
         // Python leaves DEL and the slash as they are, as serde_json does; control characters agree too.
         serde_json::ser::CompactFormatter.write_char_escape(writer, escape)
-    }
-}
-
-/// Python's `repr` of a float: the shortest digits, with an exponent outside 1e-4 to 1e16.
-fn python_float(value: f64) -> String {
-    let magnitude = value.abs();
-    if magnitude == 0.0 || (1e-4..1e16).contains(&magnitude) {
-        return format!("{value:?}");
-    }
-    let scientific = format!("{value:e}");
-    match scientific.split_once('e') {
-        Some((digits, exponent)) if exponent.starts_with('-') => format!("{digits}e-{:0>2}", &exponent[1..]),
-        Some((digits, exponent)) => format!("{digits}e+{exponent:0>2}"),
-        None => scientific,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn floats_are_written_as_python_writes_them() {
-        let written = [1.0, 0.1, 1e16, 1.5e300, 1e-5, -2.25e-10, 0.0001, 123456789.125].map(python_float);
-        let python = ["1.0", "0.1", "1e+16", "1.5e+300", "1e-05", "-2.25e-10", "0.0001", "123456789.125"];
-        assert_eq!(written, python);
     }
 }

@@ -1,0 +1,98 @@
+//! Fields that exporters write into `config.json` and that say nothing about what a decoder computes.
+
+use serde_json::Value;
+
+use super::Fields;
+use crate::ModelError;
+
+/// How the checkpoint was made, stored or is to be shown.
+const PROVENANCE: &[&str] = &[
+    "architectures",
+    "attn_implementation",
+    "auto_map", // names Python code, which is never run
+    "dtype",    // the tensors themselves say what they are
+    "finetuning_task",
+    "gradient_checkpointing",
+    "initializer_range",
+    "model_type",
+    "prefix",
+    "problem_type",
+    "task_specific_params",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
+];
+
+/// Training and classification.
+const TRAINING: &[&str] = &[
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "embd_pdrop",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "pruned_heads",
+    "resid_pdrop",
+    "tie_encoder_decoder",
+];
+
+/// What the Python objects return, and which tokens pad.
+const RUNTIME: &[&str] = &[
+    "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "is_decoder",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "return_dict",
+    "return_dict_in_generate",
+    "sep_token_id",
+    "unk_token_id",
+    "use_cache",
+];
+
+/// Old places of generation defaults; `generation_config.json` replaced them.
+const GENERATION: &[&str] = &[
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+];
+
+/// Marks every irrelevant field as read, and checks those that are harmless at one value only.
+pub(super) fn skip(fields: &mut Fields<'_>) -> Result<(), ModelError> {
+    for keys in [PROVENANCE, TRAINING, RUNTIME, GENERATION] {
+        fields.ignore(keys);
+    }
+    let off = [Value::Bool(false)];
+    fields.neutral("is_encoder_decoder", &off, "only decoders are served")?;
+    fields.neutral("add_cross_attention", &off, "only decoders without cross-attention are served")
+}

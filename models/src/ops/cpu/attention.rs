@@ -1,0 +1,315 @@
+#![expect(unsafe_code, reason = "vector loads and stores through pointers")]
+
+//! Causal attention over the paged cache, tile by tile.
+//!
+//! One task is one chunk of a sequence's tokens with one K/V head: `tokens * group` query rows that share every tile they
+//! read. Both products are the inner loop of [`tile`]: `scores = q k^T` over the 16 keys of a tile side by side, then
+//! `out += weights v` with the 16 keys as depth.
+
+use candle_core::{CpuStorage, Storage, Tensor};
+
+use super::launch::{Kernel, Output, launch};
+use super::tile::{self, Factors};
+use super::vector::{Element, LANES, Vector};
+use super::view::Rows;
+use crate::kv_cache::{KV_TILE, KvLayer};
+use crate::ops::attention::RowChunk;
+use crate::ops::{AttentionParams, AttentionPlan, Compute};
+use crate::{BlockId, ModelError};
+
+/// Shapes and block tables are checked by the caller.
+pub(crate) fn paged_attention(
+    compute: &Compute,
+    q: &Tensor,
+    layer: &KvLayer,
+    plan: &AttentionPlan<'_>,
+    params: &AttentionParams,
+) -> Result<Tensor, ModelError> {
+    let (m, num_heads, head_dim) = q.dims3()?;
+    let q = Rows::new(q)?;
+    let mut out = vec![0.0; m * num_heads * head_dim];
+    let output = Output::new(&mut out);
+    let (k_storage, k_layout) = layer.k.storage_and_layout();
+    let (v_storage, v_layout) = layer.v.storage_and_layout();
+    let (k_start, v_start) = (k_layout.start_offset(), v_layout.start_offset());
+    match (&*k_storage, &*v_storage) {
+        (Storage::Cpu(CpuStorage::F32(k)), Storage::Cpu(CpuStorage::F32(v))) => {
+            run(compute, Attention { q: &q, k: &k[k_start..], v: &v[v_start..], layer, plan, params, out: output });
+        }
+        (Storage::Cpu(CpuStorage::BF16(k)), Storage::Cpu(CpuStorage::BF16(v))) => {
+            run(compute, Attention { q: &q, k: &k[k_start..], v: &v[v_start..], layer, plan, params, out: output });
+        }
+        _ => return Err(ModelError::Input("a KV cache that is neither f32 nor bf16 in host memory".into())),
+    }
+    Ok(Tensor::from_vec(out, (m, num_heads * head_dim), compute.device())?)
+}
+
+fn run<E: Element>(compute: &Compute, kernel: Attention<'_, E>) {
+    launch(compute, kernel.plan.chunks().len() * kernel.layer.num_kv_heads(), &kernel);
+}
+
+struct Attention<'a, E> {
+    q: &'a Rows<'a>,
+    k: &'a [E],
+    v: &'a [E],
+    layer: &'a KvLayer,
+    plan: &'a AttentionPlan<'a>,
+    params: &'a AttentionParams,
+    out: Output<f32>,
+}
+
+/// The state of one task's query rows; row `token * group + g` is query head `g` of the group.
+struct ChunkState {
+    /// `[rows, head_dim]`
+    q: Vec<f32>,
+    /// `[rows, KV_TILE]`: a tile's scores, then its weights.
+    weights: Vec<f32>,
+    /// `[rows, padded_head_dim]`
+    out: Vec<f32>,
+    /// `[rows]`, of all scores so far.
+    max: Vec<f32>,
+    /// `[rows]`, of all weights so far.
+    sum: Vec<f32>,
+}
+
+/// One tile of keys and values of one head.
+struct KvTile<'a, E> {
+    /// `[head_dim, KV_TILE]`
+    k: &'a [E],
+    /// `[KV_TILE, padded_head_dim]`
+    v: &'a [E],
+}
+
+/// Rows that the inner loop carries together.
+const MAX_TILE_ROWS: usize = 6;
+
+impl<E: Element> Kernel for Attention<'_, E> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(&self, task: usize) {
+        let kv_head = task % self.layer.num_kv_heads();
+        let chunk = self.plan.chunks()[task / self.layer.num_kv_heads()];
+        let first_position = self.plan.input().positions()[chunk.first_row] as usize;
+        let table = self.plan.input().block_table(chunk.sequence);
+        let mut state = self.start(chunk, kv_head);
+        let num_tiles = (first_position + chunk.num_rows).div_ceil(KV_TILE);
+        for tile in 0..num_tiles {
+            let kv = self.kv_tile(table, kv_head, tile * KV_TILE);
+            let next = self.kv_tile(table, kv_head, (tile + 1).min(num_tiles - 1) * KV_TILE);
+            // Tokens before the tile do not see it; the first that does sees `visible` of its keys.
+            let skipped = (tile * KV_TILE).saturating_sub(first_position);
+            let visible = first_position + skipped + 1 - tile * KV_TILE;
+            // SAFETY: the state and the tile have the sizes that the layer says; the launch vouches for the instructions.
+            unsafe { self.visit::<V>(&mut state, [&kv, &next], skipped..chunk.num_rows, visible) };
+        }
+        self.finish(chunk, kv_head, &state);
+    }
+}
+
+impl<E: Element> Attention<'_, E> {
+    fn group(&self) -> usize {
+        self.q.width / self.layer.head_dim() / self.layer.num_kv_heads()
+    }
+
+    #[inline(always)]
+    fn start(&self, chunk: RowChunk, kv_head: usize) -> ChunkState {
+        let width = self.group() * self.layer.head_dim();
+        let rows = chunk.num_rows * self.group();
+        let mut q = Vec::with_capacity(chunk.num_rows * width);
+        for row in chunk.first_row..chunk.first_row + chunk.num_rows {
+            q.extend_from_slice(&self.q.row(row)[kv_head * width..(kv_head + 1) * width]);
+        }
+        ChunkState {
+            q,
+            weights: vec![0.0; rows * KV_TILE],
+            out: vec![0.0; rows * self.layer.padded_head_dim()],
+            max: vec![f32::NEG_INFINITY; rows],
+            sum: vec![0.0; rows],
+        }
+    }
+
+    #[inline(always)]
+    fn kv_tile(&self, table: &[BlockId], kv_head: usize, position: usize) -> KvTile<'_, E> {
+        let (block_size, padded) = (self.layer.block_size(), self.layer.padded_head_dim());
+        let block = table[position / block_size].0 as usize * self.layer.num_kv_heads() + kv_head;
+        let offset = block * block_size + position % block_size;
+        let k_len = KV_TILE * self.layer.head_dim();
+        KvTile { k: &self.k[offset / KV_TILE * k_len..][..k_len], v: &self.v[offset * padded..][..KV_TILE * padded] }
+    }
+
+    /// Adds one tile, the first of `kv`, to the rows of `tokens`, the first of which sees `visible` keys of it, the next one more, and so on.
+    ///
+    /// # Safety
+    /// The state and the tile have the layer's sizes; the CPU has `V`'s instructions.
+    #[inline(always)]
+    unsafe fn visit<V: Vector>(
+        &self,
+        state: &mut ChunkState,
+        kv: [&KvTile<'_, E>; 2],
+        tokens: std::ops::Range<usize>,
+        visible: usize,
+    ) {
+        let (group, padded) = (self.group(), self.layer.padded_head_dim());
+        let rows = tokens.start * group..tokens.end * group;
+        // SAFETY: the rows are the state's; passed on.
+        unsafe {
+            for first in rows.clone().step_by(MAX_TILE_ROWS) {
+                self.scores::<V>(state, kv, first, MAX_TILE_ROWS.min(rows.end - first));
+            }
+            for row in rows.clone() {
+                let visible = (visible + row / group - tokens.start).min(KV_TILE);
+                let weights = &mut state.weights[row * KV_TILE..][..KV_TILE];
+                let factor =
+                    weigh::<V>(weights, visible, self.params.scale, (&mut state.max[row], &mut state.sum[row]));
+                if factor != 1.0 {
+                    for out in &mut state.out[row * padded..(row + 1) * padded] {
+                        *out *= factor;
+                    }
+                }
+            }
+            // Only keys that a row sees are added to it: a masked value may be anything, not a number included.
+            let num_partial = KV_TILE.saturating_sub(visible).min(tokens.len());
+            for (index, token) in (tokens.start..tokens.start + num_partial).enumerate() {
+                self.add_values::<V>(state, kv, token * group..(token + 1) * group, visible + index);
+            }
+            self.add_values::<V>(state, kv, (tokens.start + num_partial) * group..rows.end, KV_TILE);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scores<V: Vector>(&self, state: &mut ChunkState, kv: [&KvTile<'_, E>; 2], first: usize, num_rows: usize) {
+        let head_dim = self.layer.head_dim();
+        let factors = Factors {
+            x: state.q[first * head_dim..].as_ptr(),
+            x_stride: head_dim,
+            w: kv[0].k.as_ptr(),
+            w_stride: KV_TILE,
+            w_panel_stride: 0,
+            depth: head_dim,
+            prefetch_bytes: bytes_between(kv[0].k, kv[1].k),
+        };
+        let to = state.weights[first * KV_TILE..].as_mut_ptr();
+        // SAFETY: `num_rows` rows of `head_dim` queries and of `KV_TILE` scores; the tile is `head_dim` by `KV_TILE`.
+        unsafe {
+            match num_rows {
+                1 => score_rows::<V, E, 1>(factors, to),
+                2 => score_rows::<V, E, 2>(factors, to),
+                3 => score_rows::<V, E, 3>(factors, to),
+                4 => score_rows::<V, E, 4>(factors, to),
+                5 => score_rows::<V, E, 5>(factors, to),
+                _ => score_rows::<V, E, MAX_TILE_ROWS>(factors, to),
+            }
+        }
+    }
+
+    /// Adds the first `depth` values of the tile to `rows`.
+    #[inline(always)]
+    unsafe fn add_values<V: Vector>(
+        &self,
+        state: &mut ChunkState,
+        kv: [&KvTile<'_, E>; 2],
+        rows: std::ops::Range<usize>,
+        depth: usize,
+    ) {
+        let padded = self.layer.padded_head_dim();
+        for first in rows.clone().step_by(MAX_TILE_ROWS) {
+            let num_rows = MAX_TILE_ROWS.min(rows.end - first);
+            let mut column = 0;
+            while column < padded {
+                let factors = Factors {
+                    x: state.weights[first * KV_TILE..].as_ptr(),
+                    x_stride: KV_TILE,
+                    w: kv[0].v[column..].as_ptr(),
+                    w_stride: padded,
+                    w_panel_stride: KV_TILE,
+                    depth,
+                    prefetch_bytes: bytes_between(kv[0].v, kv[1].v),
+                };
+                let to = state.out[first * padded + column..].as_mut_ptr();
+                let wide = column + 2 * KV_TILE <= padded && num_rows <= 3;
+                // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; `depth` rows of values.
+                unsafe {
+                    match (num_rows, wide) {
+                        (1, true) => add_rows::<V, E, 1, 2>(factors, to, padded),
+                        (2, true) => add_rows::<V, E, 2, 2>(factors, to, padded),
+                        (3, true) => add_rows::<V, E, 3, 2>(factors, to, padded),
+                        (1, false) => add_rows::<V, E, 1, 1>(factors, to, padded),
+                        (2, false) => add_rows::<V, E, 2, 1>(factors, to, padded),
+                        (3, false) => add_rows::<V, E, 3, 1>(factors, to, padded),
+                        (4, _) => add_rows::<V, E, 4, 1>(factors, to, padded),
+                        (5, _) => add_rows::<V, E, 5, 1>(factors, to, padded),
+                        _ => add_rows::<V, E, MAX_TILE_ROWS, 1>(factors, to, padded),
+                    }
+                }
+                column += if wide { 2 * KV_TILE } else { KV_TILE };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish(&self, chunk: RowChunk, kv_head: usize, state: &ChunkState) {
+        let (group, head_dim, padded) = (self.group(), self.layer.head_dim(), self.layer.padded_head_dim());
+        for row in 0..chunk.num_rows * group {
+            let start = (chunk.first_row + row / group) * self.q.width + (kv_head * group + row % group) * head_dim;
+            // SAFETY: this token's query head, which belongs to this task alone.
+            let out = unsafe { self.out.part(start, head_dim) };
+            for (out, sum) in out.iter_mut().zip(&state.out[row * padded..]) {
+                *out = sum / state.sum[row];
+            }
+        }
+    }
+}
+
+/// From a tile to the next, which the CPU's own prefetch cannot guess: the block table leads there.
+#[inline(always)]
+fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
+    next.as_ptr().addr().wrapping_sub(tile.as_ptr().addr()) as isize
+}
+
+#[inline(always)]
+unsafe fn score_rows<V: Vector, E: Element, const ROWS: usize>(factors: Factors<E>, to: *mut f32) {
+    // SAFETY: passed on.
+    unsafe {
+        let zero = [[[V::splat(0.0); 2]; 1]; ROWS];
+        tile::store(tile::multiply::<V, E, ROWS, 1>(factors, zero), to, KV_TILE);
+    }
+}
+
+#[inline(always)]
+unsafe fn add_rows<V: Vector, E: Element, const ROWS: usize, const PANELS: usize>(
+    factors: Factors<E>,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let sums = tile::load::<V, ROWS, PANELS>(to, stride);
+        tile::store(tile::multiply::<V, E, ROWS, PANELS>(factors, sums), to, stride);
+    }
+}
+
+/// Turns a tile's scores into weights, of which the first `visible` count, and brings the row's maximum and sum up to
+/// date. Returns the factor by which earlier weights shrink.
+///
+/// # Safety
+/// `weights` holds `KV_TILE` scores; the CPU has `V`'s instructions.
+#[inline(always)]
+unsafe fn weigh<V: Vector>(weights: &mut [f32], visible: usize, scale: f32, (max, sum): (&mut f32, &mut f32)) -> f32 {
+    for score in &mut weights[..] {
+        *score *= scale;
+    }
+    weights[visible..].fill(f32::NEG_INFINITY);
+    // SAFETY: two vectors in a tile; the caller has the instructions.
+    unsafe {
+        let (low, high) = (V::load(weights.as_ptr()), V::load(weights[LANES..].as_ptr()));
+        let new_max = low.max(high).to_array().into_iter().fold(*max, f32::max);
+        let shift = V::splat(new_max);
+        low.sub(shift).exp().store(weights.as_mut_ptr());
+        high.sub(shift).exp().store(weights[LANES..].as_mut_ptr());
+        weights[visible..].fill(0.0);
+        let (low, high) = (V::load(weights.as_ptr()), V::load(weights[LANES..].as_ptr()));
+        let factor = V::splat(*max - new_max).exp().to_array()[0];
+        *sum = sum.mul_add(factor, low.add(high).sum_of_lanes());
+        *max = new_max;
+        factor
+    }
+}
