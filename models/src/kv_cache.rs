@@ -68,7 +68,6 @@ pub struct KvLayer {
 impl KvCache {
     /// Errors when the spec's block size, dtype or head sizes cannot be served, or memory is short.
     pub fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
-        spec.check()?;
         let layers =
             (0..spec.num_layers).map(|_| KvLayer::new(spec, num_blocks, device)).collect::<Result<_, ModelError>>()?;
         Ok(Self { spec, num_blocks, layers })
@@ -89,6 +88,7 @@ impl KvCache {
 
 impl KvLayer {
     fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
+        spec.check()?;
         let k_shape = [num_blocks, spec.num_kv_heads, spec.block_size / KV_TILE, spec.head_dim, KV_TILE];
         let v_shape = [num_blocks, spec.num_kv_heads, spec.block_size, padded(spec.head_dim)];
         let k = Tensor::zeros(&k_shape, spec.dtype, device)?;
