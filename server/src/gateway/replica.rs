@@ -141,9 +141,11 @@ impl ReplicaDoor for EngineHandle {
         EngineHandle::submit(self, request).map_err(|cause| match cause {
             Cause::Full { .. } => SubmitError::QueueFull,
             Cause::ShuttingDown | Cause::Dead => SubmitError::Closed,
-            Cause::TooLong { .. } | Cause::NeverFits { .. } | Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
-                SubmitError::Refused(cause.to_string())
-            }
+            Cause::TooLong { .. }
+            | Cause::NeverFits { .. }
+            | Cause::EmptyPrompt
+            | Cause::InvalidToken { .. }
+            | Cause::InvalidSampling { .. } => SubmitError::Refused(cause.to_string()),
         })
     }
 
