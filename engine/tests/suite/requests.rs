@@ -1,15 +1,16 @@
 //! What a request may rely on, with the engine stepped by hand or on its own thread.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::common::{
     BLOCK_SIZE, VOCAB, alone, config, events, greedy, model, parts, request, run_to_end, step_loop, tokens,
 };
-use passerelle_engine::testing::{Mishap, StepGate};
+use passerelle_engine::testing::{Mishap, StepGate, StubModel};
 use passerelle_engine::{
-    ConfigError, Engine, EngineConfig, EngineError, EngineParts, Event, FinishReason, RequestError, SamplingParams,
-    StepObserver, StepReport, StepTurns, SubmitError, Usage,
+    ConfigError, Engine, EngineConfig, EngineError, EngineParts, Event, EventStream, FinishReason, RequestError,
+    SamplingParams, StepLoop, StepObserver, StepReport, StepTurns, SubmitError, Usage,
 };
+use passerelle_models::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
 
 fn finished(reason: FinishReason, prompt_tokens: u32, cached_tokens: u32, generated_tokens: u32) -> Event {
     Event::Finished { reason, usage: Usage { prompt_tokens, cached_tokens, generated_tokens } }
@@ -173,6 +174,55 @@ fn a_disconnect_frees_its_blocks_at_the_next_step() {
     assert_eq!((handle.stats().running, handle.stats().free_blocks), (1, 31));
     run_to_end(&mut step_loop);
     assert_eq!(tokens(&events(&mut stays)), model().greedy(&[6], 50));
+}
+
+/// The reader leaves while the model runs.
+struct LeavesMidway {
+    model: StubModel,
+    reader: Arc<Mutex<Option<EventStream>>>,
+}
+
+impl CausalLm for LeavesMidway {
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size()
+    }
+
+    fn input_vocab_size(&self) -> usize {
+        self.model.input_vocab_size()
+    }
+
+    fn max_position(&self) -> usize {
+        self.model.max_position()
+    }
+
+    fn kv_cache_spec(&self) -> KvCacheSpec {
+        self.model.kv_cache_spec()
+    }
+
+    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
+        self.model.new_kv_cache(num_blocks)
+    }
+
+    fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
+        self.reader.lock().expect("the test holds it only before the step").take();
+        self.model.forward(input, cache)
+    }
+}
+
+#[test]
+fn a_disconnect_during_the_run_frees_its_blocks_in_the_same_step() {
+    let reader = Arc::default();
+    let leaving = LeavesMidway { model: model(), reader: Arc::clone(&reader) };
+    let parts = EngineParts { model: Box::new(leaving), ..parts(model(), config()) };
+    let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+    let mut stays = handle.submit(request(&[6], greedy(9))).unwrap();
+    *reader.lock().unwrap() = Some(handle.submit(request(&[1, 2, 3, 4, 5], greedy(9))).unwrap());
+    let report = step_loop.step();
+    step_loop.check_integrity();
+    assert_eq!((report.num_sequences, report.generated_tokens), (2, 1));
+    assert_eq!((report.running, report.free_blocks), (1, 31));
+    run_to_end(&mut step_loop);
+    assert_eq!(tokens(&events(&mut stays)), model().greedy(&[6], 9));
 }
 
 #[test]

@@ -37,11 +37,16 @@ pub(super) fn read_llama(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelEr
 }
 
 pub(super) fn read_mistral(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
+    fields.require("num_key_value_heads")?;
+    fields.require("sliding_window")?;
     fields.neutral("sliding_window", &[], "only full attention is served; use a version whose window is null")?;
+    fields.neutral("attention_bias", &[false.into()], "this architecture has no biases")?;
+    fields.neutral("mlp_bias", &[false.into()], "this architecture has no biases")?;
     read(fields, Biases { qkv: Bias::Absent, output: Bias::Absent, mlp: Bias::Absent })
 }
 
 pub(super) fn read_qwen2(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
+    fields.require("num_key_value_heads")?;
     fields.neutral("use_sliding_window", &[false.into()], "only full attention is served")?;
     // Both mean nothing while use_sliding_window is false.
     fields.ignore(&["sliding_window", "max_window_layers"]);
@@ -63,6 +68,8 @@ fn read(fields: &mut Fields<'_>, biases: Biases) -> Result<DecoderSpec, ModelErr
     let written_max_position = fields.count("max_position_embeddings", limits::MAX_POSITION)?;
     let attention = read_attention(fields, hidden_size, (written_max_position, biases))?;
     fields.neutral("max_sequence_length", &[written_max_position.into()], "it contradicts max_position_embeddings")?;
+    fields.neutral("rope_interleaved", &[false.into()], "only the half-split rotary form is served")?;
+    fields.neutral("use_mrope", &[false.into()], "only one-dimensional positions are served")?;
     check_layer_types(fields, num_layers)?;
     let eps = fields.optional_number("rms_norm_eps", limits::NORM_EPS)?.unwrap_or(1e-6) as f32;
     let norm = NormSpec { kind: NormKind::Rms, eps };

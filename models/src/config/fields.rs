@@ -97,6 +97,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Refuses a file without `key`, where the families' implementations fill in different values. `null` is a value.
+    pub(crate) fn require(&self, key: &str) -> Result<(), ModelError> {
+        if self.object.contains_key(key) { Ok(()) } else { Err(self.missing(key)) }
+    }
+
     /// Marks keys as read that say nothing about the arithmetic.
     pub(crate) fn ignore(&mut self, keys: &[&str]) {
         for key in keys {

@@ -70,6 +70,8 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     refused_field("hidden_act", json!("gelu"), "supported: silu");
     refused_field("attention_bias", json!("yes"), "true or false");
     refused_field("sliding_window", json!(4096), "4096 is not supported");
+    refused_field("rope_interleaved", json!(true), "true is not supported");
+    refused_field("use_mrope", json!(true), "true is not supported");
     refused_field("pretraining_tp", json!(2), "2 is not supported");
     refused_field("layer_types", json!(["sliding_attention"]), "full_attention");
     refused_field("layer_types", json!(["full_attention", "full_attention"]), "full_attention");
@@ -83,6 +85,12 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     refused_field("eos_token_id", json!("</s>"), "token id");
     refused_field("eos_token_id", json!(vec![1; 65]), "at most 64");
     refused_field("bos_token_id", json!([1, 2]), "at most 1");
+    refused(
+        &Tiny::with_field("architectures", json!(["MistralForCausalLM"])),
+        "config.json",
+        "sliding_window",
+        "missing",
+    );
     refused_field("architectures", json!([]), "one class name");
     refused_field("architectures", json!("LlamaForCausalLM"), "one class name");
     refused_field("architectures", json!(["Llama4ForCausalLM"]), "supported: LlamaForCausalLM");

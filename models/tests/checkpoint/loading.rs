@@ -15,7 +15,8 @@ fn fields_that_say_nothing_about_the_arithmetic_are_accepted() {
         "initializer_range": 0.02, "model_type": "llama", "pretraining_tp": 1, "sliding_window": null,
         "transformers_version": "4.40.0", "use_cache": true, "pad_token_id": -1, "torch_dtype": "float16",
         "rope_theta": 500_000, "rope_scaling": null, "layer_types": ["full_attention"], "hidden_act": "silu",
-        "is_encoder_decoder": false, "head_dim": 4, "max_sequence_length": 32, "id2label": { "0": "LABEL_0" },
+        "is_encoder_decoder": false, "head_dim": 4, "max_sequence_length": 32,
+        "rope_interleaved": false, "use_mrope": false, "is_llama_config": true, "transformers.js_config": {}, "id2label": { "0": "LABEL_0" },
     });
     config.extend(exported.as_object().unwrap().clone());
     let mut tiny = Tiny::new();
