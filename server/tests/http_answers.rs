@@ -1,5 +1,7 @@
 //! What is answered: the same streamed and not, in OpenAI's shapes.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
 mod common;
 
 use common::client::Client;
@@ -214,6 +216,34 @@ async fn echo_without_generation_scores_the_prompt() {
     assert_eq!(reply["choices"][0]["text"], "score me");
     assert_eq!(reply["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 8);
     assert_eq!(reply["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
+async fn prompt_logprobs_and_token_ids_are_shown_where_asked_for() {
+    let server = Server::start().await;
+    let client = server.client();
+    let body =
+        json!({"model": MODEL, "prompt": "abc", "max_tokens": 2, "prompt_logprobs": 1, "return_token_ids": true});
+    let choice = client.post(COMPLETIONS, &body).await.json()["choices"][0].clone();
+    let scored = choice["prompt_logprobs"].as_array().unwrap();
+    assert_eq!((scored.len(), &scored[0]), (3, &Value::Null));
+    assert!(scored[1]["98"]["logprob"].is_number(), "the prompt's own token is there by its id: {choice}");
+    assert_eq!(choice["prompt_token_ids"], json!(tokens_of("abc")));
+    assert_eq!(choice["token_ids"], json!(tokens_of(choice["text"].as_str().unwrap())));
+    let mut streaming = body;
+    streaming["stream"] = json!(true);
+    let events = client.stream(COMPLETIONS, &streaming).await.events().await;
+    assert_eq!(events[0]["choices"][0]["prompt_logprobs"], choice["prompt_logprobs"]);
+    assert_eq!(events[0]["choices"][0]["prompt_token_ids"], choice["prompt_token_ids"]);
+}
+
+#[tokio::test]
+async fn the_last_message_can_be_continued() {
+    let server = Server::start().await;
+    let messages = json!([{"role": "user", "content": "say:hello world"}, {"role": "assistant", "content": "hello"}]);
+    let body = json!({"model": MODEL, "messages": messages, "continue_final_message": true, "max_tokens": 20});
+    let reply = server.client().post(CHAT, &body).await.json();
+    assert_eq!(reply["choices"][0]["message"]["content"], " world");
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use super::choice::{AnswerStart, ChoiceSpec, RunningChoice, ToolCalls, Writer, e
 use super::errors::{ApiError, ErrorKind};
 use super::prepare::{EncodedPrompt, check_token_ids, encode, find_model, room_for_answer};
 use super::state::{AppState, ServedModel};
-use super::wire::request::{GenerateRequest, Prompt};
+use super::wire::request::{GenerateRequest, Prompt, PromptEnding};
 use crate::gateway::{Account, Ask, Generation, LimitName, PrefixHint, Reservation};
 
 /// An admitted request: every choice has its reservation and its place in an engine's queue.
@@ -50,8 +50,8 @@ pub(crate) async fn admit(
     check_token_ids(&request, &prompts, &model)?;
     check_choices(account, prompts.len())?;
     let admission = Admission { state, account, request: &request, model: &model, shape };
-    let tickets = prompts.into_iter().map(|prompt| admission.reserve(prompt)).collect::<Result<Vec<_>, _>>();
-    let choices = admission.start_all(tickets?)?;
+    let tickets = admission.reserve_all(prompts)?;
+    let choices = admission.start_all(tickets)?;
     Ok(Admitted { choices, model, _place: place, arrived })
 }
 
@@ -65,11 +65,14 @@ struct Shape {
 impl Shape {
     fn of(prompt: &Prompt) -> Self {
         match prompt {
-            Prompt::Chat(chat) if chat.tools.is_empty() => {
-                Self { tools: ToolCalls::PlainText, start: AnswerStart::OwnText }
-            }
-            Prompt::Chat(_) => Self { tools: ToolCalls::Parsed, start: AnswerStart::OwnText },
             Prompt::Completions { .. } => Self { tools: ToolCalls::PlainText, start: AnswerStart::GoesOnFromPrompt },
+            Prompt::Chat(chat) => Self {
+                tools: if chat.tools.is_empty() { ToolCalls::PlainText } else { ToolCalls::Parsed },
+                start: match chat.ending {
+                    PromptEnding::ContinueFinalMessage => AnswerStart::GoesOnFromPrompt,
+                    PromptEnding::GenerationPrompt | PromptEnding::Closed => AnswerStart::OwnText,
+                },
+            },
         }
     }
 }
@@ -90,6 +93,21 @@ struct Ticket {
 }
 
 impl Admission<'_> {
+    /// All prompts or none.
+    fn reserve_all(&self, prompts: Vec<EncodedPrompt>) -> Result<Vec<Ticket>, ApiError> {
+        let mut tickets = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            match self.reserve(prompt) {
+                Ok(ticket) => tickets.push(ticket),
+                Err(error) => {
+                    withdraw_all(tickets);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(tickets)
+    }
+
     fn reserve(&self, prompt: EncodedPrompt) -> Result<Ticket, ApiError> {
         let asked = self.request.sampling.max_tokens;
         let mut max_tokens = room_for_answer(self.model, prompt.tokens.len(), asked)?;
@@ -109,7 +127,18 @@ impl Admission<'_> {
 
     /// A choice that cannot start takes the others with it: they are dropped, which aborts and settles them.
     fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<RunningChoice>, ApiError> {
-        tickets.into_iter().map(|ticket| self.start(ticket)).collect()
+        let mut choices = Vec::with_capacity(tickets.len());
+        let mut tickets = tickets.into_iter();
+        while let Some(ticket) = tickets.next() {
+            match self.start(ticket) {
+                Ok(choice) => choices.push(choice),
+                Err(error) => {
+                    withdraw_all(tickets);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(choices)
     }
 
     fn start(&self, ticket: Ticket) -> Result<RunningChoice, ApiError> {
@@ -163,6 +192,11 @@ impl Admission<'_> {
         };
         Ok(Writer::new(spec)?)
     }
+}
+
+/// For what was never started.
+fn withdraw_all(tickets: impl IntoIterator<Item = Ticket>) {
+    tickets.into_iter().for_each(|ticket| ticket.reservation.withdraw());
 }
 
 /// Each choice counts as a request of its own; more than can ever run together would be refused forever.

@@ -116,6 +116,15 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_panic_is_answered_without_what_it_said() {
+        let response = panicked(Box::new("the secret"));
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
+        let text = String::from_utf8_lossy(&body);
+        assert!(text.contains("internal_error") && !text.contains("secret"), "{text}");
+    }
+
     #[test]
     fn a_request_id_is_kept_only_if_short_and_printable() {
         let with = |id: &'static str| HeaderMap::from_iter([(X_REQUEST_ID, HeaderValue::from_static(id))]);

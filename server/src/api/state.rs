@@ -24,7 +24,7 @@ use crate::text::TextModel;
 pub struct ServedModel {
     pub name: String,
     pub text: Arc<TextModel>,
-    /// Prompt and answer together, in tokens.
+    /// Prompt and answer together, in tokens: what the engine's context and its KV cache both allow.
     pub max_model_len: usize,
     /// Ids below this may be fed.
     pub input_vocab_size: usize,

@@ -151,6 +151,14 @@ impl Stream {
         timeout(PATIENCE, reading).await.expect("the stream goes on");
     }
 
+    /// Reads until `sign` has come, and forgets what came before.
+    pub(crate) async fn read_until(&mut self, sign: &[u8]) {
+        let seen = |text: &[u8]| text.windows(sign.len()).any(|window| window == sign);
+        let reading = async { while !seen(&self.text) && self.read_chunk().await {} };
+        timeout(PATIENCE, reading).await.expect("the sign comes");
+        self.text.clear();
+    }
+
     /// False at the end.
     async fn read_chunk(&mut self) -> bool {
         match self.headers.get("transfer-encoding").map(String::as_str) {
