@@ -5,12 +5,20 @@ summary=()
 
 # stage NAME COMMAND...: runs the command and notes how long it took. A failure ends the run.
 stage() {
-    local name=$1 started=$SECONDS
+    local name=$1 started=$SECONDS status
     shift
     printf '\n=== %s\n' "$name"
-    if ! "$@"; then
-        printf '\n%s\n' "${summary[@]}"
-        printf 'FAILED: %s after %d s\n' "$name" $((SECONDS - started))
+    # Not `if ! "$@"`: inside a condition, a function would go on after its first failing command.
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    set -e
+    if [ $status -ne 0 ]; then
+        [ ${#summary[@]} -eq 0 ] || printf '\n%s' "${summary[@]}"
+        printf '\nFAILED: %s, after %d s\n' "$name" $((SECONDS - started))
         exit 1
     fi
     summary+=("$(printf '%6d s  %s' $((SECONDS - started)) "$name")")
@@ -19,11 +27,12 @@ stage() {
 # skip NAME REASON: what could not be checked here, said aloud.
 skip() {
     printf '\n=== %s: skipped: %s\n' "$1" "$2"
-    summary+=("$(printf '%8s  %s (skipped: %s)' - "$1" "$2")")
+    summary+=("$(printf '%8s  %s (skipped: %s)' '-' "$1" "$2")")
 }
 
 finish() {
-    printf '\n%s\n' "${summary[@]}"
+    printf '\n'
+    printf '%s\n' "${summary[@]}"
     printf '%s passed in %d s\n' "$1" $SECONDS
 }
 

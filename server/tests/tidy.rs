@@ -90,7 +90,12 @@ const RULES: &[Rule] = &[
         never: &["crate::config", "crate::hub", "candle_core::"],
         because: "the API is handed what it needs by serve",
     },
-    Rule { place: "", except: &["server/src/api/"], never: &["StatusCode::", "http::StatusCode"], because: "only api knows a status code" },
+    Rule {
+        place: "",
+        except: &["server/src/api/"],
+        never: &["StatusCode::", "http::StatusCode"],
+        because: "only api knows a status code",
+    },
     Rule {
         place: "",
         except: &["server/src/config/environment.rs", "loadtests/"],

@@ -75,6 +75,9 @@ impl BenchArgs {
         let config = self.config(&Environment::read())?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let compute = serve::compute(&config.engine);
+        if cfg!(debug_assertions) {
+            eprintln!("warning: built without --release; these figures are not the machine's");
+        }
         eprintln!("measuring memory bandwidth with {} threads", compute.num_threads());
         let bandwidth = bandwidth::measure(compute.num_threads(), clock.as_ref());
         let loaded = serve::load(&config.models[0], &config.hub, &compute)?;

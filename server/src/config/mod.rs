@@ -22,7 +22,9 @@ pub use error::ConfigError;
 pub use file::read;
 pub use listen::Listen;
 pub use units::{ByteSize, Period};
-pub use written::{ModelFlag, Written, WrittenApi, WrittenEngine, WrittenLimits, WrittenLog, WrittenModel, WrittenServer};
+pub use written::{
+    ModelFlag, Written, WrittenApi, WrittenEngine, WrittenLimits, WrittenLog, WrittenModel, WrittenServer,
+};
 
 #[cfg(test)]
 mod tests;
