@@ -162,7 +162,7 @@ fn bench_attention(compute: &Compute) -> Result<(), ModelError> {
                 .collect();
             let input = ModelInput::new(BLOCK_SIZE, &inputs)?;
             let q = filled(&[num_sequences * query_len, num_kv_heads * group, head_dim])?;
-            let params = AttentionParams { scale: 0.1 };
+            let params = AttentionParams::causal(0.1);
             let layer = cache.layer_mut(0);
             let time = seconds(|| {
                 black_box(paged_attention(compute, &q, layer, &AttentionPlan::new(&input), &params).is_ok());

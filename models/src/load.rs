@@ -112,7 +112,8 @@ pub fn load_decoder(
     description.max_position = spec.max_position;
     let names = &checkpoint.architecture.names;
     let kv = (kv_dtype(options, description.stored_dtype), options.block_size);
-    let mut loader = WeightLoader::new(files, checkpoint.index, (compute, options.dtype), progress);
+    let mut loader = WeightLoader::new(files, checkpoint.index, (compute, options.dtype), progress)
+        .with_optional_prefix(names.base_prefix, names.embedding);
     let decoder = Decoder::load(&mut loader, names, &spec, kv)?;
     loader.finish(|name| is_expendable(names, &spec, name))?;
     description.resident_bytes = Some(decoder.size_bytes() as u64);
@@ -143,7 +144,7 @@ impl Checkpoint {
     fn open(files: &CheckpointFiles) -> Result<Self, ModelError> {
         let config = ConfigFile::read(files)?;
         let architecture = arch::find(&config)?;
-        let spec = config.decoder(architecture.read)?;
+        let spec = config.decoder(architecture.read, architecture.other_inputs)?;
         let index = TensorIndex::read(files)?;
         Ok(Self { config, architecture, spec, index })
     }
@@ -187,12 +188,13 @@ impl Checkpoint {
     }
 }
 
-/// Tensors that a checkpoint may hold without the model using them: tables computed from the configuration, and the
-/// copy of a tied embedding.
+/// Tensors that a checkpoint may hold without the model using them: tables computed from the configuration, the copy of a
+/// tied embedding, and what reads other inputs than text.
 fn is_expendable(names: &WeightNames, spec: &DecoderSpec, tensor: &str) -> bool {
     let derived = names.derived.iter().any(|suffix| tensor.ends_with(suffix));
     let copied = spec.output_head == OutputHead::Tied && tensor.strip_suffix(".weight") == Some(names.output_head);
-    derived || copied
+    let other_input = names.other_inputs.iter().any(|prefix| tensor.starts_with(prefix));
+    derived || copied || other_input
 }
 
 fn kv_dtype(options: &LoadOptions, stored: StoredDtype) -> DType {

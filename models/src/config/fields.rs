@@ -76,6 +76,30 @@ impl<'a> Fields<'a> {
         value.as_str().ok_or_else(|| self.wrong_type(key, "a string", value)).map(Some)
     }
 
+    /// A list with one element per layer.
+    pub(crate) fn per_layer(&mut self, key: &str, num_layers: usize) -> Result<Option<&'a [Value]>, ModelError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        match value.as_array() {
+            Some(list) if list.len() == num_layers => Ok(Some(list)),
+            _ => {
+                Err(self.wrong_type(key, &format!("a list with an element for each of the {num_layers} layers"), value))
+            }
+        }
+    }
+
+    /// Which of two names of the same field this file uses, `name` where it uses neither.
+    ///
+    /// Errors when it uses both and they contradict each other.
+    pub(crate) fn spelling<'n>(&mut self, name: &'n str, alias: &'n str) -> Result<&'n str, ModelError> {
+        match (self.value(name), self.value(alias)) {
+            (Some(one), Some(other)) if one != other => {
+                Err(self.refuse(alias, format!("{} contradicts {name}; keep one of the two", shown(other))))
+            }
+            (None, Some(_)) => Ok(alias),
+            _ => Ok(name),
+        }
+    }
+
     /// One token id or a list of them.
     pub(crate) fn token_ids(&mut self, key: &str, vocab_size: usize, max: usize) -> Result<Vec<u32>, ModelError> {
         let Some(value) = self.value(key) else { return Ok(Vec::new()) };
@@ -100,6 +124,11 @@ impl<'a> Fields<'a> {
     /// Refuses a file without `key`, where the families' implementations fill in different values. `null` is a value.
     pub(crate) fn require(&self, key: &str) -> Result<(), ModelError> {
         if self.object.contains_key(key) { Ok(()) } else { Err(self.missing(key)) }
+    }
+
+    /// Refuses a file that gives none of `keys` a value, where the families' implementations fill in much more than a default.
+    pub(crate) fn require_one_of(&mut self, keys: &[&str]) -> Result<(), ModelError> {
+        if keys.iter().any(|key| self.value(key).is_some()) { Ok(()) } else { Err(self.missing(keys[0])) }
     }
 
     /// Marks keys as read that say nothing about the arithmetic.

@@ -89,6 +89,12 @@ const GENERATION: &[&str] = &[
     "typical_p",
 ];
 
+/// Whether no family's arithmetic depends on the field.
+#[cfg(test)]
+pub(crate) fn is_irrelevant(key: &str) -> bool {
+    [PROVENANCE, TRAINING, RUNTIME, GENERATION].concat().contains(&key)
+}
+
 /// Marks every irrelevant field as read, and checks those that are harmless at one value only.
 pub(super) fn skip(fields: &mut Fields<'_>) -> Result<(), ModelError> {
     for keys in [PROVENANCE, TRAINING, RUNTIME, GENERATION] {

@@ -14,6 +14,9 @@ pub(crate) const NUM_HEADS: RangeInclusive<usize> = 1..=1_024;
 pub(crate) const HEAD_DIM: RangeInclusive<usize> = 2..=1_024;
 pub(crate) const MAX_POSITION: RangeInclusive<usize> = 1..=16_777_216;
 pub(crate) const NORM_EPS: RangeInclusive<f64> = 0.0..=0.1;
+pub(crate) const WINDOW: RangeInclusive<usize> = 1..=16_777_216;
 pub(crate) const ROPE_THETA: RangeInclusive<f64> = 2.0..=1e12;
 pub(crate) const ROPE_FACTOR: RangeInclusive<f64> = 1e-3..=1e6;
+/// Of the position temperature; published: 0.1.
+pub(crate) const TEMPERATURE_BETA: RangeInclusive<f64> = 0.0..=100.0;
 pub(crate) const MAX_EOS_TOKENS: usize = 64;

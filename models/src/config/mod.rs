@@ -4,7 +4,7 @@
 //! silently ignored: a model that computes something else than its authors meant is worse than a model that is refused.
 
 mod fields;
-mod irrelevant;
+pub(crate) mod irrelevant;
 pub(crate) mod limits;
 pub mod rope;
 pub mod spec;
@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub(crate) use fields::Fields;
-pub(crate) use rope::{RopeContext, read_rope};
+pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope};
 pub use rope::{RopeScaling, RopeSpec, RopeStyle, YarnSpec};
 pub use spec::{
-    Activation, AttentionSpec, Bias, DecoderSpec, FfnSpec, LayerSpec, MixerSpec, NormKind, NormPlacement, NormSpec,
-    OutputHead, PositionSpec,
+    Activation, AttentionSpec, Bias, DecoderSpec, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,
+    NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, TemperatureSpec,
+    alibi_slopes,
 };
 
 use crate::weights::CheckpointFiles;
@@ -66,10 +67,12 @@ impl ConfigFile {
         ModelError::checkpoint(&self.path, key, problem)
     }
 
-    /// The decoder's spec as `read` makes it of the fields, after which no field is left unread.
+    /// The decoder's spec as `read` makes it of the fields, after which no field is left unread but the `other_inputs`
+    /// beside a nested decoder.
     pub(crate) fn decoder(
         &self,
         read: fn(&mut Fields<'_>) -> Result<DecoderSpec, ModelError>,
+        other_inputs: &[&str],
     ) -> Result<DecoderSpec, ModelError> {
         let mut top = Fields::new(&self.path, &self.root);
         refuse_quantized(&mut top)?;
@@ -82,6 +85,7 @@ impl ConfigFile {
                 top.neutral("tie_word_embeddings", &[tied.into()], "it contradicts text_config.tie_word_embeddings")?;
                 irrelevant::skip(&mut top)?;
                 top.ignore(&["bos_token_id", "eos_token_id"]);
+                top.ignore(other_inputs);
                 top.finish()?;
                 spec
             }

@@ -5,6 +5,7 @@
 
 use super::fields::Fields;
 use super::limits;
+use super::spec::TemperatureSpec;
 use crate::ModelError;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -53,11 +54,43 @@ pub struct YarnSpec {
 pub(crate) struct RopeContext {
     pub(crate) head_dim: usize,
     pub(crate) max_position: usize,
+    pub(crate) dialect: RopeDialect,
+}
+
+/// How a family's own implementation reads the same fields.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RopeDialect {
+    /// The base where the file gives none.
+    pub(crate) theta: f64,
+    pub(crate) partial: PartialRotary,
+    pub(crate) temperature: Temperature,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum PartialRotary {
+    /// Whole heads turn, whatever the file says; so a file that says something else is refused.
+    WholeHeads,
+    /// The share of a head that turns where the file gives none.
+    Honoured(f64),
+}
+
+/// Whether the family's attention has a temperature, which is written among the rotary parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Temperature {
+    Unknown,
+    Honoured,
+}
+
+impl RopeDialect {
+    pub(crate) const LLAMA: Self =
+        Self { theta: 10_000.0, partial: PartialRotary::WholeHeads, temperature: Temperature::Unknown };
 }
 
 /// Reads `rope_theta`, `rope_scaling`, `rope_parameters` and `partial_rotary_factor` of `fields`.
-pub(crate) fn read_rope(fields: &mut Fields<'_>, context: RopeContext) -> Result<RopeSpec, ModelError> {
-    const DEFAULT_THETA: f64 = 10_000.0;
+pub(crate) fn read_rope(
+    fields: &mut Fields<'_>,
+    context: RopeContext,
+) -> Result<(RopeSpec, Option<TemperatureSpec>), ModelError> {
     let outer_theta = fields.optional_number("rope_theta", limits::ROPE_THETA)?;
     let outer_partial = fields.optional_number("partial_rotary_factor", 0.0..=1.0)?;
     let outer_original = fields.optional_count("original_max_position_embeddings", limits::MAX_POSITION)?;
@@ -66,23 +99,45 @@ pub(crate) fn read_rope(fields: &mut Fields<'_>, context: RopeContext) -> Result
     if old_style.is_some() && new_style.is_some() {
         return Err(fields.refuse("rope_scaling", "given beside rope_parameters; keep one of the two"));
     }
-    let (mut theta, mut partial, mut scaling) = (outer_theta, outer_partial, RopeScaling::Default);
+    let (mut theta, mut partial) = (outer_theta, outer_partial);
+    let (mut scaling, mut temperature) = (RopeScaling::Default, None);
     if let Some(mut inner) = new_style.or(old_style) {
         theta = inner.optional_number("rope_theta", limits::ROPE_THETA)?.or(theta);
         partial = inner.optional_number("partial_rotary_factor", 0.0..=1.0)?.or(partial);
         scaling = read_scaling(&mut inner, outer_original, context)?;
+        temperature = read_temperature(&mut inner, context)?;
         inner.finish()?;
     }
-    let dim = (context.head_dim as f64 * partial.unwrap_or(1.0)) as usize;
+    let dim = rotated_dim(fields, partial, context)?;
+    let theta = theta.unwrap_or(context.dialect.theta);
+    Ok((RopeSpec { dim, style: RopeStyle::Half, theta, scaling }, temperature))
+}
+
+fn rotated_dim(fields: &Fields<'_>, partial: Option<f64>, context: RopeContext) -> Result<usize, ModelError> {
+    let default = match context.dialect.partial {
+        PartialRotary::WholeHeads => 1.0,
+        PartialRotary::Honoured(share) => share,
+    };
+    let dim = (context.head_dim as f64 * partial.unwrap_or(default)) as usize;
     if dim < 2 || !dim.is_multiple_of(2) {
         let problem = format!("{dim} rotated elements of {} must be an even number above 0", context.head_dim);
         return Err(fields.refuse(if partial.is_some() { "partial_rotary_factor" } else { "head_dim" }, problem));
     }
-    if dim < context.head_dim {
+    if dim < context.head_dim && context.dialect.partial == PartialRotary::WholeHeads {
         // The reference implementation of these families rotates whole heads, whatever the factor says.
         return Err(fields.refuse("partial_rotary_factor", "only 1.0 is supported for this architecture"));
     }
-    Ok(RopeSpec { dim, style: RopeStyle::Half, theta: theta.unwrap_or(DEFAULT_THETA), scaling })
+    Ok(dim)
+}
+
+fn read_temperature(fields: &mut Fields<'_>, context: RopeContext) -> Result<Option<TemperatureSpec>, ModelError> {
+    if context.dialect.temperature == Temperature::Unknown {
+        return Ok(None);
+    }
+    fields.neutral("max_position_embeddings", &[context.max_position.into()], "it contradicts the outer one")?;
+    let Some(beta) = fields.optional_number("llama_4_scaling_beta", limits::TEMPERATURE_BETA)? else { return Ok(None) };
+    let original_max_position = fields.count("original_max_position_embeddings", limits::MAX_POSITION)?;
+    Ok(Some(TemperatureSpec { beta, original_max_position }))
 }
 
 impl RopeSpec {
@@ -245,7 +300,8 @@ mod tests {
             let mut fields = Fields::new(Path::new("config.json"), case["config"].as_object().unwrap());
             let head_dim = fields.count("head_dim", limits::HEAD_DIM).unwrap();
             let max_position = fields.count("max_position_embeddings", limits::MAX_POSITION).unwrap();
-            let rope = read_rope(&mut fields, RopeContext { head_dim, max_position }).unwrap();
+            let context = RopeContext { head_dim, max_position, dialect: RopeDialect::LLAMA };
+            let (rope, _) = read_rope(&mut fields, context).unwrap();
             fields.finish().unwrap();
             let expected: Vec<f64> =
                 case["inv_freq"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();

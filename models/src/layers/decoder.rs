@@ -4,9 +4,10 @@ use super::attention::{Attention, Step};
 use super::mlp::Mlp;
 use super::names::{LayerNames, WeightNames};
 use super::norm::Norm;
-use crate::config::{DecoderSpec, LayerSpec, MixerSpec, NormPlacement, OutputHead, PositionSpec};
+use super::positions::Positions;
+use crate::config::{DecoderSpec, LayerSpec, NormPlacement, OutputHead};
 use crate::kv_cache::KvLayer;
-use crate::ops::{self, AttentionPlan, Compute, PackedWeight, RotaryEmbedding};
+use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
 use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
 
@@ -15,10 +16,12 @@ use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
 pub struct Decoder {
     compute: Compute,
     vocab_size: usize,
+    input_vocab_size: usize,
     max_position: usize,
     kv_cache_spec: KvCacheSpec,
-    rotary: RotaryEmbedding,
+    positions: Positions,
     embedding: PackedWeight,
+    embedding_norm: Option<Norm>,
     layers: Vec<DecoderLayer>,
     final_norm: Norm,
     /// `None` when the embedding table is also the output head.
@@ -34,7 +37,11 @@ struct DecoderLayer {
     attention: Attention,
     ffn_norm: Norm,
     mlp: Mlp,
+    placement: NormPlacement,
 }
+
+/// The residual stream as what stands and what is to be added to it, so that the norm that follows does the addition.
+type Stream = (Tensor, Option<Tensor>);
 
 impl Decoder {
     pub(crate) fn load(
@@ -43,36 +50,31 @@ impl Decoder {
         spec: &DecoderSpec,
         kv: (DType, usize),
     ) -> Result<Self, ModelError> {
-        let table = |name: &str| [MatrixPart { name: format!("{name}.weight"), rows: spec.vocab_size }];
-        let embedding = loader.matrix(spec.hidden_size, &table(names.embedding))?;
-        let layers = spec
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(index, layer)| DecoderLayer::load(loader, &names.layer(index), spec.hidden_size, layer))
-            .collect::<Result<_, _>>()?;
-        let final_norm = MatrixPart { name: format!("{}.weight", names.final_norm), rows: spec.hidden_size };
-        let final_norm = Norm::load(loader, final_norm, spec.final_norm)?;
+        let table = |name: &str, rows| [MatrixPart::whole(format!("{name}.weight"), rows)];
+        let embedding = loader.matrix(spec.hidden_size, &table(names.embedding, spec.input_vocab_size))?;
+        let embedding_norm = spec
+            .embedding_norm
+            .map(|norm| Norm::load(loader, names.embedding_norm, spec.hidden_size, norm))
+            .transpose()?;
+        let mut positions = Positions::default();
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for (index, layer) in spec.layers.iter().enumerate() {
+            layers.push(DecoderLayer::load(loader, &names.layer(index), spec.hidden_size, (layer, &mut positions))?);
+        }
+        let final_norm = Norm::load(loader, names.final_norm, spec.hidden_size, spec.final_norm)?;
         let output_head = match spec.output_head {
             OutputHead::Tied => None,
-            OutputHead::Separate => Some(loader.matrix(spec.hidden_size, &table(names.output_head))?),
+            OutputHead::Separate => Some(loader.matrix(spec.hidden_size, &table(names.output_head, spec.vocab_size))?),
         };
-        let attention = spec.attention();
-        let PositionSpec::Rope(rope) = &attention.position;
-        let (dtype, block_size) = kv;
         Ok(Self {
             compute: loader.compute().clone(),
             vocab_size: spec.vocab_size,
+            input_vocab_size: spec.input_vocab_size,
             max_position: spec.max_position,
-            kv_cache_spec: KvCacheSpec {
-                num_layers: spec.layers.len(),
-                num_kv_heads: attention.num_kv_heads,
-                head_dim: attention.head_dim,
-                dtype,
-                block_size,
-            },
-            rotary: RotaryEmbedding::new(rope.inv_freq(), rope.attention_scaling()),
+            kv_cache_spec: kv_cache_spec(spec, kv),
+            positions,
             embedding,
+            embedding_norm,
             layers,
             final_norm,
             output_head,
@@ -83,7 +85,8 @@ impl Decoder {
     pub(crate) fn size_bytes(&self) -> usize {
         let head = self.output_head.as_ref().map_or(0, PackedWeight::size_bytes);
         let layers: usize = self.layers.iter().map(DecoderLayer::size_bytes).sum();
-        self.embedding.size_bytes() + layers + self.final_norm.size_bytes() + head
+        let embedding_norm = self.embedding_norm.as_ref().map_or(0, Norm::size_bytes);
+        self.embedding.size_bytes() + embedding_norm + layers + self.final_norm.size_bytes() + head
     }
 
     /// As [`CausalLm::forward`], showing the residual stream after every layer to `observer`. The stream is added up for
@@ -98,8 +101,8 @@ impl Decoder {
     }
 
     fn check(&self, input: &ModelInput) -> Result<(), ModelError> {
-        if let Some(token) = input.tokens().iter().find(|&&token| token as usize >= self.vocab_size) {
-            return Err(ModelError::Input(format!("token {token} of a vocabulary of {}", self.vocab_size)));
+        if let Some(token) = input.tokens().iter().find(|&&token| token as usize >= self.input_vocab_size) {
+            return Err(ModelError::Input(format!("token {token} of a vocabulary of {}", self.input_vocab_size)));
         }
         if let Some(position) = input.positions().iter().find(|&&position| position as usize >= self.max_position) {
             return Err(ModelError::Input(format!("position {position} of at most {}", self.max_position)));
@@ -122,22 +125,28 @@ impl Decoder {
             compute: &self.compute,
             input,
             plan: AttentionPlan::new(input),
-            angles: self.rotary.angles(&self.compute, input.positions())?,
+            angles: self.positions.angles(&self.compute, input)?,
         };
-        let mut residual = ops::embedding(&self.compute, &self.embedding, input.tokens())?;
-        let mut addend = None;
+        let mut stream = (self.embed(input)?, None);
         for (index, layer) in self.layers.iter().enumerate() {
-            let (stream, output) = layer.forward(&step, (residual, addend), cache.layer_mut(index))?;
+            stream = layer.forward(&step, stream, cache.layer_mut(index))?;
             if let Some(observe) = &mut observer {
-                observe(index, &(&stream + &output)?)?;
+                observe(index, &total(stream.clone())?)?;
             }
-            (residual, addend) = (stream, Some(output));
         }
-        self.logits(input, residual, addend)
+        self.logits(input, stream)
+    }
+
+    fn embed(&self, input: &ModelInput) -> Result<Tensor, ModelError> {
+        let embedded = ops::embedding(&self.compute, &self.embedding, input.tokens())?;
+        match &self.embedding_norm {
+            Some(norm) => norm.apply(&self.compute, &embedded),
+            None => Ok(embedded),
+        }
     }
 
     /// Only the sampled rows go through the last norm and the head.
-    fn logits(&self, input: &ModelInput, residual: Tensor, addend: Option<Tensor>) -> Result<Logits, ModelError> {
+    fn logits(&self, input: &ModelInput, (residual, addend): Stream) -> Result<Logits, ModelError> {
         let rows = input.rows_to_sample();
         if rows.is_empty() {
             return Ok(Logits::new(self.vocab_size, Vec::new()));
@@ -157,7 +166,7 @@ impl CausalLm for Decoder {
     }
 
     fn input_vocab_size(&self) -> usize {
-        self.vocab_size
+        self.input_vocab_size
     }
 
     fn max_position(&self) -> usize {
@@ -182,34 +191,56 @@ impl DecoderLayer {
         loader: &mut WeightLoader<'_>,
         names: &LayerNames<'_>,
         hidden_size: usize,
-        spec: &LayerSpec,
+        (spec, positions): (&LayerSpec, &mut Positions),
     ) -> Result<Self, ModelError> {
-        let LayerSpec { mixer: MixerSpec::Attention(attention), ffn, norm, placement: NormPlacement::Pre } = spec;
-        let mixer_norm = names.weight(names.names.mixer_norm, hidden_size);
-        let ffn_norm = names.weight(names.names.ffn_norm, hidden_size);
         Ok(Self {
-            mixer_norm: Norm::load(loader, mixer_norm, *norm)?,
-            attention: Attention::load(loader, names, hidden_size, attention)?,
-            ffn_norm: Norm::load(loader, ffn_norm, *norm)?,
-            mlp: Mlp::load(loader, names, hidden_size, ffn)?,
+            mixer_norm: Norm::load(loader, &names.path(names.names.mixer_norm), hidden_size, spec.norm)?,
+            attention: Attention::load(loader, names, hidden_size, (spec.attention(), positions))?,
+            ffn_norm: Norm::load(loader, &names.path(names.names.ffn_norm), hidden_size, spec.norm)?,
+            mlp: Mlp::load(loader, names, hidden_size, &spec.ffn)?,
+            placement: spec.placement,
         })
     }
 
-    /// Takes and returns the residual stream as two addends, so that each addition is done by the norm that follows it.
-    fn forward(
-        &self,
-        step: &Step<'_>,
-        (residual, addend): (Tensor, Option<Tensor>),
-        cache: &mut KvLayer,
-    ) -> Result<(Tensor, Tensor), ModelError> {
-        let (residual, normed) = self.mixer_norm.forward(step.compute, residual, addend.as_ref())?;
-        let attended = self.attention.forward(step, &normed, cache)?;
-        let (residual, normed) = self.ffn_norm.forward(step.compute, residual, Some(&attended))?;
-        Ok((residual, self.mlp.forward(step.compute, &normed)?))
+    fn forward(&self, step: &Step<'_>, stream: Stream, cache: &mut KvLayer) -> Result<Stream, ModelError> {
+        match self.placement {
+            NormPlacement::Pre => {
+                let (residual, addend) = stream;
+                let (residual, normed) = self.mixer_norm.forward(step.compute, residual, addend.as_ref())?;
+                let attended = self.attention.forward(step, &normed, cache)?;
+                let (residual, normed) = self.ffn_norm.forward(step.compute, residual, Some(&attended))?;
+                Ok((residual, Some(self.mlp.forward(step.compute, &normed)?)))
+            }
+            NormPlacement::Post => {
+                let residual = total(stream)?;
+                let attended = self.attention.forward(step, &residual, cache)?;
+                let residual = ops::add(&residual, &self.mixer_norm.apply(step.compute, &attended)?)?;
+                let output = self.mlp.forward(step.compute, &residual)?;
+                Ok((residual, Some(self.ffn_norm.apply(step.compute, &output)?)))
+            }
+        }
     }
 
     fn size_bytes(&self) -> usize {
         let norms = self.mixer_norm.size_bytes() + self.ffn_norm.size_bytes();
         norms + self.attention.size_bytes() + self.mlp.size_bytes()
+    }
+}
+
+fn total((residual, addend): Stream) -> Result<Tensor, ModelError> {
+    match addend {
+        Some(addend) => ops::add(&residual, &addend),
+        None => Ok(residual),
+    }
+}
+
+fn kv_cache_spec(spec: &DecoderSpec, (dtype, block_size): (DType, usize)) -> KvCacheSpec {
+    let attention = spec.attention();
+    KvCacheSpec {
+        num_layers: spec.layers.len(),
+        num_kv_heads: attention.num_kv_heads,
+        head_dim: attention.head_dim,
+        dtype,
+        block_size,
     }
 }

@@ -1,10 +1,9 @@
 use candle_core::Tensor;
 
-use super::names::LayerNames;
 use crate::ModelError;
 use crate::config::Bias;
 use crate::ops::{self, Compute, PackedWeight};
-use crate::weights::WeightLoader;
+use crate::weights::{MatrixPart, WeightLoader};
 
 /// `y = x W^T + b`, where `W` may be several matrices of the checkpoint, one below the other.
 #[derive(Debug)]
@@ -14,21 +13,21 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// `outputs` are the matrices' names and row counts.
+    /// `outputs` are named without `.weight` and `.bias`.
     pub(super) fn load(
         loader: &mut WeightLoader<'_>,
-        names: &LayerNames<'_>,
         in_features: usize,
-        (outputs, bias): (&[(&str, usize)], Bias),
+        outputs: &[MatrixPart],
+        bias: Bias,
     ) -> Result<Self, ModelError> {
-        let weights: Vec<_> = outputs.iter().map(|(name, rows)| names.weight(name, *rows)).collect();
-        let weight = loader.matrix(in_features, &weights)?;
+        let complete = |ending: &str| -> Vec<MatrixPart> {
+            let named = |part: &MatrixPart| MatrixPart { name: format!("{}.{ending}", part.name), ..part.clone() };
+            outputs.iter().map(named).collect()
+        };
+        let weight = loader.matrix(in_features, &complete("weight"))?;
         let bias = match bias {
             Bias::Absent => None,
-            Bias::Present => {
-                let biases: Vec<_> = outputs.iter().map(|(name, rows)| names.bias(name, *rows)).collect();
-                Some(loader.vector(&biases)?)
-            }
+            Bias::Present => Some(loader.vector(&complete("bias"))?),
         };
         Ok(Self { weight, bias })
     }

@@ -7,6 +7,7 @@ mod linear;
 mod mlp;
 mod names;
 mod norm;
+mod positions;
 
 pub use decoder::{Decoder, LayerObserver};
-pub(crate) use names::WeightNames;
+pub(crate) use names::{QkvNames, WeightNames};

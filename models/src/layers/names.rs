@@ -1,24 +1,43 @@
-use crate::weights::MatrixPart;
-
 /// What a family calls its tensors. Names below a layer are relative to `{layers}.{index}.`; a linear layer's name is
 /// completed with `.weight` and `.bias`.
+///
+/// A family has entries that it does not use, such as the gate of a network without one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WeightNames {
+    /// What a checkpoint saved from the model without its head leaves off all names, with the dot.
+    pub(crate) base_prefix: &'static str,
     pub(crate) embedding: &'static str,
+    pub(crate) embedding_norm: &'static str,
     pub(crate) final_norm: &'static str,
     pub(crate) output_head: &'static str,
     pub(crate) layers: &'static str,
     pub(crate) mixer_norm: &'static str,
-    pub(crate) query: &'static str,
-    pub(crate) key: &'static str,
-    pub(crate) value: &'static str,
+    pub(crate) qkv: QkvNames,
+    pub(crate) query_norm: &'static str,
+    pub(crate) key_norm: &'static str,
     pub(crate) attention_output: &'static str,
     pub(crate) ffn_norm: &'static str,
     pub(crate) gate: &'static str,
     pub(crate) up: &'static str,
     pub(crate) down: &'static str,
+    /// Where the learned scalars of an activation are.
+    pub(crate) activation: &'static str,
     /// Tensors with these endings are computed from config.json, and are left where they are.
     pub(crate) derived: &'static [&'static str],
+    /// Tensors with these beginnings read other inputs than text, and are left where they are.
+    pub(crate) other_inputs: &'static [&'static str],
+}
+
+/// How the query, key and value projections are stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum QkvNames {
+    Separate {
+        query: &'static str,
+        key: &'static str,
+        value: &'static str,
+    },
+    /// One matrix. The query, key and value rows of one head follow each other, then come those of the next head.
+    PerHead(&'static str),
 }
 
 impl WeightNames {
@@ -35,11 +54,8 @@ pub(crate) struct LayerNames<'a> {
 }
 
 impl LayerNames<'_> {
-    pub(crate) fn weight(&self, name: &str, rows: usize) -> MatrixPart {
-        MatrixPart { name: format!("{}.{name}.weight", self.prefix), rows }
-    }
-
-    pub(crate) fn bias(&self, name: &str, rows: usize) -> MatrixPart {
-        MatrixPart { name: format!("{}.{name}.bias", self.prefix), rows }
+    /// What `.weight` or `.bias` completes.
+    pub(crate) fn path(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
     }
 }

@@ -1,5 +1,9 @@
 //! Causal attention over the paged cache: `softmax(q k^T * scale) v`, for grouped queries (Ainslie et al., 2023).
 //!
+//! With a window, a query sees that many keys, its own included. With slopes, ALiBi (Press et al., 2022) adds
+//! `slope * (key position - query position)` to each score; published formulas add `slope * key position`, which differs by
+//! a constant of the row that the softmax takes out, and which loses precision in long sequences.
+//!
 //! Order of the sums, on the CPU: keys are visited in tiles of [`KV_TILE`] that start at absolute positions 0, 16, 32 ...
 //! Per tile and query row: the 16 dot products run over `d` in ascending order; the running maximum, the running sum (the
 //! tile's 16 terms added pairwise) and the running output follow the online softmax (Milakov and Gimelshein, 2018); values
@@ -12,12 +16,56 @@ use super::{Compute, KernelSet, cpu};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{ModelError, ModelInput};
 
-/// What a layer's attention computes besides the plain causal product. Windows, soft caps and biases by distance become
-/// further fields.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What a layer's attention computes besides the plain causal product.
+#[derive(Debug, Clone, PartialEq)]
 pub struct AttentionParams {
     /// Multiplies each dot product, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// How many keys a query sees at most, its own included; at least 1.
+    pub window: Option<usize>,
+    /// `[num_heads]`, how fast each query head's scores fall with distance.
+    pub alibi_slopes: Option<Vec<f32>>,
+    pub temperature: Option<PositionTemperature>,
+}
+
+/// Sharpens the attention of far queries, as Llama 4 does: a query at `position` is multiplied with
+/// `1 + beta * ln(1 + floor(position / interval))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PositionTemperature {
+    pub beta: f32,
+    /// At least 1.
+    pub interval: usize,
+}
+
+impl AttentionParams {
+    /// Every key up to the query's own, at one scale.
+    pub fn causal(scale: f32) -> Self {
+        Self { scale, window: None, alibi_slopes: None, temperature: None }
+    }
+
+    /// The first key that a query at `position` sees.
+    #[inline(always)]
+    pub(super) fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    fn check(&self, num_heads: usize) -> Result<(), ModelError> {
+        if self.window == Some(0) || self.temperature.is_some_and(|temperature| temperature.interval == 0) {
+            return Err(ModelError::Input("an attention window or temperature interval of 0".into()));
+        }
+        match &self.alibi_slopes {
+            Some(slopes) if slopes.len() != num_heads => {
+                Err(ModelError::Input(format!("{} slopes for {num_heads} query heads", slopes.len())))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PositionTemperature {
+    pub(super) fn factor(&self, position: u32) -> f32 {
+        1.0 + self.beta * ((1 + position as usize / self.interval) as f32).ln()
+    }
 }
 
 /// One step's work, cut into chunks of rows: built once a step, used by every layer.
@@ -75,6 +123,7 @@ pub fn paged_attention(
 ) -> Result<Tensor, ModelError> {
     let (m, num_heads, head_dim) = q.dims3()?;
     let input = plan.input();
+    params.check(num_heads)?;
     if m != input.num_tokens() || head_dim != layer.head_dim() || num_heads % layer.num_kv_heads() != 0 {
         let (shape, kv_heads, dim) = (q.dims(), layer.num_kv_heads(), layer.head_dim());
         return Err(ModelError::Input(format!(
@@ -113,11 +162,20 @@ fn reference(
         let (k, v) = sequence_kv(compute, layer, input, sequence)?;
         let num_keys = k.dim(1)?;
         // [num_kv_heads, group * len, head_dim]: a group's queries meet the K/V head that they share.
-        let q = q.narrow(0, first, len)?.permute((1, 0, 2))?.contiguous()?;
+        let q = q.narrow(0, first, len)?;
+        let q = match &params.temperature {
+            Some(temperature) => q.broadcast_mul(&factors(compute, temperature, positions)?)?,
+            None => q,
+        };
+        let q = q.permute((1, 0, 2))?.contiguous()?;
         let q = q.reshape((layer.num_kv_heads(), group * len, head_dim))?;
         let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * f64::from(params.scale))?;
         let scores = scores.reshape((num_heads, len, num_keys))?;
-        let scores = scores.broadcast_add(&causal_mask(compute, positions, num_keys)?)?;
+        let scores = scores.broadcast_add(&mask(compute, params, positions, num_keys)?)?;
+        let scores = match &params.alibi_slopes {
+            Some(slopes) => (scores + distances(compute, slopes, positions, num_keys)?)?,
+            None => scores,
+        };
         let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
         let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
         let out = weights.reshape((layer.num_kv_heads(), group * len, num_keys))?.matmul(&v)?;
@@ -147,13 +205,29 @@ fn sequence_kv(
     Ok((f32_of(k)?, f32_of(v)?))
 }
 
-/// `[positions.len(), num_keys] f32`: 0 where the key is not after the query, minus infinity elsewhere.
-fn causal_mask(compute: &Compute, positions: &[u32], num_keys: usize) -> Result<Tensor, ModelError> {
-    let mask: Vec<f32> = positions
-        .iter()
-        .flat_map(|&position| {
-            (0..num_keys).map(move |key| if key <= position as usize { 0.0 } else { f32::NEG_INFINITY })
-        })
-        .collect();
+/// `[positions.len(), num_keys] f32`: 0 where the query sees the key, minus infinity elsewhere.
+fn mask(compute: &Compute, params: &AttentionParams, positions: &[u32], num_keys: usize) -> Result<Tensor, ModelError> {
+    let row = |&position: &u32| {
+        let seen = params.first_key(position as usize)..=position as usize;
+        (0..num_keys).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
+    };
+    let mask: Vec<f32> = positions.iter().flat_map(row).collect();
     Ok(Tensor::from_vec(mask, (positions.len(), num_keys), compute.device())?)
+}
+
+/// `[slopes.len(), positions.len(), num_keys] f32`: what each head adds to a score.
+fn distances(compute: &Compute, slopes: &[f32], positions: &[u32], num_keys: usize) -> Result<Tensor, ModelError> {
+    let mut distances = Vec::with_capacity(slopes.len() * positions.len() * num_keys);
+    for slope in slopes {
+        for &position in positions {
+            distances.extend((0..num_keys).map(|key| slope * (key as f32 - position as f32)));
+        }
+    }
+    Ok(Tensor::from_vec(distances, (slopes.len(), positions.len(), num_keys), compute.device())?)
+}
+
+/// `[positions.len(), 1, 1] f32`: what each query is multiplied with.
+fn factors(compute: &Compute, temperature: &PositionTemperature, positions: &[u32]) -> Result<Tensor, ModelError> {
+    let factors: Vec<f32> = positions.iter().map(|&position| temperature.factor(position)).collect();
+    Ok(Tensor::from_vec(factors, (positions.len(), 1, 1), compute.device())?)
 }

@@ -8,22 +8,28 @@
 //! other rows of the batch, on how a sequence was cut into steps, on the number of threads, or on whether the portable
 //! or the vector body ran. The reference body promises closeness only: candle picks other kernels for other row counts.
 
+mod activation;
+mod add;
 mod attention;
 mod compute;
 pub(crate) mod cpu;
 mod embedding;
 mod gather_rows;
+mod layer_norm;
 mod linear;
 mod norm;
 mod rope;
 mod silu_mul;
 mod store_kv;
 
-pub use attention::{AttentionParams, AttentionPlan, paged_attention};
+pub use activation::{Activation, Xielu, activate};
+pub use add::add;
+pub use attention::{AttentionParams, AttentionPlan, PositionTemperature, paged_attention};
 pub use compute::{Compute, KernelSet};
 pub use cpu::pool::ComputePool;
 pub use embedding::embedding;
 pub use gather_rows::gather_rows;
+pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
 pub use linear::{PackedWeight, WeightPart, linear};
 pub use norm::{add_rms_norm, rms_norm};
 pub use rope::{RotaryAngles, RotaryEmbedding, rope};

@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 
@@ -23,13 +24,30 @@ pub(crate) struct WeightLoader<'a> {
     taken: HashSet<String>,
     progress: LoadProgress,
     report: &'a mut dyn FnMut(LoadProgress),
+    /// What the model's names begin with and this checkpoint's do not.
+    missing_prefix: &'static str,
 }
 
-/// Rows of a merged matrix: one tensor of the checkpoint, `[rows, in_features]`.
-#[derive(Debug)]
+/// Rows of a merged matrix: one tensor of the checkpoint, `[rows, in_features]`, or `[rows]` where a vector is wanted.
+#[derive(Debug, Clone)]
 pub(crate) struct MatrixPart {
     pub(crate) name: String,
     pub(crate) rows: usize,
+    /// The tensor's rows in the order in which they are packed. Together they are all of its rows.
+    pub(crate) pieces: Vec<Range<usize>>,
+}
+
+impl MatrixPart {
+    /// All rows as they are stored.
+    pub(crate) fn whole(name: String, rows: usize) -> Self {
+        Self { name, rows, pieces: std::iter::once(0..rows).collect() }
+    }
+
+    /// `bytes` of the whole tensor, piece by piece.
+    fn cut<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        let row_bytes = bytes.len() / self.rows;
+        self.pieces.iter().map(move |piece| &bytes[piece.start * row_bytes..piece.end * row_bytes])
+    }
 }
 
 impl<'a> WeightLoader<'a> {
@@ -55,7 +73,18 @@ impl<'a> WeightLoader<'a> {
             taken: HashSet::new(),
             progress: LoadProgress { bytes_done: 0, bytes_total },
             report,
+            missing_prefix: "",
         }
+    }
+
+    /// For checkpoints whose names leave off what the model's names begin with. `embedding` is the model's name of a tensor
+    /// that every checkpoint has: where it is found only without `prefix`, all names are looked up without it.
+    pub(crate) fn with_optional_prefix(mut self, prefix: &'static str, embedding: &str) -> Self {
+        let holds = |name: &str| self.index.tensors.contains_key(&format!("{name}.weight"));
+        if !holds(embedding) && embedding.strip_prefix(prefix).is_some_and(holds) {
+            self.missing_prefix = prefix;
+        }
+        self
     }
 
     pub(crate) fn compute(&self) -> &'a Compute {
@@ -71,11 +100,12 @@ impl<'a> WeightLoader<'a> {
         for tensor in &located {
             self.open(tensor.shard)?;
         }
-        let parts = located
-            .iter()
-            .map(|tensor| Ok(WeightPart { dtype: tensor.stored.dtype.into(), bytes: self.bytes(tensor)? }))
-            .collect::<Result<Vec<_>, ModelError>>()?;
-        let packed = PackedWeight::pack(self.compute, packed_dtype(self.dtype, &located), in_features, &parts)?;
+        let mut pieces = Vec::with_capacity(parts.len());
+        for (part, tensor) in parts.iter().zip(&located) {
+            let dtype = tensor.stored.dtype.into();
+            pieces.extend(part.cut(self.bytes(tensor)?).map(|bytes| WeightPart { dtype, bytes }));
+        }
+        let packed = PackedWeight::pack(self.compute, packed_dtype(self.dtype, &located), in_features, &pieces)?;
         for tensor in &located {
             self.done(tensor);
         }
@@ -88,11 +118,29 @@ impl<'a> WeightLoader<'a> {
         for part in parts {
             let tensor = self.take(&part.name, &[part.rows])?;
             self.open(tensor.shard)?;
-            values.extend(to_f32(self.bytes(&tensor)?, tensor.stored.dtype));
+            for piece in part.cut(self.bytes(&tensor)?) {
+                values.extend(to_f32(piece, tensor.stored.dtype));
+            }
             self.done(&tensor);
         }
         let len = values.len();
         Ok(Tensor::from_vec(values, len, self.compute.device())?)
+    }
+
+    /// One number, stored as `[]` or `[1]`.
+    pub(crate) fn scalar(&mut self, name: &str) -> Result<f32, ModelError> {
+        let stored = self.index.tensors.get(&self.stored_name(name)).map(|tensor| tensor.stored.shape.is_empty());
+        let tensor = self.take(name, if stored == Some(true) { &[][..] } else { &[1][..] })?;
+        self.open(tensor.shard)?;
+        let value = to_f32(self.bytes(&tensor)?, tensor.stored.dtype)[0];
+        self.done(&tensor);
+        Ok(value)
+    }
+
+    /// As [`Self::scalar`], `None` where the checkpoint has no such tensor.
+    pub(crate) fn optional_scalar(&mut self, name: &str) -> Result<Option<f32>, ModelError> {
+        let stored = self.index.tensors.contains_key(&self.stored_name(name));
+        stored.then(|| self.scalar(name)).transpose()
     }
 
     /// Errors when the checkpoint holds a tensor that the model did not take and that `expendable` does not excuse.
@@ -113,6 +161,7 @@ impl<'a> WeightLoader<'a> {
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<LocatedTensor, ModelError> {
+        let name = &self.stored_name(name);
         let Some(tensor) = self.index.tensors.get(name) else {
             let problem = "missing, although config.json describes it; fetch the weights that belong to config.json";
             return Err(ModelError::checkpoint(self.files.root(), name, problem));
@@ -123,6 +172,10 @@ impl<'a> WeightLoader<'a> {
         }
         assert!(self.taken.insert(name.to_owned()), "a model asks for each of its tensors once");
         Ok(tensor.clone())
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        name.strip_prefix(self.missing_prefix).unwrap_or(name).to_owned()
     }
 
     fn open(&mut self, shard: usize) -> Result<(), ModelError> {

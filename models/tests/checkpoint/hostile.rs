@@ -93,8 +93,8 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     );
     refused_field("architectures", json!([]), "one class name");
     refused_field("architectures", json!("LlamaForCausalLM"), "one class name");
-    refused_field("architectures", json!(["Llama4ForCausalLM"]), "supported: LlamaForCausalLM");
-    refused_field("architectures", json!(["x".repeat(1 << 20)]), "supported: LlamaForCausalLM");
+    refused_field("architectures", json!(["Llama4ForCausalLM"]), "supported: ApertusForCausalLM, BloomForCausalLM");
+    refused_field("architectures", json!(["x".repeat(1 << 20)]), "supported: ApertusForCausalLM, BloomForCausalLM");
     refused_field("vision_config", json!({}), "not known");
     let unknown_key = "k".repeat(50);
     refused_field(&unknown_key, json!("v".repeat(1 << 20)), "not known");

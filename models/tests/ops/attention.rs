@@ -1,6 +1,6 @@
 use candle_core::{DType, Device, Tensor};
 use passerelle_models::input::SequenceInput;
-use passerelle_models::ops::{AttentionParams, AttentionPlan, Compute, paged_attention, store_kv};
+use passerelle_models::ops::{AttentionParams, AttentionPlan, Compute, PositionTemperature, paged_attention, store_kv};
 use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelInput};
 
 use super::{Random, assert_same_bits, check, fast};
@@ -27,12 +27,17 @@ type Part = (usize, std::ops::Range<usize>);
 
 struct World {
     shape: Shape,
+    params: AttentionParams,
     sequences: Vec<Sequence>,
     num_blocks: usize,
 }
 
 impl World {
     fn new(shape: Shape, lengths: &[usize]) -> Self {
+        Self::with(AttentionParams::causal((shape.head_dim as f32).sqrt().recip()), shape, lengths)
+    }
+
+    fn with(params: AttentionParams, shape: Shape, lengths: &[usize]) -> Self {
         let mut random = Random(shape.head_dim as u64);
         let num_blocks = lengths.iter().map(|len| len.div_ceil(shape.block_size)).sum::<usize>() + 3;
         let mut free = Random(7).shuffled(num_blocks).into_iter().map(BlockId);
@@ -46,7 +51,7 @@ impl World {
                 blocks: free.by_ref().take(len.div_ceil(shape.block_size)).collect(),
             })
             .collect();
-        Self { shape, sequences, num_blocks }
+        Self { shape, params, sequences, num_blocks }
     }
 
     /// A cache whose every element is not a number, as another sequence may have left it.
@@ -81,8 +86,7 @@ impl World {
         };
         let layer = cache.layer_mut(0);
         store_kv(compute, &rows(|s| &s.k), &rows(|s| &s.v), input.slots(), layer).unwrap();
-        let params = AttentionParams { scale: (self.shape.head_dim as f32).sqrt().recip() };
-        paged_attention(compute, &rows(|s| &s.q), layer, &AttentionPlan::new(&input), &params).unwrap()
+        paged_attention(compute, &rows(|s| &s.q), layer, &AttentionPlan::new(&input), &self.params).unwrap()
     }
 
     fn len(&self, sequence: usize) -> usize {
@@ -121,6 +125,90 @@ fn attention_equals_the_reference_for_every_shape() {
                 world.step(compute, &mut cache, &world.whole())
             });
         }
+    }
+}
+
+/// Windows shorter than a tile, as long as one, and longer; slopes; temperatures; everything together.
+fn variants(num_heads: usize, head_dim: usize) -> Vec<AttentionParams> {
+    let plain = AttentionParams::causal((head_dim as f32).sqrt().recip());
+    let slopes = Some((0..num_heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect());
+    let temperature = Some(PositionTemperature { beta: 0.3, interval: 7 });
+    let mut variants: Vec<_> =
+        [1, 5, 15, 16, 17, 31, 40, 1000].map(|window| AttentionParams { window: Some(window), ..plain.clone() }).into();
+    variants.push(AttentionParams { alibi_slopes: slopes.clone(), ..plain.clone() });
+    variants.push(AttentionParams { temperature, ..plain.clone() });
+    variants.push(AttentionParams { window: Some(21), alibi_slopes: slopes, temperature, ..plain });
+    variants
+}
+
+#[test]
+fn windows_slopes_and_temperatures_equal_the_reference() {
+    for dtype in [DType::F32, DType::BF16] {
+        for (num_kv_heads, group, head_dim, block_size) in [(1, 1, 32, 16), (2, 3, 24, 32), (3, 2, 64, 16)] {
+            let shape = shape(num_kv_heads, group, head_dim, block_size, dtype);
+            for params in variants(num_kv_heads * group, head_dim) {
+                let what = format!("{shape:?} {params:?}");
+                let world = World::with(params, shape, &[1, 16, 17, 75]);
+                check(&what, 2e-6, |compute| {
+                    let mut cache = match compute.kernels() {
+                        passerelle_models::ops::KernelSet::Reference => zeroed(&world),
+                        _ => world.cache(),
+                    };
+                    world.step(compute, &mut cache, &world.whole())
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_and_company_give_the_bits_of_the_whole_with_every_feature() {
+    let shape = shape(2, 2, 24, 16, DType::BF16);
+    for params in variants(4, 24) {
+        let what = format!("{params:?}");
+        let world = World::with(params, shape, &[83, 40]);
+        for compute in fast() {
+            let whole = world.step(&compute, &mut world.cache(), &[(0, 0..83)]);
+            for sizes in [vec![1; 83], vec![5, 31, 1, 40, 6], vec![82, 1]] {
+                let mut cache = world.cache();
+                let mut start = 0;
+                for (index, size) in sizes.into_iter().enumerate() {
+                    let mut parts = vec![(0, start..start + size)];
+                    if index == 1 {
+                        parts.push((1, 0..40));
+                    }
+                    let rows = world.step(&compute, &mut cache, &parts).narrow(0, 0, size).unwrap();
+                    assert_same_bits(&what, &rows, &whole.narrow(0, start, size).unwrap());
+                    start += size;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_of_one_token_returns_its_own_value() {
+    let shape = shape(2, 1, 16, 16, DType::F32);
+    let params = AttentionParams { window: Some(1), ..AttentionParams::causal(0.25) };
+    let world = World::with(params, shape, &[40]);
+    for compute in fast() {
+        let out = world.step(&compute, &mut world.cache(), &world.whole());
+        assert_same_bits("values", &out, &world.sequences[0].v);
+    }
+}
+
+/// So that a cache may give away blocks that no later token sees.
+#[test]
+fn what_lies_before_the_window_is_not_read() {
+    let params = AttentionParams { window: Some(9), ..AttentionParams::causal(0.2) };
+    let world = World::with(params, shape(2, 2, 24, 16, DType::F32), &[61]);
+    for compute in fast() {
+        let whole = world.step(&compute, &mut world.cache(), &[(0, 0..61)]);
+        // Tokens 30 and 31 are the first that token 38 and 39 see; all before 30 are stale.
+        let mut cache = world.cache();
+        world.step(&compute, &mut cache, &[(0, 30..38)]);
+        let rest = world.step(&compute, &mut cache, &[(0, 38..61)]);
+        assert_same_bits("after the window", &rest, &whole.narrow(0, 38, 23).unwrap());
     }
 }
 
@@ -191,9 +279,13 @@ fn what_does_not_fit_is_an_error() {
     let foreign = [BlockId(world.num_blocks as u32)];
     let sequence = SequenceInput { tokens: &[1], num_computed: 0, block_table: &foreign, sample: &[] };
     let input = ModelInput::new(16, &[sequence]).unwrap();
-    let (q, params) = (Random(1).tensor(&[1, 2, 16]), AttentionParams { scale: 1.0 });
+    let (q, params) = (Random(1).tensor(&[1, 2, 16]), AttentionParams::causal(1.0));
     let plan = AttentionPlan::new(&input);
     assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &params).is_err(), "block outside");
+    let odd = AttentionParams { alibi_slopes: Some(vec![0.5]), ..params.clone() };
+    assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &odd).is_err(), "a slope for two heads");
+    let none = AttentionParams { window: Some(0), ..params };
+    assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &none).is_err(), "a window without keys");
     let odd = KvCacheSpec { block_size: 24, ..*cache.spec() };
     assert!(KvCache::new(odd, 1, &Device::Cpu).is_err(), "a tile would span two blocks");
     let half = KvCacheSpec { dtype: DType::F16, ..*cache.spec() };

@@ -66,6 +66,15 @@ impl Fixture {
         fs::write(path, bytes).unwrap();
     }
 
+    /// Rewrites the names of all tensors of `model.safetensors`.
+    pub(crate) fn rename_tensors(&self, rename: impl Fn(&str) -> String) {
+        let path = self.directory.path().join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let renamed: Vec<_> = tensors.iter().map(|(name, tensor)| (rename(name), tensor)).collect();
+        fs::write(path, safetensors::serialize(renamed, None).unwrap()).unwrap();
+    }
+
     /// Exchanges the bytes of each pair of tensors whose names differ in `one` and `other` only.
     pub(crate) fn swap_tensors(&self, one: &str, other: &str) {
         let path = self.directory.path().join("model.safetensors");

@@ -6,6 +6,8 @@
 //! read. Both products are the inner loop of [`tile`]: `scores = q k^T` over the 16 keys of a tile side by side, then
 //! `out += weights v` with the 16 keys as depth.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, Storage, Tensor};
 
 use super::launch::{Kernel, Output, launch};
@@ -80,6 +82,28 @@ struct KvTile<'a, E> {
     v: &'a [E],
 }
 
+/// Which of a chunk's tokens see a tile, and how much of it.
+///
+/// ```text
+///              key of the tile            the tile starts at position 16, the window is 24, the chunk starts at 12
+/// position     16 17 .. 30 31
+/// 12 .. 15      . .      .  .            not in `tokens`
+/// 16            x .      .  .            first of `tokens`
+/// 31 .. 39      x x      x  x            `whole`
+/// 40            . x      x  x            the window has moved on
+/// ```
+struct TileView<'a> {
+    params: &'a AttentionParams,
+    /// Position of the tile's first key.
+    start: usize,
+    /// Position of the chunk's first token.
+    first_position: usize,
+    /// The chunk's tokens that see something of the tile; never empty.
+    tokens: Range<usize>,
+    /// Those that see all of it.
+    whole: Range<usize>,
+}
+
 /// Rows that the inner loop carries together.
 const MAX_TILE_ROWS: usize = 6;
 
@@ -92,16 +116,38 @@ impl<E: Element> Kernel for Attention<'_, E> {
         let table = self.plan.input().block_table(chunk.sequence);
         let mut state = self.start(chunk, kv_head);
         let num_tiles = (first_position + chunk.num_rows).div_ceil(KV_TILE);
-        for tile in 0..num_tiles {
+        for tile in self.params.first_key(first_position) / KV_TILE..num_tiles {
             let kv = self.kv_tile(table, kv_head, tile * KV_TILE);
             let next = self.kv_tile(table, kv_head, (tile + 1).min(num_tiles - 1) * KV_TILE);
-            // Tokens before the tile do not see it; the first that does sees `visible` of its keys.
-            let skipped = (tile * KV_TILE).saturating_sub(first_position);
-            let visible = first_position + skipped + 1 - tile * KV_TILE;
+            let view = TileView::new(tile * KV_TILE, (first_position, chunk.num_rows), self.params);
             // SAFETY: the state and the tile have the sizes that the layer says; the launch vouches for the instructions.
-            unsafe { self.visit::<V>(&mut state, [&kv, &next], skipped..chunk.num_rows, visible) };
+            unsafe { self.visit::<V>(&mut state, [&kv, &next], &view, kv_head) };
         }
         self.finish(chunk, kv_head, &state);
+    }
+}
+
+impl<'a> TileView<'a> {
+    #[inline(always)]
+    fn new(start: usize, (first_position, num_rows): (usize, usize), params: &'a AttentionParams) -> Self {
+        let token_at = |position: usize| position.saturating_sub(first_position).min(num_rows);
+        let (seen_until, whole_until) = match params.window {
+            Some(window) => (token_at(start + KV_TILE - 1 + window), token_at(start + window)),
+            None => (num_rows, num_rows),
+        };
+        let whole = token_at(start + KV_TILE - 1)..whole_until;
+        Self { params, start, first_position, tokens: token_at(start)..seen_until, whole }
+    }
+
+    fn position(&self, token: usize) -> usize {
+        self.first_position + token
+    }
+
+    /// The keys of the tile that a token sees.
+    #[inline(always)]
+    fn keys(&self, token: usize) -> Range<usize> {
+        let position = self.position(token);
+        self.params.first_key(position).saturating_sub(self.start)..KV_TILE.min(position + 1 - self.start)
     }
 }
 
@@ -116,7 +162,14 @@ impl<E: Element> Attention<'_, E> {
         let rows = chunk.num_rows * self.group();
         let mut q = Vec::with_capacity(chunk.num_rows * width);
         for row in chunk.first_row..chunk.first_row + chunk.num_rows {
-            q.extend_from_slice(&self.q.row(row)[kv_head * width..(kv_head + 1) * width]);
+            let heads = &self.q.row(row)[kv_head * width..(kv_head + 1) * width];
+            match &self.params.temperature {
+                Some(temperature) => {
+                    let factor = temperature.factor(self.plan.input().positions()[row]);
+                    q.extend(heads.iter().map(|q| q * factor));
+                }
+                None => q.extend_from_slice(heads),
+            }
         }
         ChunkState {
             q,
@@ -136,7 +189,7 @@ impl<E: Element> Attention<'_, E> {
         KvTile { k: &self.k[offset / KV_TILE * k_len..][..k_len], v: &self.v[offset * padded..][..KV_TILE * padded] }
     }
 
-    /// Adds one tile, the first of `kv`, to the rows of `tokens`, the first of which sees `visible` keys of it, the next one more, and so on.
+    /// Adds one tile, the first of `kv`, to the rows of the tokens that see it.
     ///
     /// # Safety
     /// The state and the tile have the layer's sizes; the CPU has `V`'s instructions.
@@ -145,21 +198,21 @@ impl<E: Element> Attention<'_, E> {
         &self,
         state: &mut ChunkState,
         kv: [&KvTile<'_, E>; 2],
-        tokens: std::ops::Range<usize>,
-        visible: usize,
+        view: &TileView<'_>,
+        kv_head: usize,
     ) {
         let (group, padded) = (self.group(), self.layer.padded_head_dim());
-        let rows = tokens.start * group..tokens.end * group;
+        let rows_of = |tokens: &Range<usize>| tokens.start * group..tokens.end * group;
+        let rows = rows_of(&view.tokens);
         // SAFETY: the rows are the state's; passed on.
         unsafe {
             for first in rows.clone().step_by(MAX_TILE_ROWS) {
                 self.scores::<V>(state, kv, first, MAX_TILE_ROWS.min(rows.end - first));
             }
-            for row in rows.clone() {
-                let visible = (visible + row / group - tokens.start).min(KV_TILE);
+            for row in rows {
                 let weights = &mut state.weights[row * KV_TILE..][..KV_TILE];
-                let factor =
-                    weigh::<V>(weights, visible, self.params.scale, (&mut state.max[row], &mut state.sum[row]));
+                self.finish_scores(weights, view, row / group, kv_head * group + row % group);
+                let factor = weigh::<V>(weights, view.keys(row / group), (&mut state.max[row], &mut state.sum[row]));
                 if factor != 1.0 {
                     for out in &mut state.out[row * padded..(row + 1) * padded] {
                         *out *= factor;
@@ -167,11 +220,25 @@ impl<E: Element> Attention<'_, E> {
                 }
             }
             // Only keys that a row sees are added to it: a masked value may be anything, not a number included.
-            let num_partial = KV_TILE.saturating_sub(visible).min(tokens.len());
-            for (index, token) in (tokens.start..tokens.start + num_partial).enumerate() {
-                self.add_values::<V>(state, kv, token * group..(token + 1) * group, visible + index);
+            for token in view.tokens.clone().filter(|token| !view.whole.contains(token)) {
+                self.add_values::<V>(state, kv, rows_of(&(token..token + 1)), view.keys(token));
             }
-            self.add_values::<V>(state, kv, (tokens.start + num_partial) * group..rows.end, KV_TILE);
+            if !view.whole.is_empty() {
+                self.add_values::<V>(state, kv, rows_of(&view.whole), 0..KV_TILE);
+            }
+        }
+    }
+
+    /// From dot products to scores.
+    #[inline(always)]
+    fn finish_scores(&self, scores: &mut [f32], view: &TileView<'_>, token: usize, query_head: usize) {
+        for score in &mut *scores {
+            *score *= self.params.scale;
+        }
+        let Some(slopes) = &self.params.alibi_slopes else { return };
+        let position = view.position(token) as f32;
+        for (key, score) in scores.iter_mut().enumerate() {
+            *score += slopes[query_head] * ((view.start + key) as f32 - position);
         }
     }
 
@@ -201,14 +268,14 @@ impl<E: Element> Attention<'_, E> {
         }
     }
 
-    /// Adds the first `depth` values of the tile to `rows`.
+    /// Adds the values `keys` of the tile to `rows`.
     #[inline(always)]
     unsafe fn add_values<V: Vector>(
         &self,
         state: &mut ChunkState,
         kv: [&KvTile<'_, E>; 2],
-        rows: std::ops::Range<usize>,
-        depth: usize,
+        rows: Range<usize>,
+        keys: Range<usize>,
     ) {
         let padded = self.layer.padded_head_dim();
         for first in rows.clone().step_by(MAX_TILE_ROWS) {
@@ -216,17 +283,17 @@ impl<E: Element> Attention<'_, E> {
             let mut column = 0;
             while column < padded {
                 let factors = Factors {
-                    x: state.weights[first * KV_TILE..].as_ptr(),
+                    x: state.weights[first * KV_TILE + keys.start..].as_ptr(),
                     x_stride: KV_TILE,
-                    w: kv[0].v[column..].as_ptr(),
+                    w: kv[0].v[keys.start * padded + column..].as_ptr(),
                     w_stride: padded,
                     w_panel_stride: KV_TILE,
-                    depth,
+                    depth: keys.len(),
                     prefetch_bytes: bytes_between(kv[0].v, kv[1].v),
                 };
                 let to = state.out[first * padded + column..].as_mut_ptr();
                 let wide = column + 2 * KV_TILE <= padded && num_rows <= 3;
-                // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; `depth` rows of values.
+                // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; as many rows of values as keys.
                 unsafe {
                     match (num_rows, wide) {
                         (1, true) => add_rows::<V, E, 1, 2>(factors, to, padded),
@@ -287,17 +354,15 @@ unsafe fn add_rows<V: Vector, E: Element, const ROWS: usize, const PANELS: usize
     }
 }
 
-/// Turns a tile's scores into weights, of which the first `visible` count, and brings the row's maximum and sum up to
-/// date. Returns the factor by which earlier weights shrink.
+/// Turns a tile's scores into weights, of which those of `keys` count, and brings the row's maximum and sum up to date.
+/// Returns the factor by which earlier weights shrink.
 ///
 /// # Safety
-/// `weights` holds `KV_TILE` scores; the CPU has `V`'s instructions.
+/// `weights` holds `KV_TILE` scores; `keys` is not empty; the CPU has `V`'s instructions.
 #[inline(always)]
-unsafe fn weigh<V: Vector>(weights: &mut [f32], visible: usize, scale: f32, (max, sum): (&mut f32, &mut f32)) -> f32 {
-    for score in &mut weights[..] {
-        *score *= scale;
-    }
-    weights[visible..].fill(f32::NEG_INFINITY);
+unsafe fn weigh<V: Vector>(weights: &mut [f32], keys: Range<usize>, (max, sum): (&mut f32, &mut f32)) -> f32 {
+    weights[..keys.start].fill(f32::NEG_INFINITY);
+    weights[keys.end..].fill(f32::NEG_INFINITY);
     // SAFETY: two vectors in a tile; the caller has the instructions.
     unsafe {
         let (low, high) = (V::load(weights.as_ptr()), V::load(weights[LANES..].as_ptr()));
@@ -305,7 +370,8 @@ unsafe fn weigh<V: Vector>(weights: &mut [f32], visible: usize, scale: f32, (max
         let shift = V::splat(new_max);
         low.sub(shift).exp().store(weights.as_mut_ptr());
         high.sub(shift).exp().store(weights[LANES..].as_mut_ptr());
-        weights[visible..].fill(0.0);
+        weights[..keys.start].fill(0.0);
+        weights[keys.end..].fill(0.0);
         let (low, high) = (V::load(weights.as_ptr()), V::load(weights[LANES..].as_ptr()));
         let factor = V::splat(*max - new_max).exp().to_array()[0];
         *sum = sum.mul_add(factor, low.add(high).sum_of_lanes());

@@ -106,4 +106,11 @@ impl Vector for Avx2 {
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
         }
     }
+    #[inline(always)]
+    unsafe fn if_positive(self, then: Self, otherwise: Self) -> Self {
+        unsafe {
+            let positive = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, _mm256_setzero_ps());
+            Self(_mm256_blendv_ps(otherwise.0, then.0, positive))
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! a portable and an AVX2 implementation whose every operation rounds alike, so the two instances of a body are equal bit
 //! for bit by construction. [`launch`] picks the instance and spreads its tasks over the threads.
 
+pub(super) mod activation;
 pub(super) mod attention;
 mod buffer;
 pub(super) mod embedding;
