@@ -118,6 +118,14 @@ async fn a_stop_string_is_cut_and_ends_the_usage_at_the_token_that_completes_it(
 }
 
 #[tokio::test]
+async fn a_stop_string_does_not_count_before_min_tokens() {
+    let server = Server::start().await;
+    let whole = both_ways(&server.client(), said("say:one two one", json!({"stop": "one", "min_tokens": 5}))).await;
+    assert_eq!(whole["choices"][0]["message"]["content"], "one two ");
+    assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
 async fn text_that_only_begins_a_stop_string_is_not_lost() {
     let server = Server::start().await;
     let whole = both_ways(&server.client(), said("say:one two th", json!({"stop": "three"}))).await;

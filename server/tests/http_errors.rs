@@ -7,6 +7,7 @@ mod common;
 use common::client::{Client, Reply};
 use common::{MODEL, Options, Server};
 use passerelle::api::{ApiConfig, UnknownFields};
+use passerelle_engine::EngineConfig;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -56,6 +57,36 @@ async fn malformed_requests_are_refused_by_name_and_the_server_lives() {
 }
 
 #[tokio::test]
+async fn a_field_that_does_nothing_here_is_refused_by_name() {
+    let server = Server::start().await;
+    let client = server.client();
+    let body = json!({"prompt": "a", "add_generation_prompt": false});
+    refused(&client.post("/tokenize", &body).await, 400, "unsupported_parameter", Some("add_generation_prompt"));
+    let body = json!({"messages": [{"role": "user", "content": "a"}], "add_special_tokens": true});
+    refused(&client.post("/tokenize", &body).await, 400, "invalid_value", Some("add_special_tokens"));
+}
+
+#[tokio::test]
+async fn what_the_kv_cache_can_never_hold_names_the_context() {
+    let options = Options::default();
+    let engine = EngineConfig { num_kv_blocks: 4, ..options.engine.clone() };
+    let server = Server::with(Options { engine, ..options }).await;
+    let reply = server.client().post(CHAT, &chat(json!({"max_tokens": 500}))).await;
+    refused(&reply, 400, "context_length_exceeded", Some("max_tokens"));
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_large_body_is_read_like_a_small_one() {
+    let server = Server::start().await;
+    let client = server.client();
+    let padding = " ".repeat(200 << 10);
+    let body = format!("{}{padding}", chat(json!({})));
+    assert_eq!(client.post_raw(CHAT, body.as_bytes()).await.status, 200);
+    refused(&client.post_raw(CHAT, format!("{{{padding}").as_bytes()).await, 400, "invalid_json", None);
+}
+
+#[tokio::test]
 async fn a_misspelt_field_is_answered_with_the_right_one() {
     let server = Server::start().await;
     let reply = server.client().post(CHAT, &chat(json!({"max_token": 3}))).await;
@@ -101,7 +132,9 @@ async fn routes_and_methods_and_media_types_that_do_not_exist_are_refused_in_the
     let server = Server::start().await;
     let client = server.client();
     refused(&client.get("/v1/nothing").await, 404, "unknown_url", None);
-    refused(&client.get("/v1/models/nobody/here").await, 404, "model_not_found", Some("model"));
+    for name in ["nobody/here", "%ff"] {
+        refused(&client.get(&format!("/v1/models/{name}")).await, 404, "model_not_found", Some("model"));
+    }
     refused(&client.get(CHAT).await, 405, "method_not_allowed", None);
     let form = client.clone().with("content-type", "application/x-www-form-urlencoded");
     refused(&form.post(CHAT, &chat(json!({}))).await, 415, "unsupported_media_type", None);

@@ -10,6 +10,8 @@ use common::{KEY, MODEL, Options, Server, limit};
 use passerelle::api::ApiConfig;
 use passerelle::gateway::Limit;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -134,6 +136,91 @@ async fn a_full_server_answers_503_at_once() {
     gate.release();
     assert_eq!(text_of(running).await.len(), 4);
     server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_full_server_reads_no_further_body() {
+    let gate = Gate::closed();
+    let api = ApiConfig { max_concurrent_requests: 1, ..ApiConfig::default() };
+    let server = Server::with(Options { api, gate: gate.clone(), ..Options::default() }).await;
+    let running = server.client().stream(CHAT, &chat(1, 4)).await;
+    for path in [CHAT, "/tokenize", "/detokenize"] {
+        let mut connection = TcpStream::connect(server.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        connection.read_exact(&mut status).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 503", "{path}");
+    }
+    gate.release();
+    assert_eq!(text_of(running).await.len(), 4);
+}
+
+#[tokio::test]
+async fn requests_that_state_no_length_run_together_under_a_token_rate() {
+    let gate = Gate::closed();
+    let key_limits = Some(vec![limit(Limit::TokensPerMinute, 3000)]);
+    let server = Server::with(Options { key_limits, gate: gate.clone(), ..Options::default() }).await;
+    let client = server.client().with_key();
+    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": "say:hi"}], "stream": true});
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        streams.push(client.stream(CHAT, &body).await);
+    }
+    gate.release();
+    for stream in streams {
+        assert_eq!((stream.status, text_of(stream).await.as_str()), (200, "hi"));
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_list_of_prompts_that_can_never_fit_is_a_400() {
+    let cases = [
+        (limit(Limit::RequestsPerMinute, 3), "requests_per_minute"),
+        (limit(Limit::ConcurrentRequests, 3), "concurrent_requests"),
+        (limit(Limit::TokensPerMinute, 40), "tokens_per_minute"),
+    ];
+    for (limit, name) in cases {
+        let server = Server::with(Options { key_limits: Some(vec![limit]), ..Options::default() }).await;
+        let body = json!({"model": MODEL, "prompt": ["a", "b", "c", "d"], "max_tokens": 10});
+        let reply = server.client().with_key().post("/v1/completions", &body).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (400, "request_exceeds_limit"), "{}", reply.text());
+        assert_eq!(reply.headers["x-ratelimit-limit-name"], name);
+        assert_eq!(reply.param().as_deref(), Some("prompt"));
+    }
+}
+
+#[tokio::test]
+async fn tokenizing_counts_as_a_request() {
+    let key_limits = Some(vec![limit(Limit::RequestsPerMinute, 2)]);
+    let server = Server::with(Options { key_limits, ..Options::default() }).await;
+    let client = server.client().with_key();
+    assert_eq!(client.post("/tokenize", &json!({"prompt": "a"})).await.status, 200);
+    assert_eq!(client.post("/detokenize", &json!({"tokens": [97]})).await.status, 200);
+    for (path, body) in [("/tokenize", json!({"prompt": "a"})), ("/detokenize", json!({"tokens": [97]}))] {
+        let reply = client.post(path, &body).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (429, "rate_limit_exceeded"), "{path}");
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn metrics_count_what_was_settled_for_those_who_left_and_those_who_stayed() {
+    let server = Server::start().await;
+    let client = server.client();
+    let mut leaver = client.stream(CHAT, &chat(1, 1500)).await;
+    leaver.read_events(20).await;
+    drop(leaver);
+    text_of(client.stream(CHAT, &chat(2, 7)).await).await;
+    server.settle().await;
+    let settled = server.state.ledger().totals().generated_tokens;
+    assert!(settled > 7);
+    let text = client.get("/metrics").await.text();
+    let line = format!("passerelle_generated_tokens_total{{model=\"{MODEL}\"}} {settled}\n");
+    assert!(text.contains(&line), "{line} is missing in {text}");
 }
 
 #[tokio::test]

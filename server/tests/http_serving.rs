@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::http::Request;
 use common::client::Stream;
 use common::model::Gate;
-use common::{MODEL, Options, Server, assemble};
+use common::{MODEL, Options, PATIENCE, Server, assemble};
 use passerelle::api::{ApiConfig, Drained, Listener, ServeConfig, SseConfig, UnixSocket, router, serve};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,6 +67,21 @@ async fn an_answer_that_takes_too_long_ends_with_an_error() {
     assert_eq!((reply.status, reply.error_code().as_str()), (503, "request_timeout"));
     gate.release();
     server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_ends_even_if_nobody_reads_it() {
+    let sse = SseConfig { max_pending_frames: 1, write_timeout: 10 * PATIENCE, ..SseConfig::default() };
+    let api = ApiConfig { request_timeout: Duration::from_millis(50), sse, ..ApiConfig::default() };
+    let server = Server::with(Options { api, ..Options::default() }).await;
+    let request = Request::post(CHAT).header("host", "localhost").header("content-type", "application/json");
+    let request = request.body(Body::from(chat(1500).to_string())).unwrap();
+    let response = router(server.state.clone()).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    server.assert_at_rest().await;
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    let text = String::from_utf8_lossy(&body);
+    assert!(text.contains("request_timeout") && text.ends_with("data: [DONE]\n\n"), "{text}");
 }
 
 #[tokio::test]

@@ -8,15 +8,22 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::errors::{ApiError, ErrorKind};
-use super::state::ApiConfig;
+use super::state::{ApiConfig, AppState};
 use super::wire::parse_json;
 
-pub(crate) async fn read_json(request: Request, config: &ApiConfig) -> Result<Value, ApiError> {
+/// Larger bodies are parsed off the async threads.
+const MAX_INLINE_BYTES: usize = 64 << 10;
+
+pub(crate) async fn read_json(request: Request, state: &AppState) -> Result<Value, ApiError> {
+    let config = state.config();
     check_content_type(request.headers())?;
     check_length(request.headers(), config.max_body_bytes)?;
     let reading = collect(request.into_body(), config.max_body_bytes);
     let bytes = timeout(config.body_timeout, reading).await.map_err(|_| too_slow(config))??;
-    parse_json(&bytes)
+    if bytes.len() <= MAX_INLINE_BYTES {
+        return parse_json(&bytes);
+    }
+    state.text_work().run(move || parse_json(&bytes)).await
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {

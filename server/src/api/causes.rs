@@ -53,7 +53,16 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
             SubmitError::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
-            SubmitError::Refused(why) => Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&why))),
+            SubmitError::ExceedsContext(why) => {
+                Self::new(ErrorKind::ContextLengthExceeded, format!("{}.", capitalised(&why))).param("max_tokens")
+            }
+            SubmitError::Refused { parameter, why } => {
+                let refused = Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&why)));
+                match parameter {
+                    Some(parameter) => refused.param(parameter),
+                    None => refused,
+                }
+            }
         }
     }
 }
@@ -147,6 +156,18 @@ mod tests {
     #[test]
     fn what_can_never_fit_is_the_callers_mistake() {
         assert_eq!(refusal(Retry::Never).status(), 400);
+    }
+
+    #[test]
+    fn what_an_engine_refuses_names_its_parameter() {
+        let long = ApiError::from(SubmitError::ExceedsContext("9 tokens".to_owned()));
+        assert_eq!(
+            (long.kind(), &long.body()["error"]["param"]),
+            (ErrorKind::ContextLengthExceeded, &"max_tokens".into())
+        );
+        let odd =
+            ApiError::from(SubmitError::Refused { parameter: Some("min_p"), why: "min_p is out of range".to_owned() });
+        assert_eq!((odd.kind(), &odd.body()["error"]["param"]), (ErrorKind::InvalidValue, &"min_p".into()));
     }
 
     #[test]

@@ -12,13 +12,12 @@ use super::delta::{
 };
 use super::errors::{ApiError, ErrorKind};
 use super::ids::random_id;
+use super::meter::ChoiceMeter;
 use super::prepare::EncodedPrompt;
 use super::state::ServedModel;
 use super::wire::request::Output;
 use crate::gateway::Generation;
-use crate::text::{
-    Detokenizer, SkipSpecialTokens, StopMatcher, StopText, TextError, Tokenizer, ToolCallParser, ToolDelta,
-};
+use crate::text::{Detokenizer, SkipSpecialTokens, StopMatcher, Tokenizer, ToolCallParser, ToolDelta};
 
 /// A running choice. Dropping it aborts its request and settles what it used.
 #[derive(Debug)]
@@ -26,6 +25,7 @@ pub(crate) struct RunningChoice {
     /// `None` once over, so that it is settled before the answer's end is written.
     generation: Option<Generation>,
     writer: Writer,
+    meter: ChoiceMeter,
     pending: VecDeque<Delta>,
 }
 
@@ -35,6 +35,8 @@ pub(crate) struct ChoiceSpec {
     pub(crate) model: Arc<ServedModel>,
     pub(crate) output: Output,
     pub(crate) stop_strings: Vec<String>,
+    /// No stop string counts before the answer has this many tokens.
+    pub(crate) min_tokens: u32,
     /// Tokens that end the answer and are no part of its text.
     pub(crate) stop_token_ids: Vec<TokenId>,
     pub(crate) tools: ToolCalls,
@@ -57,14 +59,9 @@ pub(crate) enum AnswerStart {
 }
 
 impl RunningChoice {
-    pub(crate) fn new(generation: Generation, mut writer: Writer) -> Self {
+    pub(crate) fn new(generation: Generation, mut writer: Writer, meter: ChoiceMeter) -> Self {
         let pending = writer.prompt_at_start().into_iter().collect();
-        Self { generation: Some(generation), writer, pending }
-    }
-
-    /// What it has used so far; `None` once over.
-    pub(crate) fn used(&self) -> Option<Usage> {
-        self.generation.as_ref().map(Generation::used)
+        Self { generation: Some(generation), writer, meter, pending }
     }
 
     /// The next piece; `None` after `Finished`. Cancel-safe.
@@ -74,7 +71,11 @@ impl RunningChoice {
             let event = generation.next().await;
             self.take(event)?;
         }
-        Ok(self.pending.pop_front())
+        let piece = self.pending.pop_front();
+        if matches!(&piece, Some(Delta::Text(part)) if !part.token_ids.is_empty()) {
+            self.meter.token();
+        }
+        Ok(piece)
     }
 
     fn take(&mut self, event: Option<Event>) -> Result<(), ApiError> {
@@ -83,33 +84,47 @@ impl RunningChoice {
             Some(Event::Token(token)) => {
                 self.pending.extend(self.writer.token(&token));
                 if self.writer.stopped {
-                    let usage = self.generation.take().map(Generation::end_here).unwrap_or_default();
+                    let usage = self.settle(Generation::end_here);
                     self.finish(FinishReason::Stop, usage);
                 }
             }
             Some(Event::Finished { reason: FinishReason::Aborted, .. }) => {
-                self.generation = None;
+                self.settle(Generation::abort);
                 return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
             }
             Some(Event::Finished { reason, usage }) => {
-                self.generation = None;
+                self.settle(Generation::abort);
                 self.finish(reason, usage);
             }
             Some(Event::Failed { error, .. }) => {
-                self.generation = None;
+                self.settle(Generation::abort);
                 return Err(error.into());
             }
             None => {
-                self.generation = None;
+                self.settle(Generation::abort);
                 return Err(ApiError::new(ErrorKind::EngineFailed, "The engine that ran this request has stopped."));
             }
         }
         Ok(())
     }
 
+    /// The one way out of a generation, so that what is measured is what is settled.
+    fn settle(&mut self, end: fn(Generation) -> Usage) -> Usage {
+        let Some(generation) = self.generation.take() else { return Usage::default() };
+        let used = end(generation);
+        self.meter.ended(used);
+        used
+    }
+
     fn finish(&mut self, reason: FinishReason, usage: Usage) {
         self.pending.extend(self.writer.finish());
         self.pending.push_back(Delta::Finished(Finish { reason: self.writer.end(reason), usage }));
+    }
+}
+
+impl Drop for RunningChoice {
+    fn drop(&mut self) {
+        self.settle(Generation::abort);
     }
 }
 
@@ -122,21 +137,22 @@ pub(crate) struct Writer {
     tools: Option<ToolCallParser>,
     /// Characters of text, echoed prompt included, before the next token.
     offset: usize,
+    tokens_seen: u32,
     /// A stop string is complete: what follows does not count.
     stopped: bool,
 }
 
 impl Writer {
-    pub(crate) fn new(spec: ChoiceSpec) -> Result<Self, TextError> {
+    pub(crate) fn new(spec: ChoiceSpec) -> Self {
         let skip = skip_of(&spec.output);
         let tokenizer = &spec.model.text.tokenizer;
         let detokenizer = match spec.start {
             AnswerStart::OwnText => Detokenizer::new(tokenizer, skip),
             AnswerStart::GoesOnFromPrompt => Detokenizer::after(tokenizer, skip, &spec.prompt.tokens),
         };
-        let stop = StopMatcher::new(&spec.stop_strings, StopText::Cut)?;
+        let stop = StopMatcher::new(&spec.stop_strings);
         let tools = (spec.tools == ToolCalls::Parsed).then(ToolCallParser::new);
-        Ok(Self { spec, detokenizer, stop, tools, offset: 0, stopped: false })
+        Self { spec, detokenizer, stop, tools, offset: 0, tokens_seen: 0, stopped: false }
     }
 
     /// The prompt's part of the answer, where it needs no word from the engine.
@@ -174,10 +190,19 @@ impl Writer {
         let ends_answer = self.spec.stop_token_ids.contains(&event.token);
         let text = if ends_answer { String::new() } else { self.detokenizer.push(event.token) };
         self.offset += text.chars().count();
+        let text = self.up_to_stop(text);
+        let part = TextPart { text: String::new(), token_ids: vec![event.token], logprobs };
+        self.pieces(&text, part)
+    }
+
+    fn up_to_stop(&mut self, text: String) -> String {
+        self.tokens_seen = self.tokens_seen.saturating_add(1);
+        if self.tokens_seen <= self.spec.min_tokens {
+            return text;
+        }
         let pushed = self.stop.push(&text);
         self.stopped = pushed.stopped.is_some();
-        let part = TextPart { text: String::new(), token_ids: vec![event.token], logprobs };
-        self.pieces(&pushed.text, part)
+        pushed.text
     }
 
     fn shown_logprob(&self, event: &TokenEvent) -> Vec<TokenLogprob> {

@@ -2,15 +2,13 @@
 //! pieces, so both say the same.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use passerelle_engine::Usage;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::choice::RunningChoice;
 use super::delta::{Choice, ChoiceDelta, Delta};
@@ -27,17 +25,14 @@ pub(crate) struct Delivery {
     state: AppState,
     admitted: Admitted,
     answer: Answer,
-    too_late: Pin<Box<Sleep>>,
-    meter: Meter,
+    finished: Vec<Usage>,
     /// Whom to ask first for the next piece, so that no choice waits for another.
     next_turn: usize,
 }
 
 impl Delivery {
     pub(crate) fn new(state: AppState, admitted: Admitted, answer: Answer) -> Self {
-        let meter = Meter::new(&admitted);
-        let too_late = Box::pin(sleep(state.config().request_timeout));
-        Self { state, admitted, answer, too_late, meter, next_turn: 0 }
+        Self { state, admitted, answer, finished: Vec::new(), next_turn: 0 }
     }
 
     pub(crate) async fn respond(self) -> Result<Response, ApiError> {
@@ -48,12 +43,22 @@ impl Delivery {
     }
 
     async fn whole(mut self) -> Result<Response, ApiError> {
+        let too_late = sleep(self.state.config().request_timeout);
+        let choices = tokio::select! {
+            biased;
+            () = too_late => return Err(timed_out(&self.state)),
+            choices = self.all_pieces() => choices?,
+        };
+        let body = self.answer.whole(&choices, self.usage());
+        Ok(Json(body).into_response())
+    }
+
+    async fn all_pieces(&mut self) -> Result<Vec<Choice>, ApiError> {
         let mut choices = vec![Choice::default(); self.admitted.choices.len()];
         while let Some(ChoiceDelta { index, delta }) = self.next().await? {
             choices[index].push(delta);
         }
-        let body = self.answer.whole(&choices, self.meter.usage());
-        Ok(Json(body).into_response())
+        Ok(choices)
     }
 
     fn stream(self) -> Response {
@@ -66,28 +71,38 @@ impl Delivery {
     }
 
     async fn write_to(mut self, writer: &SseWriter) -> Result<(), ReaderGone> {
+        let too_late = sleep(self.state.config().request_timeout);
+        let written = tokio::select! {
+            biased;
+            () = writer.reader_gone() => return Err(ReaderGone),
+            () = too_late => Err(timed_out(&self.state)),
+            written = self.write_answer(writer) => written?,
+        };
+        if let Err(error) = written {
+            // What still runs ends before the reader is waited for.
+            self.admitted.choices.clear();
+            tracing::warn!(error = error.label(), "a stream ended with an error");
+            writer.data(&error.body()).await?;
+        }
+        writer.done().await
+    }
+
+    /// The inner error is for the reader to see.
+    async fn write_answer(&mut self, writer: &SseWriter) -> Result<Result<(), ApiError>, ReaderGone> {
         if let Some(opening) = self.answer.opening() {
             writer.data(&opening).await?;
         }
         loop {
-            let piece = tokio::select! {
-                () = writer.reader_gone() => return Err(ReaderGone),
-                piece = self.next_or_keep_alive(writer) => piece?,
-            };
-            match piece {
+            match self.next_or_keep_alive(writer).await? {
                 Ok(Some(piece)) => self.write_piece(writer, &piece).await?,
                 Ok(None) => break,
-                Err(error) => {
-                    tracing::warn!(error = error.label(), "a stream ended with an error");
-                    writer.data(&error.body()).await?;
-                    return writer.done().await;
-                }
+                Err(error) => return Ok(Err(error)),
             }
         }
         if self.wants_usage() {
-            writer.data(&self.answer.usage_chunk(self.meter.usage())).await?;
+            writer.data(&self.answer.usage_chunk(self.usage())).await?;
         }
-        writer.done().await
+        Ok(Ok(()))
     }
 
     async fn write_piece(&self, writer: &SseWriter, piece: &ChoiceDelta) -> Result<(), ReaderGone> {
@@ -113,14 +128,12 @@ impl Delivery {
 
     /// The next piece of whichever choice has one; `None` when all are over. Cancel-safe.
     async fn next(&mut self) -> Result<Option<ChoiceDelta>, ApiError> {
-        let piece = tokio::select! {
-            biased;
-            piece = next_piece(&mut self.admitted.choices, self.next_turn) => piece?,
-            () = &mut self.too_late => return Err(timed_out(&self.state)),
-        };
+        let piece = next_piece(&mut self.admitted.choices, self.next_turn).await?;
         if let Some(piece) = &piece {
             self.next_turn = piece.index + 1;
-            self.meter.note(&self.state, &piece.delta);
+            if let Delta::Finished(finish) = &piece.delta {
+                self.finished.push(finish.usage);
+            }
         }
         Ok(piece)
     }
@@ -128,16 +141,9 @@ impl Delivery {
     fn wants_usage(&self) -> bool {
         self.answer.output.stream.is_some_and(|options| options.include_usage)
     }
-}
 
-impl Drop for Delivery {
-    /// What did not get to its end was used nevertheless.
-    fn drop(&mut self) {
-        let Some(metrics) = self.state.metrics().model(&self.admitted.model.name) else { return };
-        let took = self.state.clock().now().saturating_sub(self.admitted.arrived);
-        for used in self.admitted.choices.iter().filter_map(RunningChoice::used) {
-            metrics.ended(used, took);
-        }
+    fn usage(&self) -> Usage {
+        sum_usage(self.finished.iter().copied())
     }
 }
 
@@ -157,42 +163,6 @@ async fn next_piece(choices: &mut [RunningChoice], first: usize) -> Result<Optio
         if all_over { Poll::Ready(Ok(None)) } else { Poll::Pending }
     })
     .await
-}
-
-/// What is measured of one answer, on the server's clock.
-#[derive(Debug)]
-struct Meter {
-    model: Arc<super::state::ServedModel>,
-    arrived: Duration,
-    last_token: Option<Duration>,
-    finished: Vec<Usage>,
-}
-
-impl Meter {
-    fn new(admitted: &Admitted) -> Self {
-        let model = Arc::clone(&admitted.model);
-        Self { model, arrived: admitted.arrived, last_token: None, finished: Vec::new() }
-    }
-
-    fn note(&mut self, state: &AppState, delta: &Delta) {
-        let Some(metrics) = state.metrics().model(&self.model.name) else { return };
-        let now = state.clock().now();
-        match delta {
-            Delta::Text(part) if !part.token_ids.is_empty() => match self.last_token.replace(now) {
-                None => metrics.first_token(now.saturating_sub(self.arrived)),
-                Some(last) => metrics.next_token(now.saturating_sub(last)),
-            },
-            Delta::Finished(finish) => {
-                self.finished.push(finish.usage);
-                metrics.ended(finish.usage, now.saturating_sub(self.arrived));
-            }
-            _ => {}
-        }
-    }
-
-    fn usage(&self) -> Usage {
-        sum_usage(self.finished.iter().copied())
-    }
 }
 
 fn timed_out(state: &AppState) -> ApiError {

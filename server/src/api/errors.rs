@@ -39,7 +39,6 @@ pub enum ErrorKind {
     QueueFull,
     NoReplica,
     Draining,
-    LedgerUnavailable,
     RequestTimeout,
 }
 
@@ -84,7 +83,6 @@ impl ErrorKind {
             Self::QueueFull             => (503, SERVER, "queue_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
             Self::Draining              => (503, SERVER, "draining"),
-            Self::LedgerUnavailable     => (503, SERVER, "ledger_unavailable"),
             Self::RequestTimeout        => (503, SERVER, "request_timeout"),
         };
         let status = StatusCode::from_u16(status).expect("every status in the table above is a three-digit literal");
@@ -94,7 +92,7 @@ impl ErrorKind {
     /// What 503s tell a client to wait when nothing better is known.
     fn default_retry_after(self) -> Option<Duration> {
         let seconds = match self {
-            Self::QueueFull | Self::NoReplica | Self::LedgerUnavailable => 1,
+            Self::QueueFull | Self::NoReplica => 1,
             Self::Draining | Self::RequestTimeout => 5,
             _ => return None,
         };

@@ -82,6 +82,20 @@ impl Reader {
         Ok(fields)
     }
 
+    /// What is left was not read: it says nothing in this request, and is not silently ignored.
+    pub(crate) fn finish(&mut self, fields: Fields) -> Result<(), ApiError> {
+        let mut left = fields.map.keys().map(|name| fields.full_name(name));
+        match self.unknown {
+            UnknownFields::Warn => self.ignored.extend(left),
+            UnknownFields::Error => {
+                if let Some(name) = left.next() {
+                    return Err(unsupported(&name, "it has no effect in this request"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check_known(&mut self, fields: &Fields, name: &str, table: &[&'static [Field]]) -> Result<(), ApiError> {
         if find(table, name).is_some() {
             return Ok(());
@@ -304,6 +318,20 @@ mod tests {
         let mut reader = Reader::new(UnknownFields::Warn);
         reader.open(json!({"colour": 1, "shade": null}), "look", &[TABLE]).unwrap();
         assert_eq!(reader.into_ignored(), ["look.colour", "look.shade"]);
+    }
+
+    #[test]
+    fn a_field_that_nobody_read_is_not_silently_ignored() {
+        let body = json!({"max_tokens": 1, "stream": true});
+        let mut reader = Reader::new(UnknownFields::Error);
+        let mut fields = reader.open(body.clone(), "", &[TABLE]).unwrap();
+        fields.count("max_tokens", 9).unwrap();
+        let error = reader.finish(fields).unwrap_err();
+        assert!(error.message().contains("`stream`"), "{}", error.message());
+        let mut reader = Reader::new(UnknownFields::Warn);
+        let fields = reader.open(body, "", &[TABLE]).unwrap();
+        reader.finish(fields).unwrap();
+        assert_eq!(reader.into_ignored(), ["max_tokens", "stream"]);
     }
 
     #[test]

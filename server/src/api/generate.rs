@@ -1,6 +1,6 @@
 //! The shared path of chat and completions. One request, in order:
 //!
-//! 1. authenticate the key ([`super::routes`]), before the body is read;
+//! 1. authenticate the key and take a place ([`super::routes`]), before the body is read;
 //! 2. read and check the JSON ([`super::wire`]);
 //! 3. template and tokenise, off the async threads ([`super::prepare`]);
 //! 4. check the context: prompt and answer fit, or the error has both numbers;
@@ -17,11 +17,25 @@ use passerelle_engine::{CacheSalt, Request as EngineRequest};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{AnswerStart, ChoiceSpec, RunningChoice, ToolCalls, Writer, engine_prompt_logprobs};
-use super::errors::{ApiError, ErrorKind};
+use super::errors::ApiError;
+use super::meter::ChoiceMeter;
 use super::prepare::{EncodedPrompt, check_token_ids, encode, find_model, room_for_answer};
 use super::state::{AppState, ServedModel};
 use super::wire::request::{GenerateRequest, Prompt, PromptEnding};
-use crate::gateway::{Account, Ask, Generation, LimitName, PrefixHint, Reservation};
+use crate::gateway::{Account, Ask, Generation, Limit, PrefixHint, Refusal, Reservation, Retry};
+
+/// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
+/// room they have, and what one uses beyond this becomes a debt of its account.
+const UNSTATED_RESERVED_TOKENS: u32 = 1024;
+
+/// Who asks, since when, and the place that the request takes in this server until its answer is over.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    pub(crate) account: Arc<Account>,
+    pub(crate) place: OwnedSemaphorePermit,
+    /// On the server's clock.
+    pub(crate) arrived: Duration,
+}
 
 /// An admitted request: every choice has its reservation and its place in an engine's queue.
 #[derive(Debug)]
@@ -30,29 +44,25 @@ pub(crate) struct Admitted {
     pub(crate) model: Arc<ServedModel>,
     /// Given back when the answer is over.
     _place: OwnedSemaphorePermit,
-    /// When the request arrived, on the server's clock.
-    pub(crate) arrived: Duration,
 }
 
 /// Steps 3 to 7. On any error, what was taken is given back.
 pub(crate) async fn admit(
     state: &AppState,
-    account: &Arc<Account>,
+    visit: Visit,
     prompt: Prompt,
     request: GenerateRequest,
 ) -> Result<Admitted, ApiError> {
-    let arrived = state.clock().now();
+    let Visit { account, place, arrived } = visit;
     state.readiness().admit()?;
     let model = find_model(state, &request.model)?;
-    let place = state.take_place()?;
     let shape = Shape::of(&prompt);
     let prompts = encode(state, &model, prompt).await?;
     check_token_ids(&request, &prompts, &model)?;
-    check_choices(account, prompts.len())?;
-    let admission = Admission { state, account, request: &request, model: &model, shape };
+    let admission = Admission { state, account: &account, request: &request, model: &model, shape, arrived };
     let tickets = admission.reserve_all(prompts)?;
     let choices = admission.start_all(tickets)?;
-    Ok(Admitted { choices, model, _place: place, arrived })
+    Ok(Admitted { choices, model, _place: place })
 }
 
 /// What of the prompt's kind outlives the prompt.
@@ -83,6 +93,14 @@ struct Admission<'a> {
     request: &'a GenerateRequest,
     model: &'a Arc<ServedModel>,
     shape: Shape,
+    arrived: Duration,
+}
+
+/// What one prompt may generate at most, and what is reserved for it.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    max_tokens: u32,
+    ask: Ask,
 }
 
 /// A prompt with the room it was granted.
@@ -95,34 +113,58 @@ struct Ticket {
 impl Admission<'_> {
     /// All prompts or none.
     fn reserve_all(&self, prompts: Vec<EncodedPrompt>) -> Result<Vec<Ticket>, ApiError> {
+        let plans = self.plan(&prompts)?;
+        self.check_together(&plans)?;
         let mut tickets = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            match self.reserve(prompt) {
-                Ok(ticket) => tickets.push(ticket),
-                Err(error) => {
+        for (prompt, plan) in prompts.into_iter().zip(plans) {
+            match reserve(self.state, self.account, plan.ask) {
+                Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
+                Err(refusal) => {
                     withdraw_all(tickets);
-                    return Err(error);
+                    return Err(refusal);
                 }
             }
         }
         Ok(tickets)
     }
 
-    fn reserve(&self, prompt: EncodedPrompt) -> Result<Ticket, ApiError> {
+    fn plan(&self, prompts: &[EncodedPrompt]) -> Result<Vec<Plan>, ApiError> {
+        let all_prompts = saturating_u32(prompts.iter().map(|prompt| prompt.tokens.len()).sum());
+        // Who states no bound gets the largest answers that the account could ever have.
+        let largest = self.state.ledger().largest_output(self.account, all_prompts).unwrap_or(u32::MAX);
+        let share = (largest / saturating_u32(prompts.len()).max(1)).max(1);
         let asked = self.request.sampling.max_tokens;
-        let mut max_tokens = room_for_answer(self.model, prompt.tokens.len(), asked)?;
-        let prompt_tokens = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
-        if asked.is_none() {
-            // Who states no bound gets the largest answer that the account could ever have.
-            let largest = self.state.ledger().largest_output(self.account, prompt_tokens);
-            max_tokens = max_tokens.min(largest.unwrap_or(u32::MAX).max(1));
+        let plan = |prompt: &EncodedPrompt| {
+            let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
+            let max_tokens = if asked.is_some() { room } else { room.min(share) };
+            let max_output_tokens = if asked.is_some() { room } else { max_tokens.min(UNSTATED_RESERVED_TOKENS) };
+            let ask = Ask { prompt_tokens: saturating_u32(prompt.tokens.len()), max_output_tokens };
+            Ok(Plan { max_tokens, ask })
+        };
+        prompts.iter().map(plan).collect()
+    }
+
+    /// Each prompt of a list counts as a request of its own; a list that could never fit would be refused forever.
+    fn check_together(&self, plans: &[Plan]) -> Result<(), ApiError> {
+        if plans.len() < 2 {
+            return Ok(());
         }
-        let ask = Ask { prompt_tokens, max_output_tokens: max_tokens };
-        let reservation = self.state.ledger().reserve(self.account, ask).map_err(|refusal| {
-            self.state.metrics().refused(refusal.limit);
-            ApiError::from(refusal)
-        })?;
-        Ok(Ticket { prompt, max_tokens, reservation })
+        let tokens = |plan: &Plan| u64::from(plan.ask.prompt_tokens) + u64::from(plan.ask.max_output_tokens);
+        let tokens = saturating_u32(usize::try_from(plans.iter().map(tokens).sum::<u64>()).unwrap_or(usize::MAX));
+        for limit in self.account.limits.limits() {
+            let asked = match limit {
+                Limit::TokensPerMinute(_) => tokens,
+                Limit::RequestsPerMinute(_) | Limit::ConcurrentRequests(_) => saturating_u32(plans.len()),
+            };
+            let limit_value = limit.value().get();
+            if asked > limit_value {
+                let (limit, scope) = (limit.name(), self.account.name.clone());
+                let refusal = Refusal { limit, scope, limit_value, current_value: 0, asked, retry: Retry::Never };
+                self.state.metrics().refused(limit);
+                return Err(ApiError::from(refusal).param("prompt"));
+            }
+        }
+        Ok(())
     }
 
     /// A choice that cannot start takes the others with it: they are dropped, which aborts and settles them.
@@ -153,11 +195,12 @@ impl Admission<'_> {
             }
         };
         let writer = self.writer(prompt, &engine_request);
+        let meter = ChoiceMeter::new(self.state.clone(), self.model.name.clone(), self.arrived);
         let generation = Generation::start(&replica, engine_request, reservation).map_err(|refused| {
             refused.reservation.withdraw();
             ApiError::from(refused.error)
         })?;
-        Ok(RunningChoice::new(generation, writer?))
+        Ok(RunningChoice::new(generation, writer, meter))
     }
 
     fn engine_request(&self, prompt: &EncodedPrompt, max_tokens: u32) -> EngineRequest {
@@ -180,17 +223,18 @@ impl Admission<'_> {
         narrower.map_or(self.account.cache_salt, |salt| self.account.cache_salt_with(salt))
     }
 
-    fn writer(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Result<Writer, ApiError> {
+    fn writer(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writer {
         let spec = ChoiceSpec {
             model: Arc::clone(self.model),
             output: self.request.output.clone(),
             stop_strings: self.request.sampling.stop.clone(),
+            min_tokens: engine_request.sampling.min_tokens,
             stop_token_ids: engine_request.sampling.stop_token_ids.clone(),
             tools: self.shape.tools,
             prompt,
             start: self.shape.start,
         };
-        Ok(Writer::new(spec)?)
+        Writer::new(spec)
     }
 }
 
@@ -199,14 +243,14 @@ fn withdraw_all(tickets: impl IntoIterator<Item = Ticket>) {
     tickets.into_iter().for_each(|ticket| ticket.reservation.withdraw());
 }
 
-/// Each choice counts as a request of its own; more than can ever run together would be refused forever.
-fn check_choices(account: &Account, choices: usize) -> Result<(), ApiError> {
-    let most = account.limits.get(LimitName::ConcurrentRequests);
-    match most.filter(|most| (most.get() as usize) < choices) {
-        None => Ok(()),
-        Some(most) => {
-            let message = format!("{choices} prompts in one request are more than the {most} that may run together.");
-            Err(ApiError::new(ErrorKind::ExceedsLimit, message).param("prompt"))
-        }
-    }
+/// Takes room in the ledger, or says why there is none.
+pub(crate) fn reserve(state: &AppState, account: &Arc<Account>, ask: Ask) -> Result<Reservation, ApiError> {
+    state.ledger().reserve(account, ask).map_err(|refusal| {
+        state.metrics().refused(refusal.limit);
+        refusal.into()
+    })
+}
+
+fn saturating_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -1,7 +1,7 @@
 //! Layers that are blind to the body: request ids, the log line, the checks of an open listener, panics.
 
 use std::any::Any;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{HOST, HeaderName, HeaderValue, ORIGIN};
@@ -24,8 +24,8 @@ pub(crate) async fn trace(State(state): State<AppState>, request: Request, next:
     let id = request_id(request.headers());
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>();
-    let route =
-        ROUTES.into_iter().find(|route| path.is_some_and(|path| path.as_str() == *route)).unwrap_or("unmatched");
+    let is_matched = |route: &&str| path.is_some_and(|path| path.as_str() == *route);
+    let route = ROUTES.into_iter().map(|(path, _)| path).find(is_matched).unwrap_or("unmatched");
     let began = state.clock().now();
     let mut response = next.run(request).await;
     let took_ms = (state.clock().now().saturating_sub(began)).as_millis() as u64;
@@ -69,15 +69,19 @@ fn check_local(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorKind::ForbiddenOrigin, message))
 }
 
-/// `localhost`, `127.0.0.1` or `[::1]`, with or without a port.
+/// `localhost` or a loopback address, with or without a port.
 fn is_local(authority: &str) -> bool {
     let (host, port) = match authority.rfind(']') {
         Some(end) => authority.split_at(end + 1),
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
     let port_fits = port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
-    let is_loopback = host.parse() == Ok(Ipv4Addr::LOCALHOST);
-    port_fits && (is_loopback || host == "[::1]" || host.eq_ignore_ascii_case("localhost"))
+    let address = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(host) => host.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+        None => host.parse().ok(),
+    };
+    let is_loopback = address.is_some_and(|address| address.to_canonical().is_loopback());
+    port_fits && (is_loopback || host.eq_ignore_ascii_case("localhost"))
 }
 
 fn request_id(headers: &HeaderMap) -> HeaderValue {
@@ -96,7 +100,8 @@ mod tests {
 
     #[test]
     fn only_this_machines_names_are_local() {
-        for local in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8080"] {
+        let names = ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.0.0.1:1", "[::1]", "[::1]:8080"];
+        for local in names.into_iter().chain(["127.9.9.9:8080", "[::ffff:127.0.0.1]:8080"]) {
             assert!(is_local(local), "{local}");
         }
         let foreign = [
@@ -109,6 +114,8 @@ mod tests {
             "localhost:80:80",
             "[::1]evil",
             "[::2]",
+            "[::ffff:10.0.0.1]",
+            "[127.0.0.1]",
             "localhost:evil",
         ];
         for foreign in foreign {

@@ -13,12 +13,14 @@ mod errors;
 mod fields;
 mod generate;
 mod ids;
+mod meter;
 mod middleware;
 mod prepare;
 mod routes;
 mod serve;
 mod sse;
 mod state;
+mod text_work;
 mod wire;
 
 pub use errors::{ApiError, ErrorKind};
@@ -32,39 +34,33 @@ pub use wire::sampling::GenerationDefaults;
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
 use routes::{answers, models, probes, tokens};
 
-/// Every route, as metrics name them.
-const ROUTES: [&str; 10] = [
-    "/",
-    "/health",
-    "/ready",
-    "/metrics",
-    "/v1/models",
-    "/v1/models/{*name}",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/tokenize",
-    "/detokenize",
+/// A path, as metrics name it, and what answers there.
+type Route = (&'static str, fn() -> MethodRouter<AppState>);
+
+const ROUTES: [Route; 10] = [
+    ("/", || get(probes::home)),
+    ("/health", || get(probes::health)),
+    ("/ready", || get(probes::ready)),
+    ("/metrics", || get(probes::metrics)),
+    ("/v1/models", || get(models::list)),
+    ("/v1/models/{*name}", || get(models::retrieve)),
+    ("/v1/chat/completions", || post(answers::chat)),
+    ("/v1/completions", || post(answers::completions)),
+    ("/tokenize", || post(tokens::tokenize)),
+    ("/detokenize", || post(tokens::detokenize)),
 ];
 
 /// The whole HTTP side as one service. Layers run in reverse order of this list.
 pub fn router(state: AppState) -> Router {
-    Router::new()
-        .route("/", get(probes::home))
-        .route("/health", get(probes::health))
-        .route("/ready", get(probes::ready))
-        .route("/metrics", get(probes::metrics))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*name}", get(models::retrieve))
-        .route("/v1/chat/completions", post(answers::chat))
-        .route("/v1/completions", post(answers::completions))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
+    ROUTES
+        .into_iter()
+        .fold(Router::new(), |router, (path, handler)| router.route(path, handler()))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(state.clone(), middleware::guard))

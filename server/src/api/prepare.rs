@@ -36,7 +36,8 @@ pub(crate) async fn encode(
     let text = Arc::clone(&model.text);
     let now = state.clock().wall();
     state
-        .run_text(move || match prompt {
+        .text_work()
+        .run(move || match prompt {
             Prompt::Chat(chat) => Ok(vec![encode_chat(&text, &chat, now)?]),
             Prompt::Completions { prompts, add_special_tokens } => {
                 let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };

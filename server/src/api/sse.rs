@@ -1,6 +1,7 @@
 //! Server-sent events: how chunks are framed, and the bounded pipe between a generation and its reader.
 
-use std::convert::Infallible;
+use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -30,11 +31,18 @@ impl Default for SseConfig {
     }
 }
 
-/// The writing end of a stream. Dropping it ends the response.
+/// The writing end of a stream. Dropping it before [`SseWriter::done`] breaks the connection, so that no reader takes a
+/// part for the whole.
 #[derive(Debug)]
 pub(crate) struct SseWriter {
-    frames: mpsc::Sender<Bytes>,
+    frames: mpsc::Sender<Frame>,
     write_timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Frame {
+    Event(Bytes),
+    Done,
 }
 
 /// The reader has gone, or has stopped reading.
@@ -43,15 +51,15 @@ pub(crate) struct ReaderGone;
 
 impl SseWriter {
     pub(crate) async fn data(&self, value: &Value) -> Result<(), ReaderGone> {
-        self.send(data_frame(value)).await
+        self.send(Frame::Event(data_frame(value))).await
     }
 
     pub(crate) async fn done(&self) -> Result<(), ReaderGone> {
-        self.send(Bytes::from_static(b"data: [DONE]\n\n")).await
+        self.send(Frame::Done).await
     }
 
     pub(crate) async fn keep_alive(&self) -> Result<(), ReaderGone> {
-        self.send(Bytes::from_static(b": waiting\n\n")).await
+        self.send(Frame::Event(Bytes::from_static(b": waiting\n\n"))).await
     }
 
     /// Returns once the response was dropped.
@@ -59,7 +67,7 @@ impl SseWriter {
         self.frames.closed().await;
     }
 
-    async fn send(&self, frame: Bytes) -> Result<(), ReaderGone> {
+    async fn send(&self, frame: Frame) -> Result<(), ReaderGone> {
         match timeout(self.write_timeout, self.frames.send(frame)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(ReaderGone),
@@ -69,9 +77,20 @@ impl SseWriter {
 
 /// A streaming response and the end to write it with.
 pub(crate) fn sse_response(config: &SseConfig) -> (SseWriter, Response) {
-    let (frames, mut receiver) = mpsc::channel::<Bytes>(config.max_pending_frames.max(1));
+    let (frames, mut receiver) = mpsc::channel::<Frame>(config.max_pending_frames.max(1));
+    let mut is_over = false;
     let stream = futures_util::stream::poll_fn(move |context| {
-        receiver.poll_recv(context).map(|frame| frame.map(Ok::<_, Infallible>))
+        if is_over {
+            return Poll::Ready(None);
+        }
+        receiver.poll_recv(context).map(|frame| {
+            is_over = !matches!(frame, Some(Frame::Event(_)));
+            Some(match frame {
+                Some(Frame::Event(bytes)) => Ok(bytes),
+                Some(Frame::Done) => Ok(Bytes::from_static(b"data: [DONE]\n\n")),
+                None => Err(io::Error::other("the answer broke off")),
+            })
+        })
     });
     let mut response = Response::new(Body::from_stream(stream));
     let headers = response.headers_mut();
@@ -106,6 +125,18 @@ mod tests {
         assert_eq!(response.headers()["x-accel-buffering"], "no");
         let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
         assert_eq!(body, "data: {\"n\":1}\n\ndata: [DONE]\n\n");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_broke_off_does_not_look_complete() {
+        let (writer, response) = sse_response(&SseConfig::default());
+        writer.data(&json!({"n": 1})).await.unwrap();
+        let task = tokio::spawn(async move {
+            let _writer = writer;
+            panic!("for the test");
+        });
+        task.await.unwrap_err();
+        axum::body::to_bytes(response.into_body(), 1000).await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]

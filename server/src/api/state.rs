@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{Reader, UnknownFields};
 use super::sse::SseConfig;
+use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::gateway::{Authenticator, Ledger, Router};
@@ -45,9 +46,9 @@ pub struct ApiConfig {
     pub body_timeout: Duration,
     /// From admission to the last token.
     pub request_timeout: Duration,
-    /// Generating requests of this server at the same time; further ones are refused.
+    /// Requests with a body at the same time, from its first byte to the last of the answer; further ones are refused.
     pub max_concurrent_requests: usize,
-    /// Prompts that are templated and tokenised at the same time; further ones wait.
+    /// Bodies and prompts that are parsed, templated and tokenised at the same time; further ones wait.
     pub max_concurrent_encodes: usize,
     pub bounds: RequestBounds,
     pub sse: SseConfig,
@@ -103,7 +104,7 @@ pub struct AppState {
 struct Shared {
     models: BTreeMap<String, Arc<ServedModel>>,
     parts: AppParts,
-    encode_permits: Semaphore,
+    text_work: TextWork,
     request_permits: Arc<Semaphore>,
     next_request: AtomicU64,
 }
@@ -112,10 +113,10 @@ impl AppState {
     pub fn new(mut parts: AppParts) -> Self {
         let models = std::mem::take(&mut parts.models);
         let models = models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
-        let encode_permits = Semaphore::new(parts.config.max_concurrent_encodes.max(1));
+        let text_work = TextWork::new(parts.config.max_concurrent_encodes);
         let request_permits = Arc::new(Semaphore::new(parts.config.max_concurrent_requests));
         let next_request = AtomicU64::new(0);
-        Self { shared: Arc::new(Shared { models, parts, encode_permits, request_permits, next_request }) }
+        Self { shared: Arc::new(Shared { models, parts, text_work, request_permits, next_request }) }
     }
 
     pub fn model(&self, name: &str) -> Option<&Arc<ServedModel>> {
@@ -164,7 +165,7 @@ impl AppState {
         RequestId(self.shared.next_request.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// One of the server's places for generating requests.
+    /// One of the server's places for requests with a body. Taken before the body is read.
     pub(crate) fn take_place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let permits = Arc::clone(&self.shared.request_permits);
         permits.try_acquire_owned().map_err(|_| {
@@ -172,17 +173,8 @@ impl AppState {
         })
     }
 
-    /// Runs text work off the async threads, a bounded number at a time.
-    pub(crate) async fn run_text<T, F>(&self, work: F) -> Result<T, ApiError>
-    where
-        T: Send + 'static,
-        F: FnOnce() -> Result<T, ApiError> + Send + 'static,
-    {
-        let _permit = self.shared.encode_permits.acquire().await.map_err(|_| draining())?;
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
-            tracing::error!(%panic, "text work ended badly");
-            Err(ApiError::new(ErrorKind::Internal, "The server failed on this request."))
-        })
+    pub(crate) fn text_work(&self) -> &TextWork {
+        &self.shared.text_work
     }
 }
 

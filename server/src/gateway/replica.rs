@@ -34,9 +34,12 @@ pub enum SubmitError {
     QueueFull,
     #[error("this replica is shutting down")]
     Closed,
-    /// Will be refused by every replica of this model.
+    /// Prompt and answer are more than any replica of this model holds.
     #[error("{0}")]
-    Refused(String),
+    ExceedsContext(String),
+    /// Will be refused by every replica of this model.
+    #[error("{why}")]
+    Refused { parameter: Option<&'static str>, why: String },
 }
 
 /// How busy an engine is, and the sign of life that [`super::health`] reads.
@@ -141,11 +144,13 @@ impl ReplicaDoor for EngineHandle {
         EngineHandle::submit(self, request).map_err(|cause| match cause {
             Cause::Full { .. } => SubmitError::QueueFull,
             Cause::ShuttingDown | Cause::Dead => SubmitError::Closed,
-            Cause::TooLong { .. }
-            | Cause::NeverFits { .. }
-            | Cause::EmptyPrompt
-            | Cause::InvalidToken { .. }
-            | Cause::InvalidSampling { .. } => SubmitError::Refused(cause.to_string()),
+            Cause::TooLong { .. } | Cause::NeverFits { .. } => SubmitError::ExceedsContext(cause.to_string()),
+            Cause::InvalidSampling { parameter } => {
+                SubmitError::Refused { parameter: Some(parameter), why: cause.to_string() }
+            }
+            Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
+                SubmitError::Refused { parameter: None, why: cause.to_string() }
+            }
         })
     }
 

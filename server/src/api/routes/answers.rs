@@ -5,19 +5,18 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
-use super::{AboutModel, authenticate, list_ignored};
+use super::{AboutModel, enter, list_ignored};
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::deliver::Delivery;
 use crate::api::errors::{ApiError, ErrorKind};
-use crate::api::generate::{Admitted, admit};
+use crate::api::generate::{Admitted, Visit, admit};
 use crate::api::ids::random_id;
 use crate::api::state::AppState;
 use crate::api::wire::answer::{Answer, AnswerKind};
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::completions::read_completions;
 use crate::api::wire::request::{Output, ReadRequest};
-use crate::gateway::Account;
 
 pub(crate) async fn chat(State(state): State<AppState>, request: Request) -> Response {
     answer(state, request, AnswerKind::Chat).await.unwrap_or_else(IntoResponse::into_response)
@@ -28,8 +27,9 @@ pub(crate) async fn completions(State(state): State<AppState>, request: Request)
 }
 
 async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
-    let body = read_json(request, state.config()).await?;
+    let visit = enter(&state, request.headers())?;
+    let account = Arc::clone(&visit.account);
+    let body = read_json(request, &state).await?;
     let bounds = &state.config().bounds;
     let read = match kind {
         AnswerKind::Chat => read_chat(body, state.reader(), bounds),
@@ -37,7 +37,7 @@ async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<R
     }?;
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
-    let generated = generate(&state, &account, read, kind).await;
+    let generated = generate(&state, visit, read, kind).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&account));
     list_ignored(&mut response, &ignored);
@@ -45,15 +45,10 @@ async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<R
     Ok(response)
 }
 
-async fn generate(
-    state: &AppState,
-    account: &Arc<Account>,
-    read: ReadRequest,
-    kind: AnswerKind,
-) -> Result<Response, ApiError> {
+async fn generate(state: &AppState, visit: Visit, read: ReadRequest, kind: AnswerKind) -> Result<Response, ApiError> {
     let ReadRequest { prompt, generate, .. } = read;
     let output = generate.output.clone();
-    let admitted = admit(state, account, prompt, generate).await?;
+    let admitted = admit(state, visit, prompt, generate).await?;
     let answer = answer_head(state, &admitted, kind, output)?;
     Delivery::new(state.clone(), admitted, answer).respond().await
 }

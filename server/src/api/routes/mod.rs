@@ -12,6 +12,7 @@ use axum::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use axum::response::Response;
 
 use super::errors::ApiError;
+use super::generate::Visit;
 use super::state::AppState;
 use crate::gateway::Account;
 
@@ -25,6 +26,13 @@ pub(crate) fn authenticate(state: &AppState, headers: &HeaderMap) -> Result<Arc<
         state.metrics().auth_failed(error);
         error.into()
     })
+}
+
+/// Who asks, with a place in the server. Called before the body is read, so that what is held and parsed is bounded.
+fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
+    let arrived = state.clock().now();
+    let account = authenticate(state, headers)?;
+    Ok(Visit { account, place: state.take_place()?, arrived })
 }
 
 fn bearer_of(header: &str) -> Option<&str> {

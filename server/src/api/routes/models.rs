@@ -1,6 +1,7 @@
 //! `/v1/models`: what is served.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -19,10 +20,12 @@ pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Res
 
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
     authenticate(&state, request.headers())?;
+    // A name that is not UTF-8 names no model.
+    let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
     let entry = state.router().model(&name).ok_or_else(|| model_not_found(&name))?;
     Ok(Json(model_json(&state, entry)).into_response())
 }

@@ -41,6 +41,7 @@ pub(crate) fn read_completions(
     let sampling = read_sampling(&mut fields, &output, bounds)?;
     read_annotations(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
+    reader.finish(fields)?;
     let prompt = Prompt::Completions { prompts, add_special_tokens };
     let generate = GenerateRequest { model, sampling, output, cache_salt };
     Ok(ReadRequest { prompt, generate, ignored: reader.into_ignored() })

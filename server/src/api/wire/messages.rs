@@ -124,6 +124,7 @@ fn read_message(item: Value, path: &str, reader: &mut Reader) -> Result<Message,
     if message.tool_calls.is_empty() {
         required(message.content.as_ref(), &fields.full_name("content"))?;
     }
+    reader.finish(fields)?;
     Ok(message)
 }
 
@@ -172,7 +173,9 @@ fn read_part(part: Value, path: &str, reader: &mut Reader) -> Result<String, Api
     if required(fields.string("type")?, &kind)? != "text" {
         return Err(invalid(&kind, "must be `text`"));
     }
-    required(fields.string("text")?, &fields.full_name("text"))
+    let text = required(fields.string("text")?, &fields.full_name("text"))?;
+    reader.finish(fields)?;
+    Ok(text)
 }
 
 fn read_tool_calls(role: Role, fields: &mut Fields, reader: &mut Reader) -> Result<Vec<ToolCall>, ApiError> {
@@ -196,9 +199,9 @@ fn read_tool_call(item: Value, path: &str, reader: &mut Reader) -> Result<ToolCa
     let function_path = call.full_name("function");
     let function = required(call.value("function"), &function_path)?;
     let mut function = reader.open(function, &function_path, &[FUNCTION_FIELDS])?;
-    Ok(ToolCall {
-        id,
-        name: required(function.string("name")?, &function.full_name("name"))?,
-        arguments: required(function.string("arguments")?, &function.full_name("arguments"))?,
-    })
+    let name = required(function.string("name")?, &function.full_name("name"))?;
+    let arguments = required(function.string("arguments")?, &function.full_name("arguments"))?;
+    reader.finish(function)?;
+    reader.finish(call)?;
+    Ok(ToolCall { id, name, arguments })
 }

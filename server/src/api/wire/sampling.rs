@@ -144,7 +144,9 @@ pub(crate) fn read_output(fields: &mut Fields, reader: &mut Reader) -> Result<Ou
         Some(_) if !stream => return Err(invalid("stream_options", "only allowed when `stream` is true")),
         Some(value) => {
             let mut options = reader.open(value, "stream_options", &[STREAM_OPTIONS])?;
-            Some(StreamOptions { include_usage: options.boolean("include_usage")?.unwrap_or(false) })
+            let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+            reader.finish(options)?;
+            Some(StreamOptions { include_usage })
         }
     };
     Ok(Output {

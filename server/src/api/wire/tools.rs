@@ -84,11 +84,14 @@ fn read_tool(item: Value, path: &str, reader: &mut Reader) -> Result<Tool, ApiEr
     let mut function =
         reader.open(required(tool.value("function"), &function_path)?, &function_path, &[FUNCTION_FIELDS])?;
     let name = function.full_name("name");
-    Ok(Tool {
+    let offered = Tool {
         name: checked_name(required(function.string("name")?, &name)?, &name)?,
         description: function.string("description")?,
         parameters: read_parameters(&mut function)?,
-    })
+    };
+    reader.finish(function)?;
+    reader.finish(tool)?;
+    Ok(offered)
 }
 
 fn checked_name(name: String, path: &str) -> Result<String, ApiError> {
