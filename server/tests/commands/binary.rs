@@ -47,7 +47,7 @@ pub(crate) struct Served {
 impl Served {
     /// Returns once it is ready. Listens on a free loopback port unless the options say otherwise.
     pub(crate) fn start(state: &State, options: &[&str]) -> Self {
-        let mut command = state.command(&["serve"]);
+        let mut command = state.command(&["serve", "--log-level", "warn"]);
         if !options.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
