@@ -53,7 +53,18 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
             SubmitError::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
-            SubmitError::Refused(why) => Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&why))),
+            SubmitError::Dead => Self::new(ErrorKind::NoReplica, "No replica of this model is ready."),
+            SubmitError::TooLong(why) => {
+                let kind = ErrorKind::ContextLengthExceeded;
+                Self::new(kind, format!("{}.", capitalised(&why))).param("max_tokens")
+            }
+            SubmitError::Refused { reason, parameter } => {
+                let error = Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&reason)));
+                match parameter {
+                    Some(parameter) => error.param(parameter),
+                    None => error,
+                }
+            }
         }
     }
 }

@@ -34,9 +34,19 @@ pub enum SubmitError {
     QueueFull,
     #[error("this replica is shutting down")]
     Closed,
-    /// Will be refused by every replica of this model.
+    /// Its engine ended by a fault. Others of the model may still serve.
+    #[error("this replica has failed")]
+    Dead,
+    /// More tokens than any replica of this model has room for.
     #[error("{0}")]
-    Refused(String),
+    TooLong(String),
+    /// Will be refused by every replica of this model.
+    #[error("{reason}")]
+    Refused {
+        reason: String,
+        /// The request's field at fault, if it is one.
+        parameter: Option<&'static str>,
+    },
 }
 
 /// How busy an engine is, and the sign of life that [`super::health`] reads.
@@ -117,7 +127,7 @@ impl Replica {
         // Counted before the engine has it, so that two routers of one instant see each other.
         let in_flight = self.hold(request.prompt.len() as u64 + u64::from(request.sampling.max_tokens));
         let submitted = self.door.submit(request);
-        if matches!(submitted, Err(SubmitError::Closed)) {
+        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
             self.closed.store(true, Ordering::Relaxed);
         }
         Ok((submitted?, in_flight))
@@ -140,12 +150,12 @@ impl ReplicaDoor for EngineHandle {
         use passerelle_engine::SubmitError as Cause;
         EngineHandle::submit(self, request).map_err(|cause| match cause {
             Cause::Full { .. } => SubmitError::QueueFull,
-            Cause::ShuttingDown | Cause::Dead => SubmitError::Closed,
-            Cause::TooLong { .. }
-            | Cause::NeverFits { .. }
-            | Cause::EmptyPrompt
-            | Cause::InvalidToken { .. }
-            | Cause::InvalidSampling { .. } => SubmitError::Refused(cause.to_string()),
+            Cause::ShuttingDown => SubmitError::Closed,
+            Cause::Dead => SubmitError::Dead,
+            Cause::TooLong { .. } | Cause::NeverFits { .. } => SubmitError::TooLong(cause.to_string()),
+            Cause::EmptyPrompt => refused(&cause, Some("prompt")),
+            Cause::InvalidSampling { parameter } => refused(&cause, Some(parameter)),
+            Cause::InvalidToken { .. } => refused(&cause, None),
         })
     }
 
@@ -157,4 +167,8 @@ impl ReplicaDoor for EngineHandle {
             steps: stats.steps_total,
         }
     }
+}
+
+fn refused(cause: &passerelle_engine::SubmitError, parameter: Option<&'static str>) -> SubmitError {
+    SubmitError::Refused { reason: cause.to_string(), parameter }
 }
