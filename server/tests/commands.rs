@@ -2,6 +2,10 @@
 
 #[path = "commands/binary.rs"]
 mod binary;
+#[path = "commands/operation.rs"]
+mod operation;
+#[path = "commands/refusals.rs"]
+mod refusals;
 
 use std::process::Command;
 
@@ -108,6 +112,10 @@ fn a_key_is_shown_once_accepted_and_refused_after_its_revocation() {
     // The server looks at the file of keys again after a moment, within which the key may still be known.
     let refused = (0..2_000).any(|_| models(Some(&key)) == 401);
     assert!(refused, "a revoked key is still accepted");
+    drop(served);
+    let restarted = Served::start(&state, &[]);
+    let models = |bearer: Option<&str>| binary::get_as(&restarted.address, "/v1/models", bearer).status;
+    assert_eq!([models(Some(&key)), models(None)], [401, 401], "taking the last key away must not open the door");
 }
 
 #[test]

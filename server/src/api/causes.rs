@@ -54,15 +54,14 @@ impl From<SubmitError> for ApiError {
             SubmitError::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
             SubmitError::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
             SubmitError::Dead => Self::new(ErrorKind::NoReplica, "No replica of this model is ready."),
-            SubmitError::TooLong(why) => {
-                let kind = ErrorKind::ContextLengthExceeded;
-                Self::new(kind, format!("{}.", capitalised(&why))).param("max_tokens")
+            SubmitError::ExceedsContext(why) => {
+                Self::new(ErrorKind::ContextLengthExceeded, format!("{}.", capitalised(&why))).param("max_tokens")
             }
-            SubmitError::Refused { reason, parameter } => {
-                let error = Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&reason)));
+            SubmitError::Refused { parameter, why } => {
+                let refused = Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&why)));
                 match parameter {
-                    Some(parameter) => error.param(parameter),
-                    None => error,
+                    Some(parameter) => refused.param(parameter),
+                    None => refused,
                 }
             }
         }

@@ -37,16 +37,12 @@ pub enum SubmitError {
     /// Its engine ended by a fault. Others of the model may still serve.
     #[error("this replica has failed")]
     Dead,
-    /// More tokens than any replica of this model has room for.
+    /// Prompt and answer are more than any replica of this model holds.
     #[error("{0}")]
-    TooLong(String),
+    ExceedsContext(String),
     /// Will be refused by every replica of this model.
-    #[error("{reason}")]
-    Refused {
-        reason: String,
-        /// The request's field at fault, if it is one.
-        parameter: Option<&'static str>,
-    },
+    #[error("{why}")]
+    Refused { parameter: Option<&'static str>, why: String },
 }
 
 /// How busy an engine is, and the sign of life that [`super::health`] reads.
@@ -152,10 +148,13 @@ impl ReplicaDoor for EngineHandle {
             Cause::Full { .. } => SubmitError::QueueFull,
             Cause::ShuttingDown => SubmitError::Closed,
             Cause::Dead => SubmitError::Dead,
-            Cause::TooLong { .. } | Cause::NeverFits { .. } => SubmitError::TooLong(cause.to_string()),
-            Cause::EmptyPrompt => refused(&cause, Some("prompt")),
-            Cause::InvalidSampling { parameter } => refused(&cause, Some(parameter)),
-            Cause::InvalidToken { .. } => refused(&cause, None),
+            Cause::TooLong { .. } | Cause::NeverFits { .. } => SubmitError::ExceedsContext(cause.to_string()),
+            Cause::InvalidSampling { parameter } => {
+                SubmitError::Refused { parameter: Some(parameter), why: cause.to_string() }
+            }
+            Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
+                SubmitError::Refused { parameter: None, why: cause.to_string() }
+            }
         })
     }
 
@@ -167,8 +166,4 @@ impl ReplicaDoor for EngineHandle {
             steps: stats.steps_total,
         }
     }
-}
-
-fn refused(cause: &passerelle_engine::SubmitError, parameter: Option<&'static str>) -> SubmitError {
-    SubmitError::Refused { reason: cause.to_string(), parameter }
 }

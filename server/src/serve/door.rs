@@ -65,3 +65,23 @@ fn quota(config: &Config) -> Result<Quota> {
     ];
     Ok(Quota::new(limits.into_iter().flatten().collect())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use passerelle::gateway::keys::NewKey;
+    use passerelle_engine::clock::ManualClock;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_server_notices_the_first_key() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = KeyStore::open(folder.path(), Arc::new(ManualClock::default())).expect("the folder is writable");
+        let waiting = tokio::spawn(warn_when_a_key_appears(store.clone()));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        let key = NewKey { name: "alice".into(), limits: Quota::unlimited(), valid_for: None };
+        store.create(key).expect("the name is free");
+        waiting.await.expect("it ends by itself");
+    }
+}

@@ -1,5 +1,6 @@
 //! Starts the real binary and speaks plain HTTP to it.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -27,6 +28,10 @@ impl State {
         self.folder.path().to_owned()
     }
 
+    pub(crate) fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_passerelle"));
         let home = self.folder.path();
@@ -47,7 +52,18 @@ pub(crate) struct Served {
 impl Served {
     /// Returns once it is ready. Listens on a free loopback port unless the options say otherwise.
     pub(crate) fn start(state: &State, options: &[&str]) -> Self {
-        let mut command = state.command(&["serve", "--log-level", "warn"]);
+        Self::start_with(state, options, ("warn", Stdio::inherit()))
+    }
+
+    /// What it logs at `level` goes to `log` in the state's folder.
+    pub(crate) fn start_logging(state: &State, options: &[&str], level: &str) -> Self {
+        let log = File::create(state.log()).expect("the folder is writable");
+        Self::start_with(state, options, (level, log.into()))
+    }
+
+    fn start_with(state: &State, options: &[&str], (level, log): (&str, Stdio)) -> Self {
+        let mut command = state.command(&["serve", "--log-level", level]);
+        command.stderr(log);
         if !options.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
@@ -116,7 +132,8 @@ pub(crate) fn open(address: &str, method: &str, path: &str, body: &Value) -> Ans
     send(address, &format!("{head}{length}{body}"))
 }
 
-fn send(address: &str, text: &str) -> Answer {
+/// Sends `text` as it is and returns at once.
+pub(crate) fn send(address: &str, text: &str) -> Answer {
     let mut stream: Box<dyn Connection> = match address.strip_prefix("unix:") {
         Some(path) => Box::new(UnixStream::connect(path).expect("the server listens")),
         None => Box::new(TcpStream::connect(address).expect("the server listens")),
@@ -145,7 +162,7 @@ impl Answer {
         }
     }
 
-    fn whole(mut self) -> Whole {
+    pub(crate) fn whole(mut self) -> Whole {
         self.reader.read_line(&mut self.seen).expect("the answer is text");
         let status = self.seen.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
         Whole { status, body: self.text() }
