@@ -52,6 +52,8 @@ pub struct Load {
     pub running_requests: usize,
     /// Steps finished since the engine started.
     pub steps: u64,
+    /// Nothing will ever run there again.
+    pub is_dead: bool,
 }
 
 #[derive(Debug)]
@@ -115,6 +117,10 @@ impl Replica {
             return Health::Closed;
         }
         let load = self.door.load();
+        if load.is_dead {
+            self.closed.store(true, Ordering::Relaxed);
+            return Health::Closed;
+        }
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).observe(now, &load)
     }
 
@@ -164,6 +170,7 @@ impl ReplicaDoor for EngineHandle {
             waiting_requests: stats.waiting + stats.preempted,
             running_requests: stats.running,
             steps: stats.steps_total,
+            is_dead: self.is_dead(),
         }
     }
 }

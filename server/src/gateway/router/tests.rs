@@ -210,6 +210,14 @@ fn an_engine_that_died_is_passed_over_and_its_model_is_not_ready() {
 }
 
 #[test]
+fn an_engine_that_died_makes_its_model_not_ready_before_anybody_asks() {
+    let fleet = fleet(1, 1);
+    assert!(fleet.router.is_ready());
+    fleet.loads[0].lock().unwrap().is_dead = true;
+    assert!(!fleet.router.is_ready());
+}
+
+#[test]
 fn models_are_listed_by_name() {
     let clock = Arc::new(ManualClock::default());
     let door = || Box::new(FakeDoor { load: Arc::default(), answer: SubmitError::Closed });
