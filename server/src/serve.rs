@@ -3,6 +3,8 @@
 //! The order is deliberate: keys before models (a server that may not open its door loads nothing), models before the
 //! listener (nothing listens that cannot answer), and on the way down the listener before the engines.
 
+mod defaults;
+mod door;
 mod engines;
 mod listener;
 mod logging;
@@ -12,34 +14,30 @@ mod report;
 mod signals;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use passerelle::api::{
     self, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, ServeConfig, SseConfig,
 };
 use passerelle::config::{Config, UnknownFields};
-use passerelle::gateway::keys::{KeyRing, KeyStore, read_key_file};
-use passerelle::gateway::{Account, Authenticator, Ledger, Limit, Quota};
-use passerelle_engine::Engine;
+use passerelle::gateway::{Authenticator, Ledger};
 use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_engine::{Engine, EngineHandle};
 use tokio::runtime::Runtime;
+use tokio::time::sleep;
 
 use crate::cli::output;
+use signals::Signals;
 
+pub(crate) use door::Door;
 pub(crate) use engines::EngineBounds;
 pub(crate) use models::{Loaded, compute, find_files, load};
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;
-
-/// Who is let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Door {
-    /// Whoever has a key, if the configuration or the data directory holds any; else everybody on this machine.
-    AsConfigured,
-    /// Everybody on this machine. Only for a listener that this process itself talks to.
-    Open,
-}
+/// What connections get, after the drain timeout, to send how their requests ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Loaded, listening, not yet answering.
 pub(crate) struct Server {
@@ -50,7 +48,7 @@ pub(crate) struct Server {
     readiness: Readiness,
     config: ServeConfig,
     /// Dropped last: every answer needs its engine to the end.
-    _engines: Vec<Engine>,
+    engines: Vec<Engine>,
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
@@ -58,8 +56,12 @@ pub(crate) fn run(config: &Config) -> Result<()> {
     logging::start(&config.log);
     let runtime = runtime()?;
     let server = start(config, Door::AsConfigured, &runtime)?;
+    let mut signals = runtime.block_on(async { Signals::new() })?;
     output::line(format_args!("ready: {}", server.url))?;
-    runtime.block_on(server.serve(signals::first()));
+    runtime.block_on(server.serve(async {
+        signals.next().await;
+        tokio::spawn(signals.end_at_once());
+    }));
     tracing::info!("ended");
     Ok(())
 }
@@ -75,7 +77,7 @@ pub(crate) fn runtime() -> Result<Runtime> {
 /// Keys, models, engines, listener, in this order.
 pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let authenticator = authenticator(config, door, &clock)?;
+    let authenticator = door::authenticator(config, door, (&clock, runtime))?;
     let guard = match &authenticator {
         Authenticator::Open(_) => BrowserGuard::LocalOnly,
         Authenticator::Keys(_) => BrowserGuard::Off,
@@ -102,50 +104,30 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         router: api::router(state),
         readiness,
         config: serve_config(config),
-        _engines: fleet.engines,
+        engines: fleet.engines,
     })
 }
 
 impl Server {
-    /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. A signal that
-    /// comes meanwhile ends the process at once.
+    /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs
+    /// then is ended by its engine, so that each client is told.
     pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let readiness = self.readiness;
+        let (readiness, drain_timeout) = (self.readiness, self.config.drain_timeout);
+        let handles: Vec<EngineHandle> = self.engines.iter().map(Engine::handle).collect();
         let shutdown = async {
             shutdown.await;
             readiness.start_draining();
             tracing::info!("admitting nothing more; what runs may finish");
-            tokio::spawn(signals::end_at_once());
+            tokio::spawn(async move {
+                sleep(drain_timeout).await;
+                tracing::warn!("the drain timeout has passed: what still runs is ended");
+                handles.iter().for_each(EngineHandle::shutdown);
+            });
         };
-        let drained = api::serve(self.listener, self.router, self.config, shutdown).await;
+        let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
+        let drained = api::serve(self.listener, self.router, config, shutdown).await;
         tracing::info!(?drained, "the listener is closed");
     }
-}
-
-/// Refuses a listener that other machines can reach and that nobody needs a key for.
-fn authenticator(config: &Config, door: Door, clock: &Arc<dyn Clock>) -> Result<Authenticator> {
-    let limits = quota(config)?;
-    if door == Door::Open {
-        return Ok(Authenticator::open(Account::local(limits)));
-    }
-    let from_file = config.server.api_key_file.as_deref().map(|file| read_key_file(file, &limits)).transpose()?;
-    let store = KeyStore::open(&config.server.data_dir, Arc::clone(clock))?;
-    let ring = KeyRing::new(Some(store), from_file.unwrap_or_default(), Arc::clone(clock))?;
-    config.check_door(!ring.is_empty())?;
-    if ring.is_empty() {
-        return Ok(Authenticator::open(Account::local(limits)));
-    }
-    Ok(Authenticator::Keys(ring))
-}
-
-fn quota(config: &Config) -> Result<Quota> {
-    let written = &config.limits;
-    let limits = [
-        written.requests_per_minute.map(Limit::RequestsPerMinute),
-        written.tokens_per_minute.map(Limit::TokensPerMinute),
-        written.concurrent_requests.map(Limit::ConcurrentRequests),
-    ];
-    Ok(Quota::new(limits.into_iter().flatten().collect())?)
 }
 
 fn api_config(config: &Config, guard: BrowserGuard) -> ApiConfig {
@@ -184,5 +166,22 @@ fn serve_config(config: &Config) -> ServeConfig {
         header_timeout: config.api.read_timeout,
         write_timeout: config.api.stalled_reader_timeout,
         drain_timeout: config.server.drain_timeout,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use passerelle::config::{Environment, Written};
+
+    use super::*;
+
+    #[test]
+    fn the_rooms_own_defaults_are_those_of_the_configuration() {
+        let home = Some("/home/ada".into());
+        let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
+        let config = Config::check(Written::default(), &environment).expect("the defaults are valid");
+        let api = api_config(&config, BrowserGuard::LocalOnly);
+        assert_eq!(format!("{api:?}"), format!("{:?}", ApiConfig::default()));
+        assert_eq!(format!("{:?}", serve_config(&config)), format!("{:?}", ServeConfig::default()));
     }
 }

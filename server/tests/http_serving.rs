@@ -109,7 +109,7 @@ async fn a_unix_socket_is_served_and_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("door.sock");
     let (state, _engine) = assemble(&Options::default());
-    let listener = Listener::Unix(UnixSocket { listener: UnixListener::bind(&path).unwrap(), path: path.clone() });
+    let listener = Listener::Unix(UnixSocket::new(UnixListener::bind(&path).unwrap(), path.clone()).unwrap());
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async {
         let _ = stopped.await;

@@ -53,6 +53,7 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
             SubmitError::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
+            SubmitError::Dead => Self::new(ErrorKind::NoReplica, "No replica of this model is ready."),
             SubmitError::ExceedsContext(why) => {
                 Self::new(ErrorKind::ContextLengthExceeded, format!("{}.", capitalised(&why))).param("max_tokens")
             }

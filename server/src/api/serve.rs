@@ -1,7 +1,8 @@
 //! The listening side: connections in, bounded in number and patience, drained at the end.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,11 +27,13 @@ pub enum Listener {
     Unix(UnixSocket),
 }
 
-/// A bound Unix socket; its file is removed when it is dropped.
+/// A bound Unix socket; its file is removed when it is dropped, unless another one has taken its place.
 #[derive(Debug)]
 pub struct UnixSocket {
-    pub listener: UnixListener,
-    pub path: PathBuf,
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode: which file is ours to remove.
+    file: (u64, u64),
 }
 
 /// The bounds of a listener.
@@ -101,11 +104,25 @@ pub async fn serve(
     }
 }
 
+impl UnixSocket {
+    /// `listener` is bound to `path`. Errors if the file cannot be looked at.
+    pub fn new(listener: UnixListener, path: PathBuf) -> io::Result<Self> {
+        let file = file_id(&path)?;
+        Ok(Self { listener, path, file })
+    }
+}
+
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        // Someone may have removed it already; there is nobody left to tell.
-        let _: io::Result<()> = std::fs::remove_file(&self.path);
+        if file_id(&self.path).is_ok_and(|file| file == self.file) {
+            // Someone may have removed it already; there is nobody left to tell.
+            let _: io::Result<()> = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// A connection and the place it takes.

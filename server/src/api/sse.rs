@@ -27,7 +27,7 @@ pub struct SseConfig {
 
 impl Default for SseConfig {
     fn default() -> Self {
-        Self { max_pending_frames: 64, write_timeout: Duration::from_secs(30), keep_alive: Duration::from_secs(10) }
+        Self { max_pending_frames: 64, write_timeout: Duration::from_secs(60), keep_alive: Duration::from_secs(10) }
     }
 }
 

@@ -61,7 +61,7 @@ impl Default for ApiConfig {
             unknown_fields: UnknownFields::default(),
             max_body_bytes: 8 << 20,
             body_timeout: Duration::from_secs(30),
-            request_timeout: Duration::from_secs(600),
+            request_timeout: Duration::from_secs(1800),
             max_concurrent_requests: 512,
             max_concurrent_encodes: 4,
             bounds: RequestBounds::default(),

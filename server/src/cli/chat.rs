@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
 use passerelle::config::{Config, DEMO, Environment, Listen, Secret, WrittenModel};
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ pub(crate) struct ChatArgs {
     /// The model's name on that server [default: the first it lists].
     #[arg(long, value_name = "NAME", requires = "url")]
     name: Option<String>,
-    /// A file whose first line is the key for that server.
+    /// A file whose first key is for that server: a line `key` or `name: key`, after any `#` comments.
     #[arg(long, value_name = "FILE", requires = "url")]
     api_key_file: Option<PathBuf>,
     /// What the model is told first.
@@ -46,9 +46,9 @@ pub(crate) struct ChatArgs {
     /// 0 always takes the likeliest token [default: the model's choice].
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
-    /// Longest answer, in tokens.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    max_tokens: u32,
+    /// Longest answer, in tokens [default: what the context leaves].
+    #[arg(long, value_name = "TOKENS")]
+    max_tokens: Option<u32>,
     #[command(flatten)]
     model_args: ModelArgs,
 }
@@ -94,8 +94,7 @@ impl ChatArgs {
     fn key(&self, environment: &Environment) -> Result<Option<Secret>> {
         let Some(file) = &self.api_key_file else { return Ok(environment.openai_api_key.clone()) };
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let key = text.lines().next().unwrap_or_default().trim();
-        ensure!(!key.is_empty(), "{}: the first line holds no key", file.display());
+        let key = first_key(&text).with_context(|| format!("{}: holds no key", file.display()))?;
         Ok(Some(Secret::new(key)))
     }
 
@@ -127,7 +126,10 @@ impl ChatArgs {
     /// One question and its answer. A refusal is shown and forgotten, so that the conversation can go on.
     fn exchange(&self, client: &Client, model: &str, messages: &mut Vec<Value>, said: &str) -> Result<()> {
         messages.push(message("user", said));
-        let mut body = json!({"model": model, "messages": messages, "stream": true, "max_tokens": self.max_tokens});
+        let mut body = json!({"model": model, "messages": messages, "stream": true});
+        if let Some(max_tokens) = self.max_tokens {
+            body["max_tokens"] = json!(max_tokens);
+        }
         if let Some(temperature) = self.temperature {
             body["temperature"] = json!(temperature);
         }
@@ -153,6 +155,13 @@ fn message(role: &str, content: &str) -> Value {
     json!({"role": role, "content": content})
 }
 
+/// As `serve --api-key-file` reads the same file: a bearer token has no `:`, so the first one ends a name.
+fn first_key(text: &str) -> Option<&str> {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))?;
+    let key = line.split_once(':').map_or(line, |(_, key)| key.trim());
+    (!key.is_empty()).then_some(key)
+}
+
 /// A sign to type, where somebody types.
 fn prompt() -> Result<()> {
     if io::stdin().is_terminal() {
@@ -160,4 +169,16 @@ fn prompt() -> Result<()> {
         write!(stderr, "> ").and_then(|()| stderr.flush()).context("cannot write to standard error")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_s_own_file_of_keys_can_be_used_to_talk_to_it() {
+        assert_eq!(first_key("# staff\n\nalice: correct-horse-battery\nbob: x\n"), Some("correct-horse-battery"));
+        assert_eq!(first_key("  0123456789abcdef  \n"), Some("0123456789abcdef"));
+        assert_eq!(first_key("# nothing\nalice:\n"), None);
+    }
 }

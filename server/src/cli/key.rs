@@ -48,13 +48,13 @@ enum KeyCommand {
 struct CreateArgs {
     /// Whose key it is.
     name: String,
-    /// Requests this key may start per minute [default: no limit].
+    /// Requests this key may start per minute [default: the server's [limits]].
     #[arg(long, value_name = "N")]
     requests_per_minute: Option<NonZeroU32>,
-    /// Tokens, prompt and answer, this key may use per minute [default: no limit].
+    /// Tokens, prompt and answer, this key may use per minute [default: the server's [limits]].
     #[arg(long, value_name = "N")]
     tokens_per_minute: Option<NonZeroU32>,
-    /// Requests this key may have running at once [default: no limit].
+    /// Requests this key may have running at once [default: the server's [limits]].
     #[arg(long, value_name = "N")]
     concurrent_requests: Option<NonZeroU32>,
     /// How long the key is accepted, like 720h [default: until revoked].
@@ -91,7 +91,9 @@ fn create(store: &KeyStore, args: CreateArgs) -> Result<()> {
     let limits = Quota::new(limits.into_iter().flatten().collect())?;
     let valid_for: Option<Duration> = args.valid_for.map(|period| period.0);
     let (key, info) = store.create(NewKey { name: args.name, limits, valid_for })?;
-    show_once(&key, &info, args.output)
+    let shown = show_once(&key, &info, args.output);
+    eprintln!("A server that started before the first key was made asks for none: restart it.");
+    shown
 }
 
 /// The key alone on standard output, so that a script can take it; what to know about it on standard error.

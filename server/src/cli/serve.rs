@@ -36,7 +36,7 @@ pub(crate) struct ServeArgs {
     /// Where requests come in: ADDR:PORT or unix:PATH [default: 127.0.0.1:8080].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<Listen>,
-    /// Accounts, keys and limits as a file, instead of those made with `passerelle key`.
+    /// Further keys, one a line as `name: key`, beside those made with `passerelle key`. Their limits: [limits].
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
     /// A configuration file; what stands on the command line wins over it.

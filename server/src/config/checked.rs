@@ -46,7 +46,8 @@ pub struct ModelConfig {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct HubConfig {
-    pub cache_dir: PathBuf,
+    /// `None`: the environment names no folder for it. See [`HubConfig::cache_dir`].
+    pub cache_dir: Option<PathBuf>,
     pub offline: bool,
     pub token: Option<Secret>,
     /// Another hub than the public one.
@@ -105,7 +106,8 @@ pub const DEMO: &str = "demo";
 
 impl Config {
     pub fn check(written: Written, environment: &Environment) -> Result<Self, ConfigError> {
-        let offline = written.server.offline.unwrap_or(environment.hf_hub_offline);
+        // Whoever forbids the network is obeyed: a file cannot take back what the environment says.
+        let offline = written.server.offline == Some(true) || environment.hf_hub_offline;
         let engine = check_engine(&written.engine)?;
         let server = check_server(written.server, environment)?;
         let models = match (written.models, &server.models_dir) {
@@ -118,7 +120,7 @@ impl Config {
             level: written.log.level.unwrap_or_default(),
             color: !environment.no_color,
         };
-        let (hub, api) = (check_hub(offline, environment)?, check_api(&written.api)?);
+        let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
         Ok(Self { server, models, hub, engine, api, limits: written.limits, log })
     }
 
@@ -133,6 +135,15 @@ impl Config {
             self.server.listen
         );
         Err(ConfigError::value("server.listen", problem))
+    }
+}
+
+impl HubConfig {
+    /// Only a model of the hub needs it.
+    pub fn cache_dir(&self) -> Result<&Path, ConfigError> {
+        self.cache_dir.as_deref().ok_or_else(|| {
+            ConfigError::value("HF_HOME", "neither HF_HOME nor HOME is set; set HF_HOME to the folder for checkpoints")
+        })
     }
 }
 
@@ -174,30 +185,38 @@ fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(),
 }
 
 fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec<ModelConfig>, ConfigError> {
-    let mut names = HashSet::new();
-    let mut models = Vec::with_capacity(written.len());
-    for model in written {
-        let name = model.name.unwrap_or_else(|| default_name(&model.source).to_owned());
-        check_name(&name)?;
-        if !names.insert(name.clone()) {
-            let problem = format!("two models are named `{name}`; give each its own with NAME=SOURCE");
-            return Err(ConfigError::value("models.name", problem));
-        }
-        models.push(ModelConfig {
-            dtype: model.dtype.unwrap_or(engine.dtype),
-            kv_dtype: model.kv_dtype.unwrap_or(engine.kv_dtype),
-            max_model_len: model.max_model_len.map(usize::from).or(engine.max_model_len),
-            source: model.source,
-            name,
-        });
-    }
+    let named = written.into_iter().map(|model| ModelConfig {
+        name: model.name.unwrap_or_else(|| default_name(&model.source).to_owned()),
+        dtype: model.dtype.unwrap_or(engine.dtype),
+        kv_dtype: model.kv_dtype.unwrap_or(engine.kv_dtype),
+        max_model_len: model.max_model_len.map(usize::from).or(engine.max_model_len),
+        source: model.source,
+    });
+    let models: Vec<ModelConfig> = named.collect();
+    check_names(&models)?;
     Ok(models)
 }
 
-/// `./runs/step-900/` is `step-900`, `org/model@main` is `model`, `model.gguf` is `model`.
+/// Every model has a name that requests can use, and no two have the same. For the models of a folder too, which are
+/// found later.
+pub fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
+    let mut names = HashSet::new();
+    for ModelConfig { name, .. } in models {
+        check_name(name)?;
+        if !names.insert(name) {
+            let problem = format!("two models are named `{name}`; give each its own with NAME=SOURCE");
+            return Err(ConfigError::value("models.name", problem));
+        }
+    }
+    Ok(())
+}
+
+/// `./runs/step-900/` is `step-900`, `org/model@main` is `model`, `model.gguf` is `model`. Only a hub id has a revision:
+/// in a path, `@` is part of the name.
 fn default_name(source: &str) -> &str {
+    let is_path = source.starts_with(['.', '/']) || source.ends_with('/');
     let last = source.trim_end_matches('/').rsplit('/').next().unwrap_or(source);
-    let last = last.split_once('@').map_or(last, |(id, _)| id);
+    let last = if is_path { last } else { last.split_once('@').map_or(last, |(id, _)| id) };
     last.strip_suffix(".gguf").unwrap_or(last)
 }
 
@@ -206,18 +225,17 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     const MAX_NAME_BYTES: usize = 200;
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
     if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(fits) || name.starts_with('.') {
-        let problem = format!("`{name}` is not a name; use letters, digits and - _ . : /, at most {MAX_NAME_BYTES}");
+        let problem = format!(
+            "`{name}` is not a name; write NAME=SOURCE with letters, digits and - _ . : /, at most {MAX_NAME_BYTES}"
+        );
         return Err(ConfigError::value("models.name", problem));
     }
     Ok(())
 }
 
-fn check_hub(offline: bool, environment: &Environment) -> Result<HubConfig, ConfigError> {
-    let cache_dir = environment.hub_cache_dir().ok_or_else(|| {
-        ConfigError::value("HF_HOME", "neither HF_HOME nor HOME is set; set HF_HOME to the folder for checkpoints")
-    })?;
-    let endpoint = environment.hf_endpoint.clone();
-    Ok(HubConfig { cache_dir, offline, token: environment.hf_token.clone(), endpoint })
+fn hub(offline: bool, environment: &Environment) -> HubConfig {
+    let Environment { hf_token: token, hf_endpoint: endpoint, .. } = environment.clone();
+    HubConfig { cache_dir: environment.hub_cache_dir(), offline, token, endpoint }
 }
 
 fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {

@@ -15,7 +15,9 @@ mod listen;
 mod units;
 mod written;
 
-pub use checked::{ApiConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig};
+pub use checked::{
+    ApiConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, check_names,
+};
 pub use choices::{Device, KvDtype, LogFormat, LogLevel, UnknownFields, WeightDtype};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;

@@ -101,6 +101,18 @@ fn a_model_is_named_after_its_source_unless_it_has_a_name() {
 }
 
 #[test]
+fn a_path_on_the_command_line_may_hold_what_means_something_elsewhere() {
+    let flag = |text: &str| text.parse::<ModelFlag>().map(|flag| (flag.name, flag.source));
+    let path = |text: &str| Ok((None, text.to_owned()));
+    assert_eq!(flag("./runs/lr=0.1/step"), path("./runs/lr=0.1/step"));
+    assert_eq!(flag("/runs/lr=0.1"), path("/runs/lr=0.1"));
+    assert_eq!(flag("mine=./runs/lr=0.1"), Ok((Some("mine".to_owned()), "./runs/lr=0.1".to_owned())));
+    assert!(flag("=x").is_err() && flag("x=").is_err());
+    let error = check("models = [{ source = \"./run@1\" }, { source = \"./run@2\" }]").expect_err("no names");
+    assert!(error.to_string().contains("`run@1` is not a name; write NAME=SOURCE"), "{error}");
+}
+
+#[test]
 fn two_models_of_one_name_are_refused() {
     let error = check("models = [{ source = \"a/x\" }, { source = \"b/x\" }]").expect_err("both are called x");
     assert!(error.to_string().contains("two models are named `x`"));
@@ -129,8 +141,10 @@ fn a_step_that_cannot_feed_every_sequence_is_refused() {
 
 #[test]
 fn offline_can_be_asked_for_by_key_or_by_environment() {
-    let environment = Environment { hf_hub_offline: true, ..environment() };
-    assert!(Config::check(Written::default(), &environment).expect("valid").hub.offline);
+    let forbidden = Environment { hf_hub_offline: true, ..environment() };
+    assert!(Config::check(Written::default(), &forbidden).expect("valid").hub.offline);
+    let permits: Written = toml::from_str("[server]\noffline = false").expect("the test's TOML is well formed");
+    assert!(Config::check(permits, &forbidden).expect("valid").hub.offline, "a file does not take it back");
     assert!(check("[server]\noffline = true").expect("valid").hub.offline);
     assert!(!check("").expect("valid").hub.offline);
 }
@@ -139,6 +153,14 @@ fn offline_can_be_asked_for_by_key_or_by_environment() {
 fn without_a_home_the_data_directory_must_be_named() {
     let error = Config::check(Written::default(), &Environment::default()).expect_err("there is no home");
     assert!(error.to_string().contains("--data-dir"));
+}
+
+#[test]
+fn without_a_home_only_a_hub_model_needs_a_cache_directory() {
+    let written: Written = toml::from_str("[server]\ndata_dir = \"/d\"").expect("the test's TOML is well formed");
+    let config = Config::check(written, &Environment::default()).expect("nothing of the hub is asked for");
+    let error = config.hub.cache_dir().expect_err("there is no home");
+    assert!(error.to_string().contains("HF_HOME"), "{error}");
 }
 
 #[test]

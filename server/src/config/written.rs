@@ -49,7 +49,7 @@ impl Written {
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenServer {
     pub listen: Option<Listen>,
-    /// Accounts, keys and their limits, for servers whose keys are managed as a file.
+    /// Further keys, one a line as `name: key`, beside those of `data_dir`. Their limits are those of `[limits]`.
     pub api_key_file: Option<PathBuf>,
     pub data_dir: Option<PathBuf>,
     /// Every checkpoint directly inside is served under its folder's name.
@@ -85,9 +85,11 @@ impl FromStr for ModelFlag {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // `=` may be part of a path, but no name starts like one.
+        let is_path = text.starts_with(['.', '/']);
         let (name, source) = match text.split_once('=') {
-            Some((name, source)) => (Some(name.to_owned()), source),
-            None => (None, text),
+            Some((name, source)) if !is_path => (Some(name.to_owned()), source),
+            _ => (None, text),
         };
         if source.is_empty() || name.as_deref() == Some("") {
             return Err("write SOURCE or NAME=SOURCE".into());
@@ -180,7 +182,7 @@ lay_over!(WrittenApi {
     max_pending_frames,
 });
 
-/// What callers without limits of their own may use: the keys of `server.api_key_file`, and everybody on an open listener.
+/// What is not stated for a key itself: the keys of `server.api_key_file` state nothing, nor does an open listener.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenLimits {

@@ -3,24 +3,20 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use passerelle::api::{GenerationDefaults, ServedModel};
+use passerelle::api::ServedModel;
 use passerelle::config::EngineConfig;
 use passerelle::gateway::Router;
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{Engine, EngineParts, StepTurns};
-use passerelle_models::CheckpointFiles;
 use passerelle_models::ops::Compute;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::defaults;
 use super::memory::{KvDemand, share_kv_memory};
 use super::models::Loaded;
 use super::report;
-
-/// The largest `generation_config.json` that is read.
-const MAX_GENERATION_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Every model, ready to be asked.
 pub(crate) struct Fleet {
@@ -52,8 +48,8 @@ pub(crate) fn start(
     let (mut engines, mut served, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, num_kv_blocks) in loaded.into_iter().zip(blocks) {
         report::model(&model, num_kv_blocks, compute);
-        let bounds = EngineBounds { num_kv_blocks, max_model_len: model.description.max_position };
-        served.push(serve_as(&model, &kernels)?);
+        let bounds = EngineBounds::of(&model, num_kv_blocks);
+        served.push(serve_as(&model, bounds, &kernels)?);
         let name = model.name.clone();
         let engine = Engine::spawn(EngineParts {
             name: name.clone(),
@@ -73,6 +69,12 @@ pub(crate) fn start(
 }
 
 impl EngineBounds {
+    /// A client may use what the checkpoint allows and the KV cache holds.
+    fn of(model: &Loaded, num_kv_blocks: usize) -> Self {
+        let kv_tokens = num_kv_blocks.saturating_mul(model.model.kv_cache_spec().block_size);
+        Self { num_kv_blocks, max_model_len: model.description.max_position.min(kv_tokens) }
+    }
+
     pub(crate) fn with(self, config: &EngineConfig) -> Result<passerelle_engine::EngineConfig> {
         Ok(passerelle_engine::EngineConfig {
             num_kv_blocks: self.num_kv_blocks,
@@ -93,41 +95,15 @@ fn demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
     KvDemand { spec: model.model.kv_cache_spec(), most_tokens }
 }
 
-fn serve_as(model: &Loaded, kernels: &str) -> Result<ServedModel> {
+fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<ServedModel> {
     Ok(ServedModel {
         name: model.name.clone(),
         text: Arc::clone(&model.text),
-        max_model_len: model.description.max_position,
+        max_model_len: bounds.max_model_len,
         input_vocab_size: model.model.input_vocab_size(),
         eos_token_ids: model.description.eos_token_ids.clone(),
-        defaults: generation_defaults(&model.files)?,
+        defaults: defaults::read(&model.files)?,
         fingerprint: fingerprint(model, kernels)?,
-    })
-}
-
-/// What the checkpoint's author recommends to sample with.
-fn generation_defaults(files: &CheckpointFiles) -> Result<GenerationDefaults> {
-    /// The fields that a server honours; the others configure the reference implementation.
-    #[derive(Deserialize, Default)]
-    struct GenerationConfig {
-        do_sample: Option<bool>,
-        temperature: Option<f32>,
-        top_p: Option<f32>,
-        top_k: Option<u32>,
-        min_p: Option<f32>,
-        repetition_penalty: Option<f32>,
-    }
-    const FILE: &str = "generation_config.json";
-    let text = files.read_text(FILE, MAX_GENERATION_CONFIG_BYTES)?;
-    let read = text.map_or(Ok(GenerationConfig::default()), |text| serde_json::from_str(&text));
-    let written = read.with_context(|| format!("{}: correct it or remove it", files.path_of(FILE).display()))?;
-    const GREEDY: f32 = 0.0;
-    Ok(GenerationDefaults {
-        temperature: if written.do_sample == Some(false) { Some(GREEDY) } else { written.temperature },
-        top_p: written.top_p,
-        top_k: written.top_k.filter(|k| *k > 0),
-        min_p: written.min_p,
-        repetition_penalty: written.repetition_penalty,
     })
 }
 

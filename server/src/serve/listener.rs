@@ -45,7 +45,7 @@ impl Reserved {
             Self::Unix(path) => {
                 let listener = listen_unix(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
                 let url = format!("unix:{}", path.display());
-                Ok((Listener::Unix(UnixSocket { listener, path }), url))
+                Ok((Listener::Unix(UnixSocket::new(listener, path)?), url))
             }
         }
     }
@@ -78,15 +78,15 @@ fn clear(path: &Path) -> Result<()> {
     std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))
 }
 
-/// The socket is made in a folder that only its owner can enter and moved when its mode is right, so that there is no
-/// moment in which somebody else could connect.
+/// The socket is made in a folder that only its owner can enter and linked to its place when its mode is right, so that
+/// there is no moment in which somebody else could connect. A link, because it fails where another server's socket is.
 fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let private = tempfile::Builder::new().prefix(".p").rand_bytes(4).tempdir_in(parent)?;
     let made = private.path().join("s");
     let listener = StdUnixListener::bind(&made)?;
     std::fs::set_permissions(&made, PermissionsExt::from_mode(OWNER_ONLY))?;
-    std::fs::rename(&made, path)?;
+    std::fs::hard_link(&made, path)?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
 }
@@ -115,6 +115,21 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 1, "nothing else is left behind");
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn of_two_servers_that_start_together_one_gets_the_path_and_keeps_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("p.sock");
+        let [first, second] = [0; 2].map(|_| reserve(&Listen::Unix(path.clone())).expect("nobody listens there yet"));
+        let (first, _) = first.listen().expect("the path is free");
+        assert!(second.listen().is_err());
+        assert!(UnixStream::connect(&path).is_ok(), "the second took nothing away");
+        std::fs::remove_file(&path).expect("the folder is writable");
+        let successor = StdUnixListener::bind(&path).expect("the path is free");
+        drop(first);
+        assert!(path.exists(), "what somebody else put there is not removed");
+        drop(successor);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! From what the configuration names to models in memory.
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype};
+use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype, check_names};
 use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source};
 use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
@@ -34,6 +34,7 @@ pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<Vec<Loaded>
     let mut wanted = config.models.clone();
     if let Some(folder) = &config.server.models_dir {
         wanted.extend(find_models(folder, &config.engine)?);
+        check_names(&wanted)?;
     }
     wanted.iter().map(|model| load(model, &config.hub, compute)).collect()
 }
@@ -41,17 +42,22 @@ pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<Vec<Loaded>
 /// The files of a source, fetched if they must be.
 pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointFiles> {
     if source == DEMO {
-        anyhow::bail!("the bundled demo model is not here yet");
+        return Ok(passerelle_models::demo_checkpoint());
     }
+    let source = Source::parse(source)?;
+    let cache_dir = match &source {
+        Source::Hub(_) => config.cache_dir()?.to_owned(),
+        Source::Directory(_) | Source::Gguf(_) => PathBuf::new(),
+    };
     let options = HubOptions {
         network: if config.offline { Network::Offline } else { Network::Allowed },
-        cache_dir: config.cache_dir.clone(),
+        cache_dir,
         token: config.token.as_ref().map(|token| token.expose().to_owned()),
         endpoint: config.endpoint.clone(),
         progress: ProgressOutput::for_stderr(),
         retry_pause: HUB_RETRY_PAUSE,
     };
-    let local = hub::resolve(&Source::parse(source)?, &options)?;
+    let local = hub::resolve(&source, &options)?;
     Ok(CheckpointFiles::directory(local.directory)?)
 }
 
@@ -112,12 +118,13 @@ fn find_models(folder: &Path, engine: &EngineConfig) -> Result<Vec<ModelConfig>>
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("server.models_dir: {}", folder.display()))? {
         let path = entry?.path();
-        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        if !path.join("config.json").is_file() {
+            continue;
+        }
+        let (Some(name), Some(source)) = (path.file_name().and_then(|name| name.to_str()), path.to_str()) else {
             bail!("server.models_dir: {} is not a name that requests could use; rename it", path.display());
         };
-        if path.join("config.json").is_file() {
-            found.push(ModelConfig::found(name.to_owned(), path.to_string_lossy().into_owned(), engine));
-        }
+        found.push(ModelConfig::found(name.to_owned(), source.to_owned(), engine));
     }
     ensure!(!found.is_empty(), "server.models_dir: no folder with a config.json in {}", folder.display());
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -154,6 +161,20 @@ mod tests {
         let config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
         let found = find_models(folder.path(), &config.engine).expect("two checkpoints");
         assert_eq!(found.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_folder_s_model_cannot_take_the_name_of_another_nor_one_that_requests_cannot_use() {
+        for (name, wanted) in [("demo", "two models are named `demo`"), ("a b", "`a b` is not a name")] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let model = folder.path().join(name);
+            std::fs::create_dir(&model).expect("the folder is writable");
+            std::fs::write(model.join("config.json"), "{}").expect("the folder is writable");
+            let mut config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
+            config.server.models_dir = Some(folder.path().to_owned());
+            let error = load_all(&config, &Compute::cpu(1)).err().expect("it is refused before anything is loaded");
+            assert!(error.to_string().contains(wanted), "{error}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ def environment(folder):
 
 @contextlib.contextmanager
 def server(folder, *arguments):
-    command = [BINARY, "serve", "--listen", "127.0.0.1:0", "--data-dir", folder, *arguments]
+    command = [BINARY, "serve", "--listen", "127.0.0.1:0", "--data-dir", folder, "--log-level", "warn", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(folder))
     try:
         line = process.stdout.readline()

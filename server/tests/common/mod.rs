@@ -174,7 +174,7 @@ fn keys(limits: &[Limit], clock: &Arc<dyn Clock>) -> Authenticator {
     file.as_file().set_permissions(std::fs::Permissions::from_mode(0o600)).unwrap();
     writeln!(file, "lab: {KEY}").unwrap();
     let keys = read_key_file(file.path(), &Quota::new(limits.to_vec()).unwrap()).unwrap();
-    Authenticator::Keys(KeyRing::new(None, keys, Arc::clone(clock)).unwrap())
+    Authenticator::Keys(KeyRing::new(None, keys, Quota::unlimited(), Arc::clone(clock)).unwrap())
 }
 
 fn served_model(options: &Options) -> ServedModel {

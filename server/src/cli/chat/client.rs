@@ -1,12 +1,13 @@
 //! The little of an OpenAI-compatible client that a chat needs.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use passerelle::config::Secret;
 use serde_json::Value;
-use ureq::http::Response;
+use ureq::http::{Response, Uri};
 use ureq::{Agent, Body};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,7 +29,11 @@ impl Client {
         if !root.starts_with("http://") && !root.starts_with("https://") {
             bail!("`{url}` is not a URL; write http://ADDR:PORT");
         }
-        let config = Agent::config_builder().http_status_as_error(false).timeout_connect(Some(CONNECT_TIMEOUT));
+        let mut config = Agent::config_builder().http_status_as_error(false).timeout_connect(Some(CONNECT_TIMEOUT));
+        // What is said to this machine does not leave it, whatever HTTP_PROXY says.
+        if is_loopback(root) {
+            config = config.proxy(None);
+        }
         Ok(Self { agent: config.build().into(), base: format!("{root}/v1"), key })
     }
 
@@ -76,6 +81,12 @@ impl Client {
     }
 }
 
+fn is_loopback(url: &str) -> bool {
+    let url: Option<Uri> = url.parse().ok();
+    let host = url.as_ref().and_then(Uri::host).unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
 /// The text of one event; an error in the middle of a stream is an event too.
 fn piece(data: &str) -> Result<String> {
     let event: Value = serde_json::from_str(data).context("the server sent an event that is not JSON")?;
@@ -96,6 +107,17 @@ fn error_message(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_other_machines_are_spoken_to_through_a_proxy() {
+        for url in ["http://127.0.0.1:1", "http://127.9.9.9", "http://[::1]:8080", "http://localhost:1"] {
+            assert!(is_loopback(url), "{url}");
+            assert!(Client::new(url, None).expect(url).agent.config().proxy().is_none(), "{url}");
+        }
+        for url in ["http://example.org", "https://10.0.0.1:1", "http://localhost.example.org", "http://[::2]:1"] {
+            assert!(!is_loopback(url), "{url}");
+        }
+    }
 
     #[test]
     fn both_spellings_of_a_url_are_understood() {
