@@ -18,8 +18,8 @@ const SHARED_TOKENS: u32 = 37;
 
 fn engine(num_kv_blocks: usize) -> (StepLoop, EngineHandle) {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/plain");
-    let files = CheckpointFiles::directory(fixture).unwrap();
-    let model = load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |_| ()).unwrap().model;
+    let files = CheckpointFiles::directory(fixture).expect("the fixture lies beside the models");
+    let model = load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |_| ()).expect("the fixture loads").model;
     let parts = EngineParts {
         name: "plain".into(),
         model,
@@ -36,7 +36,7 @@ fn engine(num_kv_blocks: usize) -> (StepLoop, EngineHandle) {
         clock: Arc::new(ManualClock::default()),
         observer: Arc::new(NullObserver),
     };
-    StepLoop::new(parts).unwrap()
+    StepLoop::new(parts).expect("the tests' own figures are possible")
 }
 
 /// Half of them begin with the same text; no two have the same length or sampling.
