@@ -30,6 +30,7 @@ mod sequence;
 mod stats;
 mod step;
 mod turns;
+mod weights;
 
 pub use config::{ConfigError, EngineConfig};
 pub use engine::{Engine, EngineHandle, EngineParts};
