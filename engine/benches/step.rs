@@ -21,9 +21,39 @@ const STEPS: usize = 1000;
 const GOAL: Duration = Duration::from_micros(250);
 const VOCAB: usize = 32;
 
+/// What a draw costs is measured at the vocabulary of a large model.
+const LARGE_VOCAB: usize = 128 << 10;
+const DRAWING_SEQUENCES: usize = 8;
+const DRAWING_STEPS: usize = 50;
+
 fn main() {
-    let (mut step_loop, handle) = StepLoop::new(parts()).expect("the bench's bounds are possible");
-    let mut streams: Vec<_> = (0..SEQUENCES as u64).map(|id| submit(&handle, id)).collect();
+    bench_steps();
+    let greedy = row_time(&SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+    let at_temperature_1 = SamplingParams::default();
+    let drawings =
+        [("temperature 1", at_temperature_1.clone()), ("top-p 0.9", SamplingParams { top_p: 0.9, ..at_temperature_1 })];
+    println!("a row of {LARGE_VOCAB} logits, copied and searched for its maximum: {greedy:?}");
+    for (name, sampling) in drawings {
+        println!("{name}: {:?} more", row_time(&sampling).saturating_sub(greedy));
+    }
+}
+
+/// The median time per sequence of a step in which every sequence draws.
+fn row_time(sampling: &SamplingParams) -> Duration {
+    let model = FreeModel { row: (0..LARGE_VOCAB).map(|id| (id * 7919 % 1000) as f32 / 50.0).collect() };
+    let (mut step_loop, handle) = StepLoop::new(parts(model)).expect("the bench's bounds are possible");
+    let sampling = SamplingParams { max_tokens: 2000, ..sampling.clone() };
+    let _streams: Vec<_> = (0..DRAWING_SEQUENCES as u64).map(|id| submit(&handle, id, sampling.clone())).collect();
+    let mut durations: Vec<_> = (0..DRAWING_STEPS).map(|_| step_loop.step().duration).collect();
+    durations.sort_unstable();
+    durations[DRAWING_STEPS / 2] / DRAWING_SEQUENCES as u32
+}
+
+fn bench_steps() {
+    let model = FreeModel { row: vec![0.0; VOCAB] };
+    let sampling = SamplingParams { max_tokens: 2000, temperature: 0.0, ..SamplingParams::default() };
+    let (mut step_loop, handle) = StepLoop::new(parts(model)).expect("the bench's bounds are possible");
+    let mut streams: Vec<_> = (0..SEQUENCES as u64).map(|id| submit(&handle, id, sampling.clone())).collect();
     let mut durations = Vec::with_capacity(STEPS);
     for step in 0..WARM_UP_STEPS + STEPS {
         let report = step_loop.step();
@@ -39,10 +69,10 @@ fn main() {
     println!("step over {SEQUENCES} sequences: median {median:?}, p99 {p99:?}; {verdict} the goal of {GOAL:?}");
 }
 
-fn parts() -> EngineParts {
+fn parts(model: FreeModel) -> EngineParts {
     EngineParts {
         name: "bench".into(),
-        model: Box::new(FreeModel),
+        model: Box::new(model),
         config: EngineConfig {
             num_kv_blocks: 32_768,
             max_num_seqs: SEQUENCES,
@@ -56,26 +86,29 @@ fn parts() -> EngineParts {
     }
 }
 
-fn submit(handle: &EngineHandle, id: u64) -> EventStream {
+fn submit(handle: &EngineHandle, id: u64, sampling: SamplingParams) -> EventStream {
     let request = Request {
         id: RequestId(id),
         prompt: vec![id as u32 % VOCAB as u32; 16],
-        sampling: SamplingParams { max_tokens: 2000, temperature: 0.0, ..SamplingParams::default() },
+        sampling,
         share_key: ShareKey(id % 8),
         cache_salt: CacheSalt([id as u8; 32]),
     };
     handle.submit(request).expect("the queue holds every sequence of the bench")
 }
 
-struct FreeModel;
+/// Answers every row alike.
+struct FreeModel {
+    row: Vec<f32>,
+}
 
 impl CausalLm for FreeModel {
     fn vocab_size(&self) -> usize {
-        VOCAB
+        self.row.len()
     }
 
     fn input_vocab_size(&self) -> usize {
-        VOCAB
+        self.row.len()
     }
 
     fn max_position(&self) -> usize {
@@ -91,6 +124,6 @@ impl CausalLm for FreeModel {
     }
 
     fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
-        Ok(Logits::new(VOCAB, vec![0.0; VOCAB * input.rows_to_sample().len()]))
+        Ok(Logits::new(self.row.len(), self.row.repeat(input.rows_to_sample().len())))
     }
 }

@@ -95,6 +95,11 @@ impl Admission {
 }
 
 impl Ticket {
+    /// The request waits for its first step.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.waiting_tokens.is_some()
+    }
+
     /// The request is about to have its first step. False if it had it before; then nothing changes.
     pub(crate) fn leave_queue(&mut self) -> bool {
         let Some(tokens) = self.waiting_tokens.take() else { return false };

@@ -18,8 +18,8 @@ pub struct EngineConfig {
     /// Prompt tokens a step may carry while other sequences generate: what a long prompt may add to the time between
     /// two tokens of a running stream.
     pub prefill_chunk_tokens: usize,
-    /// Prompt tokens one sequence may run in a step if it wants their log-probabilities, because each then costs a whole
-    /// row of logits in memory.
+    /// Prompt tokens whose log-probabilities are wanted that a step may run, over all sequences, because each costs a
+    /// whole row of logits in memory.
     pub prompt_logprobs_chunk_tokens: usize,
     /// Seeds the draws of requests that bring no seed of their own. The one field that is not a bound.
     pub seed: u64,

@@ -144,6 +144,16 @@ impl EngineHandle {
         stats
     }
 
+    /// The engine's thread has panicked, or its model fails every step. Nothing will ever run again.
+    pub fn is_dead(&self) -> bool {
+        self.door.shared.admission.phase() == Phase::Dead
+    }
+
+    /// Neither draining nor stopped nor dead: a request that fits is admitted.
+    pub fn is_accepting(&self) -> bool {
+        self.door.shared.admission.phase() == Phase::Open
+    }
+
     /// No request waits or runs.
     pub fn is_idle(&self) -> bool {
         self.door.shared.admission.occupancy().live_requests == 0

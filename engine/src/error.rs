@@ -67,7 +67,7 @@ pub enum SubmitError {
     /// The engine drains or has shut down.
     #[error("the engine is shutting down")]
     ShuttingDown,
-    /// The engine's thread ended by a panic.
+    /// The engine's thread ended by a panic, or its model fails every step.
     #[error("the engine has stopped")]
     Dead,
 }

@@ -57,11 +57,17 @@ impl KvCacheManager {
         sequence.num_computed = hits.len() * self.block_size;
         sequence.num_registered_blocks = hits.len();
         sequence.block_table = hits;
-        if sequence.may_reuse_prefix() {
+        // A resumed sequence finds its own blocks, which says nothing about prompts.
+        if sequence.may_reuse_prefix() && sequence.ticket.is_queued() {
             self.prefix.query_tokens += sequence.tokens().len() as u64;
             self.prefix.hit_tokens += sequence.num_computed as u64;
         }
         self.extend(sequence, num_new)
+    }
+
+    /// The next token generated needs a block of its own.
+    pub(crate) fn is_full(&self, sequence: &Sequence) -> bool {
+        sequence.tokens().len().is_multiple_of(self.block_size)
     }
 
     /// Room for the first `num_tokens` tokens. `None` if there is none.
@@ -149,6 +155,20 @@ mod tests {
         cache.admit(&mut again, 0).unwrap();
         assert_eq!((again.num_computed, &again.block_table), (8, &ids(&[0, 1, 2])));
         assert_eq!(cache.prefix_totals(), PrefixTotals { query_tokens: 21, hit_tokens: 8 });
+    }
+
+    #[test]
+    fn a_sequence_that_resumes_is_not_counted_again() {
+        let mut cache = KvCacheManager::new(10, 4);
+        let (mut sequence, _stream) = sequence_of(10);
+        cache.admit(&mut sequence, 0).unwrap();
+        assert!(sequence.ticket.leave_queue());
+        sequence.num_computed = 10;
+        cache.register(&mut sequence);
+        cache.release(&mut sequence, Prefixes::Keep);
+        cache.admit(&mut sequence, 0).unwrap();
+        assert_eq!(sequence.num_computed, 8);
+        assert_eq!(cache.prefix_totals(), PrefixTotals { query_tokens: 10, hit_tokens: 0 });
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Requests to token events: continuous batching over a paged KV cache. Sees token ids, never text.
 //!
 //! [`Engine`] owns one thread and one model; [`EngineHandle`] is its door: a [`Request`] goes in, an [`EventStream`]
-//! comes out, and every queue between them is bounded. Inside, [`StepLoop`] repeats one step: take commands, schedule,
-//! run, drain aborts, update, emit.
+//! comes out, and every queue between them is bounded. Inside, [`StepLoop`] repeats one step: take commands,
+//! wait for the turn, schedule, run, drain aborts, update, publish, conclude.
 
 pub mod clock;
 pub mod event;
@@ -11,6 +11,7 @@ pub mod testing;
 
 mod admission;
 mod block_pool;
+mod catch_up;
 mod config;
 mod engine;
 mod error;
@@ -29,6 +30,7 @@ mod sequence;
 mod stats;
 mod step;
 mod turns;
+mod weights;
 
 pub use config::{ConfigError, EngineConfig};
 pub use engine::{Engine, EngineHandle, EngineParts};

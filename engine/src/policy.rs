@@ -2,7 +2,8 @@
 //!
 //! Sequences that were preempted come first, oldest first. Then the share key that was served the fewest tokens takes
 //! its oldest request; equal keys go by arrival. A key that returns after an absence starts level with the key served
-//! last, so that silence earns no credit (start-time fair queueing, Goyal, Vin and Cheng 1996).
+//! last (start-time fair queueing, Goyal, Vin and Cheng 1996) and with the waiting key served least, so that neither
+//! silence nor a new name earns credit against whoever waits already.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -39,7 +40,7 @@ impl<T> WaitingQueue<T> {
     }
 
     pub(crate) fn push(&mut self, key: ShareKey, id: SequenceId, item: T) {
-        let served_tokens = self.virtual_time;
+        let served_tokens = self.start_of_arrivals();
         let share =
             self.shares.entry(key).or_insert_with(|| Share { served_tokens, num_live: 0, waiting: VecDeque::new() });
         // A backlogged key keeps its count; one that only runs old requests must not save up.
@@ -105,6 +106,13 @@ impl<T> WaitingQueue<T> {
         taken
     }
 
+    /// Where a key starts that has nothing waiting.
+    fn start_of_arrivals(&self) -> u64 {
+        let backlogged = self.shares.values().filter(|share| !share.waiting.is_empty());
+        let least_served = backlogged.map(|share| share.served_tokens).min();
+        least_served.map_or(self.virtual_time, |served| served.max(self.virtual_time))
+    }
+
     fn next_key(&self) -> Option<ShareKey> {
         let backlogged = self.shares.iter().filter_map(|(key, share)| {
             let (id, _) = share.waiting.front()?;
@@ -159,6 +167,25 @@ mod tests {
         queue.push(B, SequenceId(3), 3);
         queue.charge(B, 1);
         assert_eq!(queue.pop(), Some(2));
+    }
+
+    #[test]
+    fn a_backlogged_key_runs_however_many_keys_come_and_go() {
+        let mut queue = queue(&[(A, 0), (A, 1)]);
+        assert_eq!(queue.pop(), Some(0));
+        queue.charge(A, 1000);
+        // Single requests of ever new keys, each there before the last one leaves.
+        queue.push(ShareKey(100), SequenceId(100), 100);
+        let served = (101..110).find(|&id| {
+            queue.push(ShareKey(id), SequenceId(id), id);
+            let next = queue.pop().unwrap();
+            queue.charge(if next < 100 { A } else { ShareKey(next) }, 5);
+            if next >= 100 {
+                queue.leave(ShareKey(next));
+            }
+            next == 1
+        });
+        assert!(served.is_some(), "key A starves");
     }
 
     #[test]

@@ -12,10 +12,14 @@ use crate::model_runner::SequenceRows;
 use crate::random::uniform;
 use crate::request::SamplingParams;
 use crate::sequence::{Sequence, TokenCounts};
+use crate::weights::{self, weigh, weight};
 
 /// Holds the buffers that a draw needs, so that it allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Sampler {
+    /// By token.
+    weights: Vec<f64>,
+    /// What top-k or top-p keeps.
     candidates: Vec<Candidate>,
     selected: Vec<TokenId>,
     /// The row as the model gave it, where log-probabilities are wanted.
@@ -86,31 +90,48 @@ impl Sampler {
         let token = if params.temperature == 0.0 {
             first_equal(row, max)
         } else {
-            self.weigh(row, max, params);
-            keep_top_p(&mut self.candidates, params.top_p);
-            // The most likely token weighs 1.
-            self.candidates.retain(|candidate| candidate.weight >= f64::from(params.min_p));
-            draw(&self.candidates, uniform(choice.seed, choice.num_generated as u64))
+            self.draw(row, max, params, uniform(choice.seed, choice.num_generated as u64))
         };
         let logprobs = params.logprobs.map(|num_top| token_logprobs(&self.original, token, num_top)).transpose()?;
         Ok(TokenEvent { token, logprobs })
     }
 
-    /// The candidates after temperature and top-k, best first if top-k cut any, else by id.
-    fn weigh(&mut self, row: &[f32], max: f32, params: &SamplingParams) {
-        let temperature = f64::from(params.temperature);
-        let candidate = |token: TokenId| {
-            let weight = (f64::from(row[token as usize] - max) / temperature).exp();
-            Candidate { token, weight }
-        };
+    /// The token at `point`, in [0, 1), of what temperature, top-k, top-p and min-p leave.
+    fn draw(&mut self, row: &[f32], max: f32, params: &SamplingParams, point: f64) -> TokenId {
+        let inverse_temperature = 1.0 / f64::from(params.temperature);
+        // The most likely token weighs 1.
+        let min_p = f64::from(params.min_p);
         self.candidates.clear();
         match params.top_k.map(|k| k as usize).filter(|&k| k < row.len()) {
             Some(top_k) => {
                 select_best(row, top_k, &mut self.selected);
-                self.candidates.extend(self.selected.iter().copied().map(candidate));
+                self.candidates.extend(
+                    self.selected.iter().map(|&token| Candidate {
+                        token,
+                        weight: weight(row[token as usize] - max, inverse_temperature),
+                    }),
+                );
+                if params.top_p < 1.0 {
+                    let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
+                    keep_top_p(&mut self.candidates, f64::from(params.top_p) * total);
+                }
             }
-            None => self.candidates.extend((0..row.len() as TokenId).map(candidate)),
+            None if params.top_p >= 1.0 => {
+                weigh(row, max, (inverse_temperature, min_p), &mut self.weights);
+                return weights::draw(&self.weights, point);
+            }
+            None => {
+                weigh(row, max, (inverse_temperature, 0.0), &mut self.weights);
+                let total = weights::total(&self.weights);
+                // All lighter ones together weigh less than what top-p drops; the half is for rounding.
+                let floor = 0.5 * (1.0 - f64::from(params.top_p)) * total / row.len() as f64;
+                let kept = (0..).zip(&self.weights).filter(|(_, weight)| **weight > floor);
+                self.candidates.extend(kept.map(|(token, &weight)| Candidate { token, weight }));
+                keep_top_p(&mut self.candidates, f64::from(params.top_p) * total);
+            }
         }
+        self.candidates.retain(|candidate| candidate.weight >= min_p);
+        draw(&self.candidates, point)
     }
 }
 
@@ -150,14 +171,10 @@ fn first_equal(row: &[f32], max: f32) -> TokenId {
     position.expect("the maximum of a row is one of its finite logits") as TokenId
 }
 
-/// Keeps the fewest most likely candidates whose share of the total weight reaches `top_p`.
-fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32) {
+/// Keeps the fewest most likely candidates whose weights together reach `wanted`.
+fn keep_top_p(candidates: &mut Vec<Candidate>, wanted: f64) {
     /// Sorted at first; most distributions need no more. Each further stretch is four times as long.
     const FIRST_STRETCH: usize = 64;
-    if top_p >= 1.0 {
-        return;
-    }
-    let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
     let heaviest_first = |a: &Candidate, b: &Candidate| b.weight.total_cmp(&a.weight).then(a.token.cmp(&b.token));
     let (mut sorted, mut stretch, mut mass) = (0, FIRST_STRETCH, 0.0);
     while sorted < candidates.len() {
@@ -168,7 +185,7 @@ fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f32) {
         candidates[sorted..end].sort_unstable_by(heaviest_first);
         for index in sorted..end {
             mass += candidates[index].weight;
-            if mass >= f64::from(top_p) * total {
+            if mass >= wanted {
                 candidates.truncate(index + 1);
                 return;
             }

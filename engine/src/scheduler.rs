@@ -12,12 +12,16 @@
 //!                                                      at most prefill_chunk_tokens if the left part is not empty
 //! ```
 //!
+//! Each sequence that catches up gets at most half of what is left while others want some too, so a long prompt does not
+//! hold up a short one; what nobody else could use goes to the oldest.
+//!
 //! Room for every known token is taken when a sequence is admitted, so only generated tokens can run out of blocks.
 //! Then the youngest sequence gives its blocks back and waits at the head of the queue; its tokens are kept and computed
 //! again. The oldest never gives way and fits alone, so work always gets done.
 
 use passerelle_models::BlockId;
 
+use crate::catch_up::{CatchUpBudget, Demand};
 use crate::config::EngineConfig;
 use crate::kv_cache_manager::{KvCacheManager, Prefixes};
 use crate::policy::WaitingQueue;
@@ -63,12 +67,17 @@ impl Scheduler {
 
     pub(crate) fn schedule(&mut self) -> ScheduledBatch {
         let mut batch = ScheduledBatch::default();
-        let mut catch_up = self.catch_up_budget();
-        self.schedule_running(&mut batch, &mut catch_up);
+        let mut budget = self.catch_up_budget();
+        let catch_up_tokens = budget.tokens;
+        self.schedule_running(&mut batch, &mut budget);
         // Blocks that a preemption has just freed belong to the sequence that needed them.
         if batch.preemptions == 0 {
-            self.admit_waiting(&mut batch, &mut catch_up);
+            self.admit_waiting(&mut batch, &mut budget);
         }
+        for sequence in &mut self.running {
+            sequence.num_scheduled += budget.take(sequence, Demand::Last);
+        }
+        batch.catch_up_tokens = catch_up_tokens - budget.tokens;
         for sequence in self.running.iter().filter(|sequence| sequence.num_scheduled > 0) {
             self.waiting.charge(sequence.share_key, sequence.num_scheduled);
             batch.sequences.push(ScheduledSequence { id: sequence.id, num_tokens: sequence.num_scheduled });
@@ -134,29 +143,31 @@ impl Scheduler {
     }
 
     /// What is left once every sequence that is one token behind has its token.
-    fn catch_up_budget(&self) -> usize {
+    fn catch_up_budget(&self) -> CatchUpBudget {
         let num_one_behind = self.running.iter().filter(|sequence| sequence.num_remaining() == 1).count();
         let left = self.config.max_num_batched_tokens - num_one_behind;
-        if num_one_behind == 0 { left } else { left.min(self.config.prefill_chunk_tokens) }
+        CatchUpBudget {
+            tokens: if num_one_behind == 0 { left } else { left.min(self.config.prefill_chunk_tokens) },
+            prompt_logprob_rows: self.config.prompt_logprobs_chunk_tokens,
+        }
     }
 
-    fn schedule_running(&mut self, batch: &mut ScheduledBatch, catch_up: &mut usize) {
+    fn schedule_running(&mut self, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
+        let num_behind = self.running.iter().filter(|sequence| sequence.num_remaining() > 1).count();
+        let mut num_wanting = num_behind + usize::from(self.may_admit());
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &self.running[index];
-            let num_tokens = match sequence.num_remaining() {
-                1 => 1,
-                _ => self.catch_up(sequence, *catch_up),
+            let num_tokens = if sequence.num_remaining() == 1 {
+                1
+            } else {
+                num_wanting -= 1;
+                budget.take(sequence, Demand::of(num_wanting))
             };
-            let catches_up = sequence.num_remaining() > 1;
             if !self.make_room(index, num_tokens, batch) {
                 break;
             }
             self.running[index].num_scheduled = num_tokens;
-            if catches_up {
-                *catch_up -= num_tokens;
-                batch.catch_up_tokens += num_tokens;
-            }
             index += 1;
         }
     }
@@ -178,19 +189,18 @@ impl Scheduler {
         false
     }
 
-    fn admit_waiting(&mut self, batch: &mut ScheduledBatch, catch_up: &mut usize) {
-        while self.running.len() < self.config.max_num_seqs && *catch_up > 0 {
-            // A block to grow into: whoever is admitted into the very last one would be preempted right away.
-            let spare_blocks = usize::from(!self.running.is_empty());
+    fn admit_waiting(&mut self, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
+        while self.may_admit() {
+            let others_need = self.blocks_of_next_step();
             let Some(head) = self.waiting.peek() else { break };
+            let spare_blocks = others_need + usize::from(!self.running.is_empty() && self.cache.is_full(head));
             // Nobody overtakes the head, so it cannot starve.
-            if self.cache.admit(head, spare_blocks).is_none() {
+            if !budget.affords(head) || self.cache.admit(head, spare_blocks).is_none() {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop() else { break };
-            sequence.num_scheduled = self.catch_up(&sequence, *catch_up);
-            *catch_up -= sequence.num_scheduled;
-            batch.catch_up_tokens += sequence.num_scheduled;
+            let others_may_follow = !self.waiting.is_empty() && self.running.len() + 1 < self.config.max_num_seqs;
+            sequence.num_scheduled = budget.take(&sequence, Demand::of(usize::from(others_may_follow)));
             if sequence.ticket.leave_queue() && sequence.events.start(sequence.num_computed) {
                 batch.started_prompt_tokens += sequence.prompt_len() as u64;
             }
@@ -199,12 +209,15 @@ impl Scheduler {
         }
     }
 
-    fn catch_up(&self, sequence: &Sequence, budget: usize) -> usize {
-        let tokens = sequence.num_remaining().min(budget);
-        match sequence.sampling.prompt_logprobs {
-            Some(_) => tokens.min(self.config.prompt_logprobs_chunk_tokens),
-            None => tokens,
-        }
+    fn may_admit(&self) -> bool {
+        self.running.len() < self.config.max_num_seqs && !self.waiting.is_empty()
+    }
+
+    /// What the running sequences will grow into in the next step: whoever is admitted into these blocks loses them
+    /// right away.
+    fn blocks_of_next_step(&self) -> usize {
+        let will_grow = |sequence: &&Sequence| sequence.samples_next() && self.cache.is_full(sequence);
+        self.running.iter().filter(will_grow).count()
     }
 
     fn index_of(&self, id: SequenceId) -> Option<usize> {

@@ -59,14 +59,14 @@ pub(crate) struct NewSequence {
 /// How often each token occurs, for the penalties. Kept only for requests that use one.
 #[derive(Debug, Default)]
 pub(crate) struct TokenCounts {
-    /// How often each token of prompt and answer was generated.
+    /// How often each token was generated.
     occurrences: BTreeMap<TokenId, u32>,
 }
 
 impl Sequence {
     pub(crate) fn new(new: NewSequence) -> Self {
         let Request { id, prompt, sampling, share_key, cache_salt } = new.request;
-        let counts = needs_counts(&sampling).then(|| TokenCounts::of_prompt(&prompt));
+        let counts = TokenCounts::for_request(&sampling, &prompt);
         let prompt_logprobs = if sampling.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         Self {
             id: new.id,
@@ -138,11 +138,12 @@ impl Sequence {
         }
     }
 
-    /// The log-probabilities of the whole prompt, once they are complete. The request then counts as one that did not
+    /// The log-probabilities of the whole prompt, once every token of it is computed: a prompt that fails tells none,
+    /// however it was cut. The request then counts as one that did not
     /// ask for them, so a resumed sequence may reuse its prefix.
     pub(crate) fn take_prompt_logprobs(&mut self) -> Option<Vec<Option<TokenLogprobs>>> {
-        let complete = self.sampling.prompt_logprobs.is_some() && self.prompt_logprobs.len() == self.prompt_len;
-        complete.then(|| {
+        let complete = self.num_computed >= self.prompt_len && self.prompt_logprobs.len() == self.prompt_len;
+        (complete && self.sampling.prompt_logprobs.is_some()).then(|| {
             self.sampling.prompt_logprobs = None;
             std::mem::take(&mut self.prompt_logprobs)
         })
@@ -172,17 +173,16 @@ impl Sequence {
 }
 
 impl TokenCounts {
-    /// A prompt token counts as seen, zero times generated.
-    fn of_prompt(prompt: &[TokenId]) -> Self {
-        Self { occurrences: prompt.iter().map(|&token| (token, 0)).collect() }
+    /// A prompt token counts as seen, zero times generated, which only the repetition penalty looks at.
+    fn for_request(sampling: &SamplingParams, prompt: &[TokenId]) -> Option<Self> {
+        if sampling.repetition_penalty != 1.0 {
+            return Some(Self { occurrences: prompt.iter().map(|&token| (token, 0)).collect() });
+        }
+        (sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0).then(Self::default)
     }
 
-    /// Every token of prompt and answer, with how often it was generated.
+    /// Every token that a penalty looks at, with how often it was generated.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (TokenId, u32)> + '_ {
         self.occurrences.iter().map(|(&token, &count)| (token, count))
     }
-}
-
-fn needs_counts(sampling: &SamplingParams) -> bool {
-    sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0 || sampling.repetition_penalty != 1.0
 }

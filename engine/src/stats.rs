@@ -31,9 +31,9 @@ pub struct EngineStats {
     pub preemptions_total: u64,
     /// Requests that ended in [`crate::Event::Failed`].
     pub failures_total: u64,
-    /// Steps that ran.
+    /// Steps that ran and in which not every sequence failed.
     pub steps_total: u64,
-    /// When the present step began, on the engine's clock. `None` between steps and while idle.
+    /// When the present step began, on the engine's clock, its turn taken. `None` between steps and while idle.
     pub step_started: Option<Duration>,
     /// When the last step ended, on the engine's clock.
     pub last_step_end: Option<Duration>,
@@ -42,7 +42,7 @@ pub struct EngineStats {
 /// One step, as measured.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StepReport {
-    /// From taking commands to the last event.
+    /// From taking the turn to the last token.
     pub duration: Duration,
     /// Sequences in the batch. 0 if there was nothing to run.
     pub num_sequences: usize,

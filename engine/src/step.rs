@@ -1,4 +1,7 @@
-//! The loop. One step: take commands, schedule, run, drain aborts, update, emit.
+//! The loop. One step: take commands, wait for the turn, schedule, run, drain aborts, update, publish, conclude.
+//!
+//! Whoever sees a request end finds statistics that include its end, so a request's last event and its ticket wait until
+//! they are published.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -20,6 +23,10 @@ use crate::turns::StepTurns;
 /// New requests taken in per step, so that a flood of them cannot hold up the step.
 const MAX_COMMANDS_PER_STEP: usize = 256;
 
+/// A model that fails every sequence of this many steps in a row will not recover: the engine dies, so that its traffic
+/// goes elsewhere.
+pub(crate) const MAX_FRUITLESS_STEPS: usize = 16;
+
 /// The engine without its thread. [`crate::Engine`] runs it; a simulation steps it by hand.
 #[derive(Debug)]
 pub struct StepLoop {
@@ -32,6 +39,16 @@ pub struct StepLoop {
     observer: Observer,
     shared: Arc<Shared>,
     stats: EngineStats,
+    /// Requests that are over, until they hear it.
+    ended: Vec<(Sequence, Ending)>,
+    /// Steps in a row in which every sequence failed.
+    fruitless_steps: usize,
+}
+
+#[derive(Debug)]
+enum Ending {
+    Finished(FinishReason),
+    Failed(RequestError),
 }
 
 /// What the handle sends.
@@ -76,14 +93,23 @@ impl StepLoop {
             observer: Observer(observer),
             shared,
             stats,
+            ended: Vec::new(),
+            fruitless_steps: 0,
         };
         Ok((step_loop, EngineHandle::new(door)))
     }
 
     /// One step over whatever there is to do.
     pub fn step(&mut self) -> StepReport {
-        let before = self.begin();
         self.take_commands();
+        let turns = self.turns.clone();
+        // Whoever has nothing to compute takes nobody's turn.
+        let turn = (!self.scheduler.is_idle()).then(|| turns.take());
+        let before = self.begin();
+        if turn.is_some() {
+            // The wait may have been long.
+            self.take_commands();
+        }
         self.drain_aborts();
         let batch = self.scheduler.schedule();
         let logits = self.run(&batch);
@@ -114,7 +140,11 @@ impl StepLoop {
             }
             self.step();
         }
-        self.fail_all(&RequestError::ShuttingDown);
+        let why = match self.shared.admission.phase() {
+            Phase::Dead => RequestError::Step("the model fails every step".into()),
+            _ => RequestError::ShuttingDown,
+        };
+        self.fail_all(&why);
     }
 
     fn take_commands(&mut self) {
@@ -135,18 +165,14 @@ impl StepLoop {
 
     fn drain_aborts(&mut self) {
         for sequence in self.scheduler.extract(|sequence| sequence.events.is_aborted()) {
-            sequence.events.finish(FinishReason::Aborted);
+            self.conclude(sequence, Ending::Finished(FinishReason::Aborted));
         }
     }
 
     fn run(&mut self, batch: &ScheduledBatch) -> Option<StepLogits> {
         let sequences: Vec<&Sequence> =
             batch.sequences.iter().filter_map(|scheduled| self.scheduler.sequence(scheduled.id)).collect();
-        if sequences.is_empty() {
-            return None;
-        }
-        let _turn = self.turns.take();
-        Some(self.runner.run(&sequences))
+        if sequences.is_empty() { None } else { Some(self.runner.run(&sequences)) }
     }
 
     fn update(&mut self, batch: &ScheduledBatch, logits: Option<StepLogits>) {
@@ -178,15 +204,31 @@ impl StepLoop {
         if let Some(reason) = sequence.finish_reason()
             && let Some(sequence) = self.scheduler.remove(id, Prefixes::Keep)
         {
-            sequence.events.finish(reason);
+            self.conclude(sequence, Ending::Finished(reason));
         }
     }
 
     fn fail(&mut self, id: SequenceId, error: RequestError) {
         let Some(sequence) = self.scheduler.remove(id, Prefixes::Forget) else { return };
         tracing::error!(request = sequence.request_id.0, %error, "a request failed");
-        self.stats.failures_total += 1;
-        sequence.events.fail(error);
+        self.conclude(sequence, Ending::Failed(error));
+    }
+
+    fn conclude(&mut self, mut sequence: Sequence, ending: Ending) {
+        // One that never ran still stands in the queue.
+        sequence.ticket.leave_queue();
+        self.stats.failures_total += u64::from(matches!(ending, Ending::Failed(_)));
+        self.ended.push((sequence, ending));
+    }
+
+    /// The last events. Only after [`StepLoop::publish`].
+    fn release_ended(&mut self) {
+        for (sequence, ending) in self.ended.drain(..) {
+            match ending {
+                Ending::Finished(reason) => sequence.events.finish(reason),
+                Ending::Failed(error) => sequence.events.fail(error),
+            }
+        }
     }
 
     fn fail_all(&mut self, error: &RequestError) {
@@ -194,9 +236,10 @@ impl StepLoop {
             self.accept(command);
         }
         for sequence in self.scheduler.extract(|_| true) {
-            sequence.events.fail(error.clone());
+            self.conclude(sequence, Ending::Failed(error.clone()));
         }
         self.publish();
+        self.release_ended();
     }
 
     fn begin(&mut self) -> EngineStats {
@@ -210,7 +253,7 @@ impl StepLoop {
     fn end(&mut self, batch: &ScheduledBatch, before: &EngineStats) -> StepReport {
         let now = self.clock.now();
         let duration = now.saturating_sub(self.stats.step_started.take().unwrap_or(now));
-        self.stats.steps_total += u64::from(!batch.sequences.is_empty());
+        self.note_progress(batch.sequences.len(), self.stats.failures_total - before.failures_total);
         self.stats.last_step_end = Some(now);
         self.stats.preemptions_total += batch.preemptions as u64;
         self.stats.prompt_tokens_total += batch.started_prompt_tokens;
@@ -219,7 +262,25 @@ impl StepLoop {
         if report.num_sequences > 0 {
             self.observer.0.step(&report);
         }
+        self.release_ended();
         report
+    }
+
+    /// Counts the step unless every sequence failed.
+    fn note_progress(&mut self, num_sequences: usize, failures: u64) {
+        if num_sequences == 0 {
+            return;
+        }
+        if failures < num_sequences as u64 {
+            self.stats.steps_total += 1;
+            self.fruitless_steps = 0;
+            return;
+        }
+        self.fruitless_steps += 1;
+        if self.fruitless_steps == MAX_FRUITLESS_STEPS {
+            tracing::error!(steps = MAX_FRUITLESS_STEPS, "every sequence of these steps failed; the engine gives up");
+            self.shared.admission.advance(Phase::Dead);
+        }
     }
 
     fn publish(&mut self) {
@@ -261,6 +322,10 @@ impl Drop for StepLoop {
         if std::thread::panicking() {
             self.shared.admission.advance(Phase::Dead);
         }
+        // A panic within a panic would abort the process, so a poisoned lock is left alone.
+        if let Ok(mut stats) = self.shared.stats.lock() {
+            (stats.running, stats.preempted, stats.step_started) = (0, 0, None);
+        }
     }
 }
 
@@ -280,3 +345,6 @@ impl std::fmt::Debug for Observer {
 fn command_channel(max_waiting_requests: usize) -> (SyncSender<Command>, Receiver<Command>) {
     sync_channel(max_waiting_requests + 1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,12 @@
 //! The simulation's model: costs nothing, and notices every mistake of the engine.
 //!
-//! [`StubModel`] stores each token id and its position in the KV cache, at the slots it is told. Logits are a hash of the
+//! [`StubModel`] stores each token id and its position in a cache of its own, at the slots it is told. Logits are a hash of the
 //! whole sequence *as read back through the block table*, so a wrong block, a block freed too early, a stale prefix or a
 //! wrong position changes the answer. [`StubModel::logits`] computes the same from the tokens alone.
 
 use std::sync::{Arc, Condvar, Mutex};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use passerelle_models::{BlockId, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, TokenId};
 
 use crate::random::mix;
@@ -19,6 +19,7 @@ pub struct StubModel {
     max_position: usize,
     mishaps: Vec<(TokenId, Mishap)>,
     gate: Option<StepGate>,
+    memory: Memory,
 }
 
 /// What goes wrong in a step.
@@ -41,7 +42,8 @@ pub struct StepGate {
 impl StubModel {
     /// Ids below `vocab_size`, blocks of `block_size` tokens.
     pub fn new(vocab_size: usize, block_size: usize) -> Self {
-        Self { vocab_size, block_size, max_position: 1 << 20, mishaps: Vec::new(), gate: None }
+        let memory = Memory { block_size, ..Memory::default() };
+        Self { vocab_size, block_size, max_position: 1 << 20, mishaps: Vec::new(), gate: None, memory }
     }
 
     /// The longest sequence the model claims to allow.
@@ -102,18 +104,20 @@ impl CausalLm for StubModel {
     }
 
     fn kv_cache_spec(&self) -> KvCacheSpec {
-        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::U32, block_size: self.block_size }
+        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size: self.block_size }
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(self.kv_cache_spec(), num_blocks, &Device::Cpu)
+        // No layer, so no tensor: what is stored stands in `memory`, which holds blocks of any size.
+        let spec = KvCacheSpec { num_layers: 0, ..self.kv_cache_spec() };
+        KvCache::new(spec, num_blocks, &Device::Cpu)
     }
 
-    fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
+    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
         if let Some(gate) = &self.gate {
             gate.pass();
         }
-        let memory = Memory::write(input, cache)?;
+        self.memory.write(input);
         if self.has(input.tokens(), Mishap::Error) {
             return Err(ModelError::Input("a token that brings an error".into()));
         }
@@ -122,7 +126,7 @@ impl CausalLm for StubModel {
         for &row in input.rows_to_sample() {
             let sequence = input.query_start().partition_point(|&start| start <= row) - 1;
             let length = input.positions()[row] as usize + 1;
-            let tokens = memory.read(input.block_table(sequence), length);
+            let tokens = self.memory.read(input.block_table(sequence), length);
             let history = tokens.iter().fold(0, |hash, &(token, position)| extend(hash, token, position));
             let ids: Vec<_> = tokens.iter().map(|(token, _)| *token).collect();
             match self.has(&ids, Mishap::Nan) {
@@ -161,33 +165,27 @@ impl StepGate {
     }
 }
 
-/// The whole cache, read back: K holds token ids, V holds positions.
+/// The cache: a token id and a position in each slot.
+#[derive(Debug, Clone, Default)]
 struct Memory {
     block_size: usize,
-    tokens: Vec<TokenId>,
-    positions: Vec<u32>,
+    slots: Vec<(TokenId, u32)>,
 }
 
 impl Memory {
-    fn write(input: &ModelInput, cache: &mut KvCache) -> Result<Self, ModelError> {
-        let layer = cache.layer_mut(0);
-        let shape = layer.k.shape().clone();
-        let mut tokens = layer.k.flatten_all()?.to_vec1::<u32>()?;
-        let mut positions = layer.v.flatten_all()?.to_vec1::<u32>()?;
+    fn write(&mut self, input: &ModelInput) {
         for ((slot, &token), &position) in input.slots().iter().zip(input.tokens()).zip(input.positions()) {
-            tokens[slot.0 as usize] = token;
-            positions[slot.0 as usize] = position;
+            let slot = slot.0 as usize;
+            self.slots.resize(self.slots.len().max(slot + 1), (TokenId::MAX, u32::MAX));
+            self.slots[slot] = (token, position);
         }
-        layer.k = Tensor::from_slice(&tokens, &shape, &Device::Cpu)?;
-        layer.v = Tensor::from_slice(&positions, &shape, &Device::Cpu)?;
-        Ok(Self { block_size: input.block_size(), tokens, positions })
     }
 
     fn read(&self, table: &[BlockId], length: usize) -> Vec<(TokenId, u32)> {
         let slot = |position: usize| {
             table[position / self.block_size].0 as usize * self.block_size + position % self.block_size
         };
-        (0..length).map(|position| (self.tokens[slot(position)], self.positions[slot(position)])).collect()
+        (0..length).map(|position| self.slots[slot(position)]).collect()
     }
 }
 

@@ -46,6 +46,16 @@ impl StepTurns {
     }
 }
 
+#[cfg(test)]
+impl StepTurns {
+    /// Returns once `tickets` turns were asked for, since the start.
+    pub(crate) fn wait_until_asked(&self, tickets: u64) {
+        while self.gate.lock().next_ticket < tickets {
+            std::thread::yield_now();
+        }
+    }
+}
+
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, Line> {
         self.line.lock().expect("no code panics while it holds the line")
@@ -63,12 +73,6 @@ impl Drop for Turn<'_> {
 mod tests {
     use super::*;
 
-    fn wait_for_tickets(turns: &StepTurns, tickets: u64) {
-        while turns.gate.lock().next_ticket < tickets {
-            std::thread::yield_now();
-        }
-    }
-
     #[test]
     fn turns_are_served_in_the_order_they_were_asked_for() {
         let turns = StepTurns::new();
@@ -81,7 +85,7 @@ mod tests {
                     let _turn = their_turns.take();
                     their_served.lock().unwrap().push(name);
                 });
-                wait_for_tickets(&turns, name + 2);
+                turns.wait_until_asked(name + 2);
                 thread
             })
             .collect();

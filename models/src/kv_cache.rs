@@ -1,4 +1,5 @@
 use candle_core::{DType, Device, Tensor};
+use half::bf16;
 
 use crate::ModelError;
 
@@ -66,9 +67,15 @@ pub struct KvLayer {
 }
 
 impl KvCache {
-    /// Errors when the spec's block size, dtype or head sizes cannot be served, or memory is short.
+    /// Errors when the spec's block size, dtype or head sizes cannot be served, when a [`crate::Slot`] cannot name every
+    /// token, or when memory is short.
     pub fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
-        spec.check()?;
+        if num_blocks.checked_mul(spec.block_size).is_none_or(|slots| u32::try_from(slots).is_err()) {
+            let block_size = spec.block_size;
+            return Err(ModelError::Input(format!(
+                "{num_blocks} KV blocks of {block_size} tokens are above 2^32 tokens"
+            )));
+        }
         let layers =
             (0..spec.num_layers).map(|_| KvLayer::new(spec, num_blocks, device)).collect::<Result<_, ModelError>>()?;
         Ok(Self { spec, num_blocks, layers })
@@ -89,10 +96,11 @@ impl KvCache {
 
 impl KvLayer {
     fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
+        spec.check()?;
         let k_shape = [num_blocks, spec.num_kv_heads, spec.block_size / KV_TILE, spec.head_dim, KV_TILE];
         let v_shape = [num_blocks, spec.num_kv_heads, spec.block_size, padded(spec.head_dim)];
-        let k = Tensor::zeros(&k_shape, spec.dtype, device)?;
-        let v = Tensor::zeros(&v_shape, spec.dtype, device)?;
+        let k = zeros(&k_shape, spec.dtype, device)?;
+        let v = zeros(&v_shape, spec.dtype, device)?;
         Ok(Self { k, v, spec, num_blocks })
     }
 
@@ -122,6 +130,50 @@ impl KvLayer {
     }
 }
 
+/// As [`Tensor::zeros`], which aborts the process where memory is short.
+fn zeros(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, ModelError> {
+    match (device, dtype) {
+        (Device::Cpu, DType::BF16) => Ok(Tensor::from_vec(zeroed::<bf16>(shape)?, shape, device)?),
+        (Device::Cpu, _) => Ok(Tensor::from_vec(zeroed::<f32>(shape)?, shape, device)?),
+        _ => Ok(Tensor::zeros(shape, dtype, device)?),
+    }
+}
+
+fn zeroed<E: Default + Clone>(shape: &[usize]) -> Result<Vec<E>, ModelError> {
+    let no_memory =
+        || ModelError::Input(format!("no memory for a KV cache layer of shape {shape:?}; use fewer blocks"));
+    let len = shape.iter().try_fold(1usize, |len, &side| len.checked_mul(side)).ok_or_else(no_memory)?;
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|_| no_memory())?;
+    values.resize(len, E::default());
+    Ok(values)
+}
+
 fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(num_layers: usize, head_dim: usize, num_blocks: usize) -> String {
+        let spec = KvCacheSpec { num_layers, num_kv_heads: 1024, head_dim, dtype: DType::F32, block_size: 16 };
+        match KvCache::new(spec, num_blocks, &Device::Cpu) {
+            Err(ModelError::Input(problem)) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_cache_that_no_memory_holds_is_an_error() {
+        assert!(refusal(1, 1 << 30, 1 << 24).contains("no memory"));
+        assert!(refusal(1, 1 << 60, 1 << 24).contains("no memory"));
+    }
+
+    #[test]
+    fn a_cache_with_more_tokens_than_slots_have_names_is_an_error() {
+        assert!(refusal(0, 64, 1 << 28).contains("above 2^32"));
+        assert!(refusal(0, 64, usize::MAX).contains("above 2^32"));
+    }
 }

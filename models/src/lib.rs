@@ -9,11 +9,13 @@ pub mod logits;
 pub mod ops;
 
 mod arch;
+mod demo;
 mod error;
 mod layers;
 mod load;
 mod weights;
 
+pub use demo::demo_checkpoint;
 pub use error::ModelError;
 pub use input::{BlockId, ModelInput, Slot, TokenId};
 pub use kv_cache::{KvCache, KvCacheSpec};

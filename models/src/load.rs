@@ -120,8 +120,8 @@ pub fn load_decoder(
     Ok((decoder, description))
 }
 
-/// What a checkpoint is, from its configuration and the headers of its files. Loads no weights, but finds everything
-/// that makes [`load`] fail short of a tensor's shape.
+/// What a checkpoint is, from its configuration and the headers of its files. Loads no weights: a tensor that is missing,
+/// unknown or of another shape is found by [`load`] alone.
 pub fn describe(files: &CheckpointFiles) -> Result<ModelDescription, ModelError> {
     Ok(Checkpoint::open(files)?.describe())
 }

@@ -76,10 +76,45 @@ fn a_long_prompt_is_cut_so_that_a_stream_moves_at_every_step() {
 fn prompts_take_the_whole_budget_while_nobody_generates() {
     let mut bench = Bench::new(config());
     bench.add(0, 20);
-    bench.add(1, 8);
+    bench.add(1, 9);
+    assert_eq!(bench.step(), [(0, 8), (1, 8)]);
+    assert_eq!(bench.step(), [(0, 4), (1, 1)]);
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_long_ones() {
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 100, ..config() });
+    bench.add(0, 1);
+    bench.step();
+    bench.add(1, 150);
+    bench.add(2, 150);
+    bench.step();
+    bench.add(3, 2);
+    // Half of the chunk of four goes to the oldest, half of the rest to the next, and what is left to the new one.
+    assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 1), (3, 1)]);
+    bench.step();
+    assert_eq!(bench.scheduler.sequence(SequenceId(3)).unwrap().num_generated(), 1);
+}
+
+#[test]
+fn what_nobody_else_can_use_goes_to_the_oldest() {
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 10, ..config() });
+    bench.add(0, 30);
+    bench.add(1, 30);
+    // The second one wants half of the step, but finds no blocks.
     assert_eq!(bench.step(), [(0, 16)]);
-    assert_eq!(bench.step(), [(0, 4), (1, 8)]);
+}
+
+#[test]
+fn blocks_that_running_sequences_need_next_are_not_given_away() {
+    let mut bench = Bench::new(EngineConfig { max_num_batched_tokens: 64, ..config() });
+    // Three full blocks each; both need another one in the next step.
+    bench.add(0, 12);
+    bench.add(1, 12);
+    bench.step();
+    bench.add(2, 9);
     assert_eq!(bench.step(), [(0, 1), (1, 1)]);
+    assert_eq!(bench.scheduler.num_preempted(), 0);
 }
 
 #[test]
@@ -89,9 +124,9 @@ fn running_prompts_go_before_new_ones_and_share_the_chunk() {
     bench.step();
     bench.add(1, 6);
     bench.add(2, 6);
-    assert_eq!(bench.step(), [(0, 1), (1, 4)]);
     assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 2)]);
-    assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 4)]);
+    assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 2)]);
+    assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 2)]);
 }
 
 #[test]
@@ -162,6 +197,21 @@ fn a_prompt_whose_logprobs_are_wanted_runs_in_small_chunks() {
     let sequence = bench.scheduler.sequence(SequenceId(0)).unwrap();
     assert_eq!(sequence.prompt_logprob_positions(), 0..3);
     assert_eq!(bench.scheduler.advance(SequenceId(0)).unwrap().num_computed, 3);
+}
+
+#[test]
+fn rows_of_prompt_logprobs_are_bounded_over_the_whole_step() {
+    let mut bench = Bench::new(EngineConfig { prefill_chunk_tokens: 16, ..config() });
+    for id in 0..3 {
+        let mut asking = request(id, &[1, 2, 3, 4, 5, 6, 7]);
+        asking.sampling = SamplingParams { prompt_logprobs: Some(1), ..asking.sampling };
+        let (sequence, stream) = sequence(asking);
+        bench.scheduler.add(sequence);
+        bench.streams.push(stream);
+    }
+    // Two of three rows for the oldest, the last for the next, none for the third.
+    assert_eq!(bench.step(), [(0, 2), (1, 1)]);
+    assert_eq!(bench.step(), [(0, 2), (1, 1)]);
 }
 
 #[test]

@@ -124,6 +124,8 @@ fn a_sampling_parameter_out_of_range_is_refused_by_name() {
         ("top_k", SamplingParams { top_k: Some(0), ..greedy(1) }),
         ("top_p", SamplingParams { top_p: f32::NAN, ..greedy(1) }),
         ("min_p", SamplingParams { min_p: 1.5, ..greedy(1) }),
+        ("frequency_penalty", SamplingParams { frequency_penalty: 2.5, ..greedy(1) }),
+        ("presence_penalty", SamplingParams { presence_penalty: -2.5, ..greedy(1) }),
         ("repetition_penalty", SamplingParams { repetition_penalty: 0.0, ..greedy(1) }),
         ("logit_bias", SamplingParams { logit_bias: vec![(1, f32::NAN)], ..greedy(1) }),
     ];
@@ -324,6 +326,7 @@ fn shutting_down_fails_what_still_runs() {
         assert!(matches!(last, Some(Event::Failed { error: RequestError::ShuttingDown, .. })), "{last:?}");
     }
     assert!(handle.is_idle());
+    assert_eq!(handle.stats().failures_total, 3);
 }
 
 /// Stands for a defect of the engine itself.
@@ -342,6 +345,9 @@ fn a_dead_engine_ends_its_streams_and_says_so() {
     let last = std::iter::from_fn(|| stream.blocking_next()).last();
     assert!(matches!(last, Some(Event::Failed { error: RequestError::Step(_), .. })), "{last:?}");
     assert_eq!(engine.handle().submit(request(&[1], greedy(1))).unwrap_err(), SubmitError::Dead);
+    let (handle, stats) = (engine.handle(), engine.handle().stats());
+    assert!(handle.is_dead() && !handle.is_accepting());
+    assert_eq!((stats.running, stats.step_started), (0, None));
 }
 
 #[test]

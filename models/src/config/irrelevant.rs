@@ -1,6 +1,6 @@
 //! Fields that exporters write into `config.json` and that say nothing about what a decoder computes.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Fields;
 use crate::ModelError;
@@ -62,43 +62,56 @@ const RUNTIME: &[&str] = &[
     "use_cache",
 ];
 
-/// Old places of generation defaults; `generation_config.json` replaced them.
+/// Generation defaults in their old place. The server reads those it honours from `generation_config.json`, and a request
+/// says how long and in how many beams it runs.
 const GENERATION: &[&str] = &[
-    "bad_words_ids",
-    "begin_suppress_tokens",
     "diversity_penalty",
     "do_sample",
     "early_stopping",
-    "encoder_no_repeat_ngram_size",
-    "exponential_decay_length_penalty",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
     "length_penalty",
     "max_length",
-    "min_length",
-    "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
     "num_return_sequences",
     "remove_invalid_values",
-    "repetition_penalty",
-    "suppress_tokens",
     "temperature",
     "top_k",
     "top_p",
-    "typical_p",
 ];
 
 /// Whether no family's arithmetic depends on the field.
 #[cfg(test)]
 pub(crate) fn is_irrelevant(key: &str) -> bool {
-    [PROVENANCE, TRAINING, RUNTIME, GENERATION].concat().contains(&key)
+    let neutral = neutral_generation();
+    [PROVENANCE, TRAINING, RUNTIME, GENERATION].concat().contains(&key) || neutral.iter().any(|(name, _)| *name == key)
+}
+
+/// Generation defaults that change which tokens may come, at the values that change nothing.
+fn neutral_generation() -> [(&'static str, Vec<Value>); 10] {
+    let none = || vec![json!([])];
+    [
+        ("bad_words_ids", none()),
+        ("begin_suppress_tokens", none()),
+        ("suppress_tokens", none()),
+        ("encoder_no_repeat_ngram_size", vec![json!(0)]),
+        ("no_repeat_ngram_size", vec![json!(0)]),
+        ("min_length", vec![json!(0)]),
+        ("exponential_decay_length_penalty", none()),
+        ("forced_bos_token_id", none()),
+        ("repetition_penalty", vec![json!(1), json!(1.0)]),
+        ("typical_p", vec![json!(1), json!(1.0)]),
+    ]
 }
 
 /// Marks every irrelevant field as read, and checks those that are harmless at one value only.
 pub(super) fn skip(fields: &mut Fields<'_>) -> Result<(), ModelError> {
     for keys in [PROVENANCE, TRAINING, RUNTIME, GENERATION] {
         fields.ignore(keys);
+    }
+    // At the last token of the longest answer, which the limit of a request cuts anyway.
+    fields.ignore(&["forced_eos_token_id"]);
+    for (key, neutral) in neutral_generation() {
+        fields.neutral(key, &neutral, "it changes what the model generates; set it in the request, or remove it")?;
     }
     let off = [Value::Bool(false)];
     fields.neutral("is_encoder_decoder", &off, "only decoders are served")?;

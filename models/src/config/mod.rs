@@ -98,7 +98,7 @@ impl ConfigFile {
         Ok(spec)
     }
 
-    /// What the configuration says the weights were saved in; the files themselves decide.
+    /// The language model's own object, in configurations that describe several models.
     fn text_config(&self) -> Option<&Map<String, Value>> {
         self.root.get("text_config")?.as_object()
     }

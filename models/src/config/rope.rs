@@ -213,14 +213,15 @@ fn read_scaling(
         return Ok(RopeScaling::Default);
     }
     let original = fields.optional_count("original_max_position_embeddings", limits::MAX_POSITION)?;
-    let original_max_position = outer_original.or(original).unwrap_or(context.max_position);
+    let original = outer_original.or(original);
+    let original_max_position = original.unwrap_or(context.max_position);
     match kind {
         "linear" => Ok(RopeScaling::Linear { factor: fields.number("factor", limits::ROPE_FACTOR)? }),
         "dynamic" => {
             fields.number("factor", limits::ROPE_FACTOR)?;
             Ok(RopeScaling::Default)
         }
-        "llama3" => read_llama3(fields, original_max_position),
+        "llama3" => read_llama3(fields, original),
         "yarn" => read_yarn(fields, original_max_position, context).map(RopeScaling::Yarn),
         other => {
             let key = if fields.text("rope_type")?.is_some() { "rope_type" } else { "type" };
@@ -230,13 +231,17 @@ fn read_scaling(
     }
 }
 
-fn read_llama3(fields: &mut Fields<'_>, original_max_position: usize) -> Result<RopeScaling, ModelError> {
+fn read_llama3(fields: &mut Fields<'_>, original: Option<usize>) -> Result<RopeScaling, ModelError> {
     let factor = fields.number("factor", limits::ROPE_FACTOR)?;
     let low_freq_factor = fields.number("low_freq_factor", limits::ROPE_FACTOR)?;
     let high_freq_factor = fields.number("high_freq_factor", limits::ROPE_FACTOR)?;
     if high_freq_factor <= low_freq_factor {
         return Err(fields.refuse("high_freq_factor", "must be above low_freq_factor"));
     }
+    let Some(original_max_position) = original else {
+        let problem = "missing; the frequencies of kind llama3 depend on it";
+        return Err(fields.refuse("original_max_position_embeddings", problem));
+    };
     Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position })
 }
 

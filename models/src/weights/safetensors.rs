@@ -48,7 +48,9 @@ pub(crate) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<StoredTensor>
     let Some(header) = rest.get(..length as usize) else {
         return Err(damaged(format!("claims {length} bytes, the file has {}; fetch it again", rest.len())));
     };
-    let Header(mut entries) = serde_json::from_slice(header).map_err(|error| damaged(error.to_string()))?;
+    // A private copy: what is checked is then what was parsed, even if another process rewrites a mapped file.
+    let header = header.to_vec();
+    let Header(mut entries) = serde_json::from_slice(&header).map_err(|error| damaged(error.to_string()))?;
     entries.sort_by_key(|(_, info)| info.data_offsets);
     let data_start = LENGTH_BYTES + length as usize;
     let mut tensors = Vec::with_capacity(entries.len());

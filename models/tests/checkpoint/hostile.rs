@@ -96,8 +96,35 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     refused_field("architectures", json!(["Llama4ForCausalLM"]), "supported: ApertusForCausalLM, BloomForCausalLM");
     refused_field("architectures", json!(["x".repeat(1 << 20)]), "supported: ApertusForCausalLM, BloomForCausalLM");
     refused_field("vision_config", json!({}), "not known");
+    refused_field("suppress_tokens", json!([3]), "changes what the model generates");
+    refused_field("bad_words_ids", json!([[3]]), "changes what the model generates");
+    refused_field("min_length", json!(10), "changes what the model generates");
+    refused_field("no_repeat_ngram_size", json!(3), "changes what the model generates");
+    refused_field("repetition_penalty", json!(1.1), "changes what the model generates");
     let unknown_key = "k".repeat(50);
     refused_field(&unknown_key, json!("v".repeat(1 << 20)), "not known");
+}
+
+#[test]
+fn generation_fields_that_change_nothing_are_accepted() {
+    let mut neutral = config();
+    neutral.insert("suppress_tokens".into(), json!([]));
+    neutral.insert("bad_words_ids".into(), json!(null));
+    neutral.insert("min_length".into(), json!(0));
+    neutral.insert("repetition_penalty".into(), json!(1.0));
+    neutral.insert("temperature".into(), json!(0.6));
+    let mut tiny = Tiny::new();
+    tiny.set_config(&neutral);
+    assert!(tiny.load().is_ok());
+}
+
+#[test]
+fn an_error_shows_hostile_names_harmlessly_and_shortly() {
+    let Err(error) = Tiny::with_field("\u{1b}[2J\u{202e}evil", json!(1)).load() else { panic!("it loads") };
+    let text = error.to_string();
+    assert!(!text.contains(['\u{1b}', '\u{202e}']) && text.contains("evil"), "{text}");
+    let Err(error) = Tiny::with_field(&"k".repeat(1 << 20), json!(1)).load() else { panic!("it loads") };
+    assert!(error.to_string().len() < 1000);
 }
 
 #[test]
@@ -121,6 +148,8 @@ fn rope_scaling_is_honoured_or_refused_by_name() {
     scaling(json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0 }), ".high_freq_factor", "missing");
     let equal = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0 });
     scaling(equal, ".high_freq_factor", "above");
+    let unbounded = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0 });
+    scaling(unbounded, ".original_max_position_embeddings", "missing");
     scaling(json!({ "rope_type": "yarn", "factor": 1e300 }), ".factor", "outside");
     scaling(json!({ "rope_theta": 0.0 }), ".rope_theta", "outside");
     refused_field("rope_theta", json!(-1), "outside");

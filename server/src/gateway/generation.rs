@@ -71,6 +71,11 @@ impl Generation {
         self.close()
     }
 
+    /// Ends the request wherever it is, and settles what the engine counted.
+    pub fn abort(self) -> Usage {
+        self.close()
+    }
+
     /// Stops the engine; afterwards the usage does not change.
     fn close(&self) -> Usage {
         let counted = self.events.abort();

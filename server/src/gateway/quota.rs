@@ -109,6 +109,15 @@ impl Quota {
         Self::default()
     }
 
+    /// What `self` states, and of the other kinds what `defaults` states.
+    #[must_use]
+    pub fn or(mut self, defaults: &Self) -> Self {
+        let missing = defaults.limits.iter().filter(|limit| self.get(limit.name()).is_none());
+        let missing: Vec<Limit> = missing.copied().collect();
+        self.limits.extend(missing);
+        self
+    }
+
     pub fn limits(&self) -> &[Limit] {
         &self.limits
     }

@@ -34,9 +34,15 @@ pub enum SubmitError {
     QueueFull,
     #[error("this replica is shutting down")]
     Closed,
-    /// Will be refused by every replica of this model.
+    /// Its engine ended by a fault. Others of the model may still serve.
+    #[error("this replica has failed")]
+    Dead,
+    /// Prompt and answer are more than any replica of this model holds.
     #[error("{0}")]
-    Refused(String),
+    ExceedsContext(String),
+    /// Will be refused by every replica of this model.
+    #[error("{why}")]
+    Refused { parameter: Option<&'static str>, why: String },
 }
 
 /// How busy an engine is, and the sign of life that [`super::health`] reads.
@@ -46,6 +52,8 @@ pub struct Load {
     pub running_requests: usize,
     /// Steps finished since the engine started.
     pub steps: u64,
+    /// Nothing will ever run there again.
+    pub is_dead: bool,
 }
 
 #[derive(Debug)]
@@ -109,6 +117,10 @@ impl Replica {
             return Health::Closed;
         }
         let load = self.door.load();
+        if load.is_dead {
+            self.closed.store(true, Ordering::Relaxed);
+            return Health::Closed;
+        }
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).observe(now, &load)
     }
 
@@ -117,7 +129,7 @@ impl Replica {
         // Counted before the engine has it, so that two routers of one instant see each other.
         let in_flight = self.hold(request.prompt.len() as u64 + u64::from(request.sampling.max_tokens));
         let submitted = self.door.submit(request);
-        if matches!(submitted, Err(SubmitError::Closed)) {
+        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
             self.closed.store(true, Ordering::Relaxed);
         }
         Ok((submitted?, in_flight))
@@ -140,9 +152,14 @@ impl ReplicaDoor for EngineHandle {
         use passerelle_engine::SubmitError as Cause;
         EngineHandle::submit(self, request).map_err(|cause| match cause {
             Cause::Full { .. } => SubmitError::QueueFull,
-            Cause::ShuttingDown | Cause::Dead => SubmitError::Closed,
-            Cause::TooLong { .. } | Cause::NeverFits { .. } | Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
-                SubmitError::Refused(cause.to_string())
+            Cause::ShuttingDown => SubmitError::Closed,
+            Cause::Dead => SubmitError::Dead,
+            Cause::TooLong { .. } | Cause::NeverFits { .. } => SubmitError::ExceedsContext(cause.to_string()),
+            Cause::InvalidSampling { parameter } => {
+                SubmitError::Refused { parameter: Some(parameter), why: cause.to_string() }
+            }
+            Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
+                SubmitError::Refused { parameter: None, why: cause.to_string() }
             }
         })
     }
@@ -153,6 +170,7 @@ impl ReplicaDoor for EngineHandle {
             waiting_requests: stats.waiting + stats.preempted,
             running_requests: stats.running,
             steps: stats.steps_total,
+            is_dead: self.is_dead(),
         }
     }
 }

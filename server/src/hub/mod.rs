@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use progress::ProgressOutput;
-pub use source::{HubId, Source, SourceSpec};
+pub use source::{HubId, Source};
 
 /// Whether the hub may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

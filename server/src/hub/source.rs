@@ -5,16 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::HubError;
 
-const MAX_NAME_BYTES: usize = 128;
-
-/// A model as `--model` names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceSpec {
-    /// The name that requests use.
-    pub name: String,
-    pub source: Source,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     Directory(PathBuf),
@@ -27,26 +17,6 @@ pub enum Source {
 pub struct HubId {
     repo: String,
     revision: Option<String>,
-}
-
-impl SourceSpec {
-    /// `NAME=SOURCE`; a bare SOURCE is named after its last part.
-    pub fn parse(written: &str) -> Result<Self, HubError> {
-        let (name, source) = match written.split_once('=') {
-            Some((name, source)) => (name.to_owned(), Source::parse(source)?),
-            None => {
-                let source = Source::parse(written)?;
-                (source.default_name(), source)
-            }
-        };
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "._:/-".contains(c);
-        if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(allowed) {
-            let problem =
-                format!("the name {name:?} is not made of 1 to {MAX_NAME_BYTES} letters, digits and . _ : / -");
-            return Err(wrong(written, &problem));
-        }
-        Ok(Self { name, source })
-    }
 }
 
 impl Source {
@@ -64,14 +34,6 @@ impl Source {
             return Ok(Self::Directory(path.to_owned()));
         }
         HubId::parse(written).map(Self::Hub)
-    }
-
-    fn default_name(&self) -> String {
-        match self {
-            Self::Directory(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            Self::Gguf(path) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-            Self::Hub(id) => id.repo.rsplit('/').next().unwrap_or_default().to_owned(),
-        }
     }
 }
 
@@ -137,28 +99,23 @@ mod tests {
     #[test]
     fn every_kind_of_source_is_recognised() {
         let cases = [
-            ("small=org/name", "small", hub("org/name", None)),
-            ("small=org/name@v1.0", "small", hub("org/name", Some("v1.0"))),
-            ("org/Name-1B", "Name-1B", hub("org/Name-1B", None)),
-            ("a=org/name@refs/pr/3", "a", hub("org/name", Some("refs/pr/3"))),
-            ("a=/models/x", "a", Source::Directory("/models/x".into())),
-            ("./models/x", "x", Source::Directory("./models/x".into())),
-            ("a=models/x.Q4.gguf", "a", Source::Gguf("models/x.Q4.gguf".into())),
+            ("org/name", hub("org/name", None)),
+            ("org/name@v1.0", hub("org/name", Some("v1.0"))),
+            ("org/name@refs/pr/3", hub("org/name", Some("refs/pr/3"))),
+            ("/models/x", Source::Directory("/models/x".into())),
+            ("./models/x=1@2", Source::Directory("./models/x=1@2".into())),
+            ("models/x.Q4.gguf", Source::Gguf("models/x.Q4.gguf".into())),
         ];
-        for (written, name, source) in cases {
-            assert_eq!(SourceSpec::parse(written).unwrap(), SourceSpec { name: name.into(), source }, "{written}");
+        for (written, source) in cases {
+            assert_eq!(Source::parse(written).unwrap(), source, "{written}");
         }
     }
 
     #[test]
     fn what_is_no_source_is_refused_with_what_to_write() {
-        for written in
-            ["", "=org/name", "a=", "na me=org/name", "a=b", "a=b/c/d", "a=../..x/y@z", "a=o/n@../x", "a=o/n@"]
-        {
-            match SourceSpec::parse(written) {
-                Err(error) => assert!(error.to_string().contains("NAME=SOURCE"), "{written}: {error}"),
-                Ok(spec) => assert!(matches!(spec.source, Source::Directory(_)), "{written} became {spec:?}"),
-            }
+        for written in ["", "b", "b/c/d", "o/n@../x", "o/n@", "o n/x"] {
+            let error = Source::parse(written).expect_err(written).to_string();
+            assert!(error.contains("NAME=SOURCE"), "{written}: {error}");
         }
     }
 }

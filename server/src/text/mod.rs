@@ -13,9 +13,9 @@ mod model;
 mod pieces;
 
 pub use detokenizer::Detokenizer;
-pub use model::{TextModel, TokenizerConfig};
+pub use model::TextModel;
 pub use prompt::PromptEncoder;
-pub use stop::{StopMatcher, StopOutput, StopText};
+pub use stop::{StopMatcher, StopOutput};
 pub use template::{ChatPrompt, ChatTemplate, PromptEnd};
 pub use tokenizer::{AddSpecialTokens, SkipSpecialTokens, SpecialTokens, Tokenizer};
 pub use tools::{ToolCallParser, ToolDelta};
@@ -46,10 +46,6 @@ pub enum TextError {
     TemplateBroken(String),
     #[error("the last message cannot be continued: {0}")]
     CannotContinue(&'static str),
-    #[error("{count} stop strings; at most {limit} are allowed")]
-    TooManyStopStrings { count: usize, limit: usize },
-    #[error("a stop string has {bytes} bytes; between 1 and {limit} are allowed")]
-    StopStringLength { bytes: usize, limit: usize },
 }
 
 impl TextError {
@@ -69,7 +65,6 @@ impl TextError {
             Self::TemplateOutOfFuel { .. } => "template_out_of_fuel",
             Self::TemplateBroken(_) => "template_broken",
             Self::CannotContinue(_) => "cannot_continue",
-            Self::TooManyStopStrings { .. } | Self::StopStringLength { .. } => "stop_strings",
         }
     }
 }

@@ -23,18 +23,6 @@ pub struct TextModel {
     pub tokenizer: Tokenizer,
     /// `None` for a base model.
     pub template: Option<ChatTemplate>,
-    pub config: TokenizerConfig,
-}
-
-/// What `tokenizer_config.json` says beside the template.
-#[derive(Debug, Default)]
-pub struct TokenizerConfig {
-    pub bos: Option<u32>,
-    pub eos: Option<u32>,
-    /// The longest text the tokenizer's author meant it for, if that is a real number.
-    pub model_max_length: Option<u64>,
-    /// `bos_token` and the like as templates see them.
-    special_tokens: Map<String, Value>,
 }
 
 impl TextModel {
@@ -47,7 +35,7 @@ impl TextModel {
         let tokenizer = Tokenizer::from_bytes(&tokenizer)?;
         let written = object(TOKENIZER_CONFIG, read(TOKENIZER_CONFIG)?)?;
         let fallback = object(SPECIAL_TOKENS_MAP, read(SPECIAL_TOKENS_MAP)?)?;
-        let config = TokenizerConfig::new(&written, &fallback, &tokenizer)?;
+        let special_tokens = special_tokens(&written, &fallback, &tokenizer)?;
         let (file, sources) = match read(CHAT_TEMPLATE)? {
             Some(source) => (CHAT_TEMPLATE, only_default(text(CHAT_TEMPLATE, source)?)),
             None => (TOKENIZER_CONFIG, template_sources(written.get("chat_template"))?),
@@ -55,10 +43,10 @@ impl TextModel {
         let template = if sources.is_empty() {
             None
         } else {
-            let compiled = ChatTemplate::new(sources, config.special_tokens.clone());
+            let compiled = ChatTemplate::new(sources, special_tokens);
             Some(compiled.map_err(|error| fault(file, format!("chat_template: {error}")))?)
         };
-        Ok(Self { tokenizer, template, config })
+        Ok(Self { tokenizer, template })
     }
 
     /// The chat template, or the error that a chat request to a base model gets.
@@ -67,32 +55,28 @@ impl TextModel {
     }
 }
 
-impl TokenizerConfig {
-    fn new(
-        written: &Map<String, Value>,
-        fallback: &Map<String, Value>,
-        tokenizer: &Tokenizer,
-    ) -> Result<Self, TextError> {
-        let mut special_tokens = Map::new();
-        for (name, value) in fallback.iter().chain(written) {
-            let is_name = name.ends_with("_token") || name == "additional_special_tokens";
-            if is_name && let Some(value) = special_token(value) {
-                special_tokens.insert(name.clone(), value);
-            }
+/// `bos_token` and the like as templates see them.
+fn special_tokens(
+    written: &Map<String, Value>,
+    fallback: &Map<String, Value>,
+    tokenizer: &Tokenizer,
+) -> Result<Map<String, Value>, TextError> {
+    let mut special_tokens = Map::new();
+    for (name, value) in fallback.iter().chain(written) {
+        let is_name = name.ends_with("_token") || name == "additional_special_tokens";
+        if is_name && let Some(value) = special_token(value) {
+            special_tokens.insert(name.clone(), value);
         }
-        let id = |name: &str| match special_tokens.get(name).and_then(Value::as_str) {
-            None => Ok(None),
-            Some(token) => tokenizer.token_id(token).map(Some).ok_or_else(|| {
-                fault(
-                    TOKENIZER_CONFIG,
-                    format!("{name} is {token:?}, which {TOKENIZER} does not have; correct one of them"),
-                )
-            }),
-        };
-        // Tokenizers without a limit write a number like 1e30.
-        let model_max_length = written.get("model_max_length").and_then(Value::as_u64);
-        Ok(Self { bos: id("bos_token")?, eos: id("eos_token")?, model_max_length, special_tokens })
     }
+    for name in ["bos_token", "eos_token"] {
+        if let Some(token) = special_tokens.get(name).and_then(Value::as_str)
+            && tokenizer.token_id(token).is_none()
+        {
+            let problem = format!("{name} is {token:?}, which {TOKENIZER} does not have; correct one of them");
+            return Err(fault(TOKENIZER_CONFIG, problem));
+        }
+    }
+    Ok(special_tokens)
 }
 
 /// A special token is written as its string, as an object with its string, or as a list of these.

@@ -27,8 +27,8 @@ use super::tokenizer::{AddSpecialTokens, SpecialTokens, Tokenizer};
 /// Private characters, one for each distinct string that is followed. The last two of the plane are no characters, and the
 /// template room marks with the one before.
 const STAND_INS: Range<u32> = 0x10_0000..0x10_FFF0;
-/// Keys whose values templates compare and build tokens from; the API admits only known values.
-const STRUCTURAL_KEYS: [&str; 2] = ["role", "type"];
+/// The key of a message whose value templates compare and build tokens from; the API admits only known values.
+const ROLE: &str = "role";
 
 /// Turns messages into a prompt's token ids.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +47,7 @@ impl<'a> PromptEncoder<'a> {
         let messages: Vec<Value> = prompt.messages.iter().map(for_template).collect();
         let prompt = ChatPrompt { messages: &messages, ..*prompt };
         let mut followed = Followed::new(self.tokenizer.special_strings());
-        let messages = followed.replace_list(prompt.messages);
+        let messages = followed.replace_messages(prompt.messages);
         let tools = prompt.tools.map(|tools| followed.replace_list(tools));
         let documents = prompt.documents.map(|documents| followed.replace_list(documents));
         let variables = followed.replace_map(prompt.variables);
@@ -132,16 +132,24 @@ impl<'a> Followed<'a> {
         Self { specials, originals: Vec::new(), stand_ins: HashMap::new() }
     }
 
+    /// As [`Self::replace_list`], but for the role of each message itself.
+    fn replace_messages(&mut self, messages: &[Value]) -> Vec<Value> {
+        let replace = |message: &Value| {
+            let mut replaced = self.replace(message);
+            if let Some(role @ Value::String(_)) = message.get(ROLE) {
+                replaced[ROLE] = role.clone();
+            }
+            replaced
+        };
+        messages.iter().map(replace).collect()
+    }
+
     fn replace_list(&mut self, values: &[Value]) -> Vec<Value> {
         values.iter().map(|value| self.replace(value)).collect()
     }
 
     fn replace_map(&mut self, map: &Map<String, Value>) -> Map<String, Value> {
-        let replace_entry = |(key, value): (&String, &Value)| match STRUCTURAL_KEYS.contains(&key.as_str()) {
-            true if value.is_string() => (key.clone(), value.clone()),
-            _ => (self.replace_text(key), self.replace(value)),
-        };
-        map.iter().map(replace_entry).collect()
+        map.iter().map(|(key, value)| (self.replace_text(key), self.replace(value))).collect()
     }
 
     fn replace(&mut self, value: &Value) -> Value {

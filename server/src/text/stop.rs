@@ -4,18 +4,6 @@
 //! result does not depend on how the text was cut into pushes. Each pattern is a Knuth-Morris-Pratt automaton: constant
 //! time per byte and pattern, nothing is read twice.
 
-use super::TextError;
-
-pub const MAX_STOP_STRINGS: usize = 16;
-pub const MAX_STOP_STRING_BYTES: usize = 1024;
-
-/// Whether the stop string itself is part of the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopText {
-    Cut,
-    Keep,
-}
-
 /// What one push made certain.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct StopOutput {
@@ -29,7 +17,6 @@ pub struct StopOutput {
 #[derive(Debug)]
 pub struct StopMatcher {
     patterns: Vec<Pattern>,
-    stop_text: StopText,
     /// The end of the text so far that may begin a stop string: as long as the longest partial match.
     held: String,
     stopped: Option<usize>,
@@ -44,13 +31,10 @@ struct Pattern {
 }
 
 impl StopMatcher {
-    /// Errors when there are too many stop strings, or one is empty or too long.
-    pub fn new(stops: &[String], stop_text: StopText) -> Result<Self, TextError> {
-        if stops.len() > MAX_STOP_STRINGS {
-            return Err(TextError::TooManyStopStrings { count: stops.len(), limit: MAX_STOP_STRINGS });
-        }
-        let patterns = stops.iter().map(|stop| Pattern::new(stop)).collect::<Result<_, _>>()?;
-        Ok(Self { patterns, stop_text, held: String::new(), stopped: None })
+    /// How many and how long they may be is the caller's to bound. An empty one never matches.
+    pub fn new(stops: &[String]) -> Self {
+        let patterns = stops.iter().map(|stop| Pattern::new(stop)).collect();
+        Self { patterns, held: String::new(), stopped: None }
     }
 
     /// Takes more text. After a stop, further text is ignored.
@@ -84,22 +68,15 @@ impl StopMatcher {
     }
 
     fn stop(&mut self, index: usize, end: usize) -> StopOutput {
-        let cut = match self.stop_text {
-            StopText::Cut => end - self.patterns[index].bytes.len(),
-            StopText::Keep => end,
-        };
-        self.held.truncate(cut);
+        self.held.truncate(end - self.patterns[index].bytes.len());
         self.stopped = Some(index);
         StopOutput { text: std::mem::take(&mut self.held), stopped: self.stopped }
     }
 }
 
 impl Pattern {
-    fn new(stop: &str) -> Result<Self, TextError> {
+    fn new(stop: &str) -> Self {
         let bytes = stop.as_bytes().to_vec();
-        if bytes.is_empty() || bytes.len() > MAX_STOP_STRING_BYTES {
-            return Err(TextError::StopStringLength { bytes: bytes.len(), limit: MAX_STOP_STRING_BYTES });
-        }
         let mut fallback = vec![0; bytes.len()];
         let mut length = 0;
         for at in 1..bytes.len() {
@@ -109,10 +86,13 @@ impl Pattern {
             length += usize::from(bytes[at] == bytes[length]);
             fallback[at] = length;
         }
-        Ok(Self { bytes, fallback, matched: 0 })
+        Self { bytes, fallback, matched: 0 }
     }
 
     fn advance(&mut self, byte: u8) {
+        if self.bytes.is_empty() {
+            return;
+        }
         while self.matched > 0 && self.bytes[self.matched] != byte {
             self.matched = self.fallback[self.matched - 1];
         }
@@ -120,7 +100,7 @@ impl Pattern {
     }
 
     fn is_complete(&self) -> bool {
-        self.matched == self.bytes.len()
+        self.matched > 0 && self.matched == self.bytes.len()
     }
 }
 

@@ -125,11 +125,6 @@ impl Tokenizer {
         }
     }
 
-    /// A token's bytes as text, with U+FFFD where they are only part of a character.
-    pub fn token_text(&self, id: u32) -> String {
-        String::from_utf8_lossy(&self.token_bytes(id)).into_owned()
-    }
-
     /// The id of the token written exactly so, special or not.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.hf.token_to_id(token)
@@ -138,11 +133,6 @@ impl Tokenizer {
     /// One more than the highest id.
     pub fn vocab_size(&self) -> usize {
         self.inner.vocab_size
-    }
-
-    /// Ids of the special tokens, sorted.
-    pub fn special_ids(&self) -> &[u32] {
-        &self.inner.special_ids
     }
 
     pub fn is_special(&self, id: u32) -> bool {

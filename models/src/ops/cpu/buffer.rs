@@ -11,7 +11,8 @@ use crate::ModelError;
 
 /// Zeroed elements in pages of their own, huge ones where the system has them: a product walks several panels at once,
 /// which small pages make expensive to translate. Starts on a page, so a vector load of a packed row never touches two
-/// cache lines. Memory that is short is an error, not an abort.
+/// cache lines. Address space that is short
+/// is an error; pages are backed when they are first written, so a system that overcommits may still end the process.
 #[derive(Debug)]
 pub(super) struct PageBuffer<E> {
     pages: MmapMut,

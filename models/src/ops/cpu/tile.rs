@@ -3,7 +3,12 @@
 //! The inner loop of every product in this folder: a few rows of `x` times a few panels of 16 columns, all running sums
 //! in registers.
 
+use super::panels::PANEL;
 use super::vector::{Element, LANES, Vector};
+use crate::kv_cache::KV_TILE;
+
+/// One panel of weights, and one tile of keys, is what a pair of vectors holds.
+const _: () = assert!(PANEL == KV_TILE && PANEL == 2 * LANES);
 
 /// Running sums of `ROWS` rows by `PANELS` panels of 16 columns.
 pub(super) type Sums<V, const ROWS: usize, const PANELS: usize> = [[[V; 2]; PANELS]; ROWS];

@@ -16,6 +16,7 @@ use super::secret::{ApiKey, KeyDigest, KeyFormatError, KeyId};
 use super::store::{FileVersion, KeyRecord, KeyStatus, KeyStore, UnixSeconds};
 use crate::gateway::account::{Account, AccountId};
 use crate::gateway::auth::AuthError;
+use crate::gateway::quota::Quota;
 
 /// How old the picture of the file of keys may be.
 const RELOAD_INTERVAL: Duration = Duration::from_millis(500);
@@ -26,6 +27,8 @@ const MAX_KEY_BYTES: usize = 512;
 pub struct KeyRing {
     store: Option<KeyStore>,
     static_keys: Vec<StaticKey>,
+    /// What keys that state no limit of some kind get.
+    default_limits: Quota,
     clock: Arc<dyn Clock>,
     stored: Mutex<Stored>,
 }
@@ -45,18 +48,31 @@ struct KnownKey {
 }
 
 impl KeyRing {
-    /// Fails if the file of keys cannot be read: a server that starts must know its keys.
-    pub fn new(store: Option<KeyStore>, static_keys: Vec<StaticKey>, clock: Arc<dyn Clock>) -> Result<Self, KeyError> {
+    /// `default_limits` fill in what a stored key does not limit itself. Fails if the file of keys cannot be read: a
+    /// server that starts must know its keys.
+    pub fn new(
+        store: Option<KeyStore>,
+        static_keys: Vec<StaticKey>,
+        default_limits: Quota,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, KeyError> {
         let (records, version) = store.as_ref().map_or(Ok((Vec::new(), None)), KeyStore::read)?;
-        let stored = Stored { keys: Arc::new(by_id(records)), version, looked_at: clock.now() };
-        Ok(Self { store, static_keys, clock, stored: Mutex::new(stored) })
+        let keys = Arc::new(by_id(records, &default_limits));
+        let stored = Mutex::new(Stored { keys, version, looked_at: clock.now() });
+        Ok(Self { store, static_keys, default_limits, clock, stored })
     }
 
-    /// Whether no key, of the store or of a file, could ever be accepted now.
+    /// Whether nobody ever made a key. One that was revoked or has expired still counts: taking the last key away must
+    /// not open the door to everybody.
     pub fn is_empty(&self) -> bool {
+        self.static_keys.is_empty() && self.stored_keys().is_empty()
+    }
+
+    /// Whether some key would be accepted now.
+    pub fn has_active_key(&self) -> bool {
         let now = self.wall();
-        let keys = self.stored_keys();
-        self.static_keys.is_empty() && !keys.values().any(|key| key.record.info.status(now) == KeyStatus::Active)
+        let is_active = |key: &KnownKey| key.record.info.status(now) == KeyStatus::Active;
+        !self.static_keys.is_empty() || self.stored_keys().values().any(is_active)
     }
 
     pub fn authenticate(&self, bearer: &str) -> Result<Arc<Account>, AuthError> {
@@ -99,7 +115,7 @@ impl KeyRing {
             stored.version
         };
         // Outside the lock: whoever asks meanwhile is answered from the old picture.
-        match read_if_other(store, known_version) {
+        match read_if_other(store, known_version, &self.default_limits) {
             Ok(None) => {}
             Ok(Some((keys, version))) => {
                 let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,18 +148,23 @@ impl KeyRing {
 
 type Reading = (Arc<HashMap<KeyId, KnownKey>>, Option<FileVersion>);
 
-fn read_if_other(store: &KeyStore, known: Option<FileVersion>) -> Result<Option<Reading>, KeyError> {
+fn read_if_other(
+    store: &KeyStore,
+    known: Option<FileVersion>,
+    default_limits: &Quota,
+) -> Result<Option<Reading>, KeyError> {
     if store.version()? == known {
         return Ok(None);
     }
     let (records, version) = store.read()?;
-    Ok(Some((Arc::new(by_id(records)), version)))
+    Ok(Some((Arc::new(by_id(records, default_limits)), version)))
 }
 
-fn by_id(records: Vec<KeyRecord>) -> HashMap<KeyId, KnownKey> {
+fn by_id(records: Vec<KeyRecord>, default_limits: &Quota) -> HashMap<KeyId, KnownKey> {
     let known = |record: KeyRecord| {
         let id = AccountId::new(record.info.id.as_str());
-        let account = Arc::new(Account::new(id, record.info.name.clone(), record.info.limits.clone()));
+        let limits = record.info.limits.clone().or(default_limits);
+        let account = Arc::new(Account::new(id, record.info.name.clone(), limits));
         (record.info.id.clone(), KnownKey { record, account })
     };
     records.into_iter().map(known).collect()

@@ -36,8 +36,17 @@ struct Fleet {
 
 /// `count` idle replicas of the model `m`, numbered from 0.
 fn fleet(count: u32, seed: u64) -> Fleet {
+    let doors = (0..count).map(|_| FakeDoor { load: Arc::default(), answer: SubmitError::Closed });
+    fleet_behind(doors.collect(), seed)
+}
+
+/// One replica, whose engine answers every request like this.
+fn fleet_of_one(answer: SubmitError) -> Fleet {
+    fleet_behind(vec![FakeDoor { load: Arc::default(), answer }], 1)
+}
+
+fn fleet_behind(doors: Vec<FakeDoor>, seed: u64) -> Fleet {
     let clock = ManualClock::default();
-    let doors: Vec<_> = (0..count).map(|_| FakeDoor { load: Arc::default(), answer: SubmitError::Closed }).collect();
     let loads = doors.iter().map(|door| Arc::clone(&door.load)).collect();
     let replica = |(door, id)| Replica::new(ReplicaId(id), "m", Box::new(door) as Box<dyn ReplicaDoor>);
     let router = Router::new(doors.into_iter().zip(0..).map(replica), Arc::new(clock.clone()), seed);
@@ -61,6 +70,16 @@ impl Fleet {
     /// Every replica is looked at, as requests do.
     fn look(&self) {
         let _ = self.router.is_ready();
+    }
+}
+
+fn request() -> Request {
+    Request {
+        id: passerelle_engine::RequestId(1),
+        prompt: vec![1],
+        sampling: passerelle_engine::SamplingParams::default(),
+        share_key: passerelle_engine::ShareKey(0),
+        cache_salt: SALT,
     }
 }
 
@@ -176,16 +195,26 @@ fn a_hint_depends_on_the_salt_and_on_leading_tokens_only() {
 #[test]
 fn an_engine_that_closed_is_not_asked_again() {
     let fleet = fleet(2, 1);
-    let request = Request {
-        id: passerelle_engine::RequestId(1),
-        prompt: vec![1],
-        sampling: passerelle_engine::SamplingParams::default(),
-        share_key: passerelle_engine::ShareKey(0),
-        cache_salt: SALT,
-    };
-    assert_eq!(fleet.replica(0).submit(request).unwrap_err(), SubmitError::Closed);
+    assert_eq!(fleet.replica(0).submit(request()).unwrap_err(), SubmitError::Closed);
     assert!((0..50).all(|conversation| fleet.pick(hint(conversation)) == 1));
     assert_eq!(fleet.replica(0).tokens_in_flight(), 0);
+}
+
+#[test]
+fn an_engine_that_died_is_passed_over_and_its_model_is_not_ready() {
+    let fleet = fleet_of_one(SubmitError::Dead);
+    assert!(fleet.router.is_ready());
+    assert_eq!(fleet.replica(0).submit(request()).unwrap_err(), SubmitError::Dead);
+    assert!(!fleet.router.is_ready());
+    assert_eq!(fleet.router.pick("m", PrefixHint::NONE).unwrap_err(), RouteError::NoReplicaReady("m".into()));
+}
+
+#[test]
+fn an_engine_that_died_makes_its_model_not_ready_before_anybody_asks() {
+    let fleet = fleet(1, 1);
+    assert!(fleet.router.is_ready());
+    fleet.loads[0].lock().unwrap().is_dead = true;
+    assert!(!fleet.router.is_ready());
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Encoded {
     /// The special tokens of the prompt, by name.
     fn specials(&self) -> Vec<String> {
         let special = self.ids.iter().filter(|&&id| self.tokenizer.is_special(id));
-        special.map(|&id| self.tokenizer.token_text(id)).collect()
+        special.map(|&id| self.tokenizer.decode(&[id], SkipSpecialTokens::No)).collect()
     }
 
     fn text(&self) -> String {
@@ -79,6 +79,18 @@ fn everything_a_client_writes_is_guarded() {
     let messages = json!([{"role": "assistant", "content": null, "tool_calls": [
         {"function": {"name": "f", "arguments": {end: [end, {"deep": end}]}}}]}]);
     let tools = json!([{"type": "function", "function": {"name": end, "description": "<|im_start|>"}}]);
+    let encoded = encode(CHATML, &messages, Some(&tools));
+    assert_eq!(encoded.specials(), FRAME);
+    assert_eq!(encoded.text().matches(end).count(), 5);
+}
+
+#[test]
+fn a_role_or_type_inside_tools_and_arguments_is_a_client_s_text_too() {
+    let end = "<|im_end|>";
+    let messages = json!([{"role": "assistant", "content": null, "tool_calls": [
+        {"function": {"name": "f", "arguments": {"type": end, "role": end}}}]}]);
+    let parameters = json!({"type": end, "properties": {"role": end}});
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
     let encoded = encode(CHATML, &messages, Some(&tools));
     assert_eq!(encoded.specials(), FRAME);
     assert_eq!(encoded.text().matches(end).count(), 5);

@@ -5,7 +5,7 @@ use passerelle_engine::clock::ManualClock;
 use super::super::read_key_file;
 use super::super::store::NewKey;
 use super::*;
-use crate::gateway::quota::Quota;
+use crate::gateway::quota::{Limit, Quota};
 
 struct Bench {
     directory: tempfile::TempDir,
@@ -18,7 +18,7 @@ fn bench() -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
     let store = KeyStore::open(directory.path(), Arc::new(clock.clone())).unwrap();
-    let ring = KeyRing::new(Some(store.clone()), Vec::new(), Arc::new(clock.clone())).unwrap();
+    let ring = KeyRing::new(Some(store.clone()), Vec::new(), Quota::unlimited(), Arc::new(clock.clone())).unwrap();
     Bench { directory, clock, store, ring }
 }
 
@@ -47,6 +47,35 @@ fn a_created_key_works_and_a_revoked_one_stops_within_a_second() {
     bench.store.revoke("alice").unwrap();
     bench.a_second_passes();
     assert_eq!(bench.ask(key.reveal()), Err(AuthError::Revoked));
+}
+
+#[test]
+fn taking_the_last_key_away_leaves_a_ring_that_refuses_and_not_an_empty_one() {
+    let bench = bench();
+    let key = bench.create("alice", None);
+    bench.store.revoke("alice").unwrap();
+    let clock = Arc::new(bench.clock.clone());
+    let restarted = KeyRing::new(Some(bench.store.clone()), Vec::new(), Quota::unlimited(), clock).unwrap();
+    assert!(!restarted.is_empty() && !restarted.has_active_key());
+    assert_eq!(restarted.authenticate(key.reveal()).unwrap_err(), AuthError::Revoked);
+}
+
+#[test]
+fn a_stored_key_gets_the_default_of_every_limit_that_it_does_not_state() {
+    let rate = |n| std::num::NonZeroU32::new(n).unwrap();
+    let bench = bench();
+    let own = Quota::new(vec![Limit::RequestsPerMinute(rate(7))]).unwrap();
+    let (key, _) = bench.store.create(NewKey { name: "alice".into(), limits: own, valid_for: None }).unwrap();
+    let defaults = Quota::new(vec![Limit::RequestsPerMinute(rate(1)), Limit::ConcurrentRequests(rate(2))]).unwrap();
+    let clock = Arc::new(bench.clock.clone());
+    let ring = KeyRing::new(Some(bench.store.clone()), Vec::new(), defaults, clock).unwrap();
+    let account = ring.authenticate(key.reveal()).unwrap();
+    let limits = [Limit::RequestsPerMinute(rate(7)), Limit::ConcurrentRequests(rate(2))];
+    assert_eq!(account.limits.limits(), limits);
+    let bob = bench.create("bob", None);
+    bench.a_second_passes();
+    let limits = [Limit::RequestsPerMinute(rate(1)), Limit::ConcurrentRequests(rate(2))];
+    assert_eq!(ring.authenticate(bob.reveal()).unwrap().limits.limits(), limits, "also when the file is read again");
 }
 
 #[test]
@@ -120,7 +149,8 @@ fn keys_of_a_file_work_beside_stored_ones_each_with_its_account() {
     std::fs::write(&path, "bob: 0123456789abcdef\ncarol: fedcba9876543210\n").unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let fixed = read_key_file(&path, &Quota::unlimited()).unwrap();
-    let ring = KeyRing::new(Some(bench.store.clone()), fixed, Arc::new(bench.clock.clone())).unwrap();
+    let (store, clock) = (bench.store.clone(), Arc::new(bench.clock.clone()));
+    let ring = KeyRing::new(Some(store), fixed, Quota::unlimited(), clock).unwrap();
     let key = bench.create("alice", None);
     bench.a_second_passes();
     let name = |key: &str| ring.authenticate(key).map(|account| account.name.clone());

@@ -1,0 +1,61 @@
+//! The command line.
+
+mod check;
+mod compare;
+mod load;
+mod options;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use passerelle_loadtests::scenario::{BUILTIN, Scenario};
+
+/// The measurement or the check could not be made at all; 1 is a verdict.
+pub(crate) const EXIT_COULD_NOT_TRY: u8 = 2;
+
+/// Measures and judges OpenAI-compatible servers under load.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Send a scenario to a server and report its figures
+    Run(Box<load::RunArgs>),
+    /// Send a scenario to several servers, in turns, and compare their figures
+    Compare(Box<compare::CompareArgs>),
+    /// Try to break a promise of a server; exits 1 where it falls short, 2 where it could not be tried
+    Check(Box<check::CheckArgs>),
+    /// List the scenarios that come with this program
+    Scenarios,
+}
+
+impl Cli {
+    pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Run(args) => args.execute(),
+            Command::Compare(args) => args.execute(),
+            Command::Check(args) => args.execute(),
+            Command::Scenarios => list_scenarios(),
+        }
+    }
+}
+
+fn list_scenarios() -> anyhow::Result<ExitCode> {
+    for (name, _) in BUILTIN {
+        say(&format!("{name:<26}{}", Scenario::load(name)?.description));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A line of the answer, on standard output.
+fn say(text: &str) {
+    #[expect(clippy::print_stdout, reason = "what was asked for goes to standard output")]
+    {
+        println!("{text}");
+    }
+}

@@ -1,0 +1,136 @@
+//! `check`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use passerelle_loadtests::correctness;
+use passerelle_loadtests::http::Tcp;
+use passerelle_loadtests::reliability::{
+    ChatLengths, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison,
+    slow_readers, soak,
+};
+use passerelle_loadtests::report::About;
+use passerelle_loadtests::scenario::Objectives;
+use passerelle_loadtests::verdict::Verdict;
+
+use super::options::{OutputArgs, ScenarioArgs, ServerArgs};
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    name: Check,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// The load of `correctness`, and the length of every check's phases
+    #[command(flatten)]
+    scenario: ScenarioArgs,
+    /// Users at once
+    #[arg(long, default_value_t = 16)]
+    users: u32,
+    /// Requests per second of the users who should not notice
+    #[arg(long, default_value_t = 1.0)]
+    rate: f64,
+    /// How much more than it can do the server is asked in `overload`
+    #[arg(long, default_value_t = 4.0)]
+    factor: f64,
+    /// Held open in `idle-connections`
+    #[arg(long, default_value_t = 10_000)]
+    connections: usize,
+    /// First token in time, in `overload`
+    #[arg(long, default_value_t = 5000.0)]
+    ttft_ms: f64,
+    /// Each further token in time, in `overload`
+    #[arg(long, default_value_t = 250.0)]
+    tpot_ms: f64,
+    #[arg(long, default_value_t = 64)]
+    prompt_tokens: u32,
+    #[arg(long, default_value_t = 48)]
+    output_tokens: u32,
+    /// How long the server may take to give back what nobody waits for
+    #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
+    settle: f64,
+    /// How much longer the light tenant may wait in `neighbour`
+    #[arg(long, default_value_t = 3.0)]
+    max_ratio: f64,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Which promise.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum Check {
+    /// At temperature 0, load changes no answer
+    Correctness,
+    /// Several times the capacity
+    Overload,
+    /// Users who go away in the middle of their answer
+    Disconnects,
+    /// Readers who do not read
+    SlowReaders,
+    /// Thousands of connections that say nothing
+    IdleConnections,
+    /// Headers and bodies that are too large or never end
+    Bombs,
+    /// Requests that make no sense
+    Poison,
+    /// A light tenant beside a greedy one
+    Neighbour,
+    /// A long run: does anything creep upwards?
+    Soak,
+}
+
+impl Check {
+    /// Of one phase, where the command line does not say.
+    fn default_duration_s(self) -> f64 {
+        if self == Self::Soak { 600.0 } else { 20.0 }
+    }
+}
+
+impl CheckArgs {
+    pub(super) fn execute(self) -> anyhow::Result<ExitCode> {
+        self.server.common.runtime()?.block_on(self.run())
+    }
+
+    async fn run(self) -> anyhow::Result<ExitCode> {
+        let session = self.server.common.open(&self.server.url).await?;
+        let server_pid = self.server.watched_pid(&session);
+        let context = Context { session: &session, options: self.check_options(), server_pid };
+        let verdict = self.try_to_break(&context).await?;
+        let about = About::now(&format!("check-{}", verdict.check), &self.server.url, &session.target.model);
+        let json = serde_json::json!({"about": &about, "verdict": verdict.json()});
+        self.output.deliver(&about, (&verdict.render(), &json))?;
+        Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    async fn try_to_break(&self, context: &Context<'_, Tcp>) -> anyhow::Result<Verdict> {
+        Ok(match self.name {
+            Check::Correctness => {
+                correctness::check(context.session, &self.scenario.load()?, &context.options.run).await?
+            }
+            Check::Overload => overload::check(context).await?,
+            Check::Disconnects => disconnects::check(context).await?,
+            Check::SlowReaders => slow_readers::check(context).await?,
+            Check::IdleConnections => idle_connections::check(context).await?,
+            Check::Bombs => bombs::check(context).await?,
+            Check::Poison => poison::check(context).await?,
+            Check::Neighbour => neighbour::check(context).await?,
+            Check::Soak => soak::check(context).await?,
+        })
+    }
+
+    fn check_options(&self) -> CheckOptions {
+        let seconds = self.scenario.duration().unwrap_or(self.name.default_duration_s());
+        CheckOptions {
+            duration: Duration::from_secs_f64(seconds),
+            users: self.users,
+            rate: self.rate,
+            factor: self.factor,
+            connections: self.connections,
+            objectives: Objectives { ttft_ms: Some(self.ttft_ms), tpot_ms: Some(self.tpot_ms), e2e_ms: None },
+            lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },
+            settle: Duration::from_secs_f64(self.settle),
+            max_ratio: self.max_ratio,
+            ..CheckOptions::default()
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What several commands take.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use passerelle_loadtests::http::{Client, Endpoint, Tcp};
+use passerelle_loadtests::plan::Keys;
+use passerelle_loadtests::process::ProcFs;
+use passerelle_loadtests::report::{self, About};
+use passerelle_loadtests::scenario::Scenario;
+use passerelle_loadtests::session::Session;
+
+use super::say;
+
+/// Which server.
+#[derive(Debug, Args)]
+pub(super) struct ServerArgs {
+    /// The server, as http://HOST:PORT
+    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    pub(super) url: String,
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    /// The server's process, for its CPU and memory [default: whoever listens on the port, on this machine]
+    #[arg(long, value_name = "PID")]
+    pub(super) server_pid: Option<u32>,
+}
+
+/// How to speak with servers.
+#[derive(Debug, Args)]
+pub(super) struct CommonArgs {
+    /// The model's name [default: the first that the server lists]
+    #[arg(long)]
+    pub(super) model: Option<String>,
+    /// A TOML file of API keys: `tenant = "key"`; `default` is for traffic without a tenant [default: OPENAI_API_KEY]
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// Count tokens with this tokenizer.json instead of asking the server
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Threads of the generator
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(super) threads: u8,
+}
+
+/// Which load.
+#[derive(Debug, Args)]
+pub(super) struct ScenarioArgs {
+    /// A scenario's name (see `scenarios`) or file
+    #[arg(long, short, default_value = "steady-chat")]
+    pub(super) scenario: String,
+    /// Every rate times this
+    #[arg(long, value_name = "FACTOR")]
+    rate_scale: Option<f64>,
+    /// Send for so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    duration: Option<f64>,
+    /// Not counted at the start
+    #[arg(long, value_name = "SECONDS")]
+    warmup: Option<f64>,
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// Where the figures go.
+#[derive(Debug, Args)]
+pub(super) struct OutputArgs {
+    /// Print JSON instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Also keep a dated report, in this folder
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "loadtests/results")]
+    save: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// Prints a result, and keeps it where that is asked for.
+    pub(super) fn deliver(&self, about: &About, (text, json): (&str, &serde_json::Value)) -> anyhow::Result<()> {
+        let json = format!("{json:#}");
+        say(if self.json { &json } else { text.trim_end() });
+        if let Some(folder) = &self.save {
+            let path = report::save(folder, about, (text, &json)).with_context(|| format!("{}", folder.display()))?;
+            eprintln!("kept in {}", path.display());
+        }
+        Ok(())
+    }
+}
+
+impl CommonArgs {
+    pub(super) async fn open(&self, url: &str) -> anyhow::Result<Session<Tcp>> {
+        let endpoint = Endpoint::parse(url).map_err(anyhow::Error::msg)?;
+        let client = Client::tcp(endpoint);
+        let keys = self.keys()?;
+        Ok(Session::open(client, self.model.as_deref(), keys, self.tokenizer.as_deref()).await?)
+    }
+
+    pub(super) fn runtime(&self) -> anyhow::Result<tokio::runtime::Runtime> {
+        let threads = usize::from(self.threads);
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads).enable_all().build().context("the runtime did not start")
+    }
+
+    fn keys(&self) -> anyhow::Result<Keys> {
+        let Some(file) = &self.keys else {
+            return Ok(Keys { default: std::env::var("OPENAI_API_KEY").ok(), by_tenant: BTreeMap::new() });
+        };
+        let text = std::fs::read_to_string(file).with_context(|| format!("{}", file.display()))?;
+        let mut by_tenant: BTreeMap<String, String> =
+            toml::from_str(&text).with_context(|| format!("{} is not a table of keys", file.display()))?;
+        Ok(Keys { default: by_tenant.remove("default"), by_tenant })
+    }
+}
+
+impl ServerArgs {
+    /// The process to watch, where there is one on this machine.
+    pub(super) fn watched_pid(&self, session: &Session<Tcp>) -> Option<u32> {
+        let endpoint = session.client.endpoint();
+        self.server_pid.or_else(|| {
+            let port = endpoint.port().filter(|_| endpoint.is_loopback())?;
+            ProcFs::default().listener(port)
+        })
+    }
+}
+
+impl ScenarioArgs {
+    /// The duration that the command line asks for.
+    pub(super) fn duration(&self) -> Option<f64> {
+        self.duration
+    }
+
+    /// The scenario's name, without a folder.
+    pub(super) fn name(&self) -> String {
+        Path::new(&self.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    pub(super) fn load(&self) -> anyhow::Result<Scenario> {
+        let mut scenario = Scenario::load(&self.scenario)?;
+        scenario.rate_scale = self.rate_scale.unwrap_or(scenario.rate_scale);
+        scenario.duration_s = self.duration.unwrap_or(scenario.duration_s);
+        scenario.warmup_s = self.warmup.unwrap_or(scenario.warmup_s);
+        scenario.seed = self.seed.unwrap_or(scenario.seed);
+        scenario.check().map_err(anyhow::Error::msg)?;
+        Ok(scenario)
+    }
+}

@@ -1,0 +1,298 @@
+//! What is sent, and when: made from a scenario before the first request leaves, so that the run itself only sends.
+
+mod body;
+mod poison;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::arrivals::Arrivals;
+use crate::generate::Call;
+use crate::http::Connect;
+use crate::lengths::Lengths;
+use crate::prompts::PromptMaker;
+use crate::record::Expect;
+use crate::rng::Rng;
+use crate::scenario::{Objectives, Scenario, Traffic, Workload};
+use crate::tokens::TokensError;
+use crate::trace::{self, BLOCK_TOKENS, TraceError, TraceLine, TracePrompt};
+
+pub use body::BodyTemplate;
+pub use poison::poison_bodies;
+
+/// A scenario's requests are at most so many: they are all made before the run.
+pub const MAX_JOBS: usize = 200_000;
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub traffic: Vec<TrafficLabel>,
+    /// Sent at their times, in order.
+    pub open: Vec<Job>,
+    /// Sent by users who wait for their answers.
+    pub closed: Vec<ClosedGroup>,
+    pub warmup: Duration,
+    /// No request is sent after it.
+    pub duration: Duration,
+    pub objectives: Objectives,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrafficLabel {
+    pub name: String,
+    pub tenant: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ClosedGroup {
+    pub concurrency: usize,
+    pub jobs: Vec<Job>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub index: usize,
+    pub traffic: usize,
+    /// Zero where the arrivals are closed.
+    pub at: Duration,
+    pub script: Script,
+}
+
+#[derive(Debug, Clone)]
+pub enum Script {
+    Single(Call),
+    Conversation(Conversation),
+}
+
+#[derive(Debug, Clone)]
+pub struct Conversation {
+    /// What the user says at each turn, and how long the answer may be.
+    pub turns: Vec<(String, u32)>,
+    pub think: Duration,
+    pub template: BodyTemplate,
+    /// The call of each turn, but for its body.
+    pub call: Call,
+}
+
+/// Whom the requests are for.
+#[derive(Debug, Clone, Default)]
+pub struct Target {
+    pub model: String,
+    pub keys: Keys,
+}
+
+/// API keys, by the names of tenants.
+#[derive(Clone, Default)]
+pub struct Keys {
+    pub default: Option<String>,
+    pub by_tenant: BTreeMap<String, String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    #[error("trace: {0}")]
+    Trace(#[from] TraceError),
+    #[error("the scenario would send more than {MAX_JOBS} requests; shorten it or lower its rates")]
+    TooMany,
+    #[error("tenant `{0}` has no key in the file of keys")]
+    NoKey(String),
+}
+
+impl Keys {
+    /// The key of `tenant`; without any keys at all everyone goes without.
+    pub fn of(&self, tenant: Option<&str>) -> Result<Option<String>, PlanError> {
+        match tenant.map(|tenant| (tenant, self.by_tenant.get(tenant))) {
+            None => Ok(self.default.clone()),
+            Some((_, Some(key))) => Ok(Some(key.clone())),
+            Some((tenant, None)) if !self.by_tenant.is_empty() => Err(PlanError::NoKey(tenant.to_owned())),
+            Some((_, None)) => Ok(self.default.clone()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let names: Vec<&String> = self.by_tenant.keys().collect();
+        formatter.debug_struct("Keys").field("tenants", &names).finish_non_exhaustive()
+    }
+}
+
+impl Plan {
+    pub async fn make<C: Connect>(
+        scenario: &Scenario,
+        maker: &PromptMaker<C>,
+        target: &Target,
+    ) -> Result<Self, PlanError> {
+        let mut plan = Self {
+            traffic: Vec::new(),
+            open: Vec::new(),
+            closed: Vec::new(),
+            warmup: Duration::from_secs_f64(scenario.warmup_s),
+            duration: scenario.duration(),
+            objectives: scenario.objectives,
+        };
+        for (index, traffic) in scenario.traffic.iter().enumerate() {
+            let rng = Rng::for_part(scenario.seed, index as u64);
+            let mut planner = Planner { scenario, traffic, index, maker, target, rng, prefixes: Vec::new() };
+            plan.traffic.push(TrafficLabel { name: traffic.name.clone(), tenant: traffic.tenant.clone() });
+            let jobs = planner.jobs().await?;
+            match traffic.arrivals.scaled(scenario.rate_scale) {
+                Arrivals::Closed { concurrency } => {
+                    plan.closed.push(ClosedGroup { concurrency: concurrency as usize, jobs });
+                }
+                _ => plan.open.extend(jobs),
+            }
+            if plan.open.len() > MAX_JOBS {
+                return Err(PlanError::TooMany);
+            }
+        }
+        plan.number();
+        Ok(plan)
+    }
+
+    /// Every job, whatever its arrival.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.open.iter().chain(self.closed.iter().flat_map(|group| &group.jobs))
+    }
+
+    /// Puts open jobs in the order of their times and numbers all.
+    fn number(&mut self) {
+        self.open.sort_by_key(|job| job.at);
+        let closed = self.closed.iter_mut().flat_map(|group| &mut group.jobs);
+        for (index, job) in self.open.iter_mut().chain(closed).enumerate() {
+            job.index = index;
+        }
+    }
+}
+
+/// Makes the jobs of one entry of the traffic.
+struct Planner<'a, C: Connect> {
+    scenario: &'a Scenario,
+    traffic: &'a Traffic,
+    index: usize,
+    maker: &'a PromptMaker<C>,
+    target: &'a Target,
+    rng: Rng,
+    prefixes: Vec<String>,
+}
+
+impl<C: Connect> Planner<'_, C> {
+    async fn jobs(&mut self) -> Result<Vec<Job>, PlanError> {
+        if let Workload::Trace { file } = &self.traffic.workload {
+            return self.jobs_of_trace(trace::read(file)?).await;
+        }
+        let arrivals = self.traffic.arrivals.scaled(self.scenario.rate_scale);
+        let offsets = arrivals.offsets(self.scenario.duration(), &mut self.rng);
+        let limit = self.traffic.requests.unwrap_or(MAX_JOBS + 1);
+        let mut offsets = offsets.unwrap_or_else(|| vec![Duration::ZERO; limit.min(MAX_JOBS)]);
+        offsets.truncate(limit);
+        if offsets.len() > MAX_JOBS {
+            return Err(PlanError::TooMany);
+        }
+        let mut jobs = Vec::with_capacity(offsets.len());
+        for (number, at) in offsets.into_iter().enumerate() {
+            let script = self.script(number).await?;
+            jobs.push(Job { index: 0, traffic: self.index, at, script });
+        }
+        Ok(jobs)
+    }
+
+    async fn script(&mut self, number: usize) -> Result<Script, PlanError> {
+        let traffic = self.traffic;
+        let template = self.template();
+        let call = match &traffic.workload {
+            Workload::Chat { prompt_tokens, output_tokens } => {
+                let prompt = self.words(prompt_tokens).await?;
+                let tokens = output_tokens.draw(&mut self.rng);
+                self.call(template.chat(&[body::user(&prompt)], tokens))?
+            }
+            Workload::Completions { prompt_tokens, output_tokens, token_ids } => {
+                let tokens = prompt_tokens.draw(&mut self.rng);
+                let prompt = if *token_ids {
+                    serde_json::json!(self.maker.ids(tokens, &mut self.rng))
+                } else {
+                    self.maker.text(tokens, &mut self.rng).await?.into()
+                };
+                let tokens = output_tokens.draw(&mut self.rng);
+                self.call(template.completions(prompt, tokens))?
+            }
+            Workload::SharedPrefix { prefixes, prefix_tokens, prompt_tokens, output_tokens } => {
+                while self.prefixes.len() < *prefixes {
+                    self.prefixes.push(self.maker.text(*prefix_tokens, &mut self.rng).await?);
+                }
+                let system = body::system(&self.prefixes[self.rng.below(*prefixes)]);
+                let prompt = self.words(prompt_tokens).await?;
+                let tokens = output_tokens.draw(&mut self.rng);
+                self.call(template.chat(&[system, body::user(&prompt)], tokens))?
+            }
+            Workload::MultiTurn { turns, think_s, prompt_tokens, output_tokens } => {
+                let mut said = Vec::with_capacity(*turns);
+                for _ in 0..*turns {
+                    said.push((self.words(prompt_tokens).await?, output_tokens.draw(&mut self.rng)));
+                }
+                let call = self.call(String::new())?;
+                let think = Duration::from_secs_f64(*think_s);
+                return Ok(Script::Conversation(Conversation { turns: said, think, template, call }));
+            }
+            Workload::Structured { prompt, schema, output_tokens } => {
+                let tokens = output_tokens.draw(&mut self.rng);
+                let call = self.call(template.with_schema(schema).chat(&[body::user(prompt)], tokens))?;
+                Call { expect: Expect::Json { required: body::required_keys(schema) }, ..call }
+            }
+            Workload::Poison => {
+                let bodies = poison_bodies(&self.target.model);
+                let call = self.call(bodies[number % bodies.len()].1.clone())?;
+                Call { expect: Expect::Refusal, ..call }
+            }
+            Workload::Trace { .. } => unreachable!("a trace makes its own jobs"),
+        };
+        Ok(Script::Single(call))
+    }
+
+    async fn jobs_of_trace(&mut self, lines: Vec<TraceLine>) -> Result<Vec<Job>, PlanError> {
+        let limit = self.traffic.requests.unwrap_or(MAX_JOBS);
+        let mut jobs = Vec::new();
+        for line in lines.into_iter().take(limit) {
+            let at = line.at.div_f64(self.scenario.rate_scale);
+            if at >= self.scenario.duration() {
+                break;
+            }
+            let messages = match line.prompt {
+                TracePrompt::Messages(messages) => messages,
+                TracePrompt::Words { tokens, blocks } => {
+                    let text = self.maker.text_of_blocks(&blocks, BLOCK_TOKENS, tokens, &mut self.rng).await?;
+                    vec![body::user(&text)]
+                }
+            };
+            let mut call = self.call(self.template().chat(&messages, line.output_tokens))?;
+            if let Some(tenant) = &line.tenant {
+                call.api_key = self.target.keys.of(Some(tenant))?;
+            }
+            jobs.push(Job { index: 0, traffic: self.index, at, script: Script::Single(call) });
+        }
+        Ok(jobs)
+    }
+
+    async fn words(&mut self, lengths: &Lengths) -> Result<String, TokensError> {
+        let tokens = lengths.draw(&mut self.rng);
+        self.maker.text(tokens, &mut self.rng).await
+    }
+
+    fn template(&self) -> BodyTemplate {
+        BodyTemplate::new(&self.target.model, &self.traffic.request)
+    }
+
+    fn call(&mut self, body: String) -> Result<Call, PlanError> {
+        let leave = self.traffic.leave.as_ref();
+        let leave_after = leave.filter(|leave| self.rng.unit() < leave.share).map(|leave| leave.after_events);
+        Ok(Call {
+            route: self.traffic.workload.route(),
+            body,
+            api_key: self.target.keys.of(self.traffic.tenant.as_deref())?,
+            leave_after,
+            timeout: self.scenario.timeout(),
+            expect: Expect::Answer,
+        })
+    }
+}

@@ -1,0 +1,53 @@
+//! How far a run is, for whoever watches it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::record::{Ending, Record};
+
+#[derive(Debug, Default)]
+pub struct Progress {
+    sent: AtomicU64,
+    ended: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    tokens: AtomicU64,
+}
+
+/// Counts at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Counts {
+    pub sent: u64,
+    pub in_flight: u64,
+    pub refused: u64,
+    pub failed: u64,
+    /// Output tokens of the requests that ended.
+    pub tokens: u64,
+}
+
+impl Progress {
+    pub fn count_sent(&self) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn count_ended(&self, record: &Record) {
+        self.tokens.fetch_add(record.output_tokens(), Ordering::Relaxed);
+        match record.ending {
+            Ending::Refused { .. } => self.refused.fetch_add(1, Ordering::Relaxed),
+            Ending::Failed(_) => self.failed.fetch_add(1, Ordering::Relaxed),
+            Ending::Finished | Ending::Left | Ending::RefusedAsExpected { .. } => 0,
+        };
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn counts(&self) -> Counts {
+        let ended = self.ended.load(Ordering::Relaxed);
+        let sent = self.sent.load(Ordering::Relaxed);
+        Counts {
+            sent,
+            in_flight: sent.saturating_sub(ended),
+            refused: self.refused.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            tokens: self.tokens.load(Ordering::Relaxed),
+        }
+    }
+}

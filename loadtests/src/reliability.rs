@@ -1,0 +1,190 @@
+//! Promises under abuse. Each check states a promise, tries to break it, and ends with a [`Verdict`].
+
+pub mod bombs;
+pub mod disconnects;
+pub mod idle_connections;
+pub mod neighbour;
+pub mod overload;
+pub mod poison;
+pub mod slow_readers;
+pub mod soak;
+
+use std::time::Duration;
+
+use crate::arrivals::Arrivals;
+use crate::clock::now;
+use crate::figures::RunFigures;
+use crate::generate::{Answer, Call, Route, generate};
+use crate::http::{Connect, HttpError};
+use crate::lengths::Lengths;
+use crate::metrics_page::{MetricsPage, Occupancy};
+use crate::plan::{BodyTemplate, Plan, PlanError};
+use crate::record::Expect;
+use crate::rng::Rng;
+use crate::run::{Run, RunOptions};
+use crate::scenario::{Leave, Objectives, RequestFields, Scenario, Traffic, Workload};
+use crate::session::Session;
+use crate::tokens::TokensError;
+
+#[cfg(doc)]
+use crate::verdict::Verdict;
+
+const POLL_EVERY: Duration = Duration::from_millis(50);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT_S: f64 = 300.0;
+
+/// What a check works with.
+#[derive(Debug)]
+pub struct Context<'a, C: Connect> {
+    pub session: &'a Session<C>,
+    pub options: CheckOptions,
+    /// On this machine, where it is known.
+    pub server_pid: Option<u32>,
+}
+
+#[derive(Debug, Clone)]
+pub struct CheckOptions {
+    /// Of each phase of a check.
+    pub duration: Duration,
+    /// Users at once, where a check has a fixed number.
+    pub users: u32,
+    /// Requests per second of the users who should not notice.
+    pub rate: f64,
+    /// How much more than it can do an overloaded server is asked.
+    pub factor: f64,
+    pub connections: usize,
+    /// What counts as served in time.
+    pub objectives: Objectives,
+    pub lengths: ChatLengths,
+    /// How long a server may take to let go of what nobody waits for.
+    pub settle: Duration,
+    /// How much worse others may fare.
+    pub max_ratio: f64,
+    pub run: RunOptions,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ChatLengths {
+    pub prompt_tokens: u32,
+    pub output_tokens: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    #[error("the check cannot be made: {0}")]
+    CannotTry(String),
+}
+
+impl Default for CheckOptions {
+    fn default() -> Self {
+        Self {
+            duration: Duration::from_secs(20),
+            users: 16,
+            rate: 1.0,
+            factor: 4.0,
+            connections: 10_000,
+            objectives: Objectives { ttft_ms: Some(5000.0), tpot_ms: Some(250.0), e2e_ms: None },
+            lengths: ChatLengths { prompt_tokens: 64, output_tokens: 48 },
+            settle: Duration::from_secs(2),
+            max_ratio: 3.0,
+            run: RunOptions::default(),
+        }
+    }
+}
+
+impl<C: Connect> Context<'_, C> {
+    /// One kind of chat for the phase's duration.
+    fn chats(&self, name: &str, arrivals: Arrivals, lengths: ChatLengths) -> Traffic {
+        Traffic {
+            name: name.to_owned(),
+            tenant: None,
+            arrivals,
+            requests: None,
+            workload: Workload::Chat {
+                prompt_tokens: Lengths::fixed(lengths.prompt_tokens),
+                output_tokens: Lengths::fixed(lengths.output_tokens),
+            },
+            request: RequestFields { temperature: Some(0.0), ignore_eos: true, ..RequestFields::default() },
+            leave: None,
+        }
+    }
+
+    fn scenario(&self, traffic: Vec<Traffic>) -> Scenario {
+        Scenario {
+            description: String::new(),
+            duration_s: self.options.duration.as_secs_f64(),
+            warmup_s: 0.0,
+            seed: 1,
+            timeout_s: REQUEST_TIMEOUT_S,
+            rate_scale: 1.0,
+            objectives: self.options.objectives,
+            traffic,
+        }
+    }
+
+    async fn run(&self, traffic: Vec<Traffic>) -> Result<(Plan, Run, RunFigures), CheckError> {
+        let options = RunOptions { progress: std::sync::Arc::default(), ..self.options.run.clone() };
+        Ok(self.session.run(&self.scenario(traffic), &options).await?)
+    }
+
+    /// One short chat, to see whether the server still serves.
+    async fn probe(&self) -> Result<Answer, CheckError> {
+        let call = self.call(ChatLengths { prompt_tokens: 8, output_tokens: 4 }, 0).await?;
+        Ok(generate(&self.session.client, &Call { timeout: PROBE_TIMEOUT, ..call }).await)
+    }
+
+    /// A chat outside of any scenario.
+    async fn call(&self, lengths: ChatLengths, seed: u64) -> Result<Call, CheckError> {
+        let prompt = self.session.maker.text(lengths.prompt_tokens, &mut Rng::new(seed)).await?;
+        let fields = RequestFields { temperature: Some(0.0), ignore_eos: true, ..RequestFields::default() };
+        let template = BodyTemplate::new(&self.session.target.model, &fields);
+        let message = serde_json::json!({"role": "user", "content": prompt});
+        Ok(Call {
+            route: Route::Chat,
+            body: template.chat(&[message], lengths.output_tokens),
+            api_key: self.session.target.keys.of(None)?,
+            leave_after: None,
+            timeout: Duration::from_secs_f64(REQUEST_TIMEOUT_S),
+            expect: Expect::Answer,
+        })
+    }
+
+    async fn occupancy(&self) -> Result<Occupancy, CheckError> {
+        let key = self.session.target.keys.of(None)?;
+        let page = MetricsPage::fetch(&self.session.client, key.as_deref()).await.unwrap_or_default();
+        let occupancy = page.occupancy();
+        if occupancy.is_known() {
+            Ok(occupancy)
+        } else {
+            Err(CheckError::CannotTry("/metrics tells neither running sequences nor used KV blocks".to_owned()))
+        }
+    }
+
+    /// How long until nothing is held any more, and what was held at last.
+    async fn settle(&self) -> Result<(Duration, Occupancy), CheckError> {
+        let start = now();
+        loop {
+            let occupancy = self.occupancy().await?;
+            let waited = start.elapsed();
+            if occupancy.is_idle() || waited > self.options.settle {
+                return Ok((waited, occupancy));
+            }
+            tokio::time::sleep(POLL_EVERY).await;
+        }
+    }
+}
+
+/// A share of users who leave.
+fn leaving(share: f64, after_events: u32) -> Option<Leave> {
+    Some(Leave { share, after_events })
+}
+
+fn milliseconds(value: Option<f64>) -> String {
+    value.map_or_else(|| "none".to_owned(), |value| format!("{value:.1} ms"))
+}

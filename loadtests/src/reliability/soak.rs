@@ -1,0 +1,150 @@
+//! A long run: does the resident size or the latency creep upwards?
+
+use super::{CheckError, Context};
+use crate::arrivals::Arrivals;
+use crate::figures::{ms, quantile};
+use crate::http::Connect;
+use crate::process::{Sample, Watch};
+use crate::record::Record;
+use crate::verdict::Verdict;
+
+/// The first part of a soak fills caches and pools.
+const WARM_SHARE: f64 = 0.25;
+const WINDOWS: usize = 12;
+const MAX_RSS_MIB_PER_HOUR: f64 = 16.0;
+/// Of the mean p99.
+const MAX_LATENCY_SHARE_PER_HOUR: f64 = 0.1;
+/// A slope counts when it is this many standard errors above what is allowed.
+const SURE: f64 = 2.0;
+const HOUR_S: f64 = 3600.0;
+const MIB: f64 = 1024.0 * 1024.0;
+
+pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, CheckError> {
+    let Some(pid) = context.server_pid else {
+        return Err(CheckError::CannotTry("the server's process is not known (--server-pid)".to_owned()));
+    };
+    let mut verdict = Verdict::new(
+        "soak",
+        format!(
+            "over time neither the resident size (at most {MAX_RSS_MIB_PER_HOUR} MiB an hour) nor the p99 (at most \
+             {:.0} % an hour) grows",
+            MAX_LATENCY_SHARE_PER_HOUR * 100.0
+        ),
+    );
+    let users = context.chats("users", Arrivals::Poisson { rate: context.options.rate }, context.options.lengths);
+    let watch = Watch::start(Some(pid));
+    let (_, run, figures) = context.run(vec![users]).await?;
+    let (_, samples) = watch.finish();
+    verdict.tried(format!(
+        "{} requests over {:.0} s, the first {:.0} % of it not counted",
+        figures.total.requests,
+        context.options.duration.as_secs_f64(),
+        WARM_SHARE * 100.0
+    ));
+    judge_size(&mut verdict, &samples)?;
+    judge_latency(&mut verdict, &run.records)?;
+    verdict.require(figures.total.error_count() == 0, || format!("errors: {:?}", figures.total.errors));
+    Ok(verdict)
+}
+
+fn judge_size(verdict: &mut Verdict, samples: &[Sample]) -> Result<(), CheckError> {
+    let end = samples.last().map_or(0.0, |sample| sample.at_s);
+    let warm = samples.iter().filter(|sample| sample.at_s >= end * WARM_SHARE);
+    let points: Vec<(f64, f64)> =
+        warm.map(|sample| (sample.at_s / HOUR_S, sample.server_rss_bytes as f64 / MIB)).collect();
+    let slope = Slope::of(&points).ok_or_else(too_short)?;
+    verdict.figure("resident size", format!("{:.1} MiB, {slope} MiB an hour", slope.mean));
+    verdict.require(!slope.is_above(MAX_RSS_MIB_PER_HOUR), || format!("resident size grows by {slope} MiB an hour"));
+    Ok(())
+}
+
+/// By the p99 of windows of equal length.
+fn judge_latency(verdict: &mut Verdict, records: &[Record]) -> Result<(), CheckError> {
+    let end = records.iter().map(|record| record.intended.as_secs_f64()).fold(0.0, f64::max);
+    let start = end * WARM_SHARE;
+    let width = (end - start) / WINDOWS as f64;
+    let points: Vec<(f64, f64)> = (0..WINDOWS)
+        .filter_map(|window| {
+            let from = start + window as f64 * width;
+            let inside = records
+                .iter()
+                .filter(|record| record.is_finished() && (from..from + width).contains(&record.intended.as_secs_f64()));
+            let mut taken: Vec<f64> = inside.map(|record| ms(record.end_to_end())).collect();
+            taken.sort_by(f64::total_cmp);
+            (!taken.is_empty()).then(|| ((from + width / 2.0) / HOUR_S, quantile(&taken, 0.99)))
+        })
+        .collect();
+    let slope = Slope::of(&points).ok_or_else(too_short)?;
+    verdict.figure("end to end, p99", format!("{:.1} ms, {slope} ms an hour", slope.mean));
+    verdict.require(!slope.is_above(slope.mean * MAX_LATENCY_SHARE_PER_HOUR), || {
+        format!("p99 grows by {slope} ms an hour")
+    });
+    Ok(())
+}
+
+fn too_short() -> CheckError {
+    CheckError::CannotTry("the soak is too short for a slope; give a longer --duration".to_owned())
+}
+
+/// Least squares.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Slope {
+    pub per_hour: f64,
+    pub standard_error: f64,
+    pub mean: f64,
+}
+
+impl Slope {
+    /// `points` are (hours, value); `None` below four of them, or where all have the same time.
+    pub fn of(points: &[(f64, f64)]) -> Option<Self> {
+        let count = points.len() as f64;
+        let (sum_x, sum_y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0, y + point.1));
+        let (mean_x, mean) = (sum_x / count, sum_y / count);
+        let spread: f64 = points.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
+        if points.len() < 4 || spread <= 0.0 {
+            return None;
+        }
+        let per_hour = points.iter().map(|(x, y)| (x - mean_x) * (y - mean)).sum::<f64>() / spread;
+        let residuals: f64 = points.iter().map(|(x, y)| (y - mean - per_hour * (x - mean_x)).powi(2)).sum();
+        let standard_error = (residuals / (count - 2.0) / spread).sqrt();
+        Some(Self { per_hour, standard_error, mean })
+    }
+
+    pub fn is_above(&self, limit: f64) -> bool {
+        self.per_hour - SURE * self.standard_error > limit
+    }
+}
+
+impl std::fmt::Display for Slope {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(formatter, "{:+.1} ± {:.1}", self.per_hour, SURE * self.standard_error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    fn noisy(slope: f64) -> Slope {
+        let mut rng = Rng::new(2);
+        let points: Vec<(f64, f64)> =
+            (0..200).map(|step| f64::from(step) / 100.0).map(|x| (x, 100.0 + slope * x + rng.normal())).collect();
+        Slope::of(&points).unwrap()
+    }
+
+    #[test]
+    fn a_leak_is_told_from_noise() {
+        let leak = noisy(40.0);
+        assert!((leak.per_hour - 40.0).abs() < 1.0 && leak.is_above(16.0), "{leak}");
+        assert!(!noisy(0.0).is_above(1.0));
+    }
+
+    #[test]
+    fn a_line_has_its_slope() {
+        let slope = Slope::of(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0), (3.0, 7.0)]).unwrap();
+        assert_eq!((slope.per_hour, slope.mean), (2.0, 4.0));
+        assert!(slope.standard_error < 1e-9);
+        assert!(Slope::of(&[(0.0, 1.0), (1.0, 2.0)]).is_none());
+    }
+}

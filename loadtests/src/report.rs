@@ -1,0 +1,201 @@
+//! What a run says at its end: a table for people, JSON for scripts, and both in a dated file on request.
+
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::clock;
+use crate::figures::{Quantiles, RunFigures, ms};
+use crate::plan::Plan;
+use crate::process::MachineFigures;
+use crate::run::Run;
+
+/// A generator that is later than this has measured itself.
+const LATE_MS: f64 = 5.0;
+/// The same, as a share of the time to the first token.
+const LATE_SHARE: f64 = 0.05;
+const BUSY_SHARE: f64 = 0.8;
+const FOREIGN_SHARE: f64 = 0.1;
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub about: About,
+    pub figures: RunFigures,
+    pub machine: MachineFigures,
+    pub generator: Overhead,
+    /// Why the figures may not be the server's.
+    pub warnings: Vec<String>,
+}
+
+/// Where a figure comes from.
+#[derive(Debug, Clone, Serialize)]
+pub struct About {
+    pub scenario: String,
+    pub url: String,
+    pub model: String,
+    pub date: String,
+    pub machine: String,
+    pub commit: String,
+    pub command: String,
+}
+
+/// The generator's own part.
+#[derive(Debug, Clone, Serialize)]
+pub struct Overhead {
+    pub lateness_ms: Option<Quantiles>,
+    pub cpu_cores: f64,
+    pub events_per_s: f64,
+    pub threads: usize,
+}
+
+impl Overhead {
+    pub fn of(run: &Run, machine: &MachineFigures, threads: usize) -> Self {
+        let events: usize = run.records.iter().map(|record| record.events.len()).sum();
+        Self {
+            lateness_ms: Quantiles::of(run.records.iter().map(|record| ms(record.lateness()))),
+            cpu_cores: machine.own_cpu_cores,
+            events_per_s: events as f64 / run.wall.as_secs_f64().max(f64::EPSILON),
+            threads,
+        }
+    }
+}
+
+impl Report {
+    pub fn of(about: About, (run, plan): (&Run, &Plan), machine: MachineFigures, threads: usize) -> Self {
+        let figures = RunFigures::of(run, plan);
+        let generator = Overhead::of(run, &machine, threads);
+        let warnings = warnings(&figures, &machine, &generator);
+        Self { about, figures, machine, generator, warnings }
+    }
+
+    pub fn table(&self) -> String {
+        table::render(self)
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
+impl About {
+    pub fn now(scenario: &str, url: &str, model: &str) -> Self {
+        Self {
+            scenario: scenario.to_owned(),
+            url: url.to_owned(),
+            model: model.to_owned(),
+            date: clock::utc(clock::wall()),
+            machine: machine(),
+            commit: commit(),
+            command: command(std::env::args()),
+        }
+    }
+
+    pub fn markdown(&self) -> String {
+        let Self { scenario: _, url, model, date, machine, commit, command } = self;
+        format!(
+            "- date: {date}\n- machine: {machine}\n- commit: {commit}\n- server: {url}, model `{model}`\n\
+             - command: `{command}`\n"
+        )
+    }
+}
+
+/// Writes `<date>-<name>.md` and `.json` into `folder`; the path of the first.
+pub fn save(folder: &Path, about: &About, (text, json): (&str, &str)) -> std::io::Result<PathBuf> {
+    std::fs::create_dir_all(folder)?;
+    let moment: String = about.date.chars().filter(|character| *character != ':').collect();
+    let name = Path::new(&about.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let path = folder.join(format!("{moment}-{name}.md"));
+    std::fs::write(&path, format!("# {name}\n\n{}\n```text\n{text}```\n", about.markdown()))?;
+    std::fs::write(path.with_extension("json"), format!("{json}\n"))?;
+    Ok(path)
+}
+
+/// The arguments, with the program's folder left out. Keys are read from files, so none is among them.
+fn command(mut args: impl Iterator<Item = String>) -> String {
+    let program = args.next().unwrap_or_default();
+    let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    std::iter::once(program).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+fn machine() -> String {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let value = |line: &str| line.split_once(':').map(|(_, value)| value.trim().to_owned());
+    let model = cpus.lines().find(|line| line.starts_with("model name")).and_then(value);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = memory.lines().find(|line| line.starts_with("MemTotal")).and_then(value);
+    let kib: u64 = kib.and_then(|value| value.split(' ').next()?.parse().ok()).unwrap_or(0);
+    format!("{}, {cores} cores, {} GiB", model.unwrap_or_else(|| std::env::consts::ARCH.to_owned()), kib >> 20)
+}
+
+/// Of the checkout that the program is run from, with a plus where files are changed.
+fn commit() -> String {
+    let git = |args: &[&str]| {
+        let output = std::process::Command::new("git").args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".to_owned() };
+    let is_changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|files| !files.is_empty());
+    if is_changed { format!("{commit}+") } else { commit }
+}
+
+fn warnings(figures: &RunFigures, machine: &MachineFigures, generator: &Overhead) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let late = generator.lateness_ms.map_or(0.0, |lateness| lateness.p99);
+    let first_token = figures.total.ttft_ms.map_or(f64::INFINITY, |ttft| ttft.p50);
+    if late > LATE_MS && late > LATE_SHARE * first_token {
+        warnings.push(format!("the generator is the bottleneck: 1 % of its requests left {late:.1} ms late or later"));
+    }
+    if generator.cpu_cores > BUSY_SHARE * generator.threads as f64 {
+        warnings.push(format!(
+            "the generator is the bottleneck: it used {:.2} cores with {} threads",
+            generator.cpu_cores, generator.threads
+        ));
+    }
+    if machine.foreign_cpu_cores > FOREIGN_SHARE * machine.cores as f64 {
+        warnings.push(format!(
+            "other programs used {:.2} of this machine's {} cores",
+            machine.foreign_cpu_cores, machine.cores
+        ));
+    }
+    if figures.total.without_usage > 0 {
+        warnings.push(format!(
+            "{} answers came without usage: their tokens are counted by events",
+            figures.total.without_usage
+        ));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::Figures;
+
+    fn warned(lateness_ms: f64, own_cores: f64, foreign_cores: f64) -> Vec<String> {
+        let quantiles = |value| Quantiles::of([value].into_iter());
+        let total = Figures { ttft_ms: quantiles(50.0), ..Figures::default() };
+        let figures = RunFigures { wall_s: 1.0, total, traffic: [].into(), tenants: [].into() };
+        let machine = MachineFigures { foreign_cpu_cores: foreign_cores, cores: 2, ..MachineFigures::default() };
+        let generator =
+            Overhead { lateness_ms: quantiles(lateness_ms), cpu_cores: own_cores, events_per_s: 1.0, threads: 1 };
+        warnings(&figures, &machine, &generator)
+    }
+
+    #[test]
+    fn a_generator_that_measures_itself_says_so() {
+        assert!(warned(1.0, 0.1, 0.0).is_empty());
+        assert!(warned(9.0, 0.1, 0.0)[0].contains("9.0 ms late"));
+        assert!(warned(1.0, 0.9, 0.0)[0].contains("0.90 cores"));
+        assert!(warned(1.0, 0.1, 0.8)[0].contains("other programs"));
+    }
+
+    #[test]
+    fn the_command_is_kept_without_its_folder() {
+        let args = ["/somewhere/target/passerelle-loadtests", "run", "--url", "http://127.0.0.1:1"];
+        let command = command(args.into_iter().map(str::to_owned));
+        assert_eq!(command, "passerelle-loadtests run --url http://127.0.0.1:1");
+    }
+}

@@ -1,0 +1,168 @@
+//! Carries out a plan. An open loop: requests leave at their times, whatever the answers do.
+
+mod pacing;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+pub use pacing::Pacing;
+
+use crate::clock::{Instant, now};
+use crate::generate::{Answer, generate};
+use crate::http::{Client, Connect};
+use crate::plan::{ClosedGroup, Conversation, Job, Plan, Script};
+use crate::progress::Progress;
+use crate::record::{Ending, ErrorKind, Place, Record};
+
+/// Between the start of a run and its first request, so that everything is in place.
+const LEAD: Duration = Duration::from_millis(20);
+/// Beyond it requests are counted as not sent: the generator, not the server, would be measured.
+pub const DEFAULT_MAX_IN_FLIGHT: usize = 16_384;
+
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    pub pacing: Pacing,
+    pub max_in_flight: usize,
+    pub progress: Arc<Progress>,
+}
+
+#[derive(Debug)]
+pub struct Run {
+    /// In the order in which they ended.
+    pub records: Vec<Record>,
+    /// From the first intended start to the last end.
+    pub wall: Duration,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self { pacing: Pacing::Thread, max_in_flight: DEFAULT_MAX_IN_FLIGHT, progress: Arc::default() }
+    }
+}
+
+/// Sends all that `plan` holds to `client`'s server and waits for every answer.
+pub async fn run<C: Connect>(client: &Client<C>, plan: &Plan, options: &RunOptions) -> Run {
+    let sender = Sender { client: client.clone(), start: now() + LEAD, progress: Arc::clone(&options.progress) };
+    let mut users = JoinSet::new();
+    for group in &plan.closed {
+        spawn_closed(&mut users, &sender, group, plan.duration);
+    }
+    let mut records = Vec::new();
+    let offsets = plan.open.iter().map(|job| job.at).collect();
+    let mut ticks = options.pacing.ticks(sender.start, offsets);
+    while let Some(index) = ticks.recv().await {
+        let job = &plan.open[index];
+        if options.progress.counts().in_flight as usize >= options.max_in_flight {
+            records.push(sender.not_sent(job));
+        } else {
+            let (sender, job) = (sender.clone(), job.clone());
+            users.spawn(async move { sender.carry_out(&job, job.at).await });
+        }
+        while let Some(ended) = users.try_join_next() {
+            records.extend(ended.expect("a user's task does not panic and is not cancelled"));
+        }
+    }
+    while let Some(ended) = users.join_next().await {
+        records.extend(ended.expect("a user's task does not panic and is not cancelled"));
+    }
+    let wall = records.iter().map(|record| record.end).max().unwrap_or_default();
+    Run { records, wall }
+}
+
+fn spawn_closed<C: Connect>(
+    users: &mut JoinSet<Vec<Record>>,
+    sender: &Sender<C>,
+    group: &ClosedGroup,
+    duration: Duration,
+) {
+    let queue = Arc::new(Mutex::new(VecDeque::from(group.jobs.clone())));
+    for _ in 0..group.concurrency {
+        let (sender, queue) = (sender.clone(), Arc::clone(&queue));
+        users.spawn(async move {
+            tokio::time::sleep_until(sender.start).await;
+            let mut records = Vec::new();
+            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            while let Some(job) = next() {
+                let intended = now().saturating_duration_since(sender.start);
+                if intended >= duration {
+                    break;
+                }
+                records.extend(sender.carry_out(&job, intended).await);
+            }
+            records
+        });
+    }
+}
+
+struct Sender<C: Connect> {
+    client: Client<C>,
+    start: Instant,
+    progress: Arc<Progress>,
+}
+
+impl<C: Connect> Clone for Sender<C> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), start: self.start, progress: Arc::clone(&self.progress) }
+    }
+}
+
+impl<C: Connect> Sender<C> {
+    async fn carry_out(&self, job: &Job, intended: Duration) -> Vec<Record> {
+        let place = Place { index: job.index, turn: 0, traffic: job.traffic, intended };
+        match &job.script {
+            Script::Single(call) => {
+                self.progress.count_sent();
+                let answer = generate(&self.client, call).await;
+                vec![self.record(place, answer)]
+            }
+            Script::Conversation(conversation) => self.converse(conversation, place).await,
+        }
+    }
+
+    /// Turn after turn; a turn that fails ends the conversation.
+    async fn converse(&self, conversation: &Conversation, mut place: Place) -> Vec<Record> {
+        let mut records = Vec::with_capacity(conversation.turns.len());
+        let mut messages = Vec::new();
+        for (turn, (text, max_tokens)) in conversation.turns.iter().enumerate() {
+            messages.push(serde_json::json!({"role": "user", "content": text}));
+            let mut call = conversation.call.clone();
+            call.body = conversation.template.chat(&messages, *max_tokens);
+            self.progress.count_sent();
+            let record = self.record(Place { turn, ..place }, generate(&self.client, &call).await);
+            let goes_on = record.is_finished();
+            messages.push(serde_json::json!({"role": "assistant", "content": record.text}));
+            place.intended = record.end + conversation.think;
+            records.push(record);
+            if !goes_on {
+                break;
+            }
+            if turn + 1 < conversation.turns.len() {
+                tokio::time::sleep_until(self.start + place.intended).await;
+            }
+        }
+        records
+    }
+
+    fn record(&self, place: Place, answer: Answer) -> Record {
+        let record = Record::new(place, self.start, answer);
+        self.progress.count_ended(&record);
+        record
+    }
+
+    fn not_sent(&self, job: &Job) -> Record {
+        let at = now();
+        let answer = Answer {
+            sent: at,
+            events: Vec::new(),
+            end: at,
+            ending: Ending::Failed(ErrorKind::NotSent),
+            usage: None,
+            finish_reason: None,
+            text: String::new(),
+        };
+        Record::new(Place { index: job.index, turn: 0, traffic: job.traffic, intended: job.at }, self.start, answer)
+    }
+}

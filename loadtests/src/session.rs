@@ -1,0 +1,89 @@
+//! A server that is ready to be measured: reachable, its model known, prompts of exact lengths at hand.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::figures::RunFigures;
+use crate::http::{Client, Connect, HttpError, Request};
+use crate::plan::{Keys, Plan, PlanError, Target};
+use crate::prompts::PromptMaker;
+use crate::run::{Run, RunOptions, run};
+use crate::scenario::Scenario;
+use crate::tokens::{Tokenizer, TokensError};
+
+#[derive(Debug)]
+pub struct Session<C: Connect> {
+    pub client: Client<C>,
+    pub target: Target,
+    pub maker: PromptMaker<C>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error("{authority}: {source}")]
+    Unreachable { authority: String, source: HttpError },
+    #[error("{authority}: GET /v1/models answered {status}; does it need a key?")]
+    NoModels { authority: String, status: u16 },
+    #[error("{authority} serves no model")]
+    NoModel { authority: String },
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
+}
+
+#[derive(Deserialize)]
+struct Models {
+    data: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    id: String,
+}
+
+impl<C: Connect> Session<C> {
+    /// Without `model` the server's first one is taken; without `tokenizer` the server counts tokens.
+    pub async fn open(
+        client: Client<C>,
+        model: Option<&str>,
+        keys: Keys,
+        tokenizer: Option<&Path>,
+    ) -> Result<Self, SessionError> {
+        let key = keys.default.clone().or_else(|| keys.by_tenant.values().next().cloned());
+        let model = match model {
+            Some(model) => model.to_owned(),
+            None => first_model(&client, key.as_deref()).await?,
+        };
+        let tokenizer = match tokenizer {
+            Some(file) => Tokenizer::local(file)?,
+            None => Tokenizer::of_server(client.clone(), &model, key.as_deref()).await?,
+        };
+        let maker = PromptMaker::new(tokenizer).await?;
+        Ok(Self { client, target: Target { model, keys }, maker })
+    }
+
+    pub async fn plan(&self, scenario: &Scenario) -> Result<Plan, PlanError> {
+        Plan::make(scenario, &self.maker, &self.target).await
+    }
+
+    /// Plans and runs `scenario`.
+    pub async fn run(&self, scenario: &Scenario, options: &RunOptions) -> Result<(Plan, Run, RunFigures), PlanError> {
+        let plan = self.plan(scenario).await?;
+        let run = run(&self.client, &plan, options).await;
+        let figures = RunFigures::of(&run, &plan);
+        Ok((plan, run, figures))
+    }
+}
+
+async fn first_model<C: Connect>(client: &Client<C>, api_key: Option<&str>) -> Result<String, SessionError> {
+    let authority = client.endpoint().authority.clone();
+    let request = Request { method: "GET", path: "/v1/models", api_key, body: b"" };
+    let (status, body) = match client.fetch(&request).await {
+        Ok(answer) => answer,
+        Err(source) => return Err(SessionError::Unreachable { authority, source }),
+    };
+    let Ok(models) = serde_json::from_slice::<Models>(&body) else {
+        return Err(SessionError::NoModels { authority, status });
+    };
+    models.data.into_iter().next().map(|model| model.id).ok_or(SessionError::NoModel { authority })
+}

@@ -1,0 +1,121 @@
+//! Traces: one request a line, as JSON.
+//!
+//! ```json
+//! {"at_s": 0.5, "prompt_tokens": 120, "output_tokens": 40, "tenant": "light"}
+//! {"at_s": 0.9, "messages": [{"role": "user", "content": "Hello"}], "output_tokens": 40}
+//! {"timestamp": 1200, "input_length": 900, "output_length": 60, "hash_ids": [1, 2]}
+//! ```
+//!
+//! The last form is that of Mooncake's published traces (FAST'25): milliseconds, and ids of blocks of 512 tokens that
+//! requests share.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Of one `hash_id`.
+pub const BLOCK_TOKENS: u32 = 512;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct TraceLine {
+    pub at: Duration,
+    pub prompt: TracePrompt,
+    pub output_tokens: u32,
+    pub tenant: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum TracePrompt {
+    Words { tokens: u32, blocks: Vec<u64> },
+    Messages(Vec<serde_json::Value>),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    #[error("{path}: {source}")]
+    Unreadable { path: String, source: std::io::Error },
+    #[error("line {line}: {what}")]
+    Malformed { line: usize, what: String },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenLine {
+    at_s: Option<f64>,
+    timestamp: Option<f64>,
+    #[serde(alias = "input_length")]
+    prompt_tokens: Option<u32>,
+    #[serde(alias = "output_length")]
+    output_tokens: u32,
+    messages: Option<Vec<serde_json::Value>>,
+    #[serde(default)]
+    hash_ids: Vec<u64>,
+    tenant: Option<String>,
+}
+
+pub fn read(path: &Path) -> Result<Vec<TraceLine>, TraceError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| TraceError::Unreadable { path: path.display().to_string(), source })?;
+    parse(&text)
+}
+
+/// The lines, in the order of their times.
+pub fn parse(text: &str) -> Result<Vec<TraceLine>, TraceError> {
+    let mut lines = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        lines.push(parse_line(line).map_err(|what| TraceError::Malformed { line: index + 1, what })?);
+    }
+    lines.sort_by_key(|line| line.at);
+    Ok(lines)
+}
+
+fn parse_line(line: &str) -> Result<TraceLine, String> {
+    let written: WrittenLine = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let seconds = match (written.at_s, written.timestamp) {
+        (Some(at_s), None) => at_s,
+        (None, Some(timestamp_ms)) => timestamp_ms / 1000.0,
+        _ => return Err("needs one of `at_s` and `timestamp`".to_owned()),
+    };
+    let at = Duration::try_from_secs_f64(seconds).map_err(|_| format!("{seconds} is not a time"))?;
+    let prompt = match (written.messages, written.prompt_tokens) {
+        (Some(messages), None) => TracePrompt::Messages(messages),
+        (None, Some(tokens)) if tokens > 0 => TracePrompt::Words { tokens, blocks: written.hash_ids },
+        _ => return Err("needs one of `messages` and `prompt_tokens` (at least 1)".to_owned()),
+    };
+    if written.output_tokens == 0 {
+        return Err("`output_tokens` must be at least 1".to_owned());
+    }
+    Ok(TraceLine { at, prompt, output_tokens: written.output_tokens, tenant: written.tenant })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_are_read_in_the_order_of_time() {
+        let lines = parse(concat!(
+            r#"{"timestamp": 1200, "input_length": 900, "output_length": 60, "hash_ids": [1, 2]}"#,
+            "\n\n",
+            r#"{"at_s": 0.5, "prompt_tokens": 12, "output_tokens": 4, "tenant": "light"}"#,
+        ))
+        .unwrap();
+        assert_eq!(lines[0].at, Duration::from_millis(500));
+        assert_eq!(lines[0].tenant.as_deref(), Some("light"));
+        assert_eq!(lines[1].prompt, TracePrompt::Words { tokens: 900, blocks: vec![1, 2] });
+    }
+
+    #[test]
+    fn a_wrong_line_is_named() {
+        for wrong in [
+            r#"{"at_s": 1, "prompt_tokens": 0, "output_tokens": 4}"#,
+            r#"{"at_s": 1, "timestamp": 1, "prompt_tokens": 3, "output_tokens": 4}"#,
+            r#"{"at_s": -1, "prompt_tokens": 3, "output_tokens": 4}"#,
+            r#"{"at_s": 1, "prompt_tokens": 3, "output_tokens": 4, "speed": 1}"#,
+        ] {
+            let error = parse(&format!("\n{wrong}")).unwrap_err().to_string();
+            assert!(error.starts_with("line 2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What a check says at its end: the promise, what was tried, the figures, and whether it holds.
+
+use serde::Serialize;
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Verdict {
+    pub check: &'static str,
+    pub promise: String,
+    pub tried: String,
+    pub figures: Vec<Figure>,
+    /// Where it falls short; empty when the promise holds.
+    pub broken: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figure {
+    pub name: String,
+    pub value: String,
+}
+
+impl Verdict {
+    pub fn new(check: &'static str, promise: impl Into<String>) -> Self {
+        Self { check, promise: promise.into(), tried: String::new(), figures: Vec::new(), broken: Vec::new() }
+    }
+
+    pub fn holds(&self) -> bool {
+        self.broken.is_empty()
+    }
+
+    pub fn tried(&mut self, what: impl Into<String>) {
+        self.tried = what.into();
+    }
+
+    pub fn figure(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.figures.push(Figure { name: name.into(), value: value.into() });
+    }
+
+    /// The promise includes that `condition` is true.
+    pub fn require(&mut self, condition: bool, otherwise: impl FnOnce() -> String) {
+        if !condition {
+            self.broken.push(otherwise());
+        }
+    }
+
+    pub fn render(&self) -> String {
+        let mut text = format!("{}\n  promise: {}\n  tried:   {}\n", self.check, self.promise, self.tried);
+        let width = self.figures.iter().map(|figure| figure.name.chars().count()).max().unwrap_or(0);
+        for Figure { name, value } in &self.figures {
+            text.push_str(&format!("  {name:<width$}  {value}\n"));
+        }
+        for broken in &self.broken {
+            text.push_str(&format!("  broken:  {broken}\n"));
+        }
+        text + if self.holds() { "  holds\n" } else { "  falls short\n" }
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        let mut value = serde_json::json!(self);
+        value["holds"] = self.holds().into();
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_falls_short_when_anything_is_broken() {
+        let mut verdict = Verdict::new("example", "it is quick");
+        verdict.require(true, || unreachable!("it is true"));
+        assert!(verdict.holds() && verdict.render().ends_with("  holds\n"));
+        verdict.require(false, || "it took 3 s".to_owned());
+        assert!(!verdict.holds() && verdict.render().ends_with("broken:  it took 3 s\n  falls short\n"));
+        assert_eq!(verdict.json()["holds"], false);
+    }
+}

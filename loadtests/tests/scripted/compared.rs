@@ -1,0 +1,78 @@
+//! Servers side by side, and answers beside themselves.
+
+use std::time::Duration;
+
+use passerelle_loadtests::compare::{Better, CompareError, CompareOptions, Comparison, Contender, compare};
+use passerelle_loadtests::correctness;
+use passerelle_loadtests::scenario::Scenario;
+
+use crate::server::{Reply, Scripted, steady, virtual_time};
+
+const MS: Duration = Duration::from_millis(1);
+
+fn scenario() -> Scenario {
+    let text = "description = 'test'\nduration_s = 10\n[[traffic]]\nname = 'chat'\n\
+                arrivals = { kind = 'poisson', rate = 5.0 }\n\
+                workload = { kind = 'chat', prompt_tokens = 9, output_tokens = 11 }\n";
+    Scenario::parse("test", text).expect("the scenario is well formed")
+}
+
+async fn compared(servers: [Scripted; 2]) -> Result<Comparison, CompareError> {
+    let mut contenders = Vec::new();
+    for (name, server) in ["a", "b"].into_iter().zip(servers) {
+        contenders.push(Contender { name: name.to_owned(), session: server.session().await });
+    }
+    compare(&contenders, &scenario(), &CompareOptions { rounds: 3, token_tolerance: 0, run: virtual_time() }).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn ratios_are_those_of_the_delays() {
+    let comparison =
+        compared([Scripted::new(steady(50 * MS, 10 * MS)), Scripted::new(steady(100 * MS, 5 * MS))]).await.unwrap();
+    let row = |name: &str| comparison.rows.iter().find(|row| row.figure.starts_with(name)).unwrap();
+    let first = row("time to first token, p50").ratios[0];
+    assert!((first.estimate - 2.0).abs() < 0.05 && first.is_clear(), "{first}");
+    let per_token = row("time per output token, p50").ratios[0];
+    assert!((per_token.estimate - 0.5).abs() < 0.05 && per_token.is_clear(), "{per_token}");
+    assert_eq!(row("output tokens per second").better, Better::Higher);
+    assert!(comparison.table().contains("b/a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn different_work_is_not_compared() {
+    let short = Scripted::new(|_| Reply::Tokens { delays: vec![MS; 7], text: "w".to_owned() });
+    let error = compared([Scripted::new(steady(50 * MS, MS)), short]).await.unwrap_err();
+    assert!(matches!(error, CompareError::CountsDiffer { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_order_of_the_servers_changes_from_round_to_round() {
+    let log = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let server = |name: char| {
+        let log = std::sync::Arc::clone(&log);
+        Scripted::new(move |seen| {
+            let mut log = log.lock().unwrap();
+            if !log.ends_with(name) {
+                log.push(name);
+            }
+            drop(log);
+            steady(5 * MS, MS)(seen)
+        })
+    };
+    compared([server('a'), server('b')]).await.unwrap();
+    assert_eq!(*log.lock().unwrap(), "abab", "a b, then b a, then a b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_load_changes_is_found() {
+    let verdict_of = |changes: bool| async move {
+        let server = Scripted::new(move |seen| {
+            let text = if changes && seen.in_flight > 2 { "x " } else { "w " };
+            Reply::Tokens { delays: vec![100 * MS; 5], text: text.to_owned() }
+        });
+        correctness::check(&server.session().await, &scenario(), &virtual_time()).await.unwrap()
+    };
+    assert!(verdict_of(false).await.holds());
+    let verdict = verdict_of(true).await;
+    assert!(verdict.broken[0].contains("differs after 0 characters"), "{}", verdict.render());
+}

@@ -1,0 +1,127 @@
+//! Figures are what the server's delays say.
+
+use std::time::Duration;
+
+use passerelle_loadtests::clock::now;
+use passerelle_loadtests::figures::{Quantiles, RunFigures};
+use passerelle_loadtests::http::{Client, Endpoint};
+use passerelle_loadtests::plan::Keys;
+use passerelle_loadtests::run::{RunOptions, run};
+use passerelle_loadtests::scenario::Scenario;
+use passerelle_loadtests::session::Session;
+
+use crate::server::{Reply, Scripted, Seen, steady, virtual_time};
+
+const MS: Duration = Duration::from_millis(1);
+
+fn scenario(arrivals: &str, duration_s: u32, rest: &str) -> Scenario {
+    let text = format!(
+        "description = 'test'\nduration_s = {duration_s}\n{rest}\n[[traffic]]\nname = 'chat'\narrivals = {arrivals}\n\
+         requests = 400\nworkload = {{ kind = 'chat', prompt_tokens = 9, output_tokens = 21 }}\n"
+    );
+    Scenario::parse("test", &text).expect("the test's scenario is well formed")
+}
+
+async fn figures_of(server: &Scripted, scenario: &Scenario) -> RunFigures {
+    server.session().await.run(scenario, &virtual_time()).await.expect("prompts can be made").2
+}
+
+fn assert_within(value: f64, expected: f64, share: f64, what: &str) {
+    assert!((value / expected - 1.0).abs() <= share, "{what}: {value} instead of {expected}");
+}
+
+/// First tokens after 50, 51, ... 449 ms and a gap that grows with them, in an order that the arrivals do not know.
+fn spread(seen: &Seen) -> Reply {
+    let rank = (seen.number * 149 % 400) as u32;
+    let mut delays = vec![MS * (50 + rank)];
+    delays.extend(std::iter::repeat_n(MS * (10 + rank / 10), 20));
+    Reply::Tokens { delays, text: "w ".to_owned() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn percentiles_are_right_within_two_percent() {
+    let server = Scripted::new(spread);
+    let figures = figures_of(&server, &scenario("{ kind = 'poisson', rate = 25.0 }", 60, "")).await.total;
+    assert_eq!((figures.finished, figures.output_tokens), (400, 400 * 21));
+    let ttft = figures.ttft_ms.unwrap();
+    for (value, expected, what) in [
+        (ttft.p50, 249.5, "median"),
+        (ttft.p90, 409.1, "p90"),
+        (ttft.p99, 445.0, "p99"),
+        (ttft.max, 449.0, "max"),
+        (ttft.mean, 249.5, "mean"),
+    ] {
+        assert_within(value, expected, 0.02, what);
+    }
+    let tpot = figures.tpot_ms.unwrap();
+    assert_within(tpot.p50, 29.5, 0.02, "time per output token, median");
+    assert_within(tpot.p99, 49.0, 0.02, "time per output token, p99");
+    assert_within(figures.itl_ms.unwrap().p50, 29.5, 0.02, "inter-token latency, median");
+    assert_within(figures.e2e_ms.unwrap().max, 449.0 + 20.0 * 49.0, 0.02, "end to end, max");
+}
+
+/// The server stands still for ten seconds; a closed loop would see one slow request, and users see many.
+#[tokio::test(start_paused = true)]
+async fn a_stall_is_seen_by_all_who_arrive_in_it() {
+    let start = now();
+    let (from, to) = (Duration::from_secs(10), Duration::from_secs(20));
+    let server = Scripted::new(move |_| {
+        let at = start.elapsed();
+        let stall = if (from..to).contains(&at) { to - at } else { Duration::ZERO };
+        Reply::Tokens { delays: vec![stall + 20 * MS], text: "w".to_owned() }
+    });
+    let figures = figures_of(&server, &scenario("{ kind = 'constant', rate = 10.0 }", 40, "")).await.total;
+    let Quantiles { p50, p90, p99, .. } = figures.ttft_ms.unwrap();
+    assert_within(p50, 20.0, 0.1, "half of the users never met the stall");
+    assert_within(p90, 6_030.0, 0.03, "a quarter of them waited, up to ten seconds");
+    assert_within(p99, 9_640.0, 0.03, "the unlucky waited nearly all of it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn goodput_and_rates_follow_the_objectives() {
+    let server = Scripted::new(spread);
+    let objectives = "objectives = { ttft_ms = 149.5 }";
+    let figures = figures_of(&server, &scenario("{ kind = 'constant', rate = 10.0 }", 40, objectives)).await;
+    assert_within(figures.total.good_share, 0.25, 0.02, "a quarter of first tokens come in time");
+    assert_within(figures.total.requests_per_s, 400.0 / figures.wall_s, 0.001, "requests per second");
+    assert_within(figures.total.output_tokens_per_s, 8400.0 / figures.wall_s, 0.001, "tokens per second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn warmup_is_not_counted() {
+    let server = Scripted::new(steady(30 * MS, 5 * MS));
+    let figures = figures_of(&server, &scenario("{ kind = 'constant', rate = 10.0 }", 20, "warmup_s = 5")).await;
+    assert_eq!((figures.total.requests, server.seen().len()), (150, 200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn closed_users_wait_for_their_answers() {
+    let server = Scripted::new(steady(100 * MS, 5 * MS));
+    let figures = figures_of(&server, &scenario("{ kind = 'closed', concurrency = 8 }", 600, "")).await;
+    assert_eq!(figures.total.finished, 400);
+    assert_within(figures.wall_s, 400.0 / 8.0 * 0.2, 0.02, "fifty rounds of 200 ms");
+    assert_eq!(server.seen().iter().map(|seen| seen.in_flight).max(), Some(8));
+    assert_within(figures.total.ttft_ms.unwrap().p50, 100.0, 0.02, "the wait for the user before is not counted");
+}
+
+/// Over the network and by the thread that keeps the schedule; the delays are long, so that a busy machine passes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_a_real_socket_the_delays_are_seen() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Scripted::new(steady(400 * MS, 20 * MS));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(server.clone().serve(stream));
+        }
+    });
+    let client = Client::tcp(Endpoint::parse(&format!("http://{address}")).unwrap());
+    let session = Session::open(client, None, Keys::default(), None).await.unwrap();
+    let plan = session.plan(&scenario("{ kind = 'burst', size = 8, every_s = 1.0 }", 1, "")).await.unwrap();
+    let done = run(&session.client, &plan, &RunOptions::default()).await;
+    let figures = RunFigures::of(&done, &plan).total;
+    assert_eq!((figures.finished, figures.output_tokens), (8, 168));
+    let (ttft, e2e) = (figures.ttft_ms.unwrap(), figures.e2e_ms.unwrap());
+    assert!(ttft.p50 >= 400.0 && e2e.p50 >= 800.0, "{ttft:?} {e2e:?}");
+    assert!(ttft.p50 < 600.0, "{ttft:?}");
+}

@@ -1,0 +1,7 @@
+//! The whole instrument against a server of known delays.
+
+mod checks;
+mod compared;
+mod endings;
+mod figures;
+mod server;
