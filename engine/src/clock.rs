@@ -13,12 +13,14 @@ pub trait Clock: Send + Sync + std::fmt::Debug {
     fn wall(&self) -> Duration;
 }
 
+/// The machine's clocks.
 #[derive(Debug)]
 pub struct SystemClock {
     start: Instant,
 }
 
 impl SystemClock {
+    /// A clock that starts at zero now.
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the monotonic clock")]
     pub fn new() -> Self {
         Self { start: Instant::now() }
@@ -49,6 +51,7 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
+    /// Moves time forward, for every clone.
     pub fn advance(&self, by: Duration) {
         self.now_ns.fetch_add(by.as_nanos() as u64, Ordering::SeqCst);
     }

@@ -1,3 +1,5 @@
+//! What comes out of the engine.
+
 use passerelle_models::TokenId;
 
 /// What a request hears from the engine, in this order: `PromptLogprobs` (only if asked for), `Token`s, then exactly
@@ -6,11 +8,19 @@ use passerelle_models::TokenId;
 pub enum Event {
     /// One entry per prompt token; the first has no predecessor and is `None`.
     PromptLogprobs(Vec<Option<TokenLogprobs>>),
+    /// One generated token.
     Token(TokenEvent),
-    Finished { reason: FinishReason, usage: Usage },
-    Failed { error: RequestError, usage: Usage },
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+    },
+    Failed {
+        error: RequestError,
+        usage: Usage,
+    },
 }
 
+/// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEvent {
     pub token: TokenId,
@@ -28,6 +38,7 @@ pub struct TokenLogprobs {
     pub top: Vec<(TokenId, f32)>,
 }
 
+/// Why a request is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
     /// A stop or end-of-sequence token was generated.
@@ -50,10 +61,13 @@ pub struct Usage {
 /// Why a request failed. It fails alone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
+    /// A row of logits held NaN or infinity, or left no token to choose.
     #[error("the model produced a number that is not finite")]
     NotFinite,
+    /// The model panicked or returned an error, also when it ran this request alone.
     #[error("the step that ran this request failed: {0}")]
     Step(String),
+    /// The engine was shut down before the request was complete.
     #[error("the engine is shutting down")]
     ShuttingDown,
 }

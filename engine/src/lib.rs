@@ -1,8 +1,43 @@
 //! Requests to token events: continuous batching over a paged KV cache. Sees token ids, never text.
+//!
+//! [`Engine`] owns one thread and one model; [`EngineHandle`] is its door: a [`Request`] goes in, an [`EventStream`]
+//! comes out, and every queue between them is bounded. Inside, [`StepLoop`] repeats one step: take commands,
+//! wait for the turn, schedule, run, drain aborts, update, publish, conclude.
 
 pub mod clock;
 pub mod event;
 pub mod request;
+pub mod testing;
 
+mod admission;
+mod block_pool;
+mod catch_up;
+mod config;
+mod engine;
+mod error;
+mod event_stream;
+#[cfg(test)]
+mod fixtures;
+mod kv_cache_manager;
+mod logprobs;
+mod model_runner;
+mod policy;
+mod prefix;
+mod random;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod stats;
+mod step;
+mod turns;
+mod weights;
+
+pub use config::{ConfigError, EngineConfig};
+pub use engine::{Engine, EngineHandle, EngineParts};
+pub use error::{EngineError, SubmitError};
 pub use event::{Event, FinishReason, RequestError, TokenEvent, TokenLogprobs, Usage};
+pub use event_stream::{AbortHandle, EventStream};
 pub use request::{CacheSalt, Request, RequestId, SamplingParams, ShareKey};
+pub use stats::{EngineStats, NullObserver, StepObserver, StepReport};
+pub use step::StepLoop;
+pub use turns::{StepTurns, Turn};

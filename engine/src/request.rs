@@ -1,3 +1,5 @@
+//! What goes into the engine.
+
 use passerelle_models::TokenId;
 
 /// Names a request in logs and events. Made by the server, never taken from a client.
@@ -43,7 +45,7 @@ pub struct SamplingParams {
     /// OpenAI's penalties over generated tokens, in [-2, 2].
     pub frequency_penalty: f32,
     pub presence_penalty: f32,
-    /// CTRL's multiplicative penalty over prompt and generated tokens (arXiv 1909.05858); 1 is neutral.
+    /// CTRL's multiplicative penalty over prompt and generated tokens (arXiv 1909.05858), above 0; 1 is neutral.
     pub repetition_penalty: f32,
     pub logit_bias: Vec<(TokenId, f32)>,
     /// Same seed, same tokens, whatever the batch. `None` lets the engine draw one.
@@ -75,5 +77,24 @@ impl Default for SamplingParams {
             logprobs: None,
             prompt_logprobs: None,
         }
+    }
+}
+
+impl SamplingParams {
+    /// The first field outside its range. The engine relies on these: a draw needs a finite, ordered distribution.
+    pub(crate) fn out_of_range(&self) -> Option<&'static str> {
+        const OPENAI_PENALTIES: std::ops::RangeInclusive<f32> = -2.0..=2.0;
+        let in_range = [
+            ("temperature", self.temperature.is_finite() && self.temperature >= 0.0),
+            ("top_k", self.top_k != Some(0)),
+            ("top_p", self.top_p > 0.0 && self.top_p <= 1.0),
+            ("min_p", (0.0..=1.0).contains(&self.min_p)),
+            ("frequency_penalty", OPENAI_PENALTIES.contains(&self.frequency_penalty)),
+            ("presence_penalty", OPENAI_PENALTIES.contains(&self.presence_penalty)),
+            ("repetition_penalty", self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0),
+            // Minus infinity forbids a token.
+            ("logit_bias", self.logit_bias.iter().all(|(_, bias)| *bias < f32::INFINITY)),
+        ];
+        in_range.iter().find(|(_, is_in_range)| !is_in_range).map(|(name, _)| *name)
     }
 }

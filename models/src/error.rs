@@ -1,4 +1,7 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+const MAX_WHAT_CHARS: usize = 120;
+const MAX_PROBLEM_CHARS: usize = 400;
 
 /// Why a checkpoint cannot be served, or a step cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -13,4 +16,36 @@ pub enum ModelError {
     Io { file: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Device(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    pub(crate) fn checkpoint(file: &Path, what: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Checkpoint {
+            file: file.to_owned(),
+            what: harmless(&what.into(), MAX_WHAT_CHARS),
+            problem: harmless(&problem.into(), MAX_PROBLEM_CHARS),
+        }
+    }
+}
+
+/// Names and values come from the checkpoint: no control character reaches a terminal, and no error repeats a file.
+fn harmless(text: &str, max_chars: usize) -> String {
+    let mut shown = String::new();
+    for (index, character) in text.chars().enumerate() {
+        if index == max_chars {
+            shown.push_str("...");
+            break;
+        }
+        if character.is_control() || is_invisible(character) {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+/// Characters that change the order in which others are shown, or that are not shown themselves.
+fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

@@ -43,7 +43,8 @@ pub struct ModelInput {
 }
 
 impl ModelInput {
-    /// Errors when a sequence is empty, its blocks do not cover its tokens, or a sampled index is out of range.
+    /// Errors when a sequence is empty, its blocks do not cover its tokens, or its sampled indexes are out of range or not
+    /// ascending.
     pub fn new(block_size: usize, sequences: &[SequenceInput<'_>]) -> Result<Self, ModelError> {
         let mut input = Self {
             block_size,
@@ -74,6 +75,9 @@ impl ModelInput {
         }
         if let Some(row) = sequence.sample.iter().find(|&&row| row >= sequence.tokens.len()) {
             return Err(ModelError::Input(format!("sampled token {row} of {}", sequence.tokens.len())));
+        }
+        if !sequence.sample.is_sorted_by(|a, b| a < b) {
+            return Err(ModelError::Input("sampled tokens that do not ascend".into()));
         }
         let first_row = self.tokens.len();
         self.rows_to_sample.extend(sequence.sample.iter().map(|row| first_row + row));

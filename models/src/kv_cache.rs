@@ -1,6 +1,11 @@
 use candle_core::{DType, Device, Tensor};
+use half::bf16;
 
 use crate::ModelError;
+
+/// Consecutive keys that attention visits together. Tiles start at absolute positions 0, 16, 32 ..., whatever the block
+/// size, so that a row's sums do not depend on how the cache is cut.
+pub const KV_TILE: usize = 16;
 
 /// What the cache of one model looks like. Every layer is of one kind so far (full attention); windows and recurrent
 /// state become further groups.
@@ -9,19 +14,37 @@ pub struct KvCacheSpec {
     pub num_layers: usize,
     pub num_kv_heads: usize,
     pub head_dim: usize,
+    /// f32 or bf16
     pub dtype: DType,
-    /// Tokens per block. A multiple of the attention's KV tile, so that a tile never spans two blocks.
+    /// Tokens per block. A multiple of [`KV_TILE`], so that a tile never spans two blocks.
     pub block_size: usize,
 }
 
 impl KvCacheSpec {
     /// Bytes of K and V, over all layers, that one block takes.
     pub fn block_bytes(&self) -> usize {
-        2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.size_in_bytes() * self.block_size
+        let width = self.head_dim + padded(self.head_dim);
+        self.num_layers * self.num_kv_heads * width * self.dtype.size_in_bytes() * self.block_size
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        if self.block_size == 0 || !self.block_size.is_multiple_of(KV_TILE) {
+            return Err(ModelError::Input(format!(
+                "KV blocks of {} tokens, which is no multiple of {KV_TILE}",
+                self.block_size
+            )));
+        }
+        if self.num_kv_heads == 0 || self.head_dim == 0 {
+            return Err(ModelError::Input("a KV cache without heads".into()));
+        }
+        if !matches!(self.dtype, DType::F32 | DType::BF16) {
+            return Err(ModelError::Input(format!("a KV cache of dtype {:?}, which is none of f32, bf16", self.dtype)));
+        }
+        Ok(())
     }
 }
 
-/// The physical cache: per layer, K and V as `[num_blocks, block_size, num_kv_heads, head_dim]`.
+/// The physical cache: one [`KvLayer`] per layer of the model.
 #[derive(Debug)]
 pub struct KvCache {
     spec: KvCacheSpec,
@@ -29,21 +52,32 @@ pub struct KvCache {
     layers: Vec<KvLayer>,
 }
 
-/// One layer's blocks.
+/// One layer's blocks, laid out for the two products of attention. Both read 16 numbers at a time.
+///
+/// ```text
+/// k   [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]   16 keys side by side: one load per d
+/// v   [num_blocks, num_kv_heads, block_size, padded_head_dim]     16 elements of one value; padding is zero
+/// ```
 #[derive(Debug)]
 pub struct KvLayer {
-    pub k: Tensor,
-    pub v: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) v: Tensor,
+    spec: KvCacheSpec,
+    num_blocks: usize,
 }
 
 impl KvCache {
+    /// Errors when the spec's block size, dtype or head sizes cannot be served, when a [`crate::Slot`] cannot name every
+    /// token, or when memory is short.
     pub fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
-        let shape = (num_blocks, spec.block_size, spec.num_kv_heads, spec.head_dim);
-        let layers = (0..spec.num_layers)
-            .map(|_| {
-                Ok(KvLayer { k: Tensor::zeros(shape, spec.dtype, device)?, v: Tensor::zeros(shape, spec.dtype, device)? })
-            })
-            .collect::<Result<_, ModelError>>()?;
+        if num_blocks.checked_mul(spec.block_size).is_none_or(|slots| u32::try_from(slots).is_err()) {
+            let block_size = spec.block_size;
+            return Err(ModelError::Input(format!(
+                "{num_blocks} KV blocks of {block_size} tokens are above 2^32 tokens"
+            )));
+        }
+        let layers =
+            (0..spec.num_layers).map(|_| KvLayer::new(spec, num_blocks, device)).collect::<Result<_, ModelError>>()?;
         Ok(Self { spec, num_blocks, layers })
     }
 
@@ -57,5 +91,89 @@ impl KvCache {
 
     pub fn layer_mut(&mut self, layer: usize) -> &mut KvLayer {
         &mut self.layers[layer]
+    }
+}
+
+impl KvLayer {
+    fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
+        spec.check()?;
+        let k_shape = [num_blocks, spec.num_kv_heads, spec.block_size / KV_TILE, spec.head_dim, KV_TILE];
+        let v_shape = [num_blocks, spec.num_kv_heads, spec.block_size, padded(spec.head_dim)];
+        let k = zeros(&k_shape, spec.dtype, device)?;
+        let v = zeros(&v_shape, spec.dtype, device)?;
+        Ok(Self { k, v, spec, num_blocks })
+    }
+
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// Tokens that fit in all blocks together.
+    pub fn num_slots(&self) -> usize {
+        self.num_blocks * self.spec.block_size
+    }
+
+    pub fn block_size(&self) -> usize {
+        self.spec.block_size
+    }
+
+    pub fn num_kv_heads(&self) -> usize {
+        self.spec.num_kv_heads
+    }
+
+    pub fn head_dim(&self) -> usize {
+        self.spec.head_dim
+    }
+
+    pub(crate) fn padded_head_dim(&self) -> usize {
+        padded(self.spec.head_dim)
+    }
+}
+
+/// As [`Tensor::zeros`], which aborts the process where memory is short.
+fn zeros(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, ModelError> {
+    match (device, dtype) {
+        (Device::Cpu, DType::BF16) => Ok(Tensor::from_vec(zeroed::<bf16>(shape)?, shape, device)?),
+        (Device::Cpu, _) => Ok(Tensor::from_vec(zeroed::<f32>(shape)?, shape, device)?),
+        _ => Ok(Tensor::zeros(shape, dtype, device)?),
+    }
+}
+
+fn zeroed<E: Default + Clone>(shape: &[usize]) -> Result<Vec<E>, ModelError> {
+    let no_memory =
+        || ModelError::Input(format!("no memory for a KV cache layer of shape {shape:?}; use fewer blocks"));
+    let len = shape.iter().try_fold(1usize, |len, &side| len.checked_mul(side)).ok_or_else(no_memory)?;
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|_| no_memory())?;
+    values.resize(len, E::default());
+    Ok(values)
+}
+
+fn padded(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(num_layers: usize, head_dim: usize, num_blocks: usize) -> String {
+        let spec = KvCacheSpec { num_layers, num_kv_heads: 1024, head_dim, dtype: DType::F32, block_size: 16 };
+        match KvCache::new(spec, num_blocks, &Device::Cpu) {
+            Err(ModelError::Input(problem)) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_cache_that_no_memory_holds_is_an_error() {
+        assert!(refusal(1, 1 << 30, 1 << 24).contains("no memory"));
+        assert!(refusal(1, 1 << 60, 1 << 24).contains("no memory"));
+    }
+
+    #[test]
+    fn a_cache_with_more_tokens_than_slots_have_names_is_an_error() {
+        assert!(refusal(0, 64, 1 << 28).contains("above 2^32"));
+        assert!(refusal(0, 64, usize::MAX).contains("above 2^32"));
     }
 }

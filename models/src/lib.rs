@@ -2,17 +2,29 @@
 //!
 //! This crate knows candle, checkpoints and kernels. It knows no request, tenant, async runtime or HTTP.
 
+pub mod config;
 pub mod input;
 pub mod kv_cache;
 pub mod logits;
 pub mod ops;
 
+mod arch;
+mod demo;
 mod error;
+mod layers;
+mod load;
+mod weights;
 
+pub use demo::demo_checkpoint;
 pub use error::ModelError;
 pub use input::{BlockId, ModelInput, Slot, TokenId};
 pub use kv_cache::{KvCache, KvCacheSpec};
+pub use layers::{Decoder, LayerObserver};
+pub use load::{
+    KvDtype, LoadOptions, LoadProgress, LoadedModel, ModelDescription, WeightDtype, describe, load, load_decoder,
+};
 pub use logits::Logits;
+pub use weights::{CheckpointFiles, StoredDtype};
 
 /// A causal language model over a paged KV cache.
 ///

@@ -1,8 +1,8 @@
 //! Bytes to tokens to bytes; who may run what, and where.
 
 pub mod api;
-pub mod cli;
 pub mod config;
 pub mod gateway;
 pub mod hub;
+pub mod metrics;
 pub mod text;

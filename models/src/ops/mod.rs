@@ -1,1 +1,37 @@
 //! Every operation a model may call. Only this folder looks at the device.
+//!
+//! Each `<op>.rs` states the contract (shapes, dtypes, order of the sums) and holds the reference body in candle tensor
+//! operations, which runs on any device. `cpu/` holds the bodies that run on the CPU. An op picks its body once, by
+//! [`Compute::kernels`].
+//!
+//! The promise of the CPU bodies: each output row is accumulated in one fixed order. A row's bits do not depend on the
+//! other rows of the batch, on how a sequence was cut into steps, on the number of threads, or on whether the portable
+//! or the vector body ran. The reference body promises closeness only: candle picks other kernels for other row counts.
+
+mod activation;
+mod add;
+mod attention;
+mod compute;
+pub(crate) mod cpu;
+mod embedding;
+mod gather_rows;
+mod layer_norm;
+mod linear;
+mod norm;
+mod rope;
+mod silu_mul;
+mod store_kv;
+
+pub use activation::{Activation, Xielu, activate};
+pub use add::add;
+pub use attention::{AttentionParams, AttentionPlan, PositionTemperature, paged_attention};
+pub use compute::{Compute, KernelSet};
+pub use cpu::pool::ComputePool;
+pub use embedding::embedding;
+pub use gather_rows::gather_rows;
+pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
+pub use linear::{PackedWeight, WeightPart, linear};
+pub use norm::{add_rms_norm, rms_norm};
+pub use rope::{RotaryAngles, RotaryEmbedding, rope};
+pub use silu_mul::silu_mul;
+pub use store_kv::store_kv;

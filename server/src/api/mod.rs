@@ -1,1 +1,80 @@
+//! HTTP: the only room that knows axum, JSON and status codes.
+//!
+//! [`router`] answers requests in process or behind [`serve`]. A request passes, from the outside in: the trace (id,
+//! log line, metrics), the panic catcher, the checks of an open listener, its handler in [`routes`]. What is generated
+//! goes through [`generate`], [`choice`] and [`deliver`], for chat and completions alike.
 
+mod body;
+mod causes;
+mod choice;
+mod deliver;
+mod delta;
+mod errors;
+mod fields;
+mod generate;
+mod ids;
+mod meter;
+mod middleware;
+mod prepare;
+mod routes;
+mod serve;
+mod sse;
+mod state;
+mod text_work;
+mod wire;
+
+pub use errors::{ApiError, ErrorKind};
+pub use fields::UnknownFields;
+pub use serve::{Drained, Listener, ServeConfig, UnixSocket, serve};
+pub use sse::SseConfig;
+pub use state::{ApiConfig, AppParts, AppState, BrowserGuard, Readiness, ServedModel};
+pub use wire::request::RequestBounds;
+pub use wire::sampling::GenerationDefaults;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use errors::echoed;
+use routes::{answers, models, probes, tokens};
+
+/// A path, as metrics name it, and what answers there.
+type Route = (&'static str, fn() -> MethodRouter<AppState>);
+
+const ROUTES: [Route; 10] = [
+    ("/", || get(probes::home)),
+    ("/health", || get(probes::health)),
+    ("/ready", || get(probes::ready)),
+    ("/metrics", || get(probes::metrics)),
+    ("/v1/models", || get(models::list)),
+    ("/v1/models/{*name}", || get(models::retrieve)),
+    ("/v1/chat/completions", || post(answers::chat)),
+    ("/v1/completions", || post(answers::completions)),
+    ("/tokenize", || post(tokens::tokenize)),
+    ("/detokenize", || post(tokens::detokenize)),
+];
+
+/// The whole HTTP side as one service. Layers run in reverse order of this list.
+pub fn router(state: AppState) -> Router {
+    ROUTES
+        .into_iter()
+        .fold(Router::new(), |router, (path, handler)| router.route(path, handler()))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(state.clone(), middleware::guard))
+        .layer(CatchPanicLayer::custom(middleware::panicked))
+        .layer(from_fn_with_state(state.clone(), middleware::trace))
+        .with_state(state)
+}
+
+async fn unknown_route(method: Method, uri: Uri) -> ApiError {
+    let message = format!("Unknown request URL: {method} {}.", echoed(uri.path()));
+    ApiError::new(ErrorKind::RouteNotFound, message)
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{method} is not allowed on {}.", echoed(uri.path()));
+    ApiError::new(ErrorKind::MethodNotAllowed, message)
+}

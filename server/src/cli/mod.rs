@@ -1,1 +1,56 @@
+//! The commands and their options. Each command is a file: what may be written, and a `run` that calls the rooms.
 
+mod bench;
+mod chat;
+mod inspect;
+mod key;
+mod model_args;
+pub(crate) mod output;
+mod serve;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Start here:
+  passerelle serve                                   the bundled demo model on http://127.0.0.1:8080
+  passerelle chat                                    talk to the demo model in this terminal
+
+Your own model:
+  passerelle inspect ./my-checkpoint                 what it is, without loading it
+  passerelle serve --model mine=./my-checkpoint      a folder in Hugging Face layout
+  passerelle serve --model Qwen/Qwen2.5-0.5B-Instruct  downloaded once, then served from the cache
+
+`passerelle help COMMAND` explains a command's options.";
+
+/// Serves open-weight models behind a quota-aware, OpenAI-compatible gateway.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Chat(chat::ChatArgs),
+    Inspect(inspect::InspectArgs),
+    Bench(bench::BenchArgs),
+    Key(key::KeyArgs),
+}
+
+impl Cli {
+    pub(crate) fn run(self) -> Result<()> {
+        match self.command {
+            Command::Serve(args) => args.run(),
+            Command::Chat(args) => args.run(),
+            Command::Inspect(args) => args.run(),
+            Command::Bench(args) => args.run(),
+            Command::Key(args) => args.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,32 @@
+//! What was written, and what was checked.
+//!
+//! [`Written`] is a configuration as somebody wrote it: a TOML file, the command line, or one laid over the other. Every
+//! key is optional, and a key that does not exist is refused with its line and its nearest neighbour.
+//! [`Config`] is what the rooms may rely on: defaults filled in, ranges and contradictions checked.
+//!
+//! This is the only room that reads the environment, and it reads it once ([`Environment`]).
 
+mod checked;
+mod choices;
+mod environment;
+mod error;
+mod file;
+mod listen;
+mod units;
+mod written;
+
+pub use checked::{
+    ApiConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, check_names,
+};
+pub use choices::{Device, KvDtype, LogFormat, LogLevel, UnknownFields, WeightDtype};
+pub use environment::{Environment, Secret};
+pub use error::ConfigError;
+pub use file::read;
+pub use listen::Listen;
+pub use units::{ByteSize, Period};
+pub use written::{
+    ModelFlag, Written, WrittenApi, WrittenEngine, WrittenLimits, WrittenLog, WrittenModel, WrittenServer,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+# Shared by .ci/run and .ci/full. Sourced, not run.
+
+export CARGO_TERM_COLOR=never
+summary=()
+
+# stage NAME COMMAND...: runs the command and notes how long it took. A failure ends the run.
+stage() {
+    local name=$1 started=$SECONDS status
+    shift
+    printf '\n=== %s\n' "$name"
+    # Not `if ! "$@"`: inside a condition, a function would go on after its first failing command.
+    set +e
+    (
+        set -e
+        "$@"
+    )
+    status=$?
+    set -e
+    if [ $status -ne 0 ]; then
+        [ ${#summary[@]} -eq 0 ] || printf '\n%s' "${summary[@]}"
+        printf '\nFAILED: %s, after %d s\n' "$name" $((SECONDS - started))
+        exit 1
+    fi
+    summary+=("$(printf '%6d s  %s' $((SECONDS - started)) "$name")")
+}
+
+# skip NAME REASON: what could not be checked here, said aloud.
+skip() {
+    printf '\n=== %s: skipped: %s\n' "$1" "$2"
+    summary+=("$(printf '%8s  %s (skipped: %s)' '-' "$1" "$2")")
+}
+
+finish() {
+    printf '\n'
+    printf '%s\n' "${summary[@]}"
+    printf '%s passed in %d s\n' "$1" $SECONDS
+}
+
+# Installs Debian packages that are missing, as root or through sudo.
+need_packages() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return 0
+    local as_root=()
+    [ "$(id -u)" -eq 0 ] || as_root=(sudo)
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" apt-get install -qq --yes --no-install-recommends "${missing[@]}"
+}
+
+# Where cargo puts what it builds.
+target_dir() {
+    cargo metadata --format-version 1 --no-deps --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
+}

@@ -1,0 +1,129 @@
+//! What a step costs beside the model: 256 running sequences on a model that costs nothing, events included.
+//!
+//! `cargo bench -p passerelle-engine --bench step`
+
+#![expect(clippy::print_stdout, reason = "a bench prints its figure")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::{DType, Device};
+use passerelle_engine::clock::SystemClock;
+use passerelle_engine::{
+    CacheSalt, EngineConfig, EngineHandle, EngineParts, EventStream, NullObserver, Request, RequestId, SamplingParams,
+    ShareKey, StepLoop, StepTurns,
+};
+use passerelle_models::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
+
+const SEQUENCES: usize = 256;
+const WARM_UP_STEPS: usize = 50;
+const STEPS: usize = 1000;
+const GOAL: Duration = Duration::from_micros(250);
+const VOCAB: usize = 32;
+
+/// What a draw costs is measured at the vocabulary of a large model.
+const LARGE_VOCAB: usize = 128 << 10;
+const DRAWING_SEQUENCES: usize = 8;
+const DRAWING_STEPS: usize = 50;
+
+fn main() {
+    bench_steps();
+    let greedy = row_time(&SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+    let at_temperature_1 = SamplingParams::default();
+    let drawings =
+        [("temperature 1", at_temperature_1.clone()), ("top-p 0.9", SamplingParams { top_p: 0.9, ..at_temperature_1 })];
+    println!("a row of {LARGE_VOCAB} logits, copied and searched for its maximum: {greedy:?}");
+    for (name, sampling) in drawings {
+        println!("{name}: {:?} more", row_time(&sampling).saturating_sub(greedy));
+    }
+}
+
+/// The median time per sequence of a step in which every sequence draws.
+fn row_time(sampling: &SamplingParams) -> Duration {
+    let model = FreeModel { row: (0..LARGE_VOCAB).map(|id| (id * 7919 % 1000) as f32 / 50.0).collect() };
+    let (mut step_loop, handle) = StepLoop::new(parts(model)).expect("the bench's bounds are possible");
+    let sampling = SamplingParams { max_tokens: 2000, ..sampling.clone() };
+    let _streams: Vec<_> = (0..DRAWING_SEQUENCES as u64).map(|id| submit(&handle, id, sampling.clone())).collect();
+    let mut durations: Vec<_> = (0..DRAWING_STEPS).map(|_| step_loop.step().duration).collect();
+    durations.sort_unstable();
+    durations[DRAWING_STEPS / 2] / DRAWING_SEQUENCES as u32
+}
+
+fn bench_steps() {
+    let model = FreeModel { row: vec![0.0; VOCAB] };
+    let sampling = SamplingParams { max_tokens: 2000, temperature: 0.0, ..SamplingParams::default() };
+    let (mut step_loop, handle) = StepLoop::new(parts(model)).expect("the bench's bounds are possible");
+    let mut streams: Vec<_> = (0..SEQUENCES as u64).map(|id| submit(&handle, id, sampling.clone())).collect();
+    let mut durations = Vec::with_capacity(STEPS);
+    for step in 0..WARM_UP_STEPS + STEPS {
+        let report = step_loop.step();
+        streams.iter_mut().for_each(|stream| while stream.try_next().is_some() {});
+        if step >= WARM_UP_STEPS {
+            assert_eq!(report.generated_tokens, SEQUENCES, "every sequence runs in every measured step");
+            durations.push(report.duration);
+        }
+    }
+    durations.sort_unstable();
+    let (median, p99) = (durations[STEPS / 2], durations[STEPS * 99 / 100]);
+    let verdict = if median <= GOAL { "within" } else { "ABOVE" };
+    println!("step over {SEQUENCES} sequences: median {median:?}, p99 {p99:?}; {verdict} the goal of {GOAL:?}");
+}
+
+fn parts(model: FreeModel) -> EngineParts {
+    EngineParts {
+        name: "bench".into(),
+        model: Box::new(model),
+        config: EngineConfig {
+            num_kv_blocks: 32_768,
+            max_num_seqs: SEQUENCES,
+            max_num_batched_tokens: 16 * SEQUENCES,
+            max_waiting_requests: SEQUENCES,
+            ..EngineConfig::default()
+        },
+        turns: StepTurns::new(),
+        clock: Arc::new(SystemClock::new()),
+        observer: Arc::new(NullObserver),
+    }
+}
+
+fn submit(handle: &EngineHandle, id: u64, sampling: SamplingParams) -> EventStream {
+    let request = Request {
+        id: RequestId(id),
+        prompt: vec![id as u32 % VOCAB as u32; 16],
+        sampling,
+        share_key: ShareKey(id % 8),
+        cache_salt: CacheSalt([id as u8; 32]),
+    };
+    handle.submit(request).expect("the queue holds every sequence of the bench")
+}
+
+/// Answers every row alike.
+struct FreeModel {
+    row: Vec<f32>,
+}
+
+impl CausalLm for FreeModel {
+    fn vocab_size(&self) -> usize {
+        self.row.len()
+    }
+
+    fn input_vocab_size(&self) -> usize {
+        self.row.len()
+    }
+
+    fn max_position(&self) -> usize {
+        1 << 20
+    }
+
+    fn kv_cache_spec(&self) -> KvCacheSpec {
+        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size: 16 }
+    }
+
+    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
+        KvCache::new(self.kv_cache_spec(), num_blocks, &Device::Cpu)
+    }
+
+    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
+        Ok(Logits::new(self.row.len(), self.row.repeat(input.rows_to_sample().len())))
+    }
+}

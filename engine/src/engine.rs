@@ -1,0 +1,234 @@
+//! One engine: one OS thread that owns one model, and the door to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
+
+use passerelle_models::CausalLm;
+
+use crate::admission::Phase;
+use crate::clock::Clock;
+use crate::config::EngineConfig;
+use crate::error::{EngineError, SubmitError};
+use crate::event_stream::{EventStream, event_channel};
+use crate::random::mix;
+use crate::request::Request;
+use crate::sequence::{NewSequence, Sequence, SequenceId};
+use crate::stats::{EngineStats, StepObserver};
+use crate::step::{Command, Shared, StepLoop};
+use crate::turns::StepTurns;
+
+/// Owns the engine's thread. Dropping it shuts the engine down and joins the thread.
+#[derive(Debug)]
+pub struct Engine {
+    handle: EngineHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The door to an engine. Cheap to clone; outliving the engine is harmless.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    door: Arc<Door>,
+}
+
+/// What makes an [`Engine`].
+pub struct EngineParts {
+    /// Names the thread, and the engine in logs.
+    pub name: String,
+    /// Moves to the engine's thread.
+    pub model: Box<dyn CausalLm>,
+    /// Every bound.
+    pub config: EngineConfig,
+    /// Shared by the engines that compute on the same cores or device.
+    pub turns: StepTurns,
+    /// Measures steps.
+    pub clock: Arc<dyn Clock>,
+    /// Hears every step.
+    pub observer: Arc<dyn StepObserver>,
+}
+
+/// What a request is checked against before it is queued.
+#[derive(Debug)]
+pub(crate) struct Door {
+    name: String,
+    config: EngineConfig,
+    block_size: usize,
+    input_vocab_size: usize,
+    vocab_size: usize,
+    next_id: AtomicU64,
+    commands: SyncSender<Command>,
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// Makes the KV cache and starts the thread. Errors when a bound is impossible, or there is no memory or thread.
+    pub fn spawn(parts: EngineParts) -> Result<Self, EngineError> {
+        let name = parts.name.clone();
+        let (step_loop, handle) = StepLoop::new(parts)?;
+        let thread =
+            std::thread::Builder::new().name(format!("engine {name}")).spawn(move || step_loop.run_until_stopped())?;
+        Ok(Self { handle, thread: Some(thread) })
+    }
+
+    /// A door to this engine.
+    pub fn handle(&self) -> EngineHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.handle.shutdown();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(engine = self.handle.name(), "the engine's thread had panicked");
+        }
+    }
+}
+
+impl EngineHandle {
+    pub(crate) fn new(door: Door) -> Self {
+        Self { door: Arc::new(door) }
+    }
+
+    /// The engine's name.
+    pub fn name(&self) -> &str {
+        &self.door.name
+    }
+
+    /// The engine's bounds.
+    pub fn config(&self) -> &EngineConfig {
+        &self.door.config
+    }
+
+    /// The most tokens a request may ask for after a prompt this long: what the context and the KV cache leave. 0 if the
+    /// prompt leaves nothing.
+    pub fn max_tokens_after(&self, prompt_tokens: usize) -> usize {
+        let door = &self.door;
+        // The last generated token is never computed, so it needs no room.
+        let cache_tokens = door.config.num_kv_blocks * door.block_size + 1;
+        door.config.max_model_len.min(cache_tokens).saturating_sub(prompt_tokens)
+    }
+
+    /// Queues a request and returns its events; never blocks. Errors at once when the queue is full, or when the request
+    /// could never be served.
+    ///
+    /// Its prompt is checked here, on the caller's thread: prompt and `max_tokens` together within `max_model_len` and
+    /// the KV cache, every token within the vocabulary, every sampling parameter within its range.
+    pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        let door = &self.door;
+        door.check(&request)?;
+        let prompt_tokens = request.prompt.len();
+        let ticket = door.shared.admission.enter(prompt_tokens)?;
+        let (events, stream) = event_channel(prompt_tokens, request.sampling.max_tokens as usize);
+        let seed = request.sampling.seed.unwrap_or_else(|| mix(door.config.seed ^ mix(request.id.0)));
+        let id = SequenceId(door.next_id.fetch_add(1, Ordering::Relaxed));
+        let mut sequence = Box::new(Sequence::new(NewSequence { id, request, seed, events, ticket }));
+        // Hashing a long prompt takes milliseconds; the engine's thread has better things to do.
+        if sequence.may_reuse_prefix() {
+            sequence.block_hashes(door.block_size);
+        }
+        // A ticket implies a place in the queue, so this fails only if the engine is gone.
+        door.commands.try_send(Command::Add(sequence)).map_err(|_| door.refusal())?;
+        Ok(stream)
+    }
+
+    /// The engine's own account of itself, as of the end of its last step. Queue figures are current.
+    pub fn stats(&self) -> EngineStats {
+        let occupancy = self.door.shared.admission.occupancy();
+        let mut stats = self.door.shared.lock_stats().clone();
+        stats.waiting = occupancy.waiting_requests;
+        stats.waiting_tokens = occupancy.waiting_tokens;
+        stats
+    }
+
+    /// The engine's thread has panicked, or its model fails every step. Nothing will ever run again.
+    pub fn is_dead(&self) -> bool {
+        self.door.shared.admission.phase() == Phase::Dead
+    }
+
+    /// Neither draining nor stopped nor dead: a request that fits is admitted.
+    pub fn is_accepting(&self) -> bool {
+        self.door.shared.admission.phase() == Phase::Open
+    }
+
+    /// No request waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.door.shared.admission.occupancy().live_requests == 0
+    }
+
+    /// Admits nothing more; what waits and runs finishes. [`EngineHandle::is_idle`] says when it has.
+    pub fn drain(&self) {
+        self.door.shared.admission.advance(Phase::Draining);
+    }
+
+    /// Admits nothing more; what waits and runs fails with [`crate::RequestError::ShuttingDown`], then the thread ends.
+    pub fn shutdown(&self) {
+        self.door.shared.admission.advance(Phase::Stopping);
+        // A full queue means that the engine is awake anyway, and a closed one that it is gone.
+        let _ = self.door.commands.try_send(Command::Wake);
+    }
+}
+
+impl std::fmt::Debug for EngineParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineParts").field("name", &self.name).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Door {
+    pub(crate) fn new(
+        name: String,
+        model: &dyn CausalLm,
+        config: &EngineConfig,
+        commands: SyncSender<Command>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            name,
+            config: config.clone(),
+            block_size: model.kv_cache_spec().block_size,
+            input_vocab_size: model.input_vocab_size(),
+            vocab_size: model.vocab_size(),
+            next_id: AtomicU64::new(0),
+            commands,
+            shared,
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        let (prompt_tokens, max_tokens) = (request.prompt.len(), request.sampling.max_tokens as usize);
+        if prompt_tokens == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let max_model_len = self.config.max_model_len;
+        if prompt_tokens + max_tokens > max_model_len {
+            return Err(SubmitError::TooLong { prompt_tokens, max_tokens, max_model_len });
+        }
+        // The last generated token is never computed, so it needs no room.
+        let needed_blocks = (prompt_tokens + max_tokens.saturating_sub(1)).div_ceil(self.block_size);
+        let total_blocks = self.config.num_kv_blocks;
+        if needed_blocks > total_blocks {
+            return Err(SubmitError::NeverFits { needed_blocks, total_blocks });
+        }
+        if let Some(parameter) = request.sampling.out_of_range() {
+            return Err(SubmitError::InvalidSampling { parameter });
+        }
+        let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
+        check_tokens(request.prompt.iter(), self.input_vocab_size)?;
+        check_tokens(biased, self.vocab_size)
+    }
+
+    fn refusal(&self) -> SubmitError {
+        if self.shared.admission.phase() == Phase::Dead { SubmitError::Dead } else { SubmitError::ShuttingDown }
+    }
+}
+
+fn check_tokens<'a>(mut tokens: impl Iterator<Item = &'a u32>, vocab_size: usize) -> Result<(), SubmitError> {
+    match tokens.find(|&&token| token as usize >= vocab_size) {
+        Some(&token) => Err(SubmitError::InvalidToken { token, vocab_size }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,116 @@
+//! Log-probabilities of the model's own distribution: log-softmax of the row as it left the model.
+
+use std::cmp::Ordering;
+
+use passerelle_models::TokenId;
+
+use crate::event::{RequestError, TokenLogprobs};
+
+/// Larger logits first, the lower id among equals.
+pub(crate) fn best_first(row: &[f32], a: TokenId, b: TokenId) -> Ordering {
+    let (left, right) = (row[a as usize], row[b as usize]);
+    right.partial_cmp(&left).unwrap_or(Ordering::Equal).then(a.cmp(&b))
+}
+
+/// The largest logit. Errors unless every logit is a number below infinity and at least one is above minus infinity,
+/// which marks a token that cannot be.
+pub(crate) fn checked_max(row: &[f32]) -> Result<f32, RequestError> {
+    // `f32::max` passes over NaN, so NaN is looked for beside it.
+    let mut max = f32::NEG_INFINITY;
+    let mut has_nan = false;
+    for &logit in row {
+        max = max.max(logit);
+        has_nan |= logit.is_nan();
+    }
+    if has_nan || !max.is_finite() { Err(RequestError::NotFinite) } else { Ok(max) }
+}
+
+/// How likely `token` was, and which `num_top` tokens were the most likely.
+pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result<TokenLogprobs, RequestError> {
+    let max = checked_max(row)?;
+    let sum: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    let log_sum = f64::from(max) + sum.ln();
+    let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+    let mut top = Vec::new();
+    select_best(row, usize::from(num_top), &mut top);
+    // An input vocabulary may be larger than the head: such a prompt token cannot be generated.
+    let logit = row.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    let better = |(id, &other): (usize, &f32)| other > logit || (other == logit && id < token as usize);
+    Ok(TokenLogprobs {
+        token,
+        logprob: logprob(logit),
+        rank: 1 + row.iter().enumerate().filter(|&entry| better(entry)).count() as u32,
+        top: top.into_iter().map(|id| (id, logprob(row[id as usize]))).collect(),
+    })
+}
+
+/// The `count` best ids, best first, without sorting the row.
+pub(crate) fn select_best(row: &[f32], count: usize, best: &mut Vec<TokenId>) {
+    /// Up to here, one pass that inserts into a short sorted list beats a selection over a list of all ids.
+    const SHORT_LIST: usize = 64;
+    best.clear();
+    if count == 0 {
+        return;
+    }
+    let ids = 0..row.len() as TokenId;
+    if count > SHORT_LIST {
+        best.extend(ids);
+        if count < best.len() {
+            best.select_nth_unstable_by(count, |&a, &b| best_first(row, a, b));
+            best.truncate(count);
+        }
+        best.sort_unstable_by(|&a, &b| best_first(row, a, b));
+        return;
+    }
+    for id in ids {
+        // Ids ascend, so an equal logit never displaces an earlier one.
+        if best.len() == count && best.last().is_some_and(|&worst| row[id as usize] <= row[worst as usize]) {
+            continue;
+        }
+        let at = best.partition_point(|&other| row[other as usize] >= row[id as usize]);
+        best.truncate(count - 1);
+        best.insert(at.min(best.len()), id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chosen_entry_is_the_very_float_of_the_distribution() {
+        let row = [1.0, 3.0, 2.0, 3.0];
+        let logprobs = token_logprobs(&row, 3, 3).unwrap();
+        assert_eq!(logprobs.rank, 2);
+        assert_eq!(logprobs.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 2]);
+        assert_eq!(logprobs.top[1].1.to_bits(), logprobs.logprob.to_bits());
+        let sum: f64 = (0..4).map(|id| f64::from(token_logprobs(&row, id, 0).unwrap().logprob).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_token_outside_the_head_is_impossible_and_last() {
+        let logprobs = token_logprobs(&[0.0, 1.0], 9, 1).unwrap();
+        assert_eq!((logprobs.logprob, logprobs.rank), (f32::NEG_INFINITY, 3));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_errors_and_masked_tokens_are_not() {
+        for row in [[f32::NAN, 0.0], [f32::INFINITY, 0.0], [f32::NEG_INFINITY, f32::NEG_INFINITY]] {
+            assert_eq!(checked_max(&row), Err(RequestError::NotFinite));
+        }
+        assert_eq!(checked_max(&[f32::NEG_INFINITY, -1.0]), Ok(-1.0));
+    }
+
+    #[test]
+    fn selection_agrees_with_a_sort_for_short_and_long_lists() {
+        let row: Vec<f32> = (0..500_u64).map(|i| (crate::random::mix(i) % 97) as f32).collect();
+        let mut sorted: Vec<TokenId> = (0..500).collect();
+        sorted.sort_by(|&a, &b| best_first(&row, a, b));
+        let mut best = Vec::new();
+        for count in [1, 2, 20, 64, 65, 400, 500, 900] {
+            select_best(&row, count, &mut best);
+            assert_eq!(best, sorted[..count.min(500)], "{count}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Batch -> input -> logits. The only file of the engine that calls the model, and the one that survives it.
+//!
+//! A step is transactional: the model writes K/V only past what a sequence has computed, so a step that failed can be
+//! run again. When one does fail, each of its sequences is run again alone; those that fail alone are the culprits, and
+//! the others have the same logits as if nothing had happened, because a row never depends on its batch.
+
+use std::any::Any;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use passerelle_models::input::SequenceInput;
+use passerelle_models::{CausalLm, KvCache, Logits, ModelError, ModelInput};
+
+use crate::event::RequestError;
+use crate::sequence::Sequence;
+
+pub(crate) struct ModelRunner {
+    model: Box<dyn CausalLm>,
+    cache: KvCache,
+}
+
+/// The sampled rows of each sequence of a step, or why it has none.
+#[derive(Debug)]
+pub(crate) struct StepLogits {
+    logits: Vec<Logits>,
+    spans: Vec<Result<RowSpan, RequestError>>,
+}
+
+#[derive(Debug, Clone)]
+struct RowSpan {
+    logits: usize,
+    rows: Range<usize>,
+}
+
+/// The rows of one sequence, in the order of its sampled tokens.
+#[derive(Debug)]
+pub(crate) struct SequenceRows<'a> {
+    logits: &'a mut Logits,
+    rows: Range<usize>,
+}
+
+impl ModelRunner {
+    pub(crate) fn new(model: Box<dyn CausalLm>, num_blocks: usize) -> Result<Self, ModelError> {
+        let cache = model.new_kv_cache(num_blocks)?;
+        Ok(Self { model, cache })
+    }
+
+    /// Runs what is scheduled of each sequence. One entry per sequence, in order.
+    pub(crate) fn run(&mut self, sequences: &[&Sequence]) -> StepLogits {
+        let samples = Samples::of(sequences);
+        let inputs: Vec<_> =
+            sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
+        match self.forward(&inputs) {
+            Ok(logits) => StepLogits::together(logits, &inputs),
+            Err(error) => {
+                tracing::error!(sequences = inputs.len(), %error, "a step failed; running its sequences one by one");
+                let alone = inputs.iter().map(|input| self.forward(std::slice::from_ref(input)));
+                StepLogits::apart(alone)
+            }
+        }
+    }
+
+    fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
+        let step_error = |error: ModelError| RequestError::Step(error.to_string());
+        let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
+        let (model, cache) = (&mut self.model, &mut self.cache);
+        // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
+        let logits = catch_unwind(AssertUnwindSafe(|| model.forward(&input, cache)))
+            .map_err(|panic| RequestError::Step(panic_message(panic.as_ref())))?
+            .map_err(step_error)?;
+        let expected = input.rows_to_sample().len();
+        if logits.num_rows() != expected {
+            let message = format!("the model returned {} rows of logits instead of {expected}", logits.num_rows());
+            return Err(RequestError::Step(message));
+        }
+        Ok(logits)
+    }
+}
+
+impl std::fmt::Debug for ModelRunner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelRunner").field("cache", self.cache.spec()).finish_non_exhaustive()
+    }
+}
+
+impl StepLogits {
+    pub(crate) fn rows(&mut self, index: usize) -> Result<SequenceRows<'_>, RequestError> {
+        let span = self.spans[index].clone()?;
+        Ok(SequenceRows { logits: &mut self.logits[span.logits], rows: span.rows })
+    }
+
+    fn together(logits: Logits, inputs: &[SequenceInput<'_>]) -> Self {
+        let mut start = 0;
+        let spans = inputs
+            .iter()
+            .map(|input| {
+                let rows = start..start + input.sample.len();
+                start = rows.end;
+                Ok(RowSpan { logits: 0, rows })
+            })
+            .collect();
+        Self { logits: vec![logits], spans }
+    }
+
+    fn apart(results: impl Iterator<Item = Result<Logits, RequestError>>) -> Self {
+        let mut apart = Self { logits: Vec::new(), spans: Vec::new() };
+        for result in results {
+            let span = result.map(|logits| {
+                let rows = 0..logits.num_rows();
+                apart.logits.push(logits);
+                RowSpan { logits: apart.logits.len() - 1, rows }
+            });
+            apart.spans.push(span);
+        }
+        apart
+    }
+}
+
+impl SequenceRows<'_> {
+    pub(crate) fn row(&self, index: usize) -> &[f32] {
+        self.logits.row(self.index(index))
+    }
+
+    pub(crate) fn row_mut(&mut self, index: usize) -> &mut [f32] {
+        let row = self.index(index);
+        self.logits.row_mut(row)
+    }
+
+    fn index(&self, index: usize) -> usize {
+        assert!(index < self.rows.len(), "row {index} of {} was not asked for", self.rows.len());
+        self.rows.start + index
+    }
+}
+
+/// The sampled tokens of every sequence of a batch, in one list.
+struct Samples {
+    indexes: Vec<usize>,
+    ends: Vec<usize>,
+}
+
+impl Samples {
+    fn of(sequences: &[&Sequence]) -> Self {
+        let mut samples =
+            Self { indexes: Vec::with_capacity(sequences.len()), ends: Vec::with_capacity(sequences.len()) };
+        for sequence in sequences {
+            let positions = sequence.prompt_logprob_positions();
+            samples.indexes.extend(positions.map(|position| position - sequence.num_computed));
+            if sequence.samples_next() {
+                samples.indexes.push(sequence.num_scheduled - 1);
+            }
+            samples.ends.push(samples.indexes.len());
+        }
+        samples
+    }
+
+    fn get(&self, sequence: usize) -> &[usize] {
+        let start = if sequence == 0 { 0 } else { self.ends[sequence - 1] };
+        &self.indexes[start..self.ends[sequence]]
+    }
+}
+
+fn input_of<'a>(sequence: &'a Sequence, sample: &'a [usize]) -> SequenceInput<'a> {
+    let num_computed = sequence.num_computed;
+    SequenceInput {
+        tokens: &sequence.tokens()[num_computed..num_computed + sequence.num_scheduled],
+        num_computed,
+        block_table: &sequence.block_table,
+        sample,
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("the model panicked without a message").to_owned()
+}

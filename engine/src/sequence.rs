@@ -1,0 +1,188 @@
+//! The scheduler's record of one request: its tokens, how many of them are computed, and the blocks that hold them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use passerelle_models::{BlockId, TokenId};
+
+use crate::admission::Ticket;
+use crate::event::{FinishReason, TokenLogprobs};
+use crate::event_stream::EventSender;
+use crate::prefix::BlockHash;
+use crate::request::{Request, RequestId, SamplingParams, ShareKey};
+
+/// Arrival order. Doubles as age: a lower id is older.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SequenceId(pub(crate) u64);
+
+/// ```text
+/// tokens:  [ prompt ............ | generated ... ]
+///          [ computed ...... | remaining ....... ]    a step moves the border to the right
+/// ```
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    pub(crate) request_id: RequestId,
+    pub(crate) share_key: ShareKey,
+    pub(crate) sampling: SamplingParams,
+    /// The request's own, or drawn for it.
+    pub(crate) seed: u64,
+    pub(crate) events: EventSender,
+    pub(crate) ticket: Ticket,
+    /// Covers `num_computed` tokens and those of the present step.
+    pub(crate) block_table: Vec<BlockId>,
+    /// Leading blocks of the table that the pool knows by their hash.
+    pub(crate) num_registered_blocks: usize,
+    /// Tokens whose K/V stand in the cache.
+    pub(crate) num_computed: usize,
+    /// Tokens of the present step.
+    pub(crate) num_scheduled: usize,
+    /// One entry per prompt token whose distribution was seen. Stays empty unless asked for.
+    pub(crate) prompt_logprobs: Vec<Option<TokenLogprobs>>,
+    tokens: Vec<TokenId>,
+    prompt_len: usize,
+    root_hash: BlockHash,
+    block_hashes: Vec<BlockHash>,
+    counts: Option<TokenCounts>,
+}
+
+/// What makes a [`Sequence`].
+#[derive(Debug)]
+pub(crate) struct NewSequence {
+    pub(crate) id: SequenceId,
+    pub(crate) request: Request,
+    pub(crate) seed: u64,
+    pub(crate) events: EventSender,
+    pub(crate) ticket: Ticket,
+}
+
+/// How often each token occurs, for the penalties. Kept only for requests that use one.
+#[derive(Debug, Default)]
+pub(crate) struct TokenCounts {
+    /// How often each token was generated.
+    occurrences: BTreeMap<TokenId, u32>,
+}
+
+impl Sequence {
+    pub(crate) fn new(new: NewSequence) -> Self {
+        let Request { id, prompt, sampling, share_key, cache_salt } = new.request;
+        let counts = TokenCounts::for_request(&sampling, &prompt);
+        let prompt_logprobs = if sampling.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
+        Self {
+            id: new.id,
+            request_id: id,
+            share_key,
+            seed: new.seed,
+            events: new.events,
+            ticket: new.ticket,
+            block_table: Vec::new(),
+            num_registered_blocks: 0,
+            num_computed: 0,
+            num_scheduled: 0,
+            prompt_logprobs,
+            prompt_len: prompt.len(),
+            tokens: prompt,
+            root_hash: BlockHash::root(&cache_salt),
+            block_hashes: Vec::new(),
+            counts,
+            sampling,
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> &[TokenId] {
+        &self.tokens
+    }
+
+    pub(crate) fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
+    pub(crate) fn num_generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens that are known but not computed.
+    pub(crate) fn num_remaining(&self) -> usize {
+        self.tokens.len() - self.num_computed
+    }
+
+    /// The step in flight computes the last known token, whose logits choose the next one.
+    pub(crate) fn samples_next(&self) -> bool {
+        self.num_computed + self.num_scheduled == self.tokens.len() && self.sampling.max_tokens > 0
+    }
+
+    /// Positions of the step in flight whose logits say how likely the *next prompt token* was. A position seen before
+    /// a preemption is not asked for again.
+    pub(crate) fn prompt_logprob_positions(&self) -> Range<usize> {
+        if self.sampling.prompt_logprobs.is_none() {
+            return 0..0;
+        }
+        let start = (self.prompt_logprobs.len() - 1).max(self.num_computed);
+        let end = (self.num_computed + self.num_scheduled).min(self.prompt_len - 1);
+        start..end.max(start)
+    }
+
+    /// A prefix hit would skip positions whose logits were asked for.
+    pub(crate) fn may_reuse_prefix(&self) -> bool {
+        self.sampling.prompt_logprobs.is_none()
+    }
+
+    pub(crate) fn counts(&self) -> Option<&TokenCounts> {
+        self.counts.as_ref()
+    }
+
+    pub(crate) fn append(&mut self, token: TokenId) {
+        self.tokens.push(token);
+        if let Some(counts) = &mut self.counts {
+            *counts.occurrences.entry(token).or_default() += 1;
+        }
+    }
+
+    /// The log-probabilities of the whole prompt, once every token of it is computed: a prompt that fails tells none,
+    /// however it was cut. The request then counts as one that did not
+    /// ask for them, so a resumed sequence may reuse its prefix.
+    pub(crate) fn take_prompt_logprobs(&mut self) -> Option<Vec<Option<TokenLogprobs>>> {
+        let complete = self.num_computed >= self.prompt_len && self.prompt_logprobs.len() == self.prompt_len;
+        (complete && self.sampling.prompt_logprobs.is_some()).then(|| {
+            self.sampling.prompt_logprobs = None;
+            std::mem::take(&mut self.prompt_logprobs)
+        })
+    }
+
+    /// Whether the request is complete with the tokens it has.
+    pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
+        let last_generated = self.tokens[self.prompt_len..].last();
+        if last_generated.is_some_and(|token| self.sampling.stop_token_ids.contains(token)) {
+            return Some(FinishReason::Stop);
+        }
+        let computed_prompt = self.num_computed >= self.prompt_len;
+        let complete = computed_prompt && self.num_generated() >= self.sampling.max_tokens as usize;
+        complete.then_some(FinishReason::Length)
+    }
+
+    /// The hashes of all full blocks of known tokens, computed or not.
+    pub(crate) fn block_hashes(&mut self, block_size: usize) -> &[BlockHash] {
+        let full_blocks = self.tokens.len() / block_size;
+        for index in self.block_hashes.len()..full_blocks {
+            let parent = self.block_hashes.last().unwrap_or(&self.root_hash);
+            let hash = parent.child(&self.tokens[index * block_size..(index + 1) * block_size]);
+            self.block_hashes.push(hash);
+        }
+        &self.block_hashes
+    }
+}
+
+impl TokenCounts {
+    /// A prompt token counts as seen, zero times generated, which only the repetition penalty looks at.
+    fn for_request(sampling: &SamplingParams, prompt: &[TokenId]) -> Option<Self> {
+        if sampling.repetition_penalty != 1.0 {
+            return Some(Self { occurrences: prompt.iter().map(|&token| (token, 0)).collect() });
+        }
+        (sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0).then(Self::default)
+    }
+
+    /// Every token that a penalty looks at, with how often it was generated.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (TokenId, u32)> + '_ {
+        self.occurrences.iter().map(|(&token, &count)| (token, count))
+    }
+}

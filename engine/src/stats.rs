@@ -1,0 +1,83 @@
+//! What the engine tells about itself: a snapshot for whoever asks, a report per step for whoever measures.
+
+use std::time::Duration;
+
+/// A snapshot, taken at the end of a step. Totals only grow.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EngineStats {
+    /// Sequences that hold blocks.
+    pub running: usize,
+    /// Requests that wait for their first step.
+    pub waiting: usize,
+    /// Prompt tokens of those.
+    pub waiting_tokens: usize,
+    /// Sequences that were preempted and wait to run again.
+    pub preempted: usize,
+    /// Blocks of the KV cache.
+    pub total_blocks: usize,
+    /// Blocks that no sequence holds, whether they still carry a reusable prefix or not.
+    pub free_blocks: usize,
+    /// Blocks that can be found by their prefix.
+    pub cached_blocks: usize,
+    /// Tokens that were looked up in the prefix cache.
+    pub prefix_query_tokens_total: u64,
+    /// Tokens that were found there.
+    pub prefix_hit_tokens_total: u64,
+    /// The sum of `prompt_tokens` over every request's [`crate::Usage`].
+    pub prompt_tokens_total: u64,
+    /// The sum of `generated_tokens` over every request's [`crate::Usage`].
+    pub generated_tokens_total: u64,
+    /// Sequences that gave their blocks to an older one.
+    pub preemptions_total: u64,
+    /// Requests that ended in [`crate::Event::Failed`].
+    pub failures_total: u64,
+    /// Steps that ran and in which not every sequence failed.
+    pub steps_total: u64,
+    /// When the present step began, on the engine's clock, its turn taken. `None` between steps and while idle.
+    pub step_started: Option<Duration>,
+    /// When the last step ended, on the engine's clock.
+    pub last_step_end: Option<Duration>,
+}
+
+/// One step, as measured.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StepReport {
+    /// From taking the turn to the last token.
+    pub duration: Duration,
+    /// Sequences in the batch. 0 if there was nothing to run.
+    pub num_sequences: usize,
+    /// Tokens run to catch up: prompts, and answers that are recomputed after a preemption.
+    pub prompt_tokens: usize,
+    /// Tokens delivered to requests.
+    pub generated_tokens: usize,
+    /// Sequences preempted while scheduling.
+    pub preemptions: usize,
+    /// Requests that failed.
+    pub failures: usize,
+    /// Sequences that hold blocks, after the step.
+    pub running: usize,
+    /// Requests that wait, after the step.
+    pub waiting: usize,
+    /// Blocks that no sequence holds, after the step.
+    pub free_blocks: usize,
+    /// Blocks of the KV cache.
+    pub total_blocks: usize,
+    /// Tokens looked up in the prefix cache during the step.
+    pub prefix_query_tokens: u64,
+    /// Tokens found there during the step.
+    pub prefix_hit_tokens: u64,
+}
+
+/// Hears every step, on the engine's thread; must not block.
+pub trait StepObserver: Send + Sync {
+    /// Called once after each step that ran something.
+    fn step(&self, report: &StepReport);
+}
+
+/// Measures nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NullObserver;
+
+impl StepObserver for NullObserver {
+    fn step(&self, _: &StepReport) {}
+}

@@ -1,0 +1,112 @@
+use std::sync::Mutex;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::config::EngineConfig;
+use crate::event_stream::EventStream;
+use crate::fixtures::request;
+use crate::stats::NullObserver;
+use crate::testing::{Mishap, StubModel};
+
+const POISON: u32 = 31;
+
+fn parts(observer: Arc<dyn StepObserver>) -> EngineParts {
+    EngineParts {
+        name: "test".into(),
+        model: Box::new(StubModel::new(32, 4).with_mishap(POISON, Mishap::Error)),
+        config: EngineConfig { num_kv_blocks: 64, max_model_len: 200, ..EngineConfig::default() },
+        turns: StepTurns::new(),
+        clock: Arc::new(ManualClock::default()),
+        observer,
+    }
+}
+
+#[test]
+fn a_request_that_leaves_while_the_engine_waits_for_its_turn_never_runs_and_the_wait_is_not_measured() {
+    let clock = ManualClock::default();
+    let turns = StepTurns::new();
+    let parts = EngineParts { turns: turns.clone(), clock: Arc::new(clock.clone()), ..parts(Arc::new(NullObserver)) };
+    let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+    let turn = turns.take();
+    let leaves = handle.submit(request(0, &[1, 2, 3])).unwrap();
+    let _stays = handle.submit(request(1, &[4, 5])).unwrap();
+    let thread = std::thread::spawn(move || step_loop.step());
+    turns.wait_until_asked(2);
+    drop(leaves);
+    clock.advance(Duration::from_secs(1));
+    drop(turn);
+    let report = thread.join().unwrap();
+    assert_eq!((report.num_sequences, report.prompt_tokens, report.duration), (1, 2, Duration::ZERO));
+}
+
+#[test]
+fn a_request_that_arrives_while_the_engine_waits_for_its_turn_runs_in_that_step() {
+    let turns = StepTurns::new();
+    let parts = EngineParts { turns: turns.clone(), ..parts(Arc::new(NullObserver)) };
+    let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+    let turn = turns.take();
+    let _first = handle.submit(request(0, &[1, 2, 3])).unwrap();
+    let thread = std::thread::spawn(move || step_loop.step());
+    turns.wait_until_asked(2);
+    let _second = handle.submit(request(1, &[4, 5])).unwrap();
+    drop(turn);
+    assert_eq!(thread.join().unwrap().num_sequences, 2);
+}
+
+/// Looks at the streams in the moment that a step is reported, which is after it was published.
+#[derive(Default)]
+struct Peek {
+    seen: Mutex<Option<(EngineHandle, EventStream)>>,
+}
+
+impl StepObserver for Peek {
+    fn step(&self, report: &StepReport) {
+        let mut seen = self.seen.lock().unwrap();
+        let Some((handle, stream)) = &mut *seen else { return };
+        assert!(matches!(stream.try_next(), Some(Event::Token(_))));
+        assert_eq!(stream.try_next(), None, "the end is told after the statistics");
+        let stats = handle.stats();
+        assert_eq!((stats.free_blocks, stats.running, stats.generated_tokens_total), (64, 0, 1));
+        assert_eq!((stats.step_started, report.free_blocks), (None, 64));
+        assert!(!handle.is_idle());
+    }
+}
+
+#[test]
+fn whoever_sees_a_request_end_finds_statistics_that_include_it() {
+    let peek = Arc::new(Peek::default());
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::<Peek>::clone(&peek))).unwrap();
+    let mut once = request(0, &[1, 2, 3]);
+    once.sampling.max_tokens = 1;
+    let stream = handle.submit(once).unwrap();
+    *peek.seen.lock().unwrap() = Some((handle.clone(), stream));
+    step_loop.step();
+    let (_, mut stream) = peek.seen.lock().unwrap().take().unwrap();
+    assert!(matches!(stream.try_next(), Some(Event::Finished { .. })));
+    assert!(handle.is_idle());
+}
+
+#[test]
+fn a_model_that_fails_every_step_makes_no_progress_and_its_engine_dies() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    for id in 0..MAX_FRUITLESS_STEPS as u64 {
+        assert!(handle.is_accepting());
+        let _stream = handle.submit(request(id, &[POISON])).unwrap();
+        step_loop.step();
+    }
+    assert_eq!((handle.is_dead(), handle.is_accepting()), (true, false));
+    assert_eq!(handle.submit(request(99, &[1])).unwrap_err(), crate::SubmitError::Dead);
+    let stats = handle.stats();
+    assert_eq!((stats.steps_total, stats.failures_total), (0, MAX_FRUITLESS_STEPS as u64));
+}
+
+#[test]
+fn one_step_that_succeeds_for_anyone_clears_an_engine_of_suspicion() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    for id in 0..2 * MAX_FRUITLESS_STEPS as u64 {
+        let prompt = if id % 8 == 7 { [1] } else { [POISON] };
+        let _stream = handle.submit(request(id, &prompt)).unwrap();
+        step_loop.step();
+    }
+    assert!(handle.is_accepting());
+}

@@ -1,0 +1,194 @@
+//! The simulation's model: costs nothing, and notices every mistake of the engine.
+//!
+//! [`StubModel`] stores each token id and its position in a cache of its own, at the slots it is told. Logits are a hash of the
+//! whole sequence *as read back through the block table*, so a wrong block, a block freed too early, a stale prefix or a
+//! wrong position changes the answer. [`StubModel::logits`] computes the same from the tokens alone.
+
+use std::sync::{Arc, Condvar, Mutex};
+
+use candle_core::{DType, Device};
+use passerelle_models::{BlockId, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, TokenId};
+
+use crate::random::mix;
+
+/// A deterministic model for tests of the engine and of everything above it.
+#[derive(Debug, Clone)]
+pub struct StubModel {
+    vocab_size: usize,
+    block_size: usize,
+    max_position: usize,
+    mishaps: Vec<(TokenId, Mishap)>,
+    gate: Option<StepGate>,
+    memory: Memory,
+}
+
+/// What goes wrong in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mishap {
+    /// The step that runs the token panics, after writing its K/V.
+    Panic,
+    /// The step that runs the token returns an error, after writing its K/V.
+    Error,
+    /// Every row of a sequence that contains the token is NaN.
+    Nan,
+}
+
+/// Lets a test decide when steps run. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct StepGate {
+    state: Arc<(Mutex<u64>, Condvar)>,
+}
+
+impl StubModel {
+    /// Ids below `vocab_size`, blocks of `block_size` tokens.
+    pub fn new(vocab_size: usize, block_size: usize) -> Self {
+        let memory = Memory { block_size, ..Memory::default() };
+        Self { vocab_size, block_size, max_position: 1 << 20, mishaps: Vec::new(), gate: None, memory }
+    }
+
+    /// The longest sequence the model claims to allow.
+    pub fn with_max_position(mut self, max_position: usize) -> Self {
+        self.max_position = max_position;
+        self
+    }
+
+    /// `token` brings `mishap`.
+    pub fn with_mishap(mut self, token: TokenId, mishap: Mishap) -> Self {
+        self.mishaps.push((token, mishap));
+        self
+    }
+
+    /// Each step waits for the gate.
+    pub fn with_gate(mut self, gate: StepGate) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// What the model answers after `tokens`, alone: `[vocab_size]`, in [-4, 4).
+    pub fn logits(&self, tokens: &[TokenId]) -> Vec<f32> {
+        let history = tokens.iter().zip(0..).fold(0, |hash, (&token, position)| extend(hash, token, position));
+        self.row(history)
+    }
+
+    /// The `count` tokens a greedy request generates after `prompt` if no stop token comes first.
+    pub fn greedy(&self, prompt: &[TokenId], count: usize) -> Vec<TokenId> {
+        let mut tokens = prompt.to_vec();
+        for _ in 0..count {
+            let logits = self.logits(&tokens);
+            let best = (0..self.vocab_size).reduce(|best, id| if logits[id] > logits[best] { id } else { best });
+            tokens.push(best.unwrap_or_default() as TokenId);
+        }
+        tokens.split_off(prompt.len())
+    }
+
+    fn row(&self, history: u64) -> Vec<f32> {
+        (0..self.vocab_size as u64).map(|id| (mix(history ^ mix(id)) >> 40) as f32 / (1 << 21) as f32 - 4.0).collect()
+    }
+
+    fn has(&self, tokens: &[TokenId], mishap: Mishap) -> bool {
+        self.mishaps.iter().any(|(token, kind)| *kind == mishap && tokens.contains(token))
+    }
+}
+
+impl CausalLm for StubModel {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn input_vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn max_position(&self) -> usize {
+        self.max_position
+    }
+
+    fn kv_cache_spec(&self) -> KvCacheSpec {
+        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size: self.block_size }
+    }
+
+    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
+        // No layer, so no tensor: what is stored stands in `memory`, which holds blocks of any size.
+        let spec = KvCacheSpec { num_layers: 0, ..self.kv_cache_spec() };
+        KvCache::new(spec, num_blocks, &Device::Cpu)
+    }
+
+    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
+        if let Some(gate) = &self.gate {
+            gate.pass();
+        }
+        self.memory.write(input);
+        if self.has(input.tokens(), Mishap::Error) {
+            return Err(ModelError::Input("a token that brings an error".into()));
+        }
+        assert!(!self.has(input.tokens(), Mishap::Panic), "a token that brings a panic");
+        let mut values = Vec::with_capacity(input.rows_to_sample().len() * self.vocab_size);
+        for &row in input.rows_to_sample() {
+            let sequence = input.query_start().partition_point(|&start| start <= row) - 1;
+            let length = input.positions()[row] as usize + 1;
+            let tokens = self.memory.read(input.block_table(sequence), length);
+            let history = tokens.iter().fold(0, |hash, &(token, position)| extend(hash, token, position));
+            let ids: Vec<_> = tokens.iter().map(|(token, _)| *token).collect();
+            match self.has(&ids, Mishap::Nan) {
+                true => values.extend(std::iter::repeat_n(f32::NAN, self.vocab_size)),
+                false => values.extend(self.row(history)),
+            }
+        }
+        Ok(Logits::new(self.vocab_size, values))
+    }
+}
+
+impl StepGate {
+    /// Lets `steps` more steps run.
+    pub fn allow(&self, steps: u64) {
+        let (permits, changed) = &*self.state;
+        let mut permits = permits.lock().expect("no code panics while it holds the gate");
+        *permits = permits.saturating_add(steps);
+        changed.notify_all();
+    }
+
+    /// Lets every further step run.
+    pub fn open(&self) {
+        self.allow(u64::MAX);
+    }
+
+    fn pass(&self) {
+        let (permits, changed) = &*self.state;
+        let mut permits = permits.lock().expect("no code panics while it holds the gate");
+        while *permits == 0 {
+            permits = changed.wait(permits).expect("no code panics while it holds the gate");
+        }
+        // Open is open for good.
+        if *permits != u64::MAX {
+            *permits -= 1;
+        }
+    }
+}
+
+/// The cache: a token id and a position in each slot.
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    block_size: usize,
+    slots: Vec<(TokenId, u32)>,
+}
+
+impl Memory {
+    fn write(&mut self, input: &ModelInput) {
+        for ((slot, &token), &position) in input.slots().iter().zip(input.tokens()).zip(input.positions()) {
+            let slot = slot.0 as usize;
+            self.slots.resize(self.slots.len().max(slot + 1), (TokenId::MAX, u32::MAX));
+            self.slots[slot] = (token, position);
+        }
+    }
+
+    fn read(&self, table: &[BlockId], length: usize) -> Vec<(TokenId, u32)> {
+        let slot = |position: usize| {
+            table[position / self.block_size].0 as usize * self.block_size + position % self.block_size
+        };
+        (0..length).map(|position| self.slots[slot(position)]).collect()
+    }
+}
+
+fn extend(history: u64, token: TokenId, position: u32) -> u64 {
+    mix(history ^ (u64::from(token) << 32 | u64::from(position)))
+}

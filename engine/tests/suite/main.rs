@@ -1,0 +1,6 @@
+//! The engine from outside: what a request may rely on, and seeded simulations.
+
+mod common;
+mod decoder;
+mod requests;
+mod simulation;

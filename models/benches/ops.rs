@@ -1,0 +1,198 @@
+//! How close the CPU ops come to the machine: `cargo bench -p passerelle-models --bench ops [-- THREADS]`.
+//!
+//! A row alone is bound by memory, so its product is held against the measured read bandwidth. Many rows are bound by
+//! arithmetic, so theirs is given in operations per second. Each figure is the best of several runs.
+
+#![expect(clippy::print_stdout, reason = "the table is the purpose")]
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Tensor};
+use half::bf16;
+use passerelle_models::input::SequenceInput;
+use passerelle_models::ops::{
+    AttentionParams, AttentionPlan, Compute, ComputePool, PackedWeight, WeightPart, linear, paged_attention, rms_norm,
+    silu_mul, store_kv,
+};
+use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelError, ModelInput, Slot};
+
+/// Larger than any last-level cache that this will meet on a laptop.
+const BANDWIDTH_BYTES: usize = 512 << 20;
+
+const MIN_RUNS: usize = 4;
+const MIN_TIME: Duration = Duration::from_millis(100);
+
+fn main() -> Result<(), ModelError> {
+    // Cargo passes `--bench` to a bench.
+    let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
+    let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let compute = Compute::cpu(threads);
+    let bandwidth = read_bandwidth(threads);
+    println!("{} kernels, {threads} threads, memory reads at {:.1} GB/s", compute.kernels(), bandwidth / 1e9);
+    println!("hand-off of a job to the threads: {:.1} us", hand_off(threads) * 1e6);
+    bench_linear(&compute, bandwidth)?;
+    bench_attention(&compute)?;
+    bench_elementwise(&compute)
+}
+
+/// Seconds of the fastest of some runs.
+#[expect(clippy::disallowed_methods, reason = "a bench measures time")]
+fn seconds(mut run: impl FnMut()) -> f64 {
+    let begin = Instant::now();
+    let mut fastest = f64::INFINITY;
+    let mut runs = 0;
+    while runs < MIN_RUNS || begin.elapsed() < MIN_TIME {
+        let start = Instant::now();
+        run();
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    fastest
+}
+
+/// Bytes per second that all threads read together from memory, each along several streams at once.
+fn read_bandwidth(threads: usize) -> f64 {
+    const STREAMS: usize = 4;
+    const PIECE: usize = 1 << 18;
+    let words = vec![1u64; BANDWIDTH_BYTES / 8];
+    let pool = ComputePool::new(threads);
+    let total = AtomicU64::new(0);
+    let time = seconds(|| {
+        pool.run(words.len() / PIECE, &|piece| {
+            let (low, high) = words[piece * PIECE..(piece + 1) * PIECE].split_at(PIECE / 2);
+            let ((a, b), (c, d)) = (low.split_at(PIECE / STREAMS), high.split_at(PIECE / STREAMS));
+            let sum = (0..PIECE / STREAMS).fold(0u64, |sum, i| sum.wrapping_add(a[i] ^ b[i]).wrapping_add(c[i] ^ d[i]));
+            total.fetch_add(sum, Ordering::Relaxed);
+        });
+    });
+    black_box(total);
+    BANDWIDTH_BYTES as f64 / time
+}
+
+/// Seconds from one job to the next, when each needs all threads at the same time.
+fn hand_off(threads: usize) -> f64 {
+    const JOBS: usize = 1000;
+    let pool = ComputePool::new(threads);
+    let entered = AtomicU64::new(0);
+    let num_threads = pool.num_threads() as u64;
+    seconds(|| {
+        for _ in 0..JOBS {
+            pool.run(threads, &|_| {
+                let job_end = entered.fetch_add(1, Ordering::SeqCst) / num_threads * num_threads + num_threads;
+                while entered.load(Ordering::SeqCst) < job_end {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+    }) / JOBS as f64
+}
+
+fn filled(shape: &[usize]) -> Result<Tensor, ModelError> {
+    let len: usize = shape.iter().product();
+    let values: Vec<f32> = (0..len).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+fn weight(compute: &Compute, dtype: DType, n: usize, k: usize) -> Result<PackedWeight, ModelError> {
+    let bytes: Vec<u8> =
+        (0..n * k).flat_map(|i| bf16::from_f32((i % 509) as f32 / 509.0 - 0.5).to_le_bytes()).collect();
+    PackedWeight::pack(compute, dtype, k, &[WeightPart { dtype: DType::BF16, bytes: &bytes }])
+}
+
+fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
+    println!("\n{:<26} {:>5} {:>10} {:>8} {:>9} {:>9}", "linear", "rows", "us", "GB/s", "of reads", "GFLOP/s");
+    for (dtype, n, k) in [
+        (DType::BF16, 576, 576),
+        (DType::BF16, 4864, 896),
+        (DType::BF16, 49152, 576),
+        (DType::BF16, 28672, 4096),
+        (DType::F16, 28672, 4096),
+        (DType::F32, 14336, 4096),
+    ] {
+        let weight = weight(compute, dtype, n, k)?;
+        for m in [1, 2, 4, 8, 16, 64, 256] {
+            if m > 16 && n * k > 60_000_000 {
+                continue;
+            }
+            let x = filled(&[m, k])?;
+            let time = seconds(|| {
+                black_box(linear(compute, &x, &weight, None).is_ok());
+            });
+            let rate = weight.size_bytes() as f64 / time;
+            println!(
+                "{:<26} {m:>5} {:>10.1} {:>8.1} {:>8.0}% {:>9.1}",
+                format!("{dtype:?} {k} -> {n}"),
+                time * 1e6,
+                rate / 1e9,
+                100.0 * rate / bandwidth,
+                2.0 * (m * n * k) as f64 / time / 1e9
+            );
+        }
+    }
+    Ok(())
+}
+
+fn bench_attention(compute: &Compute) -> Result<(), ModelError> {
+    const BLOCK_SIZE: usize = 16;
+    println!("\n{:<40} {:>10} {:>8} {:>9}", "attention, bf16 cache", "us", "GB/s", "GFLOP/s");
+    for (num_kv_heads, group, head_dim) in [(3, 3, 64), (8, 4, 128)] {
+        for (num_sequences, context, query_len) in [(1, 512, 1), (1, 8192, 1), (16, 1024, 1), (1, 2048, 512)] {
+            let num_blocks = num_sequences * context / BLOCK_SIZE;
+            let spec =
+                KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype: DType::BF16, block_size: BLOCK_SIZE };
+            let mut cache = KvCache::new(spec, num_blocks, compute.device())?;
+            let kv = filled(&[num_blocks * BLOCK_SIZE, num_kv_heads * head_dim])?;
+            let slots: Vec<_> = (0..num_blocks * BLOCK_SIZE).map(|slot| Slot(slot as u32)).collect();
+            store_kv(compute, &kv, &kv, &slots, cache.layer_mut(0))?;
+            // Neighbouring blocks of a sequence stand apart, as in a cache that has been used for a while.
+            let blocks: Vec<Vec<BlockId>> = (0..num_sequences)
+                .map(|i| (i..num_blocks).step_by(num_sequences).map(|block| BlockId(block as u32)).collect())
+                .collect();
+            let tokens = vec![0; query_len];
+            let inputs: Vec<_> = blocks
+                .iter()
+                .map(|block_table| SequenceInput {
+                    tokens: &tokens,
+                    num_computed: context - query_len,
+                    block_table,
+                    sample: &[],
+                })
+                .collect();
+            let input = ModelInput::new(BLOCK_SIZE, &inputs)?;
+            let q = filled(&[num_sequences * query_len, num_kv_heads * group, head_dim])?;
+            let params = AttentionParams::causal(0.1);
+            let layer = cache.layer_mut(0);
+            let time = seconds(|| {
+                black_box(paged_attention(compute, &q, layer, &AttentionPlan::new(&input), &params).is_ok());
+            });
+            let keys = (0..query_len).map(|i| context - i).sum::<usize>() * num_sequences;
+            println!(
+                "{:<40} {:>10.1} {:>8.1} {:>9.1}",
+                format!("{num_sequences} x {query_len} of {context}, {num_kv_heads} x {group} heads of {head_dim}"),
+                time * 1e6,
+                (num_blocks * spec.block_bytes()) as f64 / time / 1e9,
+                4.0 * (keys * num_kv_heads * group * head_dim) as f64 / time / 1e9
+            );
+        }
+    }
+    Ok(())
+}
+
+fn bench_elementwise(compute: &Compute) -> Result<(), ModelError> {
+    println!("\n{:<26} {:>5} {:>10}", "elementwise, width 4096", "rows", "us");
+    let norm = filled(&[4096])?;
+    for m in [1, 16, 256] {
+        let x = filled(&[m, 4096])?;
+        let time = seconds(|| {
+            black_box(rms_norm(compute, &x, &norm, 1e-5).is_ok());
+        });
+        println!("{:<26} {m:>5} {:>10.1}", "rms_norm", time * 1e6);
+        let time = seconds(|| {
+            black_box(silu_mul(compute, &x).is_ok());
+        });
+        println!("{:<26} {m:>5} {:>10.1}", "silu_mul (to 2048)", time * 1e6);
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! A decoder as data: what every family's `config.json` is turned into.
+//!
+//! Each layer has its own record, because windows, rotary embeddings and mixers vary from layer to layer in many
+//! families. The enums with one variant are the places where further families add theirs.
+
+use super::rope::RopeSpec;
+use crate::TokenId;
+
+/// A whole decoder, every size checked against [`super::limits`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderSpec {
+    /// Columns of the logits.
+    pub vocab_size: usize,
+    /// Rows of the embedding table; more than `vocab_size` where some tokens are only ever read.
+    pub input_vocab_size: usize,
+    pub hidden_size: usize,
+    pub output_head: OutputHead,
+    /// The longest sequence that the checkpoint's positions allow.
+    pub max_position: usize,
+    /// Any of these ends an answer. `config.json` and `generation_config.json` together, without repeats.
+    pub eos_token_ids: Vec<TokenId>,
+    pub bos_token_id: Option<TokenId>,
+    /// Between the embedding and the first layer.
+    pub embedding_norm: Option<NormSpec>,
+    pub final_norm: NormSpec,
+    pub layers: Vec<LayerSpec>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputHead {
+    /// The embedding table is also the output projection.
+    Tied,
+    Separate,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerSpec {
+    pub mixer: MixerSpec,
+    pub ffn: FfnSpec,
+    pub norm: NormSpec,
+    pub placement: NormPlacement,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum MixerSpec {
+    Attention(AttentionSpec),
+}
+
+/// Causal grouped-query attention.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSpec {
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub qkv_bias: Bias,
+    pub output_bias: Bias,
+    /// Norms of queries and keys, before their positions are encoded.
+    pub qk_norm: Option<QkNormSpec>,
+    /// What a query-key product is multiplied with before the softmax.
+    pub scale: f32,
+    /// How many tokens a query sees at most, its own included.
+    pub window: Option<usize>,
+    pub position: PositionSpec,
+    pub temperature: Option<TemperatureSpec>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QkNormSpec {
+    pub scope: QkNormScope,
+    pub norm: NormSpec,
+}
+
+/// Which elements are normed together, Henry et al. 2020, arXiv:2010.04245.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNormScope {
+    /// Each head alone, all with the same weights of `head_dim` elements.
+    Head,
+    /// All heads of a token, as many weights as the heads have elements together.
+    Token,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum PositionSpec {
+    Rope(RopeSpec),
+    /// Nothing but the causal mask orders the tokens, Kazemnejad et al. 2023, arXiv:2305.19466.
+    Unencoded,
+    /// Scores fall linearly with distance, each head with its own slope ([`alibi_slopes`]).
+    Alibi,
+}
+
+/// Queries grow with their position: `1 + beta * ln(1 + floor(position / original_max_position))` (the Llama 4 model card).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TemperatureSpec {
+    pub beta: f64,
+    pub original_max_position: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum FfnSpec {
+    /// `down(activation(gate(x)) * up(x))`
+    Gated { intermediate_size: usize, activation: GateActivation, bias: Bias },
+    /// `down(activation(up(x)))`
+    Plain { intermediate_size: usize, activation: Activation, bias: Bias },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateActivation {
+    Silu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    Relu2,
+    GeluTanh,
+    /// With two learned scalars a layer.
+    Xielu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    Absent,
+    Present,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormSpec {
+    pub kind: NormKind,
+    pub weight: NormWeight,
+    pub eps: f32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + eps) * weight`, Zhang and Sennrich 2019, arXiv:1910.07467.
+    Rms,
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`, Ba et al. 2016, arXiv:1607.06450.
+    Layer,
+}
+
+/// What a norm multiplies with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormWeight {
+    /// What the checkpoint stores.
+    Stored,
+    /// 1 more than the checkpoint stores.
+    OnePlusStored,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// `x + f(norm(x))`, for the mixer and for the feed-forward network.
+    Pre,
+    /// `x + norm(f(x))`, for both.
+    Post,
+}
+
+impl From<bool> for Bias {
+    fn from(present: bool) -> Self {
+        if present { Self::Present } else { Self::Absent }
+    }
+}
+
+impl DecoderSpec {
+    /// The attention that every layer shares in shape, as the paged cache needs it so far.
+    pub fn attention(&self) -> &AttentionSpec {
+        self.layers[0].attention()
+    }
+}
+
+impl LayerSpec {
+    pub fn attention(&self) -> &AttentionSpec {
+        let MixerSpec::Attention(attention) = &self.mixer;
+        attention
+    }
+
+    pub(crate) fn attention_mut(&mut self) -> &mut AttentionSpec {
+        let MixerSpec::Attention(attention) = &mut self.mixer;
+        attention
+    }
+}
+
+/// ALiBi's slopes, Press et al. 2022, arXiv:2108.12409: a geometric sequence that starts at its own ratio `2^(-8 / n)`. For
+/// a number of heads that is no power of two, the sequence of the power below and then every other slope of the sequence
+/// of the power above.
+pub fn alibi_slopes(num_heads: usize) -> Vec<f32> {
+    let below = 1 << num_heads.ilog2();
+    let sequence = |n: usize| (1..=n).map(move |i| (-8.0 * i as f64 / n as f64).exp2() as f32);
+    sequence(below).chain(sequence(2 * below).step_by(2)).take(num_heads).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_are_those_of_the_paper() {
+        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.031_25, 0.015_625, 0.007_812_5, 0.003_906_25]);
+        assert_eq!(alibi_slopes(6), [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
+        assert_eq!(alibi_slopes(1), [0.003_906_25]);
+    }
+}

@@ -1,0 +1,133 @@
+use candle_core::Tensor;
+
+use super::linear::Linear;
+use super::names::{LayerNames, QkvNames};
+use super::norm::Norm;
+use super::positions::{Angles, Positions};
+use crate::config::{AttentionSpec, PositionSpec, QkNormScope, alibi_slopes};
+use crate::kv_cache::KvLayer;
+use crate::ops::{self, AttentionParams, AttentionPlan, Compute, PositionTemperature};
+use crate::weights::{MatrixPart, WeightLoader};
+use crate::{ModelError, ModelInput};
+
+/// Grouped-query attention over the paged cache.
+#[derive(Debug)]
+pub(super) struct Attention {
+    /// Query, key and value in one product.
+    qkv: Linear,
+    /// Of queries and of keys.
+    qk_norm: Option<(Norm, Norm)>,
+    output: Linear,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    /// Which of the step's rotary angles turn queries and keys; `None` where nothing does.
+    rotary: Option<usize>,
+    params: AttentionParams,
+}
+
+/// What every layer of one step shares.
+#[derive(Debug)]
+pub(super) struct Step<'a> {
+    pub(super) compute: &'a Compute,
+    pub(super) input: &'a ModelInput,
+    pub(super) plan: AttentionPlan<'a>,
+    pub(super) angles: Angles,
+}
+
+impl Attention {
+    pub(super) fn load(
+        loader: &mut WeightLoader<'_>,
+        names: &LayerNames<'_>,
+        hidden_size: usize,
+        (spec, positions): (&AttentionSpec, &mut Positions),
+    ) -> Result<Self, ModelError> {
+        let output = [MatrixPart::whole(names.path(names.names.attention_output), hidden_size)];
+        Ok(Self {
+            qkv: Linear::load(loader, hidden_size, &qkv_parts(names, spec), spec.qkv_bias)?,
+            qk_norm: load_qk_norm(loader, names, spec)?,
+            output: Linear::load(loader, spec.num_heads * spec.head_dim, &output, spec.output_bias)?,
+            num_heads: spec.num_heads,
+            num_kv_heads: spec.num_kv_heads,
+            head_dim: spec.head_dim,
+            rotary: positions.index_of(&spec.position),
+            params: params(spec),
+        })
+    }
+
+    /// `[m, hidden]` to `[m, hidden]`. Keys and values go through the cache, also those of this step.
+    pub(super) fn forward(&self, step: &Step<'_>, x: &Tensor, cache: &mut KvLayer) -> Result<Tensor, ModelError> {
+        let (query_size, kv_size) = (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim);
+        let qkv = self.qkv.forward(step.compute, x)?;
+        let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
+        let q = self.placed(step, qkv.narrow(1, 0, query_size)?, q_norm)?;
+        let k = self.placed(step, qkv.narrow(1, query_size, kv_size)?, k_norm)?;
+        let v = qkv.narrow(1, query_size + kv_size, kv_size)?;
+        ops::store_kv(step.compute, &k, &v, step.input.slots(), cache)?;
+        let attended = ops::paged_attention(step.compute, &q, cache, &step.plan, &self.params)?;
+        self.output.forward(step.compute, &attended)
+    }
+
+    pub(super) fn size_bytes(&self) -> usize {
+        let norms = self.qk_norm.as_ref().map_or(0, |(q, k)| q.size_bytes() + k.size_bytes());
+        self.qkv.size_bytes() + norms + self.output.size_bytes()
+    }
+
+    /// Queries or keys `[m, heads * head_dim]`, normed and turned to their positions: `[m, heads, head_dim]`.
+    fn placed(&self, step: &Step<'_>, x: Tensor, norm: Option<&Norm>) -> Result<Tensor, ModelError> {
+        let (m, width) = x.dims2()?;
+        let x = match norm {
+            Some(norm) => norm.apply(step.compute, &x)?,
+            None => x,
+        };
+        match self.rotary {
+            Some(index) => ops::rope(step.compute, &x, self.head_dim, step.angles.get(index)),
+            None => Ok(x.contiguous()?.reshape((m, width / self.head_dim, self.head_dim))?),
+        }
+    }
+}
+
+fn params(spec: &AttentionSpec) -> AttentionParams {
+    AttentionParams {
+        scale: spec.scale,
+        window: spec.window,
+        alibi_slopes: matches!(spec.position, PositionSpec::Alibi).then(|| alibi_slopes(spec.num_heads)),
+        temperature: spec.temperature.map(|temperature| PositionTemperature {
+            beta: temperature.beta as f32,
+            interval: temperature.original_max_position,
+        }),
+    }
+}
+
+/// All queries, then all keys, then all values.
+fn qkv_parts(names: &LayerNames<'_>, spec: &AttentionSpec) -> Vec<MatrixPart> {
+    let (query_size, kv_size) = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim);
+    match names.names.qkv {
+        QkvNames::Separate { query, key, value } => [(query, query_size), (key, kv_size), (value, kv_size)]
+            .map(|(name, rows)| MatrixPart::whole(names.path(name), rows))
+            .into(),
+        QkvNames::PerHead(name) => {
+            let head = |third: usize, head: usize| {
+                let start = (3 * head + third) * spec.head_dim;
+                start..start + spec.head_dim
+            };
+            let pieces = (0..3).flat_map(|third| (0..spec.num_heads).map(move |index| head(third, index))).collect();
+            vec![MatrixPart { name: names.path(name), rows: 3 * query_size, pieces }]
+        }
+    }
+}
+
+fn load_qk_norm(
+    loader: &mut WeightLoader<'_>,
+    names: &LayerNames<'_>,
+    spec: &AttentionSpec,
+) -> Result<Option<(Norm, Norm)>, ModelError> {
+    let Some(qk_norm) = spec.qk_norm else { return Ok(None) };
+    let (query_width, key_width) = match qk_norm.scope {
+        QkNormScope::Head => (spec.head_dim, spec.head_dim),
+        QkNormScope::Token => (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim),
+    };
+    let query = Norm::load(loader, &names.path(names.names.query_norm), query_width, qk_norm.norm)?;
+    let key = Norm::load(loader, &names.path(names.names.key_norm), key_width, qk_norm.norm)?;
+    Ok(Some((query, key)))
+}

@@ -1,0 +1,246 @@
+use candle_core::{DType, Tensor};
+
+use super::attention::{Attention, Step};
+use super::mlp::Mlp;
+use super::names::{LayerNames, WeightNames};
+use super::norm::Norm;
+use super::positions::Positions;
+use crate::config::{DecoderSpec, LayerSpec, NormPlacement, OutputHead};
+use crate::kv_cache::KvLayer;
+use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
+use crate::weights::{MatrixPart, WeightLoader};
+use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
+
+/// A decoder assembled from a [`DecoderSpec`], of any family that the spec can describe.
+#[derive(Debug)]
+pub struct Decoder {
+    compute: Compute,
+    vocab_size: usize,
+    input_vocab_size: usize,
+    max_position: usize,
+    kv_cache_spec: KvCacheSpec,
+    positions: Positions,
+    embedding: PackedWeight,
+    embedding_norm: Option<Norm>,
+    layers: Vec<DecoderLayer>,
+    final_norm: Norm,
+    /// `None` when the embedding table is also the output head.
+    output_head: Option<PackedWeight>,
+}
+
+/// Looks at the residual stream after each layer: the layer's index and `[num_tokens, hidden_size]` f32.
+pub type LayerObserver<'a> = &'a mut dyn FnMut(usize, &Tensor) -> Result<(), ModelError>;
+
+#[derive(Debug)]
+struct DecoderLayer {
+    mixer_norm: Norm,
+    attention: Attention,
+    ffn_norm: Norm,
+    mlp: Mlp,
+    placement: NormPlacement,
+}
+
+/// The residual stream as what stands and what is to be added to it, so that the norm that follows does the addition.
+type Stream = (Tensor, Option<Tensor>);
+
+impl Decoder {
+    pub(crate) fn load(
+        loader: &mut WeightLoader<'_>,
+        names: &WeightNames,
+        spec: &DecoderSpec,
+        kv: (DType, usize),
+    ) -> Result<Self, ModelError> {
+        let table = |name: &str, rows| [MatrixPart::whole(format!("{name}.weight"), rows)];
+        let embedding = loader.matrix(spec.hidden_size, &table(names.embedding, spec.input_vocab_size))?;
+        let embedding_norm = spec
+            .embedding_norm
+            .map(|norm| Norm::load(loader, names.embedding_norm, spec.hidden_size, norm))
+            .transpose()?;
+        let mut positions = Positions::default();
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for (index, layer) in spec.layers.iter().enumerate() {
+            layers.push(DecoderLayer::load(loader, &names.layer(index), spec.hidden_size, (layer, &mut positions))?);
+        }
+        let final_norm = Norm::load(loader, names.final_norm, spec.hidden_size, spec.final_norm)?;
+        let output_head = match spec.output_head {
+            OutputHead::Tied => None,
+            OutputHead::Separate => Some(loader.matrix(spec.hidden_size, &table(names.output_head, spec.vocab_size))?),
+        };
+        Ok(Self {
+            compute: loader.compute().clone(),
+            vocab_size: spec.vocab_size,
+            input_vocab_size: spec.input_vocab_size,
+            max_position: spec.max_position,
+            kv_cache_spec: kv_cache_spec(spec, kv),
+            positions,
+            embedding,
+            embedding_norm,
+            layers,
+            final_norm,
+            output_head,
+        })
+    }
+
+    /// Memory that the weights take, in bytes.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let head = self.output_head.as_ref().map_or(0, PackedWeight::size_bytes);
+        let layers: usize = self.layers.iter().map(DecoderLayer::size_bytes).sum();
+        let embedding_norm = self.embedding_norm.as_ref().map_or(0, Norm::size_bytes);
+        self.embedding.size_bytes() + embedding_norm + layers + self.final_norm.size_bytes() + head
+    }
+
+    /// As [`CausalLm::forward`], showing the residual stream after every layer to `observer`. The stream is added up for
+    /// it, so this is slower; the logits are the same.
+    pub fn forward_observed(
+        &self,
+        input: &ModelInput,
+        cache: &mut KvCache,
+        observer: LayerObserver<'_>,
+    ) -> Result<Logits, ModelError> {
+        self.run(input, cache, Some(observer))
+    }
+
+    fn check(&self, input: &ModelInput) -> Result<(), ModelError> {
+        if let Some(token) = input.tokens().iter().find(|&&token| token as usize >= self.input_vocab_size) {
+            return Err(ModelError::Input(format!("token {token} of a vocabulary of {}", self.input_vocab_size)));
+        }
+        if let Some(position) = input.positions().iter().find(|&&position| position as usize >= self.max_position) {
+            return Err(ModelError::Input(format!("position {position} of at most {}", self.max_position)));
+        }
+        if input.block_size() != self.kv_cache_spec.block_size {
+            let (found, expected) = (input.block_size(), self.kv_cache_spec.block_size);
+            return Err(ModelError::Input(format!("blocks of {found} tokens, the cache has {expected}")));
+        }
+        Ok(())
+    }
+
+    fn run(
+        &self,
+        input: &ModelInput,
+        cache: &mut KvCache,
+        mut observer: Option<LayerObserver<'_>>,
+    ) -> Result<Logits, ModelError> {
+        self.check(input)?;
+        let step = Step {
+            compute: &self.compute,
+            input,
+            plan: AttentionPlan::new(input),
+            angles: self.positions.angles(&self.compute, input)?,
+        };
+        let mut stream = (self.embed(input)?, None);
+        for (index, layer) in self.layers.iter().enumerate() {
+            stream = layer.forward(&step, stream, cache.layer_mut(index))?;
+            if let Some(observe) = &mut observer {
+                observe(index, &total(stream.clone())?)?;
+            }
+        }
+        self.logits(input, stream)
+    }
+
+    fn embed(&self, input: &ModelInput) -> Result<Tensor, ModelError> {
+        let embedded = ops::embedding(&self.compute, &self.embedding, input.tokens())?;
+        match &self.embedding_norm {
+            Some(norm) => norm.apply(&self.compute, &embedded),
+            None => Ok(embedded),
+        }
+    }
+
+    /// Only the sampled rows go through the last norm and the head.
+    fn logits(&self, input: &ModelInput, (residual, addend): Stream) -> Result<Logits, ModelError> {
+        let rows = input.rows_to_sample();
+        if rows.is_empty() {
+            return Ok(Logits::new(self.vocab_size, Vec::new()));
+        }
+        let residual = ops::gather_rows(&self.compute, &residual, rows)?;
+        let addend = addend.map(|addend| ops::gather_rows(&self.compute, &addend, rows)).transpose()?;
+        let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref())?;
+        let head = self.output_head.as_ref().unwrap_or(&self.embedding);
+        let logits = ops::linear(&self.compute, &normed, head, None)?;
+        Ok(Logits::new(self.vocab_size, logits.flatten_all()?.to_vec1()?))
+    }
+}
+
+impl CausalLm for Decoder {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn input_vocab_size(&self) -> usize {
+        self.input_vocab_size
+    }
+
+    fn max_position(&self) -> usize {
+        self.max_position
+    }
+
+    fn kv_cache_spec(&self) -> KvCacheSpec {
+        self.kv_cache_spec
+    }
+
+    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
+        KvCache::new(self.kv_cache_spec, num_blocks, self.compute.device())
+    }
+
+    fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
+        self.run(input, cache, None)
+    }
+}
+
+impl DecoderLayer {
+    fn load(
+        loader: &mut WeightLoader<'_>,
+        names: &LayerNames<'_>,
+        hidden_size: usize,
+        (spec, positions): (&LayerSpec, &mut Positions),
+    ) -> Result<Self, ModelError> {
+        Ok(Self {
+            mixer_norm: Norm::load(loader, &names.path(names.names.mixer_norm), hidden_size, spec.norm)?,
+            attention: Attention::load(loader, names, hidden_size, (spec.attention(), positions))?,
+            ffn_norm: Norm::load(loader, &names.path(names.names.ffn_norm), hidden_size, spec.norm)?,
+            mlp: Mlp::load(loader, names, hidden_size, &spec.ffn)?,
+            placement: spec.placement,
+        })
+    }
+
+    fn forward(&self, step: &Step<'_>, stream: Stream, cache: &mut KvLayer) -> Result<Stream, ModelError> {
+        match self.placement {
+            NormPlacement::Pre => {
+                let (residual, addend) = stream;
+                let (residual, normed) = self.mixer_norm.forward(step.compute, residual, addend.as_ref())?;
+                let attended = self.attention.forward(step, &normed, cache)?;
+                let (residual, normed) = self.ffn_norm.forward(step.compute, residual, Some(&attended))?;
+                Ok((residual, Some(self.mlp.forward(step.compute, &normed)?)))
+            }
+            NormPlacement::Post => {
+                let residual = total(stream)?;
+                let attended = self.attention.forward(step, &residual, cache)?;
+                let residual = ops::add(&residual, &self.mixer_norm.apply(step.compute, &attended)?)?;
+                let output = self.mlp.forward(step.compute, &residual)?;
+                Ok((residual, Some(self.ffn_norm.apply(step.compute, &output)?)))
+            }
+        }
+    }
+
+    fn size_bytes(&self) -> usize {
+        let norms = self.mixer_norm.size_bytes() + self.ffn_norm.size_bytes();
+        norms + self.attention.size_bytes() + self.mlp.size_bytes()
+    }
+}
+
+fn total((residual, addend): Stream) -> Result<Tensor, ModelError> {
+    match addend {
+        Some(addend) => ops::add(&residual, &addend),
+        None => Ok(residual),
+    }
+}
+
+fn kv_cache_spec(spec: &DecoderSpec, (dtype, block_size): (DType, usize)) -> KvCacheSpec {
+    let attention = spec.attention();
+    KvCacheSpec {
+        num_layers: spec.layers.len(),
+        num_kv_heads: attention.num_kv_heads,
+        head_dim: attention.head_dim,
+        dtype,
+        block_size,
+    }
+}

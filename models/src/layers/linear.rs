@@ -1,0 +1,47 @@
+use candle_core::Tensor;
+
+use crate::ModelError;
+use crate::config::Bias;
+use crate::ops::{self, Compute, PackedWeight};
+use crate::weights::{MatrixPart, WeightLoader};
+
+/// `y = x W^T + b`, where `W` may be several matrices of the checkpoint, one below the other.
+#[derive(Debug)]
+pub(super) struct Linear {
+    weight: PackedWeight,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `outputs` are named without `.weight` and `.bias`.
+    pub(super) fn load(
+        loader: &mut WeightLoader<'_>,
+        in_features: usize,
+        outputs: &[MatrixPart],
+        bias: Bias,
+    ) -> Result<Self, ModelError> {
+        let complete = |ending: &str| -> Vec<MatrixPart> {
+            let named = |part: &MatrixPart| MatrixPart { name: format!("{}.{ending}", part.name), ..part.clone() };
+            outputs.iter().map(named).collect()
+        };
+        let weight = loader.matrix(in_features, &complete("weight"))?;
+        let bias = match bias {
+            Bias::Absent => None,
+            Bias::Present => Some(loader.vector(&complete("bias"))?),
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// `[m, in_features]` to `[m, sum of outputs]`
+    pub(super) fn forward(&self, compute: &Compute, x: &Tensor) -> Result<Tensor, ModelError> {
+        ops::linear(compute, x, &self.weight, self.bias.as_ref())
+    }
+
+    pub(super) fn size_bytes(&self) -> usize {
+        self.weight.size_bytes() + self.bias.as_ref().map_or(0, tensor_bytes)
+    }
+}
+
+pub(super) fn tensor_bytes(tensor: &Tensor) -> usize {
+    tensor.elem_count() * tensor.dtype().size_in_bytes()
+}

@@ -1,0 +1,61 @@
+/// What a family calls its tensors. Names below a layer are relative to `{layers}.{index}.`; a linear layer's name is
+/// completed with `.weight` and `.bias`.
+///
+/// A family has entries that it does not use, such as the gate of a network without one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WeightNames {
+    /// What a checkpoint saved from the model without its head leaves off all names, with the dot.
+    pub(crate) base_prefix: &'static str,
+    pub(crate) embedding: &'static str,
+    pub(crate) embedding_norm: &'static str,
+    pub(crate) final_norm: &'static str,
+    pub(crate) output_head: &'static str,
+    pub(crate) layers: &'static str,
+    pub(crate) mixer_norm: &'static str,
+    pub(crate) qkv: QkvNames,
+    pub(crate) query_norm: &'static str,
+    pub(crate) key_norm: &'static str,
+    pub(crate) attention_output: &'static str,
+    pub(crate) ffn_norm: &'static str,
+    pub(crate) gate: &'static str,
+    pub(crate) up: &'static str,
+    pub(crate) down: &'static str,
+    /// Where the learned scalars of an activation are.
+    pub(crate) activation: &'static str,
+    /// Tensors with these endings are computed from config.json, and are left where they are.
+    pub(crate) derived: &'static [&'static str],
+    /// Tensors with these beginnings read other inputs than text, and are left where they are.
+    pub(crate) other_inputs: &'static [&'static str],
+}
+
+/// How the query, key and value projections are stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum QkvNames {
+    Separate {
+        query: &'static str,
+        key: &'static str,
+        value: &'static str,
+    },
+    /// One matrix. The query, key and value rows of one head follow each other, then come those of the next head.
+    PerHead(&'static str),
+}
+
+impl WeightNames {
+    pub(crate) fn layer(&self, index: usize) -> LayerNames<'_> {
+        LayerNames { names: self, prefix: format!("{}.{index}", self.layers) }
+    }
+}
+
+/// The names of one layer.
+#[derive(Debug)]
+pub(crate) struct LayerNames<'a> {
+    pub(crate) names: &'a WeightNames,
+    prefix: String,
+}
+
+impl LayerNames<'_> {
+    /// What `.weight` or `.bias` completes.
+    pub(crate) fn path(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+}

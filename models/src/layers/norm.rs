@@ -1,0 +1,68 @@
+use candle_core::Tensor;
+
+use super::linear::tensor_bytes;
+use crate::ModelError;
+use crate::config::{NormKind, NormSpec, NormWeight};
+use crate::ops::{self, Compute, LayerNormParams};
+use crate::weights::{MatrixPart, WeightLoader};
+
+#[derive(Debug)]
+pub(super) struct Norm {
+    weight: Tensor,
+    /// A layer norm's; without it, the norm is a root-mean-square norm.
+    bias: Option<Tensor>,
+    eps: f32,
+}
+
+impl Norm {
+    pub(super) fn load(
+        loader: &mut WeightLoader<'_>,
+        path: &str,
+        width: usize,
+        spec: NormSpec,
+    ) -> Result<Self, ModelError> {
+        let stored = loader.vector(&[MatrixPart::whole(format!("{path}.weight"), width)])?;
+        let weight = match spec.weight {
+            NormWeight::Stored => stored,
+            NormWeight::OnePlusStored => (stored + 1.0)?,
+        };
+        let bias = match spec.kind {
+            NormKind::Rms => None,
+            NormKind::Layer => Some(loader.vector(&[MatrixPart::whole(format!("{path}.bias"), width)])?),
+        };
+        Ok(Self { weight, bias, eps: spec.eps })
+    }
+
+    /// `[m, groups * width]` to the same, each group of `width` elements normed alone. Layer norms take one group only.
+    pub(super) fn apply(&self, compute: &Compute, x: &Tensor) -> Result<Tensor, ModelError> {
+        match &self.bias {
+            None => ops::rms_norm(compute, x, &self.weight, self.eps),
+            Some(bias) => ops::layer_norm(compute, x, self.layer_params(bias)),
+        }
+    }
+
+    /// The residual stream with `x` added, and its norm; all `[m, hidden]`. Without `x` the stream is normed as it is.
+    pub(super) fn forward(
+        &self,
+        compute: &Compute,
+        residual: Tensor,
+        x: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor), ModelError> {
+        match (x, &self.bias) {
+            (Some(x), None) => ops::add_rms_norm(compute, &residual, x, &self.weight, self.eps),
+            (Some(x), Some(bias)) => ops::add_layer_norm(compute, &residual, x, self.layer_params(bias)),
+            (None, _) => {
+                let normed = self.apply(compute, &residual)?;
+                Ok((residual, normed))
+            }
+        }
+    }
+
+    pub(super) fn size_bytes(&self) -> usize {
+        tensor_bytes(&self.weight) + self.bias.as_ref().map_or(0, tensor_bytes)
+    }
+
+    fn layer_params<'a>(&'a self, bias: &'a Tensor) -> LayerNormParams<'a> {
+        LayerNormParams { weight: &self.weight, bias, eps: self.eps }
+    }
+}

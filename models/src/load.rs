@@ -1,0 +1,208 @@
+//! From the files of a checkpoint to a model that runs.
+
+use candle_core::DType;
+
+use crate::arch::{self, Architecture};
+use crate::config::{ConfigFile, DecoderSpec, OutputHead};
+use crate::layers::{Decoder, WeightNames};
+use crate::ops::Compute;
+use crate::weights::{CheckpointFiles, StoredDtype, TensorIndex, WeightLoader};
+use crate::{CausalLm, ModelError, TokenId};
+
+/// How to hold a checkpoint in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    pub dtype: WeightDtype,
+    pub kv_dtype: KvDtype,
+    /// The longest sequence to admit; at most what the checkpoint allows, which is the default.
+    pub max_model_len: Option<usize>,
+    /// Tokens per block of the KV cache.
+    pub block_size: usize,
+}
+
+/// What weights are held in. Norms and biases are always f32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// As stored.
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+/// What keys and values are rounded to when they are cached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KvDtype {
+    /// f32 beside f32 weights, else bf16.
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadProgress {
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+}
+
+/// A model and what it is.
+pub struct LoadedModel {
+    pub model: Box<dyn CausalLm>,
+    pub description: ModelDescription,
+}
+
+/// What a checkpoint is, as `inspect` and the start-up lines show it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelDescription {
+    pub family: String,
+    /// The class that the checkpoint names, such as `LlamaForCausalLM`.
+    pub architecture: String,
+    pub num_parameters: u64,
+    /// What most parameters are stored in.
+    pub stored_dtype: StoredDtype,
+    pub stored_bytes: u64,
+    /// Memory that the weights take once loaded; `None` when only described.
+    pub resident_bytes: Option<u64>,
+    pub max_position: usize,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub tied_embeddings: bool,
+    pub eos_token_ids: Vec<TokenId>,
+    pub bos_token_id: Option<TokenId>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        const BLOCK_SIZE: usize = 16;
+        Self { dtype: WeightDtype::Auto, kv_dtype: KvDtype::Auto, max_model_len: None, block_size: BLOCK_SIZE }
+    }
+}
+
+/// Loads a checkpoint. Every field of its configuration is honoured and every tensor of it used, or the error says which
+/// file and which field or tensor cannot be, and what to do.
+///
+/// `progress` is called after each matrix, and once at the end with everything done.
+pub fn load(
+    files: &CheckpointFiles,
+    compute: &Compute,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<LoadedModel, ModelError> {
+    let (decoder, description) = load_decoder(files, compute, options, progress)?;
+    Ok(LoadedModel { model: Box::new(decoder), description })
+}
+
+/// As [`load`], for callers that also want to look inside the model.
+pub fn load_decoder(
+    files: &CheckpointFiles,
+    compute: &Compute,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(Decoder, ModelDescription), ModelError> {
+    let checkpoint = Checkpoint::open(files)?;
+    let mut spec = checkpoint.spec.clone();
+    spec.max_position = checkpoint.admitted_len(options.max_model_len)?;
+    let mut description = checkpoint.describe();
+    description.max_position = spec.max_position;
+    let names = &checkpoint.architecture.names;
+    let kv = (kv_dtype(options, description.stored_dtype), options.block_size);
+    let mut loader = WeightLoader::new(files, checkpoint.index, (compute, options.dtype), progress)
+        .with_optional_prefix(names.base_prefix, names.embedding);
+    let decoder = Decoder::load(&mut loader, names, &spec, kv)?;
+    loader.finish(|name| is_expendable(names, &spec, name))?;
+    description.resident_bytes = Some(decoder.size_bytes() as u64);
+    Ok((decoder, description))
+}
+
+/// What a checkpoint is, from its configuration and the headers of its files. Loads no weights: a tensor that is missing,
+/// unknown or of another shape is found by [`load`] alone.
+pub fn describe(files: &CheckpointFiles) -> Result<ModelDescription, ModelError> {
+    Ok(Checkpoint::open(files)?.describe())
+}
+
+impl std::fmt::Debug for LoadedModel {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("LoadedModel").field("description", &self.description).finish_non_exhaustive()
+    }
+}
+
+/// Configuration and headers, read and checked.
+struct Checkpoint {
+    config: ConfigFile,
+    architecture: &'static Architecture,
+    spec: DecoderSpec,
+    index: TensorIndex,
+}
+
+impl Checkpoint {
+    fn open(files: &CheckpointFiles) -> Result<Self, ModelError> {
+        let config = ConfigFile::read(files)?;
+        let architecture = arch::find(&config)?;
+        let spec = config.decoder(architecture.read, architecture.other_inputs)?;
+        let index = TensorIndex::read(files)?;
+        Ok(Self { config, architecture, spec, index })
+    }
+
+    fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
+        let allowed = self.spec.max_position;
+        match wanted {
+            Some(wanted) if wanted > allowed || wanted == 0 => {
+                let problem = format!("a maximum length of {wanted} was asked for; ask for 1 to {allowed}");
+                Err(self.config.refuse("max_position_embeddings", problem))
+            }
+            wanted => Ok(wanted.unwrap_or(allowed)),
+        }
+    }
+
+    fn describe(&self) -> ModelDescription {
+        let (names, attention) = (&self.architecture.names, self.spec.attention());
+        let used = || self.index.tensors().filter(|tensor| !is_expendable(names, &self.spec, &tensor.name));
+        let parameters = |dtype| -> u64 {
+            used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
+        };
+        let dtypes = [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16];
+        ModelDescription {
+            family: self.architecture.family.to_owned(),
+            architecture: self.architecture.name.to_owned(),
+            num_parameters: dtypes.into_iter().map(parameters).sum(),
+            stored_dtype: dtypes.into_iter().max_by_key(|dtype| parameters(*dtype)).expect("the list is not empty"),
+            stored_bytes: used().map(|tensor| tensor.bytes.len() as u64).sum(),
+            resident_bytes: None,
+            max_position: self.spec.max_position,
+            vocab_size: self.spec.vocab_size,
+            hidden_size: self.spec.hidden_size,
+            num_layers: self.spec.layers.len(),
+            num_heads: attention.num_heads,
+            num_kv_heads: attention.num_kv_heads,
+            head_dim: attention.head_dim,
+            tied_embeddings: self.spec.output_head == OutputHead::Tied,
+            eos_token_ids: self.spec.eos_token_ids.clone(),
+            bos_token_id: self.spec.bos_token_id,
+        }
+    }
+}
+
+/// Tensors that a checkpoint may hold without the model using them: tables computed from the configuration, the copy of a
+/// tied embedding, and what reads other inputs than text.
+fn is_expendable(names: &WeightNames, spec: &DecoderSpec, tensor: &str) -> bool {
+    let derived = names.derived.iter().any(|suffix| tensor.ends_with(suffix));
+    let copied = spec.output_head == OutputHead::Tied && tensor.strip_suffix(".weight") == Some(names.output_head);
+    let other_input = names.other_inputs.iter().any(|prefix| tensor.starts_with(prefix));
+    derived || copied || other_input
+}
+
+fn kv_dtype(options: &LoadOptions, stored: StoredDtype) -> DType {
+    match (options.kv_dtype, options.dtype, stored) {
+        (KvDtype::F32, ..) => DType::F32,
+        (KvDtype::Bf16, ..) => DType::BF16,
+        (KvDtype::Auto, WeightDtype::F32, _) => DType::F32,
+        (KvDtype::Auto, WeightDtype::Auto, StoredDtype::F32) => DType::F32,
+        (KvDtype::Auto, ..) => DType::BF16,
+    }
+}

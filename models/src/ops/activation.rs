@@ -1,0 +1,53 @@
+//! The activations of feed-forward networks without a gate, element by element.
+
+use candle_core::Tensor;
+
+use super::{Compute, KernelSet, cpu};
+use crate::ModelError;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// `max(x, 0)^2`, So et al. 2021, arXiv:2109.08668.
+    Relu2,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, Hendrycks and Gimpel 2016, arXiv:1606.08415. Computed as
+    /// `x / (1 + exp(-2 u))` with `u` the argument of the tangent, which is the same.
+    GeluTanh,
+    Xielu(Xielu),
+}
+
+/// Huang and Schlag 2024, arXiv:2411.13010:
+///
+/// ```text
+/// x > 0    alpha_positive * x^2 + beta * x
+/// else     alpha_negative * (exp(min(x, eps)) - 1 - x) + beta * x
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Xielu {
+    pub alpha_positive: f32,
+    pub alpha_negative: f32,
+    pub beta: f32,
+    pub eps: f32,
+}
+
+/// `x [m, width] f32` to `[m, width] f32`.
+pub fn activate(compute: &Compute, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+    x.dims2()?;
+    match compute.kernels() {
+        KernelSet::Reference => reference(x, activation),
+        _ => cpu::activation::activate(compute, x, activation),
+    }
+}
+
+fn reference(x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+    Ok(match activation {
+        Activation::Relu2 => x.relu()?.sqr()?,
+        Activation::GeluTanh => x.gelu()?,
+        Activation::Xielu(Xielu { alpha_positive, alpha_negative, beta, eps }) => {
+            let linear = (x * f64::from(beta))?;
+            let above = ((x.sqr()? * f64::from(alpha_positive))? + &linear)?;
+            let excess = ((x.minimum(eps)?.exp()? - 1.0)? - x)?;
+            let below = ((excess * f64::from(alpha_negative))? + &linear)?;
+            x.gt(0f32)?.where_cond(&above, &below)?
+        }
+    })
+}

@@ -1,0 +1,233 @@
+//! Causal attention over the paged cache: `softmax(q k^T * scale) v`, for grouped queries (Ainslie et al., 2023).
+//!
+//! With a window, a query sees that many keys, its own included. With slopes, ALiBi (Press et al., 2022) adds
+//! `slope * (key position - query position)` to each score; published formulas add `slope * key position`, which differs by
+//! a constant of the row that the softmax takes out, and which loses precision in long sequences.
+//!
+//! Order of the sums, on the CPU: keys are visited in tiles of [`KV_TILE`] that start at absolute positions 0, 16, 32 ...
+//! Per tile and query row: the 16 dot products run over `d` in ascending order; the running maximum, the running sum (the
+//! tile's 16 terms added pairwise) and the running output follow the online softmax (Milakov and Gimelshein, 2018); values
+//! are added in ascending position, one fused multiply-add each. A row's bits depend on its position and on the cached K/V
+//! up to it, on nothing else.
+
+use candle_core::{D, DType, Tensor};
+
+use super::{Compute, KernelSet, cpu};
+use crate::kv_cache::{KV_TILE, KvLayer};
+use crate::{ModelError, ModelInput};
+
+/// What a layer's attention computes besides the plain causal product.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionParams {
+    /// Multiplies each dot product, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// How many keys a query sees at most, its own included; at least 1.
+    pub window: Option<usize>,
+    /// `[num_heads]`, how fast each query head's scores fall with distance.
+    pub alibi_slopes: Option<Vec<f32>>,
+    pub temperature: Option<PositionTemperature>,
+}
+
+/// Sharpens the attention of far queries, as Llama 4 does: a query at `position` is multiplied with
+/// `1 + beta * ln(1 + floor(position / interval))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PositionTemperature {
+    pub beta: f32,
+    /// At least 1.
+    pub interval: usize,
+}
+
+impl AttentionParams {
+    /// Every key up to the query's own, at one scale.
+    pub fn causal(scale: f32) -> Self {
+        Self { scale, window: None, alibi_slopes: None, temperature: None }
+    }
+
+    /// The first key that a query at `position` sees.
+    #[inline(always)]
+    pub(super) fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    fn check(&self, num_heads: usize) -> Result<(), ModelError> {
+        if self.window == Some(0) || self.temperature.is_some_and(|temperature| temperature.interval == 0) {
+            return Err(ModelError::Input("an attention window or temperature interval of 0".into()));
+        }
+        match &self.alibi_slopes {
+            Some(slopes) if slopes.len() != num_heads => {
+                Err(ModelError::Input(format!("{} slopes for {num_heads} query heads", slopes.len())))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PositionTemperature {
+    pub(super) fn factor(&self, position: u32) -> f32 {
+        1.0 + self.beta * ((1 + position as usize / self.interval) as f32).ln()
+    }
+}
+
+/// One step's work, cut into chunks of rows: built once a step, used by every layer.
+#[derive(Debug)]
+pub struct AttentionPlan<'a> {
+    input: &'a ModelInput,
+    chunks: Vec<RowChunk>,
+}
+
+/// Consecutive tokens of one sequence, which share each read of a K/V tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RowChunk {
+    pub(super) sequence: usize,
+    /// First row of the flat batch.
+    pub(super) first_row: usize,
+    pub(super) num_rows: usize,
+}
+
+/// Tokens of one sequence that are attended together: enough to reuse a tile of K/V while it stands in the first-level
+/// cache, few enough that a long prompt spreads over the threads.
+const CHUNK_TOKENS: usize = 16;
+
+impl<'a> AttentionPlan<'a> {
+    pub fn new(input: &'a ModelInput) -> Self {
+        let mut chunks = Vec::new();
+        for (sequence, rows) in input.query_start().windows(2).enumerate() {
+            for first_row in (rows[0]..rows[1]).step_by(CHUNK_TOKENS) {
+                chunks.push(RowChunk { sequence, first_row, num_rows: CHUNK_TOKENS.min(rows[1] - first_row) });
+            }
+        }
+        // The longest first, so that no thread starts a long chunk when the others are done.
+        chunks.sort_by_key(|chunk| std::cmp::Reverse(input.positions()[chunk.first_row] as usize * chunk.num_rows));
+        Self { input, chunks }
+    }
+
+    pub(super) fn input(&self) -> &ModelInput {
+        self.input
+    }
+
+    pub(super) fn chunks(&self) -> &[RowChunk] {
+        &self.chunks
+    }
+}
+
+/// `q [m, num_heads, head_dim] f32` over the K/V of `layer`: `[m, num_heads * head_dim] f32`. The K/V of the step's own
+/// tokens must have been stored before. Query head `h` reads K/V head `h / (num_heads / num_kv_heads)`.
+///
+/// Errors when shapes do not fit, or a block table names a block that the layer does not have.
+pub fn paged_attention(
+    compute: &Compute,
+    q: &Tensor,
+    layer: &KvLayer,
+    plan: &AttentionPlan<'_>,
+    params: &AttentionParams,
+) -> Result<Tensor, ModelError> {
+    let (m, num_heads, head_dim) = q.dims3()?;
+    let input = plan.input();
+    params.check(num_heads)?;
+    if m != input.num_tokens() || head_dim != layer.head_dim() || num_heads % layer.num_kv_heads() != 0 {
+        let (shape, kv_heads, dim) = (q.dims(), layer.num_kv_heads(), layer.head_dim());
+        return Err(ModelError::Input(format!(
+            "queries of shape {shape:?} for {} tokens and {kv_heads} K/V heads of {dim}",
+            input.num_tokens()
+        )));
+    }
+    if input.block_size() != layer.block_size() {
+        let (input, layer) = (input.block_size(), layer.block_size());
+        return Err(ModelError::Input(format!("an input in blocks of {input} for a cache in blocks of {layer}")));
+    }
+    for sequence in 0..input.num_sequences() {
+        if let Some(block) = input.block_table(sequence).iter().find(|block| block.0 as usize >= layer.num_blocks()) {
+            return Err(ModelError::Input(format!("block {} of {}", block.0, layer.num_blocks())));
+        }
+    }
+    match compute.kernels() {
+        KernelSet::Reference => reference(compute, q, layer, input, params),
+        _ => cpu::attention::paged_attention(compute, q, layer, plan, params),
+    }
+}
+
+fn reference(
+    compute: &Compute,
+    q: &Tensor,
+    layer: &KvLayer,
+    input: &ModelInput,
+    params: &AttentionParams,
+) -> Result<Tensor, ModelError> {
+    let (_, num_heads, head_dim) = q.dims3()?;
+    let group = num_heads / layer.num_kv_heads();
+    let mut outputs = Vec::with_capacity(input.num_sequences());
+    for (sequence, rows) in input.query_start().windows(2).enumerate() {
+        let (first, len) = (rows[0], rows[1] - rows[0]);
+        let positions = &input.positions()[first..first + len];
+        let (k, v) = sequence_kv(compute, layer, input, sequence)?;
+        let num_keys = k.dim(1)?;
+        // [num_kv_heads, group * len, head_dim]: a group's queries meet the K/V head that they share.
+        let q = q.narrow(0, first, len)?;
+        let q = match &params.temperature {
+            Some(temperature) => q.broadcast_mul(&factors(compute, temperature, positions)?)?,
+            None => q,
+        };
+        let q = q.permute((1, 0, 2))?.contiguous()?;
+        let q = q.reshape((layer.num_kv_heads(), group * len, head_dim))?;
+        let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * f64::from(params.scale))?;
+        let scores = scores.reshape((num_heads, len, num_keys))?;
+        let scores = scores.broadcast_add(&mask(compute, params, positions, num_keys)?)?;
+        let scores = match &params.alibi_slopes {
+            Some(slopes) => (scores + distances(compute, slopes, positions, num_keys)?)?,
+            None => scores,
+        };
+        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+        let out = weights.reshape((layer.num_kv_heads(), group * len, num_keys))?.matmul(&v)?;
+        let out = out.reshape((num_heads, len, head_dim))?.permute((1, 0, 2))?.contiguous()?;
+        outputs.push(out.reshape((len, num_heads * head_dim))?);
+    }
+    Ok(Tensor::cat(&outputs, 0)?)
+}
+
+/// The K and V of one sequence, `[num_kv_heads, num_keys, head_dim] f32` each, gathered through its block table.
+fn sequence_kv(
+    compute: &Compute,
+    layer: &KvLayer,
+    input: &ModelInput,
+    sequence: usize,
+) -> Result<(Tensor, Tensor), ModelError> {
+    let blocks: Vec<u32> = input.block_table(sequence).iter().map(|block| block.0).collect();
+    let num_keys = input.positions()[input.query_start()[sequence + 1] - 1] as usize + 1;
+    let (num_blocks, num_kv_heads, head_dim) = (blocks.len(), layer.num_kv_heads(), layer.head_dim());
+    let (block_size, tiles) = (layer.block_size(), layer.block_size() / KV_TILE);
+    let blocks = Tensor::from_vec(blocks, num_blocks, compute.device())?;
+    let k = layer.k.index_select(&blocks, 0)?.reshape((num_blocks, num_kv_heads, tiles, head_dim, KV_TILE))?;
+    let k = k.permute((1, 0, 2, 4, 3))?.contiguous()?.reshape((num_kv_heads, num_blocks * block_size, head_dim))?;
+    let v = layer.v.index_select(&blocks, 0)?.permute((1, 0, 2, 3))?.contiguous()?;
+    let v = v.reshape((num_kv_heads, num_blocks * block_size, layer.padded_head_dim()))?.narrow(2, 0, head_dim)?;
+    let f32_of = |x: Tensor| x.narrow(1, 0, num_keys)?.to_dtype(DType::F32)?.contiguous();
+    Ok((f32_of(k)?, f32_of(v)?))
+}
+
+/// `[positions.len(), num_keys] f32`: 0 where the query sees the key, minus infinity elsewhere.
+fn mask(compute: &Compute, params: &AttentionParams, positions: &[u32], num_keys: usize) -> Result<Tensor, ModelError> {
+    let row = |&position: &u32| {
+        let seen = params.first_key(position as usize)..=position as usize;
+        (0..num_keys).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
+    };
+    let mask: Vec<f32> = positions.iter().flat_map(row).collect();
+    Ok(Tensor::from_vec(mask, (positions.len(), num_keys), compute.device())?)
+}
+
+/// `[slopes.len(), positions.len(), num_keys] f32`: what each head adds to a score.
+fn distances(compute: &Compute, slopes: &[f32], positions: &[u32], num_keys: usize) -> Result<Tensor, ModelError> {
+    let mut distances = Vec::with_capacity(slopes.len() * positions.len() * num_keys);
+    for slope in slopes {
+        for &position in positions {
+            distances.extend((0..num_keys).map(|key| slope * (key as f32 - position as f32)));
+        }
+    }
+    Ok(Tensor::from_vec(distances, (slopes.len(), positions.len(), num_keys), compute.device())?)
+}
+
+/// `[positions.len(), 1, 1] f32`: what each query is multiplied with.
+fn factors(compute: &Compute, temperature: &PositionTemperature, positions: &[u32]) -> Result<Tensor, ModelError> {
+    let factors: Vec<f32> = positions.iter().map(|&position| temperature.factor(position)).collect();
+    Ok(Tensor::from_vec(factors, (positions.len(), 1, 1), compute.device())?)
+}

@@ -1,0 +1,98 @@
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::ComputePool;
+use crate::ModelError;
+
+/// Where and how the ops run: a device, the bodies chosen for it, and the threads they share.
+///
+/// Cheap to clone. All models of a process share one, so that together they use one set of threads.
+#[derive(Debug, Clone)]
+pub struct Compute {
+    device: Device,
+    kernels: KernelSet,
+    pool: Arc<ComputePool>,
+}
+
+/// Which bodies the ops use. Displayed in the start-up log and in metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KernelSet {
+    /// candle tensor operations, on any device. Close to the others, without their promise of equal bits.
+    Reference,
+    /// Plain Rust, on any CPU.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C. Bit for bit equal to [`KernelSet::Portable`].
+    Avx2Fma,
+}
+
+impl KernelSet {
+    /// The fastest set that this machine's CPU runs.
+    pub fn detect() -> Self {
+        if Self::Avx2Fma.is_supported() { Self::Avx2Fma } else { Self::Portable }
+    }
+
+    /// Whether this machine's CPU has the instructions.
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Reference | Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2Fma => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2Fma => false,
+        }
+    }
+}
+
+impl fmt::Display for KernelSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reference => "reference",
+            Self::Portable => "portable",
+            Self::Avx2Fma => "avx2+fma",
+        })
+    }
+}
+
+impl Compute {
+    /// The CPU with the fastest bodies it runs. `num_threads` counts the calling thread; 0 is taken as 1.
+    pub fn cpu(num_threads: usize) -> Self {
+        Self::new(Device::Cpu, num_threads)
+    }
+
+    /// `device` with its fastest bodies. On another device than the CPU the pool serves only loading.
+    pub fn new(device: Device, num_threads: usize) -> Self {
+        let kernels = if device.is_cpu() { KernelSet::detect() } else { KernelSet::Reference };
+        Self { device, kernels, pool: Arc::new(ComputePool::new(num_threads)) }
+    }
+
+    /// The CPU with bodies that the caller names, for tests and benches that compare them.
+    ///
+    /// Errors when this machine's CPU lacks the instructions.
+    pub fn cpu_with_kernels(num_threads: usize, kernels: KernelSet) -> Result<Self, ModelError> {
+        if !kernels.is_supported() {
+            return Err(ModelError::Input(format!("this CPU cannot run the {kernels} kernels")));
+        }
+        Ok(Self { device: Device::Cpu, kernels, pool: Arc::new(ComputePool::new(num_threads)) })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub fn kernels(&self) -> KernelSet {
+        self.kernels
+    }
+
+    /// Threads that work on one op, the calling one included.
+    pub fn num_threads(&self) -> usize {
+        self.pool.num_threads()
+    }
+
+    pub(crate) fn pool(&self) -> &ComputePool {
+        &self.pool
+    }
+}

@@ -1,0 +1,95 @@
+#![expect(unsafe_code, reason = "vector loads and stores through pointers")]
+
+//! The activations of feed-forward networks without a gate.
+
+use candle_core::Tensor;
+
+use super::launch::{Kernel, Output, launch, split_rows};
+use super::vector::{LANES, Vector};
+use super::view::Rows;
+use crate::ModelError;
+use crate::ops::{Activation, Compute, Xielu};
+
+pub(crate) fn activate(compute: &Compute, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+    let shape = x.shape();
+    let x = Rows::new(x)?;
+    let (num_rows, width) = (x.num_rows, x.width);
+    let mut out = vec![0.0; num_rows * width];
+    let (rows_per_task, num_tasks) = split_rows(num_rows, width);
+    let output = Output::new(&mut out);
+    launch(compute, num_tasks, &Activate { x, activation, out: output, rows_per_task });
+    Ok(Tensor::from_vec(out, shape, compute.device())?)
+}
+
+struct Activate<'a> {
+    x: Rows<'a>,
+    activation: Activation,
+    out: Output<f32>,
+    rows_per_task: usize,
+}
+
+impl Kernel for Activate<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(&self, task: usize) {
+        let first = task * self.rows_per_task;
+        for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
+            // SAFETY: a row of this task; the launch vouches for the instructions.
+            unsafe {
+                let out = self.out.part(row * self.x.width, self.x.width);
+                match self.activation {
+                    Activation::Relu2 => each::<V>(self.x.row(row), out, |x| relu2(x)),
+                    Activation::GeluTanh => each::<V>(self.x.row(row), out, |x| gelu_tanh(x)),
+                    Activation::Xielu(params) => each::<V>(self.x.row(row), out, |x| xielu(x, params)),
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn each<V: Vector>(x: &[f32], out: &mut [f32], f: impl Fn(V) -> V) {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    let (out_chunks, out_tail) = out.as_chunks_mut::<LANES>();
+    let mut last = [0.0; LANES];
+    last[..tail.len()].copy_from_slice(tail);
+    // SAFETY: eight elements each; the launch vouches for the instructions.
+    unsafe {
+        for (x, out) in chunks.iter().zip(out_chunks) {
+            f(V::load(x.as_ptr())).store(out.as_mut_ptr());
+        }
+        out_tail.copy_from_slice(&f(V::load(last.as_ptr())).to_array()[..tail.len()]);
+    }
+}
+
+/// # Safety
+/// The CPU must have `V`'s instructions; so for the others.
+#[inline(always)]
+unsafe fn relu2<V: Vector>(x: V) -> V {
+    // SAFETY: as above.
+    unsafe {
+        let x = V::splat(0.0).max(x);
+        x.mul(x)
+    }
+}
+
+#[inline(always)]
+unsafe fn gelu_tanh<V: Vector>(x: V) -> V {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    // SAFETY: as above.
+    unsafe {
+        let curve = V::splat(0.044_715).mul_add(x.mul(x), V::splat(1.0));
+        let argument = x.mul(V::splat(-2.0 * SQRT_2_OVER_PI)).mul(curve);
+        x.div(V::splat(1.0).add(argument.exp()))
+    }
+}
+
+#[inline(always)]
+unsafe fn xielu<V: Vector>(x: V, params: Xielu) -> V {
+    // SAFETY: as above.
+    unsafe {
+        let linear = x.mul(V::splat(params.beta));
+        let above = x.mul(x).mul_add(V::splat(params.alpha_positive), linear);
+        let excess = x.min(V::splat(params.eps)).exp_m1().sub(x);
+        x.if_positive(above, excess.mul_add(V::splat(params.alpha_negative), linear))
+    }
+}

@@ -1,0 +1,392 @@
+#![expect(unsafe_code, reason = "vector loads and stores through pointers")]
+
+//! Causal attention over the paged cache, tile by tile.
+//!
+//! One task is one chunk of a sequence's tokens with one K/V head: `tokens * group` query rows that share every tile they
+//! read. Both products are the inner loop of [`tile`]: `scores = q k^T` over the 16 keys of a tile side by side, then
+//! `out += weights v` with the 16 keys as depth.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, Storage, Tensor};
+
+use super::launch::{Kernel, Output, launch};
+use super::tile::{self, Factors};
+use super::vector::{Element, LANES, Vector};
+use super::view::Rows;
+use crate::kv_cache::{KV_TILE, KvLayer};
+use crate::ops::attention::RowChunk;
+use crate::ops::{AttentionParams, AttentionPlan, Compute};
+use crate::{BlockId, ModelError};
+
+/// Shapes and block tables are checked by the caller.
+pub(crate) fn paged_attention(
+    compute: &Compute,
+    q: &Tensor,
+    layer: &KvLayer,
+    plan: &AttentionPlan<'_>,
+    params: &AttentionParams,
+) -> Result<Tensor, ModelError> {
+    let (m, num_heads, head_dim) = q.dims3()?;
+    let q = Rows::new(q)?;
+    let mut out = vec![0.0; m * num_heads * head_dim];
+    let output = Output::new(&mut out);
+    let (k_storage, k_layout) = layer.k.storage_and_layout();
+    let (v_storage, v_layout) = layer.v.storage_and_layout();
+    let (k_start, v_start) = (k_layout.start_offset(), v_layout.start_offset());
+    match (&*k_storage, &*v_storage) {
+        (Storage::Cpu(CpuStorage::F32(k)), Storage::Cpu(CpuStorage::F32(v))) => {
+            run(compute, Attention { q: &q, k: &k[k_start..], v: &v[v_start..], layer, plan, params, out: output });
+        }
+        (Storage::Cpu(CpuStorage::BF16(k)), Storage::Cpu(CpuStorage::BF16(v))) => {
+            run(compute, Attention { q: &q, k: &k[k_start..], v: &v[v_start..], layer, plan, params, out: output });
+        }
+        _ => return Err(ModelError::Input("a KV cache that is neither f32 nor bf16 in host memory".into())),
+    }
+    Ok(Tensor::from_vec(out, (m, num_heads * head_dim), compute.device())?)
+}
+
+fn run<E: Element>(compute: &Compute, kernel: Attention<'_, E>) {
+    launch(compute, kernel.plan.chunks().len() * kernel.layer.num_kv_heads(), &kernel);
+}
+
+struct Attention<'a, E> {
+    q: &'a Rows<'a>,
+    k: &'a [E],
+    v: &'a [E],
+    layer: &'a KvLayer,
+    plan: &'a AttentionPlan<'a>,
+    params: &'a AttentionParams,
+    out: Output<f32>,
+}
+
+/// The state of one task's query rows; row `token * group + g` is query head `g` of the group.
+struct ChunkState {
+    /// `[rows, head_dim]`
+    q: Vec<f32>,
+    /// `[rows, KV_TILE]`: a tile's scores, then its weights.
+    weights: Vec<f32>,
+    /// `[rows, padded_head_dim]`
+    out: Vec<f32>,
+    /// `[rows]`, of all scores so far.
+    max: Vec<f32>,
+    /// `[rows]`, of all weights so far.
+    sum: Vec<f32>,
+}
+
+/// One tile of keys and values of one head.
+struct KvTile<'a, E> {
+    /// `[head_dim, KV_TILE]`
+    k: &'a [E],
+    /// `[KV_TILE, padded_head_dim]`
+    v: &'a [E],
+}
+
+/// Which of a chunk's tokens see a tile, and how much of it.
+///
+/// ```text
+///              key of the tile            the tile starts at position 16, the window is 24, the chunk starts at 12
+/// position     16 17 .. 30 31
+/// 12 .. 15      . .      .  .            not in `tokens`
+/// 16            x .      .  .            first of `tokens`
+/// 31 .. 39      x x      x  x            `whole`
+/// 40            . x      x  x            the window has moved on
+/// ```
+struct TileView<'a> {
+    params: &'a AttentionParams,
+    /// Position of the tile's first key.
+    start: usize,
+    /// Position of the chunk's first token.
+    first_position: usize,
+    /// The chunk's tokens that see something of the tile; never empty.
+    tokens: Range<usize>,
+    /// Those that see all of it.
+    whole: Range<usize>,
+}
+
+/// Rows that the inner loop carries together.
+const MAX_TILE_ROWS: usize = 6;
+
+impl<E: Element> Kernel for Attention<'_, E> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(&self, task: usize) {
+        let kv_head = task % self.layer.num_kv_heads();
+        let chunk = self.plan.chunks()[task / self.layer.num_kv_heads()];
+        let first_position = self.plan.input().positions()[chunk.first_row] as usize;
+        let table = self.plan.input().block_table(chunk.sequence);
+        let mut state = self.start(chunk, kv_head);
+        let num_tiles = (first_position + chunk.num_rows).div_ceil(KV_TILE);
+        for tile in self.params.first_key(first_position) / KV_TILE..num_tiles {
+            let kv = self.kv_tile(table, kv_head, tile * KV_TILE);
+            let next = self.kv_tile(table, kv_head, (tile + 1).min(num_tiles - 1) * KV_TILE);
+            let view = TileView::new(tile * KV_TILE, (first_position, chunk.num_rows), self.params);
+            // SAFETY: the state and the tile have the sizes that the layer says; the launch vouches for the instructions.
+            unsafe { self.visit::<V>(&mut state, [&kv, &next], &view, kv_head) };
+        }
+        self.finish(chunk, kv_head, &state);
+    }
+}
+
+impl<'a> TileView<'a> {
+    #[inline(always)]
+    fn new(start: usize, (first_position, num_rows): (usize, usize), params: &'a AttentionParams) -> Self {
+        let token_at = |position: usize| position.saturating_sub(first_position).min(num_rows);
+        let (seen_until, whole_until) = match params.window {
+            Some(window) => (token_at(start + KV_TILE - 1 + window), token_at(start + window)),
+            None => (num_rows, num_rows),
+        };
+        let whole = token_at(start + KV_TILE - 1)..whole_until;
+        Self { params, start, first_position, tokens: token_at(start)..seen_until, whole }
+    }
+
+    fn position(&self, token: usize) -> usize {
+        self.first_position + token
+    }
+
+    /// The keys of the tile that a token sees.
+    #[inline(always)]
+    fn keys(&self, token: usize) -> Range<usize> {
+        let position = self.position(token);
+        self.params.first_key(position).saturating_sub(self.start)..KV_TILE.min(position + 1 - self.start)
+    }
+}
+
+impl<E: Element> Attention<'_, E> {
+    fn group(&self) -> usize {
+        self.q.width / self.layer.head_dim() / self.layer.num_kv_heads()
+    }
+
+    #[inline(always)]
+    fn start(&self, chunk: RowChunk, kv_head: usize) -> ChunkState {
+        let width = self.group() * self.layer.head_dim();
+        let rows = chunk.num_rows * self.group();
+        let mut q = Vec::with_capacity(chunk.num_rows * width);
+        for row in chunk.first_row..chunk.first_row + chunk.num_rows {
+            let heads = &self.q.row(row)[kv_head * width..(kv_head + 1) * width];
+            match &self.params.temperature {
+                Some(temperature) => {
+                    let factor = temperature.factor(self.plan.input().positions()[row]);
+                    q.extend(heads.iter().map(|q| q * factor));
+                }
+                None => q.extend_from_slice(heads),
+            }
+        }
+        ChunkState {
+            q,
+            weights: vec![0.0; rows * KV_TILE],
+            out: vec![0.0; rows * self.layer.padded_head_dim()],
+            max: vec![f32::NEG_INFINITY; rows],
+            sum: vec![0.0; rows],
+        }
+    }
+
+    #[inline(always)]
+    fn kv_tile(&self, table: &[BlockId], kv_head: usize, position: usize) -> KvTile<'_, E> {
+        let (block_size, padded) = (self.layer.block_size(), self.layer.padded_head_dim());
+        let block = table[position / block_size].0 as usize * self.layer.num_kv_heads() + kv_head;
+        let offset = block * block_size + position % block_size;
+        let k_len = KV_TILE * self.layer.head_dim();
+        KvTile { k: &self.k[offset / KV_TILE * k_len..][..k_len], v: &self.v[offset * padded..][..KV_TILE * padded] }
+    }
+
+    /// Adds one tile, the first of `kv`, to the rows of the tokens that see it.
+    ///
+    /// # Safety
+    /// The state and the tile have the layer's sizes; the CPU has `V`'s instructions.
+    #[inline(always)]
+    unsafe fn visit<V: Vector>(
+        &self,
+        state: &mut ChunkState,
+        kv: [&KvTile<'_, E>; 2],
+        view: &TileView<'_>,
+        kv_head: usize,
+    ) {
+        let group = self.group();
+        let rows_of = |tokens: &Range<usize>| tokens.start * group..tokens.end * group;
+        let rows = rows_of(&view.tokens);
+        // SAFETY: the rows are the state's; passed on.
+        unsafe {
+            for first in rows.clone().step_by(MAX_TILE_ROWS) {
+                self.scores::<V>(state, kv, first, MAX_TILE_ROWS.min(rows.end - first));
+            }
+            for token in view.tokens.clone() {
+                self.weigh_token::<V>(state, view, token, kv_head);
+            }
+            // Only keys that a row sees are added to it: a masked value may be anything, not a number included.
+            for token in view.tokens.clone().filter(|token| !view.whole.contains(token)) {
+                self.add_values::<V>(state, kv, rows_of(&(token..token + 1)), view.keys(token));
+            }
+            if !view.whole.is_empty() {
+                self.add_values::<V>(state, kv, rows_of(&view.whole), 0..KV_TILE);
+            }
+        }
+    }
+
+    /// From dot products to weights, for the query heads of one token.
+    #[inline(always)]
+    unsafe fn weigh_token<V: Vector>(&self, state: &mut ChunkState, view: &TileView<'_>, token: usize, kv_head: usize) {
+        let (group, padded, keys) = (self.group(), self.layer.padded_head_dim(), view.keys(token));
+        for index in 0..group {
+            let row = token * group + index;
+            let weights = &mut state.weights[row * KV_TILE..][..KV_TILE];
+            self.finish_scores(weights, view, token, kv_head * group + index);
+            // SAFETY: a tile of scores, of which the token sees some; passed on.
+            let factor = unsafe { weigh::<V>(weights, keys.clone(), (&mut state.max[row], &mut state.sum[row])) };
+            if factor != 1.0 {
+                for out in &mut state.out[row * padded..(row + 1) * padded] {
+                    *out *= factor;
+                }
+            }
+        }
+    }
+
+    /// From dot products to scores.
+    #[inline(always)]
+    fn finish_scores(&self, scores: &mut [f32], view: &TileView<'_>, token: usize, query_head: usize) {
+        for score in &mut *scores {
+            *score *= self.params.scale;
+        }
+        let Some(slopes) = &self.params.alibi_slopes else { return };
+        let position = view.position(token) as f32;
+        for (key, score) in scores.iter_mut().enumerate() {
+            *score += slopes[query_head] * ((view.start + key) as f32 - position);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scores<V: Vector>(&self, state: &mut ChunkState, kv: [&KvTile<'_, E>; 2], first: usize, num_rows: usize) {
+        let head_dim = self.layer.head_dim();
+        let factors = Factors {
+            x: state.q[first * head_dim..].as_ptr(),
+            x_stride: head_dim,
+            w: kv[0].k.as_ptr(),
+            w_stride: KV_TILE,
+            w_panel_stride: 0,
+            depth: head_dim,
+            prefetch_bytes: bytes_between(kv[0].k, kv[1].k),
+        };
+        let to = state.weights[first * KV_TILE..].as_mut_ptr();
+        // SAFETY: `num_rows` rows of `head_dim` queries and of `KV_TILE` scores; the tile is `head_dim` by `KV_TILE`.
+        unsafe {
+            match num_rows {
+                1 => score_rows::<V, E, 1>(factors, to),
+                2 => score_rows::<V, E, 2>(factors, to),
+                3 => score_rows::<V, E, 3>(factors, to),
+                4 => score_rows::<V, E, 4>(factors, to),
+                5 => score_rows::<V, E, 5>(factors, to),
+                _ => score_rows::<V, E, MAX_TILE_ROWS>(factors, to),
+            }
+        }
+    }
+
+    /// Adds the values `keys` of the tile to `rows`.
+    #[inline(always)]
+    unsafe fn add_values<V: Vector>(
+        &self,
+        state: &mut ChunkState,
+        kv: [&KvTile<'_, E>; 2],
+        rows: Range<usize>,
+        keys: Range<usize>,
+    ) {
+        let padded = self.layer.padded_head_dim();
+        for first in rows.clone().step_by(MAX_TILE_ROWS) {
+            let num_rows = MAX_TILE_ROWS.min(rows.end - first);
+            let mut column = 0;
+            while column < padded {
+                let factors = Factors {
+                    x: state.weights[first * KV_TILE + keys.start..].as_ptr(),
+                    x_stride: KV_TILE,
+                    w: kv[0].v[keys.start * padded + column..].as_ptr(),
+                    w_stride: padded,
+                    w_panel_stride: KV_TILE,
+                    depth: keys.len(),
+                    prefetch_bytes: bytes_between(kv[0].v, kv[1].v),
+                };
+                let to = state.out[first * padded + column..].as_mut_ptr();
+                let wide = column + 2 * KV_TILE <= padded && num_rows <= 3;
+                // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; as many rows of values as keys.
+                unsafe {
+                    match (num_rows, wide) {
+                        (1, true) => add_rows::<V, E, 1, 2>(factors, to, padded),
+                        (2, true) => add_rows::<V, E, 2, 2>(factors, to, padded),
+                        (3, true) => add_rows::<V, E, 3, 2>(factors, to, padded),
+                        (1, false) => add_rows::<V, E, 1, 1>(factors, to, padded),
+                        (2, false) => add_rows::<V, E, 2, 1>(factors, to, padded),
+                        (3, false) => add_rows::<V, E, 3, 1>(factors, to, padded),
+                        (4, _) => add_rows::<V, E, 4, 1>(factors, to, padded),
+                        (5, _) => add_rows::<V, E, 5, 1>(factors, to, padded),
+                        _ => add_rows::<V, E, MAX_TILE_ROWS, 1>(factors, to, padded),
+                    }
+                }
+                column += if wide { 2 * KV_TILE } else { KV_TILE };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish(&self, chunk: RowChunk, kv_head: usize, state: &ChunkState) {
+        let (group, head_dim, padded) = (self.group(), self.layer.head_dim(), self.layer.padded_head_dim());
+        for row in 0..chunk.num_rows * group {
+            let start = (chunk.first_row + row / group) * self.q.width + (kv_head * group + row % group) * head_dim;
+            // SAFETY: this token's query head, which belongs to this task alone.
+            let out = unsafe { self.out.part(start, head_dim) };
+            for (out, sum) in out.iter_mut().zip(&state.out[row * padded..]) {
+                *out = sum / state.sum[row];
+            }
+        }
+    }
+}
+
+/// From a tile to the next, which the CPU's own prefetch cannot guess: the block table leads there.
+#[inline(always)]
+fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
+    next.as_ptr().addr().wrapping_sub(tile.as_ptr().addr()) as isize
+}
+
+#[inline(always)]
+unsafe fn score_rows<V: Vector, E: Element, const ROWS: usize>(factors: Factors<E>, to: *mut f32) {
+    // SAFETY: passed on.
+    unsafe {
+        let zero = [[[V::splat(0.0); 2]; 1]; ROWS];
+        tile::store(tile::multiply::<V, E, ROWS, 1>(factors, zero), to, KV_TILE);
+    }
+}
+
+#[inline(always)]
+unsafe fn add_rows<V: Vector, E: Element, const ROWS: usize, const PANELS: usize>(
+    factors: Factors<E>,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: passed on.
+    unsafe {
+        let sums = tile::load::<V, ROWS, PANELS>(to, stride);
+        tile::store(tile::multiply::<V, E, ROWS, PANELS>(factors, sums), to, stride);
+    }
+}
+
+/// Turns a tile's scores into weights, of which those of `keys` count, and brings the row's maximum and sum up to date.
+/// Returns the factor by which earlier weights shrink.
+///
+/// # Safety
+/// `weights` holds `KV_TILE` scores; `keys` is not empty; the CPU has `V`'s instructions.
+#[inline(always)]
+unsafe fn weigh<V: Vector>(weights: &mut [f32], keys: Range<usize>, (max, sum): (&mut f32, &mut f32)) -> f32 {
+    weights[..keys.start].fill(f32::NEG_INFINITY);
+    weights[keys.end..].fill(f32::NEG_INFINITY);
+    // SAFETY: two vectors in a tile; the caller has the instructions.
+    unsafe {
+        let (low, high) = (V::load(weights.as_ptr()), V::load(weights[LANES..].as_ptr()));
+        let new_max = low.max(high).to_array().into_iter().fold(*max, f32::max);
+        let shift = V::splat(new_max);
+        low.sub(shift).exp().store(weights.as_mut_ptr());
+        high.sub(shift).exp().store(weights[LANES..].as_mut_ptr());
+        weights[..keys.start].fill(0.0);
+        weights[keys.end..].fill(0.0);
+        let (low, high) = (V::load(weights.as_ptr()), V::load(weights[LANES..].as_ptr()));
+        let factor = V::splat(*max - new_max).exp().to_array()[0];
+        *sum = sum.mul_add(factor, low.add(high).sum_of_lanes());
+        *max = new_max;
+        factor
+    }
+}

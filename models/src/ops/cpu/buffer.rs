@@ -1,0 +1,50 @@
+#![expect(unsafe_code, reason = "bytes are viewed as the elements that they hold")]
+
+//! Memory for packed weights.
+
+use std::marker::PhantomData;
+
+use memmap2::MmapMut;
+
+use super::vector::Element;
+use crate::ModelError;
+
+/// Zeroed elements in pages of their own, huge ones where the system has them: a product walks several panels at once,
+/// which small pages make expensive to translate. Starts on a page, so a vector load of a packed row never touches two
+/// cache lines. Address space that is short
+/// is an error; pages are backed when they are first written, so a system that overcommits may still end the process.
+#[derive(Debug)]
+pub(super) struct PageBuffer<E> {
+    pages: MmapMut,
+    len: usize,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> PageBuffer<E> {
+    /// `len` is not 0.
+    pub(super) fn zeroed(len: usize) -> Result<Self, ModelError> {
+        let bytes = len * size_of::<E>();
+        let pages = MmapMut::map_anon(bytes)
+            .map_err(|error| ModelError::Input(format!("no memory for a weight of {bytes} bytes: {error}")))?;
+        #[cfg(target_os = "linux")]
+        if let Err(error) = pages.advise(memmap2::Advice::HugePage) {
+            tracing::debug!(%error, "weights in small pages");
+        }
+        Ok(Self { pages, len, element: PhantomData })
+    }
+
+    pub(super) fn as_slice(&self) -> &[E] {
+        // SAFETY: the pages hold `len` elements, initialised with zeros, aligned to more than any `Element` needs; every
+        // bit pattern is an f32, f16 or bf16.
+        unsafe { std::slice::from_raw_parts(self.pages.as_ptr().cast(), self.len) }
+    }
+
+    pub(super) fn as_mut_slice(&mut self) -> &mut [E] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.pages.as_mut_ptr().cast(), self.len) }
+    }
+
+    pub(super) fn size_bytes(&self) -> usize {
+        self.len * size_of::<E>()
+    }
+}

@@ -1,0 +1,69 @@
+#![expect(unsafe_code, reason = "a body's instance is chosen here, where the CPU's features are known")]
+
+//! From an op's body to the threads that run it.
+
+use super::vector::{Portable, Vector};
+use crate::ops::{Compute, KernelSet};
+
+/// A body with its arguments.
+pub(super) trait Kernel: Sync {
+    /// Runs task `task` of the launch. Must be `#[inline(always)]`, see [`Vector`].
+    ///
+    /// # Safety
+    /// The CPU must have `V`'s instructions, and tasks of one launch must have distinct numbers: each writes its own part
+    /// of the output.
+    unsafe fn run<V: Vector>(&self, task: usize);
+}
+
+/// Runs tasks `0..num_tasks` of `kernel`, with the body chosen for `compute`.
+pub(super) fn launch<K: Kernel>(compute: &Compute, num_tasks: usize, kernel: &K) {
+    compute.pool().run(num_tasks, &|task| match compute.kernels() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Compute` holds this set only if the CPU has the instructions; the pool runs each task once.
+        KernelSet::Avx2Fma => unsafe { super::avx2::run(kernel, task) },
+        // SAFETY: portable code; the pool runs each task once.
+        _ => unsafe { kernel.run::<Portable>(task) },
+    });
+}
+
+/// An output that the tasks of a launch fill together, each its own part.
+pub(super) struct Output<T>(*mut T, usize);
+
+// SAFETY: the parts that tasks take are disjoint, which `Output::part` demands.
+unsafe impl<T: Send> Sync for Output<T> {}
+
+impl<T> Output<T> {
+    /// `values` must outlive the launch.
+    pub(super) fn new(values: &mut [T]) -> Self {
+        Self(values.as_mut_ptr(), values.len())
+    }
+
+    /// # Safety
+    /// No two parts that live at the same time may overlap, and the slice behind the output must be alive.
+    #[expect(clippy::mut_from_ref, reason = "parts are disjoint, as the function demands")]
+    #[inline(always)]
+    pub(super) unsafe fn part(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start + len <= self.1, "a task writes inside its output");
+        // SAFETY: in bounds by the assertion, disjoint by the function's condition.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+
+    /// The address of element `start`.
+    ///
+    /// # Safety
+    /// `start` must be in bounds; what is written through the pointer follows [`Output::part`].
+    #[inline(always)]
+    pub(super) unsafe fn at(&self, start: usize) -> *mut T {
+        // SAFETY: in bounds by the function's condition.
+        unsafe { self.0.add(start) }
+    }
+}
+
+/// Elements of a cheap op that are worth handing to another thread.
+const MIN_TASK_ELEMENTS: usize = 16 * 1024;
+
+/// Cuts `num_rows` rows of `width` elements into tasks: rows per task, and tasks.
+pub(super) fn split_rows(num_rows: usize, width: usize) -> (usize, usize) {
+    let rows_per_task = (MIN_TASK_ELEMENTS / width.max(1)).clamp(1, num_rows.max(1));
+    (rows_per_task, num_rows.div_ceil(rows_per_task))
+}

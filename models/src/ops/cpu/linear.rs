@@ -1,0 +1,237 @@
+#![expect(unsafe_code, reason = "vector loads and stores through pointers")]
+
+//! `y = x W^T + b` over packed panels.
+//!
+//! A few rows of `x` or many, each output's running sum visits `k` in ascending order. With many rows, `k` is cut so that
+//! a piece of a panel stays in the first-level cache while all rows of the task pass over it; the running sums then rest
+//! in the output between pieces, which keeps their bits.
+
+use candle_core::Tensor;
+
+use super::launch::{Kernel, Output, launch};
+use super::panels::{PANEL, PanelData, Panels};
+use super::tile::{self, Factors};
+use super::vector::{Element, Vector};
+use super::view::Rows;
+use crate::ModelError;
+use crate::ops::Compute;
+
+/// Rows that one inner loop carries: 6 x 2 running sums, 2 weights and 1 factor fill the 16 registers of AVX2.
+const MAX_TILE_ROWS: usize = 6;
+
+/// Rows of one task. With a piece of `k` they fit in the second-level cache.
+const TASK_ROWS: usize = 12 * MAX_TILE_ROWS;
+
+/// Bytes of a panel's piece when `k` is cut: half of a usual first-level cache.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// Tasks per thread, so that threads that start late or lose their core are helped out.
+const TASKS_PER_THREAD: usize = 8;
+
+/// Weights that one task reads at least: some microseconds of work.
+const MIN_TASK_BYTES: usize = 64 * 1024;
+
+/// Panels that a row alone visits together: 8 running sums hide the latency of the multiply-add.
+const PANELS_OF_ONE_ROW: usize = 4;
+
+/// How far ahead of its use a weight is asked for. The CPU's own prefetch stops at the end of a small page.
+const PREFETCH_BYTES: isize = 1024;
+
+pub(crate) fn linear(
+    compute: &Compute,
+    x: &Tensor,
+    panels: &Panels,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, ModelError> {
+    let x = Rows::new(x)?;
+    let bias = bias.map(Rows::vector).transpose()?;
+    let mut y = vec![0.0; x.num_rows * panels.out_features];
+    let target = Target { y: Output::new(&mut y), bias: bias.as_ref().map(Rows::as_slice) };
+    match &panels.data {
+        PanelData::F32(data) => run(compute, &x, panels, data.as_slice(), target),
+        PanelData::F16(data) => run(compute, &x, panels, data.as_slice(), target),
+        PanelData::Bf16(data) => run(compute, &x, panels, data.as_slice(), target),
+    }
+    Ok(Tensor::from_vec(y, (x.num_rows, panels.out_features), compute.device())?)
+}
+
+fn run<E: Element>(compute: &Compute, x: &Rows<'_>, weight: &Panels, panels: &[E], target: Target<'_>) {
+    let num_panels = weight.out_features.div_ceil(PANEL);
+    let panel_bytes = weight.in_features * PANEL * size_of::<E>();
+    let panels_per_task = num_panels
+        .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
+        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(MAX_TILE_ROWS)))
+        .next_multiple_of(PANELS_OF_ONE_ROW);
+    let kernel = Linear {
+        x: x.as_slice(),
+        x_stride: x.stride(),
+        num_rows: x.num_rows,
+        panels,
+        out_features: weight.out_features,
+        in_features: weight.in_features,
+        target,
+        num_row_tasks: x.num_rows.div_ceil(TASK_ROWS),
+        panels_per_task,
+    };
+    launch(compute, kernel.num_row_tasks * num_panels.div_ceil(panels_per_task), &kernel);
+}
+
+/// Where the sums go, and what is added to them at the end.
+struct Target<'a> {
+    y: Output<f32>,
+    bias: Option<&'a [f32]>,
+}
+
+struct Linear<'a, E> {
+    x: &'a [f32],
+    x_stride: usize,
+    num_rows: usize,
+    panels: &'a [E],
+    out_features: usize,
+    in_features: usize,
+    target: Target<'a>,
+    num_row_tasks: usize,
+    panels_per_task: usize,
+}
+
+/// Where a tile stands: its first row and panel, and the piece of `k` it runs.
+#[derive(Clone, Copy)]
+struct Place {
+    row: usize,
+    panel: usize,
+    k_start: usize,
+    k_len: usize,
+}
+
+impl<E: Element> Linear<'_, E> {
+    fn num_panels(&self) -> usize {
+        self.out_features.div_ceil(PANEL)
+    }
+
+    /// One row block of at most [`MAX_TILE_ROWS`] rows times `num_panels` panels.
+    #[inline(always)]
+    unsafe fn row_block<V: Vector>(&self, num_rows: usize, num_panels: usize, mut place: Place) {
+        let end = place.panel + num_panels;
+        let full_end = end.min(self.out_features / PANEL);
+        // SAFETY: groups of panels stay below `full_end`; the caller vouches for the rest.
+        unsafe {
+            while num_rows == 1 && place.panel + PANELS_OF_ONE_ROW <= full_end {
+                self.tile::<V, 1, PANELS_OF_ONE_ROW>(place);
+                place.panel += PANELS_OF_ONE_ROW;
+            }
+            while (num_rows == 2 || num_rows == 3) && place.panel + 2 <= full_end {
+                if num_rows == 2 {
+                    self.tile::<V, 2, 2>(place)
+                } else {
+                    self.tile::<V, 3, 2>(place)
+                }
+                place.panel += 2;
+            }
+            while place.panel < end {
+                match num_rows {
+                    1 => self.tile::<V, 1, 1>(place),
+                    2 => self.tile::<V, 2, 1>(place),
+                    3 => self.tile::<V, 3, 1>(place),
+                    4 => self.tile::<V, 4, 1>(place),
+                    5 => self.tile::<V, 5, 1>(place),
+                    _ => self.tile::<V, MAX_TILE_ROWS, 1>(place),
+                }
+                place.panel += 1;
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernel::run`]. The tile's rows and panels exist and belong to the task; several panels are all full.
+    #[inline(always)]
+    unsafe fn tile<V: Vector, const ROWS: usize, const PANELS: usize>(&self, place: Place) {
+        let Place { row, panel, k_start, k_len } = place;
+        let first_column = panel * PANEL;
+        let num_columns = (PANELS * PANEL).min(self.out_features - first_column);
+        // SAFETY: rows below `num_rows`, panels below `num_panels` and `k` below `in_features`; a padded panel goes
+        // through `edge`, so that only columns of the output are touched.
+        unsafe {
+            let factors = Factors {
+                x: self.x.as_ptr().add(row * self.x_stride + k_start),
+                x_stride: self.x_stride,
+                w: self.panels.as_ptr().add((panel * self.in_features + k_start) * PANEL),
+                w_stride: PANEL,
+                w_panel_stride: self.in_features * PANEL,
+                depth: k_len,
+                prefetch_bytes: PREFETCH_BYTES,
+            };
+            let y = self.target.y.at(row * self.out_features + first_column);
+            if num_columns == PANELS * PANEL {
+                let sums = if k_start == 0 {
+                    [[[V::splat(0.0); 2]; PANELS]; ROWS]
+                } else {
+                    tile::load::<V, ROWS, PANELS>(y, self.out_features)
+                };
+                tile::store(tile::multiply::<V, E, ROWS, PANELS>(factors, sums), y, self.out_features);
+            } else {
+                let mut edge = [[0.0; PANEL]; ROWS];
+                for (index, edge) in edge.iter_mut().enumerate() {
+                    edge[..num_columns].copy_from_slice(self.columns(row + index, first_column, num_columns));
+                }
+                let sums = tile::load::<V, ROWS, PANELS>(edge.as_ptr().cast(), PANEL);
+                let sums = tile::multiply::<V, E, ROWS, PANELS>(factors, sums);
+                tile::store(sums, edge.as_mut_ptr().cast(), PANEL);
+                for (index, edge) in edge.iter().enumerate() {
+                    self.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);
+                }
+            }
+            if k_start + k_len == self.in_features {
+                self.add_bias::<ROWS>(row, first_column, num_columns);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_bias<const ROWS: usize>(&self, row: usize, first_column: usize, num_columns: usize) {
+        let Some(bias) = self.target.bias else { return };
+        for index in 0..ROWS {
+            // SAFETY: the tile's own columns.
+            let y = unsafe { self.columns(row + index, first_column, num_columns) };
+            for (y, bias) in y.iter_mut().zip(&bias[first_column..]) {
+                *y += bias;
+            }
+        }
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "a tile's own columns")]
+    #[inline(always)]
+    unsafe fn columns(&self, row: usize, first_column: usize, num_columns: usize) -> &mut [f32] {
+        // SAFETY: passed on.
+        unsafe { self.target.y.part(row * self.out_features + first_column, num_columns) }
+    }
+}
+
+impl<E: Element> Kernel for Linear<'_, E> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(&self, task: usize) {
+        let first_row = task % self.num_row_tasks * TASK_ROWS;
+        let num_rows = TASK_ROWS.min(self.num_rows - first_row);
+        let first_panel = task / self.num_row_tasks * self.panels_per_task;
+        let num_panels = self.panels_per_task.min(self.num_panels() - first_panel);
+        // Row blocks of nearly equal size: 7 rows run as 4 + 3, not as 6 + 1.
+        let num_blocks = num_rows.div_ceil(MAX_TILE_ROWS);
+        let piece = match num_blocks {
+            1 => self.in_features,
+            _ => PIECE_BYTES / (PANEL * size_of::<E>()),
+        };
+        for k_start in (0..self.in_features).step_by(piece) {
+            let k_len = piece.min(self.in_features - k_start);
+            // One block visits neighbouring panels together; several blocks share each piece of a panel.
+            let panels_per_visit = if num_blocks == 1 { num_panels } else { 1 };
+            for panel in (first_panel..first_panel + num_panels).step_by(panels_per_visit) {
+                let mut row = first_row;
+                for block in 0..num_blocks {
+                    let block_rows = num_rows / num_blocks + usize::from(block < num_rows % num_blocks);
+                    // SAFETY: this task's rows and panels; the launch vouches for the instructions.
+                    unsafe { self.row_block::<V>(block_rows, panels_per_visit, Place { row, panel, k_start, k_len }) };
+                    row += block_rows;
+                }
+            }
+        }
+    }
+}

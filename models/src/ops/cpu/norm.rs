@@ -1,0 +1,182 @@
+#![expect(unsafe_code, reason = "vector loads and stores through pointers")]
+
+//! Root-mean-square and layer normalisation, with or without the residual sum before it.
+
+use candle_core::Tensor;
+
+use super::launch::{Kernel, Output, launch, split_rows};
+use super::vector::{LANES, Vector};
+use super::view::Rows;
+use crate::ModelError;
+use crate::ops::Compute;
+
+/// A norm's parameters, `[width] f32` each. With a bias the norm is a layer norm, without it a root-mean-square norm.
+#[derive(Clone, Copy)]
+pub(crate) struct NormWeights<'a> {
+    pub(crate) weight: &'a Tensor,
+    pub(crate) bias: Option<&'a Tensor>,
+    pub(crate) eps: f32,
+}
+
+/// Shapes are checked by the caller: rows of `x` are whole groups of `width` elements, each normalised alone.
+pub(crate) fn norm(compute: &Compute, x: &Tensor, weights: &NormWeights<'_>) -> Result<Tensor, ModelError> {
+    let shape = x.shape();
+    let (x, views) = (Rows::new(x)?, Views::new(weights)?);
+    let mut normed = vec![0.0; x.num_rows * x.width];
+    let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
+    let output = Output::new(&mut normed);
+    launch(compute, num_tasks, &Norm { x: &x, add: None, params: views.params(), normed: output, rows_per_task });
+    Ok(Tensor::from_vec(normed, shape, compute.device())?)
+}
+
+pub(crate) fn add_norm(
+    compute: &Compute,
+    residual: &Tensor,
+    x: &Tensor,
+    weights: &NormWeights<'_>,
+) -> Result<(Tensor, Tensor), ModelError> {
+    let shape = x.shape();
+    let (residual, x, views) = (Rows::new(residual)?, Rows::new(x)?, Views::new(weights)?);
+    let mut sum = vec![0.0; x.num_rows * x.width];
+    let mut normed = vec![0.0; sum.len()];
+    let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
+    let (add, output) = (Some((&residual, Output::new(&mut sum))), Output::new(&mut normed));
+    launch(compute, num_tasks, &Norm { x: &x, add, params: views.params(), normed: output, rows_per_task });
+    Ok((Tensor::from_vec(sum, shape, compute.device())?, Tensor::from_vec(normed, shape, compute.device())?))
+}
+
+/// The parameters' memory, borrowed for one launch.
+struct Views<'a> {
+    weight: Rows<'a>,
+    bias: Option<Rows<'a>>,
+    eps: f32,
+}
+
+impl<'a> Views<'a> {
+    fn new(weights: &NormWeights<'a>) -> Result<Self, ModelError> {
+        let bias = weights.bias.map(Rows::vector).transpose()?;
+        Ok(Self { weight: Rows::vector(weights.weight)?, bias, eps: weights.eps })
+    }
+
+    fn params(&self) -> Params<'_> {
+        Params { weight: self.weight.as_slice(), bias: self.bias.as_ref().map(Rows::as_slice), eps: self.eps }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Params<'a> {
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    eps: f32,
+}
+
+struct Norm<'a> {
+    x: &'a Rows<'a>,
+    /// What is added to `x` before the norm, and where the sum goes.
+    add: Option<(&'a Rows<'a>, Output<f32>)>,
+    params: Params<'a>,
+    normed: Output<f32>,
+    rows_per_task: usize,
+}
+
+impl Kernel for Norm<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(&self, task: usize) {
+        let width = self.x.width;
+        let first = task * self.rows_per_task;
+        for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
+            // SAFETY: rows of this task, whose outputs no other task takes.
+            unsafe {
+                let normed = self.normed.part(row * width, width);
+                let x = self.x.row(row);
+                match &self.add {
+                    None => normalise_groups::<V>(x, self.params, normed),
+                    Some((residual, sums)) => {
+                        let sum = sums.part(row * width, width);
+                        for (sum, (residual, x)) in sum.iter_mut().zip(residual.row(row).iter().zip(x)) {
+                            *sum = residual + x;
+                        }
+                        normalise_groups::<V>(sum, self.params, normed);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Each group of as many elements as there are weights.
+///
+/// # Safety
+/// The CPU must have `V`'s instructions.
+#[inline(always)]
+unsafe fn normalise_groups<V: Vector>(x: &[f32], params: Params<'_>, normed: &mut [f32]) {
+    let width = params.weight.len();
+    for (x, normed) in x.chunks_exact(width).zip(normed.chunks_exact_mut(width)) {
+        // SAFETY: passed on.
+        unsafe {
+            match params.bias {
+                None => rms::<V>(x, params, normed),
+                Some(bias) => layer::<V>(x, params, bias, normed),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rms<V: Vector>(x: &[f32], params: Params<'_>, normed: &mut [f32]) {
+    // SAFETY: passed on.
+    let sum = unsafe { sum_of_squares::<V>(x, 0.0) };
+    let factor = 1.0 / (sum / x.len() as f32 + params.eps).sqrt();
+    for (normed, (x, weight)) in normed.iter_mut().zip(x.iter().zip(params.weight)) {
+        *normed = x * factor * weight;
+    }
+}
+
+#[inline(always)]
+unsafe fn layer<V: Vector>(x: &[f32], params: Params<'_>, bias: &[f32], normed: &mut [f32]) {
+    // SAFETY: passed on.
+    let mean = unsafe { sum::<V>(x) } / x.len() as f32;
+    // SAFETY: passed on.
+    let variance = unsafe { sum_of_squares::<V>(x, mean) } / x.len() as f32;
+    let factor = 1.0 / (variance + params.eps).sqrt();
+    for (normed, (x, (weight, bias))) in normed.iter_mut().zip(x.iter().zip(params.weight.iter().zip(bias))) {
+        *normed = (x - mean) * factor * weight + bias;
+    }
+}
+
+#[inline(always)]
+unsafe fn sum<V: Vector>(x: &[f32]) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    // SAFETY: chunks hold eight elements; the launch vouches for the instructions.
+    unsafe {
+        let mut sums = V::splat(0.0);
+        for chunk in chunks {
+            sums = sums.add(V::load(chunk.as_ptr()));
+        }
+        sums.add(V::load(padded(tail, 0.0).as_ptr())).sum_of_lanes()
+    }
+}
+
+/// Of the distances from `centre`.
+#[inline(always)]
+unsafe fn sum_of_squares<V: Vector>(x: &[f32], centre: f32) -> f32 {
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    // SAFETY: chunks hold eight elements; the launch vouches for the instructions.
+    unsafe {
+        let (mut sums, centred) = (V::splat(0.0), V::splat(centre));
+        for chunk in chunks {
+            let x = V::load(chunk.as_ptr()).sub(centred);
+            sums = x.mul_add(x, sums);
+        }
+        // The padding's distance is zero, which changes no running sum: they start at +0 and squares are not negative.
+        let x = V::load(padded(tail, centre).as_ptr()).sub(centred);
+        x.mul_add(x, sums).sum_of_lanes()
+    }
+}
+
+#[inline(always)]
+fn padded(tail: &[f32], with: f32) -> [f32; LANES] {
+    let mut lanes = [with; LANES];
+    lanes[..tail.len()].copy_from_slice(tail);
+    lanes
+}

@@ -1,0 +1,259 @@
+#![expect(unsafe_code, reason = "a job borrows from the caller's stack, which threads that outlive it cannot express")]
+
+//! Threads that share the work of one op.
+//!
+//! An op takes microseconds, so a hand-off must too: threads look for the next job for some tens of microseconds before
+//! they sleep, and no thread is waited for that did not come. A thread that another process keeps from running delays
+//! only the task it had already claimed.
+//!
+//! One word of state carries a job from open to finished:
+//!
+//! ```text
+//! [ epoch: 32 | open: 1 | active: 31 ]
+//!
+//! caller   epoch + 1, open, active 0  ->  works  ->  closes  ->  waits for active = 0
+//! worker   sees a new epoch, open     ->  active + 1  ->  works  ->  active - 1
+//! ```
+//!
+//! A worker that comes after the close is turned away by the same word, so the job may live on the caller's stack.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// A fixed set of threads. Dropping the pool joins them.
+pub struct ComputePool {
+    shared: Arc<Shared>,
+    /// Held by the caller whose job runs; callers on other threads wait their turn.
+    turn: Mutex<()>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// Looks at the state word before sleeping, each with a pause: 20 to 50 microseconds on current CPUs.
+const SPIN_ROUNDS: usize = 1000;
+
+const OPEN: u64 = 1 << 31;
+const ACTIVE: u64 = OPEN - 1;
+
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
+type Panic = Box<dyn Any + Send>;
+
+struct Shared {
+    state: AtomicU64,
+    job: UnsafeCell<Job>,
+    next_task: AtomicUsize,
+    panic: Mutex<Option<Panic>>,
+    stop: AtomicBool,
+    /// Workers that sleep, or are about to.
+    sleepers: AtomicUsize,
+    caller_sleeps: AtomicBool,
+    lock: Mutex<()>,
+    job_opened: Condvar,
+    job_finished: Condvar,
+}
+
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const Task<'static>,
+    num_tasks: usize,
+}
+
+// SAFETY: `job` is written only by the caller that holds `turn`, while the state word is closed with no active worker, and
+// read only by workers counted as active. The task behind its pointer is `Sync`. Everything else is atomic or locked.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer is only followed while the caller that owns the task waits.
+unsafe impl Send for Shared {}
+
+impl ComputePool {
+    /// `num_threads` counts the thread that calls [`ComputePool::run`]; 0 is taken as 1.
+    ///
+    /// A thread that the system refuses to start is done without: the rest do the work.
+    pub fn new(num_threads: usize) -> Self {
+        let shared = Arc::new(Shared::new());
+        let workers = (1..num_threads)
+            .map_while(|index| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new()
+                    .name(format!("compute-{index}"))
+                    .spawn(move || shared.work_until_stopped())
+                    .ok()
+            })
+            .collect();
+        Self { shared, turn: Mutex::new(()), workers }
+    }
+
+    pub fn num_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task` once for each of `0..num_tasks`, on any thread and in any order, and returns when all are done.
+    /// Must not be called from inside a task.
+    ///
+    /// # Panics
+    /// With the payload of the first task that panicked; tasks not yet claimed are then skipped. The pool stays usable.
+    pub fn run(&self, num_tasks: usize, task: &Task<'_>) {
+        if num_tasks <= 1 || self.workers.is_empty() {
+            (0..num_tasks).for_each(task);
+            return;
+        }
+        let turn = lock(&self.turn);
+        let panic = self.shared.execute(num_tasks, task);
+        drop(turn);
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for ComputePool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        drop(lock(&self.shared.lock));
+        self.shared.job_opened.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker cannot panic: tasks run under catch_unwind. Were it to, there is nothing to add here.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl fmt::Debug for ComputePool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ComputePool").field("num_threads", &self.num_threads()).finish()
+    }
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(Job { task: &|_| (), num_tasks: 0 }),
+            next_task: AtomicUsize::new(0),
+            panic: Mutex::new(None),
+            stop: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            caller_sleeps: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            job_opened: Condvar::new(),
+            job_finished: Condvar::new(),
+        }
+    }
+
+    /// The caller's side of one job. The caller holds `turn`.
+    fn execute(&self, num_tasks: usize, task: &Task<'_>) -> Option<Panic> {
+        // SAFETY: only the lifetime changes. The pointer is followed by this thread and by active workers, and this
+        // function does not return before the state is closed and no worker is active.
+        let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
+        let job = Job { task, num_tasks };
+        // SAFETY: the state is closed and no worker is active (the last job ended so), hence nobody reads `job`.
+        unsafe { *self.job.get() = job };
+        self.next_task.store(0, SeqCst);
+        let epoch = (self.state.load(SeqCst) >> 32).wrapping_add(1) & u64::from(u32::MAX);
+        self.state.store(epoch << 32 | OPEN, SeqCst);
+        // Either a worker counted itself before this load and is woken, or it sees the open state before it sleeps.
+        if self.sleepers.load(SeqCst) > 0 {
+            drop(lock(&self.lock));
+            self.job_opened.notify_all();
+        }
+        self.claim_tasks(job);
+        self.state.fetch_and(!OPEN, SeqCst);
+        self.wait_for_workers();
+        lock(&self.panic).take()
+    }
+
+    fn wait_for_workers(&self) {
+        let finished = || self.state.load(SeqCst) & ACTIVE == 0;
+        if spin_until(finished) {
+            return;
+        }
+        self.caller_sleeps.store(true, SeqCst);
+        let mut guard = lock(&self.lock);
+        while !finished() {
+            guard = wait(&self.job_finished, guard);
+        }
+        self.caller_sleeps.store(false, SeqCst);
+    }
+
+    fn work_until_stopped(&self) {
+        let mut last_epoch = 0;
+        while let Some(epoch) = self.wait_for_job(last_epoch) {
+            last_epoch = epoch;
+            if self.join_job(epoch) {
+                // SAFETY: this worker is counted as active, so the caller has published the job and still waits.
+                let job = unsafe { *self.job.get() };
+                self.claim_tasks(job);
+                self.leave_job();
+            }
+        }
+    }
+
+    /// The epoch of an open job other than the last one, or `None` when the pool stops.
+    fn wait_for_job(&self, last_epoch: u64) -> Option<u64> {
+        let ready = || self.stop.load(SeqCst) || is_new_job(self.state.load(SeqCst), last_epoch);
+        if !spin_until(ready) {
+            let mut guard = lock(&self.lock);
+            self.sleepers.fetch_add(1, SeqCst);
+            while !ready() {
+                guard = wait(&self.job_opened, guard);
+            }
+            self.sleepers.fetch_sub(1, SeqCst);
+        }
+        let state = self.state.load(SeqCst);
+        (!self.stop.load(SeqCst)).then_some(state >> 32)
+    }
+
+    fn join_job(&self, epoch: u64) -> bool {
+        let joined = |state: u64| (state & OPEN != 0 && state >> 32 == epoch).then_some(state + 1);
+        self.state.fetch_update(SeqCst, SeqCst, joined).is_ok()
+    }
+
+    fn leave_job(&self) {
+        let before = self.state.fetch_sub(1, SeqCst);
+        if before & ACTIVE == 1 && self.caller_sleeps.load(SeqCst) {
+            drop(lock(&self.lock));
+            self.job_finished.notify_one();
+        }
+    }
+
+    fn claim_tasks(&self, job: Job) {
+        // SAFETY: the caller of this function is the job's owner or an active worker, so the task is alive.
+        let task = unsafe { &*job.task };
+        loop {
+            let index = self.next_task.fetch_add(1, SeqCst);
+            if index >= job.num_tasks {
+                return;
+            }
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index))) {
+                self.next_task.store(job.num_tasks, SeqCst);
+                lock(&self.panic).get_or_insert(panic);
+            }
+        }
+    }
+}
+
+fn is_new_job(state: u64, last_epoch: u64) -> bool {
+    state & OPEN != 0 && state >> 32 != last_epoch
+}
+
+fn spin_until(condition: impl Fn() -> bool) -> bool {
+    for _ in 0..SPIN_ROUNDS {
+        if condition() {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    condition()
+}
+
+/// No data is guarded that a panic could leave half-changed, so a poisoned lock is as good as another.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wait<'a>(condvar: &Condvar, guard: MutexGuard<'a, ()>) -> MutexGuard<'a, ()> {
+    condvar.wait(guard).unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,66 @@
+//! Layer normalisation (Ba et al., 2016): `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`.
+//!
+//! Order of the sums, on the CPU: the mean's and then the squared distances' eight running sums, as in `norm.rs`.
+
+use candle_core::{D, Tensor};
+
+use super::cpu::norm::NormWeights;
+use super::norm::{check_residual, check_width};
+use super::{Compute, KernelSet, cpu};
+use crate::ModelError;
+
+/// What a layer norm has learned: `weight [width] f32` and `bias [width] f32`.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerNormParams<'a> {
+    pub weight: &'a Tensor,
+    pub bias: &'a Tensor,
+    pub eps: f32,
+}
+
+/// Normalises each row of `x [m, width] f32`: `[m, width] f32`.
+pub fn layer_norm(compute: &Compute, x: &Tensor, params: LayerNormParams<'_>) -> Result<Tensor, ModelError> {
+    params.check(x)?;
+    match compute.kernels() {
+        KernelSet::Reference => reference(x, params),
+        _ => cpu::norm::norm(compute, x, &params.into()),
+    }
+}
+
+/// `sum = residual + x`, and the norm of `sum`; all `[m, width] f32`. One pass over memory instead of two.
+pub fn add_layer_norm(
+    compute: &Compute,
+    residual: &Tensor,
+    x: &Tensor,
+    params: LayerNormParams<'_>,
+) -> Result<(Tensor, Tensor), ModelError> {
+    params.check(x)?;
+    check_residual(residual, x)?;
+    match compute.kernels() {
+        KernelSet::Reference => {
+            let sum = (residual + x)?;
+            let normed = reference(&sum, params)?;
+            Ok((sum, normed))
+        }
+        _ => cpu::norm::add_norm(compute, residual, x, &params.into()),
+    }
+}
+
+impl LayerNormParams<'_> {
+    fn check(&self, x: &Tensor) -> Result<(), ModelError> {
+        check_width(x, self.weight)?;
+        check_width(x, self.bias)
+    }
+}
+
+impl<'a> From<LayerNormParams<'a>> for NormWeights<'a> {
+    fn from(params: LayerNormParams<'a>) -> Self {
+        Self { weight: params.weight, bias: Some(params.bias), eps: params.eps }
+    }
+}
+
+fn reference(x: &Tensor, params: LayerNormParams<'_>) -> Result<Tensor, ModelError> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred.broadcast_div(&(variance + f64::from(params.eps))?.sqrt()?)?;
+    Ok(normed.broadcast_mul(params.weight)?.broadcast_add(params.bias)?)
+}

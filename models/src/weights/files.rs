@@ -1,0 +1,136 @@
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::mapped::FileBytes;
+use crate::ModelError;
+
+/// The files of one checkpoint: a directory, or files compiled into the program.
+#[derive(Debug, Clone)]
+pub struct CheckpointFiles {
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Directory(PathBuf),
+    Embedded { name: &'static str, files: &'static [(&'static str, &'static [u8])] },
+}
+
+impl CheckpointFiles {
+    /// Errors when `path` is not a directory. Files in it may be symbolic links, as the hub's cache has them.
+    pub fn directory(path: impl Into<PathBuf>) -> Result<Self, ModelError> {
+        let path = path.into();
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => Ok(Self { source: Source::Directory(path) }),
+            Ok(_) => Err(ModelError::checkpoint(&path, "checkpoint", "not a directory; give the one with config.json")),
+            Err(source) => Err(ModelError::Io { file: path, source }),
+        }
+    }
+
+    /// Pairs of file name and content; `name` stands for the directory in errors.
+    pub const fn embedded(name: &'static str, files: &'static [(&'static str, &'static [u8])]) -> Self {
+        Self { source: Source::Embedded { name, files } }
+    }
+
+    /// What errors and start-up lines call the whole checkpoint.
+    pub fn root(&self) -> &Path {
+        match &self.source {
+            Source::Directory(path) => path,
+            Source::Embedded { name, .. } => Path::new(name),
+        }
+    }
+
+    /// What errors call one file.
+    pub fn path_of(&self, file: &str) -> PathBuf {
+        self.root().join(file)
+    }
+
+    pub fn contains(&self, file: &str) -> bool {
+        match &self.source {
+            Source::Directory(path) => path.join(file).is_file(),
+            Source::Embedded { files, .. } => files.iter().any(|(name, _)| *name == file),
+        }
+    }
+
+    /// The names of all plain files, sorted.
+    pub fn names(&self) -> Result<Vec<String>, ModelError> {
+        let mut names: Vec<String> = match &self.source {
+            Source::Embedded { files, .. } => files.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            Source::Directory(path) => directory_names(path).map_err(|error| self.io(path.clone(), error))?,
+        };
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The content of one file, `None` when there is no such file, an error when it is longer than `max_bytes`.
+    pub fn read(&self, file: &str, max_bytes: u64) -> Result<Option<Cow<'static, [u8]>>, ModelError> {
+        let path = self.path_of(file);
+        let bytes = match &self.source {
+            Source::Embedded { .. } => self.embedded_file(file).map(Cow::Borrowed),
+            Source::Directory(_) => {
+                read_at_most(&path, max_bytes).map_err(|error| self.io(path.clone(), error))?.map(Cow::Owned)
+            }
+        };
+        match bytes {
+            Some(bytes) if bytes.len() as u64 > max_bytes => {
+                let problem = format!("longer than {max_bytes} bytes, more than such a file ever needs");
+                Err(ModelError::checkpoint(&path, "size", problem))
+            }
+            bytes => Ok(bytes),
+        }
+    }
+
+    /// The content of one file as text.
+    pub fn read_text(&self, file: &str, max_bytes: u64) -> Result<Option<String>, ModelError> {
+        let Some(bytes) = self.read(file, max_bytes)? else { return Ok(None) };
+        match String::from_utf8(bytes.into_owned()) {
+            Ok(text) => Ok(Some(text)),
+            Err(_) => Err(ModelError::checkpoint(&self.path_of(file), "text", "not UTF-8; fetch the file again")),
+        }
+    }
+
+    /// The content of one file without reading it first.
+    pub(crate) fn map(&self, file: &str) -> Result<FileBytes, ModelError> {
+        let path = self.path_of(file);
+        match &self.source {
+            Source::Directory(_) => FileBytes::map(&path).map_err(|error| self.io(path, error)),
+            Source::Embedded { .. } => match self.embedded_file(file) {
+                Some(bytes) => Ok(FileBytes::Static(bytes)),
+                None => Err(self.io(path, io::ErrorKind::NotFound.into())),
+            },
+        }
+    }
+
+    fn embedded_file(&self, file: &str) -> Option<&'static [u8]> {
+        let Source::Embedded { files, .. } = &self.source else { return None };
+        files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
+    }
+
+    fn io(&self, file: PathBuf, source: io::Error) -> ModelError {
+        ModelError::Io { file, source }
+    }
+}
+
+fn directory_names(path: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.path().is_file() {
+            names.extend(entry.file_name().into_string().ok());
+        }
+    }
+    Ok(names)
+}
+
+/// At most one byte more than `max_bytes`, so that the caller sees when there is more.
+fn read_at_most(path: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+    // A named pipe would block for ever when opened.
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}

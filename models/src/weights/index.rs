@@ -1,0 +1,140 @@
+//! Which tensor lies in which file, read from the headers alone.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::safetensors::{StoredTensor, read_header};
+use super::{CheckpointFiles, unsupported};
+use crate::ModelError;
+use crate::config::{limits, parse_object};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const MAX_SHARDS: usize = 4096;
+
+/// Every tensor of a checkpoint by name.
+#[derive(Debug)]
+pub(crate) struct TensorIndex {
+    pub(super) shards: Vec<Shard>,
+    pub(super) tensors: HashMap<String, LocatedTensor>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) file: String,
+    pub(super) path: PathBuf,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct LocatedTensor {
+    pub(super) shard: usize,
+    pub(super) stored: StoredTensor,
+}
+
+impl TensorIndex {
+    /// Errors name the file and the tensor: a missing shard, a header that breaks the format, a tensor that the index
+    /// puts elsewhere, a name that occurs twice.
+    pub(crate) fn read(files: &CheckpointFiles) -> Result<Self, ModelError> {
+        let promised = if files.contains(SINGLE_FILE) { None } else { read_weight_map(files)? };
+        let names = match &promised {
+            Some(weight_map) => shard_names(weight_map),
+            None if files.contains(SINGLE_FILE) => vec![SINGLE_FILE.to_owned()],
+            None => return Err(unsupported::refuse(files)),
+        };
+        let mut index = Self { shards: Vec::with_capacity(names.len()), tensors: HashMap::new() };
+        for file in names {
+            index.add_shard(files, file)?;
+        }
+        if let Some(weight_map) = promised {
+            index.check_against(&files.path_of(INDEX_FILE), &weight_map)?;
+        }
+        Ok(index)
+    }
+
+    /// Tensors as stored, in no particular order.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        self.tensors.values().map(|tensor| &tensor.stored)
+    }
+
+    fn add_shard(&mut self, files: &CheckpointFiles, file: String) -> Result<(), ModelError> {
+        let path = files.path_of(&file);
+        if !files.contains(&file) {
+            return Err(ModelError::checkpoint(&path, "shard", "not found; finish the download"));
+        }
+        let bytes = files.map(&file)?;
+        let shard = self.shards.len();
+        for stored in read_header(&path, bytes.as_slice())? {
+            match self.tensors.entry(stored.name.clone()) {
+                Entry::Vacant(entry) => entry.insert(LocatedTensor { shard, stored }),
+                Entry::Occupied(entry) => {
+                    let other = &self.shards[entry.get().shard].file;
+                    return Err(ModelError::checkpoint(
+                        &path,
+                        stored.name,
+                        format!("also in {other}; which is meant?"),
+                    ));
+                }
+            };
+        }
+        self.shards.push(Shard { file, path });
+        Ok(())
+    }
+
+    fn check_against(&self, path: &Path, weight_map: &HashMap<String, String>) -> Result<(), ModelError> {
+        for (name, file) in weight_map {
+            let found = self.tensors.get(name).map(|tensor| &self.shards[tensor.shard].file);
+            if found != Some(file) {
+                let place = found.map_or("in no file".to_owned(), |found| format!("in {found}"));
+                return Err(ModelError::checkpoint(path, name, format!("said to be in {file}, but is {place}")));
+            }
+        }
+        match self.tensors.iter().find(|(name, _)| !weight_map.contains_key(*name)) {
+            Some((name, tensor)) => {
+                let file = &self.shards[tensor.shard].path;
+                Err(ModelError::checkpoint(file, name, format!("not listed in {INDEX_FILE}")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn shard_names(weight_map: &HashMap<String, String>) -> Vec<String> {
+    let mut names: Vec<String> = weight_map.values().cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+fn read_weight_map(files: &CheckpointFiles) -> Result<Option<HashMap<String, String>>, ModelError> {
+    let Some(bytes) = files.read(INDEX_FILE, limits::MAX_CONFIG_BYTES)? else { return Ok(None) };
+    let path = files.path_of(INDEX_FILE);
+    let refuse = |what: &str, problem: String| ModelError::checkpoint(&path, what, problem);
+    let root = parse_object(&path, &bytes)?;
+    let Some(Value::Object(written)) = root.get("weight_map") else {
+        return Err(refuse("weight_map", "expected an object from tensor names to file names".into()));
+    };
+    let mut weight_map = HashMap::with_capacity(written.len());
+    for (name, file) in written {
+        match file.as_str() {
+            Some(file) if is_plain_file_name(file) => weight_map.insert(name.clone(), file.to_owned()),
+            _ => {
+                let problem = format!("{file} is not a plain file name; shards lie beside the index");
+                return Err(refuse(&format!("weight_map.{name}"), problem));
+            }
+        };
+    }
+    let num_shards = shard_names(&weight_map).len();
+    if num_shards > MAX_SHARDS {
+        return Err(refuse("weight_map", format!("{num_shards} files, at most {MAX_SHARDS} are accepted")));
+    }
+    Ok(Some(weight_map))
+}
+
+/// Nothing that leads out of the directory or to a hidden file.
+fn is_plain_file_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.bytes().all(plain)
+}

@@ -1,0 +1,300 @@
+use candle_core::{DType, Device, Tensor};
+use passerelle_models::input::SequenceInput;
+use passerelle_models::ops::{AttentionParams, AttentionPlan, Compute, PositionTemperature, paged_attention, store_kv};
+use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelInput};
+
+use super::{Random, assert_same_bits, check, fast};
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    num_kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    block_size: usize,
+    dtype: DType,
+}
+
+/// A sequence with all its queries, keys and values, and the blocks it lives in.
+struct Sequence {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Vec<BlockId>,
+}
+
+/// Which tokens of a sequence run in a step.
+type Part = (usize, std::ops::Range<usize>);
+
+struct World {
+    shape: Shape,
+    params: AttentionParams,
+    sequences: Vec<Sequence>,
+    num_blocks: usize,
+}
+
+impl World {
+    fn new(shape: Shape, lengths: &[usize]) -> Self {
+        Self::with(AttentionParams::causal((shape.head_dim as f32).sqrt().recip()), shape, lengths)
+    }
+
+    fn with(params: AttentionParams, shape: Shape, lengths: &[usize]) -> Self {
+        let mut random = Random(shape.head_dim as u64);
+        let num_blocks = lengths.iter().map(|len| len.div_ceil(shape.block_size)).sum::<usize>() + 3;
+        let mut free = Random(7).shuffled(num_blocks).into_iter().map(BlockId);
+        let kv_width = shape.num_kv_heads * shape.head_dim;
+        let sequences = lengths
+            .iter()
+            .map(|&len| Sequence {
+                q: (random.tensor(&[len, shape.num_kv_heads * shape.group, shape.head_dim]) * 3.0).unwrap(),
+                k: random.tensor(&[len, kv_width]),
+                v: random.tensor(&[len, kv_width]),
+                blocks: free.by_ref().take(len.div_ceil(shape.block_size)).collect(),
+            })
+            .collect();
+        Self { shape, params, sequences, num_blocks }
+    }
+
+    /// A cache whose every element is not a number, as another sequence may have left it.
+    fn cache(&self) -> KvCache {
+        let Shape { num_kv_heads, head_dim, block_size, dtype, .. } = self.shape;
+        let spec = KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype, block_size };
+        let mut cache = KvCache::new(spec, self.num_blocks, &Device::Cpu).unwrap();
+        let slots: Vec<_> =
+            (0..self.num_blocks * block_size).map(|slot| passerelle_models::Slot(slot as u32)).collect();
+        let stale = Tensor::full(f32::NAN, (slots.len(), num_kv_heads * head_dim), &Device::Cpu).unwrap();
+        store_kv(&Compute::cpu(1), &stale, &stale, &slots, cache.layer_mut(0)).unwrap();
+        cache
+    }
+
+    /// Runs one step over `parts` and returns their rows.
+    fn step(&self, compute: &Compute, cache: &mut KvCache, parts: &[Part]) -> Tensor {
+        let tokens = vec![0; 4096];
+        let inputs: Vec<_> = parts
+            .iter()
+            .map(|(sequence, range)| SequenceInput {
+                tokens: &tokens[..range.len()],
+                num_computed: range.start,
+                block_table: &self.sequences[*sequence].blocks,
+                sample: &[],
+            })
+            .collect();
+        let input = ModelInput::new(self.shape.block_size, &inputs).unwrap();
+        let rows = |of: fn(&Sequence) -> &Tensor| {
+            let rows =
+                |(sequence, range): &Part| of(&self.sequences[*sequence]).narrow(0, range.start, range.len()).unwrap();
+            Tensor::cat(&parts.iter().map(rows).collect::<Vec<_>>(), 0).unwrap()
+        };
+        let layer = cache.layer_mut(0);
+        store_kv(compute, &rows(|s| &s.k), &rows(|s| &s.v), input.slots(), layer).unwrap();
+        paged_attention(compute, &rows(|s| &s.q), layer, &AttentionPlan::new(&input), &self.params).unwrap()
+    }
+
+    fn len(&self, sequence: usize) -> usize {
+        self.sequences[sequence].q.dim(0).unwrap()
+    }
+
+    fn whole(&self) -> Vec<Part> {
+        (0..self.sequences.len()).map(|sequence| (sequence, 0..self.len(sequence))).collect()
+    }
+}
+
+fn shape(num_kv_heads: usize, group: usize, head_dim: usize, block_size: usize, dtype: DType) -> Shape {
+    Shape { num_kv_heads, group, head_dim, block_size, dtype }
+}
+
+#[test]
+fn attention_equals_the_reference_for_every_shape() {
+    for dtype in [DType::F32, DType::BF16] {
+        for (num_kv_heads, group, head_dim, block_size) in [
+            (1, 1, 32, 16),
+            (2, 2, 24, 16),
+            (2, 3, 64, 32),
+            (1, 4, 128, 16),
+            (3, 7, 8, 48),
+            (2, 8, 64, 16),
+            (1, 5, 80, 16),
+        ] {
+            let shape = shape(num_kv_heads, group, head_dim, block_size, dtype);
+            let world = World::new(shape, &[1, 15, 16, 17, 61]);
+            check(&format!("{shape:?}"), 2e-6, |compute| {
+                // Stale numbers that are none poison the reference, which multiplies them by zero weights.
+                let mut cache = match compute.kernels() {
+                    passerelle_models::ops::KernelSet::Reference => zeroed(&world),
+                    _ => world.cache(),
+                };
+                world.step(compute, &mut cache, &world.whole())
+            });
+        }
+    }
+}
+
+/// Windows shorter than a tile, as long as one, and longer; slopes; temperatures; everything together.
+fn variants(num_heads: usize, head_dim: usize) -> Vec<AttentionParams> {
+    let plain = AttentionParams::causal((head_dim as f32).sqrt().recip());
+    let slopes = Some((0..num_heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect());
+    let temperature = Some(PositionTemperature { beta: 0.3, interval: 7 });
+    let mut variants: Vec<_> =
+        [1, 5, 15, 16, 17, 31, 40, 1000].map(|window| AttentionParams { window: Some(window), ..plain.clone() }).into();
+    variants.push(AttentionParams { alibi_slopes: slopes.clone(), ..plain.clone() });
+    variants.push(AttentionParams { temperature, ..plain.clone() });
+    variants.push(AttentionParams { window: Some(21), alibi_slopes: slopes, temperature, ..plain });
+    variants
+}
+
+#[test]
+fn windows_slopes_and_temperatures_equal_the_reference() {
+    for dtype in [DType::F32, DType::BF16] {
+        for (num_kv_heads, group, head_dim, block_size) in [(1, 1, 32, 16), (2, 3, 24, 32), (3, 2, 64, 16)] {
+            let shape = shape(num_kv_heads, group, head_dim, block_size, dtype);
+            for params in variants(num_kv_heads * group, head_dim) {
+                let what = format!("{shape:?} {params:?}");
+                let world = World::with(params, shape, &[1, 16, 17, 75]);
+                check(&what, 2e-6, |compute| {
+                    let mut cache = match compute.kernels() {
+                        passerelle_models::ops::KernelSet::Reference => zeroed(&world),
+                        _ => world.cache(),
+                    };
+                    world.step(compute, &mut cache, &world.whole())
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_and_company_give_the_bits_of_the_whole_with_every_feature() {
+    let shape = shape(2, 2, 24, 16, DType::BF16);
+    for params in variants(4, 24) {
+        let what = format!("{params:?}");
+        let world = World::with(params, shape, &[83, 40]);
+        for compute in fast() {
+            let whole = world.step(&compute, &mut world.cache(), &[(0, 0..83)]);
+            for sizes in [vec![1; 83], vec![5, 31, 1, 40, 6], vec![82, 1]] {
+                let mut cache = world.cache();
+                let mut start = 0;
+                for (index, size) in sizes.into_iter().enumerate() {
+                    let mut parts = vec![(0, start..start + size)];
+                    if index == 1 {
+                        parts.push((1, 0..40));
+                    }
+                    let rows = world.step(&compute, &mut cache, &parts).narrow(0, 0, size).unwrap();
+                    assert_same_bits(&what, &rows, &whole.narrow(0, start, size).unwrap());
+                    start += size;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_of_one_token_returns_its_own_value() {
+    let shape = shape(2, 1, 16, 16, DType::F32);
+    let params = AttentionParams { window: Some(1), ..AttentionParams::causal(0.25) };
+    let world = World::with(params, shape, &[40]);
+    for compute in fast() {
+        let out = world.step(&compute, &mut world.cache(), &world.whole());
+        assert_same_bits("values", &out, &world.sequences[0].v);
+    }
+}
+
+/// So that a cache may give away blocks that no later token sees.
+#[test]
+fn what_lies_before_the_window_is_not_read() {
+    let params = AttentionParams { window: Some(9), ..AttentionParams::causal(0.2) };
+    let world = World::with(params, shape(2, 2, 24, 16, DType::F32), &[61]);
+    for compute in fast() {
+        let whole = world.step(&compute, &mut world.cache(), &[(0, 0..61)]);
+        // Tokens 30 and 31 are the first that token 38 and 39 see; all before 30 are stale.
+        let mut cache = world.cache();
+        world.step(&compute, &mut cache, &[(0, 30..38)]);
+        let rest = world.step(&compute, &mut cache, &[(0, 38..61)]);
+        assert_same_bits("after the window", &rest, &whole.narrow(0, 38, 23).unwrap());
+    }
+}
+
+fn zeroed(world: &World) -> KvCache {
+    let spec = *world.cache().spec();
+    KvCache::new(spec, world.num_blocks, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn chunks_and_single_tokens_give_the_bits_of_the_whole() {
+    for dtype in [DType::F32, DType::BF16] {
+        let world = World::new(shape(2, 3, 64, 16, dtype), &[83]);
+        for compute in fast() {
+            let whole = world.step(&compute, &mut world.cache(), &[(0, 0..83)]);
+            for sizes in [vec![1; 83], vec![16, 16, 16, 16, 19], vec![5, 31, 1, 40, 6], vec![82, 1]] {
+                let mut cache = world.cache();
+                let mut start = 0;
+                for size in sizes {
+                    let part = world.step(&compute, &mut cache, &[(0, start..start + size)]);
+                    let what = format!("{dtype:?}: tokens {start}..{} with {}", start + size, compute.kernels());
+                    assert_same_bits(&what, &part, &whole.narrow(0, start, size).unwrap());
+                    start += size;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_ragged_batch_gives_the_bits_of_each_sequence_alone() {
+    let world = World::new(shape(2, 2, 32, 16, DType::BF16), &[40, 7, 33, 90]);
+    for compute in fast() {
+        let mut together = world.cache();
+        let prefix: Vec<Part> = vec![(0, 0..39), (1, 0..3), (2, 0..32), (3, 0..10)];
+        world.step(&compute, &mut together, &prefix);
+        let parts: Vec<Part> = vec![(0, 39..40), (1, 3..7), (2, 32..33), (3, 10..90)];
+        let rows = world.step(&compute, &mut together, &parts);
+        let mut start = 0;
+        for (sequence, range) in parts {
+            let alone = world.step(&compute, &mut world.cache(), &[(sequence, 0..world.len(sequence))]);
+            let want = alone.narrow(0, range.start, range.len()).unwrap();
+            assert_same_bits(&format!("sequence {sequence}"), &rows.narrow(0, start, range.len()).unwrap(), &want);
+            start += range.len();
+        }
+    }
+}
+
+#[test]
+fn block_size_and_the_choice_of_blocks_do_not_change_a_bit() {
+    let worlds = [16, 32, 64].map(|block_size| World::new(shape(1, 4, 64, block_size, DType::F32), &[70, 19]));
+    for compute in fast() {
+        let [a, b, c] = worlds.each_ref().map(|world| world.step(&compute, &mut world.cache(), &world.whole()));
+        assert_same_bits("blocks of 32", &b, &a);
+        assert_same_bits("blocks of 64", &c, &a);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let world = World::new(shape(2, 1, 16, 16, DType::F32), &[4]);
+    let mut cache = world.cache();
+    let compute = Compute::cpu(1);
+    let k = Random(1).tensor(&[2, 32]);
+    let slot = |slot| passerelle_models::Slot(slot);
+    let outside = world.num_blocks as u32 * 16;
+    assert!(store_kv(&compute, &k, &k, &[slot(0)], cache.layer_mut(0)).is_err(), "fewer slots than rows");
+    assert!(store_kv(&compute, &k, &k, &[slot(0), slot(outside)], cache.layer_mut(0)).is_err(), "slot outside");
+    let foreign = [BlockId(world.num_blocks as u32)];
+    let sequence = SequenceInput { tokens: &[1], num_computed: 0, block_table: &foreign, sample: &[] };
+    let input = ModelInput::new(16, &[sequence]).unwrap();
+    let (q, params) = (Random(1).tensor(&[1, 2, 16]), AttentionParams::causal(1.0));
+    let plan = AttentionPlan::new(&input);
+    assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &params).is_err(), "block outside");
+    let odd = AttentionParams { alibi_slopes: Some(vec![0.5]), ..params.clone() };
+    assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &odd).is_err(), "a slope for two heads");
+    let none = AttentionParams { window: Some(0), ..params };
+    assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &none).is_err(), "a window without keys");
+    let odd = KvCacheSpec { block_size: 24, ..*cache.spec() };
+    assert!(KvCache::new(odd, 1, &Device::Cpu).is_err(), "a tile would span two blocks");
+    let half = KvCacheSpec { dtype: DType::F16, ..*cache.spec() };
+    assert!(KvCache::new(half, 1, &Device::Cpu).is_err(), "a dtype without a body");
+}
+
+#[test]
+fn block_bytes_is_what_a_block_really_takes() {
+    let spec = KvCacheSpec { num_layers: 3, num_kv_heads: 2, head_dim: 24, dtype: DType::BF16, block_size: 32 };
+    // Values of 24 are padded to 32.
+    assert_eq!(spec.block_bytes(), 3 * 2 * (24 + 32) * 2 * 32);
+}

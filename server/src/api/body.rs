@@ -1,0 +1,59 @@
+//! Reads a request's body: JSON, bounded in size and time.
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::errors::{ApiError, ErrorKind};
+use super::state::{ApiConfig, AppState};
+use super::wire::parse_json;
+
+/// Larger bodies are parsed off the async threads.
+const MAX_INLINE_BYTES: usize = 64 << 10;
+
+pub(crate) async fn read_json(request: Request, state: &AppState) -> Result<Value, ApiError> {
+    let config = state.config();
+    check_content_type(request.headers())?;
+    check_length(request.headers(), config.max_body_bytes)?;
+    let reading = collect(request.into_body(), config.max_body_bytes);
+    let bytes = timeout(config.body_timeout, reading).await.map_err(|_| too_slow(config))??;
+    if bytes.len() <= MAX_INLINE_BYTES {
+        return parse_json(&bytes);
+    }
+    state.text_work().run(move || parse_json(&bytes)).await
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    axum::body::to_bytes(body, limit).await.map_err(|error| {
+        let over_limit =
+            std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("length limit"));
+        if over_limit { too_large(limit) } else { ApiError::new(ErrorKind::InvalidJson, "The body ended too early.") }
+    })
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = given.split(';').next().unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorKind::UnsupportedMediaType, "Send the body as `Content-Type: application/json`."))
+}
+
+/// A body that says it is too large is refused before a byte of it is read.
+fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
+    let stated = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if stated.is_some_and(|stated| stated > limit as u64) { Err(too_large(limit)) } else { Ok(()) }
+}
+
+fn too_large(limit: usize) -> ApiError {
+    ApiError::new(ErrorKind::BodyTooLarge, format!("The body is larger than the limit of {limit} bytes."))
+}
+
+fn too_slow(config: &ApiConfig) -> ApiError {
+    let seconds = config.body_timeout.as_secs();
+    ApiError::new(ErrorKind::BodyTimeout, format!("The body did not arrive within {seconds} seconds."))
+}

@@ -1,0 +1,179 @@
+//! Other rooms' refusals and failures, as answers. The second half of the table in [`super::errors`].
+
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::http::header::{HeaderName, HeaderValue};
+use passerelle_engine::RequestError;
+
+use super::errors::{ApiError, ErrorKind, echoed};
+use crate::gateway::ledger::Retry;
+use crate::gateway::router::RouteError;
+use crate::gateway::{AuthError, RateLimitState, Refusal, SubmitError, WindowState};
+use crate::text::TextError;
+
+/// One answer whatever was wrong with the key: only the log knows which.
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> Self {
+        tracing::debug!(cause = error.label(), "a key was refused");
+        let message = match error {
+            AuthError::Missing => "You did not provide an API key. Send it as `Authorization: Bearer KEY`.",
+            _ => "Incorrect API key provided.",
+        };
+        Self::new(ErrorKind::InvalidApiKey, message)
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let name = HeaderName::from_static("x-ratelimit-limit-name");
+        let value = HeaderValue::from_static(refusal.limit.as_str());
+        match refusal.retry {
+            Retry::After(wait) => Self::new(ErrorKind::RateLimited, format!("Rate limit reached: {refusal}."))
+                .retry_after(wait)
+                .header(name, value),
+            Retry::Never => {
+                Self::new(ErrorKind::ExceedsLimit, format!("Request too large: {refusal}.")).header(name, value)
+            }
+        }
+    }
+}
+
+impl From<RouteError> for ApiError {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::UnknownModel(name) => model_not_found(&name),
+            RouteError::NoReplicaReady(_) => Self::new(ErrorKind::NoReplica, capitalised(&error.to_string())),
+        }
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
+            SubmitError::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
+            SubmitError::Dead => Self::new(ErrorKind::NoReplica, "No replica of this model is ready."),
+            SubmitError::ExceedsContext(why) => {
+                Self::new(ErrorKind::ContextLengthExceeded, format!("{}.", capitalised(&why))).param("max_tokens")
+            }
+            SubmitError::Refused { parameter, why } => {
+                let refused = Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&why)));
+                match parameter {
+                    Some(parameter) => refused.param(parameter),
+                    None => refused,
+                }
+            }
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::ShuttingDown => Self::new(ErrorKind::Draining, "The server is shutting down."),
+            RequestError::NotFinite => {
+                Self::new(ErrorKind::EngineFailed, format!("{}.", capitalised(&error.to_string())))
+            }
+            RequestError::Step(detail) => {
+                tracing::error!(detail, "a step failed a request");
+                Self::new(ErrorKind::EngineFailed, "The step that ran this request failed.")
+            }
+        }
+    }
+}
+
+impl From<TextError> for ApiError {
+    fn from(error: TextError) -> Self {
+        if !error.is_request_fault() {
+            tracing::error!(label = error.label(), %error, "the model's own files fail a request");
+            return Self::new(ErrorKind::Internal, "The model's text files cannot serve this request.");
+        }
+        let kind = match error {
+            TextError::TemplateRefused(_) | TextError::NoTemplate => ErrorKind::TemplateRefused,
+            TextError::PromptTooLong { .. } | TextError::TooLong { .. } => ErrorKind::ContextLengthExceeded,
+            _ => ErrorKind::InvalidValue,
+        };
+        Self::new(kind, format!("{}.", capitalised(&error.to_string())))
+    }
+}
+
+pub(crate) fn model_not_found(name: &str) -> ApiError {
+    let message = format!("The model `{}` does not exist. `GET /v1/models` lists the models.", echoed(name));
+    ApiError::new(ErrorKind::ModelNotFound, message).param("model")
+}
+
+/// What is left of an account's rates, in OpenAI's headers.
+pub(crate) fn fill_rate_limit_headers(headers: &mut HeaderMap, state: &RateLimitState) {
+    let windows = [
+        (
+            state.requests,
+            ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+        ),
+        (state.tokens, ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]),
+    ];
+    for (window, [limit_name, remaining_name, reset_name]) in windows {
+        let Some(WindowState { limit, remaining, reset }) = window else { continue };
+        headers.insert(HeaderName::from_static(limit_name), HeaderValue::from(limit));
+        headers.insert(HeaderName::from_static(remaining_name), HeaderValue::from(remaining));
+        if let Ok(reset) = HeaderValue::from_str(&wait_text(reset)) {
+            headers.insert(HeaderName::from_static(reset_name), reset);
+        }
+    }
+}
+
+/// `850ms`, `6.200s`: as OpenAI writes waits.
+fn wait_text(wait: Duration) -> String {
+    if wait < Duration::from_secs(1) {
+        format!("{}ms", wait.as_millis())
+    } else {
+        format!("{:.3}s", wait.as_secs_f64())
+    }
+}
+
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::LimitName;
+
+    fn refusal(retry: Retry) -> ApiError {
+        let scope = "lab".to_owned();
+        let limit = LimitName::ConcurrentRequests;
+        Refusal { limit, scope, limit_value: 20, current_value: 20, asked: 1, retry }.into()
+    }
+
+    #[test]
+    fn a_refusal_names_its_limit_and_when_to_come_back() {
+        let error = refusal(Retry::After(Duration::from_millis(200)));
+        assert_eq!(error.kind(), ErrorKind::RateLimited);
+        assert!(error.message().contains("concurrent_requests"), "{}", error.message());
+    }
+
+    #[test]
+    fn what_can_never_fit_is_the_callers_mistake() {
+        assert_eq!(refusal(Retry::Never).status(), 400);
+    }
+
+    #[test]
+    fn what_an_engine_refuses_names_its_parameter() {
+        let long = ApiError::from(SubmitError::ExceedsContext("9 tokens".to_owned()));
+        assert_eq!(
+            (long.kind(), &long.body()["error"]["param"]),
+            (ErrorKind::ContextLengthExceeded, &"max_tokens".into())
+        );
+        let odd =
+            ApiError::from(SubmitError::Refused { parameter: Some("min_p"), why: "min_p is out of range".to_owned() });
+        assert_eq!((odd.kind(), &odd.body()["error"]["param"]), (ErrorKind::InvalidValue, &"min_p".into()));
+    }
+
+    #[test]
+    fn waits_read_like_openais() {
+        assert_eq!(wait_text(Duration::from_millis(850)), "850ms");
+        assert_eq!(wait_text(Duration::from_millis(6200)), "6.200s");
+    }
+}

@@ -1,0 +1,296 @@
+//! One choice of an answer: an engine's token events made into text, tool calls and log-probabilities.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use passerelle_engine::{Event, FinishReason, TokenEvent, TokenLogprobs, Usage};
+use passerelle_models::TokenId;
+
+use super::delta::{
+    AnswerEnd, Candidate, Delta, Finish, PromptPart, PromptToken, TextPart, TokenLogprob, TokenText, ToolCallHead,
+    ToolCallPart,
+};
+use super::errors::{ApiError, ErrorKind};
+use super::ids::random_id;
+use super::meter::ChoiceMeter;
+use super::prepare::EncodedPrompt;
+use super::state::ServedModel;
+use super::wire::request::Output;
+use crate::gateway::Generation;
+use crate::text::{Detokenizer, SkipSpecialTokens, StopMatcher, Tokenizer, ToolCallParser, ToolDelta};
+
+/// A running choice. Dropping it aborts its request and settles what it used.
+#[derive(Debug)]
+pub(crate) struct RunningChoice {
+    /// `None` once over, so that it is settled before the answer's end is written.
+    generation: Option<Generation>,
+    writer: Writer,
+    meter: ChoiceMeter,
+    pending: VecDeque<Delta>,
+}
+
+/// What a choice needs beside its events.
+#[derive(Debug)]
+pub(crate) struct ChoiceSpec {
+    pub(crate) model: Arc<ServedModel>,
+    pub(crate) output: Output,
+    pub(crate) stop_strings: Vec<String>,
+    /// No stop string counts before the answer has this many tokens.
+    pub(crate) min_tokens: u32,
+    /// Tokens that end the answer and are no part of its text.
+    pub(crate) stop_token_ids: Vec<TokenId>,
+    pub(crate) tools: ToolCalls,
+    pub(crate) prompt: EncodedPrompt,
+    pub(crate) start: AnswerStart,
+}
+
+/// Whether the answer's text may hold calls of offered tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ToolCalls {
+    Parsed,
+    PlainText,
+}
+
+/// Whether the answer is a text of its own, or goes on from the prompt's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AnswerStart {
+    OwnText,
+    GoesOnFromPrompt,
+}
+
+impl RunningChoice {
+    pub(crate) fn new(generation: Generation, mut writer: Writer, meter: ChoiceMeter) -> Self {
+        let pending = writer.prompt_at_start().into_iter().collect();
+        Self { generation: Some(generation), writer, meter, pending }
+    }
+
+    /// The next piece; `None` after `Finished`. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
+        while self.pending.is_empty() {
+            let Some(generation) = &mut self.generation else { return Ok(None) };
+            let event = generation.next().await;
+            self.take(event)?;
+        }
+        let piece = self.pending.pop_front();
+        if matches!(&piece, Some(Delta::Text(part)) if !part.token_ids.is_empty()) {
+            self.meter.token();
+        }
+        Ok(piece)
+    }
+
+    fn take(&mut self, event: Option<Event>) -> Result<(), ApiError> {
+        match event {
+            Some(Event::PromptLogprobs(entries)) => self.pending.push_back(self.writer.prompt_part(&entries)),
+            Some(Event::Token(token)) => {
+                self.pending.extend(self.writer.token(&token));
+                if self.writer.stopped {
+                    let usage = self.settle(Generation::end_here);
+                    self.finish(FinishReason::Stop, usage);
+                }
+            }
+            Some(Event::Finished { reason: FinishReason::Aborted, .. }) => {
+                self.settle(Generation::abort);
+                return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
+            }
+            Some(Event::Finished { reason, usage }) => {
+                self.settle(Generation::abort);
+                self.finish(reason, usage);
+            }
+            Some(Event::Failed { error, .. }) => {
+                self.settle(Generation::abort);
+                return Err(error.into());
+            }
+            None => {
+                self.settle(Generation::abort);
+                return Err(ApiError::new(ErrorKind::EngineFailed, "The engine that ran this request has stopped."));
+            }
+        }
+        Ok(())
+    }
+
+    /// The one way out of a generation, so that what is measured is what is settled.
+    fn settle(&mut self, end: fn(Generation) -> Usage) -> Usage {
+        let Some(generation) = self.generation.take() else { return Usage::default() };
+        let used = end(generation);
+        self.meter.ended(used);
+        used
+    }
+
+    fn finish(&mut self, reason: FinishReason, usage: Usage) {
+        self.pending.extend(self.writer.finish());
+        self.pending.push_back(Delta::Finished(Finish { reason: self.writer.end(reason), usage }));
+    }
+}
+
+impl Drop for RunningChoice {
+    fn drop(&mut self) {
+        self.settle(Generation::abort);
+    }
+}
+
+/// Makes pieces of text from tokens. Knows nothing of where they come from.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    spec: ChoiceSpec,
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    tools: Option<ToolCallParser>,
+    /// Characters of text, echoed prompt included, before the next token.
+    offset: usize,
+    tokens_seen: u32,
+    /// A stop string is complete: what follows does not count.
+    stopped: bool,
+}
+
+impl Writer {
+    pub(crate) fn new(spec: ChoiceSpec) -> Self {
+        let skip = skip_of(&spec.output);
+        let tokenizer = &spec.model.text.tokenizer;
+        let detokenizer = match spec.start {
+            AnswerStart::OwnText => Detokenizer::new(tokenizer, skip),
+            AnswerStart::GoesOnFromPrompt => Detokenizer::after(tokenizer, skip, &spec.prompt.tokens),
+        };
+        let stop = StopMatcher::new(&spec.stop_strings);
+        let tools = (spec.tools == ToolCalls::Parsed).then(ToolCallParser::new);
+        Self { spec, detokenizer, stop, tools, offset: 0, tokens_seen: 0, stopped: false }
+    }
+
+    /// The prompt's part of the answer, where it needs no word from the engine.
+    fn prompt_at_start(&mut self) -> Option<Delta> {
+        let waits = engine_prompt_logprobs(&self.spec.output).is_some();
+        let shown = self.spec.output.echo || self.spec.output.return_token_ids;
+        (shown && !waits).then(|| self.prompt_part(&[]))
+    }
+
+    fn prompt_part(&mut self, entries: &[Option<TokenLogprobs>]) -> Delta {
+        let tokenizer = &self.spec.model.text.tokenizer;
+        let ids = &self.spec.prompt.tokens;
+        let mut detokenizer = Detokenizer::new(tokenizer, skip_of(&self.spec.output));
+        let mut text = String::new();
+        let mut offset = 0;
+        let mut tokens = Vec::with_capacity(entries.len());
+        for (index, &id) in ids.iter().enumerate() {
+            if let Some(entry) = entries.get(index) {
+                let spelt = TokenText { id, bytes: tokenizer.token_bytes(id), offset };
+                let logprob = entry.as_ref().map(|entry| logprob_of(tokenizer, entry, offset));
+                tokens.push(PromptToken { text: spelt, logprob });
+            }
+            let piece = detokenizer.push(id);
+            offset += piece.chars().count();
+            text.push_str(&piece);
+        }
+        text.push_str(&detokenizer.finish());
+        let echoed = self.spec.output.echo.then(|| self.spec.prompt.written.clone().unwrap_or(text));
+        self.offset = echoed.as_deref().map_or(0, |text| text.chars().count());
+        Delta::Prompt(PromptPart { token_ids: ids.clone(), text: echoed, tokens })
+    }
+
+    fn token(&mut self, event: &TokenEvent) -> Vec<Delta> {
+        let logprobs = self.shown_logprob(event);
+        let ends_answer = self.spec.stop_token_ids.contains(&event.token);
+        let text = if ends_answer { String::new() } else { self.detokenizer.push(event.token) };
+        self.offset += text.chars().count();
+        let text = self.up_to_stop(text);
+        let part = TextPart { text: String::new(), token_ids: vec![event.token], logprobs };
+        self.pieces(&text, part)
+    }
+
+    fn up_to_stop(&mut self, text: String) -> String {
+        self.tokens_seen = self.tokens_seen.saturating_add(1);
+        if self.tokens_seen <= self.spec.min_tokens {
+            return text;
+        }
+        let pushed = self.stop.push(&text);
+        self.stopped = pushed.stopped.is_some();
+        pushed.text
+    }
+
+    fn shown_logprob(&self, event: &TokenEvent) -> Vec<TokenLogprob> {
+        let wanted = self.spec.output.logprobs.and(event.logprobs.as_ref());
+        wanted.map(|entry| logprob_of(&self.spec.model.text.tokenizer, entry, self.offset)).into_iter().collect()
+    }
+
+    /// What was held back, once nothing more comes.
+    fn finish(&mut self) -> Vec<Delta> {
+        let mut text = String::new();
+        if !self.stopped {
+            let held = self.detokenizer.finish();
+            let pushed = self.stop.push(&held);
+            self.stopped = pushed.stopped.is_some();
+            text = pushed.text;
+            if !self.stopped {
+                text.push_str(&self.stop.finish());
+            }
+        }
+        let mut deltas = self.pieces(&text, TextPart::default());
+        if let Some(parser) = &mut self.tools {
+            let rest = parser.finish();
+            deltas.extend(rest.into_iter().filter_map(tool_piece));
+        }
+        deltas
+    }
+
+    fn end(&self, reason: FinishReason) -> AnswerEnd {
+        let called = self.tools.as_ref().is_some_and(|parser| parser.calls() > 0);
+        match reason {
+            FinishReason::Length if !self.stopped => AnswerEnd::Length,
+            _ if called => AnswerEnd::ToolCalls,
+            _ => AnswerEnd::Stop,
+        }
+    }
+
+    /// `part` carries the tokens; its text is what `text` holds beside tool calls.
+    fn pieces(&mut self, text: &str, mut part: TextPart) -> Vec<Delta> {
+        let mut calls = Vec::new();
+        match &mut self.tools {
+            None => part.text = text.to_owned(),
+            Some(parser) => {
+                for delta in parser.push(text) {
+                    match tool_piece(delta) {
+                        // Content after a call in one push keeps its place in the order of pieces.
+                        Some(Delta::Text(content)) if calls.is_empty() => part.text.push_str(&content.text),
+                        Some(piece) => calls.push(piece),
+                        None => {}
+                    }
+                }
+            }
+        }
+        let silent = part == TextPart::default();
+        (!silent).then_some(Delta::Text(part)).into_iter().chain(calls).collect()
+    }
+}
+
+/// How many likely tokens the engine must report at prompt positions, for what the caller wants to see.
+pub(crate) fn engine_prompt_logprobs(output: &Output) -> Option<u8> {
+    let echoed = if output.echo { output.logprobs } else { None };
+    echoed.max(output.prompt_logprobs)
+}
+
+fn skip_of(output: &Output) -> SkipSpecialTokens {
+    if output.keep_special_tokens { SkipSpecialTokens::No } else { SkipSpecialTokens::Yes }
+}
+
+fn tool_piece(delta: ToolDelta) -> Option<Delta> {
+    match delta {
+        ToolDelta::Content(text) if text.is_empty() => None,
+        ToolDelta::Content(text) => Some(Delta::Text(TextPart { text, ..TextPart::default() })),
+        ToolDelta::CallStart { index, name } => {
+            let id = random_id("call_").unwrap_or_else(|| format!("call_{index}"));
+            let head = Some(ToolCallHead { id, name });
+            Some(Delta::ToolCall(ToolCallPart { index, head, arguments: String::new() }))
+        }
+        ToolDelta::Arguments { index, fragment } => {
+            Some(Delta::ToolCall(ToolCallPart { index, head: None, arguments: fragment }))
+        }
+    }
+}
+
+fn logprob_of(tokenizer: &Tokenizer, entry: &TokenLogprobs, offset: usize) -> TokenLogprob {
+    let candidate = |&(id, logprob): &(TokenId, f32)| Candidate { id, bytes: tokenizer.token_bytes(id), logprob };
+    TokenLogprob {
+        token: TokenText { id: entry.token, bytes: tokenizer.token_bytes(entry.token), offset },
+        logprob: entry.logprob,
+        rank: entry.rank,
+        top: entry.top.iter().map(candidate).collect(),
+    }
+}

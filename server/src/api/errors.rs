@@ -1,0 +1,236 @@
+//! Every way a request can be answered with an error, and the one table that says how.
+//!
+//! A room's error becomes an [`ApiError`] in this file and nowhere else; only here is a cause given a status code.
+
+use std::time::Duration;
+
+use axum::http::header::{HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// Longest piece of a caller's own text that an error message repeats.
+const MAX_ECHOED_CHARS: usize = 64;
+
+/// Why a request is refused or failed. Each kind is one row of [`ErrorKind::row`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    InvalidJson,
+    InvalidType,
+    InvalidValue,
+    MissingParameter,
+    UnknownParameter,
+    UnsupportedParameter,
+    TemplateRefused,
+    ContextLengthExceeded,
+    ExceedsLimit,
+    InvalidApiKey,
+    ForbiddenHost,
+    ForbiddenOrigin,
+    ModelNotFound,
+    RouteNotFound,
+    MethodNotAllowed,
+    BodyTooLarge,
+    BodyTimeout,
+    UnsupportedMediaType,
+    RateLimited,
+    Internal,
+    EngineFailed,
+    QueueFull,
+    NoReplica,
+    Draining,
+    RequestTimeout,
+}
+
+/// How a kind looks on the wire.
+#[derive(Debug)]
+struct Row {
+    status: StatusCode,
+    /// OpenAI's error type.
+    type_: &'static str,
+    /// OpenAI's error code; also the low-cardinality label in logs and metrics.
+    code: &'static str,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+
+impl ErrorKind {
+    #[rustfmt::skip]
+    fn row(self) -> Row {
+        let (status, type_, code) = match self {
+            Self::InvalidJson           => (400, INVALID, "invalid_json"),
+            Self::InvalidType           => (400, INVALID, "invalid_type"),
+            Self::InvalidValue          => (400, INVALID, "invalid_value"),
+            Self::MissingParameter      => (400, INVALID, "missing_required_parameter"),
+            Self::UnknownParameter      => (400, INVALID, "unknown_parameter"),
+            Self::UnsupportedParameter  => (400, INVALID, "unsupported_parameter"),
+            Self::TemplateRefused       => (400, INVALID, "chat_template_refused"),
+            Self::ContextLengthExceeded => (400, INVALID, "context_length_exceeded"),
+            Self::ExceedsLimit          => (400, INVALID, "request_exceeds_limit"),
+            Self::InvalidApiKey         => (401, INVALID, "invalid_api_key"),
+            Self::ForbiddenHost         => (403, INVALID, "forbidden_host"),
+            Self::ForbiddenOrigin       => (403, INVALID, "forbidden_origin"),
+            Self::ModelNotFound         => (404, INVALID, "model_not_found"),
+            Self::RouteNotFound         => (404, INVALID, "unknown_url"),
+            Self::MethodNotAllowed      => (405, INVALID, "method_not_allowed"),
+            Self::BodyTimeout           => (408, INVALID, "body_timeout"),
+            Self::BodyTooLarge          => (413, INVALID, "request_too_large"),
+            Self::UnsupportedMediaType  => (415, INVALID, "unsupported_media_type"),
+            Self::RateLimited           => (429, "rate_limit_error", "rate_limit_exceeded"),
+            Self::Internal              => (500, SERVER, "internal_error"),
+            Self::EngineFailed          => (500, SERVER, "engine_failed"),
+            Self::QueueFull             => (503, SERVER, "queue_full"),
+            Self::NoReplica             => (503, SERVER, "no_replica"),
+            Self::Draining              => (503, SERVER, "draining"),
+            Self::RequestTimeout        => (503, SERVER, "request_timeout"),
+        };
+        let status = StatusCode::from_u16(status).expect("every status in the table above is a three-digit literal");
+        Row { status, type_, code }
+    }
+
+    /// What 503s tell a client to wait when nothing better is known.
+    fn default_retry_after(self) -> Option<Duration> {
+        let seconds = match self {
+            Self::QueueFull | Self::NoReplica => 1,
+            Self::Draining | Self::RequestTimeout => 5,
+            _ => return None,
+        };
+        Some(Duration::from_secs(seconds))
+    }
+}
+
+/// An answer of OpenAI's shape: `{"error":{"message","type","param","code"}}`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiError {
+    kind: ErrorKind,
+    message: String,
+    param: Option<String>,
+    retry_after: Option<Duration>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl ApiError {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let retry_after = kind.default_retry_after();
+        Self { kind, message: message.into(), param: None, retry_after, headers: Vec::new() }
+    }
+
+    /// Names the parameter at fault, in the form `messages[0].content`.
+    #[must_use]
+    pub fn param(mut self, param: impl AsRef<str>) -> Self {
+        self.param = Some(echoed(param.as_ref()));
+        self
+    }
+
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    pub fn status(&self) -> StatusCode {
+        self.kind.row().status
+    }
+
+    /// Low-cardinality label for logs and metrics.
+    pub fn label(&self) -> &'static str {
+        self.kind.row().code
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub fn body(&self) -> Value {
+        let row = self.kind.row();
+        json!({"error": {
+            "message": self.message,
+            "type": row.type_,
+            "param": self.param,
+            "code": row.code,
+        }})
+    }
+
+    fn fill_headers(&self, headers: &mut HeaderMap) {
+        for (name, value) in &self.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(ceil_seconds(wait)));
+        }
+        if self.kind == ErrorKind::InvalidApiKey {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), axum::Json(self.body())).into_response();
+        self.fill_headers(response.headers_mut());
+        response.extensions_mut().insert(ErrorLabel(self.label()));
+        response
+    }
+}
+
+/// Left in the response's extensions for the trace layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ErrorLabel(pub(crate) &'static str);
+
+/// A wait in whole seconds, never rounded down: a client that obeys it is not refused again for the same reason.
+pub(crate) fn ceil_seconds(wait: Duration) -> u64 {
+    let partial = u64::from(wait.subsec_nanos() > 0);
+    wait.as_secs().saturating_add(partial).max(1)
+}
+
+/// A caller's own text, short enough to repeat.
+pub(crate) fn echoed(text: &str) -> String {
+    if text.chars().count() <= MAX_ECHOED_CHARS {
+        return text.to_owned();
+    }
+    text.chars().take(MAX_ECHOED_CHARS).chain("...".chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn body_has_openai_shape() {
+        let error = ApiError::new(ErrorKind::InvalidValue, "no").param("top_p");
+        let expected = json!({"error": {"message": "no", "type": "invalid_request_error", "param": "top_p", "code": "invalid_value"}});
+        assert_eq!(error.body(), expected);
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up() {
+        let error = ApiError::new(ErrorKind::RateLimited, "wait").retry_after(Duration::from_millis(1200));
+        let response = error.into_response();
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back() {
+        let response = ApiError::new(ErrorKind::QueueFull, "full").into_response();
+        assert_eq!(response.status(), 503);
+        assert!(response.headers().contains_key(RETRY_AFTER));
+    }
+
+    #[test]
+    fn a_long_parameter_is_not_repeated_whole() {
+        let error = ApiError::new(ErrorKind::UnknownParameter, "no").param("x".repeat(10_000));
+        assert!(error.body().to_string().len() < 300);
+    }
+}

@@ -1,0 +1,256 @@
+//! The shared path of chat and completions. One request, in order:
+//!
+//! 1. authenticate the key and take a place ([`super::routes`]), before the body is read;
+//! 2. read and check the JSON ([`super::wire`]);
+//! 3. template and tokenise, off the async threads ([`super::prepare`]);
+//! 4. check the context: prompt and answer fit, or the error has both numbers;
+//! 5. reserve: all limits or none;
+//! 6. pick a replica;
+//! 7. submit, which never waits;
+//! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::choice`];
+//! 9. settle what the engine counted, by dropping the [`Generation`], on every way out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle_engine::{CacheSalt, Request as EngineRequest};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::choice::{AnswerStart, ChoiceSpec, RunningChoice, ToolCalls, Writer, engine_prompt_logprobs};
+use super::errors::ApiError;
+use super::meter::ChoiceMeter;
+use super::prepare::{EncodedPrompt, check_token_ids, encode, find_model, room_for_answer};
+use super::state::{AppState, ServedModel};
+use super::wire::request::{GenerateRequest, Prompt, PromptEnding};
+use crate::gateway::{Account, Ask, Generation, Limit, PrefixHint, Refusal, Reservation, Retry};
+
+/// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
+/// room they have, and what one uses beyond this becomes a debt of its account.
+const UNSTATED_RESERVED_TOKENS: u32 = 1024;
+
+/// Who asks, since when, and the place that the request takes in this server until its answer is over.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    pub(crate) account: Arc<Account>,
+    pub(crate) place: OwnedSemaphorePermit,
+    /// On the server's clock.
+    pub(crate) arrived: Duration,
+}
+
+/// An admitted request: every choice has its reservation and its place in an engine's queue.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) choices: Vec<RunningChoice>,
+    pub(crate) model: Arc<ServedModel>,
+    /// Given back when the answer is over.
+    _place: OwnedSemaphorePermit,
+}
+
+/// Steps 3 to 7. On any error, what was taken is given back.
+pub(crate) async fn admit(
+    state: &AppState,
+    visit: Visit,
+    prompt: Prompt,
+    request: GenerateRequest,
+) -> Result<Admitted, ApiError> {
+    let Visit { account, place, arrived } = visit;
+    state.readiness().admit()?;
+    let model = find_model(state, &request.model)?;
+    let shape = Shape::of(&prompt);
+    let prompts = encode(state, &model, prompt).await?;
+    check_token_ids(&request, &prompts, &model)?;
+    let admission = Admission { state, account: &account, request: &request, model: &model, shape, arrived };
+    let tickets = admission.reserve_all(prompts)?;
+    let choices = admission.start_all(tickets)?;
+    Ok(Admitted { choices, model, _place: place })
+}
+
+/// What of the prompt's kind outlives the prompt.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    tools: ToolCalls,
+    start: AnswerStart,
+}
+
+impl Shape {
+    fn of(prompt: &Prompt) -> Self {
+        match prompt {
+            Prompt::Completions { .. } => Self { tools: ToolCalls::PlainText, start: AnswerStart::GoesOnFromPrompt },
+            Prompt::Chat(chat) => Self {
+                tools: if chat.tools.is_empty() { ToolCalls::PlainText } else { ToolCalls::Parsed },
+                start: match chat.ending {
+                    PromptEnding::ContinueFinalMessage => AnswerStart::GoesOnFromPrompt,
+                    PromptEnding::GenerationPrompt | PromptEnding::Closed => AnswerStart::OwnText,
+                },
+            },
+        }
+    }
+}
+
+struct Admission<'a> {
+    state: &'a AppState,
+    account: &'a Arc<Account>,
+    request: &'a GenerateRequest,
+    model: &'a Arc<ServedModel>,
+    shape: Shape,
+    arrived: Duration,
+}
+
+/// What one prompt may generate at most, and what is reserved for it.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    max_tokens: u32,
+    ask: Ask,
+}
+
+/// A prompt with the room it was granted.
+struct Ticket {
+    prompt: EncodedPrompt,
+    max_tokens: u32,
+    reservation: Reservation,
+}
+
+impl Admission<'_> {
+    /// All prompts or none.
+    fn reserve_all(&self, prompts: Vec<EncodedPrompt>) -> Result<Vec<Ticket>, ApiError> {
+        let plans = self.plan(&prompts)?;
+        self.check_together(&plans)?;
+        let mut tickets = Vec::with_capacity(prompts.len());
+        for (prompt, plan) in prompts.into_iter().zip(plans) {
+            match reserve(self.state, self.account, plan.ask) {
+                Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
+                Err(refusal) => {
+                    withdraw_all(tickets);
+                    return Err(refusal);
+                }
+            }
+        }
+        Ok(tickets)
+    }
+
+    fn plan(&self, prompts: &[EncodedPrompt]) -> Result<Vec<Plan>, ApiError> {
+        let all_prompts = saturating_u32(prompts.iter().map(|prompt| prompt.tokens.len()).sum());
+        // Who states no bound gets the largest answers that the account could ever have.
+        let largest = self.state.ledger().largest_output(self.account, all_prompts).unwrap_or(u32::MAX);
+        let share = (largest / saturating_u32(prompts.len()).max(1)).max(1);
+        let asked = self.request.sampling.max_tokens;
+        let plan = |prompt: &EncodedPrompt| {
+            let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
+            let max_tokens = if asked.is_some() { room } else { room.min(share) };
+            let max_output_tokens = if asked.is_some() { room } else { max_tokens.min(UNSTATED_RESERVED_TOKENS) };
+            let ask = Ask { prompt_tokens: saturating_u32(prompt.tokens.len()), max_output_tokens };
+            Ok(Plan { max_tokens, ask })
+        };
+        prompts.iter().map(plan).collect()
+    }
+
+    /// Each prompt of a list counts as a request of its own; a list that could never fit would be refused forever.
+    fn check_together(&self, plans: &[Plan]) -> Result<(), ApiError> {
+        if plans.len() < 2 {
+            return Ok(());
+        }
+        let tokens = |plan: &Plan| u64::from(plan.ask.prompt_tokens) + u64::from(plan.ask.max_output_tokens);
+        let tokens = saturating_u32(usize::try_from(plans.iter().map(tokens).sum::<u64>()).unwrap_or(usize::MAX));
+        for limit in self.account.limits.limits() {
+            let asked = match limit {
+                Limit::TokensPerMinute(_) => tokens,
+                Limit::RequestsPerMinute(_) | Limit::ConcurrentRequests(_) => saturating_u32(plans.len()),
+            };
+            let limit_value = limit.value().get();
+            if asked > limit_value {
+                let (limit, scope) = (limit.name(), self.account.name.clone());
+                let refusal = Refusal { limit, scope, limit_value, current_value: 0, asked, retry: Retry::Never };
+                self.state.metrics().refused(limit);
+                return Err(ApiError::from(refusal).param("prompt"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A choice that cannot start takes the others with it: they are dropped, which aborts and settles them.
+    fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<RunningChoice>, ApiError> {
+        let mut choices = Vec::with_capacity(tickets.len());
+        let mut tickets = tickets.into_iter();
+        while let Some(ticket) = tickets.next() {
+            match self.start(ticket) {
+                Ok(choice) => choices.push(choice),
+                Err(error) => {
+                    withdraw_all(tickets);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(choices)
+    }
+
+    fn start(&self, ticket: Ticket) -> Result<RunningChoice, ApiError> {
+        let Ticket { prompt, max_tokens, reservation } = ticket;
+        let engine_request = self.engine_request(&prompt, max_tokens);
+        let hint = PrefixHint::of(&engine_request.prompt, &engine_request.cache_salt);
+        let replica = match self.state.router().pick(&self.model.name, hint) {
+            Ok(replica) => replica,
+            Err(error) => {
+                reservation.withdraw();
+                return Err(error.into());
+            }
+        };
+        let writer = self.writer(prompt, &engine_request);
+        let meter = ChoiceMeter::new(self.state.clone(), self.model.name.clone(), self.arrived);
+        let generation = Generation::start(&replica, engine_request, reservation).map_err(|refused| {
+            refused.reservation.withdraw();
+            ApiError::from(refused.error)
+        })?;
+        Ok(RunningChoice::new(generation, writer, meter))
+    }
+
+    fn engine_request(&self, prompt: &EncodedPrompt, max_tokens: u32) -> EngineRequest {
+        let output = &self.request.output;
+        let sampling = &self.request.sampling;
+        let mut sampling = sampling.to_engine(&self.model.defaults, &self.model.eos_token_ids, max_tokens);
+        sampling.logprobs = output.logprobs;
+        sampling.prompt_logprobs = engine_prompt_logprobs(output);
+        EngineRequest {
+            id: self.state.next_request_id(),
+            prompt: prompt.tokens.clone(),
+            sampling,
+            share_key: self.account.share_key,
+            cache_salt: self.cache_salt(),
+        }
+    }
+
+    fn cache_salt(&self) -> CacheSalt {
+        let narrower = self.request.cache_salt.as_deref();
+        narrower.map_or(self.account.cache_salt, |salt| self.account.cache_salt_with(salt))
+    }
+
+    fn writer(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writer {
+        let spec = ChoiceSpec {
+            model: Arc::clone(self.model),
+            output: self.request.output.clone(),
+            stop_strings: self.request.sampling.stop.clone(),
+            min_tokens: engine_request.sampling.min_tokens,
+            stop_token_ids: engine_request.sampling.stop_token_ids.clone(),
+            tools: self.shape.tools,
+            prompt,
+            start: self.shape.start,
+        };
+        Writer::new(spec)
+    }
+}
+
+/// For what was never started.
+fn withdraw_all(tickets: impl IntoIterator<Item = Ticket>) {
+    tickets.into_iter().for_each(|ticket| ticket.reservation.withdraw());
+}
+
+/// Takes room in the ledger, or says why there is none.
+pub(crate) fn reserve(state: &AppState, account: &Arc<Account>, ask: Ask) -> Result<Reservation, ApiError> {
+    state.ledger().reserve(account, ask).map_err(|refusal| {
+        state.metrics().refused(refusal.limit);
+        refusal.into()
+    })
+}
+
+fn saturating_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}

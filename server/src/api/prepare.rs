@@ -1,0 +1,129 @@
+//! From a checked request to exact token ids that fit a model: templating, tokenising, and the checks that need to
+//! know the model.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle_models::TokenId;
+use serde_json::Value;
+
+use super::causes::model_not_found;
+use super::errors::{ApiError, ErrorKind};
+use super::fields::invalid;
+use super::state::{AppState, ServedModel};
+use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
+use super::wire::sampling::Sampling;
+use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel};
+
+/// A prompt as the engine gets it.
+#[derive(Debug)]
+pub(crate) struct EncodedPrompt {
+    pub(crate) tokens: Vec<TokenId>,
+    /// What the caller wrote, if it was one text.
+    pub(crate) written: Option<String>,
+}
+
+pub(crate) fn find_model(state: &AppState, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+    state.model(name).cloned().ok_or_else(|| model_not_found(name))
+}
+
+/// One encoded prompt per choice.
+pub(crate) async fn encode(
+    state: &AppState,
+    model: &ServedModel,
+    prompt: Prompt,
+) -> Result<Vec<EncodedPrompt>, ApiError> {
+    let text = Arc::clone(&model.text);
+    let now = state.clock().wall();
+    state
+        .text_work()
+        .run(move || match prompt {
+            Prompt::Chat(chat) => Ok(vec![encode_chat(&text, &chat, now)?]),
+            Prompt::Completions { prompts, add_special_tokens } => {
+                let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };
+                prompts.into_iter().map(|prompt| encode_completion(&text, prompt, add)).collect()
+            }
+        })
+        .await
+}
+
+fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
+    let messages: Vec<Value> = chat.messages.iter().map(super::wire::messages::Message::to_json).collect();
+    let tools: Vec<Value> = chat.tools.iter().map(super::wire::tools::Tool::to_json).collect();
+    let prompt = crate::text::ChatPrompt {
+        messages: &messages,
+        tools: (!tools.is_empty()).then_some(tools.as_slice()),
+        documents: None,
+        end: match chat.ending {
+            PromptEnding::GenerationPrompt => PromptEnd::GenerationPrompt,
+            PromptEnding::Closed => PromptEnd::AsIs,
+            PromptEnding::ContinueFinalMessage => PromptEnd::ContinueFinalMessage,
+        },
+        variables: &chat.template_kwargs,
+        now,
+    };
+    let tokens = PromptEncoder::new(&text.tokenizer, text.chat_template()?).encode(&prompt)?;
+    Ok(EncodedPrompt { tokens, written: None })
+}
+
+fn encode_completion(
+    text: &TextModel,
+    prompt: CompletionPrompt,
+    add: AddSpecialTokens,
+) -> Result<EncodedPrompt, ApiError> {
+    match prompt {
+        CompletionPrompt::Tokens(tokens) => Ok(EncodedPrompt { tokens, written: None }),
+        CompletionPrompt::Text(written) => {
+            let tokens = text.tokenizer.encode(&written, add, SpecialTokens::Parse)?;
+            Ok(EncodedPrompt { tokens, written: Some(written) })
+        }
+    }
+}
+
+/// Every token id that the caller wrote must be one that the model has.
+pub(crate) fn check_token_ids(
+    request: &GenerateRequest,
+    prompts: &[EncodedPrompt],
+    model: &ServedModel,
+) -> Result<(), ApiError> {
+    let Sampling { logit_bias, stop_token_ids, .. } = &request.sampling;
+    let known = |id: TokenId| (id as usize) < model.input_vocab_size;
+    let outside = |name: &str, id: TokenId| {
+        invalid(name, format!("token {id} is outside the model's vocabulary of {}", model.input_vocab_size))
+    };
+    if let Some((id, _)) = logit_bias.iter().find(|(id, _)| !known(*id)) {
+        return Err(outside("logit_bias", *id));
+    }
+    if let Some(id) = stop_token_ids.iter().find(|id| !known(**id)) {
+        return Err(outside("stop_token_ids", *id));
+    }
+    match prompts.iter().flat_map(|prompt| &prompt.tokens).find(|id| !known(**id)) {
+        Some(id) => Err(outside("prompt", *id)),
+        None => Ok(()),
+    }
+}
+
+/// How many tokens may be generated after a prompt of this length: what the caller asked for if that fits, else an
+/// error with both numbers. Without an ask, all the room there is.
+pub(crate) fn room_for_answer(model: &ServedModel, prompt_tokens: usize, asked: Option<u32>) -> Result<u32, ApiError> {
+    if prompt_tokens == 0 {
+        return Err(invalid("prompt", "holds no token"));
+    }
+    let room = model.max_model_len.saturating_sub(prompt_tokens);
+    match asked {
+        Some(asked) if asked as usize <= room => Ok(asked),
+        None if room > 0 => Ok(u32::try_from(room).unwrap_or(u32::MAX)),
+        _ => Err(context_overflow(model, prompt_tokens, asked)),
+    }
+}
+
+fn context_overflow(model: &ServedModel, prompt_tokens: usize, asked: Option<u32>) -> ApiError {
+    let asked = asked.unwrap_or(1) as usize;
+    let message = format!(
+        "This model's context length is {} tokens, and you asked for {} tokens: {prompt_tokens} in the prompt and \
+         {asked} for the answer. Shorten the prompt or lower `max_tokens`.",
+        model.max_model_len,
+        prompt_tokens.saturating_add(asked),
+    );
+    ApiError::new(ErrorKind::ContextLengthExceeded, message).param("max_tokens")
+}

@@ -1,0 +1,72 @@
+//! The handlers, one file a subject. Each reads, calls and maps; none holds state of its own.
+
+pub(crate) mod answers;
+pub(crate) mod models;
+pub(crate) mod probes;
+pub(crate) mod tokens;
+
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use axum::response::Response;
+
+use super::errors::ApiError;
+use super::generate::Visit;
+use super::state::AppState;
+use crate::gateway::Account;
+
+const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-passerelle-ignored-fields");
+const MAX_IGNORED_HEADER_BYTES: usize = 1024;
+
+/// Who asks. Called before the body is read, so that strangers cannot make the server hold one.
+pub(crate) fn authenticate(state: &AppState, headers: &HeaderMap) -> Result<Arc<Account>, ApiError> {
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_of);
+    state.authenticator().authenticate(bearer).map_err(|error| {
+        state.metrics().auth_failed(error);
+        error.into()
+    })
+}
+
+/// Who asks, with a place in the server. Called before the body is read, so that what is held and parsed is bounded.
+fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
+    let arrived = state.clock().now();
+    let account = authenticate(state, headers)?;
+    Ok(Visit { account, place: state.take_place()?, arrived })
+}
+
+fn bearer_of(header: &str) -> Option<&str> {
+    let (scheme, key) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim()).filter(|key| !key.is_empty())
+}
+
+/// Lists the fields that were accepted without being read, as far as a header holds them.
+fn list_ignored(response: &mut Response, ignored: &[String]) {
+    if ignored.is_empty() {
+        return;
+    }
+    let mut list = ignored.join(",");
+    list.retain(|c| c.is_ascii_graphic());
+    list.truncate(MAX_IGNORED_HEADER_BYTES);
+    if let Ok(value) = HeaderValue::try_from(list) {
+        response.headers_mut().insert(IGNORED_FIELDS, value);
+    }
+}
+
+/// Left in a response's extensions for the metrics: the model as the client wrote it.
+#[derive(Debug, Clone)]
+pub(crate) struct AboutModel(pub(crate) String);
+
+#[cfg(test)]
+mod tests {
+    use super::bearer_of;
+
+    #[test]
+    fn a_bearer_key_is_what_follows_the_scheme() {
+        assert_eq!(bearer_of("Bearer sk-1"), Some("sk-1"));
+        assert_eq!(bearer_of("bearer  sk-1"), Some("sk-1"));
+        for odd in ["sk-1", "Basic sk-1", "Bearer ", "Bearer"] {
+            assert_eq!(bearer_of(odd), None, "{odd}");
+        }
+    }
+}

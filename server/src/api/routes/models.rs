@@ -1,0 +1,41 @@
+//! `/v1/models`: what is served.
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::authenticate;
+use crate::api::causes::model_not_found;
+use crate::api::errors::ApiError;
+use crate::api::state::AppState;
+use crate::gateway::router::ModelEntry;
+
+pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    authenticate(&state, request.headers())?;
+    let data: Vec<Value> = state.router().models().map(|entry| model_json(&state, entry)).collect();
+    Ok(Json(json!({"object": "list", "data": data})).into_response())
+}
+
+pub(crate) async fn retrieve(
+    State(state): State<AppState>,
+    name: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    authenticate(&state, request.headers())?;
+    // A name that is not UTF-8 names no model.
+    let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
+    let entry = state.router().model(&name).ok_or_else(|| model_not_found(&name))?;
+    Ok(Json(model_json(&state, entry)).into_response())
+}
+
+fn model_json(state: &AppState, entry: &ModelEntry) -> Value {
+    json!({
+        "id": entry.name,
+        "object": "model",
+        "created": entry.created,
+        "owned_by": "passerelle",
+        "max_model_len": state.model(&entry.name).map(|model| model.max_model_len),
+    })
+}

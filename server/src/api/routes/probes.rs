@@ -1,0 +1,36 @@
+//! What orchestrators and people ask of a server: alive, ready, how it goes, what it is.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::state::AppState;
+
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Alive: the process answers.
+pub(crate) async fn health() -> Response {
+    Json(json!({"status": "ok"})).into_response()
+}
+
+/// Ready: requests are admitted, and every model has a replica that gets somewhere.
+pub(crate) async fn ready(State(state): State<AppState>) -> Result<Response, ApiError> {
+    state.readiness().admit()?;
+    if state.router().is_ready() {
+        return Ok(Json(json!({"status": "ready"})).into_response());
+    }
+    Err(ApiError::new(ErrorKind::NoReplica, "A served model has no replica that makes progress."))
+}
+
+pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
+    let text = state.metrics().render(&state.ledger().totals());
+    ([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
+}
+
+pub(crate) async fn home() -> &'static str {
+    "Passerelle serves language models over an OpenAI-compatible API.\n\
+     Point a client at /v1, or try GET /v1/models. /health, /ready and /metrics are for operators.\n"
+}

@@ -1,0 +1,109 @@
+//! `/tokenize` and `/detokenize`: exactly the tokens that a generation would see.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::{enter, list_ignored};
+use crate::api::body::read_json;
+use crate::api::errors::ApiError;
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
+use crate::api::generate::{Visit, reserve};
+use crate::api::prepare::{encode, find_model};
+use crate::api::state::{AppState, ServedModel};
+use crate::api::wire::chat::read_chat_prompt;
+use crate::api::wire::request::{CompletionPrompt, Prompt};
+use crate::api::wire::sampling::token_ids;
+use crate::gateway::{Ask, Reservation};
+use crate::text::SkipSpecialTokens;
+
+const TOKENIZE_FIELDS: &[Field] = &[
+    honoured("model"),
+    honoured("prompt"),
+    honoured("messages"),
+    honoured("tools"),
+    honoured("tool_choice"),
+    honoured("add_special_tokens"),
+    honoured("add_generation_prompt"),
+    honoured("continue_final_message"),
+    honoured("chat_template_kwargs"),
+    neutral("return_token_strs", "[false]"),
+];
+const DETOKENIZE_FIELDS: &[Field] = &[honoured("model"), honoured("tokens")];
+
+pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let visit = enter(&state, request.headers())?;
+    let body = read_json(request, &state).await?;
+    let mut reader = state.reader();
+    let mut fields = reader.open(body, "", &[TOKENIZE_FIELDS])?;
+    let model = read_model(&state, &mut fields)?;
+    let prompt = read_prompt(&state, &mut fields, &mut reader)?;
+    reader.finish(fields)?;
+    let _reservation = reserve_request(&state, &visit)?;
+    let encoded = encode(&state, &model, prompt).await?;
+    let tokens = encoded.into_iter().next().map(|prompt| prompt.tokens).unwrap_or_default();
+    let answer = json!({"count": tokens.len(), "max_model_len": model.max_model_len, "tokens": tokens});
+    Ok(with_ignored(answer, reader))
+}
+
+pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let visit = enter(&state, request.headers())?;
+    let body = read_json(request, &state).await?;
+    let mut reader = state.reader();
+    let mut fields = reader.open(body, "", &[DETOKENIZE_FIELDS])?;
+    let model = read_model(&state, &mut fields)?;
+    let tokens = token_ids("tokens", &required(fields.array("tokens")?, "tokens")?)?;
+    if let Some(id) = tokens.iter().find(|id| **id as usize >= model.input_vocab_size) {
+        return Err(invalid(
+            "tokens",
+            format!("token {id} is outside the model's vocabulary of {}", model.input_vocab_size),
+        ));
+    }
+    reader.finish(fields)?;
+    let _reservation = reserve_request(&state, &visit)?;
+    let text = Arc::clone(&model.text);
+    let prompt = state.text_work().run(move || Ok(text.tokenizer.decode(&tokens, SkipSpecialTokens::No))).await?;
+    Ok(with_ignored(json!({"prompt": prompt}), reader))
+}
+
+/// Tokenizer clients may leave the model out where only one is served.
+fn read_model(state: &AppState, fields: &mut Fields) -> Result<Arc<ServedModel>, ApiError> {
+    match (fields.string("model")?, state.only_model()) {
+        (Some(name), _) => find_model(state, &name),
+        (None, only) => required(only.cloned(), "model"),
+    }
+}
+
+fn read_prompt(state: &AppState, fields: &mut Fields, reader: &mut Reader) -> Result<Prompt, ApiError> {
+    if fields.has("messages") && fields.has("prompt") {
+        return Err(invalid("messages", "cannot be combined with `prompt`"));
+    }
+    let add_special_tokens = fields.boolean("add_special_tokens")?;
+    if fields.has("messages") {
+        if add_special_tokens == Some(true) {
+            return Err(invalid("add_special_tokens", "with `messages`, the chat template writes the special tokens"));
+        }
+        return Ok(Prompt::Chat(read_chat_prompt(fields, reader, &state.config().bounds)?));
+    }
+    match required(fields.value("prompt"), "prompt")? {
+        Value::String(text) => {
+            let add_special_tokens = add_special_tokens.unwrap_or(true);
+            Ok(Prompt::Completions { prompts: vec![CompletionPrompt::Text(text)], add_special_tokens })
+        }
+        other => Err(wrong_type("prompt", "a string", &other)),
+    }
+}
+
+/// A request of the account's, in which no model runs.
+fn reserve_request(state: &AppState, visit: &Visit) -> Result<Reservation, ApiError> {
+    reserve(state, &visit.account, Ask { prompt_tokens: 0, max_output_tokens: 0 })
+}
+
+fn with_ignored(answer: Value, reader: Reader) -> Response {
+    let mut response = Json(answer).into_response();
+    list_ignored(&mut response, &reader.into_ignored());
+    response
+}

@@ -1,0 +1,204 @@
+//! What every handler is given.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use passerelle_engine::RequestId;
+use passerelle_engine::clock::Clock;
+use passerelle_models::TokenId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::errors::{ApiError, ErrorKind};
+use super::fields::{Reader, UnknownFields};
+use super::sse::SseConfig;
+use super::text_work::TextWork;
+use super::wire::request::RequestBounds;
+use super::wire::sampling::GenerationDefaults;
+use crate::gateway::{Authenticator, Ledger, Router};
+use crate::metrics::Metrics;
+use crate::text::TextModel;
+
+/// A model as clients see it: its text side, and the bounds of its engine.
+#[derive(Debug)]
+pub struct ServedModel {
+    pub name: String,
+    pub text: Arc<TextModel>,
+    /// Prompt and answer together, in tokens: what the engine's context and its KV cache both allow.
+    pub max_model_len: usize,
+    /// Ids below this may be fed.
+    pub input_vocab_size: usize,
+    /// Ids that end an answer.
+    pub eos_token_ids: Vec<TokenId>,
+    pub defaults: GenerationDefaults,
+    /// `system_fingerprint` of answers: changes when the weights or the kernels change.
+    pub fingerprint: String,
+}
+
+/// The bounds and choices of the HTTP side.
+#[derive(Debug, Clone)]
+pub struct ApiConfig {
+    pub unknown_fields: UnknownFields,
+    /// Largest request body.
+    pub max_body_bytes: usize,
+    /// A body must be there this long after its head.
+    pub body_timeout: Duration,
+    /// From admission to the last token.
+    pub request_timeout: Duration,
+    /// Requests with a body at the same time, from its first byte to the last of the answer; further ones are refused.
+    pub max_concurrent_requests: usize,
+    /// Bodies and prompts that are parsed, templated and tokenised at the same time; further ones wait.
+    pub max_concurrent_encodes: usize,
+    pub bounds: RequestBounds,
+    pub sse: SseConfig,
+    pub guard: BrowserGuard,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            unknown_fields: UnknownFields::default(),
+            max_body_bytes: 8 << 20,
+            body_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(1800),
+            max_concurrent_requests: 512,
+            max_concurrent_encodes: 4,
+            bounds: RequestBounds::default(),
+            sse: SseConfig::default(),
+            guard: BrowserGuard::default(),
+        }
+    }
+}
+
+/// Whether requests are checked to come from this machine, and not from a web page that its browser shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BrowserGuard {
+    /// For listeners without keys: local `Host` only, no foreign `Origin`.
+    #[default]
+    LocalOnly,
+    /// For listeners with keys: a page does not know the key.
+    Off,
+}
+
+/// What [`AppState`] is made of.
+#[derive(Debug)]
+pub struct AppParts {
+    pub models: Vec<ServedModel>,
+    pub authenticator: Authenticator,
+    pub ledger: Ledger,
+    pub router: Router,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Arc<Metrics>,
+    pub config: ApiConfig,
+    pub readiness: Readiness,
+}
+
+/// A cloneable handle on everything a request may need.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    models: BTreeMap<String, Arc<ServedModel>>,
+    parts: AppParts,
+    text_work: TextWork,
+    request_permits: Arc<Semaphore>,
+    next_request: AtomicU64,
+}
+
+impl AppState {
+    pub fn new(mut parts: AppParts) -> Self {
+        let models = std::mem::take(&mut parts.models);
+        let models = models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
+        let text_work = TextWork::new(parts.config.max_concurrent_encodes);
+        let request_permits = Arc::new(Semaphore::new(parts.config.max_concurrent_requests));
+        let next_request = AtomicU64::new(0);
+        Self { shared: Arc::new(Shared { models, parts, text_work, request_permits, next_request }) }
+    }
+
+    pub fn model(&self, name: &str) -> Option<&Arc<ServedModel>> {
+        self.shared.models.get(name)
+    }
+
+    /// The served model, if there is only one.
+    pub(crate) fn only_model(&self) -> Option<&Arc<ServedModel>> {
+        let mut models = self.shared.models.values();
+        models.next().filter(|_| models.next().is_none())
+    }
+
+    pub fn authenticator(&self) -> &Authenticator {
+        &self.shared.parts.authenticator
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.shared.parts.ledger
+    }
+
+    pub fn router(&self) -> &Router {
+        &self.shared.parts.router
+    }
+
+    pub fn clock(&self) -> &dyn Clock {
+        self.shared.parts.clock.as_ref()
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.parts.metrics
+    }
+
+    pub fn config(&self) -> &ApiConfig {
+        &self.shared.parts.config
+    }
+
+    pub fn readiness(&self) -> &Readiness {
+        &self.shared.parts.readiness
+    }
+
+    pub(crate) fn reader(&self) -> Reader {
+        Reader::new(self.config().unknown_fields)
+    }
+
+    pub(crate) fn next_request_id(&self) -> RequestId {
+        RequestId(self.shared.next_request.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// One of the server's places for requests with a body. Taken before the body is read.
+    pub(crate) fn take_place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permits = Arc::clone(&self.shared.request_permits);
+        permits.try_acquire_owned().map_err(|_| {
+            ApiError::new(ErrorKind::QueueFull, "The server runs as many requests as it may; try again shortly.")
+        })
+    }
+
+    pub(crate) fn text_work(&self) -> &TextWork {
+        &self.shared.text_work
+    }
+}
+
+/// Whether the server takes requests. Clones are one switch.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness {
+    draining: Arc<AtomicBool>,
+}
+
+impl Readiness {
+    /// From now on nothing is admitted; what runs goes on.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn admit(&self) -> Result<(), ApiError> {
+        if self.is_draining() { Err(draining()) } else { Ok(()) }
+    }
+}
+
+fn draining() -> ApiError {
+    ApiError::new(ErrorKind::Draining, "The server is shutting down.")
+}

@@ -1,0 +1,118 @@
+//! `POST /v1/chat/completions`: its fields, and how they become a [`GenerateRequest`].
+
+use serde_json::{Map, Value};
+
+use super::messages::{Role, read_messages};
+use super::request::{ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, RequestBounds};
+use super::sampling::{
+    SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
+};
+use super::tools::read_tools;
+use crate::api::errors::ApiError;
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
+
+pub(crate) const CHAT_FIELDS: &[Field] = &[
+    honoured("messages"),
+    honoured("max_completion_tokens"),
+    honoured("logprobs"),
+    honoured("top_logprobs"),
+    honoured("tools"),
+    honoured("tool_choice"),
+    honoured("chat_template_kwargs"),
+    honoured("add_generation_prompt"),
+    honoured("continue_final_message"),
+    neutral("parallel_tool_calls", "[true]"),
+    neutral("response_format", r#"[{"type": "text"}]"#),
+    neutral("store", "[false]"),
+    neutral("modalities", r#"[["text"]]"#),
+    neutral("functions", "[[]]"),
+    neutral("function_call", r#"["none", "auto"]"#),
+    neutral("echo", "[false]"),
+    neutral("add_special_tokens", "[false]"),
+    neutral("prompt_logprobs", "[]"),
+    neutral("chat_template", "[]"),
+    neutral("documents", "[]"),
+    neutral("audio", "[]"),
+    neutral("prediction", "[]"),
+    neutral("reasoning_effort", "[]"),
+    neutral("verbosity", r#"["medium"]"#),
+    neutral("web_search_options", "[]"),
+    neutral("prompt_cache_key", "[]"),
+    neutral("safety_identifier", "[]"),
+];
+
+pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadRequest, ApiError> {
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, CHAT_FIELDS])?;
+    let model = required(fields.string("model")?, "model")?;
+    let prompt = read_chat_prompt(&mut fields, &mut reader, bounds)?;
+    let sampling = read_sampling(&mut fields, bounds)?;
+    let output = read_chat_output(&mut fields, &mut reader)?;
+    read_annotations(&mut fields)?;
+    let cache_salt = read_cache_salt(&mut fields)?;
+    reader.finish(fields)?;
+    let generate = GenerateRequest { model, sampling, output, cache_salt };
+    Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
+}
+
+/// The fields that make a prompt of messages; `/tokenize` reads the same.
+pub(crate) fn read_chat_prompt(
+    fields: &mut Fields,
+    reader: &mut Reader,
+    bounds: &RequestBounds,
+) -> Result<ChatPrompt, ApiError> {
+    let messages = required(fields.array("messages")?, "messages")?;
+    let messages = read_messages(messages, reader, bounds)?;
+    let ending = read_ending(fields)?;
+    let last_role = messages.last().map(|message| message.role);
+    if ending == PromptEnding::ContinueFinalMessage && last_role != Some(Role::Assistant) {
+        return Err(invalid("continue_final_message", "the last message must be the assistant's"));
+    }
+    let tools = read_tools(fields, reader, bounds)?;
+    Ok(ChatPrompt { messages, tools, template_kwargs: read_kwargs(fields)?, ending })
+}
+
+fn read_ending(fields: &mut Fields) -> Result<PromptEnding, ApiError> {
+    let open = fields.boolean("add_generation_prompt")?;
+    let resume = fields.boolean("continue_final_message")?.unwrap_or(false);
+    match (open, resume) {
+        (Some(true), true) => Err(invalid("continue_final_message", "cannot be combined with `add_generation_prompt`")),
+        (_, true) => Ok(PromptEnding::ContinueFinalMessage),
+        (Some(false), false) => Ok(PromptEnding::Closed),
+        (None | Some(true), false) => Ok(PromptEnding::GenerationPrompt),
+    }
+}
+
+fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    match fields.value("chat_template_kwargs") {
+        None => Ok(Map::new()),
+        Some(Value::Object(map)) => Ok(map),
+        Some(other) => Err(wrong_type("chat_template_kwargs", "an object", &other)),
+    }
+}
+
+/// Chat has two names for the same bound; given together they must agree.
+fn read_sampling(fields: &mut Fields, bounds: &RequestBounds) -> Result<Sampling, ApiError> {
+    let newer = fields.count("max_completion_tokens", u32::MAX)?;
+    let mut sampling = Sampling::read(fields, bounds)?;
+    let older = sampling.max_tokens;
+    if older.is_some() && newer.is_some() && older != newer {
+        return Err(invalid("max_tokens", "differs from `max_completion_tokens`; give one of them"));
+    }
+    sampling.max_tokens = newer.or(older);
+    if sampling.max_tokens == Some(0) {
+        let name = if newer.is_some() { "max_completion_tokens" } else { "max_tokens" };
+        return Err(invalid(name, "must be at least 1"));
+    }
+    check_min_tokens(&sampling)?;
+    Ok(sampling)
+}
+
+fn read_chat_output(fields: &mut Fields, reader: &mut Reader) -> Result<Output, ApiError> {
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = read_logprob_count(fields, "top_logprobs")?;
+    if top.is_some() && !wanted {
+        return Err(invalid("top_logprobs", "only allowed when `logprobs` is true"));
+    }
+    let output = read_output(fields, reader)?;
+    Ok(Output { logprobs: wanted.then(|| top.unwrap_or(0)), ..output })
+}

@@ -1,0 +1,93 @@
+//! The choices of `/v1/chat/completions`.
+
+use serde_json::{Value, json};
+
+use super::request::Output;
+use super::usage::logprob_json;
+use crate::api::delta::{Choice, ChoiceDelta, Delta, TokenLogprob, ToolCallPart, display_bytes};
+
+/// The first delta of a stream says who speaks.
+pub(crate) fn role_choice() -> Value {
+    json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null})
+}
+
+pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value> {
+    let mut choice = json!({"index": piece.index, "delta": {}, "logprobs": null, "finish_reason": null});
+    match &piece.delta {
+        Delta::Prompt(prompt) if output.return_token_ids => choice["prompt_token_ids"] = json!(prompt.token_ids),
+        Delta::Prompt(_) => return None,
+        Delta::Text(part) => {
+            let silent = part.logprobs.is_empty() && !output.return_token_ids;
+            if part.text.is_empty() && silent {
+                return None;
+            }
+            choice["delta"] = json!({"content": part.text});
+            if output.logprobs.is_some() {
+                choice["logprobs"] = logprobs_json(&part.logprobs);
+            }
+            if output.return_token_ids {
+                choice["token_ids"] = json!(part.token_ids);
+            }
+        }
+        Delta::ToolCall(part) => choice["delta"] = json!({"tool_calls": [tool_call_delta(part)]}),
+        Delta::Finished(finish) => choice["finish_reason"] = json!(finish.reason.as_str()),
+    }
+    Some(choice)
+}
+
+pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Value {
+    let text = &choice.text;
+    let silent_call = text.text.is_empty() && !choice.tool_calls.is_empty();
+    let content = if silent_call { Value::Null } else { json!(text.text) };
+    let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+    if !choice.tool_calls.is_empty() {
+        message["tool_calls"] = choice.tool_calls.iter().map(whole_tool_call).collect();
+    }
+    let mut whole = json!({
+        "index": index,
+        "message": message,
+        "logprobs": output.logprobs.map(|_| logprobs_json(&text.logprobs)),
+        "finish_reason": choice.finish.map(|finish| finish.reason.as_str()),
+    });
+    if output.return_token_ids {
+        whole["prompt_token_ids"] = json!(choice.prompt.token_ids);
+        whole["token_ids"] = json!(text.token_ids);
+    }
+    whole
+}
+
+fn logprobs_json(tokens: &[TokenLogprob]) -> Value {
+    let content: Vec<Value> = tokens.iter().map(token_json).collect();
+    json!({"content": content, "refusal": null})
+}
+
+fn token_json(token: &TokenLogprob) -> Value {
+    let mut entry = candidate_json(&token.token.bytes, token.logprob);
+    entry["top_logprobs"] = token.top.iter().map(|top| candidate_json(&top.bytes, top.logprob)).collect();
+    entry
+}
+
+fn candidate_json(bytes: &[u8], logprob: f32) -> Value {
+    json!({"token": display_bytes(bytes), "logprob": logprob_json(logprob), "bytes": bytes})
+}
+
+fn tool_call_delta(part: &ToolCallPart) -> Value {
+    match &part.head {
+        Some(head) => json!({
+            "index": part.index,
+            "id": head.id,
+            "type": "function",
+            "function": {"name": head.name, "arguments": part.arguments},
+        }),
+        None => json!({"index": part.index, "function": {"arguments": part.arguments}}),
+    }
+}
+
+fn whole_tool_call(part: &ToolCallPart) -> Value {
+    let head = part.head.as_ref();
+    json!({
+        "id": head.map(|head| &head.id),
+        "type": "function",
+        "function": {"name": head.map(|head| &head.name), "arguments": part.arguments},
+    })
+}

@@ -1,0 +1,92 @@
+//! `POST /v1/completions`: its fields, and how they become a [`GenerateRequest`].
+
+use serde_json::Value;
+
+use super::request::{CompletionPrompt, GenerateRequest, Output, Prompt, ReadRequest, RequestBounds};
+use super::sampling::{
+    SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
+    token_ids,
+};
+use crate::api::errors::ApiError;
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
+
+pub(crate) const COMPLETION_FIELDS: &[Field] = &[
+    honoured("prompt"),
+    honoured("echo"),
+    honoured("logprobs"),
+    honoured("prompt_logprobs"),
+    honoured("add_special_tokens"),
+    neutral("suffix", r#"[""]"#),
+    neutral("response_format", r#"[{"type": "text"}]"#),
+];
+
+/// OpenAI's default for completions.
+const DEFAULT_MAX_TOKENS: u32 = 16;
+
+pub(crate) fn read_completions(
+    body: Value,
+    mut reader: Reader,
+    bounds: &RequestBounds,
+) -> Result<ReadRequest, ApiError> {
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, COMPLETION_FIELDS])?;
+    let model = required(fields.string("model")?, "model")?;
+    let prompts = read_prompts(required(fields.value("prompt"), "prompt")?, bounds)?;
+    let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
+    let output = Output {
+        echo: fields.boolean("echo")?.unwrap_or(false),
+        logprobs: read_logprob_count(&mut fields, "logprobs")?,
+        prompt_logprobs: read_logprob_count(&mut fields, "prompt_logprobs")?,
+        ..read_output(&mut fields, &mut reader)?
+    };
+    let sampling = read_sampling(&mut fields, &output, bounds)?;
+    read_annotations(&mut fields)?;
+    let cache_salt = read_cache_salt(&mut fields)?;
+    reader.finish(fields)?;
+    let prompt = Prompt::Completions { prompts, add_special_tokens };
+    let generate = GenerateRequest { model, sampling, output, cache_salt };
+    Ok(ReadRequest { prompt, generate, ignored: reader.into_ignored() })
+}
+
+/// Nothing to generate makes sense only where the prompt itself is asked about.
+fn read_sampling(fields: &mut Fields, output: &Output, bounds: &RequestBounds) -> Result<Sampling, ApiError> {
+    let mut sampling = Sampling::read(fields, bounds)?;
+    sampling.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+    if sampling.max_tokens == Some(0) && !output.echo && output.prompt_logprobs.is_none() {
+        return Err(invalid("max_tokens", "0 is only allowed with `echo` or `prompt_logprobs`"));
+    }
+    check_min_tokens(&sampling)?;
+    Ok(sampling)
+}
+
+/// A string, a list of strings, a list of token ids, or a list of such lists.
+fn read_prompts(value: Value, bounds: &RequestBounds) -> Result<Vec<CompletionPrompt>, ApiError> {
+    let items = match value {
+        Value::String(text) => return Ok(vec![CompletionPrompt::Text(text)]),
+        Value::Array(items) => items,
+        other => return Err(wrong_type("prompt", "a string, token ids, or a list of these", &other)),
+    };
+    match items.first() {
+        None => Err(invalid("prompt", "must not be empty")),
+        Some(Value::Number(_)) => Ok(vec![read_token_prompt("prompt", &items)?]),
+        Some(_) if items.len() > bounds.max_prompts => Err(too_many("prompt", bounds.max_prompts, items.len())),
+        Some(_) => {
+            let items = items.into_iter().enumerate();
+            items.map(|(index, item)| read_listed_prompt(&format!("prompt[{index}]"), item)).collect()
+        }
+    }
+}
+
+fn read_listed_prompt(name: &str, item: Value) -> Result<CompletionPrompt, ApiError> {
+    match item {
+        Value::String(text) => Ok(CompletionPrompt::Text(text)),
+        Value::Array(ids) => read_token_prompt(name, &ids),
+        other => Err(wrong_type(name, "a string or an array of token ids", &other)),
+    }
+}
+
+fn read_token_prompt(name: &str, items: &[Value]) -> Result<CompletionPrompt, ApiError> {
+    if items.is_empty() {
+        return Err(invalid(name, "must hold at least one token"));
+    }
+    Ok(CompletionPrompt::Tokens(token_ids(name, items)?))
+}

@@ -1,0 +1,107 @@
+//! The one validated request behind every generating route: a bound that holds here holds on all of them.
+
+use passerelle_models::TokenId;
+use serde_json::{Map, Value};
+
+use super::messages::Message;
+use super::sampling::Sampling;
+use super::tools::Tool;
+
+/// Bounds on what one request may carry, whatever the body limit.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestBounds {
+    pub max_messages: usize,
+    pub max_tools: usize,
+    pub max_stop_strings: usize,
+    pub max_stop_bytes: usize,
+    pub max_stop_token_ids: usize,
+    pub max_logit_bias: usize,
+    pub max_prompts: usize,
+}
+
+impl Default for RequestBounds {
+    fn default() -> Self {
+        Self {
+            max_messages: 4096,
+            max_tools: 128,
+            max_stop_strings: 16,
+            max_stop_bytes: 1024,
+            max_stop_token_ids: 64,
+            max_logit_bias: 1024,
+            max_prompts: 64,
+        }
+    }
+}
+
+/// A checked request, as a route reads it from a body.
+#[derive(Debug)]
+pub(crate) struct ReadRequest {
+    pub(crate) prompt: Prompt,
+    pub(crate) generate: GenerateRequest,
+    /// Fields that were accepted without being read.
+    pub(crate) ignored: Vec<String>,
+}
+
+/// Everything but the prompt; nothing about it depends on the model yet.
+#[derive(Debug, Clone)]
+pub(crate) struct GenerateRequest {
+    pub(crate) model: String,
+    pub(crate) sampling: Sampling,
+    pub(crate) output: Output,
+    /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.
+    pub(crate) cache_salt: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Prompt {
+    Chat(ChatPrompt),
+    /// One choice each, by index.
+    Completions {
+        prompts: Vec<CompletionPrompt>,
+        add_special_tokens: bool,
+    },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct ChatPrompt {
+    pub(crate) messages: Vec<Message>,
+    /// Offered tools; empty under `tool_choice: "none"`.
+    pub(crate) tools: Vec<Tool>,
+    pub(crate) template_kwargs: Map<String, Value>,
+    pub(crate) ending: PromptEnding,
+}
+
+/// How a rendered conversation ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PromptEnding {
+    /// With the opening of an assistant's turn.
+    GenerationPrompt,
+    /// After the last message, closed.
+    Closed,
+    /// Inside the last message, which the model continues.
+    ContinueFinalMessage,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum CompletionPrompt {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+/// What the answer shows, and how.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Output {
+    pub(crate) stream: Option<StreamOptions>,
+    /// Show log-probabilities, with this many of the most likely tokens.
+    pub(crate) logprobs: Option<u8>,
+    /// Show the prompt before the answer (completions).
+    pub(crate) echo: bool,
+    pub(crate) prompt_logprobs: Option<u8>,
+    pub(crate) return_token_ids: bool,
+    pub(crate) keep_special_tokens: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct StreamOptions {
+    pub(crate) include_usage: bool,
+}

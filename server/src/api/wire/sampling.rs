@@ -1,0 +1,273 @@
+//! The sampling fields that chat and completions share.
+
+use passerelle_engine::SamplingParams;
+use passerelle_models::TokenId;
+use serde_json::Value;
+
+use super::request::{Output, RequestBounds, StreamOptions};
+use crate::api::errors::ApiError;
+use crate::api::fields::{
+    Field, Fields, Reader, honoured, integer, invalid, neutral, number, too_many, unsupported, wrong_type,
+};
+
+/// Fields that every generating route reads, in one place.
+pub(crate) const SAMPLING_FIELDS: &[Field] = &[
+    honoured("model"),
+    honoured("max_tokens"),
+    honoured("min_tokens"),
+    honoured("temperature"),
+    honoured("top_p"),
+    honoured("top_k"),
+    honoured("min_p"),
+    honoured("frequency_penalty"),
+    honoured("presence_penalty"),
+    honoured("repetition_penalty"),
+    honoured("logit_bias"),
+    honoured("seed"),
+    honoured("stop"),
+    honoured("stop_token_ids"),
+    honoured("ignore_eos"),
+    honoured("skip_special_tokens"),
+    honoured("stream"),
+    honoured("stream_options"),
+    honoured("return_token_ids"),
+    honoured("cache_salt"),
+    honoured("user"),
+    honoured("metadata"),
+    neutral("n", "[1]"),
+    neutral("best_of", "[1]"),
+    neutral("priority", "[0]"),
+    neutral("service_tier", r#"["auto", "default"]"#),
+    neutral("use_beam_search", "[false]"),
+    neutral("length_penalty", "[1]"),
+    neutral("include_stop_str_in_output", "[false]"),
+    neutral("spaces_between_special_tokens", "[true]"),
+    neutral("typical_p", "[1]"),
+    neutral("truncate_prompt_tokens", "[]"),
+    neutral("allowed_token_ids", "[]"),
+    neutral("bad_words", "[[]]"),
+    neutral("logits_processors", "[[]]"),
+];
+
+const STREAM_OPTIONS: &[Field] = &[
+    honoured("include_usage"),
+    neutral("include_obfuscation", "[false]"),
+    neutral("continuous_usage_stats", "[false]"),
+];
+
+/// Most of the most likely tokens that a position reports.
+pub(crate) const MAX_LOGPROBS: i64 = 20;
+const MAX_METADATA: usize = 16;
+const MAX_METADATA_KEY_CHARS: usize = 64;
+const MAX_METADATA_VALUE_CHARS: usize = 512;
+const MAX_CACHE_SALT_BYTES: usize = 256;
+
+/// How to sample, as far as the caller said; the rest is the model's own default.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Sampling {
+    pub(crate) max_tokens: Option<u32>,
+    pub(crate) min_tokens: u32,
+    pub(crate) temperature: Option<f32>,
+    pub(crate) top_p: Option<f32>,
+    pub(crate) top_k: Option<u32>,
+    pub(crate) min_p: Option<f32>,
+    pub(crate) frequency_penalty: f32,
+    pub(crate) presence_penalty: f32,
+    pub(crate) repetition_penalty: Option<f32>,
+    pub(crate) logit_bias: Vec<(TokenId, f32)>,
+    pub(crate) seed: Option<u64>,
+    pub(crate) stop: Vec<String>,
+    pub(crate) stop_token_ids: Vec<TokenId>,
+    pub(crate) ignore_eos: bool,
+}
+
+/// What a model samples with where the caller says nothing (its `generation_config.json`).
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GenerationDefaults {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<u32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+}
+
+impl Sampling {
+    pub(crate) fn read(fields: &mut Fields, bounds: &RequestBounds) -> Result<Self, ApiError> {
+        Ok(Self {
+            max_tokens: fields.count("max_tokens", u32::MAX)?,
+            min_tokens: fields.count("min_tokens", u32::MAX)?.unwrap_or(0),
+            temperature: fields.number("temperature", 0.0..=2.0)?,
+            top_p: read_top_p(fields)?,
+            top_k: read_top_k(fields)?,
+            min_p: fields.number("min_p", 0.0..=1.0)?,
+            frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+            presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+            repetition_penalty: fields.number("repetition_penalty", 0.01..=10.0)?,
+            logit_bias: read_logit_bias(fields, bounds)?,
+            seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
+            stop: read_stop(fields, bounds)?,
+            stop_token_ids: read_stop_token_ids(fields, bounds)?,
+            ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+        })
+    }
+
+    /// The engine's parameters for a prompt that leaves room for `room` tokens.
+    pub(crate) fn to_engine(&self, defaults: &GenerationDefaults, eos: &[TokenId], max_tokens: u32) -> SamplingParams {
+        let mut stop_token_ids = self.stop_token_ids.clone();
+        if !self.ignore_eos {
+            stop_token_ids.extend(eos.iter().filter(|id| !self.stop_token_ids.contains(id)));
+        }
+        SamplingParams {
+            max_tokens,
+            min_tokens: self.min_tokens.min(max_tokens),
+            temperature: self.temperature.or(defaults.temperature).unwrap_or(1.0),
+            top_k: self.top_k.or(defaults.top_k).filter(|top_k| *top_k > 0),
+            top_p: self.top_p.or(defaults.top_p).unwrap_or(1.0),
+            min_p: self.min_p.or(defaults.min_p).unwrap_or(0.0),
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed,
+            stop_token_ids,
+            logprobs: None,
+            prompt_logprobs: None,
+        }
+    }
+}
+
+/// The fields about the answer's form that chat and completions share.
+pub(crate) fn read_output(fields: &mut Fields, reader: &mut Reader) -> Result<Output, ApiError> {
+    let stream = fields.boolean("stream")?.unwrap_or(false);
+    let options = match fields.value("stream_options") {
+        None => None,
+        Some(_) if !stream => return Err(invalid("stream_options", "only allowed when `stream` is true")),
+        Some(value) => {
+            let mut options = reader.open(value, "stream_options", &[STREAM_OPTIONS])?;
+            let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+            reader.finish(options)?;
+            Some(StreamOptions { include_usage })
+        }
+    };
+    Ok(Output {
+        stream: stream.then(|| options.unwrap_or_default()),
+        return_token_ids: fields.boolean("return_token_ids")?.unwrap_or(false),
+        keep_special_tokens: !fields.boolean("skip_special_tokens")?.unwrap_or(true),
+        ..Output::default()
+    })
+}
+
+/// `user` and `metadata` are checked and then only accounted: they change nothing about the answer.
+pub(crate) fn read_annotations(fields: &mut Fields) -> Result<(), ApiError> {
+    fields.string("user")?;
+    let Some(value) = fields.value("metadata") else { return Ok(()) };
+    let Value::Object(map) = value else { return Err(wrong_type("metadata", "an object", &value)) };
+    if map.len() > MAX_METADATA {
+        return Err(too_many("metadata", MAX_METADATA, map.len()));
+    }
+    for (key, value) in &map {
+        let Value::String(text) = value else {
+            return Err(wrong_type(&format!("metadata.{key}"), "a string", value));
+        };
+        if key.chars().count() > MAX_METADATA_KEY_CHARS || text.chars().count() > MAX_METADATA_VALUE_CHARS {
+            let why =
+                format!("keys hold at most {MAX_METADATA_KEY_CHARS} characters and values {MAX_METADATA_VALUE_CHARS}");
+            return Err(invalid(&format!("metadata.{key}"), why));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn read_cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let salt = fields.string("cache_salt")?;
+    match salt {
+        Some(salt) if salt.is_empty() || salt.len() > MAX_CACHE_SALT_BYTES => {
+            Err(invalid("cache_salt", format!("must hold between 1 and {MAX_CACHE_SALT_BYTES} bytes")))
+        }
+        salt => Ok(salt),
+    }
+}
+
+fn read_top_p(fields: &mut Fields) -> Result<Option<f32>, ApiError> {
+    let top_p = fields.number("top_p", 0.0..=1.0)?;
+    // OpenAI accepts 0, which keeps only the most likely token; the engine wants a positive mass, which does the same.
+    Ok(top_p.map(|top_p| top_p.max(f32::MIN_POSITIVE)))
+}
+
+/// -1 and 0 are how the field's servers write "the whole vocabulary"; both come out as 0.
+fn read_top_k(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
+    Ok(top_k.map(|top_k| u32::try_from(top_k).unwrap_or(0)))
+}
+
+fn read_logit_bias(fields: &mut Fields, bounds: &RequestBounds) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let Some(value) = fields.value("logit_bias") else { return Ok(Vec::new()) };
+    let Value::Object(map) = value else { return Err(wrong_type("logit_bias", "an object", &value)) };
+    if map.len() > bounds.max_logit_bias {
+        return Err(too_many("logit_bias", bounds.max_logit_bias, map.len()));
+    }
+    let mut biases = map.iter().map(|(key, value)| {
+        let token = key.parse::<TokenId>().map_err(|_| invalid("logit_bias", "every key must be a token id"))?;
+        Ok((token, number(&format!("logit_bias.{token}"), value, -100.0..=100.0)?))
+    });
+    biases.by_ref().collect()
+}
+
+fn read_stop(fields: &mut Fields, bounds: &RequestBounds) -> Result<Vec<String>, ApiError> {
+    let items = match fields.value("stop") {
+        None => return Ok(Vec::new()),
+        Some(text @ Value::String(_)) => vec![text],
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(wrong_type("stop", "a string or an array of strings", &other)),
+    };
+    if items.len() > bounds.max_stop_strings {
+        return Err(too_many("stop", bounds.max_stop_strings, items.len()));
+    }
+    let strings = items.into_iter().enumerate().map(|(index, item)| match item {
+        Value::String(text) if text.is_empty() => Err(invalid(&format!("stop[{index}]"), "must not be empty")),
+        Value::String(text) if text.len() > bounds.max_stop_bytes => {
+            Err(invalid(&format!("stop[{index}]"), format!("must hold at most {} bytes", bounds.max_stop_bytes)))
+        }
+        Value::String(text) => Ok(text),
+        other => Err(wrong_type(&format!("stop[{index}]"), "a string", &other)),
+    });
+    strings.collect()
+}
+
+fn read_stop_token_ids(fields: &mut Fields, bounds: &RequestBounds) -> Result<Vec<TokenId>, ApiError> {
+    let Some(items) = fields.array("stop_token_ids")? else { return Ok(Vec::new()) };
+    if items.len() > bounds.max_stop_token_ids {
+        return Err(too_many("stop_token_ids", bounds.max_stop_token_ids, items.len()));
+    }
+    token_ids("stop_token_ids", &items)
+}
+
+/// An array of token ids. Whether they exist in the model's vocabulary is checked once the model is known.
+pub(crate) fn token_ids(name: &str, items: &[Value]) -> Result<Vec<TokenId>, ApiError> {
+    let ids = items.iter().enumerate().map(|(index, item)| {
+        let id = integer(&format!("{name}[{index}]"), item, 0..=i64::from(TokenId::MAX))?;
+        Ok(TokenId::try_from(id).expect("the range above ends at the largest token id"))
+    });
+    ids.collect()
+}
+
+/// `min_tokens` can only be kept below `max_tokens`.
+pub(crate) fn check_min_tokens(sampling: &Sampling) -> Result<(), ApiError> {
+    match sampling.max_tokens {
+        Some(max_tokens) if sampling.min_tokens > max_tokens => {
+            Err(invalid("min_tokens", format!("must not exceed `max_tokens` ({max_tokens})")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How many likely tokens to report, as chat's `top_logprobs` and completions' `logprobs` count them.
+pub(crate) fn read_logprob_count(fields: &mut Fields, name: &str) -> Result<Option<u8>, ApiError> {
+    let count = fields.integer(name, 0..=MAX_LOGPROBS)?;
+    Ok(count.map(|count| u8::try_from(count).expect("MAX_LOGPROBS is below 256")))
+}
+
+/// Refuses a value the server knows but cannot serve yet.
+pub(crate) fn not_yet(name: &str, what: &str) -> ApiError {
+    unsupported(name, format!("{what} is not supported by this server"))
+}

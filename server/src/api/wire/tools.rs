@@ -1,0 +1,112 @@
+//! The tools a caller offers, and whether the model may use them.
+
+use serde_json::Value;
+
+use super::request::RequestBounds;
+use super::sampling::not_yet;
+use crate::api::errors::ApiError;
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
+
+const TOOL_FIELDS: &[Field] = &[honoured("type"), honoured("function")];
+const FUNCTION_FIELDS: &[Field] =
+    &[honoured("name"), honoured("description"), honoured("parameters"), neutral("strict", "[false]")];
+const MAX_NAME_CHARS: usize = 64;
+
+/// An offered function.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tool {
+    pub(crate) name: String,
+    pub(crate) description: Option<String>,
+    /// A JSON schema of the arguments, passed to the template as it is.
+    pub(crate) parameters: Option<Value>,
+}
+
+impl Tool {
+    /// The shape that chat templates are written for, with the keys in this order.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut function = serde_json::Map::new();
+        function.insert("name".to_owned(), Value::from(self.name.clone()));
+        if let Some(description) = &self.description {
+            function.insert("description".to_owned(), Value::from(description.clone()));
+        }
+        if let Some(parameters) = &self.parameters {
+            function.insert("parameters".to_owned(), parameters.clone());
+        }
+        serde_json::json!({"type": "function", "function": function})
+    }
+}
+
+/// The tools the model gets to see: none under `tool_choice: "none"`.
+pub(crate) fn read_tools(
+    fields: &mut Fields,
+    reader: &mut Reader,
+    bounds: &RequestBounds,
+) -> Result<Vec<Tool>, ApiError> {
+    let items = fields.array("tools")?.unwrap_or_default();
+    if items.len() > bounds.max_tools {
+        return Err(too_many("tools", bounds.max_tools, items.len()));
+    }
+    let items = items.into_iter().enumerate();
+    let tools = items.map(|(index, item)| read_tool(item, &format!("tools[{index}]"), reader));
+    let tools: Vec<Tool> = tools.collect::<Result<_, _>>()?;
+    match read_choice(fields)? {
+        ToolChoice::Auto => Ok(tools),
+        ToolChoice::None => Ok(Vec::new()),
+    }
+}
+
+enum ToolChoice {
+    Auto,
+    None,
+}
+
+fn read_choice(fields: &mut Fields) -> Result<ToolChoice, ApiError> {
+    match fields.value("tool_choice") {
+        None => Ok(ToolChoice::Auto),
+        Some(Value::Object(_)) => Err(not_yet("tool_choice", "naming a tool")),
+        Some(Value::String(choice)) => match choice.as_str() {
+            "auto" => Ok(ToolChoice::Auto),
+            "none" => Ok(ToolChoice::None),
+            "required" => Err(not_yet("tool_choice", "`required`")),
+            _ => Err(invalid("tool_choice", "must be `auto` or `none`")),
+        },
+        Some(other) => Err(wrong_type("tool_choice", "a string or an object", &other)),
+    }
+}
+
+fn read_tool(item: Value, path: &str, reader: &mut Reader) -> Result<Tool, ApiError> {
+    let mut tool = reader.open(item, path, &[TOOL_FIELDS])?;
+    let kind = tool.full_name("type");
+    if required(tool.string("type")?, &kind)? != "function" {
+        return Err(invalid(&kind, "must be `function`"));
+    }
+    let function_path = tool.full_name("function");
+    let mut function =
+        reader.open(required(tool.value("function"), &function_path)?, &function_path, &[FUNCTION_FIELDS])?;
+    let name = function.full_name("name");
+    let offered = Tool {
+        name: checked_name(required(function.string("name")?, &name)?, &name)?,
+        description: function.string("description")?,
+        parameters: read_parameters(&mut function)?,
+    };
+    reader.finish(function)?;
+    reader.finish(tool)?;
+    Ok(offered)
+}
+
+fn checked_name(name: String, path: &str) -> Result<String, ApiError> {
+    let fits = !name.is_empty() && name.len() <= MAX_NAME_CHARS;
+    if fits && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')) {
+        return Ok(name);
+    }
+    let why = format!("must be 1 to {MAX_NAME_CHARS} letters, digits, underscores, dashes or dots");
+    Err(invalid(path, why))
+}
+
+fn read_parameters(function: &mut Fields) -> Result<Option<Value>, ApiError> {
+    match function.value("parameters") {
+        None => Ok(None),
+        Some(schema @ Value::Object(_)) => Ok(Some(schema)),
+        Some(other) => Err(wrong_type(&function.full_name("parameters"), "an object", &other)),
+    }
+}

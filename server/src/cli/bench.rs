@@ -1,0 +1,185 @@
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use passerelle::config::{ByteSize, Config, EngineConfig, Environment, WrittenModel};
+use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_engine::{Engine, EngineParts, StepTurns};
+use serde::Serialize;
+
+use super::model_args::ModelArgs;
+use super::output::{self, OutputArgs};
+use crate::serve::{self, EngineBounds, Loaded};
+use measure::{Measured, Recorder, Workload};
+
+mod bandwidth;
+mod measure;
+
+const EXAMPLES: &str = "\
+Examples:
+  passerelle bench                                     the bundled demo model
+  passerelle bench --model ./checkpoint --batch 1,8,32
+  passerelle bench --model ./checkpoint --dtype f32 --json
+
+Decoding reads every weight once a step, so its limit on a CPU is memory bandwidth. The bandwidth is measured on the
+spot, and each row says which share of it the steps used. A model that fits the caches can pass 100 %.";
+
+/// Measure the engine alone: tokens per second and the share of this machine's limit.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct BenchArgs {
+    /// A directory, a .gguf file, a hub id[@revision].
+    #[arg(long, value_name = "SOURCE", default_value = "demo")]
+    model: String,
+    /// Prompt tokens of each sequence.
+    #[arg(long, value_name = "TOKENS", default_value = "128")]
+    prompt: NonZeroUsize,
+    /// Tokens each sequence generates.
+    #[arg(long, value_name = "TOKENS", default_value = "64")]
+    generate: NonZeroUsize,
+    /// How many sequences run at once; several sizes are measured one after the other.
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', default_value = "1,4,16")]
+    batch: Vec<NonZeroUsize>,
+    #[command(flatten)]
+    model_args: ModelArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// A row of the table.
+#[derive(Debug, Serialize)]
+struct Row {
+    batch: usize,
+    prefill_tokens_per_s: f64,
+    decode_tokens_per_s: f64,
+    /// Of the memory bandwidth, by the weights that each step reads once.
+    share_of_bandwidth: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    dtype: String,
+    weight_bytes: u64,
+    threads: usize,
+    kernels: String,
+    memory_bandwidth_bytes_per_s: f64,
+    prompt_tokens: usize,
+    generate_tokens: usize,
+    rows: Vec<Row>,
+}
+
+impl BenchArgs {
+    pub(crate) fn run(self) -> Result<()> {
+        let config = self.config(&Environment::read())?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let compute = serve::compute(&config.engine);
+        if cfg!(debug_assertions) {
+            eprintln!("warning: built without --release; these figures are not the machine's");
+        }
+        eprintln!("measuring memory bandwidth with {} threads", compute.num_threads());
+        let bandwidth = bandwidth::measure(compute.num_threads(), clock.as_ref());
+        let loaded = serve::load(&config.models[0], &config.hub, &compute)?;
+        let weight_bytes = loaded.description.resident_bytes.unwrap_or(loaded.description.stored_bytes);
+        let mut report = Report {
+            model: loaded.name.clone(),
+            dtype: loaded.dtype.clone(),
+            weight_bytes,
+            threads: compute.num_threads(),
+            kernels: compute.kernels().to_string(),
+            memory_bandwidth_bytes_per_s: bandwidth,
+            prompt_tokens: self.prompt.get(),
+            generate_tokens: self.generate.get(),
+            rows: Vec::new(),
+        };
+        let bench = Bench::start(loaded, &self, &config.engine, clock)?;
+        for (round, batch) in self.batch.iter().enumerate() {
+            eprintln!("batch of {batch}");
+            let measured = bench.run(self.workload(batch.get()), round as u64)?;
+            report.rows.push(Row {
+                batch: batch.get(),
+                prefill_tokens_per_s: measured.prefill_tokens_per_s(),
+                decode_tokens_per_s: measured.decode_tokens_per_s(),
+                share_of_bandwidth: measured.decode_steps_per_s() * weight_bytes as f64 / bandwidth,
+            });
+        }
+        if self.output.json { output::json(&report) } else { print(&report) }
+    }
+
+    fn config(&self, environment: &Environment) -> Result<Config> {
+        let mut written = self.model_args.clone().written();
+        written.models = Some(vec![WrittenModel::of(&self.model)]);
+        let largest = self.batch.iter().copied().max().unwrap_or(NonZeroUsize::MIN);
+        written.engine.max_num_seqs = written.engine.max_num_seqs.or(Some(largest));
+        written.engine.max_queued_requests = Some(largest);
+        Ok(Config::check(written, environment)?)
+    }
+
+    fn workload(&self, batch: usize) -> Workload {
+        Workload { batch, prompt_tokens: self.prompt.get(), generate_tokens: self.generate.get() }
+    }
+}
+
+/// One engine, with a KV cache that holds the largest batch.
+struct Bench {
+    engine: Engine,
+    recorder: Arc<Recorder>,
+    vocab: usize,
+}
+
+impl Bench {
+    fn start(loaded: Loaded, args: &BenchArgs, config: &EngineConfig, clock: Arc<dyn Clock>) -> Result<Self> {
+        let length = args.prompt.get() + args.generate.get();
+        let longest = loaded.description.max_position;
+        ensure!(length <= longest, "--prompt and --generate make {length} tokens; this model takes {longest}");
+        let largest = args.batch.iter().copied().max().context("--batch needs at least one size")?.get();
+        let num_kv_blocks = length.div_ceil(loaded.model.kv_cache_spec().block_size) * largest;
+        let recorder = Arc::new(Recorder::default());
+        let vocab = loaded.model.input_vocab_size();
+        let mut bounds = EngineBounds { num_kv_blocks, max_model_len: longest }.with(config)?;
+        bounds.max_waiting_tokens = bounds.max_waiting_tokens.max(length * largest);
+        let engine = Engine::spawn(EngineParts {
+            name: loaded.name,
+            model: loaded.model,
+            config: bounds,
+            turns: StepTurns::new(),
+            clock,
+            observer: Arc::<Recorder>::clone(&recorder),
+        })?;
+        let bench = Self { engine, recorder, vocab };
+        // Once unmeasured: memory is touched and threads are awake afterwards.
+        bench.run(args.workload(1), u64::MAX / 2)?;
+        Ok(bench)
+    }
+
+    fn run(&self, load: Workload, round: u64) -> Result<Measured> {
+        measure::run(&self.engine.handle(), &self.recorder, self.vocab, (load, round))
+    }
+}
+
+fn print(report: &Report) -> Result<()> {
+    output::line(format_args!(
+        "{}: {} of {} weights, {} threads, {} kernels; {:.1} GB/s from memory",
+        report.model,
+        ByteSize(report.weight_bytes),
+        report.dtype,
+        report.threads,
+        report.kernels,
+        report.memory_bandwidth_bytes_per_s / 1e9
+    ))?;
+    output::line(format_args!("{} prompt tokens, {} generated", report.prompt_tokens, report.generate_tokens))?;
+    output::line(format_args!(
+        "{:>6}{:>16}{:>16}{:>20}",
+        "BATCH", "PREFILL tok/s", "DECODE tok/s", "SHARE OF BANDWIDTH"
+    ))?;
+    report.rows.iter().try_for_each(|row| {
+        output::line(format_args!(
+            "{:>6}{:>16.1}{:>16.1}{:>19.0}%",
+            row.batch,
+            row.prefill_tokens_per_s,
+            row.decode_tokens_per_s,
+            row.share_of_bandwidth * 100.0
+        ))
+    })
+}

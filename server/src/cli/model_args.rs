@@ -1,0 +1,67 @@
+//! The options that say how a model is loaded, shared by every command that loads one.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+use passerelle::config::{ByteSize, Device, KvDtype, WeightDtype, Written, WrittenEngine, WrittenServer};
+
+/// How models are loaded and how much room they get.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Loading and memory")]
+pub(crate) struct ModelArgs {
+    /// Where models run: auto or cpu.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Device>,
+    /// What weights are held as [default: as stored].
+    #[arg(long)]
+    dtype: Option<WeightDtype>,
+    /// What keys and values are cached as [default: f32 beside f32 weights, else bf16].
+    #[arg(long)]
+    kv_dtype: Option<KvDtype>,
+    /// Longest prompt and answer together [default: what the checkpoint allows].
+    #[arg(long, value_name = "TOKENS")]
+    max_model_len: Option<NonZeroUsize>,
+    /// Sequences that run at once, per model [default: 64].
+    #[arg(long, value_name = "N")]
+    max_num_seqs: Option<NonZeroUsize>,
+    /// Tokens one step computes, over all sequences [default: 512].
+    #[arg(long, value_name = "TOKENS")]
+    max_num_batched_tokens: Option<NonZeroUsize>,
+    /// KV cache of all models together, like 2GiB [default: a share of the free memory].
+    #[arg(long, value_name = "SIZE")]
+    kv_cache_memory: Option<ByteSize>,
+    /// Threads that compute [default: one per physical core].
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Never touch the network; say what is missing instead.
+    #[arg(long)]
+    offline: bool,
+    /// Where keys and state live [default: the user's data directory].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    pub(crate) fn written(self) -> Written {
+        Written {
+            engine: WrittenEngine {
+                device: self.device,
+                dtype: self.dtype,
+                kv_dtype: self.kv_dtype,
+                max_model_len: self.max_model_len,
+                max_num_seqs: self.max_num_seqs,
+                max_num_batched_tokens: self.max_num_batched_tokens,
+                kv_cache_memory: self.kv_cache_memory,
+                threads: self.threads,
+                ..WrittenEngine::default()
+            },
+            server: WrittenServer {
+                data_dir: self.data_dir,
+                offline: self.offline.then_some(true),
+                ..WrittenServer::default()
+            },
+            ..Written::default()
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! From what was written to what the rooms may rely on.
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{
+    ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Period, Secret, UnknownFields,
+    WeightDtype, Written, WrittenApi, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
+};
+
+/// Every value is within its range, and no two contradict each other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub server: ServerConfig,
+    /// Never empty, unless `server.models_dir` is set. Names are unique.
+    pub models: Vec<ModelConfig>,
+    pub hub: HubConfig,
+    pub engine: EngineConfig,
+    pub api: ApiConfig,
+    /// For callers without limits of their own. What is not stated is not limited.
+    pub limits: WrittenLimits,
+    pub log: LogConfig,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerConfig {
+    pub listen: Listen,
+    pub api_key_file: Option<PathBuf>,
+    pub data_dir: PathBuf,
+    pub models_dir: Option<PathBuf>,
+    pub drain_timeout: Duration,
+    pub max_connections: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    pub name: String,
+    pub source: String,
+    pub dtype: WeightDtype,
+    pub kv_dtype: KvDtype,
+    /// `None`: what the checkpoint allows.
+    pub max_model_len: Option<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct HubConfig {
+    /// `None`: the environment names no folder for it. See [`HubConfig::cache_dir`].
+    pub cache_dir: Option<PathBuf>,
+    pub offline: bool,
+    pub token: Option<Secret>,
+    /// Another hub than the public one.
+    pub endpoint: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    pub device: Device,
+    /// `None`: one per physical core.
+    pub threads: Option<usize>,
+    pub max_num_seqs: usize,
+    pub max_num_batched_tokens: usize,
+    pub max_prefill_chunk_tokens: usize,
+    pub max_queued_requests: usize,
+    pub max_queued_tokens: usize,
+    /// For all models together. `None`: a share of the free memory.
+    pub kv_cache_memory: Option<ByteSize>,
+    /// Prompt tokens of one sequence a step runs if their log-probabilities are wanted.
+    pub prompt_logprobs_chunk_tokens: usize,
+    /// What models that do not say their own get; also those found in `server.models_dir`.
+    pub dtype: WeightDtype,
+    pub kv_dtype: KvDtype,
+    pub max_model_len: Option<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiConfig {
+    pub unknown_fields: UnknownFields,
+    pub max_body: ByteSize,
+    pub read_timeout: Duration,
+    pub request_timeout: Duration,
+    pub stalled_reader_timeout: Duration,
+    pub max_stop_strings: usize,
+    pub max_stop_bytes: usize,
+    pub max_stop_token_ids: usize,
+    pub max_logit_bias: usize,
+    pub max_messages: usize,
+    pub max_tools: usize,
+    pub max_prompts: usize,
+    pub max_concurrent_requests: usize,
+    pub max_concurrent_encodes: usize,
+    pub keep_alive: Duration,
+    pub max_pending_frames: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    pub level: LogLevel,
+    pub color: bool,
+}
+
+/// The source, and the name, of the model compiled into the binary.
+pub const DEMO: &str = "demo";
+
+impl Config {
+    pub fn check(written: Written, environment: &Environment) -> Result<Self, ConfigError> {
+        // Whoever forbids the network is obeyed: a file cannot take back what the environment says.
+        let offline = written.server.offline == Some(true) || environment.hf_hub_offline;
+        let engine = check_engine(&written.engine)?;
+        let server = check_server(written.server, environment)?;
+        let models = match (written.models, &server.models_dir) {
+            (Some(models), _) if !models.is_empty() => check_models(models, &engine)?,
+            (_, Some(_)) => Vec::new(),
+            _ => check_models(vec![WrittenModel::of(DEMO)], &engine)?,
+        };
+        let log = LogConfig {
+            format: written.log.format.unwrap_or_default(),
+            level: written.log.level.unwrap_or_default(),
+            color: !environment.no_color,
+        };
+        let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
+        Ok(Self { server, models, hub, engine, api, limits: written.limits, log })
+    }
+
+    /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
+    pub fn check_door(&self, has_keys: bool) -> Result<(), ConfigError> {
+        if has_keys || self.server.listen.is_local() {
+            return Ok(());
+        }
+        let problem = format!(
+            "{} can be reached from other machines, and no API key exists; create one with `passerelle key create`, \
+             name a file with --api-key-file, or listen on 127.0.0.1",
+            self.server.listen
+        );
+        Err(ConfigError::value("server.listen", problem))
+    }
+}
+
+impl HubConfig {
+    /// Only a model of the hub needs it.
+    pub fn cache_dir(&self) -> Result<&Path, ConfigError> {
+        self.cache_dir.as_deref().ok_or_else(|| {
+            ConfigError::value("HF_HOME", "neither HF_HOME nor HOME is set; set HF_HOME to the folder for checkpoints")
+        })
+    }
+}
+
+impl WrittenModel {
+    pub fn of(source: &str) -> Self {
+        Self { name: None, source: source.into(), dtype: None, kv_dtype: None, max_model_len: None }
+    }
+}
+
+impl ModelConfig {
+    /// A model found in a folder: everything but its name and place is the engine's default.
+    pub fn found(name: String, source: String, engine: &EngineConfig) -> Self {
+        Self { name, source, dtype: engine.dtype, kv_dtype: engine.kv_dtype, max_model_len: engine.max_model_len }
+    }
+}
+
+fn check_server(written: WrittenServer, environment: &Environment) -> Result<ServerConfig, ConfigError> {
+    let data_dir = written.data_dir.or_else(|| environment.default_data_dir()).ok_or_else(|| {
+        ConfigError::value("server.data_dir", "neither XDG_DATA_HOME nor HOME is set; name a folder with --data-dir")
+    })?;
+    if let Some(file) = &written.api_key_file {
+        check_exists("server.api_key_file", file, Path::is_file)?;
+    }
+    if let Some(folder) = &written.models_dir {
+        check_exists("server.models_dir", folder, Path::is_dir)?;
+    }
+    Ok(ServerConfig {
+        listen: written.listen.unwrap_or(Listen::DEFAULT),
+        api_key_file: written.api_key_file,
+        data_dir,
+        models_dir: written.models_dir,
+        drain_timeout: period(written.drain_timeout, Duration::from_secs(30)),
+        max_connections: count(written.max_connections, 1024),
+    })
+}
+
+fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
+    if exists(path) { Ok(()) } else { Err(ConfigError::value(key, format!("{} does not exist", path.display()))) }
+}
+
+fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec<ModelConfig>, ConfigError> {
+    let named = written.into_iter().map(|model| ModelConfig {
+        name: model.name.unwrap_or_else(|| default_name(&model.source).to_owned()),
+        dtype: model.dtype.unwrap_or(engine.dtype),
+        kv_dtype: model.kv_dtype.unwrap_or(engine.kv_dtype),
+        max_model_len: model.max_model_len.map(usize::from).or(engine.max_model_len),
+        source: model.source,
+    });
+    let models: Vec<ModelConfig> = named.collect();
+    check_names(&models)?;
+    Ok(models)
+}
+
+/// Every model has a name that requests can use, and no two have the same. For the models of a folder too, which are
+/// found later.
+pub fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
+    let mut names = HashSet::new();
+    for ModelConfig { name, .. } in models {
+        check_name(name)?;
+        if !names.insert(name) {
+            let problem = format!("two models are named `{name}`; give each its own with NAME=SOURCE");
+            return Err(ConfigError::value("models.name", problem));
+        }
+    }
+    Ok(())
+}
+
+/// `./runs/step-900/` is `step-900`, `org/model@main` is `model`, `model.gguf` is `model`. Only a hub id has a revision:
+/// in a path, `@` is part of the name.
+fn default_name(source: &str) -> &str {
+    let is_path = source.starts_with(['.', '/']) || source.ends_with('/');
+    let last = source.trim_end_matches('/').rsplit('/').next().unwrap_or(source);
+    let last = if is_path { last } else { last.split_once('@').map_or(last, |(id, _)| id) };
+    last.strip_suffix(".gguf").unwrap_or(last)
+}
+
+/// Names stand in URLs (`/v1/models/NAME`) and metric labels.
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    const MAX_NAME_BYTES: usize = 200;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(fits) || name.starts_with('.') {
+        let problem = format!(
+            "`{name}` is not a name; write NAME=SOURCE with letters, digits and - _ . : /, at most {MAX_NAME_BYTES}"
+        );
+        return Err(ConfigError::value("models.name", problem));
+    }
+    Ok(())
+}
+
+fn hub(offline: bool, environment: &Environment) -> HubConfig {
+    let Environment { hf_token: token, hf_endpoint: endpoint, .. } = environment.clone();
+    HubConfig { cache_dir: environment.hub_cache_dir(), offline, token, endpoint }
+}
+
+fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
+    let max_num_batched_tokens = count(written.max_num_batched_tokens, 512);
+    let max_num_seqs = count(written.max_num_seqs, 64);
+    if max_num_batched_tokens < max_num_seqs {
+        let problem = format!(
+            "{max_num_batched_tokens} is less than engine.max_num_seqs = {max_num_seqs}; every running sequence needs \
+             one token a step, so raise the one or lower the other"
+        );
+        return Err(ConfigError::value("engine.max_num_batched_tokens", problem));
+    }
+    Ok(EngineConfig {
+        device: written.device.unwrap_or_default(),
+        threads: written.threads.map(usize::from),
+        max_num_seqs,
+        max_num_batched_tokens,
+        max_prefill_chunk_tokens: count(written.max_prefill_chunk_tokens, 256).min(max_num_batched_tokens),
+        max_queued_requests: count(written.max_queued_requests, 256),
+        max_queued_tokens: count(written.max_queued_tokens, 1 << 20),
+        kv_cache_memory: written.kv_cache_memory,
+        prompt_logprobs_chunk_tokens: count(written.prompt_logprobs_chunk_tokens, 64),
+        dtype: written.dtype.unwrap_or_default(),
+        kv_dtype: written.kv_dtype.unwrap_or_default(),
+        max_model_len: written.max_model_len.map(usize::from),
+    })
+}
+
+fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
+    let max_body = written.max_body.unwrap_or(ByteSize(8 << 20));
+    if max_body.0 < 1024 {
+        return Err(ConfigError::value("api.max_body", "a body limit below 1KiB refuses every request"));
+    }
+    Ok(ApiConfig {
+        unknown_fields: written.unknown_fields.unwrap_or_default(),
+        max_body,
+        read_timeout: period(written.read_timeout, Duration::from_secs(30)),
+        request_timeout: period(written.request_timeout, Duration::from_secs(1800)),
+        stalled_reader_timeout: period(written.stalled_reader_timeout, Duration::from_secs(60)),
+        max_stop_strings: count(written.max_stop_strings, 16),
+        max_stop_bytes: count(written.max_stop_bytes, 1024),
+        max_stop_token_ids: count(written.max_stop_token_ids, 64),
+        max_logit_bias: count(written.max_logit_bias, 1024),
+        max_messages: count(written.max_messages, 4096),
+        max_tools: count(written.max_tools, 128),
+        max_prompts: count(written.max_prompts, 64),
+        max_concurrent_requests: count(written.max_concurrent_requests, 512),
+        max_concurrent_encodes: count(written.max_concurrent_encodes, 4),
+        keep_alive: period(written.keep_alive, Duration::from_secs(10)),
+        max_pending_frames: count(written.max_pending_frames, 64),
+    })
+}
+
+fn count(written: Option<NonZeroUsize>, default: usize) -> usize {
+    written.map_or(default, usize::from)
+}
+
+fn period(written: Option<Period>, default: Duration) -> Duration {
+    written.map_or(default, |period| period.0)
+}

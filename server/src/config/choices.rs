@@ -1,0 +1,89 @@
+//! Values that are one of a few words, the same in TOML and on the command line.
+
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Deserializer};
+
+/// What weights are held as. Lower precision is smaller and, where memory bandwidth is the limit, faster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// As the checkpoint stores them.
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+/// What keys and values are cached as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KvDtype {
+    /// f32 beside f32 weights, else bf16.
+    #[default]
+    Auto,
+    F32,
+    Bf16,
+}
+
+/// What happens to a request field that nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownFields {
+    /// 400, naming the field.
+    #[default]
+    Refuse,
+    /// Accepted, and listed in a response header.
+    Warn,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Where models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The best device that this build can use.
+    #[default]
+    Auto,
+    Cpu,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            gpu if gpu.starts_with("cuda") || gpu.starts_with("MIG-") => {
+                Err(format!("`{gpu}`: serving on a GPU does not exist yet; use cpu or auto"))
+            }
+            other => Err(format!("`{other}` is not a device; use cpu or auto")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,75 @@
+//! Reads a configuration file and says precisely what is wrong with it.
+
+use std::path::{Path, PathBuf};
+
+use super::{ConfigError, Listen, Written};
+
+/// Reads and parses `file`. Relative paths inside it are relative to its folder, so that a configuration means the same
+/// wherever the command is started.
+pub fn read(file: &Path) -> Result<Written, ConfigError> {
+    let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.into(), source })?;
+    let mut written: Written = toml::from_str(&text).map_err(|error| syntax_error(file, &text, &error))?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let server = &mut written.server;
+    for path in [&mut server.api_key_file, &mut server.data_dir, &mut server.models_dir].into_iter().flatten() {
+        *path = folder.join(&*path);
+    }
+    if let Some(Listen::Unix(path)) = &mut written.server.listen {
+        *path = folder.join(&*path);
+    }
+    for model in written.models.iter_mut().flatten() {
+        model.source = beside(folder, &model.source);
+    }
+    Ok(written)
+}
+
+/// `org/name` is a hub id as well as a path, so only `./` and `../` are taken as paths beside the file.
+fn beside(folder: &Path, source: &str) -> String {
+    let is_relative = source.starts_with("./") || source.starts_with("../");
+    let path = if is_relative { folder.join(source) } else { PathBuf::from(source) };
+    path.to_string_lossy().into_owned()
+}
+
+fn syntax_error(file: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let before = &text[..start];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let problem = explain(error.message());
+    ConfigError::Syntax {
+        file: file.into(),
+        line: before.matches('\n').count() + 1,
+        column: before[line_start..].chars().count() + 1,
+        problem,
+    }
+}
+
+/// Serde's `unknown field` and `unknown variant` messages list what would have been right; the nearest of these is what
+/// was probably meant.
+fn explain(message: &str) -> String {
+    let message = message.trim().replace('\n', ": ");
+    if !message.starts_with("unknown ") {
+        return message;
+    }
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(wrong) = quoted.next() else { return message };
+    match quoted.map(|known| (distance(wrong, known), known)).min() {
+        Some((distance, known)) if distance <= wrong.len().max(known.len()) / 2 => {
+            format!("{message}; did you mean `{known}`?")
+        }
+        _ => message,
+    }
+}
+
+/// Levenshtein's edit distance, over bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, byte) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, other) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(byte != other);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

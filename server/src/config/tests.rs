@@ -1,0 +1,171 @@
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+fn environment() -> Environment {
+    Environment { home: Some("/home/ada".into()), hf_home: Some("/home/ada/hf".into()), ..Environment::default() }
+}
+
+fn check(text: &str) -> Result<Config, ConfigError> {
+    Config::check(toml::from_str(text).expect("the test's TOML is well formed"), &environment())
+}
+
+/// The message of a file that `read` refuses.
+fn refusal(text: &str) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("passerelle.toml");
+    std::fs::write(&file, text).expect("the folder is writable");
+    read(&file).expect_err("the file must be refused").to_string()
+}
+
+#[test]
+fn nothing_written_serves_the_demo_on_loopback() {
+    let config = check("").expect("the defaults are valid");
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.server.data_dir, Path::new("/home/ada/.local/share/passerelle"));
+    assert_eq!(config.models.len(), 1);
+    assert_eq!((config.models[0].name.as_str(), config.models[0].source.as_str()), ("demo", "demo"));
+    config.check_door(false).expect("loopback needs no key");
+}
+
+#[test]
+fn a_misspelt_key_is_refused_with_its_line_and_its_nearest_neighbour() {
+    let message = refusal("[server]\nlisten = \"127.0.0.1:1\"\n\n[engine]\nmax_num_seq = 4\n");
+    assert!(message.contains("passerelle.toml:5:1: "), "{message}");
+    assert!(message.contains("did you mean `max_num_seqs`?"), "{message}");
+}
+
+#[test]
+fn a_misspelt_section_is_refused() {
+    let message = refusal("[egnine]\nthreads = 2\n");
+    assert!(message.contains(":1:") && message.contains("did you mean `engine`?"), "{message}");
+}
+
+#[test]
+fn a_key_that_resembles_nothing_gets_no_guess() {
+    let message = refusal("[log]\nxyzzy_plugh_frobnicate = 1\n");
+    assert!(message.contains("unknown field") && !message.contains("did you mean"), "{message}");
+}
+
+#[test]
+fn a_value_out_of_range_is_refused_with_its_line() {
+    for line in ["threads = 0", "kv_cache_memory = \"lots\"", "device = \"tpu\"", "dtype = \"q9_9\"", "threads = -1"] {
+        let message = refusal(&format!("[engine]\n{line}\n"));
+        assert!(message.contains("passerelle.toml:2:"), "{line}: {message}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = read(Path::new("/nowhere/passerelle.toml")).expect_err("there is no such file");
+    assert!(error.to_string().contains("/nowhere/passerelle.toml"));
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let file: Written = toml::from_str(
+        "models = [{ source = \"a/b\" }]\n[engine]\nthreads = 2\nmax_num_seqs = 8\n[log]\nlevel = \"debug\"\n",
+    )
+    .expect("the test's TOML is well formed");
+    let command_line: Written = toml::from_str("models = [{ source = \"c/d\" }]\n[engine]\nthreads = 4\n")
+        .expect("the test's TOML is well formed");
+    let config = Config::check(command_line.over(file), &environment()).expect("both layers are valid");
+    assert_eq!(config.engine.threads, Some(4));
+    assert_eq!(config.engine.max_num_seqs, 8);
+    assert_eq!(config.log.level, LogLevel::Debug);
+    assert_eq!(config.models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["d"]);
+}
+
+#[test]
+fn paths_in_a_file_are_relative_to_the_file() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("passerelle.toml");
+    let text = "models = [{ source = \"./run\" }, { source = \"org/name\" }]\n[server]\ndata_dir = \"data\"\nlisten = \"unix:p.sock\"\n";
+    std::fs::write(&file, text).expect("the folder is writable");
+    let written = read(&file).expect("the file is valid");
+    assert_eq!(written.server.data_dir, Some(folder.path().join("data")));
+    assert_eq!(written.server.listen, Some(Listen::Unix(folder.path().join("p.sock"))));
+    let sources: Vec<PathBuf> = written.models.into_iter().flatten().map(|model| model.source.into()).collect();
+    assert_eq!(sources, [folder.path().join("./run"), "org/name".into()]);
+}
+
+#[test]
+fn a_model_is_named_after_its_source_unless_it_has_a_name() {
+    let config = check(
+        "models = [{ source = \"./runs/step-900/\" }, { source = \"org/model@v1\" }, { source = \"x.gguf\" }, \
+         { name = \"mine\", source = \"org/model\" }]",
+    )
+    .expect("four names");
+    let names: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["step-900", "model", "x", "mine"]);
+}
+
+#[test]
+fn a_path_on_the_command_line_may_hold_what_means_something_elsewhere() {
+    let flag = |text: &str| text.parse::<ModelFlag>().map(|flag| (flag.name, flag.source));
+    let path = |text: &str| Ok((None, text.to_owned()));
+    assert_eq!(flag("./runs/lr=0.1/step"), path("./runs/lr=0.1/step"));
+    assert_eq!(flag("/runs/lr=0.1"), path("/runs/lr=0.1"));
+    assert_eq!(flag("mine=./runs/lr=0.1"), Ok((Some("mine".to_owned()), "./runs/lr=0.1".to_owned())));
+    assert!(flag("=x").is_err() && flag("x=").is_err());
+    let error = check("models = [{ source = \"./run@1\" }, { source = \"./run@2\" }]").expect_err("no names");
+    assert!(error.to_string().contains("`run@1` is not a name; write NAME=SOURCE"), "{error}");
+}
+
+#[test]
+fn two_models_of_one_name_are_refused() {
+    let error = check("models = [{ source = \"a/x\" }, { source = \"b/x\" }]").expect_err("both are called x");
+    assert!(error.to_string().contains("two models are named `x`"));
+}
+
+#[test]
+fn a_name_that_does_not_fit_in_a_url_is_refused() {
+    for name in ["", "a b", "é", "../x", "a?b"] {
+        check(&format!("models = [{{ name = \"{name}\", source = \"a/b\" }}]")).expect_err(name);
+    }
+}
+
+#[test]
+fn a_public_listener_without_keys_is_refused_with_what_to_do() {
+    let config = check("[server]\nlisten = \"0.0.0.0:8080\"").expect("the address itself is fine");
+    let message = config.check_door(false).expect_err("anybody could come in").to_string();
+    assert!(message.contains("passerelle key create") && message.contains("--api-key-file"), "{message}");
+    config.check_door(true).expect("a key guards the door");
+}
+
+#[test]
+fn a_step_that_cannot_feed_every_sequence_is_refused() {
+    let error = check("[engine]\nmax_num_seqs = 64\nmax_num_batched_tokens = 32").expect_err("32 < 64");
+    assert!(error.to_string().starts_with("engine.max_num_batched_tokens: "));
+}
+
+#[test]
+fn offline_can_be_asked_for_by_key_or_by_environment() {
+    let forbidden = Environment { hf_hub_offline: true, ..environment() };
+    assert!(Config::check(Written::default(), &forbidden).expect("valid").hub.offline);
+    let permits: Written = toml::from_str("[server]\noffline = false").expect("the test's TOML is well formed");
+    assert!(Config::check(permits, &forbidden).expect("valid").hub.offline, "a file does not take it back");
+    assert!(check("[server]\noffline = true").expect("valid").hub.offline);
+    assert!(!check("").expect("valid").hub.offline);
+}
+
+#[test]
+fn without_a_home_the_data_directory_must_be_named() {
+    let error = Config::check(Written::default(), &Environment::default()).expect_err("there is no home");
+    assert!(error.to_string().contains("--data-dir"));
+}
+
+#[test]
+fn without_a_home_only_a_hub_model_needs_a_cache_directory() {
+    let written: Written = toml::from_str("[server]\ndata_dir = \"/d\"").expect("the test's TOML is well formed");
+    let config = Config::check(written, &Environment::default()).expect("nothing of the hub is asked for");
+    let error = config.hub.cache_dir().expect_err("there is no home");
+    assert!(error.to_string().contains("HF_HOME"), "{error}");
+}
+
+#[test]
+fn a_token_is_never_printed() {
+    let environment = Environment { hf_token: Some(Secret::new("hf_abc")), ..environment() };
+    let config = Config::check(Written::default(), &environment).expect("valid");
+    assert!(!format!("{environment:?} {config:?}").contains("hf_abc"));
+}

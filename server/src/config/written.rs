@@ -1,0 +1,202 @@
+//! A configuration as somebody wrote it. Every key is optional; one layer is laid over another with `over`.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+use super::{ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Period, UnknownFields, WeightDtype};
+
+/// Makes `over` for a section: what stands above wins, key by key.
+macro_rules! lay_over {
+    ($section:ty { $($key:ident),+ $(,)? }) => {
+        impl $section {
+            pub(super) fn over(self, below: Self) -> Self {
+                Self { $($key: self.$key.or(below.$key)),+ }
+            }
+        }
+    };
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Written {
+    pub server: WrittenServer,
+    pub models: Option<Vec<WrittenModel>>,
+    pub engine: WrittenEngine,
+    pub api: WrittenApi,
+    pub limits: WrittenLimits,
+    pub log: WrittenLog,
+}
+
+impl Written {
+    /// Lays `self` over `below`. A list of models replaces the one below as a whole.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            server: self.server.over(below.server),
+            models: self.models.or(below.models),
+            engine: self.engine.over(below.engine),
+            api: self.api.over(below.api),
+            limits: self.limits.over(below.limits),
+            log: self.log.over(below.log),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenServer {
+    pub listen: Option<Listen>,
+    /// Further keys, one a line as `name: key`, beside those of `data_dir`. Their limits are those of `[limits]`.
+    pub api_key_file: Option<PathBuf>,
+    pub data_dir: Option<PathBuf>,
+    /// Every checkpoint directly inside is served under its folder's name.
+    pub models_dir: Option<PathBuf>,
+    /// Never touch the network for a checkpoint.
+    pub offline: Option<bool>,
+    /// How long running requests may take to finish after SIGTERM.
+    pub drain_timeout: Option<Period>,
+    pub max_connections: Option<NonZeroUsize>,
+}
+lay_over!(WrittenServer { listen, api_key_file, data_dir, models_dir, offline, drain_timeout, max_connections });
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenModel {
+    /// What requests call it. Default: the last part of the source.
+    pub name: Option<String>,
+    /// A directory, a .gguf file, or a hub id with an optional `@revision`; `demo` is the bundled model.
+    pub source: String,
+    pub dtype: Option<WeightDtype>,
+    pub kv_dtype: Option<KvDtype>,
+    pub max_model_len: Option<NonZeroUsize>,
+}
+
+/// `--model`: `SOURCE` or `NAME=SOURCE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFlag {
+    pub name: Option<String>,
+    pub source: String,
+}
+
+impl FromStr for ModelFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // `=` may be part of a path, but no name starts like one.
+        let is_path = text.starts_with(['.', '/']);
+        let (name, source) = match text.split_once('=') {
+            Some((name, source)) if !is_path => (Some(name.to_owned()), source),
+            _ => (None, text),
+        };
+        if source.is_empty() || name.as_deref() == Some("") {
+            return Err("write SOURCE or NAME=SOURCE".into());
+        }
+        Ok(Self { name, source: source.to_owned() })
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenEngine {
+    pub device: Option<Device>,
+    /// For models that do not say their own.
+    pub dtype: Option<WeightDtype>,
+    pub kv_dtype: Option<KvDtype>,
+    pub max_model_len: Option<NonZeroUsize>,
+    pub threads: Option<NonZeroUsize>,
+    /// Sequences that run at once, per model.
+    pub max_num_seqs: Option<NonZeroUsize>,
+    /// Tokens one step computes, over all sequences.
+    pub max_num_batched_tokens: Option<NonZeroUsize>,
+    /// Prompt tokens a step may carry while other sequences generate.
+    pub max_prefill_chunk_tokens: Option<NonZeroUsize>,
+    /// Requests that may wait, per model; one more is answered 503.
+    pub max_queued_requests: Option<NonZeroUsize>,
+    /// Prompt tokens that may wait, per model.
+    pub max_queued_tokens: Option<NonZeroUsize>,
+    /// For all models together.
+    pub kv_cache_memory: Option<ByteSize>,
+    /// Prompt tokens of one sequence a step runs if their log-probabilities are wanted: each costs a row of logits.
+    pub prompt_logprobs_chunk_tokens: Option<NonZeroUsize>,
+}
+lay_over!(WrittenEngine {
+    device,
+    dtype,
+    kv_dtype,
+    max_model_len,
+    threads,
+    max_num_seqs,
+    max_num_batched_tokens,
+    max_prefill_chunk_tokens,
+    max_queued_requests,
+    max_queued_tokens,
+    kv_cache_memory,
+    prompt_logprobs_chunk_tokens,
+});
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenApi {
+    pub unknown_fields: Option<UnknownFields>,
+    pub max_body: Option<ByteSize>,
+    /// How long a client may take to send its headers and body.
+    pub read_timeout: Option<Period>,
+    /// How long a whole request may take, queueing included.
+    pub request_timeout: Option<Period>,
+    /// A reader that takes nothing for this long is cut.
+    pub stalled_reader_timeout: Option<Period>,
+    pub max_stop_strings: Option<NonZeroUsize>,
+    pub max_stop_bytes: Option<NonZeroUsize>,
+    pub max_stop_token_ids: Option<NonZeroUsize>,
+    pub max_logit_bias: Option<NonZeroUsize>,
+    pub max_messages: Option<NonZeroUsize>,
+    pub max_tools: Option<NonZeroUsize>,
+    pub max_prompts: Option<NonZeroUsize>,
+    pub max_concurrent_requests: Option<NonZeroUsize>,
+    /// Prompts that are templated and tokenised at once.
+    pub max_concurrent_encodes: Option<NonZeroUsize>,
+    /// A comment is streamed when nothing else was for this long.
+    pub keep_alive: Option<Period>,
+    /// Stream events that wait for a reader.
+    pub max_pending_frames: Option<NonZeroUsize>,
+}
+lay_over!(WrittenApi {
+    unknown_fields,
+    max_body,
+    read_timeout,
+    request_timeout,
+    stalled_reader_timeout,
+    max_stop_strings,
+    max_stop_bytes,
+    max_stop_token_ids,
+    max_logit_bias,
+    max_messages,
+    max_tools,
+    max_prompts,
+    max_concurrent_requests,
+    max_concurrent_encodes,
+    keep_alive,
+    max_pending_frames,
+});
+
+/// What is not stated for a key itself: the keys of `server.api_key_file` state nothing, nor does an open listener.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenLimits {
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Prompt and generated tokens together.
+    pub tokens_per_minute: Option<NonZeroU32>,
+    pub concurrent_requests: Option<NonZeroU32>,
+}
+lay_over!(WrittenLimits { requests_per_minute, tokens_per_minute, concurrent_requests });
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenLog {
+    pub format: Option<LogFormat>,
+    pub level: Option<LogLevel>,
+}
+lay_over!(WrittenLog { format, level });

@@ -1,0 +1,67 @@
+//! Bearer key to account. Why a key was refused is for the log; the caller is told one thing whatever the cause.
+
+use std::sync::Arc;
+
+use super::account::Account;
+use super::keys::KeyRing;
+
+#[derive(Debug)]
+pub enum Authenticator {
+    /// A loopback listener without keys: everyone is this account.
+    Open(Arc<Account>),
+    Keys(KeyRing),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    #[error("no key was given")]
+    Missing,
+    #[error("the key is mistyped")]
+    Malformed,
+    #[error("the key is not known")]
+    Unknown,
+    #[error("the key was revoked")]
+    Revoked,
+    #[error("the key has expired")]
+    Expired,
+}
+
+impl AuthError {
+    /// For logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl Authenticator {
+    pub fn open(account: Account) -> Self {
+        Self::Open(Arc::new(account))
+    }
+
+    /// `bearer` is what follows `Bearer ` in the request. An open listener ignores it: SDKs always send something.
+    pub fn authenticate(&self, bearer: Option<&str>) -> Result<Arc<Account>, AuthError> {
+        match self {
+            Self::Open(account) => Ok(Arc::clone(account)),
+            Self::Keys(ring) => ring.authenticate(bearer.ok_or(AuthError::Missing)?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::quota::Quota;
+
+    #[test]
+    fn an_open_listener_answers_with_its_one_account_whatever_the_key() {
+        let open = Authenticator::open(Account::local(Quota::unlimited()));
+        assert_eq!(open.authenticate(None).unwrap().name, "local");
+        assert_eq!(open.authenticate(Some("sk-anything")).unwrap().name, "local");
+    }
+}

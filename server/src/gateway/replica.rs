@@ -1,0 +1,176 @@
+//! One model on one partition, behind a door that tells no difference between an engine in this process and one
+//! elsewhere.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use passerelle_engine::{EngineHandle, EventStream, Request};
+
+use super::health::{Health, Progress};
+
+/// Names a replica in logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReplicaId(pub u32);
+
+impl fmt::Display for ReplicaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What the gateway may do with an engine.
+pub trait ReplicaDoor: Send + Sync + fmt::Debug {
+    /// Never waits: a full queue, an engine that is gone and a request that can never fit are answered at once.
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError>;
+
+    fn load(&self) -> Load;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    #[error("the queue of this replica is full")]
+    QueueFull,
+    #[error("this replica is shutting down")]
+    Closed,
+    /// Its engine ended by a fault. Others of the model may still serve.
+    #[error("this replica has failed")]
+    Dead,
+    /// Prompt and answer are more than any replica of this model holds.
+    #[error("{0}")]
+    ExceedsContext(String),
+    /// Will be refused by every replica of this model.
+    #[error("{why}")]
+    Refused { parameter: Option<&'static str>, why: String },
+}
+
+/// How busy an engine is, and the sign of life that [`super::health`] reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    pub waiting_requests: usize,
+    pub running_requests: usize,
+    /// Steps finished since the engine started.
+    pub steps: u64,
+    /// Nothing will ever run there again.
+    pub is_dead: bool,
+}
+
+#[derive(Debug)]
+pub struct Replica {
+    id: ReplicaId,
+    model: String,
+    door: Box<dyn ReplicaDoor>,
+    /// An engine that closed never opens again.
+    closed: AtomicBool,
+    tokens_in_flight: AtomicU64,
+    progress: Mutex<Progress>,
+}
+
+/// A request's share of its replica's load. Given back when dropped.
+#[derive(Debug)]
+#[must_use = "the load is given back when this is dropped"]
+pub struct InFlight {
+    replica: Arc<Replica>,
+    tokens: u64,
+}
+
+impl Load {
+    pub fn has_work(&self) -> bool {
+        self.waiting_requests + self.running_requests > 0
+    }
+}
+
+impl Replica {
+    pub fn new(id: ReplicaId, model: impl Into<String>, door: Box<dyn ReplicaDoor>) -> Self {
+        Self {
+            id,
+            model: model.into(),
+            door,
+            closed: AtomicBool::new(false),
+            tokens_in_flight: AtomicU64::new(0),
+            progress: Mutex::default(),
+        }
+    }
+
+    pub fn id(&self) -> ReplicaId {
+        self.id
+    }
+
+    /// The name under which clients ask for it.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    pub fn load(&self) -> Load {
+        self.door.load()
+    }
+
+    /// Prompt tokens, and tokens to generate at most, of all requests it was given and that have not ended.
+    pub fn tokens_in_flight(&self) -> u64 {
+        self.tokens_in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the replica at `now` and remembers what it saw.
+    pub fn observe(&self, now: Duration) -> Health {
+        if self.closed.load(Ordering::Relaxed) {
+            return Health::Closed;
+        }
+        let load = self.door.load();
+        if load.is_dead {
+            self.closed.store(true, Ordering::Relaxed);
+            return Health::Closed;
+        }
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).observe(now, &load)
+    }
+
+    /// [`super::Generation::start`] is how requests come here.
+    pub(super) fn submit(self: &Arc<Self>, request: Request) -> Result<(EventStream, InFlight), SubmitError> {
+        // Counted before the engine has it, so that two routers of one instant see each other.
+        let in_flight = self.hold(request.prompt.len() as u64 + u64::from(request.sampling.max_tokens));
+        let submitted = self.door.submit(request);
+        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
+            self.closed.store(true, Ordering::Relaxed);
+        }
+        Ok((submitted?, in_flight))
+    }
+
+    pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
+        self.tokens_in_flight.fetch_add(tokens, Ordering::Relaxed);
+        InFlight { replica: Arc::clone(self), tokens }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.replica.tokens_in_flight.fetch_sub(self.tokens, Ordering::Relaxed);
+    }
+}
+
+impl ReplicaDoor for EngineHandle {
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        use passerelle_engine::SubmitError as Cause;
+        EngineHandle::submit(self, request).map_err(|cause| match cause {
+            Cause::Full { .. } => SubmitError::QueueFull,
+            Cause::ShuttingDown => SubmitError::Closed,
+            Cause::Dead => SubmitError::Dead,
+            Cause::TooLong { .. } | Cause::NeverFits { .. } => SubmitError::ExceedsContext(cause.to_string()),
+            Cause::InvalidSampling { parameter } => {
+                SubmitError::Refused { parameter: Some(parameter), why: cause.to_string() }
+            }
+            Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
+                SubmitError::Refused { parameter: None, why: cause.to_string() }
+            }
+        })
+    }
+
+    fn load(&self) -> Load {
+        let stats = self.stats();
+        Load {
+            waiting_requests: stats.waiting + stats.preempted,
+            running_requests: stats.running,
+            steps: stats.steps_total,
+            is_dead: self.is_dead(),
+        }
+    }
+}

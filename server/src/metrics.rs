@@ -1,0 +1,327 @@
+//! What `/metrics` shows. Every name is in [`table`]; handles to the series are made once and held here, so that there
+//! is no recorder of the whole process and a test has its own.
+
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use passerelle_engine::{StepObserver, StepReport, Usage};
+
+use crate::gateway::{AuthError, LedgerTotals, LimitName};
+use table::{Metric, MetricKind};
+
+/// Samples of histograms are folded into their buckets after this many requests, also if nobody reads `/metrics`.
+const REQUESTS_BETWEEN_UPKEEP: u64 = 64;
+/// Stands for every name of a model that is not served, so that clients cannot make series.
+const UNKNOWN_MODEL: &str = "unknown";
+
+#[derive(Debug)]
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    exporter: PrometheusHandle,
+    models: BTreeMap<String, ModelMetrics>,
+    refusals: [(LimitName, Counter); LimitName::ALL.len()],
+    reservations_open: Gauge,
+    reservations_settled: Counter,
+    requests_counted: AtomicU64,
+}
+
+/// What the info series says.
+#[derive(Debug, Clone)]
+pub struct BuildInfo {
+    pub version: String,
+    /// The bodies of the ops that run, for example `cpu avx2`.
+    pub kernels: String,
+}
+
+/// One answered request.
+#[derive(Debug, Clone, Copy)]
+pub struct AnsweredRequest<'a> {
+    /// The route's pattern, not its path.
+    pub route: &'static str,
+    pub status: u16,
+    /// As the client wrote it; `None` where a route has no model.
+    pub model: Option<&'a str>,
+}
+
+/// The series of one served model that its requests feed.
+#[derive(Debug)]
+pub struct ModelMetrics {
+    time_to_first_token: Histogram,
+    inter_token_latency: Histogram,
+    request_duration: Histogram,
+    prompt_tokens: Counter,
+    cached_tokens: Counter,
+    generated_tokens: Counter,
+}
+
+/// The series of one served model that its engine feeds.
+#[derive(Debug)]
+pub struct EngineMetrics {
+    waiting: Gauge,
+    running: Gauge,
+    kv_blocks_used: Gauge,
+    kv_blocks: Gauge,
+    prefix_query_tokens: Counter,
+    prefix_hit_tokens: Counter,
+    preemptions: Counter,
+    failures: Counter,
+    step_duration: Histogram,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up metrics: {0}")]
+pub struct MetricsError(#[from] BuildError);
+
+impl Metrics {
+    /// `models` are the names of the served ones, and the only values that a `model` label takes.
+    pub fn new<'a>(info: &BuildInfo, models: impl IntoIterator<Item = &'a str>) -> Result<Self, MetricsError> {
+        let recorder = build_recorder()?;
+        describe_all(&recorder);
+        register_gauge(&recorder, table::INFO, &[&info.version, &info.kernels]).set(1.0);
+        let models = models.into_iter().map(|name| (name.to_owned(), ModelMetrics::new(&recorder, name))).collect();
+        let refusal = |limit: LimitName| (limit, register_counter(&recorder, table::REFUSALS, &[limit.as_str()]));
+        Ok(Self {
+            models,
+            refusals: LimitName::ALL.map(refusal),
+            reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
+            reservations_settled: register_counter(&recorder, table::RESERVATIONS_SETTLED, &[]),
+            requests_counted: AtomicU64::new(0),
+            exporter: recorder.handle(),
+            recorder,
+        })
+    }
+
+    /// The text of `/metrics`, with the ledger as it is now.
+    pub fn render(&self, ledger: &LedgerTotals) -> String {
+        self.reservations_open.set(ledger.open as f64);
+        self.reservations_settled.absolute(ledger.settled);
+        self.exporter.render()
+    }
+
+    pub fn answered(&self, request: AnsweredRequest<'_>) {
+        let model = match request.model {
+            None => "",
+            Some(name) if self.models.contains_key(name) => name,
+            Some(_) => UNKNOWN_MODEL,
+        };
+        let status = request.status.to_string();
+        register_counter(&self.recorder, table::REQUESTS, &[request.route, &status, model]).increment(1);
+        if self.requests_counted.fetch_add(1, Ordering::Relaxed).is_multiple_of(REQUESTS_BETWEEN_UPKEEP) {
+            self.exporter.run_upkeep();
+        }
+    }
+
+    pub fn refused(&self, by: LimitName) {
+        if let Some((_, counter)) = self.refusals.iter().find(|(limit, _)| *limit == by) {
+            counter.increment(1);
+        }
+    }
+
+    pub fn auth_failed(&self, error: AuthError) {
+        register_counter(&self.recorder, table::AUTH_FAILURES, &[error.label()]).increment(1);
+    }
+
+    /// `None` for a model that is not served.
+    pub fn model(&self, name: &str) -> Option<&ModelMetrics> {
+        self.models.get(name)
+    }
+
+    /// For the engine of a served model to report its steps to.
+    pub fn engine(&self, model: &str) -> EngineMetrics {
+        EngineMetrics::new(&self.recorder, model)
+    }
+}
+
+impl ModelMetrics {
+    fn new(recorder: &PrometheusRecorder, model: &str) -> Self {
+        let counter = |metric| register_counter(recorder, metric, &[model]);
+        let histogram = |metric| register_histogram(recorder, metric, &[model]);
+        Self {
+            time_to_first_token: histogram(table::TIME_TO_FIRST_TOKEN),
+            inter_token_latency: histogram(table::INTER_TOKEN_LATENCY),
+            request_duration: histogram(table::REQUEST_DURATION),
+            prompt_tokens: counter(table::PROMPT_TOKENS),
+            cached_tokens: counter(table::CACHED_TOKENS),
+            generated_tokens: counter(table::GENERATED_TOKENS),
+        }
+    }
+
+    pub fn first_token(&self, since_arrival: Duration) {
+        self.time_to_first_token.record(since_arrival);
+    }
+
+    pub fn next_token(&self, since_last_token: Duration) {
+        self.inter_token_latency.record(since_last_token);
+    }
+
+    /// Once per request that had a replica, with what its reservation settles.
+    pub fn ended(&self, used: Usage, since_arrival: Duration) {
+        self.request_duration.record(since_arrival);
+        self.prompt_tokens.increment(u64::from(used.prompt_tokens));
+        self.cached_tokens.increment(u64::from(used.cached_tokens));
+        self.generated_tokens.increment(u64::from(used.generated_tokens));
+    }
+}
+
+impl EngineMetrics {
+    fn new(recorder: &PrometheusRecorder, model: &str) -> Self {
+        let counter = |metric| register_counter(recorder, metric, &[model]);
+        let gauge = |metric| register_gauge(recorder, metric, &[model]);
+        Self {
+            waiting: gauge(table::WAITING),
+            running: gauge(table::RUNNING),
+            kv_blocks_used: gauge(table::KV_BLOCKS_USED),
+            kv_blocks: gauge(table::KV_BLOCKS),
+            prefix_query_tokens: counter(table::PREFIX_QUERY_TOKENS),
+            prefix_hit_tokens: counter(table::PREFIX_HIT_TOKENS),
+            preemptions: counter(table::PREEMPTIONS),
+            failures: counter(table::ENGINE_FAILURES),
+            step_duration: register_histogram(recorder, table::STEP_DURATION, &[model]),
+        }
+    }
+}
+
+impl StepObserver for EngineMetrics {
+    fn step(&self, report: &StepReport) {
+        self.waiting.set(report.waiting as f64);
+        self.running.set(report.running as f64);
+        self.kv_blocks_used.set((report.total_blocks - report.free_blocks) as f64);
+        self.kv_blocks.set(report.total_blocks as f64);
+        self.prefix_query_tokens.increment(report.prefix_query_tokens);
+        self.prefix_hit_tokens.increment(report.prefix_hit_tokens);
+        self.preemptions.increment(report.preemptions as u64);
+        self.failures.increment(report.failures as u64);
+        self.step_duration.record(report.duration);
+    }
+}
+
+fn build_recorder() -> Result<PrometheusRecorder, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in table::ALL {
+        if let MetricKind::Histogram(buckets) = metric.kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)?;
+        }
+    }
+    Ok(builder.build_recorder())
+}
+
+fn describe_all(recorder: &PrometheusRecorder) {
+    for metric in table::ALL {
+        let name = KeyName::from_const_str(metric.name);
+        match metric.kind {
+            MetricKind::Counter => recorder.describe_counter(name, None, metric.help.into()),
+            MetricKind::Gauge => recorder.describe_gauge(name, None, metric.help.into()),
+            MetricKind::Histogram(_) => recorder.describe_histogram(name, None, metric.help.into()),
+        }
+    }
+}
+
+const METADATA: Metadata<'static> = Metadata::new("passerelle", Level::INFO, None);
+
+fn register_counter(recorder: &PrometheusRecorder, metric: Metric, values: &[&str]) -> Counter {
+    recorder.register_counter(&key(metric, values), &METADATA)
+}
+
+fn register_gauge(recorder: &PrometheusRecorder, metric: Metric, values: &[&str]) -> Gauge {
+    recorder.register_gauge(&key(metric, values), &METADATA)
+}
+
+fn register_histogram(recorder: &PrometheusRecorder, metric: Metric, values: &[&str]) -> Histogram {
+    recorder.register_histogram(&key(metric, values), &METADATA)
+}
+
+/// `values` in the order of the metric's labels.
+fn key(metric: Metric, values: &[&str]) -> Key {
+    assert_eq!(metric.labels.len(), values.len(), "{} takes the labels {:?}", metric.name, metric.labels);
+    let label = |(name, value): (&&'static str, &&str)| Label::new(*name, (*value).to_owned());
+    Key::from_parts(metric.name, metric.labels.iter().zip(values).map(label).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics() -> Metrics {
+        let info = BuildInfo { version: "1.2.3".into(), kernels: "cpu avx2".into() };
+        Metrics::new(&info, ["demo"]).unwrap()
+    }
+
+    /// Everything that can be counted, counted once.
+    fn touch(metrics: &Metrics) {
+        metrics.answered(AnsweredRequest { route: "/v1/models", status: 200, model: None });
+        metrics.auth_failed(AuthError::Unknown);
+        metrics.refused(LimitName::TokensPerMinute);
+        let model = metrics.model("demo").unwrap();
+        model.first_token(Duration::from_millis(30));
+        model.next_token(Duration::from_millis(7));
+        model.ended(Usage { prompt_tokens: 11, cached_tokens: 5, generated_tokens: 7 }, Duration::from_millis(900));
+        metrics.engine("demo").step(&StepReport {
+            duration: Duration::from_millis(4),
+            total_blocks: 100,
+            free_blocks: 60,
+            running: 3,
+            ..StepReport::default()
+        });
+    }
+
+    #[test]
+    fn every_metric_of_the_table_is_shown_with_its_sentence() {
+        let metrics = metrics();
+        touch(&metrics);
+        let text = metrics.render(&LedgerTotals { open: 2, settled: 9, ..LedgerTotals::default() });
+        for metric in table::ALL {
+            assert!(text.contains(&format!("# HELP {} {}", metric.name, metric.help)), "{} in {text}", metric.name);
+        }
+        for line in [
+            r#"passerelle_info{version="1.2.3",kernels="cpu avx2"} 1"#,
+            r#"passerelle_requests_total{route="/v1/models",status="200",model=""} 1"#,
+            r#"passerelle_prompt_tokens_total{model="demo"} 11"#,
+            r#"passerelle_quota_refusals_total{limit="tokens_per_minute"} 1"#,
+            r#"passerelle_quota_refusals_total{limit="requests_per_minute"} 0"#,
+            r#"passerelle_kv_blocks_used{model="demo"} 40"#,
+            r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.005"} 1"#,
+            r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.0025"} 0"#,
+            "passerelle_ledger_reservations_open 2",
+            "passerelle_ledger_reservations_settled_total 9",
+        ] {
+            assert!(text.lines().any(|shown| shown == line), "{line} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn a_client_cannot_make_series() {
+        let metrics = metrics();
+        for model in ["a", "b", "demo\"} 1\n"] {
+            metrics.answered(AnsweredRequest { route: "/v1/completions", status: 404, model: Some(model) });
+        }
+        let text = metrics.render(&LedgerTotals::default());
+        let shown: Vec<_> = text.lines().filter(|line| line.starts_with("passerelle_requests_total")).collect();
+        assert_eq!(shown, [r#"passerelle_requests_total{route="/v1/completions",status="404",model="unknown"} 3"#]);
+    }
+
+    #[test]
+    fn two_servers_of_one_process_count_apart() {
+        let (one, other) = (metrics(), metrics());
+        one.refused(LimitName::ConcurrentRequests);
+        let line = r#"passerelle_quota_refusals_total{limit="concurrent_requests"} 0"#;
+        assert!(other.render(&LedgerTotals::default()).contains(line));
+        assert!(!one.render(&LedgerTotals::default()).contains(line));
+    }
+
+    #[test]
+    fn names_follow_the_conventions_of_prometheus() {
+        for metric in table::ALL {
+            let is_total = metric.name.ends_with("_total");
+            assert!(metric.name.starts_with("passerelle_"), "{}", metric.name);
+            assert_eq!(is_total, metric.kind == MetricKind::Counter, "{}", metric.name);
+            if let MetricKind::Histogram(buckets) = metric.kind {
+                assert!(metric.name.ends_with("_seconds") && buckets.is_sorted(), "{}", metric.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Every metric: its name, its kind, its labels, and one sentence on what it counts. Units are in the names.
+//!
+//! Every label takes few values: routes and statuses are the API's own, models the configured ones, limits the kinds
+//! there are. Nothing that a client sends becomes a label.
+
+/// One series of `/metrics`.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: MetricKind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MetricKind {
+    Counter,
+    Gauge,
+    /// With the upper bounds of its buckets.
+    Histogram(&'static [f64]),
+}
+
+pub const INFO: Metric =
+    gauge("passerelle_info", &["version", "kernels"], "Always 1; what is running is in the labels.");
+
+pub const REQUESTS: Metric = counter(
+    "passerelle_requests_total",
+    &["route", "status", "model"],
+    "HTTP requests answered; `model` is empty where a route has none and `unknown` where no such model is served.",
+);
+pub const REQUEST_DURATION: Metric = histogram(
+    "passerelle_request_duration_seconds",
+    &["model"],
+    "From a request's arrival to the last byte of its answer.",
+    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0],
+);
+pub const TIME_TO_FIRST_TOKEN: Metric = histogram(
+    "passerelle_time_to_first_token_seconds",
+    &["model"],
+    "From a request's arrival to its first generated token.",
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0],
+);
+pub const INTER_TOKEN_LATENCY: Metric = histogram(
+    "passerelle_inter_token_latency_seconds",
+    &["model"],
+    "Between two generated tokens of one request.",
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5],
+);
+pub const PROMPT_TOKENS: Metric =
+    counter("passerelle_prompt_tokens_total", &["model"], "Prompt tokens of requests that ended, as settled.");
+pub const CACHED_TOKENS: Metric = counter(
+    "passerelle_cached_tokens_total",
+    &["model"],
+    "Those of the prompt tokens whose K/V came from the prefix cache.",
+);
+pub const GENERATED_TOKENS: Metric =
+    counter("passerelle_generated_tokens_total", &["model"], "Generated tokens of requests that ended, as settled.");
+
+pub const AUTH_FAILURES: Metric = counter(
+    "passerelle_auth_failures_total",
+    &["cause"],
+    "Requests answered 401, by the cause that only the log tells.",
+);
+pub const REFUSALS: Metric = counter("passerelle_quota_refusals_total", &["limit"], "Requests that a limit refused.");
+pub const RESERVATIONS_OPEN: Metric =
+    gauge("passerelle_ledger_reservations_open", &[], "Reservations taken and not yet settled.");
+pub const RESERVATIONS_SETTLED: Metric =
+    counter("passerelle_ledger_reservations_settled_total", &[], "Reservations settled, on whatever way out.");
+
+pub const WAITING: Metric =
+    gauge("passerelle_waiting_requests", &["model"], "Requests that wait for their first step, after the last step.");
+pub const RUNNING: Metric =
+    gauge("passerelle_running_sequences", &["model"], "Sequences that hold KV blocks, after the last step.");
+pub const KV_BLOCKS_USED: Metric =
+    gauge("passerelle_kv_blocks_used", &["model"], "KV blocks that sequences hold, after the last step.");
+pub const KV_BLOCKS: Metric = gauge("passerelle_kv_blocks", &["model"], "KV blocks of the cache.");
+pub const PREFIX_QUERY_TOKENS: Metric =
+    counter("passerelle_prefix_query_tokens_total", &["model"], "Prompt tokens looked up in the prefix cache.");
+pub const PREFIX_HIT_TOKENS: Metric =
+    counter("passerelle_prefix_hit_tokens_total", &["model"], "Prompt tokens found in the prefix cache.");
+pub const PREEMPTIONS: Metric =
+    counter("passerelle_preemptions_total", &["model"], "Sequences that gave up their KV blocks to another.");
+pub const ENGINE_FAILURES: Metric =
+    counter("passerelle_engine_failures_total", &["model"], "Requests that failed in the engine.");
+pub const STEP_DURATION: Metric = histogram(
+    "passerelle_step_duration_seconds",
+    &["model"],
+    "One step of the engine, from taking commands to the last event.",
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
+);
+
+pub const ALL: [Metric; 21] = [
+    INFO,
+    REQUESTS,
+    REQUEST_DURATION,
+    TIME_TO_FIRST_TOKEN,
+    INTER_TOKEN_LATENCY,
+    PROMPT_TOKENS,
+    CACHED_TOKENS,
+    GENERATED_TOKENS,
+    AUTH_FAILURES,
+    REFUSALS,
+    RESERVATIONS_OPEN,
+    RESERVATIONS_SETTLED,
+    WAITING,
+    RUNNING,
+    KV_BLOCKS_USED,
+    KV_BLOCKS,
+    PREFIX_QUERY_TOKENS,
+    PREFIX_HIT_TOKENS,
+    PREEMPTIONS,
+    ENGINE_FAILURES,
+    STEP_DURATION,
+];
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Counter, labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: MetricKind::Gauge, labels, help }
+}
+
+const fn histogram(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    buckets: &'static [f64],
+) -> Metric {
+    Metric { name, kind: MetricKind::Histogram(buckets), labels, help }
+}

@@ -1,0 +1,187 @@
+//! From a checked configuration to a server that answers, and back down.
+//!
+//! The order is deliberate: keys before models (a server that may not open its door loads nothing), models before the
+//! listener (nothing listens that cannot answer), and on the way down the listener before the engines.
+
+mod defaults;
+mod door;
+mod engines;
+mod listener;
+mod logging;
+mod memory;
+mod models;
+mod report;
+mod signals;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use passerelle::api::{
+    self, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, ServeConfig, SseConfig,
+};
+use passerelle::config::{Config, UnknownFields};
+use passerelle::gateway::{Authenticator, Ledger};
+use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_engine::{Engine, EngineHandle};
+use tokio::runtime::Runtime;
+use tokio::time::sleep;
+
+use crate::cli::output;
+use signals::Signals;
+
+pub(crate) use door::Door;
+pub(crate) use engines::EngineBounds;
+pub(crate) use models::{Loaded, compute, find_files, load};
+
+/// HTTP and text need little beside the threads that compute.
+const ASYNC_THREADS: usize = 2;
+/// What connections get, after the drain timeout, to send how their requests ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Loaded, listening, not yet answering.
+pub(crate) struct Server {
+    /// `http://ADDR:PORT` or `unix:PATH`.
+    pub(crate) url: String,
+    listener: Listener,
+    router: axum::Router,
+    readiness: Readiness,
+    config: ServeConfig,
+    /// Dropped last: every answer needs its engine to the end.
+    engines: Vec<Engine>,
+}
+
+/// Serves until a signal, then drains. Returns when everything has ended well.
+pub(crate) fn run(config: &Config) -> Result<()> {
+    logging::start(&config.log);
+    let runtime = runtime()?;
+    let server = start(config, Door::AsConfigured, &runtime)?;
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    output::line(format_args!("ready: {}", server.url))?;
+    runtime.block_on(server.serve(async {
+        signals.next().await;
+        tokio::spawn(signals.end_at_once());
+    }));
+    tracing::info!("ended");
+    Ok(())
+}
+
+pub(crate) fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(ASYNC_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the async threads")
+}
+
+/// Keys, models, engines, listener, in this order.
+pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let authenticator = door::authenticator(config, door, (&clock, runtime))?;
+    let guard = match &authenticator {
+        Authenticator::Open(_) => BrowserGuard::LocalOnly,
+        Authenticator::Keys(_) => BrowserGuard::Off,
+    };
+    let reserved = listener::reserve(&config.server.listen)?;
+    let compute = compute(&config.engine);
+    let loaded = models::load_all(config, &compute)?;
+    let fleet = engines::start(loaded, &config.engine, &compute, &clock)?;
+    let readiness = Readiness::default();
+    let state = AppState::new(AppParts {
+        models: fleet.served,
+        authenticator,
+        ledger: Ledger::new(Arc::clone(&clock)),
+        router: fleet.router,
+        clock,
+        metrics: fleet.metrics,
+        config: api_config(config, guard),
+        readiness: readiness.clone(),
+    });
+    let (listener, url) = runtime.block_on(async { reserved.listen() })?;
+    Ok(Server {
+        url,
+        listener,
+        router: api::router(state),
+        readiness,
+        config: serve_config(config),
+        engines: fleet.engines,
+    })
+}
+
+impl Server {
+    /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs
+    /// then is ended by its engine, so that each client is told.
+    pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let (readiness, drain_timeout) = (self.readiness, self.config.drain_timeout);
+        let handles: Vec<EngineHandle> = self.engines.iter().map(Engine::handle).collect();
+        let shutdown = async {
+            shutdown.await;
+            readiness.start_draining();
+            tracing::info!("admitting nothing more; what runs may finish");
+            tokio::spawn(async move {
+                sleep(drain_timeout).await;
+                tracing::warn!("the drain timeout has passed: what still runs is ended");
+                handles.iter().for_each(EngineHandle::shutdown);
+            });
+        };
+        let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
+        let drained = api::serve(self.listener, self.router, config, shutdown).await;
+        tracing::info!(?drained, "the listener is closed");
+    }
+}
+
+fn api_config(config: &Config, guard: BrowserGuard) -> ApiConfig {
+    let written = &config.api;
+    ApiConfig {
+        unknown_fields: match written.unknown_fields {
+            UnknownFields::Refuse => api::UnknownFields::Error,
+            UnknownFields::Warn => api::UnknownFields::Warn,
+        },
+        max_body_bytes: written.max_body.0 as usize,
+        body_timeout: written.read_timeout,
+        request_timeout: written.request_timeout,
+        max_concurrent_requests: written.max_concurrent_requests,
+        max_concurrent_encodes: written.max_concurrent_encodes,
+        bounds: RequestBounds {
+            max_messages: written.max_messages,
+            max_tools: written.max_tools,
+            max_stop_strings: written.max_stop_strings,
+            max_stop_bytes: written.max_stop_bytes,
+            max_stop_token_ids: written.max_stop_token_ids,
+            max_logit_bias: written.max_logit_bias,
+            max_prompts: written.max_prompts,
+        },
+        sse: SseConfig {
+            max_pending_frames: written.max_pending_frames,
+            write_timeout: written.stalled_reader_timeout,
+            keep_alive: written.keep_alive,
+        },
+        guard,
+    }
+}
+
+fn serve_config(config: &Config) -> ServeConfig {
+    ServeConfig {
+        max_connections: config.server.max_connections,
+        header_timeout: config.api.read_timeout,
+        write_timeout: config.api.stalled_reader_timeout,
+        drain_timeout: config.server.drain_timeout,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use passerelle::config::{Environment, Written};
+
+    use super::*;
+
+    #[test]
+    fn the_rooms_own_defaults_are_those_of_the_configuration() {
+        let home = Some("/home/ada".into());
+        let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
+        let config = Config::check(Written::default(), &environment).expect("the defaults are valid");
+        let api = api_config(&config, BrowserGuard::LocalOnly);
+        assert_eq!(format!("{api:?}"), format!("{:?}", ApiConfig::default()));
+        assert_eq!(format!("{:?}", serve_config(&config)), format!("{:?}", ServeConfig::default()));
+    }
+}

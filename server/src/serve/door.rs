@@ -1,0 +1,87 @@
+//! Who is let in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use passerelle::config::Config;
+use passerelle::gateway::keys::{KeyRing, KeyStore, read_key_file};
+use passerelle::gateway::{Account, Authenticator, Limit, Quota};
+use passerelle_engine::clock::Clock;
+use tokio::runtime::Runtime;
+use tokio::time::sleep;
+
+/// How often an open server looks whether somebody made a key for it.
+const LOOK_FOR_KEYS_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// Whoever has a key, if the configuration or the data directory ever held any; else everybody on this machine.
+    AsConfigured,
+    /// Everybody on this machine. Only for a listener that this process itself talks to.
+    Open,
+}
+
+/// Refuses a listener that other machines can reach and that nobody needs a key for.
+pub(super) fn authenticator(
+    config: &Config,
+    door: Door,
+    (clock, runtime): (&Arc<dyn Clock>, &Runtime),
+) -> Result<Authenticator> {
+    let limits = quota(config)?;
+    if door == Door::Open {
+        return Ok(Authenticator::open(Account::local(limits)));
+    }
+    let from_file = config.server.api_key_file.as_deref().map(|file| read_key_file(file, &limits)).transpose()?;
+    let store = KeyStore::open(&config.server.data_dir, Arc::clone(clock))?;
+    let ring = KeyRing::new(Some(store.clone()), from_file.unwrap_or_default(), limits.clone(), Arc::clone(clock))?;
+    let is_open = ring.is_empty();
+    config.check_door(!is_open)?;
+    if is_open {
+        runtime.spawn(warn_when_a_key_appears(store));
+        return Ok(Authenticator::open(Account::local(limits)));
+    }
+    if !ring.has_active_key() {
+        tracing::warn!("every key is revoked or has expired: nobody is let in until `passerelle key create` makes one");
+    }
+    Ok(Authenticator::Keys(ring))
+}
+
+/// Whoever makes a key expects it to be asked for, but a server that started open stays so: its listener may check less.
+async fn warn_when_a_key_appears(store: KeyStore) {
+    // Trouble with the file is told at the next start; until then nothing here depends on it.
+    while !store.list().is_ok_and(|keys| !keys.is_empty()) {
+        sleep(LOOK_FOR_KEYS_EVERY).await;
+    }
+    tracing::warn!("a key was made, but this server started without any and asks for none: restart it");
+}
+
+fn quota(config: &Config) -> Result<Quota> {
+    let written = &config.limits;
+    let limits = [
+        written.requests_per_minute.map(Limit::RequestsPerMinute),
+        written.tokens_per_minute.map(Limit::TokensPerMinute),
+        written.concurrent_requests.map(Limit::ConcurrentRequests),
+    ];
+    Ok(Quota::new(limits.into_iter().flatten().collect())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use passerelle::gateway::keys::NewKey;
+    use passerelle_engine::clock::ManualClock;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_server_notices_the_first_key() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = KeyStore::open(folder.path(), Arc::new(ManualClock::default())).expect("the folder is writable");
+        let waiting = tokio::spawn(warn_when_a_key_appears(store.clone()));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        let key = NewKey { name: "alice".into(), limits: Quota::unlimited(), valid_for: None };
+        store.create(key).expect("the name is free");
+        waiting.await.expect("it ends by itself");
+    }
+}

@@ -1,0 +1,128 @@
+//! One engine for each model: they share the threads, take turns by step, and divide the KV memory.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use passerelle::api::ServedModel;
+use passerelle::config::EngineConfig;
+use passerelle::gateway::Router;
+use passerelle::gateway::replica::{Replica, ReplicaId};
+use passerelle::metrics::{BuildInfo, Metrics};
+use passerelle_engine::clock::Clock;
+use passerelle_engine::{Engine, EngineParts, StepTurns};
+use passerelle_models::ops::Compute;
+use sha2::{Digest, Sha256};
+
+use super::defaults;
+use super::memory::{KvDemand, share_kv_memory};
+use super::models::Loaded;
+use super::report;
+
+/// Every model, ready to be asked.
+pub(crate) struct Fleet {
+    pub(crate) engines: Vec<Engine>,
+    pub(crate) served: Vec<ServedModel>,
+    pub(crate) router: Router,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// The bounds of one model's engine that do not come from the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EngineBounds {
+    pub(crate) num_kv_blocks: usize,
+    pub(crate) max_model_len: usize,
+}
+
+pub(crate) fn start(
+    loaded: Vec<Loaded>,
+    config: &EngineConfig,
+    compute: &Compute,
+    clock: &Arc<dyn Clock>,
+) -> Result<Fleet> {
+    let kernels = format!("{} {}", report::device(compute), compute.kernels());
+    let info = BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned(), kernels: kernels.clone() };
+    let metrics = Arc::new(Metrics::new(&info, loaded.iter().map(|model| model.name.as_str()))?);
+    let demands: Vec<KvDemand> = loaded.iter().map(|model| demand(model, config)).collect();
+    let blocks = share_kv_memory(config.kv_cache_memory, &demands)?;
+    let turns = StepTurns::new();
+    let (mut engines, mut served, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
+    for (model, num_kv_blocks) in loaded.into_iter().zip(blocks) {
+        report::model(&model, num_kv_blocks, compute);
+        let bounds = EngineBounds::of(&model, num_kv_blocks);
+        served.push(serve_as(&model, bounds, &kernels)?);
+        let name = model.name.clone();
+        let engine = Engine::spawn(EngineParts {
+            name: name.clone(),
+            model: model.model,
+            config: bounds.with(config)?,
+            turns: turns.clone(),
+            clock: Arc::clone(clock),
+            observer: Arc::new(metrics.engine(&name)),
+        });
+        let engine = engine.with_context(|| format!("model `{name}`"))?;
+        let id = ReplicaId(replicas.len() as u32);
+        replicas.push(Replica::new(id, name, Box::new(engine.handle())));
+        engines.push(engine);
+    }
+    let router = Router::new(replicas, Arc::clone(clock), random_seed()?);
+    Ok(Fleet { engines, served, router, metrics })
+}
+
+impl EngineBounds {
+    /// A client may use what the checkpoint allows and the KV cache holds.
+    fn of(model: &Loaded, num_kv_blocks: usize) -> Self {
+        let kv_tokens = num_kv_blocks.saturating_mul(model.model.kv_cache_spec().block_size);
+        Self { num_kv_blocks, max_model_len: model.description.max_position.min(kv_tokens) }
+    }
+
+    pub(crate) fn with(self, config: &EngineConfig) -> Result<passerelle_engine::EngineConfig> {
+        Ok(passerelle_engine::EngineConfig {
+            num_kv_blocks: self.num_kv_blocks,
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_model_len: self.max_model_len,
+            max_waiting_requests: config.max_queued_requests,
+            max_waiting_tokens: config.max_queued_tokens,
+            prefill_chunk_tokens: config.max_prefill_chunk_tokens,
+            prompt_logprobs_chunk_tokens: config.prompt_logprobs_chunk_tokens,
+            seed: random_seed()?,
+        })
+    }
+}
+
+fn demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
+    let most_tokens = config.max_num_seqs.saturating_mul(model.description.max_position);
+    KvDemand { spec: model.model.kv_cache_spec(), most_tokens }
+}
+
+fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<ServedModel> {
+    Ok(ServedModel {
+        name: model.name.clone(),
+        text: Arc::clone(&model.text),
+        max_model_len: bounds.max_model_len,
+        input_vocab_size: model.model.input_vocab_size(),
+        eos_token_ids: model.description.eos_token_ids.clone(),
+        defaults: defaults::read(&model.files)?,
+        fingerprint: fingerprint(model, kernels)?,
+    })
+}
+
+/// Two servers with the same fingerprint give the same answers to the same requests: it covers this version, the kernels,
+/// the checkpoint's description, and the name, size and time of each of its files. The weights themselves are not hashed,
+/// which would take as long as loading them.
+fn fingerprint(model: &Loaded, kernels: &str) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(format!("{} {kernels} {:?}", env!("CARGO_PKG_VERSION"), model.description));
+    for name in model.files.names()? {
+        hash.update(&name);
+        if let Ok(metadata) = std::fs::metadata(model.files.path_of(&name)) {
+            hash.update(format!("{} {:?}", metadata.len(), metadata.modified().ok()));
+        }
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    Ok(digest[..6].iter().fold("fp_".to_owned(), |text, byte| format!("{text}{byte:02x}")))
+}
+
+pub(crate) fn random_seed() -> Result<u64> {
+    getrandom::u64().map_err(|error| anyhow::anyhow!("the system gave no random numbers: {error}"))
+}

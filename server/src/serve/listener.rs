@@ -1,0 +1,154 @@
+//! Takes the address before the models are loaded, so that a taken one is found out at once, and listens after.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use passerelle::api::{Listener, UnixSocket};
+use passerelle::config::Listen;
+use tokio::net::{TcpSocket, UnixListener};
+
+/// Connections that the system queues while none is accepted.
+const BACKLOG: u32 = 1024;
+const OWNER_ONLY: u32 = 0o600;
+
+/// An address that nobody else can take any more. Nothing listens on it yet.
+pub(crate) enum Reserved {
+    Tcp(TcpSocket),
+    Unix(PathBuf),
+}
+
+pub(crate) fn reserve(listen: &Listen) -> Result<Reserved> {
+    match listen {
+        Listen::Tcp(address) => bind(*address).map(Reserved::Tcp).with_context(|| {
+            format!("server.listen (--listen): cannot take {address}; stop what uses it, or choose another port")
+        }),
+        Listen::Unix(path) => {
+            clear(path)?;
+            Ok(Reserved::Unix(path.clone()))
+        }
+    }
+}
+
+impl Reserved {
+    /// Inside the runtime. Returns what clients write.
+    pub(crate) fn listen(self) -> Result<(Listener, String)> {
+        match self {
+            Self::Tcp(socket) => {
+                let listener = socket.listen(BACKLOG).context("cannot listen")?;
+                let url = format!("http://{}", listener.local_addr()?);
+                Ok((Listener::Tcp(listener), url))
+            }
+            Self::Unix(path) => {
+                let listener = listen_unix(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+                let url = format!("unix:{}", path.display());
+                Ok((Listener::Unix(UnixSocket::new(listener, path)?), url))
+            }
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart must not wait until the connections of the last run are forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Removes the socket that a killed server left; refuses to touch anything else.
+fn clear(path: &Path) -> Result<()> {
+    let metadata = match path.symlink_metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
+    };
+    if !metadata.file_type().is_socket() {
+        bail!("server.listen (--listen): {} exists and is no socket; choose another path", path.display());
+    }
+    if UnixStream::connect(path).is_ok() {
+        bail!(
+            "server.listen (--listen): a server listens on {} already; stop it, or choose another path",
+            path.display()
+        );
+    }
+    std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))
+}
+
+/// The socket is made in a folder that only its owner can enter and linked to its place when its mode is right, so that
+/// there is no moment in which somebody else could connect. A link, because it fails where another server's socket is.
+fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let private = tempfile::Builder::new().prefix(".p").rand_bytes(4).tempdir_in(parent)?;
+    let made = private.path().join("s");
+    let listener = StdUnixListener::bind(&made)?;
+    std::fs::set_permissions(&made, PermissionsExt::from_mode(OWNER_ONLY))?;
+    std::fs::hard_link(&made, path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_refused_before_anything_is_loaded() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        let address = other.local_addr().expect("it is bound");
+        let error = reserve(&Listen::Tcp(address)).err().expect("the port is taken");
+        assert!(error.to_string().contains("--listen"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_for_its_owner_only_and_removed_at_the_end() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("p.sock");
+        let (listener, url) =
+            reserve(&Listen::Unix(path.clone())).and_then(Reserved::listen).expect("the path is free");
+        assert_eq!(url, format!("unix:{}", path.display()));
+        assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
+        assert!(UnixStream::connect(&path).is_ok());
+        assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 1, "nothing else is left behind");
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn of_two_servers_that_start_together_one_gets_the_path_and_keeps_it() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("p.sock");
+        let [first, second] = [0; 2].map(|_| reserve(&Listen::Unix(path.clone())).expect("nobody listens there yet"));
+        let (first, _) = first.listen().expect("the path is free");
+        assert!(second.listen().is_err());
+        assert!(UnixStream::connect(&path).is_ok(), "the second took nothing away");
+        std::fs::remove_file(&path).expect("the folder is writable");
+        let successor = StdUnixListener::bind(&path).expect("the path is free");
+        drop(first);
+        assert!(path.exists(), "what somebody else put there is not removed");
+        drop(successor);
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_living_one_is_not() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("p.sock");
+        let living = StdUnixListener::bind(&path).expect("the path is free");
+        assert!(reserve(&Listen::Unix(path.clone())).is_err());
+        drop(living);
+        assert!(path.exists(), "a killed server leaves its socket");
+        reserve(&Listen::Unix(path.clone())).expect("nobody listens there");
+    }
+
+    #[test]
+    fn a_file_is_never_replaced_by_a_socket() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("thesis.txt");
+        std::fs::write(&path, "years of work").expect("the folder is writable");
+        assert!(reserve(&Listen::Unix(path.clone())).is_err());
+        assert_eq!(std::fs::read_to_string(&path).expect("it is still there"), "years of work");
+    }
+}

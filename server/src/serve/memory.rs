@@ -1,0 +1,124 @@
+//! How much memory there is, and how the KV cache of several models shares it.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use passerelle::config::ByteSize;
+use passerelle_models::KvCacheSpec;
+
+/// Without a stated size, the KV cache takes at most this share of the free memory.
+const FREE_MEMORY_PART: u64 = 4;
+/// Free memory, where the system does not tell.
+const UNKNOWN_FREE_MEMORY: ByteSize = ByteSize(4 << 30);
+
+/// What one model asks of the KV cache.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KvDemand {
+    pub(crate) spec: KvCacheSpec,
+    /// What all its sequences at their longest would take.
+    pub(crate) most_tokens: usize,
+}
+
+/// Blocks for each model, in order: every model gets room for the same number of tokens, but none more than it can use.
+///
+/// `stated` is `--kv-cache-memory`. Without it the cache is as large as the models can use, up to a quarter of the memory
+/// that is free once their weights are loaded.
+pub(crate) fn share_kv_memory(stated: Option<ByteSize>, demands: &[KvDemand]) -> Result<Vec<usize>> {
+    let budget = stated.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
+    let mut blocks = vec![0; demands.len()];
+    let mut left = budget.0;
+    // The most modest first: what they leave over is shared by the others.
+    let mut order: Vec<usize> = (0..demands.len()).collect();
+    order.sort_by_key(|&model| demands[model].most_tokens);
+    for (position, &model) in order.iter().enumerate() {
+        let bytes_per_token: u64 = order[position..].iter().map(|&other| token_bytes(&demands[other].spec)).sum();
+        let block_size = demands[model].spec.block_size;
+        let wanted = demands[model].most_tokens.div_ceil(block_size) as u64;
+        let fitting = wanted.min(left / bytes_per_token / block_size as u64);
+        ensure!(
+            fitting > 0,
+            "engine.kv_cache_memory (--kv-cache-memory): {budget} is less than one block for each of {} models; give it more",
+            demands.len()
+        );
+        blocks[model] = fitting as usize;
+        left = left.saturating_sub(fitting * demands[model].spec.block_bytes() as u64);
+    }
+    Ok(blocks)
+}
+
+fn token_bytes(spec: &KvCacheSpec) -> u64 {
+    (spec.block_bytes() as u64).div_ceil(spec.block_size as u64).max(1)
+}
+
+/// What this process may still take: the system's own estimate, or the room left in its cgroup if that is less.
+fn free_memory() -> ByteSize {
+    let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
+    let read = |file: &str| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let limit = read("/sys/fs/cgroup/memory.max");
+    let used = read("/sys/fs/cgroup/memory.current").unwrap_or(0);
+    let group = limit.map(|limit| limit.saturating_sub(used));
+    ByteSize(system.into_iter().chain(group).min().unwrap_or(UNKNOWN_FREE_MEMORY.0))
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    /// `units` of 64 bytes for each token, in blocks of 16.
+    fn demand(units: usize, most_tokens: usize) -> KvDemand {
+        let (dtype, block_size) = (DType::BF16, 16);
+        let spec = KvCacheSpec { num_layers: units, num_kv_heads: 1, head_dim: 16, dtype, block_size };
+        assert_eq!(spec.block_bytes(), units * BLOCK as usize);
+        KvDemand { spec, most_tokens }
+    }
+
+    /// Bytes of a block of one unit.
+    const BLOCK: u64 = 16 * 64;
+
+    #[test]
+    fn every_model_gets_the_same_number_of_tokens() {
+        let blocks = share_kv_memory(Some(ByteSize(300 * BLOCK)), &[demand(1, 1 << 20), demand(2, 1 << 20)]);
+        assert_eq!(blocks.expect("there is room"), [100, 100]);
+    }
+
+    #[test]
+    fn what_a_modest_model_leaves_over_goes_to_the_others() {
+        let demands = [demand(1, 1 << 20), demand(1, 160)];
+        assert_eq!(share_kv_memory(Some(ByteSize(100 * BLOCK)), &demands).expect("there is room"), [90, 10]);
+    }
+
+    #[test]
+    fn no_model_gets_more_than_it_can_use() {
+        assert_eq!(share_kv_memory(Some(ByteSize(1 << 40)), &[demand(1, 1000)]).expect("there is room"), [63]);
+    }
+
+    #[test]
+    fn the_budget_is_never_exceeded() {
+        for budget in [9 * BLOCK, 10 * BLOCK + 1, 77_777, 1_000_000] {
+            let demands = [demand(1, 400), demand(3, 1 << 20), demand(2, 90)];
+            let blocks = share_kv_memory(Some(ByteSize(budget)), &demands).expect("there is room for a block each");
+            let used: u64 = blocks.iter().zip(&demands).map(|(n, d)| *n as u64 * d.spec.block_bytes() as u64).sum();
+            assert!(used <= budget, "{used} of {budget}");
+        }
+    }
+
+    #[test]
+    fn a_budget_without_room_is_refused_by_its_key() {
+        let error = share_kv_memory(Some(ByteSize(BLOCK - 1)), &[demand(1, 1000)]).expect_err("less than a block");
+        assert!(error.to_string().contains("--kv-cache-memory"));
+    }
+
+    #[test]
+    fn available_memory_is_read_in_bytes() {
+        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:    2048 kB\nBuffers: 1 kB\n"), Some(2 << 20));
+        assert_eq!(available("MemTotal: 9 kB\n"), None);
+    }
+}

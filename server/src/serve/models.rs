@@ -1,0 +1,192 @@
+//! From what the configuration names to models in memory.
+
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype, check_names};
+use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source};
+use passerelle::text::TextModel;
+use passerelle_models::ops::Compute;
+use passerelle_models::{CausalLm, CheckpointFiles, LoadOptions, ModelDescription};
+
+/// The largest tokenizer or template that is read.
+const MAX_TEXT_FILE_BYTES: u64 = 256 << 20;
+/// Before a file of the hub is tried again; later attempts wait longer.
+const HUB_RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// A model in memory, with its text side.
+pub(crate) struct Loaded {
+    pub(crate) name: String,
+    pub(crate) files: CheckpointFiles,
+    pub(crate) model: Box<dyn CausalLm>,
+    pub(crate) description: ModelDescription,
+    /// What the weights are held as.
+    pub(crate) dtype: String,
+    pub(crate) text: Arc<TextModel>,
+}
+
+/// Every model of the configuration, in its order, then those of `server.models_dir`.
+pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<Vec<Loaded>> {
+    let mut wanted = config.models.clone();
+    if let Some(folder) = &config.server.models_dir {
+        wanted.extend(find_models(folder, &config.engine)?);
+        check_names(&wanted)?;
+    }
+    wanted.iter().map(|model| load(model, &config.hub, compute)).collect()
+}
+
+/// The files of a source, fetched if they must be.
+pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointFiles> {
+    if source == DEMO {
+        return Ok(passerelle_models::demo_checkpoint());
+    }
+    let source = Source::parse(source)?;
+    let cache_dir = match &source {
+        Source::Hub(_) => config.cache_dir()?.to_owned(),
+        Source::Directory(_) | Source::Gguf(_) => PathBuf::new(),
+    };
+    let options = HubOptions {
+        network: if config.offline { Network::Offline } else { Network::Allowed },
+        cache_dir,
+        token: config.token.as_ref().map(|token| token.expose().to_owned()),
+        endpoint: config.endpoint.clone(),
+        progress: ProgressOutput::for_stderr(),
+        retry_pause: HUB_RETRY_PAUSE,
+    };
+    let local = hub::resolve(&source, &options)?;
+    Ok(CheckpointFiles::directory(local.directory)?)
+}
+
+/// Threads that compute: what was asked for, else one for each physical core that this process may use.
+pub(crate) fn compute(config: &EngineConfig) -> Compute {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    Compute::cpu(config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed)))
+}
+
+pub(crate) fn load(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result<Loaded> {
+    load_named(model, hub, compute).with_context(|| format!("model `{}`", model.name))
+}
+
+fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result<Loaded> {
+    let files = find_files(&model.source, hub)?;
+    // The text side first: it is quick to read and often what is wrong.
+    let text = load_text(&files)?;
+    let bar = progress_bar(&model.name);
+    let loaded = passerelle_models::load(&files, compute, &options(model), &mut |progress| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes_done);
+    })?;
+    bar.finish_and_clear();
+    let dtype = match model.dtype {
+        WeightDtype::Auto => loaded.description.stored_dtype.to_string(),
+        stated => format!("{stated:?}").to_lowercase(),
+    };
+    let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
+    Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
+}
+
+fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
+    let read = |file: &str| {
+        let content = files.read(file, MAX_TEXT_FILE_BYTES).map_err(io::Error::other)?;
+        Ok(content.map(std::borrow::Cow::into_owned))
+    };
+    TextModel::load(read).with_context(|| files.root().display().to_string())
+}
+
+fn options(model: &ModelConfig) -> LoadOptions {
+    use passerelle_models::{KvDtype as Kv, WeightDtype as Weights};
+    let dtype = match model.dtype {
+        WeightDtype::Auto => Weights::Auto,
+        WeightDtype::F32 => Weights::F32,
+        WeightDtype::Bf16 => Weights::Bf16,
+        WeightDtype::F16 => Weights::F16,
+    };
+    let kv_dtype = match model.kv_dtype {
+        KvDtype::Auto => Kv::Auto,
+        KvDtype::F32 => Kv::F32,
+        KvDtype::Bf16 => Kv::Bf16,
+    };
+    LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
+}
+
+/// Folders directly inside `folder` that hold a `config.json`, in the order of their names.
+fn find_models(folder: &Path, engine: &EngineConfig) -> Result<Vec<ModelConfig>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("server.models_dir: {}", folder.display()))? {
+        let path = entry?.path();
+        if !path.join("config.json").is_file() {
+            continue;
+        }
+        let (Some(name), Some(source)) = (path.file_name().and_then(|name| name.to_str()), path.to_str()) else {
+            bail!("server.models_dir: {} is not a name that requests could use; rename it", path.display());
+        };
+        found.push(ModelConfig::found(name.to_owned(), source.to_owned(), engine));
+    }
+    ensure!(!found.is_empty(), "server.models_dir: no folder with a config.json in {}", folder.display());
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// Redraws itself on a terminal and is silent elsewhere.
+fn progress_bar(name: &str) -> ProgressBar {
+    let is_terminal = io::stderr().is_terminal();
+    let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = ProgressStyle::with_template("loading {msg} [{bar:30}] {bytes} of {total_bytes}")
+        .expect("the template is a constant that a test draws");
+    ProgressBar::with_draw_target(None, target).with_style(style).with_message(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_progress_bar_can_be_drawn() {
+        progress_bar("demo").finish();
+    }
+
+    #[test]
+    fn only_folders_that_hold_a_checkpoint_are_found() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (name, is_checkpoint) in [("b", true), ("a", true), ("notes", false)] {
+            std::fs::create_dir(folder.path().join(name)).expect("the folder is writable");
+            if is_checkpoint {
+                std::fs::write(folder.path().join(name).join("config.json"), "{}").expect("the folder is writable");
+            }
+        }
+        let config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
+        let found = find_models(folder.path(), &config.engine).expect("two checkpoints");
+        assert_eq!(found.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_folder_s_model_cannot_take_the_name_of_another_nor_one_that_requests_cannot_use() {
+        for (name, wanted) in [("demo", "two models are named `demo`"), ("a b", "`a b` is not a name")] {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let model = folder.path().join(name);
+            std::fs::create_dir(&model).expect("the folder is writable");
+            std::fs::write(model.join("config.json"), "{}").expect("the folder is writable");
+            let mut config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
+            config.server.models_dir = Some(folder.path().to_owned());
+            let error = load_all(&config, &Compute::cpu(1)).err().expect("it is refused before anything is loaded");
+            assert!(error.to_string().contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_without_checkpoints_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
+        let error = find_models(folder.path(), &config.engine).expect_err("it is empty");
+        assert!(error.to_string().contains("no folder with a config.json"), "{error}");
+    }
+
+    fn environment() -> passerelle::config::Environment {
+        let home = Some("/home/ada".into());
+        passerelle::config::Environment { hf_home: home.clone(), home, ..Default::default() }
+    }
+}

@@ -1,0 +1,50 @@
+//! What the start-up output says about each model.
+
+use passerelle::config::ByteSize;
+use passerelle_models::ops::Compute;
+
+use super::models::Loaded;
+
+/// One event; operators look here first.
+pub(crate) fn model(model: &Loaded, num_kv_blocks: usize, compute: &Compute) {
+    let (is, spec) = (&model.description, model.model.kv_cache_spec());
+    let kv_tokens = num_kv_blocks * spec.block_size;
+    tracing::info!(
+        model = %model.name,
+        source = %model.files.root().display(),
+        family = %is.family,
+        parameters = %count(is.num_parameters),
+        dtype = %model.dtype,
+        memory = %ByteSize(is.resident_bytes.unwrap_or(is.stored_bytes)),
+        device = %device(compute),
+        kernels = %compute.kernels(),
+        threads = compute.num_threads(),
+        context = is.max_position,
+        kv_dtype = ?spec.dtype,
+        kv_blocks = num_kv_blocks,
+        kv_tokens,
+        kv_memory = %ByteSize((num_kv_blocks * spec.block_bytes()) as u64),
+        "loaded"
+    );
+    if kv_tokens < is.max_position {
+        tracing::warn!(
+            model = %model.name,
+            "the KV cache holds {kv_tokens} tokens, less than the context of {}; longer requests are refused: raise \
+             --kv-cache-memory or lower --max-model-len",
+            is.max_position
+        );
+    }
+}
+
+pub(crate) fn device(compute: &Compute) -> &'static str {
+    if compute.device().is_cpu() { "cpu" } else { "cuda" }
+}
+
+/// `5_900_000` is `5.9 M`.
+pub(crate) fn count(number: u64) -> String {
+    match number {
+        0..1_000_000 => format!("{:.1} k", number as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", number as f64 / 1e6),
+        _ => format!("{:.2} G", number as f64 / 1e9),
+    }
+}

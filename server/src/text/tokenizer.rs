@@ -1,0 +1,205 @@
+//! Text to token ids and back, for any `tokenizer.json`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use tokenizers::Tokenizer as Hf;
+
+use super::TextError;
+use super::detokenizer::Detokenizer;
+use super::pieces::Pieces;
+use super::special::SpecialStrings;
+
+/// The largest `tokenizer.json` that is read. The largest known, of vocabularies of 262,144 tokens, have about 35 MB.
+pub const MAX_TOKENIZER_FILE_BYTES: usize = 128 << 20;
+/// The longest text that one call encodes: about half a million tokens of prose, and a few seconds for the worst text.
+pub const MAX_TEXT_BYTES: usize = 2 << 20;
+
+/// Whether the tokenizer's own frame (for example a leading BOS) is added around the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AddSpecialTokens {
+    Yes,
+    No,
+}
+
+/// What a special token's string inside the text becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// The special token: for text written by a template or by someone trusted with the whole prompt.
+    Parse,
+    /// The ordinary tokens that spell it: for text written by a user.
+    AsText,
+}
+
+/// Whether special tokens leave a trace in decoded text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SkipSpecialTokens {
+    Yes,
+    No,
+}
+
+/// A tokenizer. Clones share everything.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    hf: Hf,
+    /// Built when the first text arrives that holds a special token's string: most processes never need it.
+    as_text: OnceLock<AsText>,
+    pieces: Option<Pieces>,
+    special_strings: SpecialStrings,
+    /// Sorted.
+    special_ids: Vec<u32>,
+    vocab_size: usize,
+}
+
+/// The same tokenizer with special tokens taken for ordinary text.
+struct AsText {
+    hf: Hf,
+    /// Some vocabularies hold their special tokens as ordinary pieces too, so that even this tokenizer may produce them.
+    produces_special: bool,
+}
+
+impl Tokenizer {
+    /// From the bytes of `tokenizer.json`. The file's own truncation and padding are dropped: a prompt is never cut silently.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, TextError> {
+        let fault = |problem: String| TextError::File { file: "tokenizer.json".into(), problem };
+        if bytes.len() > MAX_TOKENIZER_FILE_BYTES {
+            return Err(fault(format!("has {} bytes; at most {MAX_TOKENIZER_FILE_BYTES} are read", bytes.len())));
+        }
+        // A damaged file can trip an assertion in the library; it must cost this model, not the process.
+        let hf = catch_unwind(AssertUnwindSafe(|| Hf::from_bytes(bytes)))
+            .map_err(|_| fault("is damaged: the tokenizers library panicked on it; fetch it again".into()))?
+            .map_err(|error| fault(format!("is not a tokenizer of the tokenizers library: {error}; fetch it again")))?;
+        Self::from_hf(hf).map_err(|error| fault(error.to_string()))
+    }
+
+    fn from_hf(mut hf: Hf) -> Result<Self, tokenizers::Error> {
+        hf.with_truncation(None)?;
+        hf.with_padding(None);
+        hf.set_encode_special_tokens(false);
+        let added = hf.get_added_tokens_decoder();
+        let mut special: Vec<(u32, String)> =
+            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        special.sort_unstable();
+        let highest_id = hf.get_vocab(true).into_values().max();
+        let vocab_size = highest_id.map_or(0, |id| id as usize + 1);
+        let pieces = Pieces::new(&hf, vocab_size);
+        let special_ids = special.iter().map(|(id, _)| *id).collect();
+        let special_strings = SpecialStrings::new(special.into_iter().map(|(_, string)| string));
+        let inner = Inner { hf, as_text: OnceLock::new(), pieces, special_strings, special_ids, vocab_size };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Token ids of `text`. Takes time that grows with the text, of which [`MAX_TEXT_BYTES`] are accepted.
+    pub fn encode(&self, text: &str, add: AddSpecialTokens, special: SpecialTokens) -> Result<Vec<u32>, TextError> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(TextError::TooLong { bytes: text.len(), limit: MAX_TEXT_BYTES });
+        }
+        if special == SpecialTokens::Parse || !self.inner.special_strings.occurs_in(text) {
+            return encode(&self.inner.hf, text, add);
+        }
+        let as_text = self.inner.as_text.get_or_init(|| AsText::new(&self.inner.hf, &self.inner.special_strings));
+        if as_text.produces_special { self.encode_in_parts(text, add) } else { encode(&as_text.hf, text, add) }
+    }
+
+    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD, ids outside the vocabulary nothing.
+    pub fn decode(&self, ids: &[u32], skip: SkipSpecialTokens) -> String {
+        if self.inner.pieces.is_none() {
+            return self.decode_whole(ids, skip);
+        }
+        let mut detokenizer = Detokenizer::new(self, skip);
+        let mut text: String = ids.iter().map(|&id| detokenizer.push(id)).collect();
+        text.push_str(&detokenizer.finish());
+        text
+    }
+
+    /// The bytes that a token stands for: exact for byte-level and byte-fallback vocabularies, else its text alone.
+    /// Empty outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        match &self.inner.pieces {
+            Some(pieces) => pieces.bytes(id).to_vec(),
+            None => self.decode_whole(&[id], SkipSpecialTokens::No).into_bytes(),
+        }
+    }
+
+    /// The id of the token written exactly so, special or not.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.hf.token_to_id(token)
+    }
+
+    /// One more than the highest id.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.vocab_size
+    }
+
+    pub fn is_special(&self, id: u32) -> bool {
+        self.inner.special_ids.binary_search(&id).is_ok()
+    }
+
+    pub fn special_strings(&self) -> &SpecialStrings {
+        &self.inner.special_strings
+    }
+
+    pub(super) fn pieces(&self) -> Option<&Pieces> {
+        self.inner.pieces.as_ref()
+    }
+
+    /// Decoding by the library itself: the only way for decoders that look at more than one token.
+    pub(super) fn decode_whole(&self, ids: &[u32], skip: SkipSpecialTokens) -> String {
+        // The library's decoders fail only inside an interpreter binding that is not compiled in.
+        self.inner.hf.decode(ids, skip == SkipSpecialTokens::Yes).unwrap_or_default()
+    }
+
+    /// Cuts each special string behind its first character, so that no part is one.
+    fn encode_in_parts(&self, text: &str, add: AddSpecialTokens) -> Result<Vec<u32>, TextError> {
+        let mut ids = Vec::new();
+        let mut begin = 0;
+        while let Some(special) = self.inner.special_strings.find_from(text, begin) {
+            let first_char = text[special.start..].chars().next().map_or(1, char::len_utf8);
+            let cut = special.start + first_char;
+            ids.extend(encode(&self.inner.hf, &text[begin..cut], AddSpecialTokens::No)?);
+            begin = cut;
+        }
+        ids.extend(encode(&self.inner.hf, &text[begin..], AddSpecialTokens::No)?);
+        if add == AddSpecialTokens::No { Ok(ids) } else { self.frame(ids) }
+    }
+
+    /// Puts around `ids` what the tokenizer puts around any text.
+    fn frame(&self, ids: Vec<u32>) -> Result<Vec<u32>, TextError> {
+        const SAMPLE: &str = "a";
+        let bare = encode(&self.inner.hf, SAMPLE, AddSpecialTokens::No)?;
+        let framed = encode(&self.inner.hf, SAMPLE, AddSpecialTokens::Yes)?;
+        let at = framed.windows(bare.len().max(1)).position(|window| window == bare);
+        let at = at.ok_or_else(|| TextError::Encode("its frame around a text depends on the text".into()))?;
+        Ok([&framed[..at], &ids, &framed[at + bare.len()..]].concat())
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.inner.vocab_size).finish_non_exhaustive()
+    }
+}
+
+impl AsText {
+    fn new(hf: &Hf, special_strings: &SpecialStrings) -> Self {
+        let mut hf = hf.clone();
+        hf.set_encode_special_tokens(true);
+        let produces_special = special_strings.iter().any(|string| {
+            let id = hf.token_to_id(string);
+            encode(&hf, string, AddSpecialTokens::No).is_ok_and(|ids| id.is_some_and(|id| ids.contains(&id)))
+        });
+        Self { hf, produces_special }
+    }
+}
+
+fn encode(hf: &Hf, text: &str, add: AddSpecialTokens) -> Result<Vec<u32>, TextError> {
+    let encoding = hf.encode_fast(text, add == AddSpecialTokens::Yes);
+    Ok(encoding.map_err(|error| TextError::Encode(error.to_string()))?.get_ids().to_vec())
+}
+
+#[cfg(test)]
+mod tests;

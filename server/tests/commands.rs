@@ -1,0 +1,173 @@
+//! The commands, run as their users run them: the real binary, the bundled demo model, free loopback ports.
+
+#[path = "commands/binary.rs"]
+mod binary;
+#[path = "commands/operation.rs"]
+mod operation;
+#[path = "commands/refusals.rs"]
+mod refusals;
+
+use std::process::Command;
+
+use binary::{Served, State, request};
+use serde_json::{Value, json};
+
+fn chat(content: &str, max_tokens: u32) -> Value {
+    json!({
+        "model": "demo",
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    })
+}
+
+#[test]
+fn serve_without_options_answers_as_the_demo_model_and_ends_with_0() {
+    let state = State::new();
+    let mut served = Served::start(&state, &[]);
+    let answer = request(&served.address, "POST", "/v1/chat/completions", &chat("What is 12 + 7?", 32)).json();
+    let said = answer["choices"][0]["message"]["content"].as_str().expect("a text");
+    assert!(said.contains("19"), "{answer}");
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    assert_eq!(served.rest_of_output(), "", "only the ready line stands on standard output");
+}
+
+#[test]
+fn sigterm_lets_sixteen_streams_finish() {
+    let state = State::new();
+    let mut served = Served::start(&state, &[]);
+    let streams: Vec<_> = (0..16)
+        .map(|index| {
+            let mut body = chat(&format!("Tell me a story about {index} cats."), 64);
+            body["stream"] = json!(true);
+            body["ignore_eos"] = json!(true);
+            binary::open(&served.address, "POST", "/v1/chat/completions", &body)
+        })
+        .collect();
+    // All of them are admitted once each has its first event.
+    let streams: Vec<_> = streams.into_iter().map(binary::Answer::wait_for_event).collect();
+    served.signal("TERM");
+    for stream in streams {
+        let text = stream.text();
+        assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
+        assert!(text.contains(r#""finish_reason":"length""#), "{text}");
+    }
+    assert_eq!(served.exit_code(), Some(0));
+}
+
+#[test]
+fn three_checkpoints_of_one_run_are_served_at_once() {
+    let demo = binary::root().join("models/demo");
+    let models = ["early", "middle", "final"].map(|name| format!("{name}={}", demo.join(name).display()));
+    let options: Vec<&str> = models.iter().flat_map(|model| ["--model", model.as_str()]).collect();
+    let state = State::new();
+    let served = Served::start(&state, &options);
+    let listed = request(&served.address, "GET", "/v1/models", &Value::Null).json();
+    assert_eq!(listed["data"].as_array().map(Vec::len), Some(3));
+    let answers = std::thread::scope(|scope| {
+        let ask = |name: &'static str| {
+            let mut body = chat("What is 12 + 7?", 16);
+            body["model"] = json!(name);
+            let address = served.address.clone();
+            scope.spawn(move || request(&address, "POST", "/v1/chat/completions", &body).json())
+        };
+        let asked = ["early", "middle", "final", "final", "middle", "early"].map(ask);
+        asked.map(|thread| thread.join().expect("the request itself does not fail"))
+    });
+    for answer in &answers {
+        assert!(answer["usage"]["completion_tokens"].as_u64().is_some_and(|tokens| tokens > 0), "{answer}");
+    }
+    assert_eq!(answers[2]["choices"], answers[3]["choices"], "one model, one answer");
+}
+
+#[test]
+fn a_source_that_is_not_there_is_one_clear_error() {
+    for (source, wanted) in [("./nowhere", "does not exist"), ("org/name", "network is off"), ("x.gguf", "GGUF")] {
+        let state = State::new();
+        let output = state.command(&["serve", "--listen", "127.0.0.1:0", "--model", source]).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(wanted), "{said}");
+        assert_eq!(said.lines().filter(|line| line.starts_with("error:")).count(), 1, "{said}");
+        assert!(output.stdout.is_empty(), "nothing may look ready");
+    }
+}
+
+#[test]
+fn a_key_is_shown_once_accepted_and_refused_after_its_revocation() {
+    let state = State::new();
+    let run = |arguments: &[&str]| {
+        let output = state.command(arguments).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let key = run(&["key", "create", "alice", "--concurrent-requests", "1"]).trim().to_owned();
+    let listed = run(&["key", "list"]);
+    assert!(listed.contains("alice") && listed.contains("concurrent_requests 1") && !listed.contains(&key), "{listed}");
+    let served = Served::start(&state, &[]);
+    let models = |bearer: Option<&str>| binary::get_as(&served.address, "/v1/models", bearer).status;
+    assert_eq!([models(Some(&key)), models(Some("sk-guess")), models(None)], [200, 401, 401]);
+    run(&["key", "revoke", "alice"]);
+    // The server looks at the file of keys again after a moment, within which the key may still be known.
+    let refused = (0..2_000).any(|_| models(Some(&key)) == 401);
+    assert!(refused, "a revoked key is still accepted");
+    drop(served);
+    let restarted = Served::start(&state, &[]);
+    let models = |bearer: Option<&str>| binary::get_as(&restarted.address, "/v1/models", bearer).status;
+    assert_eq!([models(Some(&key)), models(None)], [401, 401], "taking the last key away must not open the door");
+}
+
+#[test]
+fn a_unix_socket_answers_and_is_gone_afterwards() {
+    let state = State::new();
+    let path = state.path().join("p.sock");
+    let listen = format!("unix:{}", path.display());
+    let mut served = Served::start(&state, &["--listen", &listen]);
+    assert_eq!(served.address, listen);
+    assert_eq!(request(&served.address, "GET", "/health", &Value::Null).status, 200);
+    served.signal("INT");
+    assert_eq!(served.exit_code(), Some(0));
+    assert!(!path.exists());
+}
+
+#[test]
+fn inspect_says_what_the_demo_is_without_loading_it() {
+    let state = State::new();
+    let output = state.command(&["inspect", "demo", "--json"]).output().expect("it runs");
+    let description: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(description["architecture"], "LlamaForCausalLM");
+    assert!(description["num_parameters"].as_u64().is_some_and(|count| count > 100_000), "{description}");
+}
+
+#[test]
+fn chat_answers_what_is_typed() {
+    let state = State::new();
+    let mut command = state.command(&["chat", "--temperature", "0"]);
+    let output = binary::with_input(&mut command, "What is 12 + 7?\n/reset\n/quit\n");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("19"), "{said} {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn bench_reports_every_batch() {
+    let state = State::new();
+    let arguments = ["bench", "--prompt", "16", "--generate", "4", "--batch", "1,3", "--json"];
+    let output = state.command(&arguments).output().expect("it runs");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!(rows.iter().map(|row| row["batch"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(3)]);
+    assert!(rows.iter().all(|row| row["decode_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0)), "{report}");
+}
+
+#[test]
+fn a_wrong_configuration_file_is_refused_by_line() {
+    let state = State::new();
+    let file = state.path().join("p.toml");
+    std::fs::write(&file, "[server]\nlistne = \"127.0.0.1:0\"\n").expect("the folder is writable");
+    let mut command: Command = state.command(&["serve", "--config"]);
+    let output = command.arg(&file).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("p.toml:2:1") && said.contains("did you mean `listen`?"), "{said}");
+}

@@ -1,0 +1,194 @@
+//! A whole server in this process, on a port of its own, over a small model that says what a test tells it to say.
+
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of the harness")]
+
+pub(crate) mod client;
+pub(crate) mod model;
+pub(crate) mod text;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle::api::{
+    ApiConfig, AppParts, AppState, BrowserGuard, Drained, GenerationDefaults, Listener, Readiness, ServeConfig,
+    ServedModel, router, serve,
+};
+use passerelle::gateway::keys::{KeyRing, read_key_file};
+use passerelle::gateway::replica::ReplicaId;
+use passerelle::gateway::{Account, Authenticator, Ledger, Limit, Quota, Replica, Router};
+use passerelle::metrics::{BuildInfo, Metrics};
+use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_engine::{Engine, EngineConfig, EngineHandle, EngineParts, StepTurns};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use client::Client;
+use model::{Gate, TestModel};
+
+pub(crate) const MODEL: &str = "test/parrot";
+pub(crate) const KEY: &str = "sk-test-0123456789abcdef";
+/// Nothing in these tests takes this long, unless it hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a test wants to be different.
+pub(crate) struct Options {
+    pub(crate) api: ApiConfig,
+    pub(crate) serve: ServeConfig,
+    pub(crate) engine: EngineConfig,
+    /// `Some`: the door has one key, with these limits.
+    pub(crate) key_limits: Option<Vec<Limit>>,
+    pub(crate) gate: Gate,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let engine = EngineConfig {
+            num_kv_blocks: 512,
+            max_num_seqs: 48,
+            max_num_batched_tokens: 512,
+            max_model_len: 2048,
+            ..EngineConfig::default()
+        };
+        let (api, serve) = (ApiConfig::default(), ServeConfig::default());
+        Self { api, serve, engine, key_limits: None, gate: Gate::open() }
+    }
+}
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) state: AppState,
+    pub(crate) engine: EngineHandle,
+    owner: Option<Engine>,
+    stop: Option<oneshot::Sender<()>>,
+    serving: Option<JoinHandle<Drained>>,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub(crate) async fn with(options: Options) -> Self {
+        let (state, owner) = assemble(&options);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let serving = tokio::spawn(serve(Listener::Tcp(listener), router(state.clone()), options.serve, shutdown));
+        let engine = owner.handle();
+        Self { address, state, engine, owner: Some(owner), stop: Some(stop), serving: Some(serving) }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.address)
+    }
+
+    /// Stops taking connections, as SIGTERM does, and says how the drain ended.
+    pub(crate) fn begin_drain(&mut self) -> JoinHandle<Drained> {
+        self.state.readiness().start_draining();
+        self.stop.take().expect("drained once").send(()).unwrap();
+        self.serving.take().expect("drained once")
+    }
+
+    /// Returns when nothing runs and nothing is reserved any more.
+    pub(crate) async fn settle(&self) {
+        let quiet = async {
+            while !self.engine.is_idle() || self.state.ledger().totals().open > 0 || !self.blocks_are_free() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, quiet).await.expect("everything ends and gives back what it took");
+    }
+
+    /// What must hold when nobody asks for anything: no block is held, and the ledger has billed what the engine ran.
+    pub(crate) async fn assert_at_rest(&self) {
+        self.settle().await;
+        let (stats, totals) = (self.engine.stats(), self.state.ledger().totals());
+        assert_eq!(stats.free_blocks, stats.total_blocks);
+        assert_eq!((totals.open, totals.settled), (0, totals.reservations_taken));
+        assert_eq!(totals.prompt_tokens, stats.prompt_tokens_total);
+        assert_eq!(totals.generated_tokens, stats.generated_tokens_total);
+    }
+
+    fn blocks_are_free(&self) -> bool {
+        let stats = self.engine.stats();
+        stats.free_blocks == stats.total_blocks || stats.total_blocks == 0
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.owner.take());
+    }
+}
+
+/// Everything but a listener.
+pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let metrics = Arc::new(Metrics::new(&build_info(), [MODEL]).unwrap());
+    let engine = Engine::spawn(EngineParts {
+        name: MODEL.to_owned(),
+        model: Box::new(TestModel::new(options.gate.clone())),
+        config: options.engine.clone(),
+        turns: StepTurns::new(),
+        clock: Arc::clone(&clock),
+        observer: Arc::new(metrics.engine(MODEL)),
+    })
+    .unwrap();
+    let replica = Replica::new(ReplicaId(0), MODEL, Box::new(engine.handle()));
+    let mut config = options.api.clone();
+    let authenticator = match &options.key_limits {
+        None => Authenticator::open(Account::local(Quota::unlimited())),
+        Some(limits) => {
+            config.guard = BrowserGuard::Off;
+            keys(limits, &clock)
+        }
+    };
+    let parts = AppParts {
+        models: vec![served_model(options)],
+        authenticator,
+        ledger: Ledger::new(Arc::clone(&clock)),
+        router: Router::new([replica], Arc::clone(&clock), 7),
+        clock,
+        metrics,
+        config,
+        readiness: Readiness::default(),
+    };
+    (AppState::new(parts), engine)
+}
+
+pub(crate) fn limit(limit: fn(NonZeroU32) -> Limit, value: u32) -> Limit {
+    limit(NonZeroU32::new(value).unwrap())
+}
+
+fn keys(limits: &[Limit], clock: &Arc<dyn Clock>) -> Authenticator {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o600)).unwrap();
+    writeln!(file, "lab: {KEY}").unwrap();
+    let keys = read_key_file(file.path(), &Quota::new(limits.to_vec()).unwrap()).unwrap();
+    Authenticator::Keys(KeyRing::new(None, keys, Quota::unlimited(), Arc::clone(clock)).unwrap())
+}
+
+fn served_model(options: &Options) -> ServedModel {
+    ServedModel {
+        name: MODEL.to_owned(),
+        text: Arc::new(text::text_model()),
+        max_model_len: options.engine.max_model_len,
+        input_vocab_size: text::VOCAB,
+        eos_token_ids: vec![text::END],
+        defaults: GenerationDefaults { temperature: Some(0.0), ..GenerationDefaults::default() },
+        fingerprint: "fp_test".to_owned(),
+    }
+}
+
+fn build_info() -> BuildInfo {
+    BuildInfo { version: "0".to_owned(), kernels: "test".to_owned() }
+}

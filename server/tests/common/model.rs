@@ -1,0 +1,143 @@
+//! A model that says what it is told to. A prompt that holds `say:TEXT` is answered with TEXT and then the end token;
+//! any other prompt is answered with letters that depend on every token before them, and never ends by itself.
+//!
+//! It keeps tokens by slot and reads them back through the block tables, so that a wrong block is a wrong answer.
+
+use std::sync::{Arc, Condvar, Mutex};
+
+use candle_core::{DType, Device};
+use passerelle_models::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, TokenId};
+
+use super::text::{END, START, VOCAB};
+
+const BLOCK_SIZE: usize = 16;
+const ORDER: &[u8] = b"say:";
+const ASSISTANT: &[u8] = b"assistant\n";
+
+/// Holds the model's steps back until a test lets them run. Clones are one gate.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    is_open: Arc<(Mutex<bool>, Condvar)>,
+}
+
+pub(crate) struct TestModel {
+    gate: Gate,
+    slots: Vec<TokenId>,
+}
+
+impl Gate {
+    pub(crate) fn open() -> Self {
+        Self { is_open: Arc::new((Mutex::new(true), Condvar::new())) }
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self { is_open: Arc::default() }
+    }
+
+    pub(crate) fn release(&self) {
+        *self.is_open.0.lock().unwrap() = true;
+        self.is_open.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let is_open = self.is_open.0.lock().unwrap();
+        drop(self.is_open.1.wait_while(is_open, |is_open| !*is_open).unwrap());
+    }
+}
+
+impl TestModel {
+    pub(crate) fn new(gate: Gate) -> Self {
+        Self { gate, slots: Vec::new() }
+    }
+
+    fn write(&mut self, input: &ModelInput) {
+        for (slot, token) in input.slots().iter().zip(input.tokens()) {
+            let slot = slot.0 as usize;
+            if self.slots.len() <= slot {
+                self.slots.resize(slot + 1, 0);
+            }
+            self.slots[slot] = *token;
+        }
+    }
+
+    /// The tokens of the sequence that `row` belongs to, up to and with it.
+    fn history(&self, input: &ModelInput, row: usize) -> Vec<TokenId> {
+        let sequence = input.query_start().partition_point(|start| *start <= row) - 1;
+        let table = input.block_table(sequence);
+        let slot = |position: usize| table[position / BLOCK_SIZE].0 as usize * BLOCK_SIZE + position % BLOCK_SIZE;
+        (0..=input.positions()[row] as usize).map(|position| self.slots[slot(position)]).collect()
+    }
+}
+
+impl CausalLm for TestModel {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn input_vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn max_position(&self) -> usize {
+        1 << 16
+    }
+
+    fn kv_cache_spec(&self) -> KvCacheSpec {
+        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size: BLOCK_SIZE }
+    }
+
+    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
+        KvCache::new(self.kv_cache_spec(), num_blocks, &Device::Cpu)
+    }
+
+    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
+        self.gate.pass();
+        self.write(input);
+        let rows = input.rows_to_sample().iter().flat_map(|row| logits(&self.history(input, *row)));
+        let values = rows.collect();
+        Ok(Logits::new(VOCAB, values))
+    }
+}
+
+/// A peak at the next token, over a background that depends on the history too.
+fn logits(history: &[TokenId]) -> Vec<f32> {
+    let seed = history.iter().fold(0x9e37_79b9_u64, |hash, token| mix(hash ^ u64::from(*token)));
+    let noise = |id: usize| (mix(seed ^ id as u64) % 1000) as f32 / 500.0;
+    let mut row: Vec<f32> = (0..VOCAB).map(noise).collect();
+    row[next_token(history, seed) as usize] = 8.0;
+    row
+}
+
+fn next_token(history: &[TokenId], seed: u64) -> TokenId {
+    let Some(order) = find(history, ORDER) else { return letter(seed) };
+    let said = match rfind(history, ASSISTANT).filter(|at| *at > order && history[at - 1] == START) {
+        Some(at) => history.len() - at - ASSISTANT.len(),
+        None => return letter(seed),
+    };
+    let begin = order + ORDER.len();
+    let length = history[begin..].iter().position(|token| *token == END).unwrap_or(0);
+    if said < length { history[begin + said] } else { END }
+}
+
+fn letter(seed: u64) -> TokenId {
+    u32::from(b'a') + (seed % 26) as u32
+}
+
+fn find(history: &[TokenId], bytes: &[u8]) -> Option<usize> {
+    history.windows(bytes.len()).position(|window| same(window, bytes))
+}
+
+fn rfind(history: &[TokenId], bytes: &[u8]) -> Option<usize> {
+    history.windows(bytes.len()).rposition(|window| same(window, bytes))
+}
+
+fn same(tokens: &[TokenId], bytes: &[u8]) -> bool {
+    tokens.iter().zip(bytes).all(|(token, byte)| *token == u32::from(*byte))
+}
+
+/// SplitMix64's finaliser.
+fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}

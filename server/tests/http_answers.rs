@@ -1,0 +1,299 @@
+//! What is answered: the same streamed and not, in OpenAI's shapes.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+
+use common::client::Client;
+use common::text::tokens_of;
+use common::{MODEL, Server};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+fn said(content: &str, extra: Value) -> Value {
+    let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": 200});
+    for (name, value) in extra.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    body
+}
+
+/// The pieces of a stream joined to the message, finish reason and usage of a whole answer.
+fn joined(events: &[Value]) -> (String, Vec<Value>, Value, Value) {
+    let (mut content, mut calls, mut finish) = (String::new(), Vec::<Value>::new(), Value::Null);
+    for choice in events.iter().filter_map(|event| event["choices"].get(0)) {
+        content.push_str(choice["delta"]["content"].as_str().unwrap_or_default());
+        for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+            let index = call["index"].as_u64().unwrap() as usize;
+            match calls.get_mut(index) {
+                None => calls.push(call.clone()),
+                Some(known) => {
+                    let more = call["function"]["arguments"].as_str().unwrap_or_default();
+                    let text = known["function"]["arguments"].as_str().unwrap_or_default().to_owned() + more;
+                    known["function"]["arguments"] = json!(text);
+                }
+            }
+        }
+        if !choice["finish_reason"].is_null() {
+            finish = choice["finish_reason"].clone();
+        }
+    }
+    let usage = events.last().map(|event| event["usage"].clone()).unwrap_or_default();
+    (content, calls, finish, usage)
+}
+
+/// Asks twice, streamed and not, and returns the whole answer after checking that they agree.
+async fn both_ways(client: &Client, body: Value) -> Value {
+    let whole = client.post(CHAT, &body).await;
+    assert_eq!(whole.status, 200, "{}", whole.text());
+    let whole = whole.json();
+    let mut streaming = body;
+    streaming["stream"] = json!(true);
+    streaming["stream_options"] = json!({"include_usage": true});
+    let events = client.stream(CHAT, &streaming).await.events().await;
+    let (content, calls, finish, usage) = joined(&events);
+    let message = &whole["choices"][0]["message"];
+    assert_eq!(content, message["content"].as_str().unwrap_or_default());
+    assert_eq!(finish, whole["choices"][0]["finish_reason"]);
+    let without_ids = |calls: &[Value]| calls.iter().map(|call| call["function"].clone()).collect::<Vec<_>>();
+    assert_eq!(without_ids(&calls), without_ids(message["tool_calls"].as_array().unwrap_or(&Vec::new())));
+    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(usage[count], whole["usage"][count], "{count}");
+    }
+    whole
+}
+
+#[tokio::test]
+async fn a_chat_is_answered_in_openais_shape() {
+    let server = Server::start().await;
+    let whole = both_ways(&server.client(), said("say:hello", json!({}))).await;
+    assert!(whole["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert_eq!((&whole["object"], &whole["model"]), (&json!("chat.completion"), &json!(MODEL)));
+    assert_eq!(whole["system_fingerprint"], "fp_test");
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["message"], json!({"role": "assistant", "content": "hello", "refusal": null}));
+    assert_eq!(choice["finish_reason"], "stop");
+    // Five letters and the end token.
+    assert_eq!(whole["usage"]["completion_tokens"], 6);
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_stream_opens_with_the_role_and_closes_with_the_usage() {
+    let server = Server::start().await;
+    let body = said("say:hello", json!({"stream": true, "stream_options": {"include_usage": true}}));
+    let stream = server.client().stream(CHAT, &body).await;
+    assert!(stream.headers["content-type"].starts_with("text/event-stream"));
+    assert_eq!(stream.headers["cache-control"], "no-cache");
+    assert_eq!(stream.headers["x-accel-buffering"], "no");
+    let events = stream.events().await;
+    assert_eq!(events[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    let (last, before) = events.split_last().unwrap();
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(last["usage"]["completion_tokens"], 6);
+    assert!(before.iter().all(|event| event["usage"].is_null() && event["id"] == last["id"]));
+}
+
+#[tokio::test]
+async fn a_character_is_never_broken_across_chunks() {
+    let server = Server::start().await;
+    let text = "é漢字🎉 — naïve";
+    let body = said(&format!("say:{text}"), json!({"stream": true}));
+    let events = server.client().stream(CHAT, &body).await.events().await;
+    let (content, ..) = joined(&events);
+    assert_eq!(content, text);
+    assert!(events.iter().all(|event| !event.to_string().contains('\u{fffd}')));
+}
+
+#[tokio::test]
+async fn a_stop_string_is_cut_and_ends_the_usage_at_the_token_that_completes_it() {
+    let server = Server::start().await;
+    let whole = both_ways(&server.client(), said("say:one two three", json!({"stop": [" thr", "nowhere"]}))).await;
+    assert_eq!(whole["choices"][0]["message"]["content"], "one two");
+    assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+    assert_eq!(whole["usage"]["completion_tokens"], "one two thr".len());
+    server.settle().await;
+}
+
+#[tokio::test]
+async fn a_stop_string_does_not_count_before_min_tokens() {
+    let server = Server::start().await;
+    let whole = both_ways(&server.client(), said("say:one two one", json!({"stop": "one", "min_tokens": 5}))).await;
+    assert_eq!(whole["choices"][0]["message"]["content"], "one two ");
+    assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn text_that_only_begins_a_stop_string_is_not_lost() {
+    let server = Server::start().await;
+    let whole = both_ways(&server.client(), said("say:one two th", json!({"stop": "three"}))).await;
+    assert_eq!(whole["choices"][0]["message"]["content"], "one two th");
+}
+
+#[tokio::test]
+async fn the_token_limit_ends_an_answer_with_length() {
+    let server = Server::start().await;
+    let whole = both_ways(&server.client(), said("say:hello", json!({"max_tokens": 3}))).await;
+    assert_eq!(whole["choices"][0]["message"]["content"], "hel");
+    assert_eq!(whole["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn tool_calls_are_parsed_streamed_and_not() {
+    let server = Server::start().await;
+    let tools = json!([{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]);
+    let call = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 12, \"b\": \"é\"}}\n</tool_call>";
+    let whole = both_ways(&server.client(), said(&format!("say:{call}"), json!({"tools": tools}))).await;
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    assert_eq!(choice["message"]["content"], Value::Null);
+    let made = &choice["message"]["tool_calls"][0];
+    assert!(made["id"].as_str().unwrap().starts_with("call_"));
+    assert_eq!((&made["type"], &made["function"]["name"]), (&json!("function"), &json!("add")));
+    let arguments: Value = serde_json::from_str(made["function"]["arguments"].as_str().unwrap()).unwrap();
+    assert_eq!(arguments, json!({"a": 12, "b": "é"}));
+
+    let plain = both_ways(&server.client(), said(&format!("say:{call}"), json!({}))).await;
+    assert_eq!(plain["choices"][0]["message"]["content"], call, "nothing was offered, so nothing is called");
+}
+
+#[tokio::test]
+async fn chat_logprobs_name_tokens_and_their_bytes() {
+    let server = Server::start().await;
+    let body = said("say:é!", json!({"logprobs": true, "top_logprobs": 2}));
+    let whole = both_ways(&server.client(), body).await;
+    let content = whole["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+    assert_eq!(content.len(), 4, "two bytes, a mark, the end token");
+    assert_eq!((&content[0]["token"], &content[0]["bytes"]), (&json!("bytes:\\xc3"), &json!([0xc3])));
+    for token in &content {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 2);
+        assert_eq!(top[0]["logprob"], token["logprob"], "the greedy choice is the most likely");
+    }
+}
+
+#[tokio::test]
+async fn completions_take_text_and_tokens_and_lists() {
+    let server = Server::start().await;
+    let client = server.client();
+    let ask = async |prompt: Value| {
+        let reply = client.post(COMPLETIONS, &json!({"model": MODEL, "prompt": prompt, "max_tokens": 5})).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let choices = reply.json()["choices"].as_array().unwrap().clone();
+        choices.iter().map(|choice| choice["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let (ab, cd) = (ask(json!("ab")).await, ask(json!("cd")).await);
+    assert_eq!(ask(json!(tokens_of("ab"))).await, ab);
+    assert_eq!(ask(json!(["ab", "cd"])).await, [ab.clone(), cd.clone()].concat());
+    assert_eq!(ask(json!([tokens_of("cd"), tokens_of("ab")])).await, [cd, ab].concat());
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn echo_with_logprobs_is_what_evaluation_harnesses_read() {
+    let server = Server::start().await;
+    let prompt = "likely";
+    let body = json!({"model": MODEL, "prompt": [tokens_of(prompt)], "temperature": 0, "max_tokens": 1,
+                      "logprobs": 1, "echo": true, "seed": 1234});
+    let reply = server.client().post(COMPLETIONS, &body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let choice = reply.json()["choices"][0].clone();
+    let logprobs = &choice["logprobs"];
+    let array = |name: &str| logprobs[name].as_array().unwrap().clone();
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(array(name).len(), prompt.len() + 1, "{name}");
+    }
+    assert_eq!((&array("token_logprobs")[0], &array("top_logprobs")[0]), (&Value::Null, &Value::Null));
+    assert_eq!(array("text_offset"), (0..=prompt.len()).map(Value::from).collect::<Vec<_>>());
+    assert!(choice["text"].as_str().unwrap().starts_with(prompt));
+    for (index, token) in array("tokens").iter().enumerate().skip(1) {
+        let own = &array("top_logprobs")[index][token.as_str().unwrap()];
+        assert!(own.is_number(), "the token stands in its own dictionary");
+        assert_eq!(own, &array("token_logprobs")[index]);
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn echo_without_generation_scores_the_prompt() {
+    let server = Server::start().await;
+    let body = json!({"model": MODEL, "prompt": "score me", "max_tokens": 0, "logprobs": 0, "echo": true});
+    let reply = server.client().post(COMPLETIONS, &body).await.json();
+    assert_eq!(reply["choices"][0]["text"], "score me");
+    assert_eq!(reply["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 8);
+    assert_eq!(reply["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
+async fn prompt_logprobs_and_token_ids_are_shown_where_asked_for() {
+    let server = Server::start().await;
+    let client = server.client();
+    let body =
+        json!({"model": MODEL, "prompt": "abc", "max_tokens": 2, "prompt_logprobs": 1, "return_token_ids": true});
+    let choice = client.post(COMPLETIONS, &body).await.json()["choices"][0].clone();
+    let scored = choice["prompt_logprobs"].as_array().unwrap();
+    assert_eq!((scored.len(), &scored[0]), (3, &Value::Null));
+    assert!(scored[1]["98"]["logprob"].is_number(), "the prompt's own token is there by its id: {choice}");
+    assert_eq!(choice["prompt_token_ids"], json!(tokens_of("abc")));
+    assert_eq!(choice["token_ids"], json!(tokens_of(choice["text"].as_str().unwrap())));
+    let mut streaming = body;
+    streaming["stream"] = json!(true);
+    let events = client.stream(COMPLETIONS, &streaming).await.events().await;
+    assert_eq!(events[0]["choices"][0]["prompt_logprobs"], choice["prompt_logprobs"]);
+    assert_eq!(events[0]["choices"][0]["prompt_token_ids"], choice["prompt_token_ids"]);
+}
+
+#[tokio::test]
+async fn the_last_message_can_be_continued() {
+    let server = Server::start().await;
+    let messages = json!([{"role": "user", "content": "say:hello world"}, {"role": "assistant", "content": "hello"}]);
+    let body = json!({"model": MODEL, "messages": messages, "continue_final_message": true, "max_tokens": 20});
+    let reply = server.client().post(CHAT, &body).await.json();
+    assert_eq!(reply["choices"][0]["message"]["content"], " world");
+}
+
+#[tokio::test]
+async fn a_repeated_prompt_reports_its_cached_tokens() {
+    let server = Server::start().await;
+    let body = said(&format!("say:{}", "long ".repeat(20)), json!({"max_tokens": 2}));
+    let client = server.client();
+    let cached = |reply: &Value| reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert_eq!(cached(&client.post(CHAT, &body).await.json()), 0);
+    assert!(cached(&client.post(CHAT, &body).await.json()) > 0);
+    let mut salted = body;
+    salted["cache_salt"] = json!("another");
+    assert_eq!(cached(&client.post(CHAT, &salted).await.json()), 0, "a salt keeps prefixes apart");
+}
+
+#[tokio::test]
+async fn tokenize_counts_what_a_chat_would_see() {
+    let server = Server::start().await;
+    let client = server.client();
+    let messages = json!([{"role": "user", "content": "say:hi"}]);
+    let counted = client.post("/tokenize", &json!({"messages": messages})).await.json();
+    let chat = client.post(CHAT, &json!({"model": MODEL, "messages": messages, "max_tokens": 1})).await.json();
+    assert_eq!(counted["count"], chat["usage"]["prompt_tokens"]);
+    assert_eq!(counted["max_model_len"], 2048);
+    let tokens = client.post("/tokenize", &json!({"model": MODEL, "prompt": "né"})).await.json()["tokens"].clone();
+    assert_eq!(tokens, json!(tokens_of("né")));
+    assert_eq!(client.post("/detokenize", &json!({"tokens": tokens})).await.json(), json!({"prompt": "né"}));
+}
+
+#[tokio::test]
+async fn models_are_listed_and_retrieved() {
+    let server = Server::start().await;
+    let client = server.client();
+    let list = client.get("/v1/models").await.json();
+    assert_eq!((&list["object"], &list["data"][0]["id"]), (&json!("list"), &json!(MODEL)));
+    assert_eq!(client.get(&format!("/v1/models/{MODEL}")).await.json(), list["data"][0]);
+}
+
+#[tokio::test]
+async fn a_request_id_comes_back() {
+    let server = Server::start().await;
+    let client = server.client();
+    assert!(client.get("/health").await.headers["x-request-id"].starts_with("req_"));
+    assert_eq!(client.with("x-request-id", "mine-1").get("/health").await.headers["x-request-id"], "mine-1");
+}

@@ -1,0 +1,162 @@
+//! Bad input gets the right 4xx at once, in OpenAI's shape, and the server lives.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+
+use common::client::{Client, Reply};
+use common::{MODEL, Options, Server};
+use passerelle::api::{ApiConfig, UnknownFields};
+use passerelle_engine::EngineConfig;
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn chat(extra: Value) -> Value {
+    let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": "say:hi"}], "max_tokens": 8});
+    for (name, value) in extra.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    body
+}
+
+fn refused(reply: &Reply, status: u16, code: &str, param: Option<&str>) {
+    assert_eq!((reply.status, reply.error_code().as_str()), (status, code), "{}", reply.text());
+    assert_eq!(reply.param().as_deref(), param, "{}", reply.text());
+}
+
+async fn still_answers(client: &Client) {
+    let reply = client.post(CHAT, &chat(json!({}))).await;
+    assert_eq!(reply.json()["choices"][0]["message"]["content"], "hi");
+}
+
+#[tokio::test]
+async fn malformed_requests_are_refused_by_name_and_the_server_lives() {
+    let server = Server::start().await;
+    let client = server.client();
+    let cases = [
+        (json!({"temperature": "hot"}), "invalid_type", "temperature"),
+        (json!({"max_tokens": -1}), "invalid_value", "max_tokens"),
+        (json!({"messages": []}), "invalid_value", "messages"),
+        (json!({"stop": vec!["x"; 10_000]}), "invalid_value", "stop"),
+        (json!({"max_tokns": 3}), "unknown_parameter", "max_tokns"),
+        (json!({"n": 2}), "unsupported_parameter", "n"),
+        (json!({"logit_bias": {"259": 1}}), "invalid_value", "logit_bias"),
+        (json!({"stop_token_ids": [259]}), "invalid_value", "stop_token_ids"),
+        (json!({"model": null}), "missing_required_parameter", "model"),
+    ];
+    for (extra, code, param) in cases {
+        refused(&client.post(CHAT, &chat(extra)).await, 400, code, Some(param));
+    }
+    for body in [&b"{"[..], b"", b"\xff\xfe", b"[1]", b"nul", b"{\"model\": 1e999}"] {
+        assert_eq!(client.post_raw(CHAT, body).await.status, 400, "{body:?}");
+    }
+    refused(&client.post(CHAT, &chat(json!({"model": "nobody"}))).await, 404, "model_not_found", Some("model"));
+    still_answers(&client).await;
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_field_that_does_nothing_here_is_refused_by_name() {
+    let server = Server::start().await;
+    let client = server.client();
+    let body = json!({"prompt": "a", "add_generation_prompt": false});
+    refused(&client.post("/tokenize", &body).await, 400, "unsupported_parameter", Some("add_generation_prompt"));
+    let body = json!({"messages": [{"role": "user", "content": "a"}], "add_special_tokens": true});
+    refused(&client.post("/tokenize", &body).await, 400, "invalid_value", Some("add_special_tokens"));
+}
+
+#[tokio::test]
+async fn what_the_kv_cache_can_never_hold_names_the_context() {
+    let options = Options::default();
+    let engine = EngineConfig { num_kv_blocks: 4, ..options.engine.clone() };
+    let server = Server::with(Options { engine, ..options }).await;
+    let reply = server.client().post(CHAT, &chat(json!({"max_tokens": 500}))).await;
+    refused(&reply, 400, "context_length_exceeded", Some("max_tokens"));
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_large_body_is_read_like_a_small_one() {
+    let server = Server::start().await;
+    let client = server.client();
+    let padding = " ".repeat(200 << 10);
+    let body = format!("{}{padding}", chat(json!({})));
+    assert_eq!(client.post_raw(CHAT, body.as_bytes()).await.status, 200);
+    refused(&client.post_raw(CHAT, format!("{{{padding}").as_bytes()).await, 400, "invalid_json", None);
+}
+
+#[tokio::test]
+async fn a_misspelt_field_is_answered_with_the_right_one() {
+    let server = Server::start().await;
+    let reply = server.client().post(CHAT, &chat(json!({"max_token": 3}))).await;
+    assert!(reply.message().contains("Did you mean `max_tokens`?"), "{}", reply.message());
+}
+
+#[tokio::test]
+async fn unknown_fields_are_listed_in_a_header_where_they_are_only_warned_about() {
+    let api = ApiConfig { unknown_fields: UnknownFields::Warn, ..ApiConfig::default() };
+    let server = Server::with(Options { api, ..Options::default() }).await;
+    let reply = server.client().post(CHAT, &chat(json!({"colour": "red", "shade": 3}))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.headers["x-passerelle-ignored-fields"], "colour,shade");
+}
+
+#[tokio::test]
+async fn a_body_of_50_mb_is_refused_and_the_answer_can_be_read() {
+    let server = Server::start().await;
+    let client = server.client();
+    let body = vec![b' '; 50 << 20];
+    refused(&client.post_raw(CHAT, &body).await, 413, "request_too_large", None);
+    still_answers(&client).await;
+}
+
+#[tokio::test]
+async fn a_prompt_may_fill_the_context_and_not_pass_it() {
+    let server = Server::start().await;
+    let client = server.client();
+    let fills = json!({"model": MODEL, "prompt": vec![97; 2047], "max_tokens": 1});
+    assert_eq!(client.post("/v1/completions", &fills).await.status, 200);
+    let passes = json!({"model": MODEL, "prompt": vec![97; 2048], "max_tokens": 1});
+    let reply = client.post("/v1/completions", &passes).await;
+    refused(&reply, 400, "context_length_exceeded", Some("max_tokens"));
+    assert!(reply.message().contains("2048") && reply.message().contains("2049"), "{}", reply.message());
+    let long = "x".repeat(5000);
+    let reply = client.post(CHAT, &json!({"model": MODEL, "messages": [{"role": "user", "content": long}]})).await;
+    assert_eq!(reply.error_code(), "context_length_exceeded");
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn routes_and_methods_and_media_types_that_do_not_exist_are_refused_in_the_same_shape() {
+    let server = Server::start().await;
+    let client = server.client();
+    refused(&client.get("/v1/nothing").await, 404, "unknown_url", None);
+    for name in ["nobody/here", "%ff"] {
+        refused(&client.get(&format!("/v1/models/{name}")).await, 404, "model_not_found", Some("model"));
+    }
+    refused(&client.get(CHAT).await, 405, "method_not_allowed", None);
+    let form = client.clone().with("content-type", "application/x-www-form-urlencoded");
+    refused(&form.post(CHAT, &chat(json!({}))).await, 415, "unsupported_media_type", None);
+    let untyped = client.clone().without("content-type");
+    refused(&untyped.post(CHAT, &chat(json!({}))).await, 415, "unsupported_media_type", None);
+    let charset = client.with("content-type", "application/json; charset=utf-8");
+    assert_eq!(charset.post(CHAT, &chat(json!({}))).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_open_listener_serves_this_machine_and_no_web_page() {
+    let server = Server::start().await;
+    let client = server.client();
+    for host in ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:8080"] {
+        refused(&client.clone().with("host", host).get("/v1/models").await, 403, "forbidden_host", None);
+    }
+    for host in ["localhost", "localhost:1234", "127.0.0.1", "[::1]:8080"] {
+        assert_eq!(client.clone().with("host", host).get("/v1/models").await.status, 200, "{host}");
+    }
+    for origin in ["https://evil.example", "null", "http://localhost.evil.example"] {
+        let foreign = client.clone().with("origin", origin);
+        refused(&foreign.post(CHAT, &chat(json!({}))).await, 403, "forbidden_origin", None);
+    }
+    assert_eq!(client.with("origin", "http://localhost:3000").get("/v1/models").await.status, 200);
+}

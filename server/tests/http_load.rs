@@ -1,0 +1,268 @@
+//! Many at once: each gets the answer it gets alone, limits hold exactly, and nothing is left behind.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+
+use common::client::{Client, Stream};
+use common::model::Gate;
+use common::{KEY, MODEL, Options, Server, limit};
+use passerelle::api::ApiConfig;
+use passerelle::gateway::Limit;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn chat(seed: usize, max_tokens: usize) -> Value {
+    let content = format!("{seed} {}", "talk to me ".repeat(seed % 7));
+    json!({"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens,
+           "temperature": 0, "stream": true})
+}
+
+async fn text_of(stream: Stream) -> String {
+    let events = stream.events().await;
+    let content = |event: &Value| event["choices"][0]["delta"]["content"].as_str().map(str::to_owned);
+    events.iter().filter_map(content).collect()
+}
+
+async fn ask(client: Client, seed: usize, max_tokens: usize) -> (usize, String) {
+    (seed, text_of(client.stream(CHAT, &chat(seed, max_tokens)).await).await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_streams_get_the_text_they_get_alone_while_others_leave() {
+    let server = Server::start().await;
+    let client = server.client();
+    let length = |seed: usize| 5 + 7 * seed;
+    let mut alone = Vec::new();
+    for seed in 0..32 {
+        alone.push(ask(client.clone(), seed, length(seed)).await.1);
+    }
+    let mut streams = JoinSet::new();
+    for seed in 0..32 {
+        streams.spawn(ask(client.clone(), seed, length(seed)));
+    }
+    let mut leavers = JoinSet::new();
+    for seed in 100..110 {
+        let client = client.clone();
+        leavers.spawn(async move {
+            let mut stream = client.stream(CHAT, &chat(seed, 1500)).await;
+            stream.read_events(20).await;
+        });
+    }
+    leavers.join_all().await;
+    for (seed, text) in streams.join_all().await {
+        assert_eq!(text.len(), length(seed));
+        assert_eq!(text, alone[seed], "stream {seed}");
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_200_requests_with_room_for_20_exactly_20_are_admitted() {
+    let gate = Gate::closed();
+    let key_limits = Some(vec![limit(Limit::ConcurrentRequests, 20)]);
+    let server = Server::with(Options { key_limits, gate: gate.clone(), ..Options::default() }).await;
+    let client = server.client().with_key();
+    let mut asked = JoinSet::new();
+    for seed in 0..200 {
+        let client = client.clone();
+        let mut body = chat(seed, 4);
+        body["stream"] = json!(false);
+        asked.spawn(async move { client.post(CHAT, &body).await });
+    }
+    for _ in 0..180 {
+        let reply = asked.join_next().await.unwrap().unwrap();
+        assert_eq!((reply.status, reply.error_code().as_str()), (429, "rate_limit_exceeded"), "{}", reply.text());
+        assert!(reply.headers["retry-after"].parse::<u64>().unwrap() >= 1);
+        assert_eq!(reply.headers["x-ratelimit-limit-name"], "concurrent_requests");
+        assert!(reply.message().contains("concurrent_requests"));
+    }
+    gate.release();
+    let admitted = asked.join_all().await;
+    assert_eq!(admitted.iter().map(|reply| reply.status).collect::<Vec<_>>(), [200; 20]);
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn without_the_right_key_nothing_is_told() {
+    let server = Server::with(Options { key_limits: Some(Vec::new()), ..Options::default() }).await;
+    let client = server.client();
+    let odd = ["", "Bearer", "Bearer sk-wrong", "Basic abc"];
+    for authorization in odd {
+        let reply = client.clone().with("authorization", authorization).get("/v1/models").await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (401, "invalid_api_key"), "{authorization}");
+        assert!(!reply.text().contains(KEY));
+    }
+    for path in [CHAT, "/v1/completions", "/tokenize", "/detokenize"] {
+        assert_eq!(client.post(path, &json!({})).await.status, 401, "{path}");
+    }
+    assert_eq!(client.clone().with_key().get("/v1/models").await.status, 200);
+    assert_eq!(client.with("host", "models.example").with_key().get("/v1/models").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_left_of_the_rates_is_in_the_headers_and_an_ask_that_never_fits_is_a_400() {
+    let limits = vec![limit(Limit::RequestsPerMinute, 2), limit(Limit::TokensPerMinute, 1000)];
+    let server = Server::with(Options { key_limits: Some(limits), ..Options::default() }).await;
+    let client = server.client().with_key();
+    let mut body = chat(1, 4);
+    body["stream"] = json!(false);
+    let never = client.post(CHAT, &chat(1, 1001)).await;
+    assert_eq!((never.status, never.error_code().as_str()), (400, "request_exceeds_limit"), "{}", never.text());
+    let first = client.post(CHAT, &body).await;
+    assert_eq!((first.status, first.headers["x-ratelimit-remaining-requests"].as_str()), (200, "1"));
+    assert_eq!(first.headers["x-ratelimit-limit-tokens"], "1000");
+    assert_eq!(client.post(CHAT, &body).await.status, 200);
+    let refused = client.post(CHAT, &body).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.headers["x-ratelimit-limit-name"], "requests_per_minute");
+    assert!((1..=30).contains(&refused.headers["retry-after"].parse::<u64>().unwrap()));
+}
+
+#[tokio::test]
+async fn a_full_server_answers_503_at_once() {
+    let gate = Gate::closed();
+    let api = ApiConfig { max_concurrent_requests: 1, ..ApiConfig::default() };
+    let server = Server::with(Options { api, gate: gate.clone(), ..Options::default() }).await;
+    let client = server.client();
+    let running = client.stream(CHAT, &chat(1, 4)).await;
+    let reply = client.post(CHAT, &chat(2, 4)).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (503, "queue_full"));
+    assert!(reply.headers.contains_key("retry-after"));
+    gate.release();
+    assert_eq!(text_of(running).await.len(), 4);
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_full_server_reads_no_further_body() {
+    let gate = Gate::closed();
+    let api = ApiConfig { max_concurrent_requests: 1, ..ApiConfig::default() };
+    let server = Server::with(Options { api, gate: gate.clone(), ..Options::default() }).await;
+    let running = server.client().stream(CHAT, &chat(1, 4)).await;
+    for path in [CHAT, "/tokenize", "/detokenize"] {
+        let mut connection = TcpStream::connect(server.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        connection.read_exact(&mut status).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 503", "{path}");
+    }
+    gate.release();
+    assert_eq!(text_of(running).await.len(), 4);
+}
+
+#[tokio::test]
+async fn requests_that_state_no_length_run_together_under_a_token_rate() {
+    let gate = Gate::closed();
+    let key_limits = Some(vec![limit(Limit::TokensPerMinute, 3000)]);
+    let server = Server::with(Options { key_limits, gate: gate.clone(), ..Options::default() }).await;
+    let client = server.client().with_key();
+    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": "say:hi"}], "stream": true});
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        streams.push(client.stream(CHAT, &body).await);
+    }
+    gate.release();
+    for stream in streams {
+        assert_eq!((stream.status, text_of(stream).await.as_str()), (200, "hi"));
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_list_of_prompts_that_can_never_fit_is_a_400() {
+    let cases = [
+        (limit(Limit::RequestsPerMinute, 3), "requests_per_minute"),
+        (limit(Limit::ConcurrentRequests, 3), "concurrent_requests"),
+        (limit(Limit::TokensPerMinute, 40), "tokens_per_minute"),
+    ];
+    for (limit, name) in cases {
+        let server = Server::with(Options { key_limits: Some(vec![limit]), ..Options::default() }).await;
+        let body = json!({"model": MODEL, "prompt": ["a", "b", "c", "d"], "max_tokens": 10});
+        let reply = server.client().with_key().post("/v1/completions", &body).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (400, "request_exceeds_limit"), "{}", reply.text());
+        assert_eq!(reply.headers["x-ratelimit-limit-name"], name);
+        assert_eq!(reply.param().as_deref(), Some("prompt"));
+    }
+}
+
+#[tokio::test]
+async fn tokenizing_counts_as_a_request() {
+    let key_limits = Some(vec![limit(Limit::RequestsPerMinute, 2)]);
+    let server = Server::with(Options { key_limits, ..Options::default() }).await;
+    let client = server.client().with_key();
+    assert_eq!(client.post("/tokenize", &json!({"prompt": "a"})).await.status, 200);
+    assert_eq!(client.post("/detokenize", &json!({"tokens": [97]})).await.status, 200);
+    for (path, body) in [("/tokenize", json!({"prompt": "a"})), ("/detokenize", json!({"tokens": [97]}))] {
+        let reply = client.post(path, &body).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (429, "rate_limit_exceeded"), "{path}");
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn metrics_count_what_was_settled_for_those_who_left_and_those_who_stayed() {
+    let server = Server::start().await;
+    let client = server.client();
+    let mut leaver = client.stream(CHAT, &chat(1, 1500)).await;
+    leaver.read_events(20).await;
+    drop(leaver);
+    text_of(client.stream(CHAT, &chat(2, 7)).await).await;
+    server.settle().await;
+    let settled = server.state.ledger().totals().generated_tokens;
+    assert!(settled > 7);
+    let text = client.get("/metrics").await.text();
+    let line = format!("passerelle_generated_tokens_total{{model=\"{MODEL}\"}} {settled}\n");
+    assert!(text.contains(&line), "{line} is missing in {text}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_its_whole_answer_frees_its_place() {
+    let gate = Gate::closed();
+    let api = ApiConfig { max_concurrent_requests: 1, ..ApiConfig::default() };
+    let server = Server::with(Options { api, gate: gate.clone(), ..Options::default() }).await;
+    let client = server.client();
+    let mut body = chat(1, 1500);
+    body["stream"] = json!(false);
+    let leaver = tokio::spawn({
+        let (client, body) = (client.clone(), body.clone());
+        async move { client.post(CHAT, &body).await }
+    });
+    while server.state.ledger().totals().open == 0 {
+        tokio::task::yield_now().await;
+    }
+    leaver.abort();
+    gate.release();
+    server.assert_at_rest().await;
+    assert!(server.engine.stats().generated_tokens_total < 1500);
+    body["max_tokens"] = json!(2);
+    assert_eq!(client.post(CHAT, &body).await.status, 200);
+}
+
+#[tokio::test]
+async fn metrics_count_what_was_served() {
+    let server = Server::start().await;
+    let client = server.client();
+    text_of(client.stream(CHAT, &chat(1, 4)).await).await;
+    client.get("/nothing").await;
+    server.settle().await;
+    let reply = client.get("/metrics").await;
+    assert!(reply.headers["content-type"].starts_with("text/plain"));
+    let text = reply.text();
+    for line in [
+        format!("passerelle_requests_total{{route=\"{CHAT}\",status=\"200\",model=\"{MODEL}\"}} 1"),
+        "passerelle_requests_total{route=\"unmatched\",status=\"404\",model=\"\"} 1".to_owned(),
+        format!("passerelle_generated_tokens_total{{model=\"{MODEL}\"}} 4"),
+        format!("passerelle_time_to_first_token_seconds_count{{model=\"{MODEL}\"}} 1"),
+        format!("passerelle_inter_token_latency_seconds_count{{model=\"{MODEL}\"}} 3"),
+    ] {
+        assert!(text.contains(&line), "{line} is missing in {text}");
+    }
+}

@@ -1,0 +1,138 @@
+//! How the server listens, waits and ends.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Request;
+use common::client::Stream;
+use common::model::Gate;
+use common::{MODEL, Options, PATIENCE, Server, assemble};
+use passerelle::api::{ApiConfig, Drained, Listener, ServeConfig, SseConfig, UnixSocket, router, serve};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tower::ServiceExt;
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn chat(max_tokens: usize) -> Value {
+    json!({"model": MODEL, "messages": [{"role": "user", "content": "talk"}], "max_tokens": max_tokens, "stream": true})
+}
+
+async fn text_of(stream: Stream) -> String {
+    let events = stream.events().await;
+    let content = |event: &Value| event["choices"][0]["delta"]["content"].as_str().map(str::to_owned);
+    events.iter().filter_map(content).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_finishes_what_runs_and_admits_nothing_more() {
+    let gate = Gate::closed();
+    let mut server = Server::with(Options { gate: gate.clone(), ..Options::default() }).await;
+    let client = server.client();
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        streams.push(client.stream(CHAT, &chat(40)).await);
+    }
+    server.state.readiness().start_draining();
+    let refused = client.post(CHAT, &chat(4)).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "draining"));
+    assert_eq!(client.get("/ready").await.status, 503);
+    assert_eq!(client.get("/health").await.status, 200);
+    let drained = server.begin_drain();
+    gate.release();
+    for stream in streams {
+        assert_eq!(text_of(stream).await.len(), 40);
+    }
+    assert_eq!(drained.await.unwrap(), Drained::Completely);
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_ends_with_an_error() {
+    let gate = Gate::closed();
+    let api = ApiConfig { request_timeout: Duration::from_millis(50), ..ApiConfig::default() };
+    let server = Server::with(Options { api, gate: gate.clone(), ..Options::default() }).await;
+    let client = server.client();
+    let mut body = chat(4);
+    let events = client.stream(CHAT, &body).await.events().await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "request_timeout");
+    body["stream"] = json!(false);
+    let reply = client.post(CHAT, &body).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (503, "request_timeout"));
+    gate.release();
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_ends_even_if_nobody_reads_it() {
+    let sse = SseConfig { max_pending_frames: 1, write_timeout: 10 * PATIENCE, ..SseConfig::default() };
+    let api = ApiConfig { request_timeout: Duration::from_millis(50), sse, ..ApiConfig::default() };
+    let server = Server::with(Options { api, ..Options::default() }).await;
+    let request = Request::post(CHAT).header("host", "localhost").header("content-type", "application/json");
+    let request = request.body(Body::from(chat(1500).to_string())).unwrap();
+    let response = router(server.state.clone()).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    server.assert_at_rest().await;
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    let text = String::from_utf8_lossy(&body);
+    assert!(text.contains("request_timeout") && text.ends_with("data: [DONE]\n\n"), "{text}");
+}
+
+#[tokio::test]
+async fn a_reader_that_waits_is_told_so() {
+    let gate = Gate::closed();
+    let sse = SseConfig { keep_alive: Duration::from_millis(5), ..SseConfig::default() };
+    let api = ApiConfig { sse, ..ApiConfig::default() };
+    let server = Server::with(Options { api, gate: gate.clone(), ..Options::default() }).await;
+    let mut stream = server.client().stream(CHAT, &chat(4)).await;
+    stream.read_until(b": waiting\n\n").await;
+    gate.release();
+    assert_eq!(text_of(stream).await.len(), 4);
+}
+
+#[tokio::test]
+async fn the_router_answers_in_process() {
+    let (state, _engine) = assemble(&Options::default());
+    let request = Request::get("/v1/models").header("host", "localhost").body(Body::empty()).unwrap();
+    let response = router(state).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_served_and_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("door.sock");
+    let (state, _engine) = assemble(&Options::default());
+    let listener = Listener::Unix(UnixSocket::new(UnixListener::bind(&path).unwrap(), path.clone()).unwrap());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async {
+        let _ = stopped.await;
+    };
+    let serving = tokio::spawn(serve(listener, router(state), ServeConfig::default(), shutdown));
+    let mut connection = UnixStream::connect(&path).await.unwrap();
+    connection.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(connection);
+    stop.send(()).unwrap();
+    assert_eq!(serving.await.unwrap(), Drained::Completely);
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_head_that_never_ends_is_not_waited_for() {
+    let config = ServeConfig { header_timeout: Duration::from_millis(20), ..ServeConfig::default() };
+    let server = Server::with(Options { serve: config, ..Options::default() }).await;
+    let mut connection = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    connection.write_all(b"GET /health HTTP/1.1\r\nhost: local").await.unwrap();
+    let mut rest = Vec::new();
+    connection.read_to_end(&mut rest).await.unwrap();
+    assert!(!rest.starts_with(b"HTTP/1.1 200"));
+}
