@@ -164,3 +164,17 @@ fn published_configurations_are_accepted() {
     let nemotron = json!({ "rope_parameters": null, "partial_rotary_factor": 0.5, "rope_theta": 2_000_000.0 });
     with("nemotron", nemotron).unwrap();
 }
+
+#[test]
+fn the_readme_names_every_class_that_is_served_and_no_other() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    let table = readme.split("## Models").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+    let mut named: Vec<&str> = table
+        .split('`')
+        .filter(|text| text.ends_with("ForCausalLM") || text.ends_with("ForConditionalGeneration"))
+        .collect();
+    named.sort_unstable();
+    let mut served: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
+    served.sort_unstable();
+    assert_eq!(named, served);
+}
