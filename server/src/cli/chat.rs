@@ -113,6 +113,9 @@ impl ChatArgs {
                 "" => {}
                 "/quit" | "/exit" => break,
                 "/reset" => messages = self.beginning(),
+                command if command.starts_with('/') => {
+                    eprintln!("{command} is not a command: /reset forgets, /quit leaves.");
+                }
                 said => self.exchange(client, &model, &mut messages, said)?,
             }
         }

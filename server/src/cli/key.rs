@@ -35,7 +35,7 @@ pub(crate) struct KeyArgs {
 enum KeyCommand {
     /// Make a key and print it, once.
     Create(CreateArgs),
-    /// List keys: name, when they were made, limits. Never the keys themselves.
+    /// List keys: name, id, status and limits, with --json also when they were made and end. Never the keys themselves.
     List(OutputArgs),
     /// Refuse a key from now on.
     Revoke {
