@@ -264,6 +264,7 @@ fn error_code(body: &[u8]) -> Option<String> {
 fn kind_of(error: &HttpError) -> ErrorKind {
     match error {
         HttpError::Connect(_) => ErrorKind::Connect,
+        HttpError::Timeout => ErrorKind::Timeout,
         HttpError::Broken(_) | HttpError::Cut => ErrorKind::StreamCut,
         HttpError::Malformed(_) | HttpError::TooLong => ErrorKind::Malformed,
     }

@@ -5,6 +5,7 @@ mod connection;
 mod framing;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
@@ -14,6 +15,8 @@ pub use framing::{BadChunk, ChunkedDecoder, Framing};
 
 /// Connections that wait for their next request.
 const MAX_IDLE_CONNECTIONS: usize = 1024;
+/// Of what is not a generation: those have timeouts of their own.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a socket holds for a reader who does not read; the system doubles it.
 const NARROW_BUFFER_BYTES: u32 = 2048;
 /// An answer that is read whole.
@@ -70,6 +73,8 @@ pub enum HttpError {
     Broken(#[from] std::io::Error),
     #[error("the connection was closed before the answer was complete")]
     Cut,
+    #[error("no answer within {} s", FETCH_TIMEOUT.as_secs())]
+    Timeout,
     #[error("not HTTP: {0}")]
     Malformed(String),
     #[error("the answer is longer than {MAX_ANSWER_BYTES} bytes")]
@@ -189,6 +194,11 @@ impl<C: Connect> Client<C> {
 
     /// The status and the whole body of an answer.
     pub async fn fetch(&self, request: &Request<'_>) -> Result<(u16, Vec<u8>), HttpError> {
+        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.fetch_patiently(request)).await;
+        fetched.unwrap_or(Err(HttpError::Timeout))
+    }
+
+    async fn fetch_patiently(&self, request: &Request<'_>) -> Result<(u16, Vec<u8>), HttpError> {
         let mut response = self.open(request).await?;
         let body = response.read_to_end().await?;
         let status = response.head.status;

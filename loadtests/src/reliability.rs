@@ -14,19 +14,17 @@ use std::time::Duration;
 use crate::arrivals::Arrivals;
 use crate::clock::now;
 use crate::figures::RunFigures;
-use crate::generate::{Answer, Call, Route, generate};
+use crate::generate::{Call, Route, generate};
 use crate::http::{Connect, HttpError};
 use crate::lengths::Lengths;
 use crate::metrics_page::{MetricsPage, Occupancy};
 use crate::plan::{BodyTemplate, Plan, PlanError};
-use crate::record::Expect;
+use crate::record::{Ending, ErrorKind, Expect};
 use crate::rng::Rng;
-use crate::run::{Run, RunOptions};
+use crate::run::{Run, RunOptions, run};
 use crate::scenario::{Leave, Objectives, RequestFields, Scenario, Traffic, Workload};
 use crate::session::Session;
 use crate::tokens::TokensError;
-
-#[cfg(doc)]
 use crate::verdict::Verdict;
 
 const POLL_EVERY: Duration = Duration::from_millis(50);
@@ -129,14 +127,31 @@ impl<C: Connect> Context<'_, C> {
     }
 
     async fn run(&self, traffic: Vec<Traffic>) -> Result<(Plan, Run, RunFigures), CheckError> {
-        let options = RunOptions { progress: std::sync::Arc::default(), ..self.options.run.clone() };
-        Ok(self.session.run(&self.scenario(traffic), &options).await?)
+        let plan = self.plan(traffic).await?;
+        let (run, figures) = self.carry_out(&plan).await;
+        Ok((plan, run, figures))
     }
 
-    /// One short chat, to see whether the server still serves.
-    async fn probe(&self) -> Result<Answer, CheckError> {
-        let call = self.call(ChatLengths { prompt_tokens: 8, output_tokens: 4 }, 0).await?;
-        Ok(generate(&self.session.client, &Call { timeout: PROBE_TIMEOUT, ..call }).await)
+    async fn plan(&self, traffic: Vec<Traffic>) -> Result<Plan, CheckError> {
+        Ok(self.session.plan(&self.scenario(traffic)).await?)
+    }
+
+    async fn carry_out(&self, plan: &Plan) -> (Run, RunFigures) {
+        let options = RunOptions { progress: std::sync::Arc::default(), ..self.options.run.clone() };
+        let done = run(&self.session.client, plan, &options).await;
+        let figures = RunFigures::of(&done, plan);
+        (done, figures)
+    }
+
+    /// The promise includes that the server still serves: one short chat, by a stranger.
+    async fn require_alive(&self, verdict: &mut Verdict, when: &str) {
+        self.session.client.forget_idle();
+        let lengths = ChatLengths { prompt_tokens: 8, output_tokens: 4 };
+        let ending = match self.call(lengths, 0).await {
+            Ok(call) => generate(&self.session.client, &Call { timeout: PROBE_TIMEOUT, ..call }).await.ending,
+            Err(_) => Ending::Failed(ErrorKind::Timeout),
+        };
+        verdict.require(ending == Ending::Finished, || format!("{when} a chat ends with {ending:?}"));
     }
 
     /// A chat outside of any scenario.

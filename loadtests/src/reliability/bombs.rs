@@ -6,7 +6,6 @@ use super::{CheckError, Context};
 use crate::clock::now;
 use crate::http::{Connect, HttpError};
 use crate::process::ProcFs;
-use crate::record::Ending;
 use crate::verdict::Verdict;
 
 /// A refusal, or the end of the connection, must come within it. Servers give slow senders a minute.
@@ -53,10 +52,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         };
         verdict.require(refused, || format!("{} was not refused", bomb.name));
         largest = largest.max(rss().unwrap_or(0));
-        let probe = context.probe().await?;
-        verdict.require(probe.ending == Ending::Finished, || {
-            format!("after {} a chat ends with {:?}", bomb.name, probe.ending)
-        });
+        context.require_alive(&mut verdict, &format!("after {}", bomb.name)).await;
     }
     match before {
         Some(before) => {

@@ -3,7 +3,6 @@
 use super::{ChatLengths, CheckError, Context, leaving};
 use crate::arrivals::Arrivals;
 use crate::http::Connect;
-use crate::record::Ending;
 use crate::verdict::Verdict;
 
 const LEAVE_AFTER_EVENTS: u32 = 4;
@@ -44,7 +43,6 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     verdict.require(lost == 0, || format!("{lost} errors: {:?} {:?}", mixed.total.errors, gone.total.errors));
     let refused = mixed.total.refused_count() + gone.total.refused_count();
     verdict.require(refused == 0, || format!("{refused} were refused: what the gone held was not given back"));
-    let probe = context.probe().await?;
-    verdict.require(probe.ending == Ending::Finished, || format!("afterwards a chat ends with {:?}", probe.ending));
+    context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
 }

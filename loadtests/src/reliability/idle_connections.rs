@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{CheckError, Context, milliseconds};
 use crate::arrivals::Arrivals;
 use crate::http::{Connect, Connection, HttpError};
+use crate::plan::Plan;
 use crate::process::ProcFs;
-use crate::record::Ending;
 use crate::verdict::Verdict;
 
 /// What one idle connection may cost the server.
@@ -21,30 +21,32 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     let wanted = context.options.connections;
     let mut verdict = Verdict::new("idle-connections", format!("{wanted} idle connections leave the server serving"));
     let rss = || context.server_pid.map(|pid| ProcFs::default().sample(Some(pid), Duration::ZERO).server_rss_bytes);
-    let quiet = p99(context).await?;
+    // Planned before anything is held: making prompts asks the server, too.
+    let users = context.chats("users", Arrivals::Constant { rate: context.options.rate }, context.options.lengths);
+    let plan = context.plan(vec![users]).await?;
+    let quiet = p99(context, &plan).await;
     let before = rss();
     let (idle, why_no_more) = hold(context).await?;
     if let Some(why) = why_no_more {
         verdict.figure("no further connection", why);
     }
-    let busy = p99(context).await;
+    let busy = p99(context, &plan).await;
     let after = rss();
     verdict.tried(format!("{} connections held open, half of them with half a request", idle.len()));
     verdict.figure("p99 without them", milliseconds(quiet));
-    verdict.figure("p99 beside them", milliseconds(busy.as_ref().ok().copied().flatten()));
+    verdict.figure("p99 beside them", milliseconds(busy));
     if let (Some(before), Some(after)) = (before, after) {
         let each = after.saturating_sub(before) as f64 / idle.len().max(1) as f64;
         verdict.figure("resident bytes a connection", format!("{each:.0}"));
         verdict.require(each <= MAX_BYTES_PER_CONNECTION, || format!("each cost {each:.0} bytes"));
     }
     let fell_behind = match (quiet, busy) {
-        (Some(quiet), Ok(Some(busy))) => busy > quiet * MAX_RATIO && busy - quiet > NOISE_MS,
+        (Some(quiet), Some(busy)) => busy > quiet * MAX_RATIO && busy - quiet > NOISE_MS,
         _ => true,
     };
     verdict.require(!fell_behind, || "the others waited longer, or were not served".to_owned());
     drop(idle);
-    let probe = context.probe().await?;
-    verdict.require(probe.ending == Ending::Finished, || format!("afterwards a chat ends with {:?}", probe.ending));
+    context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
 }
 
@@ -74,13 +76,12 @@ async fn hold<C: Connect>(
     Ok((idle, None))
 }
 
-/// Of users who come as strangers: a connection from before would not show that new ones are taken.
-async fn p99<C: Connect>(context: &Context<'_, C>) -> Result<Option<f64>, CheckError> {
+/// Of users who come as strangers, where all are served: a connection from before would not show that new ones are taken.
+async fn p99<C: Connect>(context: &Context<'_, C>, plan: &Plan) -> Option<f64> {
     context.session.client.forget_idle();
-    let users = context.chats("users", Arrivals::Constant { rate: context.options.rate }, context.options.lengths);
-    let (_, _, figures) = context.run(vec![users]).await?;
+    let (_, figures) = context.carry_out(plan).await;
     let served_all = figures.total.finished == figures.total.requests;
-    Ok(figures.total.e2e_ms.filter(|_| served_all).map(|taken| taken.p99))
+    figures.total.e2e_ms.filter(|_| served_all).map(|taken| taken.p99)
 }
 
 /// Too many open files, in this process or on this machine.

@@ -41,8 +41,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         options.duration.as_secs_f64()
     ));
     judge(&mut verdict, &capacity.total, &figures.total, &run.records);
-    let probe = context.probe().await?;
-    verdict.require(probe.ending == Ending::Finished, || format!("afterwards a chat ends with {:?}", probe.ending));
+    context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
 }
 

@@ -33,7 +33,6 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         verdict.require(matches!(ending, Ending::Refused { status: 400..=499, .. }), || format!("{name}: {shown}"));
         verdict.figure(name, shown);
     }
-    let probe = context.probe().await?;
-    verdict.require(probe.ending == Ending::Finished, || format!("afterwards a chat ends with {:?}", probe.ending));
+    context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
 }

@@ -5,7 +5,6 @@ use crate::arrivals::Arrivals;
 use crate::figures::{Quantiles, ms};
 use crate::http::{Connect, Connection, Request};
 use crate::plan::Plan;
-use crate::record::Ending;
 use crate::run::Run;
 use crate::verdict::Verdict;
 
@@ -50,8 +49,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     });
     verdict.require(beside_stuck.unserved == 0, || format!("{} of the others were not served", beside_stuck.unserved));
     drop((first, second));
-    let probe = context.probe().await?;
-    verdict.require(probe.ending == Ending::Finished, || format!("afterwards a chat ends with {:?}", probe.ending));
+    context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
 }
 

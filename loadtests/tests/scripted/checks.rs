@@ -76,6 +76,9 @@ async fn idle_connections_must_leave_the_server_serving() {
     let verdict = idle_connections::check(&context(&server.session().await)).await.unwrap();
     assert!(verdict.holds(), "{}", verdict.render());
     assert!(server.connections() >= 50);
+    let full = Scripted::new(steady(20 * MS, 10 * MS)).with(Fault::Full(30));
+    let verdict = idle_connections::check(&context(&full.session().await)).await.unwrap();
+    assert_falls_short(&verdict, "the others waited longer, or were not served");
 }
 
 #[tokio::test(start_paused = true)]

@@ -55,6 +55,8 @@ pub(crate) struct Scripted {
 pub(crate) enum Fault {
     /// What a request holds is never given back.
     Leaks,
+    /// It lets so many connections in and no more.
+    Full(usize),
     /// It tells no usage.
     Silent,
     /// It waits for the rest of a request for ever.
@@ -79,7 +81,10 @@ impl Connect for Scripted {
     type Stream = DuplexStream;
 
     async fn connect(&self) -> std::io::Result<DuplexStream> {
-        self.state.connections.fetch_add(1, Ordering::SeqCst);
+        let before = self.state.connections.fetch_add(1, Ordering::SeqCst);
+        if matches!(self.fault, Some(Fault::Full(most)) if before >= most) {
+            std::future::pending::<()>().await;
+        }
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         tokio::spawn(self.clone().serve(far));
         Ok(near)
