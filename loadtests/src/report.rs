@@ -127,11 +127,19 @@ pub fn save(folder: &Path, about: &About, (text, json): (&str, &str)) -> std::io
     Ok(path)
 }
 
-/// The arguments, with the program's folder left out. Keys are read from files, so none is among them.
+/// The arguments, as a shell takes them: without the program's folder, and without the note, which stands by itself.
+/// Keys are read from files, so none is among them.
 fn command(mut args: impl Iterator<Item = String>) -> String {
     let program = args.next().unwrap_or_default();
-    let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    std::iter::once(program).chain(args).collect::<Vec<_>>().join(" ")
+    let mut words = vec![Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned()];
+    while let Some(word) = args.next() {
+        match word.as_str() {
+            "--note" => drop(args.next()),
+            _ if word.contains(char::is_whitespace) => words.push(format!("'{word}'")),
+            _ => words.push(word),
+        }
+    }
+    words.join(" ")
 }
 
 fn machine() -> String {
@@ -208,9 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn the_command_is_kept_without_its_folder() {
-        let args = ["/somewhere/target/passerelle-loadtests", "run", "--url", "http://127.0.0.1:1"];
+    fn the_command_is_kept_without_its_folder_and_note() {
+        let args = ["/somewhere/passerelle-loadtests", "run", "--note", "a note", "--scenario", "my own.toml"];
         let command = command(args.into_iter().map(str::to_owned));
-        assert_eq!(command, "passerelle-loadtests run --url http://127.0.0.1:1");
+        assert_eq!(command, "passerelle-loadtests run --scenario 'my own.toml'");
     }
 }
