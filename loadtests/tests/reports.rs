@@ -1,0 +1,76 @@
+//! Figures in the documentation are those of the reports that are kept here.
+//!
+//! A figure names its source right behind it, in a comment: the file below `loadtests/` and the place in it, as in
+//! `11.8<!-- results/x.json#/report/figures/total/ttft_ms/p99 -->`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+const MARK: &str = "<!-- results/";
+
+fn here() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The comments of `text` that name a source, with the number before each.
+fn figures(text: &str) -> Vec<(String, String)> {
+    let mut figures = Vec::new();
+    for (at, _) in text.match_indices(MARK) {
+        let source = text[at + "<!-- ".len()..].split(" -->").next().unwrap_or_default();
+        let before = text[..at].trim_end();
+        let is_digit = |character: char| character.is_ascii_digit() || character == '.';
+        let number: String = before.chars().rev().take_while(|character| is_digit(*character)).collect();
+        figures.push((number.chars().rev().collect(), source.to_owned()));
+    }
+    figures
+}
+
+/// What is wrong with a figure, if anything.
+fn wrong(number: &str, source: &str) -> Option<String> {
+    let (file, pointer) = source.split_once('#')?;
+    let report = std::fs::read_to_string(here().join(file)).ok();
+    let report: Option<Value> = report.and_then(|text| serde_json::from_str(&text).ok());
+    let value = report.as_ref().and_then(|report| report.pointer(pointer)?.as_f64());
+    let Some(value) = value else { return Some(format!("{source} is not a number of a report")) };
+    let decimals = number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+    let expected = format!("{value:.decimals$}");
+    (number != expected).then(|| format!("{number} should be {expected}: {source}"))
+}
+
+#[test]
+fn figures_in_the_documentation_are_those_of_the_reports() {
+    let documents = [here().join("README.md"), here().parent().expect("the workspace").join("README.md")];
+    let texts = documents.map(|path| std::fs::read_to_string(path).expect("the documentation is there"));
+    let all: Vec<(String, String)> = texts.iter().flat_map(|text| figures(text)).collect();
+    assert!(!all.is_empty(), "this crate's README shows figures");
+    let breaches: Vec<String> = all.iter().filter_map(|(number, source)| wrong(number, source)).collect();
+    assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn a_figure_that_differs_from_its_report_is_found() {
+    let source = reports().first().map(|path| path.file_name().expect("a file").to_string_lossy().into_owned());
+    let source = source.expect("reports are kept");
+    assert!(wrong("1", &format!("results/{source}#/about/none")).is_some());
+    let text = "p99 11.8<!-- results/x.json#/a/b --> ms";
+    assert_eq!(figures(text), [("11.8".to_owned(), "results/x.json#/a/b".to_owned())]);
+}
+
+#[test]
+fn every_report_says_where_it_comes_from() {
+    for path in reports() {
+        let report: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect("it is text")).expect("JSON");
+        for field in ["date", "machine", "commit", "command"] {
+            let value = report["about"][field].as_str().unwrap_or_default();
+            assert!(!value.is_empty(), "{}: {field}", path.display());
+        }
+        assert!(path.with_extension("md").exists(), "{} has no table", path.display());
+    }
+}
+
+fn reports() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(here().join("results")).expect("reports are kept in results/");
+    let paths = entries.map(|entry| entry.expect("the folder is readable").path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+}
