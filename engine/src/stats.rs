@@ -70,7 +70,8 @@ pub struct StepReport {
 
 /// Hears every step, on the engine's thread; must not block.
 pub trait StepObserver: Send + Sync {
-    /// Called once after each step that ran something.
+    /// Called once after each step that ran something or ended a request; the last reader may leave an engine with
+    /// nothing to run.
     fn step(&self, report: &StepReport);
 }
 

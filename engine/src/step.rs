@@ -259,7 +259,7 @@ impl StepLoop {
         self.stats.prompt_tokens_total += batch.started_prompt_tokens;
         self.publish();
         let report = self.report(batch, before, duration);
-        if report.num_sequences > 0 {
+        if report.num_sequences > 0 || !self.ended.is_empty() {
             self.observer.0.step(&report);
         }
         self.release_ended();

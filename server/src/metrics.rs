@@ -196,7 +196,9 @@ impl StepObserver for EngineMetrics {
         self.prefix_hit_tokens.increment(report.prefix_hit_tokens);
         self.preemptions.increment(report.preemptions as u64);
         self.failures.increment(report.failures as u64);
-        self.step_duration.record(report.duration);
+        if report.num_sequences > 0 {
+            self.step_duration.record(report.duration);
+        }
     }
 }
 

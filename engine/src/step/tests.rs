@@ -86,6 +86,28 @@ fn whoever_sees_a_request_end_finds_statistics_that_include_it() {
     assert!(handle.is_idle());
 }
 
+/// Keeps the last report's running sequences and used blocks.
+#[derive(Default)]
+struct LastReport(Mutex<Option<(usize, usize)>>);
+
+impl StepObserver for LastReport {
+    fn step(&self, report: &StepReport) {
+        *self.0.lock().unwrap() = Some((report.running, report.total_blocks - report.free_blocks));
+    }
+}
+
+#[test]
+fn the_last_reader_that_leaves_is_reported_though_nothing_runs_any_more() {
+    let last = Arc::new(LastReport::default());
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::<LastReport>::clone(&last))).unwrap();
+    let stream = handle.submit(request(0, &[1, 2, 3])).unwrap();
+    step_loop.step();
+    assert_eq!(*last.0.lock().unwrap(), Some((1, 1)));
+    drop(stream);
+    step_loop.step();
+    assert_eq!(*last.0.lock().unwrap(), Some((0, 0)));
+}
+
 #[test]
 fn a_model_that_fails_every_step_makes_no_progress_and_its_engine_dies() {
     let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
