@@ -264,6 +264,7 @@ mod tests {
         model.ended(Usage { prompt_tokens: 11, cached_tokens: 5, generated_tokens: 7 }, Duration::from_millis(900));
         metrics.engine("demo").step(&StepReport {
             duration: Duration::from_millis(4),
+            num_sequences: 3,
             total_blocks: 100,
             free_blocks: 60,
             running: 3,
