@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Period, Secret, UnknownFields,
-    WeightDtype, Written, WrittenApi, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
+    WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -19,6 +19,7 @@ pub struct Config {
     pub hub: HubConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
+    pub grammar: GrammarConfig,
     /// For callers without limits of their own. What is not stated is not limited.
     pub limits: WrittenLimits,
     pub log: LogConfig,
@@ -85,6 +86,7 @@ pub struct ApiConfig {
     pub max_stop_bytes: usize,
     pub max_stop_token_ids: usize,
     pub max_logit_bias: usize,
+    pub max_bad_words: usize,
     pub max_messages: usize,
     pub max_tools: usize,
     pub max_prompts: usize,
@@ -92,6 +94,16 @@ pub struct ApiConfig {
     pub max_concurrent_encodes: usize,
     pub keep_alive: Duration,
     pub max_pending_frames: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrammarConfig {
+    pub max_bytes: ByteSize,
+    pub max_depth: usize,
+    pub max_size: usize,
+    pub max_states: usize,
+    pub compile_fuel: usize,
+    pub token_fuel: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +133,8 @@ impl Config {
             color: !environment.no_color,
         };
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
-        Ok(Self { server, models, hub, engine, api, limits: written.limits, log })
+        let grammar = check_grammar(&written.grammar);
+        Ok(Self { server, models, hub, engine, api, grammar, limits: written.limits, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -279,6 +292,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_stop_bytes: count(written.max_stop_bytes, 1024),
         max_stop_token_ids: count(written.max_stop_token_ids, 64),
         max_logit_bias: count(written.max_logit_bias, 1024),
+        max_bad_words: count(written.max_bad_words, 64),
         max_messages: count(written.max_messages, 4096),
         max_tools: count(written.max_tools, 128),
         max_prompts: count(written.max_prompts, 64),
@@ -287,6 +301,17 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         keep_alive: period(written.keep_alive, Duration::from_secs(10)),
         max_pending_frames: count(written.max_pending_frames, 64),
     })
+}
+
+fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
+    GrammarConfig {
+        max_bytes: written.max_bytes.unwrap_or(ByteSize(256 << 10)),
+        max_depth: count(written.max_depth, 64),
+        max_size: count(written.max_size, 200_000),
+        max_states: count(written.max_states, 20_000),
+        compile_fuel: count(written.compile_fuel, 1_000_000),
+        token_fuel: count(written.token_fuel, 100_000),
+    }
 }
 
 fn count(written: Option<NonZeroUsize>, default: usize) -> usize {

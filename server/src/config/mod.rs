@@ -16,7 +16,7 @@ mod units;
 mod written;
 
 pub use checked::{
-    ApiConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, check_names,
+    ApiConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, check_names,
 };
 pub use choices::{Device, KvDtype, LogFormat, LogLevel, UnknownFields, WeightDtype};
 pub use environment::{Environment, Secret};
@@ -25,7 +25,8 @@ pub use file::read;
 pub use listen::Listen;
 pub use units::{ByteSize, Period};
 pub use written::{
-    ModelFlag, Written, WrittenApi, WrittenEngine, WrittenLimits, WrittenLog, WrittenModel, WrittenServer,
+    ModelFlag, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLimits, WrittenLog, WrittenModel,
+    WrittenServer,
 };
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! threads. Nothing here knows a request, an account or HTTP, and no content is ever logged.
 
 pub mod detokenizer;
+pub mod grammar;
 pub mod prompt;
 pub mod special;
 pub mod stop;
@@ -13,6 +14,7 @@ mod model;
 mod pieces;
 
 pub use detokenizer::Detokenizer;
+pub use grammar::{Grammar, GrammarBounds, GrammarCompiler, GrammarError};
 pub use model::TextModel;
 pub use prompt::PromptEncoder;
 pub use stop::{StopMatcher, StopOutput};

@@ -8,6 +8,7 @@ pub(crate) mod completions;
 pub(crate) mod messages;
 pub(crate) mod request;
 pub(crate) mod sampling;
+pub(crate) mod structure;
 pub(crate) mod tools;
 pub(crate) mod usage;
 
