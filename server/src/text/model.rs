@@ -24,6 +24,8 @@ pub struct TextModel {
     pub tokenizer: Tokenizer,
     /// `None` for a base model.
     pub template: Option<ChatTemplate>,
+    /// `bos_token` and the like, by name.
+    pub special_tokens: Map<String, Value>,
     /// How answers in a chat mark reasoning and tool calls.
     pub answers: AnswerFormat,
 }
@@ -48,10 +50,10 @@ impl TextModel {
         let template = if sources.is_empty() {
             None
         } else {
-            let compiled = ChatTemplate::new(sources, special_tokens);
+            let compiled = ChatTemplate::new(sources, special_tokens.clone());
             Some(compiled.map_err(|error| fault(file, format!("chat_template: {error}")))?)
         };
-        Ok(Self { tokenizer, template, answers })
+        Ok(Self { tokenizer, template, special_tokens, answers })
     }
 
     /// The chat template, or the error that a chat request to a base model gets.
