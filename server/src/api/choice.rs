@@ -7,8 +7,7 @@ use passerelle_engine::{Event, FinishReason, TokenEvent, TokenLogprobs, Usage};
 use passerelle_models::TokenId;
 
 use super::delta::{
-    AnswerEnd, Candidate, Delta, Finish, PromptPart, PromptToken, TextPart, TokenLogprob, TokenText, ToolCallHead,
-    ToolCallPart,
+    AnswerEnd, Candidate, Delta, PromptPart, PromptToken, TextPart, TokenLogprob, TokenText, ToolCallHead, ToolCallPart,
 };
 use super::errors::{ApiError, ErrorKind};
 use super::ids::random_id;
@@ -27,6 +26,8 @@ pub(crate) struct RunningChoice {
     writer: Writer,
     meter: ChoiceMeter,
     pending: VecDeque<Delta>,
+    /// Once over.
+    settled: Option<Usage>,
 }
 
 /// What a choice needs beside its events.
@@ -61,7 +62,7 @@ pub(crate) enum AnswerStart {
 impl RunningChoice {
     pub(crate) fn new(generation: Generation, mut writer: Writer, meter: ChoiceMeter) -> Self {
         let pending = writer.prompt_at_start().into_iter().collect();
-        Self { generation: Some(generation), writer, meter, pending }
+        Self { generation: Some(generation), writer, meter, pending, settled: None }
     }
 
     /// The next piece; `None` after `Finished`. Cancel-safe.
@@ -78,23 +79,35 @@ impl RunningChoice {
         Ok(piece)
     }
 
+    /// What was read so far, then what was settled. Never falls while the choice runs.
+    pub(crate) fn usage(&self) -> Usage {
+        match (&self.settled, &self.generation) {
+            (Some(settled), _) => *settled,
+            (None, running) => Usage {
+                prompt_tokens: u32::try_from(self.writer.spec.prompt.tokens.len()).unwrap_or(u32::MAX),
+                generated_tokens: self.writer.tokens_seen,
+                ..running.as_ref().map(Generation::used).unwrap_or_default()
+            },
+        }
+    }
+
     fn take(&mut self, event: Option<Event>) -> Result<(), ApiError> {
         match event {
             Some(Event::PromptLogprobs(entries)) => self.pending.push_back(self.writer.prompt_part(&entries)),
             Some(Event::Token(token)) => {
                 self.pending.extend(self.writer.token(&token));
                 if self.writer.stopped {
-                    let usage = self.settle(Generation::end_here);
-                    self.finish(FinishReason::Stop, usage);
+                    self.settle(Generation::end_here);
+                    self.finish(FinishReason::Stop);
                 }
             }
             Some(Event::Finished { reason: FinishReason::Aborted, .. }) => {
                 self.settle(Generation::abort);
                 return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
             }
-            Some(Event::Finished { reason, usage }) => {
+            Some(Event::Finished { reason, .. }) => {
                 self.settle(Generation::abort);
-                self.finish(reason, usage);
+                self.finish(reason);
             }
             Some(Event::Failed { error, .. }) => {
                 self.settle(Generation::abort);
@@ -109,16 +122,16 @@ impl RunningChoice {
     }
 
     /// The one way out of a generation, so that what is measured is what is settled.
-    fn settle(&mut self, end: fn(Generation) -> Usage) -> Usage {
-        let Some(generation) = self.generation.take() else { return Usage::default() };
+    fn settle(&mut self, end: fn(Generation) -> Usage) {
+        let Some(generation) = self.generation.take() else { return };
         let used = end(generation);
         self.meter.ended(used);
-        used
+        self.settled = Some(used);
     }
 
-    fn finish(&mut self, reason: FinishReason, usage: Usage) {
+    fn finish(&mut self, reason: FinishReason) {
         self.pending.extend(self.writer.finish());
-        self.pending.push_back(Delta::Finished(Finish { reason: self.writer.end(reason), usage }));
+        self.pending.push_back(Delta::Finished(self.writer.end(reason)));
     }
 }
 

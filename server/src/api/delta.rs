@@ -1,6 +1,5 @@
 //! What a choice says, piece by piece: the one stream that both streamed and whole answers are made from.
 
-use passerelle_engine::Usage;
 use passerelle_models::TokenId;
 
 /// A piece of one choice. Order: at most one `Prompt`, then `Text` and `ToolCall`s, then exactly one `Finished`.
@@ -9,7 +8,7 @@ pub(crate) enum Delta {
     Prompt(PromptPart),
     Text(TextPart),
     ToolCall(ToolCallPart),
-    Finished(Finish),
+    Finished(AnswerEnd),
 }
 
 /// A piece, and which choice it belongs to.
@@ -90,13 +89,6 @@ pub(crate) struct ToolCallHead {
     pub(crate) name: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Finish {
-    pub(crate) reason: AnswerEnd,
-    /// Ends at the token that completes a stop string.
-    pub(crate) usage: Usage,
-}
-
 /// OpenAI's finish reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AnswerEnd {
@@ -121,7 +113,7 @@ pub(crate) struct Choice {
     pub(crate) prompt: PromptPart,
     pub(crate) text: TextPart,
     pub(crate) tool_calls: Vec<ToolCallPart>,
-    pub(crate) finish: Option<Finish>,
+    pub(crate) finish: Option<AnswerEnd>,
 }
 
 impl Choice {
@@ -137,7 +129,7 @@ impl Choice {
                 Some(call) => call.arguments.push_str(&part.arguments),
                 None => self.tool_calls.push(part),
             },
-            Delta::Finished(finish) => self.finish = Some(finish),
+            Delta::Finished(end) => self.finish = Some(end),
         }
     }
 }

@@ -23,6 +23,8 @@ pub struct TextModel {
     pub tokenizer: Tokenizer,
     /// `None` for a base model.
     pub template: Option<ChatTemplate>,
+    /// `bos_token` and the like, by name.
+    pub special_tokens: Map<String, Value>,
 }
 
 impl TextModel {
@@ -43,10 +45,10 @@ impl TextModel {
         let template = if sources.is_empty() {
             None
         } else {
-            let compiled = ChatTemplate::new(sources, special_tokens);
+            let compiled = ChatTemplate::new(sources, special_tokens.clone());
             Some(compiled.map_err(|error| fault(file, format!("chat_template: {error}")))?)
         };
-        Ok(Self { tokenizer, template })
+        Ok(Self { tokenizer, template, special_tokens })
     }
 
     /// The chat template, or the error that a chat request to a base model gets.

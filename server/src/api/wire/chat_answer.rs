@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::request::Output;
 use super::usage::logprob_json;
-use crate::api::delta::{Choice, ChoiceDelta, Delta, TokenLogprob, ToolCallPart, display_bytes};
+use crate::api::delta::{AnswerEnd, Choice, ChoiceDelta, Delta, TokenLogprob, ToolCallPart, display_bytes};
 
 /// The first delta of a stream says who speaks.
 pub(crate) fn role_choice() -> Value {
@@ -30,7 +30,7 @@ pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value
             }
         }
         Delta::ToolCall(part) => choice["delta"] = json!({"tool_calls": [tool_call_delta(part)]}),
-        Delta::Finished(finish) => choice["finish_reason"] = json!(finish.reason.as_str()),
+        Delta::Finished(end) => choice["finish_reason"] = json!(end.as_str()),
     }
     Some(choice)
 }
@@ -47,7 +47,7 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
         "index": index,
         "message": message,
         "logprobs": output.logprobs.map(|_| logprobs_json(&text.logprobs)),
-        "finish_reason": choice.finish.map(|finish| finish.reason.as_str()),
+        "finish_reason": choice.finish.map(AnswerEnd::as_str),
     });
     if output.return_token_ids {
         whole["prompt_token_ids"] = json!(choice.prompt.token_ids);

@@ -28,6 +28,8 @@ const CONTINUE_MARK: char = '\u{10FFFD}';
 /// Names that a template reads and that a request's own variables cannot replace.
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
+const DEFAULT: &str = "default";
+
 /// How the prompt ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptEnd {
@@ -76,6 +78,11 @@ impl ChatTemplate {
         Ok(Self { environment, special_tokens })
     }
 
+    /// The template for requests without tools, as its author wrote it.
+    pub fn source(&self) -> Option<String> {
+        self.environment.get_template(DEFAULT).ok().map(|template| template.source().to_owned())
+    }
+
     /// The prompt's text. Takes bounded time; call it off the async threads.
     pub fn render(&self, prompt: &ChatPrompt<'_>) -> Result<String, TextError> {
         if prompt.end != PromptEnd::ContinueFinalMessage {
@@ -107,7 +114,7 @@ impl ChatTemplate {
     fn template_name(&self, prompt: &ChatPrompt<'_>) -> &'static str {
         const TOOL_USE: &str = "tool_use";
         let wants_tools = prompt.tools.is_some_and(|tools| !tools.is_empty());
-        if wants_tools && self.environment.get_template(TOOL_USE).is_ok() { TOOL_USE } else { "default" }
+        if wants_tools && self.environment.get_template(TOOL_USE).is_ok() { TOOL_USE } else { DEFAULT }
     }
 }
 
