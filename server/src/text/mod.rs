@@ -75,3 +75,5 @@ impl TextError {
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod goldens;
