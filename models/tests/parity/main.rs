@@ -61,7 +61,10 @@ fn the_likeliest_tokens_are_the_reference_s(fixture: &Fixture, runner: &mut Runn
     for (row, (ids, expected)) in rows[prompt.len() - 1..].iter().zip(golden) {
         let row = log_softmax(row);
         let found = ids.map(|id| row[id as usize]);
-        assert!(worst_excess(&found, expected).excess <= 1.0, "{ids:?}: {found:?} where the reference has {expected:?}");
+        assert!(
+            worst_excess(&found, expected).excess <= 1.0,
+            "{ids:?}: {found:?} where the reference has {expected:?}"
+        );
         let tolerance = 2e-4 + 1e-3 * expected[TOP - 1].abs();
         let above = row.iter().filter(|logprob| **logprob > expected[TOP - 1] + tolerance).count();
         assert!(above < TOP, "{above} tokens are likelier than the fifth");

@@ -7,13 +7,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::TextError;
 use super::detokenizer::Detokenizer;
 use super::fixtures::{Random, TEXTS, added_token};
 use super::model::TextModel;
 use super::prompt::{PromptEncoder, for_template};
 use super::template::{ChatPrompt, PromptEnd};
 use super::tokenizer::{AddSpecialTokens, SkipSpecialTokens, SpecialTokens, Tokenizer};
-use super::TextError;
 
 #[derive(Deserialize)]
 struct Encoded {
