@@ -38,13 +38,13 @@ impl Detokenizer {
     /// For a text that goes on from `prompt`, as a completion does: a leading space of the first new token is kept.
     pub fn after(tokenizer: &Tokenizer, skip: SkipSpecialTokens, prompt: &[u32]) -> Self {
         let mut detokenizer = Self::new(tokenizer, skip);
+        let has_text = |id: &u32| skip == SkipSpecialTokens::No || !tokenizer.is_special(*id);
         match &mut detokenizer.state {
-            State::Bytes { leading, .. } if prompt.iter().any(|&id| !tokenizer.is_special(id)) => {
-                *leading = LeadingSpaces::Keep;
-            }
+            State::Bytes { leading, .. } if prompt.iter().any(has_text) => *leading = LeadingSpaces::Keep,
             State::Bytes { .. } => {}
             State::Window { ids, decoded } => {
-                ids.extend_from_slice(&prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..]);
+                ids.extend(prompt.iter().rev().copied().filter(has_text).take(CONTEXT_TOKENS));
+                ids.reverse();
                 *decoded = ids.len();
             }
         }
