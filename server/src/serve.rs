@@ -18,9 +18,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use passerelle::api::{
-    self, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, ServeConfig, SseConfig,
+    self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, RouteSwitch,
+    ServeConfig, SseConfig, Tls,
 };
-use passerelle::config::{Config, UnknownFields};
+use passerelle::config::{Config, TlsFiles, UnknownFields};
 use passerelle::gateway::{Authenticator, Ledger};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -83,6 +84,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         Authenticator::Open(_) => BrowserGuard::LocalOnly,
         Authenticator::Keys(_) => BrowserGuard::Off,
     };
+    let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
     let compute = compute(&config.engine);
     let loaded = models::load_all(config, &compute)?;
@@ -95,10 +97,10 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         router: fleet.router,
         clock,
         metrics: fleet.metrics,
-        config: api_config(config, guard),
+        config: api_config(config, guard)?,
         readiness: readiness.clone(),
     });
-    let (listener, url) = runtime.block_on(async { reserved.listen() })?;
+    let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
         url,
         listener,
@@ -131,9 +133,13 @@ impl Server {
     }
 }
 
-fn api_config(config: &Config, guard: BrowserGuard) -> ApiConfig {
+fn load_tls(files: &TlsFiles) -> Result<Tls> {
+    Tls::load(&files.certificate, &files.key).context("server.tls_certificate and server.tls_key")
+}
+
+fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
     let written = &config.api;
-    ApiConfig {
+    Ok(ApiConfig {
         unknown_fields: match written.unknown_fields {
             UnknownFields::Refuse => api::UnknownFields::Error,
             UnknownFields::Warn => api::UnknownFields::Warn,
@@ -167,7 +173,10 @@ fn api_config(config: &Config, guard: BrowserGuard) -> ApiConfig {
             keep_alive: written.keep_alive,
         },
         guard,
-    }
+        allowed_origins: AllowedOrigins::new(written.cors_origins.iter().map(ToString::to_string))?,
+        compress_above_bytes: written.compress_above.0 as usize,
+        tokenizer_info: if written.tokenizer_info { RouteSwitch::On } else { RouteSwitch::Off },
+    })
 }
 
 fn serve_config(config: &Config) -> ServeConfig {
@@ -175,6 +184,7 @@ fn serve_config(config: &Config) -> ServeConfig {
         max_connections: config.server.max_connections,
         header_timeout: config.api.read_timeout,
         write_timeout: config.api.stalled_reader_timeout,
+        max_streams_per_connection: config.server.max_streams_per_connection,
         drain_timeout: config.server.drain_timeout,
     }
 }
@@ -190,7 +200,7 @@ mod tests {
         let home = Some("/home/ada".into());
         let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
         let config = Config::check(Written::default(), &environment).expect("the defaults are valid");
-        let api = api_config(&config, BrowserGuard::LocalOnly);
+        let api = api_config(&config, BrowserGuard::LocalOnly).expect("no origin is listed");
         assert_eq!(format!("{api:?}"), format!("{:?}", ApiConfig::default()));
         assert_eq!(format!("{:?}", serve_config(&config)), format!("{:?}", ServeConfig::default()));
     }

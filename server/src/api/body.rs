@@ -3,7 +3,7 @@
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -37,10 +37,19 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = given.split(';').next().unwrap_or_default().trim();
-    if media_type.eq_ignore_ascii_case("application/json") {
-        return Ok(());
+    if !media_type.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::new(
+            ErrorKind::UnsupportedMediaType,
+            "Send the body as `Content-Type: application/json`.",
+        ));
     }
-    Err(ApiError::new(ErrorKind::UnsupportedMediaType, "Send the body as `Content-Type: application/json`."))
+    // A small body that unpacks to a large one would pass every bound on what is read.
+    match headers.get(CONTENT_ENCODING) {
+        Some(coding) if !coding.as_bytes().eq_ignore_ascii_case(b"identity") => {
+            Err(ApiError::new(ErrorKind::UnsupportedMediaType, "Send the body without `Content-Encoding`."))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A body that says it is too large is refused before a byte of it is read.

@@ -11,7 +11,7 @@ use passerelle_engine::Usage;
 use tokio::time::{sleep, timeout};
 
 use super::choice::RunningChoice;
-use super::delta::{Choice, ChoiceDelta, Delta};
+use super::delta::{Choice, ChoiceDelta};
 use super::errors::{ApiError, ErrorKind};
 use super::generate::Admitted;
 use super::sse::{ReaderGone, SseWriter, sse_response};
@@ -25,14 +25,13 @@ pub(crate) struct Delivery {
     state: AppState,
     admitted: Admitted,
     answer: Answer,
-    finished: Vec<Usage>,
     /// Whom to ask first for the next piece, so that no choice waits for another.
     next_turn: usize,
 }
 
 impl Delivery {
     pub(crate) fn new(state: AppState, admitted: Admitted, answer: Answer) -> Self {
-        Self { state, admitted, answer, finished: Vec::new(), next_turn: 0 }
+        Self { state, admitted, answer, next_turn: 0 }
     }
 
     pub(crate) async fn respond(self) -> Result<Response, ApiError> {
@@ -89,7 +88,7 @@ impl Delivery {
 
     /// The inner error is for the reader to see.
     async fn write_answer(&mut self, writer: &SseWriter) -> Result<Result<(), ApiError>, ReaderGone> {
-        if let Some(opening) = self.answer.opening() {
+        if let Some(opening) = self.answer.opening(self.usage()) {
             writer.data(&opening).await?;
         }
         loop {
@@ -99,14 +98,14 @@ impl Delivery {
                 Err(error) => return Ok(Err(error)),
             }
         }
-        if self.wants_usage() {
-            writer.data(&self.answer.usage_chunk(self.usage())).await?;
+        if let Some(chunk) = self.answer.usage_chunk(self.usage()) {
+            writer.data(&chunk).await?;
         }
         Ok(Ok(()))
     }
 
     async fn write_piece(&self, writer: &SseWriter, piece: &ChoiceDelta) -> Result<(), ReaderGone> {
-        match self.answer.chunk(piece) {
+        match self.answer.chunk(piece, self.usage()) {
             Some(chunk) => writer.data(&chunk).await,
             None => Ok(()),
         }
@@ -131,19 +130,13 @@ impl Delivery {
         let piece = next_piece(&mut self.admitted.choices, self.next_turn).await?;
         if let Some(piece) = &piece {
             self.next_turn = piece.index + 1;
-            if let Delta::Finished(finish) = &piece.delta {
-                self.finished.push(finish.usage);
-            }
         }
         Ok(piece)
     }
 
-    fn wants_usage(&self) -> bool {
-        self.answer.output.stream.is_some_and(|options| options.include_usage)
-    }
-
+    /// So far; what was settled, once all choices are over.
     fn usage(&self) -> Usage {
-        sum_usage(self.finished.iter().copied())
+        sum_usage(self.admitted.choices.iter().map(RunningChoice::usage))
     }
 }
 

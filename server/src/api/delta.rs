@@ -1,15 +1,17 @@
 //! What a choice says, piece by piece: the one stream that both streamed and whole answers are made from.
 
-use passerelle_engine::Usage;
 use passerelle_models::TokenId;
 
-/// A piece of one choice. Order: at most one `Prompt`, then `Text` and `ToolCall`s, then exactly one `Finished`.
+/// A piece of one choice. Order: at most one `Prompt`, then `Text`, `Reasoning` and `ToolCall`s, then exactly
+/// one `Finished`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Delta {
     Prompt(PromptPart),
     Text(TextPart),
+    /// What the model wrote for itself before answering. The `Text` before it carries its tokens.
+    Reasoning(String),
     ToolCall(ToolCallPart),
-    Finished(Finish),
+    Finished(AnswerEnd),
 }
 
 /// A piece, and which choice it belongs to.
@@ -90,13 +92,6 @@ pub(crate) struct ToolCallHead {
     pub(crate) name: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Finish {
-    pub(crate) reason: AnswerEnd,
-    /// Ends at the token that completes a stop string.
-    pub(crate) usage: Usage,
-}
-
 /// OpenAI's finish reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AnswerEnd {
@@ -120,8 +115,9 @@ impl AnswerEnd {
 pub(crate) struct Choice {
     pub(crate) prompt: PromptPart,
     pub(crate) text: TextPart,
+    pub(crate) reasoning: String,
     pub(crate) tool_calls: Vec<ToolCallPart>,
-    pub(crate) finish: Option<Finish>,
+    pub(crate) finish: Option<AnswerEnd>,
 }
 
 impl Choice {
@@ -133,11 +129,12 @@ impl Choice {
                 self.text.token_ids.extend(part.token_ids);
                 self.text.logprobs.extend(part.logprobs);
             }
+            Delta::Reasoning(text) => self.reasoning.push_str(&text),
             Delta::ToolCall(part) => match self.tool_calls.iter_mut().find(|call| call.index == part.index) {
                 Some(call) => call.arguments.push_str(&part.arguments),
                 None => self.tool_calls.push(part),
             },
-            Delta::Finished(finish) => self.finish = Some(finish),
+            Delta::Finished(end) => self.finish = Some(end),
         }
     }
 }

@@ -10,12 +10,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::ROUTES;
+use super::cross_origin::AllowedOrigins;
 use super::errors::{ApiError, ErrorKind, ErrorLabel};
 use super::ids::random_id;
 use super::routes::AboutModel;
 use super::state::{AppState, BrowserGuard};
 use crate::metrics::AnsweredRequest;
 
+const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
@@ -34,14 +36,16 @@ pub(crate) async fn trace(State(state): State<AppState>, request: Request, next:
     tracing::info!(%method, route, status, error, took_ms, request_id = id.to_str().unwrap_or_default(), "answered");
     let model = response.extensions().get::<AboutModel>().map(|about| about.0.as_str());
     state.metrics().answered(AnsweredRequest { route, status, model });
-    response.headers_mut().insert(X_REQUEST_ID, id);
+    let headers = response.headers_mut();
+    headers.insert(X_REQUEST_ID, id);
+    headers.insert(PROCESSING_MS, HeaderValue::from(took_ms));
     response
 }
 
 /// An open listener serves this machine's programs, not the pages that its browser shows.
 pub(crate) async fn guard(State(state): State<AppState>, request: Request, next: Next) -> Response {
     if state.config().guard == BrowserGuard::LocalOnly
-        && let Err(error) = check_local(request.headers(), request.uri())
+        && let Err(error) = check_local(request.headers(), request.uri(), &state.config().allowed_origins)
     {
         return error.into_response();
     }
@@ -53,13 +57,13 @@ pub(crate) fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     ApiError::new(ErrorKind::Internal, "The server failed on this request.").into_response()
 }
 
-fn check_local(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+fn check_local(headers: &HeaderMap, uri: &Uri, welcome: &AllowedOrigins) -> Result<(), ApiError> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or(uri.authority().map(|name| name.as_str()));
     if !host.is_some_and(is_local) {
         let message = "This server has no API keys and answers only to `localhost`; the Host header names another.";
         return Err(ApiError::new(ErrorKind::ForbiddenHost, message));
     }
-    let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
+    let Some(origin) = headers.get(ORIGIN).filter(|origin| !welcome.contains(origin)) else { return Ok(()) };
     let local =
         origin.to_str().ok().and_then(|origin| origin.split_once("://")).is_some_and(|(_, host)| is_local(host));
     if local {

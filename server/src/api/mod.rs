@@ -1,12 +1,14 @@
 //! HTTP: the only room that knows axum, JSON and status codes.
 //!
 //! [`router`] answers requests in process or behind [`serve`]. A request passes, from the outside in: the trace (id,
-//! log line, metrics), the panic catcher, the checks of an open listener, its handler in [`routes`]. What is generated
+//! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`]. What is generated
 //! goes through [`generate`], [`choice`] and [`deliver`], for chat and completions alike.
 
 mod body;
 mod causes;
 mod choice;
+mod compress;
+mod cross_origin;
 mod deliver;
 mod delta;
 mod errors;
@@ -23,11 +25,12 @@ mod state;
 mod text_work;
 mod wire;
 
+pub use cross_origin::{AllowedOrigins, InvalidOrigin};
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
-pub use serve::{Drained, Listener, ServeConfig, UnixSocket, serve};
+pub use serve::{Drained, Listener, ServeConfig, Tls, TlsError, UnixSocket, serve};
 pub use sse::SseConfig;
-pub use state::{ApiConfig, AppParts, AppState, BrowserGuard, Readiness, ServedModel};
+pub use state::{ApiConfig, AppParts, AppState, BrowserGuard, Readiness, RouteSwitch, ServedModel};
 pub use wire::request::RequestBounds;
 pub use wire::sampling::GenerationDefaults;
 
@@ -43,7 +46,7 @@ use routes::{answers, models, probes, tokens};
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 10] = [
+const ROUTES: [Route; 11] = [
     ("/", || get(probes::home)),
     ("/health", || get(probes::health)),
     ("/ready", || get(probes::ready)),
@@ -52,18 +55,25 @@ const ROUTES: [Route; 10] = [
     ("/v1/models/{*name}", || get(models::retrieve)),
     ("/v1/chat/completions", || post(answers::chat)),
     ("/v1/completions", || post(answers::completions)),
+    ("/tokenizer_info", || get(tokens::tokenizer_info)),
     ("/tokenize", || post(tokens::tokenize)),
     ("/detokenize", || post(tokens::detokenize)),
 ];
 
 /// The whole HTTP side as one service. Layers run in reverse order of this list.
 pub fn router(state: AppState) -> Router {
-    ROUTES
+    let router = ROUTES
         .into_iter()
         .fold(Router::new(), |router, (path, handler)| router.route(path, handler()))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(state.clone(), middleware::guard))
+        .layer(from_fn_with_state(state.clone(), compress::compress))
+        .layer(from_fn_with_state(state.clone(), middleware::guard));
+    let router = match state.config().allowed_origins.layer() {
+        Some(cross_origin) => router.layer(cross_origin),
+        None => router,
+    };
+    router
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn_with_state(state.clone(), middleware::trace))
         .with_state(state)

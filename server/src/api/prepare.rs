@@ -11,6 +11,7 @@ use super::causes::{grammar_refused, model_not_found};
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::state::{AppState, ServedModel};
+use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::sampling::Sampling;
 use super::wire::structure::Structure;
@@ -93,7 +94,10 @@ fn spell_bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<To
 }
 
 fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
-    let messages: Vec<Value> = chat.messages.iter().map(super::wire::messages::Message::to_json).collect();
+    let template = text.chat_template()?;
+    let knows_developers = template.source().is_some_and(|source| source.contains(Role::Developer.as_str()));
+    let developer = if knows_developers { DeveloperRole::Known } else { DeveloperRole::Unknown };
+    let messages: Vec<Value> = chat.messages.iter().map(|message| message.to_json(developer)).collect();
     let tools: Vec<Value> = chat.tools.iter().map(super::wire::tools::Tool::to_json).collect();
     let prompt = crate::text::ChatPrompt {
         messages: &messages,
@@ -107,7 +111,7 @@ fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<Enc
         variables: &chat.template_kwargs,
         now,
     };
-    let tokens = PromptEncoder::new(&text.tokenizer, text.chat_template()?).encode(&prompt)?;
+    let tokens = PromptEncoder::new(&text.tokenizer, template).encode(&prompt)?;
     Ok(EncodedPrompt { tokens, written: None })
 }
 

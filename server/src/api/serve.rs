@@ -7,23 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 mod patience;
+mod tls;
 
-use patience::Patient;
+use patience::{Patience, Patient};
+pub use tls::{Tls, TlsError};
 
 /// Where connections come from.
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
+    Tls(TcpListener, Tls),
     Unix(UnixSocket),
 }
 
@@ -45,6 +48,8 @@ pub struct ServeConfig {
     pub header_timeout: Duration,
     /// A reader that takes nothing of an answer for this long is cut.
     pub write_timeout: Duration,
+    /// Requests that run at the same time on one HTTP/2 connection.
+    pub max_streams_per_connection: usize,
     /// What runs when the shutdown begins may go on for this long.
     pub drain_timeout: Duration,
 }
@@ -55,6 +60,7 @@ impl Default for ServeConfig {
             max_connections: 1024,
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
+            max_streams_per_connection: 128,
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -70,7 +76,9 @@ pub enum Drained {
 }
 
 /// Largest request head.
-const MAX_HEAD_BYTES: usize = 64 << 10;
+const MAX_HEAD_BYTES: u32 = 64 << 10;
+/// An HTTP/2 peer that answers no ping for twice this long is gone.
+const PING_EVERY: Duration = Duration::from_secs(30);
 /// After a failed `accept` (no file descriptors left), so that the loop does not spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -127,8 +135,13 @@ fn file_id(path: &Path) -> io::Result<(u64, u64)> {
 
 /// A connection and the place it takes.
 struct Connection {
-    stream: Box<dyn Stream>,
+    incoming: Incoming,
     place: OwnedSemaphorePermit,
+}
+
+enum Incoming {
+    Plain(Box<dyn Stream>),
+    Tls(TcpStream, Tls),
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -136,33 +149,69 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> io::Result<Connection> {
     let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let stream: Box<dyn Stream> = match listener {
-        Listener::Tcp(listener) => {
-            let (stream, _) = listener.accept().await?;
-            // Tokens are small and must not wait for each other.
-            stream.set_nodelay(true)?;
-            Box::new(stream)
-        }
-        Listener::Unix(socket) => Box::new(socket.listener.accept().await?.0),
+    let incoming = match listener {
+        Listener::Tcp(listener) => Incoming::Plain(Box::new(accept_tcp(listener).await?)),
+        Listener::Tls(listener, tls) => Incoming::Tls(accept_tcp(listener).await?, tls.clone()),
+        Listener::Unix(socket) => Incoming::Plain(Box::new(socket.listener.accept().await?.0)),
     };
-    Ok(Connection { stream, place })
+    Ok(Connection { incoming, place })
+}
+
+async fn accept_tcp(listener: &TcpListener) -> io::Result<TcpStream> {
+    let (stream, _) = listener.accept().await?;
+    // Tokens are small and must not wait for each other.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+impl Incoming {
+    /// Shakes hands where that is due. The peer has until `patience` is over.
+    async fn open(self, patience: Duration) -> io::Result<Box<dyn Stream>> {
+        match self {
+            Self::Plain(stream) => Ok(stream),
+            Self::Tls(stream, tls) => Ok(Box::new(timeout(patience, tls.acceptor().accept(stream)).await??)),
+        }
+    }
 }
 
 impl Connection {
     fn spawn(self, router: &Router, config: &ServeConfig, watcher: Watcher) {
-        let io = TokioIo::new(Patient::new(self.stream, config.write_timeout));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(config.header_timeout)
-            .max_buf_size(MAX_HEAD_BYTES)
-            .serve_connection(io, TowerToHyperService::new(router.clone()));
-        let connection = watcher.watch(connection);
-        let place = self.place;
+        let (router, config) = (router.clone(), *config);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let _place = self.place;
+            let served = match self.incoming.open(config.header_timeout).await {
+                Ok(stream) => serve_stream(stream, router, &config, watcher).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = served {
                 tracing::debug!(%error, "a connection ended early");
             }
-            drop(place);
         });
     }
+}
+
+/// HTTP/1.1 or HTTP/2, as the client's first bytes say.
+async fn serve_stream(
+    stream: Box<dyn Stream>,
+    router: Router,
+    config: &ServeConfig,
+    watcher: Watcher,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let patience = Patience { first_bytes: config.header_timeout, write: config.write_timeout };
+    let io = TokioIo::new(Patient::new(stream, patience));
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_buf_size(MAX_HEAD_BYTES as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(u32::try_from(config.max_streams_per_connection).unwrap_or(u32::MAX))
+        .max_header_list_size(MAX_HEAD_BYTES)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY);
+    let connection = builder.serve_connection(io, TowerToHyperService::new(router));
+    watcher.watch(connection).await
 }

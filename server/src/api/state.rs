@@ -10,6 +10,7 @@ use passerelle_engine::clock::Clock;
 use passerelle_models::TokenId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::cross_origin::AllowedOrigins;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{Reader, UnknownFields};
 use super::sse::SseConfig;
@@ -55,6 +56,11 @@ pub struct ApiConfig {
     pub grammar: GrammarBounds,
     pub sse: SseConfig,
     pub guard: BrowserGuard,
+    /// Web pages that may call this server from a browser.
+    pub allowed_origins: AllowedOrigins,
+    /// Whole answers larger than this are compressed for clients that take it.
+    pub compress_above_bytes: usize,
+    pub tokenizer_info: RouteSwitch,
 }
 
 impl Default for ApiConfig {
@@ -70,6 +76,9 @@ impl Default for ApiConfig {
             grammar: GrammarBounds::default(),
             sse: SseConfig::default(),
             guard: BrowserGuard::default(),
+            allowed_origins: AllowedOrigins::default(),
+            compress_above_bytes: 16 << 10,
+            tokenizer_info: RouteSwitch::default(),
         }
     }
 }
@@ -81,6 +90,14 @@ pub enum BrowserGuard {
     #[default]
     LocalOnly,
     /// For listeners with keys: a page does not know the key.
+    Off,
+}
+
+/// Whether a route that some operators want to hide is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RouteSwitch {
+    #[default]
+    On,
     Off,
 }
 

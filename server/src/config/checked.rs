@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Period, Secret, UnknownFields,
-    WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLimits, WrittenModel, WrittenServer,
+    ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Secret,
+    UnknownFields, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLimits, WrittenModel,
+    WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -33,6 +34,14 @@ pub struct ServerConfig {
     pub models_dir: Option<PathBuf>,
     pub drain_timeout: Duration,
     pub max_connections: usize,
+    pub max_streams_per_connection: usize,
+    pub tls: Option<TlsFiles>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -94,6 +103,9 @@ pub struct ApiConfig {
     pub max_concurrent_encodes: usize,
     pub keep_alive: Duration,
     pub max_pending_frames: usize,
+    pub compress_above: ByteSize,
+    pub cors_origins: Vec<Origin>,
+    pub tokenizer_info: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,14 +195,40 @@ fn check_server(written: WrittenServer, environment: &Environment) -> Result<Ser
     if let Some(folder) = &written.models_dir {
         check_exists("server.models_dir", folder, Path::is_dir)?;
     }
+    let listen = written.listen.unwrap_or(Listen::DEFAULT);
     Ok(ServerConfig {
-        listen: written.listen.unwrap_or(Listen::DEFAULT),
         api_key_file: written.api_key_file,
         data_dir,
         models_dir: written.models_dir,
         drain_timeout: period(written.drain_timeout, Duration::from_secs(30)),
         max_connections: count(written.max_connections, 1024),
+        max_streams_per_connection: count(written.max_streams_per_connection, 128),
+        tls: check_tls(written.tls_certificate, written.tls_key, &listen)?,
+        listen,
     })
+}
+
+fn check_tls(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    listen: &Listen,
+) -> Result<Option<TlsFiles>, ConfigError> {
+    let (certificate, key) = match (certificate, key) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate, key),
+        (None, Some(_)) => {
+            return Err(ConfigError::value("server.tls_certificate", "is missing beside server.tls_key"));
+        }
+        (Some(_), None) => {
+            return Err(ConfigError::value("server.tls_key", "is missing beside server.tls_certificate"));
+        }
+    };
+    if matches!(listen, Listen::Unix(_)) {
+        return Err(ConfigError::value("server.tls_certificate", "a Unix socket is served without TLS"));
+    }
+    check_exists("server.tls_certificate", &certificate, Path::is_file)?;
+    check_exists("server.tls_key", &key, Path::is_file)?;
+    Ok(Some(TlsFiles { certificate, key }))
 }
 
 fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
@@ -300,6 +338,9 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_concurrent_encodes: count(written.max_concurrent_encodes, 4),
         keep_alive: period(written.keep_alive, Duration::from_secs(10)),
         max_pending_frames: count(written.max_pending_frames, 64),
+        compress_above: written.compress_above.unwrap_or(ByteSize(16 << 10)),
+        cors_origins: written.cors_origins.clone().unwrap_or_default(),
+        tokenizer_info: written.tokenizer_info.unwrap_or(true),
     })
 }
 

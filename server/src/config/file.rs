@@ -11,7 +11,14 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
     let mut written: Written = toml::from_str(&text).map_err(|error| syntax_error(file, &text, &error))?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let server = &mut written.server;
-    for path in [&mut server.api_key_file, &mut server.data_dir, &mut server.models_dir].into_iter().flatten() {
+    let paths = [
+        &mut server.api_key_file,
+        &mut server.data_dir,
+        &mut server.models_dir,
+        &mut server.tls_certificate,
+        &mut server.tls_key,
+    ];
+    for path in paths.into_iter().flatten() {
         *path = folder.join(&*path);
     }
     if let Some(Listen::Unix(path)) = &mut written.server.listen {

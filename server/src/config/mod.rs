@@ -12,17 +12,20 @@ mod environment;
 mod error;
 mod file;
 mod listen;
+mod origin;
 mod units;
 mod written;
 
 pub use checked::{
-    ApiConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, check_names,
+    ApiConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, TlsFiles,
+    check_names,
 };
 pub use choices::{Device, KvDtype, LogFormat, LogLevel, UnknownFields, WeightDtype};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;
 pub use listen::Listen;
+pub use origin::Origin;
 pub use units::{ByteSize, Period};
 pub use written::{
     ModelFlag, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLimits, WrittenLog, WrittenModel,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use super::{ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Period, UnknownFields, WeightDtype};
+use super::{ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, UnknownFields, WeightDtype};
 
 /// Makes `over` for a section: what stands above wins, key by key.
 macro_rules! lay_over {
@@ -61,8 +61,25 @@ pub struct WrittenServer {
     /// How long running requests may take to finish after SIGTERM.
     pub drain_timeout: Option<Period>,
     pub max_connections: Option<NonZeroUsize>,
+    /// Requests that run at the same time on one HTTP/2 connection.
+    pub max_streams_per_connection: Option<NonZeroUsize>,
+    /// PEM: the server's certificate, then those that vouch for it.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM.
+    pub tls_key: Option<PathBuf>,
 }
-lay_over!(WrittenServer { listen, api_key_file, data_dir, models_dir, offline, drain_timeout, max_connections });
+lay_over!(WrittenServer {
+    listen,
+    api_key_file,
+    data_dir,
+    models_dir,
+    offline,
+    drain_timeout,
+    max_connections,
+    max_streams_per_connection,
+    tls_certificate,
+    tls_key,
+});
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -165,6 +182,12 @@ pub struct WrittenApi {
     pub keep_alive: Option<Period>,
     /// Stream events that wait for a reader.
     pub max_pending_frames: Option<NonZeroUsize>,
+    /// Whole answers larger than this are compressed for clients that take gzip.
+    pub compress_above: Option<ByteSize>,
+    /// Web pages that may call this server.
+    pub cors_origins: Option<Vec<Origin>>,
+    /// Whether `/tokenizer_info` is answered.
+    pub tokenizer_info: Option<bool>,
 }
 lay_over!(WrittenApi {
     unknown_fields,
@@ -184,6 +207,9 @@ lay_over!(WrittenApi {
     max_concurrent_encodes,
     keep_alive,
     max_pending_frames,
+    compress_above,
+    cors_origins,
+    tokenizer_info,
 });
 
 /// How much the grammar of one answer may ask for.

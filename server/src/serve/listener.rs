@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use passerelle::api::{Listener, UnixSocket};
+use passerelle::api::{Listener, Tls, UnixSocket};
 use passerelle::config::Listen;
 use tokio::net::{TcpSocket, UnixListener};
 
@@ -35,12 +35,15 @@ pub(crate) fn reserve(listen: &Listen) -> Result<Reserved> {
 
 impl Reserved {
     /// Inside the runtime. Returns what clients write.
-    pub(crate) fn listen(self) -> Result<(Listener, String)> {
+    pub(crate) fn listen(self, tls: Option<Tls>) -> Result<(Listener, String)> {
         match self {
             Self::Tcp(socket) => {
                 let listener = socket.listen(BACKLOG).context("cannot listen")?;
-                let url = format!("http://{}", listener.local_addr()?);
-                Ok((Listener::Tcp(listener), url))
+                let address = listener.local_addr()?;
+                Ok(match tls {
+                    None => (Listener::Tcp(listener), format!("http://{address}")),
+                    Some(tls) => (Listener::Tls(listener, tls), format!("https://{address}")),
+                })
             }
             Self::Unix(path) => {
                 let listener = listen_unix(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
@@ -108,7 +111,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("p.sock");
         let (listener, url) =
-            reserve(&Listen::Unix(path.clone())).and_then(Reserved::listen).expect("the path is free");
+            reserve(&Listen::Unix(path.clone())).and_then(|reserved| reserved.listen(None)).expect("the path is free");
         assert_eq!(url, format!("unix:{}", path.display()));
         assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
         assert!(UnixStream::connect(&path).is_ok());
@@ -122,8 +125,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("p.sock");
         let [first, second] = [0; 2].map(|_| reserve(&Listen::Unix(path.clone())).expect("nobody listens there yet"));
-        let (first, _) = first.listen().expect("the path is free");
-        assert!(second.listen().is_err());
+        let (first, _) = first.listen(None).expect("the path is free");
+        assert!(second.listen(None).is_err());
         assert!(UnixStream::connect(&path).is_ok(), "the second took nothing away");
         std::fs::remove_file(&path).expect("the folder is writable");
         let successor = StdUnixListener::bind(&path).expect("the path is free");

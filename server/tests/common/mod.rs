@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use passerelle::api::{
     ApiConfig, AppParts, AppState, BrowserGuard, Drained, GenerationDefaults, Listener, Readiness, ServeConfig,
-    ServedModel, router, serve,
+    ServedModel, Tls, router, serve,
 };
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::replica::ReplicaId;
@@ -46,6 +46,7 @@ pub(crate) struct Options {
     /// `Some`: the door has one key, with these limits.
     pub(crate) key_limits: Option<Vec<Limit>>,
     pub(crate) gate: Gate,
+    pub(crate) tls: Option<Tls>,
 }
 
 impl Default for Options {
@@ -58,7 +59,7 @@ impl Default for Options {
             ..EngineConfig::default()
         };
         let (api, serve) = (ApiConfig::default(), ServeConfig::default());
-        Self { api, serve, engine, key_limits: None, gate: Gate::open() }
+        Self { api, serve, engine, key_limits: None, gate: Gate::open(), tls: None }
     }
 }
 
@@ -84,7 +85,11 @@ impl Server {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let serving = tokio::spawn(serve(Listener::Tcp(listener), router(state.clone()), options.serve, shutdown));
+        let listener = match options.tls {
+            None => Listener::Tcp(listener),
+            Some(tls) => Listener::Tls(listener, tls),
+        };
+        let serving = tokio::spawn(serve(listener, router(state.clone()), options.serve, shutdown));
         let engine = owner.handle();
         Self { address, state, engine, owner: Some(owner), stop: Some(stop), serving: Some(serving) }
     }

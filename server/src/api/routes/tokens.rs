@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`: exactly the tokens that a generation would see.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`: exactly the tokens that a generation would see.
 
 use std::sync::Arc;
 
@@ -7,13 +7,14 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::{enter, list_ignored};
+use super::{authenticate, enter, list_ignored};
 use crate::api::body::read_json;
-use crate::api::errors::ApiError;
+use crate::api::causes::fill_rate_limit_headers;
+use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
 use crate::api::generate::{Visit, reserve};
 use crate::api::prepare::{encode, find_model};
-use crate::api::state::{AppState, ServedModel};
+use crate::api::state::{AppState, RouteSwitch, ServedModel};
 use crate::api::wire::chat::read_chat_prompt;
 use crate::api::wire::request::{CompletionPrompt, Prompt};
 use crate::api::wire::sampling::token_ids;
@@ -46,7 +47,7 @@ pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) ->
     let encoded = encode(&state, &model, prompt).await?;
     let tokens = encoded.into_iter().next().map(|prompt| prompt.tokens).unwrap_or_default();
     let answer = json!({"count": tokens.len(), "max_model_len": model.max_model_len, "tokens": tokens});
-    Ok(with_ignored(answer, reader))
+    Ok(respond(&state, &visit, answer, reader))
 }
 
 pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
@@ -66,7 +67,28 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
     let _reservation = reserve_request(&state, &visit)?;
     let text = Arc::clone(&model.text);
     let prompt = state.text_work().run(move || Ok(text.tokenizer.decode(&tokens, SkipSpecialTokens::No))).await?;
-    Ok(with_ignored(json!({"prompt": prompt}), reader))
+    Ok(respond(&state, &visit, json!({"prompt": prompt}), reader))
+}
+
+/// What a client needs to count tokens as this server does: the special tokens and the chat template.
+pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    authenticate(&state, request.headers())?;
+    if state.config().tokenizer_info == RouteSwitch::Off {
+        return Err(ApiError::new(ErrorKind::RouteNotFound, "`/tokenizer_info` is switched off on this server."));
+    }
+    let query = request.uri().query().unwrap_or_default();
+    let named = query.split('&').find_map(|pair| pair.strip_prefix("model="));
+    let model = match (named, state.only_model()) {
+        // Of what a model's name may hold, only `:` and `/` are ever written otherwise in a query.
+        (Some(name), _) => find_model(&state, &name.replace("%2F", "/").replace("%3A", ":"))?,
+        (None, only) => required(only.cloned(), "model")?,
+    };
+    let mut info = model.text.special_tokens.clone();
+    let template = model.text.template.as_ref().and_then(|template| template.source());
+    info.insert("chat_template".to_owned(), json!(template));
+    info.insert("model_max_length".to_owned(), json!(model.max_model_len));
+    info.insert("vocab_size".to_owned(), json!(model.input_vocab_size));
+    Ok(Json(info).into_response())
 }
 
 /// Tokenizer clients may leave the model out where only one is served.
@@ -102,8 +124,9 @@ fn reserve_request(state: &AppState, visit: &Visit) -> Result<Reservation, ApiEr
     reserve(state, &visit.account, Ask { prompt_tokens: 0, max_output_tokens: 0 })
 }
 
-fn with_ignored(answer: Value, reader: Reader) -> Response {
+fn respond(state: &AppState, visit: &Visit, answer: Value, reader: Reader) -> Response {
     let mut response = Json(answer).into_response();
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.account));
     list_ignored(&mut response, &reader.into_ignored());
     response
 }

@@ -15,12 +15,31 @@ const LINGER: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: usize = 64 << 20;
 const SCRATCH_BYTES: usize = 16 << 10;
 
+/// The longest first bytes that tell HTTP/2 from HTTP/1.1.
+const PREFACE_BYTES: usize = 24;
+
+/// How long a peer is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// From the connection to the bytes that say which HTTP it speaks.
+    pub(super) first_bytes: Duration,
+    /// While it takes nothing of an answer.
+    pub(super) write: Duration,
+}
+
 pub(super) struct Patient<S> {
     stream: S,
     write_timeout: Duration,
+    opening: Opening,
     /// Runs while a write waits for the peer.
     stalled: Option<Pin<Box<Sleep>>>,
     closing: Closing,
+}
+
+/// Until it is known which HTTP a peer speaks, nobody else watches over it.
+enum Opening {
+    Waiting { until: Pin<Box<Sleep>>, seen: usize },
+    Over,
 }
 
 enum Closing {
@@ -29,8 +48,9 @@ enum Closing {
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S, write_timeout: Duration) -> Self {
-        Self { stream, write_timeout, stalled: None, closing: Closing::Open }
+    pub(super) fn new(stream: S, patience: Patience) -> Self {
+        let opening = Opening::Waiting { until: Box::pin(sleep(patience.first_bytes)), seen: 0 };
+        Self { stream, write_timeout: patience.write, opening, stalled: None, closing: Closing::Open }
     }
 
     /// Passes on what a write came to, unless it has waited for too long.
@@ -47,7 +67,22 @@ impl<S> Patient<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buf)
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(context, buf);
+        let Opening::Waiting { until, seen } = &mut self.opening else { return outcome };
+        match outcome {
+            Poll::Ready(_) => {
+                *seen += buf.filled().len() - before;
+                if *seen >= PREFACE_BYTES {
+                    self.opening = Opening::Over;
+                }
+                outcome
+            }
+            Poll::Pending => {
+                ready!(until.as_mut().poll(context));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer says nothing")))
+            }
+        }
     }
 }
 
@@ -102,10 +137,36 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Patience = Patience { first_bytes: Duration::from_secs(3), write: Duration::from_secs(5) };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_never_says_what_it_speaks_is_cut() {
+        for said in ["", "PRI * HTTP/2"] {
+            let (ours, mut theirs) = duplex(64);
+            theirs.write_all(said.as_bytes()).await.unwrap();
+            let error = Patient::new(ours, PATIENCE).read_exact(&mut [0; 24]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{said}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_has_said_it_may_take_its_time() {
+        let (ours, mut theirs) = duplex(64);
+        let mut patient = Patient::new(ours, PATIENCE);
+        theirs.write_all(&[b'x'; 24]).await.unwrap();
+        patient.read_exact(&mut [0; 24]).await.unwrap();
+        let later = async {
+            sleep(10 * PATIENCE.first_bytes).await;
+            theirs.write_all(b"y").await.unwrap();
+        };
+        let (read, ()) = tokio::join!(patient.read_u8(), later);
+        assert_eq!(read.unwrap(), b'y');
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_cut() {
         let (ours, _theirs) = duplex(8);
-        let mut patient = Patient::new(ours, Duration::from_secs(5));
+        let mut patient = Patient::new(ours, PATIENCE);
         let error = patient.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -113,7 +174,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_peer_that_makes_progress_is_not() {
         let (ours, mut theirs) = duplex(8);
-        let mut patient = Patient::new(ours, Duration::from_secs(5));
+        let mut patient = Patient::new(ours, PATIENCE);
         let reader = async {
             let mut read = [0; 8];
             for _ in 0..8 {
@@ -128,7 +189,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_still_writes_gets_to_read_its_answer() {
         let (ours, mut theirs) = duplex(8);
-        let mut patient = Patient::new(ours, Duration::from_secs(5));
+        let mut patient = Patient::new(ours, PATIENCE);
         patient.write_all(b"413").await.unwrap();
         let peer = async {
             theirs.write_all(&[0; 64]).await.unwrap();

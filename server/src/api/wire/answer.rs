@@ -3,7 +3,7 @@
 use passerelle_engine::Usage;
 use serde_json::{Map, Value, json};
 
-use super::request::Output;
+use super::request::{Output, StreamUsage};
 use super::usage::usage_json;
 use super::{chat_answer, completion_answer};
 use crate::api::delta::{Choice, ChoiceDelta};
@@ -27,27 +27,30 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The chunk that opens a stream, before the first token.
-    pub(crate) fn opening(&self) -> Option<Value> {
+    /// The chunk that opens a stream, before the first token. `usage`: so far, as in every chunk.
+    pub(crate) fn opening(&self, usage: Usage) -> Option<Value> {
         match self.kind {
-            AnswerKind::Chat => Some(self.chunk_of(vec![chat_answer::role_choice()])),
+            AnswerKind::Chat => Some(self.chunk_of(vec![chat_answer::role_choice()], usage)),
             AnswerKind::Completion => None,
         }
     }
 
-    pub(crate) fn chunk(&self, piece: &ChoiceDelta) -> Option<Value> {
+    pub(crate) fn chunk(&self, piece: &ChoiceDelta, usage: Usage) -> Option<Value> {
         let choice = match self.kind {
             AnswerKind::Chat => chat_answer::chunk_choice(piece, &self.output),
             AnswerKind::Completion => completion_answer::chunk_choice(piece, &self.output),
         }?;
-        Some(self.chunk_of(vec![choice]))
+        Some(self.chunk_of(vec![choice], usage))
     }
 
-    /// The last chunk under `stream_options.include_usage`: no choices, the whole usage.
-    pub(crate) fn usage_chunk(&self, usage: Usage) -> Value {
-        let mut chunk = self.chunk_of(Vec::new());
+    /// The last chunk, where usage is wanted: no choices, the whole usage.
+    pub(crate) fn usage_chunk(&self, usage: Usage) -> Option<Value> {
+        if self.stream_usage() == StreamUsage::Never {
+            return None;
+        }
+        let mut chunk = self.chunk_of(Vec::new(), usage);
         chunk["usage"] = usage_json(usage);
-        chunk
+        Some(chunk)
     }
 
     pub(crate) fn whole(&self, choices: &[Choice], usage: Usage) -> Value {
@@ -63,17 +66,23 @@ impl Answer {
         Value::Object(whole)
     }
 
-    fn chunk_of(&self, choices: Vec<Value>) -> Value {
+    fn chunk_of(&self, choices: Vec<Value>, usage: Usage) -> Value {
         let object = match self.kind {
             AnswerKind::Chat => "chat.completion.chunk",
             AnswerKind::Completion => "text_completion",
         };
         let mut chunk = self.head(object);
         chunk.insert("choices".to_owned(), Value::Array(choices));
-        if self.output.stream.is_some_and(|options| options.include_usage) {
-            chunk.insert("usage".to_owned(), Value::Null);
-        }
+        match self.stream_usage() {
+            StreamUsage::Never => None,
+            StreamUsage::AtEnd => chunk.insert("usage".to_owned(), Value::Null),
+            StreamUsage::Continuous => chunk.insert("usage".to_owned(), usage_json(usage)),
+        };
         Value::Object(chunk)
+    }
+
+    fn stream_usage(&self) -> StreamUsage {
+        self.output.stream.map_or(StreamUsage::Never, |options| options.usage)
     }
 
     fn head(&self, object: &str) -> Map<String, Value> {

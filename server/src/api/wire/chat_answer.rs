@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::request::Output;
 use super::usage::logprob_json;
-use crate::api::delta::{Choice, ChoiceDelta, Delta, TokenLogprob, ToolCallPart, display_bytes};
+use crate::api::delta::{AnswerEnd, Choice, ChoiceDelta, Delta, TokenLogprob, ToolCallPart, display_bytes};
 
 /// The first delta of a stream says who speaks.
 pub(crate) fn role_choice() -> Value {
@@ -29,8 +29,9 @@ pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value
                 choice["token_ids"] = json!(part.token_ids);
             }
         }
+        Delta::Reasoning(text) => choice["delta"] = json!({"reasoning_content": text}),
         Delta::ToolCall(part) => choice["delta"] = json!({"tool_calls": [tool_call_delta(part)]}),
-        Delta::Finished(finish) => choice["finish_reason"] = json!(finish.reason.as_str()),
+        Delta::Finished(end) => choice["finish_reason"] = json!(end.as_str()),
     }
     Some(choice)
 }
@@ -40,6 +41,9 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
     let silent_call = text.text.is_empty() && !choice.tool_calls.is_empty();
     let content = if silent_call { Value::Null } else { json!(text.text) };
     let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+    if !choice.reasoning.is_empty() {
+        message["reasoning_content"] = json!(choice.reasoning);
+    }
     if !choice.tool_calls.is_empty() {
         message["tool_calls"] = choice.tool_calls.iter().map(whole_tool_call).collect();
     }
@@ -47,7 +51,7 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
         "index": index,
         "message": message,
         "logprobs": output.logprobs.map(|_| logprobs_json(&text.logprobs)),
-        "finish_reason": choice.finish.map(|finish| finish.reason.as_str()),
+        "finish_reason": choice.finish.map(AnswerEnd::as_str),
     });
     if output.return_token_ids {
         whole["prompt_token_ids"] = json!(choice.prompt.token_ids);

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::request::Output;
 use super::usage::logprob_json;
 use crate::api::delta::{
-    Candidate, Choice, ChoiceDelta, Delta, PromptPart, TextPart, TokenLogprob, TokenText, display_bytes,
+    AnswerEnd, Candidate, Choice, ChoiceDelta, Delta, PromptPart, TextPart, TokenLogprob, TokenText, display_bytes,
 };
 
 pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value> {
@@ -17,8 +17,8 @@ pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value
     match &piece.delta {
         Delta::Prompt(prompt) => add_prompt(&mut choice, prompt, output)?,
         Delta::Text(part) => add_text(&mut choice, part, output)?,
-        Delta::ToolCall(_) => return None,
-        Delta::Finished(finish) => choice["finish_reason"] = json!(finish.reason.as_str()),
+        Delta::Reasoning(_) | Delta::ToolCall(_) => return None,
+        Delta::Finished(end) => choice["finish_reason"] = json!(end.as_str()),
     }
     Some(choice)
 }
@@ -34,7 +34,7 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
         arrays.push_tokens(&choice.text.logprobs);
         whole["logprobs"] = arrays.into_json();
     }
-    whole["finish_reason"] = json!(choice.finish.map(|finish| finish.reason.as_str()));
+    whole["finish_reason"] = json!(choice.finish.map(AnswerEnd::as_str));
     if let Some(top) = output.prompt_logprobs {
         whole["prompt_logprobs"] = prompt_logprobs_json(&choice.prompt, top);
     }

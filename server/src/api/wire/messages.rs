@@ -44,6 +44,13 @@ pub(crate) enum Role {
     Tool,
 }
 
+/// Whether a model's chat template has a place for developers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeveloperRole {
+    Known,
+    Unknown,
+}
+
 impl Role {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -57,9 +64,14 @@ impl Role {
 }
 
 impl Message {
-    /// The shape that chat templates are written for.
-    pub(crate) fn to_json(&self) -> Value {
-        let mut message = json!({"role": self.role.as_str(), "content": self.content});
+    /// The shape that chat templates are written for. OpenAI's developer is its newer name for the system: a template
+    /// that does not know `developer` gets `system`.
+    pub(crate) fn to_json(&self, developer: DeveloperRole) -> Value {
+        let role = match (self.role, developer) {
+            (Role::Developer, DeveloperRole::Unknown) => Role::System,
+            (role, _) => role,
+        };
+        let mut message = json!({"role": role.as_str(), "content": self.content});
         let texts = [
             ("name", &self.name),
             ("reasoning_content", &self.reasoning_content),

@@ -8,21 +8,12 @@ pub(crate) mod completions;
 pub(crate) mod messages;
 pub(crate) mod request;
 pub(crate) mod sampling;
+mod strict_json;
 pub(crate) mod structure;
 pub(crate) mod tools;
 pub(crate) mod usage;
 
-use serde_json::Value;
-
-use super::errors::{ApiError, ErrorKind};
-
-/// Parses a body. Nesting deeper than serde_json's limit (128) is an error, not a stack overflow.
-pub(crate) fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(body).map_err(|error| {
-        let place = format!("line {}, column {}", error.line(), error.column());
-        ApiError::new(ErrorKind::InvalidJson, format!("The body is not valid JSON ({place})."))
-    })
-}
+pub(crate) use strict_json::parse_json;
 
 #[cfg(test)]
 mod tests;

@@ -107,5 +107,16 @@ pub(crate) struct Output {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct StreamOptions {
-    pub(crate) include_usage: bool,
+    pub(crate) usage: StreamUsage,
+}
+
+/// When a stream says how many tokens were used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum StreamUsage {
+    #[default]
+    Never,
+    /// In a last chunk without choices.
+    AtEnd,
+    /// There, and in every chunk before it as far as it has come.
+    Continuous,
 }

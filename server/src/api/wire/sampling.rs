@@ -4,7 +4,7 @@ use passerelle_engine::SamplingParams;
 use passerelle_models::TokenId;
 use serde_json::Value;
 
-use super::request::{Output, RequestBounds, StreamOptions};
+use super::request::{Output, RequestBounds, StreamOptions, StreamUsage};
 use crate::api::errors::ApiError;
 use crate::api::fields::{
     Field, Fields, Reader, honoured, integer, invalid, neutral, number, too_many, unsupported, wrong_type,
@@ -49,11 +49,8 @@ pub(crate) const SAMPLING_FIELDS: &[Field] = &[
     neutral("logits_processors", "[[]]"),
 ];
 
-const STREAM_OPTIONS: &[Field] = &[
-    honoured("include_usage"),
-    neutral("include_obfuscation", "[false]"),
-    neutral("continuous_usage_stats", "[false]"),
-];
+const STREAM_OPTIONS: &[Field] =
+    &[honoured("include_usage"), honoured("continuous_usage_stats"), neutral("include_obfuscation", "[false]")];
 
 /// Most of the most likely tokens that a position reports.
 pub(crate) const MAX_LOGPROBS: i64 = 20;
@@ -149,9 +146,9 @@ pub(crate) fn read_output(fields: &mut Fields, reader: &mut Reader) -> Result<Ou
         Some(_) if !stream => return Err(invalid("stream_options", "only allowed when `stream` is true")),
         Some(value) => {
             let mut options = reader.open(value, "stream_options", &[STREAM_OPTIONS])?;
-            let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+            let usage = read_stream_usage(&mut options)?;
             reader.finish(options)?;
-            Some(StreamOptions { include_usage })
+            Some(StreamOptions { usage })
         }
     };
     Ok(Output {
@@ -160,6 +157,19 @@ pub(crate) fn read_output(fields: &mut Fields, reader: &mut Reader) -> Result<Ou
         keep_special_tokens: !fields.boolean("skip_special_tokens")?.unwrap_or(true),
         ..Output::default()
     })
+}
+
+fn read_stream_usage(options: &mut Fields) -> Result<StreamUsage, ApiError> {
+    let at_end = options.boolean("include_usage")?.unwrap_or(false);
+    let continuous = options.boolean("continuous_usage_stats")?.unwrap_or(false);
+    match (at_end, continuous) {
+        (true, true) => Ok(StreamUsage::Continuous),
+        (true, false) => Ok(StreamUsage::AtEnd),
+        (false, false) => Ok(StreamUsage::Never),
+        (false, true) => {
+            Err(invalid("stream_options.continuous_usage_stats", "only allowed when `include_usage` is true"))
+        }
+    }
 }
 
 /// `user` and `metadata` are checked and then only accounted: they change nothing about the answer.
