@@ -15,6 +15,7 @@ mod layers;
 mod load;
 mod weights;
 
+pub use config::LayerRun;
 pub use demo::demo_checkpoint;
 pub use error::ModelError;
 pub use input::{BlockId, ModelInput, Slot, TokenId};

@@ -3,7 +3,7 @@
 use candle_core::DType;
 
 use crate::arch::{self, Architecture};
-use crate::config::{ConfigFile, DecoderSpec, OutputHead};
+use crate::config::{ConfigFile, DecoderSpec, LayerRun, OutputHead, layer_runs};
 use crate::layers::{Decoder, WeightNames};
 use crate::ops::Compute;
 use crate::weights::{CheckpointFiles, StoredDtype, TensorIndex, WeightLoader};
@@ -69,6 +69,8 @@ pub struct ModelDescription {
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub num_layers: usize,
+    /// What the layers are, in order.
+    pub layer_runs: Vec<LayerRun>,
     pub num_heads: usize,
     pub num_kv_heads: usize,
     pub head_dim: usize,
@@ -178,6 +180,7 @@ impl Checkpoint {
             vocab_size: self.spec.vocab_size,
             hidden_size: self.spec.hidden_size,
             num_layers: self.spec.layers.len(),
+            layer_runs: layer_runs(&self.spec),
             num_heads: attention.num_heads,
             num_kv_heads: attention.num_kv_heads,
             head_dim: attention.head_dim,
