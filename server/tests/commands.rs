@@ -2,8 +2,12 @@
 
 #[path = "commands/binary.rs"]
 mod binary;
+#[path = "commands/loading.rs"]
+mod loading;
 #[path = "commands/operation.rs"]
 mod operation;
+#[path = "commands/parity.rs"]
+mod parity;
 #[path = "commands/refusals.rs"]
 mod refusals;
 

@@ -8,13 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype, check_names};
-use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source};
-use passerelle::text::TextModel;
+use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source, Wanted};
 use passerelle_models::ops::Compute;
 use passerelle_models::{CausalLm, CheckpointFiles, LoadOptions, ModelDescription};
 
-/// The largest tokenizer or template that is read.
-const MAX_TEXT_FILE_BYTES: u64 = 256 << 20;
+use super::text;
+
 /// Before a file of the hub is tried again; later attempts wait longer.
 const HUB_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -26,7 +25,7 @@ pub(crate) struct Loaded {
     pub(crate) description: ModelDescription,
     /// What the weights are held as.
     pub(crate) dtype: String,
-    pub(crate) text: Arc<TextModel>,
+    pub(crate) text: Arc<passerelle::text::TextModel>,
 }
 
 /// Every model of the configuration, in its order, then those of `server.models_dir`.
@@ -40,7 +39,7 @@ pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<Vec<Loaded>
 }
 
 /// The files of a source, fetched if they must be.
-pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointFiles> {
+pub(crate) fn find_files(source: &str, wanted: Wanted, config: &HubConfig) -> Result<CheckpointFiles> {
     if source == DEMO {
         return Ok(passerelle_models::demo_checkpoint());
     }
@@ -51,6 +50,7 @@ pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointF
     };
     let options = HubOptions {
         network: if config.offline { Network::Offline } else { Network::Allowed },
+        wanted,
         cache_dir,
         token: config.token.as_ref().map(|token| token.expose().to_owned()),
         endpoint: config.endpoint.clone(),
@@ -72,9 +72,10 @@ pub(crate) fn load(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> R
 }
 
 fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result<Loaded> {
-    let files = find_files(&model.source, hub)?;
+    let wanted = if model.tokenizer.is_some() { Wanted::CheckpointWithoutTokenizer } else { Wanted::Checkpoint };
+    let files = find_files(&model.source, wanted, hub)?;
     // The text side first: it is quick to read and often what is wrong.
-    let text = load_text(&files)?;
+    let text = text::load(model, &files, hub)?;
     let bar = progress_bar(&model.name);
     let loaded = passerelle_models::load(&files, compute, &options(model), &mut |progress| {
         bar.set_length(progress.bytes_total);
@@ -87,14 +88,6 @@ fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result
     };
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
     Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
-}
-
-fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
-    let read = |file: &str| {
-        let content = files.read(file, MAX_TEXT_FILE_BYTES).map_err(io::Error::other)?;
-        Ok(content.map(std::borrow::Cow::into_owned))
-    };
-    TextModel::load(read).with_context(|| files.root().display().to_string())
 }
 
 fn options(model: &ModelConfig) -> LoadOptions {
