@@ -180,7 +180,7 @@ impl Checkpoint {
             vocab_size: self.spec.vocab_size,
             hidden_size: self.spec.hidden_size,
             num_layers: self.spec.layers.len(),
-            layer_runs: layer_runs(&self.spec),
+            layer_runs: layer_runs(&self.spec.layers),
             num_heads: attention.num_heads,
             num_kv_heads: attention.num_kv_heads,
             head_dim: attention.head_dim,

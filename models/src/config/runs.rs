@@ -2,7 +2,7 @@
 
 use super::rope::RopeScaling;
 use super::spec::{
-    Activation, AttentionSpec, DecoderSpec, FfnSpec, LayerSpec, NormPlacement, PositionSpec, QkNormScope,
+    Activation, AttentionSpec, FfnSpec, GateActivation, LayerSpec, NormPlacement, PositionSpec, QkNormScope,
 };
 
 /// Layers that follow each other and have the same record.
@@ -14,16 +14,19 @@ pub struct LayerRun {
 }
 
 /// The runs in order; their counts sum to the number of layers.
-pub(crate) fn layer_runs(spec: &DecoderSpec) -> Vec<LayerRun> {
-    let alike = spec.layers.chunk_by(|one, next| one == next);
+pub(crate) fn layer_runs(layers: &[LayerSpec]) -> Vec<LayerRun> {
+    let alike = layers.chunk_by(|one, next| one == next);
     alike.map(|run| LayerRun { count: run.len(), layer: describe(&run[0]) }).collect()
 }
 
 fn describe(layer: &LayerSpec) -> String {
     let mut parts = attention(layer.attention());
     parts.push(ffn(&layer.ffn));
-    if layer.placement == NormPlacement::Post {
-        parts.push("norms after each block".to_owned());
+    match layer.placement {
+        NormPlacement::Pre => {}
+        NormPlacement::PreFfnOnly => parts.push("no norm before attention".to_owned()),
+        NormPlacement::Post => parts.push("norms after each block".to_owned()),
+        NormPlacement::OnSum => parts.push("norms of each sum".to_owned()),
     }
     parts.join(", ")
 }
@@ -59,11 +62,20 @@ fn attention(is: &AttentionSpec) -> Vec<String> {
 
 fn ffn(is: &FfnSpec) -> String {
     match is {
-        FfnSpec::Gated { intermediate_size, .. } => format!("gated SiLU of {intermediate_size}"),
+        FfnSpec::Gated { intermediate_size, activation, .. } => {
+            let activation = match activation {
+                GateActivation::Silu => "SiLU",
+                GateActivation::GeluErf | GateActivation::GeluTanh => "GELU",
+            };
+            format!("gated {activation} of {intermediate_size}")
+        }
         FfnSpec::Plain { intermediate_size, activation, .. } => {
             let activation = match activation {
                 Activation::Relu2 => "squared ReLU",
-                Activation::GeluTanh => "GELU",
+                Activation::GeluTanh | Activation::GeluErf => "GELU",
+                Activation::Relu => "ReLU",
+                Activation::Silu => "SiLU",
+                Activation::Tanh => "tanh",
                 Activation::Xielu => "xIELU",
             };
             format!("{activation} of {intermediate_size}")

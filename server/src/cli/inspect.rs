@@ -1,9 +1,11 @@
+mod encoder;
+
 use anyhow::Result;
 use clap::Args;
 use passerelle::config::{ByteSize, Config, Environment, ModelConfig, Written, WrittenServer};
 use passerelle::hub::Wanted;
 use passerelle::text::TextModel;
-use passerelle_models::{LayerRun, ModelDescription};
+use passerelle_models::{CheckpointKind, LayerRun, ModelDescription, checkpoint_kind, describe_encoder};
 use serde_json::{Value, json};
 
 use super::output::{self, OutputArgs};
@@ -33,6 +35,14 @@ impl InspectArgs {
         let written = Written { server, ..Written::default() };
         let config = Config::check(written, &Environment::read())?;
         let files = find_files(&self.source, Wanted::CheckpointWithoutTokenizer, &config.hub)?;
+        if checkpoint_kind(&files)? == CheckpointKind::Encoder {
+            let description = describe_encoder(&files)?;
+            return if self.output.json {
+                output::json(&encoder::as_json(&description))
+            } else {
+                encoder::print(&description)
+            };
+        }
         let description = passerelle_models::describe(&files)?;
         let model = ModelConfig::found("inspected".to_owned(), self.source, &config.engine);
         let text = load_text(&model, &files, &config.hub)?;

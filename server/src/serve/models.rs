@@ -9,8 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype, check_names};
 use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source, Wanted};
+use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
-use passerelle_models::{CausalLm, CheckpointFiles, LoadOptions, ModelDescription};
+use passerelle_models::{
+    CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, ModelDescription,
+    checkpoint_kind,
+};
 
 use super::text;
 
@@ -25,17 +29,46 @@ pub(crate) struct Loaded {
     pub(crate) description: ModelDescription,
     /// What the weights are held as.
     pub(crate) dtype: String,
-    pub(crate) text: Arc<passerelle::text::TextModel>,
+    pub(crate) text: Arc<TextModel>,
 }
 
-/// Every model of the configuration, in its order, then those of `server.models_dir`.
-pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<Vec<Loaded>> {
+/// An encoder in memory, with its text side.
+pub(crate) struct LoadedEncoder {
+    pub(crate) name: String,
+    pub(crate) files: CheckpointFiles,
+    pub(crate) model: Box<dyn Encoder>,
+    pub(crate) description: EncoderDescription,
+    /// What the weights are held as.
+    pub(crate) dtype: String,
+    pub(crate) text: Arc<TextModel>,
+}
+
+/// Every model that is to be served.
+#[derive(Default)]
+pub(crate) struct AllLoaded {
+    pub(crate) generators: Vec<Loaded>,
+    pub(crate) encoders: Vec<LoadedEncoder>,
+}
+
+/// The models of the configuration, in its order, then those of `server.models_dir`.
+pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> {
     let mut wanted = config.models.clone();
     if let Some(folder) = &config.server.models_dir {
         wanted.extend(find_models(folder, &config.engine)?);
         check_names(&wanted)?;
     }
-    wanted.iter().map(|model| load(model, &config.hub, compute)).collect()
+    let mut loaded = AllLoaded::default();
+    for model in &wanted {
+        let files = find_files(&model.source, wanted_of(model), &config.hub);
+        let files = files.with_context(|| format!("model `{}`", model.name))?;
+        match checkpoint_kind(&files).with_context(|| format!("model `{}`", model.name))? {
+            CheckpointKind::Generator => loaded.generators.push(load(model, &config.hub, compute)?),
+            CheckpointKind::Encoder => loaded.encoders.push(
+                load_encoder(model, files, &config.hub, compute).with_context(|| format!("model `{}`", model.name))?,
+            ),
+        }
+    }
+    Ok(loaded)
 }
 
 /// The files of a source, fetched if they must be.
@@ -72,8 +105,7 @@ pub(crate) fn load(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> R
 }
 
 fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result<Loaded> {
-    let wanted = if model.tokenizer.is_some() { Wanted::CheckpointWithoutTokenizer } else { Wanted::Checkpoint };
-    let files = find_files(&model.source, wanted, hub)?;
+    let files = find_files(&model.source, wanted_of(model), hub)?;
     // The text side first: it is quick to read and often what is wrong.
     let text = text::load(model, &files, hub)?;
     let bar = progress_bar(&model.name);
@@ -82,12 +114,39 @@ fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result
         bar.set_position(progress.bytes_done);
     })?;
     bar.finish_and_clear();
-    let dtype = match model.dtype {
-        WeightDtype::Auto => loaded.description.stored_dtype.to_string(),
-        stated => format!("{stated:?}").to_lowercase(),
-    };
+    let dtype = held_as(model, &loaded.description);
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
     Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
+}
+
+/// What of a source this model needs.
+fn wanted_of(model: &ModelConfig) -> Wanted {
+    if model.tokenizer.is_some() { Wanted::CheckpointWithoutTokenizer } else { Wanted::Checkpoint }
+}
+
+fn load_encoder(
+    model: &ModelConfig,
+    files: CheckpointFiles,
+    hub: &HubConfig,
+    compute: &Compute,
+) -> Result<LoadedEncoder> {
+    let text = text::load(model, &files, hub)?;
+    let bar = progress_bar(&model.name);
+    let loaded = passerelle_models::load_encoder(&files, compute, &options(model), &mut |progress| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes_done);
+    })?;
+    bar.finish_and_clear();
+    let dtype = held_as(model, &loaded.description.model);
+    let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
+    Ok(LoadedEncoder { name, files, model: loaded.model, description, dtype, text })
+}
+
+fn held_as(model: &ModelConfig, description: &ModelDescription) -> String {
+    match model.dtype {
+        WeightDtype::Auto => description.stored_dtype.to_string(),
+        stated => format!("{stated:?}").to_lowercase(),
+    }
 }
 
 fn options(model: &ModelConfig) -> LoadOptions {
