@@ -93,7 +93,6 @@ fn template(text: &TextModel) -> String {
 
 fn as_json(is: &ModelDescription, text: &TextModel) -> Value {
     let memory = Memory::of(is);
-    let runs: Vec<Value> = is.layer_runs.iter().map(|run| json!({"count": run.count, "layer": run.layer})).collect();
     let tokenizer = (!text.tokenizer.is_absent()).then(|| json!({"vocab_size": text.tokenizer.vocab_size()}));
     let template = text.template.as_ref().map(|_| {
         json!({"tool_calls": text.answers.tools.name(), "reasoning": text.answers.reasoning.map(|format| format.name())})
@@ -108,7 +107,7 @@ fn as_json(is: &ModelDescription, text: &TextModel) -> Value {
         "vocab_size": is.vocab_size,
         "hidden_size": is.hidden_size,
         "num_layers": is.num_layers,
-        "layer_runs": runs,
+        "layer_runs": runs_json(&is.layer_runs),
         "num_heads": is.num_heads,
         "num_kv_heads": is.num_kv_heads,
         "head_dim": is.head_dim,
@@ -120,6 +119,10 @@ fn as_json(is: &ModelDescription, text: &TextModel) -> Value {
         "tokenizer": tokenizer,
         "chat_template": template,
     })
+}
+
+fn runs_json(runs: &[LayerRun]) -> Vec<Value> {
+    runs.iter().map(|run| json!({"count": run.count, "layer": run.layer})).collect()
 }
 
 /// What serving takes, with weights as stored and keys and values in bf16.

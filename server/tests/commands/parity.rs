@@ -130,6 +130,51 @@ fn the_prompt_s_own_tokens(served: &Served, name: &str, golden: &Golden) {
 }
 
 #[test]
+fn every_embedding_fixture_passes_through_the_api() {
+    let state = State::new();
+    let folder = state.path().join("encoders");
+    fs::create_dir(&folder).expect("the folder is writable");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(fixtures().join("encoders")).expect("the fixtures are there") {
+        let source = entry.expect("the folder is readable").path();
+        if source.join("modules.json").is_file() {
+            let name = source.file_name().and_then(|name| name.to_str()).expect("a plain name").to_owned();
+            copy_without_text_files(&source, &folder.join(&name));
+            names.push(name);
+        }
+    }
+    assert!(names.len() >= 2, "{names:?}");
+    let served = Served::start(&state, &["--models-dir", folder.to_str().expect("a plain path")]);
+    for name in &names {
+        let source = fixtures().join("encoders").join(name);
+        let golden = Golden(fs::read(source.join("golden.safetensors")).expect("the fixture is readable"));
+        for length in [1, 7, 33, 70] {
+            let body = json!({"model": name, "input": golden.ids(&format!("input_{length}"))});
+            let answer = request(&served.address, "POST", "/v1/embeddings", &body).json();
+            let found = answer["data"][0]["embedding"].as_array().expect("a list");
+            let expected = golden.floats(&format!("output_{length}"));
+            assert_eq!(found.len(), expected.len(), "{name}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.as_f64().is_some_and(|found| close(found, expected)), "{name}: {found}, not {expected}");
+            }
+        }
+    }
+}
+
+fn copy_without_text_files(source: &Path, target: &Path) {
+    fs::create_dir(target).expect("the folder is writable");
+    for entry in fs::read_dir(source).expect("a folder") {
+        let path = entry.expect("the folder is readable").path();
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a plain name").to_owned();
+        if path.is_dir() {
+            copy_without_text_files(&path, &target.join(name));
+        } else if !name.starts_with("tokenizer") {
+            fs::copy(&path, target.join(name)).expect("the folder is writable");
+        }
+    }
+}
+
+#[test]
 fn a_checkpoint_without_text_files_says_how_to_give_them() {
     let state = State::new();
     let folder = state.path().join("plain");
