@@ -14,6 +14,7 @@ use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::sampling::Sampling;
+use crate::gateway::Caller;
 use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel};
 
 /// A prompt as the engine gets it.
@@ -24,8 +25,9 @@ pub(crate) struct EncodedPrompt {
     pub(crate) written: Option<String>,
 }
 
-pub(crate) fn find_model(state: &AppState, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    state.model(name).cloned().ok_or_else(|| model_not_found(name))
+/// One that the caller may not see is not told from one that nobody serves.
+pub(crate) fn find_model(state: &AppState, caller: &Caller, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+    state.model_for(caller, name).cloned().ok_or_else(|| model_not_found(name))
 }
 
 /// One encoded prompt per choice.

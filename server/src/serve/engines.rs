@@ -5,8 +5,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use passerelle::api::ServedModel;
 use passerelle::config::EngineConfig;
-use passerelle::gateway::Router;
 use passerelle::gateway::replica::{Replica, ReplicaId};
+use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, price_by_weights};
+use passerelle::gateway::{Router, Tariff};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{Engine, EngineParts, StepTurns};
@@ -24,6 +25,9 @@ pub(crate) struct Fleet {
     pub(crate) served: Vec<ServedModel>,
     pub(crate) router: Router,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tariff: Arc<Tariff>,
+    /// Where the models run.
+    pub(crate) partition: &'static str,
 }
 
 /// The bounds of one model's engine that do not come from the configuration.
@@ -44,6 +48,8 @@ pub(crate) fn start(
     let metrics = Arc::new(Metrics::new(&info, loaded.iter().map(|model| model.name.as_str()))?);
     let demands: Vec<KvDemand> = loaded.iter().map(|model| demand(model, config)).collect();
     let blocks = share_kv_memory(config.kv_cache_memory, &demands)?;
+    let prices = loaded.iter().map(|model| (model.name.clone(), price(model)));
+    let tariff = Arc::new(Tariff::new(DERIVED_TARIFF, prices));
     let turns = StepTurns::new();
     let (mut engines, mut served, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, num_kv_blocks) in loaded.into_iter().zip(blocks) {
@@ -65,7 +71,7 @@ pub(crate) fn start(
         engines.push(engine);
     }
     let router = Router::new(replicas, Arc::clone(clock), random_seed()?);
-    Ok(Fleet { engines, served, router, metrics })
+    Ok(Fleet { engines, served, router, metrics, tariff, partition: report::device(compute) })
 }
 
 impl EngineBounds {
@@ -88,6 +94,13 @@ impl EngineBounds {
             seed: random_seed()?,
         })
     }
+}
+
+/// By weights in half precision, whatever they are held as here: what a token costs must not depend on the server.
+fn price(model: &Loaded) -> Price {
+    const HALF_PRECISION_BYTES: u64 = 2;
+    let parameters = model.description.num_parameters;
+    price_by_weights(parameters.saturating_mul(HALF_PRECISION_BYTES), parameters)
 }
 
 fn demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
