@@ -14,16 +14,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle_engine::{CacheSalt, Request as EngineRequest};
+use passerelle_models::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::choice::{AnswerStart, ChoiceSpec, RunningChoice, ToolCalls, Writer, engine_prompt_logprobs};
+use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, RunningChoice, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
 use super::meter::ChoiceMeter;
-use super::prepare::{EncodedPrompt, check_token_ids, encode, find_model, room_for_answer};
+use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_model, prepare, room_for_answer};
 use super::routes::require;
 use super::state::{AppState, ServedModel};
 use super::wire::request::{GenerateRequest, Prompt, PromptEnding};
 use crate::gateway::{Ask, Caller, Generation, PrefixHint, Reservation, Scope};
+use crate::text::grammar::CompiledGrammar;
 
 /// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
 /// room they have, and what one uses beyond this becomes a debt of its account.
@@ -58,33 +60,47 @@ pub(crate) async fn admit(
     state.readiness().admit()?;
     require(&caller, Scope::Inference)?;
     let model = find_model(state, &caller, &request.model)?;
-    let shape = Shape::of(&prompt);
-    let prompts = encode(state, &model, prompt).await?;
+    let shape = Shape::of(&prompt, &request);
+    let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
-    let admission = Admission { state, caller: &caller, request: &request, model: &model, shape, arrived };
+    let (caller, request, model) = (&caller, &request, &model);
+    let admission = Admission { state, caller, request, model, shape, bad_words, constraint, arrived };
     let tickets = admission.reserve_all(prompts)?;
     let choices = admission.start_all(tickets)?;
-    Ok(Admitted { choices, model, _place: place })
+    Ok(Admitted { choices, model: Arc::clone(model), _place: place })
 }
 
 /// What of the prompt's kind outlives the prompt.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Shape {
-    tools: ToolCalls,
+    kind: AnswerKind,
     start: AnswerStart,
 }
 
 impl Shape {
-    fn of(prompt: &Prompt) -> Self {
+    fn of(prompt: &Prompt, request: &GenerateRequest) -> Self {
+        let mut shape = Self::of_prompt(prompt);
+        if request.structure.is_some() {
+            // Every byte that was asked for is shown, also a space at the start.
+            shape.start = AnswerStart::GoesOnFromPrompt;
+        }
+        shape
+    }
+
+    fn of_prompt(prompt: &Prompt) -> Self {
         match prompt {
-            Prompt::Completions { .. } => Self { tools: ToolCalls::PlainText, start: AnswerStart::GoesOnFromPrompt },
-            Prompt::Chat(chat) => Self {
-                tools: if chat.tools.is_empty() { ToolCalls::PlainText } else { ToolCalls::Parsed },
-                start: match chat.ending {
-                    PromptEnding::ContinueFinalMessage => AnswerStart::GoesOnFromPrompt,
-                    PromptEnding::GenerationPrompt | PromptEnding::Closed => AnswerStart::OwnText,
-                },
-            },
+            Prompt::Completions { .. } => Self { kind: AnswerKind::PlainText, start: AnswerStart::GoesOnFromPrompt },
+            Prompt::Chat(chat) => {
+                let offered = chat.tools.iter().map(|tool| tool.name.clone()).collect();
+                let (begun, start) = match chat.ending {
+                    PromptEnding::ContinueFinalMessage => {
+                        let begun = chat.messages.last().and_then(|message| message.content.clone());
+                        (begun, AnswerStart::GoesOnFromPrompt)
+                    }
+                    PromptEnding::GenerationPrompt | PromptEnding::Closed => (None, AnswerStart::OwnText),
+                };
+                Self { kind: AnswerKind::Chat { offered, begun }, start }
+            }
         }
     }
 }
@@ -95,6 +111,8 @@ struct Admission<'a> {
     request: &'a GenerateRequest,
     model: &'a Arc<ServedModel>,
     shape: Shape,
+    bad_words: Vec<Vec<TokenId>>,
+    constraint: Option<CompiledGrammar>,
     arrived: Duration,
 }
 
@@ -200,12 +218,14 @@ impl Admission<'_> {
         let mut sampling = sampling.to_engine(&self.model.defaults, &self.model.eos_token_ids, max_tokens);
         sampling.logprobs = output.logprobs;
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
+        sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
             id: self.state.next_request_id(),
             prompt: prompt.tokens.clone(),
             sampling,
             share_key: self.caller.account.share_key,
             cache_salt: self.cache_salt(),
+            constraint: self.constraint.clone(),
         }
     }
 
@@ -222,7 +242,7 @@ impl Admission<'_> {
             stop_strings: self.request.sampling.stop.clone(),
             min_tokens: engine_request.sampling.min_tokens,
             stop_token_ids: engine_request.sampling.stop_token_ids.clone(),
-            tools: self.shape.tools,
+            kind: self.shape.kind.clone(),
             prompt,
             start: self.shape.start,
         };

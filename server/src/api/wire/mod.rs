@@ -9,6 +9,7 @@ pub(crate) mod messages;
 pub(crate) mod request;
 pub(crate) mod sampling;
 mod strict_json;
+pub(crate) mod structure;
 pub(crate) mod tools;
 pub(crate) mod usage;
 
