@@ -1,7 +1,8 @@
 //! Who may run what, how much of it, and where.
 //!
 //! A request passes [`auth`] (bearer key to [`account`]), then [`ledger`] (all limits or none), then [`router`] (a
-//! ready replica of its model), and leaves as a [`generation`]: events and a reservation that settles itself. Accounts
+//! ready replica of its model), and leaves as a [`generation`], or for
+//! an encoder as an [`encoding`]: what comes out, and a reservation that settles itself. Accounts
 //! and keys are kept by the [`directory`], in the [`data`] directory, where the [`journal`] writes down what the ledger
 //! admits and settles; what tokens cost in GPU time says the [`tariff`].
 //! This room sees token counts, never text, and knows no status code.
@@ -10,6 +11,7 @@ pub mod account;
 pub mod auth;
 pub mod data;
 pub mod directory;
+pub mod encoding;
 pub mod generation;
 pub mod health;
 pub mod journal;
@@ -24,6 +26,7 @@ pub use account::{Account, AccountPath, Caller, Scope};
 pub use auth::{AuthError, Authenticator};
 pub use data::{DataDir, DataError};
 pub use directory::{Directory, DirectoryError};
+pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};
 pub use ledger::{Ask, Ledger, LedgerParts, LedgerTotals, RateLimitState, Refusal, Reservation, Retry, WindowState};
 pub use quota::{Limit, LimitName, Quota, QuotaError};
