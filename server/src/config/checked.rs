@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
-    Secret, ToolCalls, UnknownFields, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLimits,
-    WrittenModel, WrittenServer,
+    Secret, ToolCalls, UnknownFields, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLedger,
+    WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -23,6 +23,7 @@ pub struct Config {
     pub grammar: GrammarConfig,
     /// For callers without limits of their own. What is not stated is not limited.
     pub limits: WrittenLimits,
+    pub ledger: LedgerConfig,
     pub log: LogConfig,
 }
 
@@ -57,6 +58,8 @@ pub struct ModelConfig {
     pub chat_template: Option<PathBuf>,
     pub tool_calls: ToolCalls,
     pub reasoning: Reasoning,
+    /// The account that it belongs to; `None`: everybody may use it.
+    pub account: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -127,6 +130,15 @@ pub struct GrammarConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerConfig {
+    /// Where days and months begin.
+    pub time_zone: String,
+    pub sync_interval: Duration,
+    pub retry_interval: Duration,
+    pub max_backlog: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
     pub format: LogFormat,
     pub level: LogLevel,
@@ -152,9 +164,11 @@ impl Config {
             level: written.log.level.unwrap_or_default(),
             color: !environment.no_color,
         };
+        let ledger = check_ledger(written.ledger);
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
         let grammar = check_grammar(&written.grammar);
-        Ok(Self { server, models, hub, engine, api, grammar, limits: written.limits, log })
+        let limits = written.limits;
+        Ok(Self { server, models, hub, engine, api, grammar, limits, ledger, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -192,6 +206,7 @@ impl WrittenModel {
             chat_template: None,
             tool_calls: None,
             reasoning: None,
+            account: None,
         }
     }
 }
@@ -209,6 +224,7 @@ impl ModelConfig {
             chat_template: engine.chat_template.clone(),
             tool_calls: ToolCalls::Auto,
             reasoning: Reasoning::Auto,
+            account: None,
         }
     }
 }
@@ -259,6 +275,15 @@ fn check_tls(
     Ok(Some(TlsFiles { certificate, key }))
 }
 
+fn check_ledger(written: WrittenLedger) -> LedgerConfig {
+    LedgerConfig {
+        time_zone: written.time_zone.unwrap_or_else(|| "UTC".to_owned()),
+        sync_interval: period(written.sync_interval, Duration::from_millis(50)),
+        retry_interval: period(written.retry_interval, Duration::from_secs(1)),
+        max_backlog: count(written.max_backlog, 65_536),
+    }
+}
+
 fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
     if exists(path) { Ok(()) } else { Err(ConfigError::value(key, format!("{} does not exist", path.display()))) }
 }
@@ -273,6 +298,7 @@ fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec
         chat_template: model.chat_template.or_else(|| engine.chat_template.clone()),
         tool_calls: model.tool_calls.unwrap_or_default(),
         reasoning: model.reasoning.unwrap_or_default(),
+        account: model.account,
         source: model.source,
     });
     let models: Vec<ModelConfig> = named.collect();

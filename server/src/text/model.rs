@@ -39,7 +39,7 @@ impl TextModel {
         let read = |file: &str| read(file).map_err(|error| fault(file, format!("cannot be read: {error}")));
         let tokenizer = match read(TOKENIZER)? {
             Some(bytes) => Tokenizer::from_bytes(&bytes)?,
-            None => without_tokenizer_json(&read)?,
+            None => without_tokenizer_json(read)?,
         };
         let written = object(TOKENIZER_CONFIG, read(TOKENIZER_CONFIG)?)?;
         let fallback = object(SPECIAL_TOKENS_MAP, read(SPECIAL_TOKENS_MAP)?)?;
