@@ -13,6 +13,7 @@ mod demo;
 mod error;
 mod layers;
 mod load;
+mod stored_dtype;
 mod weights;
 
 pub use demo::demo_checkpoint;
@@ -24,7 +25,8 @@ pub use load::{
     KvDtype, LoadOptions, LoadProgress, LoadedModel, ModelDescription, WeightDtype, describe, load, load_decoder,
 };
 pub use logits::Logits;
-pub use weights::{CheckpointFiles, StoredDtype};
+pub use stored_dtype::StoredDtype;
+pub use weights::{CheckpointFiles, GgufMetadata};
 
 /// A causal language model over a paged KV cache.
 ///

@@ -5,6 +5,7 @@
 mod apertus;
 mod bloom;
 mod common;
+pub(crate) mod gguf;
 mod llama;
 mod mistral;
 mod nemotron;

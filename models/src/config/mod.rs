@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub(crate) use fields::Fields;
-pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope};
+pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope, yarn_mscale};
 pub use rope::{RopeScaling, RopeSpec, RopeStyle, YarnSpec};
 pub use spec::{
     Activation, AttentionSpec, Bias, DecoderSpec, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,

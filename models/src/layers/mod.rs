@@ -10,4 +10,4 @@ mod norm;
 mod positions;
 
 pub use decoder::{Decoder, LayerObserver};
-pub(crate) use names::{QkvNames, WeightNames};
+pub(crate) use names::{QkvNames, RotaryRows, WeightNames};

@@ -13,6 +13,7 @@ pub(crate) struct WeightNames {
     pub(crate) layers: &'static str,
     pub(crate) mixer_norm: &'static str,
     pub(crate) qkv: QkvNames,
+    pub(crate) rotary_rows: RotaryRows,
     pub(crate) query_norm: &'static str,
     pub(crate) key_norm: &'static str,
     pub(crate) attention_output: &'static str,
@@ -38,6 +39,17 @@ pub(crate) enum QkvNames {
     },
     /// One matrix. The query, key and value rows of one head follow each other, then come those of the next head.
     PerHead(&'static str),
+    /// One matrix: all query rows, all key rows, all value rows.
+    Stacked(&'static str),
+}
+
+/// Which rows of a head's queries and keys turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RotaryRows {
+    /// As they are turned: the first with the first of the second half.
+    Halves,
+    /// Neighbours.
+    Pairs,
 }
 
 impl WeightNames {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod features;
+mod gguf;
 mod runner;
 #[path = "../support/mod.rs"]
 mod support;
