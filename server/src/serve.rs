@@ -6,6 +6,7 @@
 mod defaults;
 mod door;
 mod engines;
+mod gguf;
 mod listener;
 mod logging;
 mod memory;
