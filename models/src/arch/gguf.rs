@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::common;
 use crate::config::{
-    Activation, AttentionSpec, DecoderSpec, FfnSpec, Fields, GateActivation, LayerSpec, MixerSpec, NormKind,
+    Activation, AttentionSpec, DecoderSpec, Direction, FfnSpec, Fields, GateActivation, LayerSpec, MixerSpec, NormKind,
     NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, RopeScaling, RopeSpec,
     RopeStyle, YarnSpec, limits, yarn_mscale,
 };
@@ -30,6 +30,7 @@ const NAMES: WeightNames = WeightNames {
     attention_output: "attn_output",
     ffn_norm: "ffn_norm",
     gate: "ffn_gate",
+    gate_up: None,
     up: "ffn_up",
     down: "ffn_down",
     activation: "",
@@ -279,6 +280,7 @@ impl Reader<'_> {
             output_bias: self.has("blk.0.attn_output.bias").into(),
             qk_norm: None,
             scale: scale.unwrap_or_else(|| common::default_scale(head_dim)),
+            direction: Direction::Causal,
             window: None,
             position,
             temperature: None,

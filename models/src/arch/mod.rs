@@ -3,11 +3,14 @@
 //! To add one, write its file, add a line to [`ARCHITECTURES`] and a fixture to `tests/fixtures/make.py`.
 
 mod apertus;
+mod bert;
 mod bloom;
 mod common;
+mod encoders;
 pub(crate) mod gguf;
 mod llama;
 mod mistral;
+mod modernbert;
 mod nemotron;
 mod olmo2;
 mod qwen;
@@ -17,6 +20,7 @@ use crate::ModelError;
 use crate::config::{ConfigFile, DecoderSpec, Fields};
 use crate::layers::WeightNames;
 use common::NAMES;
+pub(crate) use encoders::{EncoderArchitecture, is_encoder, read_encoder};
 
 /// A class of checkpoint that can be served.
 #[derive(Debug)]

@@ -92,6 +92,7 @@ impl Attention {
 fn params(spec: &AttentionSpec) -> AttentionParams {
     AttentionParams {
         scale: spec.scale,
+        direction: spec.direction,
         window: spec.window,
         alibi_slopes: matches!(spec.position, PositionSpec::Alibi).then(|| alibi_slopes(spec.num_heads)),
         temperature: spec.temperature.map(|temperature| PositionTemperature {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use passerelle_models::ops::{Compute, KernelSet};
 use passerelle_models::{CheckpointFiles, KvDtype, LoadOptions, StoredDtype, WeightDtype, describe, load_decoder};
 
-use crate::runner::{Runner, compare, options};
+use crate::runner::{Runner, compare, options, worst_excess};
 use crate::support::Golden;
 
 const FLOATS: [&str; 9] = [
@@ -162,5 +162,36 @@ fn floats_can_be_quantised_while_they_are_loaded() {
         let logits = Runner::load_on(&Compute::cpu(1), &fixture, &options).alone(&fixture.ids("input_33"));
         let kl = mean_kl(&logits, &expected);
         assert!(kl > 0.0 && kl < most, "{dtype:?}: {kl:e}");
+    }
+}
+
+/// Each key that a family honours is seen: another value in its place moves the logits.
+#[test]
+fn every_honoured_key_changes_the_logits() {
+    let cases: [(&str, &str, &[u8]); 9] = [
+        ("llama_f32", "llama.rope.freq_base", &30_000.0_f32.to_le_bytes()),
+        ("llama_f32", "llama.rope.dimension_count", &12_u32.to_le_bytes()),
+        ("llama_f32", "llama.attention.layer_norm_rms_epsilon", &1e-5_f32.to_le_bytes()),
+        ("llama_linear_f16", "llama.rope.scaling.factor", &1.0_f32.to_le_bytes()),
+        ("llama_yarn_f16", "llama.rope.scaling.factor", &2.0_f32.to_le_bytes()),
+        ("llama_yarn_f16", "llama.rope.scaling.original_context_length", &64_u32.to_le_bytes()),
+        ("mistral_window_f16", "llama.attention.sliding_window", &0_u32.to_le_bytes()),
+        ("qwen3_bf16", "qwen3.attention.layer_norm_rms_epsilon", &1e-5_f32.to_le_bytes()),
+        ("bloom_bf16", "bloom.attention.layer_norm_epsilon", &1e-5_f32.to_le_bytes()),
+    ];
+    const CLEARLY: f32 = 50.0;
+    for (name, key, value) in cases {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("changed.gguf");
+        let mut bytes = fs::read(self::folder().join(format!("{name}.gguf"))).unwrap();
+        // Behind the key stand the type of the value, in four bytes, and the value.
+        let at = bytes.windows(key.len()).position(|window| window == key.as_bytes()).unwrap() + key.len() + 4;
+        bytes[at..at + value.len()].copy_from_slice(value);
+        fs::write(&path, bytes).unwrap();
+        let files = CheckpointFiles::gguf(&path).unwrap();
+        let golden = golden(name);
+        let logits = Runner::of_files(&Compute::cpu(1), &files, &options(KvDtype::F32)).alone(&golden.ids("input"));
+        let worst = worst_excess(&logits.concat(), &golden.floats("logits"));
+        assert!(worst.excess > CLEARLY, "{name}: {key} moves the logits by {worst:?} only");
     }
 }
