@@ -13,17 +13,19 @@ mod demo;
 mod error;
 mod layers;
 mod load;
+mod pulse;
 mod weights;
 
 pub use demo::demo_checkpoint;
 pub use error::ModelError;
-pub use input::{BlockId, ModelInput, Slot, TokenId};
+pub use input::{BlockCopy, BlockId, ModelInput, Slot, TokenId};
 pub use kv_cache::{KvCache, KvCacheSpec};
 pub use layers::{Decoder, LayerObserver};
 pub use load::{
     KvDtype, LoadOptions, LoadProgress, LoadedModel, ModelDescription, WeightDtype, describe, load, load_decoder,
 };
 pub use logits::Logits;
+pub use pulse::Pulse;
 pub use weights::{CheckpointFiles, StoredDtype};
 
 /// A causal language model over a paged KV cache.
@@ -46,6 +48,17 @@ pub trait CausalLm: Send {
 
     /// An empty cache of `num_blocks` blocks on the model's device.
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError>;
+
+    /// Beats while [`CausalLm::forward`] gets on, so that a long step is told from one that hangs. Models of one
+    /// [`ops::Compute`] share its pulse. A model without one must be quick.
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
+    }
+
+    /// Copies whole blocks, in order. A step that writes to them comes after.
+    fn copy_blocks(&mut self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
+        cache.copy_blocks(copies)
+    }
 
     /// Writes the K/V of every input token into `cache`, then returns the logits of `input.rows_to_sample()`, in that
     /// order, as f32.

@@ -1,7 +1,11 @@
 //! The engine from outside: what a request may rely on, and seeded simulations.
 
+mod chance;
+mod choices;
 mod common;
 mod constraints;
+mod crowd;
 mod decoder;
+mod grants;
 mod requests;
 mod simulation;

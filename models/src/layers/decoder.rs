@@ -9,7 +9,7 @@ use crate::config::{DecoderSpec, LayerSpec, NormPlacement, OutputHead};
 use crate::kv_cache::KvLayer;
 use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
-use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
+use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
 
 /// A decoder assembled from a [`DecoderSpec`], of any family that the spec can describe.
 #[derive(Debug)]
@@ -179,6 +179,10 @@ impl CausalLm for Decoder {
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
         KvCache::new(self.kv_cache_spec, num_blocks, self.compute.device())
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.compute.pulse().clone()
     }
 
     fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
