@@ -6,6 +6,7 @@ mod common;
 mod constraints;
 mod crowd;
 mod decoder;
+mod encoders;
 mod grants;
 mod requests;
 mod simulation;
