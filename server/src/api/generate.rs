@@ -220,12 +220,10 @@ impl Admission<'_> {
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
         sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
-            id: self.state.next_request_id(),
-            prompt: prompt.tokens.clone(),
-            sampling,
             share_key: self.caller.account.share_key,
             cache_salt: self.cache_salt(),
             constraint: self.constraint.clone(),
+            ..EngineRequest::new(self.state.next_request_id(), prompt.tokens.clone(), sampling)
         }
     }
 
