@@ -16,9 +16,7 @@ use super::prepare::EncodedPrompt;
 use super::state::ServedModel;
 use super::wire::request::Output;
 use crate::gateway::Generation;
-use crate::text::{
-    AnswerDelta, AnswerParser, CallIds, Detokenizer, ReasoningStart, SkipSpecialTokens, StopMatcher, Tokenizer,
-};
+use crate::text::{AnswerDelta, AnswerParser, CallIds, Detokenizer, SkipSpecialTokens, StopMatcher, Tokenizer};
 
 /// A running choice. Dropping it aborts its request and settles what it used.
 #[derive(Debug)]
@@ -305,24 +303,16 @@ fn skip_of(output: &Output) -> SkipSpecialTokens {
 }
 
 fn parser(spec: &ChoiceSpec) -> AnswerParser {
-    /// Tokens of the prompt's end that may spell the opening marker of reasoning.
-    const END_TOKENS: usize = 16;
     let AnswerKind::Chat { offered, begun } = &spec.kind else { return AnswerParser::new() };
-    let (text, prompt) = (&spec.model.text, &spec.prompt.tokens);
+    let text = &spec.model.text;
     let mut parser = AnswerParser::new();
     if !offered.is_empty() {
         parser = parser.with_tools(text.answers.tools, offered.iter().cloned());
     }
-    let Some(format) = text.answers.reasoning else { return parser };
-    let start = match begun {
-        Some(begun) => format.start_within(begun),
-        None => {
-            let end = &prompt[prompt.len().saturating_sub(END_TOKENS)..];
-            format.start_after(&text.tokenizer.decode(end, SkipSpecialTokens::No))
-        }
-    };
-    // What continues a content holds no reasoning: a marker there is what the text is about.
-    if begun.is_some() && start == ReasoningStart::Outside { parser } else { parser.with_reasoning(format, start) }
+    match text.answers.reasoning_after(&text.tokenizer, &spec.prompt.tokens, begun.as_deref()) {
+        Some((format, start)) => parser.with_reasoning(format, start),
+        None => parser,
+    }
 }
 
 fn logprob_of(tokenizer: &Tokenizer, entry: &TokenLogprobs, offset: usize) -> TokenLogprob {

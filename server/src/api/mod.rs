@@ -13,6 +13,7 @@ mod deliver;
 mod delta;
 mod errors;
 mod fields;
+mod form;
 mod generate;
 mod ids;
 mod meter;
