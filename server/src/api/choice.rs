@@ -295,7 +295,8 @@ impl Writer {
 /// How many likely tokens the engine must report at prompt positions, for what the caller wants to see.
 pub(crate) fn engine_prompt_logprobs(output: &Output) -> Option<u8> {
     let echoed = if output.echo { output.logprobs } else { None };
-    echoed.max(output.prompt_logprobs)
+    let scored = output.prompt_scores.then_some(1);
+    echoed.max(output.prompt_logprobs).max(scored)
 }
 
 fn skip_of(output: &Output) -> SkipSpecialTokens {
@@ -321,6 +322,7 @@ fn logprob_of(tokenizer: &Tokenizer, entry: &TokenLogprobs, offset: usize) -> To
         token: TokenText { id: entry.token, bytes: tokenizer.token_bytes(entry.token), offset },
         logprob: entry.logprob,
         rank: entry.rank,
+        entropy: entry.entropy,
         top: entry.top.iter().map(candidate).collect(),
     }
 }

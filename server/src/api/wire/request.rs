@@ -115,6 +115,8 @@ pub(crate) struct Output {
     /// Show the prompt before the answer (completions).
     pub(crate) echo: bool,
     pub(crate) prompt_logprobs: Option<u8>,
+    /// Show a few numbers for each prompt position: how likely its token was, and how sure the model.
+    pub(crate) prompt_scores: bool,
     pub(crate) return_token_ids: bool,
     pub(crate) keep_special_tokens: bool,
 }
