@@ -45,9 +45,7 @@ impl AnswerFormat {
         let reasoning = reasoning.or_else(|| ReasoningFormat::find(&has_token));
         Self { tools: tools.unwrap_or(ToolFormat::Json), reasoning }
     }
-}
 
-impl AnswerFormat {
     /// Where an answer after this prompt begins, if it may hold reasoning. `begun`: the beginning of the same answer, which
     /// the prompt ends with.
     pub fn reasoning_after(
