@@ -28,7 +28,7 @@ pub(crate) async fn completions(State(state): State<AppState>, request: Request)
 
 async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
-    let account = Arc::clone(&visit.account);
+    let caller = Arc::clone(&visit.caller);
     let body = read_json(request, &state).await?;
     let bounds = &state.config().bounds;
     let read = match kind {
@@ -39,7 +39,7 @@ async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<R
     let ignored = read.ignored.clone();
     let generated = generate(&state, visit, read, kind).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
-    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&account));
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
     response.extensions_mut().insert(about);
     Ok(response)
