@@ -41,6 +41,8 @@ pub struct TokenLogprobs {
     pub logprob: f32,
     /// 1 is the most likely token.
     pub rank: u32,
+    /// Of the whole distribution at this position, in nats.
+    pub entropy: f32,
     /// The most likely tokens, best first. The chosen token's entry, if present, is the very same float.
     pub top: Vec<(TokenId, f32)>,
 }

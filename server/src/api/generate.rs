@@ -92,14 +92,11 @@ impl Shape {
             Prompt::Completions { .. } => Self { kind: AnswerKind::PlainText, start: AnswerStart::GoesOnFromPrompt },
             Prompt::Chat(chat) => {
                 let offered = chat.tools.iter().map(|tool| tool.name.clone()).collect();
-                let (begun, start) = match chat.ending {
-                    PromptEnding::ContinueFinalMessage => {
-                        let begun = chat.messages.last().and_then(|message| message.content.clone());
-                        (begun, AnswerStart::GoesOnFromPrompt)
-                    }
-                    PromptEnding::GenerationPrompt | PromptEnding::Closed => (None, AnswerStart::OwnText),
+                let start = match chat.ending {
+                    PromptEnding::ContinueFinalMessage => AnswerStart::GoesOnFromPrompt,
+                    PromptEnding::GenerationPrompt | PromptEnding::Closed => AnswerStart::OwnText,
                 };
-                Self { kind: AnswerKind::Chat { offered, begun }, start }
+                Self { kind: AnswerKind::Chat { offered, begun: chat.begun().map(str::to_owned) }, start }
             }
         }
     }
