@@ -16,7 +16,7 @@ pub(super) fn resolve(id: &HubId, options: &HubOptions) -> Result<LocalCheckpoin
     let missing = missing_files(&directory, options.wanted)
         .map_err(|problem| HubError::Unsuitable { id: id.clone(), problem })?;
     if missing.is_empty() {
-        Ok(LocalCheckpoint { directory, commit: Some(commit) })
+        Ok(LocalCheckpoint { path: directory, commit: Some(commit) })
     } else {
         Err(HubError::Incomplete { id: id.clone(), looked: directory, missing })
     }

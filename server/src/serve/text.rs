@@ -10,6 +10,7 @@ use passerelle::hub::Wanted;
 use passerelle::text::{AnswerFormat, ReasoningFormat, TextModel, ToolFormat};
 use passerelle_models::CheckpointFiles;
 
+use super::gguf;
 use super::models::find_files;
 
 /// The largest tokenizer or template that is read.
@@ -37,6 +38,9 @@ pub(crate) fn load(model: &ModelConfig, files: &CheckpointFiles, hub: &HubConfig
 }
 
 fn read(files: &CheckpointFiles, file: &str) -> io::Result<Option<Vec<u8>>> {
+    if let Some(content) = gguf::text_file(files, file)? {
+        return Ok(Some(content));
+    }
     let content = files.read(file, MAX_TEXT_FILE_BYTES).map_err(io::Error::other)?;
     Ok(content.map(Cow::into_owned))
 }
