@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::DType;
 
-use crate::arch::{self, Architecture, gguf};
+use crate::arch::{self, gguf};
 use crate::config::{CONFIG_FILE, ConfigFile, DecoderSpec, LayerRun, OutputHead, layer_runs};
 use crate::layers::{Decoder, WeightNames};
 use crate::ops::{Compute, widened};

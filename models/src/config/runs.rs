@@ -35,11 +35,12 @@ fn attention(is: &AttentionSpec) -> Vec<String> {
     let reach = is.window.map_or("full attention".to_owned(), |window| format!("attention to {window} tokens"));
     let position = match &is.position {
         PositionSpec::Rope(rope) => {
-            let scaling = match rope.scaling {
+            let scaling = match &rope.scaling {
                 RopeScaling::Default => "",
                 RopeScaling::Linear { .. } => ", scaled linearly",
                 RopeScaling::Llama3 { .. } => ", scaled as Llama 3",
                 RopeScaling::Yarn(_) => ", scaled by YaRN",
+                RopeScaling::Divided { .. } => ", scaled by the file's own divisors",
             };
             format!("rotary on {} of {} elements, base {}{scaling}", rope.dim, is.head_dim, rope.theta)
         }
