@@ -38,7 +38,7 @@ fn attention(is: &AttentionSpec) -> Vec<String> {
             let scaling = match &rope.scaling {
                 RopeScaling::Default => "",
                 RopeScaling::Linear { .. } => ", scaled linearly",
-                RopeScaling::Llama3 { .. } => ", scaled as Llama 3",
+                RopeScaling::Llama3 { .. } | RopeScaling::Divided { .. } => ", scaled as Llama 3",
                 RopeScaling::Yarn(_) => ", scaled by YaRN",
                 RopeScaling::Divided { .. } => ", scaled by the file's own divisors",
             };
