@@ -16,6 +16,7 @@ mod layers;
 mod load;
 mod load_encoder;
 mod pulse;
+mod stored_dtype;
 mod vectors;
 mod weights;
 
@@ -35,8 +36,9 @@ pub use load_encoder::{
 };
 pub use logits::Logits;
 pub use pulse::Pulse;
+pub use stored_dtype::StoredDtype;
 pub use vectors::{Vectors, scale_to_unit_length};
-pub use weights::{CheckpointFiles, StoredDtype};
+pub use weights::{CheckpointFiles, GgufMetadata};
 
 /// A causal language model over a paged KV cache.
 ///
