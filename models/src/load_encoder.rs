@@ -6,8 +6,8 @@ use crate::arch::{self, EncoderArchitecture};
 use crate::config::{ConfigFile, EncoderSpec, MODULES_FILE, PipelineSpec, ScoreActivation, read_pipeline};
 use crate::layers::TextEncoder;
 use crate::ops::Compute;
-use crate::weights::{CheckpointFiles, StoredDtype, TensorIndex, WeightLoader};
-use crate::{Encoder, LoadOptions, LoadProgress, ModelDescription, ModelError};
+use crate::weights::{CheckpointFiles, TensorIndex, WeightLoader};
+use crate::{Encoder, LoadOptions, LoadProgress, ModelDescription, ModelError, StoredDtype};
 
 /// What a checkpoint is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl Checkpoint {
         let parameters = |dtype| -> u64 {
             used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
         };
-        let dtypes = [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16];
+        let dtypes = StoredDtype::ALL;
         let model = ModelDescription {
             family: self.architecture.family.to_owned(),
             architecture: self.architecture.name.to_owned(),

@@ -6,6 +6,7 @@
 mod defaults;
 mod door;
 mod engines;
+mod gguf;
 mod ledger;
 mod listener;
 mod logging;

@@ -22,7 +22,7 @@ pub use encoder_spec::{
 pub(crate) use fields::Fields;
 pub(crate) use labels::{read_labels, read_score_activation};
 pub(crate) use pipeline::{MODULES_FILE, read_pipeline};
-pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope, read_rope_object};
+pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope, read_rope_object, yarn_mscale};
 pub use rope::{RopeScaling, RopeSpec, RopeStyle, YarnSpec};
 pub use spec::{
     Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,

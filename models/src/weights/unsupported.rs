@@ -14,7 +14,7 @@ pub(super) fn refuse(files: &CheckpointFiles) -> ModelError {
 fn explain(names: &[String]) -> &'static str {
     let any = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
     if any(".gguf") {
-        "GGUF files are not supported; use the safetensors checkpoint that the file was made from"
+        "only GGUF files are here; give one of them, not their folder"
     } else if names.iter().any(|name| name.starts_with("consolidated") && name.ends_with(".safetensors")) {
         "only the publisher's own layout (consolidated*.safetensors) is here; download model*.safetensors too"
     } else if names.iter().any(|name| name.starts_with("adapter_model")) {

@@ -15,6 +15,12 @@ pub enum WeightDtype {
     F32,
     Bf16,
     F16,
+    /// Quantised while loading, 8.5 bits a weight.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// Quantised while loading, 4.5 bits a weight.
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 /// What keys and values are cached as.

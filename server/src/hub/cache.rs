@@ -14,7 +14,7 @@ pub(super) fn resolve(id: &HubId, cache_dir: &Path) -> Result<LocalCheckpoint, H
     let directory = snapshot(id, cache_dir, &commit);
     let missing = missing_files(&directory).map_err(|problem| HubError::Unsuitable { id: id.clone(), problem })?;
     if missing.is_empty() {
-        Ok(LocalCheckpoint { directory, commit: Some(commit) })
+        Ok(LocalCheckpoint { path: directory, commit: Some(commit) })
     } else {
         Err(HubError::Incomplete { id: id.clone(), looked: directory, missing })
     }

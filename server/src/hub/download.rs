@@ -38,7 +38,7 @@ pub(super) fn resolve(id: &HubId, options: &HubOptions) -> Result<LocalCheckpoin
     let transfer = Transfer { id, options, api: &api, repo: repo_api, cache: Cache::new(options.cache_dir.clone()) };
     transfer.fetch_all(&files, &snapshot)?;
     cache::write_ref(id, &options.cache_dir, &info.sha)?;
-    Ok(LocalCheckpoint { directory: snapshot, commit: Some(info.sha) })
+    Ok(LocalCheckpoint { path: snapshot, commit: Some(info.sha) })
 }
 
 fn api(id: &HubId, options: &HubOptions) -> Result<Api, HubError> {

@@ -16,6 +16,8 @@ use passerelle_models::{
     checkpoint_kind,
 };
 
+use super::gguf;
+
 /// The largest tokenizer or template that is read.
 const MAX_TEXT_FILE_BYTES: u64 = 256 << 20;
 /// Before a file of the hub is tried again; later attempts wait longer.
@@ -89,7 +91,10 @@ pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointF
         retry_pause: HUB_RETRY_PAUSE,
     };
     let local = hub::resolve(&source, &options)?;
-    Ok(CheckpointFiles::directory(local.directory)?)
+    Ok(match source {
+        Source::Gguf(_) => CheckpointFiles::gguf(local.path)?,
+        Source::Directory(_) | Source::Hub(_) => CheckpointFiles::directory(local.path)?,
+    })
 }
 
 /// Threads that compute: what was asked for, else one for each physical core that this process may use.
@@ -139,6 +144,9 @@ fn held_as(model: &ModelConfig, description: &ModelDescription) -> String {
 
 fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
     let read = |file: &str| {
+        if let Some(content) = gguf::text_file(files, file)? {
+            return Ok(Some(content));
+        }
         let content = files.read(file, MAX_TEXT_FILE_BYTES).map_err(io::Error::other)?;
         Ok(content.map(std::borrow::Cow::into_owned))
     };
@@ -152,6 +160,8 @@ fn options(model: &ModelConfig) -> LoadOptions {
         WeightDtype::F32 => Weights::F32,
         WeightDtype::Bf16 => Weights::Bf16,
         WeightDtype::F16 => Weights::F16,
+        WeightDtype::Q8_0 => Weights::Q8_0,
+        WeightDtype::Q4_0 => Weights::Q4_0,
     };
     let kv_dtype = match model.kv_dtype {
         KvDtype::Auto => Kv::Auto,
@@ -161,20 +171,26 @@ fn options(model: &ModelConfig) -> LoadOptions {
     LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
 }
 
-/// Folders directly inside `folder` that hold a `config.json`, in the order of their names.
+/// Folders directly inside `folder` that hold a `config.json`, and GGUF files, in the order of their names.
 fn find_models(folder: &Path, engine: &EngineConfig) -> Result<Vec<ModelConfig>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("server.models_dir: {}", folder.display()))? {
         let path = entry?.path();
-        if !path.join("config.json").is_file() {
+        let is_gguf = path.extension().is_some_and(|extension| extension == "gguf") && path.is_file();
+        if !is_gguf && !path.join("config.json").is_file() {
             continue;
         }
-        let (Some(name), Some(source)) = (path.file_name().and_then(|name| name.to_str()), path.to_str()) else {
+        let name = if is_gguf { path.file_stem() } else { path.file_name() };
+        let (Some(name), Some(source)) = (name.and_then(|name| name.to_str()), path.to_str()) else {
             bail!("server.models_dir: {} is not a name that requests could use; rename it", path.display());
         };
         found.push(ModelConfig::found(name.to_owned(), source.to_owned(), engine));
     }
-    ensure!(!found.is_empty(), "server.models_dir: no folder with a config.json in {}", folder.display());
+    ensure!(
+        !found.is_empty(),
+        "server.models_dir: no folder with a config.json and no .gguf file in {}",
+        folder.display()
+    );
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }
@@ -198,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn only_folders_that_hold_a_checkpoint_are_found() {
+    fn only_checkpoints_are_found() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for (name, is_checkpoint) in [("b", true), ("a", true), ("notes", false)] {
             std::fs::create_dir(folder.path().join(name)).expect("the folder is writable");
@@ -206,9 +222,10 @@ mod tests {
                 std::fs::write(folder.path().join(name).join("config.json"), "{}").expect("the folder is writable");
             }
         }
+        std::fs::write(folder.path().join("c.Q8_0.gguf"), "GGUF").expect("the folder is writable");
         let config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
-        let found = find_models(folder.path(), &config.engine).expect("two checkpoints");
-        assert_eq!(found.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        let found = find_models(folder.path(), &config.engine).expect("three checkpoints");
+        assert_eq!(found.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c.Q8_0"]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod tools;
 
 mod model;
 mod pieces;
+mod vocabulary;
 
 pub use answer::{AnswerDelta, AnswerFormat, AnswerParser};
 pub use detokenizer::Detokenizer;
@@ -27,6 +28,7 @@ pub use stop::{StopMatcher, StopOutput};
 pub use template::{ChatPrompt, ChatTemplate, PromptEnd};
 pub use tokenizer::{AddSpecialTokens, SkipSpecialTokens, SpecialTokens, Tokenizer};
 pub use tools::{CallForm, CallIds, CallLayout, ToolCallParser, ToolFormat};
+pub use vocabulary::Vocabulary;
 
 /// What can go wrong between text and tokens.
 #[derive(Debug, thiserror::Error)]
