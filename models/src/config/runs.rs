@@ -40,7 +40,6 @@ fn attention(is: &AttentionSpec) -> Vec<String> {
                 RopeScaling::Linear { .. } => ", scaled linearly",
                 RopeScaling::Llama3 { .. } | RopeScaling::Divided { .. } => ", scaled as Llama 3",
                 RopeScaling::Yarn(_) => ", scaled by YaRN",
-                RopeScaling::Divided { .. } => ", scaled by the file's own divisors",
             };
             format!("rotary on {} of {} elements, base {}{scaling}", rope.dim, is.head_dim, rope.theta)
         }
