@@ -178,10 +178,10 @@ impl Writer<'_> {
     /// The calls as the whole answer.
     fn calls(&self, calls: &ToolCalls) -> String {
         let layout = calls.format.layout();
-        format!("{} {}", self.written(layout.begin), self.from_first_call(calls))
+        format!("{} {}", self.written(layout.begin), self.after_first_call(calls))
     }
 
-    fn from_first_call(&self, calls: &ToolCalls) -> String {
+    fn after_first_call(&self, calls: &ToolCalls) -> String {
         let layout = calls.format.layout();
         let more = match calls.count {
             CallCount::One => String::new(),
@@ -199,7 +199,7 @@ impl Writer<'_> {
             self.rule("PLAIN: /[^{\\[\\s](?s:.*)/ & ~(ANY \"```json\" ANY)\nANY: /(?s:.*)/");
             return format!("({} | PLAIN)", self.calls(calls));
         };
-        let inside = format!("{} {}", self.written(&begin[opener.len()..]), self.from_first_call(calls));
+        let inside = format!("{} {}", self.written(&begin[opener.len()..]), self.after_first_call(calls));
         let (head, tail) = match self.special(opener) {
             Some(token) => {
                 self.rule("TEXT: /(?s:.+)/");
