@@ -103,7 +103,7 @@ fn synthetic_tokenizer() -> Value {
     let mut number = 0_usize;
     while vocab.len() < VOCAB - 1 {
         number += 1;
-        let mut word = if number % 2 == 0 { "Ġ".to_owned() } else { String::new() };
+        let mut word = if number.is_multiple_of(2) { "Ġ".to_owned() } else { String::new() };
         let mut rest = number / 16 + 1;
         while rest > 0 {
             word.push_str(SYLLABLES[rest % SYLLABLES.len()]);
