@@ -101,7 +101,8 @@ impl Reservation {
             Exit::Withdraw => page.withdraw(),
             Exit::Settle => {
                 let (at, used, end) = (now.wall, self.used, self.end);
-                page.settle(Settlement { at, used, billed_micros, measured_micros: 0, end });
+                let measured_micros = used.measured_ns / 1000;
+                page.settle(Settlement { at, used, billed_micros, measured_micros, end });
             }
         }
     }
