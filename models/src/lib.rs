@@ -19,7 +19,7 @@ mod stored_dtype;
 mod vectors;
 mod weights;
 
-pub use config::ScoreActivation;
+pub use config::{LayerRun, ScoreActivation};
 pub use demo::demo_checkpoint;
 pub use encoder_input::{EncoderInput, EncoderSequence};
 pub use error::ModelError;

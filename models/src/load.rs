@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::DType;
 
 use crate::arch::{self, gguf};
-use crate::config::{CONFIG_FILE, ConfigFile, DecoderSpec, OutputHead};
+use crate::config::{CONFIG_FILE, ConfigFile, DecoderSpec, LayerRun, OutputHead, layer_runs};
 use crate::layers::{Decoder, WeightNames};
 use crate::ops::{Compute, widened};
 use crate::weights::{CheckpointFiles, GgufHeader, TensorIndex, WeightLoader};
@@ -74,6 +74,8 @@ pub struct ModelDescription {
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub num_layers: usize,
+    /// What the layers are, in order.
+    pub layer_runs: Vec<LayerRun>,
     pub num_heads: usize,
     pub num_kv_heads: usize,
     pub head_dim: usize,
@@ -214,6 +216,7 @@ impl Checkpoint {
             vocab_size: self.spec.vocab_size,
             hidden_size: self.spec.hidden_size,
             num_layers: self.spec.layers.len(),
+            layer_runs: layer_runs(&self.spec.layers),
             num_heads: attention.num_heads,
             num_kv_heads: attention.num_kv_heads,
             head_dim: attention.head_dim,

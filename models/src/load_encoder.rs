@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::arch::{self, EncoderArchitecture};
-use crate::config::{ConfigFile, EncoderSpec, MODULES_FILE, PipelineSpec, ScoreActivation, read_pipeline};
+use crate::config::{ConfigFile, EncoderSpec, MODULES_FILE, PipelineSpec, ScoreActivation, layer_runs, read_pipeline};
 use crate::layers::TextEncoder;
 use crate::ops::Compute;
 use crate::weights::{CheckpointFiles, TensorIndex, WeightLoader};
@@ -162,6 +162,7 @@ impl Checkpoint {
             vocab_size: spec.vocab_size,
             hidden_size: spec.hidden_size,
             num_layers: spec.layers.len(),
+            layer_runs: layer_runs(&spec.layers),
             num_heads: attention.num_heads,
             num_kv_heads: attention.num_kv_heads,
             head_dim: attention.head_dim,

@@ -14,6 +14,7 @@ mod memory;
 mod models;
 mod report;
 mod signals;
+mod text;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use signals::Signals;
 pub(crate) use door::Door;
 pub(crate) use engines::EngineBounds;
 pub(crate) use models::{Loaded, compute, find_files, load};
+pub(crate) use text::load as load_text;
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;

@@ -4,8 +4,12 @@
 mod binary;
 #[path = "commands/gguf.rs"]
 mod gguf;
+#[path = "commands/loading.rs"]
+mod loading;
 #[path = "commands/operation.rs"]
 mod operation;
+#[path = "commands/parity.rs"]
+mod parity;
 #[path = "commands/refusals.rs"]
 mod refusals;
 

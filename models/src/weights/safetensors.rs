@@ -79,7 +79,12 @@ fn stored_dtype(file: &Path, name: &str, dtype: Dtype) -> Result<StoredDtype, Mo
         Dtype::F16 => Ok(StoredDtype::F16),
         Dtype::BF16 => Ok(StoredDtype::Bf16),
         other => {
-            let problem = format!("dtype {other:?} is not supported; use a checkpoint in F32, F16 or BF16");
+            let kind = match other {
+                Dtype::I32 if name.ends_with("qweight") => " (packed by GPTQ or AWQ)",
+                Dtype::F8_E4M3 | Dtype::F8_E5M2 => " (FP8)",
+                _ => "",
+            };
+            let problem = format!("dtype {other:?}{kind} is not supported; use a checkpoint in F32, F16 or BF16");
             Err(ModelError::checkpoint(file, name, problem))
         }
     }

@@ -11,7 +11,13 @@ pub(super) fn refuse(files: &CheckpointFiles) -> ModelError {
     }
 }
 
+/// What a trainer leaves beside the weights: its own state, by the beginnings of the names.
+const TRAINER_FILES: [&str; 8] =
+    ["optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args", "trainer_state", "global_step"];
+
 fn explain(names: &[String]) -> &'static str {
+    let is_trainers = |name: &str| TRAINER_FILES.iter().any(|start| name.starts_with(start));
+    let names: Vec<&String> = names.iter().filter(|name| !is_trainers(name)).collect();
     let any = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
     if any(".gguf") {
         "only GGUF files are here; give one of them, not their folder"

@@ -34,6 +34,36 @@ pub enum KvDtype {
     Bf16,
 }
 
+/// How a model writes the tools that it calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToolCalls {
+    /// As its chat template shows.
+    #[default]
+    Auto,
+    Hermes,
+    Llama3,
+    Mistral,
+    MistralNamed,
+    Apertus,
+    Nemotron,
+    Json,
+}
+
+/// How a model marks what it writes for itself before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reasoning {
+    /// As its chat template shows.
+    #[default]
+    Auto,
+    /// Not at all: everything is the answer.
+    Off,
+    Think,
+    Mistral,
+    Apertus,
+}
+
 /// What happens to a request field that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]

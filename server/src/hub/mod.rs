@@ -20,6 +20,7 @@ mod source;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use files::Wanted;
 pub use progress::ProgressOutput;
 pub use source::{HubId, Source};
 
@@ -34,6 +35,7 @@ pub enum Network {
 #[derive(Clone)]
 pub struct HubOptions {
     pub network: Network,
+    pub wanted: Wanted,
     /// The folder that holds `models--org--name` folders: `$HF_HOME/hub`.
     pub cache_dir: PathBuf,
     /// An access token, for private and gated models.
@@ -98,7 +100,7 @@ pub fn resolve(source: &Source, options: &HubOptions) -> Result<LocalCheckpoint,
         Source::Gguf(path) if path.is_file() => Ok(LocalCheckpoint { path: path.clone(), commit: None }),
         Source::Gguf(path) => Err(HubError::NoFile(path.clone())),
         Source::Hub(id) => match options.network {
-            Network::Offline => cache::resolve(id, &options.cache_dir),
+            Network::Offline => cache::resolve(id, options),
             Network::Allowed => download::resolve(id, options),
         },
     }

@@ -14,7 +14,8 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 fn options(cache: &Path, network: Network, endpoint: Option<String>) -> HubOptions {
     let (progress, retry_pause) = (ProgressOutput::Silent, Duration::ZERO);
-    HubOptions { network, cache_dir: cache.to_owned(), token: None, endpoint, progress, retry_pause }
+    let wanted = Wanted::Checkpoint;
+    HubOptions { network, wanted, cache_dir: cache.to_owned(), token: None, endpoint, progress, retry_pause }
 }
 
 fn hub_source(id: &str) -> Source {
@@ -64,6 +65,20 @@ fn offline_says_what_is_missing_where_and_how_to_get_it() {
     for part in ["org/other@v2", "models--org--other", "hf download org/other --revision v2"] {
         assert!(absent.contains(part), "{absent}");
     }
+}
+
+#[test]
+fn a_tokenizer_alone_and_a_checkpoint_without_one_are_complete_where_that_is_wanted() {
+    let complete = |files: &[(&str, &str)], wanted| {
+        let cache = cache_with(files);
+        let options = HubOptions { wanted, ..options(cache.path(), Network::Offline, None) };
+        resolve(&hub_source("org/name"), &options).is_ok()
+    };
+    let tokenizer = [("tokenizer.json", "{}")];
+    let weights = [("config.json", "{}"), ("model.safetensors", "w")];
+    let all = [Wanted::Checkpoint, Wanted::CheckpointWithoutTokenizer, Wanted::Tokenizer];
+    assert_eq!(all.map(|wanted| complete(&tokenizer, wanted)), [false, false, true]);
+    assert_eq!(all.map(|wanted| complete(&weights, wanted)), [false, true, false]);
 }
 
 #[test]

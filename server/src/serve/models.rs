@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype, check_names};
-use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source};
+use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source, Wanted};
 use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
@@ -16,10 +16,8 @@ use passerelle_models::{
     checkpoint_kind,
 };
 
-use super::gguf;
+use super::text;
 
-/// The largest tokenizer or template that is read.
-const MAX_TEXT_FILE_BYTES: u64 = 256 << 20;
 /// Before a file of the hub is tried again; later attempts wait longer.
 const HUB_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -61,19 +59,20 @@ pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> 
     }
     let mut loaded = AllLoaded::default();
     for model in &wanted {
-        let files = find_files(&model.source, &config.hub).with_context(|| format!("model `{}`", model.name))?;
+        let files = find_files(&model.source, wanted_of(model), &config.hub);
+        let files = files.with_context(|| format!("model `{}`", model.name))?;
         match checkpoint_kind(&files).with_context(|| format!("model `{}`", model.name))? {
             CheckpointKind::Generator => loaded.generators.push(load(model, &config.hub, compute)?),
-            CheckpointKind::Encoder => loaded
-                .encoders
-                .push(load_encoder(model, files, compute).with_context(|| format!("model `{}`", model.name))?),
+            CheckpointKind::Encoder => loaded.encoders.push(
+                load_encoder(model, files, &config.hub, compute).with_context(|| format!("model `{}`", model.name))?,
+            ),
         }
     }
     Ok(loaded)
 }
 
 /// The files of a source, fetched if they must be.
-pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointFiles> {
+pub(crate) fn find_files(source: &str, wanted: Wanted, config: &HubConfig) -> Result<CheckpointFiles> {
     if source == DEMO {
         return Ok(passerelle_models::demo_checkpoint());
     }
@@ -84,6 +83,7 @@ pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointF
     };
     let options = HubOptions {
         network: if config.offline { Network::Offline } else { Network::Allowed },
+        wanted,
         cache_dir,
         token: config.token.as_ref().map(|token| token.expose().to_owned()),
         endpoint: config.endpoint.clone(),
@@ -108,9 +108,9 @@ pub(crate) fn load(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> R
 }
 
 fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result<Loaded> {
-    let files = find_files(&model.source, hub)?;
+    let files = find_files(&model.source, wanted_of(model), hub)?;
     // The text side first: it is quick to read and often what is wrong.
-    let text = load_text(&files)?;
+    let text = text::load(model, &files, hub)?;
     let bar = progress_bar(&model.name);
     let loaded = passerelle_models::load(&files, compute, &options(model), &mut |progress| {
         bar.set_length(progress.bytes_total);
@@ -122,8 +122,18 @@ fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result
     Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
 }
 
-fn load_encoder(model: &ModelConfig, files: CheckpointFiles, compute: &Compute) -> Result<LoadedEncoder> {
-    let text = load_text(&files)?;
+/// What of a source this model needs.
+fn wanted_of(model: &ModelConfig) -> Wanted {
+    if model.tokenizer.is_some() { Wanted::CheckpointWithoutTokenizer } else { Wanted::Checkpoint }
+}
+
+fn load_encoder(
+    model: &ModelConfig,
+    files: CheckpointFiles,
+    hub: &HubConfig,
+    compute: &Compute,
+) -> Result<LoadedEncoder> {
+    let text = text::load(model, &files, hub)?;
     let bar = progress_bar(&model.name);
     let loaded = passerelle_models::load_encoder(&files, compute, &options(model), &mut |progress| {
         bar.set_length(progress.bytes_total);
@@ -140,17 +150,6 @@ fn held_as(model: &ModelConfig, description: &ModelDescription) -> String {
         WeightDtype::Auto => description.stored_dtype.to_string(),
         stated => format!("{stated:?}").to_lowercase(),
     }
-}
-
-fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
-    let read = |file: &str| {
-        if let Some(content) = gguf::text_file(files, file)? {
-            return Ok(Some(content));
-        }
-        let content = files.read(file, MAX_TEXT_FILE_BYTES).map_err(io::Error::other)?;
-        Ok(content.map(std::borrow::Cow::into_owned))
-    };
-    TextModel::load(read).with_context(|| files.root().display().to_string())
 }
 
 fn options(model: &ModelConfig) -> LoadOptions {
