@@ -15,6 +15,7 @@ mod delta;
 mod encode;
 mod errors;
 mod fields;
+mod form;
 mod generate;
 mod ids;
 mod meter;

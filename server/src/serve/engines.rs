@@ -118,6 +118,9 @@ impl EngineBounds {
             max_waiting_tokens: config.max_queued_tokens,
             prefill_chunk_tokens: config.max_prefill_chunk_tokens,
             prompt_logprobs_chunk_tokens: config.prompt_logprobs_chunk_tokens,
+            max_added_latency: config.max_added_latency,
+            class_patience: config.class_patience,
+            costs: None,
             seed: random_seed()?,
         })
     }
