@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::spec::{Activation, Bias, DecoderSpec, LayerSpec, NormSpec};
 
-/// A whole encoder, every size checked against [`super::limits`]. Its layers are those of decoders; what differs is
+/// A whole encoder, every size checked against the bounds of `limits.rs`. Its layers are those of decoders; what differs is
 /// before them (positions and texts have tables of their own) and after them (one vector for each sequence).
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderSpec {

@@ -8,7 +8,7 @@ use super::rope::RopeSpec;
 use crate::TokenId;
 pub use crate::ops::Direction;
 
-/// A whole decoder, every size checked against [`super::limits`].
+/// A whole decoder, every size checked against the bounds of `limits.rs`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderSpec {
     /// Columns of the logits.
