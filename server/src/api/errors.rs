@@ -123,6 +123,16 @@ impl ApiError {
         self
     }
 
+    /// Tells the error under other names: each first one becomes the second.
+    #[must_use]
+    pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        for (from, to) in names {
+            self.message = self.message.replace(from, to);
+            self.param = self.param.map(|param| param.replace(from, to));
+        }
+        self
+    }
+
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);

@@ -55,6 +55,11 @@ impl Reader {
         Self { unknown, ignored: Vec::new() }
     }
 
+    /// Another one that treats unknown fields the same, and has skipped nothing yet.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.unknown)
+    }
+
     /// Names that were accepted without being read.
     pub(crate) fn into_ignored(self) -> Vec<String> {
         self.ignored

@@ -46,7 +46,7 @@ use routes::{answers, models, probes, tokens};
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 11] = [
+const ROUTES: [Route; 12] = [
     ("/", || get(probes::home)),
     ("/health", || get(probes::health)),
     ("/ready", || get(probes::ready)),
@@ -55,6 +55,7 @@ const ROUTES: [Route; 11] = [
     ("/v1/models/{*name}", || get(models::retrieve)),
     ("/v1/chat/completions", || post(answers::chat)),
     ("/v1/completions", || post(answers::completions)),
+    ("/v1/responses", || post(answers::responses)),
     ("/tokenizer_info", || get(tokens::tokenizer_info)),
     ("/tokenize", || post(tokens::tokenize)),
     ("/detokenize", || post(tokens::detokenize)),

@@ -132,6 +132,34 @@ class OpenServer(Served):
         self.assertTrue(answer.choices[0].text.startswith("12+7="))
         self.assertEqual(len(answer.choices[0].logprobs.tokens), len(answer.choices[0].logprobs.token_logprobs))
 
+    def test_a_response_is_created_and_streamed(self):
+        whole = self.client.responses.create(model="demo", input="What is 12 + 7?", temperature=0, max_output_tokens=64)
+        self.assertEqual(whole.status, "completed")
+        self.assertIn("19", whole.output_text)
+        with self.client.responses.stream(
+            model="demo", input="What is 12 + 7?", temperature=0, max_output_tokens=64
+        ) as stream:
+            deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+            final = stream.get_final_response()
+        self.assertEqual("".join(deltas), whole.output_text)
+        self.assertEqual(final.output_text, whole.output_text)
+        self.assertEqual(final.usage.total_tokens, whole.usage.total_tokens)
+
+    def test_a_response_calls_a_function_and_takes_its_output(self):
+        tool = {"type": "function", "strict": False, **TOOL["function"]}
+        asked = [{"role": "user", "content": "What is the weather in Paris?"}]
+        answer = self.client.responses.create(model="demo", input=asked, tools=[tool], temperature=0)
+        call = next(item for item in answer.output if item.type == "function_call")
+        self.assertEqual((call.name, json.loads(call.arguments)), ("get_weather", {"city": "Paris"}))
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": '{"weather": "sunny"}'}
+        told = self.client.responses.create(model="demo", input=[*asked, *answer.output, result], tools=[tool])
+        self.assertTrue(told.output_text)
+
+    def test_what_needs_a_memory_is_refused_by_name(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.responses.create(model="demo", input="hi", store=True)
+        self.assertEqual(caught.exception.param, "store")
+
     def test_errors_have_their_types(self):
         with self.assertRaises(openai.NotFoundError) as caught:
             self.client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "hi"}])

@@ -37,8 +37,6 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     neutral("reasoning_effort", "[]"),
     neutral("verbosity", r#"["medium"]"#),
     neutral("web_search_options", "[]"),
-    neutral("prompt_cache_key", "[]"),
-    neutral("safety_identifier", "[]"),
 ];
 
 pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadRequest, ApiError> {

@@ -57,8 +57,11 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
 }
 
 fn logprobs_json(tokens: &[TokenLogprob]) -> Value {
-    let content: Vec<Value> = tokens.iter().map(token_json).collect();
-    json!({"content": content, "refusal": null})
+    json!({"content": logprob_entries(tokens), "refusal": null})
+}
+
+pub(crate) fn logprob_entries(tokens: &[TokenLogprob]) -> Vec<Value> {
+    tokens.iter().map(token_json).collect()
 }
 
 fn token_json(token: &TokenLogprob) -> Value {

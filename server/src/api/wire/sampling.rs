@@ -33,6 +33,8 @@ pub(crate) const SAMPLING_FIELDS: &[Field] = &[
     honoured("return_token_ids"),
     honoured("cache_salt"),
     honoured("user"),
+    honoured("safety_identifier"),
+    honoured("prompt_cache_key"),
     honoured("metadata"),
     neutral("n", "[1]"),
     neutral("best_of", "[1]"),
@@ -167,9 +169,11 @@ fn read_stream_usage(options: &mut Fields) -> Result<StreamUsage, ApiError> {
     }
 }
 
-/// `user` and `metadata` are checked and then only accounted: they change nothing about the answer.
+/// Checked and then only accounted: they change nothing about the answer.
 pub(crate) fn read_annotations(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.string("user")?;
+    for name in ["user", "safety_identifier", "prompt_cache_key"] {
+        fields.string(name)?;
+    }
     let Some(value) = fields.value("metadata") else { return Ok(()) };
     let Value::Object(map) = value else { return Err(wrong_type("metadata", "an object", &value)) };
     if map.len() > MAX_METADATA {
