@@ -2,6 +2,7 @@
 
 mod check;
 mod compare;
+mod drill;
 mod load;
 mod options;
 mod watch;
@@ -30,6 +31,8 @@ enum Command {
     Compare(Box<compare::CompareArgs>),
     /// Try to break a promise of a server; exits 1 where it falls short, 2 where it could not be tried
     Check(Box<check::CheckArgs>),
+    /// Try to break a promise of servers that are started for it; exits as `check` does
+    Drill(Box<drill::DrillArgs>),
     /// List the scenarios that come with this program
     Scenarios,
 }
@@ -40,6 +43,7 @@ impl Cli {
             Command::Run(args) => args.execute(),
             Command::Compare(args) => args.execute(),
             Command::Check(args) => args.execute(),
+            Command::Drill(args) => args.execute(),
             Command::Scenarios => list_scenarios(),
         }
     }

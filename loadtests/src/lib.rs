@@ -7,6 +7,7 @@
 //! It knows no room of the server that it measures: everything goes over HTTP, so that any peer is measured the same way.
 
 pub mod arrivals;
+pub mod balancer;
 pub mod clock;
 pub mod compare;
 pub mod correctness;
@@ -25,6 +26,7 @@ pub mod report;
 pub mod rng;
 pub mod run;
 pub mod scenario;
+pub mod servers;
 pub mod session;
 pub mod sse;
 pub mod tokens;

@@ -6,6 +6,7 @@ pub mod idle_connections;
 pub mod neighbour;
 pub mod overload;
 pub mod poison;
+pub mod rolling_restart;
 pub mod slow_readers;
 pub mod soak;
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::reliability::{
-    CheckError, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison, slow_readers,
-    soak,
+    CheckError, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison,
+    rolling_restart, slow_readers, soak,
 };
+use passerelle_loadtests::servers::ServerError;
 use passerelle_loadtests::session::Session;
 use passerelle_loadtests::verdict::Verdict;
 use serde_json::json;
@@ -105,6 +106,42 @@ async fn a_greedy_neighbour_must_not_be_felt() {
     assert_falls_short(&verdict, "times");
     let without_keys = neighbour::check(&context(&fair.session().await)).await;
     assert!(matches!(without_keys, Err(CheckError::CannotTry(_))));
+}
+
+/// Two servers that take a second to be replaced.
+struct Replaceable {
+    replace: fn() -> Result<(), ServerError>,
+}
+
+impl rolling_restart::Fleet for Replaceable {
+    fn size(&self) -> usize {
+        2
+    }
+
+    async fn replace(&mut self, _index: usize) -> Result<(), ServerError> {
+        tokio::time::sleep(1000 * MS).await;
+        (self.replace)()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_server_must_end_in_order_and_lose_nothing() {
+    let server = Scripted::new(steady(20 * MS, 10 * MS));
+    let session = server.session().await;
+    let mut fleet = Replaceable { replace: || Ok(()) };
+    let verdict = rolling_restart::check(&context(&session), &mut fleet, 10).await.unwrap();
+    assert!(verdict.holds(), "{}", verdict.render());
+    let verdict = rolling_restart::check(&context(&session), &mut fleet, 1000).await.unwrap();
+    assert_falls_short(&verdict, "servers were replaced before the load ended");
+    let mut stuck = Replaceable { replace: || Err(ServerError::Stuck) };
+    let verdict = rolling_restart::check(&context(&session), &mut stuck, 10).await.unwrap();
+    assert_falls_short(&verdict, "replacement 1: the server did not end");
+    let cuts = Scripted::new(|seen| match seen.number % 7 {
+        3 => Reply::Raw("data: {".to_owned()),
+        _ => steady(20 * MS, 10 * MS)(seen),
+    });
+    let verdict = rolling_restart::check(&context(&cuts.session().await), &mut fleet, 10).await.unwrap();
+    assert_falls_short(&verdict, "were lost");
 }
 
 #[tokio::test(start_paused = true)]

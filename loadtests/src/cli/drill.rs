@@ -1,0 +1,124 @@
+//! `drill`: checks that start, stop and kill the servers themselves.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use passerelle_loadtests::balancer::Balancer;
+use passerelle_loadtests::process::Watch;
+use passerelle_loadtests::reliability::rolling_restart::{self, Fleet};
+use passerelle_loadtests::reliability::{ChatLengths, CheckOptions, Context};
+use passerelle_loadtests::report::About;
+use passerelle_loadtests::servers::{Launch, RunningServer, ServerError};
+
+use super::options::{CommonArgs, OutputArgs, measured};
+
+#[derive(Debug, Args)]
+pub(super) struct DrillArgs {
+    name: Drill,
+    #[command(flatten)]
+    common: CommonArgs,
+    /// Send for so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    duration: f64,
+    /// Requests per second
+    #[arg(long, default_value_t = 4.0)]
+    rate: f64,
+    #[arg(long, default_value_t = 64)]
+    prompt_tokens: u32,
+    #[arg(long, default_value_t = 48)]
+    output_tokens: u32,
+    /// Servers behind one address in `rolling-restart`
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
+    servers: u8,
+    /// Replaced at least, in `rolling-restart`
+    #[arg(long, default_value_t = 20)]
+    handovers: usize,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// How a server is started; {port} becomes a free port, {index} the server's number
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Which promise.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Drill {
+    /// Servers behind one address are replaced one after the other while streams run
+    RollingRestart,
+}
+
+impl DrillArgs {
+    pub(super) fn execute(self) -> anyhow::Result<ExitCode> {
+        self.common.runtime()?.block_on(self.run())
+    }
+
+    async fn run(self) -> anyhow::Result<ExitCode> {
+        let Drill::RollingRestart = self.name;
+        let launch = Launch::new(self.command.clone())?;
+        let mut fleet = Processes::start(launch, usize::from(self.servers)).await?;
+        let url = format!("http://{}", fleet.balancer.endpoint().authority);
+        let session = self.common.open(&url).await?;
+        let context = Context { session: &session, options: self.check_options(), server_pid: None };
+        let watch = Watch::start(None);
+        let mut verdict = rolling_restart::check(&context, &mut fleet, self.handovers).await?;
+        let (machine, _) = watch.finish();
+        verdict.figure(
+            "servers and other programs meanwhile",
+            format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
+        );
+        let about = About::now(&format!("drill-{}", verdict.check), measured(&session, &url).await);
+        self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
+        Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn check_options(&self) -> CheckOptions {
+        CheckOptions {
+            duration: Duration::from_secs_f64(self.duration),
+            rate: self.rate,
+            lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },
+            ..CheckOptions::default()
+        }
+    }
+}
+
+/// Real processes behind a balancer.
+#[derive(Debug)]
+struct Processes {
+    launch: Launch,
+    balancer: Balancer,
+    servers: Vec<Option<RunningServer>>,
+}
+
+impl Processes {
+    async fn start(launch: Launch, count: usize) -> anyhow::Result<Self> {
+        let balancer = Balancer::bind(count).await?;
+        let mut fleet = Self { launch, balancer, servers: (0..count).map(|_| None).collect() };
+        for index in 0..count {
+            fleet.start_one(index).await?;
+            eprintln!("server {} of {count} answers", index + 1);
+        }
+        Ok(fleet)
+    }
+
+    async fn start_one(&mut self, index: usize) -> Result<(), ServerError> {
+        let server = self.launch.start(index).await?;
+        self.balancer.put(index, &server.endpoint().authority);
+        self.servers[index] = Some(server);
+        Ok(())
+    }
+}
+
+impl Fleet for Processes {
+    fn size(&self) -> usize {
+        self.servers.len()
+    }
+
+    async fn replace(&mut self, index: usize) -> Result<(), ServerError> {
+        self.balancer.take_out(index);
+        if let Some(server) = self.servers[index].take() {
+            server.terminate().await?;
+        }
+        self.start_one(index).await
+    }
+}
