@@ -44,6 +44,11 @@ fn joined(events: &[Value]) -> (String, Vec<Value>, Value, Value) {
     (content, calls, finish, usage)
 }
 
+fn joined_reasoning(events: &[Value]) -> String {
+    let choices = events.iter().filter_map(|event| event["choices"].get(0));
+    choices.filter_map(|choice| choice["delta"]["reasoning_content"].as_str()).collect()
+}
+
 /// Asks twice, streamed and not, and returns the whole answer after checking that they agree.
 async fn both_ways(client: &Client, body: Value) -> Value {
     let whole = client.post(CHAT, &body).await;
@@ -56,6 +61,7 @@ async fn both_ways(client: &Client, body: Value) -> Value {
     let (content, calls, finish, usage) = joined(&events);
     let message = &whole["choices"][0]["message"];
     assert_eq!(content, message["content"].as_str().unwrap_or_default());
+    assert_eq!(joined_reasoning(&events), message["reasoning_content"].as_str().unwrap_or_default());
     assert_eq!(finish, whole["choices"][0]["finish_reason"]);
     let without_ids = |calls: &[Value]| calls.iter().map(|call| call["function"].clone()).collect::<Vec<_>>();
     assert_eq!(without_ids(&calls), without_ids(message["tool_calls"].as_array().unwrap_or(&Vec::new())));
@@ -157,6 +163,22 @@ async fn tool_calls_are_parsed_streamed_and_not() {
 
     let plain = both_ways(&server.client(), said(&format!("say:{call}"), json!({}))).await;
     assert_eq!(plain["choices"][0]["message"]["content"], call, "nothing was offered, so nothing is called");
+}
+
+#[tokio::test]
+async fn reasoning_is_parted_from_the_answer_streamed_and_not() {
+    let server = Server::start().await;
+    let thought = "<think>\nA sum, été.\n</think>\n\n19";
+    let whole = both_ways(&server.client(), said(&format!("say:{thought}"), json!({}))).await;
+    let message = &whole["choices"][0]["message"];
+    assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("A sum, été."), &json!("19")));
+
+    let cut = both_ways(&server.client(), said(&format!("say:{thought}"), json!({"max_tokens": 12}))).await;
+    let message = &cut["choices"][0]["message"];
+    assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("A su"), &json!("")));
+
+    let plain = both_ways(&server.client(), said("say:19", json!({}))).await;
+    assert_eq!(plain["choices"][0]["message"].get("reasoning_content"), None);
 }
 
 #[tokio::test]

@@ -41,12 +41,40 @@ fn check(name: &str) {
         }
     }
     assert_eq!(runner.greedy(&fixture.ids("greedy_prompt"), 24), fixture.ids("greedy"), "{name}: greedy tokens");
+    the_likeliest_tokens_are_the_reference_s(&fixture, &mut runner);
     for kv_dtype in [KvDtype::F32, KvDtype::Bf16] {
         let mut runner = Runner::load(&fixture, kv_dtype);
         chunks_change_nothing(&fixture, &mut runner);
         company_changes_nothing(&fixture, &mut runner);
         a_prefix_hit_changes_nothing(&fixture, &mut runner);
     }
+}
+
+/// At each greedy token: the same five, with the same log-probabilities, and nothing else above them.
+fn the_likeliest_tokens_are_the_reference_s(fixture: &Fixture, runner: &mut Runner) {
+    const TOP: usize = 5;
+    let prompt = fixture.ids("greedy_prompt");
+    let rows = runner.alone(&[&prompt[..], &fixture.ids("greedy")].concat());
+    let (ids, logprobs) = (fixture.ids("top_ids"), fixture.floats("top_logprobs"));
+    let golden = ids.as_chunks::<TOP>().0.iter().zip(logprobs.as_chunks::<TOP>().0);
+    assert_eq!(golden.len(), 24);
+    for (row, (ids, expected)) in rows[prompt.len() - 1..].iter().zip(golden) {
+        let row = log_softmax(row);
+        let found = ids.map(|id| row[id as usize]);
+        assert!(
+            worst_excess(&found, expected).excess <= 1.0,
+            "{ids:?}: {found:?} where the reference has {expected:?}"
+        );
+        let tolerance = 2e-4 + 1e-3 * expected[TOP - 1].abs();
+        let above = row.iter().filter(|logprob| **logprob > expected[TOP - 1] + tolerance).count();
+        assert!(above < TOP, "{above} tokens are likelier than the fifth");
+    }
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+    logits.iter().map(|logit| (f64::from(logit - largest) - sum.ln()) as f32).collect()
 }
 
 fn chunks_change_nothing(fixture: &Fixture, runner: &mut Runner) {

@@ -1,4 +1,4 @@
-//! One choice of an answer: an engine's token events made into text, tool calls and log-probabilities.
+//! One choice of an answer: an engine's token events made into text, reasoning, tool calls and log-probabilities.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,13 +10,15 @@ use super::delta::{
     AnswerEnd, Candidate, Delta, PromptPart, PromptToken, TextPart, TokenLogprob, TokenText, ToolCallHead, ToolCallPart,
 };
 use super::errors::{ApiError, ErrorKind};
-use super::ids::random_id;
+use super::ids::{random_id, random_short_id};
 use super::meter::ChoiceMeter;
 use super::prepare::EncodedPrompt;
 use super::state::ServedModel;
 use super::wire::request::Output;
 use crate::gateway::Generation;
-use crate::text::{Detokenizer, SkipSpecialTokens, StopMatcher, Tokenizer, ToolCallParser, ToolDelta};
+use crate::text::{
+    AnswerDelta, AnswerParser, CallIds, Detokenizer, ReasoningStart, SkipSpecialTokens, StopMatcher, Tokenizer,
+};
 
 /// A running choice. Dropping it aborts its request and settles what it used.
 #[derive(Debug)]
@@ -40,16 +42,21 @@ pub(crate) struct ChoiceSpec {
     pub(crate) min_tokens: u32,
     /// Tokens that end the answer and are no part of its text.
     pub(crate) stop_token_ids: Vec<TokenId>,
-    pub(crate) tools: ToolCalls,
+    pub(crate) kind: AnswerKind,
     pub(crate) prompt: EncodedPrompt,
     pub(crate) start: AnswerStart,
 }
 
-/// Whether the answer's text may hold calls of offered tools.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ToolCalls {
-    Parsed,
+/// What the answer's text may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum AnswerKind {
     PlainText,
+    /// Reasoning, and calls of the tools with these names.
+    Chat {
+        offered: Vec<String>,
+        /// The beginning of the same answer, if it stands in the prompt.
+        begun: Option<String>,
+    },
 }
 
 /// Whether the answer is a text of its own, or goes on from the prompt's.
@@ -147,7 +154,7 @@ pub(crate) struct Writer {
     spec: ChoiceSpec,
     detokenizer: Detokenizer,
     stop: StopMatcher,
-    tools: Option<ToolCallParser>,
+    parser: AnswerParser,
     /// Characters of text, echoed prompt included, before the next token.
     offset: usize,
     tokens_seen: u32,
@@ -163,9 +170,10 @@ impl Writer {
             AnswerStart::OwnText => Detokenizer::new(tokenizer, skip),
             AnswerStart::GoesOnFromPrompt => Detokenizer::after(tokenizer, skip, &spec.prompt.tokens),
         };
+        let parser = parser(&spec);
+        let detokenizer = detokenizer.showing(parser.markers());
         let stop = StopMatcher::new(&spec.stop_strings);
-        let tools = (spec.tools == ToolCalls::Parsed).then(ToolCallParser::new);
-        Self { spec, detokenizer, stop, tools, offset: 0, tokens_seen: 0, stopped: false }
+        Self { spec, detokenizer, stop, parser, offset: 0, tokens_seen: 0, stopped: false }
     }
 
     /// The prompt's part of the answer, where it needs no word from the engine.
@@ -236,15 +244,13 @@ impl Writer {
             }
         }
         let mut deltas = self.pieces(&text, TextPart::default());
-        if let Some(parser) = &mut self.tools {
-            let rest = parser.finish();
-            deltas.extend(rest.into_iter().filter_map(tool_piece));
-        }
+        let rest = self.parser.finish();
+        deltas.extend(rest.into_iter().filter_map(|delta| self.piece(delta)));
         deltas
     }
 
     fn end(&self, reason: FinishReason) -> AnswerEnd {
-        let called = self.tools.as_ref().is_some_and(|parser| parser.calls() > 0);
+        let called = self.parser.calls() > 0;
         match reason {
             FinishReason::Length if !self.stopped => AnswerEnd::Length,
             _ if called => AnswerEnd::ToolCalls,
@@ -252,24 +258,39 @@ impl Writer {
         }
     }
 
-    /// `part` carries the tokens; its text is what `text` holds beside tool calls.
+    /// `part` carries the tokens; its text is the content that `text` begins with.
     fn pieces(&mut self, text: &str, mut part: TextPart) -> Vec<Delta> {
-        let mut calls = Vec::new();
-        match &mut self.tools {
-            None => part.text = text.to_owned(),
-            Some(parser) => {
-                for delta in parser.push(text) {
-                    match tool_piece(delta) {
-                        // Content after a call in one push keeps its place in the order of pieces.
-                        Some(Delta::Text(content)) if calls.is_empty() => part.text.push_str(&content.text),
-                        Some(piece) => calls.push(piece),
-                        None => {}
-                    }
-                }
+        let mut others = Vec::new();
+        for delta in self.parser.push(text) {
+            match self.piece(delta) {
+                // Content after something else in one push keeps its place in the order of pieces.
+                Some(Delta::Text(content)) if others.is_empty() => part.text.push_str(&content.text),
+                Some(piece) => others.push(piece),
+                None => {}
             }
         }
         let silent = part == TextPart::default();
-        (!silent).then_some(Delta::Text(part)).into_iter().chain(calls).collect()
+        (!silent).then_some(Delta::Text(part)).into_iter().chain(others).collect()
+    }
+
+    fn piece(&self, delta: AnswerDelta) -> Option<Delta> {
+        match delta {
+            AnswerDelta::Content(text) if text.is_empty() => None,
+            AnswerDelta::Content(text) => Some(Delta::Text(TextPart { text, ..TextPart::default() })),
+            AnswerDelta::Reasoning(text) => Some(Delta::Reasoning(text)),
+            AnswerDelta::CallStart { index, name } => {
+                let id = match self.spec.model.text.answers.tools.call_ids() {
+                    CallIds::Any => random_id("call_"),
+                    CallIds::NineAlphanumeric => random_short_id(),
+                };
+                let id = id.unwrap_or_else(|| format!("call{index:05}"));
+                let head = Some(ToolCallHead { id, name });
+                Some(Delta::ToolCall(ToolCallPart { index, head, arguments: String::new() }))
+            }
+            AnswerDelta::Arguments { index, fragment } => {
+                Some(Delta::ToolCall(ToolCallPart { index, head: None, arguments: fragment }))
+            }
+        }
     }
 }
 
@@ -283,19 +304,25 @@ fn skip_of(output: &Output) -> SkipSpecialTokens {
     if output.keep_special_tokens { SkipSpecialTokens::No } else { SkipSpecialTokens::Yes }
 }
 
-fn tool_piece(delta: ToolDelta) -> Option<Delta> {
-    match delta {
-        ToolDelta::Content(text) if text.is_empty() => None,
-        ToolDelta::Content(text) => Some(Delta::Text(TextPart { text, ..TextPart::default() })),
-        ToolDelta::CallStart { index, name } => {
-            let id = random_id("call_").unwrap_or_else(|| format!("call_{index}"));
-            let head = Some(ToolCallHead { id, name });
-            Some(Delta::ToolCall(ToolCallPart { index, head, arguments: String::new() }))
-        }
-        ToolDelta::Arguments { index, fragment } => {
-            Some(Delta::ToolCall(ToolCallPart { index, head: None, arguments: fragment }))
-        }
+fn parser(spec: &ChoiceSpec) -> AnswerParser {
+    /// Tokens of the prompt's end that may spell the opening marker of reasoning.
+    const END_TOKENS: usize = 16;
+    let AnswerKind::Chat { offered, begun } = &spec.kind else { return AnswerParser::new() };
+    let (text, prompt) = (&spec.model.text, &spec.prompt.tokens);
+    let mut parser = AnswerParser::new();
+    if !offered.is_empty() {
+        parser = parser.with_tools(text.answers.tools, offered.iter().cloned());
     }
+    let Some(format) = text.answers.reasoning else { return parser };
+    let start = match begun {
+        Some(begun) => format.start_within(begun),
+        None => {
+            let end = &prompt[prompt.len().saturating_sub(END_TOKENS)..];
+            format.start_after(&text.tokenizer.decode(end, SkipSpecialTokens::No))
+        }
+    };
+    // What continues a content holds no reasoning: a marker there is what the text is about.
+    if begun.is_some() && start == ReasoningStart::Outside { parser } else { parser.with_reasoning(format, start) }
 }
 
 fn logprob_of(tokenizer: &Tokenizer, entry: &TokenLogprobs, offset: usize) -> TokenLogprob {

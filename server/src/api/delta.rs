@@ -2,11 +2,14 @@
 
 use passerelle_models::TokenId;
 
-/// A piece of one choice. Order: at most one `Prompt`, then `Text` and `ToolCall`s, then exactly one `Finished`.
+/// A piece of one choice. Order: at most one `Prompt`, then `Text`, `Reasoning` and `ToolCall`s, then exactly
+/// one `Finished`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Delta {
     Prompt(PromptPart),
     Text(TextPart),
+    /// What the model wrote for itself before answering. The `Text` before it carries its tokens.
+    Reasoning(String),
     ToolCall(ToolCallPart),
     Finished(AnswerEnd),
 }
@@ -112,6 +115,7 @@ impl AnswerEnd {
 pub(crate) struct Choice {
     pub(crate) prompt: PromptPart,
     pub(crate) text: TextPart,
+    pub(crate) reasoning: String,
     pub(crate) tool_calls: Vec<ToolCallPart>,
     pub(crate) finish: Option<AnswerEnd>,
 }
@@ -125,6 +129,7 @@ impl Choice {
                 self.text.token_ids.extend(part.token_ids);
                 self.text.logprobs.extend(part.logprobs);
             }
+            Delta::Reasoning(text) => self.reasoning.push_str(&text),
             Delta::ToolCall(part) => match self.tool_calls.iter_mut().find(|call| call.index == part.index) {
                 Some(call) => call.arguments.push_str(&part.arguments),
                 None => self.tool_calls.push(part),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use passerelle_engine::{CacheSalt, Request as EngineRequest};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::choice::{AnswerStart, ChoiceSpec, RunningChoice, ToolCalls, Writer, engine_prompt_logprobs};
+use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, RunningChoice, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
 use super::meter::ChoiceMeter;
 use super::prepare::{EncodedPrompt, check_token_ids, encode, find_model, room_for_answer};
@@ -66,23 +66,27 @@ pub(crate) async fn admit(
 }
 
 /// What of the prompt's kind outlives the prompt.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Shape {
-    tools: ToolCalls,
+    kind: AnswerKind,
     start: AnswerStart,
 }
 
 impl Shape {
     fn of(prompt: &Prompt) -> Self {
         match prompt {
-            Prompt::Completions { .. } => Self { tools: ToolCalls::PlainText, start: AnswerStart::GoesOnFromPrompt },
-            Prompt::Chat(chat) => Self {
-                tools: if chat.tools.is_empty() { ToolCalls::PlainText } else { ToolCalls::Parsed },
-                start: match chat.ending {
-                    PromptEnding::ContinueFinalMessage => AnswerStart::GoesOnFromPrompt,
-                    PromptEnding::GenerationPrompt | PromptEnding::Closed => AnswerStart::OwnText,
-                },
-            },
+            Prompt::Completions { .. } => Self { kind: AnswerKind::PlainText, start: AnswerStart::GoesOnFromPrompt },
+            Prompt::Chat(chat) => {
+                let offered = chat.tools.iter().map(|tool| tool.name.clone()).collect();
+                let (begun, start) = match chat.ending {
+                    PromptEnding::ContinueFinalMessage => {
+                        let begun = chat.messages.last().and_then(|message| message.content.clone());
+                        (begun, AnswerStart::GoesOnFromPrompt)
+                    }
+                    PromptEnding::GenerationPrompt | PromptEnding::Closed => (None, AnswerStart::OwnText),
+                };
+                Self { kind: AnswerKind::Chat { offered, begun }, start }
+            }
         }
     }
 }
@@ -230,7 +234,7 @@ impl Admission<'_> {
             stop_strings: self.request.sampling.stop.clone(),
             min_tokens: engine_request.sampling.min_tokens,
             stop_token_ids: engine_request.sampling.stop_token_ids.clone(),
-            tools: self.shape.tools,
+            kind: self.shape.kind.clone(),
             prompt,
             start: self.shape.start,
         };

@@ -14,6 +14,8 @@ const CONTEXT_TOKENS: usize = 6;
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     skip: SkipSpecialTokens,
+    /// Special tokens that are part of the text all the same. A handful at most.
+    shown: Vec<u32>,
     state: State,
 }
 
@@ -30,28 +32,35 @@ impl Detokenizer {
             Some(pieces) => State::Bytes { leading: pieces.leading, tail: Utf8Tail::default() },
             None => State::Window { ids: Vec::new(), decoded: 0 },
         };
-        Self { tokenizer: tokenizer.clone(), skip, state }
+        Self { tokenizer: tokenizer.clone(), skip, shown: Vec::new(), state }
     }
 
     /// For a text that goes on from `prompt`, as a completion does: a leading space of the first new token is kept.
     pub fn after(tokenizer: &Tokenizer, skip: SkipSpecialTokens, prompt: &[u32]) -> Self {
         let mut detokenizer = Self::new(tokenizer, skip);
+        let has_text = |id: &u32| skip == SkipSpecialTokens::No || !tokenizer.is_special(*id);
         match &mut detokenizer.state {
-            State::Bytes { leading, .. } if prompt.iter().any(|&id| !tokenizer.is_special(id)) => {
-                *leading = LeadingSpaces::Keep;
-            }
+            State::Bytes { leading, .. } if prompt.iter().any(has_text) => *leading = LeadingSpaces::Keep,
             State::Bytes { .. } => {}
             State::Window { ids, decoded } => {
-                ids.extend_from_slice(&prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..]);
+                ids.extend(prompt.iter().rev().copied().filter(has_text).take(CONTEXT_TOKENS));
+                ids.reverse();
                 *decoded = ids.len();
             }
         }
         detokenizer
     }
 
+    /// Leaves these special tokens in the text, also where others are skipped.
+    #[must_use]
+    pub fn showing<'t>(mut self, tokens: impl IntoIterator<Item = &'t str>) -> Self {
+        self.shown.extend(tokens.into_iter().filter_map(|token| self.tokenizer.token_id(token)));
+        self
+    }
+
     /// The text that this token completes; often a word, sometimes nothing.
     pub fn push(&mut self, id: u32) -> String {
-        if self.skip == SkipSpecialTokens::Yes && self.tokenizer.is_special(id) {
+        if self.skip == SkipSpecialTokens::Yes && self.tokenizer.is_special(id) && !self.shown.contains(&id) {
             return String::new();
         }
         match &mut self.state {

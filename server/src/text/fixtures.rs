@@ -132,7 +132,7 @@ pub(super) fn unigram_json() -> Value {
     })
 }
 
-fn added_token(id: usize, content: &str, special: bool) -> Value {
+pub(super) fn added_token(id: usize, content: &str, special: bool) -> Value {
     json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
         "special": special})
 }

@@ -1,8 +1,10 @@
 //! Messages to token ids, token ids to text. Everything here is synchronous and bounded; callers run it off the async
 //! threads. Nothing here knows a request, an account or HTTP, and no content is ever logged.
 
+pub mod answer;
 pub mod detokenizer;
 pub mod prompt;
+pub mod reasoning;
 pub mod special;
 pub mod stop;
 pub mod template;
@@ -12,13 +14,15 @@ pub mod tools;
 mod model;
 mod pieces;
 
+pub use answer::{AnswerDelta, AnswerFormat, AnswerParser};
 pub use detokenizer::Detokenizer;
 pub use model::TextModel;
 pub use prompt::PromptEncoder;
+pub use reasoning::{ReasoningFormat, ReasoningStart};
 pub use stop::{StopMatcher, StopOutput};
 pub use template::{ChatPrompt, ChatTemplate, PromptEnd};
 pub use tokenizer::{AddSpecialTokens, SkipSpecialTokens, SpecialTokens, Tokenizer};
-pub use tools::{ToolCallParser, ToolDelta};
+pub use tools::{CallForm, CallIds, CallLayout, ToolCallParser, ToolFormat};
 
 /// What can go wrong between text and tokens.
 #[derive(Debug, thiserror::Error)]
@@ -71,3 +75,5 @@ impl TextError {
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod goldens;

@@ -6,6 +6,7 @@ use std::io;
 use serde_json::{Map, Value};
 
 use super::TextError;
+use super::answer::AnswerFormat;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 
@@ -25,6 +26,8 @@ pub struct TextModel {
     pub template: Option<ChatTemplate>,
     /// `bos_token` and the like, by name.
     pub special_tokens: Map<String, Value>,
+    /// How answers in a chat mark reasoning and tool calls.
+    pub answers: AnswerFormat,
 }
 
 impl TextModel {
@@ -42,13 +45,15 @@ impl TextModel {
             Some(source) => (CHAT_TEMPLATE, only_default(text(CHAT_TEMPLATE, source)?)),
             None => (TOKENIZER_CONFIG, template_sources(written.get("chat_template"))?),
         };
+        let written_for: String = sources.values().map(String::as_str).collect();
+        let answers = AnswerFormat::find(&written_for, |token| tokenizer.token_id(token).is_some());
         let template = if sources.is_empty() {
             None
         } else {
             let compiled = ChatTemplate::new(sources, special_tokens.clone());
             Some(compiled.map_err(|error| fault(file, format!("chat_template: {error}")))?)
         };
-        Ok(Self { tokenizer, template, special_tokens })
+        Ok(Self { tokenizer, template, special_tokens, answers })
     }
 
     /// The chat template, or the error that a chat request to a base model gets.

@@ -29,6 +29,8 @@ use super::tokenizer::{AddSpecialTokens, SpecialTokens, Tokenizer};
 const STAND_INS: Range<u32> = 0x10_0000..0x10_FFF0;
 /// The key of a message whose value templates compare and build tokens from; the API admits only known values.
 const ROLE: &str = "role";
+/// What templates call an earlier turn's reasoning.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Turns messages into a prompt's token ids.
 #[derive(Debug, Clone, Copy)]
@@ -97,10 +99,18 @@ impl<'a> PromptEncoder<'a> {
     }
 }
 
-/// A message as templates expect it: a list of text parts joined to one text, and tool arguments as the object that they
-/// are rather than its JSON text, because templates write them with `tojson`.
-fn for_template(message: &Value) -> Value {
+/// A message as templates expect it: what is null left out, because templates ask whether a key is there; a list of text
+/// parts joined to one text; reasoning under each of its names; and tool arguments as the object that they are rather than
+/// its JSON text, because templates write them with `tojson`.
+pub(super) fn for_template(message: &Value) -> Value {
     let mut message = message.clone();
+    if let Some(fields) = message.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
+        if let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() {
+            fields.entry("thinking").or_insert_with(|| reasoning.clone());
+            fields.insert(REASONING[0].to_owned(), reasoning);
+        }
+    }
     if let Some(text) = message.get("content").and_then(joined_text) {
         message["content"] = Value::String(text);
     }

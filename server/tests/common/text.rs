@@ -7,9 +7,10 @@ pub(crate) const START: u32 = 256;
 pub(crate) const END: u32 = 257;
 pub(crate) const VOCAB: usize = 259;
 
-/// ChatML, with the tools named before the messages.
+/// ChatML, with the tools named before the messages, for a model that thinks in `<think>`.
 const TEMPLATE: &str = "\
-{%- if tools %}<|im_start|>system\ntools:{% for tool in tools %} {{ tool.function.name }}{% endfor %}<|im_end|>\n{% endif %}\
+{%- if tools %}<|im_start|>system\ntools for <tool_call>:{% for tool in tools %} {{ tool.function.name }}{% endfor %}<|im_end|>\n{% endif %}\
+{#- <think> -#}
 {%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}\
 {%- if not loop.last or add_generation_prompt %}<|im_end|>\n{% endif %}{% endfor %}\
 {%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";

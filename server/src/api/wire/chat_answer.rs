@@ -29,6 +29,7 @@ pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value
                 choice["token_ids"] = json!(part.token_ids);
             }
         }
+        Delta::Reasoning(text) => choice["delta"] = json!({"reasoning_content": text}),
         Delta::ToolCall(part) => choice["delta"] = json!({"tool_calls": [tool_call_delta(part)]}),
         Delta::Finished(end) => choice["finish_reason"] = json!(end.as_str()),
     }
@@ -40,6 +41,9 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
     let silent_call = text.text.is_empty() && !choice.tool_calls.is_empty();
     let content = if silent_call { Value::Null } else { json!(text.text) };
     let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+    if !choice.reasoning.is_empty() {
+        message["reasoning_content"] = json!(choice.reasoning);
+    }
     if !choice.tool_calls.is_empty() {
         message["tool_calls"] = choice.tool_calls.iter().map(whole_tool_call).collect();
     }

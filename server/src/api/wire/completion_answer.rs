@@ -17,7 +17,7 @@ pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value
     match &piece.delta {
         Delta::Prompt(prompt) => add_prompt(&mut choice, prompt, output)?,
         Delta::Text(part) => add_text(&mut choice, part, output)?,
-        Delta::ToolCall(_) => return None,
+        Delta::Reasoning(_) | Delta::ToolCall(_) => return None,
         Delta::Finished(end) => choice["finish_reason"] = json!(end.as_str()),
     }
     Some(choice)

@@ -23,8 +23,9 @@ pub const TEMPLATE_FUEL: u64 = 10_000_000;
 pub const MAX_PROMPT_BYTES: usize = super::tokenizer::MAX_TEXT_BYTES;
 pub const MAX_TEMPLATE_SOURCE_BYTES: usize = 1 << 20;
 
-/// Marks where the text of a continued message ends; a private character, removed from the result.
-const CONTINUE_MARK: char = '\u{10FFFD}';
+/// Marks where the text of a continued message ends; a private character, removed from the result. The space behind it is
+/// gone where the template trims its messages.
+const CONTINUE_MARK: &str = "\u{10FFFD} ";
 /// Names that a template reads and that a request's own variables cannot replace.
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
@@ -91,8 +92,13 @@ impl ChatTemplate {
         let mut messages = prompt.messages.to_vec();
         mark_end_of_last(&mut messages)?;
         let mut text = self.render_messages(prompt, &messages)?;
-        let end = text.rfind(CONTINUE_MARK).ok_or(TextError::CannotContinue("the chat template leaves it out"))?;
+        let mark = CONTINUE_MARK.trim_end();
+        let end = text.rfind(mark).ok_or(TextError::CannotContinue("the chat template leaves it out"))?;
+        let is_trimmed = !text[end..].starts_with(CONTINUE_MARK);
         text.truncate(end);
+        if is_trimmed {
+            text.truncate(text.trim_end().len());
+        }
         Ok(text)
     }
 
@@ -133,7 +139,7 @@ fn mark_end_of_last(messages: &mut [Value]) -> Result<(), TextError> {
     };
     match content {
         Some(Value::String(text)) => {
-            text.push(CONTINUE_MARK);
+            text.push_str(CONTINUE_MARK);
             Ok(())
         }
         _ => Err(TextError::CannotContinue("its content is not text")),

@@ -1,28 +1,36 @@
 use super::super::fixtures::Random;
 use super::*;
 
+fn parser(format: ToolFormat) -> ToolCallParser {
+    ToolCallParser::new(format, ["add", "now"].map(String::from))
+}
+
+fn parse(pieces: &[&str]) -> Vec<AnswerDelta> {
+    parse_as(ToolFormat::Hermes, pieces)
+}
+
 /// Content and calls of a text pushed in pieces: content joined between calls, calls as name and arguments.
-fn parse(pieces: &[&str]) -> Vec<ToolDelta> {
-    let mut parser = ToolCallParser::new();
-    let mut deltas: Vec<ToolDelta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
+fn parse_as(format: ToolFormat, pieces: &[&str]) -> Vec<AnswerDelta> {
+    let mut parser = parser(format);
+    let mut deltas: Vec<AnswerDelta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
     deltas.extend(parser.finish());
-    let mut joined: Vec<ToolDelta> = Vec::new();
+    let mut joined: Vec<AnswerDelta> = Vec::new();
     for delta in deltas {
         match (joined.last_mut(), delta) {
-            (Some(ToolDelta::Content(last)), ToolDelta::Content(text)) => last.push_str(&text),
+            (Some(AnswerDelta::Content(last)), AnswerDelta::Content(text)) => last.push_str(&text),
             (_, delta) => joined.push(delta),
         }
     }
     joined
 }
 
-fn content(text: &str) -> ToolDelta {
-    ToolDelta::Content(text.to_owned())
+fn content(text: &str) -> AnswerDelta {
+    AnswerDelta::Content(text.to_owned())
 }
 
-fn call(index: usize, name: &str, arguments: &str) -> [ToolDelta; 2] {
-    let start = ToolDelta::CallStart { index, name: name.to_owned() };
-    [start, ToolDelta::Arguments { index, fragment: arguments.to_owned() }]
+fn call(index: usize, name: &str, arguments: &str) -> [AnswerDelta; 2] {
+    let start = AnswerDelta::CallStart { index, name: name.to_owned() };
+    [start, AnswerDelta::Arguments { index, fragment: arguments.to_owned() }]
 }
 
 const ADD: &str =
@@ -97,10 +105,121 @@ fn small_liberties_of_models_are_accepted() {
 #[test]
 fn an_endless_call_becomes_content() {
     let text = format!("<tool_call>{}", "x".repeat(2 * MAX_CALL_BYTES));
-    let mut parser = ToolCallParser::new();
+    let mut parser = parser(ToolFormat::Hermes);
     let early = parser.push(&text[..MAX_CALL_BYTES + 100]);
     assert!(!early.is_empty());
     assert_eq!(parse(&[&text]), [content(&text)]);
+}
+
+#[test]
+fn every_family_s_calls_are_found() {
+    let [sum, hour] = [r#"{"a": 1.0, "b": "é]}"}"#, r#"{"in": "Paris"}"#];
+    let both = [call(0, "add", sum), call(1, "now", hour)].concat();
+    let cases = [
+        (
+            ToolFormat::Mistral,
+            format!(
+                r#"[TOOL_CALLS][{{"name": "add", "arguments": {sum}, "id": "a1b2c3d4e"}}, {{"name": "now", "arguments": {hour}}}]"#
+            ),
+        ),
+        (ToolFormat::MistralNamed, format!("[TOOL_CALLS]add[CALL_ID]a1b2c3d4e[ARGS]{sum}[TOOL_CALLS]now[ARGS]{hour}")),
+        (ToolFormat::MistralNamed, format!("[TOOL_CALLS]add{sum}\n[TOOL_CALLS]now {hour}")),
+        (ToolFormat::Apertus, format!(r#"<|tools_prefix|>[{{"add": {sum}}}, {{"now": {hour}}}]<|tools_suffix|>"#)),
+        (
+            ToolFormat::Nemotron,
+            format!(
+                r#"<TOOLCALL>[{{"name": "add", "arguments": {sum}}}, {{"name": "now", "arguments": {hour}}}]</TOOLCALL>"#
+            ),
+        ),
+        (
+            ToolFormat::Llama3,
+            format!(r#"{{"name": "add", "parameters": {sum}}}; {{"name": "now", "parameters": {hour}}}"#),
+        ),
+        (
+            ToolFormat::Llama3,
+            format!(
+                r#"<|python_tag|>{{"type": "function", "name": "add", "parameters": {sum}}};{{"name": "now", "parameters": {hour}}}"#
+            ),
+        ),
+        (
+            ToolFormat::Json,
+            format!(r#" [{{"name": "add", "arguments": {sum}}}, {{"name": "now", "parameters": {hour}}}]"#),
+        ),
+        (
+            ToolFormat::Json,
+            format!(
+                "```json\n{{\"name\": \"add\", \"arguments\": {sum}}}\n```\n```json\n{{\"name\": \"now\", \"arguments\": {hour}}}\n```"
+            ),
+        ),
+    ];
+    for (format, text) in cases {
+        assert_eq!(parse_as(format, &[&text]), both, "{text}");
+    }
+}
+
+#[test]
+fn a_built_in_tool_of_llama_is_called_as_python_calls() {
+    let text = r#"<|python_tag|>search.call(query="l'été (à Paris)", limit=3, safe=True, near=None, tags=["a", "b"])"#;
+    let arguments = r#"{"query":"l'été (à Paris)","limit":3,"safe":true,"near":null,"tags":["a","b"]}"#;
+    assert_eq!(parse_as(ToolFormat::Llama3, &[text]), call(0, "search", arguments));
+    assert_eq!(parse_as(ToolFormat::Llama3, &["<|python_tag|>now.call()"]), call(0, "now", "{}"));
+    for no_call in
+        ["<|python_tag|>print(\"hi\")", "<|python_tag|>x = 1", "<|python_tag|>a.call(x)", "<|python_tag|>a.call(x=y)"]
+    {
+        assert_eq!(parse_as(ToolFormat::Llama3, &[no_call]), [content(no_call)]);
+    }
+}
+
+#[test]
+fn an_answer_that_merely_is_json_stays_an_answer() {
+    for format in [ToolFormat::Llama3, ToolFormat::Json] {
+        for text in [
+            r#"{"name": "Bob", "age": 3}"#,
+            r#"{"name": "subtract", "arguments": {}}"#,
+            r#"{"a": [1, 2]}"#,
+            "[1, 2, 3]",
+            "{ oops",
+            "{} {\"name\": \"add\", \"arguments\": {}}",
+            "So: {\"name\": \"add\", \"arguments\": {}}",
+        ] {
+            assert_eq!(parse_as(format, &[text]), [content(text)], "{format:?} {text}");
+        }
+    }
+}
+
+#[test]
+fn a_family_s_markers_around_no_call_stay_content() {
+    let cases = [
+        (ToolFormat::Mistral, "[TOOL_CALLS] oui"),
+        (ToolFormat::Mistral, "[TOOL_CALLS][]"),
+        (ToolFormat::Mistral, "[TOOL_CALLS][{\"name\": \"add\""),
+        (ToolFormat::MistralNamed, "[TOOL_CALLS]two words[ARGS]{}"),
+        (ToolFormat::MistralNamed, "[TOOL_CALLS][ARGS]{}"),
+        (ToolFormat::Apertus, "<|tools_prefix|>[{\"a\": {}, \"b\": {}}]<|tools_suffix|>"),
+        (ToolFormat::Apertus, "<|tools_prefix|>[{\"a\": 1}]<|tools_suffix|>"),
+        (ToolFormat::Nemotron, "<TOOLCALL>[{}]</TOOLCALL>"),
+        (ToolFormat::Json, "```json\n{\"a\": 1}\n```"),
+    ];
+    for (format, text) in cases {
+        assert_eq!(parse_as(format, &[text]), [content(text)]);
+    }
+}
+
+/// The layout is what a grammar holds a model to, so what it describes must be what the parser reads.
+#[test]
+fn what_a_layout_describes_is_read_back() {
+    let made = [("add", r#"{"a": 1, "b": [2]}"#), ("now", "{}")];
+    for format in ToolFormat::ALL {
+        let CallLayout { begin, between, end, call: form } = format.layout();
+        let written = made.map(|(name, arguments)| match form {
+            CallForm::Object { arguments: key } => format!(r#"{{"name": "{name}", "{key}": {arguments}}}"#),
+            CallForm::Keyed => format!(r#"{{"{name}": {arguments}}}"#),
+            CallForm::Named { separator } => format!("{name}{separator}{arguments}"),
+        });
+        let text = format!("{begin}{}{end}", written.join(between));
+        let expected = [call(0, made[0].0, made[0].1), call(1, made[1].0, made[1].1)].concat();
+        assert_eq!(parse_as(format, &[&text]), expected, "{text}");
+    }
 }
 
 #[test]
@@ -119,18 +238,42 @@ fn any_cut_of_the_text_gives_the_same_calls() {
         "\\",
         "{",
         "}",
+        "[",
+        "]",
         "<",
+        ";",
+        "```json",
+        "```",
+        "[TOOL_CALLS]",
+        "add[ARGS]{}",
+        "<|python_tag|>",
+        "now.call(a=1)",
+        "<|tools_prefix|>",
+        "[{\"add\": {}}]",
+        "<|tools_suffix|>",
+        "<TOOLCALL>",
+        "</TOOLCALL>",
+        "{\"name\": \"add\", \"arguments\": {}}",
         "<tool_call>{\"name\": \"b\", \"arguments\": {}}</tool_call>",
     ];
     let mut random = Random::new(5);
-    let mut calls = 0;
-    for _ in 0..3000 {
-        let length = random.below(8);
-        let text: String = (0..length).map(|_| fragments[random.below(fragments.len())]).collect();
-        let whole = parse(&[&text]);
-        calls += whole.iter().filter(|delta| matches!(delta, ToolDelta::CallStart { .. })).count();
-        let pieces = random.cut(&text);
-        assert_eq!(parse(&pieces), whole, "{pieces:?}");
+    for format in ToolFormat::ALL {
+        let mut calls = 0;
+        for _ in 0..2000 {
+            let mut length = random.below(8);
+            let mut text = String::new();
+            if random.below(2) == 0 {
+                let CallLayout { begin, end, .. } = format.layout();
+                let made = ["{\"name\": \"add\", \"arguments\": {}}", "{\"add\": {}}", "add[ARGS]{}"][random.below(3)];
+                text.push_str(&[begin, made, end].concat());
+                length /= 2;
+            }
+            text.extend((0..length).map(|_| fragments[random.below(fragments.len())]));
+            let whole = parse_as(format, &[&text]);
+            calls += whole.iter().filter(|delta| matches!(delta, AnswerDelta::CallStart { .. })).count();
+            let pieces = random.cut(&text);
+            assert_eq!(parse_as(format, &pieces), whole, "{format:?} {pieces:?}");
+        }
+        assert!(calls > 200, "the texts hold calls in {format:?}: {calls}");
     }
-    assert!(calls > 500, "the texts hold calls");
 }
