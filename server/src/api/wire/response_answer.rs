@@ -20,6 +20,8 @@ pub(crate) struct ResponseAnswer {
     /// Items that are over.
     output: Vec<Value>,
     open: Option<OpenItem>,
+    /// Log-probabilities of tokens whose text is not known yet to belong to a message.
+    held: Vec<Value>,
     end: Option<AnswerEnd>,
 }
 
@@ -32,12 +34,13 @@ pub(crate) enum Logprobs {
 #[derive(Debug)]
 enum OpenItem {
     Message { id: String, text: String, logprobs: Vec<Value> },
+    Reasoning { id: String, text: String },
     Call { id: String, call_id: String, name: String, arguments: String },
 }
 
 impl ResponseAnswer {
     pub(crate) fn new(head: AnswerHead, repeated: Map<String, Value>, logprobs: Logprobs) -> Self {
-        Self { head, repeated, logprobs, next_sequence: 0, output: Vec::new(), open: None, end: None }
+        Self { head, repeated, logprobs, next_sequence: 0, output: Vec::new(), open: None, held: Vec::new(), end: None }
     }
 
     fn event(&mut self, name: &'static str, mut data: Value) -> Part {
@@ -51,6 +54,7 @@ impl ResponseAnswer {
         match delta {
             Delta::Prompt(_) => Vec::new(),
             Delta::Text(part) => self.push_text(part),
+            Delta::Reasoning(text) => self.push_reasoning(text),
             Delta::ToolCall(part) => self.push_call(part),
             Delta::Finished(end) => self.finish(*end),
         }
@@ -61,10 +65,13 @@ impl ResponseAnswer {
             Logprobs::Shown => logprob_entries(&part.logprobs),
             Logprobs::Hidden => Vec::new(),
         };
-        if part.text.is_empty() && entries.is_empty() {
+        self.held.extend(entries);
+        let is_open = matches!(self.open, Some(OpenItem::Message { .. }));
+        if part.text.is_empty() && (self.held.is_empty() || !is_open) {
             return Vec::new();
         }
         let mut parts = self.open_message();
+        let entries = std::mem::take(&mut self.held);
         let place = self.place();
         if let Some(OpenItem::Message { text, logprobs, .. }) = &mut self.open {
             text.push_str(&part.text);
@@ -73,6 +80,25 @@ impl ResponseAnswer {
         let mut data = json!({"delta": part.text, "content_index": 0, "logprobs": entries});
         merge(&mut data, place);
         parts.push(self.event("response.output_text.delta", data));
+        parts
+    }
+
+    fn push_reasoning(&mut self, text: &str) -> Vec<Part> {
+        // The tokens before were those of the reasoning.
+        self.held.clear();
+        let mut parts = Vec::new();
+        if !matches!(self.open, Some(OpenItem::Reasoning { .. })) {
+            parts = self.close(ItemStatus::Completed);
+            let id = random_id("rs_").unwrap_or_else(|| format!("rs_{}", self.output.len()));
+            self.open = Some(OpenItem::Reasoning { id, text: String::new() });
+            parts.push(self.item_added());
+        }
+        if let Some(OpenItem::Reasoning { text: written, .. }) = &mut self.open {
+            written.push_str(text);
+        }
+        let mut data = json!({"delta": text, "content_index": 0});
+        merge(&mut data, self.place());
+        parts.push(self.event("response.reasoning_text.delta", data));
         parts
     }
 
@@ -94,6 +120,7 @@ impl ResponseAnswer {
     fn push_call(&mut self, part: &ToolCallPart) -> Vec<Part> {
         let mut parts = Vec::new();
         if let Some(head) = &part.head {
+            self.held.clear();
             parts = self.close(ItemStatus::Completed);
             let id = random_id("fc_").unwrap_or_else(|| format!("fc_{}", self.output.len()));
             let (call_id, name) = (head.id.clone(), head.name.clone());
@@ -142,6 +169,11 @@ impl ResponseAnswer {
                 let mut data = json!({"content_index": 0, "part": text_part(text, logprobs)});
                 merge(&mut data, place);
                 parts.push(self.event("response.content_part.done", data));
+            }
+            OpenItem::Reasoning { text, .. } => {
+                let mut data = json!({"content_index": 0, "text": text});
+                merge(&mut data, place);
+                parts.push(self.event("response.reasoning_text.done", data));
             }
             OpenItem::Call { name, arguments, .. } => {
                 let mut data = json!({"name": name, "arguments": arguments});
@@ -245,7 +277,7 @@ impl ItemStatus {
 impl OpenItem {
     fn id(&self) -> &str {
         match self {
-            Self::Message { id, .. } | Self::Call { id, .. } => id,
+            Self::Message { id, .. } | Self::Reasoning { id, .. } | Self::Call { id, .. } => id,
         }
     }
 
@@ -258,6 +290,13 @@ impl OpenItem {
                 };
                 json!({"type": "message", "id": id, "status": status.as_str(), "role": "assistant", "content": content})
             }
+            Self::Reasoning { id, text } => json!({
+                "type": "reasoning",
+                "id": id,
+                "summary": [],
+                "content": [{"type": "reasoning_text", "text": text}],
+                "status": status.as_str(),
+            }),
             Self::Call { id, call_id, name, arguments } => json!({
                 "type": "function_call",
                 "id": id,
