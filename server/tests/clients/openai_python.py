@@ -8,13 +8,13 @@ Starts the binary twice on free loopback ports: open, with the bundled demo mode
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import unittest
 
 import openai
+
+from served import create_key, server
 
 BINARY = None
 TOOL = {
@@ -31,34 +31,6 @@ TOOL = {
 }
 
 
-def environment(folder):
-    """Nothing of the caller's own configuration reaches the server."""
-    return {"PATH": os.environ["PATH"], "HOME": folder, "XDG_DATA_HOME": folder, "HF_HUB_OFFLINE": "1"}
-
-
-@contextlib.contextmanager
-def server(folder, *arguments):
-    command = [BINARY, "serve", "--listen", "127.0.0.1:0", "--data-dir", folder, "--log-level", "warn", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(folder))
-    try:
-        line = process.stdout.readline()
-        if not line.startswith("ready: http://"):
-            raise RuntimeError(f"no ready line, but {line!r}")
-        yield line.removeprefix("ready: ").strip() + "/v1"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=60)
-        process.stdout.close()
-    if code != 0:
-        raise RuntimeError(f"the server ended with {code} after SIGTERM")
-
-
-def create_key(folder, name, *limits):
-    command = [BINARY, "key", "create", name, "--data-dir", folder, "--json", *limits]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment(folder)).stdout
-    return json.loads(printed)["key"]
-
-
 class Served(unittest.TestCase):
     """The open server: one process for the whole class."""
 
@@ -67,7 +39,7 @@ class Served(unittest.TestCase):
         cls.stack = contextlib.ExitStack()
         cls.addClassCleanup(cls.stack.close)
         folder = cls.stack.enter_context(tempfile.TemporaryDirectory())
-        url = cls.stack.enter_context(server(folder))
+        url = cls.stack.enter_context(server(BINARY, folder)) + "/v1"
         cls.client = cls.stack.enter_context(openai.OpenAI(base_url=url, api_key="unused", max_retries=0))
 
     def chat(self, content, **more):
@@ -155,6 +127,26 @@ class OpenServer(Served):
         told = self.client.responses.create(model="demo", input=[*asked, *answer.output, result], tools=[tool])
         self.assertTrue(told.output_text)
 
+    def test_a_batch_runs_and_its_output_is_downloaded(self):
+        messages = [{"role": "user", "content": "What is 12 + 7?"}]
+        body = {"model": "demo", "messages": messages, "max_tokens": 16, "temperature": 0}
+        lines = [
+            {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(3)
+        ]
+        content = "\n".join(json.dumps(line) for line in lines).encode()
+        file = self.client.files.create(file=("in.jsonl", content), purpose="batch")
+        batch = self.client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        while batch.status not in ("completed", "failed"):
+            batch = self.client.batches.retrieve(batch.id)
+        self.assertEqual((batch.request_counts.completed, batch.request_counts.failed), (3, 0))
+        output = [json.loads(line) for line in self.client.files.content(batch.output_file_id).text.splitlines()]
+        self.assertEqual(sorted(line["custom_id"] for line in output), ["r0", "r1", "r2"])
+        self.assertIn("19", output[0]["response"]["body"]["choices"][0]["message"]["content"])
+        self.assertIn(batch.id, [listed.id for listed in self.client.batches.list()])
+        self.assertTrue(self.client.files.delete(batch.output_file_id).deleted)
+
     def test_what_needs_a_memory_is_refused_by_name(self):
         with self.assertRaises(openai.BadRequestError) as caught:
             self.client.responses.create(model="demo", input="hi", store=True)
@@ -175,8 +167,9 @@ class OpenServer(Served):
 class GuardedServer(unittest.TestCase):
     def test_keys_are_asked_for_and_limits_kept(self):
         with tempfile.TemporaryDirectory() as folder:
-            key = create_key(folder, "alice", "--requests-per-minute", "1")
-            with server(folder) as url:
+            key = create_key(BINARY, folder, "alice", "--requests-per-minute", "1")
+            with server(BINARY, folder) as address:
+                url = address + "/v1"
                 messages = [{"role": "user", "content": "Hello"}]
                 with openai.OpenAI(base_url=url, api_key="sk-wrong", max_retries=0) as stranger:
                     with self.assertRaises(openai.AuthenticationError):
