@@ -29,6 +29,8 @@ pub enum ErrorKind {
     ForbiddenOrigin,
     ModelNotFound,
     RouteNotFound,
+    NotFound,
+    Conflict,
     MethodNotAllowed,
     BodyTooLarge,
     BodyTimeout,
@@ -37,6 +39,7 @@ pub enum ErrorKind {
     Internal,
     EngineFailed,
     QueueFull,
+    StorageFull,
     NoReplica,
     Draining,
     RequestTimeout,
@@ -73,6 +76,8 @@ impl ErrorKind {
             Self::ForbiddenOrigin       => (403, INVALID, "forbidden_origin"),
             Self::ModelNotFound         => (404, INVALID, "model_not_found"),
             Self::RouteNotFound         => (404, INVALID, "unknown_url"),
+            Self::NotFound              => (404, INVALID, "not_found"),
+            Self::Conflict              => (409, INVALID, "conflict"),
             Self::MethodNotAllowed      => (405, INVALID, "method_not_allowed"),
             Self::BodyTimeout           => (408, INVALID, "body_timeout"),
             Self::BodyTooLarge          => (413, INVALID, "request_too_large"),
@@ -81,6 +86,7 @@ impl ErrorKind {
             Self::Internal              => (500, SERVER, "internal_error"),
             Self::EngineFailed          => (500, SERVER, "engine_failed"),
             Self::QueueFull             => (503, SERVER, "queue_full"),
+            Self::StorageFull           => (503, SERVER, "storage_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
             Self::Draining              => (503, SERVER, "draining"),
             Self::RequestTimeout        => (503, SERVER, "request_timeout"),
@@ -93,6 +99,7 @@ impl ErrorKind {
     fn default_retry_after(self) -> Option<Duration> {
         let seconds = match self {
             Self::QueueFull | Self::NoReplica => 1,
+            Self::StorageFull => 60,
             Self::Draining | Self::RequestTimeout => 5,
             _ => return None,
         };

@@ -4,6 +4,7 @@
 //! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`]. What is generated
 //! goes through [`generate`], [`choice`] and [`deliver`], for chat and completions alike.
 
+mod batch_runner;
 mod body;
 mod causes;
 mod choice;
@@ -17,6 +18,7 @@ mod generate;
 mod ids;
 mod meter;
 mod middleware;
+mod openapi;
 mod prepare;
 mod routes;
 mod serve;
@@ -25,6 +27,7 @@ mod state;
 mod text_work;
 mod wire;
 
+pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
@@ -35,19 +38,22 @@ pub use wire::request::RequestBounds;
 pub use wire::sampling::GenerationDefaults;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
-use routes::{answers, models, probes, tokens};
+use routes::{answers, batches, files, models, pages, probes, tokens};
 
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 12] = [
-    ("/", || get(probes::home)),
+const ROUTES: [Route; 20] = [
+    ("/", || get(pages::home)),
+    ("/docs", || get(pages::docs)),
+    ("/openapi.json", || get(pages::openapi)),
     ("/health", || get(probes::health)),
     ("/ready", || get(probes::ready)),
     ("/metrics", || get(probes::metrics)),
@@ -56,6 +62,13 @@ const ROUTES: [Route; 12] = [
     ("/v1/chat/completions", || post(answers::chat)),
     ("/v1/completions", || post(answers::completions)),
     ("/v1/responses", || post(answers::responses)),
+    // Files are bounded by what may be kept of them, which the handler knows.
+    ("/v1/files", || get(files::list).post(files::upload).layer(DefaultBodyLimit::disable())),
+    ("/v1/files/{id}", || get(files::retrieve).delete(files::delete)),
+    ("/v1/files/{id}/content", || get(files::content)),
+    ("/v1/batches", || get(batches::list).post(batches::create)),
+    ("/v1/batches/{id}", || get(batches::retrieve)),
+    ("/v1/batches/{id}/cancel", || post(batches::cancel)),
     ("/tokenizer_info", || get(tokens::tokenizer_info)),
     ("/tokenize", || post(tokens::tokenize)),
     ("/detokenize", || post(tokens::detokenize)),

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Secret,
-    UnknownFields, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
+    UnknownFields, WeightDtype, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel,
+    WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -19,6 +20,7 @@ pub struct Config {
     pub hub: HubConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
+    pub batches: BatchesConfig,
     /// For callers without limits of their own. What is not stated is not limited.
     pub limits: WrittenLimits,
     pub log: LogConfig,
@@ -106,6 +108,16 @@ pub struct ApiConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchesConfig {
+    pub max_file: ByteSize,
+    pub max_stored: ByteSize,
+    pub max_files: usize,
+    pub max_batches: usize,
+    pub max_requests: usize,
+    pub max_running_requests: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
     pub format: LogFormat,
     pub level: LogLevel,
@@ -132,7 +144,8 @@ impl Config {
             color: !environment.no_color,
         };
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
-        Ok(Self { server, models, hub, engine, api, limits: written.limits, log })
+        let batches = check_batches(&written.batches);
+        Ok(Self { server, models, hub, engine, api, batches, limits: written.limits, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -327,6 +340,17 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         cors_origins: written.cors_origins.clone().unwrap_or_default(),
         tokenizer_info: written.tokenizer_info.unwrap_or(true),
     })
+}
+
+fn check_batches(written: &WrittenBatches) -> BatchesConfig {
+    BatchesConfig {
+        max_file: written.max_file.unwrap_or(ByteSize(64 << 20)),
+        max_stored: written.max_stored.unwrap_or(ByteSize(4 << 30)),
+        max_files: count(written.max_files, 256),
+        max_batches: count(written.max_batches, 16),
+        max_requests: count(written.max_requests, 10_000),
+        max_running_requests: count(written.max_running_requests, 8),
+    }
 }
 
 fn count(written: Option<NonZeroUsize>, default: usize) -> usize {

@@ -51,6 +51,14 @@ impl Authenticator {
             Self::Keys(ring) => ring.authenticate(bearer.ok_or(AuthError::Missing)?),
         }
     }
+
+    /// The account with this id, if somebody could still come in as it: what it began is finished in its name.
+    pub fn account(&self, id: &str) -> Option<Arc<Account>> {
+        match self {
+            Self::Open(account) => Some(Arc::clone(account)).filter(|account| account.id.as_str() == id),
+            Self::Keys(ring) => ring.account(id),
+        }
+    }
 }
 
 #[cfg(test)]

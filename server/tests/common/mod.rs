@@ -10,6 +10,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use passerelle::api::{
     ApiConfig, AppParts, AppState, BrowserGuard, Drained, GenerationDefaults, Listener, Readiness, ServeConfig,
     ServedModel, Tls, router, serve,
 };
+use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::{Account, Authenticator, Ledger, Limit, Quota, Replica, Router};
@@ -45,6 +47,9 @@ pub(crate) struct Options {
     pub(crate) key_limits: Option<Vec<Limit>>,
     pub(crate) gate: Gate,
     pub(crate) tls: Option<Tls>,
+    /// `Some`: files and batches are kept there.
+    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) batches: BatchBounds,
 }
 
 impl Default for Options {
@@ -57,7 +62,8 @@ impl Default for Options {
             ..EngineConfig::default()
         };
         let (api, serve) = (ApiConfig::default(), ServeConfig::default());
-        Self { api, serve, engine, key_limits: None, gate: Gate::open(), tls: None }
+        let batches = BatchBounds::default();
+        Self { api, serve, engine, key_limits: None, gate: Gate::open(), tls: None, data_dir: None, batches }
     }
 }
 
@@ -164,6 +170,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         router: Router::new([replica], Arc::clone(&clock), 7),
         clock,
         metrics,
+        batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
         config,
         readiness: Readiness::default(),
     };

@@ -1,17 +1,22 @@
 //! The handlers, one file a subject. Each reads, calls and maps; none holds state of its own.
 
 pub(crate) mod answers;
+pub(crate) mod batches;
+pub(crate) mod files;
 pub(crate) mod models;
+pub(crate) mod pages;
 pub(crate) mod probes;
 pub(crate) mod tokens;
 
 use std::sync::Arc;
 
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use axum::response::Response;
 
-use super::errors::ApiError;
+use super::errors::{ApiError, ErrorKind};
 use super::generate::Visit;
 use super::state::AppState;
 use crate::gateway::Account;
@@ -33,6 +38,11 @@ fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
     let arrived = state.clock().now();
     let account = authenticate(state, headers)?;
     Ok(Visit { account, place: state.take_place()?, arrived })
+}
+
+/// The name in a path. One that is not UTF-8 names nothing.
+fn name_in_path(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+    path.map(|Path(name)| name).map_err(|_| ApiError::new(ErrorKind::NotFound, "There is nothing of this name."))
 }
 
 fn bearer_of(header: &str) -> Option<&str> {

@@ -7,15 +7,17 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::authenticate;
-use crate::api::causes::model_not_found;
+use crate::api::causes::{fill_rate_limit_headers, model_not_found};
 use crate::api::errors::ApiError;
 use crate::api::state::AppState;
 use crate::gateway::router::ModelEntry;
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    authenticate(&state, request.headers())?;
+    let account = authenticate(&state, request.headers())?;
     let data: Vec<Value> = state.router().models().map(|entry| model_json(&state, entry)).collect();
-    Ok(Json(json!({"object": "list", "data": data})).into_response())
+    let mut response = Json(json!({"object": "list", "data": data})).into_response();
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&account));
+    Ok(response)
 }
 
 pub(crate) async fn retrieve(

@@ -21,7 +21,7 @@ use crate::api::wire::sampling::token_ids;
 use crate::gateway::{Ask, Reservation};
 use crate::text::SkipSpecialTokens;
 
-const TOKENIZE_FIELDS: &[Field] = &[
+pub(crate) const TOKENIZE_FIELDS: &[Field] = &[
     honoured("model"),
     honoured("prompt"),
     honoured("messages"),
@@ -33,7 +33,7 @@ const TOKENIZE_FIELDS: &[Field] = &[
     honoured("chat_template_kwargs"),
     neutral("return_token_strs", "[false]"),
 ];
-const DETOKENIZE_FIELDS: &[Field] = &[honoured("model"), honoured("tokens")];
+pub(crate) const DETOKENIZE_FIELDS: &[Field] = &[honoured("model"), honoured("tokens")];
 
 pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;

@@ -101,6 +101,16 @@ impl KeyRing {
         }
     }
 
+    /// The account with this id, if its key would be accepted now.
+    pub fn account(&self, id: &str) -> Option<Arc<Account>> {
+        self.reload_if_changed();
+        let now = self.wall();
+        let fixed = self.static_keys.iter().map(|key| &key.account);
+        let stored = self.stored_keys();
+        let active = stored.values().filter(|key| key.record.info.status(now) == KeyStatus::Active);
+        fixed.chain(active.map(|key| &key.account)).find(|account| account.id.as_str() == id).cloned()
+    }
+
     /// Follows the file of keys. Costs a comparison of times until [`RELOAD_INTERVAL`] has passed, then one look at
     /// the file, and reads it only if it is another one.
     pub fn reload_if_changed(&self) {
