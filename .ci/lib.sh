@@ -52,6 +52,7 @@ need_packages() {
 # Installs what the clients of server/tests/clients need from npm, beside the build's outputs, and prints where.
 node_clients() {
     local folder
+    need_packages nodejs npm >&2
     folder="$(target_dir)/ci-node"
     mkdir -p "$folder"
     cp server/tests/clients/*.mjs server/tests/clients/package.json "$folder"

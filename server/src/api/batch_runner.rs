@@ -63,7 +63,7 @@ enum End {
 async fn run_batch(state: AppState, store: Arc<BatchStore>, batch: Batch) -> (BatchId, Result<(), ApiError>) {
     let id = batch.id.clone();
     let run = Run { state, store, batch };
-    (id, run.to_the_end().await)
+    (id, run.through().await)
 }
 
 struct Run {
@@ -73,7 +73,7 @@ struct Run {
 }
 
 impl Run {
-    async fn to_the_end(self) -> Result<(), ApiError> {
+    async fn through(self) -> Result<(), ApiError> {
         let Some(account) = self.state.authenticator().account(&self.batch.owner) else {
             let message = "the account that made this batch has no key any more".to_owned();
             return self.fail(vec![LineError { line: 0, message }]).await;

@@ -133,10 +133,8 @@ impl ApiError {
     /// Tells the error under other names: each first one becomes the second.
     #[must_use]
     pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
-        for (from, to) in names {
-            self.message = self.message.replace(from, to);
-            self.param = self.param.map(|param| param.replace(from, to));
-        }
+        self.message = renamed(&self.message, names);
+        self.param = self.param.map(|param| renamed(&param, names));
         self
     }
 
@@ -209,6 +207,11 @@ pub(crate) struct ErrorLabel(pub(crate) &'static str);
 pub(crate) fn ceil_seconds(wait: Duration) -> u64 {
     let partial = u64::from(wait.subsec_nanos() > 0);
     wait.as_secs().saturating_add(partial).max(1)
+}
+
+/// Each first text becomes the second.
+pub(crate) fn renamed(text: &str, names: &[(&str, &str)]) -> String {
+    names.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// A caller's own text, short enough to repeat.

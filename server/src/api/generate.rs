@@ -14,15 +14,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle_engine::{CacheSalt, Request as EngineRequest};
+use passerelle_models::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, RunningChoice, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
 use super::meter::ChoiceMeter;
-use super::prepare::{EncodedPrompt, check_token_ids, encode, find_model, room_for_answer};
+use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_model, prepare, room_for_answer};
 use super::state::{AppState, ServedModel};
 use super::wire::request::{GenerateRequest, Prompt, PromptEnding};
 use crate::gateway::{Account, Ask, Generation, Limit, PrefixHint, Refusal, Reservation, Retry};
+use crate::text::grammar::CompiledGrammar;
 
 /// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
 /// room they have, and what one uses beyond this becomes a debt of its account.
@@ -56,13 +58,14 @@ pub(crate) async fn admit(
     let Visit { account, place, arrived } = visit;
     state.readiness().admit()?;
     let model = find_model(state, &request.model)?;
-    let shape = Shape::of(&prompt);
-    let prompts = encode(state, &model, prompt).await?;
+    let shape = Shape::of(&prompt, &request);
+    let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
-    let admission = Admission { state, account: &account, request: &request, model: &model, shape, arrived };
+    let (account, request, model) = (&account, &request, &model);
+    let admission = Admission { state, account, request, model, shape, bad_words, constraint, arrived };
     let tickets = admission.reserve_all(prompts)?;
     let choices = admission.start_all(tickets)?;
-    Ok(Admitted { choices, model, _place: place })
+    Ok(Admitted { choices, model: Arc::clone(model), _place: place })
 }
 
 /// What of the prompt's kind outlives the prompt.
@@ -73,7 +76,16 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(prompt: &Prompt) -> Self {
+    fn of(prompt: &Prompt, request: &GenerateRequest) -> Self {
+        let mut shape = Self::of_prompt(prompt);
+        if request.structure.is_some() {
+            // Every byte that was asked for is shown, also a space at the start.
+            shape.start = AnswerStart::GoesOnFromPrompt;
+        }
+        shape
+    }
+
+    fn of_prompt(prompt: &Prompt) -> Self {
         match prompt {
             Prompt::Completions { .. } => Self { kind: AnswerKind::PlainText, start: AnswerStart::GoesOnFromPrompt },
             Prompt::Chat(chat) => {
@@ -97,6 +109,8 @@ struct Admission<'a> {
     request: &'a GenerateRequest,
     model: &'a Arc<ServedModel>,
     shape: Shape,
+    bad_words: Vec<Vec<TokenId>>,
+    constraint: Option<CompiledGrammar>,
     arrived: Duration,
 }
 
@@ -213,12 +227,14 @@ impl Admission<'_> {
         let mut sampling = sampling.to_engine(&self.model.defaults, &self.model.eos_token_ids, max_tokens);
         sampling.logprobs = output.logprobs;
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
+        sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
             id: self.state.next_request_id(),
             prompt: prompt.tokens.clone(),
             sampling,
             share_key: self.account.share_key,
             cache_salt: self.cache_salt(),
+            constraint: self.constraint.clone(),
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::UnknownFields;
 use super::fields::{Field, Support};
 use super::state::AppState;
-use operations::{Body, OPERATIONS, Operation};
+use operations::{Body, OPERATIONS, Operation, RequestBody};
 
 /// The whole document. It says nothing about models or keys, so everybody may read it.
 pub(crate) fn document(state: &AppState) -> Value {
@@ -51,11 +51,24 @@ fn describe(operation: &Operation, unknown: UnknownFields) -> Value {
     if !operation.parameters.is_empty() {
         described["parameters"] = operation.parameters.iter().map(operations::Parameter::describe).collect();
     }
-    if let Some(body) = &operation.body {
-        let schema = body_schema(body, unknown);
-        described["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
-    }
+    let content = match &operation.body {
+        RequestBody::None => return described,
+        RequestBody::Json(body) => json!({"application/json": {"schema": body_schema(body, unknown)}}),
+        RequestBody::Upload => json!({"multipart/form-data": {"schema": upload_schema()}}),
+    };
+    described["requestBody"] = json!({"required": true, "content": content});
     described
+}
+
+fn upload_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "purpose": {"type": "string", "enum": ["batch"]},
+            "file": {"type": "string", "format": "binary", "description": "requests, one a line"},
+        },
+        "required": ["purpose", "file"],
+    })
 }
 
 fn body_schema(body: &Body, unknown: UnknownFields) -> Value {

@@ -5,16 +5,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle_models::TokenId;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::causes::model_not_found;
+use super::causes::{grammar_refused, model_not_found};
 use super::errors::{ApiError, ErrorKind};
-use super::fields::invalid;
+use super::fields::{invalid, unsupported};
 use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
-use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
+use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding, ReasoningEffort};
 use super::wire::sampling::Sampling;
-use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel};
+use super::wire::structure::Structure;
+use crate::text::grammar::CompiledGrammar;
+use crate::text::{AddSpecialTokens, GrammarBounds, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
+
+/// Everything of a request that its model's tokenizer has a say in.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// One per choice.
+    pub(crate) prompts: Vec<EncodedPrompt>,
+    pub(crate) bad_words: Vec<Vec<TokenId>>,
+    pub(crate) constraint: Option<CompiledGrammar>,
+}
 
 /// A prompt as the engine gets it.
 #[derive(Debug)]
@@ -28,6 +39,26 @@ pub(crate) fn find_model(state: &AppState, name: &str) -> Result<Arc<ServedModel
     state.model(name).cloned().ok_or_else(|| model_not_found(name))
 }
 
+/// Off the async threads.
+pub(crate) async fn prepare(
+    state: &AppState,
+    model: &Arc<ServedModel>,
+    prompt: Prompt,
+    request: &GenerateRequest,
+) -> Result<Prepared, ApiError> {
+    let (now, bounds) = (state.clock().wall(), state.config().grammar);
+    let (bad_words, structure) = (request.sampling.bad_words.clone(), request.structure.clone());
+    let model = Arc::clone(model);
+    let prepare = move || {
+        Ok(Prepared {
+            prompts: encode_all(&model.text, prompt, now)?,
+            bad_words: spell_bad_words(&model.text.tokenizer, &bad_words)?,
+            constraint: structure.map(|structure| compile(&model, &structure, &bounds)).transpose()?,
+        })
+    };
+    state.text_work().run(prepare).await
+}
+
 /// One encoded prompt per choice.
 pub(crate) async fn encode(
     state: &AppState,
@@ -36,23 +67,39 @@ pub(crate) async fn encode(
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
     let text = Arc::clone(&model.text);
     let now = state.clock().wall();
-    state
-        .text_work()
-        .run(move || match prompt {
-            Prompt::Chat(chat) => Ok(vec![encode_chat(&text, &chat, now)?]),
-            Prompt::Completions { prompts, add_special_tokens } => {
-                let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };
-                prompts.into_iter().map(|prompt| encode_completion(&text, prompt, add)).collect()
-            }
-        })
-        .await
+    state.text_work().run(move || encode_all(&text, prompt, now)).await
+}
+
+fn encode_all(text: &TextModel, prompt: Prompt, now: Duration) -> Result<Vec<EncodedPrompt>, ApiError> {
+    match prompt {
+        Prompt::Chat(chat) => Ok(vec![encode_chat(text, &chat, now)?]),
+        Prompt::Completions { prompts, add_special_tokens } => {
+            let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };
+            prompts.into_iter().map(|prompt| encode_completion(text, prompt, add)).collect()
+        }
+    }
+}
+
+fn compile(model: &ServedModel, structure: &Structure, bounds: &GrammarBounds) -> Result<CompiledGrammar, ApiError> {
+    let compiled = model.grammars.compile(&structure.grammar, bounds);
+    compiled.map_err(|error| grammar_refused(&error, &structure.param))
+}
+
+/// A word as it is spelt at the start of a text, and after a space.
+fn spell_bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    let spellings = words.iter().flat_map(|word| [word.clone(), format!(" {}", word.trim_start())]);
+    let spelt = spellings.map(|word| Ok(tokenizer.encode(&word, AddSpecialTokens::No, SpecialTokens::AsText)?));
+    let spelt: Vec<Vec<TokenId>> = spelt.collect::<Result<_, ApiError>>()?;
+    Ok(spelt.into_iter().filter(|tokens| !tokens.is_empty()).collect())
 }
 
 fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
     let template = text.chat_template()?;
-    let knows_developers = template.source().is_some_and(|source| source.contains(Role::Developer.as_str()));
-    let developer = if knows_developers { DeveloperRole::Known } else { DeveloperRole::Unknown };
+    let source = template.source().unwrap_or_default();
+    let developer =
+        if source.contains(Role::Developer.as_str()) { DeveloperRole::Known } else { DeveloperRole::Unknown };
     let messages: Vec<Value> = chat.messages.iter().map(|message| message.to_json(developer)).collect();
+    let variables = template_variables(chat, &source)?;
     let tools: Vec<Value> = chat.tools.iter().map(super::wire::tools::Tool::to_json).collect();
     let prompt = crate::text::ChatPrompt {
         messages: &messages,
@@ -63,11 +110,29 @@ fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<Enc
             PromptEnding::Closed => PromptEnd::AsIs,
             PromptEnding::ContinueFinalMessage => PromptEnd::ContinueFinalMessage,
         },
-        variables: &chat.template_kwargs,
+        variables: &variables,
         now,
     };
     let tokens = PromptEncoder::new(&text.tokenizer, template).encode(&prompt)?;
     Ok(EncodedPrompt { tokens, written: None })
+}
+
+/// What the caller wants the template to know, with the effort under the name that the template has for it.
+fn template_variables(chat: &ChatPrompt, source: &str) -> Result<Map<String, Value>, ApiError> {
+    const EFFORT: &str = "reasoning_effort";
+    /// Some templates can only be told whether to think at all.
+    const THINKING: &str = "enable_thinking";
+    let mut variables = chat.template_kwargs.clone();
+    let Some(effort) = chat.reasoning_effort else { return Ok(variables) };
+    let (name, value) = match effort {
+        effort if source.contains(EFFORT) => (EFFORT, Value::from(effort.as_str())),
+        ReasoningEffort::None if source.contains(THINKING) => (THINKING, Value::Bool(false)),
+        _ => return Err(unsupported(EFFORT, "this model's chat template has no name for it")),
+    };
+    if variables.insert(name.to_owned(), value).is_some() {
+        return Err(invalid(EFFORT, format!("cannot be combined with `chat_template_kwargs.{name}`")));
+    }
+    Ok(variables)
 }
 
 fn encode_completion(

@@ -65,7 +65,7 @@ fn everything_is_found_again_and_belongs_to_its_owner() {
     let ended = first.finish(&batch.id, &journal, BatchStatus::Completed, 9).unwrap();
     assert_eq!((ended.output_file_id.clone(), ended.error_file_id.clone()), (None, None), "empty files are none");
     let second = store(&folder);
-    assert_eq!(second.files("ada"), [input.clone()]);
+    assert_eq!(second.files("ada"), std::slice::from_ref(&input));
     assert_eq!(second.batches("ada"), [ended]);
     assert!(second.files("eve").is_empty() && second.batches("eve").is_empty());
     assert!(matches!(second.file("eve", input.id.as_str()), Err(BatchError::NoFile)));

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Secret,
-    UnknownFields, WeightDtype, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel,
-    WrittenServer,
+    UnknownFields, WeightDtype, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLimits,
+    WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -21,6 +21,7 @@ pub struct Config {
     pub engine: EngineConfig,
     pub api: ApiConfig,
     pub batches: BatchesConfig,
+    pub grammar: GrammarConfig,
     /// For callers without limits of their own. What is not stated is not limited.
     pub limits: WrittenLimits,
     pub log: LogConfig,
@@ -95,6 +96,7 @@ pub struct ApiConfig {
     pub max_stop_bytes: usize,
     pub max_stop_token_ids: usize,
     pub max_logit_bias: usize,
+    pub max_bad_words: usize,
     pub max_messages: usize,
     pub max_tools: usize,
     pub max_prompts: usize,
@@ -105,6 +107,16 @@ pub struct ApiConfig {
     pub compress_above: ByteSize,
     pub cors_origins: Vec<Origin>,
     pub tokenizer_info: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrammarConfig {
+    pub max_bytes: ByteSize,
+    pub max_depth: usize,
+    pub max_size: usize,
+    pub max_states: usize,
+    pub compile_fuel: usize,
+    pub token_fuel: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,8 +156,8 @@ impl Config {
             color: !environment.no_color,
         };
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
-        let batches = check_batches(&written.batches);
-        Ok(Self { server, models, hub, engine, api, batches, limits: written.limits, log })
+        let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
+        Ok(Self { server, models, hub, engine, api, batches, grammar, limits: written.limits, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -329,6 +341,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_stop_bytes: count(written.max_stop_bytes, 1024),
         max_stop_token_ids: count(written.max_stop_token_ids, 64),
         max_logit_bias: count(written.max_logit_bias, 1024),
+        max_bad_words: count(written.max_bad_words, 64),
         max_messages: count(written.max_messages, 4096),
         max_tools: count(written.max_tools, 128),
         max_prompts: count(written.max_prompts, 64),
@@ -350,6 +363,17 @@ fn check_batches(written: &WrittenBatches) -> BatchesConfig {
         max_batches: count(written.max_batches, 16),
         max_requests: count(written.max_requests, 10_000),
         max_running_requests: count(written.max_running_requests, 8),
+    }
+}
+
+fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
+    GrammarConfig {
+        max_bytes: written.max_bytes.unwrap_or(ByteSize(256 << 10)),
+        max_depth: count(written.max_depth, 64),
+        max_size: count(written.max_size, 200_000),
+        max_states: count(written.max_states, 20_000),
+        compile_fuel: count(written.compile_fuel, 1_000_000),
+        token_fuel: count(written.token_fuel, 100_000),
     }
 }
 

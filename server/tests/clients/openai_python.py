@@ -13,6 +13,7 @@ import tempfile
 import unittest
 
 import openai
+import pydantic
 
 from served import create_key, server
 
@@ -146,6 +147,17 @@ class OpenServer(Served):
         self.assertIn("19", output[0]["response"]["body"]["choices"][0]["message"]["content"])
         self.assertIn(batch.id, [listed.id for listed in self.client.batches.list()])
         self.assertTrue(self.client.files.delete(batch.output_file_id).deleted)
+
+    def test_an_answer_is_parsed_into_a_type(self):
+        class Sum(pydantic.BaseModel):
+            total: int
+
+        messages = [{"role": "user", "content": "What is 12 + 7?"}]
+        ask = {"model": "demo", "temperature": 0}
+        chat = self.client.chat.completions.parse(messages=messages, response_format=Sum, max_tokens=64, **ask)
+        self.assertIsInstance(chat.choices[0].message.parsed, Sum)
+        response = self.client.responses.parse(input=messages, text_format=Sum, max_output_tokens=64, **ask)
+        self.assertIsInstance(response.output_parsed, Sum)
 
     def test_what_needs_a_memory_is_refused_by_name(self):
         with self.assertRaises(openai.BadRequestError) as caught:

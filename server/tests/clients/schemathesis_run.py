@@ -15,6 +15,20 @@ from served import create_key, server
 LEFT_OUT = "positive_data_acceptance"
 
 
+# So that requests get as far as the model: generated names and files are nobody's.
+HOOKS = '''
+import schemathesis
+
+@schemathesis.hook
+def map_body(context, body):
+    if isinstance(body, dict) and isinstance(body.get("model"), str):
+        body["model"] = "demo"
+    if isinstance(body, dict) and isinstance(body.get("max_tokens"), int):
+        body["max_tokens"] = min(body["max_tokens"], 16)
+    return body
+'''
+
+
 def main(binary, examples):
     schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     with tempfile.TemporaryDirectory() as folder:
@@ -23,7 +37,10 @@ def main(binary, examples):
             command = [schemathesis, "run", f"{address}/openapi.json", "--header", f"Authorization: Bearer {key}"]
             command += ["--checks", "all", "--exclude-checks", LEFT_OUT, "--max-examples", examples]
             command += ["--request-timeout", "60", "--generation-database", "none", "--continue-on-failure"]
-            return subprocess.run(command).returncode
+            with open(os.path.join(folder, "hooks.py"), "w") as file:
+                file.write(HOOKS)
+            environment = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": folder}
+            return subprocess.run(command, env=environment, cwd=folder).returncode
 
 
 if __name__ == "__main__":

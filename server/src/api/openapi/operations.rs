@@ -3,12 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::api::fields::Field;
-use crate::api::routes::batches::BATCH_FIELDS;
+use crate::api::routes::batches::{BATCH_FIELDS, MAX_PAGE};
 use crate::api::routes::tokens::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
 use crate::api::wire::chat::CHAT_FIELDS;
 use crate::api::wire::completions::COMPLETION_FIELDS;
 use crate::api::wire::responses::{PASSED_FIELDS, RESPONSE_FIELDS};
 use crate::api::wire::sampling::SAMPLING_FIELDS;
+use crate::api::wire::structure::STRUCTURE_FIELDS;
 
 /// One route and method.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub(super) struct Operation {
     pub(super) id: &'static str,
     pub(super) summary: &'static str,
     pub(super) parameters: &'static [Parameter],
-    pub(super) body: Option<Body>,
+    pub(super) body: RequestBody,
     pub(super) answer: Answer,
 }
 
@@ -28,6 +29,16 @@ pub(super) struct Operation {
 pub(super) enum Parameter {
     Path(&'static str),
     Query(&'static str),
+    /// A number between 1 and this.
+    Limit(usize),
+}
+
+#[derive(Debug)]
+pub(super) enum RequestBody {
+    None,
+    Json(Body),
+    /// A form with `purpose` and `file`.
+    Upload,
 }
 
 #[derive(Debug)]
@@ -51,6 +62,10 @@ impl Parameter {
     pub(super) fn describe(&self) -> Value {
         match self {
             Self::Path(name) => json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}),
+            Self::Limit(most) => {
+                let schema = json!({"type": "integer", "minimum": 1, "maximum": most});
+                json!({"name": "limit", "in": "query", "required": false, "schema": schema})
+            }
             Self::Query(name) => json!({"name": name, "in": "query", "required": false, "schema": {"type": "string"}}),
         }
     }
@@ -75,9 +90,12 @@ fn reference(schema: &str) -> Value {
 }
 
 pub(super) const CHAT: Body =
-    Body { door: "chat", tables: &[SAMPLING_FIELDS, CHAT_FIELDS], required: &["model", "messages"] };
-pub(super) const COMPLETION: Body =
-    Body { door: "completions", tables: &[SAMPLING_FIELDS, COMPLETION_FIELDS], required: &["model", "prompt"] };
+    Body { door: "chat", tables: &[SAMPLING_FIELDS, STRUCTURE_FIELDS, CHAT_FIELDS], required: &["model", "messages"] };
+pub(super) const COMPLETION: Body = Body {
+    door: "completions",
+    tables: &[SAMPLING_FIELDS, STRUCTURE_FIELDS, COMPLETION_FIELDS],
+    required: &["model", "prompt"],
+};
 pub(super) const RESPONSE: Body =
     Body { door: "responses", tables: &[PASSED_FIELDS, RESPONSE_FIELDS], required: &["model", "input"] };
 const BATCH: Body =
@@ -100,7 +118,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     get("/v1/models", "models", "The models that are served", &[], Answer::Json("ModelList")),
     get("/v1/models/{name}", "model", "One of them", &[Parameter::Path("name")], Answer::Json("Model")),
     Operation {
-        body: None,
+        body: RequestBody::Upload,
         ..post(
             "/v1/files",
             "uploadFile",
@@ -127,13 +145,13 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "/v1/batches",
         "batches",
         "The batches of the account, newest first",
-        &[Parameter::Query("limit"), Parameter::Query("after")],
+        &[Parameter::Limit(MAX_PAGE), Parameter::Query("after")],
         Answer::Json("BatchList"),
     ),
     get("/v1/batches/{id}", "batch", "One of them", &[Parameter::Path("id")], Answer::Json("Batch")),
     Operation {
         parameters: &[Parameter::Path("id")],
-        body: None,
+        body: RequestBody::None,
         ..post("/v1/batches/{id}/cancel", "cancelBatch", "End a batch", NOTHING, Answer::Json("Batch"))
     },
     post("/tokenize", "tokenize", "The tokens of a text or of a conversation", TOKENIZE, Answer::Json("Tokens")),
@@ -160,9 +178,9 @@ const fn get(
     parameters: &'static [Parameter],
     answer: Answer,
 ) -> Operation {
-    Operation { method: "get", path, id, summary, parameters, body: None, answer }
+    Operation { method: "get", path, id, summary, parameters, body: RequestBody::None, answer }
 }
 
 const fn post(path: &'static str, id: &'static str, summary: &'static str, body: Body, answer: Answer) -> Operation {
-    Operation { method: "post", path, id, summary, parameters: &[], body: Some(body), answer }
+    Operation { method: "post", path, id, summary, parameters: &[], body: RequestBody::Json(body), answer }
 }

@@ -31,7 +31,7 @@ pub(crate) const BATCH_FIELDS: &[Field] = &[
 const WINDOW: &str = "24h";
 const WINDOW_SECONDS: u64 = 24 * 3600;
 const DEFAULT_PAGE: usize = 20;
-const MAX_PAGE: usize = 100;
+pub(crate) const MAX_PAGE: usize = 100;
 
 pub(crate) async fn create(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;

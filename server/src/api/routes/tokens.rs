@@ -31,6 +31,7 @@ pub(crate) const TOKENIZE_FIELDS: &[Field] = &[
     honoured("add_generation_prompt"),
     honoured("continue_final_message"),
     honoured("chat_template_kwargs"),
+    honoured("reasoning_effort"),
     neutral("return_token_strs", "[false]"),
 ];
 pub(crate) const DETOKENIZE_FIELDS: &[Field] = &[honoured("model"), honoured("tokens")];

@@ -3,10 +3,13 @@
 use serde_json::{Map, Value};
 
 use super::messages::{Role, read_messages};
-use super::request::{ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, RequestBounds};
+use super::request::{
+    ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
+};
 use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
 };
+use super::structure::{STRUCTURE_FIELDS, read_structure};
 use super::tools::read_tools;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
@@ -22,7 +25,6 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     honoured("add_generation_prompt"),
     honoured("continue_final_message"),
     neutral("parallel_tool_calls", "[true]"),
-    neutral("response_format", r#"[{"type": "text"}]"#),
     neutral("store", "[false]"),
     neutral("modalities", r#"[["text"]]"#),
     neutral("functions", "[[]]"),
@@ -34,21 +36,22 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     neutral("documents", "[]"),
     neutral("audio", "[]"),
     neutral("prediction", "[]"),
-    neutral("reasoning_effort", "[]"),
+    honoured("reasoning_effort"),
     neutral("verbosity", r#"["medium"]"#),
     neutral("web_search_options", "[]"),
 ];
 
 pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadRequest, ApiError> {
-    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, CHAT_FIELDS])?;
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, STRUCTURE_FIELDS, CHAT_FIELDS])?;
     let model = required(fields.string("model")?, "model")?;
     let prompt = read_chat_prompt(&mut fields, &mut reader, bounds)?;
     let sampling = read_sampling(&mut fields, bounds)?;
     let output = read_chat_output(&mut fields, &mut reader)?;
+    let structure = read_structure(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
-    let generate = GenerateRequest { model, sampling, output, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, cache_salt };
     Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
 }
 
@@ -66,7 +69,8 @@ pub(crate) fn read_chat_prompt(
         return Err(invalid("continue_final_message", "the last message must be the assistant's"));
     }
     let tools = read_tools(fields, reader, bounds)?;
-    Ok(ChatPrompt { messages, tools, template_kwargs: read_kwargs(fields)?, ending })
+    let (template_kwargs, reasoning_effort) = (read_kwargs(fields)?, read_effort(fields)?);
+    Ok(ChatPrompt { messages, tools, template_kwargs, reasoning_effort, ending })
 }
 
 fn read_ending(fields: &mut Fields) -> Result<PromptEnding, ApiError> {
@@ -86,6 +90,15 @@ fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
         Some(Value::Object(map)) => Ok(map),
         Some(other) => Err(wrong_type("chat_template_kwargs", "an object", &other)),
     }
+}
+
+fn read_effort(fields: &mut Fields) -> Result<Option<ReasoningEffort>, ApiError> {
+    let Some(written) = fields.string("reasoning_effort")? else { return Ok(None) };
+    let known = ReasoningEffort::ALL.into_iter().find(|effort| effort.as_str() == written);
+    known.map(Some).ok_or_else(|| {
+        let known = ReasoningEffort::ALL.map(|effort| format!("`{}`", effort.as_str()));
+        invalid("reasoning_effort", format!("must be one of {}", known.join(", ")))
+    })
 }
 
 /// Chat has two names for the same bound; given together they must agree.

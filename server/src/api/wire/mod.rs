@@ -12,6 +12,7 @@ mod response_items;
 pub(crate) mod responses;
 pub(crate) mod sampling;
 mod strict_json;
+pub(crate) mod structure;
 pub(crate) mod tools;
 pub(crate) mod usage;
 

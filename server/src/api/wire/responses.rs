@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::chat::read_chat;
 use super::request::{ReadRequest, RequestBounds};
 use super::response_items::read_input;
-use crate::api::errors::ApiError;
+use crate::api::errors::{ApiError, renamed};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, unsupported, wrong_type};
 
 pub(crate) const RESPONSE_FIELDS: &[Field] = &[
@@ -103,7 +103,11 @@ pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBou
     reader.finish(fields)?;
     let request = read_chat(Value::Object(chat), chat_reader, bounds).map_err(|error| error.renamed(NAMES))?;
     let ignored = [reader.into_ignored(), request.ignored].concat();
-    Ok(ReadResponse { request: ReadRequest { ignored, ..request }, repeated })
+    let mut request = ReadRequest { ignored, ..request };
+    if let Some(structure) = &mut request.generate.structure {
+        structure.param = renamed(&structure.param, NAMES);
+    }
+    Ok(ReadResponse { request, repeated })
 }
 
 fn set(chat: &mut Map<String, Value>, name: &str, value: Option<Value>) {
