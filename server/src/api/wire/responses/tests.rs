@@ -63,11 +63,9 @@ fn refusals_of_the_chats_reader_come_under_this_routes_names() {
     refused(json!({"tools": [{"type": "web_search"}]}), ErrorKind::UnsupportedParameter, "tools[0].type");
     refused(json!({"top_logprobs": 21}), ErrorKind::InvalidValue, "top_logprobs");
     refused(json!({"include": ["reasoning.encrypted_content"]}), ErrorKind::UnsupportedParameter, "include[0]");
-    refused(
-        json!({"text": {"format": {"type": "xml"}}}),
-        read(json!({"text": {"format": {"type": "xml"}}})).unwrap_err().kind(),
-        "text.format",
-    );
+    refused(json!({"text": {"format": {"type": "xml"}}}), ErrorKind::InvalidValue, "text.format.type");
+    let unnamed = json!({"text": {"format": {"type": "json_schema", "schema": {}}}});
+    refused(unnamed, ErrorKind::MissingParameter, "text.format.name");
 }
 
 #[test]
