@@ -26,7 +26,7 @@ use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
 use passerelle::gateway::{Authenticator, Ledger};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_engine::{Engine, EngineHandle};
+use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
@@ -52,6 +52,7 @@ pub(crate) struct Server {
     config: ServeConfig,
     /// Dropped last: every answer needs its engine to the end.
     engines: Vec<Engine>,
+    encoders: Vec<EncoderEngine>,
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
@@ -115,6 +116,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         readiness,
         config: serve_config(config),
         engines: fleet.engines,
+        encoders: fleet.encoders,
     })
 }
 
@@ -124,6 +126,7 @@ impl Server {
     pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) {
         let (readiness, drain_timeout) = (self.readiness, self.config.drain_timeout);
         let handles: Vec<EngineHandle> = self.engines.iter().map(Engine::handle).collect();
+        let encoders: Vec<EncoderHandle> = self.encoders.iter().map(EncoderEngine::handle).collect();
         let shutdown = async {
             shutdown.await;
             readiness.start_draining();
@@ -132,6 +135,7 @@ impl Server {
                 sleep(drain_timeout).await;
                 tracing::warn!("the drain timeout has passed: what still runs is ended");
                 handles.iter().for_each(EngineHandle::shutdown);
+                encoders.iter().for_each(EncoderHandle::shutdown);
             });
         };
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
@@ -165,6 +169,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             max_logit_bias: written.max_logit_bias,
             max_bad_words: written.max_bad_words,
             max_prompts: written.max_prompts,
+            max_inputs: written.max_inputs,
         },
         grammar: GrammarBounds {
             max_bytes: config.grammar.max_bytes.0 as usize,

@@ -20,7 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, RunningChoice, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
 use super::meter::ChoiceMeter;
-use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_model, prepare, room_for_answer};
+use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
 use super::state::{AppState, ServedModel};
 use super::wire::request::{GenerateRequest, Prompt, PromptEnding};
 use crate::gateway::{Account, Ask, Generation, Limit, PrefixHint, Refusal, Reservation, Retry};
@@ -57,7 +57,7 @@ pub(crate) async fn admit(
 ) -> Result<Admitted, ApiError> {
     let Visit { account, place, arrived } = visit;
     state.readiness().admit()?;
-    let model = find_model(state, &request.model)?;
+    let model = find_generator(state, &request.model)?;
     let shape = Shape::of(&prompt, &request);
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;

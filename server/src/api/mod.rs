@@ -2,7 +2,8 @@
 //!
 //! [`router`] answers requests in process or behind [`serve`]. A request passes, from the outside in: the trace (id,
 //! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`]. What is generated
-//! goes through [`generate`], [`choice`] and [`deliver`], for chat and completions alike.
+//! goes through [`generate`], [`choice`] and [`deliver`], for chat and completions alike; what is read by an encoder goes
+//! through [`encode`].
 
 mod batch_runner;
 mod body;
@@ -12,6 +13,7 @@ mod compress;
 mod cross_origin;
 mod deliver;
 mod delta;
+mod encode;
 mod errors;
 mod fields;
 mod generate;
@@ -29,6 +31,7 @@ mod wire;
 
 pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
+pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
 pub use serve::{Drained, Listener, ServeConfig, Tls, TlsError, UnixSocket, serve};
@@ -45,12 +48,12 @@ use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
-use routes::{answers, batches, files, models, pages, probes, tokens};
+use routes::{answers, batches, encoders, files, models, pages, probes, tokens};
 
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 20] = [
+const ROUTES: [Route; 27] = [
     ("/", || get(pages::home)),
     ("/docs", || get(pages::docs)),
     ("/openapi.json", || get(pages::openapi)),
@@ -69,6 +72,13 @@ const ROUTES: [Route; 20] = [
     ("/v1/batches", || get(batches::list).post(batches::create)),
     ("/v1/batches/{id}", || get(batches::retrieve)),
     ("/v1/batches/{id}/cancel", || post(batches::cancel)),
+    ("/v1/embeddings", || post(encoders::embeddings)),
+    ("/v1/rerank", || post(encoders::rerank)),
+    ("/rerank", || post(encoders::rerank)),
+    ("/v1/score", || post(encoders::score)),
+    ("/score", || post(encoders::score)),
+    ("/v1/classify", || post(encoders::classify)),
+    ("/classify", || post(encoders::classify)),
     ("/tokenizer_info", || get(tokens::tokenizer_info)),
     ("/tokenize", || post(tokens::tokenize)),
     ("/detokenize", || post(tokens::detokenize)),

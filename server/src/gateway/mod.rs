@@ -1,11 +1,13 @@
 //! Who may run what, how much of it, and where.
 //!
 //! A request passes [`auth`] (bearer key to [`account`]), then [`ledger`] (all limits or none), then [`router`] (a
-//! ready replica of its model), and leaves as a [`generation`]: events and a reservation that settles itself. This room
+//! ready replica of its model), and leaves as a [`generation`], or for
+//! an encoder as an [`encoding`]: what comes out, and a reservation that settles itself. This room
 //! sees token counts, never text, and knows no status code.
 
 pub mod account;
 pub mod auth;
+pub mod encoding;
 pub mod generation;
 pub mod health;
 pub mod keys;
@@ -16,6 +18,7 @@ pub mod router;
 
 pub use account::{Account, AccountId};
 pub use auth::{AuthError, Authenticator};
+pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};
 pub use ledger::{Ask, Ledger, LedgerTotals, RateLimitState, Refusal, Reservation, Retry, WindowState};
 pub use quota::{Limit, LimitName, Quota, QuotaError};

@@ -52,6 +52,22 @@ fn generated() -> Value {
             "model": {"type": "string"},
             "output": {"type": "array", "items": {"type": "object", "required": ["type", "id", "status"]}},
         })),
+        "Embeddings": object(&["object", "data", "model", "usage"], json!({
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": object(&["object", "index", "embedding"], json!({
+                "object": {"const": "embedding"},
+                "index": count(),
+                "embedding": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]},
+            }))},
+            "model": {"type": "string"},
+            "usage": {"type": "object", "required": ["prompt_tokens", "total_tokens"]},
+        })),
+        "Ranking": object(&["id", "model", "results"], json!({
+            "results": {"type": "array", "items": {"type": "object", "required": ["index", "relevance_score"]}},
+        })),
+        "Scores": object(&["id", "object", "model", "data"], json!({
+            "data": {"type": "array", "items": {"type": "object", "required": ["index"]}},
+        })),
         "Model": object(&["id", "object", "created", "owned_by"], json!({
             "id": {"type": "string"},
             "object": {"const": "model"},

@@ -7,9 +7,12 @@ use crate::api::routes::batches::{BATCH_FIELDS, MAX_PAGE};
 use crate::api::routes::tokens::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
 use crate::api::wire::chat::CHAT_FIELDS;
 use crate::api::wire::completions::COMPLETION_FIELDS;
+use crate::api::wire::embeddings::EMBEDDING_FIELDS;
 use crate::api::wire::responses::{PASSED_FIELDS, RESPONSE_FIELDS};
 use crate::api::wire::sampling::SAMPLING_FIELDS;
+use crate::api::wire::scores::{CLASSIFY_FIELDS, RERANK_FIELDS, SCORE_FIELDS};
 use crate::api::wire::structure::STRUCTURE_FIELDS;
+use crate::api::wire::texts::TEXT_FIELDS;
 
 /// One route and method.
 #[derive(Debug)]
@@ -98,6 +101,14 @@ pub(super) const COMPLETION: Body = Body {
 };
 pub(super) const RESPONSE: Body =
     Body { door: "responses", tables: &[PASSED_FIELDS, RESPONSE_FIELDS], required: &["model", "input"] };
+pub(super) const EMBEDDING: Body =
+    Body { door: "embeddings", tables: &[TEXT_FIELDS, EMBEDDING_FIELDS], required: &["model", "input"] };
+const RERANK: Body =
+    Body { door: "rerank", tables: &[TEXT_FIELDS, RERANK_FIELDS], required: &["model", "query", "documents"] };
+const SCORE: Body =
+    Body { door: "score", tables: &[TEXT_FIELDS, SCORE_FIELDS], required: &["model", "text_1", "text_2"] };
+const CLASSIFY: Body =
+    Body { door: "classify", tables: &[TEXT_FIELDS, CLASSIFY_FIELDS], required: &["model", "input"] };
 const BATCH: Body =
     Body { door: "batches", tables: &[BATCH_FIELDS], required: &["input_file_id", "endpoint", "completion_window"] };
 /// For routes whose body is no JSON.
@@ -115,6 +126,13 @@ pub(super) const OPERATIONS: &[Operation] = &[
         RESPONSE,
         Answer::JsonOrEvents("Response"),
     ),
+    post("/v1/embeddings", "embeddings", "Vectors of texts", EMBEDDING, Answer::Json("Embeddings")),
+    post("/v1/rerank", "rerank", "Documents by how they answer a query", RERANK, Answer::Json("Ranking")),
+    post("/rerank", "rerankAtRoot", "The same", RERANK, Answer::Json("Ranking")),
+    post("/v1/score", "score", "How well texts go together", SCORE, Answer::Json("Scores")),
+    post("/score", "scoreAtRoot", "The same", SCORE, Answer::Json("Scores")),
+    post("/v1/classify", "classify", "The classes of texts", CLASSIFY, Answer::Json("Scores")),
+    post("/classify", "classifyAtRoot", "The same", CLASSIFY, Answer::Json("Scores")),
     get("/v1/models", "models", "The models that are served", &[], Answer::Json("ModelList")),
     get("/v1/models/{name}", "model", "One of them", &[Parameter::Path("name")], Answer::Json("Model")),
     Operation {

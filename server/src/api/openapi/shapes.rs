@@ -14,6 +14,11 @@ const BOOLEAN: &str = r#"{"type": "boolean"}"#;
 const STRING: &str = r#"{"type": "string"}"#;
 const TOKENS: &str = r#"{"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 4294967295}}"#;
 
+const STRINGS: &str = r#"{"type": "array", "minItems": 1, "items": {"type": "string"}, "examples": [["a"]]}"#;
+const STRING_OR_STRINGS: &str = r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}], "examples": ["a", ["a"]]}"#;
+/// Texts, or texts as tokens.
+const TEXTS: &str = r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}, {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}, {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}}], "examples": ["a", ["a", "b"], [1, 2], [[1], [2]]]}"#;
+
 #[rustfmt::skip]
 const SHARED: &[(&str, &str)] = &[
     ("model", STRING),
@@ -69,6 +74,19 @@ const SHARED: &[(&str, &str)] = &[
     ("parallel_tool_calls", r#"{"enum": [true], "examples": [true]}"#),
     ("service_tier", r#"{"enum": ["auto", "default"], "examples": ["auto", "default"]}"#),
     ("priority", r#"{"enum": [0], "examples": [0]}"#),
+    ("encoding_format", r#"{"enum": ["float", "base64"], "examples": ["float", "base64"]}"#),
+    ("dimensions", r#"{"type": "integer", "minimum": 1, "maximum": 4294967295, "description": "if the model can be cut"}"#),
+    ("prompt_name", r#"{"type": "string", "description": "of the prompts that come with the model"}"#),
+    ("normalize", BOOLEAN),
+    ("truncate_prompt_tokens", r#"{"anyOf": [{"const": -1}, {"type": "integer", "minimum": 1, "maximum": 4294967295}], "description": "-1: to what the model reads", "examples": [-1, 5]}"#),
+    ("query", STRING),
+    ("documents", STRINGS),
+    ("top_n", r#"{"type": "integer", "minimum": 1, "maximum": 4294967295}"#),
+    ("return_documents", BOOLEAN),
+    ("raw_scores", BOOLEAN),
+    ("use_activation", BOOLEAN),
+    ("text_1", STRING_OR_STRINGS),
+    ("text_2", STRING_OR_STRINGS),
     ("input_file_id", STRING),
     ("endpoint", r#"{"enum": ["/v1/chat/completions", "/v1/completions", "/v1/responses"]}"#),
     ("completion_window", r#"{"enum": ["24h"]}"#),
@@ -84,6 +102,8 @@ const OWN: &[(&str, &str, &str)] = &[
     ("completions", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "16 if absent; 0 only with `echo` or `prompt_logprobs`"}"#),
     ("completions", "logprobs", r#"{"type": "integer", "minimum": 0, "maximum": 20}"#),
     ("tokenize", "prompt", STRING),
+    ("embeddings", "input", TEXTS),
+    ("classify", "input", TEXTS),
     ("responses", "stream_options", r#"{"type": "object", "properties": {"include_obfuscation": {"const": false}}, "additionalProperties": false, "examples": [{"include_obfuscation": false}]}"#),
     ("responses", "tools", r##"{"type": "array", "maxItems": 128, "items": {"$ref": "#/components/schemas/FlatTool"}, "examples": [[{"type": "function", "name": "f"}]]}"##),
     ("responses", "top_logprobs", r#"{"type": "integer", "minimum": 0, "maximum": 20}"#),

@@ -3,20 +3,21 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::operations::{CHAT, COMPLETION, RESPONSE};
+use super::operations::{CHAT, COMPLETION, EMBEDDING, RESPONSE};
 use super::*;
 use crate::api::ROUTES;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::Reader;
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::completions::read_completions;
+use crate::api::wire::embeddings::read_embeddings;
 use crate::api::wire::request::RequestBounds;
 use crate::api::wire::responses::read_response;
 
 type Read = fn(Value, Reader, &RequestBounds) -> Result<(), ApiError>;
 
 /// The doors that read the same requests, with a body that each of them takes.
-fn doors() -> [(&'static str, Body, Value, Read); 3] {
+fn doors() -> [(&'static str, Body, Value, Read); 4] {
     let messages = json!([{"role": "user", "content": "hi"}]);
     [
         ("POST /v1/chat/completions", CHAT, json!({"model": "m", "messages": messages}), |body, reader, bounds| {
@@ -27,6 +28,9 @@ fn doors() -> [(&'static str, Body, Value, Read); 3] {
         }),
         ("POST /v1/responses", RESPONSE, json!({"model": "m", "input": "hi"}), |body, reader, bounds| {
             read_response(body, reader, bounds).map(drop)
+        }),
+        ("POST /v1/embeddings", EMBEDDING, json!({"model": "m", "input": "hi"}), |body, reader, _| {
+            read_embeddings(body, reader, 8).map(drop)
         }),
     ]
 }

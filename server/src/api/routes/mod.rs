@@ -2,6 +2,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod batches;
+pub(crate) mod encoders;
 pub(crate) mod files;
 pub(crate) mod models;
 pub(crate) mod pages;
