@@ -6,6 +6,7 @@
 mod defaults;
 mod door;
 mod engines;
+mod ledger;
 mod listener;
 mod logging;
 mod memory;
@@ -13,6 +14,7 @@ mod models;
 mod report;
 mod signals;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ use passerelle::api::{
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
-use passerelle::gateway::{Authenticator, Ledger};
+use passerelle::gateway::{AccountPath, Authenticator};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
@@ -31,6 +33,7 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
 use crate::cli::output;
+use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
 use signals::Signals;
 
 pub(crate) use door::Door;
@@ -50,9 +53,11 @@ pub(crate) struct Server {
     router: axum::Router,
     readiness: Readiness,
     config: ServeConfig,
-    /// Dropped last: every answer needs its engine to the end.
+    /// Dropped late: every answer needs its engine to the end.
     engines: Vec<Engine>,
     encoders: Vec<EncoderEngine>,
+    /// Dropped last: every request is settled. `None` for an open door.
+    _ledger: Option<LedgerKeeper>,
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
@@ -82,15 +87,23 @@ pub(crate) fn runtime() -> Result<Runtime> {
 pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let authenticator = door::authenticator(config, door, (&clock, runtime))?;
-    let guard = match &authenticator {
-        Authenticator::Open(_) => BrowserGuard::LocalOnly,
-        Authenticator::Keys(_) => BrowserGuard::Off,
+    let (guard, lock) = match &authenticator {
+        Authenticator::Open(_) => (BrowserGuard::LocalOnly, None),
+        Authenticator::Keys(_) => (BrowserGuard::Off, Some(LedgerLock::take(config)?)),
     };
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
     let compute = compute(&config.engine);
     let loaded = models::load_all(config, &compute)?;
     let fleet = engines::start(loaded, &config.engine, &compute, &clock)?;
+    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff: fleet.tariff };
+    let (ledger, keeper) = match lock {
+        None => (ledger::without_keeping(basis, &config.ledger)?, None),
+        Some(lock) => {
+            let (ledger, keeper) = lock.open(basis, &config.ledger, (&fleet.served, fleet.partition))?;
+            (ledger, Some(keeper))
+        }
+    };
     let readiness = Readiness::default();
     let batches = match door {
         Door::AsConfigured => Some(open_batches(config)?),
@@ -99,7 +112,8 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let state = AppState::new(AppParts {
         models: fleet.served,
         authenticator,
-        ledger: Ledger::new(Arc::clone(&clock)),
+        owners: owners(config)?,
+        ledger,
         router: fleet.router,
         clock,
         metrics: fleet.metrics,
@@ -117,6 +131,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         config: serve_config(config),
         engines: fleet.engines,
         encoders: fleet.encoders,
+        _ledger: keeper,
     })
 }
 
@@ -142,6 +157,15 @@ impl Server {
         let drained = api::serve(self.listener, self.router, config, shutdown).await;
         tracing::info!(?drained, "the listener is closed");
     }
+}
+
+/// The accounts that models belong to.
+fn owners(config: &Config) -> Result<BTreeMap<String, AccountPath>> {
+    let owned = config.models.iter().filter_map(|model| Some((&model.name, model.account.as_ref()?)));
+    let owner = |(name, account): (&String, &String)| {
+        Ok((name.clone(), account.parse().with_context(|| format!("the account of model `{name}`"))?))
+    };
+    owned.map(owner).collect()
 }
 
 fn load_tls(files: &TlsFiles) -> Result<Tls> {

@@ -20,7 +20,7 @@ use super::wire::parse_json;
 use crate::batches::{
     Batch, BatchId, BatchLine, BatchStatus, BatchStore, Counts, Endpoint, Journal, LineError, Outcome, read_input,
 };
-use crate::gateway::Account;
+use crate::gateway::{Caller, Scope};
 
 /// Batches that run at the same time; the others wait.
 const MAX_RUNNING_BATCHES: usize = 4;
@@ -74,8 +74,8 @@ struct Run {
 
 impl Run {
     async fn through(self) -> Result<(), ApiError> {
-        let Some(account) = self.state.authenticator().account(&self.batch.owner) else {
-            let message = "the account that made this batch has no key any more".to_owned();
+        let Some(caller) = self.state.authenticator().caller(&self.batch.owner, &self.batch.via) else {
+            let message = "the key that made this batch is not accepted any more".to_owned();
             return self.fail(vec![LineError { line: 0, message }]).await;
         };
         let lines = match self.read_lines().await? {
@@ -88,7 +88,7 @@ impl Run {
         if self.batch.status == BatchStatus::Validating {
             self.reach(BatchStatus::InProgress, journal.counts()).await?;
         }
-        let (journal, end) = self.run_lines(account, lines, journal).await?;
+        let (journal, end) = self.run_lines(caller, lines, journal).await?;
         self.finish(journal, end).await
     }
 
@@ -105,7 +105,7 @@ impl Run {
 
     async fn run_lines(
         &self,
-        account: Arc<Account>,
+        caller: Arc<Caller>,
         lines: Vec<BatchLine>,
         mut journal: Journal,
     ) -> Result<(Journal, End), ApiError> {
@@ -122,7 +122,7 @@ impl Run {
             while running.len() < self.store.bounds().max_running_requests
                 && let Some(line) = left.next()
             {
-                running.spawn(run_line(self.state.clone(), Arc::clone(&account), self.batch.endpoint, line));
+                running.spawn(run_line(self.state.clone(), Arc::clone(&caller), self.batch.endpoint, line));
             }
             tokio::select! {
                 ended = running.join_next() => match ended {
@@ -193,9 +193,9 @@ struct LineAnswer {
 }
 
 /// Asks until there is an answer that trying again would not change.
-async fn run_line(state: AppState, account: Arc<Account>, endpoint: Endpoint, line: BatchLine) -> LineAnswer {
+async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line: BatchLine) -> LineAnswer {
     loop {
-        let answer = ask(&state, &account, endpoint, &line).await.unwrap_or_else(IntoResponse::into_response);
+        let answer = ask(&state, &caller, endpoint, &line).await.unwrap_or_else(IntoResponse::into_response);
         match answer.status().as_u16() {
             429 | 503 => sleep(wait_of(&answer)).await,
             _ => return write_line(line.custom_id, answer).await,
@@ -205,7 +205,7 @@ async fn run_line(state: AppState, account: Arc<Account>, endpoint: Endpoint, li
 
 async fn ask(
     state: &AppState,
-    account: &Arc<Account>,
+    caller: &Arc<Caller>,
     endpoint: Endpoint,
     line: &BatchLine,
 ) -> Result<Response, ApiError> {
@@ -218,7 +218,8 @@ async fn ask(
         Endpoint::Completions => Door::Completions,
         Endpoint::Responses => Door::Responses,
     };
-    let visit = Visit { account: Arc::clone(account), place: state.take_place()?, arrived: state.clock().now() };
+    let (caller, place, arrived) = (Arc::clone(caller), state.take_place()?, state.clock().now());
+    let visit = Visit { caller, place, arrived, scope: Scope::Batch };
     answer_body(state, visit, body, door).await
 }
 

@@ -25,6 +25,7 @@ pub enum ErrorKind {
     ContextLengthExceeded,
     ExceedsLimit,
     InvalidApiKey,
+    InsufficientScope,
     ForbiddenHost,
     ForbiddenOrigin,
     ModelNotFound,
@@ -36,11 +37,13 @@ pub enum ErrorKind {
     BodyTimeout,
     UnsupportedMediaType,
     RateLimited,
+    QuotaExhausted,
     Internal,
     EngineFailed,
     QueueFull,
     StorageFull,
     NoReplica,
+    LedgerUnavailable,
     Draining,
     RequestTimeout,
 }
@@ -72,6 +75,7 @@ impl ErrorKind {
             Self::ContextLengthExceeded => (400, INVALID, "context_length_exceeded"),
             Self::ExceedsLimit          => (400, INVALID, "request_exceeds_limit"),
             Self::InvalidApiKey         => (401, INVALID, "invalid_api_key"),
+            Self::InsufficientScope     => (403, INVALID, "insufficient_scope"),
             Self::ForbiddenHost         => (403, INVALID, "forbidden_host"),
             Self::ForbiddenOrigin       => (403, INVALID, "forbidden_origin"),
             Self::ModelNotFound         => (404, INVALID, "model_not_found"),
@@ -83,11 +87,13 @@ impl ErrorKind {
             Self::BodyTooLarge          => (413, INVALID, "request_too_large"),
             Self::UnsupportedMediaType  => (415, INVALID, "unsupported_media_type"),
             Self::RateLimited           => (429, "rate_limit_error", "rate_limit_exceeded"),
+            Self::QuotaExhausted        => (429, "insufficient_quota", "insufficient_quota"),
             Self::Internal              => (500, SERVER, "internal_error"),
             Self::EngineFailed          => (500, SERVER, "engine_failed"),
             Self::QueueFull             => (503, SERVER, "queue_full"),
             Self::StorageFull           => (503, SERVER, "storage_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
+            Self::LedgerUnavailable     => (503, SERVER, "ledger_unavailable"),
             Self::Draining              => (503, SERVER, "draining"),
             Self::RequestTimeout        => (503, SERVER, "request_timeout"),
         };
@@ -100,7 +106,7 @@ impl ErrorKind {
         let seconds = match self {
             Self::QueueFull | Self::NoReplica => 1,
             Self::StorageFull => 60,
-            Self::Draining | Self::RequestTimeout => 5,
+            Self::LedgerUnavailable | Self::Draining | Self::RequestTimeout => 5,
             _ => return None,
         };
         Some(Duration::from_secs(seconds))

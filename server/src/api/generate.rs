@@ -21,9 +21,10 @@ use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, RunningChoice, Writer, 
 use super::errors::ApiError;
 use super::meter::ChoiceMeter;
 use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
+use super::routes::require;
 use super::state::{AppState, ServedModel};
 use super::wire::request::{GenerateRequest, Prompt, PromptEnding};
-use crate::gateway::{Account, Ask, Generation, Limit, PrefixHint, Refusal, Reservation, Retry};
+use crate::gateway::{Ask, Caller, Generation, PrefixHint, Reservation, Scope};
 use crate::text::grammar::CompiledGrammar;
 
 /// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
@@ -33,10 +34,12 @@ const UNSTATED_RESERVED_TOKENS: u32 = 1024;
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
 #[derive(Debug)]
 pub(crate) struct Visit {
-    pub(crate) account: Arc<Account>,
+    pub(crate) caller: Arc<Caller>,
     pub(crate) place: OwnedSemaphorePermit,
     /// On the server's clock.
     pub(crate) arrived: Duration,
+    /// What the caller's key must be good for.
+    pub(crate) scope: Scope,
 }
 
 /// An admitted request: every choice has its reservation and its place in an engine's queue.
@@ -55,14 +58,15 @@ pub(crate) async fn admit(
     prompt: Prompt,
     request: GenerateRequest,
 ) -> Result<Admitted, ApiError> {
-    let Visit { account, place, arrived } = visit;
+    let Visit { caller, place, arrived, scope } = visit;
     state.readiness().admit()?;
-    let model = find_generator(state, &request.model)?;
+    require(&caller, scope)?;
+    let model = find_generator(state, &caller, &request.model)?;
     let shape = Shape::of(&prompt, &request);
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
-    let (account, request, model) = (&account, &request, &model);
-    let admission = Admission { state, account, request, model, shape, bad_words, constraint, arrived };
+    let (caller, request, model) = (&caller, &request, &model);
+    let admission = Admission { state, caller, request, model, shape, bad_words, constraint, arrived };
     let tickets = admission.reserve_all(prompts)?;
     let choices = admission.start_all(tickets)?;
     Ok(Admitted { choices, model: Arc::clone(model), _place: place })
@@ -105,7 +109,7 @@ impl Shape {
 
 struct Admission<'a> {
     state: &'a AppState,
-    account: &'a Arc<Account>,
+    caller: &'a Arc<Caller>,
     request: &'a GenerateRequest,
     model: &'a Arc<ServedModel>,
     shape: Shape,
@@ -115,7 +119,7 @@ struct Admission<'a> {
 }
 
 /// What one prompt may generate at most, and what is reserved for it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Plan {
     max_tokens: u32,
     ask: Ask,
@@ -135,7 +139,7 @@ impl Admission<'_> {
         self.check_together(&plans)?;
         let mut tickets = Vec::with_capacity(prompts.len());
         for (prompt, plan) in prompts.into_iter().zip(plans) {
-            match reserve(self.state, self.account, plan.ask) {
+            match reserve(self.state, self.caller, plan.ask) {
                 Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
                 Err(refusal) => {
                     withdraw_all(tickets);
@@ -149,14 +153,15 @@ impl Admission<'_> {
     fn plan(&self, prompts: &[EncodedPrompt]) -> Result<Vec<Plan>, ApiError> {
         let all_prompts = saturating_u32(prompts.iter().map(|prompt| prompt.tokens.len()).sum());
         // Who states no bound gets the largest answers that the account could ever have.
-        let largest = self.state.ledger().largest_output(self.account, all_prompts).unwrap_or(u32::MAX);
+        let largest =
+            self.state.ledger().largest_output(self.caller, &self.model.name, all_prompts).unwrap_or(u32::MAX);
         let share = (largest / saturating_u32(prompts.len()).max(1)).max(1);
         let asked = self.request.sampling.max_tokens;
         let plan = |prompt: &EncodedPrompt| {
             let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
             let max_output_tokens = if asked.is_some() { room } else { max_tokens.min(UNSTATED_RESERVED_TOKENS) };
-            let ask = Ask { prompt_tokens: saturating_u32(prompt.tokens.len()), max_output_tokens };
+            let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_output_tokens);
             Ok(Plan { max_tokens, ask })
         };
         prompts.iter().map(plan).collect()
@@ -167,22 +172,10 @@ impl Admission<'_> {
         if plans.len() < 2 {
             return Ok(());
         }
-        let tokens = |plan: &Plan| u64::from(plan.ask.prompt_tokens) + u64::from(plan.ask.max_output_tokens);
-        let tokens = saturating_u32(usize::try_from(plans.iter().map(tokens).sum::<u64>()).unwrap_or(usize::MAX));
-        for limit in self.account.limits.limits() {
-            let asked = match limit {
-                Limit::TokensPerMinute(_) => tokens,
-                Limit::RequestsPerMinute(_) | Limit::ConcurrentRequests(_) => saturating_u32(plans.len()),
-            };
-            let limit_value = limit.value().get();
-            if asked > limit_value {
-                let (limit, scope) = (limit.name(), self.account.name.clone());
-                let refusal = Refusal { limit, scope, limit_value, current_value: 0, asked, retry: Retry::Never };
-                self.state.metrics().refused(limit);
-                return Err(ApiError::from(refusal).param("prompt"));
-            }
-        }
-        Ok(())
+        let asks: Vec<Ask> = plans.iter().map(|plan| plan.ask.clone()).collect();
+        let Some(refusal) = self.state.ledger().never_fit(self.caller, &asks) else { return Ok(()) };
+        self.state.metrics().refused(refusal.limit);
+        Err(ApiError::from(refusal).param("prompt"))
     }
 
     /// A choice that cannot start takes the others with it: they are dropped, which aborts and settles them.
@@ -232,7 +225,7 @@ impl Admission<'_> {
             id: self.state.next_request_id(),
             prompt: prompt.tokens.clone(),
             sampling,
-            share_key: self.account.share_key,
+            share_key: self.caller.account.share_key,
             cache_salt: self.cache_salt(),
             constraint: self.constraint.clone(),
         }
@@ -240,7 +233,8 @@ impl Admission<'_> {
 
     fn cache_salt(&self) -> CacheSalt {
         let narrower = self.request.cache_salt.as_deref();
-        narrower.map_or(self.account.cache_salt, |salt| self.account.cache_salt_with(salt))
+        let account = &self.caller.account;
+        narrower.map_or(account.cache_salt, |salt| account.cache_salt_with(salt))
     }
 
     fn writer(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writer {
@@ -264,8 +258,9 @@ fn withdraw_all(tickets: impl IntoIterator<Item = Ticket>) {
 }
 
 /// Takes room in the ledger, or says why there is none.
-pub(crate) fn reserve(state: &AppState, account: &Arc<Account>, ask: Ask) -> Result<Reservation, ApiError> {
-    state.ledger().reserve(account, ask).map_err(|refusal| {
+pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: Ask) -> Result<Reservation, ApiError> {
+    state.ledger().available_to(caller)?;
+    state.ledger().reserve(caller, ask).map_err(|refusal| {
         state.metrics().refused(refusal.limit);
         refusal.into()
     })

@@ -15,6 +15,7 @@ use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding, ReasoningEffort};
 use super::wire::sampling::Sampling;
 use super::wire::structure::Structure;
+use crate::gateway::Caller;
 use crate::text::grammar::CompiledGrammar;
 use crate::text::{AddSpecialTokens, GrammarBounds, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
 
@@ -35,13 +36,14 @@ pub(crate) struct EncodedPrompt {
     pub(crate) written: Option<String>,
 }
 
-pub(crate) fn find_model(state: &AppState, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    state.model(name).cloned().ok_or_else(|| model_not_found(name))
+/// One that the caller may not see is not told from one that nobody serves.
+pub(crate) fn find_model(state: &AppState, caller: &Caller, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+    state.model_for(caller, name).cloned().ok_or_else(|| model_not_found(name))
 }
 
 /// As [`find_model`], for whoever wants text from it.
-pub(crate) fn find_generator(state: &AppState, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    let model = find_model(state, name)?;
+pub(crate) fn find_generator(state: &AppState, caller: &Caller, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+    let model = find_model(state, caller, name)?;
     if model.encoder.is_some() { Err(not_a_generator(name)) } else { Ok(model) }
 }
 

@@ -19,7 +19,7 @@ use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::batches::BatchStore;
-use crate::gateway::{Authenticator, Ledger, Router};
+use crate::gateway::{AccountPath, Authenticator, Caller, Ledger, Router};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
@@ -109,6 +109,8 @@ pub enum RouteSwitch {
 #[derive(Debug)]
 pub struct AppParts {
     pub models: Vec<ServedModel>,
+    /// The accounts that models belong to; a model without one is for everybody.
+    pub owners: BTreeMap<String, AccountPath>,
     pub authenticator: Authenticator,
     pub ledger: Ledger,
     pub router: Router,
@@ -155,9 +157,18 @@ impl AppState {
         self.shared.models.get(name)
     }
 
-    /// The served model, if there is only one.
-    pub(crate) fn only_model(&self) -> Option<&Arc<ServedModel>> {
-        let mut models = self.shared.models.values();
+    /// Whether the caller may know that the model is served.
+    pub(crate) fn sees(&self, caller: &Caller, name: &str) -> bool {
+        caller.sees(name, self.shared.parts.owners.get(name))
+    }
+
+    pub(crate) fn model_for(&self, caller: &Caller, name: &str) -> Option<&Arc<ServedModel>> {
+        self.model(name).filter(|_| self.sees(caller, name))
+    }
+
+    /// The model that the caller sees, if it is only one.
+    pub(crate) fn only_model(&self, caller: &Caller) -> Option<&Arc<ServedModel>> {
+        let mut models = self.shared.models.values().filter(|model| self.sees(caller, &model.name));
         models.next().filter(|_| models.next().is_none())
     }
 

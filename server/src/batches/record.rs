@@ -51,6 +51,8 @@ impl Endpoint {
 pub struct Batch {
     pub id: BatchId,
     pub owner: String,
+    /// The key that made it; its requests are run as that key's.
+    pub via: String,
     pub endpoint: Endpoint,
     pub input_file_id: FileId,
     pub metadata: BTreeMap<String, String>,

@@ -20,6 +20,7 @@ fn batch(input: &StoredFile) -> Batch {
     Batch {
         id: BatchId::random().unwrap(),
         owner: input.owner.clone(),
+        via: String::new(),
         endpoint: ENDPOINT,
         input_file_id: input.id.clone(),
         metadata: BTreeMap::new(),

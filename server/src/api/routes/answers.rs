@@ -59,13 +59,13 @@ async fn answer(state: AppState, request: Request, door: Door) -> Result<Respons
 
 /// Everything after the body is there.
 pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, door: Door) -> Result<Response, ApiError> {
-    let account = Arc::clone(&visit.account);
+    let caller = Arc::clone(&visit.caller);
     let (read, form) = read(state, body, door)?;
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
     let generated = generate(state, visit, read, (form, door.id_prefix())).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
-    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&account));
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
     response.extensions_mut().insert(about);
     Ok(response)

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::files::on_disk;
-use super::{authenticate, enter, list_ignored, name_in_path};
+use super::{authenticate, enter, list_ignored, name_in_path, require};
 use crate::api::body::read_json;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
@@ -18,7 +18,7 @@ use crate::api::generate::reserve;
 use crate::api::state::AppState;
 use crate::api::wire::sampling::read_metadata;
 use crate::batches::{Batch, BatchId, BatchStatus, Counts, Endpoint};
-use crate::gateway::Ask;
+use crate::gateway::{Ask, Scope};
 
 pub(crate) const BATCH_FIELDS: &[Field] = &[
     honoured("input_file_id"),
@@ -35,12 +35,13 @@ pub(crate) const MAX_PAGE: usize = 100;
 
 pub(crate) async fn create(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
+    require(&visit.caller, Scope::Batch)?;
     let store = Arc::clone(state.batches()?);
     let body = read_json(request, &state).await?;
     let mut reader = state.reader();
     let asked = read_batch(body, &mut reader)?;
-    let _reservation = reserve(&state, &visit.account, Ask { prompt_tokens: 0, max_output_tokens: 0 })?;
-    let owner = visit.account.id.as_str().to_owned();
+    let _reservation = reserve(&state, &visit.caller, Ask::without_model())?;
+    let owner = visit.caller.account.path.as_str().to_owned();
     let input =
         store.file(&owner, &asked.input_file_id).map_err(|error| ApiError::from(error).param("input_file_id"))?;
     let id = BatchId::random().ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
@@ -48,6 +49,7 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
     let mut batch = Batch {
         id,
         owner,
+        via: visit.caller.via.label().to_owned(),
         endpoint: asked.endpoint,
         input_file_id: input.id,
         metadata: asked.metadata,
@@ -69,9 +71,9 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
 }
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     let (limit, after) = read_page(request.uri().query().unwrap_or_default())?;
-    let batches = state.batches()?.batches(account.id.as_str());
+    let batches = state.batches()?.batches(caller.account.path.as_str());
     let begin = match after {
         None => 0,
         Some(after) => {
@@ -94,9 +96,9 @@ pub(crate) async fn retrieve(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     let id = name_in_path(path)?;
-    Ok(Json(batch_json(&state.batches()?.batch(account.id.as_str(), &id)?)).into_response())
+    Ok(Json(batch_json(&state.batches()?.batch(caller.account.path.as_str(), &id)?)).into_response())
 }
 
 pub(crate) async fn cancel(
@@ -104,10 +106,10 @@ pub(crate) async fn cancel(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     let id = name_in_path(path)?;
     let store = Arc::clone(state.batches()?);
-    let (owner, now) = (account.id.as_str().to_owned(), state.clock().wall().as_secs());
+    let (owner, now) = (caller.account.path.as_str().to_owned(), state.clock().wall().as_secs());
     let batch = on_disk(&state, move || store.cancel(&owner, &id, now)).await?;
     state.batches_changed();
     Ok(Json(batch_json(&batch)).into_response())

@@ -14,13 +14,13 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{authenticate, enter, name_in_path};
+use super::{authenticate, enter, name_in_path, require};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{invalid, required};
 use crate::api::generate::reserve;
 use crate::api::state::AppState;
 use crate::batches::{BatchStore, Purpose, StoredFile, Upload};
-use crate::gateway::Ask;
+use crate::gateway::{Ask, Scope};
 
 /// Of a form beside the file in it.
 const MAX_FORM_BYTES: u64 = 16 << 10;
@@ -28,9 +28,10 @@ const MAX_NAME_CHARS: usize = 255;
 
 pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
+    require(&visit.caller, Scope::Batch)?;
     let store = Arc::clone(state.batches()?);
-    let _reservation = reserve(&state, &visit.account, Ask { prompt_tokens: 0, max_output_tokens: 0 })?;
-    let owner = visit.account.id.as_str().to_owned();
+    let _reservation = reserve(&state, &visit.caller, Ask::without_model())?;
+    let owner = visit.caller.account.path.as_str().to_owned();
     let form = bounded(request, store.bounds().max_file_bytes.saturating_add(MAX_FORM_BYTES));
     let form = Multipart::from_request(form, &state).await;
     let mut form = form.map_err(|_| {
@@ -63,8 +64,8 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
 }
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
-    let files: Vec<Value> = state.batches()?.files(account.id.as_str()).iter().map(file_json).collect();
+    let caller = authenticate(&state, request.headers())?;
+    let files: Vec<Value> = state.batches()?.files(caller.account.path.as_str()).iter().map(file_json).collect();
     Ok(Json(json!({"object": "list", "data": files, "has_more": false})).into_response())
 }
 
@@ -73,9 +74,9 @@ pub(crate) async fn retrieve(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     let id = name_in_path(path)?;
-    Ok(Json(file_json(&state.batches()?.file(account.id.as_str(), &id)?)).into_response())
+    Ok(Json(file_json(&state.batches()?.file(caller.account.path.as_str(), &id)?)).into_response())
 }
 
 pub(crate) async fn content(
@@ -83,10 +84,10 @@ pub(crate) async fn content(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     let id = name_in_path(path)?;
     let store = Arc::clone(state.batches()?);
-    let file = store.file(account.id.as_str(), &id)?;
+    let file = store.file(caller.account.path.as_str(), &id)?;
     let content = on_disk(&state, move || store.content(&file)).await?;
     Ok(([(CONTENT_TYPE, HeaderValue::from_static("application/jsonl"))], content).into_response())
 }
@@ -96,10 +97,10 @@ pub(crate) async fn delete(
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     let id = name_in_path(path)?;
     let store = Arc::clone(state.batches()?);
-    let owner = account.id.as_str().to_owned();
+    let owner = caller.account.path.as_str().to_owned();
     let id = on_disk(&state, move || store.delete_file(&owner, &id)).await?;
     Ok(Json(json!({"id": id, "object": "file", "deleted": true})).into_response())
 }

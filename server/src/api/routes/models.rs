@@ -14,10 +14,11 @@ use crate::api::state::{AppState, ServedModel};
 use crate::gateway::router::ModelEntry;
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let account = authenticate(&state, request.headers())?;
-    let data: Vec<Value> = state.router().models().map(|entry| model_json(&state, entry)).collect();
+    let caller = authenticate(&state, request.headers())?;
+    let seen = state.router().models().filter(|entry| state.sees(&caller, &entry.name));
+    let data: Vec<Value> = seen.map(|entry| model_json(&state, entry)).collect();
     let mut response = Json(json!({"object": "list", "data": data})).into_response();
-    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&account));
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, None));
     Ok(response)
 }
 
@@ -26,10 +27,11 @@ pub(crate) async fn retrieve(
     name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     // A name that is not UTF-8 names no model.
     let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
-    let entry = state.router().model(&name).ok_or_else(|| model_not_found(&name))?;
+    let entry = state.router().model(&name).filter(|entry| state.sees(&caller, &entry.name));
+    let entry = entry.ok_or_else(|| model_not_found(&name))?;
     Ok(Json(model_json(&state, entry)).into_response())
 }
 
