@@ -6,6 +6,7 @@
 mod defaults;
 mod door;
 mod engines;
+mod gguf;
 mod ledger;
 mod listener;
 mod logging;
@@ -13,6 +14,7 @@ mod memory;
 mod models;
 mod report;
 mod signals;
+mod text;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +41,7 @@ use signals::Signals;
 pub(crate) use door::Door;
 pub(crate) use engines::EngineBounds;
 pub(crate) use models::{Loaded, compute, find_files, load};
+pub(crate) use text::load as load_text;
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;
