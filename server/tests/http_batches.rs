@@ -170,7 +170,7 @@ async fn a_cancelled_batch_ends_and_what_it_ran_is_kept() {
 #[tokio::test]
 async fn a_limit_of_the_key_slows_a_batch_and_fails_none_of_it() {
     let folder = tempfile::tempdir().unwrap();
-    let key_limits = Some(vec![limit(Limit::ConcurrentRequests, 1)]);
+    let key_limits = Some(vec![limit(Limit::concurrent_requests, 1)]);
     let server = Server::with(Options { key_limits, ..keeping(&folder) }).await;
     let runner = tokio::spawn(run_batches(server.state.clone()));
     let client = server.client().with_key();
