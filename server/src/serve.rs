@@ -27,6 +27,7 @@ use passerelle::api::{
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
+use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::{AccountPath, Authenticator};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -125,6 +126,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         readiness: readiness.clone(),
     });
     runtime.spawn(api::run_batches(state.clone()));
+    runtime.spawn(look_after_replicas(state.clone()));
     let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
         url,
@@ -159,6 +161,13 @@ impl Server {
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
         let drained = api::serve(self.listener, self.router, config, shutdown).await;
         tracing::info!(?drained, "the listener is closed");
+    }
+}
+
+async fn look_after_replicas(state: AppState) {
+    loop {
+        sleep(LOOK_EVERY).await;
+        state.router().look();
     }
 }
 

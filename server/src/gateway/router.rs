@@ -101,15 +101,23 @@ impl Router {
         self.models.values().flat_map(|served| &served.replicas)
     }
 
-    /// Whether every model has a replica that serves.
+    /// Whether every model has a replica that is ready.
     pub fn is_ready(&self) -> bool {
-        self.models.values().all(|served| !self.healthiest(served).is_empty())
+        let now = self.clock.now();
+        let is_ready = |replica: &Arc<Replica>| replica.observe(now) == Health::Ready;
+        self.models.values().all(|served| served.replicas.iter().any(is_ready))
+    }
+
+    /// Looks at every replica, so that one that hangs is known before anybody asks for it.
+    pub fn look(&self) {
+        let now = self.clock.now();
+        self.replicas().for_each(|replica| _ = replica.observe(now));
     }
 
     /// The replicas of the best health that any has, among those that serve.
     fn healthiest<'a>(&self, served: &'a ServedModel) -> Vec<Candidate<'a>> {
         let now = self.clock.now();
-        let mut best = Health::Slow;
+        let mut best = Health::Distrusted;
         let mut candidates = Vec::with_capacity(served.replicas.len());
         for replica in &served.replicas {
             let health = replica.observe(now);
