@@ -19,7 +19,7 @@ use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::batches::BatchStore;
-use crate::gateway::{AccountPath, Authenticator, Caller, Ledger, Router};
+use crate::gateway::{AccountPath, Administration, Authenticator, Caller, Ledger, Router};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
@@ -112,6 +112,8 @@ pub struct AppParts {
     /// The accounts that models belong to; a model without one is for everybody.
     pub owners: BTreeMap<String, AccountPath>,
     pub authenticator: Authenticator,
+    /// `None`: nothing outlives the process.
+    pub administration: Option<Administration>,
     pub ledger: Ledger,
     pub router: Router,
     pub clock: Arc<dyn Clock>,
@@ -174,6 +176,10 @@ impl AppState {
 
     pub fn authenticator(&self) -> &Authenticator {
         &self.shared.parts.authenticator
+    }
+
+    pub(crate) fn administration(&self) -> Option<&Administration> {
+        self.shared.parts.administration.as_ref()
     }
 
     pub fn ledger(&self) -> &Ledger {

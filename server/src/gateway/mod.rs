@@ -8,6 +8,7 @@
 //! This room sees token counts, never text, and knows no status code.
 
 pub mod account;
+pub mod administration;
 pub mod auth;
 pub mod data;
 pub mod directory;
@@ -23,6 +24,7 @@ pub mod router;
 pub mod tariff;
 
 pub use account::{Account, AccountPath, Caller, Scope};
+pub use administration::Administration;
 pub use auth::{AuthError, Authenticator};
 pub use data::{DataDir, DataError};
 pub use directory::{Directory, DirectoryError};

@@ -133,7 +133,10 @@ fn every_shape_is_a_schema() {
 #[test]
 fn every_route_is_described_and_every_description_has_a_route() {
     let written = |path: &str| path.replace("{*name}", "{name}");
-    let mut routes: Vec<String> = ROUTES.iter().map(|(path, _)| written(path)).collect();
+    // Administration has a description of its own in the README.
+    let is_public = |path: &&str| !path.starts_with("/admin/") && !path.starts_with("/v1/me/");
+    let paths = ROUTES.iter().map(|(path, _)| *path).filter(is_public);
+    let mut routes: Vec<String> = paths.map(written).collect();
     let mut described: Vec<String> = OPERATIONS.iter().map(|operation| operation.path.to_owned()).collect();
     routes.sort();
     described.sort();
