@@ -49,6 +49,17 @@ need_packages() {
     "${as_root[@]}" apt-get install -qq --yes --no-install-recommends "${missing[@]}"
 }
 
+# Installs what the clients of server/tests/clients need from npm, beside the build's outputs, and prints where.
+node_clients() {
+    local folder
+    need_packages nodejs npm >&2
+    folder="$(target_dir)/ci-node"
+    mkdir -p "$folder"
+    cp server/tests/clients/*.mjs server/tests/clients/package.json "$folder"
+    npm install --silent --no-audit --no-fund --prefix "$folder" >/dev/null
+    printf '%s\n' "$folder"
+}
+
 # Where cargo puts what it builds.
 target_dir() {
     cargo metadata --format-version 1 --no-deps --locked | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'

@@ -1,6 +1,7 @@
 //! Bytes to tokens to bytes; who may run what, and where.
 
 pub mod api;
+pub mod batches;
 pub mod config;
 pub mod gateway;
 pub mod hub;

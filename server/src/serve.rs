@@ -25,7 +25,8 @@ use passerelle::api::{
     self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, RouteSwitch,
     ServeConfig, SseConfig, Tls,
 };
-use passerelle::config::{Config, TlsFiles, UnknownFields};
+use passerelle::batches::{BatchBounds, BatchStore};
+use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::{AccountPath, Authenticator};
 use passerelle::text::GrammarBounds;
@@ -108,6 +109,10 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         }
     };
     let readiness = Readiness::default();
+    let batches = match door {
+        Door::AsConfigured => Some(open_batches(config)?),
+        Door::Open => None,
+    };
     let state = AppState::new(AppParts {
         models: fleet.served,
         authenticator,
@@ -117,9 +122,11 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         router: fleet.router,
         clock,
         metrics: fleet.metrics,
+        batches,
         config: api_config(config, guard)?,
         readiness: readiness.clone(),
     });
+    runtime.spawn(api::run_batches(state.clone()));
     runtime.spawn(look_after_replicas(state.clone()));
     let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
@@ -221,6 +228,23 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
     })
 }
 
+fn open_batches(config: &Config) -> Result<BatchStore> {
+    let folder = &config.server.data_dir;
+    BatchStore::open(folder, batch_bounds(&config.batches))
+        .with_context(|| format!("cannot keep files and batches in {}", folder.display()))
+}
+
+fn batch_bounds(written: &BatchesConfig) -> BatchBounds {
+    BatchBounds {
+        max_file_bytes: written.max_file.0,
+        max_stored_bytes: written.max_stored.0,
+        max_files: written.max_files,
+        max_batches: written.max_batches,
+        max_requests: written.max_requests,
+        max_running_requests: written.max_running_requests,
+    }
+}
+
 fn serve_config(config: &Config) -> ServeConfig {
     ServeConfig {
         max_connections: config.server.max_connections,
@@ -245,5 +269,6 @@ mod tests {
         let api = api_config(&config, BrowserGuard::LocalOnly).expect("no origin is listed");
         assert_eq!(format!("{api:?}"), format!("{:?}", ApiConfig::default()));
         assert_eq!(format!("{:?}", serve_config(&config)), format!("{:?}", ServeConfig::default()));
+        assert_eq!(format!("{:?}", batch_bounds(&config.batches)), format!("{:?}", BatchBounds::default()));
     }
 }

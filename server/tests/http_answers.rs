@@ -46,7 +46,9 @@ fn joined(events: &[Value]) -> (String, Vec<Value>, Value, Value) {
 
 fn joined_reasoning(events: &[Value]) -> String {
     let choices = events.iter().filter_map(|event| event["choices"].get(0));
-    choices.filter_map(|choice| choice["delta"]["reasoning_content"].as_str()).collect()
+    let deltas = choices.map(|choice| &choice["delta"]);
+    let pieces = deltas.inspect(|delta| assert_eq!(delta.get("reasoning_content"), delta.get("reasoning")));
+    pieces.filter_map(|delta| delta["reasoning_content"].as_str()).collect()
 }
 
 /// Asks twice, streamed and not, and returns the whole answer after checking that they agree.
@@ -62,6 +64,7 @@ async fn both_ways(client: &Client, body: Value) -> Value {
     let message = &whole["choices"][0]["message"];
     assert_eq!(content, message["content"].as_str().unwrap_or_default());
     assert_eq!(joined_reasoning(&events), message["reasoning_content"].as_str().unwrap_or_default());
+    assert_eq!(message.get("reasoning_content"), message.get("reasoning"), "clients look for either");
     assert_eq!(finish, whole["choices"][0]["finish_reason"]);
     let without_ids = |calls: &[Value]| calls.iter().map(|call| call["function"].clone()).collect::<Vec<_>>();
     assert_eq!(without_ids(&calls), without_ids(message["tool_calls"].as_array().unwrap_or(&Vec::new())));

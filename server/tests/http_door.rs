@@ -234,6 +234,32 @@ async fn a_developer_speaks_as_the_system_to_a_model_that_knows_no_developers() 
 }
 
 #[tokio::test]
+async fn an_effort_is_told_to_a_template_that_has_a_name_for_it() {
+    let server = Server::start().await;
+    let client = server.client();
+    let ask = async |extra: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": "y"}]});
+        for (name, value) in extra.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        client.post("/tokenize", &body).await
+    };
+    let told = ask(json!({"reasoning_effort": "none"})).await.json();
+    assert_eq!(told["tokens"], ask(json!({"chat_template_kwargs": {"enable_thinking": false}})).await.json()["tokens"]);
+    assert_ne!(told["tokens"], ask(json!({})).await.json()["tokens"]);
+    let both = json!({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": true}});
+    for (extra, code) in [
+        (json!({"reasoning_effort": "high"}), "unsupported_parameter"),
+        (json!({"reasoning_effort": "huge"}), "invalid_value"),
+        (both, "invalid_value"),
+    ] {
+        let reply = ask(extra).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (400, code), "{}", reply.text());
+        assert_eq!(reply.param().as_deref(), Some("reasoning_effort"));
+    }
+}
+
+#[tokio::test]
 async fn a_key_that_is_written_twice_is_refused() {
     let server = Server::start().await;
     let body = br#"{"model": "m", "messages": [], "temperature": 0, "temperature": 1}"#;

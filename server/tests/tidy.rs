@@ -73,6 +73,12 @@ const RULES: &[Rule] = &[
         because: "text imports no other room",
     },
     Rule {
+        place: "server/src/batches/",
+        except: &[],
+        never: &["crate::api", "crate::gateway", "crate::text", "crate::config", "crate::hub", "axum::", "tokio::"],
+        because: "batches keeps files and runs nothing",
+    },
+    Rule {
         place: "server/src/hub/",
         except: &[],
         never: &["crate::api", "crate::gateway", "crate::config", "crate::text", "axum::"],

@@ -8,6 +8,7 @@ use passerelle_engine::{ConstraintError, RequestError};
 
 use super::errors::{ApiError, ErrorKind, echoed};
 use super::fields::invalid;
+use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::Retry;
 use crate::gateway::router::RouteError;
@@ -141,6 +142,23 @@ impl From<TextError> for ApiError {
             TextError::TemplateRefused(_) | TextError::NoTemplate => ErrorKind::TemplateRefused,
             TextError::PromptTooLong { .. } | TextError::TooLong { .. } => ErrorKind::ContextLengthExceeded,
             _ => ErrorKind::InvalidValue,
+        };
+        Self::new(kind, format!("{}.", capitalised(&error.to_string())))
+    }
+}
+
+impl From<BatchError> for ApiError {
+    fn from(error: BatchError) -> Self {
+        let kind = match &error {
+            BatchError::NoFile | BatchError::NoBatch => ErrorKind::NotFound,
+            BatchError::FileInUse | BatchError::Over(_) => ErrorKind::Conflict,
+            BatchError::FileTooLarge(_) => ErrorKind::BodyTooLarge,
+            BatchError::TooManyFiles(_) | BatchError::TooManyBatches(_) => ErrorKind::ExceedsLimit,
+            BatchError::Full => ErrorKind::StorageFull,
+            BatchError::NoRandomness | BatchError::Disk(_) => {
+                tracing::error!(%error, "files and batches");
+                return Self::new(ErrorKind::Internal, "The server failed on this request.");
+            }
         };
         Self::new(kind, format!("{}.", capitalised(&error.to_string())))
     }

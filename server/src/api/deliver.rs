@@ -11,12 +11,12 @@ use passerelle_engine::Usage;
 use tokio::time::{sleep, timeout};
 
 use super::choice::RunningChoice;
-use super::delta::{Choice, ChoiceDelta};
+use super::delta::ChoiceDelta;
 use super::errors::{ApiError, ErrorKind};
 use super::generate::Admitted;
 use super::sse::{ReaderGone, SseWriter, sse_response};
 use super::state::AppState;
-use super::wire::answer::Answer;
+use super::wire::answer::{AnswerForm, Part};
 use super::wire::usage::sum_usage;
 
 /// An answer on its way. Dropping it aborts what still runs.
@@ -24,43 +24,35 @@ use super::wire::usage::sum_usage;
 pub(crate) struct Delivery {
     state: AppState,
     admitted: Admitted,
-    answer: Answer,
+    answer: Box<dyn AnswerForm>,
     /// Whom to ask first for the next piece, so that no choice waits for another.
     next_turn: usize,
 }
 
 impl Delivery {
-    pub(crate) fn new(state: AppState, admitted: Admitted, answer: Answer) -> Self {
+    pub(crate) fn new(state: AppState, admitted: Admitted, answer: Box<dyn AnswerForm>) -> Self {
         Self { state, admitted, answer, next_turn: 0 }
     }
 
-    pub(crate) async fn respond(self) -> Result<Response, ApiError> {
-        match self.answer.output.stream {
-            None => self.whole().await,
-            Some(_) => Ok(self.stream()),
-        }
-    }
-
-    async fn whole(mut self) -> Result<Response, ApiError> {
+    pub(crate) async fn whole(mut self) -> Result<Response, ApiError> {
         let too_late = sleep(self.state.config().request_timeout);
-        let choices = tokio::select! {
+        tokio::select! {
             biased;
             () = too_late => return Err(timed_out(&self.state)),
-            choices = self.all_pieces() => choices?,
-        };
-        let body = self.answer.whole(&choices, self.usage());
-        Ok(Json(body).into_response())
-    }
-
-    async fn all_pieces(&mut self) -> Result<Vec<Choice>, ApiError> {
-        let mut choices = vec![Choice::default(); self.admitted.choices.len()];
-        while let Some(ChoiceDelta { index, delta }) = self.next().await? {
-            choices[index].push(delta);
+            joined = self.join_all() => joined?,
         }
-        Ok(choices)
+        let usage = self.usage();
+        Ok(Json(self.answer.whole(usage)).into_response())
     }
 
-    fn stream(self) -> Response {
+    async fn join_all(&mut self) -> Result<(), ApiError> {
+        while let Some(piece) = self.next().await? {
+            self.answer.join(piece);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stream(self) -> Response {
         let (writer, response) = sse_response(&self.state.config().sse);
         tokio::spawn(async move {
             // A reader that left took the rest of the answer with it: dropping the delivery aborts what still runs.
@@ -81,34 +73,29 @@ impl Delivery {
             // What still runs ends before the reader is waited for.
             self.admitted.choices.clear();
             tracing::warn!(error = error.label(), "a stream ended with an error");
-            writer.data(&error.body()).await?;
+            let parts = self.answer.failure(&error);
+            write_parts(writer, &parts).await?;
         }
-        writer.done().await
+        writer.done(self.answer.stream_end()).await
     }
 
     /// The inner error is for the reader to see.
     async fn write_answer(&mut self, writer: &SseWriter) -> Result<Result<(), ApiError>, ReaderGone> {
-        if let Some(opening) = self.answer.opening(self.usage()) {
-            writer.data(&opening).await?;
-        }
+        let usage = self.usage();
+        write_parts(writer, &self.answer.opening(usage)).await?;
         loop {
             match self.next_or_keep_alive(writer).await? {
-                Ok(Some(piece)) => self.write_piece(writer, &piece).await?,
+                Ok(Some(piece)) => {
+                    let usage = self.usage();
+                    write_parts(writer, &self.answer.part(piece, usage)).await?;
+                }
                 Ok(None) => break,
                 Err(error) => return Ok(Err(error)),
             }
         }
-        if let Some(chunk) = self.answer.usage_chunk(self.usage()) {
-            writer.data(&chunk).await?;
-        }
+        let usage = self.usage();
+        write_parts(writer, &self.answer.closing(usage)).await?;
         Ok(Ok(()))
-    }
-
-    async fn write_piece(&self, writer: &SseWriter, piece: &ChoiceDelta) -> Result<(), ReaderGone> {
-        match self.answer.chunk(piece, self.usage()) {
-            Some(chunk) => writer.data(&chunk).await,
-            None => Ok(()),
-        }
     }
 
     /// Waits for a piece, and says so to the reader from time to time.
@@ -138,6 +125,13 @@ impl Delivery {
     fn usage(&self) -> Usage {
         sum_usage(self.admitted.choices.iter().map(RunningChoice::usage))
     }
+}
+
+async fn write_parts(writer: &SseWriter, parts: &[Part]) -> Result<(), ReaderGone> {
+    for part in parts {
+        writer.part(part).await?;
+    }
+    Ok(())
 }
 
 /// Polls every choice once a wake-up, beginning with `first`.

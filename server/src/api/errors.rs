@@ -41,6 +41,7 @@ pub enum ErrorKind {
     Internal,
     EngineFailed,
     QueueFull,
+    StorageFull,
     NoReplica,
     LedgerUnavailable,
     Draining,
@@ -90,6 +91,7 @@ impl ErrorKind {
             Self::Internal              => (500, SERVER, "internal_error"),
             Self::EngineFailed          => (500, SERVER, "engine_failed"),
             Self::QueueFull             => (503, SERVER, "queue_full"),
+            Self::StorageFull           => (503, SERVER, "storage_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
             Self::LedgerUnavailable     => (503, SERVER, "ledger_unavailable"),
             Self::Draining              => (503, SERVER, "draining"),
@@ -103,6 +105,7 @@ impl ErrorKind {
     fn default_retry_after(self) -> Option<Duration> {
         let seconds = match self {
             Self::QueueFull | Self::NoReplica => 1,
+            Self::StorageFull => 60,
             Self::LedgerUnavailable | Self::Draining | Self::RequestTimeout => 5,
             _ => return None,
         };
@@ -130,6 +133,14 @@ impl ApiError {
     #[must_use]
     pub fn param(mut self, param: impl AsRef<str>) -> Self {
         self.param = Some(echoed(param.as_ref()));
+        self
+    }
+
+    /// Tells the error under other names: each first one becomes the second.
+    #[must_use]
+    pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        self.message = renamed(&self.message, names);
+        self.param = self.param.map(|param| renamed(&param, names));
         self
     }
 
@@ -202,6 +213,11 @@ pub(crate) struct ErrorLabel(pub(crate) &'static str);
 pub(crate) fn ceil_seconds(wait: Duration) -> u64 {
     let partial = u64::from(wait.subsec_nanos() > 0);
     wait.as_secs().saturating_add(partial).max(1)
+}
+
+/// Each first text becomes the second.
+pub(crate) fn renamed(text: &str, names: &[(&str, &str)]) -> String {
+    names.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// A caller's own text, short enough to repeat.

@@ -55,6 +55,11 @@ impl Reader {
         Self { unknown, ignored: Vec::new() }
     }
 
+    /// Another one that treats unknown fields the same, and has skipped nothing yet.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.unknown)
+    }
+
     /// Names that were accepted without being read.
     pub(crate) fn into_ignored(self) -> Vec<String> {
         self.ignored
@@ -203,15 +208,16 @@ pub(crate) fn too_many(name: &str, max: usize, got: usize) -> ApiError {
 /// A whole number; `16.0` counts as one, since JSON has a single kind of number.
 pub(crate) fn integer(name: &str, value: &Value, range: RangeInclusive<i64>) -> Result<i64, ApiError> {
     let Value::Number(number) = value else { return Err(wrong_type(name, "an integer", value)) };
+    /// 2^63: from here on no float is an `i64`.
+    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
+    let out_of_range = || invalid(name, format!("must be between {} and {}", range.start(), range.end()));
     let whole = match (number.as_i64(), number.as_f64()) {
         (Some(whole), _) => whole,
-        (None, Some(float)) if float.fract() == 0.0 => float as i64, // saturates, and is then out of range
+        (None, Some(float)) if float.fract() == 0.0 && float.abs() < BEYOND => float as i64,
+        (None, Some(float)) if float.fract() == 0.0 => return Err(out_of_range()),
         _ => return Err(wrong_type(name, "an integer", value)),
     };
-    if range.contains(&whole) {
-        return Ok(whole);
-    }
-    Err(invalid(name, format!("must be between {} and {}", range.start(), range.end())))
+    if range.contains(&whole) { Ok(whole) } else { Err(out_of_range()) }
 }
 
 pub(crate) fn number(name: &str, value: &Value, range: RangeInclusive<f64>) -> Result<f32, ApiError> {

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use passerelle_engine::{CacheSalt, Request as EngineRequest};
+use passerelle_engine::{CacheSalt, Class, Request as EngineRequest};
 use passerelle_models::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -38,6 +38,8 @@ pub(crate) struct Visit {
     pub(crate) place: OwnedSemaphorePermit,
     /// On the server's clock.
     pub(crate) arrived: Duration,
+    /// What the caller's key must be good for.
+    pub(crate) scope: Scope,
 }
 
 /// An admitted request: every choice has its reservation and its place in an engine's queue.
@@ -56,15 +58,16 @@ pub(crate) async fn admit(
     prompt: Prompt,
     request: GenerateRequest,
 ) -> Result<Admitted, ApiError> {
-    let Visit { caller, place, arrived } = visit;
+    let Visit { caller, place, arrived, scope } = visit;
     state.readiness().admit()?;
-    require(&caller, Scope::Inference)?;
+    require(&caller, scope)?;
     let model = find_generator(state, &caller, &request.model)?;
     let shape = Shape::of(&prompt, &request);
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
     let (caller, request, model) = (&caller, &request, &model);
-    let admission = Admission { state, caller, request, model, shape, bad_words, constraint, arrived };
+    let class = if scope == Scope::Batch { Class::Batch } else { Class::Standard };
+    let admission = Admission { state, caller, request, model, shape, bad_words, constraint, arrived, class };
     let tickets = admission.reserve_all(prompts)?;
     let choices = admission.start_all(tickets)?;
     Ok(Admitted { choices, model: Arc::clone(model), _place: place })
@@ -111,6 +114,7 @@ struct Admission<'a> {
     bad_words: Vec<Vec<TokenId>>,
     constraint: Option<CompiledGrammar>,
     arrived: Duration,
+    class: Class,
 }
 
 /// What one prompt may generate at most, and what is reserved for it.
@@ -217,6 +221,7 @@ impl Admission<'_> {
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
         sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
+            class: self.class,
             share_key: self.caller.account.share_key,
             cache_salt: self.cache_salt(),
             constraint: self.constraint.clone(),

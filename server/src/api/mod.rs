@@ -5,6 +5,7 @@
 //! goes through [`generate`], [`choice`] and [`deliver`], for chat and completions alike; what is read by an encoder goes
 //! through [`encode`].
 
+mod batch_runner;
 mod body;
 mod causes;
 mod choice;
@@ -20,6 +21,7 @@ mod generate;
 mod ids;
 mod meter;
 mod middleware;
+mod openapi;
 mod prepare;
 mod routes;
 mod serve;
@@ -28,6 +30,7 @@ mod state;
 mod text_work;
 mod wire;
 
+pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
@@ -39,19 +42,22 @@ pub use wire::request::RequestBounds;
 pub use wire::sampling::GenerationDefaults;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
-use routes::{admin, answers, encoders, me, models, probes, tokens};
+use routes::{admin, answers, batches, encoders, files, me, models, pages, probes, tokens};
 
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 29] = [
-    ("/", || get(probes::home)),
+const ROUTES: [Route; 38] = [
+    ("/", || get(pages::home)),
+    ("/docs", || get(pages::docs)),
+    ("/openapi.json", || get(pages::openapi)),
     ("/health", || get(probes::health)),
     ("/ready", || get(probes::ready)),
     ("/metrics", || get(probes::metrics)),
@@ -59,6 +65,14 @@ const ROUTES: [Route; 29] = [
     ("/v1/models/{*name}", || get(models::retrieve)),
     ("/v1/chat/completions", || post(answers::chat)),
     ("/v1/completions", || post(answers::completions)),
+    ("/v1/responses", || post(answers::responses)),
+    // Files are bounded by what may be kept of them, which the handler knows.
+    ("/v1/files", || get(files::list).post(files::upload).layer(DefaultBodyLimit::disable())),
+    ("/v1/files/{id}", || get(files::retrieve).delete(files::delete)),
+    ("/v1/files/{id}/content", || get(files::content)),
+    ("/v1/batches", || get(batches::list).post(batches::create)),
+    ("/v1/batches/{id}", || get(batches::retrieve)),
+    ("/v1/batches/{id}/cancel", || post(batches::cancel)),
     ("/v1/embeddings", || post(encoders::embeddings)),
     ("/v1/rerank", || post(encoders::rerank)),
     ("/rerank", || post(encoders::rerank)),

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle_models::TokenId;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::causes::{model_not_found, not_a_generator};
 use super::errors::{ApiError, ErrorKind};
-use super::fields::invalid;
+use super::fields::{invalid, unsupported};
 use super::form::WantedForm;
 use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
-use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
+use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding, ReasoningEffort};
 use super::wire::sampling::Sampling;
 use crate::gateway::Caller;
 use crate::text::grammar::CompiledGrammar;
@@ -97,9 +97,11 @@ fn spell_bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<To
 
 fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
     let template = text.chat_template()?;
-    let knows_developers = template.source().is_some_and(|source| source.contains(Role::Developer.as_str()));
-    let developer = if knows_developers { DeveloperRole::Known } else { DeveloperRole::Unknown };
+    let source = template.source().unwrap_or_default();
+    let developer =
+        if source.contains(Role::Developer.as_str()) { DeveloperRole::Known } else { DeveloperRole::Unknown };
     let messages: Vec<Value> = chat.messages.iter().map(|message| message.to_json(developer)).collect();
+    let variables = template_variables(chat, &source)?;
     let tools: Vec<Value> = chat.tools.iter().map(super::wire::tools::Tool::to_json).collect();
     let prompt = crate::text::ChatPrompt {
         messages: &messages,
@@ -110,11 +112,29 @@ fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<Enc
             PromptEnding::Closed => PromptEnd::AsIs,
             PromptEnding::ContinueFinalMessage => PromptEnd::ContinueFinalMessage,
         },
-        variables: &chat.template_kwargs,
+        variables: &variables,
         now,
     };
     let tokens = PromptEncoder::new(&text.tokenizer, template).encode(&prompt)?;
     Ok(EncodedPrompt { tokens, written: None })
+}
+
+/// What the caller wants the template to know, with the effort under the name that the template has for it.
+fn template_variables(chat: &ChatPrompt, source: &str) -> Result<Map<String, Value>, ApiError> {
+    const EFFORT: &str = "reasoning_effort";
+    /// Some templates can only be told whether to think at all.
+    const THINKING: &str = "enable_thinking";
+    let mut variables = chat.template_kwargs.clone();
+    let Some(effort) = chat.reasoning_effort else { return Ok(variables) };
+    let (name, value) = match effort {
+        effort if source.contains(EFFORT) => (EFFORT, Value::from(effort.as_str())),
+        ReasoningEffort::None if source.contains(THINKING) => (THINKING, Value::Bool(false)),
+        _ => return Err(unsupported(EFFORT, "this model's chat template has no name for it")),
+    };
+    if variables.insert(name.to_owned(), value).is_some() {
+        return Err(invalid(EFFORT, format!("cannot be combined with `chat_template_kwargs.{name}`")));
+    }
+    Ok(variables)
 }
 
 fn encode_completion(

@@ -12,6 +12,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::wire::answer::Part;
+
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Bounds of one event stream.
@@ -42,7 +44,16 @@ pub(crate) struct SseWriter {
 #[derive(Debug)]
 enum Frame {
     Event(Bytes),
-    Done,
+    Done(StreamEnd),
+}
+
+/// How a stream shows that it is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StreamEnd {
+    /// With `data: [DONE]`.
+    DoneMark,
+    /// Its last event says so.
+    Silent,
 }
 
 /// The reader has gone, or has stopped reading.
@@ -54,8 +65,15 @@ impl SseWriter {
         self.send(Frame::Event(data_frame(value))).await
     }
 
-    pub(crate) async fn done(&self) -> Result<(), ReaderGone> {
-        self.send(Frame::Done).await
+    pub(crate) async fn part(&self, part: &Part) -> Result<(), ReaderGone> {
+        match part.event {
+            None => self.data(&part.data).await,
+            Some(name) => self.send(Frame::Event(Bytes::from(format!("event: {name}\ndata: {}\n\n", part.data)))).await,
+        }
+    }
+
+    pub(crate) async fn done(&self, end: StreamEnd) -> Result<(), ReaderGone> {
+        self.send(Frame::Done(end)).await
     }
 
     pub(crate) async fn keep_alive(&self) -> Result<(), ReaderGone> {
@@ -85,11 +103,12 @@ pub(crate) fn sse_response(config: &SseConfig) -> (SseWriter, Response) {
         }
         receiver.poll_recv(context).map(|frame| {
             is_over = !matches!(frame, Some(Frame::Event(_)));
-            Some(match frame {
-                Some(Frame::Event(bytes)) => Ok(bytes),
-                Some(Frame::Done) => Ok(Bytes::from_static(b"data: [DONE]\n\n")),
-                None => Err(io::Error::other("the answer broke off")),
-            })
+            match frame {
+                Some(Frame::Event(bytes)) => Some(Ok(bytes)),
+                Some(Frame::Done(StreamEnd::DoneMark)) => Some(Ok(Bytes::from_static(b"data: [DONE]\n\n"))),
+                Some(Frame::Done(StreamEnd::Silent)) => None,
+                None => Some(Err(io::Error::other("the answer broke off"))),
+            }
         })
     });
     let mut response = Response::new(Body::from_stream(stream));
@@ -120,11 +139,20 @@ mod tests {
     async fn the_stream_ends_when_the_writer_is_dropped() {
         let (writer, response) = sse_response(&SseConfig::default());
         writer.data(&json!({"n": 1})).await.unwrap();
-        writer.done().await.unwrap();
+        writer.done(StreamEnd::DoneMark).await.unwrap();
         drop(writer);
         assert_eq!(response.headers()["x-accel-buffering"], "no");
         let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
         assert_eq!(body, "data: {\"n\":1}\n\ndata: [DONE]\n\n");
+    }
+
+    #[tokio::test]
+    async fn a_named_event_carries_its_name() {
+        let (writer, response) = sse_response(&SseConfig::default());
+        writer.part(&Part { event: Some("a.b"), data: json!({"n": 1}) }).await.unwrap();
+        writer.done(StreamEnd::Silent).await.unwrap();
+        let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
+        assert_eq!(body, "event: a.b\ndata: {\"n\":1}\n\n");
     }
 
     #[tokio::test]
@@ -143,8 +171,8 @@ mod tests {
     async fn a_reader_that_takes_nothing_is_cut() {
         let config = SseConfig { max_pending_frames: 1, ..SseConfig::default() };
         let (writer, _response) = sse_response(&config);
-        writer.done().await.unwrap();
-        assert_eq!(writer.done().await, Err(ReaderGone));
+        writer.done(StreamEnd::DoneMark).await.unwrap();
+        assert_eq!(writer.done(StreamEnd::DoneMark).await, Err(ReaderGone));
     }
 
     #[tokio::test]
@@ -152,6 +180,6 @@ mod tests {
         let (writer, response) = sse_response(&SseConfig::default());
         drop(response);
         writer.reader_gone().await;
-        assert_eq!(writer.done().await, Err(ReaderGone));
+        assert_eq!(writer.done(StreamEnd::DoneMark).await, Err(ReaderGone));
     }
 }

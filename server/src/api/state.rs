@@ -8,7 +8,7 @@ use std::time::Duration;
 use passerelle_engine::RequestId;
 use passerelle_engine::clock::Clock;
 use passerelle_models::TokenId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::cross_origin::AllowedOrigins;
 use super::encode::ServedEncoder;
@@ -18,6 +18,7 @@ use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
+use crate::batches::BatchStore;
 use crate::gateway::{AccountPath, Administration, Authenticator, Caller, Ledger, Router};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
@@ -117,6 +118,8 @@ pub struct AppParts {
     pub router: Router,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<Metrics>,
+    /// `None`: this server keeps no files and runs no batches.
+    pub batches: Option<BatchStore>,
     pub config: ApiConfig,
     pub readiness: Readiness,
 }
@@ -132,6 +135,9 @@ struct Shared {
     models: BTreeMap<String, Arc<ServedModel>>,
     parts: AppParts,
     text_work: TextWork,
+    batches: Option<Arc<BatchStore>>,
+    /// Told whenever a batch came or is to end.
+    batch_changes: watch::Sender<()>,
     request_permits: Arc<Semaphore>,
     next_request: AtomicU64,
 }
@@ -139,11 +145,14 @@ struct Shared {
 impl AppState {
     pub fn new(mut parts: AppParts) -> Self {
         let models = std::mem::take(&mut parts.models);
+        let batches = parts.batches.take().map(Arc::new);
+        let batch_changes = watch::Sender::new(());
         let models = models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
         let text_work = TextWork::new(parts.config.max_concurrent_encodes);
         let request_permits = Arc::new(Semaphore::new(parts.config.max_concurrent_requests));
         let next_request = AtomicU64::new(0);
-        Self { shared: Arc::new(Shared { models, parts, text_work, request_permits, next_request }) }
+        let shared = Shared { models, parts, text_work, batches, batch_changes, request_permits, next_request };
+        Self { shared: Arc::new(shared) }
     }
 
     pub fn model(&self, name: &str) -> Option<&Arc<ServedModel>> {
@@ -195,6 +204,19 @@ impl AppState {
 
     pub fn readiness(&self) -> &Readiness {
         &self.shared.parts.readiness
+    }
+
+    /// The files and batches that this server keeps, if it keeps any.
+    pub(crate) fn batches(&self) -> Result<&Arc<BatchStore>, ApiError> {
+        self.shared.batches.as_ref().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "This server keeps no files."))
+    }
+
+    pub(crate) fn batches_changed(&self) {
+        self.shared.batch_changes.send_replace(());
+    }
+
+    pub(crate) fn watch_batches(&self) -> watch::Receiver<()> {
+        self.shared.batch_changes.subscribe()
     }
 
     pub(crate) fn reader(&self) -> Reader {

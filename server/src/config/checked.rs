@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
-    Secret, ToolCalls, UnknownFields, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLedger,
-    WrittenLimits, WrittenModel, WrittenServer,
+    Secret, ToolCalls, UnknownFields, WeightDtype, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar,
+    WrittenLedger, WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -20,6 +20,7 @@ pub struct Config {
     pub hub: HubConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
+    pub batches: BatchesConfig,
     pub grammar: GrammarConfig,
     /// For callers without limits of their own. What is not stated is not limited.
     pub limits: WrittenLimits,
@@ -132,6 +133,16 @@ pub struct GrammarConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchesConfig {
+    pub max_file: ByteSize,
+    pub max_stored: ByteSize,
+    pub max_files: usize,
+    pub max_batches: usize,
+    pub max_requests: usize,
+    pub max_running_requests: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerConfig {
     /// Where days and months begin.
     pub time_zone: String,
@@ -168,9 +179,9 @@ impl Config {
         };
         let ledger = check_ledger(written.ledger);
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
-        let grammar = check_grammar(&written.grammar);
+        let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
         let limits = written.limits;
-        Ok(Self { server, models, hub, engine, api, grammar, limits, ledger, log })
+        Ok(Self { server, models, hub, engine, api, batches, grammar, limits, ledger, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -413,6 +424,17 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         cors_origins: written.cors_origins.clone().unwrap_or_default(),
         tokenizer_info: written.tokenizer_info.unwrap_or(true),
     })
+}
+
+fn check_batches(written: &WrittenBatches) -> BatchesConfig {
+    BatchesConfig {
+        max_file: written.max_file.unwrap_or(ByteSize(64 << 20)),
+        max_stored: written.max_stored.unwrap_or(ByteSize(4 << 30)),
+        max_files: count(written.max_files, 256),
+        max_batches: count(written.max_batches, 16),
+        max_requests: count(written.max_requests, 10_000),
+        max_running_requests: count(written.max_running_requests, 8),
+    }
 }
 
 fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {

@@ -17,8 +17,8 @@ mod units;
 mod written;
 
 pub use checked::{
-    ApiConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LedgerConfig, LogConfig, ModelConfig,
-    ServerConfig, TlsFiles, check_names,
+    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LedgerConfig, LogConfig,
+    ModelConfig, ServerConfig, TlsFiles, check_names,
 };
 pub use choices::{Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, WeightDtype};
 pub use environment::{Environment, Secret};
@@ -28,8 +28,8 @@ pub use listen::Listen;
 pub use origin::Origin;
 pub use units::{ByteSize, Period};
 pub use written::{
-    ModelFlag, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits, WrittenLog,
-    WrittenModel, WrittenServer,
+    ModelFlag, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits,
+    WrittenLog, WrittenModel, WrittenServer,
 };
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub struct Written {
     pub models: Option<Vec<WrittenModel>>,
     pub engine: WrittenEngine,
     pub api: WrittenApi,
+    pub batches: WrittenBatches,
     pub grammar: WrittenGrammar,
     pub limits: WrittenLimits,
     pub ledger: WrittenLedger,
@@ -44,6 +45,7 @@ impl Written {
             models: self.models.or(below.models),
             engine: self.engine.over(below.engine),
             api: self.api.over(below.api),
+            batches: self.batches.over(below.batches),
             grammar: self.grammar.over(below.grammar),
             limits: self.limits.over(below.limits),
             ledger: self.ledger.over(below.ledger),
@@ -236,6 +238,24 @@ lay_over!(WrittenApi {
     cors_origins,
     tokenizer_info,
 });
+
+/// Files that callers upload, and batches that run from them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenBatches {
+    pub max_file: Option<ByteSize>,
+    /// Of all files together.
+    pub max_stored: Option<ByteSize>,
+    /// Files of one account.
+    pub max_files: Option<NonZeroUsize>,
+    /// Batches of one account that are not over.
+    pub max_batches: Option<NonZeroUsize>,
+    /// Requests of one batch.
+    pub max_requests: Option<NonZeroUsize>,
+    /// Of one batch, at the same time.
+    pub max_running_requests: Option<NonZeroUsize>,
+}
+lay_over!(WrittenBatches { max_file, max_stored, max_files, max_batches, max_requests, max_running_requests });
 
 /// How much the grammar of one answer may ask for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]

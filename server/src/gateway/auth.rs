@@ -64,6 +64,14 @@ impl Authenticator {
             Self::Keys(ring) => ring.authenticate(bearer.ok_or(AuthError::Missing)?),
         }
     }
+
+    /// Who came in by this key of this account, if they still could: what they began is finished in their name.
+    pub fn caller(&self, account: &str, via: &str) -> Option<Arc<Caller>> {
+        match self {
+            Self::Open { caller, .. } => Some(caller).filter(|caller| caller.account.path.as_str() == account).cloned(),
+            Self::Keys(ring) => ring.caller(account, via),
+        }
+    }
 }
 
 #[cfg(test)]

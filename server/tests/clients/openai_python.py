@@ -11,14 +11,14 @@ import contextlib
 import json
 import os
 import pathlib
-import signal
-import subprocess
 import sys
 import tempfile
 import unittest
 
 import openai
 import pydantic
+
+from served import create_key, server
 
 ENCODER = pathlib.Path(__file__).parents[3] / "models/tests/fixtures/encoders/bert"
 
@@ -46,34 +46,6 @@ class GetWeather(pydantic.BaseModel):
     city: str = pydantic.Field(max_length=20)
 
 
-def environment(folder):
-    """Nothing of the caller's own configuration reaches the server."""
-    return {"PATH": os.environ["PATH"], "HOME": folder, "XDG_DATA_HOME": folder, "HF_HUB_OFFLINE": "1"}
-
-
-@contextlib.contextmanager
-def server(folder, *arguments):
-    command = [BINARY, "serve", "--listen", "127.0.0.1:0", "--data-dir", folder, "--log-level", "warn", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(folder))
-    try:
-        line = process.stdout.readline()
-        if not line.startswith("ready: http://"):
-            raise RuntimeError(f"no ready line, but {line!r}")
-        yield line.removeprefix("ready: ").strip() + "/v1"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=60)
-        process.stdout.close()
-    if code != 0:
-        raise RuntimeError(f"the server ended with {code} after SIGTERM")
-
-
-def create_key(folder, name, *limits):
-    command = [BINARY, "key", "create", name, "--data-dir", folder, "--json", *limits]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment(folder)).stdout
-    return json.loads(printed)["key"]
-
-
 class Served(unittest.TestCase):
     """The open server: one process for the whole class."""
 
@@ -82,7 +54,7 @@ class Served(unittest.TestCase):
         cls.stack = contextlib.ExitStack()
         cls.addClassCleanup(cls.stack.close)
         folder = cls.stack.enter_context(tempfile.TemporaryDirectory())
-        url = cls.stack.enter_context(server(folder))
+        url = cls.stack.enter_context(server(BINARY, folder)) + "/v1"
         cls.client = cls.stack.enter_context(openai.OpenAI(base_url=url, api_key="unused", max_retries=0))
 
     def chat(self, content, **more):
@@ -178,6 +150,60 @@ class OpenServer(Served):
         self.assertTrue(answer.choices[0].text.startswith("12+7="))
         self.assertEqual(len(answer.choices[0].logprobs.tokens), len(answer.choices[0].logprobs.token_logprobs))
 
+    def test_a_response_is_created_and_streamed(self):
+        whole = self.client.responses.create(model="demo", input="What is 12 + 7?", temperature=0, max_output_tokens=64)
+        self.assertEqual(whole.status, "completed")
+        self.assertIn("19", whole.output_text)
+        with self.client.responses.stream(
+            model="demo", input="What is 12 + 7?", temperature=0, max_output_tokens=64
+        ) as stream:
+            deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+            final = stream.get_final_response()
+        self.assertEqual("".join(deltas), whole.output_text)
+        self.assertEqual(final.output_text, whole.output_text)
+        self.assertEqual(final.usage.total_tokens, whole.usage.total_tokens)
+
+    def test_a_response_calls_a_function_and_takes_its_output(self):
+        tool = {"type": "function", "strict": False, **TOOL["function"]}
+        asked = [{"role": "user", "content": "What is the weather in Paris?"}]
+        answer = self.client.responses.create(model="demo", input=asked, tools=[tool], temperature=0)
+        call = next(item for item in answer.output if item.type == "function_call")
+        self.assertEqual((call.name, json.loads(call.arguments)), ("get_weather", {"city": "Paris"}))
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": '{"weather": "sunny"}'}
+        told = self.client.responses.create(model="demo", input=[*asked, *answer.output, result], tools=[tool])
+        self.assertTrue(told.output_text)
+
+    def test_a_batch_runs_and_its_output_is_downloaded(self):
+        messages = [{"role": "user", "content": "What is 12 + 7?"}]
+        body = {"model": "demo", "messages": messages, "max_tokens": 16, "temperature": 0}
+        lines = [
+            {"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(3)
+        ]
+        content = "\n".join(json.dumps(line) for line in lines).encode()
+        file = self.client.files.create(file=("in.jsonl", content), purpose="batch")
+        batch = self.client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        while batch.status not in ("completed", "failed"):
+            batch = self.client.batches.retrieve(batch.id)
+        self.assertEqual((batch.request_counts.completed, batch.request_counts.failed), (3, 0))
+        output = [json.loads(line) for line in self.client.files.content(batch.output_file_id).text.splitlines()]
+        self.assertEqual(sorted(line["custom_id"] for line in output), ["r0", "r1", "r2"])
+        self.assertIn("19", output[0]["response"]["body"]["choices"][0]["message"]["content"])
+        self.assertIn(batch.id, [listed.id for listed in self.client.batches.list()])
+        self.assertTrue(self.client.files.delete(batch.output_file_id).deleted)
+
+    def test_a_response_is_parsed_into_a_type(self):
+        response = self.client.responses.parse(
+            model="demo", input="What is 12 + 7?", text_format=Sum, max_output_tokens=64, temperature=0
+        )
+        self.assertIsInstance(response.output_parsed, Sum)
+
+    def test_what_needs_a_memory_is_refused_by_name(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.responses.create(model="demo", input="hi", store=True)
+        self.assertEqual(caught.exception.param, "store")
+
     def test_errors_have_their_types(self):
         with self.assertRaises(openai.NotFoundError) as caught:
             self.client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "hi"}])
@@ -195,8 +221,8 @@ class Encoders(unittest.TestCase):
 
     def test_embeddings_are_those_of_the_reference_in_both_formats(self):
         expected = [text for text in json.loads((ENCODER / "texts.json").read_text()) if "[SEP]" not in text["text"]]
-        with tempfile.TemporaryDirectory() as folder, server(folder, "--model", f"bert={ENCODER}") as url:
-            with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as client:
+        with tempfile.TemporaryDirectory() as folder, server(BINARY, folder, "--model", f"bert={ENCODER}") as address:
+            with openai.OpenAI(base_url=address + "/v1", api_key="unused", max_retries=0) as client:
                 plain = [text for text in expected if text["prompt_name"] is None]
                 inputs = [text["text"] for text in plain]
                 for encoding in [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}]:
@@ -224,8 +250,9 @@ def unpacked(embedding):
 class GuardedServer(unittest.TestCase):
     def test_keys_are_asked_for_and_limits_kept(self):
         with tempfile.TemporaryDirectory() as folder:
-            key = create_key(folder, "alice", "--requests-per-minute", "1")
-            with server(folder) as url:
+            key = create_key(BINARY, folder, "alice", "--requests-per-minute", "1")
+            with server(BINARY, folder) as address:
+                url = address + "/v1"
                 messages = [{"role": "user", "content": "Hello"}]
                 with openai.OpenAI(base_url=url, api_key="sk-wrong", max_retries=0) as stranger:
                     with self.assertRaises(openai.AuthenticationError):

@@ -100,6 +100,7 @@ impl EncoderServer {
             router: Router::new(replicas, Arc::clone(&clock), 7),
             clock,
             metrics,
+            batches: None,
             config,
             readiness: Readiness::default(),
         });

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use passerelle::api::{
     ApiConfig, AppParts, AppState, BrowserGuard, Drained, GenerationDefaults, Listener, Readiness, ServeConfig,
     ServedModel, Tls, router, serve,
 };
+use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::{
@@ -55,6 +56,9 @@ pub(crate) struct Options {
     pub(crate) administered: Option<TempDir>,
     pub(crate) gate: Gate,
     pub(crate) tls: Option<Tls>,
+    /// `Some`: files and batches are kept there.
+    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) batches: BatchBounds,
 }
 
 impl Default for Options {
@@ -67,7 +71,17 @@ impl Default for Options {
             ..EngineConfig::default()
         };
         let (api, serve) = (ApiConfig::default(), ServeConfig::default());
-        Self { api, serve, engine, key_limits: None, administered: None, gate: Gate::open(), tls: None }
+        Self {
+            api,
+            serve,
+            engine,
+            key_limits: None,
+            administered: None,
+            gate: Gate::open(),
+            tls: None,
+            data_dir: None,
+            batches: BatchBounds::default(),
+        }
     }
 }
 
@@ -191,6 +205,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         router: Router::new([replica], Arc::clone(&clock), 7),
         clock,
         metrics,
+        batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
         config,
         readiness: Readiness::default(),
     };

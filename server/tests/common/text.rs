@@ -13,7 +13,8 @@ const TEMPLATE: &str = "\
 {#- <think> -#}
 {%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}\
 {%- if not loop.last or add_generation_prompt %}<|im_end|>\n{% endif %}{% endfor %}\
-{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+{%- if add_generation_prompt %}<|im_start|>assistant\n\
+{% if enable_thinking is defined and not enable_thinking %}<no_think>{% endif %}{% endif %}";
 
 pub(crate) fn text_model() -> TextModel {
     let files = [("tokenizer.json", tokenizer_json()), ("tokenizer_config.json", config_json())];

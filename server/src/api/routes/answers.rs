@@ -1,9 +1,10 @@
-//! `/v1/chat/completions` and `/v1/completions`.
+//! `/v1/chat/completions`, `/v1/completions` and `/v1/responses`.
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use serde_json::Value;
 
 use super::{AboutModel, enter, list_ignored};
 use crate::api::body::read_json;
@@ -13,31 +14,56 @@ use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::generate::{Admitted, Visit, admit};
 use crate::api::ids::random_id;
 use crate::api::state::AppState;
-use crate::api::wire::answer::{Answer, AnswerKind};
+use crate::api::wire::answer::{Answer, AnswerForm, AnswerHead, AnswerKind};
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::completions::read_completions;
-use crate::api::wire::request::{Output, ReadRequest};
+use crate::api::wire::request::ReadRequest;
+use crate::api::wire::response_answer::{Logprobs, ResponseAnswer};
+use crate::api::wire::responses::{ReadResponse, read_response};
+
+/// Which route a body came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    Chat,
+    Completions,
+    Responses,
+}
+
+impl Door {
+    fn id_prefix(self) -> &'static str {
+        match self {
+            Self::Chat => "chatcmpl-",
+            Self::Completions => "cmpl-",
+            Self::Responses => "resp_",
+        }
+    }
+}
 
 pub(crate) async fn chat(State(state): State<AppState>, request: Request) -> Response {
-    answer(state, request, AnswerKind::Chat).await.unwrap_or_else(IntoResponse::into_response)
+    answer(state, request, Door::Chat).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 pub(crate) async fn completions(State(state): State<AppState>, request: Request) -> Response {
-    answer(state, request, AnswerKind::Completion).await.unwrap_or_else(IntoResponse::into_response)
+    answer(state, request, Door::Completions).await.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<Response, ApiError> {
+pub(crate) async fn responses(State(state): State<AppState>, request: Request) -> Response {
+    answer(state, request, Door::Responses).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn answer(state: AppState, request: Request, door: Door) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
-    let caller = Arc::clone(&visit.caller);
     let body = read_json(request, &state).await?;
-    let bounds = &state.config().bounds;
-    let read = match kind {
-        AnswerKind::Chat => read_chat(body, state.reader(), bounds),
-        AnswerKind::Completion => read_completions(body, state.reader(), bounds),
-    }?;
+    answer_body(&state, visit, body, door).await
+}
+
+/// Everything after the body is there.
+pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, door: Door) -> Result<Response, ApiError> {
+    let caller = Arc::clone(&visit.caller);
+    let (read, form) = read(state, body, door)?;
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
-    let generated = generate(&state, visit, read, kind).await;
+    let generated = generate(state, visit, read, (form, door.id_prefix())).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
@@ -45,26 +71,47 @@ async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<R
     Ok(response)
 }
 
-async fn generate(state: &AppState, visit: Visit, read: ReadRequest, kind: AnswerKind) -> Result<Response, ApiError> {
-    let ReadRequest { prompt, generate, .. } = read;
-    let output = generate.output.clone();
-    let admitted = admit(state, visit, prompt, generate).await?;
-    let answer = answer_head(state, &admitted, kind, output)?;
-    Delivery::new(state.clone(), admitted, answer).respond().await
+/// Makes the answer once its head is known.
+type Form = Box<dyn FnOnce(AnswerHead) -> Box<dyn AnswerForm> + Send>;
+
+fn read(state: &AppState, body: Value, door: Door) -> Result<(ReadRequest, Form), ApiError> {
+    let bounds = &state.config().bounds;
+    let of_choices = |kind: AnswerKind, read: ReadRequest| {
+        let output = read.generate.output.clone();
+        let form: Form = Box::new(move |head| Box::new(Answer::new(kind, head, output)));
+        (read, form)
+    };
+    Ok(match door {
+        Door::Chat => of_choices(AnswerKind::Chat, read_chat(body, state.reader(), bounds)?),
+        Door::Completions => of_choices(AnswerKind::Completion, read_completions(body, state.reader(), bounds)?),
+        Door::Responses => {
+            let ReadResponse { request, repeated } = read_response(body, state.reader(), bounds)?;
+            let logprobs = request.generate.output.logprobs.map_or(Logprobs::Hidden, |_| Logprobs::Shown);
+            (request, Box::new(move |head| Box::new(ResponseAnswer::new(head, repeated, logprobs))))
+        }
+    })
 }
 
-fn answer_head(state: &AppState, admitted: &Admitted, kind: AnswerKind, output: Output) -> Result<Answer, ApiError> {
-    let prefix = match kind {
-        AnswerKind::Chat => "chatcmpl-",
-        AnswerKind::Completion => "cmpl-",
-    };
+async fn generate(
+    state: &AppState,
+    visit: Visit,
+    read: ReadRequest,
+    (form, id_prefix): (Form, &str),
+) -> Result<Response, ApiError> {
+    let ReadRequest { prompt, generate, .. } = read;
+    let is_streamed = generate.output.stream.is_some();
+    let admitted = admit(state, visit, prompt, generate).await?;
+    let head = answer_head(state, &admitted, id_prefix)?;
+    let delivery = Delivery::new(state.clone(), admitted, form(head));
+    if is_streamed { Ok(delivery.stream()) } else { delivery.whole().await }
+}
+
+fn answer_head(state: &AppState, admitted: &Admitted, prefix: &str) -> Result<AnswerHead, ApiError> {
     let id = random_id(prefix).ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
-    Ok(Answer {
-        kind,
+    Ok(AnswerHead {
         id,
         created: state.clock().wall().as_secs(),
         model: admitted.model.name.clone(),
         fingerprint: admitted.model.fingerprint.clone(),
-        output,
     })
 }

@@ -2,14 +2,19 @@
 
 pub(crate) mod admin;
 pub(crate) mod answers;
+pub(crate) mod batches;
 pub(crate) mod encoders;
+pub(crate) mod files;
 pub(crate) mod me;
 pub(crate) mod models;
+pub(crate) mod pages;
 pub(crate) mod probes;
 pub(crate) mod tokens;
 
 use std::sync::Arc;
 
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use axum::response::Response;
@@ -47,7 +52,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
     let arrived = state.clock().now();
     let caller = authenticate(state, headers)?;
-    Ok(Visit { caller, place: state.take_place()?, arrived })
+    Ok(Visit { caller, place: state.take_place()?, arrived, scope: Scope::Inference })
 }
 
 /// What a key may not do is said, with what it would need.
@@ -57,6 +62,11 @@ pub(crate) fn require(caller: &Caller, scope: Scope) -> Result<(), ApiError> {
     }
     let message = format!("This key does not have the scope `{scope}` that this route needs.");
     Err(ApiError::new(ErrorKind::InsufficientScope, message))
+}
+
+/// The name in a path. One that is not UTF-8 names nothing.
+fn name_in_path(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+    path.map(|Path(name)| name).map_err(|_| ApiError::new(ErrorKind::NotFound, "There is nothing of this name."))
 }
 
 fn bearer_of(header: &str) -> Option<&str> {

@@ -8,7 +8,7 @@ use passerelle_models::EncoderOutput;
 use serde_json::{Value, json};
 
 use super::authenticate;
-use crate::api::causes::model_not_found;
+use crate::api::causes::{fill_rate_limit_headers, model_not_found};
 use crate::api::errors::ApiError;
 use crate::api::state::{AppState, ServedModel};
 use crate::gateway::router::ModelEntry;
@@ -17,7 +17,9 @@ pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Res
     let caller = authenticate(&state, request.headers())?;
     let seen = state.router().models().filter(|entry| state.sees(&caller, &entry.name));
     let data: Vec<Value> = seen.map(|entry| model_json(&state, entry)).collect();
-    Ok(Json(json!({"object": "list", "data": data})).into_response())
+    let mut response = Json(json!({"object": "list", "data": data})).into_response();
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, None));
+    Ok(response)
 }
 
 pub(crate) async fn retrieve(

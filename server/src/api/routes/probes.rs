@@ -1,4 +1,4 @@
-//! What orchestrators and people ask of a server: alive, ready, how it goes, what it is.
+//! What orchestrators ask of a server: alive, ready, how it goes.
 
 use axum::Json;
 use axum::extract::State;
@@ -28,9 +28,4 @@ pub(crate) async fn ready(State(state): State<AppState>) -> Result<Response, Api
 pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
     let text = state.metrics().render(&state.ledger().totals());
     ([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
-}
-
-pub(crate) async fn home() -> &'static str {
-    "Passerelle serves language models over an OpenAI-compatible API.\n\
-     Point a client at /v1, or try GET /v1/models. /health, /ready and /metrics are for operators.\n"
 }

@@ -21,7 +21,7 @@ use crate::api::wire::sampling::token_ids;
 use crate::gateway::{Ask, Reservation, Scope};
 use crate::text::SkipSpecialTokens;
 
-const TOKENIZE_FIELDS: &[Field] = &[
+pub(crate) const TOKENIZE_FIELDS: &[Field] = &[
     honoured("model"),
     honoured("prompt"),
     honoured("messages"),
@@ -31,9 +31,10 @@ const TOKENIZE_FIELDS: &[Field] = &[
     honoured("add_generation_prompt"),
     honoured("continue_final_message"),
     honoured("chat_template_kwargs"),
+    honoured("reasoning_effort"),
     neutral("return_token_strs", "[false]"),
 ];
-const DETOKENIZE_FIELDS: &[Field] = &[honoured("model"), honoured("tokens")];
+pub(crate) const DETOKENIZE_FIELDS: &[Field] = &[honoured("model"), honoured("tokens")];
 
 pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;

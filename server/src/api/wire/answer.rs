@@ -1,4 +1,6 @@
-//! From pieces of choices to JSON, for either route.
+//! From pieces of choices to what is written: what every kind of answer has, and the answers made of choices.
+
+use std::fmt::Debug;
 
 use passerelle_engine::Usage;
 use serde_json::{Map, Value, json};
@@ -7,6 +9,39 @@ use super::request::{Output, StreamUsage};
 use super::usage::usage_json;
 use super::{chat_answer, completion_answer};
 use crate::api::delta::{Choice, ChoiceDelta};
+use crate::api::errors::ApiError;
+use crate::api::sse::StreamEnd;
+
+/// How pieces of choices become an answer. `usage` is what was used so far.
+pub(crate) trait AnswerForm: Debug + Send {
+    /// What a stream begins with, before the first token.
+    fn opening(&mut self, usage: Usage) -> Vec<Part>;
+
+    /// What a piece adds to a stream.
+    fn part(&mut self, piece: ChoiceDelta, usage: Usage) -> Vec<Part>;
+
+    /// What a stream ends with, after the last piece.
+    fn closing(&mut self, usage: Usage) -> Vec<Part>;
+
+    /// What a stream ends with if it cannot go on.
+    fn failure(&mut self, error: &ApiError) -> Vec<Part>;
+
+    /// Takes a piece of an answer that is not streamed.
+    fn join(&mut self, piece: ChoiceDelta);
+
+    /// The answer that the joined pieces make.
+    fn whole(&mut self, usage: Usage) -> Value;
+
+    fn stream_end(&self) -> StreamEnd;
+}
+
+/// One event of a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Part {
+    /// The event's name, where the stream has names.
+    pub(crate) event: Option<&'static str>,
+    pub(crate) data: Value,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AnswerKind {
@@ -16,54 +51,83 @@ pub(crate) enum AnswerKind {
 
 /// What every part of one answer repeats.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
-    pub(crate) kind: AnswerKind,
+pub(crate) struct AnswerHead {
     pub(crate) id: String,
     /// Seconds since the Unix epoch.
     pub(crate) created: u64,
     pub(crate) model: String,
     pub(crate) fingerprint: String,
-    pub(crate) output: Output,
 }
 
-impl Answer {
-    /// The chunk that opens a stream, before the first token. `usage`: so far, as in every chunk.
-    pub(crate) fn opening(&self, usage: Usage) -> Option<Value> {
+/// An answer made of choices, of chat or of completions.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    kind: AnswerKind,
+    head: AnswerHead,
+    output: Output,
+    /// Those of a whole answer, so far.
+    choices: Vec<Choice>,
+}
+
+impl AnswerForm for Answer {
+    fn opening(&mut self, usage: Usage) -> Vec<Part> {
         match self.kind {
-            AnswerKind::Chat => Some(self.chunk_of(vec![chat_answer::role_choice()], usage)),
-            AnswerKind::Completion => None,
+            AnswerKind::Chat => vec![Part::unnamed(self.chunk_of(vec![chat_answer::role_choice()], usage))],
+            AnswerKind::Completion => Vec::new(),
         }
     }
 
-    pub(crate) fn chunk(&self, piece: &ChoiceDelta, usage: Usage) -> Option<Value> {
+    fn part(&mut self, piece: ChoiceDelta, usage: Usage) -> Vec<Part> {
         let choice = match self.kind {
-            AnswerKind::Chat => chat_answer::chunk_choice(piece, &self.output),
-            AnswerKind::Completion => completion_answer::chunk_choice(piece, &self.output),
-        }?;
-        Some(self.chunk_of(vec![choice], usage))
+            AnswerKind::Chat => chat_answer::chunk_choice(&piece, &self.output),
+            AnswerKind::Completion => completion_answer::chunk_choice(&piece, &self.output),
+        };
+        choice.map(|choice| Part::unnamed(self.chunk_of(vec![choice], usage))).into_iter().collect()
     }
 
-    /// The last chunk, where usage is wanted: no choices, the whole usage.
-    pub(crate) fn usage_chunk(&self, usage: Usage) -> Option<Value> {
+    /// Where usage is wanted: a chunk without choices, with the whole usage.
+    fn closing(&mut self, usage: Usage) -> Vec<Part> {
         if self.stream_usage() == StreamUsage::Never {
-            return None;
+            return Vec::new();
         }
         let mut chunk = self.chunk_of(Vec::new(), usage);
         chunk["usage"] = usage_json(usage);
-        Some(chunk)
+        vec![Part::unnamed(chunk)]
     }
 
-    pub(crate) fn whole(&self, choices: &[Choice], usage: Usage) -> Value {
+    fn failure(&mut self, error: &ApiError) -> Vec<Part> {
+        vec![Part::unnamed(error.body())]
+    }
+
+    fn join(&mut self, piece: ChoiceDelta) {
+        if self.choices.len() <= piece.index {
+            self.choices.resize_with(piece.index + 1, Choice::default);
+        }
+        self.choices[piece.index].push(piece.delta);
+    }
+
+    fn whole(&mut self, usage: Usage) -> Value {
+        let choices = std::mem::take(&mut self.choices);
         let (object, choices): (_, Vec<Value>) = match self.kind {
-            AnswerKind::Chat => ("chat.completion", enumerate(choices, &self.output, chat_answer::whole_choice)),
+            AnswerKind::Chat => ("chat.completion", enumerate(&choices, &self.output, chat_answer::whole_choice)),
             AnswerKind::Completion => {
-                ("text_completion", enumerate(choices, &self.output, completion_answer::whole_choice))
+                ("text_completion", enumerate(&choices, &self.output, completion_answer::whole_choice))
             }
         };
-        let mut whole = self.head(object);
+        let mut whole = self.head.to_json(object);
         whole.insert("choices".to_owned(), Value::Array(choices));
         whole.insert("usage".to_owned(), usage_json(usage));
         Value::Object(whole)
+    }
+
+    fn stream_end(&self) -> StreamEnd {
+        StreamEnd::DoneMark
+    }
+}
+
+impl Answer {
+    pub(crate) fn new(kind: AnswerKind, head: AnswerHead, output: Output) -> Self {
+        Self { kind, head, output, choices: Vec::new() }
     }
 
     fn chunk_of(&self, choices: Vec<Value>, usage: Usage) -> Value {
@@ -71,7 +135,7 @@ impl Answer {
             AnswerKind::Chat => "chat.completion.chunk",
             AnswerKind::Completion => "text_completion",
         };
-        let mut chunk = self.head(object);
+        let mut chunk = self.head.to_json(object);
         chunk.insert("choices".to_owned(), Value::Array(choices));
         match self.stream_usage() {
             StreamUsage::Never => None,
@@ -84,8 +148,10 @@ impl Answer {
     fn stream_usage(&self) -> StreamUsage {
         self.output.stream.map_or(StreamUsage::Never, |options| options.usage)
     }
+}
 
-    fn head(&self, object: &str) -> Map<String, Value> {
+impl AnswerHead {
+    fn to_json(&self, object: &str) -> Map<String, Value> {
         let head = json!({
             "id": self.id,
             "object": object,
@@ -97,6 +163,12 @@ impl Answer {
             Value::Object(map) => map,
             _ => Map::new(),
         }
+    }
+}
+
+impl Part {
+    fn unnamed(data: Value) -> Self {
+        Self { event: None, data }
     }
 }
 

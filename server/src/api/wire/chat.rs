@@ -3,7 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::messages::{Role, read_messages};
-use super::request::{ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, RequestBounds};
+use super::request::{
+    ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
+};
 use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
 };
@@ -35,11 +37,9 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     neutral("documents", "[]"),
     neutral("audio", "[]"),
     neutral("prediction", "[]"),
-    neutral("reasoning_effort", "[]"),
+    honoured("reasoning_effort"),
     neutral("verbosity", r#"["medium"]"#),
     neutral("web_search_options", "[]"),
-    neutral("prompt_cache_key", "[]"),
-    neutral("safety_identifier", "[]"),
 ];
 
 pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadRequest, ApiError> {
@@ -72,7 +72,8 @@ pub(crate) fn read_chat_prompt(
     let (tools, tool_choice) = read_tools(fields, reader, bounds)?;
     let several = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
     let call_count = if several { CallCount::Several } else { CallCount::One };
-    Ok(ChatPrompt { messages, tools, tool_choice, call_count, template_kwargs: read_kwargs(fields)?, ending })
+    let (template_kwargs, reasoning_effort) = (read_kwargs(fields)?, read_effort(fields)?);
+    Ok(ChatPrompt { messages, tools, tool_choice, call_count, template_kwargs, reasoning_effort, ending })
 }
 
 fn read_ending(fields: &mut Fields) -> Result<PromptEnding, ApiError> {
@@ -92,6 +93,15 @@ fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
         Some(Value::Object(map)) => Ok(map),
         Some(other) => Err(wrong_type("chat_template_kwargs", "an object", &other)),
     }
+}
+
+fn read_effort(fields: &mut Fields) -> Result<Option<ReasoningEffort>, ApiError> {
+    let Some(written) = fields.string("reasoning_effort")? else { return Ok(None) };
+    let known = ReasoningEffort::ALL.into_iter().find(|effort| effort.as_str() == written);
+    known.map(Some).ok_or_else(|| {
+        let known = ReasoningEffort::ALL.map(|effort| format!("`{}`", effort.as_str()));
+        invalid("reasoning_effort", format!("must be one of {}", known.join(", ")))
+    })
 }
 
 /// Chat has two names for the same bound; given together they must agree.

@@ -29,7 +29,8 @@ pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value
                 choice["token_ids"] = json!(part.token_ids);
             }
         }
-        Delta::Reasoning(text) => choice["delta"] = json!({"reasoning_content": text}),
+        // Under both names that clients look for.
+        Delta::Reasoning(text) => choice["delta"] = json!({"reasoning_content": text, "reasoning": text}),
         Delta::ToolCall(part) => choice["delta"] = json!({"tool_calls": [tool_call_delta(part)]}),
         Delta::Finished(end) => choice["finish_reason"] = json!(end.as_str()),
     }
@@ -43,6 +44,7 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
     let mut message = json!({"role": "assistant", "content": content, "refusal": null});
     if !choice.reasoning.is_empty() {
         message["reasoning_content"] = json!(choice.reasoning);
+        message["reasoning"] = json!(choice.reasoning);
     }
     if !choice.tool_calls.is_empty() {
         message["tool_calls"] = choice.tool_calls.iter().map(whole_tool_call).collect();
@@ -61,8 +63,11 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
 }
 
 fn logprobs_json(tokens: &[TokenLogprob]) -> Value {
-    let content: Vec<Value> = tokens.iter().map(token_json).collect();
-    json!({"content": content, "refusal": null})
+    json!({"content": logprob_entries(tokens), "refusal": null})
+}
+
+pub(crate) fn logprob_entries(tokens: &[TokenLogprob]) -> Vec<Value> {
+    tokens.iter().map(token_json).collect()
 }
 
 fn token_json(token: &TokenLogprob) -> Value {

@@ -15,6 +15,7 @@ const MESSAGE_FIELDS: &[Field] = &[
     honoured("tool_calls"),
     honoured("tool_call_id"),
     honoured("reasoning_content"),
+    honoured("reasoning"),
     neutral("refusal", "[]"),
     neutral("audio", "[]"),
     neutral("function_call", "[]"),
@@ -125,7 +126,7 @@ fn read_message(item: Value, path: &str, reader: &mut Reader) -> Result<Message,
     let message = Message {
         role,
         content: read_content(&mut fields, reader)?,
-        reasoning_content: only_for(role == Role::Assistant, &mut fields, "reasoning_content")?,
+        reasoning_content: read_reasoning(role, &mut fields)?,
         name: fields.string("name")?,
         tool_calls: read_tool_calls(role, &mut fields, reader)?,
         tool_call_id: only_for(role == Role::Tool, &mut fields, "tool_call_id")?,
@@ -158,6 +159,16 @@ fn only_for(role_fits: bool, fields: &mut Fields, name: &str) -> Result<Option<S
         return Err(invalid(&fields.full_name(name), "not allowed for this role"));
     }
     Ok(value)
+}
+
+/// Answers carry it under two names, and clients send either or both back.
+fn read_reasoning(role: Role, fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let mut read = |name: &str| only_for(role == Role::Assistant, fields, name);
+    let (longer, shorter) = (read("reasoning_content")?, read("reasoning")?);
+    if longer.is_some() && shorter.is_some() && longer != shorter {
+        return Err(invalid(&fields.full_name("reasoning"), "differs from `reasoning_content`; give one of them"));
+    }
+    Ok(longer.or(shorter))
 }
 
 fn read_content(fields: &mut Fields, reader: &mut Reader) -> Result<Option<String>, ApiError> {

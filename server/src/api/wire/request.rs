@@ -79,7 +79,34 @@ pub(crate) struct ChatPrompt {
     /// One under `parallel_tool_calls: false`.
     pub(crate) call_count: CallCount,
     pub(crate) template_kwargs: Map<String, Value>,
+    pub(crate) reasoning_effort: Option<ReasoningEffort>,
     pub(crate) ending: PromptEnding,
+}
+
+/// How long the model is to think, as far as its chat template can tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReasoningEffort {
+    None,
+    Minimal,
+    Low,
+    Medium,
+    High,
+    ExtraHigh,
+}
+
+impl ReasoningEffort {
+    pub(crate) const ALL: [Self; 6] = [Self::None, Self::Minimal, Self::Low, Self::Medium, Self::High, Self::ExtraHigh];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Minimal => "minimal",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::ExtraHigh => "xhigh",
+        }
+    }
 }
 
 impl ChatPrompt {

@@ -1,5 +1,7 @@
 //! The sampling fields that chat and completions share.
 
+use std::collections::BTreeMap;
+
 use passerelle_engine::SamplingParams;
 use passerelle_models::TokenId;
 use serde_json::Value;
@@ -33,6 +35,8 @@ pub(crate) const SAMPLING_FIELDS: &[Field] = &[
     honoured("return_token_ids"),
     honoured("cache_salt"),
     honoured("user"),
+    honoured("safety_identifier"),
+    honoured("prompt_cache_key"),
     honoured("metadata"),
     neutral("n", "[1]"),
     neutral("best_of", "[1]"),
@@ -170,25 +174,33 @@ fn read_stream_usage(options: &mut Fields) -> Result<StreamUsage, ApiError> {
     }
 }
 
-/// `user` and `metadata` are checked and then only accounted: they change nothing about the answer.
+/// Checked and then only accounted: they change nothing about the answer.
 pub(crate) fn read_annotations(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.string("user")?;
-    let Some(value) = fields.value("metadata") else { return Ok(()) };
+    for name in ["user", "safety_identifier", "prompt_cache_key"] {
+        fields.string(name)?;
+    }
+    read_metadata(fields).map(drop)
+}
+
+pub(crate) fn read_metadata(fields: &mut Fields) -> Result<BTreeMap<String, String>, ApiError> {
+    let mut metadata = BTreeMap::new();
+    let Some(value) = fields.value("metadata") else { return Ok(metadata) };
     let Value::Object(map) = value else { return Err(wrong_type("metadata", "an object", &value)) };
     if map.len() > MAX_METADATA {
         return Err(too_many("metadata", MAX_METADATA, map.len()));
     }
-    for (key, value) in &map {
+    for (key, value) in map {
         let Value::String(text) = value else {
-            return Err(wrong_type(&format!("metadata.{key}"), "a string", value));
+            return Err(wrong_type(&format!("metadata.{key}"), "a string", &value));
         };
         if key.chars().count() > MAX_METADATA_KEY_CHARS || text.chars().count() > MAX_METADATA_VALUE_CHARS {
             let why =
                 format!("keys hold at most {MAX_METADATA_KEY_CHARS} characters and values {MAX_METADATA_VALUE_CHARS}");
             return Err(invalid(&format!("metadata.{key}"), why));
         }
+        metadata.insert(key, text);
     }
-    Ok(())
+    Ok(metadata)
 }
 
 pub(crate) fn read_cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {

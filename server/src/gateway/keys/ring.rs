@@ -107,6 +107,16 @@ impl KeyRing {
         }
     }
 
+    /// The caller who came in by this key, if the key would still be accepted.
+    pub fn caller(&self, account: &str, via: &str) -> Option<Arc<Caller>> {
+        self.reload_if_changed();
+        let (picture, now) = (self.picture(), self.wall());
+        let fixed = picture.fixed.iter().map(|(_, caller)| caller);
+        let active = picture.keys.values().filter(|key| key.record.info.status(now) == KeyStatus::Active);
+        let is_it = |caller: &&Arc<Caller>| caller.account.path.as_str() == account && caller.via.label() == via;
+        fixed.chain(active.map(|key| &key.caller)).find(is_it).cloned()
+    }
+
     /// Follows the directory. Costs a comparison of times until [`RELOAD_INTERVAL`] has passed, then one look at its
     /// generation, and reads it only if it is another one.
     pub fn reload_if_changed(&self) {

@@ -1,0 +1,243 @@
+//! Runs batches: each request goes the way of any other, behind the same reader, ledger and queue, and its answer goes to
+//! the batch's journal. A request that finds no room waits and is tried again; one that is refused is an answer too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::header::RETRY_AFTER;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::errors::{ApiError, ErrorKind};
+use super::generate::Visit;
+use super::ids::random_id;
+use super::routes::answers::{Door, answer_body};
+use super::routes::files::on_disk;
+use super::state::AppState;
+use super::wire::parse_json;
+use crate::batches::{
+    Batch, BatchId, BatchLine, BatchStatus, BatchStore, Counts, Endpoint, Journal, LineError, Outcome, read_input,
+};
+use crate::gateway::{Caller, Scope};
+
+/// Batches that run at the same time; the others wait.
+const MAX_RUNNING_BATCHES: usize = 4;
+/// Before a request that found no room is tried again, where nothing better is known.
+const RETRY_WAIT: Duration = Duration::from_secs(1);
+
+/// Runs what there is, then waits for more. Ends only with the runtime; what is cut off goes on at the next start.
+pub async fn run_batches(state: AppState) {
+    let Ok(store) = state.batches().cloned() else { return };
+    let mut changes = state.watch_batches();
+    let mut running = JoinSet::new();
+    let mut taken: Vec<BatchId> = Vec::new();
+    loop {
+        while running.len() < MAX_RUNNING_BATCHES
+            && let Some(batch) = store.next_open(&taken)
+        {
+            taken.push(batch.id.clone());
+            running.spawn(run_batch(state.clone(), Arc::clone(&store), batch));
+        }
+        tokio::select! {
+            Some(ended) = running.join_next() => match ended {
+                Ok((id, Ok(()))) => taken.retain(|taken| *taken != id),
+                // It stays taken: what a disk refuses now it would refuse again at once. The next start tries again.
+                Ok((id, Err(error))) => tracing::error!(batch = %id, error = error.label(), "a batch cannot go on"),
+                Err(_) => tracing::error!("a batch panicked"),
+            },
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Why a batch ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Done,
+    Cancelled,
+    Expired,
+}
+
+async fn run_batch(state: AppState, store: Arc<BatchStore>, batch: Batch) -> (BatchId, Result<(), ApiError>) {
+    let id = batch.id.clone();
+    let run = Run { state, store, batch };
+    (id, run.through().await)
+}
+
+struct Run {
+    state: AppState,
+    store: Arc<BatchStore>,
+    batch: Batch,
+}
+
+impl Run {
+    async fn through(self) -> Result<(), ApiError> {
+        let Some(caller) = self.state.authenticator().caller(&self.batch.owner, &self.batch.via) else {
+            let message = "the key that made this batch is not accepted any more".to_owned();
+            return self.fail(vec![LineError { line: 0, message }]).await;
+        };
+        let lines = match self.read_lines().await? {
+            Ok(lines) => lines,
+            Err(errors) => return self.fail(errors).await,
+        };
+        let (store, id, total) = (Arc::clone(&self.store), self.batch.id.clone(), lines.len());
+        let journal = on_disk(&self.state, move || store.journal(&id, total)).await?;
+        self.store.count(&self.batch.id, journal.counts());
+        if self.batch.status == BatchStatus::Validating {
+            self.reach(BatchStatus::InProgress, journal.counts()).await?;
+        }
+        let (journal, end) = self.run_lines(caller, lines, journal).await?;
+        self.finish(journal, end).await
+    }
+
+    async fn read_lines(&self) -> Result<Result<Vec<BatchLine>, Vec<LineError>>, ApiError> {
+        let store = Arc::clone(&self.store);
+        let (owner, endpoint) = (self.batch.owner.clone(), self.batch.endpoint);
+        let input = self.batch.input_file_id.clone();
+        let read = move || {
+            let file = store.file(&owner, input.as_str())?;
+            Ok(read_input(&store.content(&file)?, endpoint, store.bounds().max_requests))
+        };
+        on_disk(&self.state, read).await
+    }
+
+    async fn run_lines(
+        &self,
+        caller: Arc<Caller>,
+        lines: Vec<BatchLine>,
+        mut journal: Journal,
+    ) -> Result<(Journal, End), ApiError> {
+        let mut changes = self.state.watch_batches();
+        let now = self.state.clock().wall().as_secs();
+        let mut expiry = std::pin::pin!(sleep(Duration::from_secs(self.batch.expires_at.saturating_sub(now))));
+        let left: Vec<BatchLine> = lines.into_iter().filter(|line| !journal.is_done(&line.custom_id)).collect();
+        let mut left = left.into_iter();
+        let mut running = JoinSet::new();
+        loop {
+            if self.store.is_cancelling(&self.batch.id) {
+                return Ok((journal, End::Cancelled));
+            }
+            while running.len() < self.store.bounds().max_running_requests
+                && let Some(line) = left.next()
+            {
+                running.spawn(run_line(self.state.clone(), Arc::clone(&caller), self.batch.endpoint, line));
+            }
+            tokio::select! {
+                ended = running.join_next() => match ended {
+                    None => return Ok((journal, End::Done)),
+                    Some(Ok(answer)) => journal = self.note(journal, answer).await?,
+                    Some(Err(_)) => return Err(ApiError::new(ErrorKind::Internal, "A request of a batch panicked.")),
+                },
+                // Whatever it was, the loop looks again whether the batch is to end.
+                _ = changes.changed() => {}
+                () = &mut expiry => return Ok((journal, End::Expired)),
+            }
+        }
+    }
+
+    async fn note(&self, mut journal: Journal, answer: LineAnswer) -> Result<Journal, ApiError> {
+        let written = on_disk(&self.state, move || {
+            journal.append(&answer.custom_id, answer.outcome, &answer.line)?;
+            Ok(journal)
+        });
+        let journal = written.await?;
+        self.store.count(&self.batch.id, journal.counts());
+        Ok(journal)
+    }
+
+    async fn finish(&self, journal: Journal, end: End) -> Result<(), ApiError> {
+        if matches!(end, End::Done) {
+            self.reach(BatchStatus::Finalizing, journal.counts()).await?;
+        }
+        let status = match end {
+            End::Done => BatchStatus::Completed,
+            End::Cancelled => BatchStatus::Cancelled,
+            End::Expired => BatchStatus::Expired,
+        };
+        let (store, id, now) = (Arc::clone(&self.store), self.batch.id.clone(), self.state.clock().wall().as_secs());
+        on_disk(&self.state, move || store.finish(&id, &journal, status, now)).await?;
+        Ok(())
+    }
+
+    async fn reach(&self, status: BatchStatus, counts: Counts) -> Result<(), ApiError> {
+        let (store, id, now) = (Arc::clone(&self.store), self.batch.id.clone(), self.state.clock().wall().as_secs());
+        let change = move |batch: &mut Batch| {
+            batch.counts = counts;
+            // Whoever cancels in this moment is not overruled.
+            if batch.status != BatchStatus::Cancelling {
+                batch.reach(status, now);
+            }
+        };
+        on_disk(&self.state, move || store.change(&id, change)).await?;
+        Ok(())
+    }
+
+    async fn fail(&self, errors: Vec<LineError>) -> Result<(), ApiError> {
+        let (store, id, now) = (Arc::clone(&self.store), self.batch.id.clone(), self.state.clock().wall().as_secs());
+        let change = move |batch: &mut Batch| {
+            batch.errors = errors;
+            batch.reach(BatchStatus::Failed, now);
+        };
+        on_disk(&self.state, move || store.change(&id, change)).await?;
+        Ok(())
+    }
+}
+
+/// A line of a batch's output or errors.
+struct LineAnswer {
+    custom_id: String,
+    outcome: Outcome,
+    line: String,
+}
+
+/// Asks until there is an answer that trying again would not change.
+async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line: BatchLine) -> LineAnswer {
+    loop {
+        let answer = ask(&state, &caller, endpoint, &line).await.unwrap_or_else(IntoResponse::into_response);
+        match answer.status().as_u16() {
+            429 | 503 => sleep(wait_of(&answer)).await,
+            _ => return write_line(line.custom_id, answer).await,
+        }
+    }
+}
+
+async fn ask(
+    state: &AppState,
+    caller: &Arc<Caller>,
+    endpoint: Endpoint,
+    line: &BatchLine,
+) -> Result<Response, ApiError> {
+    let body = parse_json(line.body.as_bytes())?;
+    if body.get("stream").is_some_and(|stream| *stream != Value::Bool(false) && !stream.is_null()) {
+        return Err(super::fields::unsupported("stream", "a batch's answers are whole"));
+    }
+    let door = match endpoint {
+        Endpoint::Chat => Door::Chat,
+        Endpoint::Completions => Door::Completions,
+        Endpoint::Responses => Door::Responses,
+    };
+    let (caller, place, arrived) = (Arc::clone(caller), state.take_place()?, state.clock().now());
+    let visit = Visit { caller, place, arrived, scope: Scope::Batch };
+    answer_body(state, visit, body, door).await
+}
+
+fn wait_of(answer: &Response) -> Duration {
+    let seconds = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    seconds.map_or(RETRY_WAIT, Duration::from_secs)
+}
+
+async fn write_line(custom_id: String, answer: Response) -> LineAnswer {
+    let status = answer.status();
+    let outcome = if status.is_success() { Outcome::Completed } else { Outcome::Failed };
+    let bytes = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap_or_default();
+    let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let line = json!({
+        "id": random_id("batch_req_"),
+        "custom_id": custom_id,
+        "response": {"status_code": status.as_u16(), "request_id": random_id("req_"), "body": body},
+        "error": null,
+    });
+    LineAnswer { custom_id, outcome, line: line.to_string() }
+}

@@ -1,0 +1,194 @@
+//! What is answered, as JSON schema: the parts that a client may rely on.
+
+use serde_json::{Value, json};
+
+pub(super) fn schemas() -> Value {
+    let mut schemas = asked();
+    for more in [generated(), kept()] {
+        if let (Value::Object(schemas), Value::Object(more)) = (&mut schemas, more) {
+            schemas.extend(more);
+        }
+    }
+    schemas
+}
+
+/// What requests are made of, and what belongs to every answer.
+fn asked() -> Value {
+    let usage = object(
+        &["prompt_tokens", "completion_tokens", "total_tokens"],
+        json!({
+            "prompt_tokens": count(),
+            "completion_tokens": count(),
+            "total_tokens": count(),
+            "prompt_tokens_details": {"type": "object"},
+        }),
+    );
+    json!({
+        "Any": {"type": "object"},
+        "Status": object(&["status"], json!({"status": {"type": "string"}})),
+        "Usage": usage,
+        "Message": message(),
+        "Tool": tool(),
+        "FlatTool": object(&["type", "name"], json!({
+            "type": {"const": "function"},
+            "name": {"type": "string"},
+            "description": {"type": ["string", "null"]},
+            "parameters": {"type": ["object", "null"]},
+            "strict": {"type": ["boolean", "null"]},
+        })),
+        "Error": error(),
+    })
+}
+
+fn generated() -> Value {
+    json!({
+        "ChatCompletion": completion("chat.completion", &["index", "message", "finish_reason"]),
+        "Completion": completion("text_completion", &["index", "text", "finish_reason"]),
+        "Response": object(&["id", "object", "created_at", "status", "model", "output"], json!({
+            "id": {"type": "string"},
+            "object": {"const": "response"},
+            "created_at": count(),
+            "status": {"enum": ["completed", "incomplete", "in_progress", "failed"]},
+            "model": {"type": "string"},
+            "output": {"type": "array", "items": {"type": "object", "required": ["type", "id", "status"]}},
+        })),
+        "Embeddings": object(&["object", "data", "model", "usage"], json!({
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": object(&["object", "index", "embedding"], json!({
+                "object": {"const": "embedding"},
+                "index": count(),
+                "embedding": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]},
+            }))},
+            "model": {"type": "string"},
+            "usage": {"type": "object", "required": ["prompt_tokens", "total_tokens"]},
+        })),
+        "Ranking": object(&["id", "model", "results"], json!({
+            "results": {"type": "array", "items": {"type": "object", "required": ["index", "relevance_score"]}},
+        })),
+        "Scores": object(&["id", "object", "model", "data"], json!({
+            "data": {"type": "array", "items": {"type": "object", "required": ["index"]}},
+        })),
+        "Model": object(&["id", "object", "created", "owned_by"], json!({
+            "id": {"type": "string"},
+            "object": {"const": "model"},
+            "created": count(),
+            "owned_by": {"type": "string"},
+            "max_model_len": {"type": ["integer", "null"]},
+        })),
+        "ModelList": list("Model"),
+        "Tokens": object(&["count", "max_model_len", "tokens"], json!({
+            "count": count(),
+            "max_model_len": count(),
+            "tokens": {"type": "array", "items": count()},
+        })),
+        "Text": object(&["prompt"], json!({"prompt": {"type": "string"}})),
+    })
+}
+
+/// Files and batches.
+fn kept() -> Value {
+    json!({
+        "File": object(&["id", "object", "bytes", "created_at", "filename", "purpose"], json!({
+            "id": {"type": "string"},
+            "object": {"const": "file"},
+            "bytes": count(),
+            "created_at": count(),
+            "filename": {"type": "string"},
+            "purpose": {"enum": ["batch", "batch_output"]},
+        })),
+        "FileList": list("File"),
+        "Batch": object(&["id", "object", "endpoint", "input_file_id", "status", "request_counts"], json!({
+            "id": {"type": "string"},
+            "object": {"const": "batch"},
+            "endpoint": {"type": "string"},
+            "input_file_id": {"type": "string"},
+            "status": {"type": "string"},
+            "request_counts": {"type": "object", "required": ["total", "completed", "failed"]},
+        })),
+        "BatchList": list("Batch"),
+    })
+}
+
+pub(super) fn errors() -> Value {
+    let content = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
+    json!({
+        "Refused": {"description": "The request is refused, for the reason that `code` names.", "content": content},
+        "Failed": {"description": "The server could not answer; `Retry-After` says when to come back.", "content": content},
+    })
+}
+
+fn object(required: &[&str], properties: Value) -> Value {
+    json!({"type": "object", "required": required, "properties": properties})
+}
+
+fn list(of: &str) -> Value {
+    object(
+        &["object", "data"],
+        json!({
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {"$ref": format!("#/components/schemas/{of}")}},
+        }),
+    )
+}
+
+fn count() -> Value {
+    json!({"type": "integer", "minimum": 0})
+}
+
+fn message() -> Value {
+    object(
+        &["role"],
+        json!({
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {"anyOf": [
+                {"type": ["string", "null"]},
+                {"type": "array", "items": object(&["type", "text"], json!({"type": {"const": "text"}, "text": {"type": "string"}}))},
+            ]},
+            "name": {"type": ["string", "null"]},
+            "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+            "tool_call_id": {"type": ["string", "null"]},
+            "reasoning_content": {"type": ["string", "null"]},
+        }),
+    )
+}
+
+fn tool() -> Value {
+    let function = object(
+        &["name"],
+        json!({
+            "name": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+            "description": {"type": ["string", "null"]},
+            "parameters": {"type": ["object", "null"]},
+            "strict": {"type": ["boolean", "null"]},
+        }),
+    );
+    object(&["type", "function"], json!({"type": {"const": "function"}, "function": function}))
+}
+
+fn completion(name: &str, choice: &[&str]) -> Value {
+    object(
+        &["id", "object", "created", "model", "system_fingerprint", "choices", "usage"],
+        json!({
+            "id": {"type": "string"},
+            "object": {"const": name},
+            "created": count(),
+            "model": {"type": "string"},
+            "system_fingerprint": {"type": "string"},
+            "choices": {"type": "array", "items": {"type": "object", "required": choice}},
+            "usage": {"$ref": "#/components/schemas/Usage"},
+        }),
+    )
+}
+
+fn error() -> Value {
+    let inner = object(
+        &["message", "type", "param", "code"],
+        json!({
+            "message": {"type": "string"},
+            "type": {"type": "string"},
+            "param": {"type": ["string", "null"]},
+            "code": {"type": "string"},
+        }),
+    );
+    object(&["error"], json!({"error": inner}))
+}

@@ -1,0 +1,191 @@
+//! `/v1/batches`: many requests from one file, run when there is room.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::files::on_disk;
+use super::{authenticate, enter, list_ignored, name_in_path, require};
+use crate::api::body::read_json;
+use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
+use crate::api::generate::reserve;
+use crate::api::state::AppState;
+use crate::api::wire::sampling::read_metadata;
+use crate::batches::{Batch, BatchId, BatchStatus, Counts, Endpoint};
+use crate::gateway::{Ask, Scope};
+
+pub(crate) const BATCH_FIELDS: &[Field] = &[
+    honoured("input_file_id"),
+    honoured("endpoint"),
+    honoured("completion_window"),
+    honoured("metadata"),
+    neutral("output_expires_after", "[]"),
+];
+/// OpenAI's only window.
+const WINDOW: &str = "24h";
+const WINDOW_SECONDS: u64 = 24 * 3600;
+const DEFAULT_PAGE: usize = 20;
+pub(crate) const MAX_PAGE: usize = 100;
+
+pub(crate) async fn create(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let visit = enter(&state, request.headers())?;
+    require(&visit.caller, Scope::Batch)?;
+    let store = Arc::clone(state.batches()?);
+    let body = read_json(request, &state).await?;
+    let mut reader = state.reader();
+    let asked = read_batch(body, &mut reader)?;
+    let _reservation = reserve(&state, &visit.caller, Ask::without_model())?;
+    let owner = visit.caller.account.path.as_str().to_owned();
+    let input =
+        store.file(&owner, &asked.input_file_id).map_err(|error| ApiError::from(error).param("input_file_id"))?;
+    let id = BatchId::random().ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
+    let now = state.clock().wall().as_secs();
+    let mut batch = Batch {
+        id,
+        owner,
+        via: visit.caller.via.label().to_owned(),
+        endpoint: asked.endpoint,
+        input_file_id: input.id,
+        metadata: asked.metadata,
+        status: BatchStatus::Validating,
+        errors: Vec::new(),
+        counts: Counts::default(),
+        output_file_id: None,
+        error_file_id: None,
+        created_at: now,
+        expires_at: now.saturating_add(WINDOW_SECONDS),
+        reached_at: BTreeMap::new(),
+    };
+    batch.reach(BatchStatus::Validating, now);
+    let batch = on_disk(&state, move || store.add_batch(batch)).await?;
+    state.batches_changed();
+    let mut response = Json(batch_json(&batch)).into_response();
+    list_ignored(&mut response, &reader.into_ignored());
+    Ok(response)
+}
+
+pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let caller = authenticate(&state, request.headers())?;
+    let (limit, after) = read_page(request.uri().query().unwrap_or_default())?;
+    let batches = state.batches()?.batches(caller.account.path.as_str());
+    let begin = match after {
+        None => 0,
+        Some(after) => {
+            1 + batches
+                .iter()
+                .position(|batch| batch.id.as_str() == after)
+                .ok_or_else(|| invalid("after", "is no batch"))?
+        }
+    };
+    let page: Vec<Value> = batches[begin..].iter().take(limit).map(batch_json).collect();
+    let has_more = batches.len() > begin + page.len();
+    let id = |batch: Option<&Value>| batch.map_or(Value::Null, |batch| batch["id"].clone());
+    let (first_id, last_id) = (id(page.first()), id(page.last()));
+    let list = json!({"object": "list", "first_id": first_id, "last_id": last_id, "has_more": has_more, "data": page});
+    Ok(Json(list).into_response())
+}
+
+pub(crate) async fn retrieve(
+    State(state): State<AppState>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let caller = authenticate(&state, request.headers())?;
+    let id = name_in_path(path)?;
+    Ok(Json(batch_json(&state.batches()?.batch(caller.account.path.as_str(), &id)?)).into_response())
+}
+
+pub(crate) async fn cancel(
+    State(state): State<AppState>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let caller = authenticate(&state, request.headers())?;
+    let id = name_in_path(path)?;
+    let store = Arc::clone(state.batches()?);
+    let (owner, now) = (caller.account.path.as_str().to_owned(), state.clock().wall().as_secs());
+    let batch = on_disk(&state, move || store.cancel(&owner, &id, now)).await?;
+    state.batches_changed();
+    Ok(Json(batch_json(&batch)).into_response())
+}
+
+struct AskedBatch {
+    input_file_id: String,
+    endpoint: Endpoint,
+    metadata: BTreeMap<String, String>,
+}
+
+fn read_batch(body: Value, reader: &mut Reader) -> Result<AskedBatch, ApiError> {
+    let mut fields = reader.open(body, "", &[BATCH_FIELDS])?;
+    let input_file_id = required(fields.string("input_file_id")?, "input_file_id")?;
+    let endpoint = read_endpoint(&mut fields)?;
+    if required(fields.string("completion_window")?, "completion_window")? != WINDOW {
+        return Err(invalid("completion_window", format!("must be `{WINDOW}`")));
+    }
+    let metadata = read_metadata(&mut fields)?;
+    reader.finish(fields)?;
+    Ok(AskedBatch { input_file_id, endpoint, metadata })
+}
+
+fn read_endpoint(fields: &mut Fields) -> Result<Endpoint, ApiError> {
+    let written = required(fields.string("endpoint")?, "endpoint")?;
+    Endpoint::ALL.into_iter().find(|endpoint| endpoint.as_str() == written).ok_or_else(|| {
+        let known = Endpoint::ALL.map(|endpoint| format!("`{}`", endpoint.as_str()));
+        invalid("endpoint", format!("must be one of {}", known.join(", ")))
+    })
+}
+
+/// `limit` and `after` of a query.
+fn read_page(query: &str) -> Result<(usize, Option<&str>), ApiError> {
+    let (mut limit, mut after) = (DEFAULT_PAGE, None);
+    for (name, value) in
+        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    {
+        match name {
+            "limit" => {
+                let range = 1..=MAX_PAGE;
+                let parsed = value.parse().ok().filter(|limit| range.contains(limit));
+                limit = parsed.ok_or_else(|| invalid("limit", format!("must be between 1 and {MAX_PAGE}")))?;
+            }
+            "after" => after = Some(value),
+            other => {
+                return Err(ApiError::new(ErrorKind::UnknownParameter, "Unknown query parameter.").param(other));
+            }
+        }
+    }
+    Ok((limit, after))
+}
+
+fn batch_json(batch: &Batch) -> Value {
+    let errors = |line: &crate::batches::LineError| json!({"code": "invalid_line", "line": line.line, "message": line.message, "param": null});
+    let errors: Vec<Value> = batch.errors.iter().map(errors).collect();
+    let at = |status: BatchStatus| batch.reached_at.get(&status);
+    json!({
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "errors": (!errors.is_empty()).then(|| json!({"object": "list", "data": errors})),
+        "input_file_id": batch.input_file_id,
+        "completion_window": WINDOW,
+        "status": batch.status.as_str(),
+        "output_file_id": batch.output_file_id,
+        "error_file_id": batch.error_file_id,
+        "created_at": batch.created_at,
+        "in_progress_at": at(BatchStatus::InProgress),
+        "expires_at": batch.expires_at,
+        "finalizing_at": at(BatchStatus::Finalizing),
+        "completed_at": at(BatchStatus::Completed),
+        "failed_at": at(BatchStatus::Failed),
+        "expired_at": at(BatchStatus::Expired),
+        "cancelling_at": at(BatchStatus::Cancelling),
+        "cancelled_at": at(BatchStatus::Cancelled),
+        "request_counts": batch.counts,
+        "metadata": batch.metadata,
+    })
+}

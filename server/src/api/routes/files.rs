@@ -1,0 +1,182 @@
+//! `/v1/files`: what batches are made from, and what they leave.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{FromRequest, Multipart, Path, Request, State};
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{authenticate, enter, name_in_path, require};
+use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::fields::{invalid, required};
+use crate::api::generate::reserve;
+use crate::api::state::AppState;
+use crate::batches::{BatchStore, Purpose, StoredFile, Upload};
+use crate::gateway::{Ask, Scope};
+
+/// Of a form beside the file in it.
+const MAX_FORM_BYTES: u64 = 16 << 10;
+const MAX_NAME_CHARS: usize = 255;
+
+pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let visit = enter(&state, request.headers())?;
+    require(&visit.caller, Scope::Batch)?;
+    let store = Arc::clone(state.batches()?);
+    let _reservation = reserve(&state, &visit.caller, Ask::without_model())?;
+    let owner = visit.caller.account.path.as_str().to_owned();
+    let form = bounded(request, store.bounds().max_file_bytes.saturating_add(MAX_FORM_BYTES));
+    let form = Multipart::from_request(form, &state).await;
+    let mut form = form.map_err(|_| {
+        ApiError::new(ErrorKind::UnsupportedMediaType, "Send the file as `Content-Type: multipart/form-data`.")
+    })?;
+    let (mut purpose, mut received) = (None, None);
+    while let Some(field) = patiently(&state, form.next_field()).await? {
+        match field.name() {
+            Some("purpose") => purpose = Some(read_text(&state, field).await?),
+            Some("file") if received.is_none() => {
+                let filename = field.file_name().unwrap_or("upload.jsonl").chars().take(MAX_NAME_CHARS).collect();
+                received = Some((filename, receive(&state, &store, &owner, field).await?));
+            }
+            Some("file") => return Err(invalid("file", "was given twice")),
+            name => {
+                let name = name.unwrap_or_default().to_owned();
+                return Err(ApiError::new(ErrorKind::UnknownParameter, "Unknown field of the form.").param(name));
+            }
+        }
+    }
+    if required(purpose, "purpose")? != "batch" {
+        return Err(invalid("purpose", "must be `batch`"));
+    }
+    let (filename, upload): (String, Upload) = required(received, "file")?;
+    let created_at = state.clock().wall().as_secs();
+    let file = on_disk(&state, move || {
+        store.keep(upload, |id, bytes| StoredFile { id, owner, filename, purpose: Purpose::Batch, bytes, created_at })
+    });
+    Ok(Json(file_json(&file.await?)).into_response())
+}
+
+pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let caller = authenticate(&state, request.headers())?;
+    let files: Vec<Value> = state.batches()?.files(caller.account.path.as_str()).iter().map(file_json).collect();
+    Ok(Json(json!({"object": "list", "data": files, "has_more": false})).into_response())
+}
+
+pub(crate) async fn retrieve(
+    State(state): State<AppState>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let caller = authenticate(&state, request.headers())?;
+    let id = name_in_path(path)?;
+    Ok(Json(file_json(&state.batches()?.file(caller.account.path.as_str(), &id)?)).into_response())
+}
+
+pub(crate) async fn content(
+    State(state): State<AppState>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let caller = authenticate(&state, request.headers())?;
+    let id = name_in_path(path)?;
+    let store = Arc::clone(state.batches()?);
+    let file = store.file(caller.account.path.as_str(), &id)?;
+    let content = on_disk(&state, move || store.content(&file)).await?;
+    Ok(([(CONTENT_TYPE, HeaderValue::from_static("application/jsonl"))], content).into_response())
+}
+
+pub(crate) async fn delete(
+    State(state): State<AppState>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let caller = authenticate(&state, request.headers())?;
+    let id = name_in_path(path)?;
+    let store = Arc::clone(state.batches()?);
+    let owner = caller.account.path.as_str().to_owned();
+    let id = on_disk(&state, move || store.delete_file(&owner, &id)).await?;
+    Ok(Json(json!({"id": id, "object": "file", "deleted": true})).into_response())
+}
+
+/// Work on the data directory, off the async threads.
+pub(crate) async fn on_disk<T: Send + 'static>(
+    state: &AppState,
+    work: impl FnOnce() -> Result<T, crate::batches::BatchError> + Send + 'static,
+) -> Result<T, ApiError> {
+    state.text_work().run(move || Ok(work()?)).await
+}
+
+/// A form longer than this breaks off.
+fn bounded(request: Request, limit: u64) -> Request {
+    let (parts, body) = request.into_parts();
+    let mut seen = 0_u64;
+    let counted = body.into_data_stream().map(move |chunk| {
+        let chunk = chunk.map_err(io::Error::other)?;
+        seen = seen.saturating_add(chunk.len() as u64);
+        if seen > limit { Err(io::Error::other("the form is too large")) } else { Ok(chunk) }
+    });
+    Request::from_parts(parts, Body::from_stream(counted))
+}
+
+/// A part of the form, which must come within the time that a body has.
+async fn patiently<T>(
+    state: &AppState,
+    reading: impl Future<Output = Result<T, MultipartError>>,
+) -> Result<T, ApiError> {
+    let waited = timeout(state.config().body_timeout, reading).await;
+    let read = waited.map_err(|_| ApiError::new(ErrorKind::BodyTimeout, "The form did not arrive in time."))?;
+    read.map_err(|_| ApiError::new(ErrorKind::InvalidJson, "The form is malformed, ended too early or is too large."))
+}
+
+async fn read_text(state: &AppState, mut field: Field<'_>) -> Result<String, ApiError> {
+    const MAX_BYTES: usize = 64;
+    let mut text = Vec::new();
+    while let Some(chunk) = patiently(state, field.chunk()).await? {
+        text.extend_from_slice(&chunk);
+        if text.len() > MAX_BYTES {
+            return Err(invalid("purpose", "is too long"));
+        }
+    }
+    String::from_utf8(text).map_err(|_| invalid("purpose", "is not text"))
+}
+
+async fn receive(
+    state: &AppState,
+    store: &Arc<BatchStore>,
+    owner: &str,
+    mut field: Field<'_>,
+) -> Result<Upload, ApiError> {
+    let (store, owner) = (Arc::clone(store), owner.to_owned());
+    let mut upload = on_disk(state, move || store.begin_upload(&owner)).await?;
+    while let Some(chunk) = patiently(state, field.chunk()).await? {
+        upload = append(state, upload, chunk).await?;
+    }
+    Ok(upload)
+}
+
+async fn append(state: &AppState, mut upload: Upload, chunk: Bytes) -> Result<Upload, ApiError> {
+    on_disk(state, move || {
+        upload.write(&chunk)?;
+        Ok(upload)
+    })
+    .await
+}
+
+fn file_json(file: &StoredFile) -> Value {
+    json!({
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": file.created_at,
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+    })
+}

@@ -1,0 +1,158 @@
+//! The input of a response: one text, or items of a conversation, made into the messages of a chat.
+
+use serde_json::{Map, Value, json};
+
+use super::request::RequestBounds;
+use crate::api::errors::ApiError;
+use crate::api::fields::{Field, Reader, honoured, invalid, neutral, required, too_many, unsupported, wrong_type};
+
+const MESSAGE_FIELDS: &[Field] =
+    &[honoured("type"), honoured("role"), honoured("content"), honoured("id"), honoured("status"), honoured("phase")];
+const CALL_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("call_id"),
+    honoured("name"),
+    honoured("arguments"),
+    honoured("id"),
+    honoured("status"),
+    neutral("namespace", "[]"),
+];
+const OUTPUT_FIELDS: &[Field] =
+    &[honoured("type"), honoured("call_id"), honoured("output"), honoured("id"), honoured("status")];
+const REASONING_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("content"),
+    honoured("id"),
+    honoured("status"),
+    neutral("summary", "[[]]"),
+    neutral("encrypted_content", "[]"),
+];
+/// `annotations` and `logprobs` come back with parts of earlier answers and say nothing about the text.
+const PART_FIELDS: &[Field] = &[honoured("type"), honoured("text"), honoured("annotations"), honoured("logprobs")];
+
+/// Messages in the chat's shape.
+pub(crate) fn read_input(input: Value, reader: &mut Reader, bounds: &RequestBounds) -> Result<Vec<Value>, ApiError> {
+    let items = match input {
+        Value::String(text) => return Ok(vec![json!({"role": "user", "content": text})]),
+        Value::Array(items) => items,
+        other => return Err(wrong_type("input", "a string or an array of items", &other)),
+    };
+    if items.is_empty() {
+        return Err(invalid("input", "must hold at least one item"));
+    }
+    if items.len() > bounds.max_messages {
+        return Err(too_many("input", bounds.max_messages, items.len()));
+    }
+    let mut conversation = Conversation::default();
+    for (index, item) in items.into_iter().enumerate() {
+        conversation.push(item, &format!("input[{index}]"), reader)?;
+    }
+    Ok(conversation.messages)
+}
+
+#[derive(Default)]
+struct Conversation {
+    messages: Vec<Value>,
+}
+
+impl Conversation {
+    fn push(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
+        match item.get("type").and_then(Value::as_str).unwrap_or("message") {
+            "message" => self.push_message(item, path, reader),
+            "function_call" => self.push_call(item, path, reader),
+            "function_call_output" => self.push_output(item, path, reader),
+            "reasoning" => self.push_reasoning(item, path, reader),
+            kind => {
+                let why = format!("`{}` items are not supported by this server", crate::api::errors::echoed(kind));
+                Err(unsupported(&format!("{path}.type"), why))
+            }
+        }
+    }
+
+    fn push_message(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
+        let mut fields = reader.open(item, path, &[MESSAGE_FIELDS])?;
+        let role_path = fields.full_name("role");
+        let role = required(fields.string("role")?, &role_path)?;
+        if !["user", "assistant", "system", "developer"].contains(&role.as_str()) {
+            return Err(invalid(&role_path, "must be `user`, `assistant`, `system` or `developer`"));
+        }
+        let content_path = fields.full_name("content");
+        let content = read_text(required(fields.value("content"), &content_path)?, &content_path, reader)?;
+        match self.open_assistant().filter(|last| role == "assistant" && !last.contains_key("content")) {
+            // Reasoning and the text after it are one turn.
+            Some(last) => last.insert("content".to_owned(), content.into()),
+            None => {
+                self.messages.push(json!({"role": role, "content": content}));
+                None
+            }
+        };
+        Ok(())
+    }
+
+    /// A call belongs to the turn that the assistant is in.
+    fn push_call(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
+        let mut fields = reader.open(item, path, &[CALL_FIELDS])?;
+        let mut text = |name: &str| required(fields.string(name)?, &fields.full_name(name));
+        let (id, name, arguments) = (text("call_id")?, text("name")?, text("arguments")?);
+        let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        let turn = self.assistant_turn();
+        match turn.entry("tool_calls").or_insert_with(|| json!([])) {
+            Value::Array(calls) => calls.push(call),
+            other => *other = json!([call]),
+        }
+        Ok(())
+    }
+
+    fn push_output(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
+        let mut fields = reader.open(item, path, &[OUTPUT_FIELDS])?;
+        let id = required(fields.string("call_id")?, &fields.full_name("call_id"))?;
+        let output_path = fields.full_name("output");
+        let output = read_text(required(fields.value("output"), &output_path)?, &output_path, reader)?;
+        self.messages.push(json!({"role": "tool", "tool_call_id": id, "content": output}));
+        Ok(())
+    }
+
+    fn push_reasoning(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
+        let mut fields = reader.open(item, path, &[REASONING_FIELDS])?;
+        let content_path = fields.full_name("content");
+        let Some(content) = fields.value("content") else { return Ok(()) };
+        let content = read_text(content, &content_path, reader)?;
+        self.messages.push(json!({"role": "assistant", "reasoning_content": content}));
+        Ok(())
+    }
+
+    fn open_assistant(&mut self) -> Option<&mut Map<String, Value>> {
+        let last = self.messages.last_mut()?.as_object_mut()?;
+        (last["role"] == "assistant" && !last.contains_key("tool_calls")).then_some(last)
+    }
+
+    /// The assistant's turn that is going on, or a new one.
+    fn assistant_turn(&mut self) -> &mut Map<String, Value> {
+        if !self.messages.last().is_some_and(|last| last["role"] == "assistant") {
+            self.messages.push(json!({"role": "assistant"}));
+        }
+        let last = self.messages.last_mut().and_then(Value::as_object_mut);
+        last.expect("an assistant's message was just seen or pushed, and messages are objects")
+    }
+}
+
+/// A text, or parts of text as lines, as the chat joins them.
+fn read_text(value: Value, path: &str, reader: &mut Reader) -> Result<String, ApiError> {
+    let parts = match value {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        other => return Err(wrong_type(path, "a string or an array of content parts", &other)),
+    };
+    let texts = parts.into_iter().enumerate().map(|(index, part)| {
+        let path = format!("{path}[{index}]");
+        let mut fields = reader.open(part, &path, &[PART_FIELDS])?;
+        let kind_path = fields.full_name("type");
+        match required(fields.string("type")?, &kind_path)?.as_str() {
+            "input_text" | "output_text" | "text" | "reasoning_text" => {
+                required(fields.string("text")?, &fields.full_name("text"))
+            }
+            _ => Err(unsupported(&kind_path, "only text is supported by this server")),
+        }
+    });
+    Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+}

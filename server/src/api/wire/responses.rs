@@ -1,0 +1,226 @@
+//! `POST /v1/responses`: its fields, and the chat request they stand for. Nothing is stored: every request brings its
+//! whole conversation.
+//!
+//! The body is rewritten as the body of a chat and read by the chat's own reader, so every bound and every field means
+//! the same behind both doors. What that reader refuses is told under the names of this route.
+
+use serde_json::{Map, Value, json};
+
+use super::chat::read_chat;
+use super::request::{ReadRequest, RequestBounds};
+use super::response_items::read_input;
+use crate::api::errors::{ApiError, renamed};
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, unsupported, wrong_type};
+
+pub(crate) const RESPONSE_FIELDS: &[Field] = &[
+    honoured("input"),
+    honoured("instructions"),
+    honoured("max_output_tokens"),
+    honoured("tools"),
+    honoured("tool_choice"),
+    honoured("text"),
+    honoured("reasoning"),
+    honoured("include"),
+    honoured("top_logprobs"),
+    honoured("stream_options"),
+    neutral("store", "[false]"),
+    neutral("previous_response_id", "[]"),
+    neutral("conversation", "[]"),
+    neutral("background", "[false]"),
+    neutral("prompt", "[]"),
+    neutral("truncation", r#"["disabled"]"#),
+    neutral("max_tool_calls", "[]"),
+];
+
+/// Fields that mean the same in a chat and go there as they are.
+pub(crate) const PASSED_FIELDS: &[Field] = &[
+    honoured("model"),
+    honoured("temperature"),
+    honoured("top_p"),
+    honoured("stream"),
+    honoured("metadata"),
+    honoured("user"),
+    honoured("safety_identifier"),
+    honoured("prompt_cache_key"),
+    honoured("parallel_tool_calls"),
+    honoured("service_tier"),
+    honoured("priority"),
+    honoured("min_tokens"),
+    honoured("top_k"),
+    honoured("min_p"),
+    honoured("frequency_penalty"),
+    honoured("presence_penalty"),
+    honoured("repetition_penalty"),
+    honoured("logit_bias"),
+    honoured("seed"),
+    honoured("stop"),
+    honoured("stop_token_ids"),
+    honoured("ignore_eos"),
+    honoured("skip_special_tokens"),
+    honoured("cache_salt"),
+    honoured("chat_template_kwargs"),
+];
+
+const TEXT_FIELDS: &[Field] = &[honoured("format"), neutral("verbosity", r#"["medium"]"#)];
+const REASONING_FIELDS: &[Field] =
+    &[honoured("effort"), neutral("summary", r#"["auto"]"#), neutral("generate_summary", r#"["auto"]"#)];
+const STREAM_OPTIONS: &[Field] = &[neutral("include_obfuscation", "[false]")];
+const LOGPROBS: &str = "message.output_text.logprobs";
+
+/// What the chat's reader calls a thing, and what this route calls it.
+const NAMES: &[(&str, &str)] = &[
+    ("max_completion_tokens", "max_output_tokens"),
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("].function", "]"),
+];
+
+/// A checked request, and what its answer repeats of it.
+#[derive(Debug)]
+pub(crate) struct ReadResponse {
+    pub(crate) request: ReadRequest,
+    pub(crate) repeated: Map<String, Value>,
+}
+
+pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadResponse, ApiError> {
+    let repeated = repeated(&body);
+    let chat_reader = reader.fresh();
+    let mut fields = reader.open(body, "", &[RESPONSE_FIELDS, PASSED_FIELDS])?;
+    let mut chat = Map::new();
+    let messages = read_messages(&mut fields, &mut reader, bounds)?;
+    chat.insert("messages".to_owned(), Value::Array(messages));
+    for Field { name, .. } in PASSED_FIELDS {
+        set(&mut chat, name, fields.value(name));
+    }
+    set(&mut chat, "max_completion_tokens", fields.value("max_output_tokens"));
+    read_logprobs(&mut fields, &mut chat)?;
+    set(&mut chat, "tools", read_tools(&mut fields, &mut reader)?);
+    set(&mut chat, "tool_choice", read_tool_choice(&mut fields)?);
+    set(&mut chat, "response_format", read_format(&mut fields, &mut reader)?);
+    set(&mut chat, "reasoning_effort", read_effort(&mut fields, &mut reader)?);
+    check_stream_options(&mut fields, &mut reader)?;
+    reader.finish(fields)?;
+    let request = read_chat(Value::Object(chat), chat_reader, bounds).map_err(|error| error.renamed(NAMES))?;
+    let ignored = [reader.into_ignored(), request.ignored].concat();
+    let mut request = ReadRequest { ignored, ..request };
+    if let Some(structure) = &mut request.generate.structure {
+        structure.param = renamed(&structure.param, NAMES);
+    }
+    Ok(ReadResponse { request, repeated })
+}
+
+fn set(chat: &mut Map<String, Value>, name: &str, value: Option<Value>) {
+    if let Some(value) = value {
+        chat.insert(name.to_owned(), value);
+    }
+}
+
+/// OpenAI's answer says again what was asked for.
+fn repeated(body: &Value) -> Map<String, Value> {
+    let or = |name: &str, default: Value| {
+        let value = body.get(name).filter(|value| !value.is_null()).cloned();
+        (name.to_owned(), value.unwrap_or(default))
+    };
+    Map::from_iter([
+        or("instructions", Value::Null),
+        or("max_output_tokens", Value::Null),
+        or("metadata", json!({})),
+        or("parallel_tool_calls", json!(true)),
+        or("reasoning", json!({"effort": null, "summary": null})),
+        or("temperature", Value::Null),
+        or("text", json!({"format": {"type": "text"}})),
+        or("tool_choice", json!("auto")),
+        or("tools", json!([])),
+        or("top_logprobs", Value::Null),
+        or("top_p", Value::Null),
+        or("user", Value::Null),
+    ])
+}
+
+fn read_messages(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBounds) -> Result<Vec<Value>, ApiError> {
+    let mut messages = Vec::new();
+    if let Some(instructions) = fields.string("instructions")? {
+        messages.push(json!({"role": "system", "content": instructions}));
+    }
+    messages.extend(read_input(required(fields.value("input"), "input")?, reader, bounds)?);
+    Ok(messages)
+}
+
+fn read_logprobs(fields: &mut Fields, chat: &mut Map<String, Value>) -> Result<(), ApiError> {
+    let included = fields.array("include")?.unwrap_or_default();
+    if let Some(index) = included.iter().position(|name| name.as_str() != Some(LOGPROBS)) {
+        let name = format!("include[{index}]");
+        return Err(match &included[index] {
+            Value::String(_) => unsupported(&name, format!("only `{LOGPROBS}` is supported")),
+            other => wrong_type(&name, "a string", other),
+        });
+    }
+    let top = fields.value("top_logprobs");
+    if !included.is_empty() || top.is_some() {
+        chat.insert("logprobs".to_owned(), Value::Bool(true));
+    }
+    set(chat, "top_logprobs", top);
+    Ok(())
+}
+
+/// `{"type": "function", "name", ..}` becomes `{"type": "function", "function": {"name", ..}}`.
+fn read_tools(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>, ApiError> {
+    const TOOL_FIELDS: &[Field] =
+        &[honoured("type"), honoured("name"), honoured("description"), honoured("parameters"), honoured("strict")];
+    let Some(items) = fields.array("tools")? else { return Ok(None) };
+    let items = items.into_iter().enumerate().map(|(index, item)| {
+        let path = format!("tools[{index}]");
+        let kind = item["type"].as_str().unwrap_or("function");
+        if kind != "function" {
+            return Err(unsupported(&format!("{path}.type"), "only `function` tools are supported by this server"));
+        }
+        let mut tool = reader.open(item, &path, &[TOOL_FIELDS])?;
+        required(tool.value("type"), &tool.full_name("type"))?;
+        let function: Map<String, Value> = ["name", "description", "parameters", "strict"]
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), tool.value(name)?)))
+            .collect();
+        Ok(json!({"type": "function", "function": function}))
+    });
+    Ok(Some(Value::Array(items.collect::<Result<_, _>>()?)))
+}
+
+fn read_tool_choice(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
+    match fields.value("tool_choice") {
+        Some(Value::Object(mut named)) => match (named.shift_remove("type"), named.shift_remove("name")) {
+            (Some(Value::String(kind)), Some(name)) if kind == "function" && named.is_empty() => {
+                Ok(Some(json!({"type": "function", "function": {"name": name}})))
+            }
+            _ => Err(invalid("tool_choice", "must be `{\"type\": \"function\", \"name\": NAME}` or a string")),
+        },
+        other => Ok(other),
+    }
+}
+
+/// `{"type": "json_schema", "schema", ..}` becomes `{"type": "json_schema", "json_schema": {"schema", ..}}`.
+fn read_format(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>, ApiError> {
+    let Some(text) = fields.value("text") else { return Ok(None) };
+    let mut text = reader.open(text, "text", &[TEXT_FIELDS])?;
+    let Some(format) = text.value("format") else { return Ok(None) };
+    let Value::Object(mut format) = format else { return Err(wrong_type("text.format", "an object", &format)) };
+    if format.get("type").and_then(Value::as_str) != Some("json_schema") {
+        return Ok(Some(Value::Object(format)));
+    }
+    format.shift_remove("type");
+    Ok(Some(json!({"type": "json_schema", "json_schema": format})))
+}
+
+fn read_effort(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>, ApiError> {
+    let Some(reasoning) = fields.value("reasoning") else { return Ok(None) };
+    Ok(reader.open(reasoning, "reasoning", &[REASONING_FIELDS])?.value("effort"))
+}
+
+fn check_stream_options(fields: &mut Fields, reader: &mut Reader) -> Result<(), ApiError> {
+    let Some(options) = fields.value("stream_options") else { return Ok(()) };
+    let options = reader.open(options, "stream_options", &[STREAM_OPTIONS])?;
+    reader.finish(options)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::api::errors::ErrorKind;
+use crate::api::fields::{Support, UnknownFields};
+use crate::api::wire::messages::Role;
+use crate::api::wire::request::{ChatPrompt, Prompt};
+
+fn read(extra: Value) -> Result<ReadResponse, ApiError> {
+    let mut body = json!({"model": "m", "input": "hi"});
+    for (name, value) in extra.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    read_response(body, Reader::new(UnknownFields::Error), &RequestBounds::default())
+}
+
+fn prompt(extra: Value) -> ChatPrompt {
+    match read(extra).unwrap().request.prompt {
+        Prompt::Chat(chat) => chat,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refused(extra: Value, kind: ErrorKind, param: &str) {
+    let error = read(extra.clone()).expect_err(&extra.to_string());
+    assert_eq!((error.kind(), error.body()["error"]["param"].as_str()), (kind, Some(param)), "{extra}");
+}
+
+#[test]
+fn every_field_is_read_and_null_means_absent() {
+    for field in RESPONSE_FIELDS.iter().chain(PASSED_FIELDS) {
+        let required = ["model", "input"].contains(&field.name);
+        assert_eq!(read(json!({field.name: null})).is_err(), required, "{} at null", field.name);
+        let odd = read(json!({field.name: [[true]]})).expect_err(field.name);
+        let known = [ErrorKind::InvalidType, ErrorKind::InvalidValue, ErrorKind::UnsupportedParameter];
+        assert!(known.contains(&odd.kind()), "{}: {odd:?}", field.name);
+        if let Support::Neutral(values) = field.support {
+            for value in serde_json::from_str::<Vec<Value>>(values).unwrap() {
+                read(json!({field.name: value})).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn what_would_need_a_memory_is_refused_by_name() {
+    for (name, value) in [
+        ("store", json!(true)),
+        ("previous_response_id", json!("resp_1")),
+        ("conversation", json!("conv_1")),
+        ("background", json!(true)),
+    ] {
+        refused(json!({name: value}), ErrorKind::UnsupportedParameter, name);
+    }
+    assert!(read(json!({"store": false})).is_ok());
+}
+
+#[test]
+fn refusals_of_the_chats_reader_come_under_this_routes_names() {
+    refused(json!({"max_output_tokens": 0}), ErrorKind::InvalidValue, "max_output_tokens");
+    refused(json!({"max_tokens": 1}), ErrorKind::UnknownParameter, "max_tokens");
+    refused(json!({"tools": [{"type": "function", "name": "a b"}]}), ErrorKind::InvalidValue, "tools[0].name");
+    refused(json!({"tools": [{"type": "web_search"}]}), ErrorKind::UnsupportedParameter, "tools[0].type");
+    refused(json!({"top_logprobs": 21}), ErrorKind::InvalidValue, "top_logprobs");
+    refused(json!({"include": ["reasoning.encrypted_content"]}), ErrorKind::UnsupportedParameter, "include[0]");
+    refused(json!({"text": {"format": {"type": "xml"}}}), ErrorKind::InvalidValue, "text.format.type");
+    let unnamed = json!({"text": {"format": {"type": "json_schema", "schema": {}}}});
+    refused(unnamed, ErrorKind::MissingParameter, "text.format.name");
+}
+
+#[test]
+fn a_conversation_of_items_becomes_turns() {
+    let output = json!({"type": "message", "id": "msg_1", "status": "completed", "role": "assistant",
+        "content": [{"type": "output_text", "text": "one moment", "annotations": [], "logprobs": []}]});
+    let call = |id: &str| json!({"type": "function_call", "id": "fc_1", "call_id": id, "name": "f", "arguments": "{}", "status": "completed"});
+    let items = json!([
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
+        output, call("c1"), call("c2"),
+        {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"role": "assistant", "content": "done"},
+        {"role": "user", "content": "thanks"},
+    ]);
+    let chat = prompt(json!({"input": items, "instructions": "be brief"}));
+    let roles: Vec<Role> = chat.messages.iter().map(|message| message.role).collect();
+    let (user, assistant, tool) = (Role::User, Role::Assistant, Role::Tool);
+    assert_eq!(roles, [Role::System, user, assistant, tool, tool, assistant, user]);
+    assert_eq!(chat.messages[1].content.as_deref(), Some("a\nb"));
+    assert_eq!(chat.messages[2].content.as_deref(), Some("one moment"));
+    assert_eq!(chat.messages[2].tool_calls.len(), 2);
+    assert_eq!(chat.messages[4].content.as_deref(), Some("2"));
+    assert_eq!(chat.messages[5].reasoning_content.as_deref(), Some("hm"));
+    assert_eq!(chat.messages[5].content.as_deref(), Some("done"));
+}
+
+#[test]
+fn items_that_cannot_be_served_are_refused_by_their_place() {
+    let cases = [
+        (json!([{"type": "item_reference", "id": "x"}]), ErrorKind::UnsupportedParameter, "input[0].type"),
+        (json!([{"role": "user"}]), ErrorKind::MissingParameter, "input[0].content"),
+        (json!([{"role": "king", "content": "x"}]), ErrorKind::InvalidValue, "input[0].role"),
+        (
+            json!([{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]),
+            ErrorKind::UnknownParameter,
+            "input[0].content[0].image_url",
+        ),
+        (
+            json!([{"role": "user", "content": [{"type": "input_image"}]}]),
+            ErrorKind::UnsupportedParameter,
+            "input[0].content[0].type",
+        ),
+        (json!([{"type": "function_call", "call_id": "c"}]), ErrorKind::MissingParameter, "input[0].name"),
+        (json!([]), ErrorKind::InvalidValue, "input"),
+        (json!(7), ErrorKind::InvalidType, "input"),
+        (json!(["hi"]), ErrorKind::InvalidType, "input[0]"),
+    ];
+    for (input, kind, param) in cases {
+        refused(json!({"input": input}), kind, param);
+    }
+}
+
+#[test]
+fn tools_are_offered_as_in_a_chat() {
+    let tool = json!({"type": "function", "name": "add", "description": "adds", "parameters": {"type": "object"}});
+    let chat = prompt(json!({"tools": [tool]}));
+    assert_eq!((chat.tools[0].name.as_str(), chat.tools[0].description.as_deref()), ("add", Some("adds")));
+    assert!(prompt(json!({"tools": [tool], "tool_choice": "none"})).tools.is_empty());
+}

@@ -1,0 +1,117 @@
+//! What is remembered of a file and of a batch. Times are seconds since the Unix epoch.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BatchId, FileId};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredFile {
+    pub id: FileId,
+    /// The account that it belongs to; nobody else sees it.
+    pub owner: String,
+    pub filename: String,
+    pub purpose: Purpose,
+    pub bytes: u64,
+    pub created_at: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    Batch,
+    BatchOutput,
+}
+
+/// Where a batch's requests go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Endpoint {
+    #[serde(rename = "/v1/chat/completions")]
+    Chat,
+    #[serde(rename = "/v1/completions")]
+    Completions,
+    #[serde(rename = "/v1/responses")]
+    Responses,
+}
+
+impl Endpoint {
+    pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Responses];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Responses => "/v1/responses",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    pub id: BatchId,
+    pub owner: String,
+    /// The key that made it; its requests are run as that key's.
+    pub via: String,
+    pub endpoint: Endpoint,
+    pub input_file_id: FileId,
+    pub metadata: BTreeMap<String, String>,
+    pub status: BatchStatus,
+    /// Why the input could not be used.
+    pub errors: Vec<LineError>,
+    pub counts: Counts,
+    pub output_file_id: Option<FileId>,
+    pub error_file_id: Option<FileId>,
+    pub created_at: u64,
+    pub expires_at: u64,
+    /// When it came into each state that it has been in.
+    pub reached_at: BTreeMap<BatchStatus, u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchStatus {
+    Validating,
+    InProgress,
+    Finalizing,
+    Cancelling,
+    Completed,
+    Failed,
+    Expired,
+    Cancelled,
+}
+
+impl BatchStatus {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Validating => "validating",
+            Self::InProgress => "in_progress",
+            Self::Finalizing => "finalizing",
+            Self::Cancelling => "cancelling",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Expired | Self::Cancelled)
+    }
+}
+
+/// Requests of a batch. `completed + failed` never passes `total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counts {
+    pub total: usize,
+    pub completed: usize,
+    pub failed: usize,
+}
+
+/// What is wrong with a line of an input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineError {
+    /// From 1.
+    pub line: usize,
+    pub message: String,
+}

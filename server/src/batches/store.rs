@@ -1,0 +1,339 @@
+//! The files and batches of all accounts. Everything is bounded, and everything on disk is the owner's alone to read.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::journal::{self, Journal};
+use super::{Batch, BatchId, BatchStatus, Counts, FileId, Purpose, StoredFile};
+
+/// Bounds on what is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchBounds {
+    /// Of one uploaded file.
+    pub max_file_bytes: u64,
+    /// Of all files together; outputs count once they are there.
+    pub max_stored_bytes: u64,
+    /// Files of one account.
+    pub max_files: usize,
+    /// Batches of one account that are not over.
+    pub max_batches: usize,
+    /// Requests of one batch.
+    pub max_requests: usize,
+    /// Requests of one batch that run at the same time.
+    pub max_running_requests: usize,
+}
+
+impl Default for BatchBounds {
+    fn default() -> Self {
+        Self {
+            max_file_bytes: 64 << 20,
+            max_stored_bytes: 4 << 30,
+            max_files: 256,
+            max_batches: 16,
+            max_requests: 10_000,
+            max_running_requests: 8,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    #[error("there is no such file")]
+    NoFile,
+    #[error("there is no such batch")]
+    NoBatch,
+    #[error("a batch that is not over still reads this file")]
+    FileInUse,
+    #[error("the file is larger than the limit of {0} bytes")]
+    FileTooLarge(u64),
+    #[error("this account keeps {0} files, which is as many as it may; delete some")]
+    TooManyFiles(usize),
+    #[error("{0} batches of this account are not over, which is as many as may be")]
+    TooManyBatches(usize),
+    #[error("the server keeps as much as it may; delete files that are not needed")]
+    Full,
+    #[error("the batch is over already: it is {}", .0.as_str())]
+    Over(BatchStatus),
+    #[error("the system gave no randomness")]
+    NoRandomness,
+    #[error("the data directory: {0}")]
+    Disk(#[from] io::Error),
+}
+
+#[derive(Debug)]
+pub struct BatchStore {
+    files_folder: PathBuf,
+    batches_folder: PathBuf,
+    bounds: BatchBounds,
+    index: Mutex<Index>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    files: BTreeMap<FileId, StoredFile>,
+    batches: BTreeMap<BatchId, Batch>,
+}
+
+/// A file on its way in. Dropping it before [`Upload::keep`] removes what was written.
+#[derive(Debug)]
+pub struct Upload {
+    id: FileId,
+    file: File,
+    path: PathBuf,
+    bytes: u64,
+    max_bytes: u64,
+    is_kept: bool,
+}
+
+impl BatchStore {
+    /// Reads what earlier runs left in `data_dir`.
+    pub fn open(data_dir: &Path, bounds: BatchBounds) -> Result<Self, BatchError> {
+        let (files_folder, batches_folder) = (data_dir.join("files"), data_dir.join("batches"));
+        for folder in [&files_folder, &batches_folder] {
+            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        }
+        let files = read_records(&files_folder)?.into_iter().map(|file: StoredFile| (file.id.clone(), file)).collect();
+        let batches =
+            read_records(&batches_folder)?.into_iter().map(|batch: Batch| (batch.id.clone(), batch)).collect();
+        Ok(Self { files_folder, batches_folder, bounds, index: Mutex::new(Index { files, batches }) })
+    }
+
+    pub fn bounds(&self) -> &BatchBounds {
+        &self.bounds
+    }
+
+    pub fn begin_upload(&self, owner: &str) -> Result<Upload, BatchError> {
+        let index = self.index();
+        if index.files.values().filter(|file| file.owner == owner).count() >= self.bounds.max_files {
+            return Err(BatchError::TooManyFiles(self.bounds.max_files));
+        }
+        if index.stored_bytes() >= self.bounds.max_stored_bytes {
+            return Err(BatchError::Full);
+        }
+        let id = FileId::random().ok_or(BatchError::NoRandomness)?;
+        let path = self.content_path(&id);
+        Ok(Upload { file: create(&path)?, id, path, bytes: 0, max_bytes: self.bounds.max_file_bytes, is_kept: false })
+    }
+
+    pub fn keep(
+        &self,
+        mut upload: Upload,
+        file: impl FnOnce(FileId, u64) -> StoredFile,
+    ) -> Result<StoredFile, BatchError> {
+        let stored = file(upload.id.clone(), upload.bytes);
+        upload.file.sync_all()?;
+        let mut index = self.index();
+        if index.stored_bytes().saturating_add(stored.bytes) > self.bounds.max_stored_bytes {
+            return Err(BatchError::Full);
+        }
+        write_record(&self.files_folder, stored.id.as_str(), &stored)?;
+        upload.is_kept = true;
+        index.files.insert(stored.id.clone(), stored.clone());
+        Ok(stored)
+    }
+
+    /// Newest first.
+    pub fn files(&self, owner: &str) -> Vec<StoredFile> {
+        let index = self.index();
+        let mut files: Vec<_> = index.files.values().filter(|file| file.owner == owner).cloned().collect();
+        files.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        files
+    }
+
+    pub fn file(&self, owner: &str, id: &str) -> Result<StoredFile, BatchError> {
+        let index = self.index();
+        let file = FileId::parse(id).and_then(|id| index.files.get(&id).cloned());
+        file.filter(|file| file.owner == owner).ok_or(BatchError::NoFile)
+    }
+
+    pub fn content(&self, file: &StoredFile) -> Result<Vec<u8>, BatchError> {
+        Ok(fs::read(self.content_path(&file.id))?)
+    }
+
+    pub fn delete_file(&self, owner: &str, id: &str) -> Result<FileId, BatchError> {
+        let file = self.file(owner, id)?;
+        let mut index = self.index();
+        if index.batches.values().any(|batch| batch.input_file_id == file.id && !batch.status.is_over()) {
+            return Err(BatchError::FileInUse);
+        }
+        // The record first: content without one is nobody's.
+        fs::remove_file(self.files_folder.join(format!("{}.json", file.id)))?;
+        fs::remove_file(self.content_path(&file.id))?;
+        index.files.remove(&file.id);
+        Ok(file.id)
+    }
+
+    pub fn add_batch(&self, batch: Batch) -> Result<Batch, BatchError> {
+        let mut index = self.index();
+        let open = index.batches.values().filter(|other| other.owner == batch.owner && !other.status.is_over());
+        if open.count() >= self.bounds.max_batches {
+            return Err(BatchError::TooManyBatches(self.bounds.max_batches));
+        }
+        write_record(&self.batches_folder, batch.id.as_str(), &batch)?;
+        index.batches.insert(batch.id.clone(), batch.clone());
+        Ok(batch)
+    }
+
+    /// Newest first.
+    pub fn batches(&self, owner: &str) -> Vec<Batch> {
+        let index = self.index();
+        let mut batches: Vec<_> = index.batches.values().filter(|batch| batch.owner == owner).cloned().collect();
+        batches.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        batches
+    }
+
+    pub fn batch(&self, owner: &str, id: &str) -> Result<Batch, BatchError> {
+        let index = self.index();
+        let batch = BatchId::parse(id).and_then(|id| index.batches.get(&id).cloned());
+        batch.filter(|batch| batch.owner == owner).ok_or(BatchError::NoBatch)
+    }
+
+    /// The oldest of those that are not over and not in `taken`.
+    pub fn next_open(&self, taken: &[BatchId]) -> Option<Batch> {
+        let index = self.index();
+        let open = index.batches.values().filter(|batch| !batch.status.is_over() && !taken.contains(&batch.id));
+        open.min_by_key(|batch| (batch.created_at, batch.id.clone())).cloned()
+    }
+
+    /// Whether a batch was asked to end.
+    pub fn is_cancelling(&self, id: &BatchId) -> bool {
+        self.index().batches.get(id).is_some_and(|batch| batch.status == BatchStatus::Cancelling)
+    }
+
+    pub fn cancel(&self, owner: &str, id: &str, now: u64) -> Result<Batch, BatchError> {
+        let batch = self.batch(owner, id)?;
+        if batch.status.is_over() {
+            return Err(BatchError::Over(batch.status));
+        }
+        self.change(&batch.id, |batch| batch.reach(BatchStatus::Cancelling, now))
+    }
+
+    pub fn change(&self, id: &BatchId, change: impl FnOnce(&mut Batch)) -> Result<Batch, BatchError> {
+        let mut index = self.index();
+        let batch = index.batches.get_mut(id).ok_or(BatchError::NoBatch)?;
+        change(batch);
+        write_record(&self.batches_folder, id.as_str(), batch)?;
+        Ok(batch.clone())
+    }
+
+    /// Shown to who asks; the journal knows it after a restart.
+    pub fn count(&self, id: &BatchId, counts: Counts) {
+        if let Some(batch) = self.index().batches.get_mut(id) {
+            batch.counts = counts;
+        }
+    }
+
+    pub fn journal(&self, id: &BatchId, total: usize) -> Result<Journal, BatchError> {
+        let [output, errors] = journal::paths(&self.batches_folder, id.as_str());
+        Ok(Journal::open(&output, &errors, total)?)
+    }
+
+    /// Makes files of a batch's answers and ends it.
+    pub fn finish(&self, id: &BatchId, journal: &Journal, status: BatchStatus, now: u64) -> Result<Batch, BatchError> {
+        journal.sync()?;
+        let owner = self.index().batches.get(id).ok_or(BatchError::NoBatch)?.owner.clone();
+        let [output, errors] = journal::paths(&self.batches_folder, id.as_str());
+        let output = self.adopt(&output, &owner, format!("{id}_output.jsonl"), now)?;
+        let errors = self.adopt(&errors, &owner, format!("{id}_error.jsonl"), now)?;
+        let counts = journal.counts();
+        self.change(id, |batch| {
+            batch.counts = counts;
+            batch.output_file_id = output;
+            batch.error_file_id = errors;
+            batch.reach(status, now);
+        })
+    }
+
+    /// Makes a file of ours of one that a batch wrote; an empty one is none.
+    fn adopt(&self, path: &Path, owner: &str, filename: String, now: u64) -> Result<Option<FileId>, BatchError> {
+        let bytes = fs::metadata(path)?.len();
+        if bytes == 0 {
+            fs::remove_file(path)?;
+            return Ok(None);
+        }
+        let id = FileId::random().ok_or(BatchError::NoRandomness)?;
+        let (owner, purpose) = (owner.to_owned(), Purpose::BatchOutput);
+        let file = StoredFile { id: id.clone(), owner, filename, purpose, bytes, created_at: now };
+        fs::rename(path, self.content_path(&id))?;
+        write_record(&self.files_folder, id.as_str(), &file)?;
+        self.index().files.insert(id.clone(), file);
+        Ok(Some(id))
+    }
+
+    fn content_path(&self, id: &FileId) -> PathBuf {
+        self.files_folder.join(format!("{id}.data"))
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Index {
+    fn stored_bytes(&self) -> u64 {
+        self.files.values().fold(0, |sum, file| sum.saturating_add(file.bytes))
+    }
+}
+
+impl Batch {
+    pub fn reach(&mut self, status: BatchStatus, now: u64) {
+        self.status = status;
+        self.reached_at.insert(status, now);
+    }
+}
+
+impl Upload {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BatchError> {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        if self.bytes > self.max_bytes {
+            return Err(BatchError::FileTooLarge(self.max_bytes));
+        }
+        Ok(self.file.write_all(bytes)?)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // There is nobody left to tell.
+            let _: io::Result<()> = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Whole or not at all: a reader after a crash finds the record before or the record after.
+fn write_record(folder: &Path, id: &str, record: &impl Serialize) -> Result<(), BatchError> {
+    let text = serde_json::to_vec(record).map_err(io::Error::other)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(&text)?;
+    file.as_file().sync_all()?;
+    file.persist(folder.join(format!("{id}.json"))).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// A record that cannot be read is left where it is, and logged: one broken file must not keep a server from starting.
+fn read_records<T: DeserializeOwned>(folder: &Path) -> io::Result<Vec<T>> {
+    let mut records = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        match serde_json::from_slice(&fs::read(&path)?) {
+            Ok(record) => records.push(record),
+            Err(error) => tracing::warn!(file = %path.display(), %error, "a record of a file or batch is left out"),
+        }
+    }
+    Ok(records)
+}

@@ -1,0 +1,117 @@
+use std::collections::BTreeMap;
+
+use super::*;
+
+const ENDPOINT: Endpoint = Endpoint::Chat;
+
+fn store(folder: &tempfile::TempDir) -> BatchStore {
+    BatchStore::open(folder.path(), BatchBounds::default()).unwrap()
+}
+
+fn file(store: &BatchStore, owner: &str, content: &[u8]) -> StoredFile {
+    let mut upload = store.begin_upload(owner).unwrap();
+    upload.write(content).unwrap();
+    let (owner, filename) = (owner.to_owned(), "in.jsonl".to_owned());
+    let stored = |id, bytes| StoredFile { id, owner, filename, purpose: Purpose::Batch, bytes, created_at: 1 };
+    store.keep(upload, stored).unwrap()
+}
+
+fn batch(input: &StoredFile) -> Batch {
+    Batch {
+        id: BatchId::random().unwrap(),
+        owner: input.owner.clone(),
+        via: String::new(),
+        endpoint: ENDPOINT,
+        input_file_id: input.id.clone(),
+        metadata: BTreeMap::new(),
+        status: BatchStatus::InProgress,
+        errors: Vec::new(),
+        counts: Counts::default(),
+        output_file_id: None,
+        error_file_id: None,
+        created_at: 1,
+        expires_at: 2,
+        reached_at: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn a_torn_last_line_is_cut_off_and_its_request_runs_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let id = BatchId::random().unwrap();
+    let mut journal = store.journal(&id, 3).unwrap();
+    journal.append("a", Outcome::Completed, r#"{"custom_id":"a"}"#).unwrap();
+    journal.append("b", Outcome::Failed, r#"{"custom_id":"b"}"#).unwrap();
+    drop(journal);
+    let path = folder.path().join(format!("batches/{id}.out"));
+    let whole = std::fs::read(&path).unwrap();
+    for torn in [&br#"{"custom_id":"c""#[..], b"{\"custom", b"\n", b"no json\n"] {
+        std::fs::write(&path, [&whole[..], torn].concat()).unwrap();
+        let journal = store.journal(&id, 3).unwrap();
+        assert!(journal.is_done("a") && journal.is_done("b") && !journal.is_done("c"));
+        assert_eq!(journal.counts(), Counts { total: 3, completed: 1, failed: 1 });
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+    }
+}
+
+#[test]
+fn everything_is_found_again_and_belongs_to_its_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = store(&folder);
+    let input = file(&first, "ada", b"x");
+    let batch = first.add_batch(batch(&input)).unwrap();
+    assert!(matches!(first.delete_file("ada", input.id.as_str()), Err(BatchError::FileInUse)));
+    let journal = first.journal(&batch.id, 0).unwrap();
+    let ended = first.finish(&batch.id, &journal, BatchStatus::Completed, 9).unwrap();
+    assert_eq!((ended.output_file_id.clone(), ended.error_file_id.clone()), (None, None), "empty files are none");
+    let second = store(&folder);
+    assert_eq!(second.files("ada"), std::slice::from_ref(&input));
+    assert_eq!(second.batches("ada"), [ended]);
+    assert!(second.files("eve").is_empty() && second.batches("eve").is_empty());
+    assert!(matches!(second.file("eve", input.id.as_str()), Err(BatchError::NoFile)));
+    assert!(matches!(second.batch("eve", batch.id.as_str()), Err(BatchError::NoBatch)));
+    assert!(second.next_open(&[]).is_none());
+    assert!(matches!(second.cancel("ada", batch.id.as_str(), 10), Err(BatchError::Over(BatchStatus::Completed))));
+}
+
+#[test]
+fn an_upload_that_breaks_off_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let mut upload = store.begin_upload("ada").unwrap();
+    upload.write(b"half").unwrap();
+    drop(upload);
+    assert_eq!(std::fs::read_dir(folder.path().join("files")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_broken_record_is_left_out_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(store(&folder));
+    let broken = folder.path().join("batches/batch_1.json");
+    std::fs::write(&broken, "{").unwrap();
+    assert!(store(&folder).batches("ada").is_empty());
+    assert!(broken.exists());
+}
+
+#[test]
+fn names_of_others_are_no_paths() {
+    for name in
+        ["", "file-", "file-../../../../../etc/pass", "file-00000000000000000000000G", "batch_000000000000000000000000"]
+    {
+        assert!(FileId::parse(name).is_none(), "{name}");
+    }
+    let id = FileId::random().unwrap();
+    assert_eq!(FileId::parse(id.as_str()), Some(id));
+}
+
+#[test]
+fn an_input_has_a_bound() {
+    let line =
+        |id: usize| format!(r#"{{"custom_id":"{id}","method":"POST","url":"{}","body":{{}}}}"#, ENDPOINT.as_str());
+    let text: Vec<String> = (0..3).map(line).collect();
+    assert_eq!(read_input(text.join("\n").as_bytes(), ENDPOINT, 3).unwrap().len(), 3);
+    assert_eq!(read_input(text.join("\n").as_bytes(), ENDPOINT, 2).unwrap_err()[0].line, 3);
+    assert_eq!(read_input(b"\n \n", ENDPOINT, 2).unwrap_err().len(), 1);
+}

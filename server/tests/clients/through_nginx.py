@@ -1,0 +1,96 @@
+"""A stream that waits long in a queue, through nginx as it comes: comments keep the connection, which nginx would give up
+after 60 silent seconds, and nothing is held back.
+
+    python through_nginx.py PATH/TO/passerelle
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import openai
+
+from served import server
+
+CONFIGURATION = """
+worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{}}
+http {{
+  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {address}; }} }}
+}}
+"""
+# What nginx waits for a silent server, by default.
+PATIENCE = 60
+
+
+@contextlib.contextmanager
+def nginx(folder, address):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.path.join(folder, "nginx.conf")
+    with open(path, "w") as file:
+        file.write(CONFIGURATION.format(folder=folder, port=port, address=address))
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    process = subprocess.Popen([program, "-c", path, "-p", folder])
+    try:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def hold(client, until):
+    """Keeps the only place in the engine taken."""
+    while time.monotonic() < until:
+        client.completions.create(
+            model="demo", prompt="a", max_tokens=1900, temperature=0, extra_body={"ignore_eos": True}, timeout=600
+        )
+
+
+def main(binary):
+    with tempfile.TemporaryDirectory() as folder:
+        configuration = os.path.join(folder, "passerelle.toml")
+        with open(configuration, "w") as file:
+            file.write("[engine]\nmax_num_seqs = 1\n")
+        with server(binary, folder, "--config", configuration) as address, nginx(folder, address) as proxy:
+            direct = openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0)
+            until = time.monotonic() + PATIENCE + 10
+            # Many, so that one always waits before the one that is measured.
+            holders = [threading.Thread(target=hold, args=(direct, until)) for _ in range(32)]
+            for holder in holders:
+                holder.start()
+            time.sleep(2)
+            proxied = openai.OpenAI(base_url=f"{proxy}/v1", api_key="unused", max_retries=0, timeout=900)
+            began = time.monotonic()
+            stream = proxied.chat.completions.create(
+                model="demo", messages=[{"role": "user", "content": "What is 12 + 7?"}], stream=True, temperature=0
+            )
+            text, first = "", None
+            for chunk in stream:
+                if chunk.choices and chunk.choices[0].delta.content:
+                    first = first or time.monotonic() - began
+                    text += chunk.choices[0].delta.content
+            for holder in holders:
+                holder.join()
+            assert "19" in text, text
+            print(f"the first token came through nginx after {first:.0f} s")
+            assert first > PATIENCE, "the queue was too short to show anything"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(os.path.abspath(sys.argv[1]))

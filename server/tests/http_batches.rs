@@ -1,0 +1,211 @@
+//! Files and batches: many requests from one file, answered when there is room, also across a restart.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::client::{Client, Reply};
+use common::model::Gate;
+use common::{MODEL, Options, PATIENCE, Server, limit};
+use passerelle::api::run_batches;
+use passerelle::batches::BatchBounds;
+use passerelle::gateway::Limit;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn line(id: &str, say: &str) -> Value {
+    let messages = json!([{"role": "user", "content": format!("say:{say}")}]);
+    let body = json!({"model": MODEL, "messages": messages, "max_tokens": 20});
+    json!({"custom_id": id, "method": "POST", "url": CHAT, "body": body})
+}
+
+fn jsonl(lines: &[Value]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+async fn upload(client: &Client, content: &str) -> Reply {
+    let form = format!(
+        "--edge\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--edge\r\ncontent-disposition: \
+         form-data; name=\"file\"; filename=\"in.jsonl\"\r\n\r\n{content}\r\n--edge--\r\n"
+    );
+    let client = client.clone().with("content-type", "multipart/form-data; boundary=edge");
+    client.post_raw("/v1/files", form.as_bytes()).await
+}
+
+async fn create(client: &Client, content: &str) -> Value {
+    let file = upload(client, content).await;
+    assert_eq!(file.status, 200, "{}", file.text());
+    let asked = json!({"input_file_id": file.json()["id"], "endpoint": CHAT, "completion_window": "24h", "metadata": {"a": "b"}});
+    let batch = client.post("/v1/batches", &asked).await;
+    assert_eq!(batch.status, 200, "{}", batch.text());
+    batch.json()
+}
+
+/// Asks how the batch stands until it is as wanted.
+async fn wait_until(client: &Client, batch: &Value, wanted: impl Fn(&Value) -> bool) -> Value {
+    let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
+    let waiting = async {
+        loop {
+            let now = client.get(&path).await.json();
+            if wanted(&now) {
+                return now;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.expect("the batch gets there")
+}
+
+fn is(status: &'static str) -> impl Fn(&Value) -> bool {
+    move |batch| batch["status"] == status
+}
+
+async fn lines_of(client: &Client, file: &Value) -> Vec<Value> {
+    let reply = client.get(&format!("/v1/files/{}/content", file.as_str().unwrap())).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn keeping(folder: &TempDir) -> Options {
+    Options { data_dir: Some(folder.path().to_owned()), ..Options::default() }
+}
+
+#[tokio::test]
+async fn a_batch_is_answered_line_by_line_and_refusals_go_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::with(keeping(&folder)).await;
+    let client = server.client();
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let mut refused = line("c", "x");
+    refused["body"]["temperature"] = json!("hot");
+    let mut streamed = line("d", "x");
+    streamed["body"]["stream"] = json!(true);
+    let batch = create(&client, &jsonl(&[line("a", "one"), line("b", "two"), refused, streamed])).await;
+    assert_eq!((&batch["object"], &batch["metadata"]), (&json!("batch"), &json!({"a": "b"})));
+    let batch = wait_until(&client, &batch, is("completed")).await;
+    assert_eq!(batch["request_counts"], json!({"total": 4, "completed": 2, "failed": 2}));
+    let said = |line: &Value| {
+        let content = line["response"]["body"]["choices"][0]["message"]["content"].as_str().unwrap();
+        (line["custom_id"].as_str().unwrap().to_owned(), content.to_owned())
+    };
+    let output: BTreeSet<_> = lines_of(&client, &batch["output_file_id"]).await.iter().map(said).collect();
+    assert_eq!(output, [("a", "one"), ("b", "two")].map(|(id, said)| (id.to_owned(), said.to_owned())).into());
+    let errors = lines_of(&client, &batch["error_file_id"]).await;
+    let param = |id: &str| {
+        let line = errors.iter().find(|line| line["custom_id"] == id).unwrap();
+        assert_eq!(line["response"]["status_code"], 400);
+        line["response"]["body"]["error"]["param"].clone()
+    };
+    assert_eq!((param("c"), param("d")), (json!("temperature"), json!("stream")));
+    runner.abort();
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn an_input_that_cannot_be_used_fails_with_its_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::with(keeping(&folder)).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let client = server.client();
+    let mut elsewhere = line("b", "x");
+    elsewhere["url"] = json!("/v1/completions");
+    let text = format!("{}nonsense\n\n{}", jsonl(&[line("a", "x"), line("a", "y")]), jsonl(&[elsewhere]));
+    let batch = create(&client, &text).await;
+    let batch = wait_until(&client, &batch, is("failed")).await;
+    let lines: Vec<&Value> = batch["errors"]["data"].as_array().unwrap().iter().map(|error| &error["line"]).collect();
+    assert_eq!(lines, [2, 3, 5]);
+    runner.abort();
+}
+
+#[tokio::test]
+async fn a_batch_that_a_restart_interrupts_goes_on_and_runs_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines: Vec<Value> = (0..40).map(|n| line(&format!("r{n}"), &format!("answer {n}"))).collect();
+    let server = Server::with(keeping(&folder)).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = create(&server.client(), &jsonl(&lines)).await;
+    wait_until(&server.client(), &batch, |batch| batch["request_counts"]["completed"].as_u64() >= Some(5)).await;
+    runner.abort();
+    let _: Result<(), _> = runner.await;
+    drop(server);
+
+    let server = Server::with(keeping(&folder)).await;
+    let client = server.client();
+    let found = client.get("/v1/batches").await.json();
+    assert_eq!(found["data"][0]["id"], batch["id"]);
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = wait_until(&client, &batch, is("completed")).await;
+    assert_eq!(batch["request_counts"], json!({"total": 40, "completed": 40, "failed": 0}));
+    let output = lines_of(&client, &batch["output_file_id"]).await;
+    let ids: BTreeSet<String> = output.iter().map(|line| line["custom_id"].to_string()).collect();
+    assert_eq!((output.len(), ids.len()), (40, 40));
+    runner.abort();
+}
+
+#[tokio::test]
+async fn a_cancelled_batch_ends_and_what_it_ran_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = Gate::closed();
+    let server = Server::with(Options { gate: gate.clone(), ..keeping(&folder) }).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let client = server.client();
+    let batch = create(&client, &jsonl(&[line("a", "x"), line("b", "y")])).await;
+    wait_until(&client, &batch, is("in_progress")).await;
+    let path = format!("/v1/batches/{}/cancel", batch["id"].as_str().unwrap());
+    assert_eq!(client.post(&path, &json!({})).await.json()["status"], "cancelling");
+    gate.release();
+    let batch = wait_until(&client, &batch, is("cancelled")).await;
+    assert!(batch["cancelled_at"].is_u64());
+    let again = client.post(&path, &json!({})).await;
+    assert_eq!((again.status, again.error_code().as_str()), (409, "conflict"), "{}", again.text());
+    runner.abort();
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_limit_of_the_key_slows_a_batch_and_fails_none_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let key_limits = Some(vec![limit(Limit::concurrent_requests, 1)]);
+    let server = Server::with(Options { key_limits, ..keeping(&folder) }).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let client = server.client().with_key();
+    let lines: Vec<Value> = (0..3).map(|n| line(&n.to_string(), "hi")).collect();
+    let batch = create(&client, &jsonl(&lines)).await;
+    let batch = wait_until(&client, &batch, is("completed")).await;
+    assert_eq!(batch["request_counts"], json!({"total": 3, "completed": 3, "failed": 0}));
+    runner.abort();
+}
+
+#[tokio::test]
+async fn what_is_kept_is_bounded_and_only_its_owners() {
+    let folder = tempfile::tempdir().unwrap();
+    let batches = BatchBounds { max_file_bytes: 100, max_files: 1, ..BatchBounds::default() };
+    let server = Server::with(Options { batches, ..keeping(&folder) }).await;
+    let client = server.client();
+    let large = upload(&client, &"x".repeat(101)).await;
+    assert_eq!((large.status, large.error_code().as_str()), (413, "request_too_large"));
+    let file = upload(&client, "{}").await.json();
+    assert_eq!((&file["bytes"], &file["purpose"]), (&json!(2), &json!("batch")));
+    assert_eq!(upload(&client, "{}").await.status, 400, "one file is all there may be");
+    let path = format!("/v1/files/{}", file["id"].as_str().unwrap());
+    assert_eq!(client.get(&path).await.json(), file);
+    for stranger in ["/v1/files/file-000000000000000000000000", "/v1/files/..%2f..%2fkeys", "/v1/batches/batch_1"] {
+        let reply = client.get(stranger).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (404, "not_found"), "{stranger}");
+    }
+    assert_eq!(client.send("DELETE", &path, b"").await.whole().await.json()["deleted"], true);
+    assert_eq!(client.get(&path).await.status, 404);
+    let left = std::fs::read_dir(folder.path().join("files")).unwrap().count();
+    assert_eq!(left, 0, "nothing stays of what was refused or deleted");
+    let odd = client.clone().with("content-type", "multipart/form-data; boundary=edge");
+    for form in
+        ["", "--edge\r\n", "--edge\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--edge--\r\n"]
+    {
+        assert_eq!(odd.post_raw("/v1/files", form.as_bytes()).await.status, 400, "{form}");
+    }
+}

@@ -1,0 +1,215 @@
+//! Every door holds the same bounds, and whatever comes through one is answered with the right 4xx.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+
+use common::{MODEL, PATIENCE, Server};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// The generating routes, with a body that each takes.
+fn doors() -> [(&'static str, Value); 3] {
+    let messages = json!([{"role": "user", "content": "say:hi"}]);
+    [
+        ("/v1/chat/completions", json!({"model": MODEL, "messages": messages, "max_tokens": 4})),
+        ("/v1/completions", json!({"model": MODEL, "prompt": "say:hi", "max_tokens": 4})),
+        ("/v1/responses", json!({"model": MODEL, "input": "say:hi", "max_output_tokens": 4})),
+    ]
+}
+
+const BODIES: [&str; 9] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/batches",
+    "/tokenize",
+    "/detokenize",
+    "/v1/files",
+    "/v1/batches/batch_1/cancel",
+    "/v1/models",
+];
+
+/// Values at and beyond the edges of what every generating route reads.
+fn extremes() -> Vec<(&'static str, Value)> {
+    let many = |count: usize| (0..count).map(|n| (n.to_string(), json!("x"))).collect::<Value>();
+    let mut cases = vec![
+        ("seed", json!(i64::MAX)),
+        ("seed", json!(1e19)),
+        ("stop", json!(vec!["x"; 16])),
+        ("stop", json!(vec!["x"; 17])),
+        ("stop", json!("")),
+        ("stop", json!("x".repeat(1025))),
+        ("stop", json!(["a", null])),
+        ("stop_token_ids", json!([258])),
+        ("stop_token_ids", json!([259])),
+        ("stop_token_ids", json!([-1])),
+        ("stop_token_ids", json!(vec![1; 65])),
+        ("logit_bias", json!({"258": 100})),
+        ("logit_bias", json!({"259": 1})),
+        ("logit_bias", json!({"x": 1})),
+        ("logit_bias", json!({"1": 100.5})),
+        ("metadata", many(16)),
+        ("metadata", many(17)),
+        ("metadata", json!({"a": 1})),
+        ("user", json!(5)),
+        ("cache_salt", json!("")),
+        ("cache_salt", json!("x".repeat(257))),
+        ("model", json!("nobody")),
+        ("model", json!("x".repeat(100_000))),
+        ("stream", json!("yes")),
+        ("chat_templates", json!({})),
+        ("\u{0}", json!(1)),
+        ("min_tokens", json!(u64::MAX)),
+    ];
+    let numbers =
+        ["temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"];
+    for name in numbers {
+        for value in
+            [json!(0), json!(-1e300), json!(1e300), json!(-0.5), json!("1"), json!([]), json!(true), json!(2.5)]
+        {
+            cases.push((name, value));
+        }
+    }
+    cases
+}
+
+#[tokio::test]
+async fn the_same_extreme_request_gets_the_same_verdict_at_every_door() {
+    let server = Server::start().await;
+    let client = server.client();
+    for (name, value) in extremes() {
+        let mut verdicts = Vec::new();
+        for (path, mut body) in doors() {
+            body[name] = value.clone();
+            let reply = client.post(path, &body).await;
+            assert!(reply.status < 500, "{path}: {name}: {value}: {}", reply.text());
+            let refusal = (reply.status != 200).then(|| (reply.error_code(), reply.param()));
+            verdicts.push((reply.status, refusal));
+        }
+        assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "{name}: {value}: {verdicts:?}");
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn the_bound_on_the_answer_is_one_bound_under_three_names() {
+    let server = Server::start().await;
+    let names = ["max_tokens", "max_tokens", "max_output_tokens"];
+    for value in [json!(-1), json!(4_294_967_296_u64), json!(1e300), json!("4"), json!(0.5), json!(4000), json!(2000)] {
+        let mut statuses = Vec::new();
+        for ((path, mut body), name) in doors().into_iter().zip(names) {
+            body[name] = value.clone();
+            statuses.push(server.client().post(path, &body).await.status);
+        }
+        assert!(statuses.iter().all(|status| *status == statuses[0] && *status < 500), "{value}: {statuses:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_json_is_refused_at_every_door() {
+    let server = Server::start().await;
+    let client = server.client();
+    let deep = "[".repeat(100_000);
+    let wide = format!("{{{}}}", (0..1000).map(|n| format!("\"{n}\":0")).collect::<Vec<_>>().join(","));
+    let texts: [&[u8]; 40] = [
+        b"",
+        b" ",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b"{]",
+        b"[}",
+        b"nul",
+        b"nulll",
+        b"true false",
+        b"{\"a\"}",
+        b"{\"a\":}",
+        b"{\"a\":1,}",
+        b"{,}",
+        b"{a:1}",
+        b"{'a':1}",
+        b"[1,]",
+        b"[,1]",
+        b"[1 2]",
+        b"\"",
+        b"\"\\u12\"",
+        b"\"\\x\"",
+        b"\"\t\"",
+        b"01",
+        b"+1",
+        b"1.",
+        b".5",
+        b"1e",
+        b"1e999",
+        b"NaN",
+        b"Infinity",
+        b"-",
+        b"\xef\xbb\xbf{}",
+        b"{\"a\":\"\xff\"}",
+        b"\xff\xfe{\x00}\x00",
+        b"{} {}",
+        b"/* */{}",
+        b"{\"a\":1,\"a\":2}",
+        deep.as_bytes(),
+    ];
+    for path in BODIES {
+        for text in texts.iter().copied().chain([b"null" as &[u8], b"[]", b"\"x\"", b"1", b"{}", wide.as_bytes()]) {
+            let reply = client.post_raw(path, text).await;
+            let shown = String::from_utf8_lossy(&text[..text.len().min(40)]).into_owned();
+            assert!((400..500).contains(&reply.status), "{path}: {shown}: {}", reply.status);
+            assert!(!reply.error_code().is_empty());
+        }
+    }
+    server.assert_at_rest().await;
+}
+
+/// What the server answers to these very bytes: a status, or nothing if it hangs up.
+async fn answer_to(server: &Server, bytes: &[u8]) -> Option<u16> {
+    let exchange = async {
+        let mut connection = TcpStream::connect(server.address).await.unwrap();
+        // A server that has heard enough may hang up meanwhile.
+        let _ = connection.write_all(bytes).await;
+        let _ = connection.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = connection.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).split(' ').nth(1).and_then(|status| status.parse().ok())
+    };
+    timeout(PATIENCE, exchange).await.expect("the server answers or hangs up")
+}
+
+#[tokio::test]
+async fn broken_heads_and_bodies_that_never_end_cost_their_sender_only() {
+    let server = Server::start().await;
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    let bomb = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(200_000));
+    let many = format!("GET / HTTP/1.1\r\nhost: localhost\r\n{}\r\n", "a: b\r\n".repeat(5000));
+    let cases = [
+        bomb,
+        many,
+        "\r\n\r\n".to_owned(),
+        "GET\r\n\r\n".to_owned(),
+        "GET / HTTP/9.9\r\n\r\n".to_owned(),
+        "G\u{0}T / HTTP/1.1\r\nhost: localhost\r\n\r\n".to_owned(),
+        format!("{head}content-length: -1\r\n\r\n"),
+        format!("{head}content-length: 5\r\ncontent-length: 6\r\n\r\n{{}}"),
+        format!("{head}content-length: 99999999999999999999\r\n\r\n{{}}"),
+        format!("{head}content-length: 100\r\n\r\n{{\"model\""),
+        format!("{head}transfer-encoding: chunked\r\n\r\nzz\r\n"),
+        format!("{head}transfer-encoding: chunked\r\n\r\n5\r\n{{}}"),
+        format!("{head}transfer-encoding: gzip\r\n\r\n{{}}"),
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnot a frame".to_owned(),
+    ];
+    for case in cases {
+        let status = answer_to(&server, case.as_bytes()).await;
+        let shown: String = case.chars().take(60).collect();
+        assert!(status.is_none_or(|status| (400..500).contains(&status)), "{shown:?}: {status:?}");
+    }
+    for (path, body) in doors() {
+        assert_eq!(server.client().post(path, &body).await.status, 200, "and it goes on answering");
+    }
+    server.assert_at_rest().await;
+}
