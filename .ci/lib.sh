@@ -49,10 +49,13 @@ need_packages() {
     "${as_root[@]}" apt-get install -qq --yes --no-install-recommends "${missing[@]}"
 }
 
+# Node.js, from Debian unless it is there already: another packager's nodejs brings its own npm.
+need_node() { command -v node >/dev/null && command -v npm >/dev/null || need_packages nodejs npm; }
+
 # Installs what the clients of server/tests/clients need from npm, beside the build's outputs, and prints where.
 node_clients() {
     local folder
-    need_packages nodejs npm >&2
+    need_node >&2
     folder="$(target_dir)/ci-node"
     mkdir -p "$folder"
     cp server/tests/clients/*.mjs server/tests/clients/package.json "$folder"
