@@ -12,6 +12,8 @@ mod memory;
 mod models;
 mod report;
 mod signals;
+#[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
+mod upstreams;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +21,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use passerelle::api::{
     self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, RouteSwitch,
-    ServeConfig, SseConfig, Tls,
+    ServeConfig, Serving, SseConfig, Tls,
 };
 use passerelle::config::{Config, TlsFiles, UnknownFields};
-use passerelle::gateway::{Authenticator, Ledger};
+use passerelle::gateway::{Authenticator, Ledger, RetryBounds, Router};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineHandle};
 use tokio::runtime::Runtime;
@@ -30,6 +32,7 @@ use tokio::time::sleep;
 
 use crate::cli::output;
 use signals::Signals;
+use upstreams::Upstreams;
 
 pub(crate) use door::Door;
 pub(crate) use engines::EngineBounds;
@@ -87,13 +90,20 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let reserved = listener::reserve(&config.server.listen)?;
     let compute = compute(&config.engine);
     let loaded = models::load_all(config, &compute)?;
-    let fleet = engines::start(loaded, &config.engine, &compute, &clock)?;
+    let here: Vec<String> = loaded.iter().map(|model| model.name.clone()).collect();
+    let prepared = upstreams::prepare(config, &here)?;
+    let elsewhere: Vec<&str> = prepared.models.iter().map(|model| model.name.as_str()).collect();
+    let fleet = engines::start(loaded, &config.engine, &compute, (&clock, &elsewhere))?;
+    let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), fleet.replicas.len() as u32);
+    let (settings, remote) = prepared.split();
+    let replicas = fleet.replicas.into_iter().chain(upstreams.follow(settings)?);
+    let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
     let readiness = Readiness::default();
     let state = AppState::new(AppParts {
         models: fleet.served,
         authenticator,
         ledger: Ledger::new(Arc::clone(&clock)),
-        router: fleet.router,
+        serving: Serving::new(router, remote),
         clock,
         metrics: fleet.metrics,
         config: api_config(config, guard)?,
@@ -162,6 +172,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             write_timeout: written.stalled_reader_timeout,
             keep_alive: written.keep_alive,
         },
+        retry: RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken },
         guard,
         allowed_origins: AllowedOrigins::new(written.cors_origins.iter().map(ToString::to_string))?,
         compress_above_bytes: written.compress_above.0 as usize,

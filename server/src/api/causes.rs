@@ -9,7 +9,7 @@ use passerelle_engine::RequestError;
 use super::errors::{ApiError, ErrorKind, echoed};
 use crate::gateway::ledger::Retry;
 use crate::gateway::router::RouteError;
-use crate::gateway::{AuthError, RateLimitState, Refusal, SubmitError, WindowState};
+use crate::gateway::{AuthError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState};
 use crate::text::TextError;
 
 /// One answer whatever was wrong with the key: only the log knows which.
@@ -43,7 +43,13 @@ impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
         match error {
             RouteError::UnknownModel(name) => model_not_found(&name),
-            RouteError::NoReplicaReady(_) => Self::new(ErrorKind::NoReplica, capitalised(&error.to_string())),
+            RouteError::NoReplicaReady { retry_after, .. } => {
+                let refused = Self::new(ErrorKind::NoReplica, format!("{}.", capitalised(&error.to_string())));
+                match retry_after {
+                    Some(wait) => refused.retry_after(wait),
+                    None => refused,
+                }
+            }
         }
     }
 }
@@ -59,6 +65,36 @@ impl From<SubmitError> for ApiError {
             }
             SubmitError::Refused { parameter, why } => {
                 let refused = Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&why)));
+                match parameter {
+                    Some(parameter) => refused.param(parameter),
+                    None => refused,
+                }
+            }
+        }
+    }
+}
+
+/// Whatever an upstream does, a client sees one of these; only a request's own fault is told in the upstream's words.
+impl From<&Failure> for ApiError {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::TimedOut => {
+                Self::new(ErrorKind::UpstreamTimeout, "The server that runs this model did not answer in time.")
+            }
+            Failure::Unreachable | Failure::Broke(_) | Failure::Misconfigured(_) => {
+                Self::new(ErrorKind::UpstreamFailed, "The server that runs this model failed.")
+            }
+            Failure::Busy { retry_after } => {
+                let busy = Self::new(ErrorKind::QueueFull, "The server that runs this model is busy.");
+                match retry_after {
+                    Some(wait) => busy.retry_after(*wait),
+                    None => busy,
+                }
+            }
+            Failure::Refused(objection) => {
+                let Objection { parameter, exceeds_context, why } = objection.as_ref();
+                let kind = if *exceeds_context { ErrorKind::ContextLengthExceeded } else { ErrorKind::InvalidValue };
+                let refused = Self::new(kind, format!("The server that runs this model refuses the request: {why}"));
                 match parameter {
                     Some(parameter) => refused.param(parameter),
                     None => refused,

@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 use passerelle_engine::Usage;
 use tokio::time::{sleep, timeout};
 
-use super::choice::RunningChoice;
 use super::delta::{Choice, ChoiceDelta};
 use super::errors::{ApiError, ErrorKind};
 use super::generate::Admitted;
+use super::launch::LiveChoice;
 use super::sse::{ReaderGone, SseWriter, sse_response};
 use super::state::AppState;
 use super::wire::answer::Answer;
@@ -93,7 +93,11 @@ impl Delivery {
         }
         loop {
             match self.next_or_keep_alive(writer).await? {
-                Ok(Some(piece)) => self.write_piece(writer, &piece).await?,
+                Ok(Some(piece)) => {
+                    if let Some(chunk) = self.answer.chunk(&piece, self.usage()) {
+                        writer.data(&chunk).await?;
+                    }
+                }
                 Ok(None) => break,
                 Err(error) => return Ok(Err(error)),
             }
@@ -102,13 +106,6 @@ impl Delivery {
             writer.data(&chunk).await?;
         }
         Ok(Ok(()))
-    }
-
-    async fn write_piece(&self, writer: &SseWriter, piece: &ChoiceDelta) -> Result<(), ReaderGone> {
-        match self.answer.chunk(piece, self.usage()) {
-            Some(chunk) => writer.data(&chunk).await,
-            None => Ok(()),
-        }
     }
 
     /// Waits for a piece, and says so to the reader from time to time.
@@ -136,12 +133,12 @@ impl Delivery {
 
     /// So far; what was settled, once all choices are over.
     fn usage(&self) -> Usage {
-        sum_usage(self.admitted.choices.iter().map(RunningChoice::usage))
+        sum_usage(self.admitted.choices.iter().map(LiveChoice::usage))
     }
 }
 
 /// Polls every choice once a wake-up, beginning with `first`.
-async fn next_piece(choices: &mut [RunningChoice], first: usize) -> Result<Option<ChoiceDelta>, ApiError> {
+async fn next_piece(choices: &mut [LiveChoice], first: usize) -> Result<Option<ChoiceDelta>, ApiError> {
     poll_fn(|context| {
         let count = choices.len();
         let mut all_over = true;

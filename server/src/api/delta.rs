@@ -98,6 +98,8 @@ pub(crate) enum AnswerEnd {
     Stop,
     Length,
     ToolCalls,
+    /// Only upstreams filter.
+    ContentFilter,
 }
 
 impl AnswerEnd {
@@ -106,6 +108,7 @@ impl AnswerEnd {
             Self::Stop => "stop",
             Self::Length => "length",
             Self::ToolCalls => "tool_calls",
+            Self::ContentFilter => "content_filter",
         }
     }
 }

@@ -40,6 +40,8 @@ pub enum ErrorKind {
     NoReplica,
     Draining,
     RequestTimeout,
+    UpstreamFailed,
+    UpstreamTimeout,
 }
 
 /// How a kind looks on the wire.
@@ -80,6 +82,8 @@ impl ErrorKind {
             Self::RateLimited           => (429, "rate_limit_error", "rate_limit_exceeded"),
             Self::Internal              => (500, SERVER, "internal_error"),
             Self::EngineFailed          => (500, SERVER, "engine_failed"),
+            Self::UpstreamFailed        => (502, SERVER, "upstream_failed"),
+            Self::UpstreamTimeout       => (504, SERVER, "upstream_timeout"),
             Self::QueueFull             => (503, SERVER, "queue_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
             Self::Draining              => (503, SERVER, "draining"),

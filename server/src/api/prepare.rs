@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::causes::model_not_found;
 use super::errors::{ApiError, ErrorKind};
-use super::fields::invalid;
+use super::fields::{invalid, unsupported};
 use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
@@ -17,15 +17,22 @@ use super::wire::sampling::Sampling;
 use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel};
 
 /// A prompt as the engine gets it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct EncodedPrompt {
     pub(crate) tokens: Vec<TokenId>,
     /// What the caller wrote, if it was one text.
     pub(crate) written: Option<String>,
 }
 
+/// A model that runs here.
 pub(crate) fn find_model(state: &AppState, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    state.model(name).cloned().ok_or_else(|| model_not_found(name))
+    if let Some(model) = state.model(name) {
+        return Ok(Arc::clone(model));
+    }
+    match state.serving().remote(name) {
+        Some(_) => Err(unsupported("model", "another server runs this model, and this route needs it here")),
+        None => Err(model_not_found(name)),
+    }
 }
 
 /// One encoded prompt per choice.
@@ -34,7 +41,16 @@ pub(crate) async fn encode(
     model: &ServedModel,
     prompt: Prompt,
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
-    let text = Arc::clone(&model.text);
+    encode_text(state, &model.text, prompt).await
+}
+
+/// The same, for a model of which only the text side is here.
+pub(crate) async fn encode_text(
+    state: &AppState,
+    text: &Arc<TextModel>,
+    prompt: Prompt,
+) -> Result<Vec<EncodedPrompt>, ApiError> {
+    let text = Arc::clone(text);
     let now = state.clock().wall();
     state
         .text_work()
@@ -117,16 +133,15 @@ pub(crate) fn room_for_answer(model: &ServedModel, prompt_tokens: usize, asked: 
     match asked {
         Some(asked) if asked as usize <= room => Ok(asked),
         None if room > 0 => Ok(u32::try_from(room).unwrap_or(u32::MAX)),
-        _ => Err(context_overflow(model, prompt_tokens, asked)),
+        _ => Err(context_overflow(model.max_model_len, prompt_tokens, asked)),
     }
 }
 
-fn context_overflow(model: &ServedModel, prompt_tokens: usize, asked: Option<u32>) -> ApiError {
+pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked: Option<u32>) -> ApiError {
     let asked = asked.unwrap_or(1) as usize;
     let message = format!(
-        "This model's context length is {} tokens, and you asked for {} tokens: {prompt_tokens} in the prompt and \
-         {asked} for the answer. Shorten the prompt or lower `max_tokens`.",
-        model.max_model_len,
+        "This model's context length is {max_model_len} tokens, and you asked for {} tokens: {prompt_tokens} in the \
+         prompt and {asked} for the answer. Shorten the prompt or lower `max_tokens`.",
         prompt_tokens.saturating_add(asked),
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param("max_tokens")

@@ -1,8 +1,8 @@
 //! What every handler is given.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use passerelle_engine::RequestId;
@@ -13,11 +13,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::cross_origin::AllowedOrigins;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{Reader, UnknownFields};
+use super::remote::RemoteModel;
 use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
-use crate::gateway::{Authenticator, Ledger, Router};
+use crate::gateway::{Authenticator, Ledger, RetryBounds, Router};
 use crate::metrics::Metrics;
 use crate::text::TextModel;
 
@@ -53,6 +54,7 @@ pub struct ApiConfig {
     pub max_concurrent_encodes: usize,
     pub bounds: RequestBounds,
     pub sse: SseConfig,
+    pub retry: RetryBounds,
     pub guard: BrowserGuard,
     /// Web pages that may call this server from a browser.
     pub allowed_origins: AllowedOrigins,
@@ -72,6 +74,7 @@ impl Default for ApiConfig {
             max_concurrent_encodes: 4,
             bounds: RequestBounds::default(),
             sse: SseConfig::default(),
+            retry: RetryBounds::default(),
             guard: BrowserGuard::default(),
             allowed_origins: AllowedOrigins::default(),
             compress_above_bytes: 16 << 10,
@@ -104,11 +107,30 @@ pub struct AppParts {
     pub models: Vec<ServedModel>,
     pub authenticator: Authenticator,
     pub ledger: Ledger,
-    pub router: Router,
+    pub serving: Serving,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<Metrics>,
     pub config: ApiConfig,
     pub readiness: Readiness,
+}
+
+/// Who serves what. Replaced as a whole; a request sees one and the same from its admission to its start.
+#[derive(Debug)]
+pub struct Serving {
+    pub router: Router,
+    remote: BTreeMap<String, Arc<RemoteModel>>,
+}
+
+impl Serving {
+    /// `remote`: the models that no engine here has.
+    pub fn new(router: Router, remote: impl IntoIterator<Item = RemoteModel>) -> Self {
+        let remote = remote.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
+        Self { router, remote }
+    }
+
+    pub(crate) fn remote(&self, name: &str) -> Option<&Arc<RemoteModel>> {
+        self.remote.get(name)
+    }
 }
 
 /// A cloneable handle on everything a request may need.
@@ -120,20 +142,35 @@ pub struct AppState {
 #[derive(Debug)]
 struct Shared {
     models: BTreeMap<String, Arc<ServedModel>>,
-    parts: AppParts,
+    serving: RwLock<Arc<Serving>>,
+    authenticator: Authenticator,
+    ledger: Ledger,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    config: ApiConfig,
+    readiness: Readiness,
     text_work: TextWork,
     request_permits: Arc<Semaphore>,
     next_request: AtomicU64,
 }
 
 impl AppState {
-    pub fn new(mut parts: AppParts) -> Self {
-        let models = std::mem::take(&mut parts.models);
-        let models = models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
-        let text_work = TextWork::new(parts.config.max_concurrent_encodes);
-        let request_permits = Arc::new(Semaphore::new(parts.config.max_concurrent_requests));
-        let next_request = AtomicU64::new(0);
-        Self { shared: Arc::new(Shared { models, parts, text_work, request_permits, next_request }) }
+    pub fn new(parts: AppParts) -> Self {
+        let AppParts { models, serving, authenticator, ledger, clock, metrics, config, readiness } = parts;
+        let shared = Shared {
+            models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
+            serving: RwLock::new(Arc::new(serving)),
+            text_work: TextWork::new(config.max_concurrent_encodes),
+            request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
+            next_request: AtomicU64::new(0),
+            authenticator,
+            ledger,
+            clock,
+            metrics,
+            config,
+            readiness,
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     pub fn model(&self, name: &str) -> Option<&Arc<ServedModel>> {
@@ -147,31 +184,37 @@ impl AppState {
     }
 
     pub fn authenticator(&self) -> &Authenticator {
-        &self.shared.parts.authenticator
+        &self.shared.authenticator
     }
 
     pub fn ledger(&self) -> &Ledger {
-        &self.shared.parts.ledger
+        &self.shared.ledger
     }
 
-    pub fn router(&self) -> &Router {
-        &self.shared.parts.router
+    /// Who serves what at this moment.
+    pub fn serving(&self) -> Arc<Serving> {
+        Arc::clone(&self.shared.serving.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From the next request on. What runs goes on where it is.
+    pub fn serve(&self, serving: Serving) {
+        *self.shared.serving.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(serving);
     }
 
     pub fn clock(&self) -> &dyn Clock {
-        self.shared.parts.clock.as_ref()
+        self.shared.clock.as_ref()
     }
 
     pub fn metrics(&self) -> &Metrics {
-        &self.shared.parts.metrics
+        &self.shared.metrics
     }
 
     pub fn config(&self) -> &ApiConfig {
-        &self.shared.parts.config
+        &self.shared.config
     }
 
     pub fn readiness(&self) -> &Readiness {
-        &self.shared.parts.readiness
+        &self.shared.readiness
     }
 
     pub(crate) fn reader(&self) -> Reader {

@@ -17,6 +17,8 @@ pub enum Health {
     Slow,
     /// The same for [`STALLED_AFTER`]. Gets no requests.
     Stalled,
+    /// An upstream that failed, or that asked for a pause. Gets no requests until its rest is over.
+    Resting,
     /// It takes no more requests, ever.
     Closed,
 }
@@ -86,7 +88,7 @@ mod tests {
 
     #[test]
     fn requests_go_to_ready_and_slow_replicas_only() {
-        let serving = [Health::Ready, Health::Slow, Health::Stalled, Health::Closed].map(Health::serves);
-        assert_eq!(serving, [true, true, false, false]);
+        let all = [Health::Ready, Health::Slow, Health::Stalled, Health::Resting, Health::Closed];
+        assert_eq!(all.map(Health::serves), [true, true, false, false, false]);
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use passerelle::api::ServedModel;
 use passerelle::config::EngineConfig;
-use passerelle::gateway::Router;
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle_engine::clock::Clock;
@@ -22,7 +21,7 @@ use super::report;
 pub(crate) struct Fleet {
     pub(crate) engines: Vec<Engine>,
     pub(crate) served: Vec<ServedModel>,
-    pub(crate) router: Router,
+    pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -33,15 +32,17 @@ pub(crate) struct EngineBounds {
     pub(crate) max_model_len: usize,
 }
 
+/// `elsewhere`: the models that other servers run.
 pub(crate) fn start(
     loaded: Vec<Loaded>,
     config: &EngineConfig,
     compute: &Compute,
-    clock: &Arc<dyn Clock>,
+    (clock, elsewhere): (&Arc<dyn Clock>, &[&str]),
 ) -> Result<Fleet> {
     let kernels = format!("{} {}", report::device(compute), compute.kernels());
     let info = BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned(), kernels: kernels.clone() };
-    let metrics = Arc::new(Metrics::new(&info, loaded.iter().map(|model| model.name.as_str()))?);
+    let names = loaded.iter().map(|model| model.name.as_str()).chain(elsewhere.iter().copied());
+    let metrics = Arc::new(Metrics::new(&info, names)?);
     let demands: Vec<KvDemand> = loaded.iter().map(|model| demand(model, config)).collect();
     let blocks = share_kv_memory(config.kv_cache_memory, &demands)?;
     let turns = StepTurns::new();
@@ -61,11 +62,10 @@ pub(crate) fn start(
         });
         let engine = engine.with_context(|| format!("model `{name}`"))?;
         let id = ReplicaId(replicas.len() as u32);
-        replicas.push(Replica::new(id, name, Box::new(engine.handle())));
+        replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
         engines.push(engine);
     }
-    let router = Router::new(replicas, Arc::clone(clock), random_seed()?);
-    Ok(Fleet { engines, served, router, metrics })
+    Ok(Fleet { engines, served, replicas, metrics })
 }
 
 impl EngineBounds {

@@ -89,7 +89,7 @@ fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result
     Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
 }
 
-fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
+pub(super) fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
     let read = |file: &str| {
         let content = files.read(file, MAX_TEXT_FILE_BYTES).map_err(io::Error::other)?;
         Ok(content.map(std::borrow::Cow::into_owned))

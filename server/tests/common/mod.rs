@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use passerelle::api::{
     ApiConfig, AppParts, AppState, BrowserGuard, Drained, GenerationDefaults, Listener, Readiness, ServeConfig,
-    ServedModel, Tls, router, serve,
+    ServedModel, Serving, Tls, router, serve,
 };
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::replica::ReplicaId;
@@ -148,7 +148,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         observer: Arc::new(metrics.engine(MODEL)),
     })
     .unwrap();
-    let replica = Replica::new(ReplicaId(0), MODEL, Box::new(engine.handle()));
+    let replica = Arc::new(Replica::new(ReplicaId(0), MODEL, Box::new(engine.handle())));
     let mut config = options.api.clone();
     let authenticator = match &options.key_limits {
         None => Authenticator::open(Account::local(Quota::unlimited())),
@@ -161,7 +161,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         models: vec![served_model(options)],
         authenticator,
         ledger: Ledger::new(Arc::clone(&clock)),
-        router: Router::new([replica], Arc::clone(&clock), 7),
+        serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), []),
         clock,
         metrics,
         config,

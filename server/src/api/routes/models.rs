@@ -14,7 +14,8 @@ use crate::gateway::router::ModelEntry;
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     authenticate(&state, request.headers())?;
-    let data: Vec<Value> = state.router().models().map(|entry| model_json(&state, entry)).collect();
+    let serving = state.serving();
+    let data: Vec<Value> = serving.router.models().map(|entry| model_json(&state, entry)).collect();
     Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
 
@@ -26,7 +27,8 @@ pub(crate) async fn retrieve(
     authenticate(&state, request.headers())?;
     // A name that is not UTF-8 names no model.
     let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
-    let entry = state.router().model(&name).ok_or_else(|| model_not_found(&name))?;
+    let serving = state.serving();
+    let entry = serving.router.model(&name).ok_or_else(|| model_not_found(&name))?;
     Ok(Json(model_json(&state, entry)).into_response())
 }
 
@@ -36,6 +38,14 @@ fn model_json(state: &AppState, entry: &ModelEntry) -> Value {
         "object": "model",
         "created": entry.created,
         "owned_by": "passerelle",
-        "max_model_len": state.model(&entry.name).map(|model| model.max_model_len),
+        "max_model_len": max_model_len(state, &entry.name),
     })
+}
+
+/// `null` for a model of which only another server knows it.
+fn max_model_len(state: &AppState, name: &str) -> Option<usize> {
+    match state.model(name) {
+        Some(model) => Some(model.max_model_len),
+        None => state.serving().remote(name)?.max_model_len,
+    }
 }

@@ -22,7 +22,8 @@ pub(crate) struct Answer {
     /// Seconds since the Unix epoch.
     pub(crate) created: u64,
     pub(crate) model: String,
-    pub(crate) fingerprint: String,
+    /// `None`: another server ran it, and only that one could know.
+    pub(crate) fingerprint: Option<String>,
     pub(crate) output: Output,
 }
 
