@@ -93,6 +93,7 @@ fn submit(handle: &EngineHandle, id: u64, sampling: SamplingParams) -> EventStre
         sampling,
         share_key: ShareKey(id % 8),
         cache_salt: CacheSalt([id as u8; 32]),
+        constraint: None,
     };
     handle.submit(request).expect("the queue holds every sequence of the bench")
 }

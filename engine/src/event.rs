@@ -2,6 +2,8 @@
 
 use passerelle_models::TokenId;
 
+use crate::constraint::ConstraintError;
+
 /// What a request hears from the engine, in this order: `PromptLogprobs` (only if asked for), `Token`s, then exactly
 /// one `Finished` or `Failed`.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +43,7 @@ pub struct TokenLogprobs {
 /// Why a request is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// A stop or end-of-sequence token was generated.
+    /// A stop or end-of-sequence token was generated, or nothing can follow what the constraint asked for.
     Stop,
     /// `max_tokens` or the context length was reached.
     Length,
@@ -61,9 +63,15 @@ pub struct Usage {
 /// Why a request failed. It fails alone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// A row of logits held NaN or infinity, or left no token to choose.
+    /// A row of logits held NaN or infinity.
     #[error("the model produced a number that is not finite")]
     NotFinite,
+    /// What the request forbids leaves no token to choose.
+    #[error("what this request forbids leaves no token to choose")]
+    NothingAllowed,
+    /// The request's own grammar.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The model panicked or returned an error, also when it ran this request alone.
     #[error("the step that ran this request failed: {0}")]
     Step(String),

@@ -19,6 +19,7 @@ pub(crate) fn request(id: u64, prompt: &[TokenId]) -> Request {
         sampling: SamplingParams { max_tokens: 100, ..SamplingParams::default() },
         share_key: ShareKey(0),
         cache_salt: SALT,
+        constraint: None,
     }
 }
 

@@ -13,6 +13,7 @@ mod admission;
 mod block_pool;
 mod catch_up;
 mod config;
+mod constraint;
 mod engine;
 mod error;
 mod event_stream;
@@ -33,6 +34,7 @@ mod turns;
 mod weights;
 
 pub use config::{ConfigError, EngineConfig};
+pub use constraint::{Allowed, AnswerEnd, Constraint, ConstraintError};
 pub use engine::{Engine, EngineHandle, EngineParts};
 pub use error::{EngineError, SubmitError};
 pub use event::{Event, FinishReason, RequestError, TokenEvent, TokenLogprobs, Usage};

@@ -2,6 +2,8 @@
 
 use passerelle_models::TokenId;
 
+use crate::constraint::Constraint;
+
 /// Names a request in logs and events. Made by the server, never taken from a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
@@ -23,11 +25,15 @@ pub struct Request {
     pub sampling: SamplingParams,
     pub share_key: ShareKey,
     pub cache_salt: CacheSalt,
+    /// What the answer's tokens must look like together. It ends the answer once nothing can follow, whatever
+    /// `min_tokens` says, and keeps stop tokens from ending it before it is whole.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 /// How the next token is chosen and when generation ends.
 ///
-/// Order of operations on a row of logits: bias, penalties, minimum tokens, temperature, top-k, top-p, min-p, draw.
+/// Order of operations on a row of logits: constraint, bias, penalties, bad words, minimum tokens, temperature, top-k,
+/// top-p, min-p, typical-p, draw.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Tokens to generate at most. 0 runs the prompt only (for its log-probabilities).
@@ -42,12 +48,17 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// In [0, 1]; tokens less likely than `min_p` times the most likely are dropped.
     pub min_p: f32,
+    /// In (0, 1]; keeps the tokens whose surprise is closest to the distribution's entropy and that together reach this
+    /// mass (arXiv 2202.00666); 1 keeps everything.
+    pub typical_p: f32,
     /// OpenAI's penalties over generated tokens, in [-2, 2].
     pub frequency_penalty: f32,
     pub presence_penalty: f32,
     /// CTRL's multiplicative penalty over prompt and generated tokens (arXiv 1909.05858), above 0; 1 is neutral.
     pub repetition_penalty: f32,
     pub logit_bias: Vec<(TokenId, f32)>,
+    /// Sequences that are not generated: where all but the last token of one stand, the last is not sampled.
+    pub bad_words: Vec<Vec<TokenId>>,
     /// Same seed, same tokens, whatever the batch. `None` lets the engine draw one.
     pub seed: Option<u64>,
     /// Ends generation with [`crate::FinishReason::Stop`]; the token is reported and counted. Includes the model's
@@ -68,10 +79,12 @@ impl Default for SamplingParams {
             top_k: None,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
             repetition_penalty: 1.0,
             logit_bias: Vec::new(),
+            bad_words: Vec::new(),
             seed: None,
             stop_token_ids: Vec::new(),
             logprobs: None,
@@ -89,11 +102,13 @@ impl SamplingParams {
             ("top_k", self.top_k != Some(0)),
             ("top_p", self.top_p > 0.0 && self.top_p <= 1.0),
             ("min_p", (0.0..=1.0).contains(&self.min_p)),
+            ("typical_p", self.typical_p > 0.0 && self.typical_p <= 1.0),
             ("frequency_penalty", OPENAI_PENALTIES.contains(&self.frequency_penalty)),
             ("presence_penalty", OPENAI_PENALTIES.contains(&self.presence_penalty)),
             ("repetition_penalty", self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0),
             // Minus infinity forbids a token.
             ("logit_bias", self.logit_bias.iter().all(|(_, bias)| *bias < f32::INFINITY)),
+            ("bad_words", self.bad_words.iter().all(|word| !word.is_empty())),
         ];
         in_range.iter().find(|(_, is_in_range)| !is_in_range).map(|(name, _)| *name)
     }

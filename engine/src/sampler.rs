@@ -1,11 +1,13 @@
-//! Logits -> token, in the order that [`SamplingParams`] states: bias, penalties, minimum tokens, temperature, top-k,
-//! top-p, min-p, draw.
+//! Logits -> token, in the order that [`SamplingParams`] states: constraint, bias, penalties, bad words, minimum tokens,
+//! temperature, top-k, top-p, min-p, typical-p, draw.
 //!
 //! A draw is a function of the request's seed and the position alone, so neither the batch nor a preemption changes it.
 //! The vocabulary is never sorted for a greedy or top-k request.
 
+use nucleus::{Candidate, keep_top_p, keep_typical, mass};
 use passerelle_models::TokenId;
 
+use crate::constraint::Allowed;
 use crate::event::{RequestError, TokenEvent, TokenLogprobs};
 use crate::logprobs::{checked_max, select_best, token_logprobs};
 use crate::model_runner::SequenceRows;
@@ -14,13 +16,17 @@ use crate::request::SamplingParams;
 use crate::sequence::{Sequence, TokenCounts};
 use crate::weights::{self, weigh, weight};
 
+mod nucleus;
+
 /// Holds the buffers that a draw needs, so that it allocates nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Sampler {
     /// By token.
     weights: Vec<f64>,
-    /// What top-k or top-p keeps.
+    /// What the filters have left so far.
     candidates: Vec<Candidate>,
+    /// What the candidates, and those too light to be one, weighed together before any mass was cut.
+    mass: f64,
     selected: Vec<TokenId>,
     /// The row as the model gave it, where log-probabilities are wanted.
     original: Vec<f32>,
@@ -30,8 +36,9 @@ pub(crate) struct Sampler {
 #[derive(Debug)]
 pub(crate) struct Choice<'a> {
     pub(crate) params: &'a SamplingParams,
+    pub(crate) constraint: Option<Allowed<'a>>,
     pub(crate) counts: Option<&'a TokenCounts>,
-    pub(crate) num_generated: usize,
+    pub(crate) generated: &'a [TokenId],
     pub(crate) seed: u64,
 }
 
@@ -40,13 +47,6 @@ pub(crate) struct Choice<'a> {
 pub(crate) struct SequenceOutput {
     pub(crate) prompt_logprobs: Vec<Option<TokenLogprobs>>,
     pub(crate) token: Option<TokenEvent>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    token: TokenId,
-    /// Relative to the most likely token's, which is 1.
-    weight: f64,
 }
 
 impl Sampler {
@@ -66,8 +66,9 @@ impl Sampler {
         let token = if sequence.samples_next() {
             let choice = Choice {
                 params: &sequence.sampling,
+                constraint: sequence.allowed(),
                 counts: sequence.counts(),
-                num_generated: sequence.num_generated(),
+                generated: sequence.generated(),
                 seed: sequence.seed,
             };
             Some(self.sample(rows.row_mut(num_prompt_rows), &choice)?)
@@ -86,58 +87,68 @@ impl Sampler {
             self.original.extend_from_slice(row);
         }
         adjust(row, choice);
-        let max = checked_max(row)?;
+        let max = allowed_max(row)?;
         let token = if params.temperature == 0.0 {
             first_equal(row, max)
         } else {
-            self.draw(row, max, params, uniform(choice.seed, choice.num_generated as u64))
+            self.draw(row, max, params, uniform(choice.seed, choice.generated.len() as u64))
         };
         let logprobs = params.logprobs.map(|num_top| token_logprobs(&self.original, token, num_top)).transpose()?;
         Ok(TokenEvent { token, logprobs })
     }
 
-    /// The token at `point`, in [0, 1), of what temperature, top-k, top-p and min-p leave.
+    /// The token at `point`, in [0, 1), of what temperature, top-k, top-p, min-p and typical-p leave.
     fn draw(&mut self, row: &[f32], max: f32, params: &SamplingParams, point: f64) -> TokenId {
         let inverse_temperature = 1.0 / f64::from(params.temperature);
         // The most likely token weighs 1.
         let min_p = f64::from(params.min_p);
-        self.candidates.clear();
-        match params.top_k.map(|k| k as usize).filter(|&k| k < row.len()) {
-            Some(top_k) => {
-                select_best(row, top_k, &mut self.selected);
-                self.candidates.extend(
-                    self.selected.iter().map(|&token| Candidate {
-                        token,
-                        weight: weight(row[token as usize] - max, inverse_temperature),
-                    }),
-                );
-                if params.top_p < 1.0 {
-                    let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
-                    keep_top_p(&mut self.candidates, f64::from(params.top_p) * total);
-                }
-            }
-            None if params.top_p >= 1.0 => {
-                weigh(row, max, (inverse_temperature, min_p), &mut self.weights);
-                return weights::draw(&self.weights, point);
-            }
-            None => {
-                weigh(row, max, (inverse_temperature, 0.0), &mut self.weights);
-                let total = weights::total(&self.weights);
-                // All lighter ones together weigh less than what top-p drops; the half is for rounding.
-                let floor = 0.5 * (1.0 - f64::from(params.top_p)) * total / row.len() as f64;
-                let kept = (0..).zip(&self.weights).filter(|(_, weight)| **weight > floor);
-                self.candidates.extend(kept.map(|(token, &weight)| Candidate { token, weight }));
-                keep_top_p(&mut self.candidates, f64::from(params.top_p) * total);
-            }
+        let top_k = params.top_k.map(|k| k as usize).filter(|&k| k < row.len());
+        if top_k.is_none() && params.top_p >= 1.0 && params.typical_p >= 1.0 {
+            weigh(row, max, (inverse_temperature, min_p), &mut self.weights);
+            return weights::draw(&self.weights, point);
+        }
+        match top_k {
+            Some(top_k) => self.find_best(row, max, inverse_temperature, top_k),
+            None => self.find_likely(row, max, inverse_temperature, f64::from(params.top_p)),
+        }
+        if params.top_p < 1.0 {
+            let wanted = f64::from(params.top_p) * self.mass;
+            keep_top_p(&mut self.candidates, wanted);
         }
         self.candidates.retain(|candidate| candidate.weight >= min_p);
-        draw(&self.candidates, point)
+        if params.typical_p < 1.0 {
+            keep_typical(&mut self.candidates, f64::from(params.typical_p));
+        }
+        nucleus::draw(&self.candidates, point)
+    }
+
+    /// The `top_k` most likely tokens become the candidates.
+    fn find_best(&mut self, row: &[f32], max: f32, inverse_temperature: f64, top_k: usize) {
+        select_best(row, top_k, &mut self.selected);
+        let weight_of = |token: TokenId| weight(row[token as usize] - max, inverse_temperature);
+        self.candidates.clear();
+        self.candidates.extend(self.selected.iter().map(|&token| Candidate::new(token, weight_of(token))));
+        self.mass = mass(&self.candidates);
+    }
+
+    /// Every token that could be among those that top-p keeps becomes a candidate.
+    fn find_likely(&mut self, row: &[f32], max: f32, inverse_temperature: f64, top_p: f64) {
+        weigh(row, max, (inverse_temperature, 0.0), &mut self.weights);
+        self.mass = weights::total(&self.weights);
+        // All lighter ones together weigh less than what top-p drops; the half is for rounding.
+        let floor = 0.5 * (1.0 - top_p) * self.mass / row.len() as f64;
+        let kept = (0..).zip(&self.weights).filter(|(_, weight)| **weight > floor);
+        self.candidates.clear();
+        self.candidates.extend(kept.map(|(token, &weight)| Candidate::new(token, weight)));
     }
 }
 
-/// Bias, penalties and the minimum length, in place.
+/// Everything that depends on the request alone, in place.
 fn adjust(row: &mut [f32], choice: &Choice<'_>) {
-    let Choice { params, counts, num_generated, .. } = choice;
+    let Choice { params, constraint, counts, generated, .. } = choice;
+    if let Some(allowed) = constraint {
+        allowed.apply(row, &params.stop_token_ids);
+    }
     for &(token, bias) in &params.logit_bias {
         if let Some(logit) = row.get_mut(token as usize) {
             *logit += bias;
@@ -149,13 +160,26 @@ fn adjust(row: &mut [f32], choice: &Choice<'_>) {
             penalise(logit, count, params);
         }
     }
-    if *num_generated < params.min_tokens as usize {
-        for &token in &params.stop_token_ids {
-            if let Some(logit) = row.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+    let completes = |(&last, before): (&TokenId, &[TokenId])| generated.ends_with(before).then_some(last);
+    let bad = params.bad_words.iter().filter_map(|word| word.split_last().and_then(completes));
+    bad.for_each(|token| forbid(row, token));
+    if generated.len() < params.min_tokens as usize {
+        params.stop_token_ids.iter().for_each(|&token| forbid(row, token));
     }
+}
+
+fn forbid(row: &mut [f32], token: TokenId) {
+    if let Some(logit) = row.get_mut(token as usize) {
+        *logit = f32::NEG_INFINITY;
+    }
+}
+
+/// The largest logit of a row that was finite as the model gave it.
+fn allowed_max(row: &[f32]) -> Result<f32, RequestError> {
+    checked_max(row).map_err(|error| {
+        let nothing_left = row.iter().all(|logit| *logit == f32::NEG_INFINITY);
+        if nothing_left { RequestError::NothingAllowed } else { error }
+    })
 }
 
 fn penalise(logit: &mut f32, count: u32, params: &SamplingParams) {
@@ -169,44 +193,6 @@ fn penalise(logit: &mut f32, count: u32, params: &SamplingParams) {
 fn first_equal(row: &[f32], max: f32) -> TokenId {
     let position = row.iter().position(|&logit| logit == max);
     position.expect("the maximum of a row is one of its finite logits") as TokenId
-}
-
-/// Keeps the fewest most likely candidates whose weights together reach `wanted`.
-fn keep_top_p(candidates: &mut Vec<Candidate>, wanted: f64) {
-    /// Sorted at first; most distributions need no more. Each further stretch is four times as long.
-    const FIRST_STRETCH: usize = 64;
-    let heaviest_first = |a: &Candidate, b: &Candidate| b.weight.total_cmp(&a.weight).then(a.token.cmp(&b.token));
-    let (mut sorted, mut stretch, mut mass) = (0, FIRST_STRETCH, 0.0);
-    while sorted < candidates.len() {
-        let end = candidates.len().min(sorted + stretch);
-        if end < candidates.len() {
-            candidates[sorted..].select_nth_unstable_by(end - sorted, heaviest_first);
-        }
-        candidates[sorted..end].sort_unstable_by(heaviest_first);
-        for index in sorted..end {
-            mass += candidates[index].weight;
-            if mass >= wanted {
-                candidates.truncate(index + 1);
-                return;
-            }
-        }
-        (sorted, stretch) = (end, 4 * stretch);
-    }
-}
-
-/// The candidate at `point`, in [0, 1), of the total weight.
-fn draw(candidates: &[Candidate], point: f64) -> TokenId {
-    let total: f64 = candidates.iter().map(|candidate| candidate.weight).sum();
-    let mut left = point * total;
-    for candidate in candidates {
-        left -= candidate.weight;
-        if left < 0.0 {
-            return candidate.token;
-        }
-    }
-    // Rounding used the total up before the end: the last candidate that can be.
-    let possible = candidates.iter().rev().find(|candidate| candidate.weight > 0.0);
-    possible.expect("the most likely candidate is never dropped and weighs 1").token
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::ops::Range;
 use passerelle_models::{BlockId, TokenId};
 
 use crate::admission::Ticket;
-use crate::event::{FinishReason, TokenLogprobs};
+use crate::constraint::{Allowed, AnswerEnd, Constraint};
+use crate::event::{FinishReason, RequestError, TokenLogprobs};
 use crate::event_stream::EventSender;
 use crate::prefix::BlockHash;
 use crate::request::{Request, RequestId, SamplingParams, ShareKey};
@@ -44,6 +45,7 @@ pub(crate) struct Sequence {
     root_hash: BlockHash,
     block_hashes: Vec<BlockHash>,
     counts: Option<TokenCounts>,
+    constraint: Option<Box<dyn Constraint>>,
 }
 
 /// What makes a [`Sequence`].
@@ -65,7 +67,7 @@ pub(crate) struct TokenCounts {
 
 impl Sequence {
     pub(crate) fn new(new: NewSequence) -> Self {
-        let Request { id, prompt, sampling, share_key, cache_salt } = new.request;
+        let Request { id, prompt, sampling, share_key, cache_salt, constraint } = new.request;
         let counts = TokenCounts::for_request(&sampling, &prompt);
         let prompt_logprobs = if sampling.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         Self {
@@ -85,6 +87,7 @@ impl Sequence {
             root_hash: BlockHash::root(&cache_salt),
             block_hashes: Vec::new(),
             counts,
+            constraint,
             sampling,
         }
     }
@@ -95,6 +98,10 @@ impl Sequence {
 
     pub(crate) fn prompt_len(&self) -> usize {
         self.prompt_len
+    }
+
+    pub(crate) fn generated(&self) -> &[TokenId] {
+        &self.tokens[self.prompt_len..]
     }
 
     pub(crate) fn num_generated(&self) -> usize {
@@ -131,10 +138,19 @@ impl Sequence {
         self.counts.as_ref()
     }
 
-    pub(crate) fn append(&mut self, token: TokenId) {
+    pub(crate) fn allowed(&self) -> Option<Allowed<'_>> {
+        self.constraint.as_deref().map(Constraint::allowed)
+    }
+
+    /// Errors if the constraint cannot be followed past the token.
+    pub(crate) fn append(&mut self, token: TokenId) -> Result<(), RequestError> {
         self.tokens.push(token);
         if let Some(counts) = &mut self.counts {
             *counts.occurrences.entry(token).or_default() += 1;
+        }
+        match &mut self.constraint {
+            Some(constraint) if !self.sampling.stop_token_ids.contains(&token) => Ok(constraint.accept(token)?),
+            _ => Ok(()),
         }
     }
 
@@ -151,8 +167,8 @@ impl Sequence {
 
     /// Whether the request is complete with the tokens it has.
     pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
-        let last_generated = self.tokens[self.prompt_len..].last();
-        if last_generated.is_some_and(|token| self.sampling.stop_token_ids.contains(token)) {
+        let stopped = self.generated().last().is_some_and(|token| self.sampling.stop_token_ids.contains(token));
+        if stopped || self.allowed().is_some_and(|allowed| allowed.end == AnswerEnd::Reached) {
             return Some(FinishReason::Stop);
         }
         let computed_prompt = self.num_computed >= self.prompt_len;

@@ -194,12 +194,15 @@ impl StepLoop {
             sequence.events.send(Event::PromptLogprobs(logprobs));
         }
         if let Some(event) = output.token {
-            sequence.append(event.token);
+            let appended = sequence.append(event.token);
             if !sequence.events.token(event) {
                 // Aborted in this very moment: the next drain ends it.
                 return;
             }
             self.stats.generated_tokens_total += 1;
+            if let Err(error) = appended {
+                return self.fail(id, error);
+            }
         }
         if let Some(reason) = sequence.finish_reason()
             && let Some(sequence) = self.scheduler.remove(id, Prefixes::Keep)

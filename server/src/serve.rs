@@ -25,6 +25,7 @@ use passerelle::api::{
 };
 use passerelle::config::{Config, TlsFiles, UnknownFields};
 use passerelle::gateway::{Authenticator, Ledger, RetryBounds, Router};
+use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineHandle};
 use tokio::runtime::Runtime;
@@ -165,7 +166,16 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             max_stop_bytes: written.max_stop_bytes,
             max_stop_token_ids: written.max_stop_token_ids,
             max_logit_bias: written.max_logit_bias,
+            max_bad_words: written.max_bad_words,
             max_prompts: written.max_prompts,
+        },
+        grammar: GrammarBounds {
+            max_bytes: config.grammar.max_bytes.0 as usize,
+            max_depth: config.grammar.max_depth,
+            max_size: config.grammar.max_size,
+            max_states: config.grammar.max_states,
+            compile_fuel: config.grammar.compile_fuel,
+            token_fuel: config.grammar.token_fuel,
         },
         sse: SseConfig {
             max_pending_frames: written.max_pending_frames,

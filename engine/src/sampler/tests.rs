@@ -1,4 +1,5 @@
 use super::*;
+use crate::constraint::AnswerEnd;
 use crate::fixtures::{request, sequence};
 
 fn greedy() -> SamplingParams {
@@ -6,7 +7,7 @@ fn greedy() -> SamplingParams {
 }
 
 fn choice(params: &SamplingParams) -> Choice<'_> {
-    Choice { params, counts: None, num_generated: 0, seed: 0 }
+    Choice { params, constraint: None, counts: None, generated: &[], seed: 0 }
 }
 
 fn token(row: &[f32], choice: &Choice<'_>) -> TokenId {
@@ -17,8 +18,9 @@ fn token(row: &[f32], choice: &Choice<'_>) -> TokenId {
 fn histogram(row: &[f32], params: &SamplingParams, draws: usize) -> Vec<f64> {
     let mut sampler = Sampler::default();
     let mut counts = vec![0.0; row.len()];
-    for num_generated in 0..draws {
-        let choice = Choice { num_generated, seed: 42, ..choice(params) };
+    let generated = vec![0; draws];
+    for so_far in 0..draws {
+        let choice = Choice { generated: &generated[..so_far], seed: 42, ..choice(params) };
         counts[sampler.sample(&mut row.to_vec(), &choice).unwrap().token as usize] += 1.0;
     }
     counts
@@ -115,7 +117,7 @@ fn bias_and_penalties_move_the_choice() {
     assert_eq!(token(&[1.0, 3.0, 0.0], &choice(&biased)), 0);
     let penalised = |params: SamplingParams, generated: &[TokenId]| {
         let (mut sequence, _stream) = sequence(crate::Request { sampling: params, ..request(0, &[1, 9]) });
-        generated.iter().for_each(|&token| sequence.append(token));
+        generated.iter().for_each(|&token| sequence.append(token).unwrap());
         let counts = sequence.counts();
         token(&[1.0, 3.0, 2.5], &Choice { counts, ..choice(&sequence.sampling) })
     };
@@ -139,23 +141,74 @@ fn a_repetition_penalty_makes_negative_logits_less_likely_too() {
 fn stop_tokens_wait_for_the_minimum_length() {
     let params = SamplingParams { min_tokens: 2, stop_token_ids: vec![1, 50], ..greedy() };
     let row = [0.0, 9.0, 1.0];
-    assert_eq!(token(&row, &Choice { num_generated: 1, ..choice(&params) }), 2);
-    assert_eq!(token(&row, &Choice { num_generated: 2, ..choice(&params) }), 1);
+    assert_eq!(token(&row, &Choice { generated: &[0], ..choice(&params) }), 2);
+    assert_eq!(token(&row, &Choice { generated: &[0, 0], ..choice(&params) }), 1);
 }
 
 #[test]
-fn a_row_that_leaves_nothing_to_choose_is_an_error() {
+fn a_number_that_is_not_finite_is_the_models_fault_and_an_empty_choice_the_requests() {
     let all_masked = SamplingParams { min_tokens: 1, stop_token_ids: vec![0, 1], ..greedy() };
     let overflow = SamplingParams { logit_bias: vec![(0, f32::MAX)], ..greedy() };
-    for (row, params) in [
-        ([0.0, 1.0], all_masked),
-        ([f32::NAN, 1.0], greedy()),
-        ([f32::INFINITY, 1.0], SamplingParams::default()),
-        ([f32::MAX, 1.0], overflow),
+    for (row, params, error) in [
+        ([0.0, 1.0], all_masked, RequestError::NothingAllowed),
+        ([f32::NAN, 1.0], greedy(), RequestError::NotFinite),
+        ([f32::INFINITY, 1.0], SamplingParams::default(), RequestError::NotFinite),
+        ([f32::MAX, 1.0], overflow, RequestError::NotFinite),
     ] {
         let result = Sampler::default().sample(&mut row.clone(), &choice(&params));
-        assert_eq!(result, Err(RequestError::NotFinite));
+        assert_eq!(result, Err(error));
     }
+}
+
+#[test]
+fn typical_p_keeps_what_surprises_as_usual_and_drops_the_most_likely() {
+    // Entropy 1.62 nats: a fifth surprises by 1.61, the most likely by 1.05, the others by 2.3 and 3.0.
+    let row = row_of(&[0.35, 0.2, 0.2, 0.1, 0.1, 0.05]);
+    let params = |typical_p| SamplingParams { typical_p, ..SamplingParams::default() };
+    assert_eq!(drawn(&row, &params(0.19)), [1]);
+    assert_eq!(drawn(&row, &params(0.39)), [1, 2]);
+    assert_eq!(drawn(&row, &params(0.7)), [0, 1, 2]);
+    assert_eq!(drawn(&row, &params(1.0)), [0, 1, 2, 3, 4, 5]);
+    let narrowed = SamplingParams { top_k: Some(1), ..params(0.2) };
+    assert_eq!(drawn(&row, &narrowed), [0]);
+}
+
+#[test]
+fn a_bad_word_is_cut_off_before_its_last_token() {
+    let params = SamplingParams { bad_words: vec![vec![2], vec![0, 1]], ..greedy() };
+    let row = [0.0, 3.0, 9.0];
+    assert_eq!(token(&row, &choice(&params)), 1);
+    assert_eq!(token(&row, &Choice { generated: &[1, 0], ..choice(&params) }), 0);
+    assert_eq!(token(&row, &Choice { generated: &[0, 1], ..choice(&params) }), 1);
+}
+
+#[test]
+fn a_constraint_stands_above_bias_and_temperature() {
+    let allowed = Allowed { tokens: &[0b10], end: AnswerEnd::NotHere };
+    let params = SamplingParams { logit_bias: vec![(0, 90.0)], temperature: 2.0, ..SamplingParams::default() };
+    let constrained = Choice { constraint: Some(allowed), ..choice(&params) };
+    assert_eq!(token(&[9.0, -9.0, 9.0], &constrained), 1);
+}
+
+#[test]
+fn a_stop_token_waits_for_the_end_that_the_constraint_sees() {
+    let params = SamplingParams { stop_token_ids: vec![2], ..greedy() };
+    let row = [0.0, 1.0, 9.0];
+    for (end, expected) in [(AnswerEnd::NotHere, 1), (AnswerEnd::Here, 2)] {
+        let constraint = Some(Allowed { tokens: &[0b11], end });
+        assert_eq!(token(&row, &Choice { constraint, ..choice(&params) }), expected);
+    }
+}
+
+#[test]
+fn logprobs_of_a_constrained_choice_are_still_the_models_own() {
+    let params = SamplingParams { logprobs: Some(1), ..greedy() };
+    let constraint = Some(Allowed { tokens: &[0b1], end: AnswerEnd::NotHere });
+    let choice = Choice { constraint, ..choice(&params) };
+    let event = Sampler::default().sample(&mut row_of(&[0.25, 0.75]), &choice).unwrap();
+    let logprobs = event.logprobs.unwrap();
+    assert_eq!((event.token, logprobs.rank, logprobs.top[0].0), (0, 2, 1));
+    assert!((logprobs.logprob - 0.25_f32.ln()).abs() < 1e-6);
 }
 
 #[test]

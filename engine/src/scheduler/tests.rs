@@ -44,7 +44,7 @@ impl Bench {
             let samples = self.scheduler.sequence(scheduled.id).unwrap().samples_next();
             let sequence = self.scheduler.advance(scheduled.id).unwrap();
             if samples {
-                sequence.append(900_000 + sequence.tokens().len() as u32);
+                sequence.append(900_000 + sequence.tokens().len() as u32).unwrap();
             }
         }
         self.scheduler.check_integrity();

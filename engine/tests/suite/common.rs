@@ -54,6 +54,7 @@ pub(crate) fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
         sampling,
         share_key: ShareKey(1),
         cache_salt: CacheSalt([1; 32]),
+        constraint: None,
     }
 }
 

@@ -60,6 +60,7 @@ fn request(id: u64) -> Request {
         },
         share_key: ShareKey(id % 3),
         cache_salt: CacheSalt([0; 32]),
+        constraint: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The engine from outside: what a request may rely on, and seeded simulations.
 
 mod common;
+mod constraints;
 mod decoder;
 mod requests;
 mod simulation;

@@ -193,6 +193,7 @@ fn request(chance: &mut Chance, id: u64) -> Request {
         sampling: sampling(chance),
         share_key: ShareKey(chance.below(3) as u64),
         cache_salt: CacheSalt([chance.below(2) as u8; 32]),
+        constraint: None,
     }
 }
 

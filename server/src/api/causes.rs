@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use axum::http::header::{HeaderName, HeaderValue};
-use passerelle_engine::RequestError;
+use passerelle_engine::{ConstraintError, RequestError};
 
 use super::errors::{ApiError, ErrorKind, echoed};
+use super::fields::invalid;
 use crate::gateway::ledger::Retry;
 use crate::gateway::router::RouteError;
 use crate::gateway::{AuthError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState};
-use crate::text::TextError;
+use crate::text::{GrammarError, TextError};
 
 /// One answer whatever was wrong with the key: only the log knows which.
 impl From<AuthError> for ApiError {
@@ -111,6 +112,14 @@ impl From<RequestError> for ApiError {
             RequestError::NotFinite => {
                 Self::new(ErrorKind::EngineFailed, format!("{}.", capitalised(&error.to_string())))
             }
+            // The request's own fields leave no way on.
+            RequestError::NothingAllowed | RequestError::Constraint(ConstraintError::TooComplex) => {
+                Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&error.to_string())))
+            }
+            RequestError::Constraint(ConstraintError::Lost) => {
+                tracing::error!(%error, "a grammar failed a request");
+                Self::new(ErrorKind::EngineFailed, "The grammar of this request could not be followed.")
+            }
             RequestError::Step(detail) => {
                 tracing::error!(detail, "a step failed a request");
                 Self::new(ErrorKind::EngineFailed, "The step that ran this request failed.")
@@ -132,6 +141,15 @@ impl From<TextError> for ApiError {
         };
         Self::new(kind, format!("{}.", capitalised(&error.to_string())))
     }
+}
+
+/// `param`: the field that asked for the grammar.
+pub(crate) fn grammar_refused(error: &GrammarError, param: &str) -> ApiError {
+    if error.is_request_fault() {
+        return invalid(param, error);
+    }
+    tracing::error!(%error, "a grammar could not be compiled");
+    ApiError::new(ErrorKind::Internal, "The server failed on this request.")
 }
 
 pub(crate) fn model_not_found(name: &str) -> ApiError {

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle_engine::{CacheSalt, Request as EngineRequest};
+use passerelle_models::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
 use super::launch::{Launch, LiveChoice, UpstreamJob};
-use super::prepare::{EncodedPrompt, check_token_ids, encode, find_model, room_for_answer};
+use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_model, prepare, room_for_answer};
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
 use super::state::{AppState, ServedModel, Serving};
@@ -27,6 +28,7 @@ use super::wire::answer;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use crate::gateway::{Account, Ask, Limit, PrefixHint, Refusal, Reservation, Retry};
+use crate::text::grammar::CompiledGrammar;
 
 /// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
 /// room they have, and what one uses beyond this becomes a debt of its account.
@@ -77,8 +79,8 @@ pub(crate) async fn admit(
     let Visit { account, place, arrived } = visit;
     state.readiness().admit()?;
     let model = find_model(state, &request.model)?;
-    let shape = Shape::of(&prompt);
-    let prompts = encode(state, &model, prompt).await?;
+    let shape = Shape::of(&prompt, &request);
+    let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
     let admission = Admission {
         state,
@@ -88,6 +90,8 @@ pub(crate) async fn admit(
         model: &model,
         outgoing: outgoing.as_ref(),
         shape,
+        bad_words,
+        constraint,
         arrived,
     };
     let tickets = admission.reserve_all(prompts)?;
@@ -104,7 +108,16 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(prompt: &Prompt) -> Self {
+    fn of(prompt: &Prompt, request: &GenerateRequest) -> Self {
+        let mut shape = Self::of_prompt(prompt);
+        if request.structure.is_some() {
+            // Every byte that was asked for is shown, also a space at the start.
+            shape.start = AnswerStart::GoesOnFromPrompt;
+        }
+        shape
+    }
+
+    fn of_prompt(prompt: &Prompt) -> Self {
         match prompt {
             Prompt::Completions { .. } => Self { kind: AnswerKind::PlainText, start: AnswerStart::GoesOnFromPrompt },
             Prompt::Chat(chat) => {
@@ -130,6 +143,8 @@ struct Admission<'a> {
     model: &'a Arc<ServedModel>,
     outgoing: Option<&'a Outgoing>,
     shape: Shape,
+    bad_words: Vec<Vec<TokenId>>,
+    constraint: Option<CompiledGrammar>,
     arrived: Duration,
 }
 
@@ -259,12 +274,14 @@ impl Admission<'_> {
         let mut sampling = sampling.to_engine(&self.model.defaults, &self.model.eos_token_ids, max_tokens);
         sampling.logprobs = output.logprobs;
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
+        sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
             id: self.state.next_request_id(),
             prompt: prompt.tokens.clone(),
             sampling,
             share_key: self.account.share_key,
             cache_salt: self.cache_salt(),
+            constraint: self.constraint.clone(),
         }
     }
 

@@ -7,14 +7,25 @@ use std::time::Duration;
 use passerelle_models::TokenId;
 use serde_json::Value;
 
-use super::causes::model_not_found;
+use super::causes::{grammar_refused, model_not_found};
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{invalid, unsupported};
 use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::sampling::Sampling;
-use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel};
+use super::wire::structure::Structure;
+use crate::text::grammar::CompiledGrammar;
+use crate::text::{AddSpecialTokens, GrammarBounds, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
+
+/// Everything of a request that its model's tokenizer has a say in.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// One per choice.
+    pub(crate) prompts: Vec<EncodedPrompt>,
+    pub(crate) bad_words: Vec<Vec<TokenId>>,
+    pub(crate) constraint: Option<CompiledGrammar>,
+}
 
 /// A prompt as the engine gets it.
 #[derive(Debug, Clone)]
@@ -35,6 +46,26 @@ pub(crate) fn find_model(state: &AppState, name: &str) -> Result<Arc<ServedModel
     }
 }
 
+/// Off the async threads.
+pub(crate) async fn prepare(
+    state: &AppState,
+    model: &Arc<ServedModel>,
+    prompt: Prompt,
+    request: &GenerateRequest,
+) -> Result<Prepared, ApiError> {
+    let (now, bounds) = (state.clock().wall(), state.config().grammar);
+    let (bad_words, structure) = (request.sampling.bad_words.clone(), request.structure.clone());
+    let model = Arc::clone(model);
+    let prepare = move || {
+        Ok(Prepared {
+            prompts: encode_all(&model.text, prompt, now)?,
+            bad_words: spell_bad_words(&model.text.tokenizer, &bad_words)?,
+            constraint: structure.map(|structure| compile(&model, &structure, &bounds)).transpose()?,
+        })
+    };
+    state.text_work().run(prepare).await
+}
+
 /// One encoded prompt per choice.
 pub(crate) async fn encode(
     state: &AppState,
@@ -52,16 +83,30 @@ pub(crate) async fn encode_text(
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
     let text = Arc::clone(text);
     let now = state.clock().wall();
-    state
-        .text_work()
-        .run(move || match prompt {
-            Prompt::Chat(chat) => Ok(vec![encode_chat(&text, &chat, now)?]),
-            Prompt::Completions { prompts, add_special_tokens } => {
-                let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };
-                prompts.into_iter().map(|prompt| encode_completion(&text, prompt, add)).collect()
-            }
-        })
-        .await
+    state.text_work().run(move || encode_all(&text, prompt, now)).await
+}
+
+fn encode_all(text: &TextModel, prompt: Prompt, now: Duration) -> Result<Vec<EncodedPrompt>, ApiError> {
+    match prompt {
+        Prompt::Chat(chat) => Ok(vec![encode_chat(text, &chat, now)?]),
+        Prompt::Completions { prompts, add_special_tokens } => {
+            let add = if add_special_tokens { AddSpecialTokens::Yes } else { AddSpecialTokens::No };
+            prompts.into_iter().map(|prompt| encode_completion(text, prompt, add)).collect()
+        }
+    }
+}
+
+fn compile(model: &ServedModel, structure: &Structure, bounds: &GrammarBounds) -> Result<CompiledGrammar, ApiError> {
+    let compiled = model.grammars.compile(&structure.grammar, bounds);
+    compiled.map_err(|error| grammar_refused(&error, &structure.param))
+}
+
+/// A word as it is spelt at the start of a text, and after a space.
+fn spell_bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
+    let spellings = words.iter().flat_map(|word| [word.clone(), format!(" {}", word.trim_start())]);
+    let spelt = spellings.map(|word| Ok(tokenizer.encode(&word, AddSpecialTokens::No, SpecialTokens::AsText)?));
+    let spelt: Vec<Vec<TokenId>> = spelt.collect::<Result<_, ApiError>>()?;
+    Ok(spelt.into_iter().filter(|tokens| !tokens.is_empty()).collect())
 }
 
 fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {

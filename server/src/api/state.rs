@@ -20,13 +20,14 @@ use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::gateway::{Authenticator, Ledger, RetryBounds, Router};
 use crate::metrics::Metrics;
-use crate::text::TextModel;
+use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
 /// A model as clients see it: its text side, and the bounds of its engine.
 #[derive(Debug)]
 pub struct ServedModel {
     pub name: String,
     pub text: Arc<TextModel>,
+    pub grammars: Arc<GrammarCompiler>,
     /// Prompt and answer together, in tokens: what the engine's context and its KV cache both allow.
     pub max_model_len: usize,
     /// Ids below this may be fed.
@@ -53,6 +54,7 @@ pub struct ApiConfig {
     /// Bodies and prompts that are parsed, templated and tokenised at the same time; further ones wait.
     pub max_concurrent_encodes: usize,
     pub bounds: RequestBounds,
+    pub grammar: GrammarBounds,
     pub sse: SseConfig,
     pub retry: RetryBounds,
     pub guard: BrowserGuard,
@@ -73,6 +75,7 @@ impl Default for ApiConfig {
             max_concurrent_requests: 512,
             max_concurrent_encodes: 4,
             bounds: RequestBounds::default(),
+            grammar: GrammarBounds::default(),
             sse: SseConfig::default(),
             retry: RetryBounds::default(),
             guard: BrowserGuard::default(),

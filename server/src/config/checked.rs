@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, RoutingConfig,
-    Secret, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenLimits,
-    WrittenModel, WrittenServer,
+    Secret, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar,
+    WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -23,6 +23,7 @@ pub struct Config {
     pub hub: HubConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
+    pub grammar: GrammarConfig,
     /// For callers without limits of their own. What is not stated is not limited.
     pub limits: WrittenLimits,
     pub log: LogConfig,
@@ -97,6 +98,7 @@ pub struct ApiConfig {
     pub max_stop_bytes: usize,
     pub max_stop_token_ids: usize,
     pub max_logit_bias: usize,
+    pub max_bad_words: usize,
     pub max_messages: usize,
     pub max_tools: usize,
     pub max_prompts: usize,
@@ -107,6 +109,16 @@ pub struct ApiConfig {
     pub compress_above: ByteSize,
     pub cors_origins: Vec<Origin>,
     pub tokenizer_info: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrammarConfig {
+    pub max_bytes: ByteSize,
+    pub max_depth: usize,
+    pub max_size: usize,
+    pub max_states: usize,
+    pub compile_fuel: usize,
+    pub token_fuel: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,8 +150,9 @@ impl Config {
             color: !environment.no_color,
         };
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
+        let grammar = check_grammar(&written.grammar);
         let routing = check_routing(&written.routing)?;
-        Ok(Self { server, models, upstreams, routing, hub, engine, api, limits: written.limits, log })
+        Ok(Self { server, models, upstreams, routing, hub, engine, api, grammar, limits: written.limits, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -323,6 +336,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_stop_bytes: count(written.max_stop_bytes, 1024),
         max_stop_token_ids: count(written.max_stop_token_ids, 64),
         max_logit_bias: count(written.max_logit_bias, 1024),
+        max_bad_words: count(written.max_bad_words, 64),
         max_messages: count(written.max_messages, 4096),
         max_tools: count(written.max_tools, 128),
         max_prompts: count(written.max_prompts, 64),
@@ -334,6 +348,17 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         cors_origins: written.cors_origins.clone().unwrap_or_default(),
         tokenizer_info: written.tokenizer_info.unwrap_or(true),
     })
+}
+
+fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
+    GrammarConfig {
+        max_bytes: written.max_bytes.unwrap_or(ByteSize(256 << 10)),
+        max_depth: count(written.max_depth, 64),
+        max_size: count(written.max_size, 200_000),
+        max_states: count(written.max_states, 20_000),
+        compile_fuel: count(written.compile_fuel, 1_000_000),
+        token_fuel: count(written.token_fuel, 100_000),
+    }
 }
 
 pub(super) fn count(written: Option<NonZeroUsize>, default: usize) -> usize {

@@ -29,6 +29,7 @@ pub struct Written {
     pub routing: WrittenRouting,
     pub engine: WrittenEngine,
     pub api: WrittenApi,
+    pub grammar: WrittenGrammar,
     pub limits: WrittenLimits,
     pub log: WrittenLog,
 }
@@ -44,6 +45,7 @@ impl Written {
             routing: self.routing.over(below.routing),
             engine: self.engine.over(below.engine),
             api: self.api.over(below.api),
+            grammar: self.grammar.over(below.grammar),
             limits: self.limits.over(below.limits),
             log: self.log.over(below.log),
         }
@@ -219,6 +221,7 @@ pub struct WrittenApi {
     pub max_stop_bytes: Option<NonZeroUsize>,
     pub max_stop_token_ids: Option<NonZeroUsize>,
     pub max_logit_bias: Option<NonZeroUsize>,
+    pub max_bad_words: Option<NonZeroUsize>,
     pub max_messages: Option<NonZeroUsize>,
     pub max_tools: Option<NonZeroUsize>,
     pub max_prompts: Option<NonZeroUsize>,
@@ -246,6 +249,7 @@ lay_over!(WrittenApi {
     max_stop_bytes,
     max_stop_token_ids,
     max_logit_bias,
+    max_bad_words,
     max_messages,
     max_tools,
     max_prompts,
@@ -257,6 +261,25 @@ lay_over!(WrittenApi {
     cors_origins,
     tokenizer_info,
 });
+
+/// How much the grammar of one answer may ask for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenGrammar {
+    /// Of a schema, expression or grammar as written.
+    pub max_bytes: Option<ByteSize>,
+    /// Brackets within brackets.
+    pub max_depth: Option<NonZeroUsize>,
+    /// Symbols after compiling.
+    pub max_size: Option<NonZeroUsize>,
+    /// States of the lexer that one answer may visit.
+    pub max_states: Option<NonZeroUsize>,
+    /// Steps to compile the lexer.
+    pub compile_fuel: Option<NonZeroUsize>,
+    /// Steps of the lexer for one token.
+    pub token_fuel: Option<NonZeroUsize>,
+}
+lay_over!(WrittenGrammar { max_bytes, max_depth, max_size, max_states, compile_fuel, token_fuel });
 
 /// What is not stated for a key itself: the keys of `server.api_key_file` state nothing, nor does an open listener.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]

@@ -7,6 +7,7 @@ use passerelle::api::ServedModel;
 use passerelle::config::EngineConfig;
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::metrics::{BuildInfo, Metrics};
+use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{Engine, EngineParts, StepTurns};
 use passerelle_models::ops::Compute;
@@ -96,12 +97,14 @@ fn demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
 }
 
 fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<ServedModel> {
+    let eos_token_ids = model.description.eos_token_ids.clone();
     Ok(ServedModel {
         name: model.name.clone(),
         text: Arc::clone(&model.text),
         max_model_len: bounds.max_model_len,
         input_vocab_size: model.model.input_vocab_size(),
-        eos_token_ids: model.description.eos_token_ids.clone(),
+        grammars: Arc::new(GrammarCompiler::new(model.text.tokenizer.clone(), eos_token_ids.clone())),
+        eos_token_ids,
         defaults: defaults::read(&model.files)?,
         fingerprint: fingerprint(model, kernels)?,
     })

@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod detokenizer;
+pub mod grammar;
 pub mod prompt;
 pub mod reasoning;
 pub mod special;
@@ -16,6 +17,7 @@ mod pieces;
 
 pub use answer::{AnswerDelta, AnswerFormat, AnswerParser};
 pub use detokenizer::Detokenizer;
+pub use grammar::{Grammar, GrammarBounds, GrammarCompiler, GrammarError};
 pub use model::TextModel;
 pub use prompt::PromptEncoder;
 pub use reasoning::{ReasoningFormat, ReasoningStart};

@@ -4,6 +4,7 @@
 
 pub(crate) mod client;
 pub(crate) mod model;
+pub(crate) mod schemas;
 pub(crate) mod text;
 
 use std::io::Write;
@@ -21,6 +22,7 @@ use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::{Account, Authenticator, Ledger, Limit, Quota, Replica, Router};
 use passerelle::metrics::{BuildInfo, Metrics};
+use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineConfig, EngineHandle, EngineParts, StepTurns};
 use tokio::net::TcpListener;
@@ -183,9 +185,11 @@ fn keys(limits: &[Limit], clock: &Arc<dyn Clock>) -> Authenticator {
 }
 
 fn served_model(options: &Options) -> ServedModel {
+    let text = text::text_model();
     ServedModel {
         name: MODEL.to_owned(),
-        text: Arc::new(text::text_model()),
+        grammars: Arc::new(GrammarCompiler::new(text.tokenizer.clone(), vec![text::END])),
+        text: Arc::new(text),
         max_model_len: options.engine.max_model_len,
         input_vocab_size: text::VOCAB,
         eos_token_ids: vec![text::END],

@@ -7,6 +7,7 @@ use super::request::{ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, 
 use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
 };
+use super::structure::{STRUCTURE_FIELDS, read_structure};
 use super::tools::read_tools;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
@@ -22,7 +23,6 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     honoured("add_generation_prompt"),
     honoured("continue_final_message"),
     neutral("parallel_tool_calls", "[true]"),
-    neutral("response_format", r#"[{"type": "text"}]"#),
     neutral("store", "[false]"),
     neutral("modalities", r#"[["text"]]"#),
     neutral("functions", "[[]]"),
@@ -42,15 +42,16 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
 ];
 
 pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadRequest, ApiError> {
-    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, CHAT_FIELDS])?;
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, STRUCTURE_FIELDS, CHAT_FIELDS])?;
     let model = required(fields.string("model")?, "model")?;
     let prompt = read_chat_prompt(&mut fields, &mut reader, bounds)?;
     let sampling = read_sampling(&mut fields, bounds)?;
     let output = read_chat_output(&mut fields, &mut reader)?;
+    let structure = read_structure(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
-    let generate = GenerateRequest { model, sampling, output, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, cache_salt };
     Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
 }
 

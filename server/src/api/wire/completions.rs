@@ -7,6 +7,7 @@ use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
     token_ids,
 };
+use super::structure::{STRUCTURE_FIELDS, read_structure};
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
 
@@ -17,7 +18,6 @@ pub(crate) const COMPLETION_FIELDS: &[Field] = &[
     honoured("prompt_logprobs"),
     honoured("add_special_tokens"),
     neutral("suffix", r#"[""]"#),
-    neutral("response_format", r#"[{"type": "text"}]"#),
 ];
 
 /// OpenAI's default for completions.
@@ -28,7 +28,7 @@ pub(crate) fn read_completions(
     mut reader: Reader,
     bounds: &RequestBounds,
 ) -> Result<ReadRequest, ApiError> {
-    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, COMPLETION_FIELDS])?;
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, STRUCTURE_FIELDS, COMPLETION_FIELDS])?;
     let model = required(fields.string("model")?, "model")?;
     let prompts = read_prompts(required(fields.value("prompt"), "prompt")?, bounds)?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
@@ -39,11 +39,12 @@ pub(crate) fn read_completions(
         ..read_output(&mut fields, &mut reader)?
     };
     let sampling = read_sampling(&mut fields, &output, bounds)?;
+    let structure = read_structure(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
     let prompt = Prompt::Completions { prompts, add_special_tokens };
-    let generate = GenerateRequest { model, sampling, output, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, cache_salt };
     Ok(ReadRequest { prompt, generate, ignored: reader.into_ignored() })
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod relayed;
 pub(crate) mod request;
 pub(crate) mod sampling;
 mod strict_json;
+pub(crate) mod structure;
 pub(crate) mod tools;
 pub(crate) mod usage;
 

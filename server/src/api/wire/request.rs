@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::messages::Message;
 use super::sampling::Sampling;
+use super::structure::Structure;
 use super::tools::Tool;
 
 /// Bounds on what one request may carry, whatever the body limit.
@@ -16,6 +17,7 @@ pub struct RequestBounds {
     pub max_stop_bytes: usize,
     pub max_stop_token_ids: usize,
     pub max_logit_bias: usize,
+    pub max_bad_words: usize,
     pub max_prompts: usize,
 }
 
@@ -28,6 +30,7 @@ impl Default for RequestBounds {
             max_stop_bytes: 1024,
             max_stop_token_ids: 64,
             max_logit_bias: 1024,
+            max_bad_words: 64,
             max_prompts: 64,
         }
     }
@@ -48,6 +51,7 @@ pub(crate) struct GenerateRequest {
     pub(crate) model: String,
     pub(crate) sampling: Sampling,
     pub(crate) output: Output,
+    pub(crate) structure: Option<Structure>,
     /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.
     pub(crate) cache_salt: Option<String>,
 }

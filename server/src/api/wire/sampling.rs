@@ -19,10 +19,12 @@ pub(crate) const SAMPLING_FIELDS: &[Field] = &[
     honoured("top_p"),
     honoured("top_k"),
     honoured("min_p"),
+    honoured("typical_p"),
     honoured("frequency_penalty"),
     honoured("presence_penalty"),
     honoured("repetition_penalty"),
     honoured("logit_bias"),
+    honoured("bad_words"),
     honoured("seed"),
     honoured("stop"),
     honoured("stop_token_ids"),
@@ -42,10 +44,8 @@ pub(crate) const SAMPLING_FIELDS: &[Field] = &[
     neutral("length_penalty", "[1]"),
     neutral("include_stop_str_in_output", "[false]"),
     neutral("spaces_between_special_tokens", "[true]"),
-    neutral("typical_p", "[1]"),
     neutral("truncate_prompt_tokens", "[]"),
     neutral("allowed_token_ids", "[]"),
-    neutral("bad_words", "[[]]"),
     neutral("logits_processors", "[[]]"),
 ];
 
@@ -68,10 +68,13 @@ pub(crate) struct Sampling {
     pub(crate) top_p: Option<f32>,
     pub(crate) top_k: Option<u32>,
     pub(crate) min_p: Option<f32>,
+    pub(crate) typical_p: Option<f32>,
     pub(crate) frequency_penalty: f32,
     pub(crate) presence_penalty: f32,
     pub(crate) repetition_penalty: Option<f32>,
     pub(crate) logit_bias: Vec<(TokenId, f32)>,
+    /// As written; the model's tokenizer says which tokens spell them.
+    pub(crate) bad_words: Vec<String>,
     pub(crate) seed: Option<u64>,
     pub(crate) stop: Vec<String>,
     pub(crate) stop_token_ids: Vec<TokenId>,
@@ -97,11 +100,13 @@ impl Sampling {
             top_p: read_top_p(fields)?,
             top_k: read_top_k(fields)?,
             min_p: fields.number("min_p", 0.0..=1.0)?,
+            typical_p: fields.number("typical_p", f64::from(f32::MIN_POSITIVE)..=1.0)?,
             frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
             presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
             repetition_penalty: fields.number("repetition_penalty", 0.01..=10.0)?,
             logit_bias: read_logit_bias(fields, bounds)?,
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
+            bad_words: read_bad_words(fields, bounds)?,
             stop: read_stop(fields, bounds)?,
             stop_token_ids: read_stop_token_ids(fields, bounds)?,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
@@ -121,14 +126,14 @@ impl Sampling {
             top_k: self.top_k.or(defaults.top_k).filter(|top_k| *top_k > 0),
             top_p: self.top_p.or(defaults.top_p).unwrap_or(1.0),
             min_p: self.min_p.or(defaults.min_p).unwrap_or(0.0),
+            typical_p: self.typical_p.unwrap_or(1.0),
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
             logit_bias: self.logit_bias.clone(),
             seed: self.seed,
             stop_token_ids,
-            logprobs: None,
-            prompt_logprobs: None,
+            ..SamplingParams::default()
         }
     }
 }
@@ -233,13 +238,25 @@ fn read_stop(fields: &mut Fields, bounds: &RequestBounds) -> Result<Vec<String>,
     if items.len() > bounds.max_stop_strings {
         return Err(too_many("stop", bounds.max_stop_strings, items.len()));
     }
+    short_texts("stop", items, bounds)
+}
+
+fn read_bad_words(fields: &mut Fields, bounds: &RequestBounds) -> Result<Vec<String>, ApiError> {
+    let items = fields.array("bad_words")?.unwrap_or_default();
+    if items.len() > bounds.max_bad_words {
+        return Err(too_many("bad_words", bounds.max_bad_words, items.len()));
+    }
+    short_texts("bad_words", items, bounds)
+}
+
+fn short_texts(name: &str, items: Vec<Value>, bounds: &RequestBounds) -> Result<Vec<String>, ApiError> {
     let strings = items.into_iter().enumerate().map(|(index, item)| match item {
-        Value::String(text) if text.is_empty() => Err(invalid(&format!("stop[{index}]"), "must not be empty")),
+        Value::String(text) if text.is_empty() => Err(invalid(&format!("{name}[{index}]"), "must not be empty")),
         Value::String(text) if text.len() > bounds.max_stop_bytes => {
-            Err(invalid(&format!("stop[{index}]"), format!("must hold at most {} bytes", bounds.max_stop_bytes)))
+            Err(invalid(&format!("{name}[{index}]"), format!("must hold at most {} bytes", bounds.max_stop_bytes)))
         }
         Value::String(text) => Ok(text),
-        other => Err(wrong_type(&format!("stop[{index}]"), "a string", &other)),
+        other => Err(wrong_type(&format!("{name}[{index}]"), "a string", &other)),
     });
     strings.collect()
 }

@@ -124,7 +124,7 @@ fn what_is_known_but_not_supported_is_refused_by_name() {
         (json!({"n": 2}), "n"),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"structured_outputs": {"structural_tag": {}}}), "structured_outputs.structural_tag"),
         (json!({"store": true}), "store"),
         (json!({"priority": 3}), "priority"),
         (json!({"messages": [{"role": "user", "content": image}]}), "messages[0].content[0].type"),

@@ -104,6 +104,7 @@ fn request(load: Workload, vocab: usize, id: u64) -> Request {
         },
         share_key: ShareKey(0),
         cache_salt: CacheSalt([0; 32]),
+        constraint: None,
     }
 }
 

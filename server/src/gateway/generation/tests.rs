@@ -75,6 +75,7 @@ fn request(max_tokens: u32) -> Request {
         sampling,
         share_key: ShareKey(0),
         cache_salt: CacheSalt([0; 32]),
+        constraint: None,
     }
 }
 

@@ -100,6 +100,7 @@ fn request() -> Request {
         sampling: passerelle_engine::SamplingParams::default(),
         share_key: passerelle_engine::ShareKey(0),
         cache_salt: SALT,
+        constraint: None,
     }
 }
 

@@ -1,0 +1,158 @@
+//! From what was asked for to a constraint.
+
+use std::sync::OnceLock;
+use std::thread;
+
+use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{Logger, ParserFactory};
+use serde_json::{Map, Value, json};
+
+use super::follower::Follower;
+use super::vocabulary::vocabulary;
+use super::{CompiledGrammar, Grammar, GrammarBounds, GrammarError};
+use crate::text::Tokenizer;
+
+/// Compiling recurses as deep as a grammar's rules are chained; `max_bytes` of rules fit this stack. Only what is used of
+/// it is ever memory.
+const STACK_BYTES: usize = 256 << 20;
+/// Whitespace between two JSON tokens: enough to indent, and not enough to fill an answer.
+const JSON_WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
+/// The schema's own key for options of the compiler. Callers may not set it: it can switch keywords off.
+const OPTIONS_KEY: &str = "x-guidance";
+/// The longest explanation of a fault that is passed on.
+const MAX_FAULT_CHARS: usize = 300;
+
+/// Compiles grammars for one model.
+pub struct GrammarCompiler {
+    tokenizer: Tokenizer,
+    end_tokens: Vec<u32>,
+    /// Made when the first grammar comes: it takes a second for a large vocabulary, and most processes never need it.
+    factory: OnceLock<Option<ParserFactory>>,
+}
+
+impl GrammarCompiler {
+    /// `end_tokens` end an answer, and are text nowhere.
+    pub fn new(tokenizer: Tokenizer, end_tokens: Vec<u32>) -> Self {
+        Self { tokenizer, end_tokens, factory: OnceLock::new() }
+    }
+
+    /// Takes milliseconds, the first time up to a second.
+    pub fn compile(&self, grammar: &Grammar, bounds: &GrammarBounds) -> Result<CompiledGrammar, GrammarError> {
+        let source = source(grammar, bounds)?;
+        let factory = self.factory.get_or_init(|| self.make_factory()).as_ref().ok_or(GrammarError::NotEnforceable)?;
+        thread::scope(|scope| {
+            let compile = || compile(factory, source, limits(bounds));
+            let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(STACK_BYTES);
+            let compiling = thread.spawn_scoped(scope, compile).map_err(|_| GrammarError::Failed)?;
+            compiling.join().map_err(|_| GrammarError::Failed)?
+        })
+    }
+
+    fn make_factory(&self) -> Option<ParserFactory> {
+        let tokens = vocabulary(&self.tokenizer, &self.end_tokens)?;
+        let mut factory = ParserFactory::new_simple(&tokens).ok()?;
+        // It would write what it parses to standard error.
+        factory.quiet();
+        Some(factory)
+    }
+}
+
+impl std::fmt::Debug for GrammarCompiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrammarCompiler").field("tokenizer", &self.tokenizer).finish_non_exhaustive()
+    }
+}
+
+fn compile(
+    factory: &ParserFactory,
+    source: GrammarWithLexer,
+    limits: ParserLimits,
+) -> Result<CompiledGrammar, GrammarError> {
+    let init = GrammarInit::Serialized(TopLevelGrammar::from_grammar(source));
+    let logger = Logger::new(0, 0);
+    let parser = factory
+        .create_parser_from_init_ext(init, logger, InferenceCapabilities::default(), limits)
+        .map_err(|error| GrammarError::Invalid(fault(&error.to_string())))?;
+    Ok(Box::new(Follower::new(parser)?))
+}
+
+fn limits(bounds: &GrammarBounds) -> ParserLimits {
+    ParserLimits {
+        initial_lexer_fuel: bounds.compile_fuel as u64,
+        step_lexer_fuel: bounds.token_fuel as u64,
+        max_lexer_states: bounds.max_states,
+        max_grammar_size: bounds.max_size,
+        // They would quote the answer.
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// What the compiler is given, checked against the bounds on what is written.
+fn source(grammar: &Grammar, bounds: &GrammarBounds) -> Result<GrammarWithLexer, GrammarError> {
+    match grammar {
+        Grammar::JsonObject => json_source(&json!({"type": "object"})),
+        Grammar::JsonSchema(schema) => {
+            check_text(&schema.to_string(), bounds)?;
+            json_source(schema)
+        }
+        Grammar::Regex(regex) => {
+            check_text(regex, bounds)?;
+            Ok(GrammarWithLexer::from_regex(regex))
+        }
+        Grammar::Choice(texts) => {
+            let quoted: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+            let lark = format!("start: CHOICE\nCHOICE: {}\n", quoted.join(" | "));
+            check_length(&lark, bounds)?;
+            Ok(GrammarWithLexer::from_lark(lark))
+        }
+        Grammar::Lark(lark) => {
+            check_text(lark, bounds)?;
+            Ok(GrammarWithLexer::from_lark(lark.clone()))
+        }
+    }
+}
+
+fn json_source(schema: &Value) -> Result<GrammarWithLexer, GrammarError> {
+    let mut schema = match schema {
+        Value::Object(schema) => schema.clone(),
+        Value::Bool(true) => Map::new(),
+        Value::Bool(false) => return Err(GrammarError::AllowsNothing),
+        _ => return Err(GrammarError::Invalid("a schema is an object or a boolean".to_owned())),
+    };
+    if schema.contains_key(OPTIONS_KEY) {
+        return Err(GrammarError::Invalid(format!("the keyword \"{OPTIONS_KEY}\" is not supported")));
+    }
+    schema.insert(OPTIONS_KEY.to_owned(), json!({"whitespace_pattern": JSON_WHITESPACE}));
+    Ok(GrammarWithLexer::from_json_schema(Value::Object(schema)))
+}
+
+fn check_text(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {
+    check_length(text, bounds)?;
+    // Brackets in strings count too: a bound need not be exact to keep recursion shallow.
+    let mut depth = 0_usize;
+    for byte in text.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > bounds.max_depth {
+            return Err(GrammarError::TooDeep { limit: bounds.max_depth });
+        }
+    }
+    Ok(())
+}
+
+fn check_length(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {
+    let (bytes, limit) = (text.len(), bounds.max_bytes);
+    if bytes > limit { Err(GrammarError::TooLong { bytes, limit }) } else { Ok(()) }
+}
+
+/// The compiler's words, on one line and short, with the name that schemas use for what is missing.
+fn fault(message: &str) -> String {
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line.replace("Unimplemented keys:", "these keywords are not supported:");
+    line.chars().take(MAX_FAULT_CHARS).collect()
+}

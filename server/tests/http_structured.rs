@@ -1,0 +1,181 @@
+//! Answers that must look like something: JSON of a schema, an expression, a choice, a grammar.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+
+use common::client::Client;
+use common::schemas::{Chance, accepts, random_schema};
+use common::{MODEL, Server};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+/// What half of the random answers may not use up, so that the test means something.
+const ANSWER_TOKENS: u32 = 400;
+
+fn body(content: &str, extra: &Value) -> Value {
+    let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": 200});
+    for (name, value) in extra.as_object().unwrap() {
+        body[name] = value.clone();
+    }
+    body
+}
+
+async fn choice(client: &Client, body: &Value) -> Value {
+    let reply = client.post(CHAT, body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()["choices"][0].clone()
+}
+
+fn content(choice: &Value) -> &str {
+    choice["message"]["content"].as_str().unwrap()
+}
+
+fn json_schema(schema: &Value) -> Value {
+    json!({"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "strict": true, "schema": schema}}})
+}
+
+fn number_schema() -> Value {
+    json!({"type": "object", "properties": {"sum": {"type": "integer", "maximum": 999}}, "required": ["sum"],
+        "additionalProperties": false})
+}
+
+#[tokio::test]
+async fn each_way_to_ask_for_a_structure_is_kept() {
+    let server = Server::start().await;
+    let is_sum = |text: &str| serde_json::from_str::<Value>(text).is_ok_and(|value| value["sum"].is_i64());
+    let is_object = |text: &str| serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object());
+    let schema = number_schema();
+    type Check = fn(&str) -> bool;
+    let cases: [(Value, Check); 13] = [
+        (json_schema(&schema), is_sum),
+        (json!({"response_format": {"type": "json_object", "schema": schema}}), is_sum),
+        (json!({"guided_json": schema}), is_sum),
+        (json!({"guided_json": schema.to_string()}), is_sum),
+        (json!({"structured_outputs": {"json": schema}}), is_sum),
+        (json!({"response_format": {"type": "json_object"}}), is_object),
+        (json!({"structured_outputs": {"json_object": true}}), is_object),
+        (json!({"guided_regex": "[0-9]{3}[ab]"}), |text| text.len() == 4 && text.ends_with(['a', 'b'])),
+        (json!({"structured_outputs": {"regex": " x{2}"}}), |text| text == " xx"),
+        (json!({"guided_choice": ["rouge", "vert"]}), |text| ["rouge", "vert"].contains(&text)),
+        (json!({"structured_outputs": {"choice": ["été"]}}), |text| text == "été"),
+        (json!({"guided_grammar": "start: \"<\" /[a-z]{1,3}/ \">\""}), |text| {
+            text.starts_with('<') && text.ends_with('>')
+        }),
+        (json!({"structured_outputs": {"grammar": "start: \"ab\" | \"cd\""}}), |text| text == "ab" || text == "cd"),
+    ];
+    // The order would be followed to the letter, were it not for the structure.
+    for (extra, check) in cases {
+        let got = choice(&server.client(), &body("say:{\"k\": 1} Bonjour!", &extra)).await;
+        assert!(check(content(&got)), "{extra}: {got}");
+        assert_eq!(got["finish_reason"], "stop", "{extra}");
+        let mut completion = json!({"model": MODEL, "prompt": "say:Bonjour!", "max_tokens": 200});
+        extra.as_object().unwrap().iter().for_each(|(name, value)| completion[name] = value.clone());
+        let reply = server.client().post(COMPLETIONS, &completion).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert!(check(reply.json()["choices"][0]["text"].as_str().unwrap()), "{extra}: {}", reply.text());
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn what_already_has_the_structure_is_said_unchanged_and_streamed_the_same() {
+    let server = Server::start().await;
+    let extra = json_schema(&number_schema());
+    let asked = body("say:{\"sum\": 19}", &extra);
+    let whole = choice(&server.client(), &asked).await;
+    assert_eq!(content(&whole), "{\"sum\": 19}");
+    let mut streaming = asked;
+    streaming["stream"] = json!(true);
+    let events = server.client().stream(CHAT, &streaming).await.events().await;
+    let deltas = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    assert_eq!(deltas.collect::<String>(), content(&whole));
+}
+
+#[tokio::test]
+async fn a_whole_structure_ends_the_answer_without_an_end_token() {
+    let server = Server::start().await;
+    let extra = json!({"guided_choice": ["oui"], "ignore_eos": true, "min_tokens": 50, "return_token_ids": true});
+    let got = choice(&server.client(), &body("x", &extra)).await;
+    assert_eq!((content(&got), got["token_ids"].as_array().unwrap().len()), ("oui", 3));
+    let cut = choice(&server.client(), &body("x", &json!({"guided_regex": "a{9}", "max_tokens": 5}))).await;
+    assert_eq!((content(&cut), &cut["finish_reason"]), ("aaaaa", &json!("length")));
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_refused_by_name() {
+    let server = Server::start().await;
+    let schema = |schema: Value| json_schema(&schema);
+    let cases = [
+        (schema(json!({"not": {}})), "response_format.json_schema.schema", "not"),
+        (json!({"guided_json": {"uniqueItems": true, "type": "array"}}), "guided_json", "uniqueItems"),
+        (json!({"guided_regex": "("}), "guided_regex", "compiled"),
+        (json!({"guided_regex": "a".repeat(300_000)}), "guided_regex", "300000 bytes"),
+        (json!({"structured_outputs": {"grammar": "start: x"}}), "structured_outputs.grammar", "x"),
+        (json!({"structured_outputs": {"choice": []}}), "structured_outputs.choice", "at least one"),
+        (json!({"structured_outputs": {}}), "structured_outputs", "needs one of"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type", "json_schema"),
+        (json!({"response_format": {"type": "text", "schema": {}}}), "response_format.schema", "no effect"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}),
+            "response_format.json_schema.schema",
+            "Missing",
+        ),
+        (json!({"guided_regex": "a", "guided_choice": ["b"]}), "guided_choice", "guided_regex"),
+    ];
+    for (extra, param, named) in cases {
+        let reply = server.client().post(CHAT, &body("x", &extra)).await;
+        assert_eq!((reply.status, reply.param().as_deref()), (400, Some(param)), "{}", reply.text());
+        assert!(reply.message().contains(named), "{}", reply.text());
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_contradiction_found_on_the_way_is_the_callers_mistake() {
+    let server = Server::start().await;
+    let extra = json!({"guided_choice": ["oui"], "bad_words": ["o"]});
+    let reply = server.client().post(CHAT, &body("x", &extra)).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (400, "invalid_value"), "{}", reply.text());
+    server.assert_at_rest().await;
+}
+
+/// Asks for random structures, at several temperatures, and checks what is finished. Returns how many were.
+async fn random_answers(seed: u64, pairs: u64) -> u64 {
+    let server = Server::start().await;
+    let client = server.client();
+    let mut chance = Chance::new(seed);
+    let mut finished = 0;
+    for pair in 0..pairs {
+        let schema = random_schema(&mut chance);
+        let temperature = *chance.one_of(&[0.0, 0.7, 1.0, 2.0]);
+        let prompt = if chance.below(4) == 0 { "say:{\"id\": [1, 2" } else { "anything" };
+        // Strings and arrays come to an end.
+        let bias = json!({"34": 4, "93": 3, "125": 3});
+        let more = json!({"temperature": temperature, "seed": pair, "max_tokens": ANSWER_TOKENS, "logit_bias": bias});
+        let mut asked = body(&format!("{prompt} {pair}"), &more);
+        asked["response_format"] = json_schema(&schema)["response_format"].clone();
+        let got = choice(&client, &asked).await;
+        if got["finish_reason"] != "stop" {
+            continue;
+        }
+        let value: Value = serde_json::from_str(content(&got))
+            .unwrap_or_else(|error| panic!("seed {seed}, pair {pair}: {error} in {}", content(&got)));
+        assert!(accepts(&schema, &schema, &value), "seed {seed}, pair {pair}: {value} is not of {schema}");
+        finished += 1;
+    }
+    server.assert_at_rest().await;
+    finished
+}
+
+#[tokio::test]
+async fn every_finished_answer_is_of_its_random_schema() {
+    assert!(random_answers(1, 60).await > 40);
+}
+
+#[tokio::test]
+#[ignore = "takes minutes; .ci/full runs it"]
+async fn every_finished_answer_of_ten_thousand_is_of_its_random_schema() {
+    assert!(random_answers(2, 10_000).await > 7_000);
+}
