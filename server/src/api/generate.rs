@@ -10,7 +10,7 @@
 //! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::choice`];
 //! 9. settle what the engine counted, by dropping the [`Generation`], on every way out.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::{CacheSalt, Request as EngineRequest};
@@ -91,7 +91,7 @@ pub(crate) async fn admit(
         outgoing: outgoing.as_ref(),
         shape,
         bad_words,
-        constraint,
+        constraint: Mutex::new(constraint),
         arrived,
     };
     let tickets = admission.reserve_all(prompts)?;
@@ -144,7 +144,9 @@ struct Admission<'a> {
     outgoing: Option<&'a Outgoing>,
     shape: Shape,
     bad_words: Vec<Vec<TokenId>>,
-    constraint: Option<CompiledGrammar>,
+    /// Behind a lock because a grammar may move between threads and not be shared by them, and an admission that waits for
+    /// an upstream moves. Nobody ever waits for it.
+    constraint: Mutex<Option<CompiledGrammar>>,
     arrived: Duration,
 }
 
@@ -281,7 +283,7 @@ impl Admission<'_> {
             sampling,
             share_key: self.account.share_key,
             cache_salt: self.cache_salt(),
-            constraint: self.constraint.clone(),
+            constraint: self.constraint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
