@@ -1,4 +1,5 @@
-//! Requests to token events: continuous batching over a paged KV cache. Sees token ids, never text.
+//! Requests to token events: continuous batching over a paged KV cache; and texts' tokens to vectors. Sees token ids,
+//! never text.
 //!
 //! [`Engine`] owns one thread and one model; [`EngineHandle`] is its door: a [`Request`] goes in, an [`EventStream`]
 //! comes out, and every queue between them is bounded. Inside, [`StepLoop`] repeats one step: take commands,
@@ -14,6 +15,7 @@ mod block_pool;
 mod catch_up;
 mod config;
 mod constraint;
+mod encode;
 mod engine;
 mod error;
 mod event_stream;
@@ -35,6 +37,7 @@ mod weights;
 
 pub use config::{ConfigError, EngineConfig};
 pub use constraint::{Allowed, AnswerEnd, Constraint, ConstraintError};
+pub use encode::{EncodeReply, EncodeRequest, EncoderConfig, EncoderEngine, EncoderHandle, EncoderParts, EncoderStats};
 pub use engine::{Engine, EngineHandle, EngineParts};
 pub use error::{EngineError, SubmitError};
 pub use event::{Event, FinishReason, RequestError, TokenEvent, TokenLogprobs, Usage};

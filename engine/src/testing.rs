@@ -152,7 +152,7 @@ impl StepGate {
         self.allow(u64::MAX);
     }
 
-    fn pass(&self) {
+    pub(crate) fn pass(&self) {
         let (permits, changed) = &*self.state;
         let mut permits = permits.lock().expect("no code panics while it holds the gate");
         while *permits == 0 {

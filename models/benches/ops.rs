@@ -13,8 +13,8 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{
-    AttentionParams, AttentionPlan, Compute, ComputePool, PackedWeight, WeightPart, linear, paged_attention, rms_norm,
-    silu_mul, store_kv,
+    AttentionParams, AttentionPlan, Compute, ComputePool, Gate, PackedWeight, WeightPart, gate_mul, linear,
+    paged_attention, rms_norm, store_kv,
 };
 use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelError, ModelInput, Slot};
 
@@ -190,9 +190,9 @@ fn bench_elementwise(compute: &Compute) -> Result<(), ModelError> {
         });
         println!("{:<26} {m:>5} {:>10.1}", "rms_norm", time * 1e6);
         let time = seconds(|| {
-            black_box(silu_mul(compute, &x).is_ok());
+            black_box(gate_mul(compute, &x, Gate::Silu).is_ok());
         });
-        println!("{:<26} {m:>5} {:>10.1}", "silu_mul (to 2048)", time * 1e6);
+        println!("{:<26} {m:>5} {:>10.1}", "gate_mul (to 2048)", time * 1e6);
     }
     Ok(())
 }

@@ -124,6 +124,11 @@ impl ModelInput {
         &self.query_start
     }
 
+    /// Keys of sequence `i` once this step's are stored: its tokens up to the last one of this step.
+    pub fn num_keys(&self, sequence: usize) -> usize {
+        self.positions[self.query_start[sequence + 1] - 1] as usize + 1
+    }
+
     /// The blocks of sequence `i`, exactly covering its tokens up to the last one of this step.
     pub fn block_table(&self, sequence: usize) -> &[BlockId] {
         &self.block_tables[sequence]

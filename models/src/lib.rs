@@ -1,4 +1,4 @@
-//! Tokens to logits.
+//! Tokens to logits, and texts' tokens to vectors.
 //!
 //! This crate knows candle, checkpoints and kernels. It knows no request, tenant, async runtime or HTTP.
 
@@ -10,20 +10,30 @@ pub mod ops;
 
 mod arch;
 mod demo;
+mod encoder_input;
 mod error;
 mod layers;
 mod load;
+mod load_encoder;
+mod vectors;
 mod weights;
 
+pub use config::ScoreActivation;
 pub use demo::demo_checkpoint;
+pub use encoder_input::{EncoderInput, EncoderSequence};
 pub use error::ModelError;
 pub use input::{BlockId, ModelInput, Slot, TokenId};
 pub use kv_cache::{KvCache, KvCacheSpec};
-pub use layers::{Decoder, LayerObserver};
+pub use layers::{Decoder, LayerObserver, TextEncoder};
 pub use load::{
     KvDtype, LoadOptions, LoadProgress, LoadedModel, ModelDescription, WeightDtype, describe, load, load_decoder,
 };
+pub use load_encoder::{
+    CheckpointKind, EmbeddingDescription, EncoderDescription, EncoderOutput, LoadedEncoder, ScoresDescription,
+    checkpoint_kind, describe_encoder, load_encoder, load_text_encoder,
+};
 pub use logits::Logits;
+pub use vectors::{Vectors, scale_to_unit_length};
 pub use weights::{CheckpointFiles, StoredDtype};
 
 /// A causal language model over a paged KV cache.
@@ -52,4 +62,21 @@ pub trait CausalLm: Send {
     ///
     /// A row's logits are bit-identical whatever else is in the batch and however its sequence was cut into steps.
     fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError>;
+}
+
+/// A model that gives one vector for each text: an embedding, or the logits of a classifier.
+pub trait Encoder: Send {
+    /// Ids below this may be fed as input.
+    fn vocab_size(&self) -> usize;
+
+    /// The longest sequence.
+    fn max_tokens(&self) -> usize;
+
+    /// Elements of a vector.
+    fn width(&self) -> usize;
+
+    /// One vector for each sequence of `input`, in its order.
+    ///
+    /// A sequence's vector is bit-identical whatever else is in the batch.
+    fn forward(&mut self, input: &EncoderInput) -> Result<Vectors, ModelError>;
 }

@@ -27,7 +27,7 @@ use passerelle::config::{Config, TlsFiles, UnknownFields};
 use passerelle::gateway::{Authenticator, Ledger, RetryBounds, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_engine::{Engine, EngineHandle};
+use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
@@ -54,6 +54,7 @@ pub(crate) struct Server {
     config: ServeConfig,
     /// Dropped last: every answer needs its engine to the end.
     engines: Vec<Engine>,
+    encoders: Vec<EncoderEngine>,
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
@@ -91,7 +92,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let reserved = listener::reserve(&config.server.listen)?;
     let compute = compute(&config.engine);
     let loaded = models::load_all(config, &compute)?;
-    let here: Vec<String> = loaded.iter().map(|model| model.name.clone()).collect();
+    let here: Vec<String> = loaded.names().map(str::to_owned).collect();
     let prepared = upstreams::prepare(config, &here)?;
     let elsewhere: Vec<&str> = prepared.models.iter().map(|model| model.name.as_str()).collect();
     let fleet = engines::start(loaded, &config.engine, &compute, (&clock, &elsewhere))?;
@@ -118,6 +119,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         readiness,
         config: serve_config(config),
         engines: fleet.engines,
+        encoders: fleet.encoders,
     })
 }
 
@@ -127,6 +129,7 @@ impl Server {
     pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) {
         let (readiness, drain_timeout) = (self.readiness, self.config.drain_timeout);
         let handles: Vec<EngineHandle> = self.engines.iter().map(Engine::handle).collect();
+        let encoders: Vec<EncoderHandle> = self.encoders.iter().map(EncoderEngine::handle).collect();
         let shutdown = async {
             shutdown.await;
             readiness.start_draining();
@@ -135,6 +138,7 @@ impl Server {
                 sleep(drain_timeout).await;
                 tracing::warn!("the drain timeout has passed: what still runs is ended");
                 handles.iter().for_each(EngineHandle::shutdown);
+                encoders.iter().for_each(EncoderHandle::shutdown);
             });
         };
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
@@ -168,6 +172,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             max_logit_bias: written.max_logit_bias,
             max_bad_words: written.max_bad_words,
             max_prompts: written.max_prompts,
+            max_inputs: written.max_inputs,
         },
         grammar: GrammarBounds {
             max_bytes: config.grammar.max_bytes.0 as usize,

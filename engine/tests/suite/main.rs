@@ -3,5 +3,6 @@
 mod common;
 mod constraints;
 mod decoder;
+mod encoders;
 mod requests;
 mod simulation;

@@ -4,8 +4,8 @@
 use super::common::{self, NAMES};
 use crate::ModelError;
 use crate::config::{
-    Activation, AttentionSpec, Bias, DecoderSpec, FfnSpec, Fields, LayerSpec, MixerSpec, NormKind, NormPlacement,
-    NormSpec, NormWeight, OutputHead, PositionSpec, limits,
+    Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, Fields, LayerSpec, MixerSpec, NormKind,
+    NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, limits,
 };
 use crate::layers::{QkvNames, WeightNames};
 
@@ -69,6 +69,7 @@ fn read_attention(fields: &mut Fields<'_>, hidden_size: usize) -> Result<Attenti
         output_bias: Bias::Present,
         qk_norm: None,
         scale: common::default_scale(head_dim),
+        direction: Direction::Causal,
         window: None,
         position: PositionSpec::Alibi,
         temperature: None,

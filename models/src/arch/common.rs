@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use crate::ModelError;
 use crate::config::{
-    Activation, AttentionSpec, Bias, DecoderSpec, FfnSpec, Fields, GateActivation, LayerSpec, MixerSpec, NormKind,
-    NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, RopeContext, RopeDialect,
-    RopeScaling, RopeSpec, limits, read_rope,
+    Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, Fields, GateActivation, LayerSpec, MixerSpec,
+    NormKind, NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, RopeContext,
+    RopeDialect, RopeScaling, RopeSpec, limits, read_rope,
 };
 use crate::layers::{QkvNames, WeightNames};
 
@@ -24,6 +24,7 @@ pub(super) const NAMES: WeightNames = WeightNames {
     key_norm: "self_attn.k_norm",
     attention_output: "self_attn.o_proj",
     ffn_norm: "post_attention_layernorm",
+    gate_up: None,
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
     down: "mlp.down_proj",
@@ -161,6 +162,7 @@ fn read_attention(
         output_bias: biases.output,
         qk_norm: dialect.qk_norm.map(|scope| QkNormSpec { scope, norm }),
         scale: default_scale(head_dim),
+        direction: Direction::Causal,
         window: None,
         position: PositionSpec::Rope(rope),
         temperature,
@@ -197,6 +199,31 @@ fn read_ffn(fields: &mut Fields<'_>, dialect: FfnDialect, bias: Bias) -> Result<
             Err(fields.refuse("hidden_act", format!("{other:.80} is not supported; supported: {}", names[0])))
         }
         _ => Ok(ffn),
+    }
+}
+
+/// The activation that `key` names, of an encoder; GELU where it is absent.
+pub(super) fn read_activation(fields: &mut Fields<'_>, key: &str) -> Result<Activation, ModelError> {
+    match fields.text(key)?.unwrap_or("gelu") {
+        "gelu" => Ok(Activation::GeluErf),
+        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "relu" => Ok(Activation::Relu),
+        "silu" | "swish" => Ok(Activation::Silu),
+        "tanh" => Ok(Activation::Tanh),
+        other => {
+            let supported = "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh";
+            Err(fields.refuse(key, format!("{other:.80} is not supported; supported: {supported}")))
+        }
+    }
+}
+
+/// As [`read_activation`], of a gate.
+pub(super) fn read_gate_activation(fields: &mut Fields<'_>, key: &str) -> Result<GateActivation, ModelError> {
+    match read_activation(fields, key)? {
+        Activation::GeluErf => Ok(GateActivation::GeluErf),
+        Activation::GeluTanh => Ok(GateActivation::GeluTanh),
+        Activation::Silu => Ok(GateActivation::Silu),
+        _ => Err(fields.refuse(key, "not supported for a gate; supported: gelu, gelu_pytorch_tanh, silu")),
     }
 }
 

@@ -3,10 +3,13 @@
 //! To add one, write its file, add a line to [`ARCHITECTURES`] and a fixture to `tests/fixtures/make.py`.
 
 mod apertus;
+mod bert;
 mod bloom;
 mod common;
+mod encoders;
 mod llama;
 mod mistral;
+mod modernbert;
 mod nemotron;
 mod olmo2;
 mod qwen;
@@ -16,6 +19,7 @@ use crate::ModelError;
 use crate::config::{ConfigFile, DecoderSpec, Fields};
 use crate::layers::WeightNames;
 use common::NAMES;
+pub(crate) use encoders::{EncoderArchitecture, is_encoder, read_encoder};
 
 /// A class of checkpoint that can be served.
 #[derive(Debug)]

@@ -114,6 +114,6 @@ pub(super) fn skip(fields: &mut Fields<'_>) -> Result<(), ModelError> {
         fields.neutral(key, &neutral, "it changes what the model generates; set it in the request, or remove it")?;
     }
     let off = [Value::Bool(false)];
-    fields.neutral("is_encoder_decoder", &off, "only decoders are served")?;
-    fields.neutral("add_cross_attention", &off, "only decoders without cross-attention are served")
+    fields.neutral("is_encoder_decoder", &off, "only decoders and encoders on their own are served")?;
+    fields.neutral("add_cross_attention", &off, "only models without cross-attention are served")
 }

@@ -19,4 +19,8 @@ pub(crate) const ROPE_THETA: RangeInclusive<f64> = 2.0..=1e12;
 pub(crate) const ROPE_FACTOR: RangeInclusive<f64> = 1e-3..=1e6;
 /// Of the position temperature; published: 0.1.
 pub(crate) const TEMPERATURE_BETA: RangeInclusive<f64> = 0.0..=100.0;
+/// Rows of the table that tells the texts of a pair apart.
+pub(crate) const TOKEN_TYPES: RangeInclusive<usize> = 0..=1_024;
+/// Outputs of a classifier.
+pub(crate) const MAX_LABELS: usize = 65_536;
 pub(crate) const MAX_EOS_TOKENS: usize = 64;

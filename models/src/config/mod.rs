@@ -3,9 +3,12 @@
 //! A field is honoured, known to say nothing about the arithmetic ([`irrelevant`]), or refused by name. Nothing is
 //! silently ignored: a model that computes something else than its authors meant is worse than a model that is refused.
 
+mod encoder_spec;
 mod fields;
 pub(crate) mod irrelevant;
+mod labels;
 pub(crate) mod limits;
+mod pipeline;
 pub mod rope;
 pub mod spec;
 
@@ -13,11 +16,16 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+pub use encoder_spec::{
+    ClassifierSpec, DenseSpec, EncoderSpec, PipelineSpec, PipelineStep, Pooling, PositionTable, ScoreActivation,
+};
 pub(crate) use fields::Fields;
-pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope};
+pub(crate) use labels::{read_labels, read_score_activation};
+pub(crate) use pipeline::{MODULES_FILE, read_pipeline};
+pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope, read_rope_object};
 pub use rope::{RopeScaling, RopeSpec, RopeStyle, YarnSpec};
 pub use spec::{
-    Activation, AttentionSpec, Bias, DecoderSpec, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,
+    Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,
     NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, TemperatureSpec,
     alibi_slopes,
 };
@@ -98,6 +106,16 @@ impl ConfigFile {
         Ok(spec)
     }
 
+    /// The encoder's spec as `read` makes it of the fields, after which no field is left unread.
+    pub(crate) fn encoder(
+        &self,
+        read: fn(&mut Fields<'_>) -> Result<EncoderSpec, ModelError>,
+    ) -> Result<EncoderSpec, ModelError> {
+        let mut fields = Fields::new(&self.path, &self.root);
+        refuse_quantized(&mut fields)?;
+        read_whole(fields, read)
+    }
+
     /// The language model's own object, in configurations that describe several models.
     fn text_config(&self) -> Option<&Map<String, Value>> {
         self.root.get("text_config")?.as_object()
@@ -109,10 +127,7 @@ impl ConfigFile {
     }
 }
 
-fn read_whole(
-    mut fields: Fields<'_>,
-    read: fn(&mut Fields<'_>) -> Result<DecoderSpec, ModelError>,
-) -> Result<DecoderSpec, ModelError> {
+fn read_whole<S>(mut fields: Fields<'_>, read: fn(&mut Fields<'_>) -> Result<S, ModelError>) -> Result<S, ModelError> {
     let spec = read(&mut fields)?;
     irrelevant::skip(&mut fields)?;
     fields.finish()?;

@@ -1,10 +1,12 @@
-//! A decoder as data: what every family's `config.json` is turned into.
+//! A decoder as data: what every family's `config.json` is turned into. Encoders are made of the same layers
+//! ([`super::EncoderSpec`]).
 //!
 //! Each layer has its own record, because windows, rotary embeddings and mixers vary from layer to layer in many
 //! families. The enums with one variant are the places where further families add theirs.
 
 use super::rope::RopeSpec;
 use crate::TokenId;
+pub use crate::ops::Direction;
 
 /// A whole decoder, every size checked against [`super::limits`].
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +48,7 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
 }
 
-/// Causal grouped-query attention.
+/// Grouped-query attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionSpec {
     pub num_heads: usize,
@@ -58,7 +60,8 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNormSpec>,
     /// What a query-key product is multiplied with before the softmax.
     pub scale: f32,
-    /// How many tokens a query sees at most, its own included.
+    pub direction: Direction,
+    /// A query sees the tokens less than this many positions away, its own included.
     pub window: Option<usize>,
     pub position: PositionSpec,
     pub temperature: Option<TemperatureSpec>,
@@ -106,12 +109,18 @@ pub enum FfnSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GateActivation {
     Silu,
+    GeluErf,
+    GeluTanh,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     Relu2,
     GeluTanh,
+    GeluErf,
+    Relu,
+    Silu,
+    Tanh,
     /// With two learned scalars a layer.
     Xielu,
 }
@@ -135,6 +144,8 @@ pub enum NormKind {
     Rms,
     /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`, Ba et al. 2016, arXiv:1607.06450.
     Layer,
+    /// The same without `bias`.
+    LayerUnbiased,
 }
 
 /// What a norm multiplies with.
@@ -150,8 +161,12 @@ pub enum NormWeight {
 pub enum NormPlacement {
     /// `x + f(norm(x))`, for the mixer and for the feed-forward network.
     Pre,
+    /// As `Pre`, but the mixer takes the stream as it is, which the embeddings' norm has just left.
+    PreFfnOnly,
     /// `x + norm(f(x))`, for both.
     Post,
+    /// `norm(x + f(x))`, for both, Vaswani et al. 2017, arXiv:1706.03762.
+    OnSum,
 }
 
 impl From<bool> for Bias {

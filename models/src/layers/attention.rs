@@ -90,6 +90,7 @@ impl Attention {
 fn params(spec: &AttentionSpec) -> AttentionParams {
     AttentionParams {
         scale: spec.scale,
+        direction: spec.direction,
         window: spec.window,
         alibi_slopes: matches!(spec.position, PositionSpec::Alibi).then(|| alibi_slopes(spec.num_heads)),
         temperature: spec.temperature.map(|temperature| PositionTemperature {
@@ -106,6 +107,7 @@ fn qkv_parts(names: &LayerNames<'_>, spec: &AttentionSpec) -> Vec<MatrixPart> {
         QkvNames::Separate { query, key, value } => [(query, query_size), (key, kv_size), (value, kv_size)]
             .map(|(name, rows)| MatrixPart::whole(names.path(name), rows))
             .into(),
+        QkvNames::Stacked(name) => vec![MatrixPart::whole(names.path(name), query_size + 2 * kv_size)],
         QkvNames::PerHead(name) => {
             let head = |third: usize, head: usize| {
                 let start = (3 * head + third) * spec.head_dim;

@@ -1,12 +1,11 @@
 use candle_core::{DType, Tensor};
 
-use super::attention::{Attention, Step};
-use super::mlp::Mlp;
-use super::names::{LayerNames, WeightNames};
+use super::attention::Step;
+use super::block::{Block, Stream, total};
+use super::names::WeightNames;
 use super::norm::Norm;
 use super::positions::Positions;
-use crate::config::{DecoderSpec, LayerSpec, NormPlacement, OutputHead};
-use crate::kv_cache::KvLayer;
+use crate::config::{DecoderSpec, OutputHead};
 use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
 use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
@@ -22,7 +21,7 @@ pub struct Decoder {
     positions: Positions,
     embedding: PackedWeight,
     embedding_norm: Option<Norm>,
-    layers: Vec<DecoderLayer>,
+    layers: Vec<Block>,
     final_norm: Norm,
     /// `None` when the embedding table is also the output head.
     output_head: Option<PackedWeight>,
@@ -30,18 +29,6 @@ pub struct Decoder {
 
 /// Looks at the residual stream after each layer: the layer's index and `[num_tokens, hidden_size]` f32.
 pub type LayerObserver<'a> = &'a mut dyn FnMut(usize, &Tensor) -> Result<(), ModelError>;
-
-#[derive(Debug)]
-struct DecoderLayer {
-    mixer_norm: Norm,
-    attention: Attention,
-    ffn_norm: Norm,
-    mlp: Mlp,
-    placement: NormPlacement,
-}
-
-/// The residual stream as what stands and what is to be added to it, so that the norm that follows does the addition.
-type Stream = (Tensor, Option<Tensor>);
 
 impl Decoder {
     pub(crate) fn load(
@@ -59,7 +46,7 @@ impl Decoder {
         let mut positions = Positions::default();
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
-            layers.push(DecoderLayer::load(loader, &names.layer(index), spec.hidden_size, (layer, &mut positions))?);
+            layers.push(Block::load(loader, &names.layer(index), spec.hidden_size, (layer, &mut positions))?);
         }
         let final_norm = Norm::load(loader, names.final_norm, spec.hidden_size, spec.final_norm)?;
         let output_head = match spec.output_head {
@@ -84,7 +71,7 @@ impl Decoder {
     /// Memory that the weights take, in bytes.
     pub(crate) fn size_bytes(&self) -> usize {
         let head = self.output_head.as_ref().map_or(0, PackedWeight::size_bytes);
-        let layers: usize = self.layers.iter().map(DecoderLayer::size_bytes).sum();
+        let layers: usize = self.layers.iter().map(Block::size_bytes).sum();
         let embedding_norm = self.embedding_norm.as_ref().map_or(0, Norm::size_bytes);
         self.embedding.size_bytes() + embedding_norm + layers + self.final_norm.size_bytes() + head
     }
@@ -183,54 +170,6 @@ impl CausalLm for Decoder {
 
     fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         self.run(input, cache, None)
-    }
-}
-
-impl DecoderLayer {
-    fn load(
-        loader: &mut WeightLoader<'_>,
-        names: &LayerNames<'_>,
-        hidden_size: usize,
-        (spec, positions): (&LayerSpec, &mut Positions),
-    ) -> Result<Self, ModelError> {
-        Ok(Self {
-            mixer_norm: Norm::load(loader, &names.path(names.names.mixer_norm), hidden_size, spec.norm)?,
-            attention: Attention::load(loader, names, hidden_size, (spec.attention(), positions))?,
-            ffn_norm: Norm::load(loader, &names.path(names.names.ffn_norm), hidden_size, spec.norm)?,
-            mlp: Mlp::load(loader, names, hidden_size, &spec.ffn)?,
-            placement: spec.placement,
-        })
-    }
-
-    fn forward(&self, step: &Step<'_>, stream: Stream, cache: &mut KvLayer) -> Result<Stream, ModelError> {
-        match self.placement {
-            NormPlacement::Pre => {
-                let (residual, addend) = stream;
-                let (residual, normed) = self.mixer_norm.forward(step.compute, residual, addend.as_ref())?;
-                let attended = self.attention.forward(step, &normed, cache)?;
-                let (residual, normed) = self.ffn_norm.forward(step.compute, residual, Some(&attended))?;
-                Ok((residual, Some(self.mlp.forward(step.compute, &normed)?)))
-            }
-            NormPlacement::Post => {
-                let residual = total(stream)?;
-                let attended = self.attention.forward(step, &residual, cache)?;
-                let residual = ops::add(&residual, &self.mixer_norm.apply(step.compute, &attended)?)?;
-                let output = self.mlp.forward(step.compute, &residual)?;
-                Ok((residual, Some(self.ffn_norm.apply(step.compute, &output)?)))
-            }
-        }
-    }
-
-    fn size_bytes(&self) -> usize {
-        let norms = self.mixer_norm.size_bytes() + self.ffn_norm.size_bytes();
-        norms + self.attention.size_bytes() + self.mlp.size_bytes()
-    }
-}
-
-fn total((residual, addend): Stream) -> Result<Tensor, ModelError> {
-    match addend {
-        Some(addend) => ops::add(&residual, &addend),
-        None => Ok(residual),
     }
 }
 

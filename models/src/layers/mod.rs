@@ -1,8 +1,12 @@
-//! The parts of a decoder. A layer knows shapes and the order of operations; it calls [`crate::ops`] for arithmetic and
+//! The parts of decoders and encoders. A layer knows shapes and the order of operations; it calls [`crate::ops`] for arithmetic and
 //! never looks at the device.
 
 mod attention;
+mod block;
 mod decoder;
+mod embeddings;
+mod encoder;
+mod head;
 mod linear;
 mod mlp;
 mod names;
@@ -10,4 +14,5 @@ mod norm;
 mod positions;
 
 pub use decoder::{Decoder, LayerObserver};
-pub(crate) use names::{QkvNames, WeightNames};
+pub use encoder::TextEncoder;
+pub(crate) use names::{ClassifierNames, EncoderNames, QkvNames, WeightNames};

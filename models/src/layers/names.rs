@@ -17,6 +17,8 @@ pub(crate) struct WeightNames {
     pub(crate) key_norm: &'static str,
     pub(crate) attention_output: &'static str,
     pub(crate) ffn_norm: &'static str,
+    /// One matrix of the gate's rows and then the up projection's, where they are not apart.
+    pub(crate) gate_up: Option<&'static str>,
     pub(crate) gate: &'static str,
     pub(crate) up: &'static str,
     pub(crate) down: &'static str,
@@ -36,8 +38,30 @@ pub(crate) enum QkvNames {
         key: &'static str,
         value: &'static str,
     },
+    /// One matrix: all queries, then all keys, then all values.
+    Stacked(&'static str),
     /// One matrix. The query, key and value rows of one head follow each other, then come those of the next head.
     PerHead(&'static str),
+}
+
+/// What a family of encoders calls its tensors; those of its layers as in a decoder.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EncoderNames {
+    pub(crate) block: WeightNames,
+    /// Of the table of positions.
+    pub(crate) position: &'static str,
+    /// Of the table that tells the texts of a pair apart.
+    pub(crate) token_type: &'static str,
+    pub(crate) classifier: ClassifierNames,
+    /// What heads that are not served, and tables computed from config.json, are called: beginnings or endings of names.
+    pub(crate) unused: &'static [&'static str],
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClassifierNames {
+    pub(crate) dense: &'static str,
+    pub(crate) norm: &'static str,
+    pub(crate) output: &'static str,
 }
 
 impl WeightNames {

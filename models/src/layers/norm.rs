@@ -29,6 +29,7 @@ impl Norm {
         let bias = match spec.kind {
             NormKind::Rms => None,
             NormKind::Layer => Some(loader.vector(&[MatrixPart::whole(format!("{path}.bias"), width)])?),
+            NormKind::LayerUnbiased => Some(weight.zeros_like()?),
         };
         Ok(Self { weight, bias, eps: spec.eps })
     }

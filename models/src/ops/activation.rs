@@ -1,4 +1,4 @@
-//! The activations of feed-forward networks without a gate, element by element.
+//! The activations of feed-forward networks without a gate and of heads, element by element.
 
 use candle_core::Tensor;
 
@@ -12,6 +12,14 @@ pub enum Activation {
     /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, Hendrycks and Gimpel 2016, arXiv:1606.08415. Computed as
     /// `x / (1 + exp(-2 u))` with `u` the argument of the tangent, which is the same.
     GeluTanh,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`, from the same paper. The complementary error function is within 1.2e-7 of
+    /// itself (Press et al. 1992, Numerical Recipes, section 6.2).
+    GeluErf,
+    /// `max(x, 0)`
+    Relu,
+    /// `x / (1 + exp(-x))`, Elfwing et al. 2017, arXiv:1702.03118.
+    Silu,
+    Tanh,
     Xielu(Xielu),
 }
 
@@ -42,6 +50,10 @@ fn reference(x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
     Ok(match activation {
         Activation::Relu2 => x.relu()?.sqr()?,
         Activation::GeluTanh => x.gelu()?,
+        Activation::GeluErf => x.gelu_erf()?,
+        Activation::Relu => x.relu()?,
+        Activation::Silu => x.silu()?,
+        Activation::Tanh => x.tanh()?,
         Activation::Xielu(Xielu { alpha_positive, alpha_negative, beta, eps }) => {
             let linear = (x * f64::from(beta))?;
             let above = ((x.sqr()? * f64::from(alpha_positive))? + &linear)?;

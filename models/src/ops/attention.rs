@@ -1,6 +1,7 @@
-//! Causal attention over the paged cache: `softmax(q k^T * scale) v`, for grouped queries (Ainslie et al., 2023).
+//! Attention over the paged cache: `softmax(q k^T * scale) v`, for grouped queries (Ainslie et al., 2023). A query sees
+//! the keys up to its own, or, in an encoder, all keys of its sequence.
 //!
-//! With a window, a query sees that many keys, its own included. With slopes, ALiBi (Press et al., 2022) adds
+//! With a window, a query sees the keys less than that many positions away, its own included. With slopes, ALiBi (Press et al., 2022) adds
 //! `slope * (key position - query position)` to each score; published formulas add `slope * key position`, which differs by
 //! a constant of the row that the softmax takes out, and which loses precision in long sequences.
 //!
@@ -8,7 +9,7 @@
 //! Per tile and query row: the 16 dot products run over `d` in ascending order; the running maximum, the running sum (the
 //! tile's 16 terms added pairwise) and the running output follow the online softmax (Milakov and Gimelshein, 2018); values
 //! are added in ascending position, one fused multiply-add each. A row's bits depend on its position and on the cached K/V
-//! up to it, on nothing else.
+//! that it sees, on nothing else.
 
 use candle_core::{D, DType, Tensor};
 
@@ -21,11 +22,21 @@ use crate::{ModelError, ModelInput};
 pub struct AttentionParams {
     /// Multiplies each dot product, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// How many keys a query sees at most, its own included; at least 1.
+    pub direction: Direction,
+    /// A query sees the keys less than this many positions away, its own included; at least 1.
     pub window: Option<usize>,
     /// `[num_heads]`, how fast each query head's scores fall with distance.
     pub alibi_slopes: Option<Vec<f32>>,
     pub temperature: Option<PositionTemperature>,
+}
+
+/// On which side of a query the keys stand that it sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Before it, and its own.
+    Causal,
+    /// Anywhere in its sequence, all of which must be in the cache or in the step.
+    Both,
 }
 
 /// Sharpens the attention of far queries, as Llama 4 does: a query at `position` is multiplied with
@@ -40,13 +51,38 @@ pub struct PositionTemperature {
 impl AttentionParams {
     /// Every key up to the query's own, at one scale.
     pub fn causal(scale: f32) -> Self {
-        Self { scale, window: None, alibi_slopes: None, temperature: None }
+        Self { scale, direction: Direction::Causal, window: None, alibi_slopes: None, temperature: None }
+    }
+
+    /// Every key of the sequence, at one scale.
+    pub fn bidirectional(scale: f32) -> Self {
+        Self { direction: Direction::Both, ..Self::causal(scale) }
     }
 
     /// The first key that a query at `position` sees.
     #[inline(always)]
     pub(super) fn first_key(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// One more than the last key that a query at `position` sees, of the `num_keys` of its sequence.
+    #[inline(always)]
+    pub(super) fn keys_end(&self, position: usize, num_keys: usize) -> usize {
+        match (self.direction, self.window) {
+            (Direction::Causal, _) => position + 1,
+            (Direction::Both, None) => num_keys,
+            (Direction::Both, Some(window)) => num_keys.min(position.saturating_add(window)),
+        }
+    }
+
+    /// The first position whose query sees `key`, looking no further back than its window; `num_keys` if none does.
+    #[inline(always)]
+    pub(super) fn first_query_of(&self, key: usize, num_keys: usize) -> usize {
+        match self.direction {
+            _ if key >= num_keys => num_keys,
+            Direction::Causal => key,
+            Direction::Both => self.first_key(key),
+        }
     }
 
     fn check(&self, num_heads: usize) -> Result<(), ModelError> {
@@ -193,7 +229,7 @@ fn sequence_kv(
     sequence: usize,
 ) -> Result<(Tensor, Tensor), ModelError> {
     let blocks: Vec<u32> = input.block_table(sequence).iter().map(|block| block.0).collect();
-    let num_keys = input.positions()[input.query_start()[sequence + 1] - 1] as usize + 1;
+    let num_keys = input.num_keys(sequence);
     let (num_blocks, num_kv_heads, head_dim) = (blocks.len(), layer.num_kv_heads(), layer.head_dim());
     let (block_size, tiles) = (layer.block_size(), layer.block_size() / KV_TILE);
     let blocks = Tensor::from_vec(blocks, num_blocks, compute.device())?;
@@ -208,7 +244,7 @@ fn sequence_kv(
 /// `[positions.len(), num_keys] f32`: 0 where the query sees the key, minus infinity elsewhere.
 fn mask(compute: &Compute, params: &AttentionParams, positions: &[u32], num_keys: usize) -> Result<Tensor, ModelError> {
     let row = |&position: &u32| {
-        let seen = params.first_key(position as usize)..=position as usize;
+        let seen = params.first_key(position as usize)..params.keys_end(position as usize, num_keys);
         (0..num_keys).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
     };
     let mask: Vec<f32> = positions.iter().flat_map(row).collect();

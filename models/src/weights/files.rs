@@ -42,6 +42,15 @@ impl CheckpointFiles {
         }
     }
 
+    /// The files in one folder of this checkpoint; none where it is compiled in. `name` must be that of a plain folder.
+    pub(crate) fn folder(&self, name: &str) -> Self {
+        let source = match &self.source {
+            Source::Directory(path) => Source::Directory(path.join(name)),
+            Source::Embedded { name, .. } => Source::Embedded { name, files: &[] },
+        };
+        Self { source }
+    }
+
     /// What errors call one file.
     pub fn path_of(&self, file: &str) -> PathBuf {
         self.root().join(file)

@@ -87,6 +87,11 @@ impl<'a> WeightLoader<'a> {
         self
     }
 
+    /// What matrices are held in.
+    pub(crate) fn dtype(&self) -> WeightDtype {
+        self.dtype
+    }
+
     pub(crate) fn compute(&self) -> &'a Compute {
         self.compute
     }

@@ -16,6 +16,8 @@ use crate::ModelError;
 /// A header of a hundred thousand tensors is about 12 MB.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
 const LENGTH_BYTES: usize = 8;
+/// Old exporters of encoders stored the numbers 0, 1, 2 ... under this name. No model reads them.
+const COUNTING_TABLE: &str = "embeddings.position_ids";
 
 /// Where one tensor lies in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +35,7 @@ impl StoredTensor {
     }
 }
 
-/// Every tensor of a file, in the order of the file's bytes.
+/// Every tensor of a file that a model may read, in the order of the file's bytes.
 ///
 /// Errors name `file` and the tensor, and say which rule of the format is broken.
 pub(crate) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<StoredTensor>, ModelError> {
@@ -58,6 +60,9 @@ pub(crate) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<StoredTensor>
     for (name, info) in entries {
         check_tensor(file, &name, &info, end)?;
         end = info.data_offsets.1;
+        if info.dtype == Dtype::I64 && name.ends_with(COUNTING_TABLE) {
+            continue;
+        }
         let bytes = data_start + info.data_offsets.0..data_start.saturating_add(end);
         let dtype = StoredDtype::of(file, &name, info.dtype)?;
         tensors.push(StoredTensor { name, dtype, shape: info.shape, bytes });

@@ -1,6 +1,8 @@
 use candle_core::{DType, Device, Tensor};
 use passerelle_models::input::SequenceInput;
-use passerelle_models::ops::{AttentionParams, AttentionPlan, Compute, PositionTemperature, paged_attention, store_kv};
+use passerelle_models::ops::{
+    AttentionParams, AttentionPlan, Compute, Direction, PositionTemperature, paged_attention, store_kv,
+};
 use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelInput};
 
 use super::{Random, assert_same_bits, check, fast};
@@ -182,6 +184,65 @@ fn chunks_and_company_give_the_bits_of_the_whole_with_every_feature() {
                     start += size;
                 }
             }
+        }
+    }
+}
+
+/// Both sides of a query, with windows shorter than a tile, as long as one, and longer than every sequence.
+fn two_sided(head_dim: usize) -> Vec<AttentionParams> {
+    let plain = AttentionParams::bidirectional((head_dim as f32).sqrt().recip());
+    let windows =
+        [1, 5, 15, 16, 17, 31, 40, 1000].map(|window| AttentionParams { window: Some(window), ..plain.clone() });
+    [plain].into_iter().chain(windows).collect()
+}
+
+#[test]
+fn attention_to_both_sides_equals_the_reference() {
+    for (num_kv_heads, group, head_dim) in [(1, 1, 32), (2, 3, 24), (3, 1, 64), (2, 1, 13)] {
+        let shape = shape(num_kv_heads, group, head_dim, 16, DType::F32);
+        for params in two_sided(head_dim) {
+            let world = World::with(params, shape, &[1, 15, 16, 17, 33, 75]);
+            check(&format!("{shape:?} {:?}", world.params), 2e-6, |compute| {
+                let mut cache = match compute.kernels() {
+                    passerelle_models::ops::KernelSet::Reference => zeroed(&world),
+                    _ => world.cache(),
+                };
+                world.step(compute, &mut cache, &world.whole())
+            });
+        }
+    }
+}
+
+#[test]
+fn company_changes_no_bit_of_attention_to_both_sides() {
+    for params in two_sided(24) {
+        let what = format!("{params:?}");
+        let world = World::with(params, shape(2, 2, 24, 16, DType::F32), &[83, 1, 40, 16]);
+        for compute in fast() {
+            let together = world.step(&compute, &mut world.cache(), &world.whole());
+            let mut start = 0;
+            for (sequence, range) in world.whole() {
+                let alone = world.step(&compute, &mut world.cache(), &[(sequence, range.clone())]);
+                assert_same_bits(&what, &together.narrow(0, start, range.len()).unwrap(), &alone);
+                start += range.len();
+            }
+        }
+    }
+}
+
+/// By hand: keys that are all alike weigh the same, so that the output is the mean of the values that are seen.
+#[test]
+fn a_query_sees_as_far_to_the_right_as_to_the_left() {
+    let params = AttentionParams { window: Some(3), direction: Direction::Both, ..AttentionParams::causal(0.25) };
+    let mut world = World::with(params, shape(1, 1, 16, 16, DType::F32), &[20]);
+    let sequence = &mut world.sequences[0];
+    sequence.k = sequence.k.zeros_like().unwrap();
+    sequence.v = Tensor::arange(0f32, 20.0, &Device::Cpu).unwrap().reshape((20, 1)).unwrap().repeat((1, 16)).unwrap();
+    for compute in fast() {
+        let out = world.step(&compute, &mut world.cache(), &world.whole());
+        let seen = |row: usize| out.get(row).unwrap().to_vec1::<f32>().unwrap()[0];
+        for (row, mean) in [(0, 1.0), (1, 1.5), (10, 10.0), (15, 15.0), (17, 17.0), (18, 17.5), (19, 18.0)] {
+            assert!((seen(row) - mean).abs() < 1e-5, "row {row} is {}, not {mean}", seen(row));
         }
     }
 }

@@ -1,7 +1,7 @@
 use candle_core::Tensor;
 use passerelle_models::ops::{
-    Activation, LayerNormParams, RotaryEmbedding, Xielu, activate, add_layer_norm, add_rms_norm, layer_norm, rms_norm,
-    rope, silu_mul,
+    Activation, Gate, LayerNormParams, RotaryEmbedding, Xielu, activate, add_layer_norm, add_rms_norm, gate_mul,
+    layer_norm, rms_norm, rope,
 };
 
 use super::{Random, assert_same_bits, check, fast, values};
@@ -63,9 +63,13 @@ fn rms_norm_of_heads_equals_each_head_alone() {
     }
 }
 
-const ACTIVATIONS: [Activation; 3] = [
+const ACTIVATIONS: [Activation; 7] = [
     Activation::Relu2,
     Activation::GeluTanh,
+    Activation::GeluErf,
+    Activation::Relu,
+    Activation::Silu,
+    Activation::Tanh,
     Activation::Xielu(Xielu { alpha_positive: 0.8, alpha_negative: 1.3, beta: 0.5, eps: -1e-6 }),
 ];
 
@@ -89,6 +93,10 @@ fn activations_are_those_of_their_papers() {
     let expected = [
         [0.0, 0.0, 0.0, 0.0, 4.0, 1e30],
         [0.0, -0.045_402_3, 0.0, 0.0, 1.954_597_7, 1e15],
+        [0.0, -0.045_500_26, 0.0, 0.0, 1.954_499_7, 1e15],
+        [0.0, 0.0, 0.0, 0.0, 2.0, 1e15],
+        [0.0, -0.238_405_84, 0.0, 0.0, 1.761_594_2, 1e15],
+        [-1.0, -0.964_027_6, 0.0, 0.0, 0.964_027_6, 1.0],
         [0.8e30, 1.3 * (-2f32).exp_m1() + 1.6, -1.3e-6, -1.3e-6, 4.2, 0.8e30],
     ];
     for compute in fast() {
@@ -102,11 +110,14 @@ fn activations_are_those_of_their_papers() {
 }
 
 #[test]
-fn silu_mul_equals_the_reference() {
+fn gate_mul_equals_the_reference() {
     for m in ROWS {
         for width in [1, 5, 8, 23, 64, 173] {
             let gate_up = (Random(width as u64).tensor(&[m, 2 * width]) * 20.0).unwrap();
-            check(&format!("[{m}, {width}]"), 1e-6, |compute| silu_mul(compute, &gate_up).unwrap());
+            for gate in [Gate::Silu, Gate::GeluErf, Gate::GeluTanh] {
+                let what = format!("{gate:?} [{m}, {width}]");
+                check(&what, 2e-6, |compute| gate_mul(compute, &gate_up, gate).unwrap());
+            }
         }
     }
 }
@@ -150,7 +161,7 @@ fn a_row_is_bit_identical_alone_and_in_any_batch() {
     let (x, weight) = (random.tensor(&[200, 344]), random.tensor(&[344]));
     for compute in fast() {
         let normed = rms_norm(&compute, &x, &weight, 1e-6).unwrap();
-        let gated = silu_mul(&compute, &x).unwrap();
+        let gated = gate_mul(&compute, &x, Gate::Silu).unwrap();
         let params = LayerNormParams { weight: &weight, bias: &weight, eps: 1e-6 };
         let layer_normed = layer_norm(&compute, &x, params).unwrap();
         for (start, len) in [(0, 1), (199, 1), (5, 2), (100, 57)] {
@@ -164,7 +175,7 @@ fn a_row_is_bit_identical_alone_and_in_any_batch() {
                 let want = activate(&compute, &x, activation).unwrap().narrow(0, start, len).unwrap();
                 assert_same_bits("activation", &activate(&compute, &part, activation).unwrap(), &want);
             }
-            assert_same_bits("gate", &silu_mul(&compute, &part).unwrap(), &want_gated);
+            assert_same_bits("gate", &gate_mul(&compute, &part, Gate::Silu).unwrap(), &want_gated);
         }
     }
 }
@@ -176,7 +187,7 @@ fn extreme_gates_stay_finite() {
         &candle_core::Device::Cpu,
     );
     for compute in fast() {
-        let out = values(&silu_mul(&compute, gate_up.as_ref().unwrap()).unwrap());
+        let out = values(&gate_mul(&compute, gate_up.as_ref().unwrap(), Gate::Silu).unwrap());
         assert_eq!(&out[2..], [0.0, 200.0, 2e30]);
         assert!(out[1].abs() < 1e-30, "silu(-100) is {}", out[1]);
         assert!(out[0].is_finite() && out[0].abs() < 1e-5, "silu(-1e30) is {}", out[0]);

@@ -1,7 +1,9 @@
-//! Tiny random checkpoints against the reference implementation (see fixtures/make.py), and a sequence against itself:
+//! Tiny random checkpoints against the reference implementation (see fixtures/make.py and fixtures/make_encoders.py), and a sequence against itself:
 //! however it is cut and whoever shares its batch, its logits have the same bits.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod encoder_features;
+mod encoders;
 mod features;
 mod runner;
 #[path = "../support/mod.rs"]

@@ -28,10 +28,7 @@ impl Fixture {
                 fs::remove_file(directory.path().join("model.safetensors")).unwrap();
             }
         }
-        for entry in fs::read_dir(&source).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
-        }
+        copy_files(&source, directory.path());
         Self { directory, golden: fs::read(source.join("golden.safetensors")).unwrap() }
     }
 
@@ -50,9 +47,13 @@ impl Fixture {
     }
 
     pub(crate) fn edit_config(&self, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) {
-        let path = self.directory.path().join("config.json");
+        self.edit_json("config.json", |config| edit(config.as_object_mut().unwrap()));
+    }
+
+    pub(crate) fn edit_json(&self, file: &str, edit: impl FnOnce(&mut Value)) {
+        let path = self.directory.path().join(file);
         let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        edit(config.as_object_mut().unwrap());
+        edit(&mut config);
         fs::write(path, config.to_string()).unwrap();
     }
 
@@ -87,6 +88,19 @@ impl Fixture {
             bytes[partner.clone()].copy_from_slice(&before[range.clone()]);
         }
         fs::write(path, bytes).unwrap();
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&target).unwrap();
+            copy_files(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 

@@ -157,6 +157,22 @@ pub(crate) fn model_not_found(name: &str) -> ApiError {
     ApiError::new(ErrorKind::ModelNotFound, message).param("model")
 }
 
+/// A generator was asked for a vector.
+pub(crate) fn not_an_encoder(name: &str) -> ApiError {
+    unfit_encoder(name, "generates text and gives no vectors", "/v1/chat/completions or /v1/completions")
+}
+
+/// An encoder was asked to generate.
+pub(crate) fn not_a_generator(name: &str) -> ApiError {
+    unfit_encoder(name, "is an encoder and generates no text", "/v1/embeddings, /v1/rerank or /v1/classify")
+}
+
+/// The model is not of the kind that the route needs.
+pub(crate) fn unfit_encoder(name: &str, what_it_is: &str, routes: &str) -> ApiError {
+    let message = format!("The model `{}` {what_it_is}; use {routes}, or another model.", echoed(name));
+    ApiError::new(ErrorKind::UnsupportedParameter, message).param("model")
+}
+
 /// What is left of an account's rates, in OpenAI's headers.
 pub(crate) fn fill_rate_limit_headers(headers: &mut HeaderMap, state: &RateLimitState) {
     let windows = [

@@ -20,7 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
 use super::launch::{Launch, LiveChoice, UpstreamJob};
-use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_model, prepare, room_for_answer};
+use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
 use super::state::{AppState, ServedModel, Serving};
@@ -78,7 +78,7 @@ pub(crate) async fn admit(
     }
     let Visit { account, place, arrived } = visit;
     state.readiness().admit()?;
-    let model = find_model(state, &request.model)?;
+    let model = find_generator(state, &request.model)?;
     let shape = Shape::of(&prompt, &request);
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;

@@ -3,7 +3,8 @@
 //! [`router`] answers requests in process or behind [`serve`]. A request passes, from the outside in: the trace (id,
 //! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`].
 //! What is generated goes through [`generate`], [`launch`], [`choice`] and [`deliver`], for chat and completions alike;
-//! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`].
+//! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`]; what is read by an encoder
+//! goes through [`encode`].
 
 mod body;
 mod causes;
@@ -12,6 +13,7 @@ mod compress;
 mod cross_origin;
 mod deliver;
 mod delta;
+mod encode;
 mod errors;
 mod fields;
 mod generate;
@@ -30,6 +32,7 @@ mod text_work;
 mod wire;
 
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
+pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
 pub use remote::RemoteModel;
@@ -46,12 +49,12 @@ use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
-use routes::{answers, models, probes, tokens};
+use routes::{answers, encoders, models, probes, tokens};
 
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 11] = [
+const ROUTES: [Route; 18] = [
     ("/", || get(probes::home)),
     ("/health", || get(probes::health)),
     ("/ready", || get(probes::ready)),
@@ -60,6 +63,13 @@ const ROUTES: [Route; 11] = [
     ("/v1/models/{*name}", || get(models::retrieve)),
     ("/v1/chat/completions", || post(answers::chat)),
     ("/v1/completions", || post(answers::completions)),
+    ("/v1/embeddings", || post(encoders::embeddings)),
+    ("/v1/rerank", || post(encoders::rerank)),
+    ("/rerank", || post(encoders::rerank)),
+    ("/v1/score", || post(encoders::score)),
+    ("/score", || post(encoders::score)),
+    ("/v1/classify", || post(encoders::classify)),
+    ("/classify", || post(encoders::classify)),
     ("/tokenizer_info", || get(tokens::tokenizer_info)),
     ("/tokenize", || post(tokens::tokenize)),
     ("/detokenize", || post(tokens::detokenize)),

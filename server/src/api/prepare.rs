@@ -7,7 +7,7 @@ use std::time::Duration;
 use passerelle_models::TokenId;
 use serde_json::Value;
 
-use super::causes::{grammar_refused, model_not_found};
+use super::causes::{grammar_refused, model_not_found, not_a_generator};
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{invalid, unsupported};
 use super::state::{AppState, ServedModel};
@@ -44,6 +44,12 @@ pub(crate) fn find_model(state: &AppState, name: &str) -> Result<Arc<ServedModel
         Some(_) => Err(unsupported("model", "another server runs this model, and this route needs it here")),
         None => Err(model_not_found(name)),
     }
+}
+
+/// As [`find_model`], for whoever wants text from it.
+pub(crate) fn find_generator(state: &AppState, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+    let model = find_model(state, name)?;
+    if model.encoder.is_some() { Err(not_a_generator(name)) } else { Ok(model) }
 }
 
 /// Off the async threads.

@@ -11,6 +11,7 @@ use passerelle_models::TokenId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::cross_origin::AllowedOrigins;
+use super::encode::ServedEncoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{Reader, UnknownFields};
 use super::remote::RemoteModel;
@@ -35,6 +36,8 @@ pub struct ServedModel {
     /// Ids that end an answer.
     pub eos_token_ids: Vec<TokenId>,
     pub defaults: GenerationDefaults,
+    /// `Some` for a model that gives vectors; `None` for one that generates.
+    pub encoder: Option<Arc<ServedEncoder>>,
     /// `system_fingerprint` of answers: changes when the weights or the kernels change.
     pub fingerprint: String,
 }

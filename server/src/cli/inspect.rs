@@ -1,7 +1,9 @@
+mod encoder;
+
 use anyhow::Result;
 use clap::Args;
 use passerelle::config::{ByteSize, Config, Environment, Written, WrittenServer};
-use passerelle_models::ModelDescription;
+use passerelle_models::{CheckpointKind, ModelDescription, checkpoint_kind, describe_encoder};
 use serde_json::{Value, json};
 
 use super::output::{self, OutputArgs};
@@ -31,6 +33,14 @@ impl InspectArgs {
         let written = Written { server, ..Written::default() };
         let config = Config::check(written, &Environment::read())?;
         let files = find_files(&self.source, &config.hub)?;
+        if checkpoint_kind(&files)? == CheckpointKind::Encoder {
+            let description = describe_encoder(&files)?;
+            return if self.output.json {
+                output::json(&encoder::as_json(&description))
+            } else {
+                encoder::print(&description)
+            };
+        }
         let description = passerelle_models::describe(&files)?;
         if self.output.json { output::json(&as_json(&description)) } else { print(&description) }
     }

@@ -225,6 +225,7 @@ pub struct WrittenApi {
     pub max_messages: Option<NonZeroUsize>,
     pub max_tools: Option<NonZeroUsize>,
     pub max_prompts: Option<NonZeroUsize>,
+    pub max_inputs: Option<NonZeroUsize>,
     pub max_concurrent_requests: Option<NonZeroUsize>,
     /// Prompts that are templated and tokenised at once.
     pub max_concurrent_encodes: Option<NonZeroUsize>,
@@ -253,6 +254,7 @@ lay_over!(WrittenApi {
     max_messages,
     max_tools,
     max_prompts,
+    max_inputs,
     max_concurrent_requests,
     max_concurrent_encodes,
     keep_alive,

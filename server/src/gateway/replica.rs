@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
-use passerelle_engine::{EngineHandle, EventStream, Request};
+use passerelle_engine::{EncodeReply, EncodeRequest, EncoderHandle, EngineHandle, EventStream, Request};
 
 use super::breaker::{Breaker, BreakerBounds};
 use super::chance::Chance;
@@ -28,6 +28,11 @@ impl fmt::Display for ReplicaId {
 pub trait ReplicaDoor: Send + Sync + fmt::Debug {
     /// Never waits: a full queue, an engine that is gone and a request that can never fit are answered at once.
     fn submit(&self, request: Request) -> Result<EventStream, SubmitError>;
+
+    /// As [`ReplicaDoor::submit`], for a text that is to become a vector. Only encoders do that.
+    fn encode(&self, _: EncodeRequest) -> Result<EncodeReply, SubmitError> {
+        Err(SubmitError::Refused { parameter: Some("model"), why: "this model makes no vectors".to_owned() })
+    }
 
     fn load(&self) -> Load;
 }
@@ -187,6 +192,17 @@ impl Replica {
         Ok((submitted?, in_flight))
     }
 
+    /// [`super::Encoding`] is how texts come here. An upstream takes none.
+    pub(super) fn encode(self: &Arc<Self>, text: EncodeRequest) -> Result<(EncodeReply, InFlight), SubmitError> {
+        let Side::Engine(engine) = &self.side else { return Err(SubmitError::Closed) };
+        let in_flight = self.hold(text.tokens.len() as u64);
+        let submitted = engine.door.encode(text);
+        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
+            engine.closed.store(true, Ordering::Relaxed);
+        }
+        Ok((submitted?, in_flight))
+    }
+
     pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
         self.tokens_in_flight.fetch_add(tokens, Ordering::Relaxed);
         InFlight { replica: Arc::clone(self), tokens }
@@ -270,19 +286,7 @@ impl Drop for InFlight {
 
 impl ReplicaDoor for EngineHandle {
     fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
-        use passerelle_engine::SubmitError as Cause;
-        EngineHandle::submit(self, request).map_err(|cause| match cause {
-            Cause::Full { .. } => SubmitError::QueueFull,
-            Cause::ShuttingDown => SubmitError::Closed,
-            Cause::Dead => SubmitError::Dead,
-            Cause::TooLong { .. } | Cause::NeverFits { .. } => SubmitError::ExceedsContext(cause.to_string()),
-            Cause::InvalidSampling { parameter } => {
-                SubmitError::Refused { parameter: Some(parameter), why: cause.to_string() }
-            }
-            Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
-                SubmitError::Refused { parameter: None, why: cause.to_string() }
-            }
-        })
+        Ok(EngineHandle::submit(self, request)?)
     }
 
     fn load(&self) -> Load {
@@ -292,6 +296,44 @@ impl ReplicaDoor for EngineHandle {
             running_requests: stats.running,
             steps: stats.steps_total,
             is_dead: self.is_dead(),
+        }
+    }
+}
+
+impl ReplicaDoor for EncoderHandle {
+    fn submit(&self, _: Request) -> Result<EventStream, SubmitError> {
+        Err(SubmitError::Refused { parameter: Some("model"), why: "this model generates no text".to_owned() })
+    }
+
+    fn encode(&self, text: EncodeRequest) -> Result<EncodeReply, SubmitError> {
+        Ok(EncoderHandle::submit(self, text)?)
+    }
+
+    fn load(&self) -> Load {
+        let stats = self.stats();
+        Load {
+            waiting_requests: stats.waiting,
+            running_requests: stats.running,
+            steps: stats.steps_total,
+            is_dead: self.is_dead(),
+        }
+    }
+}
+
+impl From<passerelle_engine::SubmitError> for SubmitError {
+    fn from(cause: passerelle_engine::SubmitError) -> Self {
+        use passerelle_engine::SubmitError as Cause;
+        match cause {
+            Cause::Full { .. } => Self::QueueFull,
+            Cause::ShuttingDown => Self::Closed,
+            Cause::Dead => Self::Dead,
+            Cause::TooLong { .. } | Cause::NeverFits { .. } => Self::ExceedsContext(cause.to_string()),
+            Cause::InvalidSampling { parameter } => {
+                Self::Refused { parameter: Some(parameter), why: cause.to_string() }
+            }
+            Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
+                Self::Refused { parameter: None, why: cause.to_string() }
+            }
         }
     }
 }

@@ -23,12 +23,13 @@ const DESCRIPTIONS: [&str; 9] = [
 /// Whether a small file beside the weights is wanted.
 pub(super) fn is_description(file: &str) -> bool {
     let is_tokenizer = file.starts_with("tokenizer") && file.ends_with(".json") && !file.contains('/');
-    DESCRIPTIONS.contains(&file) || is_tokenizer || is_module_config(file)
+    DESCRIPTIONS.contains(&file) || is_tokenizer || is_module_file(file)
 }
 
-/// `1_Pooling/config.json` of an embedding model.
-fn is_module_config(file: &str) -> bool {
-    let Some(folder) = file.strip_suffix("/config.json") else { return false };
+/// `1_Pooling/config.json` or `2_Dense/model.safetensors` of an embedding model.
+fn is_module_file(file: &str) -> bool {
+    let folder = file.strip_suffix("/config.json").or_else(|| file.strip_suffix("/model.safetensors"));
+    let Some(folder) = folder else { return false };
     let plain = folder.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     plain && folder.starts_with(|c: char| c.is_ascii_digit())
 }
@@ -55,9 +56,14 @@ mod tests {
 
     #[test]
     fn only_what_serving_needs_is_chosen() {
-        for wanted in
-            ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "1_Pooling/config.json"]
-        {
+        for wanted in [
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "1_Pooling/config.json",
+            "2_Dense/model.safetensors",
+        ] {
             assert!(is_description(wanted), "{wanted}");
         }
         for unwanted in

@@ -1,26 +1,28 @@
-//! One engine for each model: they share the threads, take turns by step, and divide the KV memory.
+//! One engine for each model: they share the threads, take turns by step, and those that generate divide the KV memory.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use passerelle::api::ServedModel;
+use passerelle::api::{GenerationDefaults, ServedEncoder, ServedModel};
 use passerelle::config::EngineConfig;
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::metrics::{BuildInfo, Metrics};
-use passerelle::text::GrammarCompiler;
+use passerelle::text::{GrammarCompiler, TextFrame};
 use passerelle_engine::clock::Clock;
-use passerelle_engine::{Engine, EngineParts, StepTurns};
+use passerelle_engine::{EncoderEngine, EncoderParts, Engine, EngineParts, StepTurns};
+use passerelle_models::CheckpointFiles;
 use passerelle_models::ops::Compute;
 use sha2::{Digest, Sha256};
 
 use super::defaults;
 use super::memory::{KvDemand, share_kv_memory};
-use super::models::Loaded;
+use super::models::{AllLoaded, Loaded, LoadedEncoder};
 use super::report;
 
 /// Every model, ready to be asked.
 pub(crate) struct Fleet {
     pub(crate) engines: Vec<Engine>,
+    pub(crate) encoders: Vec<EncoderEngine>,
     pub(crate) served: Vec<ServedModel>,
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -35,20 +37,20 @@ pub(crate) struct EngineBounds {
 
 /// `elsewhere`: the models that other servers run.
 pub(crate) fn start(
-    loaded: Vec<Loaded>,
+    loaded: AllLoaded,
     config: &EngineConfig,
     compute: &Compute,
     (clock, elsewhere): (&Arc<dyn Clock>, &[&str]),
 ) -> Result<Fleet> {
     let kernels = format!("{} {}", report::device(compute), compute.kernels());
     let info = BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned(), kernels: kernels.clone() };
-    let names = loaded.iter().map(|model| model.name.as_str()).chain(elsewhere.iter().copied());
-    let metrics = Arc::new(Metrics::new(&info, names)?);
-    let demands: Vec<KvDemand> = loaded.iter().map(|model| demand(model, config)).collect();
+    let metrics = Arc::new(Metrics::new(&info, loaded.names().chain(elsewhere.iter().copied()))?);
+    let AllLoaded { generators, encoders: loaded_encoders } = loaded;
+    let demands: Vec<KvDemand> = generators.iter().map(|model| demand(model, config)).collect();
     let blocks = share_kv_memory(config.kv_cache_memory, &demands)?;
     let turns = StepTurns::new();
     let (mut engines, mut served, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
-    for (model, num_kv_blocks) in loaded.into_iter().zip(blocks) {
+    for (model, num_kv_blocks) in generators.into_iter().zip(blocks) {
         report::model(&model, num_kv_blocks, compute);
         let bounds = EngineBounds::of(&model, num_kv_blocks);
         served.push(serve_as(&model, bounds, &kernels)?);
@@ -66,7 +68,25 @@ pub(crate) fn start(
         replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
         engines.push(engine);
     }
-    Ok(Fleet { engines, served, replicas, metrics })
+    let mut encoders = Vec::with_capacity(loaded_encoders.len());
+    for model in loaded_encoders {
+        report::encoder(&model, compute);
+        served.push(serve_encoder(&model, &kernels)?);
+        let name = model.name.clone();
+        let engine = EncoderEngine::spawn(EncoderParts {
+            name: name.clone(),
+            config: encoder_bounds(&model, config),
+            model: model.model,
+            turns: turns.clone(),
+            clock: Arc::clone(clock),
+            observer: Arc::new(metrics.engine(&name)),
+        });
+        let engine = engine.with_context(|| format!("model `{name}`"))?;
+        let id = ReplicaId(replicas.len() as u32);
+        replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
+        encoders.push(engine);
+    }
+    Ok(Fleet { engines, encoders, served, replicas, metrics })
 }
 
 impl EngineBounds {
@@ -103,22 +123,49 @@ fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<Serve
         text: Arc::clone(&model.text),
         max_model_len: bounds.max_model_len,
         input_vocab_size: model.model.input_vocab_size(),
+        encoder: None,
         grammars: Arc::new(GrammarCompiler::new(model.text.tokenizer.clone(), eos_token_ids.clone())),
         eos_token_ids,
         defaults: defaults::read(&model.files)?,
-        fingerprint: fingerprint(model, kernels)?,
+        fingerprint: fingerprint(&model.files, &model.description, kernels)?,
     })
+}
+
+fn serve_encoder(model: &LoadedEncoder, kernels: &str) -> Result<ServedModel> {
+    let frame = TextFrame::of(&model.text.tokenizer).with_context(|| format!("model `{}`", model.name))?;
+    Ok(ServedModel {
+        name: model.name.clone(),
+        text: Arc::clone(&model.text),
+        max_model_len: model.description.model.max_position,
+        input_vocab_size: model.model.vocab_size(),
+        grammars: Arc::new(GrammarCompiler::new(model.text.tokenizer.clone(), Vec::new())),
+        eos_token_ids: Vec::new(),
+        encoder: Some(Arc::new(ServedEncoder { frame, output: model.description.output.clone() })),
+        defaults: GenerationDefaults::default(),
+        fingerprint: fingerprint(&model.files, &model.description, kernels)?,
+    })
+}
+
+/// An encoder's batch is an engine's step, and its texts are requests.
+fn encoder_bounds(model: &LoadedEncoder, config: &EngineConfig) -> passerelle_engine::EncoderConfig {
+    passerelle_engine::EncoderConfig {
+        max_batch_tokens: config.max_num_batched_tokens,
+        max_batch_texts: config.max_num_seqs,
+        max_text_tokens: model.description.model.max_position,
+        max_waiting_texts: config.max_queued_requests,
+        max_waiting_tokens: config.max_queued_tokens,
+    }
 }
 
 /// Two servers with the same fingerprint give the same answers to the same requests: it covers this version, the kernels,
 /// the checkpoint's description, and the name, size and time of each of its files. The weights themselves are not hashed,
 /// which would take as long as loading them.
-fn fingerprint(model: &Loaded, kernels: &str) -> Result<String> {
+fn fingerprint(files: &CheckpointFiles, description: &impl std::fmt::Debug, kernels: &str) -> Result<String> {
     let mut hash = Sha256::new();
-    hash.update(format!("{} {kernels} {:?}", env!("CARGO_PKG_VERSION"), model.description));
-    for name in model.files.names()? {
+    hash.update(format!("{} {kernels} {:?}", env!("CARGO_PKG_VERSION"), description));
+    for name in files.names()? {
         hash.update(&name);
-        if let Ok(metadata) = std::fs::metadata(model.files.path_of(&name)) {
+        if let Ok(metadata) = std::fs::metadata(files.path_of(&name)) {
             hash.update(format!("{} {:?}", metadata.len(), metadata.modified().ok()));
         }
     }

@@ -11,7 +11,10 @@ use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelCo
 use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source};
 use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
-use passerelle_models::{CausalLm, CheckpointFiles, LoadOptions, ModelDescription};
+use passerelle_models::{
+    CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, ModelDescription,
+    checkpoint_kind,
+};
 
 /// The largest tokenizer or template that is read.
 const MAX_TEXT_FILE_BYTES: u64 = 256 << 20;
@@ -29,14 +32,49 @@ pub(crate) struct Loaded {
     pub(crate) text: Arc<TextModel>,
 }
 
-/// Every model of the configuration, in its order, then those of `server.models_dir`.
-pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<Vec<Loaded>> {
+/// An encoder in memory, with its text side.
+pub(crate) struct LoadedEncoder {
+    pub(crate) name: String,
+    pub(crate) files: CheckpointFiles,
+    pub(crate) model: Box<dyn Encoder>,
+    pub(crate) description: EncoderDescription,
+    /// What the weights are held as.
+    pub(crate) dtype: String,
+    pub(crate) text: Arc<TextModel>,
+}
+
+/// Every model that is to be served.
+#[derive(Default)]
+pub(crate) struct AllLoaded {
+    pub(crate) generators: Vec<Loaded>,
+    pub(crate) encoders: Vec<LoadedEncoder>,
+}
+
+impl AllLoaded {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let generators = self.generators.iter().map(|model| model.name.as_str());
+        generators.chain(self.encoders.iter().map(|model| model.name.as_str()))
+    }
+}
+
+/// The models of the configuration, in its order, then those of `server.models_dir`.
+pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> {
     let mut wanted = config.models.clone();
     if let Some(folder) = &config.server.models_dir {
         wanted.extend(find_models(folder, &config.engine)?);
         check_names(&wanted)?;
     }
-    wanted.iter().map(|model| load(model, &config.hub, compute)).collect()
+    let mut loaded = AllLoaded::default();
+    for model in &wanted {
+        let files = find_files(&model.source, &config.hub).with_context(|| format!("model `{}`", model.name))?;
+        match checkpoint_kind(&files).with_context(|| format!("model `{}`", model.name))? {
+            CheckpointKind::Generator => loaded.generators.push(load(model, &config.hub, compute)?),
+            CheckpointKind::Encoder => loaded
+                .encoders
+                .push(load_encoder(model, files, compute).with_context(|| format!("model `{}`", model.name))?),
+        }
+    }
+    Ok(loaded)
 }
 
 /// The files of a source, fetched if they must be.
@@ -81,12 +119,29 @@ fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result
         bar.set_position(progress.bytes_done);
     })?;
     bar.finish_and_clear();
-    let dtype = match model.dtype {
-        WeightDtype::Auto => loaded.description.stored_dtype.to_string(),
-        stated => format!("{stated:?}").to_lowercase(),
-    };
+    let dtype = held_as(model, &loaded.description);
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
     Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
+}
+
+fn load_encoder(model: &ModelConfig, files: CheckpointFiles, compute: &Compute) -> Result<LoadedEncoder> {
+    let text = load_text(&files)?;
+    let bar = progress_bar(&model.name);
+    let loaded = passerelle_models::load_encoder(&files, compute, &options(model), &mut |progress| {
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes_done);
+    })?;
+    bar.finish_and_clear();
+    let dtype = held_as(model, &loaded.description.model);
+    let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
+    Ok(LoadedEncoder { name, files, model: loaded.model, description, dtype, text })
+}
+
+fn held_as(model: &ModelConfig, description: &ModelDescription) -> String {
+    match model.dtype {
+        WeightDtype::Auto => description.stored_dtype.to_string(),
+        stated => format!("{stated:?}").to_lowercase(),
+    }
 }
 
 pub(super) fn load_text(files: &CheckpointFiles) -> Result<TextModel> {

@@ -1,9 +1,10 @@
 //! What the start-up output says about each model.
 
 use passerelle::config::ByteSize;
+use passerelle_models::EncoderOutput;
 use passerelle_models::ops::Compute;
 
-use super::models::Loaded;
+use super::models::{Loaded, LoadedEncoder};
 
 /// One event; operators look here first.
 pub(crate) fn model(model: &Loaded, num_kv_blocks: usize, compute: &Compute) {
@@ -34,6 +35,29 @@ pub(crate) fn model(model: &Loaded, num_kv_blocks: usize, compute: &Compute) {
             is.max_position
         );
     }
+}
+
+/// As [`model`], for one that gives vectors.
+pub(crate) fn encoder(loaded: &LoadedEncoder, compute: &Compute) {
+    let is = &loaded.description.model;
+    let gives = match &loaded.description.output {
+        EncoderOutput::Embedding(embedding) => format!("embeddings of {}", embedding.dimensions),
+        EncoderOutput::Scores(scores) => format!("scores of {} labels", scores.labels.len()),
+    };
+    tracing::info!(
+        model = %loaded.name,
+        source = %loaded.files.root().display(),
+        family = %is.family,
+        parameters = %count(is.num_parameters),
+        dtype = %loaded.dtype,
+        memory = %ByteSize(is.resident_bytes.unwrap_or(is.stored_bytes)),
+        device = %device(compute),
+        kernels = %compute.kernels(),
+        threads = compute.num_threads(),
+        context = is.max_position,
+        gives,
+        "loaded"
+    );
 }
 
 pub(crate) fn device(compute: &Compute) -> &'static str {

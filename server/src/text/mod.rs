@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod detokenizer;
+pub mod frame;
 pub mod grammar;
 pub mod prompt;
 pub mod reasoning;
@@ -17,6 +18,7 @@ mod pieces;
 
 pub use answer::{AnswerDelta, AnswerFormat, AnswerParser};
 pub use detokenizer::Detokenizer;
+pub use frame::{FramedText, TextFrame};
 pub use grammar::{Grammar, GrammarBounds, GrammarCompiler, GrammarError};
 pub use model::TextModel;
 pub use prompt::PromptEncoder;

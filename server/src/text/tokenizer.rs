@@ -105,6 +105,13 @@ impl Tokenizer {
         if as_text.produces_special { self.encode_in_parts(text, add) } else { encode(&as_text.hf, text, add) }
     }
 
+    /// Token ids of two texts in the frame of a pair, and for each token the number of its text as encoders count them.
+    pub fn encode_pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, Vec<u32>), TextError> {
+        let encoding = self.inner.hf.encode_fast((first, second), true);
+        let encoding = encoding.map_err(|error| TextError::Encode(error.to_string()))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
+    }
+
     /// The text of `ids`; bytes that are not UTF-8 become U+FFFD, ids outside the vocabulary nothing.
     pub fn decode(&self, ids: &[u32], skip: SkipSpecialTokens) -> String {
         if self.inner.pieces.is_none() {

@@ -5,9 +5,12 @@
 Starts the binary twice on free loopback ports: open, with the bundled demo model; and guarded by keys.
 """
 
+import array
+import base64
 import contextlib
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -15,6 +18,8 @@ import tempfile
 import unittest
 
 import openai
+
+ENCODER = pathlib.Path(__file__).parents[3] / "models/tests/fixtures/encoders/bert"
 
 BINARY = None
 TOOL = {
@@ -142,6 +147,37 @@ class OpenServer(Served):
         with self.assertRaises(openai.BadRequestError) as caught:
             self.chat("hi", extra_body={"temprature": 0})
         self.assertEqual(caught.exception.param, "temprature")
+
+
+class Encoders(unittest.TestCase):
+    """A tiny encoder, whose embeddings the reference implementation computed too."""
+
+    def test_embeddings_are_those_of_the_reference_in_both_formats(self):
+        expected = [text for text in json.loads((ENCODER / "texts.json").read_text()) if "[SEP]" not in text["text"]]
+        with tempfile.TemporaryDirectory() as folder, server(folder, "--model", f"bert={ENCODER}") as url:
+            with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as client:
+                plain = [text for text in expected if text["prompt_name"] is None]
+                inputs = [text["text"] for text in plain]
+                for encoding in [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}]:
+                    answer = client.embeddings.create(model="bert", input=inputs, **encoding)
+                    self.assertEqual(answer.usage.total_tokens, answer.usage.prompt_tokens)
+                    for text, entry in zip(plain, answer.data, strict=True):
+                        vector = unpacked(entry.embedding)
+                        self.assertEqual(len(vector), len(text["embedding"]))
+                        for found, wanted in zip(vector, text["embedding"]):
+                            self.assertAlmostEqual(found, wanted, delta=2e-4 + 1e-3 * abs(wanted))
+                short = client.embeddings.create(model="bert", input=inputs[1], dimensions=5).data[0].embedding
+                self.assertAlmostEqual(sum(x * x for x in short), 1.0, places=4)
+                with self.assertRaises(openai.BadRequestError) as caught:
+                    client.chat.completions.create(model="bert", messages=[{"role": "user", "content": "hi"}])
+                self.assertIn("/v1/embeddings", caught.exception.message)
+
+
+def unpacked(embedding):
+    """The SDK unpacks base64 that it asked for itself, and hands on what the caller asked for."""
+    if isinstance(embedding, str):
+        return array.array("f", base64.b64decode(embedding))
+    return embedding
 
 
 class GuardedServer(unittest.TestCase):

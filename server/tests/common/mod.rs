@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of the harness")]
 
 pub(crate) mod client;
+pub(crate) mod encoders;
 pub(crate) mod model;
 pub(crate) mod schemas;
 pub(crate) mod text;
@@ -193,6 +194,7 @@ fn served_model(options: &Options) -> ServedModel {
         max_model_len: options.engine.max_model_len,
         input_vocab_size: text::VOCAB,
         eos_token_ids: vec![text::END],
+        encoder: None,
         defaults: GenerationDefaults { temperature: Some(0.0), ..GenerationDefaults::default() },
         fingerprint: "fp_test".to_owned(),
     }

@@ -39,7 +39,7 @@ impl Gate {
         self.is_open.1.notify_all();
     }
 
-    fn pass(&self) {
+    pub(crate) fn pass(&self) {
         let is_open = self.is_open.0.lock().unwrap();
         drop(self.is_open.1.wait_while(is_open, |is_open| !*is_open).unwrap());
     }

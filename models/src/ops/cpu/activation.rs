@@ -39,6 +39,10 @@ impl Kernel for Activate<'_> {
                 match self.activation {
                     Activation::Relu2 => each::<V>(self.x.row(row), out, |x| relu2(x)),
                     Activation::GeluTanh => each::<V>(self.x.row(row), out, |x| gelu_tanh(x)),
+                    Activation::GeluErf => each::<V>(self.x.row(row), out, |x| gelu_erf(x)),
+                    Activation::Relu => each::<V>(self.x.row(row), out, |x| V::splat(0.0).max(x)),
+                    Activation::Silu => each::<V>(self.x.row(row), out, |x| silu(x)),
+                    Activation::Tanh => each::<V>(self.x.row(row), out, |x| tanh(x)),
                     Activation::Xielu(params) => each::<V>(self.x.row(row), out, |x| xielu(x, params)),
                 }
             }
@@ -73,13 +77,58 @@ unsafe fn relu2<V: Vector>(x: V) -> V {
 }
 
 #[inline(always)]
-unsafe fn gelu_tanh<V: Vector>(x: V) -> V {
+pub(super) unsafe fn gelu_tanh<V: Vector>(x: V) -> V {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     // SAFETY: as above.
     unsafe {
         let curve = V::splat(0.044_715).mul_add(x.mul(x), V::splat(1.0));
         let argument = x.mul(V::splat(-2.0 * SQRT_2_OVER_PI)).mul(curve);
         x.div(V::splat(1.0).add(argument.exp()))
+    }
+}
+
+/// `x * P`, where `P`, the normal distribution up to `x`, is `q` below 0 and `1 - q` above, with
+/// `q = erfc(|x| / sqrt(2)) / 2` and `erfc(z) = t * exp(-z^2 + polynomial(t))`, `t = 1 / (1 + z / 2)`.
+#[inline(always)]
+pub(super) unsafe fn gelu_erf<V: Vector>(x: V) -> V {
+    const POLYNOMIAL: [f32; 10] = [
+        0.170_872_77,
+        -0.822_152_2,
+        1.488_515_9,
+        -1.135_204,
+        0.278_868_07,
+        -0.186_288_06,
+        0.096_784_18,
+        0.374_091_96,
+        1.000_023_7,
+        -1.265_512_2,
+    ];
+    // SAFETY: as above.
+    unsafe {
+        let z = x.max(V::splat(0.0).sub(x)).mul(V::splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = V::splat(1.0).div(z.mul_add(V::splat(0.5), V::splat(1.0)));
+        let mut sum = V::splat(POLYNOMIAL[0]);
+        for &coefficient in &POLYNOMIAL[1..] {
+            sum = sum.mul_add(t, V::splat(coefficient));
+        }
+        let q = V::splat(0.0).sub(z).mul_add(z, sum).exp().mul(t).mul(V::splat(0.5));
+        x.mul(x.if_positive(V::splat(1.0).sub(q), q))
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn silu<V: Vector>(x: V) -> V {
+    // SAFETY: as above.
+    unsafe { x.div(V::splat(1.0).add(V::splat(0.0).sub(x).exp())) }
+}
+
+/// `e / (e + 2)` with `e = exp(2 x) - 1`, which keeps its digits near 0.
+#[inline(always)]
+unsafe fn tanh<V: Vector>(x: V) -> V {
+    // SAFETY: as above.
+    unsafe {
+        let e = x.add(x).exp_m1();
+        e.div(e.add(V::splat(2.0)))
     }
 }
 

@@ -1,6 +1,6 @@
 #![expect(unsafe_code, reason = "vector loads and stores through pointers")]
 
-//! Causal attention over the paged cache, tile by tile.
+//! Attention over the paged cache, tile by tile.
 //!
 //! One task is one chunk of a sequence's tokens with one K/V head: `tokens * group` query rows that share every tile they
 //! read. Both products are the inner loop of [`tile`]: `scores = q k^T` over the 16 keys of a tile side by side, then
@@ -82,7 +82,8 @@ struct KvTile<'a, E> {
     v: &'a [E],
 }
 
-/// Which of a chunk's tokens see a tile, and how much of it.
+/// Which of a chunk's tokens see a tile, and how much of it. Drawn for causal attention; else the window reaches to both
+/// sides, and whoever sees nothing of the tile is as far away on the one side as on the other.
 ///
 /// ```text
 ///              key of the tile            the tile starts at position 16, the window is 24, the chunk starts at 12
@@ -98,6 +99,8 @@ struct TileView<'a> {
     start: usize,
     /// Position of the chunk's first token.
     first_position: usize,
+    /// Of the whole sequence.
+    num_keys: usize,
     /// The chunk's tokens that see something of the tile; never empty.
     tokens: Range<usize>,
     /// Those that see all of it.
@@ -115,11 +118,13 @@ impl<E: Element> Kernel for Attention<'_, E> {
         let first_position = self.plan.input().positions()[chunk.first_row] as usize;
         let table = self.plan.input().block_table(chunk.sequence);
         let mut state = self.start(chunk, kv_head);
-        let num_tiles = (first_position + chunk.num_rows).div_ceil(KV_TILE);
+        let num_keys = self.plan.input().num_keys(chunk.sequence);
+        let last_position = first_position + chunk.num_rows - 1;
+        let num_tiles = self.params.keys_end(last_position, num_keys).div_ceil(KV_TILE);
         for tile in self.params.first_key(first_position) / KV_TILE..num_tiles {
             let kv = self.kv_tile(table, kv_head, tile * KV_TILE);
             let next = self.kv_tile(table, kv_head, (tile + 1).min(num_tiles - 1) * KV_TILE);
-            let view = TileView::new(tile * KV_TILE, (first_position, chunk.num_rows), self.params);
+            let view = TileView::new(tile * KV_TILE, (first_position, chunk.num_rows), num_keys, self.params);
             // SAFETY: the state and the tile have the sizes that the layer says; the launch vouches for the instructions.
             unsafe { self.visit::<V>(&mut state, [&kv, &next], &view, kv_head) };
         }
@@ -129,14 +134,20 @@ impl<E: Element> Kernel for Attention<'_, E> {
 
 impl<'a> TileView<'a> {
     #[inline(always)]
-    fn new(start: usize, (first_position, num_rows): (usize, usize), params: &'a AttentionParams) -> Self {
+    fn new(
+        start: usize,
+        (first_position, num_rows): (usize, usize),
+        num_keys: usize,
+        params: &'a AttentionParams,
+    ) -> Self {
         let token_at = |position: usize| position.saturating_sub(first_position).min(num_rows);
         let (seen_until, whole_until) = match params.window {
             Some(window) => (token_at(start + KV_TILE - 1 + window), token_at(start + window)),
             None => (num_rows, num_rows),
         };
-        let whole = token_at(start + KV_TILE - 1)..whole_until;
-        Self { params, start, first_position, tokens: token_at(start)..seen_until, whole }
+        let first_of = |key: usize| token_at(params.first_query_of(key, num_keys)).min(seen_until);
+        let whole = if start + KV_TILE <= num_keys { first_of(start + KV_TILE - 1)..whole_until } else { 0..0 };
+        Self { params, start, first_position, num_keys, tokens: first_of(start)..seen_until, whole }
     }
 
     fn position(&self, token: usize) -> usize {
@@ -147,7 +158,8 @@ impl<'a> TileView<'a> {
     #[inline(always)]
     fn keys(&self, token: usize) -> Range<usize> {
         let position = self.position(token);
-        self.params.first_key(position).saturating_sub(self.start)..KV_TILE.min(position + 1 - self.start)
+        self.params.first_key(position).saturating_sub(self.start)
+            ..KV_TILE.min(self.params.keys_end(position, self.num_keys) - self.start)
     }
 }
 

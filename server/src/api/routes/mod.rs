@@ -1,6 +1,7 @@
 //! The handlers, one file a subject. Each reads, calls and maps; none holds state of its own.
 
 pub(crate) mod answers;
+pub(crate) mod encoders;
 pub(crate) mod models;
 pub(crate) mod probes;
 pub(crate) mod tokens;

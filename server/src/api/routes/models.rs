@@ -4,12 +4,13 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
+use passerelle_models::EncoderOutput;
 use serde_json::{Value, json};
 
 use super::authenticate;
 use crate::api::causes::model_not_found;
 use crate::api::errors::ApiError;
-use crate::api::state::AppState;
+use crate::api::state::{AppState, ServedModel};
 use crate::gateway::router::ModelEntry;
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
@@ -33,12 +34,14 @@ pub(crate) async fn retrieve(
 }
 
 fn model_json(state: &AppState, entry: &ModelEntry) -> Value {
+    let model = state.model(&entry.name);
     json!({
         "id": entry.name,
         "object": "model",
         "created": entry.created,
         "owned_by": "passerelle",
         "max_model_len": max_model_len(state, &entry.name),
+        "capabilities": model.map(|model| capabilities(model)),
     })
 }
 
@@ -47,5 +50,16 @@ fn max_model_len(state: &AppState, name: &str) -> Option<usize> {
     match state.model(name) {
         Some(model) => Some(model.max_model_len),
         None => state.serving().remote(name)?.max_model_len,
+    }
+}
+
+/// What the model can be asked for, named after the routes.
+fn capabilities(model: &ServedModel) -> Vec<&'static str> {
+    match model.encoder.as_deref().map(|encoder| &encoder.output) {
+        None if model.text.template.is_some() => vec!["chat", "completions"],
+        None => vec!["completions"],
+        Some(EncoderOutput::Embedding(_)) => vec!["embeddings", "rerank", "score"],
+        Some(EncoderOutput::Scores(scores)) if scores.labels.len() == 1 => vec!["rerank", "score", "classify"],
+        Some(EncoderOutput::Scores(_)) => vec!["classify"],
     }
 }

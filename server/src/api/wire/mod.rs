@@ -5,13 +5,16 @@ pub(crate) mod chat;
 pub(crate) mod chat_answer;
 pub(crate) mod completion_answer;
 pub(crate) mod completions;
+pub(crate) mod embeddings;
 pub(crate) mod forward;
 pub(crate) mod messages;
 pub(crate) mod relayed;
 pub(crate) mod request;
 pub(crate) mod sampling;
+pub(crate) mod scores;
 mod strict_json;
 pub(crate) mod structure;
+pub(crate) mod texts;
 pub(crate) mod tools;
 pub(crate) mod usage;
 

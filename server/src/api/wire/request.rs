@@ -19,6 +19,8 @@ pub struct RequestBounds {
     pub max_logit_bias: usize,
     pub max_bad_words: usize,
     pub max_prompts: usize,
+    /// Texts of one request to an encoder.
+    pub max_inputs: usize,
 }
 
 impl Default for RequestBounds {
@@ -32,6 +34,7 @@ impl Default for RequestBounds {
             max_logit_bias: 1024,
             max_bad_words: 64,
             max_prompts: 64,
+            max_inputs: 2048,
         }
     }
 }

@@ -1,0 +1,266 @@
+//! The door to an encoder's thread.
+
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use passerelle_models::Encoder;
+
+use super::EncodeRequest;
+use super::queue::Text;
+use super::reply::{EncodeReply, reply_channel};
+use super::run::{EncodeLoop, LoopParts};
+use crate::admission::{Admission, Phase};
+use crate::clock::Clock;
+use crate::config::{ConfigError, EngineConfig};
+use crate::error::{EngineError, SubmitError};
+use crate::stats::StepObserver;
+use crate::turns::StepTurns;
+
+/// Every bound of one encoder's lane. All of them must be at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncoderConfig {
+    /// Tokens that one batch runs, over all texts. A longer text runs alone.
+    pub max_batch_tokens: usize,
+    /// Texts of one batch.
+    pub max_batch_texts: usize,
+    /// The longest text.
+    pub max_text_tokens: usize,
+    /// Texts that wait for their batch.
+    pub max_waiting_texts: usize,
+    /// Their tokens.
+    pub max_waiting_tokens: usize,
+}
+
+/// Owns the thread. Dropping it shuts the lane down and joins the thread.
+#[derive(Debug)]
+pub struct EncoderEngine {
+    handle: EncoderHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The door. Cheap to clone; outliving the lane is harmless.
+#[derive(Debug, Clone)]
+pub struct EncoderHandle {
+    door: Arc<Door>,
+}
+
+/// What makes an [`EncoderEngine`].
+pub struct EncoderParts {
+    /// Names the thread, and the lane in logs.
+    pub name: String,
+    /// Moves to the lane's thread.
+    pub model: Box<dyn Encoder>,
+    pub config: EncoderConfig,
+    /// Shared by the engines that compute on the same cores or device.
+    pub turns: StepTurns,
+    pub clock: Arc<dyn Clock>,
+    /// Hears every batch as a step.
+    pub observer: Arc<dyn StepObserver>,
+}
+
+/// A snapshot. Totals only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EncoderStats {
+    /// Texts of the batch that runs.
+    pub running: usize,
+    /// Texts that wait for their batch.
+    pub waiting: usize,
+    /// Tokens of those.
+    pub waiting_tokens: usize,
+    /// Tokens of texts that ran.
+    pub prompt_tokens_total: u64,
+    /// Texts that ran.
+    pub texts_total: u64,
+    /// Texts that ended in an error.
+    pub failures_total: u64,
+    /// Batches that ran and in which not every text failed.
+    pub steps_total: u64,
+}
+
+#[derive(Debug)]
+struct Door {
+    name: String,
+    config: EncoderConfig,
+    vocab_size: usize,
+    commands: SyncSender<Command>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) enum Command {
+    Add(Box<Text>),
+    /// The phase has changed: look at it.
+    Wake,
+}
+
+/// What the loop and its handles share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) admission: Arc<Admission>,
+    pub(super) stats: Mutex<EncoderStats>,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        let engine = EngineConfig::default();
+        Self {
+            max_batch_tokens: engine.max_num_batched_tokens,
+            max_batch_texts: engine.max_num_seqs,
+            max_text_tokens: engine.max_model_len,
+            max_waiting_texts: engine.max_waiting_requests,
+            max_waiting_tokens: engine.max_waiting_tokens,
+        }
+    }
+}
+
+impl EncoderConfig {
+    /// Errors name the first bound that cannot be.
+    pub fn validate(&self, max_position: usize) -> Result<(), ConfigError> {
+        let bounds = [
+            ("max_batch_tokens", self.max_batch_tokens),
+            ("max_batch_texts", self.max_batch_texts),
+            ("max_text_tokens", self.max_text_tokens),
+            ("max_waiting_texts", self.max_waiting_texts),
+            ("max_waiting_tokens", self.max_waiting_tokens),
+        ];
+        if let Some((name, _)) = bounds.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::Zero(name));
+        }
+        if self.max_text_tokens > max_position {
+            return Err(ConfigError::BeyondPositions { max_model_len: self.max_text_tokens, max_position });
+        }
+        Ok(())
+    }
+
+    /// The queue's bounds, as [`Admission`] reads them.
+    fn admission(&self) -> EngineConfig {
+        EngineConfig {
+            max_waiting_requests: self.max_waiting_texts,
+            max_waiting_tokens: self.max_waiting_tokens,
+            ..EngineConfig::default()
+        }
+    }
+}
+
+impl EncoderEngine {
+    /// Starts the thread. Errors when a bound is impossible or there is no thread.
+    pub fn spawn(parts: EncoderParts) -> Result<Self, EngineError> {
+        let EncoderParts { name, model, config, turns, clock, observer } = parts;
+        config.validate(model.max_tokens())?;
+        // A place for every text that may wait, and one for a wake-up.
+        let (sender, commands) = sync_channel(config.max_waiting_texts + 1);
+        let shared =
+            Arc::new(Shared { admission: Arc::new(Admission::new(&config.admission())), stats: Mutex::default() });
+        let door = Door {
+            name: name.clone(),
+            vocab_size: model.vocab_size(),
+            config: config.clone(),
+            commands: sender,
+            shared: Arc::clone(&shared),
+        };
+        let encode_loop = EncodeLoop::new(LoopParts { model, config, turns, clock, observer, commands, shared });
+        let thread = std::thread::Builder::new()
+            .name(format!("encoder {name}"))
+            .spawn(move || encode_loop.run_until_stopped())?;
+        Ok(Self { handle: EncoderHandle { door: Arc::new(door) }, thread: Some(thread) })
+    }
+
+    /// A door to this lane.
+    pub fn handle(&self) -> EncoderHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for EncoderEngine {
+    fn drop(&mut self) {
+        self.handle.shutdown();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(engine = self.handle.name(), "the encoder's thread had panicked");
+        }
+    }
+}
+
+impl EncoderHandle {
+    pub fn name(&self) -> &str {
+        &self.door.name
+    }
+
+    pub fn config(&self) -> &EncoderConfig {
+        &self.door.config
+    }
+
+    /// Queues a text and returns its answer to be; never blocks. Errors at once when the queue is full, or when the text
+    /// could never be read.
+    pub fn submit(&self, request: EncodeRequest) -> Result<EncodeReply, SubmitError> {
+        let door = &self.door;
+        door.check(&request)?;
+        let ticket = door.shared.admission.enter(request.tokens.len())?;
+        let (reply, answer) = reply_channel(request.tokens.len());
+        let text = Box::new(Text { request, ticket, reply });
+        // A ticket implies a place in the queue, so this fails only if the lane is gone.
+        door.commands.try_send(Command::Add(text)).map_err(|_| door.refusal())?;
+        Ok(answer)
+    }
+
+    /// The lane's own account of itself, as of the end of its last batch. Queue figures are current.
+    pub fn stats(&self) -> EncoderStats {
+        let occupancy = self.door.shared.admission.occupancy();
+        let mut stats = *self.door.shared.lock_stats();
+        stats.waiting = occupancy.waiting_requests;
+        stats.waiting_tokens = occupancy.waiting_tokens;
+        stats
+    }
+
+    /// The thread has panicked, or the model fails every batch. Nothing will ever run again.
+    pub fn is_dead(&self) -> bool {
+        self.door.shared.admission.phase() == Phase::Dead
+    }
+
+    /// Nothing waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.door.shared.admission.occupancy().live_requests == 0
+    }
+
+    /// Admits nothing more; what waits fails with [`crate::RequestError::ShuttingDown`], then the thread ends.
+    pub fn shutdown(&self) {
+        self.door.shared.admission.advance(Phase::Stopping);
+        // A full queue means that the lane is awake anyway, and a closed one that it is gone.
+        let _ = self.door.commands.try_send(Command::Wake);
+    }
+}
+
+impl std::fmt::Debug for EncoderParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EncoderParts").field("name", &self.name).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Door {
+    fn check(&self, request: &EncodeRequest) -> Result<(), SubmitError> {
+        let prompt_tokens = request.tokens.len();
+        if prompt_tokens == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        let max_model_len = self.config.max_text_tokens;
+        if prompt_tokens > max_model_len || request.second_text.is_some_and(|second| second > prompt_tokens) {
+            return Err(SubmitError::TooLong { prompt_tokens, max_tokens: 0, max_model_len });
+        }
+        match request.tokens.iter().find(|&&token| token as usize >= self.vocab_size) {
+            Some(&token) => Err(SubmitError::InvalidToken { token, vocab_size: self.vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    fn refusal(&self) -> SubmitError {
+        if self.shared.admission.phase() == Phase::Dead { SubmitError::Dead } else { SubmitError::ShuttingDown }
+    }
+}
+
+impl Shared {
+    pub(super) fn lock_stats(&self) -> std::sync::MutexGuard<'_, EncoderStats> {
+        self.stats.lock().expect("no code panics while it holds the statistics")
+    }
+}

@@ -1,0 +1,106 @@
+//! One layer of a decoder or an encoder: attention, then a feed-forward network, each with its norm.
+
+use candle_core::Tensor;
+
+use super::attention::{Attention, Step};
+use super::mlp::Mlp;
+use super::names::LayerNames;
+use super::norm::Norm;
+use super::positions::Positions;
+use crate::ModelError;
+use crate::config::{LayerSpec, NormPlacement};
+use crate::kv_cache::KvLayer;
+use crate::ops;
+use crate::weights::WeightLoader;
+
+#[derive(Debug)]
+pub(super) struct Block {
+    /// `None` for [`NormPlacement::PreFfnOnly`].
+    mixer_norm: Option<Norm>,
+    attention: Attention,
+    ffn_norm: Norm,
+    mlp: Mlp,
+    placement: NormPlacement,
+}
+
+/// The residual stream as what stands and what is to be added to it, so that the norm that follows does the addition.
+pub(super) type Stream = (Tensor, Option<Tensor>);
+
+impl Block {
+    pub(super) fn load(
+        loader: &mut WeightLoader<'_>,
+        names: &LayerNames<'_>,
+        hidden_size: usize,
+        (spec, positions): (&LayerSpec, &mut Positions),
+    ) -> Result<Self, ModelError> {
+        let mut norm = |name: &str| Norm::load(loader, &names.path(name), hidden_size, spec.norm);
+        let mixer_norm = match spec.placement {
+            NormPlacement::PreFfnOnly => None,
+            _ => Some(norm(names.names.mixer_norm)?),
+        };
+        let ffn_norm = norm(names.names.ffn_norm)?;
+        Ok(Self {
+            mixer_norm,
+            attention: Attention::load(loader, names, hidden_size, (spec.attention(), positions))?,
+            ffn_norm,
+            mlp: Mlp::load(loader, names, hidden_size, &spec.ffn)?,
+            placement: spec.placement,
+        })
+    }
+
+    pub(super) fn forward(&self, step: &Step<'_>, stream: Stream, cache: &mut KvLayer) -> Result<Stream, ModelError> {
+        match self.placement {
+            NormPlacement::Pre | NormPlacement::PreFfnOnly => {
+                let (residual, normed) = self.before_mixer(step, stream)?;
+                let attended = self.attention.forward(step, &normed, cache)?;
+                let (residual, normed) = self.ffn_norm.forward(step.compute, residual, Some(&attended))?;
+                Ok((residual, Some(self.mlp.forward(step.compute, &normed)?)))
+            }
+            NormPlacement::Post => {
+                let residual = total(stream)?;
+                let attended = self.attention.forward(step, &residual, cache)?;
+                let residual = ops::add(&residual, &self.after_mixer(step, &attended)?)?;
+                let output = self.mlp.forward(step.compute, &residual)?;
+                Ok((residual, Some(self.ffn_norm.apply(step.compute, &output)?)))
+            }
+            NormPlacement::OnSum => {
+                let residual = total(stream)?;
+                let attended = self.attention.forward(step, &residual, cache)?;
+                let residual = self.after_mixer(step, &ops::add(&residual, &attended)?)?;
+                let output = self.mlp.forward(step.compute, &residual)?;
+                let (_, normed) = self.ffn_norm.forward(step.compute, residual, Some(&output))?;
+                Ok((normed, None))
+            }
+        }
+    }
+
+    pub(super) fn size_bytes(&self) -> usize {
+        let norms = self.mixer_norm.as_ref().map_or(0, Norm::size_bytes) + self.ffn_norm.size_bytes();
+        norms + self.attention.size_bytes() + self.mlp.size_bytes()
+    }
+
+    /// The stream, and what of it the mixer reads.
+    fn before_mixer(&self, step: &Step<'_>, (residual, addend): Stream) -> Result<(Tensor, Tensor), ModelError> {
+        match &self.mixer_norm {
+            Some(norm) => norm.forward(step.compute, residual, addend.as_ref()),
+            None => {
+                let stream = total((residual, addend))?;
+                Ok((stream.clone(), stream))
+            }
+        }
+    }
+
+    fn after_mixer(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
+        match &self.mixer_norm {
+            Some(norm) => norm.apply(step.compute, x),
+            None => Ok(x.clone()),
+        }
+    }
+}
+
+pub(super) fn total((residual, addend): Stream) -> Result<Tensor, ModelError> {
+    match addend {
+        Some(addend) => ops::add(&residual, &addend),
+        None => Ok(residual),
+    }
+}

@@ -1,0 +1,191 @@
+//! From the files of a checkpoint to an encoder that runs.
+
+use std::collections::BTreeMap;
+
+use crate::arch::{self, EncoderArchitecture};
+use crate::config::{ConfigFile, EncoderSpec, MODULES_FILE, PipelineSpec, ScoreActivation, read_pipeline};
+use crate::layers::TextEncoder;
+use crate::ops::Compute;
+use crate::weights::{CheckpointFiles, StoredDtype, TensorIndex, WeightLoader};
+use crate::{Encoder, LoadOptions, LoadProgress, ModelDescription, ModelError};
+
+/// What a checkpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointKind {
+    /// Continues texts: [`crate::load`].
+    Generator,
+    /// Gives one vector for each text: [`load_encoder`].
+    Encoder,
+}
+
+/// An encoder and what it is.
+pub struct LoadedEncoder {
+    pub model: Box<dyn Encoder>,
+    pub description: EncoderDescription,
+}
+
+/// What an encoder's checkpoint is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderDescription {
+    /// `max_position` is the longest text that its authors and its positions allow.
+    pub model: ModelDescription,
+    pub output: EncoderOutput,
+}
+
+/// What the vector of a text means.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EncoderOutput {
+    Embedding(EmbeddingDescription),
+    Scores(ScoresDescription),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct EmbeddingDescription {
+    pub dimensions: usize,
+    /// Vectors have length 1.
+    pub normalized: bool,
+    /// Text is turned to lower case first.
+    pub lower_case: bool,
+    /// What may be put before a text, by name.
+    pub prompts: BTreeMap<String, String>,
+    /// The prompt of whoever names none.
+    pub default_prompt: Option<String>,
+}
+
+/// The vector holds logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoresDescription {
+    /// What each logit stands for.
+    pub labels: Vec<String>,
+    pub activation: ScoreActivation,
+}
+
+/// What the checkpoint is for: its class says so, and for a decoder's class whether a `modules.json` is beside it.
+pub fn checkpoint_kind(files: &CheckpointFiles) -> Result<CheckpointKind, ModelError> {
+    if !files.contains(crate::config::CONFIG_FILE) {
+        return Ok(CheckpointKind::Generator);
+    }
+    let config = ConfigFile::read(files)?;
+    let is_encoder = arch::is_encoder(config.architecture()?) || files.contains(MODULES_FILE);
+    Ok(if is_encoder { CheckpointKind::Encoder } else { CheckpointKind::Generator })
+}
+
+/// Loads an encoder. Every field of its configuration is honoured and every tensor of it used, or the error says which
+/// file and which field or tensor cannot be, and what to do.
+///
+/// `progress` is called after each matrix, and once at the end with everything done.
+pub fn load_encoder(
+    files: &CheckpointFiles,
+    compute: &Compute,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<LoadedEncoder, ModelError> {
+    let (model, description) = load_text_encoder(files, compute, options, progress)?;
+    Ok(LoadedEncoder { model: Box::new(model), description })
+}
+
+/// As [`load_encoder`], for callers that also want to look inside the model.
+pub fn load_text_encoder(
+    files: &CheckpointFiles,
+    compute: &Compute,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(TextEncoder, EncoderDescription), ModelError> {
+    let mut checkpoint = Checkpoint::open(files)?;
+    checkpoint.spec.max_position = checkpoint.admitted_len(options.max_model_len)?;
+    let mut description = checkpoint.describe();
+    let Checkpoint { architecture, spec, pipeline, index, .. } = checkpoint;
+    let names = &architecture.names;
+    let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
+        .with_optional_prefix(names.block.base_prefix, names.block.embedding);
+    let model = TextEncoder::load(&mut loader, names, (&spec, &pipeline), files)?;
+    loader.finish(|tensor| architecture.is_expendable(tensor))?;
+    description.model.resident_bytes = Some(model.size_bytes() as u64);
+    Ok((model, description))
+}
+
+/// What an encoder's checkpoint is, from its configuration and the headers of its files. Loads no weights.
+pub fn describe_encoder(files: &CheckpointFiles) -> Result<EncoderDescription, ModelError> {
+    Ok(Checkpoint::open(files)?.describe())
+}
+
+impl std::fmt::Debug for LoadedEncoder {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("LoadedEncoder").field("description", &self.description).finish_non_exhaustive()
+    }
+}
+
+/// Configuration and headers, read and checked.
+struct Checkpoint {
+    config: ConfigFile,
+    architecture: EncoderArchitecture,
+    spec: EncoderSpec,
+    pipeline: PipelineSpec,
+    index: TensorIndex,
+}
+
+impl Checkpoint {
+    fn open(files: &CheckpointFiles) -> Result<Self, ModelError> {
+        let config = ConfigFile::read(files)?;
+        let (architecture, mut spec) = arch::read_encoder(&config)?;
+        let pipeline = read_pipeline(files)?;
+        spec.max_position = pipeline.max_tokens.map_or(spec.max_position, |stated| stated.min(spec.max_position));
+        Ok(Self { config, architecture, spec, pipeline, index: TensorIndex::read(files)? })
+    }
+
+    fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
+        let allowed = self.spec.max_position;
+        match wanted {
+            Some(wanted) if wanted > allowed || wanted == 0 => {
+                let problem = format!("a maximum length of {wanted} was asked for; ask for 1 to {allowed}");
+                Err(self.config.refuse("max_position_embeddings", problem))
+            }
+            wanted => Ok(wanted.unwrap_or(allowed)),
+        }
+    }
+
+    fn describe(&self) -> EncoderDescription {
+        let (spec, attention) = (&self.spec, self.spec.layers[0].attention());
+        let used = || self.index.tensors().filter(|tensor| !self.architecture.is_expendable(&tensor.name));
+        let parameters = |dtype| -> u64 {
+            used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
+        };
+        let dtypes = [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16];
+        let model = ModelDescription {
+            family: self.architecture.family.to_owned(),
+            architecture: self.architecture.name.to_owned(),
+            num_parameters: dtypes.into_iter().map(parameters).sum(),
+            stored_dtype: dtypes.into_iter().max_by_key(|dtype| parameters(*dtype)).expect("the list is not empty"),
+            stored_bytes: used().map(|tensor| tensor.bytes.len() as u64).sum(),
+            resident_bytes: None,
+            max_position: spec.max_position,
+            vocab_size: spec.vocab_size,
+            hidden_size: spec.hidden_size,
+            num_layers: spec.layers.len(),
+            num_heads: attention.num_heads,
+            num_kv_heads: attention.num_kv_heads,
+            head_dim: attention.head_dim,
+            tied_embeddings: false,
+            eos_token_ids: Vec::new(),
+            bos_token_id: None,
+        };
+        EncoderDescription { model, output: self.output() }
+    }
+
+    fn output(&self) -> EncoderOutput {
+        let pipeline = &self.pipeline;
+        match &self.spec.classifier {
+            Some(classifier) => EncoderOutput::Scores(ScoresDescription {
+                labels: classifier.labels.clone(),
+                activation: classifier.scores,
+            }),
+            None => EncoderOutput::Embedding(EmbeddingDescription {
+                dimensions: pipeline.dimensions(self.spec.hidden_size),
+                normalized: pipeline.normalizes(),
+                lower_case: pipeline.lower_case,
+                prompts: pipeline.prompts.clone(),
+                default_prompt: pipeline.default_prompt.clone(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The shared path of embeddings, rerank, score and classify. One request, in order:
+//!
+//! 1. tokenise, cut and frame the texts, off the async threads;
+//! 2. check their lengths, or the error has both numbers;
+//! 3. reserve for all texts: all limits or none;
+//! 4. hand them to a replica, a bounded number at a time, so that a long list leaves room for others;
+//! 5. settle what the lane counted, by dropping the [`Encoding`], on every way out.
+
+use std::sync::Arc;
+
+use passerelle_engine::{EncodeRequest, Usage};
+use passerelle_models::{EmbeddingDescription, EncoderOutput};
+use tokio::time::timeout;
+
+use super::causes::not_an_encoder;
+use super::errors::{ApiError, ErrorKind};
+use super::fields::invalid;
+use super::generate::{Visit, reserve};
+use super::meter::ChoiceMeter;
+use super::prepare::find_model;
+use super::state::{AppState, ServedModel};
+use super::wire::texts::{TextItem, Texts, Truncate};
+use crate::gateway::{Account, Ask, Encoding, PrefixHint, Reservation, SubmitError};
+use crate::text::{AddSpecialTokens, FramedText, SpecialTokens, TextFrame, TextModel};
+
+/// Texts of one request that are in the lane at the same time.
+const MAX_TEXTS_IN_FLIGHT: usize = 64;
+
+/// How an encoder is served.
+#[derive(Debug)]
+pub struct ServedEncoder {
+    pub frame: TextFrame,
+    pub output: EncoderOutput,
+}
+
+/// A vector for each text, in their order.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) vectors: Vec<Vec<f32>>,
+    pub(crate) usage: Usage,
+}
+
+/// The model and how it is served, or the error that whoever asks a generator gets.
+pub(crate) fn find_encoder(state: &AppState, name: &str) -> Result<(Arc<ServedModel>, Arc<ServedEncoder>), ApiError> {
+    let model = find_model(state, name)?;
+    match &model.encoder {
+        Some(encoder) => Ok((Arc::clone(&model), Arc::clone(encoder))),
+        None => Err(not_an_encoder(name)),
+    }
+}
+
+/// Steps 1 to 5.
+pub(crate) async fn encode(
+    state: &AppState,
+    visit: &Visit,
+    model: &Arc<ServedModel>,
+    texts: Texts,
+) -> Result<Encoded, ApiError> {
+    state.readiness().admit()?;
+    let framed = frame(state, model, texts).await?;
+    let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
+    let ask = Ask { prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX), max_output_tokens: 0 };
+    let reservation = reserve(state, &visit.account, ask)?;
+    let mut running = Running::start(state, visit, model, framed, reservation)?;
+    let limit = state.config().request_timeout;
+    match timeout(limit, running.all()).await {
+        Ok(vectors) => Ok(Encoded { vectors: vectors?, usage: running.encoding.close() }),
+        Err(_) => {
+            let message = format!("The texts were not read within {} seconds.", limit.as_secs());
+            Err(ApiError::new(ErrorKind::RequestTimeout, message))
+        }
+    }
+}
+
+/// A request whose texts are being read. Dropping it cancels those that wait, settles and measures.
+struct Running<'a> {
+    encoding: Encoding,
+    left: std::vec::IntoIter<EncodeRequest>,
+    meter: ChoiceMeter,
+    state: &'a AppState,
+}
+
+impl<'a> Running<'a> {
+    fn start(
+        state: &'a AppState,
+        visit: &Visit,
+        model: &ServedModel,
+        texts: Vec<FramedText>,
+        reservation: Reservation,
+    ) -> Result<Self, ApiError> {
+        let requests = texts.into_iter().map(|text| engine_request(state, &visit.account, text));
+        let mut left = requests.collect::<Vec<_>>().into_iter();
+        let Some(first) = left.next() else {
+            reservation.withdraw();
+            return Err(invalid("input", "must not be empty"));
+        };
+        let replica = match state.serving().router.pick(&model.name, PrefixHint::NONE, &[]) {
+            Ok(replica) => replica,
+            Err(error) => {
+                reservation.withdraw();
+                return Err(error.into());
+            }
+        };
+        let encoding = Encoding::start(&replica, first, reservation).map_err(|refused| {
+            refused.reservation.withdraw();
+            ApiError::from(refused.error)
+        })?;
+        let meter = ChoiceMeter::new(state.clone(), model.name.clone(), visit.arrived);
+        Ok(Self { encoding, left, meter, state })
+    }
+
+    /// Every vector, or the first error, which ends them all.
+    async fn all(&mut self) -> Result<Vec<Vec<f32>>, ApiError> {
+        let mut vectors = Vec::with_capacity(self.left.len() + 1);
+        loop {
+            self.fill()?;
+            match self.encoding.next().await {
+                Some(vector) => vectors.push(vector?),
+                None => return Ok(vectors),
+            }
+        }
+    }
+
+    /// A full queue is waited for as long as a text of this request is in it.
+    fn fill(&mut self) -> Result<(), ApiError> {
+        while self.encoding.num_in_flight() < MAX_TEXTS_IN_FLIGHT
+            && let Some(next) = self.left.as_slice().first()
+        {
+            match self.encoding.push(next.clone()) {
+                Ok(()) => drop(self.left.next()),
+                Err(SubmitError::QueueFull) if self.encoding.num_in_flight() > 0 => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            self.state.readiness().admit()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.meter.ended(self.encoding.close());
+    }
+}
+
+fn engine_request(state: &AppState, account: &Account, text: FramedText) -> EncodeRequest {
+    let FramedText { tokens, second_text } = text;
+    EncodeRequest { id: state.next_request_id(), tokens, second_text, share_key: account.share_key }
+}
+
+/// Steps 1 and 2.
+async fn frame(state: &AppState, model: &Arc<ServedModel>, texts: Texts) -> Result<Vec<FramedText>, ApiError> {
+    let model = Arc::clone(model);
+    state
+        .text_work()
+        .run(move || {
+            let encoder = model.encoder.as_deref().ok_or_else(|| not_an_encoder(&model.name))?;
+            let framing = Framing::new(&model, encoder, &texts)?;
+            let several = texts.items.len() > 1;
+            let named = |index| if several { format!("{}[{index}]", texts.field) } else { texts.field.to_owned() };
+            texts.items.iter().enumerate().map(|(index, item)| framing.apply(item, &named(index))).collect()
+        })
+        .await
+}
+
+/// What is done to each text of a request.
+struct Framing<'a> {
+    text: &'a TextModel,
+    frame: &'a TextFrame,
+    add_special_tokens: bool,
+    prompt: &'a str,
+    lower_case: bool,
+    input_vocab_size: usize,
+    /// The longest text that the model reads.
+    longest: usize,
+    /// Where texts are cut.
+    most: Option<usize>,
+}
+
+impl<'a> Framing<'a> {
+    fn new(model: &'a ServedModel, encoder: &'a ServedEncoder, texts: &Texts) -> Result<Self, ApiError> {
+        let longest = model.max_model_len;
+        let (prompt, lower_case) = match &encoder.output {
+            EncoderOutput::Embedding(embedding) => {
+                (prompt(embedding, texts.prompt_name.as_deref())?, embedding.lower_case)
+            }
+            EncoderOutput::Scores(_) if texts.prompt_name.is_some() => {
+                return Err(invalid("prompt_name", "this model has no prompts"));
+            }
+            EncoderOutput::Scores(_) => ("", false),
+        };
+        Ok(Self {
+            text: &model.text,
+            frame: &encoder.frame,
+            add_special_tokens: texts.add_special_tokens,
+            prompt,
+            lower_case,
+            input_vocab_size: model.input_vocab_size,
+            longest,
+            most: match texts.truncate {
+                Truncate::Never => None,
+                Truncate::ToModel => Some(longest),
+                Truncate::To(tokens) => Some(tokens.min(longest)),
+            },
+        })
+    }
+
+    fn apply(&self, item: &TextItem, name: &str) -> Result<FramedText, ApiError> {
+        let framed = match item {
+            TextItem::Tokens(tokens) => {
+                self.check_ids(tokens, name)?;
+                let kept = self.most.unwrap_or(usize::MAX).min(tokens.len());
+                FramedText { tokens: tokens[..kept].to_vec(), second_text: None }
+            }
+            TextItem::Text(text) => {
+                let tokens = self.tokens(&format!("{}{text}", self.prompt))?;
+                if self.add_special_tokens {
+                    self.frame.single(tokens, self.most)
+                } else {
+                    let kept = self.most.unwrap_or(usize::MAX).min(tokens.len());
+                    FramedText { tokens: tokens[..kept].to_vec(), second_text: None }
+                }
+            }
+            TextItem::Pair(first, second) => self.frame.pair(&self.tokens(first)?, &self.tokens(second)?, self.most),
+        };
+        match framed.tokens.len() {
+            0 => Err(invalid(name, "holds no token")),
+            length if length > self.longest => Err(too_long(name, length, self.longest)),
+            _ => Ok(framed),
+        }
+    }
+
+    /// What somebody wrote stays text, special tokens too.
+    fn tokens(&self, text: &str) -> Result<Vec<u32>, ApiError> {
+        let tokenizer = &self.text.tokenizer;
+        let encode = |text: &str| tokenizer.encode(text, AddSpecialTokens::No, SpecialTokens::AsText);
+        Ok(if self.lower_case { encode(&text.to_lowercase())? } else { encode(text)? })
+    }
+
+    fn check_ids(&self, tokens: &[u32], name: &str) -> Result<(), ApiError> {
+        match tokens.iter().find(|&&id| id as usize >= self.input_vocab_size) {
+            Some(id) => {
+                let why = format!("token {id} is outside the model's vocabulary of {}", self.input_vocab_size);
+                Err(invalid(name, why))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is put before a text.
+fn prompt<'a>(embedding: &'a EmbeddingDescription, name: Option<&str>) -> Result<&'a str, ApiError> {
+    let Some(name) = name.or(embedding.default_prompt.as_deref()) else { return Ok("") };
+    embedding.prompts.get(name).map(String::as_str).ok_or_else(|| {
+        let known: Vec<_> = embedding.prompts.keys().map(String::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        invalid("prompt_name", format!("the model's prompts are: {known}"))
+    })
+}
+
+fn too_long(name: &str, length: usize, longest: usize) -> ApiError {
+    let message = format!(
+        "This model reads at most {longest} tokens, and `{name}` has {length}. Shorten it, or let its end be cut off \
+         with `truncate_prompt_tokens`."
+    );
+    ApiError::new(ErrorKind::ContextLengthExceeded, message).param(name)
+}

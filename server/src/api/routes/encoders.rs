@@ -1,0 +1,233 @@
+//! `/v1/embeddings`, and `/rerank`, `/score` and `/classify` with and without `/v1`.
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use passerelle_models::{
+    EmbeddingDescription, EncoderOutput, ScoreActivation, ScoresDescription, scale_to_unit_length,
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{AboutModel, enter, list_ignored};
+use crate::api::body::read_json;
+use crate::api::causes::{fill_rate_limit_headers, unfit_encoder};
+use crate::api::encode::{Encoded, ServedEncoder, encode, find_encoder};
+use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::fields::{Reader, invalid};
+use crate::api::generate::Visit;
+use crate::api::ids::random_id;
+use crate::api::state::AppState;
+use crate::api::wire::embeddings::{EmbeddingsAnswer, ReadEmbeddings, read_embeddings};
+use crate::api::wire::scores::{
+    Classification, ListAnswer, RawScores, ReadPairs, ReadRerank, RerankAnswer, Score, read_classify, read_rerank,
+    read_score,
+};
+use crate::api::wire::texts::{TextItem, Texts};
+
+pub(crate) async fn embeddings(State(state): State<AppState>, request: Request) -> Response {
+    answer(&state, request, read_embeddings, async |state, visit, read: ReadEmbeddings| {
+        let ReadEmbeddings { model, texts, format, dimensions, normalize, .. } = read;
+        let (served, encoder) = find_encoder(state, &model)?;
+        let EncoderOutput::Embedding(embedding) = &encoder.output else {
+            return Err(unfit_encoder(&model, "gives scores, not embeddings", "/v1/rerank or /v1/classify"));
+        };
+        let shape = VectorShape::new(embedding, dimensions.map(usize::from), normalize)?;
+        let Encoded { mut vectors, usage } = encode(state, visit, &served, texts).await?;
+        vectors.iter_mut().for_each(|vector| shape.apply(vector));
+        json(EmbeddingsAnswer::new(model, vectors, format, usage))
+    })
+    .await
+}
+
+pub(crate) async fn rerank(State(state): State<AppState>, request: Request) -> Response {
+    answer(&state, request, read_rerank, async |state, visit, read: ReadRerank| {
+        let ReadRerank { pairs, top_n, returns_documents } = read;
+        let second = |item: &TextItem| match item {
+            TextItem::Pair(_, document) => document.clone(),
+            TextItem::Text(_) | TextItem::Tokens(_) => String::new(),
+        };
+        let documents = returns_documents.then(|| pairs.texts.items.iter().map(second).collect());
+        let model = pairs.model.clone();
+        let Scored { scores, encoded } = score_pairs(state, visit, pairs).await?;
+        json(RerankAnswer::new((new_id("rerank-")?, model), scores, documents, (top_n, encoded.usage)))
+    })
+    .await
+}
+
+pub(crate) async fn score(State(state): State<AppState>, request: Request) -> Response {
+    answer(&state, request, read_score, async |state, visit, read: ReadPairs| {
+        let model = read.model.clone();
+        let Scored { scores, encoded } = score_pairs(state, visit, read).await?;
+        let data = scores.into_iter().enumerate();
+        let data = data.map(|(index, score)| Score { index, object: "score", score }).collect();
+        json(list(state, ("score-", model), data, &encoded)?)
+    })
+    .await
+}
+
+pub(crate) async fn classify(State(state): State<AppState>, request: Request) -> Response {
+    answer(&state, request, read_classify, async |state, visit, read: ReadPairs| {
+        let (served, encoder) = find_encoder(state, &read.model)?;
+        let EncoderOutput::Scores(scores) = &encoder.output else {
+            return Err(unfit_encoder(&read.model, "has no labels", "/v1/embeddings"));
+        };
+        let encoded = encode(state, visit, &served, read.texts).await?;
+        let data = encoded.vectors.iter().enumerate();
+        let data = data.map(|(index, logits)| classification(scores, (index, logits), read.raw)).collect();
+        json(list(state, ("classify-", read.model), data, &encoded)?)
+    })
+    .await
+}
+
+/// What the routes share: the key, a place, the body, and the headers of the answer.
+async fn answer<R: About>(
+    state: &AppState,
+    request: Request,
+    read: fn(Value, Reader, usize) -> Result<R, ApiError>,
+    respond: impl AsyncFnOnce(&AppState, &Visit, R) -> Result<Response, ApiError>,
+) -> Response {
+    let answered = async {
+        let visit = enter(state, request.headers())?;
+        let body = read_json(request, state).await?;
+        let read = read(body, state.reader(), state.config().bounds.max_inputs)?;
+        let (model, ignored) = read.about();
+        let mut response = respond(state, &visit, read).await.unwrap_or_else(IntoResponse::into_response);
+        fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.account));
+        list_ignored(&mut response, &ignored);
+        response.extensions_mut().insert(AboutModel(model));
+        Ok::<_, ApiError>(response)
+    };
+    answered.await.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// What every request says of itself: its model, and the fields that were accepted without being read.
+trait About {
+    fn about(&self) -> (String, Vec<String>);
+}
+
+impl About for ReadEmbeddings {
+    fn about(&self) -> (String, Vec<String>) {
+        (self.model.clone(), self.ignored.clone())
+    }
+}
+
+impl About for ReadPairs {
+    fn about(&self) -> (String, Vec<String>) {
+        (self.model.clone(), self.ignored.clone())
+    }
+}
+
+impl About for ReadRerank {
+    fn about(&self) -> (String, Vec<String>) {
+        self.pairs.about()
+    }
+}
+
+/// How a vector is shown: of Matryoshka embeddings the first elements are embeddings too (Kusupati et al. 2022,
+/// arXiv:2205.13147).
+#[derive(Debug, Clone, Copy)]
+struct VectorShape {
+    dimensions: usize,
+    normalize: bool,
+}
+
+impl VectorShape {
+    fn new(is: &EmbeddingDescription, wanted: Option<usize>, normalize: Option<bool>) -> Result<Self, ApiError> {
+        let dimensions = wanted.unwrap_or(is.dimensions);
+        if dimensions > is.dimensions {
+            return Err(invalid("dimensions", format!("the model's embeddings have {}", is.dimensions)));
+        }
+        if normalize == Some(false) && is.normalized {
+            return Err(invalid("normalize", "this model's embeddings have length 1; leave the field out"));
+        }
+        Ok(Self { dimensions, normalize: normalize.unwrap_or(is.normalized) })
+    }
+
+    fn apply(self, vector: &mut Vec<f32>) {
+        vector.truncate(self.dimensions);
+        if self.normalize {
+            scale_to_unit_length(vector);
+        }
+    }
+}
+
+struct Scored {
+    /// One for each pair.
+    scores: Vec<f32>,
+    encoded: Encoded,
+}
+
+/// With a cross-encoder, what its one label says of each pair; with an embedding model, the cosine between the two.
+async fn score_pairs(state: &AppState, visit: &Visit, read: ReadPairs) -> Result<Scored, ApiError> {
+    let ReadPairs { model, mut texts, raw, .. } = read;
+    let (served, encoder) = find_encoder(state, &model)?;
+    let activation = pair_activation(&encoder, &model)?;
+    if activation.is_none() {
+        texts = apart(texts);
+    }
+    let encoded = encode(state, visit, &served, texts).await?;
+    let scores = match activation {
+        Some(activation) => encoded.vectors.iter().map(|logits| activated(activation, logits, raw)[0]).collect(),
+        None => encoded.vectors.chunks(2).map(cosine).collect(),
+    };
+    Ok(Scored { scores, encoded })
+}
+
+/// `None` for an embedding model.
+fn pair_activation(encoder: &ServedEncoder, model: &str) -> Result<Option<ScoreActivation>, ApiError> {
+    match &encoder.output {
+        EncoderOutput::Embedding(_) => Ok(None),
+        EncoderOutput::Scores(scores) if scores.labels.len() == 1 => Ok(Some(scores.activation)),
+        EncoderOutput::Scores(_) => {
+            Err(unfit_encoder(model, "has several labels and gives no single score", "/v1/classify"))
+        }
+    }
+}
+
+/// The two texts of each pair one after the other.
+fn apart(texts: Texts) -> Texts {
+    let items = texts.items.into_iter().flat_map(|item| match item {
+        TextItem::Pair(first, second) => vec![TextItem::Text(first), TextItem::Text(second)],
+        single => vec![single],
+    });
+    Texts { items: items.collect(), ..texts }
+}
+
+fn cosine(pair: &[Vec<f32>]) -> f32 {
+    let [first, second] = pair else { return 0.0 };
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let lengths = (dot(first, first) * dot(second, second)).sqrt();
+    if lengths > 0.0 { (dot(first, second) / lengths) as f32 } else { 0.0 }
+}
+
+fn activated(activation: ScoreActivation, logits: &[f32], raw: RawScores) -> Vec<f32> {
+    match raw {
+        RawScores::Yes => logits.to_vec(),
+        RawScores::No => activation.apply(logits),
+    }
+}
+
+fn classification(is: &ScoresDescription, (index, logits): (usize, &Vec<f32>), raw: RawScores) -> Classification {
+    let probs = activated(is.activation, logits, raw);
+    let best = (0..probs.len()).max_by(|&a, &b| probs[a].total_cmp(&probs[b])).unwrap_or(0);
+    Classification { index, label: is.labels[best].clone(), num_classes: probs.len(), probs }
+}
+
+fn list<T>(
+    state: &AppState,
+    (prefix, model): (&str, String),
+    data: Vec<T>,
+    encoded: &Encoded,
+) -> Result<ListAnswer<T>, ApiError> {
+    let created = state.clock().wall().as_secs();
+    Ok(ListAnswer { id: new_id(prefix)?, object: "list", created, model, data, usage: encoded.usage.into() })
+}
+
+fn new_id(prefix: &str) -> Result<String, ApiError> {
+    random_id(prefix).ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))
+}
+
+fn json(answer: impl Serialize) -> Result<Response, ApiError> {
+    Ok(Json(answer).into_response())
+}
