@@ -24,7 +24,7 @@ pub struct Metrics {
     recorder: PrometheusRecorder,
     exporter: PrometheusHandle,
     models: BTreeMap<String, ModelMetrics>,
-    refusals: [(LimitName, Counter); LimitName::ALL.len()],
+    refusals: BTreeMap<LimitName, Counter>,
     reservations_open: Gauge,
     reservations_settled: Counter,
     requests_counted: AtomicU64,
@@ -87,7 +87,7 @@ impl Metrics {
         let refusal = |limit: LimitName| (limit, register_counter(&recorder, table::REFUSALS, &[limit.as_str()]));
         Ok(Self {
             models,
-            refusals: LimitName::ALL.map(refusal),
+            refusals: LimitName::all().map(refusal).collect(),
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
             reservations_settled: register_counter(&recorder, table::RESERVATIONS_SETTLED, &[]),
             requests_counted: AtomicU64::new(0),
@@ -117,7 +117,7 @@ impl Metrics {
     }
 
     pub fn refused(&self, by: LimitName) {
-        if let Some((_, counter)) = self.refusals.iter().find(|(limit, _)| *limit == by) {
+        if let Some(counter) = self.refusals.get(&by) {
             counter.increment(1);
         }
     }
@@ -252,6 +252,7 @@ fn key(metric: Metric, values: &[&str]) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::quota::Unit;
 
     fn metrics() -> Metrics {
         let info = BuildInfo { version: "1.2.3".into(), kernels: "cpu avx2".into() };
@@ -262,7 +263,7 @@ mod tests {
     fn touch(metrics: &Metrics) {
         metrics.answered(AnsweredRequest { route: "/v1/models", status: 200, model: None });
         metrics.auth_failed(AuthError::Unknown);
-        metrics.refused(LimitName::TokensPerMinute);
+        metrics.refused(LimitName::Rate(Unit::Tokens));
         metrics.upstream_tried("demo", "h:1", "answered");
         let model = metrics.model("demo").unwrap();
         model.first_token(Duration::from_millis(30));

@@ -6,6 +6,7 @@
 mod defaults;
 mod door;
 mod engines;
+mod ledger;
 mod listener;
 mod logging;
 mod memory;
@@ -15,6 +16,7 @@ mod signals;
 #[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
 mod upstreams;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ use passerelle::api::{
     ServeConfig, Serving, SseConfig, Tls,
 };
 use passerelle::config::{Config, TlsFiles, UnknownFields};
-use passerelle::gateway::{Authenticator, Ledger, RetryBounds, Router};
+use passerelle::gateway::{AccountPath, Authenticator, RetryBounds, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
@@ -32,6 +34,7 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
 use crate::cli::output;
+use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
 use signals::Signals;
 use upstreams::Upstreams;
 
@@ -52,9 +55,11 @@ pub(crate) struct Server {
     router: axum::Router,
     readiness: Readiness,
     config: ServeConfig,
-    /// Dropped last: every answer needs its engine to the end.
+    /// Dropped late: every answer needs its engine to the end.
     engines: Vec<Engine>,
     encoders: Vec<EncoderEngine>,
+    /// Dropped last: every request is settled. `None` for an open door.
+    _ledger: Option<LedgerKeeper>,
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
@@ -84,9 +89,9 @@ pub(crate) fn runtime() -> Result<Runtime> {
 pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let authenticator = door::authenticator(config, door, (&clock, runtime))?;
-    let guard = match &authenticator {
-        Authenticator::Open(_) => BrowserGuard::LocalOnly,
-        Authenticator::Keys(_) => BrowserGuard::Off,
+    let (guard, lock) = match &authenticator {
+        Authenticator::Open(_) => (BrowserGuard::LocalOnly, None),
+        Authenticator::Keys(_) => (BrowserGuard::Off, Some(LedgerLock::take(config)?)),
     };
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
@@ -100,11 +105,20 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let (settings, remote) = prepared.split();
     let replicas = fleet.replicas.into_iter().chain(upstreams.follow(settings)?);
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
+    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff: fleet.tariff };
+    let (ledger, keeper) = match lock {
+        None => (ledger::without_keeping(basis, &config.ledger)?, None),
+        Some(lock) => {
+            let (ledger, keeper) = lock.open(basis, &config.ledger, (&fleet.served, fleet.partition))?;
+            (ledger, Some(keeper))
+        }
+    };
     let readiness = Readiness::default();
     let state = AppState::new(AppParts {
         models: fleet.served,
         authenticator,
-        ledger: Ledger::new(Arc::clone(&clock)),
+        owners: owners(config)?,
+        ledger,
         serving: Serving::new(router, remote),
         clock,
         metrics: fleet.metrics,
@@ -120,6 +134,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         config: serve_config(config),
         engines: fleet.engines,
         encoders: fleet.encoders,
+        _ledger: keeper,
     })
 }
 
@@ -145,6 +160,15 @@ impl Server {
         let drained = api::serve(self.listener, self.router, config, shutdown).await;
         tracing::info!(?drained, "the listener is closed");
     }
+}
+
+/// The accounts that models belong to.
+fn owners(config: &Config) -> Result<BTreeMap<String, AccountPath>> {
+    let owned = config.models.iter().filter_map(|model| Some((&model.name, model.account.as_ref()?)));
+    let owner = |(name, account): (&String, &String)| {
+        Ok((name.clone(), account.parse().with_context(|| format!("the account of model `{name}`"))?))
+    };
+    owned.map(owner).collect()
 }
 
 fn load_tls(files: &TlsFiles) -> Result<Tls> {

@@ -164,7 +164,7 @@ async fn no_web_page_is_let_in_unless_it_is_listed() {
 
 #[tokio::test]
 async fn every_answer_says_how_long_it_took_and_a_limited_key_what_is_left() {
-    let key_limits = Some(vec![limit(Limit::RequestsPerMinute, 5), limit(Limit::TokensPerMinute, 1000)]);
+    let key_limits = Some(vec![limit(Limit::requests_per_minute, 5), limit(Limit::tokens_per_minute, 1000)]);
     let server = Server::with(Options { key_limits, ..Options::default() }).await;
     let client = server.client().with_key();
     assert!(client.get("/v1/models").await.headers["openai-processing-ms"].parse::<u64>().is_ok());

@@ -293,7 +293,7 @@ async fn labels_are_those_of_the_reference() {
 
 #[tokio::test]
 async fn limits_hold_for_texts_as_for_prompts() {
-    let options = Options { key_limits: Some(vec![limit(Limit::TokensPerMinute, 60)]), ..Options::default() };
+    let options = Options { key_limits: Some(vec![limit(Limit::tokens_per_minute, 60)]), ..Options::default() };
     let server = EncoderServer::with(options, EncoderConfig::default()).await;
     let client = server.client().with_key();
     assert_eq!(server.client().post(EMBEDDINGS, &json!({ "model": BERT, "input": "a" })).await.status, 401);

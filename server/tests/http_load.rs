@@ -64,7 +64,7 @@ async fn concurrent_streams_get_the_text_they_get_alone_while_others_leave() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_200_requests_with_room_for_20_exactly_20_are_admitted() {
     let gate = Gate::closed();
-    let key_limits = Some(vec![limit(Limit::ConcurrentRequests, 20)]);
+    let key_limits = Some(vec![limit(Limit::concurrent_requests, 20)]);
     let server = Server::with(Options { key_limits, gate: gate.clone(), ..Options::default() }).await;
     let client = server.client().with_key();
     let mut asked = JoinSet::new();
@@ -106,7 +106,7 @@ async fn without_the_right_key_nothing_is_told() {
 
 #[tokio::test]
 async fn what_is_left_of_the_rates_is_in_the_headers_and_an_ask_that_never_fits_is_a_400() {
-    let limits = vec![limit(Limit::RequestsPerMinute, 2), limit(Limit::TokensPerMinute, 1000)];
+    let limits = vec![limit(Limit::requests_per_minute, 2), limit(Limit::tokens_per_minute, 1000)];
     let server = Server::with(Options { key_limits: Some(limits), ..Options::default() }).await;
     let client = server.client().with_key();
     let mut body = chat(1, 4);
@@ -161,7 +161,7 @@ async fn a_full_server_reads_no_further_body() {
 #[tokio::test]
 async fn requests_that_state_no_length_run_together_under_a_token_rate() {
     let gate = Gate::closed();
-    let key_limits = Some(vec![limit(Limit::TokensPerMinute, 3000)]);
+    let key_limits = Some(vec![limit(Limit::tokens_per_minute, 3000)]);
     let server = Server::with(Options { key_limits, gate: gate.clone(), ..Options::default() }).await;
     let client = server.client().with_key();
     let body = json!({"model": MODEL, "messages": [{"role": "user", "content": "say:hi"}], "stream": true});
@@ -179,9 +179,9 @@ async fn requests_that_state_no_length_run_together_under_a_token_rate() {
 #[tokio::test]
 async fn a_list_of_prompts_that_can_never_fit_is_a_400() {
     let cases = [
-        (limit(Limit::RequestsPerMinute, 3), "requests_per_minute"),
-        (limit(Limit::ConcurrentRequests, 3), "concurrent_requests"),
-        (limit(Limit::TokensPerMinute, 40), "tokens_per_minute"),
+        (limit(Limit::requests_per_minute, 3), "requests_per_minute"),
+        (limit(Limit::concurrent_requests, 3), "concurrent_requests"),
+        (limit(Limit::tokens_per_minute, 40), "tokens_per_minute"),
     ];
     for (limit, name) in cases {
         let server = Server::with(Options { key_limits: Some(vec![limit]), ..Options::default() }).await;
@@ -195,7 +195,7 @@ async fn a_list_of_prompts_that_can_never_fit_is_a_400() {
 
 #[tokio::test]
 async fn tokenizing_counts_as_a_request() {
-    let key_limits = Some(vec![limit(Limit::RequestsPerMinute, 2)]);
+    let key_limits = Some(vec![limit(Limit::requests_per_minute, 2)]);
     let server = Server::with(Options { key_limits, ..Options::default() }).await;
     let client = server.client().with_key();
     assert_eq!(client.post("/tokenize", &json!({"prompt": "a"})).await.status, 200);

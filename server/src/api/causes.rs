@@ -8,10 +8,16 @@ use passerelle_engine::{ConstraintError, RequestError};
 
 use super::errors::{ApiError, ErrorKind, echoed};
 use super::fields::invalid;
+use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::Retry;
 use crate::gateway::router::RouteError;
 use crate::gateway::{AuthError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState};
 use crate::text::{GrammarError, TextError};
+
+/// OpenAI's clients retry a 429 by themselves, unless the answer says not to.
+const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// What is further away than this is no matter of a rate: whoever retries meanwhile retries in vain.
+const WORTH_A_RETRY: Duration = Duration::from_secs(60);
 
 /// One answer whatever was wrong with the key: only the log knows which.
 impl From<AuthError> for ApiError {
@@ -27,16 +33,28 @@ impl From<AuthError> for ApiError {
 
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
-        let name = HeaderName::from_static("x-ratelimit-limit-name");
-        let value = HeaderValue::from_static(refusal.limit.as_str());
-        match refusal.retry {
-            Retry::After(wait) => Self::new(ErrorKind::RateLimited, format!("Rate limit reached: {refusal}."))
-                .retry_after(wait)
-                .header(name, value),
-            Retry::Never => {
-                Self::new(ErrorKind::ExceedsLimit, format!("Request too large: {refusal}.")).header(name, value)
+        let exhausted = || {
+            Self::new(ErrorKind::QuotaExhausted, format!("Quota exhausted: {refusal}."))
+                .header(X_SHOULD_RETRY, HeaderValue::from_static("false"))
+        };
+        let error = match refusal.retry {
+            Retry::After(wait) if wait > WORTH_A_RETRY => exhausted().retry_after(wait),
+            Retry::After(wait) => {
+                Self::new(ErrorKind::RateLimited, format!("Rate limit reached: {refusal}.")).retry_after(wait)
             }
-        }
+            Retry::Spent => exhausted(),
+            Retry::Never => Self::new(ErrorKind::ExceedsLimit, format!("Request too large: {refusal}.")),
+        };
+        let scope = HeaderValue::from_str(refusal.scope.as_str()).expect("a path is made of printable characters");
+        error
+            .header(HeaderName::from_static("x-ratelimit-limit-name"), HeaderValue::from_static(refusal.limit.as_str()))
+            .header(HeaderName::from_static("x-ratelimit-limit-scope"), scope)
+    }
+}
+
+impl From<JournalUnavailable> for ApiError {
+    fn from(_: JournalUnavailable) -> Self {
+        Self::new(ErrorKind::LedgerUnavailable, "Usage cannot be written down at the moment, so nothing is admitted.")
     }
 }
 
@@ -192,12 +210,16 @@ pub(crate) fn fill_rate_limit_headers(headers: &mut HeaderMap, state: &RateLimit
     }
 }
 
-/// `850ms`, `6.200s`: as OpenAI writes waits.
+/// `850ms`, `6.200s`, `6m0s`, `2h0m0s`: as OpenAI writes waits.
 fn wait_text(wait: Duration) -> String {
     if wait < Duration::from_secs(1) {
-        format!("{}ms", wait.as_millis())
-    } else {
-        format!("{:.3}s", wait.as_secs_f64())
+        return format!("{}ms", wait.as_millis());
+    }
+    let (minutes, seconds) = (wait.as_secs() / 60, wait.as_secs() % 60);
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{:.3}s", wait.as_secs_f64()),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
     }
 }
 
@@ -212,9 +234,10 @@ mod tests {
     use crate::gateway::LimitName;
 
     fn refusal(retry: Retry) -> ApiError {
-        let scope = "lab".to_owned();
+        let scope = "lab".parse().unwrap();
         let limit = LimitName::ConcurrentRequests;
-        Refusal { limit, scope, limit_value: 20, current_value: 20, asked: 1, retry }.into()
+        let (model, window) = (None, None);
+        Refusal { limit, scope, model, limit_value: 20, current_value: 20, asked: 1, window, retry }.into()
     }
 
     #[test]
@@ -222,6 +245,24 @@ mod tests {
         let error = refusal(Retry::After(Duration::from_millis(200)));
         assert_eq!(error.kind(), ErrorKind::RateLimited);
         assert!(error.message().contains("concurrent_requests"), "{}", error.message());
+    }
+
+    #[test]
+    fn what_is_spent_or_far_away_is_not_worth_a_retry() {
+        for retry in [Retry::Spent, Retry::After(Duration::from_secs(61))] {
+            let error = refusal(retry);
+            assert_eq!((error.status().as_u16(), error.kind()), (429, ErrorKind::QuotaExhausted));
+            let response = axum::response::IntoResponse::into_response(error);
+            assert_eq!(response.headers()["x-should-retry"], "false");
+            assert_eq!(response.headers().contains_key("retry-after"), retry != Retry::Spent);
+        }
+        assert_eq!(refusal(Retry::After(Duration::from_secs(60))).kind(), ErrorKind::RateLimited);
+    }
+
+    #[test]
+    fn waits_are_written_as_openai_writes_them() {
+        let texts = [850, 6_200, 60_000, 361_000, 7_384_000].map(|ms| wait_text(Duration::from_millis(ms)));
+        assert_eq!(texts, ["850ms", "6.200s", "1m0s", "6m1s", "2h3m4s"]);
     }
 
     #[test]

@@ -18,9 +18,10 @@ use super::fields::invalid;
 use super::generate::{Visit, reserve};
 use super::meter::ChoiceMeter;
 use super::prepare::find_model;
+use super::routes::require;
 use super::state::{AppState, ServedModel};
 use super::wire::texts::{TextItem, Texts, Truncate};
-use crate::gateway::{Account, Ask, Encoding, PrefixHint, Reservation, SubmitError};
+use crate::gateway::{Account, Ask, Caller, Encoding, PrefixHint, Reservation, Scope, SubmitError};
 use crate::text::{AddSpecialTokens, FramedText, SpecialTokens, TextFrame, TextModel};
 
 /// Texts of one request that are in the lane at the same time.
@@ -41,8 +42,12 @@ pub(crate) struct Encoded {
 }
 
 /// The model and how it is served, or the error that whoever asks a generator gets.
-pub(crate) fn find_encoder(state: &AppState, name: &str) -> Result<(Arc<ServedModel>, Arc<ServedEncoder>), ApiError> {
-    let model = find_model(state, name)?;
+pub(crate) fn find_encoder(
+    state: &AppState,
+    caller: &Caller,
+    name: &str,
+) -> Result<(Arc<ServedModel>, Arc<ServedEncoder>), ApiError> {
+    let model = find_model(state, caller, name)?;
     match &model.encoder {
         Some(encoder) => Ok((Arc::clone(&model), Arc::clone(encoder))),
         None => Err(not_an_encoder(name)),
@@ -57,10 +62,11 @@ pub(crate) async fn encode(
     texts: Texts,
 ) -> Result<Encoded, ApiError> {
     state.readiness().admit()?;
+    require(&visit.caller, Scope::Inference)?;
     let framed = frame(state, model, texts).await?;
     let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
-    let ask = Ask { prompt_tokens: u32::try_from(tokens).unwrap_or(u32::MAX), max_output_tokens: 0 };
-    let reservation = reserve(state, &visit.account, ask)?;
+    let ask = Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0);
+    let reservation = reserve(state, &visit.caller, ask)?;
     let mut running = Running::start(state, visit, model, framed, reservation)?;
     let limit = state.config().request_timeout;
     match timeout(limit, running.all()).await {
@@ -88,7 +94,7 @@ impl<'a> Running<'a> {
         texts: Vec<FramedText>,
         reservation: Reservation,
     ) -> Result<Self, ApiError> {
-        let requests = texts.into_iter().map(|text| engine_request(state, &visit.account, text));
+        let requests = texts.into_iter().map(|text| engine_request(state, &visit.caller.account, text));
         let mut left = requests.collect::<Vec<_>>().into_iter();
         let Some(first) = left.next() else {
             reservation.withdraw();

@@ -25,6 +25,7 @@ pub enum ErrorKind {
     ContextLengthExceeded,
     ExceedsLimit,
     InvalidApiKey,
+    InsufficientScope,
     ForbiddenHost,
     ForbiddenOrigin,
     ModelNotFound,
@@ -34,10 +35,12 @@ pub enum ErrorKind {
     BodyTimeout,
     UnsupportedMediaType,
     RateLimited,
+    QuotaExhausted,
     Internal,
     EngineFailed,
     QueueFull,
     NoReplica,
+    LedgerUnavailable,
     Draining,
     RequestTimeout,
     UpstreamFailed,
@@ -71,6 +74,7 @@ impl ErrorKind {
             Self::ContextLengthExceeded => (400, INVALID, "context_length_exceeded"),
             Self::ExceedsLimit          => (400, INVALID, "request_exceeds_limit"),
             Self::InvalidApiKey         => (401, INVALID, "invalid_api_key"),
+            Self::InsufficientScope     => (403, INVALID, "insufficient_scope"),
             Self::ForbiddenHost         => (403, INVALID, "forbidden_host"),
             Self::ForbiddenOrigin       => (403, INVALID, "forbidden_origin"),
             Self::ModelNotFound         => (404, INVALID, "model_not_found"),
@@ -80,12 +84,14 @@ impl ErrorKind {
             Self::BodyTooLarge          => (413, INVALID, "request_too_large"),
             Self::UnsupportedMediaType  => (415, INVALID, "unsupported_media_type"),
             Self::RateLimited           => (429, "rate_limit_error", "rate_limit_exceeded"),
+            Self::QuotaExhausted        => (429, "insufficient_quota", "insufficient_quota"),
             Self::Internal              => (500, SERVER, "internal_error"),
             Self::EngineFailed          => (500, SERVER, "engine_failed"),
             Self::UpstreamFailed        => (502, SERVER, "upstream_failed"),
             Self::UpstreamTimeout       => (504, SERVER, "upstream_timeout"),
             Self::QueueFull             => (503, SERVER, "queue_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
+            Self::LedgerUnavailable     => (503, SERVER, "ledger_unavailable"),
             Self::Draining              => (503, SERVER, "draining"),
             Self::RequestTimeout        => (503, SERVER, "request_timeout"),
         };
@@ -97,7 +103,7 @@ impl ErrorKind {
     fn default_retry_after(self) -> Option<Duration> {
         let seconds = match self {
             Self::QueueFull | Self::NoReplica => 1,
-            Self::Draining | Self::RequestTimeout => 5,
+            Self::LedgerUnavailable | Self::Draining | Self::RequestTimeout => 5,
             _ => return None,
         };
         Some(Duration::from_secs(seconds))

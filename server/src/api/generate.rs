@@ -23,11 +23,12 @@ use super::launch::{Launch, LiveChoice, UpstreamJob};
 use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
+use super::routes::require;
 use super::state::{AppState, ServedModel, Serving};
 use super::wire::answer;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
-use crate::gateway::{Account, Ask, Limit, PrefixHint, Refusal, Reservation, Retry};
+use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
 use crate::text::grammar::CompiledGrammar;
 
 /// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
@@ -37,7 +38,7 @@ const UNSTATED_RESERVED_TOKENS: u32 = 1024;
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
 #[derive(Debug)]
 pub(crate) struct Visit {
-    pub(crate) account: Arc<Account>,
+    pub(crate) caller: Arc<Caller>,
     pub(crate) place: OwnedSemaphorePermit,
     /// On the server's clock.
     pub(crate) arrived: Duration,
@@ -73,19 +74,21 @@ pub(crate) async fn admit(
     outgoing: Option<Outgoing>,
 ) -> Result<Admitted, ApiError> {
     let serving = state.serving();
-    if let (Some(model), Some(outgoing)) = (serving.remote(&request.model).cloned(), outgoing.clone()) {
+    let remote = serving.remote(&request.model).filter(|model| state.sees(&visit.caller, &model.name)).cloned();
+    if let (Some(model), Some(outgoing)) = (remote, outgoing.clone()) {
         return admit_remote(state, visit, (serving, model), (prompt, request), outgoing).await;
     }
-    let Visit { account, place, arrived } = visit;
+    let Visit { caller, place, arrived } = visit;
     state.readiness().admit()?;
-    let model = find_generator(state, &request.model)?;
+    require(&caller, Scope::Inference)?;
+    let model = find_generator(state, &caller, &request.model)?;
     let shape = Shape::of(&prompt, &request);
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
     let admission = Admission {
         state,
         serving: &serving,
-        account: &account,
+        caller: &caller,
         request: &request,
         model: &model,
         outgoing: outgoing.as_ref(),
@@ -138,7 +141,7 @@ impl Shape {
 struct Admission<'a> {
     state: &'a AppState,
     serving: &'a Serving,
-    account: &'a Arc<Account>,
+    caller: &'a Arc<Caller>,
     request: &'a GenerateRequest,
     model: &'a Arc<ServedModel>,
     outgoing: Option<&'a Outgoing>,
@@ -151,7 +154,7 @@ struct Admission<'a> {
 }
 
 /// What one prompt may generate at most, and what is reserved for it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Plan {
     max_tokens: u32,
     ask: Ask,
@@ -171,7 +174,7 @@ impl Admission<'_> {
         self.check_together(&plans)?;
         let mut tickets = Vec::with_capacity(prompts.len());
         for (prompt, plan) in prompts.into_iter().zip(plans) {
-            match reserve(self.state, self.account, plan.ask) {
+            match reserve(self.state, self.caller, plan.ask) {
                 Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
                 Err(refusal) => {
                     withdraw_all(tickets.into_iter().map(|ticket| ticket.reservation));
@@ -185,14 +188,15 @@ impl Admission<'_> {
     fn plan(&self, prompts: &[EncodedPrompt]) -> Result<Vec<Plan>, ApiError> {
         let all_prompts = saturating_u32(prompts.iter().map(|prompt| prompt.tokens.len()).sum());
         // Who states no bound gets the largest answers that the account could ever have.
-        let largest = self.state.ledger().largest_output(self.account, all_prompts).unwrap_or(u32::MAX);
+        let largest =
+            self.state.ledger().largest_output(self.caller, &self.model.name, all_prompts).unwrap_or(u32::MAX);
         let share = (largest / saturating_u32(prompts.len()).max(1)).max(1);
         let asked = self.request.sampling.max_tokens;
         let plan = |prompt: &EncodedPrompt| {
             let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
             let max_output_tokens = if asked.is_some() { room } else { max_tokens.min(UNSTATED_RESERVED_TOKENS) };
-            let ask = Ask { prompt_tokens: saturating_u32(prompt.tokens.len()), max_output_tokens };
+            let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_output_tokens);
             Ok(Plan { max_tokens, ask })
         };
         prompts.iter().map(plan).collect()
@@ -203,22 +207,10 @@ impl Admission<'_> {
         if plans.len() < 2 {
             return Ok(());
         }
-        let tokens = |plan: &Plan| u64::from(plan.ask.prompt_tokens) + u64::from(plan.ask.max_output_tokens);
-        let tokens = saturating_u32(usize::try_from(plans.iter().map(tokens).sum::<u64>()).unwrap_or(usize::MAX));
-        for limit in self.account.limits.limits() {
-            let asked = match limit {
-                Limit::TokensPerMinute(_) => tokens,
-                Limit::RequestsPerMinute(_) | Limit::ConcurrentRequests(_) => saturating_u32(plans.len()),
-            };
-            let limit_value = limit.value().get();
-            if asked > limit_value {
-                let (limit, scope) = (limit.name(), self.account.name.clone());
-                let refusal = Refusal { limit, scope, limit_value, current_value: 0, asked, retry: Retry::Never };
-                self.state.metrics().refused(limit);
-                return Err(ApiError::from(refusal).param("prompt"));
-            }
-        }
-        Ok(())
+        let asks: Vec<Ask> = plans.iter().map(|plan| plan.ask.clone()).collect();
+        let Some(refusal) = self.state.ledger().never_fit(self.caller, &asks) else { return Ok(()) };
+        self.state.metrics().refused(refusal.limit);
+        Err(ApiError::from(refusal).param("prompt"))
     }
 
     /// A choice that cannot start takes the others with it: they are dropped, which aborts and settles them.
@@ -281,7 +273,7 @@ impl Admission<'_> {
             id: self.state.next_request_id(),
             prompt: prompt.tokens.clone(),
             sampling,
-            share_key: self.account.share_key,
+            share_key: self.caller.account.share_key,
             cache_salt: self.cache_salt(),
             constraint: self.constraint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
@@ -289,7 +281,8 @@ impl Admission<'_> {
 
     fn cache_salt(&self) -> CacheSalt {
         let narrower = self.request.cache_salt.as_deref();
-        narrower.map_or(self.account.cache_salt, |salt| self.account.cache_salt_with(salt))
+        let account = &self.caller.account;
+        narrower.map_or(account.cache_salt, |salt| account.cache_salt_with(salt))
     }
 
     fn writer(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writer {
@@ -313,8 +306,9 @@ pub(crate) fn withdraw_all(reservations: impl IntoIterator<Item = Reservation>) 
 }
 
 /// Takes room in the ledger, or says why there is none.
-pub(crate) fn reserve(state: &AppState, account: &Arc<Account>, ask: Ask) -> Result<Reservation, ApiError> {
-    state.ledger().reserve(account, ask).map_err(|refusal| {
+pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: Ask) -> Result<Reservation, ApiError> {
+    state.ledger().available_to(caller)?;
+    state.ledger().reserve(caller, ask).map_err(|refusal| {
         state.metrics().refused(refusal.limit);
         refusal.into()
     })

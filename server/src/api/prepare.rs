@@ -15,6 +15,7 @@ use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::sampling::Sampling;
 use super::wire::structure::Structure;
+use crate::gateway::Caller;
 use crate::text::grammar::CompiledGrammar;
 use crate::text::{AddSpecialTokens, GrammarBounds, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
 
@@ -35,20 +36,20 @@ pub(crate) struct EncodedPrompt {
     pub(crate) written: Option<String>,
 }
 
-/// A model that runs here.
-pub(crate) fn find_model(state: &AppState, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    if let Some(model) = state.model(name) {
+/// A model that runs here. One that the caller may not see is not told from one that nobody serves.
+pub(crate) fn find_model(state: &AppState, caller: &Caller, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+    if let Some(model) = state.model_for(caller, name) {
         return Ok(Arc::clone(model));
     }
-    match state.serving().remote(name) {
+    match state.serving().remote(name).filter(|_| state.sees(caller, name)) {
         Some(_) => Err(unsupported("model", "another server runs this model, and this route needs it here")),
         None => Err(model_not_found(name)),
     }
 }
 
 /// As [`find_model`], for whoever wants text from it.
-pub(crate) fn find_generator(state: &AppState, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    let model = find_model(state, name)?;
+pub(crate) fn find_generator(state: &AppState, caller: &Caller, name: &str) -> Result<Arc<ServedModel>, ApiError> {
+    let model = find_model(state, caller, name)?;
     if model.encoder.is_some() { Err(not_a_generator(name)) } else { Ok(model) }
 }
 

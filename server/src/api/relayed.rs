@@ -10,6 +10,7 @@ use super::errors::ApiError;
 use super::meter::ChoiceMeter;
 use super::wire::answer::AnswerKind;
 use super::wire::relayed::{BadChunk, Chunk, read_chunk};
+use crate::gateway::journal::EntryEnd;
 use crate::gateway::{Failure, Relay};
 use crate::text::{AddSpecialTokens, SpecialTokens, TextModel};
 
@@ -84,6 +85,9 @@ impl RelayedChoice {
                 None => self.finish()?,
             }
         }
+        if let Some(relay) = &mut self.relay {
+            relay.covers().await;
+        }
         let piece = self.pending.pop_front();
         if matches!(&piece, Some(Delta::Text(part)) if !part.text.is_empty()) {
             self.meter.token();
@@ -109,7 +113,10 @@ impl RelayedChoice {
         let Some(reason) = self.reader.end else {
             return Err(self.blame(&Failure::Broke("the answer ended too early".to_owned())));
         };
-        self.settle();
+        self.settle(match reason {
+            AnswerEnd::Length => EntryEnd::Length,
+            AnswerEnd::Stop | AnswerEnd::ToolCalls | AnswerEnd::ContentFilter => EntryEnd::Stop,
+        });
         self.pending.push_back(Delta::Finished(reason));
         Ok(())
     }
@@ -122,20 +129,21 @@ impl RelayedChoice {
     }
 
     fn fail(&mut self, failure: &Failure) -> ApiError {
-        self.settle();
+        self.settle(EntryEnd::Failed);
         ApiError::from(failure)
     }
 
     /// The one way out of a relay, so that what is measured is what is settled.
-    fn settle(&mut self) {
-        let Some(relay) = self.relay.take() else { return };
+    fn settle(&mut self, end: EntryEnd) {
+        let Some(mut relay) = self.relay.take() else { return };
+        relay.end(end);
         self.meter.ended(relay.close());
     }
 }
 
 impl Drop for RelayedChoice {
     fn drop(&mut self) {
-        self.settle();
+        self.settle(EntryEnd::Aborted);
     }
 }
 

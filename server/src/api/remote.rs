@@ -10,11 +10,12 @@ use super::generate::{Admitted, ServedAs, Visit, reserve, saturating_u32, withdr
 use super::launch::{Launch, LiveChoice, UpstreamJob};
 use super::prepare::{context_overflow, encode_text};
 use super::relayed::PromptCount;
+use super::routes::require;
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt};
-use crate::gateway::{Account, Ask, PrefixHint, Reservation};
+use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
 use crate::text::TextModel;
 
 /// Bytes of a token, about, where nobody here can count them.
@@ -51,7 +52,7 @@ struct Ticket {
 
 struct Admission<'a> {
     state: &'a AppState,
-    account: &'a Arc<Account>,
+    caller: &'a Arc<Caller>,
     request: &'a GenerateRequest,
     model: &'a RemoteModel,
     outgoing: &'a Outgoing,
@@ -66,14 +67,15 @@ pub(crate) async fn admit_remote(
     (prompt, request): (Prompt, GenerateRequest),
     outgoing: Outgoing,
 ) -> Result<Admitted, ApiError> {
-    let Visit { account, place, arrived } = visit;
+    let Visit { caller, place, arrived } = visit;
     state.readiness().admit()?;
+    require(&caller, Scope::Inference)?;
     check_output(&request.output)?;
     let kind = match &prompt {
         Prompt::Chat(_) => AnswerKind::Chat,
         Prompt::Completions { .. } => AnswerKind::Completion,
     };
-    let admission = Admission { state, account: &account, request: &request, model: &model, outgoing: &outgoing, kind };
+    let admission = Admission { state, caller: &caller, request: &request, model: &model, outgoing: &outgoing, kind };
     let prompts = admission.measure_all(prompt).await?;
     let tickets = admission.reserve_all(prompts)?;
     let choices = admission.start_all(&serving, tickets, arrived).await?;
@@ -95,7 +97,7 @@ fn check_output(output: &Output) -> Result<(), ApiError> {
 
 impl Admission<'_> {
     async fn measure_all(&self, prompt: Prompt) -> Result<Vec<Measured>, ApiError> {
-        let salt = &self.account.cache_salt;
+        let salt = &self.caller.account.cache_salt;
         let prompts = match prompt {
             Prompt::Chat(_) => vec![None],
             Prompt::Completions { ref prompts, .. } => prompts.iter().cloned().map(Some).collect(),
@@ -128,8 +130,8 @@ impl Admission<'_> {
         let mut tickets = Vec::with_capacity(prompts.len());
         for measured in prompts {
             let ticket = self.bound(&measured, share).and_then(|max_tokens| {
-                let ask = Ask { prompt_tokens: measured.at_most, max_output_tokens: max_tokens };
-                Ok((max_tokens, reserve(self.state, self.account, ask)?))
+                let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
+                Ok((max_tokens, reserve(self.state, self.caller, ask)?))
             });
             match ticket {
                 Ok((max_tokens, reservation)) => tickets.push(self.ticket(measured, max_tokens, reservation)),
@@ -152,7 +154,8 @@ impl Admission<'_> {
         if measured.count == PromptCount::Exact(0) {
             return Err(invalid("prompt", "holds no token"));
         }
-        let affordable = self.state.ledger().largest_output(self.account, measured.at_most).unwrap_or(u32::MAX);
+        let ledger = self.state.ledger();
+        let affordable = ledger.largest_output(self.caller, &self.model.name, measured.at_most).unwrap_or(u32::MAX);
         let unstated = self.model.default_max_tokens.min(room).min((affordable / share).max(1));
         match self.request.sampling.max_tokens {
             Some(asked) if asked <= room => Ok(asked),

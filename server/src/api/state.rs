@@ -19,7 +19,7 @@ use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
-use crate::gateway::{Authenticator, Ledger, RetryBounds, Router};
+use crate::gateway::{AccountPath, Authenticator, Caller, Ledger, RetryBounds, Router};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
@@ -111,6 +111,8 @@ pub enum RouteSwitch {
 #[derive(Debug)]
 pub struct AppParts {
     pub models: Vec<ServedModel>,
+    /// The accounts that models belong to; a model without one is for everybody.
+    pub owners: BTreeMap<String, AccountPath>,
     pub authenticator: Authenticator,
     pub ledger: Ledger,
     pub serving: Serving,
@@ -148,6 +150,7 @@ pub struct AppState {
 #[derive(Debug)]
 struct Shared {
     models: BTreeMap<String, Arc<ServedModel>>,
+    owners: BTreeMap<String, AccountPath>,
     serving: RwLock<Arc<Serving>>,
     authenticator: Authenticator,
     ledger: Ledger,
@@ -162,13 +165,14 @@ struct Shared {
 
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
-        let AppParts { models, serving, authenticator, ledger, clock, metrics, config, readiness } = parts;
+        let AppParts { models, owners, serving, authenticator, ledger, clock, metrics, config, readiness } = parts;
         let shared = Shared {
             models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
             serving: RwLock::new(Arc::new(serving)),
             text_work: TextWork::new(config.max_concurrent_encodes),
             request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             next_request: AtomicU64::new(0),
+            owners,
             authenticator,
             ledger,
             clock,
@@ -183,9 +187,18 @@ impl AppState {
         self.shared.models.get(name)
     }
 
-    /// The served model, if there is only one.
-    pub(crate) fn only_model(&self) -> Option<&Arc<ServedModel>> {
-        let mut models = self.shared.models.values();
+    /// Whether the caller may know that the model is served.
+    pub(crate) fn sees(&self, caller: &Caller, name: &str) -> bool {
+        caller.sees(name, self.shared.owners.get(name))
+    }
+
+    pub(crate) fn model_for(&self, caller: &Caller, name: &str) -> Option<&Arc<ServedModel>> {
+        self.model(name).filter(|_| self.sees(caller, name))
+    }
+
+    /// The model that the caller sees, if it is only one.
+    pub(crate) fn only_model(&self, caller: &Caller) -> Option<&Arc<ServedModel>> {
+        let mut models = self.shared.models.values().filter(|model| self.sees(caller, &model.name));
         models.next().filter(|_| models.next().is_none())
     }
 

@@ -1,42 +1,54 @@
-use std::num::NonZeroU32;
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use passerelle::config::{Config, Environment, Period, Written, WrittenServer};
-use passerelle::gateway::keys::{ApiKey, KeyInfo, KeyStatus, KeyStore, NewKey, UnixSeconds};
-use passerelle::gateway::{Limit, Quota};
-use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle::config::Period;
+use passerelle::gateway::account::{ModelAccess, Scopes};
+use passerelle::gateway::directory::{KeyInfo, NewKey};
+use passerelle::gateway::keys::ApiKey;
+use passerelle::gateway::{AccountPath, DirectoryError, Scope};
 use serde_json::{Value, json};
 
+use super::limit_args::LimitArgs;
 use super::output::{self, OutputArgs};
+use super::state_args::{State, StateArgs};
 
 const EXAMPLES: &str = "\
 Examples:
   passerelle key create alice                                  prints the key once; only its hash is kept
   passerelle key create ci --requests-per-minute 60 --concurrent-requests 2
+  passerelle key create bob --account acme/vision --scope inference --model demo --valid-for 720h
+  passerelle key rotate bob --overlap 24h                      a new secret; the former one works for another day
   passerelle key list
   passerelle key revoke alice";
 
-/// Create, list and revoke API keys.
+/// Create, list, rotate and revoke API keys.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct KeyArgs {
     #[command(subcommand)]
     command: KeyCommand,
-    /// Where keys are kept [default: the user's data directory].
-    #[arg(long, value_name = "DIR", global = true)]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    state: StateArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum KeyCommand {
     /// Make a key and print it, once.
     Create(CreateArgs),
-    /// List keys: name, id, status and limits, with --json also when they were made and end. Never the keys themselves.
+    /// List keys: name, id, account, status and scopes, with --json also when they were made and end. Never the keys
+    /// themselves.
     List(OutputArgs),
+    /// Give a key a new secret and print it, once.
+    Rotate {
+        /// The name it was created with, or its id.
+        name: String,
+        /// For how long the former secret is still accepted.
+        #[arg(long, value_name = "PERIOD", default_value = "24h")]
+        overlap: Period,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Refuse a key from now on.
     Revoke {
         /// The name it was created with, or its id.
@@ -48,58 +60,78 @@ enum KeyCommand {
 struct CreateArgs {
     /// Whose key it is.
     name: String,
-    /// Requests this key may start per minute [default: the server's [limits]].
-    #[arg(long, value_name = "N")]
-    requests_per_minute: Option<NonZeroU32>,
-    /// Tokens, prompt and answer, this key may use per minute [default: the server's [limits]].
-    #[arg(long, value_name = "N")]
-    tokens_per_minute: Option<NonZeroU32>,
-    /// Requests this key may have running at once [default: the server's [limits]].
-    #[arg(long, value_name = "N")]
-    concurrent_requests: Option<NonZeroU32>,
+    /// The account that pays [default: one of the key's name, made if there is none].
+    #[arg(long, value_name = "PATH")]
+    account: Option<AccountPath>,
+    /// What it may be used for, more than once for several: inference, batch, admin, read-only [default: inference].
+    #[arg(long = "scope", value_name = "SCOPE")]
+    scopes: Vec<Scope>,
+    /// A model that it may use, more than once for several [default: every model].
+    #[arg(long = "model", value_name = "NAME")]
+    models: Vec<String>,
     /// How long the key is accepted, like 720h [default: until revoked].
     #[arg(long, value_name = "PERIOD")]
     valid_for: Option<Period>,
+    #[command(flatten, next_help_heading = "Limits of the account that is made")]
+    limits: LimitArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
 
 impl KeyArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let server = WrittenServer { data_dir: self.data_dir, ..WrittenServer::default() };
-        let config = Config::check(Written { server, ..Written::default() }, &Environment::read())?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let store = KeyStore::open(&config.server.data_dir, Arc::clone(&clock))?;
-        let now = UnixSeconds(clock.wall().as_secs());
+        let state = self.state.open()?;
         match self.command {
-            KeyCommand::Create(args) => create(&store, args),
-            KeyCommand::List(output) => list(&store.list()?, output, now),
+            KeyCommand::Create(args) => create(&state, args),
+            KeyCommand::List(output) => list(&state, output),
+            KeyCommand::Rotate { name, overlap, output } => {
+                let (key, info) = state.directory.rotate_key(&name, overlap.0)?;
+                show_once(&key, &info, output)
+            }
             KeyCommand::Revoke { name } => {
-                let info = store.revoke(&name)?;
+                let info = state.directory.revoke_key(&name)?;
                 output::line(format_args!("revoked {} ({})", info.name, info.id))
             }
         }
     }
 }
 
-fn create(store: &KeyStore, args: CreateArgs) -> Result<()> {
-    let limits = [
-        args.requests_per_minute.map(Limit::RequestsPerMinute),
-        args.tokens_per_minute.map(Limit::TokensPerMinute),
-        args.concurrent_requests.map(Limit::ConcurrentRequests),
-    ];
-    let limits = Quota::new(limits.into_iter().flatten().collect())?;
+fn create(state: &State, args: CreateArgs) -> Result<()> {
+    let account = account_of(state, &args)?;
+    let scopes = if args.scopes.is_empty() { Scopes::default() } else { Scopes::new(args.scopes)? };
+    let models =
+        if args.models.is_empty() { ModelAccess::All } else { ModelAccess::Only(args.models.into_iter().collect()) };
     let valid_for: Option<Duration> = args.valid_for.map(|period| period.0);
-    let (key, info) = store.create(NewKey { name: args.name, limits, valid_for })?;
+    let new = NewKey { account, name: args.name, scopes, models, valid_for };
+    let (key, info) = state.directory.create_key(new)?;
     let shown = show_once(&key, &info, args.output);
     eprintln!("A server that started before the first key was made asks for none: restart it.");
     shown
 }
 
+/// The account that was named, or one of the key's own name with the limits that were stated.
+fn account_of(state: &State, args: &CreateArgs) -> Result<AccountPath> {
+    let limits = args.limits.quota(&state.calendar)?;
+    if let Some(account) = &args.account {
+        if !limits.limits().is_empty() {
+            bail!("limits stand on accounts: `passerelle quota set {account} ...` states them");
+        }
+        return Ok(account.clone());
+    }
+    let account: AccountPath = args.name.parse().with_context(|| format!("'{}' is no key name", args.name))?;
+    match state.directory.create_account(&account, limits.clone()) {
+        Err(DirectoryError::AccountExists(_)) if !limits.limits().is_empty() => {
+            bail!("the account '{account}' exists: `passerelle quota set {account} ...` changes its limits")
+        }
+        Ok(()) | Err(DirectoryError::AccountExists(_)) => Ok(account),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The key alone on standard output, so that a script can take it; what to know about it on standard error.
 fn show_once(key: &ApiKey, info: &KeyInfo, output: OutputArgs) -> Result<()> {
     if output.json {
-        let mut shown = as_json(info);
+        let mut shown = serde_json::to_value(info)?;
         shown["key"] = json!(key.reveal());
         return output::json(&shown);
     }
@@ -107,43 +139,24 @@ fn show_once(key: &ApiKey, info: &KeyInfo, output: OutputArgs) -> Result<()> {
     output::line(key.reveal())
 }
 
-fn list(keys: &[KeyInfo], output: OutputArgs, now: UnixSeconds) -> Result<()> {
+fn list(state: &State, output: OutputArgs) -> Result<()> {
+    let keys = state.directory.list_keys()?;
     if output.json {
-        let shown = |info: &KeyInfo| {
-            let mut shown = as_json(info);
-            shown["status"] = json!(status(info, now));
-            shown
+        let shown = |info: &KeyInfo| -> Result<Value> {
+            let mut shown = serde_json::to_value(info)?;
+            shown["status"] = json!(info.status(state.now));
+            Ok(shown)
         };
-        return output::json(&keys.iter().map(shown).collect::<Vec<_>>());
+        return output::json(&keys.iter().map(shown).collect::<Result<Vec<_>>>()?);
     }
     if keys.is_empty() {
         eprintln!("There are no keys; `passerelle key create NAME` makes one.");
         return Ok(());
     }
-    output::line(format_args!("{:<24}{:<20}{:<10}LIMITS", "NAME", "ID", "STATUS"))?;
+    output::line(format_args!("{:<24}{:<16}{:<24}{:<10}SCOPES", "NAME", "ID", "ACCOUNT", "STATUS"))?;
     keys.iter().try_for_each(|info| {
-        let limits: Vec<String> =
-            info.limits.limits().iter().map(|limit| format!("{} {}", limit.name(), limit.value())).collect();
-        let limits = if limits.is_empty() { "none".to_owned() } else { limits.join(", ") };
-        output::line(format_args!("{:<24}{:<20}{:<10}{limits}", info.name, info.id.as_str(), status(info, now)))
-    })
-}
-
-fn status(info: &KeyInfo, now: UnixSeconds) -> &'static str {
-    match info.status(now) {
-        KeyStatus::Active => "active",
-        KeyStatus::Expired => "expired",
-        KeyStatus::Revoked => "revoked",
-    }
-}
-
-fn as_json(info: &KeyInfo) -> Value {
-    json!({
-        "id": info.id.as_str(),
-        "name": info.name,
-        "limits": info.limits,
-        "created_at": info.created_at,
-        "expires_at": info.expires_at,
-        "revoked_at": info.revoked_at,
+        let scopes: Vec<_> = info.scopes.iter().map(Scope::as_str).collect();
+        let (id, account, status) = (info.id.as_str(), info.account.as_str(), info.status(state.now).as_str());
+        output::line(format_args!("{:<24}{id:<16}{account:<24}{status:<10}{}", info.name, scopes.join(",")))
     })
 }

@@ -1,12 +1,17 @@
 //! The commands and their options. Each command is a file: what may be written, and a `run` that calls the rooms.
 
+mod account;
 mod bench;
 mod chat;
 mod inspect;
 mod key;
+mod limit_args;
 mod model_args;
 pub(crate) mod output;
+mod quota;
 mod serve;
+mod state_args;
+mod usage;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -37,7 +42,10 @@ enum Command {
     Chat(chat::ChatArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Account(account::AccountArgs),
     Key(key::KeyArgs),
+    Quota(quota::QuotaArgs),
+    Usage(usage::UsageArgs),
 }
 
 impl Cli {
@@ -47,7 +55,10 @@ impl Cli {
             Command::Chat(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Bench(args) => args.run(),
+            Command::Account(args) => args.run(),
             Command::Key(args) => args.run(),
+            Command::Quota(args) => args.run(),
+            Command::Usage(args) => args.run(),
         }
     }
 }

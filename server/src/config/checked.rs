@@ -9,7 +9,7 @@ use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, RoutingConfig,
     Secret, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar,
-    WrittenLimits, WrittenModel, WrittenServer,
+    WrittenLedger, WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -26,6 +26,7 @@ pub struct Config {
     pub grammar: GrammarConfig,
     /// For callers without limits of their own. What is not stated is not limited.
     pub limits: WrittenLimits,
+    pub ledger: LedgerConfig,
     pub log: LogConfig,
 }
 
@@ -55,6 +56,8 @@ pub struct ModelConfig {
     pub kv_dtype: KvDtype,
     /// `None`: what the checkpoint allows.
     pub max_model_len: Option<usize>,
+    /// The account that it belongs to; `None`: everybody may use it.
+    pub account: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -123,6 +126,15 @@ pub struct GrammarConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerConfig {
+    /// Where days and months begin.
+    pub time_zone: String,
+    pub sync_interval: Duration,
+    pub retry_interval: Duration,
+    pub max_backlog: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
     pub format: LogFormat,
     pub level: LogLevel,
@@ -150,10 +162,12 @@ impl Config {
             level: written.log.level.unwrap_or_default(),
             color: !environment.no_color,
         };
+        let ledger = check_ledger(written.ledger);
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
         let grammar = check_grammar(&written.grammar);
         let routing = check_routing(&written.routing)?;
-        Ok(Self { server, models, upstreams, routing, hub, engine, api, grammar, limits: written.limits, log })
+        let limits = written.limits;
+        Ok(Self { server, models, upstreams, routing, hub, engine, api, grammar, limits, ledger, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -181,14 +195,15 @@ impl HubConfig {
 
 impl WrittenModel {
     pub fn of(source: &str) -> Self {
-        Self { name: None, source: source.into(), dtype: None, kv_dtype: None, max_model_len: None }
+        Self { name: None, source: source.into(), dtype: None, kv_dtype: None, max_model_len: None, account: None }
     }
 }
 
 impl ModelConfig {
     /// A model found in a folder: everything but its name and place is the engine's default.
     pub fn found(name: String, source: String, engine: &EngineConfig) -> Self {
-        Self { name, source, dtype: engine.dtype, kv_dtype: engine.kv_dtype, max_model_len: engine.max_model_len }
+        let EngineConfig { dtype, kv_dtype, max_model_len, .. } = *engine;
+        Self { name, source, dtype, kv_dtype, max_model_len, account: None }
     }
 }
 
@@ -238,6 +253,15 @@ fn check_tls(
     Ok(Some(TlsFiles { certificate, key }))
 }
 
+fn check_ledger(written: WrittenLedger) -> LedgerConfig {
+    LedgerConfig {
+        time_zone: written.time_zone.unwrap_or_else(|| "UTC".to_owned()),
+        sync_interval: period(written.sync_interval, Duration::from_millis(50)),
+        retry_interval: period(written.retry_interval, Duration::from_secs(1)),
+        max_backlog: count(written.max_backlog, 65_536),
+    }
+}
+
 pub(super) fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
     if exists(path) { Ok(()) } else { Err(ConfigError::value(key, format!("{} does not exist", path.display()))) }
 }
@@ -248,6 +272,7 @@ fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec
         dtype: model.dtype.unwrap_or(engine.dtype),
         kv_dtype: model.kv_dtype.unwrap_or(engine.kv_dtype),
         max_model_len: model.max_model_len.map(usize::from).or(engine.max_model_len),
+        account: model.account,
         source: model.source,
     });
     let models: Vec<ModelConfig> = named.collect();

@@ -18,8 +18,8 @@ mod upstreams;
 mod written;
 
 pub use checked::{
-    ApiConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, TlsFiles,
-    check_names,
+    ApiConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LedgerConfig, LogConfig, ModelConfig,
+    ServerConfig, TlsFiles, check_names,
 };
 pub use choices::{Device, KvDtype, LogFormat, LogLevel, UnknownFields, WeightDtype};
 pub use environment::{Environment, Secret};
@@ -30,8 +30,8 @@ pub use origin::Origin;
 pub use units::{ByteSize, Period};
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
-    ModelFlag, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLimits, WrittenLog, WrittenModel,
-    WrittenRouting, WrittenServer, WrittenUpstream,
+    ModelFlag, Written, WrittenApi, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits, WrittenLog,
+    WrittenModel, WrittenRouting, WrittenServer, WrittenUpstream,
 };
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub struct Written {
     pub api: WrittenApi,
     pub grammar: WrittenGrammar,
     pub limits: WrittenLimits,
+    pub ledger: WrittenLedger,
     pub log: WrittenLog,
 }
 
@@ -47,6 +48,7 @@ impl Written {
             api: self.api.over(below.api),
             grammar: self.grammar.over(below.grammar),
             limits: self.limits.over(below.limits),
+            ledger: self.ledger.over(below.ledger),
             log: self.log.over(below.log),
         }
     }
@@ -96,6 +98,8 @@ pub struct WrittenModel {
     pub dtype: Option<WeightDtype>,
     pub kv_dtype: Option<KvDtype>,
     pub max_model_len: Option<NonZeroUsize>,
+    /// The account that it belongs to. To keys outside of that account the model is not there.
+    pub account: Option<String>,
 }
 
 /// Another server that runs a model. Several of one model share its requests.
@@ -283,7 +287,8 @@ pub struct WrittenGrammar {
 }
 lay_over!(WrittenGrammar { max_bytes, max_depth, max_size, max_states, compile_fuel, token_fuel });
 
-/// What is not stated for a key itself: the keys of `server.api_key_file` state nothing, nor does an open listener.
+/// What an account directly below the root does not limit itself: those of `server.api_key_file` state nothing, nor does
+/// an open listener.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenLimits {
@@ -293,6 +298,20 @@ pub struct WrittenLimits {
     pub concurrent_requests: Option<NonZeroU32>,
 }
 lay_over!(WrittenLimits { requests_per_minute, tokens_per_minute, concurrent_requests });
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenLedger {
+    /// Where days and months begin, like Europe/Paris.
+    pub time_zone: Option<String>,
+    /// Settlements are on the disk this long after they were made, many at once.
+    pub sync_interval: Option<Period>,
+    /// How often a disk that refused is tried again.
+    pub retry_interval: Option<Period>,
+    /// Records that may wait to be written; while there are more, nothing is admitted.
+    pub max_backlog: Option<NonZeroUsize>,
+}
+lay_over!(WrittenLedger { time_zone, sync_interval, retry_interval, max_backlog });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -1,14 +1,14 @@
-//! Bearer key to account. Why a key was refused is for the log; the caller is told one thing whatever the cause.
+//! Bearer key to caller. Why a key was refused is for the log; the caller is told one thing whatever the cause.
 
 use std::sync::Arc;
 
-use super::account::Account;
+use super::account::{Account, Caller};
 use super::keys::KeyRing;
 
 #[derive(Debug)]
 pub enum Authenticator {
-    /// A loopback listener without keys: everyone is this account.
-    Open(Arc<Account>),
+    /// A loopback listener without keys: everyone is this caller.
+    Open(Arc<Caller>),
     Keys(KeyRing),
 }
 
@@ -41,13 +41,13 @@ impl AuthError {
 
 impl Authenticator {
     pub fn open(account: Account) -> Self {
-        Self::Open(Arc::new(account))
+        Self::Open(Arc::new(Caller::at_open_door(account)))
     }
 
     /// `bearer` is what follows `Bearer ` in the request. An open listener ignores it: SDKs always send something.
-    pub fn authenticate(&self, bearer: Option<&str>) -> Result<Arc<Account>, AuthError> {
+    pub fn authenticate(&self, bearer: Option<&str>) -> Result<Arc<Caller>, AuthError> {
         match self {
-            Self::Open(account) => Ok(Arc::clone(account)),
+            Self::Open(caller) => Ok(Arc::clone(caller)),
             Self::Keys(ring) => ring.authenticate(bearer.ok_or(AuthError::Missing)?),
         }
     }
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn an_open_listener_answers_with_its_one_account_whatever_the_key() {
         let open = Authenticator::open(Account::local(Quota::unlimited()));
-        assert_eq!(open.authenticate(None).unwrap().name, "local");
-        assert_eq!(open.authenticate(Some("sk-anything")).unwrap().name, "local");
+        assert_eq!(open.authenticate(None).unwrap().account.path.as_str(), "local");
+        assert_eq!(open.authenticate(Some("sk-anything")).unwrap().account.path.as_str(), "local");
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use passerelle_engine::{EncodeReply, EncodeRequest, RequestError, Usage};
 
 use super::generation::NotStarted;
+use super::journal::EntryEnd;
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, SubmitError};
 
@@ -59,7 +60,10 @@ impl Encoding {
 
     /// The answer to the oldest text, `None` when all were answered. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Vec<f32>, RequestError>> {
-        let oldest = self.texts.front_mut()?;
+        let Some(oldest) = self.texts.front_mut() else {
+            self.reservation.end(EntryEnd::Answered);
+            return None;
+        };
         let answer = oldest.reply.wait().await;
         self.ended = add(self.ended, oldest.reply.close());
         self.texts.pop_front();

@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use passerelle_engine::{Event, EventStream, Request, Usage};
+use passerelle_engine::{Event, EventStream, FinishReason, Request, Usage};
 
+use super::journal::EntryEnd;
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, SubmitError};
 
@@ -18,6 +19,8 @@ pub struct Generation {
     events: EventStream,
     reservation: Reservation,
     _in_flight: InFlight,
+    /// Came from the engine, and waits until it may be sent.
+    held_back: Option<Event>,
     delivered_tokens: u32,
     bill: Bill,
 }
@@ -44,7 +47,7 @@ impl Generation {
         match replica.submit(request) {
             Ok((events, in_flight)) => {
                 let bill = Bill::Generated;
-                Ok(Self { events, reservation, _in_flight: in_flight, delivered_tokens: 0, bill })
+                Ok(Self { events, reservation, _in_flight: in_flight, held_back: None, delivered_tokens: 0, bill })
             }
             Err(error) => Err(Box::new(NotStarted { error, reservation })),
         }
@@ -52,11 +55,20 @@ impl Generation {
 
     /// The next event; `None` after the last one. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
-        let event = self.events.next().await;
-        if matches!(event, Some(Event::Token(_))) {
-            self.delivered_tokens += 1;
+        if self.held_back.is_none() {
+            self.held_back = self.events.next().await;
         }
-        event
+        match &self.held_back {
+            Some(Event::Token(_)) => {
+                self.reservation.covers(self.delivered_tokens + 1).await;
+                self.delivered_tokens += 1;
+                self.reservation.mark(Usage { generated_tokens: self.delivered_tokens, ..self.events.usage() });
+            }
+            Some(Event::Finished { reason, .. }) => self.reservation.end(end_of(*reason)),
+            Some(Event::Failed { .. }) => self.reservation.end(EntryEnd::Failed),
+            Some(Event::PromptLogprobs(_)) | None => {}
+        }
+        self.held_back.take()
     }
 
     /// What the engine has used for this request so far.
@@ -68,6 +80,7 @@ impl Generation {
     /// beyond it is waste and is not billed.
     pub fn end_here(mut self) -> Usage {
         self.bill = Bill::Delivered;
+        self.reservation.end(EntryEnd::Stop);
         self.close()
     }
 
@@ -85,6 +98,14 @@ impl Generation {
                 Usage { generated_tokens: counted.generated_tokens.min(self.delivered_tokens), ..counted }
             }
         }
+    }
+}
+
+fn end_of(reason: FinishReason) -> EntryEnd {
+    match reason {
+        FinishReason::Stop => EntryEnd::Stop,
+        FinishReason::Length => EntryEnd::Length,
+        FinishReason::Aborted => EntryEnd::Aborted,
     }
 }
 

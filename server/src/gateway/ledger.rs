@@ -1,27 +1,43 @@
 //! Who has reserved what.
 //!
-//! **Fails closed.** A reservation is granted only after every limit of the account was seen to fit; what cannot be
-//! checked is refused. The state lives in this process: a restart forgets rates and open reservations, never more.
+//! **Fails closed.** A reservation is granted only after every limit on the way from the account to the root was seen to
+//! fit; what cannot be checked is refused. Rates and what is held live in this process: a restart forgets them. What was
+//! used is written down by the [`super::journal`], and budgets begin with what it holds.
 //!
 //! [`Ledger::reserve`] takes all limits or none, in one short critical section, so that any number of concurrent
 //! requests admit exactly the room there is; a refused request consumes nothing. The [`Reservation`] is the ticket: it
 //! is not `Clone`, [`Reservation::record`] notes what was really generated so far, and dropping it, on whatever way
-//! out (finished, client gone, error, panic, shutdown), settles exactly that, once. Tokens reserved and not used go
-//! back to the rate; the concurrent slot is free again.
+//! out (finished, client gone, error, panic, shutdown), settles exactly that, once. What was reserved and not used goes
+//! back; the concurrent slot is free again.
 
+mod amounts;
+mod headroom;
 mod page;
+mod refusal;
+mod reservation;
+mod totals;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use passerelle_engine::Usage;
 use passerelle_engine::clock::Clock;
 
-use super::account::{Account, AccountId};
-use super::quota::{Gcra, LimitName};
-use page::Page;
+use super::account::{Account, AccountPath, Caller, Node};
+use super::journal;
+use super::journal::{EntryId, Journal, JournalState, JournalUnavailable, Opening, Trust};
+use super::quota::{Calendar, Fit, Unit, UnixSeconds};
+use super::tariff::Tariff;
+use amounts::Amounts;
+use page::{Origin, Page};
+
+pub use amounts::Ask;
+pub use headroom::{LimitState, RateLimitState, WindowState};
+pub use refusal::{Refusal, Retry};
+pub use reservation::Reservation;
+pub use totals::LedgerTotals;
 
 /// A cloneable handle; all clones are one ledger.
 #[derive(Debug, Clone)]
@@ -29,145 +45,129 @@ pub struct Ledger {
     books: Arc<Books>,
 }
 
-/// What a request might use at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ask {
-    pub prompt_tokens: u32,
-    pub max_output_tokens: u32,
-}
-
-/// Room taken. Settles when dropped.
+/// What a ledger is made of.
 #[derive(Debug)]
-#[must_use = "dropping a reservation settles it"]
-pub struct Reservation {
-    books: Arc<Books>,
-    account: Arc<Account>,
-    reserved_tokens: u32,
-    taken_at: Duration,
-    used: Usage,
-    exit: Exit,
+pub struct LedgerParts {
+    pub clock: Arc<dyn Clock>,
+    /// Where days and months begin.
+    pub calendar: Calendar,
+    pub tariff: Arc<Tariff>,
+    pub spent: Box<dyn Spent>,
+    /// `None`: nothing outlives the process.
+    pub journal: Option<JournalParts>,
 }
 
-/// Why a request was not admitted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    pub limit: LimitName,
-    /// The account's name.
-    pub scope: String,
-    pub limit_value: u32,
-    /// How much of the limit is taken now.
-    pub current_value: u32,
-    /// How much this request asked of it.
-    pub asked: u32,
-    pub retry: Retry,
+/// Where reservations are written down.
+#[derive(Debug)]
+pub struct JournalParts {
+    pub journal: Journal,
+    pub next_id: EntryId,
+    /// The latest instant in it. Time does not go back before it.
+    pub latest: UnixSeconds,
+    /// The version of this program, and by model what runs it: they stand in every entry.
+    pub binary: Arc<str>,
+    pub models: BTreeMap<String, ModelFacts>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retry {
-    /// For rates: the first instant, from now, at which this ask would fit. For concurrent requests, whose end nobody
-    /// knows: the mean time between two ends, as this account's requests went so far.
-    After(Duration),
-    /// The ask is larger than the limit.
-    Never,
+#[derive(Debug, Clone)]
+pub struct ModelFacts {
+    pub digest: Arc<str>,
+    pub partition: Arc<str>,
 }
 
-/// Counts since start. `settled + open == reservations_taken`, always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LedgerTotals {
-    pub reservations_taken: u64,
-    pub settled: u64,
-    pub open: u64,
-    pub refused: u64,
-    /// Of settled reservations, as the engine reported them.
-    pub prompt_tokens: u64,
-    pub cached_tokens: u64,
-    pub generated_tokens: u64,
+/// What was settled of a budget before this process, or before the budget was stated.
+pub trait Spent: Send + Sync + fmt::Debug {
+    /// By `account` and everything below it, of `model` or of all, from the first instant to before the last one.
+    fn used(&self, account: &AccountPath, of: (Unit, Option<&str>), window: (UnixSeconds, UnixSeconds)) -> u64;
 }
 
-/// For the `x-ratelimit-*` headers; `None` where the account has no such limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RateLimitState {
-    pub requests: Option<WindowState>,
-    pub tokens: Option<WindowState>,
-}
+/// For a ledger without a past.
+#[derive(Debug, Clone, Copy)]
+pub struct NothingSpent;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WindowState {
-    pub limit: u32,
-    pub remaining: u32,
-    /// Until the whole limit is available again.
-    pub reset: Duration,
-}
-
-/// How a reservation leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Exit {
-    Settle,
-    /// The server never started the work: the request itself is given back too.
-    Withdraw,
+/// One instant on both clocks. The wall clock never goes back: a window that is over stays over.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    monotonic: Duration,
+    wall: UnixSeconds,
 }
 
 #[derive(Debug)]
 struct Books {
-    clock: Arc<dyn Clock>,
+    parts: LedgerParts,
+    latest_wall: AtomicU64,
+    next_id: AtomicU64,
     pages: Mutex<Pages>,
 }
 
 #[derive(Debug, Default)]
 struct Pages {
     totals: LedgerTotals,
-    /// One page an account that ever asked; bounded by the number of keys.
-    accounts: HashMap<AccountId, Page>,
+    /// One page a node that ever was on a request's path; bounded by the number of accounts.
+    pages: Vec<Page>,
+    slots: HashMap<AccountPath, usize>,
 }
 
 impl Ledger {
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { books: Arc::new(Books { clock, pages: Mutex::default() }) }
+    pub fn new(parts: LedgerParts) -> Self {
+        let (next_id, latest) = parts.journal.as_ref().map_or((1, 0), |part| (part.next_id.0, part.latest.0));
+        let (next_id, latest_wall) = (AtomicU64::new(next_id), AtomicU64::new(latest));
+        Self { books: Arc::new(Books { parts, latest_wall, next_id, pages: Mutex::default() }) }
     }
 
-    pub fn reserve(&self, account: &Arc<Account>, ask: Ask) -> Result<Reservation, Refusal> {
+    /// In universal time, with nothing spent before and nothing that costs GPU time.
+    pub fn without_past(clock: Arc<dyn Clock>) -> Self {
+        let (calendar, tariff) = (Calendar::utc(), Arc::new(Tariff::free()));
+        Self::new(LedgerParts { clock, calendar, tariff, spent: Box::new(NothingSpent), journal: None })
+    }
+
+    pub fn reserve(&self, caller: &Arc<Caller>, ask: Ask) -> Result<Reservation, Refusal> {
+        let asked = ask.amounts(&self.books.parts.tariff);
         let mut pages = self.books.open();
-        let now = self.books.clock.now();
-        let page = pages.page(account, now);
-        if let Some(refusal) = page.refusal(account, ask, now) {
-            page.totals.refused += 1;
+        let now = self.books.now();
+        let slots = pages.slots(&caller.account, now, self.books.origin());
+        if let Some(refusal) = pages.refusal((&caller.account, &slots), (&asked, ask.model.as_deref()), now) {
             pages.totals.refused += 1;
             return Err(refusal);
         }
-        let reserved_tokens = ask.total_tokens();
-        page.take(now, reserved_tokens);
-        page.totals.take();
-        pages.totals.take();
-        Ok(Reservation {
-            books: Arc::clone(&self.books),
-            account: Arc::clone(account),
-            reserved_tokens,
-            taken_at: now,
-            used: Usage::default(),
-            exit: Exit::Settle,
-        })
-    }
-
-    /// The largest answer that could ever fit this account's token rate, for requests that state none. `None`: no such
-    /// limit.
-    pub fn largest_output(&self, account: &Account, prompt_tokens: u32) -> Option<u32> {
-        let per_minute = account.limits.get(LimitName::TokensPerMinute)?;
-        Some(per_minute.get().saturating_sub(prompt_tokens))
-    }
-
-    pub fn headroom(&self, account: &Account) -> RateLimitState {
-        let mut pages = self.books.open();
-        let now = self.books.clock.now();
-        let page = pages.page(account, now);
-        let window = |bucket: Option<Gcra>, name| {
-            let limit = account.limits.get(name)?.get();
-            let bucket = bucket?;
-            Some(WindowState { limit, remaining: bucket.remaining(now), reset: bucket.reset(now) })
-        };
-        RateLimitState {
-            requests: window(page.requests, LimitName::RequestsPerMinute),
-            tokens: window(page.tokens, LimitName::TokensPerMinute),
+        for slot in &slots {
+            let page = &mut pages.pages[*slot];
+            page.take(&asked, ask.model.as_deref(), now);
+            page.totals.take();
         }
+        pages.totals.take();
+        drop(pages);
+        let page = self.books.open_page(caller, &ask, now);
+        Ok(Reservation::new(Arc::clone(&self.books), (Arc::clone(caller), slots), (ask.model, asked), (now, page)))
+    }
+
+    /// Whether reservations of this caller can be written down. Those that bind a budget must be.
+    pub fn available_to(&self, caller: &Caller) -> Result<(), JournalUnavailable> {
+        self.books.parts.journal.as_ref().map_or(Ok(()), |parts| parts.journal.admits(trust(caller)))
+    }
+
+    /// Zeros if nothing outlives the process.
+    pub fn journal_state(&self) -> JournalState {
+        self.books.parts.journal.as_ref().map(|parts| parts.journal.state()).unwrap_or_default()
+    }
+
+    /// The first limit that asks together exceed by itself, so that they could never run at once.
+    pub fn never_fit(&self, caller: &Caller, asks: &[Ask]) -> Option<Refusal> {
+        let tariff = &self.books.parts.tariff;
+        let model = asks.first()?.model.as_deref();
+        let sum = asks.iter().fold(Amounts::default(), |sum, ask| sum.plus(&ask.amounts(tariff)));
+        let shared = caller.account.limits().filter(|(_, limit)| limit.covers(model) && limit.is_shared());
+        let (node, limit) = shared.into_iter().find(|(_, limit)| sum.of_limit(limit) > limit.value().get())?;
+        Some(Refusal {
+            limit: limit.name(),
+            scope: node.path.clone(),
+            model: limit.model.clone(),
+            limit_value: limit.value().get(),
+            current_value: 0,
+            asked: sum.of_limit(limit),
+            window: None,
+            retry: Retry::Never,
+        })
     }
 
     pub fn totals(&self) -> LedgerTotals {
@@ -175,49 +175,15 @@ impl Ledger {
     }
 
     /// Zeros for an account that never asked.
-    pub fn account_totals(&self, account: &AccountId) -> LedgerTotals {
-        self.books.open().accounts.get(account).map(|page| page.totals).unwrap_or_default()
+    pub fn account_totals(&self, account: &AccountPath) -> LedgerTotals {
+        let pages = self.books.open();
+        pages.slots.get(account).map(|slot| pages.pages[*slot].totals).unwrap_or_default()
     }
 }
 
-impl Ask {
-    fn total_tokens(self) -> u32 {
-        self.prompt_tokens.saturating_add(self.max_output_tokens)
-    }
-}
-
-impl Reservation {
-    /// What was really used so far; replaces what was recorded before.
-    pub fn record(&mut self, used: Usage) {
-        self.used = used;
-    }
-
-    pub fn used(&self) -> Usage {
-        self.used
-    }
-
-    pub fn account(&self) -> &Arc<Account> {
-        &self.account
-    }
-
-    /// The same as dropping it, said aloud.
-    pub fn settle(self) {}
-
-    /// For a request that the server could not start (no replica, queue full): it consumed nothing, not even itself.
-    pub fn withdraw(mut self) {
-        self.used = Usage::default();
-        self.exit = Exit::Withdraw;
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let mut pages = self.books.open();
-        let now = self.books.clock.now();
-        let page = pages.page(&self.account, now);
-        page.settle(self, now);
-        page.totals.settle(self.used);
-        pages.totals.settle(self.used);
+impl Spent for NothingSpent {
+    fn used(&self, _: &AccountPath, _: (Unit, Option<&str>), _: (UnixSeconds, UnixSeconds)) -> u64 {
+        0
     }
 }
 
@@ -227,49 +193,77 @@ impl Books {
     fn open(&self) -> MutexGuard<'_, Pages> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn now(&self) -> Now {
+        let wall = self.parts.clock.wall().as_secs();
+        let latest = self.latest_wall.fetch_max(wall, Ordering::Relaxed).max(wall);
+        Now { monotonic: self.parts.clock.now(), wall: UnixSeconds(latest) }
+    }
+
+    fn open_page(&self, caller: &Caller, ask: &Ask, now: Now) -> Option<journal::Page> {
+        let parts = self.parts.journal.as_ref()?;
+        let facts = ask.model.as_deref().and_then(|model| parts.models.get(model));
+        let fact = |of: fn(&ModelFacts) -> &Arc<str>| facts.map(of).cloned().unwrap_or_default();
+        let opening = Opening {
+            id: EntryId(self.next_id.fetch_add(1, Ordering::Relaxed)),
+            account: caller.account.path.clone(),
+            key: caller.via.label().into(),
+            model: ask.model.clone().unwrap_or_default(),
+            model_digest: fact(|facts| &facts.digest),
+            partition: fact(|facts| &facts.partition),
+            tariff: Arc::clone(&self.parts.tariff.version),
+            binary: Arc::clone(&parts.binary),
+            at: now.wall,
+            prompt_tokens: ask.prompt_tokens,
+        };
+        Some(parts.journal.open(opening, trust(caller)))
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        Origin { calendar: &self.parts.calendar, spent: self.parts.spent.as_ref() }
+    }
+}
+
+fn trust(caller: &Caller) -> Trust {
+    let has_budget = caller.account.limits().any(|(_, limit)| limit.is_budget());
+    if has_budget { Trust::WaitForDisk } else { Trust::GoOn }
 }
 
 impl Pages {
-    /// The account's page, with the limits that it has today.
-    fn page(&mut self, account: &Account, now: Duration) -> &mut Page {
-        if !self.accounts.contains_key(&account.id) {
-            self.accounts.insert(account.id.clone(), Page::default());
+    /// The pages on the way from the account to the root, with the limits that they have today.
+    fn slots(&mut self, account: &Account, now: Now, origin: Origin<'_>) -> Vec<usize> {
+        account.nodes.iter().map(|node| self.slot(node, now, origin)).collect()
+    }
+
+    fn slot(&mut self, node: &Node, now: Now, origin: Origin<'_>) -> usize {
+        let slot = self.slots.get(&node.path).copied().unwrap_or_else(|| {
+            self.slots.insert(node.path.clone(), self.pages.len());
+            self.pages.push(Page::default());
+            self.pages.len() - 1
+        });
+        self.pages[slot].follow(node, now, origin);
+        slot
+    }
+
+    /// Of all limits on the path the one that keeps this ask out longest, if any does.
+    fn refusal(
+        &mut self,
+        (account, slots): (&Account, &[usize]),
+        asked: (&Amounts, Option<&str>),
+        now: Now,
+    ) -> Option<Refusal> {
+        let mut worst: Option<(Fit, Refusal)> = None;
+        for (node, slot) in account.nodes.iter().zip(slots) {
+            let found = self.pages[*slot].refusal(&node.path, asked, now);
+            worst = found.into_iter().chain(worst).max_by_key(|(fit, _)| *fit);
         }
-        let page = self.accounts.get_mut(&account.id).expect("the page was inserted above if it was missing");
-        page.follow(account, now);
-        page
+        let (_, refusal) = worst?;
+        slots.iter().for_each(|slot| self.pages[*slot].totals.refused += 1);
+        Some(refusal)
     }
 }
-
-impl LedgerTotals {
-    fn take(&mut self) {
-        self.reservations_taken += 1;
-        self.open += 1;
-    }
-
-    fn settle(&mut self, used: Usage) {
-        self.settled += 1;
-        self.open -= 1;
-        self.prompt_tokens += u64::from(used.prompt_tokens);
-        self.cached_tokens += u64::from(used.cached_tokens);
-        self.generated_tokens += u64::from(used.generated_tokens);
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { limit, scope, limit_value, current_value, asked, retry } = self;
-        write!(f, "the limit {limit} of '{scope}' is {limit_value}, of which {current_value} are in use; ")?;
-        match retry {
-            Retry::After(wait) => {
-                write!(f, "this request asks for {asked} and would fit in {:.3} s", wait.as_secs_f64())
-            }
-            Retry::Never => write!(f, "this request asks for {asked}, which can never fit"),
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tree_tests;

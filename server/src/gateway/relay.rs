@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
+use super::journal::EntryEnd;
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, UpstreamSide};
 use super::upstream::{Call, Events, Failure};
@@ -81,9 +82,21 @@ impl Relay {
         }
     }
 
-    /// What was used so far; replaces what was recorded before.
+    /// What was used so far, and may be sent once [`Relay::covers`] it; replaces what was recorded before.
     pub fn record(&mut self, used: Usage) {
         self.reservation.record(used);
+    }
+
+    /// Returns once what was recorded may be sent, because enough is written down. Cancel safe.
+    pub async fn covers(&mut self) {
+        let used = self.reservation.used();
+        self.reservation.covers(used.generated_tokens).await;
+        self.reservation.mark(used);
+    }
+
+    /// How it ended; a relay that is not told has been aborted.
+    pub fn end(&mut self, end: EntryEnd) {
+        self.reservation.end(end);
     }
 
     /// Closes the connection and settles what was recorded.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use passerelle::config::Config;
-use passerelle::gateway::keys::{KeyRing, KeyStore, read_key_file};
-use passerelle::gateway::{Account, Authenticator, Limit, Quota};
+use passerelle::gateway::keys::{KeyRing, read_key_file};
+use passerelle::gateway::{Account, Authenticator, DataDir, Directory, Limit, Quota};
 use passerelle_engine::clock::Clock;
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
@@ -32,13 +32,14 @@ pub(super) fn authenticator(
     if door == Door::Open {
         return Ok(Authenticator::open(Account::local(limits)));
     }
-    let from_file = config.server.api_key_file.as_deref().map(|file| read_key_file(file, &limits)).transpose()?;
-    let store = KeyStore::open(&config.server.data_dir, Arc::clone(clock))?;
-    let ring = KeyRing::new(Some(store.clone()), from_file.unwrap_or_default(), limits.clone(), Arc::clone(clock))?;
+    let fixed = config.server.api_key_file.as_deref().map(read_key_file).transpose()?.unwrap_or_default();
+    let data = DataDir::open(&config.server.data_dir)?;
+    let directory = Directory::open(&data, Arc::clone(clock), "server")?;
+    let ring = KeyRing::new(Some(directory.clone()), fixed, limits.clone(), Arc::clone(clock))?;
     let is_open = ring.is_empty();
     config.check_door(!is_open)?;
     if is_open {
-        runtime.spawn(warn_when_a_key_appears(store));
+        runtime.spawn(warn_when_a_key_appears(directory));
         return Ok(Authenticator::open(Account::local(limits)));
     }
     if !ring.has_active_key() {
@@ -48,9 +49,9 @@ pub(super) fn authenticator(
 }
 
 /// Whoever makes a key expects it to be asked for, but a server that started open stays so: its listener may check less.
-async fn warn_when_a_key_appears(store: KeyStore) {
-    // Trouble with the file is told at the next start; until then nothing here depends on it.
-    while !store.list().is_ok_and(|keys| !keys.is_empty()) {
+async fn warn_when_a_key_appears(directory: Directory) {
+    // Trouble with the database is told at the next start; until then nothing here depends on it.
+    while !directory.list_keys().is_ok_and(|keys| !keys.is_empty()) {
         sleep(LOOK_FOR_KEYS_EVERY).await;
     }
     tracing::warn!("a key was made, but this server started without any and asks for none: restart it");
@@ -59,16 +60,18 @@ async fn warn_when_a_key_appears(store: KeyStore) {
 fn quota(config: &Config) -> Result<Quota> {
     let written = &config.limits;
     let limits = [
-        written.requests_per_minute.map(Limit::RequestsPerMinute),
-        written.tokens_per_minute.map(Limit::TokensPerMinute),
-        written.concurrent_requests.map(Limit::ConcurrentRequests),
+        written.requests_per_minute.map(Limit::requests_per_minute),
+        written.tokens_per_minute.map(Limit::tokens_per_minute),
+        written.concurrent_requests.map(Limit::concurrent_requests),
     ];
     Ok(Quota::new(limits.into_iter().flatten().collect())?)
 }
 
 #[cfg(test)]
 mod tests {
-    use passerelle::gateway::keys::NewKey;
+    use passerelle::gateway::AccountPath;
+    use passerelle::gateway::account::{ModelAccess, Scopes};
+    use passerelle::gateway::directory::NewKey;
     use passerelle_engine::clock::ManualClock;
 
     use super::*;
@@ -76,12 +79,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_open_server_notices_the_first_key() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let store = KeyStore::open(folder.path(), Arc::new(ManualClock::default())).expect("the folder is writable");
-        let waiting = tokio::spawn(warn_when_a_key_appears(store.clone()));
+        let data = DataDir::open(folder.path()).expect("the folder is writable");
+        let directory = Directory::open(&data, Arc::new(ManualClock::default()), "test").expect("it was just made");
+        let waiting = tokio::spawn(warn_when_a_key_appears(directory.clone()));
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        let key = NewKey { name: "alice".into(), limits: Quota::unlimited(), valid_for: None };
-        store.create(key).expect("the name is free");
+        let (scopes, models, account) = (Scopes::default(), ModelAccess::All, AccountPath::root());
+        let key = NewKey { account, name: "alice".into(), scopes, models, valid_for: None };
+        directory.create_key(key).expect("the name is free");
         waiting.await.expect("it ends by itself");
     }
 }

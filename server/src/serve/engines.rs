@@ -5,13 +5,15 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use passerelle::api::{GenerationDefaults, ServedEncoder, ServedModel};
 use passerelle::config::EngineConfig;
+use passerelle::gateway::Tariff;
 use passerelle::gateway::replica::{Replica, ReplicaId};
+use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, price_by_weights};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::{GrammarCompiler, TextFrame};
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{EncoderEngine, EncoderParts, Engine, EngineParts, StepTurns};
-use passerelle_models::CheckpointFiles;
 use passerelle_models::ops::Compute;
+use passerelle_models::{CheckpointFiles, ModelDescription};
 use sha2::{Digest, Sha256};
 
 use super::defaults;
@@ -26,6 +28,9 @@ pub(crate) struct Fleet {
     pub(crate) served: Vec<ServedModel>,
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tariff: Arc<Tariff>,
+    /// Where the models run.
+    pub(crate) partition: &'static str,
 }
 
 /// The bounds of one model's engine that do not come from the configuration.
@@ -48,6 +53,10 @@ pub(crate) fn start(
     let AllLoaded { generators, encoders: loaded_encoders } = loaded;
     let demands: Vec<KvDemand> = generators.iter().map(|model| demand(model, config)).collect();
     let blocks = share_kv_memory(config.kv_cache_memory, &demands)?;
+    let encoder_prices = loaded_encoders.iter().map(|model| (model.name.clone(), price(&model.description.model)));
+    let prices = generators.iter().map(|model| (model.name.clone(), price(&model.description)));
+    let prices: Vec<_> = prices.chain(encoder_prices).collect();
+    let tariff = Arc::new(Tariff::new(DERIVED_TARIFF, prices));
     let turns = StepTurns::new();
     let (mut engines, mut served, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, num_kv_blocks) in generators.into_iter().zip(blocks) {
@@ -86,7 +95,8 @@ pub(crate) fn start(
         replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
         encoders.push(engine);
     }
-    Ok(Fleet { engines, encoders, served, replicas, metrics })
+    let partition = report::device(compute);
+    Ok(Fleet { engines, encoders, served, replicas, metrics, tariff, partition })
 }
 
 impl EngineBounds {
@@ -109,6 +119,13 @@ impl EngineBounds {
             seed: random_seed()?,
         })
     }
+}
+
+/// By weights in half precision, whatever they are held as here: what a token costs must not depend on the server.
+fn price(model: &ModelDescription) -> Price {
+    const HALF_PRECISION_BYTES: u64 = 2;
+    let parameters = model.num_parameters;
+    price_by_weights(parameters.saturating_mul(HALF_PRECISION_BYTES), parameters)
 }
 
 fn demand(model: &Loaded, config: &EngineConfig) -> KvDemand {

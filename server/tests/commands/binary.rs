@@ -1,5 +1,7 @@
 //! Starts the real binary and speaks plain HTTP to it.
 
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of it")]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -132,6 +134,15 @@ pub(crate) fn open(address: &str, method: &str, path: &str, body: &Value) -> Ans
     send(address, &format!("{head}{length}{body}"))
 }
 
+/// [`open`] with a key.
+pub(crate) fn open_as(address: &str, path: &str, body: &Value, key: &str) -> Answer {
+    let body = body.to_string();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer {key}\r\n");
+    let length = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    send(address, &format!("{head}{length}{body}"))
+}
+
 /// Sends `text` as it is and returns at once.
 pub(crate) fn send(address: &str, text: &str) -> Answer {
     let mut stream: Box<dyn Connection> = match address.strip_prefix("unix:") {
@@ -144,8 +155,12 @@ pub(crate) fn send(address: &str, text: &str) -> Answer {
 
 impl Answer {
     /// Reads up to the first event of a stream.
-    pub(crate) fn wait_for_event(mut self) -> Self {
-        while !self.seen.contains("data: ") {
+    pub(crate) fn wait_for_event(self) -> Self {
+        self.wait_for_events(1)
+    }
+
+    pub(crate) fn wait_for_events(mut self, count: usize) -> Self {
+        while self.seen.matches("data: ").count() < count {
             let read = self.reader.read_line(&mut self.seen).expect("the answer is text");
             assert!(read > 0, "the answer ended without an event: {}", self.seen);
         }
@@ -160,6 +175,11 @@ impl Answer {
             Some((_, body)) => body.to_owned(),
             None => panic!("no whole head: {}", self.seen),
         }
+    }
+
+    pub(crate) fn text_with_head(mut self) -> String {
+        self.reader.read_to_string(&mut self.seen).expect("the answer is text");
+        self.seen
     }
 
     pub(crate) fn whole(mut self) -> Whole {

@@ -8,9 +8,10 @@ pub(crate) mod model;
 pub(crate) mod schemas;
 pub(crate) mod text;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -163,7 +164,8 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
     let parts = AppParts {
         models: vec![served_model(options)],
         authenticator,
-        ledger: Ledger::new(Arc::clone(&clock)),
+        owners: BTreeMap::new(),
+        ledger: Ledger::without_past(Arc::clone(&clock)),
         serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), []),
         clock,
         metrics,
@@ -173,16 +175,16 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
     (AppState::new(parts), engine)
 }
 
-pub(crate) fn limit(limit: fn(NonZeroU32) -> Limit, value: u32) -> Limit {
-    limit(NonZeroU32::new(value).unwrap())
+pub(crate) fn limit(limit: fn(NonZeroU64) -> Limit, value: u64) -> Limit {
+    limit(NonZeroU64::new(value).unwrap())
 }
 
 fn keys(limits: &[Limit], clock: &Arc<dyn Clock>) -> Authenticator {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_permissions(std::fs::Permissions::from_mode(0o600)).unwrap();
     writeln!(file, "lab: {KEY}").unwrap();
-    let keys = read_key_file(file.path(), &Quota::new(limits.to_vec()).unwrap()).unwrap();
-    Authenticator::Keys(KeyRing::new(None, keys, Quota::unlimited(), Arc::clone(clock)).unwrap())
+    let (keys, limits) = (read_key_file(file.path()).unwrap(), Quota::new(limits.to_vec()).unwrap());
+    Authenticator::Keys(KeyRing::new(None, keys, limits, Arc::clone(clock)).unwrap())
 }
 
 fn served_model(options: &Options) -> ServedModel {

@@ -30,7 +30,7 @@ pub(crate) async fn completions(State(state): State<AppState>, request: Request)
 
 async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
-    let account = Arc::clone(&visit.account);
+    let caller = Arc::clone(&visit.caller);
     let body = read_json(request, &state).await?;
     let bounds = &state.config().bounds;
     let written = goes_out(&state, &body).then(|| body.clone());
@@ -43,7 +43,7 @@ async fn answer(state: AppState, request: Request, kind: AnswerKind) -> Result<R
     let ignored = read.ignored.clone();
     let generated = generate(&state, visit, (read, outgoing), kind).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
-    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&account));
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
     response.extensions_mut().insert(about);
     Ok(response)

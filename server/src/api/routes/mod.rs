@@ -12,16 +12,16 @@ use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use axum::response::Response;
 
-use super::errors::ApiError;
+use super::errors::{ApiError, ErrorKind};
 use super::generate::Visit;
 use super::state::AppState;
-use crate::gateway::Account;
+use crate::gateway::{Caller, Scope};
 
 const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-passerelle-ignored-fields");
 const MAX_IGNORED_HEADER_BYTES: usize = 1024;
 
 /// Who asks. Called before the body is read, so that strangers cannot make the server hold one.
-pub(crate) fn authenticate(state: &AppState, headers: &HeaderMap) -> Result<Arc<Account>, ApiError> {
+pub(crate) fn authenticate(state: &AppState, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_of);
     state.authenticator().authenticate(bearer).map_err(|error| {
         state.metrics().auth_failed(error);
@@ -32,8 +32,17 @@ pub(crate) fn authenticate(state: &AppState, headers: &HeaderMap) -> Result<Arc<
 /// Who asks, with a place in the server. Called before the body is read, so that what is held and parsed is bounded.
 fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
     let arrived = state.clock().now();
-    let account = authenticate(state, headers)?;
-    Ok(Visit { account, place: state.take_place()?, arrived })
+    let caller = authenticate(state, headers)?;
+    Ok(Visit { caller, place: state.take_place()?, arrived })
+}
+
+/// What a key may not do is said, with what it would need.
+pub(crate) fn require(caller: &Caller, scope: Scope) -> Result<(), ApiError> {
+    if caller.may(scope) {
+        return Ok(());
+    }
+    let message = format!("This key does not have the scope `{scope}` that this route needs.");
+    Err(ApiError::new(ErrorKind::InsufficientScope, message))
 }
 
 fn bearer_of(header: &str) -> Option<&str> {

@@ -14,9 +14,10 @@ use crate::api::state::{AppState, ServedModel};
 use crate::gateway::router::ModelEntry;
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     let serving = state.serving();
-    let data: Vec<Value> = serving.router.models().map(|entry| model_json(&state, entry)).collect();
+    let seen = serving.router.models().filter(|entry| state.sees(&caller, &entry.name));
+    let data: Vec<Value> = seen.map(|entry| model_json(&state, entry)).collect();
     Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
 
@@ -25,11 +26,12 @@ pub(crate) async fn retrieve(
     name: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     // A name that is not UTF-8 names no model.
     let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
     let serving = state.serving();
-    let entry = serving.router.model(&name).ok_or_else(|| model_not_found(&name))?;
+    let entry = serving.router.model(&name).filter(|entry| state.sees(&caller, &entry.name));
+    let entry = entry.ok_or_else(|| model_not_found(&name))?;
     Ok(Json(model_json(&state, entry)).into_response())
 }
 

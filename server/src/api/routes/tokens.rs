@@ -7,7 +7,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::{authenticate, enter, list_ignored};
+use super::{authenticate, enter, list_ignored, require};
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::errors::{ApiError, ErrorKind};
@@ -18,7 +18,7 @@ use crate::api::state::{AppState, RouteSwitch, ServedModel};
 use crate::api::wire::chat::read_chat_prompt;
 use crate::api::wire::request::{CompletionPrompt, Prompt};
 use crate::api::wire::sampling::token_ids;
-use crate::gateway::{Ask, Reservation};
+use crate::gateway::{Ask, Reservation, Scope};
 use crate::text::SkipSpecialTokens;
 
 const TOKENIZE_FIELDS: &[Field] = &[
@@ -40,7 +40,7 @@ pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) ->
     let body = read_json(request, &state).await?;
     let mut reader = state.reader();
     let mut fields = reader.open(body, "", &[TOKENIZE_FIELDS])?;
-    let model = read_model(&state, &mut fields)?;
+    let model = read_model(&state, &visit, &mut fields)?;
     let prompt = read_prompt(&state, &mut fields, &mut reader)?;
     reader.finish(fields)?;
     let _reservation = reserve_request(&state, &visit)?;
@@ -55,7 +55,7 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
     let body = read_json(request, &state).await?;
     let mut reader = state.reader();
     let mut fields = reader.open(body, "", &[DETOKENIZE_FIELDS])?;
-    let model = read_model(&state, &mut fields)?;
+    let model = read_model(&state, &visit, &mut fields)?;
     let tokens = token_ids("tokens", &required(fields.array("tokens")?, "tokens")?)?;
     if let Some(id) = tokens.iter().find(|id| **id as usize >= model.input_vocab_size) {
         return Err(invalid(
@@ -72,15 +72,15 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
 
 /// What a client needs to count tokens as this server does: the special tokens and the chat template.
 pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    authenticate(&state, request.headers())?;
+    let caller = authenticate(&state, request.headers())?;
     if state.config().tokenizer_info == RouteSwitch::Off {
         return Err(ApiError::new(ErrorKind::RouteNotFound, "`/tokenizer_info` is switched off on this server."));
     }
     let query = request.uri().query().unwrap_or_default();
     let named = query.split('&').find_map(|pair| pair.strip_prefix("model="));
-    let model = match (named, state.only_model()) {
+    let model = match (named, state.only_model(&caller)) {
         // Of what a model's name may hold, only `:` and `/` are ever written otherwise in a query.
-        (Some(name), _) => find_model(&state, &name.replace("%2F", "/").replace("%3A", ":"))?,
+        (Some(name), _) => find_model(&state, &caller, &name.replace("%2F", "/").replace("%3A", ":"))?,
         (None, only) => required(only.cloned(), "model")?,
     };
     let mut info = model.text.special_tokens.clone();
@@ -92,9 +92,9 @@ pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Reque
 }
 
 /// Tokenizer clients may leave the model out where only one is served.
-fn read_model(state: &AppState, fields: &mut Fields) -> Result<Arc<ServedModel>, ApiError> {
-    match (fields.string("model")?, state.only_model()) {
-        (Some(name), _) => find_model(state, &name),
+fn read_model(state: &AppState, visit: &Visit, fields: &mut Fields) -> Result<Arc<ServedModel>, ApiError> {
+    match (fields.string("model")?, state.only_model(&visit.caller)) {
+        (Some(name), _) => find_model(state, &visit.caller, &name),
         (None, only) => required(only.cloned(), "model"),
     }
 }
@@ -121,12 +121,13 @@ fn read_prompt(state: &AppState, fields: &mut Fields, reader: &mut Reader) -> Re
 
 /// A request of the account's, in which no model runs.
 fn reserve_request(state: &AppState, visit: &Visit) -> Result<Reservation, ApiError> {
-    reserve(state, &visit.account, Ask { prompt_tokens: 0, max_output_tokens: 0 })
+    require(&visit.caller, Scope::Inference)?;
+    reserve(state, &visit.caller, Ask::without_model())
 }
 
 fn respond(state: &AppState, visit: &Visit, answer: Value, reader: Reader) -> Response {
     let mut response = Json(answer).into_response();
-    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.account));
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.caller, None));
     list_ignored(&mut response, &reader.into_ignored());
     response
 }

@@ -1,4 +1,4 @@
-use std::num::NonZeroU32;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use passerelle_engine::clock::ManualClock;
@@ -9,7 +9,7 @@ use passerelle_engine::{
 };
 
 use super::*;
-use crate::gateway::account::{Account, AccountId};
+use crate::gateway::account::{Account, Caller};
 use crate::gateway::ledger::{Ask, Ledger, LedgerTotals};
 use crate::gateway::quota::{Limit, Quota};
 use crate::gateway::replica::ReplicaId;
@@ -21,7 +21,7 @@ struct Bench {
     engine: Engine,
     replica: Arc<Replica>,
     ledger: Ledger,
-    account: Arc<Account>,
+    caller: Arc<Caller>,
 }
 
 fn bench(model: StubModel) -> Bench {
@@ -36,15 +36,15 @@ fn bench(model: StubModel) -> Bench {
     })
     .unwrap();
     let replica = Arc::new(Replica::new(ReplicaId(0), "stub", Box::new(engine.handle())));
-    let limits = Quota::new(vec![Limit::ConcurrentRequests(NonZeroU32::new(100).unwrap())]).unwrap();
-    let account = Arc::new(Account::new(AccountId::new("a"), "a", limits));
-    Bench { engine, replica, ledger: Ledger::new(clock), account }
+    let limits = Quota::new(vec![Limit::concurrent_requests(NonZeroU64::new(100).unwrap())]).unwrap();
+    let caller = Arc::new(Caller::at_open_door(Account::local(limits)));
+    Bench { engine, replica, ledger: Ledger::without_past(clock), caller }
 }
 
 impl Bench {
     fn reserve(&self, max_tokens: u32) -> Reservation {
-        let ask = Ask { prompt_tokens: PROMPT.len() as u32, max_output_tokens: max_tokens };
-        self.ledger.reserve(&self.account, ask).unwrap()
+        let ask = Ask::new("stub", PROMPT.len() as u32, max_tokens);
+        self.ledger.reserve(&self.caller, ask).unwrap()
     }
 
     fn start(&self, max_tokens: u32) -> Result<Generation, Box<NotStarted>> {

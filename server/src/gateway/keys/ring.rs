@@ -1,8 +1,9 @@
 //! The keys that a running server knows.
 //!
-//! The file of keys is looked at again whenever a key is presented and [`RELOAD_INTERVAL`] has passed, so a revocation
-//! is effective within a second without a thread or a signal. A file that can no longer be read, or makes no sense,
-//! leaves the keys as they were and is logged: trouble with a disk must neither log everyone out nor let anyone in.
+//! The directory is asked for its generation whenever a key is presented and [`RELOAD_INTERVAL`] has passed, and read
+//! again if it is another one: so a revocation is effective within a second without a thread or a signal. A directory
+//! that can no longer be read leaves the keys as they were and is logged: trouble with a disk must neither log everyone
+//! out nor let anyone in.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,164 +11,175 @@ use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
 
-use super::KeyError;
 use super::key_file::StaticKey;
 use super::secret::{ApiKey, KeyDigest, KeyFormatError, KeyId};
-use super::store::{FileVersion, KeyRecord, KeyStatus, KeyStore, UnixSeconds};
-use crate::gateway::account::{Account, AccountId};
+use crate::gateway::account::{Caller, ModelAccess, Scope, Scopes, Tree, Via};
 use crate::gateway::auth::AuthError;
-use crate::gateway::quota::Quota;
+use crate::gateway::directory::{Directory, DirectoryError, KeyRecord, KeyStatus, Snapshot};
+use crate::gateway::quota::{Quota, UnixSeconds};
 
-/// How old the picture of the file of keys may be.
+/// How old the picture of the directory may be.
 const RELOAD_INTERVAL: Duration = Duration::from_millis(500);
 /// Nobody's key is longer; a longer one is refused before it is hashed.
 const MAX_KEY_BYTES: usize = 512;
 
 #[derive(Debug)]
 pub struct KeyRing {
-    store: Option<KeyStore>,
+    directory: Option<Directory>,
     static_keys: Vec<StaticKey>,
-    /// What keys that state no limit of some kind get.
-    default_limits: Quota,
+    /// What accounts directly below the root get where they state no limit of some name.
+    defaults: Quota,
     clock: Arc<dyn Clock>,
-    stored: Mutex<Stored>,
+    known: Mutex<Known>,
 }
 
-/// What was last read from the store.
 #[derive(Debug)]
-struct Stored {
-    keys: Arc<HashMap<KeyId, KnownKey>>,
-    version: Option<FileVersion>,
+struct Known {
+    picture: Arc<Picture>,
     looked_at: Duration,
+}
+
+/// What was last read from the directory.
+#[derive(Debug)]
+struct Picture {
+    generation: u64,
+    keys: HashMap<KeyId, KnownKey>,
+    fixed: Vec<(KeyDigest, Arc<Caller>)>,
 }
 
 #[derive(Debug)]
 struct KnownKey {
     record: KeyRecord,
-    account: Arc<Account>,
+    caller: Arc<Caller>,
 }
 
 impl KeyRing {
-    /// `default_limits` fill in what a stored key does not limit itself. Fails if the file of keys cannot be read: a
-    /// server that starts must know its keys.
+    /// Fails if the directory cannot be read: a server that starts must know its keys.
     pub fn new(
-        store: Option<KeyStore>,
+        directory: Option<Directory>,
         static_keys: Vec<StaticKey>,
-        default_limits: Quota,
+        defaults: Quota,
         clock: Arc<dyn Clock>,
-    ) -> Result<Self, KeyError> {
-        let (records, version) = store.as_ref().map_or(Ok((Vec::new(), None)), KeyStore::read)?;
-        let keys = Arc::new(by_id(records, &default_limits));
-        let stored = Mutex::new(Stored { keys, version, looked_at: clock.now() });
-        Ok(Self { store, static_keys, default_limits, clock, stored })
+    ) -> Result<Self, DirectoryError> {
+        let snapshot = directory.as_ref().map(Directory::snapshot).transpose()?;
+        let picture = Arc::new(Picture::of(snapshot, &static_keys, &defaults));
+        let known = Mutex::new(Known { picture, looked_at: clock.now() });
+        Ok(Self { directory, static_keys, defaults, clock, known })
     }
 
     /// Whether nobody ever made a key. One that was revoked or has expired still counts: taking the last key away must
     /// not open the door to everybody.
     pub fn is_empty(&self) -> bool {
-        self.static_keys.is_empty() && self.stored_keys().is_empty()
+        self.static_keys.is_empty() && self.picture().keys.is_empty()
     }
 
     /// Whether some key would be accepted now.
     pub fn has_active_key(&self) -> bool {
         let now = self.wall();
         let is_active = |key: &KnownKey| key.record.info.status(now) == KeyStatus::Active;
-        !self.static_keys.is_empty() || self.stored_keys().values().any(is_active)
+        !self.static_keys.is_empty() || self.picture().keys.values().any(is_active)
     }
 
-    pub fn authenticate(&self, bearer: &str) -> Result<Arc<Account>, AuthError> {
+    pub fn authenticate(&self, bearer: &str) -> Result<Arc<Caller>, AuthError> {
         if bearer.len() > MAX_KEY_BYTES {
             return Err(AuthError::Malformed);
         }
         self.reload_if_changed();
         let presented = KeyDigest::of(bearer);
-        if let Some(account) = self.find_static(&presented) {
-            return Ok(account);
+        let picture = self.picture();
+        if let Some(caller) = picture.find_fixed(&presented) {
+            return Ok(caller);
         }
         let key = ApiKey::parse(bearer).map_err(|error| match error {
             KeyFormatError::OtherForm => AuthError::Unknown,
             KeyFormatError::Mistyped => AuthError::Malformed,
         })?;
-        let keys = self.stored_keys();
-        let known = keys.get(key.id()).ok_or(AuthError::Unknown)?;
+        let known = picture.keys.get(key.id()).ok_or(AuthError::Unknown)?;
+        let now = self.wall();
         // What became of a key is told only to whoever holds its secret.
-        if !known.record.digest.matches(&presented) {
+        if !known.record.matches(&presented, now) {
             return Err(AuthError::Unknown);
         }
-        match known.record.info.status(self.wall()) {
-            KeyStatus::Active => Ok(Arc::clone(&known.account)),
+        match known.record.info.status(now) {
+            KeyStatus::Active => Ok(Arc::clone(&known.caller)),
             KeyStatus::Revoked => Err(AuthError::Revoked),
             KeyStatus::Expired => Err(AuthError::Expired),
         }
     }
 
-    /// Follows the file of keys. Costs a comparison of times until [`RELOAD_INTERVAL`] has passed, then one look at
-    /// the file, and reads it only if it is another one.
+    /// Follows the directory. Costs a comparison of times until [`RELOAD_INTERVAL`] has passed, then one look at its
+    /// generation, and reads it only if it is another one.
     pub fn reload_if_changed(&self) {
-        let Some(store) = &self.store else { return };
+        let Some(directory) = &self.directory else { return };
         let now = self.clock.now();
-        let known_version = {
-            let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-            if now.saturating_sub(stored.looked_at) < RELOAD_INTERVAL {
+        let generation = {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if now.saturating_sub(known.looked_at) < RELOAD_INTERVAL {
                 return;
             }
-            stored.looked_at = now;
-            stored.version
+            known.looked_at = now;
+            known.picture.generation
         };
         // Outside the lock: whoever asks meanwhile is answered from the old picture.
-        match read_if_other(store, known_version, &self.default_limits) {
+        match self.read_if_other(directory, generation) {
             Ok(None) => {}
-            Ok(Some((keys, version))) => {
-                let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-                stored.keys = keys;
-                stored.version = version;
+            Ok(Some(picture)) => {
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).picture = Arc::new(picture);
             }
             Err(error) => tracing::warn!(%error, "the keys stay as they were"),
         }
     }
 
+    fn read_if_other(&self, directory: &Directory, known: u64) -> Result<Option<Picture>, DirectoryError> {
+        if directory.generation()? == known {
+            return Ok(None);
+        }
+        Ok(Some(Picture::of(Some(directory.snapshot()?), &self.static_keys, &self.defaults)))
+    }
+
+    fn picture(&self) -> Arc<Picture> {
+        Arc::clone(&self.known.lock().unwrap_or_else(PoisonError::into_inner).picture)
+    }
+
+    fn wall(&self) -> UnixSeconds {
+        UnixSeconds::of(self.clock.wall())
+    }
+}
+
+impl Picture {
+    fn of(snapshot: Option<Snapshot>, static_keys: &[StaticKey], defaults: &Quota) -> Self {
+        let snapshot = snapshot.unwrap_or(Snapshot { generation: 0, accounts: Vec::new(), keys: Vec::new() });
+        let mut tree = Tree::new(snapshot.accounts, defaults);
+        let fixed = static_keys.iter().map(|key| (key.digest.clone(), Arc::new(fixed_caller(&mut tree, key))));
+        let fixed = fixed.collect();
+        let known = |record: KeyRecord| {
+            let caller = Arc::new(Caller {
+                account: tree.account(&record.info.account),
+                via: Via::Key(record.info.id.clone()),
+                scopes: record.info.scopes.clone(),
+                models: record.info.models.clone(),
+            });
+            (record.info.id.clone(), KnownKey { record, caller })
+        };
+        Self { generation: snapshot.generation, keys: snapshot.keys.into_iter().map(known).collect(), fixed }
+    }
+
     /// Compares with every key, found or not.
-    fn find_static(&self, presented: &KeyDigest) -> Option<Arc<Account>> {
+    fn find_fixed(&self, presented: &KeyDigest) -> Option<Arc<Caller>> {
         let mut found = None;
-        for key in &self.static_keys {
-            if key.digest.matches(presented) {
-                found = Some(Arc::clone(&key.account));
+        for (digest, caller) in &self.fixed {
+            if digest.matches(presented) {
+                found = Some(Arc::clone(caller));
             }
         }
         found
     }
-
-    fn stored_keys(&self) -> Arc<HashMap<KeyId, KnownKey>> {
-        Arc::clone(&self.stored.lock().unwrap_or_else(PoisonError::into_inner).keys)
-    }
-
-    fn wall(&self) -> UnixSeconds {
-        UnixSeconds(self.clock.wall().as_secs())
-    }
 }
 
-type Reading = (Arc<HashMap<KeyId, KnownKey>>, Option<FileVersion>);
-
-fn read_if_other(
-    store: &KeyStore,
-    known: Option<FileVersion>,
-    default_limits: &Quota,
-) -> Result<Option<Reading>, KeyError> {
-    if store.version()? == known {
-        return Ok(None);
-    }
-    let (records, version) = store.read()?;
-    Ok(Some((Arc::new(by_id(records, default_limits)), version)))
-}
-
-fn by_id(records: Vec<KeyRecord>, default_limits: &Quota) -> HashMap<KeyId, KnownKey> {
-    let known = |record: KeyRecord| {
-        let id = AccountId::new(record.info.id.as_str());
-        let limits = record.info.limits.clone().or(default_limits);
-        let account = Arc::new(Account::new(id, record.info.name.clone(), limits));
-        (record.info.id.clone(), KnownKey { record, account })
-    };
-    records.into_iter().map(known).collect()
+fn fixed_caller(tree: &mut Tree, key: &StaticKey) -> Caller {
+    let scopes = Scopes::new([Scope::Inference, Scope::Batch]).expect("two scopes are not none");
+    let via = Via::FixedKey(key.account.name().into());
+    Caller { account: tree.account(&key.account), via, scopes, models: ModelAccess::All }
 }
 
 #[cfg(test)]

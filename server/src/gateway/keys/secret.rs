@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -42,7 +42,12 @@ pub enum KeyFormatError {
 
 impl ApiKey {
     pub fn generate() -> Result<Self, getrandom::Error> {
-        let body = format!("{PREFIX}{}-{}", random_text(ID_CHARS)?, random_text(SECRET_CHARS)?);
+        Self::generate_for(&KeyId(random_text(ID_CHARS)?))
+    }
+
+    /// Another secret for a public id that exists.
+    pub fn generate_for(id: &KeyId) -> Result<Self, getrandom::Error> {
+        let body = format!("{PREFIX}{id}-{}", random_text(SECRET_CHARS)?);
         let text = format!("{body}{}", checksum(&body));
         Ok(Self::parse(&text).expect("a generated key has the form that parse checks"))
     }
@@ -82,6 +87,11 @@ impl fmt::Debug for ApiKey {
 }
 
 impl KeyId {
+    /// As it was stored.
+    pub(in crate::gateway) fn stored(id: &str) -> Self {
+        Self(id.to_owned())
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -98,6 +108,15 @@ impl KeyDigest {
         Self(Sha256::digest(key).into())
     }
 
+    /// As it was stored.
+    pub(in crate::gateway) fn stored(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    pub(in crate::gateway) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// In time that does not depend on where two digests differ.
     pub fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
@@ -110,13 +129,7 @@ impl fmt::Debug for KeyDigest {
     }
 }
 
-impl Serialize for KeyDigest {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        serializer.serialize_str(&hex)
-    }
-}
-
+/// From hexadecimal digits, as the former file of keys has them.
 impl<'de> Deserialize<'de> for KeyDigest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let hex = String::deserialize(deserializer)?;
@@ -196,9 +209,18 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_survives_a_file_and_a_damaged_one_is_refused() {
+    fn a_rotated_key_keeps_its_id_and_gets_another_secret() {
+        let key = ApiKey::generate().unwrap();
+        let rotated = ApiKey::generate_for(key.id()).unwrap();
+        assert_eq!((rotated.id(), ApiKey::parse(rotated.reveal()).unwrap().id()), (key.id(), key.id()));
+        assert!(!rotated.digest().matches(&key.digest()));
+    }
+
+    #[test]
+    fn a_digest_is_read_from_hexadecimal_digits_and_a_damaged_one_is_refused() {
         let digest = ApiKey::generate().unwrap().digest();
-        let text = serde_json::to_string(&digest).unwrap();
+        let hex: String = digest.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = format!("{hex:?}");
         assert!(serde_json::from_str::<KeyDigest>(&text).unwrap().matches(&digest));
         for damaged in ["\"\"", "\"zz\"", &text.replacen(|c: char| c.is_ascii_hexdigit(), "g", 1)] {
             assert!(serde_json::from_str::<KeyDigest>(damaged).is_err(), "{damaged}");

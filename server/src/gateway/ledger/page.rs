@@ -1,115 +1,238 @@
-//! One account's page in the ledger: what it holds and has used. Only ever touched under the ledger's lock.
+//! One node's page in the ledger: what it holds and has used. Only ever touched under the ledger's lock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Ask, Exit, LedgerTotals, Refusal, Reservation, Retry};
-use crate::gateway::account::Account;
-use crate::gateway::quota::{Fit, Gcra, Limit};
+use super::amounts::Amounts;
+use super::{LedgerTotals, Now, Refusal, Retry, Spent};
+use crate::gateway::account::{AccountPath, Node};
+use crate::gateway::quota::{Bound, Budget, Calendar, Enforcement, Fit, Gcra, Limit, Quota};
 
 #[derive(Debug, Default)]
 pub(super) struct Page {
-    pub(super) requests: Option<Gcra>,
-    pub(super) tokens: Option<Gcra>,
+    /// As they were when a request last asked.
+    limits: Arc<Quota>,
+    /// One for each of `limits`.
+    counters: Vec<Counter>,
     pub(super) totals: LedgerTotals,
     mean_held: Option<Duration>,
 }
 
+#[derive(Debug)]
+struct Counter {
+    state: State,
+    would_have_refused: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    Rate(Gcra),
+    Budget(Budget),
+    /// What open requests hold.
+    Held(u64),
+    /// Each request is looked at by itself.
+    Stateless,
+}
+
+/// What a new counter is made from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin<'a> {
+    pub(super) calendar: &'a Calendar,
+    pub(super) spent: &'a dyn Spent,
+}
+
+/// A limit and how far it is used.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing<'a> {
+    pub(super) limit: &'a Limit,
+    pub(super) remaining: u64,
+    pub(super) reset: Duration,
+    pub(super) would_have_refused: u64,
+}
+
 impl Page {
-    /// The account's limits as they are today; what was used under earlier ones stays used.
-    pub(super) fn follow(&mut self, account: &Account, now: Duration) {
-        for limit in account.limits.limits() {
-            let (bucket, rate) = match *limit {
-                Limit::RequestsPerMinute(rate) => (&mut self.requests, rate),
-                Limit::TokensPerMinute(rate) => (&mut self.tokens, rate),
-                Limit::ConcurrentRequests(_) => continue,
+    /// The node's limits as they are today; what was used under earlier ones stays used.
+    pub(super) fn follow(&mut self, node: &Node, now: Now, origin: Origin<'_>) {
+        if !Arc::ptr_eq(&self.limits, &node.limits) {
+            let former = std::mem::take(&mut self.counters);
+            let mut former: Vec<_> = self.limits.limits().iter().zip(former).collect();
+            let counter = |limit: &Limit| {
+                let same = former.iter().position(|(earlier, _)| earlier.is_same_rule(limit));
+                let kept = same.and_then(|index| former.swap_remove(index).1.under(limit, now));
+                kept.unwrap_or_else(|| Counter::new(limit, (&node.path, self.totals.open), now, origin))
             };
-            bucket.get_or_insert_with(|| Gcra::new(rate)).set_rate(now, rate);
+            self.counters = node.limits.limits().iter().map(counter).collect();
+            self.limits = Arc::clone(&node.limits);
+        }
+        for counter in &mut self.counters {
+            if let State::Budget(budget) = &mut counter.state {
+                budget.roll(origin.calendar, now.wall);
+            }
         }
     }
 
-    /// The limit that keeps this ask out longest, if any does.
-    pub(super) fn refusal(&self, account: &Account, ask: Ask, now: Duration) -> Option<Refusal> {
-        let tightest = account.limits.limits().iter().map(|limit| (self.fit(limit, ask, now), limit));
-        let (fit, limit) = tightest.max_by_key(|(fit, _)| *fit)?;
+    /// The limit that keeps this ask out longest, and for how long. Limits on trial only note it.
+    pub(super) fn refusal(
+        &mut self,
+        scope: &AccountPath,
+        (asked, model): (&Amounts, Option<&str>),
+        now: Now,
+    ) -> Option<(Fit, Refusal)> {
+        let mut worst: Option<(Fit, usize)> = None;
+        for (index, (limit, counter)) in self.limits.limits().iter().zip(&mut self.counters).enumerate() {
+            if !limit.covers(model) {
+                continue;
+            }
+            let fit = counter.fit(limit, asked.of_limit(limit), (now, self.mean_held));
+            if fit == Fit::Now {
+                continue;
+            }
+            match limit.enforcement {
+                Enforcement::DryRun => counter.would_have_refused += 1,
+                Enforcement::Refuse if worst.is_none_or(|(earlier, _)| fit > earlier) => worst = Some((fit, index)),
+                Enforcement::Refuse => {}
+            }
+        }
+        let (fit, index) = worst?;
+        Some((fit, self.describe(index, fit, (scope, asked), now)?))
+    }
+
+    fn describe(&self, index: usize, fit: Fit, (scope, asked): (&AccountPath, &Amounts), now: Now) -> Option<Refusal> {
         let retry = match fit {
             Fit::Now => return None,
             Fit::After(wait) => Retry::After(wait),
+            Fit::Spent => Retry::Spent,
             Fit::Never => Retry::Never,
         };
+        let (limit, counter) = (&self.limits.limits()[index], &self.counters[index]);
         Some(Refusal {
             limit: limit.name(),
-            scope: account.name.clone(),
+            scope: scope.clone(),
+            model: limit.model.clone(),
             limit_value: limit.value().get(),
-            current_value: self.current(limit, now),
-            asked: limit.asked(ask),
+            current_value: counter.taken(limit, now),
+            asked: asked.of_limit(limit),
+            window: match &counter.state {
+                State::Budget(budget) => Some(budget.window()),
+                _ => None,
+            },
             retry,
         })
     }
 
-    fn fit(&self, limit: &Limit, ask: Ask, now: Duration) -> Fit {
-        let asked = limit.asked(ask);
-        match limit {
-            Limit::RequestsPerMinute(rate) => self.requests.unwrap_or_else(|| Gcra::new(*rate)).fit(now, asked),
-            Limit::TokensPerMinute(rate) => self.tokens.unwrap_or_else(|| Gcra::new(*rate)).fit(now, asked),
-            Limit::ConcurrentRequests(most) if self.totals.open < u64::from(most.get()) => Fit::Now,
-            Limit::ConcurrentRequests(most) => Fit::After(self.mean_time_between_ends(most.get())),
-        }
-    }
-
-    fn current(&self, limit: &Limit, now: Duration) -> u32 {
-        let taken = |bucket: Option<Gcra>| bucket.map_or(0, |b| limit.value().get() - b.remaining(now));
-        match limit {
-            Limit::RequestsPerMinute(_) => taken(self.requests),
-            Limit::TokensPerMinute(_) => taken(self.tokens),
-            Limit::ConcurrentRequests(_) => u32::try_from(self.totals.open).unwrap_or(u32::MAX),
-        }
-    }
-
-    fn mean_time_between_ends(&self, concurrent: u32) -> Duration {
-        const BEFORE_ANYTHING_ENDED: Duration = Duration::from_secs(1);
-        self.mean_held.map_or(BEFORE_ANYTHING_ENDED, |held| held / concurrent)
-    }
-
-    pub(super) fn take(&mut self, now: Duration, tokens: u32) {
-        if let Some(requests) = &mut self.requests {
-            requests.take(now, 1);
-        }
-        if let Some(bucket) = &mut self.tokens {
-            bucket.take(now, tokens);
-        }
-    }
-
-    pub(super) fn settle(&mut self, reservation: &Reservation, now: Duration) {
-        let used_tokens = reservation.used.prompt_tokens.saturating_add(reservation.used.generated_tokens);
-        if let Some(bucket) = &mut self.tokens {
-            match reservation.reserved_tokens.checked_sub(used_tokens) {
-                Some(unused) => bucket.give_back(unused),
-                None => bucket.take(now, used_tokens - reservation.reserved_tokens),
+    pub(super) fn take(&mut self, asked: &Amounts, model: Option<&str>, now: Now) {
+        for (limit, counter) in self.limits.limits().iter().zip(&mut self.counters) {
+            if limit.covers(model) {
+                counter.take(asked.of_limit(limit), now);
             }
         }
-        match reservation.exit {
-            Exit::Settle => self.note_held(now.saturating_sub(reservation.taken_at)),
-            Exit::Withdraw => {
-                if let Some(requests) = &mut self.requests {
-                    requests.give_back(1);
-                }
+    }
+
+    /// `used` takes the place of what was `held`.
+    pub(super) fn settle(&mut self, held: &Amounts, used: &Amounts, model: Option<&str>, now: Now) {
+        for (limit, counter) in self.limits.limits().iter().zip(&mut self.counters) {
+            if limit.covers(model) {
+                counter.settle(held.of_limit(limit), used.of_limit(limit), now);
             }
         }
     }
 
     /// An exponential mean over about the last eight requests.
-    fn note_held(&mut self, held: Duration) {
+    pub(super) fn note_held(&mut self, held: Duration) {
         let mean = self.mean_held.unwrap_or(held);
         self.mean_held = Some((mean * 7 + held) / 8);
     }
+
+    pub(super) fn standings(&self, now: Now) -> impl Iterator<Item = Standing<'_>> {
+        self.limits.limits().iter().zip(&self.counters).map(move |(limit, counter)| Standing {
+            limit,
+            remaining: limit.value().get().saturating_sub(counter.taken(limit, now)),
+            reset: counter.reset(now),
+            would_have_refused: counter.would_have_refused,
+        })
+    }
 }
 
-impl Limit {
-    /// How much of this limit an ask takes.
-    fn asked(&self, ask: Ask) -> u32 {
-        match self {
-            Self::TokensPerMinute(_) => ask.total_tokens(),
-            Self::RequestsPerMinute(_) | Self::ConcurrentRequests(_) => 1,
+impl Counter {
+    fn new(limit: &Limit, (scope, open): (&AccountPath, u64), now: Now, origin: Origin<'_>) -> Self {
+        let state = match limit.bound {
+            Bound::Rate { per_minute, .. } => State::Rate(Gcra::new(per_minute)),
+            Bound::Budget { amount, period, unit } => {
+                let (start, end) = origin.calendar.window(period, now.wall);
+                let used = origin.spent.used(scope, (unit, limit.model.as_deref()), (start, end));
+                State::Budget(Budget::new(amount, period, (origin.calendar, now.wall), used))
+            }
+            Bound::ConcurrentRequests(_) if limit.model.is_none() => State::Held(open),
+            Bound::ConcurrentRequests(_) => State::Held(0),
+            Bound::ContextTokens(_) => State::Stateless,
+        };
+        Self { state, would_have_refused: 0 }
+    }
+
+    /// The same counter under a limit of another value; `None` if it counts over another time.
+    fn under(mut self, limit: &Limit, now: Now) -> Option<Self> {
+        match (&mut self.state, limit.bound) {
+            (State::Rate(bucket), Bound::Rate { per_minute, .. }) => bucket.set_rate(now.monotonic, per_minute),
+            (State::Budget(budget), Bound::Budget { amount, period, .. }) if budget.period() == period => {
+                budget.set_amount(amount);
+            }
+            (State::Budget(_), _) => return None,
+            _ => {}
+        }
+        Some(self)
+    }
+
+    fn fit(&self, limit: &Limit, asked: u64, (now, mean_held): (Now, Option<Duration>)) -> Fit {
+        const BEFORE_ANYTHING_ENDED: Duration = Duration::from_secs(1);
+        let most = limit.value().get();
+        match &self.state {
+            State::Rate(bucket) => bucket.fit(now.monotonic, asked),
+            State::Budget(budget) => budget.fit(now.wall, asked),
+            _ if asked > most => Fit::Never,
+            State::Held(held) if held.saturating_add(asked) > most => {
+                let at_once = u32::try_from(most).unwrap_or(u32::MAX);
+                Fit::After(mean_held.map_or(BEFORE_ANYTHING_ENDED, |held| held / at_once))
+            }
+            State::Held(_) | State::Stateless => Fit::Now,
+        }
+    }
+
+    fn take(&mut self, amount: u64, now: Now) {
+        match &mut self.state {
+            State::Rate(bucket) => bucket.take(now.monotonic, amount),
+            State::Budget(budget) => budget.hold(amount),
+            State::Held(held) => *held = held.saturating_add(amount),
+            State::Stateless => {}
+        }
+    }
+
+    fn settle(&mut self, held: u64, used: u64, now: Now) {
+        match &mut self.state {
+            State::Rate(bucket) => match held.checked_sub(used) {
+                Some(unused) => bucket.give_back(unused),
+                None => bucket.take(now.monotonic, used - held),
+            },
+            State::Budget(budget) => budget.settle(held, used),
+            State::Held(now_held) => *now_held = now_held.saturating_sub(held),
+            State::Stateless => {}
+        }
+    }
+
+    fn taken(&self, limit: &Limit, now: Now) -> u64 {
+        match &self.state {
+            State::Rate(bucket) => limit.value().get().saturating_sub(bucket.remaining(now.monotonic)),
+            State::Budget(budget) => budget.taken(),
+            State::Held(held) => *held,
+            State::Stateless => 0,
+        }
+    }
+
+    /// Until the whole limit is available again; of what is held, nobody knows.
+    fn reset(&self, now: Now) -> Duration {
+        match &self.state {
+            State::Rate(bucket) => bucket.reset(now.monotonic),
+            State::Budget(budget) => budget.reset(now.wall),
+            State::Held(_) | State::Stateless => Duration::ZERO,
         }
     }
 }

@@ -1,30 +1,32 @@
-use std::num::NonZeroU32;
+use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
 use std::thread;
 
+use passerelle_engine::Usage;
 use passerelle_engine::clock::ManualClock;
 
-use super::super::quota::{Limit, Quota};
+use super::super::quota::{Limit, LimitName, Quota};
 use super::*;
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
 
-fn n(value: u32) -> NonZeroU32 {
-    NonZeroU32::new(value).unwrap()
+fn n(value: u64) -> NonZeroU64 {
+    NonZeroU64::new(value).unwrap()
 }
 
-fn account(id: &str, limits: impl IntoIterator<Item = Limit>) -> Arc<Account> {
-    Arc::new(Account::new(AccountId::new(id), id, Quota::new(limits.into_iter().collect()).unwrap()))
+fn account(path: &str, limits: impl IntoIterator<Item = Limit>) -> Arc<Caller> {
+    let limits = Quota::new(limits.into_iter().collect()).unwrap();
+    Arc::new(Caller::at_open_door(Account::alone(path.parse().unwrap(), limits)))
 }
 
 fn ledger() -> (Ledger, ManualClock) {
     let clock = ManualClock::default();
-    (Ledger::new(Arc::new(clock.clone())), clock)
+    (Ledger::without_past(Arc::new(clock.clone())), clock)
 }
 
 fn ask(prompt_tokens: u32, max_output_tokens: u32) -> Ask {
-    Ask { prompt_tokens, max_output_tokens }
+    Ask::new("m", prompt_tokens, max_output_tokens)
 }
 
 fn used(prompt_tokens: u32, generated_tokens: u32) -> Usage {
@@ -43,7 +45,7 @@ fn admitted_of_200(limit: Limit, ask: Ask) -> usize {
     let reservations: Vec<_> = thread::scope(|scope| {
         let one = || {
             all_ready.wait();
-            ledger.reserve(&account, ask).ok()
+            ledger.reserve(&account, ask.clone()).ok()
         };
         let threads: Vec<_> = (0..200).map(|_| scope.spawn(one)).collect();
         threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
@@ -59,22 +61,23 @@ fn admitted_of_200(limit: Limit, ask: Ask) -> usize {
 
 #[test]
 fn two_hundred_concurrent_requests_against_room_for_twenty_admit_twenty() {
-    assert_eq!(admitted_of_200(Limit::ConcurrentRequests(n(20)), ask(1, 1)), 20);
-    assert_eq!(admitted_of_200(Limit::RequestsPerMinute(n(20)), ask(1, 1)), 20);
-    assert_eq!(admitted_of_200(Limit::TokensPerMinute(n(20 * 150)), ask(100, 50)), 20);
+    assert_eq!(admitted_of_200(Limit::concurrent_requests(n(20)), ask(1, 1)), 20);
+    assert_eq!(admitted_of_200(Limit::requests_per_minute(n(20)), ask(1, 1)), 20);
+    assert_eq!(admitted_of_200(Limit::tokens_per_minute(n(20 * 150)), ask(100, 50)), 20);
 }
 
 #[test]
 fn a_refused_request_consumes_nothing_of_any_limit() {
     let (ledger, _) = ledger();
-    let limits = [Limit::RequestsPerMinute(n(10)), Limit::TokensPerMinute(n(100)), Limit::ConcurrentRequests(n(5))];
+    let limits =
+        [Limit::requests_per_minute(n(10)), Limit::tokens_per_minute(n(100)), Limit::concurrent_requests(n(5))];
     let account = account("a", limits);
     let held = ledger.reserve(&account, ask(50, 40)).unwrap();
-    let before = (ledger.headroom(&account), ledger.account_totals(&account.id));
+    let before = (ledger.headroom(&account, None), ledger.account_totals(&account.account.path));
     for _ in 0..100 {
-        assert_eq!(ledger.reserve(&account, ask(5, 6)).unwrap_err().limit, LimitName::TokensPerMinute);
+        assert_eq!(ledger.reserve(&account, ask(5, 6)).unwrap_err().limit, LimitName::Rate(Unit::Tokens));
     }
-    let after = (ledger.headroom(&account), ledger.account_totals(&account.id));
+    let after = (ledger.headroom(&account, None), ledger.account_totals(&account.account.path));
     assert_eq!(before.0, after.0);
     assert_eq!(LedgerTotals { refused: 100, ..before.1 }, after.1);
     assert!(ledger.reserve(&account, ask(5, 5)).is_ok(), "exactly the room that was left");
@@ -83,7 +86,7 @@ fn a_refused_request_consumes_nothing_of_any_limit() {
 
 #[test]
 fn an_ask_repeated_at_exactly_its_retry_after_passes_and_a_nanosecond_earlier_fails() {
-    for limit in [Limit::RequestsPerMinute(n(7)), Limit::TokensPerMinute(n(7 * 13))] {
+    for limit in [Limit::requests_per_minute(n(7)), Limit::tokens_per_minute(n(7 * 13))] {
         let (ledger, clock) = ledger();
         let account = account("a", [limit]);
         for _ in 0..7 {
@@ -101,15 +104,17 @@ fn an_ask_repeated_at_exactly_its_retry_after_passes_and_a_nanosecond_earlier_fa
 #[test]
 fn of_several_limits_the_one_that_keeps_out_longest_is_named() {
     let (ledger, _) = ledger();
-    let account = account("team", [Limit::RequestsPerMinute(n(60)), Limit::TokensPerMinute(n(60))]);
+    let account = account("team", [Limit::requests_per_minute(n(60)), Limit::tokens_per_minute(n(60))]);
     let _held: Vec<_> = (0..60).map(|_| ledger.reserve(&account, ask(1, 0)).unwrap()).collect();
     let refusal = ledger.reserve(&account, ask(20, 10)).unwrap_err();
     let expected = Refusal {
-        limit: LimitName::TokensPerMinute,
-        scope: "team".into(),
+        limit: LimitName::Rate(Unit::Tokens),
+        scope: "team".parse().unwrap(),
+        model: None,
         limit_value: 60,
         current_value: 60,
         asked: 30,
+        window: None,
         retry: Retry::After(Duration::from_secs(30)),
     };
     assert_eq!(refusal, expected);
@@ -123,27 +128,27 @@ fn of_several_limits_the_one_that_keeps_out_longest_is_named() {
 #[test]
 fn an_ask_that_can_never_fit_is_told_so() {
     let (ledger, _) = ledger();
-    let account = account("a", [Limit::TokensPerMinute(n(100))]);
+    let account = account("a", [Limit::tokens_per_minute(n(100))]);
     assert_eq!(ledger.reserve(&account, ask(60, 41)).unwrap_err().retry, Retry::Never);
     assert_eq!(ledger.reserve(&account, ask(u32::MAX, u32::MAX)).unwrap_err().retry, Retry::Never);
-    assert_eq!(ledger.largest_output(&account, 60), Some(40));
-    assert_eq!(ledger.largest_output(&account, 101), Some(0));
+    assert_eq!(ledger.largest_output(&account, "m", 60), Some(40));
+    assert_eq!(ledger.largest_output(&account, "m", 101), Some(0));
     assert!(ledger.reserve(&account, ask(60, 40)).is_ok());
-    assert_eq!(ledger.largest_output(&self::account("free", []), 60), None);
+    assert_eq!(ledger.largest_output(&self::account("free", []), "m", 60), None);
 }
 
 #[test]
 fn settling_gives_unused_tokens_back_and_bills_what_was_generated() {
     let (ledger, _) = ledger();
-    let account = account("a", [Limit::TokensPerMinute(n(1000))]);
+    let account = account("a", [Limit::tokens_per_minute(n(1000))]);
     let mut reservation = ledger.reserve(&account, ask(100, 800)).unwrap();
-    assert_eq!(ledger.headroom(&account).tokens.unwrap().remaining, 100);
+    assert_eq!(ledger.headroom(&account, None).tokens.unwrap().remaining, 100);
     reservation.record(used(100, 1));
     reservation.record(used(100, 7));
-    assert_eq!(ledger.headroom(&account).tokens.unwrap().remaining, 100, "nothing is given back before the end");
+    assert_eq!(ledger.headroom(&account, None).tokens.unwrap().remaining, 100, "nothing is given back before the end");
     reservation.settle();
-    assert_eq!(ledger.headroom(&account).tokens.unwrap().remaining, 893);
-    let totals = ledger.account_totals(&account.id);
+    assert_eq!(ledger.headroom(&account, None).tokens.unwrap().remaining, 893);
+    let totals = ledger.account_totals(&account.account.path);
     assert_eq!((totals.prompt_tokens, totals.generated_tokens, totals.open), (100, 7, 0));
     assert_eq!(totals, ledger.totals());
 }
@@ -151,7 +156,7 @@ fn settling_gives_unused_tokens_back_and_bills_what_was_generated() {
 #[test]
 fn a_usage_above_the_reservation_becomes_a_debt() {
     let (ledger, clock) = ledger();
-    let account = account("a", [Limit::TokensPerMinute(n(60))]);
+    let account = account("a", [Limit::tokens_per_minute(n(60))]);
     let mut reservation = ledger.reserve(&account, ask(60, 0)).unwrap();
     reservation.record(used(60, 30));
     drop(reservation);
@@ -164,7 +169,7 @@ fn a_usage_above_the_reservation_becomes_a_debt() {
 #[test]
 fn a_panic_settles_once_and_bills_what_was_recorded() {
     let (ledger, _) = ledger();
-    let account = account("a", [Limit::ConcurrentRequests(n(1)), Limit::TokensPerMinute(n(100))]);
+    let account = account("a", [Limit::concurrent_requests(n(1)), Limit::tokens_per_minute(n(100))]);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         let mut reservation = ledger.reserve(&account, ask(10, 90)).unwrap();
         reservation.record(used(10, 2));
@@ -173,14 +178,14 @@ fn a_panic_settles_once_and_bills_what_was_recorded() {
     assert!(panicked.is_err());
     let totals = ledger.totals();
     assert_eq!((totals.open, totals.settled, totals.prompt_tokens, totals.generated_tokens), (0, 1, 10, 2));
-    assert_eq!(ledger.headroom(&account).tokens.unwrap().remaining, 88);
+    assert_eq!(ledger.headroom(&account, None).tokens.unwrap().remaining, 88);
     assert!(ledger.reserve(&account, ask(10, 78)).is_ok(), "the slot is free again");
 }
 
 #[test]
 fn an_ended_request_frees_its_slot_and_a_full_account_is_told_when_to_expect_one() {
     let (ledger, clock) = ledger();
-    let account = account("a", [Limit::ConcurrentRequests(n(2))]);
+    let account = account("a", [Limit::concurrent_requests(n(2))]);
     let first = ledger.reserve(&account, ask(1, 1)).unwrap();
     let _second = ledger.reserve(&account, ask(1, 1)).unwrap();
     let refusal = ledger.reserve(&account, ask(1, 1)).unwrap_err();
@@ -196,22 +201,22 @@ fn an_ended_request_frees_its_slot_and_a_full_account_is_told_when_to_expect_one
 #[test]
 fn a_withdrawn_request_consumed_nothing() {
     let (ledger, _) = ledger();
-    let limits = [Limit::RequestsPerMinute(n(1)), Limit::TokensPerMinute(n(100)), Limit::ConcurrentRequests(n(1))];
+    let limits = [Limit::requests_per_minute(n(1)), Limit::tokens_per_minute(n(100)), Limit::concurrent_requests(n(1))];
     let account = account("a", limits);
-    let full = ledger.headroom(&account);
+    let full = ledger.headroom(&account, None);
     for _ in 0..3 {
         ledger.reserve(&account, ask(50, 50)).unwrap().withdraw();
     }
-    assert_eq!(ledger.headroom(&account), full);
+    assert_eq!(ledger.headroom(&account, None), full);
     drop(ledger.reserve(&account, ask(50, 50)).unwrap());
     let refusal = ledger.reserve(&account, ask(1, 1)).unwrap_err();
-    assert_eq!(refusal.limit, LimitName::RequestsPerMinute, "one that ran and used nothing was still a request");
+    assert_eq!(refusal.limit, LimitName::Rate(Unit::Requests), "one that ran and used nothing was still a request");
 }
 
 #[test]
 fn accounts_do_not_touch_each_other() {
     let (ledger, _) = ledger();
-    let (a, b) = (account("a", [Limit::RequestsPerMinute(n(1))]), account("b", [Limit::RequestsPerMinute(n(1))]));
+    let (a, b) = (account("a", [Limit::requests_per_minute(n(1))]), account("b", [Limit::requests_per_minute(n(1))]));
     drop(ledger.reserve(&a, ask(1, 1)).unwrap());
     assert!(ledger.reserve(&a, ask(1, 1)).is_err());
     assert!(ledger.reserve(&b, ask(1, 1)).is_ok());
@@ -220,20 +225,20 @@ fn accounts_do_not_touch_each_other() {
 #[test]
 fn headroom_reads_as_the_rate_limit_headers_do() {
     let (ledger, clock) = ledger();
-    let account = account("a", [Limit::RequestsPerMinute(n(60))]);
+    let account = account("a", [Limit::requests_per_minute(n(60))]);
     drop(ledger.reserve(&account, ask(1, 1)).unwrap());
-    let state = ledger.headroom(&account);
+    let state = ledger.headroom(&account, None);
     assert_eq!(state.requests, Some(WindowState { limit: 60, remaining: 59, reset: Duration::from_secs(1) }));
     assert_eq!(state.tokens, None);
     clock.advance(Duration::from_secs(1));
-    assert_eq!(ledger.headroom(&account).requests.unwrap().remaining, 60);
+    assert_eq!(ledger.headroom(&account, None).requests.unwrap().remaining, 60);
 }
 
 /// A seed replays it: random asks, progress, ends and time; after each step the books balance and no limit is passed.
 #[test]
 fn random_traffic_never_passes_a_limit_and_settles_to_the_token() {
     let (ledger, clock) = ledger();
-    let limits = [Limit::TokensPerMinute(n(6_000)), Limit::ConcurrentRequests(n(8))];
+    let limits = [Limit::tokens_per_minute(n(6_000)), Limit::concurrent_requests(n(8))];
     let account = account("a", limits);
     let mut seed = 0x5eed_u64;
     let mut draw = |below: u32| {
@@ -245,7 +250,7 @@ fn random_traffic_never_passes_a_limit_and_settles_to_the_token() {
         clock.advance(Duration::from_millis(u64::from(draw(200))));
         if draw(2) == 0 {
             let ask = ask(1 + draw(200), draw(400));
-            if let Ok(mut reservation) = ledger.reserve(&account, ask) {
+            if let Ok(mut reservation) = ledger.reserve(&account, ask.clone()) {
                 reservation.record(used(ask.prompt_tokens, draw(ask.max_output_tokens + 1)));
                 open.push(reservation);
             }

@@ -1,34 +1,49 @@
-use std::path::Path;
-
 use passerelle_engine::clock::ManualClock;
 
 use super::super::read_key_file;
-use super::super::store::NewKey;
 use super::*;
-use crate::gateway::quota::{Limit, Quota};
+use crate::gateway::account::AccountPath;
+use crate::gateway::data::DataDir;
+use crate::gateway::directory::NewKey;
+use crate::gateway::quota::Limit;
 
 struct Bench {
-    directory: tempfile::TempDir,
+    folder: tempfile::TempDir,
     clock: ManualClock,
-    store: KeyStore,
+    directory: Directory,
     ring: KeyRing,
 }
 
 fn bench() -> Bench {
-    let directory = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
     let clock = ManualClock::default();
-    let store = KeyStore::open(directory.path(), Arc::new(clock.clone())).unwrap();
-    let ring = KeyRing::new(Some(store.clone()), Vec::new(), Quota::unlimited(), Arc::new(clock.clone())).unwrap();
-    Bench { directory, clock, store, ring }
+    let data = DataDir::open(folder.path()).unwrap();
+    let directory = Directory::open(&data, Arc::new(clock.clone()), "test").unwrap();
+    directory.create_account(&acme(), Quota::unlimited()).unwrap();
+    let ring = ring(&directory, &clock, Vec::new(), Quota::unlimited());
+    Bench { folder, clock, directory, ring }
+}
+
+fn ring(directory: &Directory, clock: &ManualClock, fixed: Vec<StaticKey>, defaults: Quota) -> KeyRing {
+    KeyRing::new(Some(directory.clone()), fixed, defaults, Arc::new(clock.clone())).unwrap()
+}
+
+fn acme() -> AccountPath {
+    "acme".parse().unwrap()
+}
+
+fn n(value: u64) -> std::num::NonZeroU64 {
+    value.try_into().unwrap()
 }
 
 impl Bench {
     fn create(&self, name: &str, valid_for: Option<Duration>) -> ApiKey {
-        self.store.create(NewKey { name: name.into(), limits: Quota::unlimited(), valid_for }).unwrap().0
+        let (scopes, models) = (Scopes::default(), ModelAccess::All);
+        self.directory.create_key(NewKey { account: acme(), name: name.into(), scopes, models, valid_for }).unwrap().0
     }
 
     fn ask(&self, key: &str) -> Result<String, AuthError> {
-        self.ring.authenticate(key).map(|account| account.name.clone())
+        self.ring.authenticate(key).map(|caller| caller.account.path.to_string())
     }
 
     fn a_second_passes(&self) {
@@ -42,9 +57,9 @@ fn a_created_key_works_and_a_revoked_one_stops_within_a_second() {
     assert!(bench.ring.is_empty());
     let key = bench.create("alice", None);
     bench.a_second_passes();
-    assert_eq!(bench.ask(key.reveal()), Ok("alice".into()));
+    assert_eq!(bench.ask(key.reveal()), Ok("acme".into()));
     assert!(!bench.ring.is_empty());
-    bench.store.revoke("alice").unwrap();
+    bench.directory.revoke_key("alice").unwrap();
     bench.a_second_passes();
     assert_eq!(bench.ask(key.reveal()), Err(AuthError::Revoked));
 }
@@ -53,39 +68,43 @@ fn a_created_key_works_and_a_revoked_one_stops_within_a_second() {
 fn taking_the_last_key_away_leaves_a_ring_that_refuses_and_not_an_empty_one() {
     let bench = bench();
     let key = bench.create("alice", None);
-    bench.store.revoke("alice").unwrap();
-    let clock = Arc::new(bench.clock.clone());
-    let restarted = KeyRing::new(Some(bench.store.clone()), Vec::new(), Quota::unlimited(), clock).unwrap();
+    bench.directory.revoke_key("alice").unwrap();
+    let restarted = ring(&bench.directory, &bench.clock, Vec::new(), Quota::unlimited());
     assert!(!restarted.is_empty() && !restarted.has_active_key());
     assert_eq!(restarted.authenticate(key.reveal()).unwrap_err(), AuthError::Revoked);
 }
 
 #[test]
-fn a_stored_key_gets_the_default_of_every_limit_that_it_does_not_state() {
-    let rate = |n| std::num::NonZeroU32::new(n).unwrap();
+fn both_secrets_of_a_rotated_key_work_until_the_overlap_is_over() {
     let bench = bench();
-    let own = Quota::new(vec![Limit::RequestsPerMinute(rate(7))]).unwrap();
-    let (key, _) = bench.store.create(NewKey { name: "alice".into(), limits: own, valid_for: None }).unwrap();
-    let defaults = Quota::new(vec![Limit::RequestsPerMinute(rate(1)), Limit::ConcurrentRequests(rate(2))]).unwrap();
-    let clock = Arc::new(bench.clock.clone());
-    let ring = KeyRing::new(Some(bench.store.clone()), Vec::new(), defaults, clock).unwrap();
-    let account = ring.authenticate(key.reveal()).unwrap();
-    let limits = [Limit::RequestsPerMinute(rate(7)), Limit::ConcurrentRequests(rate(2))];
-    assert_eq!(account.limits.limits(), limits);
-    let bob = bench.create("bob", None);
+    let former = bench.create("alice", None);
+    let (key, _) = bench.directory.rotate_key("alice", Duration::from_secs(60)).unwrap();
     bench.a_second_passes();
-    let limits = [Limit::RequestsPerMinute(rate(1)), Limit::ConcurrentRequests(rate(2))];
-    assert_eq!(ring.authenticate(bob.reveal()).unwrap().limits.limits(), limits, "also when the file is read again");
+    assert!(bench.ask(former.reveal()).is_ok() && bench.ask(key.reveal()).is_ok());
+    bench.clock.advance(Duration::from_secs(59));
+    assert_eq!(bench.ask(former.reveal()), Err(AuthError::Unknown));
+    assert!(bench.ask(key.reveal()).is_ok());
 }
 
 #[test]
-fn the_file_is_looked_at_no_more_often_than_twice_a_second() {
+fn a_changed_limit_is_known_within_a_second() {
+    let bench = bench();
+    let key = bench.create("alice", None);
+    bench.directory.set_limit(&acme(), Limit::requests_per_minute(n(7))).unwrap();
+    bench.a_second_passes();
+    let caller = bench.ring.authenticate(key.reveal()).unwrap();
+    let limits: Vec<_> = caller.account.limits().map(|(_, limit)| limit.clone()).collect();
+    assert_eq!(limits, [Limit::requests_per_minute(n(7))]);
+}
+
+#[test]
+fn the_directory_is_looked_at_no_more_often_than_twice_a_second() {
     let bench = bench();
     let key = bench.create("alice", None);
     bench.clock.advance(RELOAD_INTERVAL - Duration::from_nanos(1));
     assert_eq!(bench.ask(key.reveal()), Err(AuthError::Unknown));
     bench.clock.advance(Duration::from_nanos(1));
-    assert_eq!(bench.ask(key.reveal()), Ok("alice".into()));
+    assert_eq!(bench.ask(key.reveal()), Ok("acme".into()));
 }
 
 #[test]
@@ -93,7 +112,7 @@ fn a_key_expires_at_its_second() {
     let bench = bench();
     let key = bench.create("alice", Some(Duration::from_secs(60)));
     bench.clock.advance(Duration::from_secs(59));
-    assert_eq!(bench.ask(key.reveal()), Ok("alice".into()));
+    assert_eq!(bench.ask(key.reveal()), Ok("acme".into()));
     bench.a_second_passes();
     assert_eq!(bench.ask(key.reveal()), Err(AuthError::Expired));
 }
@@ -102,7 +121,7 @@ fn a_key_expires_at_its_second() {
 fn mistyped_unknown_and_wrong_secrets_are_told_apart_for_the_log() {
     let bench = bench();
     let key = bench.create("alice", None);
-    bench.store.revoke("alice").unwrap();
+    bench.directory.revoke_key("alice").unwrap();
     bench.a_second_passes();
     let stranger = ApiKey::generate().unwrap();
     assert_eq!(bench.ask(stranger.reveal()), Err(AuthError::Unknown));
@@ -118,46 +137,40 @@ fn mistyped_unknown_and_wrong_secrets_are_told_apart_for_the_log() {
 fn a_known_public_id_with_another_secret_is_unknown_even_if_the_key_was_revoked() {
     let bench = bench();
     let key = bench.create("alice", None);
-    bench.store.revoke("alice").unwrap();
-    let file = bench.directory.path().join("keys.json");
-    let other = KeyDigest::of("another secret");
-    let digest = |digest: &KeyDigest| serde_json::to_string(digest).unwrap();
-    replace_in(&file, &digest(&key.digest()), &digest(&other));
+    bench.directory.revoke_key("alice").unwrap();
     bench.a_second_passes();
-    assert_eq!(bench.ask(key.reveal()), Err(AuthError::Unknown));
+    let guess = ApiKey::generate_for(key.id()).unwrap();
+    assert_eq!(bench.ask(guess.reveal()), Err(AuthError::Unknown));
 }
 
 #[test]
-fn a_file_that_makes_no_sense_changes_nothing_and_one_that_is_gone_holds_no_keys() {
+fn a_directory_that_cannot_be_read_changes_nothing() {
     let bench = bench();
     let key = bench.create("alice", None);
     bench.a_second_passes();
     assert!(bench.ask(key.reveal()).is_ok());
-    let file = bench.directory.path().join("keys.json");
-    std::fs::write(&file, "{").unwrap();
+    let data = DataDir::open(bench.folder.path()).unwrap();
+    data.connect().unwrap().execute_batch("ALTER TABLE meta RENAME TO gone").unwrap();
     bench.a_second_passes();
     assert!(bench.ask(key.reveal()).is_ok());
-    std::fs::remove_file(&file).unwrap();
-    bench.a_second_passes();
-    assert_eq!(bench.ask(key.reveal()), Err(AuthError::Unknown));
 }
 
 #[test]
 fn keys_of_a_file_work_beside_stored_ones_each_with_its_account() {
     let bench = bench();
-    let path = bench.directory.path().join("static");
+    let path = bench.folder.path().join("static");
     std::fs::write(&path, "bob: 0123456789abcdef\ncarol: fedcba9876543210\n").unwrap();
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    let fixed = read_key_file(&path, &Quota::unlimited()).unwrap();
-    let (store, clock) = (bench.store.clone(), Arc::new(bench.clock.clone()));
-    let ring = KeyRing::new(Some(store), fixed, Quota::unlimited(), clock).unwrap();
+    let defaults = Quota::new(vec![Limit::requests_per_minute(n(7))]).unwrap();
+    let ring = ring(&bench.directory, &bench.clock, read_key_file(&path).unwrap(), defaults);
     let key = bench.create("alice", None);
     bench.a_second_passes();
-    let name = |key: &str| ring.authenticate(key).map(|account| account.name.clone());
+    let name = |key: &str| ring.authenticate(key).map(|caller| caller.account.path.to_string());
     assert_eq!(name("0123456789abcdef"), Ok("bob".into()));
     assert_eq!(name("fedcba9876543210"), Ok("carol".into()));
-    assert_eq!(name(key.reveal()), Ok("alice".into()));
+    assert_eq!(name(key.reveal()), Ok("acme".into()));
     assert_eq!(name("0123456789abcdeF"), Err(AuthError::Unknown));
+    assert_eq!(ring.authenticate("0123456789abcdef").unwrap().account.limits().count(), 1);
 }
 
 /// Timing cannot be tested soundly; that only the constant-time comparison exists can.
@@ -169,10 +182,4 @@ fn digests_are_compared_by_subtle_and_cannot_be_compared_otherwise() {
     assert!(derives.starts_with("Clone)]"), "KeyDigest derives {derives}");
     assert!(source.contains("ct_eq(&other.0)"));
     assert!(!source.contains("impl PartialEq for KeyDigest"));
-}
-
-fn replace_in(path: &Path, old: &str, new: &str) {
-    let text = std::fs::read_to_string(path).unwrap();
-    assert!(text.contains(old));
-    std::fs::write(path, text.replace(old, new)).unwrap();
 }

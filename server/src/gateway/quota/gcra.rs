@@ -1,155 +1,31 @@
-//! What an account may use: pure arithmetic, no clock and no lock.
-//!
-//! Rates are GCRA (the generic cell rate algorithm of ITU-T I.371): one number a bucket, the *theoretical arrival
+//! A rate's state: GCRA (the generic cell rate algorithm of ITU-T I.371). One number a bucket, the *theoretical arrival
 //! time*, from which room, refusal and the exact waiting time all follow. A rate of `n` a minute lets a full minute's
 //! worth through at once and refills evenly.
 //!
 //! Time is kept in units of one `n`-th of a nanosecond, in which one unit of quota costs exactly one minute. So nothing
 //! is ever rounded but the final waiting time, which is rounded up to the nanosecond.
 
-use std::fmt;
-use std::num::NonZeroU32;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-/// One rule. What is not stated is not limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Limit {
-    RequestsPerMinute(NonZeroU32),
-    /// Prompt and generated tokens together.
-    TokensPerMinute(NonZeroU32),
-    ConcurrentRequests(NonZeroU32),
-}
-
-/// The stable name of a kind of limit, as refusals and metrics spell it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LimitName {
-    RequestsPerMinute,
-    TokensPerMinute,
-    ConcurrentRequests,
-}
-
-/// A list of limits, at most one of a kind.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "Vec<Limit>", into = "Vec<Limit>")]
-pub struct Quota {
-    limits: Vec<Limit>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum QuotaError {
-    #[error("the limit {0} is stated twice")]
-    Duplicate(LimitName),
-}
-
-/// Whether an ask fits a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fit {
-    Now,
-    /// The first instant, counted from now, at which this very ask would fit if nobody else asked.
-    After(Duration),
-    /// Larger than the limit itself.
-    Never,
-}
+use super::Fit;
 
 /// A rate's state. `theoretical_arrival` is in units of 1/`per_minute` nanoseconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Gcra {
-    per_minute: NonZeroU32,
+    per_minute: NonZeroU64,
     theoretical_arrival: u128,
-}
-
-impl Limit {
-    pub fn name(&self) -> LimitName {
-        match self {
-            Self::RequestsPerMinute(_) => LimitName::RequestsPerMinute,
-            Self::TokensPerMinute(_) => LimitName::TokensPerMinute,
-            Self::ConcurrentRequests(_) => LimitName::ConcurrentRequests,
-        }
-    }
-
-    pub fn value(&self) -> NonZeroU32 {
-        match self {
-            Self::RequestsPerMinute(n) | Self::TokensPerMinute(n) | Self::ConcurrentRequests(n) => *n,
-        }
-    }
-}
-
-impl LimitName {
-    pub const ALL: [Self; 3] = [Self::RequestsPerMinute, Self::TokensPerMinute, Self::ConcurrentRequests];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::RequestsPerMinute => "requests_per_minute",
-            Self::TokensPerMinute => "tokens_per_minute",
-            Self::ConcurrentRequests => "concurrent_requests",
-        }
-    }
-}
-
-impl fmt::Display for LimitName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl Quota {
-    pub fn new(limits: Vec<Limit>) -> Result<Self, QuotaError> {
-        for (index, limit) in limits.iter().enumerate() {
-            if limits[..index].iter().any(|earlier| earlier.name() == limit.name()) {
-                return Err(QuotaError::Duplicate(limit.name()));
-            }
-        }
-        Ok(Self { limits })
-    }
-
-    pub fn unlimited() -> Self {
-        Self::default()
-    }
-
-    /// What `self` states, and of the other kinds what `defaults` states.
-    #[must_use]
-    pub fn or(mut self, defaults: &Self) -> Self {
-        let missing = defaults.limits.iter().filter(|limit| self.get(limit.name()).is_none());
-        let missing: Vec<Limit> = missing.copied().collect();
-        self.limits.extend(missing);
-        self
-    }
-
-    pub fn limits(&self) -> &[Limit] {
-        &self.limits
-    }
-
-    pub fn get(&self, name: LimitName) -> Option<NonZeroU32> {
-        self.limits.iter().find(|limit| limit.name() == name).map(Limit::value)
-    }
-}
-
-impl TryFrom<Vec<Limit>> for Quota {
-    type Error = QuotaError;
-
-    fn try_from(limits: Vec<Limit>) -> Result<Self, QuotaError> {
-        Self::new(limits)
-    }
-}
-
-impl From<Quota> for Vec<Limit> {
-    fn from(quota: Quota) -> Self {
-        quota.limits
-    }
 }
 
 impl Gcra {
     const MINUTE_NS: u128 = 60_000_000_000;
 
     /// A full bucket.
-    pub fn new(per_minute: NonZeroU32) -> Self {
+    pub fn new(per_minute: NonZeroU64) -> Self {
         Self { per_minute, theoretical_arrival: 0 }
     }
 
-    pub fn fit(&self, now: Duration, amount: u32) -> Fit {
+    pub fn fit(&self, now: Duration, amount: u64) -> Fit {
         if amount > self.per_minute.get() {
             return Fit::Never;
         }
@@ -161,17 +37,17 @@ impl Gcra {
     }
 
     /// Takes `amount` whether or not it fits: what was really used is used. A debt delays whoever asks next.
-    pub fn take(&mut self, now: Duration, amount: u32) {
+    pub fn take(&mut self, now: Duration, amount: u64) {
         self.theoretical_arrival = self.theoretical_arrival.max(self.scaled(now)) + cost(amount);
     }
 
     /// Returns what was taken and not used. Never fills the bucket above its rim, because room is counted from `now`.
-    pub fn give_back(&mut self, amount: u32) {
+    pub fn give_back(&mut self, amount: u64) {
         self.theoretical_arrival = self.theoretical_arrival.saturating_sub(cost(amount));
     }
 
     /// A changed rate keeps what was used: the backlog counts units of quota, whatever the rate.
-    pub fn set_rate(&mut self, now: Duration, per_minute: NonZeroU32) {
+    pub fn set_rate(&mut self, now: Duration, per_minute: NonZeroU64) {
         if per_minute != self.per_minute {
             let backlog = self.backlog(now);
             self.per_minute = per_minute;
@@ -180,9 +56,9 @@ impl Gcra {
     }
 
     /// How many units would fit now.
-    pub fn remaining(&self, now: Duration) -> u32 {
+    pub fn remaining(&self, now: Duration) -> u64 {
         let room = cost(self.per_minute.get()).saturating_sub(self.backlog(now));
-        (room / Self::MINUTE_NS) as u32
+        u64::try_from(room / Self::MINUTE_NS).unwrap_or(u64::MAX)
     }
 
     /// How long until the bucket is full again.
@@ -204,7 +80,7 @@ impl Gcra {
     }
 }
 
-fn cost(amount: u32) -> u128 {
+fn cost(amount: u64) -> u128 {
     u128::from(amount) * Gcra::MINUTE_NS
 }
 
@@ -218,15 +94,15 @@ mod tests {
 
     const NANOSECOND: Duration = Duration::from_nanos(1);
 
-    fn rate(n: u32) -> NonZeroU32 {
-        NonZeroU32::new(n).unwrap()
+    fn rate(n: u64) -> NonZeroU64 {
+        NonZeroU64::new(n).unwrap()
     }
 
     /// At every rate and from every state: refused one nanosecond before the stated wait, accepted at it.
     #[test]
     fn an_ask_repeated_at_exactly_the_stated_wait_passes_and_a_nanosecond_earlier_fails() {
         let start = Duration::from_secs(86_400 * 400) + NANOSECOND * 7;
-        for per_minute in [1, 2, 7, 60, 61, 999, 1_300_001, u32::MAX] {
+        for per_minute in [1, 2, 7, 60, 61, 999, 1_300_001, u64::MAX >> 8] {
             for used in [1, per_minute / 2, per_minute] {
                 for amount in [1, per_minute / 3, per_minute] {
                     let mut bucket = Gcra::new(rate(per_minute));
@@ -251,7 +127,7 @@ mod tests {
                 }
                 fits
             });
-            assert_eq!(admitted.count() as u32, per_minute);
+            assert_eq!(admitted.count() as u64, per_minute);
         }
     }
 
@@ -300,17 +176,5 @@ mod tests {
         let mut bucket = Gcra::new(rate(60));
         bucket.take(Duration::ZERO, 90);
         assert_eq!(bucket.fit(Duration::ZERO, 1), Fit::After(Duration::from_secs(31)));
-    }
-
-    #[test]
-    fn a_quota_states_each_kind_once_and_survives_a_file() {
-        let twice = vec![Limit::RequestsPerMinute(rate(1)), Limit::RequestsPerMinute(rate(2))];
-        assert_eq!(Quota::new(twice), Err(QuotaError::Duplicate(LimitName::RequestsPerMinute)));
-
-        let quota = Quota::new(vec![Limit::TokensPerMinute(rate(5)), Limit::ConcurrentRequests(rate(2))]).unwrap();
-        let text = serde_json::to_string(&quota).unwrap();
-        assert_eq!(text, r#"[{"tokens_per_minute":5},{"concurrent_requests":2}]"#);
-        assert_eq!(serde_json::from_str::<Quota>(&text).unwrap(), quota);
-        assert!(serde_json::from_str::<Quota>(r#"[{"tokens_per_minute":0}]"#).is_err());
     }
 }

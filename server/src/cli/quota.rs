@@ -1,0 +1,74 @@
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use passerelle::gateway::quota::WrittenLimit;
+use passerelle::gateway::{AccountPath, LimitName};
+
+use super::limit_args::GrantDates;
+use super::output;
+use super::state_args::StateArgs;
+
+const EXAMPLES: &str = "\
+Examples:
+  passerelle quota set acme tokens_per_day 2000000
+  passerelle quota set acme/vision concurrent_requests 8 --model demo
+  passerelle quota set acme gpu_seconds_granted 18000000 --from 2026-01-01 --until 2027-01-01
+  passerelle quota set acme requests_per_minute 60 --dry-run      counted, and reported instead of refused
+  passerelle quota remove acme tokens_per_day
+  passerelle quota set / concurrent_requests 200                  everybody together
+
+Limits: requests, input_tokens, output_tokens, tokens and gpu_seconds, each _per_minute, _per_day, _per_month or _granted;
+concurrent_requests; context_tokens.";
+
+/// Set and remove limits of accounts.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct QuotaArgs {
+    #[command(subcommand)]
+    command: QuotaCommand,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum QuotaCommand {
+    /// State a limit, or change the one of the same name and model. Takes effect within a second.
+    Set {
+        account: AccountPath,
+        limit: LimitName,
+        value: f64,
+        /// For one model [default: all together].
+        #[arg(long, value_name = "NAME")]
+        model: Option<String>,
+        /// Count, and report what would be refused instead of refusing it.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        dates: GrantDates,
+    },
+    /// Take a limit away.
+    Remove {
+        account: AccountPath,
+        limit: LimitName,
+        #[arg(long, value_name = "NAME")]
+        model: Option<String>,
+    },
+}
+
+impl QuotaArgs {
+    pub(crate) fn run(self) -> Result<()> {
+        let state = self.state.open()?;
+        match self.command {
+            QuotaCommand::Set { account, limit, value, model, dry_run, dates } => {
+                let (from, until) = dates.instants(&state.calendar)?;
+                let (from, until) = (from.map(|from| from.0), until.map(|until| until.0));
+                let written = WrittenLimit { limit: limit.to_string(), value, model, from, until, dry_run };
+                state.directory.set_limit(&account, written.try_into()?)?;
+                output::line(format_args!("set {limit} of {account}"))
+            }
+            QuotaCommand::Remove { account, limit, model } => {
+                state.directory.remove_limit(&account, limit, model.as_deref())?;
+                output::line(format_args!("removed {limit} of {account}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use passerelle::gateway::AccountPath;
+use passerelle::gateway::journal::UsageSum;
+use passerelle::gateway::journal::export::{Exported, verify_csv, write_csv};
+use passerelle::gateway::quota::UnixSeconds;
+
+use super::output::{self, OutputArgs};
+use super::state_args::{State, StateArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  passerelle usage                                       everybody, by account and model
+  passerelle usage show acme --since 2026-11-01 --json
+  passerelle usage export ledger.csv                     every request, chained by hash; prints the end of the chain
+  passerelle usage verify ledger.csv                     offline: was anything changed?";
+
+/// Show what was used, export the ledger, and verify an export.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct UsageArgs {
+    #[command(subcommand)]
+    command: Option<UsageCommand>,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum UsageCommand {
+    /// Sums by account and model.
+    Show(ShowArgs),
+    /// Write every settled entry as CSV.
+    Export {
+        /// Where to [default: standard output].
+        file: Option<PathBuf>,
+    },
+    /// Compute the chain of an export again. Needs nothing but the file.
+    Verify {
+        file: PathBuf,
+        /// The end of the chain as it was printed by the export, which a file that was cut short does not have.
+        #[arg(long, value_name = "HASH")]
+        head: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// This account and everything below it [default: everybody].
+    #[arg(default_value = "/")]
+    account: AccountPath,
+    /// The first day that counts [default: from the beginning].
+    #[arg(long, value_name = "DATE")]
+    since: Option<String>,
+    /// The first day that no longer counts [default: to the end].
+    #[arg(long, value_name = "DATE")]
+    until: Option<String>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl UsageArgs {
+    pub(crate) fn run(self) -> Result<()> {
+        match self.command {
+            None => {
+                let output = OutputArgs { json: false };
+                let all = ShowArgs { account: AccountPath::root(), since: None, until: None, output };
+                show(&self.state.open()?, all)
+            }
+            Some(UsageCommand::Show(args)) => show(&self.state.open()?, args),
+            Some(UsageCommand::Export { file }) => export(&self.state.open()?, file),
+            Some(UsageCommand::Verify { file, head }) => verify(file, head.as_deref()),
+        }
+    }
+}
+
+fn show(state: &State, args: ShowArgs) -> Result<()> {
+    let instant = |date: Option<String>| date.map(|date| state.calendar.start_of(&date)).transpose();
+    let from = instant(args.since)?.unwrap_or_default();
+    let until = instant(args.until)?.unwrap_or(UnixSeconds(i64::MAX as u64));
+    let sums = state.usage()?.sums(&args.account, (from, until))?;
+    if args.output.json {
+        return output::json(&sums);
+    }
+    let heading = ["REQUESTS", "INPUT", "CACHED", "OUTPUT", "GPU SECONDS"];
+    let [requests, input, cached, generated, gpu] = heading;
+    let line = format!("{requests:>10}{input:>12}{cached:>12}{generated:>12}{gpu:>16}");
+    output::line(format_args!("{:<32}{:<24}{line}", "ACCOUNT", "MODEL"))?;
+    sums.iter().try_for_each(|sum| {
+        let UsageSum { account, model, requests, input_tokens, cached_tokens, output_tokens, .. } = sum;
+        let gpu_seconds = sum.billed_gpu_us as f64 / 1e6;
+        let tokens = format!("{requests:>10}{input_tokens:>12}{cached_tokens:>12}{output_tokens:>12}");
+        output::line(format_args!("{account:<32}{model:<24}{tokens}{gpu_seconds:>16.6}"))
+    })
+}
+
+fn export(state: &State, file: Option<PathBuf>) -> Result<()> {
+    let reader = state.usage()?;
+    let exported = match &file {
+        None => write_csv(&reader, &mut std::io::stdout().lock())?,
+        Some(path) => {
+            let create = || format!("cannot write {}", path.display());
+            let mut out = BufWriter::new(File::create(path).with_context(create)?);
+            let exported = write_csv(&reader, &mut out)?;
+            out.flush().with_context(create)?;
+            exported
+        }
+    };
+    eprintln!("{} entries; the chain ends at {}", exported.entries, exported.head.hex());
+    Ok(())
+}
+
+fn verify(file: PathBuf, head: Option<&str>) -> Result<()> {
+    let open = File::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let Exported { entries, head: found } = verify_csv(BufReader::new(open))?;
+    if head.is_some_and(|head| head != found.hex()) {
+        bail!("every line follows from those before it, but the chain ends at {}: the file was cut short", found.hex());
+    }
+    output::line(format_args!("{entries} entries, unbroken; the chain ends at {}", found.hex()))
+}

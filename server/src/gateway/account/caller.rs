@@ -1,0 +1,208 @@
+//! Who asks: an account, through a key that may do some things and not others.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Account, AccountPath};
+use crate::gateway::keys::KeyId;
+
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub account: Arc<Account>,
+    pub via: Via,
+    pub scopes: Scopes,
+    pub models: ModelAccess,
+}
+
+/// What let the caller in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Via {
+    /// An open listener.
+    OpenDoor,
+    /// A key of `--api-key-file`, by its name.
+    FixedKey(Arc<str>),
+    Key(KeyId),
+}
+
+/// What a key may be used for. Whoever may do anything may also look at the models and at their own limits and usage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// Run models and wait for the answer.
+    Inference,
+    /// Run models in the class `batch`.
+    Batch,
+    /// Manage keys at and below the key's account, and accounts and limits below it.
+    Admin,
+    /// Look, and nothing else.
+    ReadOnly,
+}
+
+/// Never empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "BTreeSet<Scope>", into = "BTreeSet<Scope>")]
+pub struct Scopes(BTreeSet<Scope>);
+
+/// Which models a key may see. For the others it is as if they were not served.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "Option<BTreeSet<String>>", into = "Option<BTreeSet<String>>")]
+pub enum ModelAccess {
+    #[default]
+    All,
+    Only(BTreeSet<String>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a key without a scope could do nothing")]
+pub struct NoScope;
+
+impl Caller {
+    /// Everybody, where nobody needs a key. Administration still needs one.
+    pub fn at_open_door(account: Account) -> Self {
+        let scopes = Scopes([Scope::Inference, Scope::Batch].into());
+        Self { account: Arc::new(account), via: Via::OpenDoor, scopes, models: ModelAccess::All }
+    }
+
+    pub fn may(&self, scope: Scope) -> bool {
+        self.scopes.allow(scope)
+    }
+
+    /// Whether this caller sees a model, which may belong to an account and what is below it.
+    pub fn sees(&self, model: &str, owner: Option<&AccountPath>) -> bool {
+        let is_listed = match &self.models {
+            ModelAccess::All => true,
+            ModelAccess::Only(models) => models.contains(model),
+        };
+        is_listed && owner.is_none_or(|owner| self.account.path.is_within(owner))
+    }
+
+    /// Whether this caller may change what is at `path`.
+    pub fn governs(&self, path: &AccountPath) -> bool {
+        self.may(Scope::Admin) && path.is_within(&self.account.path)
+    }
+}
+
+impl Via {
+    /// For the ledger and the log.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::OpenDoor => "",
+            Self::FixedKey(name) => name,
+            Self::Key(id) => id.as_str(),
+        }
+    }
+}
+
+impl Scopes {
+    pub fn new(scopes: impl IntoIterator<Item = Scope>) -> Result<Self, NoScope> {
+        Self::try_from(scopes.into_iter().collect::<BTreeSet<_>>())
+    }
+
+    pub fn allow(&self, scope: Scope) -> bool {
+        self.0.contains(&scope)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Scope> {
+        self.0.iter().copied()
+    }
+}
+
+impl Default for Scopes {
+    fn default() -> Self {
+        Self([Scope::Inference].into())
+    }
+}
+
+impl TryFrom<BTreeSet<Scope>> for Scopes {
+    type Error = NoScope;
+
+    fn try_from(scopes: BTreeSet<Scope>) -> Result<Self, NoScope> {
+        if scopes.is_empty() { Err(NoScope) } else { Ok(Self(scopes)) }
+    }
+}
+
+impl From<Scopes> for BTreeSet<Scope> {
+    fn from(scopes: Scopes) -> Self {
+        scopes.0
+    }
+}
+
+impl From<Option<BTreeSet<String>>> for ModelAccess {
+    fn from(models: Option<BTreeSet<String>>) -> Self {
+        models.map_or(Self::All, Self::Only)
+    }
+}
+
+impl From<ModelAccess> for Option<BTreeSet<String>> {
+    fn from(access: ModelAccess) -> Self {
+        match access {
+            ModelAccess::All => None,
+            ModelAccess::Only(models) => Some(models),
+        }
+    }
+}
+
+impl Scope {
+    const ALL: [Self; 4] = [Self::Inference, Self::Batch, Self::Admin, Self::ReadOnly];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inference => "inference",
+            Self::Batch => "batch",
+            Self::Admin => "admin",
+            Self::ReadOnly => "read-only",
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Scope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = || Self::ALL.map(Self::as_str).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|scope| scope.as_str() == text)
+            .ok_or_else(|| format!("a scope is one of {}", known()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(path: &str, scopes: &[Scope]) -> Caller {
+        let mut caller = Caller::at_open_door(Account::alone(path.parse().unwrap(), Default::default()));
+        caller.scopes = Scopes::new(scopes.iter().copied()).unwrap();
+        caller
+    }
+
+    #[test]
+    fn an_allow_list_and_an_owner_both_hide_a_model() {
+        let mut alice = caller("acme/vision", &[Scope::Inference]);
+        let acme = "acme".parse().unwrap();
+        let other = "other".parse().unwrap();
+        assert!(alice.sees("m", None) && alice.sees("m", Some(&acme)) && !alice.sees("m", Some(&other)));
+        alice.models = ModelAccess::Only(["n".to_owned()].into());
+        assert!(!alice.sees("m", None) && alice.sees("n", Some(&acme)) && !alice.sees("n", Some(&other)));
+    }
+
+    #[test]
+    fn an_admin_key_governs_its_own_part_of_the_tree_and_no_other_key_does() {
+        let owner = caller("acme", &[Scope::Admin]);
+        let governs = |path: &str| owner.governs(&path.parse().unwrap());
+        assert!(governs("acme") && governs("acme/vision") && !governs("acme2") && !governs("/"));
+        assert!(!caller("acme", &[Scope::Inference]).governs(&"acme".parse().unwrap()));
+        assert!(Scopes::new([]).is_err());
+    }
+}

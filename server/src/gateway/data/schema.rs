@@ -1,0 +1,129 @@
+//! The database's format, as the steps that lead to it.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::DataError;
+
+/// Step `n` leads from format `n` to format `n + 1`. Steps are added, never changed.
+const STEPS: [&str; 2] = [ACCOUNTS_AND_KEYS, LEDGER];
+
+/// Paths are written as [`super::super::AccountPath`] writes them; instants are seconds since 1970; lists are JSON.
+const ACCOUNTS_AND_KEYS: &str = "
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO meta VALUES ('directory_generation', 0);
+    CREATE TABLE accounts (
+        path TEXT PRIMARY KEY,
+        weight INTEGER NOT NULL,
+        limits TEXT NOT NULL,
+        created_at INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO accounts VALUES ('/', 1, '[]', 0);
+    CREATE TABLE keys (
+        id TEXT PRIMARY KEY,
+        account TEXT NOT NULL REFERENCES accounts (path),
+        name TEXT NOT NULL,
+        scopes TEXT NOT NULL,
+        models TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER,
+        revoked_at INTEGER,
+        digest BLOB NOT NULL,
+        -- The secret before the last rotation, and until when it is still accepted.
+        former_digest BLOB,
+        former_until INTEGER
+    ) WITHOUT ROWID;
+    CREATE TABLE audit (
+        seq INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        act TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        hash BLOB NOT NULL
+    );
+";
+
+/// An entry without `seq` is open, and its counts are those of its last mark. `usage` sums what was settled, by quarters of
+/// an hour, which every time zone's days are made of.
+const LEDGER: &str = "
+    INSERT INTO meta VALUES ('syncs', 0);
+    CREATE TABLE entries (
+        id INTEGER PRIMARY KEY,
+        seq INTEGER UNIQUE,
+        account TEXT NOT NULL,
+        key TEXT NOT NULL,
+        model TEXT NOT NULL,
+        model_digest TEXT NOT NULL,
+        partition TEXT NOT NULL,
+        tariff TEXT NOT NULL,
+        binary TEXT NOT NULL,
+        opened_at INTEGER NOT NULL,
+        settled_at INTEGER,
+        prompt_tokens INTEGER NOT NULL,
+        input_tokens INTEGER NOT NULL DEFAULT 0,
+        cached_tokens INTEGER NOT NULL DEFAULT 0,
+        output_tokens INTEGER NOT NULL DEFAULT 0,
+        billed_us INTEGER NOT NULL DEFAULT 0,
+        measured_us INTEGER NOT NULL DEFAULT 0,
+        finish TEXT,
+        hash BLOB
+    );
+    CREATE INDEX open_entries ON entries (id) WHERE seq IS NULL;
+    CREATE TABLE usage (
+        account TEXT NOT NULL,
+        slot INTEGER NOT NULL,
+        model TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        input_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        billed_us INTEGER NOT NULL,
+        measured_us INTEGER NOT NULL,
+        PRIMARY KEY (account, slot, model)
+    ) WITHOUT ROWID;
+";
+
+pub(super) const FORMAT: u32 = STEPS.len() as u32;
+
+/// Takes the steps that are missing, all or none, after a copy of the file was kept.
+pub(super) fn bring_up_to_date(connection: &mut Connection, path: &Path) -> Result<(), DataError> {
+    let sql = |source| DataError::Sql { path: path.to_owned(), source };
+    let found = version(connection).map_err(sql)?;
+    if found > FORMAT {
+        return Err(DataError::Version { path: path.to_owned(), found, known: FORMAT });
+    }
+    if found == FORMAT {
+        return Ok(());
+    }
+    if found > 0 {
+        keep_copy(connection, path, found)?;
+    }
+    let take_steps = |transaction: &Transaction<'_>| {
+        // Another process may have been faster while this one waited for the lock.
+        let found = version(transaction)?;
+        for step in STEPS.iter().skip(found as usize) {
+            transaction.execute_batch(step)?;
+        }
+        transaction.pragma_update(None, "user_version", FORMAT.max(found))
+    };
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive).map_err(sql)?;
+    take_steps(&transaction).map_err(sql)?;
+    transaction.commit().map_err(sql)
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// `passerelle.db.format-1`, beside the file. One that is there already is a copy of the same.
+fn keep_copy(connection: &Connection, path: &Path, found: u32) -> Result<(), DataError> {
+    let copy = PathBuf::from(format!("{}.format-{found}", path.display()));
+    if copy.exists() {
+        return Ok(());
+    }
+    let copied = connection.execute("VACUUM INTO ?1", [copy.to_string_lossy()]);
+    copied.map_err(|source| DataError::Sql { path: copy, source })?;
+    Ok(())
+}

@@ -1,0 +1,89 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn set_version(directory: &DataDir, version: u32) {
+    directory.connect().unwrap().pragma_update(None, "user_version", version).unwrap();
+}
+
+#[test]
+fn only_the_owner_may_read_the_directory_and_each_of_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = DataDir::open(&folder.path().join("data")).unwrap();
+    let _open = directory.connect().unwrap();
+    assert_eq!(mode(directory.path()), 0o700);
+    for entry in std::fs::read_dir(directory.path()).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+#[test]
+fn a_newer_format_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = DataDir::open(folder.path()).unwrap();
+    set_version(&directory, schema::FORMAT + 1);
+    let error = DataDir::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("use the program that wrote it") && error.contains("passerelle.db"), "{error}");
+    let version: u32 = directory.connect().unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, schema::FORMAT + 1);
+}
+
+#[test]
+fn opening_twice_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let count = |directory: DataDir| {
+        let connection = directory.connect().unwrap();
+        connection.query_row("SELECT count(*) FROM accounts", [], |row| row.get::<_, u32>(0)).unwrap()
+    };
+    assert_eq!(count(DataDir::open(folder.path()).unwrap()), 1, "the root");
+    assert_eq!(count(DataDir::open(folder.path()).unwrap()), 1);
+}
+
+#[test]
+fn a_file_that_is_no_database_is_named_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("passerelle.db");
+    std::fs::write(&path, "not a database, but longer than the header of one, so that it is looked at").unwrap();
+    let error = DataDir::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("passerelle.db"), "{error}");
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
+}
+
+#[test]
+fn keys_of_the_former_file_are_taken_in_once_each_with_an_account() {
+    let folder = tempfile::tempdir().unwrap();
+    let digest = "ab".repeat(32);
+    let text = format!(
+        r#"{{"format_version":1,"keys":[{{"id":"k1","name":"alice","limits":[{{"tokens_per_minute":5}}],
+        "created_at":7,"expires_at":null,"revoked_at":9,"digest":"{digest}"}}]}}"#
+    );
+    for _ in 0..2 {
+        std::fs::write(folder.path().join("keys.json"), &text).unwrap();
+        let directory = DataDir::open(folder.path()).unwrap();
+        let connection = directory.connect().unwrap();
+        let row = connection.query_row(
+            "SELECT account, revoked_at, limits FROM keys JOIN accounts ON path = account",
+            [],
+            |row| Ok((row.get::<_, String>(0)?, row.get::<_, u64>(1)?, row.get::<_, String>(2)?)),
+        );
+        let limits = r#"[{"limit":"tokens_per_minute","value":5.0}]"#.to_owned();
+        assert_eq!(row.unwrap(), ("alice".to_owned(), 9, limits));
+        assert!(!folder.path().join("keys.json").exists());
+    }
+}
+
+#[test]
+fn a_damaged_or_newer_former_file_is_refused_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for (text, expected) in [("{", "not a file of keys"), (r#"{"format_version":2,"keys":[]}"#, "format version 2")] {
+        std::fs::write(folder.path().join("keys.json"), text).unwrap();
+        let error = DataDir::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("keys.json"), "{error}");
+        assert_eq!(std::fs::read_to_string(folder.path().join("keys.json")).unwrap(), text);
+    }
+}

@@ -1,0 +1,123 @@
+//! The tree of accounts, as it is kept.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::columns::AsJson;
+use super::{AccountRecord, Act, Directory, DirectoryError};
+use crate::gateway::account::AccountPath;
+use crate::gateway::quota::{Limit, LimitName, Quota};
+
+const MAX_ACCOUNTS: usize = 20_000;
+
+impl Directory {
+    /// The account above it must exist.
+    pub fn create_account(&self, path: &AccountPath, limits: Quota) -> Result<(), DirectoryError> {
+        let act = Act { name: "account create", subject: path.as_str(), detail: shown(&limits) };
+        let now = self.now();
+        self.change(act, |transaction| {
+            if find(transaction, path)?.is_some() {
+                return Err(DirectoryError::AccountExists(path.clone()));
+            }
+            if let Some(parent) = path.parent() {
+                require(transaction, &parent)?;
+            }
+            let count: usize = transaction.query_row("SELECT count(*) FROM accounts", [], |row| row.get(0))?;
+            if count > MAX_ACCOUNTS {
+                return Err(DirectoryError::TooMany(MAX_ACCOUNTS, "accounts"));
+            }
+            transaction.execute("INSERT INTO accounts VALUES (?1, 1, ?2, ?3)", params![path, AsJson(&limits), now])?;
+            Ok(())
+        })
+    }
+
+    /// Only an account without accounts below it and without usable keys goes. What it used stays in the ledger.
+    pub fn remove_account(&self, path: &AccountPath) -> Result<(), DirectoryError> {
+        let act = Act { name: "account remove", subject: path.as_str(), detail: String::new() };
+        let now = self.now();
+        self.change(act, |transaction| {
+            require(transaction, path)?;
+            let prefix = format!("{path}/");
+            let below = "SELECT 1 FROM accounts WHERE substr(path, 1, length(?1)) = ?1";
+            let keys = "SELECT 1 FROM keys WHERE account = ?1 AND revoked_at IS NULL
+                        AND (expires_at IS NULL OR expires_at > ?2)";
+            let in_use = path.is_root()
+                || transaction.prepare(below)?.exists([prefix])?
+                || transaction.prepare(keys)?.exists(params![path, now])?;
+            if in_use {
+                return Err(DirectoryError::AccountInUse(path.clone()));
+            }
+            transaction.execute("DELETE FROM keys WHERE account = ?1", [path])?;
+            transaction.execute("DELETE FROM accounts WHERE path = ?1", [path])?;
+            Ok(())
+        })
+    }
+
+    /// Adds a limit, or changes the one of the same name and model.
+    pub fn set_limit(&self, path: &AccountPath, limit: Limit) -> Result<(), DirectoryError> {
+        let detail = shown(std::slice::from_ref(&limit));
+        let act = Act { name: "quota set", subject: path.as_str(), detail };
+        self.change(act, |transaction| {
+            let quota = Quota::clone(&require(transaction, path)?.limits).with(limit)?;
+            write_limits(transaction, path, &quota)
+        })
+    }
+
+    pub fn remove_limit(&self, path: &AccountPath, name: LimitName, model: Option<&str>) -> Result<(), DirectoryError> {
+        let act = Act { name: "quota remove", subject: path.as_str(), detail: name.to_string() };
+        self.change(act, |transaction| {
+            let quota = Quota::clone(&require(transaction, path)?.limits).without(name, model);
+            write_limits(transaction, path, &quota.ok_or(DirectoryError::NoSuchLimit(path.clone(), name))?)
+        })
+    }
+
+    /// All limits of the account at once.
+    pub fn set_limits(&self, path: &AccountPath, limits: &Quota) -> Result<(), DirectoryError> {
+        let act = Act { name: "quota set", subject: path.as_str(), detail: shown(limits) };
+        self.change(act, |transaction| {
+            require(transaction, path)?;
+            write_limits(transaction, path, limits)
+        })
+    }
+
+    /// Its part of an engine beside others.
+    pub fn set_weight(&self, path: &AccountPath, weight: NonZeroU32) -> Result<(), DirectoryError> {
+        let act = Act { name: "account weight", subject: path.as_str(), detail: weight.to_string() };
+        self.change(act, |transaction| {
+            require(transaction, path)?;
+            transaction.execute("UPDATE accounts SET weight = ?2 WHERE path = ?1", params![path, weight.get()])?;
+            Ok(())
+        })
+    }
+}
+
+pub(super) fn all(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<AccountRecord>> {
+    let mut rows = transaction.prepare_cached("SELECT path, weight, limits, created_at FROM accounts ORDER BY path")?;
+    rows.query_map([], record)?.collect()
+}
+
+pub(super) fn require(transaction: &Transaction<'_>, path: &AccountPath) -> Result<AccountRecord, DirectoryError> {
+    find(transaction, path)?.ok_or_else(|| DirectoryError::UnknownAccount(path.clone()))
+}
+
+fn find(transaction: &Transaction<'_>, path: &AccountPath) -> rusqlite::Result<Option<AccountRecord>> {
+    let one = "SELECT path, weight, limits, created_at FROM accounts WHERE path = ?1";
+    transaction.prepare_cached(one)?.query_row([path], record).optional()
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<AccountRecord> {
+    let AsJson(limits) = row.get::<_, AsJson<Quota>>(2)?;
+    let weight = NonZeroU32::new(row.get(1)?).unwrap_or(NonZeroU32::MIN);
+    Ok(AccountRecord { path: row.get(0)?, weight, limits: Arc::new(limits), created_at: row.get(3)? })
+}
+
+fn write_limits(transaction: &Transaction<'_>, path: &AccountPath, quota: &Quota) -> Result<(), DirectoryError> {
+    transaction.execute("UPDATE accounts SET limits = ?2 WHERE path = ?1", params![path, AsJson(quota)])?;
+    Ok(())
+}
+
+fn shown(limits: impl serde::Serialize) -> String {
+    serde_json::to_string(&limits).expect("limits are names and numbers, all of which are JSON")
+}

@@ -1,0 +1,136 @@
+//! Accounts and keys, as they are kept: in the data directory, changed by one transaction each.
+//!
+//! Every change is written to the audit log in the same transaction, and raises the directory's *generation*, one number
+//! that a running server reads to know whether its picture ([`super::keys::KeyRing`]) is still true. Changes by several
+//! processes queue up at the database's lock, and none is lost.
+
+mod accounts;
+mod audit;
+pub(super) mod columns;
+mod keys;
+mod record;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use passerelle_engine::clock::Clock;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::account::{AccountPath, PathError};
+use super::data::{DataDir, DataError};
+use super::quota::{LimitName, QuotaError, UnixSeconds};
+
+pub use audit::AuditEntry;
+pub use record::{AccountRecord, KeyInfo, KeyRecord, KeyStatus, NewKey, Snapshot};
+
+/// A cloneable handle on the accounts and keys of one data directory.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    connection: Arc<Mutex<Connection>>,
+    clock: Arc<dyn Clock>,
+    /// Who is named in the audit log.
+    actor: Arc<str>,
+}
+
+/// What can go wrong with accounts and keys. Never quotes a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error("the database of accounts: {0}")]
+    Sql(#[from] rusqlite::Error),
+    #[error(transparent)]
+    Path(#[from] PathError),
+    #[error(transparent)]
+    Quota(#[from] QuotaError),
+    #[error("there is no account '{0}': `passerelle account create` makes one")]
+    UnknownAccount(AccountPath),
+    #[error("the account '{0}' exists")]
+    AccountExists(AccountPath),
+    #[error("the account '{0}' has accounts below it, or keys that are not revoked")]
+    AccountInUse(AccountPath),
+    #[error("'{0}' limits no {1}")]
+    NoSuchLimit(AccountPath, LimitName),
+    #[error("there are {0} {1}, the most that one data directory holds")]
+    TooMany(usize, &'static str),
+    #[error("'{0}' is no key name: use 1 to {max} letters, digits, '.', '_' or '-'", max = AccountPath::MAX_NAME_BYTES)]
+    BadName(String),
+    #[error("'{account}' has a key named '{name}': revoke or rotate it, or choose another name")]
+    NameTaken { account: AccountPath, name: String },
+    #[error("no key has the id or name '{0}': `passerelle key list` shows them")]
+    UnknownKey(String),
+    #[error("several keys are named '{0}': use an id; `passerelle key list` shows them")]
+    AmbiguousKey(String),
+    #[error("the key '{0}' was revoked")]
+    KeyRevoked(String),
+    #[error("the system gave no random numbers: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// One administrative act, for the audit log.
+struct Act<'a> {
+    name: &'static str,
+    subject: &'a str,
+    /// What about it: limits, scopes, dates. Never a secret.
+    detail: String,
+}
+
+impl Directory {
+    /// `actor`: who changes things through this handle, as the audit log names them.
+    pub fn open(data: &DataDir, clock: Arc<dyn Clock>, actor: &str) -> Result<Self, DataError> {
+        Ok(Self { connection: Arc::new(Mutex::new(data.connect()?)), clock, actor: actor.into() })
+    }
+
+    /// The same directory, used by somebody else.
+    #[must_use]
+    pub fn acting_as(&self, actor: &str) -> Self {
+        Self { actor: actor.into(), ..self.clone() }
+    }
+
+    /// Everything, at one instant.
+    pub fn snapshot(&self) -> Result<Snapshot, DirectoryError> {
+        self.read(|transaction| {
+            let generation = generation(transaction)?;
+            Ok(Snapshot { generation, accounts: accounts::all(transaction)?, keys: keys::all(transaction)? })
+        })
+    }
+
+    /// Rises with every change.
+    pub fn generation(&self) -> Result<u64, DirectoryError> {
+        self.read(|transaction| Ok(generation(transaction)?))
+    }
+
+    pub fn audit_log(&self) -> Result<Vec<AuditEntry>, DirectoryError> {
+        self.read(|transaction| Ok(audit::all(transaction)?))
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&Transaction<'_>) -> Result<T, DirectoryError>) -> Result<T, DirectoryError> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        look(&connection.transaction()?)
+    }
+
+    /// Nothing is written if `change` fails.
+    fn change<T>(
+        &self,
+        act: Act<'_>,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T, DirectoryError>,
+    ) -> Result<T, DirectoryError> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let answer = change(&transaction)?;
+        audit::append(&transaction, self.now(), &self.actor, &act)?;
+        transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'directory_generation'", [])?;
+        transaction.commit()?;
+        Ok(answer)
+    }
+
+    fn now(&self) -> UnixSeconds {
+        UnixSeconds::of(self.clock.wall())
+    }
+}
+
+fn generation(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
+    transaction.query_row("SELECT value FROM meta WHERE name = 'directory_generation'", [], |row| row.get(0))
+}
+
+#[cfg(test)]
+mod tests;

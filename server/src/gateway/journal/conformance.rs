@@ -1,0 +1,80 @@
+//! What every [`LedgerStore`] does. A new store is added to `stores`.
+
+use std::sync::Arc;
+
+use passerelle_engine::Usage;
+
+use super::*;
+use crate::gateway::data::DataDir;
+use crate::gateway::quota::UnixSeconds;
+use crate::gateway::tariff::Tariff;
+
+/// Runs `check` on every store there is. The folder lives as long as the check.
+fn stores(check: impl Fn(Box<dyn LedgerStore>)) {
+    check(Box::new(MemoryStore::default()));
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    check(Box::new(SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap()));
+}
+
+pub(super) fn opening(id: u64, account: &str) -> Arc<Opening> {
+    Arc::new(Opening {
+        id: EntryId(id),
+        account: account.parse().unwrap(),
+        key: "key".into(),
+        model: "m".into(),
+        model_digest: "fp_1".into(),
+        partition: "cpu".into(),
+        tariff: "1".into(),
+        binary: "0.1.0".into(),
+        at: UnixSeconds(1_000),
+        prompt_tokens: 5,
+    })
+}
+
+pub(super) fn used(prompt_tokens: u32, generated_tokens: u32) -> Usage {
+    Usage { prompt_tokens, generated_tokens, ..Usage::default() }
+}
+
+pub(super) fn settlement(at: u64, used: Usage) -> Settlement {
+    Settlement { at: UnixSeconds(at), used, billed_micros: 7, measured_micros: 3, end: EntryEnd::Stop }
+}
+
+#[test]
+fn what_was_left_open_is_settled_once_at_its_last_mark() {
+    stores(|mut store| {
+        let open = |id| Record::Open(opening(id, "a"));
+        let mark = |id, tokens| Record::Mark { id: EntryId(id), used: used(5, tokens) };
+        store.write(&[open(1), open(2), mark(1, 8), mark(1, 16), open(3)], Durability::Process).unwrap();
+        store.write(&[Record::Settle(opening(2, "a"), settlement(1_001, used(5, 3)))], Durability::Power).unwrap();
+        assert_eq!(store.recover(UnixSeconds(2_000)), Ok(2));
+        assert_eq!(store.recover(UnixSeconds(3_000)), Ok(0));
+        assert_eq!(store.next_id(), Ok(EntryId(4)));
+        assert_eq!(store.latest_instant(), Ok(UnixSeconds(2_000)));
+    });
+}
+
+#[test]
+fn settling_or_withdrawing_again_changes_nothing() {
+    stores(|mut store| {
+        let settle = Record::Settle(opening(1, "a"), settlement(1_001, used(5, 3)));
+        let records = [Record::Open(opening(1, "a")), settle.clone(), settle, Record::Withdraw(EntryId(1))];
+        store.write(&records, Durability::Power).unwrap();
+        let late = Record::Settle(opening(1, "a"), settlement(9_999, used(5, 30)));
+        let withdrawn = [Record::Open(opening(2, "a")), Record::Withdraw(EntryId(2)), late];
+        store.write(&withdrawn, Durability::Power).unwrap();
+        assert_eq!(store.latest_instant(), Ok(UnixSeconds(1_001)), "the first settlement stands");
+        assert_eq!(store.recover(UnixSeconds(2_000)), Ok(0));
+    });
+}
+
+#[test]
+fn nothing_to_write_still_reaches_the_disk_and_a_store_can_be_reopened() {
+    stores(|mut store| {
+        store.write(&[Record::Open(opening(1, "a"))], Durability::Process).unwrap();
+        store.write(&[], Durability::Power).unwrap();
+        store.reopen().unwrap();
+        store.write(&[Record::Withdraw(EntryId(1))], Durability::Process).unwrap();
+        assert_eq!(store.recover(UnixSeconds(1)), Ok(0));
+    });
+}

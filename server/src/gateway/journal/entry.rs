@@ -1,0 +1,136 @@
+//! One line of the ledger, and the chain that holds the lines together.
+
+use std::fmt::Write as _;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use passerelle_engine::Usage;
+use sha2::{Digest, Sha256};
+
+use crate::gateway::account::AccountPath;
+use crate::gateway::quota::UnixSeconds;
+
+/// Names a reservation, over restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryId(pub u64);
+
+/// What is known when a reservation is taken. Never content, never a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    pub id: EntryId,
+    pub account: AccountPath,
+    /// The public id of a key, or the name of a fixed one; empty at an open door.
+    pub key: Arc<str>,
+    /// Empty if no model runs.
+    pub model: Arc<str>,
+    /// Of the weights and everything else that decides what the model says.
+    pub model_digest: Arc<str>,
+    pub partition: Arc<str>,
+    pub tariff: Arc<str>,
+    pub binary: Arc<str>,
+    pub at: UnixSeconds,
+    pub prompt_tokens: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settlement {
+    pub at: UnixSeconds,
+    pub used: Usage,
+    /// By the tariff.
+    pub billed_micros: u64,
+    /// This request's share of the steps that ran it.
+    pub measured_micros: u64,
+    pub end: EntryEnd,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EntryEnd {
+    /// A stop token or a stop string.
+    Stop,
+    /// Its `max_tokens`, or the context.
+    Length,
+    /// A budget was spent.
+    Quota,
+    /// The caller left, or the server ended it.
+    #[default]
+    Aborted,
+    Failed,
+    /// No model ran.
+    Answered,
+    /// The process died; settled by the next one at the last mark.
+    Died,
+}
+
+/// A settled line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// In the order of settlement, from 1, without gaps.
+    pub seq: u64,
+    pub opening: Opening,
+    pub settlement: Settlement,
+}
+
+/// The hash of each entry covers the one before it, so that none can be changed, added or taken out without changing all
+/// that follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Chain(pub [u8; 32]);
+
+impl Entry {
+    pub const COLUMNS: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,\
+                               settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish";
+
+    /// The columns as CSV. No value holds a comma, a quote or a line break: all are names, numbers or digests.
+    pub fn csv(&self) -> String {
+        let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, .. } = &self.opening;
+        let Settlement { at: settled_at, used, billed_micros, measured_micros, end } = &self.settlement;
+        let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
+        let names = [account.as_str(), key, model, model_digest, partition, tariff, binary].map(plain);
+        let mut line = format!("{},{},{}", self.seq, id.0, names.join(","));
+        write!(line, ",{},{}", at.0, settled_at.0).expect("a string takes everything");
+        write!(line, ",{prompt_tokens},{cached_tokens},{generated_tokens}").expect("a string takes everything");
+        write!(line, ",{billed_micros},{measured_micros},{}", end.as_str()).expect("a string takes everything");
+        line
+    }
+}
+
+impl Chain {
+    #[must_use]
+    pub fn then(self, line: &str) -> Self {
+        Self(Sha256::new().chain_update(self.0).chain_update(line).finalize().into())
+    }
+
+    pub fn hex(self) -> String {
+        self.0.iter().fold(String::with_capacity(64), |text, byte| format!("{text}{byte:02x}"))
+    }
+}
+
+/// Model names may hold what CSV means something by.
+fn plain(name: &str) -> String {
+    name.replace([',', '"', '\n', '\r'], "_")
+}
+
+impl EntryEnd {
+    const ALL: [Self; 7] =
+        [Self::Stop, Self::Length, Self::Quota, Self::Aborted, Self::Failed, Self::Answered, Self::Died];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Quota => "quota",
+            Self::Aborted => "aborted",
+            Self::Failed => "failed",
+            Self::Answered => "answered",
+            Self::Died => "died",
+        }
+    }
+}
+
+impl FromStr for EntryEnd {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|end| end.as_str() == text).ok_or_else(|| format!("'{text}' is no end of an entry"))
+    }
+}

@@ -1,0 +1,72 @@
+//! A ledger that ends with the process: for tests, and as the plainest body of the contract.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use passerelle_engine::Usage;
+
+use super::entry::{Entry, EntryEnd, EntryId, Opening, Settlement};
+use super::store::{Durability, LedgerStore, Record, StoreError};
+use crate::gateway::quota::UnixSeconds;
+
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    open: BTreeMap<EntryId, (Arc<Opening>, Usage)>,
+    settled: Vec<Entry>,
+    last_id: u64,
+}
+
+impl MemoryStore {
+    pub fn settled(&self) -> &[Entry] {
+        &self.settled
+    }
+
+    fn settle(&mut self, opening: &Opening, settlement: Settlement) {
+        if self.open.remove(&opening.id).is_some() {
+            let seq = self.settled.len() as u64 + 1;
+            self.settled.push(Entry { seq, opening: opening.clone(), settlement });
+        }
+    }
+}
+
+impl LedgerStore for MemoryStore {
+    fn write(&mut self, records: &[Record], _: Durability) -> Result<(), StoreError> {
+        for record in records {
+            match record {
+                Record::Open(opening) => {
+                    self.last_id = self.last_id.max(opening.id.0);
+                    self.open.insert(opening.id, (Arc::clone(opening), Usage::default()));
+                }
+                Record::Mark { id, used } => {
+                    if let Some((_, mark)) = self.open.get_mut(id) {
+                        *mark = *used;
+                    }
+                }
+                Record::Settle(opening, settlement) => self.settle(opening, *settlement),
+                Record::Withdraw(id) => drop(self.open.remove(id)),
+            }
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn recover(&mut self, at: UnixSeconds) -> Result<usize, StoreError> {
+        let open: Vec<_> = self.open.values().cloned().collect();
+        for (opening, used) in &open {
+            let settlement = Settlement { at, used: *used, billed_micros: 0, measured_micros: 0, end: EntryEnd::Died };
+            self.settle(opening, settlement);
+        }
+        Ok(open.len())
+    }
+
+    fn next_id(&self) -> Result<EntryId, StoreError> {
+        Ok(EntryId(self.last_id + 1))
+    }
+
+    fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {
+        Ok(self.settled.iter().map(|entry| entry.settlement.at).max().unwrap_or_default())
+    }
+}

@@ -1,0 +1,145 @@
+//! What was reserved and settled, written down so that neither the death of the process nor a loss of power bills anything
+//! twice or forgets it.
+//!
+//! Two promises, kept apart:
+//!
+//! - *Process death.* A reservation and, every [`MARK_TOKENS`] tokens at most, a mark are written before the tokens that
+//!   they cover are sent: a mark at `n` covers the [`MARK_TOKENS`] tokens after it. So whenever the process dies, each live
+//!   stream has at most that many tokens unbilled; the next start settles it at its last mark. Written means handed to
+//!   the operating system, not yet on the disk.
+//! - *Power loss.* Settlements are on the disk a [`JournalConfig::sync_interval`] later, many at once, and count as
+//!   durable only then.
+//!
+//! One thread writes. The hot path hands over what is to be written and goes on; only a stream that has run ahead of its
+//! marks waits. A disk that refuses is tried again every [`JournalConfig::retry_interval`]; meanwhile nothing is forgotten,
+//! accounts with a budget are not admitted and their streams wait, and accounts without go on.
+
+mod entry;
+pub mod export;
+mod memory;
+mod progress;
+mod sqlite;
+mod store;
+mod writer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement};
+pub use memory::MemoryStore;
+pub use progress::Progress;
+pub use sqlite::{SqliteStore, UsageReader, UsageSum};
+pub use store::{Durability, LedgerStore, Record, StoreError};
+pub use writer::{JournalConfig, JournalThread};
+
+use writer::Shared;
+
+/// Tokens that may be sent after a mark.
+pub const MARK_TOKENS: u32 = 16;
+/// A new mark is handed over this many tokens after the last one, so that it is written before it is needed.
+const MARK_AHEAD_TOKENS: u32 = 8;
+
+/// The way to the writing thread. Clones lead to the same one.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    shared: Arc<Shared>,
+}
+
+/// One reservation's way to the writing thread.
+#[derive(Debug)]
+pub struct Page {
+    journal: Journal,
+    opening: Arc<Opening>,
+    progress: Arc<Progress>,
+    last_mark: u32,
+    trust: Trust,
+}
+
+/// What happens to an account's streams while nothing can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// They wait: it has a budget.
+    WaitForDisk,
+    /// They go on, and are written down later.
+    GoOn,
+}
+
+/// What an operator wants to know of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct JournalState {
+    pub is_failing: bool,
+    /// Records that wait to be written.
+    pub backlog: usize,
+    /// Settlements on the disk since the start.
+    pub durable_settlements: u64,
+}
+
+/// Nothing can be written down, so nothing is admitted that must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the ledger cannot be written")]
+pub struct JournalUnavailable;
+
+impl Journal {
+    pub fn state(&self) -> JournalState {
+        self.shared.state()
+    }
+
+    /// Whether a reservation of such an account may be opened now.
+    pub fn admits(&self, trust: Trust) -> Result<(), JournalUnavailable> {
+        let state = self.state();
+        let is_behind = state.backlog >= self.shared.max_backlog();
+        let must_wait = state.is_failing && trust == Trust::WaitForDisk;
+        if is_behind || must_wait { Err(JournalUnavailable) } else { Ok(()) }
+    }
+
+    pub(super) fn open(&self, opening: Opening, trust: Trust) -> Page {
+        let (opening, progress) = (Arc::new(opening), Arc::new(Progress::default()));
+        let page = Page { journal: self.clone(), opening, progress, last_mark: 0, trust };
+        page.hand_over(Record::Open(Arc::clone(&page.opening)), true);
+        page
+    }
+}
+
+impl Page {
+    /// Hands over a mark if the last one is some tokens away. At most one is under way.
+    pub(super) fn mark(&mut self, used: passerelle_engine::Usage) {
+        let is_due = used.generated_tokens >= self.last_mark.saturating_add(MARK_AHEAD_TOKENS);
+        if is_due && self.progress.has_written(self.last_mark) {
+            self.last_mark = used.generated_tokens;
+            self.hand_over(Record::Mark { id: self.opening.id, used }, true);
+        }
+    }
+
+    /// Whether `tokens` may be sent. If not, whoever polls is woken when that may have changed.
+    pub(super) fn poll_covers(&self, tokens: u32, context: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+        let goes_on = || self.trust == Trust::GoOn && self.journal.shared.is_failing();
+        if self.progress.covers(tokens) || goes_on() {
+            return std::task::Poll::Ready(());
+        }
+        self.progress.register(context.waker());
+        if self.progress.covers(tokens) || goes_on() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    }
+
+    pub(super) fn settle(&self, settlement: Settlement) {
+        self.hand_over(Record::Settle(Arc::clone(&self.opening), settlement), false);
+    }
+
+    pub(super) fn withdraw(&self) {
+        self.hand_over(Record::Withdraw(self.opening.id), false);
+    }
+
+    fn hand_over(&self, record: Record, with_progress: bool) {
+        self.journal.shared.push(record, with_progress.then(|| Arc::clone(&self.progress)));
+    }
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { sync_interval: Duration::from_millis(50), retry_interval: Duration::from_secs(1), max_backlog: 65_536 }
+    }
+}
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod tests;

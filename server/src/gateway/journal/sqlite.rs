@@ -1,0 +1,220 @@
+//! The ledger in the data directory's database.
+//!
+//! A commit in WAL mode is one `write` into the log: it survives the process. With `synchronous=full` it is also an `fsync`
+//! of that log, and of everything written to it before: that survives a loss of power. So the store switches between the
+//! two for each transaction.
+
+mod read;
+
+use std::fmt;
+use std::sync::Arc;
+
+use passerelle_engine::Usage;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement};
+use super::store::{Durability, LedgerStore, Record, StoreError};
+use crate::gateway::data::{DataDir, DataError};
+use crate::gateway::quota::UnixSeconds;
+use crate::gateway::tariff::Tariff;
+
+pub use read::{UsageReader, UsageSum};
+
+/// Sums are kept by quarters of an hour.
+const SLOT_SECONDS: u64 = 900;
+
+pub struct SqliteStore {
+    data: DataDir,
+    /// What recovered entries are billed by.
+    tariff: Arc<Tariff>,
+    connection: Connection,
+    last: Last,
+}
+
+/// The end of the chain.
+#[derive(Debug, Clone, Copy, Default)]
+struct Last {
+    seq: u64,
+    chain: Chain,
+}
+
+impl SqliteStore {
+    pub fn open(data: &DataDir, tariff: Arc<Tariff>) -> Result<Self, DataError> {
+        let connection = data.connect()?;
+        let last = last(&connection).map_err(|source| DataError::Sql { path: data.database(), source })?;
+        Ok(Self { data: data.clone(), tariff, connection, last })
+    }
+
+    /// The database may not grow beyond so many pages, or what it has.
+    #[cfg(test)]
+    pub(super) fn limit_pages(&self, pages: u32) -> rusqlite::Result<()> {
+        self.connection.pragma_update(None, "max_page_count", pages)
+    }
+
+    fn write_all(&mut self, records: &[Record], durability: Durability) -> rusqlite::Result<()> {
+        let synchronous = match durability {
+            Durability::Process => "normal",
+            Durability::Power => "full",
+        };
+        self.connection.pragma_update(None, "synchronous", synchronous)?;
+        let mut last = self.last;
+        let transaction = self.connection.transaction()?;
+        for record in records {
+            write_one(&transaction, record, &mut last)?;
+        }
+        if durability == Durability::Power {
+            // A transaction without a change would not be synced.
+            transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'syncs'", [])?;
+        }
+        transaction.commit()?;
+        self.last = last;
+        Ok(())
+    }
+
+    fn open_entries(&self) -> rusqlite::Result<Vec<(Opening, Usage)>> {
+        let open = format!("SELECT {} FROM entries WHERE seq IS NULL ORDER BY id", read::COLUMNS);
+        let mut rows = self.connection.prepare(&open)?;
+        rows.query_map([], |row| Ok((read::opening(row)?, read::used(row)?)))?.collect()
+    }
+}
+
+impl LedgerStore for SqliteStore {
+    fn write(&mut self, records: &[Record], durability: Durability) -> Result<(), StoreError> {
+        self.write_all(records, durability).map_err(store_error)
+    }
+
+    /// A failed `fsync` may have thrown away what was written before it. So everything in the log is written once more,
+    /// into the database itself, before anything is added.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        self.connection = self.data.connect().map_err(|error| StoreError(error.to_string()))?;
+        let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let is_busy: bool = self.connection.query_row(checkpoint, [], |row| row.get(0)).map_err(store_error)?;
+        if is_busy {
+            return Err(StoreError("another process holds the database".to_owned()));
+        }
+        self.last = last(&self.connection).map_err(store_error)?;
+        Ok(())
+    }
+
+    fn recover(&mut self, at: UnixSeconds) -> Result<usize, StoreError> {
+        let open = self.open_entries().map_err(store_error)?;
+        let settle = |(opening, used): (Opening, Usage)| {
+            let model = Some(&*opening.model).filter(|model| !model.is_empty());
+            let billed_micros = self.tariff.cost_micros(model, used);
+            let settlement = Settlement { at, used, billed_micros, measured_micros: 0, end: EntryEnd::Died };
+            Record::Settle(Arc::new(opening), settlement)
+        };
+        let records: Vec<Record> = open.into_iter().map(settle).collect();
+        self.write(&records, Durability::Power)?;
+        Ok(records.len())
+    }
+
+    fn next_id(&self) -> Result<EntryId, StoreError> {
+        let largest = "SELECT coalesce(max(id), 0) FROM entries";
+        let largest: u64 = self.connection.query_row(largest, [], |row| row.get(0)).map_err(store_error)?;
+        Ok(EntryId(largest + 1))
+    }
+
+    fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {
+        let latest = "SELECT max(coalesce(max(settled_at), 0), coalesce(max(opened_at), 0)) FROM entries
+                      WHERE id > (SELECT coalesce(max(id), 0) FROM entries) - 100000";
+        self.connection.query_row(latest, [], |row| row.get(0)).map_err(store_error)
+    }
+}
+
+fn write_one(transaction: &Transaction<'_>, record: &Record, last: &mut Last) -> rusqlite::Result<()> {
+    match record {
+        Record::Open(opening) => insert(transaction, opening),
+        Record::Mark { id, used } => {
+            let mark =
+                "UPDATE entries SET input_tokens = ?2, cached_tokens = ?3, output_tokens = max(output_tokens, ?4)
+                        WHERE id = ?1 AND seq IS NULL";
+            let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
+            let values = params![id.0, prompt_tokens, cached_tokens, generated_tokens];
+            transaction.prepare_cached(mark)?.execute(values)?;
+            Ok(())
+        }
+        Record::Settle(opening, settlement) => settle(transaction, opening, settlement, last),
+        Record::Withdraw(id) => {
+            transaction.prepare_cached("DELETE FROM entries WHERE id = ?1 AND seq IS NULL")?.execute([id.0])?;
+            Ok(())
+        }
+    }
+}
+
+fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<()> {
+    let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens } = opening;
+    let insert = "INSERT OR IGNORE INTO entries (id, account, key, model, model_digest, partition, tariff, binary,
+                  opened_at, prompt_tokens) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+    let values = params![id.0, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens];
+    transaction.prepare_cached(insert)?.execute(values)?;
+    Ok(())
+}
+
+/// Nothing, for an entry that is settled or was withdrawn.
+fn settle(
+    transaction: &Transaction<'_>,
+    opening: &Arc<Opening>,
+    settlement: &Settlement,
+    last: &mut Last,
+) -> rusqlite::Result<()> {
+    let is_open = "SELECT 1 FROM entries WHERE id = ?1 AND seq IS NULL";
+    if !transaction.prepare_cached(is_open)?.exists([opening.id.0])? {
+        return Ok(());
+    }
+    let entry = Entry { seq: last.seq + 1, opening: Opening::clone(opening), settlement: *settlement };
+    let chain = last.chain.then(&entry.csv());
+    let Settlement { at, used, billed_micros, measured_micros, end } = settlement;
+    let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
+    let update = "UPDATE entries SET seq = ?2, settled_at = ?3, input_tokens = ?4, cached_tokens = ?5,
+                  output_tokens = ?6, billed_us = ?7, measured_us = ?8, finish = ?9, hash = ?10 WHERE id = ?1";
+    let counts = params![
+        opening.id.0,
+        entry.seq,
+        at,
+        prompt_tokens,
+        cached_tokens,
+        generated_tokens,
+        billed_micros,
+        measured_micros,
+        end.as_str(),
+        chain.0.as_slice(),
+    ];
+    transaction.prepare_cached(update)?.execute(counts)?;
+    add_to_sums(transaction, opening, settlement)?;
+    *last = Last { seq: entry.seq, chain };
+    Ok(())
+}
+
+fn add_to_sums(transaction: &Transaction<'_>, opening: &Opening, settlement: &Settlement) -> rusqlite::Result<()> {
+    let Settlement { at, used, billed_micros, measured_micros, .. } = settlement;
+    let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
+    let add = "INSERT INTO usage VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8)
+               ON CONFLICT (account, slot, model) DO UPDATE SET requests = requests + 1,
+               input_tokens = input_tokens + excluded.input_tokens,
+               cached_tokens = cached_tokens + excluded.cached_tokens,
+               output_tokens = output_tokens + excluded.output_tokens,
+               billed_us = billed_us + excluded.billed_us, measured_us = measured_us + excluded.measured_us";
+    let slot = at.0 / SLOT_SECONDS * SLOT_SECONDS;
+    let (account, model) = (&opening.account, &opening.model);
+    let values =
+        params![account, slot, model, prompt_tokens, cached_tokens, generated_tokens, billed_micros, measured_micros];
+    transaction.prepare_cached(add)?.execute(values)?;
+    Ok(())
+}
+
+fn last(connection: &Connection) -> rusqlite::Result<Last> {
+    let last = "SELECT seq, hash FROM entries WHERE seq IS NOT NULL ORDER BY seq DESC LIMIT 1";
+    let read = |row: &Row<'_>| Ok(Last { seq: row.get(0)?, chain: Chain(row.get(1)?) });
+    Ok(connection.query_row(last, [], read).optional()?.unwrap_or_default())
+}
+
+fn store_error(error: rusqlite::Error) -> StoreError {
+    StoreError(error.to_string())
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").field("data", &self.data).field("last", &self.last).finish_non_exhaustive()
+    }
+}

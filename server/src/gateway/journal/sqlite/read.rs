@@ -1,0 +1,152 @@
+//! Reads the ledger, beside whoever writes it.
+
+use std::sync::{Mutex, PoisonError};
+
+use passerelle_engine::Usage;
+use rusqlite::{Connection, Row, params};
+use serde::Serialize;
+
+use super::super::entry::{Chain, Entry, EntryId, Opening, Settlement};
+use crate::gateway::account::AccountPath;
+use crate::gateway::data::{DataDir, DataError};
+use crate::gateway::ledger::Spent;
+use crate::gateway::quota::{Unit, UnixSeconds};
+
+/// Usage as it was settled.
+#[derive(Debug)]
+pub struct UsageReader {
+    connection: Mutex<Connection>,
+}
+
+/// What one account used of one model.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct UsageSum {
+    pub account: String,
+    pub model: String,
+    pub requests: u64,
+    pub input_tokens: u64,
+    pub cached_tokens: u64,
+    pub output_tokens: u64,
+    pub billed_gpu_us: u64,
+    pub measured_gpu_us: u64,
+}
+
+pub(super) const COLUMNS: &str = "id, account, key, model, model_digest, partition, tariff, binary, opened_at,
+    prompt_tokens, input_tokens, cached_tokens, output_tokens, seq, settled_at, billed_us, measured_us, finish, hash";
+
+/// Of an account and everything below it; the root holds all.
+const WITHIN: &str = "(?1 = '/' OR account = ?1 OR substr(account, 1, length(?1) + 1) = ?1 || '/')";
+
+impl UsageReader {
+    pub fn open(data: &DataDir) -> Result<Self, DataError> {
+        Ok(Self { connection: Mutex::new(data.connect()?) })
+    }
+
+    /// By account and model, of `account` and everything below it. Quarters of an hour that begin in the window count.
+    pub fn sums(
+        &self,
+        account: &AccountPath,
+        (from, until): (UnixSeconds, UnixSeconds),
+    ) -> rusqlite::Result<Vec<UsageSum>> {
+        let sums = format!(
+            "SELECT account, model, sum(requests), sum(input_tokens), sum(cached_tokens), sum(output_tokens),
+             sum(billed_us), sum(measured_us) FROM usage WHERE {WITHIN} AND slot >= ?2 AND slot < ?3
+             GROUP BY account, model ORDER BY account, model"
+        );
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rows = connection.prepare_cached(&sums)?;
+        rows.query_map(params![account, from, until], sum)?.collect()
+    }
+
+    /// Settled entries in their order, each with the end of the chain after it. `see` is called for each.
+    pub fn export(
+        &self,
+        mut see: impl FnMut(&Entry, Chain) -> std::io::Result<()>,
+    ) -> rusqlite::Result<std::io::Result<()>> {
+        let entries = format!("SELECT {COLUMNS} FROM entries WHERE seq IS NOT NULL ORDER BY seq");
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut statement = connection.prepare(&entries)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Err(error) = see(&entry(row)?, Chain(row.get(18)?)) {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+impl Spent for UsageReader {
+    /// What cannot be read counts as spent: a budget that nobody can check is refused.
+    fn used(
+        &self,
+        account: &AccountPath,
+        (unit, model): (Unit, Option<&str>),
+        (start, end): (UnixSeconds, UnixSeconds),
+    ) -> u64 {
+        let column = match unit {
+            Unit::Requests => "requests",
+            Unit::InputTokens => "input_tokens",
+            Unit::OutputTokens => "output_tokens",
+            Unit::Tokens => "input_tokens + output_tokens",
+            Unit::GpuMicros => "billed_us",
+        };
+        let query = format!(
+            "SELECT coalesce(sum({column}), 0) FROM usage WHERE {WITHIN} AND slot >= ?2 AND slot < ?3
+             AND (?4 IS NULL OR model = ?4)"
+        );
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = |connection: &Connection| {
+            connection.prepare_cached(&query)?.query_row(params![account, start, end, model], |row| row.get(0))
+        };
+        sum(&connection).unwrap_or_else(|error: rusqlite::Error| {
+            tracing::error!(%error, account = account.as_str(), "what was used cannot be read: its budgets are closed");
+            u64::MAX
+        })
+    }
+}
+
+fn sum(row: &Row<'_>) -> rusqlite::Result<UsageSum> {
+    Ok(UsageSum {
+        account: row.get(0)?,
+        model: row.get(1)?,
+        requests: row.get(2)?,
+        input_tokens: row.get(3)?,
+        cached_tokens: row.get(4)?,
+        output_tokens: row.get(5)?,
+        billed_gpu_us: row.get(6)?,
+        measured_gpu_us: row.get(7)?,
+    })
+}
+
+pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
+    Ok(Opening {
+        id: EntryId(row.get(0)?),
+        account: row.get(1)?,
+        key: row.get(2)?,
+        model: row.get(3)?,
+        model_digest: row.get(4)?,
+        partition: row.get(5)?,
+        tariff: row.get(6)?,
+        binary: row.get(7)?,
+        at: row.get(8)?,
+        prompt_tokens: row.get(9)?,
+    })
+}
+
+pub(super) fn used(row: &Row<'_>) -> rusqlite::Result<Usage> {
+    let (prompt_tokens, cached_tokens, generated_tokens) = (row.get(10)?, row.get(11)?, row.get(12)?);
+    Ok(Usage { prompt_tokens, cached_tokens, generated_tokens })
+}
+
+fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    let finish: String = row.get(17)?;
+    let settlement = Settlement {
+        at: row.get(14)?,
+        used: used(row)?,
+        billed_micros: row.get(15)?,
+        measured_micros: row.get(16)?,
+        end: finish.parse().map_err(|_| rusqlite::Error::InvalidColumnName(finish))?,
+    };
+    Ok(Entry { seq: row.get(13)?, opening: opening(row)?, settlement })
+}

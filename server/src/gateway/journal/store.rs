@@ -1,0 +1,53 @@
+//! Where the ledger is kept. One database in the data directory today; a database that several gateways share can follow.
+
+use std::sync::Arc;
+
+use passerelle_engine::Usage;
+
+use super::entry::{EntryId, Opening, Settlement};
+use crate::gateway::quota::UnixSeconds;
+
+/// What is written down. Writing a settlement or a withdrawal a second time changes nothing.
+#[derive(Debug, Clone)]
+pub enum Record {
+    Open(Arc<Opening>),
+    /// What was used of an open reservation so far. Marks only grow.
+    Mark {
+        id: EntryId,
+        used: Usage,
+    },
+    Settle(Arc<Opening>, Settlement),
+    /// The reservation consumed nothing, not even itself.
+    Withdraw(EntryId),
+}
+
+/// What written records survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The death of the process: they are with the operating system.
+    Process,
+    /// The loss of power, together with everything written before: they are on the disk.
+    Power,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the ledger cannot be written: {0}")]
+pub struct StoreError(pub String);
+
+/// The store is owned by one writer. Each conforming store passes the suite in `conformance.rs`.
+pub trait LedgerStore: Send {
+    /// All of `records` in their order, or none. No records at all still make what was written before durable.
+    fn write(&mut self, records: &[Record], durability: Durability) -> Result<(), StoreError>;
+
+    /// After a failed write: lets go of everything that the failure may have left half done.
+    fn reopen(&mut self) -> Result<(), StoreError>;
+
+    /// Settles what an earlier process left open, at its last mark, and says how many that were.
+    fn recover(&mut self, at: UnixSeconds) -> Result<usize, StoreError>;
+
+    /// Larger than every id that was ever written.
+    fn next_id(&self) -> Result<EntryId, StoreError>;
+
+    /// The latest instant that was ever written. Time does not go back before it.
+    fn latest_instant(&self) -> Result<UnixSeconds, StoreError>;
+}

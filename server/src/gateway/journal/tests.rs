@@ -1,0 +1,195 @@
+use std::future::poll_fn;
+use std::io::BufReader;
+use std::sync::Mutex;
+use std::task::Poll;
+
+use passerelle_engine::clock::SystemClock;
+
+use super::conformance::{opening, settlement, used};
+use super::export::{ExportError, verify_csv, write_csv};
+use super::*;
+use crate::gateway::data::DataDir;
+use crate::gateway::ledger::Spent;
+use crate::gateway::quota::{Unit, UnixSeconds};
+use crate::gateway::tariff::Tariff;
+
+/// A disk that can be full, over what a store writes.
+#[derive(Clone, Default)]
+struct Disk {
+    is_full: Arc<Mutex<bool>>,
+    written: Arc<Mutex<Vec<(Record, Durability)>>>,
+}
+
+impl LedgerStore for Disk {
+    fn write(&mut self, records: &[Record], durability: Durability) -> Result<(), StoreError> {
+        if *self.is_full.lock().unwrap() {
+            return Err(StoreError("no space left".into()));
+        }
+        self.written.lock().unwrap().extend(records.iter().map(|record| (record.clone(), durability)));
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn recover(&mut self, _: UnixSeconds) -> Result<usize, StoreError> {
+        Ok(0)
+    }
+
+    fn next_id(&self) -> Result<EntryId, StoreError> {
+        Ok(EntryId(1))
+    }
+
+    fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {
+        Ok(UnixSeconds(0))
+    }
+}
+
+fn start(disk: &Disk) -> (JournalThread, Journal) {
+    let millisecond = Duration::from_millis(1);
+    let config = JournalConfig { sync_interval: millisecond, retry_interval: millisecond, max_backlog: 8 };
+    JournalThread::start(Box::new(disk.clone()), config, Arc::new(SystemClock::new())).unwrap()
+}
+
+async fn covers(page: &Page, tokens: u32) {
+    poll_fn(|context| page.poll_covers(tokens, context)).await;
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn is_covered(page: &Page, tokens: u32) -> bool {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    page.poll_covers(tokens, &mut context) == Poll::Ready(())
+}
+
+#[tokio::test]
+async fn a_stream_waits_for_its_reservation_and_then_for_each_mark() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    let mut page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    covers(&page, 16).await;
+    assert!(!is_covered(&page, 17));
+    page.mark(used(5, 7));
+    assert!(!is_covered(&page, 24), "too early for a mark");
+    page.mark(used(5, 8));
+    covers(&page, 24).await;
+    assert!(!is_covered(&page, 25));
+}
+
+#[tokio::test]
+async fn settlements_are_durable_only_once_they_are_on_the_disk() {
+    let disk = Disk::default();
+    let (thread, journal) = start(&disk);
+    let page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    page.settle(settlement(1_001, used(5, 3)));
+    until(|| journal.state().durable_settlements == 1).await;
+    drop(thread);
+    assert_eq!(journal.state().backlog, 0);
+}
+
+#[tokio::test]
+async fn a_full_disk_closes_budgets_lets_others_go_on_loses_nothing_and_opens_again() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    *disk.is_full.lock().unwrap() = true;
+    let with_budget = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    let without = journal.open(Opening::clone(&opening(2, "b")), Trust::GoOn);
+    covers(&without, 1_000).await;
+    assert!(journal.state().is_failing && !is_covered(&with_budget, 1));
+    assert_eq!(journal.admits(Trust::WaitForDisk), Err(JournalUnavailable));
+    assert_eq!(journal.admits(Trust::GoOn), Ok(()));
+    with_budget.settle(settlement(1_001, used(5, 3)));
+    assert_eq!(journal.state().durable_settlements, 0);
+    *disk.is_full.lock().unwrap() = false;
+    covers(&with_budget, 16).await;
+    until(|| journal.state().durable_settlements == 1).await;
+    assert_eq!(journal.admits(Trust::WaitForDisk), Ok(()));
+    let written = disk.written.lock().unwrap();
+    assert_eq!(written.iter().filter(|(record, _)| matches!(record, Record::Open(_))).count(), 2);
+}
+
+#[tokio::test]
+async fn a_backlog_that_grows_past_its_bound_admits_nobody() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    *disk.is_full.lock().unwrap() = true;
+    let _pages: Vec<_> = (0..8).map(|id| journal.open(Opening::clone(&opening(id, "a")), Trust::GoOn)).collect();
+    assert_eq!(journal.admits(Trust::GoOn), Err(JournalUnavailable));
+}
+
+/// A ledger of three entries of two accounts, one of them left open by a process that died.
+fn ledger_on_disk() -> (tempfile::TempDir, DataDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    let mut store = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
+    let mut records = Vec::new();
+    for (id, account) in [(1, "acme/a"), (2, "acme/b"), (3, "other")] {
+        records.push(Record::Open(opening(id, account)));
+        if id < 3 {
+            records.push(Record::Settle(opening(id, account), settlement(1_000 * id, used(5, 3))));
+        }
+    }
+    store.write(&records, Durability::Process).unwrap();
+    drop(store);
+    let mut restarted = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
+    assert_eq!(restarted.recover(UnixSeconds(3_000)), Ok(1));
+    (folder, data)
+}
+
+#[test]
+fn what_was_used_is_summed_over_a_node_and_a_window() {
+    let (_folder, data) = ledger_on_disk();
+    let reader = UsageReader::open(&data).unwrap();
+    let used = |account: &str, unit, window: (u64, u64)| {
+        let window = (UnixSeconds(window.0), UnixSeconds(window.1));
+        reader.used(&account.parse().unwrap(), (unit, None), window)
+    };
+    assert_eq!(used("acme", Unit::Tokens, (0, 9_000)), 16);
+    assert_eq!(used("acme/a", Unit::OutputTokens, (0, 9_000)), 3);
+    assert_eq!(used("acme", Unit::GpuMicros, (1_800, 9_000)), 7, "only the one that ended in the window");
+    assert_eq!(used("/", Unit::Requests, (0, 9_000)), 3);
+    let sums = reader.sums(&"acme".parse().unwrap(), (UnixSeconds(0), UnixSeconds(9_000))).unwrap();
+    assert_eq!(sums.iter().map(|sum| sum.account.as_str()).collect::<Vec<_>>(), ["acme/a", "acme/b"]);
+}
+
+#[test]
+fn an_export_with_a_line_changed_taken_out_or_added_does_not_verify() {
+    let (_folder, data) = ledger_on_disk();
+    let mut csv = Vec::new();
+    let exported = write_csv(&UsageReader::open(&data).unwrap(), &mut csv).unwrap();
+    assert_eq!(exported.entries, 3);
+    let csv = String::from_utf8(csv).unwrap();
+    let verify = |text: &str| verify_csv(BufReader::new(text.as_bytes()));
+    assert_eq!(verify(&csv).unwrap(), exported);
+    let lines: Vec<_> = csv.lines().collect();
+    let spoilt = [
+        csv.replacen("acme/a", "acme/b", 1),
+        csv.replacen(",5,0,3,", ",5,0,2,", 1),
+        [lines[0], lines[2], lines[3]].join("\n"),
+        [lines[0], lines[1], lines[1], lines[2]].join("\n"),
+    ];
+    for text in spoilt {
+        assert!(matches!(verify(&text), Err(ExportError::Broken { .. })), "{text}");
+    }
+    assert!(matches!(verify("seq\n"), Err(ExportError::NoExport)));
+}
+
+/// SQLite's own limit on pages stands in for a disk without space.
+#[test]
+fn a_database_that_cannot_grow_refuses_whole_batches_and_goes_on_when_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    let mut store = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
+    store.limit_pages(1).unwrap();
+    let batch: Vec<_> = (1..500).map(|id| Record::Open(opening(id, "a"))).collect();
+    assert!(store.write(&batch, Durability::Process).is_err());
+    assert_eq!(store.next_id(), Ok(EntryId(1)), "all or nothing");
+    store.reopen().unwrap();
+    store.write(&batch, Durability::Power).unwrap();
+    assert_eq!(store.next_id(), Ok(EntryId(500)));
+}

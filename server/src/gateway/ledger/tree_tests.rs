@@ -1,0 +1,199 @@
+//! Limits on several nodes of a path, and those that last.
+
+use std::num::{NonZeroU32, NonZeroU64};
+use std::sync::Barrier;
+use std::thread;
+
+use passerelle_engine::Usage;
+use passerelle_engine::clock::ManualClock;
+
+use super::*;
+use crate::gateway::quota::{Bound, Enforcement, Limit, LimitName, Period, PeriodName, Quota};
+use crate::gateway::tariff::Price;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn n(value: u64) -> NonZeroU64 {
+    NonZeroU64::new(value).unwrap()
+}
+
+fn path(text: &str) -> AccountPath {
+    text.parse().unwrap()
+}
+
+/// `limits`: by path. The caller's account is `account`; nodes that are not listed have no limits.
+fn caller(account: &str, limits: &[(&str, Limit)]) -> Arc<Caller> {
+    let of_node = |node: AccountPath| {
+        let own = limits.iter().filter(|(path, _)| *path == node.as_str()).map(|(_, limit)| limit.clone());
+        let limits = Arc::new(Quota::new(own.collect()).unwrap());
+        Node { path: node, limits }
+    };
+    let nodes = path(account).lineage().map(of_node).collect();
+    Arc::new(Caller::at_open_door(Account::new(nodes, NonZeroU32::MIN)))
+}
+
+fn budget(unit: Unit, amount: u64, period: Period) -> Limit {
+    Limit::of(Bound::Budget { unit, amount: n(amount), period })
+}
+
+fn ledger() -> (Ledger, ManualClock) {
+    let clock = ManualClock::default();
+    (Ledger::without_past(Arc::new(clock.clone())), clock)
+}
+
+fn ask(prompt_tokens: u32, max_output_tokens: u32) -> Ask {
+    Ask::new("m", prompt_tokens, max_output_tokens)
+}
+
+fn used(prompt_tokens: u32, generated_tokens: u32) -> Usage {
+    Usage { prompt_tokens, generated_tokens, ..Usage::default() }
+}
+
+#[test]
+fn every_node_of_the_path_must_have_room_and_a_refusal_takes_from_none() {
+    let (ledger, _) = ledger();
+    let limits = [
+        ("acme/vision/alice", Limit::requests_per_minute(n(5))),
+        ("acme/vision", Limit::tokens_per_minute(n(100))),
+        ("acme", Limit::concurrent_requests(n(2))),
+        ("/", Limit::requests_per_minute(n(50))),
+    ];
+    let alice = caller("acme/vision/alice", &limits);
+    let before = ledger.limits_of(&alice);
+    for (ask, scope) in [(ask(60, 50), "acme/vision"), (ask(200, 0), "acme/vision")] {
+        let refusal = ledger.reserve(&alice, ask).unwrap_err();
+        assert_eq!((refusal.scope.as_str(), refusal.retry), (scope, Retry::Never));
+    }
+    assert_eq!(ledger.limits_of(&alice), before);
+    let bob = caller("acme/vision/bob", &limits);
+    let _held = [ledger.reserve(&alice, ask(10, 10)).unwrap(), ledger.reserve(&bob, ask(10, 10)).unwrap()];
+    let refusal = ledger.reserve(&alice, ask(1, 1)).unwrap_err();
+    assert_eq!((refusal.limit, refusal.scope.as_str()), (LimitName::ConcurrentRequests, "acme"));
+    assert!(ledger.reserve(&caller("other", &limits), ask(1, 1)).is_ok());
+}
+
+#[test]
+fn a_thousand_concurrent_requests_of_a_tree_against_room_for_a_hundred_admit_a_hundred() {
+    let limits = [
+        ("/", budget(Unit::Tokens, 10_000, Period::Month)),
+        ("acme", budget(Unit::Requests, 500, Period::Day)),
+        ("acme/vision", Limit::tokens_per_minute(n(1_000_000))),
+    ];
+    let (ledger, _) = ledger();
+    let callers: Vec<_> = (0..8).map(|user| caller(&format!("acme/vision/user-{user}"), &limits)).collect();
+    let all_ready = Barrier::new(20);
+    let admitted: Vec<Reservation> = thread::scope(|scope| {
+        let some = |thread: usize| {
+            let (ledger, callers, all_ready) = (&ledger, &callers, &all_ready);
+            move || {
+                all_ready.wait();
+                (0..50).filter_map(|i| ledger.reserve(&callers[(thread + i) % 8], ask(60, 40)).ok()).collect::<Vec<_>>()
+            }
+        };
+        let threads: Vec<_> = (0..20).map(|thread| scope.spawn(some(thread))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(admitted.len(), 100);
+    assert_eq!(ledger.totals().refused, 900);
+}
+
+#[test]
+fn a_spent_day_is_refused_until_midnight_and_names_its_window() {
+    let (ledger, clock) = ledger();
+    let alice = caller("alice", &[("alice", budget(Unit::OutputTokens, 100, Period::Day))]);
+    clock.advance(Duration::from_secs(3_600));
+    ledger.reserve(&alice, ask(10, 90)).unwrap().settle_as(used(10, 90));
+    let refusal = ledger.reserve(&alice, ask(10, 11)).unwrap_err();
+    assert_eq!(refusal.limit, LimitName::Budget(Unit::OutputTokens, PeriodName::Day));
+    assert_eq!(refusal.retry, Retry::After(Duration::from_secs(23 * 3_600)));
+    assert_eq!(refusal.window.map(|(start, end)| end.since(start)), Some(DAY));
+    assert!(ledger.reserve(&alice, ask(10, 10)).is_ok());
+    clock.advance(Duration::from_secs(23 * 3_600));
+    assert!(ledger.reserve(&alice, ask(10, 100)).is_ok());
+}
+
+#[test]
+fn gpu_time_is_taken_by_the_tariff_and_a_spent_grant_has_no_later() {
+    let clock = ManualClock::default();
+    let tariff = Tariff::new("1", [("m".to_owned(), Price::flat(1_000, 100, 10_000))]);
+    let (calendar, spent, tariff) = (Calendar::utc(), Box::new(NothingSpent), Arc::new(tariff));
+    let ledger = Ledger::new(LedgerParts { clock: Arc::new(clock.clone()), calendar, tariff, spent, journal: None });
+    let period = Period::Grant { from: UnixSeconds(0), until: UnixSeconds::of(clock.wall()).after(DAY) };
+    let alice = caller("alice", &[("alice", budget(Unit::GpuMicros, 1_000, period))]);
+    ledger.reserve(&alice, ask(100, 90)).unwrap().settle_as(used(100, 40));
+    assert_eq!(ledger.limits_of(&alice)[0].remaining, 500);
+    let refusal = ledger.reserve(&alice, ask(1, 50)).unwrap_err();
+    assert_eq!((refusal.asked, refusal.retry), (501, Retry::Spent));
+    assert_eq!(ledger.reserve(&alice, ask(1, 100)).unwrap_err().retry, Retry::Never);
+    clock.advance(DAY);
+    assert_eq!(ledger.reserve(&alice, ask(1, 1)).unwrap_err().retry, Retry::Spent);
+}
+
+#[test]
+fn a_limit_of_one_model_leaves_the_others_alone_and_one_on_trial_refuses_nothing() {
+    let (ledger, _) = ledger();
+    let of_m = Limit { model: Some("m".into()), ..Limit::requests_per_minute(n(1)) };
+    let on_trial = Limit { enforcement: Enforcement::DryRun, ..Limit::concurrent_requests(n(1)) };
+    let alice = caller("alice", &[("alice", of_m), ("alice", on_trial)]);
+    let _first = ledger.reserve(&alice, ask(1, 1)).unwrap();
+    assert_eq!(ledger.reserve(&alice, ask(1, 1)).unwrap_err().model.as_deref(), Some("m"));
+    let _second = ledger.reserve(&alice, Ask::new("other", 1, 1)).unwrap();
+    assert_eq!(ledger.limits_of(&alice)[1].would_have_refused, 2);
+}
+
+#[test]
+fn a_context_limit_looks_at_each_request_by_itself() {
+    let (ledger, _) = ledger();
+    let alice = caller("acme/alice", &[("acme", Limit::of(Bound::ContextTokens(n(100))))]);
+    let _held = [ledger.reserve(&alice, ask(50, 50)).unwrap(), ledger.reserve(&alice, ask(99, 1)).unwrap()];
+    assert_eq!(ledger.reserve(&alice, ask(50, 51)).unwrap_err().retry, Retry::Never);
+    assert_eq!(ledger.largest_output(&alice, "m", 30), Some(70));
+}
+
+/// What was spent before, and the wall clock that jumps back.
+#[test]
+fn a_budget_remembers_what_was_spent_before_it_was_stated() {
+    #[derive(Debug)]
+    struct Forty;
+    impl Spent for Forty {
+        fn used(&self, account: &AccountPath, _: (Unit, Option<&str>), _: (UnixSeconds, UnixSeconds)) -> u64 {
+            if account.as_str() == "alice" { 40 } else { 0 }
+        }
+    }
+    let (clock, calendar) = (Arc::new(ManualClock::default()), Calendar::utc());
+    let (tariff, spent) = (Arc::new(Tariff::free()), Box::new(Forty));
+    let ledger = Ledger::new(LedgerParts { clock, calendar, tariff, spent, journal: None });
+    let stated = |amount| caller("alice", &[("alice", budget(Unit::Tokens, amount, Period::Month))]);
+    assert!(ledger.reserve(&stated(100), ask(50, 11)).is_err());
+    ledger.reserve(&stated(100), ask(50, 10)).unwrap().settle_as(used(50, 10));
+    assert_eq!(ledger.limits_of(&stated(150))[0].remaining, 50, "a changed amount keeps what was used");
+}
+
+/// `-- --ignored --nocapture` prints it; the target of 2 µs at p99 is for a release build.
+#[test]
+#[ignore = "a measurement: run it alone, in release"]
+fn a_decision_over_four_levels_is_quick() {
+    let limits: Vec<_> = ["acme/vision/alice", "acme/vision", "acme", "/"]
+        .into_iter()
+        .flat_map(|node| {
+            let rates = [Limit::requests_per_minute(n(1 << 40)), Limit::tokens_per_minute(n(1 << 50))];
+            rates.into_iter().chain([budget(Unit::Tokens, 1 << 50, Period::Month)]).map(move |limit| (node, limit))
+        })
+        .collect();
+    let clock: Arc<dyn Clock> = Arc::new(passerelle_engine::clock::SystemClock::new());
+    let ledger = Ledger::without_past(Arc::clone(&clock));
+    let alice = caller("acme/vision/alice", &limits);
+    let mut times: Vec<_> = (0..200_000)
+        .map(|_| {
+            let before = clock.now();
+            let reservation = ledger.reserve(&alice, ask(10, 10)).unwrap();
+            let took = clock.now() - before;
+            drop(reservation);
+            took
+        })
+        .collect();
+    times.sort();
+    let at = |part: f64| times[(times.len() as f64 * part) as usize];
+    println!("a decision over four levels of three limits: p50 {:?}, p99 {:?}", at(0.5), at(0.99));
+    assert!(at(0.99) < Duration::from_micros(50));
+}

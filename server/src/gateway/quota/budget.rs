@@ -1,0 +1,163 @@
+//! A budget's state: a plain accumulator over one window.
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use super::{Calendar, Fit, Period, UnixSeconds};
+
+/// What of a window is used, and what open requests hold of it.
+///
+/// A request counts in the window in which it ends: what is held when a window begins is held of the new one, so that no
+/// instant exists at which an open request holds nothing.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    amount: NonZeroU64,
+    period: Period,
+    start: UnixSeconds,
+    end: UnixSeconds,
+    used: u64,
+    held: u64,
+}
+
+impl Budget {
+    /// With what was used since the start of the window that holds `now`.
+    pub fn new(amount: NonZeroU64, period: Period, (calendar, now): (&Calendar, UnixSeconds), used: u64) -> Self {
+        let (start, end) = calendar.window(period, now);
+        Self { amount, period, start, end, used, held: 0 }
+    }
+
+    /// Opens the window of `now`. Time that goes back opens none.
+    pub fn roll(&mut self, calendar: &Calendar, now: UnixSeconds) {
+        if now >= self.end && !matches!(self.period, Period::Grant { .. }) {
+            (self.start, self.end) = calendar.window(self.period, now);
+            self.used = 0;
+        }
+    }
+
+    pub fn fit(&self, now: UnixSeconds, amount: u64) -> Fit {
+        if amount > self.amount.get() {
+            return Fit::Never;
+        }
+        let is_grant = matches!(self.period, Period::Grant { .. });
+        if is_grant && now >= self.end {
+            return Fit::Spent;
+        }
+        if now < self.start {
+            return Fit::After(self.start.since(now));
+        }
+        match amount <= self.remaining() {
+            true => Fit::Now,
+            false if is_grant => Fit::Spent,
+            false => Fit::After(self.end.since(now)),
+        }
+    }
+
+    pub fn hold(&mut self, amount: u64) {
+        self.held = self.held.saturating_add(amount);
+    }
+
+    /// Turns what was held into what was used. `used` may be more than `held`: what was really used is used.
+    pub fn settle(&mut self, held: u64, used: u64) {
+        self.held = self.held.saturating_sub(held);
+        self.used = self.used.saturating_add(used);
+    }
+
+    /// A changed amount keeps what is used and held.
+    pub fn set_amount(&mut self, amount: NonZeroU64) {
+        self.amount = amount;
+    }
+
+    pub fn period(&self) -> Period {
+        self.period
+    }
+
+    /// Used, or held by open requests.
+    pub fn taken(&self) -> u64 {
+        self.used.saturating_add(self.held)
+    }
+
+    pub fn remaining(&self) -> u64 {
+        self.amount.get().saturating_sub(self.taken())
+    }
+
+    /// Until the window is over.
+    pub fn reset(&self, now: UnixSeconds) -> Duration {
+        self.end.since(now)
+    }
+
+    pub fn window(&self) -> (UnixSeconds, UnixSeconds) {
+        (self.start, self.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn n(value: u64) -> NonZeroU64 {
+        NonZeroU64::new(value).unwrap()
+    }
+
+    const NOON: UnixSeconds = UnixSeconds(43_200);
+
+    fn daily(amount: u64) -> (Budget, Calendar) {
+        let calendar = Calendar::utc();
+        (Budget::new(n(amount), Period::Day, (&calendar, NOON), 0), calendar)
+    }
+
+    #[test]
+    fn a_spent_day_fits_again_at_midnight_and_not_a_second_earlier() {
+        let (mut day, calendar) = daily(100);
+        day.hold(60);
+        day.settle(60, 100);
+        let Fit::After(wait) = day.fit(NOON, 1) else { panic!("it fits tomorrow") };
+        assert_eq!(wait, Duration::from_secs(43_200));
+        day.roll(&calendar, UnixSeconds(86_399));
+        assert_eq!(day.fit(UnixSeconds(86_399), 1), Fit::After(Duration::from_secs(1)));
+        day.roll(&calendar, UnixSeconds(86_400));
+        assert_eq!(day.fit(UnixSeconds(86_400), 100), Fit::Now);
+    }
+
+    #[test]
+    fn what_open_requests_hold_at_midnight_is_held_of_the_new_day() {
+        let (mut day, calendar) = daily(100);
+        day.hold(70);
+        day.roll(&calendar, UnixSeconds(86_400));
+        assert_eq!(day.remaining(), 30);
+        day.settle(70, 10);
+        assert_eq!(day.remaining(), 90);
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_does_not_reopen_a_window() {
+        let (mut day, calendar) = daily(100);
+        day.roll(&calendar, UnixSeconds(90_000));
+        day.settle(0, 100);
+        day.roll(&calendar, NOON);
+        assert!(matches!(day.fit(NOON, 1), Fit::After(_)));
+    }
+
+    #[test]
+    fn a_grant_begins_ends_and_is_not_given_twice() {
+        let calendar = Calendar::utc();
+        let period = Period::Grant { from: UnixSeconds(100), until: UnixSeconds(200) };
+        let mut grant = Budget::new(n(10), period, (&calendar, UnixSeconds(50)), 0);
+        assert_eq!(grant.fit(UnixSeconds(50), 1), Fit::After(Duration::from_secs(50)));
+        assert_eq!(grant.fit(UnixSeconds(100), 10), Fit::Now);
+        grant.settle(0, 10);
+        assert_eq!(grant.fit(UnixSeconds(150), 1), Fit::Spent);
+        grant.roll(&calendar, UnixSeconds(200));
+        assert_eq!(grant.fit(UnixSeconds(200), 1), Fit::Spent);
+        assert_eq!(grant.fit(UnixSeconds(150), 11), Fit::Never);
+    }
+
+    #[test]
+    fn a_lowered_budget_has_nothing_left_and_no_negative_room() {
+        let (mut day, _) = daily(100);
+        day.settle(0, 60);
+        day.set_amount(n(50));
+        assert_eq!(day.remaining(), 0);
+        day.set_amount(n(80));
+        assert_eq!(day.remaining(), 20);
+    }
+}

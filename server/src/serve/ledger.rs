@@ -1,0 +1,96 @@
+//! The ledger of a server that asks for keys: in its data directory, and owned by this process alone.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use passerelle::api::ServedModel;
+use passerelle::config::{Config, LedgerConfig};
+use passerelle::gateway::journal::{JournalConfig, JournalThread, LedgerStore, SqliteStore, UsageReader};
+use passerelle::gateway::ledger::{JournalParts, ModelFacts, NothingSpent};
+use passerelle::gateway::quota::{Calendar, UnixSeconds};
+use passerelle::gateway::{DataDir, Ledger, LedgerParts, Tariff};
+use passerelle_engine::clock::Clock;
+
+/// The right to write the ledger. Dropped in this order: what was settled is on the disk before another server may come.
+#[derive(Debug)]
+pub(super) struct LedgerKeeper {
+    _thread: JournalThread,
+    _lock: File,
+}
+
+/// Taken before any model is loaded.
+#[derive(Debug)]
+pub(super) struct LedgerLock {
+    data: DataDir,
+    lock: File,
+}
+
+/// What an open server and one that asks for keys have in common.
+pub(super) struct LedgerBasis {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) tariff: Arc<Tariff>,
+}
+
+impl LedgerLock {
+    pub(super) fn take(config: &Config) -> Result<Self> {
+        let data = DataDir::open(&config.server.data_dir)?;
+        let lock = data.lock_for_serving()?;
+        Ok(Self { data, lock })
+    }
+
+    /// Settles what an earlier process left open, and goes on from there.
+    pub(super) fn open(
+        self,
+        basis: LedgerBasis,
+        config: &LedgerConfig,
+        (served, partition): (&[ServedModel], &str),
+    ) -> Result<(Ledger, LedgerKeeper)> {
+        let LedgerBasis { clock, tariff } = basis;
+        let mut store = SqliteStore::open(&self.data, Arc::clone(&tariff))?;
+        let latest = store.latest_instant()?.max(UnixSeconds::of(clock.wall()));
+        let recovered = store.recover(latest)?;
+        if recovered > 0 {
+            tracing::warn!(recovered, "reservations of a process that died were settled at their last mark");
+        }
+        let next_id = store.next_id()?;
+        let journal_config = JournalConfig {
+            sync_interval: config.sync_interval,
+            retry_interval: config.retry_interval,
+            max_backlog: config.max_backlog,
+        };
+        let (thread, journal) = JournalThread::start(Box::new(store), journal_config, Arc::clone(&clock))
+            .context("cannot start the ledger's thread")?;
+        let binary = env!("CARGO_PKG_VERSION").into();
+        let models = facts(served, partition);
+        let ledger = Ledger::new(LedgerParts {
+            clock,
+            calendar: calendar(config)?,
+            tariff,
+            spent: Box::new(UsageReader::open(&self.data)?),
+            journal: Some(JournalParts { journal, next_id, latest, binary, models }),
+        });
+        Ok((ledger, LedgerKeeper { _thread: thread, _lock: self.lock }))
+    }
+}
+
+/// Of an open server, whose one account nobody bills.
+pub(super) fn without_keeping(basis: LedgerBasis, config: &LedgerConfig) -> Result<Ledger> {
+    let LedgerBasis { clock, tariff } = basis;
+    let calendar = calendar(config)?;
+    Ok(Ledger::new(LedgerParts { clock, calendar, tariff, spent: Box::new(NothingSpent), journal: None }))
+}
+
+pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar> {
+    Calendar::in_zone(&config.time_zone).context("ledger.time_zone")
+}
+
+fn facts(served: &[ServedModel], partition: &str) -> BTreeMap<String, ModelFacts> {
+    let partition: Arc<str> = partition.into();
+    let facts = |model: &ServedModel| {
+        let digest = model.fingerprint.as_str().into();
+        (model.name.clone(), ModelFacts { digest, partition: Arc::clone(&partition) })
+    };
+    served.iter().map(facts).collect()
+}

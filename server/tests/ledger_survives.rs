@@ -1,0 +1,151 @@
+//! The ledger outlives the process: the real binary is killed in the middle of streams, and started again.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+#[path = "commands/binary.rs"]
+mod binary;
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::thread;
+
+use binary::{Served, State};
+use serde_json::{Value, json};
+
+const STREAMS: usize = 6;
+/// What may be sent after a mark.
+const MARK_TOKENS: u64 = 16;
+/// Long enough that no stream ends by itself before the kill.
+const LONG: u32 = 1_800;
+
+fn run(state: &State, arguments: &[&str]) -> String {
+    let output = state.command(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn make_key(state: &State) -> String {
+    run(state, &["account", "create", "acme", "--gpu-hours", "5000", "--until", "2099-01-01"]);
+    run(state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned()
+}
+
+/// Asks for a long stream and reads it to its end, however that comes: how many tokens arrived.
+fn tokens_until_the_end(address: &str, key: &str) -> u64 {
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": LONG, "ignore_eos": true, "stream": true,
+                      "return_token_ids": true})
+    .to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut connection = TcpStream::connect(address).unwrap();
+    std::io::Write::write_all(&mut connection, format!("{head}{body}").as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    // A killed server resets the connection; what came before that counts.
+    let _ = connection.read_to_end(&mut answer);
+    let text = String::from_utf8_lossy(&answer);
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+    events.map(|event| event["choices"][0]["token_ids"].as_array().map_or(0, |ids| ids.len() as u64)).sum()
+}
+
+fn entries(state: &State) -> Vec<Vec<String>> {
+    let csv = state.path().join("ledger.csv");
+    run(state, &["usage", "export", csv.to_str().unwrap()]);
+    assert!(run(state, &["usage", "verify", csv.to_str().unwrap()]).contains("unbroken"));
+    let text = std::fs::read_to_string(csv).unwrap();
+    text.lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
+}
+
+/// Kills a server with live streams once `seen` events arrived at a further one, and checks what the next start bills.
+fn kill_once(state: &State, key: &str, seen: usize) {
+    let before = entries(state).len();
+    let served = Served::start(state, &[]);
+    let received: Vec<u64> = thread::scope(|scope| {
+        let stream = || scope.spawn(|| tokens_until_the_end(&served.address, key));
+        let streams: Vec<_> = (0..STREAMS).map(|_| stream()).collect();
+        let body = json!({"model": "demo", "prompt": "Once", "max_tokens": LONG, "ignore_eos": true, "stream": true});
+        let _further = binary::open_as(&served.address, "/v1/completions", &body, key).wait_for_events(seen);
+        served.signal("KILL");
+        streams.into_iter().map(|stream| stream.join().unwrap()).collect()
+    });
+    drop(served);
+    // The next start settles what was left open; ending it well adds nothing.
+    let mut restarted = Served::start(state, &[]);
+    restarted.signal("TERM");
+    assert_eq!(restarted.exit_code(), Some(0));
+    let mut billed: Vec<u64> = entries(state)[before..]
+        .iter()
+        .map(|entry| {
+            assert_eq!(entry[16], "died");
+            entry[13].parse().unwrap()
+        })
+        .collect();
+    // The further stream, whose client read only the beginning, and each of the others that was admitted in time.
+    assert!(billed.len() <= STREAMS + 1, "{billed:?}");
+    let mut received: Vec<u64> = received.into_iter().filter(|tokens| *tokens > 0).collect();
+    billed.sort_unstable();
+    received.sort_unstable();
+    let unbilled = received.iter().sum::<u64>().saturating_sub(billed.iter().sum());
+    assert!(unbilled <= MARK_TOKENS * received.len() as u64, "received {received:?}, billed {billed:?}");
+    let largest = received.iter().max().copied().unwrap_or(0).max(seen as u64);
+    assert!(
+        billed.iter().all(|tokens| *tokens <= largest + 4 * MARK_TOKENS),
+        "received {received:?}, billed {billed:?}"
+    );
+    let seqs = entries(state).iter().map(|entry| entry[1].clone()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(seqs.len(), entries(state).len(), "no reservation is billed twice");
+}
+
+#[test]
+fn a_killed_server_bills_nothing_twice_and_leaves_sixteen_tokens_of_a_stream_unbilled_at_most() {
+    let state = State::new();
+    let key = make_key(&state);
+    for seen in [1, 20, 45] {
+        kill_once(&state, &key, seen);
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: .ci/full runs it"]
+fn two_hundred_kills_bill_nothing_twice() {
+    let state = State::new();
+    let key = make_key(&state);
+    for run in 0..200 {
+        kill_once(&state, &key, 1 + run * 7 % 90);
+    }
+}
+
+#[test]
+fn a_budget_is_still_spent_after_a_restart_and_its_refusal_says_not_to_retry() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    run(&state, &["quota", "set", "acme", "output_tokens_granted", "60", "--until", "2099-01-01"]);
+    let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 50, "ignore_eos": true});
+    let mut served = Served::start(&state, &[]);
+    let answer = binary::open_as(&served.address, "/v1/completions", &body, &key).whole();
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 50);
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    let restarted = Served::start(&state, &[]);
+    let refused = binary::open_as(&restarted.address, "/v1/completions", &body, &key).text_with_head();
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    for part in ["x-should-retry: false", "insufficient_quota", "output_tokens_granted", "of 'acme'"] {
+        assert!(refused.contains(part), "{part} is missing: {refused}");
+    }
+    let shown = run(&state, &["usage", "show", "acme", "--json"]);
+    let sums: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((sums[0]["account"].as_str(), sums[0]["output_tokens"].as_u64()), (Some("acme"), Some(50)));
+    assert!(sums[0]["billed_gpu_us"].as_u64().unwrap() > 0, "{sums}");
+}
+
+#[test]
+fn a_second_server_on_the_same_ledger_is_refused() {
+    let state = State::new();
+    make_key(&state);
+    let _served = Served::start(&state, &[]);
+    let output = state.command(&["serve", "--listen", "127.0.0.1:0"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("--data-dir"), "{said}");
+}
