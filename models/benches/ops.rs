@@ -16,7 +16,7 @@ use passerelle_models::ops::{
     AttentionParams, AttentionPlan, Compute, ComputePool, Gate, PackedWeight, WeightPart, gate_mul, linear,
     paged_attention, rms_norm, store_kv,
 };
-use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelError, ModelInput, Slot};
+use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelError, ModelInput, Slot, StoredDtype};
 
 /// Larger than any last-level cache that this will meet on a laptop.
 const BANDWIDTH_BYTES: usize = 512 << 20;
@@ -95,21 +95,31 @@ fn filled(shape: &[usize]) -> Result<Tensor, ModelError> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-fn weight(compute: &Compute, dtype: DType, n: usize, k: usize) -> Result<PackedWeight, ModelError> {
+fn weight(compute: &Compute, dtype: StoredDtype, n: usize, k: usize) -> Result<PackedWeight, ModelError> {
+    if matches!(dtype, StoredDtype::Q4K | StoredDtype::Q6K) {
+        // Nothing rounds to these: blocks with a pattern instead, of which only the speed matters.
+        let num_bytes = n * k / dtype.block_len() * dtype.block_bytes();
+        let bytes: Vec<u8> = (0..num_bytes).map(|i| (i % 61) as u8).collect();
+        return PackedWeight::pack(compute, None, k, &[WeightPart { dtype, bytes: &bytes }]);
+    }
     let bytes: Vec<u8> =
         (0..n * k).flat_map(|i| bf16::from_f32((i % 509) as f32 / 509.0 - 0.5).to_le_bytes()).collect();
-    PackedWeight::pack(compute, dtype, k, &[WeightPart { dtype: DType::BF16, bytes: &bytes }])
+    PackedWeight::pack(compute, Some(dtype), k, &[WeightPart { dtype: StoredDtype::Bf16, bytes: &bytes }])
 }
 
 fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
     println!("\n{:<26} {:>5} {:>10} {:>8} {:>9} {:>9}", "linear", "rows", "us", "GB/s", "of reads", "GFLOP/s");
     for (dtype, n, k) in [
-        (DType::BF16, 576, 576),
-        (DType::BF16, 4864, 896),
-        (DType::BF16, 49152, 576),
-        (DType::BF16, 28672, 4096),
-        (DType::F16, 28672, 4096),
-        (DType::F32, 14336, 4096),
+        (StoredDtype::Bf16, 576, 576),
+        (StoredDtype::Bf16, 4864, 896),
+        (StoredDtype::Bf16, 49152, 576),
+        (StoredDtype::Bf16, 28672, 4096),
+        (StoredDtype::F16, 28672, 4096),
+        (StoredDtype::F32, 14336, 4096),
+        (StoredDtype::Q8_0, 28672, 4096),
+        (StoredDtype::Q4_0, 28672, 4096),
+        (StoredDtype::Q4K, 28672, 4096),
+        (StoredDtype::Q6K, 28672, 4096),
     ] {
         let weight = weight(compute, dtype, n, k)?;
         for m in [1, 2, 4, 8, 16, 64, 256] {
@@ -123,7 +133,7 @@ fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
             let rate = weight.size_bytes() as f64 / time;
             println!(
                 "{:<26} {m:>5} {:>10.1} {:>8.1} {:>8.0}% {:>9.1}",
-                format!("{dtype:?} {k} -> {n}"),
+                format!("{dtype} {k} -> {n}"),
                 time * 1e6,
                 rate / 1e9,
                 100.0 * rate / bandwidth,

@@ -15,10 +15,11 @@ mod error;
 mod layers;
 mod load;
 mod load_encoder;
+mod stored_dtype;
 mod vectors;
 mod weights;
 
-pub use config::ScoreActivation;
+pub use config::{LayerRun, ScoreActivation};
 pub use demo::demo_checkpoint;
 pub use encoder_input::{EncoderInput, EncoderSequence};
 pub use error::ModelError;
@@ -33,8 +34,9 @@ pub use load_encoder::{
     checkpoint_kind, describe_encoder, load_encoder, load_text_encoder,
 };
 pub use logits::Logits;
+pub use stored_dtype::StoredDtype;
 pub use vectors::{Vectors, scale_to_unit_length};
-pub use weights::{CheckpointFiles, StoredDtype};
+pub use weights::{CheckpointFiles, GgufMetadata};
 
 /// A causal language model over a paged KV cache.
 ///

@@ -1,13 +1,15 @@
 //! From the files of a checkpoint to a model that runs.
 
+use std::path::PathBuf;
+
 use candle_core::DType;
 
-use crate::arch::{self, Architecture};
-use crate::config::{ConfigFile, DecoderSpec, OutputHead};
+use crate::arch::{self, gguf};
+use crate::config::{CONFIG_FILE, ConfigFile, DecoderSpec, LayerRun, OutputHead, layer_runs};
 use crate::layers::{Decoder, WeightNames};
-use crate::ops::Compute;
-use crate::weights::{CheckpointFiles, StoredDtype, TensorIndex, WeightLoader};
-use crate::{CausalLm, ModelError, TokenId};
+use crate::ops::{Compute, widened};
+use crate::weights::{CheckpointFiles, GgufHeader, TensorIndex, WeightLoader};
+use crate::{CausalLm, ModelError, StoredDtype, TokenId};
 
 /// How to hold a checkpoint in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,9 @@ pub enum WeightDtype {
     F32,
     Bf16,
     F16,
+    /// Matrices are quantised as they are loaded, but for those with rows that are no whole number of blocks of 32.
+    Q8_0,
+    Q4_0,
 }
 
 /// What keys and values are rounded to when they are cached.
@@ -57,7 +62,7 @@ pub struct LoadedModel {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelDescription {
     pub family: String,
-    /// The class that the checkpoint names, such as `LlamaForCausalLM`.
+    /// The class that the checkpoint names, such as `LlamaForCausalLM`; of a GGUF file its `general.architecture`.
     pub architecture: String,
     pub num_parameters: u64,
     /// What most parameters are stored in.
@@ -69,6 +74,8 @@ pub struct ModelDescription {
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub num_layers: usize,
+    /// What the layers are, in order.
+    pub layer_runs: Vec<LayerRun>,
     pub num_heads: usize,
     pub num_kv_heads: usize,
     pub head_dim: usize,
@@ -110,7 +117,7 @@ pub fn load_decoder(
     spec.max_position = checkpoint.admitted_len(options.max_model_len)?;
     let mut description = checkpoint.describe();
     description.max_position = spec.max_position;
-    let names = &checkpoint.architecture.names;
+    let names = &checkpoint.names;
     let kv = (kv_dtype(options, description.stored_dtype), options.block_size);
     let mut loader = WeightLoader::new(files, checkpoint.index, (compute, options.dtype), progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
@@ -134,19 +141,49 @@ impl std::fmt::Debug for LoadedModel {
 
 /// Configuration and headers, read and checked.
 struct Checkpoint {
-    config: ConfigFile,
-    architecture: &'static Architecture,
+    family: &'static str,
+    architecture: &'static str,
+    names: WeightNames,
     spec: DecoderSpec,
     index: TensorIndex,
+    /// The file and the field that bound a sequence's length.
+    length_field: (PathBuf, String),
 }
 
 impl Checkpoint {
     fn open(files: &CheckpointFiles) -> Result<Self, ModelError> {
+        if let Some(header) = files.gguf_header()? {
+            return Self::open_gguf(files, header);
+        }
         let config = ConfigFile::read(files)?;
         let architecture = arch::find(&config)?;
         let spec = config.decoder(architecture.read, architecture.other_inputs)?;
-        let index = TensorIndex::read(files)?;
-        Ok(Self { config, architecture, spec, index })
+        Ok(Self {
+            family: architecture.family,
+            architecture: architecture.name,
+            names: architecture.names,
+            spec,
+            index: TensorIndex::read(files)?,
+            length_field: (files.path_of(CONFIG_FILE), "max_position_embeddings".into()),
+        })
+    }
+
+    fn open_gguf(files: &CheckpointFiles, header: GgufHeader) -> Result<Self, ModelError> {
+        let factors = header.tensors.iter().find(|tensor| tensor.name == gguf::ROPE_FACTORS).cloned();
+        let index = TensorIndex::of_gguf(files, header.tensors);
+        let factors = match factors {
+            Some(tensor) => Some(widened(tensor.dtype, &index.copy_small(files, &tensor)?)),
+            None => None,
+        };
+        let (family, spec) = gguf::read(&header.metadata, &index, factors)?;
+        Ok(Self {
+            family: family.name,
+            architecture: family.name,
+            names: family.names,
+            spec,
+            index,
+            length_field: (files.root().to_owned(), gguf::context_key(family)),
+        })
     }
 
     fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
@@ -154,22 +191,23 @@ impl Checkpoint {
         match wanted {
             Some(wanted) if wanted > allowed || wanted == 0 => {
                 let problem = format!("a maximum length of {wanted} was asked for; ask for 1 to {allowed}");
-                Err(self.config.refuse("max_position_embeddings", problem))
+                let (file, field) = &self.length_field;
+                Err(ModelError::checkpoint(file, field, problem))
             }
             wanted => Ok(wanted.unwrap_or(allowed)),
         }
     }
 
     fn describe(&self) -> ModelDescription {
-        let (names, attention) = (&self.architecture.names, self.spec.attention());
+        let (names, attention) = (&self.names, self.spec.attention());
         let used = || self.index.tensors().filter(|tensor| !is_expendable(names, &self.spec, &tensor.name));
         let parameters = |dtype| -> u64 {
             used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
         };
-        let dtypes = [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16];
+        let dtypes = StoredDtype::ALL;
         ModelDescription {
-            family: self.architecture.family.to_owned(),
-            architecture: self.architecture.name.to_owned(),
+            family: self.family.to_owned(),
+            architecture: self.architecture.to_owned(),
             num_parameters: dtypes.into_iter().map(parameters).sum(),
             stored_dtype: dtypes.into_iter().max_by_key(|dtype| parameters(*dtype)).expect("the list is not empty"),
             stored_bytes: used().map(|tensor| tensor.bytes.len() as u64).sum(),
@@ -178,6 +216,7 @@ impl Checkpoint {
             vocab_size: self.spec.vocab_size,
             hidden_size: self.spec.hidden_size,
             num_layers: self.spec.layers.len(),
+            layer_runs: layer_runs(&self.spec.layers),
             num_heads: attention.num_heads,
             num_kv_heads: attention.num_kv_heads,
             head_dim: attention.head_dim,

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::arch::{self, EncoderArchitecture};
-use crate::config::{ConfigFile, EncoderSpec, MODULES_FILE, PipelineSpec, ScoreActivation, read_pipeline};
+use crate::config::{ConfigFile, EncoderSpec, MODULES_FILE, PipelineSpec, ScoreActivation, layer_runs, read_pipeline};
 use crate::layers::TextEncoder;
 use crate::ops::Compute;
-use crate::weights::{CheckpointFiles, StoredDtype, TensorIndex, WeightLoader};
-use crate::{Encoder, LoadOptions, LoadProgress, ModelDescription, ModelError};
+use crate::weights::{CheckpointFiles, TensorIndex, WeightLoader};
+use crate::{Encoder, LoadOptions, LoadProgress, ModelDescription, ModelError, StoredDtype};
 
 /// What a checkpoint is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl Checkpoint {
         let parameters = |dtype| -> u64 {
             used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
         };
-        let dtypes = [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16];
+        let dtypes = StoredDtype::ALL;
         let model = ModelDescription {
             family: self.architecture.family.to_owned(),
             architecture: self.architecture.name.to_owned(),
@@ -162,6 +162,7 @@ impl Checkpoint {
             vocab_size: spec.vocab_size,
             hidden_size: spec.hidden_size,
             num_layers: spec.layers.len(),
+            layer_runs: layer_runs(&spec.layers),
             num_heads: attention.num_heads,
             num_kv_heads: attention.num_kv_heads,
             head_dim: attention.head_dim,

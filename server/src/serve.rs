@@ -6,6 +6,7 @@
 mod defaults;
 mod door;
 mod engines;
+mod gguf;
 mod ledger;
 mod listener;
 mod logging;
@@ -13,6 +14,7 @@ mod memory;
 mod models;
 mod report;
 mod signals;
+mod text;
 #[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
 mod upstreams;
 
@@ -41,6 +43,7 @@ use upstreams::Upstreams;
 pub(crate) use door::Door;
 pub(crate) use engines::EngineBounds;
 pub(crate) use models::{Loaded, compute, find_files, load};
+pub(crate) use text::load as load_text;
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;

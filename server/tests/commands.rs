@@ -2,8 +2,14 @@
 
 #[path = "commands/binary.rs"]
 mod binary;
+#[path = "commands/gguf.rs"]
+mod gguf;
+#[path = "commands/loading.rs"]
+mod loading;
 #[path = "commands/operation.rs"]
 mod operation;
+#[path = "commands/parity.rs"]
+mod parity;
 #[path = "commands/refusals.rs"]
 mod refusals;
 
@@ -83,7 +89,9 @@ fn three_checkpoints_of_one_run_are_served_at_once() {
 
 #[test]
 fn a_source_that_is_not_there_is_one_clear_error() {
-    for (source, wanted) in [("./nowhere", "does not exist"), ("org/name", "network is off"), ("x.gguf", "GGUF")] {
+    for (source, wanted) in
+        [("./nowhere", "does not exist"), ("org/name", "network is off"), ("x.gguf", "does not exist")]
+    {
         let state = State::new();
         let output = state.command(&["serve", "--listen", "127.0.0.1:0", "--model", source]).output().expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr);

@@ -8,7 +8,7 @@ use crate::config::{
     NormKind, NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, RopeContext,
     RopeDialect, RopeScaling, RopeSpec, limits, read_rope,
 };
-use crate::layers::{QkvNames, WeightNames};
+use crate::layers::{QkvNames, RotaryRows, WeightNames};
 
 /// The names that most families use.
 pub(super) const NAMES: WeightNames = WeightNames {
@@ -20,6 +20,7 @@ pub(super) const NAMES: WeightNames = WeightNames {
     layers: "model.layers",
     mixer_norm: "input_layernorm",
     qkv: QkvNames::Separate { query: "self_attn.q_proj", key: "self_attn.k_proj", value: "self_attn.v_proj" },
+    rotary_rows: RotaryRows::Halves,
     query_norm: "self_attn.q_norm",
     key_norm: "self_attn.k_norm",
     attention_output: "self_attn.o_proj",
@@ -264,7 +265,7 @@ pub(super) fn read_switched_window(fields: &mut Fields<'_>) -> Result<Option<usi
 }
 
 /// YaRN states how far it stretches the original context; some configurations still write the original as the maximum.
-fn reach(position: &PositionSpec, written_max_position: usize) -> usize {
+pub(super) fn reach(position: &PositionSpec, written_max_position: usize) -> usize {
     match position {
         PositionSpec::Rope(RopeSpec { scaling: RopeScaling::Yarn(yarn), .. }) => {
             let stretched = (yarn.original_max_position as f64 * yarn.factor) as usize;

@@ -7,6 +7,7 @@ mod bert;
 mod bloom;
 mod common;
 mod encoders;
+pub(crate) mod gguf;
 mod llama;
 mod mistral;
 mod modernbert;

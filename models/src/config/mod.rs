@@ -10,6 +10,7 @@ mod labels;
 pub(crate) mod limits;
 mod pipeline;
 pub mod rope;
+mod runs;
 pub mod spec;
 
 use std::path::{Path, PathBuf};
@@ -22,8 +23,10 @@ pub use encoder_spec::{
 pub(crate) use fields::Fields;
 pub(crate) use labels::{read_labels, read_score_activation};
 pub(crate) use pipeline::{MODULES_FILE, read_pipeline};
-pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope, read_rope_object};
+pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope, read_rope_object, yarn_mscale};
 pub use rope::{RopeScaling, RopeSpec, RopeStyle, YarnSpec};
+pub use runs::LayerRun;
+pub(crate) use runs::layer_runs;
 pub use spec::{
     Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,
     NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, TemperatureSpec,
@@ -138,12 +141,26 @@ fn refuse_quantized(fields: &mut Fields<'_>) -> Result<(), ModelError> {
     for key in ["quantization_config", "compression_config"] {
         let Some(value) = fields.value(key) else { continue };
         let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-        let problem = format!(
-            "quantised weights (method {method}) are not supported; use the unquantised f32, f16 or bf16 checkpoint"
-        );
-        return Err(fields.refuse(key, problem));
+        let advice = dequantize(method);
+        return Err(fields.refuse(key, format!("weights quantised by {method} are not served; {advice}")));
     }
     Ok(())
+}
+
+fn dequantize(method: &str) -> &'static str {
+    match method {
+        "gptq" | "awq" | "auto-round" | "hqq" => {
+            "use the f32, f16 or bf16 checkpoint that they were made from, or serve this one with vLLM"
+        }
+        "fp8" | "fbgemm_fp8" | "compressed-tensors" | "modelopt" => {
+            "use the bf16 checkpoint, or make one: load this with transformers and a quantization_config that has \
+             dequantize=True (run_compressed=False for compressed-tensors), then save_pretrained"
+        }
+        "bitsandbytes" | "mxfp4" => {
+            "use the bf16 checkpoint, or make one: load this with transformers, call dequantize(), then save_pretrained"
+        }
+        _ => "use the unquantised f32, f16 or bf16 checkpoint",
+    }
 }
 
 fn read_object(files: &CheckpointFiles, file: &str) -> Result<Option<Map<String, Value>>, ModelError> {

@@ -35,6 +35,8 @@ pub enum RopeScaling {
     Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_max_position: usize },
     /// Peng et al. 2023, arXiv:2309.00071.
     Yarn(YarnSpec),
+    /// Each frequency divided by its own number, as GGUF files store the scaling of Llama 3.
+    Divided { factors: Vec<f32> },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -164,6 +166,7 @@ impl RopeSpec {
                 plain.into_iter().map(|freq| llama3_frequency(freq, *factor, ramp, context)).collect()
             }
             RopeScaling::Yarn(yarn) => self.yarn_inv_freq(yarn, &plain),
+            RopeScaling::Divided { factors } => plain.iter().zip(factors).map(|(freq, factor)| freq / factor).collect(),
         }
     }
 
@@ -282,7 +285,7 @@ fn read_yarn(
     })
 }
 
-fn yarn_mscale(scale: f64, mscale: f64) -> f64 {
+pub(crate) fn yarn_mscale(scale: f64, mscale: f64) -> f64 {
     if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
 }
 

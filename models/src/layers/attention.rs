@@ -1,10 +1,12 @@
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::linear::Linear;
-use super::names::{LayerNames, QkvNames};
+use super::names::{LayerNames, QkvNames, RotaryRows};
 use super::norm::Norm;
 use super::positions::{Angles, Positions};
-use crate::config::{AttentionSpec, PositionSpec, QkNormScope, alibi_slopes};
+use crate::config::{AttentionSpec, PositionSpec, QkNormScope, RopeSpec, alibi_slopes};
 use crate::kv_cache::KvLayer;
 use crate::ops::{self, AttentionParams, AttentionPlan, Compute, PositionTemperature};
 use crate::weights::{MatrixPart, WeightLoader};
@@ -103,11 +105,14 @@ fn params(spec: &AttentionSpec) -> AttentionParams {
 /// All queries, then all keys, then all values.
 fn qkv_parts(names: &LayerNames<'_>, spec: &AttentionSpec) -> Vec<MatrixPart> {
     let (query_size, kv_size) = (spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim);
+    let whole = |name: &str, rows| MatrixPart::whole(names.path(name), rows);
     match names.names.qkv {
-        QkvNames::Separate { query, key, value } => [(query, query_size), (key, kv_size), (value, kv_size)]
-            .map(|(name, rows)| MatrixPart::whole(names.path(name), rows))
-            .into(),
-        QkvNames::Stacked(name) => vec![MatrixPart::whole(names.path(name), query_size + 2 * kv_size)],
+        QkvNames::Separate { query, key, value } => vec![
+            MatrixPart { pieces: rotary_pieces(names, spec, spec.num_heads), ..whole(query, query_size) },
+            MatrixPart { pieces: rotary_pieces(names, spec, spec.num_kv_heads), ..whole(key, kv_size) },
+            whole(value, kv_size),
+        ],
+        QkvNames::Stacked(name) => vec![whole(name, query_size + 2 * kv_size)],
         QkvNames::PerHead(name) => {
             let head = |third: usize, head: usize| {
                 let start = (3 * head + third) * spec.head_dim;
@@ -117,6 +122,22 @@ fn qkv_parts(names: &LayerNames<'_>, spec: &AttentionSpec) -> Vec<MatrixPart> {
             vec![MatrixPart { name: names.path(name), rows: 3 * query_size, pieces }]
         }
     }
+}
+
+/// The rows of queries or keys in the order in which they are turned: those that turn together half the turned size apart.
+fn rotary_pieces(names: &LayerNames<'_>, spec: &AttentionSpec, num_heads: usize) -> Vec<Range<usize>> {
+    let turned = match (&spec.position, names.names.rotary_rows) {
+        (PositionSpec::Rope(RopeSpec { dim, .. }), RotaryRows::Pairs) => *dim,
+        _ => return std::iter::once(0..num_heads * spec.head_dim).collect(),
+    };
+    let half = turned / 2;
+    let stored = |row: usize| match row {
+        row if row < half => 2 * row,
+        row if row < turned => 2 * (row - half) + 1,
+        row => row,
+    };
+    let rows = (0..num_heads).flat_map(|head| (0..spec.head_dim).map(move |row| head * spec.head_dim + stored(row)));
+    rows.map(|row| row..row + 1).collect()
 }
 
 fn load_qk_norm(

@@ -15,4 +15,4 @@ mod positions;
 
 pub use decoder::{Decoder, LayerObserver};
 pub use encoder::TextEncoder;
-pub(crate) use names::{ClassifierNames, EncoderNames, QkvNames, WeightNames};
+pub(crate) use names::{ClassifierNames, EncoderNames, QkvNames, RotaryRows, WeightNames};

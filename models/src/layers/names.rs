@@ -13,6 +13,7 @@ pub(crate) struct WeightNames {
     pub(crate) layers: &'static str,
     pub(crate) mixer_norm: &'static str,
     pub(crate) qkv: QkvNames,
+    pub(crate) rotary_rows: RotaryRows,
     pub(crate) query_norm: &'static str,
     pub(crate) key_norm: &'static str,
     pub(crate) attention_output: &'static str,
@@ -42,6 +43,15 @@ pub(crate) enum QkvNames {
     Stacked(&'static str),
     /// One matrix. The query, key and value rows of one head follow each other, then come those of the next head.
     PerHead(&'static str),
+}
+
+/// Which rows of a head's queries and keys turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RotaryRows {
+    /// As they are turned: the first with the first of the second half.
+    Halves,
+    /// Neighbours.
+    Pairs,
 }
 
 /// What a family of encoders calls its tensors; those of its layers as in a decoder.

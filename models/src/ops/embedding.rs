@@ -1,4 +1,4 @@
-//! Rows of the embedding table, widened to f32. Exact: widening does not round.
+//! Rows of the embedding table, widened to f32 or dequantised. Exact: widening does not round.
 
 use candle_core::{DType, Tensor};
 
@@ -18,7 +18,7 @@ pub fn embedding(compute: &Compute, table: &PackedWeight, tokens: &[TokenId]) ->
         )));
     }
     match table.storage() {
-        WeightStorage::Panels(panels) => cpu::embedding::embedding(compute, panels, tokens),
+        WeightStorage::Packed(parts) => cpu::embedding::embedding(compute, (parts, table.in_features()), tokens),
         WeightStorage::Tensor(table) => {
             let tokens = Tensor::from_slice(tokens, tokens.len(), compute.device())?;
             Ok(table.index_select(&tokens, 0)?.to_dtype(DType::F32)?)

@@ -2,67 +2,75 @@
 //!
 //! Order of the sum, on the CPU: `y[i][j]` starts at 0, takes one fused multiply-add per `k` in ascending order in f32,
 //! and then adds the bias. Blocking for caches and the split over threads keep that order.
+//!
+//! With quantised weights a row of `x` is rounded to 16-bit integers, 32 neighbours by one f32 scale. The integer products of
+//! every 32 inputs (16 for q6_k, which has a scale for so many) are summed exactly and enter the sum by one fused
+//! multiply-add with the product of both scales, in ascending order; q4_k's minimum follows by another one.
 
 use candle_core::{D, DType, Tensor};
 
-use super::cpu::panels::Panels;
-use super::{Compute, KernelSet, cpu};
-use crate::ModelError;
+use super::cpu::packed::PackedPart;
+use super::{Compute, KernelSet, blocks, cpu};
+use crate::{ModelError, StoredDtype};
 
-/// A weight matrix `[out_features, in_features]` of f32, f16 or bf16, kept in its dtype and packed once, at load, for the
-/// device's bodies. On the CPU it lives in private memory: the file it came from may vanish afterwards.
+/// A weight matrix `[out_features, in_features]`, packed once, at load, for the device's bodies. Rows may differ in their
+/// dtype, as they do where a file quantises values with more bits than queries. On the CPU it lives in private memory: the
+/// file it came from may vanish afterwards.
 #[derive(Debug)]
 pub struct PackedWeight {
     out_features: usize,
     in_features: usize,
-    dtype: DType,
     storage: WeightStorage,
 }
 
 /// Some rows of a matrix as a checkpoint stores them: row-major, little-endian, any alignment.
 #[derive(Debug, Clone, Copy)]
 pub struct WeightPart<'a> {
-    /// f32, f16 or bf16
-    pub dtype: DType,
+    pub dtype: StoredDtype,
     pub bytes: &'a [u8],
 }
 
 #[derive(Debug)]
 pub(super) enum WeightStorage {
-    Panels(Panels),
+    Packed(Vec<PackedPart>),
+    /// f32, or the one float dtype of all rows.
     Tensor(Tensor),
 }
 
 impl PackedWeight {
-    /// Packs `parts`, one below the other, as one matrix of `dtype` (for example Q, K and V as one). Parts of another
-    /// dtype are rounded to it. Reads each byte once and needs no memory besides the result.
+    /// Packs `parts`, one below the other, as one matrix (for example Q, K and V as one). Each is kept as it is stored, or
+    /// rounded to `dtype` where one is given: a float, q8_0 or q4_0. Reads each byte once and needs no memory besides the
+    /// result.
     ///
-    /// Errors when a dtype is not f32, f16 or bf16, when a part is not a whole number of rows, or when memory is short.
+    /// Errors when a part is not a whole number of rows, when a row is not a whole number of blocks, when nothing can be
+    /// rounded to `dtype`, or when memory is short.
     pub fn pack(
         compute: &Compute,
-        dtype: DType,
+        dtype: Option<StoredDtype>,
         in_features: usize,
         parts: &[WeightPart<'_>],
     ) -> Result<Self, ModelError> {
-        check_float(dtype)?;
         let mut out_features = 0;
         for part in parts {
-            check_float(part.dtype)?;
-            let row_bytes = in_features * part.dtype.size_in_bytes();
-            if row_bytes == 0 || part.bytes.is_empty() || part.bytes.len() % row_bytes != 0 {
+            check_target(part.dtype, dtype)?;
+            let row_bytes = row_bytes(part.dtype, in_features)?;
+            if part.bytes.is_empty() || part.bytes.len() % row_bytes != 0 {
                 let len = part.bytes.len();
                 return Err(ModelError::Input(format!("a weight of {len} bytes in rows of {row_bytes} bytes")));
             }
             out_features += part.bytes.len() / row_bytes;
+        }
+        if let Some(dtype) = dtype {
+            row_bytes(dtype, in_features)?;
         }
         if out_features == 0 {
             return Err(ModelError::Input("a weight without rows".into()));
         }
         let storage = match compute.kernels() {
             KernelSet::Reference => WeightStorage::Tensor(tensor_of(compute, dtype, in_features, parts)?),
-            _ => WeightStorage::Panels(Panels::pack(compute, dtype, (out_features, in_features), parts)?),
+            _ => WeightStorage::Packed(pack_parts(compute, dtype, in_features, parts)?),
         };
-        Ok(Self { out_features, in_features, dtype, storage })
+        Ok(Self { out_features, in_features, storage })
     }
 
     pub fn out_features(&self) -> usize {
@@ -73,14 +81,22 @@ impl PackedWeight {
         self.in_features
     }
 
-    pub fn dtype(&self) -> DType {
-        self.dtype
+    /// What the first row is held in.
+    pub fn dtype(&self) -> StoredDtype {
+        match &self.storage {
+            WeightStorage::Packed(parts) => parts[0].dtype(),
+            WeightStorage::Tensor(tensor) => match tensor.dtype() {
+                DType::F16 => StoredDtype::F16,
+                DType::BF16 => StoredDtype::Bf16,
+                _ => StoredDtype::F32,
+            },
+        }
     }
 
     /// Memory held, in bytes, padding included.
     pub fn size_bytes(&self) -> usize {
         match &self.storage {
-            WeightStorage::Panels(panels) => panels.size_bytes(),
+            WeightStorage::Packed(parts) => parts.iter().map(PackedPart::size_bytes).sum(),
             WeightStorage::Tensor(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
         }
     }
@@ -108,8 +124,8 @@ pub fn linear(
         return Err(ModelError::Input(format!("a bias of shape {shape:?} for {n} outputs")));
     }
     match &weight.storage {
-        WeightStorage::Panels(panels) if m > 0 => cpu::linear::linear(compute, x, panels, bias),
-        WeightStorage::Panels(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?),
+        WeightStorage::Packed(parts) if m > 0 => cpu::linear::linear(compute, x, (parts, weight.out_features), bias),
+        WeightStorage::Packed(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?),
         WeightStorage::Tensor(tensor) => reference(x, tensor, bias),
     }
 }
@@ -122,26 +138,63 @@ fn reference(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tenso
     })
 }
 
+/// Neighbours of the same dtype share their panels.
+fn pack_parts(
+    compute: &Compute,
+    dtype: Option<StoredDtype>,
+    in_features: usize,
+    parts: &[WeightPart<'_>],
+) -> Result<Vec<PackedPart>, ModelError> {
+    let held_as = |part: &WeightPart<'_>| dtype.unwrap_or(part.dtype);
+    parts
+        .chunk_by(|one, other| held_as(one) == held_as(other))
+        .map(|run| PackedPart::pack(compute, held_as(&run[0]), in_features, run))
+        .collect()
+}
+
+/// Quantised parts are dequantised: the reference body knows floats alone.
 fn tensor_of(
     compute: &Compute,
-    dtype: DType,
+    dtype: Option<StoredDtype>,
     in_features: usize,
     parts: &[WeightPart<'_>],
 ) -> Result<Tensor, ModelError> {
+    let floats: Vec<_> = parts.iter().map(|part| dtype.unwrap_or(part.dtype)).collect();
+    let all_alike = floats.iter().all(|dtype| *dtype == floats[0]);
+    let tensor_dtype = match floats[0] {
+        StoredDtype::F16 if all_alike => DType::F16,
+        StoredDtype::Bf16 if all_alike => DType::BF16,
+        _ => DType::F32,
+    };
     let tensors = parts
         .iter()
-        .map(|part| {
-            let rows = part.bytes.len() / (in_features * part.dtype.size_in_bytes());
-            let shape = [rows, in_features];
-            Ok(Tensor::from_raw_buffer(part.bytes, part.dtype, &shape, compute.device())?.to_dtype(dtype)?)
+        .zip(floats)
+        .map(|(part, held_as)| {
+            let mut values = blocks::widened(part.dtype, part.bytes);
+            if held_as.is_quantised() && held_as != part.dtype {
+                let mut rounded = vec![0; values.len() / held_as.block_len() * held_as.block_bytes()];
+                blocks::encode(held_as, &values, &mut rounded);
+                blocks::decode(held_as, &rounded, &mut values);
+            }
+            let shape = (values.len() / in_features, in_features);
+            Ok(Tensor::from_vec(values, shape, compute.device())?.to_dtype(tensor_dtype)?)
         })
         .collect::<Result<Vec<_>, ModelError>>()?;
     Ok(Tensor::cat(&tensors, 0)?)
 }
 
-fn check_float(dtype: DType) -> Result<(), ModelError> {
-    match dtype {
-        DType::F32 | DType::F16 | DType::BF16 => Ok(()),
-        other => Err(ModelError::Input(format!("a weight of dtype {other:?}, which is none of f32, f16, bf16"))),
+fn row_bytes(dtype: StoredDtype, in_features: usize) -> Result<usize, ModelError> {
+    dtype
+        .bytes_of(in_features)
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| ModelError::Input(format!("rows of {in_features} elements in {dtype}")))
+}
+
+fn check_target(stored: StoredDtype, wanted: Option<StoredDtype>) -> Result<(), ModelError> {
+    match wanted {
+        Some(wanted @ (StoredDtype::Q4K | StoredDtype::Q6K)) if wanted != stored => {
+            Err(ModelError::Input(format!("{stored} cannot be rounded to {wanted}")))
+        }
+        _ => Ok(()),
     }
 }

@@ -11,6 +11,7 @@
 mod activation;
 mod add;
 mod attention;
+mod blocks;
 mod compute;
 pub(crate) mod cpu;
 mod embedding;
@@ -26,6 +27,7 @@ mod store_kv;
 pub use activation::{Activation, Xielu, activate};
 pub use add::add;
 pub use attention::{AttentionParams, AttentionPlan, Direction, PositionTemperature, paged_attention};
+pub(crate) use blocks::widened;
 pub use compute::{Compute, KernelSet};
 pub use cpu::pool::ComputePool;
 pub use embedding::embedding;

@@ -3,10 +3,11 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use super::gguf::{GgufMetadata, Header};
 use super::mapped::FileBytes;
 use crate::ModelError;
 
-/// The files of one checkpoint: a directory, or files compiled into the program.
+/// The files of one checkpoint: a directory, a GGUF file that holds everything, or files compiled into the program.
 #[derive(Debug, Clone)]
 pub struct CheckpointFiles {
     source: Source,
@@ -15,6 +16,7 @@ pub struct CheckpointFiles {
 #[derive(Debug, Clone)]
 enum Source {
     Directory(PathBuf),
+    Gguf(PathBuf),
     Embedded { name: &'static str, files: &'static [(&'static str, &'static [u8])] },
 }
 
@@ -29,6 +31,16 @@ impl CheckpointFiles {
         }
     }
 
+    /// Errors when `path` is not a file.
+    pub fn gguf(path: impl Into<PathBuf>) -> Result<Self, ModelError> {
+        let path = path.into();
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => Ok(Self { source: Source::Gguf(path) }),
+            Ok(_) => Err(ModelError::checkpoint(&path, "checkpoint", "not a file; give the .gguf file itself")),
+            Err(source) => Err(ModelError::Io { file: path, source }),
+        }
+    }
+
     /// Pairs of file name and content; `name` stands for the directory in errors.
     pub const fn embedded(name: &'static str, files: &'static [(&'static str, &'static [u8])]) -> Self {
         Self { source: Source::Embedded { name, files } }
@@ -37,7 +49,7 @@ impl CheckpointFiles {
     /// What errors and start-up lines call the whole checkpoint.
     pub fn root(&self) -> &Path {
         match &self.source {
-            Source::Directory(path) => path,
+            Source::Directory(path) | Source::Gguf(path) => path,
             Source::Embedded { name, .. } => Path::new(name),
         }
     }
@@ -45,7 +57,7 @@ impl CheckpointFiles {
     /// The files in one folder of this checkpoint; none where it is compiled in. `name` must be that of a plain folder.
     pub(crate) fn folder(&self, name: &str) -> Self {
         let source = match &self.source {
-            Source::Directory(path) => Source::Directory(path.join(name)),
+            Source::Directory(path) | Source::Gguf(path) => Source::Directory(path.join(name)),
             Source::Embedded { name, .. } => Source::Embedded { name, files: &[] },
         };
         Self { source }
@@ -53,12 +65,16 @@ impl CheckpointFiles {
 
     /// What errors call one file.
     pub fn path_of(&self, file: &str) -> PathBuf {
-        self.root().join(file)
+        match &self.source {
+            Source::Gguf(path) if path.file_name().is_some_and(|name| name == file) => path.clone(),
+            _ => self.root().join(file),
+        }
     }
 
     pub fn contains(&self, file: &str) -> bool {
         match &self.source {
             Source::Directory(path) => path.join(file).is_file(),
+            Source::Gguf(path) => path.file_name().is_some_and(|name| name == file),
             Source::Embedded { files, .. } => files.iter().any(|(name, _)| *name == file),
         }
     }
@@ -68,6 +84,9 @@ impl CheckpointFiles {
         let mut names: Vec<String> = match &self.source {
             Source::Embedded { files, .. } => files.iter().map(|(name, _)| (*name).to_owned()).collect(),
             Source::Directory(path) => directory_names(path).map_err(|error| self.io(path.clone(), error))?,
+            Source::Gguf(path) => {
+                path.file_name().into_iter().map(|name| name.to_string_lossy().into_owned()).collect()
+            }
         };
         names.sort_unstable();
         Ok(names)
@@ -78,6 +97,8 @@ impl CheckpointFiles {
         let path = self.path_of(file);
         let bytes = match &self.source {
             Source::Embedded { .. } => self.embedded_file(file).map(Cow::Borrowed),
+            // What other checkpoints keep in further files is inside this one.
+            Source::Gguf(_) => None,
             Source::Directory(_) => {
                 read_at_most(&path, max_bytes).map_err(|error| self.io(path.clone(), error))?.map(Cow::Owned)
             }
@@ -104,12 +125,24 @@ impl CheckpointFiles {
     pub(crate) fn map(&self, file: &str) -> Result<FileBytes, ModelError> {
         let path = self.path_of(file);
         match &self.source {
-            Source::Directory(_) => FileBytes::map(&path).map_err(|error| self.io(path, error)),
+            Source::Directory(_) | Source::Gguf(_) => FileBytes::map(&path).map_err(|error| self.io(path, error)),
             Source::Embedded { .. } => match self.embedded_file(file) {
                 Some(bytes) => Ok(FileBytes::Static(bytes)),
                 None => Err(self.io(path, io::ErrorKind::NotFound.into())),
             },
         }
+    }
+
+    /// What a GGUF file says about itself, the tokenizer included; `None` for other checkpoints.
+    pub fn gguf_metadata(&self) -> Result<Option<GgufMetadata>, ModelError> {
+        Ok(self.gguf_header()?.map(|header| header.metadata))
+    }
+
+    /// As [`Self::gguf_metadata`], with the table of tensors.
+    pub(crate) fn gguf_header(&self) -> Result<Option<Header>, ModelError> {
+        let Source::Gguf(path) = &self.source else { return Ok(None) };
+        let bytes = FileBytes::map(path).map_err(|error| self.io(path.clone(), error))?;
+        Header::read(path, bytes.as_slice()).map(Some)
     }
 
     fn embedded_file(&self, file: &str) -> Option<&'static [u8]> {

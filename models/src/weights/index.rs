@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::safetensors::{StoredTensor, read_header};
 use super::{CheckpointFiles, unsupported};
 use crate::ModelError;
-use crate::config::{limits, parse_object};
+use crate::config::{CONFIG_FILE, limits, parse_object};
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -20,6 +20,8 @@ const MAX_SHARDS: usize = 4096;
 pub(crate) struct TensorIndex {
     pub(super) shards: Vec<Shard>,
     pub(super) tensors: HashMap<String, LocatedTensor>,
+    /// What says which tensors there must be.
+    pub(super) described_by: &'static str,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,8 @@ impl TensorIndex {
             None if files.contains(SINGLE_FILE) => vec![SINGLE_FILE.to_owned()],
             None => return Err(unsupported::refuse(files)),
         };
-        let mut index = Self { shards: Vec::with_capacity(names.len()), tensors: HashMap::new() };
+        let shards = Vec::with_capacity(names.len());
+        let mut index = Self { shards, tensors: HashMap::new(), described_by: CONFIG_FILE };
         for file in names {
             index.add_shard(files, file)?;
         }
@@ -52,6 +55,31 @@ impl TensorIndex {
             index.check_against(&files.path_of(INDEX_FILE), &weight_map)?;
         }
         Ok(index)
+    }
+
+    /// All in the one file of a GGUF checkpoint.
+    pub(crate) fn of_gguf(files: &CheckpointFiles, tensors: Vec<StoredTensor>) -> Self {
+        let path = files.root().to_owned();
+        let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let located = |stored: StoredTensor| (stored.name.clone(), LocatedTensor { shard: 0, stored });
+        let tensors = tensors.into_iter().map(located).collect();
+        Self { shards: vec![Shard { file, path }], tensors, described_by: "its metadata" }
+    }
+
+    /// The bytes of a tensor that is read before the weights are, of at most a few kilobytes.
+    pub(crate) fn copy_small(&self, files: &CheckpointFiles, tensor: &StoredTensor) -> Result<Vec<u8>, ModelError> {
+        const MAX_BYTES: usize = 1 << 16;
+        let refuse = |problem: &str| ModelError::checkpoint(files.root(), &tensor.name, problem);
+        if tensor.bytes.len() > MAX_BYTES {
+            return Err(refuse("longer than any model needs"));
+        }
+        let bytes = files.map(&self.shards[0].file)?;
+        let bytes = bytes.as_slice().get(tensor.bytes.clone());
+        bytes.map(<[u8]>::to_vec).ok_or_else(|| refuse("the file became shorter while it was being read"))
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|tensor| tensor.stored.shape.as_slice())
     }
 
     /// Tensors as stored, in no particular order.

@@ -1,14 +1,13 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
-use super::convert::to_f32;
 use super::index::LocatedTensor;
 use super::mapped::FileBytes;
-use super::{CheckpointFiles, StoredDtype, TensorIndex};
-use crate::ops::{Compute, PackedWeight, WeightPart};
-use crate::{LoadProgress, ModelError, WeightDtype};
+use super::{CheckpointFiles, TensorIndex};
+use crate::ops::{Compute, PackedWeight, WeightPart, widened};
+use crate::{LoadProgress, ModelError, StoredDtype, WeightDtype};
 
 /// Hands out a checkpoint's tensors by name, each once, checked against the shape that the model expects.
 ///
@@ -107,10 +106,10 @@ impl<'a> WeightLoader<'a> {
         }
         let mut pieces = Vec::with_capacity(parts.len());
         for (part, tensor) in parts.iter().zip(&located) {
-            let dtype = tensor.stored.dtype.into();
+            let dtype = tensor.stored.dtype;
             pieces.extend(part.cut(self.bytes(tensor)?).map(|bytes| WeightPart { dtype, bytes }));
         }
-        let packed = PackedWeight::pack(self.compute, packed_dtype(self.dtype, &located), in_features, &pieces)?;
+        let packed = PackedWeight::pack(self.compute, packed_dtype(self.dtype, in_features), in_features, &pieces)?;
         for tensor in &located {
             self.done(tensor);
         }
@@ -124,7 +123,7 @@ impl<'a> WeightLoader<'a> {
             let tensor = self.take(&part.name, &[part.rows])?;
             self.open(tensor.shard)?;
             for piece in part.cut(self.bytes(&tensor)?) {
-                values.extend(to_f32(piece, tensor.stored.dtype));
+                values.extend(widened(tensor.stored.dtype, piece));
             }
             self.done(&tensor);
         }
@@ -137,7 +136,7 @@ impl<'a> WeightLoader<'a> {
         let stored = self.index.tensors.get(&self.stored_name(name)).map(|tensor| tensor.stored.shape.is_empty());
         let tensor = self.take(name, if stored == Some(true) { &[][..] } else { &[1][..] })?;
         self.open(tensor.shard)?;
-        let value = to_f32(self.bytes(&tensor)?, tensor.stored.dtype)[0];
+        let value = widened(tensor.stored.dtype, self.bytes(&tensor)?)[0];
         self.done(&tensor);
         Ok(value)
     }
@@ -154,8 +153,11 @@ impl<'a> WeightLoader<'a> {
         match self.index.tensors.keys().filter(left).min() {
             Some(name) => {
                 let file = &self.index.shards[self.index.tensors[name].shard].path;
-                let problem = "the configuration does not describe this tensor, so it cannot be honoured; use the \
-                               config.json that belongs to these weights";
+                let problem = format!(
+                    "the configuration does not describe this tensor, so it cannot be honoured; use the {} that belongs to \
+                     these weights",
+                    self.index.described_by
+                );
                 Err(ModelError::checkpoint(file, name, problem))
             }
             None => {
@@ -168,11 +170,13 @@ impl<'a> WeightLoader<'a> {
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<LocatedTensor, ModelError> {
         let name = &self.stored_name(name);
         let Some(tensor) = self.index.tensors.get(name) else {
-            let problem = "missing, although config.json describes it; fetch the weights that belong to config.json";
+            let config = self.index.described_by;
+            let problem = format!("missing, although {config} describes it; fetch the weights that belong to {config}");
             return Err(ModelError::checkpoint(self.files.root(), name, problem));
         };
         if tensor.stored.shape != shape {
-            let problem = format!("shape {:?}, but config.json asks for {shape:?}", tensor.stored.shape);
+            let (stored, config) = (&tensor.stored.shape, self.index.described_by);
+            let problem = format!("shape {stored:?}, but {config} asks for {shape:?}");
             return Err(ModelError::checkpoint(&self.index.shards[tensor.shard].path, name, problem));
         }
         assert!(self.taken.insert(name.to_owned()), "a model asks for each of its tensors once");
@@ -217,24 +221,15 @@ impl std::fmt::Debug for WeightLoader<'_> {
     }
 }
 
-impl From<StoredDtype> for DType {
-    fn from(dtype: StoredDtype) -> Self {
-        match dtype {
-            StoredDtype::F32 => Self::F32,
-            StoredDtype::F16 => Self::F16,
-            StoredDtype::Bf16 => Self::BF16,
-        }
-    }
-}
-
-/// `auto` keeps what is stored; parts that are stored differently meet in f32, which holds them all exactly.
-fn packed_dtype(wanted: WeightDtype, parts: &[LocatedTensor]) -> DType {
-    let first = parts[0].stored.dtype;
-    match wanted {
-        WeightDtype::F32 => DType::F32,
-        WeightDtype::F16 => DType::F16,
-        WeightDtype::Bf16 => DType::BF16,
-        WeightDtype::Auto if parts.iter().all(|part| part.stored.dtype == first) => first.into(),
-        WeightDtype::Auto => DType::F32,
-    }
+/// `None` keeps what is stored. Rows that are no whole number of blocks cannot be quantised, and keep it too.
+fn packed_dtype(wanted: WeightDtype, in_features: usize) -> Option<StoredDtype> {
+    let wanted = match wanted {
+        WeightDtype::Auto => return None,
+        WeightDtype::F32 => StoredDtype::F32,
+        WeightDtype::F16 => StoredDtype::F16,
+        WeightDtype::Bf16 => StoredDtype::Bf16,
+        WeightDtype::Q8_0 => StoredDtype::Q8_0,
+        WeightDtype::Q4_0 => StoredDtype::Q4_0,
+    };
+    wanted.bytes_of(in_features).map(|_| wanted)
 }

@@ -10,8 +10,7 @@ use safetensors::tensor::TensorInfo;
 use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::StoredDtype;
-use crate::ModelError;
+use crate::{ModelError, StoredDtype};
 
 /// A header of a hundred thousand tensors is about 12 MB.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
@@ -31,7 +30,7 @@ pub(crate) struct StoredTensor {
 
 impl StoredTensor {
     pub(crate) fn num_elements(&self) -> usize {
-        self.bytes.len() / self.dtype.size_in_bytes()
+        self.dtype.elements_in(self.bytes.len())
     }
 }
 
@@ -64,7 +63,7 @@ pub(crate) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<StoredTensor>
             continue;
         }
         let bytes = data_start + info.data_offsets.0..data_start.saturating_add(end);
-        let dtype = StoredDtype::of(file, &name, info.dtype)?;
+        let dtype = stored_dtype(file, &name, info.dtype)?;
         tensors.push(StoredTensor { name, dtype, shape: info.shape, bytes });
     }
     let available = bytes.len() - data_start;
@@ -74,16 +73,19 @@ pub(crate) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<StoredTensor>
     Ok(tensors)
 }
 
-impl StoredDtype {
-    fn of(file: &Path, name: &str, dtype: Dtype) -> Result<Self, ModelError> {
-        match dtype {
-            Dtype::F32 => Ok(Self::F32),
-            Dtype::F16 => Ok(Self::F16),
-            Dtype::BF16 => Ok(Self::Bf16),
-            other => {
-                let problem = format!("dtype {other:?} is not supported; use a checkpoint in F32, F16 or BF16");
-                Err(ModelError::checkpoint(file, name, problem))
-            }
+fn stored_dtype(file: &Path, name: &str, dtype: Dtype) -> Result<StoredDtype, ModelError> {
+    match dtype {
+        Dtype::F32 => Ok(StoredDtype::F32),
+        Dtype::F16 => Ok(StoredDtype::F16),
+        Dtype::BF16 => Ok(StoredDtype::Bf16),
+        other => {
+            let kind = match other {
+                Dtype::I32 if name.ends_with("qweight") => " (packed by GPTQ or AWQ)",
+                Dtype::F8_E4M3 | Dtype::F8_E5M2 => " (FP8)",
+                _ => "",
+            };
+            let problem = format!("dtype {other:?}{kind} is not supported; use a checkpoint in F32, F16 or BF16");
+            Err(ModelError::checkpoint(file, name, problem))
         }
     }
 }

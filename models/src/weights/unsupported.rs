@@ -11,10 +11,16 @@ pub(super) fn refuse(files: &CheckpointFiles) -> ModelError {
     }
 }
 
+/// What a trainer leaves beside the weights: its own state, by the beginnings of the names.
+const TRAINER_FILES: [&str; 8] =
+    ["optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args", "trainer_state", "global_step"];
+
 fn explain(names: &[String]) -> &'static str {
+    let is_trainers = |name: &str| TRAINER_FILES.iter().any(|start| name.starts_with(start));
+    let names: Vec<&String> = names.iter().filter(|name| !is_trainers(name)).collect();
     let any = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
     if any(".gguf") {
-        "GGUF files are not supported; use the safetensors checkpoint that the file was made from"
+        "only GGUF files are here; give one of them, not their folder"
     } else if names.iter().any(|name| name.starts_with("consolidated") && name.ends_with(".safetensors")) {
         "only the publisher's own layout (consolidated*.safetensors) is here; download model*.safetensors too"
     } else if names.iter().any(|name| name.starts_with("adapter_model")) {

@@ -77,7 +77,12 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     refused_field("layer_types", json!(["full_attention", "full_attention"]), "full_attention");
     refused_field("partial_rotary_factor", json!(0.5), "only 1.0");
     refused_field("is_encoder_decoder", json!(true), "decoders");
-    refused_field("quantization_config", json!({ "quant_method": "gptq", "bits": 4 }), "gptq");
+    for (method, advice) in [("gptq", "vLLM"), ("awq", "vLLM"), ("fp8", "dequantize"), ("x", "unquantised")] {
+        refused_field("quantization_config", json!({ "quant_method": method, "bits": 4 }), method);
+        refused_field("quantization_config", json!({ "quant_method": method }), advice);
+    }
+    let packed = json!({ "quant_method": "compressed-tensors" });
+    refused_field("quantization_config", packed, "run_compressed=False");
     refused_field("num_local_experts", json!(8), "not known");
     refused_field("logits_scaling", json!(8.0), "not known");
     refused_field("eos_token_id", json!(8), "outside the vocabulary");

@@ -1,22 +1,23 @@
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
+use passerelle_models::StoredDtype;
 use passerelle_models::ops::{Compute, PackedWeight, WeightPart, embedding, gather_rows, linear};
 
 use super::{Random, assert_same_bits, check, fast, reference, values};
 
-const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+const DTYPES: [StoredDtype; 3] = [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16];
 
-fn bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
+fn bytes(dtype: StoredDtype, values: &[f32]) -> Vec<u8> {
     match dtype {
-        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        DType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-        DType::BF16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-        other => panic!("no weights of {other:?}"),
+        StoredDtype::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        StoredDtype::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+        StoredDtype::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+        other => panic!("no floats of {other:?}"),
     }
 }
 
-fn pack(compute: &Compute, dtype: DType, k: usize, values: &[f32]) -> PackedWeight {
-    PackedWeight::pack(compute, dtype, k, &[WeightPart { dtype, bytes: &bytes(dtype, values) }]).unwrap()
+fn pack(compute: &Compute, dtype: StoredDtype, k: usize, values: &[f32]) -> PackedWeight {
+    PackedWeight::pack(compute, None, k, &[WeightPart { dtype, bytes: &bytes(dtype, values) }]).unwrap()
 }
 
 #[test]
@@ -45,7 +46,7 @@ fn linear_adds_in_ascending_order_and_the_bias_last() {
     for compute in fast() {
         let x = Tensor::from_slice(&x, (1, k), &Device::Cpu).unwrap();
         let bias = Tensor::from_slice(&bias, n, &Device::Cpu).unwrap();
-        let y = linear(&compute, &x, &pack(&compute, DType::F32, k, &w), Some(&bias)).unwrap();
+        let y = linear(&compute, &x, &pack(&compute, StoredDtype::F32, k, &w), Some(&bias)).unwrap();
         let (x, bias) = (values(&x), values(&bias));
         for (j, y) in values(&y).into_iter().enumerate() {
             let sum = (0..k).fold(0.0f32, |sum, i| x[i].mul_add(w[j * k + i], sum));
@@ -79,15 +80,17 @@ fn parts_of_any_dtype_and_alignment_stack_into_one_weight() {
     let rounded = |values: &[f32]| values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect::<Vec<_>>();
     let whole = [rounded(&a), rounded(&b)].concat();
     // One byte in front moves the part off every alignment.
-    let (a_bytes, b_bytes) = (bytes(DType::F32, &a), [vec![0], bytes(DType::BF16, &b)].concat());
-    let parts =
-        [WeightPart { dtype: DType::F32, bytes: &a_bytes }, WeightPart { dtype: DType::BF16, bytes: &b_bytes[1..] }];
+    let (a_bytes, b_bytes) = (bytes(StoredDtype::F32, &a), [vec![0], bytes(StoredDtype::Bf16, &b)].concat());
+    let parts = [
+        WeightPart { dtype: StoredDtype::F32, bytes: &a_bytes },
+        WeightPart { dtype: StoredDtype::Bf16, bytes: &b_bytes[1..] },
+    ];
     let x = Random(3).tensor(&[4, k]);
     for compute in fast() {
-        let stacked = PackedWeight::pack(&compute, DType::BF16, k, &parts).unwrap();
-        assert_eq!((stacked.out_features(), stacked.in_features(), stacked.dtype()), (35, k, DType::BF16));
+        let stacked = PackedWeight::pack(&compute, Some(StoredDtype::Bf16), k, &parts).unwrap();
+        assert_eq!((stacked.out_features(), stacked.in_features(), stacked.dtype()), (35, k, StoredDtype::Bf16));
         assert_eq!(stacked.size_bytes(), 48 * k * 2);
-        let plain = pack(&compute, DType::BF16, k, &whole);
+        let plain = pack(&compute, StoredDtype::Bf16, k, &whole);
         let want = linear(&compute, &x, &plain, None).unwrap();
         assert_same_bits("stacked", &linear(&compute, &x, &stacked, None).unwrap(), &want);
     }
@@ -104,7 +107,7 @@ fn embedding_widens_the_packed_rows_exactly() {
         });
         assert_eq!(rows.dims(), [tokens.len(), k]);
     }
-    let table = pack(&reference(), DType::F32, k, &Random(4).values(n * k));
+    let table = pack(&reference(), StoredDtype::F32, k, &Random(4).values(n * k));
     assert!(embedding(&reference(), &table, &[53]).is_err(), "a token outside the table");
 }
 
@@ -122,11 +125,17 @@ fn gather_rows_keeps_the_order_asked_for() {
 #[test]
 fn what_does_not_fit_is_an_error() {
     let compute = Compute::cpu(1);
-    let part = |bytes| [WeightPart { dtype: DType::F32, bytes }];
-    assert!(PackedWeight::pack(&compute, DType::F32, 4, &part(&[0; 17])).is_err(), "half a row");
-    assert!(PackedWeight::pack(&compute, DType::F32, 4, &[]).is_err(), "no rows");
-    assert!(PackedWeight::pack(&compute, DType::U8, 4, &part(&[0; 16])).is_err(), "integers");
-    let weight = pack(&compute, DType::F32, 4, &[0.0; 8]);
+    let part = |bytes| [WeightPart { dtype: StoredDtype::F32, bytes }];
+    assert!(PackedWeight::pack(&compute, None, 4, &part(&[0; 17])).is_err(), "half a row");
+    assert!(PackedWeight::pack(&compute, None, 4, &[]).is_err(), "no rows");
+    for dtype in [StoredDtype::Q4K, StoredDtype::Q6K] {
+        assert!(
+            PackedWeight::pack(&compute, Some(dtype), 256, &part(&[0; 1024])).is_err(),
+            "nothing rounds to {dtype}"
+        );
+    }
+    assert!(PackedWeight::pack(&compute, Some(StoredDtype::Q8_0), 33, &part(&[0; 132])).is_err(), "a broken block");
+    let weight = pack(&compute, StoredDtype::F32, 4, &[0.0; 8]);
     assert!(linear(&compute, &Random(1).tensor(&[2, 5]), &weight, None).is_err(), "rows too long");
     assert!(linear(&compute, &Random(1).tensor(&[2, 4]), &weight, Some(&Random(1).tensor(&[3]))).is_err(), "bias");
     let empty = Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap();

@@ -7,6 +7,7 @@ mod attention;
 mod elementwise;
 mod linear;
 mod pool;
+mod quantised;
 
 use candle_core::{Device, Tensor};
 use passerelle_models::ops::{Compute, KernelSet};

@@ -5,6 +5,7 @@
 mod encoder_features;
 mod encoders;
 mod features;
+mod gguf;
 mod runner;
 #[path = "../support/mod.rs"]
 mod support;

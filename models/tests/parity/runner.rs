@@ -1,7 +1,8 @@
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
-    BlockId, CausalLm, Decoder, KvCache, KvDtype, LoadOptions, Logits, ModelInput, TokenId, load_decoder,
+    BlockId, CausalLm, CheckpointFiles, Decoder, KvCache, KvDtype, LoadOptions, Logits, ModelInput, TokenId,
+    load_decoder,
 };
 
 use crate::support::Fixture;
@@ -25,8 +26,12 @@ impl Runner {
     }
 
     pub(crate) fn load_on(compute: &Compute, fixture: &Fixture, options: &LoadOptions) -> Self {
+        Self::of_files(compute, &fixture.files(), options)
+    }
+
+    pub(crate) fn of_files(compute: &Compute, files: &CheckpointFiles, options: &LoadOptions) -> Self {
         let mut last = None;
-        let (decoder, _) = load_decoder(&fixture.files(), compute, options, &mut |progress| {
+        let (decoder, _) = load_decoder(files, compute, options, &mut |progress| {
             last = Some(progress);
         })
         .unwrap();

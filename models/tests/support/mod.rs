@@ -13,7 +13,27 @@ use tempfile::TempDir;
 #[derive(Debug)]
 pub(crate) struct Fixture {
     pub(crate) directory: TempDir,
-    golden: Vec<u8>,
+    golden: Golden,
+}
+
+/// What a reference implementation computed.
+#[derive(Debug)]
+pub(crate) struct Golden(Vec<u8>);
+
+impl Golden {
+    pub(crate) fn read(path: &Path) -> Self {
+        Self(fs::read(path).unwrap())
+    }
+
+    pub(crate) fn ids(&self, name: &str) -> Vec<u32> {
+        let golden = SafeTensors::deserialize(&self.0).unwrap();
+        words(&golden.tensor(name).unwrap()).map(u32::from_le_bytes).collect()
+    }
+
+    pub(crate) fn floats(&self, name: &str) -> Vec<f32> {
+        let golden = SafeTensors::deserialize(&self.0).unwrap();
+        words(&golden.tensor(name).unwrap()).map(f32::from_le_bytes).collect()
+    }
 }
 
 impl Fixture {
@@ -29,7 +49,7 @@ impl Fixture {
             }
         }
         copy_files(&source, directory.path());
-        Self { directory, golden: fs::read(source.join("golden.safetensors")).unwrap() }
+        Self { directory, golden: Golden::read(&source.join("golden.safetensors")) }
     }
 
     pub(crate) fn files(&self) -> CheckpointFiles {
@@ -37,13 +57,11 @@ impl Fixture {
     }
 
     pub(crate) fn ids(&self, name: &str) -> Vec<u32> {
-        let golden = SafeTensors::deserialize(&self.golden).unwrap();
-        words(&golden.tensor(name).unwrap()).map(u32::from_le_bytes).collect()
+        self.golden.ids(name)
     }
 
     pub(crate) fn floats(&self, name: &str) -> Vec<f32> {
-        let golden = SafeTensors::deserialize(&self.golden).unwrap();
-        words(&golden.tensor(name).unwrap()).map(f32::from_le_bytes).collect()
+        self.golden.floats(name)
     }
 
     pub(crate) fn edit_config(&self, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) {

@@ -2,12 +2,14 @@ mod encoder;
 
 use anyhow::Result;
 use clap::Args;
-use passerelle::config::{ByteSize, Config, Environment, Written, WrittenServer};
-use passerelle_models::{CheckpointKind, ModelDescription, checkpoint_kind, describe_encoder};
+use passerelle::config::{ByteSize, Config, Environment, ModelConfig, Written, WrittenServer};
+use passerelle::hub::Wanted;
+use passerelle::text::TextModel;
+use passerelle_models::{CheckpointKind, LayerRun, ModelDescription, checkpoint_kind, describe_encoder};
 use serde_json::{Value, json};
 
 use super::output::{self, OutputArgs};
-use crate::serve::find_files;
+use crate::serve::{find_files, load_text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,7 +34,7 @@ impl InspectArgs {
         let server = WrittenServer { offline: self.offline.then_some(true), ..WrittenServer::default() };
         let written = Written { server, ..Written::default() };
         let config = Config::check(written, &Environment::read())?;
-        let files = find_files(&self.source, &config.hub)?;
+        let files = find_files(&self.source, Wanted::CheckpointWithoutTokenizer, &config.hub)?;
         if checkpoint_kind(&files)? == CheckpointKind::Encoder {
             let description = describe_encoder(&files)?;
             return if self.output.json {
@@ -42,28 +44,59 @@ impl InspectArgs {
             };
         }
         let description = passerelle_models::describe(&files)?;
-        if self.output.json { output::json(&as_json(&description)) } else { print(&description) }
+        let model = ModelConfig::found("inspected".to_owned(), self.source, &config.engine);
+        let text = load_text(&model, &files, &config.hub)?;
+        if self.output.json { output::json(&as_json(&description, &text)) } else { print(&description, &text) }
     }
 }
 
-fn print(is: &ModelDescription) -> Result<()> {
+fn print(is: &ModelDescription, text: &TextModel) -> Result<()> {
     let heads = format!("{} for queries, {} for keys and values, {} wide", is.num_heads, is.num_kv_heads, is.head_dim);
     let embeddings = if is.tied_embeddings { "tied" } else { "separate" };
-    let lines = [
+    let memory = Memory::of(is);
+    let mut lines = vec![
         ("family", format!("{} ({})", is.family, is.architecture)),
         ("parameters", is.num_parameters.to_string()),
         ("stored as", format!("{}, {}", is.stored_dtype, ByteSize(is.stored_bytes))),
         ("context", format!("{} tokens", is.max_position)),
         ("vocabulary", format!("{} tokens, {embeddings} embeddings", is.vocab_size)),
         ("layers", format!("{}, {} wide", is.num_layers, is.hidden_size)),
-        ("heads", heads),
-        ("KV cache", format!("{} a token in bf16", ByteSize(kv_bytes_per_token(is)))),
-        ("ends with", format!("{:?}", is.eos_token_ids)),
     ];
+    lines.extend(is.layer_runs.iter().map(|LayerRun { count, layer }| ("", format!("{count} x {layer}"))));
+    lines.extend([
+        ("heads", heads),
+        ("memory", format!("{} of weights as stored; KV cache {} a token in bf16", memory.weights, memory.kv_token)),
+        ("", format!("{} with one sequence of the whole context", memory.with_whole_context)),
+        ("ends with", format!("{:?}", is.eos_token_ids)),
+        ("tokenizer", tokenizer(text)),
+        ("template", template(text)),
+    ]);
     lines.iter().try_for_each(|(what, value)| output::line(format_args!("{what:<12}{value}")))
 }
 
-fn as_json(is: &ModelDescription) -> Value {
+fn tokenizer(text: &TextModel) -> String {
+    if text.tokenizer.is_absent() {
+        return "none: prompts are token ids alone; --tokenizer SOURCE gives one".to_owned();
+    }
+    let special = text.tokenizer.special_strings().iter().count();
+    format!("{} tokens, {special} of them special", text.tokenizer.vocab_size())
+}
+
+fn template(text: &TextModel) -> String {
+    if text.template.is_none() {
+        return "none: completions alone; --chat-template FILE gives one".to_owned();
+    }
+    let reasoning =
+        text.answers.reasoning.map_or("no reasoning".to_owned(), |is| format!("reasoning as {}", is.name()));
+    format!("yes; tool calls as {}, {reasoning}", text.answers.tools.name())
+}
+
+fn as_json(is: &ModelDescription, text: &TextModel) -> Value {
+    let memory = Memory::of(is);
+    let tokenizer = (!text.tokenizer.is_absent()).then(|| json!({"vocab_size": text.tokenizer.vocab_size()}));
+    let template = text.template.as_ref().map(|_| {
+        json!({"tool_calls": text.answers.tools.name(), "reasoning": text.answers.reasoning.map(|format| format.name())})
+    });
     json!({
         "family": is.family,
         "architecture": is.architecture,
@@ -74,18 +107,41 @@ fn as_json(is: &ModelDescription) -> Value {
         "vocab_size": is.vocab_size,
         "hidden_size": is.hidden_size,
         "num_layers": is.num_layers,
+        "layer_runs": runs_json(&is.layer_runs),
         "num_heads": is.num_heads,
         "num_kv_heads": is.num_kv_heads,
         "head_dim": is.head_dim,
         "tied_embeddings": is.tied_embeddings,
         "bos_token_id": is.bos_token_id,
         "eos_token_ids": is.eos_token_ids,
-        "kv_bytes_per_token_bf16": kv_bytes_per_token(is),
+        "kv_bytes_per_token_bf16": memory.kv_token.0,
+        "bytes_with_whole_context": memory.with_whole_context.0,
+        "tokenizer": tokenizer,
+        "chat_template": template,
     })
 }
 
-fn kv_bytes_per_token(is: &ModelDescription) -> u64 {
-    const K_AND_V: usize = 2;
-    const BF16_BYTES: usize = 2;
-    (K_AND_V * is.num_layers * is.num_kv_heads * is.head_dim * BF16_BYTES) as u64
+fn runs_json(runs: &[LayerRun]) -> Vec<Value> {
+    runs.iter().map(|run| json!({"count": run.count, "layer": run.layer})).collect()
+}
+
+/// What serving takes, with weights as stored and keys and values in bf16.
+struct Memory {
+    weights: ByteSize,
+    kv_token: ByteSize,
+    with_whole_context: ByteSize,
+}
+
+impl Memory {
+    fn of(is: &ModelDescription) -> Self {
+        const K_AND_V: usize = 2;
+        const BF16_BYTES: usize = 2;
+        let kv_token = (K_AND_V * is.num_layers * is.num_kv_heads * is.head_dim * BF16_BYTES) as u64;
+        let with_whole_context = is.stored_bytes.saturating_add(kv_token.saturating_mul(is.max_position as u64));
+        Self {
+            weights: ByteSize(is.stored_bytes),
+            kv_token: ByteSize(kv_token),
+            with_whole_context: ByteSize(with_whole_context),
+        }
+    }
 }

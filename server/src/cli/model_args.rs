@@ -22,6 +22,12 @@ pub(crate) struct ModelArgs {
     /// Longest prompt and answer together [default: what the checkpoint allows].
     #[arg(long, value_name = "TOKENS")]
     max_model_len: Option<NonZeroUsize>,
+    /// A directory or hub id whose tokenizer is used [default: the checkpoint's own].
+    #[arg(long, value_name = "SOURCE")]
+    tokenizer: Option<String>,
+    /// A Jinja file that makes prompts of messages [default: the checkpoint's own].
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// Sequences that run at once, per model [default: 64].
     #[arg(long, value_name = "N")]
     max_num_seqs: Option<NonZeroUsize>,
@@ -50,6 +56,8 @@ impl ModelArgs {
                 dtype: self.dtype,
                 kv_dtype: self.kv_dtype,
                 max_model_len: self.max_model_len,
+                tokenizer: self.tokenizer,
+                chat_template: self.chat_template,
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: self.max_num_batched_tokens,
                 kv_cache_memory: self.kv_cache_memory,

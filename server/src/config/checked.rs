@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
-    ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, RoutingConfig,
-    Secret, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenEngine, WrittenGrammar,
-    WrittenLedger, WrittenLimits, WrittenModel, WrittenServer,
+    ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
+    RoutingConfig, Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenEngine,
+    WrittenGrammar, WrittenLedger, WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -56,6 +56,11 @@ pub struct ModelConfig {
     pub kv_dtype: KvDtype,
     /// `None`: what the checkpoint allows.
     pub max_model_len: Option<usize>,
+    /// `None`: the checkpoint's own.
+    pub tokenizer: Option<String>,
+    pub chat_template: Option<PathBuf>,
+    pub tool_calls: ToolCalls,
+    pub reasoning: Reasoning,
     /// The account that it belongs to; `None`: everybody may use it.
     pub account: Option<String>,
 }
@@ -88,6 +93,8 @@ pub struct EngineConfig {
     pub dtype: WeightDtype,
     pub kv_dtype: KvDtype,
     pub max_model_len: Option<usize>,
+    pub tokenizer: Option<String>,
+    pub chat_template: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -195,15 +202,36 @@ impl HubConfig {
 
 impl WrittenModel {
     pub fn of(source: &str) -> Self {
-        Self { name: None, source: source.into(), dtype: None, kv_dtype: None, max_model_len: None, account: None }
+        Self {
+            name: None,
+            source: source.into(),
+            dtype: None,
+            kv_dtype: None,
+            max_model_len: None,
+            tokenizer: None,
+            chat_template: None,
+            tool_calls: None,
+            reasoning: None,
+            account: None,
+        }
     }
 }
 
 impl ModelConfig {
     /// A model found in a folder: everything but its name and place is the engine's default.
     pub fn found(name: String, source: String, engine: &EngineConfig) -> Self {
-        let EngineConfig { dtype, kv_dtype, max_model_len, .. } = *engine;
-        Self { name, source, dtype, kv_dtype, max_model_len, account: None }
+        Self {
+            name,
+            source,
+            dtype: engine.dtype,
+            kv_dtype: engine.kv_dtype,
+            max_model_len: engine.max_model_len,
+            tokenizer: engine.tokenizer.clone(),
+            chat_template: engine.chat_template.clone(),
+            tool_calls: ToolCalls::Auto,
+            reasoning: Reasoning::Auto,
+            account: None,
+        }
     }
 }
 
@@ -272,11 +300,18 @@ fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec
         dtype: model.dtype.unwrap_or(engine.dtype),
         kv_dtype: model.kv_dtype.unwrap_or(engine.kv_dtype),
         max_model_len: model.max_model_len.map(usize::from).or(engine.max_model_len),
+        tokenizer: model.tokenizer.or_else(|| engine.tokenizer.clone()),
+        chat_template: model.chat_template.or_else(|| engine.chat_template.clone()),
+        tool_calls: model.tool_calls.unwrap_or_default(),
+        reasoning: model.reasoning.unwrap_or_default(),
         account: model.account,
         source: model.source,
     });
     let models: Vec<ModelConfig> = named.collect();
     check_names(&models)?;
+    for template in models.iter().filter_map(|model| model.chat_template.as_ref()) {
+        check_exists("chat_template", template, Path::is_file)?;
+    }
     Ok(models)
 }
 
@@ -322,6 +357,9 @@ fn hub(offline: bool, environment: &Environment) -> HubConfig {
 }
 
 fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
+    if let Some(template) = &written.chat_template {
+        check_exists("engine.chat_template", template, Path::is_file)?;
+    }
     let max_num_batched_tokens = count(written.max_num_batched_tokens, 512);
     let max_num_seqs = count(written.max_num_seqs, 64);
     if max_num_batched_tokens < max_num_seqs {
@@ -344,6 +382,8 @@ fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
         dtype: written.dtype.unwrap_or_default(),
         kv_dtype: written.kv_dtype.unwrap_or_default(),
         max_model_len: written.max_model_len.map(usize::from),
+        tokenizer: written.tokenizer.clone(),
+        chat_template: written.chat_template.clone(),
     })
 }
 

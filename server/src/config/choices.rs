@@ -15,6 +15,12 @@ pub enum WeightDtype {
     F32,
     Bf16,
     F16,
+    /// Quantised while loading, 8.5 bits a weight.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// Quantised while loading, 4.5 bits a weight.
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 /// What keys and values are cached as.
@@ -26,6 +32,36 @@ pub enum KvDtype {
     Auto,
     F32,
     Bf16,
+}
+
+/// How a model writes the tools that it calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToolCalls {
+    /// As its chat template shows.
+    #[default]
+    Auto,
+    Hermes,
+    Llama3,
+    Mistral,
+    MistralNamed,
+    Apertus,
+    Nemotron,
+    Json,
+}
+
+/// How a model marks what it writes for itself before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reasoning {
+    /// As its chat template shows.
+    #[default]
+    Auto,
+    /// Not at all: everything is the answer.
+    Off,
+    Think,
+    Mistral,
+    Apertus,
 }
 
 /// What happens to a request field that nobody knows.

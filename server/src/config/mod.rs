@@ -21,7 +21,7 @@ pub use checked::{
     ApiConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LedgerConfig, LogConfig, ModelConfig,
     ServerConfig, TlsFiles, check_names,
 };
-pub use choices::{Device, KvDtype, LogFormat, LogLevel, UnknownFields, WeightDtype};
+pub use choices::{Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, WeightDtype};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;

@@ -6,7 +6,10 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use super::{ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, UnknownFields, WeightDtype};
+use super::{
+    ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls, UnknownFields,
+    WeightDtype,
+};
 
 /// Makes `over` for a section: what stands above wins, key by key.
 macro_rules! lay_over {
@@ -98,6 +101,12 @@ pub struct WrittenModel {
     pub dtype: Option<WeightDtype>,
     pub kv_dtype: Option<KvDtype>,
     pub max_model_len: Option<NonZeroUsize>,
+    /// Whose tokenizer it uses instead of its own: a directory or a hub id.
+    pub tokenizer: Option<String>,
+    /// A Jinja template instead of its own.
+    pub chat_template: Option<PathBuf>,
+    pub tool_calls: Option<ToolCalls>,
+    pub reasoning: Option<Reasoning>,
     /// The account that it belongs to. To keys outside of that account the model is not there.
     pub account: Option<String>,
 }
@@ -179,6 +188,8 @@ pub struct WrittenEngine {
     pub dtype: Option<WeightDtype>,
     pub kv_dtype: Option<KvDtype>,
     pub max_model_len: Option<NonZeroUsize>,
+    pub tokenizer: Option<String>,
+    pub chat_template: Option<PathBuf>,
     pub threads: Option<NonZeroUsize>,
     /// Sequences that run at once, per model.
     pub max_num_seqs: Option<NonZeroUsize>,
@@ -200,6 +211,8 @@ lay_over!(WrittenEngine {
     dtype,
     kv_dtype,
     max_model_len,
+    tokenizer,
+    chat_template,
     threads,
     max_num_seqs,
     max_num_batched_tokens,

@@ -3,18 +3,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::files::{REQUIRED, WEIGHTS, WEIGHTS_INDEX, shards};
-use super::{HubError, HubId, LocalCheckpoint};
+use super::files::{WEIGHTS, WEIGHTS_INDEX, Wanted, shards};
+use super::{HubError, HubId, HubOptions, LocalCheckpoint};
 
 /// The complete snapshot that the cache has for an id.
-pub(super) fn resolve(id: &HubId, cache_dir: &Path) -> Result<LocalCheckpoint, HubError> {
+pub(super) fn resolve(id: &HubId, options: &HubOptions) -> Result<LocalCheckpoint, HubError> {
+    let cache_dir = &options.cache_dir;
     let folder = repo_folder(id, cache_dir);
     let not_cached = || HubError::NotCached { id: id.clone(), looked: folder.clone() };
     let commit = cached_commit(id, &folder).ok_or_else(not_cached)?;
     let directory = snapshot(id, cache_dir, &commit);
-    let missing = missing_files(&directory).map_err(|problem| HubError::Unsuitable { id: id.clone(), problem })?;
+    let missing = missing_files(&directory, options.wanted)
+        .map_err(|problem| HubError::Unsuitable { id: id.clone(), problem })?;
     if missing.is_empty() {
-        Ok(LocalCheckpoint { directory, commit: Some(commit) })
+        Ok(LocalCheckpoint { path: directory, commit: Some(commit) })
     } else {
         Err(HubError::Incomplete { id: id.clone(), looked: directory, missing })
     }
@@ -25,12 +27,13 @@ pub(super) fn snapshot(id: &HubId, cache_dir: &Path, commit: &str) -> PathBuf {
 }
 
 /// What a snapshot lacks to be served. A dangling link counts as missing.
-pub(super) fn missing_files(snapshot: &Path) -> Result<Vec<String>, String> {
+pub(super) fn missing_files(snapshot: &Path, wanted: Wanted) -> Result<Vec<String>, String> {
     let weights = match fs::read(snapshot.join(WEIGHTS_INDEX)) {
+        _ if !wanted.has_weights() => Vec::new(),
         Ok(index) => shards(&index)?.into_iter().collect(),
         Err(_) => vec![WEIGHTS.to_owned()],
     };
-    let needed = REQUIRED.iter().map(|&file| file.to_owned()).chain(weights);
+    let needed = wanted.required().iter().map(|&file| file.to_owned()).chain(weights);
     Ok(needed.filter(|file| !snapshot.join(file).is_file()).collect())
 }
 

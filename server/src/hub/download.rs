@@ -13,7 +13,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use sha2::{Digest, Sha256};
 
-use super::files::{REQUIRED, WEIGHTS, WEIGHTS_INDEX, is_description, shards};
+use super::files::{WEIGHTS, WEIGHTS_INDEX, is_description, shards};
 use super::progress::FileProgress;
 use super::{HubError, HubId, HubOptions, LocalCheckpoint, cache};
 
@@ -38,7 +38,7 @@ pub(super) fn resolve(id: &HubId, options: &HubOptions) -> Result<LocalCheckpoin
     let transfer = Transfer { id, options, api: &api, repo: repo_api, cache: Cache::new(options.cache_dir.clone()) };
     transfer.fetch_all(&files, &snapshot)?;
     cache::write_ref(id, &options.cache_dir, &info.sha)?;
-    Ok(LocalCheckpoint { directory: snapshot, commit: Some(info.sha) })
+    Ok(LocalCheckpoint { path: snapshot, commit: Some(info.sha) })
 }
 
 fn api(id: &HubId, options: &HubOptions) -> Result<Api, HubError> {
@@ -63,7 +63,7 @@ fn cached_if_unreachable(id: &HubId, options: &HubOptions, error: &ApiError) -> 
     if status(error).is_some_and(|status| status < 500) {
         return Err(failure);
     }
-    let cached = cache::resolve(id, &options.cache_dir).map_err(|_| failure)?;
+    let cached = cache::resolve(id, options).map_err(|_| failure)?;
     tracing::warn!(model = %id, commit = cached.commit, "the hub does not answer; using the cached snapshot");
     Ok(cached)
 }
@@ -86,14 +86,17 @@ enum Remedy {
 
 impl Transfer<'_> {
     fn fetch_all(&self, files: &[String], snapshot: &Path) -> Result<(), HubError> {
-        if let Some(lacking) = REQUIRED.iter().find(|required| !files.iter().any(|file| file == *required)) {
+        let wanted = self.options.wanted;
+        if let Some(lacking) = wanted.required().iter().find(|required| !files.iter().any(|file| file == *required)) {
             return Err(self.unsuitable(format!("the repository has no {lacking}")));
         }
         for file in files.iter().filter(|file| is_description(file)) {
             self.fetch(file, snapshot)?;
         }
-        for file in self.weights(files, snapshot)? {
-            self.fetch(&file, snapshot)?;
+        if wanted.has_weights() {
+            for file in self.weights(files, snapshot)? {
+                self.fetch(&file, snapshot)?;
+            }
         }
         Ok(())
     }

@@ -6,8 +6,6 @@ use serde_json::Value;
 
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
-/// Without these a checkpoint cannot be served, whatever its weights.
-pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 const DESCRIPTIONS: [&str; 9] = [
     "config.json",
     "generation_config.json",
@@ -19,6 +17,31 @@ const DESCRIPTIONS: [&str; 9] = [
     "sentence_bert_config.json",
     WEIGHTS_INDEX,
 ];
+
+/// What of a repository is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    Checkpoint,
+    /// A checkpoint whose text files come from elsewhere.
+    CheckpointWithoutTokenizer,
+    /// What makes tokens of text, and no weights.
+    Tokenizer,
+}
+
+impl Wanted {
+    /// Without these a source cannot be used.
+    pub(super) fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Checkpoint => &["config.json", "tokenizer.json"],
+            Self::CheckpointWithoutTokenizer => &["config.json"],
+            Self::Tokenizer => &["tokenizer.json"],
+        }
+    }
+
+    pub(super) fn has_weights(self) -> bool {
+        self != Self::Tokenizer
+    }
+}
 
 /// Whether a small file beside the weights is wanted.
 pub(super) fn is_description(file: &str) -> bool {

@@ -20,6 +20,7 @@ mod source;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use files::Wanted;
 pub use progress::ProgressOutput;
 pub use source::{HubId, Source};
 
@@ -34,6 +35,7 @@ pub enum Network {
 #[derive(Clone)]
 pub struct HubOptions {
     pub network: Network,
+    pub wanted: Wanted,
     /// The folder that holds `models--org--name` folders: `$HF_HOME/hub`.
     pub cache_dir: PathBuf,
     /// An access token, for private and gated models.
@@ -48,7 +50,8 @@ pub struct HubOptions {
 /// A checkpoint that is on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalCheckpoint {
-    pub directory: PathBuf,
+    /// A directory, or a GGUF file.
+    pub path: PathBuf,
     /// The snapshot's commit, for one from the hub.
     pub commit: Option<String>,
 }
@@ -62,8 +65,8 @@ pub enum HubError {
     Source { written: String, problem: String },
     #[error("the directory {} does not exist; correct the path, or write a hub id such as org/name", .0.display())]
     NoDirectory(PathBuf),
-    #[error("{} is a GGUF file; GGUF is recognised but not served yet: use the model's safetensors checkpoint (a directory or a hub id)", .0.display())]
-    GgufUnsupported(PathBuf),
+    #[error("the file {} does not exist; correct the path", .0.display())]
+    NoFile(PathBuf),
     #[error("{id} is not in the hub cache (looked in {}) and the network is off. Fetch it where there is network with `hf download {}`, and copy the cache here or set HF_HOME; or start once without --offline", looked.display(), id.download_arguments())]
     NotCached { id: HubId, looked: PathBuf },
     #[error("{id} is in the hub cache without {} (looked in {}) and the network is off. Fetch the rest where there is network with `hf download {}`; or start once without --offline", missing.join(", "), looked.display(), id.download_arguments())]
@@ -86,17 +89,18 @@ pub enum HubError {
     Read { path: PathBuf, problem: String },
 }
 
-/// Brings a source onto this machine: at once for a directory, by a download for a hub id that is not complete in the
+/// Brings a source onto this machine: at once for a directory or a file, by a download for a hub id that is not complete in the
 /// cache. Blocks; call it off the async threads.
 pub fn resolve(source: &Source, options: &HubOptions) -> Result<LocalCheckpoint, HubError> {
     match source {
         Source::Directory(directory) if directory.is_dir() => {
-            Ok(LocalCheckpoint { directory: directory.clone(), commit: None })
+            Ok(LocalCheckpoint { path: directory.clone(), commit: None })
         }
         Source::Directory(directory) => Err(HubError::NoDirectory(directory.clone())),
-        Source::Gguf(path) => Err(HubError::GgufUnsupported(path.clone())),
+        Source::Gguf(path) if path.is_file() => Ok(LocalCheckpoint { path: path.clone(), commit: None }),
+        Source::Gguf(path) => Err(HubError::NoFile(path.clone())),
         Source::Hub(id) => match options.network {
-            Network::Offline => cache::resolve(id, &options.cache_dir),
+            Network::Offline => cache::resolve(id, options),
             Network::Allowed => download::resolve(id, options),
         },
     }

@@ -14,7 +14,8 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 fn options(cache: &Path, network: Network, endpoint: Option<String>) -> HubOptions {
     let (progress, retry_pause) = (ProgressOutput::Silent, Duration::ZERO);
-    HubOptions { network, cache_dir: cache.to_owned(), token: None, endpoint, progress, retry_pause }
+    let wanted = Wanted::Checkpoint;
+    HubOptions { network, wanted, cache_dir: cache.to_owned(), token: None, endpoint, progress, retry_pause }
 }
 
 fn hub_source(id: &str) -> Source {
@@ -44,7 +45,7 @@ fn a_complete_cache_is_enough_offline() {
     for id in ["org/name", "org/name@main", &format!("org/name@{COMMIT}")] {
         let local = resolve(&hub_source(id), &options).unwrap();
         assert_eq!(local.commit.as_deref(), Some(COMMIT));
-        assert_eq!(fs::read(local.directory.join("model.safetensors")).unwrap(), b"w");
+        assert_eq!(fs::read(local.path.join("model.safetensors")).unwrap(), b"w");
     }
 }
 
@@ -67,14 +68,31 @@ fn offline_says_what_is_missing_where_and_how_to_get_it() {
 }
 
 #[test]
-fn a_directory_is_taken_as_it_is_and_gguf_is_refused_by_name() {
+fn a_tokenizer_alone_and_a_checkpoint_without_one_are_complete_where_that_is_wanted() {
+    let complete = |files: &[(&str, &str)], wanted| {
+        let cache = cache_with(files);
+        let options = HubOptions { wanted, ..options(cache.path(), Network::Offline, None) };
+        resolve(&hub_source("org/name"), &options).is_ok()
+    };
+    let tokenizer = [("tokenizer.json", "{}")];
+    let weights = [("config.json", "{}"), ("model.safetensors", "w")];
+    let all = [Wanted::Checkpoint, Wanted::CheckpointWithoutTokenizer, Wanted::Tokenizer];
+    assert_eq!(all.map(|wanted| complete(&tokenizer, wanted)), [false, false, true]);
+    assert_eq!(all.map(|wanted| complete(&weights, wanted)), [false, true, false]);
+}
+
+#[test]
+fn a_directory_or_a_file_is_taken_as_it_is() {
     let directory = TempDir::new().unwrap();
     let options = options(directory.path(), Network::Offline, None);
     let local = resolve(&Source::Directory(directory.path().to_owned()), &options).unwrap();
-    assert_eq!(local, LocalCheckpoint { directory: directory.path().to_owned(), commit: None });
+    assert_eq!(local, LocalCheckpoint { path: directory.path().to_owned(), commit: None });
     let missing = Source::Directory(directory.path().join("nothing"));
     assert!(matches!(resolve(&missing, &options), Err(HubError::NoDirectory(_))));
-    assert!(matches!(resolve(&Source::Gguf("x.gguf".into()), &options), Err(HubError::GgufUnsupported(_))));
+    let file = directory.path().join("x.gguf");
+    assert!(matches!(resolve(&Source::Gguf(file.clone()), &options), Err(HubError::NoFile(_))));
+    fs::write(&file, b"GGUF").unwrap();
+    assert_eq!(resolve(&Source::Gguf(file.clone()), &options).unwrap().path, file);
 }
 
 #[test]
@@ -199,7 +217,7 @@ fn a_model_is_downloaded_once_with_only_what_serving_needs() {
     let online = options(cache.path(), Network::Allowed, Some(hub.endpoint.clone()));
     let local = resolve(&hub_source("org/name"), &online).unwrap();
     assert_eq!(local.commit.as_deref(), Some(COMMIT));
-    assert_eq!(fs::read(local.directory.join("model.safetensors")).unwrap(), weights());
+    assert_eq!(fs::read(local.path.join("model.safetensors")).unwrap(), weights());
     assert!(hub.requests_for("pytorch_model.bin").is_empty() && hub.requests_for("README").is_empty());
 
     let transfers = hub.requests_for("/resolve/").len();
@@ -214,7 +232,7 @@ fn a_broken_transfer_goes_on_where_it_stopped() {
     let cache = TempDir::new().unwrap();
     let online = options(cache.path(), Network::Allowed, Some(hub.endpoint.clone()));
     let local = resolve(&hub_source("org/name"), &online).unwrap();
-    assert_eq!(fs::read(local.directory.join("model.safetensors")).unwrap(), weights());
+    assert_eq!(fs::read(local.path.join("model.safetensors")).unwrap(), weights());
     let requests = hub.requests_for("model.safetensors");
     assert!(requests.iter().any(|request| request.ends_with(" 100000-")), "{requests:?}");
 }
@@ -230,7 +248,7 @@ fn a_partial_file_of_an_earlier_start_is_gone_on_with_and_a_full_one_is_replaced
         fs::write(blobs.join(format!("{digest}.part")), &weights()[..kept]).unwrap();
         let online = options(cache.path(), Network::Allowed, Some(hub.endpoint.clone()));
         let local = resolve(&hub_source("org/name"), &online).unwrap();
-        assert_eq!(fs::read(local.directory.join("model.safetensors")).unwrap(), weights());
+        assert_eq!(fs::read(local.path.join("model.safetensors")).unwrap(), weights());
         assert!(hub.requests_for("model.safetensors").iter().any(|request| request.ends_with(&format!(" {kept}-"))));
     }
 }

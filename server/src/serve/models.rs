@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype, check_names};
-use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source};
+use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source, Wanted};
 use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
@@ -16,8 +16,8 @@ use passerelle_models::{
     checkpoint_kind,
 };
 
-/// The largest tokenizer or template that is read.
-const MAX_TEXT_FILE_BYTES: u64 = 256 << 20;
+use super::text;
+
 /// Before a file of the hub is tried again; later attempts wait longer.
 const HUB_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -66,19 +66,20 @@ pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> 
     }
     let mut loaded = AllLoaded::default();
     for model in &wanted {
-        let files = find_files(&model.source, &config.hub).with_context(|| format!("model `{}`", model.name))?;
+        let files = find_files(&model.source, wanted_of(model), &config.hub);
+        let files = files.with_context(|| format!("model `{}`", model.name))?;
         match checkpoint_kind(&files).with_context(|| format!("model `{}`", model.name))? {
             CheckpointKind::Generator => loaded.generators.push(load(model, &config.hub, compute)?),
-            CheckpointKind::Encoder => loaded
-                .encoders
-                .push(load_encoder(model, files, compute).with_context(|| format!("model `{}`", model.name))?),
+            CheckpointKind::Encoder => loaded.encoders.push(
+                load_encoder(model, files, &config.hub, compute).with_context(|| format!("model `{}`", model.name))?,
+            ),
         }
     }
     Ok(loaded)
 }
 
 /// The files of a source, fetched if they must be.
-pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointFiles> {
+pub(crate) fn find_files(source: &str, wanted: Wanted, config: &HubConfig) -> Result<CheckpointFiles> {
     if source == DEMO {
         return Ok(passerelle_models::demo_checkpoint());
     }
@@ -89,6 +90,7 @@ pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointF
     };
     let options = HubOptions {
         network: if config.offline { Network::Offline } else { Network::Allowed },
+        wanted,
         cache_dir,
         token: config.token.as_ref().map(|token| token.expose().to_owned()),
         endpoint: config.endpoint.clone(),
@@ -96,7 +98,10 @@ pub(crate) fn find_files(source: &str, config: &HubConfig) -> Result<CheckpointF
         retry_pause: HUB_RETRY_PAUSE,
     };
     let local = hub::resolve(&source, &options)?;
-    Ok(CheckpointFiles::directory(local.directory)?)
+    Ok(match source {
+        Source::Gguf(_) => CheckpointFiles::gguf(local.path)?,
+        Source::Directory(_) | Source::Hub(_) => CheckpointFiles::directory(local.path)?,
+    })
 }
 
 /// Threads that compute: what was asked for, else one for each physical core that this process may use.
@@ -110,9 +115,9 @@ pub(crate) fn load(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> R
 }
 
 fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result<Loaded> {
-    let files = find_files(&model.source, hub)?;
+    let files = find_files(&model.source, wanted_of(model), hub)?;
     // The text side first: it is quick to read and often what is wrong.
-    let text = load_text(&files)?;
+    let text = text::load(model, &files, hub)?;
     let bar = progress_bar(&model.name);
     let loaded = passerelle_models::load(&files, compute, &options(model), &mut |progress| {
         bar.set_length(progress.bytes_total);
@@ -124,8 +129,18 @@ fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result
     Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
 }
 
-fn load_encoder(model: &ModelConfig, files: CheckpointFiles, compute: &Compute) -> Result<LoadedEncoder> {
-    let text = load_text(&files)?;
+/// What of a source this model needs.
+fn wanted_of(model: &ModelConfig) -> Wanted {
+    if model.tokenizer.is_some() { Wanted::CheckpointWithoutTokenizer } else { Wanted::Checkpoint }
+}
+
+fn load_encoder(
+    model: &ModelConfig,
+    files: CheckpointFiles,
+    hub: &HubConfig,
+    compute: &Compute,
+) -> Result<LoadedEncoder> {
+    let text = text::load(model, &files, hub)?;
     let bar = progress_bar(&model.name);
     let loaded = passerelle_models::load_encoder(&files, compute, &options(model), &mut |progress| {
         bar.set_length(progress.bytes_total);
@@ -144,14 +159,6 @@ fn held_as(model: &ModelConfig, description: &ModelDescription) -> String {
     }
 }
 
-pub(super) fn load_text(files: &CheckpointFiles) -> Result<TextModel> {
-    let read = |file: &str| {
-        let content = files.read(file, MAX_TEXT_FILE_BYTES).map_err(io::Error::other)?;
-        Ok(content.map(std::borrow::Cow::into_owned))
-    };
-    TextModel::load(read).with_context(|| files.root().display().to_string())
-}
-
 fn options(model: &ModelConfig) -> LoadOptions {
     use passerelle_models::{KvDtype as Kv, WeightDtype as Weights};
     let dtype = match model.dtype {
@@ -159,6 +166,8 @@ fn options(model: &ModelConfig) -> LoadOptions {
         WeightDtype::F32 => Weights::F32,
         WeightDtype::Bf16 => Weights::Bf16,
         WeightDtype::F16 => Weights::F16,
+        WeightDtype::Q8_0 => Weights::Q8_0,
+        WeightDtype::Q4_0 => Weights::Q4_0,
     };
     let kv_dtype = match model.kv_dtype {
         KvDtype::Auto => Kv::Auto,
@@ -168,20 +177,26 @@ fn options(model: &ModelConfig) -> LoadOptions {
     LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
 }
 
-/// Folders directly inside `folder` that hold a `config.json`, in the order of their names.
+/// Folders directly inside `folder` that hold a `config.json`, and GGUF files, in the order of their names.
 fn find_models(folder: &Path, engine: &EngineConfig) -> Result<Vec<ModelConfig>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("server.models_dir: {}", folder.display()))? {
         let path = entry?.path();
-        if !path.join("config.json").is_file() {
+        let is_gguf = path.extension().is_some_and(|extension| extension == "gguf") && path.is_file();
+        if !is_gguf && !path.join("config.json").is_file() {
             continue;
         }
-        let (Some(name), Some(source)) = (path.file_name().and_then(|name| name.to_str()), path.to_str()) else {
+        let name = if is_gguf { path.file_stem() } else { path.file_name() };
+        let (Some(name), Some(source)) = (name.and_then(|name| name.to_str()), path.to_str()) else {
             bail!("server.models_dir: {} is not a name that requests could use; rename it", path.display());
         };
         found.push(ModelConfig::found(name.to_owned(), source.to_owned(), engine));
     }
-    ensure!(!found.is_empty(), "server.models_dir: no folder with a config.json in {}", folder.display());
+    ensure!(
+        !found.is_empty(),
+        "server.models_dir: no folder with a config.json and no .gguf file in {}",
+        folder.display()
+    );
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }
@@ -205,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_folders_that_hold_a_checkpoint_are_found() {
+    fn only_checkpoints_are_found() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for (name, is_checkpoint) in [("b", true), ("a", true), ("notes", false)] {
             std::fs::create_dir(folder.path().join(name)).expect("the folder is writable");
@@ -213,9 +228,10 @@ mod tests {
                 std::fs::write(folder.path().join(name).join("config.json"), "{}").expect("the folder is writable");
             }
         }
+        std::fs::write(folder.path().join("c.Q8_0.gguf"), "GGUF").expect("the folder is writable");
         let config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
-        let found = find_models(folder.path(), &config.engine).expect("two checkpoints");
-        assert_eq!(found.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        let found = find_models(folder.path(), &config.engine).expect("three checkpoints");
+        assert_eq!(found.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c.Q8_0"]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use passerelle_models::CheckpointFiles;
 use tokio::runtime::Handle;
 
 use super::engines::random_seed;
-use super::models::load_text;
+use super::text;
 
 const MAX_KEY_FILE_BYTES: u64 = 16 << 10;
 
@@ -140,7 +140,7 @@ fn remote_model(config: &RemoteModelConfig) -> Result<RemoteModel> {
             Some(DEMO) => passerelle_models::demo_checkpoint(),
             _ => CheckpointFiles::directory(source)?,
         };
-        load_text(&files).with_context(|| format!("upstreams.tokenizer: {}", source.display()))
+        text::load_alone(&files).with_context(|| format!("upstreams.tokenizer: {}", source.display()))
     };
     Ok(RemoteModel {
         name: config.name.clone(),

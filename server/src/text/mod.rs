@@ -15,6 +15,7 @@ pub mod tools;
 
 mod model;
 mod pieces;
+mod vocabulary;
 
 pub use answer::{AnswerDelta, AnswerFormat, AnswerParser};
 pub use detokenizer::Detokenizer;
@@ -27,6 +28,7 @@ pub use stop::{StopMatcher, StopOutput};
 pub use template::{ChatPrompt, ChatTemplate, PromptEnd};
 pub use tokenizer::{AddSpecialTokens, SkipSpecialTokens, SpecialTokens, Tokenizer};
 pub use tools::{CallForm, CallIds, CallLayout, ToolCallParser, ToolFormat};
+pub use vocabulary::Vocabulary;
 
 /// What can go wrong between text and tokens.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +40,9 @@ pub enum TextError {
     TooLong { bytes: usize, limit: usize },
     #[error("the tokenizer cannot encode this text: {0}")]
     Encode(String),
-    #[error(
-        "this model has no chat template; use the completions route, or add a chat_template to its tokenizer_config.json"
-    )]
+    #[error("this model has no tokenizer and takes token ids alone; serve it with `--tokenizer SOURCE` for text")]
+    NoTokenizer,
+    #[error("this model has no chat template; use the completions route, or serve it with `--chat-template FILE`")]
     NoTemplate,
     /// The template called `raise_exception`; its words are meant for whoever wrote the messages.
     #[error("the chat template refuses these messages: {0}")]
@@ -68,6 +70,7 @@ impl TextError {
             Self::File { .. } => "checkpoint_file",
             Self::TooLong { .. } | Self::PromptTooLong { .. } => "text_too_long",
             Self::Encode(_) => "encode",
+            Self::NoTokenizer => "no_tokenizer",
             Self::NoTemplate => "no_chat_template",
             Self::TemplateRefused(_) => "template_refused",
             Self::TemplateOutOfFuel { .. } => "template_out_of_fuel",
@@ -81,3 +84,5 @@ impl TextError {
 mod fixtures;
 #[cfg(test)]
 mod goldens;
+#[cfg(test)]
+mod hostile;

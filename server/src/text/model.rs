@@ -15,6 +15,9 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const DEFAULT_TEMPLATE: &str = "default";
+/// Tokenizers in forms of other libraries.
+const OTHER_TOKENIZERS: [&str; 5] =
+    ["tekken.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.json"];
 /// The largest `tokenizer_config.json`; some list a thousand added tokens.
 const MAX_CONFIG_FILE_BYTES: usize = 16 << 20;
 
@@ -34,10 +37,10 @@ impl TextModel {
     /// Reads a checkpoint's text files through `read`, which answers `None` for a file that is not there.
     pub fn load(read: impl Fn(&str) -> io::Result<Option<Vec<u8>>>) -> Result<Self, TextError> {
         let read = |file: &str| read(file).map_err(|error| fault(file, format!("cannot be read: {error}")));
-        let tokenizer = read(TOKENIZER)?.ok_or_else(|| {
-            fault(TOKENIZER, "is missing; save it with `AutoTokenizer.from_pretrained(..).save_pretrained(..)`")
-        })?;
-        let tokenizer = Tokenizer::from_bytes(&tokenizer)?;
+        let tokenizer = match read(TOKENIZER)? {
+            Some(bytes) => Tokenizer::from_bytes(&bytes)?,
+            None => without_tokenizer_json(read)?,
+        };
         let written = object(TOKENIZER_CONFIG, read(TOKENIZER_CONFIG)?)?;
         let fallback = object(SPECIAL_TOKENS_MAP, read(SPECIAL_TOKENS_MAP)?)?;
         let special_tokens = special_tokens(&written, &fallback, &tokenizer)?;
@@ -62,6 +65,28 @@ impl TextModel {
     }
 }
 
+/// A checkpoint may have no tokenizer at all; one in a form that is not read must not pass for none.
+fn without_tokenizer_json(read: impl Fn(&str) -> Result<Option<Vec<u8>>, TextError>) -> Result<Tokenizer, TextError> {
+    for file in OTHER_TOKENIZERS {
+        if read(file)?.is_some() {
+            let problem = format!(
+                "is not read, and there is no {TOKENIZER}; make one with transformers, \
+                 `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)`, or name a model that has one with \
+                 `--tokenizer SOURCE`"
+            );
+            return Err(fault(file, problem));
+        }
+    }
+    for file in [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP] {
+        if read(file)?.is_some() {
+            let problem =
+                format!("is missing beside {file}; finish the copy, or name a model with `--tokenizer SOURCE`");
+            return Err(fault(TOKENIZER, problem));
+        }
+    }
+    Ok(Tokenizer::absent())
+}
+
 /// `bos_token` and the like as templates see them.
 fn special_tokens(
     written: &Map<String, Value>,
@@ -77,6 +102,7 @@ fn special_tokens(
     }
     for name in ["bos_token", "eos_token"] {
         if let Some(token) = special_tokens.get(name).and_then(Value::as_str)
+            && !tokenizer.is_absent()
             && tokenizer.token_id(token).is_none()
         {
             let problem = format!("{name} is {token:?}, which {TOKENIZER} does not have; correct one of them");

@@ -101,17 +101,6 @@ impl ReasoningFormat {
     }
 }
 
-impl std::str::FromStr for ReasoningFormat {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("`{name}` is no reasoning format; write one of {names}")
-        })
-    }
-}
-
 impl ReasoningSplitter {
     pub(super) fn new(format: ReasoningFormat, start: ReasoningStart) -> Self {
         let place = match start {

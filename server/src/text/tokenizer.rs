@@ -1,5 +1,7 @@
 //! Text to token ids and back, for any `tokenizer.json`.
 
+mod bounds;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
@@ -44,8 +46,10 @@ pub struct Tokenizer {
     inner: Arc<Inner>,
 }
 
+#[derive(Default)]
 struct Inner {
-    hf: Hf,
+    /// `None` for a model that reads and writes token ids alone.
+    hf: Option<Hf>,
     /// Built when the first text arrives that holds a special token's string: most processes never need it.
     as_text: OnceLock<AsText>,
     pieces: Option<Pieces>,
@@ -73,7 +77,17 @@ impl Tokenizer {
         let hf = catch_unwind(AssertUnwindSafe(|| Hf::from_bytes(bytes)))
             .map_err(|_| fault("is damaged: the tokenizers library panicked on it; fetch it again".into()))?
             .map_err(|error| fault(format!("is not a tokenizer of the tokenizers library: {error}; fetch it again")))?;
+        bounds::check(&hf).map_err(fault)?;
         Self::from_hf(hf).map_err(|error| fault(error.to_string()))
+    }
+
+    /// For a model without one: no text can be encoded, and a token's text is its number.
+    pub fn absent() -> Self {
+        Self { inner: Arc::default() }
+    }
+
+    pub fn is_absent(&self) -> bool {
+        self.inner.hf.is_none()
     }
 
     fn from_hf(mut hf: Hf) -> Result<Self, tokenizers::Error> {
@@ -89,7 +103,7 @@ impl Tokenizer {
         let pieces = Pieces::new(&hf, vocab_size);
         let special_ids = special.iter().map(|(id, _)| *id).collect();
         let special_strings = SpecialStrings::new(special.into_iter().map(|(_, string)| string));
-        let inner = Inner { hf, as_text: OnceLock::new(), pieces, special_strings, special_ids, vocab_size };
+        let inner = Inner { hf: Some(hf), as_text: OnceLock::new(), pieces, special_strings, special_ids, vocab_size };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -98,16 +112,17 @@ impl Tokenizer {
         if text.len() > MAX_TEXT_BYTES {
             return Err(TextError::TooLong { bytes: text.len(), limit: MAX_TEXT_BYTES });
         }
+        let hf = self.hf()?;
         if special == SpecialTokens::Parse || !self.inner.special_strings.occurs_in(text) {
-            return encode(&self.inner.hf, text, add);
+            return encode(hf, text, add);
         }
-        let as_text = self.inner.as_text.get_or_init(|| AsText::new(&self.inner.hf, &self.inner.special_strings));
+        let as_text = self.inner.as_text.get_or_init(|| AsText::new(hf, &self.inner.special_strings));
         if as_text.produces_special { self.encode_in_parts(text, add) } else { encode(&as_text.hf, text, add) }
     }
 
     /// Token ids of two texts in the frame of a pair, and for each token the number of its text as encoders count them.
     pub fn encode_pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, Vec<u32>), TextError> {
-        let encoding = self.inner.hf.encode_fast((first, second), true);
+        let encoding = self.hf()?.encode_fast((first, second), true);
         let encoding = encoding.map_err(|error| TextError::Encode(error.to_string()))?;
         Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
     }
@@ -124,9 +139,10 @@ impl Tokenizer {
     }
 
     /// The bytes that a token stands for: exact for byte-level and byte-fallback vocabularies, else its text alone.
-    /// Empty outside the vocabulary.
+    /// Empty outside the vocabulary. Without a tokenizer `token_id:N`, as the field's servers write it.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         match &self.inner.pieces {
+            _ if self.is_absent() => format!("token_id:{id}").into_bytes(),
             Some(pieces) => pieces.bytes(id).to_vec(),
             None => self.decode_whole(&[id], SkipSpecialTokens::No).into_bytes(),
         }
@@ -134,7 +150,7 @@ impl Tokenizer {
 
     /// The id of the token written exactly so, special or not.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.hf.token_to_id(token)
+        self.inner.hf.as_ref()?.token_to_id(token)
     }
 
     /// One more than the highest id.
@@ -157,28 +173,34 @@ impl Tokenizer {
     /// Decoding by the library itself: the only way for decoders that look at more than one token.
     pub(super) fn decode_whole(&self, ids: &[u32], skip: SkipSpecialTokens) -> String {
         // The library's decoders fail only inside an interpreter binding that is not compiled in.
-        self.inner.hf.decode(ids, skip == SkipSpecialTokens::Yes).unwrap_or_default()
+        let decoded = self.inner.hf.as_ref().map(|hf| hf.decode(ids, skip == SkipSpecialTokens::Yes));
+        decoded.and_then(Result::ok).unwrap_or_default()
+    }
+
+    fn hf(&self) -> Result<&Hf, TextError> {
+        self.inner.hf.as_ref().ok_or(TextError::NoTokenizer)
     }
 
     /// Cuts each special string behind its first character, so that no part is one.
     fn encode_in_parts(&self, text: &str, add: AddSpecialTokens) -> Result<Vec<u32>, TextError> {
+        let hf = self.hf()?;
         let mut ids = Vec::new();
         let mut begin = 0;
         while let Some(special) = self.inner.special_strings.find_from(text, begin) {
             let first_char = text[special.start..].chars().next().map_or(1, char::len_utf8);
             let cut = special.start + first_char;
-            ids.extend(encode(&self.inner.hf, &text[begin..cut], AddSpecialTokens::No)?);
+            ids.extend(encode(hf, &text[begin..cut], AddSpecialTokens::No)?);
             begin = cut;
         }
-        ids.extend(encode(&self.inner.hf, &text[begin..], AddSpecialTokens::No)?);
+        ids.extend(encode(hf, &text[begin..], AddSpecialTokens::No)?);
         if add == AddSpecialTokens::No { Ok(ids) } else { self.frame(ids) }
     }
 
     /// Puts around `ids` what the tokenizer puts around any text.
     fn frame(&self, ids: Vec<u32>) -> Result<Vec<u32>, TextError> {
         const SAMPLE: &str = "a";
-        let bare = encode(&self.inner.hf, SAMPLE, AddSpecialTokens::No)?;
-        let framed = encode(&self.inner.hf, SAMPLE, AddSpecialTokens::Yes)?;
+        let bare = encode(self.hf()?, SAMPLE, AddSpecialTokens::No)?;
+        let framed = encode(self.hf()?, SAMPLE, AddSpecialTokens::Yes)?;
         let at = framed.windows(bare.len().max(1)).position(|window| window == bare);
         let at = at.ok_or_else(|| TextError::Encode("its frame around a text depends on the text".into()))?;
         Ok([&framed[..at], &ids, &framed[at + bare.len()..]].concat())
@@ -204,7 +226,9 @@ impl AsText {
 }
 
 fn encode(hf: &Hf, text: &str, add: AddSpecialTokens) -> Result<Vec<u32>, TextError> {
-    let encoding = hf.encode_fast(text, add == AddSpecialTokens::Yes);
+    // What a damaged file describes may trip the library over some texts only.
+    let encoding = catch_unwind(AssertUnwindSafe(|| hf.encode_fast(text, add == AddSpecialTokens::Yes)))
+        .map_err(|_| TextError::Encode("the tokenizers library panicked on it".into()))?;
     Ok(encoding.map_err(|error| TextError::Encode(error.to_string()))?.get_ids().to_vec())
 }
 

@@ -77,6 +77,13 @@ impl Served {
         Self { address: url.trim_start_matches("http://").to_owned(), process, output }
     }
 
+    /// The most memory that it has held at once.
+    pub(crate) fn peak_memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Linux tells it");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux tells it");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let kill = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status();
         assert!(kill.expect("kill is part of every system").success());
@@ -190,6 +197,13 @@ impl Answer {
 }
 
 impl Whole {
+    /// What a refused request is told.
+    pub(crate) fn refusal(&self) -> String {
+        assert_eq!(self.status, 400, "{}", self.body);
+        let error: Value = serde_json::from_str(&self.body).expect("JSON");
+        error["error"]["message"].as_str().expect("a message").to_owned()
+    }
+
     pub(crate) fn json(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.body);
         serde_json::from_str(&self.body).expect("JSON")

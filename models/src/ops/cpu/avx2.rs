@@ -7,10 +7,14 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::launch::Kernel;
+use super::pairs::Pairs;
 use super::vector::Vector;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256);
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx2Pairs(__m256i);
 
 /// Runs one task of `kernel` with these instructions enabled for all that it inlines.
 ///
@@ -25,6 +29,8 @@ pub(super) unsafe fn run<K: Kernel>(kernel: &K, task: usize) {
 // SAFETY, for every block below: `Vector`'s methods may be called only where these instructions exist, and with pointers
 // valid for the eight elements that the unaligned loads and stores touch.
 impl Vector for Avx2 {
+    type Pairs = Avx2Pairs;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self(unsafe { _mm256_set1_ps(value) })
@@ -46,6 +52,21 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> Self {
         Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self {
+        Self(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        Self(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn of_sums(sums: __m256i) -> Self {
+        Self(unsafe { _mm256_cvtepi32_ps(sums) })
     }
 
     #[inline(always)]
@@ -112,5 +133,59 @@ impl Vector for Avx2 {
             let positive = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, _mm256_setzero_ps());
             Self(_mm256_blendv_ps(otherwise.0, then.0, positive))
         }
+    }
+}
+
+impl Pairs for Avx2Pairs {
+    type Sums = __m256i;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self {
+        Self(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const i16) -> Self {
+        Self(unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) })
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, mask: i16) -> Self {
+        Self(unsafe { _mm256_and_si256(self.0, _mm256_set1_epi16(mask)) })
+    }
+
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        Self(unsafe { _mm256_or_si256(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left(self, bits: u32) -> Self {
+        Self(unsafe { _mm256_sll_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(self, bits: u32) -> Self {
+        Self(unsafe { _mm256_srl_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right_signed(self, bits: u32) -> Self {
+        Self(unsafe { _mm256_sra_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, x: Self, sums: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(self.0, x.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn less(sums: __m256i, value: i32) -> __m256i {
+        unsafe { _mm256_sub_epi32(sums, _mm256_set1_epi32(value)) }
     }
 }

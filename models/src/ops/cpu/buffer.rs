@@ -9,6 +9,12 @@ use memmap2::MmapMut;
 use super::vector::Element;
 use crate::ModelError;
 
+/// What pages of zeros may hold: every bit pattern is a value.
+pub(super) trait Plain: Copy + Send + Sync + 'static {}
+
+impl<E: Element> Plain for E {}
+impl Plain for u8 {}
+
 /// Zeroed elements in pages of their own, huge ones where the system has them: a product walks several panels at once,
 /// which small pages make expensive to translate. Starts on a page, so a vector load of a packed row never touches two
 /// cache lines. Address space that is short
@@ -20,7 +26,7 @@ pub(super) struct PageBuffer<E> {
     element: PhantomData<E>,
 }
 
-impl<E: Element> PageBuffer<E> {
+impl<E: Plain> PageBuffer<E> {
     /// `len` is not 0.
     pub(super) fn zeroed(len: usize) -> Result<Self, ModelError> {
         let bytes = len * size_of::<E>();
@@ -34,8 +40,8 @@ impl<E: Element> PageBuffer<E> {
     }
 
     pub(super) fn as_slice(&self) -> &[E] {
-        // SAFETY: the pages hold `len` elements, initialised with zeros, aligned to more than any `Element` needs; every
-        // bit pattern is an f32, f16 or bf16.
+        // SAFETY: the pages hold `len` elements, initialised with zeros, aligned to more than any `Plain` needs; every
+        // bit pattern is a value.
         unsafe { std::slice::from_raw_parts(self.pages.as_ptr().cast(), self.len) }
     }
 

@@ -5,36 +5,50 @@
 use candle_core::Tensor;
 
 use super::launch::{Output, split_rows};
-use super::panels::{PANEL, PanelData, Panels};
+use super::packed::PackedPart;
+use super::panels::{PANEL, PanelData};
 use super::vector::Element;
 use crate::ops::Compute;
 use crate::{ModelError, TokenId};
 
-/// `tokens` are below `panels.out_features`.
-pub(crate) fn embedding(compute: &Compute, panels: &Panels, tokens: &[TokenId]) -> Result<Tensor, ModelError> {
-    let rows = match &panels.data {
-        PanelData::F32(data) => gather(compute, data.as_slice(), panels.in_features, tokens),
-        PanelData::F16(data) => gather(compute, data.as_slice(), panels.in_features, tokens),
-        PanelData::Bf16(data) => gather(compute, data.as_slice(), panels.in_features, tokens),
-    };
-    Ok(Tensor::from_vec(rows, (tokens.len(), panels.in_features), compute.device())?)
-}
-
-fn gather<E: Element>(compute: &Compute, panels: &[E], width: usize, tokens: &[TokenId]) -> Vec<f32> {
+/// `tokens` are below the number of rows that `parts`, each `width` wide, hold together.
+pub(crate) fn embedding(
+    compute: &Compute,
+    (parts, width): (&[PackedPart], usize),
+    tokens: &[TokenId],
+) -> Result<Tensor, ModelError> {
     let mut rows = vec![0.0; tokens.len() * width];
     let output = Output::new(&mut rows);
     let (rows_per_task, num_tasks) = split_rows(tokens.len(), width);
     compute.pool().run(num_tasks, &|task| {
         let first = task * rows_per_task;
         for (index, &token) in tokens.iter().enumerate().skip(first).take(rows_per_task) {
-            let token = token as usize;
-            let panel = &panels[token / PANEL * PANEL * width..][..PANEL * width];
             // SAFETY: each row belongs to one task, and the output outlives the run.
-            let row: &mut [f32] = unsafe { output.part(index * width, width) };
-            for (to, from) in row.iter_mut().zip(panel[token % PANEL..].iter().step_by(PANEL)) {
-                *to = from.to_f32();
-            }
+            read_row(parts, token as usize, unsafe { output.part(index * width, width) });
         }
     });
-    rows
+    Ok(Tensor::from_vec(rows, (tokens.len(), width), compute.device())?)
+}
+
+fn read_row(parts: &[PackedPart], mut row: usize, values: &mut [f32]) {
+    for part in parts {
+        if row < part.out_features() {
+            return match part {
+                PackedPart::Blocks(panels) => panels.read_row(row, values),
+                PackedPart::Floats(panels) => match &panels.data {
+                    PanelData::F32(data) => widen(data.as_slice(), row, values),
+                    PanelData::F16(data) => widen(data.as_slice(), row, values),
+                    PanelData::Bf16(data) => widen(data.as_slice(), row, values),
+                },
+            };
+        }
+        row -= part.out_features();
+    }
+}
+
+fn widen<E: Element>(panels: &[E], row: usize, values: &mut [f32]) {
+    let panel = &panels[row / PANEL * PANEL * values.len()..][..PANEL * values.len()];
+    for (to, from) in values.iter_mut().zip(panel[row % PANEL..].iter().step_by(PANEL)) {
+        *to = from.to_f32();
+    }
 }

@@ -8,8 +8,12 @@
 
 use candle_core::Tensor;
 
+use super::block_linear;
 use super::launch::{Kernel, Output, launch};
+use super::packed::PackedPart;
 use super::panels::{PANEL, PanelData, Panels};
+use super::rounded_rows::RoundedRows;
+use super::target::Target;
 use super::tile::{self, Factors};
 use super::vector::{Element, Vector};
 use super::view::Rows;
@@ -37,22 +41,39 @@ const PANELS_OF_ONE_ROW: usize = 4;
 /// How far ahead of its use a weight is asked for. The CPU's own prefetch stops at the end of a small page.
 const PREFETCH_BYTES: isize = 1024;
 
+/// The product of all parts of a weight with `out_features` outputs, each part filling its own columns.
 pub(crate) fn linear(
     compute: &Compute,
     x: &Tensor,
-    panels: &Panels,
+    (parts, out_features): (&[PackedPart], usize),
     bias: Option<&Tensor>,
 ) -> Result<Tensor, ModelError> {
     let x = Rows::new(x)?;
     let bias = bias.map(Rows::vector).transpose()?;
-    let mut y = vec![0.0; x.num_rows * panels.out_features];
-    let target = Target { y: Output::new(&mut y), bias: bias.as_ref().map(Rows::as_slice) };
-    match &panels.data {
-        PanelData::F32(data) => run(compute, &x, panels, data.as_slice(), target),
-        PanelData::F16(data) => run(compute, &x, panels, data.as_slice(), target),
-        PanelData::Bf16(data) => run(compute, &x, panels, data.as_slice(), target),
+    let mut y = vec![0.0; x.num_rows * out_features];
+    let output = Output::new(&mut y);
+    let mut rounded = None;
+    let mut first_column = 0;
+    for part in parts {
+        let target = Target::new(&output, out_features, first_column, bias.as_ref().map(Rows::as_slice));
+        match part {
+            PackedPart::Floats(panels) => dense(compute, &x, panels, target),
+            PackedPart::Blocks(panels) => {
+                let x = rounded.get_or_insert_with(|| RoundedRows::new(compute, &x));
+                block_linear::linear(compute, x, panels, target);
+            }
+        }
+        first_column += part.out_features();
     }
-    Ok(Tensor::from_vec(y, (x.num_rows, panels.out_features), compute.device())?)
+    Ok(Tensor::from_vec(y, (x.num_rows, out_features), compute.device())?)
+}
+
+fn dense(compute: &Compute, x: &Rows<'_>, panels: &Panels, target: Target<'_>) {
+    match &panels.data {
+        PanelData::F32(data) => run(compute, x, panels, data.as_slice(), target),
+        PanelData::F16(data) => run(compute, x, panels, data.as_slice(), target),
+        PanelData::Bf16(data) => run(compute, x, panels, data.as_slice(), target),
+    }
 }
 
 fn run<E: Element>(compute: &Compute, x: &Rows<'_>, weight: &Panels, panels: &[E], target: Target<'_>) {
@@ -74,12 +95,6 @@ fn run<E: Element>(compute: &Compute, x: &Rows<'_>, weight: &Panels, panels: &[E
         panels_per_task,
     };
     launch(compute, kernel.num_row_tasks * num_panels.div_ceil(panels_per_task), &kernel);
-}
-
-/// Where the sums go, and what is added to them at the end.
-struct Target<'a> {
-    y: Output<f32>,
-    bias: Option<&'a [f32]>,
 }
 
 struct Linear<'a, E> {
@@ -160,49 +175,30 @@ impl<E: Element> Linear<'_, E> {
                 depth: k_len,
                 prefetch_bytes: PREFETCH_BYTES,
             };
-            let y = self.target.y.at(row * self.out_features + first_column);
+            let (y, y_stride) = (self.target.at(row, first_column), self.target.stride());
             if num_columns == PANELS * PANEL {
                 let sums = if k_start == 0 {
                     [[[V::splat(0.0); 2]; PANELS]; ROWS]
                 } else {
-                    tile::load::<V, ROWS, PANELS>(y, self.out_features)
+                    tile::load::<V, ROWS, PANELS>(y, y_stride)
                 };
-                tile::store(tile::multiply::<V, E, ROWS, PANELS>(factors, sums), y, self.out_features);
+                tile::store(tile::multiply::<V, E, ROWS, PANELS>(factors, sums), y, y_stride);
             } else {
                 let mut edge = [[0.0; PANEL]; ROWS];
                 for (index, edge) in edge.iter_mut().enumerate() {
-                    edge[..num_columns].copy_from_slice(self.columns(row + index, first_column, num_columns));
+                    edge[..num_columns].copy_from_slice(self.target.columns(row + index, first_column, num_columns));
                 }
                 let sums = tile::load::<V, ROWS, PANELS>(edge.as_ptr().cast(), PANEL);
                 let sums = tile::multiply::<V, E, ROWS, PANELS>(factors, sums);
                 tile::store(sums, edge.as_mut_ptr().cast(), PANEL);
                 for (index, edge) in edge.iter().enumerate() {
-                    self.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);
+                    self.target.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);
                 }
             }
             if k_start + k_len == self.in_features {
-                self.add_bias::<ROWS>(row, first_column, num_columns);
+                (row..row + ROWS).for_each(|row| self.target.add_bias(row, first_column, num_columns));
             }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn add_bias<const ROWS: usize>(&self, row: usize, first_column: usize, num_columns: usize) {
-        let Some(bias) = self.target.bias else { return };
-        for index in 0..ROWS {
-            // SAFETY: the tile's own columns.
-            let y = unsafe { self.columns(row + index, first_column, num_columns) };
-            for (y, bias) in y.iter_mut().zip(&bias[first_column..]) {
-                *y += bias;
-            }
-        }
-    }
-
-    #[expect(clippy::mut_from_ref, reason = "a tile's own columns")]
-    #[inline(always)]
-    unsafe fn columns(&self, row: usize, first_column: usize, num_columns: usize) -> &mut [f32] {
-        // SAFETY: passed on.
-        unsafe { self.target.y.part(row * self.out_features + first_column, num_columns) }
     }
 }
 

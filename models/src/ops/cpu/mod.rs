@@ -6,17 +6,23 @@
 
 pub(super) mod activation;
 pub(super) mod attention;
+mod block_linear;
+pub(super) mod block_panels;
 mod buffer;
 pub(super) mod embedding;
 pub(super) mod gate_mul;
 pub(super) mod launch;
 pub(super) mod linear;
 pub(super) mod norm;
+pub(super) mod packed;
+mod pairs;
 pub(super) mod panels;
 pub(crate) mod pool;
 pub(super) mod pool_rows;
 pub(super) mod rope;
+mod rounded_rows;
 pub(super) mod store_kv;
+mod target;
 mod tile;
 mod vector;
 mod view;

@@ -4,6 +4,8 @@
 
 use half::{bf16, f16};
 
+use super::pairs::{Pairs, PortablePairs};
+
 /// Lanes of a [`Vector`].
 pub(super) const LANES: usize = 8;
 
@@ -14,10 +16,16 @@ pub(super) const LANES: usize = 8;
 /// eight elements. They need no alignment. Implementations are `#[inline(always)]`, as must be whatever calls them up to
 /// the function that enables the instructions, or the compiler cannot inline them.
 pub(super) trait Vector: Copy {
+    /// The integers that go with it.
+    type Pairs: Pairs;
+
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_bf16(from: *const bf16) -> Self;
     unsafe fn load_f16(from: *const f16) -> Self;
+    unsafe fn load_u8(from: *const u8) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
+    unsafe fn of_sums(sums: <Self::Pairs as Pairs>::Sums) -> Self;
     /// Asks for the cache line at `at`, which need not be valid.
     fn prefetch<T>(at: *const T);
     unsafe fn store(self, to: *mut f32);
@@ -167,6 +175,8 @@ impl Portable {
 }
 
 impl Vector for Portable {
+    type Pairs = PortablePairs;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self([value; LANES])
@@ -188,6 +198,23 @@ impl Vector for Portable {
     unsafe fn load_f16(from: *const f16) -> Self {
         // SAFETY: passed on.
         unsafe { Self::widen(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self {
+        // SAFETY: the caller's pointer is valid for eight elements.
+        Self(unsafe { from.cast::<[u8; LANES]>().read_unaligned() }.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller's pointer is valid for eight elements.
+        Self(unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn of_sums(sums: <PortablePairs as Pairs>::Sums) -> Self {
+        Self(sums.map(|sum| sum as f32))
     }
 
     #[inline(always)]

@@ -16,8 +16,9 @@ pub(super) fn print(is: &EncoderDescription) -> Result<()> {
         ("context", format!("{} tokens", model.max_position)),
         ("vocabulary", format!("{} tokens", model.vocab_size)),
         ("layers", format!("{}, {} wide", model.num_layers, model.hidden_size)),
-        ("heads", format!("{}, {} wide", model.num_heads, model.head_dim)),
     ];
+    lines.extend(model.layer_runs.iter().map(|run| ("", format!("{} x {}", run.count, run.layer))));
+    lines.push(("heads", format!("{}, {} wide", model.num_heads, model.head_dim)));
     match &is.output {
         EncoderOutput::Embedding(embedding) => {
             let length = if embedding.normalized { ", of length 1" } else { "" };
@@ -53,6 +54,7 @@ pub(super) fn as_json(is: &EncoderDescription) -> Value {
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,
         "num_layers": model.num_layers,
+        "layer_runs": super::runs_json(&model.layer_runs),
         "num_heads": model.num_heads,
         "head_dim": model.head_dim,
         "gives": gives,

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::super::fixtures::byte_level_json;
+use super::super::tokenizer::{AddSpecialTokens, SkipSpecialTokens, SpecialTokens};
 use super::*;
 
 fn load(files: &[(&str, String)]) -> Result<TextModel, TextError> {
@@ -43,6 +44,24 @@ fn a_base_model_has_no_template_and_says_so_when_asked_to_chat() {
 }
 
 #[test]
+fn a_model_without_a_tokenizer_reads_token_ids_alone() {
+    let model = load(&[]).unwrap();
+    assert!(model.tokenizer.is_absent());
+    let refused = model.tokenizer.encode("Bonjour", AddSpecialTokens::No, SpecialTokens::Parse).unwrap_err();
+    assert!(refused.is_request_fault() && refused.to_string().contains("--tokenizer SOURCE"), "{refused}");
+    assert_eq!(model.tokenizer.token_bytes(7), b"token_id:7");
+    assert_eq!(model.tokenizer.decode(&[1, 2], SkipSpecialTokens::No), "");
+}
+
+#[test]
+fn a_tokenizer_in_another_library_s_form_is_refused_with_the_conversion() {
+    for file in ["tekken.json", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json"] {
+        let error = load(&[(file, "x".into())]).unwrap_err().to_string();
+        assert!(error.starts_with(file) && error.contains("save_pretrained(DIR)"), "{error}");
+    }
+}
+
+#[test]
 fn the_template_is_found_wherever_it_is_kept() {
     assert!(with_config(&json!({"chat_template": "{{ messages }}"})).unwrap().template.is_some());
     let named = json!([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]);
@@ -54,10 +73,15 @@ fn the_template_is_found_wherever_it_is_kept() {
 }
 
 #[test]
+fn half_of_a_tokenizer_does_not_pass_for_none() {
+    let error = load(&[("tokenizer_config.json", "{}".into())]).unwrap_err().to_string();
+    assert!(error.starts_with("tokenizer.json: is missing beside tokenizer_config.json"), "{error}");
+}
+
+#[test]
 fn every_fault_names_its_file_and_field() {
     let tokenizer = || ("tokenizer.json", byte_level_json().to_string());
     let cases = [
-        (vec![], "tokenizer.json: is missing"),
         (vec![tokenizer(), ("tokenizer_config.json", "[]".into())], "tokenizer_config.json: is not a JSON object"),
         (
             vec![tokenizer(), ("tokenizer_config.json", r#"{"eos_token": "<end>"}"#.into())],

@@ -65,14 +65,6 @@ fn where_an_answer_begins_is_seen_from_what_is_before_it() {
 }
 
 #[test]
-fn a_name_is_read_back() {
-    for format in ReasoningFormat::ALL {
-        assert_eq!(format.name().parse(), Ok(format));
-    }
-    assert!("x".parse::<ReasoningFormat>().unwrap_err().contains("think, mistral, apertus"));
-}
-
-#[test]
 fn any_cut_of_the_text_gives_the_same_parts() {
     let mut random = Random::new(3);
     for format in ReasoningFormat::ALL {

@@ -1,10 +1,11 @@
 //! Chat templates: messages to the text that a model was trained to read.
 //!
-//! Templates are programs that come with a checkpoint, so they run with limits: steps, output, depth, source size. They
-//! see what `transformers` gives them, and nothing of this machine; time is an argument. A template can still build large
-//! strings inside its steps: run only checkpoints you trust, as with any program.
+//! Templates are programs that come with a checkpoint, so they run with limits: steps, bytes built and written, depth, source
+//! size. They see what `transformers` gives them, and nothing of this machine; time is an argument.
 
+mod budget;
 mod engine;
+mod instrument;
 mod python;
 mod strftime;
 mod tojson;
@@ -17,8 +18,8 @@ use serde_json::{Map, Value};
 
 use super::TextError;
 
-/// Steps of one rendering, about half a second of work. A thousand messages need some hundred thousand.
-pub const TEMPLATE_FUEL: u64 = 10_000_000;
+/// Steps of one rendering, about a tenth of a second of work. A thousand messages need some hundred thousand.
+pub const TEMPLATE_FUEL: u64 = 2_000_000;
 /// The longest prompt a template may write: as much as is encoded at once.
 pub const MAX_PROMPT_BYTES: usize = super::tokenizer::MAX_TEXT_BYTES;
 pub const MAX_TEMPLATE_SOURCE_BYTES: usize = 1 << 20;
@@ -59,6 +60,7 @@ pub struct ChatPrompt<'a> {
 /// A model's compiled chat templates.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: Option<String>,
     /// `bos_token` and the like, as templates name them.
     special_tokens: Map<String, Value>,
 }
@@ -67,21 +69,20 @@ impl ChatTemplate {
     /// Compiles named templates: `default`, and `tool_use` if the model has another one for requests with tools.
     pub fn new(sources: BTreeMap<String, String>, special_tokens: Map<String, Value>) -> Result<Self, TextError> {
         let mut environment = engine::environment();
+        let source = sources.get(DEFAULT).cloned();
         for (name, source) in sources {
             if source.len() > MAX_TEMPLATE_SOURCE_BYTES {
                 let problem = format!("{} bytes long; at most {MAX_TEMPLATE_SOURCE_BYTES} are read", source.len());
                 return Err(TextError::TemplateBroken(problem));
             }
-            environment
-                .add_template_owned(name, engine::without_generation_blocks(&source))
-                .map_err(|error| TextError::TemplateBroken(engine::describe(&error)))?;
+            engine::compile(&mut environment, name, &source)?;
         }
-        Ok(Self { environment, special_tokens })
+        Ok(Self { environment, source, special_tokens })
     }
 
     /// The template for requests without tools, as its author wrote it.
     pub fn source(&self) -> Option<String> {
-        self.environment.get_template(DEFAULT).ok().map(|template| template.source().to_owned())
+        self.source.clone()
     }
 
     /// The prompt's text. Takes bounded time; call it off the async threads.

@@ -8,35 +8,49 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, Output, State, Value};
 
+use super::budget::{MAX_BUILT_BYTES, charge, too_much};
+
+/// How deep lists in lists are printed.
+const MAX_DEPTH: usize = 200;
+
 pub(super) fn install(environment: &mut Environment<'_>) {
     environment.set_formatter(format);
     environment.add_filter("string", |value: &Value| text(value));
-    environment.add_filter("upper", |value: &Value| text(value).to_uppercase());
-    environment.add_filter("lower", |value: &Value| text(value).to_lowercase());
+    environment.add_filter("upper", |value: &Value| text(value).map(|text| text.to_uppercase()));
+    environment.add_filter("lower", |value: &Value| text(value).map(|text| text.to_lowercase()));
     environment
         .add_test("iterable", |value: &Value| !value.is_none() && (is_sequence(value) || value.try_iter().is_ok()));
     environment.add_test("sequence", |value: &Value| is_sequence(value));
 }
 
-fn format(out: &mut Output<'_>, _: &State<'_, '_>, value: &Value) -> Result<(), Error> {
-    match value.as_str() {
-        Some(text) => out.write_str(text).map_err(Error::from),
-        None => out.write_str(&text(value)).map_err(Error::from),
-    }
+fn format(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    let owned;
+    let text = match value.as_str() {
+        Some(text) => text,
+        None => {
+            owned = text(value)?;
+            &owned
+        }
+    };
+    charge(state, text.len())?;
+    out.write_str(text).map_err(Error::from)
 }
 
-/// Python's `str`.
-fn text(value: &Value) -> String {
+/// Python's `str`. An error for what a few lists in lists make endless.
+pub(super) fn text(value: &Value) -> Result<String, Error> {
     let mut text = String::new();
     match value.as_str() {
         Some(string) => text.push_str(string),
-        None => write_repr(value, &mut text),
+        None => write_repr(value, &mut text, 0),
     }
-    text
+    if text.len() > MAX_BUILT_BYTES { Err(too_much()) } else { Ok(text) }
 }
 
-/// Python's `repr`.
-fn write_repr(value: &Value, out: &mut String) {
+/// Python's `repr`. Stops early once there is too much of it, and past the depth that is printed.
+fn write_repr(value: &Value, out: &mut String, depth: usize) {
+    if out.len() > MAX_BUILT_BYTES || depth > MAX_DEPTH {
+        return;
+    }
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
@@ -45,11 +59,11 @@ fn write_repr(value: &Value, out: &mut String) {
             Err(_) => out.push_str(&value.to_string()),
         },
         ValueKind::String => write_string_repr(value.as_str().unwrap_or_default(), out),
-        ValueKind::Seq => write_items(value, ['[', ']'], out, write_repr),
+        ValueKind::Seq => write_items(value, ['[', ']'], out, |item, out| write_repr(item, out, depth + 1)),
         ValueKind::Map => write_items(value, ['{', '}'], out, |key, out| {
-            write_repr(key, out);
+            write_repr(key, out, depth + 1);
             out.push_str(": ");
-            write_repr(&value.get_item(key).unwrap_or_default(), out);
+            write_repr(&value.get_item(key).unwrap_or_default(), out, depth + 1);
         }),
         _ => out.push_str(&value.to_string()),
     }
@@ -58,6 +72,9 @@ fn write_repr(value: &Value, out: &mut String) {
 fn write_items(value: &Value, brackets: [char; 2], out: &mut String, write: impl Fn(&Value, &mut String)) {
     out.push(brackets[0]);
     for (n, item) in value.try_iter().into_iter().flatten().enumerate() {
+        if out.len() > MAX_BUILT_BYTES {
+            break;
+        }
         if n > 0 {
             out.push_str(", ");
         }
@@ -119,6 +136,6 @@ mod tests {
     #[test]
     fn values_read_as_python_writes_them() {
         let value = Value::from_serialize(serde_json::json!({"a'": [1, 2.0, null, true, "é\n\"", {}], "b": "x\\'\""}));
-        assert_eq!(text(&value), r#"{"a'": [1, 2.0, None, True, 'é\n"', {}], 'b': 'x\\\'"'}"#);
+        assert_eq!(text(&value).unwrap(), r#"{"a'": [1, 2.0, None, True, 'é\n"', {}], 'b': 'x\\\'"'}"#);
     }
 }

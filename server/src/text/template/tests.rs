@@ -106,10 +106,57 @@ fn a_refusal_carries_the_template_s_words_and_blames_the_request() {
 fn a_template_cannot_run_or_write_without_end() {
     let nested = "{% for a in range(9999) %}".repeat(3) + &"{% endfor %}".repeat(3);
     assert!(matches!(render(&nested), Err(TextError::TemplateOutOfFuel { .. })));
-    let verbose = "{% set s = 'x' * 1000000 %}{% for n in range(9) %}{{ s }}{% endfor %}";
+    let verbose = "{% set s = 'x' * 9000 %}{% for n in range(999) %}{{ s }}{% endfor %}";
     assert!(matches!(render(verbose), Err(TextError::PromptTooLong { .. })));
     let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
     assert!(matches!(render(deep), Err(TextError::TemplateBroken(_))));
+}
+
+/// Few steps can build a lot: strings that double, lists that hold themselves, text inside blocks that are kept.
+#[test]
+fn a_template_cannot_build_without_end() {
+    let raw = "x".repeat(100_000);
+    let bombs = [
+        "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s | length }}"
+            .to_owned(),
+        "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}".to_owned(),
+        "{% set ns = namespace(s='a' * 9000) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] | join('') %}{% endfor %}"
+            .to_owned(),
+        "{% set ns = namespace(s='aa') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('a', ns.s) %}{% endfor %}".to_owned(),
+        "{% set ns = namespace(s='aa') %}{% for i in range(60) %}{% set ns.s = ns.s | replace('a', ns.s) %}{% endfor %}".to_owned(),
+        "{% set ns = namespace(l=['a']) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}".to_owned(),
+        "{% set ns = namespace(l=['a']) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson }}"
+            .to_owned(),
+        format!("{{% set s %}}{{% for i in range(99999) %}}{raw}{{% endfor %}}{{% endset %}}{{{{ s | length }}}}"),
+        format!("{{% macro m() %}}{{{{ 1 }}}}{raw}{{% endmacro %}}{{% for i in range(99999) %}}{{% set s = m() %}}{{% endfor %}}"),
+        "{% set ns = namespace(l=[]) %}{% set s = 'abcd' * 9000 %}{% for i in range(99999) %}{% set ns.l = ns.l + [s[1:]] %}{% endfor %}"
+            .to_owned(),
+        "{{ 'x' * 999999999 }}".to_owned(),
+        "{{ '%999999999s' | format('a') }}".to_owned(),
+        "{{ '{:999999999}'.format('a') }}".to_owned(),
+        "{{ 'a\nb' | indent(999999999) }}".to_owned(),
+    ];
+    for bomb in &bombs {
+        let error = render(bomb).unwrap_err();
+        assert!(
+            matches!(error, TextError::PromptTooLong { .. } | TextError::TemplateOutOfFuel { .. }),
+            "{bomb:.80}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_macro_that_calls_itself_ends_before_its_arguments_are_large() {
+    let doubling = "{% macro f(s, n) %}{{ f(s ~ s, n + 1) if n < 60 }}{% endmacro %}{{ f('aaaaaaaa', 0) }}";
+    let error = render(doubling).unwrap_err();
+    assert!(matches!(error, TextError::PromptTooLong { .. } | TextError::TemplateBroken(_)), "{error}");
+}
+
+#[test]
+fn lists_in_lists_without_end_do_no_harm() {
+    let nest = "{% set ns = namespace(l=[]) %}{% for i in range(99999) %}{% set ns.l = [ns.l] %}{% endfor %}";
+    assert_eq!(render(nest).unwrap(), "");
+    assert!(render(&format!("{nest}{{{{ ns.l }}}}")).unwrap().len() < 1000);
 }
 
 #[test]

@@ -8,6 +8,8 @@ use minijinja::{Error, ErrorKind, Value as Jinja};
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
+use super::budget::{MAX_BUILT_BYTES, too_much};
+use super::engine::BoundedOutput;
 use super::python;
 
 const MAX_INDENT: usize = 16;
@@ -25,21 +27,25 @@ pub(super) fn filter(value: &Jinja, indent: Option<usize>, options: Kwargs) -> R
         return Err(Error::new(ErrorKind::UndefinedError, "tojson: the value is undefined"));
     }
     let format = PythonFormat::new(indent, ascii, separators)?;
-    let bad = |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, "tojson failed").with_source(error);
-    let mut bytes = Vec::new();
-    let mut serializer = Serializer::with_formatter(&mut bytes, format);
+    let bad = |error: serde_json::Error| match error.is_io() {
+        true => too_much(),
+        false => Error::new(ErrorKind::BadSerialization, "tojson failed").with_source(error),
+    };
+    let mut output = BoundedOutput::new(MAX_BUILT_BYTES);
+    value.serialize(&mut Serializer::with_formatter(&mut output, format.clone())).map_err(bad)?;
     if sorted {
+        // Only what has an end as it is can be put in order.
         let mut tree = serde_json::to_value(value).map_err(bad)?;
         tree.sort_all_objects();
-        tree.serialize(&mut serializer).map_err(bad)?;
-    } else {
-        value.serialize(&mut serializer).map_err(bad)?;
+        output = BoundedOutput::new(MAX_BUILT_BYTES);
+        tree.serialize(&mut Serializer::with_formatter(&mut output, format)).map_err(bad)?;
     }
-    let text = String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::BadSerialization, "tojson: not text"))?;
-    Ok(Jinja::from(text))
+    let not_text = |_| Error::new(ErrorKind::BadSerialization, "tojson: not text");
+    Ok(Jinja::from(String::from_utf8(output.bytes).map_err(not_text)?))
 }
 
 /// `json.dumps`' layout.
+#[derive(Clone)]
 struct PythonFormat {
     item_separator: String,
     key_separator: String,

@@ -173,17 +173,6 @@ impl ToolFormat {
     }
 }
 
-impl std::str::FromStr for ToolFormat {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("`{name}` is no tool-call format; write one of {names}")
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,14 +184,6 @@ mod tests {
             let first = opener.chars().next().unwrap();
             assert_eq!(opener.matches(first).count(), 1, "{opener}");
         }
-    }
-
-    #[test]
-    fn a_name_is_read_back() {
-        for format in ToolFormat::ALL {
-            assert_eq!(format.name().parse(), Ok(format));
-        }
-        assert!("yaml".parse::<ToolFormat>().unwrap_err().contains("mistral-named"));
     }
 
     #[test]

@@ -1,0 +1,106 @@
+#![expect(unsafe_code, reason = "the vector operations of the CPU are unsafe to call without a check of its features")]
+
+//! Sixteen 16-bit lanes, two for each lane of a [`super::vector::Vector`]: the vocabulary of integer products.
+
+/// Lanes of a [`Pairs`].
+const LANES: usize = 16;
+
+/// Sixteen 16-bit lanes. Integer sums are exact, so all implementations give equal bits whatever their order.
+///
+/// # Safety
+/// As [`super::vector::Vector`]; pointers must be valid for as many bytes as the method says.
+pub(super) trait Pairs: Copy {
+    /// Eight 32-bit lanes.
+    type Sums: Copy;
+
+    unsafe fn zero() -> Self::Sums;
+    /// 32 bytes, each lane little-endian.
+    unsafe fn load(from: *const u8) -> Self;
+    /// The two elements at `from` in every pair of lanes.
+    unsafe fn splat_pair(from: *const i16) -> Self;
+    unsafe fn and(self, mask: i16) -> Self;
+    unsafe fn or(self, other: Self) -> Self;
+    unsafe fn shift_left(self, bits: u32) -> Self;
+    /// Zeros come in from above.
+    unsafe fn shift_right(self, bits: u32) -> Self;
+    /// Copies of the sign come in from above.
+    unsafe fn shift_right_signed(self, bits: u32) -> Self;
+    /// `sums[i] + self[2 i] * x[2 i] + self[2 i + 1] * x[2 i + 1]`, which must fit. One instruction where the CPU has VNNI
+    /// (`vpdpwssd`).
+    unsafe fn dot(self, x: Self, sums: Self::Sums) -> Self::Sums;
+    /// `sums[i] - value`
+    unsafe fn less(sums: Self::Sums, value: i32) -> Self::Sums;
+}
+
+/// The form for any CPU.
+#[derive(Clone, Copy)]
+pub(super) struct PortablePairs([i16; LANES]);
+
+impl PortablePairs {
+    #[inline(always)]
+    fn map(self, f: impl Fn(i16) -> i16) -> Self {
+        Self(self.0.map(f))
+    }
+}
+
+impl Pairs for PortablePairs {
+    type Sums = [i32; LANES / 2];
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        [0; LANES / 2]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self {
+        // SAFETY: the caller's pointer is valid for 32 bytes.
+        let bytes = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        Self(bytes.map(i16::from_le_bytes))
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const i16) -> Self {
+        // SAFETY: the caller's pointer is valid for two elements.
+        let [even, odd] = unsafe { from.cast::<[i16; 2]>().read_unaligned() };
+        Self(std::array::from_fn(|lane| if lane % 2 == 0 { even } else { odd }))
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, mask: i16) -> Self {
+        self.map(|lane| lane & mask)
+    }
+
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        Self(std::array::from_fn(|lane| self.0[lane] | other.0[lane]))
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left(self, bits: u32) -> Self {
+        self.map(|lane| lane << bits)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(self, bits: u32) -> Self {
+        self.map(|lane| (lane.cast_unsigned() >> bits).cast_signed())
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right_signed(self, bits: u32) -> Self {
+        self.map(|lane| lane >> bits)
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, x: Self, mut sums: Self::Sums) -> Self::Sums {
+        for (index, sum) in sums.iter_mut().enumerate() {
+            let product = |lane: usize| i32::from(self.0[lane]) * i32::from(x.0[lane]);
+            *sum += product(2 * index) + product(2 * index + 1);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn less(sums: Self::Sums, value: i32) -> Self::Sums {
+        sums.map(|sum| sum - value)
+    }
+}

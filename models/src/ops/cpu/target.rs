@@ -1,0 +1,53 @@
+#![expect(unsafe_code, reason = "threads fill disjoint parts of one output")]
+
+//! Where the sums of a product go, and what is added to them at the end.
+
+use super::launch::Output;
+
+/// Columns of a row-major output. A weight that is held in several parts fills the columns of each part in its turn.
+pub(super) struct Target<'a> {
+    y: &'a Output<f32>,
+    stride: usize,
+    first_column: usize,
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Target<'a> {
+    /// Columns from `first_column` on, of rows of `stride` elements; `bias` is that of all columns.
+    pub(super) fn new(y: &'a Output<f32>, stride: usize, first_column: usize, bias: Option<&'a [f32]>) -> Self {
+        Self { y, stride, first_column, bias: bias.map(|bias| &bias[first_column..]) }
+    }
+
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// # Safety
+    /// As [`Output::at`].
+    #[inline(always)]
+    pub(super) unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
+        // SAFETY: passed on.
+        unsafe { self.y.at(row * self.stride + self.first_column + column) }
+    }
+
+    /// # Safety
+    /// As [`Output::part`].
+    #[expect(clippy::mut_from_ref, reason = "a tile's own columns")]
+    #[inline(always)]
+    pub(super) unsafe fn columns(&self, row: usize, column: usize, num_columns: usize) -> &mut [f32] {
+        // SAFETY: passed on.
+        unsafe { self.y.part(row * self.stride + self.first_column + column, num_columns) }
+    }
+
+    /// # Safety
+    /// As [`Output::part`].
+    #[inline(always)]
+    pub(super) unsafe fn add_bias(&self, row: usize, column: usize, num_columns: usize) {
+        let Some(bias) = self.bias else { return };
+        // SAFETY: passed on.
+        let y = unsafe { self.columns(row, column, num_columns) };
+        for (y, bias) in y.iter_mut().zip(&bias[column..]) {
+            *y += bias;
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! GGUF files: metadata, tokenizer and tensors in one (`docs/gguf.md` of ggml-org/ggml).
+
+mod cursor;
+mod header;
+mod metadata;
+mod tensors;
+
+pub(crate) use header::Header;
+pub use metadata::GgufMetadata;
