@@ -88,10 +88,13 @@ impl Relay {
     }
 
     /// Returns once what was recorded may be sent, because enough is written down. Cancel safe.
+    ///
+    /// Marked first: one event may hold more tokens than lie between two marks. So a mark is ahead of what was sent by at
+    /// most one event.
     pub async fn covers(&mut self) {
         let used = self.reservation.used();
-        self.reservation.covers(used.generated_tokens).await;
         self.reservation.mark(used);
+        self.reservation.covers(used.generated_tokens).await;
     }
 
     /// How it ended; a relay that is not told has been aborted.
