@@ -88,12 +88,9 @@ fn parts(model: FreeModel) -> EngineParts {
 
 fn submit(handle: &EngineHandle, id: u64, sampling: SamplingParams) -> EventStream {
     let request = Request {
-        id: RequestId(id),
-        prompt: vec![id as u32 % VOCAB as u32; 16],
-        sampling,
         share_key: ShareKey(id % 8),
         cache_salt: CacheSalt([id as u8; 32]),
-        constraint: None,
+        ..Request::new(RequestId(id), vec![id as u32 % VOCAB as u32; 16], sampling)
     };
     handle.submit(request).expect("the queue holds every sequence of the bench")
 }

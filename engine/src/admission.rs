@@ -1,6 +1,7 @@
 //! Who may enter. The bounds are checked where a request is submitted, so that a full queue refuses at once; the engine
 //! gives the room back through the [`Ticket`] that each sequence holds.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::config::EngineConfig;
@@ -8,6 +9,8 @@ use crate::error::SubmitError;
 
 #[derive(Debug)]
 pub(crate) struct Admission {
+    /// Waiting, running or parked.
+    max_live_requests: usize,
     max_waiting_requests: usize,
     max_waiting_tokens: usize,
     state: Mutex<State>,
@@ -29,7 +32,7 @@ pub(crate) enum Phase {
 pub(crate) struct Occupancy {
     pub(crate) waiting_requests: usize,
     pub(crate) waiting_tokens: usize,
-    /// Waiting or running.
+    /// Waiting, running or parked.
     pub(crate) live_requests: usize,
 }
 
@@ -38,8 +41,8 @@ pub(crate) struct Occupancy {
 #[must_use = "the place is given back when this is dropped"]
 pub(crate) struct Ticket {
     admission: Arc<Admission>,
-    /// `None` once the request has left the queue.
-    waiting_tokens: Option<usize>,
+    prompt_tokens: usize,
+    is_queued: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +54,7 @@ struct State {
 impl Admission {
     pub(crate) fn new(config: &EngineConfig) -> Self {
         Self {
+            max_live_requests: config.max_waiting_requests + config.max_num_seqs,
             max_waiting_requests: config.max_waiting_requests,
             max_waiting_tokens: config.max_waiting_tokens,
             state: Mutex::default(),
@@ -64,16 +68,17 @@ impl Admission {
             Phase::Draining | Phase::Stopping => return Err(SubmitError::ShuttingDown),
             Phase::Dead => return Err(SubmitError::Dead),
         }
-        let Occupancy { waiting_requests, waiting_tokens, .. } = state.occupancy;
+        let Occupancy { waiting_requests, waiting_tokens, live_requests } = state.occupancy;
         // A prompt longer than the bound may still enter an empty queue: it would otherwise never be served.
         let no_room = waiting_requests > 0 && waiting_tokens + prompt_tokens > self.max_waiting_tokens;
-        if waiting_requests >= self.max_waiting_requests || no_room {
+        let is_full = waiting_requests >= self.max_waiting_requests || live_requests >= self.max_live_requests;
+        if is_full || no_room {
             return Err(SubmitError::Full { waiting_requests, waiting_tokens });
         }
         state.occupancy.waiting_requests += 1;
         state.occupancy.waiting_tokens += prompt_tokens;
         state.occupancy.live_requests += 1;
-        Ok(Ticket { admission: Arc::clone(self), waiting_tokens: Some(prompt_tokens) })
+        Ok(Ticket { admission: Arc::clone(self), prompt_tokens, is_queued: AtomicBool::new(true) })
     }
 
     pub(crate) fn advance(&self, phase: Phase) {
@@ -95,18 +100,13 @@ impl Admission {
 }
 
 impl Ticket {
-    /// The request waits for its first step.
-    pub(crate) fn is_queued(&self) -> bool {
-        self.waiting_tokens.is_some()
-    }
-
-    /// The request is about to have its first step. False if it had it before; then nothing changes.
-    pub(crate) fn leave_queue(&mut self) -> bool {
-        let Some(tokens) = self.waiting_tokens.take() else { return false };
-        let mut state = self.admission.lock();
-        state.occupancy.waiting_requests -= 1;
-        state.occupancy.waiting_tokens -= tokens;
-        true
+    /// The request waits for the engine no longer. Once is enough.
+    pub(crate) fn leave_queue(&self) {
+        if self.is_queued.swap(false, Ordering::Relaxed) {
+            let mut state = self.admission.lock();
+            state.occupancy.waiting_requests -= 1;
+            state.occupancy.waiting_tokens -= self.prompt_tokens;
+        }
     }
 }
 
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_by_count_and_by_tokens_and_room_comes_back() {
         let admission = admission();
-        let mut first = admission.enter(6).unwrap();
+        let first = admission.enter(6).unwrap();
         assert_eq!(admission.enter(5).unwrap_err(), SubmitError::Full { waiting_requests: 1, waiting_tokens: 6 });
         first.leave_queue();
         let second = admission.enter(5).unwrap();
@@ -144,6 +144,19 @@ mod tests {
     #[test]
     fn an_empty_queue_takes_a_prompt_above_the_token_bound() {
         assert!(admission().enter(11).is_ok());
+    }
+
+    #[test]
+    fn parked_requests_count_though_they_neither_wait_nor_run() {
+        let config = EngineConfig { max_waiting_requests: 2, max_num_seqs: 1, ..EngineConfig::default() };
+        let admission = Arc::new(Admission::new(&config));
+        let started = || {
+            let ticket = admission.enter(1).unwrap();
+            ticket.leave_queue();
+            ticket
+        };
+        let _parked = [started(), started(), started()];
+        assert_eq!(admission.enter(1).unwrap_err(), SubmitError::Full { waiting_requests: 0, waiting_tokens: 0 });
     }
 
     #[test]

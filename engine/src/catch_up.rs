@@ -1,13 +1,19 @@
 //! What one step may spend on sequences that are more than one token behind, and how they share it.
 
+use crate::cost::{CostModel, CostNs};
 use crate::sequence::Sequence;
 
 /// What is left of one step.
 #[derive(Debug)]
 pub(crate) struct CatchUpBudget {
     pub(crate) tokens: usize,
+    /// By the cost model. A step whose time is used up by less than a token still takes one, so that prompts get on.
+    pub(crate) time: CostNs,
+    pub(crate) costs: CostModel,
     /// Rows of logits for prompt positions. Each costs a whole row in memory.
     pub(crate) prompt_logprob_rows: usize,
+    /// Nobody took anything yet.
+    pub(crate) is_untouched: bool,
 }
 
 /// Who wants a part of it.
@@ -22,18 +28,29 @@ pub(crate) enum Demand {
 impl CatchUpBudget {
     /// Whether `sequence` would get anything.
     pub(crate) fn affords(&self, sequence: &Sequence) -> bool {
-        self.tokens > 0 && (self.prompt_logprob_rows > 0 || sequence.sampling.prompt_logprobs.is_none())
+        let has_time = self.is_untouched || self.costs.tokens_within(0, self.time) > 0;
+        self.tokens > 0 && has_time && (self.prompt_logprob_rows > 0 || sequence.sampling.prompt_logprobs.is_none())
     }
 
     /// Takes what `sequence` may run beside what it was given in this step already.
     pub(crate) fn take(&mut self, sequence: &Sequence, demand: Demand) -> usize {
         let wanted = sequence.num_remaining() - sequence.num_scheduled;
-        let mut tokens = wanted.min(demand.share_of(self.tokens));
+        if wanted == 0 {
+            return 0;
+        }
+        let start = sequence.num_computed + sequence.num_scheduled;
+        let in_time = self.costs.tokens_within(start, demand.share_of(self.time as usize) as CostNs);
+        let least = usize::from(self.is_untouched);
+        let mut tokens = wanted.min(demand.share_of(self.tokens)).min(in_time.max(least));
         if sequence.sampling.prompt_logprobs.is_some() {
             tokens = tokens.min(demand.share_of(self.prompt_logprob_rows));
             self.prompt_logprob_rows -= tokens;
         }
-        self.tokens -= tokens;
+        if tokens > 0 {
+            self.is_untouched = false;
+            self.tokens -= tokens;
+            self.time = self.time.saturating_sub(self.costs.of_tokens(start, tokens));
+        }
         tokens
     }
 }

@@ -1,7 +1,11 @@
 //! The engine's bounds. Whoever reads configuration fills them in; this file only checks them.
 
+use std::time::Duration;
+
+use crate::cost::CostModel;
+
 /// Every bound of one engine. All of them must be at least one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
     /// Physical blocks of the KV cache. The block size is the model's.
     pub num_kv_blocks: usize,
@@ -21,7 +25,14 @@ pub struct EngineConfig {
     /// Prompt tokens whose log-probabilities are wanted that a step may run, over all sequences, because each costs a
     /// whole row of logits in memory.
     pub prompt_logprobs_chunk_tokens: usize,
-    /// Seeds the draws of requests that bring no seed of their own. The one field that is not a bound.
+    /// What prompts may add, by the cost model, to a step in which sequences generate: the further time between two tokens
+    /// of a running stream. One token of a prompt always runs.
+    pub max_added_latency: Duration,
+    /// How long a class waits, at most, for a turn while better ones take them all.
+    pub class_patience: Duration,
+    /// What work costs. `None`: measured at start-up, with the real model.
+    pub costs: Option<CostModel>,
+    /// Seeds the draws of requests that bring no seed of their own.
     pub seed: u64,
 }
 
@@ -60,6 +71,9 @@ impl Default for EngineConfig {
             max_waiting_tokens: 262_144,
             prefill_chunk_tokens: 512,
             prompt_logprobs_chunk_tokens: 64,
+            max_added_latency: Duration::from_millis(250),
+            class_patience: Duration::from_secs(30),
+            costs: Some(CostModel::default()),
             seed: 0,
         }
     }

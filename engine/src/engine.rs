@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 
-use passerelle_models::CausalLm;
+use passerelle_models::{CausalLm, Pulse};
 
 use crate::admission::Phase;
 use crate::clock::Clock;
 use crate::config::EngineConfig;
+use crate::doorbell::{Doorbell, RungFlag};
 use crate::error::{EngineError, SubmitError};
-use crate::event_stream::{EventStream, event_channel};
+use crate::event_stream::{ChannelSpec, EventStream, event_channel};
 use crate::random::mix;
 use crate::request::Request;
-use crate::sequence::{NewSequence, Sequence, SequenceId};
+use crate::sequence::{NewSequence, Sequence};
 use crate::stats::{EngineStats, StepObserver};
 use crate::step::{Command, Shared, StepLoop};
 use crate::turns::StepTurns;
@@ -56,8 +57,11 @@ pub(crate) struct Door {
     block_size: usize,
     input_vocab_size: usize,
     vocab_size: usize,
-    next_id: AtomicU64,
+    next_arrival: AtomicU64,
     commands: SyncSender<Command>,
+    doorbell: Doorbell,
+    /// The model's.
+    pulse: Pulse,
     shared: Arc<Shared>,
 }
 
@@ -122,10 +126,10 @@ impl EngineHandle {
         door.check(&request)?;
         let prompt_tokens = request.prompt.len();
         let ticket = door.shared.admission.enter(prompt_tokens)?;
-        let (events, stream) = event_channel(prompt_tokens, request.sampling.max_tokens as usize);
+        let (events, stream) = event_channel(ChannelSpec::of(&request), door.doorbell.clone());
         let seed = request.sampling.seed.unwrap_or_else(|| mix(door.config.seed ^ mix(request.id.0)));
-        let id = SequenceId(door.next_id.fetch_add(1, Ordering::Relaxed));
-        let mut sequence = Box::new(Sequence::new(NewSequence { id, request, seed, events, ticket }));
+        let arrival = door.next_arrival.fetch_add(1, Ordering::Relaxed);
+        let mut sequence = Box::new(Sequence::new(NewSequence { arrival, request, seed, events, ticket }));
         // Hashing a long prompt takes milliseconds; the engine's thread has better things to do.
         if sequence.may_reuse_prefix() {
             sequence.block_hashes(door.block_size);
@@ -144,6 +148,12 @@ impl EngineHandle {
         stats
     }
 
+    /// A count that moves while the engine gets on, also within a step that takes long, and while it waits for the turn of
+    /// another engine on the same threads that gets on. It stands still while there is nothing to do.
+    pub fn progress(&self) -> u64 {
+        self.door.shared.lock_stats().steps_total.wrapping_add(self.door.pulse.count())
+    }
+
     /// The engine's thread has panicked, or its model fails every step. Nothing will ever run again.
     pub fn is_dead(&self) -> bool {
         self.door.shared.admission.phase() == Phase::Dead
@@ -154,7 +164,7 @@ impl EngineHandle {
         self.door.shared.admission.phase() == Phase::Open
     }
 
-    /// No request waits or runs.
+    /// No request waits, runs or is parked.
     pub fn is_idle(&self) -> bool {
         self.door.shared.admission.occupancy().live_requests == 0
     }
@@ -167,8 +177,7 @@ impl EngineHandle {
     /// Admits nothing more; what waits and runs fails with [`crate::RequestError::ShuttingDown`], then the thread ends.
     pub fn shutdown(&self) {
         self.door.shared.admission.advance(Phase::Stopping);
-        // A full queue means that the engine is awake anyway, and a closed one that it is gone.
-        let _ = self.door.commands.try_send(Command::Wake);
+        self.door.doorbell.ring();
     }
 }
 
@@ -183,7 +192,7 @@ impl Door {
         name: String,
         model: &dyn CausalLm,
         config: &EngineConfig,
-        commands: SyncSender<Command>,
+        (commands, rung): (SyncSender<Command>, RungFlag),
         shared: Arc<Shared>,
     ) -> Self {
         Self {
@@ -192,7 +201,9 @@ impl Door {
             block_size: model.kv_cache_spec().block_size,
             input_vocab_size: model.input_vocab_size(),
             vocab_size: model.vocab_size(),
-            next_id: AtomicU64::new(0),
+            next_arrival: AtomicU64::new(0),
+            doorbell: Doorbell::new(commands.clone(), rung),
+            pulse: model.pulse(),
             commands,
             shared,
         }
@@ -212,6 +223,10 @@ impl Door {
         let total_blocks = self.config.num_kv_blocks;
         if needed_blocks > total_blocks {
             return Err(SubmitError::NeverFits { needed_blocks, total_blocks });
+        }
+        let (num_choices, max_num_seqs) = (request.num_choices.get(), self.config.max_num_seqs);
+        if num_choices as usize > max_num_seqs {
+            return Err(SubmitError::TooManyChoices { num_choices, max_num_seqs });
         }
         if let Some(parameter) = request.sampling.out_of_range() {
             return Err(SubmitError::InvalidSampling { parameter });

@@ -3,6 +3,7 @@
 use passerelle_models::{ModelError, TokenId};
 
 use crate::config::ConfigError;
+use crate::event::RequestError;
 
 /// Why an engine could not start.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +14,9 @@ pub enum EngineError {
     /// The model could not make its KV cache.
     #[error("cannot make the KV cache")]
     Model(#[from] ModelError),
+    /// The model fails steps that any request could bring.
+    #[error("the model fails its first steps: {0}")]
+    Calibration(#[source] RequestError),
     /// The operating system gave no thread.
     #[error("cannot start the engine's thread")]
     Thread(#[from] std::io::Error),
@@ -46,6 +50,14 @@ pub enum SubmitError {
         needed_blocks: usize,
         /// Blocks of the cache.
         total_blocks: usize,
+    },
+    /// More choices than sequences that may run at once.
+    #[error("{num_choices} choices are more than the {max_num_seqs} sequences that run at once")]
+    TooManyChoices {
+        /// As asked for.
+        num_choices: u32,
+        /// The engine's bound.
+        max_num_seqs: usize,
     },
     /// The prompt has no token.
     #[error("the prompt is empty")]

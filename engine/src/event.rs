@@ -4,8 +4,8 @@ use passerelle_models::TokenId;
 
 use crate::constraint::ConstraintError;
 
-/// What a request hears from the engine, in this order: `PromptLogprobs` (only if asked for), `Token`s, then exactly
-/// one `Finished` or `Failed`.
+/// What a request hears from the engine, in this order: `PromptLogprobs` (only if asked for), `Token`s, and for each
+/// choice one `Finished` after its last token. A request fails as a whole: `Failed` is the last that any choice hears.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// One entry per prompt token; the first has no predecessor and is `None`.
@@ -13,7 +13,10 @@ pub enum Event {
     /// One generated token.
     Token(TokenEvent),
     Finished {
+        /// Below the request's `num_choices`.
+        choice: u32,
         reason: FinishReason,
+        /// Of all choices together, as of now.
         usage: Usage,
     },
     Failed {
@@ -25,6 +28,8 @@ pub enum Event {
 /// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEvent {
+    /// Which of the request's choices it belongs to.
+    pub choice: u32,
     pub token: TokenId,
     pub logprobs: Option<TokenLogprobs>,
 }
@@ -36,11 +41,13 @@ pub struct TokenLogprobs {
     pub logprob: f32,
     /// 1 is the most likely token.
     pub rank: u32,
+    /// Of the whole distribution at this position, in nats.
+    pub entropy: f32,
     /// The most likely tokens, best first. The chosen token's entry, if present, is the very same float.
     pub top: Vec<(TokenId, f32)>,
 }
 
-/// Why a request is complete.
+/// Why a choice is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
     /// A stop or end-of-sequence token was generated, or nothing can follow what the constraint asked for.
@@ -51,13 +58,15 @@ pub enum FinishReason {
     Aborted,
 }
 
-/// What a request has really used so far.
+/// What a request has really used so far, all its choices together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     pub prompt_tokens: u32,
     /// Prompt tokens whose K/V came from the prefix cache.
     pub cached_tokens: u32,
     pub generated_tokens: u32,
+    /// Its share of the time of the steps that it took part in, in nanoseconds. The shares of a step add up to the step.
+    pub measured_ns: u64,
 }
 
 /// Why a request failed. It fails alone.

@@ -1,6 +1,6 @@
 //! Which blocks hold which sequence. The scheduler asks for room and gets it, or `None` and nothing changed.
 
-use passerelle_models::BlockId;
+use passerelle_models::{BlockCopy, BlockId};
 
 use crate::block_pool::BlockPool;
 use crate::sequence::Sequence;
@@ -58,11 +58,19 @@ impl KvCacheManager {
         sequence.num_registered_blocks = hits.len();
         sequence.block_table = hits;
         // A resumed sequence finds its own blocks, which says nothing about prompts.
-        if sequence.may_reuse_prefix() && sequence.ticket.is_queued() {
+        if sequence.may_reuse_prefix() && !sequence.has_started() {
             self.prefix.query_tokens += sequence.tokens().len() as u64;
             self.prefix.hit_tokens += sequence.num_computed as u64;
         }
         self.extend(sequence, num_new)
+    }
+
+    /// Gives `fork` every block of `parent`. The last one may be half full: whoever writes to it first copies it.
+    pub(crate) fn share(&mut self, parent: &Sequence, fork: &mut Sequence) {
+        parent.block_table.iter().for_each(|&block| self.pool.acquire(block));
+        fork.block_table.clone_from(&parent.block_table);
+        fork.num_computed = parent.num_computed;
+        fork.num_registered_blocks = parent.num_registered_blocks;
     }
 
     /// The next token generated needs a block of its own.
@@ -70,16 +78,43 @@ impl KvCacheManager {
         sequence.tokens().len().is_multiple_of(self.block_size)
     }
 
-    /// Room for the first `num_tokens` tokens. `None` if there is none.
-    pub(crate) fn grow(&mut self, sequence: &mut Sequence, num_tokens: usize) -> Option<()> {
+    /// Room for the first `num_tokens` tokens, in blocks that nobody else holds where they are to be written. `None` if
+    /// there is none. A block to copy before that goes to `copies`.
+    pub(crate) fn grow(
+        &mut self,
+        sequence: &mut Sequence,
+        num_tokens: usize,
+        copies: &mut Vec<BlockCopy>,
+    ) -> Option<()> {
         let num_new = num_tokens.div_ceil(self.block_size).saturating_sub(sequence.block_table.len());
-        if self.pool.num_free() < num_new {
+        let shared = self.shared_block_to_write(sequence).filter(|_| num_tokens > sequence.num_computed);
+        if self.pool.num_free() < num_new + usize::from(shared.is_some()) {
             return None;
+        }
+        if let Some(index) = shared {
+            let (from, to) = (sequence.block_table[index], self.pool.allocate()?);
+            sequence.block_table[index] = to;
+            self.pool.release(from);
+            copies.push(BlockCopy { from, to });
         }
         self.extend(sequence, num_new)
     }
 
-    /// Makes the blocks that have become full findable. Only after their K/V were computed.
+    /// Blocks that the sequence will ask for in the step after the one in flight.
+    pub(crate) fn blocks_of_next_step(&self, sequence: &Sequence) -> usize {
+        if !sequence.samples_next() {
+            return 0;
+        }
+        // Its choices part: all but the last to write copy the block that they share.
+        let num_choices = sequence.choices().len();
+        if self.is_full(sequence) { num_choices } else { num_choices - 1 }
+    }
+
+    /// Makes the blocks that have become full findable, each as one block however many sequences computed it. Only after
+    /// their K/V were computed.
+    ///
+    /// So whoever holds a block holds all that come before it in its chain, and gives them back after it: in the pool's
+    /// eviction order a prefix always stands behind what continues it.
     pub(crate) fn register(&mut self, sequence: &mut Sequence) {
         let full_blocks = sequence.num_computed / self.block_size;
         if sequence.num_registered_blocks == full_blocks {
@@ -88,7 +123,14 @@ impl KvCacheManager {
         sequence.block_hashes(self.block_size);
         for index in sequence.num_registered_blocks..full_blocks {
             let hash = sequence.block_hashes(self.block_size)[index];
-            self.pool.register(sequence.block_table[index], hash);
+            let own = sequence.block_table[index];
+            let known = self.pool.register(own, hash);
+            if known != own {
+                // Somebody computed the same beside it, to the bit.
+                self.pool.acquire(known);
+                self.pool.release(own);
+                sequence.block_table[index] = known;
+            }
         }
         sequence.num_registered_blocks = full_blocks;
     }
@@ -103,6 +145,18 @@ impl KvCacheManager {
         }
         sequence.num_computed = 0;
         sequence.num_registered_blocks = 0;
+    }
+
+    /// The index of a block that the sequence writes to next and that others hold too.
+    fn shared_block_to_write(&self, sequence: &Sequence) -> Option<usize> {
+        let index = sequence.num_computed / self.block_size;
+        let is_begun = !sequence.num_computed.is_multiple_of(self.block_size);
+        (is_begun && self.pool.is_shared(*sequence.block_table.get(index)?)).then_some(index)
+    }
+
+    /// How many leading tokens need not be computed.
+    pub(crate) fn cached_tokens(&self, sequence: &mut Sequence) -> usize {
+        self.cached_prefix(sequence).len() * self.block_size
     }
 
     fn cached_prefix(&self, sequence: &mut Sequence) -> Vec<BlockId> {
@@ -162,7 +216,7 @@ mod tests {
         let mut cache = KvCacheManager::new(10, 4);
         let (mut sequence, _stream) = sequence_of(10);
         cache.admit(&mut sequence, 0).unwrap();
-        assert!(sequence.ticket.leave_queue());
+        assert!(sequence.start());
         sequence.num_computed = 10;
         cache.register(&mut sequence);
         cache.release(&mut sequence, Prefixes::Keep);
@@ -203,6 +257,23 @@ mod tests {
     }
 
     #[test]
+    fn sequences_that_compute_the_same_side_by_side_end_up_with_one_copy() {
+        let mut cache = KvCacheManager::new(10, 4);
+        let (mut one, mut other) = (sequence_of(10), sequence_of(10));
+        for (sequence, _) in [&mut one, &mut other] {
+            cache.admit(sequence, 0).unwrap();
+        }
+        for (sequence, _) in [&mut one, &mut other] {
+            sequence.num_computed = 10;
+            cache.register(sequence);
+        }
+        assert_eq!((&one.0.block_table, &other.0.block_table), (&ids(&[0, 1, 2]), &ids(&[0, 1, 5])));
+        assert_eq!(cache.pool().num_free(), 6);
+        let tables = [one.0.block_table.as_slice(), other.0.block_table.as_slice()];
+        cache.pool().check_integrity(tables.into_iter());
+    }
+
+    #[test]
     fn no_room_changes_nothing_and_counts_cached_blocks_that_would_be_revived() {
         let mut cache = KvCacheManager::new(4, 4);
         run_once(&mut cache, sequence_of(8).0);
@@ -212,9 +283,30 @@ mod tests {
         assert_eq!((sequence.num_computed, sequence.block_table.len(), cache.pool().num_free()), (0, 0, 4));
         cache.admit(&mut sequence, 0).unwrap();
         assert_eq!(sequence.block_table, ids(&[0, 1, 2, 3]));
-        assert_eq!(cache.grow(&mut sequence, 16), Some(()));
-        assert_eq!(cache.grow(&mut sequence, 17), None);
+        assert_eq!(cache.grow(&mut sequence, 16, &mut Vec::new()), Some(()));
+        assert_eq!(cache.grow(&mut sequence, 17, &mut Vec::new()), None);
         cache.pool().check_integrity([sequence.block_table.as_slice()].into_iter());
+    }
+
+    #[test]
+    fn whoever_writes_first_to_a_shared_block_copies_it_and_the_last_one_keeps_it() {
+        let mut cache = KvCacheManager::new(4, 4);
+        let mut prompt = request(0, &[0, 1, 2, 3, 4, 5]);
+        prompt.num_choices = 2.try_into().unwrap();
+        let (mut parent, _stream) = sequence(prompt);
+        cache.admit(&mut parent, 0).unwrap();
+        parent.num_computed = 6;
+        let events = parent.events.take_further_choices().pop().unwrap();
+        let mut fork = parent.fork(events);
+        cache.share(&parent, &mut fork);
+        assert_eq!(fork.block_table, ids(&[0, 1]));
+        let mut copies = Vec::new();
+        cache.grow(&mut parent, 7, &mut copies).unwrap();
+        cache.grow(&mut fork, 7, &mut copies).unwrap();
+        assert_eq!((parent.block_table.clone(), fork.block_table.clone()), (ids(&[0, 2]), ids(&[0, 1])));
+        assert_eq!(copies, [BlockCopy { from: BlockId(1), to: BlockId(2) }]);
+        let tables = [parent.block_table.as_slice(), fork.block_table.as_slice()];
+        cache.pool().check_integrity(tables.into_iter());
     }
 
     #[test]

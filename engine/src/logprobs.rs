@@ -28,7 +28,14 @@ pub(crate) fn checked_max(row: &[f32]) -> Result<f32, RequestError> {
 /// How likely `token` was, and which `num_top` tokens were the most likely.
 pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result<TokenLogprobs, RequestError> {
     let max = checked_max(row)?;
-    let sum: f64 = row.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    let (mut sum, mut weighted) = (0.0_f64, 0.0_f64);
+    for &logit in row {
+        let below_max = f64::from(logit - max);
+        let weight = below_max.exp();
+        sum += weight;
+        // A token that cannot be adds nothing, where minus infinity times zero would be no number.
+        weighted += if weight > 0.0 { weight * below_max } else { 0.0 };
+    }
     let log_sum = f64::from(max) + sum.ln();
     let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
     let mut top = Vec::new();
@@ -40,6 +47,7 @@ pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result
         token,
         logprob: logprob(logit),
         rank: 1 + row.iter().enumerate().filter(|&entry| better(entry)).count() as u32,
+        entropy: (sum.ln() - weighted / sum) as f32,
         top: top.into_iter().map(|id| (id, logprob(row[id as usize]))).collect(),
     })
 }
@@ -86,6 +94,15 @@ mod tests {
         assert_eq!(logprobs.top[1].1.to_bits(), logprobs.logprob.to_bits());
         let sum: f64 = (0..4).map(|id| f64::from(token_logprobs(&row, id, 0).unwrap().logprob).exp()).sum();
         assert!((sum - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn entropy_is_of_the_whole_distribution() {
+        let entropy = |row: &[f32]| token_logprobs(row, 0, 0).unwrap().entropy;
+        assert!((entropy(&[3.0; 8]) - 8_f32.ln()).abs() < 1e-6);
+        assert_eq!(entropy(&[0.0, f32::NEG_INFINITY]), 0.0);
+        let half = -(0.25_f32 * 0.25_f32.ln() + 0.75 * 0.75_f32.ln());
+        assert!((entropy(&[0.25_f32.ln(), 0.75_f32.ln()]) - half).abs() < 1e-6);
     }
 
     #[test]

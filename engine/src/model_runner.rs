@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use passerelle_models::input::SequenceInput;
-use passerelle_models::{CausalLm, KvCache, Logits, ModelError, ModelInput};
+use passerelle_models::{BlockCopy, CausalLm, KvCache, Logits, ModelError, ModelInput};
 
 use crate::event::RequestError;
 use crate::sequence::Sequence;
@@ -45,8 +45,11 @@ impl ModelRunner {
         Ok(Self { model, cache })
     }
 
-    /// Runs what is scheduled of each sequence. One entry per sequence, in order.
-    pub(crate) fn run(&mut self, sequences: &[&Sequence]) -> StepLogits {
+    /// Copies blocks, then runs what is scheduled of each sequence. One entry per sequence, in order.
+    pub(crate) fn run(&mut self, sequences: &[&Sequence], copies: &[BlockCopy]) -> StepLogits {
+        if let Err(error) = self.copy_blocks(copies) {
+            return StepLogits::apart(sequences.iter().map(|_| Err(error.clone())));
+        }
         let samples = Samples::of(sequences);
         let inputs: Vec<_> =
             sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
@@ -60,9 +63,26 @@ impl ModelRunner {
         }
     }
 
-    fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
+    /// Only once: a step that runs again would copy over what it has written.
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), RequestError> {
+        if copies.is_empty() {
+            return Ok(());
+        }
+        let (model, cache) = (&mut self.model, &mut self.cache);
+        // Sound to go on with: the blocks that are filled belong to sequences that fail with this step.
+        catch_unwind(AssertUnwindSafe(|| model.copy_blocks(copies, cache)))
+            .map_err(|panic| RequestError::Step(panic_message(panic.as_ref())))?
+            .map_err(|error| RequestError::Step(error.to_string()))
+    }
+
+    pub(crate) fn block_size(&self) -> usize {
+        self.cache.spec().block_size
+    }
+
+    /// One step of the model. A panic is an error like any other.
+    pub(crate) fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
         let step_error = |error: ModelError| RequestError::Step(error.to_string());
-        let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
+        let input = ModelInput::new(self.block_size(), inputs).map_err(step_error)?;
         let (model, cache) = (&mut self.model, &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
         let logits = catch_unwind(AssertUnwindSafe(|| model.forward(&input, cache)))

@@ -1,34 +1,102 @@
-//! The order of the waiting queue. Pure: it sees keys and numbers, never a sequence or a clock.
+//! Who of those that wait runs next. Pure: it sees shares, costs and numbers, never a sequence or a clock.
 //!
-//! Sequences that were preempted come first, oldest first. Then the share key that was served the fewest tokens takes
-//! its oldest request; equal keys go by arrival. A key that returns after an absence starts level with the key served
-//! last (start-time fair queueing, Goyal, Vin and Cheng 1996) and with the waiting key served least, so that neither
-//! silence nor a new name earns credit against whoever waits already.
+//! 1. The better class. A class that waited for its turn as long as `patience` gets one out of order, so none starves.
+//! 2. In a class, sequences that were preempted, oldest first.
+//! 3. Then the shares, by deficit: a share may start requests while its credit is above zero, and pays with its credit,
+//!    over its weight, for every token that its sequences run. When no share that waits has credit left, a round gives
+//!    each of them a quantum (deficit round robin, Shreedhar and Varghese 1996).
+//! 4. Among the shares with credit, the request with the longest cached prefix (as in DLPM, arXiv 2501.14312), then the
+//!    share with the most credit, then age. A share's oldest request is passed over [`MAX_PASSED_OVER`] times at most.
+//!
+//! # How far two shares can drift apart
+//!
+//! Let `Q` be the quantum, and `U` the most that the sequences of one share can cost that run at one time: as many as may
+//! run, each as long as the context allows. A token is paid for once, also if it is computed again.
+//!
+//! *A credit is at most `Q`.* Rounds are given only while no waiting share has credit above zero, and no more of them
+//! than it takes to change that.
+//!
+//! *A credit is at least `-U`.* When a share last started a request its credit was above zero, and what it pays for from
+//! then on are tokens of the sequences that it had running in that moment: none of its sequences stood preempted, for
+//! those go first, and one that was parked starts again like a new request.
+//!
+//! Take two shares of one class that both wait from `t1` to `t2`. Both get the same rounds, so what each is served is
+//! those rounds and the fall of its credit, and the rounds cancel out of the difference:
+//!
+//! ```text
+//! | served_a - served_b | = | (credit_a(t1) - credit_a(t2)) - (credit_b(t1) - credit_b(t2)) | <= 2 (Q + U)
+//! ```
+//!
+//! where `served` is cost over weight. [`WaitingQueue::widest_gap`] is the distance between the credits that wait, at most
+//! `Q + U`; the difference over any stretch is at most the sum of that distance at its two ends.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
-use crate::request::ShareKey;
-use crate::sequence::SequenceId;
+use crate::cost::CostNs;
+use crate::request::{Class, ShareWeight};
+use crate::sequence::{SequenceId, Share};
+
+/// Times that a share's oldest request may see a younger one of its share go first for a longer cached prefix.
+const MAX_PASSED_OVER: u32 = 8;
+/// Requests of one share whose prefixes are looked up for one choice.
+const MAX_CANDIDATES: usize = 8;
 
 #[derive(Debug)]
 pub(crate) struct WaitingQueue<T> {
-    preempted: BTreeMap<SequenceId, T>,
-    shares: BTreeMap<ShareKey, Share<T>>,
-    /// Tokens served to the key whose request was taken last, when it was taken.
-    virtual_time: u64,
+    quantum: i64,
+    patience: Duration,
+    preempted: BTreeMap<SequenceId, (Share, T)>,
+    accounts: BTreeMap<Share, Account<T>>,
+    /// When each class that waits had its last turn, or began to wait.
+    last_turn: BTreeMap<Class, Duration>,
+    /// Chosen and not taken yet: it keeps its turn until it fits, unless a better class comes or its credit is spent.
+    head: Option<Head>,
 }
 
 #[derive(Debug)]
-struct Share<T> {
-    served_tokens: u64,
-    /// Requests of this key that wait or run. The share is forgotten with the last of them.
+struct Account<T> {
+    /// Nanoseconds of cost over weight; below zero it is a debt.
+    credit: i64,
+    /// Sequences of this share that wait, run or are parked. Without any, only a debt is remembered.
     num_live: usize,
     waiting: VecDeque<(SequenceId, T)>,
+    /// How often the first of them saw another one go.
+    passed_over: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Head {
+    class: Class,
+    at: Place,
+    /// Its class was not the best one that waits.
+    is_out_of_order: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Preempted(SequenceId),
+    Waiting(Share, SequenceId),
+}
+
+/// What was taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Taken<T> {
+    pub(crate) item: T,
+    /// It had the turn of a class that had waited too long.
+    pub(crate) is_out_of_order: bool,
 }
 
 impl<T> WaitingQueue<T> {
-    pub(crate) fn new() -> Self {
-        Self { preempted: BTreeMap::new(), shares: BTreeMap::new(), virtual_time: 0 }
+    pub(crate) fn new(quantum: CostNs, patience: Duration) -> Self {
+        Self {
+            quantum: (quantum as i64).max(1),
+            patience,
+            preempted: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            last_turn: BTreeMap::new(),
+            head: None,
+        }
     }
 
     pub(crate) fn num_preempted(&self) -> usize {
@@ -36,176 +104,217 @@ impl<T> WaitingQueue<T> {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.preempted.is_empty() && self.shares.values().all(|share| share.waiting.is_empty())
+        self.preempted.is_empty() && self.accounts.values().all(|account| account.waiting.is_empty())
     }
 
-    pub(crate) fn push(&mut self, key: ShareKey, id: SequenceId, item: T) {
-        let served_tokens = self.start_of_arrivals();
-        let share =
-            self.shares.entry(key).or_insert_with(|| Share { served_tokens, num_live: 0, waiting: VecDeque::new() });
-        // A backlogged key keeps its count; one that only runs old requests must not save up.
-        if share.waiting.is_empty() {
-            share.served_tokens = share.served_tokens.max(served_tokens);
+    /// One more sequence of this share lives.
+    pub(crate) fn enter(&mut self, share: Share) {
+        self.accounts.entry(share).or_insert_with(Account::new).num_live += 1;
+    }
+
+    /// A sequence of this share has ended.
+    pub(crate) fn leave(&mut self, share: Share) {
+        if let Some(account) = self.accounts.get_mut(&share) {
+            account.num_live -= 1;
         }
-        share.num_live += 1;
-        share.waiting.push_back((id, item));
+        // When nobody is left to be fair to, debts are forgiven; so there are never more than accounts of one busy time.
+        let all_left = self.accounts.values().all(|account| account.num_live == 0);
+        self.accounts.retain(|_, account| account.num_live > 0 || (account.credit < 0 && !all_left));
     }
 
-    pub(crate) fn push_preempted(&mut self, id: SequenceId, item: T) {
-        self.preempted.insert(id, item);
+    pub(crate) fn push(&mut self, share: Share, id: SequenceId, item: T) {
+        self.account_mut(share).waiting.push_back((id, item));
+        self.reconsider(share.class);
     }
 
-    /// Who runs next.
-    pub(crate) fn peek(&mut self) -> Option<&mut T> {
-        if !self.preempted.is_empty() {
-            return self.preempted.first_entry().map(|entry| entry.into_mut());
+    /// Puts an item that ran before ahead of its share's others.
+    pub(crate) fn push_again(&mut self, share: Share, id: SequenceId, item: T) {
+        let account = self.account_mut(share);
+        account.waiting.push_front((id, item));
+        account.passed_over = 0;
+        self.reconsider(share.class);
+    }
+
+    pub(crate) fn push_preempted(&mut self, share: Share, id: SequenceId, item: T) {
+        self.preempted.insert(id, (share, item));
+        self.head = None;
+    }
+
+    /// Who runs next. `cached_tokens` says how much of an item's prefix is cached.
+    pub(crate) fn peek(&mut self, now: Duration, cached_tokens: impl Fn(&mut T) -> usize) -> Option<&mut T> {
+        if !self.head.is_some_and(|head| self.may_start(head)) {
+            self.head = self.choose(now, cached_tokens);
         }
-        let key = self.next_key()?;
-        let share = self.shares.get_mut(&key)?;
-        share.waiting.front_mut().map(|(_, item)| item)
-    }
-
-    /// Takes what [`WaitingQueue::peek`] shows.
-    pub(crate) fn pop(&mut self) -> Option<T> {
-        if let Some((_, item)) = self.preempted.pop_first() {
-            return Some(item);
-        }
-        let key = self.next_key()?;
-        let share = self.shares.get_mut(&key)?;
-        self.virtual_time = self.virtual_time.max(share.served_tokens);
-        share.waiting.pop_front().map(|(_, item)| item)
-    }
-
-    /// `tokens` were spent on a request of this key.
-    pub(crate) fn charge(&mut self, key: ShareKey, tokens: usize) {
-        if let Some(share) = self.shares.get_mut(&key) {
-            share.served_tokens += tokens as u64;
-        }
-    }
-
-    /// A request of this key has ended.
-    pub(crate) fn leave(&mut self, key: ShareKey) {
-        let Some(share) = self.shares.get_mut(&key) else { return };
-        share.num_live -= 1;
-        if share.num_live == 0 {
-            self.shares.remove(&key);
+        match self.head?.at {
+            Place::Preempted(id) => self.preempted.get_mut(&id).map(|(_, item)| item),
+            Place::Waiting(share, id) => {
+                let waiting = &mut self.accounts.get_mut(&share)?.waiting;
+                waiting.iter_mut().find(|(other, _)| *other == id).map(|(_, item)| item)
+            }
         }
     }
 
-    /// Takes out every waiting item that `unwanted` names. Their keys must still [`WaitingQueue::leave`].
+    /// Takes what [`WaitingQueue::peek`] has shown.
+    pub(crate) fn pop(&mut self, now: Duration) -> Option<Taken<T>> {
+        let Head { class, at, is_out_of_order } = self.head.take()?;
+        self.last_turn.insert(class, now);
+        let item = match at {
+            Place::Preempted(id) => self.preempted.remove(&id)?.1,
+            Place::Waiting(share, id) => self.accounts.get_mut(&share)?.take(id)?,
+        };
+        Some(Taken { item, is_out_of_order })
+    }
+
+    /// `cost` was spent on a sequence of this share.
+    pub(crate) fn charge(&mut self, share: Share, weight: ShareWeight, cost: CostNs) {
+        if let Some(account) = self.accounts.get_mut(&share) {
+            account.credit -= cost.div_ceil(weight.0.get().into()) as i64;
+        }
+    }
+
+    /// Between the largest and the smallest credit of two shares of one class that wait.
+    pub(crate) fn widest_gap(&self) -> CostNs {
+        let gap_of = |class| {
+            let credits = || self.backlogged(class).map(|(_, account)| account.credit);
+            credits().max().unwrap_or_default() - credits().min().unwrap_or_default()
+        };
+        Class::ALL.map(gap_of).into_iter().max().unwrap_or_default() as CostNs
+    }
+
+    /// Takes out every waiting item that `unwanted` names. Their shares must still [`WaitingQueue::leave`].
     pub(crate) fn extract(&mut self, unwanted: impl Fn(&T) -> bool) -> Vec<T> {
-        let ids: Vec<_> = self.preempted.iter().filter(|(_, item)| unwanted(item)).map(|(&id, _)| id).collect();
-        let mut taken: Vec<_> = ids.iter().filter_map(|id| self.preempted.remove(id)).collect();
-        for share in self.shares.values_mut() {
-            if share.waiting.iter().any(|(_, item)| unwanted(item)) {
-                let (out, kept): (VecDeque<_>, _) = share.waiting.drain(..).partition(|(_, item)| unwanted(item));
-                share.waiting = kept;
+        let preempted = take_out(&mut self.preempted, |(_, item)| unwanted(item));
+        let mut taken: Vec<_> = preempted.into_iter().map(|(_, item)| item).collect();
+        for account in self.accounts.values_mut() {
+            if account.waiting.iter().any(|(_, item)| unwanted(item)) {
+                let (out, kept): (VecDeque<_>, _) = account.waiting.drain(..).partition(|(_, item)| unwanted(item));
+                account.waiting = kept;
                 taken.extend(out.into_iter().map(|(_, item)| item));
             }
+        }
+        if !taken.is_empty() {
+            self.head = None;
         }
         taken
     }
 
-    /// Where a key starts that has nothing waiting.
-    fn start_of_arrivals(&self) -> u64 {
-        let backlogged = self.shares.values().filter(|share| !share.waiting.is_empty());
-        let least_served = backlogged.map(|share| share.served_tokens).min();
-        least_served.map_or(self.virtual_time, |served| served.max(self.virtual_time))
+    fn account_mut(&mut self, share: Share) -> &mut Account<T> {
+        self.accounts.get_mut(&share).expect("every sequence enters before it waits")
     }
 
-    fn next_key(&self) -> Option<ShareKey> {
-        let backlogged = self.shares.iter().filter_map(|(key, share)| {
-            let (id, _) = share.waiting.front()?;
-            Some((share.served_tokens, *id, *key))
-        });
-        backlogged.min().map(|(_, _, key)| key)
+    /// Somebody of this class came: whoever was chosen before keeps its turn only before equals.
+    fn reconsider(&mut self, class: Class) {
+        if self.head.is_some_and(|head| class < head.class && !head.is_out_of_order) {
+            self.head = None;
+        }
     }
+
+    fn backlogged(&self, class: Class) -> impl Iterator<Item = (&Share, &Account<T>)> {
+        self.accounts.iter().filter(move |(share, account)| share.class == class && !account.waiting.is_empty())
+    }
+
+    fn choose(&mut self, now: Duration, cached_tokens: impl Fn(&mut T) -> usize) -> Option<Head> {
+        let (mut best, mut overdue) = (None, None);
+        for class in Class::ALL {
+            if !self.waits(class) {
+                self.last_turn.remove(&class);
+                continue;
+            }
+            let waited = now.saturating_sub(*self.last_turn.entry(class).or_insert(now));
+            if best.is_none() {
+                best = Some(class);
+            } else if overdue.is_none() && waited >= self.patience && !self.is_ahead(class) {
+                overdue = Some(class);
+            }
+        }
+        let class = overdue.or(best)?;
+        let preempted = self.preempted.keys().find(|id| id.class == class).map(|&id| Place::Preempted(id));
+        let at = match preempted {
+            Some(place) => place,
+            None => self.choose_share(class, cached_tokens)?,
+        };
+        Some(Head { class, at, is_out_of_order: overdue.is_some() })
+    }
+
+    /// Its share may have spent the credit that it was chosen with.
+    fn may_start(&self, head: Head) -> bool {
+        match head.at {
+            Place::Preempted(_) => true,
+            Place::Waiting(share, _) => self.accounts.get(&share).is_some_and(|account| account.credit > 0),
+        }
+    }
+
+    /// Of those that wait.
+    pub(crate) fn best_class(&self) -> Option<Class> {
+        Class::ALL.into_iter().find(|&class| self.waits(class))
+    }
+
+    fn waits(&self, class: Class) -> bool {
+        self.preempted.keys().any(|id| id.class == class) || self.backlogged(class).next().is_some()
+    }
+
+    /// A sequence of this class that had a turn out of order was preempted since: it stands with the better ones and goes
+    /// first.
+    fn is_ahead(&self, class: Class) -> bool {
+        self.preempted.iter().any(|(id, (share, _))| share.class == class && id.class < class)
+    }
+
+    /// Among the shares with credit.
+    fn choose_share(&mut self, class: Class, cached_tokens: impl Fn(&mut T) -> usize) -> Option<Place> {
+        self.give_rounds(class);
+        let eligible = self.accounts.iter_mut().filter(|(share, account)| share.class == class && account.credit > 0);
+        let mut best = None;
+        for (&share, account) in eligible {
+            let credit = account.credit;
+            for (id, item) in account.candidates() {
+                let rank = (cached_tokens(item), credit, std::cmp::Reverse(*id));
+                if best.is_none_or(|(found, _)| rank > found) {
+                    best = Some((rank, Place::Waiting(share, *id)));
+                }
+            }
+        }
+        best.map(|(_, place)| place)
+    }
+
+    /// As few as it takes for a share that waits to have credit. A share with nothing waiting pays its debt in them, and
+    /// saves nothing.
+    fn give_rounds(&mut self, class: Class) {
+        let Some(richest) = self.backlogged(class).map(|(_, account)| account.credit).max() else { return };
+        if richest > 0 {
+            return;
+        }
+        let given = (-richest / self.quantum + 1) * self.quantum;
+        for (_, account) in self.accounts.iter_mut().filter(|(share, _)| share.class == class) {
+            let most = if account.waiting.is_empty() { account.credit.max(0) } else { self.quantum };
+            account.credit = (account.credit + given).min(most);
+        }
+        self.accounts.retain(|_, account| account.num_live > 0 || account.credit < 0);
+    }
+}
+
+impl<T> Account<T> {
+    fn new() -> Self {
+        Self { credit: 0, num_live: 0, waiting: VecDeque::new(), passed_over: 0 }
+    }
+
+    /// Those that a cached prefix may bring forward.
+    fn candidates(&mut self) -> impl Iterator<Item = &mut (SequenceId, T)> {
+        let count = if self.passed_over < MAX_PASSED_OVER { MAX_CANDIDATES } else { 1 };
+        self.waiting.iter_mut().take(count)
+    }
+
+    fn take(&mut self, id: SequenceId) -> Option<T> {
+        let index = self.waiting.iter().position(|(other, _)| *other == id)?;
+        self.passed_over = if index == 0 { 0 } else { self.passed_over + 1 };
+        self.waiting.remove(index).map(|(_, item)| item)
+    }
+}
+
+/// Takes every value out of `map` that `unwanted` names, in order.
+pub(crate) fn take_out<K: Ord + Copy, V>(map: &mut BTreeMap<K, V>, unwanted: impl Fn(&V) -> bool) -> Vec<V> {
+    let keys: Vec<K> = map.iter().filter(|(_, value)| unwanted(value)).map(|(&key, _)| key).collect();
+    keys.iter().filter_map(|key| map.remove(key)).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: ShareKey = ShareKey(1);
-    const B: ShareKey = ShareKey(2);
-
-    fn queue(items: &[(ShareKey, u64)]) -> WaitingQueue<u64> {
-        let mut queue = WaitingQueue::new();
-        items.iter().for_each(|&(key, id)| queue.push(key, SequenceId(id), id));
-        queue
-    }
-
-    fn order(mut queue: WaitingQueue<u64>) -> Vec<u64> {
-        std::iter::from_fn(|| queue.pop()).collect()
-    }
-
-    #[test]
-    fn one_key_is_served_by_arrival() {
-        assert_eq!(order(queue(&[(A, 0), (A, 1), (A, 2)])), [0, 1, 2]);
-    }
-
-    #[test]
-    fn the_key_served_least_goes_first_however_long_the_backlog_of_the_other() {
-        let mut queue = queue(&[(A, 0), (A, 1), (A, 2), (B, 3), (B, 4)]);
-        let mut order = Vec::new();
-        for tokens in [100, 30, 30, 50, 50] {
-            let id = *queue.peek().unwrap();
-            assert_eq!(queue.pop(), Some(id));
-            queue.charge(if id < 3 { A } else { B }, tokens);
-            order.push(id);
-        }
-        assert_eq!(order, [0, 3, 4, 1, 2]);
-        assert!(queue.is_empty());
-    }
-
-    #[test]
-    fn silence_earns_no_credit() {
-        let mut queue = queue(&[(A, 0), (A, 1), (A, 2)]);
-        queue.pop();
-        queue.charge(A, 1000);
-        queue.pop();
-        queue.push(B, SequenceId(3), 3);
-        queue.charge(B, 1);
-        assert_eq!(queue.pop(), Some(2));
-    }
-
-    #[test]
-    fn a_backlogged_key_runs_however_many_keys_come_and_go() {
-        let mut queue = queue(&[(A, 0), (A, 1)]);
-        assert_eq!(queue.pop(), Some(0));
-        queue.charge(A, 1000);
-        // Single requests of ever new keys, each there before the last one leaves.
-        queue.push(ShareKey(100), SequenceId(100), 100);
-        let served = (101..110).find(|&id| {
-            queue.push(ShareKey(id), SequenceId(id), id);
-            let next = queue.pop().unwrap();
-            queue.charge(if next < 100 { A } else { ShareKey(next) }, 5);
-            if next >= 100 {
-                queue.leave(ShareKey(next));
-            }
-            next == 1
-        });
-        assert!(served.is_some(), "key A starves");
-    }
-
-    #[test]
-    fn preempted_items_come_first_oldest_first() {
-        let mut queue = queue(&[(A, 5)]);
-        queue.push_preempted(SequenceId(4), 4);
-        queue.push_preempted(SequenceId(2), 2);
-        assert_eq!(queue.num_preempted(), 2);
-        assert_eq!(order(queue), [2, 4, 5]);
-    }
-
-    #[test]
-    fn extracted_items_are_gone_and_a_key_is_forgotten_with_its_last_request() {
-        let mut queue = queue(&[(A, 0), (A, 1), (B, 2)]);
-        queue.push_preempted(SequenceId(7), 7);
-        let mut taken = queue.extract(|&id| id == 0 || id == 2 || id == 7);
-        taken.sort_unstable();
-        assert_eq!(taken, [0, 2, 7]);
-        queue.leave(B);
-        assert!(!queue.shares.contains_key(&B));
-        assert_eq!(order(queue), [1]);
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! What goes into the engine.
 
+use std::num::NonZeroU32;
+
 use passerelle_models::TokenId;
 
 use crate::constraint::Constraint;
@@ -16,7 +18,22 @@ pub struct ShareKey(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CacheSalt(pub [u8; 32]);
 
-/// A checked generation request.
+/// How large a share is beside others': 2 gets twice what 1 gets while both want more than there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareWeight(pub NonZeroU32);
+
+/// How urgent a request is. Whoever stands further up goes first and is preempted last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Class {
+    /// Somebody is waiting for it.
+    Interactive,
+    #[default]
+    Standard,
+    /// Uses what the others leave.
+    Batch,
+}
+
+/// A checked generation request. [`Request::new`] fills in what most callers leave alone.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub id: RequestId,
@@ -24,7 +41,15 @@ pub struct Request {
     pub prompt: Vec<TokenId>,
     pub sampling: SamplingParams,
     pub share_key: ShareKey,
+    pub share_weight: ShareWeight,
+    pub class: Class,
     pub cache_salt: CacheSalt,
+    /// Answers to the one prompt, which is computed and counted once. Choice 0 draws with the request's seed, each further
+    /// one with a seed of its own. At most as many as sequences may run at once.
+    pub num_choices: NonZeroU32,
+    /// Tokens that each choice may generate until [`crate::EventStream::grant`] adds to them; a choice that has used them
+    /// up is parked. `None`: all of `max_tokens`.
+    pub granted_tokens: Option<u32>,
     /// What the answer's tokens must look like together. It ends the answer once nothing can follow, whatever
     /// `min_tokens` says, and keeps stop tokens from ending it before it is whole.
     pub constraint: Option<Box<dyn Constraint>>,
@@ -68,6 +93,44 @@ pub struct SamplingParams {
     pub logprobs: Option<u8>,
     /// The same for every prompt position but the first. Switches prefix reuse off for this request.
     pub prompt_logprobs: Option<u8>,
+}
+
+impl Class {
+    /// The best first.
+    pub(crate) const ALL: [Self; 3] = [Self::Interactive, Self::Standard, Self::Batch];
+
+    /// One step up.
+    pub(crate) fn raised(self) -> Self {
+        match self {
+            Self::Interactive | Self::Standard => Self::Interactive,
+            Self::Batch => Self::Standard,
+        }
+    }
+}
+
+impl Default for ShareWeight {
+    fn default() -> Self {
+        Self(NonZeroU32::MIN)
+    }
+}
+
+impl Request {
+    /// One choice, fully granted, for share key 0 under a salt of zeros. Whoever serves several accounts sets both, as in
+    /// `Request { share_key, cache_salt, ..Request::new(id, prompt, sampling) }`.
+    pub fn new(id: RequestId, prompt: Vec<TokenId>, sampling: SamplingParams) -> Self {
+        Self {
+            id,
+            prompt,
+            sampling,
+            share_key: ShareKey(0),
+            share_weight: ShareWeight::default(),
+            class: Class::default(),
+            cache_salt: CacheSalt([0; 32]),
+            num_choices: NonZeroU32::MIN,
+            granted_tokens: None,
+            constraint: None,
+        }
+    }
 }
 
 impl Default for SamplingParams {

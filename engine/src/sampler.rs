@@ -30,11 +30,15 @@ pub(crate) struct Sampler {
     selected: Vec<TokenId>,
     /// The row as the model gave it, where log-probabilities are wanted.
     original: Vec<f32>,
+    /// The row once more, where several choices draw from it.
+    again: Vec<f32>,
 }
 
 /// Everything a choice depends on beside the logits.
 #[derive(Debug)]
 pub(crate) struct Choice<'a> {
+    /// Among the request's.
+    pub(crate) index: u32,
     pub(crate) params: &'a SamplingParams,
     pub(crate) constraint: Option<Allowed<'a>>,
     pub(crate) counts: Option<&'a TokenCounts>,
@@ -47,6 +51,21 @@ pub(crate) struct Choice<'a> {
 pub(crate) struct SequenceOutput {
     pub(crate) prompt_logprobs: Vec<Option<TokenLogprobs>>,
     pub(crate) token: Option<TokenEvent>,
+    /// One for each further choice that the sequence stands for.
+    pub(crate) further_tokens: Vec<TokenEvent>,
+}
+
+impl<'a> Choice<'a> {
+    fn of(sequence: &'a Sequence, index: u32) -> Self {
+        Self {
+            index,
+            params: &sequence.sampling,
+            constraint: sequence.allowed(),
+            counts: sequence.counts(),
+            generated: sequence.generated(),
+            seed: sequence.seed_of(index),
+        }
+    }
 }
 
 impl Sampler {
@@ -63,19 +82,20 @@ impl Sampler {
             .enumerate()
             .map(|(row, position)| token_logprobs(rows.row(row), sequence.tokens()[position + 1], num_top).map(Some))
             .collect::<Result<_, _>>()?;
-        let token = if sequence.samples_next() {
-            let choice = Choice {
-                params: &sequence.sampling,
-                constraint: sequence.allowed(),
-                counts: sequence.counts(),
-                generated: sequence.generated(),
-                seed: sequence.seed,
-            };
-            Some(self.sample(rows.row_mut(num_prompt_rows), &choice)?)
-        } else {
-            None
-        };
-        Ok(SequenceOutput { prompt_logprobs, token })
+        let mut output = SequenceOutput { prompt_logprobs, token: None, further_tokens: Vec::new() };
+        if sequence.samples_next() {
+            let row = rows.row_mut(num_prompt_rows);
+            let first = sequence.choices().start;
+            for choice in sequence.choices().skip(1) {
+                let mut again = std::mem::take(&mut self.again);
+                again.clear();
+                again.extend_from_slice(row);
+                output.further_tokens.push(self.sample(&mut again, &Choice::of(sequence, choice))?);
+                self.again = again;
+            }
+            output.token = Some(self.sample(row, &Choice::of(sequence, first))?);
+        }
+        Ok(output)
     }
 
     /// Chooses a token. `row` is used up.
@@ -94,7 +114,7 @@ impl Sampler {
             self.draw(row, max, params, uniform(choice.seed, choice.generated.len() as u64))
         };
         let logprobs = params.logprobs.map(|num_top| token_logprobs(&self.original, token, num_top)).transpose()?;
-        Ok(TokenEvent { token, logprobs })
+        Ok(TokenEvent { choice: choice.index, token, logprobs })
     }
 
     /// The token at `point`, in [0, 1), of what temperature, top-k, top-p, min-p and typical-p leave.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use passerelle_models::{BlockId, TokenId};
 
@@ -10,11 +11,23 @@ use crate::constraint::{Allowed, AnswerEnd, Constraint};
 use crate::event::{FinishReason, RequestError, TokenLogprobs};
 use crate::event_stream::EventSender;
 use crate::prefix::BlockHash;
-use crate::request::{Request, RequestId, SamplingParams, ShareKey};
+use crate::random::mix;
+use crate::request::{Class, Request, RequestId, SamplingParams, ShareKey, ShareWeight};
 
-/// Arrival order. Doubles as age: a lower id is older.
+/// Names a sequence and says who goes first: the better class, then the older request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SequenceId(pub(crate) u64);
+pub(crate) struct SequenceId {
+    pub(crate) class: Class,
+    pub(crate) arrival: u64,
+    pub(crate) choice: u32,
+}
+
+/// Whose time a sequence takes. Classes are shared apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Share {
+    pub(crate) class: Class,
+    pub(crate) key: ShareKey,
+}
 
 /// ```text
 /// tokens:  [ prompt ............ | generated ... ]
@@ -24,12 +37,15 @@ pub(crate) struct SequenceId(pub(crate) u64);
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
     pub(crate) request_id: RequestId,
-    pub(crate) share_key: ShareKey,
+    pub(crate) share: Share,
+    pub(crate) share_weight: ShareWeight,
     pub(crate) sampling: SamplingParams,
-    /// The request's own, or drawn for it.
-    pub(crate) seed: u64,
+    /// The request's own, or drawn for it. Choices derive theirs from it.
+    seed: u64,
     pub(crate) events: EventSender,
-    pub(crate) ticket: Ticket,
+    has_started: bool,
+    /// Its choices share the request's place.
+    pub(crate) ticket: Arc<Ticket>,
     /// Covers `num_computed` tokens and those of the present step.
     pub(crate) block_table: Vec<BlockId>,
     /// Leading blocks of the table that the pool knows by their hash.
@@ -38,6 +54,8 @@ pub(crate) struct Sequence {
     pub(crate) num_computed: usize,
     /// Tokens of the present step.
     pub(crate) num_scheduled: usize,
+    /// Tokens that its share has paid for, or that were found computed. What is computed again is not paid again.
+    num_charged: usize,
     /// One entry per prompt token whose distribution was seen. Stays empty unless asked for.
     pub(crate) prompt_logprobs: Vec<Option<TokenLogprobs>>,
     tokens: Vec<TokenId>,
@@ -51,7 +69,7 @@ pub(crate) struct Sequence {
 /// What makes a [`Sequence`].
 #[derive(Debug)]
 pub(crate) struct NewSequence {
-    pub(crate) id: SequenceId,
+    pub(crate) arrival: u64,
     pub(crate) request: Request,
     pub(crate) seed: u64,
     pub(crate) events: EventSender,
@@ -59,7 +77,7 @@ pub(crate) struct NewSequence {
 }
 
 /// How often each token occurs, for the penalties. Kept only for requests that use one.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct TokenCounts {
     /// How often each token was generated.
     occurrences: BTreeMap<TokenId, u32>,
@@ -67,20 +85,24 @@ pub(crate) struct TokenCounts {
 
 impl Sequence {
     pub(crate) fn new(new: NewSequence) -> Self {
-        let Request { id, prompt, sampling, share_key, cache_salt, constraint } = new.request;
+        let Request { id, prompt, sampling, share_key: key, share_weight, class, cache_salt, constraint, .. } =
+            new.request;
         let counts = TokenCounts::for_request(&sampling, &prompt);
         let prompt_logprobs = if sampling.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         Self {
-            id: new.id,
+            id: SequenceId { class, arrival: new.arrival, choice: 0 },
             request_id: id,
-            share_key,
+            share: Share { class, key },
+            share_weight,
             seed: new.seed,
             events: new.events,
-            ticket: new.ticket,
+            has_started: false,
+            ticket: Arc::new(new.ticket),
             block_table: Vec::new(),
             num_registered_blocks: 0,
             num_computed: 0,
             num_scheduled: 0,
+            num_charged: 0,
             prompt_logprobs,
             prompt_len: prompt.len(),
             tokens: prompt,
@@ -90,6 +112,60 @@ impl Sequence {
             constraint,
             sampling,
         }
+    }
+
+    /// The same sequence for another choice, which from here on goes its own way. It holds no blocks yet.
+    pub(crate) fn fork(&self, events: EventSender) -> Self {
+        Self {
+            id: SequenceId { choice: events.choice(), ..self.id },
+            request_id: self.request_id,
+            share: self.share,
+            share_weight: self.share_weight,
+            sampling: self.sampling.clone(),
+            seed: self.seed,
+            events,
+            has_started: self.has_started,
+            ticket: Arc::clone(&self.ticket),
+            block_table: Vec::new(),
+            num_registered_blocks: 0,
+            num_computed: 0,
+            num_scheduled: 0,
+            num_charged: self.num_charged,
+            prompt_logprobs: Vec::new(),
+            tokens: self.tokens.clone(),
+            prompt_len: self.prompt_len,
+            root_hash: self.root_hash,
+            block_hashes: self.block_hashes.clone(),
+            counts: self.counts.clone(),
+            constraint: self.constraint.clone(),
+        }
+    }
+
+    /// It had its first step, or is about to have it.
+    pub(crate) fn has_started(&self) -> bool {
+        self.has_started
+    }
+
+    /// Its blocks are there: it leaves the queue. True if this is its first step and somebody still waits for it.
+    pub(crate) fn start(&mut self) -> bool {
+        self.ticket.leave_queue();
+        !std::mem::replace(&mut self.has_started, true) && self.events.start(self.num_computed)
+    }
+
+    /// The choices that this sequence stands for: all of the request's until their prompt is computed, then one.
+    pub(crate) fn choices(&self) -> Range<u32> {
+        self.id.choice..self.id.choice + self.events.num_choices()
+    }
+
+    /// What `choice` draws with. Choice 0 has the request's own seed.
+    pub(crate) fn seed_of(&self, choice: u32) -> u64 {
+        if choice == 0 { self.seed } else { mix(self.seed ^ mix(u64::from(choice))) }
+    }
+
+    /// It has generated what it may for now.
+    pub(crate) fn is_parked(&self) -> bool {
+        let generated = self.num_generated();
+        generated < self.sampling.max_tokens as usize && generated >= self.events.granted_tokens()
     }
 
     pub(crate) fn tokens(&self) -> &[TokenId] {
@@ -132,6 +208,13 @@ impl Sequence {
     /// A prefix hit would skip positions whose logits were asked for.
     pub(crate) fn may_reuse_prefix(&self) -> bool {
         self.sampling.prompt_logprobs.is_none()
+    }
+
+    /// The scheduled tokens that are computed for the first time; from now on they count as paid.
+    pub(crate) fn charge_scheduled(&mut self) -> Option<Range<usize>> {
+        let unpaid = self.num_charged.max(self.num_computed)..self.num_computed + self.num_scheduled;
+        self.num_charged = self.num_charged.max(unpaid.end);
+        (!unpaid.is_empty()).then_some(unpaid)
     }
 
     pub(crate) fn counts(&self) -> Option<&TokenCounts> {

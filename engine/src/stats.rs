@@ -13,6 +13,8 @@ pub struct EngineStats {
     pub waiting_tokens: usize,
     /// Sequences that were preempted and wait to run again.
     pub preempted: usize,
+    /// Sequences that wait for [`crate::EventStream::grant`].
+    pub parked: usize,
     /// Blocks of the KV cache.
     pub total_blocks: usize,
     /// Blocks that no sequence holds, whether they still carry a reusable prefix or not.
@@ -27,12 +29,22 @@ pub struct EngineStats {
     pub prompt_tokens_total: u64,
     /// The sum of `generated_tokens` over every request's [`crate::Usage`].
     pub generated_tokens_total: u64,
-    /// Sequences that gave their blocks to an older one.
+    /// The sum of `measured_ns` over every request's [`crate::Usage`].
+    pub measured_ns_total: u64,
+    /// Time of steps beside that: of requests that left during the step.
+    pub unclaimed_ns_total: u64,
+    /// Sequences that gave their blocks to one before them.
     pub preemptions_total: u64,
     /// Requests that ended in [`crate::Event::Failed`].
     pub failures_total: u64,
     /// Steps that ran and in which not every sequence failed.
     pub steps_total: u64,
+    /// How far apart the shares that wait are, in modelled time over weight: see `engine/src/policy.rs`.
+    pub fair_share_gap: Duration,
+    /// It is never more than this.
+    pub fair_share_bound: Duration,
+    /// Three requests failed within the minute that ends here, on the engine's clock. May lie in the past.
+    pub distrusted_until: Option<Duration>,
     /// When the present step began, on the engine's clock, its turn taken. `None` between steps and while idle.
     pub step_started: Option<Duration>,
     /// When the last step ended, on the engine's clock.
@@ -58,6 +70,10 @@ pub struct StepReport {
     pub running: usize,
     /// Requests that wait, after the step.
     pub waiting: usize,
+    /// How far apart the shares that wait are, after the step.
+    pub fair_share_gap: Duration,
+    /// It is never more than this.
+    pub fair_share_bound: Duration,
     /// Blocks that no sequence holds, after the step.
     pub free_blocks: usize,
     /// Blocks of the KV cache.

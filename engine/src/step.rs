@@ -8,24 +8,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::admission::{Admission, Phase};
+use crate::batch::ScheduledBatch;
+use crate::calibration::calibrate;
 use crate::clock::Clock;
+use crate::cost::{CostNs, Shares};
+use crate::doorbell::RungFlag;
 use crate::engine::{Door, EngineHandle, EngineParts};
 use crate::error::EngineError;
-use crate::event::{Event, FinishReason, RequestError};
+use crate::event::{Event, FinishReason, RequestError, TokenEvent};
 use crate::kv_cache_manager::Prefixes;
 use crate::model_runner::{ModelRunner, StepLogits};
 use crate::sampler::{Sampler, SequenceOutput};
-use crate::scheduler::{ScheduledBatch, Scheduler};
+use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, SequenceId};
 use crate::stats::{EngineStats, StepObserver, StepReport};
+use crate::trust::{MAX_FRUITLESS_STEPS, Outcome, Trust};
 use crate::turns::StepTurns;
 
 /// New requests taken in per step, so that a flood of them cannot hold up the step.
 const MAX_COMMANDS_PER_STEP: usize = 256;
-
-/// A model that fails every sequence of this many steps in a row will not recover: the engine dies, so that its traffic
-/// goes elsewhere.
-pub(crate) const MAX_FRUITLESS_STEPS: usize = 16;
 
 /// The engine without its thread. [`crate::Engine`] runs it; a simulation steps it by hand.
 #[derive(Debug)]
@@ -37,12 +38,14 @@ pub struct StepLoop {
     turns: StepTurns,
     clock: Arc<dyn Clock>,
     observer: Observer,
+    rung: RungFlag,
     shared: Arc<Shared>,
     stats: EngineStats,
-    /// Requests that are over, until they hear it.
+    /// Sequences that failed in this step.
+    failed_sequences: usize,
+    trust: Trust,
+    /// Sequences that are over, until their readers hear it.
     ended: Vec<(Sequence, Ending)>,
-    /// Steps in a row in which every sequence failed.
-    fruitless_steps: usize,
 }
 
 #[derive(Debug)]
@@ -82,19 +85,28 @@ impl StepLoop {
         };
         let shared =
             Arc::new(Shared { admission: Arc::new(Admission::new(&config)), stats: Mutex::new(stats.clone()) });
-        let door = Door::new(name, model.as_ref(), &config, sender, Arc::clone(&shared));
+        let rung = RungFlag::default();
+        let door = Door::new(name, model.as_ref(), &config, (sender, rung.clone()), Arc::clone(&shared));
+        let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
+        let costs = match config.costs {
+            Some(costs) => costs,
+            None => calibrate(&mut runner, clock.as_ref(), &config).map_err(EngineError::Calibration)?,
+        };
+        tracing::info!(?costs, "nanoseconds that work costs");
         let step_loop = Self {
             commands,
-            runner: ModelRunner::new(model, config.num_kv_blocks)?,
-            scheduler: Scheduler::new(config, block_size),
+            scheduler: Scheduler::new(config, costs, block_size),
+            runner,
             sampler: Sampler::default(),
             turns,
             clock,
             observer: Observer(observer),
+            rung,
             shared,
             stats,
+            failed_sequences: 0,
+            trust: Trust::default(),
             ended: Vec::new(),
-            fruitless_steps: 0,
         };
         Ok((step_loop, EngineHandle::new(door)))
     }
@@ -104,23 +116,23 @@ impl StepLoop {
         self.take_commands();
         let turns = self.turns.clone();
         // Whoever has nothing to compute takes nobody's turn.
-        let turn = (!self.scheduler.is_idle()).then(|| turns.take());
+        let turn = self.scheduler.has_work().then(|| turns.take());
         let before = self.begin();
         if turn.is_some() {
             // The wait may have been long.
             self.take_commands();
         }
         self.drain_aborts();
-        let batch = self.scheduler.schedule();
+        let batch = self.scheduler.schedule(self.stats.step_started.unwrap_or_default());
         let logits = self.run(&batch);
         self.drain_aborts();
         self.update(&batch, logits);
         self.end(&batch, &before)
     }
 
-    /// Nothing runs and nothing waits inside; a command may still be on its way.
+    /// Nothing runs, waits or is parked inside; a command may still be on its way.
     pub fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_empty()
     }
 
     /// # Panics
@@ -129,10 +141,10 @@ impl StepLoop {
         self.scheduler.check_integrity();
     }
 
-    /// Steps until shut down, sleeping on the command queue while idle.
+    /// Steps until shut down, sleeping on the command queue while there is nothing to run.
     pub(crate) fn run_until_stopped(mut self) {
         while self.shared.admission.phase() < Phase::Stopping {
-            if self.scheduler.is_idle() {
+            if !self.scheduler.has_work() {
                 match self.commands.recv() {
                     Ok(command) => self.accept(command),
                     Err(_) => break,
@@ -159,7 +171,7 @@ impl StepLoop {
     fn accept(&mut self, command: Command) {
         match command {
             Command::Add(sequence) => self.scheduler.add(*sequence),
-            Command::Wake => {}
+            Command::Wake => self.rung.clear(),
         }
     }
 
@@ -170,9 +182,9 @@ impl StepLoop {
     }
 
     fn run(&mut self, batch: &ScheduledBatch) -> Option<StepLogits> {
-        let sequences: Vec<&Sequence> =
-            batch.sequences.iter().filter_map(|scheduled| self.scheduler.sequence(scheduled.id)).collect();
-        if sequences.is_empty() { None } else { Some(self.runner.run(&sequences)) }
+        let mut sequences: Vec<&Sequence> = Vec::with_capacity(batch.sequences.len());
+        sequences.extend(batch.sequences.iter().filter_map(|scheduled| self.scheduler.sequence(scheduled.id)));
+        if sequences.is_empty() { None } else { Some(self.runner.run(&sequences, &batch.copies)) }
     }
 
     fn update(&mut self, batch: &ScheduledBatch, logits: Option<StepLogits>) {
@@ -193,7 +205,21 @@ impl StepLoop {
         if let Some(logprobs) = sequence.take_prompt_logprobs() {
             sequence.events.send(Event::PromptLogprobs(logprobs));
         }
-        if let Some(event) = output.token {
+        if !output.further_tokens.is_empty() {
+            let senders = sequence.events.take_further_choices();
+            for (events, token) in senders.into_iter().zip(output.further_tokens) {
+                if let Some(fork) = self.scheduler.fork(id, events) {
+                    self.deliver(fork, Some(token));
+                }
+            }
+        }
+        self.deliver(id, output.token);
+    }
+
+    /// Hands a token to its reader and ends the sequence if it was the last one.
+    fn deliver(&mut self, id: SequenceId, token: Option<TokenEvent>) {
+        let Some(sequence) = self.scheduler.sequence_mut(id) else { return };
+        if let Some(event) = token {
             let appended = sequence.append(event.token);
             if !sequence.events.token(event) {
                 // Aborted in this very moment: the next drain ends it.
@@ -214,13 +240,16 @@ impl StepLoop {
     fn fail(&mut self, id: SequenceId, error: RequestError) {
         let Some(sequence) = self.scheduler.remove(id, Prefixes::Forget) else { return };
         tracing::error!(request = sequence.request_id.0, %error, "a request failed");
+        self.failed_sequences += 1;
         self.conclude(sequence, Ending::Failed(error));
     }
 
-    fn conclude(&mut self, mut sequence: Sequence, ending: Ending) {
+    fn conclude(&mut self, sequence: Sequence, ending: Ending) {
         // One that never ran still stands in the queue.
         sequence.ticket.leave_queue();
-        self.stats.failures_total += u64::from(matches!(ending, Ending::Failed(_)));
+        // Another choice of the request may have failed it already.
+        let fails = matches!(ending, Ending::Failed(_)) && sequence.events.mark_failed();
+        self.stats.failures_total += u64::from(fails);
         self.ended.push((sequence, ending));
     }
 
@@ -256,7 +285,8 @@ impl StepLoop {
     fn end(&mut self, batch: &ScheduledBatch, before: &EngineStats) -> StepReport {
         let now = self.clock.now();
         let duration = now.saturating_sub(self.stats.step_started.take().unwrap_or(now));
-        self.note_progress(batch.sequences.len(), self.stats.failures_total - before.failures_total);
+        self.note_outcome(now, batch.sequences.len(), self.stats.failures_total - before.failures_total);
+        self.share_out(batch, duration);
         self.stats.last_step_end = Some(now);
         self.stats.preemptions_total += batch.preemptions as u64;
         self.stats.prompt_tokens_total += batch.started_prompt_tokens;
@@ -270,19 +300,35 @@ impl StepLoop {
     }
 
     /// Counts the step unless every sequence failed.
-    fn note_progress(&mut self, num_sequences: usize, failures: u64) {
+    fn note_outcome(&mut self, now: Duration, num_sequences: usize, failed_requests: u64) {
+        let failed_sequences = std::mem::take(&mut self.failed_sequences);
+        self.stats.distrusted_until = self.trust.note_failures(now, failed_requests);
         if num_sequences == 0 {
             return;
         }
-        if failures < num_sequences as u64 {
-            self.stats.steps_total += 1;
-            self.fruitless_steps = 0;
-            return;
+        match self.trust.note_step(num_sequences, failed_sequences) {
+            Outcome::Fruitful => self.stats.steps_total += 1,
+            Outcome::Fruitless => {}
+            Outcome::Hopeless => {
+                tracing::error!(
+                    steps = MAX_FRUITLESS_STEPS,
+                    "every sequence of these steps failed; the engine gives up"
+                );
+                self.shared.admission.advance(Phase::Dead);
+            }
         }
-        self.fruitless_steps += 1;
-        if self.fruitless_steps == MAX_FRUITLESS_STEPS {
-            tracing::error!(steps = MAX_FRUITLESS_STEPS, "every sequence of these steps failed; the engine gives up");
-            self.shared.admission.advance(Phase::Dead);
+    }
+
+    /// Divides the step's time among the requests that took part, in proportion to what their tokens cost.
+    fn share_out(&mut self, batch: &ScheduledBatch, duration: Duration) {
+        let mut shares = Shares::of(duration, batch.sequences.iter().map(|scheduled| scheduled.cost).sum::<CostNs>());
+        for scheduled in &batch.sequences {
+            let share = shares.next(scheduled.cost);
+            let ended = || self.ended.iter().map(|(sequence, _)| sequence).find(|ended| ended.id == scheduled.id);
+            match self.scheduler.sequence(scheduled.id).or_else(ended) {
+                Some(sequence) if sequence.events.add_time(share) => self.stats.measured_ns_total += share,
+                _ => self.stats.unclaimed_ns_total += share,
+            }
         }
     }
 
@@ -291,12 +337,16 @@ impl StepLoop {
         let prefix = cache.prefix_totals();
         self.stats.running = self.scheduler.num_running();
         self.stats.preempted = self.scheduler.num_preempted();
+        self.stats.parked = self.scheduler.num_parked();
         self.stats.waiting = occupancy.waiting_requests;
         self.stats.waiting_tokens = occupancy.waiting_tokens;
         self.stats.free_blocks = cache.pool().num_free();
         self.stats.cached_blocks = cache.pool().num_cached();
         self.stats.prefix_query_tokens_total = prefix.query_tokens;
         self.stats.prefix_hit_tokens_total = prefix.hit_tokens;
+        let (gap, bound) = self.scheduler.fairness();
+        self.stats.fair_share_gap = Duration::from_nanos(gap);
+        self.stats.fair_share_bound = Duration::from_nanos(bound);
         self.shared.lock_stats().clone_from(&self.stats);
     }
 
@@ -311,6 +361,8 @@ impl StepLoop {
             failures: (after.failures_total - before.failures_total) as usize,
             running: after.running,
             waiting: after.waiting,
+            fair_share_gap: after.fair_share_gap,
+            fair_share_bound: after.fair_share_bound,
             free_blocks: after.free_blocks,
             total_blocks: after.total_blocks,
             prefix_query_tokens: after.prefix_query_tokens_total - before.prefix_query_tokens_total,
@@ -327,7 +379,7 @@ impl Drop for StepLoop {
         }
         // A panic within a panic would abort the process, so a poisoned lock is left alone.
         if let Ok(mut stats) = self.shared.stats.lock() {
-            (stats.running, stats.preempted, stats.step_started) = (0, 0, None);
+            (stats.running, stats.preempted, stats.parked, stats.step_started) = (0, 0, 0, None);
         }
     }
 }

@@ -5,10 +5,12 @@
 //! wrong position changes the answer. [`StubModel::logits`] computes the same from the tokens alone.
 
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use candle_core::{DType, Device};
-use passerelle_models::{BlockId, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, TokenId};
+use passerelle_models::{BlockCopy, BlockId, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, TokenId};
 
+use crate::clock::ManualClock;
 use crate::random::mix;
 
 /// A deterministic model for tests of the engine and of everything above it.
@@ -19,6 +21,7 @@ pub struct StubModel {
     max_position: usize,
     mishaps: Vec<(TokenId, Mishap)>,
     gate: Option<StepGate>,
+    pace: Option<Pace>,
     memory: Memory,
 }
 
@@ -33,6 +36,17 @@ pub enum Mishap {
     Nan,
 }
 
+/// How long steps take, on a clock that stands still otherwise. Clones share the clock.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// The engine's.
+    pub clock: ManualClock,
+    /// Whatever runs in it.
+    pub step: Duration,
+    /// For each token beyond the first of a sequence, in addition.
+    pub further_token: Duration,
+}
+
 /// Lets a test decide when steps run. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct StepGate {
@@ -43,7 +57,7 @@ impl StubModel {
     /// Ids below `vocab_size`, blocks of `block_size` tokens.
     pub fn new(vocab_size: usize, block_size: usize) -> Self {
         let memory = Memory { block_size, ..Memory::default() };
-        Self { vocab_size, block_size, max_position: 1 << 20, mishaps: Vec::new(), gate: None, memory }
+        Self { vocab_size, block_size, max_position: 1 << 20, mishaps: Vec::new(), gate: None, pace: None, memory }
     }
 
     /// The longest sequence the model claims to allow.
@@ -61,6 +75,12 @@ impl StubModel {
     /// Each step waits for the gate.
     pub fn with_gate(mut self, gate: StepGate) -> Self {
         self.gate = Some(gate);
+        self
+    }
+
+    /// Each step takes its time.
+    pub fn with_pace(mut self, pace: Pace) -> Self {
+        self.pace = Some(pace);
         self
     }
 
@@ -113,9 +133,18 @@ impl CausalLm for StubModel {
         KvCache::new(spec, num_blocks, &Device::Cpu)
     }
 
+    fn copy_blocks(&mut self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
+        copies.iter().for_each(|&copy| self.memory.copy(copy));
+        Ok(())
+    }
+
     fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
         if let Some(gate) = &self.gate {
             gate.pass();
+        }
+        if let Some(pace) = &self.pace {
+            let further = input.num_tokens() - input.num_sequences();
+            pace.clock.advance(pace.step + pace.further_token * further as u32);
         }
         self.memory.write(input);
         if self.has(input.tokens(), Mishap::Error) {
@@ -175,10 +204,21 @@ struct Memory {
 impl Memory {
     fn write(&mut self, input: &ModelInput) {
         for ((slot, &token), &position) in input.slots().iter().zip(input.tokens()).zip(input.positions()) {
-            let slot = slot.0 as usize;
-            self.slots.resize(self.slots.len().max(slot + 1), (TokenId::MAX, u32::MAX));
-            self.slots[slot] = (token, position);
+            *self.slot_mut(slot.0 as usize) = (token, position);
         }
+    }
+
+    fn copy(&mut self, copy: BlockCopy) {
+        let starts = [copy.from, copy.to].map(|block| block.0 as usize * self.block_size);
+        for offset in 0..self.block_size {
+            let held = *self.slot_mut(starts[0] + offset);
+            *self.slot_mut(starts[1] + offset) = held;
+        }
+    }
+
+    fn slot_mut(&mut self, slot: usize) -> &mut (TokenId, u32) {
+        self.slots.resize(self.slots.len().max(slot + 1), (TokenId::MAX, u32::MAX));
+        &mut self.slots[slot]
     }
 
     fn read(&self, table: &[BlockId], length: usize) -> Vec<(TokenId, u32)> {

@@ -7,6 +7,13 @@ pub type TokenId = u32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
+/// One block to be filled with what another holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    pub from: BlockId,
+    pub to: BlockId,
+}
+
 /// One token's place in the KV cache: `block * block_size + offset`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot(pub u32);
@@ -38,7 +45,9 @@ pub struct ModelInput {
     positions: Vec<u32>,
     slots: Vec<Slot>,
     query_start: Vec<usize>,
-    block_tables: Vec<Vec<BlockId>>,
+    /// The block tables of all sequences, one after the other, so that a step makes one list and not one a sequence.
+    blocks: Vec<BlockId>,
+    block_start: Vec<usize>,
     rows_to_sample: Vec<usize>,
 }
 
@@ -46,15 +55,21 @@ impl ModelInput {
     /// Errors when a sequence is empty, its blocks do not cover its tokens, or its sampled indexes are out of range or not
     /// ascending.
     pub fn new(block_size: usize, sequences: &[SequenceInput<'_>]) -> Result<Self, ModelError> {
+        let num_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        let num_blocks = sequences.iter().map(|sequence| sequence.block_table.len()).sum();
+        let num_rows = sequences.iter().map(|sequence| sequence.sample.len()).sum();
         let mut input = Self {
             block_size,
-            tokens: Vec::new(),
-            positions: Vec::new(),
-            slots: Vec::new(),
-            query_start: vec![0],
-            block_tables: Vec::with_capacity(sequences.len()),
-            rows_to_sample: Vec::new(),
+            tokens: Vec::with_capacity(num_tokens),
+            positions: Vec::with_capacity(num_tokens),
+            slots: Vec::with_capacity(num_tokens),
+            query_start: Vec::with_capacity(sequences.len() + 1),
+            blocks: Vec::with_capacity(num_blocks),
+            block_start: Vec::with_capacity(sequences.len() + 1),
+            rows_to_sample: Vec::with_capacity(num_rows),
         };
+        input.query_start.push(0);
+        input.block_start.push(0);
         for sequence in sequences {
             input.push(sequence)?;
         }
@@ -87,7 +102,8 @@ impl ModelInput {
             self.positions.push(position as u32);
             self.slots.push(Slot(block.0 * self.block_size as u32 + (position % self.block_size) as u32));
         }
-        self.block_tables.push(sequence.block_table[..end.div_ceil(self.block_size)].to_vec());
+        self.blocks.extend_from_slice(&sequence.block_table[..end.div_ceil(self.block_size)]);
+        self.block_start.push(self.blocks.len());
         self.query_start.push(self.tokens.len());
         Ok(())
     }
@@ -101,7 +117,7 @@ impl ModelInput {
     }
 
     pub fn num_sequences(&self) -> usize {
-        self.block_tables.len()
+        self.query_start.len() - 1
     }
 
     /// `[num_tokens]`
@@ -131,7 +147,7 @@ impl ModelInput {
 
     /// The blocks of sequence `i`, exactly covering its tokens up to the last one of this step.
     pub fn block_table(&self, sequence: usize) -> &[BlockId] {
-        &self.block_tables[sequence]
+        &self.blocks[self.block_start[sequence]..self.block_start[sequence + 1]]
     }
 
     /// Rows of the flat batch whose logits are wanted, ascending.

@@ -1,7 +1,7 @@
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
-use crate::ModelError;
+use crate::{BlockCopy, BlockId, ModelError};
 
 /// Consecutive keys that attention visits together. Tiles start at absolute positions 0, 16, 32 ..., whatever the block
 /// size, so that a row's sums do not depend on how the cache is cut.
@@ -89,6 +89,32 @@ impl KvCache {
         self.num_blocks
     }
 
+    /// Copies whole blocks in every layer, in order. Errors when the cache has no such block.
+    pub fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
+        for copy in copies {
+            if let Some(block) = [copy.from, copy.to].into_iter().find(|block| block.0 as usize >= self.num_blocks) {
+                return Err(ModelError::Input(format!("block {} of {}", block.0, self.num_blocks)));
+            }
+            for layer in &self.layers {
+                for tensor in [&layer.k, &layer.v] {
+                    let block = tensor.narrow(0, copy.from.0 as usize, 1)?.force_contiguous()?;
+                    tensor.slice_set(&block, 0, copy.to.0 as usize)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills one block of every layer with `value`, whatever it held.
+    pub fn fill_block(&mut self, block: BlockId, value: f32) -> Result<(), ModelError> {
+        for tensor in self.layers.iter().flat_map(|layer| [&layer.k, &layer.v]) {
+            let shape: Vec<usize> = std::iter::once(1).chain(tensor.dims()[1..].iter().copied()).collect();
+            let filling = Tensor::full(value, shape, tensor.device())?.to_dtype(tensor.dtype())?;
+            tensor.slice_set(&filling, 0, block.0 as usize)?;
+        }
+        Ok(())
+    }
+
     pub fn layer_mut(&mut self, layer: usize) -> &mut KvLayer {
         &mut self.layers[layer]
     }
@@ -169,6 +195,19 @@ mod tests {
     fn a_cache_that_no_memory_holds_is_an_error() {
         assert!(refusal(1, 1 << 30, 1 << 24).contains("no memory"));
         assert!(refusal(1, 1 << 60, 1 << 24).contains("no memory"));
+    }
+
+    #[test]
+    fn a_copied_block_holds_what_the_other_held_and_no_other_block_changes() {
+        let spec = KvCacheSpec { num_layers: 2, num_kv_heads: 1, head_dim: 3, dtype: DType::F32, block_size: KV_TILE };
+        let mut cache = KvCache::new(spec, 3, &Device::Cpu).unwrap();
+        let shape = cache.layers[1].k.narrow(0, 0, 1).unwrap().dims().to_vec();
+        let ones = Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+        cache.layers[1].k.slice_set(&ones, 0, 0).unwrap();
+        cache.copy_blocks(&[BlockCopy { from: BlockId(0), to: BlockId(2) }]).unwrap();
+        let sums: Vec<f32> = cache.layers[1].k.flatten_from(1).unwrap().sum(1).unwrap().to_vec1().unwrap();
+        assert_eq!(sums, [48.0, 0.0, 48.0]);
+        assert!(cache.copy_blocks(&[BlockCopy { from: BlockId(3), to: BlockId(0) }]).is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod error;
 mod layers;
 mod load;
 mod load_encoder;
+mod pulse;
 mod stored_dtype;
 mod vectors;
 mod weights;
@@ -23,7 +24,7 @@ pub use config::{LayerRun, ScoreActivation};
 pub use demo::demo_checkpoint;
 pub use encoder_input::{EncoderInput, EncoderSequence};
 pub use error::ModelError;
-pub use input::{BlockId, ModelInput, Slot, TokenId};
+pub use input::{BlockCopy, BlockId, ModelInput, Slot, TokenId};
 pub use kv_cache::{KvCache, KvCacheSpec};
 pub use layers::{Decoder, LayerObserver, TextEncoder};
 pub use load::{
@@ -34,6 +35,7 @@ pub use load_encoder::{
     checkpoint_kind, describe_encoder, load_encoder, load_text_encoder,
 };
 pub use logits::Logits;
+pub use pulse::Pulse;
 pub use stored_dtype::StoredDtype;
 pub use vectors::{Vectors, scale_to_unit_length};
 pub use weights::{CheckpointFiles, GgufMetadata};
@@ -59,6 +61,17 @@ pub trait CausalLm: Send {
     /// An empty cache of `num_blocks` blocks on the model's device.
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError>;
 
+    /// Beats while [`CausalLm::forward`] gets on, so that a long step is told from one that hangs. Models of one
+    /// [`ops::Compute`] share its pulse. A model without one must be quick.
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
+    }
+
+    /// Copies whole blocks, in order. A step that writes to them comes after.
+    fn copy_blocks(&mut self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
+        cache.copy_blocks(copies)
+    }
+
     /// Writes the K/V of every input token into `cache`, then returns the logits of `input.rows_to_sample()`, in that
     /// order, as f32.
     ///
@@ -76,6 +89,11 @@ pub trait Encoder: Send {
 
     /// Elements of a vector.
     fn width(&self) -> usize;
+
+    /// See [`CausalLm::pulse`].
+    fn pulse(&self) -> Pulse {
+        Pulse::default()
+    }
 
     /// One vector for each sequence of `input`, in its order.
     ///

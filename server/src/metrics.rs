@@ -70,6 +70,8 @@ pub struct EngineMetrics {
     prefix_hit_tokens: Counter,
     preemptions: Counter,
     failures: Counter,
+    fair_share_gap: Gauge,
+    fair_share_bound: Gauge,
     step_duration: Histogram,
 }
 
@@ -186,6 +188,8 @@ impl EngineMetrics {
             prefix_hit_tokens: counter(table::PREFIX_HIT_TOKENS),
             preemptions: counter(table::PREEMPTIONS),
             failures: counter(table::ENGINE_FAILURES),
+            fair_share_gap: gauge(table::FAIR_SHARE_GAP),
+            fair_share_bound: gauge(table::FAIR_SHARE_BOUND),
             step_duration: register_histogram(recorder, table::STEP_DURATION, &[model]),
         }
     }
@@ -201,6 +205,8 @@ impl StepObserver for EngineMetrics {
         self.prefix_hit_tokens.increment(report.prefix_hit_tokens);
         self.preemptions.increment(report.preemptions as u64);
         self.failures.increment(report.failures as u64);
+        self.fair_share_gap.set(report.fair_share_gap.as_secs_f64());
+        self.fair_share_bound.set(report.fair_share_bound.as_secs_f64());
         if report.num_sequences > 0 {
             self.step_duration.record(report.duration);
         }
@@ -268,7 +274,8 @@ mod tests {
         let model = metrics.model("demo").unwrap();
         model.first_token(Duration::from_millis(30));
         model.next_token(Duration::from_millis(7));
-        model.ended(Usage { prompt_tokens: 11, cached_tokens: 5, generated_tokens: 7 }, Duration::from_millis(900));
+        let used = Usage { prompt_tokens: 11, cached_tokens: 5, generated_tokens: 7, ..Usage::default() };
+        model.ended(used, Duration::from_millis(900));
         metrics.engine("demo").step(&StepReport {
             duration: Duration::from_millis(4),
             num_sequences: 3,

@@ -28,6 +28,7 @@ use passerelle::api::{
     ServeConfig, Serving, SseConfig, Tls,
 };
 use passerelle::config::{Config, TlsFiles, UnknownFields};
+use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::{AccountPath, Authenticator, RetryBounds, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -128,6 +129,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         config: api_config(config, guard)?,
         readiness: readiness.clone(),
     });
+    runtime.spawn(look_after_replicas(state.clone()));
     let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
         url,
@@ -162,6 +164,13 @@ impl Server {
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
         let drained = api::serve(self.listener, self.router, config, shutdown).await;
         tracing::info!(?drained, "the listener is closed");
+    }
+}
+
+async fn look_after_replicas(state: AppState) {
+    loop {
+        sleep(LOOK_EVERY).await;
+        state.serving().router.look();
     }
 }
 

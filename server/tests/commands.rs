@@ -151,6 +151,19 @@ fn inspect_says_what_the_demo_is_without_loading_it() {
 }
 
 #[test]
+fn inspect_says_what_an_encoder_gives() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures/encoders/bert");
+    let state = State::new();
+    let output = state.command(&["inspect", folder, "--json"]).output().expect("it runs");
+    let description: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&description["architecture"], &description["max_position"]), (&"BertModel".into(), &100.into()));
+    assert_eq!(description["gives"]["embedding_dimensions"], 20);
+    let output = state.command(&["inspect", folder]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("embeddings of 20 elements, of length 1") && said.contains("passage, query"), "{said}");
+}
+
+#[test]
 fn chat_answers_what_is_typed() {
     let state = State::new();
     let mut command = state.command(&["chat", "--temperature", "0"]);

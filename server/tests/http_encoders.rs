@@ -255,6 +255,8 @@ async fn rerank_and_score_honour_their_fields() {
     assert_eq!(answered(&client, "/score", pairs).await["data"].as_array().unwrap().len(), 2);
     let uneven = json!({ "model": RERANKER, "text_1": ["a", "b"], "text_2": ["c"] });
     assert_eq!(refused(&client, "/score", uneven).await.1.as_deref(), Some("text_2"));
+    let unframed = json!({ "model": RERANKER, "query": "q", "documents": ["a"], "add_special_tokens": false });
+    assert_eq!(refused(&client, "/rerank", unframed).await.1.as_deref(), Some("add_special_tokens"));
     let object = json!({ "model": RERANKER, "query": "q", "documents": [{ "title": "a" }] });
     assert_eq!(refused(&client, "/rerank", object).await.1.as_deref(), Some("documents[0]"));
     let long = json!({ "model": RERANKER, "query": "q", "documents": ["mairie ".repeat(120)] });
@@ -314,6 +316,12 @@ async fn a_full_queue_refuses_newcomers_and_a_long_list_waits_for_its_own_texts(
     let options = Options { gate: gate.clone(), ..Options::default() };
     let lane = EncoderConfig { max_waiting_texts: 5, max_batch_texts: 2, ..EncoderConfig::default() };
     let server = EncoderServer::with(options, lane).await;
+    // One text stands at the gate, so that whatever follows waits.
+    let client = server.client();
+    let first = tokio::spawn(async move { client.post(EMBEDDINGS, &json!({ "model": BERT, "input": "first" })).await });
+    while server.encoders[0].stats().running == 0 {
+        tokio::task::yield_now().await;
+    }
     let client = server.client();
     let many = json!({ "model": BERT, "input": (0..40).map(|n| n.to_string()).collect::<Vec<_>>() });
     let long = tokio::spawn(async move { client.post(EMBEDDINGS, &many).await });
@@ -323,6 +331,7 @@ async fn a_full_queue_refuses_newcomers_and_a_long_list_waits_for_its_own_texts(
     let refused = server.client().post(EMBEDDINGS, &json!({ "model": BERT, "input": "one more" })).await;
     assert_eq!((refused.status, refused.error_code().as_str()), (503, "queue_full"));
     gate.release();
+    assert_eq!(first.await.unwrap().status, 200);
     let answer = long.await.unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["data"].as_array().unwrap().len(), 40);

@@ -4,11 +4,14 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::client::{Client, Stream};
 use common::model::Gate;
 use common::{KEY, MODEL, Options, Server, limit};
 use passerelle::api::ApiConfig;
 use passerelle::gateway::Limit;
+use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -244,6 +247,25 @@ async fn a_client_that_leaves_before_its_whole_answer_frees_its_place() {
     assert!(server.engine.stats().generated_tokens_total < 1500);
     body["max_tokens"] = json!(2);
     assert_eq!(client.post(CHAT, &body).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disconnect_frees_its_blocks_within_50_ms() {
+    let server = Server::start().await;
+    let clock = SystemClock::new();
+    let mut fastest = Duration::MAX;
+    // The best of a few, because other processes hold up this one too.
+    for seed in 0..5 {
+        let mut stream = server.client().stream(CHAT, &chat(seed, 1900)).await;
+        stream.read_events(5).await;
+        assert!(server.engine.stats().free_blocks < server.engine.stats().total_blocks);
+        let left = clock.now();
+        drop(stream);
+        server.settle().await;
+        fastest = fastest.min(clock.now().saturating_sub(left));
+    }
+    assert!(server.engine.stats().generated_tokens_total < 5 * 1900, "the readers left before the end");
+    assert!(fastest < Duration::from_millis(50), "{fastest:?}");
 }
 
 #[tokio::test]

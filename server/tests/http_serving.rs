@@ -65,6 +65,7 @@ async fn an_answer_that_takes_too_long_ends_with_an_error() {
     body["stream"] = json!(false);
     let reply = client.post(CHAT, &body).await;
     assert_eq!((reply.status, reply.error_code().as_str()), (503, "request_timeout"));
+    assert_eq!(reply.headers["retry-after"], "5");
     gate.release();
     server.assert_at_rest().await;
 }

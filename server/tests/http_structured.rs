@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::client::Client;
+use common::client::{Client, Reply};
 use common::schemas::{Chance, accepts, random_schema};
 use common::{MODEL, Server};
 use serde_json::{Value, json};
@@ -26,6 +26,13 @@ async fn choice(client: &Client, body: &Value) -> Value {
     let reply = client.post(CHAT, body).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.json()["choices"][0].clone()
+}
+
+/// Where nothing is reasoning.
+async fn completion(client: &Client, extra: &Value) -> Reply {
+    let mut body = json!({"model": MODEL, "prompt": "say:Bonjour!", "max_tokens": 200});
+    extra.as_object().unwrap().iter().for_each(|(name, value)| body[name] = value.clone());
+    client.post(COMPLETIONS, &body).await
 }
 
 fn content(choice: &Value) -> &str {
@@ -70,9 +77,7 @@ async fn each_way_to_ask_for_a_structure_is_kept() {
         let got = choice(&server.client(), &body("say:{\"k\": 1} Bonjour!", &extra)).await;
         assert!(check(content(&got)), "{extra}: {got}");
         assert_eq!(got["finish_reason"], "stop", "{extra}");
-        let mut completion = json!({"model": MODEL, "prompt": "say:Bonjour!", "max_tokens": 200});
-        extra.as_object().unwrap().iter().for_each(|(name, value)| completion[name] = value.clone());
-        let reply = server.client().post(COMPLETIONS, &completion).await;
+        let reply = completion(&server.client(), &extra).await;
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert!(check(reply.json()["choices"][0]["text"].as_str().unwrap()), "{extra}: {}", reply.text());
     }
@@ -97,10 +102,10 @@ async fn what_already_has_the_structure_is_said_unchanged_and_streamed_the_same(
 async fn a_whole_structure_ends_the_answer_without_an_end_token() {
     let server = Server::start().await;
     let extra = json!({"guided_choice": ["oui"], "ignore_eos": true, "min_tokens": 50, "return_token_ids": true});
-    let got = choice(&server.client(), &body("x", &extra)).await;
-    assert_eq!((content(&got), got["token_ids"].as_array().unwrap().len()), ("oui", 3));
-    let cut = choice(&server.client(), &body("x", &json!({"guided_regex": "a{9}", "max_tokens": 5}))).await;
-    assert_eq!((content(&cut), &cut["finish_reason"]), ("aaaaa", &json!("length")));
+    let got = completion(&server.client(), &extra).await.json()["choices"][0].clone();
+    assert_eq!((got["text"].as_str(), got["token_ids"].as_array().unwrap().len()), (Some("oui"), 3));
+    let cut = completion(&server.client(), &json!({"guided_regex": "a{9}", "max_tokens": 5})).await.json();
+    assert_eq!((&cut["choices"][0]["text"], &cut["choices"][0]["finish_reason"]), (&json!("aaaaa"), &json!("length")));
 }
 
 #[tokio::test]
@@ -135,10 +140,92 @@ async fn what_cannot_be_kept_is_refused_by_name() {
 #[tokio::test]
 async fn a_contradiction_found_on_the_way_is_the_callers_mistake() {
     let server = Server::start().await;
-    let extra = json!({"guided_choice": ["oui"], "bad_words": ["o"]});
-    let reply = server.client().post(CHAT, &body("x", &extra)).await;
+    let reply = completion(&server.client(), &json!({"guided_choice": ["oui"], "bad_words": ["o"]})).await;
     assert_eq!((reply.status, reply.error_code().as_str()), (400, "invalid_value"), "{}", reply.text());
     server.assert_at_rest().await;
+}
+
+fn offered(strict: bool, extra: &Value) -> Value {
+    let function = json!({"name": "add", "parameters": number_schema(), "strict": strict});
+    let other = json!({"name": "look_up", "parameters": {"type": "object"}});
+    let mut offered = json!({"tools": [
+        {"type": "function", "function": function}, {"type": "function", "function": other}]});
+    extra.as_object().unwrap().iter().for_each(|(name, value)| offered[name] = value.clone());
+    offered
+}
+
+fn arguments(call: &Value) -> Value {
+    serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_tool_that_must_be_called_is_called() {
+    let server = Server::start().await;
+    let named = json!({"type": "function", "function": {"name": "add"}});
+    for (tool_choice, parallel) in [(json!("required"), true), (json!("required"), false), (named.clone(), true)] {
+        for temperature in [0.0, 1.5] {
+            // What the model would rather say is no call.
+            let bias = json!({"34": 4, "125": 4});
+            let extra = json!({"tool_choice": tool_choice, "parallel_tool_calls": parallel, "temperature": temperature,
+                "seed": 1, "logit_bias": bias, "max_tokens": 1000});
+            let got = choice(&server.client(), &body("say:I would rather talk.", &offered(false, &extra))).await;
+            let calls = got["message"]["tool_calls"].as_array().unwrap_or_else(|| panic!("{tool_choice}: {got}"));
+            assert_eq!(got["finish_reason"], "tool_calls", "{got}");
+            assert!(got["message"]["content"].is_null(), "{got}");
+            for call in calls {
+                let name = call["function"]["name"].as_str().unwrap();
+                assert!(name == "add" || tool_choice == "required", "{got}");
+                assert!(name != "add" || arguments(call)["sum"].is_i64(), "{got}");
+            }
+            assert!(calls.len() == 1 || parallel && tool_choice == "required", "{got}");
+        }
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_strict_tool_is_called_with_arguments_of_its_schema_or_not_at_all() {
+    let server = Server::start().await;
+    let wrong = "say:Now <tool_call>\n{\"name\": \"add\", \"arguments\": {\"sum\": 12345678}}\n</tool_call>";
+    let got = choice(&server.client(), &body(wrong, &offered(true, &json!({"max_tokens": 1000})))).await;
+    let call = &got["message"]["tool_calls"][0];
+    assert!(arguments(call)["sum"].as_i64().is_some_and(|sum| sum <= 999), "{got}");
+    assert!(content(&got).starts_with("Now"), "{got}");
+    let plain = choice(&server.client(), &body("say:Just <b>words</b>.", &offered(true, &json!({})))).await;
+    assert_eq!((content(&plain), &plain["finish_reason"]), ("Just <b>words</b>.", &json!("stop")));
+}
+
+#[tokio::test]
+async fn one_call_at_a_time_is_one_call() {
+    let server = Server::start().await;
+    let call = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"sum\": 1}}\n</tool_call>";
+    let asked = |parallel: bool| {
+        body(&format!("say:{call}\n{call}"), &offered(false, &json!({"parallel_tool_calls": parallel})))
+    };
+    for (parallel, calls) in [(true, 2), (false, 1)] {
+        let got = choice(&server.client(), &asked(parallel)).await;
+        assert_eq!(got["message"]["tool_calls"].as_array().unwrap().len(), calls, "{got}");
+    }
+}
+
+#[tokio::test]
+async fn a_choice_of_tools_that_makes_no_sense_is_refused_by_name() {
+    let server = Server::start().await;
+    let nobody = json!({"tool_choice": {"type": "function", "function": {"name": "nobody"}}});
+    let unenforceable = json!({"tools": [{"type": "function",
+        "function": {"name": "f", "strict": true, "parameters": {"type": "object", "not": {}}}}]});
+    let cases = [
+        (offered(false, &nobody), "tool_choice", "nobody"),
+        (json!({"tool_choice": "required"}), "tool_choice", "needs `tools`"),
+        (offered(false, &json!({"tool_choice": "any"})), "tool_choice", "required"),
+        (offered(false, &json!({"tool_choice": {"type": "custom"}})), "tool_choice.type", "function"),
+        (unenforceable, "tools", "not"),
+    ];
+    for (extra, param, named) in cases {
+        let reply = server.client().post(CHAT, &body("x", &extra)).await;
+        assert_eq!((reply.status, reply.param().as_deref()), (400, Some(param)), "{}", reply.text());
+        assert!(reply.message().contains(named), "{}", reply.text());
+    }
 }
 
 /// Asks for random structures, at several temperatures, and checks what is finished. Returns how many were.

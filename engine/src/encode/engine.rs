@@ -4,7 +4,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use passerelle_models::Encoder;
+use passerelle_models::{Encoder, Pulse};
 
 use super::EncodeRequest;
 use super::queue::Text;
@@ -84,6 +84,8 @@ struct Door {
     config: EncoderConfig,
     vocab_size: usize,
     commands: SyncSender<Command>,
+    /// The model's.
+    pulse: Pulse,
     shared: Arc<Shared>,
 }
 
@@ -138,6 +140,7 @@ impl EncoderConfig {
         EngineConfig {
             max_waiting_requests: self.max_waiting_texts,
             max_waiting_tokens: self.max_waiting_tokens,
+            max_num_seqs: self.max_batch_texts,
             ..EngineConfig::default()
         }
     }
@@ -157,6 +160,7 @@ impl EncoderEngine {
             vocab_size: model.vocab_size(),
             config: config.clone(),
             commands: sender,
+            pulse: model.pulse(),
             shared: Arc::clone(&shared),
         };
         let encode_loop = EncodeLoop::new(LoopParts { model, config, turns, clock, observer, commands, shared });
@@ -212,6 +216,11 @@ impl EncoderHandle {
         stats.waiting = occupancy.waiting_requests;
         stats.waiting_tokens = occupancy.waiting_tokens;
         stats
+    }
+
+    /// See [`crate::EngineHandle::progress`].
+    pub fn progress(&self) -> u64 {
+        self.door.shared.lock_stats().steps_total.wrapping_add(self.door.pulse.count())
     }
 
     /// The thread has panicked, or the model fails every batch. Nothing will ever run again.

@@ -1,10 +1,14 @@
-//! Texts that wait for a batch, in the order of [`crate::policy`]: shares in turn, each served by the tokens it was given.
+//! Texts that wait for a batch, in the order of [`crate::policy`]: shares in turn. A text costs its tokens.
+
+use std::time::Duration;
 
 use crate::admission::Ticket;
+use crate::cost::CostNs;
 use crate::encode::EncodeRequest;
 use crate::encode::reply::EncodeSender;
-use crate::policy::WaitingQueue;
-use crate::sequence::SequenceId;
+use crate::policy::{Taken, WaitingQueue};
+use crate::request::{Class, ShareWeight};
+use crate::sequence::{SequenceId, Share};
 
 /// A text, its place in the bounds and its way out.
 #[derive(Debug)]
@@ -27,9 +31,17 @@ pub(super) struct BatchBudget {
     pub(super) texts: usize,
 }
 
+impl Text {
+    fn share(&self) -> Share {
+        Share { class: Class::default(), key: self.request.share_key }
+    }
+}
+
 impl TextQueue {
-    pub(super) fn new() -> Self {
-        Self { waiting: WaitingQueue::new(), next_id: 0 }
+    /// A share may be a batch ahead of the others.
+    pub(super) fn new(max_batch_tokens: usize) -> Self {
+        // All texts are of one class, so nobody's patience ends.
+        Self { waiting: WaitingQueue::new(max_batch_tokens as CostNs, Duration::MAX), next_id: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -37,9 +49,11 @@ impl TextQueue {
     }
 
     pub(super) fn push(&mut self, text: Text) {
-        let id = SequenceId(self.next_id);
+        let (share, class) = (text.share(), Class::default());
+        let id = SequenceId { class, arrival: self.next_id, choice: 0 };
         self.next_id += 1;
-        self.waiting.push(text.request.share_key, id, text);
+        self.waiting.enter(share);
+        self.waiting.push(share, id, text);
     }
 
     /// Takes what nobody waits for any more.
@@ -55,26 +69,26 @@ impl TextQueue {
     pub(super) fn take_batch(&mut self, budget: BatchBudget) -> Vec<Text> {
         let (mut batch, mut tokens) = (Vec::new(), 0);
         while batch.len() < budget.texts
-            && let Some(next) = self.waiting.peek()
+            && let Some(next) = self.waiting.peek(Duration::ZERO, |_| 0)
         {
             let length = next.request.tokens.len();
             if !batch.is_empty() && tokens + length > budget.tokens {
                 break;
             }
-            let Some(mut text) = self.waiting.pop() else { break };
-            self.waiting.charge(text.request.share_key, length);
+            let Some(Taken { item: text, .. }) = self.waiting.pop(Duration::ZERO) else { break };
+            self.waiting.charge(text.share(), ShareWeight::default(), length as CostNs);
             tokens += length;
             text.ticket.leave_queue();
             batch.push(text);
         }
         // Only now: a share whose last text left would start again without what it was charged.
-        batch.iter().for_each(|text| self.waiting.leave(text.request.share_key));
+        batch.iter().for_each(|text| self.waiting.leave(text.share()));
         batch
     }
 
     fn extract(&mut self, unwanted: impl Fn(&Text) -> bool) -> Vec<Text> {
         let taken = self.waiting.extract(unwanted);
-        taken.iter().for_each(|text| self.waiting.leave(text.request.share_key));
+        taken.iter().for_each(|text| self.waiting.leave(text.share()));
         taken
     }
 }

@@ -15,7 +15,7 @@ use crate::admission::Phase;
 use crate::clock::Clock;
 use crate::event::RequestError;
 use crate::stats::{StepObserver, StepReport};
-use crate::step::MAX_FRUITLESS_STEPS;
+use crate::trust::MAX_FRUITLESS_STEPS;
 use crate::turns::StepTurns;
 
 /// New texts taken in per batch, so that a flood of them cannot hold up the batch.
@@ -41,7 +41,12 @@ pub(super) struct LoopParts {
 
 impl EncodeLoop {
     pub(super) fn new(parts: LoopParts) -> Self {
-        Self { parts, queue: TextQueue::new(), stats: EncoderStats::default(), fruitless: 0 }
+        Self {
+            queue: TextQueue::new(parts.config.max_batch_tokens),
+            parts,
+            stats: EncoderStats::default(),
+            fruitless: 0,
+        }
     }
 
     /// Runs until shut down, sleeping on the command queue while idle.

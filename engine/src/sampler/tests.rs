@@ -7,7 +7,7 @@ fn greedy() -> SamplingParams {
 }
 
 fn choice(params: &SamplingParams) -> Choice<'_> {
-    Choice { params, constraint: None, counts: None, generated: &[], seed: 0 }
+    Choice { index: 0, params, constraint: None, counts: None, generated: &[], seed: 0 }
 }
 
 fn token(row: &[f32], choice: &Choice<'_>) -> TokenId {

@@ -1,12 +1,17 @@
 use super::*;
 use crate::event_stream::EventStream;
 use crate::fixtures::{request, sequence};
-use crate::request::{SamplingParams, ShareKey};
+use crate::request::{Class, SamplingParams, ShareKey};
 
 /// Ten blocks of four tokens, and a model that answers with tokens nobody else has.
 struct Bench {
     scheduler: Scheduler,
     streams: Vec<EventStream>,
+    now: Duration,
+}
+
+fn id(arrival: u64) -> SequenceId {
+    SequenceId { class: Class::Standard, arrival, choice: 0 }
 }
 
 fn config() -> EngineConfig {
@@ -22,7 +27,8 @@ fn config() -> EngineConfig {
 
 impl Bench {
     fn new(config: EngineConfig) -> Self {
-        Self { scheduler: Scheduler::new(config, 4), streams: Vec::new() }
+        let costs = config.costs.unwrap();
+        Self { scheduler: Scheduler::new(config, costs, 4), streams: Vec::new(), now: Duration::ZERO }
     }
 
     fn add(&mut self, id: u64, prompt_len: usize) {
@@ -38,7 +44,7 @@ impl Bench {
 
     /// What ran: `(id, tokens)`.
     fn step(&mut self) -> Vec<(u64, usize)> {
-        let batch = self.scheduler.schedule();
+        let batch = self.scheduler.schedule(self.now);
         self.scheduler.check_integrity();
         for scheduled in &batch.sequences {
             let samples = self.scheduler.sequence(scheduled.id).unwrap().samples_next();
@@ -48,15 +54,19 @@ impl Bench {
             }
         }
         self.scheduler.check_integrity();
-        batch.sequences.iter().map(|scheduled| (scheduled.id.0, scheduled.num_tokens)).collect()
+        batch.sequences.iter().map(|scheduled| (scheduled.id.arrival, scheduled.num_tokens)).collect()
     }
 
-    fn table(&self, id: u64) -> Vec<u32> {
-        self.scheduler.sequence(SequenceId(id)).unwrap().block_table.iter().map(|block| block.0).collect()
+    fn sequence(&self, arrival: u64) -> &Sequence {
+        self.scheduler.sequence(id(arrival)).unwrap()
     }
 
-    fn remove(&mut self, id: u64) {
-        self.scheduler.remove(SequenceId(id), Prefixes::Keep).unwrap();
+    fn table(&self, arrival: u64) -> Vec<u32> {
+        self.sequence(arrival).block_table.iter().map(|block| block.0).collect()
+    }
+
+    fn remove(&mut self, arrival: u64) {
+        self.scheduler.remove(id(arrival), Prefixes::Keep).unwrap();
     }
 }
 
@@ -93,7 +103,7 @@ fn a_short_prompt_does_not_wait_for_long_ones() {
     // Half of the chunk of four goes to the oldest, half of the rest to the next, and what is left to the new one.
     assert_eq!(bench.step(), [(0, 1), (1, 2), (2, 1), (3, 1)]);
     bench.step();
-    assert_eq!(bench.scheduler.sequence(SequenceId(3)).unwrap().num_generated(), 1);
+    assert_eq!(bench.sequence(3).num_generated(), 1);
 }
 
 #[test]
@@ -156,7 +166,7 @@ fn the_youngest_gives_its_blocks_to_the_oldest_and_resumes_from_its_cached_prefi
     // Sixteen of its eighteen tokens stand in the cache; its generated token is not lost.
     assert_eq!(bench.step(), [(1, 2)]);
     assert_eq!(bench.table(1)[..4], [5, 6, 7, 8]);
-    assert_eq!(bench.scheduler.sequence(SequenceId(1)).unwrap().num_generated(), 3);
+    assert_eq!(bench.sequence(1).num_generated(), 3);
 }
 
 #[test]
@@ -192,11 +202,11 @@ fn a_prompt_whose_logprobs_are_wanted_runs_in_small_chunks() {
     let (sequence, stream) = sequence(asking);
     bench.scheduler.add(sequence);
     bench.streams.push(stream);
-    let batch = bench.scheduler.schedule();
+    let batch = bench.scheduler.schedule(Duration::ZERO);
     assert_eq!(batch.sequences[0].num_tokens, 3);
-    let sequence = bench.scheduler.sequence(SequenceId(0)).unwrap();
+    let sequence = bench.sequence(0);
     assert_eq!(sequence.prompt_logprob_positions(), 0..3);
-    assert_eq!(bench.scheduler.advance(SequenceId(0)).unwrap().num_computed, 3);
+    assert_eq!(bench.scheduler.advance(id(0)).unwrap().num_computed, 3);
 }
 
 #[test]
@@ -219,12 +229,89 @@ fn extracted_sequences_give_their_blocks_back_wherever_they_are() {
     let mut bench = Bench::new(EngineConfig { max_num_seqs: 2, ..config() });
     (0..4).for_each(|id| bench.add(id, 5));
     bench.step();
-    let taken = bench.scheduler.extract(|sequence| [0, 3].contains(&sequence.id.0));
+    let taken = bench.scheduler.extract(|sequence| [0, 3].contains(&sequence.id.arrival));
     assert_eq!(taken.len(), 2);
     bench.scheduler.check_integrity();
     assert_eq!(bench.scheduler.cache().pool().num_free(), 8);
     assert_eq!(bench.step(), [(1, 1), (2, 4)]);
     assert_eq!(bench.scheduler.extract(|_| true).len(), 2);
-    assert!(bench.scheduler.is_idle());
+    assert!(bench.scheduler.is_empty());
     assert_eq!(bench.scheduler.cache().pool().num_free(), 10);
+}
+
+fn of_class(class: Class, arrival: u64) -> SequenceId {
+    SequenceId { class, arrival, choice: 0 }
+}
+
+impl Bench {
+    fn add_of_class(&mut self, class: Class, id: u64, prompt_len: usize) {
+        let prompt: Vec<_> = (0..prompt_len as u32).map(|token| id as u32 * 1000 + token).collect();
+        let (sequence, stream) = sequence(crate::Request { class, ..request(id, &prompt) });
+        self.scheduler.add(sequence);
+        self.streams.push(stream);
+    }
+}
+
+#[test]
+fn batch_gives_its_places_and_blocks_to_a_better_class_and_takes_what_is_left() {
+    let mut bench = Bench::new(EngineConfig { max_num_seqs: 2, ..config() });
+    bench.add_of_class(Class::Batch, 0, 4);
+    bench.add_of_class(Class::Batch, 1, 4);
+    assert_eq!(bench.step(), [(0, 4), (1, 4)]);
+    bench.add_of_class(Class::Interactive, 2, 3);
+    // The younger one goes; the interactive one runs first from now on.
+    assert_eq!(bench.step(), [(2, 3), (0, 1)]);
+    assert_eq!((bench.scheduler.num_preempted(), bench.scheduler.num_running()), (1, 2));
+    bench.scheduler.remove(of_class(Class::Interactive, 2), Prefixes::Keep).unwrap();
+    assert_eq!(bench.step(), [(0, 1), (1, 1)]);
+}
+
+#[test]
+fn a_batch_prompt_gets_only_the_budget_that_a_better_class_leaves() {
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 40, ..config() });
+    bench.add_of_class(Class::Batch, 0, 60);
+    assert_eq!(bench.step(), [(0, 16)]);
+    bench.add_of_class(Class::Standard, 1, 14);
+    assert_eq!(bench.step(), [(1, 14), (0, 2)]);
+}
+
+#[test]
+fn a_class_whose_patience_is_over_gets_a_turn_and_is_not_preempted_at_once() {
+    let patience = Duration::from_secs(5);
+    let mut bench = Bench::new(EngineConfig { max_num_seqs: 1, class_patience: patience, ..config() });
+    (0..4).for_each(|id| bench.add_of_class(Class::Standard, id, 2));
+    bench.add_of_class(Class::Batch, 9, 2);
+    assert_eq!(bench.step(), [(0, 2)]);
+    bench.remove(0);
+    bench.now += patience;
+    assert_eq!(bench.step(), [(9, 2)]);
+    // It has been raised to the class that waits, so it keeps its place.
+    assert_eq!(bench.step(), [(9, 1)]);
+}
+
+#[test]
+fn prompts_add_no_more_time_to_a_stream_than_was_configured() {
+    let costs = CostModel { prompt_token_ns: 1000.0, generated_token_ns: 5000.0, context_token_ns: 10.0 };
+    let most = Duration::from_nanos(6000);
+    let mut bench = Bench::new(EngineConfig {
+        num_kv_blocks: 200,
+        max_num_batched_tokens: 64,
+        prefill_chunk_tokens: 64,
+        max_added_latency: most,
+        costs: Some(costs),
+        ..config()
+    });
+    bench.add(0, 3);
+    bench.step();
+    bench.add(1, 300);
+    let mut chunks = Vec::new();
+    while bench.scheduler.sequence(id(1)).is_none_or(|sequence| sequence.num_remaining() > 1) {
+        let computed = bench.scheduler.sequence(id(1)).map_or(0, |sequence| sequence.num_computed);
+        let ran = bench.step();
+        assert_eq!(ran[0], (0, 1), "the stream moves at every step");
+        let added = costs.of_tokens(computed, ran[1].1);
+        assert!(added <= most.as_nanos() as CostNs || ran[1].1 == 1, "{added}");
+        chunks.push(ran[1].1);
+    }
+    assert!(chunks[0] == 5 && chunks.is_sorted_by(|a, b| a >= b), "a longer context leaves fewer tokens: {chunks:?}");
 }

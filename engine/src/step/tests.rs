@@ -132,3 +132,14 @@ fn one_step_that_succeeds_for_anyone_clears_an_engine_of_suspicion() {
     }
     assert!(handle.is_accepting());
 }
+
+#[test]
+fn failed_requests_are_told_of_with_the_time_until_which_they_count() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    let mut fail = |id| {
+        let _stream = handle.submit(request(id, &[POISON])).unwrap();
+        step_loop.step();
+        handle.stats().distrusted_until
+    };
+    assert_eq!([fail(0), fail(1), fail(2)], [None, None, Some(Duration::from_secs(60))]);
+}

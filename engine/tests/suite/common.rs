@@ -6,7 +6,7 @@ use passerelle_engine::clock::ManualClock;
 use passerelle_engine::testing::StubModel;
 use passerelle_engine::{
     CacheSalt, EngineConfig, EngineHandle, EngineParts, Event, EventStream, NullObserver, Request, RequestId,
-    SamplingParams, ShareKey, StepLoop, StepTurns,
+    SamplingParams, StepLoop, StepTurns,
 };
 
 pub(crate) const VOCAB: usize = 64;
@@ -48,14 +48,7 @@ pub(crate) fn greedy(max_tokens: u32) -> SamplingParams {
 }
 
 pub(crate) fn request(prompt: &[u32], sampling: SamplingParams) -> Request {
-    Request {
-        id: RequestId(1),
-        prompt: prompt.to_vec(),
-        sampling,
-        share_key: ShareKey(1),
-        cache_salt: CacheSalt([1; 32]),
-        constraint: None,
-    }
+    Request { cache_salt: CacheSalt([1; 32]), ..Request::new(RequestId(1), prompt.to_vec(), sampling) }
 }
 
 /// Steps until nothing is left to do, checking every block at each step.

@@ -72,8 +72,8 @@ fn whoever_shares_a_batch_has_the_bits_of_whoever_is_alone() {
 #[test]
 #[ignore = "measures time"]
 fn concurrent_texts_reach_four_fifths_of_the_direct_batch_rate() {
-    const ROUNDS: usize = 60;
-    const ATTEMPTS: usize = 5;
+    const ROUNDS: usize = 15;
+    const ATTEMPTS: usize = 8;
     let clock = SystemClock::new();
     let mut model = model();
     let engine = lane();
@@ -91,8 +91,10 @@ fn concurrent_texts_reach_four_fifths_of_the_direct_batch_rate() {
             });
         })
     };
-    // Other work on the machine can only slow either down, so the best of some attempts is the truth.
-    let share = (0..ATTEMPTS).map(|_| lane_rate() / direct_rate()).fold(0.0, f64::max);
+    // Other work on the machine can only slow either down, so the best of some attempts is the truth about each.
+    let attempts: Vec<_> = (0..ATTEMPTS).map(|_| (lane_rate(), direct_rate())).collect();
+    let best = |rate: fn(&(f64, f64)) -> f64| attempts.iter().map(rate).fold(0.0, f64::max);
+    let share = best(|attempt| attempt.0) / best(|attempt| attempt.1);
     eprintln!("{:.0} % of the direct batch rate", share * 100.0);
     assert!(share >= 0.8, "{share}");
 

@@ -1,8 +1,12 @@
 //! The engine from outside: what a request may rely on, and seeded simulations.
 
+mod chance;
+mod choices;
 mod common;
 mod constraints;
+mod crowd;
 mod decoder;
 mod encoders;
+mod grants;
 mod requests;
 mod simulation;

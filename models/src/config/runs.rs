@@ -35,7 +35,7 @@ fn attention(is: &AttentionSpec) -> Vec<String> {
     let reach = is.window.map_or("full attention".to_owned(), |window| format!("attention to {window} tokens"));
     let position = match &is.position {
         PositionSpec::Rope(rope) => {
-            let scaling = match rope.scaling {
+            let scaling = match &rope.scaling {
                 RopeScaling::Default => "",
                 RopeScaling::Linear { .. } => ", scaled linearly",
                 RopeScaling::Llama3 { .. } | RopeScaling::Divided { .. } => ", scaled as Llama 3",

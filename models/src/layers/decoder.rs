@@ -8,7 +8,7 @@ use super::positions::Positions;
 use crate::config::{DecoderSpec, OutputHead};
 use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
-use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
+use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
 
 /// A decoder assembled from a [`DecoderSpec`], of any family that the spec can describe.
 #[derive(Debug)]
@@ -166,6 +166,10 @@ impl CausalLm for Decoder {
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
         KvCache::new(self.kv_cache_spec, num_blocks, self.compute.device())
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.compute.pulse().clone()
     }
 
     fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {

@@ -12,7 +12,7 @@ use crate::config::{EncoderSpec, PipelineSpec};
 use crate::encoder_input::SCRATCH_BLOCK;
 use crate::ops::{AttentionPlan, Compute};
 use crate::weights::{CheckpointFiles, WeightLoader};
-use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, ModelError, Vectors};
+use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, ModelError, Pulse, Vectors};
 
 /// An encoder assembled from an [`EncoderSpec`], of any family that the spec can describe: also a decoder that is read as
 /// one.
@@ -121,6 +121,10 @@ impl Encoder for TextEncoder {
 
     fn width(&self) -> usize {
         self.head.width()
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.compute.pulse().clone()
     }
 
     fn forward(&mut self, input: &EncoderInput) -> Result<Vectors, ModelError> {

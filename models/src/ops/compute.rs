@@ -4,7 +4,7 @@ use std::sync::Arc;
 use candle_core::Device;
 
 use super::ComputePool;
-use crate::ModelError;
+use crate::{ModelError, Pulse};
 
 /// Where and how the ops run: a device, the bodies chosen for it, and the threads they share.
 ///
@@ -90,6 +90,11 @@ impl Compute {
     /// Threads that work on one op, the calling one included.
     pub fn num_threads(&self) -> usize {
         self.pool.num_threads()
+    }
+
+    /// Beats with every task of an op.
+    pub fn pulse(&self) -> &Pulse {
+        self.pool.pulse()
     }
 
     pub(crate) fn pool(&self) -> &ComputePool {

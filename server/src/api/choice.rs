@@ -16,9 +16,7 @@ use super::prepare::EncodedPrompt;
 use super::state::ServedModel;
 use super::wire::request::Output;
 use crate::gateway::Generation;
-use crate::text::{
-    AnswerDelta, AnswerParser, CallIds, Detokenizer, ReasoningStart, SkipSpecialTokens, StopMatcher, Tokenizer,
-};
+use crate::text::{AnswerDelta, AnswerParser, CallIds, Detokenizer, SkipSpecialTokens, StopMatcher, Tokenizer};
 
 /// A running choice. Dropping it aborts its request and settles what it used.
 #[derive(Debug)]
@@ -297,7 +295,8 @@ impl Writer {
 /// How many likely tokens the engine must report at prompt positions, for what the caller wants to see.
 pub(crate) fn engine_prompt_logprobs(output: &Output) -> Option<u8> {
     let echoed = if output.echo { output.logprobs } else { None };
-    echoed.max(output.prompt_logprobs)
+    let scored = output.prompt_scores.then_some(1);
+    echoed.max(output.prompt_logprobs).max(scored)
 }
 
 fn skip_of(output: &Output) -> SkipSpecialTokens {
@@ -305,24 +304,16 @@ fn skip_of(output: &Output) -> SkipSpecialTokens {
 }
 
 fn parser(spec: &ChoiceSpec) -> AnswerParser {
-    /// Tokens of the prompt's end that may spell the opening marker of reasoning.
-    const END_TOKENS: usize = 16;
     let AnswerKind::Chat { offered, begun } = &spec.kind else { return AnswerParser::new() };
-    let (text, prompt) = (&spec.model.text, &spec.prompt.tokens);
+    let text = &spec.model.text;
     let mut parser = AnswerParser::new();
     if !offered.is_empty() {
         parser = parser.with_tools(text.answers.tools, offered.iter().cloned());
     }
-    let Some(format) = text.answers.reasoning else { return parser };
-    let start = match begun {
-        Some(begun) => format.start_within(begun),
-        None => {
-            let end = &prompt[prompt.len().saturating_sub(END_TOKENS)..];
-            format.start_after(&text.tokenizer.decode(end, SkipSpecialTokens::No))
-        }
-    };
-    // What continues a content holds no reasoning: a marker there is what the text is about.
-    if begun.is_some() && start == ReasoningStart::Outside { parser } else { parser.with_reasoning(format, start) }
+    match text.answers.reasoning_after(&text.tokenizer, &spec.prompt.tokens, begun.as_deref()) {
+        Some((format, start)) => parser.with_reasoning(format, start),
+        None => parser,
+    }
 }
 
 fn logprob_of(tokenizer: &Tokenizer, entry: &TokenLogprobs, offset: usize) -> TokenLogprob {
@@ -331,6 +322,7 @@ fn logprob_of(tokenizer: &Tokenizer, entry: &TokenLogprobs, offset: usize) -> To
         token: TokenText { id: entry.token, bytes: tokenizer.token_bytes(entry.token), offset },
         logprob: entry.logprob,
         rank: entry.rank,
+        entropy: entry.entropy,
         top: entry.top.iter().map(candidate).collect(),
     }
 }

@@ -67,6 +67,8 @@ pub(crate) struct TokenLogprob {
     pub(crate) token: TokenText,
     pub(crate) logprob: f32,
     pub(crate) rank: u32,
+    /// Of the whole distribution, in nats.
+    pub(crate) entropy: f32,
     /// Best first.
     pub(crate) top: Vec<Candidate>,
 }

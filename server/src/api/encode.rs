@@ -30,7 +30,6 @@ const MAX_TEXTS_IN_FLIGHT: usize = 64;
 /// How an encoder is served.
 #[derive(Debug)]
 pub struct ServedEncoder {
-    pub frame: TextFrame,
     pub output: EncoderOutput,
 }
 
@@ -172,8 +171,8 @@ async fn frame(state: &AppState, model: &Arc<ServedModel>, texts: Texts) -> Resu
 /// What is done to each text of a request.
 struct Framing<'a> {
     text: &'a TextModel,
-    frame: &'a TextFrame,
-    add_special_tokens: bool,
+    /// `None` where every text is token ids already: a tokenizer that frames nothing does not stand in their way.
+    frame: Option<TextFrame>,
     prompt: &'a str,
     lower_case: bool,
     input_vocab_size: usize,
@@ -186,6 +185,9 @@ struct Framing<'a> {
 impl<'a> Framing<'a> {
     fn new(model: &'a ServedModel, encoder: &'a ServedEncoder, texts: &Texts) -> Result<Self, ApiError> {
         let longest = model.max_model_len;
+        let is_written = |item: &TextItem| !matches!(item, TextItem::Tokens(_));
+        let needs_frame = texts.add_special_tokens && texts.items.iter().any(is_written);
+        let frame = needs_frame.then(|| TextFrame::of(&model.text.tokenizer)).transpose()?;
         let (prompt, lower_case) = match &encoder.output {
             EncoderOutput::Embedding(embedding) => {
                 (prompt(embedding, texts.prompt_name.as_deref())?, embedding.lower_case)
@@ -197,8 +199,7 @@ impl<'a> Framing<'a> {
         };
         Ok(Self {
             text: &model.text,
-            frame: &encoder.frame,
-            add_special_tokens: texts.add_special_tokens,
+            frame,
             prompt,
             lower_case,
             input_vocab_size: model.input_vocab_size,
@@ -212,28 +213,34 @@ impl<'a> Framing<'a> {
     }
 
     fn apply(&self, item: &TextItem, name: &str) -> Result<FramedText, ApiError> {
-        let framed = match item {
-            TextItem::Tokens(tokens) => {
+        let framed = match (item, &self.frame) {
+            (TextItem::Tokens(tokens), _) => {
                 self.check_ids(tokens, name)?;
-                let kept = self.most.unwrap_or(usize::MAX).min(tokens.len());
-                FramedText { tokens: tokens[..kept].to_vec(), second_text: None }
+                self.unframed(tokens.clone())
             }
-            TextItem::Text(text) => {
-                let tokens = self.tokens(&format!("{}{text}", self.prompt))?;
-                if self.add_special_tokens {
-                    self.frame.single(tokens, self.most)
-                } else {
-                    let kept = self.most.unwrap_or(usize::MAX).min(tokens.len());
-                    FramedText { tokens: tokens[..kept].to_vec(), second_text: None }
-                }
+            (TextItem::Text(text), Some(frame)) => frame.single(self.prompted(text)?, self.most),
+            (TextItem::Text(text), None) => self.unframed(self.prompted(text)?),
+            (TextItem::Pair(first, second), Some(frame)) => {
+                frame.pair(&self.tokens(first)?, &self.tokens(second)?, self.most)
             }
-            TextItem::Pair(first, second) => self.frame.pair(&self.tokens(first)?, &self.tokens(second)?, self.most),
+            (TextItem::Pair(..), None) => {
+                return Err(invalid("add_special_tokens", "a pair of texts is told apart by them alone"));
+            }
         };
         match framed.tokens.len() {
             0 => Err(invalid(name, "holds no token")),
             length if length > self.longest => Err(too_long(name, length, self.longest)),
             _ => Ok(framed),
         }
+    }
+
+    fn unframed(&self, mut tokens: Vec<u32>) -> FramedText {
+        tokens.truncate(self.most.unwrap_or(usize::MAX));
+        FramedText { tokens, second_text: None }
+    }
+
+    fn prompted(&self, text: &str) -> Result<Vec<u32>, ApiError> {
+        self.tokens(&format!("{}{text}", self.prompt))
     }
 
     /// What somebody wrote stays text, special tokens too.

@@ -125,14 +125,11 @@ impl Shape {
             Prompt::Completions { .. } => Self { kind: AnswerKind::PlainText, start: AnswerStart::GoesOnFromPrompt },
             Prompt::Chat(chat) => {
                 let offered = chat.tools.iter().map(|tool| tool.name.clone()).collect();
-                let (begun, start) = match chat.ending {
-                    PromptEnding::ContinueFinalMessage => {
-                        let begun = chat.messages.last().and_then(|message| message.content.clone());
-                        (begun, AnswerStart::GoesOnFromPrompt)
-                    }
-                    PromptEnding::GenerationPrompt | PromptEnding::Closed => (None, AnswerStart::OwnText),
+                let start = match chat.ending {
+                    PromptEnding::ContinueFinalMessage => AnswerStart::GoesOnFromPrompt,
+                    PromptEnding::GenerationPrompt | PromptEnding::Closed => AnswerStart::OwnText,
                 };
-                Self { kind: AnswerKind::Chat { offered, begun }, start }
+                Self { kind: AnswerKind::Chat { offered, begun: chat.begun().map(str::to_owned) }, start }
             }
         }
     }
@@ -270,12 +267,10 @@ impl Admission<'_> {
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
         sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
-            id: self.state.next_request_id(),
-            prompt: prompt.tokens.clone(),
-            sampling,
             share_key: self.caller.account.share_key,
             cache_salt: self.cache_salt(),
             constraint: self.constraint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            ..EngineRequest::new(self.state.next_request_id(), prompt.tokens.clone(), sampling)
         }
     }
 

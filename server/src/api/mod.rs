@@ -16,6 +16,7 @@ mod delta;
 mod encode;
 mod errors;
 mod fields;
+mod form;
 mod generate;
 mod ids;
 mod launch;

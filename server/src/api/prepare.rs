@@ -7,17 +7,17 @@ use std::time::Duration;
 use passerelle_models::TokenId;
 use serde_json::Value;
 
-use super::causes::{grammar_refused, model_not_found, not_a_generator};
+use super::causes::{model_not_found, not_a_generator};
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{invalid, unsupported};
+use super::form::WantedForm;
 use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::sampling::Sampling;
-use super::wire::structure::Structure;
 use crate::gateway::Caller;
 use crate::text::grammar::CompiledGrammar;
-use crate::text::{AddSpecialTokens, GrammarBounds, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
+use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
 
 /// Everything of a request that its model's tokenizer has a say in.
 #[derive(Debug)]
@@ -61,14 +61,13 @@ pub(crate) async fn prepare(
     request: &GenerateRequest,
 ) -> Result<Prepared, ApiError> {
     let (now, bounds) = (state.clock().wall(), state.config().grammar);
-    let (bad_words, structure) = (request.sampling.bad_words.clone(), request.structure.clone());
+    let (bad_words, form) = (request.sampling.bad_words.clone(), WantedForm::of(&prompt, request.structure.clone()));
     let model = Arc::clone(model);
     let prepare = move || {
-        Ok(Prepared {
-            prompts: encode_all(&model.text, prompt, now)?,
-            bad_words: spell_bad_words(&model.text.tokenizer, &bad_words)?,
-            constraint: structure.map(|structure| compile(&model, &structure, &bounds)).transpose()?,
-        })
+        let prompts = encode_all(&model.text, prompt, now)?;
+        let first = prompts.first().map_or(&[][..], |prompt| &prompt.tokens);
+        let constraint = form.compile(&model, first, &bounds)?;
+        Ok(Prepared { bad_words: spell_bad_words(&model.text.tokenizer, &bad_words)?, constraint, prompts })
     };
     state.text_work().run(prepare).await
 }
@@ -101,11 +100,6 @@ fn encode_all(text: &TextModel, prompt: Prompt, now: Duration) -> Result<Vec<Enc
             prompts.into_iter().map(|prompt| encode_completion(text, prompt, add)).collect()
         }
     }
-}
-
-fn compile(model: &ServedModel, structure: &Structure, bounds: &GrammarBounds) -> Result<CompiledGrammar, ApiError> {
-    let compiled = model.grammars.compile(&structure.grammar, bounds);
-    compiled.map_err(|error| grammar_refused(&error, &structure.param))
 }
 
 /// A word as it is spelt at the start of a text, and after a space.

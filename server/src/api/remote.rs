@@ -87,6 +87,7 @@ fn check_output(output: &Output) -> Result<(), ApiError> {
     let shown = [
         (output.return_token_ids, "return_token_ids"),
         (output.prompt_logprobs.is_some(), "prompt_logprobs"),
+        (output.prompt_scores, "prompt_scores"),
         (output.echo && output.logprobs.is_some(), "echo"),
     ];
     match shown.into_iter().find(|(is_asked, _)| *is_asked) {

@@ -83,6 +83,8 @@ pub struct EngineConfig {
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     pub max_prefill_chunk_tokens: usize,
+    pub max_added_latency: Duration,
+    pub class_patience: Duration,
     pub max_queued_requests: usize,
     pub max_queued_tokens: usize,
     /// For all models together. `None`: a share of the free memory.
@@ -375,6 +377,8 @@ fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
         max_num_seqs,
         max_num_batched_tokens,
         max_prefill_chunk_tokens: count(written.max_prefill_chunk_tokens, 256).min(max_num_batched_tokens),
+        max_added_latency: period(written.max_added_latency, Duration::from_millis(250)),
+        class_patience: period(written.class_patience, Duration::from_secs(30)),
         max_queued_requests: count(written.max_queued_requests, 256),
         max_queued_tokens: count(written.max_queued_tokens, 1 << 20),
         kv_cache_memory: written.kv_cache_memory,

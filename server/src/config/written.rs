@@ -197,6 +197,10 @@ pub struct WrittenEngine {
     pub max_num_batched_tokens: Option<NonZeroUsize>,
     /// Prompt tokens a step may carry while other sequences generate.
     pub max_prefill_chunk_tokens: Option<NonZeroUsize>,
+    /// What prompts may add to the time between two tokens of a running stream, as measured at start-up.
+    pub max_added_latency: Option<Period>,
+    /// How long a class of requests waits for a turn, at most, while better ones take them all.
+    pub class_patience: Option<Period>,
     /// Requests that may wait, per model; one more is answered 503.
     pub max_queued_requests: Option<NonZeroUsize>,
     /// Prompt tokens that may wait, per model.
@@ -217,6 +221,8 @@ lay_over!(WrittenEngine {
     max_num_seqs,
     max_num_batched_tokens,
     max_prefill_chunk_tokens,
+    max_added_latency,
+    class_patience,
     max_queued_requests,
     max_queued_tokens,
     kv_cache_memory,

@@ -1,22 +1,23 @@
-//! Whether a replica gets anywhere, read from its own step counter and not from what it says of itself.
+//! Whether a replica gets anywhere, read from its own count of progress and not from what it says of itself.
 
 use std::time::Duration;
 
 use super::replica::Load;
 
-/// A replica with work that finishes no step for this long is passed over while another one is ready.
-pub const SLOW_AFTER: Duration = Duration::from_secs(2);
-/// For this long: it hangs. Until then it may be a long prompt on few cores, and a lone replica goes on serving.
-pub const STALLED_AFTER: Duration = Duration::from_secs(120);
+/// A replica with work and without progress for this long hangs. A busy one moves its count many times within a step, and
+/// also while it waits for another engine on the same threads, so no load makes it look like this.
+pub const STUCK_AFTER: Duration = Duration::from_millis(1500);
+/// Replicas are looked at this often, also while nobody asks for them: together with [`STUCK_AFTER`] below 2 seconds.
+pub const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Better ones first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     Ready,
-    /// It has work and finished no step for [`SLOW_AFTER`]; it is ready again at the next finished step.
-    Slow,
-    /// The same for [`STALLED_AFTER`]. Gets no requests.
-    Stalled,
+    /// Several of its requests failed within a minute. Passed over while another one is ready.
+    Distrusted,
+    /// It has work and made no progress for [`STUCK_AFTER`]; it is ready again when it does.
+    Stuck,
     /// An upstream that failed, or that asked for a pause. Gets no requests until its rest is over.
     Resting,
     /// It takes no more requests, ever.
@@ -26,30 +27,30 @@ pub enum Health {
 /// What was seen of a replica so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
-    steps: u64,
-    /// Since when it was seen with work and without a finished step.
+    count: u64,
+    /// Since when it was seen with work and without progress.
     waiting_since: Option<Duration>,
 }
 
 impl Health {
     /// Whether requests may go there at all.
     pub fn serves(self) -> bool {
-        self <= Self::Slow
+        self <= Self::Distrusted
     }
 }
 
 impl Progress {
     pub fn observe(&mut self, now: Duration, load: &Load) -> Health {
-        if load.steps != self.steps || !load.has_work() {
-            self.steps = load.steps;
+        if load.progress != self.count || !load.has_work() {
+            self.count = load.progress;
             self.waiting_since = load.has_work().then_some(now);
-            return Health::Ready;
         }
-        let since = *self.waiting_since.get_or_insert(now);
-        match now.saturating_sub(since) {
-            waited if waited >= STALLED_AFTER => Health::Stalled,
-            waited if waited >= SLOW_AFTER => Health::Slow,
-            _ => Health::Ready,
+        let is_stuck = self.waiting_since.is_some_and(|since| now.saturating_sub(since) >= STUCK_AFTER);
+        let is_distrusted = load.distrusted_until.is_some_and(|until| now < until);
+        match (is_stuck, is_distrusted) {
+            (true, _) => Health::Stuck,
+            (false, true) => Health::Distrusted,
+            (false, false) => Health::Ready,
         }
     }
 }
@@ -61,34 +62,50 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const NANOSECOND: Duration = Duration::from_nanos(1);
 
-    fn working(steps: u64) -> Load {
-        Load { running_requests: 1, steps, ..Load::default() }
+    fn working(progress: u64) -> Load {
+        Load { running_requests: 1, progress, ..Load::default() }
     }
 
     #[test]
-    fn work_without_a_step_makes_a_replica_slow_then_stalled_until_the_next_step() {
+    fn work_without_progress_makes_a_replica_stuck_until_it_moves() {
         let mut progress = Progress::default();
         assert_eq!(progress.observe(SECOND, &working(5)), Health::Ready);
-        assert_eq!(progress.observe(SECOND + SLOW_AFTER - NANOSECOND, &working(5)), Health::Ready);
-        assert_eq!(progress.observe(SECOND + SLOW_AFTER, &working(5)), Health::Slow);
-        assert_eq!(progress.observe(SECOND + STALLED_AFTER - NANOSECOND, &working(5)), Health::Slow);
-        assert_eq!(progress.observe(SECOND + STALLED_AFTER, &working(5)), Health::Stalled);
-        assert_eq!(progress.observe(SECOND + STALLED_AFTER, &working(6)), Health::Ready);
-        assert_eq!(progress.observe(2 * SECOND + STALLED_AFTER, &working(6)), Health::Ready);
+        assert_eq!(progress.observe(SECOND + STUCK_AFTER - NANOSECOND, &working(5)), Health::Ready);
+        assert_eq!(progress.observe(SECOND + STUCK_AFTER, &working(5)), Health::Stuck);
+        assert_eq!(progress.observe(10 * SECOND, &working(5)), Health::Stuck);
+        assert_eq!(progress.observe(10 * SECOND, &working(6)), Health::Ready);
+    }
+
+    #[test]
+    fn a_hang_is_seen_within_two_seconds_and_a_long_step_that_gets_on_never_is() {
+        assert!(STUCK_AFTER + LOOK_EVERY < 2 * SECOND);
+        let mut progress = Progress::default();
+        for look in 0..1000_u32 {
+            // The count moves with every task of every op.
+            assert_eq!(progress.observe(LOOK_EVERY * look, &working(u64::from(look / 5))), Health::Ready);
+        }
     }
 
     #[test]
     fn an_idle_replica_is_ready_however_long_nobody_looked() {
         let mut progress = Progress::default();
-        let idle = Load { steps: 5, ..Load::default() };
+        let idle = Load { progress: 5, ..Load::default() };
         assert_eq!(progress.observe(SECOND, &idle), Health::Ready);
         assert_eq!(progress.observe(1000 * SECOND, &idle), Health::Ready);
         assert_eq!(progress.observe(2000 * SECOND, &working(5)), Health::Ready, "its first step has only begun");
     }
 
     #[test]
-    fn requests_go_to_ready_and_slow_replicas_only() {
-        let all = [Health::Ready, Health::Slow, Health::Stalled, Health::Resting, Health::Closed];
+    fn a_replica_is_distrusted_until_its_failures_are_long_ago() {
+        let mut progress = Progress::default();
+        let failing = Load { distrusted_until: Some(60 * SECOND), ..Load::default() };
+        assert_eq!(progress.observe(59 * SECOND, &failing), Health::Distrusted);
+        assert_eq!(progress.observe(60 * SECOND, &failing), Health::Ready);
+    }
+
+    #[test]
+    fn requests_go_to_ready_and_distrusted_replicas_only() {
+        let all = [Health::Ready, Health::Distrusted, Health::Stuck, Health::Resting, Health::Closed];
         assert_eq!(all.map(Health::serves), [true, true, false, false, false]);
     }
 }

@@ -59,8 +59,10 @@ pub enum SubmitError {
 pub struct Load {
     pub waiting_requests: usize,
     pub running_requests: usize,
-    /// Steps finished since the engine started.
-    pub steps: u64,
+    /// Moves while the engine gets on, whatever it does.
+    pub progress: u64,
+    /// Too many of its requests failed lately, on the clock that it shares with whoever asks.
+    pub distrusted_until: Option<Duration>,
     /// Nothing will ever run there again.
     pub is_dead: bool,
 }
@@ -294,7 +296,8 @@ impl ReplicaDoor for EngineHandle {
         Load {
             waiting_requests: stats.waiting + stats.preempted,
             running_requests: stats.running,
-            steps: stats.steps_total,
+            progress: self.progress(),
+            distrusted_until: stats.distrusted_until,
             is_dead: self.is_dead(),
         }
     }
@@ -314,7 +317,8 @@ impl ReplicaDoor for EncoderHandle {
         Load {
             waiting_requests: stats.waiting,
             running_requests: stats.running,
-            steps: stats.steps_total,
+            progress: self.progress(),
+            distrusted_until: None,
             is_dead: self.is_dead(),
         }
     }
@@ -331,6 +335,7 @@ impl From<passerelle_engine::SubmitError> for SubmitError {
             Cause::InvalidSampling { parameter } => {
                 Self::Refused { parameter: Some(parameter), why: cause.to_string() }
             }
+            Cause::TooManyChoices { .. } => Self::Refused { parameter: Some("n"), why: cause.to_string() },
             Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
                 Self::Refused { parameter: None, why: cause.to_string() }
             }

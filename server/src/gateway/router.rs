@@ -106,10 +106,16 @@ impl Router {
         self.models.values().flat_map(|served| served.pool.replicas())
     }
 
-    /// Whether every model has a replica that serves.
+    /// Whether every model has a replica that is ready.
     pub fn is_ready(&self) -> bool {
         let now = self.clock.now();
-        self.models.values().all(|served| served.pool.serves(now))
+        self.models.values().all(|served| served.pool.is_ready(now))
+    }
+
+    /// Looks at every replica, so that one that hangs is known before anybody asks for it.
+    pub fn look(&self) {
+        let now = self.clock.now();
+        self.replicas().for_each(|replica| _ = replica.observe(now));
     }
 }
 

@@ -87,6 +87,16 @@ pub const PREEMPTIONS: Metric =
     counter("passerelle_preemptions_total", &["model"], "Sequences that gave up their KV blocks to another.");
 pub const ENGINE_FAILURES: Metric =
     counter("passerelle_engine_failures_total", &["model"], "Requests that failed in the engine.");
+pub const FAIR_SHARE_GAP: Metric = gauge(
+    "passerelle_fair_share_gap_seconds",
+    &["model"],
+    "Modelled compute time by which the account that waits with the most credit leads the one with the least.",
+);
+pub const FAIR_SHARE_BOUND: Metric = gauge(
+    "passerelle_fair_share_gap_bound_seconds",
+    &["model"],
+    "What passerelle_fair_share_gap_seconds never exceeds.",
+);
 pub const STEP_DURATION: Metric = histogram(
     "passerelle_step_duration_seconds",
     &["model"],
@@ -94,7 +104,7 @@ pub const STEP_DURATION: Metric = histogram(
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
 );
 
-pub const ALL: [Metric; 22] = [
+pub const ALL: [Metric; 24] = [
     INFO,
     REQUESTS,
     REQUEST_DURATION,
@@ -116,6 +126,8 @@ pub const ALL: [Metric; 22] = [
     PREFIX_HIT_TOKENS,
     PREEMPTIONS,
     ENGINE_FAILURES,
+    FAIR_SHARE_GAP,
+    FAIR_SHARE_BOUND,
     STEP_DURATION,
 ];
 

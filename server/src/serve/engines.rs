@@ -9,7 +9,7 @@ use passerelle::gateway::Tariff;
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, price_by_weights};
 use passerelle::metrics::{BuildInfo, Metrics};
-use passerelle::text::{GrammarCompiler, TextFrame};
+use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{EncoderEngine, EncoderParts, Engine, EngineParts, StepTurns};
 use passerelle_models::ops::Compute;
@@ -116,6 +116,9 @@ impl EngineBounds {
             max_waiting_tokens: config.max_queued_tokens,
             prefill_chunk_tokens: config.max_prefill_chunk_tokens,
             prompt_logprobs_chunk_tokens: config.prompt_logprobs_chunk_tokens,
+            max_added_latency: config.max_added_latency,
+            class_patience: config.class_patience,
+            costs: None,
             seed: random_seed()?,
         })
     }
@@ -149,7 +152,6 @@ fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<Serve
 }
 
 fn serve_encoder(model: &LoadedEncoder, kernels: &str) -> Result<ServedModel> {
-    let frame = TextFrame::of(&model.text.tokenizer).with_context(|| format!("model `{}`", model.name))?;
     Ok(ServedModel {
         name: model.name.clone(),
         text: Arc::clone(&model.text),
@@ -157,7 +159,7 @@ fn serve_encoder(model: &LoadedEncoder, kernels: &str) -> Result<ServedModel> {
         input_vocab_size: model.model.vocab_size(),
         grammars: Arc::new(GrammarCompiler::new(model.text.tokenizer.clone(), Vec::new())),
         eos_token_ids: Vec::new(),
-        encoder: Some(Arc::new(ServedEncoder { frame, output: model.description.output.clone() })),
+        encoder: Some(Arc::new(ServedEncoder { output: model.description.output.clone() })),
         defaults: GenerationDefaults::default(),
         fingerprint: fingerprint(&model.files, &model.description, kernels)?,
     })

@@ -1,6 +1,7 @@
 //! The text of an answer taken apart while it is written: what the model thought, what it says, and the tools it calls.
 
 use super::reasoning::{ReasoningFormat, ReasoningSplitter, ReasoningStart};
+use super::tokenizer::{SkipSpecialTokens, Tokenizer};
 use super::tools::{ToolCallParser, ToolFormat};
 
 /// A piece of an answer. Pieces of one kind that follow each other are one text, cut where tokens end.
@@ -43,6 +44,29 @@ impl AnswerFormat {
         let reasoning = ReasoningFormat::find(|text| template.contains(text));
         let reasoning = reasoning.or_else(|| ReasoningFormat::find(&has_token));
         Self { tools: tools.unwrap_or(ToolFormat::Json), reasoning }
+    }
+
+    /// Where an answer after this prompt begins, if it may hold reasoning. `begun`: the beginning of the same answer, which
+    /// the prompt ends with.
+    pub fn reasoning_after(
+        &self,
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        begun: Option<&str>,
+    ) -> Option<(ReasoningFormat, ReasoningStart)> {
+        /// Tokens of the prompt's end that may spell the opening marker of reasoning.
+        const END_TOKENS: usize = 16;
+        let format = self.reasoning?;
+        let start = match begun {
+            Some(begun) => format.start_within(begun),
+            None => {
+                let end = &prompt[prompt.len().saturating_sub(END_TOKENS)..];
+                format.start_after(&tokenizer.decode(end, SkipSpecialTokens::No))
+            }
+        };
+        // What continues a content holds no reasoning: a marker there is what the text is about.
+        let continues_content = begun.is_some() && start == ReasoningStart::Outside;
+        (!continues_content).then_some((format, start))
     }
 }
 

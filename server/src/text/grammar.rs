@@ -5,6 +5,7 @@
 //! bytes, depth, work and memory by [`GrammarBounds`]; the work for each token is bounded too, and what exceeds it fails
 //! that request alone. The parsing itself is `llguidance`'s.
 
+mod answer;
 mod compiler;
 mod follower;
 mod vocabulary;
@@ -12,6 +13,7 @@ mod vocabulary;
 use passerelle_engine::Constraint;
 use serde_json::Value;
 
+pub use answer::{AnswerForm, CallCount, CallNeed, CallableTool, ToolCalls};
 pub use compiler::GrammarCompiler;
 
 /// What an answer must look like, from its first byte to its last.

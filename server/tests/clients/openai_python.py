@@ -18,6 +18,7 @@ import tempfile
 import unittest
 
 import openai
+import pydantic
 
 ENCODER = pathlib.Path(__file__).parents[3] / "models/tests/fixtures/encoders/bert"
 
@@ -34,6 +35,15 @@ TOOL = {
         },
     },
 }
+
+
+class Sum(pydantic.BaseModel):
+    result: int = pydantic.Field(ge=0, le=999)
+    is_even: bool
+
+
+class GetWeather(pydantic.BaseModel):
+    city: str = pydantic.Field(max_length=20)
 
 
 def environment(folder):
@@ -129,6 +139,37 @@ class OpenServer(Served):
         ]
         answer = self.client.chat.completions.create(model="demo", messages=messages, tools=[TOOL], max_tokens=64)
         self.assertTrue(answer.choices[0].message.content)
+
+    def test_a_tool_that_must_be_called_is_called(self):
+        named = {"type": "function", "function": {"name": "get_weather"}}
+        for choice in ("required", named):
+            answer = self.chat("Tell me a story about a bridge and a cat.", tools=[TOOL], tool_choice=choice)
+            calls = answer.choices[0].message.tool_calls
+            self.assertEqual({call.function.name for call in calls}, {"get_weather"})
+            for call in calls:
+                self.assertIsInstance(json.loads(call.function.arguments)["city"], str)
+
+    def test_an_answer_is_parsed_into_a_model(self):
+        answer = self.client.chat.completions.parse(
+            model="demo",
+            messages=[{"role": "user", "content": "What is 12 + 7?"}],
+            response_format=Sum,
+            temperature=0,
+            max_tokens=128,
+        )
+        self.assertIsInstance(answer.choices[0].message.parsed, Sum)
+
+    def test_a_strict_tool_is_parsed_into_a_model(self):
+        answer = self.client.chat.completions.parse(
+            model="demo",
+            messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+            tools=[openai.pydantic_function_tool(GetWeather, name="get_weather")],
+            tool_choice="required",
+            temperature=0,
+            max_tokens=256,
+        )
+        for call in answer.choices[0].message.tool_calls:
+            self.assertIsInstance(call.function.parsed_arguments, GetWeather)
 
     def test_a_completion_echoes_and_gives_log_probabilities(self):
         answer = self.client.completions.create(

@@ -13,7 +13,7 @@ use passerelle::api::{
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::{Account, Authenticator, Ledger, Quota, Replica, Router};
 use passerelle::metrics::Metrics;
-use passerelle::text::{GrammarCompiler, TextFrame, TextModel};
+use passerelle::text::{GrammarCompiler, TextModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{EncoderConfig, EncoderEngine, EncoderHandle, EncoderParts, Engine, EngineParts, StepTurns};
 use passerelle_models::ops::Compute;
@@ -142,7 +142,6 @@ fn load(name: &str) -> (Box<dyn Encoder>, ServedModel) {
     let files = CheckpointFiles::directory(folder(name)).unwrap();
     let loaded = load_encoder(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |_| ()).unwrap();
     let text = TextModel::load(|file| Ok(std::fs::read(folder(name).join(file)).ok())).unwrap();
-    let frame = TextFrame::of(&text.tokenizer).unwrap();
     let served = ServedModel {
         name: name.to_owned(),
         grammars: Arc::new(GrammarCompiler::new(text.tokenizer.clone(), Vec::new())),
@@ -150,7 +149,7 @@ fn load(name: &str) -> (Box<dyn Encoder>, ServedModel) {
         max_model_len: loaded.description.model.max_position,
         input_vocab_size: loaded.model.vocab_size(),
         eos_token_ids: Vec::new(),
-        encoder: Some(Arc::new(ServedEncoder { frame, output: loaded.description.output })),
+        encoder: Some(Arc::new(ServedEncoder { output: loaded.description.output })),
         defaults: GenerationDefaults::default(),
         fingerprint: "fp_test".to_owned(),
     };

@@ -25,6 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::Pulse;
+
 /// A fixed set of threads. Dropping the pool joins them.
 pub struct ComputePool {
     shared: Arc<Shared>,
@@ -46,6 +48,7 @@ struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Job>,
     next_task: AtomicUsize,
+    pulse: Pulse,
     panic: Mutex<Option<Panic>>,
     stop: AtomicBool,
     /// Workers that sleep, or are about to.
@@ -86,6 +89,11 @@ impl ComputePool {
         Self { shared, turn: Mutex::new(()), workers }
     }
 
+    /// Beats with every task.
+    pub fn pulse(&self) -> &Pulse {
+        &self.shared.pulse
+    }
+
     pub fn num_threads(&self) -> usize {
         self.workers.len() + 1
     }
@@ -97,7 +105,10 @@ impl ComputePool {
     /// With the payload of the first task that panicked; tasks not yet claimed are then skipped. The pool stays usable.
     pub fn run(&self, num_tasks: usize, task: &Task<'_>) {
         if num_tasks <= 1 || self.workers.is_empty() {
-            (0..num_tasks).for_each(task);
+            for index in 0..num_tasks {
+                task(index);
+                self.shared.pulse.beat();
+            }
             return;
         }
         let turn = lock(&self.turn);
@@ -133,6 +144,7 @@ impl Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(Job { task: &|_| (), num_tasks: 0 }),
             next_task: AtomicUsize::new(0),
+            pulse: Pulse::default(),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
@@ -231,6 +243,7 @@ impl Shared {
                 self.next_task.store(job.num_tasks, SeqCst);
                 lock(&self.panic).get_or_insert(panic);
             }
+            self.pulse.beat();
         }
     }
 }

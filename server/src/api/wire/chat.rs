@@ -11,6 +11,7 @@ use super::structure::{STRUCTURE_FIELDS, read_structure};
 use super::tools::read_tools;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
+use crate::text::grammar::CallCount;
 
 pub(crate) const CHAT_FIELDS: &[Field] = &[
     honoured("messages"),
@@ -19,10 +20,10 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     honoured("top_logprobs"),
     honoured("tools"),
     honoured("tool_choice"),
+    honoured("parallel_tool_calls"),
     honoured("chat_template_kwargs"),
     honoured("add_generation_prompt"),
     honoured("continue_final_message"),
-    neutral("parallel_tool_calls", "[true]"),
     neutral("store", "[false]"),
     neutral("modalities", r#"[["text"]]"#),
     neutral("functions", "[[]]"),
@@ -68,8 +69,10 @@ pub(crate) fn read_chat_prompt(
     if ending == PromptEnding::ContinueFinalMessage && last_role != Some(Role::Assistant) {
         return Err(invalid("continue_final_message", "the last message must be the assistant's"));
     }
-    let tools = read_tools(fields, reader, bounds)?;
-    Ok(ChatPrompt { messages, tools, template_kwargs: read_kwargs(fields)?, ending })
+    let (tools, tool_choice) = read_tools(fields, reader, bounds)?;
+    let several = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
+    let call_count = if several { CallCount::Several } else { CallCount::One };
+    Ok(ChatPrompt { messages, tools, tool_choice, call_count, template_kwargs: read_kwargs(fields)?, ending })
 }
 
 fn read_ending(fields: &mut Fields) -> Result<PromptEnding, ApiError> {

@@ -38,6 +38,9 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
     if let Some(top) = output.prompt_logprobs {
         whole["prompt_logprobs"] = prompt_logprobs_json(&choice.prompt, top);
     }
+    if output.prompt_scores {
+        whole["prompt_scores"] = prompt_scores_json(&choice.prompt);
+    }
     if output.return_token_ids {
         whole["prompt_token_ids"] = json!(choice.prompt.token_ids);
         whole["token_ids"] = json!(choice.text.token_ids);
@@ -47,7 +50,8 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
 
 /// Nothing where the caller asked to see nothing of the prompt.
 fn add_prompt(choice: &mut Value, prompt: &PromptPart, output: &Output) -> Option<()> {
-    if !output.echo && output.prompt_logprobs.is_none() && !output.return_token_ids {
+    let shown = output.echo || output.prompt_logprobs.is_some() || output.prompt_scores || output.return_token_ids;
+    if !shown {
         return None;
     }
     if output.echo {
@@ -60,6 +64,9 @@ fn add_prompt(choice: &mut Value, prompt: &PromptPart, output: &Output) -> Optio
     }
     if let Some(top) = output.prompt_logprobs {
         choice["prompt_logprobs"] = prompt_logprobs_json(prompt, top);
+    }
+    if output.prompt_scores {
+        choice["prompt_scores"] = prompt_scores_json(prompt);
     }
     if output.return_token_ids {
         choice["prompt_token_ids"] = json!(prompt.token_ids);
@@ -153,6 +160,20 @@ fn shown(token: &TokenLogprob, num_top: usize) -> Vec<Candidate> {
     candidates
 }
 
+/// Parallel arrays with an entry per prompt token, `null` for the first.
+fn prompt_scores_json(prompt: &PromptPart) -> Value {
+    let of = |score: fn(&TokenLogprob) -> Value| -> Vec<Value> {
+        prompt.tokens.iter().map(|token| token.logprob.as_ref().map_or(Value::Null, score)).collect()
+    };
+    json!({
+        "token_logprobs": of(|token| json!(logprob_json(token.logprob))),
+        "ranks": of(|token| json!(token.rank)),
+        "entropies": of(|token| json!(token.entropy)),
+        "top_token_ids": of(|token| json!(token.top.first().map(|top| top.id))),
+        "top_logprobs": of(|token| json!(token.top.first().map(|top| logprob_json(top.logprob)))),
+    })
+}
+
 /// A list with one dictionary by token id per prompt token, `null` for the first.
 fn prompt_logprobs_json(prompt: &PromptPart, num_top: u8) -> Value {
     let entries = prompt.tokens.iter().map(|token| {
@@ -177,6 +198,7 @@ fn prompt_logprobs_json(prompt: &PromptPart, num_top: u8) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::delta::PromptToken;
 
     fn candidate(id: TokenId, text: &str, logprob: f32) -> Candidate {
         Candidate { id, bytes: text.as_bytes().to_vec(), logprob }
@@ -184,7 +206,7 @@ mod tests {
 
     fn token(id: TokenId, text: &str, logprob: f32, top: Vec<Candidate>) -> TokenLogprob {
         let token = TokenText { id, bytes: text.as_bytes().to_vec(), offset: 0 };
-        TokenLogprob { token, logprob, rank: 9, top }
+        TokenLogprob { token, logprob, rank: 9, entropy: 0.5, top }
     }
 
     #[test]
@@ -206,12 +228,20 @@ mod tests {
     }
 
     #[test]
+    fn scores_of_a_prompt_are_a_few_numbers_for_each_token() {
+        let first = PromptToken { text: TokenText { id: 3, bytes: b"x".to_vec(), offset: 0 }, logprob: None };
+        let second = token(7, "cat", -3.0, vec![candidate(1, "dog", -0.5)]);
+        let tokens = vec![first, PromptToken { text: second.token.clone(), logprob: Some(second) }];
+        let scores = prompt_scores_json(&PromptPart { tokens, ..PromptPart::default() });
+        let expected = json!({"token_logprobs": [null, -3.0], "ranks": [null, 9], "entropies": [null, 0.5],
+            "top_token_ids": [null, 1], "top_logprobs": [null, -0.5]});
+        assert_eq!(scores, expected);
+    }
+
+    #[test]
     fn the_first_prompt_token_has_no_logprob() {
         let first = TokenText { id: 3, bytes: b"x".to_vec(), offset: 0 };
-        let prompt = PromptPart {
-            tokens: vec![super::super::super::delta::PromptToken { text: first, logprob: None }],
-            ..PromptPart::default()
-        };
+        let prompt = PromptPart { tokens: vec![PromptToken { text: first, logprob: None }], ..PromptPart::default() };
         let mut arrays = Arrays::new(1);
         arrays.push_prompt(&prompt);
         let json = arrays.into_json();

@@ -16,6 +16,7 @@ pub(crate) const COMPLETION_FIELDS: &[Field] = &[
     honoured("echo"),
     honoured("logprobs"),
     honoured("prompt_logprobs"),
+    honoured("prompt_scores"),
     honoured("add_special_tokens"),
     neutral("suffix", r#"[""]"#),
 ];
@@ -36,6 +37,7 @@ pub(crate) fn read_completions(
         echo: fields.boolean("echo")?.unwrap_or(false),
         logprobs: read_logprob_count(&mut fields, "logprobs")?,
         prompt_logprobs: read_logprob_count(&mut fields, "prompt_logprobs")?,
+        prompt_scores: fields.boolean("prompt_scores")?.unwrap_or(false),
         ..read_output(&mut fields, &mut reader)?
     };
     let sampling = read_sampling(&mut fields, &output, bounds)?;
@@ -52,8 +54,9 @@ pub(crate) fn read_completions(
 fn read_sampling(fields: &mut Fields, output: &Output, bounds: &RequestBounds) -> Result<Sampling, ApiError> {
     let mut sampling = Sampling::read(fields, bounds)?;
     sampling.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
-    if sampling.max_tokens == Some(0) && !output.echo && output.prompt_logprobs.is_none() {
-        return Err(invalid("max_tokens", "0 is only allowed with `echo` or `prompt_logprobs`"));
+    let asks_about_prompt = output.echo || output.prompt_logprobs.is_some() || output.prompt_scores;
+    if sampling.max_tokens == Some(0) && !asks_about_prompt {
+        return Err(invalid("max_tokens", "0 is only allowed with `echo`, `prompt_logprobs` or `prompt_scores`"));
     }
     check_min_tokens(&sampling)?;
     Ok(sampling)

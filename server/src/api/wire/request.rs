@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use super::messages::Message;
 use super::sampling::Sampling;
 use super::structure::Structure;
-use super::tools::Tool;
+use super::tools::{Tool, ToolChoice};
+use crate::text::grammar::CallCount;
 
 /// Bounds on what one request may carry, whatever the body limit.
 #[derive(Debug, Clone, Copy)]
@@ -74,8 +75,21 @@ pub(crate) struct ChatPrompt {
     pub(crate) messages: Vec<Message>,
     /// Offered tools; empty under `tool_choice: "none"`.
     pub(crate) tools: Vec<Tool>,
+    pub(crate) tool_choice: ToolChoice,
+    /// One under `parallel_tool_calls: false`.
+    pub(crate) call_count: CallCount,
     pub(crate) template_kwargs: Map<String, Value>,
     pub(crate) ending: PromptEnding,
+}
+
+impl ChatPrompt {
+    /// The beginning of the answer, if it stands in the prompt.
+    pub(crate) fn begun(&self) -> Option<&str> {
+        match self.ending {
+            PromptEnding::ContinueFinalMessage => self.messages.last()?.content.as_deref(),
+            PromptEnding::GenerationPrompt | PromptEnding::Closed => None,
+        }
+    }
 }
 
 /// How a rendered conversation ends.
@@ -104,6 +118,8 @@ pub(crate) struct Output {
     /// Show the prompt before the answer (completions).
     pub(crate) echo: bool,
     pub(crate) prompt_logprobs: Option<u8>,
+    /// Show a few numbers for each prompt position: how likely its token was, and how sure the model.
+    pub(crate) prompt_scores: bool,
     pub(crate) return_token_ids: bool,
     pub(crate) keep_special_tokens: bool,
 }

@@ -6,9 +6,7 @@ use serde_json::Value;
 
 use super::request::{Output, RequestBounds, StreamOptions, StreamUsage};
 use crate::api::errors::ApiError;
-use crate::api::fields::{
-    Field, Fields, Reader, honoured, integer, invalid, neutral, number, too_many, unsupported, wrong_type,
-};
+use crate::api::fields::{Field, Fields, Reader, honoured, integer, invalid, neutral, number, too_many, wrong_type};
 
 /// Fields that every generating route reads, in one place.
 pub(crate) const SAMPLING_FIELDS: &[Field] = &[
@@ -292,9 +290,4 @@ pub(crate) fn check_min_tokens(sampling: &Sampling) -> Result<(), ApiError> {
 pub(crate) fn read_logprob_count(fields: &mut Fields, name: &str) -> Result<Option<u8>, ApiError> {
     let count = fields.integer(name, 0..=MAX_LOGPROBS)?;
     Ok(count.map(|count| u8::try_from(count).expect("MAX_LOGPROBS is below 256")))
-}
-
-/// Refuses a value the server knows but cannot serve yet.
-pub(crate) fn not_yet(name: &str, what: &str) -> ApiError {
-    unsupported(name, format!("{what} is not supported by this server"))
 }

@@ -122,8 +122,6 @@ fn what_is_known_but_not_supported_is_refused_by_name() {
     let image = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
     let cases = [
         (json!({"n": 2}), "n"),
-        (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"tool_choice": {"type": "function", "function": {"name": "f"}}}), "tool_choice"),
         (json!({"structured_outputs": {"structural_tag": {}}}), "structured_outputs.structural_tag"),
         (json!({"store": true}), "store"),
         (json!({"priority": 3}), "priority"),

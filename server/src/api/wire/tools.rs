@@ -3,13 +3,13 @@
 use serde_json::Value;
 
 use super::request::RequestBounds;
-use super::sampling::not_yet;
-use crate::api::errors::ApiError;
-use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
+use crate::api::errors::{ApiError, echoed};
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, required, too_many, wrong_type};
 
 const TOOL_FIELDS: &[Field] = &[honoured("type"), honoured("function")];
 const FUNCTION_FIELDS: &[Field] =
-    &[honoured("name"), honoured("description"), honoured("parameters"), neutral("strict", "[false]")];
+    &[honoured("name"), honoured("description"), honoured("parameters"), honoured("strict")];
+const NAMED_FIELDS: &[Field] = &[honoured("name")];
 const MAX_NAME_CHARS: usize = 64;
 
 /// An offered function.
@@ -19,6 +19,8 @@ pub(crate) struct Tool {
     pub(crate) description: Option<String>,
     /// A JSON schema of the arguments, passed to the template as it is.
     pub(crate) parameters: Option<Value>,
+    /// Its arguments are of the schema, whoever chose to call it.
+    pub(crate) strict: bool,
 }
 
 impl Tool {
@@ -36,12 +38,20 @@ impl Tool {
     }
 }
 
+/// Whether the model may call tools. Under `none` it does not see them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ToolChoice {
+    Auto,
+    Required,
+    Named(String),
+}
+
 /// The tools the model gets to see: none under `tool_choice: "none"`.
 pub(crate) fn read_tools(
     fields: &mut Fields,
     reader: &mut Reader,
     bounds: &RequestBounds,
-) -> Result<Vec<Tool>, ApiError> {
+) -> Result<(Vec<Tool>, ToolChoice), ApiError> {
     let items = fields.array("tools")?.unwrap_or_default();
     if items.len() > bounds.max_tools {
         return Err(too_many("tools", bounds.max_tools, items.len()));
@@ -49,29 +59,45 @@ pub(crate) fn read_tools(
     let items = items.into_iter().enumerate();
     let tools = items.map(|(index, item)| read_tool(item, &format!("tools[{index}]"), reader));
     let tools: Vec<Tool> = tools.collect::<Result<_, _>>()?;
-    match read_choice(fields)? {
-        ToolChoice::Auto => Ok(tools),
-        ToolChoice::None => Ok(Vec::new()),
+    match read_choice(fields, reader)? {
+        None => Ok((Vec::new(), ToolChoice::Auto)),
+        Some(ToolChoice::Required) if tools.is_empty() => Err(invalid("tool_choice", "`required` needs `tools`")),
+        Some(ToolChoice::Named(name)) if !tools.iter().any(|tool| tool.name == name) => {
+            Err(invalid("tool_choice", format!("there is no tool `{}`", echoed(&name))))
+        }
+        Some(choice) => Ok((tools, choice)),
     }
 }
 
-enum ToolChoice {
-    Auto,
-    None,
-}
-
-fn read_choice(fields: &mut Fields) -> Result<ToolChoice, ApiError> {
-    match fields.value("tool_choice") {
-        None => Ok(ToolChoice::Auto),
-        Some(Value::Object(_)) => Err(not_yet("tool_choice", "naming a tool")),
+/// `None` is `"none"`.
+fn read_choice(fields: &mut Fields, reader: &mut Reader) -> Result<Option<ToolChoice>, ApiError> {
+    const NAME: &str = "tool_choice";
+    match fields.value(NAME) {
+        None => Ok(Some(ToolChoice::Auto)),
+        Some(named @ Value::Object(_)) => read_named(named, reader).map(Some),
         Some(Value::String(choice)) => match choice.as_str() {
-            "auto" => Ok(ToolChoice::Auto),
-            "none" => Ok(ToolChoice::None),
-            "required" => Err(not_yet("tool_choice", "`required`")),
-            _ => Err(invalid("tool_choice", "must be `auto` or `none`")),
+            "auto" => Ok(Some(ToolChoice::Auto)),
+            "none" => Ok(None),
+            "required" => Ok(Some(ToolChoice::Required)),
+            _ => Err(invalid(NAME, "must be `auto`, `none`, `required` or name a tool")),
         },
-        Some(other) => Err(wrong_type("tool_choice", "a string or an object", &other)),
+        Some(other) => Err(wrong_type(NAME, "a string or an object", &other)),
     }
+}
+
+fn read_named(named: Value, reader: &mut Reader) -> Result<ToolChoice, ApiError> {
+    let mut choice = reader.open(named, "tool_choice", &[TOOL_FIELDS])?;
+    let kind = choice.full_name("type");
+    if required(choice.string("type")?, &kind)? != "function" {
+        return Err(invalid(&kind, "must be `function`"));
+    }
+    let path = choice.full_name("function");
+    let mut function = reader.open(required(choice.value("function"), &path)?, &path, &[NAMED_FIELDS])?;
+    let name_path = function.full_name("name");
+    let name = required(function.string("name")?, &name_path)?;
+    reader.finish(function)?;
+    reader.finish(choice)?;
+    Ok(ToolChoice::Named(name))
 }
 
 fn read_tool(item: Value, path: &str, reader: &mut Reader) -> Result<Tool, ApiError> {
@@ -88,6 +114,7 @@ fn read_tool(item: Value, path: &str, reader: &mut Reader) -> Result<Tool, ApiEr
         name: checked_name(required(function.string("name")?, &name)?, &name)?,
         description: function.string("description")?,
         parameters: read_parameters(&mut function)?,
+        strict: function.boolean("strict")?.unwrap_or(false),
     };
     reader.finish(function)?;
     reader.finish(tool)?;

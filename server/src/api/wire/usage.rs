@@ -18,6 +18,7 @@ pub(crate) fn sum_usage(parts: impl Iterator<Item = Usage>) -> Usage {
         prompt_tokens: sum.prompt_tokens.saturating_add(part.prompt_tokens),
         cached_tokens: sum.cached_tokens.saturating_add(part.cached_tokens),
         generated_tokens: sum.generated_tokens.saturating_add(part.generated_tokens),
+        measured_ns: sum.measured_ns.saturating_add(part.measured_ns),
     })
 }
 

@@ -4,9 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use passerelle_engine::{
-    CacheSalt, EngineHandle, Event, Request, RequestId, SamplingParams, ShareKey, StepObserver, StepReport,
-};
+use passerelle_engine::{EngineHandle, Event, Request, RequestId, SamplingParams, StepObserver, StepReport};
 use passerelle_models::TokenId;
 
 /// Sequences of one shape.
@@ -93,19 +91,13 @@ pub(super) fn run(
 }
 
 fn request(load: Workload, vocab: usize, id: u64) -> Request {
-    Request {
-        id: RequestId(id),
-        prompt: prompt(load.prompt_tokens, vocab, id),
-        sampling: SamplingParams {
-            max_tokens: load.generate_tokens as u32,
-            min_tokens: load.generate_tokens as u32,
-            temperature: 0.0,
-            ..SamplingParams::default()
-        },
-        share_key: ShareKey(0),
-        cache_salt: CacheSalt([0; 32]),
-        constraint: None,
-    }
+    let sampling = SamplingParams {
+        max_tokens: load.generate_tokens as u32,
+        min_tokens: load.generate_tokens as u32,
+        temperature: 0.0,
+        ..SamplingParams::default()
+    };
+    Request::new(RequestId(id), prompt(load.prompt_tokens, vocab, id), sampling)
 }
 
 /// Numbers without meaning: speed does not depend on what is said. A linear congruential generator (Knuth's MMIX).

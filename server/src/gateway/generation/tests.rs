@@ -4,8 +4,7 @@ use std::time::Duration;
 use passerelle_engine::clock::ManualClock;
 use passerelle_engine::testing::{StepGate, StubModel};
 use passerelle_engine::{
-    CacheSalt, Engine, EngineConfig, EngineParts, FinishReason, NullObserver, RequestId, SamplingParams, ShareKey,
-    StepTurns,
+    Engine, EngineConfig, EngineParts, FinishReason, NullObserver, RequestId, SamplingParams, StepTurns,
 };
 
 use super::*;
@@ -67,16 +66,14 @@ impl Bench {
     }
 }
 
+/// The time it took apart.
+fn usage(generated_tokens: u32) -> Usage {
+    Usage { prompt_tokens: 5, generated_tokens, ..Usage::default() }
+}
+
 fn request(max_tokens: u32) -> Request {
     let sampling = SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() };
-    Request {
-        id: RequestId(1),
-        prompt: PROMPT.to_vec(),
-        sampling,
-        share_key: ShareKey(0),
-        cache_salt: CacheSalt([0; 32]),
-        constraint: None,
-    }
+    Request::new(RequestId(1), PROMPT.to_vec(), sampling)
 }
 
 #[tokio::test]
@@ -88,9 +85,9 @@ async fn a_finished_request_settles_what_the_engine_counted() {
     while let Some(event) = generation.next().await {
         last = Some(event);
     }
-    let usage = Usage { prompt_tokens: 5, cached_tokens: 0, generated_tokens: 6 };
-    assert_eq!(last, Some(Event::Finished { reason: FinishReason::Length, usage }));
-    assert_eq!(generation.used(), usage);
+    let used = generation.used();
+    assert_eq!(last, Some(Event::Finished { choice: 0, reason: FinishReason::Length, usage: used }));
+    assert_eq!(Usage { measured_ns: 0, ..used }, usage(6));
     drop(generation);
     bench.assert_settled_is_what_the_engine_counted().await;
 }
@@ -139,8 +136,8 @@ async fn a_stop_string_ends_the_bill_at_the_token_that_completes_it() {
     for _ in 0..3 {
         assert!(matches!(generation.next().await, Some(Event::Token(_))));
     }
-    let usage = generation.end_here();
-    assert_eq!(usage, Usage { prompt_tokens: 5, cached_tokens: 0, generated_tokens: 3 });
+    let used = generation.end_here();
+    assert_eq!(Usage { measured_ns: 0, ..used }, usage(3));
     let totals = bench.ledger.totals();
     assert_eq!((totals.open, totals.generated_tokens), (0, 3));
 }

@@ -37,7 +37,7 @@ impl Ask {
 
     pub(super) fn amounts(&self, tariff: &Tariff) -> Amounts {
         let most =
-            Usage { prompt_tokens: self.prompt_tokens, cached_tokens: 0, generated_tokens: self.max_output_tokens };
+            Usage { prompt_tokens: self.prompt_tokens, generated_tokens: self.max_output_tokens, ..Usage::default() };
         Amounts::of(self.model.as_deref(), most, tariff)
     }
 }

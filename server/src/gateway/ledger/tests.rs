@@ -30,7 +30,7 @@ fn ask(prompt_tokens: u32, max_output_tokens: u32) -> Ask {
 }
 
 fn used(prompt_tokens: u32, generated_tokens: u32) -> Usage {
-    Usage { prompt_tokens, cached_tokens: 0, generated_tokens }
+    Usage { prompt_tokens, generated_tokens, ..Usage::default() }
 }
 
 fn assert_books_balance(totals: LedgerTotals) {

@@ -48,8 +48,8 @@ impl Pool {
         &self.replicas
     }
 
-    pub(super) fn serves(&self, now: Duration) -> bool {
-        self.replicas.iter().any(|replica| replica.observe(now).serves())
+    pub(super) fn is_ready(&self, now: Duration) -> bool {
+        self.replicas.iter().any(|replica| replica.observe(now) == Health::Ready)
     }
 
     /// The first instant, from now, at which a resting replica may be asked again.
@@ -98,7 +98,7 @@ fn healthiest<'a>(
     replicas: impl Iterator<Item = &'a Arc<Replica>>,
     around: Circumstances<'_>,
 ) -> (Health, Vec<Candidate<'a>>) {
-    let mut best = Health::Slow;
+    let mut best = Health::Distrusted;
     let mut candidates = Vec::with_capacity(LOOKED_AT);
     for replica in replicas.filter(|replica| around.allows(replica)) {
         let health = replica.observe(around.now);

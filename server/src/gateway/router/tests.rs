@@ -7,7 +7,7 @@ use passerelle_engine::clock::ManualClock;
 use passerelle_engine::{EventStream, Request};
 
 use super::super::breaker::BreakerBounds;
-use super::super::health::{SLOW_AFTER, STALLED_AFTER};
+use super::super::health::STUCK_AFTER;
 use super::super::replica::{Load, ReplicaDoor, ReplicaId, SubmitError, UpstreamParts};
 use super::super::upstream::{Call, Events, Failure, UpstreamDoor};
 use super::pool::OVERLOAD_SLACK_TOKENS;
@@ -80,28 +80,20 @@ impl Fleet {
 
     /// Replica `index` has work and stands still.
     fn hang(&self, index: usize) {
-        *self.loads[index].lock().unwrap() = Load { running_requests: 1, steps: 3, ..Load::default() };
+        *self.loads[index].lock().unwrap() = Load { running_requests: 1, progress: 3, ..Load::default() };
     }
 
     fn replica(&self, id: u32) -> &Arc<Replica> {
         self.router.replicas().find(|replica| replica.id().0 == id).unwrap()
     }
 
-    /// Every replica is looked at, as requests do.
     fn look(&self) {
-        self.router.replicas().for_each(|replica| _ = replica.observe(self.clock.now()));
+        self.router.look();
     }
 }
 
 fn request() -> Request {
-    Request {
-        id: passerelle_engine::RequestId(1),
-        prompt: vec![1],
-        sampling: passerelle_engine::SamplingParams::default(),
-        share_key: passerelle_engine::ShareKey(0),
-        cache_salt: SALT,
-        constraint: None,
-    }
+    Request::new(passerelle_engine::RequestId(1), vec![1], passerelle_engine::SamplingParams::default())
 }
 
 fn nobody_ready() -> RouteError {
@@ -127,7 +119,7 @@ fn a_model_that_is_not_served_is_told_from_one_that_is_not_ready() {
     let fleet = self::fleet(1, 1);
     fleet.hang(0);
     fleet.look();
-    fleet.clock.advance(STALLED_AFTER);
+    fleet.clock.advance(STUCK_AFTER);
     fleet.look();
     assert_eq!(fleet.router.pick("m", PrefixHint::NONE, &[]).unwrap_err(), nobody_ready());
     assert!(!fleet.router.is_ready());
@@ -138,21 +130,28 @@ fn requests_go_round_a_replica_that_makes_no_progress_and_return_with_its_next_s
     let fleet = fleet(3, 1);
     fleet.hang(1);
     fleet.look();
-    fleet.clock.advance(SLOW_AFTER);
+    fleet.clock.advance(STUCK_AFTER);
     let chosen: BTreeSet<_> = (0..200).map(|i| fleet.pick(hint(i))).collect();
     assert_eq!(chosen, BTreeSet::from([0, 2]));
-    fleet.loads[1].lock().unwrap().steps += 1;
+    fleet.loads[1].lock().unwrap().progress += 1;
     let chosen: BTreeSet<_> = (0..200).map(|i| fleet.pick(hint(i))).collect();
     assert_eq!(chosen, BTreeSet::from([0, 1, 2]));
 }
 
 #[test]
-fn a_slow_replica_still_serves_when_there_is_no_other() {
-    let fleet = fleet(1, 1);
-    fleet.hang(0);
-    fleet.look();
-    fleet.clock.advance(SLOW_AFTER);
-    assert_eq!(fleet.pick(PrefixHint::NONE), 0);
+fn a_replica_whose_requests_fail_is_not_ready_and_serves_only_when_there_is_no_other() {
+    let fleet = fleet(2, 1);
+    let distrust = |index: usize| {
+        fleet.loads[index].lock().unwrap().distrusted_until = Some(Duration::from_secs(60));
+    };
+    distrust(0);
+    assert!((0..50).all(|conversation| fleet.pick(hint(conversation)) == 1));
+    assert!(fleet.router.is_ready());
+    distrust(1);
+    let chosen: BTreeSet<_> = (0..200).map(|i| fleet.pick(hint(i))).collect();
+    assert_eq!(chosen, BTreeSet::from([0, 1]));
+    assert!(!fleet.router.is_ready());
+    fleet.clock.advance(Duration::from_secs(60));
     assert!(fleet.router.is_ready());
 }
 
@@ -174,7 +173,7 @@ fn a_replica_that_goes_moves_only_its_own_prompts() {
     let before: Vec<_> = (0..200).map(|conversation| fleet.pick(hint(conversation))).collect();
     fleet.hang(2);
     fleet.look();
-    fleet.clock.advance(SLOW_AFTER);
+    fleet.clock.advance(STUCK_AFTER);
     for (conversation, home) in (0..200).zip(before) {
         let now = fleet.pick(hint(conversation));
         assert!(now != 2 && (home == 2 || now == home), "{home} -> {now}");
@@ -306,6 +305,6 @@ fn a_large_pool_that_is_mostly_down_still_finds_who_serves() {
     let fleet = fleet(1_000, 1);
     (0..999).for_each(|index| fleet.hang(index));
     fleet.look();
-    fleet.clock.advance(STALLED_AFTER);
+    fleet.clock.advance(STUCK_AFTER);
     assert!((0..20).all(|conversation| fleet.pick(hint(conversation)) == 999));
 }

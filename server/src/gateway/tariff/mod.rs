@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn used(prompt_tokens: u32, cached_tokens: u32, generated_tokens: u32) -> Usage {
-        Usage { prompt_tokens, cached_tokens, generated_tokens }
+        Usage { prompt_tokens, cached_tokens, generated_tokens, ..Usage::default() }
     }
 
     fn banded() -> Price {

@@ -8,6 +8,7 @@ use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, ParserFactory};
 use serde_json::{Map, Value, json};
 
+use super::answer::{AnswerForm, LooseArguments};
 use super::follower::Follower;
 use super::vocabulary::vocabulary;
 use super::{CompiledGrammar, Grammar, GrammarBounds, GrammarError};
@@ -39,7 +40,39 @@ impl GrammarCompiler {
 
     /// Takes milliseconds, the first time up to a second.
     pub fn compile(&self, grammar: &Grammar, bounds: &GrammarBounds) -> Result<CompiledGrammar, GrammarError> {
-        let source = source(grammar, bounds)?;
+        self.compile_source(source(grammar, bounds)?, bounds)
+    }
+
+    /// [`GrammarCompiler::compile`] for an answer of several parts. Arguments of a tool that is not strict are of its schema
+    /// where that can be enforced, and else any object.
+    pub fn compile_answer(&self, form: &AnswerForm, bounds: &GrammarBounds) -> Result<CompiledGrammar, GrammarError> {
+        if let AnswerForm { reasoning: None, calls: None, content: Some(grammar) } = form {
+            return self.compile(grammar, bounds);
+        }
+        match self.compile_parts(form, LooseArguments::OfSchema, bounds) {
+            Err(GrammarError::Invalid(_) | GrammarError::AllowsNothing) if form.has_loose_tools() => {
+                self.compile_parts(form, LooseArguments::AnyObject, bounds)
+            }
+            compiled => compiled,
+        }
+    }
+
+    fn compile_parts(
+        &self,
+        form: &AnswerForm,
+        loose: LooseArguments,
+        bounds: &GrammarBounds,
+    ) -> Result<CompiledGrammar, GrammarError> {
+        let lark = form.to_lark(&self.tokenizer, loose, bounds)?;
+        check_length(&lark, bounds)?;
+        self.compile_source(GrammarWithLexer::from_lark(lark), bounds)
+    }
+
+    fn compile_source(
+        &self,
+        source: GrammarWithLexer,
+        bounds: &GrammarBounds,
+    ) -> Result<CompiledGrammar, GrammarError> {
         let factory = self.factory.get_or_init(|| self.make_factory()).as_ref().ok_or(GrammarError::NotEnforceable)?;
         thread::scope(|scope| {
             let compile = || compile(factory, source, limits(bounds));
@@ -115,6 +148,11 @@ fn source(grammar: &Grammar, bounds: &GrammarBounds) -> Result<GrammarWithLexer,
 }
 
 fn json_source(schema: &Value) -> Result<GrammarWithLexer, GrammarError> {
+    Ok(GrammarWithLexer::from_json_schema(closed_schema(schema)?))
+}
+
+/// The schema with this server's options, which nobody else may set.
+pub(super) fn closed_schema(schema: &Value) -> Result<Value, GrammarError> {
     let mut schema = match schema {
         Value::Object(schema) => schema.clone(),
         Value::Bool(true) => Map::new(),
@@ -125,10 +163,10 @@ fn json_source(schema: &Value) -> Result<GrammarWithLexer, GrammarError> {
         return Err(GrammarError::Invalid(format!("the keyword \"{OPTIONS_KEY}\" is not supported")));
     }
     schema.insert(OPTIONS_KEY.to_owned(), json!({"whitespace_pattern": JSON_WHITESPACE}));
-    Ok(GrammarWithLexer::from_json_schema(Value::Object(schema)))
+    Ok(Value::Object(schema))
 }
 
-fn check_text(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {
+pub(super) fn check_text(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {
     check_length(text, bounds)?;
     // Brackets in strings count too: a bound need not be exact to keep recursion shallow.
     let mut depth = 0_usize;

@@ -136,7 +136,7 @@ pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
 
 pub(super) fn used(row: &Row<'_>) -> rusqlite::Result<Usage> {
     let (prompt_tokens, cached_tokens, generated_tokens) = (row.get(10)?, row.get(11)?, row.get(12)?);
-    Ok(Usage { prompt_tokens, cached_tokens, generated_tokens })
+    Ok(Usage { prompt_tokens, cached_tokens, generated_tokens, ..Usage::default() })
 }
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {

@@ -1,0 +1,171 @@
+//! What a step's work costs: a model of its time, linear in prompt tokens, generated tokens and the context that they
+//! attend. Accounts share the engine by this cost, and a long prompt is cut by it.
+
+use std::time::Duration;
+
+/// Modelled time, in nanoseconds.
+pub(crate) type CostNs = u64;
+
+/// Nanoseconds, each above zero, so that no work is free.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CostModel {
+    /// A token of a prompt, its attention apart.
+    pub prompt_token_ns: f64,
+    /// A generated token, its attention apart, in a step that it shares with a few others.
+    pub generated_token_ns: f64,
+    /// One token that attends one other.
+    pub context_token_ns: f64,
+}
+
+impl Default for CostModel {
+    /// For simulations: round figures of a small model.
+    fn default() -> Self {
+        Self { prompt_token_ns: 100_000.0, generated_token_ns: 1_000_000.0, context_token_ns: 100.0 }
+    }
+}
+
+impl CostModel {
+    /// A step that runs the `num_tokens` tokens after the first `num_computed` ones of a sequence. A single token costs
+    /// what a generated one costs, wherever it stands.
+    pub(crate) fn of_tokens(&self, num_computed: usize, num_tokens: usize) -> CostNs {
+        let token_ns = if num_tokens == 1 { self.generated_token_ns } else { self.prompt_token_ns };
+        let (computed, tokens) = (num_computed as f64, num_tokens as f64);
+        // The first token attends itself and all before it, each further one a token more.
+        let attended = tokens * (computed + (tokens + 1.0) / 2.0);
+        (tokens * token_ns + attended * self.context_token_ns).ceil() as CostNs
+    }
+
+    /// The most a sequence of `num_tokens` tokens can cost, however it is cut.
+    pub(crate) fn of_sequence(&self, num_tokens: usize) -> CostNs {
+        let dearest = self.prompt_token_ns.max(self.generated_token_ns);
+        let dear = Self { prompt_token_ns: dearest, generated_token_ns: dearest, ..*self };
+        // Each cut may round up.
+        dear.of_tokens(0, num_tokens) + num_tokens as CostNs
+    }
+
+    /// How many tokens of a prompt after the first `num_computed` take at most `time`.
+    ///
+    /// `n` tokens take `n a + n^2 c / 2`, where `c` is the price of a context token and `a` that of the first token with
+    /// its context and half a `c`; this is the larger root, in the form that divides by no difference.
+    pub(crate) fn tokens_within(&self, num_computed: usize, time: CostNs) -> usize {
+        let (c, time) = (self.context_token_ns, time as f64);
+        let a = self.prompt_token_ns + c * (num_computed as f64 + 0.5);
+        (2.0 * time / (a + (a * a + 2.0 * c * time).sqrt())) as usize
+    }
+}
+
+/// What a calibration measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measurements {
+    /// A step of one token without context.
+    pub(crate) one_token: Duration,
+    /// A step of that many tokens of one prompt.
+    pub(crate) chunk: (usize, Duration),
+    /// A step of one token for each of that many sequences.
+    pub(crate) batch: (usize, Duration),
+    /// A step of one token that attends that many.
+    pub(crate) context: (usize, Duration),
+}
+
+impl Measurements {
+    /// The smallest price: a clock that stands still must not make work free.
+    const LEAST_NS: f64 = 0.01;
+
+    pub(crate) fn model(&self) -> CostModel {
+        let beyond_one = |(count, time): (usize, Duration)| {
+            time.saturating_sub(self.one_token).as_nanos() as f64 / count.saturating_sub(1).max(1) as f64
+        };
+        let context_token_ns = beyond_one(self.context).max(Self::LEAST_NS);
+        // The attention within the chunk is paid for apart.
+        let attended = (self.chunk.0 as f64 + 1.0) / 2.0 * context_token_ns;
+        let (batch, batch_time) = self.batch;
+        CostModel {
+            prompt_token_ns: (beyond_one(self.chunk) - attended).max(Self::LEAST_NS),
+            generated_token_ns: (batch_time.as_nanos() as f64 / batch.max(1) as f64).max(Self::LEAST_NS),
+            context_token_ns,
+        }
+    }
+}
+
+/// Cuts a duration into shares in proportion to costs. They add up to the duration, to the nanosecond.
+#[derive(Debug)]
+pub(crate) struct Shares {
+    duration_ns: u128,
+    total_cost: u128,
+    cost: u128,
+    given_ns: u128,
+}
+
+impl Shares {
+    pub(crate) fn of(duration: Duration, total_cost: CostNs) -> Self {
+        Self { duration_ns: duration.as_nanos(), total_cost: u128::from(total_cost).max(1), cost: 0, given_ns: 0 }
+    }
+
+    /// The share of whoever costs `cost`. Over all of them the costs add up to the total.
+    pub(crate) fn next(&mut self, cost: CostNs) -> u64 {
+        self.cost += u128::from(cost);
+        let until_here = self.duration_ns * self.cost / self.total_cost;
+        let share = until_here - self.given_ns;
+        self.given_ns = until_here;
+        share as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_costs_its_tokens_and_every_token_that_they_attend() {
+        let model = CostModel { prompt_token_ns: 100.0, generated_token_ns: 1000.0, context_token_ns: 1.0 };
+        // Tokens 10, 11 and 12 attend 11, 12 and 13 tokens.
+        assert_eq!(model.of_tokens(10, 3), 300 + 36);
+        assert_eq!(model.of_tokens(12, 1), 1000 + 13);
+    }
+
+    #[test]
+    fn a_sequence_costs_no_more_than_its_bound_however_it_is_cut() {
+        let model = CostModel { prompt_token_ns: 70.3, generated_token_ns: 913.7, context_token_ns: 1.9 };
+        for cut in [1, 2, 3, 16, 100] {
+            let ends = (0..100).step_by(cut).map(|start| (start, cut.min(100 - start)));
+            let cost: CostNs = ends.map(|(start, tokens)| model.of_tokens(start, tokens)).sum();
+            assert!(cost <= model.of_sequence(100), "{cut}: {cost}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_within_a_time_is_the_longest_that_is() {
+        let model = CostModel { prompt_token_ns: 70.3, generated_token_ns: 70.3, context_token_ns: 1.9 };
+        for (computed, time) in [(0, 5_000), (1000, 100_000), (77, 1)] {
+            let tokens = model.tokens_within(computed, time);
+            assert!(tokens == 0 || model.of_tokens(computed, tokens) <= time + 1);
+            assert!(model.of_tokens(computed, tokens + 1) > time);
+        }
+    }
+
+    #[test]
+    fn a_calibration_finds_the_prices_behind_its_measurements() {
+        let truth = CostModel { prompt_token_ns: 50_000.0, generated_token_ns: 0.0, context_token_ns: 100.0 };
+        let step = Duration::from_micros(500);
+        let prompt = |computed, tokens| step + Duration::from_nanos(truth.of_tokens(computed, tokens));
+        let one = |context: usize| step + Duration::from_nanos(50_000 + 100 * context as u64);
+        let measured = Measurements {
+            one_token: one(1),
+            chunk: (64, prompt(0, 64)),
+            batch: (8, step + 8 * Duration::from_micros(50)),
+            context: (513, one(513)),
+        };
+        let model = measured.model();
+        assert!((model.prompt_token_ns / 50_000.0 - 1.0).abs() < 0.05, "{model:?}");
+        assert_eq!((model.generated_token_ns, model.context_token_ns), (112_500.0, 100.0));
+    }
+
+    #[test]
+    fn shares_add_up_to_the_nanosecond_and_follow_the_costs() {
+        let costs = [3, 1, 0, 7, 1];
+        let mut shares = Shares::of(Duration::from_nanos(1001), costs.iter().sum());
+        let given: Vec<_> = costs.iter().map(|&cost| shares.next(cost)).collect();
+        assert_eq!(given.iter().sum::<u64>(), 1001);
+        assert_eq!(given, [250, 83, 0, 584, 84]);
+    }
+}

@@ -1,0 +1,59 @@
+//! Wakes an engine that sleeps, for those who have nothing to send: a reader that leaves or grants more tokens, a shutdown.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+
+use crate::step::Command;
+
+/// However often it is rung, at most one ring stands in the command queue, whose other places belong to waiting requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Doorbell {
+    commands: SyncSender<Command>,
+    rung: RungFlag,
+}
+
+/// The engine's end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RungFlag(Arc<AtomicBool>);
+
+impl Doorbell {
+    pub(crate) fn new(commands: SyncSender<Command>, rung: RungFlag) -> Self {
+        Self { commands, rung }
+    }
+
+    /// What the ringer changed before is seen by the engine after.
+    pub(crate) fn ring(&self) {
+        if !self.rung.0.swap(true, Ordering::AcqRel) {
+            // Fails only if the engine is gone.
+            let _ = self.commands.try_send(Command::Wake);
+        }
+    }
+}
+
+impl RungFlag {
+    /// The engine heard the ring and is about to look; from now on the next one counts.
+    pub(crate) fn clear(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    #[test]
+    fn many_rings_take_one_place_until_the_engine_has_looked() {
+        let (sender, commands) = sync_channel(1);
+        let rung = RungFlag::default();
+        let bell = Doorbell::new(sender, rung.clone());
+        (0..3).for_each(|_| bell.ring());
+        assert!(matches!(commands.try_recv(), Ok(Command::Wake)));
+        assert!(commands.try_recv().is_err());
+        rung.clear();
+        bell.ring();
+        assert!(matches!(commands.try_recv(), Ok(Command::Wake)));
+    }
+}

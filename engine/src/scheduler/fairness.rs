@@ -1,0 +1,156 @@
+//! The bound that `policy` derives, measured from outside: accounts whose requests never end to come, over random
+//! engines, requests and weights.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::event_stream::EventStream;
+use crate::fixtures::{request, sequence};
+use crate::random::mix;
+use crate::request::{Request, ShareKey, ShareWeight};
+
+const SEEDS: u64 = 60;
+const STEPS: usize = 400;
+const ACCOUNTS: u64 = 4;
+const BLOCK_SIZE: usize = 4;
+const LONGEST: usize = 40;
+
+struct Market {
+    state: u64,
+    scheduler: Scheduler,
+    costs: CostModel,
+    streams: BTreeMap<u64, EventStream>,
+    waiting: BTreeMap<u64, BTreeSet<u64>>,
+    /// Requests to come, and their tokens at the end.
+    lengths: BTreeMap<u64, usize>,
+    /// Tokens of each live request that its account has paid for.
+    paid: BTreeMap<u64, usize>,
+    served: BTreeMap<u64, CostNs>,
+    next_id: u64,
+}
+
+#[test]
+fn what_two_backlogged_accounts_are_served_differs_by_less_than_the_bound_at_every_step() {
+    let mut widest = 0.0_f64;
+    for seed in 0..SEEDS {
+        let mut market = Market::new(seed);
+        // What each pair had been served when both began to wait without a break.
+        let mut starts: BTreeMap<(u64, u64), (CostNs, CostNs)> = BTreeMap::new();
+        for step in 0..STEPS {
+            market.arrive(step);
+            let before = market.backlogged();
+            market.step();
+            let (_, bound) = market.scheduler.fairness();
+            let backlogged: Vec<_> = before.intersection(&market.backlogged()).copied().collect();
+            let pairs = backlogged.iter().flat_map(|&a| backlogged.iter().map(move |&b| (a, b))).filter(|(a, b)| a < b);
+            let pairs: BTreeSet<_> = pairs.collect();
+            starts.retain(|pair, _| pairs.contains(pair));
+            for (a, b) in pairs {
+                let now = (market.served[&a], market.served[&b]);
+                let start = *starts.entry((a, b)).or_insert(now);
+                let gap = (now.0 - start.0).abs_diff(now.1 - start.1);
+                assert!(gap <= 2 * bound, "seed {seed}, step {step}: {gap} of {bound}");
+                widest = widest.max(gap as f64 / (2 * bound) as f64);
+            }
+        }
+    }
+    // The bound is not empty words: a tenth of it is reached.
+    assert!(widest > 0.1, "{widest}");
+}
+
+impl Market {
+    fn new(seed: u64) -> Self {
+        let mut state = mix(seed);
+        let mut below = |bound: u64| {
+            state = mix(state);
+            state % bound
+        };
+        let costs = CostModel {
+            prompt_token_ns: 50.0 + below(200) as f64,
+            generated_token_ns: 100.0 + below(900) as f64,
+            context_token_ns: 1.0 + below(20) as f64,
+        };
+        let max_num_seqs = 1 + below(3) as usize;
+        let config = EngineConfig {
+            num_kv_blocks: LONGEST.div_ceil(BLOCK_SIZE) + below(12) as usize,
+            max_num_seqs,
+            max_num_batched_tokens: max_num_seqs + below(10) as usize,
+            max_model_len: LONGEST,
+            prefill_chunk_tokens: 1 + below(8) as usize,
+            ..EngineConfig::default()
+        };
+        let served = (0..ACCOUNTS).map(|account| (account, 0)).collect();
+        Self {
+            state,
+            scheduler: Scheduler::new(config, costs, BLOCK_SIZE),
+            costs,
+            streams: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            lengths: BTreeMap::new(),
+            paid: BTreeMap::new(),
+            served,
+            next_id: 0,
+        }
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.state = mix(self.state);
+        self.state % bound
+    }
+
+    /// The first account floods; the others come and go.
+    fn arrive(&mut self, step: usize) {
+        for account in 0..ACCOUNTS {
+            let queued = self.waiting.get(&account).map_or(0, BTreeSet::len);
+            let is_away = account > 1 && (step / 50).is_multiple_of(account as usize);
+            let wanted = if account == 0 { 6 } else { 2 };
+            for _ in queued..if is_away { 0 } else { wanted } {
+                let prompt_len = 1 + self.below(20) as u32;
+                let length =
+                    prompt_len as usize + 1 + self.below((LONGEST as u64 - 1) - u64::from(prompt_len)) as usize;
+                let id = self.next_id * ACCOUNTS + account;
+                self.next_id += 1;
+                // A third of the prompts begin alike.
+                let start = if self.below(3) == 0 { 0 } else { id as u32 * 1000 };
+                let prompt: Vec<_> = (start..start + prompt_len).collect();
+                let weight = ShareWeight((1 + account as u32 % 2).try_into().unwrap());
+                let asked = Request { share_key: ShareKey(account), share_weight: weight, ..request(id, &prompt) };
+                let (sequence, stream) = sequence(asked);
+                self.scheduler.add(sequence);
+                self.streams.insert(id, stream);
+                self.waiting.entry(account).or_default().insert(id);
+                self.lengths.insert(id, length);
+            }
+        }
+    }
+
+    fn backlogged(&self) -> BTreeSet<u64> {
+        self.waiting.iter().filter(|(_, ids)| !ids.is_empty()).map(|(&account, _)| account).collect()
+    }
+
+    fn step(&mut self) {
+        let batch = self.scheduler.schedule(Duration::ZERO);
+        self.scheduler.check_integrity();
+        for scheduled in &batch.sequences {
+            let (id, account) = (scheduled.id.arrival, scheduled.id.arrival % ACCOUNTS);
+            self.waiting.entry(account).or_default().remove(&id);
+            let sequence = self.scheduler.sequence(scheduled.id).unwrap();
+            let (start, end) = (sequence.num_computed, sequence.num_computed + scheduled.num_tokens);
+            let (samples, weight) = (sequence.samples_next(), CostNs::from(sequence.share_weight.0.get()));
+            let unpaid = start.max(self.paid.get(&id).copied().unwrap_or(0));
+            if unpaid < end {
+                let price = self.costs.of_tokens(unpaid, end - unpaid);
+                *self.served.entry(account).or_default() += price.div_ceil(weight);
+                self.paid.insert(id, end);
+            }
+            let sequence = self.scheduler.advance(scheduled.id).unwrap();
+            if samples {
+                sequence.append(900_000 + sequence.tokens().len() as u32).unwrap();
+            }
+            if sequence.tokens().len() >= self.lengths[&id] {
+                self.scheduler.remove(scheduled.id, Prefixes::Keep).unwrap();
+                self.streams.remove(&id);
+            }
+        }
+    }
+}

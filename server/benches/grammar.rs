@@ -1,0 +1,133 @@
+//! What following a grammar costs for each token at the vocabulary of a large model.
+//!
+//! `cargo bench -p passerelle --bench grammar`
+
+#![expect(clippy::print_stdout, reason = "a bench prints its figures")]
+
+use std::time::Duration;
+
+use passerelle::text::{Grammar, GrammarBounds, GrammarCompiler, Tokenizer};
+use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_engine::{AnswerEnd, Constraint};
+use serde_json::{Map, Value, json};
+
+const VOCAB: usize = 128 << 10;
+const ANSWERS: u64 = 40;
+const LONGEST_ANSWER: usize = 400;
+const GOAL: Duration = Duration::from_micros(50);
+
+fn main() {
+    let clock = SystemClock::new();
+    let tokenizer = Tokenizer::from_bytes(synthetic_tokenizer().to_string().as_bytes())
+        .expect("the bench's tokenizer is well formed");
+    let compiler = GrammarCompiler::new(tokenizer, vec![VOCAB as u32 - 1]);
+    let began = clock.now();
+    compile(&compiler, &Grammar::JsonObject);
+    println!("the first grammar of a vocabulary of {VOCAB}: {:?}", clock.now() - began);
+    for (name, grammar) in grammars() {
+        let began = clock.now();
+        let compiled = compile(&compiler, &grammar);
+        let compiling = clock.now() - began;
+        let mut times = Vec::new();
+        (0..ANSWERS).for_each(|seed| follow(compiled.fork().as_mut(), seed, &clock, &mut times));
+        times.sort_unstable();
+        let (median, tail) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+        println!(
+            "{name}: compiled in {compiling:?}; a token: median {median:?} (goal {GOAL:?}), 99th percentile {tail:?}"
+        );
+    }
+}
+
+fn compile(compiler: &GrammarCompiler, grammar: &Grammar) -> Box<dyn Constraint> {
+    compiler.compile(grammar, &GrammarBounds::default()).expect("the bench's grammars compile")
+}
+
+/// One random answer; adds the time of each token.
+fn follow(constraint: &mut dyn Constraint, seed: u64, clock: &SystemClock, times: &mut Vec<Duration>) {
+    let mut chance = seed;
+    for _ in 0..LONGEST_ANSWER {
+        if constraint.allowed().end == AnswerEnd::Reached {
+            return;
+        }
+        let token = choose(constraint, &mut chance);
+        let began = clock.now();
+        constraint.accept(token).expect("an allowed token is accepted");
+        times.push(clock.now() - began);
+    }
+}
+
+/// A random allowed token, found from a random place in the vocabulary.
+fn choose(constraint: &dyn Constraint, chance: &mut u64) -> u32 {
+    *chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    let start = (*chance >> 33) as usize % VOCAB;
+    let allowed = constraint.allowed();
+    let mut tokens = (start..VOCAB).chain(0..start).map(|token| token as u32);
+    tokens.find(|&token| allowed.allows(token)).expect("an answer that has not ended can go on")
+}
+
+fn grammars() -> [(&'static str, Grammar); 4] {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "kind": {"enum": ["person", "animal", "thing"]},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 20}},
+            "address": {"type": "object", "properties": {"city": {"type": "string"}, "zip": {"type": "string", "pattern": "^[0-9]{5}$"}}},
+        },
+        "required": ["name", "age", "kind", "tags", "address"],
+        "additionalProperties": false,
+    });
+    [
+        ("any JSON object", Grammar::JsonObject),
+        ("JSON of a schema", Grammar::JsonSchema(schema)),
+        ("a regular expression", Grammar::Regex(r"([A-Z][a-z]+ ){1,20}[0-9]{4}-[0-9]{2}-[0-9]{2}".to_owned())),
+        (
+            "a grammar",
+            Grammar::Lark("start: sum\nsum: term (/[+-]/ term)*\nterm: /[0-9]{1,9}/ | \"(\" sum \")\"".to_owned()),
+        ),
+    ]
+}
+
+/// All bytes, then made-up words of one to five syllables, with and without a space before, some with quotes or brackets.
+fn synthetic_tokenizer() -> Value {
+    const SYLLABLES: [&str; 20] = [
+        "an", "be", "co", "du", "en", "fi", "go", "ha", "il", "jo", "ka", "le", "mi", "no", "ou", "pre", "qua", "ri",
+        "st", "tion",
+    ];
+    const AFTER: [&str; 8] = ["", "", "", "", "\"", ",", "\":", "s"];
+    let mut vocab = Map::new();
+    for byte in 0..=u8::MAX {
+        vocab.insert(stand_in(byte).to_string(), vocab.len().into());
+    }
+    let mut number = 0_usize;
+    while vocab.len() < VOCAB - 1 {
+        number += 1;
+        let mut word = if number.is_multiple_of(2) { "Ġ".to_owned() } else { String::new() };
+        let mut rest = number / 16 + 1;
+        while rest > 0 {
+            word.push_str(SYLLABLES[rest % SYLLABLES.len()]);
+            rest /= SYLLABLES.len();
+        }
+        word.push_str(AFTER[number / 2 % AFTER.len()]);
+        let next = vocab.len();
+        vocab.entry(word).or_insert_with(|| next.into());
+    }
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let end = json!({"id": VOCAB - 1, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true});
+    json!({
+        "version": "1.0", "added_tokens": [end], "pre_tokenizer": byte_level, "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    })
+}
+
+/// GPT-2's printable stand-in for a byte.
+fn stand_in(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let before = (0..byte).filter(|earlier| !printable(*earlier)).count() as u32;
+    char::from_u32(256 + before).expect("the stand-ins follow each other from 256")
+}
