@@ -199,6 +199,7 @@ impl ChoiceReader {
             prompt_tokens,
             cached_tokens: told.cached_tokens.min(prompt_tokens),
             generated_tokens: generated.min(self.max_tokens),
+            ..Usage::default()
         }
     }
 }

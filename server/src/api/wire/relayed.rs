@@ -131,6 +131,7 @@ impl RawUsage {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: cached.min(self.prompt_tokens),
             generated_tokens: self.completion_tokens.unwrap_or(0),
+            ..Usage::default()
         }
     }
 }
