@@ -165,7 +165,7 @@ impl RawLogprobs {
                 let logprob = logprob.as_f64()? as f32;
                 Some(Candidate { id: 0, bytes: token.into_bytes(), logprob })
             });
-            Some(TokenLogprob { token: text, logprob: logprob?, rank: 0, entropy: None, top: top.collect() })
+            Some(TokenLogprob { token: text, logprob: logprob?, rank: 0, entropy: 0.0, top: top.collect() })
         });
         read.collect()
     }
@@ -180,7 +180,7 @@ impl RawToken {
         });
         let top = top.collect();
         let bytes = self.bytes.unwrap_or_else(|| self.token.into_bytes());
-        TokenLogprob { token: TokenText { id: 0, bytes, offset }, logprob: self.logprob, rank: 0, entropy: None, top }
+        TokenLogprob { token: TokenText { id: 0, bytes, offset }, logprob: self.logprob, rank: 0, entropy: 0.0, top }
     }
 }
 
