@@ -41,7 +41,7 @@ use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
 use signals::Signals;
 use upstreams::Upstreams;
 
-pub(crate) use door::Door;
+pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 pub(crate) use models::{Loaded, compute, find_files, load};
 pub(crate) use text::load as load_text;
@@ -92,9 +92,9 @@ pub(crate) fn runtime() -> Result<Runtime> {
 /// Keys, models, engines, listener, in this order.
 pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let authenticator = door::authenticator(config, door, (&clock, runtime))?;
+    let (authenticator, administration) = door::authenticator(config, door, (&clock, runtime))?;
     let (guard, lock) = match &authenticator {
-        Authenticator::Open(_) => (BrowserGuard::LocalOnly, None),
+        Authenticator::Open { .. } => (BrowserGuard::LocalOnly, None),
         Authenticator::Keys(_) => (BrowserGuard::Off, Some(LedgerLock::take(config)?)),
     };
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
@@ -121,6 +121,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let state = AppState::new(AppParts {
         models: fleet.served,
         authenticator,
+        administration,
         owners: owners(config)?,
         ledger,
         serving: Serving::new(router, remote),

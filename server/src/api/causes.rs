@@ -11,7 +11,9 @@ use super::fields::invalid;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::Retry;
 use crate::gateway::router::RouteError;
-use crate::gateway::{AuthError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState};
+use crate::gateway::{
+    AuthError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
+};
 use crate::text::{GrammarError, TextError};
 
 /// OpenAI's clients retry a 429 by themselves, unless the answer says not to.
@@ -55,6 +57,27 @@ impl From<Refusal> for ApiError {
 impl From<JournalUnavailable> for ApiError {
     fn from(_: JournalUnavailable) -> Self {
         Self::new(ErrorKind::LedgerUnavailable, "Usage cannot be written down at the moment, so nothing is admitted.")
+    }
+}
+
+impl From<DirectoryError> for ApiError {
+    fn from(error: DirectoryError) -> Self {
+        use DirectoryError as Cause;
+        let kind = match error {
+            Cause::UnknownAccount(_) | Cause::UnknownKey(_) | Cause::NoSuchLimit(..) => ErrorKind::NotFound,
+            Cause::AccountExists(_)
+            | Cause::AccountInUse(_)
+            | Cause::NameTaken { .. }
+            | Cause::AmbiguousKey(_)
+            | Cause::KeyRevoked(_)
+            | Cause::TooMany(..) => ErrorKind::Conflict,
+            Cause::Path(_) | Cause::Quota(_) | Cause::BadName(_) => ErrorKind::InvalidValue,
+            Cause::Data(_) | Cause::Sql(_) | Cause::Random(_) => {
+                tracing::error!(%error, "accounts and keys cannot be read or changed");
+                return Self::new(ErrorKind::Internal, "Accounts and keys cannot be read or changed at the moment.");
+            }
+        };
+        Self::new(kind, format!("{}.", capitalised(&error.to_string())))
     }
 }
 

@@ -46,16 +46,16 @@ pub use wire::sampling::GenerationDefaults;
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
-use routes::{answers, encoders, models, probes, tokens};
+use routes::{admin, answers, encoders, me, models, probes, tokens};
 
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 18] = [
+const ROUTES: [Route; 29] = [
     ("/", || get(probes::home)),
     ("/health", || get(probes::health)),
     ("/ready", || get(probes::ready)),
@@ -74,6 +74,17 @@ const ROUTES: [Route; 18] = [
     ("/tokenizer_info", || get(tokens::tokenizer_info)),
     ("/tokenize", || post(tokens::tokenize)),
     ("/detokenize", || post(tokens::detokenize)),
+    ("/v1/me/limits", || get(me::limits)),
+    ("/v1/me/usage", || get(me::usage)),
+    ("/v1/me/keys", || get(admin::keys).post(admin::create_key)),
+    ("/v1/me/keys/{id}", || delete(admin::revoke_key)),
+    ("/admin/v1/accounts", || get(admin::accounts).post(admin::create_account)),
+    ("/admin/v1/limits", || post(admin::change_limit)),
+    ("/admin/v1/keys", || get(admin::keys).post(admin::create_key)),
+    ("/admin/v1/keys/{id}", || delete(admin::revoke_key)),
+    ("/admin/v1/keys/{id}/rotate", || post(admin::rotate_key)),
+    ("/admin/v1/usage", || get(admin::usage)),
+    ("/admin/v1/audit", || get(admin::audit)),
 ];
 
 /// The whole HTTP side as one service. Layers run in reverse order of this list.

@@ -19,7 +19,9 @@ use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
-use crate::gateway::{AccountPath, Authenticator, Caller, Ledger, RetryBounds, Router};
+use crate::gateway::{
+    AccountPath, Administration, Authenticator, Caller, Ledger, RetryBounds, Router,
+};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
@@ -114,6 +116,8 @@ pub struct AppParts {
     /// The accounts that models belong to; a model without one is for everybody.
     pub owners: BTreeMap<String, AccountPath>,
     pub authenticator: Authenticator,
+    /// `None`: nothing outlives the process.
+    pub administration: Option<Administration>,
     pub ledger: Ledger,
     pub serving: Serving,
     pub clock: Arc<dyn Clock>,
@@ -151,6 +155,7 @@ pub struct AppState {
 struct Shared {
     models: BTreeMap<String, Arc<ServedModel>>,
     owners: BTreeMap<String, AccountPath>,
+    administration: Option<Administration>,
     serving: RwLock<Arc<Serving>>,
     authenticator: Authenticator,
     ledger: Ledger,
@@ -165,7 +170,7 @@ struct Shared {
 
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
-        let AppParts { models, owners, serving, authenticator, ledger, clock, metrics, config, readiness } = parts;
+        let AppParts { models, owners, administration, serving, authenticator, ledger, clock, metrics, config, readiness } = parts;
         let shared = Shared {
             models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
             serving: RwLock::new(Arc::new(serving)),
@@ -173,6 +178,7 @@ impl AppState {
             request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             next_request: AtomicU64::new(0),
             owners,
+            administration,
             authenticator,
             ledger,
             clock,
@@ -204,6 +210,10 @@ impl AppState {
 
     pub fn authenticator(&self) -> &Authenticator {
         &self.shared.authenticator
+    }
+
+    pub(crate) fn administration(&self) -> Option<&Administration> {
+        self.shared.administration.as_ref()
     }
 
     pub fn ledger(&self) -> &Ledger {

@@ -1,10 +1,12 @@
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use passerelle::gateway::AccountPath;
 use passerelle::gateway::directory::{AccountRecord, AuditEntry};
 
+use super::apply::apply;
 use super::limit_args::{LimitArgs, shown};
 use super::output::{self, OutputArgs};
 use super::state_args::{State, StateArgs};
@@ -15,6 +17,7 @@ Examples:
   passerelle account create acme/vision --requests-per-minute 600
   passerelle key create alice --account acme/vision
   passerelle account list
+  passerelle account apply accounts.toml --dry-run
   passerelle account audit                    who changed what, checked to be unbroken";
 
 /// Create, list and remove accounts: organisations, their projects, their users.
@@ -40,6 +43,13 @@ enum AccountCommand {
     List(OutputArgs),
     /// Give an account another part of an engine beside others.
     Weight { path: AccountPath, weight: NonZeroU32 },
+    /// Make accounts and limits as a TOML or CSV file has them; what is not in the file stays. Shows what changes.
+    Apply {
+        file: PathBuf,
+        /// Show what would change, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Remove an account that has no usable key and none below it. What it used stays in the ledger.
     Remove { path: AccountPath },
     /// Show every administrative act, and whether the log is unbroken.
@@ -56,6 +66,7 @@ impl AccountArgs {
             }
             AccountCommand::List(output) => list(&state, output),
             AccountCommand::Weight { path, weight } => Ok(state.directory.set_weight(&path, weight)?),
+            AccountCommand::Apply { file, dry_run } => apply(&state, &file, dry_run),
             AccountCommand::Remove { path } => {
                 state.directory.remove_account(&path)?;
                 output::line(format_args!("removed {path}"))

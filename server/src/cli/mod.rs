@@ -1,6 +1,8 @@
 //! The commands and their options. Each command is a file: what may be written, and a `run` that calls the rooms.
 
 mod account;
+mod apply;
+mod backup;
 mod bench;
 mod chat;
 mod inspect;
@@ -43,8 +45,10 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Account(account::AccountArgs),
+    Backup(backup::BackupArgs),
     Key(key::KeyArgs),
     Quota(quota::QuotaArgs),
+    Restore(backup::RestoreArgs),
     Usage(usage::UsageArgs),
 }
 
@@ -56,8 +60,10 @@ impl Cli {
             Command::Inspect(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Account(args) => args.run(),
+            Command::Backup(args) => args.run(),
             Command::Key(args) => args.run(),
             Command::Quota(args) => args.run(),
+            Command::Restore(args) => args.run(),
             Command::Usage(args) => args.run(),
         }
     }

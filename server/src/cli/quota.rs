@@ -1,11 +1,14 @@
+use std::sync::Arc;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use passerelle::gateway::account::Tree;
 use passerelle::gateway::quota::WrittenLimit;
-use passerelle::gateway::{AccountPath, LimitName};
+use passerelle::gateway::{AccountPath, Ask, Caller, Ledger, LedgerParts, LimitName, Retry, Tariff};
 
 use super::limit_args::GrantDates;
 use super::output;
-use super::state_args::StateArgs;
+use super::state_args::{State, StateArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,6 +17,7 @@ Examples:
   passerelle quota set acme gpu_seconds_granted 18000000 --from 2026-01-01 --until 2027-01-01
   passerelle quota set acme requests_per_minute 60 --dry-run      counted, and reported instead of refused
   passerelle quota remove acme tokens_per_day
+  passerelle quota explain alice --tokens 4000                    which limit would refuse, and when it would pass
   passerelle quota set / concurrent_requests 200                  everybody together
 
 Limits: requests, input_tokens, output_tokens, tokens and gpu_seconds, each _per_minute, _per_day, _per_month or _granted;
@@ -45,6 +49,20 @@ enum QuotaCommand {
         #[command(flatten)]
         dates: GrantDates,
     },
+    /// Say whether a request of a key would be admitted, else which limit refuses it and when it would pass. By what the
+    /// ledger holds: rates and running requests are known to the server alone, which shows them in /v1/me/limits.
+    Explain {
+        /// A key's name or id.
+        key: String,
+        /// Prompt tokens.
+        #[arg(long, value_name = "N")]
+        tokens: u32,
+        /// Tokens of the answer.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        output_tokens: u32,
+        #[arg(long, value_name = "NAME", default_value = "")]
+        model: String,
+    },
     /// Take a limit away.
     Remove {
         account: AccountPath,
@@ -65,9 +83,38 @@ impl QuotaArgs {
                 state.directory.set_limit(&account, written.try_into()?)?;
                 output::line(format_args!("set {limit} of {account}"))
             }
+            QuotaCommand::Explain { key, tokens, output_tokens, model } => {
+                explain(&state, &key, Ask::new(&model, tokens, output_tokens))
+            }
             QuotaCommand::Remove { account, limit, model } => {
                 state.directory.remove_limit(&account, limit, model.as_deref())?;
                 output::line(format_args!("removed {limit} of {account}"))
+            }
+        }
+    }
+}
+
+fn explain(state: &State, key: &str, ask: Ask) -> Result<()> {
+    let account = state.directory.find_key(key)?.account;
+    let mut tree = Tree::new(state.directory.snapshot()?.accounts, &state.defaults);
+    let caller = Arc::new(Caller::at_open_door(Arc::unwrap_or_clone(tree.account(&account))));
+    let ledger = Ledger::new(LedgerParts {
+        clock: Arc::clone(&state.clock),
+        calendar: state.calendar.clone(),
+        tariff: Arc::new(Tariff::free()),
+        spent: Box::new(state.usage()?),
+        journal: None,
+    });
+    match ledger.reserve(&caller, ask) {
+        Ok(_) => output::line(format_args!("{account}: every limit has room for it")),
+        Err(refusal) => {
+            output::line(format_args!("{refusal}"))?;
+            match refusal.retry {
+                Retry::After(wait) => {
+                    let passes = state.calendar.show(state.now.after(wait));
+                    output::line(format_args!("it would pass at {passes}"))
+                }
+                Retry::Spent | Retry::Never => output::line("it would not pass as long as this limit stands"),
             }
         }
     }

@@ -8,7 +8,7 @@ use clap::Args;
 use passerelle::config::{self, Config, Environment, Written, WrittenServer};
 use passerelle::gateway::journal::UsageReader;
 use passerelle::gateway::quota::{Calendar, UnixSeconds};
-use passerelle::gateway::{DataDir, DataError, Directory};
+use passerelle::gateway::{DataDir, DataError, Directory, Quota};
 use passerelle_engine::clock::{Clock, SystemClock};
 
 #[derive(Debug, Args)]
@@ -26,7 +26,10 @@ pub(super) struct State {
     pub(super) directory: Directory,
     pub(super) data: DataDir,
     pub(super) calendar: Calendar,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) now: UnixSeconds,
+    /// The `[limits]` of the configuration.
+    pub(super) defaults: Quota,
 }
 
 impl State {
@@ -42,7 +45,9 @@ impl StateArgs {
         let data = DataDir::open(&config.server.data_dir)?;
         Ok(State {
             now: UnixSeconds::of(clock.wall()),
-            directory: Directory::open(&data, clock, "command line")?,
+            directory: Directory::open(&data, Arc::clone(&clock), "command line")?,
+            clock,
+            defaults: crate::serve::default_limits(&config)?,
             data,
             calendar: Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?,
         })

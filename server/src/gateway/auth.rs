@@ -8,7 +8,11 @@ use super::keys::KeyRing;
 #[derive(Debug)]
 pub enum Authenticator {
     /// A loopback listener without keys: everyone is this caller.
-    Open(Arc<Caller>),
+    Open {
+        caller: Arc<Caller>,
+        /// Administration needs a key all the same.
+        keys: Option<KeyRing>,
+    },
     Keys(KeyRing),
 }
 
@@ -40,14 +44,23 @@ impl AuthError {
 }
 
 impl Authenticator {
-    pub fn open(account: Account) -> Self {
-        Self::Open(Arc::new(Caller::at_open_door(account)))
+    pub fn open(account: Account, keys: Option<KeyRing>) -> Self {
+        Self::Open { caller: Arc::new(Caller::at_open_door(account)), keys }
+    }
+
+    /// Whoever needs a key even at an open door.
+    pub fn authenticate_key(&self, bearer: Option<&str>) -> Result<Arc<Caller>, AuthError> {
+        let bearer = bearer.ok_or(AuthError::Missing)?;
+        match self {
+            Self::Open { keys: None, .. } => Err(AuthError::Unknown),
+            Self::Open { keys: Some(ring), .. } | Self::Keys(ring) => ring.authenticate(bearer),
+        }
     }
 
     /// `bearer` is what follows `Bearer ` in the request. An open listener ignores it: SDKs always send something.
     pub fn authenticate(&self, bearer: Option<&str>) -> Result<Arc<Caller>, AuthError> {
         match self {
-            Self::Open(caller) => Ok(Arc::clone(caller)),
+            Self::Open { caller, .. } => Ok(Arc::clone(caller)),
             Self::Keys(ring) => ring.authenticate(bearer.ok_or(AuthError::Missing)?),
         }
     }
@@ -60,8 +73,10 @@ mod tests {
 
     #[test]
     fn an_open_listener_answers_with_its_one_account_whatever_the_key() {
-        let open = Authenticator::open(Account::local(Quota::unlimited()));
+        let open = Authenticator::open(Account::local(Quota::unlimited()), None);
         assert_eq!(open.authenticate(None).unwrap().account.path.as_str(), "local");
+        assert_eq!(open.authenticate_key(None).unwrap_err(), AuthError::Missing);
+        assert_eq!(open.authenticate_key(Some("sk-anything")).unwrap_err(), AuthError::Unknown);
         assert_eq!(open.authenticate(Some("sk-anything")).unwrap().account.path.as_str(), "local");
     }
 }

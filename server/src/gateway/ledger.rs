@@ -146,6 +146,10 @@ impl Ledger {
         self.books.parts.journal.as_ref().map_or(Ok(()), |parts| parts.journal.admits(trust(caller)))
     }
 
+    pub fn tariff(&self) -> &Tariff {
+        &self.books.parts.tariff
+    }
+
     /// Zeros if nothing outlives the process.
     pub fn journal_state(&self) -> JournalState {
         self.books.parts.journal.as_ref().map(|parts| parts.journal.state()).unwrap_or_default()

@@ -8,6 +8,7 @@
 //! This room sees token counts, never text, and knows no status code.
 
 pub mod account;
+pub mod administration;
 pub mod attempts;
 pub mod auth;
 pub mod breaker;
@@ -28,6 +29,7 @@ pub mod tariff;
 pub mod upstream;
 
 pub use account::{Account, AccountPath, Caller, Scope};
+pub use administration::Administration;
 pub use attempts::{Attempts, RetryBounds, Verdict};
 pub use auth::{AuthError, Authenticator};
 pub use data::{DataDir, DataError};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use passerelle::config::Config;
 use passerelle::gateway::keys::{KeyRing, read_key_file};
-use passerelle::gateway::{Account, Authenticator, DataDir, Directory, Limit, Quota};
+use passerelle::gateway::{Account, Administration, Authenticator, DataDir, Directory, Limit, Quota};
 use passerelle_engine::clock::Clock;
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
@@ -27,25 +27,26 @@ pub(super) fn authenticator(
     config: &Config,
     door: Door,
     (clock, runtime): (&Arc<dyn Clock>, &Runtime),
-) -> Result<Authenticator> {
-    let limits = quota(config)?;
+) -> Result<(Authenticator, Option<Administration>)> {
+    let limits = default_limits(config)?;
     if door == Door::Open {
-        return Ok(Authenticator::open(Account::local(limits)));
+        return Ok((Authenticator::open(Account::local(limits), None), None));
     }
     let fixed = config.server.api_key_file.as_deref().map(read_key_file).transpose()?.unwrap_or_default();
     let data = DataDir::open(&config.server.data_dir)?;
     let directory = Directory::open(&data, Arc::clone(clock), "server")?;
     let ring = KeyRing::new(Some(directory.clone()), fixed, limits.clone(), Arc::clone(clock))?;
+    let administration = Administration::open(&data, directory.clone())?;
     let is_open = ring.is_empty();
     config.check_door(!is_open)?;
     if is_open {
         runtime.spawn(warn_when_a_key_appears(directory));
-        return Ok(Authenticator::open(Account::local(limits)));
+        return Ok((Authenticator::open(Account::local(limits), Some(ring)), Some(administration)));
     }
     if !ring.has_active_key() {
         tracing::warn!("every key is revoked or has expired: nobody is let in until `passerelle key create` makes one");
     }
-    Ok(Authenticator::Keys(ring))
+    Ok((Authenticator::Keys(ring), Some(administration)))
 }
 
 /// Whoever makes a key expects it to be asked for, but a server that started open stays so: its listener may check less.
@@ -57,7 +58,8 @@ async fn warn_when_a_key_appears(directory: Directory) {
     tracing::warn!("a key was made, but this server started without any and asks for none: restart it");
 }
 
-fn quota(config: &Config) -> Result<Quota> {
+/// The `[limits]` of the configuration.
+pub(crate) fn default_limits(config: &Config) -> Result<Quota> {
     let written = &config.limits;
     let limits = [
         written.requests_per_minute.map(Limit::requests_per_minute),

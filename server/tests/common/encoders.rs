@@ -85,7 +85,7 @@ impl EncoderServer {
         }
         let mut config = options.api.clone();
         let authenticator = match &options.key_limits {
-            None => Authenticator::open(Account::local(Quota::unlimited())),
+            None => Authenticator::open(Account::local(Quota::unlimited()), None),
             Some(limits) => {
                 config.guard = BrowserGuard::Off;
                 keys(limits, &clock)
@@ -94,6 +94,7 @@ impl EncoderServer {
         let state = AppState::new(AppParts {
             models,
             authenticator,
+            administration: None,
             owners: BTreeMap::new(),
             ledger: Ledger::without_past(Arc::clone(&clock)),
             serving: Serving::new(Router::new(replicas.into_iter().map(Arc::new), Arc::clone(&clock), 7), []),

@@ -13,6 +13,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,11 +23,14 @@ use passerelle::api::{
 };
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::replica::ReplicaId;
-use passerelle::gateway::{Account, Authenticator, Ledger, Limit, Quota, Replica, Router};
+use passerelle::gateway::{
+    Account, Administration, Authenticator, DataDir, Directory, Ledger, Limit, Quota, Replica, Router,
+};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineConfig, EngineHandle, EngineParts, StepTurns};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -47,6 +51,8 @@ pub(crate) struct Options {
     pub(crate) engine: EngineConfig,
     /// `Some`: the door has one key, with these limits.
     pub(crate) key_limits: Option<Vec<Limit>>,
+    /// `Some`: accounts and keys of this data directory, and no other.
+    pub(crate) administered: Option<TempDir>,
     pub(crate) gate: Gate,
     pub(crate) tls: Option<Tls>,
 }
@@ -61,7 +67,7 @@ impl Default for Options {
             ..EngineConfig::default()
         };
         let (api, serve) = (ApiConfig::default(), ServeConfig::default());
-        Self { api, serve, engine, key_limits: None, gate: Gate::open(), tls: None }
+        Self { api, serve, engine, key_limits: None, administered: None, gate: Gate::open(), tls: None }
     }
 }
 
@@ -72,6 +78,7 @@ pub(crate) struct Server {
     owner: Option<Engine>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<Drained>>,
+    _data: Option<TempDir>,
 }
 
 impl Server {
@@ -93,7 +100,15 @@ impl Server {
         };
         let serving = tokio::spawn(serve(listener, router(state.clone()), options.serve, shutdown));
         let engine = owner.handle();
-        Self { address, state, engine, owner: Some(owner), stop: Some(stop), serving: Some(serving) }
+        Self {
+            address,
+            state,
+            engine,
+            owner: Some(owner),
+            stop: Some(stop),
+            serving: Some(serving),
+            _data: options.administered,
+        }
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -154,9 +169,15 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
     .unwrap();
     let replica = Arc::new(Replica::new(ReplicaId(0), MODEL, Box::new(engine.handle())));
     let mut config = options.api.clone();
-    let authenticator = match &options.key_limits {
-        None => Authenticator::open(Account::local(Quota::unlimited())),
-        Some(limits) => {
+    let administered = options.administered.as_ref().map(|folder| administered(folder.path(), &clock));
+    let (ring, administration) = administered.unzip();
+    let authenticator = match (&options.key_limits, ring) {
+        (None, Some(ring)) => {
+            config.guard = BrowserGuard::Off;
+            Authenticator::Keys(ring)
+        }
+        (None, None) => Authenticator::open(Account::local(Quota::unlimited()), None),
+        (Some(limits), _) => {
             config.guard = BrowserGuard::Off;
             keys(limits, &clock)
         }
@@ -164,6 +185,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
     let parts = AppParts {
         models: vec![served_model(options)],
         authenticator,
+        administration,
         owners: BTreeMap::new(),
         ledger: Ledger::without_past(Arc::clone(&clock)),
         serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), []),
@@ -185,6 +207,14 @@ fn keys(limits: &[Limit], clock: &Arc<dyn Clock>) -> Authenticator {
     writeln!(file, "lab: {KEY}").unwrap();
     let (keys, limits) = (read_key_file(file.path()).unwrap(), Quota::new(limits.to_vec()).unwrap());
     Authenticator::Keys(KeyRing::new(None, keys, limits, Arc::clone(clock)).unwrap())
+}
+
+/// The keys of a data directory, and what administers them.
+fn administered(folder: &Path, clock: &Arc<dyn Clock>) -> (KeyRing, Administration) {
+    let data = DataDir::open(folder).unwrap();
+    let directory = Directory::open(&data, Arc::clone(clock), "test").unwrap();
+    let ring = KeyRing::new(Some(directory.clone()), Vec::new(), Quota::unlimited(), Arc::clone(clock)).unwrap();
+    (ring, Administration::open(&data, directory).unwrap())
 }
 
 fn served_model(options: &Options) -> ServedModel {

@@ -1,7 +1,9 @@
 //! The handlers, one file a subject. Each reads, calls and maps; none holds state of its own.
 
+pub(crate) mod admin;
 pub(crate) mod answers;
 pub(crate) mod encoders;
+pub(crate) mod me;
 pub(crate) mod models;
 pub(crate) mod probes;
 pub(crate) mod tokens;
@@ -15,18 +17,30 @@ use axum::response::Response;
 use super::errors::{ApiError, ErrorKind};
 use super::generate::Visit;
 use super::state::AppState;
-use crate::gateway::{Caller, Scope};
+use crate::gateway::{AuthError, Caller, Scope};
 
 const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-passerelle-ignored-fields");
 const MAX_IGNORED_HEADER_BYTES: usize = 1024;
 
 /// Who asks. Called before the body is read, so that strangers cannot make the server hold one.
 pub(crate) fn authenticate(state: &AppState, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_of);
-    state.authenticator().authenticate(bearer).map_err(|error| {
+    counted(state, state.authenticator().authenticate(bearer(headers)))
+}
+
+/// Who asks, with a key, also where none is needed.
+pub(crate) fn authenticate_key(state: &AppState, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
+    counted(state, state.authenticator().authenticate_key(bearer(headers)))
+}
+
+fn counted(state: &AppState, authenticated: Result<Arc<Caller>, AuthError>) -> Result<Arc<Caller>, ApiError> {
+    authenticated.map_err(|error| {
         state.metrics().auth_failed(error);
         error.into()
     })
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_of)
 }
 
 /// Who asks, with a place in the server. Called before the body is read, so that what is held and parsed is bounded.

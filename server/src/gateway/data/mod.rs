@@ -10,6 +10,7 @@
 //! | `meta`: the directory's generation | 1 | [`super::directory`] |
 //! | `entries`, and `usage`, their sums | 2 | [`super::journal`] |
 
+mod backup;
 mod former;
 mod schema;
 

@@ -8,6 +8,7 @@ mod accounts;
 mod audit;
 pub(super) mod columns;
 mod keys;
+mod plan;
 mod record;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +21,7 @@ use super::data::{DataDir, DataError};
 use super::quota::{LimitName, QuotaError, UnixSeconds};
 
 pub use audit::AuditEntry;
+pub use plan::{Change, WantedAccount};
 pub use record::{AccountRecord, KeyInfo, KeyRecord, KeyStatus, NewKey, Snapshot};
 
 /// A cloneable handle on the accounts and keys of one data directory.

@@ -72,6 +72,11 @@ impl LimitName {
         }
     }
 
+    /// The same as a number: GPU time in seconds.
+    pub fn number(self, value: u64) -> f64 {
+        super::written::number(self, value)
+    }
+
     pub(super) fn unit(self) -> Option<Unit> {
         match self {
             Self::Rate(unit) | Self::Budget(unit, _) => Some(unit),

@@ -1,0 +1,108 @@
+//! A copy of the whole state while it is used, and the way back.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{DataDir, DataError, OWNER_ONLY_FILE, io_error, schema};
+
+impl DataDir {
+    /// Everything at one instant, into a file that must not exist. Servers and commands go on meanwhile.
+    pub fn back_up(&self, copy: &Path) -> Result<(), DataError> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(OWNER_ONLY_FILE);
+        // SQLite fills an empty file, which keeps its mode.
+        options.open(copy).map_err(io_error("create", copy))?;
+        let connection = self.connect()?;
+        let copied = connection.execute("VACUUM INTO ?1", [copy.to_string_lossy()]);
+        copied.map_err(|source| DataError::Sql { path: copy.to_owned(), source })?;
+        Ok(())
+    }
+
+    /// Puts a copy in the place of everything that is here, which is kept beside it as `passerelle.db.before-restore`. Refused
+    /// while a server keeps the ledger, for a copy that is damaged, and for one of a newer program.
+    pub fn restore(&self, copy: &Path) -> Result<(), DataError> {
+        let _lock = self.lock_for_serving()?;
+        check(copy)?;
+        let database = self.database();
+        // Closing the last connection brings everything into the one file.
+        drop(self.connect()?);
+        let fresh = self.path().join("passerelle.db.restoring");
+        std::fs::copy(copy, &fresh).map_err(io_error("copy", copy))?;
+        std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(OWNER_ONLY_FILE))
+            .and_then(|()| std::fs::File::open(&fresh)?.sync_all())
+            .map_err(io_error("write", &fresh))?;
+        let kept = self.path().join("passerelle.db.before-restore");
+        std::fs::rename(&database, &kept).map_err(io_error("rename", &database))?;
+        for leftover in ["passerelle.db-wal", "passerelle.db-shm"] {
+            let path = self.path().join(leftover);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &path)(error)),
+                _ => {}
+            }
+        }
+        std::fs::rename(&fresh, &database).map_err(io_error("rename", &fresh))?;
+        schema::bring_up_to_date(&mut self.connect()?, &database)
+    }
+}
+
+fn check(copy: &Path) -> Result<(), DataError> {
+    let sql = |source| DataError::Sql { path: copy.to_owned(), source };
+    let connection = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sql)?;
+    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
+    if found > schema::FORMAT {
+        return Err(DataError::Version { path: copy.to_owned(), found, known: schema::FORMAT });
+    }
+    let verdict: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sql)?;
+    match found > 0 && verdict == "ok" {
+        true => Ok(()),
+        false => Err(DataError::Content { path: copy.to_owned(), reason: format!("no whole copy: {verdict}") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accounts(data: &DataDir) -> u32 {
+        let connection = data.connect().unwrap();
+        connection.query_row("SELECT count(*) FROM accounts", [], |row| row.get(0)).unwrap()
+    }
+
+    fn add(data: &DataDir, path: &str) {
+        data.connect().unwrap().execute("INSERT INTO accounts VALUES (?1, 1, '[]', 0)", [path]).unwrap();
+    }
+
+    #[test]
+    fn a_copy_made_while_the_state_is_used_brings_back_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(&folder.path().join("data")).unwrap();
+        let _in_use = data.connect().unwrap();
+        add(&data, "before");
+        let copy = folder.path().join("copy");
+        data.back_up(&copy).unwrap();
+        assert!(data.back_up(&copy).is_err(), "a copy is never overwritten");
+        drop(_in_use);
+        add(&data, "after");
+        data.restore(&copy).unwrap();
+        assert_eq!(accounts(&data), 2, "the root, and what was there");
+        assert!(data.path().join("passerelle.db.before-restore").exists());
+    }
+
+    #[test]
+    fn a_served_ledger_and_a_damaged_copy_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(&folder.path().join("data")).unwrap();
+        let copy = folder.path().join("copy");
+        data.back_up(&copy).unwrap();
+        let lock = data.lock_for_serving().unwrap();
+        assert!(matches!(data.restore(&copy), Err(DataError::InUse { .. })));
+        drop(lock);
+        std::fs::write(&copy, "no database at all, but long enough to be looked at by whoever opens it").unwrap();
+        assert!(data.restore(&copy).is_err());
+        assert_eq!(accounts(&data), 1);
+    }
+}

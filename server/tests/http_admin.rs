@@ -1,0 +1,155 @@
+//! Accounts, keys and limits over HTTP: each key within its own part of the tree, and no further.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::client::{Client, Reply};
+use common::{MODEL, Options, Server};
+use passerelle::gateway::account::{ModelAccess, Scopes};
+use passerelle::gateway::directory::NewKey;
+use passerelle::gateway::{AccountPath, DataDir, Directory, Quota, Scope};
+use passerelle_engine::clock::SystemClock;
+use serde_json::{Value, json};
+
+/// A server over a tree of two organisations, and a key for each of the places named.
+struct Bench {
+    server: Server,
+    operator: String,
+    owner: String,
+    user: String,
+}
+
+async fn bench() -> Bench {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    let directory = Directory::open(&data, Arc::new(SystemClock::new()), "test").unwrap();
+    for account in ["acme", "acme/vision", "other"] {
+        directory.create_account(&account.parse().unwrap(), Quota::unlimited()).unwrap();
+    }
+    let key = |account: &str, scope: Scope| {
+        let account: AccountPath = account.parse().unwrap();
+        let (scopes, models, name) = (Scopes::new([scope]).unwrap(), ModelAccess::All, scope.to_string());
+        let new = NewKey { account, name, scopes, models, valid_for: None };
+        directory.create_key(new).unwrap().0.reveal().to_owned()
+    };
+    let (operator, owner) = (key("/", Scope::Admin), key("acme", Scope::Admin));
+    let user = key("acme/vision", Scope::Inference);
+    let server = Server::with(Options { administered: Some(folder), ..Options::default() }).await;
+    Bench { server, operator, owner, user }
+}
+
+impl Bench {
+    fn with(&self, key: &str) -> Client {
+        self.server.client().with("authorization", &format!("Bearer {key}"))
+    }
+
+    async fn limit(&self, key: &str, account: &str, value: u32) -> Reply {
+        let limit = json!({"limit": "requests_per_minute", "value": value});
+        self.with(key).post("/admin/v1/limits", &json!({"account": account, "set": limit})).await
+    }
+}
+
+async fn delete(client: &Client, path: &str) -> u16 {
+    client.send("DELETE", path, b"").await.whole().await.status
+}
+
+#[tokio::test]
+async fn an_owner_manages_keys_and_lower_limits_under_its_own_node_and_nothing_else() {
+    let bench = bench().await;
+    let owner = bench.with(&bench.owner);
+    assert_eq!(bench.limit(&bench.owner, "acme/vision", 5).await.status, 200);
+    for beyond in ["acme", "other", "/"] {
+        let refused = bench.limit(&bench.owner, beyond, 5).await;
+        assert_eq!((refused.status, refused.error_code().as_str()), (403, "insufficient_scope"), "{beyond}");
+        let key = owner.post("/v1/me/keys", &json!({"account": beyond, "name": "k"})).await;
+        assert_eq!(key.status, if beyond == "acme" { 200 } else { 403 }, "{beyond}");
+    }
+    let listed = owner.get("/v1/me/keys").await.json();
+    let accounts: Vec<_> = listed["data"].as_array().unwrap().iter().map(|key| key["account"].clone()).collect();
+    assert!(accounts.len() == 3 && accounts.iter().all(|account| account.as_str().unwrap().starts_with("acme")));
+    assert_eq!(bench.limit(&bench.operator, "other", 5).await.status, 200);
+    let seen = |reply: Reply| reply.json()["data"].as_array().unwrap().len();
+    assert_eq!(seen(bench.with(&bench.operator).get("/admin/v1/accounts").await), 4);
+    assert_eq!(seen(owner.get("/admin/v1/accounts").await), 2);
+    assert_eq!(owner.get("/admin/v1/audit").await.status, 403);
+    assert!(seen(bench.with(&bench.operator).get("/admin/v1/audit").await) >= 6);
+}
+
+#[tokio::test]
+async fn a_key_without_the_scope_runs_no_model_and_administers_nothing() {
+    let bench = bench().await;
+    let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": "say:hi"}]});
+    assert_eq!(bench.with(&bench.user).post("/v1/chat/completions", &chat).await.status, 200);
+    let refused = bench.with(&bench.owner).post("/v1/chat/completions", &chat).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (403, "insufficient_scope"));
+    for path in ["/admin/v1/accounts", "/admin/v1/usage", "/admin/v1/audit"] {
+        assert_eq!(bench.with(&bench.user).get(path).await.status, 403, "{path}");
+        assert_eq!(bench.server.client().get(path).await.status, 401, "{path}");
+    }
+    let own = bench.with(&bench.user).get("/v1/me/keys").await.json();
+    assert_eq!(own["data"].as_array().unwrap().len(), 1, "its own");
+}
+
+#[tokio::test]
+async fn administration_needs_a_key_where_nothing_else_does() {
+    let server = Server::start().await;
+    let client = server.client();
+    assert_eq!(client.get("/v1/models").await.status, 200);
+    assert_eq!(client.get("/admin/v1/accounts").await.status, 401);
+    assert_eq!(client.with_key().get("/admin/v1/keys").await.status, 401);
+}
+
+#[tokio::test]
+async fn a_made_key_is_shown_once_and_a_foreign_one_is_not_told_from_one_that_is_not() {
+    let bench = bench().await;
+    let operator = bench.with(&bench.operator);
+    let made =
+        operator.post("/admin/v1/keys", &json!({"account": "other", "name": "k", "scopes": ["batch"]})).await.json();
+    assert!(made["key"].as_str().unwrap().starts_with("sk-psl-"));
+    let listed = operator.get("/admin/v1/keys").await.text();
+    assert!(listed.contains(made["id"].as_str().unwrap()) && !listed.contains(made["key"].as_str().unwrap()));
+    let path = format!("/v1/me/keys/{}", made["id"].as_str().unwrap());
+    assert_eq!(delete(&bench.with(&bench.owner), &path).await, 404);
+    assert_eq!(delete(&bench.with(&bench.owner), "/v1/me/keys/nobody").await, 404);
+    assert_eq!(delete(&operator, &path).await, 200);
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_and_named() {
+    let bench = bench().await;
+    let operator = bench.with(&bench.operator);
+    let cases: [(&str, Value, u16, &str); 6] = [
+        ("/admin/v1/accounts", json!({"path": "a b"}), 400, "is no account"),
+        ("/admin/v1/accounts", json!({"path": "acme"}), 409, "exists"),
+        ("/admin/v1/accounts", json!({"path": "nobody/x"}), 404, "no account 'nobody'"),
+        ("/admin/v1/limits", json!({"account": "acme", "set": {"limit": "x", "value": 1}}), 400, "is no limit"),
+        ("/admin/v1/limits", json!({"account": "acme"}), 400, "either"),
+        ("/admin/v1/keys", json!({"name": "k", "scopes": []}), 400, "scope"),
+    ];
+    for (path, body, status, reason) in cases {
+        let reply = operator.post(path, &body).await;
+        assert_eq!(reply.status, status, "{}", reply.text());
+        assert!(reply.message().contains(reason), "{}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn a_caller_sees_every_limit_on_its_path_as_it_stands() {
+    let bench = bench().await;
+    assert_eq!(bench.limit(&bench.operator, "acme", 7).await.status, 200);
+    let user = bench.with(&bench.user);
+    let is_known = |limits: &Value| limits["data"].as_array().unwrap().len() == 1;
+    let mut limits = user.get("/v1/me/limits").await.json();
+    // The server looks at the directory again after a moment.
+    while !is_known(&limits) {
+        limits = user.get("/v1/me/limits").await.json();
+    }
+    let (limit, account) = (&limits["data"][0], &limits["account"]);
+    assert_eq!((account.as_str(), limit["scope"].as_str()), (Some("acme/vision"), Some("acme")));
+    assert_eq!((limit["value"].as_f64(), limit["remaining"].as_f64()), (Some(7.0), Some(7.0)));
+    assert_eq!(user.get("/v1/me/usage?since=yesterday").await.status, 400);
+    assert_eq!(user.get("/v1/me/usage").await.json()["data"], json!([]));
+}
