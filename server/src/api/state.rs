@@ -19,9 +19,7 @@ use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
-use crate::gateway::{
-    AccountPath, Administration, Authenticator, Caller, Ledger, RetryBounds, Router,
-};
+use crate::gateway::{AccountPath, Administration, Authenticator, Caller, Ledger, RetryBounds, Router};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
@@ -170,7 +168,18 @@ struct Shared {
 
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
-        let AppParts { models, owners, administration, serving, authenticator, ledger, clock, metrics, config, readiness } = parts;
+        let AppParts {
+            models,
+            owners,
+            administration,
+            serving,
+            authenticator,
+            ledger,
+            clock,
+            metrics,
+            config,
+            readiness,
+        } = parts;
         let shared = Shared {
             models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
             serving: RwLock::new(Arc::new(serving)),
