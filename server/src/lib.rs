@@ -7,3 +7,5 @@ pub mod gateway;
 pub mod hub;
 pub mod metrics;
 pub mod text;
+#[cfg(feature = "upstream")]
+pub mod upstream;

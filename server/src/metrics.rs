@@ -124,6 +124,11 @@ impl Metrics {
         }
     }
 
+    /// `upstream` is a configured name, and `outcome` one of a few.
+    pub fn upstream_tried(&self, model: &str, upstream: &str, outcome: &'static str) {
+        register_counter(&self.recorder, table::UPSTREAM_TRIES, &[model, upstream, outcome]).increment(1);
+    }
+
     pub fn auth_failed(&self, error: AuthError) {
         register_counter(&self.recorder, table::AUTH_FAILURES, &[error.label()]).increment(1);
     }
@@ -265,6 +270,7 @@ mod tests {
         metrics.answered(AnsweredRequest { route: "/v1/models", status: 200, model: None });
         metrics.auth_failed(AuthError::Unknown);
         metrics.refused(LimitName::Rate(Unit::Tokens));
+        metrics.upstream_tried("demo", "h:1", "answered");
         let model = metrics.model("demo").unwrap();
         model.first_token(Duration::from_millis(30));
         model.next_token(Duration::from_millis(7));

@@ -15,6 +15,8 @@ mod models;
 mod report;
 mod signals;
 mod text;
+#[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
+mod upstreams;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,12 +25,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use passerelle::api::{
     self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, RouteSwitch,
-    ServeConfig, SseConfig, Tls,
+    ServeConfig, Serving, SseConfig, Tls,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
 use passerelle::gateway::health::LOOK_EVERY;
-use passerelle::gateway::{AccountPath, Authenticator};
+use passerelle::gateway::{AccountPath, Authenticator, RetryBounds, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
@@ -38,6 +40,7 @@ use tokio::time::sleep;
 use crate::cli::output;
 use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
 use signals::Signals;
+use upstreams::Upstreams;
 
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
@@ -99,7 +102,14 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let reserved = listener::reserve(&config.server.listen)?;
     let compute = compute(&config.engine);
     let loaded = models::load_all(config, &compute)?;
-    let fleet = engines::start(loaded, &config.engine, &compute, &clock)?;
+    let here: Vec<String> = loaded.names().map(str::to_owned).collect();
+    let prepared = upstreams::prepare(config, &here)?;
+    let elsewhere: Vec<&str> = prepared.models.iter().map(|model| model.name.as_str()).collect();
+    let fleet = engines::start(loaded, &config.engine, &compute, (&clock, &elsewhere))?;
+    let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), fleet.replicas.len() as u32);
+    let (settings, remote) = prepared.split();
+    let replicas = fleet.replicas.into_iter().chain(upstreams.follow(settings)?);
+    let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
     let basis = LedgerBasis { clock: Arc::clone(&clock), tariff: fleet.tariff };
     let (ledger, keeper) = match lock {
         None => (ledger::without_keeping(basis, &config.ledger)?, None),
@@ -119,7 +129,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         administration,
         owners: owners(config)?,
         ledger,
-        router: fleet.router,
+        serving: Serving::new(router, remote),
         clock,
         metrics: fleet.metrics,
         batches,
@@ -168,7 +178,7 @@ impl Server {
 async fn look_after_replicas(state: AppState) {
     loop {
         sleep(LOOK_EVERY).await;
-        state.router().look();
+        state.serving().router.look();
     }
 }
 
@@ -221,6 +231,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             write_timeout: written.stalled_reader_timeout,
             keep_alive: written.keep_alive,
         },
+        retry: RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken },
         guard,
         allowed_origins: AllowedOrigins::new(written.cors_origins.iter().map(ToString::to_string))?,
         compress_above_bytes: written.compress_above.0 as usize,

@@ -42,7 +42,19 @@ fn the_reference_states_the_defaults() {
 fn the_reference_names_every_key() {
     // The keys themselves, as the refusal of a wrong one lists them.
     let reference = std::fs::read_to_string(folder().join("reference.toml")).expect("the reference is readable");
-    for section in ["[server]", "[engine]", "[api]", "[batches]", "[grammar]", "[limits]", "[ledger]", "[log]"] {
+    let sections = [
+        "[server]",
+        "[[upstreams]]",
+        "[routing]",
+        "[engine]",
+        "[api]",
+        "[batches]",
+        "[grammar]",
+        "[limits]",
+        "[ledger]",
+        "[log]",
+    ];
+    for section in sections {
         let error = toml::from_str::<Written>(&format!("{section}\nno_such_key = 1")).expect_err("the key is unknown");
         let keys: Vec<_> = error.message().split('`').skip(3).step_by(2).map(str::to_owned).collect();
         assert!(keys.len() >= 2, "{error}");

@@ -85,6 +85,12 @@ const RULES: &[Rule] = &[
         because: "the hub finds files and knows nobody who reads them",
     },
     Rule {
+        place: "server/src/upstream/",
+        except: &[],
+        never: &["crate::api", "crate::config", "crate::text", "crate::hub", "axum::"],
+        because: "upstreams are doors that the gateway is handed, and know nothing of who asks",
+    },
+    Rule {
         place: "server/src/config/",
         except: &[],
         never: &["crate::api", "crate::gateway", "crate::text", "axum::", "tokio::"],

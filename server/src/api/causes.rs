@@ -12,7 +12,9 @@ use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::Retry;
 use crate::gateway::router::RouteError;
-use crate::gateway::{AuthError, DirectoryError, RateLimitState, Refusal, SubmitError, WindowState};
+use crate::gateway::{
+    AuthError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
+};
 use crate::text::{GrammarError, TextError};
 
 /// OpenAI's clients retry a 429 by themselves, unless the answer says not to.
@@ -84,7 +86,13 @@ impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
         match error {
             RouteError::UnknownModel(name) => model_not_found(&name),
-            RouteError::NoReplicaReady(_) => Self::new(ErrorKind::NoReplica, capitalised(&error.to_string())),
+            RouteError::NoReplicaReady { retry_after, .. } => {
+                let refused = Self::new(ErrorKind::NoReplica, format!("{}.", capitalised(&error.to_string())));
+                match retry_after {
+                    Some(wait) => refused.retry_after(wait),
+                    None => refused,
+                }
+            }
         }
     }
 }
@@ -100,6 +108,36 @@ impl From<SubmitError> for ApiError {
             }
             SubmitError::Refused { parameter, why } => {
                 let refused = Self::new(ErrorKind::InvalidValue, format!("{}.", capitalised(&why)));
+                match parameter {
+                    Some(parameter) => refused.param(parameter),
+                    None => refused,
+                }
+            }
+        }
+    }
+}
+
+/// Whatever an upstream does, a client sees one of these; only a request's own fault is told in the upstream's words.
+impl From<&Failure> for ApiError {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::TimedOut => {
+                Self::new(ErrorKind::UpstreamTimeout, "The server that runs this model did not answer in time.")
+            }
+            Failure::Unreachable | Failure::Broke(_) | Failure::Misconfigured(_) => {
+                Self::new(ErrorKind::UpstreamFailed, "The server that runs this model failed.")
+            }
+            Failure::Busy { retry_after } => {
+                let busy = Self::new(ErrorKind::QueueFull, "The server that runs this model is busy.");
+                match retry_after {
+                    Some(wait) => busy.retry_after(*wait),
+                    None => busy,
+                }
+            }
+            Failure::Refused(objection) => {
+                let Objection { parameter, exceeds_context, why } = objection.as_ref();
+                let kind = if *exceeds_context { ErrorKind::ContextLengthExceeded } else { ErrorKind::InvalidValue };
+                let refused = Self::new(kind, format!("The server that runs this model refuses the request: {why}"));
                 match parameter {
                     Some(parameter) => refused.param(parameter),
                     None => refused,

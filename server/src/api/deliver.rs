@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 use passerelle_engine::Usage;
 use tokio::time::{sleep, timeout};
 
-use super::choice::RunningChoice;
 use super::delta::ChoiceDelta;
 use super::errors::{ApiError, ErrorKind};
 use super::generate::Admitted;
+use super::launch::LiveChoice;
 use super::sse::{ReaderGone, SseWriter, sse_response};
 use super::state::AppState;
 use super::wire::answer::{AnswerForm, Part};
@@ -123,7 +123,7 @@ impl Delivery {
 
     /// So far; what was settled, once all choices are over.
     fn usage(&self) -> Usage {
-        sum_usage(self.admitted.choices.iter().map(RunningChoice::usage))
+        sum_usage(self.admitted.choices.iter().map(LiveChoice::usage))
     }
 }
 
@@ -135,7 +135,7 @@ async fn write_parts(writer: &SseWriter, parts: &[Part]) -> Result<(), ReaderGon
 }
 
 /// Polls every choice once a wake-up, beginning with `first`.
-async fn next_piece(choices: &mut [RunningChoice], first: usize) -> Result<Option<ChoiceDelta>, ApiError> {
+async fn next_piece(choices: &mut [LiveChoice], first: usize) -> Result<Option<ChoiceDelta>, ApiError> {
     poll_fn(|context| {
         let count = choices.len();
         let mut all_over = true;

@@ -100,6 +100,8 @@ pub(crate) enum AnswerEnd {
     Stop,
     Length,
     ToolCalls,
+    /// Only upstreams filter.
+    ContentFilter,
 }
 
 impl AnswerEnd {
@@ -108,6 +110,7 @@ impl AnswerEnd {
             Self::Stop => "stop",
             Self::Length => "length",
             Self::ToolCalls => "tool_calls",
+            Self::ContentFilter => "content_filter",
         }
     }
 }

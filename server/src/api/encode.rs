@@ -99,7 +99,7 @@ impl<'a> Running<'a> {
             reservation.withdraw();
             return Err(invalid("input", "must not be empty"));
         };
-        let replica = match state.router().pick(&model.name, PrefixHint::NONE) {
+        let replica = match state.serving().router.pick(&model.name, PrefixHint::NONE, &[]) {
             Ok(replica) => replica,
             Err(error) => {
                 reservation.withdraw();

@@ -46,6 +46,8 @@ pub enum ErrorKind {
     LedgerUnavailable,
     Draining,
     RequestTimeout,
+    UpstreamFailed,
+    UpstreamTimeout,
 }
 
 /// How a kind looks on the wire.
@@ -90,6 +92,8 @@ impl ErrorKind {
             Self::QuotaExhausted        => (429, "insufficient_quota", "insufficient_quota"),
             Self::Internal              => (500, SERVER, "internal_error"),
             Self::EngineFailed          => (500, SERVER, "engine_failed"),
+            Self::UpstreamFailed        => (502, SERVER, "upstream_failed"),
+            Self::UpstreamTimeout       => (504, SERVER, "upstream_timeout"),
             Self::QueueFull             => (503, SERVER, "queue_full"),
             Self::StorageFull           => (503, SERVER, "storage_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),

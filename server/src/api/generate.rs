@@ -5,26 +5,30 @@
 //! 3. template and tokenise, off the async threads ([`super::prepare`]);
 //! 4. check the context: prompt and answer fit, or the error has both numbers;
 //! 5. reserve: all limits or none;
-//! 6. pick a replica;
-//! 7. submit, which never waits;
+//! 6. pick a replica and submit, which never waits for an engine ([`super::launch`]);
+//! 7. try another if that one does not answer;
 //! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::choice`];
 //! 9. settle what the engine counted, by dropping the [`Generation`], on every way out.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::{CacheSalt, Class, Request as EngineRequest};
 use passerelle_models::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, RunningChoice, Writer, engine_prompt_logprobs};
+use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
-use super::meter::ChoiceMeter;
+use super::launch::{Launch, LiveChoice, UpstreamJob};
 use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
+use super::relayed::PromptCount;
+use super::remote::admit_remote;
 use super::routes::require;
-use super::state::{AppState, ServedModel};
-use super::wire::request::{GenerateRequest, Prompt, PromptEnding};
-use crate::gateway::{Ask, Caller, Generation, PrefixHint, Reservation, Scope};
+use super::state::{AppState, ServedModel, Serving};
+use super::wire::answer;
+use super::wire::forward::Outgoing;
+use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
+use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
 use crate::text::grammar::CompiledGrammar;
 
 /// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
@@ -42,22 +46,40 @@ pub(crate) struct Visit {
     pub(crate) scope: Scope,
 }
 
-/// An admitted request: every choice has its reservation and its place in an engine's queue.
+/// An admitted request: every choice has its reservation and its place in an engine's queue or on an upstream.
 #[derive(Debug)]
 pub(crate) struct Admitted {
-    pub(crate) choices: Vec<RunningChoice>,
-    pub(crate) model: Arc<ServedModel>,
+    pub(crate) choices: Vec<LiveChoice>,
+    pub(crate) served_as: ServedAs,
     /// Given back when the answer is over.
     _place: OwnedSemaphorePermit,
 }
 
-/// Steps 3 to 7. On any error, what was taken is given back.
+/// What an answer says of the model that ran it.
+#[derive(Debug)]
+pub(crate) struct ServedAs {
+    pub(crate) model: String,
+    pub(crate) fingerprint: Option<String>,
+}
+
+impl Admitted {
+    pub(crate) fn new(choices: Vec<LiveChoice>, served_as: ServedAs, place: OwnedSemaphorePermit) -> Self {
+        Self { choices, served_as, _place: place }
+    }
+}
+
+/// Steps 3 to 7. On any error, what was taken is given back. `outgoing`: the request as an upstream would get it.
 pub(crate) async fn admit(
     state: &AppState,
     visit: Visit,
-    prompt: Prompt,
-    request: GenerateRequest,
+    (prompt, request): (Prompt, GenerateRequest),
+    outgoing: Option<Outgoing>,
 ) -> Result<Admitted, ApiError> {
+    let serving = state.serving();
+    let remote = serving.remote(&request.model).filter(|model| state.sees(&visit.caller, &model.name)).cloned();
+    if let (Some(model), Some(outgoing)) = (remote, outgoing.clone()) {
+        return admit_remote(state, visit, (serving, model), (prompt, request), outgoing).await;
+    }
     let Visit { caller, place, arrived, scope } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
@@ -65,12 +87,23 @@ pub(crate) async fn admit(
     let shape = Shape::of(&prompt, &request);
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
-    let (caller, request, model) = (&caller, &request, &model);
-    let class = if scope == Scope::Batch { Class::Batch } else { Class::Standard };
-    let admission = Admission { state, caller, request, model, shape, bad_words, constraint, arrived, class };
+    let admission = Admission {
+        state,
+        serving: &serving,
+        caller: &caller,
+        request: &request,
+        model: &model,
+        outgoing: outgoing.as_ref(),
+        shape,
+        bad_words,
+        constraint: Mutex::new(constraint),
+        arrived,
+        class: if scope == Scope::Batch { Class::Batch } else { Class::Standard },
+    };
     let tickets = admission.reserve_all(prompts)?;
-    let choices = admission.start_all(tickets)?;
-    Ok(Admitted { choices, model: Arc::clone(model), _place: place })
+    let choices = admission.start_all(tickets).await?;
+    let served_as = ServedAs { model: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
+    Ok(Admitted::new(choices, served_as, place))
 }
 
 /// What of the prompt's kind outlives the prompt.
@@ -107,12 +140,16 @@ impl Shape {
 
 struct Admission<'a> {
     state: &'a AppState,
+    serving: &'a Serving,
     caller: &'a Arc<Caller>,
     request: &'a GenerateRequest,
     model: &'a Arc<ServedModel>,
+    outgoing: Option<&'a Outgoing>,
     shape: Shape,
     bad_words: Vec<Vec<TokenId>>,
-    constraint: Option<CompiledGrammar>,
+    /// Behind a lock because a grammar may move between threads and not be shared by them, and an admission that waits for
+    /// an upstream moves. Nobody ever waits for it.
+    constraint: Mutex<Option<CompiledGrammar>>,
     arrived: Duration,
     class: Class,
 }
@@ -141,7 +178,7 @@ impl Admission<'_> {
             match reserve(self.state, self.caller, plan.ask) {
                 Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
                 Err(refusal) => {
-                    withdraw_all(tickets);
+                    withdraw_all(tickets.into_iter().map(|ticket| ticket.reservation));
                     return Err(refusal);
                 }
             }
@@ -178,14 +215,14 @@ impl Admission<'_> {
     }
 
     /// A choice that cannot start takes the others with it: they are dropped, which aborts and settles them.
-    fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<RunningChoice>, ApiError> {
+    async fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<LiveChoice>, ApiError> {
         let mut choices = Vec::with_capacity(tickets.len());
         let mut tickets = tickets.into_iter();
         while let Some(ticket) = tickets.next() {
-            match self.start(ticket) {
+            match self.start(ticket).await {
                 Ok(choice) => choices.push(choice),
                 Err(error) => {
-                    withdraw_all(tickets);
+                    withdraw_all(tickets.map(|ticket| ticket.reservation));
                     return Err(error);
                 }
             }
@@ -193,24 +230,37 @@ impl Admission<'_> {
         Ok(choices)
     }
 
-    fn start(&self, ticket: Ticket) -> Result<RunningChoice, ApiError> {
+    async fn start(&self, ticket: Ticket) -> Result<LiveChoice, ApiError> {
         let Ticket { prompt, max_tokens, reservation } = ticket;
-        let engine_request = self.engine_request(&prompt, max_tokens);
-        let hint = PrefixHint::of(&engine_request.prompt, &engine_request.cache_salt);
-        let replica = match self.state.router().pick(&self.model.name, hint) {
-            Ok(replica) => replica,
-            Err(error) => {
-                reservation.withdraw();
-                return Err(error.into());
+        let for_engine = || {
+            let request = self.engine_request(&prompt, max_tokens);
+            let writer = self.writer(prompt.clone(), &request);
+            (request, writer)
+        };
+        let launch = Launch {
+            state: self.state,
+            serving: self.serving,
+            model: &self.model.name,
+            hint: PrefixHint::of(&prompt.tokens, &self.cache_salt()),
+            arrived: self.arrived,
+            for_engine: Some(&for_engine),
+            for_upstream: self.outgoing.map(|outgoing| self.upstream_job(outgoing, &prompt, max_tokens)),
+        };
+        launch.go(reservation).await
+    }
+
+    /// For an upstream that serves the same model as an engine here: it gets the very tokens of a completion.
+    fn upstream_job(&self, outgoing: &Outgoing, prompt: &EncodedPrompt, max_tokens: u32) -> UpstreamJob {
+        let (kind, written) = match self.shape.kind {
+            AnswerKind::Chat { .. } => (answer::AnswerKind::Chat, None),
+            AnswerKind::PlainText => {
+                let tokens = CompletionPrompt::Tokens(prompt.tokens.clone());
+                (answer::AnswerKind::Completion, Some(tokens))
             }
         };
-        let writer = self.writer(prompt, &engine_request);
-        let meter = ChoiceMeter::new(self.state.clone(), self.model.name.clone(), self.arrived);
-        let generation = Generation::start(&replica, engine_request, reservation).map_err(|refused| {
-            refused.reservation.withdraw();
-            ApiError::from(refused.error)
-        })?;
-        Ok(RunningChoice::new(generation, writer, meter))
+        let call = outgoing.call(written.as_ref(), max_tokens);
+        let count = PromptCount::Exact(saturating_u32(prompt.tokens.len()));
+        UpstreamJob { call, kind, prompt: count, max_tokens, text: Some(Arc::clone(&self.model.text)) }
     }
 
     fn engine_request(&self, prompt: &EncodedPrompt, max_tokens: u32) -> EngineRequest {
@@ -224,7 +274,7 @@ impl Admission<'_> {
             class: self.class,
             share_key: self.caller.account.share_key,
             cache_salt: self.cache_salt(),
-            constraint: self.constraint.clone(),
+            constraint: self.constraint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..EngineRequest::new(self.state.next_request_id(), prompt.tokens.clone(), sampling)
         }
     }
@@ -251,8 +301,8 @@ impl Admission<'_> {
 }
 
 /// For what was never started.
-fn withdraw_all(tickets: impl IntoIterator<Item = Ticket>) {
-    tickets.into_iter().for_each(|ticket| ticket.reservation.withdraw());
+pub(crate) fn withdraw_all(reservations: impl IntoIterator<Item = Reservation>) {
+    reservations.into_iter().for_each(Reservation::withdraw);
 }
 
 /// Takes room in the ledger, or says why there is none.
@@ -264,6 +314,6 @@ pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: Ask) -> Resul
     })
 }
 
-fn saturating_u32(count: usize) -> u32 {
+pub(crate) fn saturating_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }

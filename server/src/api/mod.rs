@@ -1,9 +1,10 @@
 //! HTTP: the only room that knows axum, JSON and status codes.
 //!
 //! [`router`] answers requests in process or behind [`serve`]. A request passes, from the outside in: the trace (id,
-//! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`]. What is generated
-//! goes through [`generate`], [`choice`] and [`deliver`], for chat and completions alike; what is read by an encoder goes
-//! through [`encode`].
+//! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`].
+//! What is generated goes through [`generate`], [`launch`], [`choice`] and [`deliver`], for chat and completions alike;
+//! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`]; what is read by an encoder
+//! goes through [`encode`].
 
 mod batch_runner;
 mod body;
@@ -19,10 +20,13 @@ mod fields;
 mod form;
 mod generate;
 mod ids;
+mod launch;
 mod meter;
 mod middleware;
 mod openapi;
 mod prepare;
+mod relayed;
+mod remote;
 mod routes;
 mod serve;
 mod sse;
@@ -35,9 +39,10 @@ pub use cross_origin::{AllowedOrigins, InvalidOrigin};
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
+pub use remote::RemoteModel;
 pub use serve::{Drained, Listener, ServeConfig, Tls, TlsError, UnixSocket, serve};
 pub use sse::SseConfig;
-pub use state::{ApiConfig, AppParts, AppState, BrowserGuard, Readiness, RouteSwitch, ServedModel};
+pub use state::{ApiConfig, AppParts, AppState, BrowserGuard, Readiness, RouteSwitch, ServedModel, Serving};
 pub use wire::request::RequestBounds;
 pub use wire::sampling::GenerationDefaults;
 

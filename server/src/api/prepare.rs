@@ -29,16 +29,22 @@ pub(crate) struct Prepared {
 }
 
 /// A prompt as the engine gets it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct EncodedPrompt {
     pub(crate) tokens: Vec<TokenId>,
     /// What the caller wrote, if it was one text.
     pub(crate) written: Option<String>,
 }
 
-/// One that the caller may not see is not told from one that nobody serves.
+/// A model that runs here. One that the caller may not see is not told from one that nobody serves.
 pub(crate) fn find_model(state: &AppState, caller: &Caller, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    state.model_for(caller, name).cloned().ok_or_else(|| model_not_found(name))
+    if let Some(model) = state.model_for(caller, name) {
+        return Ok(Arc::clone(model));
+    }
+    match state.serving().remote(name).filter(|_| state.sees(caller, name)) {
+        Some(_) => Err(unsupported("model", "another server runs this model, and this route needs it here")),
+        None => Err(model_not_found(name)),
+    }
 }
 
 /// As [`find_model`], for whoever wants text from it.
@@ -72,7 +78,16 @@ pub(crate) async fn encode(
     model: &ServedModel,
     prompt: Prompt,
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
-    let text = Arc::clone(&model.text);
+    encode_text(state, &model.text, prompt).await
+}
+
+/// The same, for a model of which only the text side is here.
+pub(crate) async fn encode_text(
+    state: &AppState,
+    text: &Arc<TextModel>,
+    prompt: Prompt,
+) -> Result<Vec<EncodedPrompt>, ApiError> {
+    let text = Arc::clone(text);
     let now = state.clock().wall();
     state.text_work().run(move || encode_all(&text, prompt, now)).await
 }
@@ -184,16 +199,15 @@ pub(crate) fn room_for_answer(model: &ServedModel, prompt_tokens: usize, asked: 
     match asked {
         Some(asked) if asked as usize <= room => Ok(asked),
         None if room > 0 => Ok(u32::try_from(room).unwrap_or(u32::MAX)),
-        _ => Err(context_overflow(model, prompt_tokens, asked)),
+        _ => Err(context_overflow(model.max_model_len, prompt_tokens, asked)),
     }
 }
 
-fn context_overflow(model: &ServedModel, prompt_tokens: usize, asked: Option<u32>) -> ApiError {
+pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked: Option<u32>) -> ApiError {
     let asked = asked.unwrap_or(1) as usize;
     let message = format!(
-        "This model's context length is {} tokens, and you asked for {} tokens: {prompt_tokens} in the prompt and \
-         {asked} for the answer. Shorten the prompt or lower `max_tokens`.",
-        model.max_model_len,
+        "This model's context length is {max_model_len} tokens, and you asked for {} tokens: {prompt_tokens} in the \
+         prompt and {asked} for the answer. Shorten the prompt or lower `max_tokens`.",
         prompt_tokens.saturating_add(asked),
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param("max_tokens")

@@ -1,8 +1,8 @@
 //! What every handler is given.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use passerelle_engine::RequestId;
@@ -14,12 +14,13 @@ use super::cross_origin::AllowedOrigins;
 use super::encode::ServedEncoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{Reader, UnknownFields};
+use super::remote::RemoteModel;
 use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::batches::BatchStore;
-use crate::gateway::{AccountPath, Administration, Authenticator, Caller, Ledger, Router};
+use crate::gateway::{AccountPath, Administration, Authenticator, Caller, Ledger, RetryBounds, Router};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
@@ -59,6 +60,7 @@ pub struct ApiConfig {
     pub bounds: RequestBounds,
     pub grammar: GrammarBounds,
     pub sse: SseConfig,
+    pub retry: RetryBounds,
     pub guard: BrowserGuard,
     /// Web pages that may call this server from a browser.
     pub allowed_origins: AllowedOrigins,
@@ -79,6 +81,7 @@ impl Default for ApiConfig {
             bounds: RequestBounds::default(),
             grammar: GrammarBounds::default(),
             sse: SseConfig::default(),
+            retry: RetryBounds::default(),
             guard: BrowserGuard::default(),
             allowed_origins: AllowedOrigins::default(),
             compress_above_bytes: 16 << 10,
@@ -115,13 +118,32 @@ pub struct AppParts {
     /// `None`: nothing outlives the process.
     pub administration: Option<Administration>,
     pub ledger: Ledger,
-    pub router: Router,
+    pub serving: Serving,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<Metrics>,
     /// `None`: this server keeps no files and runs no batches.
     pub batches: Option<BatchStore>,
     pub config: ApiConfig,
     pub readiness: Readiness,
+}
+
+/// Who serves what. Replaced as a whole; a request sees one and the same from its admission to its start.
+#[derive(Debug)]
+pub struct Serving {
+    pub router: Router,
+    remote: BTreeMap<String, Arc<RemoteModel>>,
+}
+
+impl Serving {
+    /// `remote`: the models that no engine here has.
+    pub fn new(router: Router, remote: impl IntoIterator<Item = RemoteModel>) -> Self {
+        let remote = remote.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
+        Self { router, remote }
+    }
+
+    pub(crate) fn remote(&self, name: &str) -> Option<&Arc<RemoteModel>> {
+        self.remote.get(name)
+    }
 }
 
 /// A cloneable handle on everything a request may need.
@@ -133,7 +155,15 @@ pub struct AppState {
 #[derive(Debug)]
 struct Shared {
     models: BTreeMap<String, Arc<ServedModel>>,
-    parts: AppParts,
+    owners: BTreeMap<String, AccountPath>,
+    administration: Option<Administration>,
+    serving: RwLock<Arc<Serving>>,
+    authenticator: Authenticator,
+    ledger: Ledger,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+    config: ApiConfig,
+    readiness: Readiness,
     text_work: TextWork,
     batches: Option<Arc<BatchStore>>,
     /// Told whenever a batch came or is to end.
@@ -143,15 +173,26 @@ struct Shared {
 }
 
 impl AppState {
-    pub fn new(mut parts: AppParts) -> Self {
-        let models = std::mem::take(&mut parts.models);
-        let batches = parts.batches.take().map(Arc::new);
-        let batch_changes = watch::Sender::new(());
-        let models = models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
-        let text_work = TextWork::new(parts.config.max_concurrent_encodes);
-        let request_permits = Arc::new(Semaphore::new(parts.config.max_concurrent_requests));
-        let next_request = AtomicU64::new(0);
-        let shared = Shared { models, parts, text_work, batches, batch_changes, request_permits, next_request };
+    pub fn new(parts: AppParts) -> Self {
+        let AppParts { models, owners, administration, serving, authenticator, .. } = parts;
+        let AppParts { ledger, clock, metrics, batches, config, readiness, .. } = parts;
+        let shared = Shared {
+            models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
+            serving: RwLock::new(Arc::new(serving)),
+            text_work: TextWork::new(config.max_concurrent_encodes),
+            batches: batches.map(Arc::new),
+            batch_changes: watch::Sender::new(()),
+            request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
+            next_request: AtomicU64::new(0),
+            owners,
+            administration,
+            authenticator,
+            ledger,
+            clock,
+            metrics,
+            config,
+            readiness,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -161,7 +202,7 @@ impl AppState {
 
     /// Whether the caller may know that the model is served.
     pub(crate) fn sees(&self, caller: &Caller, name: &str) -> bool {
-        caller.sees(name, self.shared.parts.owners.get(name))
+        caller.sees(name, self.shared.owners.get(name))
     }
 
     pub(crate) fn model_for(&self, caller: &Caller, name: &str) -> Option<&Arc<ServedModel>> {
@@ -175,35 +216,41 @@ impl AppState {
     }
 
     pub fn authenticator(&self) -> &Authenticator {
-        &self.shared.parts.authenticator
+        &self.shared.authenticator
     }
 
     pub(crate) fn administration(&self) -> Option<&Administration> {
-        self.shared.parts.administration.as_ref()
+        self.shared.administration.as_ref()
     }
 
     pub fn ledger(&self) -> &Ledger {
-        &self.shared.parts.ledger
+        &self.shared.ledger
     }
 
-    pub fn router(&self) -> &Router {
-        &self.shared.parts.router
+    /// Who serves what at this moment.
+    pub fn serving(&self) -> Arc<Serving> {
+        Arc::clone(&self.shared.serving.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From the next request on. What runs goes on where it is.
+    pub fn serve(&self, serving: Serving) {
+        *self.shared.serving.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(serving);
     }
 
     pub fn clock(&self) -> &dyn Clock {
-        self.shared.parts.clock.as_ref()
+        self.shared.clock.as_ref()
     }
 
     pub fn metrics(&self) -> &Metrics {
-        &self.shared.parts.metrics
+        &self.shared.metrics
     }
 
     pub fn config(&self) -> &ApiConfig {
-        &self.shared.parts.config
+        &self.shared.config
     }
 
     pub fn readiness(&self) -> &Readiness {
-        &self.shared.parts.readiness
+        &self.shared.readiness
     }
 
     /// The files and batches that this server keeps, if it keeps any.

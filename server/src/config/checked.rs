@@ -5,18 +5,21 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
-    Secret, ToolCalls, UnknownFields, WeightDtype, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar,
-    WrittenLedger, WrittenLimits, WrittenModel, WrittenServer,
+    RoutingConfig, Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenBatches,
+    WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub server: ServerConfig,
-    /// Never empty, unless `server.models_dir` is set. Names are unique.
+    /// Never empty, unless `server.models_dir` or an upstream is set. Names are unique.
     pub models: Vec<ModelConfig>,
+    pub upstreams: Vec<UpstreamConfig>,
+    pub routing: RoutingConfig,
     pub hub: HubConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
@@ -167,9 +170,11 @@ impl Config {
         let offline = written.server.offline == Some(true) || environment.hf_hub_offline;
         let engine = check_engine(&written.engine)?;
         let server = check_server(written.server, environment)?;
+        let upstreams = check_upstreams(written.upstreams.unwrap_or_default(), offline)?;
         let models = match (written.models, &server.models_dir) {
             (Some(models), _) if !models.is_empty() => check_models(models, &engine)?,
             (_, Some(_)) => Vec::new(),
+            _ if !upstreams.is_empty() => Vec::new(),
             _ => check_models(vec![WrittenModel::of(DEMO)], &engine)?,
         };
         let log = LogConfig {
@@ -180,8 +185,9 @@ impl Config {
         let ledger = check_ledger(written.ledger);
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
         let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
+        let routing = check_routing(&written.routing)?;
         let limits = written.limits;
-        Ok(Self { server, models, hub, engine, api, batches, grammar, limits, ledger, log })
+        Ok(Self { server, models, upstreams, routing, hub, engine, api, batches, grammar, limits, ledger, log })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -297,7 +303,7 @@ fn check_ledger(written: WrittenLedger) -> LedgerConfig {
     }
 }
 
-fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
+pub(super) fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
     if exists(path) { Ok(()) } else { Err(ConfigError::value(key, format!("{} does not exist", path.display()))) }
 }
 
@@ -346,7 +352,7 @@ fn default_name(source: &str) -> &str {
 }
 
 /// Names stand in URLs (`/v1/models/NAME`) and metric labels.
-fn check_name(name: &str) -> Result<(), ConfigError> {
+pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
     const MAX_NAME_BYTES: usize = 200;
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
     if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(fits) || name.starts_with('.') {
@@ -448,10 +454,10 @@ fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
     }
 }
 
-fn count(written: Option<NonZeroUsize>, default: usize) -> usize {
+pub(super) fn count(written: Option<NonZeroUsize>, default: usize) -> usize {
     written.map_or(default, usize::from)
 }
 
-fn period(written: Option<Period>, default: Duration) -> Duration {
+pub(super) fn period(written: Option<Period>, default: Duration) -> Duration {
     written.map_or(default, |period| period.0)
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, Listen, Written};
+use super::{ConfigError, DEMO, Listen, Written};
 
 /// Reads and parses `file`. Relative paths inside it are relative to its folder, so that a configuration means the same
 /// wherever the command is started.
@@ -23,6 +23,13 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
     }
     if let Some(Listen::Unix(path)) = &mut written.server.listen {
         *path = folder.join(&*path);
+    }
+    for upstream in written.upstreams.iter_mut().flatten() {
+        upstream.key_file = upstream.key_file.take().map(|file| folder.join(file));
+        let is_path = |source: &PathBuf| source.as_path() != Path::new(DEMO);
+        if let Some(source) = upstream.tokenizer.as_mut().filter(|source| is_path(source)) {
+            *source = folder.join(&*source);
+        }
     }
     for model in written.models.iter_mut().flatten() {
         model.source = beside(folder, &model.source);

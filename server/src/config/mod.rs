@@ -14,6 +14,7 @@ mod file;
 mod listen;
 mod origin;
 mod units;
+mod upstreams;
 mod written;
 
 pub use checked::{
@@ -27,9 +28,10 @@ pub use file::read;
 pub use listen::Listen;
 pub use origin::Origin;
 pub use units::{ByteSize, Period};
+pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
     ModelFlag, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits,
-    WrittenLog, WrittenModel, WrittenServer,
+    WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenUpstream,
 };
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ macro_rules! lay_over {
 pub struct Written {
     pub server: WrittenServer,
     pub models: Option<Vec<WrittenModel>>,
+    /// Other servers that run models.
+    pub upstreams: Option<Vec<WrittenUpstream>>,
+    pub routing: WrittenRouting,
     pub engine: WrittenEngine,
     pub api: WrittenApi,
     pub batches: WrittenBatches,
@@ -43,6 +46,8 @@ impl Written {
         Self {
             server: self.server.over(below.server),
             models: self.models.or(below.models),
+            upstreams: self.upstreams.or(below.upstreams),
+            routing: self.routing.over(below.routing),
             engine: self.engine.over(below.engine),
             api: self.api.over(below.api),
             batches: self.batches.over(below.batches),
@@ -107,6 +112,51 @@ pub struct WrittenModel {
     /// The account that it belongs to. To keys outside of that account the model is not there.
     pub account: Option<String>,
 }
+
+/// Another server that runs a model. Several of one model share its requests.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenUpstream {
+    /// What requests call the model. A model of `[[models]]` may have upstreams too.
+    pub model: String,
+    /// `http://HOST:PORT` or `https://HOST`, with or without `/v1`.
+    pub url: String,
+    /// What that server calls the model. Default: the same.
+    pub upstream_model: Option<String>,
+    /// A file that holds the key for that server, alone.
+    pub key_file: Option<PathBuf>,
+    /// The folder of a checkpoint whose tokenizer counts prompts exactly; its weights are not read. `demo` is the bundled
+    /// model.
+    pub tokenizer: Option<PathBuf>,
+    /// Prompt and answer together.
+    pub max_model_len: Option<NonZeroUsize>,
+    /// Asked for, and reserved, where a request does not say how long its answer may be.
+    pub default_max_tokens: Option<NonZeroU32>,
+    pub connect_timeout: Option<Period>,
+    /// From the sending of a request to the first event of its answer.
+    pub first_byte_timeout: Option<Period>,
+    /// Between two signs of life in an answer.
+    pub idle_timeout: Option<Period>,
+    /// Answered with a success by that server when it is well.
+    pub health_path: Option<String>,
+    pub health_interval: Option<Period>,
+}
+
+/// What happens when a replica does not answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenRouting {
+    /// Replicas that one request is tried on at most.
+    pub max_tries: Option<NonZeroUsize>,
+    /// A request that so many replicas broke on is not tried on a further one.
+    pub max_broken: Option<NonZeroUsize>,
+    /// Failures in a row after which an upstream rests.
+    pub failures_to_rest: Option<NonZeroU32>,
+    /// Doubles with each rest, up to the longest.
+    pub first_rest: Option<Period>,
+    pub longest_rest: Option<Period>,
+}
+lay_over!(WrittenRouting { max_tries, max_broken, failures_to_rest, first_rest, longest_rest });
 
 /// `--model`: `SOURCE` or `NAME=SOURCE`.
 #[derive(Debug, Clone, PartialEq, Eq)]

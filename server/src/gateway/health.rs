@@ -18,6 +18,8 @@ pub enum Health {
     Distrusted,
     /// It has work and made no progress for [`STUCK_AFTER`]; it is ready again when it does.
     Stuck,
+    /// An upstream that failed, or that asked for a pause. Gets no requests until its rest is over.
+    Resting,
     /// It takes no more requests, ever.
     Closed,
 }
@@ -103,7 +105,7 @@ mod tests {
 
     #[test]
     fn requests_go_to_ready_and_distrusted_replicas_only() {
-        let serving = [Health::Ready, Health::Distrusted, Health::Stuck, Health::Closed].map(Health::serves);
-        assert_eq!(serving, [true, true, false, false]);
+        let all = [Health::Ready, Health::Distrusted, Health::Stuck, Health::Resting, Health::Closed];
+        assert_eq!(all.map(Health::serves), [true, true, false, false, false]);
     }
 }

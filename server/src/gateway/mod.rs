@@ -1,15 +1,18 @@
 //! Who may run what, how much of it, and where.
 //!
 //! A request passes [`auth`] (bearer key to [`account`]), then [`ledger`] (all limits or none), then [`router`] (a
-//! ready replica of its model), and leaves as a [`generation`], or for
-//! an encoder as an [`encoding`]: what comes out, and a reservation that settles itself. Accounts
+//! ready replica of its model), and leaves as a [`generation`] on an engine, as a [`relay`] to an [`upstream`], or for an
+//! encoder as an [`encoding`]: what comes out, and a reservation that settles itself. Accounts
 //! and keys are kept by the [`directory`], in the [`data`] directory, where the [`journal`] writes down what the ledger
 //! admits and settles; what tokens cost in GPU time says the [`tariff`].
 //! This room sees token counts, never text, and knows no status code.
 
 pub mod account;
 pub mod administration;
+pub mod attempts;
 pub mod auth;
+pub mod breaker;
+mod chance;
 pub mod data;
 pub mod directory;
 pub mod encoding;
@@ -19,12 +22,15 @@ pub mod journal;
 pub mod keys;
 pub mod ledger;
 pub mod quota;
+pub mod relay;
 pub mod replica;
 pub mod router;
 pub mod tariff;
+pub mod upstream;
 
 pub use account::{Account, AccountPath, Caller, Scope};
 pub use administration::Administration;
+pub use attempts::{Attempts, RetryBounds, Verdict};
 pub use auth::{AuthError, Authenticator};
 pub use data::{DataDir, DataError};
 pub use directory::{Directory, DirectoryError};
@@ -32,6 +38,8 @@ pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};
 pub use ledger::{Ask, Ledger, LedgerParts, LedgerTotals, RateLimitState, Refusal, Reservation, Retry, WindowState};
 pub use quota::{Limit, LimitName, Quota, QuotaError};
+pub use relay::{CallSize, NotRelayed, Relay};
 pub use replica::{Load, Replica, ReplicaDoor, ReplicaId, SubmitError};
 pub use router::{PrefixHint, RouteError, Router};
 pub use tariff::Tariff;
+pub use upstream::{Call, CallRoute, Failure, Objection, UpstreamDoor};

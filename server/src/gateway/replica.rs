@@ -1,14 +1,18 @@
-//! One model on one partition, behind a door that tells no difference between an engine in this process and one
-//! elsewhere.
+//! One model in one place: an engine on a partition, behind a door that tells no difference between one in this process
+//! and one elsewhere, or an upstream, which is another server.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use passerelle_engine::clock::Clock;
 use passerelle_engine::{EncodeReply, EncodeRequest, EncoderHandle, EngineHandle, EventStream, Request};
 
+use super::breaker::{Breaker, BreakerBounds};
+use super::chance::Chance;
 use super::health::{Health, Progress};
+use super::upstream::{Failure, UpstreamDoor};
 
 /// Names a replica in logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,11 +71,53 @@ pub struct Load {
 pub struct Replica {
     id: ReplicaId,
     model: String,
+    side: Side,
+    tokens_in_flight: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Side {
+    Engine(EngineSide),
+    Upstream(UpstreamSide),
+}
+
+/// A replica that takes tokens.
+#[derive(Debug)]
+pub struct EngineSide {
     door: Box<dyn ReplicaDoor>,
     /// An engine that closed never opens again.
     closed: AtomicBool,
-    tokens_in_flight: AtomicU64,
     progress: Mutex<Progress>,
+}
+
+/// A replica that takes requests as clients write them.
+#[derive(Debug)]
+pub struct UpstreamSide {
+    name: String,
+    door: Box<dyn UpstreamDoor>,
+    breaker: Mutex<Breaker>,
+    clock: Arc<dyn Clock>,
+    chance: Chance,
+}
+
+/// What an upstream replica is made of.
+#[derive(Debug)]
+pub struct UpstreamParts {
+    /// Names it in logs and metrics. Holds no secret.
+    pub name: String,
+    pub door: Box<dyn UpstreamDoor>,
+    pub bounds: BreakerBounds,
+    pub clock: Arc<dyn Clock>,
+    /// Decides by how much its rests vary.
+    pub seed: u64,
+}
+
+/// A request that was let through to an upstream. Without a verdict, dropping it lets the next one through.
+#[derive(Debug)]
+#[must_use = "dropping an attempt ends it without a verdict"]
+pub(super) struct Attempt<'a> {
+    upstream: &'a UpstreamSide,
+    judged: bool,
 }
 
 /// A request's share of its replica's load. Given back when dropped.
@@ -90,14 +136,15 @@ impl Load {
 
 impl Replica {
     pub fn new(id: ReplicaId, model: impl Into<String>, door: Box<dyn ReplicaDoor>) -> Self {
-        Self {
-            id,
-            model: model.into(),
-            door,
-            closed: AtomicBool::new(false),
-            tokens_in_flight: AtomicU64::new(0),
-            progress: Mutex::default(),
-        }
+        let side = EngineSide { door, closed: AtomicBool::new(false), progress: Mutex::default() };
+        Self { id, model: model.into(), side: Side::Engine(side), tokens_in_flight: AtomicU64::new(0) }
+    }
+
+    pub fn upstream(id: ReplicaId, model: impl Into<String>, parts: UpstreamParts) -> Self {
+        let UpstreamParts { name, door, bounds, clock, seed } = parts;
+        let breaker = Mutex::new(Breaker::new(bounds));
+        let side = UpstreamSide { name, door, breaker, clock, chance: Chance::new(seed) };
+        Self { id, model: model.into(), side: Side::Upstream(side), tokens_in_flight: AtomicU64::new(0) }
     }
 
     pub fn id(&self) -> ReplicaId {
@@ -109,8 +156,11 @@ impl Replica {
         &self.model
     }
 
-    pub fn load(&self) -> Load {
-        self.door.load()
+    pub fn as_upstream(&self) -> Option<&UpstreamSide> {
+        match &self.side {
+            Side::Upstream(upstream) => Some(upstream),
+            Side::Engine(_) => None,
+        }
     }
 
     /// Prompt tokens, and tokens to generate at most, of all requests it was given and that have not ended.
@@ -120,6 +170,49 @@ impl Replica {
 
     /// Looks at the replica at `now` and remembers what it saw.
     pub fn observe(&self, now: Duration) -> Health {
+        match &self.side {
+            Side::Engine(engine) => engine.observe(now),
+            Side::Upstream(upstream) if upstream.breaker().lets_pass(now) => Health::Ready,
+            Side::Upstream(_) => Health::Resting,
+        }
+    }
+
+    /// How long it will take no request at least, if that is known.
+    pub fn rests_for(&self, now: Duration) -> Option<Duration> {
+        self.as_upstream().map(|upstream| upstream.breaker().opens_in(now))
+    }
+
+    /// [`super::Generation::start`] is how requests come here. An upstream takes none in this form.
+    pub(super) fn submit(self: &Arc<Self>, request: Request) -> Result<(EventStream, InFlight), SubmitError> {
+        let Side::Engine(engine) = &self.side else { return Err(SubmitError::Closed) };
+        // Counted before the engine has it, so that two routers of one instant see each other.
+        let in_flight = self.hold(request.prompt.len() as u64 + u64::from(request.sampling.max_tokens));
+        let submitted = engine.door.submit(request);
+        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
+            engine.closed.store(true, Ordering::Relaxed);
+        }
+        Ok((submitted?, in_flight))
+    }
+
+    /// [`super::Encoding`] is how texts come here. An upstream takes none.
+    pub(super) fn encode(self: &Arc<Self>, text: EncodeRequest) -> Result<(EncodeReply, InFlight), SubmitError> {
+        let Side::Engine(engine) = &self.side else { return Err(SubmitError::Closed) };
+        let in_flight = self.hold(text.tokens.len() as u64);
+        let submitted = engine.door.encode(text);
+        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
+            engine.closed.store(true, Ordering::Relaxed);
+        }
+        Ok((submitted?, in_flight))
+    }
+
+    pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
+        self.tokens_in_flight.fetch_add(tokens, Ordering::Relaxed);
+        InFlight { replica: Arc::clone(self), tokens }
+    }
+}
+
+impl EngineSide {
+    fn observe(&self, now: Duration) -> Health {
         if self.closed.load(Ordering::Relaxed) {
             return Health::Closed;
         }
@@ -130,31 +223,60 @@ impl Replica {
         }
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).observe(now, &load)
     }
+}
 
-    /// [`super::Generation::start`] is how requests come here.
-    pub(super) fn submit(self: &Arc<Self>, request: Request) -> Result<(EventStream, InFlight), SubmitError> {
-        // Counted before the engine has it, so that two routers of one instant see each other.
-        let in_flight = self.hold(request.prompt.len() as u64 + u64::from(request.sampling.max_tokens));
-        let submitted = self.door.submit(request);
-        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
-            self.closed.store(true, Ordering::Relaxed);
-        }
-        Ok((submitted?, in_flight))
+impl UpstreamSide {
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    /// [`super::Encoding`] is how texts come here.
-    pub(super) fn encode(self: &Arc<Self>, text: EncodeRequest) -> Result<(EncodeReply, InFlight), SubmitError> {
-        let in_flight = self.hold(text.tokens.len() as u64);
-        let submitted = self.door.encode(text);
-        if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
-            self.closed.store(true, Ordering::Relaxed);
+    /// What a probe found. One that failed counts as a request that failed.
+    pub fn probed(&self, found: Result<(), Failure>) {
+        match found {
+            Ok(()) => self.breaker().probe_succeeded(),
+            Err(failure) => self.failed(&failure),
         }
-        Ok((submitted?, in_flight))
     }
 
-    pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
-        self.tokens_in_flight.fetch_add(tokens, Ordering::Relaxed);
-        InFlight { replica: Arc::clone(self), tokens }
+    pub(super) fn door(&self) -> &dyn UpstreamDoor {
+        self.door.as_ref()
+    }
+
+    /// `None` while it rests.
+    pub(super) fn enter(&self) -> Option<Attempt<'_>> {
+        self.breaker().enter(self.clock.now()).then_some(Attempt { upstream: self, judged: false })
+    }
+
+    pub(super) fn failed(&self, failure: &Failure) {
+        self.breaker().failed(failure, self.clock.now(), self.chance.draw());
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Attempt<'_> {
+    pub(super) fn ended(mut self, how: Result<(), &Failure>) {
+        self.judged = true;
+        match how {
+            Ok(()) => self.upstream.breaker().succeeded(),
+            Err(failure) => self.upstream.failed(failure),
+        }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.judged {
+            self.upstream.breaker().leave();
+        }
+    }
+}
+
+impl InFlight {
+    pub(super) fn replica(&self) -> &Replica {
+        &self.replica
     }
 }
 

@@ -1,31 +1,33 @@
-//! Which replica runs a request: the healthiest only, the one that has probably cached the prompt's beginning unless it is
-//! overloaded, else the less loaded of two drawn at random ("the power of two choices", Mitzenmacher 2001).
+//! Which replica runs a request: a healthy one, the one that has probably cached the prompt's beginning unless it is
+//! overloaded, else the less loaded of two drawn at random.
+
+mod pool;
+mod ring;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use passerelle_engine::CacheSalt;
 use passerelle_engine::clock::Clock;
 use passerelle_models::TokenId;
 use sha2::{Digest, Sha256};
 
-use super::health::Health;
-use super::replica::Replica;
+use super::chance::Chance;
+use super::replica::{Replica, ReplicaId};
+use pool::{Circumstances, Pool};
 
 /// Two prompts that agree on this many leading tokens go to the same replica. Shorter prompts share too little to
 /// matter and go where there is room.
 const LEADING_TOKENS: usize = 32;
-/// Affinity gives way when its replica has more than this many times the work of the least loaded one...
-const OVERLOAD_FACTOR: u64 = 2;
-/// ...and at least this much more, so that a nearly idle fleet keeps its caches.
-const OVERLOAD_SLACK_TOKENS: u64 = 4096;
+/// The same where nobody here can count tokens.
+const LEADING_BYTES: usize = 256;
 
 #[derive(Debug)]
 pub struct Router {
     models: BTreeMap<String, ServedModel>,
     clock: Arc<dyn Clock>,
-    chance: AtomicU64,
+    chance: Chance,
 }
 
 /// What a model list shows.
@@ -44,48 +46,46 @@ pub struct PrefixHint(Option<u64>);
 pub enum RouteError {
     #[error("no model is called '{0}'")]
     UnknownModel(String),
-    #[error("no replica of '{0}' is ready")]
-    NoReplicaReady(String),
+    #[error("no replica of '{model}' is ready")]
+    NoReplicaReady {
+        model: String,
+        /// The first instant, from now, at which one that rests may be asked again.
+        retry_after: Option<Duration>,
+    },
 }
 
 #[derive(Debug)]
 struct ServedModel {
     entry: ModelEntry,
-    replicas: Vec<Arc<Replica>>,
-}
-
-/// A replica and its load, read once per decision.
-#[derive(Debug, Clone, Copy)]
-struct Candidate<'a> {
-    replica: &'a Arc<Replica>,
-    tokens: u64,
+    pool: Pool,
+    has_upstream: bool,
 }
 
 impl Router {
     /// `seed` decides every random choice that follows.
-    pub fn new(replicas: impl IntoIterator<Item = Replica>, clock: Arc<dyn Clock>, seed: u64) -> Self {
+    pub fn new(replicas: impl IntoIterator<Item = Arc<Replica>>, clock: Arc<dyn Clock>, seed: u64) -> Self {
         let created = clock.wall().as_secs();
-        let mut models = BTreeMap::new();
+        let mut pools = BTreeMap::<String, Vec<Arc<Replica>>>::new();
         for replica in replicas {
-            let name = replica.model().to_owned();
-            let entry = ModelEntry { name: name.clone(), created };
-            let model = models.entry(name).or_insert_with(|| ServedModel { entry, replicas: Vec::new() });
-            model.replicas.push(Arc::new(replica));
+            pools.entry(replica.model().to_owned()).or_default().push(replica);
         }
-        Self { models, clock, chance: AtomicU64::new(seed) }
+        let serve = |(name, replicas): (String, Vec<Arc<Replica>>)| {
+            let entry = ModelEntry { name: name.clone(), created };
+            let has_upstream = replicas.iter().any(|replica| replica.as_upstream().is_some());
+            (name, ServedModel { entry, pool: Pool::new(replicas), has_upstream })
+        };
+        Self { models: pools.into_iter().map(serve).collect(), clock, chance: Chance::new(seed) }
     }
 
-    pub fn pick(&self, model: &str, prefix: PrefixHint) -> Result<Arc<Replica>, RouteError> {
+    /// None of `tried`. Looks at a few replicas, whatever their number.
+    pub fn pick(&self, model: &str, prefix: PrefixHint, tried: &[ReplicaId]) -> Result<Arc<Replica>, RouteError> {
         let served = self.models.get(model).ok_or_else(|| RouteError::UnknownModel(model.to_owned()))?;
-        let candidates = self.healthiest(served);
-        let least = candidates.iter().map(|candidate| candidate.tokens).min();
-        let least = least.ok_or_else(|| RouteError::NoReplicaReady(model.to_owned()))?;
-        let overloaded = |tokens: u64| tokens > (least * OVERLOAD_FACTOR).max(least + OVERLOAD_SLACK_TOKENS);
-        let choice = match favourite(&candidates, prefix) {
-            Some(favourite) if !overloaded(favourite.tokens) => favourite,
-            _ => self.less_loaded_of_two(&candidates),
-        };
-        Ok(Arc::clone(choice.replica))
+        let now = self.clock.now();
+        let chosen = served.pool.choose(prefix, Circumstances { now, chance: &self.chance, tried });
+        chosen.cloned().ok_or_else(|| RouteError::NoReplicaReady {
+            model: model.to_owned(),
+            retry_after: served.pool.rests_for(now),
+        })
     }
 
     /// By name, in the order of names.
@@ -97,56 +97,25 @@ impl Router {
         self.models.get(name).map(|served| &served.entry)
     }
 
+    /// Whether another server has the model.
+    pub fn has_upstream(&self, model: &str) -> bool {
+        self.models.get(model).is_some_and(|served| served.has_upstream)
+    }
+
     pub fn replicas(&self) -> impl Iterator<Item = &Arc<Replica>> {
-        self.models.values().flat_map(|served| &served.replicas)
+        self.models.values().flat_map(|served| served.pool.replicas())
     }
 
     /// Whether every model has a replica that is ready.
     pub fn is_ready(&self) -> bool {
         let now = self.clock.now();
-        let is_ready = |replica: &Arc<Replica>| replica.observe(now) == Health::Ready;
-        self.models.values().all(|served| served.replicas.iter().any(is_ready))
+        self.models.values().all(|served| served.pool.is_ready(now))
     }
 
     /// Looks at every replica, so that one that hangs is known before anybody asks for it.
     pub fn look(&self) {
         let now = self.clock.now();
         self.replicas().for_each(|replica| _ = replica.observe(now));
-    }
-
-    /// The replicas of the best health that any has, among those that serve.
-    fn healthiest<'a>(&self, served: &'a ServedModel) -> Vec<Candidate<'a>> {
-        let now = self.clock.now();
-        let mut best = Health::Distrusted;
-        let mut candidates = Vec::with_capacity(served.replicas.len());
-        for replica in &served.replicas {
-            let health = replica.observe(now);
-            if health < best {
-                best = health;
-                candidates.clear();
-            }
-            if health == best {
-                candidates.push(Candidate { replica, tokens: replica.tokens_in_flight() });
-            }
-        }
-        candidates
-    }
-
-    /// `candidates` is not empty.
-    fn less_loaded_of_two<'a>(&self, candidates: &[Candidate<'a>]) -> Candidate<'a> {
-        let chance = self.draw();
-        let count = candidates.len() as u64;
-        let first = chance % count;
-        // The second is drawn among the others; a lone replica has no other.
-        let second = if count > 1 { (first + 1 + (chance >> 32) % (count - 1)) % count } else { first };
-        let (one, other) = (candidates[first as usize], candidates[second as usize]);
-        if other.tokens < one.tokens { other } else { one }
-    }
-
-    /// SplitMix64 (Steele, Lea and Flood 2014): an atomic addition and a mix, so that no lock is needed.
-    fn draw(&self) -> u64 {
-        const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-        mix(self.chance.fetch_add(GOLDEN_GAMMA, Ordering::Relaxed))
     }
 }
 
@@ -156,26 +125,22 @@ impl PrefixHint {
 
     pub fn of(prompt: &[TokenId], salt: &CacheSalt) -> Self {
         let Some(leading) = prompt.get(..LEADING_TOKENS) else { return Self::NONE };
+        Self::hash(salt, leading.iter().flat_map(|token| token.to_le_bytes()))
+    }
+
+    /// Of a prompt that is not counted here, as it was written.
+    pub fn of_text(prompt: &str, salt: &CacheSalt) -> Self {
+        let Some(leading) = prompt.as_bytes().get(..LEADING_BYTES) else { return Self::NONE };
+        Self::hash(salt, leading.iter().copied())
+    }
+
+    fn hash(salt: &CacheSalt, leading: impl Iterator<Item = u8>) -> Self {
         let mut hash = Sha256::new();
         hash.update(salt.0);
-        for token in leading {
-            hash.update(token.to_le_bytes());
-        }
+        hash.update(leading.collect::<Vec<u8>>());
         let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = <[u8; 32]>::from(hash.finalize());
         Self(Some(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7])))
     }
-}
-
-/// Rendezvous hashing (Thaler and Ravishankar 1998): a replica that comes or goes moves only its own share of prompts.
-fn favourite<'a>(candidates: &[Candidate<'a>], prefix: PrefixHint) -> Option<Candidate<'a>> {
-    let hint = prefix.0?;
-    candidates.iter().copied().max_by_key(|candidate| mix(hint ^ mix(u64::from(candidate.replica.id().0))))
-}
-
-fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
 
 #[cfg(test)]

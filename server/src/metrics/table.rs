@@ -62,6 +62,11 @@ pub const AUTH_FAILURES: Metric = counter(
     "Requests answered 401, by the cause that only the log tells.",
 );
 pub const REFUSALS: Metric = counter("passerelle_quota_refusals_total", &["limit"], "Requests that a limit refused.");
+pub const UPSTREAM_TRIES: Metric = counter(
+    "passerelle_upstream_tries_total",
+    &["model", "upstream", "outcome"],
+    "Requests sent to an upstream, by what came of it before the first event: answered, or how it failed.",
+);
 pub const RESERVATIONS_OPEN: Metric =
     gauge("passerelle_ledger_reservations_open", &[], "Reservations taken and not yet settled.");
 pub const RESERVATIONS_SETTLED: Metric =
@@ -99,7 +104,7 @@ pub const STEP_DURATION: Metric = histogram(
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
 );
 
-pub const ALL: [Metric; 23] = [
+pub const ALL: [Metric; 24] = [
     INFO,
     REQUESTS,
     REQUEST_DURATION,
@@ -110,6 +115,7 @@ pub const ALL: [Metric; 23] = [
     GENERATED_TOKENS,
     AUTH_FAILURES,
     REFUSALS,
+    UPSTREAM_TRIES,
     RESERVATIONS_OPEN,
     RESERVATIONS_SETTLED,
     WAITING,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use passerelle::api::{GenerationDefaults, ServedEncoder, ServedModel};
 use passerelle::config::EngineConfig;
+use passerelle::gateway::Tariff;
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, price_by_weights};
-use passerelle::gateway::{Router, Tariff};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
@@ -26,7 +26,7 @@ pub(crate) struct Fleet {
     pub(crate) engines: Vec<Engine>,
     pub(crate) encoders: Vec<EncoderEngine>,
     pub(crate) served: Vec<ServedModel>,
-    pub(crate) router: Router,
+    pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tariff: Arc<Tariff>,
     /// Where the models run.
@@ -40,18 +40,17 @@ pub(crate) struct EngineBounds {
     pub(crate) max_model_len: usize,
 }
 
+/// `elsewhere`: the models that other servers run.
 pub(crate) fn start(
     loaded: AllLoaded,
     config: &EngineConfig,
     compute: &Compute,
-    clock: &Arc<dyn Clock>,
+    (clock, elsewhere): (&Arc<dyn Clock>, &[&str]),
 ) -> Result<Fleet> {
     let kernels = format!("{} {}", report::device(compute), compute.kernels());
     let info = BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned(), kernels: kernels.clone() };
+    let metrics = Arc::new(Metrics::new(&info, loaded.names().chain(elsewhere.iter().copied()))?);
     let AllLoaded { generators, encoders: loaded_encoders } = loaded;
-    let encoder_names = loaded_encoders.iter().map(|model| model.name.as_str());
-    let names = generators.iter().map(|model| model.name.as_str()).chain(encoder_names);
-    let metrics = Arc::new(Metrics::new(&info, names)?);
     let demands: Vec<KvDemand> = generators.iter().map(|model| demand(model, config)).collect();
     let blocks = share_kv_memory(config.kv_cache_memory, &demands)?;
     let encoder_prices = loaded_encoders.iter().map(|model| (model.name.clone(), price(&model.description.model)));
@@ -75,7 +74,7 @@ pub(crate) fn start(
         });
         let engine = engine.with_context(|| format!("model `{name}`"))?;
         let id = ReplicaId(replicas.len() as u32);
-        replicas.push(Replica::new(id, name, Box::new(engine.handle())));
+        replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
         engines.push(engine);
     }
     let mut encoders = Vec::with_capacity(loaded_encoders.len());
@@ -93,12 +92,11 @@ pub(crate) fn start(
         });
         let engine = engine.with_context(|| format!("model `{name}`"))?;
         let id = ReplicaId(replicas.len() as u32);
-        replicas.push(Replica::new(id, name, Box::new(engine.handle())));
+        replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
         encoders.push(engine);
     }
-    let router = Router::new(replicas, Arc::clone(clock), random_seed()?);
     let partition = report::device(compute);
-    Ok(Fleet { engines, encoders, served, router, metrics, tariff, partition })
+    Ok(Fleet { engines, encoders, served, replicas, metrics, tariff, partition })
 }
 
 impl EngineBounds {

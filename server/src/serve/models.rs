@@ -50,6 +50,13 @@ pub(crate) struct AllLoaded {
     pub(crate) encoders: Vec<LoadedEncoder>,
 }
 
+impl AllLoaded {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let generators = self.generators.iter().map(|model| model.name.as_str());
+        generators.chain(self.encoders.iter().map(|model| model.name.as_str()))
+    }
+}
+
 /// The models of the configuration, in its order, then those of `server.models_dir`.
 pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> {
     let mut wanted = config.models.clone();

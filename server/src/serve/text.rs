@@ -37,6 +37,12 @@ pub(crate) fn load(model: &ModelConfig, files: &CheckpointFiles, hub: &HubConfig
     Ok(text)
 }
 
+/// That of a checkpoint whose weights are elsewhere.
+#[cfg(feature = "upstream")]
+pub(super) fn load_alone(files: &CheckpointFiles) -> Result<TextModel> {
+    TextModel::load(|file| read(files, file)).with_context(|| files.root().display().to_string())
+}
+
 fn read(files: &CheckpointFiles, file: &str) -> io::Result<Option<Vec<u8>>> {
     if let Some(content) = gguf::text_file(files, file)? {
         return Ok(Some(content));

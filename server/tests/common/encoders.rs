@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use passerelle::api::{
-    AppParts, AppState, BrowserGuard, GenerationDefaults, Listener, Readiness, ServedEncoder, ServedModel, router,
-    serve,
+    AppParts, AppState, BrowserGuard, GenerationDefaults, Listener, Readiness, ServedEncoder, ServedModel, Serving,
+    router, serve,
 };
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::{Account, Authenticator, Ledger, Quota, Replica, Router};
@@ -97,7 +97,7 @@ impl EncoderServer {
             administration: None,
             owners: BTreeMap::new(),
             ledger: Ledger::without_past(Arc::clone(&clock)),
-            router: Router::new(replicas, Arc::clone(&clock), 7),
+            serving: Serving::new(Router::new(replicas.into_iter().map(Arc::new), Arc::clone(&clock), 7), []),
             clock,
             metrics,
             batches: None,

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use passerelle::api::{
     ApiConfig, AppParts, AppState, BrowserGuard, Drained, GenerationDefaults, Listener, Readiness, ServeConfig,
-    ServedModel, Tls, router, serve,
+    ServedModel, Serving, Tls, router, serve,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
@@ -181,7 +181,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         observer: Arc::new(metrics.engine(MODEL)),
     })
     .unwrap();
-    let replica = Replica::new(ReplicaId(0), MODEL, Box::new(engine.handle()));
+    let replica = Arc::new(Replica::new(ReplicaId(0), MODEL, Box::new(engine.handle())));
     let mut config = options.api.clone();
     let administered = options.administered.as_ref().map(|folder| administered(folder.path(), &clock));
     let (ring, administration) = administered.unzip();
@@ -202,7 +202,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         administration,
         owners: BTreeMap::new(),
         ledger: Ledger::without_past(Arc::clone(&clock)),
-        router: Router::new([replica], Arc::clone(&clock), 7),
+        serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), []),
         clock,
         metrics,
         batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),

@@ -17,6 +17,7 @@ use crate::api::state::AppState;
 use crate::api::wire::answer::{Answer, AnswerForm, AnswerHead, AnswerKind};
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::completions::read_completions;
+use crate::api::wire::forward::Outgoing;
 use crate::api::wire::request::ReadRequest;
 use crate::api::wire::response_answer::{Logprobs, ResponseAnswer};
 use crate::api::wire::responses::{ReadResponse, read_response};
@@ -35,6 +36,15 @@ impl Door {
             Self::Chat => "chatcmpl-",
             Self::Completions => "cmpl-",
             Self::Responses => "resp_",
+        }
+    }
+
+    /// How upstreams know the route. Responses are not passed on: few servers have them.
+    fn passed_on_as(self) -> Option<AnswerKind> {
+        match self {
+            Self::Chat => Some(AnswerKind::Chat),
+            Self::Completions => Some(AnswerKind::Completion),
+            Self::Responses => None,
         }
     }
 }
@@ -60,15 +70,22 @@ async fn answer(state: AppState, request: Request, door: Door) -> Result<Respons
 /// Everything after the body is there.
 pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, door: Door) -> Result<Response, ApiError> {
     let caller = Arc::clone(&visit.caller);
+    let written = door.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
     let (read, form) = read(state, body, door)?;
+    let outgoing = written.map(|(kind, body)| Outgoing::new(kind, &body, &read.ignored));
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
-    let generated = generate(state, visit, read, (form, door.id_prefix())).await;
+    let generated = generate(state, visit, (read, outgoing), (form, door.id_prefix())).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
     response.extensions_mut().insert(about);
     Ok(response)
+}
+
+/// Whether an upstream may get the request, so that its body is kept as it was written.
+fn goes_out(state: &AppState, body: &Value) -> bool {
+    body["model"].as_str().is_some_and(|name| state.serving().router.has_upstream(name))
 }
 
 /// Makes the answer once its head is known.
@@ -95,12 +112,12 @@ fn read(state: &AppState, body: Value, door: Door) -> Result<(ReadRequest, Form)
 async fn generate(
     state: &AppState,
     visit: Visit,
-    read: ReadRequest,
+    (read, outgoing): (ReadRequest, Option<Outgoing>),
     (form, id_prefix): (Form, &str),
 ) -> Result<Response, ApiError> {
     let ReadRequest { prompt, generate, .. } = read;
     let is_streamed = generate.output.stream.is_some();
-    let admitted = admit(state, visit, prompt, generate).await?;
+    let admitted = admit(state, visit, (prompt, generate), outgoing).await?;
     let head = answer_head(state, &admitted, id_prefix)?;
     let delivery = Delivery::new(state.clone(), admitted, form(head));
     if is_streamed { Ok(delivery.stream()) } else { delivery.whole().await }
@@ -111,7 +128,7 @@ fn answer_head(state: &AppState, admitted: &Admitted, prefix: &str) -> Result<An
     Ok(AnswerHead {
         id,
         created: state.clock().wall().as_secs(),
-        model: admitted.model.name.clone(),
-        fingerprint: admitted.model.fingerprint.clone(),
+        model: admitted.served_as.model.clone(),
+        fingerprint: admitted.served_as.fingerprint.clone(),
     })
 }

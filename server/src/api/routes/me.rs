@@ -56,7 +56,8 @@ fn limit_json(state: &LimitState) -> Value {
 /// For each model that the caller sees and that GPU time is limited for: the seconds left, and how many tokens of either
 /// kind they buy in a short context.
 fn gpu_time(state: &AppState, caller: &Caller, states: &[LimitState]) -> Vec<Value> {
-    let seen = state.router().models().filter(|entry| state.sees(caller, &entry.name));
+    let serving = state.serving();
+    let seen = serving.router.models().filter(|entry| state.sees(caller, &entry.name));
     let line = |name: &str| {
         let of_model = states.iter().filter(|state| state.limit.counts(Unit::GpuMicros));
         let left = of_model.filter(|state| state.limit.covers(Some(name))).map(|state| state.remaining).min()?;

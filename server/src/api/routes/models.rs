@@ -15,7 +15,8 @@ use crate::gateway::router::ModelEntry;
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
-    let seen = state.router().models().filter(|entry| state.sees(&caller, &entry.name));
+    let serving = state.serving();
+    let seen = serving.router.models().filter(|entry| state.sees(&caller, &entry.name));
     let data: Vec<Value> = seen.map(|entry| model_json(&state, entry)).collect();
     let mut response = Json(json!({"object": "list", "data": data})).into_response();
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, None));
@@ -30,7 +31,8 @@ pub(crate) async fn retrieve(
     let caller = authenticate(&state, request.headers())?;
     // A name that is not UTF-8 names no model.
     let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
-    let entry = state.router().model(&name).filter(|entry| state.sees(&caller, &entry.name));
+    let serving = state.serving();
+    let entry = serving.router.model(&name).filter(|entry| state.sees(&caller, &entry.name));
     let entry = entry.ok_or_else(|| model_not_found(&name))?;
     Ok(Json(model_json(&state, entry)).into_response())
 }
@@ -42,9 +44,17 @@ fn model_json(state: &AppState, entry: &ModelEntry) -> Value {
         "object": "model",
         "created": entry.created,
         "owned_by": "passerelle",
-        "max_model_len": model.map(|model| model.max_model_len),
+        "max_model_len": max_model_len(state, &entry.name),
         "capabilities": model.map(|model| capabilities(model)),
     })
+}
+
+/// `null` for a model of which only another server knows it.
+fn max_model_len(state: &AppState, name: &str) -> Option<usize> {
+    match state.model(name) {
+        Some(model) => Some(model.max_model_len),
+        None => state.serving().remote(name)?.max_model_len,
+    }
 }
 
 /// What the model can be asked for, named after the routes.

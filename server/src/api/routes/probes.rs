@@ -19,7 +19,7 @@ pub(crate) async fn health() -> Response {
 /// Ready: requests are admitted, and every model has a replica that gets somewhere.
 pub(crate) async fn ready(State(state): State<AppState>) -> Result<Response, ApiError> {
     state.readiness().admit()?;
-    if state.router().is_ready() {
+    if state.serving().router.is_ready() {
         return Ok(Json(json!({"status": "ready"})).into_response());
     }
     Err(ApiError::new(ErrorKind::NoReplica, "A served model has no replica that makes progress."))

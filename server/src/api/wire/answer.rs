@@ -56,7 +56,8 @@ pub(crate) struct AnswerHead {
     /// Seconds since the Unix epoch.
     pub(crate) created: u64,
     pub(crate) model: String,
-    pub(crate) fingerprint: String,
+    /// `None`: another server ran it, and only that one could know.
+    pub(crate) fingerprint: Option<String>,
 }
 
 /// An answer made of choices, of chat or of completions.

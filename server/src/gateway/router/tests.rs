@@ -1,12 +1,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use passerelle_engine::clock::ManualClock;
 use passerelle_engine::{EventStream, Request};
 
+use super::super::breaker::BreakerBounds;
 use super::super::health::STUCK_AFTER;
-use super::super::replica::{Load, ReplicaDoor, ReplicaId, SubmitError};
+use super::super::replica::{Load, ReplicaDoor, ReplicaId, SubmitError, UpstreamParts};
+use super::super::upstream::{Call, Events, Failure, UpstreamDoor};
+use super::pool::OVERLOAD_SLACK_TOKENS;
 use super::*;
 
 const SALT: CacheSalt = CacheSalt([7; 32]);
@@ -16,6 +20,7 @@ const SALT: CacheSalt = CacheSalt([7; 32]);
 struct FakeDoor {
     load: Arc<Mutex<Load>>,
     answer: SubmitError,
+    looks: Arc<AtomicUsize>,
 }
 
 impl ReplicaDoor for FakeDoor {
@@ -24,7 +29,18 @@ impl ReplicaDoor for FakeDoor {
     }
 
     fn load(&self) -> Load {
+        self.looks.fetch_add(1, Ordering::Relaxed);
         *self.load.lock().unwrap()
+    }
+}
+
+/// An upstream that is never called.
+#[derive(Debug)]
+struct NoUpstream;
+
+impl UpstreamDoor for NoUpstream {
+    fn call(&self, _: &Call) -> Events {
+        unreachable!("these tests only choose")
     }
 }
 
@@ -32,30 +48,34 @@ struct Fleet {
     router: Router,
     clock: ManualClock,
     loads: Vec<Arc<Mutex<Load>>>,
+    /// How often any replica was looked at.
+    looks: Arc<AtomicUsize>,
 }
 
 /// `count` idle replicas of the model `m`, numbered from 0.
 fn fleet(count: u32, seed: u64) -> Fleet {
-    let doors = (0..count).map(|_| FakeDoor { load: Arc::default(), answer: SubmitError::Closed });
-    fleet_behind(doors.collect(), seed)
+    let looks = Arc::<AtomicUsize>::default();
+    let door = |_| FakeDoor { load: Arc::default(), answer: SubmitError::Closed, looks: Arc::clone(&looks) };
+    fleet_behind((0..count).map(door).collect(), seed)
 }
 
 /// One replica, whose engine answers every request like this.
 fn fleet_of_one(answer: SubmitError) -> Fleet {
-    fleet_behind(vec![FakeDoor { load: Arc::default(), answer }], 1)
+    fleet_behind(vec![FakeDoor { load: Arc::default(), answer, looks: Arc::default() }], 1)
 }
 
 fn fleet_behind(doors: Vec<FakeDoor>, seed: u64) -> Fleet {
     let clock = ManualClock::default();
     let loads = doors.iter().map(|door| Arc::clone(&door.load)).collect();
-    let replica = |(door, id)| Replica::new(ReplicaId(id), "m", Box::new(door) as Box<dyn ReplicaDoor>);
+    let looks = doors.first().map(|door| Arc::clone(&door.looks)).unwrap_or_default();
+    let replica = |(door, id)| Arc::new(Replica::new(ReplicaId(id), "m", Box::new(door) as Box<dyn ReplicaDoor>));
     let router = Router::new(doors.into_iter().zip(0..).map(replica), Arc::new(clock.clone()), seed);
-    Fleet { router, clock, loads }
+    Fleet { router, clock, loads, looks }
 }
 
 impl Fleet {
     fn pick(&self, prefix: PrefixHint) -> u32 {
-        self.router.pick("m", prefix).unwrap().id().0
+        self.router.pick("m", prefix, &[]).unwrap().id().0
     }
 
     /// Replica `index` has work and stands still.
@@ -76,6 +96,18 @@ fn request() -> Request {
     Request::new(passerelle_engine::RequestId(1), vec![1], passerelle_engine::SamplingParams::default())
 }
 
+fn nobody_ready() -> RouteError {
+    RouteError::NoReplicaReady { model: "m".into(), retry_after: None }
+}
+
+/// A router over one upstream of the model `m`.
+fn upstream(clock: &ManualClock) -> Router {
+    let clock = || Arc::new(clock.clone()) as Arc<dyn Clock>;
+    let bounds = BreakerBounds { failures_to_open: 1, ..BreakerBounds::default() };
+    let parts = UpstreamParts { name: "u".into(), door: Box::new(NoUpstream), bounds, clock: clock(), seed: 1 };
+    Router::new([Arc::new(Replica::upstream(ReplicaId(0), "m", parts))], clock(), 1)
+}
+
 fn hint(conversation: u32) -> PrefixHint {
     PrefixHint::of(&[conversation; LEADING_TOKENS], &SALT)
 }
@@ -83,13 +115,13 @@ fn hint(conversation: u32) -> PrefixHint {
 #[test]
 fn a_model_that_is_not_served_is_told_from_one_that_is_not_ready() {
     let fleet = fleet(0, 1);
-    assert_eq!(fleet.router.pick("m", PrefixHint::NONE).unwrap_err(), RouteError::UnknownModel("m".into()));
+    assert_eq!(fleet.router.pick("m", PrefixHint::NONE, &[]).unwrap_err(), RouteError::UnknownModel("m".into()));
     let fleet = self::fleet(1, 1);
     fleet.hang(0);
     fleet.look();
     fleet.clock.advance(STUCK_AFTER);
     fleet.look();
-    assert_eq!(fleet.router.pick("m", PrefixHint::NONE).unwrap_err(), RouteError::NoReplicaReady("m".into()));
+    assert_eq!(fleet.router.pick("m", PrefixHint::NONE, &[]).unwrap_err(), nobody_ready());
     assert!(!fleet.router.is_ready());
 }
 
@@ -206,7 +238,7 @@ fn an_engine_that_died_is_passed_over_and_its_model_is_not_ready() {
     assert!(fleet.router.is_ready());
     assert_eq!(fleet.replica(0).submit(request()).unwrap_err(), SubmitError::Dead);
     assert!(!fleet.router.is_ready());
-    assert_eq!(fleet.router.pick("m", PrefixHint::NONE).unwrap_err(), RouteError::NoReplicaReady("m".into()));
+    assert_eq!(fleet.router.pick("m", PrefixHint::NONE, &[]).unwrap_err(), nobody_ready());
 }
 
 #[test]
@@ -220,12 +252,59 @@ fn an_engine_that_died_makes_its_model_not_ready_before_anybody_asks() {
 #[test]
 fn models_are_listed_by_name() {
     let clock = Arc::new(ManualClock::default());
-    let door = || Box::new(FakeDoor { load: Arc::default(), answer: SubmitError::Closed });
-    let replicas = [("b", 0), ("a", 1), ("b", 2)].map(|(model, id)| Replica::new(ReplicaId(id), model, door()));
+    let door = || Box::new(FakeDoor { load: Arc::default(), answer: SubmitError::Closed, looks: Arc::default() });
+    let replica = |(model, id)| Arc::new(Replica::new(ReplicaId(id), model, door()));
+    let replicas = [("b", 0), ("a", 1), ("b", 2)].map(replica);
     clock.advance(Duration::from_secs(5));
     let router = Router::new(replicas, Arc::clone(&clock) as Arc<dyn Clock>, 0);
     let names: Vec<_> = router.models().map(|entry| entry.name.as_str()).collect();
     assert_eq!(names, ["a", "b"]);
     assert_eq!(router.model("a").unwrap().created, clock.wall().as_secs());
     assert!(router.model("c").is_none());
+}
+
+#[test]
+fn what_was_tried_is_not_picked_again() {
+    let fleet = fleet(3, 1);
+    let home = fleet.pick(hint(5));
+    let other = fleet.router.pick("m", hint(5), &[ReplicaId(home)]).unwrap().id();
+    assert_ne!(other, ReplicaId(home));
+    let last = fleet.router.pick("m", hint(5), &[ReplicaId(home), other]).unwrap().id();
+    assert_eq!(BTreeSet::from([home, other.0, last.0]), BTreeSet::from([0, 1, 2]));
+    let all = [ReplicaId(home), other, last];
+    assert_eq!(fleet.router.pick("m", hint(5), &all).unwrap_err(), nobody_ready());
+}
+
+#[test]
+fn an_upstream_that_rests_is_passed_over_and_says_until_when() {
+    let clock = ManualClock::default();
+    let router = upstream(&clock);
+    let replica = router.pick("m", PrefixHint::NONE, &[]).unwrap();
+    let retry_after = Some(Duration::from_secs(9));
+    replica.as_upstream().unwrap().probed(Err(Failure::Busy { retry_after }));
+    let resting = RouteError::NoReplicaReady { model: "m".into(), retry_after };
+    assert_eq!(router.pick("m", PrefixHint::NONE, &[]).unwrap_err(), resting);
+    assert!(!router.is_ready());
+    clock.advance(Duration::from_secs(9));
+    assert!(router.pick("m", PrefixHint::NONE, &[]).is_ok());
+}
+
+#[test]
+fn a_choice_among_15_000_replicas_looks_at_a_few() {
+    let fleet = fleet(15_000, 1);
+    for conversation in 0..100 {
+        fleet.pick(hint(conversation));
+        fleet.pick(PrefixHint::NONE);
+    }
+    let looks = fleet.looks.load(Ordering::Relaxed);
+    assert!(looks <= 200 * 9, "{looks} looks for 200 choices");
+}
+
+#[test]
+fn a_large_pool_that_is_mostly_down_still_finds_who_serves() {
+    let fleet = fleet(1_000, 1);
+    (0..999).for_each(|index| fleet.hang(index));
+    fleet.look();
+    fleet.clock.advance(STUCK_AFTER);
+    assert!((0..20).all(|conversation| fleet.pick(hint(conversation)) == 999));
 }

@@ -1,0 +1,183 @@
+//! Brings one prompt, with its reservation, to a replica that takes it: an engine or an upstream, and another one if the
+//! first does not answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle_engine::{Request as EngineRequest, Usage};
+
+use super::choice::{RunningChoice, Writer};
+use super::delta::Delta;
+use super::errors::ApiError;
+use super::meter::ChoiceMeter;
+use super::relayed::{ChoiceReader, PromptCount, RelayedChoice};
+use super::state::{AppState, Serving};
+use super::wire::answer::AnswerKind;
+use crate::gateway::replica::UpstreamSide;
+use crate::gateway::{
+    Attempts, Call, CallSize, Failure, Generation, NotRelayed, PrefixHint, Relay, Replica, Reservation, Verdict,
+};
+use crate::text::TextModel;
+
+/// A choice wherever it runs.
+#[derive(Debug)]
+pub(crate) enum LiveChoice {
+    Engine(Box<RunningChoice>),
+    Upstream(Box<RelayedChoice>),
+}
+
+impl LiveChoice {
+    /// The next piece; `None` after `Finished`. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
+        match self {
+            Self::Engine(choice) => choice.next().await,
+            Self::Upstream(choice) => choice.next().await,
+        }
+    }
+
+    /// So far, then what was settled. Never falls while the choice runs.
+    pub(crate) fn usage(&self) -> Usage {
+        match self {
+            Self::Engine(choice) => choice.usage(),
+            Self::Upstream(choice) => choice.usage(),
+        }
+    }
+}
+
+/// One prompt of a request, as each kind of replica takes it.
+pub(crate) struct Launch<'a> {
+    pub(crate) state: &'a AppState,
+    pub(crate) serving: &'a Serving,
+    pub(crate) model: &'a str,
+    pub(crate) hint: PrefixHint,
+    /// On the server's clock.
+    pub(crate) arrived: Duration,
+    /// `None`: no engine here has the model.
+    pub(crate) for_engine: Option<&'a (dyn Fn() -> (EngineRequest, Writer) + Sync)>,
+    /// `None`: no upstream has it.
+    pub(crate) for_upstream: Option<UpstreamJob>,
+}
+
+/// A prompt as upstreams take it.
+pub(crate) struct UpstreamJob {
+    pub(crate) call: Call,
+    pub(crate) kind: AnswerKind,
+    pub(crate) prompt: PromptCount,
+    pub(crate) max_tokens: u32,
+    /// Of the model's text side, if it is known here.
+    pub(crate) text: Option<Arc<TextModel>>,
+}
+
+/// One try that led to nothing.
+struct Failed {
+    reservation: Reservation,
+    error: ApiError,
+    verdict: Verdict,
+}
+
+impl Launch<'_> {
+    /// All tries run under the one reservation, which is withdrawn if all fail.
+    pub(crate) async fn go(&self, mut reservation: Reservation) -> Result<LiveChoice, ApiError> {
+        let mut attempts = Attempts::new(self.state.config().retry);
+        let mut last_error = None;
+        loop {
+            let replica = match self.serving.router.pick(self.model, self.hint, attempts.tried()) {
+                Ok(replica) => replica,
+                Err(error) => {
+                    reservation.withdraw();
+                    return Err(last_error.unwrap_or_else(|| error.into()));
+                }
+            };
+            let tried = match replica.as_upstream() {
+                None => self.on_engine(&replica, &mut attempts, reservation),
+                Some(side) => self.on_upstream((&replica, side), &mut attempts, reservation).await,
+            };
+            let failed = match tried {
+                Ok(choice) => return Ok(choice),
+                Err(failed) => *failed,
+            };
+            reservation = failed.reservation;
+            if failed.verdict == Verdict::GiveUp {
+                reservation.withdraw();
+                return Err(failed.error);
+            }
+            last_error = Some(failed.error);
+        }
+    }
+
+    fn on_engine(
+        &self,
+        replica: &Arc<Replica>,
+        attempts: &mut Attempts,
+        reservation: Reservation,
+    ) -> Result<LiveChoice, Box<Failed>> {
+        let Some(job) = self.for_engine else {
+            let (error, verdict) = (no_replica(), attempts.not_let_in(replica.id()));
+            return Err(Box::new(Failed { reservation, error, verdict }));
+        };
+        let (request, writer) = job();
+        match Generation::start(replica, request, reservation) {
+            Ok(generation) => Ok(LiveChoice::Engine(Box::new(RunningChoice::new(generation, writer, self.meter())))),
+            Err(refused) => {
+                let verdict = attempts.engine_refused(replica.id(), &refused.error);
+                Err(Box::new(Failed { reservation: refused.reservation, error: refused.error.into(), verdict }))
+            }
+        }
+    }
+
+    async fn on_upstream(
+        &self,
+        (replica, side): (&Arc<Replica>, &UpstreamSide),
+        attempts: &mut Attempts,
+        reservation: Reservation,
+    ) -> Result<LiveChoice, Box<Failed>> {
+        let Some(job) = &self.for_upstream else {
+            let (error, verdict) = (no_replica(), attempts.not_let_in(replica.id()));
+            return Err(Box::new(Failed { reservation, error, verdict }));
+        };
+        let counted = job.prompt.exact().unwrap_or(0);
+        let size = CallSize {
+            counted_prompt_tokens: counted,
+            reserved_tokens: u64::from(job.prompt.about()) + u64::from(job.max_tokens),
+        };
+        let reader = ChoiceReader::new(job.kind, job.prompt, job.max_tokens, job.text.clone());
+        let read = |data: &str| reader.read(data);
+        let started = Relay::start(replica, side, (&job.call, size), reservation, read).await;
+        self.count_try(side, started.as_ref().map(|_| ()).map_err(|not| not.failure.as_ref()));
+        match started {
+            Ok((relay, first)) => {
+                Ok(LiveChoice::Upstream(Box::new(RelayedChoice::new(relay, reader, first, self.meter()))))
+            }
+            Err(not_relayed) => {
+                let NotRelayed { failure, reservation } = *not_relayed;
+                let (error, verdict) = match &failure {
+                    Some(failure) => (failure.into(), attempts.upstream_failed(replica.id(), failure)),
+                    None => (no_replica(), attempts.not_let_in(replica.id())),
+                };
+                Err(Box::new(Failed { reservation, error, verdict }))
+            }
+        }
+    }
+
+    fn count_try(&self, side: &UpstreamSide, how: Result<(), Option<&Failure>>) {
+        let outcome = match how {
+            Ok(()) => "answered",
+            Err(None) => return,
+            Err(Some(failure)) => {
+                if failure.is_illness() {
+                    tracing::warn!(upstream = side.name(), model = self.model, %failure, "an upstream failed a request");
+                }
+                failure.label()
+            }
+        };
+        self.state.metrics().upstream_tried(self.model, side.name(), outcome);
+    }
+
+    fn meter(&self) -> ChoiceMeter {
+        ChoiceMeter::new(self.state.clone(), self.model.to_owned(), self.arrived)
+    }
+}
+
+fn no_replica() -> ApiError {
+    ApiError::new(super::errors::ErrorKind::NoReplica, "No replica of this model is ready.")
+}

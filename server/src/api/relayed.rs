@@ -1,0 +1,242 @@
+//! One choice of an answer that an upstream gives: its events made into the same pieces that an engine's become.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use passerelle_engine::Usage;
+
+use super::delta::{AnswerEnd, Delta};
+use super::errors::ApiError;
+use super::meter::ChoiceMeter;
+use super::wire::answer::AnswerKind;
+use super::wire::relayed::{BadChunk, Chunk, read_chunk};
+use crate::gateway::journal::EntryEnd;
+use crate::gateway::{Failure, Relay};
+use crate::text::{AddSpecialTokens, SpecialTokens, TextModel};
+
+/// A choice on its way from an upstream. Dropping it closes the connection and settles what came so far.
+#[derive(Debug)]
+pub(crate) struct RelayedChoice {
+    /// `None` once over, so that it is settled before the answer's end is written.
+    relay: Option<Relay>,
+    reader: ChoiceReader,
+    meter: ChoiceMeter,
+    pending: VecDeque<Delta>,
+}
+
+/// Makes pieces of events and counts them.
+#[derive(Debug)]
+pub(crate) struct ChoiceReader {
+    kind: AnswerKind,
+    prompt: PromptCount,
+    /// What was reserved; no upstream makes a client pay more.
+    max_tokens: u32,
+    /// Counts an answer whose upstream does not.
+    text: Option<Arc<TextModel>>,
+    generated: u32,
+    told: Option<Usage>,
+    end: Option<AnswerEnd>,
+    /// Characters of answer so far.
+    offset: usize,
+}
+
+/// How long the prompt is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PromptCount {
+    /// By the model's own tokenizer, or because it was written in tokens.
+    Exact(u32),
+    /// Nobody here can tell: the upstream's word counts, and this where it says none.
+    Estimated(u32),
+}
+
+impl PromptCount {
+    pub(crate) fn about(self) -> u32 {
+        match self {
+            Self::Exact(tokens) | Self::Estimated(tokens) => tokens,
+        }
+    }
+
+    pub(crate) fn exact(self) -> Option<u32> {
+        match self {
+            Self::Exact(tokens) => Some(tokens),
+            Self::Estimated(_) => None,
+        }
+    }
+}
+
+impl RelayedChoice {
+    /// `first`: the pieces of the event that the relay began with.
+    pub(crate) fn new(relay: Relay, reader: ChoiceReader, first: Chunk, meter: ChoiceMeter) -> Self {
+        let mut choice = Self { relay: Some(relay), reader, meter, pending: VecDeque::new() };
+        choice.take(first);
+        choice
+    }
+
+    /// The next piece; `None` after `Finished`. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
+        while self.pending.is_empty() {
+            let Some(relay) = &mut self.relay else { return Ok(None) };
+            match relay.next().await {
+                Some(Ok(data)) => match self.reader.read(&data) {
+                    Ok(chunk) => self.take(chunk),
+                    Err(failure) => return Err(self.blame(&failure)),
+                },
+                Some(Err(failure)) => return Err(self.fail(&failure)),
+                None => self.finish()?,
+            }
+        }
+        if let Some(relay) = &mut self.relay {
+            relay.covers().await;
+        }
+        let piece = self.pending.pop_front();
+        if matches!(&piece, Some(Delta::Text(part)) if !part.text.is_empty()) {
+            self.meter.token();
+        }
+        Ok(piece)
+    }
+
+    /// What came so far, then what was settled.
+    pub(crate) fn usage(&self) -> Usage {
+        self.reader.used()
+    }
+
+    fn take(&mut self, chunk: Chunk) {
+        self.reader.count(&chunk);
+        self.pending.extend(chunk.pieces);
+        if let Some(relay) = &mut self.relay {
+            relay.record(self.reader.used());
+        }
+    }
+
+    /// The upstream says nothing more.
+    fn finish(&mut self) -> Result<(), ApiError> {
+        let Some(reason) = self.reader.end else {
+            return Err(self.blame(&Failure::Broke("the answer ended too early".to_owned())));
+        };
+        self.settle(match reason {
+            AnswerEnd::Length => EntryEnd::Length,
+            AnswerEnd::Stop | AnswerEnd::ToolCalls | AnswerEnd::ContentFilter => EntryEnd::Stop,
+        });
+        self.pending.push_back(Delta::Finished(reason));
+        Ok(())
+    }
+
+    fn blame(&mut self, failure: &Failure) -> ApiError {
+        if let Some(relay) = &self.relay {
+            relay.blame(failure);
+        }
+        self.fail(failure)
+    }
+
+    fn fail(&mut self, failure: &Failure) -> ApiError {
+        self.settle(EntryEnd::Failed);
+        ApiError::from(failure)
+    }
+
+    /// The one way out of a relay, so that what is measured is what is settled.
+    fn settle(&mut self, end: EntryEnd) {
+        let Some(mut relay) = self.relay.take() else { return };
+        relay.end(end);
+        self.meter.ended(relay.close());
+    }
+}
+
+impl Drop for RelayedChoice {
+    fn drop(&mut self) {
+        self.settle(EntryEnd::Aborted);
+    }
+}
+
+impl ChoiceReader {
+    pub(crate) fn new(kind: AnswerKind, prompt: PromptCount, max_tokens: u32, text: Option<Arc<TextModel>>) -> Self {
+        Self { kind, prompt, max_tokens, text, generated: 0, told: None, end: None, offset: 0 }
+    }
+
+    pub(crate) fn read(&self, data: &str) -> Result<Chunk, Failure> {
+        read_chunk(self.kind, data, self.offset).map_err(|bad| {
+            let why = match bad {
+                BadChunk::NotAChunk => "it sent an event that is no part of an answer",
+                BadChunk::SaysError => "it says that it failed",
+            };
+            Failure::Broke(why.to_owned())
+        })
+    }
+
+    fn count(&mut self, chunk: &Chunk) {
+        for piece in &chunk.pieces {
+            let text = match piece {
+                Delta::Text(part) => part.text.as_str(),
+                Delta::Reasoning(text) => text.as_str(),
+                Delta::ToolCall(part) => part.arguments.as_str(),
+                Delta::Prompt(_) | Delta::Finished(_) => continue,
+            };
+            self.offset += text.chars().count();
+            self.generated = self.generated.saturating_add(self.tokens_of(text));
+        }
+        self.end = chunk.end.or(self.end);
+        self.told = chunk.usage.or(self.told);
+    }
+
+    /// A piece is a token at least; a tokenizer sees where it is more.
+    fn tokens_of(&self, piece: &str) -> u32 {
+        let encode = |text: &Arc<TextModel>| {
+            text.tokenizer.encode(piece, AddSpecialTokens::No, SpecialTokens::Parse).map(|tokens| tokens.len()).ok()
+        };
+        let counted = self.text.as_ref().and_then(encode).unwrap_or(1);
+        u32::try_from(counted).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// What was used so far: as the upstream tells it once it does, else as counted here.
+    fn used(&self) -> Usage {
+        let told = self.told.unwrap_or_default();
+        let prompt_tokens = match (self.prompt, told.prompt_tokens) {
+            (PromptCount::Exact(counted), _) => counted,
+            (PromptCount::Estimated(estimate), 0) => estimate,
+            (PromptCount::Estimated(_), told) => told,
+        };
+        let generated = if self.told.is_some() { told.generated_tokens } else { self.generated };
+        Usage {
+            prompt_tokens,
+            cached_tokens: told.cached_tokens.min(prompt_tokens),
+            generated_tokens: generated.min(self.max_tokens),
+            ..Usage::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn used(prompt: PromptCount, events: &[Value]) -> (u32, u32, u32) {
+        let mut reader = ChoiceReader::new(AnswerKind::Chat, prompt, 10, None);
+        for event in events {
+            let chunk = reader.read(&event.to_string()).unwrap();
+            reader.count(&chunk);
+        }
+        let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = reader.used();
+        (prompt_tokens, cached_tokens, generated_tokens)
+    }
+
+    fn piece() -> Value {
+        json!({"choices": [{"delta": {"content": "word"}}]})
+    }
+
+    fn usage(prompt: u32, completion: u32) -> Value {
+        json!({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": completion}})
+    }
+
+    #[test]
+    fn an_upstream_that_tells_its_usage_is_believed_up_to_what_was_reserved() {
+        assert_eq!(used(PromptCount::Estimated(100), &[piece(), usage(7, 3)]), (7, 0, 3));
+        assert_eq!(used(PromptCount::Exact(8), &[piece(), usage(7, 3)]), (8, 0, 3), "our count of the input leads");
+        assert_eq!(used(PromptCount::Exact(8), &[usage(7, 1_000_000)]), (8, 0, 10));
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_is_counted_here() {
+        assert_eq!(used(PromptCount::Estimated(100), &[piece(), piece()]), (100, 0, 2));
+        assert_eq!(used(PromptCount::Exact(8), &vec![piece(); 50]), (8, 0, 10));
+    }
+}

@@ -1,0 +1,214 @@
+//! Admission of a request for a model that only upstreams serve: the counterpart of [`super::generate`] where no engine
+//! knows the model, and maybe not even its tokenizer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::errors::ApiError;
+use super::fields::{invalid, unsupported};
+use super::generate::{Admitted, ServedAs, Visit, reserve, saturating_u32, withdraw_all};
+use super::launch::{Launch, LiveChoice, UpstreamJob};
+use super::prepare::{context_overflow, encode_text};
+use super::relayed::PromptCount;
+use super::routes::require;
+use super::state::{AppState, Serving};
+use super::wire::answer::AnswerKind;
+use super::wire::forward::Outgoing;
+use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt};
+use crate::gateway::{Ask, Caller, PrefixHint, Reservation};
+use crate::text::TextModel;
+
+/// Bytes of a token, about, where nobody here can count them.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// A model that other servers run.
+#[derive(Debug, Clone)]
+pub struct RemoteModel {
+    pub name: String,
+    /// Counts prompts exactly, and answers that broke off.
+    pub text: Option<Arc<TextModel>>,
+    /// Prompt and answer together, in tokens, if it is known here.
+    pub max_model_len: Option<usize>,
+    /// What is asked for, and reserved, where a request does not say how long its answer may be.
+    pub default_max_tokens: u32,
+}
+
+/// One prompt of a request, measured.
+struct Measured {
+    /// `None` for a conversation, which is in the body as it is.
+    prompt: Option<CompletionPrompt>,
+    count: PromptCount,
+    /// What is reserved for it: the count, or as many tokens as there can be at most.
+    at_most: u32,
+    hint: PrefixHint,
+}
+
+/// A prompt with the room it was granted.
+struct Ticket {
+    job: UpstreamJob,
+    hint: PrefixHint,
+    reservation: Reservation,
+}
+
+struct Admission<'a> {
+    state: &'a AppState,
+    caller: &'a Arc<Caller>,
+    request: &'a GenerateRequest,
+    model: &'a RemoteModel,
+    outgoing: &'a Outgoing,
+    kind: AnswerKind,
+}
+
+/// Measures, reserves and starts every prompt, or none. On any error, what was taken is given back.
+pub(crate) async fn admit_remote(
+    state: &AppState,
+    visit: Visit,
+    (serving, model): (Arc<Serving>, Arc<RemoteModel>),
+    (prompt, request): (Prompt, GenerateRequest),
+    outgoing: Outgoing,
+) -> Result<Admitted, ApiError> {
+    let Visit { caller, place, arrived, scope } = visit;
+    state.readiness().admit()?;
+    require(&caller, scope)?;
+    check_output(&request.output)?;
+    let kind = match &prompt {
+        Prompt::Chat(_) => AnswerKind::Chat,
+        Prompt::Completions { .. } => AnswerKind::Completion,
+    };
+    let admission = Admission { state, caller: &caller, request: &request, model: &model, outgoing: &outgoing, kind };
+    let prompts = admission.measure_all(prompt).await?;
+    let tickets = admission.reserve_all(prompts)?;
+    let choices = admission.start_all(&serving, tickets, arrived).await?;
+    Ok(Admitted::new(choices, ServedAs { model: model.name.clone(), fingerprint: None }, place))
+}
+
+/// What only an engine of our own can show.
+fn check_output(output: &Output) -> Result<(), ApiError> {
+    let shown = [
+        (output.return_token_ids, "return_token_ids"),
+        (output.prompt_logprobs.is_some(), "prompt_logprobs"),
+        (output.prompt_scores, "prompt_scores"),
+        (output.echo && output.logprobs.is_some(), "echo"),
+    ];
+    match shown.into_iter().find(|(is_asked, _)| *is_asked) {
+        Some((_, name)) => Err(unsupported(name, "another server runs this model and does not tell")),
+        None => Ok(()),
+    }
+}
+
+impl Admission<'_> {
+    async fn measure_all(&self, prompt: Prompt) -> Result<Vec<Measured>, ApiError> {
+        let salt = &self.caller.account.cache_salt;
+        let prompts = match prompt {
+            Prompt::Chat(_) => vec![None],
+            Prompt::Completions { ref prompts, .. } => prompts.iter().cloned().map(Some).collect(),
+        };
+        if let Some(text) = &self.model.text {
+            let encoded = encode_text(self.state, text, prompt).await?;
+            let measured = prompts.into_iter().zip(encoded).map(|(prompt, encoded)| {
+                let at_most = saturating_u32(encoded.tokens.len());
+                let hint = PrefixHint::of(&encoded.tokens, salt);
+                Measured { prompt, count: PromptCount::Exact(at_most), at_most, hint }
+            });
+            return Ok(measured.collect());
+        }
+        let measure = |prompt: Option<CompletionPrompt>| {
+            let (count, at_most, hint) = match &prompt {
+                Some(CompletionPrompt::Tokens(tokens)) => {
+                    let tokens_here = saturating_u32(tokens.len());
+                    (PromptCount::Exact(tokens_here), tokens_here, PrefixHint::of(tokens, salt))
+                }
+                Some(CompletionPrompt::Text(text)) => uncounted(text, salt),
+                None => uncounted(&self.outgoing.conversation(), salt),
+            };
+            Measured { prompt, count, at_most, hint }
+        };
+        Ok(prompts.into_iter().map(measure).collect())
+    }
+
+    fn reserve_all(&self, prompts: Vec<Measured>) -> Result<Vec<Ticket>, ApiError> {
+        let share = saturating_u32(prompts.len()).max(1);
+        let mut tickets = Vec::with_capacity(prompts.len());
+        for measured in prompts {
+            let ticket = self.bound(&measured, share).and_then(|max_tokens| {
+                let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
+                Ok((max_tokens, reserve(self.state, self.caller, ask)?))
+            });
+            match ticket {
+                Ok((max_tokens, reservation)) => tickets.push(self.ticket(measured, max_tokens, reservation)),
+                Err(error) => {
+                    withdraw_all(tickets.into_iter().map(|ticket| ticket.reservation));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(tickets)
+    }
+
+    /// An upstream cannot be told to go on: what it may generate at most is reserved before it begins.
+    fn bound(&self, measured: &Measured, share: u32) -> Result<u32, ApiError> {
+        let room = match (self.model.max_model_len, measured.count) {
+            (Some(longest), PromptCount::Exact(tokens)) => saturating_u32(longest.saturating_sub(tokens as usize)),
+            (Some(longest), PromptCount::Estimated(_)) => saturating_u32(longest),
+            (None, _) => u32::MAX,
+        };
+        if measured.count == PromptCount::Exact(0) {
+            return Err(invalid("prompt", "holds no token"));
+        }
+        let ledger = self.state.ledger();
+        let affordable = ledger.largest_output(self.caller, &self.model.name, measured.at_most).unwrap_or(u32::MAX);
+        let unstated = self.model.default_max_tokens.min(room).min((affordable / share).max(1));
+        match self.request.sampling.max_tokens {
+            Some(asked) if asked <= room => Ok(asked),
+            None if room > 0 => Ok(unstated),
+            asked => {
+                let longest = self.model.max_model_len.unwrap_or(usize::MAX);
+                Err(context_overflow(longest, measured.at_most as usize, asked))
+            }
+        }
+    }
+
+    fn ticket(&self, measured: Measured, max_tokens: u32, reservation: Reservation) -> Ticket {
+        let call = self.outgoing.call(measured.prompt.as_ref(), max_tokens);
+        let text = self.model.text.clone();
+        let job = UpstreamJob { call, kind: self.kind, prompt: measured.count, max_tokens, text };
+        Ticket { job, hint: measured.hint, reservation }
+    }
+
+    /// One after the other, so that a request never asks more of the upstreams than it can read. A choice that cannot
+    /// start takes the others with it.
+    async fn start_all(
+        &self,
+        serving: &Serving,
+        tickets: Vec<Ticket>,
+        arrived: Duration,
+    ) -> Result<Vec<LiveChoice>, ApiError> {
+        let mut choices = Vec::with_capacity(tickets.len());
+        let mut tickets = tickets.into_iter();
+        while let Some(Ticket { job, hint, reservation }) = tickets.next() {
+            let launch = Launch {
+                state: self.state,
+                serving,
+                model: &self.model.name,
+                hint,
+                arrived,
+                for_engine: None,
+                for_upstream: Some(job),
+            };
+            match launch.go(reservation).await {
+                Ok(choice) => choices.push(choice),
+                Err(error) => {
+                    withdraw_all(tickets.map(|ticket| ticket.reservation));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(choices)
+    }
+}
+
+/// A byte is a token at most.
+fn uncounted(text: &str, salt: &passerelle_engine::CacheSalt) -> (PromptCount, u32, PrefixHint) {
+    let estimate = PromptCount::Estimated(saturating_u32(text.len().div_ceil(BYTES_PER_TOKEN)));
+    (estimate, saturating_u32(text.len()), PrefixHint::of_text(text, salt))
+}

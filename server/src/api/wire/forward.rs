@@ -1,0 +1,101 @@
+//! A checked request as it is passed on to an upstream.
+
+use serde_json::{Map, Value, json};
+
+use super::answer::AnswerKind;
+use super::request::CompletionPrompt;
+use crate::gateway::{Call, CallRoute};
+
+/// What this server acts on itself, or sets for every upstream. `model` is each upstream's own.
+const OWN_FIELDS: [&str; 9] = [
+    "model",
+    "stream",
+    "stream_options",
+    "cache_salt",
+    "user",
+    "metadata",
+    "priority",
+    "service_tier",
+    "return_token_ids",
+];
+
+/// The body of a request as its client wrote it and this server checked it, less what is this server's own.
+#[derive(Debug, Clone)]
+pub(crate) struct Outgoing {
+    kind: AnswerKind,
+    fields: Map<String, Value>,
+}
+
+impl Outgoing {
+    /// `ignored`: the fields that were accepted without being read, which nobody is to read.
+    pub(crate) fn new(kind: AnswerKind, body: &Value, ignored: &[String]) -> Self {
+        let kept = |(name, value): &(&String, &Value)| {
+            !value.is_null() && !OWN_FIELDS.contains(&name.as_str()) && !ignored.contains(*name)
+        };
+        let fields = body.as_object().into_iter().flatten().filter(kept);
+        Self { kind, fields: fields.map(|(name, value)| (name.clone(), value.clone())).collect() }
+    }
+
+    /// One prompt of the request. Every answer comes as a stream, so that it is counted while it is made, whatever its
+    /// client wants of it. `max_tokens` is what was reserved.
+    pub(crate) fn call(&self, prompt: Option<&CompletionPrompt>, max_tokens: u32) -> Call {
+        let mut fields = self.fields.clone();
+        let newer = "max_completion_tokens";
+        let bound = if fields.contains_key(newer) { newer } else { "max_tokens" };
+        fields.insert(bound.to_owned(), json!(max_tokens));
+        fields.insert("stream".to_owned(), json!(true));
+        fields.insert("stream_options".to_owned(), json!({"include_usage": true}));
+        if let Some(prompt) = prompt {
+            let prompt = match prompt {
+                CompletionPrompt::Text(text) => json!(text),
+                CompletionPrompt::Tokens(tokens) => json!(tokens),
+            };
+            fields.insert("prompt".to_owned(), prompt);
+        }
+        let route = match self.kind {
+            AnswerKind::Chat => CallRoute::Chat,
+            AnswerKind::Completion => CallRoute::Completions,
+        };
+        Call { route, body: Value::Object(fields).to_string().into() }
+    }
+
+    /// What the prompt of a conversation is made of, as text: its size and its beginning are those of the prompt, nearly.
+    pub(crate) fn conversation(&self) -> String {
+        let part = |name: &str| self.fields.get(name).map(Value::to_string).unwrap_or_default();
+        part("tools") + &part("messages")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(call: &Call) -> Value {
+        serde_json::from_str(&call.body).unwrap()
+    }
+
+    #[test]
+    fn what_a_client_wrote_goes_on_and_what_is_ours_does_not() {
+        let body = json!({
+            "messages": [{"role": "user", "content": "hi"}], "model": "chat", "temperature": 0.5, "top_p": null,
+            "user": "u", "colour": "red", "max_completion_tokens": 500,
+        });
+        let outgoing = Outgoing::new(AnswerKind::Chat, &body, &["colour".to_owned()]);
+        let call = outgoing.call(None, 100);
+        assert_eq!(call.route, CallRoute::Chat);
+        let expected = json!({
+            "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "max_completion_tokens": 100,
+            "stream": true, "stream_options": {"include_usage": true},
+        });
+        assert_eq!(sent(&call), expected);
+    }
+
+    #[test]
+    fn each_prompt_of_a_list_is_a_call_of_its_own() {
+        let outgoing = Outgoing::new(AnswerKind::Completion, &json!({"prompt": ["a", [1, 2]], "model": "m"}), &[]);
+        let prompts = [CompletionPrompt::Text("a".into()), CompletionPrompt::Tokens(vec![1, 2])];
+        let sent = prompts.map(|prompt| sent(&outgoing.call(Some(&prompt), 9)));
+        assert_eq!([&sent[0]["prompt"], &sent[1]["prompt"]], [&json!("a"), &json!([1, 2])]);
+        assert_eq!(sent[0]["max_tokens"], 9);
+    }
+}

@@ -1,0 +1,240 @@
+//! The events of an upstream's answer, read leniently: servers differ, and what is not understood is not needed.
+
+use passerelle_engine::Usage;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::answer::AnswerKind;
+use crate::api::delta::{AnswerEnd, Candidate, Delta, TextPart, TokenLogprob, TokenText, ToolCallHead, ToolCallPart};
+
+/// What one event says of the one choice that was asked for.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Chunk {
+    pub(crate) pieces: Vec<Delta>,
+    pub(crate) end: Option<AnswerEnd>,
+    pub(crate) usage: Option<Usage>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BadChunk {
+    /// No JSON, or none of an answer's shape.
+    NotAChunk,
+    /// The upstream says that it failed.
+    SaysError,
+}
+
+#[derive(Deserialize)]
+struct RawChunk {
+    error: Option<Value>,
+    #[serde(default)]
+    choices: Vec<RawChoice>,
+    usage: Option<RawUsage>,
+}
+
+#[derive(Deserialize)]
+struct RawChoice {
+    delta: Option<RawDelta>,
+    text: Option<String>,
+    logprobs: Option<RawLogprobs>,
+    finish_reason: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+struct RawDelta {
+    #[serde(alias = "reasoning")]
+    reasoning_content: Option<String>,
+    content: Option<String>,
+    tool_calls: Option<Vec<RawToolCall>>,
+}
+
+#[derive(Deserialize)]
+struct RawToolCall {
+    #[serde(default)]
+    index: usize,
+    id: Option<String>,
+    function: Option<RawFunction>,
+}
+
+#[derive(Deserialize)]
+struct RawFunction {
+    name: Option<String>,
+    arguments: Option<String>,
+}
+
+/// Chat's entries, or the legacy arrays of completions.
+#[derive(Deserialize)]
+struct RawLogprobs {
+    content: Option<Vec<RawToken>>,
+    tokens: Option<Vec<String>>,
+    token_logprobs: Option<Vec<Option<f32>>>,
+    top_logprobs: Option<Vec<Option<Map<String, Value>>>>,
+}
+
+#[derive(Deserialize)]
+struct RawToken {
+    token: String,
+    logprob: f32,
+    bytes: Option<Vec<u8>>,
+    #[serde(default)]
+    top_logprobs: Vec<RawToken>,
+}
+
+#[derive(Deserialize)]
+struct RawUsage {
+    #[serde(default)]
+    prompt_tokens: u32,
+    completion_tokens: Option<u32>,
+    prompt_tokens_details: Option<RawPromptDetails>,
+}
+
+#[derive(Deserialize)]
+struct RawPromptDetails {
+    cached_tokens: Option<u32>,
+}
+
+/// `offset`: characters of answer so far.
+pub(crate) fn read_chunk(kind: AnswerKind, data: &str, offset: usize) -> Result<Chunk, BadChunk> {
+    let raw: RawChunk = serde_json::from_str(data).map_err(|_| BadChunk::NotAChunk)?;
+    if raw.error.is_some() {
+        return Err(BadChunk::SaysError);
+    }
+    let usage = raw.usage.map(RawUsage::read);
+    let Some(choice) = raw.choices.into_iter().next() else { return Ok(Chunk { usage, ..Chunk::default() }) };
+    let end = choice.finish_reason.as_deref().map(read_end);
+    let delta = choice.delta.unwrap_or_default();
+    let text = match kind {
+        AnswerKind::Chat => delta.content,
+        AnswerKind::Completion => choice.text,
+    };
+    let logprobs = choice.logprobs.map(|logprobs| logprobs.read(offset)).unwrap_or_default();
+    let part = TextPart { text: text.unwrap_or_default(), token_ids: Vec::new(), logprobs };
+    let text = (part != TextPart::default()).then_some(Delta::Text(part));
+    let calls = delta.tool_calls.into_iter().flatten().map(RawToolCall::read);
+    let reasoning = delta.reasoning_content.filter(|text| !text.is_empty()).map(Delta::Reasoning);
+    Ok(Chunk { pieces: reasoning.into_iter().chain(text).chain(calls).collect(), end, usage })
+}
+
+/// Reasons that OpenAI does not have end an answer all the same.
+fn read_end(reason: &str) -> AnswerEnd {
+    match reason {
+        "length" => AnswerEnd::Length,
+        "tool_calls" | "function_call" => AnswerEnd::ToolCalls,
+        "content_filter" => AnswerEnd::ContentFilter,
+        _ => AnswerEnd::Stop,
+    }
+}
+
+impl RawUsage {
+    fn read(self) -> Usage {
+        let cached = self.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: cached.min(self.prompt_tokens),
+            generated_tokens: self.completion_tokens.unwrap_or(0),
+            ..Usage::default()
+        }
+    }
+}
+
+impl RawToolCall {
+    fn read(self) -> Delta {
+        let Self { index, id, function } = self;
+        let (name, arguments) = function.map_or((None, None), |function| (function.name, function.arguments));
+        let head = name.map(|name| ToolCallHead { id: id.unwrap_or_else(|| format!("call_{index}")), name });
+        Delta::ToolCall(ToolCallPart { index, head, arguments: arguments.unwrap_or_default() })
+    }
+}
+
+impl RawLogprobs {
+    fn read(self, mut offset: usize) -> Vec<TokenLogprob> {
+        let mut at = |text: &str| {
+            let here = offset;
+            offset += text.chars().count();
+            here
+        };
+        if let Some(content) = self.content {
+            return content.into_iter().map(|token| token.read(&mut at)).collect();
+        }
+        let logprobs = self.token_logprobs.unwrap_or_default();
+        let tops = self.top_logprobs.unwrap_or_default();
+        let tops = tops.into_iter().map(Option::unwrap_or_default).chain(std::iter::repeat_with(Map::new));
+        let tokens = self.tokens.unwrap_or_default().into_iter().zip(logprobs).zip(tops);
+        let read = tokens.filter_map(|((token, logprob), top)| {
+            let text = TokenText { id: 0, offset: at(&token), bytes: token.into_bytes() };
+            let top = top.into_iter().filter_map(|(token, logprob)| {
+                let logprob = logprob.as_f64()? as f32;
+                Some(Candidate { id: 0, bytes: token.into_bytes(), logprob })
+            });
+            Some(TokenLogprob { token: text, logprob: logprob?, rank: 0, entropy: 0.0, top: top.collect() })
+        });
+        read.collect()
+    }
+}
+
+impl RawToken {
+    fn read(self, at: &mut impl FnMut(&str) -> usize) -> TokenLogprob {
+        let offset = at(&self.token);
+        let top = self.top_logprobs.into_iter().map(|top| {
+            let logprob = top.logprob;
+            Candidate { id: 0, bytes: top.bytes.unwrap_or_else(|| top.token.into_bytes()), logprob }
+        });
+        let top = top.collect();
+        let bytes = self.bytes.unwrap_or_else(|| self.token.into_bytes());
+        TokenLogprob { token: TokenText { id: 0, bytes, offset }, logprob: self.logprob, rank: 0, entropy: 0.0, top }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn chat(data: &Value) -> Chunk {
+        read_chunk(AnswerKind::Chat, &data.to_string(), 0).unwrap()
+    }
+
+    #[test]
+    fn text_calls_ends_and_usage_are_read() {
+        let text = chat(&json!({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "hé"}}]}));
+        assert_eq!(text.pieces, [Delta::Text(TextPart { text: "hé".into(), ..TextPart::default() })]);
+        let call = json!({"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}});
+        let call = chat(&json!({"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}));
+        let head = Some(ToolCallHead { id: "c".into(), name: "f".into() });
+        assert_eq!(call.pieces, [Delta::ToolCall(ToolCallPart { index: 0, head, arguments: "{".into() })]);
+        assert_eq!(call.end, Some(AnswerEnd::ToolCalls));
+        for name in ["reasoning_content", "reasoning"] {
+            let thought = chat(&json!({"choices": [{"delta": {name: "hm", "content": null}}]}));
+            assert_eq!(thought.pieces, [Delta::Reasoning("hm".into())]);
+        }
+        let usage = json!({"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 99}});
+        let usage = chat(&json!({"choices": [], "usage": usage})).usage.unwrap();
+        assert_eq!((usage.prompt_tokens, usage.cached_tokens, usage.generated_tokens), (9, 9, 4));
+    }
+
+    #[test]
+    fn an_opening_event_says_nothing() {
+        let opening = json!({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": null}]});
+        assert_eq!(chat(&opening), Chunk::default());
+    }
+
+    #[test]
+    fn log_probabilities_are_read_in_both_forms() {
+        let top = json!([{"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -1.5}]);
+        let entry = json!({"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": top});
+        let new = chat(&json!({"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [entry]}}]}));
+        let arrays = json!({"tokens": ["a"], "token_logprobs": [-0.5], "top_logprobs": [{"a": -0.5, "b": -1.5}]});
+        let legacy = json!({"choices": [{"text": "a", "logprobs": arrays}]}).to_string();
+        let legacy = read_chunk(AnswerKind::Completion, &legacy, 0).unwrap();
+        assert_eq!(new.pieces, legacy.pieces);
+        let Delta::Text(part) = &new.pieces[0] else { panic!("it is text") };
+        assert_eq!(part.logprobs[0].top.len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told_from_an_error() {
+        for odd in ["", "hello", "[1]", "{\"choices\": 3}"] {
+            assert_eq!(read_chunk(AnswerKind::Chat, odd, 0), Err(BadChunk::NotAChunk), "{odd}");
+        }
+        assert_eq!(read_chunk(AnswerKind::Chat, "{\"error\": {}}", 0), Err(BadChunk::SaysError));
+    }
+}

@@ -1,0 +1,235 @@
+//! Other servers that run models, checked.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::checked::{check_exists, check_name, count, period};
+use super::{ConfigError, DEMO, WrittenRouting, WrittenUpstream};
+
+/// One server that runs one model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamConfig {
+    /// What requests call the model.
+    pub model: String,
+    /// Without a `/` at its end.
+    pub url: String,
+    /// `HOST:PORT` of the URL: names the server in logs and metrics.
+    pub name: String,
+    /// What that server calls the model.
+    pub upstream_model: String,
+    pub key_file: Option<PathBuf>,
+    pub tokenizer: Option<PathBuf>,
+    pub max_model_len: Option<usize>,
+    pub default_max_tokens: u32,
+    pub connect_timeout: Duration,
+    pub first_byte_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub health_path: String,
+    pub health_interval: Duration,
+}
+
+/// What the upstreams of one model say about the model itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteModelConfig {
+    pub name: String,
+    /// A folder, or [`DEMO`].
+    pub tokenizer: Option<PathBuf>,
+    pub max_model_len: Option<usize>,
+    pub default_max_tokens: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoutingConfig {
+    pub max_tries: usize,
+    pub max_broken: usize,
+    pub failures_to_rest: u32,
+    pub first_rest: Duration,
+    pub longest_rest: Duration,
+}
+
+impl RemoteModelConfig {
+    /// One for each model that `upstreams` serve, by name.
+    pub fn of_all(upstreams: &[UpstreamConfig]) -> Vec<Self> {
+        let models: BTreeMap<&str, Self> =
+            upstreams.iter().map(|upstream| (upstream.model.as_str(), upstream.about_model())).collect();
+        models.into_values().collect()
+    }
+}
+
+impl UpstreamConfig {
+    fn about_model(&self) -> RemoteModelConfig {
+        RemoteModelConfig {
+            name: self.model.clone(),
+            tokenizer: self.tokenizer.clone(),
+            max_model_len: self.max_model_len,
+            default_max_tokens: self.default_max_tokens,
+        }
+    }
+}
+
+pub(super) fn check_upstreams(
+    written: Vec<WrittenUpstream>,
+    offline: bool,
+) -> Result<Vec<UpstreamConfig>, ConfigError> {
+    let upstreams = written.into_iter().map(|upstream| check_upstream(upstream, offline));
+    let upstreams: Vec<UpstreamConfig> = upstreams.collect::<Result<_, _>>()?;
+    for (index, upstream) in upstreams.iter().enumerate() {
+        for other in &upstreams[..index] {
+            check_pair(other, upstream)?;
+        }
+    }
+    Ok(upstreams)
+}
+
+fn check_upstream(written: WrittenUpstream, offline: bool) -> Result<UpstreamConfig, ConfigError> {
+    check_name(&written.model)?;
+    let url = written.url.trim_end_matches('/').to_owned();
+    let authority = authority(&url).ok_or_else(|| {
+        let problem = format!("`{}` is not a URL; write http://HOST:PORT or https://HOST", written.url);
+        ConfigError::value("upstreams.url", problem)
+    })?;
+    if offline && !is_loopback(authority) {
+        let problem = format!("{url} is another machine, and the network is forbidden (offline); remove one of them");
+        return Err(ConfigError::value("upstreams.url", problem));
+    }
+    if let Some(file) = &written.key_file {
+        check_exists("upstreams.key_file", file, Path::is_file)?;
+    }
+    if let Some(folder) = written.tokenizer.as_deref().filter(|folder| *folder != Path::new(DEMO)) {
+        check_exists("upstreams.tokenizer", &folder.join("tokenizer.json"), Path::is_file)?;
+    }
+    let health_path = written.health_path.unwrap_or_else(|| "/v1/models".to_owned());
+    if !health_path.starts_with('/') {
+        let problem = format!("`{health_path}` is not a path; write it with a `/` in front");
+        return Err(ConfigError::value("upstreams.health_path", problem));
+    }
+    Ok(UpstreamConfig {
+        name: authority.to_owned(),
+        upstream_model: written.upstream_model.unwrap_or_else(|| written.model.clone()),
+        model: written.model,
+        url,
+        key_file: written.key_file,
+        tokenizer: written.tokenizer,
+        max_model_len: written.max_model_len.map(usize::from),
+        default_max_tokens: written.default_max_tokens.map_or(4096, u32::from),
+        connect_timeout: period(written.connect_timeout, Duration::from_secs(5)),
+        first_byte_timeout: period(written.first_byte_timeout, Duration::from_secs(120)),
+        idle_timeout: period(written.idle_timeout, Duration::from_secs(60)),
+        health_path,
+        health_interval: period(written.health_interval, Duration::from_secs(10)),
+    })
+}
+
+/// Two upstreams of one model agree on what it is, and no server runs it twice.
+fn check_pair(one: &UpstreamConfig, other: &UpstreamConfig) -> Result<(), ConfigError> {
+    if one.model != other.model {
+        return Ok(());
+    }
+    if one.about_model() != other.about_model() {
+        let problem = format!(
+            "the upstreams of `{}` disagree; give each the same tokenizer, max_model_len and default_max_tokens",
+            one.model
+        );
+        return Err(ConfigError::value("upstreams", problem));
+    }
+    if one.url == other.url && one.upstream_model == other.upstream_model {
+        let problem = format!("`{}` has {} twice; remove one of them", one.model, one.url);
+        return Err(ConfigError::value("upstreams", problem));
+    }
+    Ok(())
+}
+
+pub(super) fn check_routing(written: &WrittenRouting) -> Result<RoutingConfig, ConfigError> {
+    let first_rest = period(written.first_rest, Duration::from_secs(1));
+    let longest_rest = period(written.longest_rest, Duration::from_secs(60));
+    if longest_rest < first_rest {
+        return Err(ConfigError::value("routing.longest_rest", "is shorter than routing.first_rest"));
+    }
+    Ok(RoutingConfig {
+        max_tries: count(written.max_tries, 3),
+        max_broken: count(written.max_broken, 2),
+        failures_to_rest: written.failures_to_rest.map_or(3, u32::from),
+        first_rest,
+        longest_rest,
+    })
+}
+
+/// `HOST:PORT` or `HOST`. A URL that holds a name and a password is refused: it would be logged.
+fn authority(url: &str) -> Option<&str> {
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"))?;
+    let authority = rest.split('/').next().unwrap_or_default();
+    (!authority.is_empty() && !authority.contains('@')).then_some(authority)
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    let host = host.trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, Environment};
+    use super::*;
+
+    fn check(text: &str) -> Result<Config, ConfigError> {
+        let environment = Environment { home: Some("/home/ada".into()), ..Environment::default() };
+        Config::check(toml::from_str(text).expect("the test's TOML is well formed"), &environment)
+    }
+
+    fn refusal(text: &str) -> String {
+        check(text).expect_err("it must be refused").to_string()
+    }
+
+    #[test]
+    fn a_gateway_with_upstreams_alone_loads_no_model() {
+        let config = check("upstreams = [{ model = \"big\", url = \"http://10.0.0.7:8000/v1/\" }]").expect("valid");
+        assert!(config.models.is_empty());
+        let upstream = &config.upstreams[0];
+        assert_eq!((upstream.name.as_str(), upstream.upstream_model.as_str()), ("10.0.0.7:8000", "big"));
+        assert_eq!(RemoteModelConfig::of_all(&config.upstreams).len(), 1);
+    }
+
+    #[test]
+    fn offline_allows_upstreams_on_this_machine_only() {
+        let with =
+            |url: &str| check(&format!("upstreams = [{{ model = \"m\", url = \"{url}\" }}]\n[server]\noffline = true"));
+        for here in ["http://127.0.0.1:1", "http://localhost:1/v1", "http://[::1]:1"] {
+            with(here).expect(here);
+        }
+        for away in ["http://10.0.0.7:1", "https://example.org", "http://localhost.example.org:1"] {
+            let error = with(away).expect_err(away).to_string();
+            assert!(error.starts_with("upstreams.url: ") && error.contains(away), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_an_address_is_refused() {
+        for odd in ["10.0.0.7:8000", "ftp://h", "http://", "http://user:secret@h"] {
+            let error = refusal(&format!("upstreams = [{{ model = \"m\", url = \"{odd}\" }}]"));
+            assert!(error.contains("is not a URL"), "{error}");
+        }
+        let odd = refusal("upstreams = [{ model = \"m\", url = \"http://h\", health_path = \"health\" }]");
+        assert!(odd.starts_with("upstreams.health_path"), "{odd}");
+    }
+
+    #[test]
+    fn upstreams_of_one_model_agree_on_it() {
+        let pair = |more: &str| {
+            refusal(&format!("upstreams = [{{ model = \"m\", url = \"http://a\" }}, {{ model = \"m\", {more} }}]"))
+        };
+        assert!(pair("url = \"http://b\", max_model_len = 9").contains("disagree"));
+        assert!(pair("url = \"http://a/\"").contains("twice"));
+    }
+
+    #[test]
+    fn rests_grow() {
+        let error = refusal("[routing]\nfirst_rest = \"5s\"\nlongest_rest = \"1s\"");
+        assert!(error.starts_with("routing.longest_rest"), "{error}");
+    }
+}

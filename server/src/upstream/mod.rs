@@ -1,0 +1,163 @@
+//! Other servers as replicas: the HTTP side of [`UpstreamDoor`]. Whatever answers OpenAI's API over HTTP/1.1 will do.
+//!
+//! Nothing is sent to anybody but the configured addresses, no redirect is followed, and the key stands in one header
+//! and nowhere else.
+
+mod answer;
+mod events;
+mod exchange;
+mod watch;
+
+use std::time::Duration;
+
+use futures_util::stream;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::{Request, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::gateway::upstream::{Call, CallRoute, Events, Failure, UpstreamDoor};
+use exchange::Exchange;
+
+pub use watch::watch;
+
+/// Idle connections close before the five seconds after which common servers close them: a request that meets a closing
+/// connection fails.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
+const MAX_IDLE_CONNECTIONS: usize = 64;
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// One model on another server.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    client: HttpClient,
+    address: Address,
+    /// JSON: what that server calls the model, quoted.
+    model: String,
+    authorization: Option<HeaderValue>,
+    timeouts: Timeouts,
+}
+
+/// How long an upstream may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    pub connect: Duration,
+    /// From the sending of a request to the first event of its answer.
+    pub first_byte: Duration,
+    /// Between two signs of life in an answer.
+    pub idle: Duration,
+}
+
+/// Where a server's routes are.
+#[derive(Debug, Clone)]
+struct Address {
+    chat: Uri,
+    completions: Uri,
+    health: Uri,
+}
+
+/// What an [`Upstream`] is made of.
+#[derive(Debug)]
+pub struct UpstreamSettings<'a> {
+    /// `http://HOST:PORT` or `https://...`, with or without `/v1` at its end.
+    pub url: &'a str,
+    /// What that server calls the model.
+    pub model: &'a str,
+    pub key: Option<&'a str>,
+    /// Begins with `/`. Answered with a success by a server that is well.
+    pub health_path: &'a str,
+    pub timeouts: Timeouts,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("`{0}` is not a URL; write http://HOST:PORT or https://HOST")]
+    Url(String),
+    #[error("the key holds characters that no HTTP header can carry")]
+    Key,
+}
+
+impl Upstream {
+    pub fn new(settings: &UpstreamSettings<'_>) -> Result<Self, UpstreamError> {
+        let address = Address::of(settings.url, settings.health_path)?;
+        let authorization = settings.key.map(bearer).transpose()?;
+        let model = serde_json::Value::from(settings.model).to_string();
+        let timeouts = settings.timeouts;
+        Ok(Self { client: client(timeouts.connect), address, model, authorization, timeouts })
+    }
+
+    /// Whether it is alive and takes our key.
+    pub async fn probe(&self) -> Result<(), Failure> {
+        let mut request = Request::get(&self.address.health);
+        if let Some(key) = &self.authorization {
+            request = request.header(AUTHORIZATION, key);
+        }
+        let request = request.body(Full::default()).map_err(|error| Failure::Misconfigured(error.to_string()))?;
+        exchange::answers(&self.client, request, self.timeouts).await
+    }
+
+    fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Failure> {
+        let uri = match call.route {
+            CallRoute::Chat => &self.address.chat,
+            CallRoute::Completions => &self.address.completions,
+        };
+        let mut request = Request::post(uri).header(CONTENT_TYPE, "application/json");
+        if let Some(key) = &self.authorization {
+            request = request.header(AUTHORIZATION, key);
+        }
+        // The rest of the object follows its first brace.
+        let rest = call.body.strip_prefix('{').unwrap_or_default();
+        let body = format!("{{\"model\":{},{rest}", self.model);
+        request.body(Full::from(body)).map_err(|error| Failure::Misconfigured(error.to_string()))
+    }
+}
+
+impl UpstreamDoor for Upstream {
+    fn call(&self, call: &Call) -> Events {
+        let exchange = self.request(call).map(|request| Exchange::new(self.client.clone(), request, self.timeouts));
+        match exchange {
+            Ok(exchange) => Box::pin(stream::unfold(exchange, Exchange::step)),
+            Err(failure) => Box::pin(stream::once(async { Err(failure) })),
+        }
+    }
+}
+
+impl Address {
+    fn of(url: &str, health_path: &str) -> Result<Self, UpstreamError> {
+        let root = url.trim_end_matches('/').trim_end_matches("/v1");
+        let at = |path: &str| {
+            let uri: Uri = format!("{root}{path}").parse().map_err(|_| UpstreamError::Url(url.to_owned()))?;
+            let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
+            if is_http && uri.host().is_some() { Ok(uri) } else { Err(UpstreamError::Url(url.to_owned())) }
+        };
+        Ok(Self { chat: at("/v1/chat/completions")?, completions: at("/v1/completions")?, health: at(health_path)? })
+    }
+}
+
+fn bearer(key: &str) -> Result<HeaderValue, UpstreamError> {
+    let mut value = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| UpstreamError::Key)?;
+    // From here on it is never printed.
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn client(connect_timeout: Duration) -> HttpClient {
+    let mut tcp = HttpConnector::new();
+    tcp.set_connect_timeout(Some(connect_timeout));
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    let connector = HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1().wrap_connector(tcp);
+    Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+        .pool_timer(TokioTimer::new())
+        .build(connector)
+}
+
+#[cfg(test)]
+mod tests;

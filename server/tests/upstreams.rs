@@ -1,0 +1,279 @@
+//! Other servers as replicas: what they say comes out as ours, what they break is tried elsewhere or told as it is, and
+//! everything is counted once.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod common;
+#[path = "upstreams/script.rs"]
+mod script;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle::api::{AppState, RemoteModel, Serving};
+use passerelle::gateway::breaker::BreakerBounds;
+use passerelle::gateway::replica::{ReplicaId, UpstreamParts};
+use passerelle::gateway::{Replica, Router};
+use passerelle::upstream::{Timeouts, Upstream, UpstreamSettings};
+use passerelle_engine::clock::{Clock, SystemClock};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use common::{MODEL, Options, PATIENCE, Server};
+use script::{Act, Scripted, chat_answer, chat_piece, completion_answer};
+
+const REMOTE: &str = "big";
+/// Long for a test that waits it out, short for one that does not mean to.
+const FIRST_BYTE: Duration = Duration::from_millis(300);
+
+/// A server whose model `big` runs on these.
+async fn gateway(upstreams: &[SocketAddr]) -> Server {
+    let server = Server::with(Options::default()).await;
+    let replicas: Vec<_> = upstreams.iter().zip(1..).map(|(address, id)| replica(*address, REMOTE, id)).collect();
+    serve(&server.state, replicas);
+    server
+}
+
+/// Beside the engine's own replica.
+fn serve(state: &AppState, upstreams: Vec<Arc<Replica>>) {
+    let engine: Vec<_> = state.serving().router.replicas().cloned().collect();
+    let router = Router::new(engine.into_iter().chain(upstreams), Arc::new(SystemClock::new()), 7);
+    let remote = RemoteModel { name: REMOTE.into(), text: None, max_model_len: Some(1000), default_max_tokens: 50 };
+    state.serve(Serving::new(router, [remote]));
+}
+
+fn replica(address: SocketAddr, model: &str, id: u32) -> Arc<Replica> {
+    let settings = UpstreamSettings {
+        url: &format!("http://{address}"),
+        model: "org/big",
+        key: Some("sk-theirs"),
+        health_path: "/v1/models",
+        timeouts: Timeouts { connect: Duration::from_secs(5), first_byte: FIRST_BYTE, idle: Duration::from_secs(30) },
+    };
+    let parts = UpstreamParts {
+        name: address.to_string(),
+        door: Box::new(Upstream::new(&settings).unwrap()),
+        bounds: BreakerBounds { failures_to_open: 2, first_rest: Duration::from_secs(30), ..BreakerBounds::default() },
+        clock: Arc::new(SystemClock::new()) as Arc<dyn Clock>,
+        seed: 1,
+    };
+    Arc::new(Replica::upstream(ReplicaId(id), model, parts))
+}
+
+fn chat(more: Value) -> Value {
+    let mut body = json!({"model": REMOTE, "messages": [{"role": "user", "content": "hello"}]});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+/// Returns once nothing is reserved.
+async fn settled(server: &Server) -> passerelle::gateway::LedgerTotals {
+    server.settle().await;
+    server.state.ledger().totals()
+}
+
+#[tokio::test]
+async fn a_streamed_answer_reads_as_ours() {
+    let upstream = Scripted::always(Act::Say(chat_answer(&["bon", "jour"], 9))).await;
+    let server = gateway(&[upstream.address]).await;
+    let body = chat(json!({"stream": true, "stream_options": {"include_usage": true}, "user": "ada", "seed": 4}));
+    let events = server.client().stream("/v1/chat/completions", &body).await.events().await;
+    for event in &events {
+        assert!(event["id"].as_str().unwrap().starts_with("chatcmpl-"), "{event}");
+        assert_eq!(event["model"], REMOTE);
+    }
+    let text: String = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(text, "bonjour");
+    assert_eq!(events.last().unwrap()["usage"]["completion_tokens"], 2);
+    assert_eq!(events[events.len() - 2]["choices"][0]["finish_reason"], "stop");
+    let asked = &upstream.asked()[0];
+    assert!(asked.head.starts_with("post /v1/chat/completions "), "{}", asked.head);
+    assert!(asked.head.contains("authorization: bearer sk-theirs"), "{}", asked.head);
+    let expected = json!({
+        "model": "org/big", "messages": [{"role": "user", "content": "hello"}], "seed": 4, "max_tokens": 50,
+        "stream": true, "stream_options": {"include_usage": true},
+    });
+    assert_eq!(asked.body, expected, "and nothing about who asks");
+}
+
+#[tokio::test]
+async fn a_whole_answer_reads_as_ours_and_settles_what_the_upstream_counted() {
+    let upstream = Scripted::always(Act::Say(chat_answer(&["bon", "jour"], 9))).await;
+    let server = gateway(&[upstream.address]).await;
+    let reply = server.client().post("/v1/chat/completions", &chat(json!({"max_tokens": 20}))).await;
+    let answer = reply.json();
+    assert_eq!((reply.status, &answer["object"], &answer["model"]), (200, &json!("chat.completion"), &json!(REMOTE)));
+    assert_eq!(answer["choices"][0]["message"]["content"], "bonjour");
+    assert_eq!((&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]), (&json!(9), &json!(2)));
+    let totals = settled(&server).await;
+    assert_eq!((totals.settled, totals.prompt_tokens, totals.generated_tokens), (1, 9, 2));
+}
+
+#[tokio::test]
+async fn each_prompt_of_a_completion_is_a_call_and_a_choice() {
+    let upstream = Scripted::start(|number| Act::Say(completion_answer(["x", "y"][number], 3))).await;
+    let server = gateway(&[upstream.address]).await;
+    let body = json!({"model": REMOTE, "prompt": ["a", "b"], "max_tokens": 5});
+    let answer = server.client().post("/v1/completions", &body).await.json();
+    let texts: Vec<_> = answer["choices"].as_array().unwrap().iter().map(|choice| &choice["text"]).collect();
+    assert_eq!(texts, ["x", "y"]);
+    assert_eq!(answer["usage"]["total_tokens"], 8);
+    assert_eq!(upstream.asked().iter().map(|asked| &asked.body["prompt"]).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(settled(&server).await.settled, 2);
+}
+
+#[tokio::test]
+async fn tool_calls_and_log_probabilities_pass() {
+    let call = json!({"index": 0, "id": "call_7", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+    let logprobs = json!({"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]});
+    let upstream = Scripted::always(Act::Say(vec![
+        json!({"choices": [{"delta": {"content": "a"}, "logprobs": logprobs}]}),
+        json!({"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}),
+    ]))
+    .await;
+    let server = gateway(&[upstream.address]).await;
+    let answer = server.client().post("/v1/chat/completions", &chat(json!({"logprobs": true}))).await.json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["message"]["tool_calls"][0]["id"], "call_7");
+    assert_eq!(choice["logprobs"]["content"][0]["logprob"], -0.5);
+    assert_eq!(choice["finish_reason"], "tool_calls");
+}
+
+#[tokio::test]
+async fn whatever_an_upstream_does_is_told_in_openais_shape_and_bills_nothing() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let cases = [
+        (Act::Break, 502, "upstream_failed"),
+        (Act::Refuse(500, "", "Traceback"), 502, "upstream_failed"),
+        (Act::Refuse(401, "", ""), 502, "upstream_failed"),
+        (Act::Refuse(404, "", ""), 502, "upstream_failed"),
+        (Act::Refuse(302, "location: http://example.org/\r\n", ""), 502, "upstream_failed"),
+        (Act::Refuse(200, "content-type: text/html\r\n", "<html>"), 502, "upstream_failed"),
+        (Act::Say(vec![json!({"error": {"message": "CUDA"}})]), 502, "upstream_failed"),
+        (Act::Say(vec![json!("what")]), 502, "upstream_failed"),
+        (Act::Say(Vec::new()), 502, "upstream_failed"),
+        (Act::SayAndWait(Vec::new()), 504, "upstream_timeout"),
+        (Act::Refuse(429, "retry-after: 7\r\n", ""), 503, "queue_full"),
+        (Act::Refuse(503, "", ""), 503, "queue_full"),
+        (Act::Refuse(400, "", r#"{"error": {"message": "no", "param": "top_p"}}"#), 400, "invalid_value"),
+    ];
+    for (act, status, code) in cases {
+        let upstream = Scripted::always(act.clone()).await;
+        let server = gateway(&[upstream.address]).await;
+        for stream in [false, true] {
+            if stream && status == 503 {
+                continue; // it rests now
+            }
+            let reply = server.client().post("/v1/chat/completions", &chat(json!({"stream": stream}))).await;
+            assert_eq!((reply.status, reply.error_code().as_str()), (status, code), "{act:?}: {}", reply.text());
+            assert!(!reply.text().contains("Traceback") && !reply.text().contains("CUDA"), "{}", reply.text());
+        }
+        let totals = settled(&server).await;
+        assert_eq!((totals.prompt_tokens, totals.generated_tokens), (0, 0), "{act:?}");
+    }
+    let reply = gateway(&[nobody]).await.client().post("/v1/chat/completions", &chat(json!({}))).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_failed"));
+}
+
+#[tokio::test]
+async fn what_one_upstream_breaks_another_answers_under_the_same_reservation() {
+    let broken = Scripted::always(Act::Break).await;
+    let well = Scripted::always(Act::Say(chat_answer(&["fine"], 9))).await;
+    let server = gateway(&[broken.address, well.address]).await;
+    for _ in 0..8 {
+        let reply = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    let totals = settled(&server).await;
+    assert_eq!((totals.reservations_taken, totals.settled, totals.generated_tokens), (8, 8, 8));
+    assert_eq!(broken.asked().len(), 2, "after two failures it rests");
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_two_upstreams_is_not_tried_on_a_third() {
+    let (a, b, c) =
+        (Scripted::always(Act::Break).await, Scripted::always(Act::Break).await, Scripted::always(Act::Break).await);
+    let server = gateway(&[a.address, b.address, c.address]).await;
+    let reply = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_failed"));
+    assert_eq!(a.asked().len() + b.asked().len() + c.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn an_upstream_that_asks_for_a_pause_gets_it() {
+    let busy = Scripted::always(Act::Refuse(503, "retry-after: 30\r\n", "")).await;
+    let server = gateway(&[busy.address]).await;
+    let first = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
+    assert_eq!((first.status, first.headers["retry-after"].as_str()), (503, "30"));
+    let second = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
+    assert_eq!((second.status, second.error_code().as_str()), (503, "no_replica"));
+    assert!((29..=30).contains(&second.headers["retry-after"].parse::<u32>().unwrap()), "{:?}", second.headers);
+    assert_eq!(busy.asked().len(), 1);
+    assert_eq!(server.client().get("/ready").await.status, 503);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_says_so_is_not_begun_again_and_settles_what_came() {
+    let breaks = || Scripted::always(Act::SayAndBreak(vec![chat_piece("a"), chat_piece("b"), chat_piece("c")]));
+    let (one, other) = (breaks().await, breaks().await);
+    let server = gateway(&[one.address, other.address]).await;
+    let events = server.client().stream("/v1/chat/completions", &chat(json!({"stream": true}))).await.events().await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "upstream_failed");
+    assert_eq!(one.asked().len() + other.asked().len(), 1);
+    let totals = settled(&server).await;
+    assert_eq!((totals.settled, totals.generated_tokens), (1, 3));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_the_work_over_there_and_pays_what_came() {
+    let upstream = Scripted::always(Act::SayAndWait(vec![chat_piece("a"), chat_piece("b")])).await;
+    let server = gateway(&[upstream.address]).await;
+    let mut stream = server.client().stream("/v1/chat/completions", &chat(json!({"stream": true}))).await;
+    stream.read_events(3).await;
+    drop(stream);
+    timeout(PATIENCE, upstream.until_left(1)).await.expect("the connection closes");
+    let totals = settled(&server).await;
+    assert_eq!((totals.settled, totals.generated_tokens), (1, 2));
+    assert!(server.state.serving().router.replicas().all(|replica| replica.tokens_in_flight() == 0));
+}
+
+#[tokio::test]
+async fn a_model_may_run_here_and_elsewhere() {
+    let upstream = Scripted::always(Act::Say(completion_answer("theirs", 3))).await;
+    let server = Server::with(Options::default()).await;
+    serve(&server.state, vec![replica(upstream.address, MODEL, 1)]);
+    let mut answers = Vec::new();
+    for _ in 0..16 {
+        let body = json!({"model": MODEL, "prompt": "hello", "max_tokens": 2});
+        let answer = server.client().post("/v1/completions", &body).await.json();
+        answers.push(answer["choices"][0]["text"].as_str().unwrap().to_owned());
+    }
+    let theirs = answers.iter().filter(|text| *text == "theirs").count();
+    assert!((1..16).contains(&theirs), "{answers:?}");
+    assert_eq!(upstream.asked().len(), theirs);
+    assert!(upstream.asked()[0].body["prompt"].is_array(), "the very tokens that an engine here would get");
+    assert_eq!(settled(&server).await.settled, 16);
+}
+
+#[tokio::test]
+async fn what_only_an_engine_here_can_show_is_refused_by_name() {
+    let upstream = Scripted::always(Act::Break).await;
+    let server = gateway(&[upstream.address]).await;
+    for (field, value) in [("return_token_ids", json!(true)), ("max_tokens", json!(5000))] {
+        let reply = server.client().post("/v1/chat/completions", &chat(json!({field: value}))).await;
+        assert_eq!((reply.status, reply.param().as_deref()), (400, Some(field)), "{}", reply.text());
+    }
+    let reply = server.client().post("/tokenize", &json!({"model": REMOTE, "prompt": "a"})).await;
+    assert_eq!((reply.status, reply.param().as_deref()), (400, Some("model")));
+    assert!(upstream.asked().is_empty());
+}
+
+#[tokio::test]
+async fn models_that_run_elsewhere_are_listed() {
+    let upstream = Scripted::always(Act::Break).await;
+    let server = gateway(&[upstream.address]).await;
+    let entry = server.client().get(&format!("/v1/models/{REMOTE}")).await.json();
+    assert_eq!((&entry["id"], &entry["max_model_len"]), (&json!(REMOTE), &json!(1000)));
+}
