@@ -1,5 +1,7 @@
 //! The commands, run as their users run them: the real binary, the bundled demo model, free loopback ports.
 
+#[path = "commands/administration.rs"]
+mod administration;
 #[path = "commands/binary.rs"]
 mod binary;
 #[path = "commands/gguf.rs"]
