@@ -14,7 +14,7 @@ use super::errors::{ApiError, ErrorKind};
 use super::generate::Visit;
 use super::ids::random_id;
 use super::routes::answers::{Door, answer_body};
-use super::routes::files::on_disk;
+use super::routes::kept::on_disk;
 use super::state::AppState;
 use super::wire::parse_json;
 use crate::batches::{
