@@ -1,14 +1,10 @@
 //! Files and batches: many requests from one file, answered when there is room, also across a restart.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::client::{Client, Reply};
-use common::model::Gate;
-use common::{MODEL, Options, PATIENCE, Server, limit};
+use crate::common::client::{Client, Reply};
+use crate::common::model::Gate;
+use crate::common::{MODEL, Options, PATIENCE, Server, limit};
 use passerelle::api::run_batches;
 use passerelle::batches::BatchBounds;
 use passerelle::gateway::Limit;
@@ -102,6 +98,10 @@ async fn a_batch_is_answered_line_by_line_and_refusals_go_apart() {
         line["response"]["body"]["error"]["param"].clone()
     };
     assert_eq!((param("c"), param("d")), (json!("temperature"), json!("stream")));
+    let metrics = client.get("/metrics").await.text();
+    let counted =
+        format!(r#"passerelle_requests_total{{route="/v1/chat/completions",status="200",model="{MODEL}"}} 2"#);
+    assert!(metrics.lines().any(|line| line == counted), "{metrics}");
     runner.abort();
     server.assert_at_rest().await;
 }
