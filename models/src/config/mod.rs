@@ -8,6 +8,7 @@ mod fields;
 pub(crate) mod irrelevant;
 mod labels;
 pub(crate) mod limits;
+mod mixer;
 mod pipeline;
 pub mod rope;
 mod runs;
@@ -22,13 +23,15 @@ pub use encoder_spec::{
 };
 pub(crate) use fields::Fields;
 pub(crate) use labels::{read_labels, read_score_activation};
+pub(crate) use mixer::{Heads, shared_heads};
+pub use mixer::{Kept, LatentAttentionSpec, MixerSpec, Recurrence, RecurrentSpec};
 pub(crate) use pipeline::{MODULES_FILE, read_pipeline};
 pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope, read_rope_object, yarn_mscale};
 pub use rope::{RopeScaling, RopeSpec, RopeStyle, YarnSpec};
 pub use runs::LayerRun;
 pub(crate) use runs::layer_runs;
 pub use spec::{
-    Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,
+    Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, GateActivation, LayerSpec, NormKind,
     NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, TemperatureSpec,
     alibi_slopes,
 };

@@ -98,8 +98,16 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     );
     refused_field("architectures", json!([]), "one class name");
     refused_field("architectures", json!("LlamaForCausalLM"), "one class name");
-    refused_field("architectures", json!(["Llama4ForCausalLM"]), "supported: ApertusForCausalLM, BloomForCausalLM");
-    refused_field("architectures", json!(["x".repeat(1 << 20)]), "supported: ApertusForCausalLM, BloomForCausalLM");
+    refused_field(
+        "architectures",
+        json!(["Llama4ForCausalLM"]),
+        "supported: Apertus1p5ForConditionalGeneration, Apertus1p5Text",
+    );
+    refused_field(
+        "architectures",
+        json!(["x".repeat(1 << 20)]),
+        "supported: Apertus1p5ForConditionalGeneration, Apertus1p5Text",
+    );
     refused_field("vision_config", json!({}), "not known");
     refused_field("suppress_tokens", json!([3]), "changes what the model generates");
     refused_field("bad_words_ids", json!([[3]]), "changes what the model generates");
