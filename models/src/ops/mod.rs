@@ -34,6 +34,7 @@ pub use embedding::embedding;
 pub use gate_mul::{Gate, gate_mul};
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
+pub(crate) use linear::Copied;
 pub use linear::{PackedWeight, WeightPart, linear};
 pub use norm::{add_rms_norm, rms_norm};
 pub use pool_rows::{RowPool, pool_rows};
