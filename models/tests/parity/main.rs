@@ -6,6 +6,8 @@ mod encoder_features;
 mod encoders;
 mod features;
 mod gguf;
+#[cfg(feature = "oracle")]
+mod oracle;
 mod runner;
 #[path = "../support/mod.rs"]
 mod support;
