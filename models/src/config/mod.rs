@@ -36,7 +36,7 @@ pub use spec::{
     alibi_slopes,
 };
 
-use crate::weights::CheckpointFiles;
+use crate::weights::{CheckpointFiles, without_config};
 use crate::{ModelError, TokenId};
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -60,8 +60,7 @@ impl ConfigFile {
     pub(crate) fn read(files: &CheckpointFiles) -> Result<Self, ModelError> {
         let path = files.path_of(CONFIG_FILE);
         let Some(root) = read_object(files, CONFIG_FILE)? else {
-            let problem = "not found; a checkpoint is a directory with config.json, tokenizer.json and *.safetensors";
-            return Err(ModelError::checkpoint(&path, CONFIG_FILE, problem));
+            return Err(ModelError::checkpoint(&path, CONFIG_FILE, without_config(files)));
         };
         let generation = read_object(files, GENERATION_CONFIG_FILE)?
             .map(|root| GenerationConfig { path: files.path_of(GENERATION_CONFIG_FILE), root });

@@ -178,6 +178,7 @@ fn headers_that_break_the_format_are_refused() {
     refused(&File { num_entries: Some(4000), ..File::new() }, "", "");
     refused(&File { num_tensors: Some(30_000), ..File::new() }, "", "");
     refused_bytes(b"", "magic", "0 left");
+    refused_bytes(b"version https://git-lfs.github.com/spec/v1\n", "content", "git lfs pull");
     refused_bytes(b"GGUF\x03", "version", "1 left");
 }
 
