@@ -8,7 +8,7 @@ use super::head::Head;
 use super::names::EncoderNames;
 use super::norm::Norm;
 use super::positions::Positions;
-use crate::config::{EncoderSpec, PipelineSpec};
+use crate::config::{EncoderSpec, Heads, PipelineSpec};
 use crate::encoder_input::SCRATCH_BLOCK;
 use crate::ops::{AttentionPlan, Compute};
 use crate::weights::{CheckpointFiles, WeightLoader};
@@ -40,7 +40,7 @@ impl TextEncoder {
     pub(crate) fn load(
         loader: &mut WeightLoader<'_>,
         names: &EncoderNames,
-        (spec, pipeline): (&EncoderSpec, &PipelineSpec),
+        (spec, heads, pipeline): (&EncoderSpec, Heads, &PipelineSpec),
         files: &CheckpointFiles,
     ) -> Result<Self, ModelError> {
         let embeddings = Embeddings::load(loader, names, spec)?;
@@ -60,7 +60,7 @@ impl TextEncoder {
             blocks,
             final_norm: final_norm.transpose()?,
             head: Head::load(loader, &names.classifier, (spec, pipeline), files)?,
-            scratch: Scratch::new(spec),
+            scratch: Scratch::new(heads),
         })
     }
 
@@ -134,9 +134,7 @@ impl Encoder for TextEncoder {
 }
 
 impl Scratch {
-    fn new(spec: &EncoderSpec) -> Self {
-        let attention = spec.layers[0].attention();
-        let (num_kv_heads, head_dim) = (attention.num_kv_heads, attention.head_dim);
+    fn new(Heads { num_kv_heads, head_dim, .. }: Heads) -> Self {
         let spec = KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype: DType::F32, block_size: SCRATCH_BLOCK };
         Self { spec, cache: None }
     }

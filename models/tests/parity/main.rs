@@ -6,6 +6,8 @@ mod encoder_features;
 mod encoders;
 mod features;
 mod gguf;
+#[cfg(feature = "oracle")]
+mod oracle;
 mod runner;
 #[path = "../support/mod.rs"]
 mod support;
@@ -30,7 +32,7 @@ macro_rules! parity {
 
 parity! {
     plain biased_tied rope_linear rope_llama3 rope_yarn sharded_f16 mistral mistral_window ministral ministral3 mistral3 qwen2 qwen3
-    qwen3_windows olmo2 apertus apertus_split nemotron smollm3 bloom
+    qwen3_windows olmo2 apertus apertus_split apertus1p5_text apertus1p5 nemotron smollm3 bloom
 }
 
 /// Everything that is promised of one fixture.
@@ -161,11 +163,12 @@ fn a_token_outside_the_vocabulary_is_refused() {
 
 #[test]
 fn a_model_may_read_tokens_that_it_never_writes() {
-    let fixture = Fixture::copy("apertus_split");
-    let mut runner = Runner::load(&fixture, KvDtype::F32);
-    assert_eq!((runner.decoder.input_vocab_size(), runner.decoder.vocab_size()), (211, 131));
-    assert_eq!(runner.alone(&[210])[0].len(), 131);
-    assert!(runner.decoder.forward(&input(&[(&[211], 0, &table(0))]), &mut runner.cache).is_err());
+    for name in ["apertus_split", "apertus1p5_text", "apertus1p5"] {
+        let mut runner = Runner::load(&Fixture::copy(name), KvDtype::F32);
+        assert_eq!((runner.decoder.input_vocab_size(), runner.decoder.vocab_size()), (211, 131), "{name}");
+        assert_eq!(runner.alone(&[210])[0].len(), 131, "{name}");
+        assert!(runner.decoder.forward(&input(&[(&[211], 0, &table(0))]), &mut runner.cache).is_err(), "{name}");
+    }
 }
 
 /// As BLOOM is published, and as embedding models are: saved from the model without its head.

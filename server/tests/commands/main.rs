@@ -3,6 +3,8 @@
 mod administration;
 mod binary;
 mod gguf;
+mod hostile;
+mod inspect;
 #[expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
 mod ledger;
 mod loading;
