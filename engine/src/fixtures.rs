@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use passerelle_models::TokenId;
+use candle_core::DType;
+use passerelle_models::{KvCacheSpec, KvGroup, KvReach, TokenId};
 
 use crate::admission::Admission;
 use crate::config::EngineConfig;
@@ -24,4 +25,10 @@ pub(crate) fn sequence(request: Request) -> (Sequence, EventStream) {
     let (events, stream) = event_channel(ChannelSpec::of(&request), doorbell);
     let arrival = request.id.0;
     (Sequence::new(NewSequence { arrival, request, seed: 0, events, ticket }), stream)
+}
+
+/// A layer of each reach.
+pub(crate) fn kv_cache(block_size: usize, reaches: &[KvReach]) -> KvCacheSpec {
+    let groups = KvGroup::of_layers(reaches.iter().copied());
+    KvCacheSpec { groups, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size }
 }

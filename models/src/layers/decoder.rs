@@ -1,3 +1,5 @@
+use std::num::NonZeroUsize;
+
 use candle_core::{DType, Tensor};
 
 use super::attention::Step;
@@ -5,10 +7,10 @@ use super::block::{Block, Stream, total};
 use super::names::WeightNames;
 use super::norm::Norm;
 use super::positions::Positions;
-use crate::config::{DecoderSpec, OutputHead};
+use crate::config::{DecoderSpec, LayerSpec, OutputHead};
 use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
-use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
+use crate::{CausalLm, KvCache, KvCacheSpec, KvGroup, KvReach, Logits, ModelError, ModelInput, Pulse};
 
 /// A decoder assembled from a [`DecoderSpec`], of any family that the spec can describe.
 #[derive(Debug)]
@@ -98,6 +100,10 @@ impl Decoder {
             let (found, expected) = (input.block_size(), self.kv_cache_spec.block_size);
             return Err(ModelError::Input(format!("blocks of {found} tokens, the cache has {expected}")));
         }
+        if input.num_groups() != self.kv_cache_spec.groups.len() {
+            let (found, expected) = (input.num_groups(), self.kv_cache_spec.groups.len());
+            return Err(ModelError::Input(format!("{found} block tables a sequence, the cache has {expected} groups")));
+        }
         Ok(())
     }
 
@@ -161,11 +167,11 @@ impl CausalLm for Decoder {
     }
 
     fn kv_cache_spec(&self) -> KvCacheSpec {
-        self.kv_cache_spec
+        self.kv_cache_spec.clone()
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(self.kv_cache_spec, num_blocks, self.compute.device())
+        KvCache::new(self.kv_cache_spec.clone(), num_blocks, self.compute.device())
     }
 
     fn pulse(&self) -> Pulse {
@@ -180,10 +186,16 @@ impl CausalLm for Decoder {
 fn kv_cache_spec(spec: &DecoderSpec, (dtype, block_size): (DType, usize)) -> KvCacheSpec {
     let attention = spec.attention();
     KvCacheSpec {
-        num_layers: spec.layers.len(),
+        groups: KvGroup::of_layers(spec.layers.iter().map(|layer| reach(layer, spec.max_position))),
         num_kv_heads: attention.num_kv_heads,
         head_dim: attention.head_dim,
         dtype,
         block_size,
     }
+}
+
+/// A window that no sequence is longer than is none.
+fn reach(layer: &LayerSpec, max_position: usize) -> KvReach {
+    let window = layer.attention().window.filter(|&window| window < max_position);
+    window.and_then(NonZeroUsize::new).map_or(KvReach::Full, KvReach::Window)
 }

@@ -12,7 +12,7 @@ use crate::config::{EncoderSpec, PipelineSpec};
 use crate::encoder_input::SCRATCH_BLOCK;
 use crate::ops::{AttentionPlan, Compute};
 use crate::weights::{CheckpointFiles, WeightLoader};
-use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, ModelError, Pulse, Vectors};
+use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, KvGroup, ModelError, Pulse, Vectors};
 
 /// An encoder assembled from an [`EncoderSpec`], of any family that the spec can describe: also a decoder that is read as
 /// one.
@@ -137,7 +137,8 @@ impl Scratch {
     fn new(spec: &EncoderSpec) -> Self {
         let attention = spec.layers[0].attention();
         let (num_kv_heads, head_dim) = (attention.num_kv_heads, attention.head_dim);
-        let spec = KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype: DType::F32, block_size: SCRATCH_BLOCK };
+        let (groups, block_size) = (vec![KvGroup::full(1)], SCRATCH_BLOCK);
+        let spec = KvCacheSpec { groups, num_kv_heads, head_dim, dtype: DType::F32, block_size };
         Self { spec, cache: None }
     }
 
@@ -145,7 +146,7 @@ impl Scratch {
     fn holding(&mut self, compute: &Compute, num_blocks: usize) -> Result<&mut KvCache, ModelError> {
         let cache = match self.cache.take() {
             Some(cache) if cache.num_blocks() >= num_blocks => cache,
-            _ => KvCache::new(self.spec, num_blocks, compute.device())?,
+            _ => KvCache::new(self.spec.clone(), num_blocks, compute.device())?,
         };
         Ok(self.cache.insert(cache))
     }
