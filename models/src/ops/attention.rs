@@ -13,7 +13,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{ModelError, ModelInput};
 
@@ -157,6 +157,7 @@ pub fn paged_attention(
     plan: &AttentionPlan<'_>,
     params: &AttentionParams,
 ) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Attention);
     let (m, num_heads, head_dim) = q.dims3()?;
     let input = plan.input();
     params.check(num_heads)?;

@@ -10,7 +10,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::cpu::packed::PackedPart;
-use super::{Compute, KernelSet, blocks, cpu};
+use super::{Compute, KernelSet, Op, blocks, cpu};
 use crate::{ModelError, StoredDtype};
 
 /// A weight matrix `[out_features, in_features]`, packed once, at load, for the device's bodies. Rows may differ in their
@@ -113,6 +113,7 @@ pub fn linear(
     weight: &PackedWeight,
     bias: Option<&Tensor>,
 ) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Linear);
     let (m, k) = x.dims2()?;
     if k != weight.in_features {
         return Err(ModelError::Input(format!("rows of {k} for a weight of {} inputs", weight.in_features)));
