@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use candle_core::DType;
 use passerelle_models::{KvCacheSpec, KvGroup, KvReach, TokenId};
 
 use crate::admission::Admission;
@@ -11,6 +10,7 @@ use crate::doorbell::{Doorbell, RungFlag};
 use crate::event_stream::{ChannelSpec, EventStream, event_channel};
 use crate::request::{Request, RequestId, SamplingParams};
 use crate::sequence::{NewSequence, Sequence};
+use crate::testing::full_kv_cache;
 
 pub(crate) fn request(id: u64, prompt: &[TokenId]) -> Request {
     let sampling = SamplingParams { max_tokens: 100, ..SamplingParams::default() };
@@ -30,5 +30,5 @@ pub(crate) fn sequence(request: Request) -> (Sequence, EventStream) {
 /// A layer of each reach.
 pub(crate) fn kv_cache(block_size: usize, reaches: &[KvReach]) -> KvCacheSpec {
     let groups = KvGroup::of_layers(reaches.iter().copied());
-    KvCacheSpec { groups, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size }
+    KvCacheSpec { groups, ..full_kv_cache(block_size) }
 }

@@ -161,7 +161,7 @@ impl CausalLm for StubModel {
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
         // No layer, so no tensor: what is stored stands in `memory`, which holds blocks of any size.
         let groups = self.kv_cache.groups.iter().map(|group| KvGroup { layers: Vec::new(), ..group.clone() }).collect();
-        KvCache::new(KvCacheSpec { groups, ..self.kv_cache.clone() }, num_blocks, &Device::Cpu)
+        new_kv_cache(KvCacheSpec { groups, ..self.kv_cache.clone() }, num_blocks)
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
@@ -268,6 +268,10 @@ impl Memory {
 /// The cache of a model with one layer that looks at everything.
 pub(crate) fn full_kv_cache(block_size: usize) -> KvCacheSpec {
     KvCacheSpec { groups: vec![KvGroup::full(1)], num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size }
+}
+
+fn new_kv_cache(spec: KvCacheSpec, num_blocks: usize) -> Result<KvCache, ModelError> {
+    KvCache::new(spec, num_blocks, &Device::Cpu)
 }
 
 fn extend(history: u64, (token, position): (TokenId, u32)) -> u64 {

@@ -1,7 +1,6 @@
-use candle_core::Device;
 use passerelle_models::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
 
-use super::full_kv_cache;
+use super::{full_kv_cache, new_kv_cache};
 
 /// Costs nothing, so that what a step takes is the engine's own: answers every row alike.
 #[derive(Debug, Clone)]
@@ -34,7 +33,7 @@ impl CausalLm for FreeModel {
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(self.kv_cache_spec(), num_blocks, &Device::Cpu)
+        new_kv_cache(self.kv_cache_spec(), num_blocks)
     }
 
     fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
