@@ -16,7 +16,7 @@ use passerelle_models::ops::{
     AttentionParams, AttentionPlan, Compute, ComputePool, Gate, PackedWeight, WeightPart, gate_mul, linear,
     multiply_add, paged_attention, read_through, rms_norm, store_kv,
 };
-use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelError, ModelInput, Slot, StoredDtype};
+use passerelle_models::{BlockId, KvCache, KvCacheSpec, KvGroup, ModelError, ModelInput, Slot, StoredDtype};
 
 /// Larger than any last-level cache that this will meet on a laptop.
 const BANDWIDTH_BYTES: usize = 512 << 20;
@@ -145,9 +145,9 @@ fn bench_attention(compute: &Compute) -> Result<(), ModelError> {
     for (num_kv_heads, group, head_dim) in [(3, 3, 64), (8, 4, 128)] {
         for (num_sequences, context, query_len) in [(1, 512, 1), (1, 8192, 1), (16, 1024, 1), (1, 2048, 512)] {
             let num_blocks = num_sequences * context / BLOCK_SIZE;
-            let spec =
-                KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype: DType::BF16, block_size: BLOCK_SIZE };
-            let mut cache = KvCache::new(spec, num_blocks, compute.device())?;
+            let (groups, block_size) = (vec![KvGroup::full(1)], BLOCK_SIZE);
+            let spec = KvCacheSpec { groups, num_kv_heads, head_dim, dtype: DType::BF16, block_size };
+            let mut cache = KvCache::new(spec.clone(), num_blocks, compute.device())?;
             let kv = filled(&[num_blocks * BLOCK_SIZE, num_kv_heads * head_dim])?;
             let slots: Vec<_> = (0..num_blocks * BLOCK_SIZE).map(|slot| Slot(slot as u32)).collect();
             store_kv(compute, &kv, &kv, &slots, cache.layer_mut(0))?;
@@ -158,10 +158,10 @@ fn bench_attention(compute: &Compute) -> Result<(), ModelError> {
             let tokens = vec![0; query_len];
             let inputs: Vec<_> = blocks
                 .iter()
-                .map(|block_table| SequenceInput {
+                .map(|table| SequenceInput {
                     tokens: &tokens,
                     num_computed: context - query_len,
-                    block_table,
+                    block_tables: std::slice::from_ref(table),
                     sample: &[],
                 })
                 .collect();

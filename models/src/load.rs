@@ -1,15 +1,18 @@
 //! From the files of a checkpoint to a model that runs.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use candle_core::DType;
 
 use crate::arch::{self, gguf};
-use crate::config::{CONFIG_FILE, ConfigFile, DecoderSpec, Heads, LayerRun, OutputHead, layer_runs, shared_heads};
+use crate::config::{
+    CONFIG_FILE, ConfigFile, DecoderSpec, Heads, LayerRun, LayerSpec, OutputHead, layer_runs, shared_heads,
+};
 use crate::layers::{Decoder, WeightNames};
 use crate::ops::{Compute, widened};
 use crate::weights::{CheckpointFiles, GgufHeader, TensorIndex, WeightLoader};
-use crate::{CausalLm, KvCacheSpec, ModelError, StoredDtype, TokenId};
+use crate::{CausalLm, KvCacheSpec, KvGroup, KvReach, ModelError, StoredDtype, TokenId};
 
 /// How to hold a checkpoint in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +123,7 @@ pub fn load_decoder(
     let names = &checkpoint.names;
     let Heads { num_kv_heads, head_dim, .. } = checkpoint.heads;
     let kv_cache_spec = KvCacheSpec {
-        num_layers: spec.layers.len(),
+        groups: KvGroup::of_layers(spec.layers.iter().map(|layer| reach(layer, spec.max_position))),
         num_kv_heads,
         head_dim,
         dtype: kv_dtype(options, description.stored_dtype),
@@ -132,6 +135,12 @@ pub fn load_decoder(
     loader.finish(|name| is_expendable(names, &spec, name))?;
     description.resident_bytes = Some(decoder.size_bytes() as u64);
     Ok((decoder, description))
+}
+
+/// A window that no sequence is longer than is none.
+fn reach(layer: &LayerSpec, max_position: usize) -> KvReach {
+    let window = layer.window().filter(|&window| window < max_position);
+    window.and_then(NonZeroUsize::new).map_or(KvReach::Full, KvReach::Window)
 }
 
 /// What a checkpoint is, from its configuration and the headers of its files. Loads no weights: a tensor that is missing,

@@ -98,6 +98,10 @@ impl Decoder {
             let (found, expected) = (input.block_size(), self.kv_cache_spec.block_size);
             return Err(ModelError::Input(format!("blocks of {found} tokens, the cache has {expected}")));
         }
+        if input.num_groups() != self.kv_cache_spec.groups.len() {
+            let (found, expected) = (input.num_groups(), self.kv_cache_spec.groups.len());
+            return Err(ModelError::Input(format!("{found} block tables a sequence, the cache has {expected} groups")));
+        }
         Ok(())
     }
 
@@ -161,11 +165,11 @@ impl CausalLm for Decoder {
     }
 
     fn kv_cache_spec(&self) -> KvCacheSpec {
-        self.kv_cache_spec
+        self.kv_cache_spec.clone()
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(self.kv_cache_spec, num_blocks, self.compute.device())
+        KvCache::new(self.kv_cache_spec.clone(), num_blocks, self.compute.device())
     }
 
     fn pulse(&self) -> Pulse {

@@ -12,7 +12,7 @@ use crate::config::{EncoderSpec, Heads, PipelineSpec};
 use crate::encoder_input::SCRATCH_BLOCK;
 use crate::ops::{AttentionPlan, Compute};
 use crate::weights::{CheckpointFiles, WeightLoader};
-use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, ModelError, Pulse, Vectors};
+use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, KvGroup, ModelError, Pulse, Vectors};
 
 /// An encoder assembled from an [`EncoderSpec`], of any family that the spec can describe: also a decoder that is read as
 /// one.
@@ -135,7 +135,8 @@ impl Encoder for TextEncoder {
 
 impl Scratch {
     fn new(Heads { num_kv_heads, head_dim, .. }: Heads) -> Self {
-        let spec = KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype: DType::F32, block_size: SCRATCH_BLOCK };
+        let (groups, block_size) = (vec![KvGroup::full(1)], SCRATCH_BLOCK);
+        let spec = KvCacheSpec { groups, num_kv_heads, head_dim, dtype: DType::F32, block_size };
         Self { spec, cache: None }
     }
 
@@ -143,7 +144,7 @@ impl Scratch {
     fn holding(&mut self, compute: &Compute, num_blocks: usize) -> Result<&mut KvCache, ModelError> {
         let cache = match self.cache.take() {
             Some(cache) if cache.num_blocks() >= num_blocks => cache,
-            _ => KvCache::new(self.spec, num_blocks, compute.device())?,
+            _ => KvCache::new(self.spec.clone(), num_blocks, compute.device())?,
         };
         Ok(self.cache.insert(cache))
     }

@@ -14,7 +14,7 @@ mod support;
 
 use passerelle_models::ops::{Compute, KernelSet};
 use passerelle_models::{CausalLm, KvDtype, LoadOptions, WeightDtype};
-use runner::{BLOCK_SIZE, Runner, compare, input, options, table, worst_excess};
+use runner::{BLOCK_SIZE, Runner, compare, options, table, worst_excess};
 use support::Fixture;
 
 const LENGTHS: [usize; 4] = [1, 7, 33, 70];
@@ -154,7 +154,7 @@ fn every_kernel_set_agrees() {
 fn a_token_outside_the_vocabulary_is_refused() {
     let fixture = Fixture::copy("plain");
     let mut runner = Runner::load(&fixture, KvDtype::F32);
-    let input = input(&[(&[211], 0, &table(0))]);
+    let input = runner.input(&[(&[211], 0, &table(0))]);
     assert!(matches!(
         runner.decoder.forward(&input, &mut runner.cache),
         Err(passerelle_models::ModelError::Input(problem)) if problem.contains("211")
@@ -167,7 +167,8 @@ fn a_model_may_read_tokens_that_it_never_writes() {
         let mut runner = Runner::load(&Fixture::copy(name), KvDtype::F32);
         assert_eq!((runner.decoder.input_vocab_size(), runner.decoder.vocab_size()), (211, 131), "{name}");
         assert_eq!(runner.alone(&[210])[0].len(), 131, "{name}");
-        assert!(runner.decoder.forward(&input(&[(&[211], 0, &table(0))]), &mut runner.cache).is_err(), "{name}");
+        let input = runner.input(&[(&[211], 0, &table(0))]);
+        assert!(runner.decoder.forward(&input, &mut runner.cache).is_err(), "{name}");
     }
 }
 
@@ -213,7 +214,7 @@ fn a_model_outlives_its_files() {
 fn first_bad_layer(fixture: &Fixture, runner: &mut Runner) -> String {
     let ids = fixture.ids("input_33");
     let mut bad = None;
-    let batch = input(&[(&ids, 0, &table(0))]);
+    let batch = runner.input(&[(&ids, 0, &table(0))]);
     runner
         .decoder
         .forward_observed(&batch, &mut runner.cache, &mut |layer, stream| {

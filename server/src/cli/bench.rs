@@ -175,7 +175,7 @@ impl Bench {
         let longest = loaded.description.max_position;
         ensure!(length <= longest, "--prompt and --generate make {length} tokens; this model takes {longest}");
         let largest = args.batch.iter().copied().max().context("--batch needs at least one size")?.get();
-        let num_kv_blocks = length.div_ceil(loaded.model.kv_cache_spec().block_size) * largest;
+        let num_kv_blocks = loaded.model.kv_cache_spec().most_blocks(length, config.max_num_batched_tokens) * largest;
         let recorder = Arc::new(Recorder::new(times));
         let vocab = loaded.model.input_vocab_size();
         let mut bounds = EngineBounds { num_kv_blocks, max_model_len: longest }.with(config)?;

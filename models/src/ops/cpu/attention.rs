@@ -123,7 +123,7 @@ impl<E: Element> Kernel for Attention<'_, E> {
         let kv_head = task % self.layer.num_kv_heads();
         let chunk = self.plan.chunks()[task / self.layer.num_kv_heads()];
         let first_position = self.plan.input().positions()[chunk.first_row] as usize;
-        let table = self.plan.input().block_table(chunk.sequence);
+        let table = self.plan.input().block_table(self.layer.group(), chunk.sequence);
         let mut state = self.start(chunk, kv_head);
         let num_keys = self.plan.input().num_keys(chunk.sequence);
         let last_position = first_position + chunk.num_rows - 1;
