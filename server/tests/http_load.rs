@@ -11,6 +11,7 @@ use common::model::Gate;
 use common::{KEY, MODEL, Options, Server, limit};
 use passerelle::api::ApiConfig;
 use passerelle::gateway::Limit;
+use passerelle::gateway::quota::{Bound, Period, Unit};
 use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -176,6 +177,29 @@ async fn requests_that_state_no_length_run_together_under_a_token_rate() {
     for stream in streams {
         assert_eq!((stream.status, text_of(stream).await.as_str()), (200, "hi"));
     }
+    server.assert_at_rest().await;
+}
+
+/// One that ran before it has used a part of the budget; what is left of it ends the second in its middle.
+#[tokio::test]
+async fn a_spent_budget_ends_a_stream_with_the_length_its_cause_and_usage() {
+    let budget = Bound::Budget { unit: Unit::OutputTokens, amount: 100.try_into().unwrap(), period: Period::Month };
+    let server = Server::with(Options { key_limits: Some(vec![Limit::of(budget)]), ..Options::default() }).await;
+    let client = server.client().with_key();
+    let mut first = chat(1, 20);
+    first["stream"] = json!(false);
+    assert_eq!(client.post(CHAT, &first).await.status, 200);
+    let mut body = chat(2, 100);
+    body["stream_options"] = json!({"include_usage": true});
+    let events = client.stream(CHAT, &body).await.events().await;
+    let end = events.iter().find(|event| !event["choices"][0]["finish_reason"].is_null()).unwrap();
+    assert_eq!(
+        (&end["choices"][0]["finish_reason"], &end["choices"][0]["stop_reason"]),
+        (&json!("length"), &json!("quota"))
+    );
+    assert_eq!(events.last().unwrap()["usage"]["completion_tokens"], 80);
+    let refused = client.post(CHAT, &body).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (429, "insufficient_quota"), "{}", refused.text());
     server.assert_at_rest().await;
 }
 

@@ -102,24 +102,29 @@ impl RunningChoice {
             Some(Event::Token(token)) => {
                 self.pending.extend(self.writer.token(&token));
                 if self.writer.stopped {
-                    self.settle(Generation::end_here);
-                    self.finish(FinishReason::Stop);
+                    self.generation.iter_mut().for_each(|generation| generation.end_here(token.choice));
+                    self.settle();
+                    self.finish(AnswerEnd::Stop);
                 }
             }
-            Some(Event::Finished { reason: FinishReason::Aborted, .. }) => {
-                self.settle(Generation::abort);
-                return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
-            }
-            Some(Event::Finished { reason, .. }) => {
-                self.settle(Generation::abort);
-                self.finish(reason);
+            Some(Event::Finished { choice, reason, .. }) => {
+                let is_out_of_quota = self.generation.as_ref().is_some_and(|running| running.is_out_of_quota(choice));
+                self.settle();
+                self.finish(match reason {
+                    _ if is_out_of_quota => AnswerEnd::Quota,
+                    FinishReason::Aborted => {
+                        return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
+                    }
+                    FinishReason::Length => AnswerEnd::Length,
+                    FinishReason::Stop => AnswerEnd::Stop,
+                });
             }
             Some(Event::Failed { error, .. }) => {
-                self.settle(Generation::abort);
+                self.settle();
                 return Err(error.into());
             }
             None => {
-                self.settle(Generation::abort);
+                self.settle();
                 return Err(ApiError::new(ErrorKind::EngineFailed, "The engine that ran this request has stopped."));
             }
         }
@@ -127,22 +132,22 @@ impl RunningChoice {
     }
 
     /// The one way out of a generation, so that what is measured is what is settled.
-    fn settle(&mut self, end: fn(Generation) -> Usage) {
+    fn settle(&mut self) {
         let Some(generation) = self.generation.take() else { return };
-        let used = end(generation);
+        let used = generation.close();
         self.meter.ended(used);
         self.settled = Some(used);
     }
 
-    fn finish(&mut self, reason: FinishReason) {
+    fn finish(&mut self, end: AnswerEnd) {
         self.pending.extend(self.writer.finish());
-        self.pending.push_back(Delta::Finished(self.writer.end(reason)));
+        self.pending.push_back(Delta::Finished(self.writer.end(end)));
     }
 }
 
 impl Drop for RunningChoice {
     fn drop(&mut self) {
-        self.settle(Generation::abort);
+        self.settle();
     }
 }
 
@@ -247,11 +252,11 @@ impl Writer {
         deltas
     }
 
-    fn end(&self, reason: FinishReason) -> AnswerEnd {
-        let called = self.parser.calls() > 0;
-        match reason {
-            FinishReason::Length if !self.stopped => AnswerEnd::Length,
-            _ if called => AnswerEnd::ToolCalls,
+    /// What held-back text and calls make of an end.
+    fn end(&self, end: AnswerEnd) -> AnswerEnd {
+        match end {
+            AnswerEnd::Length | AnswerEnd::Quota if !self.stopped => end,
+            _ if self.parser.calls() > 0 => AnswerEnd::ToolCalls,
             _ => AnswerEnd::Stop,
         }
     }

@@ -28,12 +28,8 @@ use super::state::{AppState, ServedModel, Serving};
 use super::wire::answer;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
-use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
+use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Reserve, Scope};
 use crate::text::grammar::CompiledGrammar;
-
-/// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
-/// room they have, and what one uses beyond this becomes a debt of its account.
-const UNSTATED_RESERVED_TOKENS: u32 = 1024;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
 #[derive(Debug)]
@@ -196,11 +192,15 @@ impl Admission<'_> {
         let plan = |prompt: &EncodedPrompt| {
             let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
-            let max_output_tokens = if asked.is_some() { room } else { max_tokens.min(UNSTATED_RESERVED_TOKENS) };
-            let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_output_tokens);
-            Ok(Plan { max_tokens, ask })
+            let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_tokens);
+            Ok(Plan { max_tokens, ask: Ask { reserve: self.reserve(), ..ask } })
         };
         prompts.iter().map(plan).collect()
+    }
+
+    /// An upstream cannot be told to go on: where one may get the request, the longest answer is reserved.
+    fn reserve(&self) -> Reserve {
+        if self.outgoing.is_some() { Reserve::Whole } else { Reserve::InParts }
     }
 
     /// Each prompt of a list counts as a request of its own; a list that could never fit would be refused forever.

@@ -114,7 +114,7 @@ impl RelayedChoice {
             return Err(self.blame(&Failure::Broke("the answer ended too early".to_owned())));
         };
         self.settle(match reason {
-            AnswerEnd::Length => EntryEnd::Length,
+            AnswerEnd::Length | AnswerEnd::Quota => EntryEnd::Length,
             AnswerEnd::Stop | AnswerEnd::ToolCalls | AnswerEnd::ContentFilter => EntryEnd::Stop,
         });
         self.pending.push_back(Delta::Finished(reason));

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use passerelle::gateway::account::Tree;
 use passerelle::gateway::quota::WrittenLimit;
-use passerelle::gateway::{AccountPath, Ask, Caller, Ledger, LedgerParts, LimitName, Retry, Tariff};
+use passerelle::gateway::{AccountPath, Ask, Caller, Ledger, LedgerParts, LimitName, Retry};
 
 use super::limit_args::GrantDates;
 use super::output;
@@ -99,11 +99,9 @@ fn explain(state: &State, key: &str, ask: Ask) -> Result<()> {
     let mut tree = Tree::new(state.directory.snapshot()?.accounts, &state.defaults);
     let caller = Arc::new(Caller::at_open_door(Arc::unwrap_or_clone(tree.account(&account))));
     let ledger = Ledger::new(LedgerParts {
-        clock: Arc::clone(&state.clock),
         calendar: state.calendar.clone(),
-        tariff: Arc::new(Tariff::free()),
         spent: Box::new(state.usage()?),
-        journal: None,
+        ..LedgerParts::without_past(Arc::clone(&state.clock))
     });
     match ledger.reserve(&caller, ask) {
         Ok(_) => output::line(format_args!("{account}: every limit has room for it")),

@@ -1,7 +1,7 @@
 //! From what was written to what the rooms may rely on.
 
 use std::collections::HashSet;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -152,6 +152,9 @@ pub struct LedgerConfig {
     pub sync_interval: Duration,
     pub retry_interval: Duration,
     pub max_backlog: usize,
+    /// Output tokens of an answer that are reserved at a time.
+    pub reserve_tokens: NonZeroU32,
+    pub longest_park: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,6 +303,8 @@ fn check_ledger(written: WrittenLedger) -> LedgerConfig {
         sync_interval: period(written.sync_interval, Duration::from_millis(50)),
         retry_interval: period(written.retry_interval, Duration::from_secs(1)),
         max_backlog: count(written.max_backlog, 65_536),
+        reserve_tokens: written.reserve_tokens.unwrap_or(const { NonZeroU32::new(64).unwrap() }),
+        longest_park: period(written.longest_park, Duration::from_secs(60)),
     }
 }
 

@@ -349,8 +349,12 @@ pub struct WrittenLedger {
     pub retry_interval: Option<Period>,
     /// Records that may wait to be written; while there are more, nothing is admitted.
     pub max_backlog: Option<NonZeroUsize>,
+    /// Output tokens of an answer that are reserved at a time.
+    pub reserve_tokens: Option<NonZeroU32>,
+    /// How long a begun answer waits for a rate to have room for its next part; then it ends.
+    pub longest_park: Option<Period>,
 }
-lay_over!(WrittenLedger { time_zone, sync_interval, retry_interval, max_backlog });
+lay_over!(WrittenLedger { time_zone, sync_interval, retry_interval, max_backlog, reserve_tokens, longest_park });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use passerelle::api::ServedModel;
 use passerelle::config::{Config, LedgerConfig};
 use passerelle::gateway::journal::{JournalConfig, JournalThread, LedgerStore, SqliteStore, UsageReader};
-use passerelle::gateway::ledger::{JournalParts, ModelFacts, NothingSpent};
+use passerelle::gateway::ledger::{JournalParts, ModelFacts};
 use passerelle::gateway::quota::{Calendar, UnixSeconds};
-use passerelle::gateway::{DataDir, Ledger, LedgerParts, Tariff};
+use passerelle::gateway::{DataDir, Ledger, LedgerParts, PartBounds, Tariff};
 use passerelle_engine::clock::Clock;
 
 /// The right to write the ledger. Dropped in this order: what was settled is on the disk before another server may come.
@@ -69,6 +69,7 @@ impl LedgerLock {
             calendar: calendar(config)?,
             tariff,
             spent: Box::new(UsageReader::open(&self.data)?),
+            in_parts: in_parts(config),
             journal: Some(JournalParts { journal, next_id, latest, binary, models }),
         });
         Ok((ledger, LedgerKeeper { _thread: thread, _lock: self.lock }))
@@ -78,8 +79,12 @@ impl LedgerLock {
 /// Of an open server, whose one account nobody bills.
 pub(super) fn without_keeping(basis: LedgerBasis, config: &LedgerConfig) -> Result<Ledger> {
     let LedgerBasis { clock, tariff } = basis;
-    let calendar = calendar(config)?;
-    Ok(Ledger::new(LedgerParts { clock, calendar, tariff, spent: Box::new(NothingSpent), journal: None }))
+    let (calendar, in_parts) = (calendar(config)?, in_parts(config));
+    Ok(Ledger::new(LedgerParts { calendar, tariff, in_parts, ..LedgerParts::without_past(clock) }))
+}
+
+fn in_parts(config: &LedgerConfig) -> PartBounds {
+    PartBounds { tokens: config.reserve_tokens, longest_park: config.longest_park }
 }
 
 pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar> {

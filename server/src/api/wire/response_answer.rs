@@ -189,7 +189,7 @@ impl ResponseAnswer {
     }
 
     fn response(&self, status: &str, usage: Option<Usage>) -> Value {
-        let cut = (self.end == Some(AnswerEnd::Length)).then(|| json!({"reason": "max_output_tokens"}));
+        let cut = self.end.is_some_and(AnswerEnd::is_cut).then(|| json!({"reason": "max_output_tokens"}));
         let mut response = json!({
             "id": self.head.id,
             "object": "response",
@@ -211,7 +211,7 @@ impl ResponseAnswer {
     }
 
     fn last_status(&self) -> &'static str {
-        if self.end == Some(AnswerEnd::Length) { "incomplete" } else { "completed" }
+        if self.end.is_some_and(AnswerEnd::is_cut) { "incomplete" } else { "completed" }
     }
 }
 
@@ -262,7 +262,7 @@ enum ItemStatus {
 
 impl ItemStatus {
     fn at(end: AnswerEnd) -> Self {
-        if end == AnswerEnd::Length { Self::Incomplete } else { Self::Completed }
+        if end.is_cut() { Self::Incomplete } else { Self::Completed }
     }
 
     fn as_str(self) -> &'static str {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use passerelle_engine::Usage;
 
-use super::amounts::Amounts;
-use super::{Books, Now};
+use super::amounts::{Amounts, Ask, Demand};
+use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller};
 use crate::gateway::journal::{self, EntryEnd, Settlement};
 
@@ -21,12 +21,44 @@ pub struct Reservation {
     slots: Vec<usize>,
     model: Option<Arc<str>>,
     held: Amounts,
+    output: Output,
     taken_at: Duration,
     used: Usage,
     end: EntryEnd,
     exit: Exit,
     /// `None` where nothing is written down.
     page: Option<journal::Page>,
+}
+
+/// What was taken for a request.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) caller: Arc<Caller>,
+    pub(super) slots: Vec<usize>,
+    pub(super) held: Amounts,
+    /// Output of each answer in it.
+    pub(super) first_part: u32,
+}
+
+/// How far the answers are reserved.
+#[derive(Debug)]
+struct Output {
+    prompt_tokens: u32,
+    /// Of all answers.
+    reserved_tokens: u32,
+    /// Of each answer, at first; `None`: all that it may be.
+    first_part: Option<u32>,
+    /// Since when there is no room for the next part.
+    parked_since: Option<Duration>,
+}
+
+/// Why an answer cannot be extended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// A rate has no room: ask again so much later.
+    Later(Duration),
+    /// A budget is used up, or a rate had no room for longer than is waited for. Nothing follows.
+    Spent,
 }
 
 /// How a reservation leaves.
@@ -38,15 +70,64 @@ enum Exit {
 }
 
 impl Reservation {
-    pub(super) fn new(
-        books: Arc<Books>,
-        (caller, slots): (Arc<Caller>, Vec<usize>),
-        (model, held): (Option<Arc<str>>, Amounts),
-        (now, page): (Now, Option<journal::Page>),
-    ) -> Self {
+    pub(super) fn new(books: Arc<Books>, taken: Taken, ask: Ask, (now, page): (Now, Option<journal::Page>)) -> Self {
+        let Taken { caller, slots, held, first_part } = taken;
+        let output = Output {
+            prompt_tokens: ask.prompt_tokens,
+            reserved_tokens: first_part.saturating_mul(ask.num_answers.get()),
+            first_part: (first_part < ask.max_output_tokens).then_some(first_part),
+            parked_since: None,
+        };
+        let model = ask.model;
         let end = if model.is_some() { EntryEnd::Aborted } else { EntryEnd::Answered };
         let (taken_at, used, exit) = (now.monotonic, Usage::default(), Exit::Settle);
-        Self { books, caller, slots, model, held, taken_at, used, end, exit, page }
+        Self { books, caller, slots, model, held, output, taken_at, used, end, exit, page }
+    }
+
+    /// What each answer may have before [`Reservation::extend`] takes more. `None`: all that it may be.
+    pub fn first_part(&self) -> Option<u32> {
+        self.output.first_part
+    }
+
+    /// Takes room for up to `most` further tokens of each of `num_answers`, which may then be generated: as many as a
+    /// budget still has, by halves. A refusal takes nothing.
+    ///
+    /// By the limits that later requests follow too: one that was lowered meanwhile may end an answer.
+    pub fn extend(&mut self, num_answers: u32, most: u32) -> Result<u32, Denied> {
+        let books = Arc::clone(&self.books);
+        let (account, model) = (&self.caller.account, self.model.as_deref());
+        let mut pages = books.open();
+        let now = books.now();
+        self.slots.iter().for_each(|slot| pages.pages[*slot].roll(now, &books.parts.calendar));
+        let mut tokens = most;
+        loop {
+            let generated_tokens = self.output.reserved_tokens.saturating_add(num_answers.saturating_mul(tokens));
+            let used = Usage { prompt_tokens: self.output.prompt_tokens, generated_tokens, ..Usage::default() };
+            let more = Amounts::of(model, used, &books.parts.tariff).beyond(&self.held);
+            match pages.refusal((account, &self.slots), (&Demand::Further(more), model), now) {
+                None => {
+                    pages.take(&self.slots, (&more, model), now);
+                    self.held = self.held.plus(&more);
+                    self.output.reserved_tokens = generated_tokens;
+                    self.output.parked_since = None;
+                    return Ok(tokens);
+                }
+                Some(refusal) if !refusal.limit.is_rate() && tokens > 1 => tokens /= 2,
+                Some(refusal) => return Err(self.denied(&refusal, now)),
+            }
+        }
+    }
+
+    /// A rate has room sooner or later; a window that is about to begin is worth the wait too.
+    fn denied(&mut self, refusal: &Refusal, now: Now) -> Denied {
+        let since = *self.output.parked_since.get_or_insert(now.monotonic);
+        let left = (since + self.books.parts.in_parts.longest_park).saturating_sub(now.monotonic);
+        match refusal.retry {
+            Retry::After(wait) if !left.is_zero() && (wait <= left || refusal.limit.is_rate()) => {
+                Denied::Later(wait.min(left))
+            }
+            Retry::After(_) | Retry::Spent | Retry::Never => Denied::Spent,
+        }
     }
 
     /// Returns once `tokens` generated tokens may be sent, because enough is written down. Cancel safe.

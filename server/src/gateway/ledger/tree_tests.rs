@@ -116,8 +116,8 @@ fn a_spent_day_is_refused_until_midnight_and_names_its_window() {
 fn gpu_time_is_taken_by_the_tariff_and_a_spent_grant_has_no_later() {
     let clock = ManualClock::default();
     let tariff = Tariff::new("1", [("m".to_owned(), Price::flat(1_000, 100, 10_000))]);
-    let (calendar, spent, tariff) = (Calendar::utc(), Box::new(NothingSpent), Arc::new(tariff));
-    let ledger = Ledger::new(LedgerParts { clock: Arc::new(clock.clone()), calendar, tariff, spent, journal: None });
+    let parts = LedgerParts::without_past(Arc::new(clock.clone()));
+    let ledger = Ledger::new(LedgerParts { tariff: Arc::new(tariff), ..parts });
     let period = Period::Grant { from: UnixSeconds(0), until: UnixSeconds::of(clock.wall()).after(DAY) };
     let alice = caller("alice", &[("alice", budget(Unit::GpuMicros, 1_000, period))]);
     ledger.reserve(&alice, ask(100, 90)).unwrap().settle_as(used(100, 40));
@@ -160,9 +160,8 @@ fn a_budget_remembers_what_was_spent_before_it_was_stated() {
             if account.as_str() == "alice" { 40 } else { 0 }
         }
     }
-    let (clock, calendar) = (Arc::new(ManualClock::default()), Calendar::utc());
-    let (tariff, spent) = (Arc::new(Tariff::free()), Box::new(Forty));
-    let ledger = Ledger::new(LedgerParts { clock, calendar, tariff, spent, journal: None });
+    let parts = LedgerParts::without_past(Arc::new(ManualClock::default()));
+    let ledger = Ledger::new(LedgerParts { spent: Box::new(Forty), ..parts });
     let stated = |amount| caller("alice", &[("alice", budget(Unit::Tokens, amount, Period::Month))]);
     assert!(ledger.reserve(&stated(100), ask(50, 11)).is_err());
     ledger.reserve(&stated(100), ask(50, 10)).unwrap().settle_as(used(50, 10));

@@ -77,6 +77,11 @@ impl LimitName {
         super::written::number(self, value)
     }
 
+    /// Refilled evenly, so that what does not fit now fits a moment later.
+    pub fn is_rate(self) -> bool {
+        matches!(self, Self::Rate(_))
+    }
+
     pub(super) fn unit(self) -> Option<Unit> {
         match self {
             Self::Rate(unit) | Self::Budget(unit, _) => Some(unit),
