@@ -1,16 +1,12 @@
 //! The commands, run as their users run them: the real binary, the bundled demo model, free loopback ports.
 
-#[path = "commands/binary.rs"]
 mod binary;
-#[path = "commands/gguf.rs"]
 mod gguf;
-#[path = "commands/loading.rs"]
+#[expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+mod ledger;
 mod loading;
-#[path = "commands/operation.rs"]
 mod operation;
-#[path = "commands/parity.rs"]
 mod parity;
-#[path = "commands/refusals.rs"]
 mod refusals;
 
 use std::process::Command;

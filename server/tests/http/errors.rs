@@ -1,11 +1,7 @@
 //! Bad input gets the right 4xx at once, in OpenAI's shape, and the server lives.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
-use common::client::{Client, Reply};
-use common::{MODEL, Options, Server};
+use crate::common::client::{Client, Reply};
+use crate::common::{MODEL, Options, Server};
 use passerelle::api::{ApiConfig, UnknownFields};
 use passerelle_engine::EngineConfig;
 use serde_json::{Value, json};

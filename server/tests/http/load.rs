@@ -1,14 +1,10 @@
 //! Many at once: each gets the answer it gets alone, limits hold exactly, and nothing is left behind.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::client::{Client, Stream};
-use common::model::Gate;
-use common::{KEY, MODEL, Options, Server, limit};
+use crate::common::client::{Client, Stream};
+use crate::common::model::Gate;
+use crate::common::{KEY, MODEL, Options, Server, limit};
 use passerelle::api::ApiConfig;
 use passerelle::gateway::Limit;
 use passerelle::gateway::quota::{Bound, Period, Unit};

@@ -1,16 +1,12 @@
 //! How the server listens, waits and ends.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
 use std::time::Duration;
 
+use crate::common::client::Stream;
+use crate::common::model::Gate;
+use crate::common::{MODEL, Options, PATIENCE, Server, assemble};
 use axum::body::Body;
 use axum::http::Request;
-use common::client::Stream;
-use common::model::Gate;
-use common::{MODEL, Options, PATIENCE, Server, assemble};
 use passerelle::api::{ApiConfig, Drained, Listener, ServeConfig, SseConfig, UnixSocket, router, serve};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

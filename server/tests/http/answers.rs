@@ -1,12 +1,8 @@
 //! What is answered: the same streamed and not, in OpenAI's shapes.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
-use common::client::Client;
-use common::text::tokens_of;
-use common::{MODEL, Server};
+use crate::common::client::Client;
+use crate::common::text::tokens_of;
+use crate::common::{MODEL, Server};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";

@@ -1,12 +1,8 @@
 //! Answers that must look like something: JSON of a schema, an expression, a choice, a grammar.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
-use common::client::{Client, Reply};
-use common::schemas::{Chance, accepts, random_schema};
-use common::{MODEL, Server};
+use crate::common::client::{Client, Reply};
+use crate::common::schemas::{Chance, accepts, random_schema};
+use crate::common::{MODEL, Server};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";

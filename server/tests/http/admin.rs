@@ -1,13 +1,9 @@
 //! Accounts, keys and limits over HTTP: each key within its own part of the tree, and no further.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
 use std::sync::Arc;
 
-use common::client::{Client, Reply};
-use common::{MODEL, Options, Server};
+use crate::common::client::{Client, Reply};
+use crate::common::{MODEL, Options, Server};
 use passerelle::gateway::account::{ModelAccess, Scopes};
 use passerelle::gateway::directory::NewKey;
 use passerelle::gateway::{AccountPath, DataDir, Directory, Quota, Scope};

@@ -1,17 +1,13 @@
 //! The door itself: HTTP/1.1 and HTTP/2, TLS, compression, headers, and which web pages are let in.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::client::{Client, Reply};
+use crate::common::{MODEL, Options, Server, limit};
 use axum::body::Body;
-use common::client::{Client, Reply};
-use common::{MODEL, Options, Server, limit};
 use flate2::read::GzDecoder;
 use hyper::Request;
 use hyper::client::conn::http2;
@@ -179,7 +175,7 @@ async fn every_answer_says_how_long_it_took_and_a_limited_key_what_is_left() {
 
 #[tokio::test]
 async fn a_stream_that_waits_says_so_until_it_goes_on() {
-    let gate = common::model::Gate::closed();
+    let gate = crate::common::model::Gate::closed();
     let sse = SseConfig { keep_alive: Duration::from_millis(1), ..SseConfig::default() };
     let api = ApiConfig { sse, ..ApiConfig::default() };
     let server = Server::with(Options { api, gate: gate.clone(), ..Options::default() }).await;

@@ -1,10 +1,6 @@
 //! The Responses API: typed events that add up to the whole answer, over the same requests as the chat's.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
-use common::{MODEL, Server};
+use crate::common::{MODEL, Server};
 use serde_json::{Value, json};
 
 const RESPONSES: &str = "/v1/responses";

@@ -1,15 +1,10 @@
 //! The ledger outlives the process: the real binary is killed in the middle of streams, and started again.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-#[path = "commands/binary.rs"]
-mod binary;
-
 use std::io::Read;
 use std::net::TcpStream;
 use std::thread;
 
-use binary::{Served, State};
+use super::binary::{Served, State};
 use serde_json::{Value, json};
 
 const STREAMS: usize = 6;
@@ -65,7 +60,7 @@ fn kill_once(state: &State, key: &str, seen: usize) {
         let stream = || scope.spawn(|| tokens_until_the_end(&served.address, key));
         let streams: Vec<_> = (0..STREAMS).map(|_| stream()).collect();
         let body = json!({"model": "demo", "prompt": "Once", "max_tokens": LONG, "ignore_eos": true, "stream": true});
-        let _further = binary::open_as(&served.address, "/v1/completions", &body, key).wait_for_events(seen);
+        let _further = super::binary::open_as(&served.address, "/v1/completions", &body, key).wait_for_events(seen);
         served.signal("KILL");
         streams.into_iter().map(|stream| stream.join().unwrap()).collect()
     });
@@ -124,12 +119,12 @@ fn a_budget_is_still_spent_after_a_restart_and_its_refusal_says_not_to_retry() {
     let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
     let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 50, "ignore_eos": true});
     let mut served = Served::start(&state, &[]);
-    let answer = binary::open_as(&served.address, "/v1/completions", &body, &key).whole();
+    let answer = super::binary::open_as(&served.address, "/v1/completions", &body, &key).whole();
     assert_eq!(answer.json()["usage"]["completion_tokens"], 50);
     served.signal("TERM");
     assert_eq!(served.exit_code(), Some(0));
     let restarted = Served::start(&state, &[]);
-    let refused = binary::open_as(&restarted.address, "/v1/completions", &body, &key).text_with_head();
+    let refused = super::binary::open_as(&restarted.address, "/v1/completions", &body, &key).text_with_head();
     assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
     for part in ["x-should-retry: false", "insufficient_quota", "output_tokens_granted", "of 'acme'"] {
         assert!(refused.contains(part), "{part} is missing: {refused}");

@@ -1,10 +1,6 @@
 //! Every door holds the same bounds, and whatever comes through one is answered with the right 4xx.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
-use common::{MODEL, PATIENCE, Server};
+use crate::common::{MODEL, PATIENCE, Server};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

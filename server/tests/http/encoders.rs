@@ -1,14 +1,10 @@
 //! Embeddings, scores and labels over HTTP: what the reference implementation says, in the shapes that clients expect, and
 //! paid for on every way out.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
-use common::client::Client;
-use common::encoders::{BERT, CLASSIFIER, EncoderServer, QWEN3, RERANKER, texts};
-use common::model::Gate;
-use common::{MODEL, Options, limit};
+use crate::common::client::Client;
+use crate::common::encoders::{BERT, CLASSIFIER, EncoderServer, QWEN3, RERANKER, texts};
+use crate::common::model::Gate;
+use crate::common::{MODEL, Options, limit};
 use passerelle::api::{ApiConfig, RequestBounds};
 use passerelle::gateway::Limit;
 use passerelle_engine::EncoderConfig;

@@ -1,14 +1,10 @@
 //! Files and batches: many requests from one file, answered when there is room, also across a restart.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
 use std::collections::BTreeSet;
 
-use common::client::{Client, Reply};
-use common::model::Gate;
-use common::{MODEL, Options, PATIENCE, Server, limit};
+use crate::common::client::{Client, Reply};
+use crate::common::model::Gate;
+use crate::common::{MODEL, Options, PATIENCE, Server, limit};
 use passerelle::api::run_batches;
 use passerelle::batches::BatchBounds;
 use passerelle::gateway::Limit;

@@ -1,10 +1,6 @@
 //! Other servers as replicas: what they say comes out as ours, what they break is tried elsewhere or told as it is, and
 //! everything is counted once.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-#[path = "upstreams/script.rs"]
 mod script;
 
 use std::net::SocketAddr;
@@ -21,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use common::{MODEL, Options, PATIENCE, Server};
+use crate::common::{MODEL, Options, PATIENCE, Server};
 use script::{Act, Scripted, chat_answer, chat_piece, completion_answer};
 
 const REMOTE: &str = "big";

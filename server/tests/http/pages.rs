@@ -1,10 +1,6 @@
 //! What browsers get, and the description of every route.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
-
-mod common;
-
-use common::{Options, Server};
+use crate::common::{Options, Server};
 use serde_json::json;
 
 #[tokio::test]
@@ -37,7 +33,7 @@ async fn the_description_is_there_without_a_key_and_names_every_field() {
 
 #[tokio::test]
 async fn the_list_of_models_says_what_is_left_of_a_keys_limits() {
-    let key_limits = Some(vec![common::limit(passerelle::gateway::Limit::requests_per_minute, 7)]);
+    let key_limits = Some(vec![crate::common::limit(passerelle::gateway::Limit::requests_per_minute, 7)]);
     let server = Server::with(Options { key_limits, ..Options::default() }).await;
     let reply = server.client().with_key().get("/v1/models").await;
     assert_eq!(reply.headers["x-ratelimit-remaining-requests"], "7", "looking costs nothing");

@@ -1,0 +1,19 @@
+//! A whole server in this process, spoken to over HTTP. One program, because each would link the whole server again.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+mod admin;
+mod answers;
+mod batches;
+mod common;
+mod door;
+mod doors;
+mod encoders;
+mod errors;
+mod load;
+mod pages;
+mod responses;
+mod serving;
+mod structured;
+#[cfg(feature = "upstream")]
+mod upstreams;
