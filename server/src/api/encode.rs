@@ -16,7 +16,7 @@ use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Visit, reserve};
-use super::meter::ChoiceMeter;
+use super::meter::PromptMeter;
 use super::prepare::find_model;
 use super::routes::require;
 use super::state::{AppState, ServedModel};
@@ -81,7 +81,7 @@ pub(crate) async fn encode(
 struct Running<'a> {
     encoding: Encoding,
     left: std::vec::IntoIter<EncodeRequest>,
-    meter: ChoiceMeter,
+    meter: PromptMeter,
     state: &'a AppState,
 }
 
@@ -110,7 +110,7 @@ impl<'a> Running<'a> {
             refused.reservation.withdraw();
             ApiError::from(refused.error)
         })?;
-        let meter = ChoiceMeter::new(state.clone(), model.name.clone(), visit.arrived);
+        let meter = PromptMeter::new(state.clone(), model.name.clone(), visit.arrived);
         Ok(Self { encoding, left, meter, state })
     }
 

@@ -7,7 +7,7 @@
 //! 5. reserve: all limits or none;
 //! 6. pick a replica and submit, which never waits for an engine ([`super::launch`]);
 //! 7. try another if that one does not answer;
-//! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::choice`];
+//! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::running`];
 //! 9. settle what the engine counted, by dropping the [`Generation`], on every way out.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,13 +19,16 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
-use super::launch::{Launch, LiveChoice, UpstreamJob};
+use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
+use super::ranking::Ranking;
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
 use super::routes::require;
+use super::running::Writers;
 use super::state::{AppState, ServedModel, Serving};
 use super::wire::answer;
+use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Reserve, Scope};
@@ -42,10 +45,12 @@ pub(crate) struct Visit {
     pub(crate) scope: Scope,
 }
 
-/// An admitted request: every choice has its reservation and its place in an engine's queue or on an upstream.
+/// An admitted request: every prompt has its reservation and its place in an engine's queue or on an upstream.
 #[derive(Debug)]
 pub(crate) struct Admitted {
-    pub(crate) choices: Vec<LiveChoice>,
+    pub(crate) prompts: Vec<LivePrompt>,
+    /// Shown of each prompt.
+    pub(crate) num_choices: usize,
     pub(crate) served_as: ServedAs,
     /// Given back when the answer is over.
     _place: OwnedSemaphorePermit,
@@ -59,8 +64,12 @@ pub(crate) struct ServedAs {
 }
 
 impl Admitted {
-    pub(crate) fn new(choices: Vec<LiveChoice>, served_as: ServedAs, place: OwnedSemaphorePermit) -> Self {
-        Self { choices, served_as, _place: place }
+    pub(crate) fn new(
+        (prompts, choices): (Vec<LivePrompt>, Choices),
+        served_as: ServedAs,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { prompts, num_choices: choices.shown.get() as usize, served_as, _place: place }
     }
 }
 
@@ -89,7 +98,8 @@ pub(crate) async fn admit(
         caller: &caller,
         request: &request,
         model: &model,
-        outgoing: outgoing.as_ref(),
+        // An upstream is read as one answer.
+        outgoing: outgoing.as_ref().filter(|_| request.choices == Choices::ONE),
         shape,
         bad_words,
         constraint: Mutex::new(constraint),
@@ -97,9 +107,9 @@ pub(crate) async fn admit(
         class: if scope == Scope::Batch { Class::Batch } else { Class::Standard },
     };
     let tickets = admission.reserve_all(prompts)?;
-    let choices = admission.start_all(tickets).await?;
+    let prompts = admission.start_all(tickets).await?;
     let served_as = ServedAs { model: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
-    Ok(Admitted::new(choices, served_as, place))
+    Ok(Admitted::new((prompts, request.choices), served_as, place))
 }
 
 /// What of the prompt's kind outlives the prompt.
@@ -187,13 +197,14 @@ impl Admission<'_> {
         // Who states no bound gets the largest answers that the account could ever have.
         let largest =
             self.state.ledger().largest_output(self.caller, &self.model.name, all_prompts).unwrap_or(u32::MAX);
-        let share = (largest / saturating_u32(prompts.len()).max(1)).max(1);
+        let num_answers = self.request.choices.drawn;
+        let share = (largest / saturating_u32(prompts.len()).saturating_mul(num_answers.get()).max(1)).max(1);
         let asked = self.request.sampling.max_tokens;
         let plan = |prompt: &EncodedPrompt| {
             let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
             let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_tokens);
-            Ok(Plan { max_tokens, ask: Ask { reserve: self.reserve(), ..ask } })
+            Ok(Plan { max_tokens, ask: Ask { num_answers, reserve: self.reserve(), ..ask } })
         };
         prompts.iter().map(plan).collect()
     }
@@ -214,28 +225,28 @@ impl Admission<'_> {
         Err(ApiError::from(refusal).param("prompt"))
     }
 
-    /// A choice that cannot start takes the others with it: they are dropped, which aborts and settles them.
-    async fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<LiveChoice>, ApiError> {
-        let mut choices = Vec::with_capacity(tickets.len());
+    /// A prompt that cannot start takes the others with it: they are dropped, which aborts and settles them.
+    async fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<LivePrompt>, ApiError> {
+        let mut prompts = Vec::with_capacity(tickets.len());
         let mut tickets = tickets.into_iter();
         while let Some(ticket) = tickets.next() {
             match self.start(ticket).await {
-                Ok(choice) => choices.push(choice),
+                Ok(prompt) => prompts.push(prompt),
                 Err(error) => {
                     withdraw_all(tickets.map(|ticket| ticket.reservation));
                     return Err(error);
                 }
             }
         }
-        Ok(choices)
+        Ok(prompts)
     }
 
-    async fn start(&self, ticket: Ticket) -> Result<LiveChoice, ApiError> {
+    async fn start(&self, ticket: Ticket) -> Result<LivePrompt, ApiError> {
         let Ticket { prompt, max_tokens, reservation } = ticket;
         let for_engine = || {
             let request = self.engine_request(&prompt, max_tokens);
-            let writer = self.writer(prompt.clone(), &request);
-            (request, writer)
+            let writers = self.writers(prompt.clone(), &request);
+            (request, writers)
         };
         let launch = Launch {
             state: self.state,
@@ -267,12 +278,15 @@ impl Admission<'_> {
         let output = &self.request.output;
         let sampling = &self.request.sampling;
         let mut sampling = sampling.to_engine(&self.model.defaults, &self.model.eos_token_ids, max_tokens);
-        sampling.logprobs = output.logprobs;
+        let Choices { drawn: num_choices, .. } = self.request.choices;
+        // Whoever ranks choices needs to know how likely they are.
+        sampling.logprobs = output.logprobs.or_else(|| self.request.choices.are_ranked().then_some(0));
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
         sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
             class: self.class,
             share_key: self.caller.account.share_key,
+            num_choices,
             cache_salt: self.cache_salt(),
             constraint: self.constraint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..EngineRequest::new(self.state.next_request_id(), prompt.tokens.clone(), sampling)
@@ -285,7 +299,7 @@ impl Admission<'_> {
         narrower.map_or(account.cache_salt, |salt| account.cache_salt_with(salt))
     }
 
-    fn writer(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writer {
+    fn writers(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writers {
         let spec = ChoiceSpec {
             model: Arc::clone(self.model),
             output: self.request.output.clone(),
@@ -296,7 +310,9 @@ impl Admission<'_> {
             prompt,
             start: self.shape.start,
         };
-        Writer::new(spec)
+        let Choices { shown, drawn } = self.request.choices;
+        let of_choices = (0..drawn.get()).map(|_| Writer::new(spec.clone())).collect();
+        Writers { of_choices, ranking: self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn)) }
     }
 }
 

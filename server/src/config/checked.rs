@@ -115,6 +115,8 @@ pub struct ApiConfig {
     pub max_messages: usize,
     pub max_tools: usize,
     pub max_prompts: usize,
+    /// Answers to one prompt.
+    pub max_choices: NonZeroU32,
     pub max_inputs: usize,
     pub max_concurrent_requests: usize,
     pub max_concurrent_encodes: usize,
@@ -426,6 +428,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_messages: count(written.max_messages, 4096),
         max_tools: count(written.max_tools, 128),
         max_prompts: count(written.max_prompts, 64),
+        max_choices: written.max_choices.unwrap_or(const { NonZeroU32::new(16).unwrap() }),
         max_inputs: count(written.max_inputs, 2048),
         max_concurrent_requests: count(written.max_concurrent_requests, 512),
         max_concurrent_encodes: count(written.max_concurrent_encodes, 4),

@@ -250,6 +250,8 @@ pub struct WrittenApi {
     pub max_messages: Option<NonZeroUsize>,
     pub max_tools: Option<NonZeroUsize>,
     pub max_prompts: Option<NonZeroUsize>,
+    /// Answers to one prompt.
+    pub max_choices: Option<NonZeroU32>,
     pub max_inputs: Option<NonZeroUsize>,
     pub max_concurrent_requests: Option<NonZeroUsize>,
     /// Prompts that are templated and tokenised at once.
@@ -279,6 +281,7 @@ lay_over!(WrittenApi {
     max_messages,
     max_tools,
     max_prompts,
+    max_choices,
     max_inputs,
     max_concurrent_requests,
     max_concurrent_encodes,

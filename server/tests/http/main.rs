@@ -5,6 +5,7 @@
 mod admin;
 mod answers;
 mod batches;
+mod choices;
 mod common;
 mod door;
 mod doors;

@@ -47,6 +47,8 @@ const SHARED: &[(&str, &str)] = &[
     ("seed", r#"{"type": "integer", "minimum": -9223372036854775808, "maximum": 9223372036854775807}"#),
     ("stop", r#"{"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "maxItems": 16, "items": {"type": "string", "minLength": 1}}], "examples": ["x", ["x", "y"]]}"#),
     ("stop_token_ids", TOKENS),
+    ("n", r#"{"type": "integer", "minimum": 1, "maximum": 16, "description": "answers to each prompt"}"#),
+    ("best_of", r#"{"type": "integer", "minimum": 1, "maximum": 16, "description": "generated, of which the `n` likeliest are shown; not below `n`, and not streamed above it", "examples": [1]}"#),
     ("ignore_eos", BOOLEAN),
     ("skip_special_tokens", BOOLEAN),
     ("stream", BOOLEAN),

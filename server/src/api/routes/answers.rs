@@ -94,7 +94,7 @@ type Form = Box<dyn FnOnce(AnswerHead) -> Box<dyn AnswerForm> + Send>;
 fn read(state: &AppState, body: Value, door: Door) -> Result<(ReadRequest, Form), ApiError> {
     let bounds = &state.config().bounds;
     let of_choices = |kind: AnswerKind, read: ReadRequest| {
-        let output = read.generate.output.clone();
+        let output = (read.generate.output.clone(), read.generate.choices.shown.get() as usize);
         let form: Form = Box::new(move |head| Box::new(Answer::new(kind, head, output)));
         (read, form)
     };

@@ -66,6 +66,7 @@ pub(crate) struct Answer {
     kind: AnswerKind,
     head: AnswerHead,
     output: Output,
+    num_choices: usize,
     /// Those of a whole answer, so far.
     choices: Vec<Choice>,
 }
@@ -73,7 +74,10 @@ pub(crate) struct Answer {
 impl AnswerForm for Answer {
     fn opening(&mut self, usage: Usage) -> Vec<Part> {
         match self.kind {
-            AnswerKind::Chat => vec![Part::unnamed(self.chunk_of(vec![chat_answer::role_choice()], usage))],
+            AnswerKind::Chat => {
+                let roles = (0..self.num_choices).map(|index| vec![chat_answer::role_choice(index)]);
+                roles.map(|role| Part::unnamed(self.chunk_of(role, usage))).collect()
+            }
             AnswerKind::Completion => Vec::new(),
         }
     }
@@ -127,8 +131,8 @@ impl AnswerForm for Answer {
 }
 
 impl Answer {
-    pub(crate) fn new(kind: AnswerKind, head: AnswerHead, output: Output) -> Self {
-        Self { kind, head, output, choices: Vec::new() }
+    pub(crate) fn new(kind: AnswerKind, head: AnswerHead, (output, num_choices): (Output, usize)) -> Self {
+        Self { kind, head, output, num_choices, choices: Vec::new() }
     }
 
     fn chunk_of(&self, choices: Vec<Value>, usage: Usage) -> Value {

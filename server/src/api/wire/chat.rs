@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::choices::read_choices;
 use super::messages::{Role, read_messages};
 use super::request::{
     ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
@@ -23,6 +24,7 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     honoured("tools"),
     honoured("tool_choice"),
     honoured("parallel_tool_calls"),
+    neutral("best_of", "[1]"),
     honoured("chat_template_kwargs"),
     honoured("add_generation_prompt"),
     honoured("continue_final_message"),
@@ -48,11 +50,12 @@ pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds)
     let prompt = read_chat_prompt(&mut fields, &mut reader, bounds)?;
     let sampling = read_sampling(&mut fields, bounds)?;
     let output = read_chat_output(&mut fields, &mut reader)?;
+    let choices = read_choices(&mut fields, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
-    let generate = GenerateRequest { model, sampling, output, structure, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, choices, cache_salt };
     Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
 }
 

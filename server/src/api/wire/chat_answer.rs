@@ -6,9 +6,9 @@ use super::request::Output;
 use super::usage::logprob_json;
 use crate::api::delta::{AnswerEnd, Choice, ChoiceDelta, Delta, TokenLogprob, ToolCallPart, display_bytes};
 
-/// The first delta of a stream says who speaks.
-pub(crate) fn role_choice() -> Value {
-    json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null})
+/// The first delta of each choice says who speaks.
+pub(crate) fn role_choice(index: usize) -> Value {
+    json!({"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null})
 }
 
 pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value> {

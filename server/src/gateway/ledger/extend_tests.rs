@@ -142,8 +142,9 @@ fn a_thousand_growing_answers_share_a_budget_to_the_last_token_and_pass_it_by_no
     let all_ready = Barrier::new(8);
     let granted: u64 = thread::scope(|scope| {
         let some = || {
+            let mut held: Vec<_> = (0..125).filter_map(|_| ledger.reserve(&alice, in_parts(1, 1_000)).ok()).collect();
             all_ready.wait();
-            let mut held: Vec<_> = (0..125).map(|_| ledger.reserve(&alice, in_parts(1, 1_000)).unwrap()).collect();
+            assert_eq!(held.len(), 125);
             let mut granted = 125 * 8;
             while let Some(more) =
                 held.iter_mut().map(|one| u64::from(one.extend(1, 8).unwrap_or(0))).reduce(|a, b| a + b)
