@@ -13,7 +13,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use passerelle_engine::{CacheSalt, Class, Request as EngineRequest};
+use passerelle_engine::{CacheSalt, Request as EngineRequest, ShareWeight};
 use passerelle_models::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -31,6 +31,8 @@ use super::wire::answer;
 use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
+use super::wire::tier::tier_name;
+use crate::gateway::account::ServiceClass;
 use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Reserve, Scope};
 use crate::text::grammar::CompiledGrammar;
 
@@ -61,6 +63,8 @@ pub(crate) struct Admitted {
 pub(crate) struct ServedAs {
     pub(crate) model: String,
     pub(crate) fingerprint: Option<String>,
+    /// `None`: another server ran it.
+    pub(crate) tier: Option<&'static str>,
 }
 
 impl Admitted {
@@ -90,6 +94,7 @@ pub(crate) async fn admit(
     require(&caller, scope)?;
     let model = find_generator(state, &caller, &request.model)?;
     let shape = Shape::of(&prompt, &request);
+    let class = if scope == Scope::Batch { ServiceClass::Batch } else { caller.classes.grant(request.class) };
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
     let admission = Admission {
@@ -104,11 +109,15 @@ pub(crate) async fn admit(
         bad_words,
         constraint: Mutex::new(constraint),
         arrived,
-        class: if scope == Scope::Batch { Class::Batch } else { Class::Standard },
+        class,
     };
     let tickets = admission.reserve_all(prompts)?;
     let prompts = admission.start_all(tickets).await?;
-    let served_as = ServedAs { model: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
+    let served_as = ServedAs {
+        model: model.name.clone(),
+        fingerprint: Some(model.fingerprint.clone()),
+        tier: Some(tier_name(class)),
+    };
     Ok(Admitted::new((prompts, request.choices), served_as, place))
 }
 
@@ -157,7 +166,7 @@ struct Admission<'a> {
     /// an upstream moves. Nobody ever waits for it.
     constraint: Mutex<Option<CompiledGrammar>>,
     arrived: Duration,
-    class: Class,
+    class: ServiceClass,
 }
 
 /// What one prompt may generate at most, and what is reserved for it.
@@ -284,8 +293,9 @@ impl Admission<'_> {
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
         sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
-            class: self.class,
+            class: self.class.into(),
             share_key: self.caller.account.share_key,
+            share_weight: ShareWeight(self.caller.account.weight),
             num_choices,
             cache_salt: self.cache_salt(),
             constraint: self.constraint.lock().unwrap_or_else(PoisonError::into_inner).clone(),

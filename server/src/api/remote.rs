@@ -83,7 +83,11 @@ pub(crate) async fn admit_remote(
     let prompts = admission.measure_all(prompt).await?;
     let tickets = admission.reserve_all(prompts)?;
     let prompts = admission.start_all(&serving, tickets, arrived).await?;
-    Ok(Admitted::new((prompts, Choices::ONE), ServedAs { model: model.name.clone(), fingerprint: None }, place))
+    Ok(Admitted::new(
+        (prompts, Choices::ONE),
+        ServedAs { model: model.name.clone(), fingerprint: None, tier: None },
+        place,
+    ))
 }
 
 /// What only an engine of our own can show.

@@ -3,7 +3,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use passerelle::config::Period;
-use passerelle::gateway::account::{ModelAccess, Scopes};
+use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use passerelle::gateway::directory::{KeyInfo, NewKey};
 use passerelle::gateway::keys::ApiKey;
 use passerelle::gateway::{AccountPath, DirectoryError, Scope};
@@ -69,6 +69,9 @@ struct CreateArgs {
     /// A model that it may use, more than once for several [default: every model].
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
+    /// How urgent its requests are, unless they ask for less: interactive, standard or batch.
+    #[arg(long, value_name = "CLASS", default_value_t)]
+    class: ServiceClass,
     /// How long the key is accepted, like 720h [default: until revoked].
     #[arg(long, value_name = "PERIOD")]
     valid_for: Option<Period>,
@@ -102,7 +105,7 @@ fn create(state: &State, args: CreateArgs) -> Result<()> {
     let models =
         if args.models.is_empty() { ModelAccess::All } else { ModelAccess::Only(args.models.into_iter().collect()) };
     let valid_for: Option<Duration> = args.valid_for.map(|period| period.0);
-    let new = NewKey { account, name: args.name, scopes, models, valid_for };
+    let new = NewKey { account, name: args.name, scopes, models, class: args.class, valid_for };
     let (key, info) = state.directory.create_key(new)?;
     let shown = show_once(&key, &info, args.output);
     eprintln!("A server that started before the first key was made asks for none: restart it.");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::common::client::{Client, Reply};
 use crate::common::{MODEL, Options, Server};
-use passerelle::gateway::account::{ModelAccess, Scopes};
+use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use passerelle::gateway::directory::NewKey;
 use passerelle::gateway::{AccountPath, DataDir, Directory, Quota, Scope};
 use passerelle_engine::clock::SystemClock;
@@ -28,7 +28,7 @@ async fn bench() -> Bench {
     let key = |account: &str, scope: Scope| {
         let account: AccountPath = account.parse().unwrap();
         let (scopes, models, name) = (Scopes::new([scope]).unwrap(), ModelAccess::All, scope.to_string());
-        let new = NewKey { account, name, scopes, models, valid_for: None };
+        let new = NewKey { account, name, scopes, models, class: ServiceClass::Standard, valid_for: None };
         directory.create_key(new).unwrap().0.reveal().to_owned()
     };
     let (operator, owner) = (key("/", Scope::Admin), key("acme", Scope::Admin));

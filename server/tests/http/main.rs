@@ -6,6 +6,7 @@ mod admin;
 mod answers;
 mod batches;
 mod choices;
+mod classes;
 mod common;
 mod door;
 mod doors;

@@ -17,7 +17,7 @@ use super::{authenticate_key, require};
 use crate::api::body::read_json;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::state::AppState;
-use crate::gateway::account::{ModelAccess, Scopes};
+use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use crate::gateway::directory::{KeyInfo, NewKey};
 use crate::gateway::keys::ApiKey;
 use crate::gateway::quota::{Quota, WrittenLimit};
@@ -56,6 +56,8 @@ struct NewKeyBody {
     scopes: Scopes,
     #[serde(default)]
     models: ModelAccess,
+    #[serde(default)]
+    class: ServiceClass,
     valid_for_seconds: Option<u64>,
 }
 
@@ -112,10 +114,10 @@ pub(crate) async fn keys(State(state): State<AppState>, request: Request) -> Res
 
 pub(crate) async fn create_key(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let (caller, directory) = administrator(&state, request.headers())?;
-    let NewKeyBody { account, name, scopes, models, valid_for_seconds } = read(request, &state).await?;
+    let NewKeyBody { account, name, scopes, models, class, valid_for_seconds } = read(request, &state).await?;
     let account = account.unwrap_or_else(|| caller.account.path.clone());
     require_governed(&caller, &account)?;
-    let new = NewKey { account, name, scopes, models, valid_for: valid_for_seconds.map(Duration::from_secs) };
+    let new = NewKey { account, name, scopes, models, class, valid_for: valid_for_seconds.map(Duration::from_secs) };
     let (key, info) = blocking(move || directory.create_key(new)).await?;
     Ok(shown_once(&key, &info))
 }

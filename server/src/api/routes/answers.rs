@@ -130,5 +130,6 @@ fn answer_head(state: &AppState, admitted: &Admitted, prefix: &str) -> Result<An
         created: state.clock().wall().as_secs(),
         model: admitted.served_as.model.clone(),
         fingerprint: admitted.served_as.fingerprint.clone(),
+        tier: admitted.served_as.tier,
     })
 }

@@ -58,6 +58,8 @@ pub(crate) struct AnswerHead {
     pub(crate) model: String,
     /// `None`: another server ran it, and only that one could know.
     pub(crate) fingerprint: Option<String>,
+    /// The tier that it was served in, which may be another one than was asked for. `None` as above.
+    pub(crate) tier: Option<&'static str>,
 }
 
 /// An answer made of choices, of chat or of completions.
@@ -119,7 +121,7 @@ impl AnswerForm for Answer {
                 ("text_completion", enumerate(&choices, &self.output, completion_answer::whole_choice))
             }
         };
-        let mut whole = self.head.to_json(object);
+        let mut whole = self.head_json(object);
         whole.insert("choices".to_owned(), Value::Array(choices));
         whole.insert("usage".to_owned(), usage_json(usage));
         Value::Object(whole)
@@ -140,7 +142,7 @@ impl Answer {
             AnswerKind::Chat => "chat.completion.chunk",
             AnswerKind::Completion => "text_completion",
         };
-        let mut chunk = self.head.to_json(object);
+        let mut chunk = self.head_json(object);
         chunk.insert("choices".to_owned(), Value::Array(choices));
         match self.stream_usage() {
             StreamUsage::Never => None,
@@ -148,6 +150,15 @@ impl Answer {
             StreamUsage::Continuous => chunk.insert("usage".to_owned(), usage_json(usage)),
         };
         Value::Object(chunk)
+    }
+
+    /// Only chat says how it was served.
+    fn head_json(&self, object: &str) -> Map<String, Value> {
+        let mut head = self.head.to_json(object);
+        if self.kind == AnswerKind::Chat {
+            head.insert("service_tier".to_owned(), json!(self.head.tier));
+        }
+        head
     }
 
     fn stream_usage(&self) -> StreamUsage {

@@ -11,6 +11,7 @@ use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
+use super::tier::read_class;
 use super::tools::read_tools;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
@@ -53,9 +54,10 @@ pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds)
     let choices = read_choices(&mut fields, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
+    let class = read_class(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
-    let generate = GenerateRequest { model, sampling, output, structure, choices, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, choices, class, cache_salt };
     Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
 }
 

@@ -59,12 +59,14 @@ mod tests {
 
     use super::*;
     use crate::api::errors::ErrorKind;
-    use crate::api::fields::{Reader, UnknownFields, honoured};
+    use crate::api::fields::{Field, Reader, UnknownFields, honoured};
     use crate::api::wire::request::StreamOptions;
+
+    const TABLE: &[Field] = &[honoured("n"), honoured("best_of")];
 
     fn read(body: Value, is_streamed: bool) -> Result<(u32, u32), (ErrorKind, Option<String>)> {
         let mut reader = Reader::new(UnknownFields::Error);
-        let mut fields = reader.open(body, "", &[&[honoured("n"), honoured("best_of")]]).unwrap();
+        let mut fields = reader.open(body, "", &[TABLE]).unwrap();
         let output = Output { stream: is_streamed.then(StreamOptions::default), ..Output::default() };
         let choices = read_ranked_choices(&mut fields, &output, &RequestBounds::default());
         let refused = |error: ApiError| (error.kind(), error.body()["error"]["param"].as_str().map(str::to_owned));

@@ -9,6 +9,7 @@ use super::sampling::{
     token_ids,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
+use super::tier::read_class;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
 
@@ -46,10 +47,11 @@ pub(crate) fn read_completions(
     let choices = read_ranked_choices(&mut fields, &output, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
+    let class = read_class(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
     let prompt = Prompt::Completions { prompts, add_special_tokens };
-    let generate = GenerateRequest { model, sampling, output, structure, choices, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, choices, class, cache_salt };
     Ok(ReadRequest { prompt, generate, ignored: reader.into_ignored() })
 }
 

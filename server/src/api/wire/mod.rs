@@ -19,6 +19,7 @@ pub(crate) mod scores;
 mod strict_json;
 pub(crate) mod structure;
 pub(crate) mod texts;
+pub(crate) mod tier;
 pub(crate) mod tools;
 pub(crate) mod usage;
 

@@ -10,6 +10,7 @@ use super::messages::Message;
 use super::sampling::Sampling;
 use super::structure::Structure;
 use super::tools::{Tool, ToolChoice};
+use crate::gateway::account::ServiceClass;
 use crate::text::grammar::CallCount;
 
 /// Bounds on what one request may carry, whatever the body limit.
@@ -63,6 +64,8 @@ pub(crate) struct GenerateRequest {
     pub(crate) output: Output,
     pub(crate) structure: Option<Structure>,
     pub(crate) choices: Choices,
+    /// What it asks for; `None`: what its key has.
+    pub(crate) class: Option<ServiceClass>,
     /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.
     pub(crate) cache_salt: Option<String>,
 }

@@ -201,7 +201,7 @@ impl ResponseAnswer {
             "model": self.head.model,
             "output": self.output,
             "previous_response_id": null,
-            "service_tier": "default",
+            "service_tier": self.head.tier.unwrap_or("default"),
             "store": false,
             "truncation": "disabled",
             "usage": usage.map(usage_json),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, AccountPath};
+use super::{Account, AccountPath, Classes};
 use crate::gateway::keys::KeyId;
 
 #[derive(Debug, Clone)]
@@ -16,6 +16,7 @@ pub struct Caller {
     pub via: Via,
     pub scopes: Scopes,
     pub models: ModelAccess,
+    pub classes: Classes,
 }
 
 /// What let the caller in.
@@ -64,7 +65,8 @@ impl Caller {
     /// Everybody, where nobody needs a key. Administration still needs one.
     pub fn at_open_door(account: Account) -> Self {
         let scopes = Scopes([Scope::Inference, Scope::Batch].into());
-        Self { account: Arc::new(account), via: Via::OpenDoor, scopes, models: ModelAccess::All }
+        let (account, classes) = (Arc::new(account), Classes::ANY);
+        Self { account, via: Via::OpenDoor, scopes, models: ModelAccess::All, classes }
     }
 
     pub fn may(&self, scope: Scope) -> bool {
