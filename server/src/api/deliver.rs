@@ -4,6 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -27,6 +28,39 @@ pub(crate) struct Delivery {
     answer: Box<dyn AnswerForm>,
     /// Whom to ask first for the next piece, so that no prompt waits for another.
     next_turn: usize,
+}
+
+/// A request that was not admitted, and how its answer says so.
+#[derive(Debug)]
+pub(crate) struct NotAdmitted {
+    pub(crate) error: ApiError,
+    pub(crate) answer: Box<dyn AnswerForm>,
+}
+
+/// A stream that begins before its request is admitted, so that nobody on its way takes it for dead.
+pub(crate) fn stream_once_admitted(
+    state: &AppState,
+    admission: impl Future<Output = Result<Delivery, NotAdmitted>> + Send + 'static,
+) -> Response {
+    let sse = state.config().sse;
+    let (writer, response) = sse_response(&sse);
+    tokio::spawn(async move {
+        // A reader that left leaves the line too: the admission is dropped.
+        let Ok(admitted) = wait_for(admission, &writer, sse.keep_alive).await else { return };
+        let _: Result<(), ReaderGone> = match admitted {
+            Ok(delivery) => delivery.write_to(&writer).await,
+            Err(refused) => refused.write_to(&writer).await,
+        };
+    });
+    response
+}
+
+impl NotAdmitted {
+    async fn write_to(mut self, writer: &SseWriter) -> Result<(), ReaderGone> {
+        let parts = self.answer.failure(&self.error);
+        write_parts(writer, &parts).await?;
+        writer.done(self.answer.stream_end()).await
+    }
 }
 
 impl Delivery {
@@ -125,6 +159,23 @@ impl Delivery {
     /// So far; what was settled, once all choices are over.
     fn usage(&self) -> Usage {
         sum_usage(self.admitted.prompts.iter().map(LivePrompt::usage))
+    }
+}
+
+/// Says from time to time that it is not over.
+async fn wait_for<T>(
+    future: impl Future<Output = T>,
+    writer: &SseWriter,
+    keep_alive: Duration,
+) -> Result<T, ReaderGone> {
+    let mut future = pin!(future);
+    loop {
+        writer.keep_alive().await?;
+        tokio::select! {
+            biased;
+            () = writer.reader_gone() => return Err(ReaderGone),
+            awaited = timeout(keep_alive, future.as_mut()) => if let Ok(output) = awaited { return Ok(output) },
+        }
     }
 }
 

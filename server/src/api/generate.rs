@@ -33,7 +33,7 @@ use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::tier::tier_name;
 use crate::gateway::account::ServiceClass;
-use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Reserve, Scope};
+use crate::gateway::{Ask, Caller, PrefixHint, Refusal, Reservation, Reserve, Scope};
 use crate::text::grammar::CompiledGrammar;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
@@ -59,7 +59,7 @@ pub(crate) struct Admitted {
 }
 
 /// What an answer says of the model that ran it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ServedAs {
     pub(crate) model: String,
     pub(crate) fingerprint: Option<String>,
@@ -111,7 +111,9 @@ pub(crate) async fn admit(
         arrived,
         class,
     };
-    let tickets = admission.reserve_all(prompts)?;
+    let tickets = admission.reserve_all(prompts, scope).await?;
+    // A request beyond a grant takes what the others leave.
+    let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
     let prompts = admission.start_all(tickets).await?;
     let served_as = ServedAs {
         model: model.name.clone(),
@@ -184,13 +186,19 @@ struct Ticket {
 }
 
 impl Admission<'_> {
-    /// All prompts or none.
-    fn reserve_all(&self, prompts: Vec<EncodedPrompt>) -> Result<Vec<Ticket>, ApiError> {
+    /// All prompts or none. Only a single prompt waits in line: several would hold up each other with what they have
+    /// already; and a batch is tried again anyway.
+    async fn reserve_all(&self, prompts: Vec<EncodedPrompt>, scope: Scope) -> Result<Vec<Ticket>, ApiError> {
         let plans = self.plan(&prompts)?;
         self.check_together(&plans)?;
+        let waits = prompts.len() == 1 && scope != Scope::Batch;
         let mut tickets = Vec::with_capacity(prompts.len());
         for (prompt, plan) in prompts.into_iter().zip(plans) {
-            match reserve(self.state, self.caller, plan.ask) {
+            let reserved = match waits {
+                true => reserve_in_turn(self.state, self.caller, &plan.ask).await,
+                false => reserve(self.state, self.caller, &plan.ask),
+            };
+            match reserved {
                 Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
                 Err(refusal) => {
                     withdraw_all(tickets.into_iter().map(|ticket| ticket.reservation));
@@ -213,7 +221,7 @@ impl Admission<'_> {
             let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
             let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_tokens);
-            Ok(Plan { max_tokens, ask: Ask { num_answers, reserve: self.reserve(), ..ask } })
+            Ok(Plan { max_tokens, ask: Ask { num_answers, reserve: self.reserve(), class: self.class, ..ask } })
         };
         prompts.iter().map(plan).collect()
     }
@@ -252,8 +260,9 @@ impl Admission<'_> {
 
     async fn start(&self, ticket: Ticket) -> Result<LivePrompt, ApiError> {
         let Ticket { prompt, max_tokens, reservation } = ticket;
+        let class = reservation.class();
         let for_engine = || {
-            let request = self.engine_request(&prompt, max_tokens);
+            let request = self.engine_request(&prompt, (max_tokens, class));
             let writers = self.writers(prompt.clone(), &request);
             (request, writers)
         };
@@ -283,7 +292,7 @@ impl Admission<'_> {
         UpstreamJob { call, kind, prompt: count, max_tokens, text: Some(Arc::clone(&self.model.text)) }
     }
 
-    fn engine_request(&self, prompt: &EncodedPrompt, max_tokens: u32) -> EngineRequest {
+    fn engine_request(&self, prompt: &EncodedPrompt, (max_tokens, class): (u32, ServiceClass)) -> EngineRequest {
         let output = &self.request.output;
         let sampling = &self.request.sampling;
         let mut sampling = sampling.to_engine(&self.model.defaults, &self.model.eos_token_ids, max_tokens);
@@ -293,7 +302,7 @@ impl Admission<'_> {
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
         sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
-            class: self.class.into(),
+            class: class.into(),
             share_key: self.caller.account.share_key,
             share_weight: ShareWeight(self.caller.account.weight),
             num_choices,
@@ -332,12 +341,24 @@ pub(crate) fn withdraw_all(reservations: impl IntoIterator<Item = Reservation>) 
 }
 
 /// Takes room in the ledger, or says why there is none.
-pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: Ask) -> Result<Reservation, ApiError> {
+pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, ApiError> {
     state.ledger().available_to(caller)?;
-    state.ledger().reserve(caller, ask).map_err(|refusal| {
-        state.metrics().refused(refusal.limit);
-        refusal.into()
-    })
+    state.ledger().reserve(caller, ask).map_err(|refusal| refused(state, refusal))
+}
+
+/// The same, after a wait for what would fit a moment later.
+pub(crate) async fn reserve_in_turn(
+    state: &AppState,
+    caller: &Arc<Caller>,
+    ask: &Ask,
+) -> Result<Reservation, ApiError> {
+    state.ledger().available_to(caller)?;
+    state.ledger().reserve_in_turn(caller, ask).await.map_err(|refusal| refused(state, refusal))
+}
+
+fn refused(state: &AppState, refusal: Refusal) -> ApiError {
+    state.metrics().refused(refusal.limit);
+    refusal.into()
 }
 
 pub(crate) fn saturating_u32(count: usize) -> u32 {

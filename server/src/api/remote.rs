@@ -140,7 +140,7 @@ impl Admission<'_> {
         for measured in prompts {
             let ticket = self.bound(&measured, share).and_then(|max_tokens| {
                 let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
-                Ok((max_tokens, reserve(self.state, self.caller, ask)?))
+                Ok((max_tokens, reserve(self.state, self.caller, &ask)?))
             });
             match ticket {
                 Ok((max_tokens, reservation)) => tickets.push(self.ticket(measured, max_tokens, reservation)),

@@ -21,7 +21,7 @@ Examples:
   passerelle quota set / concurrent_requests 200                  everybody together
 
 Limits: requests, input_tokens, output_tokens, tokens and gpu_seconds, each _per_minute, _per_day, _per_month or _granted;
-concurrent_requests; context_tokens.";
+concurrent_requests, queued_requests, batch_tokens; context_tokens.";
 
 /// Set and remove limits of accounts.
 #[derive(Debug, Args)]
@@ -103,7 +103,7 @@ fn explain(state: &State, key: &str, ask: Ask) -> Result<()> {
         spent: Box::new(state.usage()?),
         ..LedgerParts::without_past(Arc::clone(&state.clock))
     });
-    match ledger.reserve(&caller, ask) {
+    match ledger.reserve(&caller, &ask) {
         Ok(_) => output::line(format_args!("{account}: every limit has room for it")),
         Err(refusal) => {
             output::line(format_args!("{refusal}"))?;

@@ -157,6 +157,11 @@ pub struct LedgerConfig {
     /// Output tokens of an answer that are reserved at a time.
     pub reserve_tokens: NonZeroU32,
     pub longest_park: Duration,
+    /// Requests that wait for a limit to have room for them.
+    pub max_waiting: usize,
+    pub max_waiting_per_account: usize,
+    pub longest_wait: Duration,
+    pub overrun_percent: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -307,6 +312,10 @@ fn check_ledger(written: WrittenLedger) -> LedgerConfig {
         max_backlog: count(written.max_backlog, 65_536),
         reserve_tokens: written.reserve_tokens.unwrap_or(const { NonZeroU32::new(64).unwrap() }),
         longest_park: period(written.longest_park, Duration::from_secs(60)),
+        max_waiting: count(written.max_waiting, 256),
+        max_waiting_per_account: count(written.max_waiting_per_account, 16),
+        longest_wait: period(written.longest_wait, Duration::from_secs(5)),
+        overrun_percent: written.overrun_percent.unwrap_or(25),
     }
 }
 

@@ -356,8 +356,27 @@ pub struct WrittenLedger {
     pub reserve_tokens: Option<NonZeroU32>,
     /// How long a begun answer waits for a rate to have room for its next part; then it ends.
     pub longest_park: Option<Period>,
+    /// Requests that wait for a limit to have room for them, at the same time.
+    pub max_waiting: Option<NonZeroUsize>,
+    /// Of one account.
+    pub max_waiting_per_account: Option<NonZeroUsize>,
+    /// How long they wait; what would fit only later is refused at once.
+    pub longest_wait: Option<Period>,
+    /// How far a grant may be overrun, in hundredths of it.
+    pub overrun_percent: Option<u32>,
 }
-lay_over!(WrittenLedger { time_zone, sync_interval, retry_interval, max_backlog, reserve_tokens, longest_park });
+lay_over!(WrittenLedger {
+    time_zone,
+    sync_interval,
+    retry_interval,
+    max_backlog,
+    reserve_tokens,
+    longest_park,
+    max_waiting,
+    max_waiting_per_account,
+    longest_wait,
+    overrun_percent,
+});
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

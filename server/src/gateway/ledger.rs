@@ -16,6 +16,7 @@
 
 mod amounts;
 mod headroom;
+mod line;
 mod page;
 mod refusal;
 mod reservation;
@@ -29,18 +30,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
+use tokio::sync::Notify;
 
 use super::account::{Account, AccountPath, Caller, Node};
 use super::journal;
 use super::journal::{EntryId, Journal, JournalState, JournalUnavailable, Opening, Trust};
-use super::quota::{Calendar, Fit, Unit, UnixSeconds};
+use super::quota::{Calendar, Fit, Percent, Unit, UnixSeconds};
 use super::tariff::Tariff;
 use amounts::{Amounts, Demand};
+use line::{Line, Turn};
 use page::{Origin, Page};
 use reservation::Taken;
 
 pub use amounts::{Ask, Reserve};
 pub use headroom::{LimitState, RateLimitState, WindowState};
+pub use line::LineBounds;
 pub use refusal::{Refusal, Retry};
 pub use reservation::{Denied, Reservation};
 pub use totals::LedgerTotals;
@@ -60,6 +64,9 @@ pub struct LedgerParts {
     pub tariff: Arc<Tariff>,
     pub spent: Box<dyn Spent>,
     pub in_parts: PartBounds,
+    pub line: LineBounds,
+    /// How far a grant may be overrun, in the class `batch`.
+    pub overrun: Percent,
     /// `None`: nothing outlives the process.
     pub journal: Option<JournalParts>,
 }
@@ -114,11 +121,14 @@ struct Books {
     latest_wall: AtomicU64,
     next_id: AtomicU64,
     pages: Mutex<Pages>,
+    /// For whoever waits in line: something came free, or the line moved.
+    gave_back: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Pages {
     totals: LedgerTotals,
+    line: Line,
     /// One page a node that ever was on a request's path; bounded by the number of accounts.
     pages: Vec<Page>,
     slots: HashMap<AccountPath, usize>,
@@ -128,7 +138,8 @@ impl Ledger {
     pub fn new(parts: LedgerParts) -> Self {
         let (next_id, latest) = parts.journal.as_ref().map_or((1, 0), |part| (part.next_id.0, part.latest.0));
         let (next_id, latest_wall) = (AtomicU64::new(next_id), AtomicU64::new(latest));
-        Self { books: Arc::new(Books { parts, latest_wall, next_id, pages: Mutex::default() }) }
+        let (pages, gave_back) = (Mutex::default(), Notify::new());
+        Self { books: Arc::new(Books { parts, latest_wall, next_id, pages, gave_back }) }
     }
 
     /// In universal time, with nothing spent before and nothing that costs GPU time.
@@ -136,16 +147,35 @@ impl Ledger {
         Self::new(LedgerParts::without_past(clock))
     }
 
-    pub fn reserve(&self, caller: &Arc<Caller>, ask: Ask) -> Result<Reservation, Refusal> {
+    /// At once or not at all. [`Ledger::reserve_in_turn`] waits.
+    pub fn reserve(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
+        self.take(caller, ask, Turn::AtOnce).inspect_err(|_| self.books.open().count_refusal(&caller.account))
+    }
+
+    /// A refusal is counted by whoever does not wait.
+    fn take(&self, caller: &Arc<Caller>, ask: &Ask, turn: Turn) -> Result<Reservation, Refusal> {
         let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
         let demand = ask.demand(first_part, &self.books.parts.tariff);
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
-        let held = pages.admit((&caller.account, &slots), (&demand, ask.model.as_deref()), now)?;
+        let model = ask.model.as_deref();
+        if !matches!(turn, Turn::InLine(Some(_))) {
+            slots.iter().for_each(|slot| pages.pages[*slot].note_trials((&demand, model), now));
+        }
+        pages.line.let_in(&caller.account, (&demand, ask), turn)?;
+        let taken = pages.admit((&caller.account, &slots), (&demand, model), now).or_else(|refusal| {
+            let overrun = demand.overrunning(self.books.parts.overrun);
+            match refusal.retry {
+                Retry::Spent if self.books.parts.overrun != Percent::NONE => {
+                    pages.admit((&caller.account, &slots), (&overrun, model), now).map_err(|_| refusal)
+                }
+                Retry::After(_) | Retry::Spent | Retry::Never => Err(refusal),
+            }
+        })?;
         drop(pages);
-        let page = self.books.open_page(caller, &ask, now);
-        let taken = Taken { caller: Arc::clone(caller), slots, held, first_part };
+        let page = self.books.open_page(caller, ask, now);
+        let taken = Taken { caller: Arc::clone(caller), slots, demand: taken, first_part };
         Ok(Reservation::new(Arc::clone(&self.books), taken, ask, (now, page)))
     }
 
@@ -197,7 +227,16 @@ impl LedgerParts {
     /// In universal time, with nothing spent before, nothing that costs GPU time, and nothing that outlives the process.
     pub fn without_past(clock: Arc<dyn Clock>) -> Self {
         let (calendar, tariff) = (Calendar::utc(), Arc::new(Tariff::free()));
-        Self { clock, calendar, tariff, spent: Box::new(NothingSpent), in_parts: PartBounds::default(), journal: None }
+        Self {
+            clock,
+            calendar,
+            tariff,
+            spent: Box::new(NothingSpent),
+            in_parts: PartBounds::default(),
+            line: LineBounds::default(),
+            overrun: Percent::NONE,
+            journal: None,
+        }
     }
 }
 
@@ -277,18 +316,23 @@ impl Pages {
         (account, slots): (&Account, &[usize]),
         (demand, model): (&Demand, Option<&str>),
         now: Now,
-    ) -> Result<Amounts, Refusal> {
-        slots.iter().for_each(|slot| self.pages[*slot].note_trials((demand, model), now));
+    ) -> Result<Demand, Refusal> {
         if let Some(refusal) = self.refusal((account, slots), (demand, model), now) {
-            slots.iter().for_each(|slot| self.pages[*slot].totals.refused += 1);
-            self.totals.refused += 1;
             return Err(refusal);
         }
-        let (Demand::First { now: asked, .. } | Demand::Further(asked)) = demand;
-        self.take(slots, (asked, model), now);
+        self.take(slots, (&demand.now, model), now);
         slots.iter().for_each(|slot| self.pages[*slot].totals.take());
         self.totals.take();
-        Ok(*asked)
+        Ok(*demand)
+    }
+
+    fn count_refusal(&mut self, account: &Account) {
+        self.totals.refused += 1;
+        for node in &account.nodes {
+            if let Some(slot) = self.slots.get(&node.path) {
+                self.pages[*slot].totals.refused += 1;
+            }
+        }
     }
 
     fn take(&mut self, slots: &[usize], (asked, model): (&Amounts, Option<&str>), now: Now) {
@@ -313,6 +357,8 @@ impl Pages {
 
 #[cfg(test)]
 mod extend_tests;
+#[cfg(test)]
+mod line_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

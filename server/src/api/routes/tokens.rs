@@ -123,7 +123,7 @@ fn read_prompt(state: &AppState, fields: &mut Fields, reader: &mut Reader) -> Re
 /// A request of the account's, in which no model runs.
 fn reserve_request(state: &AppState, visit: &Visit) -> Result<Reservation, ApiError> {
     require(&visit.caller, Scope::Inference)?;
-    reserve(state, &visit.caller, Ask::without_model())
+    reserve(state, &visit.caller, &Ask::without_model())
 }
 
 fn respond(state: &AppState, visit: &Visit, answer: Value, reader: Reader) -> Response {

@@ -52,7 +52,7 @@ fn bench_with(model: StubModel, limit: Limit) -> Bench {
 impl Bench {
     fn reserve(&self, max_tokens: u32) -> Reservation {
         let ask = Ask::new("stub", PROMPT.len() as u32, max_tokens);
-        self.ledger.reserve(&self.caller, ask).unwrap()
+        self.ledger.reserve(&self.caller, &ask).unwrap()
     }
 
     fn start(&self, max_tokens: u32) -> Result<Generation, Box<NotStarted>> {
@@ -64,7 +64,7 @@ impl Bench {
         let num_choices = NonZeroU32::new(num_choices).unwrap();
         let ask = Ask::new("stub", PROMPT.len() as u32, max_tokens);
         let ask = Ask { num_answers: num_choices, reserve: Reserve::InParts, ..ask };
-        let reservation = self.ledger.reserve(&self.caller, ask).unwrap();
+        let reservation = self.ledger.reserve(&self.caller, &ask).unwrap();
         Generation::start(&self.replica, Request { num_choices, ..request(max_tokens) }, reservation)
     }
 
@@ -280,7 +280,7 @@ async fn a_rate_without_room_parks_the_answer_until_there_is_room_and_does_not_e
 #[tokio::test(start_paused = true)]
 async fn a_rate_that_stays_full_for_longer_than_is_waited_ends_the_answer() {
     let bench = bench_with(StubModel::new(32, 4), output_limit(a_minute, 60));
-    let held = bench.ledger.reserve(&bench.caller, Ask::new("stub", 5, 50)).unwrap();
+    let held = bench.ledger.reserve(&bench.caller, &Ask::new("stub", 5, 50)).unwrap();
     let mut generation = bench.start_in_parts(40, 1).unwrap();
     let mut delivered = 0;
     loop {
@@ -290,7 +290,11 @@ async fn a_rate_that_stays_full_for_longer_than_is_waited_ends_the_answer() {
             Err(_) => {
                 bench.clock.advance(Duration::from_secs(1));
                 // Somebody else takes whatever comes free.
-                bench.ledger.reserve(&bench.caller, Ask::new("stub", 5, 1)).map(|taken| taken.settle_as(usage(1))).ok();
+                bench
+                    .ledger
+                    .reserve(&bench.caller, &Ask::new("stub", 5, 1))
+                    .map(|taken| taken.settle_as(usage(1)))
+                    .ok();
             }
         }
     }

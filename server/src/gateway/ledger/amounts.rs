@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
-use crate::gateway::quota::{Bound, Limit, Unit};
+use crate::gateway::account::ServiceClass;
+use crate::gateway::quota::{Bound, Limit, Percent, Unit};
 use crate::gateway::tariff::Tariff;
 
 /// What a request might use at most.
@@ -19,6 +20,7 @@ pub struct Ask {
     /// To the one prompt.
     pub num_answers: NonZeroU32,
     pub reserve: Reserve,
+    pub class: ServiceClass,
 }
 
 /// How much of its answers a request reserves before it runs.
@@ -37,17 +39,27 @@ pub(super) struct Amounts {
     pub(super) input_tokens: u64,
     pub(super) output_tokens: u64,
     pub(super) gpu_micros: u64,
+    /// Of requests in the class `batch`.
+    pub(super) batch_tokens: u64,
     /// Prompt and one answer, as long as it may become. Nobody takes it.
     pub(super) context_tokens: u64,
 }
 
 /// What is asked at one time.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Demand {
+pub(super) struct Demand {
+    pub(super) now: Amounts,
+    pub(super) stage: Stage,
+    /// Beyond a grant.
+    pub(super) overrun: Percent,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stage {
     /// A request wants to begin. `whole`: with all that may follow.
-    First { now: Amounts, whole: Amounts },
+    First { whole: Amounts },
     /// One that runs wants to go on.
-    Further(Amounts),
+    Further,
 }
 
 /// What is asked of one limit.
@@ -61,8 +73,14 @@ pub(super) struct Share {
 impl Ask {
     /// For one answer, reserved whole.
     pub fn new(model: &str, prompt_tokens: u32, max_output_tokens: u32) -> Self {
-        let (num_answers, reserve) = (NonZeroU32::MIN, Reserve::Whole);
-        Self { model: Some(model.into()), prompt_tokens, max_output_tokens, num_answers, reserve }
+        Self {
+            model: Some(model.into()),
+            prompt_tokens,
+            max_output_tokens,
+            num_answers: NonZeroU32::MIN,
+            reserve: Reserve::Whole,
+            class: ServiceClass::Standard,
+        }
     }
 
     /// A request of the caller's in which no model runs.
@@ -81,7 +99,7 @@ impl Ask {
     pub(super) fn demand(&self, first_part: u32, tariff: &Tariff) -> Demand {
         let whole = self.amounts(tariff);
         let now = if first_part == self.max_output_tokens { whole } else { self.with_output(first_part, tariff) };
-        Demand::First { now, whole }
+        Demand { now, stage: Stage::First { whole }, overrun: Percent::NONE }
     }
 
     /// With all that may follow.
@@ -93,19 +111,26 @@ impl Ask {
         let generated_tokens = tokens.saturating_mul(self.num_answers.get());
         let used = Usage { prompt_tokens: self.prompt_tokens, generated_tokens, ..Usage::default() };
         let context_tokens = u64::from(self.prompt_tokens) + u64::from(self.max_output_tokens);
-        Amounts { context_tokens, ..Amounts::of(self.model.as_deref(), used, tariff) }
+        Amounts { context_tokens, ..Amounts::of(self.model.as_deref(), used, tariff).in_class(self.class) }
     }
 }
 
 impl Demand {
+    /// The same in the class `batch`, beyond a grant.
+    pub(super) fn overrunning(&self, overrun: Percent) -> Self {
+        let stage = match self.stage {
+            Stage::First { whole } => Stage::First { whole: whole.in_class(ServiceClass::Batch) },
+            Stage::Further => Stage::Further,
+        };
+        Self { now: self.now.in_class(ServiceClass::Batch), stage, overrun }
+    }
+
     /// `None`: nothing, so that it cannot be refused.
     pub(super) fn of_limit(&self, limit: &Limit) -> Option<Share> {
-        match self {
-            Self::First { now, whole } => Some(Share { now: now.of_limit(limit), whole: whole.of_limit(limit) }),
-            Self::Further(more) => {
-                let now = more.of_limit(limit);
-                (now > 0).then_some(Share { now, whole: now })
-            }
+        let now = self.now.of_limit(limit);
+        match &self.stage {
+            Stage::First { whole } => Some(Share { now, whole: whole.of_limit(limit) }),
+            Stage::Further => (now > 0).then_some(Share { now, whole: now }),
         }
     }
 }
@@ -117,8 +142,15 @@ impl Amounts {
             input_tokens: used.prompt_tokens.into(),
             output_tokens: used.generated_tokens.into(),
             gpu_micros: tariff.cost_micros(model, used),
+            batch_tokens: 0,
             context_tokens: 0,
         }
+    }
+
+    #[must_use]
+    pub(super) fn in_class(self, class: ServiceClass) -> Self {
+        let is_batch = class == ServiceClass::Batch;
+        Self { batch_tokens: if is_batch { self.input_tokens.saturating_add(self.output_tokens) } else { 0 }, ..self }
     }
 
     /// How much of `limit` this is.
@@ -132,6 +164,8 @@ impl Amounts {
                 Unit::GpuMicros => self.gpu_micros,
             },
             Bound::ConcurrentRequests(_) => self.requests,
+            Bound::QueuedRequests(_) => 0,
+            Bound::BatchTokens(_) => self.batch_tokens,
             Bound::ContextTokens(_) => self.context_tokens,
         }
     }
@@ -151,6 +185,7 @@ impl Amounts {
             input_tokens: join(self.input_tokens, other.input_tokens),
             output_tokens: join(self.output_tokens, other.output_tokens),
             gpu_micros: join(self.gpu_micros, other.gpu_micros),
+            batch_tokens: join(self.batch_tokens, other.batch_tokens),
             context_tokens: join(self.context_tokens, other.context_tokens),
         }
     }

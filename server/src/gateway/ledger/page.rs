@@ -175,8 +175,8 @@ impl Counter {
                 State::Budget(Budget::new(amount, period, (origin.calendar, now.wall), used))
             }
             Bound::ConcurrentRequests(_) if limit.model.is_none() => State::Held(open),
-            Bound::ConcurrentRequests(_) => State::Held(0),
-            Bound::ContextTokens(_) => State::Stateless,
+            Bound::ConcurrentRequests(_) | Bound::BatchTokens(_) => State::Held(0),
+            Bound::QueuedRequests(_) | Bound::ContextTokens(_) => State::Stateless,
         };
         Self { state, would_have_refused: 0 }
     }
@@ -201,7 +201,7 @@ impl Counter {
         let fit = match &self.state {
             _ if share.whole > most => Fit::Never,
             State::Rate(bucket) => bucket.fit(now.monotonic, share.now),
-            State::Budget(budget) => budget.fit(now.wall, share.now),
+            State::Budget(budget) => budget.fit(now.wall, share.now, demand.overrun),
             State::Held(held) if held.saturating_add(share.now) > most => {
                 let at_once = u32::try_from(most).unwrap_or(u32::MAX);
                 Fit::After(mean_held.map_or(BEFORE_ANYTHING_ENDED, |held| held / at_once))

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use passerelle_engine::Usage;
 
-use super::amounts::{Amounts, Ask, Demand};
+use super::amounts::{Amounts, Ask, Demand, Stage};
 use super::{Books, Now, Refusal, Retry};
-use crate::gateway::account::{Account, Caller};
+use crate::gateway::account::{Account, Caller, ServiceClass};
 use crate::gateway::journal::{self, EntryEnd, Settlement};
+use crate::gateway::quota::Percent;
 
 /// Room taken. Settles when dropped.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Reservation {
     model: Option<Arc<str>>,
     held: Amounts,
     output: Output,
+    class: ServiceClass,
+    overrun: Percent,
     taken_at: Duration,
     used: Usage,
     end: EntryEnd,
@@ -35,7 +38,7 @@ pub struct Reservation {
 pub(super) struct Taken {
     pub(super) caller: Arc<Caller>,
     pub(super) slots: Vec<usize>,
-    pub(super) held: Amounts,
+    pub(super) demand: Demand,
     /// Output of each answer in it.
     pub(super) first_part: u32,
 }
@@ -70,18 +73,25 @@ enum Exit {
 }
 
 impl Reservation {
-    pub(super) fn new(books: Arc<Books>, taken: Taken, ask: Ask, (now, page): (Now, Option<journal::Page>)) -> Self {
-        let Taken { caller, slots, held, first_part } = taken;
+    pub(super) fn new(books: Arc<Books>, taken: Taken, ask: &Ask, (now, page): (Now, Option<journal::Page>)) -> Self {
+        let Taken { caller, slots, demand: Demand { now: held, overrun, .. }, first_part } = taken;
         let output = Output {
             prompt_tokens: ask.prompt_tokens,
             reserved_tokens: first_part.saturating_mul(ask.num_answers.get()),
             first_part: (first_part < ask.max_output_tokens).then_some(first_part),
             parked_since: None,
         };
-        let model = ask.model;
+        // What a grant does not cover takes what the others leave.
+        let class = if overrun == Percent::NONE { ask.class } else { ServiceClass::Batch };
+        let model = ask.model.clone();
         let end = if model.is_some() { EntryEnd::Aborted } else { EntryEnd::Answered };
         let (taken_at, used, exit) = (now.monotonic, Usage::default(), Exit::Settle);
-        Self { books, caller, slots, model, held, output, taken_at, used, end, exit, page }
+        Self { books, caller, slots, model, held, output, class, overrun, taken_at, used, end, exit, page }
+    }
+
+    /// How urgent it is: as it was asked, or what is left to an account that has used up its grant.
+    pub fn class(&self) -> ServiceClass {
+        self.class
     }
 
     /// What each answer may have before [`Reservation::extend`] takes more. `None`: all that it may be.
@@ -103,8 +113,9 @@ impl Reservation {
         loop {
             let generated_tokens = self.output.reserved_tokens.saturating_add(num_answers.saturating_mul(tokens));
             let used = Usage { prompt_tokens: self.output.prompt_tokens, generated_tokens, ..Usage::default() };
-            let more = Amounts::of(model, used, &books.parts.tariff).beyond(&self.held);
-            match pages.refusal((account, &self.slots), (&Demand::Further(more), model), now) {
+            let more = Amounts::of(model, used, &books.parts.tariff).in_class(self.class).beyond(&self.held);
+            let demand = Demand { now: more, stage: Stage::Further, overrun: self.overrun };
+            match pages.refusal((account, &self.slots), (&demand, model), now) {
                 None => {
                     pages.take(&self.slots, (&more, model), now);
                     self.held = self.held.plus(&more);
@@ -120,11 +131,13 @@ impl Reservation {
 
     /// A rate has room sooner or later; a window that is about to begin is worth the wait too.
     fn denied(&mut self, refusal: &Refusal, now: Now) -> Denied {
+        /// Where nobody knows exactly when something comes free.
+        const LEAST_WAIT: Duration = Duration::from_millis(10);
         let since = *self.output.parked_since.get_or_insert(now.monotonic);
         let left = (since + self.books.parts.in_parts.longest_park).saturating_sub(now.monotonic);
         match refusal.retry {
             Retry::After(wait) if !left.is_zero() && (wait <= left || refusal.limit.is_rate()) => {
-                Denied::Later(wait.min(left))
+                Denied::Later(wait.max(LEAST_WAIT).min(left))
             }
             Retry::After(_) | Retry::Spent | Retry::Never => Denied::Spent,
         }
@@ -211,7 +224,11 @@ impl Drop for Reservation {
             page.totals.settle(self.used);
         }
         pages.totals.settle(self.used);
+        let somebody_waits = !pages.line.is_empty();
         drop(pages);
+        if somebody_waits {
+            self.books.gave_back.notify_waiters();
+        }
         self.write_down(used.gpu_micros, now);
     }
 }

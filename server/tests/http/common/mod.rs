@@ -23,10 +23,11 @@ use passerelle::api::{
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
+use passerelle::gateway::quota::Percent;
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::{
-    Account, Administration, Authenticator, DataDir, Directory, Ledger, Limit, Load, Quota, Replica, ReplicaDoor,
-    Router, SubmitError,
+    Account, Administration, Authenticator, DataDir, Directory, Ledger, LedgerParts, Limit, Load, Quota, Replica,
+    ReplicaDoor, Router, SubmitError,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::GrammarCompiler;
@@ -63,6 +64,8 @@ pub(crate) struct Options {
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) batches: BatchBounds,
     pub(crate) seen: Seen,
+    /// Of grants.
+    pub(crate) overrun: Percent,
 }
 
 /// What the engine was asked, in its order. Clones see the same.
@@ -124,6 +127,7 @@ impl Default for Options {
             data_dir: None,
             batches: BatchBounds::default(),
             seen: Seen::default(),
+            overrun: Percent::NONE,
         }
     }
 }
@@ -245,7 +249,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         authenticator,
         administration,
         owners: BTreeMap::new(),
-        ledger: Ledger::without_past(Arc::clone(&clock)),
+        ledger: Ledger::new(LedgerParts { overrun: options.overrun, ..LedgerParts::without_past(Arc::clone(&clock)) }),
         serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), []),
         clock,
         metrics,
