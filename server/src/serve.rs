@@ -3,6 +3,7 @@
 //! The order is deliberate: keys before models (a server that may not open its door loads nothing), models before the
 //! listener (nothing listens that cannot answer), and on the way down the listener before the engines.
 
+mod admin_socket;
 mod defaults;
 mod door;
 mod engines;
@@ -24,8 +25,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use passerelle::api::{
-    self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, Readiness, RequestBounds, RouteSwitch,
-    ServeConfig, Serving, SseConfig, Tls,
+    self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness,
+    RequestBounds, RouteSwitch, ServeConfig, Serving, SseConfig, Tls,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
@@ -42,6 +43,7 @@ use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
 use signals::Signals;
 use upstreams::Upstreams;
 
+pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 pub(crate) use models::{Loaded, compute, find_files, load};
@@ -63,7 +65,7 @@ pub(crate) struct Server {
     /// Dropped late: every answer needs its engine to the end.
     engines: Vec<Engine>,
     encoders: Vec<EncoderEngine>,
-    /// Dropped last: every request is settled. `None` for an open door.
+    /// Dropped last: every request is settled. `None` for a server without a data directory.
     _ledger: Option<LedgerKeeper>,
 }
 
@@ -94,9 +96,13 @@ pub(crate) fn runtime() -> Result<Runtime> {
 pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let (authenticator, administration) = door::authenticator(config, door, (&clock, runtime))?;
-    let (guard, lock) = match &authenticator {
-        Authenticator::Open { .. } => (BrowserGuard::LocalOnly, None),
-        Authenticator::Keys(_) => (BrowserGuard::Off, Some(LedgerLock::take(config)?)),
+    let guard = match &authenticator {
+        Authenticator::Open { .. } => BrowserGuard::LocalOnly,
+        Authenticator::Keys(_) => BrowserGuard::Off,
+    };
+    let lock = match door {
+        Door::AsConfigured => Some(LedgerLock::take(config)?),
+        Door::Open => None,
     };
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
@@ -111,18 +117,23 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let replicas = fleet.replicas.into_iter().chain(upstreams.follow(settings)?);
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
     let basis = LedgerBasis { clock: Arc::clone(&clock), tariff: fleet.tariff };
-    let (ledger, keeper) = match lock {
-        None => (ledger::without_keeping(basis, &config.ledger)?, None),
-        Some(lock) => {
+    let (ledger, keeper) = match (&authenticator, lock) {
+        (Authenticator::Keys(_), Some(lock)) => {
             let (ledger, keeper) = lock.open(basis, &config.ledger, (&fleet.served, fleet.partition))?;
             (ledger, Some(keeper))
         }
+        (_, lock) => (ledger::without_keeping(basis, &config.ledger)?, lock.map(LedgerLock::leave_shut)),
     };
     let readiness = Readiness::default();
     let batches = match door {
         Door::AsConfigured => Some(open_batches(config)?),
         Door::Open => None,
     };
+    let api_config = api_config(config, guard)?;
+    if let Some(administration) = administration.clone() {
+        let desk = OperatorDesk::new(administration, &api_config);
+        admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
+    }
     let state = AppState::new(AppParts {
         models: fleet.served,
         authenticator,
@@ -133,7 +144,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         clock,
         metrics: fleet.metrics,
         batches,
-        config: api_config(config, guard)?,
+        config: api_config,
         readiness: readiness.clone(),
     });
     runtime.spawn(api::run_batches(state.clone()));

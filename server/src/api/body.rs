@@ -1,5 +1,7 @@
 //! Reads a request's body: JSON, bounded in size and time.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::HeaderMap;
@@ -14,16 +16,33 @@ use super::wire::parse_json;
 /// Larger bodies are parsed off the async threads.
 const MAX_INLINE_BYTES: usize = 64 << 10;
 
+/// How large a body may be, and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyBounds {
+    pub(crate) max_bytes: usize,
+    pub(crate) timeout: Duration,
+}
+
+impl BodyBounds {
+    pub(crate) fn of(config: &ApiConfig) -> Self {
+        Self { max_bytes: config.max_body_bytes, timeout: config.body_timeout }
+    }
+}
+
 pub(crate) async fn read_json(request: Request, state: &AppState) -> Result<Value, ApiError> {
-    let config = state.config();
-    check_content_type(request.headers())?;
-    check_length(request.headers(), config.max_body_bytes)?;
-    let reading = collect(request.into_body(), config.max_body_bytes);
-    let bytes = timeout(config.body_timeout, reading).await.map_err(|_| too_slow(config))??;
+    let bytes = read_bytes(request, BodyBounds::of(state.config())).await?;
     if bytes.len() <= MAX_INLINE_BYTES {
         return parse_json(&bytes);
     }
     state.text_work().run(move || parse_json(&bytes)).await
+}
+
+/// The bytes of a body that says it is JSON.
+pub(crate) async fn read_bytes(request: Request, bounds: BodyBounds) -> Result<Bytes, ApiError> {
+    check_content_type(request.headers())?;
+    check_length(request.headers(), bounds.max_bytes)?;
+    let reading = collect(request.into_body(), bounds.max_bytes);
+    timeout(bounds.timeout, reading).await.map_err(|_| too_slow(bounds))?
 }
 
 async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
@@ -62,7 +81,7 @@ fn too_large(limit: usize) -> ApiError {
     ApiError::new(ErrorKind::BodyTooLarge, format!("The body is larger than the limit of {limit} bytes."))
 }
 
-fn too_slow(config: &ApiConfig) -> ApiError {
-    let seconds = config.body_timeout.as_secs();
+fn too_slow(bounds: BodyBounds) -> ApiError {
+    let seconds = bounds.timeout.as_secs();
     ApiError::new(ErrorKind::BodyTimeout, format!("The body did not arrive within {seconds} seconds."))
 }

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::ROUTES;
+use super::all_routes;
 use super::cross_origin::AllowedOrigins;
 use super::errors::{ApiError, ErrorKind, ErrorLabel};
 use super::ids::random_id;
@@ -27,7 +27,7 @@ pub(crate) async fn trace(State(state): State<AppState>, request: Request, next:
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>();
     let is_matched = |route: &&str| path.is_some_and(|path| path.as_str() == *route);
-    let route = ROUTES.into_iter().map(|(path, _)| path).find(is_matched).unwrap_or("unmatched");
+    let route = all_routes().map(|(path, _)| path).find(is_matched).unwrap_or("unmatched");
     let began = state.clock().now();
     let mut response = next.run(request).await;
     let took_ms = (state.clock().now().saturating_sub(began)).as_millis() as u64;

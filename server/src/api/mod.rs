@@ -14,6 +14,7 @@ mod compress;
 mod cross_origin;
 mod deliver;
 mod delta;
+mod desk;
 mod encode;
 mod errors;
 mod fields;
@@ -38,6 +39,7 @@ mod wire;
 
 pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
+pub use desk::OperatorDesk;
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
@@ -52,7 +54,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
@@ -61,7 +63,7 @@ use routes::{admin, answers, batches, encoders, files, me, models, pages, probes
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 38] = [
+const ROUTES: [Route; 29] = [
     ("/", || get(pages::home)),
     ("/docs", || get(pages::docs)),
     ("/openapi.json", || get(pages::openapi)),
@@ -92,21 +94,16 @@ const ROUTES: [Route; 38] = [
     ("/detokenize", || post(tokens::detokenize)),
     ("/v1/me/limits", || get(me::limits)),
     ("/v1/me/usage", || get(me::usage)),
-    ("/v1/me/keys", || get(admin::keys).post(admin::create_key)),
-    ("/v1/me/keys/{id}", || delete(admin::revoke_key)),
-    ("/admin/v1/accounts", || get(admin::accounts).post(admin::create_account)),
-    ("/admin/v1/limits", || post(admin::change_limit)),
-    ("/admin/v1/keys", || get(admin::keys).post(admin::create_key)),
-    ("/admin/v1/keys/{id}", || delete(admin::revoke_key)),
-    ("/admin/v1/keys/{id}/rotate", || post(admin::rotate_key)),
-    ("/admin/v1/usage", || get(admin::usage)),
-    ("/admin/v1/audit", || get(admin::audit)),
 ];
+
+/// Every path that a server answers at.
+fn all_routes() -> impl Iterator<Item = Route> {
+    ROUTES.into_iter().chain(admin::own_routes()).chain(admin::routes())
+}
 
 /// The whole HTTP side as one service. Layers run in reverse order of this list.
 pub fn router(state: AppState) -> Router {
-    let router = ROUTES
-        .into_iter()
+    let router = all_routes()
         .fold(Router::new(), |router, (path, handler)| router.route(path, handler()))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)

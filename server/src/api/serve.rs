@@ -12,7 +12,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
@@ -28,6 +28,8 @@ pub enum Listener {
     Tcp(TcpListener),
     Tls(TcpListener, Tls),
     Unix(UnixSocket),
+    /// Takes connections of the user who owns the socket, and of root.
+    Owner(UnixSocket),
 }
 
 /// A bound Unix socket; its file is removed when it is dropped, unless another one has taken its place.
@@ -37,6 +39,8 @@ pub struct UnixSocket {
     path: PathBuf,
     /// Device and inode: which file is ours to remove.
     file: (u64, u64),
+    /// Whose it is.
+    owner: u32,
 }
 
 /// The bounds of a listener.
@@ -75,6 +79,7 @@ pub enum Drained {
     TimedOut,
 }
 
+const ROOT: u32 = 0;
 /// Largest request head.
 const MAX_HEAD_BYTES: u32 = 64 << 10;
 /// An HTTP/2 peer that answers no ping for twice this long is gone.
@@ -115,8 +120,20 @@ pub async fn serve(
 impl UnixSocket {
     /// `listener` is bound to `path`. Errors if the file cannot be looked at.
     pub fn new(listener: UnixListener, path: PathBuf) -> io::Result<Self> {
-        let file = file_id(&path)?;
-        Ok(Self { listener, path, file })
+        let (file, owner) = (file_id(&path)?, path.symlink_metadata()?.uid());
+        Ok(Self { listener, path, file, owner })
+    }
+
+    /// Whoever got past the mode of the file is asked who they are all the same.
+    async fn accept_owner(&self) -> io::Result<UnixStream> {
+        loop {
+            let (stream, _) = self.listener.accept().await?;
+            let peer = stream.peer_cred()?.uid();
+            if peer == self.owner || peer == ROOT {
+                return Ok(stream);
+            }
+            tracing::warn!(peer, "another user asked to administrate this server");
+        }
     }
 }
 
@@ -153,6 +170,7 @@ async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> io::Result<Conn
         Listener::Tcp(listener) => Incoming::Plain(Box::new(accept_tcp(listener).await?)),
         Listener::Tls(listener, tls) => Incoming::Tls(accept_tcp(listener).await?, tls.clone()),
         Listener::Unix(socket) => Incoming::Plain(Box::new(socket.listener.accept().await?.0)),
+        Listener::Owner(socket) => Incoming::Plain(Box::new(socket.accept_owner().await?)),
     };
     Ok(Connection { incoming, place })
 }

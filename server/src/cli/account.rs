@@ -3,13 +3,16 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use passerelle::gateway::AccountPath;
-use passerelle::gateway::directory::{AccountRecord, AuditEntry};
+use passerelle::gateway::quota::UnixSeconds;
+use passerelle::gateway::{AccountPath, Quota};
+use serde::Deserialize;
+use serde_json::json;
 
 use super::apply::apply;
 use super::limit_args::{LimitArgs, shown};
+use super::office::Office;
 use super::output::{self, OutputArgs};
-use super::state_args::{State, StateArgs};
+use super::state_args::StateArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,47 +61,69 @@ enum AccountCommand {
 
 impl AccountArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let state = self.state.open()?;
+        let office = self.state.office()?;
         match self.command {
             AccountCommand::Create { path, limits } => {
-                state.directory.create_account(&path, limits.quota(&state.calendar)?)?;
+                let limits = limits.quota(&office.calendar)?;
+                office.post("/admin/v1/accounts", &json!({"path": path, "limits": limits}))?;
                 output::line(format_args!("created {path}"))
             }
-            AccountCommand::List(output) => list(&state, output),
-            AccountCommand::Weight { path, weight } => Ok(state.directory.set_weight(&path, weight)?),
-            AccountCommand::Apply { file, dry_run } => apply(&state, &file, dry_run),
+            AccountCommand::List(output) => list(&office, output),
+            AccountCommand::Weight { path, weight } => {
+                office.post("/admin/v1/weights", &json!({"account": path, "weight": weight})).map(drop)
+            }
+            AccountCommand::Apply { file, dry_run } => apply(&office, &file, dry_run),
             AccountCommand::Remove { path } => {
-                state.directory.remove_account(&path)?;
+                office.delete(&format!("/admin/v1/accounts/{path}"))?;
                 output::line(format_args!("removed {path}"))
             }
-            AccountCommand::Audit(output) => audit(&state, output),
+            AccountCommand::Audit(output) => audit(&office, output),
         }
     }
 }
 
-fn list(state: &State, output: OutputArgs) -> Result<()> {
-    let accounts = state.directory.snapshot()?.accounts;
+#[derive(Deserialize)]
+struct ListedAccount {
+    path: AccountPath,
+    weight: NonZeroU32,
+    limits: Quota,
+}
+
+fn list(office: &Office, output: OutputArgs) -> Result<()> {
+    let answer = office.get("/admin/v1/accounts")?;
     if output.json {
-        return output::json(&accounts);
+        return output::json(&answer["data"]);
     }
     output::line(format_args!("{:<32}{:<8}LIMITS", "ACCOUNT", "WEIGHT"))?;
-    accounts.iter().try_for_each(|AccountRecord { path, weight, limits, .. }| {
-        let limits: Vec<_> = limits.limits().iter().map(|limit| shown(limit, &state.calendar)).collect();
+    office.rows(answer)?.iter().try_for_each(|ListedAccount { path, weight, limits }| {
+        let limits: Vec<_> = limits.limits().iter().map(|limit| shown(limit, &office.calendar)).collect();
         let limits = if limits.is_empty() { "none".to_owned() } else { limits.join(", ") };
         output::line(format_args!("{:<32}{weight:<8}{limits}", path.as_str()))
     })
 }
 
-fn audit(state: &State, output: OutputArgs) -> Result<()> {
-    let log = state.directory.audit_log()?;
+#[derive(Deserialize)]
+struct ListedAct {
+    at: UnixSeconds,
+    actor: String,
+    act: String,
+    subject: String,
+    detail: String,
+}
+
+fn audit(office: &Office, output: OutputArgs) -> Result<()> {
+    let answer = office.get("/admin/v1/audit")?;
+    let is_unbroken = answer["unbroken"] == true;
     if output.json {
-        output::json(&log)?;
-    } else {
-        for AuditEntry { at, actor, act, subject, detail, .. } in &log {
-            output::line(format_args!("{}  {actor}: {act} {subject} {detail}", state.calendar.show(*at)))?;
+        output::json(&answer["data"])?;
+    }
+    let log: Vec<ListedAct> = office.rows(answer)?;
+    if !output.json {
+        for ListedAct { at, actor, act, subject, detail } in &log {
+            output::line(format_args!("{}  {actor}: {act} {subject} {detail}", office.calendar.show(*at)))?;
         }
     }
-    if !AuditEntry::are_chained(&log) {
+    if !is_unbroken {
         bail!("the audit log is broken: an entry was changed or taken out");
     }
     eprintln!("{} acts, an unbroken chain.", log.len());

@@ -5,13 +5,13 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use passerelle::gateway::directory::{Change, WantedAccount};
 use passerelle::gateway::quota::{Calendar, WrittenLimit};
 use passerelle::gateway::{AccountPath, Limit, Quota};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use super::office::Office;
 use super::output;
-use super::state_args::State;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +27,14 @@ struct FileAccount {
     weight: NonZeroU32,
     #[serde(default)]
     limits: Vec<FileLimit>,
+}
+
+/// What the server is sent.
+#[derive(Debug, PartialEq, Serialize)]
+struct WantedAccount {
+    path: AccountPath,
+    weight: NonZeroU32,
+    limits: Quota,
 }
 
 /// A [`WrittenLimit`] with dates.
@@ -45,21 +53,19 @@ struct FileLimit {
 /// The columns of a CSV file, one limit a line. A line without a limit is an account.
 const COLUMNS: &str = "path,limit,value,model,from,until,dry_run";
 
-pub(super) fn apply(state: &State, file: &Path, dry_run: bool) -> Result<()> {
+pub(super) fn apply(office: &Office, file: &Path, dry_run: bool) -> Result<()> {
     let name = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     let is_csv = file.extension().is_some_and(|extension| extension == "csv");
     let accounts = if is_csv { from_csv(&text) } else { from_toml(&text) }.with_context(|| name.to_string())?;
-    let wanted: Vec<_> = accounts.into_iter().map(|account| account.wanted(&state.calendar)).collect::<Result<_>>()?;
-    let changes = Change::between(&state.directory.snapshot()?.accounts, &wanted);
+    let wanted: Vec<_> = accounts.into_iter().map(|account| account.wanted(&office.calendar)).collect::<Result<_>>()?;
+    let answer = office.post("/admin/v1/apply", &json!({"accounts": wanted, "dry_run": dry_run}))?;
+    let changes: Vec<String> = office.rows(answer)?;
     changes.iter().try_for_each(output::line)?;
     match (changes.len(), dry_run) {
         (0, _) => eprintln!("Nothing to change."),
         (count, true) => eprintln!("{count} changes, none of them made: this is a dry run."),
-        (count, false) => {
-            state.directory.apply(&changes)?;
-            eprintln!("{count} changes made.");
-        }
+        (count, false) => eprintln!("{count} changes made."),
     }
     Ok(())
 }

@@ -1,17 +1,15 @@
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use passerelle::config::Period;
 use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
-use passerelle::gateway::directory::{KeyInfo, NewKey};
-use passerelle::gateway::keys::ApiKey;
-use passerelle::gateway::{AccountPath, DirectoryError, Scope};
+use passerelle::gateway::{AccountPath, Scope};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::limit_args::LimitArgs;
+use super::office::{Office, Refused, in_path};
 use super::output::{self, OutputArgs};
-use super::state_args::{State, StateArgs};
+use super::state_args::StateArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -83,83 +81,95 @@ struct CreateArgs {
 
 impl KeyArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let state = self.state.open()?;
+        let office = self.state.office()?;
         match self.command {
-            KeyCommand::Create(args) => create(&state, args),
-            KeyCommand::List(output) => list(&state, output),
+            KeyCommand::Create(args) => create(&office, args),
+            KeyCommand::List(output) => list(&office, output),
             KeyCommand::Rotate { name, overlap, output } => {
-                let (key, info) = state.directory.rotate_key(&name, overlap.0)?;
-                show_once(&key, &info, output)
+                let path = format!("/admin/v1/keys/{}/rotate", in_path(&name));
+                let made = office.post(&path, &json!({"overlap_seconds": overlap.0.as_secs()}))?;
+                show_once(&made, output)
             }
             KeyCommand::Revoke { name } => {
-                let info = state.directory.revoke_key(&name)?;
-                output::line(format_args!("revoked {} ({})", info.name, info.id))
+                let revoked = office.delete(&format!("/admin/v1/keys/{}", in_path(&name)))?;
+                output::line(format_args!("revoked {} ({})", text(&revoked, "name"), text(&revoked, "id")))
             }
         }
     }
 }
 
-fn create(state: &State, args: CreateArgs) -> Result<()> {
-    let account = account_of(state, &args)?;
+fn create(office: &Office, args: CreateArgs) -> Result<()> {
+    let account = account_of(office, &args)?;
     let scopes = if args.scopes.is_empty() { Scopes::default() } else { Scopes::new(args.scopes)? };
     let models =
         if args.models.is_empty() { ModelAccess::All } else { ModelAccess::Only(args.models.into_iter().collect()) };
-    let valid_for: Option<Duration> = args.valid_for.map(|period| period.0);
-    let new = NewKey { account, name: args.name, scopes, models, class: args.class, valid_for };
-    let (key, info) = state.directory.create_key(new)?;
-    let shown = show_once(&key, &info, args.output);
+    let valid_for = args.valid_for.map(|period| period.0.as_secs());
+    let new = json!({
+        "account": account, "name": args.name, "scopes": scopes, "models": models, "class": args.class,
+        "valid_for_seconds": valid_for,
+    });
+    let made = office.post("/admin/v1/keys", &new)?;
+    let shown = show_once(&made, args.output);
     eprintln!("A server that started before the first key was made asks for none: restart it.");
     shown
 }
 
 /// The account that was named, or one of the key's own name with the limits that were stated.
-fn account_of(state: &State, args: &CreateArgs) -> Result<AccountPath> {
-    let limits = args.limits.quota(&state.calendar)?;
+fn account_of(office: &Office, args: &CreateArgs) -> Result<AccountPath> {
+    let limits = args.limits.quota(&office.calendar)?;
+    let has_limits = !limits.limits().is_empty();
     if let Some(account) = &args.account {
-        if !limits.limits().is_empty() {
+        if has_limits {
             bail!("limits stand on accounts: `passerelle quota set {account} ...` states them");
         }
         return Ok(account.clone());
     }
     let account: AccountPath = args.name.parse().with_context(|| format!("'{}' is no key name", args.name))?;
-    match state.directory.create_account(&account, limits.clone()) {
-        Err(DirectoryError::AccountExists(_)) if !limits.limits().is_empty() => {
+    match office.post("/admin/v1/accounts", &json!({"path": account, "limits": limits})) {
+        Err(error) if Refused::is_conflict(&error) && has_limits => {
             bail!("the account '{account}' exists: `passerelle quota set {account} ...` changes its limits")
         }
-        Ok(()) | Err(DirectoryError::AccountExists(_)) => Ok(account),
-        Err(error) => Err(error.into()),
+        Err(error) if !Refused::is_conflict(&error) => Err(error),
+        Ok(_) | Err(_) => Ok(account),
     }
 }
 
 /// The key alone on standard output, so that a script can take it; what to know about it on standard error.
-fn show_once(key: &ApiKey, info: &KeyInfo, output: OutputArgs) -> Result<()> {
+fn show_once(made: &Value, output: OutputArgs) -> Result<()> {
     if output.json {
-        let mut shown = serde_json::to_value(info)?;
-        shown["key"] = json!(key.reveal());
-        return output::json(&shown);
+        return output::json(made);
     }
-    eprintln!("The key of `{}` ({}), shown this once; only its hash is kept:", info.name, info.id);
-    output::line(key.reveal())
+    let (name, id) = (text(made, "name"), text(made, "id"));
+    eprintln!("The key of `{name}` ({id}), shown this once; only its hash is kept:");
+    output::line(text(made, "key"))
 }
 
-fn list(state: &State, output: OutputArgs) -> Result<()> {
-    let keys = state.directory.list_keys()?;
+#[derive(Deserialize)]
+struct ListedKey {
+    name: String,
+    id: String,
+    account: AccountPath,
+    status: String,
+    scopes: Scopes,
+}
+
+fn list(office: &Office, output: OutputArgs) -> Result<()> {
+    let answer = office.get("/admin/v1/keys")?;
     if output.json {
-        let shown = |info: &KeyInfo| -> Result<Value> {
-            let mut shown = serde_json::to_value(info)?;
-            shown["status"] = json!(info.status(state.now));
-            Ok(shown)
-        };
-        return output::json(&keys.iter().map(shown).collect::<Result<Vec<_>>>()?);
+        return output::json(&answer["data"]);
     }
+    let keys: Vec<ListedKey> = office.rows(answer)?;
     if keys.is_empty() {
         eprintln!("There are no keys; `passerelle key create NAME` makes one.");
         return Ok(());
     }
     output::line(format_args!("{:<24}{:<16}{:<24}{:<10}SCOPES", "NAME", "ID", "ACCOUNT", "STATUS"))?;
-    keys.iter().try_for_each(|info| {
-        let scopes: Vec<_> = info.scopes.iter().map(Scope::as_str).collect();
-        let (id, account, status) = (info.id.as_str(), info.account.as_str(), info.status(state.now).as_str());
-        output::line(format_args!("{:<24}{id:<16}{account:<24}{status:<10}{}", info.name, scopes.join(",")))
+    keys.iter().try_for_each(|ListedKey { name, id, account, status, scopes }| {
+        let scopes: Vec<_> = scopes.iter().map(Scope::as_str).collect();
+        output::line(format_args!("{name:<24}{id:<16}{:<24}{status:<10}{}", account.as_str(), scopes.join(",")))
     })
+}
+
+fn text<'a>(answer: &'a Value, field: &str) -> &'a str {
+    answer[field].as_str().unwrap_or_default()
 }

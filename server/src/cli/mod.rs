@@ -9,6 +9,7 @@ mod inspect;
 mod key;
 mod limit_args;
 mod model_args;
+mod office;
 pub(crate) mod output;
 mod quota;
 mod serve;

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use passerelle::gateway::account::Tree;
 use passerelle::gateway::quota::WrittenLimit;
 use passerelle::gateway::{AccountPath, Ask, Caller, Ledger, LedgerParts, LimitName, Retry};
+use serde_json::json;
 
 use super::limit_args::GrantDates;
 use super::output;
@@ -74,20 +75,21 @@ enum QuotaCommand {
 
 impl QuotaArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let state = self.state.open()?;
         match self.command {
             QuotaCommand::Set { account, limit, value, model, dry_run, dates } => {
-                let (from, until) = dates.instants(&state.calendar)?;
+                let office = self.state.office()?;
+                let (from, until) = dates.instants(&office.calendar)?;
                 let (from, until) = (from.map(|from| from.0), until.map(|until| until.0));
                 let written = WrittenLimit { limit: limit.to_string(), value, model, from, until, dry_run };
-                state.directory.set_limit(&account, written.try_into()?)?;
+                office.post("/admin/v1/limits", &json!({"account": account, "set": written}))?;
                 output::line(format_args!("set {limit} of {account}"))
             }
             QuotaCommand::Explain { key, tokens, output_tokens, model } => {
-                explain(&state, &key, Ask::new(&model, tokens, output_tokens))
+                explain(&self.state.open()?, &key, Ask::new(&model, tokens, output_tokens))
             }
             QuotaCommand::Remove { account, limit, model } => {
-                state.directory.remove_limit(&account, limit, model.as_deref())?;
+                let removed = json!({"limit": limit.to_string(), "model": model});
+                self.state.office()?.post("/admin/v1/limits", &json!({"account": account, "remove": removed}))?;
                 output::line(format_args!("removed {limit} of {account}"))
             }
         }

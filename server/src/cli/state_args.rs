@@ -11,6 +11,8 @@ use passerelle::gateway::quota::{Calendar, UnixSeconds};
 use passerelle::gateway::{DataDir, DataError, Directory, Quota};
 use passerelle_engine::clock::{Clock, SystemClock};
 
+use super::office::Office;
+
 #[derive(Debug, Args)]
 pub(super) struct StateArgs {
     /// Where accounts, keys and usage are kept [default: the user's data directory].
@@ -51,6 +53,13 @@ impl StateArgs {
             data,
             calendar: Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?,
         })
+    }
+
+    /// Where accounts, keys and limits are changed, and usage is read.
+    pub(super) fn office(&self) -> Result<Office> {
+        let config = self.config()?;
+        let calendar = Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?;
+        Office::open(&config.server.data_dir, calendar)
     }
 
     fn config(&self) -> Result<Config> {

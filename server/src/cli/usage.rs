@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use passerelle::gateway::AccountPath;
 use passerelle::gateway::journal::UsageSum;
 use passerelle::gateway::journal::export::{Exported, verify_csv, write_csv};
-use passerelle::gateway::quota::UnixSeconds;
 
+use super::office::Office;
 use super::output::{self, OutputArgs};
 use super::state_args::{State, StateArgs};
 
@@ -68,23 +68,26 @@ impl UsageArgs {
             None => {
                 let output = OutputArgs { json: false };
                 let all = ShowArgs { account: AccountPath::root(), since: None, until: None, output };
-                show(&self.state.open()?, all)
+                show(&self.state.office()?, all)
             }
-            Some(UsageCommand::Show(args)) => show(&self.state.open()?, args),
+            Some(UsageCommand::Show(args)) => show(&self.state.office()?, args),
             Some(UsageCommand::Export { file }) => export(&self.state.open()?, file),
             Some(UsageCommand::Verify { file, head }) => verify(file, head.as_deref()),
         }
     }
 }
 
-fn show(state: &State, args: ShowArgs) -> Result<()> {
-    let instant = |date: Option<String>| date.map(|date| state.calendar.start_of(&date)).transpose();
-    let from = instant(args.since)?.unwrap_or_default();
-    let until = instant(args.until)?.unwrap_or(UnixSeconds(i64::MAX as u64));
-    let sums = state.usage()?.sums(&args.account, (from, until))?;
+fn show(office: &Office, args: ShowArgs) -> Result<()> {
+    let instant = |name: &str, date: Option<String>| -> Result<String> {
+        let at = date.map(|date| office.calendar.start_of(&date)).transpose()?;
+        Ok(at.map_or_else(String::new, |at| format!("&{name}={}", at.0)))
+    };
+    let (since, until) = (instant("since", args.since)?, instant("until", args.until)?);
+    let answer = office.get(&format!("/admin/v1/usage?account={}{since}{until}", args.account))?;
     if args.output.json {
-        return output::json(&sums);
+        return output::json(&answer["data"]);
     }
+    let sums: Vec<UsageSum> = office.rows(answer)?;
     let heading = ["REQUESTS", "INPUT", "CACHED", "OUTPUT", "GPU SECONDS"];
     let [requests, input, cached, generated, gpu] = heading;
     let line = format!("{requests:>10}{input:>12}{cached:>12}{generated:>12}{gpu:>16}");

@@ -1,4 +1,4 @@
-//! What administration over HTTP works on: the same accounts, keys and usage as the commands.
+//! What administration works on, by whichever way it comes: accounts, keys and usage.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use super::data::{DataDir, DataError};
 use super::directory::Directory;
 use super::journal::UsageReader;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Administration {
     pub directory: Directory,
     pub usage: Arc<UsageReader>,

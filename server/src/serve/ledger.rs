@@ -13,10 +13,11 @@ use passerelle::gateway::quota::{Calendar, Percent, UnixSeconds};
 use passerelle::gateway::{DataDir, Ledger, LedgerParts, PartBounds, Tariff};
 use passerelle_engine::clock::Clock;
 
-/// The right to write the ledger. Dropped in this order: what was settled is on the disk before another server may come.
+/// The right to the data directory, and to write the ledger in it. Dropped in this order: what was settled is on the disk before another server may come.
 #[derive(Debug)]
 pub(super) struct LedgerKeeper {
-    _thread: JournalThread,
+    /// `None`: nothing is written, and yet nobody else may write.
+    _thread: Option<JournalThread>,
     _lock: File,
 }
 
@@ -74,7 +75,12 @@ impl LedgerLock {
             overrun: Percent(config.overrun_percent),
             journal: Some(JournalParts { journal, next_id, latest, binary, models }),
         });
-        Ok((ledger, LedgerKeeper { _thread: thread, _lock: self.lock }))
+        Ok((ledger, LedgerKeeper { _thread: Some(thread), _lock: self.lock }))
+    }
+
+    /// The right alone, for a server that keeps no ledger.
+    pub(super) fn leave_shut(self) -> LedgerKeeper {
+        LedgerKeeper { _thread: None, _lock: self.lock }
     }
 }
 

@@ -81,6 +81,16 @@ fn clear(path: &Path) -> Result<()> {
     std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))
 }
 
+/// A socket for connections of this process's own user. What is at `path` may be taken away: whoever calls holds the right to
+/// the folder, so it was left by a process that is no more.
+pub(super) fn listen_to_owner(path: &Path) -> io::Result<Listener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    Ok(Listener::Owner(UnixSocket::new(listen_unix(path)?, path.to_owned())?))
+}
+
 /// The socket is made in a folder that only its owner can enter and linked to its place when its mode is right, so that
 /// there is no moment in which somebody else could connect. A link, because it fails where another server's socket is.
 fn listen_unix(path: &Path) -> io::Result<UnixListener> {
@@ -133,6 +143,18 @@ mod tests {
         drop(first);
         assert!(path.exists(), "what somebody else put there is not removed");
         drop(successor);
+    }
+
+    #[tokio::test]
+    async fn an_administration_socket_is_for_its_owner_and_replaces_what_a_killed_server_left() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("admin.sock");
+        drop(StdUnixListener::bind(&path).expect("the path is free"));
+        let listener = listen_to_owner(&path).expect("nobody listens there");
+        assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
+        assert!(UnixStream::connect(&path).is_ok());
+        drop(listener);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The commands, run as their users run them: the real binary, the bundled demo model, free loopback ports.
 
+mod administration;
 mod binary;
 mod gguf;
 #[expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]

@@ -7,14 +7,14 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::admin::{blocking, kept};
+use super::admin::blocking;
 use super::authenticate;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::invalid;
 use crate::api::state::AppState;
 use crate::gateway::ledger::LimitState;
 use crate::gateway::quota::{Unit, UnixSeconds, WrittenLimit};
-use crate::gateway::{AccountPath, Caller};
+use crate::gateway::{AccountPath, Administration, Caller};
 
 /// Every limit from the caller's account to the root as it stands now, and what is left of GPU time in tokens.
 pub(crate) async fn limits(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
@@ -29,14 +29,18 @@ pub(crate) async fn limits(State(state): State<AppState>, request: Request) -> R
 /// Sums by account and model, of the caller's account and everything below it, as they were settled.
 pub(crate) async fn usage(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
-    let account = caller.account.path.clone();
-    sums(&state, account, request.uri().query().unwrap_or_default()).await
+    let administration = state.administration().ok_or_else(nothing_kept)?;
+    sums(administration, caller.account.path.clone(), request.uri().query().unwrap_or_default()).await
 }
 
-pub(crate) async fn sums(state: &AppState, account: AccountPath, query: &str) -> Result<Response, ApiError> {
+pub(crate) async fn sums(
+    administration: &Administration,
+    account: AccountPath,
+    query: &str,
+) -> Result<Response, ApiError> {
     let (from, until) = (instant(query, "since")?, instant(query, "until")?);
     let window = (from.unwrap_or_default(), until.unwrap_or(UnixSeconds(i64::MAX as u64)));
-    let usage = Arc::clone(&kept(state)?.usage);
+    let usage = Arc::clone(&administration.usage);
     let named = account.clone();
     let data = blocking(move || usage.sums(&named, window).map_err(Into::into)).await?;
     Ok(Json(json!({"object": "list", "account": account, "data": data})).into_response())
@@ -75,12 +79,17 @@ fn gpu_time(state: &AppState, caller: &Caller, states: &[LimitState]) -> Vec<Val
 }
 
 fn instant(query: &str, name: &str) -> Result<Option<UnixSeconds>, ApiError> {
-    let stated = query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name);
-    let Some((_, value)) = stated else { return Ok(None) };
+    let Some(value) = in_query(query, name) else { return Ok(None) };
     match value.parse() {
         Ok(seconds) if seconds <= i64::MAX as u64 => Ok(Some(UnixSeconds(seconds))),
         _ => Err(invalid(name, "must be seconds since 1970")),
     }
+}
+
+/// Numbers and the names of accounts are written as they are in a URL.
+pub(crate) fn in_query<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// For servers that keep no accounts.

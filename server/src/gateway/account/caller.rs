@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Account, AccountPath, Classes};
 use crate::gateway::keys::KeyId;
+use crate::gateway::quota::Quota;
 
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -27,6 +28,8 @@ pub enum Via {
     /// A key of `--api-key-file`, by its name.
     FixedKey(Arc<str>),
     Key(KeyId),
+    /// The command line of whoever owns the data directory.
+    CommandLine,
 }
 
 /// What a key may be used for. Whoever may do anything may also look at the models and at their own limits and usage.
@@ -69,6 +72,14 @@ impl Caller {
         Self { account, via: Via::OpenDoor, scopes, models: ModelAccess::All, classes }
     }
 
+    /// Whoever owns the data directory: governs everything in it, and runs no model.
+    pub fn operator() -> Self {
+        let account = Account::alone(AccountPath::root(), Quota::unlimited());
+        let scopes = Scopes([Scope::Admin].into());
+        let (account, classes) = (Arc::new(account), Classes::ANY);
+        Self { account, via: Via::CommandLine, scopes, models: ModelAccess::All, classes }
+    }
+
     pub fn may(&self, scope: Scope) -> bool {
         self.scopes.allow(scope)
     }
@@ -95,6 +106,7 @@ impl Via {
             Self::OpenDoor => "",
             Self::FixedKey(name) => name,
             Self::Key(id) => id.as_str(),
+            Self::CommandLine => "command line",
         }
     }
 }
@@ -205,6 +217,8 @@ mod tests {
         let governs = |path: &str| owner.governs(&path.parse().unwrap());
         assert!(governs("acme") && governs("acme/vision") && !governs("acme2") && !governs("/"));
         assert!(!caller("acme", &[Scope::Inference]).governs(&"acme".parse().unwrap()));
-        assert!(Scopes::new([]).is_err());
+        let operator = Caller::operator();
+        assert!(operator.governs(&AccountPath::root()) && operator.governs(&"acme/vision".parse().unwrap()));
+        assert!(!operator.may(Scope::Inference) && Scopes::new([]).is_err());
     }
 }

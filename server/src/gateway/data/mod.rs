@@ -40,7 +40,7 @@ pub enum DataError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
     Sql { path: PathBuf, source: rusqlite::Error },
-    #[error("another server keeps the ledger in {}: give this one a --data-dir of its own", path.display())]
+    #[error("another server runs on {}: give this one a --data-dir of its own", path.display())]
     InUse { path: PathBuf },
     #[error("{}: {reason}", path.display())]
     Content { path: PathBuf, reason: String },
@@ -64,7 +64,7 @@ impl DataDir {
         Ok(directory)
     }
 
-    /// For a server that keeps the ledger: two of them would settle each other's open reservations. Released when the file
+    /// For a server: two of them would settle each other's open reservations and run each other's batches. Released when the file
     /// is closed, also by the death of the process.
     pub fn lock_for_serving(&self) -> Result<File, DataError> {
         let path = self.path.join("serving.lock");

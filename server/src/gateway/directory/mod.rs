@@ -125,7 +125,8 @@ impl Directory {
         Ok(answer)
     }
 
-    fn now(&self) -> UnixSeconds {
+    /// By the clock that its entries are dated by.
+    pub fn now(&self) -> UnixSeconds {
         UnixSeconds::of(self.clock.wall())
     }
 }

@@ -2,9 +2,11 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of the harness")]
 
+pub(crate) mod both_ways;
 pub(crate) mod client;
 pub(crate) mod encoders;
 pub(crate) mod model;
+pub(crate) mod responses;
 pub(crate) mod schemas;
 pub(crate) mod text;
 
@@ -30,7 +32,7 @@ use passerelle::gateway::{
     ReplicaDoor, Router, SubmitError,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
-use passerelle::text::GrammarCompiler;
+use passerelle::text::{AnswerFormat, GrammarCompiler};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{
     Class, Engine, EngineConfig, EngineHandle, EngineParts, EventStream, Request, ShareKey, StepTurns,
@@ -66,6 +68,8 @@ pub(crate) struct Options {
     pub(crate) seen: Seen,
     /// Of grants.
     pub(crate) overrun: Percent,
+    /// `None`: the formats that the template shows.
+    pub(crate) answers: Option<AnswerFormat>,
 }
 
 /// What the engine was asked, in its order. Clones see the same.
@@ -128,6 +132,7 @@ impl Default for Options {
             batches: BatchBounds::default(),
             seen: Seen::default(),
             overrun: Percent::NONE,
+            answers: None,
         }
     }
 }
@@ -281,7 +286,8 @@ fn administered(folder: &Path, clock: &Arc<dyn Clock>) -> (KeyRing, Administrati
 }
 
 fn served_model(options: &Options) -> ServedModel {
-    let text = text::text_model();
+    let mut text = text::text_model();
+    text.answers = options.answers.unwrap_or(text.answers);
     ServedModel {
         name: MODEL.to_owned(),
         grammars: Arc::new(GrammarCompiler::new(text.tokenizer.clone(), vec![text::END])),

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use passerelle_engine::Usage;
 use rusqlite::{Connection, Row, params};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::entry::{Chain, Entry, EntryId, Opening, Settlement};
 use crate::gateway::account::AccountPath;
@@ -19,7 +19,7 @@ pub struct UsageReader {
 }
 
 /// What one account used of one model.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UsageSum {
     pub account: String,
     pub model: String,

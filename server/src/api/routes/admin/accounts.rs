@@ -1,0 +1,154 @@
+//! Accounts, their weights and their limits.
+
+use std::num::NonZeroU32;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{administrator, blocking, read, require_below};
+use crate::api::desk::{Desk, DeskVisit};
+use crate::api::errors::{ApiError, ErrorKind};
+use crate::gateway::directory::{Change, WantedAccount};
+use crate::gateway::quota::{Quota, WrittenLimit};
+use crate::gateway::{AccountPath, Limit, LimitName};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewAccountBody {
+    path: AccountPath,
+    #[serde(default)]
+    limits: Quota,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitBody {
+    account: AccountPath,
+    set: Option<WrittenLimit>,
+    remove: Option<RemovedLimit>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemovedLimit {
+    limit: String,
+    model: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WeightBody {
+    account: AccountPath,
+    weight: NonZeroU32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApplyBody {
+    accounts: Vec<WantedBody>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedBody {
+    path: AccountPath,
+    #[serde(default = "one")]
+    weight: NonZeroU32,
+    #[serde(default)]
+    limits: Quota,
+}
+
+pub(super) async fn list<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let snapshot = blocking(move || administration.directory.snapshot()).await?;
+    let governed = snapshot.accounts.into_iter().filter(|account| caller.governs(&account.path));
+    Ok(super::list(governed.collect::<Vec<_>>()))
+}
+
+pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let NewAccountBody { path, limits } = read(request, &desk).await?;
+    require_below(&caller, &path)?;
+    let created = json!({"path": path, "limits": limits});
+    blocking(move || administration.directory.create_account(&path, limits)).await?;
+    Ok(Json(created).into_response())
+}
+
+pub(super) async fn remove<D: Desk>(
+    State(desk): State<D>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let named = path.ok().and_then(|Path(path)| path.parse().ok());
+    let path: AccountPath = named.ok_or_else(|| ApiError::new(ErrorKind::NotFound, "There is no such account."))?;
+    require_below(&caller, &path)?;
+    let removed = json!({"path": path, "removed": true});
+    blocking(move || administration.directory.remove_account(&path)).await?;
+    Ok(Json(removed).into_response())
+}
+
+pub(super) async fn change_limit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let LimitBody { account, set, remove } = read(request, &desk).await?;
+    require_below(&caller, &account)?;
+    let directory = administration.directory;
+    let said = |error: String| ApiError::new(ErrorKind::InvalidValue, error);
+    match (set, remove) {
+        (Some(limit), None) => {
+            let limit = Limit::try_from(limit).map_err(|error| said(error.to_string()))?;
+            blocking(move || directory.set_limit(&account, limit)).await?;
+        }
+        (None, Some(RemovedLimit { limit, model })) => {
+            let name: LimitName = limit.parse().map_err(said)?;
+            blocking(move || directory.remove_limit(&account, name, model.as_deref())).await?;
+        }
+        _ => return Err(said("Say either `set` or `remove`.".to_owned())),
+    }
+    Ok(changed())
+}
+
+pub(super) async fn set_weight<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let WeightBody { account, weight } = read(request, &desk).await?;
+    require_below(&caller, &account)?;
+    blocking(move || administration.directory.set_weight(&account, weight)).await?;
+    Ok(changed())
+}
+
+/// Accounts and limits as the body has them; what it does not name stays. Answers what changes, one text each.
+pub(super) async fn apply<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let ApplyBody { accounts, dry_run } = read(request, &desk).await?;
+    accounts.iter().try_for_each(|account| require_below(&caller, &account.path))?;
+    let wanted: Vec<_> = accounts.into_iter().map(WantedAccount::from).collect();
+    let changes = blocking(move || {
+        let changes = Change::between(&administration.directory.snapshot()?.accounts, &wanted);
+        if !dry_run {
+            administration.directory.apply(&changes)?;
+        }
+        Ok(changes)
+    });
+    let changes: Vec<String> = changes.await?.iter().map(ToString::to_string).collect();
+    Ok(Json(json!({"object": "list", "data": changes, "made": !dry_run})).into_response())
+}
+
+fn changed() -> Response {
+    Json(json!({"changed": true})).into_response()
+}
+
+impl From<WantedBody> for WantedAccount {
+    fn from(WantedBody { path, weight, limits }: WantedBody) -> Self {
+        Self { path, weight, limits }
+    }
+}
+
+fn one() -> NonZeroU32 {
+    NonZeroU32::MIN
+}

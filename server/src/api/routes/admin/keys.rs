@@ -1,0 +1,109 @@
+//! Keys: made, listed, rotated and revoked.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{administrator, blocking, read, require_governed};
+use crate::api::desk::{Desk, DeskVisit};
+use crate::api::errors::{ApiError, ErrorKind};
+use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
+use crate::gateway::directory::{KeyInfo, NewKey};
+use crate::gateway::keys::ApiKey;
+use crate::gateway::{AccountPath, Caller, Directory, DirectoryError};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewKeyBody {
+    /// Default: the account of the key that asks.
+    account: Option<AccountPath>,
+    name: String,
+    #[serde(default)]
+    scopes: Scopes,
+    #[serde(default)]
+    models: ModelAccess,
+    #[serde(default)]
+    class: ServiceClass,
+    valid_for_seconds: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RotateBody {
+    overlap_seconds: u64,
+}
+
+/// Whoever does not administrate sees their own key.
+pub(super) async fn list<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = desk.visit(request.headers())?;
+    let directory = administration.directory;
+    let (keys, now) = blocking(move || Ok((directory.list_keys()?, directory.now()))).await?;
+    let is_seen = |key: &KeyInfo| caller.governs(&key.account) || caller.via.label() == key.id.as_str();
+    let shown = |key: KeyInfo| {
+        let mut shown = json!(key);
+        shown["status"] = json!(key.status(now));
+        shown
+    };
+    Ok(super::list(keys.into_iter().filter(is_seen).map(shown).collect::<Vec<_>>()))
+}
+
+pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let NewKeyBody { account, name, scopes, models, class, valid_for_seconds } = read(request, &desk).await?;
+    let account = account.unwrap_or_else(|| caller.account.path.clone());
+    require_governed(&caller, &account)?;
+    let valid_for = valid_for_seconds.map(Duration::from_secs);
+    let new = NewKey { account, name, scopes, models, class, valid_for };
+    let (key, info) = blocking(move || administration.directory.create_key(new)).await?;
+    Ok(shown_once(&key, &info))
+}
+
+pub(super) async fn rotate<D: Desk>(
+    State(desk): State<D>,
+    id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let RotateBody { overlap_seconds } = read(request, &desk).await?;
+    let id = governed_key(&caller, &administration.directory, id).await?;
+    let overlap = Duration::from_secs(overlap_seconds);
+    let (key, info) = blocking(move || administration.directory.rotate_key(&id, overlap)).await?;
+    Ok(shown_once(&key, &info))
+}
+
+pub(super) async fn revoke<D: Desk>(
+    State(desk): State<D>,
+    id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let id = governed_key(&caller, &administration.directory, id).await?;
+    let info = blocking(move || administration.directory.revoke_key(&id)).await?;
+    Ok(Json(info).into_response())
+}
+
+/// By id or name. A key that the caller does not govern is not told from one that does not exist.
+async fn governed_key(
+    caller: &Caller,
+    directory: &Directory,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<String, ApiError> {
+    let Path(id) = id.map_err(|_| ApiError::new(ErrorKind::NotFound, "There is no such key."))?;
+    let (directory, asked) = (directory.clone(), id.clone());
+    let info = blocking(move || directory.find_key(&asked)).await?;
+    if caller.governs(&info.account) {
+        return Ok(info.id.as_str().to_owned());
+    }
+    Err(DirectoryError::UnknownKey(id).into())
+}
+
+fn shown_once(key: &ApiKey, info: &KeyInfo) -> Response {
+    let mut shown: Value = json!(info);
+    shown["key"] = json!(key.reveal());
+    Json(shown).into_response()
+}

@@ -1,0 +1,170 @@
+//! Where the commands of administration go: to the server that runs on the data directory, through its socket, else to the
+//! ledger itself. Both are asked the same requests and have the same handlers, so both do the same things.
+
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use axum::Router;
+use axum::body::Body;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::service::Service;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use passerelle::api::{ApiConfig, OperatorDesk};
+use passerelle::gateway::quota::Calendar;
+use passerelle::gateway::{Administration, DataDir, Directory};
+use passerelle_engine::clock::SystemClock;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+use crate::serve::ADMIN_SOCKET;
+
+/// The whole of a large ledger's accounts or audit log.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+pub(super) struct Office {
+    way: Way,
+    runtime: Runtime,
+    pub(super) calendar: Calendar,
+}
+
+enum Way {
+    /// The socket of the server that runs.
+    Server(PathBuf),
+    /// No server runs.
+    Ledger(Router),
+}
+
+/// Something that was asked for and is not done.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Refused {
+    code: String,
+    message: String,
+}
+
+impl Refused {
+    /// Whether what was to be made is there already.
+    pub(super) fn is_conflict(error: &anyhow::Error) -> bool {
+        error.downcast_ref::<Self>().is_some_and(|refused| refused.code == "conflict")
+    }
+}
+
+impl Office {
+    pub(super) fn open(data_dir: &Path, calendar: Calendar) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let socket = data_dir.join(ADMIN_SOCKET);
+        let way = if is_answered(&socket)? { Way::Server(socket) } else { Way::Ledger(desk(data_dir)?.router()) };
+        Ok(Self { way, runtime, calendar })
+    }
+
+    pub(super) fn get(&self, path: &str) -> Result<Value> {
+        self.ask(Method::GET, path, Body::empty())
+    }
+
+    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        self.ask(Method::POST, path, body.to_string().into())
+    }
+
+    pub(super) fn delete(&self, path: &str) -> Result<Value> {
+        self.ask(Method::DELETE, path, Body::empty())
+    }
+
+    /// The `data` of a list.
+    pub(super) fn rows<T: DeserializeOwned>(&self, mut answer: Value) -> Result<Vec<T>> {
+        serde_json::from_value(answer["data"].take()).context(match self.way {
+            Way::Server(_) => "the server that runs is of another version",
+            Way::Ledger(_) => "the ledger holds what cannot be shown",
+        })
+    }
+
+    fn ask(&self, method: Method, path: &str, body: Body) -> Result<Value> {
+        let request = Request::builder().method(method).uri(path).header(HOST, "localhost");
+        let request = request.header(CONTENT_TYPE, "application/json").body(body)?;
+        let (is_success, bytes) = self.runtime.block_on(async {
+            let response = self.send(request).await?;
+            let is_success = response.status().is_success();
+            Ok::<_, anyhow::Error>((is_success, axum::body::to_bytes(response.into_body(), MAX_ANSWER_BYTES).await?))
+        })?;
+        let answer: Value = serde_json::from_slice(&bytes).context("the answer is no JSON")?;
+        if is_success { Ok(answer) } else { Err(refused(&answer)) }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Body>> {
+        match &self.way {
+            Way::Ledger(router) => match TowerToHyperService::new(router.clone()).call(request).await {
+                Ok(response) => Ok(response),
+            },
+            Way::Server(socket) => {
+                let stream = UnixStream::connect(socket).await;
+                let stream = stream.with_context(|| format!("cannot reach the server at {}", socket.display()))?;
+                let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                Ok(sender.send_request(request).await?.map(Body::new))
+            }
+        }
+    }
+}
+
+/// Whether a server listens there. A socket that a killed one left is none.
+fn is_answered(socket: &Path) -> Result<bool> {
+    use io::ErrorKind::{ConnectionRefused, InvalidInput, NotFound};
+    match StdUnixStream::connect(socket) {
+        Ok(_) => Ok(true),
+        // The last: a path that is too long for a socket, so no server listens there either.
+        Err(error) if matches!(error.kind(), NotFound | ConnectionRefused | InvalidInput) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot reach the server at {}", socket.display())),
+    }
+}
+
+fn desk(data_dir: &Path) -> Result<OperatorDesk> {
+    let data = DataDir::open(data_dir)?;
+    let directory = Directory::open(&data, Arc::new(SystemClock::new()), "command line")?;
+    Ok(OperatorDesk::new(Administration::open(&data, directory)?, &ApiConfig::default()))
+}
+
+fn refused(answer: &Value) -> anyhow::Error {
+    let text = |field: &str| answer["error"][field].as_str().map(str::to_owned);
+    match (text("code"), text("message")) {
+        (Some(code), Some(message)) => Refused { code, message: message.trim_end_matches('.').to_owned() }.into(),
+        _ => anyhow!("the answer is no error of this program: {answer}"),
+    }
+}
+
+/// As one step of a path, whatever was typed.
+pub(super) fn in_path(text: &str) -> String {
+    text.bytes().fold(String::new(), |path, byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => path + &char::from(byte).to_string(),
+        _ => format!("{path}%{byte:02X}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_typed_is_one_step_of_a_path() {
+        assert_eq!(in_path("alice-1"), "alice-1");
+        assert_eq!(in_path("a/b?c é"), "a%2Fb%3Fc%20%C3%A9");
+    }
+
+    #[test]
+    fn a_socket_that_nobody_answers_is_no_server() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let socket = folder.path().join(ADMIN_SOCKET);
+        assert!(!is_answered(&socket).expect("nothing is there"));
+        let living = std::os::unix::net::UnixListener::bind(&socket).expect("the folder is writable");
+        assert!(is_answered(&socket).expect("a server"));
+        drop(living);
+        assert!(socket.exists() && !is_answered(&socket).expect("a killed server leaves its socket"));
+        let long = folder.path().join("x".repeat(200)).join(ADMIN_SOCKET);
+        assert!(!is_answered(&long).expect("no socket can be there"));
+    }
+}

@@ -1,0 +1,143 @@
+//! Administration does the same at a server that runs, through its socket, and on the ledger itself where none runs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::binary::{self, Served, State};
+
+const ACCOUNTS: &str = "\
+[[accounts]]
+path = \"acme\"
+weight = 3
+limits = [{ limit = \"gpu_seconds_granted\", value = 60, until = \"2099-01-01\" }]
+[[accounts]]
+path = \"acme/speech\"
+";
+
+/// What somebody types in the course of a week. `FILE` is a file with [`ACCOUNTS`].
+const SCRIPT: &[&str] = &[
+    "account create acme --requests-per-minute 60",
+    "account create acme/vision",
+    "account create acme/vision",
+    "account create nobody/x",
+    "account weight acme/vision 4",
+    "key create alice --account acme/vision --scope inference --scope batch --model demo --valid-for 720h --json",
+    "key create alice --account acme/vision",
+    "key create bob --concurrent-requests 2 --json",
+    "key create carol --account nobody",
+    "quota set acme tokens_per_day 2000000",
+    "quota set acme/vision concurrent_requests 8 --model demo --dry-run",
+    "quota set nobody tokens_per_day 1",
+    "quota remove acme tokens_per_day",
+    "quota remove acme tokens_per_day",
+    "quota explain alice --tokens 4000",
+    "account apply FILE --dry-run",
+    "account apply FILE",
+    "account apply FILE",
+    "account list",
+    "account list --json",
+    "key rotate alice --overlap 1h --json",
+    "key rotate nobody",
+    "key list",
+    "key list --json",
+    "key revoke alice",
+    "key revoke alice",
+    "key revoke x/y",
+    "account remove acme",
+    "account remove acme/speech",
+    "usage",
+    "usage show acme --json",
+    "account audit",
+];
+
+/// What the script said, without what differs from one time to another: secrets, ids and dates.
+fn outcomes(state: &State) -> Vec<String> {
+    let file = state.path().join("accounts.toml");
+    fs::write(&file, ACCOUNTS).expect("the folder is writable");
+    let mut secrets: Vec<String> = Vec::new();
+    let run = |line: &&str| {
+        let line = line.replace("FILE", file.to_str().expect("a plain path"));
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let output = state.command(&arguments).output().expect("it runs");
+        let [said, told] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("text"));
+        if let Ok(made) = serde_json::from_str::<Value>(&said) {
+            secrets.extend(["key", "id"].iter().filter_map(|field| Some(made[*field].as_str()?.to_owned())));
+            // A key holds its id.
+            secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        }
+        let whole = format!("{:?}\n{said}{told}", output.status.code());
+        let whole = secrets.iter().fold(whole, |text, secret| text.replace(secret, "SECRET"));
+        whole.lines().map(|line| undated(line, arguments.as_slice())).collect()
+    };
+    SCRIPT.iter().map(run).collect()
+}
+
+fn undated(line: &str, command: &[&str]) -> String {
+    let line = match line.split_once("  ") {
+        Some((_, act)) if command == ["account", "audit"] => act,
+        _ => line,
+    };
+    let is_instant = |word: &&str| word.len() >= 10 && word.bytes().all(|byte| byte.is_ascii_digit());
+    let words = line.split_inclusive([' ', ',']).map(|word| match word.trim_end_matches([' ', ',']) {
+        bare if is_instant(&bare) => "AT ".to_owned(),
+        _ => word.to_owned(),
+    });
+    words.collect::<String>() + "\n"
+}
+
+#[test]
+fn what_is_done_at_a_running_server_is_what_is_done_on_the_ledger() {
+    let (quiet, busy) = (State::new(), State::new());
+    let served = Served::start_logging(&busy, &[], "info");
+    for ((line, on_ledger), at_server) in SCRIPT.iter().zip(outcomes(&quiet)).zip(outcomes(&busy)) {
+        assert_eq!(on_ledger, at_server, "{line}");
+    }
+    let log = fs::read_to_string(busy.log()).expect("it was logged");
+    assert!(log.contains("administered from the command line"), "the server was not asked: {log}");
+    drop(served);
+}
+
+#[test]
+fn keys_that_are_made_and_revoked_through_the_socket_are_so_for_the_server_that_runs() {
+    let state = State::new();
+    let run = |line: &str| {
+        let output = state.command(&line.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    run("key create alice");
+    let served = Served::start(&state, &[]);
+    let bob = run("key create bob");
+    let models = || binary::get_as(&served.address, "/v1/models", Some(&bob)).status;
+    assert!((0..100_000).any(|_| models() == 200), "a key made through the socket is not accepted");
+    run("key revoke bob");
+    assert!((0..100_000).any(|_| models() == 401), "a revoked key is still accepted");
+}
+
+fn socket_of(state: &State) -> PathBuf {
+    state.path().join("passerelle/admin.sock")
+}
+
+#[test]
+fn one_data_directory_has_one_server_and_a_killed_ones_socket_is_replaced() {
+    let state = State::new();
+    let served = Served::start(&state, &[]);
+    let mode = socket_of(&state).metadata().expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let second = state.command(&["serve", "--listen", "127.0.0.1:0"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && said.contains("another server runs on"), "{said}");
+    assert!(UnixStream::connect(socket_of(&state)).is_ok(), "the second took nothing away");
+    drop(served);
+    assert!(socket_of(&state).exists(), "a killed server leaves its socket");
+    assert!(state.command(&["account", "list"]).status().expect("it runs").success());
+    let mut served = Served::start(&state, &[]);
+    assert!(UnixStream::connect(socket_of(&state)).is_ok());
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    assert!(!socket_of(&state).exists());
+}
