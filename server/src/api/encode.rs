@@ -15,9 +15,10 @@ use tokio::time::timeout;
 use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
-use super::generate::{Visit, reserve_in_turn};
+use super::generate::Visit;
 use super::meter::PromptMeter;
 use super::prepare::find_model;
+use super::reserve::{Patience, reserve_with};
 use super::routes::require;
 use super::state::{AppState, ServedModel};
 use super::wire::texts::{TextItem, Texts, Truncate};
@@ -65,7 +66,7 @@ pub(crate) async fn encode(
     let framed = frame(state, model, texts).await?;
     let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
     let ask = Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0);
-    let reservation = reserve_in_turn(state, &visit.caller, &ask).await?;
+    let reservation = reserve_with(Patience::InTurn, state, &visit.caller, &ask).await?;
     let mut running = Running::start(state, visit, model, framed, reservation)?;
     let limit = state.config().request_timeout;
     match timeout(limit, running.all()).await {

@@ -24,6 +24,7 @@ use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, p
 use super::ranking::Ranking;
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
+use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
 use super::running::Writers;
 use super::state::{AppState, ServedModel, Serving};
@@ -33,7 +34,7 @@ use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::tier::tier_name;
 use crate::gateway::account::ServiceClass;
-use crate::gateway::{Ask, Caller, PrefixHint, Refusal, Reservation, Reserve, Scope};
+use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Reserve, Scope};
 use crate::text::grammar::CompiledGrammar;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
@@ -186,19 +187,14 @@ struct Ticket {
 }
 
 impl Admission<'_> {
-    /// All prompts or none. Only a single prompt waits in line: several would hold up each other with what they have
-    /// already; and a batch is tried again anyway.
+    /// All prompts or none.
     async fn reserve_all(&self, prompts: Vec<EncodedPrompt>, scope: Scope) -> Result<Vec<Ticket>, ApiError> {
         let plans = self.plan(&prompts)?;
         self.check_together(&plans)?;
-        let waits = prompts.len() == 1 && scope != Scope::Batch;
+        let patience = Patience::of(prompts.len(), scope);
         let mut tickets = Vec::with_capacity(prompts.len());
         for (prompt, plan) in prompts.into_iter().zip(plans) {
-            let reserved = match waits {
-                true => reserve_in_turn(self.state, self.caller, &plan.ask).await,
-                false => reserve(self.state, self.caller, &plan.ask),
-            };
-            match reserved {
+            match reserve_with(patience, self.state, self.caller, &plan.ask).await {
                 Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
                 Err(refusal) => {
                     withdraw_all(tickets.into_iter().map(|ticket| ticket.reservation));
@@ -333,32 +329,6 @@ impl Admission<'_> {
         let of_choices = (0..drawn.get()).map(|_| Writer::new(spec.clone())).collect();
         Writers { of_choices, ranking: self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn)) }
     }
-}
-
-/// For what was never started.
-pub(crate) fn withdraw_all(reservations: impl IntoIterator<Item = Reservation>) {
-    reservations.into_iter().for_each(Reservation::withdraw);
-}
-
-/// Takes room in the ledger, or says why there is none.
-pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, ApiError> {
-    state.ledger().available_to(caller)?;
-    state.ledger().reserve(caller, ask).map_err(|refusal| refused(state, refusal))
-}
-
-/// The same, after a wait for what would fit a moment later.
-pub(crate) async fn reserve_in_turn(
-    state: &AppState,
-    caller: &Arc<Caller>,
-    ask: &Ask,
-) -> Result<Reservation, ApiError> {
-    state.ledger().available_to(caller)?;
-    state.ledger().reserve_in_turn(caller, ask).await.map_err(|refusal| refused(state, refusal))
-}
-
-fn refused(state: &AppState, refusal: Refusal) -> ApiError {
-    state.metrics().refused(refusal.limit);
-    refusal.into()
 }
 
 pub(crate) fn saturating_u32(count: usize) -> u32 {

@@ -29,6 +29,7 @@ mod prepare;
 mod ranking;
 mod relayed;
 mod remote;
+mod reserve;
 mod routes;
 mod running;
 mod serve;

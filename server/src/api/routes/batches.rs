@@ -14,7 +14,7 @@ use super::{authenticate, enter, list_ignored, name_in_path, require};
 use crate::api::body::read_json;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
-use crate::api::generate::reserve;
+use crate::api::reserve::reserve;
 use crate::api::state::AppState;
 use crate::api::wire::sampling::read_metadata;
 use crate::batches::{Batch, BatchId, BatchStatus, Counts, Endpoint};

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::{authenticate, enter, name_in_path, require};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{invalid, required};
-use crate::api::generate::reserve;
+use crate::api::reserve::reserve;
 use crate::api::state::AppState;
 use crate::batches::{BatchStore, Purpose, StoredFile, Upload};
 use crate::gateway::{Ask, Scope};
