@@ -16,7 +16,7 @@ use passerelle_engine::{Event, EventStream, FinishReason, Request, TokenEvent, U
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, SubmitError};
-use grants::Grants;
+use grants::{Grants, Progress};
 
 #[derive(Debug)]
 #[must_use = "dropping a generation aborts and settles it"]
@@ -151,9 +151,10 @@ impl Generation {
     fn extend(&mut self) {
         let growing = || self.choices.iter().filter(|choice| choice.stage == Stage::Growing);
         let num_growing = growing().map(|_| 1).sum();
-        if let Some(furthest) = growing().map(|choice| choice.delivered_tokens).max() {
-            self.grants.extend(&self.events, &mut self.reservation, (num_growing, furthest));
-        }
+        let Some(delivered) = growing().map(|choice| choice.delivered_tokens).max() else { return };
+        let generated = delivered.max(self.events.usage().generated_tokens / self.choices.len() as u32);
+        let progress = Progress { num_growing, delivered, generated };
+        self.grants.extend(&self.events, &mut self.reservation, progress);
     }
 
     fn end_starved(&mut self) {

@@ -38,7 +38,7 @@ use super::journal::{EntryId, Journal, JournalState, JournalUnavailable, Opening
 use super::quota::{Calendar, Fit, Percent, Unit, UnixSeconds};
 use super::tariff::Tariff;
 use amounts::{Amounts, Demand};
-use line::{Line, Turn};
+use line::{Line, Ticket};
 use page::{Origin, Page};
 use reservation::Taken;
 
@@ -147,23 +147,25 @@ impl Ledger {
         Self::new(LedgerParts::without_past(clock))
     }
 
-    /// At once or not at all. [`Ledger::reserve_in_turn`] waits.
+    /// At once or not at all, and not before anybody who waits for the same room. [`Ledger::reserve_in_turn`] waits.
     pub fn reserve(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
-        self.take(caller, ask, Turn::AtOnce).inspect_err(|_| self.books.open().count_refusal(&caller.account))
+        self.take(caller, ask, None).inspect_err(|_| self.books.open().count_refusal(&caller.account))
     }
 
     /// A refusal is counted by whoever does not wait.
-    fn take(&self, caller: &Arc<Caller>, ask: &Ask, turn: Turn) -> Result<Reservation, Refusal> {
+    fn take(&self, caller: &Arc<Caller>, ask: &Ask, ticket: Option<Ticket>) -> Result<Reservation, Refusal> {
         let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
         let demand = ask.demand(first_part, &self.books.parts.tariff);
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
         let model = ask.model.as_deref();
-        if !matches!(turn, Turn::InLine(Some(_))) {
+        if ticket.is_none() {
             slots.iter().for_each(|slot| pages.pages[*slot].note_trials((&demand, model), now));
         }
-        pages.line.let_in(&caller.account, (&demand, ask), turn)?;
+        if let Some(refusal) = pages.line.ahead(&caller.account, (&demand, ask), ticket) {
+            return Err(refusal);
+        }
         let taken = pages.admit((&caller.account, &slots), (&demand, model), now).or_else(|refusal| {
             let overrun = demand.overrunning(self.books.parts.overrun);
             match refusal.retry {

@@ -10,6 +10,9 @@ use tokio::time::{Sleep, sleep};
 
 use crate::gateway::ledger::{Denied, Reservation};
 
+/// Parts that are granted beyond what was delivered, before the next one is taken.
+const MAX_UNDELIVERED_PARTS: u32 = 3;
+
 #[derive(Debug)]
 pub(super) struct Grants {
     max_tokens: u32,
@@ -28,6 +31,16 @@ enum State {
     AtLast { tokens: u32 },
 }
 
+/// How far the choices that still grow have come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress {
+    pub(super) num_growing: u32,
+    /// Tokens of the furthest of them.
+    pub(super) delivered: u32,
+    /// The same, about: only their sum is known.
+    pub(super) generated: u32,
+}
+
 impl Grants {
     /// `first`: what each choice may generate at once; `None`: all of `max_tokens`.
     pub(super) fn new(first: Option<u32>, max_tokens: u32) -> Self {
@@ -35,19 +48,16 @@ impl Grants {
         Self { max_tokens, state }
     }
 
-    /// Takes the next part when the furthest of the open choices has used half of the last one: about as many tokens are
-    /// left as are generated while the ledger answers and the engine hears of it.
-    pub(super) fn extend(
-        &mut self,
-        events: &EventStream,
-        reservation: &mut Reservation,
-        (num_open, furthest): (u32, u32),
-    ) {
+    /// Takes the next part when little of the last one is left to generate, unless much of what was generated is still to
+    /// be delivered: a reader that is slow pays for little that it has not read.
+    pub(super) fn extend(&mut self, events: &EventStream, reservation: &mut Reservation, progress: Progress) {
         let State::InParts { tokens, part } = self.state else { return };
-        if tokens.saturating_sub(furthest) > part / 2 {
+        let undelivered = tokens.saturating_sub(progress.delivered);
+        let ungenerated = tokens.saturating_sub(progress.generated);
+        if ungenerated > part / 2 || undelivered > part.saturating_mul(MAX_UNDELIVERED_PARTS) {
             return;
         }
-        match reservation.extend(num_open, part.min(self.max_tokens - tokens)) {
+        match reservation.extend(progress.num_growing, part.min(self.max_tokens - tokens)) {
             Ok(more) => {
                 events.grant(more);
                 let tokens = tokens + more;

@@ -225,11 +225,11 @@ async fn an_answer_in_parts_holds_little_more_than_it_has_used_and_a_large_max_t
     while let Some(event) = generation.next().await {
         delivered += u64::from(matches!(event, Event::Token(_)));
         let held = 100 - bench.remaining() - 4 * u64::from(PART.get());
-        assert!(held <= delivered + 2 * u64::from(PART.get()), "{held} held after {delivered}");
+        assert!(held <= delivered + 4 * u64::from(PART.get()), "{held} held after {delivered}");
     }
     assert_eq!(delivered, 40);
     drop((generation, others));
-    assert!(bench.remaining() >= 100 - 40 - 4 * u64::from(PART.get()));
+    assert!(bench.remaining() >= 100 - 40 - 4 * u64::from(PART.get()), "what nobody read was hardly generated");
     bench.assert_settled_is_what_the_engine_counted().await;
 }
 

@@ -27,30 +27,26 @@ pub struct LineBounds {
 #[derive(Debug, Default)]
 pub(super) struct Line {
     waiting: Vec<Waiting>,
-    next_ticket: u64,
+    next_ticket: Ticket,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    ticket: u64,
+    ticket: Ticket,
     account: AccountPath,
     /// The limit that has no room for it.
     before: Refusal,
 }
 
-/// When a request is tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    AtOnce,
-    /// After everybody who came earlier; with a ticket, again.
-    InLine(Option<u64>),
-}
+/// Who waits already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct Ticket(u64);
 
 /// A place in the line. Dropping it leaves the line.
 #[derive(Debug)]
 struct Place {
     books: Arc<Books>,
-    ticket: u64,
+    ticket: Ticket,
     /// On the monotonic clock.
     deadline: Duration,
 }
@@ -62,7 +58,7 @@ impl Ledger {
         loop {
             // Before the ledger is asked, so that nothing that is given back meanwhile is missed.
             let gave_back = self.books.gave_back.notified();
-            let refusal = match self.take(caller, ask, Turn::InLine(place.as_ref().map(|place| place.ticket))) {
+            let refusal = match self.take(caller, ask, place.as_ref().map(|place| place.ticket)) {
                 Ok(reservation) => return Ok(reservation),
                 Err(refusal) => refusal,
             };
@@ -121,16 +117,14 @@ impl Line {
         self.waiting.is_empty()
     }
 
-    /// Whether it is a request's turn. A refusal is that of whoever came earlier.
-    pub(super) fn let_in(&self, account: &Account, (demand, ask): (&Demand, &Ask), turn: Turn) -> Result<(), Refusal> {
-        match turn {
-            Turn::AtOnce => Ok(()),
-            Turn::InLine(ticket) => self.ahead(account, (demand, ask), ticket).map_or(Ok(()), Err),
-        }
-    }
-
-    /// Whoever came earlier and waits for a limit that this ask would take from: its refusal is this one's too.
-    fn ahead(&self, account: &Account, (demand, ask): (&Demand, &Ask), ticket: Option<u64>) -> Option<Refusal> {
+    /// Whoever came earlier and waits for a limit that this ask would take from: its refusal is this one's too. `ticket`:
+    /// of an ask that waits already.
+    pub(super) fn ahead(
+        &self,
+        account: &Account,
+        (demand, ask): (&Demand, &Ask),
+        ticket: Option<Ticket>,
+    ) -> Option<Refusal> {
         let model = ask.model.as_deref();
         let earlier = self.waiting.iter().take_while(|waiting| ticket.is_none_or(|ticket| waiting.ticket < ticket));
         earlier.into_iter().find_map(|waiting| {
@@ -143,7 +137,7 @@ impl Line {
         })
     }
 
-    fn join(&mut self, account: &Account, refusal: &Refusal, bounds: LineBounds) -> Option<u64> {
+    fn join(&mut self, account: &Account, refusal: &Refusal, bounds: LineBounds) -> Option<Ticket> {
         let within = |path: &AccountPath| self.waiting.iter().filter(|waiting| waiting.account.is_within(path)).count();
         let has_room = |path: &AccountPath, most: u64| (within(path) as u64) < most;
         let stated = account.limits().filter_map(|(node, limit)| match limit.bound {
@@ -156,12 +150,12 @@ impl Line {
             return None;
         }
         let ticket = self.next_ticket;
-        self.next_ticket += 1;
+        self.next_ticket.0 += 1;
         self.waiting.push(Waiting { ticket, account: account.path.clone(), before: refusal.clone() });
         Some(ticket)
     }
 
-    fn waiting_mut(&mut self, ticket: u64) -> Option<&mut Waiting> {
+    fn waiting_mut(&mut self, ticket: Ticket) -> Option<&mut Waiting> {
         self.waiting.iter_mut().find(|waiting| waiting.ticket == ticket)
     }
 }
