@@ -126,8 +126,8 @@ impl Line {
         ticket: Option<Ticket>,
     ) -> Option<Refusal> {
         let model = ask.model.as_deref();
-        let earlier = self.waiting.iter().take_while(|waiting| ticket.is_none_or(|ticket| waiting.ticket < ticket));
-        earlier.into_iter().find_map(|waiting| {
+        let mut earlier = self.waiting.iter().take_while(|waiting| ticket.is_none_or(|ticket| waiting.ticket < ticket));
+        earlier.find_map(|waiting| {
             let Refusal { scope, limit, model: limited, .. } = &waiting.before;
             let is_same = |limit_of: &Limit| limit_of.name() == *limit && limit_of.model == *limited;
             let of_node = account.nodes.iter().find(|node| node.path == *scope)?;
