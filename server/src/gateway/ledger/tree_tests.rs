@@ -110,7 +110,7 @@ fn a_spent_day_is_refused_until_midnight_and_names_its_window() {
     assert_eq!(refusal.limit, LimitName::Budget(Unit::OutputTokens, PeriodName::Day));
     assert_eq!(refusal.retry, Retry::After(Duration::from_secs(23 * 3_600)));
     assert_eq!(refusal.window.map(|(start, end)| end.since(start)), Some(DAY));
-    let window = "is 100 from 1970-01-01T00:00:00Z until 1970-01-02T00:00:00Z, of which 90 are in use";
+    let window = "is 100 from 2026-01-01T00:00:00Z until 2026-01-02T00:00:00Z, of which 90 are in use";
     assert!(refusal.to_string().contains(window), "{refusal}");
     assert!(ledger.reserve(&alice, &ask(10, 10)).is_ok());
     clock.advance(Duration::from_secs(23 * 3_600));
