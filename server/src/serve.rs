@@ -227,6 +227,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             max_logit_bias: written.max_logit_bias,
             max_bad_words: written.max_bad_words,
             max_prompts: written.max_prompts,
+            max_choices: written.max_choices,
             max_inputs: written.max_inputs,
         },
         prefix_sharing: prefix_sharing(&written.shared_prefixes)?,

@@ -1,37 +1,21 @@
 //! One choice of an answer: an engine's token events made into text, reasoning, tool calls and log-probabilities.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use passerelle_engine::{Event, FinishReason, TokenEvent, TokenLogprobs, Usage};
+use passerelle_engine::{TokenEvent, TokenLogprobs};
 use passerelle_models::TokenId;
 
 use super::delta::{
     AnswerEnd, Candidate, Delta, PromptPart, PromptToken, TextPart, TokenLogprob, TokenText, ToolCallHead, ToolCallPart,
 };
-use super::errors::{ApiError, ErrorKind};
 use super::ids::{random_id, random_short_id};
-use super::meter::ChoiceMeter;
 use super::prepare::EncodedPrompt;
 use super::state::ServedModel;
 use super::wire::request::Output;
-use crate::gateway::Generation;
 use crate::text::{AnswerDelta, AnswerParser, CallIds, Detokenizer, SkipSpecialTokens, StopMatcher, Tokenizer};
 
-/// A running choice. Dropping it aborts its request and settles what it used.
-#[derive(Debug)]
-pub(crate) struct RunningChoice {
-    /// `None` once over, so that it is settled before the answer's end is written.
-    generation: Option<Generation>,
-    writer: Writer,
-    meter: ChoiceMeter,
-    pending: VecDeque<Delta>,
-    /// Once over.
-    settled: Option<Usage>,
-}
-
 /// What a choice needs beside its events.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ChoiceSpec {
     pub(crate) model: Arc<ServedModel>,
     pub(crate) output: Output,
@@ -64,88 +48,6 @@ pub(crate) enum AnswerStart {
     GoesOnFromPrompt,
 }
 
-impl RunningChoice {
-    pub(crate) fn new(generation: Generation, mut writer: Writer, meter: ChoiceMeter) -> Self {
-        let pending = writer.prompt_at_start().into_iter().collect();
-        Self { generation: Some(generation), writer, meter, pending, settled: None }
-    }
-
-    /// The next piece; `None` after `Finished`. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
-        while self.pending.is_empty() {
-            let Some(generation) = &mut self.generation else { return Ok(None) };
-            let event = generation.next().await;
-            self.take(event)?;
-        }
-        let piece = self.pending.pop_front();
-        if matches!(&piece, Some(Delta::Text(part)) if !part.token_ids.is_empty()) {
-            self.meter.token();
-        }
-        Ok(piece)
-    }
-
-    /// What was read so far, then what was settled. Never falls while the choice runs.
-    pub(crate) fn usage(&self) -> Usage {
-        match (&self.settled, &self.generation) {
-            (Some(settled), _) => *settled,
-            (None, running) => Usage {
-                prompt_tokens: u32::try_from(self.writer.spec.prompt.tokens.len()).unwrap_or(u32::MAX),
-                generated_tokens: self.writer.tokens_seen,
-                ..running.as_ref().map(Generation::used).unwrap_or_default()
-            },
-        }
-    }
-
-    fn take(&mut self, event: Option<Event>) -> Result<(), ApiError> {
-        match event {
-            Some(Event::PromptLogprobs(entries)) => self.pending.push_back(self.writer.prompt_part(&entries)),
-            Some(Event::Token(token)) => {
-                self.pending.extend(self.writer.token(&token));
-                if self.writer.stopped {
-                    self.settle(Generation::end_here);
-                    self.finish(FinishReason::Stop);
-                }
-            }
-            Some(Event::Finished { reason: FinishReason::Aborted, .. }) => {
-                self.settle(Generation::abort);
-                return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
-            }
-            Some(Event::Finished { reason, .. }) => {
-                self.settle(Generation::abort);
-                self.finish(reason);
-            }
-            Some(Event::Failed { error, .. }) => {
-                self.settle(Generation::abort);
-                return Err(error.into());
-            }
-            None => {
-                self.settle(Generation::abort);
-                return Err(ApiError::new(ErrorKind::EngineFailed, "The engine that ran this request has stopped."));
-            }
-        }
-        Ok(())
-    }
-
-    /// The one way out of a generation, so that what is measured is what is settled.
-    fn settle(&mut self, end: fn(Generation) -> Usage) {
-        let Some(generation) = self.generation.take() else { return };
-        let used = end(generation);
-        self.meter.ended(used);
-        self.settled = Some(used);
-    }
-
-    fn finish(&mut self, reason: FinishReason) {
-        self.pending.extend(self.writer.finish());
-        self.pending.push_back(Delta::Finished(self.writer.end(reason)));
-    }
-}
-
-impl Drop for RunningChoice {
-    fn drop(&mut self) {
-        self.settle(Generation::abort);
-    }
-}
-
 /// Makes pieces of text from tokens. Knows nothing of where they come from.
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -156,7 +58,6 @@ pub(crate) struct Writer {
     /// Characters of text, echoed prompt included, before the next token.
     offset: usize,
     tokens_seen: u32,
-    /// A stop string is complete: what follows does not count.
     stopped: bool,
 }
 
@@ -174,14 +75,28 @@ impl Writer {
         Self { spec, detokenizer, stop, parser, offset: 0, tokens_seen: 0, stopped: false }
     }
 
+    pub(crate) fn num_prompt_tokens(&self) -> usize {
+        self.spec.prompt.tokens.len()
+    }
+
+    /// Generated ones.
+    pub(crate) fn tokens_seen(&self) -> u32 {
+        self.tokens_seen
+    }
+
+    /// Whether a stop string is complete: what follows does not count.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// The prompt's part of the answer, where it needs no word from the engine.
-    fn prompt_at_start(&mut self) -> Option<Delta> {
+    pub(crate) fn prompt_at_start(&mut self) -> Option<Delta> {
         let waits = engine_prompt_logprobs(&self.spec.output).is_some();
         let shown = self.spec.output.echo || self.spec.output.return_token_ids;
         (shown && !waits).then(|| self.prompt_part(&[]))
     }
 
-    fn prompt_part(&mut self, entries: &[Option<TokenLogprobs>]) -> Delta {
+    pub(crate) fn prompt_part(&mut self, entries: &[Option<TokenLogprobs>]) -> Delta {
         let tokenizer = &self.spec.model.text.tokenizer;
         let ids = &self.spec.prompt.tokens;
         let mut detokenizer = Detokenizer::new(tokenizer, skip_of(&self.spec.output));
@@ -204,7 +119,7 @@ impl Writer {
         Delta::Prompt(PromptPart { token_ids: ids.clone(), text: echoed, tokens })
     }
 
-    fn token(&mut self, event: &TokenEvent) -> Vec<Delta> {
+    pub(crate) fn token(&mut self, event: &TokenEvent) -> Vec<Delta> {
         let logprobs = self.shown_logprob(event);
         let ends_answer = self.spec.stop_token_ids.contains(&event.token);
         let text = if ends_answer { String::new() } else { self.detokenizer.push(event.token) };
@@ -230,7 +145,7 @@ impl Writer {
     }
 
     /// What was held back, once nothing more comes.
-    fn finish(&mut self) -> Vec<Delta> {
+    pub(crate) fn finish(&mut self) -> Vec<Delta> {
         let mut text = String::new();
         if !self.stopped {
             let held = self.detokenizer.finish();
@@ -247,11 +162,11 @@ impl Writer {
         deltas
     }
 
-    fn end(&self, reason: FinishReason) -> AnswerEnd {
-        let called = self.parser.calls() > 0;
-        match reason {
-            FinishReason::Length if !self.stopped => AnswerEnd::Length,
-            _ if called => AnswerEnd::ToolCalls,
+    /// What held-back text and calls make of an end.
+    pub(crate) fn end(&self, end: AnswerEnd) -> AnswerEnd {
+        match end {
+            AnswerEnd::Length | AnswerEnd::Quota if !self.stopped => end,
+            _ if self.parser.calls() > 0 => AnswerEnd::ToolCalls,
             _ => AnswerEnd::Stop,
         }
     }

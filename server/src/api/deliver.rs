@@ -4,6 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -13,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::delta::ChoiceDelta;
 use super::errors::{ApiError, ErrorKind};
 use super::generate::Admitted;
-use super::launch::LiveChoice;
+use super::launch::LivePrompt;
 use super::sse::{ReaderGone, SseWriter, sse_response};
 use super::state::AppState;
 use super::wire::answer::{AnswerForm, Part};
@@ -25,8 +26,41 @@ pub(crate) struct Delivery {
     state: AppState,
     admitted: Admitted,
     answer: Box<dyn AnswerForm>,
-    /// Whom to ask first for the next piece, so that no choice waits for another.
+    /// Whom to ask first for the next piece, so that no prompt waits for another.
     next_turn: usize,
+}
+
+/// A request that was not admitted, and how its answer says so.
+#[derive(Debug)]
+pub(crate) struct NotAdmitted {
+    pub(crate) error: ApiError,
+    pub(crate) answer: Box<dyn AnswerForm>,
+}
+
+/// A stream that begins before its request is admitted, so that nobody on its way takes it for dead.
+pub(crate) fn stream_once_admitted(
+    state: &AppState,
+    admission: impl Future<Output = Result<Delivery, NotAdmitted>> + Send + 'static,
+) -> Response {
+    let sse = state.config().sse;
+    let (writer, response) = sse_response(&sse);
+    tokio::spawn(async move {
+        // A reader that left leaves the line too: the admission is dropped.
+        let Ok(admitted) = wait_for(admission, &writer, sse.keep_alive).await else { return };
+        let _: Result<(), ReaderGone> = match admitted {
+            Ok(delivery) => delivery.write_to(&writer).await,
+            Err(refused) => refused.write_to(&writer).await,
+        };
+    });
+    response
+}
+
+impl NotAdmitted {
+    async fn write_to(mut self, writer: &SseWriter) -> Result<(), ReaderGone> {
+        let parts = self.answer.failure(&self.error);
+        write_parts(writer, &parts).await?;
+        writer.done(self.answer.stream_end()).await
+    }
 }
 
 impl Delivery {
@@ -71,7 +105,7 @@ impl Delivery {
         };
         if let Err(error) = written {
             // What still runs ends before the reader is waited for.
-            self.admitted.choices.clear();
+            self.admitted.prompts.clear();
             tracing::warn!(error = error.label(), "a stream ended with an error");
             let parts = self.answer.failure(&error);
             write_parts(writer, &parts).await?;
@@ -112,18 +146,36 @@ impl Delivery {
         }
     }
 
-    /// The next piece of whichever choice has one; `None` when all are over. Cancel-safe.
+    /// The next piece of whichever prompt has one; `None` when all are over. Cancel-safe.
     async fn next(&mut self) -> Result<Option<ChoiceDelta>, ApiError> {
-        let piece = next_piece(&mut self.admitted.choices, self.next_turn).await?;
-        if let Some(piece) = &piece {
-            self.next_turn = piece.index + 1;
-        }
-        Ok(piece)
+        let Some((prompt, piece)) = next_piece(&mut self.admitted.prompts, self.next_turn).await? else {
+            return Ok(None);
+        };
+        self.next_turn = prompt + 1;
+        let index = prompt * self.admitted.num_choices + piece.index;
+        Ok(Some(ChoiceDelta { index, ..piece }))
     }
 
     /// So far; what was settled, once all choices are over.
     fn usage(&self) -> Usage {
-        sum_usage(self.admitted.choices.iter().map(LiveChoice::usage))
+        sum_usage(self.admitted.prompts.iter().map(LivePrompt::usage))
+    }
+}
+
+/// Says from time to time that it is not over.
+async fn wait_for<T>(
+    future: impl Future<Output = T>,
+    writer: &SseWriter,
+    keep_alive: Duration,
+) -> Result<T, ReaderGone> {
+    let mut future = pin!(future);
+    loop {
+        writer.keep_alive().await?;
+        tokio::select! {
+            biased;
+            () = writer.reader_gone() => return Err(ReaderGone),
+            awaited = timeout(keep_alive, future.as_mut()) => if let Ok(output) = awaited { return Ok(output) },
+        }
     }
 }
 
@@ -134,14 +186,14 @@ async fn write_parts(writer: &SseWriter, parts: &[Part]) -> Result<(), ReaderGon
     Ok(())
 }
 
-/// Polls every choice once a wake-up, beginning with `first`.
-async fn next_piece(choices: &mut [LiveChoice], first: usize) -> Result<Option<ChoiceDelta>, ApiError> {
+/// Polls every prompt once a wake-up, beginning with `first`. Returns also whose piece it is.
+async fn next_piece(prompts: &mut [LivePrompt], first: usize) -> Result<Option<(usize, ChoiceDelta)>, ApiError> {
     poll_fn(|context| {
-        let count = choices.len();
+        let count = prompts.len();
         let mut all_over = true;
         for index in (0..count).map(|turn| (first + turn) % count) {
-            match pin!(choices[index].next()).poll(context) {
-                Poll::Ready(Ok(Some(delta))) => return Poll::Ready(Ok(Some(ChoiceDelta { index, delta }))),
+            match pin!(prompts[index].next()).poll(context) {
+                Poll::Ready(Ok(Some(piece))) => return Poll::Ready(Ok(Some((index, piece)))),
                 Poll::Ready(Ok(None)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => all_over = false,

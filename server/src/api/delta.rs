@@ -99,6 +99,8 @@ pub(crate) struct ToolCallHead {
 pub(crate) enum AnswerEnd {
     Stop,
     Length,
+    /// A budget of the account was used up.
+    Quota,
     ToolCalls,
     /// Only upstreams filter.
     ContentFilter,
@@ -108,10 +110,21 @@ impl AnswerEnd {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",
-            Self::Length => "length",
+            // Clients know these four names and no further one.
+            Self::Length | Self::Quota => "length",
             Self::ToolCalls => "tool_calls",
             Self::ContentFilter => "content_filter",
         }
+    }
+
+    /// The model had not come to its end.
+    pub(crate) fn is_cut(self) -> bool {
+        matches!(self, Self::Length | Self::Quota)
+    }
+
+    /// What ended the answer, where the finish reason does not tell.
+    pub(crate) fn stop_reason(self) -> Option<&'static str> {
+        (self == Self::Quota).then_some("quota")
     }
 }
 

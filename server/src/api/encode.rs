@@ -15,9 +15,10 @@ use tokio::time::timeout;
 use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
-use super::generate::{Visit, reserve};
-use super::meter::ChoiceMeter;
+use super::generate::Visit;
+use super::meter::PromptMeter;
 use super::prepare::find_model;
+use super::reserve::{Patience, reserve_with};
 use super::routes::require;
 use super::state::{AppState, ServedModel};
 use super::wire::texts::{TextItem, Texts, Truncate};
@@ -65,7 +66,7 @@ pub(crate) async fn encode(
     let framed = frame(state, model, texts).await?;
     let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
     let ask = Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0);
-    let reservation = reserve(state, &visit.caller, ask)?;
+    let reservation = reserve_with(Patience::InTurn, state, &visit.caller, &ask).await?;
     let mut running = Running::start(state, visit, model, framed, reservation)?;
     let limit = state.config().request_timeout;
     match timeout(limit, running.all()).await {
@@ -81,7 +82,7 @@ pub(crate) async fn encode(
 struct Running<'a> {
     encoding: Encoding,
     left: std::vec::IntoIter<EncodeRequest>,
-    meter: ChoiceMeter,
+    meter: PromptMeter,
     state: &'a AppState,
 }
 
@@ -110,7 +111,7 @@ impl<'a> Running<'a> {
             refused.reservation.withdraw();
             ApiError::from(refused.error)
         })?;
-        let meter = ChoiceMeter::new(state.clone(), model.name.clone(), visit.arrived);
+        let meter = PromptMeter::new(state.clone(), model.name.clone(), visit.arrived);
         Ok(Self { encoding, left, meter, state })
     }
 

@@ -7,33 +7,35 @@
 //! 5. reserve: all limits or none;
 //! 6. pick a replica and submit, which never waits for an engine ([`super::launch`]);
 //! 7. try another if that one does not answer;
-//! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::choice`];
+//! 8. deliver the pieces ([`super::deliver`]), made from events by [`super::running`];
 //! 9. settle what the engine counted, by dropping the [`Generation`], on every way out.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use passerelle_engine::{CacheSalt, Class, Request as EngineRequest};
+use passerelle_engine::{CacheSalt, Request as EngineRequest, ShareWeight};
 use passerelle_models::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
-use super::launch::{Launch, LiveChoice, UpstreamJob};
+use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
+use super::ranking::Ranking;
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
+use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
+use super::running::Writers;
 use super::state::{AppState, ServedModel, Serving};
 use super::wire::answer;
+use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
-use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
+use super::wire::tier::tier_name;
+use crate::gateway::account::ServiceClass;
+use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Reserve, Scope};
 use crate::text::grammar::CompiledGrammar;
-
-/// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
-/// room they have, and what one uses beyond this becomes a debt of its account.
-const UNSTATED_RESERVED_TOKENS: u32 = 1024;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
 #[derive(Debug)]
@@ -46,25 +48,33 @@ pub(crate) struct Visit {
     pub(crate) scope: Scope,
 }
 
-/// An admitted request: every choice has its reservation and its place in an engine's queue or on an upstream.
+/// An admitted request: every prompt has its reservation and its place in an engine's queue or on an upstream.
 #[derive(Debug)]
 pub(crate) struct Admitted {
-    pub(crate) choices: Vec<LiveChoice>,
+    pub(crate) prompts: Vec<LivePrompt>,
+    /// Shown of each prompt.
+    pub(crate) num_choices: usize,
     pub(crate) served_as: ServedAs,
     /// Given back when the answer is over.
     _place: OwnedSemaphorePermit,
 }
 
 /// What an answer says of the model that ran it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct ServedAs {
     pub(crate) model: String,
     pub(crate) fingerprint: Option<String>,
+    /// `None`: another server ran it.
+    pub(crate) tier: Option<&'static str>,
 }
 
 impl Admitted {
-    pub(crate) fn new(choices: Vec<LiveChoice>, served_as: ServedAs, place: OwnedSemaphorePermit) -> Self {
-        Self { choices, served_as, _place: place }
+    pub(crate) fn new(
+        (prompts, choices): (Vec<LivePrompt>, Choices),
+        served_as: ServedAs,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { prompts, num_choices: choices.shown.get() as usize, served_as, _place: place }
     }
 }
 
@@ -85,6 +95,7 @@ pub(crate) async fn admit(
     require(&caller, scope)?;
     let model = find_generator(state, &caller, &request.model)?;
     let shape = Shape::of(&prompt, &request);
+    let class = if scope == Scope::Batch { ServiceClass::Batch } else { caller.classes.grant(request.class) };
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
     let admission = Admission {
@@ -93,17 +104,24 @@ pub(crate) async fn admit(
         caller: &caller,
         request: &request,
         model: &model,
-        outgoing: outgoing.as_ref(),
+        // An upstream is read as one answer.
+        outgoing: outgoing.as_ref().filter(|_| request.choices == Choices::ONE),
         shape,
         bad_words,
         constraint: Mutex::new(constraint),
         arrived,
-        class: if scope == Scope::Batch { Class::Batch } else { Class::Standard },
+        class,
     };
-    let tickets = admission.reserve_all(prompts)?;
-    let choices = admission.start_all(tickets).await?;
-    let served_as = ServedAs { model: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
-    Ok(Admitted::new(choices, served_as, place))
+    let tickets = admission.reserve_all(prompts, scope).await?;
+    // A request beyond a grant takes what the others leave.
+    let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
+    let prompts = admission.start_all(tickets).await?;
+    let served_as = ServedAs {
+        model: model.name.clone(),
+        fingerprint: Some(model.fingerprint.clone()),
+        tier: Some(tier_name(class)),
+    };
+    Ok(Admitted::new((prompts, request.choices), served_as, place))
 }
 
 /// What of the prompt's kind outlives the prompt.
@@ -151,7 +169,7 @@ struct Admission<'a> {
     /// an upstream moves. Nobody ever waits for it.
     constraint: Mutex<Option<CompiledGrammar>>,
     arrived: Duration,
-    class: Class,
+    class: ServiceClass,
 }
 
 /// What one prompt may generate at most, and what is reserved for it.
@@ -170,12 +188,13 @@ struct Ticket {
 
 impl Admission<'_> {
     /// All prompts or none.
-    fn reserve_all(&self, prompts: Vec<EncodedPrompt>) -> Result<Vec<Ticket>, ApiError> {
+    async fn reserve_all(&self, prompts: Vec<EncodedPrompt>, scope: Scope) -> Result<Vec<Ticket>, ApiError> {
         let plans = self.plan(&prompts)?;
         self.check_together(&plans)?;
+        let patience = Patience::of(prompts.len(), scope);
         let mut tickets = Vec::with_capacity(prompts.len());
         for (prompt, plan) in prompts.into_iter().zip(plans) {
-            match reserve(self.state, self.caller, plan.ask) {
+            match reserve_with(patience, self.state, self.caller, &plan.ask).await {
                 Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
                 Err(refusal) => {
                     withdraw_all(tickets.into_iter().map(|ticket| ticket.reservation));
@@ -191,16 +210,21 @@ impl Admission<'_> {
         // Who states no bound gets the largest answers that the account could ever have.
         let largest =
             self.state.ledger().largest_output(self.caller, &self.model.name, all_prompts).unwrap_or(u32::MAX);
-        let share = (largest / saturating_u32(prompts.len()).max(1)).max(1);
+        let num_answers = self.request.choices.drawn;
+        let share = (largest / saturating_u32(prompts.len()).saturating_mul(num_answers.get()).max(1)).max(1);
         let asked = self.request.sampling.max_tokens;
         let plan = |prompt: &EncodedPrompt| {
             let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
-            let max_output_tokens = if asked.is_some() { room } else { max_tokens.min(UNSTATED_RESERVED_TOKENS) };
-            let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_output_tokens);
-            Ok(Plan { max_tokens, ask })
+            let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_tokens);
+            Ok(Plan { max_tokens, ask: Ask { num_answers, reserve: self.reserve(), class: self.class, ..ask } })
         };
         prompts.iter().map(plan).collect()
+    }
+
+    /// An upstream cannot be told to go on: where one may get the request, the longest answer is reserved.
+    fn reserve(&self) -> Reserve {
+        if self.outgoing.is_some() { Reserve::Whole } else { Reserve::InParts }
     }
 
     /// Each prompt of a list counts as a request of its own; a list that could never fit would be refused forever.
@@ -214,28 +238,29 @@ impl Admission<'_> {
         Err(ApiError::from(refusal).param("prompt"))
     }
 
-    /// A choice that cannot start takes the others with it: they are dropped, which aborts and settles them.
-    async fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<LiveChoice>, ApiError> {
-        let mut choices = Vec::with_capacity(tickets.len());
+    /// A prompt that cannot start takes the others with it: they are dropped, which aborts and settles them.
+    async fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<LivePrompt>, ApiError> {
+        let mut prompts = Vec::with_capacity(tickets.len());
         let mut tickets = tickets.into_iter();
         while let Some(ticket) = tickets.next() {
             match self.start(ticket).await {
-                Ok(choice) => choices.push(choice),
+                Ok(prompt) => prompts.push(prompt),
                 Err(error) => {
                     withdraw_all(tickets.map(|ticket| ticket.reservation));
                     return Err(error);
                 }
             }
         }
-        Ok(choices)
+        Ok(prompts)
     }
 
-    async fn start(&self, ticket: Ticket) -> Result<LiveChoice, ApiError> {
+    async fn start(&self, ticket: Ticket) -> Result<LivePrompt, ApiError> {
         let Ticket { prompt, max_tokens, reservation } = ticket;
+        let class = reservation.class();
         let for_engine = || {
-            let request = self.engine_request(&prompt, max_tokens);
-            let writer = self.writer(prompt.clone(), &request);
-            (request, writer)
+            let request = self.engine_request(&prompt, (max_tokens, class));
+            let writers = self.writers(prompt.clone(), &request);
+            (request, writers)
         };
         let launch = Launch {
             state: self.state,
@@ -263,16 +288,20 @@ impl Admission<'_> {
         UpstreamJob { call, kind, prompt: count, max_tokens, text: Some(Arc::clone(&self.model.text)) }
     }
 
-    fn engine_request(&self, prompt: &EncodedPrompt, max_tokens: u32) -> EngineRequest {
+    fn engine_request(&self, prompt: &EncodedPrompt, (max_tokens, class): (u32, ServiceClass)) -> EngineRequest {
         let output = &self.request.output;
         let sampling = &self.request.sampling;
         let mut sampling = sampling.to_engine(&self.model.defaults, &self.model.eos_token_ids, max_tokens);
-        sampling.logprobs = output.logprobs;
+        let Choices { drawn: num_choices, .. } = self.request.choices;
+        // Whoever ranks choices needs to know how likely they are.
+        sampling.logprobs = output.logprobs.or_else(|| self.request.choices.are_ranked().then_some(0));
         sampling.prompt_logprobs = engine_prompt_logprobs(output);
         sampling.bad_words.clone_from(&self.bad_words);
         EngineRequest {
-            class: self.class,
+            class: class.into(),
             share_key: self.caller.account.share_key,
+            share_weight: ShareWeight(self.caller.account.weight),
+            num_choices,
             cache_salt: self.cache_salt(),
             constraint: self.constraint.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..EngineRequest::new(self.state.next_request_id(), prompt.tokens.clone(), sampling)
@@ -284,7 +313,7 @@ impl Admission<'_> {
         sharing.salt(&self.caller.account.path, self.request.cache_salt.as_deref())
     }
 
-    fn writer(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writer {
+    fn writers(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writers {
         let spec = ChoiceSpec {
             model: Arc::clone(self.model),
             output: self.request.output.clone(),
@@ -295,22 +324,10 @@ impl Admission<'_> {
             prompt,
             start: self.shape.start,
         };
-        Writer::new(spec)
+        let Choices { shown, drawn } = self.request.choices;
+        let of_choices = (0..drawn.get()).map(|_| Writer::new(spec.clone())).collect();
+        Writers { of_choices, ranking: self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn)) }
     }
-}
-
-/// For what was never started.
-pub(crate) fn withdraw_all(reservations: impl IntoIterator<Item = Reservation>) {
-    reservations.into_iter().for_each(Reservation::withdraw);
-}
-
-/// Takes room in the ledger, or says why there is none.
-pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: Ask) -> Result<Reservation, ApiError> {
-    state.ledger().available_to(caller)?;
-    state.ledger().reserve(caller, ask).map_err(|refusal| {
-        state.metrics().refused(refusal.limit);
-        refusal.into()
-    })
 }
 
 pub(crate) fn saturating_u32(count: usize) -> u32 {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use passerelle_engine::{Request as EngineRequest, Usage};
 
-use super::choice::{RunningChoice, Writer};
-use super::delta::Delta;
+use super::delta::ChoiceDelta;
 use super::errors::ApiError;
-use super::meter::ChoiceMeter;
+use super::meter::PromptMeter;
 use super::relayed::{ChoiceReader, PromptCount, RelayedChoice};
+use super::running::{RunningPrompt, Writers};
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
 use crate::gateway::replica::UpstreamSide;
@@ -19,26 +19,27 @@ use crate::gateway::{
 };
 use crate::text::TextModel;
 
-/// A choice wherever it runs.
+/// A prompt's answers wherever they run.
 #[derive(Debug)]
-pub(crate) enum LiveChoice {
-    Engine(Box<RunningChoice>),
+pub(crate) enum LivePrompt {
+    Engine(Box<RunningPrompt>),
+    /// Upstreams are asked for one choice.
     Upstream(Box<RelayedChoice>),
 }
 
-impl LiveChoice {
-    /// The next piece; `None` after `Finished`. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
+impl LivePrompt {
+    /// The next piece; `None` after every choice has `Finished`. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<ChoiceDelta>, ApiError> {
         match self {
-            Self::Engine(choice) => choice.next().await,
-            Self::Upstream(choice) => choice.next().await,
+            Self::Engine(prompt) => prompt.next().await,
+            Self::Upstream(choice) => Ok(choice.next().await?.map(|delta| ChoiceDelta { index: 0, delta })),
         }
     }
 
-    /// So far, then what was settled. Never falls while the choice runs.
+    /// So far, then what was settled. Never falls while the prompt runs.
     pub(crate) fn usage(&self) -> Usage {
         match self {
-            Self::Engine(choice) => choice.usage(),
+            Self::Engine(prompt) => prompt.usage(),
             Self::Upstream(choice) => choice.usage(),
         }
     }
@@ -53,7 +54,7 @@ pub(crate) struct Launch<'a> {
     /// On the server's clock.
     pub(crate) arrived: Duration,
     /// `None`: no engine here has the model.
-    pub(crate) for_engine: Option<&'a (dyn Fn() -> (EngineRequest, Writer) + Sync)>,
+    pub(crate) for_engine: Option<&'a (dyn Fn() -> (EngineRequest, Writers) + Sync)>,
     /// `None`: no upstream has it.
     pub(crate) for_upstream: Option<UpstreamJob>,
 }
@@ -77,7 +78,7 @@ struct Failed {
 
 impl Launch<'_> {
     /// All tries run under the one reservation, which is withdrawn if all fail.
-    pub(crate) async fn go(&self, mut reservation: Reservation) -> Result<LiveChoice, ApiError> {
+    pub(crate) async fn go(&self, mut reservation: Reservation) -> Result<LivePrompt, ApiError> {
         let mut attempts = Attempts::new(self.state.config().retry);
         let mut last_error = None;
         loop {
@@ -93,7 +94,7 @@ impl Launch<'_> {
                 Some(side) => self.on_upstream((&replica, side), &mut attempts, reservation).await,
             };
             let failed = match tried {
-                Ok(choice) => return Ok(choice),
+                Ok(prompt) => return Ok(prompt),
                 Err(failed) => *failed,
             };
             reservation = failed.reservation;
@@ -110,14 +111,14 @@ impl Launch<'_> {
         replica: &Arc<Replica>,
         attempts: &mut Attempts,
         reservation: Reservation,
-    ) -> Result<LiveChoice, Box<Failed>> {
+    ) -> Result<LivePrompt, Box<Failed>> {
         let Some(job) = self.for_engine else {
             let (error, verdict) = (no_replica(), attempts.not_let_in(replica.id()));
             return Err(Box::new(Failed { reservation, error, verdict }));
         };
-        let (request, writer) = job();
+        let (request, writers) = job();
         match Generation::start(replica, request, reservation) {
-            Ok(generation) => Ok(LiveChoice::Engine(Box::new(RunningChoice::new(generation, writer, self.meter())))),
+            Ok(generation) => Ok(LivePrompt::Engine(Box::new(RunningPrompt::new(generation, writers, self.meter())))),
             Err(refused) => {
                 let verdict = attempts.engine_refused(replica.id(), &refused.error);
                 Err(Box::new(Failed { reservation: refused.reservation, error: refused.error.into(), verdict }))
@@ -130,7 +131,7 @@ impl Launch<'_> {
         (replica, side): (&Arc<Replica>, &UpstreamSide),
         attempts: &mut Attempts,
         reservation: Reservation,
-    ) -> Result<LiveChoice, Box<Failed>> {
+    ) -> Result<LivePrompt, Box<Failed>> {
         let Some(job) = &self.for_upstream else {
             let (error, verdict) = (no_replica(), attempts.not_let_in(replica.id()));
             return Err(Box::new(Failed { reservation, error, verdict }));
@@ -146,7 +147,7 @@ impl Launch<'_> {
         self.count_try(side, started.as_ref().map(|_| ()).map_err(|not| not.failure.as_ref()));
         match started {
             Ok((relay, first)) => {
-                Ok(LiveChoice::Upstream(Box::new(RelayedChoice::new(relay, reader, first, self.meter()))))
+                Ok(LivePrompt::Upstream(Box::new(RelayedChoice::new(relay, reader, first, self.meter()))))
             }
             Err(not_relayed) => {
                 let NotRelayed { failure, reservation } = *not_relayed;
@@ -173,8 +174,8 @@ impl Launch<'_> {
         self.state.metrics().upstream_tried(self.model, side.name(), outcome);
     }
 
-    fn meter(&self) -> ChoiceMeter {
-        ChoiceMeter::new(self.state.clone(), self.model.to_owned(), self.arrived)
+    fn meter(&self) -> PromptMeter {
+        PromptMeter::new(self.state.clone(), self.model.to_owned(), self.arrived)
     }
 }
 

@@ -1,5 +1,6 @@
-//! What is measured of one choice, on the server's clock.
+//! What is measured of one prompt and its choices, on the server's clock.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use passerelle_engine::Usage;
@@ -8,25 +9,29 @@ use super::state::AppState;
 use crate::metrics::ModelMetrics;
 
 #[derive(Debug)]
-pub(crate) struct ChoiceMeter {
+pub(crate) struct PromptMeter {
     state: AppState,
     model: String,
     arrived: Duration,
-    last_token: Option<Duration>,
+    /// Of each choice that has one.
+    last_tokens: BTreeMap<usize, Duration>,
 }
 
-impl ChoiceMeter {
+impl PromptMeter {
     /// `arrived`: when the request's head was there.
     pub(crate) fn new(state: AppState, model: String, arrived: Duration) -> Self {
-        Self { state, model, arrived, last_token: None }
+        Self { state, model, arrived, last_tokens: BTreeMap::new() }
     }
 
-    pub(crate) fn token(&mut self) {
+    /// The first token of all is what somebody waited for; between two of a choice lies a step of the model.
+    pub(crate) fn token(&mut self, choice: usize) {
         let now = self.state.clock().now();
-        let last = self.last_token.replace(now);
+        let is_first = self.last_tokens.is_empty();
+        let last = self.last_tokens.insert(choice, now);
         let Some(metrics) = self.metrics() else { return };
         match last {
-            None => metrics.first_token(now.saturating_sub(self.arrived)),
+            None if is_first => metrics.first_token(now.saturating_sub(self.arrived)),
+            None => {}
             Some(last) => metrics.next_token(now.saturating_sub(last)),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`router`] answers requests in process or behind [`serve`]. A request passes, from the outside in: the trace (id,
 //! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`].
-//! What is generated goes through [`generate`], [`launch`], [`choice`] and [`deliver`], for chat and completions alike;
+//! What is generated goes through [`generate`], [`launch`], [`running`] and [`deliver`], for chat and completions alike;
 //! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`]; what is read by an encoder
 //! goes through [`encode`].
 
@@ -26,9 +26,12 @@ mod meter;
 mod middleware;
 mod openapi;
 mod prepare;
+mod ranking;
 mod relayed;
 mod remote;
+mod reserve;
 mod routes;
+mod running;
 mod serve;
 mod sse;
 mod state;

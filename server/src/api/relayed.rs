@@ -7,7 +7,7 @@ use passerelle_engine::Usage;
 
 use super::delta::{AnswerEnd, Delta};
 use super::errors::ApiError;
-use super::meter::ChoiceMeter;
+use super::meter::PromptMeter;
 use super::wire::answer::AnswerKind;
 use super::wire::relayed::{BadChunk, Chunk, read_chunk};
 use crate::gateway::journal::EntryEnd;
@@ -20,7 +20,7 @@ pub(crate) struct RelayedChoice {
     /// `None` once over, so that it is settled before the answer's end is written.
     relay: Option<Relay>,
     reader: ChoiceReader,
-    meter: ChoiceMeter,
+    meter: PromptMeter,
     pending: VecDeque<Delta>,
 }
 
@@ -66,7 +66,7 @@ impl PromptCount {
 
 impl RelayedChoice {
     /// `first`: the pieces of the event that the relay began with.
-    pub(crate) fn new(relay: Relay, reader: ChoiceReader, first: Chunk, meter: ChoiceMeter) -> Self {
+    pub(crate) fn new(relay: Relay, reader: ChoiceReader, first: Chunk, meter: PromptMeter) -> Self {
         let mut choice = Self { relay: Some(relay), reader, meter, pending: VecDeque::new() };
         choice.take(first);
         choice
@@ -90,7 +90,7 @@ impl RelayedChoice {
         }
         let piece = self.pending.pop_front();
         if matches!(&piece, Some(Delta::Text(part)) if !part.text.is_empty()) {
-            self.meter.token();
+            self.meter.token(0);
         }
         Ok(piece)
     }
@@ -114,7 +114,7 @@ impl RelayedChoice {
             return Err(self.blame(&Failure::Broke("the answer ended too early".to_owned())));
         };
         self.settle(match reason {
-            AnswerEnd::Length => EntryEnd::Length,
+            AnswerEnd::Length | AnswerEnd::Quota => EntryEnd::Length,
             AnswerEnd::Stop | AnswerEnd::ToolCalls | AnswerEnd::ContentFilter => EntryEnd::Stop,
         });
         self.pending.push_back(Delta::Finished(reason));

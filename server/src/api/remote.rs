@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use super::errors::ApiError;
 use super::fields::{invalid, unsupported};
-use super::generate::{Admitted, ServedAs, Visit, reserve, saturating_u32, withdraw_all};
-use super::launch::{Launch, LiveChoice, UpstreamJob};
+use super::generate::{Admitted, ServedAs, Visit, saturating_u32};
+use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::prepare::{context_overflow, encode_text};
 use super::relayed::PromptCount;
+use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
+use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt};
-use crate::gateway::{Ask, Caller, PrefixHint, Reservation};
+use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
 use crate::text::TextModel;
 
 /// Bytes of a token, about, where nobody here can count them.
@@ -71,15 +73,22 @@ pub(crate) async fn admit_remote(
     state.readiness().admit()?;
     require(&caller, scope)?;
     check_output(&request.output)?;
+    if request.choices != Choices::ONE {
+        return Err(unsupported("n", "another server runs this model and is asked for one answer"));
+    }
     let kind = match &prompt {
         Prompt::Chat(_) => AnswerKind::Chat,
         Prompt::Completions { .. } => AnswerKind::Completion,
     };
     let admission = Admission { state, caller: &caller, request: &request, model: &model, outgoing: &outgoing, kind };
     let prompts = admission.measure_all(prompt).await?;
-    let tickets = admission.reserve_all(prompts)?;
-    let choices = admission.start_all(&serving, tickets, arrived).await?;
-    Ok(Admitted::new(choices, ServedAs { model: model.name.clone(), fingerprint: None }, place))
+    let tickets = admission.reserve_all(prompts, scope).await?;
+    let prompts = admission.start_all(&serving, tickets, arrived).await?;
+    Ok(Admitted::new(
+        (prompts, Choices::ONE),
+        ServedAs { model: model.name.clone(), fingerprint: None, tier: None },
+        place,
+    ))
 }
 
 /// What only an engine of our own can show.
@@ -126,14 +135,19 @@ impl Admission<'_> {
         Ok(prompts.into_iter().map(measure).collect())
     }
 
-    fn reserve_all(&self, prompts: Vec<Measured>) -> Result<Vec<Ticket>, ApiError> {
+    async fn reserve_all(&self, prompts: Vec<Measured>, scope: Scope) -> Result<Vec<Ticket>, ApiError> {
+        let patience = Patience::of(prompts.len(), scope);
         let share = saturating_u32(prompts.len()).max(1);
         let mut tickets = Vec::with_capacity(prompts.len());
         for measured in prompts {
-            let ticket = self.bound(&measured, share).and_then(|max_tokens| {
-                let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
-                Ok((max_tokens, reserve(self.state, self.caller, ask)?))
-            });
+            let ticket = match self.bound(&measured, share) {
+                Ok(max_tokens) => {
+                    let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
+                    let reserved = reserve_with(patience, self.state, self.caller, &ask).await;
+                    reserved.map(|reservation| (max_tokens, reservation))
+                }
+                Err(error) => Err(error),
+            };
             match ticket {
                 Ok((max_tokens, reservation)) => tickets.push(self.ticket(measured, max_tokens, reservation)),
                 Err(error) => {
@@ -175,15 +189,15 @@ impl Admission<'_> {
         Ticket { job, hint: measured.hint, reservation }
     }
 
-    /// One after the other, so that a request never asks more of the upstreams than it can read. A choice that cannot
+    /// One after the other, so that a request never asks more of the upstreams than it can read. A prompt that cannot
     /// start takes the others with it.
     async fn start_all(
         &self,
         serving: &Serving,
         tickets: Vec<Ticket>,
         arrived: Duration,
-    ) -> Result<Vec<LiveChoice>, ApiError> {
-        let mut choices = Vec::with_capacity(tickets.len());
+    ) -> Result<Vec<LivePrompt>, ApiError> {
+        let mut prompts = Vec::with_capacity(tickets.len());
         let mut tickets = tickets.into_iter();
         while let Some(Ticket { job, hint, reservation }) = tickets.next() {
             let launch = Launch {
@@ -196,14 +210,14 @@ impl Admission<'_> {
                 for_upstream: Some(job),
             };
             match launch.go(reservation).await {
-                Ok(choice) => choices.push(choice),
+                Ok(prompt) => prompts.push(prompt),
                 Err(error) => {
                     withdraw_all(tickets.map(|ticket| ticket.reservation));
                     return Err(error);
                 }
             }
         }
-        Ok(choices)
+        Ok(prompts)
     }
 }
 

@@ -1,7 +1,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use passerelle::config::Period;
-use passerelle::gateway::account::{ModelAccess, Scopes};
+use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use passerelle::gateway::{AccountPath, Scope};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -67,6 +67,9 @@ struct CreateArgs {
     /// A model that it may use, more than once for several [default: every model].
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
+    /// How urgent its requests are, unless they ask for less: interactive, standard or batch.
+    #[arg(long, value_name = "CLASS", default_value_t)]
+    class: ServiceClass,
     /// How long the key is accepted, like 720h [default: until revoked].
     #[arg(long, value_name = "PERIOD")]
     valid_for: Option<Period>,
@@ -102,7 +105,8 @@ fn create(office: &Office, args: CreateArgs) -> Result<()> {
         if args.models.is_empty() { ModelAccess::All } else { ModelAccess::Only(args.models.into_iter().collect()) };
     let valid_for = args.valid_for.map(|period| period.0.as_secs());
     let new = json!({
-        "account": account, "name": args.name, "scopes": scopes, "models": models, "valid_for_seconds": valid_for,
+        "account": account, "name": args.name, "scopes": scopes, "models": models, "class": args.class,
+        "valid_for_seconds": valid_for,
     });
     let made = office.post("/admin/v1/keys", &new)?;
     let shown = show_once(&made, args.output);

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use passerelle::gateway::account::Tree;
 use passerelle::gateway::quota::WrittenLimit;
-use passerelle::gateway::{AccountPath, Ask, Caller, Ledger, LedgerParts, LimitName, Retry, Tariff};
+use passerelle::gateway::{AccountPath, Ask, Caller, Ledger, LedgerParts, LimitName, Retry};
 use serde_json::json;
 
 use super::limit_args::GrantDates;
@@ -22,7 +22,7 @@ Examples:
   passerelle quota set / concurrent_requests 200                  everybody together
 
 Limits: requests, input_tokens, output_tokens, tokens and gpu_seconds, each _per_minute, _per_day, _per_month or _granted;
-concurrent_requests; context_tokens.";
+concurrent_requests, queued_requests, batch_tokens; context_tokens.";
 
 /// Set and remove limits of accounts.
 #[derive(Debug, Args)]
@@ -101,13 +101,11 @@ fn explain(state: &State, key: &str, ask: Ask) -> Result<()> {
     let mut tree = Tree::new(state.directory.snapshot()?.accounts, &state.defaults);
     let caller = Arc::new(Caller::at_open_door(Arc::unwrap_or_clone(tree.account(&account))));
     let ledger = Ledger::new(LedgerParts {
-        clock: Arc::clone(&state.clock),
         calendar: state.calendar.clone(),
-        tariff: Arc::new(Tariff::free()),
         spent: Box::new(state.usage()?),
-        journal: None,
+        ..LedgerParts::without_past(Arc::clone(&state.clock))
     });
-    match ledger.reserve(&caller, ask) {
+    match ledger.reserve(&caller, &ask) {
         Ok(_) => output::line(format_args!("{account}: every limit has room for it")),
         Err(refusal) => {
             output::line(format_args!("{refusal}"))?;

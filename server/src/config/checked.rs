@@ -1,7 +1,7 @@
 //! From what was written to what the rooms may rely on.
 
 use std::collections::HashSet;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -115,6 +115,8 @@ pub struct ApiConfig {
     pub max_messages: usize,
     pub max_tools: usize,
     pub max_prompts: usize,
+    /// Answers to one prompt.
+    pub max_choices: NonZeroU32,
     pub max_inputs: usize,
     pub max_concurrent_requests: usize,
     pub max_concurrent_encodes: usize,
@@ -154,6 +156,14 @@ pub struct LedgerConfig {
     pub sync_interval: Duration,
     pub retry_interval: Duration,
     pub max_backlog: usize,
+    /// Output tokens of an answer that are reserved at a time.
+    pub reserve_tokens: NonZeroU32,
+    pub longest_park: Duration,
+    /// Requests that wait for a limit to have room for them.
+    pub max_waiting: usize,
+    pub max_waiting_per_account: usize,
+    pub longest_wait: Duration,
+    pub overrun_percent: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -302,6 +312,12 @@ fn check_ledger(written: WrittenLedger) -> LedgerConfig {
         sync_interval: period(written.sync_interval, Duration::from_millis(50)),
         retry_interval: period(written.retry_interval, Duration::from_secs(1)),
         max_backlog: count(written.max_backlog, 65_536),
+        reserve_tokens: written.reserve_tokens.unwrap_or(const { NonZeroU32::new(64).unwrap() }),
+        longest_park: period(written.longest_park, Duration::from_secs(60)),
+        max_waiting: count(written.max_waiting, 256),
+        max_waiting_per_account: count(written.max_waiting_per_account, 16),
+        longest_wait: period(written.longest_wait, Duration::from_secs(5)),
+        overrun_percent: written.overrun_percent.unwrap_or(25),
     }
 }
 
@@ -423,6 +439,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_messages: count(written.max_messages, 4096),
         max_tools: count(written.max_tools, 128),
         max_prompts: count(written.max_prompts, 64),
+        max_choices: written.max_choices.unwrap_or(const { NonZeroU32::new(16).unwrap() }),
         max_inputs: count(written.max_inputs, 2048),
         max_concurrent_requests: count(written.max_concurrent_requests, 512),
         max_concurrent_encodes: count(written.max_concurrent_encodes, 4),

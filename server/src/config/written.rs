@@ -250,6 +250,8 @@ pub struct WrittenApi {
     pub max_messages: Option<NonZeroUsize>,
     pub max_tools: Option<NonZeroUsize>,
     pub max_prompts: Option<NonZeroUsize>,
+    /// Answers to one prompt.
+    pub max_choices: Option<NonZeroU32>,
     pub max_inputs: Option<NonZeroUsize>,
     pub max_concurrent_requests: Option<NonZeroUsize>,
     /// Prompts that are templated and tokenised at once.
@@ -281,6 +283,7 @@ lay_over!(WrittenApi {
     max_messages,
     max_tools,
     max_prompts,
+    max_choices,
     max_inputs,
     max_concurrent_requests,
     max_concurrent_encodes,
@@ -352,8 +355,31 @@ pub struct WrittenLedger {
     pub retry_interval: Option<Period>,
     /// Records that may wait to be written; while there are more, nothing is admitted.
     pub max_backlog: Option<NonZeroUsize>,
+    /// Output tokens of an answer that are reserved at a time.
+    pub reserve_tokens: Option<NonZeroU32>,
+    /// How long a begun answer waits for a rate to have room for its next part; then it ends.
+    pub longest_park: Option<Period>,
+    /// Requests that wait for a limit to have room for them, at the same time.
+    pub max_waiting: Option<NonZeroUsize>,
+    /// Of one account.
+    pub max_waiting_per_account: Option<NonZeroUsize>,
+    /// How long they wait; what would fit only later is refused at once.
+    pub longest_wait: Option<Period>,
+    /// How far a grant may be overrun, in hundredths of it.
+    pub overrun_percent: Option<u32>,
 }
-lay_over!(WrittenLedger { time_zone, sync_interval, retry_interval, max_backlog });
+lay_over!(WrittenLedger {
+    time_zone,
+    sync_interval,
+    retry_interval,
+    max_backlog,
+    reserve_tokens,
+    longest_park,
+    max_waiting,
+    max_waiting_per_account,
+    longest_wait,
+    overrun_percent,
+});
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

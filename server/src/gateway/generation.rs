@@ -3,14 +3,20 @@
 //! Whoever holds it may go away at any moment: dropping it aborts the request in the engine, takes the engine's own
 //! count of what was used, which from then on does not change, and settles exactly that. So the ledger's sum is the
 //! engine's, whatever the clients did.
+//!
+//! A request may have several choices: answers to one prompt, which is computed and paid once. Each ends by itself.
 
+mod grants;
+
+use std::future::poll_fn;
 use std::sync::Arc;
 
-use passerelle_engine::{Event, EventStream, FinishReason, Request, Usage};
+use passerelle_engine::{Event, EventStream, FinishReason, Request, TokenEvent, Usage};
 
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, SubmitError};
+use grants::{Grants, Progress};
 
 #[derive(Debug)]
 #[must_use = "dropping a generation aborts and settles it"]
@@ -19,10 +25,12 @@ pub struct Generation {
     events: EventStream,
     reservation: Reservation,
     _in_flight: InFlight,
+    grants: Grants,
     /// Came from the engine, and waits until it may be sent.
     held_back: Option<Event>,
-    delivered_tokens: u32,
-    bill: Bill,
+    choices: Vec<ChoiceInFlight>,
+    /// Generated beyond what ended a choice.
+    wasted_tokens: u32,
 }
 
 /// A replica did not take the request. Another one may be tried under the same reservation; without one, withdraw it.
@@ -33,42 +41,73 @@ pub struct NotStarted {
     pub reservation: Reservation,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Bill {
-    /// As the engine counts.
-    Generated,
-    /// Up to the last token that was delivered.
-    Delivered,
+/// How far one choice has come.
+#[derive(Debug, Clone, Copy, Default)]
+struct ChoiceInFlight {
+    delivered_tokens: u32,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
+    #[default]
+    Growing,
+    /// Nothing more is granted and all that was is delivered: the engine was told to end it, unless it had ended by itself.
+    Starved,
+    Over,
+    OutOfQuota,
 }
 
 impl Generation {
     /// Hands the request to a replica.
-    pub fn start(replica: &Arc<Replica>, request: Request, reservation: Reservation) -> Result<Self, Box<NotStarted>> {
+    pub fn start(
+        replica: &Arc<Replica>,
+        mut request: Request,
+        reservation: Reservation,
+    ) -> Result<Self, Box<NotStarted>> {
+        request.granted_tokens = reservation.first_part();
+        let grants = Grants::new(request.granted_tokens, request.sampling.max_tokens);
+        let choices = vec![ChoiceInFlight::default(); request.num_choices.get() as usize];
         match replica.submit(request) {
-            Ok((events, in_flight)) => {
-                let bill = Bill::Generated;
-                Ok(Self { events, reservation, _in_flight: in_flight, held_back: None, delivered_tokens: 0, bill })
-            }
+            Ok((events, in_flight)) => Ok(Self {
+                events,
+                reservation,
+                _in_flight: in_flight,
+                grants,
+                held_back: None,
+                choices,
+                wasted_tokens: 0,
+            }),
             Err(error) => Err(Box::new(NotStarted { error, reservation })),
         }
     }
 
-    /// The next event; `None` after the last one. Cancel safe.
+    /// The next event; `None` once every choice is over. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
         if self.held_back.is_none() {
-            self.held_back = self.events.next().await;
+            self.held_back = self.next_of_an_open_choice().await;
         }
         match &self.held_back {
-            Some(Event::Token(_)) => {
-                self.reservation.covers(self.delivered_tokens + 1).await;
-                self.delivered_tokens += 1;
-                self.reservation.mark(Usage { generated_tokens: self.delivered_tokens, ..self.events.usage() });
+            Some(Event::Token(token)) => {
+                let choice = token.choice;
+                self.reservation.covers(self.delivered_tokens() + 1).await;
+                self.choices[choice as usize].delivered_tokens += 1;
+                let sent = Usage { generated_tokens: self.delivered_tokens(), ..self.events.usage() };
+                self.reservation.mark(sent);
             }
-            Some(Event::Finished { reason, .. }) => self.reservation.end(end_of(*reason)),
-            Some(Event::Failed { .. }) => self.reservation.end(EntryEnd::Failed),
+            Some(Event::Finished { choice, reason, .. }) => self.note_end(*choice, *reason),
+            Some(Event::Failed { .. }) => {
+                self.choices.iter_mut().for_each(|choice| choice.stage = Stage::Over);
+                self.reservation.end(EntryEnd::Failed);
+            }
             Some(Event::PromptLogprobs(_)) | None => {}
         }
         self.held_back.take()
+    }
+
+    /// Whether a choice that the engine was told to end ended because no more was granted to it.
+    pub fn is_out_of_quota(&self, choice: u32) -> bool {
+        self.choices[choice as usize].stage == Stage::OutOfQuota
     }
 
     /// What the engine has used for this request so far.
@@ -76,28 +115,82 @@ impl Generation {
         self.events.usage()
     }
 
-    /// Ends the request at the last delivered token, which completed a stop string, and settles. What the engine ran
-    /// beyond it is waste and is not billed.
-    pub fn end_here(mut self) -> Usage {
-        self.bill = Bill::Delivered;
+    /// Ends a choice at its last delivered token, which completed a stop string. What the engine ran beyond it is waste
+    /// and is not billed.
+    pub fn end_here(&mut self, choice: u32) {
+        let generated_tokens = self.events.abort_choice(choice);
+        let ended = &mut self.choices[choice as usize];
+        ended.stage = Stage::Over;
+        self.wasted_tokens += generated_tokens - ended.delivered_tokens;
         self.reservation.end(EntryEnd::Stop);
-        self.close()
     }
 
-    /// Ends the request wherever it is, and settles what the engine counted.
-    pub fn abort(self) -> Usage {
-        self.close()
+    /// Ends the request wherever it is, and settles what was used.
+    pub fn close(self) -> Usage {
+        self.stop()
+    }
+
+    async fn next_of_an_open_choice(&mut self) -> Option<Event> {
+        while self.choices.iter().any(ChoiceInFlight::is_open) {
+            self.extend();
+            self.end_starved();
+            let (events, grants) = (&mut self.events, &mut self.grants);
+            tokio::select! {
+                biased;
+                event = events.next() => match &event {
+                    Some(Event::Token(TokenEvent { choice, .. }) | Event::Finished { choice, .. })
+                        if !self.choices[*choice as usize].is_open() => {}
+                    _ => return event,
+                },
+                () = poll_fn(|context| grants.poll_pause(context)) => {}
+            }
+        }
+        None
+    }
+
+    fn extend(&mut self) {
+        let growing = || self.choices.iter().filter(|choice| choice.stage == Stage::Growing);
+        let num_growing = growing().map(|_| 1).sum();
+        let Some(delivered) = growing().map(|choice| choice.delivered_tokens).max() else { return };
+        let generated = delivered.max(self.events.usage().generated_tokens / self.choices.len() as u32);
+        let progress = Progress { num_growing, delivered, generated };
+        self.grants.extend(&self.events, &mut self.reservation, progress);
+    }
+
+    fn end_starved(&mut self) {
+        let Some(granted) = self.grants.at_last() else { return };
+        for (choice, in_flight) in (0..).zip(&mut self.choices) {
+            if in_flight.stage == Stage::Growing && in_flight.delivered_tokens >= granted {
+                self.events.abort_choice(choice);
+                in_flight.stage = Stage::Starved;
+            }
+        }
+    }
+
+    fn note_end(&mut self, choice: u32, reason: FinishReason) {
+        let stage = &mut self.choices[choice as usize].stage;
+        let (ended, end) = match (*stage, reason) {
+            (Stage::Starved, FinishReason::Aborted) => (Stage::OutOfQuota, EntryEnd::Quota),
+            _ => (Stage::Over, end_of(reason)),
+        };
+        *stage = ended;
+        self.reservation.end(end);
+    }
+
+    fn delivered_tokens(&self) -> u32 {
+        self.choices.iter().map(|choice| choice.delivered_tokens).sum()
     }
 
     /// Stops the engine; afterwards the usage does not change.
-    fn close(&self) -> Usage {
+    fn stop(&self) -> Usage {
         let counted = self.events.abort();
-        match self.bill {
-            Bill::Generated => counted,
-            Bill::Delivered => {
-                Usage { generated_tokens: counted.generated_tokens.min(self.delivered_tokens), ..counted }
-            }
-        }
+        Usage { generated_tokens: counted.generated_tokens - self.wasted_tokens, ..counted }
+    }
+}
+
+impl ChoiceInFlight {
+    fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Growing | Stage::Starved)
     }
 }
 
@@ -111,7 +204,7 @@ fn end_of(reason: FinishReason) -> EntryEnd {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.reservation.record(self.close());
+        self.reservation.record(self.stop());
     }
 }
 

@@ -9,9 +9,14 @@
 //! is not `Clone`, [`Reservation::record`] notes what was really generated so far, and dropping it, on whatever way
 //! out (finished, client gone, error, panic, shutdown), settles exactly that, once. What was reserved and not used goes
 //! back; the concurrent slot is free again.
+//!
+//! Of an answer that our own engine generates only a part is reserved at first, and [`Reservation::extend`] takes the next
+//! one while it grows, before it is generated: nothing is ever used that was not reserved, and a request holds one part
+//! more than it uses, however large its `max_tokens` is.
 
 mod amounts;
 mod headroom;
+mod line;
 mod page;
 mod refusal;
 mod reservation;
@@ -19,24 +24,29 @@ mod totals;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
+use tokio::sync::Notify;
 
 use super::account::{Account, AccountPath, Caller, Node};
 use super::journal;
 use super::journal::{EntryId, Journal, JournalState, JournalUnavailable, Opening, Trust};
-use super::quota::{Calendar, Fit, Unit, UnixSeconds};
+use super::quota::{Calendar, Fit, Percent, Unit, UnixSeconds};
 use super::tariff::Tariff;
-use amounts::Amounts;
+use amounts::{Amounts, Demand};
+use line::{Line, Ticket};
 use page::{Origin, Page};
+use reservation::Taken;
 
-pub use amounts::Ask;
+pub use amounts::{Ask, Reserve};
 pub use headroom::{LimitState, RateLimitState, WindowState};
+pub use line::LineBounds;
 pub use refusal::{Refusal, Retry};
-pub use reservation::Reservation;
+pub use reservation::{Denied, Reservation};
 pub use totals::LedgerTotals;
 
 /// A cloneable handle; all clones are one ledger.
@@ -53,8 +63,21 @@ pub struct LedgerParts {
     pub calendar: Calendar,
     pub tariff: Arc<Tariff>,
     pub spent: Box<dyn Spent>,
+    pub in_parts: PartBounds,
+    pub line: LineBounds,
+    /// How far a grant may be overrun, in the class `batch`.
+    pub overrun: Percent,
     /// `None`: nothing outlives the process.
     pub journal: Option<JournalParts>,
+}
+
+/// How answers are reserved in parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartBounds {
+    /// Output tokens of an answer that are reserved at a time.
+    pub tokens: NonZeroU32,
+    /// A rate that has no room for the next part is waited for so long; then the answer ends.
+    pub longest_park: Duration,
 }
 
 /// Where reservations are written down.
@@ -98,11 +121,14 @@ struct Books {
     latest_wall: AtomicU64,
     next_id: AtomicU64,
     pages: Mutex<Pages>,
+    /// For whoever waits in line: something came free, or the line moved.
+    gave_back: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Pages {
     totals: LedgerTotals,
+    line: Line,
     /// One page a node that ever was on a request's path; bounded by the number of accounts.
     pages: Vec<Page>,
     slots: HashMap<AccountPath, usize>,
@@ -112,33 +138,47 @@ impl Ledger {
     pub fn new(parts: LedgerParts) -> Self {
         let (next_id, latest) = parts.journal.as_ref().map_or((1, 0), |part| (part.next_id.0, part.latest.0));
         let (next_id, latest_wall) = (AtomicU64::new(next_id), AtomicU64::new(latest));
-        Self { books: Arc::new(Books { parts, latest_wall, next_id, pages: Mutex::default() }) }
+        let (pages, gave_back) = (Mutex::default(), Notify::new());
+        Self { books: Arc::new(Books { parts, latest_wall, next_id, pages, gave_back }) }
     }
 
     /// In universal time, with nothing spent before and nothing that costs GPU time.
     pub fn without_past(clock: Arc<dyn Clock>) -> Self {
-        let (calendar, tariff) = (Calendar::utc(), Arc::new(Tariff::free()));
-        Self::new(LedgerParts { clock, calendar, tariff, spent: Box::new(NothingSpent), journal: None })
+        Self::new(LedgerParts::without_past(clock))
     }
 
-    pub fn reserve(&self, caller: &Arc<Caller>, ask: Ask) -> Result<Reservation, Refusal> {
-        let asked = ask.amounts(&self.books.parts.tariff);
+    /// At once or not at all, and not before anybody who waits for the same room. [`Ledger::reserve_in_turn`] waits.
+    pub fn reserve(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
+        self.take(caller, ask, None).inspect_err(|_| self.books.open().count_refusal(&caller.account))
+    }
+
+    /// A refusal is counted by whoever does not wait.
+    fn take(&self, caller: &Arc<Caller>, ask: &Ask, ticket: Option<Ticket>) -> Result<Reservation, Refusal> {
+        let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
+        let demand = ask.demand(first_part, &self.books.parts.tariff);
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
-        if let Some(refusal) = pages.refusal((&caller.account, &slots), (&asked, ask.model.as_deref()), now) {
-            pages.totals.refused += 1;
+        let model = ask.model.as_deref();
+        if ticket.is_none() {
+            slots.iter().for_each(|slot| pages.pages[*slot].note_trials((&demand, model), now));
+        }
+        if let Some(refusal) = pages.line.ahead(&caller.account, (&demand, ask), ticket) {
             return Err(refusal);
         }
-        for slot in &slots {
-            let page = &mut pages.pages[*slot];
-            page.take(&asked, ask.model.as_deref(), now);
-            page.totals.take();
-        }
-        pages.totals.take();
+        let taken = pages.admit((&caller.account, &slots), (&demand, model), now).or_else(|refusal| {
+            let overrun = demand.overrunning(self.books.parts.overrun);
+            match refusal.retry {
+                Retry::Spent if self.books.parts.overrun != Percent::NONE => {
+                    pages.admit((&caller.account, &slots), (&overrun, model), now).map_err(|_| refusal)
+                }
+                Retry::After(_) | Retry::Spent | Retry::Never => Err(refusal),
+            }
+        })?;
         drop(pages);
-        let page = self.books.open_page(caller, &ask, now);
-        Ok(Reservation::new(Arc::clone(&self.books), (Arc::clone(caller), slots), (ask.model, asked), (now, page)))
+        let page = self.books.open_page(caller, ask, now);
+        let taken = Taken { caller: Arc::clone(caller), slots, demand: taken, first_part };
+        Ok(Reservation::new(Arc::clone(&self.books), taken, ask, (now, page)))
     }
 
     /// Whether reservations of this caller can be written down. Those that bind a budget must be.
@@ -182,6 +222,29 @@ impl Ledger {
     pub fn account_totals(&self, account: &AccountPath) -> LedgerTotals {
         let pages = self.books.open();
         pages.slots.get(account).map(|slot| pages.pages[*slot].totals).unwrap_or_default()
+    }
+}
+
+impl LedgerParts {
+    /// In universal time, with nothing spent before, nothing that costs GPU time, and nothing that outlives the process.
+    pub fn without_past(clock: Arc<dyn Clock>) -> Self {
+        let (calendar, tariff) = (Calendar::utc(), Arc::new(Tariff::free()));
+        Self {
+            clock,
+            calendar,
+            tariff,
+            spent: Box::new(NothingSpent),
+            in_parts: PartBounds::default(),
+            line: LineBounds::default(),
+            overrun: Percent::NONE,
+            journal: None,
+        }
+    }
+}
+
+impl Default for PartBounds {
+    fn default() -> Self {
+        Self { tokens: NonZeroU32::new(64).expect("64 is not 0"), longest_park: Duration::from_secs(60) }
     }
 }
 
@@ -249,11 +312,40 @@ impl Pages {
         slot
     }
 
-    /// Of all limits on the path the one that keeps this ask out longest, if any does.
-    fn refusal(
+    /// Takes what a request needs to begin of every limit on its path, or of none. Returns what was taken.
+    fn admit(
         &mut self,
         (account, slots): (&Account, &[usize]),
-        asked: (&Amounts, Option<&str>),
+        (demand, model): (&Demand, Option<&str>),
+        now: Now,
+    ) -> Result<Demand, Refusal> {
+        if let Some(refusal) = self.refusal((account, slots), (demand, model), now) {
+            return Err(refusal);
+        }
+        self.take(slots, (&demand.now, model), now);
+        slots.iter().for_each(|slot| self.pages[*slot].totals.take());
+        self.totals.take();
+        Ok(*demand)
+    }
+
+    fn count_refusal(&mut self, account: &Account) {
+        self.totals.refused += 1;
+        for node in &account.nodes {
+            if let Some(slot) = self.slots.get(&node.path) {
+                self.pages[*slot].totals.refused += 1;
+            }
+        }
+    }
+
+    fn take(&mut self, slots: &[usize], (asked, model): (&Amounts, Option<&str>), now: Now) {
+        slots.iter().for_each(|slot| self.pages[*slot].take(asked, model, now));
+    }
+
+    /// Of all limits on the path the one that keeps this ask out longest, if any does.
+    fn refusal(
+        &self,
+        (account, slots): (&Account, &[usize]),
+        asked: (&Demand, Option<&str>),
         now: Now,
     ) -> Option<Refusal> {
         let mut worst: Option<(Fit, Refusal)> = None;
@@ -261,12 +353,14 @@ impl Pages {
             let found = self.pages[*slot].refusal(&node.path, asked, now);
             worst = found.into_iter().chain(worst).max_by_key(|(fit, _)| *fit);
         }
-        let (_, refusal) = worst?;
-        slots.iter().for_each(|slot| self.pages[*slot].totals.refused += 1);
-        Some(refusal)
+        worst.map(|(_, refusal)| refusal)
     }
 }
 
+#[cfg(test)]
+mod extend_tests;
+#[cfg(test)]
+mod line_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -36,7 +36,10 @@ pub use data::{DataDir, DataError};
 pub use directory::{Directory, DirectoryError};
 pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};
-pub use ledger::{Ask, Ledger, LedgerParts, LedgerTotals, RateLimitState, Refusal, Reservation, Retry, WindowState};
+pub use ledger::{
+    Ask, Ledger, LedgerParts, LedgerTotals, PartBounds, RateLimitState, Refusal, Reservation, Reserve, Retry,
+    WindowState,
+};
 pub use quota::{Limit, LimitName, Quota, QuotaError};
 pub use relay::{CallSize, NotRelayed, Relay};
 pub use replica::{Load, Replica, ReplicaDoor, ReplicaId, SubmitError};

@@ -186,7 +186,8 @@ impl Replica {
     pub(super) fn submit(self: &Arc<Self>, request: Request) -> Result<(EventStream, InFlight), SubmitError> {
         let Side::Engine(engine) = &self.side else { return Err(SubmitError::Closed) };
         // Counted before the engine has it, so that two routers of one instant see each other.
-        let in_flight = self.hold(request.prompt.len() as u64 + u64::from(request.sampling.max_tokens));
+        let most = u64::from(request.sampling.max_tokens) * u64::from(request.num_choices.get());
+        let in_flight = self.hold(request.prompt.len() as u64 + most);
         let submitted = engine.door.submit(request);
         if matches!(submitted, Err(SubmitError::Closed | SubmitError::Dead)) {
             engine.closed.store(true, Ordering::Relaxed);

@@ -72,7 +72,7 @@ pub(crate) fn default_limits(config: &Config) -> Result<Quota> {
 #[cfg(test)]
 mod tests {
     use passerelle::gateway::AccountPath;
-    use passerelle::gateway::account::{ModelAccess, Scopes};
+    use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
     use passerelle::gateway::directory::NewKey;
     use passerelle_engine::clock::ManualClock;
 
@@ -87,7 +87,8 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         let (scopes, models, account) = (Scopes::default(), ModelAccess::All, AccountPath::root());
-        let key = NewKey { account, name: "alice".into(), scopes, models, valid_for: None };
+        let key =
+            NewKey { account, name: "alice".into(), scopes, models, class: ServiceClass::Standard, valid_for: None };
         directory.create_key(key).expect("the name is free");
         waiting.await.expect("it ends by itself");
     }

@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use passerelle::api::ServedModel;
 use passerelle::config::{Config, LedgerConfig};
 use passerelle::gateway::journal::{JournalConfig, JournalThread, LedgerStore, SqliteStore, UsageReader};
-use passerelle::gateway::ledger::{JournalParts, ModelFacts, NothingSpent};
-use passerelle::gateway::quota::{Calendar, UnixSeconds};
-use passerelle::gateway::{DataDir, Ledger, LedgerParts, Tariff};
+use passerelle::gateway::ledger::{JournalParts, LineBounds, ModelFacts};
+use passerelle::gateway::quota::{Calendar, Percent, UnixSeconds};
+use passerelle::gateway::{DataDir, Ledger, LedgerParts, PartBounds, Tariff};
 use passerelle_engine::clock::Clock;
 
 /// The right to the data directory, and to write the ledger in it. Dropped in this order: what was settled is on the disk before another server may come.
@@ -70,6 +70,9 @@ impl LedgerLock {
             calendar: calendar(config)?,
             tariff,
             spent: Box::new(UsageReader::open(&self.data)?),
+            in_parts: in_parts(config),
+            line: line(config),
+            overrun: Percent(config.overrun_percent),
             journal: Some(JournalParts { journal, next_id, latest, binary, models }),
         });
         Ok((ledger, LedgerKeeper { _thread: Some(thread), _lock: self.lock }))
@@ -84,8 +87,20 @@ impl LedgerLock {
 /// Of an open server, whose one account nobody bills.
 pub(super) fn without_keeping(basis: LedgerBasis, config: &LedgerConfig) -> Result<Ledger> {
     let LedgerBasis { clock, tariff } = basis;
-    let calendar = calendar(config)?;
-    Ok(Ledger::new(LedgerParts { clock, calendar, tariff, spent: Box::new(NothingSpent), journal: None }))
+    let (calendar, in_parts, line) = (calendar(config)?, in_parts(config), line(config));
+    Ok(Ledger::new(LedgerParts { calendar, tariff, in_parts, line, ..LedgerParts::without_past(clock) }))
+}
+
+fn line(config: &LedgerConfig) -> LineBounds {
+    LineBounds {
+        max_waiting: config.max_waiting,
+        max_waiting_per_account: config.max_waiting_per_account,
+        longest_wait: config.longest_wait,
+    }
+}
+
+fn in_parts(config: &LedgerConfig) -> PartBounds {
+    PartBounds { tokens: config.reserve_tokens, longest_park: config.longest_park }
 }
 
 pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar> {

@@ -144,3 +144,27 @@ fn a_second_server_on_the_same_ledger_is_refused() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("--data-dir"), "{said}");
 }
+
+#[test]
+fn explain_says_which_limit_would_refuse_a_request_and_when_it_would_pass() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    run(&state, &["quota", "set", "acme", "tokens_per_day", "100"]);
+    run(
+        &state,
+        &["quota", "set", "acme", "input_tokens_granted", "50", "--from", "2098-01-01", "--until", "2099-01-01"],
+    );
+    run(&state, &["key", "create", "alice", "--account", "acme"]);
+    let explain = |tokens: &str, output: &str| {
+        run(&state, &["quota", "explain", "alice", "--tokens", tokens, "--output-tokens", output])
+    };
+    let early = explain("10", "10");
+    assert!(
+        early.contains("input_tokens_granted of 'acme'") && early.contains("it would pass at 2098-01-01"),
+        "{early}"
+    );
+    run(&state, &["quota", "remove", "acme", "input_tokens_granted"]);
+    assert!(explain("60", "40").contains("every limit has room for it"));
+    let never = explain("60", "41");
+    assert!(never.contains("tokens_per_day of 'acme'") && never.contains("can never fit"), "{never}");
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::common::client::{Client, Reply};
 use crate::common::{MODEL, Options, Server};
 use passerelle::api::ApiConfig;
-use passerelle::gateway::account::{ModelAccess, PrefixSharing, Scopes};
+use passerelle::gateway::account::{ModelAccess, PrefixSharing, Scopes, ServiceClass};
 use passerelle::gateway::directory::NewKey;
 use passerelle::gateway::{AccountPath, DataDir, Directory, Quota, Scope};
 use passerelle_engine::clock::SystemClock;
@@ -35,7 +35,7 @@ async fn bench_with(api: ApiConfig) -> Bench {
     let key = |account: &str, scope: Scope| {
         let account: AccountPath = account.parse().unwrap();
         let (scopes, models, name) = (Scopes::new([scope]).unwrap(), ModelAccess::All, scope.to_string());
-        let new = NewKey { account, name, scopes, models, valid_for: None };
+        let new = NewKey { account, name, scopes, models, class: ServiceClass::Standard, valid_for: None };
         directory.create_key(new).unwrap().0.reveal().to_owned()
     };
     let (operator, owner) = (key("/", Scope::Admin), key("acme", Scope::Admin));

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use crate::common::client::{Client, Reply};
 use crate::common::model::Gate;
-use crate::common::{MODEL, Options, PATIENCE, Server, limit};
+use crate::common::{MODEL, Options, PATIENCE, Seen, Server, limit};
 use passerelle::api::run_batches;
 use passerelle::batches::BatchBounds;
 use passerelle::gateway::Limit;
+use passerelle_engine::Class;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -74,14 +75,17 @@ fn keeping(folder: &TempDir) -> Options {
 #[tokio::test]
 async fn a_batch_is_answered_line_by_line_and_refusals_go_apart() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::with(keeping(&folder)).await;
+    let seen = Seen::default();
+    let server = Server::with(Options { seen: seen.clone(), ..keeping(&folder) }).await;
     let client = server.client();
     let runner = tokio::spawn(run_batches(server.state.clone()));
     let mut refused = line("c", "x");
     refused["body"]["temperature"] = json!("hot");
     let mut streamed = line("d", "x");
     streamed["body"]["stream"] = json!(true);
-    let batch = create(&client, &jsonl(&[line("a", "one"), line("b", "two"), refused, streamed])).await;
+    let mut urgent = line("b", "two");
+    urgent["body"]["service_tier"] = json!("priority");
+    let batch = create(&client, &jsonl(&[line("a", "one"), urgent, refused, streamed])).await;
     assert_eq!((&batch["object"], &batch["metadata"]), (&json!("batch"), &json!({"a": "b"})));
     let batch = wait_until(&client, &batch, is("completed")).await;
     assert_eq!(batch["request_counts"], json!({"total": 4, "completed": 2, "failed": 2}));
@@ -98,6 +102,7 @@ async fn a_batch_is_answered_line_by_line_and_refusals_go_apart() {
         line["response"]["body"]["error"]["param"].clone()
     };
     assert_eq!((param("c"), param("d")), (json!("temperature"), json!("stream")));
+    assert!(seen.take().iter().all(|asked| asked.class == Class::Batch), "whatever a line's tier is");
     let metrics = client.get("/metrics").await.text();
     let counted =
         format!(r#"passerelle_requests_total{{route="/v1/chat/completions",status="200",model="{MODEL}"}} 2"#);

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use crate::common::client::{Client, Stream};
 use crate::common::model::Gate;
-use crate::common::{KEY, MODEL, Options, Server, limit};
-use passerelle::api::ApiConfig;
+use crate::common::{KEY, MODEL, Options, Seen, Server, limit};
+use passerelle::api::{ApiConfig, SseConfig};
 use passerelle::gateway::Limit;
+use passerelle::gateway::quota::{Bound, Enforcement, Percent, Period, Unit, UnixSeconds};
+use passerelle_engine::Class;
 use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -83,6 +85,71 @@ async fn of_200_requests_with_room_for_20_exactly_20_are_admitted() {
     gate.release();
     let admitted = asked.join_all().await;
     assert_eq!(admitted.iter().map(|reply| reply.status).collect::<Vec<_>>(), [200; 20]);
+    server.assert_at_rest().await;
+}
+
+fn one_at_a_time(gate: &Gate) -> Options {
+    let sse = SseConfig { keep_alive: Duration::from_millis(20), ..SseConfig::default() };
+    let api = ApiConfig { sse, ..ApiConfig::default() };
+    let key_limits = Some(vec![limit(Limit::concurrent_requests, 1)]);
+    Options { api, key_limits, gate: gate.clone(), ..Options::default() }
+}
+
+/// The head of its answer comes with the first comment: while it waits, before anybody knows how it will be answered.
+#[tokio::test]
+async fn a_stream_that_waits_for_its_turn_is_kept_alive_and_then_answered() {
+    let gate = Gate::closed();
+    let server = Server::with(one_at_a_time(&gate)).await;
+    let client = server.client().with_key();
+    let first = client.stream(CHAT, &chat(1, 4)).await;
+    let second = client.stream(CHAT, &chat(2, 4)).await;
+    assert_eq!((second.status, server.state.ledger().totals().open), (200, 1));
+    gate.release();
+    assert_eq!(text_of(first).await.len(), 4);
+    assert_eq!(text_of(second).await.len(), 4);
+    let totals = server.state.ledger().totals();
+    assert_eq!((totals.reservations_taken, totals.refused), (2, 0));
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_the_line_takes_nothing() {
+    let gate = Gate::closed();
+    let server = Server::with(one_at_a_time(&gate)).await;
+    let client = server.client().with_key();
+    let first = client.stream(CHAT, &chat(1, 4)).await;
+    let leaver = client.stream(CHAT, &chat(2, 4)).await;
+    assert_eq!(leaver.status, 200);
+    drop(leaver);
+    gate.release();
+    assert_eq!(text_of(first).await.len(), 4);
+    server.assert_at_rest().await;
+    let third = client.stream(CHAT, &chat(3, 4)).await;
+    assert_eq!(text_of(third).await.len(), 4);
+    server.assert_at_rest().await;
+    assert!(server.state.ledger().totals().reservations_taken <= 3);
+}
+
+/// Past its grant an account runs in the class that gives way to everybody, and says so.
+#[tokio::test]
+async fn an_account_past_its_grant_runs_as_a_batch_up_to_a_quarter_more() {
+    let until = UnixSeconds(4_000_000_000);
+    let period = Period::Grant { from: UnixSeconds(0), until };
+    let grant = Limit::of(Bound::Budget { unit: Unit::OutputTokens, amount: 40.try_into().unwrap(), period });
+    let (seen, overrun) = (Seen::default(), Percent(25));
+    let options = Options { key_limits: Some(vec![grant]), seen: seen.clone(), overrun, ..Options::default() };
+    let server = Server::with(options).await;
+    let client = server.client().with_key();
+    let mut body = chat(1, 40);
+    body["stream"] = json!(false);
+    assert_eq!(client.post(CHAT, &body).await.json()["service_tier"], "default");
+    body["max_tokens"] = json!(8);
+    assert_eq!(client.post(CHAT, &body).await.json()["service_tier"], "flex");
+    let classes: Vec<_> = seen.take().iter().map(|asked| asked.class).collect();
+    assert_eq!(classes, [Class::Standard, Class::Batch]);
+    let refused = client.post(CHAT, &body).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (429, "insufficient_quota"), "{}", refused.text());
+    assert_eq!(refused.headers["x-should-retry"], "false");
     server.assert_at_rest().await;
 }
 
@@ -175,6 +242,43 @@ async fn requests_that_state_no_length_run_together_under_a_token_rate() {
     server.assert_at_rest().await;
 }
 
+/// One that ran before it has used a part of the budget; what is left of it ends the second in its middle.
+#[tokio::test]
+async fn a_spent_budget_ends_a_stream_with_the_length_its_cause_and_usage() {
+    let budget = Bound::Budget { unit: Unit::OutputTokens, amount: 100.try_into().unwrap(), period: Period::Month };
+    let server = Server::with(Options { key_limits: Some(vec![Limit::of(budget)]), ..Options::default() }).await;
+    let client = server.client().with_key();
+    let mut first = chat(1, 20);
+    first["stream"] = json!(false);
+    assert_eq!(client.post(CHAT, &first).await.status, 200);
+    let mut body = chat(2, 100);
+    body["stream_options"] = json!({"include_usage": true});
+    let events = client.stream(CHAT, &body).await.events().await;
+    let end = events.iter().find(|event| !event["choices"][0]["finish_reason"].is_null()).unwrap();
+    assert_eq!(
+        (&end["choices"][0]["finish_reason"], &end["choices"][0]["stop_reason"]),
+        (&json!("length"), &json!("quota"))
+    );
+    assert_eq!(events.last().unwrap()["usage"]["completion_tokens"], 80);
+    let refused = client.post(CHAT, &body).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (429, "insufficient_quota"), "{}", refused.text());
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_limit_on_trial_refuses_nothing_and_tells_what_it_would_have_refused() {
+    let on_trial = Limit { enforcement: Enforcement::DryRun, ..limit(Limit::requests_per_minute, 2) };
+    let server = Server::with(Options { key_limits: Some(vec![on_trial]), ..Options::default() }).await;
+    let client = server.client().with_key();
+    let mut body = chat(1, 2);
+    body["stream"] = json!(false);
+    for _ in 0..5 {
+        assert_eq!(client.post(CHAT, &body).await.status, 200);
+    }
+    let limits = client.get("/v1/me/limits").await.json();
+    assert_eq!(limits["data"][0]["would_have_refused"], 3, "{limits}");
+}
+
 #[tokio::test]
 async fn a_list_of_prompts_that_can_never_fit_is_a_400() {
     let cases = [
@@ -254,7 +358,7 @@ async fn a_disconnect_frees_its_blocks_within_50_ms() {
     for seed in 0..5 {
         let mut stream = server.client().stream(CHAT, &chat(seed, 1900)).await;
         stream.read_events(5).await;
-        assert!(server.engine.stats().free_blocks < server.engine.stats().total_blocks);
+        assert_eq!(server.state.ledger().totals().open, 1, "it is running");
         let left = clock.now();
         drop(stream);
         server.settle().await;

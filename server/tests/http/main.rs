@@ -5,6 +5,8 @@
 mod admin;
 mod answers;
 mod batches;
+mod choices;
+mod classes;
 mod common;
 mod door;
 mod doors;

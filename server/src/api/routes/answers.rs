@@ -5,20 +5,21 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::{AboutModel, enter, list_ignored};
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
-use crate::api::deliver::Delivery;
+use crate::api::deliver::{Delivery, NotAdmitted, stream_once_admitted};
 use crate::api::errors::{ApiError, ErrorKind};
-use crate::api::generate::{Admitted, Visit, admit};
+use crate::api::generate::{ServedAs, Visit, admit};
 use crate::api::ids::random_id;
 use crate::api::state::AppState;
 use crate::api::wire::answer::{Answer, AnswerForm, AnswerHead, AnswerKind};
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::completions::read_completions;
 use crate::api::wire::forward::Outgoing;
-use crate::api::wire::request::ReadRequest;
+use crate::api::wire::request::{GenerateRequest, Prompt, ReadRequest};
 use crate::api::wire::response_answer::{Logprobs, ResponseAnswer};
 use crate::api::wire::responses::{ReadResponse, read_response};
 
@@ -94,7 +95,7 @@ type Form = Box<dyn FnOnce(AnswerHead) -> Box<dyn AnswerForm> + Send>;
 fn read(state: &AppState, body: Value, door: Door) -> Result<(ReadRequest, Form), ApiError> {
     let bounds = &state.config().bounds;
     let of_choices = |kind: AnswerKind, read: ReadRequest| {
-        let output = read.generate.output.clone();
+        let output = (read.generate.output.clone(), read.generate.choices.shown.get() as usize);
         let form: Form = Box::new(move |head| Box::new(Answer::new(kind, head, output)));
         (read, form)
     };
@@ -117,18 +118,36 @@ async fn generate(
 ) -> Result<Response, ApiError> {
     let ReadRequest { prompt, generate, .. } = read;
     let is_streamed = generate.output.stream.is_some();
-    let admitted = admit(state, visit, (prompt, generate), outgoing).await?;
-    let head = answer_head(state, &admitted, id_prefix)?;
-    let delivery = Delivery::new(state.clone(), admitted, form(head));
-    if is_streamed { Ok(delivery.stream()) } else { delivery.whole().await }
+    let unserved = unserved_head(state, &generate.model, id_prefix)?;
+    let mut admission = Box::pin(deliver(state.clone(), visit, ((prompt, generate), outgoing), (form, unserved)));
+    if !is_streamed {
+        return admission.await.map_err(|refused| refused.error)?.whole().await;
+    }
+    match timeout(state.config().sse.keep_alive, &mut admission).await {
+        Ok(admitted) => Ok(admitted.map_err(|refused| refused.error)?.stream()),
+        Err(_) => Ok(stream_once_admitted(state, admission)),
+    }
 }
 
-fn answer_head(state: &AppState, admitted: &Admitted, prefix: &str) -> Result<AnswerHead, ApiError> {
+async fn deliver(
+    state: AppState,
+    visit: Visit,
+    (request, outgoing): ((Prompt, GenerateRequest), Option<Outgoing>),
+    (form, unserved): (Form, AnswerHead),
+) -> Result<Delivery, NotAdmitted> {
+    match admit(&state, visit, request, outgoing).await {
+        Ok(admitted) => {
+            let ServedAs { model, fingerprint, tier } = admitted.served_as.clone();
+            let answer = form(AnswerHead { model, fingerprint, tier, ..unserved });
+            Ok(Delivery::new(state, admitted, answer))
+        }
+        Err(error) => Err(NotAdmitted { error, answer: form(unserved) }),
+    }
+}
+
+/// Of an answer of which nobody knows yet who gives it.
+fn unserved_head(state: &AppState, model: &str, prefix: &str) -> Result<AnswerHead, ApiError> {
     let id = random_id(prefix).ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
-    Ok(AnswerHead {
-        id,
-        created: state.clock().wall().as_secs(),
-        model: admitted.served_as.model.clone(),
-        fingerprint: admitted.served_as.fingerprint.clone(),
-    })
+    let created = state.clock().wall().as_secs();
+    Ok(AnswerHead { id, created, model: model.to_owned(), fingerprint: None, tier: None })
 }

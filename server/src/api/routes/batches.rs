@@ -14,7 +14,7 @@ use super::{enter, list_ignored, require};
 use crate::api::body::read_json;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
-use crate::api::generate::reserve;
+use crate::api::reserve::reserve;
 use crate::api::state::AppState;
 use crate::api::wire::sampling::read_metadata;
 use crate::batches::{Batch, BatchId, BatchStatus, Counts, Endpoint};
@@ -40,7 +40,7 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
     let body = read_json(request, &state).await?;
     let mut reader = state.reader();
     let asked = read_batch(body, &mut reader)?;
-    let _reservation = reserve(&state, &visit.caller, Ask::without_model())?;
+    let _reservation = reserve(&state, &visit.caller, &Ask::without_model())?;
     let owner = visit.caller.account.path.as_str().to_owned();
     let input =
         store.file(&owner, &asked.input_file_id).map_err(|error| ApiError::from(error).param("input_file_id"))?;

@@ -17,7 +17,7 @@ use super::kept::{Kept, KeptItem, on_disk};
 use super::{enter, require};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{invalid, required};
-use crate::api::generate::reserve;
+use crate::api::reserve::reserve;
 use crate::api::state::AppState;
 use crate::batches::{BatchStore, Purpose, StoredFile, Upload};
 use crate::gateway::{Ask, Scope};
@@ -30,7 +30,7 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
     let visit = enter(&state, request.headers())?;
     require(&visit.caller, Scope::Batch)?;
     let store = Arc::clone(state.batches()?);
-    let _reservation = reserve(&state, &visit.caller, Ask::without_model())?;
+    let _reservation = reserve(&state, &visit.caller, &Ask::without_model())?;
     let owner = visit.caller.account.path.as_str().to_owned();
     let form = bounded(request, store.bounds().max_file_bytes.saturating_add(MAX_FORM_BYTES));
     let form = Multipart::from_request(form, &state).await;

@@ -12,8 +12,9 @@ use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
-use crate::api::generate::{Visit, reserve};
+use crate::api::generate::Visit;
 use crate::api::prepare::{encode, find_model};
+use crate::api::reserve::reserve;
 use crate::api::state::{AppState, RouteSwitch, ServedModel};
 use crate::api::wire::chat::read_chat_prompt;
 use crate::api::wire::request::{CompletionPrompt, Prompt};
@@ -123,7 +124,7 @@ fn read_prompt(state: &AppState, fields: &mut Fields, reader: &mut Reader) -> Re
 /// A request of the account's, in which no model runs.
 fn reserve_request(state: &AppState, visit: &Visit) -> Result<Reservation, ApiError> {
     require(&visit.caller, Scope::Inference)?;
-    reserve(state, &visit.caller, Ask::without_model())
+    reserve(state, &visit.caller, &Ask::without_model())
 }
 
 fn respond(state: &AppState, visit: &Visit, answer: Value, reader: Reader) -> Response {

@@ -58,6 +58,8 @@ pub(crate) struct AnswerHead {
     pub(crate) model: String,
     /// `None`: another server ran it, and only that one could know.
     pub(crate) fingerprint: Option<String>,
+    /// The tier that it was served in, which may be another one than was asked for. `None` as above.
+    pub(crate) tier: Option<&'static str>,
 }
 
 /// An answer made of choices, of chat or of completions.
@@ -66,6 +68,7 @@ pub(crate) struct Answer {
     kind: AnswerKind,
     head: AnswerHead,
     output: Output,
+    num_choices: usize,
     /// Those of a whole answer, so far.
     choices: Vec<Choice>,
 }
@@ -73,7 +76,10 @@ pub(crate) struct Answer {
 impl AnswerForm for Answer {
     fn opening(&mut self, usage: Usage) -> Vec<Part> {
         match self.kind {
-            AnswerKind::Chat => vec![Part::unnamed(self.chunk_of(vec![chat_answer::role_choice()], usage))],
+            AnswerKind::Chat => {
+                let roles = (0..self.num_choices).map(|index| vec![chat_answer::role_choice(index)]);
+                roles.map(|role| Part::unnamed(self.chunk_of(role, usage))).collect()
+            }
             AnswerKind::Completion => Vec::new(),
         }
     }
@@ -115,7 +121,7 @@ impl AnswerForm for Answer {
                 ("text_completion", enumerate(&choices, &self.output, completion_answer::whole_choice))
             }
         };
-        let mut whole = self.head.to_json(object);
+        let mut whole = self.head_json(object);
         whole.insert("choices".to_owned(), Value::Array(choices));
         whole.insert("usage".to_owned(), usage_json(usage));
         Value::Object(whole)
@@ -127,8 +133,8 @@ impl AnswerForm for Answer {
 }
 
 impl Answer {
-    pub(crate) fn new(kind: AnswerKind, head: AnswerHead, output: Output) -> Self {
-        Self { kind, head, output, choices: Vec::new() }
+    pub(crate) fn new(kind: AnswerKind, head: AnswerHead, (output, num_choices): (Output, usize)) -> Self {
+        Self { kind, head, output, num_choices, choices: Vec::new() }
     }
 
     fn chunk_of(&self, choices: Vec<Value>, usage: Usage) -> Value {
@@ -136,7 +142,7 @@ impl Answer {
             AnswerKind::Chat => "chat.completion.chunk",
             AnswerKind::Completion => "text_completion",
         };
-        let mut chunk = self.head.to_json(object);
+        let mut chunk = self.head_json(object);
         chunk.insert("choices".to_owned(), Value::Array(choices));
         match self.stream_usage() {
             StreamUsage::Never => None,
@@ -144,6 +150,15 @@ impl Answer {
             StreamUsage::Continuous => chunk.insert("usage".to_owned(), usage_json(usage)),
         };
         Value::Object(chunk)
+    }
+
+    /// Only chat says how it was served.
+    fn head_json(&self, object: &str) -> Map<String, Value> {
+        let mut head = self.head.to_json(object);
+        if self.kind == AnswerKind::Chat {
+            head.insert("service_tier".to_owned(), json!(self.head.tier));
+        }
+        head
     }
 
     fn stream_usage(&self) -> StreamUsage {

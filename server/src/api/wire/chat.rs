@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::choices::read_choices;
 use super::messages::{Role, read_messages};
 use super::request::{
     ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
@@ -10,6 +11,7 @@ use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
+use super::tier::read_class;
 use super::tools::read_tools;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
@@ -23,6 +25,7 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     honoured("tools"),
     honoured("tool_choice"),
     honoured("parallel_tool_calls"),
+    neutral("best_of", "[1]"),
     honoured("chat_template_kwargs"),
     honoured("add_generation_prompt"),
     honoured("continue_final_message"),
@@ -48,11 +51,13 @@ pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds)
     let prompt = read_chat_prompt(&mut fields, &mut reader, bounds)?;
     let sampling = read_sampling(&mut fields, bounds)?;
     let output = read_chat_output(&mut fields, &mut reader)?;
+    let choices = read_choices(&mut fields, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
+    let class = read_class(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
-    let generate = GenerateRequest { model, sampling, output, structure, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, choices, class, cache_salt };
     Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
 }
 

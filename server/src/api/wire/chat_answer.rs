@@ -6,9 +6,9 @@ use super::request::Output;
 use super::usage::logprob_json;
 use crate::api::delta::{AnswerEnd, Choice, ChoiceDelta, Delta, TokenLogprob, ToolCallPart, display_bytes};
 
-/// The first delta of a stream says who speaks.
-pub(crate) fn role_choice() -> Value {
-    json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null})
+/// The first delta of each choice says who speaks.
+pub(crate) fn role_choice(index: usize) -> Value {
+    json!({"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null})
 }
 
 pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value> {
@@ -32,9 +32,17 @@ pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value
         // Under both names that clients look for.
         Delta::Reasoning(text) => choice["delta"] = json!({"reasoning_content": text, "reasoning": text}),
         Delta::ToolCall(part) => choice["delta"] = json!({"tool_calls": [tool_call_delta(part)]}),
-        Delta::Finished(end) => choice["finish_reason"] = json!(end.as_str()),
+        Delta::Finished(end) => add_end(&mut choice, *end),
     }
     Some(choice)
+}
+
+/// `stop_reason` stands beside OpenAI's finish reason where that does not tell the cause.
+pub(crate) fn add_end(choice: &mut Value, end: AnswerEnd) {
+    choice["finish_reason"] = json!(end.as_str());
+    if let Some(reason) = end.stop_reason() {
+        choice["stop_reason"] = json!(reason);
+    }
 }
 
 pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Value {
@@ -53,8 +61,11 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
         "index": index,
         "message": message,
         "logprobs": output.logprobs.map(|_| logprobs_json(&text.logprobs)),
-        "finish_reason": choice.finish.map(AnswerEnd::as_str),
+        "finish_reason": null,
     });
+    if let Some(end) = choice.finish {
+        add_end(&mut whole, end);
+    }
     if output.return_token_ids {
         whole["prompt_token_ids"] = json!(choice.prompt.token_ids);
         whole["token_ids"] = json!(text.token_ids);

@@ -6,10 +6,11 @@
 use passerelle_models::TokenId;
 use serde_json::{Map, Value, json};
 
+use super::chat_answer::add_end;
 use super::request::Output;
 use super::usage::logprob_json;
 use crate::api::delta::{
-    AnswerEnd, Candidate, Choice, ChoiceDelta, Delta, PromptPart, TextPart, TokenLogprob, TokenText, display_bytes,
+    Candidate, Choice, ChoiceDelta, Delta, PromptPart, TextPart, TokenLogprob, TokenText, display_bytes,
 };
 
 pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value> {
@@ -18,7 +19,7 @@ pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value
         Delta::Prompt(prompt) => add_prompt(&mut choice, prompt, output)?,
         Delta::Text(part) => add_text(&mut choice, part, output)?,
         Delta::Reasoning(_) | Delta::ToolCall(_) => return None,
-        Delta::Finished(end) => choice["finish_reason"] = json!(end.as_str()),
+        Delta::Finished(end) => add_end(&mut choice, *end),
     }
     Some(choice)
 }
@@ -34,7 +35,10 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
         arrays.push_tokens(&choice.text.logprobs);
         whole["logprobs"] = arrays.into_json();
     }
-    whole["finish_reason"] = json!(choice.finish.map(AnswerEnd::as_str));
+    whole["finish_reason"] = Value::Null;
+    if let Some(end) = choice.finish {
+        add_end(&mut whole, end);
+    }
     if let Some(top) = output.prompt_logprobs {
         whole["prompt_logprobs"] = prompt_logprobs_json(&choice.prompt, top);
     }

@@ -2,17 +2,20 @@
 
 use serde_json::Value;
 
+use super::choices::read_ranked_choices;
 use super::request::{CompletionPrompt, GenerateRequest, Output, Prompt, ReadRequest, RequestBounds};
 use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
     token_ids,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
+use super::tier::read_class;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
 
 pub(crate) const COMPLETION_FIELDS: &[Field] = &[
     honoured("prompt"),
+    honoured("best_of"),
     honoured("echo"),
     honoured("logprobs"),
     honoured("prompt_logprobs"),
@@ -41,12 +44,14 @@ pub(crate) fn read_completions(
         ..read_output(&mut fields, &mut reader)?
     };
     let sampling = read_sampling(&mut fields, &output, bounds)?;
+    let choices = read_ranked_choices(&mut fields, &output, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
     read_annotations(&mut fields)?;
+    let class = read_class(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
     let prompt = Prompt::Completions { prompts, add_special_tokens };
-    let generate = GenerateRequest { model, sampling, output, structure, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, choices, class, cache_salt };
     Ok(ReadRequest { prompt, generate, ignored: reader.into_ignored() })
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod answer;
 pub(crate) mod chat;
 pub(crate) mod chat_answer;
+pub(crate) mod choices;
 pub(crate) mod completion_answer;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
@@ -18,6 +19,7 @@ pub(crate) mod scores;
 mod strict_json;
 pub(crate) mod structure;
 pub(crate) mod texts;
+pub(crate) mod tier;
 pub(crate) mod tools;
 pub(crate) mod usage;
 

@@ -1,12 +1,16 @@
 //! The one validated request behind every generating route: a bound that holds here holds on all of them.
 
+use std::num::NonZeroU32;
+
 use passerelle_models::TokenId;
 use serde_json::{Map, Value};
 
+use super::choices::Choices;
 use super::messages::Message;
 use super::sampling::Sampling;
 use super::structure::Structure;
 use super::tools::{Tool, ToolChoice};
+use crate::gateway::account::ServiceClass;
 use crate::text::grammar::CallCount;
 
 /// Bounds on what one request may carry, whatever the body limit.
@@ -20,6 +24,8 @@ pub struct RequestBounds {
     pub max_logit_bias: usize,
     pub max_bad_words: usize,
     pub max_prompts: usize,
+    /// Answers to one prompt.
+    pub max_choices: NonZeroU32,
     /// Texts of one request to an encoder.
     pub max_inputs: usize,
 }
@@ -35,6 +41,7 @@ impl Default for RequestBounds {
             max_logit_bias: 1024,
             max_bad_words: 64,
             max_prompts: 64,
+            max_choices: const { NonZeroU32::new(16).unwrap() },
             max_inputs: 2048,
         }
     }
@@ -56,6 +63,9 @@ pub(crate) struct GenerateRequest {
     pub(crate) sampling: Sampling,
     pub(crate) output: Output,
     pub(crate) structure: Option<Structure>,
+    pub(crate) choices: Choices,
+    /// What it asks for; `None`: what its key has.
+    pub(crate) class: Option<ServiceClass>,
     /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.
     pub(crate) cache_salt: Option<String>,
 }
@@ -63,7 +73,7 @@ pub(crate) struct GenerateRequest {
 #[derive(Debug, Clone)]
 pub(crate) enum Prompt {
     Chat(ChatPrompt),
-    /// One choice each, by index.
+    /// Each has its choices, by index one after the other.
     Completions {
         prompts: Vec<CompletionPrompt>,
         add_special_tokens: bool,

@@ -189,7 +189,7 @@ impl ResponseAnswer {
     }
 
     fn response(&self, status: &str, usage: Option<Usage>) -> Value {
-        let cut = (self.end == Some(AnswerEnd::Length)).then(|| json!({"reason": "max_output_tokens"}));
+        let cut = self.end.is_some_and(AnswerEnd::is_cut).then(|| json!({"reason": "max_output_tokens"}));
         let mut response = json!({
             "id": self.head.id,
             "object": "response",
@@ -201,7 +201,7 @@ impl ResponseAnswer {
             "model": self.head.model,
             "output": self.output,
             "previous_response_id": null,
-            "service_tier": "default",
+            "service_tier": self.head.tier.unwrap_or("default"),
             "store": false,
             "truncation": "disabled",
             "usage": usage.map(usage_json),
@@ -211,7 +211,7 @@ impl ResponseAnswer {
     }
 
     fn last_status(&self) -> &'static str {
-        if self.end == Some(AnswerEnd::Length) { "incomplete" } else { "completed" }
+        if self.end.is_some_and(AnswerEnd::is_cut) { "incomplete" } else { "completed" }
     }
 }
 
@@ -262,7 +262,7 @@ enum ItemStatus {
 
 impl ItemStatus {
     fn at(end: AnswerEnd) -> Self {
-        if end == AnswerEnd::Length { Self::Incomplete } else { Self::Completed }
+        if end.is_cut() { Self::Incomplete } else { Self::Completed }
     }
 
     fn as_str(self) -> &'static str {

@@ -121,10 +121,10 @@ fn wrong_types_are_named() {
 fn what_is_known_but_not_supported_is_refused_by_name() {
     let image = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
     let cases = [
-        (json!({"n": 2}), "n"),
+        (json!({"best_of": 2}), "best_of"),
         (json!({"structured_outputs": {"structural_tag": {}}}), "structured_outputs.structural_tag"),
         (json!({"store": true}), "store"),
-        (json!({"priority": 3}), "priority"),
+        (json!({"service_tier": "scale"}), "service_tier"),
         (json!({"messages": [{"role": "user", "content": image}]}), "messages[0].content[0].type"),
     ];
     for (extra, param) in cases {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, AccountPath};
+use super::{Account, AccountPath, Classes};
 use crate::gateway::keys::KeyId;
 use crate::gateway::quota::Quota;
 
@@ -17,6 +17,7 @@ pub struct Caller {
     pub via: Via,
     pub scopes: Scopes,
     pub models: ModelAccess,
+    pub classes: Classes,
 }
 
 /// What let the caller in.
@@ -67,14 +68,16 @@ impl Caller {
     /// Everybody, where nobody needs a key. Administration still needs one.
     pub fn at_open_door(account: Account) -> Self {
         let scopes = Scopes([Scope::Inference, Scope::Batch].into());
-        Self { account: Arc::new(account), via: Via::OpenDoor, scopes, models: ModelAccess::All }
+        let (account, classes) = (Arc::new(account), Classes::ANY);
+        Self { account, via: Via::OpenDoor, scopes, models: ModelAccess::All, classes }
     }
 
     /// Whoever owns the data directory: governs everything in it, and runs no model.
     pub fn operator() -> Self {
         let account = Account::alone(AccountPath::root(), Quota::unlimited());
         let scopes = Scopes([Scope::Admin].into());
-        Self { account: Arc::new(account), via: Via::CommandLine, scopes, models: ModelAccess::All }
+        let (account, classes) = (Arc::new(account), Classes::ANY);
+        Self { account, via: Via::CommandLine, scopes, models: ModelAccess::All, classes }
     }
 
     pub fn may(&self, scope: Scope) -> bool {

@@ -8,6 +8,7 @@
 //! The ledger and the engine know only what is here.
 
 mod caller;
+mod class;
 mod path;
 mod sharing;
 mod tree;
@@ -21,6 +22,7 @@ use sha2::{Digest, Sha256};
 use super::quota::{Limit, Quota};
 
 pub use caller::{Caller, ModelAccess, NoScope, Scope, Scopes, Via};
+pub use class::{Classes, ServiceClass};
 pub use path::{AccountPath, PathError, is_name};
 pub use sharing::PrefixSharing;
 pub use tree::Tree;

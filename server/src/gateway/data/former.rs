@@ -74,7 +74,8 @@ fn insert(transaction: &Transaction<'_>, key: &FormerKey) -> rusqlite::Result<()
         params![key.name, limits, key.created_at],
     )?;
     transaction.execute(
-        "INSERT OR IGNORE INTO keys VALUES (?1, ?2, ?2, '[\"inference\"]', 'null', ?3, ?4, ?5, ?6, NULL, NULL)",
+        "INSERT OR IGNORE INTO keys (id, account, name, scopes, models, created_at, expires_at, revoked_at, digest)
+         VALUES (?1, ?2, ?2, '[\"inference\"]', 'null', ?3, ?4, ?5, ?6)",
         params![key.id, key.name, key.created_at, key.expires_at, key.revoked_at, key.digest],
     )?;
     Ok(())

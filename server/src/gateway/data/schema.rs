@@ -7,7 +7,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::DataError;
 
 /// Step `n` leads from format `n` to format `n + 1`. Steps are added, never changed.
-const STEPS: [&str; 2] = [ACCOUNTS_AND_KEYS, LEDGER];
+const STEPS: [&str; 3] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES];
 
 /// Paths are written as [`super::super::AccountPath`] writes them; instants are seconds since 1970; lists are JSON.
 const ACCOUNTS_AND_KEYS: &str = "
@@ -84,6 +84,9 @@ const LEDGER: &str = "
         PRIMARY KEY (account, slot, model)
     ) WITHOUT ROWID;
 ";
+
+/// How urgent a key's requests are at best.
+const CLASSES: &str = "ALTER TABLE keys ADD COLUMN class TEXT NOT NULL DEFAULT 'standard';";
 
 pub(super) const FORMAT: u32 = STEPS.len() as u32;
 

@@ -5,7 +5,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRe
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::gateway::account::AccountPath;
+use crate::gateway::account::{AccountPath, ServiceClass};
 use crate::gateway::keys::{KeyDigest, KeyId};
 use crate::gateway::quota::UnixSeconds;
 
@@ -58,6 +58,12 @@ impl ToSql for KeyId {
 impl FromSql for KeyId {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         value.as_str().map(Self::stored)
+    }
+}
+
+impl FromSql for ServiceClass {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map_err(|error: String| FromSqlError::other(std::io::Error::other(error)))
     }
 }
 

@@ -13,7 +13,7 @@ use crate::gateway::quota::UnixSeconds;
 
 const MAX_KEYS: usize = 50_000;
 const COLUMNS: &str = "id, account, name, scopes, models, created_at, expires_at, revoked_at, digest, former_digest,
-                       former_until";
+                       former_until, class";
 
 impl Directory {
     /// The key returned is the only copy there will ever be.
@@ -29,6 +29,7 @@ impl Directory {
             name: new.name,
             scopes: new.scopes,
             models: new.models,
+            class: new.class,
             created_at: now,
             expires_at: new.valid_for.map(|span| now.after(span)),
             revoked_at: None,
@@ -115,11 +116,12 @@ fn find(transaction: &Transaction<'_>, id_or_name: &str) -> Result<KeyRecord, Di
 }
 
 fn insert(transaction: &Transaction<'_>, key: &KeyRecord) -> Result<(), DirectoryError> {
-    let KeyInfo { id, account, name, scopes, models, created_at, expires_at, .. } = &key.info;
+    let KeyInfo { id, account, name, scopes, models, class, created_at, expires_at, .. } = &key.info;
     let (scopes, models) = (AsJson(scopes), AsJson(models));
     transaction.execute(
-        "INSERT INTO keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, ?8, NULL, NULL)",
-        params![id, account, name, scopes, models, created_at, expires_at, key.digest],
+        "INSERT INTO keys (id, account, name, scopes, models, created_at, expires_at, digest, class)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        params![id, account, name, scopes, models, created_at, expires_at, key.digest, class.as_str()],
     )?;
     Ok(())
 }
@@ -133,6 +135,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<KeyRecord> {
         name: row.get(2)?,
         scopes,
         models,
+        class: row.get(11)?,
         created_at: row.get(5)?,
         expires_at: row.get::<_, Option<UnixSeconds>>(6)?,
         revoked_at: row.get(7)?,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::gateway::account::{AccountPath, ModelAccess, Scopes};
+use crate::gateway::account::{AccountPath, ModelAccess, Scopes, ServiceClass};
 use crate::gateway::keys::{KeyDigest, KeyId};
 use crate::gateway::quota::{Quota, UnixSeconds};
 
@@ -37,6 +37,7 @@ pub struct NewKey {
     pub name: String,
     pub scopes: Scopes,
     pub models: ModelAccess,
+    pub class: ServiceClass,
     /// `None`: until revoked.
     pub valid_for: Option<Duration>,
 }
@@ -49,6 +50,8 @@ pub struct KeyInfo {
     pub name: String,
     pub scopes: Scopes,
     pub models: ModelAccess,
+    /// Of its requests, at best.
+    pub class: ServiceClass,
     pub created_at: UnixSeconds,
     pub expires_at: Option<UnixSeconds>,
     pub revoked_at: Option<UnixSeconds>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 use passerelle_engine::clock::ManualClock;
 
 use super::*;
-use crate::gateway::account::{ModelAccess, Scope, Scopes};
+use crate::gateway::account::{ModelAccess, Scope, Scopes, ServiceClass};
 use crate::gateway::quota::{Limit, Quota};
 
 struct Bench {
@@ -28,7 +28,7 @@ fn path(text: &str) -> AccountPath {
 
 fn new_key(name: &str) -> NewKey {
     let (scopes, models) = (Scopes::default(), ModelAccess::All);
-    NewKey { account: path("acme"), name: name.into(), scopes, models, valid_for: None }
+    NewKey { account: path("acme"), name: name.into(), scopes, models, class: ServiceClass::Standard, valid_for: None }
 }
 
 fn n(value: u64) -> std::num::NonZeroU64 {

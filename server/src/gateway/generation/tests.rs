@@ -1,4 +1,4 @@
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use passerelle_engine::clock::ManualClock;
@@ -9,14 +9,16 @@ use passerelle_engine::{
 
 use super::*;
 use crate::gateway::account::{Account, Caller};
-use crate::gateway::ledger::{Ask, Ledger, LedgerTotals};
-use crate::gateway::quota::{Limit, Quota};
+use crate::gateway::ledger::{Ask, Ledger, LedgerParts, LedgerTotals, PartBounds, Reserve};
+use crate::gateway::quota::{Bound, Limit, Period, Quota, Unit};
 use crate::gateway::replica::ReplicaId;
 
 const PROMPT: [u32; 5] = [3, 1, 4, 1, 5];
+const PART: NonZeroU32 = NonZeroU32::new(4).unwrap();
 
 /// A real engine with a model that costs nothing, and a ledger before it.
 struct Bench {
+    clock: ManualClock,
     engine: Engine,
     replica: Arc<Replica>,
     ledger: Ledger,
@@ -24,7 +26,13 @@ struct Bench {
 }
 
 fn bench(model: StubModel) -> Bench {
-    let clock = Arc::new(ManualClock::default());
+    bench_with(model, Limit::concurrent_requests(NonZeroU64::new(100).unwrap()))
+}
+
+/// With parts of four tokens.
+fn bench_with(model: StubModel, limit: Limit) -> Bench {
+    let manual = ManualClock::default();
+    let clock = Arc::new(manual.clone());
     let engine = Engine::spawn(EngineParts {
         name: "stub".into(),
         model: Box::new(model),
@@ -35,19 +43,33 @@ fn bench(model: StubModel) -> Bench {
     })
     .unwrap();
     let replica = Arc::new(Replica::new(ReplicaId(0), "stub", Box::new(engine.handle())));
-    let limits = Quota::new(vec![Limit::concurrent_requests(NonZeroU64::new(100).unwrap())]).unwrap();
-    let caller = Arc::new(Caller::at_open_door(Account::local(limits)));
-    Bench { engine, replica, ledger: Ledger::without_past(clock), caller }
+    let caller = Arc::new(Caller::at_open_door(Account::local(Quota::new(vec![limit]).unwrap())));
+    let in_parts = PartBounds { tokens: PART, longest_park: Duration::from_secs(60) };
+    let ledger = Ledger::new(LedgerParts { in_parts, ..LedgerParts::without_past(clock) });
+    Bench { clock: manual, engine, replica, ledger, caller }
 }
 
 impl Bench {
     fn reserve(&self, max_tokens: u32) -> Reservation {
         let ask = Ask::new("stub", PROMPT.len() as u32, max_tokens);
-        self.ledger.reserve(&self.caller, ask).unwrap()
+        self.ledger.reserve(&self.caller, &ask).unwrap()
     }
 
     fn start(&self, max_tokens: u32) -> Result<Generation, Box<NotStarted>> {
         Generation::start(&self.replica, request(max_tokens), self.reserve(max_tokens))
+    }
+
+    /// Of an answer, or several, that are reserved in parts.
+    fn start_in_parts(&self, max_tokens: u32, num_choices: u32) -> Result<Generation, Box<NotStarted>> {
+        let num_choices = NonZeroU32::new(num_choices).unwrap();
+        let ask = Ask::new("stub", PROMPT.len() as u32, max_tokens);
+        let ask = Ask { num_answers: num_choices, reserve: Reserve::InParts, ..ask };
+        let reservation = self.ledger.reserve(&self.caller, &ask).unwrap();
+        Generation::start(&self.replica, Request { num_choices, ..request(max_tokens) }, reservation)
+    }
+
+    fn remaining(&self) -> u64 {
+        self.ledger.limits_of(&self.caller)[0].remaining
     }
 
     /// The engine has nothing left to do, and what it counted is what was settled.
@@ -136,8 +158,9 @@ async fn a_stop_string_ends_the_bill_at_the_token_that_completes_it() {
     for _ in 0..3 {
         assert!(matches!(generation.next().await, Some(Event::Token(_))));
     }
-    let used = generation.end_here();
-    assert_eq!(Usage { measured_ns: 0, ..used }, usage(3));
+    generation.end_here(0);
+    assert!(generation.next().await.is_none());
+    assert_eq!(Usage { measured_ns: 0, ..generation.close() }, usage(3));
     let totals = bench.ledger.totals();
     assert_eq!((totals.open, totals.generated_tokens), (0, 3));
 }
@@ -163,4 +186,150 @@ async fn a_closed_engine_is_known_as_closed() {
     assert!(!bench.replica.observe(Duration::ZERO).serves());
     refused.reservation.withdraw();
     assert_eq!(bench.ledger.totals().open, 0);
+}
+
+fn output_limit(bound: fn(Unit, NonZeroU64) -> Bound, amount: u64) -> Limit {
+    Limit::of(bound(Unit::OutputTokens, NonZeroU64::new(amount).unwrap()))
+}
+
+fn a_day(unit: Unit, amount: NonZeroU64) -> Bound {
+    Bound::Budget { unit, amount, period: Period::Day }
+}
+
+fn a_minute(unit: Unit, per_minute: NonZeroU64) -> Bound {
+    Bound::Rate { unit, per_minute }
+}
+
+/// Reads to the end: what each choice got, and whether it was out of quota.
+async fn read(generation: &mut Generation) -> Vec<(u32, bool)> {
+    let mut ends = vec![(0, false); generation.choices.len()];
+    while let Some(event) = generation.next().await {
+        match event {
+            Event::Token(token) => ends[token.choice as usize].0 += 1,
+            Event::Finished { choice, .. } => ends[choice as usize].1 = generation.is_out_of_quota(choice),
+            Event::Failed { .. } | Event::PromptLogprobs(_) => panic!("{event:?}"),
+        }
+    }
+    ends
+}
+
+#[tokio::test]
+async fn an_answer_in_parts_holds_little_more_than_it_has_used_and_a_large_max_tokens_blocks_nobody() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 100));
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        others.push(bench.start_in_parts(90, 1).unwrap());
+    }
+    let mut generation = bench.start_in_parts(40, 1).unwrap();
+    let mut delivered = 0;
+    while let Some(event) = generation.next().await {
+        delivered += u64::from(matches!(event, Event::Token(_)));
+        let held = 100 - bench.remaining() - 4 * u64::from(PART.get());
+        assert!(held <= delivered + 4 * u64::from(PART.get()), "{held} held after {delivered}");
+    }
+    assert_eq!(delivered, 40);
+    drop((generation, others));
+    assert!(bench.remaining() >= 100 - 40 - 4 * u64::from(PART.get()), "what nobody read was hardly generated");
+    bench.assert_settled_is_what_the_engine_counted().await;
+}
+
+#[tokio::test]
+async fn a_spent_budget_ends_the_answer_at_its_very_last_token() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 30));
+    assert_eq!(read(&mut bench.start_in_parts(9, 1).unwrap()).await, [(9, false)]);
+    let mut second = bench.start_in_parts(30, 1).unwrap();
+    assert_eq!(read(&mut second).await, [(21, true)]);
+    assert_eq!(second.used().generated_tokens, 21);
+    drop(second);
+    assert_eq!(bench.remaining(), 0);
+    bench.assert_settled_is_what_the_engine_counted().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_with_its_last_granted_token_ended_by_itself() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 8));
+    assert_eq!(read(&mut bench.start_in_parts(8, 1).unwrap()).await, [(8, false)]);
+}
+
+/// Time passes only while the answer stands still.
+#[tokio::test(start_paused = true)]
+async fn a_rate_without_room_parks_the_answer_until_there_is_room_and_does_not_end_it() {
+    const A_TOKEN: Duration = Duration::from_secs(1);
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_minute, 60));
+    read(&mut bench.start_in_parts(50, 1).unwrap()).await;
+    let mut second = bench.start_in_parts(40, 1).unwrap();
+    let (mut delivered, mut waited) = (0, 0);
+    loop {
+        match tokio::time::timeout(A_TOKEN, second.next()).await {
+            Ok(Some(Event::Token(_))) => delivered += 1,
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(_) => {
+                bench.clock.advance(A_TOKEN);
+                waited += 1;
+            }
+        }
+        assert!(50 + delivered <= 60 + waited, "{delivered} tokens after {waited} seconds");
+    }
+    assert_eq!(delivered, 40);
+    assert!(!second.is_out_of_quota(0));
+    drop(second);
+    bench.assert_settled_is_what_the_engine_counted().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_that_stays_full_for_longer_than_is_waited_ends_the_answer() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_minute, 60));
+    let held = bench.ledger.reserve(&bench.caller, &Ask::new("stub", 5, 50)).unwrap();
+    let mut generation = bench.start_in_parts(40, 1).unwrap();
+    let mut delivered = 0;
+    loop {
+        match tokio::time::timeout(Duration::from_secs(1), generation.next()).await {
+            Ok(Some(event)) => delivered += u32::from(matches!(event, Event::Token(_))),
+            Ok(None) => break,
+            Err(_) => {
+                bench.clock.advance(Duration::from_secs(1));
+                // Somebody else takes whatever comes free.
+                bench
+                    .ledger
+                    .reserve(&bench.caller, &Ask::new("stub", 5, 1))
+                    .map(|taken| taken.settle_as(usage(1)))
+                    .ok();
+            }
+        }
+    }
+    assert!(generation.is_out_of_quota(0) && delivered == 8, "{delivered}");
+    drop((generation, held));
+    assert_eq!(bench.ledger.totals().open, 0);
+}
+
+#[tokio::test]
+async fn several_choices_are_reserved_and_end_by_themselves_and_their_prompt_is_paid_once() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 1000));
+    let mut generation = bench.start_in_parts(30, 3).unwrap();
+    assert_eq!(bench.remaining(), 1000 - 3 * u64::from(PART.get()));
+    let mut delivered = [0; 3];
+    while let Some(event) = generation.next().await {
+        let Event::Token(token) = event else { continue };
+        delivered[token.choice as usize] += 1;
+        if token.choice == 1 && delivered[1] == 7 {
+            generation.end_here(1);
+        }
+    }
+    assert_eq!(delivered, [30, 7, 30]);
+    assert_eq!(Usage { measured_ns: 0, ..generation.close() }, usage(67));
+    assert_eq!(bench.remaining(), 1000 - 67);
+}
+
+#[tokio::test]
+async fn a_spent_budget_ends_every_choice_and_passes_no_limit() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 50));
+    let mut generation = bench.start_in_parts(16, 3).unwrap();
+    read(&mut bench.start_in_parts(10, 1).unwrap()).await;
+    let ends = read(&mut generation).await;
+    drop(generation);
+    assert!(ends.iter().all(|(tokens, is_out)| *is_out == (*tokens < 16)), "{ends:?}");
+    assert!(ends.iter().any(|(_, is_out)| *is_out), "{ends:?}");
+    let totals = bench.assert_settled_is_what_the_engine_counted().await;
+    assert!((48..=50).contains(&totals.generated_tokens), "{totals:?}");
 }

@@ -13,7 +13,7 @@ use passerelle_engine::clock::Clock;
 
 use super::key_file::StaticKey;
 use super::secret::{ApiKey, KeyDigest, KeyFormatError, KeyId};
-use crate::gateway::account::{Caller, ModelAccess, Scope, Scopes, Tree, Via};
+use crate::gateway::account::{Caller, Classes, ModelAccess, Scope, Scopes, ServiceClass, Tree, Via};
 use crate::gateway::auth::AuthError;
 use crate::gateway::directory::{Directory, DirectoryError, KeyRecord, KeyStatus, Snapshot};
 use crate::gateway::quota::{Quota, UnixSeconds};
@@ -168,6 +168,7 @@ impl Picture {
                 via: Via::Key(record.info.id.clone()),
                 scopes: record.info.scopes.clone(),
                 models: record.info.models.clone(),
+                classes: Classes::up_to(record.info.class),
             });
             (record.info.id.clone(), KnownKey { record, caller })
         };
@@ -189,7 +190,8 @@ impl Picture {
 fn fixed_caller(tree: &mut Tree, key: &StaticKey) -> Caller {
     let scopes = Scopes::new([Scope::Inference, Scope::Batch]).expect("two scopes are not none");
     let via = Via::FixedKey(key.account.name().into());
-    Caller { account: tree.account(&key.account), via, scopes, models: ModelAccess::All }
+    let classes = Classes::up_to(ServiceClass::default());
+    Caller { account: tree.account(&key.account), via, scopes, models: ModelAccess::All, classes }
 }
 
 #[cfg(test)]

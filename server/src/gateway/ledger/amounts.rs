@@ -1,10 +1,12 @@
 //! What a request asks of the limits on its path, and what it has used of them.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
-use crate::gateway::quota::{Bound, Limit, Unit};
+use crate::gateway::account::ServiceClass;
+use crate::gateway::quota::{Bound, Limit, Percent, Unit};
 use crate::gateway::tariff::Tariff;
 
 /// What a request might use at most.
@@ -13,7 +15,21 @@ pub struct Ask {
     /// `None`: a request in which no model runs.
     pub model: Option<Arc<str>>,
     pub prompt_tokens: u32,
+    /// Of each answer.
     pub max_output_tokens: u32,
+    /// To the one prompt.
+    pub num_answers: NonZeroU32,
+    pub reserve: Reserve,
+    pub class: ServiceClass,
+}
+
+/// How much of its answers a request reserves before it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserve {
+    /// All that they can be: whoever generates them cannot be told to go on.
+    Whole,
+    /// A part of each, and more while they are generated, so that a large `max_tokens` blocks nobody.
+    InParts,
 }
 
 /// What is taken of each unit.
@@ -23,22 +39,99 @@ pub(super) struct Amounts {
     pub(super) input_tokens: u64,
     pub(super) output_tokens: u64,
     pub(super) gpu_micros: u64,
+    /// Of requests in the class `batch`.
+    pub(super) batch_tokens: u64,
+    /// Prompt and one answer, as long as it may become. Nobody takes it.
+    pub(super) context_tokens: u64,
+}
+
+/// What is asked at one time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Demand {
+    pub(super) now: Amounts,
+    pub(super) stage: Stage,
+    /// Beyond a grant.
+    pub(super) overrun: Percent,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stage {
+    /// A request wants to begin. `whole`: with all that may follow.
+    First { whole: Amounts },
+    /// One that runs wants to go on.
+    Further,
+}
+
+/// What is asked of one limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) now: u64,
+    /// What is larger than the limit itself can never be had.
+    pub(super) whole: u64,
 }
 
 impl Ask {
+    /// For one answer, reserved whole.
     pub fn new(model: &str, prompt_tokens: u32, max_output_tokens: u32) -> Self {
-        Self { model: Some(model.into()), prompt_tokens, max_output_tokens }
+        Self {
+            model: Some(model.into()),
+            prompt_tokens,
+            max_output_tokens,
+            num_answers: NonZeroU32::MIN,
+            reserve: Reserve::Whole,
+            class: ServiceClass::Standard,
+        }
     }
 
     /// A request of the caller's in which no model runs.
     pub fn without_model() -> Self {
-        Self { model: None, prompt_tokens: 0, max_output_tokens: 0 }
+        Self { model: None, ..Self::new("", 0, 0) }
     }
 
+    /// Output that is reserved at first for each answer, if a part is `part_tokens`.
+    pub(super) fn first_part(&self, part_tokens: u32) -> u32 {
+        match self.reserve {
+            Reserve::Whole => self.max_output_tokens,
+            Reserve::InParts => self.max_output_tokens.min(part_tokens),
+        }
+    }
+
+    pub(super) fn demand(&self, first_part: u32, tariff: &Tariff) -> Demand {
+        let whole = self.amounts(tariff);
+        let now = if first_part == self.max_output_tokens { whole } else { self.with_output(first_part, tariff) };
+        Demand { now, stage: Stage::First { whole }, overrun: Percent::NONE }
+    }
+
+    /// With all that may follow.
     pub(super) fn amounts(&self, tariff: &Tariff) -> Amounts {
-        let most =
-            Usage { prompt_tokens: self.prompt_tokens, generated_tokens: self.max_output_tokens, ..Usage::default() };
-        Amounts::of(self.model.as_deref(), most, tariff)
+        self.with_output(self.max_output_tokens, tariff)
+    }
+
+    fn with_output(&self, tokens: u32, tariff: &Tariff) -> Amounts {
+        let generated_tokens = tokens.saturating_mul(self.num_answers.get());
+        let used = Usage { prompt_tokens: self.prompt_tokens, generated_tokens, ..Usage::default() };
+        let context_tokens = u64::from(self.prompt_tokens) + u64::from(self.max_output_tokens);
+        Amounts { context_tokens, ..Amounts::of(self.model.as_deref(), used, tariff).in_class(self.class) }
+    }
+}
+
+impl Demand {
+    /// The same in the class `batch`, beyond a grant.
+    pub(super) fn overrunning(&self, overrun: Percent) -> Self {
+        let stage = match self.stage {
+            Stage::First { whole } => Stage::First { whole: whole.in_class(ServiceClass::Batch) },
+            Stage::Further => Stage::Further,
+        };
+        Self { now: self.now.in_class(ServiceClass::Batch), stage, overrun }
+    }
+
+    /// `None`: nothing, so that it cannot be refused.
+    pub(super) fn of_limit(&self, limit: &Limit) -> Option<Share> {
+        let now = self.now.of_limit(limit);
+        match &self.stage {
+            Stage::First { whole } => Some(Share { now, whole: whole.of_limit(limit) }),
+            Stage::Further => (now > 0).then_some(Share { now, whole: now }),
+        }
     }
 }
 
@@ -49,31 +142,51 @@ impl Amounts {
             input_tokens: used.prompt_tokens.into(),
             output_tokens: used.generated_tokens.into(),
             gpu_micros: tariff.cost_micros(model, used),
+            batch_tokens: 0,
+            context_tokens: 0,
         }
+    }
+
+    #[must_use]
+    pub(super) fn in_class(self, class: ServiceClass) -> Self {
+        let is_batch = class == ServiceClass::Batch;
+        Self { batch_tokens: if is_batch { self.input_tokens.saturating_add(self.output_tokens) } else { 0 }, ..self }
     }
 
     /// How much of `limit` this is.
     pub(super) fn of_limit(&self, limit: &Limit) -> u64 {
-        let tokens = self.input_tokens.saturating_add(self.output_tokens);
         match limit.bound {
             Bound::Rate { unit, .. } | Bound::Budget { unit, .. } => match unit {
                 Unit::Requests => self.requests,
                 Unit::InputTokens => self.input_tokens,
                 Unit::OutputTokens => self.output_tokens,
-                Unit::Tokens => tokens,
+                Unit::Tokens => self.input_tokens.saturating_add(self.output_tokens),
                 Unit::GpuMicros => self.gpu_micros,
             },
             Bound::ConcurrentRequests(_) => self.requests,
-            Bound::ContextTokens(_) => tokens,
+            Bound::QueuedRequests(_) => 0,
+            Bound::BatchTokens(_) => self.batch_tokens,
+            Bound::ContextTokens(_) => self.context_tokens,
         }
     }
 
     pub(super) fn plus(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    /// What this is beyond `other`.
+    pub(super) fn beyond(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_sub)
+    }
+
+    fn with(&self, other: &Self, join: fn(u64, u64) -> u64) -> Self {
         Self {
-            requests: self.requests.saturating_add(other.requests),
-            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
-            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
-            gpu_micros: self.gpu_micros.saturating_add(other.gpu_micros),
+            requests: join(self.requests, other.requests),
+            input_tokens: join(self.input_tokens, other.input_tokens),
+            output_tokens: join(self.output_tokens, other.output_tokens),
+            gpu_micros: join(self.gpu_micros, other.gpu_micros),
+            batch_tokens: join(self.batch_tokens, other.batch_tokens),
+            context_tokens: join(self.context_tokens, other.context_tokens),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::amounts::Amounts;
+use super::amounts::{Amounts, Demand, Share};
 use super::{LedgerTotals, Now, Refusal, Retry, Spent};
 use crate::gateway::account::{AccountPath, Node};
 use crate::gateway::quota::{Bound, Budget, Calendar, Enforcement, Fit, Gcra, Limit, Quota};
@@ -64,40 +64,52 @@ impl Page {
             self.counters = node.limits.limits().iter().map(counter).collect();
             self.limits = Arc::clone(&node.limits);
         }
+        self.roll(now, origin.calendar);
+    }
+
+    /// Begins the windows of this instant.
+    pub(super) fn roll(&mut self, now: Now, calendar: &Calendar) {
         for counter in &mut self.counters {
             if let State::Budget(budget) = &mut counter.state {
-                budget.roll(origin.calendar, now.wall);
+                budget.roll(calendar, now.wall);
             }
         }
     }
 
-    /// The limit that keeps this ask out longest, and for how long. Limits on trial only note it.
+    /// Limits on trial note what they would have refused.
+    pub(super) fn note_trials(&mut self, (demand, model): (&Demand, Option<&str>), now: Now) {
+        for (limit, counter) in self.limits.limits().iter().zip(&mut self.counters) {
+            if limit.enforcement == Enforcement::DryRun
+                && limit.covers(model)
+                && counter.fit(limit, demand, (now, self.mean_held)).is_some_and(|(fit, _)| fit != Fit::Now)
+            {
+                counter.would_have_refused += 1;
+            }
+        }
+    }
+
+    /// The limit that keeps this ask out longest, and for how long.
     pub(super) fn refusal(
-        &mut self,
+        &self,
         scope: &AccountPath,
-        (asked, model): (&Amounts, Option<&str>),
+        (demand, model): (&Demand, Option<&str>),
         now: Now,
     ) -> Option<(Fit, Refusal)> {
-        let mut worst: Option<(Fit, usize)> = None;
-        for (index, (limit, counter)) in self.limits.limits().iter().zip(&mut self.counters).enumerate() {
-            if !limit.covers(model) {
+        let mut worst: Option<(Fit, usize, Share)> = None;
+        for (index, (limit, counter)) in self.limits.limits().iter().zip(&self.counters).enumerate() {
+            if limit.enforcement == Enforcement::DryRun || !limit.covers(model) {
                 continue;
             }
-            let fit = counter.fit(limit, asked.of_limit(limit), (now, self.mean_held));
-            if fit == Fit::Now {
-                continue;
-            }
-            match limit.enforcement {
-                Enforcement::DryRun => counter.would_have_refused += 1,
-                Enforcement::Refuse if worst.is_none_or(|(earlier, _)| fit > earlier) => worst = Some((fit, index)),
-                Enforcement::Refuse => {}
+            let Some((fit, share)) = counter.fit(limit, demand, (now, self.mean_held)) else { continue };
+            if fit != Fit::Now && worst.is_none_or(|(earlier, ..)| fit > earlier) {
+                worst = Some((fit, index, share));
             }
         }
-        let (fit, index) = worst?;
-        Some((fit, self.describe(index, fit, (scope, asked), now)?))
+        let (fit, index, share) = worst?;
+        Some((fit, self.describe(index, (fit, share), scope, now)?))
     }
 
-    fn describe(&self, index: usize, fit: Fit, (scope, asked): (&AccountPath, &Amounts), now: Now) -> Option<Refusal> {
+    fn describe(&self, index: usize, (fit, share): (Fit, Share), scope: &AccountPath, now: Now) -> Option<Refusal> {
         let retry = match fit {
             Fit::Now => return None,
             Fit::After(wait) => Retry::After(wait),
@@ -111,7 +123,7 @@ impl Page {
             model: limit.model.clone(),
             limit_value: limit.value().get(),
             current_value: counter.taken(limit, now),
-            asked: asked.of_limit(limit),
+            asked: if fit == Fit::Never { share.whole } else { share.now },
             window: match &counter.state {
                 State::Budget(budget) => Some(budget.window()),
                 _ => None,
@@ -163,8 +175,8 @@ impl Counter {
                 State::Budget(Budget::new(amount, period, (origin.calendar, now.wall), used))
             }
             Bound::ConcurrentRequests(_) if limit.model.is_none() => State::Held(open),
-            Bound::ConcurrentRequests(_) => State::Held(0),
-            Bound::ContextTokens(_) => State::Stateless,
+            Bound::ConcurrentRequests(_) | Bound::BatchTokens(_) => State::Held(0),
+            Bound::QueuedRequests(_) | Bound::ContextTokens(_) => State::Stateless,
         };
         Self { state, would_have_refused: 0 }
     }
@@ -182,19 +194,21 @@ impl Counter {
         Some(self)
     }
 
-    fn fit(&self, limit: &Limit, asked: u64, (now, mean_held): (Now, Option<Duration>)) -> Fit {
+    /// `None`: nothing is asked of this limit.
+    fn fit(&self, limit: &Limit, demand: &Demand, (now, mean_held): (Now, Option<Duration>)) -> Option<(Fit, Share)> {
         const BEFORE_ANYTHING_ENDED: Duration = Duration::from_secs(1);
-        let most = limit.value().get();
-        match &self.state {
-            State::Rate(bucket) => bucket.fit(now.monotonic, asked),
-            State::Budget(budget) => budget.fit(now.wall, asked),
-            _ if asked > most => Fit::Never,
-            State::Held(held) if held.saturating_add(asked) > most => {
+        let (most, share) = (limit.value().get(), demand.of_limit(limit)?);
+        let fit = match &self.state {
+            _ if share.whole > most => Fit::Never,
+            State::Rate(bucket) => bucket.fit(now.monotonic, share.now),
+            State::Budget(budget) => budget.fit(now.wall, share.now, demand.overrun),
+            State::Held(held) if held.saturating_add(share.now) > most => {
                 let at_once = u32::try_from(most).unwrap_or(u32::MAX);
                 Fit::After(mean_held.map_or(BEFORE_ANYTHING_ENDED, |held| held / at_once))
             }
             State::Held(_) | State::Stateless => Fit::Now,
-        }
+        };
+        Some((fit, share))
     }
 
     fn take(&mut self, amount: u64, now: Now) {

@@ -43,7 +43,11 @@ impl fmt::Display for Refusal {
         if let Some(model) = &self.model {
             write!(f, " for '{model}'")?;
         }
-        write!(f, " is {value}, of which {current} are in use; this request asks for {asked}")?;
+        write!(f, " is {value}")?;
+        if let Some((start, end)) = self.window {
+            write!(f, " from {start} until {end}")?;
+        }
+        write!(f, ", of which {current} are in use; this request asks for {asked}")?;
         match self.retry {
             Retry::After(wait) => write!(f, " and would fit in {:.3} s", wait.as_secs_f64()),
             Retry::Spent => write!(f, ", and what was granted is used up or over"),

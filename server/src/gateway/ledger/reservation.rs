@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use passerelle_engine::Usage;
 
-use super::amounts::Amounts;
-use super::{Books, Now};
-use crate::gateway::account::{Account, Caller};
+use super::amounts::{Amounts, Ask, Demand, Stage};
+use super::{Books, Now, Refusal, Retry};
+use crate::gateway::account::{Account, Caller, ServiceClass};
 use crate::gateway::journal::{self, EntryEnd, Settlement};
+use crate::gateway::quota::Percent;
 
 /// Room taken. Settles when dropped.
 #[derive(Debug)]
@@ -21,12 +22,46 @@ pub struct Reservation {
     slots: Vec<usize>,
     model: Option<Arc<str>>,
     held: Amounts,
+    output: Output,
+    class: ServiceClass,
+    overrun: Percent,
     taken_at: Duration,
     used: Usage,
     end: EntryEnd,
     exit: Exit,
     /// `None` where nothing is written down.
     page: Option<journal::Page>,
+}
+
+/// What was taken for a request.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) caller: Arc<Caller>,
+    pub(super) slots: Vec<usize>,
+    pub(super) demand: Demand,
+    /// Output of each answer in it.
+    pub(super) first_part: u32,
+}
+
+/// How far the answers are reserved.
+#[derive(Debug)]
+struct Output {
+    prompt_tokens: u32,
+    /// Of all answers.
+    reserved_tokens: u32,
+    /// Of each answer, at first; `None`: all that it may be.
+    first_part: Option<u32>,
+    /// Since when there is no room for the next part.
+    parked_since: Option<Duration>,
+}
+
+/// Why an answer cannot be extended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// A rate has no room: ask again so much later.
+    Later(Duration),
+    /// A budget is used up, or a rate had no room for longer than is waited for. Nothing follows.
+    Spent,
 }
 
 /// How a reservation leaves.
@@ -38,15 +73,74 @@ enum Exit {
 }
 
 impl Reservation {
-    pub(super) fn new(
-        books: Arc<Books>,
-        (caller, slots): (Arc<Caller>, Vec<usize>),
-        (model, held): (Option<Arc<str>>, Amounts),
-        (now, page): (Now, Option<journal::Page>),
-    ) -> Self {
+    pub(super) fn new(books: Arc<Books>, taken: Taken, ask: &Ask, (now, page): (Now, Option<journal::Page>)) -> Self {
+        let Taken { caller, slots, demand: Demand { now: held, overrun, .. }, first_part } = taken;
+        let output = Output {
+            prompt_tokens: ask.prompt_tokens,
+            reserved_tokens: first_part.saturating_mul(ask.num_answers.get()),
+            first_part: (first_part < ask.max_output_tokens).then_some(first_part),
+            parked_since: None,
+        };
+        // What a grant does not cover takes what the others leave.
+        let class = if overrun == Percent::NONE { ask.class } else { ServiceClass::Batch };
+        let model = ask.model.clone();
         let end = if model.is_some() { EntryEnd::Aborted } else { EntryEnd::Answered };
         let (taken_at, used, exit) = (now.monotonic, Usage::default(), Exit::Settle);
-        Self { books, caller, slots, model, held, taken_at, used, end, exit, page }
+        Self { books, caller, slots, model, held, output, class, overrun, taken_at, used, end, exit, page }
+    }
+
+    /// How urgent it is: as it was asked, or what is left to an account that has used up its grant.
+    pub fn class(&self) -> ServiceClass {
+        self.class
+    }
+
+    /// What each answer may have before [`Reservation::extend`] takes more. `None`: all that it may be.
+    pub fn first_part(&self) -> Option<u32> {
+        self.output.first_part
+    }
+
+    /// Takes room for up to `most` further tokens of each of `num_answers`, which may then be generated: as many as a
+    /// budget still has, by halves. A refusal takes nothing.
+    ///
+    /// By the limits that later requests follow too: one that was lowered meanwhile may end an answer.
+    pub fn extend(&mut self, num_answers: u32, most: u32) -> Result<u32, Denied> {
+        let books = Arc::clone(&self.books);
+        let (account, model) = (&self.caller.account, self.model.as_deref());
+        let mut pages = books.open();
+        let now = books.now();
+        self.slots.iter().for_each(|slot| pages.pages[*slot].roll(now, &books.parts.calendar));
+        let mut tokens = most;
+        loop {
+            let generated_tokens = self.output.reserved_tokens.saturating_add(num_answers.saturating_mul(tokens));
+            let used = Usage { prompt_tokens: self.output.prompt_tokens, generated_tokens, ..Usage::default() };
+            let more = Amounts::of(model, used, &books.parts.tariff).in_class(self.class).beyond(&self.held);
+            let demand = Demand { now: more, stage: Stage::Further, overrun: self.overrun };
+            match pages.refusal((account, &self.slots), (&demand, model), now) {
+                None => {
+                    pages.take(&self.slots, (&more, model), now);
+                    self.held = self.held.plus(&more);
+                    self.output.reserved_tokens = generated_tokens;
+                    self.output.parked_since = None;
+                    return Ok(tokens);
+                }
+                Some(refusal) if !refusal.limit.is_rate() && tokens > 1 => tokens /= 2,
+                Some(refusal) => return Err(self.denied(&refusal, now)),
+            }
+        }
+    }
+
+    /// A rate has room sooner or later; a window that is about to begin is worth the wait too.
+    fn denied(&mut self, refusal: &Refusal, now: Now) -> Denied {
+        /// Where nobody knows exactly when something comes free.
+        const LEAST_WAIT: Duration = Duration::from_millis(10);
+        let since = *self.output.parked_since.get_or_insert(now.monotonic);
+        let left = (since + self.books.parts.in_parts.longest_park).saturating_sub(now.monotonic);
+        match refusal.retry {
+            Retry::After(wait) if !left.is_zero() && (wait <= left || refusal.limit.is_rate()) => {
+                Denied::Later(wait.max(LEAST_WAIT).min(left))
+            }
+            Retry::After(_) | Retry::Spent | Retry::Never => Denied::Spent,
+        }
     }
 
     /// Returns once `tokens` generated tokens may be sent, because enough is written down. Cancel safe.
@@ -130,7 +224,11 @@ impl Drop for Reservation {
             page.totals.settle(self.used);
         }
         pages.totals.settle(self.used);
+        let somebody_waits = !pages.line.is_empty();
         drop(pages);
+        if somebody_waits {
+            self.books.gave_back.notify_waiters();
+        }
         self.write_down(used.gpu_micros, now);
     }
 }

@@ -45,7 +45,7 @@ fn admitted_of_200(limit: Limit, ask: Ask) -> usize {
     let reservations: Vec<_> = thread::scope(|scope| {
         let one = || {
             all_ready.wait();
-            ledger.reserve(&account, ask.clone()).ok()
+            ledger.reserve(&account, &ask).ok()
         };
         let threads: Vec<_> = (0..200).map(|_| scope.spawn(one)).collect();
         threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
@@ -72,15 +72,15 @@ fn a_refused_request_consumes_nothing_of_any_limit() {
     let limits =
         [Limit::requests_per_minute(n(10)), Limit::tokens_per_minute(n(100)), Limit::concurrent_requests(n(5))];
     let account = account("a", limits);
-    let held = ledger.reserve(&account, ask(50, 40)).unwrap();
+    let held = ledger.reserve(&account, &ask(50, 40)).unwrap();
     let before = (ledger.headroom(&account, None), ledger.account_totals(&account.account.path));
     for _ in 0..100 {
-        assert_eq!(ledger.reserve(&account, ask(5, 6)).unwrap_err().limit, LimitName::Rate(Unit::Tokens));
+        assert_eq!(ledger.reserve(&account, &ask(5, 6)).unwrap_err().limit, LimitName::Rate(Unit::Tokens));
     }
     let after = (ledger.headroom(&account, None), ledger.account_totals(&account.account.path));
     assert_eq!(before.0, after.0);
     assert_eq!(LedgerTotals { refused: 100, ..before.1 }, after.1);
-    assert!(ledger.reserve(&account, ask(5, 5)).is_ok(), "exactly the room that was left");
+    assert!(ledger.reserve(&account, &ask(5, 5)).is_ok(), "exactly the room that was left");
     drop(held);
 }
 
@@ -90,14 +90,14 @@ fn an_ask_repeated_at_exactly_its_retry_after_passes_and_a_nanosecond_earlier_fa
         let (ledger, clock) = ledger();
         let account = account("a", [limit]);
         for _ in 0..7 {
-            let mut reservation = ledger.reserve(&account, ask(10, 3)).unwrap();
+            let mut reservation = ledger.reserve(&account, &ask(10, 3)).unwrap();
             reservation.record(used(10, 3));
         }
-        let Retry::After(wait) = ledger.reserve(&account, ask(10, 3)).unwrap_err().retry else { panic!("fits later") };
+        let Retry::After(wait) = ledger.reserve(&account, &ask(10, 3)).unwrap_err().retry else { panic!("fits later") };
         clock.advance(wait - NANOSECOND);
-        assert_eq!(ledger.reserve(&account, ask(10, 3)).unwrap_err().retry, Retry::After(NANOSECOND));
+        assert_eq!(ledger.reserve(&account, &ask(10, 3)).unwrap_err().retry, Retry::After(NANOSECOND));
         clock.advance(NANOSECOND);
-        assert!(ledger.reserve(&account, ask(10, 3)).is_ok());
+        assert!(ledger.reserve(&account, &ask(10, 3)).is_ok());
     }
 }
 
@@ -105,8 +105,8 @@ fn an_ask_repeated_at_exactly_its_retry_after_passes_and_a_nanosecond_earlier_fa
 fn of_several_limits_the_one_that_keeps_out_longest_is_named() {
     let (ledger, _) = ledger();
     let account = account("team", [Limit::requests_per_minute(n(60)), Limit::tokens_per_minute(n(60))]);
-    let _held: Vec<_> = (0..60).map(|_| ledger.reserve(&account, ask(1, 0)).unwrap()).collect();
-    let refusal = ledger.reserve(&account, ask(20, 10)).unwrap_err();
+    let _held: Vec<_> = (0..60).map(|_| ledger.reserve(&account, &ask(1, 0)).unwrap()).collect();
+    let refusal = ledger.reserve(&account, &ask(20, 10)).unwrap_err();
     let expected = Refusal {
         limit: LimitName::Rate(Unit::Tokens),
         scope: "team".parse().unwrap(),
@@ -129,11 +129,11 @@ fn of_several_limits_the_one_that_keeps_out_longest_is_named() {
 fn an_ask_that_can_never_fit_is_told_so() {
     let (ledger, _) = ledger();
     let account = account("a", [Limit::tokens_per_minute(n(100))]);
-    assert_eq!(ledger.reserve(&account, ask(60, 41)).unwrap_err().retry, Retry::Never);
-    assert_eq!(ledger.reserve(&account, ask(u32::MAX, u32::MAX)).unwrap_err().retry, Retry::Never);
+    assert_eq!(ledger.reserve(&account, &ask(60, 41)).unwrap_err().retry, Retry::Never);
+    assert_eq!(ledger.reserve(&account, &ask(u32::MAX, u32::MAX)).unwrap_err().retry, Retry::Never);
     assert_eq!(ledger.largest_output(&account, "m", 60), Some(40));
     assert_eq!(ledger.largest_output(&account, "m", 101), Some(0));
-    assert!(ledger.reserve(&account, ask(60, 40)).is_ok());
+    assert!(ledger.reserve(&account, &ask(60, 40)).is_ok());
     assert_eq!(ledger.largest_output(&self::account("free", []), "m", 60), None);
 }
 
@@ -141,7 +141,7 @@ fn an_ask_that_can_never_fit_is_told_so() {
 fn settling_gives_unused_tokens_back_and_bills_what_was_generated() {
     let (ledger, _) = ledger();
     let account = account("a", [Limit::tokens_per_minute(n(1000))]);
-    let mut reservation = ledger.reserve(&account, ask(100, 800)).unwrap();
+    let mut reservation = ledger.reserve(&account, &ask(100, 800)).unwrap();
     assert_eq!(ledger.headroom(&account, None).tokens.unwrap().remaining, 100);
     reservation.record(used(100, 1));
     reservation.record(used(100, 7));
@@ -157,13 +157,13 @@ fn settling_gives_unused_tokens_back_and_bills_what_was_generated() {
 fn a_usage_above_the_reservation_becomes_a_debt() {
     let (ledger, clock) = ledger();
     let account = account("a", [Limit::tokens_per_minute(n(60))]);
-    let mut reservation = ledger.reserve(&account, ask(60, 0)).unwrap();
+    let mut reservation = ledger.reserve(&account, &ask(60, 0)).unwrap();
     reservation.record(used(60, 30));
     drop(reservation);
-    let refusal = ledger.reserve(&account, ask(1, 0)).unwrap_err();
+    let refusal = ledger.reserve(&account, &ask(1, 0)).unwrap_err();
     assert_eq!(refusal.retry, Retry::After(Duration::from_secs(31)));
     clock.advance(Duration::from_secs(31));
-    assert!(ledger.reserve(&account, ask(1, 0)).is_ok());
+    assert!(ledger.reserve(&account, &ask(1, 0)).is_ok());
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_panic_settles_once_and_bills_what_was_recorded() {
     let (ledger, _) = ledger();
     let account = account("a", [Limit::concurrent_requests(n(1)), Limit::tokens_per_minute(n(100))]);
     let panicked = catch_unwind(AssertUnwindSafe(|| {
-        let mut reservation = ledger.reserve(&account, ask(10, 90)).unwrap();
+        let mut reservation = ledger.reserve(&account, &ask(10, 90)).unwrap();
         reservation.record(used(10, 2));
         panic!("a bug elsewhere");
     }));
@@ -179,22 +179,22 @@ fn a_panic_settles_once_and_bills_what_was_recorded() {
     let totals = ledger.totals();
     assert_eq!((totals.open, totals.settled, totals.prompt_tokens, totals.generated_tokens), (0, 1, 10, 2));
     assert_eq!(ledger.headroom(&account, None).tokens.unwrap().remaining, 88);
-    assert!(ledger.reserve(&account, ask(10, 78)).is_ok(), "the slot is free again");
+    assert!(ledger.reserve(&account, &ask(10, 78)).is_ok(), "the slot is free again");
 }
 
 #[test]
 fn an_ended_request_frees_its_slot_and_a_full_account_is_told_when_to_expect_one() {
     let (ledger, clock) = ledger();
     let account = account("a", [Limit::concurrent_requests(n(2))]);
-    let first = ledger.reserve(&account, ask(1, 1)).unwrap();
-    let _second = ledger.reserve(&account, ask(1, 1)).unwrap();
-    let refusal = ledger.reserve(&account, ask(1, 1)).unwrap_err();
+    let first = ledger.reserve(&account, &ask(1, 1)).unwrap();
+    let _second = ledger.reserve(&account, &ask(1, 1)).unwrap();
+    let refusal = ledger.reserve(&account, &ask(1, 1)).unwrap_err();
     assert_eq!((refusal.limit, refusal.current_value), (LimitName::ConcurrentRequests, 2));
     assert_eq!(refusal.retry, Retry::After(Duration::from_secs(1)), "nothing has ended yet");
     clock.advance(Duration::from_secs(8));
     drop(first);
-    let _third = ledger.reserve(&account, ask(1, 1)).unwrap();
-    let refusal = ledger.reserve(&account, ask(1, 1)).unwrap_err();
+    let _third = ledger.reserve(&account, &ask(1, 1)).unwrap();
+    let refusal = ledger.reserve(&account, &ask(1, 1)).unwrap_err();
     assert_eq!(refusal.retry, Retry::After(Duration::from_secs(4)), "two at a time, eight seconds each");
 }
 
@@ -205,11 +205,11 @@ fn a_withdrawn_request_consumed_nothing() {
     let account = account("a", limits);
     let full = ledger.headroom(&account, None);
     for _ in 0..3 {
-        ledger.reserve(&account, ask(50, 50)).unwrap().withdraw();
+        ledger.reserve(&account, &ask(50, 50)).unwrap().withdraw();
     }
     assert_eq!(ledger.headroom(&account, None), full);
-    drop(ledger.reserve(&account, ask(50, 50)).unwrap());
-    let refusal = ledger.reserve(&account, ask(1, 1)).unwrap_err();
+    drop(ledger.reserve(&account, &ask(50, 50)).unwrap());
+    let refusal = ledger.reserve(&account, &ask(1, 1)).unwrap_err();
     assert_eq!(refusal.limit, LimitName::Rate(Unit::Requests), "one that ran and used nothing was still a request");
 }
 
@@ -217,16 +217,16 @@ fn a_withdrawn_request_consumed_nothing() {
 fn accounts_do_not_touch_each_other() {
     let (ledger, _) = ledger();
     let (a, b) = (account("a", [Limit::requests_per_minute(n(1))]), account("b", [Limit::requests_per_minute(n(1))]));
-    drop(ledger.reserve(&a, ask(1, 1)).unwrap());
-    assert!(ledger.reserve(&a, ask(1, 1)).is_err());
-    assert!(ledger.reserve(&b, ask(1, 1)).is_ok());
+    drop(ledger.reserve(&a, &ask(1, 1)).unwrap());
+    assert!(ledger.reserve(&a, &ask(1, 1)).is_err());
+    assert!(ledger.reserve(&b, &ask(1, 1)).is_ok());
 }
 
 #[test]
 fn headroom_reads_as_the_rate_limit_headers_do() {
     let (ledger, clock) = ledger();
     let account = account("a", [Limit::requests_per_minute(n(60))]);
-    drop(ledger.reserve(&account, ask(1, 1)).unwrap());
+    drop(ledger.reserve(&account, &ask(1, 1)).unwrap());
     let state = ledger.headroom(&account, None);
     assert_eq!(state.requests, Some(WindowState { limit: 60, remaining: 59, reset: Duration::from_secs(1) }));
     assert_eq!(state.tokens, None);
@@ -250,7 +250,7 @@ fn random_traffic_never_passes_a_limit_and_settles_to_the_token() {
         clock.advance(Duration::from_millis(u64::from(draw(200))));
         if draw(2) == 0 {
             let ask = ask(1 + draw(200), draw(400));
-            if let Ok(mut reservation) = ledger.reserve(&account, ask.clone()) {
+            if let Ok(mut reservation) = ledger.reserve(&account, &ask) {
                 reservation.record(used(ask.prompt_tokens, draw(ask.max_output_tokens + 1)));
                 open.push(reservation);
             }

@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use super::{Calendar, Fit, Period, UnixSeconds};
+use super::{Calendar, Fit, Percent, Period, UnixSeconds};
 
 /// What of a window is used, and what open requests hold of it.
 ///
@@ -34,7 +34,8 @@ impl Budget {
         }
     }
 
-    pub fn fit(&self, now: UnixSeconds, amount: u64) -> Fit {
+    /// `overrun`: how much of a grant may be used beyond it.
+    pub fn fit(&self, now: UnixSeconds, amount: u64, overrun: Percent) -> Fit {
         if amount > self.amount.get() {
             return Fit::Never;
         }
@@ -45,7 +46,8 @@ impl Budget {
         if now < self.start {
             return Fit::After(self.start.since(now));
         }
-        match amount <= self.remaining() {
+        let beyond = if is_grant { overrun.of(self.amount.get()) } else { 0 };
+        match amount <= self.amount.get().saturating_add(beyond).saturating_sub(self.taken()) {
             true => Fit::Now,
             false if is_grant => Fit::Spent,
             false => Fit::After(self.end.since(now)),
@@ -110,12 +112,12 @@ mod tests {
         let (mut day, calendar) = daily(100);
         day.hold(60);
         day.settle(60, 100);
-        let Fit::After(wait) = day.fit(NOON, 1) else { panic!("it fits tomorrow") };
+        let Fit::After(wait) = day.fit(NOON, 1, Percent::NONE) else { panic!("it fits tomorrow") };
         assert_eq!(wait, Duration::from_secs(43_200));
         day.roll(&calendar, UnixSeconds(86_399));
-        assert_eq!(day.fit(UnixSeconds(86_399), 1), Fit::After(Duration::from_secs(1)));
+        assert_eq!(day.fit(UnixSeconds(86_399), 1, Percent::NONE), Fit::After(Duration::from_secs(1)));
         day.roll(&calendar, UnixSeconds(86_400));
-        assert_eq!(day.fit(UnixSeconds(86_400), 100), Fit::Now);
+        assert_eq!(day.fit(UnixSeconds(86_400), 100, Percent::NONE), Fit::Now);
     }
 
     #[test]
@@ -134,7 +136,7 @@ mod tests {
         day.roll(&calendar, UnixSeconds(90_000));
         day.settle(0, 100);
         day.roll(&calendar, NOON);
-        assert!(matches!(day.fit(NOON, 1), Fit::After(_)));
+        assert!(matches!(day.fit(NOON, 1, Percent::NONE), Fit::After(_)));
     }
 
     #[test]
@@ -142,13 +144,13 @@ mod tests {
         let calendar = Calendar::utc();
         let period = Period::Grant { from: UnixSeconds(100), until: UnixSeconds(200) };
         let mut grant = Budget::new(n(10), period, (&calendar, UnixSeconds(50)), 0);
-        assert_eq!(grant.fit(UnixSeconds(50), 1), Fit::After(Duration::from_secs(50)));
-        assert_eq!(grant.fit(UnixSeconds(100), 10), Fit::Now);
+        assert_eq!(grant.fit(UnixSeconds(50), 1, Percent::NONE), Fit::After(Duration::from_secs(50)));
+        assert_eq!(grant.fit(UnixSeconds(100), 10, Percent::NONE), Fit::Now);
         grant.settle(0, 10);
-        assert_eq!(grant.fit(UnixSeconds(150), 1), Fit::Spent);
+        assert_eq!(grant.fit(UnixSeconds(150), 1, Percent::NONE), Fit::Spent);
         grant.roll(&calendar, UnixSeconds(200));
-        assert_eq!(grant.fit(UnixSeconds(200), 1), Fit::Spent);
-        assert_eq!(grant.fit(UnixSeconds(150), 11), Fit::Never);
+        assert_eq!(grant.fit(UnixSeconds(200), 1, Percent::NONE), Fit::Spent);
+        assert_eq!(grant.fit(UnixSeconds(150), 11, Percent::NONE), Fit::Never);
     }
 
     #[test]
@@ -159,5 +161,22 @@ mod tests {
         assert_eq!(day.remaining(), 0);
         day.set_amount(n(80));
         assert_eq!(day.remaining(), 20);
+    }
+
+    #[test]
+    fn only_a_grant_may_be_overrun_and_only_while_it_lasts() {
+        let calendar = Calendar::utc();
+        let grant = Period::Grant { from: UnixSeconds(0), until: UnixSeconds(86_400) };
+        let mut granted = Budget::new(n(100), grant, (&calendar, NOON), 100);
+        let quarter = Percent(25);
+        assert_eq!(granted.fit(NOON, 25, Percent::NONE), Fit::Spent);
+        assert_eq!(granted.fit(NOON, 25, quarter), Fit::Now);
+        assert_eq!(granted.fit(NOON, 26, quarter), Fit::Spent);
+        granted.hold(25);
+        assert_eq!(granted.fit(NOON, 1, quarter), Fit::Spent);
+        assert_eq!(granted.fit(UnixSeconds(86_400), 1, quarter), Fit::Spent, "it is over");
+        let (mut day, _) = daily(100);
+        day.settle(0, 100);
+        assert!(matches!(day.fit(NOON, 1, quarter), Fit::After(_)));
     }
 }

@@ -1,6 +1,7 @@
 //! Days and months in the time zone that the configuration names. The zones are compiled in: no file of the machine and
 //! no environment variable changes where a day begins.
 
+use std::fmt;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -38,6 +39,16 @@ impl UnixSeconds {
 
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(span.as_secs()))
+    }
+}
+
+/// In universal time, whatever the calendar.
+impl fmt::Display for UnixSeconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match i64::try_from(self.0).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()) {
+            Some(instant) => write!(f, "{instant}"),
+            None => f.write_str("never"),
+        }
     }
 }
 

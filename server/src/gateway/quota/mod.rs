@@ -7,7 +7,8 @@
 //! | --- | --- | --- |
 //! | rate | [`Gcra`] | a minute, refilled evenly |
 //! | budget | [`Budget`] | a day or a month of the [`Calendar`], or a grant with start and end |
-//! | concurrent requests | what is held now | |
+//! | concurrent requests, batch tokens | what is held now | |
+//! | queued requests | who waits in the ledger's line | |
 //! | context tokens | nothing: each request by itself | |
 //!
 //! Rates and budgets never stand in for each other: an evenly refilled budget could not be spent where it is needed, and
@@ -70,6 +71,10 @@ pub enum Bound {
     },
     /// Requests that hold a reservation.
     ConcurrentRequests(NonZeroU64),
+    /// Requests that wait for a limit to have room for them.
+    QueuedRequests(NonZeroU64),
+    /// Prompts and reserved answers of the requests in the class `batch` that hold a reservation.
+    BatchTokens(NonZeroU64),
     /// Prompt and answer of one request.
     ContextTokens(NonZeroU64),
 }
@@ -105,6 +110,18 @@ pub enum QuotaError {
     Duplicate(LimitName),
     #[error("there are {0} limits, the most that one account has")]
     TooMany(usize),
+}
+
+/// Hundredths of an amount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Percent(pub u32);
+
+impl Percent {
+    pub const NONE: Self = Self(0);
+
+    pub fn of(self, amount: u64) -> u64 {
+        u64::try_from(u128::from(amount) * u128::from(self.0) / 100).unwrap_or(u64::MAX)
+    }
 }
 
 /// Whether an ask fits a limit. Ordered by how long it is kept out.
@@ -144,7 +161,8 @@ impl Limit {
     pub fn value(&self) -> NonZeroU64 {
         match self.bound {
             Bound::Rate { per_minute: n, .. } | Bound::Budget { amount: n, .. } => n,
-            Bound::ConcurrentRequests(n) | Bound::ContextTokens(n) => n,
+            Bound::ConcurrentRequests(n) | Bound::QueuedRequests(n) => n,
+            Bound::BatchTokens(n) | Bound::ContextTokens(n) => n,
         }
     }
 
@@ -159,7 +177,8 @@ impl Limit {
             Bound::Rate { unit, .. } | Bound::Budget { unit, .. } => {
                 matches!(unit, Unit::OutputTokens | Unit::Tokens | Unit::GpuMicros)
             }
-            Bound::ConcurrentRequests(_) | Bound::ContextTokens(_) => false,
+            Bound::BatchTokens(_) => true,
+            Bound::ConcurrentRequests(_) | Bound::QueuedRequests(_) | Bound::ContextTokens(_) => false,
         }
     }
 
@@ -188,6 +207,8 @@ impl Bound {
             Self::Rate { unit, .. } => LimitName::Rate(*unit),
             Self::Budget { unit, period, .. } => LimitName::Budget(*unit, period.name()),
             Self::ConcurrentRequests(_) => LimitName::ConcurrentRequests,
+            Self::QueuedRequests(_) => LimitName::QueuedRequests,
+            Self::BatchTokens(_) => LimitName::BatchTokens,
             Self::ContextTokens(_) => LimitName::ContextTokens,
         }
     }

@@ -11,6 +11,8 @@ pub enum LimitName {
     Rate(Unit),
     Budget(Unit, PeriodName),
     ConcurrentRequests,
+    QueuedRequests,
+    BatchTokens,
     ContextTokens,
 }
 
@@ -25,13 +27,14 @@ pub enum PeriodName {
 const UNITS: [Unit; 5] = [Unit::Requests, Unit::InputTokens, Unit::OutputTokens, Unit::Tokens, Unit::GpuMicros];
 
 impl LimitName {
-    pub const COUNT: usize = 4 * UNITS.len() + 2;
+    pub const COUNT: usize = 4 * UNITS.len() + 4;
 
     pub fn all() -> impl Iterator<Item = Self> {
         let rates = UNITS.into_iter().map(Self::Rate);
         let periods = [PeriodName::Day, PeriodName::Month, PeriodName::Grant];
         let budgets = periods.into_iter().flat_map(|period| UNITS.into_iter().map(move |u| Self::Budget(u, period)));
-        rates.chain(budgets).chain([Self::ConcurrentRequests, Self::ContextTokens])
+        let held = [Self::ConcurrentRequests, Self::QueuedRequests, Self::BatchTokens];
+        rates.chain(budgets).chain(held).chain([Self::ContextTokens])
     }
 
     #[rustfmt::skip]
@@ -60,6 +63,8 @@ impl LimitName {
             Self::Budget(Tokens, Grant)       => "tokens_granted",
             Self::Budget(GpuMicros, Grant)    => "gpu_seconds_granted",
             Self::ConcurrentRequests         => "concurrent_requests",
+            Self::QueuedRequests             => "queued_requests",
+            Self::BatchTokens                => "batch_tokens",
             Self::ContextTokens              => "context_tokens",
         }
     }
@@ -77,10 +82,20 @@ impl LimitName {
         super::written::number(self, value)
     }
 
+    /// Refilled evenly, so that what does not fit now fits a moment later.
+    pub fn is_rate(self) -> bool {
+        matches!(self, Self::Rate(_))
+    }
+
+    /// Counts what is held now, of which some comes free whenever a request ends.
+    pub fn is_held(self) -> bool {
+        matches!(self, Self::ConcurrentRequests | Self::BatchTokens)
+    }
+
     pub(super) fn unit(self) -> Option<Unit> {
         match self {
             Self::Rate(unit) | Self::Budget(unit, _) => Some(unit),
-            Self::ConcurrentRequests | Self::ContextTokens => None,
+            Self::ConcurrentRequests | Self::QueuedRequests | Self::BatchTokens | Self::ContextTokens => None,
         }
     }
 }

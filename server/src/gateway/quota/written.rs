@@ -54,6 +54,8 @@ impl TryFrom<WrittenLimit> for Limit {
                 Bound::Budget { unit, amount: value, period: written.period(name, period)? }
             }
             LimitName::ConcurrentRequests => Bound::ConcurrentRequests(value),
+            LimitName::QueuedRequests => Bound::QueuedRequests(value),
+            LimitName::BatchTokens => Bound::BatchTokens(value),
             LimitName::ContextTokens => Bound::ContextTokens(value),
         };
         let is_grant = matches!(name, LimitName::Budget(_, PeriodName::Grant));

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use passerelle::api::{
@@ -25,14 +25,18 @@ use passerelle::api::{
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
+use passerelle::gateway::quota::Percent;
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::{
-    Account, Administration, Authenticator, DataDir, Directory, Ledger, Limit, Quota, Replica, Router,
+    Account, Administration, Authenticator, DataDir, Directory, Ledger, LedgerParts, Limit, Load, Quota, Replica,
+    ReplicaDoor, Router, SubmitError,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::{AnswerFormat, GrammarCompiler};
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_engine::{Engine, EngineConfig, EngineHandle, EngineParts, StepTurns};
+use passerelle_engine::{
+    Class, Engine, EngineConfig, EngineHandle, EngineParts, EventStream, Request, ShareKey, StepTurns,
+};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -61,8 +65,49 @@ pub(crate) struct Options {
     /// `Some`: files and batches are kept there.
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) batches: BatchBounds,
+    pub(crate) seen: Seen,
+    /// Of grants.
+    pub(crate) overrun: Percent,
     /// `None`: the formats that the template shows.
     pub(crate) answers: Option<AnswerFormat>,
+}
+
+/// What the engine was asked, in its order. Clones see the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen(Arc<Mutex<Vec<Asked>>>);
+
+/// How a request shares the engine with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) class: Class,
+    pub(crate) share_key: ShareKey,
+    pub(crate) weight: u32,
+}
+
+impl Seen {
+    pub(crate) fn take(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// The way to an engine, watched.
+#[derive(Debug)]
+struct WatchedDoor {
+    handle: EngineHandle,
+    seen: Seen,
+}
+
+impl ReplicaDoor for WatchedDoor {
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        let Request { class, share_key, share_weight, .. } = &request;
+        let asked = Asked { class: *class, share_key: *share_key, weight: share_weight.0.get() };
+        self.seen.0.lock().unwrap().push(asked);
+        ReplicaDoor::submit(&self.handle, request)
+    }
+
+    fn load(&self) -> Load {
+        ReplicaDoor::load(&self.handle)
+    }
 }
 
 impl Default for Options {
@@ -85,6 +130,8 @@ impl Default for Options {
             tls: None,
             data_dir: None,
             batches: BatchBounds::default(),
+            seen: Seen::default(),
+            overrun: Percent::NONE,
             answers: None,
         }
     }
@@ -201,7 +248,8 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         observer: Arc::new(metrics.engine(MODEL)),
     })
     .unwrap();
-    let replica = Arc::new(Replica::new(ReplicaId(0), MODEL, Box::new(engine.handle())));
+    let door = WatchedDoor { handle: engine.handle(), seen: options.seen.clone() };
+    let replica = Arc::new(Replica::new(ReplicaId(0), MODEL, Box::new(door)));
     let mut config = options.api.clone();
     let administered = options.administered.as_ref().map(|folder| administered(folder.path(), &clock));
     let (ring, administration) = administered.unzip();
@@ -221,7 +269,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         authenticator,
         administration,
         owners: BTreeMap::new(),
-        ledger: Ledger::without_past(Arc::clone(&clock)),
+        ledger: Ledger::new(LedgerParts { overrun: options.overrun, ..LedgerParts::without_past(Arc::clone(&clock)) }),
         serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), []),
         clock,
         metrics,

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 
 use candle_core::{DType, Device};
-use passerelle_models::{CausalLm, KvCache, KvCacheSpec, KvGroup, Logits, ModelError, ModelInput, TokenId};
+use passerelle_models::{BlockCopy, CausalLm, KvCache, KvCacheSpec, KvGroup, Logits, ModelError, ModelInput, TokenId};
 
 use super::text::{END, START, VOCAB};
 
@@ -89,6 +89,15 @@ impl CausalLm for TestModel {
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
         KvCache::new(self.kv_cache_spec(), num_blocks, &Device::Cpu)
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
+        for BlockCopy { from, to } in copies {
+            let [from, to] = [from, to].map(|block| block.0 as usize * BLOCK_SIZE);
+            self.slots.resize(self.slots.len().max(from + BLOCK_SIZE).max(to + BLOCK_SIZE), 0);
+            self.slots.copy_within(from..from + BLOCK_SIZE, to);
+        }
+        Ok(())
     }
 
     fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{administrator, blocking, read, require_governed};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
-use crate::gateway::account::{ModelAccess, Scopes};
+use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use crate::gateway::directory::{KeyInfo, NewKey};
 use crate::gateway::keys::ApiKey;
 use crate::gateway::{AccountPath, Caller, Directory, DirectoryError};
@@ -27,6 +27,8 @@ struct NewKeyBody {
     scopes: Scopes,
     #[serde(default)]
     models: ModelAccess,
+    #[serde(default)]
+    class: ServiceClass,
     valid_for_seconds: Option<u64>,
 }
 
@@ -52,10 +54,11 @@ pub(super) async fn list<D: Desk>(State(desk): State<D>, request: Request) -> Re
 
 pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let NewKeyBody { account, name, scopes, models, valid_for_seconds } = read(request, &desk).await?;
+    let NewKeyBody { account, name, scopes, models, class, valid_for_seconds } = read(request, &desk).await?;
     let account = account.unwrap_or_else(|| caller.account.path.clone());
     require_governed(&caller, &account)?;
-    let new = NewKey { account, name, scopes, models, valid_for: valid_for_seconds.map(Duration::from_secs) };
+    let valid_for = valid_for_seconds.map(Duration::from_secs);
+    let new = NewKey { account, name, scopes, models, class, valid_for };
     let (key, info) = blocking(move || administration.directory.create_key(new)).await?;
     Ok(shown_once(&key, &info))
 }

@@ -39,7 +39,17 @@ fn n(value: u64) -> std::num::NonZeroU64 {
 impl Bench {
     fn create(&self, name: &str, valid_for: Option<Duration>) -> ApiKey {
         let (scopes, models) = (Scopes::default(), ModelAccess::All);
-        self.directory.create_key(NewKey { account: acme(), name: name.into(), scopes, models, valid_for }).unwrap().0
+        self.directory
+            .create_key(NewKey {
+                account: acme(),
+                name: name.into(),
+                scopes,
+                models,
+                class: ServiceClass::Standard,
+                valid_for,
+            })
+            .unwrap()
+            .0
     }
 
     fn ask(&self, key: &str) -> Result<String, AuthError> {

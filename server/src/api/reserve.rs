@@ -1,0 +1,54 @@
+//! Room in the ledger for a request, or why there is none.
+
+use std::sync::Arc;
+
+use super::errors::ApiError;
+use super::state::AppState;
+use crate::gateway::{Ask, Caller, Refusal, Reservation, Scope};
+
+/// What becomes of a prompt that would fit a moment later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// It waits in line.
+    InTurn,
+    /// It is refused.
+    AtOnce,
+}
+
+impl Patience {
+    /// Only a single prompt waits: several would hold up each other with what they have already. A batch is tried again
+    /// anyway.
+    pub(crate) fn of(num_prompts: usize, scope: Scope) -> Self {
+        if num_prompts == 1 && scope != Scope::Batch { Self::InTurn } else { Self::AtOnce }
+    }
+}
+
+/// Takes room at once or not at all.
+pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, ApiError> {
+    state.ledger().available_to(caller)?;
+    state.ledger().reserve(caller, ask).map_err(|refusal| refused(state, refusal))
+}
+
+/// The same, perhaps after a wait. Cancel safe: whoever stops waiting has taken nothing.
+pub(crate) async fn reserve_with(
+    patience: Patience,
+    state: &AppState,
+    caller: &Arc<Caller>,
+    ask: &Ask,
+) -> Result<Reservation, ApiError> {
+    if patience == Patience::AtOnce {
+        return reserve(state, caller, ask);
+    }
+    state.ledger().available_to(caller)?;
+    state.ledger().reserve_in_turn(caller, ask).await.map_err(|refusal| refused(state, refusal))
+}
+
+fn refused(state: &AppState, refusal: Refusal) -> ApiError {
+    state.metrics().refused(refusal.limit);
+    refusal.into()
+}
+
+/// For what was never started.
+pub(crate) fn withdraw_all(reservations: impl IntoIterator<Item = Reservation>) {
+    reservations.into_iter().for_each(Reservation::withdraw);
+}

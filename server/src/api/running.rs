@@ -1,0 +1,166 @@
+//! A prompt that an engine runs: the choices of its answer, written side by side.
+
+use std::collections::VecDeque;
+
+use passerelle_engine::{Event, FinishReason, TokenEvent, Usage};
+
+use super::choice::Writer;
+use super::delta::{AnswerEnd, ChoiceDelta, Delta};
+use super::errors::{ApiError, ErrorKind};
+use super::generate::saturating_u32;
+use super::meter::PromptMeter;
+use super::ranking::Ranking;
+use crate::gateway::Generation;
+
+/// What is made of a prompt's events.
+#[derive(Debug)]
+pub(crate) struct Writers {
+    /// One for each choice that is generated.
+    pub(crate) of_choices: Vec<Writer>,
+    /// Which of them are shown; `None`: all, as they come.
+    pub(crate) ranking: Option<Ranking>,
+}
+
+/// Dropping it aborts the request and settles what it used.
+#[derive(Debug)]
+pub(crate) struct RunningPrompt {
+    /// `None` once every choice is over, so that it is settled before the last one's end is written.
+    generation: Option<Generation>,
+    writers: Vec<Writer>,
+    num_open: usize,
+    ranking: Option<Ranking>,
+    meter: PromptMeter,
+    pending: VecDeque<ChoiceDelta>,
+    /// Once over.
+    settled: Option<Usage>,
+}
+
+impl RunningPrompt {
+    pub(crate) fn new(generation: Generation, writers: Writers, meter: PromptMeter) -> Self {
+        let Writers { of_choices: mut writers, ranking } = writers;
+        let at_start = writers.iter_mut().map(Writer::prompt_at_start).enumerate();
+        let at_start: Vec<_> =
+            at_start.filter_map(|(index, delta)| Some(ChoiceDelta { index, delta: delta? })).collect();
+        let (num_open, pending) = (writers.len(), VecDeque::new());
+        let mut prompt =
+            Self { generation: Some(generation), writers, num_open, ranking, meter, pending, settled: None };
+        prompt.show(at_start);
+        prompt
+    }
+
+    /// The next piece of any choice; `None` after all have `Finished`. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<ChoiceDelta>, ApiError> {
+        while self.pending.is_empty() {
+            let Some(generation) = &mut self.generation else { return Ok(None) };
+            let event = generation.next().await;
+            self.take(event)?;
+        }
+        let piece = self.pending.pop_front();
+        if let Some(ChoiceDelta { index, delta: Delta::Text(part) }) = &piece
+            && !part.token_ids.is_empty()
+        {
+            self.meter.token(*index);
+        }
+        Ok(piece)
+    }
+
+    /// What was read so far, then what was settled. Never falls while the prompt runs.
+    pub(crate) fn usage(&self) -> Usage {
+        match (&self.settled, &self.generation) {
+            (Some(settled), _) => *settled,
+            (None, running) => Usage {
+                prompt_tokens: self.writers.first().map_or(0, |writer| saturating_u32(writer.num_prompt_tokens())),
+                generated_tokens: self.writers.iter().map(Writer::tokens_seen).sum(),
+                ..running.as_ref().map(Generation::used).unwrap_or_default()
+            },
+        }
+    }
+
+    fn take(&mut self, event: Option<Event>) -> Result<(), ApiError> {
+        match event {
+            Some(Event::PromptLogprobs(entries)) => {
+                let parts = self.writers.iter_mut().map(|writer| writer.prompt_part(&entries)).enumerate();
+                let parts: Vec<_> = parts.map(|(index, delta)| ChoiceDelta { index, delta }).collect();
+                self.show(parts);
+                Ok(())
+            }
+            Some(Event::Token(token)) => {
+                self.take_token(&token);
+                Ok(())
+            }
+            Some(Event::Finished { choice, reason, .. }) => {
+                let is_out_of_quota = self.generation.as_ref().is_some_and(|running| running.is_out_of_quota(choice));
+                let end = match reason {
+                    _ if is_out_of_quota => AnswerEnd::Quota,
+                    FinishReason::Length => AnswerEnd::Length,
+                    FinishReason::Stop => AnswerEnd::Stop,
+                    FinishReason::Aborted => {
+                        self.settle();
+                        return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
+                    }
+                };
+                self.finish(choice as usize, end);
+                Ok(())
+            }
+            Some(Event::Failed { error, .. }) => {
+                self.settle();
+                Err(error.into())
+            }
+            None => {
+                self.settle();
+                Err(ApiError::new(ErrorKind::EngineFailed, "The engine that ran this request has stopped."))
+            }
+        }
+    }
+
+    fn take_token(&mut self, token: &TokenEvent) {
+        let index = token.choice as usize;
+        if let Some(ranking) = &mut self.ranking {
+            ranking.count(index, token);
+        }
+        let deltas = self.writers[index].token(token);
+        self.show(deltas.into_iter().map(|delta| ChoiceDelta { index, delta }));
+        if self.writers[index].has_stopped() {
+            if let Some(generation) = &mut self.generation {
+                generation.end_here(token.choice);
+            }
+            self.finish(index, AnswerEnd::Stop);
+        }
+    }
+
+    fn finish(&mut self, index: usize, end: AnswerEnd) {
+        self.num_open -= 1;
+        if self.num_open == 0 {
+            self.settle();
+        }
+        let mut deltas = self.writers[index].finish();
+        deltas.push(Delta::Finished(self.writers[index].end(end)));
+        self.show(deltas.into_iter().map(|delta| ChoiceDelta { index, delta }));
+        if self.num_open == 0
+            && let Some(ranking) = self.ranking.take()
+        {
+            self.pending.extend(ranking.best());
+        }
+    }
+
+    fn show(&mut self, pieces: impl IntoIterator<Item = ChoiceDelta>) {
+        match &mut self.ranking {
+            Some(ranking) => pieces.into_iter().for_each(|piece| ranking.hold(piece)),
+            None => self.pending.extend(pieces),
+        }
+    }
+
+    /// The one way out of a generation, so that what is measured is what is settled.
+    fn settle(&mut self) {
+        let Some(generation) = self.generation.take() else { return };
+        let used = generation.close();
+        self.meter.ended(used);
+        self.settled = Some(used);
+    }
+}
+
+impl Drop for RunningPrompt {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}

@@ -1,0 +1,181 @@
+//! What waits for its turn.
+
+use std::num::NonZeroU64;
+use std::sync::Mutex as StdMutex;
+
+use passerelle_engine::clock::ManualClock;
+use tokio::task::{JoinHandle, yield_now};
+
+use super::*;
+use crate::gateway::quota::{Bound, Limit, LimitName, Period, Quota};
+
+struct Bench {
+    ledger: Ledger,
+    clock: ManualClock,
+    /// Who was admitted, in order.
+    admitted: Arc<StdMutex<Vec<&'static str>>>,
+}
+
+fn n(value: u64) -> NonZeroU64 {
+    NonZeroU64::new(value).unwrap()
+}
+
+fn caller(path: &str, limits: Vec<Limit>) -> Arc<Caller> {
+    Arc::new(Caller::at_open_door(Account::alone(path.parse().unwrap(), Quota::new(limits).unwrap())))
+}
+
+fn bench() -> Bench {
+    let clock = ManualClock::default();
+    let line = LineBounds { max_waiting: 6, max_waiting_per_account: 4, longest_wait: Duration::from_secs(5) };
+    let ledger = Ledger::new(LedgerParts { line, ..LedgerParts::without_past(Arc::new(clock.clone())) });
+    Bench { ledger, clock, admitted: Arc::default() }
+}
+
+fn ask(tokens: u32) -> Ask {
+    Ask::new("m", tokens, 0)
+}
+
+impl Bench {
+    /// In a task of its own, which keeps what it gets for a moment; returns once it waits or is over.
+    async fn send(&self, name: &'static str, caller: &Arc<Caller>, ask: Ask) -> JoinHandle<Result<(), Refusal>> {
+        let (ledger, caller, admitted) = (self.ledger.clone(), Arc::clone(caller), Arc::clone(&self.admitted));
+        let task = tokio::spawn(async move {
+            let reservation = ledger.reserve_in_turn(&caller, &ask).await?;
+            admitted.lock().unwrap().push(name);
+            yield_now().await;
+            reservation.settle_as(passerelle_engine::Usage { prompt_tokens: ask.prompt_tokens, ..Default::default() });
+            Ok(())
+        });
+        for _ in 0..10 {
+            yield_now().await;
+        }
+        task
+    }
+
+    /// On the ledger's clock, and then on the runtime's.
+    async fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+        tokio::time::sleep(time).await;
+    }
+
+    fn num_waiting(&self) -> usize {
+        self.ledger.books.open().line.len()
+    }
+
+    fn admitted(&self) -> Vec<&'static str> {
+        self.admitted.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_would_fit_a_moment_later_waits_and_goes_first_come_first_served() {
+    let bench = bench();
+    let alice = caller("alice", vec![Limit::concurrent_requests(n(1))]);
+    let held = bench.ledger.reserve(&alice, &ask(1)).unwrap();
+    let mut tasks = Vec::new();
+    for name in ["first", "second", "third"] {
+        tasks.push(bench.send(name, &alice, ask(1)).await);
+    }
+    assert_eq!((bench.num_waiting(), bench.admitted()), (3, vec![]));
+    drop(held);
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(bench.admitted(), ["first", "second", "third"]);
+    assert_eq!((bench.num_waiting(), bench.ledger.totals().refused), (0, 0), "who waited was not refused");
+}
+
+/// A smaller ask that would fit now does not pass a larger one that came first.
+#[tokio::test(start_paused = true)]
+async fn nobody_passes_whoever_waits_for_the_same_limit() {
+    let bench = bench();
+    let alice = caller("alice", vec![Limit::tokens_per_minute(n(60))]);
+    bench
+        .ledger
+        .reserve(&alice, &ask(58))
+        .unwrap()
+        .settle_as(passerelle_engine::Usage { prompt_tokens: 58, ..Default::default() });
+    let large = bench.send("large", &alice, ask(5)).await;
+    let small = bench.send("small", &alice, ask(1)).await;
+    assert_eq!(bench.num_waiting(), 2);
+    bench.pass(Duration::from_secs(3)).await;
+    large.await.unwrap().unwrap();
+    assert_eq!(bench.admitted()[0], "large");
+    bench.pass(Duration::from_secs(2)).await;
+    small.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_one_limit_holds_up_nobody_at_another() {
+    let bench = bench();
+    let of_m = Limit { model: Some("m".into()), ..Limit::concurrent_requests(n(1)) };
+    let alice = caller("alice", vec![of_m]);
+    let _held = bench.ledger.reserve(&alice, &ask(1)).unwrap();
+    let _waits = bench.send("of m", &alice, ask(1)).await;
+    bench.send("of another", &alice, Ask::new("other", 1, 0)).await.await.unwrap().unwrap();
+    assert_eq!((bench.admitted(), bench.num_waiting()), (vec!["of another"], 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_too_long_is_refused_and_leaves_its_place() {
+    let bench = bench();
+    let alice = caller("alice", vec![Limit::concurrent_requests(n(1))]);
+    let _held = bench.ledger.reserve(&alice, &ask(1)).unwrap();
+    let task = bench.send("first", &alice, ask(1)).await;
+    bench.pass(Duration::from_millis(4_999)).await;
+    assert_eq!(bench.num_waiting(), 1);
+    bench.pass(Duration::from_millis(2)).await;
+    assert_eq!(task.await.unwrap().unwrap_err().limit, LimitName::ConcurrentRequests);
+    assert_eq!((bench.num_waiting(), bench.ledger.totals().refused), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fits_only_later_than_anybody_waits_is_refused_at_once() {
+    let bench = bench();
+    let day = Bound::Budget { unit: Unit::Requests, amount: n(1), period: Period::Day };
+    for limit in [Limit::requests_per_minute(n(2)), Limit::of(day)] {
+        let alice = caller("alice", vec![limit.clone()]);
+        while bench.ledger.reserve(&alice, &ask(1)).is_ok() {}
+        let refusal = bench.send("late", &alice, ask(1)).await.await.unwrap().unwrap_err();
+        assert_eq!((refusal.limit, bench.num_waiting()), (limit.name(), 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_line_is_bounded_in_all_for_each_account_and_by_a_limit_on_queued_requests() {
+    let bench = bench();
+    let full = || vec![Limit::concurrent_requests(n(1))];
+    let (alice, bob) = (caller("alice", full()), caller("bob", full()));
+    let queued = Limit::of(Bound::QueuedRequests(n(1)));
+    let carol = caller("carol", [full(), vec![queued]].concat());
+    let mut tasks = Vec::new();
+    let held: Vec<_> = [&alice, &bob, &carol].map(|caller| bench.ledger.reserve(caller, &ask(1)).unwrap()).into();
+    for (caller, sent) in [(&carol, 2), (&alice, 5), (&bob, 2)] {
+        for _ in 0..sent {
+            tasks.push(bench.send("", caller, ask(1)).await);
+        }
+    }
+    assert_eq!(bench.num_waiting(), 6);
+    let is_refused: Vec<bool> = tasks.iter().map(JoinHandle::is_finished).collect();
+    assert_eq!(is_refused, [false, true, false, false, false, false, true, false, true]);
+    drop(held);
+    for (task, is_refused) in tasks.into_iter().zip(is_refused) {
+        assert_eq!(task.await.unwrap().is_err(), is_refused);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_gives_its_place_to_the_next() {
+    let bench = bench();
+    let alice = caller("alice", vec![Limit::tokens_per_minute(n(60))]);
+    bench
+        .ledger
+        .reserve(&alice, &ask(58))
+        .unwrap()
+        .settle_as(passerelle_engine::Usage { prompt_tokens: 58, ..Default::default() });
+    let large = bench.send("large", &alice, ask(6)).await;
+    let small = bench.send("small", &alice, ask(2)).await;
+    large.abort();
+    small.await.unwrap().unwrap();
+    assert_eq!((bench.admitted(), bench.num_waiting()), (vec!["small"], 0));
+}
