@@ -150,7 +150,6 @@ fn peaks_little_above(kept: u64, state: &State, source: &Path, options: &[&str])
     let fixed = ["--model", &source, "--kv-cache-memory", "8MiB", "--max-num-seqs", "1"];
     let served = Served::start(state, &[&fixed, options].concat());
     let peak = served.peak_memory_kib();
-    println!("{source} {options:?}: {peak} KiB at most for {} KiB of weights", kept >> 10);
     let beside = peak.saturating_sub(kept >> 10);
     assert!(beside < MOST_KIB, "{source} {options:?}: {peak} KiB at most for {} KiB of weights", kept >> 10);
 }
