@@ -6,7 +6,7 @@ use passerelle_engine::Usage;
 use serde_json::{Map, Value, json};
 
 use super::request::{Output, StreamUsage};
-use super::usage::usage_json;
+use super::usage::{ReasoningTokens, usage_json};
 use super::{chat_answer, completion_answer};
 use crate::api::delta::{Choice, ChoiceDelta};
 use crate::api::errors::ApiError;
@@ -69,6 +69,7 @@ pub(crate) struct Answer {
     head: AnswerHead,
     output: Output,
     num_choices: usize,
+    reasoning: ReasoningTokens,
     /// Those of a whole answer, so far.
     choices: Vec<Choice>,
 }
@@ -85,6 +86,7 @@ impl AnswerForm for Answer {
     }
 
     fn part(&mut self, piece: ChoiceDelta, usage: Usage) -> Vec<Part> {
+        self.reasoning.count(&piece);
         let choice = match self.kind {
             AnswerKind::Chat => chat_answer::chunk_choice(&piece, &self.output),
             AnswerKind::Completion => completion_answer::chunk_choice(&piece, &self.output),
@@ -98,7 +100,7 @@ impl AnswerForm for Answer {
             return Vec::new();
         }
         let mut chunk = self.chunk_of(Vec::new(), usage);
-        chunk["usage"] = usage_json(usage);
+        chunk["usage"] = usage_json(usage, &self.reasoning);
         vec![Part::unnamed(chunk)]
     }
 
@@ -107,6 +109,7 @@ impl AnswerForm for Answer {
     }
 
     fn join(&mut self, piece: ChoiceDelta) {
+        self.reasoning.count(&piece);
         if self.choices.len() <= piece.index {
             self.choices.resize_with(piece.index + 1, Choice::default);
         }
@@ -123,7 +126,7 @@ impl AnswerForm for Answer {
         };
         let mut whole = self.head_json(object);
         whole.insert("choices".to_owned(), Value::Array(choices));
-        whole.insert("usage".to_owned(), usage_json(usage));
+        whole.insert("usage".to_owned(), usage_json(usage, &self.reasoning));
         Value::Object(whole)
     }
 
@@ -134,7 +137,7 @@ impl AnswerForm for Answer {
 
 impl Answer {
     pub(crate) fn new(kind: AnswerKind, head: AnswerHead, (output, num_choices): (Output, usize)) -> Self {
-        Self { kind, head, output, num_choices, choices: Vec::new() }
+        Self { kind, head, output, num_choices, reasoning: ReasoningTokens::default(), choices: Vec::new() }
     }
 
     fn chunk_of(&self, choices: Vec<Value>, usage: Usage) -> Value {
@@ -147,7 +150,7 @@ impl Answer {
         match self.stream_usage() {
             StreamUsage::Never => None,
             StreamUsage::AtEnd => chunk.insert("usage".to_owned(), Value::Null),
-            StreamUsage::Continuous => chunk.insert("usage".to_owned(), usage_json(usage)),
+            StreamUsage::Continuous => chunk.insert("usage".to_owned(), usage_json(usage, &self.reasoning)),
         };
         Value::Object(chunk)
     }
