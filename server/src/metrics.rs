@@ -5,6 +5,7 @@ pub mod table;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
@@ -23,7 +24,7 @@ const UNKNOWN_MODEL: &str = "unknown";
 pub struct Metrics {
     recorder: PrometheusRecorder,
     exporter: PrometheusHandle,
-    models: BTreeMap<String, ModelMetrics>,
+    models: RwLock<BTreeMap<String, Arc<ModelMetrics>>>,
     refusals: BTreeMap<LimitName, Counter>,
     reservations_open: Gauge,
     reservations_settled: Counter,
@@ -80,22 +81,31 @@ pub struct EngineMetrics {
 pub struct MetricsError(#[from] BuildError);
 
 impl Metrics {
-    /// `models` are the names of the served ones, and the only values that a `model` label takes.
+    /// `models` are the names of the served ones. Only these, and those that are served later, are values of a `model` label.
     pub fn new<'a>(info: &BuildInfo, models: impl IntoIterator<Item = &'a str>) -> Result<Self, MetricsError> {
         let recorder = build_recorder()?;
         describe_all(&recorder);
         register_gauge(&recorder, table::INFO, &[&info.version, &info.kernels]).set(1.0);
-        let models = models.into_iter().map(|name| (name.to_owned(), ModelMetrics::new(&recorder, name))).collect();
         let refusal = |limit: LimitName| (limit, register_counter(&recorder, table::REFUSALS, &[limit.as_str()]));
-        Ok(Self {
-            models,
+        let metrics = Self {
+            models: RwLock::default(),
             refusals: LimitName::all().map(refusal).collect(),
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
             reservations_settled: register_counter(&recorder, table::RESERVATIONS_SETTLED, &[]),
             requests_counted: AtomicU64::new(0),
             exporter: recorder.handle(),
             recorder,
-        })
+        };
+        metrics.serve(models);
+        Ok(metrics)
+    }
+
+    /// These models are served from now on. Those that no longer are keep their series.
+    pub fn serve<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            models.entry(name.to_owned()).or_insert_with(|| Arc::new(ModelMetrics::new(&self.recorder, name)));
+        }
     }
 
     /// The text of `/metrics`, with the ledger as it is now.
@@ -108,7 +118,7 @@ impl Metrics {
     pub fn answered(&self, request: AnsweredRequest<'_>) {
         let model = match request.model {
             None => "",
-            Some(name) if self.models.contains_key(name) => name,
+            Some(name) if self.model(name).is_some() => name,
             Some(_) => UNKNOWN_MODEL,
         };
         let status = request.status.to_string();
@@ -134,8 +144,8 @@ impl Metrics {
     }
 
     /// `None` for a model that is not served.
-    pub fn model(&self, name: &str) -> Option<&ModelMetrics> {
-        self.models.get(name)
+    pub fn model(&self, name: &str) -> Option<Arc<ModelMetrics>> {
+        self.models.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// For the engine of a served model to report its steps to.

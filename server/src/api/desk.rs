@@ -12,6 +12,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::body::BodyBounds;
 use super::errors::ApiError;
+use super::reload::Reloader;
 use super::routes::{admin, authenticate_key, me};
 use super::state::{ApiConfig, AppState};
 use super::{middleware, unknown_route, wrong_method};
@@ -23,6 +24,9 @@ pub(crate) trait Desk: Clone + Send + Sync + 'static {
     fn visit(&self, headers: &HeaderMap) -> Result<DeskVisit, ApiError>;
 
     fn body_bounds(&self) -> BodyBounds;
+
+    /// `None` where no server runs.
+    fn reloader(&self) -> Option<&Reloader>;
 }
 
 /// One request's view of what is administered.
@@ -43,6 +47,10 @@ impl Desk for AppState {
     fn body_bounds(&self) -> BodyBounds {
         BodyBounds::of(self.config())
     }
+
+    fn reloader(&self) -> Option<&Reloader> {
+        Self::reloader(self)
+    }
 }
 
 /// Trusts whoever reaches it. Behind a socket that only the data directory's owner can open, or inside a command.
@@ -51,12 +59,19 @@ pub struct OperatorDesk {
     administration: Administration,
     caller: Arc<Caller>,
     bounds: BodyBounds,
+    reloader: Option<Reloader>,
 }
 
 impl OperatorDesk {
     /// `config`: the bounds of bodies.
     pub fn new(administration: Administration, config: &ApiConfig) -> Self {
-        Self { administration, caller: Arc::new(Caller::operator()), bounds: BodyBounds::of(config) }
+        Self { administration, caller: Arc::new(Caller::operator()), bounds: BodyBounds::of(config), reloader: None }
+    }
+
+    #[must_use]
+    pub fn with_reloader(mut self, reloader: Reloader) -> Self {
+        self.reloader = Some(reloader);
+        self
     }
 
     /// `/admin/v1`, and nothing else.
@@ -81,6 +96,10 @@ impl Desk for OperatorDesk {
 
     fn body_bounds(&self) -> BodyBounds {
         self.bounds
+    }
+
+    fn reloader(&self) -> Option<&Reloader> {
+        self.reloader.as_ref()
     }
 }
 

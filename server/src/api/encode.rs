@@ -110,7 +110,7 @@ impl<'a> Running<'a> {
             refused.reservation.withdraw();
             ApiError::from(refused.error)
         })?;
-        let meter = ChoiceMeter::new(state.clone(), model.name.clone(), visit.arrived);
+        let meter = ChoiceMeter::new(state.clone(), &model.name, visit.arrived);
         Ok(Self { encoding, left, meter, state })
     }
 

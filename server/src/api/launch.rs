@@ -78,7 +78,7 @@ struct Failed {
 impl Launch<'_> {
     /// All tries run under the one reservation, which is withdrawn if all fail.
     pub(crate) async fn go(&self, mut reservation: Reservation) -> Result<LiveChoice, ApiError> {
-        let mut attempts = Attempts::new(self.state.config().retry);
+        let mut attempts = Attempts::new(self.serving.retry);
         let mut last_error = None;
         loop {
             let replica = match self.serving.router.pick(self.model, self.hint, attempts.tried()) {
@@ -174,7 +174,7 @@ impl Launch<'_> {
     }
 
     fn meter(&self) -> ChoiceMeter {
-        ChoiceMeter::new(self.state.clone(), self.model.to_owned(), self.arrived)
+        ChoiceMeter::new(self.state.clone(), self.model, self.arrived)
     }
 }
 

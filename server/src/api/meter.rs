@@ -1,5 +1,6 @@
 //! What is measured of one choice, on the server's clock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle_engine::Usage;
@@ -10,21 +11,22 @@ use crate::metrics::ModelMetrics;
 #[derive(Debug)]
 pub(crate) struct ChoiceMeter {
     state: AppState,
-    model: String,
+    /// `None` for a model that is not served.
+    metrics: Option<Arc<ModelMetrics>>,
     arrived: Duration,
     last_token: Option<Duration>,
 }
 
 impl ChoiceMeter {
     /// `arrived`: when the request's head was there.
-    pub(crate) fn new(state: AppState, model: String, arrived: Duration) -> Self {
-        Self { state, model, arrived, last_token: None }
+    pub(crate) fn new(state: AppState, model: &str, arrived: Duration) -> Self {
+        Self { metrics: state.metrics().model(model), state, arrived, last_token: None }
     }
 
     pub(crate) fn token(&mut self) {
         let now = self.state.clock().now();
         let last = self.last_token.replace(now);
-        let Some(metrics) = self.metrics() else { return };
+        let Some(metrics) = &self.metrics else { return };
         match last {
             None => metrics.first_token(now.saturating_sub(self.arrived)),
             Some(last) => metrics.next_token(now.saturating_sub(last)),
@@ -34,12 +36,8 @@ impl ChoiceMeter {
     /// `used`: what was settled.
     pub(crate) fn ended(&self, used: Usage) {
         let took = self.state.clock().now().saturating_sub(self.arrived);
-        if let Some(metrics) = self.metrics() {
+        if let Some(metrics) = &self.metrics {
             metrics.ended(used, took);
         }
-    }
-
-    fn metrics(&self) -> Option<&ModelMetrics> {
-        self.state.metrics().model(&self.model)
     }
 }

@@ -6,6 +6,7 @@
 //! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`]; what is read by an encoder
 //! goes through [`encode`].
 
+mod alias;
 mod batch_runner;
 mod body;
 mod causes;
@@ -27,6 +28,7 @@ mod middleware;
 mod openapi;
 mod prepare;
 mod relayed;
+mod reload;
 mod remote;
 mod routes;
 mod serve;
@@ -41,6 +43,7 @@ pub use desk::OperatorDesk;
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
+pub use reload::{ReloadOrder, ReloadOutcome, Reloaded, Reloader};
 pub use remote::RemoteModel;
 pub use serve::{Drained, Listener, ServeConfig, Tls, TlsError, UnixSocket, serve};
 pub use sse::SseConfig;

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::aliases::{Aliases, check_aliases};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
@@ -20,6 +21,8 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     pub upstreams: Vec<UpstreamConfig>,
     pub routing: RoutingConfig,
+    /// Names that stand for models, each with the models' weights.
+    pub aliases: Aliases,
     pub hub: HubConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
@@ -186,8 +189,23 @@ impl Config {
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
         let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
         let routing = check_routing(&written.routing)?;
+        let aliases = check_aliases(written.aliases.unwrap_or_default())?;
         let limits = written.limits;
-        Ok(Self { server, models, upstreams, routing, hub, engine, api, batches, grammar, limits, ledger, log })
+        Ok(Self {
+            server,
+            models,
+            upstreams,
+            routing,
+            aliases,
+            hub,
+            engine,
+            api,
+            batches,
+            grammar,
+            limits,
+            ledger,
+            log,
+        })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -352,10 +370,15 @@ fn default_name(source: &str) -> &str {
 }
 
 /// Names stand in URLs (`/v1/models/NAME`) and metric labels.
-pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
-    const MAX_NAME_BYTES: usize = 200;
+const MAX_NAME_BYTES: usize = 200;
+
+pub(super) fn fits_as_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(fits) || name.starts_with('.') {
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(fits) && !name.starts_with('.')
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
+    if !fits_as_name(name) {
         let problem = format!(
             "`{name}` is not a name; write NAME=SOURCE with letters, digits and - _ . : /, at most {MAX_NAME_BYTES}"
         );

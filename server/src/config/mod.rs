@@ -6,6 +6,7 @@
 //!
 //! This is the only room that reads the environment, and it reads it once ([`Environment`]).
 
+mod aliases;
 mod checked;
 mod choices;
 mod environment;
@@ -17,6 +18,7 @@ mod units;
 mod upstreams;
 mod written;
 
+pub use aliases::{Aliases, check_targets};
 pub use checked::{
     ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LedgerConfig, LogConfig,
     ModelConfig, ServerConfig, TlsFiles, check_names,

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use serde::Deserialize;
 
 use super::{
-    ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls, UnknownFields,
-    WeightDtype,
+    Aliases, ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
+    UnknownFields, WeightDtype,
 };
 
 /// Makes `over` for a section: what stands above wins, key by key.
@@ -30,6 +30,8 @@ pub struct Written {
     /// Other servers that run models.
     pub upstreams: Option<Vec<WrittenUpstream>>,
     pub routing: WrittenRouting,
+    /// Names that stand for models: by alias, the weight of each model.
+    pub aliases: Option<Aliases>,
     pub engine: WrittenEngine,
     pub api: WrittenApi,
     pub batches: WrittenBatches,
@@ -48,6 +50,7 @@ impl Written {
             models: self.models.or(below.models),
             upstreams: self.upstreams.or(below.upstreams),
             routing: self.routing.over(below.routing),
+            aliases: self.aliases.or(below.aliases),
             engine: self.engine.over(below.engine),
             api: self.api.over(below.api),
             batches: self.batches.over(below.batches),

@@ -19,6 +19,7 @@ use super::require;
 use crate::api::body::read_bytes;
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::reload::reload;
 use crate::api::wire::parse_json;
 use crate::gateway::account::PathError;
 use crate::gateway::directory::AuditEntry;
@@ -28,7 +29,7 @@ use crate::gateway::{AccountPath, Caller, DirectoryError, Scope};
 type DeskRoute<D> = (&'static str, fn() -> MethodRouter<D>);
 
 /// Everything that can be administered, at whichever desk.
-pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 10] {
+pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 11] {
     [
         ("/admin/v1/accounts", || get(accounts::list::<D>).post(accounts::create::<D>)),
         ("/admin/v1/accounts/{*path}", || delete(accounts::remove::<D>)),
@@ -40,6 +41,7 @@ pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 10] {
         ("/admin/v1/keys/{id}/rotate", || post(keys::rotate::<D>)),
         ("/admin/v1/usage", || get(usage::<D>)),
         ("/admin/v1/audit", || get(audit::<D>)),
+        ("/admin/v1/reload", || post(read_again::<D>)),
     ]
 }
 
@@ -69,6 +71,13 @@ async fn audit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
     let log = blocking(move || administration.directory.audit_log()).await?;
     let is_unbroken = AuditEntry::are_chained(&log);
     Ok(Json(json!({"object": "list", "data": log, "unbroken": is_unbroken})).into_response())
+}
+
+/// Reads the server's configuration again, for whoever governs the root.
+async fn read_again<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
+    require_governed(&caller, &AccountPath::root())?;
+    Ok(Json(reload(desk.reloader()).await?).into_response())
 }
 
 /// Off the async threads: each change waits for the disk.

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
 use super::{AboutModel, enter, list_ignored};
+use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::deliver::Delivery;
@@ -70,6 +71,7 @@ async fn answer(state: AppState, request: Request, door: Door) -> Result<Respons
 /// Everything after the body is there.
 pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, door: Door) -> Result<Response, ApiError> {
     let caller = Arc::clone(&visit.caller);
+    let body = alias::settle(state, &caller, body);
     let written = door.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
     let (read, form) = read(state, body, door)?;
     let outgoing = written.map(|(kind, body)| Outgoing::new(kind, &body, &read.ignored));

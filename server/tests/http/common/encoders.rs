@@ -1,7 +1,6 @@
 //! A server of real, tiny encoders beside the parrot. What they must say stands in the folders of their checkpoints,
 //! which `models/tests/fixtures/make_encoders.py` made.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,7 +94,7 @@ impl EncoderServer {
             models,
             authenticator,
             administration: None,
-            owners: BTreeMap::new(),
+            reloader: None,
             ledger: Ledger::without_past(Arc::clone(&clock)),
             serving: Serving::new(Router::new(replicas.into_iter().map(Arc::new), Arc::clone(&clock), 7), []),
             clock,

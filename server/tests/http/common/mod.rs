@@ -8,7 +8,6 @@ pub(crate) mod model;
 pub(crate) mod schemas;
 pub(crate) mod text;
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -25,7 +24,7 @@ use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::{
-    Account, Administration, Authenticator, DataDir, Directory, Ledger, Limit, Quota, Replica, Router,
+    Account, AccountPath, Administration, Authenticator, DataDir, Directory, Ledger, Limit, Quota, Replica, Router,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::GrammarCompiler;
@@ -54,6 +53,8 @@ pub(crate) struct Options {
     pub(crate) key_limits: Option<Vec<Limit>>,
     /// `Some`: accounts and keys of this data directory, and no other.
     pub(crate) administered: Option<TempDir>,
+    /// The account that the model belongs to.
+    pub(crate) owner: Option<AccountPath>,
     pub(crate) gate: Gate,
     pub(crate) tls: Option<Tls>,
     /// `Some`: files and batches are kept there.
@@ -77,6 +78,7 @@ impl Default for Options {
             engine,
             key_limits: None,
             administered: None,
+            owner: None,
             gate: Gate::open(),
             tls: None,
             data_dir: None,
@@ -200,9 +202,10 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         models: vec![served_model(options)],
         authenticator,
         administration,
-        owners: BTreeMap::new(),
+        reloader: None,
         ledger: Ledger::without_past(Arc::clone(&clock)),
-        serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), []),
+        serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), [])
+            .with_owners(options.owner.clone().map(|owner| (MODEL.to_owned(), owner))),
         clock,
         metrics,
         batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
