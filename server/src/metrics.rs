@@ -12,6 +12,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use passerelle_engine::{StepObserver, StepReport, Usage};
 
+use crate::gateway::tariff::Hours;
 use crate::gateway::{AuthError, LedgerTotals, LimitName};
 use table::{Metric, MetricKind};
 
@@ -24,6 +25,7 @@ const UNKNOWN_MODEL: &str = "unknown";
 pub struct Metrics {
     recorder: PrometheusRecorder,
     exporter: PrometheusHandle,
+    hours: Arc<Hours>,
     models: RwLock<BTreeMap<String, Arc<ModelMetrics>>>,
     refusals: BTreeMap<LimitName, Counter>,
     reservations_open: Gauge,
@@ -73,6 +75,7 @@ pub struct EngineMetrics {
     failures: Counter,
     fair_share_gap: Gauge,
     fair_share_bound: Gauge,
+    hours: Arc<Hours>,
     step_duration: Histogram,
 }
 
@@ -82,12 +85,17 @@ pub struct MetricsError(#[from] BuildError);
 
 impl Metrics {
     /// `models` are the names of the served ones. Only these, and those that are served later, are values of a `model` label.
-    pub fn new<'a>(info: &BuildInfo, models: impl IntoIterator<Item = &'a str>) -> Result<Self, MetricsError> {
+    pub fn new<'a>(
+        info: &BuildInfo,
+        models: impl IntoIterator<Item = &'a str>,
+        hours: Hours,
+    ) -> Result<Self, MetricsError> {
         let recorder = build_recorder()?;
         describe_all(&recorder);
         register_gauge(&recorder, table::INFO, &[&info.version, &info.kernels]).set(1.0);
         let refusal = |limit: LimitName| (limit, register_counter(&recorder, table::REFUSALS, &[limit.as_str()]));
         let metrics = Self {
+            hours: Arc::new(hours),
             models: RwLock::default(),
             refusals: LimitName::all().map(refusal).collect(),
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
@@ -148,9 +156,14 @@ impl Metrics {
         self.models.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
+    /// Where the time of the partition went that the models here run on.
+    pub fn hours(&self) -> &Arc<Hours> {
+        &self.hours
+    }
+
     /// For the engine of a served model to report its steps to.
     pub fn engine(&self, model: &str) -> EngineMetrics {
-        EngineMetrics::new(&self.recorder, model)
+        EngineMetrics::new(&self.recorder, model, Arc::clone(&self.hours))
     }
 }
 
@@ -186,7 +199,7 @@ impl ModelMetrics {
 }
 
 impl EngineMetrics {
-    fn new(recorder: &PrometheusRecorder, model: &str) -> Self {
+    fn new(recorder: &PrometheusRecorder, model: &str, hours: Arc<Hours>) -> Self {
         let counter = |metric| register_counter(recorder, metric, &[model]);
         let gauge = |metric| register_gauge(recorder, metric, &[model]);
         Self {
@@ -200,6 +213,7 @@ impl EngineMetrics {
             failures: counter(table::ENGINE_FAILURES),
             fair_share_gap: gauge(table::FAIR_SHARE_GAP),
             fair_share_bound: gauge(table::FAIR_SHARE_BOUND),
+            hours,
             step_duration: register_histogram(recorder, table::STEP_DURATION, &[model]),
         }
     }
@@ -219,6 +233,7 @@ impl StepObserver for EngineMetrics {
         self.fair_share_bound.set(report.fair_share_bound.as_secs_f64());
         if report.num_sequences > 0 {
             self.step_duration.record(report.duration);
+            self.hours.computed(report.duration);
         }
     }
 }
@@ -272,7 +287,8 @@ mod tests {
 
     fn metrics() -> Metrics {
         let info = BuildInfo { version: "1.2.3".into(), kernels: "cpu avx2".into() };
-        Metrics::new(&info, ["demo"]).unwrap()
+        let clock = Arc::new(passerelle_engine::clock::ManualClock::default());
+        Metrics::new(&info, ["demo"], Hours::new(clock, "cpu", 1.0)).unwrap()
     }
 
     /// Everything that can be counted, counted once.

@@ -16,6 +16,7 @@ mod models;
 mod reload;
 mod report;
 mod signals;
+mod tariff;
 mod text;
 #[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
 mod upstreams;
@@ -26,11 +27,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use passerelle::api::{
     self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader,
-    RequestBounds, RouteSwitch, ServeConfig, SseConfig, Tls,
+    RequestBounds, RouteSwitch, RunningServer, ServeConfig, SseConfig, Tls,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
 use passerelle::gateway::health::LOOK_EVERY;
+use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{Authenticator, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -115,14 +117,16 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let here: Vec<String> = loaded.names().map(str::to_owned).collect();
     let prepared = upstreams::prepare(config, &here)?;
     let elsewhere: Vec<&str> = prepared.models.iter().map(|model| model.name.as_str()).collect();
-    let fleet = engines::start(loaded, &config.engine, &compute, (&clock, &elsewhere))?;
+    let fleet = engines::start(loaded, (&config.engine, config.ledger.gpu_factor), &compute, (&clock, &elsewhere))?;
     let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), fleet.replicas.len() as u32);
     let (settings, remote) = prepared.split();
     let replicas = fleet.replicas.iter().cloned().chain(upstreams.follow(settings)?);
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
     let serving = reload::serving(config, router, remote)?;
     let (reloader, orders) = Reloader::new();
-    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff: fleet.tariff };
+    let served = tariff::Served { here: fleet.prices, partition: fleet.partition, elsewhere: &elsewhere };
+    let tariff = tariff::in_force(&config.ledger, served, UnixSeconds::of(clock.wall()))?;
+    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff: Arc::new(tariff) };
     let (ledger, keeper) = match (&authenticator, lock) {
         (Authenticator::Keys(_), Some(lock)) => {
             let (ledger, keeper) = lock.open(basis, &config.ledger, (&fleet.served, fleet.partition))?;
@@ -137,7 +141,8 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     };
     let api_config = api_config(config, guard)?;
     if let Some(administration) = administration.clone() {
-        let desk = OperatorDesk::new(administration, &api_config).with_reloader(reloader.clone());
+        let desk = OperatorDesk::new(administration, &api_config)
+            .of_server(RunningServer { reloader: reloader.clone(), hours: Arc::clone(fleet.metrics.hours()) });
         admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
     }
     let state = AppState::new(AppParts {

@@ -16,6 +16,7 @@ use super::reload::Reloader;
 use super::routes::{admin, authenticate_key, me};
 use super::state::{ApiConfig, AppState};
 use super::{middleware, unknown_route, wrong_method};
+use crate::gateway::tariff::Hours;
 use crate::gateway::{Administration, Caller};
 
 /// What the handlers of administration need of whoever runs them.
@@ -27,6 +28,9 @@ pub(crate) trait Desk: Clone + Send + Sync + 'static {
 
     /// `None` where no server runs.
     fn reloader(&self) -> Option<&Reloader>;
+
+    /// `None` where no server runs.
+    fn hours(&self) -> Option<&Hours>;
 }
 
 /// One request's view of what is administered.
@@ -51,6 +55,10 @@ impl Desk for AppState {
     fn reloader(&self) -> Option<&Reloader> {
         Self::reloader(self)
     }
+
+    fn hours(&self) -> Option<&Hours> {
+        Some(self.metrics().hours())
+    }
 }
 
 /// Trusts whoever reaches it. Behind a socket that only the data directory's owner can open, or inside a command.
@@ -59,18 +67,25 @@ pub struct OperatorDesk {
     administration: Administration,
     caller: Arc<Caller>,
     bounds: BodyBounds,
-    reloader: Option<Reloader>,
+    server: Option<RunningServer>,
+}
+
+/// What only a server that runs can do and knows.
+#[derive(Debug, Clone)]
+pub struct RunningServer {
+    pub reloader: Reloader,
+    pub hours: Arc<Hours>,
 }
 
 impl OperatorDesk {
     /// `config`: the bounds of bodies.
     pub fn new(administration: Administration, config: &ApiConfig) -> Self {
-        Self { administration, caller: Arc::new(Caller::operator()), bounds: BodyBounds::of(config), reloader: None }
+        Self { administration, caller: Arc::new(Caller::operator()), bounds: BodyBounds::of(config), server: None }
     }
 
     #[must_use]
-    pub fn with_reloader(mut self, reloader: Reloader) -> Self {
-        self.reloader = Some(reloader);
+    pub fn of_server(mut self, server: RunningServer) -> Self {
+        self.server = Some(server);
         self
     }
 
@@ -99,7 +114,11 @@ impl Desk for OperatorDesk {
     }
 
     fn reloader(&self) -> Option<&Reloader> {
-        self.reloader.as_ref()
+        self.server.as_ref().map(|server| &server.reloader)
+    }
+
+    fn hours(&self) -> Option<&Hours> {
+        self.server.as_ref().map(|server| &*server.hours)
     }
 }
 

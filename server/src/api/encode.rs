@@ -16,7 +16,7 @@ use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Visit, reserve};
-use super::meter::ChoiceMeter;
+use super::meter::{ChoiceMeter, Place};
 use super::prepare::find_model;
 use super::routes::require;
 use super::state::{AppState, ServedModel};
@@ -110,7 +110,7 @@ impl<'a> Running<'a> {
             refused.reservation.withdraw();
             ApiError::from(refused.error)
         })?;
-        let meter = ChoiceMeter::new(state.clone(), &model.name, visit.arrived);
+        let meter = ChoiceMeter::new(state.clone(), (&model.name, Place::Here), visit.arrived);
         Ok(Self { encoding, left, meter, state })
     }
 

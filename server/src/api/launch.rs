@@ -9,7 +9,7 @@ use passerelle_engine::{Request as EngineRequest, Usage};
 use super::choice::{RunningChoice, Writer};
 use super::delta::Delta;
 use super::errors::ApiError;
-use super::meter::ChoiceMeter;
+use super::meter::{ChoiceMeter, Place};
 use super::relayed::{ChoiceReader, PromptCount, RelayedChoice};
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
@@ -117,7 +117,9 @@ impl Launch<'_> {
         };
         let (request, writer) = job();
         match Generation::start(replica, request, reservation) {
-            Ok(generation) => Ok(LiveChoice::Engine(Box::new(RunningChoice::new(generation, writer, self.meter())))),
+            Ok(generation) => {
+                Ok(LiveChoice::Engine(Box::new(RunningChoice::new(generation, writer, self.meter(Place::Here)))))
+            }
             Err(refused) => {
                 let verdict = attempts.engine_refused(replica.id(), &refused.error);
                 Err(Box::new(Failed { reservation: refused.reservation, error: refused.error.into(), verdict }))
@@ -145,9 +147,12 @@ impl Launch<'_> {
         let started = Relay::start(replica, side, (&job.call, size), reservation, read).await;
         self.count_try(side, started.as_ref().map(|_| ()).map_err(|not| not.failure.as_ref()));
         match started {
-            Ok((relay, first)) => {
-                Ok(LiveChoice::Upstream(Box::new(RelayedChoice::new(relay, reader, first, self.meter()))))
-            }
+            Ok((relay, first)) => Ok(LiveChoice::Upstream(Box::new(RelayedChoice::new(
+                relay,
+                reader,
+                first,
+                self.meter(Place::Elsewhere),
+            )))),
             Err(not_relayed) => {
                 let NotRelayed { failure, reservation } = *not_relayed;
                 let (error, verdict) = match &failure {
@@ -173,8 +178,8 @@ impl Launch<'_> {
         self.state.metrics().upstream_tried(self.model, side.name(), outcome);
     }
 
-    fn meter(&self) -> ChoiceMeter {
-        ChoiceMeter::new(self.state.clone(), self.model, self.arrived)
+    fn meter(&self, place: Place) -> ChoiceMeter {
+        ChoiceMeter::new(self.state.clone(), (self.model, place), self.arrived)
     }
 }
 

@@ -39,7 +39,7 @@ mod wire;
 
 pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
-pub use desk::OperatorDesk;
+pub use desk::{OperatorDesk, RunningServer};
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;

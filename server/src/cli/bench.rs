@@ -12,15 +12,18 @@ use super::model_args::ModelArgs;
 use super::output::{self, OutputArgs};
 use crate::serve::{self, EngineBounds, Loaded};
 use measure::{Measured, Recorder, Workload};
+use tariff::{Reference, TariffArgs};
 
 mod bandwidth;
 mod measure;
+mod tariff;
 
 const EXAMPLES: &str = "\
 Examples:
   passerelle bench                                     the bundled demo model
   passerelle bench --model ./checkpoint --batch 1,8,32
   passerelle bench --model ./checkpoint --dtype f32 --json
+  passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
 Decoding reads every weight once a step, so its limit on a CPU is memory bandwidth. The bandwidth is measured on the
 spot, and each row says which share of it the steps used. A model that fits the caches can pass 100 %.";
@@ -41,6 +44,8 @@ pub(crate) struct BenchArgs {
     /// How many sequences run at once; several sizes are measured one after the other.
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', default_value = "1,4,16")]
     batch: Vec<NonZeroUsize>,
+    #[command(flatten)]
+    tariff: TariffArgs,
     #[command(flatten)]
     model_args: ModelArgs,
     #[command(flatten)]
@@ -73,6 +78,7 @@ struct Report {
 impl BenchArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config(&Environment::read())?;
+        let factor = self.tariff.tariff.as_ref().map(|_| self.tariff.factor()).transpose()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let compute = serve::compute(&config.engine);
         if cfg!(debug_assertions) {
@@ -104,6 +110,10 @@ impl BenchArgs {
                 share_of_bandwidth: measured.decode_steps_per_s() * weight_bytes as f64 / bandwidth,
             });
         }
+        if let Some(factor) = factor {
+            let taken = bench.reference(self.workload(self.largest_batch()?))?;
+            return output::line(toml::to_string(&self.tariff.written(&report, taken, factor))?.trim_end());
+        }
         if self.output.json { output::json(&report) } else { print(&report) }
     }
 
@@ -114,6 +124,10 @@ impl BenchArgs {
         written.engine.max_num_seqs = written.engine.max_num_seqs.or(Some(largest));
         written.engine.max_queued_requests = Some(largest);
         Ok(Config::check(written, environment)?)
+    }
+
+    fn largest_batch(&self) -> Result<usize> {
+        self.batch.iter().map(|batch| batch.get()).max().context("--batch needs at least one size")
     }
 
     fn workload(&self, batch: usize) -> Workload {
@@ -133,7 +147,7 @@ impl Bench {
         let length = args.prompt.get() + args.generate.get();
         let longest = loaded.description.max_position;
         ensure!(length <= longest, "--prompt and --generate make {length} tokens; this model takes {longest}");
-        let largest = args.batch.iter().copied().max().context("--batch needs at least one size")?.get();
+        let largest = args.largest_batch()?;
         let num_kv_blocks = length.div_ceil(loaded.model.kv_cache_spec().block_size) * largest;
         let recorder = Arc::new(Recorder::default());
         let vocab = loaded.model.input_vocab_size();
@@ -151,6 +165,12 @@ impl Bench {
         // Once unmeasured: memory is touched and threads are awake afterwards.
         bench.run(args.workload(1), u64::MAX / 2)?;
         Ok(bench)
+    }
+
+    /// The workload twice, so that the second time its prompts are found in the prefix cache.
+    fn reference(&self, load: Workload) -> Result<Reference> {
+        const ROUND: u64 = u64::MAX / 2 + 1;
+        Ok(Reference { first: self.run(load, ROUND)?, again: self.run(load, ROUND)?, load })
     }
 
     fn run(&self, load: Workload, round: u64) -> Result<Measured> {

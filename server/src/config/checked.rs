@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::aliases::{Aliases, check_aliases};
+use super::ledger::{LedgerConfig, check_ledger};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
     RoutingConfig, Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenBatches,
-    WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits, WrittenModel, WrittenServer,
+    WrittenEngine, WrittenGrammar, WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -149,15 +150,6 @@ pub struct BatchesConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LedgerConfig {
-    /// Where days and months begin.
-    pub time_zone: String,
-    pub sync_interval: Duration,
-    pub retry_interval: Duration,
-    pub max_backlog: usize,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
     pub format: LogFormat,
     pub level: LogLevel,
@@ -185,7 +177,7 @@ impl Config {
             level: written.log.level.unwrap_or_default(),
             color: !environment.no_color,
         };
-        let ledger = check_ledger(written.ledger);
+        let ledger = check_ledger(written.ledger)?;
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
         let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
         let routing = check_routing(&written.routing)?;
@@ -310,15 +302,6 @@ fn check_tls(
     check_exists("server.tls_certificate", &certificate, Path::is_file)?;
     check_exists("server.tls_key", &key, Path::is_file)?;
     Ok(Some(TlsFiles { certificate, key }))
-}
-
-fn check_ledger(written: WrittenLedger) -> LedgerConfig {
-    LedgerConfig {
-        time_zone: written.time_zone.unwrap_or_else(|| "UTC".to_owned()),
-        sync_interval: period(written.sync_interval, Duration::from_millis(50)),
-        retry_interval: period(written.retry_interval, Duration::from_secs(1)),
-        max_backlog: count(written.max_backlog, 65_536),
-    }
 }
 
 pub(super) fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {

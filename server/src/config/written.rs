@@ -143,6 +143,8 @@ pub struct WrittenUpstream {
     /// Answered with a success by that server when it is well.
     pub health_path: Option<String>,
     pub health_interval: Option<Period>,
+    /// The account that the model belongs to. To keys outside of that account the model is not there.
+    pub account: Option<String>,
 }
 
 /// What happens when a replica does not answer.
@@ -341,7 +343,7 @@ pub struct WrittenLimits {
 }
 lay_over!(WrittenLimits { requests_per_minute, tokens_per_minute, concurrent_requests });
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenLedger {
     /// Where days and months begin, like Europe/Paris.
@@ -352,8 +354,12 @@ pub struct WrittenLedger {
     pub retry_interval: Option<Period>,
     /// Records that may wait to be written; while there are more, nothing is admitted.
     pub max_backlog: Option<NonZeroUsize>,
+    /// The published tariff. Default: prices that are derived from the models' weights.
+    pub tariff: Option<PathBuf>,
+    /// Normalised GPU hours in an hour of what the models here run on.
+    pub gpu_factor: Option<f64>,
 }
-lay_over!(WrittenLedger { time_zone, sync_interval, retry_interval, max_backlog });
+lay_over!(WrittenLedger { time_zone, sync_interval, retry_interval, max_backlog, tariff, gpu_factor });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

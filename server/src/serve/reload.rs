@@ -145,7 +145,9 @@ fn server_without_keys(config: &Config) -> ServerConfig {
 
 /// The accounts that models belong to.
 fn owners(config: &Config) -> Result<BTreeMap<String, AccountPath>> {
-    let owned = config.models.iter().filter_map(|model| Some((&model.name, model.account.as_ref()?)));
+    let here = config.models.iter().map(|model| (&model.name, &model.account));
+    let elsewhere = config.upstreams.iter().map(|upstream| (&upstream.model, &upstream.account));
+    let owned = here.chain(elsewhere).filter_map(|(name, account)| Some((name, account.as_ref()?)));
     let owner = |(name, account): (&String, &String)| {
         Ok((name.clone(), account.parse().with_context(|| format!("the account of model `{name}`"))?))
     };

@@ -9,6 +9,7 @@ mod loading;
 mod operation;
 mod parity;
 mod refusals;
+mod tariff;
 
 use std::process::Command;
 

@@ -29,7 +29,7 @@ use crate::gateway::{AccountPath, Caller, DirectoryError, Scope};
 type DeskRoute<D> = (&'static str, fn() -> MethodRouter<D>);
 
 /// Everything that can be administered, at whichever desk.
-pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 11] {
+pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 12] {
     [
         ("/admin/v1/accounts", || get(accounts::list::<D>).post(accounts::create::<D>)),
         ("/admin/v1/accounts/{*path}", || delete(accounts::remove::<D>)),
@@ -40,6 +40,7 @@ pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 11] {
         ("/admin/v1/keys/{id}", || delete(keys::revoke::<D>)),
         ("/admin/v1/keys/{id}/rotate", || post(keys::rotate::<D>)),
         ("/admin/v1/usage", || get(usage::<D>)),
+        ("/admin/v1/usage/hours", || get(hours::<D>)),
         ("/admin/v1/audit", || get(audit::<D>)),
         ("/admin/v1/reload", || post(read_again::<D>)),
     ]
@@ -62,6 +63,15 @@ async fn usage<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
     let account = named.unwrap_or_else(|| caller.account.path.clone());
     require_governed(&caller, &account)?;
     sums(&administration, account, query).await
+}
+
+/// Where the server's time went since it started, for whoever governs the root.
+async fn hours<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
+    require_governed(&caller, &AccountPath::root())?;
+    let hours =
+        desk.hours().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "No server runs whose time could be told."))?;
+    Ok(Json(json!({"object": "list", "partition": hours.partition(), "data": hours.rows()})).into_response())
 }
 
 /// Every administrative act, and whether none was changed or taken out; for whoever governs the root.

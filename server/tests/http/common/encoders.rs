@@ -10,6 +10,7 @@ use passerelle::api::{
     router, serve,
 };
 use passerelle::gateway::replica::ReplicaId;
+use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{Account, Authenticator, Ledger, Quota, Replica, Router};
 use passerelle::metrics::Metrics;
 use passerelle::text::{GrammarCompiler, TextModel};
@@ -54,7 +55,8 @@ impl EncoderServer {
     pub(crate) async fn with(options: Options, lane: EncoderConfig) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let names = ALL.iter().copied().chain([MODEL]);
-        let metrics = Arc::new(Metrics::new(&build_info(), names).unwrap());
+        let metrics =
+            Arc::new(Metrics::new(&build_info(), names, Hours::new(Arc::clone(&clock), "test", 1.0)).unwrap());
         let mut models = vec![served_model(&options)];
         let engine = Engine::spawn(EngineParts {
             name: MODEL.to_owned(),

@@ -23,6 +23,7 @@ use passerelle::api::{
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::replica::ReplicaId;
+use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{
     Account, AccountPath, Administration, Authenticator, DataDir, Directory, Ledger, Limit, Quota, Replica, Router,
 };
@@ -173,7 +174,7 @@ impl Drop for Server {
 /// Everything but a listener.
 pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let metrics = Arc::new(Metrics::new(&build_info(), [MODEL]).unwrap());
+    let metrics = Arc::new(Metrics::new(&build_info(), [MODEL], Hours::new(Arc::clone(&clock), "test", 1.0)).unwrap());
     let engine = Engine::spawn(EngineParts {
         name: MODEL.to_owned(),
         model: Box::new(TestModel::new(options.gate.clone())),
