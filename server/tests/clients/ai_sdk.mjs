@@ -1,20 +1,25 @@
 // The Vercel AI SDK against a running Passerelle.
 //
-//     npm install && node ai_sdk.mjs PATH/TO/passerelle
+//     npm install && node ai_sdk.mjs PATH/TO/passerelle PATH/TO/models/tests/fixtures/encoders/bert
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, stepCountIs, streamText, tool } from "ai";
+import { embed, embedMany, generateObject, generateText, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
 
-import { serve } from "./server.mjs";
+import { assertClose, referenceTexts, serve } from "./server.mjs";
 
-let server, model;
+const [binary, encoder] = process.argv.slice(2);
+let server, model, embedder;
 
 before(async () => {
-  server = await serve(process.argv[2]);
-  model = createOpenAICompatible({ name: "passerelle", baseURL: `${server.url}/v1`, apiKey: "unused", includeUsage: true })("demo");
+  server = await serve(binary, "--model", "demo", "--model", `bert=${encoder}`);
+  const provider = createOpenAICompatible({
+    name: "passerelle", baseURL: `${server.url}/v1`, apiKey: "unused", includeUsage: true, supportsStructuredOutputs: true,
+  });
+  model = provider("demo");
+  embedder = provider.textEmbeddingModel("bert");
 });
 after(async () => server.stop());
 
@@ -41,4 +46,18 @@ test("a tool is called and its result is taken up", async () => {
   });
   assert.deepEqual(called, ["Paris"]);
   assert.ok(answer.text);
+});
+
+test("generateObject gives an object of the schema", async () => {
+  const schema = z.object({ result: z.int().min(0).max(999), is_even: z.boolean() });
+  const { object } = await generateObject({ model, schema, prompt: "What is 12 + 7?", temperature: 0, maxOutputTokens: 64 });
+  assert.deepEqual(schema.parse(object), object);
+});
+
+test("embed and embedMany give the vectors of the reference", async () => {
+  const texts = referenceTexts(encoder);
+  const one = await embed({ model: embedder, value: texts[0].text });
+  assertClose(one.embedding, texts[0].embedding);
+  const many = await embedMany({ model: embedder, values: texts.map(({ text }) => text) });
+  many.embeddings.forEach((embedding, at) => assertClose(embedding, texts[at].embedding));
 });

@@ -1,14 +1,17 @@
 // The OpenAI Node SDK against a running Passerelle, through its typed helpers.
 //
-//     npm install && node openai_node.mjs PATH/TO/passerelle
+//     npm install && node openai_node.mjs PATH/TO/passerelle PATH/TO/models/tests/fixtures/encoders/bert
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import OpenAI, { toFile } from "openai";
 
-import { serve } from "./server.mjs";
+import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
+import { z } from "zod";
 
-const binary = process.argv[2];
+import { assertClose, referenceTexts, serve } from "./server.mjs";
+
+const [binary, encoder] = process.argv.slice(2);
 const messages = [{ role: "user", content: "What is 12 + 7?" }];
 const weather = {
   type: "function",
@@ -18,10 +21,11 @@ const weather = {
     parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
   },
 };
+const Sum = z.object({ result: z.int().min(0).max(999), is_even: z.boolean() });
 let server, client;
 
 before(async () => {
-  server = await serve(binary);
+  server = await serve(binary, "--model", "demo", "--model", `bert=${encoder}`);
   client = new OpenAI({ baseURL: `${server.url}/v1`, apiKey: "unused", maxRetries: 0 });
 });
 after(async () => server.stop());
@@ -29,7 +33,7 @@ after(async () => server.stop());
 test("models are listed", async () => {
   const ids = [];
   for await (const model of client.models.list()) ids.push(model.id);
-  assert.deepEqual(ids, ["demo"]);
+  assert.deepEqual(ids, ["bert", "demo"]);
 });
 
 test("the stream helper adds up to the whole answer", async () => {
@@ -54,6 +58,24 @@ test("the tool runner calls a function and goes on", async () => {
   const runner = client.chat.completions.runTools({ model: "demo", messages: asked, tools: [tool], temperature: 0, max_tokens: 64 });
   assert.ok(await runner.finalContent());
   assert.deepEqual(called, ["Paris"]);
+});
+
+test("an answer is parsed into a type", async () => {
+  const response_format = zodResponseFormat(Sum, "sum");
+  const answer = await client.chat.completions.parse({ model: "demo", messages, response_format, temperature: 0, max_tokens: 64 });
+  assert.deepEqual(Sum.parse(answer.choices[0].message.parsed), answer.choices[0].message.parsed);
+  const text = { format: zodTextFormat(Sum, "sum") };
+  const response = await client.responses.parse({ model: "demo", input: "What is 12 + 7?", text, temperature: 0, max_output_tokens: 64 });
+  assert.deepEqual(Sum.parse(response.output_parsed), response.output_parsed);
+});
+
+test("embeddings are those of the reference, in both formats", async () => {
+  const texts = referenceTexts(encoder);
+  const input = texts.map(({ text }) => text);
+  for (const format of [{}, { encoding_format: "float" }]) {
+    const { data } = await client.embeddings.create({ model: "bert", input, ...format });
+    data.forEach(({ embedding }, at) => assertClose(embedding, texts[at].embedding));
+  }
 });
 
 test("a response is streamed with typed events", async () => {

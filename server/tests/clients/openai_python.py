@@ -131,6 +131,15 @@ class OpenServer(Served):
         )
         self.assertIsInstance(answer.choices[0].message.parsed, Sum)
 
+    def test_the_stream_helper_parses_what_it_streams(self):
+        messages = [{"role": "user", "content": "What is 12 + 7?"}]
+        asked = {"model": "demo", "messages": messages, "response_format": Sum, "max_tokens": 64, "temperature": 0}
+        with self.client.chat.completions.stream(**asked) as stream:
+            deltas = [event.delta for event in stream if event.type == "content.delta"]
+            final = stream.get_final_completion().choices[0].message
+        self.assertEqual("".join(deltas), final.content)
+        self.assertEqual(Sum.model_validate_json(final.content), final.parsed)
+
     def test_a_strict_tool_is_parsed_into_a_model(self):
         answer = self.client.chat.completions.parse(
             model="demo",

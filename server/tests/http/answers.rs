@@ -1,12 +1,9 @@
 //! What is answered: the same streamed and not, in OpenAI's shapes.
 
-use crate::common::client::Client;
+use crate::common::both_ways::{CHAT, COMPLETIONS, both_ways};
 use crate::common::text::tokens_of;
 use crate::common::{MODEL, Server};
 use serde_json::{Value, json};
-
-const CHAT: &str = "/v1/chat/completions";
-const COMPLETIONS: &str = "/v1/completions";
 
 fn said(content: &str, extra: Value) -> Value {
     let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": 200});
@@ -16,64 +13,10 @@ fn said(content: &str, extra: Value) -> Value {
     body
 }
 
-/// The pieces of a stream joined to the message, finish reason and usage of a whole answer.
-fn joined(events: &[Value]) -> (String, Vec<Value>, Value, Value) {
-    let (mut content, mut calls, mut finish) = (String::new(), Vec::<Value>::new(), Value::Null);
-    for choice in events.iter().filter_map(|event| event["choices"].get(0)) {
-        content.push_str(choice["delta"]["content"].as_str().unwrap_or_default());
-        for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
-            let index = call["index"].as_u64().unwrap() as usize;
-            match calls.get_mut(index) {
-                None => calls.push(call.clone()),
-                Some(known) => {
-                    let more = call["function"]["arguments"].as_str().unwrap_or_default();
-                    let text = known["function"]["arguments"].as_str().unwrap_or_default().to_owned() + more;
-                    known["function"]["arguments"] = json!(text);
-                }
-            }
-        }
-        if !choice["finish_reason"].is_null() {
-            finish = choice["finish_reason"].clone();
-        }
-    }
-    let usage = events.last().map(|event| event["usage"].clone()).unwrap_or_default();
-    (content, calls, finish, usage)
-}
-
-fn joined_reasoning(events: &[Value]) -> String {
-    let choices = events.iter().filter_map(|event| event["choices"].get(0));
-    let deltas = choices.map(|choice| &choice["delta"]);
-    let pieces = deltas.inspect(|delta| assert_eq!(delta.get("reasoning_content"), delta.get("reasoning")));
-    pieces.filter_map(|delta| delta["reasoning_content"].as_str()).collect()
-}
-
-/// Asks twice, streamed and not, and returns the whole answer after checking that they agree.
-async fn both_ways(client: &Client, body: Value) -> Value {
-    let whole = client.post(CHAT, &body).await;
-    assert_eq!(whole.status, 200, "{}", whole.text());
-    let whole = whole.json();
-    let mut streaming = body;
-    streaming["stream"] = json!(true);
-    streaming["stream_options"] = json!({"include_usage": true});
-    let events = client.stream(CHAT, &streaming).await.events().await;
-    let (content, calls, finish, usage) = joined(&events);
-    let message = &whole["choices"][0]["message"];
-    assert_eq!(content, message["content"].as_str().unwrap_or_default());
-    assert_eq!(joined_reasoning(&events), message["reasoning_content"].as_str().unwrap_or_default());
-    assert_eq!(message.get("reasoning_content"), message.get("reasoning"), "clients look for either");
-    assert_eq!(finish, whole["choices"][0]["finish_reason"]);
-    let without_ids = |calls: &[Value]| calls.iter().map(|call| call["function"].clone()).collect::<Vec<_>>();
-    assert_eq!(without_ids(&calls), without_ids(message["tool_calls"].as_array().unwrap_or(&Vec::new())));
-    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
-        assert_eq!(usage[count], whole["usage"][count], "{count}");
-    }
-    whole
-}
-
 #[tokio::test]
 async fn a_chat_is_answered_in_openais_shape() {
     let server = Server::start().await;
-    let whole = both_ways(&server.client(), said("say:hello", json!({}))).await;
+    let whole = both_ways(&server.client(), CHAT, said("say:hello", json!({}))).await;
     assert!(whole["id"].as_str().unwrap().starts_with("chatcmpl-"));
     assert_eq!((&whole["object"], &whole["model"]), (&json!("chat.completion"), &json!(MODEL)));
     assert_eq!(whole["system_fingerprint"], "fp_test");
@@ -107,7 +50,8 @@ async fn a_character_is_never_broken_across_chunks() {
     let text = "é漢字🎉 — naïve";
     let body = said(&format!("say:{text}"), json!({"stream": true}));
     let events = server.client().stream(CHAT, &body).await.events().await;
-    let (content, ..) = joined(&events);
+    let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    let content: String = pieces.collect();
     assert_eq!(content, text);
     assert!(events.iter().all(|event| !event.to_string().contains('\u{fffd}')));
 }
@@ -115,7 +59,8 @@ async fn a_character_is_never_broken_across_chunks() {
 #[tokio::test]
 async fn a_stop_string_is_cut_and_ends_the_usage_at_the_token_that_completes_it() {
     let server = Server::start().await;
-    let whole = both_ways(&server.client(), said("say:one two three", json!({"stop": [" thr", "nowhere"]}))).await;
+    let whole =
+        both_ways(&server.client(), CHAT, said("say:one two three", json!({"stop": [" thr", "nowhere"]}))).await;
     assert_eq!(whole["choices"][0]["message"]["content"], "one two");
     assert_eq!(whole["choices"][0]["finish_reason"], "stop");
     assert_eq!(whole["usage"]["completion_tokens"], "one two thr".len());
@@ -125,7 +70,8 @@ async fn a_stop_string_is_cut_and_ends_the_usage_at_the_token_that_completes_it(
 #[tokio::test]
 async fn a_stop_string_does_not_count_before_min_tokens() {
     let server = Server::start().await;
-    let whole = both_ways(&server.client(), said("say:one two one", json!({"stop": "one", "min_tokens": 5}))).await;
+    let whole =
+        both_ways(&server.client(), CHAT, said("say:one two one", json!({"stop": "one", "min_tokens": 5}))).await;
     assert_eq!(whole["choices"][0]["message"]["content"], "one two ");
     assert_eq!(whole["choices"][0]["finish_reason"], "stop");
 }
@@ -133,14 +79,14 @@ async fn a_stop_string_does_not_count_before_min_tokens() {
 #[tokio::test]
 async fn text_that_only_begins_a_stop_string_is_not_lost() {
     let server = Server::start().await;
-    let whole = both_ways(&server.client(), said("say:one two th", json!({"stop": "three"}))).await;
+    let whole = both_ways(&server.client(), CHAT, said("say:one two th", json!({"stop": "three"}))).await;
     assert_eq!(whole["choices"][0]["message"]["content"], "one two th");
 }
 
 #[tokio::test]
 async fn the_token_limit_ends_an_answer_with_length() {
     let server = Server::start().await;
-    let whole = both_ways(&server.client(), said("say:hello", json!({"max_tokens": 3}))).await;
+    let whole = both_ways(&server.client(), CHAT, said("say:hello", json!({"max_tokens": 3}))).await;
     assert_eq!(whole["choices"][0]["message"]["content"], "hel");
     assert_eq!(whole["choices"][0]["finish_reason"], "length");
 }
@@ -150,7 +96,7 @@ async fn tool_calls_are_parsed_streamed_and_not() {
     let server = Server::start().await;
     let tools = json!([{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]);
     let call = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 12, \"b\": \"é\"}}\n</tool_call>";
-    let whole = both_ways(&server.client(), said(&format!("say:{call}"), json!({"tools": tools}))).await;
+    let whole = both_ways(&server.client(), CHAT, said(&format!("say:{call}"), json!({"tools": tools}))).await;
     let choice = &whole["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls");
     assert_eq!(choice["message"]["content"], Value::Null);
@@ -160,7 +106,7 @@ async fn tool_calls_are_parsed_streamed_and_not() {
     let arguments: Value = serde_json::from_str(made["function"]["arguments"].as_str().unwrap()).unwrap();
     assert_eq!(arguments, json!({"a": 12, "b": "é"}));
 
-    let plain = both_ways(&server.client(), said(&format!("say:{call}"), json!({}))).await;
+    let plain = both_ways(&server.client(), CHAT, said(&format!("say:{call}"), json!({}))).await;
     assert_eq!(plain["choices"][0]["message"]["content"], call, "nothing was offered, so nothing is called");
 }
 
@@ -168,15 +114,15 @@ async fn tool_calls_are_parsed_streamed_and_not() {
 async fn reasoning_is_parted_from_the_answer_streamed_and_not() {
     let server = Server::start().await;
     let thought = "<think>\nA sum, été.\n</think>\n\n19";
-    let whole = both_ways(&server.client(), said(&format!("say:{thought}"), json!({}))).await;
+    let whole = both_ways(&server.client(), CHAT, said(&format!("say:{thought}"), json!({}))).await;
     let message = &whole["choices"][0]["message"];
     assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("A sum, été."), &json!("19")));
 
-    let cut = both_ways(&server.client(), said(&format!("say:{thought}"), json!({"max_tokens": 12}))).await;
+    let cut = both_ways(&server.client(), CHAT, said(&format!("say:{thought}"), json!({"max_tokens": 12}))).await;
     let message = &cut["choices"][0]["message"];
     assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("A su"), &json!("")));
 
-    let plain = both_ways(&server.client(), said("say:19", json!({}))).await;
+    let plain = both_ways(&server.client(), CHAT, said("say:19", json!({}))).await;
     assert_eq!(plain["choices"][0]["message"].get("reasoning_content"), None);
 }
 
@@ -184,7 +130,7 @@ async fn reasoning_is_parted_from_the_answer_streamed_and_not() {
 async fn chat_logprobs_name_tokens_and_their_bytes() {
     let server = Server::start().await;
     let body = said("say:é!", json!({"logprobs": true, "top_logprobs": 2}));
-    let whole = both_ways(&server.client(), body).await;
+    let whole = both_ways(&server.client(), CHAT, body).await;
     let content = whole["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
     assert_eq!(content.len(), 4, "two bytes, a mark, the end token");
     assert_eq!((&content[0]["token"], &content[0]["bytes"]), (&json!("bytes:\\xc3"), &json!([0xc3])));

@@ -9,6 +9,7 @@ mod common;
 mod door;
 mod doors;
 mod encoders;
+mod equality;
 mod errors;
 mod load;
 mod pages;

@@ -1,9 +1,8 @@
 //! The Responses API: typed events that add up to the whole answer, over the same requests as the chat's.
 
+use crate::common::responses::{RESPONSES, response_both_ways};
 use crate::common::{MODEL, Server};
 use serde_json::{Value, json};
-
-const RESPONSES: &str = "/v1/responses";
 
 fn ask(input: Value, extra: Value) -> Value {
     let mut body = json!({"model": MODEL, "input": input, "max_output_tokens": 200});
@@ -17,59 +16,10 @@ fn tools() -> Value {
     json!([{"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": false}])
 }
 
-/// The named events of a stream, each checked against its name.
-fn events(text: &str) -> Vec<Value> {
-    let framed = text.split("\n\n").filter(|frame| !frame.is_empty() && !frame.starts_with(':'));
-    let parsed = framed.map(|frame| {
-        let (name, data) = frame.split_once('\n').expect("two lines");
-        let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
-        assert_eq!(name.strip_prefix("event: "), data["type"].as_str());
-        data
-    });
-    parsed.collect()
-}
-
-/// What differs between two askings: random names.
-fn without_ids(mut item: Value) -> Value {
-    for name in ["id", "call_id", "created_at"] {
-        item.as_object_mut().unwrap().shift_remove(name);
-    }
-    item
-}
-
-/// Asks twice, streamed and not; checks that the events add up to the whole answer, and returns it.
-async fn both_ways(server: &Server, body: Value) -> Value {
-    let client = server.client();
-    let reply = client.post(RESPONSES, &body).await;
-    assert_eq!(reply.status, 200, "{}", reply.text());
-    let whole = reply.json();
-    let mut streaming = body;
-    streaming["stream"] = json!(true);
-    let events = events(&client.post(RESPONSES, &streaming).await.text());
-    let numbers: Vec<u64> = events.iter().map(|event| event["sequence_number"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (0..events.len() as u64).collect::<Vec<_>>());
-    assert_eq!((&events[0]["type"], &events[1]["type"]), (&json!("response.created"), &json!("response.in_progress")));
-    let last = &events.last().unwrap()["response"];
-    assert_eq!(last["status"], whole["status"]);
-    assert_eq!(last["usage"]["total_tokens"], whole["usage"]["total_tokens"]);
-    let items =
-        |response: &Value| response["output"].as_array().unwrap().iter().cloned().map(without_ids).collect::<Vec<_>>();
-    assert_eq!(items(last), items(&whole));
-    let done = events.iter().filter(|event| event["type"] == "response.output_item.done");
-    assert_eq!(done.map(|event| without_ids(event["item"].clone())).collect::<Vec<_>>(), items(&whole));
-    for (index, item) in whole["output"].as_array().unwrap().iter().enumerate() {
-        let deltas =
-            events.iter().filter(|event| event["output_index"] == index).filter_map(|event| event["delta"].as_str());
-        let text = item["content"][0]["text"].as_str().or(item["arguments"].as_str()).unwrap();
-        assert_eq!(deltas.collect::<String>(), text);
-    }
-    whole
-}
-
 #[tokio::test]
 async fn a_text_is_answered_with_one_message() {
     let server = Server::start().await;
-    let whole = both_ways(&server, ask(json!("say:hello"), json!({"metadata": {"a": "b"}}))).await;
+    let whole = response_both_ways(&server.client(), ask(json!("say:hello"), json!({"metadata": {"a": "b"}}))).await;
     assert!(whole["id"].as_str().unwrap().starts_with("resp_"));
     assert_eq!(
         (&whole["object"], &whole["status"], &whole["store"]),
@@ -84,7 +34,7 @@ async fn a_text_is_answered_with_one_message() {
 #[tokio::test]
 async fn an_answer_that_is_cut_is_incomplete_and_says_why() {
     let server = Server::start().await;
-    let whole = both_ways(&server, ask(json!("say:hello"), json!({"max_output_tokens": 3}))).await;
+    let whole = response_both_ways(&server.client(), ask(json!("say:hello"), json!({"max_output_tokens": 3}))).await;
     assert_eq!(
         (&whole["status"], &whole["incomplete_details"]["reason"]),
         (&json!("incomplete"), &json!("max_output_tokens"))
@@ -98,7 +48,7 @@ async fn an_answer_that_is_cut_is_incomplete_and_says_why() {
 #[tokio::test]
 async fn an_answer_without_a_word_is_still_a_message() {
     let server = Server::start().await;
-    let whole = both_ways(&server, ask(json!("say:"), json!({}))).await;
+    let whole = response_both_ways(&server.client(), ask(json!("say:"), json!({}))).await;
     assert_eq!((&whole["output"][0]["content"][0]["text"], whole["output"].as_array().unwrap().len()), (&json!(""), 1));
 }
 
@@ -106,7 +56,8 @@ async fn an_answer_without_a_word_is_still_a_message() {
 async fn calls_are_items_beside_the_text() {
     let server = Server::start().await;
     let call = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 12}}\n</tool_call>";
-    let whole = both_ways(&server, ask(json!(format!("say:so: {call}")), json!({"tools": tools()}))).await;
+    let whole =
+        response_both_ways(&server.client(), ask(json!(format!("say:so: {call}")), json!({"tools": tools()}))).await;
     let output = whole["output"].as_array().unwrap();
     assert_eq!((&output[0]["type"], &output[1]["type"], output.len()), (&json!("message"), &json!("function_call"), 2));
     assert_eq!(output[1]["name"], "add");
@@ -131,7 +82,7 @@ async fn a_response_and_a_chat_see_the_same_prompt() {
 async fn log_probabilities_are_included_where_asked_for() {
     let server = Server::start().await;
     let extra = json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2});
-    let whole = both_ways(&server, ask(json!("say:ab"), extra)).await;
+    let whole = response_both_ways(&server.client(), ask(json!("say:ab"), extra)).await;
     let logprobs = whole["output"][0]["content"][0]["logprobs"].as_array().unwrap();
     assert_eq!((logprobs.len(), logprobs[0]["top_logprobs"].as_array().unwrap().len()), (3, 2));
 }

@@ -2,9 +2,11 @@
 
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of the harness")]
 
+pub(crate) mod both_ways;
 pub(crate) mod client;
 pub(crate) mod encoders;
 pub(crate) mod model;
+pub(crate) mod responses;
 pub(crate) mod schemas;
 pub(crate) mod text;
 
@@ -28,7 +30,7 @@ use passerelle::gateway::{
     Account, AccountPath, Administration, Authenticator, DataDir, Directory, Ledger, Limit, Quota, Replica, Router,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
-use passerelle::text::GrammarCompiler;
+use passerelle::text::{AnswerFormat, GrammarCompiler};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineConfig, EngineHandle, EngineParts, StepTurns};
 use tempfile::TempDir;
@@ -61,6 +63,8 @@ pub(crate) struct Options {
     /// `Some`: files and batches are kept there.
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) batches: BatchBounds,
+    /// `None`: the formats that the template shows.
+    pub(crate) answers: Option<AnswerFormat>,
 }
 
 impl Default for Options {
@@ -84,6 +88,7 @@ impl Default for Options {
             tls: None,
             data_dir: None,
             batches: BatchBounds::default(),
+            answers: None,
         }
     }
 }
@@ -237,7 +242,8 @@ fn administered(folder: &Path, clock: &Arc<dyn Clock>) -> (KeyRing, Administrati
 }
 
 fn served_model(options: &Options) -> ServedModel {
-    let text = text::text_model();
+    let mut text = text::text_model();
+    text.answers = options.answers.unwrap_or(text.answers);
     ServedModel {
         name: MODEL.to_owned(),
         grammars: Arc::new(GrammarCompiler::new(text.tokenizer.clone(), vec![text::END])),
