@@ -256,6 +256,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
         guard,
         allowed_origins: AllowedOrigins::new(written.cors_origins.iter().map(ToString::to_string))?,
         compress_above_bytes: written.compress_above.0 as usize,
+        site: config.server.site.clone(),
         tokenizer_info: if written.tokenizer_info { RouteSwitch::On } else { RouteSwitch::Off },
     })
 }

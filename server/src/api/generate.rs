@@ -25,10 +25,10 @@ use super::relayed::PromptCount;
 use super::remote::admit_remote;
 use super::routes::require;
 use super::state::{AppState, ServedModel, Serving};
-use super::wire::answer;
+use super::wire::answer::{self, Billing};
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
-use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
+use crate::gateway::{Ask, Caller, PrefixHint, RemoteReservation, Reservation, Scope};
 use crate::text::grammar::CompiledGrammar;
 
 /// Tokens that are reserved for an answer whose length the caller did not bound: most answers are far shorter than the
@@ -44,6 +44,8 @@ pub(crate) struct Visit {
     pub(crate) arrived: Duration,
     /// What the caller's key must be good for.
     pub(crate) scope: Scope,
+    /// The other gateway's reservation that the request is made under.
+    pub(crate) origin: Option<RemoteReservation>,
 }
 
 /// An admitted request: every choice has its reservation and its place in an engine's queue or on an upstream.
@@ -60,6 +62,8 @@ pub(crate) struct Admitted {
 pub(crate) struct ServedAs {
     pub(crate) model: String,
     pub(crate) fingerprint: Option<String>,
+    /// For a gateway that asked under a reservation of its own.
+    pub(crate) billing: Option<Billing>,
 }
 
 impl Admitted {
@@ -80,7 +84,7 @@ pub(crate) async fn admit(
     if let (Some(model), Some(outgoing)) = (remote, outgoing.clone()) {
         return admit_remote(state, visit, (serving, model), (prompt, request), outgoing).await;
     }
-    let Visit { caller, place, arrived, scope } = visit;
+    let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
     let model = find_generator(state, &caller, &request.model)?;
@@ -100,9 +104,12 @@ pub(crate) async fn admit(
         arrived,
         class: if scope == Scope::Batch { Class::Batch } else { Class::Standard },
     };
-    let tickets = admission.reserve_all(prompts)?;
+    let mut tickets = admission.reserve_all(prompts)?;
+    charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     let choices = admission.start_all(tickets).await?;
-    let served_as = ServedAs { model: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
+    let fingerprint = Some(model.fingerprint.clone());
+    let billing = origin.map(|_| Billing::of(state, &model.name, fingerprint.as_deref()));
+    let served_as = ServedAs { model: model.name.clone(), fingerprint, billing };
     Ok(Admitted::new(choices, served_as, place))
 }
 
@@ -298,6 +305,15 @@ impl Admission<'_> {
         };
         Writer::new(spec)
     }
+}
+
+/// Each prompt of a list is a reservation of its own.
+pub(crate) fn charge_to<'a>(
+    origin: Option<&RemoteReservation>,
+    reservations: impl Iterator<Item = &'a mut Reservation>,
+) {
+    let Some(origin) = origin else { return };
+    reservations.zip(0..).for_each(|(reservation, part)| reservation.on_behalf_of(origin.part(part)));
 }
 
 /// For what was never started.

@@ -9,13 +9,15 @@ use passerelle_engine::{Request as EngineRequest, Usage};
 use super::choice::{RunningChoice, Writer};
 use super::delta::Delta;
 use super::errors::ApiError;
+use super::ids::random_id;
 use super::meter::{ChoiceMeter, Place};
 use super::relayed::{ChoiceReader, PromptCount, RelayedChoice};
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
 use crate::gateway::replica::UpstreamSide;
 use crate::gateway::{
-    Attempts, Call, CallSize, Failure, Generation, NotRelayed, PrefixHint, Relay, Replica, Reservation, Verdict,
+    Attempts, Call, CallSize, Failure, Generation, NotRelayed, OnBehalf, PrefixHint, Relay, Replica, Reservation,
+    Verdict,
 };
 use crate::text::TextModel;
 
@@ -79,6 +81,7 @@ impl Launch<'_> {
     /// All tries run under the one reservation, which is withdrawn if all fail.
     pub(crate) async fn go(&self, mut reservation: Reservation) -> Result<LiveChoice, ApiError> {
         let mut attempts = Attempts::new(self.serving.retry);
+        let on_behalf = self.on_behalf(&reservation);
         let mut last_error = None;
         loop {
             let replica = match self.serving.router.pick(self.model, self.hint, attempts.tried()) {
@@ -90,7 +93,7 @@ impl Launch<'_> {
             };
             let tried = match replica.as_upstream() {
                 None => self.on_engine(&replica, &mut attempts, reservation),
-                Some(side) => self.on_upstream((&replica, side), &mut attempts, reservation).await,
+                Some(side) => self.on_upstream((&replica, side), (&mut attempts, on_behalf.clone()), reservation).await,
             };
             let failed = match tried {
                 Ok(choice) => return Ok(choice),
@@ -130,7 +133,7 @@ impl Launch<'_> {
     async fn on_upstream(
         &self,
         (replica, side): (&Arc<Replica>, &UpstreamSide),
-        attempts: &mut Attempts,
+        (attempts, on_behalf): (&mut Attempts, Option<OnBehalf>),
         reservation: Reservation,
     ) -> Result<LiveChoice, Box<Failed>> {
         let Some(job) = &self.for_upstream else {
@@ -144,7 +147,8 @@ impl Launch<'_> {
         };
         let reader = ChoiceReader::new(job.kind, job.prompt, job.max_tokens, job.text.clone());
         let read = |data: &str| reader.read(data);
-        let started = Relay::start(replica, side, (&job.call, size), reservation, read).await;
+        let call = Call { on_behalf, ..job.call.clone() };
+        let started = Relay::start(replica, side, (&call, size), reservation, read).await;
         self.count_try(side, started.as_ref().map(|_| ()).map_err(|not| not.failure.as_ref()));
         match started {
             Ok((relay, first)) => Ok(LiveChoice::Upstream(Box::new(RelayedChoice::new(
@@ -176,6 +180,12 @@ impl Launch<'_> {
             }
         };
         self.state.metrics().upstream_tried(self.model, side.name(), outcome);
+    }
+
+    /// Named before the first try, so that all tries are one to whoever runs them.
+    fn on_behalf(&self, reservation: &Reservation) -> Option<OnBehalf> {
+        self.for_upstream.as_ref()?;
+        Some(OnBehalf { reservation: random_id("rsv_")?.into(), account: reservation.account().path.clone() })
     }
 
     fn meter(&self, place: Place) -> ChoiceMeter {

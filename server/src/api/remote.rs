@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::errors::ApiError;
 use super::fields::{invalid, unsupported};
-use super::generate::{Admitted, ServedAs, Visit, reserve, saturating_u32, withdraw_all};
+use super::generate::{Admitted, ServedAs, Visit, charge_to, reserve, saturating_u32, withdraw_all};
 use super::launch::{Launch, LiveChoice, UpstreamJob};
 use super::prepare::{context_overflow, encode_text};
 use super::relayed::PromptCount;
 use super::routes::require;
 use super::state::{AppState, Serving};
-use super::wire::answer::AnswerKind;
+use super::wire::answer::{AnswerKind, Billing};
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt};
 use crate::gateway::{Ask, Caller, PrefixHint, Reservation};
@@ -67,7 +67,7 @@ pub(crate) async fn admit_remote(
     (prompt, request): (Prompt, GenerateRequest),
     outgoing: Outgoing,
 ) -> Result<Admitted, ApiError> {
-    let Visit { caller, place, arrived, scope } = visit;
+    let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
     check_output(&request.output)?;
@@ -77,9 +77,11 @@ pub(crate) async fn admit_remote(
     };
     let admission = Admission { state, caller: &caller, request: &request, model: &model, outgoing: &outgoing, kind };
     let prompts = admission.measure_all(prompt).await?;
-    let tickets = admission.reserve_all(prompts)?;
+    let mut tickets = admission.reserve_all(prompts)?;
+    charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     let choices = admission.start_all(&serving, tickets, arrived).await?;
-    Ok(Admitted::new(choices, ServedAs { model: model.name.clone(), fingerprint: None }, place))
+    let billing = origin.map(|_| Billing::of(state, &model.name, None));
+    Ok(Admitted::new(choices, ServedAs { model: model.name.clone(), fingerprint: None, billing }, place))
 }
 
 /// What only an engine of our own can show.

@@ -67,6 +67,8 @@ pub struct ApiConfig {
     /// Whole answers larger than this are compressed for clients that take it.
     pub compress_above_bytes: usize,
     pub tokenizer_info: RouteSwitch,
+    /// How this server calls itself to gateways that ask it.
+    pub site: Option<String>,
 }
 
 impl Default for ApiConfig {
@@ -85,6 +87,7 @@ impl Default for ApiConfig {
             allowed_origins: AllowedOrigins::default(),
             compress_above_bytes: 16 << 10,
             tokenizer_info: RouteSwitch::default(),
+            site: None,
         }
     }
 }

@@ -45,6 +45,7 @@ pub struct ServerConfig {
     pub max_connections: usize,
     pub max_streams_per_connection: usize,
     pub tls: Option<TlsFiles>,
+    pub site: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,12 +274,20 @@ fn check_server(written: WrittenServer, environment: &Environment) -> Result<Ser
         api_key_file: written.api_key_file,
         data_dir,
         models_dir: written.models_dir,
+        site: check_site(written.site)?,
         drain_timeout: period(written.drain_timeout, Duration::from_secs(30)),
         max_connections: count(written.max_connections, 1024),
         max_streams_per_connection: count(written.max_streams_per_connection, 128),
         tls: check_tls(written.tls_certificate, written.tls_key, &listen)?,
         listen,
     })
+}
+
+fn check_site(site: Option<String>) -> Result<Option<String>, ConfigError> {
+    match site {
+        Some(odd) if !fits_as_name(&odd) => Err(ConfigError::value("server.site", format!("`{odd}` is not a name"))),
+        site => Ok(site),
+    }
 }
 
 fn check_tls(

@@ -24,7 +24,9 @@ pub use checked::{
     ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig,
     ServerConfig, TlsFiles, check_names,
 };
-pub use choices::{Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, WeightDtype};
+pub use choices::{
+    Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype,
+};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;

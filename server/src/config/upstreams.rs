@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::checked::{check_exists, check_name, count, period};
-use super::{ConfigError, DEMO, WrittenRouting, WrittenUpstream};
+use super::{ConfigError, DEMO, UpstreamKind, WrittenRouting, WrittenUpstream};
 
 /// One server that runs one model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,7 @@ pub struct UpstreamConfig {
     pub url: String,
     /// `HOST:PORT` of the URL: names the server in logs and metrics.
     pub name: String,
+    pub kind: UpstreamKind,
     /// What that server calls the model.
     pub upstream_model: String,
     pub key_file: Option<PathBuf>,
@@ -111,6 +112,7 @@ fn check_upstream(written: WrittenUpstream, offline: bool) -> Result<UpstreamCon
     }
     Ok(UpstreamConfig {
         name: authority.to_owned(),
+        kind: written.kind.unwrap_or_default(),
         upstream_model: written.upstream_model.unwrap_or_else(|| written.model.clone()),
         model: written.model,
         url,

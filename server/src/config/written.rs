@@ -82,6 +82,8 @@ pub struct WrittenServer {
     pub tls_certificate: Option<PathBuf>,
     /// PEM.
     pub tls_key: Option<PathBuf>,
+    /// How this server calls itself to gateways that ask it.
+    pub site: Option<String>,
 }
 lay_over!(WrittenServer {
     listen,
@@ -94,6 +96,7 @@ lay_over!(WrittenServer {
     max_streams_per_connection,
     tls_certificate,
     tls_key,
+    site,
 });
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -145,6 +148,8 @@ pub struct WrittenUpstream {
     pub health_interval: Option<Period>,
     /// The account that the model belongs to. To keys outside of that account the model is not there.
     pub account: Option<String>,
+    /// What that server understands beside OpenAI's API.
+    pub kind: Option<UpstreamKind>,
 }
 
 /// What happens when a replica does not answer.

@@ -12,6 +12,7 @@
 
 mod amounts;
 mod headroom;
+mod origins;
 mod page;
 mod refusal;
 mod reservation;
@@ -31,10 +32,12 @@ use super::journal::{EntryId, Journal, JournalState, JournalUnavailable, Opening
 use super::quota::{Calendar, Fit, Unit, UnixSeconds};
 use super::tariff::Tariff;
 use amounts::Amounts;
+use origins::Origins;
 use page::{Origin, Page};
 
 pub use amounts::Ask;
 pub use headroom::{LimitState, RateLimitState, WindowState};
+pub use origins::Origin as RemoteReservation;
 pub use refusal::{Refusal, Retry};
 pub use reservation::Reservation;
 pub use totals::LedgerTotals;
@@ -97,6 +100,7 @@ struct Books {
     parts: LedgerParts,
     latest_wall: AtomicU64,
     next_id: AtomicU64,
+    origins: Origins,
     pages: Mutex<Pages>,
 }
 
@@ -112,7 +116,15 @@ impl Ledger {
     pub fn new(parts: LedgerParts) -> Self {
         let (next_id, latest) = parts.journal.as_ref().map_or((1, 0), |part| (part.next_id.0, part.latest.0));
         let (next_id, latest_wall) = (AtomicU64::new(next_id), AtomicU64::new(latest));
-        Self { books: Arc::new(Books { parts, latest_wall, next_id, pages: Mutex::default() }) }
+        Self {
+            books: Arc::new(Books {
+                parts,
+                latest_wall,
+                next_id,
+                origins: Origins::default(),
+                pages: Mutex::default(),
+            }),
+        }
     }
 
     /// In universal time, with nothing spent before and nothing that costs GPU time.

@@ -39,10 +39,12 @@ pub use data::{DataDir, DataError};
 pub use directory::{Directory, DirectoryError};
 pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};
-pub use ledger::{Ask, Ledger, LedgerParts, LedgerTotals, RateLimitState, Refusal, Reservation, Retry, WindowState};
+pub use ledger::{
+    Ask, Ledger, LedgerParts, LedgerTotals, RateLimitState, Refusal, RemoteReservation, Reservation, Retry, WindowState,
+};
 pub use quota::{Limit, LimitName, Quota, QuotaError};
 pub use relay::{CallSize, NotRelayed, Relay};
 pub use replica::{Load, Replica, ReplicaDoor, ReplicaId, SubmitError};
 pub use router::{PrefixHint, RouteError, Router};
 pub use tariff::Tariff;
-pub use upstream::{Call, CallRoute, Failure, Objection, UpstreamDoor};
+pub use upstream::{Call, CallRoute, Failure, Objection, OnBehalf, UpstreamDoor};

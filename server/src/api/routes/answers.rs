@@ -132,5 +132,6 @@ fn answer_head(state: &AppState, admitted: &Admitted, prefix: &str) -> Result<An
         created: state.clock().wall().as_secs(),
         model: admitted.served_as.model.clone(),
         fingerprint: admitted.served_as.fingerprint.clone(),
+        billing: admitted.served_as.billing.clone(),
     })
 }

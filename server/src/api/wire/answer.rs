@@ -11,6 +11,8 @@ use super::{chat_answer, completion_answer};
 use crate::api::delta::{Choice, ChoiceDelta};
 use crate::api::errors::ApiError;
 use crate::api::sse::StreamEnd;
+use crate::api::state::AppState;
+use crate::gateway::tariff::Price;
 
 /// How pieces of choices become an answer. `usage` is what was used so far.
 pub(crate) trait AnswerForm: Debug + Send {
@@ -58,6 +60,28 @@ pub(crate) struct AnswerHead {
     pub(crate) model: String,
     /// `None`: another server ran it, and only that one could know.
     pub(crate) fingerprint: Option<String>,
+    pub(crate) billing: Option<Billing>,
+}
+
+/// What another gateway wants to know beside the usage, and finds in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Billing {
+    price: Option<Price>,
+    digest: Option<String>,
+    site: Option<String>,
+}
+
+impl Billing {
+    /// `digest`: of the model, as far as it is known here.
+    pub(crate) fn of(state: &AppState, model: &str, digest: Option<&str>) -> Self {
+        let price = state.ledger().tariff().price(model).cloned();
+        Self { price, digest: digest.map(str::to_owned), site: state.config().site.clone() }
+    }
+
+    fn json(&self, used: Usage) -> Value {
+        let billed = self.price.as_ref().map_or(0, |price| price.cost_micros(used));
+        json!({"billed_gpu_ms": billed as f64 / 1e3, "model_digest": self.digest, "site": self.site})
+    }
 }
 
 /// An answer made of choices, of chat or of completions.
@@ -92,7 +116,7 @@ impl AnswerForm for Answer {
             return Vec::new();
         }
         let mut chunk = self.chunk_of(Vec::new(), usage);
-        chunk["usage"] = usage_json(usage);
+        chunk["usage"] = self.usage(usage);
         vec![Part::unnamed(chunk)]
     }
 
@@ -117,7 +141,7 @@ impl AnswerForm for Answer {
         };
         let mut whole = self.head.to_json(object);
         whole.insert("choices".to_owned(), Value::Array(choices));
-        whole.insert("usage".to_owned(), usage_json(usage));
+        whole.insert("usage".to_owned(), self.usage(usage));
         Value::Object(whole)
     }
 
@@ -141,9 +165,17 @@ impl Answer {
         match self.stream_usage() {
             StreamUsage::Never => None,
             StreamUsage::AtEnd => chunk.insert("usage".to_owned(), Value::Null),
-            StreamUsage::Continuous => chunk.insert("usage".to_owned(), usage_json(usage)),
+            StreamUsage::Continuous => chunk.insert("usage".to_owned(), self.usage(usage)),
         };
         Value::Object(chunk)
+    }
+
+    fn usage(&self, usage: Usage) -> Value {
+        let mut shown = usage_json(usage);
+        if let Some(billing) = &self.head.billing {
+            shown["passerelle"] = billing.json(usage);
+        }
+        shown
     }
 
     fn stream_usage(&self) -> StreamUsage {

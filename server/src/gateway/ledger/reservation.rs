@@ -7,6 +7,7 @@ use std::time::Duration;
 use passerelle_engine::Usage;
 
 use super::amounts::Amounts;
+use super::origins::Origin;
 use super::{Books, Now};
 use crate::gateway::account::{Account, Caller};
 use crate::gateway::journal::{self, EntryEnd, Settlement};
@@ -25,6 +26,8 @@ pub struct Reservation {
     used: Usage,
     end: EntryEnd,
     exit: Exit,
+    /// The other gateway's reservation that this is for.
+    origin: Option<Origin>,
     /// `None` where nothing is written down.
     page: Option<journal::Page>,
 }
@@ -46,7 +49,7 @@ impl Reservation {
     ) -> Self {
         let end = if model.is_some() { EntryEnd::Aborted } else { EntryEnd::Answered };
         let (taken_at, used, exit) = (now.monotonic, Usage::default(), Exit::Settle);
-        Self { books, caller, slots, model, held, taken_at, used, end, exit, page }
+        Self { books, caller, slots, model, held, taken_at, used, end, exit, origin: None, page }
     }
 
     /// Returns once `tokens` generated tokens may be sent, because enough is written down. Cancel safe.
@@ -66,6 +69,11 @@ impl Reservation {
     /// How it ended; replaces what was said before.
     pub fn end(&mut self, end: EntryEnd) {
         self.end = end;
+    }
+
+    /// It is for another gateway, which may ask twice under one reservation and pays once.
+    pub fn on_behalf_of(&mut self, origin: Origin) {
+        self.origin = Some(origin);
     }
 
     /// What was really used so far; replaces what was recorded before.
@@ -117,6 +125,9 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        if let (Some(origin), Exit::Settle) = (&self.origin, self.exit) {
+            self.used = self.books.origins.beyond(origin, self.used);
+        }
         let used = self.used_amounts();
         let model = self.model.as_deref();
         let mut pages = self.books.open();

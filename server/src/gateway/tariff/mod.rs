@@ -74,7 +74,7 @@ impl Tariff {
 
     /// In microseconds, rounded up. Nothing without a model, or for one without a price.
     pub fn cost_micros(&self, model: Option<&str>, used: Usage) -> u64 {
-        model.and_then(|model| self.prices.get(model)).map_or(0, |price| price.cost_ns(used).div_ceil(1000))
+        model.and_then(|model| self.prices.get(model)).map_or(0, |price| price.cost_micros(used))
     }
 }
 
@@ -95,6 +95,11 @@ impl Price {
 
     pub fn bands(&self) -> &[Band] {
         &self.bands
+    }
+
+    /// In microseconds, rounded up.
+    pub fn cost_micros(&self, used: Usage) -> u64 {
+        self.cost_ns(used).div_ceil(1000)
     }
 
     fn cost_ns(&self, used: Usage) -> u64 {
