@@ -8,6 +8,7 @@
 
 pub mod arrivals;
 pub mod balancer;
+pub mod ballast;
 pub mod clock;
 pub mod compare;
 pub mod correctness;

@@ -1,8 +1,11 @@
 //! Promises under abuse. Each check states a promise, tries to break it, and ends with a [`Verdict`].
 
+mod billed;
 pub mod bombs;
 pub mod disconnects;
+pub mod full_disk;
 pub mod idle_connections;
+pub mod ledger;
 pub mod neighbour;
 pub mod overload;
 pub mod poison;

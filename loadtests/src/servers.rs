@@ -28,6 +28,18 @@ pub struct RunningServer {
     endpoint: Endpoint,
 }
 
+/// Several servers of which each can be replaced by a new one.
+pub trait Fleet: Send {
+    fn size(&self) -> usize;
+
+    /// Ends the server at `index` in the orderly way while the others serve, and starts its successor. Errors when
+    /// either did not go in the orderly way.
+    fn replace(&mut self, index: usize) -> impl Future<Output = Result<(), ServerError>> + Send;
+
+    /// Kills the server at `index` in the middle of whatever it does, and starts its successor on the same data.
+    fn crash(&mut self, index: usize) -> impl Future<Output = Result<(), ServerError>> + Send;
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     #[error("no argument of the server's command holds {{port}}")]

@@ -1,15 +1,19 @@
 //! `drill`: checks that start, stop and kill the servers themselves.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use passerelle_loadtests::balancer::Balancer;
+use passerelle_loadtests::ballast::Ballast;
+use passerelle_loadtests::http::Tcp;
 use passerelle_loadtests::process::Watch;
-use passerelle_loadtests::reliability::rolling_restart::{self, Fleet};
-use passerelle_loadtests::reliability::{ChatLengths, CheckOptions, Context};
+use passerelle_loadtests::reliability::{ChatLengths, CheckOptions, Context, full_disk, ledger, rolling_restart};
 use passerelle_loadtests::report::About;
-use passerelle_loadtests::servers::{Launch, RunningServer, ServerError};
+use passerelle_loadtests::servers::{Fleet, Launch, RunningServer, ServerError};
+use passerelle_loadtests::verdict::Verdict;
 
 use super::options::{CommonArgs, OutputArgs, measured};
 
@@ -34,6 +38,15 @@ pub(super) struct DrillArgs {
     /// Replaced at least, in `rolling-restart`
     #[arg(long, default_value_t = 20)]
     handovers: usize,
+    /// Kills in `ledger`
+    #[arg(long, default_value_t = 10)]
+    kills: usize,
+    /// Streams at once in `ledger`, refusals to wait for in `full-disk`
+    #[arg(long, default_value_t = 8)]
+    users: u32,
+    /// Filled up in `full-disk`: where the server keeps its data, on a small file system of its own
+    #[arg(long, value_name = "FOLDER")]
+    fill: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
     /// How a server is started; {port} becomes a free port, {index} the server's number
@@ -42,10 +55,14 @@ pub(super) struct DrillArgs {
 }
 
 /// Which promise.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 enum Drill {
     /// Servers behind one address are replaced one after the other while streams run
     RollingRestart,
+    /// A server is killed in the middle of streams, and its ledger read afterwards; needs the key of an account
+    Ledger,
+    /// The disk under the data directory fills up and is freed again; needs the key of an account with a budget
+    FullDisk,
 }
 
 impl DrillArgs {
@@ -54,14 +71,14 @@ impl DrillArgs {
     }
 
     async fn run(self) -> anyhow::Result<ExitCode> {
-        let Drill::RollingRestart = self.name;
         let launch = Launch::new(self.command.clone())?;
-        let mut fleet = Processes::start(launch, usize::from(self.servers)).await?;
+        let servers = if self.name == Drill::RollingRestart { self.servers } else { 1 };
+        let mut fleet = Processes::start(launch, usize::from(servers)).await?;
         let url = format!("http://{}", fleet.balancer.endpoint().authority);
         let session = self.common.open(&url).await?;
         let context = Context { session: &session, options: self.check_options(), server_pid: None };
         let watch = Watch::start(None);
-        let mut verdict = rolling_restart::check(&context, &mut fleet, self.handovers).await?;
+        let mut verdict = self.carry_out(&context, &mut fleet).await?;
         let (machine, _) = watch.finish();
         verdict.figure(
             "servers and other programs meanwhile",
@@ -72,10 +89,22 @@ impl DrillArgs {
         Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
+    async fn carry_out(&self, context: &Context<'_, Tcp>, fleet: &mut Processes) -> anyhow::Result<Verdict> {
+        Ok(match self.name {
+            Drill::RollingRestart => rolling_restart::check(context, fleet, self.handovers).await?,
+            Drill::Ledger => ledger::check(context, fleet, self.kills).await?,
+            Drill::FullDisk => {
+                let folder = self.fill.as_deref().context("full-disk needs --fill FOLDER")?;
+                full_disk::check(context, fleet, &mut Ballast::in_folder(folder)).await?
+            }
+        })
+    }
+
     fn check_options(&self) -> CheckOptions {
         CheckOptions {
             duration: Duration::from_secs_f64(self.duration),
             rate: self.rate,
+            users: self.users,
             lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },
             ..CheckOptions::default()
         }
@@ -118,6 +147,14 @@ impl Fleet for Processes {
         self.balancer.take_out(index);
         if let Some(server) = self.servers[index].take() {
             server.terminate().await?;
+        }
+        self.start_one(index).await
+    }
+
+    async fn crash(&mut self, index: usize) -> Result<(), ServerError> {
+        self.balancer.take_out(index);
+        if let Some(server) = self.servers[index].take() {
+            server.kill().await?;
         }
         self.start_one(index).await
     }

@@ -7,17 +7,8 @@ use super::{CheckError, Context, milliseconds};
 use crate::arrivals::Arrivals;
 use crate::clock::now;
 use crate::http::Connect;
-use crate::servers::ServerError;
+use crate::servers::{Fleet, ServerError};
 use crate::verdict::Verdict;
-
-/// Several servers of which each can be replaced by a new one.
-pub trait Fleet: Send {
-    fn size(&self) -> usize;
-
-    /// Ends the server at `index` in the orderly way while the others serve, and starts its successor. Errors when
-    /// either did not go in the orderly way.
-    fn replace(&mut self, index: usize) -> impl Future<Output = Result<(), ServerError>> + Send;
-}
 
 #[derive(Debug, Default)]
 struct Replaced {

@@ -1,13 +1,16 @@
 //! Checks of reliability: each holds for a server that keeps its promise and falls short for one that does not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use passerelle_loadtests::ballast::{BallastError, Disk};
 use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::reliability::{
-    CheckError, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison,
-    rolling_restart, slow_readers, soak,
+    CheckError, CheckOptions, Context, bombs, disconnects, full_disk, idle_connections, ledger, neighbour, overload,
+    poison, rolling_restart, slow_readers, soak,
 };
-use passerelle_loadtests::servers::ServerError;
+use passerelle_loadtests::servers::{Fleet, ServerError};
 use passerelle_loadtests::session::Session;
 use passerelle_loadtests::verdict::Verdict;
 use serde_json::json;
@@ -113,7 +116,7 @@ struct Replaceable {
     replace: fn() -> Result<(), ServerError>,
 }
 
-impl rolling_restart::Fleet for Replaceable {
+impl Fleet for Replaceable {
     fn size(&self) -> usize {
         2
     }
@@ -121,6 +124,10 @@ impl rolling_restart::Fleet for Replaceable {
     async fn replace(&mut self, _index: usize) -> Result<(), ServerError> {
         tokio::time::sleep(1000 * MS).await;
         (self.replace)()
+    }
+
+    async fn crash(&mut self, index: usize) -> Result<(), ServerError> {
+        self.replace(index).await
     }
 }
 
@@ -142,6 +149,69 @@ async fn a_replaced_server_must_end_in_order_and_lose_nothing() {
     });
     let verdict = rolling_restart::check(&context(&cuts.session().await), &mut fleet, 10).await.unwrap();
     assert_falls_short(&verdict, "were lost");
+}
+
+/// Streams are cut after 20 tokens; the server says that this many of each were billed.
+async fn cut_and_billed(each: u64) -> Verdict {
+    let events = |_: &Seen| {
+        let chunk =
+            |tokens: u64| json!({"choices": [{"delta": {"content": "w"}}], "usage": {"completion_tokens": tokens}});
+        Reply::Raw((1..=20).map(|tokens| format!("data: {}\n\n", chunk(tokens))).collect())
+    };
+    let server = Scripted::new(events).billing(each);
+    let mut fleet = Replaceable { replace: || Ok(()) };
+    ledger::check(&context(&server.session().await), &mut fleet, 3).await.expect("the server tells what was used")
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cut_streams_brought_must_be_billed_once() {
+    // The streams of this server are cut for ever, so that the closing chat is too.
+    let broken = |verdict: &Verdict| verdict.broken.iter().filter(|broken| !broken.starts_with("afterwards")).count();
+    let verdict = cut_and_billed(20).await;
+    assert_eq!(broken(&verdict), 0, "{}", verdict.render());
+    assert_falls_short(&cut_and_billed(0).await, "are unbilled");
+    assert_falls_short(&cut_and_billed(300).await, "too many");
+}
+
+/// Full or not.
+#[derive(Clone, Default)]
+struct FakeDisk(Arc<AtomicBool>);
+
+impl Disk for FakeDisk {
+    fn fill(&mut self) -> Result<(), BallastError> {
+        self.0.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn free(&mut self) -> Result<(), BallastError> {
+        self.0.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_must_be_refused_and_got_over() {
+    let disk = FakeDisk::default();
+    let tried = |on_full: fn() -> Reply, billed: u64| {
+        let mut disk = disk.clone();
+        let full = Arc::clone(&disk.0);
+        async move {
+            let server = Scripted::new(move |seen| match full.load(Ordering::SeqCst) {
+                true => on_full(),
+                false => steady(20 * MS, 10 * MS)(seen),
+            });
+            let (server, mut fleet) = (server.billing(billed), Replaceable { replace: || Ok(()) });
+            full_disk::check(&context(&server.session().await), &mut fleet, &mut disk).await
+        }
+    };
+    let refuse = || Reply::Status { status: 503, body: "{}".to_owned() };
+    let verdict = tried(refuse, 48).await.unwrap();
+    assert!(verdict.holds(), "{}", verdict.render());
+    assert_falls_short(&tried(refuse, 0).await.unwrap(), "not billed");
+    let cut = || Reply::Raw("data: {".to_owned());
+    assert_falls_short(&tried(cut, 48).await.unwrap(), "neither answered nor refused");
+    let careless = || Reply::Tokens { delays: vec![MS], text: "w".to_owned() };
+    assert_falls_short(&tried(careless, 48).await.unwrap(), "nothing was refused");
 }
 
 #[tokio::test(start_paused = true)]

@@ -48,6 +48,7 @@ pub(crate) struct Scripted {
     behave: Arc<dyn Fn(&Seen) -> Reply + Send + Sync>,
     state: Arc<State>,
     fault: Option<Fault>,
+    billed_each: u64,
 }
 
 /// What a faulty server gets wrong.
@@ -107,11 +108,17 @@ pub(crate) fn steady(first: Duration, gap: Duration) -> impl Fn(&Seen) -> Reply 
 
 impl Scripted {
     pub(crate) fn new(behave: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
-        Self { behave: Arc::new(behave), state: Arc::default(), fault: None }
+        Self { behave: Arc::new(behave), state: Arc::default(), fault: None, billed_each: 0 }
     }
 
     pub(crate) fn with(mut self, fault: Fault) -> Self {
         self.fault = Some(fault);
+        self
+    }
+
+    /// Says that each request used so many tokens.
+    pub(crate) fn billing(mut self, each: u64) -> Self {
+        self.billed_each = each;
         self
     }
 
@@ -152,12 +159,18 @@ impl Scripted {
                 "/v1/models" => answer(&mut stream, 200, &json!({"data": [{"id": "scripted"}]}).to_string()).await,
                 "/tokenize" => answer(&mut stream, 200, &tokenize(&body).to_string()).await,
                 "/metrics" => answer(&mut stream, 200, &format!("passerelle_running_sequences {running}\n")).await,
+                "/v1/me/usage" => answer(&mut stream, 200, &self.usage().to_string()).await,
                 _ => self.generate(&mut stream, api_key, body).await,
             };
             if goes_on.is_err() {
                 return;
             }
         }
+    }
+
+    fn usage(&self) -> Value {
+        let requests = self.state.requests.load(Ordering::SeqCst) as u64;
+        json!({"data": [{"requests": requests, "output_tokens": requests * self.billed_each}]})
     }
 
     async fn generate<S: AsyncWrite + Unpin>(
