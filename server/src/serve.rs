@@ -27,13 +27,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use passerelle::api::{
     self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader,
-    RequestBounds, RouteSwitch, RunningServer, ServeConfig, SseConfig, Tls,
+    RequestBounds, RouteSwitch, RunningServer, ServeConfig, ServedModel, SseConfig, Tls,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
-use passerelle::gateway::{Authenticator, Router};
+use passerelle::gateway::{Authenticator, Ledger, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
@@ -102,10 +102,6 @@ pub(crate) fn runtime() -> Result<Runtime> {
 pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let (authenticator, administration) = door::authenticator(config, door, (&clock, runtime))?;
-    let guard = match &authenticator {
-        Authenticator::Open { .. } => BrowserGuard::LocalOnly,
-        Authenticator::Keys(_) => BrowserGuard::Off,
-    };
     let lock = match door {
         Door::AsConfigured => Some(LedgerLock::take(config)?),
         Door::Open => None,
@@ -118,31 +114,25 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let prepared = upstreams::prepare(config, &here)?;
     let elsewhere: Vec<&str> = prepared.models.iter().map(|model| model.name.as_str()).collect();
     let fleet = engines::start(loaded, (&config.engine, config.ledger.gpu_factor), &compute, (&clock, &elsewhere))?;
+    let served = tariff::Served { here: fleet.prices, partition: fleet.partition, elsewhere: &elsewhere };
+    let tariff = Arc::new(tariff::in_force(&config.ledger, served, UnixSeconds::of(clock.wall()))?);
+    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff };
     let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), fleet.replicas.len() as u32);
     let (settings, remote) = prepared.split();
     let replicas = fleet.replicas.iter().cloned().chain(upstreams.follow(settings)?);
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
     let serving = reload::serving(config, router, remote)?;
     let (reloader, orders) = Reloader::new();
-    let served = tariff::Served { here: fleet.prices, partition: fleet.partition, elsewhere: &elsewhere };
-    let tariff = tariff::in_force(&config.ledger, served, UnixSeconds::of(clock.wall()))?;
-    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff: Arc::new(tariff) };
-    let (ledger, keeper) = match (&authenticator, lock) {
-        (Authenticator::Keys(_), Some(lock)) => {
-            let (ledger, keeper) = lock.open(basis, &config.ledger, (&fleet.served, fleet.partition))?;
-            (ledger, Some(keeper))
-        }
-        (_, lock) => (ledger::without_keeping(basis, &config.ledger)?, lock.map(LedgerLock::leave_shut)),
-    };
+    let (ledger, keeper) = open_ledger((&authenticator, lock), basis, config, (&fleet.served, fleet.partition))?;
     let readiness = Readiness::default();
     let batches = match door {
         Door::AsConfigured => Some(open_batches(config)?),
         Door::Open => None,
     };
-    let api_config = api_config(config, guard)?;
+    let api_config = api_config(config, guard(&authenticator))?;
     if let Some(administration) = administration.clone() {
-        let desk = OperatorDesk::new(administration, &api_config)
-            .of_server(RunningServer { reloader: reloader.clone(), hours: Arc::clone(fleet.metrics.hours()) });
+        let server = RunningServer { reloader: reloader.clone(), hours: Arc::clone(fleet.metrics.hours()) };
+        let desk = OperatorDesk::new(administration, &api_config).of_server(server);
         admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
     }
     let state = AppState::new(AppParts {
@@ -203,6 +193,29 @@ impl Server {
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
         let drained = api::serve(self.listener, self.router, config, shutdown).await;
         tracing::info!(?drained, "the listener is closed");
+    }
+}
+
+/// Written down for those who need a key; an open door's one account is nobody's.
+fn open_ledger(
+    (authenticator, lock): (&Authenticator, Option<LedgerLock>),
+    basis: LedgerBasis,
+    config: &Config,
+    facts: (&[ServedModel], &str),
+) -> Result<(Ledger, Option<LedgerKeeper>)> {
+    match (authenticator, lock) {
+        (Authenticator::Keys(_), Some(lock)) => {
+            let (ledger, keeper) = lock.open(basis, &config.ledger, facts)?;
+            Ok((ledger, Some(keeper)))
+        }
+        (_, lock) => Ok((ledger::without_keeping(basis, &config.ledger)?, lock.map(LedgerLock::leave_shut))),
+    }
+}
+
+fn guard(authenticator: &Authenticator) -> BrowserGuard {
+    match authenticator {
+        Authenticator::Open { .. } => BrowserGuard::LocalOnly,
+        Authenticator::Keys(_) => BrowserGuard::Off,
     }
 }
 

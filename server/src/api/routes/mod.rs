@@ -61,7 +61,7 @@ fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
 /// The other gateway's reservation, which only a key that is meant for gateways may name: who named the same one for
 /// everything would pay once.
 fn origin(caller: &Caller, headers: &HeaderMap) -> Result<Option<RemoteReservation>, ApiError> {
-    let Some(id) = headers.get(&RESERVATION).filter(|_| caller.may(Scope::Gateway)) else { return Ok(None) };
+    let Some(id) = headers.get(RESERVATION).filter(|_| caller.may(Scope::Gateway)) else { return Ok(None) };
     let named = id.to_str().ok().and_then(|id| RemoteReservation::new(caller.account.path.clone(), id));
     let odd = || invalid("x-passerelle-reservation", "is 1 to 128 visible characters");
     named.map(Some).ok_or_else(odd)
