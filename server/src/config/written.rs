@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     Aliases, ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
-    UnknownFields, WeightDtype,
+    UnknownFields, UpstreamKind, WeightDtype,
 };
 
 /// Makes `over` for a section: what stands above wins, key by key.
