@@ -13,14 +13,16 @@ use tokio::time::sleep;
 use super::errors::{ApiError, ErrorKind};
 use super::generate::Visit;
 use super::ids::random_id;
+use super::routes::AboutModel;
 use super::routes::answers::{Door, answer_body};
-use super::routes::files::on_disk;
+use super::routes::kept::on_disk;
 use super::state::AppState;
 use super::wire::parse_json;
 use crate::batches::{
     Batch, BatchId, BatchLine, BatchStatus, BatchStore, Counts, Endpoint, Journal, LineError, Outcome, read_input,
 };
 use crate::gateway::{Caller, Scope};
+use crate::metrics::AnsweredRequest;
 
 /// Batches that run at the same time; the others wait.
 const MAX_RUNNING_BATCHES: usize = 4;
@@ -198,9 +200,19 @@ async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line
         let answer = ask(&state, &caller, endpoint, &line).await.unwrap_or_else(IntoResponse::into_response);
         match answer.status().as_u16() {
             429 | 503 => sleep(wait_of(&answer)).await,
-            _ => return write_line(line.custom_id, answer).await,
+            _ => {
+                count(&state, endpoint, &answer);
+                return write_line(line.custom_id, answer).await;
+            }
         }
     }
+}
+
+/// As a request that came by itself is counted.
+fn count(state: &AppState, endpoint: Endpoint, answer: &Response) {
+    let model = answer.extensions().get::<AboutModel>().map(|about| about.0.as_str());
+    let (route, status) = (endpoint.as_str(), answer.status().as_u16());
+    state.metrics().answered(AnsweredRequest { route, status, model });
 }
 
 async fn ask(

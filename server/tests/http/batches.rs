@@ -98,6 +98,10 @@ async fn a_batch_is_answered_line_by_line_and_refusals_go_apart() {
         line["response"]["body"]["error"]["param"].clone()
     };
     assert_eq!((param("c"), param("d")), (json!("temperature"), json!("stream")));
+    let metrics = client.get("/metrics").await.text();
+    let counted =
+        format!(r#"passerelle_requests_total{{route="/v1/chat/completions",status="200",model="{MODEL}"}} 2"#);
+    assert!(metrics.lines().any(|line| line == counted), "{metrics}");
     runner.abort();
     server.assert_at_rest().await;
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
+use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::files::on_disk;
-use super::{authenticate, enter, list_ignored, name_in_path, require};
+use super::kept::{Kept, KeptItem, on_disk};
+use super::{enter, list_ignored, require};
 use crate::api::body::read_json;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
@@ -70,10 +70,9 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
     Ok(response)
 }
 
-pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let caller = authenticate(&state, request.headers())?;
-    let (limit, after) = read_page(request.uri().query().unwrap_or_default())?;
-    let batches = state.batches()?.batches(caller.account.path.as_str());
+pub(crate) async fn list(Kept { store, owner }: Kept, uri: Uri) -> Result<Response, ApiError> {
+    let (limit, after) = read_page(uri.query().unwrap_or_default())?;
+    let batches = store.batches(&owner);
     let begin = match after {
         None => 0,
         Some(after) => {
@@ -91,25 +90,15 @@ pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Res
     Ok(Json(list).into_response())
 }
 
-pub(crate) async fn retrieve(
-    State(state): State<AppState>,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let caller = authenticate(&state, request.headers())?;
-    let id = name_in_path(path)?;
-    Ok(Json(batch_json(&state.batches()?.batch(caller.account.path.as_str(), &id)?)).into_response())
+pub(crate) async fn retrieve(KeptItem { store, owner, id }: KeptItem) -> Result<Response, ApiError> {
+    Ok(Json(batch_json(&store.batch(&owner, &id)?)).into_response())
 }
 
 pub(crate) async fn cancel(
     State(state): State<AppState>,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
+    KeptItem { store, owner, id }: KeptItem,
 ) -> Result<Response, ApiError> {
-    let caller = authenticate(&state, request.headers())?;
-    let id = name_in_path(path)?;
-    let store = Arc::clone(state.batches()?);
-    let (owner, now) = (caller.account.path.as_str().to_owned(), state.clock().wall().as_secs());
+    let now = state.clock().wall().as_secs();
     let batch = on_disk(&state, move || store.cancel(&owner, &id, now)).await?;
     state.batches_changed();
     Ok(Json(batch_json(&batch)).into_response())

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::rejection::PathRejection;
-use axum::extract::{FromRequest, Multipart, Path, Request, State};
+use axum::extract::{FromRequest, Multipart, Request, State};
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{authenticate, enter, name_in_path, require};
+use super::kept::{Kept, KeptItem, on_disk};
+use super::{enter, require};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{invalid, required};
 use crate::api::generate::reserve;
@@ -63,54 +63,30 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
     Ok(Json(file_json(&file.await?)).into_response())
 }
 
-pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let caller = authenticate(&state, request.headers())?;
-    let files: Vec<Value> = state.batches()?.files(caller.account.path.as_str()).iter().map(file_json).collect();
-    Ok(Json(json!({"object": "list", "data": files, "has_more": false})).into_response())
+pub(crate) async fn list(Kept { store, owner }: Kept) -> Response {
+    let files: Vec<Value> = store.files(&owner).iter().map(file_json).collect();
+    Json(json!({"object": "list", "data": files, "has_more": false})).into_response()
 }
 
-pub(crate) async fn retrieve(
-    State(state): State<AppState>,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let caller = authenticate(&state, request.headers())?;
-    let id = name_in_path(path)?;
-    Ok(Json(file_json(&state.batches()?.file(caller.account.path.as_str(), &id)?)).into_response())
+pub(crate) async fn retrieve(KeptItem { store, owner, id }: KeptItem) -> Result<Response, ApiError> {
+    Ok(Json(file_json(&store.file(&owner, &id)?)).into_response())
 }
 
 pub(crate) async fn content(
     State(state): State<AppState>,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
+    KeptItem { store, owner, id }: KeptItem,
 ) -> Result<Response, ApiError> {
-    let caller = authenticate(&state, request.headers())?;
-    let id = name_in_path(path)?;
-    let store = Arc::clone(state.batches()?);
-    let file = store.file(caller.account.path.as_str(), &id)?;
+    let file = store.file(&owner, &id)?;
     let content = on_disk(&state, move || store.content(&file)).await?;
     Ok(([(CONTENT_TYPE, HeaderValue::from_static("application/jsonl"))], content).into_response())
 }
 
 pub(crate) async fn delete(
     State(state): State<AppState>,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
+    KeptItem { store, owner, id }: KeptItem,
 ) -> Result<Response, ApiError> {
-    let caller = authenticate(&state, request.headers())?;
-    let id = name_in_path(path)?;
-    let store = Arc::clone(state.batches()?);
-    let owner = caller.account.path.as_str().to_owned();
     let id = on_disk(&state, move || store.delete_file(&owner, &id)).await?;
     Ok(Json(json!({"id": id, "object": "file", "deleted": true})).into_response())
-}
-
-/// Work on the data directory, off the async threads.
-pub(crate) async fn on_disk<T: Send + 'static>(
-    state: &AppState,
-    work: impl FnOnce() -> Result<T, crate::batches::BatchError> + Send + 'static,
-) -> Result<T, ApiError> {
-    state.text_work().run(move || Ok(work()?)).await
 }
 
 /// A form longer than this breaks off.

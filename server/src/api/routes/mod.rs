@@ -5,6 +5,7 @@ pub(crate) mod answers;
 pub(crate) mod batches;
 pub(crate) mod encoders;
 pub(crate) mod files;
+pub(crate) mod kept;
 pub(crate) mod me;
 pub(crate) mod models;
 pub(crate) mod pages;
