@@ -7,13 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::{DType, Device};
 use passerelle_engine::clock::SystemClock;
+use passerelle_engine::testing::{self, FreeModel};
 use passerelle_engine::{
-    CacheSalt, EngineConfig, EngineHandle, EngineParts, EventStream, NullObserver, Request, RequestId, SamplingParams,
-    ShareKey, StepLoop, StepTurns,
+    CacheSalt, EngineConfig, EngineHandle, EngineParts, EventStream, Request, RequestId, SamplingParams, ShareKey,
+    StepLoop,
 };
-use passerelle_models::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
 
 const SEQUENCES: usize = 256;
 const WARM_UP_STEPS: usize = 50;
@@ -40,7 +39,7 @@ fn main() {
 
 /// The median time per sequence of a step in which every sequence draws.
 fn row_time(sampling: &SamplingParams) -> Duration {
-    let model = FreeModel { row: (0..LARGE_VOCAB).map(|id| (id * 7919 % 1000) as f32 / 50.0).collect() };
+    let model = FreeModel::new((0..LARGE_VOCAB).map(|id| (id * 7919 % 1000) as f32 / 50.0).collect());
     let (mut step_loop, handle) = StepLoop::new(parts(model)).expect("the bench's bounds are possible");
     let sampling = SamplingParams { max_tokens: 2000, ..sampling.clone() };
     let _streams: Vec<_> = (0..DRAWING_SEQUENCES as u64).map(|id| submit(&handle, id, sampling.clone())).collect();
@@ -50,7 +49,7 @@ fn row_time(sampling: &SamplingParams) -> Duration {
 }
 
 fn bench_steps() {
-    let model = FreeModel { row: vec![0.0; VOCAB] };
+    let model = FreeModel::new(vec![0.0; VOCAB]);
     let sampling = SamplingParams { max_tokens: 2000, temperature: 0.0, ..SamplingParams::default() };
     let (mut step_loop, handle) = StepLoop::new(parts(model)).expect("the bench's bounds are possible");
     let mut streams: Vec<_> = (0..SEQUENCES as u64).map(|id| submit(&handle, id, sampling.clone())).collect();
@@ -70,20 +69,14 @@ fn bench_steps() {
 }
 
 fn parts(model: FreeModel) -> EngineParts {
-    EngineParts {
-        name: "bench".into(),
-        model: Box::new(model),
-        config: EngineConfig {
-            num_kv_blocks: 32_768,
-            max_num_seqs: SEQUENCES,
-            max_num_batched_tokens: 16 * SEQUENCES,
-            max_waiting_requests: SEQUENCES,
-            ..EngineConfig::default()
-        },
-        turns: StepTurns::new(),
-        clock: Arc::new(SystemClock::new()),
-        observer: Arc::new(NullObserver),
-    }
+    let config = EngineConfig {
+        num_kv_blocks: 32_768,
+        max_num_seqs: SEQUENCES,
+        max_num_batched_tokens: 16 * SEQUENCES,
+        max_waiting_requests: SEQUENCES,
+        ..EngineConfig::default()
+    };
+    EngineParts { clock: Arc::new(SystemClock::new()), ..testing::parts(model, config) }
 }
 
 fn submit(handle: &EngineHandle, id: u64, sampling: SamplingParams) -> EventStream {
@@ -93,35 +86,4 @@ fn submit(handle: &EngineHandle, id: u64, sampling: SamplingParams) -> EventStre
         ..Request::new(RequestId(id), vec![id as u32 % VOCAB as u32; 16], sampling)
     };
     handle.submit(request).expect("the queue holds every sequence of the bench")
-}
-
-/// Answers every row alike.
-struct FreeModel {
-    row: Vec<f32>,
-}
-
-impl CausalLm for FreeModel {
-    fn vocab_size(&self) -> usize {
-        self.row.len()
-    }
-
-    fn input_vocab_size(&self) -> usize {
-        self.row.len()
-    }
-
-    fn max_position(&self) -> usize {
-        1 << 20
-    }
-
-    fn kv_cache_spec(&self) -> KvCacheSpec {
-        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size: 16 }
-    }
-
-    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(self.kv_cache_spec(), num_blocks, &Device::Cpu)
-    }
-
-    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
-        Ok(Logits::new(self.row.len(), self.row.repeat(input.rows_to_sample().len())))
-    }
 }

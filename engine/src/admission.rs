@@ -90,6 +90,21 @@ impl Admission {
         self.lock().phase
     }
 
+    /// Nothing will ever run again.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.phase() == Phase::Dead
+    }
+
+    /// Nothing waits, runs or is parked.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.occupancy().live_requests == 0
+    }
+
+    /// Why somebody who was admitted is not taken in: there is a place for every ticket, so the engine is gone.
+    pub(crate) fn refusal(&self) -> SubmitError {
+        if self.is_dead() { SubmitError::Dead } else { SubmitError::ShuttingDown }
+    }
+
     pub(crate) fn occupancy(&self) -> Occupancy {
         self.lock().occupancy
     }

@@ -14,7 +14,7 @@
 //!
 //! A free block keeps its prefix until it is allocated again. The caller releases a sequence's blocks last block first,
 //! and holds every block of a chain whose later block it holds; so the order is that of the leaves: a prefix is evicted
-//! after all that continues it.
+//! after all that continues it. Only blocks that fall behind a window come earlier, which nothing that continues needs.
 //!
 //! # What a block held before
 //!
@@ -27,7 +27,7 @@ use std::collections::HashMap;
 
 use passerelle_models::BlockId;
 
-use crate::prefix::BlockHash;
+use crate::prefix::BlockKey;
 
 #[derive(Debug)]
 pub(crate) struct BlockPool {
@@ -35,13 +35,13 @@ pub(crate) struct BlockPool {
     /// One past the last block: both ends of the free list.
     sentinel: u32,
     num_free: usize,
-    by_hash: HashMap<BlockHash, BlockId>,
+    by_key: HashMap<BlockKey, BlockId>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Block {
     ref_count: u32,
-    hash: Option<BlockHash>,
+    key: Option<BlockKey>,
     /// Neighbours in the free list. Meaningful only while `ref_count` is 0.
     previous: u32,
     next: u32,
@@ -52,7 +52,7 @@ impl BlockPool {
         let sentinel = u32::try_from(num_blocks).expect("a cache of four billion blocks does not fit any memory");
         let mut blocks = vec![Block::default(); num_blocks + 1];
         blocks[num_blocks] = Block { previous: sentinel, next: sentinel, ..Block::default() };
-        let mut pool = Self { blocks, sentinel, num_free: 0, by_hash: HashMap::with_capacity(num_blocks) };
+        let mut pool = Self { blocks, sentinel, num_free: 0, by_key: HashMap::with_capacity(num_blocks) };
         for block in 0..sentinel {
             pool.link_before(sentinel, block);
         }
@@ -70,7 +70,7 @@ impl BlockPool {
 
     /// Blocks that can be found by their prefix, held or free.
     pub(crate) fn num_cached(&self) -> usize {
-        self.by_hash.len()
+        self.by_key.len()
     }
 
     pub(crate) fn is_free(&self, block: BlockId) -> bool {
@@ -109,28 +109,28 @@ impl BlockPool {
         if record.ref_count > 0 {
             return;
         }
-        let before = if record.hash.is_some() { self.sentinel } else { self.blocks[self.sentinel as usize].next };
+        let before = if record.key.is_some() { self.sentinel } else { self.blocks[self.sentinel as usize].next };
         self.link_before(before, block.0);
     }
 
-    pub(crate) fn find(&self, hash: &BlockHash) -> Option<BlockId> {
-        self.by_hash.get(hash).copied()
+    pub(crate) fn find(&self, key: &BlockKey) -> Option<BlockId> {
+        self.by_key.get(key).copied()
     }
 
     /// Makes a full block findable. Returns the block of these contents: this one, or one that was registered before.
-    pub(crate) fn register(&mut self, block: BlockId, hash: BlockHash) -> BlockId {
+    pub(crate) fn register(&mut self, block: BlockId, key: BlockKey) -> BlockId {
         assert!(!self.is_free(block), "{block:?} is registered by someone who does not hold it");
-        let known = *self.by_hash.entry(hash).or_insert(block);
+        let known = *self.by_key.entry(key).or_insert(block);
         if known == block {
-            self.blocks[block.0 as usize].hash = Some(hash);
+            self.blocks[block.0 as usize].key = Some(key);
         }
         known
     }
 
     /// The block can no longer be found; its holders keep it.
     pub(crate) fn forget(&mut self, block: BlockId) {
-        if let Some(hash) = self.blocks[block.0 as usize].hash.take() {
-            self.by_hash.remove(&hash);
+        if let Some(key) = self.blocks[block.0 as usize].key.take() {
+            self.by_key.remove(&key);
         }
     }
 
@@ -148,11 +148,11 @@ impl BlockPool {
         assert_eq!(free.len(), self.num_free, "length of the free list");
         assert!(free.iter().all(|&block| self.is_free(block)), "a held block is on the free list");
         assert_eq!(held.iter().filter(|&&count| count == 0).count(), self.num_free, "free and held blocks add up");
-        for (hash, block) in &self.by_hash {
-            assert_eq!(self.blocks[block.0 as usize].hash.as_ref(), Some(hash), "prefix of {block:?}");
+        for (key, block) in &self.by_key {
+            assert_eq!(self.blocks[block.0 as usize].key.as_ref(), Some(key), "prefix of {block:?}");
         }
-        let hashed = self.blocks.iter().filter(|block| block.hash.is_some()).count();
-        assert_eq!(hashed, self.by_hash.len(), "blocks with a prefix can all be found");
+        let findable = self.blocks.iter().filter(|block| block.key.is_some()).count();
+        assert_eq!(findable, self.by_key.len(), "blocks with a prefix can all be found");
     }
 
     /// In eviction order.
@@ -186,10 +186,11 @@ impl BlockPool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prefix::BlockHash;
     use crate::request::CacheSalt;
 
-    fn hash(name: u32) -> BlockHash {
-        BlockHash::root(&CacheSalt([0; 32])).child(&[name])
+    fn key(name: u32) -> BlockKey {
+        BlockKey::new(0, BlockHash::root(&CacheSalt([0; 32])).child(&[name]))
     }
 
     fn ids(blocks: &[u32]) -> Vec<BlockId> {
@@ -214,20 +215,20 @@ mod tests {
     fn cached_blocks_are_evicted_after_blocks_without_a_prefix_and_tails_first() {
         let mut pool = BlockPool::new(10);
         let sequence = take(&mut pool, 4);
-        (0..3).for_each(|i| _ = pool.register(sequence[i], hash(i as u32)));
+        (0..3).for_each(|i| _ = pool.register(sequence[i], key(i as u32)));
         sequence.iter().rev().for_each(|&block| pool.release(block));
         pool.check_integrity(std::iter::empty());
         assert_eq!(pool.free_list(), ids(&[3, 4, 5, 6, 7, 8, 9, 2, 1, 0]));
         assert_eq!(take(&mut pool, 8), ids(&[3, 4, 5, 6, 7, 8, 9, 2]));
-        assert_eq!(pool.find(&hash(2)), None);
-        assert_eq!(pool.find(&hash(1)), Some(BlockId(1)));
+        assert_eq!(pool.find(&key(2)), None);
+        assert_eq!(pool.find(&key(1)), Some(BlockId(1)));
     }
 
     #[test]
     fn a_reused_block_moves_to_the_end_of_the_eviction_order() {
         let mut pool = BlockPool::new(3);
         let blocks = take(&mut pool, 3);
-        blocks.iter().for_each(|&block| _ = pool.register(block, hash(block.0)));
+        blocks.iter().for_each(|&block| _ = pool.register(block, key(block.0)));
         blocks.iter().for_each(|&block| pool.release(block));
         assert_eq!(pool.free_list(), ids(&[0, 1, 2]));
         pool.acquire(BlockId(0));
@@ -242,11 +243,11 @@ mod tests {
     #[test]
     fn a_second_block_of_the_same_contents_is_not_registered() {
         let mut pool = BlockPool::new(2);
-        assert!(take(&mut pool, 2).iter().all(|&block| pool.register(block, hash(7)) == BlockId(0)));
-        assert_eq!(pool.find(&hash(7)), Some(BlockId(0)));
+        assert!(take(&mut pool, 2).iter().all(|&block| pool.register(block, key(7)) == BlockId(0)));
+        assert_eq!(pool.find(&key(7)), Some(BlockId(0)));
         pool.release(BlockId(1));
         assert_eq!(pool.allocate(), Some(BlockId(1)));
-        assert_eq!(pool.find(&hash(7)), Some(BlockId(0)));
+        assert_eq!(pool.find(&key(7)), Some(BlockId(0)));
         assert_eq!(pool.num_cached(), 1);
     }
 

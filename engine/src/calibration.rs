@@ -34,7 +34,8 @@ pub(crate) fn calibrate(
     clock: &dyn Clock,
     config: &EngineConfig,
 ) -> Result<CostModel, RequestError> {
-    let longest = config.max_model_len.min(config.num_kv_blocks * runner.block_size());
+    let spec = runner.cache().spec();
+    let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
     let mut probe = Probe { runner, clock };
     // The first step also pays for memory that later ones find.
     probe.run(1, 0, 1)?;
@@ -69,14 +70,17 @@ impl Probe<'_> {
 
     fn run(&mut self, sequences: usize, num_computed: usize, num_tokens: usize) -> Result<Duration, RequestError> {
         let tokens = vec![TOKEN; num_tokens];
-        let blocks_each = (num_computed + num_tokens).div_ceil(self.runner.block_size()) as u32;
-        let tables: Vec<Vec<BlockId>> = (0..sequences as u32)
-            .map(|sequence| (sequence * blocks_each..(sequence + 1) * blocks_each).map(BlockId).collect())
-            .collect();
+        // Any block will do, also one that stands in several tables.
+        let (spec, num_blocks) = (self.runner.cache().spec(), self.runner.cache().num_blocks());
+        let blocks_each = (num_computed + num_tokens).div_ceil(spec.block_size);
+        let block = |index: usize| BlockId((index % num_blocks) as u32);
+        let table = |sequence: usize| (sequence * blocks_each..(sequence + 1) * blocks_each).map(block).collect();
+        let tables: Vec<Vec<Vec<BlockId>>> =
+            (0..sequences).map(|sequence| vec![table(sequence); spec.groups.len()]).collect();
         let sample = [num_tokens - 1];
         let inputs: Vec<_> = tables
             .iter()
-            .map(|table| SequenceInput { tokens: &tokens, num_computed, block_table: table, sample: &sample })
+            .map(|block_tables| SequenceInput { tokens: &tokens, num_computed, block_tables, sample: &sample })
             .collect();
         let start = self.clock.now();
         self.runner.forward(&inputs)?;

@@ -1,5 +1,6 @@
 //! What one step may spend on sequences that are more than one token behind, and how they share it.
 
+use crate::config::EngineConfig;
 use crate::cost::{CostModel, CostNs};
 use crate::sequence::Sequence;
 
@@ -26,6 +27,17 @@ pub(crate) enum Demand {
 }
 
 impl CatchUpBudget {
+    /// What is left once every sequence that is one token behind has its token.
+    pub(crate) fn of_step(config: &EngineConfig, costs: CostModel, num_one_behind: usize) -> Self {
+        let left = config.max_num_batched_tokens - num_one_behind;
+        let (tokens, time) = match num_one_behind {
+            0 => (left, CostNs::MAX >> 1),
+            _ => (left.min(config.prefill_chunk_tokens), config.max_added_latency.as_nanos() as CostNs),
+        };
+        let prompt_logprob_rows = config.prompt_logprobs_chunk_tokens;
+        Self { tokens, time, costs, prompt_logprob_rows, is_untouched: true }
+    }
+
     /// Whether `sequence` would get anything.
     pub(crate) fn affords(&self, sequence: &Sequence) -> bool {
         let has_time = self.is_untouched || self.costs.tokens_within(0, self.time) > 0;

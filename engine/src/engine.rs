@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::thread::JoinHandle;
 
-use passerelle_models::{CausalLm, Pulse};
+use passerelle_models::{CausalLm, KvCacheSpec, Pulse};
 
 use crate::admission::Phase;
 use crate::clock::Clock;
@@ -13,8 +12,9 @@ use crate::config::EngineConfig;
 use crate::doorbell::{Doorbell, RungFlag};
 use crate::error::{EngineError, SubmitError};
 use crate::event_stream::{ChannelSpec, EventStream, event_channel};
+use crate::owned_thread::OwnedThread;
 use crate::random::mix;
-use crate::request::Request;
+use crate::request::{Request, check_tokens};
 use crate::sequence::{NewSequence, Sequence};
 use crate::stats::{EngineStats, StepObserver};
 use crate::step::{Command, Shared, StepLoop};
@@ -24,7 +24,7 @@ use crate::turns::StepTurns;
 #[derive(Debug)]
 pub struct Engine {
     handle: EngineHandle,
-    thread: Option<JoinHandle<()>>,
+    thread: OwnedThread,
 }
 
 /// The door to an engine. Cheap to clone; outliving the engine is harmless.
@@ -54,7 +54,7 @@ pub struct EngineParts {
 pub(crate) struct Door {
     name: String,
     config: EngineConfig,
-    block_size: usize,
+    kv_cache: KvCacheSpec,
     input_vocab_size: usize,
     vocab_size: usize,
     next_arrival: AtomicU64,
@@ -70,9 +70,8 @@ impl Engine {
     pub fn spawn(parts: EngineParts) -> Result<Self, EngineError> {
         let name = parts.name.clone();
         let (step_loop, handle) = StepLoop::new(parts)?;
-        let thread =
-            std::thread::Builder::new().name(format!("engine {name}")).spawn(move || step_loop.run_until_stopped())?;
-        Ok(Self { handle, thread: Some(thread) })
+        let thread = OwnedThread::spawn(format!("engine {name}"), move || step_loop.run_until_stopped())?;
+        Ok(Self { handle, thread })
     }
 
     /// A door to this engine.
@@ -84,11 +83,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.handle.shutdown();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(engine = self.handle.name(), "the engine's thread had panicked");
-        }
+        self.thread.join();
     }
 }
 
@@ -110,10 +105,10 @@ impl EngineHandle {
     /// The most tokens a request may ask for after a prompt this long: what the context and the KV cache leave. 0 if the
     /// prompt leaves nothing.
     pub fn max_tokens_after(&self, prompt_tokens: usize) -> usize {
-        let door = &self.door;
+        let EngineConfig { num_kv_blocks, max_num_batched_tokens, max_model_len, .. } = self.door.config;
+        let in_cache = self.door.kv_cache.longest_sequence(num_kv_blocks, max_num_batched_tokens, max_model_len);
         // The last generated token is never computed, so it needs no room.
-        let cache_tokens = door.config.num_kv_blocks * door.block_size + 1;
-        door.config.max_model_len.min(cache_tokens).saturating_sub(prompt_tokens)
+        max_model_len.min(in_cache + 1).saturating_sub(prompt_tokens)
     }
 
     /// Queues a request and returns its events; never blocks. Errors at once when the queue is full, or when the request
@@ -132,10 +127,9 @@ impl EngineHandle {
         let mut sequence = Box::new(Sequence::new(NewSequence { arrival, request, seed, events, ticket }));
         // Hashing a long prompt takes milliseconds; the engine's thread has better things to do.
         if sequence.may_reuse_prefix() {
-            sequence.block_hashes(door.block_size);
+            sequence.block_hashes(door.kv_cache.block_size);
         }
-        // A ticket implies a place in the queue, so this fails only if the engine is gone.
-        door.commands.try_send(Command::Add(sequence)).map_err(|_| door.refusal())?;
+        door.commands.try_send(Command::Add(sequence)).map_err(|_| door.shared.admission.refusal())?;
         Ok(stream)
     }
 
@@ -156,7 +150,7 @@ impl EngineHandle {
 
     /// The engine's thread has panicked, or its model fails every step. Nothing will ever run again.
     pub fn is_dead(&self) -> bool {
-        self.door.shared.admission.phase() == Phase::Dead
+        self.door.shared.admission.is_dead()
     }
 
     /// Neither draining nor stopped nor dead: a request that fits is admitted.
@@ -166,7 +160,7 @@ impl EngineHandle {
 
     /// No request waits, runs or is parked.
     pub fn is_idle(&self) -> bool {
-        self.door.shared.admission.occupancy().live_requests == 0
+        self.door.shared.admission.is_idle()
     }
 
     /// Admits nothing more; what waits and runs finishes. [`EngineHandle::is_idle`] says when it has.
@@ -198,7 +192,7 @@ impl Door {
         Self {
             name,
             config: config.clone(),
-            block_size: model.kv_cache_spec().block_size,
+            kv_cache: model.kv_cache_spec(),
             input_vocab_size: model.input_vocab_size(),
             vocab_size: model.vocab_size(),
             next_arrival: AtomicU64::new(0),
@@ -219,7 +213,8 @@ impl Door {
             return Err(SubmitError::TooLong { prompt_tokens, max_tokens, max_model_len });
         }
         // The last generated token is never computed, so it needs no room.
-        let needed_blocks = (prompt_tokens + max_tokens.saturating_sub(1)).div_ceil(self.block_size);
+        let computed_tokens = prompt_tokens + max_tokens.saturating_sub(1);
+        let needed_blocks = self.kv_cache.most_blocks(computed_tokens, self.config.max_num_batched_tokens);
         let total_blocks = self.config.num_kv_blocks;
         if needed_blocks > total_blocks {
             return Err(SubmitError::NeverFits { needed_blocks, total_blocks });
@@ -234,16 +229,5 @@ impl Door {
         let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
         check_tokens(request.prompt.iter(), self.input_vocab_size)?;
         check_tokens(biased, self.vocab_size)
-    }
-
-    fn refusal(&self) -> SubmitError {
-        if self.shared.admission.phase() == Phase::Dead { SubmitError::Dead } else { SubmitError::ShuttingDown }
-    }
-}
-
-fn check_tokens<'a>(mut tokens: impl Iterator<Item = &'a u32>, vocab_size: usize) -> Result<(), SubmitError> {
-    match tokens.find(|&&token| token as usize >= vocab_size) {
-        Some(&token) => Err(SubmitError::InvalidToken { token, vocab_size }),
-        None => Ok(()),
     }
 }

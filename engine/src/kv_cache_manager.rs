@@ -1,14 +1,29 @@
 //! Which blocks hold which sequence. The scheduler asks for room and gets it, or `None` and nothing changed.
+//!
+//! The model's layers form groups ([`KvCacheSpec`]), and a sequence has a block table in each. Groups differ in the first
+//! key that a token looks at ([`KvReach::first_key`]), and so in the blocks that a sequence holds:
+//!
+//! ```text
+//! group     | computed ........................ | known .......................... |
+//! full      [ from the first key                                to the last token ]     taken when it is admitted
+//! window                         [ from the window's first key    a step ahead ]        follows what is computed
+//! ```
+//!
+//! A table keeps a place for each block of the sequence. What it says of those that lie wholly behind the window means
+//! nothing: the sequence does not hold them, and attention does not look there.
 
-use passerelle_models::{BlockCopy, BlockId};
+use passerelle_models::{BlockCopy, BlockId, KvCacheSpec, KvReach};
 
 use crate::block_pool::BlockPool;
+use crate::prefix::BlockKey;
 use crate::sequence::Sequence;
 
 #[derive(Debug)]
 pub(crate) struct KvCacheManager {
     pool: BlockPool,
-    block_size: usize,
+    spec: KvCacheSpec,
+    /// Tokens that a step runs at most.
+    max_step_tokens: usize,
     prefix: PrefixTotals,
 }
 
@@ -27,9 +42,12 @@ pub(crate) enum Prefixes {
     Forget,
 }
 
+/// Stands in a table where a block behind the window would stand that the sequence never held.
+const BEHIND_WINDOW: BlockId = BlockId(0);
+
 impl KvCacheManager {
-    pub(crate) fn new(num_blocks: usize, block_size: usize) -> Self {
-        Self { pool: BlockPool::new(num_blocks), block_size, prefix: PrefixTotals::default() }
+    pub(crate) fn new(num_blocks: usize, spec: KvCacheSpec, max_step_tokens: usize) -> Self {
+        Self { pool: BlockPool::new(num_blocks), spec, max_step_tokens, prefix: PrefixTotals::default() }
     }
 
     pub(crate) fn pool(&self) -> &BlockPool {
@@ -40,64 +58,81 @@ impl KvCacheManager {
         self.prefix
     }
 
-    /// Gives a sequence without blocks room for all its known tokens, reusing the longest cached prefix, which counts
-    /// as computed at once. `spare_blocks` must stay free beside it. `None` if there is no room.
+    /// Gives a sequence without blocks the room that it needs at first, reusing the longest cached prefix, which counts as
+    /// computed at once. `spare_blocks` must stay free beside it. `None` if there is no room.
     ///
     /// At least the last token is always computed anew, because its logits are wanted; so a hit ends before the block
     /// that holds it, and no shared block is ever written.
     pub(crate) fn admit(&mut self, sequence: &mut Sequence, spare_blocks: usize) -> Option<()> {
-        assert!(sequence.block_table.is_empty(), "a sequence is admitted once");
-        let hits = self.cached_prefix(sequence);
-        let num_new = sequence.tokens().len().div_ceil(self.block_size) - hits.len();
-        let num_revived = hits.iter().filter(|&&block| self.pool.is_free(block)).count();
-        if self.pool.num_free() < num_new + num_revived + spare_blocks {
+        assert!(sequence.block_tables.is_empty(), "a sequence is admitted once");
+        let num_computed = self.cached_tokens(sequence);
+        let (mut tables, mut num_taken) = (Vec::with_capacity(self.spec.groups.len()), 0);
+        for group in self.groups() {
+            let found = self.cached_blocks(sequence, group, num_computed);
+            let num_revived = found.iter().filter(|&&block| self.pool.is_free(block)).count();
+            let num_behind = self.first_block(group, num_computed);
+            let num_new = self.end_block(group, num_computed, sequence) - num_behind - found.len();
+            num_taken += num_revived + num_new;
+            tables.push(std::iter::repeat_n(BEHIND_WINDOW, num_behind).chain(found).collect::<Vec<_>>());
+        }
+        if self.pool.num_free() < num_taken + spare_blocks {
             return None;
         }
-        hits.iter().for_each(|&block| self.pool.acquire(block));
-        sequence.num_computed = hits.len() * self.block_size;
-        sequence.num_registered_blocks = hits.len();
-        sequence.block_table = hits;
+        sequence.num_computed = num_computed;
+        sequence.num_registered_blocks = num_computed / self.spec.block_size;
+        sequence.block_tables = tables;
+        self.groups().for_each(|group| self.held(sequence, group).iter().for_each(|&block| self.pool.acquire(block)));
         // A resumed sequence finds its own blocks, which says nothing about prompts.
         if sequence.may_reuse_prefix() && !sequence.has_started() {
             self.prefix.query_tokens += sequence.tokens().len() as u64;
             self.prefix.hit_tokens += sequence.num_computed as u64;
         }
-        self.extend(sequence, num_new)
+        self.extend(sequence)
     }
 
-    /// Gives `fork` every block of `parent`. The last one may be half full: whoever writes to it first copies it.
+    /// Gives `fork` every block of `parent`. The last ones may be half full: whoever writes to one first copies it.
     pub(crate) fn share(&mut self, parent: &Sequence, fork: &mut Sequence) {
-        parent.block_table.iter().for_each(|&block| self.pool.acquire(block));
-        fork.block_table.clone_from(&parent.block_table);
+        fork.block_tables.clone_from(&parent.block_tables);
         fork.num_computed = parent.num_computed;
         fork.num_registered_blocks = parent.num_registered_blocks;
+        self.groups().for_each(|group| self.held(fork, group).iter().for_each(|&block| self.pool.acquire(block)));
     }
 
-    /// The next token generated needs a block of its own.
-    pub(crate) fn is_full(&self, sequence: &Sequence) -> bool {
-        sequence.tokens().len().is_multiple_of(self.block_size)
-    }
-
-    /// Room for the first `num_tokens` tokens, in blocks that nobody else holds where they are to be written. `None` if
-    /// there is none. A block to copy before that goes to `copies`.
-    pub(crate) fn grow(
-        &mut self,
-        sequence: &mut Sequence,
-        num_tokens: usize,
-        copies: &mut Vec<BlockCopy>,
-    ) -> Option<()> {
-        let num_new = num_tokens.div_ceil(self.block_size).saturating_sub(sequence.block_table.len());
-        let shared = self.shared_block_to_write(sequence).filter(|_| num_tokens > sequence.num_computed);
-        if self.pool.num_free() < num_new + usize::from(shared.is_some()) {
+    /// Room for whatever the next step runs of the sequence, in blocks that nobody else holds where they are to be written.
+    /// `None` if there is none. Blocks to copy before that go to `copies`.
+    pub(crate) fn grow(&mut self, sequence: &mut Sequence, copies: &mut Vec<BlockCopy>) -> Option<()> {
+        let num_new: usize = self.groups().map(|group| self.missing_blocks(sequence, group)).sum();
+        let num_copied = self.groups().filter(|&group| self.shared_block_to_write(sequence, group).is_some()).count();
+        if self.pool.num_free() < num_new + num_copied {
             return None;
         }
-        if let Some(index) = shared {
-            let (from, to) = (sequence.block_table[index], self.pool.allocate()?);
-            sequence.block_table[index] = to;
-            self.pool.release(from);
-            copies.push(BlockCopy { from, to });
+        for group in self.groups() {
+            if let Some(index) = self.shared_block_to_write(sequence, group) {
+                let (from, to) = (sequence.block_tables[group][index], self.pool.allocate()?);
+                sequence.block_tables[group][index] = to;
+                self.pool.release(from);
+                copies.push(BlockCopy { from, to });
+            }
         }
-        self.extend(sequence, num_new)
+        self.extend(sequence)
+    }
+
+    /// What was scheduled is computed: blocks that have become full are findable from now on, and those that lie wholly
+    /// behind a window are given back.
+    pub(crate) fn advance(&mut self, sequence: &mut Sequence) {
+        let before = sequence.num_computed;
+        sequence.num_computed += std::mem::take(&mut sequence.num_scheduled);
+        self.register(sequence);
+        for group in self.groups() {
+            let behind = self.first_block(group, before)..self.first_block(group, sequence.num_computed);
+            sequence.block_tables[group][behind].iter().for_each(|&block| self.pool.release(block));
+        }
+    }
+
+    /// Blocks that the next generated token needs.
+    pub(crate) fn blocks_of_next_token(&self, sequence: &Sequence) -> usize {
+        let is_full = sequence.tokens().len().is_multiple_of(self.spec.block_size);
+        if is_full { self.spec.groups.len() } else { 0 }
     }
 
     /// Blocks that the sequence will ask for in the step after the one in flight.
@@ -107,216 +142,155 @@ impl KvCacheManager {
         }
         // Its choices part: all but the last to write copy the block that they share.
         let num_choices = sequence.choices().len();
-        if self.is_full(sequence) { num_choices } else { num_choices - 1 }
+        let num_copied = (num_choices - 1) * self.spec.groups.len();
+        num_copied.max(num_choices * self.blocks_of_next_token(sequence))
+    }
+
+    /// Takes every block from the sequence, the last ones first; nothing of it is computed any more.
+    pub(crate) fn release(&mut self, sequence: &mut Sequence, prefixes: Prefixes) {
+        if prefixes == Prefixes::Forget {
+            self.forget(sequence);
+        }
+        let longest = sequence.block_tables.iter().map(Vec::len).max().unwrap_or(0);
+        for index in (0..longest).rev() {
+            for group in self.groups() {
+                let is_held = index >= self.first_block(group, sequence.num_computed);
+                if let Some(&block) = sequence.block_tables[group].get(index).filter(|_| is_held) {
+                    self.pool.release(block);
+                }
+            }
+        }
+        sequence.block_tables.clear();
+        sequence.num_computed = 0;
+        sequence.num_registered_blocks = 0;
+    }
+
+    /// How many leading tokens need not be computed: the longest prefix of full blocks after which every group finds all
+    /// that the next token looks at.
+    pub(crate) fn cached_tokens(&self, sequence: &mut Sequence) -> usize {
+        if !sequence.may_reuse_prefix() {
+            return 0;
+        }
+        let longest = (sequence.tokens().len() - 1) / self.spec.block_size;
+        let hashes = &sequence.block_hashes(self.spec.block_size)[..longest];
+        let is_missing = |group: usize, index: usize| self.pool.find(&BlockKey::new(group, hashes[index])).is_none();
+        let mut num_blocks = longest;
+        // No longer prefix does without the block that is missing: what comes before it is looked at in turn.
+        while let Some(missing) = self.groups().find_map(|group| {
+            let needed = self.first_block(group, num_blocks * self.spec.block_size)..num_blocks;
+            needed.into_iter().find(|&index| is_missing(group, index))
+        }) {
+            num_blocks = missing;
+        }
+        num_blocks * self.spec.block_size
+    }
+
+    /// `sequences` are all that hold blocks.
+    ///
+    /// # Panics
+    /// If blocks and their holders do not add up, or a sequence holds more than its windows need.
+    pub(crate) fn check_integrity<'a>(&self, sequences: impl Iterator<Item = &'a Sequence>) {
+        let mut tables = Vec::new();
+        for sequence in sequences {
+            let held: Vec<_> = self.groups().map(|group| self.held(sequence, group)).collect();
+            let most = self.spec.most_blocks(sequence.tokens().len(), self.max_step_tokens);
+            assert!(held.iter().map(|table| table.len()).sum::<usize>() <= most, "more blocks than {most} are held");
+            tables.extend(held);
+        }
+        self.pool.check_integrity(tables.into_iter());
+    }
+
+    fn groups(&self) -> std::ops::Range<usize> {
+        0..self.spec.groups.len()
+    }
+
+    /// The blocks of a group that the sequence holds: all from the first that its next token looks at.
+    fn held<'a>(&self, sequence: &'a Sequence, group: usize) -> &'a [BlockId] {
+        &sequence.block_tables[group][self.first_block(group, sequence.num_computed)..]
+    }
+
+    /// The block of the first key that the token after `num_computed` others looks at.
+    fn first_block(&self, group: usize, num_computed: usize) -> usize {
+        self.spec.groups[group].reach.first_key(num_computed) / self.spec.block_size
+    }
+
+    /// One past the last block that the next step may write to. A group that keeps everything takes room for every known
+    /// token at once, so that whoever was admitted is computed to the end.
+    fn end_block(&self, group: usize, num_computed: usize, sequence: &Sequence) -> usize {
+        let all = sequence.tokens().len();
+        let end = match self.spec.groups[group].reach {
+            KvReach::Full => all,
+            KvReach::Window(_) => all.min(num_computed + self.max_step_tokens),
+        };
+        end.div_ceil(self.spec.block_size)
+    }
+
+    fn missing_blocks(&self, sequence: &Sequence, group: usize) -> usize {
+        let end = self.end_block(group, sequence.num_computed, sequence);
+        end.saturating_sub(sequence.block_tables[group].len())
+    }
+
+    fn extend(&mut self, sequence: &mut Sequence) -> Option<()> {
+        for group in self.groups() {
+            for _ in 0..self.missing_blocks(sequence, group) {
+                sequence.block_tables[group].push(self.pool.allocate()?);
+            }
+        }
+        Some(())
+    }
+
+    /// The cached blocks of a group that a sequence needs which goes on after `num_computed` tokens of a cached prefix.
+    fn cached_blocks(&self, sequence: &mut Sequence, group: usize, num_computed: usize) -> Vec<BlockId> {
+        let needed = self.first_block(group, num_computed)..num_computed / self.spec.block_size;
+        let hashes = &sequence.block_hashes(self.spec.block_size)[needed];
+        hashes.iter().filter_map(|&hash| self.pool.find(&BlockKey::new(group, hash))).collect()
+    }
+
+    /// The index of a block that the sequence writes to next and that others hold too.
+    fn shared_block_to_write(&self, sequence: &Sequence, group: usize) -> Option<usize> {
+        let index = sequence.num_computed / self.spec.block_size;
+        let is_begun = !sequence.num_computed.is_multiple_of(self.spec.block_size);
+        (is_begun && self.pool.is_shared(*sequence.block_tables[group].get(index)?)).then_some(index)
     }
 
     /// Makes the blocks that have become full findable, each as one block however many sequences computed it. Only after
     /// their K/V were computed.
     ///
-    /// So whoever holds a block holds all that come before it in its chain, and gives them back after it: in the pool's
-    /// eviction order a prefix always stands behind what continues it.
-    pub(crate) fn register(&mut self, sequence: &mut Sequence) {
-        let full_blocks = sequence.num_computed / self.block_size;
-        if sequence.num_registered_blocks == full_blocks {
+    /// So whoever holds a block of a full group holds all that come before it in its chain, and gives them back after it:
+    /// in the pool's eviction order a prefix always stands behind what continues it.
+    fn register(&mut self, sequence: &mut Sequence) {
+        let new_blocks = sequence.num_registered_blocks..sequence.num_computed / self.spec.block_size;
+        if new_blocks.is_empty() {
             return;
         }
-        sequence.block_hashes(self.block_size);
-        for index in sequence.num_registered_blocks..full_blocks {
-            let hash = sequence.block_hashes(self.block_size)[index];
-            let own = sequence.block_table[index];
-            let known = self.pool.register(own, hash);
-            if known != own {
-                // Somebody computed the same beside it, to the bit.
-                self.pool.acquire(known);
-                self.pool.release(own);
-                sequence.block_table[index] = known;
+        for index in new_blocks.clone() {
+            let hash = sequence.block_hashes(self.spec.block_size)[index];
+            for group in self.groups() {
+                let own = &mut sequence.block_tables[group][index];
+                let known = self.pool.register(*own, BlockKey::new(group, hash));
+                if known != *own {
+                    // Somebody computed the same beside it, to the bit.
+                    self.pool.acquire(known);
+                    self.pool.release(*own);
+                    *own = known;
+                }
             }
         }
-        sequence.num_registered_blocks = full_blocks;
+        sequence.num_registered_blocks = new_blocks.end;
     }
 
-    /// Takes every block from the sequence; nothing of it is computed any more.
-    pub(crate) fn release(&mut self, sequence: &mut Sequence, prefixes: Prefixes) {
-        for block in sequence.block_table.drain(..).rev() {
-            if prefixes == Prefixes::Forget {
-                self.pool.forget(block);
+    /// What the sequence has registered can no longer be found, whoever holds it now.
+    fn forget(&mut self, sequence: &mut Sequence) {
+        let num_registered = sequence.num_registered_blocks;
+        for &hash in &sequence.block_hashes(self.spec.block_size)[..num_registered] {
+            for group in self.groups() {
+                if let Some(block) = self.pool.find(&BlockKey::new(group, hash)) {
+                    self.pool.forget(block);
+                }
             }
-            self.pool.release(block);
         }
-        sequence.num_computed = 0;
-        sequence.num_registered_blocks = 0;
-    }
-
-    /// The index of a block that the sequence writes to next and that others hold too.
-    fn shared_block_to_write(&self, sequence: &Sequence) -> Option<usize> {
-        let index = sequence.num_computed / self.block_size;
-        let is_begun = !sequence.num_computed.is_multiple_of(self.block_size);
-        (is_begun && self.pool.is_shared(*sequence.block_table.get(index)?)).then_some(index)
-    }
-
-    /// How many leading tokens need not be computed.
-    pub(crate) fn cached_tokens(&self, sequence: &mut Sequence) -> usize {
-        self.cached_prefix(sequence).len() * self.block_size
-    }
-
-    fn cached_prefix(&self, sequence: &mut Sequence) -> Vec<BlockId> {
-        if !sequence.may_reuse_prefix() {
-            return Vec::new();
-        }
-        let longest = (sequence.tokens().len() - 1) / self.block_size;
-        let hashes = &sequence.block_hashes(self.block_size)[..longest];
-        hashes.iter().map_while(|hash| self.pool.find(hash)).collect()
-    }
-
-    fn extend(&mut self, sequence: &mut Sequence, num_new: usize) -> Option<()> {
-        for _ in 0..num_new {
-            sequence.block_table.push(self.pool.allocate()?);
-        }
-        Some(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event_stream::EventStream;
-    use crate::fixtures::{request, sequence};
-    use crate::request::{CacheSalt, SamplingParams};
-
-    fn sequence_of(length: u32) -> (Sequence, EventStream) {
-        sequence(request(0, &(0..length).collect::<Vec<_>>()))
-    }
-
-    fn ids(blocks: &[u32]) -> Vec<BlockId> {
-        blocks.iter().copied().map(BlockId).collect()
-    }
-
-    /// Runs a sequence to the end of its prompt and gives its blocks back.
-    fn run_once(cache: &mut KvCacheManager, mut sequence: Sequence) {
-        cache.admit(&mut sequence, 0).unwrap();
-        sequence.num_computed = sequence.tokens().len();
-        cache.register(&mut sequence);
-        cache.release(&mut sequence, Prefixes::Keep);
-        cache.pool().check_integrity(std::iter::empty());
-    }
-
-    #[test]
-    fn a_prompt_seen_before_reuses_its_full_blocks() {
-        let mut cache = KvCacheManager::new(10, 4);
-        run_once(&mut cache, sequence_of(10).0);
-        assert_eq!(cache.pool().num_cached(), 2);
-        let (mut again, _stream) = sequence_of(11);
-        cache.admit(&mut again, 0).unwrap();
-        assert_eq!((again.num_computed, &again.block_table), (8, &ids(&[0, 1, 2])));
-        assert_eq!(cache.prefix_totals(), PrefixTotals { query_tokens: 21, hit_tokens: 8 });
-    }
-
-    #[test]
-    fn a_sequence_that_resumes_is_not_counted_again() {
-        let mut cache = KvCacheManager::new(10, 4);
-        let (mut sequence, _stream) = sequence_of(10);
-        cache.admit(&mut sequence, 0).unwrap();
-        assert!(sequence.start());
-        sequence.num_computed = 10;
-        cache.register(&mut sequence);
-        cache.release(&mut sequence, Prefixes::Keep);
-        cache.admit(&mut sequence, 0).unwrap();
-        assert_eq!(sequence.num_computed, 8);
-        assert_eq!(cache.prefix_totals(), PrefixTotals { query_tokens: 10, hit_tokens: 0 });
-    }
-
-    #[test]
-    fn a_full_hit_still_computes_the_last_token() {
-        let mut cache = KvCacheManager::new(10, 4);
-        run_once(&mut cache, sequence_of(8).0);
-        let (mut again, _stream) = sequence_of(8);
-        cache.admit(&mut again, 0).unwrap();
-        assert_eq!((again.num_computed, &again.block_table), (4, &ids(&[0, 2])));
-    }
-
-    #[test]
-    fn another_salt_finds_nothing() {
-        let mut cache = KvCacheManager::new(10, 4);
-        run_once(&mut cache, sequence_of(10).0);
-        let mut other = request(1, &(0..10).collect::<Vec<_>>());
-        other.cache_salt = CacheSalt([1; 32]);
-        let (mut other, _stream) = sequence(other);
-        cache.admit(&mut other, 0).unwrap();
-        assert_eq!((other.num_computed, &other.block_table), (0, &ids(&[2, 3, 4])));
-    }
-
-    #[test]
-    fn a_request_for_prompt_logprobs_reuses_nothing() {
-        let mut cache = KvCacheManager::new(10, 4);
-        run_once(&mut cache, sequence_of(10).0);
-        let mut asking = request(1, &(0..10).collect::<Vec<_>>());
-        asking.sampling = SamplingParams { prompt_logprobs: Some(0), ..asking.sampling };
-        let (mut asking, _stream) = sequence(asking);
-        cache.admit(&mut asking, 0).unwrap();
-        assert_eq!(asking.num_computed, 0);
-    }
-
-    #[test]
-    fn sequences_that_compute_the_same_side_by_side_end_up_with_one_copy() {
-        let mut cache = KvCacheManager::new(10, 4);
-        let (mut one, mut other) = (sequence_of(10), sequence_of(10));
-        for (sequence, _) in [&mut one, &mut other] {
-            cache.admit(sequence, 0).unwrap();
-        }
-        for (sequence, _) in [&mut one, &mut other] {
-            sequence.num_computed = 10;
-            cache.register(sequence);
-        }
-        assert_eq!((&one.0.block_table, &other.0.block_table), (&ids(&[0, 1, 2]), &ids(&[0, 1, 5])));
-        assert_eq!(cache.pool().num_free(), 6);
-        let tables = [one.0.block_table.as_slice(), other.0.block_table.as_slice()];
-        cache.pool().check_integrity(tables.into_iter());
-    }
-
-    #[test]
-    fn no_room_changes_nothing_and_counts_cached_blocks_that_would_be_revived() {
-        let mut cache = KvCacheManager::new(4, 4);
-        run_once(&mut cache, sequence_of(8).0);
-        let (mut sequence, _stream) = sequence_of(16);
-        // Two hits are free blocks themselves: with them and two new ones nothing is left to spare.
-        assert_eq!(cache.admit(&mut sequence, 1), None);
-        assert_eq!((sequence.num_computed, sequence.block_table.len(), cache.pool().num_free()), (0, 0, 4));
-        cache.admit(&mut sequence, 0).unwrap();
-        assert_eq!(sequence.block_table, ids(&[0, 1, 2, 3]));
-        assert_eq!(cache.grow(&mut sequence, 16, &mut Vec::new()), Some(()));
-        assert_eq!(cache.grow(&mut sequence, 17, &mut Vec::new()), None);
-        cache.pool().check_integrity([sequence.block_table.as_slice()].into_iter());
-    }
-
-    #[test]
-    fn whoever_writes_first_to_a_shared_block_copies_it_and_the_last_one_keeps_it() {
-        let mut cache = KvCacheManager::new(4, 4);
-        let mut prompt = request(0, &[0, 1, 2, 3, 4, 5]);
-        prompt.num_choices = 2.try_into().unwrap();
-        let (mut parent, _stream) = sequence(prompt);
-        cache.admit(&mut parent, 0).unwrap();
-        parent.num_computed = 6;
-        let events = parent.events.take_further_choices().pop().unwrap();
-        let mut fork = parent.fork(events);
-        cache.share(&parent, &mut fork);
-        assert_eq!(fork.block_table, ids(&[0, 1]));
-        let mut copies = Vec::new();
-        cache.grow(&mut parent, 7, &mut copies).unwrap();
-        cache.grow(&mut fork, 7, &mut copies).unwrap();
-        assert_eq!((parent.block_table.clone(), fork.block_table.clone()), (ids(&[0, 2]), ids(&[0, 1])));
-        assert_eq!(copies, [BlockCopy { from: BlockId(1), to: BlockId(2) }]);
-        let tables = [parent.block_table.as_slice(), fork.block_table.as_slice()];
-        cache.pool().check_integrity(tables.into_iter());
-    }
-
-    #[test]
-    fn what_a_failed_sequence_computed_is_not_found_again() {
-        let mut cache = KvCacheManager::new(10, 4);
-        let (mut failed, _stream) = sequence_of(8);
-        cache.admit(&mut failed, 0).unwrap();
-        failed.num_computed = 8;
-        cache.register(&mut failed);
-        cache.release(&mut failed, Prefixes::Forget);
-        assert_eq!((cache.pool().num_cached(), cache.pool().num_free()), (0, 10));
-    }
-}
+mod tests;

@@ -75,14 +75,14 @@ impl ModelRunner {
             .map_err(|error| RequestError::Step(error.to_string()))
     }
 
-    pub(crate) fn block_size(&self) -> usize {
-        self.cache.spec().block_size
+    pub(crate) fn cache(&self) -> &KvCache {
+        &self.cache
     }
 
     /// One step of the model. A panic is an error like any other.
     pub(crate) fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
         let step_error = |error: ModelError| RequestError::Step(error.to_string());
-        let input = ModelInput::new(self.block_size(), inputs).map_err(step_error)?;
+        let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
         let (model, cache) = (&mut self.model, &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
         let logits = catch_unwind(AssertUnwindSafe(|| model.forward(&input, cache)))
@@ -184,7 +184,7 @@ fn input_of<'a>(sequence: &'a Sequence, sample: &'a [usize]) -> SequenceInput<'a
     SequenceInput {
         tokens: &sequence.tokens()[num_computed..num_computed + sequence.num_scheduled],
         num_computed,
-        block_table: &sequence.block_table,
+        block_tables: &sequence.block_tables,
         sample,
     }
 }

@@ -12,6 +12,19 @@ use crate::request::CacheSalt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct BlockHash([u8; 32]);
 
+/// What a block is found by: each group of layers has its own block of the same tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct BlockKey {
+    group: u32,
+    hash: BlockHash,
+}
+
+impl BlockKey {
+    pub(crate) fn new(group: usize, hash: BlockHash) -> Self {
+        Self { group: group as u32, hash }
+    }
+}
+
 impl BlockHash {
     /// What the first block of a sequence is chained to.
     pub(crate) fn root(salt: &CacheSalt) -> Self {

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use passerelle_models::TokenId;
 
 use crate::constraint::Constraint;
+use crate::error::SubmitError;
 
 /// Names a request in logs and events. Made by the server, never taken from a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,6 +94,17 @@ pub struct SamplingParams {
     pub logprobs: Option<u8>,
     /// The same for every prompt position but the first. Switches prefix reuse off for this request.
     pub prompt_logprobs: Option<u8>,
+}
+
+/// Errors with the first token that the vocabulary does not have.
+pub(crate) fn check_tokens<'a>(
+    mut tokens: impl Iterator<Item = &'a TokenId>,
+    vocab_size: usize,
+) -> Result<(), SubmitError> {
+    match tokens.find(|&&token| token as usize >= vocab_size) {
+        Some(&token) => Err(SubmitError::InvalidToken { token, vocab_size }),
+        None => Ok(()),
+    }
 }
 
 impl Class {

@@ -17,8 +17,8 @@
 //! what is left while others want some too, so a long prompt does not hold up a short one; what nobody else could use
 //! goes to the first.
 //!
-//! Room for every known token is taken when a sequence is admitted, so only generated tokens can run out of blocks.
-//! Then the last sequence gives its blocks back and waits at the head of the queue; its tokens are kept and computed
+//! Room for every known token is taken when a sequence is admitted (behind a window, for as much as a step may run), so it
+//! is generated tokens that run out of blocks. Then the last sequence gives its blocks back and waits at the head of the queue; its tokens are kept and computed
 //! again. The first never gives way and fits alone, so work always gets done. Batch sequences give way to a better
 //! class that waits.
 //!
@@ -28,7 +28,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use passerelle_models::BlockId;
+use passerelle_models::KvCacheSpec;
 
 use crate::batch::{ScheduledBatch, ScheduledSequence};
 use crate::catch_up::{CatchUpBudget, Demand};
@@ -38,6 +38,7 @@ use crate::event_stream::EventSender;
 use crate::kv_cache_manager::{KvCacheManager, Prefixes};
 use crate::policy::{Taken, WaitingQueue, take_out};
 use crate::request::Class;
+use crate::running::Running;
 use crate::sequence::{Sequence, SequenceId};
 
 #[derive(Debug)]
@@ -48,8 +49,7 @@ pub(crate) struct Scheduler {
     fairness_bound: CostNs,
     /// When the present step began.
     now: Duration,
-    /// In order.
-    running: Vec<Sequence>,
+    running: Running,
     /// Each needs a grant.
     parked: BTreeMap<SequenceId, Sequence>,
     waiting: WaitingQueue<Sequence>,
@@ -57,15 +57,15 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(crate) fn new(config: EngineConfig, costs: CostModel, block_size: usize) -> Self {
-        let cache = KvCacheManager::new(config.num_kv_blocks, block_size);
+    pub(crate) fn new(config: EngineConfig, costs: CostModel, kv_cache: KvCacheSpec) -> Self {
+        let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
         let quantum = costs.of_tokens(0, config.max_num_batched_tokens);
         let waiting = WaitingQueue::new(quantum, config.class_patience);
         // As `policy` derives it.
         let places = config.max_num_seqs as CostNs;
         let fairness_bound = quantum.saturating_add(places.saturating_mul(costs.of_sequence(config.max_model_len)));
-        let now = Duration::ZERO;
-        Self { config, costs, fairness_bound, now, running: Vec::new(), parked: BTreeMap::new(), waiting, cache }
+        let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
+        Self { config, costs, fairness_bound, now, running, parked, waiting, cache }
     }
 
     pub(crate) fn add(&mut self, sequence: Sequence) {
@@ -84,14 +84,15 @@ impl Scheduler {
         let mut batch = ScheduledBatch::default();
         self.park();
         self.unpark();
-        let mut budget = self.catch_up_budget();
+        let num_one_behind = self.running.iter().filter(|sequence| sequence.num_remaining() == 1).count();
+        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, num_one_behind);
         let catch_up_tokens = budget.tokens;
         self.schedule_running(&mut batch, &mut budget);
         // Blocks that a preemption has just freed belong to the sequence that needed them.
         if batch.preemptions == 0 {
             self.admit_waiting(&mut batch, &mut budget);
         }
-        for sequence in &mut self.running {
+        for sequence in self.running.iter_mut() {
             sequence.num_scheduled += budget.take(sequence, Demand::Last);
         }
         batch.catch_up_tokens = catch_up_tokens - budget.tokens;
@@ -106,36 +107,34 @@ impl Scheduler {
 
     /// The step in flight succeeded for this sequence: what was scheduled is computed.
     pub(crate) fn advance(&mut self, id: SequenceId) -> Option<&mut Sequence> {
-        let index = self.index_of(id)?;
-        let sequence = &mut self.running[index];
-        sequence.num_computed += std::mem::take(&mut sequence.num_scheduled);
-        self.cache.register(sequence);
+        let sequence = self.running.get_mut(id)?;
+        self.cache.advance(sequence);
         Some(sequence)
     }
 
     /// The prompt of several choices is computed: a sequence for a further one, which shares the blocks. Their places
     /// were kept when the prompt was admitted.
     pub(crate) fn fork(&mut self, id: SequenceId, events: EventSender) -> Option<SequenceId> {
-        let index = self.index_of(id)?;
-        let mut fork = self.running[index].fork(events);
-        self.cache.share(&self.running[index], &mut fork);
+        let parent = self.running.get(id)?;
+        let mut fork = parent.fork(events);
+        self.cache.share(parent, &mut fork);
         self.waiting.enter(fork.share);
         let fork_id = fork.id;
-        self.insert_running(fork);
+        self.running.insert(fork);
         Some(fork_id)
     }
 
     pub(crate) fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
-        self.index_of(id).map(|index| &self.running[index])
+        self.running.get(id)
     }
 
     pub(crate) fn sequence_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
-        self.index_of(id).map(|index| &mut self.running[index])
+        self.running.get_mut(id)
     }
 
     /// Takes a running sequence out for good.
     pub(crate) fn remove(&mut self, id: SequenceId, prefixes: Prefixes) -> Option<Sequence> {
-        let mut sequence = self.running.remove(self.index_of(id)?);
+        let mut sequence = self.running.remove(id)?;
         self.cache.release(&mut sequence, prefixes);
         self.waiting.leave(sequence.share);
         Some(sequence)
@@ -186,38 +185,17 @@ impl Scheduler {
     /// # Panics
     /// If blocks, sequences and their order do not add up.
     pub(crate) fn check_integrity(&self) {
-        self.cache.pool().check_integrity(self.running.iter().map(|sequence| -> &[BlockId] { &sequence.block_table }));
-        assert!(self.running.is_sorted_by(|a, b| a.id < b.id), "running sequences are in order");
-        assert!(self.places_taken() <= self.config.max_num_seqs, "more sequences run than may");
-        let computed = self.running.iter().all(|sequence| sequence.num_computed <= sequence.tokens().len());
-        assert!(computed, "no sequence has computed more tokens than it has");
+        self.cache.check_integrity(self.running.iter());
+        self.running.check_integrity();
+        assert!(self.running.places_taken() <= self.config.max_num_seqs, "more sequences run than may");
         assert!(self.waiting.widest_gap() <= self.fairness_bound, "the shares have drifted too far apart");
-        assert!(
-            self.parked.values().all(|sequence| sequence.block_table.is_empty()),
-            "parked sequences hold no blocks"
-        );
-    }
-
-    /// What is left once every sequence that is one token behind has its token.
-    fn catch_up_budget(&self) -> CatchUpBudget {
-        let num_one_behind = self.running.iter().filter(|sequence| sequence.num_remaining() == 1).count();
-        let left = self.config.max_num_batched_tokens - num_one_behind;
-        CatchUpBudget {
-            tokens: if num_one_behind == 0 { left } else { left.min(self.config.prefill_chunk_tokens) },
-            time: if num_one_behind == 0 {
-                CostNs::MAX >> 1
-            } else {
-                self.config.max_added_latency.as_nanos() as CostNs
-            },
-            costs: self.costs,
-            prompt_logprob_rows: self.config.prompt_logprobs_chunk_tokens,
-            is_untouched: true,
-        }
+        let parked_hold_none = self.parked.values().all(|sequence| sequence.block_tables.is_empty());
+        assert!(parked_hold_none, "parked sequences hold no blocks");
     }
 
     /// Whoever has used up its grant makes room.
     fn park(&mut self) {
-        for mut sequence in self.running.extract_if(.., |sequence| sequence.is_parked()) {
+        for mut sequence in self.running.take_parked() {
             self.cache.release(&mut sequence, Prefixes::Keep);
             self.parked.insert(sequence.id, sequence);
         }
@@ -235,8 +213,7 @@ impl Scheduler {
         let mut num_wanting = num_behind + usize::from(self.may_admit());
         let waits_before_batch = self.waiting.best_class().is_some_and(|class| class < Class::Batch);
         let mut index = 0;
-        while index < self.running.len() {
-            let sequence = &self.running[index];
+        while let Some(sequence) = self.running.at_mut(index) {
             let num_tokens = if sequence.num_remaining() == 1 {
                 1
             } else {
@@ -245,19 +222,18 @@ impl Scheduler {
                 let is_last = sequence.id.class == Class::Batch && waits_before_batch;
                 if is_last { 0 } else { budget.take(sequence, Demand::of(num_wanting)) }
             };
-            if !self.make_room(index, num_tokens, batch) {
+            sequence.num_scheduled = num_tokens;
+            if !self.make_room(index, batch) {
                 break;
             }
-            self.running[index].num_scheduled = num_tokens;
             index += 1;
         }
     }
 
     /// Preempts from the end until the sequence at `index` has room. False if it had to go itself.
-    fn make_room(&mut self, index: usize, num_tokens: usize, batch: &mut ScheduledBatch) -> bool {
-        while let Some(sequence) = self.running.get_mut(index) {
-            let end = sequence.num_computed + num_tokens;
-            if self.cache.grow(sequence, end, &mut batch.copies).is_some() {
+    fn make_room(&mut self, index: usize, batch: &mut ScheduledBatch) -> bool {
+        while let Some(sequence) = self.running.at_mut(index) {
+            if self.cache.grow(sequence, &mut batch.copies).is_some() {
                 return true;
             }
             self.preempt_last(batch);
@@ -266,7 +242,7 @@ impl Scheduler {
     }
 
     fn preempt_last(&mut self, batch: &mut ScheduledBatch) {
-        let Some(mut last) = self.running.pop() else { return };
+        let Some(mut last) = self.running.pop_last() else { return };
         self.cache.release(&mut last, Prefixes::Keep);
         last.num_scheduled = 0;
         self.waiting.push_preempted(last.share, last.id, last);
@@ -275,7 +251,8 @@ impl Scheduler {
 
     fn admit_waiting(&mut self, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
         // Nobody overtakes the head, so it cannot starve. It is chosen only when there may be a place for it.
-        while (self.may_admit() || self.ends_in_batch()) && self.head().is_some_and(|head| budget.affords(head)) {
+        while (self.may_admit() || self.running.ends_in_batch()) && self.head().is_some_and(|head| budget.affords(head))
+        {
             if self.admit_head().is_none() {
                 if !self.makes_way() {
                     break;
@@ -288,14 +265,14 @@ impl Scheduler {
                 // Or it would give way again at once.
                 sequence.id.class = sequence.id.class.raised();
             }
-            let others_may_follow = !self.waiting.is_empty() && self.places_taken() < self.config.max_num_seqs;
+            let others_may_follow = !self.waiting.is_empty() && self.running.places_taken() < self.config.max_num_seqs;
             sequence.num_scheduled = budget.take(&sequence, Demand::of(usize::from(others_may_follow)));
             if sequence.start() {
                 batch.started_prompt_tokens += sequence.prompt_len() as u64;
             }
             // Before the next one is chosen.
             charge(&mut self.waiting, &self.costs, &mut sequence);
-            self.insert_running(sequence);
+            self.running.insert(sequence);
         }
     }
 
@@ -305,11 +282,11 @@ impl Scheduler {
     /// lose them right away.
     fn admit_head(&mut self) -> Option<()> {
         let mut spare_blocks: usize = self.running.iter().map(|other| self.cache.blocks_of_next_step(other)).sum();
-        let places_left = self.config.max_num_seqs - self.places_taken();
+        let places_left = self.config.max_num_seqs - self.running.places_taken();
         let is_alone = self.running.is_empty();
         let (now, cache) = (self.now, &mut self.cache);
         let head = self.waiting.peek(now, |sequence| cache.cached_tokens(sequence))?;
-        spare_blocks += usize::from(!is_alone && cache.is_full(head));
+        spare_blocks += if is_alone { 0 } else { cache.blocks_of_next_token(head) };
         if head.choices().len() > places_left { None } else { cache.admit(head, spare_blocks) }
     }
 
@@ -320,29 +297,11 @@ impl Scheduler {
     /// The last of the running is of the class that gives way to the head of the queue.
     fn makes_way(&mut self) -> bool {
         let head_is_better = self.head().is_some_and(|head| head.id.class < Class::Batch);
-        head_is_better && self.ends_in_batch()
-    }
-
-    fn ends_in_batch(&self) -> bool {
-        self.running.last().is_some_and(|last| last.id.class == Class::Batch)
-    }
-
-    fn insert_running(&mut self, sequence: Sequence) {
-        let index = self.running.partition_point(|other| other.id < sequence.id);
-        self.running.insert(index, sequence);
-    }
-
-    /// One for every choice, also while a prompt stands for several.
-    fn places_taken(&self) -> usize {
-        self.running.iter().map(|sequence| sequence.choices().len()).sum()
+        head_is_better && self.running.ends_in_batch()
     }
 
     fn may_admit(&self) -> bool {
-        !self.waiting.is_empty() && self.places_taken() < self.config.max_num_seqs
-    }
-
-    fn index_of(&self, id: SequenceId) -> Option<usize> {
-        self.running.binary_search_by_key(&id, |sequence| sequence.id).ok()
+        !self.waiting.is_empty() && self.running.places_taken() < self.config.max_num_seqs
     }
 }
 

@@ -46,9 +46,10 @@ pub(crate) struct Sequence {
     has_started: bool,
     /// Its choices share the request's place.
     pub(crate) ticket: Arc<Ticket>,
-    /// Covers `num_computed` tokens and those of the present step.
-    pub(crate) block_table: Vec<BlockId>,
-    /// Leading blocks of the table that the pool knows by their hash.
+    /// One for each group of layers, none while it holds no blocks. They cover `num_computed` tokens and those of the
+    /// present step.
+    pub(crate) block_tables: Vec<Vec<BlockId>>,
+    /// Leading blocks of the tables that became full, and findable.
     pub(crate) num_registered_blocks: usize,
     /// Tokens whose K/V stand in the cache.
     pub(crate) num_computed: usize,
@@ -98,7 +99,7 @@ impl Sequence {
             events: new.events,
             has_started: false,
             ticket: Arc::new(new.ticket),
-            block_table: Vec::new(),
+            block_tables: Vec::new(),
             num_registered_blocks: 0,
             num_computed: 0,
             num_scheduled: 0,
@@ -126,7 +127,7 @@ impl Sequence {
             events,
             has_started: self.has_started,
             ticket: Arc::clone(&self.ticket),
-            block_table: Vec::new(),
+            block_tables: Vec::new(),
             num_registered_blocks: 0,
             num_computed: 0,
             num_scheduled: 0,

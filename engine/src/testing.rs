@@ -1,23 +1,46 @@
 //! The simulation's model: costs nothing, and notices every mistake of the engine.
 //!
-//! [`StubModel`] stores each token id and its position in a cache of its own, at the slots it is told. Logits are a hash of the
-//! whole sequence *as read back through the block table*, so a wrong block, a block freed too early, a stale prefix or a
-//! wrong position changes the answer. [`StubModel::logits`] computes the same from the tokens alone.
+//! [`StubModel`] stores each token id and its position in a cache of its own, at the slots it is told. Logits are a hash of
+//! all that its layers look at *as read back through the block tables*, so a wrong block, a block freed too early, a stale
+//! prefix or a wrong position changes the answer. [`StubModel::logits`] computes the same from the tokens alone.
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use candle_core::{DType, Device};
-use passerelle_models::{BlockCopy, BlockId, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, TokenId};
+use passerelle_models::{
+    BlockCopy, BlockId, CausalLm, KvCache, KvCacheSpec, KvGroup, KvReach, Logits, ModelError, ModelInput, TokenId,
+};
 
 use crate::clock::ManualClock;
+use crate::config::EngineConfig;
+use crate::engine::EngineParts;
 use crate::random::mix;
+use crate::stats::NullObserver;
+use crate::turns::StepTurns;
+
+mod free_model;
+
+pub use free_model::FreeModel;
+
+/// An engine that nothing disturbs: the threads are its own, and its clock stands still.
+pub fn parts(model: impl CausalLm + 'static, config: EngineConfig) -> EngineParts {
+    EngineParts {
+        name: "test".into(),
+        model: Box::new(model),
+        config,
+        turns: StepTurns::new(),
+        clock: Arc::new(ManualClock::default()),
+        observer: Arc::new(NullObserver),
+    }
+}
 
 /// A deterministic model for tests of the engine and of everything above it.
 #[derive(Debug, Clone)]
 pub struct StubModel {
     vocab_size: usize,
-    block_size: usize,
+    kv_cache: KvCacheSpec,
     max_position: usize,
     mishaps: Vec<(TokenId, Mishap)>,
     gate: Option<StepGate>,
@@ -32,7 +55,7 @@ pub enum Mishap {
     Panic,
     /// The step that runs the token returns an error, after writing its K/V.
     Error,
-    /// Every row of a sequence that contains the token is NaN.
+    /// Every row that looks at the token is NaN.
     Nan,
 }
 
@@ -56,8 +79,15 @@ pub struct StepGate {
 impl StubModel {
     /// Ids below `vocab_size`, blocks of `block_size` tokens.
     pub fn new(vocab_size: usize, block_size: usize) -> Self {
+        let kv_cache = full_kv_cache(block_size);
         let memory = Memory { block_size, ..Memory::default() };
-        Self { vocab_size, block_size, max_position: 1 << 20, mishaps: Vec::new(), gate: None, pace: None, memory }
+        Self { vocab_size, kv_cache, max_position: 1 << 20, mishaps: Vec::new(), gate: None, pace: None, memory }
+    }
+
+    /// As if it had a layer of each reach, instead of one that looks at everything.
+    pub fn with_layers(mut self, reaches: &[KvReach]) -> Self {
+        self.kv_cache.groups = KvGroup::of_layers(reaches.iter().copied());
+        self
     }
 
     /// The longest sequence the model claims to allow.
@@ -86,8 +116,9 @@ impl StubModel {
 
     /// What the model answers after `tokens`, alone: `[vocab_size]`, in [-4, 4).
     pub fn logits(&self, tokens: &[TokenId]) -> Vec<f32> {
-        let history = tokens.iter().zip(0..).fold(0, |hash, (&token, position)| extend(hash, token, position));
-        self.row(history)
+        let seen = |group: &KvGroup| group.reach.first_key(tokens.len() - 1)..tokens.len();
+        let positions = self.kv_cache.groups.iter().flat_map(seen);
+        self.row(positions.fold(0, |hash, position| extend(hash, (tokens[position], position as u32))))
     }
 
     /// The `count` tokens a greedy request generates after `prompt` if no stop token comes first.
@@ -124,13 +155,13 @@ impl CausalLm for StubModel {
     }
 
     fn kv_cache_spec(&self) -> KvCacheSpec {
-        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size: self.block_size }
+        self.kv_cache.clone()
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
         // No layer, so no tensor: what is stored stands in `memory`, which holds blocks of any size.
-        let spec = KvCacheSpec { num_layers: 0, ..self.kv_cache_spec() };
-        KvCache::new(spec, num_blocks, &Device::Cpu)
+        let groups = self.kv_cache.groups.iter().map(|group| KvGroup { layers: Vec::new(), ..group.clone() }).collect();
+        new_kv_cache(KvCacheSpec { groups, ..self.kv_cache.clone() }, num_blocks)
     }
 
     fn copy_blocks(&mut self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
@@ -154,13 +185,16 @@ impl CausalLm for StubModel {
         let mut values = Vec::with_capacity(input.rows_to_sample().len() * self.vocab_size);
         for &row in input.rows_to_sample() {
             let sequence = input.query_start().partition_point(|&start| start <= row) - 1;
-            let length = input.positions()[row] as usize + 1;
-            let tokens = self.memory.read(input.block_table(sequence), length);
-            let history = tokens.iter().fold(0, |hash, &(token, position)| extend(hash, token, position));
+            let position = input.positions()[row] as usize;
+            let tokens: Vec<_> = (self.kv_cache.groups.iter().enumerate())
+                .flat_map(|(group, is)| {
+                    self.memory.read(input.block_table(group, sequence), is.reach.first_key(position)..=position)
+                })
+                .collect();
             let ids: Vec<_> = tokens.iter().map(|(token, _)| *token).collect();
             match self.has(&ids, Mishap::Nan) {
                 true => values.extend(std::iter::repeat_n(f32::NAN, self.vocab_size)),
-                false => values.extend(self.row(history)),
+                false => values.extend(self.row(tokens.into_iter().fold(0, extend))),
             }
         }
         Ok(Logits::new(self.vocab_size, values))
@@ -203,8 +237,10 @@ struct Memory {
 
 impl Memory {
     fn write(&mut self, input: &ModelInput) {
-        for ((slot, &token), &position) in input.slots().iter().zip(input.tokens()).zip(input.positions()) {
-            *self.slot_mut(slot.0 as usize) = (token, position);
+        for slots in (0..input.num_groups()).map(|group| input.slots(group)) {
+            for ((slot, &token), &position) in slots.iter().zip(input.tokens()).zip(input.positions()) {
+                *self.slot_mut(slot.0 as usize) = (token, position);
+            }
         }
     }
 
@@ -221,14 +257,23 @@ impl Memory {
         &mut self.slots[slot]
     }
 
-    fn read(&self, table: &[BlockId], length: usize) -> Vec<(TokenId, u32)> {
+    fn read(&self, table: &[BlockId], positions: RangeInclusive<usize>) -> Vec<(TokenId, u32)> {
         let slot = |position: usize| {
             table[position / self.block_size].0 as usize * self.block_size + position % self.block_size
         };
-        (0..length).map(|position| self.slots[slot(position)]).collect()
+        positions.map(|position| self.slots[slot(position)]).collect()
     }
 }
 
-fn extend(history: u64, token: TokenId, position: u32) -> u64 {
+/// The cache of a model with one layer that looks at everything.
+pub(crate) fn full_kv_cache(block_size: usize) -> KvCacheSpec {
+    KvCacheSpec { groups: vec![KvGroup::full(1)], num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size }
+}
+
+fn new_kv_cache(spec: KvCacheSpec, num_blocks: usize) -> Result<KvCache, ModelError> {
+    KvCache::new(spec, num_blocks, &Device::Cpu)
+}
+
+fn extend(history: u64, (token, position): (TokenId, u32)) -> u64 {
     mix(history ^ (u64::from(token) << 32 | u64::from(position)))
 }

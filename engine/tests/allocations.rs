@@ -5,15 +5,9 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::Arc;
 
-use candle_core::{DType, Device};
-use passerelle_engine::clock::ManualClock;
-use passerelle_engine::{
-    EngineConfig, EngineParts, EventStream, NullObserver, Request, RequestId, SamplingParams, ShareKey, StepLoop,
-    StepTurns,
-};
-use passerelle_models::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
+use passerelle_engine::testing::{FreeModel, parts};
+use passerelle_engine::{EngineConfig, EventStream, Request, RequestId, SamplingParams, ShareKey, StepLoop};
 
 const VOCAB: usize = 32;
 /// Longer than the measurement, so that no sequence asks for a block or a longer list meanwhile, and shorter than two
@@ -52,15 +46,7 @@ unsafe impl GlobalAlloc for Counting {
 /// Allocations of all steps together, with so many sequences that generate.
 fn allocations(sequences: u64) -> u64 {
     let config = EngineConfig { num_kv_blocks: 4096, max_num_seqs: 256, ..EngineConfig::default() };
-    let parts = EngineParts {
-        name: "count".into(),
-        model: Box::new(FreeModel),
-        config,
-        turns: StepTurns::new(),
-        clock: Arc::new(ManualClock::default()),
-        observer: Arc::new(NullObserver),
-    };
-    let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+    let (mut step_loop, handle) = StepLoop::new(parts(FreeModel::new(vec![0.0; VOCAB]), config)).unwrap();
     let sampling = SamplingParams { max_tokens: 500, temperature: 0.0, ..SamplingParams::default() };
     let submit = |id| {
         let request = Request::new(RequestId(id), vec![1; 40], sampling.clone());
@@ -92,33 +78,4 @@ fn no_allocation_is_made_for_a_token() {
     // A reader's queue takes a new chunk for every 32 tokens that stand in it.
     assert!(per_token <= 1.0 / 32.0, "{per_token} allocations a token beside {per_step} a step");
     assert!(per_step < 40.0, "{per_step} allocations a step");
-}
-
-/// Answers every row alike.
-struct FreeModel;
-
-impl CausalLm for FreeModel {
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-
-    fn input_vocab_size(&self) -> usize {
-        VOCAB
-    }
-
-    fn max_position(&self) -> usize {
-        1 << 20
-    }
-
-    fn kv_cache_spec(&self) -> KvCacheSpec {
-        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size: 16 }
-    }
-
-    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(self.kv_cache_spec(), num_blocks, &Device::Cpu)
-    }
-
-    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
-        Ok(Logits::new(VOCAB, vec![0.0; VOCAB * input.rows_to_sample().len()]))
-    }
 }

@@ -12,6 +12,7 @@ pub mod poison;
 pub mod rolling_restart;
 pub mod slow_readers;
 pub mod soak;
+pub mod storm;
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! How close the CPU ops come to the machine: `cargo bench -p passerelle-models --bench ops [-- THREADS]`.
 //!
 //! A row alone is bound by memory, so its product is held against the measured read bandwidth. Many rows are bound by
-//! arithmetic, so theirs is given in operations per second. Each figure is the best of several runs.
+//! arithmetic, so theirs is given in operations per second, beside those of multiply-adds alone. Each figure is the best of several runs.
 
 #![expect(clippy::print_stdout, reason = "the table is the purpose")]
 
@@ -14,9 +14,9 @@ use half::bf16;
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{
     AttentionParams, AttentionPlan, Compute, ComputePool, Gate, PackedWeight, WeightPart, gate_mul, linear,
-    paged_attention, rms_norm, store_kv,
+    multiply_add, paged_attention, read_through, rms_norm, store_kv,
 };
-use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelError, ModelInput, Slot, StoredDtype};
+use passerelle_models::{BlockId, KvCache, KvCacheSpec, KvGroup, ModelError, ModelInput, Slot, StoredDtype};
 
 /// Larger than any last-level cache that this will meet on a laptop.
 const BANDWIDTH_BYTES: usize = 512 << 20;
@@ -29,8 +29,9 @@ fn main() -> Result<(), ModelError> {
     let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
     let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let compute = Compute::cpu(threads);
-    let bandwidth = read_bandwidth(threads);
+    let bandwidth = read_bandwidth(&compute);
     println!("{} kernels, {threads} threads, memory reads at {:.1} GB/s", compute.kernels(), bandwidth / 1e9);
+    println!("multiply-adds between registers: {:.0} GFLOP/s", multiply_add_rate(&compute) / 1e9);
     println!("hand-off of a job to the threads: {:.1} us", hand_off(threads) * 1e6);
     bench_linear(&compute, bandwidth)?;
     bench_attention(&compute)?;
@@ -52,23 +53,17 @@ fn seconds(mut run: impl FnMut()) -> f64 {
     fastest
 }
 
-/// Bytes per second that all threads read together from memory, each along several streams at once.
-fn read_bandwidth(threads: usize) -> f64 {
-    const STREAMS: usize = 4;
-    const PIECE: usize = 1 << 18;
-    let words = vec![1u64; BANDWIDTH_BYTES / 8];
-    let pool = ComputePool::new(threads);
-    let total = AtomicU64::new(0);
-    let time = seconds(|| {
-        pool.run(words.len() / PIECE, &|piece| {
-            let (low, high) = words[piece * PIECE..(piece + 1) * PIECE].split_at(PIECE / 2);
-            let ((a, b), (c, d)) = (low.split_at(PIECE / STREAMS), high.split_at(PIECE / STREAMS));
-            let sum = (0..PIECE / STREAMS).fold(0u64, |sum, i| sum.wrapping_add(a[i] ^ b[i]).wrapping_add(c[i] ^ d[i]));
-            total.fetch_add(sum, Ordering::Relaxed);
-        });
-    });
-    black_box(total);
-    BANDWIDTH_BYTES as f64 / time
+/// Bytes per second that all threads read together from memory.
+fn read_bandwidth(compute: &Compute) -> f64 {
+    let values = vec![1.0; BANDWIDTH_BYTES / size_of::<f32>()];
+    BANDWIDTH_BYTES as f64 / seconds(|| read_through(compute, &values))
+}
+
+/// Floating-point operations per second of multiply-adds between registers, on all threads.
+fn multiply_add_rate(compute: &Compute) -> f64 {
+    let mut operations = 0;
+    let time = seconds(|| operations = multiply_add(compute));
+    operations as f64 / time
 }
 
 /// Seconds from one job to the next, when each needs all threads at the same time.
@@ -150,9 +145,9 @@ fn bench_attention(compute: &Compute) -> Result<(), ModelError> {
     for (num_kv_heads, group, head_dim) in [(3, 3, 64), (8, 4, 128)] {
         for (num_sequences, context, query_len) in [(1, 512, 1), (1, 8192, 1), (16, 1024, 1), (1, 2048, 512)] {
             let num_blocks = num_sequences * context / BLOCK_SIZE;
-            let spec =
-                KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype: DType::BF16, block_size: BLOCK_SIZE };
-            let mut cache = KvCache::new(spec, num_blocks, compute.device())?;
+            let (groups, block_size) = (vec![KvGroup::full(1)], BLOCK_SIZE);
+            let spec = KvCacheSpec { groups, num_kv_heads, head_dim, dtype: DType::BF16, block_size };
+            let mut cache = KvCache::new(spec.clone(), num_blocks, compute.device())?;
             let kv = filled(&[num_blocks * BLOCK_SIZE, num_kv_heads * head_dim])?;
             let slots: Vec<_> = (0..num_blocks * BLOCK_SIZE).map(|slot| Slot(slot as u32)).collect();
             store_kv(compute, &kv, &kv, &slots, cache.layer_mut(0))?;
@@ -163,10 +158,10 @@ fn bench_attention(compute: &Compute) -> Result<(), ModelError> {
             let tokens = vec![0; query_len];
             let inputs: Vec<_> = blocks
                 .iter()
-                .map(|block_table| SequenceInput {
+                .map(|table| SequenceInput {
                     tokens: &tokens,
                     num_computed: context - query_len,
-                    block_table,
+                    block_tables: std::slice::from_ref(table),
                     sample: &[],
                 })
                 .collect();

@@ -21,6 +21,13 @@ SHAPES = {
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu",
         "tie_word_embeddings": True, "use_sliding_window": False, "torch_dtype": "bfloat16",
     },
+    "qwen3-0.6b": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+        "hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": True, "use_sliding_window": False,
+        "torch_dtype": "bfloat16",
+    },
     "smollm2-135m": {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536, "vocab_size": 49152,
@@ -32,8 +39,8 @@ SHAPES = {
 
 def tensors(shape, generator):
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
-    head = hidden // shape["num_attention_heads"]
-    kv = shape["num_key_value_heads"] * head
+    head = shape.get("head_dim", hidden // shape["num_attention_heads"])
+    query, kv = shape["num_attention_heads"] * head, shape["num_key_value_heads"] * head
 
     def matrix(rows, columns):
         return (torch.randn(rows, columns, generator=generator) / columns**0.5).to(torch.bfloat16)
@@ -43,13 +50,16 @@ def tensors(shape, generator):
     for layer in range(shape["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         for name, rows, columns in [
-            ("self_attn.q_proj", hidden, hidden), ("self_attn.k_proj", kv, hidden), ("self_attn.v_proj", kv, hidden),
-            ("self_attn.o_proj", hidden, hidden), ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden),
+            ("self_attn.q_proj", query, hidden), ("self_attn.k_proj", kv, hidden), ("self_attn.v_proj", kv, hidden),
+            ("self_attn.o_proj", hidden, query), ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden),
             ("mlp.down_proj", hidden, inner),
         ]:
             yield f"{prefix}{name}.weight", matrix(rows, columns)
             if shape["model_type"] == "qwen2" and name[-6:] in ("q_proj", "k_proj", "v_proj"):
                 yield f"{prefix}{name}.bias", torch.randn(rows, generator=generator).to(torch.bfloat16)
+        if shape["model_type"] == "qwen3":
+            for norm in ("self_attn.q_norm", "self_attn.k_norm"):
+                yield f"{prefix}{norm}.weight", torch.ones(head, dtype=torch.bfloat16)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{prefix}{norm}.weight", torch.ones(hidden, dtype=torch.bfloat16)
 

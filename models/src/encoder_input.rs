@@ -43,7 +43,7 @@ impl EncoderInput {
             }
             token_types.extend((0..num_tokens).map(|index| u32::from(index >= second_text)));
             let end = next_block + num_tokens.div_ceil(SCRATCH_BLOCK) as u32;
-            tables.push((next_block..end).map(BlockId).collect::<Vec<_>>());
+            tables.push([(next_block..end).map(BlockId).collect::<Vec<_>>()]);
             next_block = end;
         }
         let inputs: Vec<_> = sequences
@@ -52,7 +52,7 @@ impl EncoderInput {
             .map(|(sequence, table)| SequenceInput {
                 tokens: sequence.tokens,
                 num_computed: 0,
-                block_table: table,
+                block_tables: table,
                 sample: &[],
             })
             .collect();
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(input.token_types()[..5], [0, 0, 1, 1, 0]);
         assert_eq!(input.step().positions()[..6], [0, 1, 2, 3, 0, 1]);
         assert_eq!((input.rows(0), input.rows(1), input.num_blocks()), (0..4, 4..21, 3));
-        assert_eq!(input.step().block_table(1), [BlockId(1), BlockId(2)]);
+        assert_eq!(input.step().block_table(0, 1), [BlockId(1), BlockId(2)]);
     }
 
     #[test]

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::ModelError;
 
 /// A row of the embedding table.
@@ -25,8 +27,9 @@ pub struct SequenceInput<'a> {
     pub tokens: &'a [TokenId],
     /// Tokens whose K/V already stand in the cache.
     pub num_computed: usize,
-    /// Blocks in sequence order, covering at least `num_computed + tokens.len()` tokens.
-    pub block_table: &'a [BlockId],
+    /// A table for each group of the cache ([`crate::KvCacheSpec`]): blocks in sequence order, covering at least
+    /// `num_computed + tokens.len()` tokens. Behind a group's window a table may name any block: nobody looks there.
+    pub block_tables: &'a [Vec<BlockId>],
     /// Which of `tokens` want logits, by index, ascending.
     pub sample: &'a [usize],
 }
@@ -43,33 +46,37 @@ pub struct ModelInput {
     block_size: usize,
     tokens: Vec<TokenId>,
     positions: Vec<u32>,
-    slots: Vec<Slot>,
     query_start: Vec<usize>,
-    /// The block tables of all sequences, one after the other, so that a step makes one list and not one a sequence.
-    blocks: Vec<BlockId>,
-    block_start: Vec<usize>,
+    places: Vec<Places>,
     rows_to_sample: Vec<usize>,
 }
 
+/// Where one group of layers has its keys and values.
+#[derive(Debug, Clone)]
+struct Places {
+    slots: Vec<Slot>,
+    /// The block tables of all sequences, one after the other, so that a step makes one list and not one a sequence.
+    blocks: Vec<BlockId>,
+    block_start: Vec<usize>,
+}
+
 impl ModelInput {
-    /// Errors when a sequence is empty, its blocks do not cover its tokens, or its sampled indexes are out of range or not
-    /// ascending.
+    /// Errors when a sequence is empty, it has not as many block tables as the others, they do not cover its tokens, or its
+    /// sampled indexes are out of range or not ascending.
     pub fn new(block_size: usize, sequences: &[SequenceInput<'_>]) -> Result<Self, ModelError> {
         let num_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        let num_blocks = sequences.iter().map(|sequence| sequence.block_table.len()).sum();
+        let num_groups = sequences.first().map_or(1, |sequence| sequence.block_tables.len());
+        let places = |group| Places::with_capacity(num_tokens, sequences.iter().map(|is| is.block_tables.get(group)));
         let num_rows = sequences.iter().map(|sequence| sequence.sample.len()).sum();
         let mut input = Self {
             block_size,
             tokens: Vec::with_capacity(num_tokens),
             positions: Vec::with_capacity(num_tokens),
-            slots: Vec::with_capacity(num_tokens),
             query_start: Vec::with_capacity(sequences.len() + 1),
-            blocks: Vec::with_capacity(num_blocks),
-            block_start: Vec::with_capacity(sequences.len() + 1),
+            places: (0..num_groups).map(places).collect(),
             rows_to_sample: Vec::with_capacity(num_rows),
         };
         input.query_start.push(0);
-        input.block_start.push(0);
         for sequence in sequences {
             input.push(sequence)?;
         }
@@ -81,12 +88,13 @@ impl ModelInput {
         if sequence.tokens.is_empty() {
             return Err(ModelError::Input("a sequence without tokens".into()));
         }
-        if sequence.block_table.len() * self.block_size < end {
-            return Err(ModelError::Input(format!(
-                "{} blocks of {} do not hold {end} tokens",
-                sequence.block_table.len(),
-                self.block_size
-            )));
+        let (num_tables, num_groups) = (sequence.block_tables.len(), self.places.len());
+        if num_tables != num_groups {
+            return Err(ModelError::Input(format!("{num_tables} block tables for {num_groups} groups")));
+        }
+        if let Some(table) = sequence.block_tables.iter().find(|table| table.len() * self.block_size < end) {
+            let (blocks, block_size) = (table.len(), self.block_size);
+            return Err(ModelError::Input(format!("{blocks} blocks of {block_size} do not hold {end} tokens")));
         }
         if let Some(row) = sequence.sample.iter().find(|&&row| row >= sequence.tokens.len()) {
             return Err(ModelError::Input(format!("sampled token {row} of {}", sequence.tokens.len())));
@@ -97,13 +105,10 @@ impl ModelInput {
         let first_row = self.tokens.len();
         self.rows_to_sample.extend(sequence.sample.iter().map(|row| first_row + row));
         self.tokens.extend_from_slice(sequence.tokens);
-        for position in sequence.num_computed..end {
-            let block = sequence.block_table[position / self.block_size];
-            self.positions.push(position as u32);
-            self.slots.push(Slot(block.0 * self.block_size as u32 + (position % self.block_size) as u32));
+        self.positions.extend((sequence.num_computed..end).map(|position| position as u32));
+        for (places, table) in self.places.iter_mut().zip(sequence.block_tables) {
+            places.push(table, sequence.num_computed..end, self.block_size);
         }
-        self.blocks.extend_from_slice(&sequence.block_table[..end.div_ceil(self.block_size)]);
-        self.block_start.push(self.blocks.len());
         self.query_start.push(self.tokens.len());
         Ok(())
     }
@@ -130,9 +135,14 @@ impl ModelInput {
         &self.positions
     }
 
-    /// `[num_tokens]`, where each token's K/V is written.
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
+    /// Groups of layers, each with slots and block tables of its own.
+    pub fn num_groups(&self) -> usize {
+        self.places.len()
+    }
+
+    /// `[num_tokens]`, where the layers of `group` write each token's K/V.
+    pub fn slots(&self, group: usize) -> &[Slot] {
+        &self.places[group].slots
     }
 
     /// `[num_sequences + 1]`, ascending; sequence `i` owns rows `query_start[i]..query_start[i + 1]`.
@@ -145,13 +155,33 @@ impl ModelInput {
         self.positions[self.query_start[sequence + 1] - 1] as usize + 1
     }
 
-    /// The blocks of sequence `i`, exactly covering its tokens up to the last one of this step.
-    pub fn block_table(&self, sequence: usize) -> &[BlockId] {
-        &self.blocks[self.block_start[sequence]..self.block_start[sequence + 1]]
+    /// The blocks of sequence `i` in `group`, exactly covering its tokens up to the last one of this step.
+    pub fn block_table(&self, group: usize, sequence: usize) -> &[BlockId] {
+        let Places { blocks, block_start, .. } = &self.places[group];
+        &blocks[block_start[sequence]..block_start[sequence + 1]]
     }
 
     /// Rows of the flat batch whose logits are wanted, ascending.
     pub fn rows_to_sample(&self) -> &[usize] {
         &self.rows_to_sample
+    }
+}
+
+impl Places {
+    fn with_capacity<'a>(num_tokens: usize, tables: impl Iterator<Item = Option<&'a Vec<BlockId>>> + Clone) -> Self {
+        let num_blocks = tables.clone().flatten().map(Vec::len).sum();
+        let mut block_start = Vec::with_capacity(tables.count() + 1);
+        block_start.push(0);
+        Self { slots: Vec::with_capacity(num_tokens), blocks: Vec::with_capacity(num_blocks), block_start }
+    }
+
+    fn push(&mut self, table: &[BlockId], positions: Range<usize>, block_size: usize) {
+        self.blocks.extend_from_slice(&table[..positions.end.div_ceil(block_size)]);
+        self.block_start.push(self.blocks.len());
+        self.slots.extend(
+            positions.map(|position| {
+                Slot(table[position / block_size].0 * block_size as u32 + (position % block_size) as u32)
+            }),
+        );
     }
 }

@@ -1,54 +1,20 @@
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
-use crate::{BlockCopy, BlockId, ModelError};
+use crate::{BlockCopy, BlockId, KvCacheSpec, ModelError};
 
 /// Consecutive keys that attention visits together. Tiles start at absolute positions 0, 16, 32 ..., whatever the block
 /// size, so that a row's sums do not depend on how the cache is cut.
 pub const KV_TILE: usize = 16;
 
-/// What the cache of one model looks like. Every layer is of one kind so far (full attention); windows and recurrent
-/// state become further groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KvCacheSpec {
-    pub num_layers: usize,
-    pub num_kv_heads: usize,
-    pub head_dim: usize,
-    /// f32 or bf16
-    pub dtype: DType,
-    /// Tokens per block. A multiple of [`KV_TILE`], so that a tile never spans two blocks.
-    pub block_size: usize,
-}
-
-impl KvCacheSpec {
-    /// Bytes of K and V, over all layers, that one block takes.
-    pub fn block_bytes(&self) -> usize {
-        let width = self.head_dim + padded(self.head_dim);
-        self.num_layers * self.num_kv_heads * width * self.dtype.size_in_bytes() * self.block_size
-    }
-
-    fn check(&self) -> Result<(), ModelError> {
-        if self.block_size == 0 || !self.block_size.is_multiple_of(KV_TILE) {
-            return Err(ModelError::Input(format!(
-                "KV blocks of {} tokens, which is no multiple of {KV_TILE}",
-                self.block_size
-            )));
-        }
-        if self.num_kv_heads == 0 || self.head_dim == 0 {
-            return Err(ModelError::Input("a KV cache without heads".into()));
-        }
-        if !matches!(self.dtype, DType::F32 | DType::BF16) {
-            return Err(ModelError::Input(format!("a KV cache of dtype {:?}, which is none of f32, bf16", self.dtype)));
-        }
-        Ok(())
-    }
-}
-
-/// The physical cache: one [`KvLayer`] per layer of the model.
+/// The physical cache: one [`KvLayer`] per layer of the model. The first layer of each group lies in the same memory, and so
+/// do the second ones: whose a block is, its group says.
 #[derive(Debug)]
 pub struct KvCache {
     spec: KvCacheSpec,
     num_blocks: usize,
+    /// As many as a block has layers, see [`KvCacheSpec`].
+    planes: Vec<KvLayer>,
     layers: Vec<KvLayer>,
 }
 
@@ -58,17 +24,20 @@ pub struct KvCache {
 /// k   [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]   16 keys side by side: one load per d
 /// v   [num_blocks, num_kv_heads, block_size, padded_head_dim]     16 elements of one value; padding is zero
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KvLayer {
     pub(crate) k: Tensor,
     pub(crate) v: Tensor,
-    spec: KvCacheSpec,
+    group: usize,
     num_blocks: usize,
+    block_size: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
 }
 
 impl KvCache {
-    /// Errors when the spec's block size, dtype or head sizes cannot be served, when a [`crate::Slot`] cannot name every
-    /// token, or when memory is short.
+    /// Errors when the spec's groups, block size, dtype or head sizes cannot be served, when a [`crate::Slot`] cannot name
+    /// every token, or when memory is short.
     pub fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
         if num_blocks.checked_mul(spec.block_size).is_none_or(|slots| u32::try_from(slots).is_err()) {
             let block_size = spec.block_size;
@@ -76,9 +45,16 @@ impl KvCache {
                 "{num_blocks} KV blocks of {block_size} tokens are above 2^32 tokens"
             )));
         }
-        let layers =
-            (0..spec.num_layers).map(|_| KvLayer::new(spec, num_blocks, device)).collect::<Result<_, ModelError>>()?;
-        Ok(Self { spec, num_blocks, layers })
+        let planes = (0..spec.layers_per_block()).map(|_| KvLayer::new(&spec, num_blocks, device));
+        let planes = planes.collect::<Result<Vec<_>, ModelError>>()?;
+        let in_group = |(group, layers): (usize, &[usize])| -> Vec<_> {
+            layers.iter().zip(&planes).map(|(&layer, plane)| (layer, KvLayer { group, ..plane.clone() })).collect()
+        };
+        let groups = spec.groups.iter().map(|group| group.layers.as_slice()).enumerate();
+        let mut layers: Vec<_> = groups.flat_map(in_group).collect();
+        layers.sort_by_key(|(layer, _)| *layer);
+        let layers = layers.into_iter().map(|(_, layer)| layer).collect();
+        Ok(Self { spec, num_blocks, planes, layers })
     }
 
     pub fn spec(&self) -> &KvCacheSpec {
@@ -89,14 +65,14 @@ impl KvCache {
         self.num_blocks
     }
 
-    /// Copies whole blocks in every layer, in order. Errors when the cache has no such block.
+    /// Copies whole blocks, in order. Errors when the cache has no such block.
     pub fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
         for copy in copies {
             if let Some(block) = [copy.from, copy.to].into_iter().find(|block| block.0 as usize >= self.num_blocks) {
                 return Err(ModelError::Input(format!("block {} of {}", block.0, self.num_blocks)));
             }
-            for layer in &self.layers {
-                for tensor in [&layer.k, &layer.v] {
+            for plane in &self.planes {
+                for tensor in [&plane.k, &plane.v] {
                     let block = tensor.narrow(0, copy.from.0 as usize, 1)?.force_contiguous()?;
                     tensor.slice_set(&block, 0, copy.to.0 as usize)?;
                 }
@@ -105,9 +81,9 @@ impl KvCache {
         Ok(())
     }
 
-    /// Fills one block of every layer with `value`, whatever it held.
+    /// Fills one block with `value`, whatever it held.
     pub fn fill_block(&mut self, block: BlockId, value: f32) -> Result<(), ModelError> {
-        for tensor in self.layers.iter().flat_map(|layer| [&layer.k, &layer.v]) {
+        for tensor in self.planes.iter().flat_map(|plane| [&plane.k, &plane.v]) {
             let shape: Vec<usize> = std::iter::once(1).chain(tensor.dims()[1..].iter().copied()).collect();
             let filling = Tensor::full(value, shape, tensor.device())?.to_dtype(tensor.dtype())?;
             tensor.slice_set(&filling, 0, block.0 as usize)?;
@@ -121,13 +97,19 @@ impl KvCache {
 }
 
 impl KvLayer {
-    fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
+    fn new(spec: &KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
         spec.check()?;
         let k_shape = [num_blocks, spec.num_kv_heads, spec.block_size / KV_TILE, spec.head_dim, KV_TILE];
         let v_shape = [num_blocks, spec.num_kv_heads, spec.block_size, padded(spec.head_dim)];
         let k = zeros(&k_shape, spec.dtype, device)?;
         let v = zeros(&v_shape, spec.dtype, device)?;
-        Ok(Self { k, v, spec, num_blocks })
+        let KvCacheSpec { block_size, num_kv_heads, head_dim, .. } = *spec;
+        Ok(Self { k, v, group: 0, num_blocks, block_size, num_kv_heads, head_dim })
+    }
+
+    /// Which of a sequence's block tables names this layer's blocks.
+    pub fn group(&self) -> usize {
+        self.group
     }
 
     pub fn num_blocks(&self) -> usize {
@@ -136,23 +118,23 @@ impl KvLayer {
 
     /// Tokens that fit in all blocks together.
     pub fn num_slots(&self) -> usize {
-        self.num_blocks * self.spec.block_size
+        self.num_blocks * self.block_size
     }
 
     pub fn block_size(&self) -> usize {
-        self.spec.block_size
+        self.block_size
     }
 
     pub fn num_kv_heads(&self) -> usize {
-        self.spec.num_kv_heads
+        self.num_kv_heads
     }
 
     pub fn head_dim(&self) -> usize {
-        self.spec.head_dim
+        self.head_dim
     }
 
     pub(crate) fn padded_head_dim(&self) -> usize {
-        padded(self.spec.head_dim)
+        padded(self.head_dim)
     }
 }
 
@@ -175,16 +157,40 @@ fn zeroed<E: Default + Clone>(shape: &[usize]) -> Result<Vec<E>, ModelError> {
     Ok(values)
 }
 
-fn padded(head_dim: usize) -> usize {
+pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(16)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{KvGroup, KvReach};
+
+    fn small_cache(groups: Vec<KvGroup>) -> KvCache {
+        let spec = KvCacheSpec { groups, num_kv_heads: 1, head_dim: 3, dtype: DType::F32, block_size: KV_TILE };
+        KvCache::new(spec, 3, &Device::Cpu).unwrap()
+    }
+
+    /// What each block of a layer's keys adds up to.
+    fn sums(cache: &KvCache, layer: usize) -> Vec<f32> {
+        cache.layers[layer].k.flatten_from(1).unwrap().sum(1).unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn layers_of_two_groups_share_memory_and_a_block_is_filled_in_all_layers_of_its_group() {
+        let window = KvReach::Window(5.try_into().unwrap());
+        let reaches = [KvReach::Full, window, window, KvReach::Full, window];
+        let mut cache = small_cache(KvGroup::of_layers(reaches.into_iter()));
+        let groups: Vec<_> = (0..5).map(|layer| cache.layer_mut(layer).group()).collect();
+        assert_eq!(groups, [0, 1, 1, 0, 2]);
+        assert_eq!(cache.planes.len(), 2);
+        cache.fill_block(BlockId(1), 1.0).unwrap();
+        assert!((0..5).all(|layer| sums(&cache, layer) == [0.0, 48.0, 0.0]));
+    }
 
     fn refusal(num_layers: usize, head_dim: usize, num_blocks: usize) -> String {
-        let spec = KvCacheSpec { num_layers, num_kv_heads: 1024, head_dim, dtype: DType::F32, block_size: 16 };
+        let groups = vec![KvGroup::full(num_layers)];
+        let spec = KvCacheSpec { groups, num_kv_heads: 1024, head_dim, dtype: DType::F32, block_size: 16 };
         match KvCache::new(spec, num_blocks, &Device::Cpu) {
             Err(ModelError::Input(problem)) => problem,
             other => panic!("{other:?}"),
@@ -199,14 +205,12 @@ mod tests {
 
     #[test]
     fn a_copied_block_holds_what_the_other_held_and_no_other_block_changes() {
-        let spec = KvCacheSpec { num_layers: 2, num_kv_heads: 1, head_dim: 3, dtype: DType::F32, block_size: KV_TILE };
-        let mut cache = KvCache::new(spec, 3, &Device::Cpu).unwrap();
+        let mut cache = small_cache(vec![KvGroup::full(2)]);
         let shape = cache.layers[1].k.narrow(0, 0, 1).unwrap().dims().to_vec();
         let ones = Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
         cache.layers[1].k.slice_set(&ones, 0, 0).unwrap();
         cache.copy_blocks(&[BlockCopy { from: BlockId(0), to: BlockId(2) }]).unwrap();
-        let sums: Vec<f32> = cache.layers[1].k.flatten_from(1).unwrap().sum(1).unwrap().to_vec1().unwrap();
-        assert_eq!(sums, [48.0, 0.0, 48.0]);
+        assert_eq!(sums(&cache, 1), [48.0, 0.0, 48.0]);
         assert!(cache.copy_blocks(&[BlockCopy { from: BlockId(3), to: BlockId(0) }]).is_err());
     }
 

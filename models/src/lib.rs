@@ -12,6 +12,7 @@ mod arch;
 mod demo;
 mod encoder_input;
 mod error;
+mod kv_cache_spec;
 mod layers;
 mod load;
 mod load_encoder;
@@ -25,7 +26,8 @@ pub use demo::demo_checkpoint;
 pub use encoder_input::{EncoderInput, EncoderSequence};
 pub use error::ModelError;
 pub use input::{BlockCopy, BlockId, ModelInput, Slot, TokenId};
-pub use kv_cache::{KvCache, KvCacheSpec};
+pub use kv_cache::KvCache;
+pub use kv_cache_spec::{KvCacheSpec, KvGroup, KvReach};
 pub use layers::{Decoder, LayerObserver, TextEncoder};
 pub use load::{
     KvDtype, LoadOptions, LoadProgress, LoadedModel, ModelDescription, WeightDtype, describe, load, load_decoder,
@@ -55,7 +57,7 @@ pub trait CausalLm: Send {
     /// The longest sequence, prompt and answer together, that the checkpoint's positions allow.
     fn max_position(&self) -> usize;
 
-    /// What one token costs in the cache, for sizing a [`KvCache`].
+    /// What its cache is made of, and so what a sequence takes of it.
     fn kv_cache_spec(&self) -> KvCacheSpec;
 
     /// An empty cache of `num_blocks` blocks on the model's device.

@@ -1,15 +1,18 @@
 //! From the files of a checkpoint to a model that runs.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use candle_core::DType;
 
 use crate::arch::{self, gguf};
-use crate::config::{CONFIG_FILE, ConfigFile, DecoderSpec, LayerRun, OutputHead, layer_runs};
+use crate::config::{
+    CONFIG_FILE, ConfigFile, DecoderSpec, Heads, LayerRun, LayerSpec, OutputHead, layer_runs, shared_heads,
+};
 use crate::layers::{Decoder, WeightNames};
 use crate::ops::{Compute, widened};
 use crate::weights::{CheckpointFiles, GgufHeader, TensorIndex, WeightLoader};
-use crate::{CausalLm, ModelError, StoredDtype, TokenId};
+use crate::{CausalLm, KvCacheSpec, KvGroup, KvReach, ModelError, StoredDtype, TokenId};
 
 /// How to hold a checkpoint in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,13 +121,26 @@ pub fn load_decoder(
     let mut description = checkpoint.describe();
     description.max_position = spec.max_position;
     let names = &checkpoint.names;
-    let kv = (kv_dtype(options, description.stored_dtype), options.block_size);
+    let Heads { num_kv_heads, head_dim, .. } = checkpoint.heads;
+    let kv_cache_spec = KvCacheSpec {
+        groups: KvGroup::of_layers(spec.layers.iter().map(|layer| reach(layer, spec.max_position))),
+        num_kv_heads,
+        head_dim,
+        dtype: kv_dtype(options, description.stored_dtype),
+        block_size: options.block_size,
+    };
     let mut loader = WeightLoader::new(files, checkpoint.index, (compute, options.dtype), progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
-    let decoder = Decoder::load(&mut loader, names, &spec, kv)?;
+    let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?;
     loader.finish(|name| is_expendable(names, &spec, name))?;
     description.resident_bytes = Some(decoder.size_bytes() as u64);
     Ok((decoder, description))
+}
+
+/// A window that no sequence is longer than is none.
+fn reach(layer: &LayerSpec, max_position: usize) -> KvReach {
+    let window = layer.window().filter(|&window| window < max_position);
+    window.and_then(NonZeroUsize::new).map_or(KvReach::Full, KvReach::Window)
 }
 
 /// What a checkpoint is, from its configuration and the headers of its files. Loads no weights: a tensor that is missing,
@@ -145,6 +161,7 @@ struct Checkpoint {
     architecture: &'static str,
     names: WeightNames,
     spec: DecoderSpec,
+    heads: Heads,
     index: TensorIndex,
     /// The file and the field that bound a sequence's length.
     length_field: (PathBuf, String),
@@ -162,6 +179,7 @@ impl Checkpoint {
             family: architecture.family,
             architecture: architecture.name,
             names: architecture.names,
+            heads: shared_heads(&spec.layers).map_err(|problem| config.refuse("layers", problem))?,
             spec,
             index: TensorIndex::read(files)?,
             length_field: (files.path_of(CONFIG_FILE), "max_position_embeddings".into()),
@@ -180,6 +198,7 @@ impl Checkpoint {
             family: family.name,
             architecture: family.name,
             names: family.names,
+            heads: shared_heads(&spec.layers).map_err(|problem| header.metadata.refuse("layers", problem))?,
             spec,
             index,
             length_field: (files.root().to_owned(), gguf::context_key(family)),
@@ -199,7 +218,7 @@ impl Checkpoint {
     }
 
     fn describe(&self) -> ModelDescription {
-        let (names, attention) = (&self.names, self.spec.attention());
+        let (names, heads) = (&self.names, self.heads);
         let used = || self.index.tensors().filter(|tensor| !is_expendable(names, &self.spec, &tensor.name));
         let parameters = |dtype| -> u64 {
             used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
@@ -217,9 +236,9 @@ impl Checkpoint {
             hidden_size: self.spec.hidden_size,
             num_layers: self.spec.layers.len(),
             layer_runs: layer_runs(&self.spec.layers),
-            num_heads: attention.num_heads,
-            num_kv_heads: attention.num_kv_heads,
-            head_dim: attention.head_dim,
+            num_heads: heads.num_heads,
+            num_kv_heads: heads.num_kv_heads,
+            head_dim: heads.head_dim,
             tied_embeddings: self.spec.output_head == OutputHead::Tied,
             eos_token_ids: self.spec.eos_token_ids.clone(),
             bos_token_id: self.spec.bos_token_id,

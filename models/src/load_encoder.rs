@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::arch::{self, EncoderArchitecture};
-use crate::config::{ConfigFile, EncoderSpec, MODULES_FILE, PipelineSpec, ScoreActivation, layer_runs, read_pipeline};
+use crate::config::{
+    ConfigFile, EncoderSpec, Heads, MODULES_FILE, PipelineSpec, ScoreActivation, layer_runs, read_pipeline,
+    shared_heads,
+};
 use crate::layers::TextEncoder;
 use crate::ops::Compute;
 use crate::weights::{CheckpointFiles, TensorIndex, WeightLoader};
@@ -94,11 +97,11 @@ pub fn load_text_encoder(
     let mut checkpoint = Checkpoint::open(files)?;
     checkpoint.spec.max_position = checkpoint.admitted_len(options.max_model_len)?;
     let mut description = checkpoint.describe();
-    let Checkpoint { architecture, spec, pipeline, index, .. } = checkpoint;
+    let Checkpoint { architecture, spec, heads, pipeline, index, .. } = checkpoint;
     let names = &architecture.names;
     let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
         .with_optional_prefix(names.block.base_prefix, names.block.embedding);
-    let model = TextEncoder::load(&mut loader, names, (&spec, &pipeline), files)?;
+    let model = TextEncoder::load(&mut loader, names, (&spec, heads, &pipeline), files)?;
     loader.finish(|tensor| architecture.is_expendable(tensor))?;
     description.model.resident_bytes = Some(model.size_bytes() as u64);
     Ok((model, description))
@@ -120,6 +123,7 @@ struct Checkpoint {
     config: ConfigFile,
     architecture: EncoderArchitecture,
     spec: EncoderSpec,
+    heads: Heads,
     pipeline: PipelineSpec,
     index: TensorIndex,
 }
@@ -130,7 +134,8 @@ impl Checkpoint {
         let (architecture, mut spec) = arch::read_encoder(&config)?;
         let pipeline = read_pipeline(files)?;
         spec.max_position = pipeline.max_tokens.map_or(spec.max_position, |stated| stated.min(spec.max_position));
-        Ok(Self { config, architecture, spec, pipeline, index: TensorIndex::read(files)? })
+        let heads = shared_heads(&spec.layers).map_err(|problem| config.refuse("layers", problem))?;
+        Ok(Self { config, architecture, spec, heads, pipeline, index: TensorIndex::read(files)? })
     }
 
     fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
@@ -145,7 +150,7 @@ impl Checkpoint {
     }
 
     fn describe(&self) -> EncoderDescription {
-        let (spec, attention) = (&self.spec, self.spec.layers[0].attention());
+        let (spec, heads) = (&self.spec, self.heads);
         let used = || self.index.tensors().filter(|tensor| !self.architecture.is_expendable(&tensor.name));
         let parameters = |dtype| -> u64 {
             used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
@@ -163,9 +168,9 @@ impl Checkpoint {
             hidden_size: spec.hidden_size,
             num_layers: spec.layers.len(),
             layer_runs: layer_runs(&spec.layers),
-            num_heads: attention.num_heads,
-            num_kv_heads: attention.num_kv_heads,
-            head_dim: attention.head_dim,
+            num_heads: heads.num_heads,
+            num_kv_heads: heads.num_kv_heads,
+            head_dim: heads.head_dim,
             tied_embeddings: false,
             eos_token_ids: Vec::new(),
             bos_token_id: None,

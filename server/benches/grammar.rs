@@ -1,20 +1,28 @@
-//! What following a grammar costs for each token at the vocabulary of a large model.
+//! What following a grammar costs at the vocabulary of a large model: for each token, and in a step of several sequences
+//! on a model that costs nothing, beside the same step without one.
 //!
 //! `cargo bench -p passerelle --bench grammar`
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle::text::{Grammar, GrammarBounds, GrammarCompiler, Tokenizer};
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_engine::{AnswerEnd, Constraint};
+use passerelle_engine::testing::{self, FreeModel};
+use passerelle_engine::{
+    AnswerEnd, Constraint, EngineConfig, EngineParts, Request, RequestId, SamplingParams, StepLoop,
+};
 use serde_json::{Map, Value, json};
 
 const VOCAB: usize = 128 << 10;
 const ANSWERS: u64 = 40;
 const LONGEST_ANSWER: usize = 400;
 const GOAL: Duration = Duration::from_micros(50);
+
+const SEQUENCES: usize = 16;
+const STEPS: usize = 200;
 
 fn main() {
     let clock = SystemClock::new();
@@ -35,7 +43,38 @@ fn main() {
         println!(
             "{name}: compiled in {compiling:?}; a token: median {median:?} (goal {GOAL:?}), 99th percentile {tail:?}"
         );
+        let (free, followed) = (step_time(None), step_time(Some(compiled)));
+        println!("  a step of {SEQUENCES} sequences without a model: {followed:?}, without the grammar {free:?}");
     }
+}
+
+/// The median of the steps in which every sequence generates; it covers the loop, the masks and the draws.
+fn step_time(constraint: Option<Box<dyn Constraint>>) -> Duration {
+    let config = EngineConfig { max_waiting_requests: SEQUENCES, ..EngineConfig::default() };
+    let parts = testing::parts(FreeModel::new(vec![0.0; VOCAB]), config);
+    let parts = EngineParts { clock: Arc::new(SystemClock::new()), ..parts };
+    let (mut step_loop, handle) = StepLoop::new(parts).expect("the bench's bounds are possible");
+    let submit = |id: usize| {
+        let sampling = SamplingParams { max_tokens: 1000, seed: Some(id as u64), ..SamplingParams::default() };
+        let request = Request::new(RequestId(id as u64), vec![0; 16], sampling);
+        handle.submit(Request { constraint: constraint.clone(), ..request }).expect("the queue holds them all")
+    };
+    let mut streams: Vec<_> = (0..SEQUENCES).map(submit).collect();
+    let mut times = Vec::new();
+    for step in 0..STEPS {
+        let report = step_loop.step();
+        if report.generated_tokens == SEQUENCES {
+            times.push(report.duration);
+        }
+        for (index, stream) in streams.iter_mut().enumerate() {
+            while stream.try_next().is_some() {}
+            if stream.has_ended() {
+                *stream = submit(SEQUENCES * (step + 1) + index);
+            }
+        }
+    }
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 fn compile(compiler: &GrammarCompiler, grammar: &Grammar) -> Box<dyn Constraint> {

@@ -31,7 +31,7 @@ use passerelle::api::{
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
 use passerelle::gateway::health::LOOK_EVERY;
-use passerelle::gateway::{AccountPath, Authenticator, RetryBounds, Router};
+use passerelle::gateway::{AccountPath, Authenticator, PrefixSharing, RetryBounds, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
@@ -230,6 +230,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             max_choices: written.max_choices,
             max_inputs: written.max_inputs,
         },
+        prefix_sharing: prefix_sharing(&written.shared_prefixes)?,
         grammar: GrammarBounds {
             max_bytes: config.grammar.max_bytes.0 as usize,
             max_depth: config.grammar.max_depth,
@@ -249,6 +250,11 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
         compress_above_bytes: written.compress_above.0 as usize,
         tokenizer_info: if written.tokenizer_info { RouteSwitch::On } else { RouteSwitch::Off },
     })
+}
+
+fn prefix_sharing(accounts: &[String]) -> Result<PrefixSharing> {
+    let parse = |path: &String| path.parse().with_context(|| format!("api.shared_prefixes: `{path}`"));
+    Ok(PrefixSharing::below(accounts.iter().map(parse).collect::<Result<_>>()?))
 }
 
 fn open_batches(config: &Config) -> Result<BatchStore> {

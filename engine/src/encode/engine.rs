@@ -2,7 +2,6 @@
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use passerelle_models::{Encoder, Pulse};
 
@@ -14,6 +13,8 @@ use crate::admission::{Admission, Phase};
 use crate::clock::Clock;
 use crate::config::{ConfigError, EngineConfig};
 use crate::error::{EngineError, SubmitError};
+use crate::owned_thread::OwnedThread;
+use crate::request::check_tokens;
 use crate::stats::StepObserver;
 use crate::turns::StepTurns;
 
@@ -36,7 +37,7 @@ pub struct EncoderConfig {
 #[derive(Debug)]
 pub struct EncoderEngine {
     handle: EncoderHandle,
-    thread: Option<JoinHandle<()>>,
+    thread: OwnedThread,
 }
 
 /// The door. Cheap to clone; outliving the lane is harmless.
@@ -164,10 +165,8 @@ impl EncoderEngine {
             shared: Arc::clone(&shared),
         };
         let encode_loop = EncodeLoop::new(LoopParts { model, config, turns, clock, observer, commands, shared });
-        let thread = std::thread::Builder::new()
-            .name(format!("encoder {name}"))
-            .spawn(move || encode_loop.run_until_stopped())?;
-        Ok(Self { handle: EncoderHandle { door: Arc::new(door) }, thread: Some(thread) })
+        let thread = OwnedThread::spawn(format!("encoder {name}"), move || encode_loop.run_until_stopped())?;
+        Ok(Self { handle: EncoderHandle { door: Arc::new(door) }, thread })
     }
 
     /// A door to this lane.
@@ -179,11 +178,7 @@ impl EncoderEngine {
 impl Drop for EncoderEngine {
     fn drop(&mut self) {
         self.handle.shutdown();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!(engine = self.handle.name(), "the encoder's thread had panicked");
-        }
+        self.thread.join();
     }
 }
 
@@ -204,8 +199,7 @@ impl EncoderHandle {
         let ticket = door.shared.admission.enter(request.tokens.len())?;
         let (reply, answer) = reply_channel(request.tokens.len());
         let text = Box::new(Text { request, ticket, reply });
-        // A ticket implies a place in the queue, so this fails only if the lane is gone.
-        door.commands.try_send(Command::Add(text)).map_err(|_| door.refusal())?;
+        door.commands.try_send(Command::Add(text)).map_err(|_| door.shared.admission.refusal())?;
         Ok(answer)
     }
 
@@ -225,12 +219,12 @@ impl EncoderHandle {
 
     /// The thread has panicked, or the model fails every batch. Nothing will ever run again.
     pub fn is_dead(&self) -> bool {
-        self.door.shared.admission.phase() == Phase::Dead
+        self.door.shared.admission.is_dead()
     }
 
     /// Nothing waits or runs.
     pub fn is_idle(&self) -> bool {
-        self.door.shared.admission.occupancy().live_requests == 0
+        self.door.shared.admission.is_idle()
     }
 
     /// Admits nothing more; what waits fails with [`crate::RequestError::ShuttingDown`], then the thread ends.
@@ -257,14 +251,7 @@ impl Door {
         if prompt_tokens > max_model_len || request.second_text.is_some_and(|second| second > prompt_tokens) {
             return Err(SubmitError::TooLong { prompt_tokens, max_tokens: 0, max_model_len });
         }
-        match request.tokens.iter().find(|&&token| token as usize >= self.vocab_size) {
-            Some(&token) => Err(SubmitError::InvalidToken { token, vocab_size: self.vocab_size }),
-            None => Ok(()),
-        }
-    }
-
-    fn refusal(&self) -> SubmitError {
-        if self.shared.admission.phase() == Phase::Dead { SubmitError::Dead } else { SubmitError::ShuttingDown }
+        check_tokens(request.tokens.iter(), self.vocab_size)
     }
 }
 

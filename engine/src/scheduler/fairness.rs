@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use passerelle_models::KvReach;
+
 use super::*;
 use crate::event_stream::EventStream;
-use crate::fixtures::{request, sequence};
+use crate::fixtures::{kv_cache, request, sequence};
 use crate::random::mix;
 use crate::request::{Request, ShareKey, ShareWeight};
 
@@ -82,7 +84,7 @@ impl Market {
         let served = (0..ACCOUNTS).map(|account| (account, 0)).collect();
         Self {
             state,
-            scheduler: Scheduler::new(config, costs, BLOCK_SIZE),
+            scheduler: Scheduler::new(config, costs, kv_cache(BLOCK_SIZE, &[KvReach::Full])),
             costs,
             streams: BTreeMap::new(),
             waiting: BTreeMap::new(),

@@ -1,6 +1,8 @@
+use passerelle_models::KvReach;
+
 use super::*;
 use crate::event_stream::EventStream;
-use crate::fixtures::{request, sequence};
+use crate::fixtures::{kv_cache, request, sequence};
 use crate::request::{Class, SamplingParams, ShareKey};
 
 /// Ten blocks of four tokens, and a model that answers with tokens nobody else has.
@@ -28,7 +30,11 @@ fn config() -> EngineConfig {
 impl Bench {
     fn new(config: EngineConfig) -> Self {
         let costs = config.costs.unwrap();
-        Self { scheduler: Scheduler::new(config, costs, 4), streams: Vec::new(), now: Duration::ZERO }
+        Self {
+            scheduler: Scheduler::new(config, costs, kv_cache(4, &[KvReach::Full])),
+            streams: Vec::new(),
+            now: Duration::ZERO,
+        }
     }
 
     fn add(&mut self, id: u64, prompt_len: usize) {
@@ -62,7 +68,7 @@ impl Bench {
     }
 
     fn table(&self, arrival: u64) -> Vec<u32> {
-        self.sequence(arrival).block_table.iter().map(|block| block.0).collect()
+        self.sequence(arrival).block_tables[0].iter().map(|block| block.0).collect()
     }
 
     fn remove(&mut self, arrival: u64) {

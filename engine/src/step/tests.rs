@@ -1,4 +1,5 @@
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::*;
 use crate::clock::ManualClock;
@@ -7,6 +8,7 @@ use crate::event_stream::EventStream;
 use crate::fixtures::request;
 use crate::stats::NullObserver;
 use crate::testing::{Mishap, StubModel};
+use crate::trust::MAX_FRUITLESS_STEPS;
 
 const POISON: u32 = 31;
 

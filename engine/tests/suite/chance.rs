@@ -1,8 +1,10 @@
 //! Random requests of every kind, from a seed.
 
+use crate::pattern::Pattern;
 use passerelle_engine::{CacheSalt, Class, Request, RequestId, SamplingParams, ShareKey, ShareWeight};
 
 /// Knuth's MMIX generator (The Art of Computer Programming 2, 3.3.4); its high bits are good enough here.
+#[derive(Debug, Clone)]
 pub(crate) struct Chance(pub(crate) u64);
 
 /// What the requests of a world may be.
@@ -39,7 +41,7 @@ impl Chance {
         }
         let num_choices = if self.one_in(3) { 1 + self.below(kinds.most_choices) as u32 } else { 1 };
         let sampling = self.sampling(kinds);
-        let granted_tokens = self.one_in(4).then(|| self.below(6) as u32);
+        let granted_tokens = self.one_in(3).then(|| self.below(6) as u32);
         Request {
             share_key: ShareKey(self.below(3) as u64),
             share_weight: ShareWeight((1 + self.below(3) as u32).try_into().expect("at least one")),
@@ -47,6 +49,7 @@ impl Chance {
             cache_salt: CacheSalt([self.below(2) as u8; 32]),
             num_choices: num_choices.try_into().expect("at least one"),
             granted_tokens,
+            constraint: self.one_in(4).then(|| Pattern::boxed(self.next(), kinds.ids)),
             ..Request::new(RequestId(id), prompt, sampling)
         }
     }

@@ -1,12 +1,9 @@
 //! An engine without a thread, stepped by hand.
 
-use std::sync::Arc;
-
-use passerelle_engine::clock::ManualClock;
 use passerelle_engine::testing::StubModel;
+pub(crate) use passerelle_engine::testing::parts;
 use passerelle_engine::{
-    CacheSalt, EngineConfig, EngineHandle, EngineParts, Event, EventStream, NullObserver, Request, RequestId,
-    SamplingParams, StepLoop, StepTurns,
+    CacheSalt, EngineConfig, EngineHandle, Event, EventStream, Request, RequestId, SamplingParams, StepLoop,
 };
 
 pub(crate) const VOCAB: usize = 64;
@@ -25,17 +22,6 @@ pub(crate) fn config() -> EngineConfig {
         prefill_chunk_tokens: 8,
         prompt_logprobs_chunk_tokens: 3,
         ..EngineConfig::default()
-    }
-}
-
-pub(crate) fn parts(model: StubModel, config: EngineConfig) -> EngineParts {
-    EngineParts {
-        name: "test".into(),
-        model: Box::new(model),
-        config,
-        turns: StepTurns::new(),
-        clock: Arc::new(ManualClock::default()),
-        observer: Arc::new(NullObserver),
     }
 }
 

@@ -1,44 +1,55 @@
 //! The real decoder under the engine: in a full, preempting, prefix-sharing engine each request gets, bit for bit, what it
 //! gets alone, though every block holds NaN when it is handed out.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::chance::{Chance, Kinds};
-use crate::common::{events, run_to_end};
+use crate::common::{events, parts, run_to_end};
 use crate::crowd::Crowd;
-use passerelle_engine::clock::{ManualClock, SystemClock};
-use passerelle_engine::{
-    CacheSalt, EngineConfig, EngineHandle, EngineParts, NullObserver, Request, StepLoop, StepTurns,
-};
+use passerelle_engine::clock::SystemClock;
+use passerelle_engine::{CacheSalt, EngineConfig, EngineHandle, EngineParts, Request, StepLoop};
 use passerelle_models::ops::Compute;
 use passerelle_models::{
-    BlockCopy, CausalLm, CheckpointFiles, KvCache, KvCacheSpec, LoadOptions, Logits, ModelError, ModelInput, load,
+    BlockCopy, CausalLm, CheckpointFiles, Decoder, KvCache, KvCacheSpec, LoadOptions, Logits, ModelError, ModelInput,
+    load_decoder,
 };
+use tempfile::TempDir;
 
-const REQUESTS: u64 = 120;
+/// One whose layers look at everything, one whose layers all have a window, and two that have layers of both kinds.
+const FIXTURES: [&str; 4] = ["plain", "mistral_window", "ministral", "qwen3_windows"];
+const REQUESTS: u64 = 240;
 const ALL_REQUESTS: u64 = 10_000;
 const REQUESTS_AT_ONCE: u64 = 24;
+const LONGEST_PROMPT: usize = 70;
+const MOST_TOKENS: usize = 30;
 const FAR_TOO_MANY_STEPS: usize = 20_000;
 /// No two of the requests that run alone share a salt, so that none finds anything cached.
 const LONELY_SALTS: u64 = 1 << 40;
 
 #[test]
 fn the_real_decoder_gives_every_request_what_it_gets_alone() {
-    compare(REQUESTS);
+    FIXTURES.iter().for_each(|fixture| compare(fixture, REQUESTS / FIXTURES.len() as u64));
 }
 
 #[test]
 #[ignore = "ten thousand requests take minutes; .ci/full runs them"]
 fn ten_thousand_requests_differ_in_no_bit_from_what_they_get_alone() {
-    compare(ALL_REQUESTS);
+    FIXTURES.iter().for_each(|fixture| compare(fixture, ALL_REQUESTS / FIXTURES.len() as u64));
 }
 
-fn compare(requests: u64) {
-    let (mut alone, alone_handle) = engine(64, decoder());
-    let (mut crowded, handle) = engine(14, Box::new(NanInNewBlocks(decoder())));
-    let kinds = Kinds { longest_prompt: 70, most_tokens: 30, most_choices: 3, usual_ids: 200, ids: 200 };
+fn compare(fixture: &str, requests: u64) {
+    let (mut alone, alone_handle) = engine(200, decoder(fixture));
+    let crowded = decoder(fixture);
+    // One sequence fits, and half of another.
+    let most_blocks =
+        crowded.kv_cache_spec().most_blocks(LONGEST_PROMPT + MOST_TOKENS, config(1).max_num_batched_tokens);
+    let num_blocks = most_blocks + most_blocks / 2;
+    let (mut crowded, handle) = engine(num_blocks, NanInNewBlocks(crowded));
+    let (longest_prompt, most_tokens) = (LONGEST_PROMPT, MOST_TOKENS);
+    let kinds = Kinds { longest_prompt, most_tokens, most_choices: 3, usual_ids: 200, ids: 200 };
     let mut chance = Chance(1);
     for first in (0..requests).step_by(REQUESTS_AT_ONCE as usize) {
         let ids = first..(first + REQUESTS_AT_ONCE).min(requests);
@@ -54,14 +65,14 @@ fn compare(requests: u64) {
         }
     }
     let stats = handle.stats();
-    assert!(stats.preemptions_total > 0 && stats.prefix_hit_tokens_total > 0, "{stats:?}");
-    assert_eq!((stats.free_blocks, stats.failures_total), (14, 0));
+    assert!(stats.preemptions_total > 0 && stats.prefix_hit_tokens_total > 0, "{fixture}: {stats:?}");
+    assert_eq!((stats.free_blocks, stats.failures_total), (num_blocks, 0));
 }
 
 #[test]
 fn what_work_costs_is_measured_with_the_real_model_before_the_first_request() {
     let config = EngineConfig { costs: None, ..config(64) };
-    let parts = EngineParts { clock: Arc::new(SystemClock::new()), ..parts(config, decoder()) };
+    let parts = EngineParts { clock: Arc::new(SystemClock::new()), ..parts(decoder("plain"), config) };
     let (mut step_loop, handle) = StepLoop::new(parts).expect("the model runs");
     step_loop.step();
     // The bound on what accounts may differ by follows from the prices: between a microsecond and an hour.
@@ -82,10 +93,21 @@ fn run(crowd: &mut Crowd, chance: &mut Chance, (step_loop, handle): (&mut StepLo
     panic!("requests starve");
 }
 
-fn decoder() -> Box<dyn CausalLm> {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/plain");
-    let files = CheckpointFiles::directory(fixture).expect("the fixture lies beside the models");
-    load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |_| ()).expect("the fixture loads").model
+fn decoder(fixture: &str) -> Decoder {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures");
+    let folder = TempDir::new().expect("there is room for a fixture");
+    // A fixture without weights of its own has those of `plain`.
+    for file in ["plain/model.safetensors", &format!("{fixture}/model.safetensors"), &format!("{fixture}/config.json")]
+    {
+        let file = fixtures.join(file);
+        let name = file.file_name().expect("it was given one");
+        if file.exists() {
+            fs::copy(&file, folder.path().join(name)).expect("a fixture is copied");
+        }
+    }
+    let files = CheckpointFiles::directory(folder.path()).expect("the fixture is a checkpoint");
+    let (compute, options) = (Compute::cpu(1), LoadOptions::default());
+    load_decoder(&files, &compute, &options, &mut |_| ()).expect("the fixture loads").0
 }
 
 fn config(num_kv_blocks: usize) -> EngineConfig {
@@ -101,23 +123,12 @@ fn config(num_kv_blocks: usize) -> EngineConfig {
     }
 }
 
-fn parts(config: EngineConfig, model: Box<dyn CausalLm>) -> EngineParts {
-    EngineParts {
-        name: "plain".into(),
-        model,
-        config,
-        turns: StepTurns::new(),
-        clock: Arc::new(ManualClock::default()),
-        observer: Arc::new(NullObserver),
-    }
-}
-
-fn engine(num_kv_blocks: usize, model: Box<dyn CausalLm>) -> (StepLoop, EngineHandle) {
-    StepLoop::new(parts(config(num_kv_blocks), model)).expect("the tests' own figures are possible")
+fn engine(num_kv_blocks: usize, model: impl CausalLm + 'static) -> (StepLoop, EngineHandle) {
+    StepLoop::new(parts(model, config(num_kv_blocks))).expect("the tests' own figures are possible")
 }
 
 /// Fills blocks with NaN in the moment that they are handed out: whatever somebody left there, nobody reads it.
-struct NanInNewBlocks(Box<dyn CausalLm>);
+struct NanInNewBlocks(Decoder);
 
 impl CausalLm for NanInNewBlocks {
     fn vocab_size(&self) -> usize {
@@ -148,8 +159,10 @@ impl CausalLm for NanInNewBlocks {
         for sequence in 0..input.num_sequences() {
             let num_computed = input.positions()[input.query_start()[sequence]] as usize;
             let new_blocks = num_computed.div_ceil(input.block_size())..;
-            for &block in &input.block_table(sequence)[new_blocks] {
-                cache.fill_block(block, f32::NAN)?;
+            for group in 0..input.num_groups() {
+                for &block in &input.block_table(group, sequence)[new_blocks.clone()] {
+                    cache.fill_block(block, f32::NAN)?;
+                }
             }
         }
         self.0.forward(input, cache)

@@ -8,5 +8,6 @@ mod crowd;
 mod decoder;
 mod encoders;
 mod grants;
+mod pattern;
 mod requests;
 mod simulation;

@@ -1,18 +1,17 @@
-//! A seed replays a world: arrivals, disconnects, preemptions, prefixes, classes, accounts, choices, grants, failures,
-//! against the real engine on simulated time. Whatever happens around it, a request gets what it gets alone, and nothing
+//! A seed replays a world: layers and their windows, arrivals, disconnects, preemptions, prefixes, constraints, classes,
+//! accounts, choices, grants, failures, against the real engine on simulated time. Whatever happens around it, a request gets what it gets alone, and nothing
 //! is lost at any step.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::chance::{Chance, Kinds};
-use crate::common::{BLOCK_SIZE, VOCAB, alone, model, tokens};
+use crate::common::{VOCAB, alone, model, parts, tokens};
 use crate::crowd::Crowd;
 use passerelle_engine::clock::ManualClock;
 use passerelle_engine::testing::{Mishap, Pace, StubModel};
-use passerelle_engine::{
-    CostModel, EngineConfig, EngineHandle, EngineParts, NullObserver, Request, StepLoop, StepTurns,
-};
+use passerelle_engine::{CostModel, EngineConfig, EngineHandle, EngineParts, Request, StepLoop};
+use passerelle_models::{CausalLm, KvReach};
 
 const SEEDS: u64 = 300;
 const ALL_SEEDS: u64 = 10_000;
@@ -56,6 +55,7 @@ fn live_through(seeds: std::ops::Range<u64>) {
 
 struct World {
     chance: Chance,
+    model: StubModel,
     config: EngineConfig,
     clock: ManualClock,
     step_loop: StepLoop,
@@ -68,7 +68,8 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let mut chance = Chance(seed);
-        let config = config(&mut chance);
+        let model = sick_model(&mut chance);
+        let config = config(&mut chance, &model);
         let kinds = Kinds {
             longest_prompt: 20,
             most_tokens: 20,
@@ -82,15 +83,12 @@ impl World {
             Pace { clock: clock.clone(), step: Duration::from_micros(1), further_token: Duration::from_nanos(77) };
         let parts = EngineParts {
             name: format!("seed {seed}"),
-            model: Box::new(sick_model().with_pace(pace)),
-            config: config.clone(),
-            turns: StepTurns::new(),
             clock: Arc::new(clock.clone()),
-            observer: Arc::new(NullObserver),
+            ..parts(model.clone().with_pace(pace), config.clone())
         };
         let (step_loop, handle) = StepLoop::new(parts).expect("every configuration drawn is possible");
         let (crowd, stepped, most_parked) = (Crowd::new(arrivals), Duration::ZERO, 0);
-        Self { chance, config, clock, step_loop, handle, crowd, stepped, most_parked }
+        Self { chance, model, config, clock, step_loop, handle, crowd, stepped, most_parked }
     }
 
     fn run(&mut self) {
@@ -123,7 +121,7 @@ impl World {
 
     fn check_outcomes(&self) {
         let roomy = EngineConfig {
-            num_kv_blocks: 32,
+            num_kv_blocks: 100,
             max_num_seqs: 8,
             max_num_batched_tokens: 40,
             prefill_chunk_tokens: 1000,
@@ -132,7 +130,7 @@ impl World {
         assert_eq!(self.crowd.ended.len(), REQUESTS);
         for ended in &self.crowd.ended {
             let request = Request { granted_tokens: None, ..ended.request.clone() };
-            ended.assert_is_part_of(&alone(sick_model(), roomy.clone(), request));
+            ended.assert_is_part_of(&alone(self.model.clone(), roomy.clone(), request));
             assert!(tokens(&ended.events).len() <= ended.usage.generated_tokens as usize);
         }
         let stats = self.handle.stats();
@@ -141,17 +139,20 @@ impl World {
     }
 }
 
-fn sick_model() -> StubModel {
-    model().with_mishap(62, Mishap::Nan).with_mishap(63, Mishap::Error)
+fn sick_model(chance: &mut Chance) -> StubModel {
+    let window = KvReach::Window((1 + chance.below(12)).try_into().expect("at least one"));
+    let layers = [vec![KvReach::Full], vec![window], vec![window, KvReach::Full, window]];
+    model().with_layers(&layers[chance.below(3)]).with_mishap(62, Mishap::Nan).with_mishap(63, Mishap::Error)
 }
 
 /// The longest request, 20 + 20 tokens, just fits the smallest pool.
-fn config(chance: &mut Chance) -> EngineConfig {
+fn config(chance: &mut Chance, model: &StubModel) -> EngineConfig {
     let max_num_seqs = 1 + chance.below(7);
+    let max_num_batched_tokens = max_num_seqs + chance.below(30);
     EngineConfig {
-        num_kv_blocks: 40_usize.div_ceil(BLOCK_SIZE) + chance.below(16),
+        num_kv_blocks: model.kv_cache_spec().most_blocks(40, max_num_batched_tokens) + chance.below(16),
         max_num_seqs,
-        max_num_batched_tokens: max_num_seqs + chance.below(30),
+        max_num_batched_tokens,
         max_model_len: 40,
         max_waiting_requests: 1 + chance.below(8),
         max_waiting_tokens: 20 + chance.below(100),

@@ -9,7 +9,7 @@ use passerelle_loadtests::http::Tcp;
 use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::reliability::{
     ChatLengths, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison,
-    slow_readers, soak,
+    slow_readers, soak, storm,
 };
 use passerelle_loadtests::report::About;
 use passerelle_loadtests::scenario::Objectives;
@@ -31,9 +31,9 @@ pub(super) struct CheckArgs {
     /// Requests per second of the users who should not notice
     #[arg(long, default_value_t = 1.0)]
     rate: f64,
-    /// How much more than it can do the server is asked in `overload`
-    #[arg(long, default_value_t = 4.0)]
-    factor: f64,
+    /// How much more than it can do the server is asked: 4 times in `overload`, twice in `storm`
+    #[arg(long)]
+    factor: Option<f64>,
     /// Held open in `idle-connections`
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
@@ -78,12 +78,21 @@ enum Check {
     Neighbour,
     /// A long run: does anything creep upwards?
     Soak,
+    /// Twice the capacity for ten minutes, with users who leave and requests that make no sense
+    Storm,
 }
 
 impl Check {
     /// Of one phase, where the command line does not say.
     fn default_duration_s(self) -> f64 {
-        if self == Self::Soak { 600.0 } else { 20.0 }
+        match self {
+            Self::Soak | Self::Storm => 600.0,
+            _ => 20.0,
+        }
+    }
+
+    fn default_factor(self) -> f64 {
+        if self == Self::Storm { 2.0 } else { 4.0 }
     }
 }
 
@@ -121,6 +130,7 @@ impl CheckArgs {
             Check::Poison => poison::check(context).await?,
             Check::Neighbour => neighbour::check(context).await?,
             Check::Soak => soak::check(context).await?,
+            Check::Storm => storm::check(context).await?,
         })
     }
 
@@ -130,7 +140,7 @@ impl CheckArgs {
             duration: Duration::from_secs_f64(seconds),
             users: self.users,
             rate: self.rate,
-            factor: self.factor,
+            factor: self.factor.unwrap_or(self.name.default_factor()),
             connections: self.connections,
             objectives: Objectives { ttft_ms: Some(self.ttft_ms), tpot_ms: Some(self.tpot_ms), e2e_ms: None },
             lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },

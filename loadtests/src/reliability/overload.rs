@@ -5,6 +5,7 @@ use crate::arrivals::Arrivals;
 use crate::figures::{Figures, Quantiles, ms};
 use crate::http::Connect;
 use crate::record::{Ending, Record};
+use crate::scenario::Traffic;
 use crate::verdict::Verdict;
 
 /// Of the admitted, so many must be served within the objectives.
@@ -26,13 +27,9 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
             options.factor
         ),
     );
-    let mut waiting = context.chats("capacity", Arrivals::Closed { concurrency: options.users }, options.lengths);
-    waiting.requests = Some(options.users as usize * ROUNDS);
-    let (_, _, capacity) = context.run(vec![waiting]).await?;
-    if capacity.total.finished == 0 {
-        return Err(CheckError::CannotTry("no request was answered while the capacity was measured".to_owned()));
-    }
-    let rate = capacity.total.requests_per_s * options.factor;
+    let waiting = context.chats("capacity", Arrivals::Closed { concurrency: options.users }, options.lengths);
+    let capacity = capacity(context, waiting).await?;
+    let rate = capacity.requests_per_s * options.factor;
     let crowd = context.chats("crowd", Arrivals::Poisson { rate }, options.lengths);
     let (_, run, figures) = context.run(vec![crowd]).await?;
     verdict.tried(format!(
@@ -40,9 +37,25 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         figures.total.requests,
         options.duration.as_secs_f64()
     ));
-    judge(&mut verdict, &capacity.total, &figures.total, &run.records);
+    judge(&mut verdict, &capacity, &figures.total, &run.records);
     context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
+}
+
+/// What users get who wait for their answers.
+pub(super) async fn capacity<C: Connect>(context: &Context<'_, C>, mut users: Traffic) -> Result<Figures, CheckError> {
+    users.requests = Some(context.options.users as usize * ROUNDS);
+    let (_, _, figures) = context.run(vec![users]).await?;
+    if figures.total.finished == 0 {
+        return Err(CheckError::CannotTry("no request was answered while the capacity was measured".to_owned()));
+    }
+    Ok(figures.total)
+}
+
+/// Whoever is not admitted hears that there is no room, and nothing else.
+pub(super) fn require_honest_refusals(verdict: &mut Verdict, crowd: &Figures) {
+    let dishonest = crowd.refused.keys().find(|label| !label.starts_with("429") && !label.starts_with("503"));
+    verdict.require(dishonest.is_none(), || format!("refused with {}", dishonest.map_or("", String::as_str)));
 }
 
 fn judge(verdict: &mut Verdict, capacity: &Figures, crowd: &Figures, records: &[Record]) {
@@ -63,8 +76,7 @@ fn judge(verdict: &mut Verdict, capacity: &Figures, crowd: &Figures, records: &[
     verdict.figure("refusals", format!("{:?}", crowd.refused));
     verdict.figure("time to refuse, p99", milliseconds(refusal_ms.map(|taken| taken.p99)));
     verdict.require(crowd.error_count() == 0, || format!("errors: {:?}", crowd.errors));
-    let dishonest = crowd.refused.keys().find(|label| !label.starts_with("429") && !label.starts_with("503"));
-    verdict.require(dishonest.is_none(), || format!("refused with {}", dishonest.map_or("", String::as_str)));
+    require_honest_refusals(verdict, crowd);
     verdict.require(good_share >= MIN_GOOD_OF_ADMITTED, || {
         format!("only {:.1} % of the admitted were served in time", good_share * 100.0)
     });

@@ -47,7 +47,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     Ok(verdict)
 }
 
-fn judge_size(verdict: &mut Verdict, samples: &[Sample]) -> Result<(), CheckError> {
+pub(super) fn judge_size(verdict: &mut Verdict, samples: &[Sample]) -> Result<(), CheckError> {
     let end = samples.last().map_or(0.0, |sample| sample.at_s);
     let warm = samples.iter().filter(|sample| sample.at_s >= end * WARM_SHARE);
     let points: Vec<(f64, f64)> =

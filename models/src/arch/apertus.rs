@@ -1,5 +1,6 @@
 //! Apertus: Hernández-Cano et al. 2025, arXiv:2509.14233. xIELU without a gate, and a norm of every head of queries and
-//! keys. Version 1.5 reads more tokens than it writes: images and sound are ids above those of the output head.
+//! keys. Version 1.5 reads more tokens than it writes: images and sound are ids above those of the output head. It is published
+//! with what makes ids of images and sound (the card of swiss-ai/Apertus-v1.5-8B); its text is served, and such ids are read.
 
 use super::common::{self, Biases, Dialect, FfnDialect, NAMES};
 use crate::ModelError;
@@ -8,6 +9,17 @@ use crate::layers::WeightNames;
 
 pub(super) const APERTUS_NAMES: WeightNames =
     WeightNames { mixer_norm: "attention_layernorm", ffn_norm: "feedforward_layernorm", ..NAMES };
+
+pub(super) const MULTIMODAL_NAMES: WeightNames = WeightNames {
+    embedding: "model.language_model.embed_tokens",
+    final_norm: "model.language_model.norm",
+    layers: "model.language_model.layers",
+    other_inputs: &["model.audio_tokenizer.", "model.vision_tokenizer."],
+    ..APERTUS_NAMES
+};
+
+pub(super) const MEDIA_FIELDS: &[&str] =
+    &["audio_config", "audio_token_id", "audio_token_offset", "image_token_id", "image_token_offset", "vision_config"];
 
 pub(super) fn read(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
     // Where both are absent, the implementations fill in a whole scaling.

@@ -245,14 +245,13 @@ pub(super) fn read_windows(
                 return Err(fields.refuse("layer_types", problem));
             }
         };
-        layer.attention_mut().window = match (slides, window) {
-            (false, _) => None,
-            (true, Some(window)) => Some(window),
-            (true, None) => {
-                let problem = format!("layer {index} is sliding_attention, but no window is set: full_attention?");
-                return Err(fields.refuse("layer_types", problem));
-            }
-        };
+        if slides && window.is_none() {
+            let problem = format!("layer {index} is sliding_attention, but no window is set: full_attention?");
+            return Err(fields.refuse("layer_types", problem));
+        }
+        if let Some(attention) = layer.attention_mut() {
+            attention.window = window.filter(|_| slides);
+        }
     }
     Ok(())
 }

@@ -102,6 +102,12 @@ fn find(metadata: &GgufMetadata) -> Result<&'static GgufFamily, ModelError> {
     })
 }
 
+/// Their names, sorted.
+#[cfg(test)]
+pub(super) fn architectures() -> Vec<String> {
+    FAMILIES.iter().map(|family| family.name.to_owned()).collect()
+}
+
 struct Reader<'a> {
     family: &'static GgufFamily,
     fields: Fields<'a>,

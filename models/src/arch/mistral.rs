@@ -70,7 +70,7 @@ fn read_windows(fields: &mut Fields<'_>, dialect: &Dialect) -> Result<(DecoderSp
 
 /// The implementations of these families read past `layer_types`.
 fn one_window(fields: &Fields<'_>, spec: DecoderSpec, window: Option<usize>) -> Result<DecoderSpec, ModelError> {
-    match spec.layers.iter().position(|layer| layer.attention().window != window) {
+    match spec.layers.iter().position(|layer| layer.window() != window) {
         Some(layer) => Err(fields.refuse("layer_types", format!("layer {layer} contradicts sliding_window"))),
         None => Ok(spec),
     }

@@ -37,6 +37,11 @@ pub(crate) struct Architecture {
 type ReadDecoder = fn(&mut Fields<'_>) -> Result<DecoderSpec, ModelError>;
 
 const ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        other_inputs: apertus::MEDIA_FIELDS,
+        ..text("Apertus1p5ForConditionalGeneration", "apertus", apertus::read, apertus::MULTIMODAL_NAMES)
+    },
+    text("Apertus1p5TextForCausalLM", "apertus", apertus::read, apertus::APERTUS_NAMES),
     text("ApertusForCausalLM", "apertus", apertus::read, apertus::APERTUS_NAMES),
     text("BloomForCausalLM", "bloom", bloom::read, bloom::BLOOM_NAMES),
     text("LlamaForCausalLM", "llama", llama::read, NAMES),
@@ -63,9 +68,24 @@ pub(crate) fn find(config: &ConfigFile) -> Result<&'static Architecture, ModelEr
     let wanted = config.architecture()?;
     ARCHITECTURES.iter().find(|architecture| architecture.name == wanted).ok_or_else(|| {
         let supported: Vec<_> = ARCHITECTURES.iter().map(|architecture| architecture.name).collect();
-        let problem = format!("{wanted:.80} is not supported; supported: {}", supported.join(", "));
+        let why = missing_piece(wanted)
+            .map(|piece| format!(" (it has {piece}; vLLM as an upstream serves it)"))
+            .unwrap_or_default();
+        let problem = format!("{wanted:.80} is not supported{why}; supported: {}", supported.join(", "));
         config.refuse("architectures", problem)
     })
+}
+
+/// What the layers of a well-known family need that is not served.
+fn missing_piece(class: &str) -> Option<&'static str> {
+    const PIECES: [(&str, &[&str]); 4] = [
+        ("layers with a recurrent state", &["NemotronH", "Qwen3Next", "Qwen3_5", "GraniteMoeHybrid", "Lfm2"]),
+        ("latent attention", &["DeepseekV2", "DeepseekV3", "Mistral4", "MistralLarge3", "Glm4MoeLite"]),
+        ("mixtures of experts", &["Mixtral", "Qwen3Moe", "GptOss", "Glm4Moe", "Llama4"]),
+        ("soft-caps or norms on both sides of a block", &["Gemma"]),
+    ];
+    let matching = |prefixes: &[&str]| prefixes.iter().any(|prefix| class.starts_with(prefix));
+    PIECES.iter().find(|(_, prefixes)| matching(prefixes)).map(|(piece, _)| *piece)
 }
 
 #[cfg(test)]

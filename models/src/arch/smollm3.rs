@@ -13,9 +13,9 @@ pub(super) fn read(fields: &mut Fields<'_>) -> Result<DecoderSpec, ModelError> {
     let dialect = Dialect { output_head: OutputHead::Tied, rope, ..Dialect::LLAMA };
     let mut spec = common::read(fields, &dialect, biases)?;
     let unencoded = read_unencoded(fields, spec.layers.len())?;
-    for (layer, unencoded) in spec.layers.iter_mut().zip(&unencoded) {
-        if *unencoded {
-            layer.attention_mut().position = PositionSpec::Unencoded;
+    for (layer, _) in spec.layers.iter_mut().zip(&unencoded).filter(|(_, unencoded)| **unencoded) {
+        if let Some(attention) = layer.attention_mut() {
+            attention.position = PositionSpec::Unencoded;
         }
     }
     let window = common::read_switched_window(fields)?;

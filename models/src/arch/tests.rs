@@ -3,7 +3,8 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::config::{PositionSpec, irrelevant};
+use crate::StoredDtype;
+use crate::config::{LayerSpec, PositionSpec, irrelevant};
 use crate::weights::CheckpointFiles;
 
 /// Fields that one family reads past, because its implementation does: each says why in the family's file.
@@ -120,8 +121,22 @@ fn what_implementations_would_fill_in_must_be_written() {
 }
 
 #[test]
+fn a_well_known_class_is_refused_with_what_its_layers_need() {
+    for (class, piece) in [
+        ("NemotronHForCausalLM", "recurrent state"),
+        ("DeepseekV3ForCausalLM", "latent attention"),
+        ("Glm4MoeLiteForCausalLM", "latent attention"),
+        ("Glm4MoeForCausalLM", "mixtures of experts"),
+        ("Gemma2ForCausalLM", "soft-caps"),
+    ] {
+        let error = decoder(&json!({ "architectures": [class] })).unwrap_err().to_string();
+        assert!(error.contains(class) && error.contains(piece) && error.contains("vLLM"), "{error}");
+    }
+}
+
+#[test]
 fn windows_follow_each_familys_own_rule() {
-    let windows = |spec: DecoderSpec| -> Vec<_> { spec.layers.iter().map(|layer| layer.attention().window).collect() };
+    let windows = |spec: DecoderSpec| -> Vec<_> { spec.layers.iter().map(LayerSpec::window).collect() };
     assert_eq!(windows(with("mistral_window", json!({})).unwrap()), [Some(9); 3]);
     assert_eq!(windows(with("mistral_window", json!({ "sliding_window": null })).unwrap()), [None; 3]);
     assert_eq!(windows(with("ministral", json!({})).unwrap()), [Some(17), None, Some(17)]);
@@ -140,7 +155,7 @@ fn windows_follow_each_familys_own_rule() {
 fn every_fourth_layer_of_smollm3_lacks_positions_unless_a_list_says_which() {
     let unencoded = |changes| -> Vec<_> {
         let layers = with("smollm3", changes).unwrap().layers;
-        layers.iter().map(|layer| layer.attention().position == PositionSpec::Unencoded).collect()
+        layers.iter().map(|layer| layer.attention().unwrap().position == PositionSpec::Unencoded).collect()
     };
     let four = json!({ "num_hidden_layers": 4, "layer_types": null, "no_rope_layers": null });
     assert_eq!(unencoded(four), [false, false, false, true]);
@@ -165,10 +180,53 @@ fn published_configurations_are_accepted() {
     with("nemotron", nemotron).unwrap();
 }
 
+/// The part of the README about models.
+fn readme() -> String {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+    readme.split("## Models").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap().to_owned()
+}
+
+/// What stands between backquotes, sorted.
+fn quoted(cell: &str) -> Vec<String> {
+    let mut quoted: Vec<_> = cell.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    quoted.sort_unstable();
+    quoted
+}
+
+#[test]
+fn the_readme_names_every_format_with_its_types_and_architectures() {
+    let readme = readme();
+    let row = |begin: &str| -> Vec<&str> {
+        let line = readme.lines().find(|line| line.starts_with(begin)).unwrap();
+        line.trim_matches('|').split('|').collect()
+    };
+    let names = |keep: &dyn Fn(&StoredDtype) -> bool| {
+        let mut names: Vec<_> = StoredDtype::ALL.into_iter().filter(keep).map(|dtype| dtype.to_string()).collect();
+        names.sort_unstable();
+        names
+    };
+    let [folder, quantised, gguf] = ["| safetensors, a folder", "| safetensors, quantised", "| GGUF"].map(row);
+    assert_eq!(quoted(folder[1]), names(&|dtype| !dtype.is_quantised()));
+    assert_eq!(quoted(quantised[1]), names(&|dtype| matches!(dtype, StoredDtype::Q8_0 | StoredDtype::Q4_0)));
+    assert_eq!(quoted(gguf[1]), names(&|_| true));
+    assert_eq!(quoted(gguf[2]), gguf::architectures());
+    for row in [folder, quantised, gguf] {
+        assert!(row.len() == 4 && !row[3].trim().is_empty(), "{row:?} names no model");
+    }
+}
+
+/// A row for each class or several, with what it adds and published models that are of it.
+#[test]
+fn every_class_of_the_readme_names_models_that_are_of_it() {
+    let readme = readme();
+    let rows = readme.lines().filter(|line| line.starts_with("| `"));
+    let models: Vec<_> = rows.map(|row| row.trim_matches('|').split('|').nth(2).map(str::trim)).collect();
+    assert!(models.len() >= 15 && models.iter().all(|models| models.is_some_and(|models| !models.is_empty())));
+}
+
 #[test]
 fn the_readme_names_every_class_that_is_served_and_no_other() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
-    let table = readme.split("## Models").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap();
+    let table = readme();
     let mut named: Vec<&str> = table
         .split('`')
         .filter(|text| text.ends_with("ForCausalLM") || text.ends_with("ForConditionalGeneration"))

@@ -8,6 +8,7 @@ mod fields;
 pub(crate) mod irrelevant;
 mod labels;
 pub(crate) mod limits;
+mod mixer;
 mod pipeline;
 pub mod rope;
 mod runs;
@@ -22,18 +23,20 @@ pub use encoder_spec::{
 };
 pub(crate) use fields::Fields;
 pub(crate) use labels::{read_labels, read_score_activation};
+pub(crate) use mixer::{Heads, shared_heads};
+pub use mixer::{Kept, LatentAttentionSpec, MixerSpec, Recurrence, RecurrentSpec};
 pub(crate) use pipeline::{MODULES_FILE, read_pipeline};
 pub(crate) use rope::{PartialRotary, RopeContext, RopeDialect, Temperature, read_rope, read_rope_object, yarn_mscale};
 pub use rope::{RopeScaling, RopeSpec, RopeStyle, YarnSpec};
 pub use runs::LayerRun;
 pub(crate) use runs::layer_runs;
 pub use spec::{
-    Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, GateActivation, LayerSpec, MixerSpec, NormKind,
+    Activation, AttentionSpec, Bias, DecoderSpec, Direction, FfnSpec, GateActivation, LayerSpec, NormKind,
     NormPlacement, NormSpec, NormWeight, OutputHead, PositionSpec, QkNormScope, QkNormSpec, TemperatureSpec,
     alibi_slopes,
 };
 
-use crate::weights::CheckpointFiles;
+use crate::weights::{CheckpointFiles, without_config};
 use crate::{ModelError, TokenId};
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -57,8 +60,7 @@ impl ConfigFile {
     pub(crate) fn read(files: &CheckpointFiles) -> Result<Self, ModelError> {
         let path = files.path_of(CONFIG_FILE);
         let Some(root) = read_object(files, CONFIG_FILE)? else {
-            let problem = "not found; a checkpoint is a directory with config.json, tokenizer.json and *.safetensors";
-            return Err(ModelError::checkpoint(&path, CONFIG_FILE, problem));
+            return Err(ModelError::checkpoint(&path, CONFIG_FILE, without_config(files)));
         };
         let generation = read_object(files, GENERATION_CONFIG_FILE)?
             .map(|root| GenerationConfig { path: files.path_of(GENERATION_CONFIG_FILE), root });

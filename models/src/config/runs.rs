@@ -1,5 +1,6 @@
 //! A decoder's layers for people: neighbours that are alike, counted and described.
 
+use super::mixer::{Kept, MixerSpec};
 use super::rope::RopeScaling;
 use super::spec::{
     Activation, AttentionSpec, FfnSpec, GateActivation, LayerSpec, NormPlacement, PositionSpec, QkNormScope,
@@ -20,7 +21,10 @@ pub(crate) fn layer_runs(layers: &[LayerSpec]) -> Vec<LayerRun> {
 }
 
 fn describe(layer: &LayerSpec) -> String {
-    let mut parts = attention(layer.attention());
+    let mut parts = match &layer.mixer {
+        MixerSpec::Attention(is) => attention(is),
+        other => vec![described(other)],
+    };
     parts.push(ffn(&layer.ffn));
     match layer.placement {
         NormPlacement::Pre => {}
@@ -29,6 +33,17 @@ fn describe(layer: &LayerSpec) -> String {
         NormPlacement::OnSum => parts.push("norms of each sum".to_owned()),
     }
     parts.join(", ")
+}
+
+fn described(mixer: &MixerSpec) -> String {
+    let kept = match mixer.keeps() {
+        Kept::KeysAndValues { num_kv_heads, head_dim } => {
+            format!("{num_kv_heads} keys and values of {head_dim} a token")
+        }
+        Kept::Latents { width } => format!("{width} numbers a token"),
+        Kept::State { elements } => format!("{elements} numbers a sequence"),
+    };
+    format!("{} that keeps {kept}", mixer.name())
 }
 
 fn attention(is: &AttentionSpec) -> Vec<String> {
@@ -43,7 +58,7 @@ fn attention(is: &AttentionSpec) -> Vec<String> {
             };
             format!("rotary on {} of {} elements, base {}{scaling}", rope.dim, is.head_dim, rope.theta)
         }
-        PositionSpec::Unencoded => "no positions".to_owned(),
+        PositionSpec::Unencoded => "no rotary positions".to_owned(),
         PositionSpec::Alibi => "ALiBi".to_owned(),
     };
     let mut parts = vec![reach, position];

@@ -1,9 +1,9 @@
 //! A decoder as data: what every family's `config.json` is turned into. Encoders are made of the same layers
 //! ([`super::EncoderSpec`]).
 //!
-//! Each layer has its own record, because windows, rotary embeddings and mixers vary from layer to layer in many
-//! families. The enums with one variant are the places where further families add theirs.
+//! Each layer has its own record, because windows, rotary embeddings and mixers vary from layer to layer in many families.
 
+use super::mixer::MixerSpec;
 use super::rope::RopeSpec;
 use crate::TokenId;
 pub use crate::ops::Direction;
@@ -41,11 +41,6 @@ pub struct LayerSpec {
     pub ffn: FfnSpec,
     pub norm: NormSpec,
     pub placement: NormPlacement,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum MixerSpec {
-    Attention(AttentionSpec),
 }
 
 /// Grouped-query attention.
@@ -175,22 +170,25 @@ impl From<bool> for Bias {
     }
 }
 
-impl DecoderSpec {
-    /// The attention that every layer shares in shape, as the paged cache needs it so far.
-    pub fn attention(&self) -> &AttentionSpec {
-        self.layers[0].attention()
-    }
-}
-
 impl LayerSpec {
-    pub fn attention(&self) -> &AttentionSpec {
-        let MixerSpec::Attention(attention) = &self.mixer;
-        attention
+    /// `None` where something else mixes the tokens.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        match &self.mixer {
+            MixerSpec::Attention(attention) => Some(attention),
+            MixerSpec::LatentAttention(_) | MixerSpec::Recurrent(_) => None,
+        }
     }
 
-    pub(crate) fn attention_mut(&mut self) -> &mut AttentionSpec {
-        let MixerSpec::Attention(attention) = &mut self.mixer;
-        attention
+    pub(crate) fn attention_mut(&mut self) -> Option<&mut AttentionSpec> {
+        match &mut self.mixer {
+            MixerSpec::Attention(attention) => Some(attention),
+            MixerSpec::LatentAttention(_) | MixerSpec::Recurrent(_) => None,
+        }
+    }
+
+    /// How far a token sees; `None` where it sees all that came before.
+    pub fn window(&self) -> Option<usize> {
+        self.attention().and_then(|attention| attention.window)
     }
 }
 
@@ -204,8 +202,28 @@ pub fn alibi_slopes(num_heads: usize) -> Vec<f32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Of a small decoder without positions.
+    pub(in crate::config) fn plain_layer() -> LayerSpec {
+        let norm = NormSpec { kind: NormKind::Rms, weight: NormWeight::Stored, eps: 1e-5 };
+        let attention = AttentionSpec {
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 24,
+            qkv_bias: Bias::Absent,
+            output_bias: Bias::Absent,
+            qk_norm: None,
+            scale: 0.2,
+            direction: Direction::Causal,
+            window: None,
+            position: PositionSpec::Unencoded,
+            temperature: None,
+        };
+        let ffn = FfnSpec::Plain { intermediate_size: 88, activation: Activation::Relu, bias: Bias::Absent };
+        LayerSpec { mixer: MixerSpec::Attention(attention), ffn, norm, placement: NormPlacement::Pre }
+    }
 
     #[test]
     fn slopes_are_those_of_the_paper() {

@@ -65,7 +65,7 @@ impl Attention {
         let q = self.placed(step, qkv.narrow(1, 0, query_size)?, q_norm)?;
         let k = self.placed(step, qkv.narrow(1, query_size, kv_size)?, k_norm)?;
         let v = qkv.narrow(1, query_size + kv_size, kv_size)?;
-        ops::store_kv(step.compute, &k, &v, step.input.slots(), cache)?;
+        ops::store_kv(step.compute, &k, &v, step.input.slots(cache.group()), cache)?;
         let attended = ops::paged_attention(step.compute, &q, cache, &step.plan, &self.params)?;
         self.output.forward(step.compute, &attended)
     }

@@ -39,9 +39,11 @@ impl Block {
             _ => Some(norm(names.names.mixer_norm)?),
         };
         let ffn_norm = norm(names.names.ffn_norm)?;
+        let attention =
+            spec.attention().ok_or_else(|| ModelError::Input(format!("{} is not served", spec.mixer.name())))?;
         Ok(Self {
             mixer_norm,
-            attention: Attention::load(loader, names, hidden_size, (spec.attention(), positions))?,
+            attention: Attention::load(loader, names, hidden_size, (attention, positions))?,
             ffn_norm,
             mlp: Mlp::load(loader, names, hidden_size, &spec.ffn)?,
             placement: spec.placement,

@@ -1,4 +1,4 @@
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::attention::Step;
 use super::block::{Block, Stream, total};
@@ -35,7 +35,7 @@ impl Decoder {
         loader: &mut WeightLoader<'_>,
         names: &WeightNames,
         spec: &DecoderSpec,
-        kv: (DType, usize),
+        kv_cache_spec: KvCacheSpec,
     ) -> Result<Self, ModelError> {
         let table = |name: &str, rows| [MatrixPart::whole(format!("{name}.weight"), rows)];
         let embedding = loader.matrix(spec.hidden_size, &table(names.embedding, spec.input_vocab_size))?;
@@ -58,7 +58,7 @@ impl Decoder {
             vocab_size: spec.vocab_size,
             input_vocab_size: spec.input_vocab_size,
             max_position: spec.max_position,
-            kv_cache_spec: kv_cache_spec(spec, kv),
+            kv_cache_spec,
             positions,
             embedding,
             embedding_norm,
@@ -97,6 +97,10 @@ impl Decoder {
         if input.block_size() != self.kv_cache_spec.block_size {
             let (found, expected) = (input.block_size(), self.kv_cache_spec.block_size);
             return Err(ModelError::Input(format!("blocks of {found} tokens, the cache has {expected}")));
+        }
+        if input.num_groups() != self.kv_cache_spec.groups.len() {
+            let (found, expected) = (input.num_groups(), self.kv_cache_spec.groups.len());
+            return Err(ModelError::Input(format!("{found} block tables a sequence, the cache has {expected} groups")));
         }
         Ok(())
     }
@@ -161,11 +165,11 @@ impl CausalLm for Decoder {
     }
 
     fn kv_cache_spec(&self) -> KvCacheSpec {
-        self.kv_cache_spec
+        self.kv_cache_spec.clone()
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(self.kv_cache_spec, num_blocks, self.compute.device())
+        KvCache::new(self.kv_cache_spec.clone(), num_blocks, self.compute.device())
     }
 
     fn pulse(&self) -> Pulse {
@@ -174,16 +178,5 @@ impl CausalLm for Decoder {
 
     fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         self.run(input, cache, None)
-    }
-}
-
-fn kv_cache_spec(spec: &DecoderSpec, (dtype, block_size): (DType, usize)) -> KvCacheSpec {
-    let attention = spec.attention();
-    KvCacheSpec {
-        num_layers: spec.layers.len(),
-        num_kv_heads: attention.num_kv_heads,
-        head_dim: attention.head_dim,
-        dtype,
-        block_size,
     }
 }

@@ -8,11 +8,11 @@ use super::head::Head;
 use super::names::EncoderNames;
 use super::norm::Norm;
 use super::positions::Positions;
-use crate::config::{EncoderSpec, PipelineSpec};
+use crate::config::{EncoderSpec, Heads, PipelineSpec};
 use crate::encoder_input::SCRATCH_BLOCK;
 use crate::ops::{AttentionPlan, Compute};
 use crate::weights::{CheckpointFiles, WeightLoader};
-use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, ModelError, Pulse, Vectors};
+use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, KvGroup, ModelError, Pulse, Vectors};
 
 /// An encoder assembled from an [`EncoderSpec`], of any family that the spec can describe: also a decoder that is read as
 /// one.
@@ -40,7 +40,7 @@ impl TextEncoder {
     pub(crate) fn load(
         loader: &mut WeightLoader<'_>,
         names: &EncoderNames,
-        (spec, pipeline): (&EncoderSpec, &PipelineSpec),
+        (spec, heads, pipeline): (&EncoderSpec, Heads, &PipelineSpec),
         files: &CheckpointFiles,
     ) -> Result<Self, ModelError> {
         let embeddings = Embeddings::load(loader, names, spec)?;
@@ -60,7 +60,7 @@ impl TextEncoder {
             blocks,
             final_norm: final_norm.transpose()?,
             head: Head::load(loader, &names.classifier, (spec, pipeline), files)?,
-            scratch: Scratch::new(spec),
+            scratch: Scratch::new(heads),
         })
     }
 
@@ -134,10 +134,9 @@ impl Encoder for TextEncoder {
 }
 
 impl Scratch {
-    fn new(spec: &EncoderSpec) -> Self {
-        let attention = spec.layers[0].attention();
-        let (num_kv_heads, head_dim) = (attention.num_kv_heads, attention.head_dim);
-        let spec = KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype: DType::F32, block_size: SCRATCH_BLOCK };
+    fn new(Heads { num_kv_heads, head_dim, .. }: Heads) -> Self {
+        let (groups, block_size) = (vec![KvGroup::full(1)], SCRATCH_BLOCK);
+        let spec = KvCacheSpec { groups, num_kv_heads, head_dim, dtype: DType::F32, block_size };
         Self { spec, cache: None }
     }
 
@@ -145,7 +144,7 @@ impl Scratch {
     fn holding(&mut self, compute: &Compute, num_blocks: usize) -> Result<&mut KvCache, ModelError> {
         let cache = match self.cache.take() {
             Some(cache) if cache.num_blocks() >= num_blocks => cache,
-            _ => KvCache::new(self.spec, num_blocks, compute.device())?,
+            _ => KvCache::new(self.spec.clone(), num_blocks, compute.device())?,
         };
         Ok(self.cache.insert(cache))
     }

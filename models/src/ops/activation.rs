@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::ModelError;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,6 +39,7 @@ pub struct Xielu {
 
 /// `x [m, width] f32` to `[m, width] f32`.
 pub fn activate(compute: &Compute, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Activation);
     x.dims2()?;
     match compute.kernels() {
         KernelSet::Reference => reference(x, activation),

@@ -13,7 +13,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{ModelError, ModelInput};
 
@@ -157,6 +157,7 @@ pub fn paged_attention(
     plan: &AttentionPlan<'_>,
     params: &AttentionParams,
 ) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Attention);
     let (m, num_heads, head_dim) = q.dims3()?;
     let input = plan.input();
     params.check(num_heads)?;
@@ -172,7 +173,8 @@ pub fn paged_attention(
         return Err(ModelError::Input(format!("an input in blocks of {input} for a cache in blocks of {layer}")));
     }
     for sequence in 0..input.num_sequences() {
-        if let Some(block) = input.block_table(sequence).iter().find(|block| block.0 as usize >= layer.num_blocks()) {
+        let mut blocks = input.block_table(layer.group(), sequence).iter();
+        if let Some(block) = blocks.find(|block| block.0 as usize >= layer.num_blocks()) {
             return Err(ModelError::Input(format!("block {} of {}", block.0, layer.num_blocks())));
         }
     }
@@ -228,7 +230,7 @@ fn sequence_kv(
     input: &ModelInput,
     sequence: usize,
 ) -> Result<(Tensor, Tensor), ModelError> {
-    let blocks: Vec<u32> = input.block_table(sequence).iter().map(|block| block.0).collect();
+    let blocks: Vec<u32> = input.block_table(layer.group(), sequence).iter().map(|block| block.0).collect();
     let num_keys = input.num_keys(sequence);
     let (num_blocks, num_kv_heads, head_dim) = (blocks.len(), layer.num_kv_heads(), layer.head_dim());
     let (block_size, tiles) = (layer.block_size(), layer.block_size() / KV_TILE);

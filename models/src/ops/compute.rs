@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::ComputePool;
+use super::op_times::OpTimer;
+use super::{ComputePool, Op, OpTimes};
 use crate::{ModelError, Pulse};
 
 /// Where and how the ops run: a device, the bodies chosen for it, and the threads they share.
@@ -14,6 +15,7 @@ pub struct Compute {
     device: Device,
     kernels: KernelSet,
     pool: Arc<ComputePool>,
+    times: Option<Arc<OpTimes>>,
 }
 
 /// Which bodies the ops use. Displayed in the start-up log and in metrics.
@@ -66,7 +68,7 @@ impl Compute {
     /// `device` with its fastest bodies. On another device than the CPU the pool serves only loading.
     pub fn new(device: Device, num_threads: usize) -> Self {
         let kernels = if device.is_cpu() { KernelSet::detect() } else { KernelSet::Reference };
-        Self { device, kernels, pool: Arc::new(ComputePool::new(num_threads)) }
+        Self { device, kernels, pool: Arc::new(ComputePool::new(num_threads)), times: None }
     }
 
     /// The CPU with bodies that the caller names, for tests and benches that compare them.
@@ -76,7 +78,12 @@ impl Compute {
         if !kernels.is_supported() {
             return Err(ModelError::Input(format!("this CPU cannot run the {kernels} kernels")));
         }
-        Ok(Self { device: Device::Cpu, kernels, pool: Arc::new(ComputePool::new(num_threads)) })
+        Ok(Self { device: Device::Cpu, kernels, pool: Arc::new(ComputePool::new(num_threads)), times: None })
+    }
+
+    /// The same, adding what each op takes to `times`.
+    pub fn timed(self, times: Arc<OpTimes>) -> Self {
+        Self { times: Some(times), ..self }
     }
 
     pub fn device(&self) -> &Device {
@@ -95,6 +102,11 @@ impl Compute {
     /// Beats with every task of an op.
     pub fn pulse(&self) -> &Pulse {
         self.pool.pulse()
+    }
+
+    /// To be held while `op` runs.
+    pub(super) fn time(&self, op: Op) -> Option<OpTimer<'_>> {
+        self.times.as_ref().map(|times| times.start(op))
     }
 
     pub(crate) fn pool(&self) -> &ComputePool {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::linear::WeightStorage;
-use super::{Compute, PackedWeight, cpu};
+use super::{Compute, Op, PackedWeight, cpu};
 use crate::{ModelError, TokenId};
 
 /// The rows `tokens` of `table [vocab_size, hidden_size]`: `[tokens.len(), hidden_size] f32`.
@@ -11,6 +11,7 @@ use crate::{ModelError, TokenId};
 /// The table is a [`PackedWeight`] so that a model with tied embeddings holds it once, for this op and for its head.
 /// Errors when a token is outside the table.
 pub fn embedding(compute: &Compute, table: &PackedWeight, tokens: &[TokenId]) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Embedding);
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= table.out_features()) {
         return Err(ModelError::Input(format!(
             "token {token} for an embedding table of {} rows",

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::ModelError;
 
 /// The activation of the gate.
@@ -18,6 +18,7 @@ pub enum Gate {
 
 /// `gate_up [m, 2 * width] f32`, the gate in the first half of each row: `[m, width] f32`.
 pub fn gate_mul(compute: &Compute, gate_up: &Tensor, gate: Gate) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::GateMul);
     let (_, both) = gate_up.dims2()?;
     if both % 2 != 0 {
         return Err(ModelError::Input(format!("a gate and an up projection in rows of {both}")));

@@ -2,11 +2,12 @@
 
 use candle_core::{DType, Tensor};
 
-use super::Compute;
+use super::{Compute, Op};
 use crate::ModelError;
 
 /// The rows `rows` of `x [m, width]`, any dtype: `[rows.len(), width]`. Errors when a row is out of range.
 pub fn gather_rows(compute: &Compute, x: &Tensor, rows: &[usize]) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::GatherRows);
     let (m, width) = x.dims2()?;
     if let Some(row) = rows.iter().find(|&&row| row >= m) {
         return Err(ModelError::Input(format!("row {row} of {m}")));

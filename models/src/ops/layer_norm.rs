@@ -6,7 +6,7 @@ use candle_core::{D, Tensor};
 
 use super::cpu::norm::NormWeights;
 use super::norm::{check_residual, check_width};
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::ModelError;
 
 /// What a layer norm has learned: `weight [width] f32` and `bias [width] f32`.
@@ -19,6 +19,7 @@ pub struct LayerNormParams<'a> {
 
 /// Normalises each row of `x [m, width] f32`: `[m, width] f32`.
 pub fn layer_norm(compute: &Compute, x: &Tensor, params: LayerNormParams<'_>) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Norm);
     params.check(x)?;
     match compute.kernels() {
         KernelSet::Reference => reference(x, params),
@@ -33,6 +34,7 @@ pub fn add_layer_norm(
     x: &Tensor,
     params: LayerNormParams<'_>,
 ) -> Result<(Tensor, Tensor), ModelError> {
+    let _timer = compute.time(Op::Norm);
     params.check(x)?;
     check_residual(residual, x)?;
     match compute.kernels() {

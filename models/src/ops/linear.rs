@@ -10,7 +10,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::cpu::packed::PackedPart;
-use super::{Compute, KernelSet, blocks, cpu};
+use super::{Compute, KernelSet, Op, blocks, cpu};
 use crate::{ModelError, StoredDtype};
 
 /// A weight matrix `[out_features, in_features]`, packed once, at load, for the device's bodies. Rows may differ in their
@@ -29,6 +29,9 @@ pub struct WeightPart<'a> {
     pub dtype: StoredDtype,
     pub bytes: &'a [u8],
 }
+
+/// Told which bytes of a [`WeightPart`] were read.
+pub(crate) type Copied<'a> = &'a (dyn Fn(&[u8]) + Sync);
 
 #[derive(Debug)]
 pub(super) enum WeightStorage {
@@ -50,6 +53,17 @@ impl PackedWeight {
         in_features: usize,
         parts: &[WeightPart<'_>],
     ) -> Result<Self, ModelError> {
+        Self::pack_telling(compute, dtype, in_features, (parts, &|_| ()))
+    }
+
+    /// As [`Self::pack`]; `copied` is told which bytes of `parts` were read and will not be again, some megabytes at a time,
+    /// so that whoever maps a file can let go of them before the whole matrix is packed.
+    pub(crate) fn pack_telling(
+        compute: &Compute,
+        dtype: Option<StoredDtype>,
+        in_features: usize,
+        (parts, copied): (&[WeightPart<'_>], Copied<'_>),
+    ) -> Result<Self, ModelError> {
         let mut out_features = 0;
         for part in parts {
             check_target(part.dtype, dtype)?;
@@ -68,7 +82,7 @@ impl PackedWeight {
         }
         let storage = match compute.kernels() {
             KernelSet::Reference => WeightStorage::Tensor(tensor_of(compute, dtype, in_features, parts)?),
-            _ => WeightStorage::Packed(pack_parts(compute, dtype, in_features, parts)?),
+            _ => WeightStorage::Packed(pack_parts(compute, dtype, in_features, (parts, copied))?),
         };
         Ok(Self { out_features, in_features, storage })
     }
@@ -113,6 +127,7 @@ pub fn linear(
     weight: &PackedWeight,
     bias: Option<&Tensor>,
 ) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Linear);
     let (m, k) = x.dims2()?;
     if k != weight.in_features {
         return Err(ModelError::Input(format!("rows of {k} for a weight of {} inputs", weight.in_features)));
@@ -143,12 +158,12 @@ fn pack_parts(
     compute: &Compute,
     dtype: Option<StoredDtype>,
     in_features: usize,
-    parts: &[WeightPart<'_>],
+    (parts, copied): (&[WeightPart<'_>], Copied<'_>),
 ) -> Result<Vec<PackedPart>, ModelError> {
     let held_as = |part: &WeightPart<'_>| dtype.unwrap_or(part.dtype);
     parts
         .chunk_by(|one, other| held_as(one) == held_as(other))
-        .map(|run| PackedPart::pack(compute, held_as(&run[0]), in_features, run))
+        .map(|run| PackedPart::pack(compute, held_as(&run[0]), in_features, (run, copied)))
         .collect()
 }
 

@@ -7,7 +7,7 @@
 use candle_core::{D, Tensor};
 
 use super::cpu::norm::NormWeights;
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::ModelError;
 
 /// Normalises each group of `width` elements of each row of `x [m, groups * width] f32` with `weight [width] f32`:
@@ -15,6 +15,7 @@ use crate::ModelError;
 ///
 /// The rows of `x` may be strided without cost.
 pub fn rms_norm(compute: &Compute, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Norm);
     let (m, row) = x.dims2()?;
     let width = weight.dims1()?;
     if width == 0 || row % width != 0 {
@@ -38,6 +39,7 @@ pub fn add_rms_norm(
     weight: &Tensor,
     eps: f32,
 ) -> Result<(Tensor, Tensor), ModelError> {
+    let _timer = compute.time(Op::Norm);
     check_width(x, weight)?;
     check_residual(residual, x)?;
     match compute.kernels() {

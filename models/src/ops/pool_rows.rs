@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::ModelError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,7 @@ impl RowPool {
 ///
 /// Errors when a sequence has no row, or the sequences are not all of `x`.
 pub fn pool_rows(compute: &Compute, x: &Tensor, starts: &[usize], pool: RowPool) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::PoolRows);
     let (m, width) = x.dims2()?;
     let whole = starts.first() == Some(&0) && starts.last() == Some(&m);
     if !whole || starts.len() < 2 || !starts.is_sorted_by(|a, b| a < b) {

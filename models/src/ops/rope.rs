@@ -6,7 +6,7 @@
 
 use candle_core::Tensor;
 
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::ModelError;
 
 /// A model's rotary frequencies. The kinds of scaling are decided by whoever computes `inv_freq`.
@@ -58,6 +58,7 @@ impl RotaryEmbedding {
 ///
 /// The rows of `x` may be strided (a slice of the columns of a merged QKV product) without cost.
 pub fn rope(compute: &Compute, x: &Tensor, head_dim: usize, angles: &RotaryAngles) -> Result<Tensor, ModelError> {
+    let _timer = compute.time(Op::Rope);
     let (m, width) = x.dims2()?;
     let (num_angles, half) = angles.cos.dims2()?;
     if head_dim == 0 || width % head_dim != 0 || 2 * half > head_dim || num_angles != m {

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Compute, KernelSet, cpu};
+use super::{Compute, KernelSet, Op, cpu};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{ModelError, Slot};
 
@@ -17,6 +17,7 @@ pub fn store_kv(
     slots: &[Slot],
     layer: &mut KvLayer,
 ) -> Result<(), ModelError> {
+    let _timer = compute.time(Op::StoreKv);
     let (m, width) = (slots.len(), layer.num_kv_heads() * layer.head_dim());
     for x in [k, v] {
         if x.rank() < 2 || x.dim(0)? != m || x.elem_count() != m * width {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::gguf::{GgufMetadata, Header};
 use super::mapped::FileBytes;
+use super::unsupported;
 use crate::ModelError;
 
 /// The files of one checkpoint: a directory, a GGUF file that holds everything, or files compiled into the program.
@@ -108,7 +109,11 @@ impl CheckpointFiles {
                 let problem = format!("longer than {max_bytes} bytes, more than such a file ever needs");
                 Err(ModelError::checkpoint(&path, "size", problem))
             }
-            bytes => Ok(bytes),
+            Some(bytes) => {
+                unsupported::refuse_pointer(&path, &bytes)?;
+                Ok(Some(bytes))
+            }
+            None => Ok(None),
         }
     }
 
@@ -125,7 +130,7 @@ impl CheckpointFiles {
     pub(crate) fn map(&self, file: &str) -> Result<FileBytes, ModelError> {
         let path = self.path_of(file);
         match &self.source {
-            Source::Directory(_) | Source::Gguf(_) => FileBytes::map(&path).map_err(|error| self.io(path, error)),
+            Source::Directory(_) | Source::Gguf(_) => self.map_path(&path),
             Source::Embedded { .. } => match self.embedded_file(file) {
                 Some(bytes) => Ok(FileBytes::Static(bytes)),
                 None => Err(self.io(path, io::ErrorKind::NotFound.into())),
@@ -141,8 +146,14 @@ impl CheckpointFiles {
     /// As [`Self::gguf_metadata`], with the table of tensors.
     pub(crate) fn gguf_header(&self) -> Result<Option<Header>, ModelError> {
         let Source::Gguf(path) = &self.source else { return Ok(None) };
-        let bytes = FileBytes::map(path).map_err(|error| self.io(path.clone(), error))?;
+        let bytes = self.map_path(path)?;
         Header::read(path, bytes.as_slice()).map(Some)
+    }
+
+    fn map_path(&self, path: &Path) -> Result<FileBytes, ModelError> {
+        let bytes = FileBytes::map(path).map_err(|error| self.io(path.to_owned(), error))?;
+        unsupported::refuse_pointer(path, bytes.as_slice())?;
+        Ok(bytes)
     }
 
     fn embedded_file(&self, file: &str) -> Option<&'static [u8]> {

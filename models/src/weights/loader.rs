@@ -12,7 +12,7 @@ use crate::{LoadProgress, ModelError, StoredDtype, WeightDtype};
 /// Hands out a checkpoint's tensors by name, each once, checked against the shape that the model expects.
 ///
 /// A shard is mapped when its first tensor is asked for and unmapped when its last one was, so a load holds what it
-/// keeps and little else.
+/// keeps and a few megabytes of the file.
 pub(crate) struct WeightLoader<'a> {
     files: &'a CheckpointFiles,
     compute: &'a Compute,
@@ -109,7 +109,9 @@ impl<'a> WeightLoader<'a> {
             let dtype = tensor.stored.dtype;
             pieces.extend(part.cut(self.bytes(tensor)?).map(|bytes| WeightPart { dtype, bytes }));
         }
-        let packed = PackedWeight::pack(self.compute, packed_dtype(self.dtype, in_features), in_features, &pieces)?;
+        let copied = |bytes: &[u8]| self.maps.iter().flatten().for_each(|map| map.release(bytes));
+        let dtype = packed_dtype(self.dtype, in_features);
+        let packed = PackedWeight::pack_telling(self.compute, dtype, in_features, (&pieces, &copied))?;
         for tensor in &located {
             self.done(tensor);
         }
@@ -203,8 +205,10 @@ impl<'a> WeightLoader<'a> {
     }
 
     fn done(&mut self, tensor: &LocatedTensor) {
-        if let Some(map) = &self.maps[tensor.shard] {
-            map.release(tensor.stored.bytes.clone());
+        if let Some(map) = &self.maps[tensor.shard]
+            && let Some(bytes) = map.as_slice().get(tensor.stored.bytes.clone())
+        {
+            map.release(bytes);
         }
         self.remaining[tensor.shard] -= 1;
         if self.remaining[tensor.shard] == 0 {

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 
 use memmap2::{Mmap, UncheckedAdvice};
@@ -35,11 +34,15 @@ impl FileBytes {
         }
     }
 
-    /// Tells the system that `range` was copied and need not stay resident.
-    pub(crate) fn release(&self, range: Range<usize>) {
+    /// Tells the system that `bytes`, if they are of this file, were copied and need not stay resident.
+    pub(crate) fn release(&self, bytes: &[u8]) {
         let Self::Mapped(map) = self else { return };
+        let Some(start) = bytes.as_ptr().addr().checked_sub(map.as_ptr().addr()) else { return };
+        if start + bytes.len() > map.len() {
+            return;
+        }
         // SAFETY: the map is read-only and backed by a file, so a page dropped here is read again when touched.
-        let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, bytes.len()) };
         // Only a hint: a system that refuses it keeps the pages until the map goes.
         drop(advised);
     }

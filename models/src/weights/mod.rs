@@ -16,3 +16,4 @@ pub use gguf::GgufMetadata;
 pub(crate) use gguf::Header as GgufHeader;
 pub(crate) use index::TensorIndex;
 pub(crate) use loader::{MatrixPart, WeightLoader};
+pub(crate) use unsupported::without_config;

@@ -1,5 +1,7 @@
 //! Checkpoints that are recognised but not served, each with what to do about it.
 
+use std::path::Path;
+
 use super::CheckpointFiles;
 use crate::ModelError;
 
@@ -11,6 +13,33 @@ pub(super) fn refuse(files: &CheckpointFiles) -> ModelError {
     }
 }
 
+/// What is wrong with a folder that has no `config.json`.
+pub(crate) fn without_config(files: &CheckpointFiles) -> &'static str {
+    let names = files.names().unwrap_or_default();
+    let any = |part: &str| names.iter().any(|name| name.contains(part));
+    if any(".gguf") {
+        ONLY_GGUF
+    } else if any("adapter_config.json") {
+        ADAPTER
+    } else if any("params.json") {
+        "not found, only the publisher's own layout (params.json) is here; download config.json and model*.safetensors too"
+    } else {
+        "not found; a checkpoint is a directory with config.json, tokenizer.json and *.safetensors"
+    }
+}
+
+/// The error for a file that stands for another one, which was never fetched: what git leaves without its LFS extension.
+pub(super) fn refuse_pointer(file: &Path, content: &[u8]) -> Result<(), ModelError> {
+    if content.starts_with(b"version https://git-lfs.github.com/spec/") {
+        let problem = "a pointer of Git LFS, not the file itself; run `git lfs pull`, or download the file";
+        return Err(ModelError::checkpoint(file, "content", problem));
+    }
+    Ok(())
+}
+
+const ONLY_GGUF: &str = "only GGUF files are here; give one of them, not their folder";
+const ADAPTER: &str = "an adapter without its base model; merge it into the base model and save that as safetensors";
+
 /// What a trainer leaves beside the weights: its own state, by the beginnings of the names.
 const TRAINER_FILES: [&str; 8] =
     ["optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args", "trainer_state", "global_step"];
@@ -20,11 +49,13 @@ fn explain(names: &[String]) -> &'static str {
     let names: Vec<&String> = names.iter().filter(|name| !is_trainers(name)).collect();
     let any = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
     if any(".gguf") {
-        "only GGUF files are here; give one of them, not their folder"
+        ONLY_GGUF
     } else if names.iter().any(|name| name.starts_with("consolidated") && name.ends_with(".safetensors")) {
         "only the publisher's own layout (consolidated*.safetensors) is here; download model*.safetensors too"
     } else if names.iter().any(|name| name.starts_with("adapter_model")) {
-        "an adapter without its base model; merge it into the base model and save that as safetensors"
+        ADAPTER
+    } else if names.iter().any(|name| name.contains("-of-") && name.ends_with(".safetensors")) {
+        "shards without model.safetensors.index.json, which says what is in them; download it too"
     } else if any(".bin") || any(".pt") || any(".pth") || any(".ckpt") {
         "only pickled weights, which can run code when read; convert them to safetensors, for example by loading the \
          model with transformers and calling save_pretrained"

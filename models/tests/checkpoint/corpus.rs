@@ -1,17 +1,11 @@
 //! A corpus of hostile checkpoints, made systematically from the tiny one: each is refused with an error that names the
-//! file, in seconds, and without the memory that it asks for.
-
-use std::time::{Duration, Instant};
+//! file, in seconds, and without the memory that it asks for ([`crate::bounds`] watches every load).
 
 use passerelle_models::ModelError;
 use serde_json::{Value, json};
 
 use crate::tiny::{Entry, Tiny, config, encode, entries, raw};
 
-const MOST_TIME: Duration = Duration::from_secs(5);
-/// Beyond the largest file, for the process as a whole: the corpus runs beside the other tests of this program.
-#[cfg(target_os = "linux")]
-const MOST_MEMORY_KIB: u64 = 200 << 10;
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -187,30 +181,13 @@ fn indexes(add: Add<'_>) {
 #[test]
 fn every_hostile_checkpoint_is_refused_by_name_in_time_and_in_little_memory() {
     let corpus = corpus();
-    assert!(corpus.len() >= 120, "{}", corpus.len());
+    assert!(corpus.len() >= 200, "{}", corpus.len());
     for Case { name, tiny, file } in &corpus {
-        let began = now();
         let refused = tiny.load().err().unwrap_or_else(|| panic!("{name}: it loads"));
-        assert!(began.elapsed() < MOST_TIME, "{name}: {:?}", began.elapsed());
         let ModelError::Checkpoint { file: found, what, problem } = &refused else { panic!("{name}: {refused}") };
         assert!(file.is_empty() || found.ends_with(file), "{name}: {refused}");
         assert!(!what.is_empty() && !problem.is_empty() && refused.to_string().len() < 1000, "{name}: {refused}");
     }
-    #[cfg(target_os = "linux")]
-    assert!(peak_kib() < MOST_MEMORY_KIB, "{} KiB", peak_kib());
-}
-
-#[expect(clippy::disallowed_methods, reason = "how long a refusal takes is what is promised")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-/// The most memory that this process has held at once.
-#[cfg(target_os = "linux")]
-fn peak_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// A configuration of a real shape asks for gigabytes; its weights decide whether they are there.

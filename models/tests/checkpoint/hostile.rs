@@ -98,8 +98,16 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     );
     refused_field("architectures", json!([]), "one class name");
     refused_field("architectures", json!("LlamaForCausalLM"), "one class name");
-    refused_field("architectures", json!(["Llama4ForCausalLM"]), "supported: ApertusForCausalLM, BloomForCausalLM");
-    refused_field("architectures", json!(["x".repeat(1 << 20)]), "supported: ApertusForCausalLM, BloomForCausalLM");
+    refused_field(
+        "architectures",
+        json!(["Llama4ForCausalLM"]),
+        "supported: Apertus1p5ForConditionalGeneration, Apertus1p5Text",
+    );
+    refused_field(
+        "architectures",
+        json!(["x".repeat(1 << 20)]),
+        "supported: Apertus1p5ForConditionalGeneration, Apertus1p5Text",
+    );
     refused_field("vision_config", json!({}), "not known");
     refused_field("suppress_tokens", json!([3]), "changes what the model generates");
     refused_field("bad_words_ids", json!([[3]]), "changes what the model generates");
@@ -304,8 +312,18 @@ fn checkpoints_of_other_kinds_are_recognised() {
     other("consolidated.safetensors", "publisher");
     other("adapter_model.safetensors", "adapter");
     other("flax_model.msgpack", "another framework");
+    other("model-00001-of-00002.safetensors", "index.json");
     other("README.md", "download the weights");
     refused(&Tiny::new().without_file("config.json"), "config.json", "config.json", "not found");
+    for (file, problem) in [("model-q4.gguf", "GGUF"), ("adapter_config.json", "adapter"), ("params.json", "publisher")]
+    {
+        let tiny = Tiny::new().without_file("config.json").with_file(file, "{}");
+        refused(&tiny, "config.json", "config.json", problem);
+    }
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    for file in ["config.json", "model.safetensors"] {
+        refused(&Tiny::new().with_file(file, pointer), file, "content", "git lfs pull");
+    }
     let absent = CheckpointFiles::directory("/nonexistent/checkpoint").unwrap_err();
     assert!(matches!(absent, ModelError::Io { .. }));
     assert!(absent.to_string().contains("/nonexistent/checkpoint"));

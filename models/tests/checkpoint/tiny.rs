@@ -8,6 +8,8 @@ use passerelle_models::{CheckpointFiles, LoadOptions, LoadedModel, ModelError, l
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::bounds::within_bounds;
+
 /// Files by name.
 #[derive(Debug, Clone)]
 pub(crate) struct Tiny {
@@ -76,8 +78,10 @@ impl Tiny {
         for (name, bytes) in &self.files {
             fs::write(directory.path().join(name), bytes).unwrap();
         }
-        let files = CheckpointFiles::directory(directory.path()).unwrap();
-        load(&files, &Compute::cpu(1), options, &mut |_| ())
+        within_bounds(|| {
+            let files = CheckpointFiles::directory(directory.path())?;
+            load(&files, &Compute::cpu(1), options, &mut |_| ())
+        })
     }
 }
 

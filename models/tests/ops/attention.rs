@@ -3,7 +3,7 @@ use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{
     AttentionParams, AttentionPlan, Compute, Direction, PositionTemperature, paged_attention, store_kv,
 };
-use passerelle_models::{BlockId, KvCache, KvCacheSpec, ModelInput};
+use passerelle_models::{BlockId, KvCache, KvCacheSpec, KvGroup, ModelInput};
 
 use super::{Random, assert_same_bits, check, fast};
 
@@ -59,7 +59,7 @@ impl World {
     /// A cache whose every element is not a number, as another sequence may have left it.
     fn cache(&self) -> KvCache {
         let Shape { num_kv_heads, head_dim, block_size, dtype, .. } = self.shape;
-        let spec = KvCacheSpec { num_layers: 1, num_kv_heads, head_dim, dtype, block_size };
+        let spec = KvCacheSpec { groups: vec![KvGroup::full(1)], num_kv_heads, head_dim, dtype, block_size };
         let mut cache = KvCache::new(spec, self.num_blocks, &Device::Cpu).unwrap();
         let slots: Vec<_> =
             (0..self.num_blocks * block_size).map(|slot| passerelle_models::Slot(slot as u32)).collect();
@@ -76,7 +76,7 @@ impl World {
             .map(|(sequence, range)| SequenceInput {
                 tokens: &tokens[..range.len()],
                 num_computed: range.start,
-                block_table: &self.sequences[*sequence].blocks,
+                block_tables: std::slice::from_ref(&self.sequences[*sequence].blocks),
                 sample: &[],
             })
             .collect();
@@ -87,7 +87,7 @@ impl World {
             Tensor::cat(&parts.iter().map(rows).collect::<Vec<_>>(), 0).unwrap()
         };
         let layer = cache.layer_mut(0);
-        store_kv(compute, &rows(|s| &s.k), &rows(|s| &s.v), input.slots(), layer).unwrap();
+        store_kv(compute, &rows(|s| &s.k), &rows(|s| &s.v), input.slots(0), layer).unwrap();
         paged_attention(compute, &rows(|s| &s.q), layer, &AttentionPlan::new(&input), &self.params).unwrap()
     }
 
@@ -274,7 +274,7 @@ fn what_lies_before_the_window_is_not_read() {
 }
 
 fn zeroed(world: &World) -> KvCache {
-    let spec = *world.cache().spec();
+    let spec = world.cache().spec().clone();
     KvCache::new(spec, world.num_blocks, &Device::Cpu).unwrap()
 }
 
@@ -337,8 +337,8 @@ fn what_does_not_fit_is_an_error() {
     let outside = world.num_blocks as u32 * 16;
     assert!(store_kv(&compute, &k, &k, &[slot(0)], cache.layer_mut(0)).is_err(), "fewer slots than rows");
     assert!(store_kv(&compute, &k, &k, &[slot(0), slot(outside)], cache.layer_mut(0)).is_err(), "slot outside");
-    let foreign = [BlockId(world.num_blocks as u32)];
-    let sequence = SequenceInput { tokens: &[1], num_computed: 0, block_table: &foreign, sample: &[] };
+    let foreign = [vec![BlockId(world.num_blocks as u32)]];
+    let sequence = SequenceInput { tokens: &[1], num_computed: 0, block_tables: &foreign, sample: &[] };
     let input = ModelInput::new(16, &[sequence]).unwrap();
     let (q, params) = (Random(1).tensor(&[1, 2, 16]), AttentionParams::causal(1.0));
     let plan = AttentionPlan::new(&input);
@@ -347,15 +347,16 @@ fn what_does_not_fit_is_an_error() {
     assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &odd).is_err(), "a slope for two heads");
     let none = AttentionParams { window: Some(0), ..params };
     assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &none).is_err(), "a window without keys");
-    let odd = KvCacheSpec { block_size: 24, ..*cache.spec() };
+    let odd = KvCacheSpec { block_size: 24, ..cache.spec().clone() };
     assert!(KvCache::new(odd, 1, &Device::Cpu).is_err(), "a tile would span two blocks");
-    let half = KvCacheSpec { dtype: DType::F16, ..*cache.spec() };
+    let half = KvCacheSpec { dtype: DType::F16, ..cache.spec().clone() };
     assert!(KvCache::new(half, 1, &Device::Cpu).is_err(), "a dtype without a body");
 }
 
 #[test]
 fn block_bytes_is_what_a_block_really_takes() {
-    let spec = KvCacheSpec { num_layers: 3, num_kv_heads: 2, head_dim: 24, dtype: DType::BF16, block_size: 32 };
+    let groups = vec![KvGroup::full(3)];
+    let spec = KvCacheSpec { groups, num_kv_heads: 2, head_dim: 24, dtype: DType::BF16, block_size: 32 };
     // Values of 24 are padded to 32.
     assert_eq!(spec.block_bytes(), 3 * 2 * (24 + 32) * 2 * 32);
 }

@@ -13,11 +13,13 @@ fn what_comes_before_the_layers_is_visible() {
     }
     for norm in ["embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"] {
         zeroed("bert", norm);
+        zeroed("roberta", norm);
         zeroed("xlm_roberta", norm);
     }
     zeroed("modernbert", "embeddings.norm.weight");
     zeroed("modernbert_classifier", "embeddings.norm.bias");
     // One more padding token, and all positions move.
+    with_field("roberta", "pad_token_id", json!(2));
     with_field("xlm_roberta", "pad_token_id", json!(2));
     with_field("camembert_classifier", "pad_token_id", json!(3));
 }
@@ -109,13 +111,14 @@ fn the_pipeline_is_visible() {
         pooled_as("bert", mode);
         pooled_as("modernbert", mode);
     }
+    pooled_as("roberta", "cls");
     pooled_as("xlm_roberta", "mean");
     pooled_as("qwen3_embedding", "mean");
     must_differ("bert", "no activation", |fixture| {
         let identity = json!("torch.nn.modules.linear.Identity");
         fixture.edit_json("2_Dense/config.json", |dense| dense["activation_function"] = identity);
     });
-    for name in ["bert", "modernbert", "xlm_roberta", "qwen3_embedding"] {
+    for name in ["bert", "modernbert", "roberta", "xlm_roberta", "qwen3_embedding"] {
         must_differ(name, "not normalised", |fixture| {
             fixture.edit_json("modules.json", |modules| drop(modules.as_array_mut().unwrap().pop()));
         });

@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use crate::runner::worst_excess;
 use crate::support::Fixture;
 
-const ALL: [&str; 7] = [
+const ALL: [&str; 8] = [
     "bert",
     "bert_reranker",
+    "roberta",
     "xlm_roberta",
     "camembert_classifier",
     "modernbert",

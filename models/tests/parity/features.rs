@@ -63,7 +63,7 @@ fn windows_are_visible() {
 
 #[test]
 fn norms_of_queries_and_keys_are_visible() {
-    for name in ["qwen3", "olmo2", "apertus"] {
+    for name in ["qwen3", "olmo2", "apertus", "apertus1p5_text"] {
         for norm in ["q_norm.weight", "k_norm.weight"] {
             must_differ(name, norm, |fixture| fixture.edit_tensors(norm, ones_bf16));
         }
@@ -93,7 +93,9 @@ fn norms_and_their_places_are_visible() {
         must_differ("olmo2", norm, |fixture| fixture.edit_tensors(norm, ones_bf16));
     }
     for norm in ["attention_layernorm.weight", "feedforward_layernorm.weight"] {
-        must_differ("apertus", norm, |fixture| fixture.edit_tensors(norm, ones_bf16));
+        for name in ["apertus", "apertus1p5"] {
+            must_differ(name, norm, |fixture| fixture.edit_tensors(norm, ones_bf16));
+        }
     }
     for norm in ["input_layernorm", "post_attention_layernorm", "norm"] {
         let (weight, bias) = (format!("{norm}.weight"), format!("{norm}.bias"));
@@ -128,12 +130,17 @@ fn position_encodings_are_visible() {
         let plain = json!({ "type": "default" });
         fixture.edit_config(|config| drop(config.insert("rope_scaling".into(), plain)));
     });
+    must_differ("apertus1p5", "without scaling", |fixture| {
+        fixture.edit_config(|config| config["text_config"]["rope_parameters"] = json!({ "rope_type": "default" }));
+    });
 }
 
 #[test]
 fn scalars_of_the_activation_are_visible() {
     for scalar in ["alpha_p", "alpha_n", "beta", "eps"] {
-        must_differ("apertus", scalar, |fixture| fixture.edit_tensors(scalar, zeros));
+        for name in ["apertus", "apertus1p5"] {
+            must_differ(name, scalar, |fixture| fixture.edit_tensors(scalar, zeros));
+        }
     }
 }
 

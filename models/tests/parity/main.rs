@@ -6,13 +6,15 @@ mod encoder_features;
 mod encoders;
 mod features;
 mod gguf;
+#[cfg(feature = "oracle")]
+mod oracle;
 mod runner;
 #[path = "../support/mod.rs"]
 mod support;
 
 use passerelle_models::ops::{Compute, KernelSet};
 use passerelle_models::{CausalLm, KvDtype, LoadOptions, WeightDtype};
-use runner::{BLOCK_SIZE, Runner, compare, input, options, table, worst_excess};
+use runner::{BLOCK_SIZE, Runner, compare, options, table, worst_excess};
 use support::Fixture;
 
 const LENGTHS: [usize; 4] = [1, 7, 33, 70];
@@ -30,7 +32,7 @@ macro_rules! parity {
 
 parity! {
     plain biased_tied rope_linear rope_llama3 rope_yarn sharded_f16 mistral mistral_window ministral ministral3 mistral3 qwen2 qwen3
-    qwen3_windows olmo2 apertus apertus_split nemotron smollm3 bloom
+    qwen3_windows olmo2 apertus apertus_split apertus1p5_text apertus1p5 nemotron smollm3 bloom
 }
 
 /// Everything that is promised of one fixture.
@@ -152,7 +154,7 @@ fn every_kernel_set_agrees() {
 fn a_token_outside_the_vocabulary_is_refused() {
     let fixture = Fixture::copy("plain");
     let mut runner = Runner::load(&fixture, KvDtype::F32);
-    let input = input(&[(&[211], 0, &table(0))]);
+    let input = runner.input(&[(&[211], 0, &table(0))]);
     assert!(matches!(
         runner.decoder.forward(&input, &mut runner.cache),
         Err(passerelle_models::ModelError::Input(problem)) if problem.contains("211")
@@ -161,11 +163,13 @@ fn a_token_outside_the_vocabulary_is_refused() {
 
 #[test]
 fn a_model_may_read_tokens_that_it_never_writes() {
-    let fixture = Fixture::copy("apertus_split");
-    let mut runner = Runner::load(&fixture, KvDtype::F32);
-    assert_eq!((runner.decoder.input_vocab_size(), runner.decoder.vocab_size()), (211, 131));
-    assert_eq!(runner.alone(&[210])[0].len(), 131);
-    assert!(runner.decoder.forward(&input(&[(&[211], 0, &table(0))]), &mut runner.cache).is_err());
+    for name in ["apertus_split", "apertus1p5_text", "apertus1p5"] {
+        let mut runner = Runner::load(&Fixture::copy(name), KvDtype::F32);
+        assert_eq!((runner.decoder.input_vocab_size(), runner.decoder.vocab_size()), (211, 131), "{name}");
+        assert_eq!(runner.alone(&[210])[0].len(), 131, "{name}");
+        let input = runner.input(&[(&[211], 0, &table(0))]);
+        assert!(runner.decoder.forward(&input, &mut runner.cache).is_err(), "{name}");
+    }
 }
 
 /// As BLOOM is published, and as embedding models are: saved from the model without its head.
@@ -210,7 +214,7 @@ fn a_model_outlives_its_files() {
 fn first_bad_layer(fixture: &Fixture, runner: &mut Runner) -> String {
     let ids = fixture.ids("input_33");
     let mut bad = None;
-    let batch = input(&[(&ids, 0, &table(0))]);
+    let batch = runner.input(&[(&ids, 0, &table(0))]);
     runner
         .decoder
         .forward_observed(&batch, &mut runner.cache, &mut |layer, stream| {

@@ -1,14 +1,14 @@
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
-    BlockId, CausalLm, CheckpointFiles, Decoder, KvCache, KvDtype, LoadOptions, Logits, ModelInput, TokenId,
+    BlockId, CausalLm, CheckpointFiles, Decoder, KvCache, KvDtype, KvGroup, LoadOptions, Logits, ModelInput, TokenId,
     load_decoder,
 };
 
 use crate::support::Fixture;
 
 pub(crate) const BLOCK_SIZE: usize = 16;
-/// Enough for every sequence of a test side by side.
+/// Enough for every sequence of a test side by side, in each group of layers.
 const NUM_BLOCKS: usize = 64;
 
 /// A loaded model with a cache.
@@ -37,13 +37,44 @@ impl Runner {
         .unwrap();
         let last = last.expect("progress is reported");
         assert_eq!(last.bytes_done, last.bytes_total);
-        let cache = decoder.new_kv_cache(NUM_BLOCKS).unwrap();
+        let behind_windows = NUM_BLOCKS * decoder.kv_cache_spec().groups.len();
+        let mut cache = decoder.new_kv_cache(behind_windows + 1).unwrap();
+        cache.fill_block(BlockId(behind_windows as u32), f32::NAN).unwrap();
         Self { decoder, cache }
     }
 
     /// The logits of every token of every sequence, a row each.
     pub(crate) fn step(&mut self, batch: &[Share<'_>]) -> Vec<Vec<f32>> {
-        rows(&self.decoder.forward(&input(batch), &mut self.cache).unwrap())
+        let input = self.input(batch);
+        rows(&self.decoder.forward(&input, &mut self.cache).unwrap())
+    }
+
+    pub(crate) fn input(&self, batch: &[Share<'_>]) -> ModelInput {
+        let samples: Vec<Vec<usize>> = batch.iter().map(|(tokens, ..)| (0..tokens.len()).collect()).collect();
+        let tables: Vec<_> = batch.iter().map(|share| self.tables(share)).collect();
+        let sequences: Vec<_> = batch
+            .iter()
+            .zip(samples.iter().zip(&tables))
+            .map(|((tokens, num_computed, _), (sample, block_tables))| SequenceInput {
+                tokens,
+                num_computed: *num_computed,
+                block_tables,
+                sample,
+            })
+            .collect();
+        ModelInput::new(BLOCK_SIZE, &sequences).unwrap()
+    }
+
+    /// Each group has blocks of its own, and behind its window a block without a number in it.
+    fn tables(&self, (_, num_computed, table): &Share<'_>) -> Vec<Vec<BlockId>> {
+        let spec = self.decoder.kv_cache_spec();
+        let behind_window = BlockId((NUM_BLOCKS * spec.groups.len()) as u32);
+        let of_group = |(group, is): (usize, &KvGroup)| -> Vec<_> {
+            let num_behind = is.reach.first_key(*num_computed) / BLOCK_SIZE;
+            let own = table[num_behind..].iter().map(|block| BlockId(block.0 + (group * NUM_BLOCKS) as u32));
+            std::iter::repeat_n(behind_window, num_behind).chain(own).collect()
+        };
+        spec.groups.iter().enumerate().map(of_group).collect()
     }
 
     pub(crate) fn alone(&mut self, ids: &[TokenId]) -> Vec<Vec<f32>> {
@@ -81,21 +112,6 @@ pub(crate) fn options(kv_dtype: KvDtype) -> LoadOptions {
 /// Eight blocks from `first` on, in descending order, so that a block's number says nothing about its place.
 pub(crate) fn table(first: usize) -> Vec<BlockId> {
     (first..first + 8).rev().map(|block| BlockId(block as u32)).collect()
-}
-
-pub(crate) fn input(batch: &[Share<'_>]) -> ModelInput {
-    let samples: Vec<Vec<usize>> = batch.iter().map(|(tokens, ..)| (0..tokens.len()).collect()).collect();
-    let sequences: Vec<_> = batch
-        .iter()
-        .zip(&samples)
-        .map(|((tokens, num_computed, block_table), sample)| SequenceInput {
-            tokens,
-            num_computed: *num_computed,
-            block_table,
-            sample,
-        })
-        .collect();
-    ModelInput::new(BLOCK_SIZE, &sequences).unwrap()
 }
 
 pub(crate) fn rows(logits: &Logits) -> Vec<Vec<f32>> {

@@ -309,9 +309,8 @@ impl Admission<'_> {
     }
 
     fn cache_salt(&self) -> CacheSalt {
-        let narrower = self.request.cache_salt.as_deref();
-        let account = &self.caller.account;
-        narrower.map_or(account.cache_salt, |salt| account.cache_salt_with(salt))
+        let sharing = &self.state.config().prefix_sharing;
+        sharing.salt(&self.caller.account.path, self.request.cache_salt.as_deref())
     }
 
     fn writers(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writers {

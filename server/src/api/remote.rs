@@ -107,7 +107,7 @@ fn check_output(output: &Output) -> Result<(), ApiError> {
 
 impl Admission<'_> {
     async fn measure_all(&self, prompt: Prompt) -> Result<Vec<Measured>, ApiError> {
-        let salt = &self.caller.account.cache_salt;
+        let salt = &self.state.config().prefix_sharing.salt(&self.caller.account.path, None);
         let prompts = match prompt {
             Prompt::Chat(_) => vec![None],
             Prompt::Completions { ref prompts, .. } => prompts.iter().cloned().map(Some).collect(),

@@ -20,7 +20,7 @@ use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::batches::BatchStore;
-use crate::gateway::{AccountPath, Administration, Authenticator, Caller, Ledger, RetryBounds, Router};
+use crate::gateway::{AccountPath, Administration, Authenticator, Caller, Ledger, PrefixSharing, RetryBounds, Router};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
@@ -58,6 +58,7 @@ pub struct ApiConfig {
     /// Bodies and prompts that are parsed, templated and tokenised at the same time; further ones wait.
     pub max_concurrent_encodes: usize,
     pub bounds: RequestBounds,
+    pub prefix_sharing: PrefixSharing,
     pub grammar: GrammarBounds,
     pub sse: SseConfig,
     pub retry: RetryBounds,
@@ -79,6 +80,7 @@ impl Default for ApiConfig {
             max_concurrent_requests: 512,
             max_concurrent_encodes: 4,
             bounds: RequestBounds::default(),
+            prefix_sharing: PrefixSharing::default(),
             grammar: GrammarBounds::default(),
             sse: SseConfig::default(),
             retry: RetryBounds::default(),

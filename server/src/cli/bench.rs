@@ -6,24 +6,31 @@ use clap::Args;
 use passerelle::config::{ByteSize, Config, EngineConfig, Environment, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineParts, StepTurns};
+use passerelle_models::ops::OpTimes;
 use serde::Serialize;
 
 use super::model_args::ModelArgs;
 use super::output::{self, OutputArgs};
 use crate::serve::{self, EngineBounds, Loaded};
-use measure::{Measured, Recorder, Workload};
+use limits::{Limits, ModelCost};
+use measure::{Measured, Recorder, Workload, per_second};
+use profile::Profile;
 
-mod bandwidth;
+mod limits;
 mod measure;
+mod profile;
 
 const EXAMPLES: &str = "\
 Examples:
   passerelle bench                                     the bundled demo model
   passerelle bench --model ./checkpoint --batch 1,8,32
   passerelle bench --model ./checkpoint --dtype f32 --json
+  passerelle bench --model ./checkpoint --profile      which ops the steps spend their time in
 
-Decoding reads every weight once a step, so its limit on a CPU is memory bandwidth. The bandwidth is measured on the
-spot, and each row says which share of it the steps used. A model that fits the caches can pass 100 %.";
+A step reads every weight once, and multiplies every weight with every token. How fast this machine reads memory and how
+fast it multiplies f32 numbers in registers is measured on the spot, by the same threads; OF LIMIT is the time that the
+slower of the two would take, over the time that was taken. Attention is not part of the limit. A model that fits the
+caches can pass 100 %, and so can quantised weights, which are multiplied as integers.";
 
 /// Measure the engine alone: tokens per second and the share of this machine's limit.
 #[derive(Debug, Args)]
@@ -41,6 +48,9 @@ pub(crate) struct BenchArgs {
     /// How many sequences run at once; several sizes are measured one after the other.
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', default_value = "1,4,16")]
     batch: Vec<NonZeroUsize>,
+    /// Also say which share of the steps' time each op takes.
+    #[arg(long)]
+    profile: bool,
     #[command(flatten)]
     model_args: ModelArgs,
     #[command(flatten)]
@@ -52,9 +62,14 @@ pub(crate) struct BenchArgs {
 struct Row {
     batch: usize,
     prefill_tokens_per_s: f64,
+    /// The least time that this machine could take, over the time taken.
+    prefill_share_of_limit: f64,
     decode_tokens_per_s: f64,
-    /// Of the memory bandwidth, by the weights that each step reads once.
+    decode_share_of_limit: f64,
+    /// Of the memory bandwidth, by the weights that each decoding step reads once.
     share_of_bandwidth: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<Profile>,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,6 +80,7 @@ struct Report {
     threads: usize,
     kernels: String,
     memory_bandwidth_bytes_per_s: f64,
+    multiply_add_flops_per_s: f64,
     prompt_tokens: usize,
     generate_tokens: usize,
     rows: Vec<Row>,
@@ -74,35 +90,39 @@ impl BenchArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config(&Environment::read())?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let times = self.profile.then(|| {
+            let clock = Arc::clone(&clock);
+            Arc::new(OpTimes::new(move || clock.now()))
+        });
         let compute = serve::compute(&config.engine);
+        let compute = match &times {
+            Some(times) => compute.timed(Arc::clone(times)),
+            None => compute,
+        };
         if cfg!(debug_assertions) {
             eprintln!("warning: built without --release; these figures are not the machine's");
         }
-        eprintln!("measuring memory bandwidth with {} threads", compute.num_threads());
-        let bandwidth = bandwidth::measure(compute.num_threads(), clock.as_ref());
+        eprintln!("measuring this machine with {} threads", compute.num_threads());
+        let limits = Limits::measure(&compute, clock.as_ref());
         let loaded = serve::load(&config.models[0], &config.hub, &compute)?;
-        let weight_bytes = loaded.description.resident_bytes.unwrap_or(loaded.description.stored_bytes);
+        let cost = ModelCost::of(&loaded.description);
         let mut report = Report {
             model: loaded.name.clone(),
             dtype: loaded.dtype.clone(),
-            weight_bytes,
+            weight_bytes: cost.weight_bytes,
             threads: compute.num_threads(),
             kernels: compute.kernels().to_string(),
-            memory_bandwidth_bytes_per_s: bandwidth,
+            memory_bandwidth_bytes_per_s: limits.bytes_per_s,
+            multiply_add_flops_per_s: limits.operations_per_s,
             prompt_tokens: self.prompt.get(),
             generate_tokens: self.generate.get(),
             rows: Vec::new(),
         };
-        let bench = Bench::start(loaded, &self, &config.engine, clock)?;
+        let bench = Bench::start(loaded, &self, (&config.engine, times), clock)?;
         for (round, batch) in self.batch.iter().enumerate() {
             eprintln!("batch of {batch}");
             let measured = bench.run(self.workload(batch.get()), round as u64)?;
-            report.rows.push(Row {
-                batch: batch.get(),
-                prefill_tokens_per_s: measured.prefill_tokens_per_s(),
-                decode_tokens_per_s: measured.decode_tokens_per_s(),
-                share_of_bandwidth: measured.decode_steps_per_s() * weight_bytes as f64 / bandwidth,
-            });
+            report.rows.push(Row::new(batch.get(), &measured, (&limits, &cost), self.profile));
         }
         if self.output.json { output::json(&report) } else { print(&report) }
     }
@@ -121,6 +141,22 @@ impl BenchArgs {
     }
 }
 
+impl Row {
+    fn new(batch: usize, measured: &Measured, (limits, cost): (&Limits, &ModelCost), profile: bool) -> Self {
+        let prefill = limits.seconds(cost, measured.prefill_steps, (measured.prefill_tokens, batch));
+        let decode = limits.seconds(cost, measured.decode_steps, (measured.decode_tokens, measured.decode_tokens));
+        Self {
+            batch,
+            prefill_tokens_per_s: measured.prefill_tokens_per_s(),
+            prefill_share_of_limit: per_second(prefill, measured.prefill_time),
+            decode_tokens_per_s: measured.decode_tokens_per_s(),
+            decode_share_of_limit: per_second(decode, measured.decode_time),
+            share_of_bandwidth: measured.decode_steps_per_s() * cost.weight_bytes as f64 / limits.bytes_per_s,
+            profile: profile.then(|| Profile::of(measured)),
+        }
+    }
+}
+
 /// One engine, with a KV cache that holds the largest batch.
 struct Bench {
     engine: Engine,
@@ -129,13 +165,18 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(loaded: Loaded, args: &BenchArgs, config: &EngineConfig, clock: Arc<dyn Clock>) -> Result<Self> {
+    fn start(
+        loaded: Loaded,
+        args: &BenchArgs,
+        (config, times): (&EngineConfig, Option<Arc<OpTimes>>),
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
         let length = args.prompt.get() + args.generate.get();
         let longest = loaded.description.max_position;
         ensure!(length <= longest, "--prompt and --generate make {length} tokens; this model takes {longest}");
         let largest = args.batch.iter().copied().max().context("--batch needs at least one size")?.get();
-        let num_kv_blocks = length.div_ceil(loaded.model.kv_cache_spec().block_size) * largest;
-        let recorder = Arc::new(Recorder::default());
+        let num_kv_blocks = loaded.model.kv_cache_spec().most_blocks(length, config.max_num_batched_tokens) * largest;
+        let recorder = Arc::new(Recorder::new(times));
         let vocab = loaded.model.input_vocab_size();
         let mut bounds = EngineBounds { num_kv_blocks, max_model_len: longest }.with(config)?;
         bounds.max_waiting_tokens = bounds.max_waiting_tokens.max(length * largest);
@@ -160,26 +201,30 @@ impl Bench {
 
 fn print(report: &Report) -> Result<()> {
     output::line(format_args!(
-        "{}: {} of {} weights, {} threads, {} kernels; {:.1} GB/s from memory",
+        "{}: {} of {} weights, {} threads, {} kernels; {:.1} GB/s from memory, {:.0} GFLOP/s",
         report.model,
         ByteSize(report.weight_bytes),
         report.dtype,
         report.threads,
         report.kernels,
-        report.memory_bandwidth_bytes_per_s / 1e9
+        report.memory_bandwidth_bytes_per_s / 1e9,
+        report.multiply_add_flops_per_s / 1e9
     ))?;
     output::line(format_args!("{} prompt tokens, {} generated", report.prompt_tokens, report.generate_tokens))?;
     output::line(format_args!(
-        "{:>6}{:>16}{:>16}{:>20}",
-        "BATCH", "PREFILL tok/s", "DECODE tok/s", "SHARE OF BANDWIDTH"
+        "{:>6}{:>16}{:>10}{:>16}{:>10}",
+        "BATCH", "PREFILL tok/s", "OF LIMIT", "DECODE tok/s", "OF LIMIT"
     ))?;
-    report.rows.iter().try_for_each(|row| {
+    for row in &report.rows {
         output::line(format_args!(
-            "{:>6}{:>16.1}{:>16.1}{:>19.0}%",
+            "{:>6}{:>16.1}{:>9.0}%{:>16.1}{:>9.0}%",
             row.batch,
             row.prefill_tokens_per_s,
+            row.prefill_share_of_limit * 100.0,
             row.decode_tokens_per_s,
-            row.share_of_bandwidth * 100.0
-        ))
-    })
+            row.decode_share_of_limit * 100.0
+        ))?;
+    }
+    let profiles = report.rows.iter().filter_map(|row| row.profile.as_ref().map(|profile| (row.batch, profile)));
+    profiles.into_iter().try_for_each(|(batch, profile)| profile.print(batch))
 }

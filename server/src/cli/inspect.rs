@@ -35,18 +35,18 @@ impl InspectArgs {
         let written = Written { server, ..Written::default() };
         let config = Config::check(written, &Environment::read())?;
         let files = find_files(&self.source, Wanted::CheckpointWithoutTokenizer, &config.hub)?;
+        let model = ModelConfig::found("inspected".to_owned(), self.source, &config.engine);
+        let text = || load_text(&model, &files, &config.hub);
         if checkpoint_kind(&files)? == CheckpointKind::Encoder {
-            let description = describe_encoder(&files)?;
+            let (is, text) = (describe_encoder(&files)?, text()?);
             return if self.output.json {
-                output::json(&encoder::as_json(&description))
+                output::json(&encoder::as_json(&is, &text))
             } else {
-                encoder::print(&description)
+                encoder::print(&is, &text)
             };
         }
-        let description = passerelle_models::describe(&files)?;
-        let model = ModelConfig::found("inspected".to_owned(), self.source, &config.engine);
-        let text = load_text(&model, &files, &config.hub)?;
-        if self.output.json { output::json(&as_json(&description, &text)) } else { print(&description, &text) }
+        let (is, text) = (passerelle_models::describe(&files)?, text()?);
+        if self.output.json { output::json(&as_json(&is, &text)) } else { print(&is, &text) }
     }
 }
 
@@ -93,7 +93,6 @@ fn template(text: &TextModel) -> String {
 
 fn as_json(is: &ModelDescription, text: &TextModel) -> Value {
     let memory = Memory::of(is);
-    let tokenizer = (!text.tokenizer.is_absent()).then(|| json!({"vocab_size": text.tokenizer.vocab_size()}));
     let template = text.template.as_ref().map(|_| {
         json!({"tool_calls": text.answers.tools.name(), "reasoning": text.answers.reasoning.map(|format| format.name())})
     });
@@ -116,9 +115,14 @@ fn as_json(is: &ModelDescription, text: &TextModel) -> Value {
         "eos_token_ids": is.eos_token_ids,
         "kv_bytes_per_token_bf16": memory.kv_token.0,
         "bytes_with_whole_context": memory.with_whole_context.0,
-        "tokenizer": tokenizer,
+        "tokenizer": tokenizer_json(text),
         "chat_template": template,
     })
+}
+
+/// `null` without one.
+fn tokenizer_json(text: &TextModel) -> Value {
+    if text.tokenizer.is_absent() { Value::Null } else { json!({"vocab_size": text.tokenizer.vocab_size()}) }
 }
 
 fn runs_json(runs: &[LayerRun]) -> Vec<Value> {

@@ -124,6 +124,8 @@ pub struct ApiConfig {
     pub max_pending_frames: usize,
     pub compress_above: ByteSize,
     pub cors_origins: Vec<Origin>,
+    /// Accounts below which cached prefixes of prompts are shared.
+    pub shared_prefixes: Vec<String>,
     pub tokenizer_info: bool,
 }
 
@@ -445,6 +447,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_pending_frames: count(written.max_pending_frames, 64),
         compress_above: written.compress_above.unwrap_or(ByteSize(16 << 10)),
         cors_origins: written.cors_origins.clone().unwrap_or_default(),
+        shared_prefixes: written.shared_prefixes.clone().unwrap_or_default(),
         tokenizer_info: written.tokenizer_info.unwrap_or(true),
     })
 }

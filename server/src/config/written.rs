@@ -264,6 +264,8 @@ pub struct WrittenApi {
     pub compress_above: Option<ByteSize>,
     /// Web pages that may call this server.
     pub cors_origins: Option<Vec<Origin>>,
+    /// Accounts below which cached prefixes of prompts are shared.
+    pub shared_prefixes: Option<Vec<String>>,
     /// Whether `/tokenizer_info` is answered.
     pub tokenizer_info: Option<bool>,
 }
@@ -289,6 +291,7 @@ lay_over!(WrittenApi {
     max_pending_frames,
     compress_above,
     cors_origins,
+    shared_prefixes,
     tokenizer_info,
 });
 

@@ -41,10 +41,12 @@ impl Health {
 
 impl Progress {
     pub fn observe(&mut self, now: Duration, load: &Load) -> Health {
-        if load.progress != self.count || !load.has_work() {
-            self.count = load.progress;
-            self.waiting_since = load.has_work().then_some(now);
-        }
+        let stands_still = load.progress == self.count && load.has_work();
+        self.count = load.progress;
+        self.waiting_since = match self.waiting_since {
+            Some(since) if stands_still => Some(since),
+            _ => load.has_work().then_some(now),
+        };
         let is_stuck = self.waiting_since.is_some_and(|since| now.saturating_sub(since) >= STUCK_AFTER);
         let is_distrusted = load.distrusted_until.is_some_and(|until| now < until);
         match (is_stuck, is_distrusted) {
@@ -93,6 +95,7 @@ mod tests {
         assert_eq!(progress.observe(SECOND, &idle), Health::Ready);
         assert_eq!(progress.observe(1000 * SECOND, &idle), Health::Ready);
         assert_eq!(progress.observe(2000 * SECOND, &working(5)), Health::Ready, "its first step has only begun");
+        assert_eq!(progress.observe(2000 * SECOND + STUCK_AFTER, &working(5)), Health::Stuck, "and never got on");
     }
 
     #[test]

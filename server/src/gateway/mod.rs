@@ -28,7 +28,7 @@ pub mod router;
 pub mod tariff;
 pub mod upstream;
 
-pub use account::{Account, AccountPath, Caller, Scope};
+pub use account::{Account, AccountPath, Caller, PrefixSharing, Scope};
 pub use administration::Administration;
 pub use attempts::{Attempts, RetryBounds, Verdict};
 pub use auth::{AuthError, Authenticator};

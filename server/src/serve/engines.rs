@@ -60,8 +60,8 @@ pub(crate) fn start(
     let turns = StepTurns::new();
     let (mut engines, mut served, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, num_kv_blocks) in generators.into_iter().zip(blocks) {
-        report::model(&model, num_kv_blocks, compute);
-        let bounds = EngineBounds::of(&model, num_kv_blocks);
+        let bounds = EngineBounds::of(&model, num_kv_blocks, config);
+        report::model(&model, bounds, compute);
         served.push(serve_as(&model, bounds, &kernels)?);
         let name = model.name.clone();
         let engine = Engine::spawn(EngineParts {
@@ -101,9 +101,10 @@ pub(crate) fn start(
 
 impl EngineBounds {
     /// A client may use what the checkpoint allows and the KV cache holds.
-    fn of(model: &Loaded, num_kv_blocks: usize) -> Self {
-        let kv_tokens = num_kv_blocks.saturating_mul(model.model.kv_cache_spec().block_size);
-        Self { num_kv_blocks, max_model_len: model.description.max_position.min(kv_tokens) }
+    fn of(model: &Loaded, num_kv_blocks: usize, config: &EngineConfig) -> Self {
+        let (spec, longest) = (model.model.kv_cache_spec(), model.description.max_position);
+        let max_model_len = spec.longest_sequence(num_kv_blocks, config.max_num_batched_tokens, longest);
+        Self { num_kv_blocks, max_model_len }
     }
 
     pub(crate) fn with(self, config: &EngineConfig) -> Result<passerelle_engine::EngineConfig> {
@@ -132,8 +133,9 @@ fn price(model: &ModelDescription) -> Price {
 }
 
 fn demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
-    let most_tokens = config.max_num_seqs.saturating_mul(model.description.max_position);
-    KvDemand { spec: model.model.kv_cache_spec(), most_tokens }
+    let spec = model.model.kv_cache_spec();
+    let of_longest = spec.most_blocks(model.description.max_position, config.max_num_batched_tokens);
+    KvDemand { spec, most_blocks: config.max_num_seqs.saturating_mul(of_longest) }
 }
 
 fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<ServedModel> {

@@ -6,6 +6,8 @@ use std::io;
 use passerelle::text::Vocabulary;
 use passerelle_models::{CheckpointFiles, GgufMetadata, ModelError};
 
+const MODEL: &str = "tokenizer.ggml.model";
+const TOKENS: &str = "tokenizer.ggml.tokens";
 const TEMPLATE: &str = "tokenizer.chat_template";
 const NAMED_TEMPLATES: &str = "tokenizer.chat_templates";
 
@@ -18,16 +20,27 @@ pub(super) fn text_file(files: &CheckpointFiles, file: &str) -> io::Result<Optio
         _ => return Ok(None),
     };
     let Some(metadata) = files.gguf_metadata().map_err(io::Error::other)? else { return Ok(None) };
+    if lacks_tokenizer(&metadata).map_err(io::Error::other)? {
+        return Ok(None);
+    }
     let vocabulary = read(&metadata).map_err(io::Error::other)?;
     content(&vocabulary).map(Some).map_err(io::Error::other)
+}
+
+/// Converters can leave the tokenizer out, and then say nothing or say so.
+fn lacks_tokenizer(metadata: &GgufMetadata) -> Result<bool, ModelError> {
+    Ok(match metadata.text(MODEL)? {
+        None => !metadata.contains(TOKENS),
+        Some(model) => matches!(model, "none" | "no_vocab"),
+    })
 }
 
 fn read(metadata: &GgufMetadata) -> Result<Vocabulary, ModelError> {
     let token = |name: &str| metadata.count(&format!("tokenizer.ggml.{name}_token_id"));
     Ok(Vocabulary {
-        model: metadata.text("tokenizer.ggml.model")?.unwrap_or_default().to_owned(),
+        model: metadata.text(MODEL)?.unwrap_or_default().to_owned(),
         pre: metadata.text("tokenizer.ggml.pre")?.map(str::to_owned),
-        tokens: metadata.texts("tokenizer.ggml.tokens")?.unwrap_or_default(),
+        tokens: metadata.texts(TOKENS)?.unwrap_or_default(),
         types: metadata.numbers("tokenizer.ggml.token_type")?,
         scores: metadata.numbers("tokenizer.ggml.scores")?,
         merges: metadata.texts("tokenizer.ggml.merges")?.unwrap_or_default(),

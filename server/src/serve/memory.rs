@@ -12,11 +12,11 @@ const FREE_MEMORY_PART: u64 = 4;
 const UNKNOWN_FREE_MEMORY: ByteSize = ByteSize(4 << 30);
 
 /// What one model asks of the KV cache.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct KvDemand {
     pub(crate) spec: KvCacheSpec,
-    /// What all its sequences at their longest would take.
-    pub(crate) most_tokens: usize,
+    /// What all its sequences at their longest hold.
+    pub(crate) most_blocks: usize,
 }
 
 /// Blocks for each model, in order: every model gets room for the same number of tokens, but none more than it can use.
@@ -29,25 +29,37 @@ pub(crate) fn share_kv_memory(stated: Option<ByteSize>, demands: &[KvDemand]) ->
     let mut left = budget.0;
     // The most modest first: what they leave over is shared by the others.
     let mut order: Vec<usize> = (0..demands.len()).collect();
-    order.sort_by_key(|&model| demands[model].most_tokens);
+    order.sort_by_key(|&model| demands[model].most_tokens());
     for (position, &model) in order.iter().enumerate() {
-        let bytes_per_token: u64 = order[position..].iter().map(|&other| token_bytes(&demands[other].spec)).sum();
-        let block_size = demands[model].spec.block_size;
-        let wanted = demands[model].most_tokens.div_ceil(block_size) as u64;
-        let fitting = wanted.min(left / bytes_per_token / block_size as u64);
+        let bytes_per_token: u64 = order[position..].iter().map(|&other| demands[other].token_bytes()).sum();
+        let fitting = demands[model].blocks_of(left / bytes_per_token);
         ensure!(
             fitting > 0,
             "engine.kv_cache_memory (--kv-cache-memory): {budget} is less than one block for each of {} models; give it more",
             demands.len()
         );
-        blocks[model] = fitting as usize;
-        left = left.saturating_sub(fitting * demands[model].spec.block_bytes() as u64);
+        blocks[model] = fitting;
+        left = left.saturating_sub(fitting as u64 * demands[model].spec.block_bytes() as u64);
     }
     Ok(blocks)
 }
 
-fn token_bytes(spec: &KvCacheSpec) -> u64 {
-    (spec.block_bytes() as u64).div_ceil(spec.block_size as u64).max(1)
+impl KvDemand {
+    /// Of so many tokens, every group of layers keeps the keys and values.
+    fn most_tokens(&self) -> usize {
+        self.most_blocks / self.spec.groups.len() * self.spec.block_size
+    }
+
+    fn token_bytes(&self) -> u64 {
+        let bytes = self.spec.groups.len() * self.spec.block_bytes();
+        (bytes as u64).div_ceil(self.spec.block_size as u64).max(1)
+    }
+
+    /// Blocks for `tokens` in every group of layers, but no more than can be used.
+    fn blocks_of(&self, tokens: u64) -> usize {
+        let blocks = tokens / self.spec.block_size as u64 * self.spec.groups.len() as u64;
+        self.most_blocks.min(blocks as usize)
+    }
 }
 
 /// What this process may still take: the system's own estimate, or the room left in its cgroup if that is less.
@@ -69,15 +81,16 @@ fn available(meminfo: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use candle_core::DType;
+    use passerelle_models::{KvGroup, KvReach};
 
     use super::*;
 
     /// `units` of 64 bytes for each token, in blocks of 16.
     fn demand(units: usize, most_tokens: usize) -> KvDemand {
-        let (dtype, block_size) = (DType::BF16, 16);
-        let spec = KvCacheSpec { num_layers: units, num_kv_heads: 1, head_dim: 16, dtype, block_size };
+        let (groups, dtype, block_size) = (vec![KvGroup::full(units)], DType::BF16, 16);
+        let spec = KvCacheSpec { groups, num_kv_heads: 1, head_dim: 16, dtype, block_size };
         assert_eq!(spec.block_bytes(), units * BLOCK as usize);
-        KvDemand { spec, most_tokens }
+        KvDemand { most_blocks: spec.most_blocks(most_tokens, 1), spec }
     }
 
     /// Bytes of a block of one unit.
@@ -93,6 +106,19 @@ mod tests {
     fn what_a_modest_model_leaves_over_goes_to_the_others() {
         let demands = [demand(1, 1 << 20), demand(1, 160)];
         assert_eq!(share_kv_memory(Some(ByteSize(100 * BLOCK)), &demands).expect("there is room"), [90, 10]);
+    }
+
+    #[test]
+    fn a_model_with_windows_is_given_what_its_windows_use() {
+        let mut windowed = demand(1, 0);
+        let window = KvReach::Window(33.try_into().expect("not zero"));
+        windowed.spec.groups = KvGroup::of_layers([KvReach::Full, window, window, window].into_iter());
+        windowed.most_blocks = windowed.spec.most_blocks(1600, 32);
+        assert_eq!(windowed.most_blocks, 100 + 3 * 5);
+        assert_eq!(share_kv_memory(Some(ByteSize(1 << 40)), &[windowed.clone()]).expect("there is room"), [115]);
+        // Where memory is short, a token is reckoned with all its layers.
+        let demands = [windowed, demand(4, 1 << 20)];
+        assert_eq!(share_kv_memory(Some(ByteSize(160 * BLOCK)), &demands).expect("there is room"), [80, 20]);
     }
 
     #[test]

@@ -4,12 +4,13 @@ use passerelle::config::ByteSize;
 use passerelle_models::EncoderOutput;
 use passerelle_models::ops::Compute;
 
+use super::engines::EngineBounds;
 use super::models::{Loaded, LoadedEncoder};
 
 /// One event; operators look here first.
-pub(crate) fn model(model: &Loaded, num_kv_blocks: usize, compute: &Compute) {
+pub(crate) fn model(model: &Loaded, bounds: EngineBounds, compute: &Compute) {
     let (is, spec) = (&model.description, model.model.kv_cache_spec());
-    let kv_tokens = num_kv_blocks * spec.block_size;
+    let EngineBounds { num_kv_blocks, max_model_len } = bounds;
     tracing::info!(
         model = %model.name,
         source = %model.files.root().display(),
@@ -23,14 +24,15 @@ pub(crate) fn model(model: &Loaded, num_kv_blocks: usize, compute: &Compute) {
         context = is.max_position,
         kv_dtype = ?spec.dtype,
         kv_blocks = num_kv_blocks,
-        kv_tokens,
+        kv_groups = spec.groups.len(),
+        kv_tokens = num_kv_blocks / spec.groups.len() * spec.block_size,
         kv_memory = %ByteSize((num_kv_blocks * spec.block_bytes()) as u64),
         "loaded"
     );
-    if kv_tokens < is.max_position {
+    if max_model_len < is.max_position {
         tracing::warn!(
             model = %model.name,
-            "the KV cache holds {kv_tokens} tokens, less than the context of {}; longer requests are refused: raise \
+            "the KV cache holds a sequence of {max_model_len} tokens, less than the context of {}; longer requests are refused: raise \
              --kv-cache-memory or lower --max-model-len",
             is.max_position
         );

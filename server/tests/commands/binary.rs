@@ -79,9 +79,7 @@ impl Served {
 
     /// The most memory that it has held at once.
     pub(crate) fn peak_memory_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Linux tells it");
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux tells it");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+        peak_kib(self.process.id()).expect("Linux tells it")
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -221,6 +219,23 @@ fn unchunk(mut rest: &str) -> String {
         rest = tail[length..].trim_start_matches("\r\n");
     }
     panic!("the answer broke off after: {body}")
+}
+
+/// `None` for a process that has ended.
+fn peak_kib(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// What a command that says little has said when it ends, and the most memory that it was seen to hold.
+pub(crate) fn watched(mut process: Child) -> (Output, u64) {
+    let mut peak = 0;
+    while process.try_wait().expect("it was started here").is_none() {
+        peak = peak.max(peak_kib(process.id()).unwrap_or(0));
+        std::thread::yield_now();
+    }
+    (process.wait_with_output().expect("it was started here"), peak)
 }
 
 pub(crate) fn with_input(command: &mut Command, input: &str) -> Output {

@@ -3,6 +3,8 @@
 mod administration;
 mod binary;
 mod gguf;
+mod hostile;
+mod inspect;
 #[expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
 mod ledger;
 mod loading;
@@ -172,12 +174,15 @@ fn chat_answers_what_is_typed() {
 #[test]
 fn bench_reports_every_batch() {
     let state = State::new();
-    let arguments = ["bench", "--prompt", "16", "--generate", "4", "--batch", "1,3", "--json"];
+    let arguments = ["bench", "--prompt", "16", "--generate", "4", "--batch", "1,3", "--profile", "--json"];
     let output = state.command(&arguments).output().expect("it runs");
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let rows = report["rows"].as_array().expect("rows");
     assert_eq!(rows.iter().map(|row| row["batch"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(3)]);
-    assert!(rows.iter().all(|row| row["decode_tokens_per_s"].as_f64().is_some_and(|rate| rate > 0.0)), "{report}");
+    let positive = |value: &Value| value.as_f64().is_some_and(|rate| rate > 0.0);
+    assert!(rows.iter().all(|row| positive(&row["decode_tokens_per_s"]) && positive(&row["prefill_share_of_limit"])));
+    let first = &rows[0]["profile"][0];
+    assert!(first["op"] == "linear" && positive(&first["decode_share"]), "{report}");
 }
 
 #[test]

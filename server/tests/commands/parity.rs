@@ -87,6 +87,34 @@ fn every_fixture_passes_through_the_api() {
     }
 }
 
+/// Files without a tokenizer, of every architecture and type.
+#[test]
+fn every_gguf_fixture_passes_through_the_api() {
+    let state = State::new();
+    let folder = state.path().join("models");
+    fs::create_dir(&folder).expect("the folder is writable");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(fixtures().join("gguf")).expect("the fixtures are there") {
+        let path = entry.expect("the folder is readable").path();
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            let name = path.file_stem().and_then(|name| name.to_str()).expect("a plain name").to_owned();
+            fs::copy(&path, folder.join(path.file_name().expect("a file"))).expect("the folder is writable");
+            names.push(name);
+        }
+    }
+    assert!(names.len() >= 15, "{names:?}");
+    let options =
+        ["--models-dir", folder.to_str().expect("a plain path"), "--kv-dtype", "f32", "--kv-cache-memory", "64MiB"];
+    let served = Served::start(&state, &options);
+    for name in &names {
+        let golden = fixtures().join("gguf").join(format!("{name}.safetensors"));
+        let golden = Golden(fs::read(golden).expect("the fixture is readable"));
+        let body = json!({"model": name, "prompt": golden.ids("greedy_prompt"), "max_tokens": 24, "temperature": 0,
+            "ignore_eos": true, "return_token_ids": true});
+        assert_eq!(ask(&served, &body)["token_ids"], json!(golden.ids("greedy")), "{name}");
+    }
+}
+
 fn ask(served: &Served, body: &Value) -> Value {
     let answer = request(&served.address, "POST", COMPLETIONS, body);
     assert_eq!(answer.status, 200, "{body}");

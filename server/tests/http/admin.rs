@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::common::client::{Client, Reply};
 use crate::common::{MODEL, Options, Server};
-use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
+use passerelle::api::ApiConfig;
+use passerelle::gateway::account::{ModelAccess, PrefixSharing, Scopes, ServiceClass};
 use passerelle::gateway::directory::NewKey;
 use passerelle::gateway::{AccountPath, DataDir, Directory, Quota, Scope};
 use passerelle_engine::clock::SystemClock;
@@ -16,9 +17,15 @@ struct Bench {
     operator: String,
     owner: String,
     user: String,
+    colleague: String,
+    stranger: String,
 }
 
 async fn bench() -> Bench {
+    bench_with(ApiConfig::default()).await
+}
+
+async fn bench_with(api: ApiConfig) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let data = DataDir::open(folder.path()).unwrap();
     let directory = Directory::open(&data, Arc::new(SystemClock::new()), "test").unwrap();
@@ -32,9 +39,9 @@ async fn bench() -> Bench {
         directory.create_key(new).unwrap().0.reveal().to_owned()
     };
     let (operator, owner) = (key("/", Scope::Admin), key("acme", Scope::Admin));
-    let user = key("acme/vision", Scope::Inference);
-    let server = Server::with(Options { administered: Some(folder), ..Options::default() }).await;
-    Bench { server, operator, owner, user }
+    let [user, colleague, stranger] = ["acme/vision", "acme", "other"].map(|account| key(account, Scope::Inference));
+    let server = Server::with(Options { api, administered: Some(folder), ..Options::default() }).await;
+    Bench { server, operator, owner, user, colleague, stranger }
 }
 
 impl Bench {
@@ -45,6 +52,23 @@ impl Bench {
     async fn limit(&self, key: &str, account: &str, value: u32) -> Reply {
         let limit = json!({"limit": "requests_per_minute", "value": value});
         self.with(key).post("/admin/v1/limits", &json!({"account": account, "set": limit})).await
+    }
+}
+
+#[tokio::test]
+async fn accounts_find_each_others_cached_prefixes_only_below_one_that_the_operator_named() {
+    let prompt = format!("say:{}", "long ".repeat(20));
+    let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 2});
+    for named in [None, Some("acme")] {
+        let prefix_sharing = PrefixSharing::below(named.iter().map(|path| path.parse().unwrap()).collect());
+        let bench = bench_with(ApiConfig { prefix_sharing, ..ApiConfig::default() }).await;
+        let cached_for = async |key: &str| {
+            let answer = bench.with(key).post("/v1/chat/completions", &chat).await.json();
+            answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+        };
+        assert_eq!(cached_for(&bench.user).await, 0);
+        assert_eq!(cached_for(&bench.colleague).await > 0, named.is_some(), "{named:?}");
+        assert_eq!(cached_for(&bench.stranger).await, 0, "{named:?}");
     }
 }
 
@@ -65,7 +89,7 @@ async fn an_owner_manages_keys_and_lower_limits_under_its_own_node_and_nothing_e
     }
     let listed = owner.get("/v1/me/keys").await.json();
     let accounts: Vec<_> = listed["data"].as_array().unwrap().iter().map(|key| key["account"].clone()).collect();
-    assert!(accounts.len() == 3 && accounts.iter().all(|account| account.as_str().unwrap().starts_with("acme")));
+    assert!(accounts.len() == 4 && accounts.iter().all(|account| account.as_str().unwrap().starts_with("acme")));
     assert_eq!(bench.limit(&bench.operator, "other", 5).await.status, 200);
     let seen = |reply: Reply| reply.json()["data"].as_array().unwrap().len();
     assert_eq!(seen(bench.with(&bench.operator).get("/admin/v1/accounts").await), 4);

@@ -4,7 +4,7 @@
 use crate::common::client::Client;
 use crate::common::encoders::{BERT, CLASSIFIER, EncoderServer, QWEN3, RERANKER, texts};
 use crate::common::model::Gate;
-use crate::common::{MODEL, Options, limit};
+use crate::common::{MODEL, Options, limit, until};
 use passerelle::api::{ApiConfig, RequestBounds};
 use passerelle::gateway::Limit;
 use passerelle_engine::EncoderConfig;
@@ -315,15 +315,11 @@ async fn a_full_queue_refuses_newcomers_and_a_long_list_waits_for_its_own_texts(
     // One text stands at the gate, so that whatever follows waits.
     let client = server.client();
     let first = tokio::spawn(async move { client.post(EMBEDDINGS, &json!({ "model": BERT, "input": "first" })).await });
-    while server.encoders[0].stats().running == 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| server.encoders[0].stats().running == 1).await;
     let client = server.client();
     let many = json!({ "model": BERT, "input": (0..40).map(|n| n.to_string()).collect::<Vec<_>>() });
     let long = tokio::spawn(async move { client.post(EMBEDDINGS, &many).await });
-    while server.encoders[0].stats().waiting < 5 {
-        tokio::task::yield_now().await;
-    }
+    until(|| server.encoders[0].stats().waiting == 5).await;
     let refused = server.client().post(EMBEDDINGS, &json!({ "model": BERT, "input": "one more" })).await;
     assert_eq!((refused.status, refused.error_code().as_str()), (503, "queue_full"));
     gate.release();
@@ -342,14 +338,10 @@ async fn a_client_that_leaves_cancels_what_waits_and_pays_for_what_ran() {
     let client = server.client();
     let inputs = json!({ "model": BERT, "input": ["a", "b", "c", "d"] });
     let request = tokio::spawn(async move { client.post(EMBEDDINGS, &inputs).await });
-    while server.encoders[0].stats().running == 0 || server.encoders[0].stats().waiting < 3 {
-        tokio::task::yield_now().await;
-    }
+    until(|| server.encoders[0].stats().running == 1 && server.encoders[0].stats().waiting == 3).await;
     request.abort();
     let _ = request.await;
-    while server.state.ledger().totals().open > 0 {
-        tokio::task::yield_now().await;
-    }
+    until(|| server.state.ledger().totals().open == 0).await;
     gate.release();
     server.assert_at_rest().await;
     assert_eq!(server.encoders[0].stats().texts_total, 1);

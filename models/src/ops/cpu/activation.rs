@@ -37,21 +37,29 @@ impl Kernel for Activate<'_> {
             unsafe {
                 let out = self.out.part(row * self.x.width, self.x.width);
                 match self.activation {
-                    Activation::Relu2 => each::<V>(self.x.row(row), out, |x| relu2(x)),
-                    Activation::GeluTanh => each::<V>(self.x.row(row), out, |x| gelu_tanh(x)),
-                    Activation::GeluErf => each::<V>(self.x.row(row), out, |x| gelu_erf(x)),
-                    Activation::Relu => each::<V>(self.x.row(row), out, |x| V::splat(0.0).max(x)),
-                    Activation::Silu => each::<V>(self.x.row(row), out, |x| silu(x)),
-                    Activation::Tanh => each::<V>(self.x.row(row), out, |x| tanh(x)),
-                    Activation::Xielu(params) => each::<V>(self.x.row(row), out, |x| xielu(x, params)),
+                    Activation::Relu2 => each::<V, _>(self.x.row(row), out, Relu2),
+                    Activation::GeluTanh => each::<V, _>(self.x.row(row), out, GeluTanh),
+                    Activation::GeluErf => each::<V, _>(self.x.row(row), out, GeluErf),
+                    Activation::Relu => each::<V, _>(self.x.row(row), out, Relu),
+                    Activation::Silu => each::<V, _>(self.x.row(row), out, Silu),
+                    Activation::Tanh => each::<V, _>(self.x.row(row), out, Tanh),
+                    Activation::Xielu(params) => each::<V, _>(self.x.row(row), out, params),
                 }
             }
         }
     }
 }
 
+/// A function of each element. No closure: the compiler may leave a closure a function of its own, which does not have the
+/// instructions that its caller enables and calls each of them.
+pub(super) trait Curve: Copy {
+    /// # Safety
+    /// The CPU must have `V`'s instructions.
+    unsafe fn at<V: Vector>(self, x: V) -> V;
+}
+
 #[inline(always)]
-unsafe fn each<V: Vector>(x: &[f32], out: &mut [f32], f: impl Fn(V) -> V) {
+unsafe fn each<V: Vector, C: Curve>(x: &[f32], out: &mut [f32], curve: C) {
     let (chunks, tail) = x.as_chunks::<LANES>();
     let (out_chunks, out_tail) = out.as_chunks_mut::<LANES>();
     let mut last = [0.0; LANES];
@@ -59,86 +67,117 @@ unsafe fn each<V: Vector>(x: &[f32], out: &mut [f32], f: impl Fn(V) -> V) {
     // SAFETY: eight elements each; the launch vouches for the instructions.
     unsafe {
         for (x, out) in chunks.iter().zip(out_chunks) {
-            f(V::load(x.as_ptr())).store(out.as_mut_ptr());
+            curve.at(V::load(x.as_ptr())).store(out.as_mut_ptr());
         }
-        out_tail.copy_from_slice(&f(V::load(last.as_ptr())).to_array()[..tail.len()]);
+        out_tail.copy_from_slice(&curve.at(V::load(last.as_ptr())).to_array()[..tail.len()]);
     }
 }
 
-/// # Safety
-/// The CPU must have `V`'s instructions; so for the others.
-#[inline(always)]
-unsafe fn relu2<V: Vector>(x: V) -> V {
-    // SAFETY: as above.
-    unsafe {
-        let x = V::splat(0.0).max(x);
-        x.mul(x)
+#[derive(Clone, Copy)]
+struct Relu;
+#[derive(Clone, Copy)]
+struct Relu2;
+#[derive(Clone, Copy)]
+struct Tanh;
+#[derive(Clone, Copy)]
+pub(super) struct Silu;
+#[derive(Clone, Copy)]
+pub(super) struct GeluTanh;
+#[derive(Clone, Copy)]
+pub(super) struct GeluErf;
+
+impl Curve for Relu {
+    #[inline(always)]
+    unsafe fn at<V: Vector>(self, x: V) -> V {
+        // SAFETY: passed on, here and below.
+        unsafe { V::splat(0.0).max(x) }
     }
 }
 
-#[inline(always)]
-pub(super) unsafe fn gelu_tanh<V: Vector>(x: V) -> V {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-    // SAFETY: as above.
-    unsafe {
-        let curve = V::splat(0.044_715).mul_add(x.mul(x), V::splat(1.0));
-        let argument = x.mul(V::splat(-2.0 * SQRT_2_OVER_PI)).mul(curve);
-        x.div(V::splat(1.0).add(argument.exp()))
-    }
-}
-
-/// `x * P`, where `P`, the normal distribution up to `x`, is `q` below 0 and `1 - q` above, with
-/// `q = erfc(|x| / sqrt(2)) / 2` and `erfc(z) = t * exp(-z^2 + polynomial(t))`, `t = 1 / (1 + z / 2)`.
-#[inline(always)]
-pub(super) unsafe fn gelu_erf<V: Vector>(x: V) -> V {
-    const POLYNOMIAL: [f32; 10] = [
-        0.170_872_77,
-        -0.822_152_2,
-        1.488_515_9,
-        -1.135_204,
-        0.278_868_07,
-        -0.186_288_06,
-        0.096_784_18,
-        0.374_091_96,
-        1.000_023_7,
-        -1.265_512_2,
-    ];
-    // SAFETY: as above.
-    unsafe {
-        let z = x.max(V::splat(0.0).sub(x)).mul(V::splat(std::f32::consts::FRAC_1_SQRT_2));
-        let t = V::splat(1.0).div(z.mul_add(V::splat(0.5), V::splat(1.0)));
-        let mut sum = V::splat(POLYNOMIAL[0]);
-        for &coefficient in &POLYNOMIAL[1..] {
-            sum = sum.mul_add(t, V::splat(coefficient));
+impl Curve for Relu2 {
+    #[inline(always)]
+    unsafe fn at<V: Vector>(self, x: V) -> V {
+        // SAFETY: as above.
+        unsafe {
+            let x = Relu.at(x);
+            x.mul(x)
         }
-        let q = V::splat(0.0).sub(z).mul_add(z, sum).exp().mul(t).mul(V::splat(0.5));
-        x.mul(x.if_positive(V::splat(1.0).sub(q), q))
     }
 }
 
-#[inline(always)]
-pub(super) unsafe fn silu<V: Vector>(x: V) -> V {
-    // SAFETY: as above.
-    unsafe { x.div(V::splat(1.0).add(V::splat(0.0).sub(x).exp())) }
-}
-
-/// `e / (e + 2)` with `e = exp(2 x) - 1`, which keeps its digits near 0.
-#[inline(always)]
-unsafe fn tanh<V: Vector>(x: V) -> V {
-    // SAFETY: as above.
-    unsafe {
-        let e = x.add(x).exp_m1();
-        e.div(e.add(V::splat(2.0)))
+impl Curve for GeluTanh {
+    #[inline(always)]
+    unsafe fn at<V: Vector>(self, x: V) -> V {
+        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+        // SAFETY: as above.
+        unsafe {
+            let curve = V::splat(0.044_715).mul_add(x.mul(x), V::splat(1.0));
+            let argument = x.mul(V::splat(-2.0 * SQRT_2_OVER_PI)).mul(curve);
+            x.div(V::splat(1.0).add(argument.exp()))
+        }
     }
 }
 
-#[inline(always)]
-unsafe fn xielu<V: Vector>(x: V, params: Xielu) -> V {
-    // SAFETY: as above.
-    unsafe {
-        let linear = x.mul(V::splat(params.beta));
-        let above = x.mul(x).mul_add(V::splat(params.alpha_positive), linear);
-        let excess = x.min(V::splat(params.eps)).exp_m1().sub(x);
-        x.if_positive(above, excess.mul_add(V::splat(params.alpha_negative), linear))
+impl Curve for GeluErf {
+    /// `x * P`, where `P`, the normal distribution up to `x`, is `q` below 0 and `1 - q` above, with
+    /// `q = erfc(|x| / sqrt(2)) / 2` and `erfc(z) = t * exp(-z^2 + polynomial(t))`, `t = 1 / (1 + z / 2)`.
+    #[inline(always)]
+    unsafe fn at<V: Vector>(self, x: V) -> V {
+        const POLYNOMIAL: [f32; 10] = [
+            0.170_872_77,
+            -0.822_152_2,
+            1.488_515_9,
+            -1.135_204,
+            0.278_868_07,
+            -0.186_288_06,
+            0.096_784_18,
+            0.374_091_96,
+            1.000_023_7,
+            -1.265_512_2,
+        ];
+        // SAFETY: as above.
+        unsafe {
+            let z = x.max(V::splat(0.0).sub(x)).mul(V::splat(std::f32::consts::FRAC_1_SQRT_2));
+            let t = V::splat(1.0).div(z.mul_add(V::splat(0.5), V::splat(1.0)));
+            let mut sum = V::splat(POLYNOMIAL[0]);
+            for &coefficient in &POLYNOMIAL[1..] {
+                sum = sum.mul_add(t, V::splat(coefficient));
+            }
+            let q = V::splat(0.0).sub(z).mul_add(z, sum).exp().mul(t).mul(V::splat(0.5));
+            x.mul(x.if_positive(V::splat(1.0).sub(q), q))
+        }
+    }
+}
+
+impl Curve for Silu {
+    #[inline(always)]
+    unsafe fn at<V: Vector>(self, x: V) -> V {
+        // SAFETY: as above.
+        unsafe { x.div(V::splat(1.0).add(V::splat(0.0).sub(x).exp())) }
+    }
+}
+
+impl Curve for Tanh {
+    /// `e / (e + 2)` with `e = exp(2 x) - 1`, which keeps its digits near 0.
+    #[inline(always)]
+    unsafe fn at<V: Vector>(self, x: V) -> V {
+        // SAFETY: as above.
+        unsafe {
+            let e = x.add(x).exp_m1();
+            e.div(e.add(V::splat(2.0)))
+        }
+    }
+}
+
+impl Curve for Xielu {
+    #[inline(always)]
+    unsafe fn at<V: Vector>(self, x: V) -> V {
+        // SAFETY: as above.
+        unsafe {
+            let linear = x.mul(V::splat(self.beta));
+            let above = x.mul(x).mul_add(V::splat(self.alpha_positive), linear);
+            let excess = x.min(V::splat(self.eps)).exp_m1().sub(x);
+            x.if_positive(above, excess.mul_add(V::splat(self.alpha_negative), linear))
+        }
     }
 }

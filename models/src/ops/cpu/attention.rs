@@ -64,7 +64,7 @@ struct Attention<'a, E> {
 struct ChunkState {
     /// `[rows, head_dim]`
     q: Vec<f32>,
-    /// `[rows, KV_TILE]`: a tile's scores, then its weights.
+    /// `[rows, VISIT]`: the scores of the tiles that are visited together, then their weights.
     weights: Vec<f32>,
     /// `[rows, padded_head_dim]`
     out: Vec<f32>,
@@ -110,26 +110,60 @@ struct TileView<'a> {
 /// Rows that the inner loop carries together.
 const MAX_TILE_ROWS: usize = 6;
 
+/// Rows whose running sums for two tiles fit the registers. Those of one tile are too few to hide the latency of the
+/// multiply-add: a token alone is read for in half the time.
+const MAX_PAIR_ROWS: usize = 3;
+
+/// Keys of two tiles.
+const VISIT: usize = 2 * KV_TILE;
+
 impl<E: Element> Kernel for Attention<'_, E> {
     #[inline(always)]
     unsafe fn run<V: Vector>(&self, task: usize) {
         let kv_head = task % self.layer.num_kv_heads();
         let chunk = self.plan.chunks()[task / self.layer.num_kv_heads()];
         let first_position = self.plan.input().positions()[chunk.first_row] as usize;
-        let table = self.plan.input().block_table(chunk.sequence);
+        let table = self.plan.input().block_table(self.layer.group(), chunk.sequence);
         let mut state = self.start(chunk, kv_head);
         let num_keys = self.plan.input().num_keys(chunk.sequence);
         let last_position = first_position + chunk.num_rows - 1;
         let num_tiles = self.params.keys_end(last_position, num_keys).div_ceil(KV_TILE);
-        for tile in self.params.first_key(first_position) / KV_TILE..num_tiles {
-            let kv = self.kv_tile(table, kv_head, tile * KV_TILE);
-            let next = self.kv_tile(table, kv_head, (tile + 1).min(num_tiles - 1) * KV_TILE);
-            let view = TileView::new(tile * KV_TILE, (first_position, chunk.num_rows), num_keys, self.params);
-            // SAFETY: the state and the tile have the sizes that the layer says; the launch vouches for the instructions.
-            unsafe { self.visit::<V>(&mut state, [&kv, &next], &view, kv_head) };
+        let kv_tile = |tile: usize| self.kv_tile(table, kv_head, tile.min(num_tiles - 1) * KV_TILE);
+        // A token alone sees something of every tile up to its own.
+        let tiles_per_visit = if chunk.num_rows == 1 && self.group() <= MAX_PAIR_ROWS { 2 } else { 1 };
+        let mut tile = self.params.first_key(first_position) / KV_TILE;
+        while tile < num_tiles {
+            let together = tiles_per_visit.min(num_tiles - tile);
+            let [kv, second, third] = [kv_tile(tile), kv_tile(tile + 1), kv_tile(tile + 2)];
+            // SAFETY: the state and the tiles have the sizes that the layer says; the launch vouches for the instructions.
+            unsafe {
+                if together == 2 {
+                    self.pair_scores::<V>(&mut state, [&kv, &second, &third]);
+                }
+                for (index, kv) in [[&kv, &second], [&second, &third]].into_iter().enumerate().take(together) {
+                    let start = (tile + index) * KV_TILE;
+                    let view = TileView::new(start, (first_position, chunk.num_rows), num_keys, self.params);
+                    let visit = Visit { kv, view, kv_head, column: index * KV_TILE };
+                    if together == 1 {
+                        self.scores::<V>(&mut state, &visit);
+                    }
+                    self.attend::<V>(&mut state, &visit);
+                }
+            }
+            tile += together;
         }
         self.finish(chunk, kv_head, &state);
     }
+}
+
+/// One tile in its turn.
+struct Visit<'a, E> {
+    /// The tile, and the one that will be read after it.
+    kv: [&'a KvTile<'a, E>; 2],
+    view: TileView<'a>,
+    kv_head: usize,
+    /// Of the state's weights, where the tile's begin.
+    column: usize,
 }
 
 impl<'a> TileView<'a> {
@@ -185,7 +219,7 @@ impl<E: Element> Attention<'_, E> {
         }
         ChunkState {
             q,
-            weights: vec![0.0; rows * KV_TILE],
+            weights: vec![0.0; rows * VISIT],
             out: vec![0.0; rows * self.layer.padded_head_dim()],
             max: vec![f32::NEG_INFINITY; rows],
             sum: vec![0.0; rows],
@@ -201,47 +235,42 @@ impl<E: Element> Attention<'_, E> {
         KvTile { k: &self.k[offset / KV_TILE * k_len..][..k_len], v: &self.v[offset * padded..][..KV_TILE * padded] }
     }
 
-    /// Adds one tile, the first of `kv`, to the rows of the tokens that see it.
+    /// Adds one tile, whose dot products are there, to the rows of the tokens that see it.
     ///
     /// # Safety
     /// The state and the tile have the layer's sizes; the CPU has `V`'s instructions.
     #[inline(always)]
-    unsafe fn visit<V: Vector>(
-        &self,
-        state: &mut ChunkState,
-        kv: [&KvTile<'_, E>; 2],
-        view: &TileView<'_>,
-        kv_head: usize,
-    ) {
-        let group = self.group();
-        let rows_of = |tokens: &Range<usize>| tokens.start * group..tokens.end * group;
-        let rows = rows_of(&view.tokens);
+    unsafe fn attend<V: Vector>(&self, state: &mut ChunkState, visit: &Visit<'_, E>) {
+        let view = &visit.view;
         // SAFETY: the rows are the state's; passed on.
         unsafe {
-            for first in rows.clone().step_by(MAX_TILE_ROWS) {
-                self.scores::<V>(state, kv, first, MAX_TILE_ROWS.min(rows.end - first));
-            }
             for token in view.tokens.clone() {
-                self.weigh_token::<V>(state, view, token, kv_head);
+                self.weigh_token::<V>(state, visit, token);
             }
             // Only keys that a row sees are added to it: a masked value may be anything, not a number included.
             for token in view.tokens.clone().filter(|token| !view.whole.contains(token)) {
-                self.add_values::<V>(state, kv, rows_of(&(token..token + 1)), view.keys(token));
+                self.add_values::<V>(state, visit, token..token + 1, view.keys(token));
             }
             if !view.whole.is_empty() {
-                self.add_values::<V>(state, kv, rows_of(&view.whole), 0..KV_TILE);
+                self.add_values::<V>(state, visit, view.whole.clone(), 0..KV_TILE);
             }
         }
     }
 
+    /// The state's rows of `tokens`.
+    #[inline(always)]
+    fn rows_of(&self, tokens: Range<usize>) -> Range<usize> {
+        tokens.start * self.group()..tokens.end * self.group()
+    }
+
     /// From dot products to weights, for the query heads of one token.
     #[inline(always)]
-    unsafe fn weigh_token<V: Vector>(&self, state: &mut ChunkState, view: &TileView<'_>, token: usize, kv_head: usize) {
-        let (group, padded, keys) = (self.group(), self.layer.padded_head_dim(), view.keys(token));
+    unsafe fn weigh_token<V: Vector>(&self, state: &mut ChunkState, visit: &Visit<'_, E>, token: usize) {
+        let (group, padded, keys) = (self.group(), self.layer.padded_head_dim(), visit.view.keys(token));
         for index in 0..group {
             let row = token * group + index;
-            let weights = &mut state.weights[row * KV_TILE..][..KV_TILE];
-            self.finish_scores(weights, view, token, kv_head * group + index);
+            let weights = &mut state.weights[row * VISIT + visit.column..][..KV_TILE];
+            self.finish_scores(weights, &visit.view, token, visit.kv_head * group + index);
             // SAFETY: a tile of scores, of which the token sees some; passed on.
             let factor = unsafe { weigh::<V>(weights, keys.clone(), (&mut state.max[row], &mut state.sum[row])) };
             if factor != 1.0 {
@@ -265,52 +294,77 @@ impl<E: Element> Attention<'_, E> {
         }
     }
 
+    /// The dot products of one tile with the rows of the tokens that see it.
     #[inline(always)]
-    unsafe fn scores<V: Vector>(&self, state: &mut ChunkState, kv: [&KvTile<'_, E>; 2], first: usize, num_rows: usize) {
+    unsafe fn scores<V: Vector>(&self, state: &mut ChunkState, visit: &Visit<'_, E>) {
+        let rows = self.rows_of(visit.view.tokens.clone());
+        for first in rows.clone().step_by(MAX_TILE_ROWS) {
+            let factors = self.score_factors(state, visit.kv, first);
+            let to = state.weights[first * VISIT + visit.column..].as_mut_ptr();
+            // SAFETY: as many rows of `head_dim` queries and of `KV_TILE` scores; the tile is `head_dim` by `KV_TILE`.
+            unsafe {
+                match MAX_TILE_ROWS.min(rows.end - first) {
+                    1 => score_rows::<V, E, 1, 1>(factors, to),
+                    2 => score_rows::<V, E, 2, 1>(factors, to),
+                    3 => score_rows::<V, E, 3, 1>(factors, to),
+                    4 => score_rows::<V, E, 4, 1>(factors, to),
+                    5 => score_rows::<V, E, 5, 1>(factors, to),
+                    _ => score_rows::<V, E, MAX_TILE_ROWS, 1>(factors, to),
+                }
+            }
+        }
+    }
+
+    /// The dot products of the first two tiles with all rows, at most [`MAX_PAIR_ROWS`].
+    #[inline(always)]
+    unsafe fn pair_scores<V: Vector>(&self, state: &mut ChunkState, kv: [&KvTile<'_, E>; 3]) {
+        let between = bytes_between(kv[0].k, kv[1].k) / size_of::<E>() as isize;
+        let factors = Factors { w_panel_stride: between, ..self.score_factors(state, [kv[0], kv[2]], 0) };
+        let to = state.weights.as_mut_ptr();
+        // SAFETY: as above; both tiles stand in one cache, `between` elements apart.
+        unsafe {
+            match self.group() {
+                1 => score_rows::<V, E, 1, 2>(factors, to),
+                2 => score_rows::<V, E, 2, 2>(factors, to),
+                _ => score_rows::<V, E, MAX_PAIR_ROWS, 2>(factors, to),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn score_factors(&self, state: &ChunkState, kv: [&KvTile<'_, E>; 2], first_row: usize) -> Factors<E> {
         let head_dim = self.layer.head_dim();
-        let factors = Factors {
-            x: state.q[first * head_dim..].as_ptr(),
+        Factors {
+            x: state.q[first_row * head_dim..].as_ptr(),
             x_stride: head_dim,
             w: kv[0].k.as_ptr(),
             w_stride: KV_TILE,
             w_panel_stride: 0,
             depth: head_dim,
             prefetch_bytes: bytes_between(kv[0].k, kv[1].k),
-        };
-        let to = state.weights[first * KV_TILE..].as_mut_ptr();
-        // SAFETY: `num_rows` rows of `head_dim` queries and of `KV_TILE` scores; the tile is `head_dim` by `KV_TILE`.
-        unsafe {
-            match num_rows {
-                1 => score_rows::<V, E, 1>(factors, to),
-                2 => score_rows::<V, E, 2>(factors, to),
-                3 => score_rows::<V, E, 3>(factors, to),
-                4 => score_rows::<V, E, 4>(factors, to),
-                5 => score_rows::<V, E, 5>(factors, to),
-                _ => score_rows::<V, E, MAX_TILE_ROWS>(factors, to),
-            }
         }
     }
 
-    /// Adds the values `keys` of the tile to `rows`.
+    /// Adds the values `keys` of the tile to the rows of `tokens`.
     #[inline(always)]
     unsafe fn add_values<V: Vector>(
         &self,
         state: &mut ChunkState,
-        kv: [&KvTile<'_, E>; 2],
-        rows: Range<usize>,
+        visit: &Visit<'_, E>,
+        tokens: Range<usize>,
         keys: Range<usize>,
     ) {
-        let padded = self.layer.padded_head_dim();
+        let (padded, rows, kv) = (self.layer.padded_head_dim(), self.rows_of(tokens), visit.kv);
         for first in rows.clone().step_by(MAX_TILE_ROWS) {
             let num_rows = MAX_TILE_ROWS.min(rows.end - first);
             let mut column = 0;
             while column < padded {
                 let factors = Factors {
-                    x: state.weights[first * KV_TILE + keys.start..].as_ptr(),
-                    x_stride: KV_TILE,
+                    x: state.weights[first * VISIT + visit.column + keys.start..].as_ptr(),
+                    x_stride: VISIT,
                     w: kv[0].v[keys.start * padded + column..].as_ptr(),
                     w_stride: padded,
-                    w_panel_stride: KV_TILE,
+                    w_panel_stride: KV_TILE as isize,
                     depth: keys.len(),
                     prefetch_bytes: bytes_between(kv[0].v, kv[1].v),
                 };
@@ -356,11 +410,11 @@ fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
 }
 
 #[inline(always)]
-unsafe fn score_rows<V: Vector, E: Element, const ROWS: usize>(factors: Factors<E>, to: *mut f32) {
+unsafe fn score_rows<V: Vector, E: Element, const ROWS: usize, const TILES: usize>(factors: Factors<E>, to: *mut f32) {
     // SAFETY: passed on.
     unsafe {
-        let zero = [[[V::splat(0.0); 2]; 1]; ROWS];
-        tile::store(tile::multiply::<V, E, ROWS, 1>(factors, zero), to, KV_TILE);
+        let zero = [[[V::splat(0.0); 2]; TILES]; ROWS];
+        tile::store(tile::multiply::<V, E, ROWS, TILES>(factors, zero), to, VISIT);
     }
 }
 
@@ -384,19 +438,24 @@ unsafe fn add_rows<V: Vector, E: Element, const ROWS: usize, const PANELS: usize
 /// `weights` holds `KV_TILE` scores; `keys` is not empty; the CPU has `V`'s instructions.
 #[inline(always)]
 unsafe fn weigh<V: Vector>(weights: &mut [f32], keys: Range<usize>, (max, sum): (&mut f32, &mut f32)) -> f32 {
-    weights[..keys.start].fill(f32::NEG_INFINITY);
-    weights[keys.end..].fill(f32::NEG_INFINITY);
+    let fill_unseen = |weights: &mut [f32], value: f32| {
+        if keys.len() < KV_TILE {
+            weights[..keys.start].fill(value);
+            weights[keys.end..].fill(value);
+        }
+    };
+    fill_unseen(weights, f32::NEG_INFINITY);
     // SAFETY: two vectors in a tile; the caller has the instructions.
     unsafe {
         let (low, high) = (V::load(weights.as_ptr()), V::load(weights[LANES..].as_ptr()));
-        let new_max = low.max(high).to_array().into_iter().fold(*max, f32::max);
+        let new_max = max.max(low.max(high).max_of_lanes());
         let shift = V::splat(new_max);
         low.sub(shift).exp().store(weights.as_mut_ptr());
         high.sub(shift).exp().store(weights[LANES..].as_mut_ptr());
-        weights[..keys.start].fill(0.0);
-        weights[keys.end..].fill(0.0);
+        fill_unseen(weights, 0.0);
         let (low, high) = (V::load(weights.as_ptr()), V::load(weights[LANES..].as_ptr()));
-        let factor = V::splat(*max - new_max).exp().to_array()[0];
+        // The exponential of 0 is exactly 1.
+        let factor = if new_max == *max { 1.0 } else { V::splat(*max - new_max).exp().to_array()[0] };
         *sum = sum.mul_add(factor, low.add(high).sum_of_lanes());
         *max = new_max;
         factor

@@ -181,11 +181,21 @@ impl Pairs for Avx2Pairs {
 
     #[inline(always)]
     unsafe fn dot(self, x: Self, sums: __m256i) -> __m256i {
-        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(self.0, x.0)) }
+        unsafe { as_it_is(_mm256_add_epi32(sums, _mm256_madd_epi16(self.0, x.0))) }
     }
 
     #[inline(always)]
     unsafe fn less(sums: __m256i, value: i32) -> __m256i {
         unsafe { _mm256_sub_epi32(sums, _mm256_set1_epi32(value)) }
     }
+}
+
+/// An empty instruction that the compiler does not look into. Without it, products are added to each other first, and there
+/// are more of them than registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn as_it_is(mut sums: __m256i) -> __m256i {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags)) };
+    sums
 }

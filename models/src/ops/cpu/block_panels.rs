@@ -80,7 +80,7 @@ impl BlockPanels {
         let panel_bytes = rows.width / dtype.block_len() * layout.block_bytes();
         let mut data = PageBuffer::zeroed(rows.num_rows.div_ceil(PANEL) * panel_bytes)?;
         let output = Output::new(data.as_mut_slice());
-        compute.pool().run(rows.num_rows.div_ceil(PANEL), &|index| {
+        rows.for_each_panel(compute, PANEL, &|index| {
             // SAFETY: each task takes its own panel, and the buffer outlives the run.
             let panel: &mut [u8] = unsafe { output.part(index * panel_bytes, panel_bytes) };
             let mut row = vec![0; rows.width / dtype.block_len() * dtype.block_bytes()];

@@ -4,7 +4,7 @@
 
 use candle_core::Tensor;
 
-use super::activation::{gelu_erf, gelu_tanh, silu};
+use super::activation::{Curve, GeluErf, GeluTanh, Silu};
 use super::launch::{Kernel, Output, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
@@ -39,9 +39,9 @@ impl Kernel for GateMul<'_> {
             unsafe {
                 let out = self.out.part(row * width, width);
                 match self.gate {
-                    Gate::Silu => each::<V>(halves, out, |gate| silu(gate)),
-                    Gate::GeluErf => each::<V>(halves, out, |gate| gelu_erf(gate)),
-                    Gate::GeluTanh => each::<V>(halves, out, |gate| gelu_tanh(gate)),
+                    Gate::Silu => each::<V, _>(halves, out, Silu),
+                    Gate::GeluErf => each::<V, _>(halves, out, GeluErf),
+                    Gate::GeluTanh => each::<V, _>(halves, out, GeluTanh),
                 }
             }
         }
@@ -51,19 +51,28 @@ impl Kernel for GateMul<'_> {
 /// # Safety
 /// Three slices of the same length; the CPU must have `V`'s instructions.
 #[inline(always)]
-unsafe fn each<V: Vector>((gate, up): (&[f32], &[f32]), out: &mut [f32], activation: impl Fn(V) -> V) {
-    let whole = out.len() - out.len() % LANES;
-    let (mut last_gate, mut last_up) = ([0.0; LANES], [0.0; LANES]);
-    last_gate[..gate.len() - whole].copy_from_slice(&gate[whole..]);
-    last_up[..up.len() - whole].copy_from_slice(&up[whole..]);
-    // SAFETY: slices of eight elements; the caller has the instructions.
+unsafe fn each<V: Vector, C: Curve>((gate, up): (&[f32], &[f32]), out: &mut [f32], curve: C) {
+    let ((gates, last_gate), (ups, last_up)) = (gate.as_chunks::<LANES>(), up.as_chunks::<LANES>());
+    let (outs, last_out) = out.as_chunks_mut::<LANES>();
+    // SAFETY: eight elements each; the caller has the instructions.
     unsafe {
-        let gated = |gate: &[f32], up: &[f32]| activation(V::load(gate.as_ptr())).mul(V::load(up.as_ptr()));
-        for i in (0..whole).step_by(LANES) {
-            gated(&gate[i..i + LANES], &up[i..i + LANES]).store(out[i..i + LANES].as_mut_ptr());
+        for (out, (gate, up)) in outs.iter_mut().zip(gates.iter().zip(ups)) {
+            gated::<V, C>(gate, up, curve).store(out.as_mut_ptr());
         }
-        let last = gated(&last_gate, &last_up).to_array();
-        let rest = out.len() - whole;
-        out[whole..].copy_from_slice(&last[..rest]);
+        let last = gated::<V, C>(&padded(last_gate), &padded(last_up), curve).to_array();
+        last_out.copy_from_slice(&last[..last_gate.len()]);
     }
+}
+
+#[inline(always)]
+unsafe fn gated<V: Vector, C: Curve>(gate: &[f32; LANES], up: &[f32; LANES], curve: C) -> V {
+    // SAFETY: passed on.
+    unsafe { curve.at(V::load(gate.as_ptr())).mul(V::load(up.as_ptr())) }
+}
+
+#[inline(always)]
+fn padded(tail: &[f32]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    lanes[..tail.len()].copy_from_slice(tail);
+    lanes
 }

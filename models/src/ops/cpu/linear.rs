@@ -171,7 +171,7 @@ impl<E: Element> Linear<'_, E> {
                 x_stride: self.x_stride,
                 w: self.panels.as_ptr().add((panel * self.in_features + k_start) * PANEL),
                 w_stride: PANEL,
-                w_panel_stride: self.in_features * PANEL,
+                w_panel_stride: (self.in_features * PANEL) as isize,
                 depth: k_len,
                 prefetch_bytes: PREFETCH_BYTES,
             };

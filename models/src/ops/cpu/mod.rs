@@ -12,6 +12,7 @@ mod buffer;
 pub(super) mod embedding;
 pub(super) mod gate_mul;
 pub(super) mod launch;
+pub(super) mod limits;
 pub(super) mod linear;
 pub(super) mod norm;
 pub(super) mod packed;

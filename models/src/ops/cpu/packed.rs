@@ -1,8 +1,10 @@
 //! A weight matrix as the CPU bodies hold it: one part below the other, each in its own dtype.
 
+use std::ops::Range;
+
 use super::block_panels::BlockPanels;
 use super::panels::Panels;
-use crate::ops::{Compute, WeightPart};
+use crate::ops::{Compute, Copied, WeightPart};
 use crate::{ModelError, StoredDtype};
 
 /// Some outputs of a weight, all of one dtype.
@@ -18,7 +20,7 @@ impl PackedPart {
         compute: &Compute,
         dtype: StoredDtype,
         in_features: usize,
-        parts: &[WeightPart<'_>],
+        parts: (&[WeightPart<'_>], Copied<'_>),
     ) -> Result<Self, ModelError> {
         let rows = StackedRows::new(in_features, parts);
         Ok(if dtype.is_quantised() {
@@ -57,24 +59,56 @@ pub(super) struct StackedRows<'a> {
     parts: &'a [WeightPart<'a>],
     /// The number of each part's first row.
     starts: Vec<usize>,
+    copied: Copied<'a>,
 }
 
 impl<'a> StackedRows<'a> {
-    fn new(width: usize, parts: &'a [WeightPart<'a>]) -> Self {
+    fn new(width: usize, (parts, copied): (&'a [WeightPart<'a>], Copied<'a>)) -> Self {
         let mut starts = Vec::with_capacity(parts.len());
         let mut num_rows = 0;
         for part in parts {
             starts.push(num_rows);
             num_rows += part.dtype.elements_in(part.bytes.len()) / width;
         }
-        Self { width, num_rows, parts, starts }
+        Self { width, num_rows, parts, starts, copied }
+    }
+
+    /// Calls `task` with the number of every panel of `panel` rows, on the pool's threads, and tells after every few
+    /// megabytes that their rows were copied.
+    pub(super) fn for_each_panel(&self, compute: &Compute, panel: usize, task: &(dyn Fn(usize) + Sync)) {
+        const SLICE_BYTES: usize = 16 << 20;
+        let row_bytes = self.parts.iter().map(|part| self.row_bytes(part)).max().unwrap_or(1);
+        let slice = (SLICE_BYTES / (panel * row_bytes)).max(1);
+        let num_panels = self.num_rows.div_ceil(panel);
+        for first in (0..num_panels).step_by(slice) {
+            let panels = first..(first + slice).min(num_panels);
+            compute.pool().run(panels.len(), &|index| task(first + index));
+            self.tell_copied(panels.start * panel..(panels.end * panel).min(self.num_rows));
+        }
+    }
+
+    /// Of parts of a few rows nothing is said: a matrix that is made of such is not large.
+    fn tell_copied(&self, rows: Range<usize>) {
+        const WORTH_TELLING: usize = 1 << 20;
+        for (part, &start) in self.parts.iter().zip(&self.starts) {
+            let row_bytes = self.row_bytes(part);
+            let end = start + part.bytes.len() / row_bytes;
+            let (from, to) = (rows.start.clamp(start, end) - start, rows.end.clamp(start, end) - start);
+            if (to - from) * row_bytes >= WORTH_TELLING {
+                (self.copied)(&part.bytes[from * row_bytes..to * row_bytes]);
+            }
+        }
+    }
+
+    fn row_bytes(&self, part: &WeightPart<'_>) -> usize {
+        self.width / part.dtype.block_len() * part.dtype.block_bytes()
     }
 
     /// A row's dtype and bytes.
     pub(super) fn row(&self, row: usize) -> (StoredDtype, &'a [u8]) {
         let index = self.starts.partition_point(|start| *start <= row) - 1;
         let part = &self.parts[index];
-        let row_bytes = self.width / part.dtype.block_len() * part.dtype.block_bytes();
+        let row_bytes = self.row_bytes(part);
         (part.dtype, &part.bytes[(row - self.starts[index]) * row_bytes..][..row_bytes])
     }
 }

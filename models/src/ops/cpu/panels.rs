@@ -67,7 +67,7 @@ fn pack<E: Element>(compute: &Compute, rows: &StackedRows<'_>) -> Result<PageBuf
     let (n, k) = (rows.num_rows, rows.width);
     let mut buffer = PageBuffer::zeroed(n.next_multiple_of(PANEL) * k)?;
     let output = Output::new(buffer.as_mut_slice());
-    compute.pool().run(n.div_ceil(PANEL), &|panel| {
+    rows.for_each_panel(compute, PANEL, &|panel| {
         // SAFETY: each task takes its own panel, and the buffer outlives the run.
         let panel_data: &mut [E] = unsafe { output.part(panel * PANEL * k, PANEL * k) };
         let mut values = Vec::new();

@@ -21,7 +21,8 @@ pub(super) struct Factors<E> {
     pub(super) x_stride: usize,
     pub(super) w: *const E,
     pub(super) w_stride: usize,
-    pub(super) w_panel_stride: usize,
+    /// Negative where the second panel stands before the first.
+    pub(super) w_panel_stride: isize,
     pub(super) depth: usize,
     /// How far from each of `w` stands what will be read later, and is asked for now. It need not be valid.
     pub(super) prefetch_bytes: isize,
@@ -42,7 +43,7 @@ pub(super) unsafe fn multiply<V: Vector, E: Element, const ROWS: usize, const PA
         for panel in 0..PANELS {
             // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
             unsafe {
-                let at = w.add(panel * w_panel_stride);
+                let at = w.offset(panel as isize * w_panel_stride);
                 V::prefetch(at.wrapping_byte_offset(prefetch_bytes));
                 let columns: [V; 2] = [E::load(at), E::load(at.add(LANES))];
                 for row in 0..ROWS {

@@ -62,6 +62,15 @@ pub(super) trait Vector: Copy {
         ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
     }
 
+    /// The greatest lane; where one is not a number, another's.
+    #[inline(always)]
+    unsafe fn max_of_lanes(self) -> f32 {
+        // SAFETY: the caller has the instructions.
+        let x = unsafe { self.to_array() };
+        let max = |a: f32, b: f32| if a > b { a } else { b };
+        max(max(max(x[0], x[4]), max(x[2], x[6])), max(max(x[1], x[5]), max(x[3], x[7])))
+    }
+
     /// `e` to the power of each lane, within 2 units in the last place from -87.3 to 88.3, and the value at these ends
     /// beyond them. Range reduction by Cody and Waite, polynomial from the Cephes library's `expf`.
     #[inline(always)]

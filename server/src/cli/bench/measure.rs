@@ -1,11 +1,14 @@
 //! Runs a batch through an engine and adds up what its steps report.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use passerelle_engine::{EngineHandle, Event, Request, RequestId, SamplingParams, StepObserver, StepReport};
 use passerelle_models::TokenId;
+use passerelle_models::ops::OpTimes;
+
+use super::profile::{self, Spent};
 
 /// Sequences of one shape.
 #[derive(Debug, Clone, Copy)]
@@ -20,53 +23,86 @@ pub(super) struct Workload {
 pub(super) struct Measured {
     /// In steps that ran any part of a prompt.
     pub(super) prefill_tokens: usize,
+    pub(super) prefill_steps: usize,
     pub(super) prefill_time: Duration,
+    pub(super) prefill_ops: Spent,
     /// In steps that only generated.
     pub(super) decode_tokens: usize,
     pub(super) decode_steps: usize,
     pub(super) decode_time: Duration,
+    pub(super) decode_ops: Spent,
 }
 
 /// Collects reports on the engine's thread.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
-    measured: Mutex<Measured>,
+    recorded: Mutex<Recorded>,
+    /// Where the ops' times are added up, for a profile.
+    times: Option<Arc<OpTimes>>,
+}
+
+#[derive(Debug, Default)]
+struct Recorded {
+    measured: Measured,
+    /// The ops' times when the last step ended.
+    spent: Spent,
 }
 
 impl StepObserver for Recorder {
     fn step(&self, report: &StepReport) {
-        self.measured.lock().unwrap_or_else(PoisonError::into_inner).add(report);
+        let mut recorded = self.lock();
+        let spent = self.times.as_ref().map_or(recorded.spent, |times| profile::totals(times));
+        let before = std::mem::replace(&mut recorded.spent, spent);
+        recorded.measured.add(report, &std::array::from_fn(|op| spent[op] - before[op]));
+    }
+}
+
+impl Recorder {
+    pub(super) fn new(times: Option<Arc<OpTimes>>) -> Self {
+        Self { times, ..Self::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recorded> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Measured {
-    fn add(&mut self, report: &StepReport) {
-        if report.prompt_tokens > 0 {
+    fn add(&mut self, report: &StepReport, ops: &Spent) {
+        let sums = if report.prompt_tokens > 0 {
             self.prefill_tokens += report.prompt_tokens;
+            self.prefill_steps += 1;
             self.prefill_time += report.duration;
+            &mut self.prefill_ops
         } else if report.generated_tokens > 0 {
             self.decode_tokens += report.generated_tokens;
             self.decode_steps += 1;
             self.decode_time += report.duration;
+            &mut self.decode_ops
+        } else {
+            return;
+        };
+        for (sum, op) in sums.iter_mut().zip(ops) {
+            *sum += *op;
         }
     }
 
     pub(super) fn prefill_tokens_per_s(&self) -> f64 {
-        per_second(self.prefill_tokens, self.prefill_time)
+        per_second(self.prefill_tokens as f64, self.prefill_time)
     }
 
     pub(super) fn decode_tokens_per_s(&self) -> f64 {
-        per_second(self.decode_tokens, self.decode_time)
+        per_second(self.decode_tokens as f64, self.decode_time)
     }
 
     pub(super) fn decode_steps_per_s(&self) -> f64 {
-        per_second(self.decode_steps, self.decode_time)
+        per_second(self.decode_steps as f64, self.decode_time)
     }
 }
 
 /// 0 if nothing of the kind was measured.
-fn per_second(count: usize, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
+pub(super) fn per_second(count: f64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { count / time.as_secs_f64() }
 }
 
 /// Runs the workload to its end. `round` makes its prompts unlike those of other rounds, so that none is found in the
@@ -77,7 +113,7 @@ pub(super) fn run(
     vocab: usize,
     (load, round): (Workload, u64),
 ) -> Result<Measured> {
-    *recorder.measured.lock().unwrap_or_else(PoisonError::into_inner) = Measured::default();
+    recorder.lock().measured = Measured::default();
     let submit = |index: usize| engine.submit(request(load, vocab, round * load.batch as u64 + index as u64));
     let streams = (0..load.batch).map(submit).collect::<Result<Vec<_>, _>>().context("the engine refuses the batch")?;
     for mut stream in streams {
@@ -87,7 +123,7 @@ pub(super) fn run(
             }
         }
     }
-    Ok(*recorder.measured.lock().unwrap_or_else(PoisonError::into_inner))
+    Ok(recorder.lock().measured)
 }
 
 fn request(load: Workload, vocab: usize, id: u64) -> Request {
@@ -122,12 +158,20 @@ mod tests {
     #[test]
     fn steps_with_prompts_and_steps_without_are_counted_apart() {
         let mut measured = Measured::default();
-        for step in [report(100, 0, 50), report(100, 1, 50), report(0, 4, 10), report(0, 4, 30)] {
-            measured.add(&step);
+        let ops = |ms| Spent::default().map(|_| Duration::from_millis(ms));
+        for (step, ops) in [
+            (report(100, 0, 50), ops(2)),
+            (report(100, 1, 50), ops(3)),
+            (report(0, 4, 10), ops(1)),
+            (report(0, 4, 30), ops(1)),
+            (report(0, 0, 9), ops(9)),
+        ] {
+            measured.add(&step, &ops);
         }
         assert_eq!(measured.prefill_tokens_per_s(), 2000.0);
         assert_eq!(measured.decode_tokens_per_s(), 200.0);
         assert_eq!(measured.decode_steps_per_s(), 50.0);
+        assert_eq!((measured.prefill_ops, measured.decode_ops), (ops(5), ops(2)));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 use passerelle::config::ByteSize;
+use passerelle::text::TextModel;
 use passerelle_models::{EncoderDescription, EncoderOutput};
 use serde_json::{Value, json};
 
 use crate::cli::output;
 
-pub(super) fn print(is: &EncoderDescription) -> Result<()> {
+pub(super) fn print(is: &EncoderDescription, text: &TextModel) -> Result<()> {
     let model = &is.model;
     let mut lines = vec![
         ("family", format!("{} ({})", model.family, model.architecture)),
@@ -19,6 +20,7 @@ pub(super) fn print(is: &EncoderDescription) -> Result<()> {
     ];
     lines.extend(model.layer_runs.iter().map(|run| ("", format!("{} x {}", run.count, run.layer))));
     lines.push(("heads", format!("{}, {} wide", model.num_heads, model.head_dim)));
+    lines.push(("memory", format!("{} of weights as stored", ByteSize(model.stored_bytes))));
     match &is.output {
         EncoderOutput::Embedding(embedding) => {
             let length = if embedding.normalized { ", of length 1" } else { "" };
@@ -30,10 +32,11 @@ pub(super) fn print(is: &EncoderDescription) -> Result<()> {
             lines.push(("gives", format!("{:?} of {}", scores.activation, scores.labels.join(", "))));
         }
     }
+    lines.push(("tokenizer", super::tokenizer(text)));
     lines.iter().try_for_each(|(what, value)| output::line(format_args!("{what:<12}{value}")))
 }
 
-pub(super) fn as_json(is: &EncoderDescription) -> Value {
+pub(super) fn as_json(is: &EncoderDescription, text: &TextModel) -> Value {
     let model = &is.model;
     let gives = match &is.output {
         EncoderOutput::Embedding(embedding) => json!({
@@ -58,5 +61,6 @@ pub(super) fn as_json(is: &EncoderDescription) -> Value {
         "num_heads": model.num_heads,
         "head_dim": model.head_dim,
         "gives": gives,
+        "tokenizer": super::tokenizer_json(text),
     })
 }

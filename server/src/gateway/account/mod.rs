@@ -10,12 +10,13 @@
 mod caller;
 mod class;
 mod path;
+mod sharing;
 mod tree;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use passerelle_engine::{CacheSalt, ShareKey};
+use passerelle_engine::ShareKey;
 use sha2::{Digest, Sha256};
 
 use super::quota::{Limit, Quota};
@@ -23,6 +24,7 @@ use super::quota::{Limit, Quota};
 pub use caller::{Caller, ModelAccess, NoScope, Scope, Scopes, Via};
 pub use class::{Classes, ServiceClass};
 pub use path::{AccountPath, PathError, is_name};
+pub use sharing::PrefixSharing;
 pub use tree::Tree;
 
 /// A node that pays, with everything above it. Made anew when something of it changes.
@@ -33,8 +35,6 @@ pub struct Account {
     pub share_key: ShareKey,
     /// Its part of the engine beside others.
     pub weight: NonZeroU32,
-    /// Prefix blocks are reused only within this account.
-    pub cache_salt: CacheSalt,
     /// This node first, the root last.
     pub nodes: Vec<Node>,
 }
@@ -53,8 +53,7 @@ impl Account {
         let path = nodes.first().map_or_else(AccountPath::root, |node| node.path.clone());
         let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = derive("share key", &[path.as_str()]);
         let share_key = ShareKey(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]));
-        let cache_salt = CacheSalt(derive("cache salt", &[path.as_str()]));
-        Self { path, share_key, weight, cache_salt, nodes }
+        Self { path, share_key, weight, nodes }
     }
 
     /// An account with limits of its own, and none above it.
@@ -70,12 +69,6 @@ impl Account {
     /// Every limit that a request of this account must fit, with the node it stands on.
     pub fn limits(&self) -> impl Iterator<Item = (&Node, &Limit)> {
         self.nodes.iter().flat_map(|node| node.limits.limits().iter().map(move |limit| (node, limit)))
-    }
-
-    /// The salt of a caller who asked for a narrower one (`cache_salt` in a request): it separates within the account
-    /// and can never reach into another.
-    pub fn cache_salt_with(&self, caller: &str) -> CacheSalt {
-        CacheSalt(derive("caller cache salt", &[self.path.as_str(), caller]))
     }
 }
 
@@ -98,19 +91,8 @@ mod tests {
     }
 
     #[test]
-    fn two_accounts_share_neither_fair_share_nor_prefix_blocks() {
-        let (a, b) = (account("a"), account("b"));
-        assert_ne!(a.share_key, b.share_key);
-        assert_ne!(a.cache_salt, b.cache_salt);
-        assert_eq!(a.cache_salt, account("a").cache_salt, "stable over restarts");
-    }
-
-    #[test]
-    fn a_callers_salt_separates_within_its_account_only() {
-        let (a, b) = (account("a"), account("b"));
-        assert_ne!(a.cache_salt_with("x"), a.cache_salt_with("y"));
-        assert_ne!(a.cache_salt_with("x"), b.cache_salt_with("x"));
-        assert_ne!(a.cache_salt_with(""), a.cache_salt);
-        assert_ne!(account("a").cache_salt_with("bc"), account("ab").cache_salt_with("c"));
+    fn two_accounts_have_each_their_part_of_the_engine() {
+        assert_ne!(account("a").share_key, account("b").share_key);
+        assert_eq!(account("a").share_key, account("a").share_key, "stable over restarts");
     }
 }

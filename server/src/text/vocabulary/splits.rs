@@ -62,8 +62,13 @@ const SPLITS: &[Split] = &[
     },
     Split { names: &["qwen2", "deepseek-r1-qwen"], parts: &[Part::Pattern(QWEN_2)], composes: true, ..PLAIN },
     Split { names: &["tekken"], parts: &[Part::Pattern(TEKKEN)], ignores_merges: true, adds_bos: true, ..PLAIN },
-    Split { names: &["smollm", "starcoder", "refact", "codeshell"], parts: &[Part::Digits, Part::Gpt2], ..PLAIN },
-    Split { names: &["bloom"], parts: &[Part::Pattern(BLOOM)], ..PLAIN },
+    Split {
+        names: &["smollm", "starcoder", "refact", "codeshell", "minerva-7b"],
+        parts: &[Part::Digits, Part::Gpt2],
+        ..PLAIN
+    },
+    Split { names: &["bloom", "poro-chat", "gpt3-finnish"], parts: &[Part::Pattern(BLOOM)], ..PLAIN },
+    Split { names: &["viking"], parts: &[Part::Pattern(BLOOM), Part::Digits], ..PLAIN },
 ];
 
 /// The split of that name. An unknown name is refused: another split gives other tokens, and a model that was not trained on

@@ -122,6 +122,22 @@ fn the_file_decides_what_is_put_around_a_text() {
     assert_ne!(encode(&unprefixed), encode(&of_name("llama")));
 }
 
+/// Poro's text is split as BLOOM's, Viking's too but for digits, each of which stands alone.
+#[test]
+fn descendants_of_bloom_split_text_by_its_pattern() {
+    let encode = |pre: &str, text: &str| {
+        let vocabulary = Vocabulary { pre: Some(pre.to_owned()), ..of_name("bloom") };
+        load(&vocabulary).unwrap().tokenizer.encode(text, AddSpecialTokens::No, SpecialTokens::Parse).unwrap()
+    };
+    for text in ["Où est l'été ? 1400", "(a) [b] 15.100"] {
+        assert_eq!(encode("poro-chat", text), encode("bloom", text));
+    }
+    let one_by_one: Vec<u32> = ["1", "4", "0", "0"].iter().flat_map(|digit| encode("bloom", digit)).collect();
+    assert_eq!(encode("viking", "1400"), one_by_one);
+    assert!(encode("bloom", "1400").len() < one_by_one.len());
+    assert_eq!(encode("viking", "Où est l'été ?"), encode("bloom", "Où est l'été ?"));
+}
+
 #[test]
 fn templates_see_the_special_tokens_by_name() {
     let mut vocabulary = of_name("qwen2");

@@ -37,6 +37,7 @@ pub(crate) struct EncoderServer {
     /// In the order of their names above.
     pub(crate) encoders: Vec<EncoderHandle>,
     address: SocketAddr,
+    gate: Gate,
     _owners: (Engine, Vec<EncoderEngine>),
 }
 
@@ -108,7 +109,7 @@ impl EncoderServer {
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(Listener::Tcp(listener), router(state.clone()), options.serve, std::future::pending()));
         let encoders = owners.iter().map(EncoderEngine::handle).collect();
-        Self { state, encoders, address, _owners: (engine, owners) }
+        Self { state, encoders, address, gate: options.gate, _owners: (engine, owners) }
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -127,6 +128,13 @@ impl EncoderServer {
         let read: u64 = self.encoders.iter().map(|lane| lane.stats().prompt_tokens_total).sum();
         assert_eq!((totals.open, totals.settled), (0, totals.reservations_taken));
         assert_eq!((totals.prompt_tokens, totals.generated_tokens), (read, 0));
+    }
+}
+
+impl Drop for EncoderServer {
+    /// A test that fails while its gate is closed would wait for ever for the threads that stand there.
+    fn drop(&mut self) {
+        self.gate.release();
     }
 }
 

@@ -142,6 +142,7 @@ pub(crate) struct Server {
     pub(crate) state: AppState,
     pub(crate) engine: EngineHandle,
     owner: Option<Engine>,
+    gate: Gate,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<Drained>>,
     _data: Option<TempDir>,
@@ -171,6 +172,7 @@ impl Server {
             state,
             engine,
             owner: Some(owner),
+            gate: options.gate,
             stop: Some(stop),
             serving: Some(serving),
             _data: options.administered,
@@ -215,9 +217,22 @@ impl Server {
 }
 
 impl Drop for Server {
+    /// A test that fails while its gate is closed would wait for ever for the thread that stands there.
     fn drop(&mut self) {
+        self.gate.release();
         drop(self.owner.take());
     }
+}
+
+/// # Panics
+/// If it does not become true.
+pub(crate) async fn until(is_true: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_true() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.expect("what the test waits for happens");
 }
 
 /// Everything but a listener.

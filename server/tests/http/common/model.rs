@@ -6,7 +6,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 
 use candle_core::{DType, Device};
-use passerelle_models::{BlockCopy, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, TokenId};
+use passerelle_models::{BlockCopy, CausalLm, KvCache, KvCacheSpec, KvGroup, Logits, ModelError, ModelInput, TokenId};
 
 use super::text::{END, START, VOCAB};
 
@@ -51,7 +51,7 @@ impl TestModel {
     }
 
     fn write(&mut self, input: &ModelInput) {
-        for (slot, token) in input.slots().iter().zip(input.tokens()) {
+        for (slot, token) in input.slots(0).iter().zip(input.tokens()) {
             let slot = slot.0 as usize;
             if self.slots.len() <= slot {
                 self.slots.resize(slot + 1, 0);
@@ -63,7 +63,7 @@ impl TestModel {
     /// The tokens of the sequence that `row` belongs to, up to and with it.
     fn history(&self, input: &ModelInput, row: usize) -> Vec<TokenId> {
         let sequence = input.query_start().partition_point(|start| *start <= row) - 1;
-        let table = input.block_table(sequence);
+        let table = input.block_table(0, sequence);
         let slot = |position: usize| table[position / BLOCK_SIZE].0 as usize * BLOCK_SIZE + position % BLOCK_SIZE;
         (0..=input.positions()[row] as usize).map(|position| self.slots[slot(position)]).collect()
     }
@@ -83,7 +83,8 @@ impl CausalLm for TestModel {
     }
 
     fn kv_cache_spec(&self) -> KvCacheSpec {
-        KvCacheSpec { num_layers: 1, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size: BLOCK_SIZE }
+        let (groups, block_size) = (vec![KvGroup::full(1)], BLOCK_SIZE);
+        KvCacheSpec { groups, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size }
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
