@@ -67,17 +67,17 @@ impl Allowed<'_> {
     /// Forbids, in a row of logits, every token that may not come. `stops` end the answer, so they are kept where it may
     /// end.
     pub(crate) fn apply(&self, row: &mut [f32], stops: &[TokenId]) {
-        let may_end = self.end != AnswerEnd::NotHere;
-        let is_kept = |token: TokenId| may_end && stops.contains(&token);
+        let stops: &[TokenId] = if self.end == AnswerEnd::NotHere { &[] } else { stops };
         let words = self.tokens.iter().copied().chain(std::iter::repeat(0));
-        for (index, (logits, word)) in row.chunks_mut(u32::BITS as usize).zip(words).enumerate() {
-            if word == u32::MAX {
-                continue;
-            }
-            let first = index as TokenId * u32::BITS;
-            for (bit, logit) in (0..).zip(logits) {
-                if word >> bit & 1 == 0 && !is_kept(first + bit) {
-                    *logit = f32::NEG_INFINITY;
+        for ((logits, word), first) in row.chunks_mut(u32::BITS as usize).zip(words).zip((0..).step_by(32)) {
+            let ends = stops.iter().filter_map(|stop| stop.checked_sub(first).filter(|&bit| bit < u32::BITS));
+            match ends.fold(word, |word, bit| word | 1 << bit) {
+                u32::MAX => {}
+                // Most words are one of these two.
+                0 => logits.fill(f32::NEG_INFINITY),
+                word => {
+                    let forbidden = (0..).zip(logits).filter(|(bit, _)| word >> bit & 1 == 0);
+                    forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
                 }
             }
         }

@@ -4,6 +4,7 @@ mod check;
 mod compare;
 mod drill;
 mod load;
+mod mock;
 mod options;
 mod watch;
 
@@ -33,6 +34,8 @@ enum Command {
     Check(Box<check::CheckArgs>),
     /// Try to break a promise of servers that are started for it; exits as `check` does
     Drill(Box<drill::DrillArgs>),
+    /// Be a replica that computes nothing, to measure what a gateway before it adds; prints `ready: URL`
+    Mock(mock::MockArgs),
     /// List the scenarios that come with this program
     Scenarios,
 }
@@ -44,6 +47,7 @@ impl Cli {
             Command::Compare(args) => args.execute(),
             Command::Check(args) => args.execute(),
             Command::Drill(args) => args.execute(),
+            Command::Mock(args) => args.execute(),
             Command::Scenarios => list_scenarios(),
         }
     }

@@ -17,6 +17,7 @@ pub mod generate;
 pub mod http;
 pub mod lengths;
 pub mod metrics_page;
+pub mod mock;
 pub mod plan;
 pub mod process;
 pub mod progress;

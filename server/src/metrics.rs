@@ -5,12 +5,14 @@ pub mod table;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use passerelle_engine::{StepObserver, StepReport, Usage};
 
+use crate::gateway::tariff::Hours;
 use crate::gateway::{AuthError, LedgerTotals, LimitName};
 use table::{Metric, MetricKind};
 
@@ -23,7 +25,8 @@ const UNKNOWN_MODEL: &str = "unknown";
 pub struct Metrics {
     recorder: PrometheusRecorder,
     exporter: PrometheusHandle,
-    models: BTreeMap<String, ModelMetrics>,
+    hours: Arc<Hours>,
+    models: RwLock<BTreeMap<String, Arc<ModelMetrics>>>,
     refusals: BTreeMap<LimitName, Counter>,
     reservations_open: Gauge,
     reservations_settled: Counter,
@@ -72,6 +75,7 @@ pub struct EngineMetrics {
     failures: Counter,
     fair_share_gap: Gauge,
     fair_share_bound: Gauge,
+    hours: Arc<Hours>,
     step_duration: Histogram,
 }
 
@@ -80,22 +84,36 @@ pub struct EngineMetrics {
 pub struct MetricsError(#[from] BuildError);
 
 impl Metrics {
-    /// `models` are the names of the served ones, and the only values that a `model` label takes.
-    pub fn new<'a>(info: &BuildInfo, models: impl IntoIterator<Item = &'a str>) -> Result<Self, MetricsError> {
+    /// `models` are the names of the served ones. Only these, and those that are served later, are values of a `model` label.
+    pub fn new<'a>(
+        info: &BuildInfo,
+        models: impl IntoIterator<Item = &'a str>,
+        hours: Hours,
+    ) -> Result<Self, MetricsError> {
         let recorder = build_recorder()?;
         describe_all(&recorder);
         register_gauge(&recorder, table::INFO, &[&info.version, &info.kernels]).set(1.0);
-        let models = models.into_iter().map(|name| (name.to_owned(), ModelMetrics::new(&recorder, name))).collect();
         let refusal = |limit: LimitName| (limit, register_counter(&recorder, table::REFUSALS, &[limit.as_str()]));
-        Ok(Self {
-            models,
+        let metrics = Self {
+            hours: Arc::new(hours),
+            models: RwLock::default(),
             refusals: LimitName::all().map(refusal).collect(),
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
             reservations_settled: register_counter(&recorder, table::RESERVATIONS_SETTLED, &[]),
             requests_counted: AtomicU64::new(0),
             exporter: recorder.handle(),
             recorder,
-        })
+        };
+        metrics.serve(models);
+        Ok(metrics)
+    }
+
+    /// These models are served from now on. Those that no longer are keep their series.
+    pub fn serve<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            models.entry(name.to_owned()).or_insert_with(|| Arc::new(ModelMetrics::new(&self.recorder, name)));
+        }
     }
 
     /// The text of `/metrics`, with the ledger as it is now.
@@ -108,7 +126,7 @@ impl Metrics {
     pub fn answered(&self, request: AnsweredRequest<'_>) {
         let model = match request.model {
             None => "",
-            Some(name) if self.models.contains_key(name) => name,
+            Some(name) if self.model(name).is_some() => name,
             Some(_) => UNKNOWN_MODEL,
         };
         let status = request.status.to_string();
@@ -134,13 +152,18 @@ impl Metrics {
     }
 
     /// `None` for a model that is not served.
-    pub fn model(&self, name: &str) -> Option<&ModelMetrics> {
-        self.models.get(name)
+    pub fn model(&self, name: &str) -> Option<Arc<ModelMetrics>> {
+        self.models.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Where the time of the partition went that the models here run on.
+    pub fn hours(&self) -> &Arc<Hours> {
+        &self.hours
     }
 
     /// For the engine of a served model to report its steps to.
     pub fn engine(&self, model: &str) -> EngineMetrics {
-        EngineMetrics::new(&self.recorder, model)
+        EngineMetrics::new(&self.recorder, model, Arc::clone(&self.hours))
     }
 }
 
@@ -176,7 +199,7 @@ impl ModelMetrics {
 }
 
 impl EngineMetrics {
-    fn new(recorder: &PrometheusRecorder, model: &str) -> Self {
+    fn new(recorder: &PrometheusRecorder, model: &str, hours: Arc<Hours>) -> Self {
         let counter = |metric| register_counter(recorder, metric, &[model]);
         let gauge = |metric| register_gauge(recorder, metric, &[model]);
         Self {
@@ -190,6 +213,7 @@ impl EngineMetrics {
             failures: counter(table::ENGINE_FAILURES),
             fair_share_gap: gauge(table::FAIR_SHARE_GAP),
             fair_share_bound: gauge(table::FAIR_SHARE_BOUND),
+            hours,
             step_duration: register_histogram(recorder, table::STEP_DURATION, &[model]),
         }
     }
@@ -209,6 +233,7 @@ impl StepObserver for EngineMetrics {
         self.fair_share_bound.set(report.fair_share_bound.as_secs_f64());
         if report.num_sequences > 0 {
             self.step_duration.record(report.duration);
+            self.hours.computed(report.duration);
         }
     }
 }
@@ -262,7 +287,8 @@ mod tests {
 
     fn metrics() -> Metrics {
         let info = BuildInfo { version: "1.2.3".into(), kernels: "cpu avx2".into() };
-        Metrics::new(&info, ["demo"]).unwrap()
+        let clock = Arc::new(passerelle_engine::clock::ManualClock::default());
+        Metrics::new(&info, ["demo"], Hours::new(clock, "cpu", 1.0)).unwrap()
     }
 
     /// Everything that can be counted, counted once.

@@ -13,25 +13,27 @@ mod listener;
 mod logging;
 mod memory;
 mod models;
+mod reload;
 mod report;
 mod signals;
+mod tariff;
 mod text;
 #[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
 mod upstreams;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use passerelle::api::{
-    self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness,
-    RequestBounds, RouteSwitch, ServeConfig, Serving, SseConfig, Tls,
+    self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader,
+    RequestBounds, RouteSwitch, RunningServer, ServeConfig, ServedModel, SseConfig, Tls,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
 use passerelle::gateway::health::LOOK_EVERY;
-use passerelle::gateway::{AccountPath, Authenticator, PrefixSharing, RetryBounds, Router};
+use passerelle::gateway::quota::UnixSeconds;
+use passerelle::gateway::{Authenticator, Ledger, PrefixSharing, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
@@ -40,6 +42,7 @@ use tokio::time::sleep;
 
 use crate::cli::output;
 use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
+use reload::{ReadAgain, Reloading};
 use signals::Signals;
 use upstreams::Upstreams;
 
@@ -65,15 +68,18 @@ pub(crate) struct Server {
     /// Dropped late: every answer needs its engine to the end.
     engines: Vec<Engine>,
     encoders: Vec<EncoderEngine>,
+    /// Until somebody follows the configuration.
+    reloading: Option<Reloading>,
     /// Dropped last: every request is settled. `None` for a server without a data directory.
     _ledger: Option<LedgerKeeper>,
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
-pub(crate) fn run(config: &Config) -> Result<()> {
+pub(crate) fn run(config: &Config, again: ReadAgain) -> Result<()> {
     logging::start(&config.log);
     let runtime = runtime()?;
-    let server = start(config, Door::AsConfigured, &runtime)?;
+    let mut server = start(config, Door::AsConfigured, &runtime)?;
+    runtime.block_on(async { server.follow_configuration(again) })?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
     output::line(format_args!("ready: {}", server.url))?;
     runtime.block_on(server.serve(async {
@@ -96,10 +102,6 @@ pub(crate) fn runtime() -> Result<Runtime> {
 pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Server> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let (authenticator, administration) = door::authenticator(config, door, (&clock, runtime))?;
-    let guard = match &authenticator {
-        Authenticator::Open { .. } => BrowserGuard::LocalOnly,
-        Authenticator::Keys(_) => BrowserGuard::Off,
-    };
     let lock = match door {
         Door::AsConfigured => Some(LedgerLock::take(config)?),
         Door::Open => None,
@@ -111,37 +113,37 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let here: Vec<String> = loaded.names().map(str::to_owned).collect();
     let prepared = upstreams::prepare(config, &here)?;
     let elsewhere: Vec<&str> = prepared.models.iter().map(|model| model.name.as_str()).collect();
-    let fleet = engines::start(loaded, &config.engine, &compute, (&clock, &elsewhere))?;
+    let fleet = engines::start(loaded, (&config.engine, config.ledger.gpu_factor), &compute, (&clock, &elsewhere))?;
+    let served = tariff::Served { here: fleet.prices, partition: fleet.partition, elsewhere: &elsewhere };
+    let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
+    let tariff = Arc::new(tariff::in_force(published, served, UnixSeconds::of(clock.wall()))?);
+    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff };
     let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), fleet.replicas.len() as u32);
     let (settings, remote) = prepared.split();
-    let replicas = fleet.replicas.into_iter().chain(upstreams.follow(settings)?);
+    let replicas = fleet.replicas.iter().cloned().chain(upstreams.follow(settings)?);
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
-    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff: fleet.tariff };
-    let (ledger, keeper) = match (&authenticator, lock) {
-        (Authenticator::Keys(_), Some(lock)) => {
-            let (ledger, keeper) = lock.open(basis, &config.ledger, (&fleet.served, fleet.partition))?;
-            (ledger, Some(keeper))
-        }
-        (_, lock) => (ledger::without_keeping(basis, &config.ledger)?, lock.map(LedgerLock::leave_shut)),
-    };
+    let serving = reload::serving(config, router, remote)?;
+    let (reloader, orders) = Reloader::new();
+    let (ledger, keeper) = open_ledger((&authenticator, lock), basis, config, (&fleet.served, fleet.partition))?;
     let readiness = Readiness::default();
     let batches = match door {
         Door::AsConfigured => Some(open_batches(config)?),
         Door::Open => None,
     };
-    let api_config = api_config(config, guard)?;
+    let api_config = api_config(config, guard(&authenticator))?;
     if let Some(administration) = administration.clone() {
-        let desk = OperatorDesk::new(administration, &api_config);
+        let server = RunningServer { reloader: reloader.clone(), hours: Arc::clone(fleet.metrics.hours()) };
+        let desk = OperatorDesk::new(administration, &api_config).of_server(server);
         admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
     }
     let state = AppState::new(AppParts {
         models: fleet.served,
         authenticator,
         administration,
-        owners: owners(config)?,
+        reloader: Some(reloader.clone()),
         ledger,
-        serving: Serving::new(router, remote),
-        clock,
+        serving,
+        clock: Arc::clone(&clock),
         metrics: fleet.metrics,
         batches,
         config: api_config,
@@ -149,6 +151,9 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     });
     runtime.spawn(api::run_batches(state.clone()));
     runtime.spawn(look_after_replicas(state.clone()));
+    let engines = fleet.replicas;
+    let reloading =
+        Reloading { config: config.clone(), orders, reloader, engines, upstreams, state: state.clone(), clock };
     let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
         url,
@@ -158,11 +163,17 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         config: serve_config(config),
         engines: fleet.engines,
         encoders: fleet.encoders,
+        reloading: Some(reloading),
         _ledger: keeper,
     })
 }
 
 impl Server {
+    /// From now on, on SIGHUP and whenever somebody administers it. Inside the runtime.
+    fn follow_configuration(&mut self, again: ReadAgain) -> Result<()> {
+        self.reloading.take().map_or(Ok(()), |reloading| reloading.start(again))
+    }
+
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs
     /// then is ended by its engine, so that each client is told.
     pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) {
@@ -186,20 +197,34 @@ impl Server {
     }
 }
 
+/// Written down for those who need a key; an open door's one account is nobody's.
+fn open_ledger(
+    (authenticator, lock): (&Authenticator, Option<LedgerLock>),
+    basis: LedgerBasis,
+    config: &Config,
+    facts: (&[ServedModel], &str),
+) -> Result<(Ledger, Option<LedgerKeeper>)> {
+    match (authenticator, lock) {
+        (Authenticator::Keys(_), Some(lock)) => {
+            let (ledger, keeper) = lock.open(basis, &config.ledger, facts)?;
+            Ok((ledger, Some(keeper)))
+        }
+        (_, lock) => Ok((ledger::without_keeping(basis, &config.ledger)?, lock.map(LedgerLock::leave_shut))),
+    }
+}
+
+fn guard(authenticator: &Authenticator) -> BrowserGuard {
+    match authenticator {
+        Authenticator::Open { .. } => BrowserGuard::LocalOnly,
+        Authenticator::Keys(_) => BrowserGuard::Off,
+    }
+}
+
 async fn look_after_replicas(state: AppState) {
     loop {
         sleep(LOOK_EVERY).await;
         state.serving().router.look();
     }
-}
-
-/// The accounts that models belong to.
-fn owners(config: &Config) -> Result<BTreeMap<String, AccountPath>> {
-    let owned = config.models.iter().filter_map(|model| Some((&model.name, model.account.as_ref()?)));
-    let owner = |(name, account): (&String, &String)| {
-        Ok((name.clone(), account.parse().with_context(|| format!("the account of model `{name}`"))?))
-    };
-    owned.map(owner).collect()
 }
 
 fn load_tls(files: &TlsFiles) -> Result<Tls> {
@@ -244,10 +269,10 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             write_timeout: written.stalled_reader_timeout,
             keep_alive: written.keep_alive,
         },
-        retry: RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken },
         guard,
         allowed_origins: AllowedOrigins::new(written.cors_origins.iter().map(ToString::to_string))?,
         compress_above_bytes: written.compress_above.0 as usize,
+        site: config.server.site.clone(),
         tokenizer_info: if written.tokenizer_info { RouteSwitch::On } else { RouteSwitch::Off },
     })
 }

@@ -12,9 +12,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::body::BodyBounds;
 use super::errors::ApiError;
+use super::reload::Reloader;
 use super::routes::{admin, authenticate_key, me};
 use super::state::{ApiConfig, AppState};
 use super::{middleware, unknown_route, wrong_method};
+use crate::gateway::tariff::Hours;
 use crate::gateway::{Administration, Caller};
 
 /// What the handlers of administration need of whoever runs them.
@@ -23,6 +25,12 @@ pub(crate) trait Desk: Clone + Send + Sync + 'static {
     fn visit(&self, headers: &HeaderMap) -> Result<DeskVisit, ApiError>;
 
     fn body_bounds(&self) -> BodyBounds;
+
+    /// `None` where no server runs.
+    fn reloader(&self) -> Option<&Reloader>;
+
+    /// `None` where no server runs.
+    fn hours(&self) -> Option<&Hours>;
 }
 
 /// One request's view of what is administered.
@@ -43,6 +51,14 @@ impl Desk for AppState {
     fn body_bounds(&self) -> BodyBounds {
         BodyBounds::of(self.config())
     }
+
+    fn reloader(&self) -> Option<&Reloader> {
+        Self::reloader(self)
+    }
+
+    fn hours(&self) -> Option<&Hours> {
+        Some(self.metrics().hours())
+    }
 }
 
 /// Trusts whoever reaches it. Behind a socket that only the data directory's owner can open, or inside a command.
@@ -51,12 +67,26 @@ pub struct OperatorDesk {
     administration: Administration,
     caller: Arc<Caller>,
     bounds: BodyBounds,
+    server: Option<RunningServer>,
+}
+
+/// What only a server that runs can do and knows.
+#[derive(Debug, Clone)]
+pub struct RunningServer {
+    pub reloader: Reloader,
+    pub hours: Arc<Hours>,
 }
 
 impl OperatorDesk {
     /// `config`: the bounds of bodies.
     pub fn new(administration: Administration, config: &ApiConfig) -> Self {
-        Self { administration, caller: Arc::new(Caller::operator()), bounds: BodyBounds::of(config) }
+        Self { administration, caller: Arc::new(Caller::operator()), bounds: BodyBounds::of(config), server: None }
+    }
+
+    #[must_use]
+    pub fn of_server(mut self, server: RunningServer) -> Self {
+        self.server = Some(server);
+        self
     }
 
     /// `/admin/v1`, and nothing else.
@@ -81,6 +111,14 @@ impl Desk for OperatorDesk {
 
     fn body_bounds(&self) -> BodyBounds {
         self.bounds
+    }
+
+    fn reloader(&self) -> Option<&Reloader> {
+        self.server.as_ref().map(|server| &server.reloader)
+    }
+
+    fn hours(&self) -> Option<&Hours> {
+        self.server.as_ref().map(|server| &*server.hours)
     }
 }
 

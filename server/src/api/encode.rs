@@ -16,7 +16,7 @@ use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::Visit;
-use super::meter::PromptMeter;
+use super::meter::{Place, PromptMeter};
 use super::prepare::find_model;
 use super::reserve::{Patience, reserve_with};
 use super::routes::require;
@@ -111,7 +111,7 @@ impl<'a> Running<'a> {
             refused.reservation.withdraw();
             ApiError::from(refused.error)
         })?;
-        let meter = PromptMeter::new(state.clone(), model.name.clone(), visit.arrived);
+        let meter = PromptMeter::new(state.clone(), (&model.name, Place::Here), visit.arrived);
         Ok(Self { encoding, left, meter, state })
     }
 

@@ -28,13 +28,13 @@ use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
 use super::running::Writers;
 use super::state::{AppState, ServedModel, Serving};
-use super::wire::answer;
+use super::wire::answer::{self, Billing};
 use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::tier::tier_name;
 use crate::gateway::account::ServiceClass;
-use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Reserve, Scope};
+use crate::gateway::{Ask, Caller, PrefixHint, RemoteReservation, Reservation, Reserve, Scope};
 use crate::text::grammar::CompiledGrammar;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
@@ -46,6 +46,8 @@ pub(crate) struct Visit {
     pub(crate) arrived: Duration,
     /// What the caller's key must be good for.
     pub(crate) scope: Scope,
+    /// The other gateway's reservation that the request is made under.
+    pub(crate) origin: Option<RemoteReservation>,
 }
 
 /// An admitted request: every prompt has its reservation and its place in an engine's queue or on an upstream.
@@ -66,6 +68,8 @@ pub(crate) struct ServedAs {
     pub(crate) fingerprint: Option<String>,
     /// `None`: another server ran it.
     pub(crate) tier: Option<&'static str>,
+    /// For a gateway that asked under a reservation of its own.
+    pub(crate) billing: Option<Billing>,
 }
 
 impl Admitted {
@@ -90,7 +94,7 @@ pub(crate) async fn admit(
     if let (Some(model), Some(outgoing)) = (remote, outgoing.clone()) {
         return admit_remote(state, visit, (serving, model), (prompt, request), outgoing).await;
     }
-    let Visit { caller, place, arrived, scope } = visit;
+    let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
     let model = find_generator(state, &caller, &request.model)?;
@@ -112,15 +116,14 @@ pub(crate) async fn admit(
         arrived,
         class,
     };
-    let tickets = admission.reserve_all(prompts, scope).await?;
+    let mut tickets = admission.reserve_all(prompts, scope).await?;
+    charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     // A request beyond a grant takes what the others leave.
     let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
     let prompts = admission.start_all(tickets).await?;
-    let served_as = ServedAs {
-        model: model.name.clone(),
-        fingerprint: Some(model.fingerprint.clone()),
-        tier: Some(tier_name(class)),
-    };
+    let fingerprint = Some(model.fingerprint.clone());
+    let billing = origin.map(|_| Billing::of(state, &model.name, fingerprint.as_deref()));
+    let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
     Ok(Admitted::new((prompts, request.choices), served_as, place))
 }
 
@@ -328,6 +331,15 @@ impl Admission<'_> {
         let of_choices = (0..drawn.get()).map(|_| Writer::new(spec.clone())).collect();
         Writers { of_choices, ranking: self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn)) }
     }
+}
+
+/// Each prompt of a list is a reservation of its own.
+pub(crate) fn charge_to<'a>(
+    origin: Option<&RemoteReservation>,
+    reservations: impl Iterator<Item = &'a mut Reservation>,
+) {
+    let Some(origin) = origin else { return };
+    reservations.zip(0..).for_each(|(reservation, part)| reservation.on_behalf_of(origin.part(part)));
 }
 
 pub(crate) fn saturating_u32(count: usize) -> u32 {

@@ -8,14 +8,16 @@ use passerelle_engine::{Request as EngineRequest, Usage};
 
 use super::delta::ChoiceDelta;
 use super::errors::ApiError;
-use super::meter::PromptMeter;
+use super::ids::random_id;
+use super::meter::{Place, PromptMeter};
 use super::relayed::{ChoiceReader, PromptCount, RelayedChoice};
 use super::running::{RunningPrompt, Writers};
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
 use crate::gateway::replica::UpstreamSide;
 use crate::gateway::{
-    Attempts, Call, CallSize, Failure, Generation, NotRelayed, PrefixHint, Relay, Replica, Reservation, Verdict,
+    Attempts, Call, CallSize, Failure, Generation, NotRelayed, OnBehalf, PrefixHint, Relay, Replica, Reservation,
+    Verdict,
 };
 use crate::text::TextModel;
 
@@ -79,7 +81,8 @@ struct Failed {
 impl Launch<'_> {
     /// All tries run under the one reservation, which is withdrawn if all fail.
     pub(crate) async fn go(&self, mut reservation: Reservation) -> Result<LivePrompt, ApiError> {
-        let mut attempts = Attempts::new(self.state.config().retry);
+        let mut attempts = Attempts::new(self.serving.retry);
+        let on_behalf = self.on_behalf(&reservation);
         let mut last_error = None;
         loop {
             let replica = match self.serving.router.pick(self.model, self.hint, attempts.tried()) {
@@ -91,7 +94,7 @@ impl Launch<'_> {
             };
             let tried = match replica.as_upstream() {
                 None => self.on_engine(&replica, &mut attempts, reservation),
-                Some(side) => self.on_upstream((&replica, side), &mut attempts, reservation).await,
+                Some(side) => self.on_upstream((&replica, side), (&mut attempts, on_behalf.clone()), reservation).await,
             };
             let failed = match tried {
                 Ok(prompt) => return Ok(prompt),
@@ -118,7 +121,10 @@ impl Launch<'_> {
         };
         let (request, writers) = job();
         match Generation::start(replica, request, reservation) {
-            Ok(generation) => Ok(LivePrompt::Engine(Box::new(RunningPrompt::new(generation, writers, self.meter())))),
+            Ok(generation) => {
+                let running = RunningPrompt::new(generation, writers, self.meter(Place::Here));
+                Ok(LivePrompt::Engine(Box::new(running)))
+            }
             Err(refused) => {
                 let verdict = attempts.engine_refused(replica.id(), &refused.error);
                 Err(Box::new(Failed { reservation: refused.reservation, error: refused.error.into(), verdict }))
@@ -129,7 +135,7 @@ impl Launch<'_> {
     async fn on_upstream(
         &self,
         (replica, side): (&Arc<Replica>, &UpstreamSide),
-        attempts: &mut Attempts,
+        (attempts, on_behalf): (&mut Attempts, Option<OnBehalf>),
         reservation: Reservation,
     ) -> Result<LivePrompt, Box<Failed>> {
         let Some(job) = &self.for_upstream else {
@@ -143,11 +149,13 @@ impl Launch<'_> {
         };
         let reader = ChoiceReader::new(job.kind, job.prompt, job.max_tokens, job.text.clone());
         let read = |data: &str| reader.read(data);
-        let started = Relay::start(replica, side, (&job.call, size), reservation, read).await;
+        let call = Call { on_behalf, ..job.call.clone() };
+        let started = Relay::start(replica, side, (&call, size), reservation, read).await;
         self.count_try(side, started.as_ref().map(|_| ()).map_err(|not| not.failure.as_ref()));
         match started {
             Ok((relay, first)) => {
-                Ok(LivePrompt::Upstream(Box::new(RelayedChoice::new(relay, reader, first, self.meter()))))
+                let relayed = RelayedChoice::new(relay, reader, first, self.meter(Place::Elsewhere));
+                Ok(LivePrompt::Upstream(Box::new(relayed)))
             }
             Err(not_relayed) => {
                 let NotRelayed { failure, reservation } = *not_relayed;
@@ -174,8 +182,14 @@ impl Launch<'_> {
         self.state.metrics().upstream_tried(self.model, side.name(), outcome);
     }
 
-    fn meter(&self) -> PromptMeter {
-        PromptMeter::new(self.state.clone(), self.model.to_owned(), self.arrived)
+    /// Named before the first try, so that all tries are one to whoever runs them.
+    fn on_behalf(&self, reservation: &Reservation) -> Option<OnBehalf> {
+        self.for_upstream.as_ref()?;
+        Some(OnBehalf { reservation: random_id("rsv_")?.into(), account: reservation.account().path.clone() })
+    }
+
+    fn meter(&self, place: Place) -> PromptMeter {
+        PromptMeter::new(self.state.clone(), (self.model, place), self.arrived)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is measured of one prompt and its choices, on the server's clock.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle_engine::Usage;
@@ -8,10 +9,22 @@ use passerelle_engine::Usage;
 use super::state::AppState;
 use crate::metrics::ModelMetrics;
 
+/// Whose time a choice takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// This server's.
+    Here,
+    /// An upstream's.
+    Elsewhere,
+}
+
 #[derive(Debug)]
 pub(crate) struct PromptMeter {
     state: AppState,
+    /// `None` for a model that is not served.
+    metrics: Option<Arc<ModelMetrics>>,
     model: String,
+    place: Place,
     arrived: Duration,
     /// Of each choice that has one.
     last_tokens: BTreeMap<usize, Duration>,
@@ -19,8 +32,9 @@ pub(crate) struct PromptMeter {
 
 impl PromptMeter {
     /// `arrived`: when the request's head was there.
-    pub(crate) fn new(state: AppState, model: String, arrived: Duration) -> Self {
-        Self { state, model, arrived, last_tokens: BTreeMap::new() }
+    pub(crate) fn new(state: AppState, (model, place): (&str, Place), arrived: Duration) -> Self {
+        let metrics = state.metrics().model(model);
+        Self { metrics, state, model: model.to_owned(), place, arrived, last_tokens: BTreeMap::new() }
     }
 
     /// The first token of all is what somebody waited for; between two of a choice lies a step of the model.
@@ -28,7 +42,7 @@ impl PromptMeter {
         let now = self.state.clock().now();
         let is_first = self.last_tokens.is_empty();
         let last = self.last_tokens.insert(choice, now);
-        let Some(metrics) = self.metrics() else { return };
+        let Some(metrics) = &self.metrics else { return };
         match last {
             None if is_first => metrics.first_token(now.saturating_sub(self.arrived)),
             None => {}
@@ -39,12 +53,12 @@ impl PromptMeter {
     /// `used`: what was settled.
     pub(crate) fn ended(&self, used: Usage) {
         let took = self.state.clock().now().saturating_sub(self.arrived);
-        if let Some(metrics) = self.metrics() {
+        if let Some(metrics) = &self.metrics {
             metrics.ended(used, took);
         }
-    }
-
-    fn metrics(&self) -> Option<&ModelMetrics> {
-        self.state.metrics().model(&self.model)
+        if self.place == Place::Here {
+            let billed = self.state.ledger().tariff().cost_micros(Some(&self.model), used);
+            self.state.metrics().hours().billed(billed);
+        }
     }
 }

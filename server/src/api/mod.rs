@@ -6,6 +6,7 @@
 //! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`]; what is read by an encoder
 //! goes through [`encode`].
 
+mod alias;
 mod batch_runner;
 mod body;
 mod causes;
@@ -28,6 +29,7 @@ mod openapi;
 mod prepare;
 mod ranking;
 mod relayed;
+mod reload;
 mod remote;
 mod reserve;
 mod routes;
@@ -40,10 +42,11 @@ mod wire;
 
 pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
-pub use desk::OperatorDesk;
+pub use desk::{OperatorDesk, RunningServer};
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;
+pub use reload::{ReloadOrder, ReloadOutcome, Reloaded, Reloader};
 pub use remote::RemoteModel;
 pub use serve::{Drained, Listener, ServeConfig, Tls, TlsError, UnixSocket, serve};
 pub use sse::SseConfig;

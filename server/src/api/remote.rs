@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::errors::ApiError;
 use super::fields::{invalid, unsupported};
-use super::generate::{Admitted, ServedAs, Visit, saturating_u32};
+use super::generate::{Admitted, ServedAs, Visit, charge_to, saturating_u32};
 use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::prepare::{context_overflow, encode_text};
 use super::relayed::PromptCount;
 use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
 use super::state::{AppState, Serving};
-use super::wire::answer::AnswerKind;
+use super::wire::answer::{AnswerKind, Billing};
 use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt};
@@ -69,7 +69,7 @@ pub(crate) async fn admit_remote(
     (prompt, request): (Prompt, GenerateRequest),
     outgoing: Outgoing,
 ) -> Result<Admitted, ApiError> {
-    let Visit { caller, place, arrived, scope } = visit;
+    let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
     check_output(&request.output)?;
@@ -82,13 +82,12 @@ pub(crate) async fn admit_remote(
     };
     let admission = Admission { state, caller: &caller, request: &request, model: &model, outgoing: &outgoing, kind };
     let prompts = admission.measure_all(prompt).await?;
-    let tickets = admission.reserve_all(prompts, scope).await?;
+    let mut tickets = admission.reserve_all(prompts, scope).await?;
+    charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     let prompts = admission.start_all(&serving, tickets, arrived).await?;
-    Ok(Admitted::new(
-        (prompts, Choices::ONE),
-        ServedAs { model: model.name.clone(), fingerprint: None, tier: None },
-        place,
-    ))
+    let billing = origin.map(|_| Billing::of(state, &model.name, None));
+    let served_as = ServedAs { model: model.name.clone(), fingerprint: None, tier: None, billing };
+    Ok(Admitted::new((prompts, Choices::ONE), served_as, place))
 }
 
 /// What only an engine of our own can show.

@@ -14,13 +14,16 @@ use super::cross_origin::AllowedOrigins;
 use super::encode::ServedEncoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{Reader, UnknownFields};
+use super::reload::Reloader;
 use super::remote::RemoteModel;
 use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::batches::BatchStore;
-use crate::gateway::{AccountPath, Administration, Authenticator, Caller, Ledger, PrefixSharing, RetryBounds, Router};
+use crate::gateway::{
+    AccountPath, Administration, Alias, Authenticator, Caller, Ledger, PrefixSharing, RetryBounds, Router,
+};
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
 
@@ -61,13 +64,14 @@ pub struct ApiConfig {
     pub prefix_sharing: PrefixSharing,
     pub grammar: GrammarBounds,
     pub sse: SseConfig,
-    pub retry: RetryBounds,
     pub guard: BrowserGuard,
     /// Web pages that may call this server from a browser.
     pub allowed_origins: AllowedOrigins,
     /// Whole answers larger than this are compressed for clients that take it.
     pub compress_above_bytes: usize,
     pub tokenizer_info: RouteSwitch,
+    /// How this server calls itself to gateways that ask it.
+    pub site: Option<String>,
 }
 
 impl Default for ApiConfig {
@@ -83,11 +87,11 @@ impl Default for ApiConfig {
             prefix_sharing: PrefixSharing::default(),
             grammar: GrammarBounds::default(),
             sse: SseConfig::default(),
-            retry: RetryBounds::default(),
             guard: BrowserGuard::default(),
             allowed_origins: AllowedOrigins::default(),
             compress_above_bytes: 16 << 10,
             tokenizer_info: RouteSwitch::default(),
+            site: None,
         }
     }
 }
@@ -114,11 +118,11 @@ pub enum RouteSwitch {
 #[derive(Debug)]
 pub struct AppParts {
     pub models: Vec<ServedModel>,
-    /// The accounts that models belong to; a model without one is for everybody.
-    pub owners: BTreeMap<String, AccountPath>,
     pub authenticator: Authenticator,
     /// `None`: nothing outlives the process.
     pub administration: Option<Administration>,
+    /// `None`: the configuration is read once.
+    pub reloader: Option<Reloader>,
     pub ledger: Ledger,
     pub serving: Serving,
     pub clock: Arc<dyn Clock>,
@@ -134,13 +138,45 @@ pub struct AppParts {
 pub struct Serving {
     pub router: Router,
     remote: BTreeMap<String, Arc<RemoteModel>>,
+    aliases: BTreeMap<String, Alias>,
+    owners: BTreeMap<String, AccountPath>,
+    pub(crate) retry: RetryBounds,
 }
 
 impl Serving {
     /// `remote`: the models that no engine here has.
     pub fn new(router: Router, remote: impl IntoIterator<Item = RemoteModel>) -> Self {
         let remote = remote.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
-        Self { router, remote }
+        Self { router, remote, aliases: BTreeMap::new(), owners: BTreeMap::new(), retry: RetryBounds::default() }
+    }
+
+    /// Names that stand for models.
+    #[must_use]
+    pub fn with_aliases(mut self, aliases: impl IntoIterator<Item = (String, Alias)>) -> Self {
+        self.aliases = aliases.into_iter().collect();
+        self
+    }
+
+    /// The accounts that models belong to; a model without one is for everybody.
+    #[must_use]
+    pub fn with_owners(mut self, owners: impl IntoIterator<Item = (String, AccountPath)>) -> Self {
+        self.owners = owners.into_iter().collect();
+        self
+    }
+
+    #[must_use]
+    pub fn with_retry(mut self, retry: RetryBounds) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    pub(crate) fn alias(&self, name: &str) -> Option<&Alias> {
+        self.aliases.get(name)
+    }
+
+    /// By name, in the order of names.
+    pub(crate) fn aliases(&self) -> impl Iterator<Item = (&str, &Alias)> {
+        self.aliases.iter().map(|(name, alias)| (name.as_str(), alias))
     }
 
     pub(crate) fn remote(&self, name: &str) -> Option<&Arc<RemoteModel>> {
@@ -157,8 +193,8 @@ pub struct AppState {
 #[derive(Debug)]
 struct Shared {
     models: BTreeMap<String, Arc<ServedModel>>,
-    owners: BTreeMap<String, AccountPath>,
     administration: Option<Administration>,
+    reloader: Option<Reloader>,
     serving: RwLock<Arc<Serving>>,
     authenticator: Authenticator,
     ledger: Ledger,
@@ -176,7 +212,7 @@ struct Shared {
 
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
-        let AppParts { models, owners, administration, serving, authenticator, .. } = parts;
+        let AppParts { models, administration, reloader, serving, authenticator, .. } = parts;
         let AppParts { ledger, clock, metrics, batches, config, readiness, .. } = parts;
         let shared = Shared {
             models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
@@ -186,8 +222,8 @@ impl AppState {
             batch_changes: watch::Sender::new(()),
             request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             next_request: AtomicU64::new(0),
-            owners,
             administration,
+            reloader,
             authenticator,
             ledger,
             clock,
@@ -204,7 +240,7 @@ impl AppState {
 
     /// Whether the caller may know that the model is served.
     pub(crate) fn sees(&self, caller: &Caller, name: &str) -> bool {
-        caller.sees(name, self.shared.owners.get(name))
+        caller.sees(name, self.serving().owners.get(name))
     }
 
     pub(crate) fn model_for(&self, caller: &Caller, name: &str) -> Option<&Arc<ServedModel>> {
@@ -225,6 +261,10 @@ impl AppState {
         self.shared.administration.as_ref()
     }
 
+    pub(crate) fn reloader(&self) -> Option<&Reloader> {
+        self.shared.reloader.as_ref()
+    }
+
     pub fn ledger(&self) -> &Ledger {
         &self.shared.ledger
     }
@@ -236,6 +276,7 @@ impl AppState {
 
     /// From the next request on. What runs goes on where it is.
     pub fn serve(&self, serving: Serving) {
+        self.shared.metrics.serve(serving.router.models().map(|entry| entry.name.as_str()));
         *self.shared.serving.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(serving);
     }
 

@@ -15,10 +15,12 @@ use crate::serve::{self, EngineBounds, Loaded};
 use limits::{Limits, ModelCost};
 use measure::{Measured, Recorder, Workload, per_second};
 use profile::Profile;
+use tariff::{Reference, TariffArgs};
 
 mod limits;
 mod measure;
 mod profile;
+mod tariff;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +28,7 @@ Examples:
   passerelle bench --model ./checkpoint --batch 1,8,32
   passerelle bench --model ./checkpoint --dtype f32 --json
   passerelle bench --model ./checkpoint --profile      which ops the steps spend their time in
+  passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
 A step reads every weight once, and multiplies every weight with every token. How fast this machine reads memory and how
 fast it multiplies f32 numbers in registers is measured on the spot, by the same threads; OF LIMIT is the time that the
@@ -51,6 +54,8 @@ pub(crate) struct BenchArgs {
     /// Also say which share of the steps' time each op takes.
     #[arg(long)]
     profile: bool,
+    #[command(flatten)]
+    tariff: TariffArgs,
     #[command(flatten)]
     model_args: ModelArgs,
     #[command(flatten)]
@@ -89,6 +94,7 @@ struct Report {
 impl BenchArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config(&Environment::read())?;
+        let factor = self.tariff.tariff.as_ref().map(|_| self.tariff.factor()).transpose()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let times = self.profile.then(|| {
             let clock = Arc::clone(&clock);
@@ -124,6 +130,10 @@ impl BenchArgs {
             let measured = bench.run(self.workload(batch.get()), round as u64)?;
             report.rows.push(Row::new(batch.get(), &measured, (&limits, &cost), self.profile));
         }
+        if let Some(factor) = factor {
+            let taken = bench.reference(self.workload(self.largest_batch()?))?;
+            return output::line(toml::to_string(&self.tariff.written(&report, taken, factor))?.trim_end());
+        }
         if self.output.json { output::json(&report) } else { print(&report) }
     }
 
@@ -134,6 +144,10 @@ impl BenchArgs {
         written.engine.max_num_seqs = written.engine.max_num_seqs.or(Some(largest));
         written.engine.max_queued_requests = Some(largest);
         Ok(Config::check(written, environment)?)
+    }
+
+    fn largest_batch(&self) -> Result<usize> {
+        self.batch.iter().map(|batch| batch.get()).max().context("--batch needs at least one size")
     }
 
     fn workload(&self, batch: usize) -> Workload {
@@ -174,7 +188,7 @@ impl Bench {
         let length = args.prompt.get() + args.generate.get();
         let longest = loaded.description.max_position;
         ensure!(length <= longest, "--prompt and --generate make {length} tokens; this model takes {longest}");
-        let largest = args.batch.iter().copied().max().context("--batch needs at least one size")?.get();
+        let largest = args.largest_batch()?;
         let num_kv_blocks = loaded.model.kv_cache_spec().most_blocks(length, config.max_num_batched_tokens) * largest;
         let recorder = Arc::new(Recorder::new(times));
         let vocab = loaded.model.input_vocab_size();
@@ -192,6 +206,12 @@ impl Bench {
         // Once unmeasured: memory is touched and threads are awake afterwards.
         bench.run(args.workload(1), u64::MAX / 2)?;
         Ok(bench)
+    }
+
+    /// The workload twice, so that the second time its prompts are found in the prefix cache.
+    fn reference(&self, load: Workload) -> Result<Reference> {
+        const ROUND: u64 = u64::MAX / 2 + 1;
+        Ok(Reference { first: self.run(load, ROUND)?, again: self.run(load, ROUND)?, load })
     }
 
     fn run(&self, load: Workload, round: u64) -> Result<Measured> {

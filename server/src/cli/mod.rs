@@ -12,6 +12,7 @@ mod model_args;
 mod office;
 pub(crate) mod output;
 mod quota;
+mod reload;
 mod serve;
 mod state_args;
 mod usage;
@@ -49,6 +50,7 @@ enum Command {
     Backup(backup::BackupArgs),
     Key(key::KeyArgs),
     Quota(quota::QuotaArgs),
+    Reload(reload::ReloadArgs),
     Restore(backup::RestoreArgs),
     Usage(usage::UsageArgs),
 }
@@ -64,6 +66,7 @@ impl Cli {
             Command::Backup(args) => args.run(),
             Command::Key(args) => args.run(),
             Command::Quota(args) => args.run(),
+            Command::Reload(args) => args.run(),
             Command::Restore(args) => args.run(),
             Command::Usage(args) => args.run(),
         }

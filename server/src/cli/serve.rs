@@ -24,7 +24,7 @@ One line is printed on standard output, `ready: http://ADDR:PORT`, when the firs
 to standard error. SIGTERM finishes what runs and exits with 0.";
 
 /// Serve models over an OpenAI-compatible HTTP API.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServeArgs {
     /// A model to serve, more than once for several. SOURCE is a directory, a .gguf file, a hub id[@revision], or `demo`.
@@ -52,7 +52,8 @@ pub(crate) struct ServeArgs {
 
 impl ServeArgs {
     pub(crate) fn run(self) -> Result<()> {
-        crate::serve::run(&self.config(&Environment::read())?)
+        let config = self.clone().config(&Environment::read())?;
+        crate::serve::run(&config, Box::new(move || self.clone().config(&Environment::read())))
     }
 
     pub(super) fn config(self, environment: &Environment) -> Result<Config> {

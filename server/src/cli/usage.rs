@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use passerelle::gateway::AccountPath;
 use passerelle::gateway::journal::UsageSum;
 use passerelle::gateway::journal::export::{Exported, verify_csv, write_csv};
+use passerelle::gateway::tariff::HourUse;
 
 use super::office::Office;
 use super::output::{self, OutputArgs};
@@ -16,6 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   passerelle usage                                       everybody, by account and model
   passerelle usage show acme --since 2026-11-01 --json
+  passerelle usage hours                                 where the server's time went, hour by hour
   passerelle usage export ledger.csv                     every request, chained by hash; prints the end of the chain
   passerelle usage verify ledger.csv                     offline: was anything changed?";
 
@@ -33,6 +35,9 @@ pub(crate) struct UsageArgs {
 enum UsageCommand {
     /// Sums by account and model.
     Show(ShowArgs),
+    /// Show where the time of the server that runs went, hour by hour, in normalised GPU seconds: billed, computed but not
+    /// billed (below nothing where batches are fuller than the tariff's), and idle. They add up to what elapsed.
+    Hours(OutputArgs),
     /// Write every settled entry as CSV.
     Export {
         /// Where to [default: standard output].
@@ -71,6 +76,7 @@ impl UsageArgs {
                 show(&self.state.office()?, all)
             }
             Some(UsageCommand::Show(args)) => show(&self.state.office()?, args),
+            Some(UsageCommand::Hours(output)) => hours(&self.state.office()?, output),
             Some(UsageCommand::Export { file }) => export(&self.state.open()?, file),
             Some(UsageCommand::Verify { file, head }) => verify(file, head.as_deref()),
         }
@@ -97,6 +103,25 @@ fn show(office: &Office, args: ShowArgs) -> Result<()> {
         let gpu_seconds = sum.billed_gpu_us as f64 / 1e6;
         let tokens = format!("{requests:>10}{input_tokens:>12}{cached_tokens:>12}{output_tokens:>12}");
         output::line(format_args!("{account:<32}{model:<24}{tokens}{gpu_seconds:>16.6}"))
+    })
+}
+
+fn hours(office: &Office, output: OutputArgs) -> Result<()> {
+    let answer = office.get("/admin/v1/usage/hours")?;
+    if output.json {
+        return output::json(&answer);
+    }
+    let partition = answer["partition"].as_str().unwrap_or_default().to_owned();
+    let [billed, under_use, idle, elapsed] = ["BILLED", "UNDER-USE", "IDLE", "ELAPSED"];
+    output::line(format_args!(
+        "{:<12}{:<28}{billed:>14}{under_use:>14}{idle:>14}{elapsed:>14}",
+        "PARTITION", "HOUR FROM"
+    ))?;
+    office.rows(answer)?.iter().try_for_each(|HourUse { hour, billed, under_use, idle, elapsed }| {
+        let from = office.calendar.show(*hour);
+        output::line(format_args!(
+            "{partition:<12}{from:<28}{billed:>14.3}{under_use:>14.3}{idle:>14.3}{elapsed:>14.3}"
+        ))
     })
 }
 

@@ -5,11 +5,13 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::aliases::{Aliases, check_aliases};
+use super::ledger::{LedgerConfig, check_ledger};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
     RoutingConfig, Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenBatches,
-    WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits, WrittenModel, WrittenServer,
+    WrittenEngine, WrittenGrammar, WrittenLimits, WrittenModel, WrittenServer,
 };
 
 /// Every value is within its range, and no two contradict each other.
@@ -20,6 +22,8 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     pub upstreams: Vec<UpstreamConfig>,
     pub routing: RoutingConfig,
+    /// Names that stand for models, each with the models' weights.
+    pub aliases: Aliases,
     pub hub: HubConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
@@ -41,6 +45,7 @@ pub struct ServerConfig {
     pub max_connections: usize,
     pub max_streams_per_connection: usize,
     pub tls: Option<TlsFiles>,
+    pub site: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,23 +155,6 @@ pub struct BatchesConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LedgerConfig {
-    /// Where days and months begin.
-    pub time_zone: String,
-    pub sync_interval: Duration,
-    pub retry_interval: Duration,
-    pub max_backlog: usize,
-    /// Output tokens of an answer that are reserved at a time.
-    pub reserve_tokens: NonZeroU32,
-    pub longest_park: Duration,
-    /// Requests that wait for a limit to have room for them.
-    pub max_waiting: usize,
-    pub max_waiting_per_account: usize,
-    pub longest_wait: Duration,
-    pub overrun_percent: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
     pub format: LogFormat,
     pub level: LogLevel,
@@ -194,12 +182,27 @@ impl Config {
             level: written.log.level.unwrap_or_default(),
             color: !environment.no_color,
         };
-        let ledger = check_ledger(written.ledger);
+        let ledger = check_ledger(written.ledger)?;
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
         let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
         let routing = check_routing(&written.routing)?;
+        let aliases = check_aliases(written.aliases.unwrap_or_default())?;
         let limits = written.limits;
-        Ok(Self { server, models, upstreams, routing, hub, engine, api, batches, grammar, limits, ledger, log })
+        Ok(Self {
+            server,
+            models,
+            upstreams,
+            routing,
+            aliases,
+            hub,
+            engine,
+            api,
+            batches,
+            grammar,
+            limits,
+            ledger,
+            log,
+        })
     }
 
     /// An open door is only for this machine. Called when the keys are known, before anything is loaded.
@@ -275,12 +278,20 @@ fn check_server(written: WrittenServer, environment: &Environment) -> Result<Ser
         api_key_file: written.api_key_file,
         data_dir,
         models_dir: written.models_dir,
+        site: check_site(written.site)?,
         drain_timeout: period(written.drain_timeout, Duration::from_secs(30)),
         max_connections: count(written.max_connections, 1024),
         max_streams_per_connection: count(written.max_streams_per_connection, 128),
         tls: check_tls(written.tls_certificate, written.tls_key, &listen)?,
         listen,
     })
+}
+
+fn check_site(site: Option<String>) -> Result<Option<String>, ConfigError> {
+    match site {
+        Some(odd) if !fits_as_name(&odd) => Err(ConfigError::value("server.site", format!("`{odd}` is not a name"))),
+        site => Ok(site),
+    }
 }
 
 fn check_tls(
@@ -304,21 +315,6 @@ fn check_tls(
     check_exists("server.tls_certificate", &certificate, Path::is_file)?;
     check_exists("server.tls_key", &key, Path::is_file)?;
     Ok(Some(TlsFiles { certificate, key }))
-}
-
-fn check_ledger(written: WrittenLedger) -> LedgerConfig {
-    LedgerConfig {
-        time_zone: written.time_zone.unwrap_or_else(|| "UTC".to_owned()),
-        sync_interval: period(written.sync_interval, Duration::from_millis(50)),
-        retry_interval: period(written.retry_interval, Duration::from_secs(1)),
-        max_backlog: count(written.max_backlog, 65_536),
-        reserve_tokens: written.reserve_tokens.unwrap_or(const { NonZeroU32::new(64).unwrap() }),
-        longest_park: period(written.longest_park, Duration::from_secs(60)),
-        max_waiting: count(written.max_waiting, 256),
-        max_waiting_per_account: count(written.max_waiting_per_account, 16),
-        longest_wait: period(written.longest_wait, Duration::from_secs(5)),
-        overrun_percent: written.overrun_percent.unwrap_or(25),
-    }
 }
 
 pub(super) fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
@@ -370,10 +366,15 @@ fn default_name(source: &str) -> &str {
 }
 
 /// Names stand in URLs (`/v1/models/NAME`) and metric labels.
-pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
-    const MAX_NAME_BYTES: usize = 200;
+const MAX_NAME_BYTES: usize = 200;
+
+pub(super) fn fits_as_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(fits) || name.starts_with('.') {
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(fits) && !name.starts_with('.')
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
+    if !fits_as_name(name) {
         let problem = format!(
             "`{name}` is not a name; write NAME=SOURCE with letters, digits and - _ . : /, at most {MAX_NAME_BYTES}"
         );

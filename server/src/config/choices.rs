@@ -64,6 +64,16 @@ pub enum Reasoning {
     Apertus,
 }
 
+/// What another server understands beside OpenAI's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpstreamKind {
+    #[default]
+    OpenAi,
+    /// It keeps books itself, and is told for whom it is asked.
+    Passerelle,
+}
+
 /// What happens to a request field that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]

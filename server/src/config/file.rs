@@ -17,6 +17,7 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
         &mut server.models_dir,
         &mut server.tls_certificate,
         &mut server.tls_key,
+        &mut written.ledger.tariff,
     ];
     for path in paths.into_iter().flatten() {
         *path = folder.join(&*path);

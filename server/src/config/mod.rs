@@ -6,25 +6,31 @@
 //!
 //! This is the only room that reads the environment, and it reads it once ([`Environment`]).
 
+mod aliases;
 mod checked;
 mod choices;
 mod environment;
 mod error;
 mod file;
+mod ledger;
 mod listen;
 mod origin;
 mod units;
 mod upstreams;
 mod written;
 
+pub use aliases::{Aliases, check_targets};
 pub use checked::{
-    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LedgerConfig, LogConfig,
-    ModelConfig, ServerConfig, TlsFiles, check_names,
+    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig,
+    ServerConfig, TlsFiles, check_names,
 };
-pub use choices::{Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, WeightDtype};
+pub use choices::{
+    Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype,
+};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;
+pub use ledger::LedgerConfig;
 pub use listen::Listen;
 pub use origin::Origin;
 pub use units::{ByteSize, Period};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::checked::{check_exists, check_name, count, period};
-use super::{ConfigError, DEMO, WrittenRouting, WrittenUpstream};
+use super::{ConfigError, DEMO, UpstreamKind, WrittenRouting, WrittenUpstream};
 
 /// One server that runs one model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,7 @@ pub struct UpstreamConfig {
     pub url: String,
     /// `HOST:PORT` of the URL: names the server in logs and metrics.
     pub name: String,
+    pub kind: UpstreamKind,
     /// What that server calls the model.
     pub upstream_model: String,
     pub key_file: Option<PathBuf>,
@@ -28,6 +29,8 @@ pub struct UpstreamConfig {
     pub idle_timeout: Duration,
     pub health_path: String,
     pub health_interval: Duration,
+    /// The account that the model belongs to.
+    pub account: Option<String>,
 }
 
 /// What the upstreams of one model say about the model itself.
@@ -38,6 +41,7 @@ pub struct RemoteModelConfig {
     pub tokenizer: Option<PathBuf>,
     pub max_model_len: Option<usize>,
     pub default_max_tokens: u32,
+    pub account: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +69,7 @@ impl UpstreamConfig {
             tokenizer: self.tokenizer.clone(),
             max_model_len: self.max_model_len,
             default_max_tokens: self.default_max_tokens,
+            account: self.account.clone(),
         }
     }
 }
@@ -107,6 +112,7 @@ fn check_upstream(written: WrittenUpstream, offline: bool) -> Result<UpstreamCon
     }
     Ok(UpstreamConfig {
         name: authority.to_owned(),
+        kind: written.kind.unwrap_or_default(),
         upstream_model: written.upstream_model.unwrap_or_else(|| written.model.clone()),
         model: written.model,
         url,
@@ -119,6 +125,7 @@ fn check_upstream(written: WrittenUpstream, offline: bool) -> Result<UpstreamCon
         idle_timeout: period(written.idle_timeout, Duration::from_secs(60)),
         health_path,
         health_interval: period(written.health_interval, Duration::from_secs(10)),
+        account: written.account,
     })
 }
 
@@ -129,7 +136,7 @@ fn check_pair(one: &UpstreamConfig, other: &UpstreamConfig) -> Result<(), Config
     }
     if one.about_model() != other.about_model() {
         let problem = format!(
-            "the upstreams of `{}` disagree; give each the same tokenizer, max_model_len and default_max_tokens",
+            "the upstreams of `{}` disagree; give each the same tokenizer, max_model_len, default_max_tokens and account",
             one.model
         );
         return Err(ConfigError::value("upstreams", problem));

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use serde::Deserialize;
 
 use super::{
-    ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls, UnknownFields,
-    WeightDtype,
+    Aliases, ByteSize, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
+    UnknownFields, UpstreamKind, WeightDtype,
 };
 
 /// Makes `over` for a section: what stands above wins, key by key.
@@ -30,6 +30,8 @@ pub struct Written {
     /// Other servers that run models.
     pub upstreams: Option<Vec<WrittenUpstream>>,
     pub routing: WrittenRouting,
+    /// Names that stand for models: by alias, the weight of each model.
+    pub aliases: Option<Aliases>,
     pub engine: WrittenEngine,
     pub api: WrittenApi,
     pub batches: WrittenBatches,
@@ -48,6 +50,7 @@ impl Written {
             models: self.models.or(below.models),
             upstreams: self.upstreams.or(below.upstreams),
             routing: self.routing.over(below.routing),
+            aliases: self.aliases.or(below.aliases),
             engine: self.engine.over(below.engine),
             api: self.api.over(below.api),
             batches: self.batches.over(below.batches),
@@ -79,6 +82,8 @@ pub struct WrittenServer {
     pub tls_certificate: Option<PathBuf>,
     /// PEM.
     pub tls_key: Option<PathBuf>,
+    /// How this server calls itself to gateways that ask it.
+    pub site: Option<String>,
 }
 lay_over!(WrittenServer {
     listen,
@@ -91,6 +96,7 @@ lay_over!(WrittenServer {
     max_streams_per_connection,
     tls_certificate,
     tls_key,
+    site,
 });
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -140,6 +146,10 @@ pub struct WrittenUpstream {
     /// Answered with a success by that server when it is well.
     pub health_path: Option<String>,
     pub health_interval: Option<Period>,
+    /// The account that the model belongs to. To keys outside of that account the model is not there.
+    pub account: Option<String>,
+    /// What that server understands beside OpenAI's API.
+    pub kind: Option<UpstreamKind>,
 }
 
 /// What happens when a replica does not answer.
@@ -344,7 +354,7 @@ pub struct WrittenLimits {
 }
 lay_over!(WrittenLimits { requests_per_minute, tokens_per_minute, concurrent_requests });
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenLedger {
     /// Where days and months begin, like Europe/Paris.
@@ -367,6 +377,10 @@ pub struct WrittenLedger {
     pub longest_wait: Option<Period>,
     /// How far a grant may be overrun, in hundredths of it.
     pub overrun_percent: Option<u32>,
+    /// The published tariff. Default: prices that are derived from the models' weights.
+    pub tariff: Option<PathBuf>,
+    /// Normalised GPU hours in an hour of what the models here run on.
+    pub gpu_factor: Option<f64>,
 }
 lay_over!(WrittenLedger {
     time_zone,
@@ -379,6 +393,8 @@ lay_over!(WrittenLedger {
     max_waiting_per_account,
     longest_wait,
     overrun_percent,
+    tariff,
+    gpu_factor,
 });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -48,6 +48,14 @@ impl Authenticator {
         Self::Open { caller: Arc::new(Caller::at_open_door(account)), keys }
     }
 
+    /// The keys of a door that asks for them.
+    pub fn ring(&self) -> Option<&KeyRing> {
+        match self {
+            Self::Open { .. } => None,
+            Self::Keys(ring) => Some(ring),
+        }
+    }
+
     /// Whoever needs a key even at an open door.
     pub fn authenticate_key(&self, bearer: Option<&str>) -> Result<Arc<Caller>, AuthError> {
         let bearer = bearer.ok_or(AuthError::Missing)?;

@@ -17,6 +17,7 @@
 mod amounts;
 mod headroom;
 mod line;
+mod origins;
 mod page;
 mod refusal;
 mod reservation;
@@ -39,12 +40,14 @@ use super::quota::{Calendar, Fit, Percent, Unit, UnixSeconds};
 use super::tariff::Tariff;
 use amounts::{Amounts, Demand};
 use line::{Line, Ticket};
+use origins::Origins;
 use page::{Origin, Page};
 use reservation::Taken;
 
 pub use amounts::{Ask, Reserve};
 pub use headroom::{LimitState, RateLimitState, WindowState};
 pub use line::LineBounds;
+pub use origins::Origin as RemoteReservation;
 pub use refusal::{Refusal, Retry};
 pub use reservation::{Denied, Reservation};
 pub use totals::LedgerTotals;
@@ -120,6 +123,7 @@ struct Books {
     parts: LedgerParts,
     latest_wall: AtomicU64,
     next_id: AtomicU64,
+    origins: Origins,
     pages: Mutex<Pages>,
     /// For whoever waits in line: something came free, or the line moved.
     gave_back: Notify,
@@ -138,8 +142,8 @@ impl Ledger {
     pub fn new(parts: LedgerParts) -> Self {
         let (next_id, latest) = parts.journal.as_ref().map_or((1, 0), |part| (part.next_id.0, part.latest.0));
         let (next_id, latest_wall) = (AtomicU64::new(next_id), AtomicU64::new(latest));
-        let (pages, gave_back) = (Mutex::default(), Notify::new());
-        Self { books: Arc::new(Books { parts, latest_wall, next_id, pages, gave_back }) }
+        let (origins, pages, gave_back) = (Origins::default(), Mutex::default(), Notify::new());
+        Self { books: Arc::new(Books { parts, latest_wall, next_id, origins, pages, gave_back }) }
     }
 
     /// In universal time, with nothing spent before and nothing that costs GPU time.

@@ -1,5 +1,6 @@
 //! Who may run what, how much of it, and where.
 //!
+//! A name that stands for several models is one of them first ([`alias`]).
 //! A request passes [`auth`] (bearer key to [`account`]), then [`ledger`] (all limits or none), then [`router`] (a
 //! ready replica of its model), and leaves as a [`generation`] on an engine, as a [`relay`] to an [`upstream`], or for an
 //! encoder as an [`encoding`]: what comes out, and a reservation that settles itself. Accounts
@@ -9,6 +10,7 @@
 
 pub mod account;
 pub mod administration;
+pub mod alias;
 pub mod attempts;
 pub mod auth;
 pub mod breaker;
@@ -30,6 +32,7 @@ pub mod upstream;
 
 pub use account::{Account, AccountPath, Caller, PrefixSharing, Scope};
 pub use administration::Administration;
+pub use alias::Alias;
 pub use attempts::{Attempts, RetryBounds, Verdict};
 pub use auth::{AuthError, Authenticator};
 pub use data::{DataDir, DataError};
@@ -37,12 +40,12 @@ pub use directory::{Directory, DirectoryError};
 pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};
 pub use ledger::{
-    Ask, Ledger, LedgerParts, LedgerTotals, PartBounds, RateLimitState, Refusal, Reservation, Reserve, Retry,
-    WindowState,
+    Ask, Ledger, LedgerParts, LedgerTotals, PartBounds, RateLimitState, Refusal, RemoteReservation, Reservation,
+    Reserve, Retry, WindowState,
 };
 pub use quota::{Limit, LimitName, Quota, QuotaError};
 pub use relay::{CallSize, NotRelayed, Relay};
 pub use replica::{Load, Replica, ReplicaDoor, ReplicaId, SubmitError};
 pub use router::{PrefixHint, RouteError, Router};
 pub use tariff::Tariff;
-pub use upstream::{Call, CallRoute, Failure, Objection, UpstreamDoor};
+pub use upstream::{Call, CallRoute, Failure, Objection, OnBehalf, UpstreamDoor};

@@ -77,6 +77,17 @@ impl Router {
         Self { models: pools.into_iter().map(serve).collect(), clock, chance: Chance::new(seed) }
     }
 
+    /// Models that `former` served too are as old as they were there.
+    #[must_use]
+    pub fn after(mut self, former: &Self) -> Self {
+        for (name, served) in &mut self.models {
+            if let Some(before) = former.models.get(name) {
+                served.entry.created = before.entry.created;
+            }
+        }
+        self
+    }
+
     /// None of `tried`. Looks at a few replicas, whatever their number.
     pub fn pick(&self, model: &str, prefix: PrefixHint, tried: &[ReplicaId]) -> Result<Arc<Replica>, RouteError> {
         let served = self.models.get(model).ok_or_else(|| RouteError::UnknownModel(model.to_owned()))?;

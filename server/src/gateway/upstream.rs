@@ -8,12 +8,23 @@ use std::time::Duration;
 
 use futures_util::Stream;
 
+use super::account::AccountPath;
+
 /// A checked request of OpenAI's shape, ready to be sent to any upstream of its model, more than once if need be.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub route: CallRoute,
     /// A JSON object, of at least one member, without `model`: each upstream has its own name for that. Asks for a stream.
     pub body: Arc<str>,
+    /// For whom, told to upstreams that keep books themselves.
+    pub on_behalf: Option<OnBehalf>,
+}
+
+/// The reservation that pays for a call here, the same for every try, and its account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnBehalf {
+    pub reservation: Arc<str>,
+    pub account: AccountPath,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

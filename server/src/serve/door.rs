@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use passerelle::config::Config;
-use passerelle::gateway::keys::{KeyRing, read_key_file};
+use passerelle::gateway::keys::{KeyRing, StaticKey, read_key_file};
 use passerelle::gateway::{Account, Administration, Authenticator, DataDir, Directory, Limit, Quota};
 use passerelle_engine::clock::Clock;
 use tokio::runtime::Runtime;
@@ -32,7 +32,7 @@ pub(super) fn authenticator(
     if door == Door::Open {
         return Ok((Authenticator::open(Account::local(limits), None), None));
     }
-    let fixed = config.server.api_key_file.as_deref().map(read_key_file).transpose()?.unwrap_or_default();
+    let fixed = fixed_keys(config)?;
     let data = DataDir::open(&config.server.data_dir)?;
     let directory = Directory::open(&data, Arc::clone(clock), "server")?;
     let ring = KeyRing::new(Some(directory.clone()), fixed, limits.clone(), Arc::clone(clock))?;
@@ -47,6 +47,11 @@ pub(super) fn authenticator(
         tracing::warn!("every key is revoked or has expired: nobody is let in until `passerelle key create` makes one");
     }
     Ok((Authenticator::Keys(ring), Some(administration)))
+}
+
+/// Those of `server.api_key_file`.
+pub(super) fn fixed_keys(config: &Config) -> Result<Vec<StaticKey>> {
+    Ok(config.server.api_key_file.as_deref().map(read_key_file).transpose()?.unwrap_or_default())
 }
 
 /// Whoever makes a key expects it to be asked for, but a server that started open stays so: its listener may check less.

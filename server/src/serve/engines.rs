@@ -5,9 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use passerelle::api::{GenerationDefaults, ServedEncoder, ServedModel};
 use passerelle::config::EngineConfig;
-use passerelle::gateway::Tariff;
 use passerelle::gateway::replica::{Replica, ReplicaId};
-use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, price_by_weights};
+use passerelle::gateway::tariff::{Hours, Price, price_by_weights};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
@@ -28,7 +27,8 @@ pub(crate) struct Fleet {
     pub(crate) served: Vec<ServedModel>,
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) tariff: Arc<Tariff>,
+    /// By model, as derived from its weights.
+    pub(crate) prices: Vec<(String, Price)>,
     /// Where the models run.
     pub(crate) partition: &'static str,
 }
@@ -43,20 +43,21 @@ pub(crate) struct EngineBounds {
 /// `elsewhere`: the models that other servers run.
 pub(crate) fn start(
     loaded: AllLoaded,
-    config: &EngineConfig,
+    (config, gpu_factor): (&EngineConfig, f64),
     compute: &Compute,
     (clock, elsewhere): (&Arc<dyn Clock>, &[&str]),
 ) -> Result<Fleet> {
     let kernels = format!("{} {}", report::device(compute), compute.kernels());
     let info = BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned(), kernels: kernels.clone() };
-    let metrics = Arc::new(Metrics::new(&info, loaded.names().chain(elsewhere.iter().copied()))?);
+    let hours = Hours::new(Arc::clone(clock), report::device(compute), gpu_factor);
+    let names = loaded.names().chain(elsewhere.iter().copied());
+    let metrics = Arc::new(Metrics::new(&info, names, hours)?);
     let AllLoaded { generators, encoders: loaded_encoders } = loaded;
     let demands: Vec<KvDemand> = generators.iter().map(|model| demand(model, config)).collect();
     let blocks = share_kv_memory(config.kv_cache_memory, &demands)?;
     let encoder_prices = loaded_encoders.iter().map(|model| (model.name.clone(), price(&model.description.model)));
     let prices = generators.iter().map(|model| (model.name.clone(), price(&model.description)));
-    let prices: Vec<_> = prices.chain(encoder_prices).collect();
-    let tariff = Arc::new(Tariff::new(DERIVED_TARIFF, prices));
+    let prices = prices.chain(encoder_prices).collect();
     let turns = StepTurns::new();
     let (mut engines, mut served, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, num_kv_blocks) in generators.into_iter().zip(blocks) {
@@ -96,7 +97,7 @@ pub(crate) fn start(
         encoders.push(engine);
     }
     let partition = report::device(compute);
-    Ok(Fleet { engines, encoders, served, replicas, metrics, tariff, partition })
+    Ok(Fleet { engines, encoders, served, replicas, metrics, prices, partition })
 }
 
 impl EngineBounds {

@@ -8,6 +8,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// What shells report for a process that was interrupted.
 const INTERRUPTED: i32 = 130;
 
+/// The signal that asks for the configuration to be read again. Inside the runtime.
+pub(super) fn hangups() -> Result<Signal> {
+    signal(SignalKind::hangup()).context("cannot listen to SIGHUP")
+}
+
 /// From its creation on, no signal is lost.
 #[derive(Debug)]
 pub(crate) struct Signals {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use passerelle::api::RemoteModel;
-use passerelle::config::{Config, DEMO, RemoteModelConfig, RoutingConfig, Secret, UpstreamConfig};
+use passerelle::config::{self, Config, DEMO, RemoteModelConfig, RoutingConfig, Secret, UpstreamConfig};
 use passerelle::gateway::breaker::BreakerBounds;
 use passerelle::gateway::replica::UpstreamParts;
 use passerelle::gateway::{Replica, ReplicaId};
-use passerelle::upstream::{Timeouts, Upstream, UpstreamSettings, watch};
+use passerelle::upstream::{Timeouts, Upstream, UpstreamKind, UpstreamSettings, watch};
 use passerelle_engine::clock::Clock;
 use passerelle_models::CheckpointFiles;
 use tokio::runtime::Handle;
@@ -84,6 +84,10 @@ impl Upstreams {
     fn begin(&mut self, settings: &Settings) -> Result<Arc<Replica>> {
         let Settings { config, key, routing } = settings;
         let upstream = Upstream::new(&UpstreamSettings {
+            kind: match config.kind {
+                config::UpstreamKind::OpenAi => UpstreamKind::OpenAi,
+                config::UpstreamKind::Passerelle => UpstreamKind::Passerelle,
+            },
             url: &config.url,
             model: &config.upstream_model,
             key: key.as_ref().map(Secret::expose),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::stream;
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Request, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -36,12 +36,25 @@ type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 #[derive(Debug, Clone)]
 pub struct Upstream {
     client: HttpClient,
+    kind: UpstreamKind,
     address: Address,
     /// JSON: what that server calls the model, quoted.
     model: String,
     authorization: Option<HeaderValue>,
     timeouts: Timeouts,
 }
+
+/// What an upstream understands beside OpenAI's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UpstreamKind {
+    #[default]
+    OpenAi,
+    /// Keeps books itself: it is told under which reservation, and for which account, a request is made.
+    Passerelle,
+}
+
+const RESERVATION: HeaderName = HeaderName::from_static("x-passerelle-reservation");
+const ACCOUNT: HeaderName = HeaderName::from_static("x-passerelle-account");
 
 /// How long an upstream may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +77,7 @@ struct Address {
 /// What an [`Upstream`] is made of.
 #[derive(Debug)]
 pub struct UpstreamSettings<'a> {
+    pub kind: UpstreamKind,
     /// `http://HOST:PORT` or `https://...`, with or without `/v1` at its end.
     pub url: &'a str,
     /// What that server calls the model.
@@ -88,7 +102,7 @@ impl Upstream {
         let authorization = settings.key.map(bearer).transpose()?;
         let model = serde_json::Value::from(settings.model).to_string();
         let timeouts = settings.timeouts;
-        Ok(Self { client: client(timeouts.connect), address, model, authorization, timeouts })
+        Ok(Self { client: client(timeouts.connect), kind: settings.kind, address, model, authorization, timeouts })
     }
 
     /// Whether it is alive and takes our key.
@@ -109,6 +123,9 @@ impl Upstream {
         let mut request = Request::post(uri).header(CONTENT_TYPE, "application/json");
         if let Some(key) = &self.authorization {
             request = request.header(AUTHORIZATION, key);
+        }
+        if let (UpstreamKind::Passerelle, Some(on_behalf)) = (self.kind, &call.on_behalf) {
+            request = request.header(RESERVATION, &*on_behalf.reservation).header(ACCOUNT, on_behalf.account.as_str());
         }
         // The rest of the object follows its first brace.
         let rest = call.body.strip_prefix('{').unwrap_or_default();

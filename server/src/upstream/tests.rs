@@ -1,15 +1,27 @@
 use super::*;
+use crate::gateway::OnBehalf;
 
 const TIMEOUTS: Timeouts =
     Timeouts { connect: Duration::from_secs(1), first_byte: Duration::from_secs(1), idle: Duration::from_secs(1) };
 
 fn upstream(url: &str) -> Result<Upstream, UpstreamError> {
+    upstream_of(UpstreamKind::OpenAi, url)
+}
+
+fn upstream_of(kind: UpstreamKind, url: &str) -> Result<Upstream, UpstreamError> {
     let key = Some("sk-secret");
-    Upstream::new(&UpstreamSettings { url, model: "org/\"big\"", key, health_path: "/v1/models", timeouts: TIMEOUTS })
+    Upstream::new(&UpstreamSettings {
+        kind,
+        url,
+        model: "org/\"big\"",
+        key,
+        health_path: "/v1/models",
+        timeouts: TIMEOUTS,
+    })
 }
 
 fn call(body: &str) -> Call {
-    Call { route: CallRoute::Chat, body: body.into() }
+    Call { route: CallRoute::Chat, body: body.into(), on_behalf: None }
 }
 
 #[test]
@@ -38,6 +50,18 @@ fn the_key_is_never_printed() {
     let request = upstream.request(&call("{\"a\":1}")).unwrap();
     assert!(!format!("{upstream:?} {request:?}").contains("sk-secret"));
     let key = Some("line\nbreak");
-    let settings = UpstreamSettings { url: "http://h", model: "m", key, health_path: "/", timeouts: TIMEOUTS };
+    let kind = UpstreamKind::OpenAi;
+    let settings = UpstreamSettings { kind, url: "http://h", model: "m", key, health_path: "/", timeouts: TIMEOUTS };
     assert!(!Upstream::new(&settings).unwrap_err().to_string().contains("line"));
+}
+
+#[test]
+fn only_a_passerelle_is_told_for_whom_a_request_is() {
+    let on_behalf = OnBehalf { reservation: "rsv_1".into(), account: "acme/vision".parse().unwrap() };
+    let call = Call { on_behalf: Some(on_behalf), ..call("{\"a\":1}") };
+    let told = upstream_of(UpstreamKind::Passerelle, "http://h:1").unwrap().request(&call).unwrap();
+    assert_eq!(told.headers()[RESERVATION], "rsv_1");
+    assert_eq!(told.headers()[ACCOUNT], "acme/vision");
+    let other = upstream("http://h:1").unwrap().request(&call).unwrap();
+    assert!(!other.headers().contains_key(RESERVATION) && !other.headers().contains_key(ACCOUNT));
 }

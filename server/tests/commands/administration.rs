@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::binary::{self, Served, State};
 
@@ -140,4 +140,55 @@ fn one_data_directory_has_one_server_and_a_killed_ones_socket_is_replaced() {
     served.signal("TERM");
     assert_eq!(served.exit_code(), Some(0));
     assert!(!socket_of(&state).exists());
+}
+
+/// Two checkpoints of one run, and what else the file says.
+fn write_configuration(state: &State, more: &str) -> PathBuf {
+    let demo = binary::root().join("models/demo");
+    let model = |name: &str| format!("[[models]]\nname = \"{name}\"\nsource = \"{}\"\n", demo.join(name).display());
+    let file = state.path().join("p.toml");
+    fs::write(&file, format!("{}{}{more}", model("early"), model("final"))).expect("the folder is writable");
+    file
+}
+
+/// The model that answers a user who calls for `chat`.
+fn model_of(served: &Served, user: &str) -> String {
+    let messages = json!([{"role": "user", "content": "What is 12 + 7?"}]);
+    let body = json!({"model": "chat", "messages": messages, "max_tokens": 1, "user": user});
+    let answer = binary::request(&served.address, "POST", "/v1/chat/completions", &body).json();
+    answer["model"].as_str().expect("a name").to_owned()
+}
+
+#[test]
+fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_nothing() {
+    let state = State::new();
+    let file = write_configuration(&state, "");
+    let served = Served::start_logging(&state, &["--config", file.to_str().expect("a plain path")], "info");
+    let mut long = json!({"model": "final", "prompt": "Once", "max_tokens": 1_900, "ignore_eos": true, "stream": true});
+    long["temperature"] = json!(0);
+    let stream = binary::open(&served.address, "POST", "/v1/completions", &long).wait_for_event();
+    let reload = || state.command(&["reload"]).output().expect("it runs");
+
+    write_configuration(&state, "[aliases]\nchat = { early = 1, final = 1 }\n[engine]\nmax_num_seqs = 7\n");
+    let said = String::from_utf8(reload().stdout).expect("text");
+    assert_eq!(said, "changed: aliases\nneeds a restart: engine\n");
+    let listed = binary::request(&served.address, "GET", "/v1/models/chat", &Value::Null).json();
+    assert_eq!(listed["alias_of"], json!(["early", "final"]));
+    let models: Vec<_> = (0..12).map(|user| model_of(&served, &user.to_string())).collect();
+    assert!(["early", "final"].iter().all(|name| models.contains(&(*name).to_owned())), "{models:?}");
+    assert_eq!(models, (0..12).map(|user| model_of(&served, &user.to_string())).collect::<Vec<_>>(), "a session stays");
+
+    write_configuration(&state, "[aliases]\nchat = { nobody = 1 }\n");
+    let refused = reload();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.contains("stays as it was") && said.contains("`nobody`, which is not served"), "{said}");
+    assert_eq!(model_of(&served, "0"), models[0]);
+
+    write_configuration(&state, "");
+    served.signal("HUP");
+    let is_gone = || binary::request(&served.address, "GET", "/v1/models/chat", &Value::Null).status == 404;
+    assert!((0..100_000).any(|_| is_gone()), "SIGHUP is not heard");
+    let text = stream.text();
+    assert!(text.trim_end().ends_with("data: [DONE]") && text.contains("\"length\""), "{text}");
 }

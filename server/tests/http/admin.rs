@@ -22,10 +22,10 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
-    bench_with(ApiConfig::default()).await
+    bench_with(Options::default()).await
 }
 
-async fn bench_with(api: ApiConfig) -> Bench {
+async fn bench_with(options: Options) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let data = DataDir::open(folder.path()).unwrap();
     let directory = Directory::open(&data, Arc::new(SystemClock::new()), "test").unwrap();
@@ -40,7 +40,7 @@ async fn bench_with(api: ApiConfig) -> Bench {
     };
     let (operator, owner) = (key("/", Scope::Admin), key("acme", Scope::Admin));
     let [user, colleague, stranger] = ["acme/vision", "acme", "other"].map(|account| key(account, Scope::Inference));
-    let server = Server::with(Options { api, administered: Some(folder), ..Options::default() }).await;
+    let server = Server::with(Options { administered: Some(folder), ..options }).await;
     Bench { server, operator, owner, user, colleague, stranger }
 }
 
@@ -61,7 +61,8 @@ async fn accounts_find_each_others_cached_prefixes_only_below_one_that_the_opera
     let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 2});
     for named in [None, Some("acme")] {
         let prefix_sharing = PrefixSharing::below(named.iter().map(|path| path.parse().unwrap()).collect());
-        let bench = bench_with(ApiConfig { prefix_sharing, ..ApiConfig::default() }).await;
+        let api = ApiConfig { prefix_sharing, ..ApiConfig::default() };
+        let bench = bench_with(Options { api, ..Options::default() }).await;
         let cached_for = async |key: &str| {
             let answer = bench.with(key).post("/v1/chat/completions", &chat).await.json();
             answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
@@ -172,4 +173,85 @@ async fn a_caller_sees_every_limit_on_its_path_as_it_stands() {
     assert_eq!((limit["value"].as_f64(), limit["remaining"].as_f64()), (Some(7.0), Some(7.0)));
     assert_eq!(user.get("/v1/me/usage?since=yesterday").await.status, 400);
     assert_eq!(user.get("/v1/me/usage").await.json()["data"], json!([]));
+}
+
+#[tokio::test]
+async fn to_other_accounts_a_model_that_belongs_to_one_is_as_a_model_that_is_not_there() {
+    let bench = bench_with(Options { owner: Some("acme".parse().unwrap()), ..Options::default() }).await;
+    let operator = bench.with(&bench.operator);
+    let made = operator.post("/admin/v1/keys", &json!({"account": "other", "name": "k"})).await.json();
+    let (insider, outsider) = (bench.with(&bench.user), bench.with(made["key"].as_str().unwrap()));
+    // The server looks at the directory again after a moment.
+    while outsider.get("/v1/models").await.status == 401 {}
+    let listed = |reply: Reply| reply.json()["data"].as_array().unwrap().len();
+    assert_eq!((listed(insider.get("/v1/models").await), listed(outsider.get("/v1/models").await)), (1, 0));
+    let ghost = "test/nobody";
+    let messages = json!([{"role": "user", "content": "say:hi"}]);
+    let asks = |model: &str| {
+        [
+            ("/v1/chat/completions", json!({"model": model, "messages": messages})),
+            ("/v1/responses", json!({"model": model, "input": "say:hi"})),
+            ("/v1/completions", json!({"model": model, "prompt": "say:hi"})),
+            ("/v1/embeddings", json!({"model": model, "input": "say:hi"})),
+            ("/tokenize", json!({"model": model, "prompt": "say:hi"})),
+        ]
+    };
+    for ((path, owned), (_, unknown)) in asks(MODEL).into_iter().zip(asks(ghost)) {
+        let (owned, unknown) = (outsider.post(path, &owned).await, outsider.post(path, &unknown).await);
+        assert_eq!((owned.status, owned.text().replace(MODEL, ghost)), (404, unknown.text()), "{path}");
+        let names = |reply: &Reply| reply.headers.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&owned), names(&unknown), "{path}");
+    }
+    let shown = outsider.get(&format!("/v1/models/{MODEL}")).await;
+    assert_eq!(
+        (shown.status, shown.text().replace(MODEL, ghost)),
+        (404, outsider.get(&format!("/v1/models/{ghost}")).await.text())
+    );
+    assert_eq!(insider.post("/v1/chat/completions", &asks(MODEL)[0].1).await.status, 200);
+}
+
+#[tokio::test]
+async fn files_and_batches_need_the_scope_for_batches_and_requests_that_for_inference() {
+    let files = tempfile::tempdir().unwrap();
+    let bench = bench_with(Options { data_dir: Some(files.path().to_owned()), ..Options::default() }).await;
+    let asked = json!({"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"});
+    let user = bench.with(&bench.user);
+    for refused in [user.post("/v1/batches", &asked).await, user.post_raw("/v1/files", b"").await] {
+        assert_eq!((refused.status, refused.error_code().as_str()), (403, "insufficient_scope"));
+        assert!(refused.message().contains("`batch`"), "{}", refused.text());
+    }
+    let operator = bench.with(&bench.operator);
+    let new = json!({"account": "acme", "name": "nightly", "scopes": ["batch"]});
+    let made = operator.post("/admin/v1/keys", &new).await.json();
+    let nightly = bench.with(made["key"].as_str().unwrap());
+    // The server looks at the directory again after a moment.
+    while nightly.get("/v1/models").await.status == 401 {}
+    assert_eq!(
+        nightly.post("/v1/batches", &asked).await.error_code(),
+        "not_found",
+        "past the door, to the missing file"
+    );
+    let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": "say:hi"}]});
+    assert_eq!(nightly.post("/v1/chat/completions", &chat).await.error_code(), "insufficient_scope");
+}
+
+#[tokio::test]
+async fn a_whole_file_of_accounts_is_applied_once_and_shown_before() {
+    let bench = bench().await;
+    let owner = bench.with(&bench.owner);
+    let limits = json!([{"limit": "tokens_per_day", "value": 5}, {"limit": "requests_per_minute", "value": 6}]);
+    let file = |dry_run: bool| {
+        let accounts = json!([{"path": "acme/vision", "weight": 2, "limits": limits}, {"path": "acme/speech"}]);
+        json!({"accounts": accounts, "dry_run": dry_run})
+    };
+    let changes = |reply: Reply| reply.json()["data"].as_array().unwrap().len();
+    assert_eq!(changes(owner.post("/admin/v1/apply", &file(true)).await), 3);
+    assert_eq!(changes(owner.post("/admin/v1/apply", &file(false)).await), 3, "the look changed nothing");
+    assert_eq!(changes(owner.post("/admin/v1/apply", &file(false)).await), 0, "twice is once");
+    let beyond = json!({"accounts": [{"path": "other", "limits": limits}]});
+    assert_eq!(owner.post("/admin/v1/apply", &beyond).await.error_code(), "insufficient_scope");
+    assert_eq!(delete(&owner, "/admin/v1/accounts/acme/speech").await, 200);
+    assert_eq!(delete(&owner, "/admin/v1/accounts/acme/speech").await, 404);
+    assert_eq!(delete(&owner, "/admin/v1/accounts/acme").await, 403, "its own node is changed from above");
+    assert_eq!(bench.with(&bench.operator).post("/admin/v1/reload", &json!({})).await.error_code(), "not_found");
 }

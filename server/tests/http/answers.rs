@@ -117,6 +117,8 @@ async fn reasoning_is_parted_from_the_answer_streamed_and_not() {
     let whole = both_ways(&server.client(), CHAT, said(&format!("say:{thought}"), json!({}))).await;
     let message = &whole["choices"][0]["message"];
     assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("A sum, été."), &json!("19")));
+    let reasoning = "<think>\nA sum, été.".len();
+    assert_eq!(whole["usage"]["completion_tokens_details"]["reasoning_tokens"], reasoning);
 
     let cut = both_ways(&server.client(), CHAT, said(&format!("say:{thought}"), json!({"max_tokens": 12}))).await;
     let message = &cut["choices"][0]["message"];

@@ -13,6 +13,8 @@ mod doors;
 mod encoders;
 mod equality;
 mod errors;
+#[cfg(feature = "upstream")]
+mod federation;
 mod load;
 mod pages;
 mod responses;

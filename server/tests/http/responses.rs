@@ -100,3 +100,15 @@ async fn what_is_refused_is_refused_before_a_stream_begins() {
     }
     server.assert_at_rest().await;
 }
+
+#[tokio::test]
+async fn reasoning_is_an_item_of_its_own_and_its_tokens_are_counted() {
+    let server = Server::start().await;
+    let thought = "<think>\nA sum, été.";
+    let whole =
+        response_both_ways(&server.client(), ask(json!(format!("say:{thought}\n</think>\n\n19")), json!({}))).await;
+    let kinds = ["reasoning", "message"].map(|kind| json!(kind));
+    assert_eq!([&whole["output"][0]["type"], &whole["output"][1]["type"]], [&kinds[0], &kinds[1]]);
+    assert_eq!(whole["output"][0]["content"][0]["text"], "A sum, été.");
+    assert_eq!(whole["usage"]["output_tokens_details"]["reasoning_tokens"], thought.len());
+}

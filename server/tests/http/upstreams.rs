@@ -11,7 +11,7 @@ use passerelle::api::{AppState, RemoteModel, Serving};
 use passerelle::gateway::breaker::BreakerBounds;
 use passerelle::gateway::replica::{ReplicaId, UpstreamParts};
 use passerelle::gateway::{Replica, Router};
-use passerelle::upstream::{Timeouts, Upstream, UpstreamSettings};
+use passerelle::upstream::{Timeouts, Upstream, UpstreamKind, UpstreamSettings};
 use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -42,6 +42,7 @@ fn serve(state: &AppState, upstreams: Vec<Arc<Replica>>) {
 
 fn replica(address: SocketAddr, model: &str, id: u32) -> Arc<Replica> {
     let settings = UpstreamSettings {
+        kind: UpstreamKind::default(),
         url: &format!("http://{address}"),
         model: "org/big",
         key: Some("sk-theirs"),

@@ -19,6 +19,7 @@ use super::require;
 use crate::api::body::read_bytes;
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::reload::reload;
 use crate::api::wire::parse_json;
 use crate::gateway::account::PathError;
 use crate::gateway::directory::AuditEntry;
@@ -28,7 +29,7 @@ use crate::gateway::{AccountPath, Caller, DirectoryError, Scope};
 type DeskRoute<D> = (&'static str, fn() -> MethodRouter<D>);
 
 /// Everything that can be administered, at whichever desk.
-pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 10] {
+pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 12] {
     [
         ("/admin/v1/accounts", || get(accounts::list::<D>).post(accounts::create::<D>)),
         ("/admin/v1/accounts/{*path}", || delete(accounts::remove::<D>)),
@@ -39,7 +40,9 @@ pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 10] {
         ("/admin/v1/keys/{id}", || delete(keys::revoke::<D>)),
         ("/admin/v1/keys/{id}/rotate", || post(keys::rotate::<D>)),
         ("/admin/v1/usage", || get(usage::<D>)),
+        ("/admin/v1/usage/hours", || get(hours::<D>)),
         ("/admin/v1/audit", || get(audit::<D>)),
+        ("/admin/v1/reload", || post(read_again::<D>)),
     ]
 }
 
@@ -62,6 +65,15 @@ async fn usage<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
     sums(&administration, account, query).await
 }
 
+/// Where the server's time went since it started, for whoever governs the root.
+async fn hours<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
+    require_governed(&caller, &AccountPath::root())?;
+    let hours =
+        desk.hours().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "No server runs whose time could be told."))?;
+    Ok(Json(json!({"object": "list", "partition": hours.partition(), "data": hours.rows()})).into_response())
+}
+
 /// Every administrative act, and whether none was changed or taken out; for whoever governs the root.
 async fn audit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
@@ -69,6 +81,13 @@ async fn audit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
     let log = blocking(move || administration.directory.audit_log()).await?;
     let is_unbroken = AuditEntry::are_chained(&log);
     Ok(Json(json!({"object": "list", "data": log, "unbroken": is_unbroken})).into_response())
+}
+
+/// Reads the server's configuration again, for whoever governs the root.
+async fn read_again<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
+    require_governed(&caller, &AccountPath::root())?;
+    Ok(Json(reload(desk.reloader()).await?).into_response())
 }
 
 /// Off the async threads: each change waits for the disk.

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{AboutModel, enter, list_ignored};
+use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::deliver::{Delivery, NotAdmitted, stream_once_admitted};
@@ -71,6 +72,7 @@ async fn answer(state: AppState, request: Request, door: Door) -> Result<Respons
 /// Everything after the body is there.
 pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, door: Door) -> Result<Response, ApiError> {
     let caller = Arc::clone(&visit.caller);
+    let body = alias::settle(state, &caller, body);
     let written = door.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
     let (read, form) = read(state, body, door)?;
     let outgoing = written.map(|(kind, body)| Outgoing::new(kind, &body, &read.ignored));
@@ -137,8 +139,8 @@ async fn deliver(
 ) -> Result<Delivery, NotAdmitted> {
     match admit(&state, visit, request, outgoing).await {
         Ok(admitted) => {
-            let ServedAs { model, fingerprint, tier } = admitted.served_as.clone();
-            let answer = form(AnswerHead { model, fingerprint, tier, ..unserved });
+            let ServedAs { model, fingerprint, tier, billing } = admitted.served_as.clone();
+            let answer = form(AnswerHead { model, fingerprint, tier, billing, ..unserved });
             Ok(Delivery::new(state, admitted, answer))
         }
         Err(error) => Err(NotAdmitted { error, answer: form(unserved) }),
@@ -149,5 +151,5 @@ async fn deliver(
 fn unserved_head(state: &AppState, model: &str, prefix: &str) -> Result<AnswerHead, ApiError> {
     let id = random_id(prefix).ok_or_else(|| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
     let created = state.clock().wall().as_secs();
-    Ok(AnswerHead { id, created, model: model.to_owned(), fingerprint: None, tier: None })
+    Ok(AnswerHead { id, created, model: model.to_owned(), fingerprint: None, tier: None, billing: None })
 }

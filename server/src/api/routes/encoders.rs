@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{AboutModel, enter, list_ignored};
+use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::{fill_rate_limit_headers, unfit_encoder};
 use crate::api::encode::{Encoded, ServedEncoder, encode, find_encoder};
@@ -89,7 +90,7 @@ async fn answer<R: About>(
 ) -> Response {
     let answered = async {
         let visit = enter(state, request.headers())?;
-        let body = read_json(request, state).await?;
+        let body = alias::settle(state, &visit.caller, read_json(request, state).await?);
         let read = read(body, state.reader(), state.config().bounds.max_inputs)?;
         let (model, ignored) = read.about();
         let mut response = respond(state, &visit, read).await.unwrap_or_else(IntoResponse::into_response);

@@ -21,11 +21,13 @@ use axum::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use axum::response::Response;
 
 use super::errors::{ApiError, ErrorKind};
+use super::fields::invalid;
 use super::generate::Visit;
 use super::state::AppState;
-use crate::gateway::{AuthError, Caller, Scope};
+use crate::gateway::{AuthError, Caller, RemoteReservation, Scope};
 
 const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-passerelle-ignored-fields");
+const RESERVATION: HeaderName = HeaderName::from_static("x-passerelle-reservation");
 const MAX_IGNORED_HEADER_BYTES: usize = 1024;
 
 /// Who asks. Called before the body is read, so that strangers cannot make the server hold one.
@@ -53,7 +55,17 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
     let arrived = state.clock().now();
     let caller = authenticate(state, headers)?;
-    Ok(Visit { caller, place: state.take_place()?, arrived, scope: Scope::Inference })
+    let origin = origin(&caller, headers)?;
+    Ok(Visit { caller, place: state.take_place()?, arrived, scope: Scope::Inference, origin })
+}
+
+/// The other gateway's reservation, which only a key that is meant for gateways may name: who named the same one for
+/// everything would pay once.
+fn origin(caller: &Caller, headers: &HeaderMap) -> Result<Option<RemoteReservation>, ApiError> {
+    let Some(id) = headers.get(RESERVATION).filter(|_| caller.may(Scope::Gateway)) else { return Ok(None) };
+    let named = id.to_str().ok().and_then(|id| RemoteReservation::new(caller.account.path.clone(), id));
+    let odd = || invalid("x-passerelle-reservation", "is 1 to 128 visible characters");
+    named.map(Some).ok_or_else(odd)
 }
 
 /// What a key may not do is said, with what it would need.

@@ -12,12 +12,14 @@ use crate::api::causes::{fill_rate_limit_headers, model_not_found};
 use crate::api::errors::ApiError;
 use crate::api::state::{AppState, ServedModel};
 use crate::gateway::router::ModelEntry;
+use crate::gateway::{Alias, Caller};
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
     let serving = state.serving();
     let seen = serving.router.models().filter(|entry| state.sees(&caller, &entry.name));
-    let data: Vec<Value> = seen.map(|entry| model_json(&state, entry)).collect();
+    let aliases = serving.aliases().filter_map(|(name, alias)| alias_json(&state, &caller, (name, alias)));
+    let data: Vec<Value> = seen.map(|entry| model_json(&state, entry)).chain(aliases).collect();
     let mut response = Json(json!({"object": "list", "data": data})).into_response();
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, None));
     Ok(response)
@@ -33,8 +35,25 @@ pub(crate) async fn retrieve(
     let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
     let serving = state.serving();
     let entry = serving.router.model(&name).filter(|entry| state.sees(&caller, &entry.name));
-    let entry = entry.ok_or_else(|| model_not_found(&name))?;
-    Ok(Json(model_json(&state, entry)).into_response())
+    let model = entry.map(|entry| model_json(&state, entry));
+    let alias = || alias_json(&state, &caller, (name.as_str(), serving.alias(&name)?));
+    let shown = model.or_else(alias).ok_or_else(|| model_not_found(&name))?;
+    Ok(Json(shown).into_response())
+}
+
+/// As the first of the models that it stands for; the room is that of the smallest. `None` if the caller sees none.
+fn alias_json(state: &AppState, caller: &Caller, (name, alias): (&str, &Alias)) -> Option<Value> {
+    let serving = state.serving();
+    let seen: Vec<&ModelEntry> = alias
+        .models()
+        .filter(|model| state.sees(caller, model))
+        .filter_map(|model| serving.router.model(model))
+        .collect();
+    let mut shown = model_json(state, seen.first()?);
+    shown["id"] = json!(name);
+    shown["max_model_len"] = json!(seen.iter().filter_map(|entry| max_model_len(state, &entry.name)).min());
+    shown["alias_of"] = seen.iter().map(|entry| entry.name.as_str()).collect();
+    Some(shown)
 }
 
 fn model_json(state: &AppState, entry: &ModelEntry) -> Value {

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::{authenticate, enter, list_ignored, require};
+use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::errors::{ApiError, ErrorKind};
@@ -39,7 +40,7 @@ pub(crate) const DETOKENIZE_FIELDS: &[Field] = &[honoured("model"), honoured("to
 
 pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
-    let body = read_json(request, &state).await?;
+    let body = alias::settle(&state, &visit.caller, read_json(request, &state).await?);
     let mut reader = state.reader();
     let mut fields = reader.open(body, "", &[TOKENIZE_FIELDS])?;
     let model = read_model(&state, &visit, &mut fields)?;
@@ -54,7 +55,7 @@ pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) ->
 
 pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
-    let body = read_json(request, &state).await?;
+    let body = alias::settle(&state, &visit.caller, read_json(request, &state).await?);
     let mut reader = state.reader();
     let mut fields = reader.open(body, "", &[DETOKENIZE_FIELDS])?;
     let model = read_model(&state, &visit, &mut fields)?;

@@ -6,11 +6,13 @@ use passerelle_engine::Usage;
 use serde_json::{Map, Value, json};
 
 use super::request::{Output, StreamUsage};
-use super::usage::usage_json;
+use super::usage::{ReasoningTokens, usage_json};
 use super::{chat_answer, completion_answer};
 use crate::api::delta::{Choice, ChoiceDelta};
 use crate::api::errors::ApiError;
 use crate::api::sse::StreamEnd;
+use crate::api::state::AppState;
+use crate::gateway::tariff::Price;
 
 /// How pieces of choices become an answer. `usage` is what was used so far.
 pub(crate) trait AnswerForm: Debug + Send {
@@ -60,6 +62,28 @@ pub(crate) struct AnswerHead {
     pub(crate) fingerprint: Option<String>,
     /// The tier that it was served in, which may be another one than was asked for. `None` as above.
     pub(crate) tier: Option<&'static str>,
+    pub(crate) billing: Option<Billing>,
+}
+
+/// What another gateway wants to know beside the usage, and finds in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Billing {
+    price: Option<Price>,
+    digest: Option<String>,
+    site: Option<String>,
+}
+
+impl Billing {
+    /// `digest`: of the model, as far as it is known here.
+    pub(crate) fn of(state: &AppState, model: &str, digest: Option<&str>) -> Self {
+        let price = state.ledger().tariff().price(model).cloned();
+        Self { price, digest: digest.map(str::to_owned), site: state.config().site.clone() }
+    }
+
+    fn json(&self, used: Usage) -> Value {
+        let billed = self.price.as_ref().map_or(0, |price| price.cost_micros(used));
+        json!({"billed_gpu_ms": billed as f64 / 1e3, "model_digest": self.digest, "site": self.site})
+    }
 }
 
 /// An answer made of choices, of chat or of completions.
@@ -69,6 +93,7 @@ pub(crate) struct Answer {
     head: AnswerHead,
     output: Output,
     num_choices: usize,
+    reasoning: ReasoningTokens,
     /// Those of a whole answer, so far.
     choices: Vec<Choice>,
 }
@@ -85,6 +110,7 @@ impl AnswerForm for Answer {
     }
 
     fn part(&mut self, piece: ChoiceDelta, usage: Usage) -> Vec<Part> {
+        self.reasoning.count(&piece);
         let choice = match self.kind {
             AnswerKind::Chat => chat_answer::chunk_choice(&piece, &self.output),
             AnswerKind::Completion => completion_answer::chunk_choice(&piece, &self.output),
@@ -98,7 +124,7 @@ impl AnswerForm for Answer {
             return Vec::new();
         }
         let mut chunk = self.chunk_of(Vec::new(), usage);
-        chunk["usage"] = usage_json(usage);
+        chunk["usage"] = self.usage(usage);
         vec![Part::unnamed(chunk)]
     }
 
@@ -107,6 +133,7 @@ impl AnswerForm for Answer {
     }
 
     fn join(&mut self, piece: ChoiceDelta) {
+        self.reasoning.count(&piece);
         if self.choices.len() <= piece.index {
             self.choices.resize_with(piece.index + 1, Choice::default);
         }
@@ -123,7 +150,7 @@ impl AnswerForm for Answer {
         };
         let mut whole = self.head_json(object);
         whole.insert("choices".to_owned(), Value::Array(choices));
-        whole.insert("usage".to_owned(), usage_json(usage));
+        whole.insert("usage".to_owned(), self.usage(usage));
         Value::Object(whole)
     }
 
@@ -134,7 +161,7 @@ impl AnswerForm for Answer {
 
 impl Answer {
     pub(crate) fn new(kind: AnswerKind, head: AnswerHead, (output, num_choices): (Output, usize)) -> Self {
-        Self { kind, head, output, num_choices, choices: Vec::new() }
+        Self { kind, head, output, num_choices, reasoning: ReasoningTokens::default(), choices: Vec::new() }
     }
 
     fn chunk_of(&self, choices: Vec<Value>, usage: Usage) -> Value {
@@ -147,7 +174,7 @@ impl Answer {
         match self.stream_usage() {
             StreamUsage::Never => None,
             StreamUsage::AtEnd => chunk.insert("usage".to_owned(), Value::Null),
-            StreamUsage::Continuous => chunk.insert("usage".to_owned(), usage_json(usage)),
+            StreamUsage::Continuous => chunk.insert("usage".to_owned(), self.usage(usage)),
         };
         Value::Object(chunk)
     }
@@ -159,6 +186,14 @@ impl Answer {
             head.insert("service_tier".to_owned(), json!(self.head.tier));
         }
         head
+    }
+
+    fn usage(&self, usage: Usage) -> Value {
+        let mut shown = usage_json(usage, &self.reasoning);
+        if let Some(billing) = &self.head.billing {
+            shown["passerelle"] = billing.json(usage);
+        }
+        shown
     }
 
     fn stream_usage(&self) -> StreamUsage {

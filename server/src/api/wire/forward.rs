@@ -56,7 +56,7 @@ impl Outgoing {
             AnswerKind::Chat => CallRoute::Chat,
             AnswerKind::Completion => CallRoute::Completions,
         };
-        Call { route, body: Value::Object(fields).to_string().into() }
+        Call { route, body: Value::Object(fields).to_string().into(), on_behalf: None }
     }
 
     /// What the prompt of a conversation is made of, as text: its size and its beginning are those of the prompt, nearly.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{AnswerForm, AnswerHead, Part};
 use super::chat_answer::logprob_entries;
+use super::usage::ReasoningTokens;
 use crate::api::delta::{AnswerEnd, ChoiceDelta, Delta, TextPart, ToolCallPart};
 use crate::api::errors::ApiError;
 use crate::api::ids::random_id;
@@ -16,6 +17,7 @@ pub(crate) struct ResponseAnswer {
     head: AnswerHead,
     repeated: Map<String, Value>,
     logprobs: Logprobs,
+    reasoning: ReasoningTokens,
     next_sequence: u64,
     /// Items that are over.
     output: Vec<Value>,
@@ -40,7 +42,9 @@ enum OpenItem {
 
 impl ResponseAnswer {
     pub(crate) fn new(head: AnswerHead, repeated: Map<String, Value>, logprobs: Logprobs) -> Self {
-        Self { head, repeated, logprobs, next_sequence: 0, output: Vec::new(), open: None, held: Vec::new(), end: None }
+        let reasoning = ReasoningTokens::default();
+        let (output, held) = (Vec::new(), Vec::new());
+        Self { head, repeated, logprobs, reasoning, next_sequence: 0, output, open: None, held, end: None }
     }
 
     fn event(&mut self, name: &'static str, mut data: Value) -> Part {
@@ -204,7 +208,7 @@ impl ResponseAnswer {
             "service_tier": self.head.tier.unwrap_or("default"),
             "store": false,
             "truncation": "disabled",
-            "usage": usage.map(usage_json),
+            "usage": usage.map(|usage| usage_json(usage, &self.reasoning)),
         });
         merge(&mut response, Value::Object(self.repeated.clone()));
         response
@@ -223,6 +227,7 @@ impl AnswerForm for ResponseAnswer {
     }
 
     fn part(&mut self, piece: ChoiceDelta, _: Usage) -> Vec<Part> {
+        self.reasoning.count(&piece);
         self.push(&piece.delta)
     }
 
@@ -240,6 +245,7 @@ impl AnswerForm for ResponseAnswer {
     }
 
     fn join(&mut self, piece: ChoiceDelta) {
+        self.reasoning.count(&piece);
         // The events are for readers of a stream; what they say is kept.
         drop(self.push(&piece.delta));
     }
@@ -313,12 +319,12 @@ fn text_part(text: &str, logprobs: &[Value]) -> Value {
     json!({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs})
 }
 
-fn usage_json(usage: Usage) -> Value {
+fn usage_json(usage: Usage, reasoning: &ReasoningTokens) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens},
         "output_tokens": usage.generated_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning.total()},
         "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.generated_tokens),
     })
 }

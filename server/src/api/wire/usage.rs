@@ -3,13 +3,48 @@
 use passerelle_engine::Usage;
 use serde_json::{Value, json};
 
-pub(crate) fn usage_json(usage: Usage) -> Value {
+use crate::api::delta::{ChoiceDelta, Delta};
+use crate::api::generate::saturating_u32;
+
+pub(crate) fn usage_json(usage: Usage, reasoning: &ReasoningTokens) -> Value {
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.generated_tokens,
         "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.generated_tokens),
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reasoning.total()},
     })
+}
+
+/// How many of an answer's tokens are reasoning: in each choice those up to the last one that gave some, with the marker
+/// that opened it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ReasoningTokens {
+    of_choices: Vec<SeenTokens>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct SeenTokens {
+    all: u32,
+    up_to_reasoning: u32,
+}
+
+impl ReasoningTokens {
+    pub(crate) fn count(&mut self, piece: &ChoiceDelta) {
+        if self.of_choices.len() <= piece.index {
+            self.of_choices.resize_with(piece.index + 1, SeenTokens::default);
+        }
+        let seen = &mut self.of_choices[piece.index];
+        match &piece.delta {
+            Delta::Text(part) => seen.all = seen.all.saturating_add(saturating_u32(part.token_ids.len())),
+            Delta::Reasoning(_) => seen.up_to_reasoning = seen.all,
+            Delta::Prompt(_) | Delta::ToolCall(_) | Delta::Finished(_) => {}
+        }
+    }
+
+    pub(crate) fn total(&self) -> u32 {
+        self.of_choices.iter().map(|seen| seen.up_to_reasoning).sum()
+    }
 }
 
 /// The usage of an answer is the sum over its choices.

@@ -8,7 +8,7 @@ mod ring;
 mod secret;
 
 pub use key_file::{StaticKey, read_key_file};
-pub use ring::KeyRing;
+pub use ring::{KeyRing, Regiven};
 pub use secret::{ApiKey, KeyDigest, KeyFormatError, KeyId};
 
 use std::io;

@@ -26,15 +26,28 @@ const MAX_KEY_BYTES: usize = 512;
 #[derive(Debug)]
 pub struct KeyRing {
     directory: Option<Directory>,
-    static_keys: Vec<StaticKey>,
-    /// What accounts directly below the root get where they state no limit of some name.
-    defaults: Quota,
     clock: Arc<dyn Clock>,
     known: Mutex<Known>,
 }
 
+/// What a configuration gives, beside the directory.
+#[derive(Debug)]
+struct Given {
+    static_keys: Vec<StaticKey>,
+    /// What accounts directly below the root get where they state no limit of some name.
+    defaults: Quota,
+}
+
+/// What a changed configuration makes of a ring.
+#[derive(Debug)]
+pub struct Regiven {
+    given: Arc<Given>,
+    picture: Arc<Picture>,
+}
+
 #[derive(Debug)]
 struct Known {
+    given: Arc<Given>,
     picture: Arc<Picture>,
     looked_at: Duration,
 }
@@ -61,23 +74,40 @@ impl KeyRing {
         defaults: Quota,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, DirectoryError> {
+        let given = Arc::new(Given { static_keys, defaults });
         let snapshot = directory.as_ref().map(Directory::snapshot).transpose()?;
-        let picture = Arc::new(Picture::of(snapshot, &static_keys, &defaults));
-        let known = Mutex::new(Known { picture, looked_at: clock.now() });
-        Ok(Self { directory, static_keys, defaults, clock, known })
+        let picture = Arc::new(Picture::of(snapshot, &given));
+        let known = Mutex::new(Known { given, picture, looked_at: clock.now() });
+        Ok(Self { directory, clock, known })
+    }
+
+    /// With other keys of a file, or other defaults; in force once it is adopted. Fails if the directory cannot be read.
+    pub fn regive(&self, static_keys: Vec<StaticKey>, defaults: Quota) -> Result<Regiven, DirectoryError> {
+        let given = Arc::new(Given { static_keys, defaults });
+        let snapshot = self.directory.as_ref().map(Directory::snapshot).transpose()?;
+        let picture = Arc::new(Picture::of(snapshot, &given));
+        Ok(Regiven { given, picture })
+    }
+
+    pub fn adopt(&self, Regiven { given, picture }: Regiven) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.given = given;
+        known.picture = picture;
     }
 
     /// Whether nobody ever made a key. One that was revoked or has expired still counts: taking the last key away must
     /// not open the door to everybody.
     pub fn is_empty(&self) -> bool {
-        self.static_keys.is_empty() && self.picture().keys.is_empty()
+        let picture = self.picture();
+        picture.fixed.is_empty() && picture.keys.is_empty()
     }
 
     /// Whether some key would be accepted now.
     pub fn has_active_key(&self) -> bool {
         let now = self.wall();
         let is_active = |key: &KnownKey| key.record.info.status(now) == KeyStatus::Active;
-        !self.static_keys.is_empty() || self.picture().keys.values().any(is_active)
+        let picture = self.picture();
+        !picture.fixed.is_empty() || picture.keys.values().any(is_active)
     }
 
     pub fn authenticate(&self, bearer: &str) -> Result<Arc<Caller>, AuthError> {
@@ -122,29 +152,28 @@ impl KeyRing {
     pub fn reload_if_changed(&self) {
         let Some(directory) = &self.directory else { return };
         let now = self.clock.now();
-        let generation = {
+        let (generation, given) = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             if now.saturating_sub(known.looked_at) < RELOAD_INTERVAL {
                 return;
             }
             known.looked_at = now;
-            known.picture.generation
+            (known.picture.generation, Arc::clone(&known.given))
         };
         // Outside the lock: whoever asks meanwhile is answered from the old picture.
-        match self.read_if_other(directory, generation) {
+        match read_if_other(directory, generation, &given) {
             Ok(None) => {}
-            Ok(Some(picture)) => {
-                self.known.lock().unwrap_or_else(PoisonError::into_inner).picture = Arc::new(picture);
-            }
+            Ok(Some(picture)) => self.follow(&given, picture),
             Err(error) => tracing::warn!(%error, "the keys stay as they were"),
         }
     }
 
-    fn read_if_other(&self, directory: &Directory, known: u64) -> Result<Option<Picture>, DirectoryError> {
-        if directory.generation()? == known {
-            return Ok(None);
+    /// A picture of what is no longer given is left to the next look.
+    fn follow(&self, given: &Arc<Given>, picture: Picture) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&known.given, given) {
+            known.picture = Arc::new(picture);
         }
-        Ok(Some(Picture::of(Some(directory.snapshot()?), &self.static_keys, &self.defaults)))
     }
 
     fn picture(&self) -> Arc<Picture> {
@@ -156,8 +185,15 @@ impl KeyRing {
     }
 }
 
+fn read_if_other(directory: &Directory, known: u64, given: &Given) -> Result<Option<Picture>, DirectoryError> {
+    if directory.generation()? == known {
+        return Ok(None);
+    }
+    Ok(Some(Picture::of(Some(directory.snapshot()?), given)))
+}
+
 impl Picture {
-    fn of(snapshot: Option<Snapshot>, static_keys: &[StaticKey], defaults: &Quota) -> Self {
+    fn of(snapshot: Option<Snapshot>, Given { static_keys, defaults }: &Given) -> Self {
         let snapshot = snapshot.unwrap_or(Snapshot { generation: 0, accounts: Vec::new(), keys: Vec::new() });
         let mut tree = Tree::new(snapshot.accounts, defaults);
         let fixed = static_keys.iter().map(|key| (key.digest.clone(), Arc::new(fixed_caller(&mut tree, key))));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use passerelle_engine::Usage;
 
 use super::amounts::{Amounts, Ask, Demand, Stage};
+use super::origins::Origin;
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
 use crate::gateway::journal::{self, EntryEnd, Settlement};
@@ -29,6 +30,8 @@ pub struct Reservation {
     used: Usage,
     end: EntryEnd,
     exit: Exit,
+    /// The other gateway's reservation that this is for.
+    origin: Option<Origin>,
     /// `None` where nothing is written down.
     page: Option<journal::Page>,
 }
@@ -86,7 +89,22 @@ impl Reservation {
         let model = ask.model.clone();
         let end = if model.is_some() { EntryEnd::Aborted } else { EntryEnd::Answered };
         let (taken_at, used, exit) = (now.monotonic, Usage::default(), Exit::Settle);
-        Self { books, caller, slots, model, held, output, class, overrun, taken_at, used, end, exit, page }
+        Self {
+            books,
+            caller,
+            slots,
+            model,
+            held,
+            output,
+            class,
+            overrun,
+            taken_at,
+            used,
+            end,
+            exit,
+            origin: None,
+            page,
+        }
     }
 
     /// How urgent it is: as it was asked, or what is left to an account that has used up its grant.
@@ -162,6 +180,11 @@ impl Reservation {
         self.end = end;
     }
 
+    /// It is for another gateway, which may ask twice under one reservation and pays once.
+    pub fn on_behalf_of(&mut self, origin: Origin) {
+        self.origin = Some(origin);
+    }
+
     /// What was really used so far; replaces what was recorded before.
     pub fn record(&mut self, used: Usage) {
         self.used = used;
@@ -211,6 +234,9 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        if let (Some(origin), Exit::Settle) = (&self.origin, self.exit) {
+            self.used = self.books.origins.beyond(origin, self.used);
+        }
         let used = self.used_amounts();
         let model = self.model.as_deref();
         let mut pages = self.books.open();

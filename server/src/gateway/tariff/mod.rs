@@ -5,14 +5,21 @@
 //! class keeps it busy at the stated reference load. Cost is a sum over token positions, so that what is reserved in parts
 //! costs what it costs at once.
 
+mod cards;
 mod derive;
+mod hours;
+mod written;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use passerelle_engine::Usage;
+use serde::{Deserialize, Serialize};
 
+pub use cards::{Cards, UnknownCard};
 pub use derive::{DERIVED_TARIFF, REFERENCE, ReferenceCard, price_by_weights};
+pub use hours::{HourUse, Hours};
+pub use written::{TariffError, WrittenPrice, WrittenTariff};
 
 /// The prices that are in force.
 #[derive(Debug, Clone)]
@@ -29,9 +36,11 @@ pub struct Price {
 }
 
 /// Prices of tokens at positions below `below`, and not below the band before. In nanoseconds a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Band {
     /// `None` in the last band.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub below: Option<u32>,
     /// A prompt token that is computed.
     pub input_ns: u64,
@@ -65,7 +74,7 @@ impl Tariff {
 
     /// In microseconds, rounded up. Nothing without a model, or for one without a price.
     pub fn cost_micros(&self, model: Option<&str>, used: Usage) -> u64 {
-        model.and_then(|model| self.prices.get(model)).map_or(0, |price| price.cost_ns(used).div_ceil(1000))
+        model.and_then(|model| self.prices.get(model)).map_or(0, |price| price.cost_micros(used))
     }
 }
 
@@ -86,6 +95,11 @@ impl Price {
 
     pub fn bands(&self) -> &[Band] {
         &self.bands
+    }
+
+    /// In microseconds, rounded up.
+    pub fn cost_micros(&self, used: Usage) -> u64 {
+        self.cost_ns(used).div_ceil(1000)
     }
 
     fn cost_ns(&self, used: Usage) -> u64 {

@@ -87,5 +87,6 @@ fn logprobs(logprobs: &Value) -> Vec<Value> {
 }
 
 fn counts(usage: &Value) -> Value {
-    json!([usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]])
+    let reasoning = &usage["completion_tokens_details"]["reasoning_tokens"];
+    json!([usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"], reasoning])
 }

@@ -1,7 +1,6 @@
 //! A server of real, tiny encoders beside the parrot. What they must say stands in the folders of their checkpoints,
 //! which `models/tests/fixtures/make_encoders.py` made.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use passerelle::api::{
     router, serve,
 };
 use passerelle::gateway::replica::ReplicaId;
+use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{Account, Authenticator, Ledger, Quota, Replica, Router};
 use passerelle::metrics::Metrics;
 use passerelle::text::{GrammarCompiler, TextModel};
@@ -56,7 +56,8 @@ impl EncoderServer {
     pub(crate) async fn with(options: Options, lane: EncoderConfig) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let names = ALL.iter().copied().chain([MODEL]);
-        let metrics = Arc::new(Metrics::new(&build_info(), names).unwrap());
+        let metrics =
+            Arc::new(Metrics::new(&build_info(), names, Hours::new(Arc::clone(&clock), "test", 1.0)).unwrap());
         let mut models = vec![served_model(&options)];
         let engine = Engine::spawn(EngineParts {
             name: MODEL.to_owned(),
@@ -96,7 +97,7 @@ impl EncoderServer {
             models,
             authenticator,
             administration: None,
-            owners: BTreeMap::new(),
+            reloader: None,
             ledger: Ledger::without_past(Arc::clone(&clock)),
             serving: Serving::new(Router::new(replicas.into_iter().map(Arc::new), Arc::clone(&clock), 7), []),
             clock,

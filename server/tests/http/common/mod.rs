@@ -10,7 +10,6 @@ pub(crate) mod responses;
 pub(crate) mod schemas;
 pub(crate) mod text;
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -27,9 +26,10 @@ use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::quota::Percent;
 use passerelle::gateway::replica::ReplicaId;
+use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{
-    Account, Administration, Authenticator, DataDir, Directory, Ledger, LedgerParts, Limit, Load, Quota, Replica,
-    ReplicaDoor, Router, SubmitError,
+    Account, AccountPath, Administration, Authenticator, DataDir, Directory, Ledger, LedgerParts, Limit, Load, Quota,
+    Replica, ReplicaDoor, Router, SubmitError,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::{AnswerFormat, GrammarCompiler};
@@ -60,6 +60,8 @@ pub(crate) struct Options {
     pub(crate) key_limits: Option<Vec<Limit>>,
     /// `Some`: accounts and keys of this data directory, and no other.
     pub(crate) administered: Option<TempDir>,
+    /// The account that the model belongs to.
+    pub(crate) owner: Option<AccountPath>,
     pub(crate) gate: Gate,
     pub(crate) tls: Option<Tls>,
     /// `Some`: files and batches are kept there.
@@ -126,6 +128,7 @@ impl Default for Options {
             engine,
             key_limits: None,
             administered: None,
+            owner: None,
             gate: Gate::open(),
             tls: None,
             data_dir: None,
@@ -238,7 +241,7 @@ pub(crate) async fn until(is_true: impl Fn() -> bool) {
 /// Everything but a listener.
 pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let metrics = Arc::new(Metrics::new(&build_info(), [MODEL]).unwrap());
+    let metrics = Arc::new(Metrics::new(&build_info(), [MODEL], Hours::new(Arc::clone(&clock), "test", 1.0)).unwrap());
     let engine = Engine::spawn(EngineParts {
         name: MODEL.to_owned(),
         model: Box::new(TestModel::new(options.gate.clone())),
@@ -268,9 +271,10 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         models: vec![served_model(options)],
         authenticator,
         administration,
-        owners: BTreeMap::new(),
+        reloader: None,
         ledger: Ledger::new(LedgerParts { overrun: options.overrun, ..LedgerParts::without_past(Arc::clone(&clock)) }),
-        serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), []),
+        serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), [])
+            .with_owners(options.owner.clone().map(|owner| (MODEL.to_owned(), owner))),
         clock,
         metrics,
         batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),

@@ -1,0 +1,36 @@
+//! `mock`.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use passerelle_loadtests::mock::{Pace, serve};
+use tokio::net::TcpListener;
+
+use super::say;
+
+#[derive(Debug, Args)]
+pub(super) struct MockArgs {
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Until the first token of a generation
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    first: u64,
+    /// Between two tokens
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    gap: u64,
+}
+
+impl MockArgs {
+    pub(super) fn execute(self) -> anyhow::Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let listener = TcpListener::bind(self.listen).await?;
+            say(&format!("ready: http://{}", listener.local_addr()?));
+            let pace = Pace { first: Duration::from_millis(self.first), gap: Duration::from_millis(self.gap) };
+            serve(listener, pace).await?;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}

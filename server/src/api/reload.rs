@@ -1,0 +1,51 @@
+//! The way from whoever asks for the configuration to be read again to whoever does it.
+
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+
+use super::errors::{ApiError, ErrorKind};
+
+/// Clones lead to the same place.
+#[derive(Debug, Clone)]
+pub struct Reloader {
+    orders: mpsc::Sender<ReloadOrder>,
+}
+
+/// Answered once, with what came of it.
+pub type ReloadOrder = oneshot::Sender<ReloadOutcome>;
+/// The text says what is wrong with the configuration, of which nothing was taken over.
+pub type ReloadOutcome = Result<Reloaded, String>;
+
+/// What a configuration that was read again changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Reloaded {
+    /// What is in force now.
+    pub changed: Vec<&'static str>,
+    /// What differs from what is in force, and stays as it was until the server is started again.
+    pub needs_restart: Vec<&'static str>,
+}
+
+/// One order waits while one is carried out.
+const WAITING_ORDERS: usize = 1;
+
+impl Reloader {
+    pub fn new() -> (Self, mpsc::Receiver<ReloadOrder>) {
+        let (orders, received) = mpsc::channel(WAITING_ORDERS);
+        (Self { orders }, received)
+    }
+
+    /// `None`: the server is ending.
+    pub async fn reload(&self) -> Option<ReloadOutcome> {
+        let (order, outcome) = oneshot::channel();
+        self.orders.send(order).await.ok()?;
+        outcome.await.ok()
+    }
+}
+
+/// As an answer.
+pub(crate) async fn reload(reloader: Option<&Reloader>) -> Result<Reloaded, ApiError> {
+    let nothing = || ApiError::new(ErrorKind::NotFound, "No server runs that could read its configuration again.");
+    let outcome = reloader.ok_or_else(nothing)?.reload().await;
+    let outcome = outcome.ok_or_else(|| ApiError::new(ErrorKind::Draining, "The server is shutting down."))?;
+    outcome.map_err(|why| ApiError::new(ErrorKind::InvalidValue, format!("The configuration stays as it was: {why}.")))
+}

@@ -1,0 +1,106 @@
+//! A tariff from what was measured.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use passerelle::gateway::tariff::{Band, Cards, WrittenPrice, WrittenTariff};
+
+use super::Report;
+use super::measure::{Measured, Workload};
+
+/// As it is dated.
+const CARDS: &str = include_str!("../../../../configs/tariffs/cards.toml");
+
+/// Which tariff.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Tariff")]
+pub(super) struct TariffArgs {
+    /// Print a tariff of this date, by what the largest batch took, for `ledger.tariff`. The batch, the prompt and the answer
+    /// are its reference load.
+    #[arg(long, value_name = "DATE")]
+    pub(super) tariff: Option<String>,
+    /// The card that this runs on, as configs/tariffs/cards.toml lists it.
+    #[arg(long, value_name = "NAME", requires = "tariff")]
+    card: Option<String>,
+    /// The MIG slice of the card, like 2g.10gb.
+    #[arg(long, value_name = "SLICE", requires = "card")]
+    slice: Option<String>,
+    /// Normalised GPU hours in an hour of what this runs on, where no card says it.
+    #[arg(long, value_name = "FACTOR", requires = "tariff", conflicts_with = "card")]
+    factor: Option<f64>,
+}
+
+/// What one batch took: prompts and answers, and the same prompts once more, whose keys and values were there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reference {
+    pub(super) first: Measured,
+    pub(super) again: Measured,
+    pub(super) load: Workload,
+}
+
+impl TariffArgs {
+    /// Normalised GPU hours in an hour of this partition.
+    pub(super) fn factor(&self) -> Result<f64> {
+        match (&self.card, self.factor) {
+            (Some(card), _) => Ok(toml::from_str::<Cards>(CARDS)?.factor(card, self.slice.as_deref())?),
+            (None, Some(factor)) if factor > 0.0 => Ok(factor),
+            _ => None.context("what an hour of this counts for is missing; name a --card or state a --factor above 0"),
+        }
+    }
+
+    /// `factor`: [`TariffArgs::factor`].
+    pub(super) fn written(&self, report: &Report, taken: Reference, factor: f64) -> WrittenTariff {
+        let date = self.tariff.clone().unwrap_or_default();
+        let Report { model, dtype, threads, kernels, .. } = report;
+        let Workload { batch, prompt_tokens, generate_tokens } = taken.load;
+        let reference = format!(
+            "{batch} sequences at once, {prompt_tokens} prompt and {generate_tokens} generated tokens each; {dtype} weights, \
+             {threads} threads, {kernels} kernels; an hour of it is {factor} normalised GPU hours"
+        );
+        let prices = vec![WrittenPrice { model: model.clone(), partition: None, bands: vec![taken.band(factor)] }];
+        WrittenTariff { version: date.clone(), since: date, reference, prices }
+    }
+}
+
+impl Reference {
+    fn band(self, factor: f64) -> Band {
+        let ns = |time: Duration, tokens: usize| {
+            (time.as_nanos() as f64 * factor / tokens.max(1) as f64).ceil().max(1.0) as u64
+        };
+        let Self { first, again, load } = self;
+        Band {
+            below: None,
+            input_ns: ns(first.prefill_time, first.prefill_tokens),
+            cached_ns: ns(again.prefill_time, load.batch * load.prompt_tokens),
+            output_ns: ns(first.decode_time, first.decode_tokens),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_costs_its_part_of_what_the_batch_took() {
+        let first = Measured {
+            prefill_tokens: 100,
+            prefill_time: Duration::from_micros(50),
+            decode_tokens: 10,
+            decode_steps: 5,
+            decode_time: Duration::from_micros(20),
+            ..Measured::default()
+        };
+        let again = Measured { prefill_tokens: 4, prefill_time: Duration::from_micros(5), ..first };
+        let band =
+            Reference { first, again, load: Workload { batch: 5, prompt_tokens: 20, generate_tokens: 2 } }.band(2.0);
+        assert_eq!((band.input_ns, band.cached_ns, band.output_ns), (1000, 100, 4000));
+    }
+
+    #[test]
+    fn the_published_table_of_cards_is_well_formed() {
+        let cards: Cards = toml::from_str(CARDS).expect("configs/tariffs/cards.toml is well formed");
+        assert_eq!(cards.factor("a100", Some("7g")), cards.factor("a100", None));
+    }
+}

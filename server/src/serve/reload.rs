@@ -1,0 +1,191 @@
+//! A configuration that changes while the server runs. Everything that can be wrong with the new one is found out before
+//! anything of it is in force, and what is in force changes at once; what runs goes on where it is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result};
+use passerelle::api::{AppState, ReloadOrder, Reloaded, Reloader, RemoteModel, Serving};
+use passerelle::config::{self, Config, ModelConfig, ServerConfig};
+use passerelle::gateway::{AccountPath, Alias, Replica, RetryBounds, Router};
+use passerelle_engine::clock::Clock;
+use tokio::sync::mpsc;
+
+use super::engines::random_seed;
+use super::upstreams::{self, Upstreams};
+use super::{door, signals};
+
+/// The configuration as it is written now, checked.
+pub(crate) type ReadAgain = Box<dyn Fn() -> Result<Config> + Send>;
+
+/// What a changed configuration works on.
+pub(super) struct Reloading {
+    /// In force.
+    pub(super) config: Config,
+    pub(super) orders: mpsc::Receiver<ReloadOrder>,
+    pub(super) reloader: Reloader,
+    /// The replicas that run here.
+    pub(super) engines: Vec<Arc<Replica>>,
+    pub(super) upstreams: Upstreams,
+    pub(super) state: AppState,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+/// Who serves what, as the configuration says it. Every model of `router` is known by then.
+pub(super) fn serving(config: &Config, router: Router, remote: Vec<RemoteModel>) -> Result<Serving> {
+    let served: Vec<&str> = router.models().map(|entry| entry.name.as_str()).collect();
+    config::check_targets(&config.aliases, &served)?;
+    let aliases = config.aliases.iter().map(|(name, targets)| (name.clone(), Alias::new(targets.clone())));
+    let retry = RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken };
+    let owners = owners(config)?;
+    Ok(Serving::new(router, remote).with_aliases(aliases).with_owners(owners).with_retry(retry))
+}
+
+impl Reloading {
+    /// On a thread of its own, since files are read. Inside the runtime, in which SIGHUP is listened to.
+    pub(super) fn start(mut self, again: ReadAgain) -> Result<()> {
+        let (reloader, mut hangups) = (self.reloader.clone(), signals::hangups()?);
+        tokio::spawn(async move { while hangups.recv().await.is_some() && reloader.reload().await.is_some() {} });
+        let follow = move || {
+            while let Some(order) = self.orders.blocking_recv() {
+                let outcome = self.reload(&again).map_err(|error| format!("{error:#}"));
+                match &outcome {
+                    Ok(Reloaded { changed, needs_restart }) => {
+                        tracing::info!(?changed, ?needs_restart, "the configuration was read again");
+                    }
+                    Err(error) => tracing::error!(error, "the configuration stays as it was"),
+                }
+                // Whoever asked may have left.
+                let _ = order.send(outcome);
+            }
+        };
+        thread::Builder::new().name("configuration".to_owned()).spawn(follow).context("cannot start a thread")?;
+        Ok(())
+    }
+
+    fn reload(&mut self, again: &ReadAgain) -> Result<Reloaded> {
+        let new = again()?;
+        let ring = self.state.authenticator().ring();
+        let reloaded = compare(&self.config, &new, ring.is_some());
+        let config = in_force(&self.config, new, ring.is_some());
+        let here: Vec<String> = self.engines.iter().map(|replica| replica.model().to_owned()).collect();
+        let (settings, remote) = upstreams::prepare(&config, &here)?.split();
+        let given = (door::fixed_keys(&config)?, door::default_limits(&config)?);
+        let regiven = ring.map(|ring| ring.regive(given.0, given.1)).transpose()?;
+        let replicas = self.engines.iter().cloned().chain(self.upstreams.follow(settings)?);
+        let router = Router::new(replicas, Arc::clone(&self.clock), random_seed()?).after(&self.state.serving().router);
+        let serving = serving(&config, router, remote)?;
+        // Nothing can go wrong from here on.
+        if let (Some(ring), Some(regiven)) = (ring, regiven) {
+            ring.adopt(regiven);
+        }
+        self.state.serve(serving);
+        self.config = config;
+        Ok(reloaded)
+    }
+}
+
+/// What of `new` comes into force, and what does not.
+fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
+    let accounts = |config: &Config| config.models.iter().map(|model| model.account.clone()).collect::<Vec<_>>();
+    let same_models = models_without_accounts(old) == models_without_accounts(new);
+    let key_file = (old.server.api_key_file != new.server.api_key_file, "server.api_key_file");
+    let limits = (old.limits != new.limits, "limits");
+    let for_keys = [key_file, limits];
+    let live = [
+        (old.upstreams != new.upstreams, "upstreams"),
+        (old.routing != new.routing, "routing"),
+        (old.aliases != new.aliases, "aliases"),
+        (same_models && accounts(old) != accounts(new), "models.account"),
+    ];
+    let frozen = [
+        (server_without_keys(old) != server_without_keys(new), "server"),
+        (!same_models, "models"),
+        (old.hub != new.hub, "hub"),
+        (old.engine != new.engine, "engine"),
+        (old.api != new.api, "api"),
+        (old.batches != new.batches, "batches"),
+        (old.grammar != new.grammar, "grammar"),
+        (old.ledger != new.ledger, "ledger"),
+        (old.log != new.log, "log"),
+    ];
+    let names =
+        |rows: &[(bool, &'static str)]| rows.iter().filter(|(differs, _)| *differs).map(|(_, name)| *name).collect();
+    let (mut changed, mut needs_restart): (Vec<_>, Vec<_>) = (names(&live), names(&frozen));
+    if asks_for_keys {
+        changed.extend(names(&for_keys))
+    } else {
+        needs_restart.extend(names(&for_keys))
+    };
+    Reloaded { changed, needs_restart }
+}
+
+/// `new`, with what needs a restart as it was.
+fn in_force(old: &Config, new: Config, asks_for_keys: bool) -> Config {
+    let mut config = old.clone();
+    if models_without_accounts(old) == models_without_accounts(&new) {
+        config.models = new.models;
+    }
+    if asks_for_keys {
+        config.server.api_key_file = new.server.api_key_file;
+        config.limits = new.limits;
+    }
+    Config { upstreams: new.upstreams, routing: new.routing, aliases: new.aliases, ..config }
+}
+
+fn models_without_accounts(config: &Config) -> Vec<ModelConfig> {
+    let without = |model: &ModelConfig| ModelConfig { account: None, ..model.clone() };
+    config.models.iter().map(without).collect()
+}
+
+fn server_without_keys(config: &Config) -> ServerConfig {
+    ServerConfig { api_key_file: None, ..config.server.clone() }
+}
+
+/// The accounts that models belong to.
+fn owners(config: &Config) -> Result<BTreeMap<String, AccountPath>> {
+    let here = config.models.iter().map(|model| (&model.name, &model.account));
+    let elsewhere = config.upstreams.iter().map(|upstream| (&upstream.model, &upstream.account));
+    let owned = here.chain(elsewhere).filter_map(|(name, account)| Some((name, account.as_ref()?)));
+    let owner = |(name, account): (&String, &String)| {
+        Ok((name.clone(), account.parse().with_context(|| format!("the account of model `{name}`"))?))
+    };
+    owned.map(owner).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use passerelle::config::{Environment, Written};
+
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let home = Some("/home/ada".into());
+        let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
+        let written: Written = toml::from_str(text).expect("the test's TOML is well formed");
+        Config::check(written, &environment).expect("the test's configuration is valid")
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named_and_stays_as_it_was() {
+        let old = config("[aliases]\nchat = { demo = 1 }\n");
+        let new = config(
+            "[engine]\nthreads = 3\n[limits]\nrequests_per_minute = 5\n[aliases]\nchat = { demo = 2 }\n\
+             [[models]]\nsource = \"demo\"\naccount = \"acme\"\n",
+        );
+        let reloaded = compare(&old, &new, true);
+        assert_eq!(reloaded.changed, ["aliases", "models.account", "limits"]);
+        assert_eq!(reloaded.needs_restart, ["engine"]);
+        let now = in_force(&old, new.clone(), true);
+        assert_eq!((now.engine.threads, now.limits), (None, new.limits));
+        assert_eq!(compare(&now, &new, true), Reloaded { changed: vec![], needs_restart: vec!["engine"] });
+    }
+
+    #[test]
+    fn an_open_door_is_not_closed_while_the_server_runs() {
+        let (old, new) = (config(""), config("[limits]\nrequests_per_minute = 5\n"));
+        assert_eq!(compare(&old, &new, false).needs_restart, ["limits"]);
+        assert_eq!(in_force(&old, new, false).limits, old.limits);
+    }
+}

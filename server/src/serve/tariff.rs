@@ -1,0 +1,91 @@
+//! What tokens cost on this server: by the published file, or by what is derived where none is.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use passerelle::gateway::Tariff;
+use passerelle::gateway::quota::{Calendar, UnixSeconds};
+use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, WrittenTariff};
+
+/// The kind of partition that other servers are.
+const UPSTREAM: &str = "upstream";
+
+/// What is served, and what is known of it.
+pub(super) struct Served<'a> {
+    /// The models here, with the prices that are derived from their weights.
+    pub(super) here: Vec<(String, Price)>,
+    /// Where these run.
+    pub(super) partition: &'a str,
+    /// The models that only upstreams have.
+    pub(super) elsewhere: &'a [&'a str],
+}
+
+/// A published tariff prices every model that is served, or the server does not start: nothing is free by an oversight.
+/// Without one, a model that only upstreams have costs no GPU time.
+pub(super) fn in_force(
+    (file, calendar): (Option<&Path>, &Calendar),
+    served: Served<'_>,
+    now: UnixSeconds,
+) -> Result<Tariff> {
+    let Some(file) = file else { return Ok(Tariff::new(DERIVED_TARIFF, served.here)) };
+    let named = || format!("ledger.tariff: {}", file.display());
+    let written = read(file).with_context(named)?;
+    if calendar.start_of(&written.since).with_context(named)? > now {
+        bail!("{}: tariff {} begins on {} only", named(), written.version, written.since);
+    }
+    let here = served.here.iter().map(|(name, _)| (name.as_str(), served.partition));
+    let elsewhere = served.elsewhere.iter().map(|name| (*name, UPSTREAM));
+    let price = |(model, partition): (&str, &str)| -> Result<(String, Price)> {
+        let price = written.price(model, partition).with_context(named)?;
+        let none = || format!("{}: no price for `{model}` on `{partition}`", named());
+        Ok((model.to_owned(), price.with_context(none)?))
+    };
+    let prices: Vec<_> = here.chain(elsewhere).map(price).collect::<Result<_>>()?;
+    tracing::info!(version = written.version, reference = written.reference, "what tokens cost is published");
+    Ok(Tariff::new(&written.version, prices))
+}
+
+fn read(file: &Path) -> Result<WrittenTariff> {
+    let written: WrittenTariff = toml::from_str(&fs::read_to_string(file)?)?;
+    written.check()?;
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "version = \"2026-12\"\nsince = \"2026-12-01\"\nreference = \"a test\"\n\
+                        [[prices]]\nmodel = \"m\"\nbands = [{ input_ns = 5, cached_ns = 1, output_ns = 9 }]\n\
+                        [[prices]]\nmodel = \"big\"\npartition = \"upstream\"\n\
+                        bands = [{ below = 100, input_ns = 1, cached_ns = 1, output_ns = 1 },\n\
+                        { input_ns = 2, cached_ns = 1, output_ns = 2 }]\n";
+    /// The first of December 2026, and the second before.
+    const BEGUN: UnixSeconds = UnixSeconds(1_796_083_200);
+    const TOO_EARLY: UnixSeconds = UnixSeconds(BEGUN.0 - 1);
+
+    fn in_force_at(now: UnixSeconds, here: &str, elsewhere: &[&str]) -> Result<Tariff> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("tariff.toml");
+        fs::write(&file, FILE).expect("the folder is writable");
+        let here = vec![(here.to_owned(), Price::flat(77, 77, 77))];
+        in_force((Some(&file), &Calendar::utc()), Served { here, partition: "cpu", elsewhere }, now)
+    }
+
+    #[test]
+    fn a_published_tariff_prices_models_here_and_elsewhere() {
+        let tariff = in_force_at(BEGUN, "m", &["big"]).expect("it has begun");
+        assert_eq!(&*tariff.version, "2026-12");
+        let input_ns = |model| tariff.price(model).map(|price| price.bands()[0].input_ns);
+        assert_eq!((input_ns("m"), input_ns("big")), (Some(5), Some(1)));
+    }
+
+    #[test]
+    fn one_that_has_not_begun_or_that_forgets_a_model_is_refused() {
+        let refusal = |tariff: Result<Tariff>| format!("{:#}", tariff.expect_err("it must be refused"));
+        assert!(refusal(in_force_at(TOO_EARLY, "m", &[])).contains("begins on 2026-12-01"));
+        assert!(refusal(in_force_at(BEGUN, "m", &["m2"])).contains("no price for `m2` on `upstream`"));
+        assert!(refusal(in_force_at(BEGUN, "big", &[])).contains("no price for `big` on `cpu`"));
+    }
+}

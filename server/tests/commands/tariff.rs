@@ -1,0 +1,47 @@
+//! What tokens cost, from a measurement to the ledger.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::binary::{self, Served, State};
+
+#[test]
+fn entries_name_the_tariff_that_bench_measured() {
+    let state = State::new();
+    let bench = "bench --prompt 32 --generate 4 --batch 2 --tariff 2026-11-01 --factor 0.5";
+    let run = |line: &str| {
+        let output = state.command(&line.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let tariff = run(bench);
+    assert!(tariff.contains("2 sequences at once, 32 prompt and 4 generated tokens each"), "{tariff}");
+    fs::write(state.path().join("tariff.toml"), &tariff).expect("the folder is writable");
+    fs::write(state.path().join("p.toml"), "[ledger]\ntariff = \"tariff.toml\"\n").expect("the folder is writable");
+    let key = run("key create alice").trim().to_owned();
+    let mut served = Served::start(&state, &["--config", "p.toml"]);
+    let messages = json!([{"role": "user", "content": "What is 12 + 7?"}]);
+    let body = json!({"model": "demo", "messages": messages, "max_tokens": 4});
+    assert_eq!(binary::open_as(&served.address, "/v1/chat/completions", &body, &key).whole().status, 200);
+    let hours: serde_json::Value = serde_json::from_str(&run("usage hours --json")).expect("JSON");
+    let hour = hours["data"].as_array().and_then(|hours| hours.last()).expect("the hour that runs");
+    let seconds = |name: &str| hour[name].as_f64().expect("a number");
+    let sum = seconds("billed") + seconds("under_use") + seconds("idle");
+    assert!(seconds("billed") > 0.0 && (sum - seconds("elapsed")).abs() < 1e-6, "{hour}");
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    let ledger = run("usage export");
+    assert!(ledger.lines().count() == 2 && ledger.contains(",2026-11-01,"), "{ledger}");
+}
+
+#[test]
+fn a_server_does_not_start_with_a_tariff_that_forgets_its_model() {
+    let state = State::new();
+    let tariff = "version = \"1\"\nsince = \"2026-11-01\"\nreference = \"a test\"\nprices = []\n";
+    fs::write(state.path().join("tariff.toml"), tariff).expect("the folder is writable");
+    fs::write(state.path().join("p.toml"), "[ledger]\ntariff = \"tariff.toml\"\n").expect("the folder is writable");
+    let output = state.command(&["serve", "--listen", "127.0.0.1:0", "--config", "p.toml"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("no price for `demo` on `cpu`"), "{said}");
+}

@@ -1,0 +1,128 @@
+//! One Passerelle before another: who asks is told, what it cost is answered, and what is asked twice is billed once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle::api::{ApiConfig, RemoteModel, Serving};
+use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
+use passerelle::gateway::breaker::BreakerBounds;
+use passerelle::gateway::directory::NewKey;
+use passerelle::gateway::replica::{ReplicaId, UpstreamParts};
+use passerelle::gateway::{DataDir, Directory, LedgerTotals, Quota, Replica, Router, Scope};
+use passerelle::upstream::{Timeouts, Upstream, UpstreamKind, UpstreamSettings};
+use passerelle_engine::clock::SystemClock;
+use serde_json::{Value, json};
+
+use crate::common::client::Client;
+use crate::common::{MODEL, Options, PATIENCE, Server};
+
+const RESERVATION: &str = "x-passerelle-reservation";
+
+/// A site that runs the model, with a key for gateways and one for everybody else.
+struct Site {
+    server: Server,
+    gateway_key: String,
+    plain_key: String,
+}
+
+async fn site() -> Site {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    let directory = Directory::open(&data, Arc::new(SystemClock::new()), "test").unwrap();
+    directory.create_account(&"south".parse().unwrap(), Quota::unlimited()).unwrap();
+    let key = |name: &str, scopes: &[Scope]| {
+        let (account, scopes) = ("south".parse().unwrap(), Scopes::new(scopes.iter().copied()).unwrap());
+        let (name, models, class) = (name.to_owned(), ModelAccess::All, ServiceClass::Standard);
+        let new = NewKey { account, name, scopes, models, class, valid_for: None };
+        directory.create_key(new).unwrap().0.reveal().to_owned()
+    };
+    let gateway_key = key("gateway", &[Scope::Inference, Scope::Gateway]);
+    let plain_key = key("plain", &[Scope::Inference]);
+    let api = ApiConfig { site: Some("north".to_owned()), ..ApiConfig::default() };
+    let server = Server::with(Options { administered: Some(folder), api, ..Options::default() }).await;
+    Site { server, gateway_key, plain_key }
+}
+
+impl Site {
+    fn with(&self, key: &str) -> Client {
+        self.server.client().with("authorization", &format!("Bearer {key}"))
+    }
+
+    async fn settled(&self) -> LedgerTotals {
+        self.server.settle().await;
+        self.server.state.ledger().totals()
+    }
+}
+
+/// A gateway without the model, before the site.
+async fn gateway_before(site: &Site) -> Server {
+    let gateway = Server::with(Options::default()).await;
+    let upstream = Upstream::new(&UpstreamSettings {
+        kind: UpstreamKind::Passerelle,
+        url: &format!("http://{}", site.server.address),
+        model: MODEL,
+        key: Some(&site.gateway_key),
+        health_path: "/v1/models",
+        timeouts: Timeouts { connect: Duration::from_secs(5), first_byte: PATIENCE, idle: PATIENCE },
+    });
+    let parts = UpstreamParts {
+        name: "north".to_owned(),
+        door: Box::new(upstream.unwrap()),
+        bounds: BreakerBounds::default(),
+        clock: Arc::new(SystemClock::new()),
+        seed: 1,
+    };
+    let replica = Arc::new(Replica::upstream(ReplicaId(1), "far", parts));
+    let remote = RemoteModel { name: "far".into(), text: None, max_model_len: Some(1000), default_max_tokens: 50 };
+    gateway.state.serve(Serving::new(Router::new([replica], Arc::new(SystemClock::new()), 7), [remote]));
+    gateway
+}
+
+fn chat(model: &str) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": "say:hi there"}]})
+}
+
+#[tokio::test]
+async fn both_gateways_settle_the_same_request_once() {
+    let site = site().await;
+    let gateway = gateway_before(&site).await;
+    let answer = gateway.client().post("/v1/chat/completions", &chat("far")).await.json();
+    assert_eq!((answer["model"].as_str(), answer["choices"][0]["finish_reason"].as_str()), (Some("far"), Some("stop")));
+    gateway.settle().await;
+    let (here, there) = (gateway.state.ledger().totals(), site.settled().await);
+    assert_eq!((here.settled, there.settled), (1, 1));
+    assert_eq!((here.prompt_tokens, here.generated_tokens), (there.prompt_tokens, there.generated_tokens));
+    assert!(there.generated_tokens > 0);
+}
+
+#[tokio::test]
+async fn a_reservation_that_asks_twice_is_billed_once_and_told_what_it_cost() {
+    let site = site().await;
+    let ask = |key: &str, id: &str| {
+        let client = site.with(key).with(RESERVATION, id);
+        async move { client.post("/v1/chat/completions", &chat(MODEL)).await }
+    };
+    let first = ask(&site.gateway_key, "rsv_1").await.json();
+    let told = &first["usage"]["passerelle"];
+    assert_eq!((&told["site"], &told["model_digest"]), (&json!("north"), &json!("fp_test")));
+    assert!(told["billed_gpu_ms"].is_number(), "{told}");
+    let once = site.settled().await;
+    let again = ask(&site.gateway_key, "rsv_1").await.json();
+    assert_eq!(again["choices"], first["choices"], "it is answered all the same");
+    let twice = site.settled().await;
+    assert_eq!((twice.prompt_tokens, twice.generated_tokens), (once.prompt_tokens, once.generated_tokens));
+    ask(&site.gateway_key, "rsv_2").await.json();
+    assert_eq!(site.settled().await.generated_tokens, 2 * once.generated_tokens, "another one pays");
+    assert_eq!(ask(&site.gateway_key, "two words").await.status, 400);
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_for_gateways_pays_each_time_and_is_told_nothing() {
+    let site = site().await;
+    let client = site.with(&site.plain_key).with(RESERVATION, "rsv_1");
+    let first = client.post("/v1/chat/completions", &chat(MODEL)).await.json();
+    assert!(first["usage"].get("passerelle").is_none(), "{first}");
+    let once = site.settled().await;
+    client.post("/v1/chat/completions", &chat(MODEL)).await.json();
+    assert_eq!(site.settled().await.generated_tokens, 2 * once.generated_tokens);
+}
