@@ -1,7 +1,8 @@
 //! How close the CPU ops come to the machine: `cargo bench -p passerelle-models --bench ops [-- THREADS]`.
 //!
 //! A row alone is bound by memory, so its product is held against the measured read bandwidth. Many rows are bound by
-//! arithmetic, so theirs is given in operations per second, beside those of multiply-adds alone. Each figure is the best of several runs.
+//! arithmetic, so theirs is given in operations per second, beside those of multiply-adds alone. Each figure is the best of
+//! several runs.
 
 #![expect(clippy::print_stdout, reason = "the table is the purpose")]
 
