@@ -19,7 +19,7 @@ import time
 
 GATEWAY, LOADTESTS = (os.path.abspath(path) for path in sys.argv[1:3])
 FIGURES = sys.argv[3:] or ["start", "latency", "events", "idle"]
-RATE, SECONDS, ROUNDS = (int(os.environ.get(name, value)) for name, value in (("RATE", 500), ("SECONDS", 8), ("ROUNDS", 3)))
+RATE, SECONDS, ROUNDS = (int(os.environ.get(name, value)) for name, value in (("RATE", 500), ("DURATION", 8), ("ROUNDS", 3)))
 IDLE_STREAMS = int(os.environ.get("IDLE_STREAMS", 9000))
 TICKS = os.sysconf("SC_CLK_TCK")
 SCENARIO = """description = "Short chats to a replica that computes nothing."
