@@ -57,7 +57,7 @@ impl From<Refusal> for ApiError {
 
 impl From<JournalUnavailable> for ApiError {
     fn from(_: JournalUnavailable) -> Self {
-        Self::new(ErrorKind::LedgerUnavailable, "Usage cannot be written down at the moment, so nothing is admitted.")
+        Self::new(ErrorKind::LedgerUnavailable, "Usage cannot be written down at the moment, so nothing is answered.")
     }
 }
 

@@ -86,7 +86,10 @@ impl RelayedChoice {
             }
         }
         if let Some(relay) = &mut self.relay {
-            relay.covers().await;
+            if let Err(unwritten) = relay.covers().await {
+                self.settle(EntryEnd::Failed);
+                return Err(unwritten.into());
+            }
         }
         let piece = self.pending.pop_front();
         if matches!(&piece, Some(Delta::Text(part)) if !part.text.is_empty()) {

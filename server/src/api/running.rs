@@ -11,6 +11,7 @@ use super::generate::saturating_u32;
 use super::meter::PromptMeter;
 use super::ranking::Ranking;
 use crate::gateway::Generation;
+use crate::gateway::journal::JournalUnavailable;
 
 /// What is made of a prompt's events.
 #[derive(Debug)]
@@ -105,6 +106,10 @@ impl RunningPrompt {
             Some(Event::Failed { error, .. }) => {
                 self.settle();
                 Err(error.into())
+            }
+            None if self.generation.as_ref().is_some_and(Generation::is_unwritten) => {
+                self.settle();
+                Err(JournalUnavailable.into())
             }
             None => {
                 self.settle();

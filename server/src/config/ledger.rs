@@ -13,6 +13,7 @@ pub struct LedgerConfig {
     pub time_zone: String,
     pub sync_interval: Duration,
     pub retry_interval: Duration,
+    pub longest_stall: Duration,
     pub max_backlog: usize,
     /// Output tokens of an answer that are reserved at a time.
     pub reserve_tokens: NonZeroU32,
@@ -40,6 +41,7 @@ pub(super) fn check_ledger(written: WrittenLedger) -> Result<LedgerConfig, Confi
         time_zone: written.time_zone.unwrap_or_else(|| "UTC".to_owned()),
         sync_interval: period(written.sync_interval, Duration::from_millis(50)),
         retry_interval: period(written.retry_interval, Duration::from_secs(1)),
+        longest_stall: period(written.longest_stall, Duration::from_secs(5)),
         max_backlog: count(written.max_backlog, 65_536),
         reserve_tokens: written.reserve_tokens.unwrap_or(const { NonZeroU32::new(64).unwrap() }),
         longest_park: period(written.longest_park, Duration::from_secs(60)),

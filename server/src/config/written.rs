@@ -363,6 +363,8 @@ pub struct WrittenLedger {
     pub sync_interval: Option<Period>,
     /// How often a disk that refused is tried again.
     pub retry_interval: Option<Period>,
+    /// How long a stream of an account with a budget waits for it.
+    pub longest_stall: Option<Period>,
     /// Records that may wait to be written; while there are more, nothing is admitted.
     pub max_backlog: Option<NonZeroUsize>,
     /// Output tokens of an answer that are reserved at a time.
@@ -386,6 +388,7 @@ lay_over!(WrittenLedger {
     time_zone,
     sync_interval,
     retry_interval,
+    longest_stall,
     max_backlog,
     reserve_tokens,
     longest_park,

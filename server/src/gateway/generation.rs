@@ -31,6 +31,8 @@ pub struct Generation {
     choices: Vec<ChoiceInFlight>,
     /// Generated beyond what ended a choice.
     wasted_tokens: u32,
+    /// It ended because what it used could not be written down.
+    is_unwritten: bool,
 }
 
 /// A replica did not take the request. Another one may be tried under the same reservation; without one, withdraw it.
@@ -77,6 +79,7 @@ impl Generation {
                 held_back: None,
                 choices,
                 wasted_tokens: 0,
+                is_unwritten: false,
             }),
             Err(error) => Err(Box::new(NotStarted { error, reservation })),
         }
@@ -90,7 +93,10 @@ impl Generation {
         match &self.held_back {
             Some(Event::Token(token)) => {
                 let choice = token.choice;
-                self.reservation.covers(self.delivered_tokens() + 1).await;
+                if self.reservation.covers(self.delivered_tokens() + 1).await.is_err() {
+                    self.give_up();
+                    return None;
+                }
                 self.choices[choice as usize].delivered_tokens += 1;
                 let sent = Usage { generated_tokens: self.delivered_tokens(), ..self.events.usage() };
                 self.reservation.mark(sent);
@@ -108,6 +114,11 @@ impl Generation {
     /// Whether a choice that the engine was told to end ended because no more was granted to it.
     pub fn is_out_of_quota(&self, choice: u32) -> bool {
         self.choices[choice as usize].stage == Stage::OutOfQuota
+    }
+
+    /// Whether it ended because the ledger could not be written for too long.
+    pub fn is_unwritten(&self) -> bool {
+        self.is_unwritten
     }
 
     /// What the engine has used for this request so far.
@@ -128,6 +139,12 @@ impl Generation {
     /// Ends the request wherever it is, and settles what was used.
     pub fn close(self) -> Usage {
         self.stop()
+    }
+
+    fn give_up(&mut self) {
+        self.is_unwritten = true;
+        self.choices.iter_mut().for_each(|choice| choice.stage = Stage::Over);
+        self.reservation.end(EntryEnd::Failed);
     }
 
     async fn next_of_an_open_choice(&mut self) -> Option<Event> {

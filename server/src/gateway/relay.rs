@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
-use super::journal::EntryEnd;
+use super::journal::{EntryEnd, JournalUnavailable};
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, UpstreamSide};
 use super::upstream::{Call, Events, Failure};
@@ -91,10 +91,10 @@ impl Relay {
     ///
     /// Marked first: one event may hold more tokens than lie between two marks. So a mark is ahead of what was sent by at
     /// most one event.
-    pub async fn covers(&mut self) {
+    pub async fn covers(&mut self) -> Result<(), JournalUnavailable> {
         let used = self.reservation.used();
         self.reservation.mark(used);
-        self.reservation.covers(used.generated_tokens).await;
+        self.reservation.covers(used.generated_tokens).await
     }
 
     /// How it ended; a relay that is not told has been aborted.

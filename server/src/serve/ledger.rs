@@ -59,6 +59,7 @@ impl LedgerLock {
         let journal_config = JournalConfig {
             sync_interval: config.sync_interval,
             retry_interval: config.retry_interval,
+            longest_stall: config.longest_stall,
             max_backlog: config.max_backlog,
         };
         let (thread, journal) = JournalThread::start(Box::new(store), journal_config, Arc::clone(&clock))

@@ -12,7 +12,8 @@
 //!
 //! One thread writes. The hot path hands over what is to be written and goes on; only a stream that has run ahead of its
 //! marks waits. A disk that refuses is tried again every [`JournalConfig::retry_interval`]; meanwhile nothing is forgotten,
-//! accounts with a budget are not admitted and their streams wait, and accounts without go on.
+//! accounts with a budget are not admitted, their streams wait for [`JournalConfig::longest_stall`] and then end, and
+//! accounts without go on.
 
 mod entry;
 pub mod export;
@@ -22,8 +23,12 @@ mod sqlite;
 mod store;
 mod writer;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+
+use tokio::time::{Sleep, sleep};
 
 pub use entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement};
 pub use memory::MemoryStore;
@@ -53,6 +58,8 @@ pub struct Page {
     progress: Arc<Progress>,
     last_mark: u32,
     trust: Trust,
+    /// Since its stream waits for the disk.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 /// What happens to an account's streams while nothing can be written.
@@ -94,7 +101,7 @@ impl Journal {
 
     pub(super) fn open(&self, opening: Opening, trust: Trust) -> Page {
         let (opening, progress) = (Arc::new(opening), Arc::new(Progress::default()));
-        let page = Page { journal: self.clone(), opening, progress, last_mark: 0, trust };
+        let page = Page { journal: self.clone(), opening, progress, last_mark: 0, trust, stall: None };
         page.hand_over(Record::Open(Arc::clone(&page.opening)), true);
         page
     }
@@ -110,14 +117,23 @@ impl Page {
         }
     }
 
-    /// Whether `tokens` may be sent. If not, whoever polls is woken when that may have changed.
-    pub(super) fn poll_covers(&self, tokens: u32, context: &mut std::task::Context<'_>) -> std::task::Poll<()> {
-        let goes_on = || self.trust == Trust::GoOn && self.journal.shared.is_failing();
-        if self.progress.covers(tokens) || goes_on() {
-            return std::task::Poll::Ready(());
+    /// Ready when `tokens` may be sent, or when that was waited for too long.
+    pub(super) fn poll_covers(&mut self, tokens: u32, context: &mut Context<'_>) -> Poll<Result<(), JournalUnavailable>> {
+        if !self.may_send(tokens) {
+            self.progress.register(context.waker());
+            if !self.may_send(tokens) {
+                let longest = self.journal.shared.longest_stall();
+                let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(longest)));
+                return stall.as_mut().poll(context).map(|()| Err(JournalUnavailable));
+            }
         }
-        self.progress.register(context.waker());
-        if self.progress.covers(tokens) || goes_on() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        self.stall = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn may_send(&self, tokens: u32) -> bool {
+        let goes_on = || self.trust == Trust::GoOn && self.journal.shared.is_failing();
+        self.progress.covers(tokens) || goes_on()
     }
 
     pub(super) fn settle(&self, settlement: Settlement) {
@@ -135,7 +151,12 @@ impl Page {
 
 impl Default for JournalConfig {
     fn default() -> Self {
-        Self { sync_interval: Duration::from_millis(50), retry_interval: Duration::from_secs(1), max_backlog: 65_536 }
+        Self {
+            sync_interval: Duration::from_millis(50),
+            retry_interval: Duration::from_secs(1),
+            longest_stall: Duration::from_secs(5),
+            max_backlog: 65_536,
+        }
     }
 }
 

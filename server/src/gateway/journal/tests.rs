@@ -48,12 +48,17 @@ impl LedgerStore for Disk {
 
 fn start(disk: &Disk) -> (JournalThread, Journal) {
     let millisecond = Duration::from_millis(1);
-    let config = JournalConfig { sync_interval: millisecond, retry_interval: millisecond, max_backlog: 8 };
+    let config = JournalConfig {
+        sync_interval: millisecond,
+        retry_interval: millisecond,
+        max_backlog: 8,
+        ..JournalConfig::default()
+    };
     JournalThread::start(Box::new(disk.clone()), config, Arc::new(SystemClock::new())).unwrap()
 }
 
-async fn covers(page: &Page, tokens: u32) {
-    poll_fn(|context| page.poll_covers(tokens, context)).await;
+async fn covers(page: &mut Page, tokens: u32) {
+    poll_fn(|context| page.poll_covers(tokens, context)).await.unwrap();
 }
 
 async fn until(condition: impl Fn() -> bool) {
@@ -62,9 +67,9 @@ async fn until(condition: impl Fn() -> bool) {
     }
 }
 
-fn is_covered(page: &Page, tokens: u32) -> bool {
+fn is_covered(page: &mut Page, tokens: u32) -> bool {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    page.poll_covers(tokens, &mut context) == Poll::Ready(())
+    page.poll_covers(tokens, &mut context) == Poll::Ready(Ok(()))
 }
 
 #[tokio::test]
@@ -72,20 +77,20 @@ async fn a_stream_waits_for_its_reservation_and_then_for_each_mark() {
     let disk = Disk::default();
     let (_thread, journal) = start(&disk);
     let mut page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
-    covers(&page, 16).await;
-    assert!(!is_covered(&page, 17));
+    covers(&mut page, 16).await;
+    assert!(!is_covered(&mut page, 17));
     page.mark(used(5, 7));
-    assert!(!is_covered(&page, 24), "too early for a mark");
+    assert!(!is_covered(&mut page, 24), "too early for a mark");
     page.mark(used(5, 8));
-    covers(&page, 24).await;
-    assert!(!is_covered(&page, 25));
+    covers(&mut page, 24).await;
+    assert!(!is_covered(&mut page, 25));
 }
 
 #[tokio::test]
 async fn settlements_are_durable_only_once_they_are_on_the_disk() {
     let disk = Disk::default();
     let (thread, journal) = start(&disk);
-    let page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    let mut page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
     page.settle(settlement(1_001, used(5, 3)));
     until(|| journal.state().durable_settlements == 1).await;
     drop(thread);
@@ -97,20 +102,40 @@ async fn a_full_disk_closes_budgets_lets_others_go_on_loses_nothing_and_opens_ag
     let disk = Disk::default();
     let (_thread, journal) = start(&disk);
     *disk.is_full.lock().unwrap() = true;
-    let with_budget = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
-    let without = journal.open(Opening::clone(&opening(2, "b")), Trust::GoOn);
-    covers(&without, 1_000).await;
-    assert!(journal.state().is_failing && !is_covered(&with_budget, 1));
+    let mut with_budget = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    let mut without = journal.open(Opening::clone(&opening(2, "b")), Trust::GoOn);
+    covers(&mut without, 1_000).await;
+    assert!(journal.state().is_failing && !is_covered(&mut with_budget, 1));
     assert_eq!(journal.admits(Trust::WaitForDisk), Err(JournalUnavailable));
     assert_eq!(journal.admits(Trust::GoOn), Ok(()));
     with_budget.settle(settlement(1_001, used(5, 3)));
     assert_eq!(journal.state().durable_settlements, 0);
     *disk.is_full.lock().unwrap() = false;
-    covers(&with_budget, 16).await;
+    covers(&mut with_budget, 16).await;
     until(|| journal.state().durable_settlements == 1).await;
     assert_eq!(journal.admits(Trust::WaitForDisk), Ok(()));
     let written = disk.written.lock().unwrap();
     assert_eq!(written.iter().filter(|(record, _)| matches!(record, Record::Open(_))).count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_with_a_budget_waits_for_the_disk_no_longer_than_it_may() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    *disk.is_full.lock().unwrap() = true;
+    let mut page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    let longest = JournalConfig::default().longest_stall;
+    let began = tokio::time::Instant::now();
+    // Polled anew each time, as a stream among others is.
+    let given_up = loop {
+        let one_poll = poll_fn(|context| Poll::Ready(page.poll_covers(1, context))).await;
+        match one_poll {
+            Poll::Ready(result) => break result,
+            Poll::Pending => tokio::time::advance(longest / 10).await,
+        }
+    };
+    assert_eq!(given_up, Err(JournalUnavailable));
+    assert!(began.elapsed() >= longest && began.elapsed() < 2 * longest);
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ pub struct JournalConfig {
     pub sync_interval: Duration,
     /// How often a disk that refused is tried again.
     pub retry_interval: Duration,
+    /// How long a stream of an account with a budget waits for a disk that refuses.
+    pub longest_stall: Duration,
     /// Records that may wait; while there are more, nothing is admitted. Open reservations add three each at most.
     pub max_backlog: usize,
 }
@@ -106,6 +108,10 @@ impl Shared {
 
     pub(super) fn is_failing(&self) -> bool {
         self.is_failing.load(Ordering::Acquire)
+    }
+
+    pub(super) fn longest_stall(&self) -> Duration {
+        self.config.longest_stall
     }
 
     pub(super) fn max_backlog(&self) -> usize {

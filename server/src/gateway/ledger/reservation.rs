@@ -10,7 +10,7 @@ use super::amounts::{Amounts, Ask, Demand, Stage};
 use super::origins::Origin;
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
-use crate::gateway::journal::{self, EntryEnd, Settlement};
+use crate::gateway::journal::{self, EntryEnd, JournalUnavailable, Settlement};
 use crate::gateway::quota::Percent;
 
 /// Room taken. Settles when dropped.
@@ -162,9 +162,10 @@ impl Reservation {
     }
 
     /// Returns once `tokens` generated tokens may be sent, because enough is written down. Cancel safe.
-    pub async fn covers(&self, tokens: u32) {
-        if let Some(page) = &self.page {
-            poll_fn(|context| page.poll_covers(tokens, context)).await;
+    pub async fn covers(&mut self, tokens: u32) -> Result<(), JournalUnavailable> {
+        match &mut self.page {
+            Some(page) => poll_fn(|context| page.poll_covers(tokens, context)).await,
+            None => Ok(()),
         }
     }
 
