@@ -5,8 +5,14 @@ use serde_json::{Value, json};
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
 
+const EXAMPLES: &str = "\
+Examples:
+  passerelle reload             what changed, and what needs a restart
+  passerelle reload --json      the same, for scripts";
+
 /// Have the running server read its configuration again. One that is wrong changes nothing.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct ReloadArgs {
     #[command(flatten)]
     output: OutputArgs,

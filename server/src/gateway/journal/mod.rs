@@ -118,7 +118,11 @@ impl Page {
     }
 
     /// Ready when `tokens` may be sent, or when that was waited for too long.
-    pub(super) fn poll_covers(&mut self, tokens: u32, context: &mut Context<'_>) -> Poll<Result<(), JournalUnavailable>> {
+    pub(super) fn poll_covers(
+        &mut self,
+        tokens: u32,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), JournalUnavailable>> {
         if !self.may_send(tokens) {
             self.progress.register(context.waker());
             if !self.may_send(tokens) {

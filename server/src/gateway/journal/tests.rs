@@ -90,7 +90,7 @@ async fn a_stream_waits_for_its_reservation_and_then_for_each_mark() {
 async fn settlements_are_durable_only_once_they_are_on_the_disk() {
     let disk = Disk::default();
     let (thread, journal) = start(&disk);
-    let mut page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    let page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
     page.settle(settlement(1_001, used(5, 3)));
     until(|| journal.state().durable_settlements == 1).await;
     drop(thread);
