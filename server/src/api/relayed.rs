@@ -85,11 +85,11 @@ impl RelayedChoice {
                 None => self.finish()?,
             }
         }
-        if let Some(relay) = &mut self.relay {
-            if let Err(unwritten) = relay.covers().await {
-                self.settle(EntryEnd::Failed);
-                return Err(unwritten.into());
-            }
+        if let Some(relay) = &mut self.relay
+            && let Err(unwritten) = relay.covers().await
+        {
+            self.settle(EntryEnd::Failed);
+            return Err(unwritten.into());
         }
         let piece = self.pending.pop_front();
         if matches!(&piece, Some(Delta::Text(part)) if !part.text.is_empty()) {
