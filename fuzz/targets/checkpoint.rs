@@ -3,6 +3,13 @@
 
 use libfuzzer_sys::fuzz_target;
 
+/// The fuzzer has limits of its own (`-timeout`, `-rss_limit_mb`).
+mod bounds {
+    pub(crate) fn within_bounds<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+}
+
 #[allow(dead_code)]
 #[path = "../../models/tests/checkpoint/tiny.rs"]
 mod tiny;
