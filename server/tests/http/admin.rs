@@ -255,3 +255,25 @@ async fn a_whole_file_of_accounts_is_applied_once_and_shown_before() {
     assert_eq!(delete(&owner, "/admin/v1/accounts/acme").await, 403, "its own node is changed from above");
     assert_eq!(bench.with(&bench.operator).post("/admin/v1/reload", &json!({})).await.error_code(), "not_found");
 }
+
+#[tokio::test]
+async fn a_key_makes_none_that_may_do_more_than_itself() {
+    let bench = bench().await;
+    let gateway = json!({"account": "acme", "name": "g", "scopes": ["inference", "gateway"]});
+    let refused = bench.with(&bench.owner).post("/v1/me/keys", &gateway).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (403, "insufficient_scope"));
+    let operator = bench.with(&bench.operator);
+    assert_eq!(operator.post("/admin/v1/keys", &gateway).await.status, 200);
+
+    let narrow = json!({"account": "acme", "name": "n", "scopes": ["admin"], "models": [MODEL], "class": "batch"});
+    let made = operator.post("/admin/v1/keys", &narrow).await.json();
+    let narrow = bench.with(made["key"].as_str().unwrap());
+    // The server looks at the directory again after a moment.
+    while narrow.get("/v1/me/keys").await.status == 401 {
+        tokio::task::yield_now().await;
+    }
+    let make = async |asked: Value| narrow.post("/v1/me/keys", &asked).await.status;
+    assert_eq!(make(json!({"name": "a", "class": "batch"})).await, 403, "every model");
+    assert_eq!(make(json!({"name": "b", "models": [MODEL], "class": "interactive"})).await, 403);
+    assert_eq!(make(json!({"name": "c", "models": [MODEL], "class": "batch"})).await, 200);
+}

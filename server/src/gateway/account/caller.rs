@@ -66,6 +66,17 @@ pub enum ModelAccess {
 #[error("a key without a scope could do nothing")]
 pub struct NoScope;
 
+impl ModelAccess {
+    /// Whether whoever has this has all of `other`.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::All, _) => true,
+            (Self::Only(_), Self::All) => false,
+            (Self::Only(known), Self::Only(asked)) => asked.is_subset(known),
+        }
+    }
+}
+
 impl Caller {
     /// Everybody, where nobody needs a key. Administration still needs one.
     pub fn at_open_door(account: Account) -> Self {

@@ -15,7 +15,7 @@ use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use crate::gateway::directory::{KeyInfo, NewKey};
 use crate::gateway::keys::ApiKey;
-use crate::gateway::{AccountPath, Caller, Directory, DirectoryError};
+use crate::gateway::{AccountPath, Caller, Directory, DirectoryError, Scope};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,6 +57,7 @@ pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> 
     let NewKeyBody { account, name, scopes, models, class, valid_for_seconds } = read(request, &desk).await?;
     let account = account.unwrap_or_else(|| caller.account.path.clone());
     require_governed(&caller, &account)?;
+    require_no_more(&caller, (&scopes, &models, class))?;
     let valid_for = valid_for_seconds.map(Duration::from_secs);
     let new = NewKey { account, name, scopes, models, class, valid_for };
     let (key, info) = blocking(move || administration.directory.create_key(new)).await?;
@@ -85,6 +86,25 @@ pub(super) async fn revoke<D: Desk>(
     let id = governed_key(&caller, &administration.directory, id).await?;
     let info = blocking(move || administration.directory.revoke_key(&id)).await?;
     Ok(Json(info).into_response())
+}
+
+/// A key hands on no more than it has. What `gateway` allows is a matter of trust between operators: such a key says itself
+/// what it was billed for already.
+fn require_no_more(
+    caller: &Caller,
+    (scopes, models, class): (&Scopes, &ModelAccess, ServiceClass),
+) -> Result<(), ApiError> {
+    let refused = |message: &str| Err(ApiError::new(ErrorKind::InsufficientScope, message));
+    if scopes.allow(Scope::Gateway) && !caller.governs(&AccountPath::root()) {
+        return refused("Only whoever governs `/` makes keys with the scope `gateway`.");
+    }
+    if !caller.models.covers(models) {
+        return refused("This key is for some models only, and so are the keys that it makes.");
+    }
+    if caller.classes.grant(Some(class)) != class {
+        return refused("This key's requests are less urgent than that, and so are those of the keys that it makes.");
+    }
+    Ok(())
 }
 
 /// By id or name. A key that the caller does not govern is not told from one that does not exist.
