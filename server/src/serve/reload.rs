@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use passerelle::api::{AppState, ReloadOrder, Reloaded, Reloader, RemoteModel, Serving};
 use passerelle::config::{self, Config, ModelConfig, ServerConfig};
 use passerelle::gateway::{AccountPath, Alias, Replica, RetryBounds, Router};
@@ -71,6 +71,7 @@ impl Reloading {
         let config = in_force(&self.config, new, ring.is_some());
         let here: Vec<String> = self.engines.iter().map(|replica| replica.model().to_owned()).collect();
         let (settings, remote) = upstreams::prepare(&config, &here)?.split();
+        self.require_prices(&config, &remote)?;
         let given = (door::fixed_keys(&config)?, door::default_limits(&config)?);
         let regiven = ring.map(|ring| ring.regive(given.0, given.1)).transpose()?;
         let replicas = self.engines.iter().cloned().chain(self.upstreams.follow(settings)?);
@@ -83,6 +84,18 @@ impl Reloading {
         self.state.serve(serving);
         self.config = config;
         Ok(reloaded)
+    }
+
+    /// A published tariff is read at start only; nothing is free by an oversight.
+    fn require_prices(&self, config: &Config, remote: &[RemoteModel]) -> Result<()> {
+        let tariff = self.state.ledger().tariff();
+        let unpriced = remote.iter().find(|model| tariff.price(&model.name).is_none());
+        match (&config.ledger.tariff, unpriced) {
+            (Some(_), Some(model)) => {
+                bail!("`{}` has no price in the tariff that is in force; restart to have it read again", model.name)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
