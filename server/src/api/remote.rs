@@ -17,6 +17,7 @@ use super::wire::answer::{AnswerKind, Billing};
 use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Output, Prompt};
+use crate::gateway::account::ServiceClass;
 use crate::gateway::{Ask, Caller, PrefixHint, Reservation, Scope};
 use crate::text::TextModel;
 
@@ -136,12 +137,16 @@ impl Admission<'_> {
 
     async fn reserve_all(&self, prompts: Vec<Measured>, scope: Scope) -> Result<Vec<Ticket>, ApiError> {
         let patience = Patience::of(prompts.len(), scope);
+        let class = match scope {
+            Scope::Batch => ServiceClass::Batch,
+            _ => self.caller.classes.grant(self.request.class),
+        };
         let share = saturating_u32(prompts.len()).max(1);
         let mut tickets = Vec::with_capacity(prompts.len());
         for measured in prompts {
             let ticket = match self.bound(&measured, share) {
                 Ok(max_tokens) => {
-                    let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
+                    let ask = Ask { class, ..Ask::new(&self.model.name, measured.at_most, max_tokens) };
                     let reserved = reserve_with(patience, self.state, self.caller, &ask).await;
                     reserved.map(|reservation| (max_tokens, reservation))
                 }
