@@ -167,14 +167,15 @@ impl Ledger {
         if ticket.is_none() {
             slots.iter().for_each(|slot| pages.pages[*slot].note_trials((&demand, model), now));
         }
-        if let Some(refusal) = pages.line.ahead(&caller.account, (&demand, ask), ticket) {
+        if let Some(refusal) = pages.line.ahead(&caller.account, (&demand, ask), (ticket, now)) {
             return Err(refusal);
         }
         let taken = pages.admit((&caller.account, &slots), (&demand, model), now).or_else(|refusal| {
             let overrun = demand.overrunning(self.books.parts.overrun);
             match refusal.retry {
                 Retry::Spent if self.books.parts.overrun != Percent::NONE => {
-                    pages.admit((&caller.account, &slots), (&overrun, model), now).map_err(|_| refusal)
+                    let admitted = pages.admit((&caller.account, &slots), (&overrun, model), now);
+                    admitted.map_err(|further| if further.retry == Retry::Spent { refusal } else { further })
                 }
                 Retry::After(_) | Retry::Spent | Retry::Never => Err(refusal),
             }

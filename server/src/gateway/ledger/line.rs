@@ -11,8 +11,8 @@ use tokio::time::sleep;
 
 use super::amounts::Demand;
 use super::{Ask, Books, Ledger, Now, Refusal, Reservation, Retry};
-use crate::gateway::account::{Account, AccountPath, Caller};
-use crate::gateway::quota::{Bound, Limit};
+use crate::gateway::account::{Account, AccountPath, Caller, Node};
+use crate::gateway::quota::{Bound, Enforcement, Limit};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineBounds {
@@ -34,8 +34,11 @@ pub(super) struct Line {
 struct Waiting {
     ticket: Ticket,
     account: AccountPath,
+    model: Option<Arc<str>>,
     /// The limit that has no room for it.
     before: Refusal,
+    /// When it said so, on the monotonic clock.
+    since: Duration,
 }
 
 /// Who waits already.
@@ -64,7 +67,7 @@ impl Ledger {
             };
             let now = self.books.now();
             if place.is_none() {
-                place = self.join(caller, &refusal, now);
+                place = self.join(caller, ask, &refusal, now);
                 // Something may have come free before anybody knew that it is waited for.
                 if place.is_some() {
                     continue;
@@ -75,7 +78,7 @@ impl Ledger {
                 self.books.open().count_refusal(&caller.account);
                 return Err(refusal);
             };
-            place.wait_before(refusal);
+            place.wait_before(refusal, now);
             tokio::select! {
                 () = gave_back => {}
                 () = sleep(wait) => {}
@@ -84,12 +87,19 @@ impl Ledger {
     }
 
     /// `None`: the line is full, or waiting would not help.
-    fn join(&self, caller: &Caller, refusal: &Refusal, now: Now) -> Option<Place> {
+    fn join(&self, caller: &Caller, ask: &Ask, refusal: &Refusal, now: Now) -> Option<Place> {
         let bounds = self.books.parts.line;
         let deadline = now.monotonic + bounds.longest_wait;
         wait(refusal, deadline, now)?;
         let mut pages = self.books.open();
-        let ticket = pages.line.join(&caller.account, refusal, bounds)?;
+        let waiting = Waiting {
+            ticket: pages.line.next_ticket,
+            account: caller.account.path.clone(),
+            model: ask.model.clone(),
+            before: refusal.clone(),
+            since: now.monotonic,
+        };
+        let ticket = pages.line.join(&caller.account, waiting, bounds)?;
         Some(Place { books: Arc::clone(&self.books), ticket, deadline })
     }
 }
@@ -123,7 +133,7 @@ impl Line {
         &self,
         account: &Account,
         (demand, ask): (&Demand, &Ask),
-        ticket: Option<Ticket>,
+        (ticket, now): (Option<Ticket>, Now),
     ) -> Option<Refusal> {
         let model = ask.model.as_deref();
         let mut earlier = self.waiting.iter().take_while(|waiting| ticket.is_none_or(|ticket| waiting.ticket < ticket));
@@ -133,25 +143,31 @@ impl Line {
             let of_node = account.nodes.iter().find(|node| node.path == *scope)?;
             let limit = of_node.limits.limits().iter().find(|limit| is_same(limit) && limit.covers(model))?;
             let asked = demand.of_limit(limit).map_or(0, |share| share.now);
-            (asked > 0).then(|| Refusal { asked, ..waiting.before.clone() })
+            let retry = waiting.before.retry.seen_after(now.monotonic.saturating_sub(waiting.since));
+            (asked > 0).then(|| Refusal { asked, retry, ..waiting.before.clone() })
         })
     }
 
-    fn join(&mut self, account: &Account, refusal: &Refusal, bounds: LineBounds) -> Option<Ticket> {
-        let within = |path: &AccountPath| self.waiting.iter().filter(|waiting| waiting.account.is_within(path)).count();
-        let has_room = |path: &AccountPath, most: u64| (within(path) as u64) < most;
-        let stated = account.limits().filter_map(|(node, limit)| match limit.bound {
-            Bound::QueuedRequests(most) if limit.covers(refusal.model.as_deref()) => Some((&node.path, most.get())),
-            _ => None,
-        });
-        let per_account = (&account.path, bounds.max_waiting_per_account as u64);
-        let has_room_everywhere = stated.chain([per_account]).all(|(path, most)| has_room(path, most));
-        if self.waiting.len() >= bounds.max_waiting || !has_room_everywhere {
+    fn join(&mut self, account: &Account, newcomer: Waiting, bounds: LineBounds) -> Option<Ticket> {
+        let within = |path: &AccountPath, is_counted: &dyn Fn(&Waiting) -> bool| {
+            self.waiting.iter().filter(|waiting| waiting.account.is_within(path) && is_counted(waiting)).count() as u64
+        };
+        let is_full = |(node, limit): (&Node, &Limit)| match limit.bound {
+            Bound::QueuedRequests(most) if limit.enforcement == Enforcement::Refuse => {
+                let is_counted = |waiting: &Waiting| limit.covers(waiting.model.as_deref());
+                is_counted(&newcomer) && within(&node.path, &is_counted) >= most.get()
+            }
+            _ => false,
+        };
+        let of_account = within(&account.path, &|_| true);
+        let is_crowded =
+            self.waiting.len() >= bounds.max_waiting || of_account >= bounds.max_waiting_per_account as u64;
+        if is_crowded || account.limits().any(is_full) {
             return None;
         }
-        let ticket = self.next_ticket;
         self.next_ticket.0 += 1;
-        self.waiting.push(Waiting { ticket, account: account.path.clone(), before: refusal.clone() });
+        let ticket = newcomer.ticket;
+        self.waiting.push(newcomer);
         Some(ticket)
     }
 
@@ -161,9 +177,9 @@ impl Line {
 }
 
 impl Place {
-    fn wait_before(&self, refusal: Refusal) {
+    fn wait_before(&self, refusal: Refusal, now: Now) {
         if let Some(waiting) = self.books.open().line.waiting_mut(self.ticket) {
-            waiting.before = refusal;
+            (waiting.before, waiting.since) = (refusal, now.monotonic);
         }
     }
 }

@@ -7,7 +7,7 @@ use passerelle_engine::clock::ManualClock;
 use tokio::task::{JoinHandle, yield_now};
 
 use super::*;
-use crate::gateway::quota::{Bound, Limit, LimitName, Period, Quota};
+use crate::gateway::quota::{Bound, Enforcement, Limit, LimitName, Period, Quota};
 
 struct Bench {
     ledger: Ledger,
@@ -162,6 +162,39 @@ async fn the_line_is_bounded_in_all_for_each_account_and_by_a_limit_on_queued_re
     for (task, is_refused) in tasks.into_iter().zip(is_refused) {
         assert_eq!(task.await.unwrap().is_err(), is_refused);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_on_queued_requests_counts_those_of_its_model_and_one_on_trial_refuses_nobody() {
+    let queued = |model: Option<&str>, enforcement| Limit {
+        model: model.map(Into::into),
+        enforcement,
+        ..Limit::of(Bound::QueuedRequests(n(1)))
+    };
+    let waiting = async |queued: Limit, models: [&str; 2]| {
+        let bench = bench();
+        let alice = caller("alice", vec![Limit::concurrent_requests(n(1)), queued]);
+        let _held = bench.ledger.reserve(&alice, &ask(1)).unwrap();
+        for model in models {
+            bench.send("further", &alice, Ask::new(model, 1, 0)).await;
+        }
+        bench.num_waiting()
+    };
+    assert_eq!(waiting(queued(Some("m"), Enforcement::Refuse), ["m", "m"]).await, 1);
+    assert_eq!(waiting(queued(Some("m"), Enforcement::Refuse), ["m", "other"]).await, 2, "another model's");
+    assert_eq!(waiting(queued(None, Enforcement::Refuse), ["m", "other"]).await, 1);
+    assert_eq!(waiting(queued(None, Enforcement::DryRun), ["m", "m"]).await, 2, "on trial");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_stands_behind_another_is_told_how_long_that_one_waits_from_now() {
+    let bench = bench();
+    let alice = caller("alice", vec![Limit::requests_per_minute(n(20))]);
+    while bench.ledger.reserve(&alice, &ask(1)).is_ok() {}
+    let _first = bench.send("first", &alice, ask(1)).await;
+    bench.pass(Duration::from_secs(1)).await;
+    let refusal = bench.ledger.reserve(&alice, &ask(1)).unwrap_err();
+    assert!(matches!(refusal.retry, Retry::After(wait) if wait <= Duration::from_secs(2)), "{refusal}");
 }
 
 #[tokio::test(start_paused = true)]

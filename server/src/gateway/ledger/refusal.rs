@@ -35,6 +35,16 @@ pub enum Retry {
     Never,
 }
 
+impl Retry {
+    /// The same, said `waited` later.
+    pub(super) fn seen_after(self, waited: Duration) -> Self {
+        match self {
+            Self::After(wait) => Self::After(wait.saturating_sub(waited)),
+            Self::Spent | Self::Never => self,
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { limit, scope, limit_value, current_value, asked, .. } = self;
