@@ -174,12 +174,17 @@ impl KvCacheManager {
         let longest = (sequence.tokens().len() - 1) / self.spec.block_size;
         let hashes = &sequence.block_hashes(self.spec.block_size)[..longest];
         let is_missing = |group: usize, index: usize| self.pool.find(&BlockKey::new(group, hashes[index])).is_none();
-        let mut num_blocks = longest;
-        // No longer prefix does without the block that is missing: what comes before it is looked at in turn.
-        while let Some(missing) = self.groups().find_map(|group| {
+        let missing_in = |group: usize, num_blocks: usize| {
             let needed = self.first_block(group, num_blocks * self.spec.block_size)..num_blocks;
             needed.into_iter().find(|&index| is_missing(group, index))
-        }) {
+        };
+        let (full, windowed): (Vec<_>, Vec<_>) =
+            self.groups().partition(|&group| self.spec.groups[group].reach == KvReach::Full);
+        // What a group that looks at everything finds of a prefix, it finds of every shorter one: once is enough.
+        let mut num_blocks =
+            full.into_iter().fold(longest, |num_blocks, group| missing_in(group, num_blocks).unwrap_or(num_blocks));
+        // No longer prefix does without the block that is missing: what comes before it is looked at in turn.
+        while let Some(missing) = windowed.iter().find_map(|&group| missing_in(group, num_blocks)) {
             num_blocks = missing;
         }
         num_blocks * self.spec.block_size
