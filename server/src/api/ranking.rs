@@ -1,6 +1,5 @@
 //! `best_of`: more choices are generated than are shown, and the likeliest are.
 
-use std::cmp::Ordering;
 use std::num::NonZeroU32;
 
 use passerelle_engine::TokenEvent;
@@ -42,7 +41,7 @@ impl Ranking {
     /// The pieces of those with the highest log-probability a token, as OpenAI defines the best, numbered in that order.
     /// Of equals, the one that was drawn first.
     pub(crate) fn best(mut self) -> impl Iterator<Item = ChoiceDelta> {
-        self.candidates.sort_by(|one, other| other.mean().partial_cmp(&one.mean()).unwrap_or(Ordering::Equal));
+        self.candidates.sort_by(|one, other| other.mean().total_cmp(&one.mean()));
         let shown = self.candidates.into_iter().take(self.num_shown).enumerate();
         shown.flat_map(|(index, candidate)| {
             candidate.pieces.into_iter().map(move |piece| ChoiceDelta { index, ..piece })

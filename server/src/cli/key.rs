@@ -110,8 +110,14 @@ fn create(office: &Office, args: CreateArgs) -> Result<()> {
     });
     let made = office.post("/admin/v1/keys", &new)?;
     let shown = show_once(&made, args.output);
-    eprintln!("A server that started before the first key was made asks for none: restart it.");
+    if is_first(office)? {
+        eprintln!("This is the first key: a server that runs already asks for none until it is restarted.");
+    }
     shown
+}
+
+fn is_first(office: &Office) -> Result<bool> {
+    Ok(office.get("/admin/v1/keys")?["data"].as_array().is_some_and(|keys| keys.len() == 1))
 }
 
 /// The account that was named, or one of the key's own name with the limits that were stated.

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use passerelle::gateway::account::Tree;
-use passerelle::gateway::quota::WrittenLimit;
-use passerelle::gateway::{AccountPath, Ask, Caller, Ledger, LedgerParts, LimitName, Retry};
+use passerelle::gateway::quota::{Unit, WrittenLimit};
+use passerelle::gateway::{Account, AccountPath, Ask, Caller, Ledger, LedgerParts, Limit, LimitName, Retry};
 use serde_json::json;
 
 use super::limit_args::GrantDates;
@@ -96,6 +96,17 @@ impl QuotaArgs {
     }
 }
 
+/// Limits that only a server which runs knows the state of.
+fn not_looked_at(account: &Account, ask: &Ask) -> Result<()> {
+    let is_unknown = |limit: &Limit| limit.name().is_rate() || limit.name().is_held() || limit.counts(Unit::GpuMicros);
+    let unknown = account.limits().filter(|(_, limit)| limit.covers(ask.model.as_deref()) && is_unknown(limit));
+    for (node, limit) in unknown {
+        let (name, path) = (limit.name(), &node.path);
+        output::line(format_args!("not looked at: {name} of {path}, which /v1/me/limits of a running server shows"))?;
+    }
+    Ok(())
+}
+
 fn explain(state: &State, key: &str, ask: Ask) -> Result<()> {
     let account = state.directory.find_key(key)?.account;
     let mut tree = Tree::new(state.directory.snapshot()?.accounts, &state.defaults);
@@ -106,7 +117,10 @@ fn explain(state: &State, key: &str, ask: Ask) -> Result<()> {
         ..LedgerParts::without_past(Arc::clone(&state.clock))
     });
     match ledger.reserve(&caller, &ask) {
-        Ok(_) => output::line(format_args!("{account}: every limit has room for it")),
+        Ok(_) => {
+            output::line(format_args!("{account}: every limit that was looked at has room for it"))?;
+            not_looked_at(&caller.account, &ask)
+        }
         Err(refusal) => {
             output::line(format_args!("{refusal}"))?;
             match refusal.retry {

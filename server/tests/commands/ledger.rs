@@ -164,7 +164,7 @@ fn explain_says_which_limit_would_refuse_a_request_and_when_it_would_pass() {
         "{early}"
     );
     run(&state, &["quota", "remove", "acme", "input_tokens_granted"]);
-    assert!(explain("60", "40").contains("every limit has room for it"));
+    assert!(explain("60", "40").contains("every limit that was looked at has room for it"));
     let never = explain("60", "41");
     assert!(never.contains("tokens_per_day of 'acme'") && never.contains("can never fit"), "{never}");
 }

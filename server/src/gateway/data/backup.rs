@@ -18,7 +18,7 @@ impl DataDir {
         options.open(copy).map_err(io_error("create", copy))?;
         let connection = self.connect()?;
         let copied = connection.execute("VACUUM INTO ?1", [copy.to_string_lossy()]);
-        copied.map_err(|source| DataError::Sql { path: copy.to_owned(), source })?;
+        copied.map_err(|error| DataError::Sql { path: copy.to_owned(), error })?;
         Ok(())
     }
 
@@ -50,7 +50,7 @@ impl DataDir {
 }
 
 fn check(copy: &Path) -> Result<(), DataError> {
-    let sql = |source| DataError::Sql { path: copy.to_owned(), source };
+    let sql = |error| DataError::Sql { path: copy.to_owned(), error };
     let connection = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(sql)?;
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)?;
     if found > schema::FORMAT {

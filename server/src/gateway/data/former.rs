@@ -46,7 +46,7 @@ pub(super) fn take_in(connection: &mut Connection, directory: &Path) -> Result<(
     if file.format_version != FORMER_FORMAT {
         return Err(DataError::Version { path, found: file.format_version, known: FORMER_FORMAT });
     }
-    let sql = |source| DataError::Sql { path: path.clone(), source };
+    let sql = |error| DataError::Sql { path: path.clone(), error };
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sql)?;
     for key in &file.keys {
         insert(&transaction, key).map_err(sql)?;

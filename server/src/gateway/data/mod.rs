@@ -36,11 +36,11 @@ pub struct DataDir {
 /// What can go wrong with stored state. Never quotes a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("{}: {source}", path.display())]
-    Sql { path: PathBuf, source: rusqlite::Error },
-    #[error("another server runs on {}: give this one a --data-dir of its own", path.display())]
+    #[error("cannot {action} {}: {error}", path.display())]
+    Io { action: &'static str, path: PathBuf, error: io::Error },
+    #[error("{}: {error}", path.display())]
+    Sql { path: PathBuf, error: rusqlite::Error },
+    #[error("a server runs on {}: stop it, or name another --data-dir", path.display())]
     InUse { path: PathBuf },
     #[error("{}: {reason}", path.display())]
     Content { path: PathBuf, reason: String },
@@ -98,7 +98,7 @@ impl DataDir {
             connection.pragma_update(None, "foreign_keys", true)?;
             Ok(connection)
         };
-        open().map_err(|source| DataError::Sql { path: path.clone(), source })
+        open().map_err(|error| DataError::Sql { path: path.clone(), error })
     }
 }
 
@@ -115,7 +115,7 @@ fn make(path: &Path) -> Result<(), DataError> {
 
 /// For `map_err`: which file, doing what.
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataError {
-    move |source| DataError::Io { action, path: path.to_owned(), source }
+    move |error| DataError::Io { action, path: path.to_owned(), error }
 }
 
 #[cfg(test)]

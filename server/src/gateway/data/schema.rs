@@ -92,7 +92,7 @@ pub(super) const FORMAT: u32 = STEPS.len() as u32;
 
 /// Takes the steps that are missing, all or none, after a copy of the file was kept.
 pub(super) fn bring_up_to_date(connection: &mut Connection, path: &Path) -> Result<(), DataError> {
-    let sql = |source| DataError::Sql { path: path.to_owned(), source };
+    let sql = |error| DataError::Sql { path: path.to_owned(), error };
     let found = version(connection).map_err(sql)?;
     if found > FORMAT {
         return Err(DataError::Version { path: path.to_owned(), found, known: FORMAT });
@@ -127,6 +127,6 @@ fn keep_copy(connection: &Connection, path: &Path, found: u32) -> Result<(), Dat
         return Ok(());
     }
     let copied = connection.execute("VACUUM INTO ?1", [copy.to_string_lossy()]);
-    copied.map_err(|source| DataError::Sql { path: copy, source })?;
+    copied.map_err(|error| DataError::Sql { path: copy, error })?;
     Ok(())
 }

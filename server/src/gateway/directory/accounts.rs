@@ -66,7 +66,8 @@ impl Directory {
     }
 
     pub fn remove_limit(&self, path: &AccountPath, name: LimitName, model: Option<&str>) -> Result<(), DirectoryError> {
-        let act = Act { name: "quota remove", subject: path.as_str(), detail: name.to_string() };
+        let detail = model.map_or_else(|| name.to_string(), |model| format!("{name} for {model}"));
+        let act = Act { name: "quota remove", subject: path.as_str(), detail };
         self.change(act, |transaction| {
             let quota = Quota::clone(&require(transaction, path)?.limits).without(name, model);
             write_limits(transaction, path, &quota.ok_or(DirectoryError::NoSuchLimit(path.clone(), name))?)

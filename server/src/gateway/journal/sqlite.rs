@@ -41,7 +41,7 @@ struct Last {
 impl SqliteStore {
     pub fn open(data: &DataDir, tariff: Arc<Tariff>) -> Result<Self, DataError> {
         let connection = data.connect()?;
-        let last = last(&connection).map_err(|source| DataError::Sql { path: data.database(), source })?;
+        let last = last(&connection).map_err(|error| DataError::Sql { path: data.database(), error })?;
         Ok(Self { data: data.clone(), tariff, connection, last })
     }
 
