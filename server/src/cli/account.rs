@@ -23,6 +23,20 @@ Examples:
   passerelle account apply accounts.toml --dry-run
   passerelle account audit                    who changed what, checked to be unbroken";
 
+const APPLY_EXAMPLES: &str = "\
+In TOML:
+  [[accounts]]
+  path = \"acme/vision\"
+  weight = 2                                     # its part of an engine beside others; default 1
+  [[accounts.limits]]
+  limit = \"gpu_seconds_granted\"                # `passerelle quota --help` lists the names
+  value = 18000000
+  until = \"2027-01-01\"                         # model, from, until and dry_run where they are wanted
+
+The same in CSV, one limit a line:
+  path,limit,value,model,from,until,dry_run
+  acme/vision,gpu_seconds_granted,18000000,,,2027-01-01,";
+
 /// Create, list and remove accounts: organisations, their projects, their users.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -47,6 +61,7 @@ enum AccountCommand {
     /// Give an account another part of an engine beside others.
     Weight { path: AccountPath, weight: NonZeroU32 },
     /// Make accounts and limits as a TOML or CSV file has them; what is not in the file stays. Shows what changes.
+    #[command(after_help = APPLY_EXAMPLES)]
     Apply {
         file: PathBuf,
         /// Show what would change, and change nothing.
