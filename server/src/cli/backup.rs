@@ -46,6 +46,8 @@ impl RestoreArgs {
         // The directory's own connection is closed first: the file is about to be another one.
         let data = self.state.open()?.data;
         data.restore(&self.file)?;
-        output::line(format_args!("restored from {}", self.file.display()))
+        output::line(format_args!("restored from {}", self.file.display()))?;
+        output::line("what was there is kept beside it, as passerelle.db.before-restore")?;
+        output::line("keys that were revoked since the copy was made work again: see `passerelle key list`")
     }
 }

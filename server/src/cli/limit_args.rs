@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use passerelle::gateway::quota::{Bound, Calendar, LimitError, Period, Unit, UnixSeconds, WrittenLimit};
+use passerelle::gateway::quota::{Bound, Calendar, Enforcement, LimitError, Period, Unit, UnixSeconds, WrittenLimit};
 use passerelle::gateway::{Limit, Quota};
 
 /// The limits that most accounts have. `passerelle quota set` knows all of them.
@@ -85,6 +85,9 @@ pub(super) fn shown(limit: &Limit, calendar: &Calendar) -> String {
     }
     if let Some(model) = &limit.model {
         text += &format!(" for {model}");
+    }
+    if limit.enforcement == Enforcement::DryRun {
+        text += " (on trial)";
     }
     text
 }
