@@ -38,6 +38,7 @@ use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
 use tokio::runtime::Runtime;
+use tokio::signal::unix::Signal;
 use tokio::time::sleep;
 
 use crate::cli::output;
@@ -78,8 +79,10 @@ pub(crate) struct Server {
 pub(crate) fn run(config: &Config, again: ReadAgain) -> Result<()> {
     logging::start(&config.log);
     let runtime = runtime()?;
+    // From here on SIGHUP ends nothing, also while models are loaded.
+    let hangups = runtime.block_on(async { signals::hangups() })?;
     let mut server = start(config, Door::AsConfigured, &runtime)?;
-    runtime.block_on(async { server.follow_configuration(again) })?;
+    runtime.block_on(async { server.follow_configuration(again, hangups) })?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
     output::line(format_args!("ready: {}", server.url))?;
     runtime.block_on(server.serve(async {
@@ -170,8 +173,8 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
 
 impl Server {
     /// From now on, on SIGHUP and whenever somebody administers it. Inside the runtime.
-    fn follow_configuration(&mut self, again: ReadAgain) -> Result<()> {
-        self.reloading.take().map_or(Ok(()), |reloading| reloading.start(again))
+    fn follow_configuration(&mut self, again: ReadAgain, hangups: Signal) -> Result<()> {
+        self.reloading.take().map_or(Ok(()), |reloading| reloading.start(again, hangups))
     }
 
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs

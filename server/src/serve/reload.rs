@@ -10,11 +10,12 @@ use passerelle::api::{AppState, ReloadOrder, Reloaded, Reloader, RemoteModel, Se
 use passerelle::config::{self, Config, ModelConfig, ServerConfig};
 use passerelle::gateway::{AccountPath, Alias, Replica, RetryBounds, Router};
 use passerelle_engine::clock::Clock;
+use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
+use super::door;
 use super::engines::random_seed;
 use super::upstreams::{self, Upstreams};
-use super::{door, signals};
 
 /// The configuration as it is written now, checked.
 pub(crate) type ReadAgain = Box<dyn Fn() -> Result<Config> + Send>;
@@ -43,9 +44,9 @@ pub(super) fn serving(config: &Config, router: Router, remote: Vec<RemoteModel>)
 }
 
 impl Reloading {
-    /// On a thread of its own, since files are read. Inside the runtime, in which SIGHUP is listened to.
-    pub(super) fn start(mut self, again: ReadAgain) -> Result<()> {
-        let (reloader, mut hangups) = (self.reloader.clone(), signals::hangups()?);
+    /// On a thread of its own, since files are read. Inside the runtime.
+    pub(super) fn start(mut self, again: ReadAgain, mut hangups: Signal) -> Result<()> {
+        let reloader = self.reloader.clone();
         tokio::spawn(async move { while hangups.recv().await.is_some() && reloader.reload().await.is_some() {} });
         let follow = move || {
             while let Some(order) = self.orders.blocking_recv() {
