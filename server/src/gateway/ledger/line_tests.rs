@@ -52,6 +52,11 @@ impl Bench {
         task
     }
 
+    fn spend(&self, caller: &Arc<Caller>, tokens: u32) {
+        let reservation = self.ledger.reserve(caller, &ask(tokens)).unwrap();
+        reservation.settle_as(passerelle_engine::Usage { prompt_tokens: tokens, ..Default::default() });
+    }
+
     /// On the ledger's clock, and then on the runtime's.
     async fn pass(&self, time: Duration) {
         self.clock.advance(time);
@@ -90,11 +95,7 @@ async fn what_would_fit_a_moment_later_waits_and_goes_first_come_first_served() 
 async fn nobody_passes_whoever_waits_for_the_same_limit() {
     let bench = bench();
     let alice = caller("alice", vec![Limit::tokens_per_minute(n(60))]);
-    bench
-        .ledger
-        .reserve(&alice, &ask(58))
-        .unwrap()
-        .settle_as(passerelle_engine::Usage { prompt_tokens: 58, ..Default::default() });
+    bench.spend(&alice, 58);
     let large = bench.send("large", &alice, ask(5)).await;
     let small = bench.send("small", &alice, ask(1)).await;
     assert_eq!(bench.num_waiting(), 2);
@@ -201,11 +202,7 @@ async fn whoever_stands_behind_another_is_told_how_long_that_one_waits_from_now(
 async fn whoever_leaves_gives_its_place_to_the_next() {
     let bench = bench();
     let alice = caller("alice", vec![Limit::tokens_per_minute(n(60))]);
-    bench
-        .ledger
-        .reserve(&alice, &ask(58))
-        .unwrap()
-        .settle_as(passerelle_engine::Usage { prompt_tokens: 58, ..Default::default() });
+    bench.spend(&alice, 58);
     let large = bench.send("large", &alice, ask(6)).await;
     let small = bench.send("small", &alice, ask(2)).await;
     large.abort();
