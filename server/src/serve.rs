@@ -50,7 +50,8 @@ use upstreams::Upstreams;
 pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
-pub(crate) use models::{Loaded, compute, find_files, load};
+pub(crate) use memory::{KvDemand, share_kv_memory};
+pub(crate) use models::{Loaded, compute, find_files, find_sources, held_as, load, wanted_of};
 pub(crate) use text::load as load_text;
 
 /// HTTP and text need little beside the threads that compute.
