@@ -16,6 +16,7 @@ mod kv_cache_spec;
 mod layers;
 mod load;
 mod load_encoder;
+mod manifest;
 mod pulse;
 mod stored_dtype;
 mod vectors;
@@ -37,6 +38,9 @@ pub use load_encoder::{
     checkpoint_kind, describe_encoder, load_encoder, load_text_encoder,
 };
 pub use logits::Logits;
+pub use manifest::{
+    FileHash, FileStamp, InvalidDigest, KnownHashes, Manifest, ManifestFile, ModelDigest, NothingKnown, is_description,
+};
 pub use pulse::Pulse;
 pub use stored_dtype::StoredDtype;
 pub use vectors::{Vectors, scale_to_unit_length};

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use passerelle_engine::Usage;
+use passerelle_models::ModelDigest;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -71,15 +72,15 @@ pub(crate) struct AnswerHead {
 #[derive(Debug, Clone)]
 pub(crate) struct Billing {
     price: Option<Price>,
-    digest: Option<String>,
+    digest: Option<ModelDigest>,
     site: Option<String>,
 }
 
 impl Billing {
     /// `digest`: of the model, as far as it is known here.
-    pub(crate) fn of(state: &AppState, model: &str, digest: Option<&str>) -> Self {
+    pub(crate) fn of(state: &AppState, model: &str, digest: Option<ModelDigest>) -> Self {
         let price = state.ledger().tariff().price(model).cloned();
-        Self { price, digest: digest.map(str::to_owned), site: state.config().site.clone() }
+        Self { price, digest, site: state.config().site.clone() }
     }
 
     fn json(&self, used: Usage) -> Value {
