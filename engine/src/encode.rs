@@ -9,15 +9,14 @@
 //! text by text, so that only the one at fault fails.
 
 mod engine;
-mod queue;
-mod reply;
 mod run;
 
 pub use engine::{EncoderConfig, EncoderEngine, EncoderHandle, EncoderParts, EncoderStats};
-pub use reply::EncodeReply;
 
 use passerelle_models::TokenId;
 
+use crate::lane::LaneRequest;
+use crate::reply::Reply;
 use crate::request::{RequestId, ShareKey};
 
 /// One text for an encoder.
@@ -30,6 +29,19 @@ pub struct EncodeRequest {
     /// The first token of the second text of a pair.
     pub second_text: Option<usize>,
     pub share_key: ShareKey,
+}
+
+/// The vector to be.
+pub type EncodeReply = Reply<Vec<f32>>;
+
+impl LaneRequest for EncodeRequest {
+    fn share_key(&self) -> ShareKey {
+        self.share_key
+    }
+
+    fn num_tokens(&self) -> usize {
+        self.tokens.len()
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::owned_thread::OwnedThread;
 use crate::random::mix;
 use crate::request::{Request, check_tokens};
 use crate::sequence::{NewSequence, Sequence};
+use crate::shared_model::{LentModel, SharedModel};
 use crate::stats::{EngineStats, StepObserver};
 use crate::step::{Command, Shared, StepLoop};
 use crate::turns::StepTurns;
@@ -62,6 +63,7 @@ pub(crate) struct Door {
     doorbell: Doorbell,
     /// The model's.
     pulse: Pulse,
+    model: LentModel,
     shared: Arc<Shared>,
 }
 
@@ -100,6 +102,11 @@ impl EngineHandle {
     /// The engine's bounds.
     pub fn config(&self) -> &EngineConfig {
         &self.door.config
+    }
+
+    /// What the engine runs, for others who run it in turn with it. `None` once the engine has ended.
+    pub fn model(&self) -> Option<SharedModel> {
+        self.door.model.get()
     }
 
     /// The most tokens a request may ask for after a prompt this long: what the context and the KV cache leave. 0 if the
@@ -184,11 +191,13 @@ impl std::fmt::Debug for EngineParts {
 impl Door {
     pub(crate) fn new(
         name: String,
-        model: &dyn CausalLm,
+        model: &SharedModel,
         config: &EngineConfig,
         (commands, rung): (SyncSender<Command>, RungFlag),
         shared: Arc<Shared>,
     ) -> Self {
+        let lent = model.lend();
+        let model = model.get();
         Self {
             name,
             config: config.clone(),
@@ -198,6 +207,7 @@ impl Door {
             next_arrival: AtomicU64::new(0),
             doorbell: Doorbell::new(commands.clone(), rung),
             pulse: model.pulse(),
+            model: lent,
             commands,
             shared,
         }

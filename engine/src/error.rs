@@ -70,6 +70,13 @@ pub enum SubmitError {
         /// Ids below this are valid.
         vocab_size: usize,
     },
+    /// Two models that do not choose among the same tokens.
+    #[error("the models have different vocabularies, of {first} and {second} tokens")]
+    DifferentVocabularies {
+        /// Tokens that the first one's head chooses among.
+        first: usize,
+        second: usize,
+    },
     /// A sampling parameter is outside the range its documentation states.
     #[error("{parameter} is out of range")]
     InvalidSampling {

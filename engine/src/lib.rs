@@ -1,5 +1,5 @@
-//! Requests to token events: continuous batching over a paged KV cache; and texts' tokens to vectors. Sees token ids,
-//! never text.
+//! Requests to token events: continuous batching over a paged KV cache; texts' tokens to vectors; and two models compared on
+//! one text. Sees token ids, never text.
 //!
 //! [`Engine`] owns one thread and one model; [`EngineHandle`] is its door: a [`Request`] goes in, an [`EventStream`]
 //! comes out, and every queue between them is bounded. Inside, [`StepLoop`] repeats one step: take commands,
@@ -15,6 +15,7 @@ mod batch;
 mod block_pool;
 mod calibration;
 mod catch_up;
+mod compare;
 mod config;
 mod constraint;
 mod cost;
@@ -26,6 +27,7 @@ mod event_stream;
 #[cfg(test)]
 mod fixtures;
 mod kv_cache_manager;
+mod lane;
 mod logprobs;
 mod meter;
 mod model_runner;
@@ -33,16 +35,22 @@ mod owned_thread;
 mod policy;
 mod prefix;
 mod random;
+mod reply;
 mod running;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod shared_model;
 mod stats;
 mod step;
 mod trust;
 mod turns;
 mod weights;
 
+pub use compare::{
+    ComparedPosition, ComparisonConfig, ComparisonHandle, ComparisonLane, ComparisonParts, ComparisonReply,
+    ComparisonRequest,
+};
 pub use config::{ConfigError, EngineConfig};
 pub use constraint::{Allowed, AnswerEnd, Constraint, ConstraintError};
 pub use cost::CostModel;
@@ -51,7 +59,9 @@ pub use engine::{Engine, EngineHandle, EngineParts};
 pub use error::{EngineError, SubmitError};
 pub use event::{Event, FinishReason, RequestError, TokenEvent, TokenLogprobs, Usage};
 pub use event_stream::{AbortHandle, EventStream};
+pub use reply::Reply;
 pub use request::{CacheSalt, Class, Request, RequestId, SamplingParams, ShareKey, ShareWeight};
+pub use shared_model::SharedModel;
 pub use stats::{EngineStats, NullObserver, StepObserver, StepReport};
 pub use step::StepLoop;
 pub use turns::{StepTurns, Turn};

@@ -25,6 +25,26 @@ pub(crate) fn checked_max(row: &[f32]) -> Result<f32, RequestError> {
     if has_nan || !max.is_finite() { Err(RequestError::NotFinite) } else { Ok(max) }
 }
 
+/// `KL(p || q)` in nats, of the distributions of two rows of one vocabulary; their log-softmaxes and the sum are taken in f64.
+/// Infinite where `q` rules out what `p` does not. Errors as [`checked_max`].
+pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> Result<f64, RequestError> {
+    let (log_sum_p, log_sum_q) = (log_sum(p)?, log_sum(q)?);
+    let of_token = |(&p, &q): (&f32, &f32)| {
+        let (log_p, log_q) = (f64::from(p) - log_sum_p, f64::from(q) - log_sum_q);
+        let weight = log_p.exp();
+        // A token that cannot be adds nothing, where zero times infinity would be no number.
+        if weight > 0.0 { weight * (log_p - log_q) } else { 0.0 }
+    };
+    // Rounding leaves equal rows a hair below zero.
+    Ok(p.iter().zip(q).map(of_token).sum::<f64>().max(0.0))
+}
+
+/// What is taken from each logit to make it a log-probability.
+fn log_sum(row: &[f32]) -> Result<f64, RequestError> {
+    let max = checked_max(row)?;
+    Ok(f64::from(max) + row.iter().map(|&logit| f64::from(logit - max).exp()).sum::<f64>().ln())
+}
+
 /// How likely `token` was, and which `num_top` tokens were the most likely.
 pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result<TokenLogprobs, RequestError> {
     let max = checked_max(row)?;
@@ -103,6 +123,18 @@ mod tests {
         assert_eq!(entropy(&[0.0, f32::NEG_INFINITY]), 0.0);
         let half = -(0.25_f32 * 0.25_f32.ln() + 0.75 * 0.75_f32.ln());
         assert!((entropy(&[0.25_f32.ln(), 0.75_f32.ln()]) - half).abs() < 1e-6);
+    }
+
+    #[test]
+    fn divergence_is_that_of_the_definition_and_infinite_where_the_second_cannot_follow() {
+        let ln = |p: [f32; 3]| p.map(f32::ln);
+        let kl = kl_divergence(&ln([0.5, 0.25, 0.25]), &ln([0.25, 0.25, 0.5])).unwrap();
+        assert!((kl - 0.25 * 2_f64.ln()).abs() < 1e-7, "{kl}");
+        // Neither the height of a row nor a token that the first rules out counts.
+        assert_eq!(kl_divergence(&[1.0, 3.0], &[11.0, 13.0]), Ok(0.0));
+        assert_eq!(kl_divergence(&[0.0, f32::NEG_INFINITY], &[0.0, f32::NEG_INFINITY]), Ok(0.0));
+        assert_eq!(kl_divergence(&[0.0, 0.0], &[0.0, f32::NEG_INFINITY]), Ok(f64::INFINITY));
+        assert_eq!(kl_divergence(&[0.0, 0.0], &[0.0, f32::NAN]), Err(RequestError::NotFinite));
     }
 
     #[test]

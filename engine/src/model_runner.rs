@@ -9,13 +9,14 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use passerelle_models::input::SequenceInput;
-use passerelle_models::{BlockCopy, CausalLm, KvCache, Logits, ModelError, ModelInput};
+use passerelle_models::{BlockCopy, KvCache, Logits, ModelError, ModelInput};
 
 use crate::event::RequestError;
 use crate::sequence::Sequence;
+use crate::shared_model::SharedModel;
 
 pub(crate) struct ModelRunner {
-    model: Box<dyn CausalLm>,
+    model: SharedModel,
     cache: KvCache,
 }
 
@@ -40,8 +41,8 @@ pub(crate) struct SequenceRows<'a> {
 }
 
 impl ModelRunner {
-    pub(crate) fn new(model: Box<dyn CausalLm>, num_blocks: usize) -> Result<Self, ModelError> {
-        let cache = model.new_kv_cache(num_blocks)?;
+    pub(crate) fn new(model: SharedModel, num_blocks: usize) -> Result<Self, ModelError> {
+        let cache = model.get().new_kv_cache(num_blocks)?;
         Ok(Self { model, cache })
     }
 
@@ -68,7 +69,7 @@ impl ModelRunner {
         if copies.is_empty() {
             return Ok(());
         }
-        let (model, cache) = (&mut self.model, &mut self.cache);
+        let (model, cache) = (self.model.get(), &mut self.cache);
         // Sound to go on with: the blocks that are filled belong to sequences that fail with this step.
         catch_unwind(AssertUnwindSafe(|| model.copy_blocks(copies, cache)))
             .map_err(|panic| RequestError::Step(panic_message(panic.as_ref())))?
@@ -83,7 +84,7 @@ impl ModelRunner {
     pub(crate) fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
         let step_error = |error: ModelError| RequestError::Step(error.to_string());
         let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
-        let (model, cache) = (&mut self.model, &mut self.cache);
+        let (model, cache) = (self.model.get(), &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
         let logits = catch_unwind(AssertUnwindSafe(|| model.forward(&input, cache)))
             .map_err(|panic| RequestError::Step(panic_message(panic.as_ref())))?

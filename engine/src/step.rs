@@ -19,6 +19,7 @@ use crate::model_runner::{ModelRunner, StepLogits};
 use crate::sampler::{Sampler, SequenceOutput};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, SequenceId};
+use crate::shared_model::SharedModel;
 use crate::stats::{EngineStats, StepObserver, StepReport};
 use crate::trust::Trust;
 use crate::turns::StepTurns;
@@ -75,8 +76,9 @@ impl StepLoop {
     /// Errors when a bound is impossible or the cache cannot be made.
     pub fn new(parts: EngineParts) -> Result<(Self, EngineHandle), EngineError> {
         let EngineParts { name, model, config, turns, clock, observer } = parts;
-        config.validate_for(model.max_position())?;
-        let kv_cache = model.kv_cache_spec();
+        let model = SharedModel::from(model);
+        config.validate_for(model.get().max_position())?;
+        let kv_cache = model.get().kv_cache_spec();
         let (sender, commands) = command_channel(config.max_waiting_requests);
         let stats = EngineStats {
             total_blocks: config.num_kv_blocks,
@@ -86,7 +88,7 @@ impl StepLoop {
         let shared =
             Arc::new(Shared { admission: Arc::new(Admission::new(&config)), stats: Mutex::new(stats.clone()) });
         let rung = RungFlag::default();
-        let door = Door::new(name, model.as_ref(), &config, (sender, rung.clone()), Arc::clone(&shared));
+        let door = Door::new(name, &model, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
         let costs = match config.costs {
             Some(costs) => costs,

@@ -5,7 +5,7 @@
 //! prefix or a wrong position changes the answer. [`StubModel::logits`] computes the same from the tokens alone.
 
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use candle_core::{DType, Device};
@@ -37,7 +37,7 @@ pub fn parts(model: impl CausalLm + 'static, config: EngineConfig) -> EnginePart
 }
 
 /// A deterministic model for tests of the engine and of everything above it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct StubModel {
     vocab_size: usize,
     kv_cache: KvCacheSpec,
@@ -45,7 +45,8 @@ pub struct StubModel {
     mishaps: Vec<(TokenId, Mishap)>,
     gate: Option<StepGate>,
     pace: Option<Pace>,
-    memory: Memory,
+    /// Of the one cache that it is run with.
+    memory: Mutex<Memory>,
 }
 
 /// What goes wrong in a step.
@@ -80,7 +81,7 @@ impl StubModel {
     /// Ids below `vocab_size`, blocks of `block_size` tokens.
     pub fn new(vocab_size: usize, block_size: usize) -> Self {
         let kv_cache = full_kv_cache(block_size);
-        let memory = Memory { block_size, ..Memory::default() };
+        let memory = Mutex::new(Memory { block_size, ..Memory::default() });
         Self { vocab_size, kv_cache, max_position: 1 << 20, mishaps: Vec::new(), gate: None, pace: None, memory }
     }
 
@@ -139,6 +140,27 @@ impl StubModel {
     fn has(&self, tokens: &[TokenId], mishap: Mishap) -> bool {
         self.mishaps.iter().any(|(token, kind)| *kind == mishap && tokens.contains(token))
     }
+
+    /// A mishap may panic while it is held, and leaves nothing half written.
+    fn lock_memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Clone for StubModel {
+    /// With a memory of its own, which holds what this one's does.
+    fn clone(&self) -> Self {
+        let Self { vocab_size, kv_cache, max_position, mishaps, gate, pace, .. } = self;
+        Self {
+            vocab_size: *vocab_size,
+            kv_cache: kv_cache.clone(),
+            max_position: *max_position,
+            mishaps: mishaps.clone(),
+            gate: gate.clone(),
+            pace: pace.clone(),
+            memory: Mutex::new(self.lock_memory().clone()),
+        }
+    }
 }
 
 impl CausalLm for StubModel {
@@ -164,12 +186,13 @@ impl CausalLm for StubModel {
         new_kv_cache(KvCacheSpec { groups, ..self.kv_cache.clone() }, num_blocks)
     }
 
-    fn copy_blocks(&mut self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
-        copies.iter().for_each(|&copy| self.memory.copy(copy));
+    fn copy_blocks(&self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
+        let mut memory = self.lock_memory();
+        copies.iter().for_each(|&copy| memory.copy(copy));
         Ok(())
     }
 
-    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
+    fn forward(&self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
         if let Some(gate) = &self.gate {
             gate.pass();
         }
@@ -177,7 +200,8 @@ impl CausalLm for StubModel {
             let further = input.num_tokens() - input.num_sequences();
             pace.clock.advance(pace.step + pace.further_token * further as u32);
         }
-        self.memory.write(input);
+        let mut memory = self.lock_memory();
+        memory.write(input);
         if self.has(input.tokens(), Mishap::Error) {
             return Err(ModelError::Input("a token that brings an error".into()));
         }
@@ -188,7 +212,7 @@ impl CausalLm for StubModel {
             let position = input.positions()[row] as usize;
             let tokens: Vec<_> = (self.kv_cache.groups.iter().enumerate())
                 .flat_map(|(group, is)| {
-                    self.memory.read(input.block_table(group, sequence), is.reach.first_key(position)..=position)
+                    memory.read(input.block_table(group, sequence), is.reach.first_key(position)..=position)
                 })
                 .collect();
             let ids: Vec<_> = tokens.iter().map(|(token, _)| *token).collect();

@@ -50,9 +50,13 @@ impl StepTurns {
 impl StepTurns {
     /// Returns once `tickets` turns were asked for, since the start.
     pub(crate) fn wait_until_asked(&self, tickets: u64) {
-        while self.gate.lock().next_ticket < tickets {
+        while self.num_asked() < tickets {
             std::thread::yield_now();
         }
+    }
+
+    pub(crate) fn num_asked(&self) -> u64 {
+        self.gate.lock().next_ticket
     }
 }
 

@@ -16,6 +16,7 @@ mod kv_cache_spec;
 mod layers;
 mod load;
 mod load_encoder;
+mod manifest;
 mod pulse;
 mod stored_dtype;
 mod vectors;
@@ -37,6 +38,9 @@ pub use load_encoder::{
     checkpoint_kind, describe_encoder, load_encoder, load_text_encoder,
 };
 pub use logits::Logits;
+pub use manifest::{
+    FileHash, FileStamp, InvalidDigest, KnownHashes, Manifest, ManifestFile, ModelDigest, NothingKnown, is_description,
+};
 pub use pulse::Pulse;
 pub use stored_dtype::StoredDtype;
 pub use vectors::{Vectors, scale_to_unit_length};
@@ -47,7 +51,9 @@ pub use weights::{CheckpointFiles, GgufMetadata};
 /// One call runs one *step*: a flat batch of tokens from any number of sequences, each sequence contributing the next
 /// `query_len` tokens after those whose K/V already stand in the cache. There is no prefill and no decode: a chunk of a
 /// prompt and a single generated token differ only in `query_len`.
-pub trait CausalLm: Send {
+///
+/// What a step leaves behind is in the cache, so several may run one model, each with a cache of its own.
+pub trait CausalLm: Send + Sync {
     /// Tokens that logits rows range over (the output head's rows, which may be fewer than the input vocabulary).
     fn vocab_size(&self) -> usize;
 
@@ -70,7 +76,7 @@ pub trait CausalLm: Send {
     }
 
     /// Copies whole blocks, in order. A step that writes to them comes after.
-    fn copy_blocks(&mut self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
+    fn copy_blocks(&self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
         cache.copy_blocks(copies)
     }
 
@@ -78,7 +84,7 @@ pub trait CausalLm: Send {
     /// order, as f32.
     ///
     /// A row's logits are bit-identical whatever else is in the batch and however its sequence was cut into steps.
-    fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError>;
+    fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError>;
 }
 
 /// A model that gives one vector for each text: an embedding, or the logits of a classifier.

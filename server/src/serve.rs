@@ -8,6 +8,7 @@ mod defaults;
 mod door;
 mod engines;
 mod gguf;
+mod hashes;
 mod ledger;
 mod listener;
 mod logging;
@@ -50,8 +51,9 @@ use upstreams::Upstreams;
 pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
+pub(crate) use hashes::KeptHashes;
 pub(crate) use memory::{KvDemand, share_kv_memory};
-pub(crate) use models::{Loaded, compute, find_files, find_sources, held_as, load, wanted_of};
+pub(crate) use models::{Loaded, Means, compute, find_files, find_sources, held_as, load, wanted_of};
 pub(crate) use text::load as load_text;
 
 /// HTTP and text need little beside the threads that compute.

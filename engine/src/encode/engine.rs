@@ -1,18 +1,15 @@
 //! The door to an encoder's thread.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use passerelle_models::{Encoder, Pulse};
 
-use super::EncodeRequest;
-use super::queue::Text;
-use super::reply::{EncodeReply, reply_channel};
 use super::run::{EncodeLoop, LoopParts};
-use crate::admission::{Admission, Phase};
+use super::{EncodeReply, EncodeRequest};
 use crate::clock::Clock;
 use crate::config::{ConfigError, EngineConfig};
 use crate::error::{EngineError, SubmitError};
+use crate::lane::{LaneBounds, LaneDoor, lane};
 use crate::owned_thread::OwnedThread;
 use crate::request::check_tokens;
 use crate::stats::StepObserver;
@@ -84,25 +81,15 @@ struct Door {
     name: String,
     config: EncoderConfig,
     vocab_size: usize,
-    commands: SyncSender<Command>,
+    lane: LaneDoor<EncodeRequest, Vec<f32>>,
     /// The model's.
     pulse: Pulse,
-    shared: Arc<Shared>,
+    stats: SharedStats,
 }
 
-#[derive(Debug)]
-pub(super) enum Command {
-    Add(Box<Text>),
-    /// The phase has changed: look at it.
-    Wake,
-}
-
-/// What the loop and its handles share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) admission: Arc<Admission>,
-    pub(super) stats: Mutex<EncoderStats>,
-}
+/// Of the loop and its handles. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SharedStats(Arc<Mutex<EncoderStats>>);
 
 impl Default for EncoderConfig {
     fn default() -> Self {
@@ -136,13 +123,13 @@ impl EncoderConfig {
         Ok(())
     }
 
-    /// The queue's bounds, as [`Admission`] reads them.
-    fn admission(&self) -> EngineConfig {
-        EngineConfig {
-            max_waiting_requests: self.max_waiting_texts,
+    fn lane(&self) -> LaneBounds {
+        LaneBounds {
+            max_waiting: self.max_waiting_texts,
             max_waiting_tokens: self.max_waiting_tokens,
-            max_num_seqs: self.max_batch_texts,
-            ..EngineConfig::default()
+            max_running: self.max_batch_texts,
+            // A share may be a batch ahead of the others.
+            quantum: self.max_batch_tokens,
         }
     }
 }
@@ -152,19 +139,17 @@ impl EncoderEngine {
     pub fn spawn(parts: EncoderParts) -> Result<Self, EngineError> {
         let EncoderParts { name, model, config, turns, clock, observer } = parts;
         config.validate(model.max_tokens())?;
-        // A place for every text that may wait, and one for a wake-up.
-        let (sender, commands) = sync_channel(config.max_waiting_texts + 1);
-        let shared =
-            Arc::new(Shared { admission: Arc::new(Admission::new(&config.admission())), stats: Mutex::default() });
+        let (door, inbox) = lane(config.lane());
+        let stats = SharedStats::default();
         let door = Door {
             name: name.clone(),
             vocab_size: model.vocab_size(),
             config: config.clone(),
-            commands: sender,
+            lane: door,
             pulse: model.pulse(),
-            shared: Arc::clone(&shared),
+            stats: stats.clone(),
         };
-        let encode_loop = EncodeLoop::new(LoopParts { model, config, turns, clock, observer, commands, shared });
+        let encode_loop = EncodeLoop::new(LoopParts { model, config, turns, clock, observer, inbox, stats });
         let thread = OwnedThread::spawn(format!("encoder {name}"), move || encode_loop.run_until_stopped())?;
         Ok(Self { handle: EncoderHandle { door: Arc::new(door) }, thread })
     }
@@ -194,19 +179,14 @@ impl EncoderHandle {
     /// Queues a text and returns its answer to be; never blocks. Errors at once when the queue is full, or when the text
     /// could never be read.
     pub fn submit(&self, request: EncodeRequest) -> Result<EncodeReply, SubmitError> {
-        let door = &self.door;
-        door.check(&request)?;
-        let ticket = door.shared.admission.enter(request.tokens.len())?;
-        let (reply, answer) = reply_channel(request.tokens.len());
-        let text = Box::new(Text { request, ticket, reply });
-        door.commands.try_send(Command::Add(text)).map_err(|_| door.shared.admission.refusal())?;
-        Ok(answer)
+        self.door.check(&request)?;
+        self.door.lane.submit(request)
     }
 
     /// The lane's own account of itself, as of the end of its last batch. Queue figures are current.
     pub fn stats(&self) -> EncoderStats {
-        let occupancy = self.door.shared.admission.occupancy();
-        let mut stats = *self.door.shared.lock_stats();
+        let occupancy = self.door.lane.occupancy();
+        let mut stats = *self.door.stats.lock();
         stats.waiting = occupancy.waiting_requests;
         stats.waiting_tokens = occupancy.waiting_tokens;
         stats
@@ -214,24 +194,22 @@ impl EncoderHandle {
 
     /// See [`crate::EngineHandle::progress`].
     pub fn progress(&self) -> u64 {
-        self.door.shared.lock_stats().steps_total.wrapping_add(self.door.pulse.count())
+        self.door.stats.lock().steps_total.wrapping_add(self.door.pulse.count())
     }
 
     /// The thread has panicked, or the model fails every batch. Nothing will ever run again.
     pub fn is_dead(&self) -> bool {
-        self.door.shared.admission.is_dead()
+        self.door.lane.is_dead()
     }
 
     /// Nothing waits or runs.
     pub fn is_idle(&self) -> bool {
-        self.door.shared.admission.is_idle()
+        self.door.lane.is_idle()
     }
 
     /// Admits nothing more; what waits fails with [`crate::RequestError::ShuttingDown`], then the thread ends.
     pub fn shutdown(&self) {
-        self.door.shared.admission.advance(Phase::Stopping);
-        // A full queue means that the lane is awake anyway, and a closed one that it is gone.
-        let _ = self.door.commands.try_send(Command::Wake);
+        self.door.lane.shut_down();
     }
 }
 
@@ -255,8 +233,8 @@ impl Door {
     }
 }
 
-impl Shared {
-    pub(super) fn lock_stats(&self) -> std::sync::MutexGuard<'_, EncoderStats> {
-        self.stats.lock().expect("no code panics while it holds the statistics")
+impl SharedStats {
+    pub(super) fn lock(&self) -> MutexGuard<'_, EncoderStats> {
+        self.0.lock().expect("no code panics while it holds the statistics")
     }
 }

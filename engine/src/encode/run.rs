@@ -2,28 +2,24 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use passerelle_models::{Encoder, EncoderInput, EncoderSequence, ModelError};
 
 use super::EncodeRequest;
-use super::engine::{Command, EncoderConfig, EncoderStats, Shared};
-use super::queue::{BatchBudget, Text, TextQueue};
-use super::reply::Answer;
-use crate::admission::Phase;
+use super::engine::{EncoderConfig, EncoderStats, SharedStats};
 use crate::clock::Clock;
 use crate::event::RequestError;
+use crate::lane::{BatchBudget, Inbox, Job};
 use crate::stats::{StepObserver, StepReport};
 use crate::trust::MAX_FRUITLESS_STEPS;
 use crate::turns::StepTurns;
 
-/// New texts taken in per batch, so that a flood of them cannot hold up the batch.
-const MAX_COMMANDS_PER_BATCH: usize = 1024;
+type Text = Job<EncodeRequest, Vec<f32>>;
+type Answer = Result<Vec<f32>, RequestError>;
 
 pub(super) struct EncodeLoop {
     parts: LoopParts,
-    queue: TextQueue,
     stats: EncoderStats,
     /// Batches in a row in which every text failed.
     fruitless: usize,
@@ -35,55 +31,35 @@ pub(super) struct LoopParts {
     pub(super) turns: StepTurns,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) observer: Arc<dyn StepObserver>,
-    pub(super) commands: Receiver<Command>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) inbox: Inbox<EncodeRequest, Vec<f32>>,
+    pub(super) stats: SharedStats,
 }
 
 impl EncodeLoop {
     pub(super) fn new(parts: LoopParts) -> Self {
-        Self {
-            queue: TextQueue::new(parts.config.max_batch_tokens),
-            parts,
-            stats: EncoderStats::default(),
-            fruitless: 0,
-        }
+        Self { parts, stats: EncoderStats::default(), fruitless: 0 }
     }
 
-    /// Runs until shut down, sleeping on the command queue while idle.
+    /// Runs until shut down, sleeping while idle.
     pub(super) fn run_until_stopped(mut self) {
-        while self.phase() < Phase::Stopping {
-            if self.queue.is_empty() {
-                match self.parts.commands.recv() {
-                    Ok(command) => self.accept(command),
-                    Err(_) => break,
-                }
-            }
+        while self.parts.inbox.wait() {
             self.run_batch();
         }
-        let why = match self.phase() {
-            Phase::Dead => RequestError::Step("the model fails every text".into()),
-            _ => RequestError::ShuttingDown,
-        };
-        self.take_commands();
-        let left = self.queue.drain_all();
-        self.end(left.into_iter().map(|text| (text, Err(why.clone()))).collect());
+        self.parts.inbox.fail_all("the model fails every text");
     }
 
     fn run_batch(&mut self) {
-        self.take_commands();
-        self.queue.drain_cancelled();
-        if self.queue.is_empty() {
+        if !self.parts.inbox.refresh() {
             return;
         }
         let turns = self.parts.turns.clone();
         let turn = turns.take();
         // The wait may have been long.
-        self.take_commands();
-        self.queue.drain_cancelled();
+        self.parts.inbox.refresh();
         let config = &self.parts.config;
-        let budget = BatchBudget { tokens: config.max_batch_tokens, texts: config.max_batch_texts };
-        let mut batch = self.queue.take_batch(budget);
-        batch.retain(|text| text.reply.start());
+        let budget = BatchBudget { tokens: config.max_batch_tokens, requests: config.max_batch_texts };
+        let mut batch = self.parts.inbox.take_batch(budget);
+        batch.retain(|text| text.reply.owe(text.request.tokens.len()));
         if batch.is_empty() {
             return;
         }
@@ -96,7 +72,7 @@ impl EncodeLoop {
         self.note_end(failures, batch.len());
         let tokens = batch.iter().map(|text| text.request.tokens.len()).sum();
         self.publish(&report(duration, (batch.len(), tokens), failures));
-        self.end(batch.into_iter().zip(answers).collect());
+        batch.into_iter().zip(answers).for_each(|(text, answer)| text.end(answer));
     }
 
     /// All texts together; when that fails, each alone, so that only those at fault fail.
@@ -137,7 +113,7 @@ impl EncodeLoop {
         self.stats.running = batch.len();
         self.stats.texts_total += batch.len() as u64;
         self.stats.prompt_tokens_total += batch.iter().map(|text| text.request.tokens.len() as u64).sum::<u64>();
-        *self.parts.shared.lock_stats() = self.stats;
+        *self.parts.stats.lock() = self.stats;
     }
 
     fn note_end(&mut self, failures: usize, num_texts: usize) {
@@ -151,52 +127,14 @@ impl EncodeLoop {
         self.fruitless += 1;
         if self.fruitless == MAX_FRUITLESS_STEPS {
             tracing::error!(batches = MAX_FRUITLESS_STEPS, "every text of these batches failed; the encoder gives up");
-            self.parts.shared.admission.advance(Phase::Dead);
+            self.parts.inbox.give_up();
         }
     }
 
     fn publish(&self, report: &StepReport) {
-        *self.parts.shared.lock_stats() = self.stats;
-        let waiting = self.parts.shared.admission.occupancy().waiting_requests;
+        *self.parts.stats.lock() = self.stats;
+        let waiting = self.parts.inbox.num_waiting();
         self.parts.observer.step(&StepReport { waiting, ..report.clone() });
-    }
-
-    /// Places are given back before the answers: whoever has an answer finds room for the next text.
-    fn end(&self, ended: Vec<(Text, Answer)>) {
-        for (text, answer) in ended {
-            let Text { ticket, reply, .. } = text;
-            drop(ticket);
-            reply.send(answer);
-        }
-    }
-
-    fn take_commands(&mut self) {
-        for _ in 0..MAX_COMMANDS_PER_BATCH {
-            match self.parts.commands.try_recv() {
-                Ok(command) => self.accept(command),
-                Err(_) => return,
-            }
-        }
-    }
-
-    fn accept(&mut self, command: Command) {
-        match command {
-            Command::Add(text) => self.queue.push(*text),
-            Command::Wake => {}
-        }
-    }
-
-    fn phase(&self) -> Phase {
-        self.parts.shared.admission.phase()
-    }
-}
-
-impl Drop for EncodeLoop {
-    /// Runs before the replies close, so that whoever finds one lost also finds the lane dead.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.parts.shared.admission.advance(Phase::Dead);
-        }
     }
 }
 

@@ -36,7 +36,7 @@ impl CausalLm for FreeModel {
         new_kv_cache(self.kv_cache_spec(), num_blocks)
     }
 
-    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
+    fn forward(&self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
         Ok(Logits::new(self.row.len(), self.row.repeat(input.rows_to_sample().len())))
     }
 }

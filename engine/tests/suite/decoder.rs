@@ -93,7 +93,11 @@ fn run(crowd: &mut Crowd, chance: &mut Chance, (step_loop, handle): (&mut StepLo
     panic!("requests starve");
 }
 
-fn decoder(fixture: &str) -> Decoder {
+pub(crate) fn decoder(fixture: &str) -> Decoder {
+    loaded_as(fixture, &LoadOptions::default())
+}
+
+pub(crate) fn loaded_as(fixture: &str, options: &LoadOptions) -> Decoder {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures");
     let folder = TempDir::new().expect("there is room for a fixture");
     // A fixture without weights of its own has those of `plain`.
@@ -106,8 +110,7 @@ fn decoder(fixture: &str) -> Decoder {
         }
     }
     let files = CheckpointFiles::directory(folder.path()).expect("the fixture is a checkpoint");
-    let (compute, options) = (Compute::cpu(1), LoadOptions::default());
-    load_decoder(&files, &compute, &options, &mut |_| ()).expect("the fixture loads").0
+    load_decoder(&files, &Compute::cpu(1), options, &mut |_| ()).expect("the fixture loads").0
 }
 
 fn config(num_kv_blocks: usize) -> EngineConfig {
@@ -151,11 +154,11 @@ impl CausalLm for NanInNewBlocks {
         self.0.new_kv_cache(num_blocks)
     }
 
-    fn copy_blocks(&mut self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
+    fn copy_blocks(&self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
         self.0.copy_blocks(copies, cache)
     }
 
-    fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
+    fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         for sequence in 0..input.num_sequences() {
             let num_computed = input.positions()[input.query_start()[sequence]] as usize;
             let new_blocks = num_computed.div_ceil(input.block_size())..;

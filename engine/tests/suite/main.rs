@@ -3,6 +3,7 @@
 mod chance;
 mod choices;
 mod common;
+mod comparisons;
 mod constraints;
 mod crowd;
 mod decoder;

@@ -176,7 +176,7 @@ impl CausalLm for Decoder {
         self.compute.pulse().clone()
     }
 
-    fn forward(&mut self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
+    fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         self.run(input, cache, None)
     }
 }

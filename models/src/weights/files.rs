@@ -84,13 +84,36 @@ impl CheckpointFiles {
     pub fn names(&self) -> Result<Vec<String>, ModelError> {
         let mut names: Vec<String> = match &self.source {
             Source::Embedded { files, .. } => files.iter().map(|(name, _)| (*name).to_owned()).collect(),
-            Source::Directory(path) => directory_names(path).map_err(|error| self.io(path.clone(), error))?,
+            Source::Directory(path) => {
+                entry_names(path, Path::is_file).map_err(|error| self.io(path.clone(), error))?
+            }
             Source::Gguf(path) => {
                 path.file_name().into_iter().map(|name| name.to_string_lossy().into_owned()).collect()
             }
         };
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// The names of all folders, sorted; none where the checkpoint is one file or compiled in.
+    pub(crate) fn folders(&self) -> Result<Vec<String>, ModelError> {
+        let Source::Directory(path) = &self.source else { return Ok(Vec::new()) };
+        let mut names = entry_names(path, Path::is_dir).map_err(|error| self.io(path.clone(), error))?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    pub(crate) fn is_gguf(&self) -> bool {
+        matches!(self.source, Source::Gguf(_))
+    }
+
+    /// The length of one file.
+    pub(crate) fn size_of(&self, file: &str) -> Result<u64, ModelError> {
+        if let Some(bytes) = self.embedded_file(file) {
+            return Ok(bytes.len() as u64);
+        }
+        let path = self.path_of(file);
+        fs::metadata(&path).map(|metadata| metadata.len()).map_err(|error| self.io(path, error))
     }
 
     /// The content of one file, `None` when there is no such file, an error when it is longer than `max_bytes`.
@@ -156,7 +179,8 @@ impl CheckpointFiles {
         Ok(bytes)
     }
 
-    fn embedded_file(&self, file: &str) -> Option<&'static [u8]> {
+    /// `None` where it is not compiled in.
+    pub(crate) fn embedded_file(&self, file: &str) -> Option<&'static [u8]> {
         let Source::Embedded { files, .. } = &self.source else { return None };
         files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
     }
@@ -166,11 +190,11 @@ impl CheckpointFiles {
     }
 }
 
-fn directory_names(path: &Path) -> io::Result<Vec<String>> {
+fn entry_names(path: &Path, wanted: fn(&Path) -> bool) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        if entry.path().is_file() {
+        if wanted(&entry.path()) {
             names.extend(entry.file_name().into_string().ok());
         }
     }

@@ -122,7 +122,7 @@ pub(crate) async fn admit(
     let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
     let prompts = admission.start_all(tickets).await?;
     let fingerprint = Some(model.fingerprint.clone());
-    let billing = origin.map(|_| Billing::of(state, &model.name, fingerprint.as_deref()));
+    let billing = origin.map(|_| Billing::of(state, &model.name, Some(model.digest)));
     let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
     Ok(Admitted::new((prompts, request.choices), served_as, place))
 }

@@ -8,7 +8,6 @@ use axum::body::{Body, Bytes};
 use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use axum::response::Response;
-use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -61,15 +60,8 @@ pub(crate) enum StreamEnd {
 pub(crate) struct ReaderGone;
 
 impl SseWriter {
-    pub(crate) async fn data(&self, value: &Value) -> Result<(), ReaderGone> {
-        self.send(Frame::Event(data_frame(value))).await
-    }
-
     pub(crate) async fn part(&self, part: &Part) -> Result<(), ReaderGone> {
-        match part.event {
-            None => self.data(&part.data).await,
-            Some(name) => self.send(Frame::Event(Bytes::from(format!("event: {name}\ndata: {}\n\n", part.data)))).await,
-        }
+        self.send(Frame::Event(frame_of(part))).await
     }
 
     pub(crate) async fn done(&self, end: StreamEnd) -> Result<(), ReaderGone> {
@@ -119,26 +111,34 @@ pub(crate) fn sse_response(config: &SseConfig) -> (SseWriter, Response) {
     (SseWriter { frames, write_timeout: config.write_timeout }, response)
 }
 
-/// One event. JSON as serde_json writes it holds no raw line break, so one `data:` line is enough.
-fn data_frame(value: &Value) -> Bytes {
-    Bytes::from(format!("data: {value}\n\n"))
+/// JSON as serde_json writes it holds no raw line break, so one `data:` line is enough.
+fn frame_of(part: &Part) -> Bytes {
+    let Part { event, data } = part;
+    Bytes::from(match event {
+        None => format!("data: {data}\n\n"),
+        Some(name) => format!("event: {name}\ndata: {data}\n\n"),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
+
+    fn part(event: Option<&'static str>, data: &Value) -> Part {
+        Part { event, data: data.to_string() }
+    }
 
     #[test]
     fn a_line_break_in_the_text_stays_inside_one_data_line() {
-        let frame = data_frame(&json!({"text": "a\nb\r\n"}));
+        let frame = frame_of(&part(None, &json!({"text": "a\nb\r\n"})));
         assert_eq!(frame, "data: {\"text\":\"a\\nb\\r\\n\"}\n\n");
     }
 
     #[tokio::test]
     async fn the_stream_ends_when_the_writer_is_dropped() {
         let (writer, response) = sse_response(&SseConfig::default());
-        writer.data(&json!({"n": 1})).await.unwrap();
+        writer.part(&part(None, &json!({"n": 1}))).await.unwrap();
         writer.done(StreamEnd::DoneMark).await.unwrap();
         drop(writer);
         assert_eq!(response.headers()["x-accel-buffering"], "no");
@@ -149,7 +149,7 @@ mod tests {
     #[tokio::test]
     async fn a_named_event_carries_its_name() {
         let (writer, response) = sse_response(&SseConfig::default());
-        writer.part(&Part { event: Some("a.b"), data: json!({"n": 1}) }).await.unwrap();
+        writer.part(&part(Some("a.b"), &json!({"n": 1}))).await.unwrap();
         writer.done(StreamEnd::Silent).await.unwrap();
         let body = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
         assert_eq!(body, "event: a.b\ndata: {\"n\":1}\n\n");
@@ -158,7 +158,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_broke_off_does_not_look_complete() {
         let (writer, response) = sse_response(&SseConfig::default());
-        writer.data(&json!({"n": 1})).await.unwrap();
+        writer.part(&part(None, &json!({"n": 1}))).await.unwrap();
         let task = tokio::spawn(async move {
             let _writer = writer;
             panic!("for the test");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use passerelle_engine::RequestId;
 use passerelle_engine::clock::Clock;
-use passerelle_models::TokenId;
+use passerelle_models::{ModelDigest, TokenId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::cross_origin::AllowedOrigins;
@@ -42,6 +42,8 @@ pub struct ServedModel {
     pub defaults: GenerationDefaults,
     /// `Some` for a model that gives vectors; `None` for one that generates.
     pub encoder: Option<Arc<ServedEncoder>>,
+    /// Of the checkpoint's files.
+    pub digest: ModelDigest,
     /// `system_fingerprint` of answers: changes when the weights or the kernels change.
     pub fingerprint: String,
 }

@@ -110,7 +110,9 @@ impl BenchArgs {
         }
         eprintln!("measuring this machine with {} threads", compute.num_threads());
         let limits = Limits::measure(&compute, clock.as_ref());
-        let loaded = serve::load(&config.models[0], &config.hub, &compute)?;
+        let hashes = serve::KeptHashes::open(&config.server.data_dir);
+        let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
+        let loaded = serve::load(&config.models[0], means)?;
         let cost = ModelCost::of(&loaded.description);
         let mut report = Report {
             model: loaded.name.clone(),

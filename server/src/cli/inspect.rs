@@ -1,15 +1,19 @@
 mod encoder;
 
+use std::ops::ControlFlow;
+
 use anyhow::Result;
 use clap::Args;
 use passerelle::config::{ByteSize, Config, Environment, ModelConfig, Written, WrittenServer};
 use passerelle::hub::Wanted;
 use passerelle::text::TextModel;
-use passerelle_models::{CheckpointKind, LayerRun, ModelDescription, checkpoint_kind, describe_encoder};
+use passerelle_models::{
+    CheckpointFiles, CheckpointKind, LayerRun, ModelDescription, ModelDigest, checkpoint_kind, describe_encoder,
+};
 use serde_json::{Value, json};
 
 use super::output::{self, OutputArgs};
-use crate::serve::{find_files, load_text};
+use crate::serve::{KeptHashes, find_files, load_text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +29,9 @@ pub(crate) struct InspectArgs {
     /// Never touch the network.
     #[arg(long)]
     offline: bool,
+    /// Leave the digest out, for which every byte of a checkpoint is read that was not hashed before.
+    #[arg(long)]
+    no_digest: bool,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -37,17 +44,40 @@ impl InspectArgs {
         let files = find_files(&self.source, Wanted::CheckpointWithoutTokenizer, &config.hub)?;
         let model = ModelConfig::found("inspected".to_owned(), self.source, &config.engine);
         let text = || load_text(&model, &files, &config.hub);
+        let digest = (!self.no_digest).then(|| digest(&files, &config)).transpose()?;
         if checkpoint_kind(&files)? == CheckpointKind::Encoder {
             let (is, text) = (describe_encoder(&files)?, text()?);
             return if self.output.json {
-                output::json(&encoder::as_json(&is, &text))
+                output::json(&with_digest(encoder::as_json(&is, &text), digest))
             } else {
-                encoder::print(&is, &text)
+                encoder::print(&is, &text)?;
+                print_digest(digest)
             };
         }
         let (is, text) = (passerelle_models::describe(&files)?, text()?);
-        if self.output.json { output::json(&as_json(&is, &text)) } else { print(&is, &text) }
+        if self.output.json {
+            return output::json(&with_digest(as_json(&is, &text), digest));
+        }
+        print(&is, &text)?;
+        print_digest(digest)
     }
+}
+
+/// With what the server's data directory knows of the files.
+fn digest(files: &CheckpointFiles, config: &Config) -> Result<ModelDigest> {
+    let hashes = KeptHashes::open(&config.server.data_dir);
+    Ok(hashes.digest_of(files, &|_| ControlFlow::Continue(()))?)
+}
+
+fn print_digest(digest: Option<ModelDigest>) -> Result<()> {
+    digest.map_or(Ok(()), |digest| output::line(format_args!("{:<12}{digest}", "digest")))
+}
+
+fn with_digest(mut described: Value, digest: Option<ModelDigest>) -> Value {
+    if let Some(digest) = digest {
+        described["digest"] = json!(digest);
+    }
+    described
 }
 
 fn print(is: &ModelDescription, text: &TextModel) -> Result<()> {

@@ -1,6 +1,8 @@
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -8,13 +10,13 @@ use passerelle::config::{Config, Environment, ModelConfig};
 use passerelle::evaluation::score_file::Settings;
 use passerelle::evaluation::{DataSet, Header, ScoreReader, ScoreWriter, Totals};
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_models::CheckpointFiles;
 use passerelle_models::ops::Compute;
+use passerelle_models::{CheckpointFiles, ModelDigest};
 use serde::Serialize;
 
 use super::model_args::ModelArgs;
 use super::output::{self, OutputArgs};
-use crate::serve;
+use crate::serve::{self, KeptHashes, Means};
 use progress::Progress;
 use resident::Resident;
 
@@ -65,7 +67,7 @@ pub(crate) struct ScoreArgs {
 #[derive(Debug, Serialize)]
 struct Summary {
     name: String,
-    digest: String,
+    digest: ModelDigest,
     num_items: usize,
     #[serde(flatten)]
     totals: Totals,
@@ -77,7 +79,8 @@ impl ScoreArgs {
         let data = fs::read_to_string(&self.data).with_context(|| self.data.display().to_string())?;
         let data = DataSet::parse(&data).with_context(|| self.data.display().to_string())?;
         let models = serve::find_sources(&self.sources, &config.engine)?;
-        let run = Run { compute: serve::compute(&config.engine), config, data, args: &self };
+        let (compute, hashes) = (serve::compute(&config.engine), KeptHashes::open(&config.server.data_dir));
+        let run = Run { args: &self, config, data, compute, hashes };
         let mut summaries = Vec::with_capacity(models.len());
         for (index, model) in models.iter().enumerate() {
             let summary = run.checkpoint(model, Progress::new(index + 1, models.len()));
@@ -99,6 +102,7 @@ struct Run<'a> {
     config: Config,
     data: DataSet,
     compute: Compute,
+    hashes: KeptHashes,
 }
 
 impl Run<'_> {
@@ -111,9 +115,11 @@ impl Run<'_> {
         let left: Vec<_> = left.collect();
         let bar = progress.start(&model.name, (writer.num_done(), self.data.items.len()));
         if !left.is_empty() {
-            let loaded = serve::load(model, &self.config.hub, &self.compute)?;
+            let means = Means { hub: &self.config.hub, compute: &self.compute, hashes: &self.hashes };
+            let loaded = serve::load(model, means)?;
             let items = plan::all(&loaded, &left, self.args.max_tokens.get())?;
-            let resident = Resident::start(loaded, &items, &self.config.engine, Self::clock())?;
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+            let resident = Resident::start(loaded, &items, &self.config.engine, clock)?;
             resident.run(items, |scored| {
                 bar.one_more();
                 Ok(writer.append(&scored)?)
@@ -121,10 +127,6 @@ impl Run<'_> {
         }
         bar.finish();
         summary(&header, writer.path(), &self.args.out)
-    }
-
-    fn clock() -> std::sync::Arc<dyn Clock> {
-        std::sync::Arc::new(SystemClock::new())
     }
 
     fn header(&self, model: &ModelConfig, files: &CheckpointFiles) -> Result<Header> {
@@ -136,7 +138,8 @@ impl Run<'_> {
             max_tokens: self.args.max_tokens.get(),
             against: None,
         };
-        Ok(Header::new(digest_of(files)?, model.name.clone(), env!("CARGO_PKG_VERSION"), settings))
+        let digest = self.hashes.digest_of(files, &|_| ControlFlow::Continue(()))?;
+        Ok(Header::new(digest, model.name.clone(), env!("CARGO_PKG_VERSION"), settings))
     }
 }
 
@@ -163,19 +166,8 @@ fn print(summaries: &[Summary]) -> Result<()> {
     for summary in summaries {
         let value = |metric| summary.totals.value(metric).map_or_else(String::new, |value| metric.shown(value));
         let values: Vec<_> = metrics.iter().map(|metric| format!("{:>25}", value(*metric))).collect();
-        let digest: String = summary.digest.rsplit(':').next().unwrap_or_default().chars().take(12).collect();
-        output::line(format_args!("{:<width$}  {digest:<12}{}", summary.name, values.concat()))?;
+        let (name, digest) = (&summary.name, summary.digest.short());
+        output::line(format_args!("{name:<width$}  {digest:<12}{}", values.concat()))?;
     }
     Ok(())
-}
-
-/// Names and contents of all files.
-fn digest_of(files: &CheckpointFiles) -> Result<String> {
-    use sha2::{Digest, Sha256};
-    let mut hash = Sha256::new();
-    for name in files.names()? {
-        hash.update(&name);
-        hash.update(fs::read(files.path_of(&name)).unwrap_or_default());
-    }
-    Ok(format!("sha256:{}", hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
 }

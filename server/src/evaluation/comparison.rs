@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use passerelle_models::ModelDigest;
 use serde::Serialize;
 
 use super::bootstrap::{Interval, Resampled, Resampling};
@@ -34,7 +35,7 @@ pub enum ComparisonError {
     #[error("give at least two score files, of two checkpoints")]
     TooFew,
     #[error("{} and {} are of the same checkpoint ({digest}); give one of them", .files[0].display(), .files[1].display())]
-    Same { digest: String, files: Box<[PathBuf; 2]> },
+    Same { digest: ModelDigest, files: Box<[PathBuf; 2]> },
     #[error("{} and {} are of different data: their numbers do not compare", .0[0].display(), .0[1].display())]
     OtherData(Box<[PathBuf; 2]>),
     #[error("no item has been scored by all of these checkpoints yet")]
@@ -65,7 +66,7 @@ pub struct Comparison {
 #[derive(Debug, Clone, Serialize)]
 pub struct Ranked {
     pub name: String,
-    pub digest: String,
+    pub digest: ModelDigest,
     pub step: Option<u64>,
     /// Place among the files as they were named.
     pub given: usize,
@@ -167,17 +168,18 @@ impl Summary {
     }
 
     fn is_called(&self, name: &str) -> bool {
-        self.header.name == name || self.header.digest == name || self.header.digest.rsplit(':').next() == Some(name)
+        let digest = self.header.digest.to_string();
+        self.header.name == name || digest == name || digest.rsplit(':').next() == Some(name)
     }
 }
 
 fn check_together(summaries: &[Summary]) -> Result<(), ComparisonError> {
-    let mut seen: HashMap<&str, &Summary> = HashMap::new();
+    let mut seen: HashMap<ModelDigest, &Summary> = HashMap::new();
     for summary in summaries {
-        let digest = &summary.header.digest;
+        let digest = summary.header.digest;
         if let Some(other) = seen.insert(digest, summary) {
             let files = Box::new([other.path.clone(), summary.path.clone()]);
-            return Err(ComparisonError::Same { digest: digest.clone(), files });
+            return Err(ComparisonError::Same { digest, files });
         }
         if summary.header.settings.data != summaries[0].header.settings.data {
             let files = [summaries[0].path.clone(), summary.path.clone()];
@@ -193,21 +195,15 @@ fn in_common(summaries: &[Summary]) -> Vec<&str> {
 }
 
 /// Every metric in the order of the one that ranks.
-fn rank(
-    summaries: &[Summary],
-    common: &[&str],
-    options: &Options,
-) -> Result<(Metric, Vec<Ranked>), ComparisonError> {
+fn rank(summaries: &[Summary], common: &[&str], options: &Options) -> Result<(Metric, Vec<Ranked>), ComparisonError> {
     let known: Vec<(Metric, Resampled)> = Metric::ALL
         .into_iter()
         .filter_map(|metric| Some((metric, resampled(summaries, common, (metric, options.resampling))?)))
         .collect();
     let ranked_by = options.rank_by.or_else(|| known.first().map(|(metric, _)| *metric));
     let ranked_by = ranked_by.ok_or(ComparisonError::NothingInCommon)?;
-    let (_, ranks) = known
-        .iter()
-        .find(|(metric, _)| *metric == ranked_by)
-        .ok_or(ComparisonError::NoMetric(ranked_by.name()))?;
+    let (_, ranks) =
+        known.iter().find(|(metric, _)| *metric == ranked_by).ok_or(ComparisonError::NoMetric(ranked_by.name()))?;
     let mut order: Vec<usize> = (0..summaries.len()).collect();
     order.sort_by(|&one, &other| {
         let (one, other) = (ranks.interval(one).value, ranks.interval(other).value);
@@ -253,11 +249,7 @@ fn pair(summaries: &[Summary], ranking: &[Ranked], options: &Options) -> Result<
 }
 
 impl PairComparison {
-    fn of(
-        (first, second): (&Summary, &Summary),
-        common: &HashSet<&str>,
-        most: usize,
-    ) -> Result<Self, ScoreFileError> {
+    fn of((first, second): (&Summary, &Summary), common: &HashSet<&str>, most: usize) -> Result<Self, ScoreFileError> {
         let mut others: HashMap<String, Outcome> = HashMap::new();
         let mut reader = ScoreReader::open(&second.path)?;
         while let Some(Scored { id, outcome }) = reader.next_scored()? {

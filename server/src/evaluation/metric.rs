@@ -86,7 +86,8 @@ impl Metric {
     pub fn of(self, outcome: &Outcome) -> Option<Share> {
         let counted = |is_so: bool| Share { amount: f64::from(u8::from(is_so)), weight: 1.0 };
         match (self, outcome) {
-            (Self::BitsPerByte, Outcome::Document(text)) | (Self::ReferenceBitsPerByte, Outcome::Prompt { reference: text, .. }) => {
+            (Self::BitsPerByte, Outcome::Document(text))
+            | (Self::ReferenceBitsPerByte, Outcome::Prompt { reference: text, .. }) => {
                 Some(Share { amount: text.bits(), weight: text.bytes as f64 })
             }
             (Self::ExactMatch, outcome) => outcome.is_match().map(counted),

@@ -13,6 +13,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
+use passerelle_models::ModelDigest;
 use serde::{Deserialize, Serialize};
 
 use super::scored::Scored;
@@ -27,7 +28,7 @@ const MAX_LINE_BYTES: u64 = 256 << 20;
 pub struct Header {
     pub format: u32,
     /// Of the checkpoint.
-    pub digest: String,
+    pub digest: ModelDigest,
     /// What its folder or repository is called.
     pub name: String,
     /// The version of the program that began the file.
@@ -50,7 +51,7 @@ pub struct Settings {
     pub max_tokens: u32,
     /// Digest of the checkpoint that divergences are measured from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub against: Option<String>,
+    pub against: Option<ModelDigest>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -90,14 +91,14 @@ pub struct ScoreReader {
 }
 
 impl Header {
-    pub fn new(digest: String, name: String, binary: &str, settings: Settings) -> Self {
+    pub fn new(digest: ModelDigest, name: String, binary: &str, settings: Settings) -> Self {
         Self { format: FORMAT, digest, name, binary: binary.to_owned(), settings }
     }
 
     /// Where the scores of this checkpoint stand. The digest's kind is no part of the name.
     pub fn path_in(&self, folder: &Path) -> PathBuf {
-        let name = self.digest.rsplit(':').next().unwrap_or(&self.digest);
-        folder.join(name).with_extension(EXTENSION)
+        let digest = self.digest.to_string();
+        folder.join(digest.rsplit(':').next().unwrap_or(&digest)).with_extension(EXTENSION)
     }
 }
 
@@ -220,18 +221,14 @@ impl Header {
     /// The program's version and the name may differ; what the numbers depend on may not.
     fn check_same(&self, there: &ScoreReader) -> Result<(), ScoreFileError> {
         let (here, found) = (&self.settings, &there.header.settings);
-        let none = || "none".to_owned();
+        let against = |settings: &Settings| settings.against.map_or("none".to_owned(), |digest| digest.to_string());
         let fields = [
-            ("digest", there.header.digest.clone(), self.digest.clone()),
+            ("digest", there.header.digest.to_string(), self.digest.to_string()),
             ("data", found.data.clone(), here.data.clone()),
             ("weights", found.weights.clone(), here.weights.clone()),
             ("keys_and_values", found.keys_and_values.clone(), here.keys_and_values.clone()),
             ("max_tokens", found.max_tokens.to_string(), here.max_tokens.to_string()),
-            (
-                "against",
-                found.against.clone().unwrap_or_else(none),
-                here.against.clone().unwrap_or_else(none),
-            ),
+            ("against", against(found), against(here)),
         ];
         match fields.into_iter().find(|(_, found, wanted)| found != wanted) {
             Some((field, found, wanted)) => {
@@ -268,6 +265,10 @@ mod tests {
     use super::*;
     use crate::evaluation::scored::{Continuation, Outcome, TokenScores};
 
+    fn digest() -> ModelDigest {
+        format!("sha256:{}", "a1".repeat(32)).parse().unwrap()
+    }
+
     fn header(data: &str) -> Header {
         let settings = Settings {
             data: data.into(),
@@ -277,7 +278,7 @@ mod tests {
             max_tokens: 8,
             against: None,
         };
-        Header::new("sha256:abc".into(), "early".into(), "0.1.0", settings)
+        Header::new(digest(), "early".into(), "0.1.0", settings)
     }
 
     fn scored(id: &str) -> Scored {

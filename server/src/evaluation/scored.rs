@@ -13,9 +13,16 @@ pub struct Scored {
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Document(Continuation),
-    Prompt { reference: Continuation, wanted: String, answer: Answer },
+    Prompt {
+        reference: Continuation,
+        wanted: String,
+        answer: Answer,
+    },
     /// One continuation for each choice. `answer` counts from 0.
-    Choice { choices: Vec<Continuation>, answer: usize },
+    Choice {
+        choices: Vec<Continuation>,
+        answer: usize,
+    },
 }
 
 /// A text, and how likely each of its tokens was after all before it.

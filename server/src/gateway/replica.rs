@@ -337,7 +337,7 @@ impl From<passerelle_engine::SubmitError> for SubmitError {
                 Self::Refused { parameter: Some(parameter), why: cause.to_string() }
             }
             Cause::TooManyChoices { .. } => Self::Refused { parameter: Some("n"), why: cause.to_string() },
-            Cause::EmptyPrompt | Cause::InvalidToken { .. } => {
+            Cause::EmptyPrompt | Cause::InvalidToken { .. } | Cause::DifferentVocabularies { .. } => {
                 Self::Refused { parameter: None, why: cause.to_string() }
             }
         }

@@ -6,17 +6,6 @@ use serde_json::Value;
 
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
-const DESCRIPTIONS: [&str; 9] = [
-    "config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    WEIGHTS_INDEX,
-];
 
 /// What of a repository is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +34,7 @@ impl Wanted {
 
 /// Whether a small file beside the weights is wanted.
 pub(super) fn is_description(file: &str) -> bool {
-    let is_tokenizer = file.starts_with("tokenizer") && file.ends_with(".json") && !file.contains('/');
-    DESCRIPTIONS.contains(&file) || is_tokenizer || is_module_file(file)
+    passerelle_models::is_description(file) || is_module_file(file)
 }
 
 /// `1_Pooling/config.json` or `2_Dense/model.safetensors` of an embedding model.

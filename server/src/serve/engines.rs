@@ -12,7 +12,7 @@ use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{EncoderEngine, EncoderParts, Engine, EngineParts, StepTurns};
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, ModelDescription};
+use passerelle_models::{ModelDescription, ModelDigest};
 use sha2::{Digest, Sha256};
 
 use super::defaults;
@@ -81,7 +81,7 @@ pub(crate) fn start(
     let mut encoders = Vec::with_capacity(loaded_encoders.len());
     for model in loaded_encoders {
         report::encoder(&model, compute);
-        served.push(serve_encoder(&model, &kernels)?);
+        served.push(serve_encoder(&model, &kernels));
         let name = model.name.clone();
         let engine = EncoderEngine::spawn(EncoderParts {
             name: name.clone(),
@@ -150,12 +150,13 @@ fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<Serve
         grammars: Arc::new(GrammarCompiler::new(model.text.tokenizer.clone(), eos_token_ids.clone())),
         eos_token_ids,
         defaults: defaults::read(&model.files)?,
-        fingerprint: fingerprint(&model.files, &model.description, kernels)?,
+        fingerprint: fingerprint(model.digest, (&model.description, &model.dtype), kernels),
+        digest: model.digest,
     })
 }
 
-fn serve_encoder(model: &LoadedEncoder, kernels: &str) -> Result<ServedModel> {
-    Ok(ServedModel {
+fn serve_encoder(model: &LoadedEncoder, kernels: &str) -> ServedModel {
+    ServedModel {
         name: model.name.clone(),
         text: Arc::clone(&model.text),
         max_model_len: model.description.model.max_position,
@@ -164,8 +165,9 @@ fn serve_encoder(model: &LoadedEncoder, kernels: &str) -> Result<ServedModel> {
         eos_token_ids: Vec::new(),
         encoder: Some(Arc::new(ServedEncoder { output: model.description.output.clone() })),
         defaults: GenerationDefaults::default(),
-        fingerprint: fingerprint(&model.files, &model.description, kernels)?,
-    })
+        fingerprint: fingerprint(model.digest, (&model.description, &model.dtype), kernels),
+        digest: model.digest,
+    }
 }
 
 /// An encoder's batch is an engine's step, and its texts are requests.
@@ -179,20 +181,11 @@ fn encoder_bounds(model: &LoadedEncoder, config: &EngineConfig) -> passerelle_en
     }
 }
 
-/// Two servers with the same fingerprint give the same answers to the same requests: it covers this version, the kernels,
-/// the checkpoint's description, and the name, size and time of each of its files. The weights themselves are not hashed,
-/// which would take as long as loading them.
-fn fingerprint(files: &CheckpointFiles, description: &impl std::fmt::Debug, kernels: &str) -> Result<String> {
-    let mut hash = Sha256::new();
-    hash.update(format!("{} {kernels} {:?}", env!("CARGO_PKG_VERSION"), description));
-    for name in files.names()? {
-        hash.update(&name);
-        if let Ok(metadata) = std::fs::metadata(files.path_of(&name)) {
-            hash.update(format!("{} {:?}", metadata.len(), metadata.modified().ok()));
-        }
-    }
-    let digest: [u8; 32] = hash.finalize().into();
-    Ok(digest[..6].iter().fold("fp_".to_owned(), |text, byte| format!("{text}{byte:02x}")))
+/// Two servers with the same fingerprint give the same answers to the same requests: after the beginning of the checkpoint's
+/// digest it covers this version, the kernels, and how the weights are held.
+fn fingerprint(digest: ModelDigest, is: (&impl std::fmt::Debug, &str), kernels: &str) -> String {
+    let hash: [u8; 32] = Sha256::digest(format!("{} {kernels} {is:?}", env!("CARGO_PKG_VERSION"))).into();
+    hash[..4].iter().fold(format!("fp_{}_", digest.short()), |text, byte| format!("{text}{byte:02x}"))
 }
 
 pub(crate) fn random_seed() -> Result<u64> {

@@ -111,7 +111,7 @@ pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar> {
 fn facts(served: &[ServedModel], partition: &str) -> BTreeMap<String, ModelFacts> {
     let partition: Arc<str> = partition.into();
     let facts = |model: &ServedModel| {
-        let digest = model.fingerprint.as_str().into();
+        let digest = model.digest.to_string().into();
         (model.name.clone(), ModelFacts { digest, partition: Arc::clone(&partition) })
     };
     served.iter().map(facts).collect()

@@ -1,21 +1,26 @@
 //! From what the configuration names to models in memory.
 
 use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype, check_names};
 use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source, Wanted};
 use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
-    CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, ModelDescription,
-    checkpoint_kind,
+    CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, LoadProgress,
+    ModelDescription, ModelDigest, ModelError, checkpoint_kind,
 };
 
+use super::hashes::KeptHashes;
 use super::text;
 
 /// Before a file of the hub is tried again; later attempts wait longer.
@@ -27,6 +32,7 @@ pub(crate) struct Loaded {
     pub(crate) files: CheckpointFiles,
     pub(crate) model: Box<dyn CausalLm>,
     pub(crate) description: ModelDescription,
+    pub(crate) digest: ModelDigest,
     /// What the weights are held as.
     pub(crate) dtype: String,
     pub(crate) text: Arc<TextModel>,
@@ -38,6 +44,7 @@ pub(crate) struct LoadedEncoder {
     pub(crate) files: CheckpointFiles,
     pub(crate) model: Box<dyn Encoder>,
     pub(crate) description: EncoderDescription,
+    pub(crate) digest: ModelDigest,
     /// What the weights are held as.
     pub(crate) dtype: String,
     pub(crate) text: Arc<TextModel>,
@@ -57,6 +64,14 @@ impl AllLoaded {
     }
 }
 
+/// What every model is loaded with.
+#[derive(Clone, Copy)]
+pub(crate) struct Means<'a> {
+    pub(crate) hub: &'a HubConfig,
+    pub(crate) compute: &'a Compute,
+    pub(crate) hashes: &'a KeptHashes,
+}
+
 /// The models of the configuration, in its order, then those of `server.models_dir`.
 pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> {
     let mut wanted = config.models.clone();
@@ -64,15 +79,17 @@ pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> 
         wanted.extend(find_models(folder, &config.engine)?);
         check_names(&wanted)?;
     }
+    let hashes = KeptHashes::open(&config.server.data_dir);
+    let means = Means { hub: &config.hub, compute, hashes: &hashes };
     let mut loaded = AllLoaded::default();
     for model in &wanted {
         let files = find_files(&model.source, wanted_of(model), &config.hub);
         let files = files.with_context(|| format!("model `{}`", model.name))?;
         match checkpoint_kind(&files).with_context(|| format!("model `{}`", model.name))? {
-            CheckpointKind::Generator => loaded.generators.push(load(model, &config.hub, compute)?),
-            CheckpointKind::Encoder => loaded.encoders.push(
-                load_encoder(model, files, &config.hub, compute).with_context(|| format!("model `{}`", model.name))?,
-            ),
+            CheckpointKind::Generator => loaded.generators.push(load(model, means)?),
+            CheckpointKind::Encoder => loaded
+                .encoders
+                .push(load_encoder(model, files, means).with_context(|| format!("model `{}`", model.name))?),
         }
     }
     Ok(loaded)
@@ -110,23 +127,20 @@ pub(crate) fn compute(config: &EngineConfig) -> Compute {
     Compute::cpu(config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed)))
 }
 
-pub(crate) fn load(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result<Loaded> {
-    load_named(model, hub, compute).with_context(|| format!("model `{}`", model.name))
+pub(crate) fn load(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
+    load_named(model, means).with_context(|| format!("model `{}`", model.name))
 }
 
-fn load_named(model: &ModelConfig, hub: &HubConfig, compute: &Compute) -> Result<Loaded> {
-    let files = find_files(&model.source, wanted_of(model), hub)?;
+fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
+    let files = find_files(&model.source, wanted_of(model), means.hub)?;
     // The text side first: it is quick to read and often what is wrong.
-    let text = text::load(model, &files, hub)?;
-    let bar = progress_bar(&model.name);
-    let loaded = passerelle_models::load(&files, compute, &options(model), &mut |progress| {
-        bar.set_length(progress.bytes_total);
-        bar.set_position(progress.bytes_done);
+    let text = text::load(model, &files, means.hub)?;
+    let (loaded, digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
+        passerelle_models::load(&files, means.compute, &options(model), progress)
     })?;
-    bar.finish_and_clear();
     let dtype = held_as(model, &loaded.description);
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
-    Ok(Loaded { name, files, model: loaded.model, description, dtype, text })
+    Ok(Loaded { name, files, model: loaded.model, description, digest, dtype, text })
 }
 
 /// What of a source this model needs.
@@ -134,22 +148,40 @@ pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
     if model.tokenizer.is_some() { Wanted::CheckpointWithoutTokenizer } else { Wanted::Checkpoint }
 }
 
-fn load_encoder(
-    model: &ModelConfig,
-    files: CheckpointFiles,
-    hub: &HubConfig,
-    compute: &Compute,
-) -> Result<LoadedEncoder> {
-    let text = text::load(model, &files, hub)?;
-    let bar = progress_bar(&model.name);
-    let loaded = passerelle_models::load_encoder(&files, compute, &options(model), &mut |progress| {
-        bar.set_length(progress.bytes_total);
-        bar.set_position(progress.bytes_done);
+fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -> Result<LoadedEncoder> {
+    let text = text::load(model, &files, means.hub)?;
+    let (loaded, digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
+        passerelle_models::load_encoder(&files, means.compute, &options(model), progress)
     })?;
-    bar.finish_and_clear();
     let dtype = held_as(model, &loaded.description.model);
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
-    Ok(LoadedEncoder { name, files, model: loaded.model, description, dtype, text })
+    Ok(LoadedEncoder { name, files, model: loaded.model, description, digest, dtype, text })
+}
+
+/// Hashes a checkpoint while it is loaded, so that whichever takes longer is all that takes time. A model answers when both
+/// are done: every answer, and its entry in the ledger, names the digest.
+fn beside_hashing<T>(
+    (name, files): (&str, &CheckpointFiles),
+    hashes: &KeptHashes,
+    load: impl FnOnce(&mut dyn FnMut(LoadProgress)) -> Result<T, ModelError>,
+) -> Result<(T, ModelDigest)> {
+    let bars = MultiProgress::with_draw_target(draw_target());
+    let [loading, hashing] = ["loading", "hashing"].map(|what| bars.add(progress_bar(what, name)));
+    let is_in_vain = AtomicBool::new(false);
+    let hash = || {
+        hashes.digest_of(files, &|progress| {
+            show(&hashing, progress);
+            if is_in_vain.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    };
+    let (loaded, digest) = thread::scope(|scope| {
+        let hashed = scope.spawn(hash);
+        let loaded = load(&mut |progress| show(&loading, progress));
+        is_in_vain.store(loaded.is_err(), Ordering::Relaxed);
+        (loaded, hashed.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    [loading, hashing].iter().for_each(ProgressBar::finish_and_clear);
+    Ok((loaded?, digest?))
 }
 
 /// What its weights are held as.
@@ -219,12 +251,22 @@ fn find_models(folder: &Path, engine: &EngineConfig) -> Result<Vec<ModelConfig>>
 }
 
 /// Redraws itself on a terminal and is silent elsewhere.
-fn progress_bar(name: &str) -> ProgressBar {
-    let is_terminal = io::stderr().is_terminal();
-    let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("loading {msg} [{bar:30}] {bytes} of {total_bytes}")
+fn draw_target() -> ProgressDrawTarget {
+    if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
+
+fn progress_bar(what: &str, name: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {msg} [{bar:30}] {bytes} of {total_bytes}")
         .expect("the template is a constant that a test draws");
-    ProgressBar::with_draw_target(None, target).with_style(style).with_message(name.to_owned())
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
+        .with_style(style)
+        .with_prefix(what.to_owned())
+        .with_message(name.to_owned())
+}
+
+fn show(bar: &ProgressBar, progress: LoadProgress) {
+    bar.set_length(progress.bytes_total);
+    bar.set_position(progress.bytes_done);
 }
 
 #[cfg(test)]
@@ -233,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_progress_bar_can_be_drawn() {
-        progress_bar("demo").finish();
+        progress_bar("loading", "demo").finish();
     }
 
     #[test]

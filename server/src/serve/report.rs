@@ -14,6 +14,7 @@ pub(crate) fn model(model: &Loaded, bounds: EngineBounds, compute: &Compute) {
     tracing::info!(
         model = %model.name,
         source = %model.files.root().display(),
+        digest = %model.digest,
         family = %is.family,
         parameters = %count(is.num_parameters),
         dtype = %model.dtype,
@@ -49,6 +50,7 @@ pub(crate) fn encoder(loaded: &LoadedEncoder, compute: &Compute) {
     tracing::info!(
         model = %loaded.name,
         source = %loaded.files.root().display(),
+        digest = %loaded.digest,
         family = %is.family,
         parameters = %count(is.num_parameters),
         dtype = %loaded.dtype,

@@ -19,7 +19,7 @@ fn inspect(source: &Path, options: &[&str]) -> String {
 }
 
 fn described(source: &Path) -> Value {
-    serde_json::from_str(&inspect(source, &["--json"])).expect("JSON")
+    serde_json::from_str(&inspect(source, &["--json", "--no-digest"])).expect("JSON")
 }
 
 /// Of its 89,952 numbers the table of tokens is one matrix, which is also the head.
@@ -42,7 +42,7 @@ ends with   [2, 7]
 tokenizer   none: prompts are token ids alone; --tokenizer SOURCE gives one
 template    none: completions alone; --chat-template FILE gives one
 ";
-    assert_eq!(inspect(&fixture("smollm3"), &[]), expected);
+    assert_eq!(inspect(&fixture("smollm3"), &["--no-digest"]), expected);
     let turned = "full attention, rotary on 24 of 24 elements, base 10000, gated SiLU of 88";
     let runs = json!([
         {"count": 1, "layer": turned},
@@ -77,7 +77,7 @@ ends with   [514]
 tokenizer   516 tokens, 3 of them special
 template    yes; tool calls as json, no reasoning
 ";
-    assert_eq!(inspect(&file, &[]), expected);
+    assert_eq!(inspect(&file, &["--no-digest"]), expected);
     let described = described(&file);
     assert_eq!(described["tokenizer"], json!({"vocab_size": 516}));
     assert_eq!(described["chat_template"], json!({"tool_calls": "json", "reasoning": null}));
@@ -101,7 +101,7 @@ gives       embeddings of 20 elements, of length 1
 prompts     passage, query
 tokenizer   106 tokens, 5 of them special
 ";
-    assert_eq!(inspect(&folder, &[]), expected);
+    assert_eq!(inspect(&folder, &["--no-digest"]), expected);
     let described = described(&folder);
     let gives = json!({"embedding_dimensions": 20, "normalized": true, "default_prompt": "passage",
         "prompts": {"passage": "passage: ", "query": "query: "}});

@@ -191,7 +191,11 @@ fn forty_checkpoints_run_in_the_memory_of_one() {
     let (forty, peak_of_forty) = peak(&runs, "forty");
     assert_eq!((one, forty), (1, 40));
     assert!(peak_of_forty < peak_of_one + MOST_KIB, "{peak_of_forty} KiB, and one takes {peak_of_one} KiB");
-    assert_eq!(fs::read_dir(state.path().join("forty")).expect("a folder").count(), 2 * 40, "each has files of its own");
+    assert_eq!(
+        fs::read_dir(state.path().join("forty")).expect("a folder").count(),
+        2 * 40,
+        "each has files of its own"
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ use passerelle_engine::clock::SystemClock;
 use serde_json::{Value, json};
 
 use crate::common::client::Client;
-use crate::common::{MODEL, Options, PATIENCE, Server};
+use crate::common::{MODEL, Options, PATIENCE, Server, digest};
 
 const RESERVATION: &str = "x-passerelle-reservation";
 
@@ -104,7 +104,7 @@ async fn a_reservation_that_asks_twice_is_billed_once_and_told_what_it_cost() {
     };
     let first = ask(&site.gateway_key, "rsv_1").await.json();
     let told = &first["usage"]["passerelle"];
-    assert_eq!((&told["site"], &told["model_digest"]), (&json!("north"), &json!("fp_test")));
+    assert_eq!((&told["site"], &told["model_digest"]), (&json!("north"), &json!(digest())));
     assert!(told["billed_gpu_ms"].is_number(), "{told}");
     let once = site.settled().await;
     let again = ask(&site.gateway_key, "rsv_1").await.json();

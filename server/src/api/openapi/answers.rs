@@ -74,6 +74,7 @@ fn generated() -> Value {
             "created": count(),
             "owned_by": {"type": "string"},
             "max_model_len": {"type": ["integer", "null"]},
+            "digest": {"type": ["string", "null"], "pattern": "^sha256:[0-9a-f]{64}$"},
         })),
         "ModelList": list("Model"),
         "Tokens": object(&["count", "max_model_len", "tokens"], json!({

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use passerelle_models::EncoderOutput;
+use passerelle_models::{EncoderOutput, ModelDigest};
 use serde_json::{Value, json};
 
 use super::authenticate;
@@ -52,8 +52,17 @@ fn alias_json(state: &AppState, caller: &Caller, (name, alias): (&str, &Alias)) 
     let mut shown = model_json(state, seen.first()?);
     shown["id"] = json!(name);
     shown["max_model_len"] = json!(seen.iter().filter_map(|entry| max_model_len(state, &entry.name)).min());
+    shown["digest"] = json!(digest(state, &seen));
     shown["alias_of"] = seen.iter().map(|entry| entry.name.as_str()).collect();
     Some(shown)
+}
+
+/// `null` for an alias of several checkpoints.
+fn digest(state: &AppState, seen: &[&ModelEntry]) -> Option<ModelDigest> {
+    match seen {
+        [only] => state.model(&only.name).map(|model| model.digest),
+        _ => None,
+    }
 }
 
 fn model_json(state: &AppState, entry: &ModelEntry) -> Value {
@@ -64,6 +73,7 @@ fn model_json(state: &AppState, entry: &ModelEntry) -> Value {
         "created": entry.created,
         "owned_by": "passerelle",
         "max_model_len": max_model_len(state, &entry.name),
+        "digest": model.map(|model| model.digest),
         "capabilities": model.map(|model| capabilities(model)),
     })
 }

@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 
 use passerelle_engine::Usage;
+use passerelle_models::ModelDigest;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::request::{Output, StreamUsage};
@@ -42,7 +44,8 @@ pub(crate) trait AnswerForm: Debug + Send {
 pub(crate) struct Part {
     /// The event's name, where the stream has names.
     pub(crate) event: Option<&'static str>,
-    pub(crate) data: Value,
+    /// JSON on one line.
+    pub(crate) data: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,15 +72,15 @@ pub(crate) struct AnswerHead {
 #[derive(Debug, Clone)]
 pub(crate) struct Billing {
     price: Option<Price>,
-    digest: Option<String>,
+    digest: Option<ModelDigest>,
     site: Option<String>,
 }
 
 impl Billing {
     /// `digest`: of the model, as far as it is known here.
-    pub(crate) fn of(state: &AppState, model: &str, digest: Option<&str>) -> Self {
+    pub(crate) fn of(state: &AppState, model: &str, digest: Option<ModelDigest>) -> Self {
         let price = state.ledger().tariff().price(model).cloned();
-        Self { price, digest: digest.map(str::to_owned), site: state.config().site.clone() }
+        Self { price, digest, site: state.config().site.clone() }
     }
 
     fn json(&self, used: Usage) -> Value {
@@ -91,6 +94,9 @@ impl Billing {
 pub(crate) struct Answer {
     kind: AnswerKind,
     head: AnswerHead,
+    /// What every chunk begins with: an object in JSON without its last brace. Written once, because each token of a stream
+    /// repeats it.
+    chunk_head: String,
     output: Output,
     num_choices: usize,
     reasoning: ReasoningTokens,
@@ -102,8 +108,8 @@ impl AnswerForm for Answer {
     fn opening(&mut self, usage: Usage) -> Vec<Part> {
         match self.kind {
             AnswerKind::Chat => {
-                let roles = (0..self.num_choices).map(|index| vec![chat_answer::role_choice(index)]);
-                roles.map(|role| Part::unnamed(self.chunk_of(role, usage))).collect()
+                let roles = (0..self.num_choices).map(|index| [chat_answer::role_choice(index)]);
+                roles.map(|role| self.chunk_of(&role, usage)).collect()
             }
             AnswerKind::Completion => Vec::new(),
         }
@@ -111,11 +117,15 @@ impl AnswerForm for Answer {
 
     fn part(&mut self, piece: ChoiceDelta, usage: Usage) -> Vec<Part> {
         self.reasoning.count(&piece);
-        let choice = match self.kind {
-            AnswerKind::Chat => chat_answer::chunk_choice(&piece, &self.output),
-            AnswerKind::Completion => completion_answer::chunk_choice(&piece, &self.output),
+        let part = match self.kind {
+            AnswerKind::Chat => {
+                chat_answer::chunk_choice(&piece, &self.output).map(|choice| self.chunk_of(&[choice], usage))
+            }
+            AnswerKind::Completion => {
+                completion_answer::chunk_choice(&piece, &self.output).map(|choice| self.chunk_of(&[choice], usage))
+            }
         };
-        choice.map(|choice| Part::unnamed(self.chunk_of(vec![choice], usage))).into_iter().collect()
+        part.into_iter().collect()
     }
 
     /// Where usage is wanted: a chunk without choices, with the whole usage.
@@ -123,13 +133,11 @@ impl AnswerForm for Answer {
         if self.stream_usage() == StreamUsage::Never {
             return Vec::new();
         }
-        let mut chunk = self.chunk_of(Vec::new(), usage);
-        chunk["usage"] = self.usage(usage);
-        vec![Part::unnamed(chunk)]
+        vec![self.chunk::<Value>(&[], Some(&self.usage(usage)))]
     }
 
     fn failure(&mut self, error: &ApiError) -> Vec<Part> {
-        vec![Part::unnamed(error.body())]
+        vec![Part { event: None, data: error.body().to_string() }]
     }
 
     fn join(&mut self, piece: ChoiceDelta) {
@@ -148,7 +156,7 @@ impl AnswerForm for Answer {
                 ("text_completion", enumerate(&choices, &self.output, completion_answer::whole_choice))
             }
         };
-        let mut whole = self.head_json(object);
+        let mut whole = self.head.to_json(self.kind, object);
         whole.insert("choices".to_owned(), Value::Array(choices));
         whole.insert("usage".to_owned(), self.usage(usage));
         Value::Object(whole)
@@ -161,31 +169,30 @@ impl AnswerForm for Answer {
 
 impl Answer {
     pub(crate) fn new(kind: AnswerKind, head: AnswerHead, (output, num_choices): (Output, usize)) -> Self {
-        Self { kind, head, output, num_choices, reasoning: ReasoningTokens::default(), choices: Vec::new() }
-    }
-
-    fn chunk_of(&self, choices: Vec<Value>, usage: Usage) -> Value {
-        let object = match self.kind {
+        let object = match kind {
             AnswerKind::Chat => "chat.completion.chunk",
             AnswerKind::Completion => "text_completion",
         };
-        let mut chunk = self.head_json(object);
-        chunk.insert("choices".to_owned(), Value::Array(choices));
-        match self.stream_usage() {
-            StreamUsage::Never => None,
-            StreamUsage::AtEnd => chunk.insert("usage".to_owned(), Value::Null),
-            StreamUsage::Continuous => chunk.insert("usage".to_owned(), self.usage(usage)),
-        };
-        Value::Object(chunk)
+        let mut chunk_head = json_text(&head.to_json(kind, object));
+        chunk_head.pop();
+        Self { kind, head, chunk_head, output, num_choices, reasoning: ReasoningTokens::default(), choices: Vec::new() }
     }
 
-    /// Only chat says how it was served.
-    fn head_json(&self, object: &str) -> Map<String, Value> {
-        let mut head = self.head.to_json(object);
-        if self.kind == AnswerKind::Chat {
-            head.insert("service_tier".to_owned(), json!(self.head.tier));
+    fn chunk_of(&self, choices: &[impl Serialize], usage: Usage) -> Part {
+        match self.stream_usage() {
+            StreamUsage::Never => self.chunk(choices, None),
+            StreamUsage::AtEnd => self.chunk(choices, Some(&Value::Null)),
+            StreamUsage::Continuous => self.chunk(choices, Some(&self.usage(usage))),
         }
-        head
+    }
+
+    fn chunk<T: Serialize>(&self, choices: &[T], usage: Option<&Value>) -> Part {
+        let (head, choices) = (&self.chunk_head, json_text(choices));
+        let data = match usage {
+            None => format!("{head},\"choices\":{choices}}}"),
+            Some(usage) => format!("{head},\"choices\":{choices},\"usage\":{}}}", json_text(usage)),
+        };
+        Part { event: None, data }
     }
 
     fn usage(&self, usage: Usage) -> Value {
@@ -202,25 +209,24 @@ impl Answer {
 }
 
 impl AnswerHead {
-    fn to_json(&self, object: &str) -> Map<String, Value> {
-        let head = json!({
-            "id": self.id,
-            "object": object,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-        });
-        match head {
-            Value::Object(map) => map,
-            _ => Map::new(),
+    /// Only chat says how it was served.
+    fn to_json(&self, kind: AnswerKind, object: &str) -> Map<String, Value> {
+        let mut head = Map::new();
+        head.insert("id".to_owned(), json!(self.id));
+        head.insert("object".to_owned(), json!(object));
+        head.insert("created".to_owned(), json!(self.created));
+        head.insert("model".to_owned(), json!(self.model));
+        head.insert("system_fingerprint".to_owned(), json!(self.fingerprint));
+        if kind == AnswerKind::Chat {
+            head.insert("service_tier".to_owned(), json!(self.tier));
         }
+        head
     }
 }
 
-impl Part {
-    fn unnamed(data: Value) -> Self {
-        Self { event: None, data }
-    }
+/// Whatever is written here has a form in JSON: no map in it has keys that are no strings.
+fn json_text<T: Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
 }
 
 fn enumerate(choices: &[Choice], output: &Output, render: fn(usize, &Choice, &Output) -> Value) -> Vec<Value> {

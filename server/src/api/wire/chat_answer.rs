@@ -1,40 +1,95 @@
 //! The choices of `/v1/chat/completions`.
 
+use passerelle_models::TokenId;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::request::Output;
 use super::usage::logprob_json;
-use crate::api::delta::{AnswerEnd, Choice, ChoiceDelta, Delta, TokenLogprob, ToolCallPart, display_bytes};
+use crate::api::delta::{AnswerEnd, Choice, ChoiceDelta, Delta, TextPart, TokenLogprob, ToolCallPart, display_bytes};
 
-/// The first delta of each choice says who speaks.
-pub(crate) fn role_choice(index: usize) -> Value {
-    json!({"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null})
+/// A choice of a chunk, written without a detour: each token of each stream comes this way.
+#[derive(Debug, Serialize)]
+pub(crate) struct ChunkChoice<'a> {
+    index: usize,
+    delta: ChunkDelta<'a>,
+    logprobs: Option<Value>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [TokenId]>,
 }
 
-pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value> {
-    let mut choice = json!({"index": piece.index, "delta": {}, "logprobs": null, "finish_reason": null});
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum ChunkDelta<'a> {
+    Nothing {},
+    Role {
+        role: &'static str,
+        content: &'static str,
+    },
+    Text {
+        content: &'a str,
+    },
+    /// Under both names that clients look for.
+    Reasoning {
+        reasoning_content: &'a str,
+        reasoning: &'a str,
+    },
+    Call {
+        tool_calls: [Value; 1],
+    },
+}
+
+/// The first delta of each choice says who speaks.
+pub(crate) fn role_choice(index: usize) -> ChunkChoice<'static> {
+    ChunkChoice::new(index, ChunkDelta::Role { role: "assistant", content: "" })
+}
+
+pub(crate) fn chunk_choice<'a>(piece: &'a ChoiceDelta, output: &Output) -> Option<ChunkChoice<'a>> {
+    let delta = match &piece.delta {
+        Delta::Prompt(_) | Delta::Finished(_) => ChunkDelta::Nothing {},
+        Delta::Text(part) if part.text.is_empty() && is_silent(part, output) => return None,
+        Delta::Text(part) => ChunkDelta::Text { content: &part.text },
+        Delta::Reasoning(text) => ChunkDelta::Reasoning { reasoning_content: text, reasoning: text },
+        Delta::ToolCall(part) => ChunkDelta::Call { tool_calls: [tool_call_delta(part)] },
+    };
+    let mut choice = ChunkChoice::new(piece.index, delta);
     match &piece.delta {
-        Delta::Prompt(prompt) if output.return_token_ids => choice["prompt_token_ids"] = json!(prompt.token_ids),
+        Delta::Prompt(prompt) if output.return_token_ids => choice.prompt_token_ids = Some(&prompt.token_ids),
         Delta::Prompt(_) => return None,
         Delta::Text(part) => {
-            let silent = part.logprobs.is_empty() && !output.return_token_ids;
-            if part.text.is_empty() && silent {
-                return None;
-            }
-            choice["delta"] = json!({"content": part.text});
-            if output.logprobs.is_some() {
-                choice["logprobs"] = logprobs_json(&part.logprobs);
-            }
-            if output.return_token_ids {
-                choice["token_ids"] = json!(part.token_ids);
-            }
+            choice.logprobs = output.logprobs.map(|_| logprobs_json(&part.logprobs));
+            choice.token_ids = output.return_token_ids.then_some(&part.token_ids);
         }
-        // Under both names that clients look for.
-        Delta::Reasoning(text) => choice["delta"] = json!({"reasoning_content": text, "reasoning": text}),
-        Delta::ToolCall(part) => choice["delta"] = json!({"tool_calls": [tool_call_delta(part)]}),
-        Delta::Finished(end) => add_end(&mut choice, *end),
+        Delta::Reasoning(_) | Delta::ToolCall(_) => {}
+        Delta::Finished(end) => {
+            (choice.finish_reason, choice.stop_reason) = (Some(end.as_str()), end.stop_reason());
+        }
     }
     Some(choice)
+}
+
+/// Whether an empty text says nothing.
+fn is_silent(part: &TextPart, output: &Output) -> bool {
+    part.logprobs.is_empty() && !output.return_token_ids
+}
+
+impl<'a> ChunkChoice<'a> {
+    fn new(index: usize, delta: ChunkDelta<'a>) -> Self {
+        Self {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+            prompt_token_ids: None,
+            token_ids: None,
+        }
+    }
 }
 
 /// `stop_reason` stands beside OpenAI's finish reason where that does not tell the cause.

@@ -4,6 +4,7 @@
 //! one stands in its own dictionary with the very float of `token_logprobs`, also when it is not among the top.
 
 use passerelle_models::TokenId;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::chat_answer::add_end;
@@ -13,15 +14,36 @@ use crate::api::delta::{
     Candidate, Choice, ChoiceDelta, Delta, PromptPart, TextPart, TokenLogprob, TokenText, display_bytes,
 };
 
-pub(crate) fn chunk_choice(piece: &ChoiceDelta, output: &Output) -> Option<Value> {
-    let mut choice = json!({"index": piece.index, "text": "", "logprobs": null, "finish_reason": null});
-    match &piece.delta {
-        Delta::Prompt(prompt) => add_prompt(&mut choice, prompt, output)?,
-        Delta::Text(part) => add_text(&mut choice, part, output)?,
+/// A choice of a chunk, written without a detour: each token of each stream comes this way.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ChunkChoice<'a> {
+    index: usize,
+    text: &'a str,
+    logprobs: Option<Value>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_scores: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [TokenId]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [TokenId]>,
+}
+
+pub(crate) fn chunk_choice<'a>(piece: &'a ChoiceDelta, output: &Output) -> Option<ChunkChoice<'a>> {
+    let choice = match &piece.delta {
+        Delta::Prompt(prompt) => of_prompt(prompt, output)?,
+        Delta::Text(part) => of_text(part, output)?,
         Delta::Reasoning(_) | Delta::ToolCall(_) => return None,
-        Delta::Finished(end) => add_end(&mut choice, *end),
-    }
-    Some(choice)
+        Delta::Finished(end) => {
+            let (finish_reason, stop_reason) = (Some(end.as_str()), end.stop_reason());
+            ChunkChoice { finish_reason, stop_reason, ..ChunkChoice::default() }
+        }
+    };
+    Some(ChunkChoice { index: piece.index, ..choice })
 }
 
 pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Value {
@@ -53,45 +75,37 @@ pub(crate) fn whole_choice(index: usize, choice: &Choice, output: &Output) -> Va
 }
 
 /// Nothing where the caller asked to see nothing of the prompt.
-fn add_prompt(choice: &mut Value, prompt: &PromptPart, output: &Output) -> Option<()> {
+fn of_prompt<'a>(prompt: &'a PromptPart, output: &Output) -> Option<ChunkChoice<'a>> {
     let shown = output.echo || output.prompt_logprobs.is_some() || output.prompt_scores || output.return_token_ids;
     if !shown {
         return None;
     }
+    let mut choice = ChunkChoice::default();
     if output.echo {
-        choice["text"] = json!(prompt.text);
-        if let Some(top) = output.logprobs {
+        choice.text = prompt.text.as_deref().unwrap_or_default();
+        choice.logprobs = output.logprobs.map(|top| {
             let mut arrays = Arrays::new(top);
             arrays.push_prompt(prompt);
-            choice["logprobs"] = arrays.into_json();
-        }
+            arrays.into_json()
+        });
     }
-    if let Some(top) = output.prompt_logprobs {
-        choice["prompt_logprobs"] = prompt_logprobs_json(prompt, top);
-    }
-    if output.prompt_scores {
-        choice["prompt_scores"] = prompt_scores_json(prompt);
-    }
-    if output.return_token_ids {
-        choice["prompt_token_ids"] = json!(prompt.token_ids);
-    }
-    Some(())
+    choice.prompt_logprobs = output.prompt_logprobs.map(|top| prompt_logprobs_json(prompt, top));
+    choice.prompt_scores = output.prompt_scores.then(|| prompt_scores_json(prompt));
+    choice.prompt_token_ids = output.return_token_ids.then_some(&prompt.token_ids);
+    Some(choice)
 }
 
-fn add_text(choice: &mut Value, part: &TextPart, output: &Output) -> Option<()> {
+fn of_text<'a>(part: &'a TextPart, output: &Output) -> Option<ChunkChoice<'a>> {
     if part.text.is_empty() && part.logprobs.is_empty() && !output.return_token_ids {
         return None;
     }
-    choice["text"] = json!(part.text);
-    if let Some(top) = output.logprobs {
+    let logprobs = output.logprobs.map(|top| {
         let mut arrays = Arrays::new(top);
         arrays.push_tokens(&part.logprobs);
-        choice["logprobs"] = arrays.into_json();
-    }
-    if output.return_token_ids {
-        choice["token_ids"] = json!(part.token_ids);
-    }
-    Some(())
+        arrays.into_json()
+    });
+    let token_ids = output.return_token_ids.then_some(&*part.token_ids);
+    Some(ChunkChoice { text: &part.text, logprobs, token_ids, ..ChunkChoice::default() })
 }
 
 /// The four parallel arrays of the legacy format.

@@ -51,7 +51,7 @@ impl ResponseAnswer {
         data["type"] = name.into();
         data["sequence_number"] = self.next_sequence.into();
         self.next_sequence += 1;
-        Part { event: Some(name), data }
+        Part { event: Some(name), data: data.to_string() }
     }
 
     fn push(&mut self, delta: &Delta) -> Vec<Part> {

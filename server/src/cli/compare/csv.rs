@@ -22,7 +22,7 @@ fn line(place: usize, ranked: &Ranked, measured: &Measured) -> String {
     [
         place.to_string(),
         quoted(&ranked.name),
-        ranked.digest.clone(),
+        ranked.digest.to_string(),
         ranked.step.map_or_else(String::new, |step| step.to_string()),
         measured.metric.name().to_owned(),
         interval.value.to_string(),

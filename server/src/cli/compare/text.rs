@@ -33,7 +33,7 @@ fn row((place, width): (usize, usize), ranked: &Ranked, metric: Metric) -> Resul
         let doubt = if above.excludes_zero() { "" } else { "  not apart" };
         format!("   {} [{}, {}]{doubt}", shown(above.value), shown(above.low), shown(above.high))
     });
-    let digest: String = ranked.digest.rsplit(':').next().unwrap_or_default().chars().take(12).collect();
+    let digest = ranked.digest.short();
     line(format_args!(
         "{place:>3}  {:<width$}  {digest}  {:>8} [{}, {}]{above}",
         ranked.name,

@@ -10,8 +10,8 @@ use passerelle::evaluation::{Answer, Continuation, Item, Outcome, Scored, Task, 
 use passerelle::text::{Detokenizer, SkipSpecialTokens, TextModel};
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{
-    CostModel, Engine, EngineHandle, EngineParts, Event, EventStream, NullObserver, Request, RequestId,
-    SamplingParams, StepTurns, TokenLogprobs,
+    CostModel, Engine, EngineHandle, EngineParts, Event, EventStream, NullObserver, Request, RequestId, SamplingParams,
+    StepTurns, TokenLogprobs,
 };
 use passerelle_models::TokenId;
 

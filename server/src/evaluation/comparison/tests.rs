@@ -4,6 +4,12 @@ use super::*;
 use crate::evaluation::score_file::{ScoreWriter, Settings};
 use crate::evaluation::scored::{Answer, Continuation, TokenScores};
 
+/// One for each name.
+fn digest(name: &str) -> ModelDigest {
+    let digits: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digits:0<64}").parse().unwrap()
+}
+
 fn options() -> Options {
     let resampling = Resampling { resamples: 500, seed: 1 };
     Options { rank_by: None, pair: None, steps: Vec::new(), resampling, most_listed: 3 }
@@ -36,7 +42,7 @@ fn scores(folder: &TempDir, (name, logprob): (&str, f64), (documents, data): (us
         max_tokens: 8,
         against: None,
     };
-    let header = Header::new(format!("sha256:{name}00"), name.into(), "test", settings);
+    let header = Header::new(digest(name), name.into(), "test", settings);
     let mut writer = ScoreWriter::open(folder.path(), &header).unwrap();
     for index in 0..documents {
         let hard = if index == 1 { 3.0 * logprob } else { logprob };
@@ -52,8 +58,7 @@ fn scores(folder: &TempDir, (name, logprob): (&str, f64), (documents, data): (us
 #[test]
 fn checkpoints_are_ranked_with_intervals_and_looked_at_in_pairs() {
     let folder = tempfile::tempdir().unwrap();
-    let files =
-        [("step-100", -3.0), ("step-300", -1.0), ("step-200", -2.5)].map(|of| scores(&folder, of, (20, "x")));
+    let files = [("step-100", -3.0), ("step-300", -1.0), ("step-200", -2.5)].map(|of| scores(&folder, of, (20, "x")));
     let found = Comparison::of(&files, &options()).unwrap();
     assert_eq!((found.ranked_by, found.num_compared, found.num_items), (Metric::BitsPerByte, 21, 21));
     let names: Vec<_> = found.ranking.iter().map(|ranked| (ranked.name.as_str(), ranked.step)).collect();
@@ -63,7 +68,10 @@ fn checkpoints_are_ranked_with_intervals_and_looked_at_in_pairs() {
     let pair = &found.pair;
     assert_eq!((pair.first.as_str(), pair.second.as_str()), ("step-300", "step-200"));
     assert_eq!((pair.documents.len(), pair.documents_that_differ_most[0].id.as_str()), (20, "d1"));
-    assert_eq!((pair.tokens_that_differ_most[0].document.as_str(), pair.tokens_that_differ_most[0].position), ("d1", 1));
+    assert_eq!(
+        (pair.tokens_that_differ_most[0].document.as_str(), pair.tokens_that_differ_most[0].position),
+        ("d1", 1)
+    );
     assert_eq!((pair.num_answers, pair.num_equal_answers), (1, 0));
     assert_eq!((pair.answers_that_part[0].position, pair.answers_that_part[0].common.as_str()), (1, "1"));
 }
@@ -80,7 +88,7 @@ fn a_pair_and_a_metric_can_be_chosen_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let files = [("a", -1.0), ("b", -2.0), ("c", -3.0)].map(|of| scores(&folder, of, (20, "x")));
     let chosen = Options {
-        pair: Some(["c".into(), "sha256:a00".into()]),
+        pair: Some(["c".into(), digest("a").to_string()]),
         rank_by: Some(Metric::ExactMatch),
         steps: vec![("c".into(), 9)],
         ..options()

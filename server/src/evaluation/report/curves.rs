@@ -28,7 +28,9 @@ pub(super) fn section(comparison: &Comparison) -> String {
     } else {
         "In the order in which the checkpoints were given: not all of their names end with a step (--step NAME=STEP says it)."
     };
-    format!("<section>\n<h2>Over the run</h2>\n<p class=\"note\">{note}</p>\n<div class=\"plots\">\n{plots}</div>\n</section>\n")
+    format!(
+        "<section>\n<h2>Over the run</h2>\n<p class=\"note\">{note}</p>\n<div class=\"plots\">\n{plots}</div>\n</section>\n"
+    )
 }
 
 impl<'a> Run<'a> {
@@ -73,7 +75,8 @@ fn plot(run: &Run, metric: Metric) -> String {
             metric.shown(interval.high)
         );
     }
-    let shown = |value: f64| if metric.is_share() { format!("{} %", number(value * 100.0, 0)) } else { number(value, 2) };
+    let shown =
+        |value: f64| if metric.is_share() { format!("{} %", number(value * 100.0, 0)) } else { number(value, 2) };
     format!(
         "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 424 226\" role=\"img\">{}{}<polygon class=\"band\" \
          points=\"{}\"/><polyline class=\"curve\" points=\"{}\"/>{dots}</svg></figure>\n",

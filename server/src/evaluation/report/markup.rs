@@ -34,6 +34,9 @@ mod tests {
 
     #[test]
     fn nothing_in_a_text_is_markup() {
-        assert_eq!(escaped("<a href=\"x\" b='c'>&\u{0}\n"), "&lt;a href=&quot;x&quot; b=&#39;c&#39;&gt;&amp;\u{fffd}\n");
+        assert_eq!(
+            escaped("<a href=\"x\" b='c'>&\u{0}\n"),
+            "&lt;a href=&quot;x&quot; b=&#39;c&#39;&gt;&amp;\u{fffd}\n"
+        );
     }
 }

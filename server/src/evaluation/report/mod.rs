@@ -64,7 +64,8 @@ fn headline(comparison: &Comparison) -> String {
 fn lead(comparison: &Comparison) -> String {
     let metric = comparison.ranked_by;
     let [best, next, ..] = &comparison.ranking[..] else { return String::new() };
-    let (Some(value), Some(above)) = (best.measured(metric), next.measured(metric).and_then(|next| next.from_above)) else {
+    let (Some(value), Some(above)) = (best.measured(metric), next.measured(metric).and_then(|next| next.from_above))
+    else {
         return String::new();
     };
     let direction = match metric.better() {
@@ -90,7 +91,7 @@ fn is_clear(ranked: &Ranked, metric: Metric) -> bool {
 fn footer(comparison: &Comparison) -> String {
     let mut digests = String::new();
     for ranked in &comparison.ranking {
-        let (name, digest) = (escaped(&ranked.name), escaped(&ranked.digest));
+        let (name, digest) = (escaped(&ranked.name), ranked.digest);
         let _ = writeln!(digests, "<tr><td>{name}</td><td><code>{digest}</code></td></tr>");
     }
     format!(

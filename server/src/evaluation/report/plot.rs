@@ -25,7 +25,8 @@ impl Scale {
     pub(super) fn over(values: impl Iterator<Item = f64>, places: (f64, f64)) -> Self {
         const ROOM: f64 = 0.06;
         let finite = values.filter(|value| value.is_finite());
-        let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+        let (low, high) =
+            finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
         let (low, high) = if low <= high { (low, high) } else { (0.0, 1.0) };
         let room = if high > low { (high - low) * ROOM } else { high.abs().max(1.0) * ROOM };
         Self { values: (low - room, high + room), places }

@@ -48,7 +48,6 @@ fn scale(comparison: &Comparison, metric: Metric) -> Scale {
 fn row(place: usize, ranked: &Ranked, (by, scales): (Metric, &[(Metric, Scale)])) -> String {
     let step = ranked.step.map_or_else(String::new, |step| format!("<small>step {step}</small>"));
     let name = escaped(&ranked.name);
-    let digest: String = ranked.digest.rsplit(':').next().unwrap_or_default().chars().take(8).collect();
     let mut cells = String::new();
     for (metric, scale) in scales {
         let Some(measured) = ranked.measured(*metric) else { continue };
@@ -59,7 +58,7 @@ fn row(place: usize, ranked: &Ranked, (by, scales): (Metric, &[(Metric, Scale)])
     }
     format!(
         "<tr><td class=\"n\">{place}</td><th scope=\"row\">{name}{step}<small><code>{}</code></small></th>{cells}</tr>\n",
-        escaped(&digest)
+        ranked.digest.short()
     )
 }
 

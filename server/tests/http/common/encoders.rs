@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use super::client::Client;
 use super::model::{Gate, TestModel};
-use super::{MODEL, Options, PATIENCE, build_info, keys, served_model};
+use super::{MODEL, Options, PATIENCE, build_info, digest, keys, served_model};
 
 pub(crate) const BERT: &str = "bert";
 pub(crate) const RERANKER: &str = "bert_reranker";
@@ -162,6 +162,7 @@ fn load(name: &str) -> (Box<dyn Encoder>, ServedModel) {
         eos_token_ids: Vec::new(),
         encoder: Some(Arc::new(ServedEncoder { output: loaded.description.output })),
         defaults: GenerationDefaults::default(),
+        digest: digest(),
         fingerprint: "fp_test".to_owned(),
     };
     (loaded.model, served)

@@ -37,6 +37,7 @@ use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{
     Class, Engine, EngineConfig, EngineHandle, EngineParts, EventStream, Request, ShareKey, StepTurns,
 };
+use passerelle_models::ModelDigest;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -316,8 +317,14 @@ fn served_model(options: &Options) -> ServedModel {
         eos_token_ids: vec![text::END],
         encoder: None,
         defaults: GenerationDefaults { temperature: Some(0.0), ..GenerationDefaults::default() },
+        digest: digest(),
         fingerprint: "fp_test".to_owned(),
     }
+}
+
+/// Of a checkpoint that is none.
+pub(crate) fn digest() -> ModelDigest {
+    format!("sha256:{}", "ab".repeat(32)).parse().unwrap()
 }
 
 fn build_info() -> BuildInfo {

@@ -1,9 +1,11 @@
 //! A model that says what it is told to. A prompt that holds `say:TEXT` is answered with TEXT and then the end token;
 //! any other prompt is answered with letters that depend on every token before them, and never ends by itself.
 //!
-//! It keeps tokens by slot and reads them back through the block tables, so that a wrong block is a wrong answer.
+//! It keeps tokens by slot and reads them back through the block tables, so that a wrong block is a wrong answer. Caches of
+//! one size are one to it.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device};
 use passerelle_models::{BlockCopy, CausalLm, KvCache, KvCacheSpec, KvGroup, Logits, ModelError, ModelInput, TokenId};
@@ -22,7 +24,10 @@ pub(crate) struct Gate {
 
 pub(crate) struct TestModel {
     gate: Gate,
-    slots: Vec<TokenId>,
+    /// Models of different salts say the same, with another background.
+    salt: u64,
+    /// Of each cache, by its size.
+    slots: Mutex<BTreeMap<usize, Vec<TokenId>>>,
 }
 
 impl Gate {
@@ -47,26 +52,34 @@ impl Gate {
 
 impl TestModel {
     pub(crate) fn new(gate: Gate) -> Self {
-        Self { gate, slots: Vec::new() }
+        Self { gate, salt: 0, slots: Mutex::default() }
     }
 
-    fn write(&mut self, input: &ModelInput) {
-        for (slot, token) in input.slots(0).iter().zip(input.tokens()) {
-            let slot = slot.0 as usize;
-            if self.slots.len() <= slot {
-                self.slots.resize(slot + 1, 0);
-            }
-            self.slots[slot] = *token;
+    pub(crate) fn with_salt(self, salt: u64) -> Self {
+        Self { salt, ..self }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<TokenId>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn write(slots: &mut Vec<TokenId>, input: &ModelInput) {
+    for (slot, token) in input.slots(0).iter().zip(input.tokens()) {
+        let slot = slot.0 as usize;
+        if slots.len() <= slot {
+            slots.resize(slot + 1, 0);
         }
+        slots[slot] = *token;
     }
+}
 
-    /// The tokens of the sequence that `row` belongs to, up to and with it.
-    fn history(&self, input: &ModelInput, row: usize) -> Vec<TokenId> {
-        let sequence = input.query_start().partition_point(|start| *start <= row) - 1;
-        let table = input.block_table(0, sequence);
-        let slot = |position: usize| table[position / BLOCK_SIZE].0 as usize * BLOCK_SIZE + position % BLOCK_SIZE;
-        (0..=input.positions()[row] as usize).map(|position| self.slots[slot(position)]).collect()
-    }
+/// The tokens of the sequence that `row` belongs to, up to and with it.
+fn history(slots: &[TokenId], input: &ModelInput, row: usize) -> Vec<TokenId> {
+    let sequence = input.query_start().partition_point(|start| *start <= row) - 1;
+    let table = input.block_table(0, sequence);
+    let slot = |position: usize| table[position / BLOCK_SIZE].0 as usize * BLOCK_SIZE + position % BLOCK_SIZE;
+    (0..=input.positions()[row] as usize).map(|position| slots[slot(position)]).collect()
 }
 
 impl CausalLm for TestModel {
@@ -91,28 +104,32 @@ impl CausalLm for TestModel {
         KvCache::new(self.kv_cache_spec(), num_blocks, &Device::Cpu)
     }
 
-    fn copy_blocks(&mut self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
+    fn copy_blocks(&self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
+        let mut slots = self.slots();
+        let slots = slots.entry(cache.num_blocks()).or_default();
         for BlockCopy { from, to } in copies {
             let [from, to] = [from, to].map(|block| block.0 as usize * BLOCK_SIZE);
-            self.slots.resize(self.slots.len().max(from + BLOCK_SIZE).max(to + BLOCK_SIZE), 0);
-            self.slots.copy_within(from..from + BLOCK_SIZE, to);
+            slots.resize(slots.len().max(from + BLOCK_SIZE).max(to + BLOCK_SIZE), 0);
+            slots.copy_within(from..from + BLOCK_SIZE, to);
         }
         Ok(())
     }
 
-    fn forward(&mut self, input: &ModelInput, _: &mut KvCache) -> Result<Logits, ModelError> {
+    fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         self.gate.pass();
-        self.write(input);
-        let rows = input.rows_to_sample().iter().flat_map(|row| logits(&self.history(input, *row)));
+        let mut slots = self.slots();
+        let slots = slots.entry(cache.num_blocks()).or_default();
+        write(slots, input);
+        let rows = input.rows_to_sample().iter().flat_map(|row| logits(&history(slots, input, *row), self.salt));
         let values = rows.collect();
         Ok(Logits::new(VOCAB, values))
     }
 }
 
 /// A peak at the next token, over a background that depends on the history too.
-fn logits(history: &[TokenId]) -> Vec<f32> {
+fn logits(history: &[TokenId], salt: u64) -> Vec<f32> {
     let seed = history.iter().fold(0x9e37_79b9_u64, |hash, token| mix(hash ^ u64::from(*token)));
-    let noise = |id: usize| (mix(seed ^ id as u64) % 1000) as f32 / 500.0;
+    let noise = |id: usize| (mix(seed ^ id as u64 ^ salt << 32) % 1000) as f32 / 500.0;
     let mut row: Vec<f32> = (0..VOCAB).map(noise).collect();
     row[next_token(history, seed) as usize] = 8.0;
     row
