@@ -4,11 +4,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use passerelle::config::{Config, Environment, ModelConfig};
 use passerelle::evaluation::score_file::Settings;
 use passerelle::evaluation::{DataSet, Header, ScoreReader, ScoreWriter, Totals};
+use passerelle_engine::SharedModel;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_models::ops::Compute;
 use passerelle_models::{CheckpointFiles, ModelDigest};
@@ -29,6 +30,7 @@ Examples:
   passerelle score --data heldout.jsonl ./checkpoint
   passerelle score --data heldout.jsonl ./runs/a --out ./scores   every checkpoint inside a folder
   passerelle score --data heldout.jsonl org/name@step1000 org/name@step2000
+  passerelle score --data heldout.jsonl ./run --against ./run/final   also how far each token's distribution is from it
   passerelle compare ./scores --html report.html                  what came out
 
 Each line of FILE is one of:
@@ -57,10 +59,19 @@ pub(crate) struct ScoreArgs {
     /// Most tokens of a greedy answer.
     #[arg(long, value_name = "TOKENS", default_value = "64")]
     max_tokens: NonZeroU32,
+    /// A second checkpoint, which stays in memory: keep the KL divergence to its distribution at each token, in nats.
+    #[arg(long, value_name = "SOURCE")]
+    against: Option<String>,
     #[command(flatten)]
     model_args: ModelArgs,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// What `--against` names.
+struct Reference {
+    model: SharedModel,
+    digest: ModelDigest,
 }
 
 /// A finished checkpoint, in short: DIR/DIGEST.json, and what is printed.
@@ -80,7 +91,8 @@ impl ScoreArgs {
         let data = DataSet::parse(&data).with_context(|| self.data.display().to_string())?;
         let models = serve::find_sources(&self.sources, &config.engine)?;
         let (compute, hashes) = (serve::compute(&config.engine), KeptHashes::open(&config.server.data_dir));
-        let run = Run { args: &self, config, data, compute, hashes };
+        let mut run = Run { args: &self, config, data, compute, hashes, against: None };
+        run.against = self.against.as_ref().map(|source| run.reference(source)).transpose()?;
         let mut summaries = Vec::with_capacity(models.len());
         for (index, model) in models.iter().enumerate() {
             let summary = run.checkpoint(model, Progress::new(index + 1, models.len()));
@@ -103,6 +115,7 @@ struct Run<'a> {
     data: DataSet,
     compute: Compute,
     hashes: KeptHashes,
+    against: Option<Reference>,
 }
 
 impl Run<'_> {
@@ -115,11 +128,11 @@ impl Run<'_> {
         let left: Vec<_> = left.collect();
         let bar = progress.start(&model.name, (writer.num_done(), self.data.items.len()));
         if !left.is_empty() {
-            let means = Means { hub: &self.config.hub, compute: &self.compute, hashes: &self.hashes };
-            let loaded = serve::load(model, means)?;
+            let loaded = serve::load(model, self.means())?;
             let items = plan::all(&loaded, &left, self.args.max_tokens.get())?;
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-            let resident = Resident::start(loaded, &items, &self.config.engine, clock)?;
+            let against = self.against.as_ref().map(|reference| reference.model.clone());
+            let resident = Resident::start(loaded, &items, &self.config.engine, (clock, against))?;
             resident.run(items, |scored| {
                 bar.one_more();
                 Ok(writer.append(&scored)?)
@@ -129,6 +142,17 @@ impl Run<'_> {
         summary(&header, writer.path(), &self.args.out)
     }
 
+    fn reference(&self, source: &String) -> Result<Reference> {
+        let found = serve::find_sources(std::slice::from_ref(source), &self.config.engine)?;
+        let [model] = &found[..] else { bail!("--against {source}: holds {} checkpoints; name one", found.len()) };
+        let loaded = serve::load(model, self.means())?;
+        Ok(Reference { digest: loaded.digest, model: loaded.model.into() })
+    }
+
+    fn means(&self) -> Means<'_> {
+        Means { hub: &self.config.hub, compute: &self.compute, hashes: &self.hashes }
+    }
+
     fn header(&self, model: &ModelConfig, files: &CheckpointFiles) -> Result<Header> {
         let settings = Settings {
             data: self.data.digest.clone(),
@@ -136,7 +160,7 @@ impl Run<'_> {
             weights: serve::held_as(model, &passerelle_models::describe(files)?),
             keys_and_values: format!("{:?}", model.kv_dtype).to_lowercase(),
             max_tokens: self.args.max_tokens.get(),
-            against: None,
+            against: self.against.as_ref().map(|reference| reference.digest),
         };
         let digest = self.hashes.digest_of(files, &|_| ControlFlow::Continue(()))?;
         Ok(Header::new(digest, model.name.clone(), env!("CARGO_PKG_VERSION"), settings))

@@ -225,11 +225,12 @@ fn rank(summaries: &[Summary], common: &[&str], options: &Options) -> Result<(Me
     Ok((ranked_by, order.iter().enumerate().map(ranked).collect()))
 }
 
-/// `None` where no item says anything about the metric.
+/// Over the items that say something about the metric for every checkpoint; `None` where there are none.
 fn resampled(summaries: &[Summary], common: &[&str], (metric, by): (Metric, Resampling)) -> Option<Resampled> {
-    let of = |summary: &Summary| common.iter().filter_map(|id| summary.share(id, metric)).collect::<Vec<_>>();
-    let shares: Vec<Vec<Share>> = summaries.iter().map(of).collect();
-    shares.first().is_some_and(|shares| !shares.is_empty()).then(|| Resampled::new(&shares, by))
+    let has_all = |id: &&&str| summaries.iter().all(|summary| summary.share(id, metric).is_some());
+    let items: Vec<&&str> = common.iter().filter(has_all).collect();
+    let of = |summary: &Summary| items.iter().filter_map(|id| summary.share(id, metric)).collect();
+    (!items.is_empty()).then(|| Resampled::new(&summaries.iter().map(of).collect::<Vec<_>>(), by))
 }
 
 fn pair(summaries: &[Summary], ranking: &[Ranked], options: &Options) -> Result<[usize; 2], ComparisonError> {

@@ -18,6 +18,8 @@ pub enum Metric {
     Accuracy,
     /// Multiple choice, by the log-probability of each choice over its bytes.
     AccuracyPerByte,
+    /// Of documents: the KL divergence from this checkpoint to the one that it was scored against, at each token.
+    Divergence,
 }
 
 /// What one item adds to a metric.
@@ -34,8 +36,14 @@ pub enum Better {
 }
 
 impl Metric {
-    pub const ALL: [Self; 5] =
-        [Self::BitsPerByte, Self::ReferenceBitsPerByte, Self::ExactMatch, Self::Accuracy, Self::AccuracyPerByte];
+    pub const ALL: [Self; 6] = [
+        Self::BitsPerByte,
+        Self::ReferenceBitsPerByte,
+        Self::ExactMatch,
+        Self::Accuracy,
+        Self::AccuracyPerByte,
+        Self::Divergence,
+    ];
 
     /// As options and files have it.
     pub fn name(self) -> &'static str {
@@ -45,6 +53,7 @@ impl Metric {
             Self::ExactMatch => "exact_match",
             Self::Accuracy => "accuracy",
             Self::AccuracyPerByte => "accuracy_per_byte",
+            Self::Divergence => "divergence",
         }
     }
 
@@ -56,12 +65,13 @@ impl Metric {
             Self::ExactMatch => "Greedy answers: exact match",
             Self::Accuracy => "Multiple choice: accuracy",
             Self::AccuracyPerByte => "Multiple choice: accuracy per byte",
+            Self::Divergence => "Documents: KL divergence, nats a token",
         }
     }
 
     pub fn better(self) -> Better {
         match self {
-            Self::BitsPerByte | Self::ReferenceBitsPerByte => Better::Lower,
+            Self::BitsPerByte | Self::ReferenceBitsPerByte | Self::Divergence => Better::Lower,
             Self::ExactMatch | Self::Accuracy | Self::AccuracyPerByte => Better::Higher,
         }
     }
@@ -93,6 +103,7 @@ impl Metric {
             (Self::ExactMatch, outcome) => outcome.is_match().map(counted),
             (Self::Accuracy, outcome) => outcome.is_right().map(|(by_sum, _)| counted(by_sum)),
             (Self::AccuracyPerByte, outcome) => outcome.is_right().map(|(_, by_byte)| counted(by_byte)),
+            (Self::Divergence, Outcome::Document(text)) => text.divergence(),
             _ => None,
         }
     }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::metric::Share;
+
 /// One line of a score file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
@@ -72,6 +74,13 @@ impl Continuation {
 
     pub fn bits_per_byte(&self) -> f64 {
         self.bits() / self.bytes.max(1) as f64
+    }
+
+    /// Over the tokens. `None` for a text that was not scored against anything.
+    pub fn divergence(&self) -> Option<Share> {
+        let known = || self.tokens.kls.iter().flatten();
+        let (amount, tokens) = (known().sum(), known().count());
+        (tokens > 0).then_some(Share { amount, weight: tokens as f64 })
     }
 
     fn logprob_per_byte(&self) -> f64 {

@@ -10,7 +10,8 @@ use passerelle::evaluation::{Answer, Continuation, Item, Outcome, Scored, Task, 
 use passerelle::text::{Detokenizer, SkipSpecialTokens, TextModel};
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{
-    CostModel, Engine, EngineHandle, EngineParts, Event, EventStream, NullObserver, Request, RequestId, SamplingParams,
+    ComparisonConfig, ComparisonLane, ComparisonParts, ComparisonReply, ComparisonRequest, CostModel, Engine,
+    EngineParts, Event, EventStream, NullObserver, Request, RequestId, SamplingParams, ShareKey, SharedModel,
     StepTurns, TokenLogprobs,
 };
 use passerelle_models::TokenId;
@@ -25,17 +26,45 @@ const FLOOR: f32 = -9999.0;
 
 /// Dropping it frees the model and its cache.
 pub(super) struct Resident {
+    /// Dropped before the engine that it borrows the model of.
+    against: Option<Against>,
     engine: Engine,
     text: Arc<TextModel>,
     eos_token_ids: Vec<TokenId>,
     most_in_flight: usize,
 }
 
+/// Where texts are read by the checkpoint and a second model, side by side.
+struct Against {
+    lane: ComparisonLane,
+    first: SharedModel,
+    second: SharedModel,
+}
+
+/// What the memory and the queues of a run are made for.
+struct Room {
+    /// Tokens of the longest sequence.
+    longest: usize,
+    most_in_flight: usize,
+}
+
 /// An item whose requests the engine has.
 struct InFlight<'a> {
     item: &'a Item,
-    passages: Vec<(Passage, EventStream)>,
+    passages: Vec<(Passage, Reading)>,
     answer: Option<EventStream>,
+}
+
+/// A passage that is being read.
+enum Reading {
+    Alone(EventStream),
+    Against(ComparisonReply),
+}
+
+/// What is known of a token that has something before it.
+struct Read {
+    scores: TokenLogprobs,
+    kl: Option<f64>,
 }
 
 /// What came of one request.
@@ -52,41 +81,39 @@ impl Resident {
         loaded: Loaded,
         items: &[Planned],
         config: &EngineConfig,
-        clock: Arc<dyn Clock>,
+        (clock, against): (Arc<dyn Clock>, Option<SharedModel>),
     ) -> Result<Self> {
         let longest = items.iter().map(Planned::longest).max().unwrap_or(1);
-        let spec = loaded.model.kv_cache_spec();
-        let most_blocks = spec.most_blocks(longest, config.max_num_batched_tokens) * config.max_num_seqs;
-        let blocks = share_kv_memory(config.kv_cache_memory, &[KvDemand { spec, most_blocks }])?;
-        let num_kv_blocks = blocks.into_iter().sum();
-        let most_in_flight = config.max_num_seqs * REQUESTS_PER_SEQUENCE;
-        let mut bounds = EngineBounds { num_kv_blocks, max_model_len: loaded.description.max_position }.with(config)?;
-        bounds.max_waiting_requests = most_in_flight + MAX_CHOICES;
-        bounds.max_waiting_tokens = bounds.max_waiting_requests * longest;
-        // Nobody shares this engine, so nothing needs a price.
-        bounds.costs = Some(CostModel::default());
+        let room = Room { longest, most_in_flight: config.max_num_seqs * REQUESTS_PER_SEQUENCE };
+        let bounds = room.bounds(&loaded, config)?;
         let (text, eos_token_ids) = (loaded.text, loaded.description.eos_token_ids);
+        let turns = StepTurns::new();
         let engine = Engine::spawn(EngineParts {
             name: loaded.name,
             model: loaded.model,
             config: bounds,
-            turns: StepTurns::new(),
-            clock,
+            turns: turns.clone(),
+            clock: Arc::clone(&clock),
             observer: Arc::new(NullObserver),
         })?;
-        Ok(Self { engine, text, eos_token_ids, most_in_flight })
+        let against = against.map(|second| {
+            let (config, observer) = (room.lane(config), Arc::new(NullObserver));
+            let lane = ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer })?;
+            let first = engine.handle().model().context("the engine has just ended")?;
+            anyhow::Ok(Against { lane, first, second })
+        });
+        Ok(Self { against: against.transpose()?, engine, text, eos_token_ids, most_in_flight: room.most_in_flight })
     }
 
     /// Results come in the order of the items.
     pub(super) fn run(&self, items: Vec<Planned>, mut done: impl FnMut(Scored) -> Result<()>) -> Result<()> {
-        let handle = self.engine.handle();
         let mut running: VecDeque<InFlight> = VecDeque::new();
         let mut next_id = 0;
         for planned in items {
             while running.iter().map(InFlight::requests).sum::<usize>() >= self.most_in_flight {
                 self.finish_first(&mut running, &mut done)?;
             }
-            running.push_back(self.begin(&handle, planned, &mut next_id)?);
+            running.push_back(self.begin(planned, &mut next_id)?);
         }
         while !running.is_empty() {
             self.finish_first(&mut running, &mut done)?;
@@ -94,17 +121,32 @@ impl Resident {
         Ok(())
     }
 
-    fn begin<'a>(&self, handle: &EngineHandle, planned: Planned<'a>, next_id: &mut u64) -> Result<InFlight<'a>> {
+    fn begin<'a>(&self, planned: Planned<'a>, next_id: &mut u64) -> Result<InFlight<'a>> {
         let Planned { item, passages, answer } = planned;
-        let mut submit = |prompt: Vec<TokenId>, sampling: SamplingParams| {
+        let refused = || format!("item {:?}: the engine refuses it", item.id);
+        let mut id = || {
             *next_id += 1;
-            let stream = handle.submit(Request::new(RequestId(*next_id), prompt, sampling));
-            stream.with_context(|| format!("item {:?}: the engine refuses it", item.id))
+            RequestId(*next_id)
         };
-        let with_stream = |passage: Passage| Ok((passage.clone(), submit(passage.tokens, for_scores())?));
-        let passages = passages.into_iter().map(with_stream).collect::<Result<_>>()?;
-        let answer = answer.map(|Asked { prompt, max_tokens }| submit(prompt, self.for_answer(max_tokens)));
-        Ok(InFlight { item, passages, answer: answer.transpose()? })
+        let read = |passage: Passage| {
+            let reading = self.read(id(), passage.tokens.clone()).with_context(refused)?;
+            Ok((passage, reading))
+        };
+        let passages = passages.into_iter().map(read).collect::<Result<_>>()?;
+        let ask = |Asked { prompt, max_tokens }| {
+            let request = Request::new(id(), prompt, self.for_answer(max_tokens));
+            self.engine.handle().submit(request).with_context(refused)
+        };
+        Ok(InFlight { item, passages, answer: answer.map(ask).transpose()? })
+    }
+
+    fn read(&self, id: RequestId, tokens: Vec<TokenId>) -> Result<Reading> {
+        let Some(Against { lane, first, second }) = &self.against else {
+            return Ok(Reading::Alone(self.engine.handle().submit(Request::new(id, tokens, for_scores()))?));
+        };
+        let (first, second) = (first.clone(), second.clone());
+        let request = ComparisonRequest { id, tokens, first, second, share_key: ShareKey(0) };
+        Ok(Reading::Against(lane.handle().submit(request)?))
     }
 
     fn for_answer(&self, max_tokens: u32) -> SamplingParams {
@@ -123,15 +165,16 @@ impl Resident {
         done: &mut impl FnMut(Scored) -> Result<()>,
     ) -> Result<()> {
         let Some(InFlight { item, passages, answer }) = running.pop_front() else { return Ok(()) };
-        let wait = |stream: EventStream| wait_for(stream).with_context(|| format!("item {:?}", item.id));
+        let of_item = || format!("item {:?}", item.id);
         let mut scored = Vec::with_capacity(passages.len());
-        for (passage, stream) in passages {
-            scored.push((passage, wait(stream)?.prompt));
+        for (passage, reading) in passages {
+            scored.push((passage, reading.wait().with_context(of_item)?));
         }
         let outcome = match &item.task {
             Task::Document { text } => Outcome::Document(self.join(text, &scored)),
             Task::Prompt { reference, .. } => {
-                let answer = answer.map(wait).transpose()?.unwrap_or_default();
+                let answer =
+                    answer.map(|stream| wait_for(stream).with_context(of_item)).transpose()?.unwrap_or_default();
                 let (wanted, reference) = (reference.clone(), self.join(reference, &scored));
                 Outcome::Prompt { reference, wanted, answer: self.answer(answer) }
             }
@@ -145,7 +188,7 @@ impl Resident {
     }
 
     /// One text from its passages, one after the other.
-    fn join(&self, text: &str, passages: &[(Passage, Vec<Option<TokenLogprobs>>)]) -> Continuation {
+    fn join(&self, text: &str, passages: &[(Passage, Vec<Option<Read>>)]) -> Continuation {
         let mut tokens = TokenScores::default();
         let before = passages.first().map_or(&[][..], |(passage, _)| &passage.tokens[..passage.scored_from]);
         let mut texts = Texts::after(&self.text, before);
@@ -153,9 +196,12 @@ impl Resident {
             for (token, entry) in passage.tokens.iter().zip(entries).skip(passage.scored_from) {
                 tokens.ids.push(*token);
                 tokens.texts.push(texts.push(*token));
-                tokens.logprobs.push(entry.as_ref().map(|entry| f64::from(entry.logprob.max(FLOOR))));
-                tokens.ranks.push(entry.as_ref().map(|entry| entry.rank));
-                tokens.entropies.push(entry.as_ref().map(|entry| f64::from(entry.entropy)));
+                tokens.logprobs.push(entry.as_ref().map(|read| f64::from(read.scores.logprob.max(FLOOR))));
+                tokens.ranks.push(entry.as_ref().map(|read| read.scores.rank));
+                tokens.entropies.push(entry.as_ref().map(|read| f64::from(read.scores.entropy)));
+                if self.against.is_some() {
+                    tokens.kls.push(entry.as_ref().and_then(|read| read.kl).filter(|kl| kl.is_finite()));
+                }
             }
         }
         texts.finish_into(&mut tokens.texts);
@@ -171,6 +217,52 @@ impl Resident {
         let mut pieces: Vec<String> = ids.iter().map(|token| texts.push(*token)).collect();
         texts.finish_into(&mut pieces);
         Answer { text: pieces.concat(), ids, texts: pieces, logprobs: came.logprobs[..count].to_vec() }
+    }
+}
+
+impl Room {
+    fn bounds(&self, loaded: &Loaded, config: &EngineConfig) -> Result<passerelle_engine::EngineConfig> {
+        let spec = loaded.model.kv_cache_spec();
+        let most_blocks = spec.most_blocks(self.longest, config.max_num_batched_tokens) * config.max_num_seqs;
+        let blocks = share_kv_memory(config.kv_cache_memory, &[KvDemand { spec, most_blocks }])?;
+        let num_kv_blocks = blocks.into_iter().sum();
+        let mut bounds = EngineBounds { num_kv_blocks, max_model_len: loaded.description.max_position }.with(config)?;
+        bounds.max_waiting_requests = self.most_waiting();
+        bounds.max_waiting_tokens = self.most_waiting() * self.longest;
+        // Nobody shares this engine, so nothing needs a price.
+        bounds.costs = Some(CostModel::default());
+        Ok(bounds)
+    }
+
+    fn lane(&self, config: &EngineConfig) -> ComparisonConfig {
+        ComparisonConfig {
+            max_text_tokens: self.longest,
+            max_chunk_tokens: config.prompt_logprobs_chunk_tokens,
+            max_added_latency: config.max_added_latency,
+            max_waiting_texts: self.most_waiting(),
+            max_waiting_tokens: self.most_waiting() * self.longest,
+        }
+    }
+
+    /// An item may bring all its choices at once.
+    fn most_waiting(&self) -> usize {
+        self.most_in_flight + MAX_CHOICES
+    }
+}
+
+impl Reading {
+    /// One entry for each token.
+    fn wait(self) -> Result<Vec<Option<Read>>> {
+        match self {
+            Self::Alone(stream) => {
+                let alone = |scores: TokenLogprobs| Read { scores, kl: None };
+                Ok(wait_for(stream)?.prompt.into_iter().map(|scores| scores.map(alone)).collect())
+            }
+            Self::Against(reply) => {
+                let compared = reply.blocking_wait()?.into_iter();
+                Ok(compared.map(|at| at.map(|at| Read { scores: at.first, kl: Some(at.kl) })).collect())
+            }
+        }
     }
 }
 
