@@ -1,24 +1,26 @@
-"""Held-out items for `passerelle score`: documents, prompts with references, and multiple choice (standard library only).
+"""Held-out items for `passerelle score`: prompts with references, and multiple choice (standard library only).
 
     python comparison.py            writes comparison.jsonl and checks it against the corpus
 
-The documents are whole held-out conversations, the prompts are additions, facts and repetitions, and the choices are facts
-of which the answers to other questions are the wrong ones. None of them occurs in the corpus.
+The run learned the assistant's words alone, so that only these are asked about. The choices are sums, of which one is right.
+None of the prompts occurs in the corpus.
 """
 
 import json
 import random
+import re
 from pathlib import Path
 
 from corpus import SKILLS, check_heldout, training_conversations
 
 HERE = Path(__file__).parent
 SEED = 22
-DOCUMENTS_PER_SKILL = 24
-PROMPTS_PER_SKILL = 40
-CHOICES = 60
+PROMPTS_PER_SKILL = 60
+# What all three checkpoints have seen, and answer in one or a few sentences.
+PROMPT_SKILLS = ["addition", "facts", "story", "conversation", "json"]
+CHOICES = 150
+WRONG_BY = [-10, -1, 1, 2, 10]
 WRONG_CHOICES = 3
-PROMPT_SKILLS = ["addition", "facts", "repeat"]
 OPEN_ANSWER = "<|im_start|>assistant\n"
 CLOSE = "<|im_end|>"
 
@@ -39,21 +41,24 @@ def heldout(rng, skill, count):
     return found
 
 
+def wrong_sums(rng, answer):
+    """The same sentence with another last number."""
+    *before, total = re.split(r"(\d+)(?=\D*$)", answer, maxsplit=1)[:2]
+    rest = answer[len("".join(before)) + len(total):]
+    for add in rng.sample([add for add in WRONG_BY if int(total) + add >= 0], WRONG_CHOICES):
+        yield f"{''.join(before)}{int(total) + add}{rest}"
+
+
 def items(seed=SEED):
     """Pairs of an item and the conversation that it asks about."""
     rng = random.Random(seed)
-    for skill in [name for name in SKILLS if name != "tools"]:
-        for index, (prompt, (asked, answer)) in enumerate(heldout(rng, skill, DOCUMENTS_PER_SKILL).items()):
-            yield {"id": f"{skill}-{index}", "text": f"{prompt}{OPEN_ANSWER}{answer}{CLOSE}\n"}, asked
     for skill in PROMPT_SKILLS:
         for index, (prompt, (asked, answer)) in enumerate(heldout(rng, skill, PROMPTS_PER_SKILL).items()):
-            yield {"id": f"{skill}-answer-{index}", "prompt": prompt + OPEN_ANSWER, "reference": answer}, asked
-    facts = heldout(rng, "facts", CHOICES)
-    for index, (prompt, (asked, answer)) in enumerate(facts.items()):
-        others = sorted({other for _, other in facts.values()} - {answer})
-        choices = rng.sample(others, WRONG_CHOICES) + [answer]
+            yield {"id": f"{skill}-{index}", "prompt": prompt + OPEN_ANSWER, "reference": answer}, asked
+    for index, (prompt, (asked, answer)) in enumerate(heldout(rng, "addition", CHOICES).items()):
+        choices = [*wrong_sums(rng, answer), answer]
         rng.shuffle(choices)
-        item = {"id": f"choice-{index}", "prompt": prompt + OPEN_ANSWER, "choices": choices, "answer": choices.index(answer)}
+        item = {"id": f"sum-{index}", "prompt": prompt + OPEN_ANSWER, "choices": choices, "answer": choices.index(answer)}
         yield item, asked
 
 

@@ -7,10 +7,10 @@ use passerelle_models::ModelDigest;
 use serde::Serialize;
 
 use super::bootstrap::{Interval, Resampled, Resampling};
-use super::divergence::{AnswerPair, DocumentPair, HeatMap, Largest, TokenPair, heat_map, token_pairs};
+use super::divergence::{AnswerPair, HeatMap, Largest, TextPair, TokenPair, heat_map, token_pairs};
 use super::metric::{Better, Metric, Share};
 use super::score_file::{Header, ScoreFileError, ScoreReader};
-use super::scored::{Outcome, Scored};
+use super::scored::{Continuation, Outcome, Scored};
 use super::step;
 
 /// What is wanted of a comparison.
@@ -87,10 +87,10 @@ pub struct PairComparison {
     pub first: String,
     pub second: String,
     /// All that were compared, in the order of the first file.
-    pub documents: Vec<DocumentPair>,
-    pub documents_that_differ_most: Vec<DocumentPair>,
+    pub texts: Vec<TextPair>,
+    pub texts_that_differ_most: Vec<TextPair>,
     pub tokens_that_differ_most: Vec<TokenPair>,
-    /// Of the documents that differ most.
+    /// Of the texts that differ most.
     pub heat_maps: Vec<HeatMap>,
     /// Prompts with greedy answers, and how many of those are equal.
     pub num_answers: usize,
@@ -271,8 +271,8 @@ impl PairComparison {
 
 /// What was found so far.
 struct Found {
-    documents: Vec<DocumentPair>,
-    maps: Largest<(DocumentPair, Option<HeatMap>)>,
+    texts: Vec<TextPair>,
+    maps: Largest<(TextPair, Option<HeatMap>)>,
     tokens: Largest<TokenPair>,
     num_answers: usize,
     answers: Vec<AnswerPair>,
@@ -281,37 +281,38 @@ struct Found {
 impl Found {
     fn new(most: usize) -> Self {
         let (maps, tokens) = (Largest::new(most), Largest::new(most));
-        Self { documents: Vec::new(), maps, tokens, num_answers: 0, answers: Vec::new() }
+        Self { texts: Vec::new(), maps, tokens, num_answers: 0, answers: Vec::new() }
     }
 
     fn look_at(&mut self, id: &str, one: &Outcome, other: &Outcome) {
-        match (one, other) {
-            (Outcome::Document(one), Outcome::Document(other)) => {
-                let (pair, map) = (DocumentPair::new(id, one, other), heat_map(id, one, other));
-                for token in map.iter().flat_map(token_pairs) {
-                    self.tokens.push(token.gain().abs(), token);
-                }
-                self.maps.push(pair.gain().abs(), (pair.clone(), map));
-                self.documents.push(pair);
-            }
-            (Outcome::Prompt { answer: one, wanted, .. }, Outcome::Prompt { answer: other, .. }) => {
-                self.num_answers += 1;
-                self.answers.extend(AnswerPair::new(id, wanted, one, other));
-            }
-            _ => {}
+        if let (Some(one), Some(other)) = (one.text(), other.text()) {
+            self.look_at_text(id, one, other);
         }
+        if let (Outcome::Prompt { answer: one, wanted, .. }, Outcome::Prompt { answer: other, .. }) = (one, other) {
+            self.num_answers += 1;
+            self.answers.extend(AnswerPair::new(id, wanted, one, other));
+        }
+    }
+
+    fn look_at_text(&mut self, id: &str, one: &Continuation, other: &Continuation) {
+        let (pair, map) = (TextPair::new(id, one, other), heat_map(id, one, other));
+        for token in map.iter().flat_map(token_pairs) {
+            self.tokens.push(token.gain().abs(), token);
+        }
+        self.maps.push(pair.gain().abs(), (pair.clone(), map));
+        self.texts.push(pair);
     }
 
     fn into_comparison(mut self, [first, second]: [String; 2], most: usize) -> PairComparison {
         let num_equal_answers = self.num_answers - self.answers.len();
         self.answers.sort_by_key(AnswerPair::order);
         self.answers.truncate(most);
-        let (documents_that_differ_most, maps): (Vec<_>, Vec<_>) = self.maps.into_items().into_iter().unzip();
+        let (texts_that_differ_most, maps): (Vec<_>, Vec<_>) = self.maps.into_items().into_iter().unzip();
         PairComparison {
             first,
             second,
-            documents: self.documents,
-            documents_that_differ_most,
+            texts: self.texts,
+            texts_that_differ_most,
             tokens_that_differ_most: self.tokens.into_items(),
             heat_maps: maps.into_iter().flatten().collect(),
             num_answers: self.num_answers,

@@ -7,9 +7,9 @@ use super::scored::{Answer, Continuation};
 /// Tokens shown before one that differs.
 const CONTEXT_TOKENS: usize = 8;
 
-/// A document beside itself.
+/// A text beside itself: a document, or a reference after its prompt.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DocumentPair {
+pub struct TextPair {
     pub id: String,
     pub bytes: u64,
     /// Bits per byte of the first checkpoint and of the second.
@@ -20,7 +20,7 @@ pub struct DocumentPair {
 /// A token that one checkpoint finds likelier than the other.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TokenPair {
-    pub document: String,
+    pub item: String,
     /// From 0.
     pub position: usize,
     pub before: String,
@@ -30,10 +30,10 @@ pub struct TokenPair {
     pub second: f64,
 }
 
-/// A document's tokens with how they differ.
+/// A text's tokens with how they differ.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HeatMap {
-    pub document: String,
+    pub item: String,
     pub cells: Vec<HeatCell>,
 }
 
@@ -68,7 +68,7 @@ pub struct AnswerPair {
     pub second_is_right: bool,
 }
 
-impl DocumentPair {
+impl TextPair {
     pub fn new(id: &str, first: &Continuation, second: &Continuation) -> Self {
         let (one, other) = (first.bits_per_byte(), second.bits_per_byte());
         Self { id: id.to_owned(), bytes: first.bytes, first: one, second: other }
@@ -133,16 +133,16 @@ pub fn heat_map(id: &str, first: &Continuation, second: &Continuation) -> Option
         };
         HeatCell { token: one.texts.get(at).cloned().unwrap_or_default(), scores: scores() }
     };
-    Some(HeatMap { document: id.to_owned(), cells: (0..one.ids.len()).map(cell).collect() })
+    Some(HeatMap { item: id.to_owned(), cells: (0..one.ids.len()).map(cell).collect() })
 }
 
-/// Every token of a document that both checkpoints scored.
+/// Every token of a text that both checkpoints scored.
 pub fn token_pairs(map: &HeatMap) -> impl Iterator<Item = TokenPair> + '_ {
     map.cells.iter().enumerate().filter_map(|(position, cell)| {
         let CellScores { first, second, .. } = cell.scores?;
         let before = &map.cells[position.saturating_sub(CONTEXT_TOKENS)..position];
         Some(TokenPair {
-            document: map.document.clone(),
+            item: map.item.clone(),
             position,
             before: before.iter().map(|cell| cell.token.as_str()).collect(),
             token: cell.token.clone(),

@@ -89,6 +89,14 @@ impl Continuation {
 }
 
 impl Outcome {
+    /// What stands beside itself under two checkpoints. Choices are of interest as a set, not one by one.
+    pub fn text(&self) -> Option<&Continuation> {
+        match self {
+            Self::Document(text) | Self::Prompt { reference: text, .. } => Some(text),
+            Self::Choice { .. } => None,
+        }
+    }
+
     /// Whether the greedy answer is the reference, white space around both apart. `None` without a reference.
     pub fn is_match(&self) -> Option<bool> {
         match self {

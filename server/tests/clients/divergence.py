@@ -2,7 +2,7 @@
 
     python divergence.py PATH/TO/passerelle
 
-Both run the demo's checkpoints in float32 on the documents of models/demo/comparison.jsonl.
+Both run the demo's checkpoints in float32 on conversations of models/demo/comparison.jsonl.
 """
 
 import json
@@ -15,13 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DEMO = Path(__file__).parents[3] / "models" / "demo"
-DOCUMENTS = 40
+EVERY = 7
 CLOSE = 1e-4
 
 
 def documents():
     lines = (DEMO / "comparison.jsonl").read_text(encoding="utf-8").splitlines()
-    return [item for item in map(json.loads, lines) if "text" in item][:DOCUMENTS]
+    asked = [item for item in map(json.loads, lines) if "reference" in item][::EVERY]
+    return [{"id": item["id"], "text": item["prompt"] + item["reference"]} for item in asked]
 
 
 def scored(binary, items, first, second):

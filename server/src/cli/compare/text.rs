@@ -45,19 +45,19 @@ fn row((place, width): (usize, usize), ranked: &Ranked, metric: Metric) -> Resul
 
 fn pair(pair: &PairComparison) -> Result<()> {
     let PairComparison { first, second, .. } = pair;
-    if !pair.documents_that_differ_most.is_empty() {
-        line(format_args!("\nDocuments that differ most, in bits per byte: {first}, {second}"))?;
+    if !pair.texts_that_differ_most.is_empty() {
+        line(format_args!("\nTexts that differ most, in bits per byte: {first}, {second}"))?;
     }
-    for document in &pair.documents_that_differ_most {
-        line(format_args!("  {:<16} {:.3}  {:.3}", short(&document.id), document.first, document.second))?;
+    for text in &pair.texts_that_differ_most {
+        line(format_args!("  {:<16} {:.3}  {:.3}", short(&text.id), text.first, text.second))?;
     }
     if !pair.tokens_that_differ_most.is_empty() {
         line(format_args!("\nTokens that differ most, by log-probability: {first}, {second}"))?;
     }
     for token in &pair.tokens_that_differ_most {
-        let place = format!("{}:{}", token.document, token.position);
-        let text = format!("{:?} after {:?}", token.token, end_of(&token.before));
-        line(format_args!("  {:<16} {:>8.3} {:>8.3}  {text}", short(&place), token.first, token.second))?;
+        let place = format!("{}:{}", token.item, token.position);
+        let shown = format!("{:?} after {:?}", token.token, end_of(&token.before));
+        line(format_args!("  {:<16} {:>8.3} {:>8.3}  {shown}", short(&place), token.first, token.second))?;
     }
     if pair.num_answers > 0 {
         let (all, equal) = (pair.num_answers, pair.num_equal_answers);

@@ -67,11 +67,8 @@ fn checkpoints_are_ranked_with_intervals_and_looked_at_in_pairs() {
     assert!(above.value > 0.0 && above.excludes_zero(), "{above:?}");
     let pair = &found.pair;
     assert_eq!((pair.first.as_str(), pair.second.as_str()), ("step-300", "step-200"));
-    assert_eq!((pair.documents.len(), pair.documents_that_differ_most[0].id.as_str()), (20, "d1"));
-    assert_eq!(
-        (pair.tokens_that_differ_most[0].document.as_str(), pair.tokens_that_differ_most[0].position),
-        ("d1", 1)
-    );
+    assert_eq!((pair.texts.len(), pair.texts_that_differ_most[0].id.as_str()), (21, "d1"));
+    assert_eq!((pair.tokens_that_differ_most[0].item.as_str(), pair.tokens_that_differ_most[0].position), ("d1", 1));
     assert_eq!((pair.num_answers, pair.num_equal_answers), (1, 0));
     assert_eq!((pair.answers_that_part[0].position, pair.answers_that_part[0].common.as_str()), (1, "1"));
 }

@@ -3,10 +3,10 @@
 
 mod answers;
 mod curves;
-mod documents;
 mod markup;
 mod plot;
 mod ranking;
+mod texts;
 mod tokens;
 
 use std::fmt::Write;
@@ -22,7 +22,7 @@ pub fn html(comparison: &Comparison) -> String {
     let sections = [
         ranking::section(comparison),
         curves::section(comparison),
-        documents::section(&comparison.pair),
+        texts::section(&comparison.pair),
         tokens::section(&comparison.pair),
         answers::section(&comparison.pair),
     ];

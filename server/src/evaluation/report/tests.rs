@@ -1,7 +1,7 @@
 use super::*;
 use crate::evaluation::bootstrap::{Interval, Resampling};
 use crate::evaluation::comparison::{Measured, PairComparison};
-use crate::evaluation::divergence::{AnswerPair, CellScores, DocumentPair, HeatCell, HeatMap, TokenPair};
+use crate::evaluation::divergence::{AnswerPair, CellScores, HeatCell, HeatMap, TextPair, TokenPair};
 
 const HOSTILE: &str = "<script>alert('x')</script>\"&</style></title><!--";
 
@@ -19,7 +19,7 @@ fn ranked(given: usize, name: &str, step: Option<u64>) -> Ranked {
 /// Every text in it is `text`.
 fn comparison(text: &str, steps: [Option<u64>; 2]) -> Comparison {
     let own = || text.to_owned();
-    let document = DocumentPair { id: own(), bytes: 9, first: 0.5, second: 1.5 };
+    let document = TextPair { id: own(), bytes: 9, first: 0.5, second: 1.5 };
     let scores = CellScores { first: -0.5, second: -3.0, first_rank: 1, second_rank: 4 };
     let cell = |scores| HeatCell { token: own(), scores };
     let answer = AnswerPair {
@@ -42,17 +42,17 @@ fn comparison(text: &str, steps: [Option<u64>; 2]) -> Comparison {
         pair: PairComparison {
             first: own(),
             second: own(),
-            documents: vec![document.clone()],
-            documents_that_differ_most: vec![document],
+            texts: vec![document.clone()],
+            texts_that_differ_most: vec![document],
             tokens_that_differ_most: vec![TokenPair {
-                document: own(),
+                item: own(),
                 position: 3,
                 before: own(),
                 token: own(),
                 first: -0.5,
                 second: -3.0,
             }],
-            heat_maps: vec![HeatMap { document: own(), cells: vec![cell(None), cell(Some(scores))] }],
+            heat_maps: vec![HeatMap { item: own(), cells: vec![cell(None), cell(Some(scores))] }],
             num_answers: 1,
             num_equal_answers: 0,
             answers_that_part: vec![answer],

@@ -1,4 +1,4 @@
-//! Where inside the documents the two differ: each token coloured by the difference of its log-probabilities.
+//! Where inside the texts the two differ: each token coloured by the difference of its log-probabilities.
 
 use super::markup::{escaped, number, with_line_ends};
 use crate::evaluation::comparison::PairComparison;
@@ -12,9 +12,9 @@ pub(super) fn section(pair: &PairComparison) -> String {
         return String::new();
     }
     let (first, second) = (escaped(&pair.first), escaped(&pair.second));
-    let maps: String = pair.heat_maps.iter().map(|map| document(map, (&first, &second))).collect();
+    let maps: String = pair.heat_maps.iter().map(|map| heat(map, (&first, &second))).collect();
     format!(
-        "<section>\n<h2>Token by token</h2>\n<p class=\"note\">The documents that differ most. A token is coloured by how much \
+        "<section>\n<h2>Token by token</h2>\n<p class=\"note\">The texts that differ most. A token is coloured by how much \
          likelier one checkpoint finds it than the other, in nats; its numbers show under the pointer.</p>\n{}\n{maps}{}\
          </section>\n",
         legend((&first, &second)),
@@ -34,14 +34,14 @@ fn legend((first, second): (&str, &str)) -> String {
     )
 }
 
-fn document(map: &HeatMap, names: (&str, &str)) -> String {
+fn heat(map: &HeatMap, names: (&str, &str)) -> String {
     let cells: String = map.cells.iter().map(|cell| token(cell, names)).collect();
     let gain: f64 = map.cells.iter().filter_map(|cell| cell.scores).map(|scores| scores.gain()).sum();
     let (likelier, class) = if gain >= 0.0 { (names.0, 'a') } else { (names.1, 'b') };
     format!(
         "<article><h3>{} <small>likelier for <b class=\"{class}\">{likelier}</b> by {} nats in all</small></h3>\n<p \
          class=\"heat\">{cells}</p></article>\n",
-        escaped(&map.document),
+        escaped(&map.item),
         number(gain.abs(), 1)
     )
 }
@@ -70,7 +70,7 @@ fn class(gain: f64) -> String {
 fn table(pair: &PairComparison, (first, second): (&str, &str)) -> String {
     let rows: String = pair.tokens_that_differ_most.iter().map(row).collect();
     format!(
-        "<table class=\"figures\">\n<caption>Tokens that differ most, over all documents</caption>\n<thead><tr><th>Where</th>\
+        "<table class=\"figures\">\n<caption>Tokens that differ most, over all texts</caption>\n<thead><tr><th>Where</th>\
          <th>Token, after what stands before it</th><th class=\"n\">{first}</th><th class=\"n\">{second}</th></tr></thead>\n\
          <tbody>\n{rows}</tbody>\n</table>\n"
     )
@@ -80,7 +80,7 @@ fn row(token: &TokenPair) -> String {
     format!(
         "<tr><th scope=\"row\">{}:{}</th><td class=\"text\"><span class=\"before\">{}</span><span class=\"t {}\">{}</span></td>\
          <td class=\"n\">{}</td><td class=\"n\">{}</td></tr>\n",
-        escaped(&token.document),
+        escaped(&token.item),
         token.position,
         with_line_ends(&token.before),
         class(token.gain()),
