@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/contract.rs"]
+mod contract;
 #[path = "tidy/source.rs"]
 mod source;
 

@@ -10,7 +10,7 @@ use super::errors::{ApiError, ErrorKind, echoed};
 use super::fields::invalid;
 use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
-use crate::gateway::ledger::Retry;
+use crate::gateway::ledger::{LedgerClosed, Retry};
 use crate::gateway::router::RouteError;
 use crate::gateway::{
     AuthError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
@@ -52,6 +52,18 @@ impl From<Refusal> for ApiError {
         error
             .header(HeaderName::from_static("x-ratelimit-limit-name"), HeaderValue::from_static(refusal.limit.as_str()))
             .header(HeaderName::from_static("x-ratelimit-limit-scope"), scope)
+    }
+}
+
+impl From<LedgerClosed> for ApiError {
+    fn from(closed: LedgerClosed) -> Self {
+        match closed {
+            LedgerClosed::Unwritable(error) => error.into(),
+            LedgerClosed::ClockLeapt => Self::new(
+                ErrorKind::LedgerUnavailable,
+                "The server's clock leapt ahead, so that nobody knows what is left of a budget; an operator must look at it.",
+            ),
+        }
     }
 }
 

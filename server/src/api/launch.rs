@@ -85,7 +85,7 @@ impl Launch<'_> {
         let on_behalf = self.on_behalf(&reservation);
         let mut last_error = None;
         loop {
-            let replica = match self.serving.router.pick(self.model, self.hint, attempts.tried()) {
+            let replica = match self.serving.router.pick(self.model, self.hint, attempts.passed()) {
                 Ok(replica) => replica,
                 Err(error) => {
                     reservation.withdraw();
@@ -116,7 +116,7 @@ impl Launch<'_> {
         reservation: Reservation,
     ) -> Result<LivePrompt, Box<Failed>> {
         let Some(job) = self.for_engine else {
-            let (error, verdict) = (no_replica(), attempts.not_let_in(replica.id()));
+            let (error, verdict) = (no_replica(), attempts.cannot_serve(replica.id()));
             return Err(Box::new(Failed { reservation, error, verdict }));
         };
         let (request, writers) = job();
@@ -139,7 +139,7 @@ impl Launch<'_> {
         reservation: Reservation,
     ) -> Result<LivePrompt, Box<Failed>> {
         let Some(job) = &self.for_upstream else {
-            let (error, verdict) = (no_replica(), attempts.not_let_in(replica.id()));
+            let (error, verdict) = (no_replica(), attempts.cannot_serve(replica.id()));
             return Err(Box::new(Failed { reservation, error, verdict }));
         };
         let counted = job.prompt.exact().unwrap_or(0);

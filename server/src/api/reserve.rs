@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::errors::ApiError;
 use super::state::AppState;
-use crate::gateway::{Ask, Caller, Refusal, Reservation, Scope};
+use crate::gateway::ledger::NoTurn;
+use crate::gateway::{Ask, AuthError, Caller, Refusal, Reservation, Scope};
 
 /// What becomes of a prompt that would fit a moment later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,11 @@ pub(crate) async fn reserve_with(
         return reserve(state, caller, ask);
     }
     state.ledger().available_to(caller)?;
-    state.ledger().reserve_in_turn(caller, ask).await.map_err(|refusal| refused(state, refusal))
+    let today = || state.authenticator().caller(caller.account.path.as_str(), caller.via.label());
+    state.ledger().reserve_in_turn(caller, ask, today).await.map_err(|why| match why {
+        NoTurn::Refused(refusal) => refused(state, refusal),
+        NoTurn::Gone => AuthError::Revoked.into(),
+    })
 }
 
 fn refused(state: &AppState, refusal: Refusal) -> ApiError {

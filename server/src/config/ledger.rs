@@ -1,6 +1,6 @@
 //! How usage is kept and priced, checked.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +23,10 @@ pub struct LedgerConfig {
     pub max_waiting_per_account: usize,
     pub longest_wait: Duration,
     pub overrun_percent: u32,
+    /// By how much the wall clock may leap ahead before budgets are closed.
+    pub largest_clock_leap: Duration,
+    /// Reservations of other gateways that are remembered.
+    pub max_remote_reservations: NonZeroUsize,
     /// `None`: prices are derived from the models' weights.
     pub tariff: Option<PathBuf>,
     /// Normalised GPU hours in an hour of what the models here run on.
@@ -49,6 +53,10 @@ pub(super) fn check_ledger(written: WrittenLedger) -> Result<LedgerConfig, Confi
         max_waiting_per_account: count(written.max_waiting_per_account, 16),
         longest_wait: period(written.longest_wait, Duration::from_secs(5)),
         overrun_percent: written.overrun_percent.unwrap_or(25),
+        largest_clock_leap: period(written.largest_clock_leap, Duration::from_secs(24 * 60 * 60)),
+        max_remote_reservations: written
+            .max_remote_reservations
+            .unwrap_or(const { NonZeroUsize::new(65_536).unwrap() }),
         tariff: written.tariff,
         gpu_factor,
     })

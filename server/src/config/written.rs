@@ -379,6 +379,10 @@ pub struct WrittenLedger {
     pub longest_wait: Option<Period>,
     /// How far a grant may be overrun, in hundredths of it.
     pub overrun_percent: Option<u32>,
+    /// By how much the wall clock may leap ahead before budgets are closed.
+    pub largest_clock_leap: Option<Period>,
+    /// Reservations of other gateways that are remembered, so that what asks twice pays once.
+    pub max_remote_reservations: Option<NonZeroUsize>,
     /// The published tariff. Default: prices that are derived from the models' weights.
     pub tariff: Option<PathBuf>,
     /// Normalised GPU hours in an hour of what the models here run on.
@@ -396,6 +400,8 @@ lay_over!(WrittenLedger {
     max_waiting_per_account,
     longest_wait,
     overrun_percent,
+    largest_clock_leap,
+    max_remote_reservations,
     tariff,
     gpu_factor,
 });

@@ -22,7 +22,9 @@ impl Default for RetryBounds {
 #[derive(Debug)]
 pub struct Attempts {
     bounds: RetryBounds,
-    tried: Vec<ReplicaId>,
+    /// Not to be asked again: those that were tried, and those that cannot serve this request.
+    passed: Vec<ReplicaId>,
+    tries: usize,
     broken: usize,
 }
 
@@ -34,12 +36,18 @@ pub enum Verdict {
 
 impl Attempts {
     pub fn new(bounds: RetryBounds) -> Self {
-        Self { bounds, tried: Vec::new(), broken: 0 }
+        Self { bounds, passed: Vec::new(), tries: 0, broken: 0 }
     }
 
     /// Not to be asked again.
-    pub fn tried(&self) -> &[ReplicaId] {
-        &self.tried
+    pub fn passed(&self) -> &[ReplicaId] {
+        &self.passed
+    }
+
+    /// It is of a kind that this request is not for. Costs no try: there is one such replica less.
+    pub fn cannot_serve(&mut self, replica: ReplicaId) -> Verdict {
+        self.passed.push(replica);
+        Verdict::TryAnother
     }
 
     pub fn upstream_failed(&mut self, replica: ReplicaId, failure: &Failure) -> Verdict {
@@ -59,8 +67,9 @@ impl Attempts {
     }
 
     fn next(&mut self, replica: ReplicaId, hopeless: bool) -> Verdict {
-        self.tried.push(replica);
-        if hopeless || self.tried.len() >= self.bounds.max_tries { Verdict::GiveUp } else { Verdict::TryAnother }
+        self.passed.push(replica);
+        self.tries += 1;
+        if hopeless || self.tries >= self.bounds.max_tries { Verdict::GiveUp } else { Verdict::TryAnother }
     }
 }
 
@@ -96,6 +105,17 @@ mod tests {
         assert_eq!(attempts.engine_refused(ReplicaId(0), &SubmitError::QueueFull), Verdict::TryAnother);
         let long = SubmitError::ExceedsContext("9".into());
         assert_eq!(attempts.engine_refused(ReplicaId(1), &long), Verdict::GiveUp);
-        assert_eq!(attempts.tried(), [ReplicaId(0), ReplicaId(1)]);
+        assert_eq!(attempts.passed(), [ReplicaId(0), ReplicaId(1)]);
+    }
+
+    /// As `n` above 1, which upstreams are not asked for, where an engine here and several upstreams have the model.
+    #[test]
+    fn replicas_that_cannot_serve_a_request_cost_it_no_try() {
+        let mut attempts = Attempts::new(RetryBounds { max_tries: 1, max_broken: 1 });
+        for upstream in 0..5 {
+            assert_eq!(attempts.cannot_serve(ReplicaId(upstream)), Verdict::TryAnother);
+        }
+        assert_eq!(attempts.passed().len(), 5);
+        assert_eq!(attempts.engine_refused(ReplicaId(5), &SubmitError::QueueFull), Verdict::GiveUp);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use passerelle_engine::{EncodeReply, EncodeRequest, RequestError, Usage};
 
-use super::generation::NotStarted;
+use super::generation::{NotStarted, is_our_fault};
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, SubmitError};
@@ -22,6 +22,8 @@ pub struct Encoding {
     reservation: Reservation,
     replica: Arc<Replica>,
     ended: Usage,
+    /// A text failed, and not by what it is: nobody pays for a list without an answer.
+    is_free: bool,
 }
 
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl Encoding {
         match replica.encode(first) {
             Ok((reply, in_flight)) => {
                 let texts = VecDeque::from([TextInFlight { reply, _in_flight: in_flight }]);
-                Ok(Self { texts, reservation, replica: Arc::clone(replica), ended: Usage::default() })
+                Ok(Self { texts, reservation, replica: Arc::clone(replica), ended: Usage::default(), is_free: false })
             }
             Err(error) => Err(Box::new(NotStarted { error, reservation })),
         }
@@ -67,6 +69,10 @@ impl Encoding {
         let answer = oldest.reply.wait().await;
         self.ended = add(self.ended, oldest.reply.close());
         self.texts.pop_front();
+        if let Err(error) = &answer {
+            self.is_free |= is_our_fault(error);
+            self.reservation.end(EntryEnd::Failed);
+        }
         Some(answer)
     }
 
@@ -82,7 +88,7 @@ impl Encoding {
 impl Drop for Encoding {
     fn drop(&mut self) {
         let used = self.close();
-        self.reservation.record(used);
+        self.reservation.record(if self.is_free { Usage::default() } else { used });
     }
 }
 

@@ -11,7 +11,7 @@ mod grants;
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use passerelle_engine::{Event, EventStream, FinishReason, Request, TokenEvent, Usage};
+use passerelle_engine::{ConstraintError, Event, EventStream, FinishReason, Request, RequestError, TokenEvent, Usage};
 
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
@@ -33,6 +33,8 @@ pub struct Generation {
     wasted_tokens: u32,
     /// It ended because what it used could not be written down.
     is_unwritten: bool,
+    /// It failed, and not by what it asked for: nobody pays for that.
+    is_free: bool,
 }
 
 /// A replica did not take the request. Another one may be tried under the same reservation; without one, withdraw it.
@@ -80,6 +82,7 @@ impl Generation {
                 choices,
                 wasted_tokens: 0,
                 is_unwritten: false,
+                is_free: false,
             }),
             Err(error) => Err(Box::new(NotStarted { error, reservation })),
         }
@@ -102,7 +105,8 @@ impl Generation {
                 self.reservation.mark(sent);
             }
             Some(Event::Finished { choice, reason, .. }) => self.note_end(*choice, *reason),
-            Some(Event::Failed { .. }) => {
+            Some(Event::Failed { error, .. }) => {
+                self.is_free = is_our_fault(error);
                 self.choices.iter_mut().for_each(|choice| choice.stage = Stage::Over);
                 self.reservation.end(EntryEnd::Failed);
             }
@@ -201,6 +205,9 @@ impl Generation {
     /// Stops the engine; afterwards the usage does not change.
     fn stop(&self) -> Usage {
         let counted = self.events.abort();
+        if self.is_free {
+            return Usage { measured_ns: counted.measured_ns, ..Usage::default() };
+        }
         Usage { generated_tokens: counted.generated_tokens - self.wasted_tokens, ..counted }
     }
 }
@@ -208,6 +215,14 @@ impl Generation {
 impl ChoiceInFlight {
     fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Growing | Stage::Starved)
+    }
+}
+
+/// Whether a request failed by something that it did not ask for. A server that ends has still done what it did.
+pub(super) fn is_our_fault(error: &RequestError) -> bool {
+    match error {
+        RequestError::NotFinite | RequestError::Step(_) | RequestError::Constraint(ConstraintError::Lost) => true,
+        RequestError::NothingAllowed | RequestError::Constraint(_) | RequestError::ShuttingDown => false,
     }
 }
 

@@ -22,10 +22,11 @@ mod page;
 mod refusal;
 mod reservation;
 mod totals;
+mod wall;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,10 +44,11 @@ use line::{Line, Ticket};
 use origins::Origins;
 use page::{Origin, Page};
 use reservation::Taken;
+use wall::{Reading, Wall};
 
 pub use amounts::{Ask, Reserve};
 pub use headroom::{LimitState, RateLimitState, WindowState};
-pub use line::LineBounds;
+pub use line::{LineBounds, NoTurn};
 pub use origins::Origin as RemoteReservation;
 pub use refusal::{Refusal, Retry};
 pub use reservation::{Denied, Reservation};
@@ -70,6 +72,10 @@ pub struct LedgerParts {
     pub line: LineBounds,
     /// How far a grant may be overrun, in the class `batch`.
     pub overrun: Percent,
+    /// By how much the wall clock may leap ahead before budgets are closed.
+    pub largest_leap: Duration,
+    /// Reservations of other gateways that are remembered, so that what asks twice pays once.
+    pub max_origins: NonZeroUsize,
     /// `None`: nothing outlives the process.
     pub journal: Option<JournalParts>,
 }
@@ -101,6 +107,16 @@ pub struct ModelFacts {
     pub partition: Arc<str>,
 }
 
+/// Why an account is not admitted, whatever its limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerClosed {
+    #[error(transparent)]
+    Unwritable(#[from] JournalUnavailable),
+    /// Nobody knows which day it is.
+    #[error("the wall clock leapt ahead")]
+    ClockLeapt,
+}
+
 /// What was settled of a budget before this process, or before the budget was stated.
 pub trait Spent: Send + Sync + fmt::Debug {
     /// By `account` and everything below it, of `model` or of all, from the first instant to before the last one.
@@ -121,7 +137,7 @@ struct Now {
 #[derive(Debug)]
 struct Books {
     parts: LedgerParts,
-    latest_wall: AtomicU64,
+    wall: Wall,
     next_id: AtomicU64,
     origins: Origins,
     pages: Mutex<Pages>,
@@ -140,10 +156,12 @@ struct Pages {
 
 impl Ledger {
     pub fn new(parts: LedgerParts) -> Self {
-        let (next_id, latest) = parts.journal.as_ref().map_or((1, 0), |part| (part.next_id.0, part.latest.0));
-        let (next_id, latest_wall) = (AtomicU64::new(next_id), AtomicU64::new(latest));
-        let (origins, pages, gave_back) = (Origins::default(), Mutex::default(), Notify::new());
-        Self { books: Arc::new(Books { parts, latest_wall, next_id, origins, pages, gave_back }) }
+        let (next_id, latest) =
+            parts.journal.as_ref().map_or((1, UnixSeconds(0)), |part| (part.next_id.0, part.latest));
+        let wall = Wall::new(latest, parts.reading(), parts.largest_leap);
+        let (next_id, origins) = (AtomicU64::new(next_id), Origins::new(parts.max_origins));
+        let (pages, gave_back) = (Mutex::default(), Notify::new());
+        Self { books: Arc::new(Books { parts, wall, next_id, origins, pages, gave_back }) }
     }
 
     /// In universal time, with nothing spent before and nothing that costs GPU time.
@@ -186,9 +204,19 @@ impl Ledger {
         Ok(Reservation::new(Arc::clone(&self.books), taken, ask, (now, page)))
     }
 
-    /// Whether reservations of this caller can be written down. Those that bind a budget must be.
-    pub fn available_to(&self, caller: &Caller) -> Result<(), JournalUnavailable> {
-        self.books.parts.journal.as_ref().map_or(Ok(()), |parts| parts.journal.admits(trust(caller)))
+    /// Whether reservations of this caller can be written down and dated. Those that bind a budget must be; the others
+    /// may go on.
+    pub fn available_to(&self, caller: &Caller) -> Result<(), LedgerClosed> {
+        let parts = &self.books.parts;
+        if trust(caller) == Trust::WaitForDisk && self.books.wall.has_leapt(parts.reading()) {
+            return Err(LedgerClosed::ClockLeapt);
+        }
+        Ok(parts.journal.as_ref().map_or(Ok(()), |parts| parts.journal.admits(trust(caller)))?)
+    }
+
+    /// An operator says that the wall clock is right, though it leapt. Whether it had.
+    pub fn accept_clock(&self) -> bool {
+        self.books.wall.accept(self.books.parts.reading())
     }
 
     pub fn tariff(&self) -> &Tariff {
@@ -242,8 +270,14 @@ impl LedgerParts {
             in_parts: PartBounds::default(),
             line: LineBounds::default(),
             overrun: Percent::NONE,
+            largest_leap: Duration::from_secs(24 * 60 * 60),
+            max_origins: NonZeroUsize::new(65_536).expect("it is not 0"),
             journal: None,
         }
+    }
+
+    fn reading(&self) -> Reading {
+        Reading { monotonic: self.clock.now(), wall: self.clock.wall() }
     }
 }
 
@@ -267,9 +301,8 @@ impl Books {
     }
 
     fn now(&self) -> Now {
-        let wall = self.parts.clock.wall().as_secs();
-        let latest = self.latest_wall.fetch_max(wall, Ordering::Relaxed).max(wall);
-        Now { monotonic: self.parts.clock.now(), wall: UnixSeconds(latest) }
+        let reading = self.parts.reading();
+        Now { monotonic: reading.monotonic, wall: self.wall.now(reading) }
     }
 
     fn open_page(&self, caller: &Caller, ask: &Ask, now: Now) -> Option<journal::Page> {
@@ -362,6 +395,8 @@ impl Pages {
     }
 }
 
+#[cfg(test)]
+mod clock_tests;
 #[cfg(test)]
 mod extend_tests;
 #[cfg(test)]

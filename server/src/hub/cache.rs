@@ -37,6 +37,7 @@ pub(super) fn missing_files(snapshot: &Path, wanted: Wanted) -> Result<Vec<Strin
     Ok(needed.filter(|file| !snapshot.join(file).is_file()).collect())
 }
 
+#[cfg(feature = "hub")]
 /// Remembers which commit a branch or tag means, for later offline starts.
 pub(super) fn write_ref(id: &HubId, cache_dir: &Path, commit: &str) -> Result<(), HubError> {
     let path = ref_path(id, &repo_folder(id, cache_dir));

@@ -13,8 +13,8 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use sha2::{Digest, Sha256};
 
+use super::file_progress::FileProgress;
 use super::files::{WEIGHTS, WEIGHTS_INDEX, is_description, shards};
-use super::progress::FileProgress;
 use super::{HubError, HubId, HubOptions, LocalCheckpoint, cache};
 
 /// How often one file is tried before the start fails.
@@ -224,3 +224,6 @@ fn remove_with_blob(link: &Path) {
     }
     let _ = std::fs::remove_file(link);
 }
+
+#[cfg(test)]
+mod tests;

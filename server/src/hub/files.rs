@@ -33,6 +33,7 @@ impl Wanted {
 }
 
 /// Whether a small file beside the weights is wanted.
+#[cfg(any(feature = "hub", test))]
 pub(super) fn is_description(file: &str) -> bool {
     passerelle_models::is_description(file) || is_module_file(file)
 }

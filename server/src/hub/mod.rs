@@ -9,10 +9,13 @@
 //! ```
 //!
 //! A download that was interrupted goes on where `<etag>.part` ends. Large files are checked against the SHA-256 that
-//! names them. Offline, nothing here opens a socket.
+//! names them. Offline, or built without the feature `hub`, nothing here opens a socket.
 
 mod cache;
+#[cfg_attr(not(feature = "hub"), path = "no_download.rs")]
 mod download;
+#[cfg(feature = "hub")]
+mod file_progress;
 mod files;
 mod progress;
 mod source;
@@ -71,6 +74,8 @@ pub enum HubError {
     NotCached { id: HubId, looked: PathBuf },
     #[error("{id} is in the hub cache without {} (looked in {}) and the network is off. Fetch the rest where there is network with `hf download {}`; or start once without --offline", missing.join(", "), looked.display(), id.download_arguments())]
     Incomplete { id: HubId, looked: PathBuf, missing: Vec<String> },
+    #[error("{cause}; this binary was built without the feature `hub` and downloads nothing")]
+    NoDownloads { cause: Box<HubError> },
     #[error(
         "the hub has no model {0} that is visible to you; check the id and the revision, and set HF_TOKEN if it is private"
     )]

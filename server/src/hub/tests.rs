@@ -1,29 +1,24 @@
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::*;
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-fn options(cache: &Path, network: Network, endpoint: Option<String>) -> HubOptions {
+pub(super) fn options(cache: &Path, network: Network, endpoint: Option<String>) -> HubOptions {
     let (progress, retry_pause) = (ProgressOutput::Silent, Duration::ZERO);
     let wanted = Wanted::Checkpoint;
     HubOptions { network, wanted, cache_dir: cache.to_owned(), token: None, endpoint, progress, retry_pause }
 }
 
-fn hub_source(id: &str) -> Source {
+pub(super) fn hub_source(id: &str) -> Source {
     Source::Hub(HubId::parse(id).unwrap())
 }
 
 /// A cache as other tools leave it: `main` means COMMIT, whose snapshot has `files`.
-fn cache_with(files: &[(&str, &str)]) -> TempDir {
+pub(super) fn cache_with(files: &[(&str, &str)]) -> TempDir {
     let cache = TempDir::new().unwrap();
     let repo = cache.path().join("models--org--name");
     let snapshot = repo.join("snapshots").join(COMMIT);
@@ -102,198 +97,12 @@ fn a_token_is_not_shown_in_debug_output() {
     assert!(!format!("{options:?}").contains("hf_secret"));
 }
 
-/// A hub with one repository, on a free port, that can break transfers.
-struct FakeHub {
-    endpoint: String,
-    /// Request lines with their Range header.
-    requests: Arc<Mutex<Vec<String>>>,
-}
-
-#[derive(Default)]
-struct Repository {
-    files: BTreeMap<&'static str, Vec<u8>>,
-    /// The first full transfer of the weights breaks after so many bytes.
-    break_weights_after: Option<usize>,
-    /// The weights are always sent with their first byte changed.
-    damages_weights: bool,
-    /// Everything is answered with this status.
-    status: Option<&'static str>,
-}
-
-impl FakeHub {
-    fn start(mut repository: Repository) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&requests);
-        // The thread ends with the process: it owns nothing but its socket.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let _ = repository.answer(&stream, &log);
-            }
-        });
-        Self { endpoint, requests }
-    }
-
-    fn requests_for(&self, file: &str) -> Vec<String> {
-        self.requests.lock().unwrap().iter().filter(|request| request.contains(file)).cloned().collect()
-    }
-}
-
-impl Repository {
-    fn new(weights: &[u8]) -> Self {
-        let files = [
-            ("config.json", b"{}".to_vec()),
-            ("tokenizer.json", b"{\"t\": 1}".to_vec()),
-            ("README.md", b"words".to_vec()),
-            ("pytorch_model.bin", b"pickle".to_vec()),
-            ("model.safetensors", weights.to_vec()),
-        ];
-        Self { files: BTreeMap::from(files), ..Self::default() }
-    }
-
-    fn answer(&mut self, stream: &TcpStream, log: &Mutex<Vec<String>>) -> std::io::Result<()> {
-        let lines: Vec<String> =
-            BufReader::new(stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-        let path = lines[0].split(' ').nth(1).unwrap_or_default().to_owned();
-        let range = lines.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
-        log.lock().unwrap().push(format!("{path} {}", range.as_deref().unwrap_or("whole")));
-        let mut stream = stream;
-        if let Some(status) = self.status {
-            return write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-        }
-        if path.starts_with("/api/models/org/name/revision/") {
-            let siblings: Vec<_> = self.files.keys().map(|file| serde_json::json!({"rfilename": file})).collect();
-            let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
-            return write!(
-                stream,
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                body.len()
-            );
-        }
-        let name = path.rsplit('/').next().unwrap_or_default();
-        self.send(stream, name, &range.unwrap_or_else(|| "0-".to_owned()))
-    }
-
-    fn send(&mut self, mut stream: &TcpStream, name: &str, range: &str) -> std::io::Result<()> {
-        let content = &self.files[name];
-        let etag: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-        let (begin, end) = range.split_once('-').unwrap();
-        let begin: usize = begin.parse().unwrap();
-        let end = end.parse::<usize>().map_or(content.len(), |last| last + 1);
-        if begin >= content.len() {
-            return write!(
-                stream,
-                "HTTP/1.1 416 Range Not Satisfiable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-            );
-        }
-        write!(
-            stream,
-            "HTTP/1.1 206 Partial Content\r\netag: \"{etag}\"\r\nx-repo-commit: {COMMIT}\r\ncontent-length: {}\r\n\
-             content-range: bytes {begin}-{}/{}\r\nconnection: close\r\n\r\n",
-            end - begin,
-            end - 1,
-            content.len()
-        )?;
-        let mut body = content[begin..end].to_vec();
-        if name == "model.safetensors" && range != "0-0" {
-            if self.damages_weights {
-                body[0] ^= 1;
-            }
-            body.truncate(self.break_weights_after.take().unwrap_or(body.len()));
-        }
-        stream.write_all(&body)
-    }
-}
-
-fn weights() -> Vec<u8> {
-    (0..300_000_u32).map(|n| (n % 251) as u8).collect()
-}
-
+#[cfg(not(feature = "hub"))]
 #[test]
-fn a_model_is_downloaded_once_with_only_what_serving_needs() {
-    let hub = FakeHub::start(Repository::new(&weights()));
-    let cache = TempDir::new().unwrap();
-    let online = options(cache.path(), Network::Allowed, Some(hub.endpoint.clone()));
-    let local = resolve(&hub_source("org/name"), &online).unwrap();
-    assert_eq!(local.commit.as_deref(), Some(COMMIT));
-    assert_eq!(fs::read(local.path.join("model.safetensors")).unwrap(), weights());
-    assert!(hub.requests_for("pytorch_model.bin").is_empty() && hub.requests_for("README").is_empty());
-
-    let transfers = hub.requests_for("/resolve/").len();
-    assert_eq!(resolve(&hub_source("org/name"), &online).unwrap(), local);
-    assert_eq!(hub.requests_for("/resolve/").len(), transfers, "a second start fetches nothing");
-    assert_eq!(resolve(&hub_source("org/name"), &options(cache.path(), Network::Offline, None)).unwrap(), local);
-}
-
-#[test]
-fn a_broken_transfer_goes_on_where_it_stopped() {
-    let hub = FakeHub::start(Repository { break_weights_after: Some(100_000), ..Repository::new(&weights()) });
-    let cache = TempDir::new().unwrap();
-    let online = options(cache.path(), Network::Allowed, Some(hub.endpoint.clone()));
-    let local = resolve(&hub_source("org/name"), &online).unwrap();
-    assert_eq!(fs::read(local.path.join("model.safetensors")).unwrap(), weights());
-    let requests = hub.requests_for("model.safetensors");
-    assert!(requests.iter().any(|request| request.ends_with(" 100000-")), "{requests:?}");
-}
-
-#[test]
-fn a_partial_file_of_an_earlier_start_is_gone_on_with_and_a_full_one_is_replaced() {
-    for kept in [120_000, weights().len()] {
-        let hub = FakeHub::start(Repository::new(&weights()));
-        let cache = TempDir::new().unwrap();
-        let blobs = cache.path().join("models--org--name/blobs");
-        fs::create_dir_all(&blobs).unwrap();
-        let digest: String = Sha256::digest(weights()).iter().map(|byte| format!("{byte:02x}")).collect();
-        fs::write(blobs.join(format!("{digest}.part")), &weights()[..kept]).unwrap();
-        let online = options(cache.path(), Network::Allowed, Some(hub.endpoint.clone()));
-        let local = resolve(&hub_source("org/name"), &online).unwrap();
-        assert_eq!(fs::read(local.path.join("model.safetensors")).unwrap(), weights());
-        assert!(hub.requests_for("model.safetensors").iter().any(|request| request.ends_with(&format!(" {kept}-"))));
-    }
-}
-
-#[test]
-fn damaged_weights_are_never_used() {
-    let hub = FakeHub::start(Repository { damages_weights: true, ..Repository::new(&weights()) });
-    let cache = TempDir::new().unwrap();
-    let error = resolve(&hub_source("org/name"), &options(cache.path(), Network::Allowed, Some(hub.endpoint.clone())));
-    assert!(matches!(error, Err(HubError::Damaged { file, .. }) if file == "model.safetensors"));
-    let offline = resolve(&hub_source("org/name@main"), &options(cache.path(), Network::Offline, None));
-    assert!(matches!(offline, Err(HubError::NotCached { .. } | HubError::Incomplete { .. })));
-}
-
-#[test]
-fn the_hub_s_refusals_say_what_to_do() {
-    for (status, expected) in
-        [("404 Not Found", "check the id"), ("401 Unauthorized", "HF_TOKEN"), ("403 Forbidden", "accept its terms")]
-    {
-        let hub = FakeHub::start(Repository { status: Some(status), ..Repository::default() });
-        let cache = cache_with(&[("config.json", "{}"), ("tokenizer.json", "{}"), ("model.safetensors", "w")]);
-        let error =
-            resolve(&hub_source("org/name"), &options(cache.path(), Network::Allowed, Some(hub.endpoint))).unwrap_err();
-        assert!(error.to_string().contains(expected), "{error}");
-    }
-}
-
-#[test]
-fn a_repository_without_safetensors_is_refused_with_what_to_do() {
-    let mut repository = Repository::new(b"w");
-    repository.files.remove("model.safetensors");
-    let hub = FakeHub::start(repository);
-    let cache = TempDir::new().unwrap();
-    let error =
-        resolve(&hub_source("org/name"), &options(cache.path(), Network::Allowed, Some(hub.endpoint))).unwrap_err();
-    assert!(error.to_string().contains("convert its weights to safetensors"), "{error}");
-}
-
-#[test]
-fn a_hub_that_does_not_answer_is_replaced_by_a_complete_cache() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", closed.local_addr().unwrap());
-    drop(closed);
+fn a_binary_without_the_hub_takes_what_the_cache_holds_and_says_so() {
     let cache = cache_with(&[("config.json", "{}"), ("tokenizer.json", "{}"), ("model.safetensors", "w")]);
-    let online = options(cache.path(), Network::Allowed, Some(endpoint));
-    assert_eq!(resolve(&hub_source("org/name"), &online).unwrap().commit.as_deref(), Some(COMMIT));
-    assert!(matches!(resolve(&hub_source("org/other"), &online), Err(HubError::Transfer { .. })));
+    let options = options(cache.path(), Network::Allowed, None);
+    assert!(resolve(&hub_source("org/name"), &options).is_ok());
+    let refused = resolve(&hub_source("org/other"), &options).unwrap_err().to_string();
+    assert!(refused.contains("org/other is not in the hub cache") && refused.contains("feature `hub`"), "{refused}");
 }

@@ -74,6 +74,8 @@ impl LedgerLock {
             in_parts: in_parts(config),
             line: line(config),
             overrun: Percent(config.overrun_percent),
+            largest_leap: config.largest_clock_leap,
+            max_origins: config.max_remote_reservations,
             journal: Some(JournalParts { journal, next_id, latest, binary, models }),
         });
         Ok((ledger, LedgerKeeper { _thread: Some(thread), _lock: self.lock }))

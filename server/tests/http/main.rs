@@ -8,6 +8,7 @@ mod batches;
 mod choices;
 mod classes;
 mod common;
+mod contract;
 mod door;
 mod doors;
 mod encoders;

@@ -12,6 +12,9 @@ use crate::gateway::account::{Account, Caller};
 use crate::gateway::ledger::{Ask, Ledger, LedgerParts, LedgerTotals, PartBounds, Reserve};
 use crate::gateway::quota::{Bound, Limit, Period, Quota, Unit};
 use crate::gateway::replica::ReplicaId;
+use crate::gateway::tariff::Tariff;
+
+mod ways_out;
 
 const PROMPT: [u32; 5] = [3, 1, 4, 1, 5];
 const PART: NonZeroU32 = NonZeroU32::new(4).unwrap();
@@ -31,12 +34,17 @@ fn bench(model: StubModel) -> Bench {
 
 /// With parts of four tokens.
 fn bench_with(model: StubModel, limit: Limit) -> Bench {
+    let config = EngineConfig { num_kv_blocks: 256, ..EngineConfig::default() };
+    bench_of(model, config, (limit, Tariff::free()))
+}
+
+fn bench_of(model: StubModel, config: EngineConfig, (limit, tariff): (Limit, Tariff)) -> Bench {
     let manual = ManualClock::default();
     let clock = Arc::new(manual.clone());
     let engine = Engine::spawn(EngineParts {
         name: "stub".into(),
         model: Box::new(model),
-        config: EngineConfig { num_kv_blocks: 256, ..EngineConfig::default() },
+        config,
         turns: StepTurns::new(),
         clock: clock.clone(),
         observer: Arc::new(NullObserver),
@@ -45,7 +53,8 @@ fn bench_with(model: StubModel, limit: Limit) -> Bench {
     let replica = Arc::new(Replica::new(ReplicaId(0), "stub", Box::new(engine.handle())));
     let caller = Arc::new(Caller::at_open_door(Account::local(Quota::new(vec![limit]).unwrap())));
     let in_parts = PartBounds { tokens: PART, longest_park: Duration::from_secs(60) };
-    let ledger = Ledger::new(LedgerParts { in_parts, ..LedgerParts::without_past(clock) });
+    let tariff = Arc::new(tariff);
+    let ledger = Ledger::new(LedgerParts { in_parts, tariff, ..LedgerParts::without_past(clock) });
     Bench { clock: manual, engine, replica, ledger, caller }
 }
 
@@ -57,6 +66,14 @@ impl Bench {
 
     fn start(&self, max_tokens: u32) -> Result<Generation, Box<NotStarted>> {
         Generation::start(&self.replica, request(max_tokens), self.reserve(max_tokens))
+    }
+
+    /// The same with another prompt.
+    fn start_after(&self, prompt: &[u32], max_tokens: u32) -> Generation {
+        let ask = Ask::new("stub", prompt.len() as u32, max_tokens);
+        let reservation = self.ledger.reserve(&self.caller, &ask).unwrap();
+        let request = Request { prompt: prompt.to_vec(), ..request(max_tokens) };
+        Generation::start(&self.replica, request, reservation).unwrap()
     }
 
     /// Of an answer, or several, that are reserved in parts.

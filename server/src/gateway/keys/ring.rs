@@ -142,9 +142,9 @@ impl KeyRing {
         self.reload_if_changed();
         let (picture, now) = (self.picture(), self.wall());
         let fixed = picture.fixed.iter().map(|(_, caller)| caller);
-        let active = picture.keys.values().filter(|key| key.record.info.status(now) == KeyStatus::Active);
+        let named = picture.keys.get(via).filter(|key| key.record.info.status(now) == KeyStatus::Active);
         let is_it = |caller: &&Arc<Caller>| caller.account.path.as_str() == account && caller.via.label() == via;
-        fixed.chain(active.map(|key| &key.caller)).find(is_it).cloned()
+        named.map(|key| &key.caller).into_iter().chain(fixed).find(is_it).cloned()
     }
 
     /// Follows the directory. Costs a comparison of times until [`RELOAD_INTERVAL`] has passed, then one look at its

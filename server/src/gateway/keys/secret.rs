@@ -4,6 +4,7 @@
 //! (256 bits); the checksum tells a typing error from an unknown key without a look-up. Only a digest is ever stored:
 //! plain SHA-256, because 256 random bits cannot be guessed and so need no slow or keyed hash.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
@@ -38,6 +39,13 @@ pub enum KeyFormatError {
     OtherForm,
     #[error("a key with characters missing, added or changed")]
     Mistyped,
+}
+
+/// A `String` and its `str` hash alike.
+impl Borrow<str> for KeyId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
 }
 
 impl ApiKey {

@@ -14,6 +14,9 @@ use super::{Ask, Books, Ledger, Now, Refusal, Reservation, Retry};
 use crate::gateway::account::{Account, AccountPath, Caller, Node};
 use crate::gateway::quota::{Bound, Enforcement, Limit};
 
+/// How old the limits that somebody waits for may be.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineBounds {
     /// Requests that wait at the same time.
@@ -45,6 +48,14 @@ struct Waiting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Ticket(u64);
 
+/// Why nothing was reserved for whoever would have waited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoTurn {
+    Refused(Refusal),
+    /// Whoever waited may ask for nothing any more.
+    Gone,
+}
+
 /// A place in the line. Dropping it leaves the line.
 #[derive(Debug)]
 struct Place {
@@ -55,19 +66,27 @@ struct Place {
 }
 
 impl Ledger {
-    /// As [`Ledger::reserve`], after a wait if that helps. Cancel safe: whoever stops waiting has taken nothing.
-    pub async fn reserve_in_turn(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
+    /// As [`Ledger::reserve`], after a wait if that helps. `today` is asked during the wait and says what has become of the
+    /// caller: a raised limit lets it go on, a lowered one binds it, and `None` ends it. Cancel safe: whoever stops waiting
+    /// has taken nothing.
+    pub async fn reserve_in_turn(
+        &self,
+        caller: &Arc<Caller>,
+        ask: &Ask,
+        today: impl Fn() -> Option<Arc<Caller>>,
+    ) -> Result<Reservation, NoTurn> {
         let mut place: Option<Place> = None;
+        let mut caller = Arc::clone(caller);
         loop {
             // Before the ledger is asked, so that nothing that is given back meanwhile is missed.
             let gave_back = self.books.gave_back.notified();
-            let refusal = match self.take(caller, ask, place.as_ref().map(|place| place.ticket)) {
+            let refusal = match self.take(&caller, ask, place.as_ref().map(|place| place.ticket)) {
                 Ok(reservation) => return Ok(reservation),
                 Err(refusal) => refusal,
             };
             let now = self.books.now();
             if place.is_none() {
-                place = self.join(caller, ask, &refusal, now);
+                place = self.join(&caller, ask, &refusal, now);
                 // Something may have come free before anybody knew that it is waited for.
                 if place.is_some() {
                     continue;
@@ -76,13 +95,14 @@ impl Ledger {
             let wait = place.as_ref().and_then(|place| wait(&refusal, place.deadline, now));
             let (Some(place), Some(wait)) = (&place, wait) else {
                 self.books.open().count_refusal(&caller.account);
-                return Err(refusal);
+                return Err(NoTurn::Refused(refusal));
             };
             place.wait_before(refusal, now);
             tokio::select! {
                 () = gave_back => {}
-                () = sleep(wait) => {}
+                () = sleep(wait.min(LOOK_AGAIN)) => {}
             }
+            caller = today().ok_or(NoTurn::Gone)?;
         }
     }
 

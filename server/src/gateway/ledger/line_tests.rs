@@ -12,6 +12,8 @@ use crate::gateway::quota::{Bound, Enforcement, Limit, LimitName, Period, Quota}
 struct Bench {
     ledger: Ledger,
     clock: ManualClock,
+    /// What has become of whoever waits, if anything has: with other limits, or gone.
+    became: Arc<StdMutex<Option<Option<Arc<Caller>>>>>,
     /// Who was admitted, in order.
     admitted: Arc<StdMutex<Vec<&'static str>>>,
 }
@@ -28,7 +30,7 @@ fn bench() -> Bench {
     let clock = ManualClock::default();
     let line = LineBounds { max_waiting: 6, max_waiting_per_account: 4, longest_wait: Duration::from_secs(5) };
     let ledger = Ledger::new(LedgerParts { line, ..LedgerParts::without_past(Arc::new(clock.clone())) });
-    Bench { ledger, clock, admitted: Arc::default() }
+    Bench { ledger, clock, became: Arc::default(), admitted: Arc::default() }
 }
 
 fn ask(tokens: u32) -> Ask {
@@ -37,10 +39,12 @@ fn ask(tokens: u32) -> Ask {
 
 impl Bench {
     /// In a task of its own, which keeps what it gets for a moment; returns once it waits or is over.
-    async fn send(&self, name: &'static str, caller: &Arc<Caller>, ask: Ask) -> JoinHandle<Result<(), Refusal>> {
+    async fn send(&self, name: &'static str, caller: &Arc<Caller>, ask: Ask) -> JoinHandle<Result<(), NoTurn>> {
         let (ledger, caller, admitted) = (self.ledger.clone(), Arc::clone(caller), Arc::clone(&self.admitted));
+        let became = Arc::clone(&self.became);
         let task = tokio::spawn(async move {
-            let reservation = ledger.reserve_in_turn(&caller, &ask).await?;
+            let today = || became.lock().unwrap().clone().unwrap_or_else(|| Some(Arc::clone(&caller)));
+            let reservation = ledger.reserve_in_turn(&caller, &ask, today).await?;
             admitted.lock().unwrap().push(name);
             yield_now().await;
             reservation.settle_as(passerelle_engine::Usage { prompt_tokens: ask.prompt_tokens, ..Default::default() });
@@ -69,6 +73,13 @@ impl Bench {
 
     fn admitted(&self) -> Vec<&'static str> {
         self.admitted.lock().unwrap().clone()
+    }
+}
+
+async fn refused(task: JoinHandle<Result<(), NoTurn>>) -> Refusal {
+    match task.await.unwrap().unwrap_err() {
+        NoTurn::Refused(refusal) => refusal,
+        NoTurn::Gone => panic!("nobody left"),
     }
 }
 
@@ -126,7 +137,7 @@ async fn whoever_waits_too_long_is_refused_and_leaves_its_place() {
     bench.pass(Duration::from_millis(4_999)).await;
     assert_eq!(bench.num_waiting(), 1);
     bench.pass(Duration::from_millis(2)).await;
-    assert_eq!(task.await.unwrap().unwrap_err().limit, LimitName::ConcurrentRequests);
+    assert_eq!(refused(task).await.limit, LimitName::ConcurrentRequests);
     assert_eq!((bench.num_waiting(), bench.ledger.totals().refused), (0, 1));
 }
 
@@ -137,7 +148,7 @@ async fn what_fits_only_later_than_anybody_waits_is_refused_at_once() {
     for limit in [Limit::requests_per_minute(n(2)), Limit::of(day)] {
         let alice = caller("alice", vec![limit.clone()]);
         while bench.ledger.reserve(&alice, &ask(1)).is_ok() {}
-        let refusal = bench.send("late", &alice, ask(1)).await.await.unwrap().unwrap_err();
+        let refusal = refused(bench.send("late", &alice, ask(1)).await).await;
         assert_eq!((refusal.limit, bench.num_waiting()), (limit.name(), 0));
     }
 }
@@ -208,4 +219,36 @@ async fn whoever_leaves_gives_its_place_to_the_next() {
     large.abort();
     small.await.unwrap().unwrap();
     assert_eq!((bench.admitted(), bench.num_waiting()), (vec!["small"], 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_raised_limit_lets_those_who_wait_go_on_within_a_second_and_nobody_else_need_ask() {
+    let bench = bench();
+    let alice = caller("alice", vec![Limit::concurrent_requests(n(1))]);
+    let _held = bench.ledger.reserve(&alice, &ask(1)).unwrap();
+    let waits = bench.send("first", &alice, ask(1)).await;
+    bench.pass(Duration::from_secs(1)).await;
+    assert_eq!((bench.num_waiting(), bench.admitted()), (1, vec![]));
+    *bench.became.lock().unwrap() = Some(Some(caller("alice", vec![Limit::concurrent_requests(n(2))])));
+    bench.pass(Duration::from_secs(1)).await;
+    waits.await.unwrap().unwrap();
+    assert_eq!((bench.num_waiting(), bench.admitted()), (0, vec!["first"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_is_bound_by_a_lowered_limit_and_leaves_with_a_revoked_key() {
+    let bench = bench();
+    let alice = caller("alice", vec![Limit::concurrent_requests(n(2))]);
+    let held: Vec<_> = (0..2).map(|_| bench.ledger.reserve(&alice, &ask(1)).unwrap()).collect();
+    let waits = bench.send("first", &alice, ask(1)).await;
+    *bench.became.lock().unwrap() = Some(Some(caller("alice", vec![Limit::concurrent_requests(n(1))])));
+    bench.pass(Duration::from_secs(1)).await;
+    let mut held = held.into_iter();
+    drop(held.next());
+    yield_now().await;
+    assert_eq!((bench.num_waiting(), bench.admitted()), (1, vec![]), "one of one still runs");
+    *bench.became.lock().unwrap() = Some(None);
+    bench.pass(Duration::from_secs(1)).await;
+    assert_eq!(waits.await.unwrap(), Err(NoTurn::Gone));
+    assert_eq!((bench.num_waiting(), bench.ledger.totals().open), (0, 1));
 }

@@ -4,14 +4,13 @@
 //! Kept in this process, for the latest reservations.
 
 use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use passerelle_engine::Usage;
 
 use crate::gateway::account::AccountPath;
 
-/// Reservations that are remembered.
-const MAX_ORIGINS: usize = 65_536;
 const MAX_ID_BYTES: usize = 128;
 
 /// A reservation of another gateway, which has the account here that pays.
@@ -23,8 +22,10 @@ pub struct Origin {
     part: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Origins {
+    /// Reservations that are remembered.
+    most: NonZeroUsize,
     known: Mutex<Known>,
 }
 
@@ -51,10 +52,14 @@ impl Origin {
 }
 
 impl Origins {
+    pub(super) fn new(most: NonZeroUsize) -> Self {
+        Self { most, known: Mutex::default() }
+    }
+
     /// What of `used` was not billed yet. From now on it is.
     pub(super) fn beyond(&self, origin: &Origin, used: Usage) -> Usage {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = known.billed.get(origin).copied().unwrap_or_else(|| known.remember(origin));
+        let before = known.billed.get(origin).copied().unwrap_or_else(|| known.remember(origin, self.most));
         let most = Usage {
             prompt_tokens: before.prompt_tokens.max(used.prompt_tokens),
             cached_tokens: before.cached_tokens.max(used.cached_tokens),
@@ -72,8 +77,8 @@ impl Origins {
 }
 
 impl Known {
-    fn remember(&mut self, origin: &Origin) -> Usage {
-        if self.order.len() == MAX_ORIGINS
+    fn remember(&mut self, origin: &Origin, most: NonZeroUsize) -> Usage {
+        if self.order.len() == most.get()
             && let Some(oldest) = self.order.pop_front()
         {
             self.billed.remove(&oldest);
@@ -91,13 +96,17 @@ mod tests {
         Usage { prompt_tokens, generated_tokens, ..Usage::default() }
     }
 
+    fn origins(most: usize) -> Origins {
+        Origins::new(NonZeroUsize::new(most).unwrap())
+    }
+
     fn origin(account: &str, id: &str) -> Origin {
         Origin::new(account.parse().unwrap(), id).unwrap()
     }
 
     #[test]
     fn a_retry_is_billed_for_what_it_used_beyond_the_first_try_in_whatever_order_they_end() {
-        let origins = Origins::default();
+        let origins = origins(8);
         assert_eq!(origins.beyond(&origin("a", "r"), used(10, 4)), used(10, 4));
         assert_eq!(origins.beyond(&origin("a", "r"), used(10, 9)), used(0, 5));
         assert_eq!(origins.beyond(&origin("a", "r"), used(10, 3)), used(0, 0));
@@ -107,9 +116,9 @@ mod tests {
 
     #[test]
     fn the_oldest_are_forgotten_and_no_id_is_endless() {
-        let origins = Origins::default();
-        (0..=MAX_ORIGINS).for_each(|id| _ = origins.beyond(&origin("a", &id.to_string()), used(1, 1)));
-        assert_eq!(origins.known.lock().unwrap().billed.len(), MAX_ORIGINS);
+        let origins = origins(1_000);
+        (0..=1_000).for_each(|id| _ = origins.beyond(&origin("a", &id.to_string()), used(1, 1)));
+        assert_eq!(origins.known.lock().unwrap().billed.len(), 1_000);
         assert_eq!(origins.beyond(&origin("a", "0"), used(1, 1)), used(1, 1));
         for odd in ["", "a b", "é", &"x".repeat(129)] {
             assert_eq!(Origin::new(AccountPath::root(), odd), None, "{odd}");
