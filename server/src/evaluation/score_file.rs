@@ -115,19 +115,19 @@ impl ScoreWriter {
             Err(TryLockError::Error(error)) => return Err(at(error)),
         }
         let mut writer = Self { file, done: HashSet::new(), path };
-        match ScoreReader::begin(&writer.path)? {
-            Some(mut reader) => {
-                header.check_same(&reader)?;
-                while let Some(scored) = reader.next_scored()? {
-                    writer.done.insert(scored.id);
-                }
-                writer.cut_to(reader.whole_bytes)?;
+        if let Some(mut reader) = ScoreReader::begin(&writer.path)? {
+            while let Some(scored) = reader.next_scored()? {
+                writer.done.insert(scored.id);
             }
-            None => {
-                writer.cut_to(0)?;
-                writer.line(header)?;
+            if writer.num_done() > 0 {
+                header.check_same(&reader)?;
+                writer.cut_to(reader.whole_bytes)?;
+                return Ok(writer);
             }
         }
+        // A header alone binds nobody.
+        writer.cut_to(0)?;
+        writer.line(header)?;
         Ok(writer)
     }
 
@@ -331,9 +331,19 @@ mod tests {
     #[test]
     fn numbers_of_other_data_never_stand_in_one_file() {
         let folder = tempfile::tempdir().unwrap();
-        drop(ScoreWriter::open(folder.path(), &header("d")).unwrap());
+        let mut writer = ScoreWriter::open(folder.path(), &header("d")).unwrap();
+        writer.append(&scored("1")).unwrap();
+        drop(writer);
         let error = ScoreWriter::open(folder.path(), &header("e")).unwrap_err().to_string();
         assert!(error.contains("`data`") && error.contains("--out"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_an_item_binds_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(ScoreWriter::open(folder.path(), &header("d")).unwrap());
+        let writer = ScoreWriter::open(folder.path(), &header("e")).unwrap();
+        assert_eq!(ScoreReader::open(writer.path()).unwrap().header, header("e"));
     }
 
     #[test]
