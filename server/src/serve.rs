@@ -52,7 +52,8 @@ pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 pub(crate) use hashes::KeptHashes;
-pub(crate) use models::{Loaded, Means, compute, find_files, load};
+pub(crate) use memory::{KvDemand, share_kv_memory};
+pub(crate) use models::{Loaded, Means, compute, find_files, find_sources, held_as, load, wanted_of};
 pub(crate) use text::load as load_text;
 
 /// HTTP and text need little beside the threads that compute.

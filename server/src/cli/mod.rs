@@ -5,6 +5,7 @@ mod apply;
 mod backup;
 mod bench;
 mod chat;
+mod compare;
 mod inspect;
 mod key;
 mod limit_args;
@@ -13,6 +14,7 @@ mod office;
 pub(crate) mod output;
 mod quota;
 mod reload;
+mod score;
 mod serve;
 mod state_args;
 mod usage;
@@ -46,6 +48,8 @@ enum Command {
     Chat(chat::ChatArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Score(score::ScoreArgs),
+    Compare(compare::CompareArgs),
     Account(account::AccountArgs),
     Backup(backup::BackupArgs),
     Key(key::KeyArgs),
@@ -62,6 +66,8 @@ impl Cli {
             Command::Chat(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Bench(args) => args.run(),
+            Command::Score(args) => args.run(),
+            Command::Compare(args) => args.run(),
             Command::Account(args) => args.run(),
             Command::Backup(args) => args.run(),
             Command::Key(args) => args.run(),

@@ -12,6 +12,7 @@ mod loading;
 mod operation;
 mod parity;
 mod refusals;
+mod scoring;
 mod tariff;
 
 use std::process::Command;
