@@ -37,7 +37,7 @@ use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{Authenticator, Ledger, PrefixSharing, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
+use passerelle_engine::{ComparisonLane, EncoderEngine, EncoderHandle, Engine, EngineHandle};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::Signal;
 use tokio::time::sleep;
@@ -69,6 +69,8 @@ pub(crate) struct Server {
     router: axum::Router,
     readiness: Readiness,
     config: ServeConfig,
+    /// Before the engines whose models it borrows.
+    comparisons: ComparisonLane,
     /// Dropped late: every answer needs its engine to the end.
     engines: Vec<Engine>,
     encoders: Vec<EncoderEngine>,
@@ -151,6 +153,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         serving,
         clock: Arc::clone(&clock),
         metrics: fleet.metrics,
+        comparisons: Some(fleet.comparisons.handle()),
         batches,
         config: api_config,
         readiness: readiness.clone(),
@@ -167,6 +170,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         router: api::router(state),
         readiness,
         config: serve_config(config),
+        comparisons: fleet.comparisons,
         engines: fleet.engines,
         encoders: fleet.encoders,
         reloading: Some(reloading),
@@ -186,6 +190,7 @@ impl Server {
         let (readiness, drain_timeout) = (self.readiness, self.config.drain_timeout);
         let handles: Vec<EngineHandle> = self.engines.iter().map(Engine::handle).collect();
         let encoders: Vec<EncoderHandle> = self.encoders.iter().map(EncoderEngine::handle).collect();
+        let comparisons = self.comparisons.handle();
         let shutdown = async {
             shutdown.await;
             readiness.start_draining();
@@ -195,6 +200,7 @@ impl Server {
                 tracing::warn!("the drain timeout has passed: what still runs is ended");
                 handles.iter().for_each(EngineHandle::shutdown);
                 encoders.iter().for_each(EncoderHandle::shutdown);
+                comparisons.shutdown();
             });
         };
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
@@ -260,6 +266,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             max_prompts: written.max_prompts,
             max_choices: written.max_choices,
             max_inputs: written.max_inputs,
+            max_compared_models: written.max_compared_models,
         },
         prefix_sharing: prefix_sharing(&written.shared_prefixes)?,
         grammar: GrammarBounds {

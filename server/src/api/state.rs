@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use passerelle_engine::RequestId;
 use passerelle_engine::clock::Clock;
+use passerelle_engine::{ComparisonHandle, RequestId};
 use passerelle_models::{ModelDigest, TokenId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -131,6 +131,8 @@ pub struct AppParts {
     pub metrics: Arc<Metrics>,
     /// `None`: this server keeps no files and runs no batches.
     pub batches: Option<BatchStore>,
+    /// Where two models read one text. `None`: nowhere.
+    pub comparisons: Option<ComparisonHandle>,
     pub config: ApiConfig,
     pub readiness: Readiness,
 }
@@ -206,6 +208,7 @@ struct Shared {
     readiness: Readiness,
     text_work: TextWork,
     batches: Option<Arc<BatchStore>>,
+    comparisons: Option<ComparisonHandle>,
     /// Told whenever a batch came or is to end.
     batch_changes: watch::Sender<()>,
     request_permits: Arc<Semaphore>,
@@ -215,12 +218,13 @@ struct Shared {
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
         let AppParts { models, administration, reloader, serving, authenticator, .. } = parts;
-        let AppParts { ledger, clock, metrics, batches, config, readiness, .. } = parts;
+        let AppParts { ledger, clock, metrics, batches, comparisons, config, readiness, .. } = parts;
         let shared = Shared {
             models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
             serving: RwLock::new(Arc::new(serving)),
             text_work: TextWork::new(config.max_concurrent_encodes),
             batches: batches.map(Arc::new),
+            comparisons,
             batch_changes: watch::Sender::new(()),
             request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             next_request: AtomicU64::new(0),
@@ -301,6 +305,10 @@ impl AppState {
     /// The files and batches that this server keeps, if it keeps any.
     pub(crate) fn batches(&self) -> Result<&Arc<BatchStore>, ApiError> {
         self.shared.batches.as_ref().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "This server keeps no files."))
+    }
+
+    pub(crate) fn comparisons(&self) -> Option<&ComparisonHandle> {
+        self.shared.comparisons.as_ref()
     }
 
     pub(crate) fn batches_changed(&self) {

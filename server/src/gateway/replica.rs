@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
-use passerelle_engine::{EncodeReply, EncodeRequest, EncoderHandle, EngineHandle, EventStream, Request};
+use passerelle_engine::{EncodeReply, EncodeRequest, EncoderHandle, EngineHandle, EventStream, Request, SharedModel};
 
 use super::breaker::{Breaker, BreakerBounds};
 use super::chance::Chance;
@@ -32,6 +32,11 @@ pub trait ReplicaDoor: Send + Sync + fmt::Debug {
     /// As [`ReplicaDoor::submit`], for a text that is to become a vector. Only encoders do that.
     fn encode(&self, _: EncodeRequest) -> Result<EncodeReply, SubmitError> {
         Err(SubmitError::Refused { parameter: Some("model"), why: "this model makes no vectors".to_owned() })
+    }
+
+    /// For others who run it in turn with this replica. `None` for what is not to be lent, or has ended.
+    fn shared_model(&self) -> Option<SharedModel> {
+        None
     }
 
     fn load(&self) -> Load;
@@ -168,6 +173,14 @@ impl Replica {
         self.tokens_in_flight.load(Ordering::Relaxed)
     }
 
+    /// See [`ReplicaDoor::shared_model`].
+    pub(super) fn shared_model(&self) -> Option<SharedModel> {
+        match &self.side {
+            Side::Engine(engine) => engine.door.shared_model(),
+            Side::Upstream(_) => None,
+        }
+    }
+
     /// Looks at the replica at `now` and remembers what it saw.
     pub fn observe(&self, now: Duration) -> Health {
         match &self.side {
@@ -290,6 +303,10 @@ impl Drop for InFlight {
 impl ReplicaDoor for EngineHandle {
     fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
         Ok(EngineHandle::submit(self, request)?)
+    }
+
+    fn shared_model(&self) -> Option<SharedModel> {
+        self.model()
     }
 
     fn load(&self) -> Load {

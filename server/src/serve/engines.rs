@@ -10,7 +10,10 @@ use passerelle::gateway::tariff::{Hours, Price, price_by_weights};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
-use passerelle_engine::{EncoderEngine, EncoderParts, Engine, EngineParts, StepTurns};
+use passerelle_engine::{
+    ComparisonConfig, ComparisonLane, ComparisonParts, EncoderEngine, EncoderParts, Engine, EngineParts, NullObserver,
+    StepTurns,
+};
 use passerelle_models::ops::Compute;
 use passerelle_models::{ModelDescription, ModelDigest};
 use sha2::{Digest, Sha256};
@@ -24,6 +27,8 @@ use super::report;
 pub(crate) struct Fleet {
     pub(crate) engines: Vec<Engine>,
     pub(crate) encoders: Vec<EncoderEngine>,
+    /// Where two of the models read one text.
+    pub(crate) comparisons: ComparisonLane,
     pub(crate) served: Vec<ServedModel>,
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -96,8 +101,9 @@ pub(crate) fn start(
         replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
         encoders.push(engine);
     }
+    let comparisons = comparison_lane(config, turns, clock, &served)?;
     let partition = report::device(compute);
-    Ok(Fleet { engines, encoders, served, replicas, metrics, prices, partition })
+    Ok(Fleet { engines, encoders, comparisons, served, replicas, metrics, prices, partition })
 }
 
 impl EngineBounds {
@@ -124,6 +130,24 @@ impl EngineBounds {
             seed: random_seed()?,
         })
     }
+}
+
+/// Comparisons wait and are cut as requests are.
+fn comparison_lane(
+    config: &EngineConfig,
+    turns: StepTurns,
+    clock: &Arc<dyn Clock>,
+    served: &[ServedModel],
+) -> Result<ComparisonLane> {
+    let config = ComparisonConfig {
+        max_text_tokens: served.iter().map(|model| model.max_model_len).max().unwrap_or(1),
+        max_chunk_tokens: config.prompt_logprobs_chunk_tokens,
+        max_added_latency: config.max_added_latency,
+        max_waiting_texts: config.max_queued_requests,
+        max_waiting_tokens: config.max_queued_tokens,
+    };
+    let (clock, observer) = (Arc::clone(clock), Arc::new(NullObserver));
+    Ok(ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer })?)
 }
 
 /// By weights in half precision, whatever they are held as here: what a token costs must not depend on the server.

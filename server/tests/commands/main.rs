@@ -2,6 +2,7 @@
 
 mod administration;
 mod binary;
+mod comparing;
 mod digest;
 mod gguf;
 mod hostile;

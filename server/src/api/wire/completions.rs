@@ -68,7 +68,7 @@ fn read_sampling(fields: &mut Fields, output: &Output, bounds: &RequestBounds) -
 }
 
 /// A string, a list of strings, a list of token ids, or a list of such lists.
-fn read_prompts(value: Value, bounds: &RequestBounds) -> Result<Vec<CompletionPrompt>, ApiError> {
+pub(super) fn read_prompts(value: Value, bounds: &RequestBounds) -> Result<Vec<CompletionPrompt>, ApiError> {
     let items = match value {
         Value::String(text) => return Ok(vec![CompletionPrompt::Text(text)]),
         Value::Array(items) => items,

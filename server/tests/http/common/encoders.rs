@@ -103,6 +103,7 @@ impl EncoderServer {
             clock,
             metrics,
             batches: None,
+            comparisons: None,
             config,
             readiness: Readiness::default(),
         });

@@ -279,6 +279,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         clock,
         metrics,
         batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
+        comparisons: None,
         config,
         readiness: Readiness::default(),
     };
