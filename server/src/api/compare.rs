@@ -6,7 +6,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use passerelle_engine::{ComparisonHandle, ComparisonRequest, ShareKey, SharedModel, Usage};
+use passerelle_engine::{
+    ComparedPosition, ComparisonHandle, ComparisonReply, ComparisonRequest, ShareKey, SharedModel, Usage,
+};
 use passerelle_models::TokenId;
 use serde_json::{Value, json};
 
@@ -199,11 +201,8 @@ impl SideBySide {
             let (id, first, second) = (self.state.next_request_id(), lent[0].clone(), lent[other].clone());
             let request = ComparisonRequest { id, tokens: tokens.clone(), first, second, share_key: self.share_key };
             let submitted = self.lane.submit(request).map_err(SubmitError::from);
-            let mut reply = submitted.map_err(ApiError::from)?;
-            let positions = reply.wait().await?;
-            let read = reply.close();
-            prompts[0].ran_beside(read);
-            prompts[other].ran_beside(read);
+            let mut reading = Reading { reply: submitted.map_err(ApiError::from)?, prompts, other, is_free: false };
+            let positions = reading.wait().await?;
             self.differences.push(Difference { model: other, positions });
         }
         prompts.iter_mut().for_each(LivePrompt::settle);
@@ -232,6 +231,31 @@ impl SideBySide {
         whole["differences"] = self.differences.iter().map(|is| difference_json(is, part(is))).collect();
         whole["usage"] = usage_json(usage, &ReasoningTokens::default());
         whole
+    }
+}
+
+/// Two models in front of the text. However it ends, what was read is on the bill of both; unless the server failed.
+struct Reading<'a> {
+    reply: ComparisonReply,
+    prompts: &'a mut [LivePrompt],
+    other: usize,
+    is_free: bool,
+}
+
+impl Reading<'_> {
+    async fn wait(&mut self) -> Result<Vec<Option<ComparedPosition>>, ApiError> {
+        let compared = self.reply.wait().await;
+        self.is_free = compared.is_err();
+        Ok(compared?)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let read = self.reply.close();
+        if !self.is_free {
+            [0, self.other].iter().for_each(|side| self.prompts[*side].ran_beside(read));
+        }
     }
 }
 
