@@ -133,8 +133,10 @@ impl BenchArgs {
             report.rows.push(Row::new(batch.get(), &measured, (&limits, &cost), self.profile));
         }
         if let Some(factor) = factor {
-            let taken = bench.reference(self.workload(self.largest_batch()?))?;
-            return output::line(toml::to_string(&self.tariff.written(&report, taken, factor))?.trim_end());
+            let load = self.workload(self.largest_batch()?);
+            let taken = self.tariff.band_starts(bench.longest).into_iter().map(|start| bench.reference(start, load));
+            let taken = taken.collect::<Result<Vec<_>>>()?;
+            return output::line(toml::to_string(&self.tariff.written(&report, &taken, factor)?)?.trim_end());
         }
         if self.output.json { output::json(&report) } else { print(&report) }
     }
@@ -178,6 +180,8 @@ struct Bench {
     engine: Engine,
     recorder: Arc<Recorder>,
     vocab: usize,
+    /// Tokens that the model takes.
+    longest: usize,
 }
 
 impl Bench {
@@ -187,9 +191,15 @@ impl Bench {
         (config, times): (&EngineConfig, Option<Arc<OpTimes>>),
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
-        let length = args.prompt.get() + args.generate.get();
         let longest = loaded.description.max_position;
-        ensure!(length <= longest, "--prompt and --generate make {length} tokens; this model takes {longest}");
+        let bands = args.tariff.tariff.as_ref().map(|_| args.tariff.band_starts(longest)).unwrap_or_default();
+        let behind = bands.last().copied().unwrap_or(0);
+        let length = behind + args.prompt.get() + args.generate.get();
+        ensure!(
+            length <= longest,
+            "--prompt and --generate{} make {length} tokens; this model takes {longest}",
+            if behind > 0 { ", behind the longest of --bands," } else { "" }
+        );
         let largest = args.largest_batch()?;
         let num_kv_blocks = loaded.model.kv_cache_spec().most_blocks(length, config.max_num_batched_tokens) * largest;
         let recorder = Arc::new(Recorder::new(times));
@@ -204,17 +214,24 @@ impl Bench {
             clock,
             observer: Arc::<Recorder>::clone(&recorder),
         })?;
-        let bench = Self { engine, recorder, vocab };
+        let bench = Self { engine, recorder, vocab, longest };
         // Once unmeasured: memory is touched and threads are awake afterwards.
         bench.run(args.workload(1), u64::MAX / 2)?;
         Ok(bench)
     }
 
-    /// The workload twice, so that the second time its prompts are found in the prefix cache.
-    fn reference(&self, load: Workload) -> Result<Reference> {
+    /// The workload behind a context of `behind` tokens, which is in the prefix cache by then, and once more, when all of its
+    /// prompts are.
+    fn reference(&self, behind: usize, load: Workload) -> Result<Reference> {
         /// Beyond the rounds of every list of batches.
         const ROUND: u64 = 1 << 32;
-        Ok(Reference { first: self.run(load, ROUND)?, again: self.run(load, ROUND)?, load })
+        // Each band has sequences of its own.
+        let round = ROUND + behind as u64;
+        if behind > 0 {
+            self.run(Workload { prompt_tokens: behind, generate_tokens: 1, ..load }, round)?;
+        }
+        let whole = Workload { prompt_tokens: behind + load.prompt_tokens, ..load };
+        Ok(Reference { behind, first: self.run(whole, round)?, again: self.run(whole, round)?, load })
     }
 
     fn run(&self, load: Workload, round: u64) -> Result<Measured> {

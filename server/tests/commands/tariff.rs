@@ -9,7 +9,7 @@ use super::binary::{self, Served, State};
 #[test]
 fn entries_name_the_tariff_that_bench_measured() {
     let state = State::new();
-    let bench = "bench --prompt 32 --generate 4 --batch 2 --tariff 2026-11-01 --factor 0.5";
+    let bench = "bench --prompt 32 --generate 4 --batch 2 --tariff 2026-11-01 --factor 0.5 --bands 64";
     let run = |line: &str| {
         let output = state.command(&line.split(' ').collect::<Vec<_>>()).output().expect("it runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -17,6 +17,8 @@ fn entries_name_the_tariff_that_bench_measured() {
     };
     let tariff = run(bench);
     assert!(tariff.contains("2 sequences at once, 32 prompt and 4 generated tokens each"), "{tariff}");
+    let bands: Vec<_> = tariff.lines().filter(|line| line.starts_with("output_ns")).collect();
+    assert!(bands.len() == 2 && tariff.contains("below = 64"), "two bands, both measured: {tariff}");
     fs::write(state.path().join("tariff.toml"), &tariff).expect("the folder is writable");
     fs::write(state.path().join("p.toml"), "[ledger]\ntariff = \"tariff.toml\"\n").expect("the folder is writable");
     let key = run("key create alice").trim().to_owned();

@@ -1,5 +1,7 @@
 //! A tariff from what was measured.
 
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -26,16 +28,24 @@ pub(super) struct TariffArgs {
     /// The MIG slice of the card, like 2g.10gb.
     #[arg(long, value_name = "SLICE", requires = "card")]
     slice: Option<String>,
+    /// Lengths of context at which another price begins; each band is measured behind so many tokens [default: 8192, or
+    /// half of what the model takes].
+    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', requires = "tariff")]
+    bands: Option<Vec<NonZeroUsize>>,
     /// Normalised GPU hours in an hour of what this runs on, where no card says it.
     #[arg(long, value_name = "FACTOR", requires = "tariff", conflicts_with = "card")]
     factor: Option<f64>,
 }
 
-/// What one batch took: prompts and answers, and the same prompts once more, whose keys and values were there.
+/// What one batch took behind a context that was there already: prompts and answers, and the same once more, when the keys
+/// and values of all of them were there.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reference {
+    /// Tokens of each sequence before what was measured.
+    pub(super) behind: usize,
     pub(super) first: Measured,
     pub(super) again: Measured,
+    /// Beyond `behind`.
     pub(super) load: Workload,
 }
 
@@ -49,17 +59,28 @@ impl TariffArgs {
         }
     }
 
-    /// `factor`: [`TariffArgs::factor`].
-    pub(super) fn written(&self, report: &Report, taken: Reference, factor: f64) -> WrittenTariff {
+    /// Where bands begin, for a model that takes `longest` tokens: at nothing first.
+    pub(super) fn band_starts(&self, longest: usize) -> Vec<usize> {
+        const USUAL: usize = 8192;
+        let stated = self.bands.as_ref().map(|bands| bands.iter().map(|start| start.get()).collect());
+        let starts: BTreeSet<usize> = stated.unwrap_or_else(|| BTreeSet::from([USUAL.min(longest / 2)]));
+        std::iter::once(0).chain(starts).collect()
+    }
+
+    /// `factor`: [`TariffArgs::factor`]. `taken`: for each band, in their order.
+    pub(super) fn written(&self, report: &Report, taken: &[Reference], factor: f64) -> Result<WrittenTariff> {
         let date = self.tariff.clone().unwrap_or_default();
         let Report { model, dtype, threads, kernels, .. } = report;
-        let Workload { batch, prompt_tokens, generate_tokens } = taken.load;
+        let Workload { batch, prompt_tokens, generate_tokens } = taken.first().context("a tariff has a band")?.load;
+        let ends = taken.iter().skip(1).map(|next| u32::try_from(next.behind).ok()).chain([None]);
+        let bands: Vec<Band> =
+            taken.iter().zip(ends).map(|(band, below)| Band { below, ..band.band(factor) }).collect();
         let reference = format!(
-            "{batch} sequences at once, {prompt_tokens} prompt and {generate_tokens} generated tokens each; {dtype} weights, \
-             {threads} threads, {kernels} kernels; an hour of it is {factor} normalised GPU hours"
+            "{batch} sequences at once, {prompt_tokens} prompt and {generate_tokens} generated tokens each at the beginning of \
+             each band; {dtype} weights, {threads} threads, {kernels} kernels; an hour of it is {factor} normalised GPU hours"
         );
-        let prices = vec![WrittenPrice { model: model.clone(), partition: None, bands: vec![taken.band(factor)] }];
-        WrittenTariff { version: date.clone(), since: date, reference, prices }
+        let prices = vec![WrittenPrice { model: model.clone(), partition: None, bands }];
+        Ok(WrittenTariff { version: date.clone(), since: date, reference, prices })
     }
 }
 
@@ -68,11 +89,11 @@ impl Reference {
         let ns = |time: Duration, tokens: usize| {
             (time.as_nanos() as f64 * factor / tokens.max(1) as f64).ceil().max(1.0) as u64
         };
-        let Self { first, again, load } = self;
+        let Self { behind, first, again, load } = self;
         Band {
             below: None,
             input_ns: ns(first.prefill_time, first.prefill_tokens),
-            cached_ns: ns(again.prefill_time, load.batch * load.prompt_tokens),
+            cached_ns: ns(again.prefill_time, load.batch * (behind + load.prompt_tokens)),
             output_ns: ns(first.decode_time, first.decode_tokens),
         }
     }
@@ -93,9 +114,25 @@ mod tests {
             ..Measured::default()
         };
         let again = Measured { prefill_tokens: 4, prefill_time: Duration::from_micros(5), ..first };
-        let band =
-            Reference { first, again, load: Workload { batch: 5, prompt_tokens: 20, generate_tokens: 2 } }.band(2.0);
+        let load = Workload { batch: 5, prompt_tokens: 20, generate_tokens: 2 };
+        let band = Reference { behind: 0, first, again, load }.band(2.0);
         assert_eq!((band.input_ns, band.cached_ns, band.output_ns), (1000, 100, 4000));
+        let behind = Reference { behind: 80, first, again, load }.band(2.0);
+        assert_eq!(behind.cached_ns, 20, "the time is that of the context's tokens too");
+    }
+
+    #[test]
+    fn bands_begin_at_nothing_and_go_no_further_than_the_model() {
+        let args = |bands: Option<&[usize]>| TariffArgs {
+            tariff: None,
+            card: None,
+            slice: None,
+            factor: None,
+            bands: bands.map(|bands| bands.iter().filter_map(|start| NonZeroUsize::new(*start)).collect()),
+        };
+        assert_eq!(args(None).band_starts(32_768), [0, 8192]);
+        assert_eq!(args(None).band_starts(2048), [0, 1024]);
+        assert_eq!(args(Some(&[4096, 512])).band_starts(32_768), [0, 512, 4096]);
     }
 
     #[test]
