@@ -1,6 +1,6 @@
 use std::future::poll_fn;
 use std::io::BufReader;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 use std::task::Poll;
 
 use passerelle_engine::clock::SystemClock;
@@ -13,15 +13,18 @@ use crate::gateway::ledger::Spent;
 use crate::gateway::quota::{Unit, UnixSeconds};
 use crate::gateway::tariff::Tariff;
 
-/// A disk that can be full, over what a store writes.
+/// A disk that can be full or hang, over what a store writes.
 #[derive(Clone, Default)]
 struct Disk {
     is_full: Arc<Mutex<bool>>,
+    hangs: Arc<(Mutex<bool>, Condvar)>,
     written: Arc<Mutex<Vec<(Record, Durability)>>>,
 }
 
 impl LedgerStore for Disk {
     fn write(&mut self, records: &[Record], durability: Durability) -> Result<(), StoreError> {
+        let (hangs, moves) = &*self.hangs;
+        drop(moves.wait_while(hangs.lock().unwrap(), |hangs| *hangs).unwrap());
         if *self.is_full.lock().unwrap() {
             return Err(StoreError("no space left".into()));
         }
@@ -43,6 +46,13 @@ impl LedgerStore for Disk {
 
     fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {
         Ok(UnixSeconds(0))
+    }
+}
+
+impl Disk {
+    fn hang(&self, hangs: bool) {
+        *self.hangs.0.lock().unwrap() = hangs;
+        self.hangs.1.notify_all();
     }
 }
 
@@ -136,6 +146,22 @@ async fn a_stream_with_a_budget_waits_for_the_disk_no_longer_than_it_may() {
     };
     assert_eq!(given_up, Err(JournalUnavailable));
     assert!(began.elapsed() >= longest && began.elapsed() < 2 * longest);
+}
+
+/// One that does not even refuse.
+#[tokio::test(start_paused = true)]
+async fn before_a_disk_that_hangs_a_stream_without_a_budget_goes_on_after_the_longest_stall() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    disk.hang(true);
+    let longest = JournalConfig::default().longest_stall;
+    for (trust, after) in [(Trust::GoOn, Ok(())), (Trust::WaitForDisk, Err(JournalUnavailable))] {
+        let mut page = journal.open(Opening::clone(&opening(1, "a")), trust);
+        let began = tokio::time::Instant::now();
+        assert_eq!(poll_fn(|context| page.poll_covers(1, context)).await, after);
+        assert!(began.elapsed() >= longest, "{trust:?}");
+    }
+    disk.hang(false);
 }
 
 #[tokio::test]
