@@ -29,6 +29,7 @@ pub struct Metrics {
     models: RwLock<BTreeMap<String, Arc<ModelMetrics>>>,
     refusals: BTreeMap<LimitName, Counter>,
     reservations_open: Gauge,
+    in_line: Gauge,
     reservations_settled: Counter,
     requests_counted: AtomicU64,
 }
@@ -99,6 +100,7 @@ impl Metrics {
             models: RwLock::default(),
             refusals: LimitName::all().map(refusal).collect(),
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
+            in_line: register_gauge(&recorder, table::IN_LINE, &[]),
             reservations_settled: register_counter(&recorder, table::RESERVATIONS_SETTLED, &[]),
             requests_counted: AtomicU64::new(0),
             exporter: recorder.handle(),
@@ -116,8 +118,9 @@ impl Metrics {
         }
     }
 
-    /// The text of `/metrics`, with the ledger as it is now.
-    pub fn render(&self, ledger: &LedgerTotals) -> String {
+    /// The text of `/metrics`, with the ledger as it is now, and as many requests in line before it.
+    pub fn render(&self, ledger: &LedgerTotals, in_line: usize) -> String {
+        self.in_line.set(in_line as f64);
         self.reservations_open.set(ledger.open as f64);
         self.reservations_settled.absolute(ledger.settled);
         self.exporter.render()
@@ -316,7 +319,7 @@ mod tests {
     fn every_metric_of_the_table_is_shown_with_its_sentence() {
         let metrics = metrics();
         touch(&metrics);
-        let text = metrics.render(&LedgerTotals { open: 2, settled: 9, ..LedgerTotals::default() });
+        let text = metrics.render(&LedgerTotals { open: 2, settled: 9, ..LedgerTotals::default() }, 3);
         for metric in table::ALL {
             assert!(text.contains(&format!("# HELP {} {}", metric.name, metric.help)), "{} in {text}", metric.name);
         }
@@ -330,6 +333,7 @@ mod tests {
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.005"} 1"#,
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.0025"} 0"#,
             "passerelle_ledger_reservations_open 2",
+            "passerelle_ledger_waiting_requests 3",
             "passerelle_ledger_reservations_settled_total 9",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is missing in {text}");
@@ -342,7 +346,7 @@ mod tests {
         for model in ["a", "b", "demo\"} 1\n"] {
             metrics.answered(AnsweredRequest { route: "/v1/completions", status: 404, model: Some(model) });
         }
-        let text = metrics.render(&LedgerTotals::default());
+        let text = metrics.render(&LedgerTotals::default(), 0);
         let shown: Vec<_> = text.lines().filter(|line| line.starts_with("passerelle_requests_total")).collect();
         assert_eq!(shown, [r#"passerelle_requests_total{route="/v1/completions",status="404",model="unknown"} 3"#]);
     }
@@ -352,8 +356,8 @@ mod tests {
         let (one, other) = (metrics(), metrics());
         one.refused(LimitName::ConcurrentRequests);
         let line = r#"passerelle_quota_refusals_total{limit="concurrent_requests"} 0"#;
-        assert!(other.render(&LedgerTotals::default()).contains(line));
-        assert!(!one.render(&LedgerTotals::default()).contains(line));
+        assert!(other.render(&LedgerTotals::default(), 0).contains(line));
+        assert!(!one.render(&LedgerTotals::default(), 0).contains(line));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use passerelle::api::{
     self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader,
-    RequestBounds, RouteSwitch, RunningServer, ServeConfig, ServedModel, SseConfig, Tls,
+    RequestBounds, RouteSwitch, ServeConfig, ServedModel, SseConfig, Tls,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
@@ -125,12 +125,14 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let served = tariff::Served { here: fleet.prices, partition: fleet.partition, elsewhere: &elsewhere };
     let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
     let tariff = Arc::new(tariff::in_force(published, served, UnixSeconds::of(clock.wall()))?);
-    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff };
+    let basis = LedgerBasis { clock: Arc::clone(&clock), tariff, hours: Arc::clone(fleet.metrics.hours()) };
     let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), fleet.replicas.len() as u32);
     let (settings, remote) = prepared.split();
-    let replicas = fleet.replicas.iter().cloned().chain(upstreams.follow(settings)?);
+    let elsewhere = upstreams.plan(settings)?;
+    let replicas = fleet.replicas.iter().cloned().chain(elsewhere.replicas());
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
-    let serving = reload::serving(config, router, remote)?;
+    let serving = reload::serving(config, router, remote, administration.as_ref())?;
+    upstreams.adopt(elsewhere);
     let (reloader, orders) = Reloader::new();
     let (ledger, keeper) = open_ledger((&authenticator, lock), basis, config, (&fleet.served, fleet.partition))?;
     let readiness = Readiness::default();
@@ -139,11 +141,6 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         Door::Open => None,
     };
     let api_config = api_config(config, guard(&authenticator))?;
-    if let Some(administration) = administration.clone() {
-        let server = RunningServer { reloader: reloader.clone(), hours: Arc::clone(fleet.metrics.hours()) };
-        let desk = OperatorDesk::new(administration, &api_config).of_server(server);
-        admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
-    }
     let state = AppState::new(AppParts {
         models: fleet.served,
         authenticator,
@@ -158,6 +155,9 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         config: api_config,
         readiness: readiness.clone(),
     });
+    if let Some(desk) = OperatorDesk::of_server(state.clone()) {
+        admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
+    }
     runtime.spawn(api::run_batches(state.clone()));
     runtime.spawn(look_after_replicas(state.clone()));
     let engines = fleet.replicas;

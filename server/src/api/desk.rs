@@ -1,6 +1,7 @@
 //! Where administration happens: behind keys on a server, or with whoever owns the data directory, who needs none. Both
 //! lead to the same handlers ([`super::routes::admin`]), so both do the same things.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Router;
@@ -12,12 +13,12 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::body::BodyBounds;
 use super::errors::ApiError;
-use super::reload::Reloader;
 use super::routes::{admin, authenticate_key, me};
 use super::state::{ApiConfig, AppState};
 use super::{middleware, unknown_route, wrong_method};
-use crate::gateway::tariff::Hours;
-use crate::gateway::{Administration, Caller};
+use crate::gateway::account::Tree;
+use crate::gateway::directory::KeyInfo;
+use crate::gateway::{Administration, Caller, Directory, DirectoryError, Ledger, Quota};
 
 /// What the handlers of administration need of whoever runs them.
 pub(crate) trait Desk: Clone + Send + Sync + 'static {
@@ -27,10 +28,13 @@ pub(crate) trait Desk: Clone + Send + Sync + 'static {
     fn body_bounds(&self) -> BodyBounds;
 
     /// `None` where no server runs.
-    fn reloader(&self) -> Option<&Reloader>;
+    fn server(&self) -> Option<&AppState>;
 
-    /// `None` where no server runs.
-    fn hours(&self) -> Option<&Hours>;
+    /// Whom a key stands for, and the ledger that knows what is left to them. Reads the directory.
+    fn standing(&self, key: &KeyInfo) -> Result<(Ledger, Arc<Caller>), DirectoryError>;
+
+    /// Whether the name stands for other models.
+    fn is_alias(&self, name: &str) -> bool;
 }
 
 /// One request's view of what is administered.
@@ -43,21 +47,31 @@ pub(crate) struct DeskVisit {
 impl Desk for AppState {
     fn visit(&self, headers: &HeaderMap) -> Result<DeskVisit, ApiError> {
         let caller = authenticate_key(self, headers)?;
-        let Administration { directory, usage } = self.administration().ok_or_else(me::nothing_kept)?;
-        let directory = directory.acting_as(&format!("key {}", caller.via.label()));
-        Ok(DeskVisit { caller, administration: Administration { directory, usage: Arc::clone(usage) } })
+        let administration = self.administration().ok_or_else(me::nothing_kept)?;
+        let administration = administration.acting_as(&format!("key {}", caller.via.label()));
+        Ok(DeskVisit { caller, administration })
     }
 
     fn body_bounds(&self) -> BodyBounds {
         BodyBounds::of(self.config())
     }
 
-    fn reloader(&self) -> Option<&Reloader> {
-        Self::reloader(self)
+    fn server(&self) -> Option<&AppState> {
+        Some(self)
     }
 
-    fn hours(&self) -> Option<&Hours> {
-        Some(self.metrics().hours())
+    fn standing(&self, key: &KeyInfo) -> Result<(Ledger, Arc<Caller>), DirectoryError> {
+        let known = self.authenticator().caller(key.account.as_str(), key.id.as_str());
+        let caller = match (known, self.administration()) {
+            (None, Some(Administration { directory, .. })) => of_account(directory, key, &Quota::unlimited())?,
+            (None, None) => Arc::new(Caller::operator()),
+            (Some(caller), _) => caller,
+        };
+        Ok((self.ledger().clone(), caller))
+    }
+
+    fn is_alias(&self, name: &str) -> bool {
+        self.serving().alias(name).is_some()
     }
 }
 
@@ -67,26 +81,37 @@ pub struct OperatorDesk {
     administration: Administration,
     caller: Arc<Caller>,
     bounds: BodyBounds,
-    server: Option<RunningServer>,
+    backing: Backing,
 }
 
-/// What only a server that runs can do and knows.
 #[derive(Debug, Clone)]
-pub struct RunningServer {
-    pub reloader: Reloader,
-    pub hours: Arc<Hours>,
+enum Backing {
+    Server(AppState),
+    Ledger(Arc<ShelvedBooks>),
+}
+
+/// What is known of limits where no server runs: what was settled, and what a configuration says.
+#[derive(Debug)]
+pub struct ShelvedBooks {
+    pub ledger: Ledger,
+    /// What a top-level account does not limit itself.
+    pub defaults: Quota,
+    /// Names that stand for other models.
+    pub aliases: BTreeSet<String>,
 }
 
 impl OperatorDesk {
-    /// `config`: the bounds of bodies.
-    pub fn new(administration: Administration, config: &ApiConfig) -> Self {
-        Self { administration, caller: Arc::new(Caller::operator()), bounds: BodyBounds::of(config), server: None }
+    /// `None` for a server that keeps no accounts.
+    pub fn of_server(state: AppState) -> Option<Self> {
+        let administration = state.administration()?.clone();
+        let bounds = BodyBounds::of(state.config());
+        Some(Self { administration, caller: Arc::new(Caller::operator()), bounds, backing: Backing::Server(state) })
     }
 
-    #[must_use]
-    pub fn of_server(mut self, server: RunningServer) -> Self {
-        self.server = Some(server);
-        self
+    /// `config`: the bounds of bodies.
+    pub fn on_ledger(administration: Administration, config: &ApiConfig, books: ShelvedBooks) -> Self {
+        let (bounds, backing) = (BodyBounds::of(config), Backing::Ledger(Arc::new(books)));
+        Self { administration, caller: Arc::new(Caller::operator()), bounds, backing }
     }
 
     /// `/admin/v1`, and nothing else.
@@ -104,8 +129,7 @@ impl OperatorDesk {
 
 impl Desk for OperatorDesk {
     fn visit(&self, _: &HeaderMap) -> Result<DeskVisit, ApiError> {
-        let directory = self.administration.directory.acting_as(self.caller.via.label());
-        let administration = Administration { directory, usage: Arc::clone(&self.administration.usage) };
+        let administration = self.administration.acting_as(self.caller.via.label());
         Ok(DeskVisit { caller: Arc::clone(&self.caller), administration })
     }
 
@@ -113,13 +137,35 @@ impl Desk for OperatorDesk {
         self.bounds
     }
 
-    fn reloader(&self) -> Option<&Reloader> {
-        self.server.as_ref().map(|server| &server.reloader)
+    fn server(&self) -> Option<&AppState> {
+        match &self.backing {
+            Backing::Server(state) => Some(state),
+            Backing::Ledger(_) => None,
+        }
     }
 
-    fn hours(&self) -> Option<&Hours> {
-        self.server.as_ref().map(|server| &*server.hours)
+    fn standing(&self, key: &KeyInfo) -> Result<(Ledger, Arc<Caller>), DirectoryError> {
+        match &self.backing {
+            Backing::Server(state) => state.standing(key),
+            Backing::Ledger(books) => {
+                let caller = of_account(&self.administration.directory, key, &books.defaults)?;
+                Ok((books.ledger.clone(), caller))
+            }
+        }
     }
+
+    fn is_alias(&self, name: &str) -> bool {
+        match &self.backing {
+            Backing::Server(state) => state.is_alias(name),
+            Backing::Ledger(books) => books.aliases.contains(name),
+        }
+    }
+}
+
+/// Whoever has the limits of the key's account.
+fn of_account(directory: &Directory, key: &KeyInfo, defaults: &Quota) -> Result<Arc<Caller>, DirectoryError> {
+    let mut tree = Tree::new(directory.snapshot()?.accounts, defaults);
+    Ok(Arc::new(Caller::at_open_door(Arc::unwrap_or_clone(tree.account(&key.account)))))
 }
 
 async fn log(request: Request, next: Next) -> Response {

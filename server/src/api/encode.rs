@@ -16,7 +16,7 @@ use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::Visit;
-use super::meter::{Place, PromptMeter};
+use super::meter::PromptMeter;
 use super::prepare::find_model;
 use super::reserve::{Patience, reserve_with};
 use super::routes::require;
@@ -112,7 +112,7 @@ impl<'a> Running<'a> {
             refused.reservation.withdraw();
             ApiError::from(refused.error)
         })?;
-        let meter = PromptMeter::new(state.clone(), (&model.name, Place::Here), visit.arrived);
+        let meter = PromptMeter::new(state.clone(), &model.name, visit.arrived);
         Ok(Self { encoding, left, meter, state })
     }
 

@@ -9,7 +9,7 @@ use passerelle_engine::{Request as EngineRequest, SharedModel, Usage};
 use super::delta::ChoiceDelta;
 use super::errors::ApiError;
 use super::ids::random_id;
-use super::meter::{Place, PromptMeter};
+use super::meter::PromptMeter;
 use super::relayed::{ChoiceReader, PromptCount, RelayedChoice};
 use super::running::{RunningPrompt, Writers};
 use super::state::{AppState, Serving};
@@ -144,7 +144,7 @@ impl Launch<'_> {
         let (request, writers) = job();
         match Generation::start(replica, request, reservation) {
             Ok(generation) => {
-                let running = RunningPrompt::new(generation, writers, self.meter(Place::Here));
+                let running = RunningPrompt::new(generation, writers, self.meter());
                 Ok(LivePrompt::Engine(Box::new(running)))
             }
             Err(refused) => {
@@ -176,7 +176,7 @@ impl Launch<'_> {
         self.count_try(side, started.as_ref().map(|_| ()).map_err(|not| not.failure.as_ref()));
         match started {
             Ok((relay, first)) => {
-                let relayed = RelayedChoice::new(relay, reader, first, self.meter(Place::Elsewhere));
+                let relayed = RelayedChoice::new(relay, reader, first, self.meter());
                 Ok(LivePrompt::Upstream(Box::new(relayed)))
             }
             Err(not_relayed) => {
@@ -210,8 +210,8 @@ impl Launch<'_> {
         Some(OnBehalf { reservation: random_id("rsv_")?.into(), account: reservation.account().path.clone() })
     }
 
-    fn meter(&self, place: Place) -> PromptMeter {
-        PromptMeter::new(self.state.clone(), (self.model, place), self.arrived)
+    fn meter(&self) -> PromptMeter {
+        PromptMeter::new(self.state.clone(), self.model, self.arrived)
     }
 }
 

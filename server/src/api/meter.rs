@@ -9,22 +9,11 @@ use passerelle_engine::Usage;
 use super::state::AppState;
 use crate::metrics::ModelMetrics;
 
-/// Whose time a choice takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// This server's.
-    Here,
-    /// An upstream's.
-    Elsewhere,
-}
-
 #[derive(Debug)]
 pub(crate) struct PromptMeter {
     state: AppState,
     /// `None` for a model that is not served.
     metrics: Option<Arc<ModelMetrics>>,
-    model: String,
-    place: Place,
     arrived: Duration,
     /// Of each choice that has one.
     last_tokens: BTreeMap<usize, Duration>,
@@ -32,9 +21,9 @@ pub(crate) struct PromptMeter {
 
 impl PromptMeter {
     /// `arrived`: when the request's head was there.
-    pub(crate) fn new(state: AppState, (model, place): (&str, Place), arrived: Duration) -> Self {
+    pub(crate) fn new(state: AppState, model: &str, arrived: Duration) -> Self {
         let metrics = state.metrics().model(model);
-        Self { metrics, state, model: model.to_owned(), place, arrived, last_tokens: BTreeMap::new() }
+        Self { metrics, state, arrived, last_tokens: BTreeMap::new() }
     }
 
     /// The first token of all is what somebody waited for; between two of a choice lies a step of the model.
@@ -55,10 +44,6 @@ impl PromptMeter {
         let took = self.state.clock().now().saturating_sub(self.arrived);
         if let Some(metrics) = &self.metrics {
             metrics.ended(used, took);
-        }
-        if self.place == Place::Here {
-            let billed = self.state.ledger().tariff().cost_micros(Some(&self.model), used);
-            self.state.metrics().hours().billed(billed);
         }
     }
 }

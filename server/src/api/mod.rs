@@ -17,6 +17,7 @@ mod cross_origin;
 mod deliver;
 mod delta;
 mod desk;
+mod download;
 mod encode;
 mod errors;
 mod fields;
@@ -43,7 +44,7 @@ mod wire;
 
 pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
-pub use desk::{OperatorDesk, RunningServer};
+pub use desk::{OperatorDesk, ShelvedBooks};
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;

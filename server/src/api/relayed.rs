@@ -108,6 +108,9 @@ impl RelayedChoice {
         self.pending.extend(chunk.pieces);
         if let Some(relay) = &mut self.relay {
             relay.record(self.reader.used());
+            if let Some(told) = chunk.told {
+                relay.told(told);
+            }
         }
     }
 

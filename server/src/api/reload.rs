@@ -25,6 +25,15 @@ pub struct Reloaded {
     pub needs_restart: Vec<&'static str>,
 }
 
+impl Reloaded {
+    /// What is not written in the configuration itself.
+    pub fn note(&mut self, is_changed: bool, name: &'static str) {
+        if is_changed && !self.changed.contains(&name) {
+            self.changed.push(name);
+        }
+    }
+}
+
 /// One order waits while one is carried out.
 const WAITING_ORDERS: usize = 1;
 

@@ -263,7 +263,8 @@ impl AppState {
         &self.shared.authenticator
     }
 
-    pub(crate) fn administration(&self) -> Option<&Administration> {
+    /// `None` for a server that keeps no accounts.
+    pub fn administration(&self) -> Option<&Administration> {
         self.shared.administration.as_ref()
     }
 

@@ -1,7 +1,13 @@
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
+use passerelle::gateway::Directory;
+use passerelle::gateway::directory::KeyInfo;
+use passerelle_engine::clock::SystemClock;
 
 use super::output;
 use super::state_args::StateArgs;
@@ -14,6 +20,9 @@ const RESTORE_EXAMPLES: &str = "\
 Examples:
   passerelle restore /backups/passerelle-2026-11-25.db       while no server runs; what was there is kept beside it";
 
+/// What a copy holds is for its owner only.
+const OWNER_ONLY: u32 = 0o600;
+
 /// Copy accounts, keys and the ledger into a file.
 #[derive(Debug, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
@@ -24,7 +33,7 @@ pub(crate) struct BackupArgs {
     state: StateArgs,
 }
 
-/// Put a copy in the place of accounts, keys and the ledger.
+/// Put a copy in the place of accounts, keys and the ledger. Keys that were revoked since stay revoked.
 #[derive(Debug, Args)]
 #[command(after_help = RESTORE_EXAMPLES)]
 pub(crate) struct RestoreArgs {
@@ -36,18 +45,37 @@ pub(crate) struct RestoreArgs {
 
 impl BackupArgs {
     pub(crate) fn run(self) -> Result<()> {
-        self.state.open()?.data.back_up(&self.file)?;
-        output::line(format_args!("backed up to {}", self.file.display()))
+        let file = &self.file;
+        let named = || format!("cannot write {}", file.display());
+        // Before anybody is asked for it.
+        let mut copy =
+            OpenOptions::new().write(true).create_new(true).mode(OWNER_ONLY).open(file).with_context(named)?;
+        let copied = self.state.office().and_then(|office| {
+            std::io::copy(&mut office.download("/admin/v1/backup")?, &mut copy).with_context(named)?;
+            copy.sync_all().with_context(named)
+        });
+        if let Err(error) = copied {
+            // Half a copy is none.
+            std::fs::remove_file(file).with_context(named)?;
+            return Err(error);
+        }
+        output::line(format_args!("backed up to {}", file.display()))
     }
 }
 
 impl RestoreArgs {
     pub(crate) fn run(self) -> Result<()> {
-        // The directory's own connection is closed first: the file is about to be another one.
-        let data = self.state.open()?.data;
+        let data = self.state.data()?;
+        let directory = || Directory::open(&data, Arc::new(SystemClock::new()), "command line");
+        let is_revoked = |key: &KeyInfo| key.revoked_at.is_some();
+        // Closed again before the file becomes another one.
+        let revoked: Vec<_> = directory()?.list_keys()?.into_iter().filter(is_revoked).map(|key| key.id).collect();
         data.restore(&self.file)?;
         output::line(format_args!("restored from {}", self.file.display()))?;
         output::line("what was there is kept beside it, as passerelle.db.before-restore")?;
-        output::line("keys that were revoked since the copy was made work again: see `passerelle key list`")
+        for key in directory()?.revoke_again(&revoked)? {
+            output::line(format_args!("revoked again: {} of {} ({})", key.name, key.account, key.id))?;
+        }
+        output::line("accounts, limits and secrets that were changed since the copy was made are as they were in it")
     }
 }

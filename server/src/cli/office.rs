@@ -1,32 +1,40 @@
 //! Where the commands of administration go: to the server that runs on the data directory, through its socket, else to the
 //! ledger itself. Both are asked the same requests and have the same handlers, so both do the same things.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream, Bytes};
+use futures_util::StreamExt;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::service::Service;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use passerelle::api::{ApiConfig, OperatorDesk};
+use passerelle::api::{ApiConfig, OperatorDesk, ShelvedBooks};
+use passerelle::config::Config;
+use passerelle::gateway::journal::UsageReader;
 use passerelle::gateway::quota::Calendar;
-use passerelle::gateway::{Administration, DataDir, Directory};
-use passerelle_engine::clock::SystemClock;
+use passerelle::gateway::{Administration, DataDir, Directory, Ledger, LedgerParts};
+use passerelle_engine::clock::{Clock, SystemClock};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
-use crate::serve::ADMIN_SOCKET;
+use crate::serve::{ADMIN_SOCKET, default_limits};
 
 /// The whole of a large ledger's accounts or audit log.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// For an answer to begin, and for each part of it.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 pub(super) struct Office {
     way: Way,
@@ -39,6 +47,13 @@ enum Way {
     Server(PathBuf),
     /// No server runs.
     Ledger(Router),
+}
+
+/// An answer that is read as it comes. One that breaks off is an error, and no end.
+pub(super) struct Download<'a> {
+    runtime: &'a Runtime,
+    chunks: BodyDataStream,
+    chunk: Bytes,
 }
 
 /// Something that was asked for and is not done.
@@ -57,10 +72,14 @@ impl Refused {
 }
 
 impl Office {
-    pub(super) fn open(data_dir: &Path, calendar: Calendar) -> Result<Self> {
+    pub(super) fn open(config: &Config) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let socket = data_dir.join(ADMIN_SOCKET);
-        let way = if is_answered(&socket)? { Way::Server(socket) } else { Way::Ledger(desk(data_dir)?.router()) };
+        let calendar = Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?;
+        let socket = config.server.data_dir.join(ADMIN_SOCKET);
+        let way = match is_answered(&socket)? {
+            true => Way::Server(socket),
+            false => Way::Ledger(desk(config, calendar.clone())?.router()),
+        };
         Ok(Self { way, runtime, calendar })
     }
 
@@ -74,6 +93,17 @@ impl Office {
 
     pub(super) fn delete(&self, path: &str) -> Result<Value> {
         self.ask(Method::DELETE, path, Body::empty())
+    }
+
+    /// What is there, as it comes.
+    pub(super) fn download(&self, path: &str) -> Result<Download<'_>> {
+        let request = Request::get(path).header(HOST, "localhost").body(Body::empty())?;
+        let response = self.runtime.block_on(self.send(request))?;
+        if !response.status().is_success() {
+            let bytes = self.runtime.block_on(axum::body::to_bytes(response.into_body(), MAX_ANSWER_BYTES))?;
+            return Err(refused(&serde_json::from_slice(&bytes).context("the answer is no JSON")?));
+        }
+        Ok(Download { runtime: &self.runtime, chunks: response.into_body().into_data_stream(), chunk: Bytes::new() })
     }
 
     /// The `data` of a list.
@@ -97,6 +127,11 @@ impl Office {
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<Body>> {
+        let answer = timeout(LONGEST_WAIT, self.hand_over(request)).await;
+        answer.context("the server that runs does not answer")?
+    }
+
+    async fn hand_over(&self, request: Request<Body>) -> Result<Response<Body>> {
         match &self.way {
             Way::Ledger(router) => match TowerToHyperService::new(router.clone()).call(request).await {
                 Ok(response) => Ok(response),
@@ -123,10 +158,32 @@ fn is_answered(socket: &Path) -> Result<bool> {
     }
 }
 
-fn desk(data_dir: &Path) -> Result<OperatorDesk> {
-    let data = DataDir::open(data_dir)?;
-    let directory = Directory::open(&data, Arc::new(SystemClock::new()), "command line")?;
-    Ok(OperatorDesk::new(Administration::open(&data, directory)?, &ApiConfig::default()))
+fn desk(config: &Config, calendar: Calendar) -> Result<OperatorDesk> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let data = DataDir::open(&config.server.data_dir)?;
+    let directory = Directory::open(&data, Arc::clone(&clock), "command line")?;
+    let spent = Box::new(UsageReader::open(&data)?);
+    let books = ShelvedBooks {
+        ledger: Ledger::new(LedgerParts { calendar, spent, ..LedgerParts::without_past(clock) }),
+        defaults: default_limits(config)?,
+        aliases: config.aliases.keys().cloned().collect(),
+    };
+    Ok(OperatorDesk::on_ledger(Administration::open(&data, directory)?, &ApiConfig::default(), books))
+}
+
+impl Read for Download<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            let next = async { timeout(LONGEST_WAIT, self.chunks.next()).await };
+            match self.runtime.block_on(next).map_err(|_| io::Error::from(io::ErrorKind::TimedOut))? {
+                Some(chunk) => self.chunk = chunk.map_err(io::Error::other)?,
+                None => return Ok(0),
+            }
+        }
+        let taken = self.chunk.split_to(into.len().min(self.chunk.len()));
+        into[..taken.len()].copy_from_slice(&taken);
+        Ok(taken.len())
+    }
 }
 
 fn refused(answer: &Value) -> anyhow::Error {

@@ -1,15 +1,13 @@
-use std::sync::Arc;
-
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use passerelle::gateway::account::Tree;
-use passerelle::gateway::quota::{Unit, WrittenLimit};
-use passerelle::gateway::{Account, AccountPath, Ask, Caller, Ledger, LedgerParts, Limit, LimitName, Retry};
-use serde_json::json;
+use passerelle::gateway::quota::{UnixSeconds, WrittenLimit};
+use passerelle::gateway::{AccountPath, LimitName};
+use serde_json::{Value, json};
 
 use super::limit_args::GrantDates;
+use super::office::Office;
 use super::output;
-use super::state_args::{State, StateArgs};
+use super::state_args::StateArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,8 +48,8 @@ enum QuotaCommand {
         #[command(flatten)]
         dates: GrantDates,
     },
-    /// Say whether a request of a key would be admitted, else which limit refuses it and when it would pass. By what the
-    /// ledger holds: rates and running requests are known to the server alone, which shows them in /v1/me/limits.
+    /// Say whether a request of a key would be admitted now, else which limit refuses it and when it would pass. Asks the
+    /// server that runs, which knows rates, what runs and who waits; where none runs, what the ledger holds.
     Explain {
         /// A key's name or id.
         key: String,
@@ -85,7 +83,9 @@ impl QuotaArgs {
                 output::line(format_args!("set {limit} of {account}"))
             }
             QuotaCommand::Explain { key, tokens, output_tokens, model } => {
-                explain(&self.state.open()?, &key, Ask::new(&model, tokens, output_tokens))
+                let asked =
+                    json!({"key": key, "prompt_tokens": tokens, "output_tokens": output_tokens, "model": model});
+                explain(&self.state.office()?, &asked)
             }
             QuotaCommand::Remove { account, limit, model } => {
                 let removed = json!({"limit": limit.to_string(), "model": model});
@@ -96,40 +96,24 @@ impl QuotaArgs {
     }
 }
 
-/// Limits that only a server which runs knows the state of.
-fn not_looked_at(account: &Account, ask: &Ask) -> Result<()> {
-    let is_unknown = |limit: &Limit| limit.name().is_rate() || limit.name().is_held() || limit.counts(Unit::GpuMicros);
-    let unknown = account.limits().filter(|(_, limit)| limit.covers(ask.model.as_deref()) && is_unknown(limit));
-    for (node, limit) in unknown {
-        let (name, path) = (limit.name(), &node.path);
-        output::line(format_args!("not looked at: {name} of {path}, which /v1/me/limits of a running server shows"))?;
-    }
-    Ok(())
-}
-
-fn explain(state: &State, key: &str, ask: Ask) -> Result<()> {
-    let account = state.directory.find_key(key)?.account;
-    let mut tree = Tree::new(state.directory.snapshot()?.accounts, &state.defaults);
-    let caller = Arc::new(Caller::at_open_door(Arc::unwrap_or_clone(tree.account(&account))));
-    let ledger = Ledger::new(LedgerParts {
-        calendar: state.calendar.clone(),
-        spent: Box::new(state.usage()?),
-        ..LedgerParts::without_past(Arc::clone(&state.clock))
-    });
-    match ledger.reserve(&caller, &ask) {
-        Ok(_) => {
-            output::line(format_args!("{account}: every limit that was looked at has room for it"))?;
-            not_looked_at(&caller.account, &ask)
-        }
-        Err(refusal) => {
-            output::line(format_args!("{refusal}"))?;
-            match refusal.retry {
-                Retry::After(wait) => {
-                    let passes = state.calendar.show(state.now.after(wait));
-                    output::line(format_args!("it would pass at {passes}"))
-                }
-                Retry::Spent | Retry::Never => output::line("it would not pass as long as this limit stands"),
-            }
+fn explain(office: &Office, asked: &Value) -> Result<()> {
+    let answer = office.post("/admin/v1/explain", asked)?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let account = text(&answer["account"]);
+    if answer["fits"] == true {
+        output::line(format_args!("{account}: every limit that was looked at has room for it"))?;
+    } else if let Some(closed) = answer["closed"].as_str() {
+        output::line(format_args!("{account}: nothing is admitted at the moment, because {closed}"))?;
+    } else {
+        let refusal = &answer["refusal"];
+        output::line(text(&refusal["message"]))?;
+        match refusal["passes_at"].as_u64() {
+            Some(at) => output::line(format_args!("it would pass at {}", office.calendar.show(UnixSeconds(at))))?,
+            None => output::line("it would not pass as long as this limit stands")?,
         }
     }
+    answer["not_looked_at"].as_array().into_iter().flatten().try_for_each(|limit| {
+        let (name, scope) = (text(&limit["limit"]), text(&limit["scope"]));
+        output::line(format_args!("not looked at: {name} of {scope}, which only a running server knows"))
+    })
 }

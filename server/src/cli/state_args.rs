@@ -1,15 +1,11 @@
 //! Where accounts and keys are kept, for the commands that change them.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use passerelle::config::{self, Config, Environment, Written, WrittenServer};
-use passerelle::gateway::journal::UsageReader;
-use passerelle::gateway::quota::{Calendar, UnixSeconds};
-use passerelle::gateway::{DataDir, DataError, Directory, Quota};
-use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle::gateway::DataDir;
 
 use super::office::Office;
 
@@ -23,43 +19,15 @@ pub(super) struct StateArgs {
     config: Option<PathBuf>,
 }
 
-/// What administration works on.
-pub(super) struct State {
-    pub(super) directory: Directory,
-    pub(super) data: DataDir,
-    pub(super) calendar: Calendar,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) now: UnixSeconds,
-    /// The `[limits]` of the configuration.
-    pub(super) defaults: Quota,
-}
-
-impl State {
-    pub(super) fn usage(&self) -> Result<UsageReader, DataError> {
-        UsageReader::open(&self.data)
-    }
-}
-
 impl StateArgs {
-    pub(super) fn open(&self) -> Result<State> {
-        let config = self.config()?;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let data = DataDir::open(&config.server.data_dir)?;
-        Ok(State {
-            now: UnixSeconds::of(clock.wall()),
-            directory: Directory::open(&data, Arc::clone(&clock), "command line")?,
-            clock,
-            defaults: crate::serve::default_limits(&config)?,
-            data,
-            calendar: Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?,
-        })
+    /// The directory itself, for what no server can do.
+    pub(super) fn data(&self) -> Result<DataDir> {
+        Ok(DataDir::open(&self.config()?.server.data_dir)?)
     }
 
     /// Where accounts, keys and limits are changed, and usage is read.
     pub(super) fn office(&self) -> Result<Office> {
-        let config = self.config()?;
-        let calendar = Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?;
-        Office::open(&config.server.data_dir, calendar)
+        Office::open(&self.config()?)
     }
 
     fn config(&self) -> Result<Config> {

@@ -1,17 +1,17 @@
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use passerelle::gateway::AccountPath;
 use passerelle::gateway::journal::UsageSum;
-use passerelle::gateway::journal::export::{Exported, verify_csv, write_csv};
+use passerelle::gateway::journal::export::{Exported, verify_csv};
 use passerelle::gateway::tariff::HourUse;
 
 use super::office::Office;
 use super::output::{self, OutputArgs};
-use super::state_args::{State, StateArgs};
+use super::state_args::StateArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,7 +77,7 @@ impl UsageArgs {
             }
             Some(UsageCommand::Show(args)) => show(&self.state.office()?, args),
             Some(UsageCommand::Hours(output)) => hours(&self.state.office()?, output),
-            Some(UsageCommand::Export { file }) => export(&self.state.open()?, file),
+            Some(UsageCommand::Export { file }) => export(&self.state.office()?, file),
             Some(UsageCommand::Verify { file, head }) => verify(file, head.as_deref()),
         }
     }
@@ -125,20 +125,35 @@ fn hours(office: &Office, output: OutputArgs) -> Result<()> {
     })
 }
 
-fn export(state: &State, file: Option<PathBuf>) -> Result<()> {
-    let reader = state.usage()?;
+/// What comes is verified while it is written.
+fn export(office: &Office, file: Option<PathBuf>) -> Result<()> {
+    let ledger = office.download("/admin/v1/usage/export")?;
     let exported = match &file {
-        None => write_csv(&reader, &mut std::io::stdout().lock())?,
+        None => verify_csv(BufReader::new(Tee { from: ledger, to: std::io::stdout().lock() }))?,
         Some(path) => {
             let create = || format!("cannot write {}", path.display());
             let mut out = BufWriter::new(File::create(path).with_context(create)?);
-            let exported = write_csv(&reader, &mut out)?;
+            let exported = verify_csv(BufReader::new(Tee { from: ledger, to: &mut out }))?;
             out.flush().with_context(create)?;
             exported
         }
     };
     eprintln!("{} entries; the chain ends at {}", exported.entries, exported.head.hex());
     Ok(())
+}
+
+/// Writes down what is read through it.
+struct Tee<R, W> {
+    from: R,
+    to: W,
+}
+
+impl<R: Read, W: Write> Read for Tee<R, W> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.from.read(into)?;
+        self.to.write_all(&into[..read])?;
+        Ok(read)
+    }
 }
 
 fn verify(file: PathBuf, head: Option<&str>) -> Result<()> {

@@ -42,7 +42,13 @@ impl Encoding {
         match replica.encode(first) {
             Ok((reply, in_flight)) => {
                 let texts = VecDeque::from([TextInFlight { reply, _in_flight: in_flight }]);
-                Ok(Self { texts, reservation, replica: Arc::clone(replica), ended: Usage::default(), is_free: false })
+                Ok(Self {
+                    texts,
+                    reservation: reservation.here(),
+                    replica: Arc::clone(replica),
+                    ended: Usage::default(),
+                    is_free: false,
+                })
             }
             Err(error) => Err(Box::new(NotStarted { error, reservation })),
         }

@@ -79,7 +79,7 @@ impl Generation {
         match replica.submit(request) {
             Ok((events, in_flight)) => Ok(Self {
                 events,
-                reservation,
+                reservation: reservation.here(),
                 in_flight,
                 grants,
                 held_back: None,

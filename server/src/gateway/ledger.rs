@@ -38,7 +38,7 @@ use super::account::{Account, AccountPath, Caller, Node};
 use super::journal;
 use super::journal::{EntryId, Journal, JournalState, JournalUnavailable, Opening, Trust};
 use super::quota::{Calendar, Fit, Percent, Unit, UnixSeconds};
-use super::tariff::Tariff;
+use super::tariff::{Hours, Tariff};
 use amounts::{Amounts, Demand};
 use line::{Line, Ticket};
 use origins::Origins;
@@ -76,6 +76,8 @@ pub struct LedgerParts {
     pub largest_leap: Duration,
     /// Reservations of other gateways that are remembered, so that what asks twice pays once.
     pub max_origins: NonZeroUsize,
+    /// Where what engines here are billed for is added up.
+    pub hours: Option<Arc<Hours>>,
     /// `None`: nothing outlives the process.
     pub journal: Option<JournalParts>,
 }
@@ -188,16 +190,8 @@ impl Ledger {
         if let Some(refusal) = pages.line.ahead(&caller.account, (&demand, ask), (ticket, now)) {
             return Err(refusal);
         }
-        let taken = pages.admit((&caller.account, &slots), (&demand, model), now).or_else(|refusal| {
-            let overrun = demand.overrunning(self.books.parts.overrun);
-            match refusal.retry {
-                Retry::Spent if self.books.parts.overrun != Percent::NONE => {
-                    let admitted = pages.admit((&caller.account, &slots), (&overrun, model), now);
-                    admitted.map_err(|further| if further.retry == Retry::Spent { refusal } else { further })
-                }
-                Retry::After(_) | Retry::Spent | Retry::Never => Err(refusal),
-            }
-        })?;
+        let taken = pages.fitting((&caller.account, &slots), (&demand, model), (self.books.parts.overrun, now))?;
+        pages.admit(&slots, (&taken, model), now);
         drop(pages);
         let page = self.books.open_page(caller, ask, now);
         let taken = Taken { caller: Arc::clone(caller), slots, demand: taken, first_part };
@@ -217,6 +211,16 @@ impl Ledger {
     /// An operator says that the wall clock is right, though it leapt. Whether it had.
     pub fn accept_clock(&self) -> bool {
         self.books.wall.accept(self.books.parts.reading())
+    }
+
+    /// Where days and months begin.
+    pub fn calendar(&self) -> &Calendar {
+        &self.books.parts.calendar
+    }
+
+    /// By the clock that windows follow.
+    pub fn today(&self) -> UnixSeconds {
+        self.books.now().wall
     }
 
     pub fn tariff(&self) -> &Tariff {
@@ -251,6 +255,11 @@ impl Ledger {
         self.books.open().totals
     }
 
+    /// Requests that wait in line for a limit to have room for them.
+    pub fn num_waiting(&self) -> usize {
+        self.books.open().line.len()
+    }
+
     /// Zeros for an account that never asked.
     pub fn account_totals(&self, account: &AccountPath) -> LedgerTotals {
         let pages = self.books.open();
@@ -272,6 +281,7 @@ impl LedgerParts {
             overrun: Percent::NONE,
             largest_leap: Duration::from_secs(24 * 60 * 60),
             max_origins: NonZeroUsize::new(65_536).expect("it is not 0"),
+            hours: None,
             journal: None,
         }
     }
@@ -320,6 +330,7 @@ impl Books {
             binary: Arc::clone(&parts.binary),
             at: now.wall,
             prompt_tokens: ask.prompt_tokens,
+            answers: ask.num_answers,
         };
         Some(parts.journal.open(opening, trust(caller)))
     }
@@ -350,20 +361,30 @@ impl Pages {
         slot
     }
 
-    /// Takes what a request needs to begin of every limit on its path, or of none. Returns what was taken.
-    fn admit(
-        &mut self,
-        (account, slots): (&Account, &[usize]),
+    /// What a request would take to begin, if every limit on its path has room: as it asks, or beyond a grant.
+    fn fitting(
+        &self,
+        path: (&Account, &[usize]),
         (demand, model): (&Demand, Option<&str>),
-        now: Now,
+        (overrun, now): (Percent, Now),
     ) -> Result<Demand, Refusal> {
-        if let Some(refusal) = self.refusal((account, slots), (demand, model), now) {
+        let Some(refusal) = self.refusal(path, (demand, model), now) else { return Ok(*demand) };
+        if refusal.retry != Retry::Spent || overrun == Percent::NONE {
             return Err(refusal);
         }
+        let beyond = demand.overrunning(overrun);
+        match self.refusal(path, (&beyond, model), now) {
+            None => Ok(beyond),
+            Some(further) if further.retry == Retry::Spent => Err(refusal),
+            Some(further) => Err(further),
+        }
+    }
+
+    /// Takes of every limit what was seen to fit.
+    fn admit(&mut self, slots: &[usize], (demand, model): (&Demand, Option<&str>), now: Now) {
         self.take(slots, (&demand.now, model), now);
         slots.iter().for_each(|slot| self.pages[*slot].totals.take());
         self.totals.take();
-        Ok(*demand)
     }
 
     fn count_refusal(&mut self, account: &Account) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
-use super::journal::{EntryEnd, JournalUnavailable};
+use super::journal::{EntryEnd, JournalUnavailable, Told};
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, UpstreamSide};
 use super::upstream::{Call, Events, Failure};
@@ -100,6 +100,11 @@ impl Relay {
     /// How it ended; a relay that is not told has been aborted.
     pub fn end(&mut self, end: EntryEnd) {
         self.reservation.end(end);
+    }
+
+    /// What the gateway that ran it says of it.
+    pub fn told(&mut self, told: Told) {
+        self.reservation.told(told);
     }
 
     /// Closes the connection and settles what was recorded.

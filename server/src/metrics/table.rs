@@ -71,6 +71,8 @@ pub const RESERVATIONS_OPEN: Metric =
     gauge("passerelle_ledger_reservations_open", &[], "Reservations taken and not yet settled.");
 pub const RESERVATIONS_SETTLED: Metric =
     counter("passerelle_ledger_reservations_settled_total", &[], "Reservations settled, on whatever way out.");
+pub const IN_LINE: Metric =
+    gauge("passerelle_ledger_waiting_requests", &[], "Requests that wait in line for a limit to have room for them.");
 
 pub const WAITING: Metric =
     gauge("passerelle_waiting_requests", &["model"], "Requests that wait for their first step, after the last step.");

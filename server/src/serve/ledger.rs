@@ -10,6 +10,7 @@ use passerelle::config::{Config, LedgerConfig};
 use passerelle::gateway::journal::{JournalConfig, JournalThread, LedgerStore, SqliteStore, UsageReader};
 use passerelle::gateway::ledger::{JournalParts, LineBounds, ModelFacts};
 use passerelle::gateway::quota::{Calendar, Percent, UnixSeconds};
+use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{DataDir, Ledger, LedgerParts, PartBounds, Tariff};
 use passerelle_engine::clock::Clock;
 
@@ -32,6 +33,7 @@ pub(super) struct LedgerLock {
 pub(super) struct LedgerBasis {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) tariff: Arc<Tariff>,
+    pub(super) hours: Arc<Hours>,
 }
 
 impl LedgerLock {
@@ -48,7 +50,7 @@ impl LedgerLock {
         config: &LedgerConfig,
         (served, partition): (&[ServedModel], &str),
     ) -> Result<(Ledger, LedgerKeeper)> {
-        let LedgerBasis { clock, tariff } = basis;
+        let LedgerBasis { clock, tariff, hours } = basis;
         let mut store = SqliteStore::open(&self.data, Arc::clone(&tariff))?;
         let latest = store.latest_instant()?.max(UnixSeconds::of(clock.wall()));
         let recovered = store.recover(latest)?;
@@ -76,6 +78,7 @@ impl LedgerLock {
             overrun: Percent(config.overrun_percent),
             largest_leap: config.largest_clock_leap,
             max_origins: config.max_remote_reservations,
+            hours: Some(hours),
             journal: Some(JournalParts { journal, next_id, latest, binary, models }),
         });
         Ok((ledger, LedgerKeeper { _thread: Some(thread), _lock: self.lock }))
@@ -89,9 +92,10 @@ impl LedgerLock {
 
 /// Of an open server, whose one account nobody bills.
 pub(super) fn without_keeping(basis: LedgerBasis, config: &LedgerConfig) -> Result<Ledger> {
-    let LedgerBasis { clock, tariff } = basis;
+    let LedgerBasis { clock, tariff, hours } = basis;
     let (calendar, in_parts, line) = (calendar(config)?, in_parts(config), line(config));
-    Ok(Ledger::new(LedgerParts { calendar, tariff, in_parts, line, ..LedgerParts::without_past(clock) }))
+    let hours = Some(hours);
+    Ok(Ledger::new(LedgerParts { calendar, tariff, in_parts, line, hours, ..LedgerParts::without_past(clock) }))
 }
 
 fn line(config: &LedgerConfig) -> LineBounds {

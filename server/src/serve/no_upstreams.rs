@@ -13,6 +13,9 @@ use tokio::runtime::Handle;
 pub(crate) struct Upstreams;
 
 #[derive(Debug)]
+pub(crate) struct Planned;
+
+#[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) models: Vec<RemoteModel>,
 }
@@ -27,8 +30,20 @@ impl Upstreams {
         Self
     }
 
-    pub(crate) fn follow(&mut self, (): ()) -> Result<Vec<Arc<Replica>>> {
-        Ok(Vec::new())
+    pub(crate) fn plan(&mut self, (): ()) -> Result<Planned> {
+        Ok(Planned)
+    }
+
+    pub(crate) fn adopt(&mut self, Planned: Planned) {}
+
+    pub(crate) fn have_other_keys(&self, (): &()) -> bool {
+        false
+    }
+}
+
+impl Planned {
+    pub(crate) fn replicas(&self) -> Vec<Arc<Replica>> {
+        Vec::new()
     }
 }
 

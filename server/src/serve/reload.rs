@@ -2,13 +2,15 @@
 //! anything of it is in force, and what is in force changes at once; what runs goes on where it is.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use passerelle::api::{AppState, ReloadOrder, Reloaded, Reloader, RemoteModel, Serving};
+use passerelle::api::{AppState, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
 use passerelle::config::{self, Config, ModelConfig, ServerConfig};
-use passerelle::gateway::{AccountPath, Alias, Replica, RetryBounds, Router};
+use passerelle::gateway::directory::Snapshot;
+use passerelle::gateway::{AccountPath, Administration, Alias, Replica, RetryBounds, Router};
 use passerelle_engine::clock::Clock;
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
@@ -34,9 +36,17 @@ pub(super) struct Reloading {
 }
 
 /// Who serves what, as the configuration says it. Every model of `router` is known by then.
-pub(super) fn serving(config: &Config, router: Router, remote: Vec<RemoteModel>) -> Result<Serving> {
+pub(super) fn serving(
+    config: &Config,
+    router: Router,
+    remote: Vec<RemoteModel>,
+    administration: Option<&Administration>,
+) -> Result<Serving> {
     let served: Vec<&str> = router.models().map(|entry| entry.name.as_str()).collect();
     config::check_targets(&config.aliases, &served)?;
+    if let Some(administration) = administration.filter(|_| !config.aliases.is_empty()) {
+        require_unlimited(&administration.directory.snapshot()?, |name| config.aliases.contains_key(name))?;
+    }
     let aliases = config.aliases.iter().map(|(name, targets)| (name.clone(), Alias::new(targets.clone())));
     let retry = RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken };
     let owners = owners(config)?;
@@ -50,7 +60,7 @@ impl Reloading {
         tokio::spawn(async move { while hangups.recv().await.is_some() && reloader.reload().await.is_some() {} });
         let follow = move || {
             while let Some(order) = self.orders.blocking_recv() {
-                let outcome = self.reload(&again).map_err(|error| format!("{error:#}"));
+                let outcome = outcome_of(|| self.reload(&again));
                 match &outcome {
                     Ok(Reloaded { changed, needs_restart }) => {
                         tracing::info!(?changed, ?needs_restart, "the configuration was read again");
@@ -73,21 +83,23 @@ impl Reloading {
         let here: Vec<String> = self.engines.iter().map(|replica| replica.model().to_owned()).collect();
         let (settings, remote) = upstreams::prepare(&config, &here)?.split();
         self.require_prices(&config, &remote)?;
-        let given = (door::fixed_keys(&config)?, door::default_limits(&config)?);
-        let regiven = ring.map(|ring| ring.regive(given.0, given.1)).transpose()?;
-        let replicas = self.engines.iter().cloned().chain(self.upstreams.follow(settings)?);
+        let (fixed, limits) = (door::fixed_keys(&config)?, door::default_limits(&config)?);
+        reloaded.note(self.upstreams.have_other_keys(&settings), "upstreams.key_file");
+        reloaded.note(ring.is_some_and(|ring| ring.has_other_fixed_keys(&fixed)), "server.api_key_file");
+        let regiven = ring.map(|ring| ring.regive(fixed, limits)).transpose()?;
+        let planned = self.upstreams.plan(settings)?;
+        let replicas = self.engines.iter().cloned().chain(planned.replicas());
         let router = Router::new(replicas, Arc::clone(&self.clock), random_seed()?).after(&self.state.serving().router);
-        let serving = serving(&config, router, remote)?;
+        let serving = serving(&config, router, remote, self.state.administration())?;
         // Nothing can go wrong from here on.
+        self.upstreams.adopt(planned);
         if let (Some(ring), Some(regiven)) = (ring, regiven) {
             ring.adopt(regiven);
         }
         self.state.serve(serving);
         self.config = config;
         // Whoever asks for this has looked at the server.
-        if self.state.ledger().accept_clock() {
-            reloaded.changed.push("the wall clock, which had leapt, is believed");
-        }
+        reloaded.note(self.state.ledger().accept_clock(), "the wall clock, which had leapt, is believed");
         Ok(reloaded)
     }
 
@@ -102,6 +114,29 @@ impl Reloading {
             _ => Ok(()),
         }
     }
+}
+
+/// A panic is a refusal like another, so that the next order finds somebody.
+fn outcome_of(reload: impl FnOnce() -> Result<Reloaded>) -> ReloadOutcome {
+    let reloaded = catch_unwind(AssertUnwindSafe(reload));
+    let reloaded = reloaded.unwrap_or_else(|_| bail!("a bug: reading it panicked, and the log says where"));
+    reloaded.map_err(|error| format!("{error:#}"))
+}
+
+/// Limits and lists of models name real models: one that names an alias would never apply.
+fn require_unlimited(kept: &Snapshot, is_alias: impl Fn(&str) -> bool) -> Result<()> {
+    for account in &kept.accounts {
+        let mut models = account.limits.limits().iter().filter_map(|limit| limit.model.as_deref());
+        if let Some(alias) = models.find(|model| is_alias(model)) {
+            bail!("aliases.{alias}: a limit of '{}' is for a model of this name, and would never apply", account.path);
+        }
+    }
+    for key in kept.keys.iter().filter(|key| key.info.revoked_at.is_none()) {
+        if let Some(alias) = key.info.models.named().find(|model| is_alias(model)) {
+            bail!("aliases.{alias}: the key '{}' is for a model of this name, and would see none", key.info.name);
+        }
+    }
+    Ok(())
 }
 
 /// What of `new` comes into force, and what does not.
@@ -198,6 +233,13 @@ mod tests {
         let now = in_force(&old, new.clone(), true);
         assert_eq!((now.engine.threads, now.limits), (None, new.limits));
         assert_eq!(compare(&now, &new, true), Reloaded { changed: vec![], needs_restart: vec!["engine"] });
+    }
+
+    #[test]
+    fn a_panic_refuses_one_reload_and_ends_none_after_it() {
+        let refused = outcome_of(|| panic!("a bug elsewhere"));
+        assert!(refused.expect_err("nothing changed").contains("panicked"));
+        assert_eq!(outcome_of(|| Ok(Reloaded::default())), Ok(Reloaded::default()));
     }
 
     #[test]

@@ -37,6 +37,12 @@ struct ServedUpstream {
     replica: Arc<Replica>,
 }
 
+/// Upstreams that are connected to, and not yet served.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    served: Vec<ServedUpstream>,
+}
+
 /// Everything that makes one upstream another one when it changes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
@@ -66,8 +72,8 @@ impl Upstreams {
         Self { clock, runtime, served: Vec::new(), next_id: first_id }
     }
 
-    /// The replicas from now on. Probes of those that are no more end by themselves.
-    pub(crate) fn follow(&mut self, prepared: Vec<Settings>) -> Result<Vec<Arc<Replica>>> {
+    /// The replicas from then on, when it is adopted. Probes of those that nobody holds end by themselves.
+    pub(crate) fn plan(&mut self, prepared: Vec<Settings>) -> Result<Planned> {
         let mut served = Vec::with_capacity(prepared.len());
         for settings in prepared {
             let same = self.served.iter().find(|upstream| upstream.settings == settings);
@@ -77,8 +83,25 @@ impl Upstreams {
             };
             served.push(ServedUpstream { settings, replica });
         }
-        self.served = served;
-        Ok(self.served.iter().map(|upstream| Arc::clone(&upstream.replica)).collect())
+        Ok(Planned { served })
+    }
+
+    pub(crate) fn adopt(&mut self, planned: Planned) {
+        for ServedUpstream { settings, replica } in &planned.served {
+            if !self.served.iter().any(|upstream| Arc::ptr_eq(&upstream.replica, replica)) {
+                let config = &settings.config;
+                tracing::info!(model = %config.model, upstream = %config.name, "serving through another server");
+            }
+        }
+        self.served = planned.served;
+    }
+
+    /// Whether a key file that is named as before holds another key.
+    pub(crate) fn have_other_keys(&self, prepared: &[Settings]) -> bool {
+        let is_rotated = |new: &Settings| {
+            self.served.iter().any(|old| old.settings.config == new.config && old.settings.key != new.key)
+        };
+        prepared.iter().any(is_rotated)
     }
 
     fn begin(&mut self, settings: &Settings) -> Result<Arc<Replica>> {
@@ -113,8 +136,13 @@ impl Upstreams {
         let replica = Arc::new(Replica::upstream(ReplicaId(self.next_id), config.model.clone(), parts));
         self.next_id += 1;
         self.runtime.spawn(watch(Arc::downgrade(&replica), upstream, config.health_interval));
-        tracing::info!(model = %config.model, upstream = %config.name, "serving through another server");
         Ok(replica)
+    }
+}
+
+impl Planned {
+    pub(crate) fn replicas(&self) -> Vec<Arc<Replica>> {
+        self.served.iter().map(|upstream| Arc::clone(&upstream.replica)).collect()
     }
 }
 
@@ -166,5 +194,29 @@ mod tests {
         assert_eq!(read_key(&file).expect("a key").expose(), "sk-1");
         fs::write(&file, "\n").expect("the folder is writable");
         read_key(&file).expect_err("there is none");
+    }
+
+    fn settings(text: &str) -> Vec<Settings> {
+        let home = Some("/home/ada".into());
+        let environment = config::Environment { hf_home: home.clone(), home, ..config::Environment::default() };
+        let written: config::Written = toml::from_str(text).expect("the test's TOML is well formed");
+        let config = Config::check(written, &environment).expect("the test's configuration is valid");
+        prepare(&config, &[]).expect("it names no file").split().0
+    }
+
+    #[tokio::test]
+    async fn what_is_planned_and_not_adopted_leaves_no_trace() {
+        let clock = Arc::new(passerelle_engine::clock::ManualClock::default());
+        let mut upstreams = Upstreams::new(clock, Handle::current(), 0);
+        let upstream = |port: u16| format!("[[upstreams]]\nmodel = \"far\"\nurl = \"http://127.0.0.1:{port}\"\n");
+        let first = upstreams.plan(settings(&upstream(9))).expect("an address");
+        let served = first.replicas();
+        upstreams.adopt(first);
+        let planned = upstreams.plan(settings(&upstream(10))).expect("an address");
+        let watched = Arc::downgrade(&planned.replicas()[0]);
+        drop(planned);
+        assert!(watched.upgrade().is_none(), "nobody probes it");
+        let again = upstreams.plan(settings(&upstream(9))).expect("an address").replicas();
+        assert!(Arc::ptr_eq(&again[0], &served[0]), "what is served keeps its health");
     }
 }

@@ -34,7 +34,12 @@ const SCRIPT: &[&str] = &[
     "quota set nobody tokens_per_day 1",
     "quota remove acme tokens_per_day",
     "quota remove acme tokens_per_day",
-    "quota explain alice --tokens 4000",
+    "account create plain",
+    "key create dora --account plain --json",
+    "quota set plain tokens_per_day 100",
+    "quota explain dora --tokens 4000",
+    "quota explain dora --tokens 40",
+    "quota explain nobody --tokens 40",
     "account apply FILE --dry-run",
     "account apply FILE",
     "account apply FILE",
@@ -51,6 +56,9 @@ const SCRIPT: &[&str] = &[
     "account remove acme/speech",
     "usage",
     "usage show acme --json",
+    "usage export",
+    "backup copy.db",
+    "backup copy.db",
     "account audit",
 ];
 
@@ -191,4 +199,67 @@ fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_no
     assert!((0..100_000).any(|_| is_gone()), "SIGHUP is not heard");
     let text = stream.text();
     assert!(text.trim_end().ends_with("data: [DONE]") && text.contains("\"length\""), "{text}");
+}
+
+#[test]
+fn a_key_file_that_was_rotated_is_read_and_reported() {
+    let state = State::new();
+    let key_file = state.path().join("far.key");
+    fs::write(&key_file, "sk-one\n").expect("the folder is writable");
+    let upstream = "[[upstreams]]\nmodel = \"far\"\nurl = \"http://127.0.0.1:9\"\nkey_file = \"far.key\"\n";
+    let file = write_configuration(&state, upstream);
+    let _served = Served::start(&state, &["--config", file.to_str().expect("a plain path")]);
+    let reload = || String::from_utf8(state.command(&["reload"]).output().expect("it runs").stdout).expect("text");
+    assert_eq!(reload(), "changed: nothing\nneeds a restart: nothing\n");
+    fs::write(&key_file, "sk-two\n").expect("the folder is writable");
+    assert_eq!(reload(), "changed: upstreams.key_file\nneeds a restart: nothing\n");
+    assert_eq!(reload(), "changed: nothing\nneeds a restart: nothing\n");
+}
+
+#[test]
+fn a_reload_takes_no_upstream_that_the_tariff_in_force_does_not_price() {
+    let state = State::new();
+    let price = |model: &str| {
+        format!("[[prices]]\nmodel = \"{model}\"\nbands = [{{ input_ns = 1, cached_ns = 1, output_ns = 1 }}]\n")
+    };
+    let tariff = "version = \"1\"\nsince = \"2026-01-01\"\nreference = \"a test\"\n";
+    let prices = [price("early"), price("final")].concat();
+    fs::write(state.path().join("tariff.toml"), format!("{tariff}{prices}")).expect("the folder is writable");
+    let ledger = "[ledger]\ntariff = \"tariff.toml\"\n";
+    let file = write_configuration(&state, ledger);
+    let served = Served::start(&state, &["--config", file.to_str().expect("a plain path")]);
+    let upstream = "[[upstreams]]\nmodel = \"far\"\nurl = \"http://127.0.0.1:9\"\n";
+    write_configuration(&state, &format!("{ledger}{upstream}"));
+    let refused = state.command(&["reload"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("`far` has no price"), "{said}");
+    assert_eq!(binary::request(&served.address, "GET", "/v1/models/far", &Value::Null).status, 404);
+}
+
+/// Neither a limit nor a key can be for a name that stands for other models, whichever was there first.
+#[test]
+fn no_limit_and_no_key_is_for_an_alias() {
+    let state = State::new();
+    let file = write_configuration(&state, "[aliases]\nchat = { final = 1 }\n");
+    let file = file.to_str().expect("a plain path");
+    let run = |line: &str| {
+        let output = state.command(&line.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert!(run("account create acme").0);
+    let for_alias =
+        ["quota set acme requests_per_minute 5 --model chat", "key create alice --account acme --model chat"];
+    for line in for_alias {
+        let (is_done, said) = run(&format!("{line} --config {file}"));
+        assert!(!is_done && said.contains("`chat` stands for other models"), "{line}: {said}");
+    }
+    let served = Served::start(&state, &["--config", file]);
+    for line in for_alias {
+        let (is_done, said) = run(line);
+        assert!(!is_done && said.contains("`chat` stands for other models"), "{line}: {said}");
+    }
+    drop(served);
+    assert!(run("quota set acme requests_per_minute 5 --model chat").0, "nothing says that it is an alias");
+    let (is_done, said) = run(&format!("serve --listen 127.0.0.1:0 --config {file}"));
+    assert!(!is_done && said.contains("aliases.chat: a limit of 'acme'"), "{said}");
 }

@@ -164,7 +164,74 @@ fn explain_says_which_limit_would_refuse_a_request_and_when_it_would_pass() {
         "{early}"
     );
     run(&state, &["quota", "remove", "acme", "input_tokens_granted"]);
-    assert!(explain("60", "40").contains("every limit that was looked at has room for it"));
+    run(&state, &["quota", "set", "acme", "requests_per_minute", "1"]);
+    let passes = explain("60", "40");
+    assert!(passes.contains("every limit that was looked at has room for it"), "{passes}");
+    assert!(passes.contains("not looked at: requests_per_minute of acme"), "{passes}");
     let never = explain("60", "41");
     assert!(never.contains("tokens_per_day of 'acme'") && never.contains("can never fit"), "{never}");
+}
+
+#[test]
+fn explain_asks_the_server_that_runs_and_sees_its_rates_and_its_gpu_time() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme", "--requests-per-minute", "1"]);
+    let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
+    let served = Served::start(&state, &[]);
+    let explain = |tokens: &str| run(&state, &["quota", "explain", "alice", "--model", "demo", "--tokens", tokens]);
+    assert_eq!(explain("10"), "acme: every limit that was looked at has room for it\n");
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 1});
+    super::binary::open_as(&served.address, "/v1/completions", &body, &key).whole();
+    let refused = explain("10");
+    assert!(refused.contains("requests_per_minute of 'acme'") && refused.contains("it would pass at"), "{refused}");
+    run(&state, &["quota", "remove", "acme", "requests_per_minute"]);
+    run(&state, &["quota", "set", "acme", "gpu_seconds_per_day", "0.000001"]);
+    let never = (0..100).map(|_| explain("100000")).find(|said| said.contains("gpu_seconds_per_day"));
+    assert!(never.is_some_and(|said| said.contains("can never fit")), "{}", explain("100000"));
+}
+
+#[test]
+fn a_copy_that_is_restored_brings_no_revoked_key_back() {
+    let state = State::new();
+    for name in ["alice", "bob"] {
+        run(&state, &["key", "create", name]);
+    }
+    let served = Served::start(&state, &[]);
+    run(&state, &["backup", "copy.db"]);
+    run(&state, &["key", "revoke", "alice"]);
+    drop(served);
+    run(&state, &["account", "create", "later"]);
+    let said = run(&state, &["restore", "copy.db"]);
+    assert!(said.contains("revoked again: alice of alice") && !said.contains("bob"), "{said}");
+    let keys: Vec<Value> = serde_json::from_str(&run(&state, &["key", "list", "--json"])).unwrap();
+    let status = |name: &str| keys.iter().find(|key| key["name"] == name).map(|key| key["status"].clone());
+    assert_eq!((status("alice"), status("bob")), (Some(json!("revoked")), Some(json!("active"))));
+    assert!(!run(&state, &["account", "list"]).contains("later"), "the rest is as it was");
+}
+
+/// Two servers, one before the other, each with a ledger of its own.
+#[test]
+fn a_gateway_writes_down_what_the_one_that_ran_a_request_says_of_it() {
+    let (north, south) = (State::new(), State::new());
+    std::fs::write(north.path().join("p.toml"), "[server]\nsite = \"north\"\n").unwrap();
+    run(&north, &["account", "create", "south"]);
+    let scopes = ["--scope", "inference", "--scope", "gateway"];
+    let for_south = run(&north, &[&["key", "create", "gate", "--account", "south"][..], &scopes].concat());
+    let site = Served::start(&north, &["--config", "p.toml"]);
+    std::fs::write(south.path().join("north.key"), for_south).unwrap();
+    let upstream = format!(
+        "[[upstreams]]\nmodel = \"far\"\nupstream_model = \"demo\"\nkind = \"passerelle\"\nurl = \"http://{}\"\n\
+         key_file = \"north.key\"\n",
+        site.address
+    );
+    std::fs::write(south.path().join("p.toml"), upstream).unwrap();
+    let key = make_key(&south);
+    let gateway = Served::start(&south, &["--config", "p.toml"]);
+    let body = json!({"model": "far", "prompt": "Once", "max_tokens": 4, "ignore_eos": true});
+    assert_eq!(super::binary::open_as(&gateway.address, "/v1/completions", &body, &key).whole().status, 200);
+    let settled = |state: &State| (0..1_000).map(|_| entries(state)).find(|entries| !entries.is_empty()).unwrap();
+    let (here, there) = (&settled(&south)[0], &settled(&north)[0]);
+    assert_eq!((here[18].as_str(), here[19].as_str()), (there[5].as_str(), "north"));
+    assert!(there[5].len() > 8 && here[20].parse::<u64>().unwrap() > 0, "{here:?}");
+    assert_eq!(here[20], there[14], "what it says is what it billed");
 }

@@ -4,13 +4,15 @@
 mod script;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use passerelle::api::{AppState, RemoteModel, Serving};
 use passerelle::gateway::breaker::BreakerBounds;
+use passerelle::gateway::quota::Bound;
 use passerelle::gateway::replica::{ReplicaId, UpstreamParts};
-use passerelle::gateway::{Replica, Router};
+use passerelle::gateway::{Limit, Replica, Router};
 use passerelle::upstream::{Timeouts, Upstream, UpstreamKind, UpstreamSettings};
 use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
@@ -252,6 +254,35 @@ async fn a_model_may_run_here_and_elsewhere() {
     assert_eq!(upstream.asked().len(), theirs);
     assert!(upstream.asked()[0].body["prompt"].is_array(), "the very tokens that an engine here would get");
     assert_eq!(settled(&server).await.settled, 16);
+}
+
+/// Upstreams are asked for one answer; that several of them have the model too costs a request none of its tries.
+#[tokio::test]
+async fn several_answers_come_from_the_engine_here_though_many_upstreams_have_the_model() {
+    let upstream = Scripted::always(Act::Break).await;
+    let server = Server::with(Options::default()).await;
+    serve(&server.state, (1..=6).map(|id| replica(upstream.address, MODEL, id)).collect());
+    for index in 0..8 {
+        let body = json!({"model": MODEL, "prompt": format!("{index} hello"), "max_tokens": 1, "n": 2});
+        let reply = server.client().post("/v1/completions", &body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+    assert!(upstream.asked().is_empty());
+}
+
+#[tokio::test]
+async fn a_request_to_an_upstream_is_of_the_class_that_it_asks_for() {
+    let upstream = Scripted::always(Act::Say(chat_answer(&["hello"], 3))).await;
+    let key_limits = Some(vec![Limit::of(Bound::BatchTokens(NonZeroU64::new(20).unwrap()))]);
+    let server = Server::with(Options { key_limits, ..Options::default() }).await;
+    serve(&server.state, vec![replica(upstream.address, REMOTE, 1)]);
+    let client = server.client().with_key();
+    for (tier, status) in [("default", 200), ("flex", 400)] {
+        let body = chat(json!({"service_tier": tier, "max_tokens": 50}));
+        let reply = client.post("/v1/chat/completions", &body).await;
+        assert_eq!(reply.status, status, "{tier}: {}", reply.text());
+        assert_eq!(status == 400, reply.text().contains("batch_tokens"));
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 //! the tree, also where nobody needs a key otherwise; and for the operator of this machine ([`crate::api::desk`]).
 
 mod accounts;
+mod copies;
+mod explain;
 mod keys;
 
 use std::sync::Arc;
@@ -18,8 +20,9 @@ use super::me::{in_query, sums};
 use super::require;
 use crate::api::body::read_bytes;
 use crate::api::desk::{Desk, DeskVisit};
-use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::api::reload::reload;
+use crate::api::state::AppState;
 use crate::api::wire::parse_json;
 use crate::gateway::account::PathError;
 use crate::gateway::directory::AuditEntry;
@@ -29,7 +32,7 @@ use crate::gateway::{AccountPath, Caller, DirectoryError, Scope};
 type DeskRoute<D> = (&'static str, fn() -> MethodRouter<D>);
 
 /// Everything that can be administered, at whichever desk.
-pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 12] {
+pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 15] {
     [
         ("/admin/v1/accounts", || get(accounts::list::<D>).post(accounts::create::<D>)),
         ("/admin/v1/accounts/{*path}", || delete(accounts::remove::<D>)),
@@ -41,6 +44,9 @@ pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 12] {
         ("/admin/v1/keys/{id}/rotate", || post(keys::rotate::<D>)),
         ("/admin/v1/usage", || get(usage::<D>)),
         ("/admin/v1/usage/hours", || get(hours::<D>)),
+        ("/admin/v1/usage/export", || get(copies::export::<D>)),
+        ("/admin/v1/backup", || get(copies::backup::<D>)),
+        ("/admin/v1/explain", || post(explain::explain::<D>)),
         ("/admin/v1/audit", || get(audit::<D>)),
         ("/admin/v1/reload", || post(read_again::<D>)),
     ]
@@ -69,8 +75,8 @@ async fn usage<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
 async fn hours<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    let hours =
-        desk.hours().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "No server runs whose time could be told."))?;
+    let nothing = || ApiError::new(ErrorKind::NotFound, "No server runs whose time could be told.");
+    let hours = desk.server().ok_or_else(nothing)?.metrics().hours();
     Ok(Json(json!({"object": "list", "partition": hours.partition(), "data": hours.rows()})).into_response())
 }
 
@@ -87,7 +93,7 @@ async fn audit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
 async fn read_again<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    Ok(Json(reload(desk.reloader()).await?).into_response())
+    Ok(Json(reload(desk.server().and_then(AppState::reloader)).await?).into_response())
 }
 
 /// Off the async threads: each change waits for the disk.
@@ -121,6 +127,13 @@ fn require_below(caller: &Arc<Caller>, path: &AccountPath) -> Result<(), ApiErro
     }
     let message = format!("The limits of `{path}` are set from above it.");
     Err(ApiError::new(ErrorKind::InsufficientScope, message))
+}
+
+/// A limit or a list of models that names an alias would never apply.
+fn require_real_models<'a>(desk: &impl Desk, mut models: impl Iterator<Item = &'a str>) -> Result<(), ApiError> {
+    let Some(alias) = models.find(|model| desk.is_alias(model)) else { return Ok(()) };
+    let message = format!("`{}` stands for other models; name those.", echoed(alias));
+    Err(ApiError::new(ErrorKind::InvalidValue, message).param("model"))
 }
 
 async fn read<T: DeserializeOwned>(request: Request, desk: &impl Desk) -> Result<T, ApiError> {

@@ -23,7 +23,9 @@ pub(crate) async fn limits(State(state): State<AppState>, request: Request) -> R
     let data: Vec<Value> = states.iter().map(limit_json).collect();
     let gpu_time: Vec<Value> = gpu_time(&state, &caller, &states);
     let account = caller.account.path.as_str();
-    Ok(Json(json!({"object": "list", "account": account, "data": data, "gpu_time": gpu_time})).into_response())
+    let zone = state.ledger().calendar().zone();
+    let answer = json!({"object": "list", "account": account, "time_zone": zone, "data": data, "gpu_time": gpu_time});
+    Ok(Json(answer).into_response())
 }
 
 /// Sums by account and model, of the caller's account and everything below it, as they were settled.
@@ -51,6 +53,9 @@ fn limit_json(state: &LimitState) -> Value {
     limit["scope"] = json!(state.scope);
     limit["remaining"] = json!(state.limit.name().number(state.remaining));
     limit["reset_seconds"] = json!(state.reset.as_secs_f64());
+    if let Some(resets_at) = state.resets_at {
+        limit["resets_at"] = json!(resets_at);
+    }
     if limit.get("dry_run").is_some() {
         limit["would_have_refused"] = json!(state.would_have_refused);
     }

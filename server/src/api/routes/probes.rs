@@ -26,6 +26,6 @@ pub(crate) async fn ready(State(state): State<AppState>) -> Result<Response, Api
 }
 
 pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
-    let text = state.metrics().render(&state.ledger().totals());
+    let text = state.metrics().render(&state.ledger().totals(), state.ledger().num_waiting());
     ([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
 }

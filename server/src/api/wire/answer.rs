@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::pin::Pin;
 
 use passerelle_engine::Usage;
@@ -95,7 +96,7 @@ impl Billing {
     }
 
     fn json(&self, used: Usage) -> Value {
-        let billed = self.price.as_ref().map_or(0, |price| price.cost_micros(used));
+        let billed = self.price.as_ref().map_or(0, |price| price.cost_micros(used, NonZeroU32::MIN));
         json!({"billed_gpu_ms": billed as f64 / 1e3, "model_digest": self.digest, "site": self.site})
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::answer::AnswerKind;
 use crate::api::delta::{AnswerEnd, Candidate, Delta, TextPart, TokenLogprob, TokenText, ToolCallHead, ToolCallPart};
+use crate::gateway::journal::Told;
 
 /// What one event says of the one choice that was asked for.
 #[derive(Debug, Default, PartialEq)]
@@ -13,6 +14,8 @@ pub(crate) struct Chunk {
     pub(crate) pieces: Vec<Delta>,
     pub(crate) end: Option<AnswerEnd>,
     pub(crate) usage: Option<Usage>,
+    /// By a gateway that keeps books itself.
+    pub(crate) told: Option<Told>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +88,15 @@ struct RawUsage {
     prompt_tokens: u32,
     completion_tokens: Option<u32>,
     prompt_tokens_details: Option<RawPromptDetails>,
+    passerelle: Option<RawBilling>,
+}
+
+/// As `Billing` in [`super::answer`] writes it.
+#[derive(Deserialize)]
+struct RawBilling {
+    billed_gpu_ms: f64,
+    model_digest: Option<String>,
+    site: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -98,8 +110,9 @@ pub(crate) fn read_chunk(kind: AnswerKind, data: &str, offset: usize) -> Result<
     if raw.error.is_some() {
         return Err(BadChunk::SaysError);
     }
+    let told = raw.usage.as_ref().and_then(|usage| usage.passerelle.as_ref()).map(RawBilling::read);
     let usage = raw.usage.map(RawUsage::read);
-    let Some(choice) = raw.choices.into_iter().next() else { return Ok(Chunk { usage, ..Chunk::default() }) };
+    let Some(choice) = raw.choices.into_iter().next() else { return Ok(Chunk { usage, told, ..Chunk::default() }) };
     let end = choice.finish_reason.as_deref().map(read_end);
     let delta = choice.delta.unwrap_or_default();
     let text = match kind {
@@ -111,7 +124,7 @@ pub(crate) fn read_chunk(kind: AnswerKind, data: &str, offset: usize) -> Result<
     let text = (part != TextPart::default()).then_some(Delta::Text(part));
     let calls = delta.tool_calls.into_iter().flatten().map(RawToolCall::read);
     let reasoning = delta.reasoning_content.filter(|text| !text.is_empty()).map(Delta::Reasoning);
-    Ok(Chunk { pieces: reasoning.into_iter().chain(text).chain(calls).collect(), end, usage })
+    Ok(Chunk { pieces: reasoning.into_iter().chain(text).chain(calls).collect(), end, usage, told })
 }
 
 /// Reasons that OpenAI does not have end an answer all the same.
@@ -121,6 +134,24 @@ fn read_end(reason: &str) -> AnswerEnd {
         "tool_calls" | "function_call" => AnswerEnd::ToolCalls,
         "content_filter" => AnswerEnd::ContentFilter,
         _ => AnswerEnd::Stop,
+    }
+}
+
+impl RawBilling {
+    fn read(&self) -> Told {
+        /// What is written into the ledger of what another server says.
+        const MAX_CHARS: usize = 128;
+        let name = |text: &Option<String>| {
+            let shown = text.iter().flat_map(|text| text.chars()).filter(char::is_ascii_graphic);
+            shown.take(MAX_CHARS).collect()
+        };
+        // Too large, negative and no number become the nearest that can be written.
+        let billed_micros = (self.billed_gpu_ms * 1e3) as u64;
+        Told {
+            model_digest: name(&self.model_digest),
+            site: name(&self.site),
+            billed_micros: billed_micros.min(1 << 53),
+        }
     }
 }
 
@@ -209,6 +240,20 @@ mod tests {
         let usage = json!({"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 99}});
         let usage = chat(&json!({"choices": [], "usage": usage})).usage.unwrap();
         assert_eq!((usage.prompt_tokens, usage.cached_tokens, usage.generated_tokens), (9, 9, 4));
+    }
+
+    #[test]
+    fn what_another_gateway_says_of_a_request_is_read_and_bounded() {
+        let told = |billed: Value, site: &str| {
+            let passerelle = json!({"billed_gpu_ms": billed, "model_digest": "sha256:ab", "site": site});
+            chat(&json!({"choices": [], "usage": {"prompt_tokens": 1, "passerelle": passerelle}})).told.unwrap()
+        };
+        let plain = Told { model_digest: "sha256:ab".into(), site: "north".into(), billed_micros: 1_500 };
+        assert_eq!(told(json!(1.5), "north"), plain);
+        assert_eq!(told(json!(-7.0), "a b\n").site, "ab");
+        assert_eq!(told(json!(-7.0), "").billed_micros, 0);
+        assert_eq!(told(json!(1e300), &"x".repeat(500)).site.len(), 128);
+        assert_eq!(chat(&json!({"choices": [], "usage": {"prompt_tokens": 1}})).told, None);
     }
 
     #[test]

@@ -75,6 +75,15 @@ impl ModelAccess {
             (Self::Only(known), Self::Only(asked)) => asked.is_subset(known),
         }
     }
+
+    /// Those that are listed.
+    pub fn named(&self) -> impl Iterator<Item = &str> {
+        let listed = match self {
+            Self::All => None,
+            Self::Only(models) => Some(models),
+        };
+        listed.into_iter().flatten().map(String::as_str)
+    }
 }
 
 impl Caller {

@@ -1,6 +1,6 @@
 //! A copy of the whole state while it is used, and the way back.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -22,6 +22,19 @@ impl DataDir {
         Ok(())
     }
 
+    /// The same to read from, without a name: it is gone once it is closed.
+    pub fn copy_of_now(&self) -> Result<File, DataError> {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random)
+            .map_err(|error| io_error("name a copy in", self.path())(io::Error::other(error)))?;
+        let path = self.path().join(format!("passerelle.db.copy-{:016x}", u64::from_le_bytes(random)));
+        let copied = self.back_up(&path).and_then(|()| File::open(&path).map_err(io_error("open", &path)));
+        match std::fs::remove_file(&path) {
+            Err(error) if copied.is_ok() => Err(io_error("remove", &path)(error)),
+            _ => copied,
+        }
+    }
+
     /// Puts a copy in the place of everything that is here, which is kept beside it as `passerelle.db.before-restore`. Refused
     /// while a server keeps the ledger, for a copy that is damaged, and for one of a newer program.
     pub fn restore(&self, copy: &Path) -> Result<(), DataError> {
@@ -33,7 +46,7 @@ impl DataDir {
         let fresh = self.path().join("passerelle.db.restoring");
         std::fs::copy(copy, &fresh).map_err(io_error("copy", copy))?;
         std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(OWNER_ONLY_FILE))
-            .and_then(|()| std::fs::File::open(&fresh)?.sync_all())
+            .and_then(|()| File::open(&fresh)?.sync_all())
             .map_err(io_error("write", &fresh))?;
         let kept = self.path().join("passerelle.db.before-restore");
         std::fs::rename(&database, &kept).map_err(io_error("rename", &database))?;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::DataError;
 
 /// Step `n` leads from format `n` to format `n + 1`. Steps are added, never changed.
-const STEPS: [&str; 3] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES];
+pub(super) const STEPS: [&str; 4] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES, TOLD];
 
 /// Paths are written as [`super::super::AccountPath`] writes them; instants are seconds since 1970; lists are JSON.
 const ACCOUNTS_AND_KEYS: &str = "
@@ -87,6 +87,14 @@ const LEDGER: &str = "
 
 /// How urgent a key's requests are at best.
 const CLASSES: &str = "ALTER TABLE keys ADD COLUMN class TEXT NOT NULL DEFAULT 'standard';";
+
+/// How many answers an entry is for, and what another gateway that ran the request says of it.
+const TOLD: &str = "
+    ALTER TABLE entries ADD COLUMN answers INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE entries ADD COLUMN told_model_digest TEXT;
+    ALTER TABLE entries ADD COLUMN told_site TEXT;
+    ALTER TABLE entries ADD COLUMN told_billed_us INTEGER;
+";
 
 pub(super) const FORMAT: u32 = STEPS.len() as u32;
 

@@ -1,6 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::gateway::journal::export::{verify_csv, write_csv};
+use crate::gateway::journal::{Chain, Entry, UsageReader};
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -86,4 +88,29 @@ fn a_damaged_or_newer_former_file_is_refused_and_kept() {
         assert!(error.contains(expected) && error.contains("keys.json"), "{error}");
         assert_eq!(std::fs::read_to_string(folder.path().join("keys.json")).unwrap(), text);
     }
+}
+
+/// The chain of an earlier program's entries goes on over those of this one.
+#[test]
+fn a_ledger_of_the_former_format_is_kept_beside_and_its_chain_still_verifies() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("passerelle.db");
+    let connection = Connection::open(&path).unwrap();
+    schema::STEPS[..3].iter().for_each(|step| connection.execute_batch(step).unwrap());
+    connection.pragma_update(None, "user_version", 3).unwrap();
+    let line = "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop";
+    let chain = Chain::default().then(line);
+    let entry =
+        "INSERT INTO entries VALUES (7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7,
+                 3, 'stop', ?1)";
+    connection.execute(entry, [chain.0.as_slice()]).unwrap();
+    drop(connection);
+    let data = DataDir::open(folder.path()).unwrap();
+    assert!(folder.path().join("passerelle.db.format-3").exists());
+    let mut csv = Vec::new();
+    let exported = write_csv(&UsageReader::open(&data).unwrap(), &mut csv).unwrap();
+    assert_eq!((exported.entries, exported.head), (1, chain));
+    assert_eq!(verify_csv(csv.as_slice()).unwrap(), exported);
+    let former = format!("{},hash\n{line},{}\n", Entry::FORMER_COLUMNS, chain.hex());
+    assert_eq!(verify_csv(former.as_bytes()).unwrap(), exported, "an export of the earlier program");
 }

@@ -1,5 +1,6 @@
 //! What every [`LedgerStore`] does. A new store is added to `stores`.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use passerelle_engine::Usage;
@@ -29,6 +30,7 @@ pub(super) fn opening(id: u64, account: &str) -> Arc<Opening> {
         binary: "0.1.0".into(),
         at: UnixSeconds(1_000),
         prompt_tokens: 5,
+        answers: NonZeroU32::MIN,
     })
 }
 
@@ -37,7 +39,7 @@ pub(super) fn used(prompt_tokens: u32, generated_tokens: u32) -> Usage {
 }
 
 pub(super) fn settlement(at: u64, used: Usage) -> Settlement {
-    Settlement { at: UnixSeconds(at), used, billed_micros: 7, measured_micros: 3, end: EntryEnd::Stop }
+    Settlement { at: UnixSeconds(at), used, billed_micros: 7, measured_micros: 3, end: EntryEnd::Stop, told: None }
 }
 
 #[test]

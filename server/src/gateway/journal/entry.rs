@@ -1,6 +1,7 @@
 //! One line of the ledger, and the chain that holds the lines together.
 
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -30,9 +31,11 @@ pub struct Opening {
     pub binary: Arc<str>,
     pub at: UnixSeconds,
     pub prompt_tokens: u32,
+    /// To the one prompt.
+    pub answers: NonZeroU32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settlement {
     pub at: UnixSeconds,
     pub used: Usage,
@@ -41,6 +44,16 @@ pub struct Settlement {
     /// This request's share of the steps that ran it.
     pub measured_micros: u64,
     pub end: EntryEnd,
+    /// By the gateway that ran it for this one; `None` for every other request.
+    pub told: Option<Arc<Told>>,
+}
+
+/// What another gateway says of a request that it ran. Its word, written down beside what is billed here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Told {
+    pub model_digest: String,
+    pub site: String,
+    pub billed_micros: u64,
 }
 
 /// How a request ended.
@@ -78,19 +91,40 @@ pub struct Chain(pub [u8; 32]);
 
 impl Entry {
     pub const COLUMNS: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,\
-                               settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish";
+                               settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,\
+                               answers,told_model_digest,told_site,told_billed_gpu_us";
+    /// Those of format 3 and before.
+    pub const FORMER_COLUMNS: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,\
+                                      settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,\
+                                      measured_gpu_us,finish";
+    /// What the columns since then hold where they say nothing. The chain does not cover that, so that it goes on over
+    /// entries from before.
+    const UNSAID: &str = ",1,,,";
 
     /// The columns as CSV. No value holds a comma, a quote or a line break: all are names, numbers or digests.
     pub fn csv(&self) -> String {
         let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, .. } = &self.opening;
-        let Settlement { at: settled_at, used, billed_micros, measured_micros, end } = &self.settlement;
+        let Settlement { at: settled_at, used, billed_micros, measured_micros, end, told } = &self.settlement;
         let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
         let names = [account.as_str(), key, model, model_digest, partition, tariff, binary].map(plain);
         let mut line = format!("{},{},{}", self.seq, id.0, names.join(","));
         write!(line, ",{},{}", at.0, settled_at.0).expect("a string takes everything");
         write!(line, ",{prompt_tokens},{cached_tokens},{generated_tokens}").expect("a string takes everything");
         write!(line, ",{billed_micros},{measured_micros},{}", end.as_str()).expect("a string takes everything");
+        write!(line, ",{}", self.opening.answers).expect("a string takes everything");
+        match told.as_deref() {
+            Some(Told { model_digest, site, billed_micros }) => {
+                let (digest, site) = (plain(model_digest), plain(site));
+                write!(line, ",{digest},{site},{billed_micros}").expect("a string takes everything");
+            }
+            None => line.push_str(",,,"),
+        }
         line
+    }
+
+    /// What of a line of [`Entry::csv`] the chain covers.
+    pub fn chained(line: &str) -> &str {
+        line.strip_suffix(Self::UNSAID).unwrap_or(line)
     }
 }
 

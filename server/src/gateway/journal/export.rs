@@ -35,12 +35,15 @@ pub fn write_csv(reader: &UsageReader, out: &mut impl Write) -> Result<Exported,
     Ok(exported)
 }
 
-/// Computes the chain again, from what the lines say.
+/// Computes the chain again, from what the lines say. Exports of earlier programs have fewer columns.
 pub fn verify_csv(export: impl BufRead) -> Result<Exported, ExportError> {
     let mut lines = export.lines();
-    if lines.next().transpose()?.as_deref() != Some(header().as_str()) {
-        return Err(ExportError::NoExport);
-    }
+    let first = lines.next().transpose()?.unwrap_or_default();
+    let covered: fn(&str) -> &str = match first.strip_suffix(",hash") {
+        Some(Entry::COLUMNS) => Entry::chained,
+        Some(Entry::FORMER_COLUMNS) => |line| line,
+        _ => return Err(ExportError::NoExport),
+    };
     let mut seen = Exported::default();
     for line in lines {
         let line = line?;
@@ -51,7 +54,7 @@ pub fn verify_csv(export: impl BufRead) -> Result<Exported, ExportError> {
         if seq != Some(seen.entries + 1) {
             return Err(broken("an entry is missing, or was added"));
         }
-        let head = seen.head.then(entry);
+        let head = seen.head.then(covered(entry));
         if head.hex() != hash {
             return Err(broken("the entry does not follow from those before it: something was changed"));
         }

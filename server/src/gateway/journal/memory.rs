@@ -42,7 +42,7 @@ impl LedgerStore for MemoryStore {
                         *mark = *used;
                     }
                 }
-                Record::Settle(opening, settlement) => self.settle(opening, *settlement),
+                Record::Settle(opening, settlement) => self.settle(opening, settlement.clone()),
                 Record::Withdraw(id) => drop(self.open.remove(id)),
             }
         }
@@ -56,8 +56,8 @@ impl LedgerStore for MemoryStore {
     fn recover(&mut self, at: UnixSeconds) -> Result<usize, StoreError> {
         let open: Vec<_> = self.open.values().cloned().collect();
         for (opening, used) in &open {
-            let settlement = Settlement { at, used: *used, billed_micros: 0, measured_micros: 0, end: EntryEnd::Died };
-            self.settle(opening, settlement);
+            let (billed_micros, measured_micros, end, told) = (0, 0, EntryEnd::Died, None);
+            self.settle(opening, Settlement { at, used: *used, billed_micros, measured_micros, end, told });
         }
         Ok(open.len())
     }

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};
 
-pub use entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement};
+pub use entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
 pub use memory::MemoryStore;
 pub use progress::Progress;
 pub use sqlite::{SqliteStore, UsageReader, UsageSum};

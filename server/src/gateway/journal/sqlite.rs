@@ -12,7 +12,7 @@ use std::sync::Arc;
 use passerelle_engine::Usage;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement};
+use super::entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
 use super::store::{Durability, LedgerStore, Record, StoreError};
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::quota::UnixSeconds;
@@ -100,8 +100,9 @@ impl LedgerStore for SqliteStore {
         let open = self.open_entries().map_err(store_error)?;
         let settle = |(opening, used): (Opening, Usage)| {
             let model = Some(&*opening.model).filter(|model| !model.is_empty());
-            let billed_micros = self.tariff.cost_micros(model, used);
-            let settlement = Settlement { at, used, billed_micros, measured_micros: 0, end: EntryEnd::Died };
+            let billed_micros = self.tariff.cost_micros(model, used, opening.answers);
+            let (measured_micros, end, told) = (0, EntryEnd::Died, None);
+            let settlement = Settlement { at, used, billed_micros, measured_micros, end, told };
             Record::Settle(Arc::new(opening), settlement)
         };
         let records: Vec<Record> = open.into_iter().map(settle).collect();
@@ -143,10 +144,12 @@ fn write_one(transaction: &Transaction<'_>, record: &Record, last: &mut Last) ->
 }
 
 fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<()> {
-    let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens } = opening;
+    let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens, answers } =
+        opening;
     let insert = "INSERT OR IGNORE INTO entries (id, account, key, model, model_digest, partition, tariff, binary,
-                  opened_at, prompt_tokens) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
-    let values = params![id.0, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens];
+                  opened_at, prompt_tokens, answers) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    let values =
+        params![id.0, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens, answers];
     transaction.prepare_cached(insert)?.execute(values)?;
     Ok(())
 }
@@ -162,12 +165,14 @@ fn settle(
     if !transaction.prepare_cached(is_open)?.exists([opening.id.0])? {
         return Ok(());
     }
-    let entry = Entry { seq: last.seq + 1, opening: Opening::clone(opening), settlement: *settlement };
-    let chain = last.chain.then(&entry.csv());
-    let Settlement { at, used, billed_micros, measured_micros, end } = settlement;
+    let entry = Entry { seq: last.seq + 1, opening: Opening::clone(opening), settlement: settlement.clone() };
+    let chain = last.chain.then(Entry::chained(&entry.csv()));
+    let Settlement { at, used, billed_micros, measured_micros, end, told } = settlement;
     let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
+    let told = told.as_deref();
     let update = "UPDATE entries SET seq = ?2, settled_at = ?3, input_tokens = ?4, cached_tokens = ?5,
-                  output_tokens = ?6, billed_us = ?7, measured_us = ?8, finish = ?9, hash = ?10 WHERE id = ?1";
+                  output_tokens = ?6, billed_us = ?7, measured_us = ?8, finish = ?9, hash = ?10, told_model_digest = ?11,
+                  told_site = ?12, told_billed_us = ?13 WHERE id = ?1";
     let counts = params![
         opening.id.0,
         entry.seq,
@@ -179,6 +184,9 @@ fn settle(
         measured_micros,
         end.as_str(),
         chain.0.as_slice(),
+        told.map(|Told { model_digest, .. }| model_digest),
+        told.map(|Told { site, .. }| site),
+        told.map(|Told { billed_micros, .. }| billed_micros),
     ];
     transaction.prepare_cached(update)?.execute(counts)?;
     add_to_sums(transaction, opening, settlement)?;

@@ -89,6 +89,14 @@ impl KeyRing {
         Ok(Regiven { given, picture })
     }
 
+    /// Whether a file holds others than those that are in force.
+    pub fn has_other_fixed_keys(&self, keys: &[StaticKey]) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = &known.given.static_keys;
+        let is_same = |(a, b): (&StaticKey, &StaticKey)| a.account == b.account && a.digest.matches(&b.digest);
+        given.len() != keys.len() || !given.iter().zip(keys).all(is_same)
+    }
+
     pub fn adopt(&self, Regiven { given, picture }: Regiven) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.given = given;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Ledger;
+use super::{Ask, Ledger, Refusal};
 use crate::gateway::account::{AccountPath, Caller};
-use crate::gateway::quota::{Bound, Limit, Unit};
+use crate::gateway::quota::{Bound, Limit, Unit, UnixSeconds};
 
 /// For the `x-ratelimit-*` headers; `None` where nothing on the caller's path limits that. Of several limits, the one
 /// with the least left.
@@ -32,6 +32,8 @@ pub struct LimitState {
     pub remaining: u64,
     /// Until the whole limit is available again; nothing where nobody knows.
     pub reset: Duration,
+    /// The end of a budget's window.
+    pub resets_at: Option<UnixSeconds>,
     /// Requests that it would have refused since the start, if it is on trial.
     pub would_have_refused: u64,
 }
@@ -48,6 +50,20 @@ impl Ledger {
         RateLimitState { requests: tightest(Unit::Requests), tokens: tightest(Unit::Tokens) }
     }
 
+    /// What would keep this ask out now: a limit, or whoever waits in line before it. Nothing is taken and nothing counted.
+    pub fn would_refuse(&self, caller: &Arc<Caller>, ask: &Ask) -> Option<Refusal> {
+        let parts = &self.books.parts;
+        let demand = ask.demand(ask.first_part(parts.in_parts.tokens.get()), &parts.tariff);
+        let mut pages = self.books.open();
+        let now = self.books.now();
+        let slots = pages.slots(&caller.account, now, self.books.origin());
+        let ahead = pages.line.ahead(&caller.account, (&demand, ask), (None, now));
+        ahead.or_else(|| {
+            let asked = (&demand, ask.model.as_deref());
+            pages.fitting((&caller.account, &slots), asked, (parts.overrun, now)).err()
+        })
+    }
+
     /// Every limit on the caller's path, its own first.
     pub fn limits_of(&self, caller: &Arc<Caller>) -> Vec<LimitState> {
         let mut pages = self.books.open();
@@ -59,6 +75,7 @@ impl Ledger {
                 limit: standing.limit.clone(),
                 remaining: standing.remaining,
                 reset: standing.reset,
+                resets_at: standing.resets_at,
                 would_have_refused: standing.would_have_refused,
             })
         });

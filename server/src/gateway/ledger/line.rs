@@ -138,7 +138,6 @@ fn wait(refusal: &Refusal, deadline: Duration, now: Now) -> Option<Duration> {
 }
 
 impl Line {
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::amounts::{Amounts, Demand, Share};
 use super::{LedgerTotals, Now, Refusal, Retry, Spent};
 use crate::gateway::account::{AccountPath, Node};
-use crate::gateway::quota::{Bound, Budget, Calendar, Enforcement, Fit, Gcra, Limit, Quota};
+use crate::gateway::quota::{Bound, Budget, Calendar, Enforcement, Fit, Gcra, Limit, Quota, UnixSeconds};
 
 #[derive(Debug, Default)]
 pub(super) struct Page {
@@ -47,6 +47,8 @@ pub(super) struct Standing<'a> {
     pub(super) limit: &'a Limit,
     pub(super) remaining: u64,
     pub(super) reset: Duration,
+    /// The end of a budget's window.
+    pub(super) resets_at: Option<UnixSeconds>,
     pub(super) would_have_refused: u64,
 }
 
@@ -124,10 +126,7 @@ impl Page {
             limit_value: limit.value().get(),
             current_value: counter.taken(limit, now),
             asked: if fit == Fit::Never { share.whole } else { share.now },
-            window: match &counter.state {
-                State::Budget(budget) => Some(budget.window()),
-                _ => None,
-            },
+            window: counter.window(),
             retry,
         })
     }
@@ -160,6 +159,7 @@ impl Page {
             limit,
             remaining: limit.value().get().saturating_sub(counter.taken(limit, now)),
             reset: counter.reset(now),
+            resets_at: counter.window().map(|(_, end)| end),
             would_have_refused: counter.would_have_refused,
         })
     }
@@ -238,6 +238,14 @@ impl Counter {
             State::Budget(budget) => budget.taken(),
             State::Held(held) => *held,
             State::Stateless => 0,
+        }
+    }
+
+    /// Of a budget.
+    fn window(&self) -> Option<(UnixSeconds, UnixSeconds)> {
+        match &self.state {
+            State::Budget(budget) => Some(budget.window()),
+            State::Rate(_) | State::Held(_) | State::Stateless => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The ticket of a request that was admitted.
 
 use std::future::poll_fn;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::amounts::{Amounts, Ask, Demand, Stage};
 use super::origins::Origin;
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
-use crate::gateway::journal::{self, EntryEnd, JournalUnavailable, Settlement};
+use crate::gateway::journal::{self, EntryEnd, JournalUnavailable, Settlement, Told};
 use crate::gateway::quota::Percent;
 
 /// Room taken. Settles when dropped.
@@ -22,6 +23,7 @@ pub struct Reservation {
     /// The pages on the way from the account to the root.
     slots: Vec<usize>,
     model: Option<Arc<str>>,
+    num_answers: NonZeroU32,
     held: Amounts,
     output: Output,
     class: ServiceClass,
@@ -29,9 +31,11 @@ pub struct Reservation {
     taken_at: Duration,
     used: Usage,
     end: EntryEnd,
+    told: Option<Arc<Told>>,
     exit: Exit,
     /// The other gateway's reservation that this is for.
     origin: Option<Origin>,
+    place: Place,
     /// `None` where nothing is written down.
     page: Option<journal::Page>,
 }
@@ -67,6 +71,14 @@ pub enum Denied {
     Spent,
 }
 
+/// Whose time a request takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// An engine's of this server.
+    Here,
+    Elsewhere,
+}
+
 /// How a reservation leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
@@ -94,6 +106,7 @@ impl Reservation {
             caller,
             slots,
             model,
+            num_answers: ask.num_answers,
             held,
             output,
             class,
@@ -101,8 +114,10 @@ impl Reservation {
             taken_at,
             used,
             end,
+            told: None,
             exit,
             origin: None,
+            place: Place::Elsewhere,
             page,
         }
     }
@@ -131,7 +146,8 @@ impl Reservation {
         loop {
             let generated_tokens = self.output.reserved_tokens.saturating_add(num_answers.saturating_mul(tokens));
             let used = Usage { prompt_tokens: self.output.prompt_tokens, generated_tokens, ..Usage::default() };
-            let more = Amounts::of(model, used, &books.parts.tariff).in_class(self.class).beyond(&self.held);
+            let whole = Amounts::of((model, self.num_answers), used, &books.parts.tariff);
+            let more = whole.in_class(self.class).beyond(&self.held);
             let demand = Demand { now: more, stage: Stage::Further, overrun: self.overrun };
             match pages.refusal((account, &self.slots), (&demand, model), now) {
                 None => {
@@ -181,6 +197,17 @@ impl Reservation {
         self.end = end;
     }
 
+    /// What the gateway that ran it says of it.
+    pub fn told(&mut self, told: Told) {
+        self.told = Some(Arc::new(told));
+    }
+
+    /// An engine of this server has taken it: what it is billed is this server's time.
+    pub fn here(mut self) -> Self {
+        self.place = Place::Here;
+        self
+    }
+
     /// It is for another gateway, which may ask twice under one reservation and pays once.
     pub fn on_behalf_of(&mut self, origin: Origin) {
         self.origin = Some(origin);
@@ -218,16 +245,16 @@ impl Reservation {
         match self.exit {
             Exit::Withdraw => page.withdraw(),
             Exit::Settle => {
-                let (at, used, end) = (now.wall, self.used, self.end);
+                let (at, used, end, told) = (now.wall, self.used, self.end, self.told.clone());
                 let measured_micros = used.measured_ns / 1000;
-                page.settle(Settlement { at, used, billed_micros, measured_micros, end });
+                page.settle(Settlement { at, used, billed_micros, measured_micros, end, told });
             }
         }
     }
 
     fn used_amounts(&self) -> Amounts {
         match self.exit {
-            Exit::Settle => Amounts::of(self.model.as_deref(), self.used, &self.books.parts.tariff),
+            Exit::Settle => Amounts::of((self.model.as_deref(), self.num_answers), self.used, &self.books.parts.tariff),
             Exit::Withdraw => Amounts::default(),
         }
     }
@@ -255,6 +282,9 @@ impl Drop for Reservation {
         drop(pages);
         if somebody_waits {
             self.books.gave_back.notify_waiters();
+        }
+        if let (Place::Here, Some(hours)) = (self.place, &self.books.parts.hours) {
+            hours.billed(used.gpu_micros);
         }
         self.write_down(used.gpu_micros, now);
     }

@@ -62,6 +62,11 @@ impl Calendar {
         Ok(Self { zone })
     }
 
+    /// As the configuration names it.
+    pub fn zone(&self) -> &str {
+        self.zone.iana_name().unwrap_or("UTC")
+    }
+
     /// Start and end of the period that holds `now`; of a grant, its own.
     pub fn window(&self, period: Period, now: UnixSeconds) -> (UnixSeconds, UnixSeconds) {
         let (start, days, months) = match period {

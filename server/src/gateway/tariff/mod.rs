@@ -11,6 +11,7 @@ mod hours;
 mod written;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use passerelle_engine::Usage;
@@ -73,8 +74,8 @@ impl Tariff {
     }
 
     /// In microseconds, rounded up. Nothing without a model, or for one without a price.
-    pub fn cost_micros(&self, model: Option<&str>, used: Usage) -> u64 {
-        model.and_then(|model| self.prices.get(model)).map_or(0, |price| price.cost_micros(used))
+    pub fn cost_micros(&self, model: Option<&str>, used: Usage, answers: NonZeroU32) -> u64 {
+        model.and_then(|model| self.prices.get(model)).map_or(0, |price| price.cost_micros(used, answers))
     }
 }
 
@@ -97,14 +98,17 @@ impl Price {
         &self.bands
     }
 
-    /// In microseconds, rounded up.
-    pub fn cost_micros(&self, used: Usage) -> u64 {
-        self.cost_ns(used).div_ceil(1000)
+    /// In microseconds, rounded up. Only the sum of several answers is known, so they count as equally long: each stands in
+    /// the context behind the prompt, and not behind the others.
+    pub fn cost_micros(&self, used: Usage, answers: NonZeroU32) -> u64 {
+        self.cost_ns(used, answers).div_ceil(1000)
     }
 
-    fn cost_ns(&self, used: Usage) -> u64 {
+    fn cost_ns(&self, used: Usage, answers: NonZeroU32) -> u64 {
         let cached = used.cached_tokens.min(used.prompt_tokens);
-        let end = used.prompt_tokens.saturating_add(used.generated_tokens);
+        // The tokens that do not divide evenly are one more of so many answers.
+        let (each, longer) = (used.generated_tokens / answers, used.generated_tokens % answers);
+        let end = used.prompt_tokens.saturating_add(each);
         let mut start = 0;
         let mut cost = 0_u64;
         for band in &self.bands {
@@ -113,7 +117,8 @@ impl Price {
             let parts = [
                 (within(0, cached), band.cached_ns),
                 (within(cached, used.prompt_tokens), band.input_ns),
-                (within(used.prompt_tokens, end), band.output_ns),
+                (within(used.prompt_tokens, end).saturating_mul(answers.get().into()), band.output_ns),
+                (within(end, end.saturating_add(1)).saturating_mul(longer.into()), band.output_ns),
             ];
             cost = parts.iter().fold(cost, |cost, (tokens, ns)| cost.saturating_add(tokens.saturating_mul(*ns)));
             start = below;
@@ -137,24 +142,34 @@ mod tests {
 
     #[test]
     fn each_token_costs_what_its_class_and_position_say() {
-        let price = banded();
-        assert_eq!(price.cost_ns(used(10, 0, 0)), 10_000);
-        assert_eq!(price.cost_ns(used(10, 4, 1)), 4 + 6_000 + 10_000);
-        assert_eq!(price.cost_ns(used(98, 0, 4)), 98_000 + 2 * 10_000 + 2 * 20_000);
-        assert_eq!(price.cost_ns(used(101, 101, 0)), 101);
+        let cost = |used| banded().cost_ns(used, NonZeroU32::MIN);
+        assert_eq!(cost(used(10, 0, 0)), 10_000);
+        assert_eq!(cost(used(10, 4, 1)), 4 + 6_000 + 10_000);
+        assert_eq!(cost(used(98, 0, 4)), 98_000 + 2 * 10_000 + 2 * 20_000);
+        assert_eq!(cost(used(101, 101, 0)), 101);
+    }
+
+    /// Three of 30 tokens end in the band that one of 90 would leave.
+    #[test]
+    fn several_answers_stand_beside_each_other_and_not_behind() {
+        let cost = |generated, answers| banded().cost_ns(used(60, 0, generated), NonZeroU32::new(answers).unwrap());
+        assert_eq!(cost(90, 3), 60_000 + 90 * 10_000);
+        assert_eq!(cost(90, 1), 60_000 + 40 * 10_000 + 50 * 20_000);
+        assert_eq!(cost(122, 3), 60_000 + 120 * 10_000 + 2 * 20_000, "of 41, 41 and 40 tokens");
+        assert!((1..400).all(|generated| cost(generated - 1, 3) < cost(generated, 3)), "each token costs something");
     }
 
     #[test]
     fn an_answer_costs_the_same_in_parts_and_at_once() {
         let tariff = Tariff::new("1", [("m".to_owned(), banded())]);
-        let cost = |output| tariff.cost_micros(Some("m"), used(90, 0, output));
+        let cost = |output| tariff.cost_micros(Some("m"), used(90, 0, output), NonZeroU32::MIN);
         let parts: u64 = (1..=40).map(|n| cost(n) - cost(n - 1)).sum();
         assert_eq!(parts, cost(40) - cost(0));
     }
 
     #[test]
     fn a_model_without_a_price_costs_nothing_and_bands_in_disorder_are_refused() {
-        assert_eq!(Tariff::free().cost_micros(Some("m"), used(1000, 0, 1000)), 0);
+        assert_eq!(Tariff::free().cost_micros(Some("m"), used(1000, 0, 1000), NonZeroU32::MIN), 0);
         let band = |below| Band { below, input_ns: 1, cached_ns: 1, output_ns: 1 };
         assert_eq!(Price::new(vec![]), Err(PriceError::NoEnd));
         assert_eq!(Price::new(vec![band(Some(1))]), Err(PriceError::NoEnd));

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{administrator, blocking, read, require_below};
+use super::{administrator, blocking, read, require_below, require_real_models};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::directory::{Change, WantedAccount};
@@ -75,6 +75,7 @@ pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> 
     let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
     let NewAccountBody { path, limits } = read(request, &desk).await?;
     require_below(&caller, &path)?;
+    require_real_models(&desk, limited(&limits))?;
     let created = json!({"path": path, "limits": limits});
     blocking(move || administration.directory.create_account(&path, limits)).await?;
     Ok(Json(created).into_response())
@@ -103,6 +104,7 @@ pub(super) async fn change_limit<D: Desk>(State(desk): State<D>, request: Reques
     match (set, remove) {
         (Some(limit), None) => {
             let limit = Limit::try_from(limit).map_err(|error| said(error.to_string()))?;
+            require_real_models(&desk, limit.model.as_deref().into_iter())?;
             blocking(move || directory.set_limit(&account, limit)).await?;
         }
         (None, Some(RemovedLimit { limit, model })) => {
@@ -127,6 +129,7 @@ pub(super) async fn apply<D: Desk>(State(desk): State<D>, request: Request) -> R
     let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
     let ApplyBody { accounts, dry_run } = read(request, &desk).await?;
     accounts.iter().try_for_each(|account| require_below(&caller, &account.path))?;
+    require_real_models(&desk, accounts.iter().flat_map(|account| limited(&account.limits)))?;
     let wanted: Vec<_> = accounts.into_iter().map(WantedAccount::from).collect();
     let changes = blocking(move || {
         let changes = Change::between(&administration.directory.snapshot()?.accounts, &wanted);
@@ -137,6 +140,11 @@ pub(super) async fn apply<D: Desk>(State(desk): State<D>, request: Request) -> R
     });
     let changes: Vec<String> = changes.await?.iter().map(ToString::to_string).collect();
     Ok(Json(json!({"object": "list", "data": changes, "made": !dry_run})).into_response())
+}
+
+/// The models that limits are for.
+fn limited(limits: &Quota) -> impl Iterator<Item = &str> {
+    limits.limits().iter().filter_map(|limit| limit.model.as_deref())
 }
 
 fn changed() -> Response {

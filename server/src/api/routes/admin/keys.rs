@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{administrator, blocking, read, require_governed};
+use super::{administrator, blocking, read, require_governed, require_real_models};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
@@ -58,6 +58,7 @@ pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> 
     let account = account.unwrap_or_else(|| caller.account.path.clone());
     require_governed(&caller, &account)?;
     require_no_more(&caller, (&scopes, &models, class))?;
+    require_real_models(&desk, models.named())?;
     let valid_for = valid_for_seconds.map(Duration::from_secs);
     let new = NewKey { account, name, scopes, models, class, valid_for };
     let (key, info) = blocking(move || administration.directory.create_key(new)).await?;

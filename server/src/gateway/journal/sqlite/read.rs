@@ -1,12 +1,12 @@
 //! Reads the ledger, beside whoever writes it.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use passerelle_engine::Usage;
 use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::super::entry::{Chain, Entry, EntryId, Opening, Settlement};
+use super::super::entry::{Chain, Entry, EntryId, Opening, Settlement, Told};
 use crate::gateway::account::AccountPath;
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::ledger::Spent;
@@ -32,7 +32,8 @@ pub struct UsageSum {
 }
 
 pub(super) const COLUMNS: &str = "id, account, key, model, model_digest, partition, tariff, binary, opened_at,
-    prompt_tokens, input_tokens, cached_tokens, output_tokens, seq, settled_at, billed_us, measured_us, finish, hash";
+    prompt_tokens, input_tokens, cached_tokens, output_tokens, seq, settled_at, billed_us, measured_us, finish, hash,
+    answers, told_model_digest, told_site, told_billed_us";
 
 /// Of an account and everything below it; the root holds all.
 const WITHIN: &str = "(?1 = '/' OR account = ?1 OR substr(account, 1, length(?1) + 1) = ?1 || '/')";
@@ -131,12 +132,18 @@ pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
         binary: row.get(7)?,
         at: row.get(8)?,
         prompt_tokens: row.get(9)?,
+        answers: row.get(19)?,
     })
 }
 
 pub(super) fn used(row: &Row<'_>) -> rusqlite::Result<Usage> {
     let (prompt_tokens, cached_tokens, generated_tokens) = (row.get(10)?, row.get(11)?, row.get(12)?);
     Ok(Usage { prompt_tokens, cached_tokens, generated_tokens, ..Usage::default() })
+}
+
+fn told(row: &Row<'_>) -> rusqlite::Result<Option<Arc<Told>>> {
+    let Some(model_digest) = row.get(20)? else { return Ok(None) };
+    Ok(Some(Arc::new(Told { model_digest, site: row.get(21)?, billed_micros: row.get(22)? })))
 }
 
 fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
@@ -147,6 +154,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         billed_micros: row.get(15)?,
         measured_micros: row.get(16)?,
         end: finish.parse().map_err(|_| rusqlite::Error::InvalidColumnName(finish))?,
+        told: told(row)?,
     };
     Ok(Entry { seq: row.get(13)?, opening: opening(row)?, settlement })
 }

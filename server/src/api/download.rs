@@ -1,0 +1,83 @@
+//! Answers that are written while they are sent: as large as they like, with a few chunks of them in memory.
+
+use std::error::Error;
+use std::io::{self, Write};
+
+use axum::body::{Body, Bytes};
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::response::Response;
+use futures_util::stream;
+use tokio::sync::mpsc;
+
+const CHUNK_BYTES: usize = 64 << 10;
+/// Written, and not yet taken by whoever reads.
+const PENDING_CHUNKS: usize = 4;
+
+/// Hands on what is written to it in chunks, and waits while nobody reads.
+#[derive(Debug)]
+pub(crate) struct Chunks {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    buffer: Vec<u8>,
+}
+
+/// `write` runs on a thread that may wait. An error in it breaks the answer off, so that nobody takes it for a whole one.
+pub(crate) fn download<E: Error>(
+    content_type: &'static str,
+    write: impl FnOnce(&mut Chunks) -> Result<(), E> + Send + 'static,
+) -> Response {
+    let (sender, receiver) = mpsc::channel(PENDING_CHUNKS);
+    tokio::task::spawn_blocking(move || {
+        let mut chunks = Chunks { sender, buffer: Vec::with_capacity(CHUNK_BYTES) };
+        let written = write(&mut chunks).map_err(|error| io::Error::other(error.to_string()));
+        if let Err(error) = written.and_then(|()| chunks.flush()) {
+            tracing::warn!(%error, "an answer broke off");
+            // Whoever reads may have left.
+            let _ = chunks.sender.blocking_send(Err(error));
+        }
+    });
+    let body = stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|chunk| (chunk, receiver)) });
+    let mut response = Response::new(Body::from_stream(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+impl Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= CHUNK_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK_BYTES));
+        self.sender.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_larger_than_memory_may_hold_at_once_arrives_whole() {
+        let line = [b'x'; 1000];
+        let response = download("text/csv", move |out| (0..1000).try_for_each(|_| out.write_all(&line)));
+        assert_eq!(response.headers()[CONTENT_TYPE], "text/csv");
+        let bytes = axum::body::to_bytes(response.into_body(), 2 << 20).await.unwrap();
+        assert_eq!(bytes.len(), 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_written_to_its_end_does_not_look_complete() {
+        let response = download("text/csv", |out| {
+            out.write_all(b"a line")?;
+            Err::<(), _>(io::Error::other("the disk"))
+        });
+        assert!(axum::body::to_bytes(response.into_body(), 1 << 20).await.is_err());
+    }
+}

@@ -1,0 +1,88 @@
+//! Whether a request of a key would be admitted now, and what would refuse it.
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{administrator, blocking, read};
+use crate::api::desk::{Desk, DeskVisit};
+use crate::api::errors::{ApiError, ErrorKind};
+use crate::gateway::directory::KeyStatus;
+use crate::gateway::quota::Unit;
+use crate::gateway::{Account, Ask, DirectoryError, Ledger, Limit, Refusal, Reserve, Retry};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainBody {
+    /// By id or name.
+    key: String,
+    prompt_tokens: u32,
+    #[serde(default)]
+    output_tokens: u32,
+    #[serde(default)]
+    model: String,
+}
+
+/// By everything that the server knows: rates, what runs, who waits. Where none runs, by what the ledger holds; what only a
+/// server would know is named.
+pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let ExplainBody { key, prompt_tokens, output_tokens, model } = read(request, &desk).await?;
+    let (books, directory) = (desk.clone(), administration.directory);
+    let looked = blocking(move || {
+        let info = directory.find_key(&key)?;
+        if !caller.governs(&info.account) {
+            // Not told from one that does not exist.
+            return Err(DirectoryError::UnknownKey(key));
+        }
+        let standing = books.standing(&info)?;
+        Ok((info, directory.now(), standing))
+    });
+    let (info, now, (ledger, asked)) = looked.await?;
+    if info.status(now) != KeyStatus::Active {
+        return Err(ApiError::new(ErrorKind::Conflict, format!("The key `{}` is not accepted any more.", info.name)));
+    }
+    // An upstream cannot be told to go on, so that all of the answer is reserved there.
+    let runs_elsewhere = desk.server().is_some_and(|state| state.serving().remote(&model).is_some());
+    let reserve = if runs_elsewhere { Reserve::Whole } else { Reserve::InParts };
+    let ask = Ask { reserve, ..Ask::new(&model, prompt_tokens, output_tokens) };
+    let closed = ledger.available_to(&asked).err().map(|closed| closed.to_string());
+    let refusal = ledger.would_refuse(&asked, &ask);
+    let unseen = if desk.server().is_some() { Vec::new() } else { not_looked_at(&asked.account, &ask) };
+    let answer = json!({
+        "object": "explanation",
+        "account": info.account,
+        "fits": refusal.is_none() && closed.is_none(),
+        "closed": closed,
+        "refusal": refusal.map(|refusal| refusal_json(&refusal, &ledger)),
+        "not_looked_at": unseen,
+    });
+    Ok(Json(answer).into_response())
+}
+
+fn refusal_json(refusal: &Refusal, ledger: &Ledger) -> Value {
+    let (wait, retry) = match refusal.retry {
+        Retry::After(wait) => (Some(wait), "after"),
+        Retry::Spent => (None, "spent"),
+        Retry::Never => (None, "never"),
+    };
+    let passes_at = wait.map(|wait| ledger.today().after(wait));
+    json!({
+        "message": refusal.to_string(),
+        "limit": refusal.limit.as_str(),
+        "scope": refusal.scope,
+        "model": refusal.model.as_deref(),
+        "retry": retry,
+        "wait_seconds": wait.map(|wait| wait.as_secs_f64()),
+        "passes_at": passes_at,
+    })
+}
+
+/// Limits that only a server which runs knows the state of.
+fn not_looked_at(account: &Account, ask: &Ask) -> Vec<Value> {
+    let is_unknown = |limit: &Limit| limit.name().is_rate() || limit.name().is_held() || limit.counts(Unit::GpuMicros);
+    let unknown = account.limits().filter(|(_, limit)| limit.covers(ask.model.as_deref()) && is_unknown(limit));
+    unknown.map(|(node, limit)| json!({"limit": limit.name().as_str(), "scope": node.path})).collect()
+}
