@@ -17,12 +17,13 @@ use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Admission, Admitted, ServedAs, Shape, Ticket, Visit, charge_to, saturating_u32};
 use super::launch::LivePrompt;
+use super::lease::Lease;
 use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare};
 use super::reserve::{Patience, withdraw_all};
 use super::routes::require;
 use super::running::SettleAt;
 use super::sse::StreamEnd;
-use super::state::{AppState, ServedModel};
+use super::state::AppState;
 use super::wire::answer::{AnswerForm, Conclusion, Part};
 use super::wire::choices::Choices;
 use super::wire::compare::{
@@ -42,9 +43,11 @@ pub(crate) struct SideBySide {
     created: u64,
     state: AppState,
     lane: ComparisonHandle,
-    models: Vec<Arc<ServedModel>>,
+    models: Vec<Lease>,
     /// The same for all models.
     prompt: Vec<TokenId>,
+    /// Of all answers.
+    seed: u64,
     said: Vec<SaidText>,
     differences: Vec<Difference>,
     text: ComparedText,
@@ -64,12 +67,16 @@ pub(crate) async fn admit(
     let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
-    let serving = state.serving();
-    let ReadCompare { models, prompt, generate, .. } = read;
+    let ReadCompare { models, prompt, mut generate, .. } = read;
+    let seed = *generate.sampling.seed.get_or_insert(random_seed()?);
     let requests: Vec<GenerateRequest> =
         models.into_iter().map(|model| GenerateRequest { model, ..generate.clone() }).collect();
-    let found = requests.iter().map(|request| find_generator(state, &caller, &request.model));
-    let models = found.collect::<Result<Vec<_>, _>>()?;
+    let mut models = Vec::with_capacity(requests.len());
+    for request in &requests {
+        models.push(find_generator(state, &caller, &request.model).await?);
+    }
+    // Their replicas may have come just now.
+    let serving = state.serving();
     let shape = Shape::of(&prompt, &generate);
     let class = caller.classes.grant(generate.class);
     let (mut admissions, mut prompts) = (Vec::new(), Vec::new());
@@ -112,7 +119,7 @@ pub(crate) async fn admit(
     let (model, fingerprint) = (models[0].name.clone(), Some(models[0].fingerprint.clone()));
     let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
     let admitted = Admitted::new((started, Choices::ONE), served_as, place);
-    Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), caller.account.share_key)))
+    Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), (seed, caller.account.share_key))))
 }
 
 /// A comparison never waits in line: with what it has already it would hold up others that wait.
@@ -134,7 +141,7 @@ async fn reserve_all(
 }
 
 /// Distributions compare token by token only where a token is the same for both. Returns the prompt.
-fn check_one_vocabulary(models: &[Arc<ServedModel>], prompts: &[Vec<EncodedPrompt>]) -> Result<Vec<TokenId>, ApiError> {
+fn check_one_vocabulary(models: &[Lease], prompts: &[Vec<EncodedPrompt>]) -> Result<Vec<TokenId>, ApiError> {
     let tokens = |of: usize| prompts[of].first().map(|prompt| prompt.tokens.as_slice()).unwrap_or_default();
     for other in 1..models.len() {
         if models[other].input_vocab_size != models[0].input_vocab_size || tokens(other) != tokens(0) {
@@ -145,6 +152,12 @@ fn check_one_vocabulary(models: &[Arc<ServedModel>], prompts: &[Vec<EncodedPromp
     Ok(tokens(0).to_vec())
 }
 
+/// Small enough for every client's numbers.
+fn random_seed() -> Result<u64, ApiError> {
+    let seed = getrandom::u32().map_err(|_| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
+    Ok(u64::from(seed))
+}
+
 fn no_lane() -> ApiError {
     ApiError::new(ErrorKind::NotFound, "This server runs no comparisons.")
 }
@@ -152,13 +165,13 @@ fn no_lane() -> ApiError {
 impl SideBySide {
     fn new(
         (id, state, lane): (String, AppState, ComparisonHandle),
-        (models, prompt): (Vec<Arc<ServedModel>>, Vec<TokenId>),
-        share_key: ShareKey,
+        (models, prompt): (Vec<Lease>, Vec<TokenId>),
+        (seed, share_key): (u64, ShareKey),
     ) -> Self {
         let created = state.clock().wall().as_secs();
         let said = vec![SaidText::default(); models.len()];
         let (differences, text, usages) = (Vec::new(), ComparedText::default(), Vec::new());
-        Self { id, created, state, lane, models, prompt, said, differences, text, usages, share_key }
+        Self { id, created, state, lane, models, prompt, seed, said, differences, text, usages, share_key }
     }
 
     fn head(&self, object: &str) -> Value {
@@ -221,6 +234,7 @@ impl SideBySide {
 
     fn json(&self, usage: Usage) -> Value {
         let mut whole = self.head("comparison");
+        whole["seed"] = json!(self.seed.cast_signed());
         let models = self.models.iter().zip(&self.said).enumerate().map(|(index, (model, said))| {
             let compared = ComparedModel { name: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
             model_json(index, &compared, said, self.usages.get(index).copied().unwrap_or_default())

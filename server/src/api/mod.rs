@@ -25,6 +25,7 @@ mod form;
 mod generate;
 mod ids;
 mod launch;
+mod lease;
 mod meter;
 mod middleware;
 mod openapi;

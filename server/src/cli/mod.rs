@@ -9,6 +9,7 @@ mod compare;
 mod inspect;
 mod key;
 mod limit_args;
+mod model;
 mod model_args;
 mod office;
 pub(crate) mod output;
@@ -53,6 +54,7 @@ enum Command {
     Account(account::AccountArgs),
     Backup(backup::BackupArgs),
     Key(key::KeyArgs),
+    Model(model::ModelArgs),
     Quota(quota::QuotaArgs),
     Reload(reload::ReloadArgs),
     Restore(backup::RestoreArgs),
@@ -71,6 +73,7 @@ impl Cli {
             Command::Account(args) => args.run(),
             Command::Backup(args) => args.run(),
             Command::Key(args) => args.run(),
+            Command::Model(args) => args.run(),
             Command::Quota(args) => args.run(),
             Command::Reload(args) => args.run(),
             Command::Restore(args) => args.run(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::aliases::{Aliases, check_aliases};
 use super::ledger::{LedgerConfig, check_ledger};
+use super::shelf::{ShelfConfig, check_shelf};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
@@ -25,6 +26,7 @@ pub struct Config {
     /// Names that stand for models, each with the models' weights.
     pub aliases: Aliases,
     pub hub: HubConfig,
+    pub shelf: ShelfConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
     pub batches: BatchesConfig,
@@ -189,7 +191,7 @@ impl Config {
         let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
         let routing = check_routing(&written.routing)?;
         let aliases = check_aliases(written.aliases.unwrap_or_default())?;
-        let limits = written.limits;
+        let (limits, shelf) = (written.limits, check_shelf(&written.shelf));
         Ok(Self {
             server,
             models,
@@ -197,6 +199,7 @@ impl Config {
             routing,
             aliases,
             hub,
+            shelf,
             engine,
             api,
             batches,
@@ -344,9 +347,8 @@ fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec
     Ok(models)
 }
 
-/// Every model has a name that requests can use, and no two have the same. For the models of a folder too, which are
-/// found later.
-pub fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
+/// Every model has a name that requests can use, and no two have the same.
+fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
     let mut names = HashSet::new();
     for ModelConfig { name, .. } in models {
         check_name(name)?;
@@ -373,6 +375,12 @@ const MAX_NAME_BYTES: usize = 200;
 pub(super) fn fits_as_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(fits) && !name.starts_with('.')
+}
+
+/// `name` or `name@revision`, as checkpoints of a folder are called.
+pub fn fits_as_checkpoint(name: &str) -> bool {
+    name.split_once('@')
+        .map_or_else(|| fits_as_name(name), |(name, revision)| fits_as_name(name) && fits_as_name(revision))
 }
 
 pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {

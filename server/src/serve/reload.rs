@@ -3,20 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
 use passerelle::api::{AppState, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
 use passerelle::config::{self, Config, ModelConfig, ServerConfig};
 use passerelle::gateway::directory::Snapshot;
-use passerelle::gateway::{AccountPath, Administration, Alias, Replica, RetryBounds, Router};
-use passerelle_engine::clock::Clock;
+use passerelle::gateway::{AccountPath, Administration, Alias, RetryBounds, Router, Shelf};
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
 use super::door;
-use super::engines::random_seed;
 use super::upstreams::{self, Upstreams};
 
 /// The configuration as it is written now, checked.
@@ -28,29 +25,51 @@ pub(super) struct Reloading {
     pub(super) config: Config,
     pub(super) orders: mpsc::Receiver<ReloadOrder>,
     pub(super) reloader: Reloader,
-    /// The replicas that run here.
-    pub(super) engines: Vec<Arc<Replica>>,
+    /// The models that stay in memory.
+    pub(super) staying: Vec<String>,
+    /// Those that come and go.
+    pub(super) shelf: Option<Shelf>,
     pub(super) upstreams: Upstreams,
     pub(super) state: AppState,
-    pub(super) clock: Arc<dyn Clock>,
 }
 
-/// Who serves what, as the configuration says it. Every model of `router` is known by then.
-pub(super) fn serving(
-    config: &Config,
-    router: Router,
+/// Every model that runs on this server, or could.
+pub(super) fn models_here(staying: &[String], shelf: Option<&Shelf>) -> Vec<String> {
+    let shelved = shelf.into_iter().flat_map(Shelf::rows).map(|row| row.model);
+    staying.iter().cloned().chain(shelved).collect()
+}
+
+/// What the configuration says of who serves what, checked.
+pub(super) struct Directions {
+    aliases: Vec<(String, Alias)>,
+    owners: BTreeMap<String, AccountPath>,
+    retry: RetryBounds,
     remote: Vec<RemoteModel>,
-    administration: Option<&Administration>,
-) -> Result<Serving> {
-    let served: Vec<&str> = router.models().map(|entry| entry.name.as_str()).collect();
-    config::check_targets(&config.aliases, &served)?;
-    if let Some(administration) = administration.filter(|_| !config.aliases.is_empty()) {
-        require_unlimited(&administration.directory.snapshot()?, |name| config.aliases.contains_key(name))?;
+}
+
+impl Directions {
+    /// `here`: see [`models_here`].
+    pub(super) fn of(
+        (config, administration): (&Config, Option<&Administration>),
+        here: &[String],
+        remote: Vec<RemoteModel>,
+    ) -> Result<Self> {
+        let elsewhere = remote.iter().map(|model| model.name.as_str());
+        let served: Vec<&str> = here.iter().map(String::as_str).chain(elsewhere).collect();
+        config::check_targets(&config.aliases, &served)?;
+        if let Some(administration) = administration.filter(|_| !config.aliases.is_empty()) {
+            require_unlimited(&administration.directory.snapshot()?, |name| config.aliases.contains_key(name))?;
+        }
+        let aliases =
+            config.aliases.iter().map(|(name, targets)| (name.clone(), Alias::new(targets.clone()))).collect();
+        let retry = RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken };
+        Ok(Self { aliases, owners: owners(config)?, retry, remote })
     }
-    let aliases = config.aliases.iter().map(|(name, targets)| (name.clone(), Alias::new(targets.clone())));
-    let retry = RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken };
-    let owners = owners(config)?;
-    Ok(Serving::new(router, remote).with_aliases(aliases).with_owners(owners).with_retry(retry))
+
+    pub(super) fn serve(self, router: Router) -> Serving {
+        let serving = Serving::new(router, self.remote).with_aliases(self.aliases).with_owners(self.owners);
+        serving.with_retry(self.retry)
+    }
 }
 
 impl Reloading {
@@ -80,23 +99,22 @@ impl Reloading {
         let ring = self.state.authenticator().ring();
         let mut reloaded = compare(&self.config, &new, ring.is_some());
         let config = in_force(&self.config, new, ring.is_some());
-        let here: Vec<String> = self.engines.iter().map(|replica| replica.model().to_owned()).collect();
+        let here = models_here(&self.staying, self.shelf.as_ref());
         let (settings, remote) = upstreams::prepare(&config, &here)?.split();
         self.require_prices(&config, &remote)?;
         let (fixed, limits) = (door::fixed_keys(&config)?, door::default_limits(&config)?);
         reloaded.note(self.upstreams.have_other_keys(&settings), "upstreams.key_file");
         reloaded.note(ring.is_some_and(|ring| ring.has_other_fixed_keys(&fixed)), "server.api_key_file");
         let regiven = ring.map(|ring| ring.regive(fixed, limits)).transpose()?;
+        let directions = Directions::of((&config, self.state.administration()), &here, remote)?;
         let planned = self.upstreams.plan(settings)?;
-        let replicas = self.engines.iter().cloned().chain(planned.replicas());
-        let router = Router::new(replicas, Arc::clone(&self.clock), random_seed()?).after(&self.state.serving().router);
-        let serving = serving(&config, router, remote, self.state.administration())?;
+        let elsewhere = planned.replicas();
         // Nothing can go wrong from here on.
         self.upstreams.adopt(planned);
         if let (Some(ring), Some(regiven)) = (ring, regiven) {
             ring.adopt(regiven);
         }
-        self.state.serve(serving);
+        self.state.change_serving(|former| former.directed(directions.serve(former.router.with_upstreams(elsewhere))));
         self.config = config;
         // Whoever asks for this has looked at the server.
         reloaded.note(self.state.ledger().accept_clock(), "the wall clock, which had leapt, is believed");
@@ -156,6 +174,7 @@ fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
         (server_without_keys(old) != server_without_keys(new), "server"),
         (!same_models, "models"),
         (old.hub != new.hub, "hub"),
+        (old.shelf != new.shelf, "shelf"),
         (old.engine != new.engine, "engine"),
         (old.api != new.api, "api"),
         (old.batches != new.batches, "batches"),

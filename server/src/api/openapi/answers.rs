@@ -46,6 +46,7 @@ fn comparison() -> Value {
         json!({
             "id": {"type": "string"},
             "object": {"const": "comparison"},
+            "seed": {"type": "integer"},
             "created": count(),
             "models": {"type": "array", "items": object(&["index", "model", "text", "token_ids", "usage"], json!({
                 "index": count(),
@@ -99,6 +100,8 @@ fn generated() -> Value {
             "created": count(),
             "owned_by": {"type": "string"},
             "max_model_len": {"type": ["integer", "null"]},
+            "state": {"enum": ["available", "loading", "ready", "unloading", "failed"]},
+            "error": {"type": "string"},
             "digest": {"type": ["string", "null"], "pattern": "^sha256:[0-9a-f]{64}$"},
         })),
         "ModelList": list("Model"),

@@ -5,6 +5,7 @@ mod accounts;
 mod copies;
 mod explain;
 mod keys;
+mod models;
 
 use std::sync::Arc;
 
@@ -32,7 +33,7 @@ use crate::gateway::{AccountPath, Caller, DirectoryError, Scope};
 type DeskRoute<D> = (&'static str, fn() -> MethodRouter<D>);
 
 /// Everything that can be administered, at whichever desk.
-pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 15] {
+pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 17] {
     [
         ("/admin/v1/accounts", || get(accounts::list::<D>).post(accounts::create::<D>)),
         ("/admin/v1/accounts/{*path}", || delete(accounts::remove::<D>)),
@@ -42,6 +43,8 @@ pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 15] {
         ("/admin/v1/keys", || get(keys::list::<D>).post(keys::create::<D>)),
         ("/admin/v1/keys/{id}", || delete(keys::revoke::<D>)),
         ("/admin/v1/keys/{id}/rotate", || post(keys::rotate::<D>)),
+        ("/admin/v1/models", || get(models::list::<D>)),
+        ("/admin/v1/models/{act}", || post(models::act::<D>)),
         ("/admin/v1/usage", || get(usage::<D>)),
         ("/admin/v1/usage/hours", || get(hours::<D>)),
         ("/admin/v1/usage/export", || get(copies::export::<D>)),

@@ -270,6 +270,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
     };
     let parts = AppParts {
         models: vec![served_model(options)],
+        shelf: None,
         authenticator,
         administration,
         reloader: None,
