@@ -37,7 +37,7 @@ use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{Authenticator, Ledger, PrefixSharing, Router};
 use passerelle::text::GrammarBounds;
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_engine::{EncoderEngine, EncoderHandle, Engine, EngineHandle};
+use passerelle_engine::{ComparisonLane, EncoderEngine, EncoderHandle, Engine, EngineHandle};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::Signal;
 use tokio::time::sleep;
@@ -72,6 +72,7 @@ pub(crate) struct Server {
     engines: Vec<Engine>,
     encoders: Vec<EncoderEngine>,
     /// Until somebody follows the configuration.
+    comparisons: ComparisonLane,
     reloading: Option<Reloading>,
     /// Dropped last: every request is settled. `None` for a server without a data directory.
     _ledger: Option<LedgerKeeper>,
@@ -149,6 +150,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         ledger,
         serving,
         clock: Arc::clone(&clock),
+        comparisons: fleet.comparisons.handle(),
         metrics: fleet.metrics,
         batches,
         config: api_config,
@@ -169,6 +171,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         engines: fleet.engines,
         encoders: fleet.encoders,
         reloading: Some(reloading),
+        comparisons: fleet.comparisons,
         _ledger: keeper,
     })
 }
@@ -186,6 +189,7 @@ impl Server {
         let handles: Vec<EngineHandle> = self.engines.iter().map(Engine::handle).collect();
         let encoders: Vec<EncoderHandle> = self.encoders.iter().map(EncoderEngine::handle).collect();
         let shutdown = async {
+        let comparisons = self.comparisons.handle();
             shutdown.await;
             readiness.start_draining();
             tracing::info!("admitting nothing more; what runs may finish");
@@ -195,6 +199,7 @@ impl Server {
                 handles.iter().for_each(EngineHandle::shutdown);
                 encoders.iter().for_each(EncoderHandle::shutdown);
             });
+                comparisons.shutdown();
         };
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
         let drained = api::serve(self.listener, self.router, config, shutdown).await;

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use passerelle_engine::RequestId;
 use passerelle_engine::clock::Clock;
+use passerelle_engine::{ComparisonHandle, RequestId};
 use passerelle_models::{ModelDigest, TokenId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -127,6 +127,8 @@ pub struct AppParts {
     pub reloader: Option<Reloader>,
     pub ledger: Ledger,
     pub serving: Serving,
+    /// Where two of the models meet.
+    pub comparisons: ComparisonHandle,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<Metrics>,
     /// `None`: this server keeps no files and runs no batches.
@@ -198,6 +200,7 @@ struct Shared {
     administration: Option<Administration>,
     reloader: Option<Reloader>,
     serving: RwLock<Arc<Serving>>,
+    comparisons: ComparisonHandle,
     authenticator: Authenticator,
     ledger: Ledger,
     clock: Arc<dyn Clock>,
@@ -215,10 +218,11 @@ struct Shared {
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
         let AppParts { models, administration, reloader, serving, authenticator, .. } = parts;
-        let AppParts { ledger, clock, metrics, batches, config, readiness, .. } = parts;
+        let AppParts { ledger, comparisons, clock, metrics, batches, config, readiness, .. } = parts;
         let shared = Shared {
             models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
             serving: RwLock::new(Arc::new(serving)),
+            comparisons,
             text_work: TextWork::new(config.max_concurrent_encodes),
             batches: batches.map(Arc::new),
             batch_changes: watch::Sender::new(()),
@@ -280,6 +284,10 @@ impl AppState {
     pub fn serve(&self, serving: Serving) {
         self.shared.metrics.serve(serving.router.models().map(|entry| entry.name.as_str()));
         *self.shared.serving.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(serving);
+    }
+
+    pub(crate) fn comparisons(&self) -> &ComparisonHandle {
+        &self.shared.comparisons
     }
 
     pub fn clock(&self) -> &dyn Clock {

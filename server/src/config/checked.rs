@@ -99,6 +99,9 @@ pub struct EngineConfig {
     pub prompt_logprobs_chunk_tokens: usize,
     /// What models that do not say their own get; also those found in `server.models_dir`.
     pub dtype: WeightDtype,
+    /// The longest text that two models are compared on. While it runs, the keys and values of this many tokens of each are
+    /// held beside `kv_cache_memory`.
+    pub comparison_tokens: usize,
     pub kv_dtype: KvDtype,
     pub max_model_len: Option<usize>,
     pub tokenizer: Option<String>,
@@ -416,6 +419,7 @@ fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
         dtype: written.dtype.unwrap_or_default(),
         kv_dtype: written.kv_dtype.unwrap_or_default(),
         max_model_len: written.max_model_len.map(usize::from),
+        comparison_tokens: count(written.comparison_tokens, 4096),
         tokenizer: written.tokenizer.clone(),
         chat_template: written.chat_template.clone(),
     })

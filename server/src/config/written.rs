@@ -224,6 +224,8 @@ pub struct WrittenEngine {
 }
 lay_over!(WrittenEngine {
     device,
+    /// The longest text that two models are compared on.
+    pub comparison_tokens: Option<NonZeroUsize>,
     dtype,
     kv_dtype,
     max_model_len,
@@ -242,6 +244,7 @@ lay_over!(WrittenEngine {
 });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+    comparison_tokens,
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenApi {
     pub unknown_fields: Option<UnknownFields>,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
-use passerelle_engine::{EncodeReply, EncodeRequest, EncoderHandle, EngineHandle, EventStream, Request};
+use passerelle_engine::{EncodeReply, EncodeRequest, EncoderHandle, EngineHandle, EventStream, Request, SharedModel};
 
 use super::breaker::{Breaker, BreakerBounds};
 use super::chance::Chance;
@@ -32,6 +32,11 @@ pub trait ReplicaDoor: Send + Sync + fmt::Debug {
     /// As [`ReplicaDoor::submit`], for a text that is to become a vector. Only encoders do that.
     fn encode(&self, _: EncodeRequest) -> Result<EncodeReply, SubmitError> {
         Err(SubmitError::Refused { parameter: Some("model"), why: "this model makes no vectors".to_owned() })
+    }
+
+    /// The model, for others in this process who run it in turn with the engine. `None` if there is none, or no longer.
+    fn lend(&self) -> Option<SharedModel> {
+        None
     }
 
     fn load(&self) -> Load;
@@ -206,6 +211,13 @@ impl Replica {
         Ok((submitted?, in_flight))
     }
 
+    /// [`super::Comparing`] is how texts come to two models at once. While it is held, the replica has work.
+    pub(super) fn lend(self: &Arc<Self>, tokens: u64) -> Result<(SharedModel, InFlight), SubmitError> {
+        let Side::Engine(engine) = &self.side else { return Err(SubmitError::Closed) };
+        let in_flight = self.hold(tokens);
+        Ok((engine.door.lend().ok_or(SubmitError::Closed)?, in_flight))
+    }
+
     pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
         self.tokens_in_flight.fetch_add(tokens, Ordering::Relaxed);
         InFlight { replica: Arc::clone(self), tokens }
@@ -290,6 +302,10 @@ impl Drop for InFlight {
 impl ReplicaDoor for EngineHandle {
     fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
         Ok(EngineHandle::submit(self, request)?)
+    }
+
+    fn lend(&self) -> Option<SharedModel> {
+        self.model()
     }
 
     fn load(&self) -> Load {

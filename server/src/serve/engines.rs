@@ -10,7 +10,10 @@ use passerelle::gateway::tariff::{Hours, Price, price_by_weights};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
-use passerelle_engine::{EncoderEngine, EncoderParts, Engine, EngineParts, StepTurns};
+use passerelle_engine::{
+    ComparisonConfig, ComparisonLane, ComparisonParts, EncoderEngine, EncoderParts, Engine, EngineParts, StepObserver,
+    StepTurns,
+};
 use passerelle_models::ops::Compute;
 use passerelle_models::{ModelDescription, ModelDigest};
 use sha2::{Digest, Sha256};
@@ -24,6 +27,7 @@ use super::report;
 pub(crate) struct Fleet {
     pub(crate) engines: Vec<Engine>,
     pub(crate) encoders: Vec<EncoderEngine>,
+    pub(crate) comparisons: ComparisonLane,
     pub(crate) served: Vec<ServedModel>,
     pub(crate) replicas: Vec<Arc<Replica>>,
     pub(crate) metrics: Arc<Metrics>,
@@ -96,8 +100,14 @@ pub(crate) fn start(
         replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
         encoders.push(engine);
     }
+    let comparisons = ComparisonLane::spawn(ComparisonParts {
+        config: comparison_bounds(config),
+        turns,
+        clock: Arc::clone(clock),
+        observer: Arc::clone(metrics.hours()) as Arc<dyn StepObserver>,
+    })?;
     let partition = report::device(compute);
-    Ok(Fleet { engines, encoders, served, replicas, metrics, prices, partition })
+    Ok(Fleet { engines, encoders, comparisons, served, replicas, metrics, prices, partition })
 }
 
 impl EngineBounds {
@@ -176,6 +186,17 @@ fn encoder_bounds(model: &LoadedEncoder, config: &EngineConfig) -> passerelle_en
         max_batch_tokens: config.max_num_batched_tokens,
         max_batch_texts: config.max_num_seqs,
         max_text_tokens: model.description.model.max_position,
+        max_waiting_texts: config.max_queued_requests,
+        max_waiting_tokens: config.max_queued_tokens,
+    }
+}
+
+/// A chunk of each model is bounded as the prompts of its own engine that want log-probabilities.
+fn comparison_bounds(config: &EngineConfig) -> ComparisonConfig {
+    ComparisonConfig {
+        max_text_tokens: config.comparison_tokens,
+        max_chunk_tokens: config.prompt_logprobs_chunk_tokens,
+        max_added_latency: config.max_added_latency,
         max_waiting_texts: config.max_queued_requests,
         max_waiting_tokens: config.max_queued_tokens,
     }

@@ -41,6 +41,7 @@ fn needs(door: &str, name: &str) -> Value {
         ("chat", "top_logprobs") => json!({"logprobs": true}),
         ("chat" | "completions", "stream_options") => json!({"stream": true}),
         ("completions", "max_tokens") => json!({"echo": true}),
+        ("completions", "prompt_scores_against") => json!({"max_tokens": 0}),
         ("completions", "min_tokens") => json!({"max_tokens": u32::MAX}),
         _ => json!({}),
     }
