@@ -19,6 +19,7 @@ mod report;
 mod signals;
 mod tariff;
 mod text;
+mod trusted;
 #[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
 mod upstreams;
 
@@ -71,8 +72,8 @@ pub(crate) struct Server {
     /// Dropped late: every answer needs its engine to the end.
     engines: Vec<Engine>,
     encoders: Vec<EncoderEngine>,
-    /// Until somebody follows the configuration.
     comparisons: ComparisonLane,
+    /// Until somebody follows the configuration.
     reloading: Option<Reloading>,
     /// Dropped last: every request is settled. `None` for a server without a data directory.
     _ledger: Option<LedgerKeeper>,
@@ -149,8 +150,8 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         reloader: Some(reloader.clone()),
         ledger,
         serving,
-        clock: Arc::clone(&clock),
         comparisons: fleet.comparisons.handle(),
+        clock: Arc::clone(&clock),
         metrics: fleet.metrics,
         batches,
         config: api_config,
@@ -170,8 +171,8 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         config: serve_config(config),
         engines: fleet.engines,
         encoders: fleet.encoders,
-        reloading: Some(reloading),
         comparisons: fleet.comparisons,
+        reloading: Some(reloading),
         _ledger: keeper,
     })
 }
@@ -188,8 +189,8 @@ impl Server {
         let (readiness, drain_timeout) = (self.readiness, self.config.drain_timeout);
         let handles: Vec<EngineHandle> = self.engines.iter().map(Engine::handle).collect();
         let encoders: Vec<EncoderHandle> = self.encoders.iter().map(EncoderEngine::handle).collect();
-        let shutdown = async {
         let comparisons = self.comparisons.handle();
+        let shutdown = async {
             shutdown.await;
             readiness.start_draining();
             tracing::info!("admitting nothing more; what runs may finish");
@@ -198,8 +199,8 @@ impl Server {
                 tracing::warn!("the drain timeout has passed: what still runs is ended");
                 handles.iter().for_each(EngineHandle::shutdown);
                 encoders.iter().for_each(EncoderHandle::shutdown);
-            });
                 comparisons.shutdown();
+            });
         };
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };
         let drained = api::serve(self.listener, self.router, config, shutdown).await;

@@ -4,7 +4,9 @@ mod account;
 mod apply;
 mod backup;
 mod bench;
+mod bundle;
 mod chat;
+mod import;
 mod inspect;
 mod key;
 mod limit_args;
@@ -14,6 +16,8 @@ pub(crate) mod output;
 mod quota;
 mod reload;
 mod serve;
+mod sign;
+mod source_args;
 mod state_args;
 mod usage;
 
@@ -48,10 +52,13 @@ enum Command {
     Bench(bench::BenchArgs),
     Account(account::AccountArgs),
     Backup(backup::BackupArgs),
+    Bundle(bundle::BundleArgs),
+    Import(import::ImportArgs),
     Key(key::KeyArgs),
     Quota(quota::QuotaArgs),
     Reload(reload::ReloadArgs),
     Restore(backup::RestoreArgs),
+    Sign(sign::SignArgs),
     Usage(usage::UsageArgs),
 }
 
@@ -64,10 +71,13 @@ impl Cli {
             Command::Bench(args) => args.run(),
             Command::Account(args) => args.run(),
             Command::Backup(args) => args.run(),
+            Command::Bundle(args) => args.run(),
+            Command::Import(args) => args.run(),
             Command::Key(args) => args.run(),
             Command::Quota(args) => args.run(),
             Command::Reload(args) => args.run(),
             Command::Restore(args) => args.run(),
+            Command::Sign(args) => args.run(),
             Command::Usage(args) => args.run(),
         }
     }

@@ -33,6 +33,9 @@ pub(crate) struct ServeArgs {
     /// Serve every checkpoint directly inside DIR, each under its folder's name.
     #[arg(long, value_name = "DIR")]
     models_dir: Option<PathBuf>,
+    /// Serve only what this public key has signed (see `passerelle sign`); more than once for several keys.
+    #[arg(long, value_name = "FILE")]
+    trust: Vec<PathBuf>,
     /// Where requests come in: ADDR:PORT or unix:PATH [default: 127.0.0.1:8080].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<Listen>,
@@ -70,6 +73,7 @@ impl ServeArgs {
         written.server.listen = self.listen;
         written.server.api_key_file = self.api_key_file;
         written.server.models_dir = self.models_dir;
+        written.server.trust = (!self.trust.is_empty()).then_some(self.trust);
         written.log = WrittenLog { format: self.log_format, level: self.log_level };
         written
     }

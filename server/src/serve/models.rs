@@ -22,6 +22,7 @@ use passerelle_models::{
 
 use super::hashes::KeptHashes;
 use super::text;
+use super::trusted::Inspector;
 
 /// Before a file of the hub is tried again; later attempts wait longer.
 const HUB_RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -79,6 +80,9 @@ pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> 
         wanted.extend(find_models(folder, &config.engine)?);
         check_names(&wanted)?;
     }
+    // All of them first: where one is not what was signed, nothing is loaded.
+    let inspector = Inspector::new(config)?;
+    wanted.iter().try_for_each(|model| inspector.inspect(model))?;
     let hashes = KeptHashes::open(&config.server.data_dir);
     let means = Means { hub: &config.hub, compute, hashes: &hashes };
     let mut loaded = AllLoaded::default();

@@ -13,6 +13,7 @@ mod operation;
 mod parity;
 mod refusals;
 mod tariff;
+mod trusted;
 
 use std::process::Command;
 
