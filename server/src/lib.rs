@@ -3,6 +3,7 @@
 pub mod api;
 pub mod batches;
 pub mod config;
+pub mod evaluation;
 pub mod gateway;
 pub mod hub;
 pub mod metrics;

@@ -53,7 +53,8 @@ pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 pub(crate) use hashes::KeptHashes;
-pub(crate) use models::{Loaded, Means, compute, find_files, load};
+pub(crate) use memory::{KvDemand, share_kv_memory};
+pub(crate) use models::{Loaded, Means, compute, find_files, find_sources, held_as, load, wanted_of};
 pub(crate) use text::load as load_text;
 
 /// HTTP and text need little beside the threads that compute.
@@ -69,10 +70,11 @@ pub(crate) struct Server {
     router: axum::Router,
     readiness: Readiness,
     config: ServeConfig,
+    /// Before the engines whose models it borrows.
+    comparisons: ComparisonLane,
     /// Dropped late: every answer needs its engine to the end.
     engines: Vec<Engine>,
     encoders: Vec<EncoderEngine>,
-    comparisons: ComparisonLane,
     /// Until somebody follows the configuration.
     reloading: Option<Reloading>,
     /// Dropped last: every request is settled. `None` for a server without a data directory.
@@ -169,9 +171,9 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         router: api::router(state),
         readiness,
         config: serve_config(config),
+        comparisons: fleet.comparisons,
         engines: fleet.engines,
         encoders: fleet.encoders,
-        comparisons: fleet.comparisons,
         reloading: Some(reloading),
         _ledger: keeper,
     })
@@ -265,6 +267,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             max_prompts: written.max_prompts,
             max_choices: written.max_choices,
             max_inputs: written.max_inputs,
+            max_compared_models: written.max_compared_models,
         },
         prefix_sharing: prefix_sharing(&written.shared_prefixes)?,
         grammar: GrammarBounds {

@@ -81,6 +81,21 @@ const RULES: &[Rule] = &[
         because: "batches keeps files and runs nothing",
     },
     Rule {
+        place: "server/src/evaluation/",
+        except: &[],
+        never: &[
+            "crate::api",
+            "crate::gateway",
+            "crate::text",
+            "crate::config",
+            "crate::hub",
+            "axum::",
+            "tokio::",
+            "passerelle_engine::",
+        ],
+        because: "evaluation reads what was scored, whoever scored it, and knows neither HTTP nor an engine",
+    },
+    Rule {
         place: "server/src/hub/",
         except: &[],
         never: &["crate::api", "crate::gateway", "crate::config", "crate::text", "axum::"],

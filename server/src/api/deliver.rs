@@ -83,7 +83,10 @@ impl Delivery {
         while let Some(piece) = self.next().await? {
             self.answer.join(piece);
         }
-        Ok(())
+        match self.answer.conclude(&mut self.admitted.prompts) {
+            Some(conclusion) => conclusion.await,
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn stream(self) -> Response {
@@ -126,6 +129,12 @@ impl Delivery {
                 Ok(None) => break,
                 Err(error) => return Ok(Err(error)),
             }
+        }
+        let keep_alive = self.state.config().sse.keep_alive;
+        if let Some(conclusion) = self.answer.conclude(&mut self.admitted.prompts)
+            && let Err(error) = wait_for(conclusion, writer, keep_alive).await?
+        {
+            return Ok(Err(error));
         }
         let usage = self.usage();
         write_parts(writer, &self.answer.closing(usage)).await?;

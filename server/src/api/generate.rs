@@ -26,7 +26,7 @@ use super::relayed::PromptCount;
 use super::remote::admit_remote;
 use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
-use super::running::Writers;
+use super::running::{SettleAt, Writers};
 use super::state::{AppState, ServedModel, Serving};
 use super::wire::answer::{self, Billing};
 use super::wire::choices::Choices;
@@ -115,8 +115,11 @@ pub(crate) async fn admit(
         constraint: Mutex::new(constraint),
         arrived,
         class,
+        read_again: 0,
+        settle_at: SettleAt::LastToken,
     };
-    let mut tickets = admission.reserve_all(prompts, scope).await?;
+    let patience = Patience::of(prompts.len(), scope);
+    let mut tickets = admission.reserve_all(prompts, patience).await?;
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     // A request beyond a grant takes what the others leave.
     let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
@@ -129,13 +132,13 @@ pub(crate) async fn admit(
 
 /// What of the prompt's kind outlives the prompt.
 #[derive(Debug, Clone)]
-struct Shape {
+pub(super) struct Shape {
     kind: AnswerKind,
     start: AnswerStart,
 }
 
 impl Shape {
-    fn of(prompt: &Prompt, request: &GenerateRequest) -> Self {
+    pub(super) fn of(prompt: &Prompt, request: &GenerateRequest) -> Self {
         let mut shape = Self::of_prompt(prompt);
         if request.structure.is_some() {
             // Every byte that was asked for is shown, also a space at the start.
@@ -159,20 +162,24 @@ impl Shape {
     }
 }
 
-struct Admission<'a> {
-    state: &'a AppState,
-    serving: &'a Serving,
-    caller: &'a Arc<Caller>,
-    request: &'a GenerateRequest,
-    model: &'a Arc<ServedModel>,
-    outgoing: Option<&'a Outgoing>,
-    shape: Shape,
-    bad_words: Vec<Vec<TokenId>>,
+/// One model's part of a request, up to its start.
+pub(super) struct Admission<'a> {
+    pub(super) state: &'a AppState,
+    pub(super) serving: &'a Serving,
+    pub(super) caller: &'a Arc<Caller>,
+    pub(super) request: &'a GenerateRequest,
+    pub(super) model: &'a Arc<ServedModel>,
+    pub(super) outgoing: Option<&'a Outgoing>,
+    pub(super) shape: Shape,
+    pub(super) bad_words: Vec<Vec<TokenId>>,
     /// Behind a lock because a grammar may move between threads and not be shared by them, and an admission that waits for
     /// an upstream moves. Nobody ever waits for it.
-    constraint: Mutex<Option<CompiledGrammar>>,
-    arrived: Duration,
-    class: ServiceClass,
+    pub(super) constraint: Mutex<Option<CompiledGrammar>>,
+    pub(super) arrived: Duration,
+    pub(super) class: ServiceClass,
+    /// How often the model reads prompt and answer once more, when the answer is over.
+    pub(super) read_again: u32,
+    pub(super) settle_at: SettleAt,
 }
 
 /// What one prompt may generate at most, and what is reserved for it.
@@ -183,18 +190,21 @@ struct Plan {
 }
 
 /// A prompt with the room it was granted.
-struct Ticket {
+pub(super) struct Ticket {
     prompt: EncodedPrompt,
     max_tokens: u32,
-    reservation: Reservation,
+    pub(super) reservation: Reservation,
 }
 
 impl Admission<'_> {
     /// All prompts or none.
-    async fn reserve_all(&self, prompts: Vec<EncodedPrompt>, scope: Scope) -> Result<Vec<Ticket>, ApiError> {
+    pub(super) async fn reserve_all(
+        &self,
+        prompts: Vec<EncodedPrompt>,
+        patience: Patience,
+    ) -> Result<Vec<Ticket>, ApiError> {
         let plans = self.plan(&prompts)?;
         self.check_together(&plans)?;
-        let patience = Patience::of(prompts.len(), scope);
         let mut tickets = Vec::with_capacity(prompts.len());
         for (prompt, plan) in prompts.into_iter().zip(plans) {
             match reserve_with(patience, self.state, self.caller, &plan.ask).await {
@@ -219,8 +229,11 @@ impl Admission<'_> {
         let plan = |prompt: &EncodedPrompt| {
             let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
-            let ask = Ask::new(&self.model.name, saturating_u32(prompt.tokens.len()), max_tokens);
-            Ok(Plan { max_tokens, ask: Ask { num_answers, reserve: self.reserve(), class: self.class, ..ask } })
+            let prompt_tokens = saturating_u32(prompt.tokens.len());
+            let read_again_tokens = prompt_tokens.saturating_add(max_tokens).saturating_mul(self.read_again);
+            let ask = Ask::new(&self.model.name, prompt_tokens, max_tokens);
+            let ask = Ask { num_answers, reserve: self.reserve(), class: self.class, read_again_tokens, ..ask };
+            Ok(Plan { max_tokens, ask })
         };
         prompts.iter().map(plan).collect()
     }
@@ -242,7 +255,7 @@ impl Admission<'_> {
     }
 
     /// A prompt that cannot start takes the others with it: they are dropped, which aborts and settles them.
-    async fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<LivePrompt>, ApiError> {
+    pub(super) async fn start_all(&self, tickets: Vec<Ticket>) -> Result<Vec<LivePrompt>, ApiError> {
         let mut prompts = Vec::with_capacity(tickets.len());
         let mut tickets = tickets.into_iter();
         while let Some(ticket) = tickets.next() {
@@ -329,7 +342,8 @@ impl Admission<'_> {
         };
         let Choices { shown, drawn } = self.request.choices;
         let of_choices = (0..drawn.get()).map(|_| Writer::new(spec.clone())).collect();
-        Writers { of_choices, ranking: self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn)) }
+        let ranking = self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn));
+        Writers { of_choices, ranking, settle_at: self.settle_at }
     }
 }
 

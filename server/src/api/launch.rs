@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use passerelle_engine::{Request as EngineRequest, Usage};
+use passerelle_engine::{Request as EngineRequest, SharedModel, Usage};
 
 use super::delta::ChoiceDelta;
 use super::errors::ApiError;
@@ -35,6 +35,28 @@ impl LivePrompt {
         match self {
             Self::Engine(prompt) => prompt.next().await,
             Self::Upstream(choice) => Ok(choice.next().await?.map(|delta| ChoiceDelta { index: 0, delta })),
+        }
+    }
+
+    /// `None` for what does not run here.
+    pub(crate) fn shared_model(&self) -> Option<SharedModel> {
+        match self {
+            Self::Engine(prompt) => prompt.shared_model(),
+            Self::Upstream(_) => None,
+        }
+    }
+
+    /// See [`RunningPrompt::ran_beside`]. Upstreams run nothing beside.
+    pub(crate) fn ran_beside(&mut self, read: Usage) {
+        if let Self::Engine(prompt) = self {
+            prompt.ran_beside(read);
+        }
+    }
+
+    /// What is not settled yet. An upstream's answer is settled at its end.
+    pub(crate) fn settle(&mut self) {
+        if let Self::Engine(prompt) = self {
+            prompt.settle();
         }
     }
 

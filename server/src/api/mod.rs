@@ -11,6 +11,7 @@ mod batch_runner;
 mod body;
 mod causes;
 mod choice;
+mod compare;
 mod compared;
 mod compress;
 mod cross_origin;
@@ -63,14 +64,15 @@ use axum::routing::{MethodRouter, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use errors::echoed;
-use routes::{admin, answers, batches, encoders, files, me, models, pages, probes, tokens};
+use routes::{admin, answers, batches, compare_models, encoders, files, me, models, pages, probes, tokens};
 
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 29] = [
+const ROUTES: [Route; 31] = [
     ("/", || get(pages::home)),
     ("/docs", || get(pages::docs)),
+    ("/compare", || get(pages::compare)),
     ("/openapi.json", || get(pages::openapi)),
     ("/health", || get(probes::health)),
     ("/ready", || get(probes::ready)),
@@ -87,6 +89,7 @@ const ROUTES: [Route; 29] = [
     ("/v1/batches", || get(batches::list).post(batches::create)),
     ("/v1/batches/{id}", || get(batches::retrieve)),
     ("/v1/batches/{id}/cancel", || post(batches::cancel)),
+    ("/v1/compare", || post(compare_models::compare)),
     ("/v1/embeddings", || post(encoders::embeddings)),
     ("/v1/rerank", || post(encoders::rerank)),
     ("/rerank", || post(encoders::rerank)),

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use passerelle_engine::{Event, FinishReason, TokenEvent, Usage};
+use passerelle_engine::{Event, FinishReason, SharedModel, TokenEvent, Usage};
 
 use super::choice::Writer;
 use super::delta::{AnswerEnd, ChoiceDelta, Delta};
@@ -20,6 +20,16 @@ pub(crate) struct Writers {
     pub(crate) of_choices: Vec<Writer>,
     /// Which of them are shown; `None`: all, as they come.
     pub(crate) ranking: Option<Ranking>,
+    pub(crate) settle_at: SettleAt,
+}
+
+/// When a prompt is settled whose answers come to their end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SettleAt {
+    /// Before the end of the last answer is written.
+    LastToken,
+    /// When whoever runs more for it says so.
+    Told,
 }
 
 /// Dropping it aborts the request and settles what it used.
@@ -32,19 +42,20 @@ pub(crate) struct RunningPrompt {
     ranking: Option<Ranking>,
     meter: PromptMeter,
     pending: VecDeque<ChoiceDelta>,
+    settle_at: SettleAt,
     /// Once over.
     settled: Option<Usage>,
 }
 
 impl RunningPrompt {
     pub(crate) fn new(generation: Generation, writers: Writers, meter: PromptMeter) -> Self {
-        let Writers { of_choices: mut writers, ranking } = writers;
+        let Writers { of_choices: mut writers, ranking, settle_at } = writers;
         let at_start = writers.iter_mut().map(Writer::prompt_at_start).enumerate();
         let at_start: Vec<_> =
             at_start.filter_map(|(index, delta)| Some(ChoiceDelta { index, delta: delta? })).collect();
         let (num_open, pending) = (writers.len(), VecDeque::new());
         let mut prompt =
-            Self { generation: Some(generation), writers, num_open, ranking, meter, pending, settled: None };
+            Self { generation: Some(generation), writers, num_open, ranking, meter, pending, settle_at, settled: None };
         prompt.show(at_start);
         prompt
     }
@@ -52,6 +63,9 @@ impl RunningPrompt {
     /// The next piece of any choice; `None` after all have `Finished`. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Option<ChoiceDelta>, ApiError> {
         while self.pending.is_empty() {
+            if self.num_open == 0 {
+                return Ok(None);
+            }
             let Some(generation) = &mut self.generation else { return Ok(None) };
             let event = generation.next().await;
             self.take(event)?;
@@ -135,7 +149,7 @@ impl RunningPrompt {
 
     fn finish(&mut self, index: usize, end: AnswerEnd) {
         self.num_open -= 1;
-        if self.num_open == 0 {
+        if self.num_open == 0 && self.settle_at == SettleAt::LastToken {
             self.settle();
         }
         let mut deltas = self.writers[index].finish();
@@ -155,8 +169,20 @@ impl RunningPrompt {
         }
     }
 
+    /// What runs the prompt, for others who run it too. `None` once it is settled or its engine has ended.
+    pub(crate) fn shared_model(&self) -> Option<SharedModel> {
+        self.generation.as_ref().and_then(Generation::shared_model)
+    }
+
+    /// Further tokens that the model has read for this prompt.
+    pub(crate) fn ran_beside(&mut self, read: Usage) {
+        if let Some(generation) = &mut self.generation {
+            generation.ran_beside(read);
+        }
+    }
+
     /// The one way out of a generation, so that what is measured is what is settled.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let Some(generation) = self.generation.take() else { return };
         let used = generation.close();
         self.meter.ended(used);

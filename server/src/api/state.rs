@@ -218,13 +218,13 @@ struct Shared {
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
         let AppParts { models, administration, reloader, serving, authenticator, .. } = parts;
-        let AppParts { ledger, comparisons, clock, metrics, batches, config, readiness, .. } = parts;
+        let AppParts { ledger, clock, metrics, batches, comparisons, config, readiness, .. } = parts;
         let shared = Shared {
             models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
             serving: RwLock::new(Arc::new(serving)),
-            comparisons,
             text_work: TextWork::new(config.max_concurrent_encodes),
             batches: batches.map(Arc::new),
+            comparisons,
             batch_changes: watch::Sender::new(()),
             request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             next_request: AtomicU64::new(0),

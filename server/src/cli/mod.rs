@@ -6,6 +6,7 @@ mod backup;
 mod bench;
 mod bundle;
 mod chat;
+mod compare;
 mod import;
 mod inspect;
 mod key;
@@ -15,6 +16,7 @@ mod office;
 pub(crate) mod output;
 mod quota;
 mod reload;
+mod score;
 mod serve;
 mod sign;
 mod source_args;
@@ -50,6 +52,8 @@ enum Command {
     Chat(chat::ChatArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Score(score::ScoreArgs),
+    Compare(compare::CompareArgs),
     Account(account::AccountArgs),
     Backup(backup::BackupArgs),
     Bundle(bundle::BundleArgs),
@@ -69,6 +73,8 @@ impl Cli {
             Command::Chat(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Bench(args) => args.run(),
+            Command::Score(args) => args.run(),
+            Command::Compare(args) => args.run(),
             Command::Account(args) => args.run(),
             Command::Backup(args) => args.run(),
             Command::Bundle(args) => args.run(),

@@ -128,6 +128,8 @@ pub struct ApiConfig {
     /// Answers to one prompt.
     pub max_choices: NonZeroU32,
     pub max_inputs: usize,
+    /// Models of one comparison.
+    pub max_compared_models: usize,
     pub max_concurrent_requests: usize,
     pub max_concurrent_encodes: usize,
     pub keep_alive: Duration,
@@ -449,6 +451,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_prompts: count(written.max_prompts, 64),
         max_choices: written.max_choices.unwrap_or(const { NonZeroU32::new(16).unwrap() }),
         max_inputs: count(written.max_inputs, 2048),
+        max_compared_models: count(written.max_compared_models, 4),
         max_concurrent_requests: count(written.max_concurrent_requests, 512),
         max_concurrent_encodes: count(written.max_concurrent_encodes, 4),
         keep_alive: period(written.keep_alive, Duration::from_secs(10)),

@@ -269,6 +269,7 @@ pub struct WrittenApi {
     /// Answers to one prompt.
     pub max_choices: Option<NonZeroU32>,
     pub max_inputs: Option<NonZeroUsize>,
+    pub max_compared_models: Option<NonZeroUsize>,
     pub max_concurrent_requests: Option<NonZeroUsize>,
     /// Prompts that are templated and tokenised at once.
     pub max_concurrent_encodes: Option<NonZeroUsize>,
@@ -301,6 +302,7 @@ lay_over!(WrittenApi {
     max_prompts,
     max_choices,
     max_inputs,
+    max_compared_models,
     max_concurrent_requests,
     max_concurrent_encodes,
     keep_alive,

@@ -11,7 +11,9 @@ mod grants;
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use passerelle_engine::{ConstraintError, Event, EventStream, FinishReason, Request, RequestError, TokenEvent, Usage};
+use passerelle_engine::{
+    ConstraintError, Event, EventStream, FinishReason, Request, RequestError, SharedModel, TokenEvent, Usage,
+};
 
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
@@ -24,13 +26,15 @@ pub struct Generation {
     // Dropped in this order: the engine stops before the ledger and the router count the room as free.
     events: EventStream,
     reservation: Reservation,
-    _in_flight: InFlight,
+    in_flight: InFlight,
     grants: Grants,
     /// Came from the engine, and waits until it may be sent.
     held_back: Option<Event>,
     choices: Vec<ChoiceInFlight>,
     /// Generated beyond what ended a choice.
     wasted_tokens: u32,
+    /// What the model read for this request outside its engine's steps.
+    beside: Usage,
     /// It ended because what it used could not be written down.
     is_unwritten: bool,
     /// It failed, and not by what it asked for: nobody pays for that.
@@ -76,11 +80,12 @@ impl Generation {
             Ok((events, in_flight)) => Ok(Self {
                 events,
                 reservation,
-                _in_flight: in_flight,
+                in_flight,
                 grants,
                 held_back: None,
                 choices,
                 wasted_tokens: 0,
+                beside: Usage::default(),
                 is_unwritten: false,
                 is_free: false,
             }),
@@ -138,6 +143,17 @@ impl Generation {
         ended.stage = Stage::Over;
         self.wasted_tokens += generated_tokens - ended.delivered_tokens;
         self.reservation.end(EntryEnd::Stop);
+    }
+
+    /// What the replica runs, for others who run it in turn with it. `None` once its engine has ended.
+    pub fn shared_model(&self) -> Option<SharedModel> {
+        self.in_flight.replica().shared_model()
+    }
+
+    /// The model has read a prompt for this request, outside its engine: it is settled with the rest.
+    pub fn ran_beside(&mut self, read: Usage) {
+        self.beside.prompt_tokens = self.beside.prompt_tokens.saturating_add(read.prompt_tokens);
+        self.beside.measured_ns = self.beside.measured_ns.saturating_add(read.measured_ns);
     }
 
     /// Ends the request wherever it is, and settles what was used.
@@ -205,10 +221,16 @@ impl Generation {
     /// Stops the engine; afterwards the usage does not change.
     fn stop(&self) -> Usage {
         let counted = self.events.abort();
+        let measured_ns = counted.measured_ns.saturating_add(self.beside.measured_ns);
         if self.is_free {
-            return Usage { measured_ns: counted.measured_ns, ..Usage::default() };
+            return Usage { measured_ns, ..Usage::default() };
         }
-        Usage { generated_tokens: counted.generated_tokens - self.wasted_tokens, ..counted }
+        Usage {
+            prompt_tokens: counted.prompt_tokens.saturating_add(self.beside.prompt_tokens),
+            generated_tokens: counted.generated_tokens - self.wasted_tokens,
+            measured_ns,
+            ..counted
+        }
     }
 }
 

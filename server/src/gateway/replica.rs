@@ -34,8 +34,8 @@ pub trait ReplicaDoor: Send + Sync + fmt::Debug {
         Err(SubmitError::Refused { parameter: Some("model"), why: "this model makes no vectors".to_owned() })
     }
 
-    /// The model, for others in this process who run it in turn with the engine. `None` if there is none, or no longer.
-    fn lend(&self) -> Option<SharedModel> {
+    /// For others who run it in turn with this replica. `None` for what is not to be lent, or has ended.
+    fn shared_model(&self) -> Option<SharedModel> {
         None
     }
 
@@ -173,6 +173,14 @@ impl Replica {
         self.tokens_in_flight.load(Ordering::Relaxed)
     }
 
+    /// See [`ReplicaDoor::shared_model`].
+    pub(super) fn shared_model(&self) -> Option<SharedModel> {
+        match &self.side {
+            Side::Engine(engine) => engine.door.shared_model(),
+            Side::Upstream(_) => None,
+        }
+    }
+
     /// Looks at the replica at `now` and remembers what it saw.
     pub fn observe(&self, now: Duration) -> Health {
         match &self.side {
@@ -213,9 +221,8 @@ impl Replica {
 
     /// [`super::Comparing`] is how texts come to two models at once. While it is held, the replica has work.
     pub(super) fn lend(self: &Arc<Self>, tokens: u64) -> Result<(SharedModel, InFlight), SubmitError> {
-        let Side::Engine(engine) = &self.side else { return Err(SubmitError::Closed) };
         let in_flight = self.hold(tokens);
-        Ok((engine.door.lend().ok_or(SubmitError::Closed)?, in_flight))
+        Ok((self.shared_model().ok_or(SubmitError::Closed)?, in_flight))
     }
 
     pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
@@ -304,7 +311,7 @@ impl ReplicaDoor for EngineHandle {
         Ok(EngineHandle::submit(self, request)?)
     }
 
-    fn lend(&self) -> Option<SharedModel> {
+    fn shared_model(&self) -> Option<SharedModel> {
         self.model()
     }
 

@@ -27,6 +27,7 @@ use super::report;
 pub(crate) struct Fleet {
     pub(crate) engines: Vec<Engine>,
     pub(crate) encoders: Vec<EncoderEngine>,
+    /// Where two of the models read one text.
     pub(crate) comparisons: ComparisonLane,
     pub(crate) served: Vec<ServedModel>,
     pub(crate) replicas: Vec<Arc<Replica>>,
@@ -100,12 +101,7 @@ pub(crate) fn start(
         replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
         encoders.push(engine);
     }
-    let comparisons = ComparisonLane::spawn(ComparisonParts {
-        config: comparison_bounds(config),
-        turns,
-        clock: Arc::clone(clock),
-        observer: Arc::clone(metrics.hours()) as Arc<dyn StepObserver>,
-    })?;
+    let comparisons = comparison_lane(config, turns, (clock, &metrics))?;
     let partition = report::device(compute);
     Ok(Fleet { engines, encoders, comparisons, served, replicas, metrics, prices, partition })
 }
@@ -134,6 +130,23 @@ impl EngineBounds {
             seed: random_seed()?,
         })
     }
+}
+
+/// A chunk of each model is bounded as the prompts of its own engine that want log-probabilities.
+fn comparison_lane(
+    config: &EngineConfig,
+    turns: StepTurns,
+    (clock, metrics): (&Arc<dyn Clock>, &Metrics),
+) -> Result<ComparisonLane> {
+    let config = ComparisonConfig {
+        max_text_tokens: config.comparison_tokens,
+        max_chunk_tokens: config.prompt_logprobs_chunk_tokens,
+        max_added_latency: config.max_added_latency,
+        max_waiting_texts: config.max_queued_requests,
+        max_waiting_tokens: config.max_queued_tokens,
+    };
+    let (clock, observer) = (Arc::clone(clock), Arc::clone(metrics.hours()) as Arc<dyn StepObserver>);
+    Ok(ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer })?)
 }
 
 /// By weights in half precision, whatever they are held as here: what a token costs must not depend on the server.
@@ -186,17 +199,6 @@ fn encoder_bounds(model: &LoadedEncoder, config: &EngineConfig) -> passerelle_en
         max_batch_tokens: config.max_num_batched_tokens,
         max_batch_texts: config.max_num_seqs,
         max_text_tokens: model.description.model.max_position,
-        max_waiting_texts: config.max_queued_requests,
-        max_waiting_tokens: config.max_queued_tokens,
-    }
-}
-
-/// A chunk of each model is bounded as the prompts of its own engine that want log-probabilities.
-fn comparison_bounds(config: &EngineConfig) -> ComparisonConfig {
-    ComparisonConfig {
-        max_text_tokens: config.comparison_tokens,
-        max_chunk_tokens: config.prompt_logprobs_chunk_tokens,
-        max_added_latency: config.max_added_latency,
         max_waiting_texts: config.max_queued_requests,
         max_waiting_tokens: config.max_queued_tokens,
     }

@@ -148,7 +148,7 @@ fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
 }
 
 /// What of a source this model needs.
-fn wanted_of(model: &ModelConfig) -> Wanted {
+pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
     if model.tokenizer.is_some() { Wanted::CheckpointWithoutTokenizer } else { Wanted::Checkpoint }
 }
 
@@ -188,7 +188,8 @@ fn beside_hashing<T>(
     Ok((loaded?, digest?))
 }
 
-fn held_as(model: &ModelConfig, description: &ModelDescription) -> String {
+/// What its weights are held as.
+pub(crate) fn held_as(model: &ModelConfig, description: &ModelDescription) -> String {
     match model.dtype {
         WeightDtype::Auto => description.stored_dtype.to_string(),
         stated => format!("{stated:?}").to_lowercase(),
@@ -211,6 +212,22 @@ fn options(model: &ModelConfig) -> LoadOptions {
         KvDtype::Bf16 => Kv::Bf16,
     };
     LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
+}
+
+/// The checkpoints that `sources` name, in this order: a folder of checkpoints stands for all that are directly inside.
+pub(crate) fn find_sources(sources: &[String], engine: &EngineConfig) -> Result<Vec<ModelConfig>> {
+    let mut found = Vec::new();
+    for source in sources {
+        let path = Path::new(source);
+        if path.is_dir() && !path.join("config.json").is_file() {
+            found.extend(find_models(path, engine)?);
+            continue;
+        }
+        let name = if path.exists() { path.file_stem().filter(|_| path.is_file()).or(path.file_name()) } else { None };
+        let name = name.and_then(|name| name.to_str()).unwrap_or(source);
+        found.push(ModelConfig::found(name.to_owned(), source.clone(), engine));
+    }
+    Ok(found)
 }
 
 /// Folders directly inside `folder` that hold a `config.json`, and GGUF files, in the order of their names.

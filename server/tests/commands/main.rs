@@ -2,6 +2,7 @@
 
 mod administration;
 mod binary;
+mod comparing;
 mod digest;
 mod gguf;
 mod hostile;
@@ -12,6 +13,7 @@ mod loading;
 mod operation;
 mod parity;
 mod refusals;
+mod scoring;
 mod tariff;
 mod trusted;
 

@@ -7,7 +7,7 @@ use serde_json::json;
 async fn a_browser_gets_a_page_under_a_policy_and_a_program_gets_text() {
     let server = Server::start().await;
     let client = server.client();
-    for path in ["/", "/docs"] {
+    for path in ["/", "/docs", "/compare"] {
         let page = client.clone().with("accept", "text/html,*/*;q=0.8").get(path).await;
         assert!(page.headers["content-type"].starts_with("text/html"), "{path}");
         let policy = &page.headers["content-security-policy"];

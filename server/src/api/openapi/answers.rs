@@ -40,6 +40,30 @@ fn asked() -> Value {
     })
 }
 
+fn comparison() -> Value {
+    object(
+        &["id", "object", "created", "models", "text", "differences", "usage"],
+        json!({
+            "id": {"type": "string"},
+            "object": {"const": "comparison"},
+            "created": count(),
+            "models": {"type": "array", "items": object(&["index", "model", "text", "token_ids", "usage"], json!({
+                "index": count(),
+                "model": {"type": "string"},
+                "text": {"type": "string"},
+                "usage": {"$ref": "#/components/schemas/Usage"},
+            }))},
+            "text": object(&["token_ids", "tokens", "num_prompt_tokens"], json!({})),
+            "differences": {"type": "array", "items": object(&["models", "kl", "logprob_differences"], json!({
+                "answers_part_at": {"type": ["integer", "null"]},
+                "mean_kl": {"type": ["number", "null"]},
+                "kl": {"type": "array", "items": {"type": ["number", "null"]}},
+            }))},
+            "usage": {"$ref": "#/components/schemas/Usage"},
+        }),
+    )
+}
+
 fn generated() -> Value {
     json!({
         "ChatCompletion": completion("chat.completion", &["index", "message", "finish_reason"]),
@@ -52,6 +76,7 @@ fn generated() -> Value {
             "model": {"type": "string"},
             "output": {"type": "array", "items": {"type": "object", "required": ["type", "id", "status"]}},
         })),
+        "Comparison": comparison(),
         "Embeddings": object(&["object", "data", "model", "usage"], json!({
             "object": {"const": "list"},
             "data": {"type": "array", "items": object(&["object", "index", "embedding"], json!({

@@ -6,6 +6,7 @@ use crate::api::fields::Field;
 use crate::api::routes::batches::{BATCH_FIELDS, MAX_PAGE};
 use crate::api::routes::tokens::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
 use crate::api::wire::chat::CHAT_FIELDS;
+use crate::api::wire::compare::COMPARE_FIELDS;
 use crate::api::wire::completions::COMPLETION_FIELDS;
 use crate::api::wire::embeddings::EMBEDDING_FIELDS;
 use crate::api::wire::responses::{PASSED_FIELDS, RESPONSE_FIELDS};
@@ -103,6 +104,7 @@ pub(super) const RESPONSE: Body =
     Body { door: "responses", tables: &[PASSED_FIELDS, RESPONSE_FIELDS], required: &["model", "input"] };
 pub(super) const EMBEDDING: Body =
     Body { door: "embeddings", tables: &[TEXT_FIELDS, EMBEDDING_FIELDS], required: &["model", "input"] };
+pub(super) const COMPARISON: Body = Body { door: "compare", tables: &[COMPARE_FIELDS], required: &["models"] };
 const RERANK: Body =
     Body { door: "rerank", tables: &[TEXT_FIELDS, RERANK_FIELDS], required: &["model", "query", "documents"] };
 const SCORE: Body =
@@ -125,6 +127,13 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "Answer a conversation of items; nothing is stored",
         RESPONSE,
         Answer::JsonOrEvents("Response"),
+    ),
+    post(
+        "/v1/compare",
+        "compare",
+        "One prompt to several models, and how they differ, token by token",
+        COMPARISON,
+        Answer::JsonOrEvents("Comparison"),
     ),
     post("/v1/embeddings", "embeddings", "Vectors of texts", EMBEDDING, Answer::Json("Embeddings")),
     post("/v1/rerank", "rerank", "Documents by how they answer a query", RERANK, Answer::Json("Ranking")),
@@ -185,6 +194,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     get("/ready", "ready", "Requests are admitted", &[], Answer::Json("Status")),
     get("/metrics", "metrics", "Prometheus text", &[], Answer::Text("text/plain")),
     get("/openapi.json", "openapi", "This document", &[], Answer::Json("Any")),
+    get("/compare", "comparePage", "A page that compares models in a browser", &[], Answer::Text("text/html")),
     get("/docs", "docs", "This document, for people", &[], Answer::Text("text/html")),
     get("/", "home", "A page to try the models in a browser; plain text elsewhere", &[], Answer::Text("text/plain")),
 ];

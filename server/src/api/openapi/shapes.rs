@@ -22,6 +22,7 @@ const TEXTS: &str = r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItem
 #[rustfmt::skip]
 const SHARED: &[(&str, &str)] = &[
     ("model", STRING),
+    ("models", r#"{"type": "array", "minItems": 2, "items": {"type": "string"}, "description": "the first is what the others are compared with", "examples": [["a", "b"]]}"#),
     ("messages", r##"{"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Message"}, "examples": [[{"role": "user", "content": "hi"}]]}"##),
     ("max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295}"#),
     ("max_completion_tokens", r#"{"type": "integer", "minimum": 1, "maximum": 4294967295}"#),
@@ -104,6 +105,8 @@ const SHARED: &[(&str, &str)] = &[
 const OWN: &[(&str, &str, &str)] = &[
     ("chat", "max_tokens", r#"{"type": "integer", "minimum": 1, "maximum": 4294967295}"#),
     ("completions", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "16 if absent; 0 only where the prompt is asked about"}"#),
+    ("compare", "prompt", r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}], "description": "either this or `messages`", "examples": ["a", [1]]}"#),
+    ("compare", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "64 if absent"}"#),
     ("completions", "logprobs", r#"{"type": "integer", "minimum": 0, "maximum": 20}"#),
     ("tokenize", "prompt", STRING),
     ("embeddings", "input", TEXTS),

@@ -3,12 +3,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::operations::{CHAT, COMPLETION, EMBEDDING, RESPONSE};
+use super::operations::{CHAT, COMPARISON, COMPLETION, EMBEDDING, RESPONSE};
 use super::*;
 use crate::api::all_routes;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::Reader;
 use crate::api::wire::chat::read_chat;
+use crate::api::wire::compare::read_compare;
 use crate::api::wire::completions::read_completions;
 use crate::api::wire::embeddings::read_embeddings;
 use crate::api::wire::request::RequestBounds;
@@ -17,7 +18,7 @@ use crate::api::wire::responses::read_response;
 type Read = fn(Value, Reader, &RequestBounds) -> Result<(), ApiError>;
 
 /// The doors that read the same requests, with a body that each of them takes.
-fn doors() -> [(&'static str, Body, Value, Read); 4] {
+fn doors() -> [(&'static str, Body, Value, Read); 5] {
     let messages = json!([{"role": "user", "content": "hi"}]);
     [
         ("POST /v1/chat/completions", CHAT, json!({"model": "m", "messages": messages}), |body, reader, bounds| {
@@ -28,6 +29,9 @@ fn doors() -> [(&'static str, Body, Value, Read); 4] {
         }),
         ("POST /v1/responses", RESPONSE, json!({"model": "m", "input": "hi"}), |body, reader, bounds| {
             read_response(body, reader, bounds).map(drop)
+        }),
+        ("POST /v1/compare", COMPARISON, json!({"models": ["m", "o"], "prompt": "hi"}), |body, reader, bounds| {
+            read_compare(body, reader, bounds).map(drop)
         }),
         ("POST /v1/embeddings", EMBEDDING, json!({"model": "m", "input": "hi"}), |body, reader, _| {
             read_embeddings(body, reader, 8).map(drop)
@@ -42,7 +46,17 @@ fn needs(door: &str, name: &str) -> Value {
         ("chat" | "completions", "stream_options") => json!({"stream": true}),
         ("completions", "max_tokens") => json!({"echo": true}),
         ("completions", "prompt_scores_against") => json!({"max_tokens": 0}),
-        ("completions", "min_tokens") => json!({"max_tokens": u32::MAX}),
+        (
+            "compare",
+            "messages"
+            | "add_generation_prompt"
+            | "continue_final_message"
+            | "chat_template_kwargs"
+            | "reasoning_effort",
+        ) => {
+            json!({"prompt": null, "messages": [{"role": "user", "content": "hi"}]})
+        }
+        ("completions" | "compare", "min_tokens") => json!({"max_tokens": u32::MAX}),
         _ => json!({}),
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod admin;
 pub(crate) mod answers;
 pub(crate) mod batches;
+pub(crate) mod compare_models;
 pub(crate) mod encoders;
 pub(crate) mod files;
 pub(crate) mod kept;

@@ -1,4 +1,4 @@
-//! What browsers get: a page to try the models, and the reference of the routes. Each is one embedded document that loads
+//! What browsers get: a page to try the models, one to compare them, and the reference of the routes. Each is one embedded document that loads
 //! nothing from elsewhere; its policy forbids browsers to do so.
 
 use axum::Json;
@@ -17,6 +17,7 @@ use crate::api::state::AppState;
 
 const HOME: &str = include_str!("../pages/home.html");
 const DOCS: &str = include_str!("../pages/docs.html");
+const COMPARE: &str = include_str!("../pages/compare.html");
 /// Stands in the pages where each answer's own word goes: only what carries that word runs.
 const NONCE: &str = "NONCE";
 
@@ -33,6 +34,10 @@ const PLAIN: &str = "Passerelle serves language models over an OpenAI-compatible
 
 pub(crate) async fn docs() -> Response {
     page(DOCS)
+}
+
+pub(crate) async fn compare() -> Response {
+    page(COMPARE)
 }
 
 pub(crate) async fn openapi(State(state): State<AppState>) -> Response {
@@ -70,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_page_loads_nothing_from_elsewhere() {
-        for source in [HOME, DOCS] {
+        for source in [HOME, DOCS, COMPARE] {
             for loads in ["src=", "@import", "url(", "<link", "<img", "<iframe", "import("] {
                 assert!(!source.contains(loads), "{loads}");
             }

@@ -1,6 +1,8 @@
 //! From pieces of choices to what is written: what every kind of answer has, and the answers made of choices.
 
 use std::fmt::Debug;
+use std::future::Future;
+use std::pin::Pin;
 
 use passerelle_engine::Usage;
 use passerelle_models::ModelDigest;
@@ -12,6 +14,7 @@ use super::usage::{ReasoningTokens, usage_json};
 use super::{chat_answer, completion_answer};
 use crate::api::delta::{Choice, ChoiceDelta};
 use crate::api::errors::ApiError;
+use crate::api::launch::LivePrompt;
 use crate::api::sse::StreamEnd;
 use crate::api::state::AppState;
 use crate::gateway::tariff::Price;
@@ -37,7 +40,15 @@ pub(crate) trait AnswerForm: Debug + Send {
     fn whole(&mut self, usage: Usage) -> Value;
 
     fn stream_end(&self) -> StreamEnd;
+
+    /// What is found out once every choice is over and before the end is written. Most answers need nothing.
+    fn conclude<'a>(&'a mut self, _: &'a mut [LivePrompt]) -> Option<Conclusion<'a>> {
+        None
+    }
 }
+
+/// See [`AnswerForm::conclude`].
+pub(crate) type Conclusion<'a> = Pin<Box<dyn Future<Output = Result<(), ApiError>> + Send + 'a>>;
 
 /// One event of a stream.
 #[derive(Debug, Clone, PartialEq)]

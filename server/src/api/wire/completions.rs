@@ -99,7 +99,7 @@ fn check_comparison(
 }
 
 /// A string, a list of strings, a list of token ids, or a list of such lists.
-fn read_prompts(value: Value, bounds: &RequestBounds) -> Result<Vec<CompletionPrompt>, ApiError> {
+pub(super) fn read_prompts(value: Value, bounds: &RequestBounds) -> Result<Vec<CompletionPrompt>, ApiError> {
     let items = match value {
         Value::String(text) => return Ok(vec![CompletionPrompt::Text(text)]),
         Value::Array(items) => items,

@@ -4,6 +4,7 @@ pub(crate) mod answer;
 pub(crate) mod chat;
 pub(crate) mod chat_answer;
 pub(crate) mod choices;
+pub(crate) mod compare;
 pub(crate) mod completion_answer;
 pub(crate) mod completions;
 pub(crate) mod embeddings;

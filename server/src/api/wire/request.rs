@@ -28,6 +28,8 @@ pub struct RequestBounds {
     pub max_choices: NonZeroU32,
     /// Texts of one request to an encoder.
     pub max_inputs: usize,
+    /// Models of one comparison.
+    pub max_compared_models: usize,
 }
 
 impl Default for RequestBounds {
@@ -43,6 +45,7 @@ impl Default for RequestBounds {
             max_prompts: 64,
             max_choices: const { NonZeroU32::new(16).unwrap() },
             max_inputs: 2048,
+            max_compared_models: 4,
         }
     }
 }

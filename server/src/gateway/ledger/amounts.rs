@@ -17,6 +17,8 @@ pub struct Ask {
     pub prompt_tokens: u32,
     /// Of each answer.
     pub max_output_tokens: u32,
+    /// Input beside the prompt: what is read once more when the answer is over. No part of the context.
+    pub read_again_tokens: u32,
     /// To the one prompt.
     pub num_answers: NonZeroU32,
     pub reserve: Reserve,
@@ -77,6 +79,7 @@ impl Ask {
             model: Some(model.into()),
             prompt_tokens,
             max_output_tokens,
+            read_again_tokens: 0,
             num_answers: NonZeroU32::MIN,
             reserve: Reserve::Whole,
             class: ServiceClass::Standard,
@@ -86,6 +89,11 @@ impl Ask {
     /// A request of the caller's in which no model runs.
     pub fn without_model() -> Self {
         Self { model: None, ..Self::new("", 0, 0) }
+    }
+
+    /// All that the model reads.
+    pub(super) fn input_tokens(&self) -> u32 {
+        self.prompt_tokens.saturating_add(self.read_again_tokens)
     }
 
     /// Output that is reserved at first for each answer, if a part is `part_tokens`.
@@ -109,7 +117,7 @@ impl Ask {
 
     fn with_output(&self, tokens: u32, tariff: &Tariff) -> Amounts {
         let generated_tokens = tokens.saturating_mul(self.num_answers.get());
-        let used = Usage { prompt_tokens: self.prompt_tokens, generated_tokens, ..Usage::default() };
+        let used = Usage { prompt_tokens: self.input_tokens(), generated_tokens, ..Usage::default() };
         let context_tokens = u64::from(self.prompt_tokens) + u64::from(self.max_output_tokens);
         Amounts { context_tokens, ..Amounts::of(self.model.as_deref(), used, tariff).in_class(self.class) }
     }

@@ -79,7 +79,7 @@ impl Reservation {
     pub(super) fn new(books: Arc<Books>, taken: Taken, ask: &Ask, (now, page): (Now, Option<journal::Page>)) -> Self {
         let Taken { caller, slots, demand: Demand { now: held, overrun, .. }, first_part } = taken;
         let output = Output {
-            prompt_tokens: ask.prompt_tokens,
+            prompt_tokens: ask.input_tokens(),
             reserved_tokens: first_part.saturating_mul(ask.num_answers.get()),
             first_part: (first_part < ask.max_output_tokens).then_some(first_part),
             parked_since: None,

@@ -127,8 +127,8 @@ impl ReplicaDoor for WatchedDoor {
         ReplicaDoor::submit(&self.handle, request)
     }
 
-    fn lend(&self) -> Option<SharedModel> {
-        ReplicaDoor::lend(&self.handle)
+    fn shared_model(&self) -> Option<SharedModel> {
+        ReplicaDoor::shared_model(&self.handle)
     }
 
     fn load(&self) -> Load {

@@ -1,0 +1,285 @@
+//! One prompt for several models: answered side by side, then read by the first model and by each of the others at once, so
+//! that their distributions can be compared.
+//!
+//! Every model's part is reserved before anything starts, or nothing is: its prompt, its answer, and how often it reads both
+//! again. Each part is settled under its own model, once, when the comparison is over.
+
+use std::sync::{Arc, Mutex};
+
+use passerelle_engine::{ComparisonHandle, ComparisonRequest, ShareKey, SharedModel, Usage};
+use passerelle_models::TokenId;
+use serde_json::{Value, json};
+
+use super::delta::{ChoiceDelta, Delta};
+use super::errors::{ApiError, ErrorKind};
+use super::fields::invalid;
+use super::generate::{Admission, Admitted, ServedAs, Shape, Ticket, Visit, charge_to, saturating_u32};
+use super::launch::LivePrompt;
+use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare};
+use super::reserve::{Patience, withdraw_all};
+use super::routes::require;
+use super::running::SettleAt;
+use super::sse::StreamEnd;
+use super::state::{AppState, ServedModel};
+use super::wire::answer::{AnswerForm, Conclusion, Part};
+use super::wire::choices::Choices;
+use super::wire::compare::{
+    ComparedModel, ComparedText, Difference, ReadCompare, SaidText, compared_text_json, difference_json, model_json,
+    parting,
+};
+use super::wire::request::GenerateRequest;
+use super::wire::tier::tier_name;
+use super::wire::usage::{ReasoningTokens, logprob_json, usage_json};
+use crate::gateway::replica::SubmitError;
+use crate::text::{Detokenizer, SkipSpecialTokens, TextModel};
+
+/// What the answers of several models become.
+#[derive(Debug)]
+pub(crate) struct SideBySide {
+    id: String,
+    created: u64,
+    state: AppState,
+    lane: ComparisonHandle,
+    models: Vec<Arc<ServedModel>>,
+    /// The same for all models.
+    prompt: Vec<TokenId>,
+    said: Vec<SaidText>,
+    differences: Vec<Difference>,
+    text: ComparedText,
+    /// By model, once settled.
+    usages: Vec<Usage>,
+    share_key: ShareKey,
+}
+
+/// Reserves all parts, then starts all. On any error, what was taken is given back.
+pub(crate) async fn admit(
+    state: &AppState,
+    visit: Visit,
+    read: ReadCompare,
+    id: String,
+) -> Result<(Admitted, SideBySide), ApiError> {
+    let lane = state.comparisons().clone();
+    let Visit { caller, place, arrived, scope, origin } = visit;
+    state.readiness().admit()?;
+    require(&caller, scope)?;
+    let serving = state.serving();
+    let ReadCompare { models, prompt, generate, .. } = read;
+    let requests: Vec<GenerateRequest> =
+        models.into_iter().map(|model| GenerateRequest { model, ..generate.clone() }).collect();
+    let found = requests.iter().map(|request| find_generator(state, &caller, &request.model));
+    let models = found.collect::<Result<Vec<_>, _>>()?;
+    let shape = Shape::of(&prompt, &generate);
+    let class = caller.classes.grant(generate.class);
+    let (mut admissions, mut prompts) = (Vec::new(), Vec::new());
+    for (request, model) in requests.iter().zip(&models) {
+        let prepared = prepare(state, model, prompt.clone(), request).await?;
+        check_token_ids(request, &prepared.prompts, model)?;
+        let Prepared { prompts: encoded, bad_words, constraint } = prepared;
+        prompts.push(encoded);
+        admissions.push(Admission {
+            state,
+            serving: &serving,
+            caller: &caller,
+            request,
+            model,
+            outgoing: None,
+            shape: shape.clone(),
+            bad_words,
+            constraint: Mutex::new(constraint),
+            arrived,
+            class,
+            // The first reads the text beside each of the others.
+            read_again: if admissions.is_empty() { saturating_u32(requests.len() - 1) } else { 1 },
+            settle_at: SettleAt::Told,
+        });
+    }
+    let prompt = check_one_vocabulary(&models, &prompts)?;
+    let mut tickets = reserve_all(&admissions, prompts).await?;
+    charge_to(origin.as_ref(), tickets.iter_mut().flatten().map(|ticket| &mut ticket.reservation));
+    let mut started = Vec::with_capacity(tickets.len());
+    let mut waiting = admissions.iter().zip(tickets);
+    while let Some((admission, tickets)) = waiting.next() {
+        match admission.start_all(tickets).await {
+            Ok(prompts) => started.extend(prompts),
+            Err(error) => {
+                withdraw_all(waiting.flat_map(|(_, tickets)| tickets).map(|ticket| ticket.reservation));
+                return Err(error);
+            }
+        }
+    }
+    let (model, fingerprint) = (models[0].name.clone(), Some(models[0].fingerprint.clone()));
+    let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
+    let admitted = Admitted::new((started, Choices::ONE), served_as, place);
+    Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), caller.account.share_key)))
+}
+
+/// A comparison never waits in line: with what it has already it would hold up others that wait.
+async fn reserve_all(
+    admissions: &[Admission<'_>],
+    prompts: Vec<Vec<EncodedPrompt>>,
+) -> Result<Vec<Vec<Ticket>>, ApiError> {
+    let mut tickets = Vec::with_capacity(admissions.len());
+    for (admission, prompts) in admissions.iter().zip(prompts) {
+        match admission.reserve_all(prompts, Patience::AtOnce).await {
+            Ok(reserved) => tickets.push(reserved),
+            Err(refusal) => {
+                withdraw_all(tickets.into_iter().flatten().map(|ticket| ticket.reservation));
+                return Err(refusal);
+            }
+        }
+    }
+    Ok(tickets)
+}
+
+/// Distributions compare token by token only where a token is the same for both. Returns the prompt.
+fn check_one_vocabulary(models: &[Arc<ServedModel>], prompts: &[Vec<EncodedPrompt>]) -> Result<Vec<TokenId>, ApiError> {
+    let tokens = |of: usize| prompts[of].first().map(|prompt| prompt.tokens.as_slice()).unwrap_or_default();
+    for other in 1..models.len() {
+        if models[other].input_vocab_size != models[0].input_vocab_size || tokens(other) != tokens(0) {
+            let why = "this model and the first one do not read the prompt as the same tokens";
+            return Err(invalid(&format!("models[{other}]"), why));
+        }
+    }
+    Ok(tokens(0).to_vec())
+}
+
+impl SideBySide {
+    fn new(
+        (id, state, lane): (String, AppState, ComparisonHandle),
+        (models, prompt): (Vec<Arc<ServedModel>>, Vec<TokenId>),
+        share_key: ShareKey,
+    ) -> Self {
+        let created = state.clock().wall().as_secs();
+        let said = vec![SaidText::default(); models.len()];
+        let (differences, text, usages) = (Vec::new(), ComparedText::default(), Vec::new());
+        Self { id, created, state, lane, models, prompt, said, differences, text, usages, share_key }
+    }
+
+    fn head(&self, object: &str) -> Value {
+        json!({"id": self.id, "object": object, "created": self.created})
+    }
+
+    fn take(&mut self, ChoiceDelta { index, delta }: ChoiceDelta) -> Option<Value> {
+        let model = &self.models[index].name;
+        let mut chunk = json!({"index": index, "model": model});
+        let said = &mut self.said[index];
+        match delta {
+            Delta::Text(part) => {
+                let logprobs: Vec<_> = part.logprobs.iter().map(|token| logprob_json(token.logprob)).collect();
+                said.text.push_str(&part.text);
+                said.token_ids.extend(&part.token_ids);
+                chunk["text"] = json!(part.text);
+                chunk["token_ids"] = json!(part.token_ids);
+                chunk["logprobs"] = json!(logprobs);
+            }
+            Delta::Reasoning(text) => {
+                said.reasoning.push_str(&text);
+                chunk["reasoning"] = json!(text);
+            }
+            Delta::Finished(end) => {
+                said.finish_reason = Some(end.as_str());
+                chunk["finish_reason"] = json!(end.as_str());
+            }
+            // Nothing of the prompt is asked for, and no tool is offered.
+            Delta::Prompt(_) | Delta::ToolCall(_) => return None,
+        }
+        Some(chunk)
+    }
+
+    async fn compare(&mut self, prompts: &mut [LivePrompt]) -> Result<(), ApiError> {
+        let tokens = [&self.prompt[..], &self.said[0].token_ids].concat();
+        self.text = self.spelt(tokens.clone()).await?;
+        let lent: Option<Vec<SharedModel>> = prompts.iter().map(LivePrompt::shared_model).collect();
+        let lent = lent.ok_or_else(|| ApiError::new(ErrorKind::EngineFailed, "An engine has stopped."))?;
+        for other in 1..lent.len() {
+            let (id, first, second) = (self.state.next_request_id(), lent[0].clone(), lent[other].clone());
+            let request = ComparisonRequest { id, tokens: tokens.clone(), first, second, share_key: self.share_key };
+            let submitted = self.lane.submit(request).map_err(SubmitError::from);
+            let mut reply = submitted.map_err(ApiError::from)?;
+            let positions = reply.wait().await?;
+            let read = reply.close();
+            prompts[0].ran_beside(read);
+            prompts[other].ran_beside(read);
+            self.differences.push(Difference { model: other, positions });
+        }
+        prompts.iter_mut().for_each(LivePrompt::settle);
+        self.usages = prompts.iter().map(LivePrompt::usage).collect();
+        Ok(())
+    }
+
+    async fn spelt(&self, token_ids: Vec<TokenId>) -> Result<ComparedText, ApiError> {
+        let (text, num_prompt_tokens) = (Arc::clone(&self.models[0].text), self.prompt.len());
+        let spell = move || {
+            let tokens = spell(&text, &token_ids);
+            Ok(ComparedText { token_ids, tokens, num_prompt_tokens })
+        };
+        self.state.text_work().run(spell).await
+    }
+
+    fn json(&self, usage: Usage) -> Value {
+        let mut whole = self.head("comparison");
+        let models = self.models.iter().zip(&self.said).enumerate().map(|(index, (model, said))| {
+            let compared = ComparedModel { name: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
+            model_json(index, &compared, said, self.usages.get(index).copied().unwrap_or_default())
+        });
+        whole["models"] = models.collect();
+        whole["text"] = Value::Object(compared_text_json(&self.text));
+        let part = |difference: &Difference| parting(&self.said[0].token_ids, &self.said[difference.model].token_ids);
+        whole["differences"] = self.differences.iter().map(|is| difference_json(is, part(is))).collect();
+        whole["usage"] = usage_json(usage, &ReasoningTokens::default());
+        whole
+    }
+}
+
+fn event(data: &Value) -> Part {
+    Part { event: None, data: data.to_string() }
+}
+
+fn spell(text: &TextModel, tokens: &[TokenId]) -> Vec<String> {
+    let mut detokenizer = Detokenizer::new(&text.tokenizer, SkipSpecialTokens::No);
+    let mut spelt: Vec<String> = tokens.iter().map(|token| detokenizer.push(*token)).collect();
+    let rest = detokenizer.finish();
+    if let Some(last) = spelt.last_mut() {
+        last.push_str(&rest);
+    }
+    spelt
+}
+
+impl AnswerForm for SideBySide {
+    fn opening(&mut self, _: Usage) -> Vec<Part> {
+        Vec::new()
+    }
+
+    fn part(&mut self, piece: ChoiceDelta, _: Usage) -> Vec<Part> {
+        let Some(said) = self.take(piece) else { return Vec::new() };
+        let mut chunk = self.head("comparison.chunk");
+        if let (Value::Object(chunk), Value::Object(said)) = (&mut chunk, said) {
+            chunk.extend(said);
+        }
+        vec![event(&chunk)]
+    }
+
+    fn closing(&mut self, usage: Usage) -> Vec<Part> {
+        vec![event(&self.json(usage))]
+    }
+
+    fn failure(&mut self, error: &ApiError) -> Vec<Part> {
+        vec![event(&error.body())]
+    }
+
+    fn join(&mut self, piece: ChoiceDelta) {
+        self.take(piece);
+    }
+
+    fn conclude<'a>(&'a mut self, prompts: &'a mut [LivePrompt]) -> Option<Conclusion<'a>> {
+        Some(Box::pin(self.compare(prompts)))
+    }
+
+    fn whole(&mut self, usage: Usage) -> Value {
+        self.json(usage)
+    }
+
+    fn stream_end(&self) -> StreamEnd {
+        StreamEnd::DoneMark
+    }
+}

@@ -1,0 +1,63 @@
+//! How far it has come, on standard error: a bar on a terminal, a line at the beginning and the end elsewhere.
+
+use std::io::{self, IsTerminal};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Which checkpoint of how many, from 1.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress {
+    place: usize,
+    count: usize,
+}
+
+/// One checkpoint's.
+#[derive(Debug)]
+pub(super) struct Running {
+    what: String,
+    bar: ProgressBar,
+    is_terminal: bool,
+}
+
+impl Progress {
+    pub(super) fn new(place: usize, count: usize) -> Self {
+        Self { place, count }
+    }
+
+    pub(super) fn start(self, name: &str, (done, items): (usize, usize)) -> Running {
+        let what = format!("[{}/{}] {name}", self.place, self.count);
+        let is_terminal = io::stderr().is_terminal();
+        if !is_terminal {
+            eprintln!("{what}: {done} of {items} items are done");
+        }
+        let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos} of {len} items, {eta} left")
+            .expect("the template is a constant that a test draws");
+        let bar = ProgressBar::with_draw_target(Some(items as u64), target).with_style(style);
+        bar.set_message(what.clone());
+        bar.set_position(done as u64);
+        Running { what, bar, is_terminal }
+    }
+}
+
+impl Running {
+    pub(super) fn one_more(&self) {
+        self.bar.inc(1);
+    }
+
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+        let line = format!("{}: {} items", self.what, self.bar.position());
+        if self.is_terminal { self.bar.println(line) } else { eprintln!("{line}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_can_be_drawn() {
+        Progress::new(1, 2).start("demo", (0, 3)).finish();
+    }
+}

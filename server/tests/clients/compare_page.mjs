@@ -1,0 +1,67 @@
+// The page that compares checkpoints, in a headless browser: it lists them, asks two with one seed, and shows where they
+// differ. With a file's name it also keeps a picture.
+//
+//     npm install && node compare_page.mjs PATH/TO/passerelle PATH/TO/models/demo [PATH/TO/chromium] [PICTURE.png]
+
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { chromium } from "playwright-core";
+
+import { serve } from "./server.mjs";
+
+const [binary, demo, browserPath = "/usr/bin/chromium", picture] = process.argv.slice(2);
+const ARGUMENTS = [
+  "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  "--disable-component-update", "--disable-sync",
+];
+const models = ["early", "middle", "final"].flatMap((name) => ["--model", `${name}=${join(demo, name)}`]);
+
+const profile = mkdtempSync(join(tmpdir(), "passerelle-compare-"));
+const server = await serve(binary, ...models);
+const browser = await chromium.launchPersistentContext(profile, {
+  executablePath: browserPath, headless: true, args: ARGUMENTS, locale: "fr-FR", viewport: { width: 1200, height: 1100 },
+});
+try {
+  const page = await browser.newPage();
+  const elsewhere = [];
+  const complaints = [];
+  page.on("request", (request) => { if (!request.url().startsWith(server.url)) elsewhere.push(request.url()); });
+  page.on("pageerror", (error) => complaints.push(error.message));
+  page.on("console", (message) => { if (message.type() === "error") complaints.push(message.text()); });
+
+  await page.goto(`${server.url}/compare`);
+  await page.waitForSelector("#models input[value=middle]");
+  assert.equal(await page.getAttribute("html", "lang"), "fr");
+  for (const box of await page.$$("#models input:checked")) await box.uncheck();
+  for (const name of ["final", "middle", "early"]) await page.check(`#models input[value=${name}]`);
+  await page.fill("#prompt", "What is 12 + 7?");
+  await page.fill("#temperature", "0.7");
+  assert.match(await page.textContent("#temperature-value"), /0,7/);
+  await page.fill("#seed", "7");
+  const asked = page.waitForRequest((request) => request.url().endsWith("/v1/compare"));
+  await page.click("#send");
+  const { models: named, seed, temperature } = (await asked).postDataJSON();
+  assert.deepEqual([named, seed, temperature], [["final", "middle", "early"], 7, 0.7]);
+  await page.waitForSelector("#differences:not([hidden]) .token");
+  assert.equal(await page.locator(".answer").count(), 3);
+  assert.match(await page.textContent(".answer"), /19/);
+  assert.ok(await page.locator("#heat .level5, #heat .level4").count() > 0, "an early checkpoint differs");
+  await page.hover("#heat .token:nth-child(9)");
+  assert.match(await page.textContent("#detail"), /KL/);
+  const first = await page.textContent("#heat");
+  await page.click("#pairs button:nth-child(2)");
+  assert.equal(await page.textContent("#heat"), first, "one text, another pair");
+  await page.click("#language");
+  assert.equal(await page.getAttribute("html", "lang"), "en");
+  if (picture) await page.screenshot({ path: picture, fullPage: true });
+
+  assert.deepEqual(complaints, []);
+  assert.deepEqual(elsewhere, [], "nothing is asked of any other place");
+  console.log("the page compares");
+} finally {
+  await browser.close();
+  await server.stop();
+  rmSync(profile, { recursive: true, force: true });
+}
