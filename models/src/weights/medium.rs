@@ -39,7 +39,7 @@ struct Device {
     minor: u64,
 }
 
-/// On what nobody can tell, files stay.
+/// Where nobody can tell what a file lies on, it stays.
 pub(super) fn may_go_away(file: &Metadata) -> bool {
     let device = Device::of(file.dev());
     let mounts = fs::read_to_string(MOUNTS).unwrap_or_default();
