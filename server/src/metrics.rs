@@ -12,6 +12,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, R
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use passerelle_engine::{StepObserver, StepReport, Usage};
 
+use crate::gateway::shelf::ShelfMemory;
 use crate::gateway::tariff::Hours;
 use crate::gateway::{AuthError, LedgerTotals, LimitName};
 use table::{Metric, MetricKind};
@@ -20,6 +21,10 @@ use table::{Metric, MetricKind};
 const REQUESTS_BETWEEN_UPKEEP: u64 = 64;
 /// Stands for every name of a model that is not served, so that clients cannot make series.
 const UNKNOWN_MODEL: &str = "unknown";
+/// Models that have series of their own, while the process lives; models come and go, series only come.
+const MAX_MODELS: usize = 4096;
+/// Stands for the models beyond.
+const OTHER_MODELS: &str = "other";
 
 #[derive(Debug)]
 pub struct Metrics {
@@ -112,6 +117,9 @@ impl Metrics {
     pub fn serve<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
         let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
         for name in names {
+            if models.len() >= MAX_MODELS {
+                return;
+            }
             models.entry(name.to_owned()).or_insert_with(|| Arc::new(ModelMetrics::new(&self.recorder, name)));
         }
     }
@@ -121,6 +129,12 @@ impl Metrics {
         self.reservations_open.set(ledger.open as f64);
         self.reservations_settled.absolute(ledger.settled);
         self.exporter.render()
+    }
+
+    /// What models that come and go hold at this moment.
+    pub fn models_hold(&self, memory: ShelfMemory) {
+        register_gauge(&self.recorder, table::MODEL_MEMORY, &[]).set(memory.held_bytes as f64);
+        register_gauge(&self.recorder, table::MODEL_MEMORY_LIMIT, &[]).set(memory.limit_bytes as f64);
     }
 
     pub fn answered(&self, request: AnsweredRequest<'_>) {
@@ -163,7 +177,9 @@ impl Metrics {
 
     /// For the engine of a served model to report its steps to.
     pub fn engine(&self, model: &str) -> EngineMetrics {
-        EngineMetrics::new(&self.recorder, model, Arc::clone(&self.hours))
+        self.serve([model]);
+        let label = if self.model(model).is_some() { model } else { OTHER_MODELS };
+        EngineMetrics::new(&self.recorder, label, Arc::clone(&self.hours))
     }
 }
 
@@ -297,6 +313,7 @@ mod tests {
         metrics.auth_failed(AuthError::Unknown);
         metrics.refused(LimitName::Rate(Unit::Tokens));
         metrics.upstream_tried("demo", "h:1", "answered");
+        metrics.models_hold(ShelfMemory { limit_bytes: 9, held_bytes: 5, most_held_bytes: 7 });
         let model = metrics.model("demo").unwrap();
         model.first_token(Duration::from_millis(30));
         model.next_token(Duration::from_millis(7));
@@ -330,6 +347,8 @@ mod tests {
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.005"} 1"#,
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.0025"} 0"#,
             "passerelle_ledger_reservations_open 2",
+            "passerelle_model_memory_bytes 5",
+            "passerelle_model_memory_limit_bytes 9",
             "passerelle_ledger_reservations_settled_total 9",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is missing in {text}");
@@ -345,6 +364,17 @@ mod tests {
         let text = metrics.render(&LedgerTotals::default());
         let shown: Vec<_> = text.lines().filter(|line| line.starts_with("passerelle_requests_total")).collect();
         assert_eq!(shown, [r#"passerelle_requests_total{route="/v1/completions",status="404",model="unknown"} 3"#]);
+    }
+
+    #[test]
+    fn models_that_come_and_go_for_years_do_not_make_series_without_end() {
+        let metrics = metrics();
+        for step in 0..MAX_MODELS + 10 {
+            metrics.serve([format!("run@step-{step}").as_str()]);
+        }
+        assert_eq!(metrics.models.read().unwrap().len(), MAX_MODELS);
+        metrics.engine("run@step-9999").step(&StepReport { running: 3, ..StepReport::default() });
+        assert!(metrics.render(&LedgerTotals::default()).contains("passerelle_running_sequences{model=\"other\"} 3"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod admin_socket;
 mod defaults;
 mod door;
 mod engines;
+mod folder;
 mod gguf;
 mod hashes;
 mod ledger;
@@ -16,6 +17,7 @@ mod memory;
 mod models;
 mod reload;
 mod report;
+mod shelf;
 mod signals;
 mod tariff;
 mod text;
@@ -29,23 +31,26 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use passerelle::api::{
     self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader,
-    RequestBounds, RouteSwitch, RunningServer, ServeConfig, ServedModel, SseConfig, Tls,
+    RequestBounds, RouteSwitch, ServeConfig, ServedModel, SseConfig, Tls,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
-use passerelle::gateway::{Authenticator, Ledger, PrefixSharing, Router};
+use passerelle::gateway::{Authenticator, Ledger, PrefixSharing, Replica, Router, Tariff};
+use passerelle::metrics::Metrics;
 use passerelle::text::GrammarBounds;
+use passerelle_engine::ComparisonLane;
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_engine::{ComparisonLane, EncoderEngine, EncoderHandle, Engine, EngineHandle};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::Signal;
 use tokio::time::sleep;
 
 use crate::cli::output;
+use engines::{Fleet, Running, RunningHandle, Workshop};
 use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
-use reload::{ReadAgain, Reloading};
+use reload::{Directions, ReadAgain, Reloading};
+use shelf::{NewShelf, ShelfKeeper};
 use signals::Signals;
 use upstreams::Upstreams;
 
@@ -73,8 +78,9 @@ pub(crate) struct Server {
     /// Before the engines whose models it borrows.
     comparisons: ComparisonLane,
     /// Dropped late: every answer needs its engine to the end.
-    engines: Vec<Engine>,
-    encoders: Vec<EncoderEngine>,
+    engines: Vec<Running>,
+    /// `None`: no models come and go.
+    shelf: Option<ShelfKeeper>,
     /// Until somebody follows the configuration.
     reloading: Option<Reloading>,
     /// Dropped last: every request is settled. `None` for a server without a data directory.
@@ -117,53 +123,48 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     };
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
-    let compute = compute(&config.engine);
-    let loaded = models::load_all(config, &compute)?;
-    let here: Vec<String> = loaded.names().map(str::to_owned).collect();
-    let prepared = upstreams::prepare(config, &here)?;
-    let elsewhere: Vec<&str> = prepared.models.iter().map(|model| model.name.as_str()).collect();
-    let fleet = engines::start(loaded, (&config.engine, config.ledger.gpu_factor), &compute, (&clock, &elsewhere))?;
-    let served = tariff::Served { here: fleet.prices, partition: fleet.partition, elsewhere: &elsewhere };
-    let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
-    let tariff = Arc::new(tariff::in_force(published, served, UnixSeconds::of(clock.wall()))?);
+    let stock = stock(config, &clock)?;
+    let Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, partition, metrics } = stock;
+    let shelf = new_shelf.as_ref().map(|new| new.shelf.clone());
+    let here = reload::models_here(&staying, shelf.as_ref());
+    let (settings, remote) = upstreams::prepare(config, &here)?.split();
     let basis = LedgerBasis { clock: Arc::clone(&clock), tariff };
-    let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), fleet.replicas.len() as u32);
-    let (settings, remote) = prepared.split();
-    let replicas = fleet.replicas.iter().cloned().chain(upstreams.follow(settings)?);
+    let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), replicas.len() as u32);
+    let replicas = replicas.into_iter().chain(upstreams.follow(settings)?);
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
-    let serving = reload::serving(config, router, remote)?;
+    let serving = Directions::of(config, &here, remote)?.serve(router);
     let (reloader, orders) = Reloader::new();
-    let (ledger, keeper) = open_ledger((&authenticator, lock), basis, config, (&fleet.served, fleet.partition))?;
+    let (ledger, ledger_keeper) = open_ledger((&authenticator, lock), basis, config, (&served, partition))?;
     let readiness = Readiness::default();
     let batches = match door {
         Door::AsConfigured => Some(open_batches(config)?),
         Door::Open => None,
     };
     let api_config = api_config(config, guard(&authenticator))?;
-    if let Some(administration) = administration.clone() {
-        let server = RunningServer { reloader: reloader.clone(), hours: Arc::clone(fleet.metrics.hours()) };
-        let desk = OperatorDesk::new(administration, &api_config).of_server(server);
-        admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
-    }
     let state = AppState::new(AppParts {
-        models: fleet.served,
+        models: served,
+        shelf: shelf.clone(),
         authenticator,
-        administration,
+        administration: administration.clone(),
         reloader: Some(reloader.clone()),
         ledger,
         serving,
-        comparisons: fleet.comparisons.handle(),
-        clock: Arc::clone(&clock),
-        metrics: fleet.metrics,
+        clock,
+        metrics,
+        comparisons: comparisons.handle(),
         batches,
-        config: api_config,
+        config: api_config.clone(),
         readiness: readiness.clone(),
     });
     runtime.spawn(api::run_batches(state.clone()));
     runtime.spawn(look_after_replicas(state.clone()));
-    let engines = fleet.replicas;
+    if let Some(administration) = administration {
+        let desk = OperatorDesk::new(administration, &api_config).of_server(state.clone());
+        admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
+    }
+    let keeper = new_shelf.map(|new| new.keep(state.clone())).transpose()?;
     let reloading =
-        Reloading { config: config.clone(), orders, reloader, engines, upstreams, state: state.clone(), clock };
+        Reloading { config: config.clone(), orders, reloader, staying, shelf, upstreams, state: state.clone() };
     let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
         url,
@@ -171,12 +172,45 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         router: api::router(state),
         readiness,
         config: serve_config(config),
-        comparisons: fleet.comparisons,
-        engines: fleet.engines,
-        encoders: fleet.encoders,
+        comparisons,
+        engines: running,
+        shelf: keeper,
         reloading: Some(reloading),
-        _ledger: keeper,
+        _ledger: ledger_keeper,
     })
+}
+
+/// What is served, priced, and not yet answering.
+struct Stock {
+    running: Vec<Running>,
+    comparisons: ComparisonLane,
+    served: Vec<ServedModel>,
+    replicas: Vec<Arc<Replica>>,
+    /// Names of the models that stay in memory.
+    staying: Vec<String>,
+    tariff: Arc<Tariff>,
+    new_shelf: Option<NewShelf>,
+    partition: &'static str,
+    metrics: Arc<Metrics>,
+}
+
+/// The models that the configuration names, in memory, and a look at those that come and go.
+fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
+    let compute = compute(&config.engine);
+    let hashes = KeptHashes::open(&config.server.data_dir);
+    let loaded = models::load_all(config, Means { hub: &config.hub, compute: &compute, hashes: &hashes })?;
+    let staying: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
+    let elsewhere = elsewhere_only(config, &staying);
+    let names = staying.iter().map(String::as_str).chain(elsewhere.iter().copied());
+    let workshop = Workshop::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?;
+    let Fleet { workshop, running, comparisons, served, replicas, prices } = engines::start(loaded, workshop)?;
+    let (partition, metrics) = (workshop.partition(), Arc::clone(&workshop.metrics));
+    let priced = tariff::Served { here: prices, partition, elsewhere: &elsewhere };
+    let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
+    let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
+    let new_shelf = NewShelf::open(config, (workshop, clock), pricing, &staying)?;
+    let tariff = Arc::new(tariff);
+    Ok(Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, partition, metrics })
 }
 
 impl Server {
@@ -189,8 +223,8 @@ impl Server {
     /// then is ended by its engine, so that each client is told.
     pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) {
         let (readiness, drain_timeout) = (self.readiness, self.config.drain_timeout);
-        let handles: Vec<EngineHandle> = self.engines.iter().map(Engine::handle).collect();
-        let encoders: Vec<EncoderHandle> = self.encoders.iter().map(EncoderEngine::handle).collect();
+        let mut handles: Vec<_> = self.engines.iter().map(Running::handle).collect();
+        let shelved = self.shelf.as_ref().map(ShelfKeeper::handles);
         let comparisons = self.comparisons.handle();
         let shutdown = async {
             shutdown.await;
@@ -199,8 +233,8 @@ impl Server {
             tokio::spawn(async move {
                 sleep(drain_timeout).await;
                 tracing::warn!("the drain timeout has passed: what still runs is ended");
-                handles.iter().for_each(EngineHandle::shutdown);
-                encoders.iter().for_each(EncoderHandle::shutdown);
+                handles.extend(shelved.iter().flat_map(|shelved| shelved()));
+                handles.iter().for_each(RunningHandle::shutdown);
                 comparisons.shutdown();
             });
         };
@@ -224,6 +258,15 @@ fn open_ledger(
         }
         (_, lock) => Ok((ledger::without_keeping(basis, &config.ledger)?, lock.map(LedgerLock::leave_shut))),
     }
+}
+
+/// The models that only upstreams have.
+fn elsewhere_only<'a>(config: &'a Config, here: &[String]) -> Vec<&'a str> {
+    let mut names: Vec<&str> = config.upstreams.iter().map(|upstream| upstream.model.as_str()).collect();
+    names.retain(|name| !here.iter().any(|other| other == name));
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 fn guard(authenticator: &Authenticator) -> BrowserGuard {
@@ -254,6 +297,7 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
         max_body_bytes: written.max_body.0 as usize,
         body_timeout: written.read_timeout,
         request_timeout: written.request_timeout,
+        longest_load: config.shelf.longest_load,
         max_concurrent_requests: written.max_concurrent_requests,
         max_concurrent_encodes: written.max_concurrent_encodes,
         bounds: RequestBounds {

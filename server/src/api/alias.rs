@@ -12,14 +12,23 @@ const SESSION_FIELDS: [&str; 3] = ["prompt_cache_key", "user", "safety_identifie
 /// Where a request says what it is about.
 const CONTENT_FIELDS: [&str; 5] = ["messages", "input", "prompt", "query", "text_1"];
 
-/// Writes a model's own name in the place of an alias for it. Anything else is left to whoever reads the request.
+/// Writes a model's own name in the place of an alias for it, in `model` and in each of `models`. Anything else is left to
+/// whoever reads the request.
 pub(crate) fn settle(state: &AppState, caller: &Caller, mut body: Value) -> Value {
     let serving = state.serving();
-    let Some(alias) = body["model"].as_str().and_then(|name| serving.alias(name)) else { return body };
-    let chosen = alias.choose(session_of(caller, &body), |model| state.sees(caller, model));
-    if let Some(model) = chosen {
-        body["model"] = model.into();
+    let names = || body.get("model").into_iter().chain(body["models"].as_array().into_iter().flatten());
+    if !names().any(|name| name.as_str().is_some_and(|name| serving.alias(name).is_some())) {
+        return body;
     }
+    let session = session_of(caller, &body);
+    let settle = |name: &mut Value| {
+        let alias = name.as_str().and_then(|name| serving.alias(name));
+        if let Some(model) = alias.and_then(|alias| alias.choose(session, |model| state.sees(caller, model))) {
+            *name = model.into();
+        }
+    };
+    body.get_mut("model").into_iter().for_each(settle);
+    body.get_mut("models").and_then(Value::as_array_mut).into_iter().flatten().for_each(settle);
     body
 }
 

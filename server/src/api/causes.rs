@@ -12,6 +12,7 @@ use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::{LedgerClosed, Retry};
 use crate::gateway::router::RouteError;
+use crate::gateway::shelf::HandError;
 use crate::gateway::{
     AuthError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
 };
@@ -226,6 +227,28 @@ pub(crate) fn grammar_refused(error: &GrammarError, param: &str) -> ApiError {
 pub(crate) fn model_not_found(name: &str) -> ApiError {
     let message = format!("The model `{}` does not exist. `GET /v1/models` lists the models.", echoed(name));
     ApiError::new(ErrorKind::ModelNotFound, message).param("model")
+}
+
+/// On its way from the disk, or waiting for room. `wait`: until it could be used.
+pub(crate) fn model_loading(name: &str, wait: Duration) -> ApiError {
+    let message = format!("The model `{}` is not in memory yet; it is being brought there.", echoed(name));
+    ApiError::new(ErrorKind::ModelLoading, message).param("model").retry_after(wait)
+}
+
+pub(crate) fn model_failed(name: &str, why: &str) -> ApiError {
+    let message = format!("The model `{}` cannot be loaded: {why}", echoed(name));
+    ApiError::new(ErrorKind::ModelFailed, message).param("model")
+}
+
+impl From<HandError> for ApiError {
+    fn from(error: HandError) -> Self {
+        match error {
+            HandError::Unknown(name) => model_not_found(&name),
+            HandError::InUse { .. } | HandError::Pinned(_) | HandError::Loading(_) => {
+                Self::new(ErrorKind::Conflict, format!("{}.", capitalised(&error.to_string())))
+            }
+        }
+    }
 }
 
 /// A generator was asked for a vector.

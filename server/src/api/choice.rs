@@ -1,7 +1,5 @@
 //! One choice of an answer: an engine's token events made into text, reasoning, tool calls and log-probabilities.
 
-use std::sync::Arc;
-
 use passerelle_engine::{TokenEvent, TokenLogprobs};
 use passerelle_models::TokenId;
 
@@ -9,15 +7,15 @@ use super::delta::{
     AnswerEnd, Candidate, Delta, PromptPart, PromptToken, TextPart, TokenLogprob, TokenText, ToolCallHead, ToolCallPart,
 };
 use super::ids::{random_id, random_short_id};
+use super::lease::Lease;
 use super::prepare::EncodedPrompt;
-use super::state::ServedModel;
 use super::wire::request::Output;
 use crate::text::{AnswerDelta, AnswerParser, CallIds, Detokenizer, SkipSpecialTokens, StopMatcher, Tokenizer};
 
 /// What a choice needs beside its events.
 #[derive(Debug, Clone)]
 pub(crate) struct ChoiceSpec {
-    pub(crate) model: Arc<ServedModel>,
+    pub(crate) model: Lease,
     pub(crate) output: Output,
     pub(crate) stop_strings: Vec<String>,
     /// No stop string counts before the answer has this many tokens.

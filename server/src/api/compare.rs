@@ -6,7 +6,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use passerelle_engine::{ComparisonHandle, ComparisonRequest, ShareKey, SharedModel, Usage};
+use passerelle_engine::{
+    ComparedPosition, ComparisonHandle, ComparisonReply, ComparisonRequest, ShareKey, SharedModel, Usage,
+};
 use passerelle_models::TokenId;
 use serde_json::{Value, json};
 
@@ -15,12 +17,13 @@ use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Admission, Admitted, ServedAs, Shape, Ticket, Visit, charge_to, saturating_u32};
 use super::launch::LivePrompt;
+use super::lease::Lease;
 use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare};
 use super::reserve::{Patience, withdraw_all};
 use super::routes::require;
 use super::running::SettleAt;
 use super::sse::StreamEnd;
-use super::state::{AppState, ServedModel};
+use super::state::AppState;
 use super::wire::answer::{AnswerForm, Conclusion, Part};
 use super::wire::choices::Choices;
 use super::wire::compare::{
@@ -40,7 +43,7 @@ pub(crate) struct SideBySide {
     created: u64,
     state: AppState,
     lane: ComparisonHandle,
-    models: Vec<Arc<ServedModel>>,
+    models: Vec<Lease>,
     /// The same for all models.
     prompt: Vec<TokenId>,
     said: Vec<SaidText>,
@@ -62,12 +65,15 @@ pub(crate) async fn admit(
     let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
-    let serving = state.serving();
     let ReadCompare { models, prompt, generate, .. } = read;
     let requests: Vec<GenerateRequest> =
         models.into_iter().map(|model| GenerateRequest { model, ..generate.clone() }).collect();
-    let found = requests.iter().map(|request| find_generator(state, &caller, &request.model));
-    let models = found.collect::<Result<Vec<_>, _>>()?;
+    let mut models = Vec::with_capacity(requests.len());
+    for request in &requests {
+        models.push(find_generator(state, &caller, &request.model).await?);
+    }
+    // Their replicas may have come just now.
+    let serving = state.serving();
     let shape = Shape::of(&prompt, &generate);
     let class = caller.classes.grant(generate.class);
     let (mut admissions, mut prompts) = (Vec::new(), Vec::new());
@@ -132,7 +138,7 @@ async fn reserve_all(
 }
 
 /// Distributions compare token by token only where a token is the same for both. Returns the prompt.
-fn check_one_vocabulary(models: &[Arc<ServedModel>], prompts: &[Vec<EncodedPrompt>]) -> Result<Vec<TokenId>, ApiError> {
+fn check_one_vocabulary(models: &[Lease], prompts: &[Vec<EncodedPrompt>]) -> Result<Vec<TokenId>, ApiError> {
     let tokens = |of: usize| prompts[of].first().map(|prompt| prompt.tokens.as_slice()).unwrap_or_default();
     for other in 1..models.len() {
         if models[other].input_vocab_size != models[0].input_vocab_size || tokens(other) != tokens(0) {
@@ -146,7 +152,7 @@ fn check_one_vocabulary(models: &[Arc<ServedModel>], prompts: &[Vec<EncodedPromp
 impl SideBySide {
     fn new(
         (id, state, lane): (String, AppState, ComparisonHandle),
-        (models, prompt): (Vec<Arc<ServedModel>>, Vec<TokenId>),
+        (models, prompt): (Vec<Lease>, Vec<TokenId>),
         share_key: ShareKey,
     ) -> Self {
         let created = state.clock().wall().as_secs();
@@ -195,11 +201,8 @@ impl SideBySide {
             let (id, first, second) = (self.state.next_request_id(), lent[0].clone(), lent[other].clone());
             let request = ComparisonRequest { id, tokens: tokens.clone(), first, second, share_key: self.share_key };
             let submitted = self.lane.submit(request).map_err(SubmitError::from);
-            let mut reply = submitted.map_err(ApiError::from)?;
-            let positions = reply.wait().await?;
-            let read = reply.close();
-            prompts[0].ran_beside(read);
-            prompts[other].ran_beside(read);
+            let mut reading = Reading { reply: submitted.map_err(ApiError::from)?, prompts, other, is_free: false };
+            let positions = reading.wait().await?;
             self.differences.push(Difference { model: other, positions });
         }
         prompts.iter_mut().for_each(LivePrompt::settle);
@@ -228,6 +231,31 @@ impl SideBySide {
         whole["differences"] = self.differences.iter().map(|is| difference_json(is, part(is))).collect();
         whole["usage"] = usage_json(usage, &ReasoningTokens::default());
         whole
+    }
+}
+
+/// Two models in front of the text. However it ends, what was read is on the bill of both; unless the server failed.
+struct Reading<'a> {
+    reply: ComparisonReply,
+    prompts: &'a mut [LivePrompt],
+    other: usize,
+    is_free: bool,
+}
+
+impl Reading<'_> {
+    async fn wait(&mut self) -> Result<Vec<Option<ComparedPosition>>, ApiError> {
+        let compared = self.reply.wait().await;
+        self.is_free = compared.is_err();
+        Ok(compared?)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let read = self.reply.close();
+        if !self.is_free {
+            [0, self.other].iter().for_each(|side| self.prompts[*side].ran_beside(read));
+        }
     }
 }
 

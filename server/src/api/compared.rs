@@ -6,8 +6,6 @@
 //! 4. hand the prompts to the comparison lane, which runs them one by one;
 //! 5. settle what the lane counted, by dropping each [`Comparing`], on every way out.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use passerelle_engine::{ComparedPosition, Usage};
@@ -16,11 +14,12 @@ use tokio::time::timeout;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Visit, charge_to, saturating_u32};
+use super::lease::Lease;
 use super::meter::{Place, PromptMeter};
 use super::prepare::{EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
 use super::reserve::{Patience, reserve, reserve_with, withdraw_all};
 use super::routes::require;
-use super::state::{AppState, ServedModel};
+use super::state::AppState;
 use super::wire::answer::AnswerHead;
 use super::wire::prompt_scores::comparison_answer;
 use super::wire::request::{GenerateRequest, Prompt};
@@ -69,13 +68,9 @@ pub(crate) async fn compare(
 }
 
 /// Step 1.
-async fn find_pair(
-    state: &AppState,
-    visit: &Visit,
-    (first, second): (&str, &str),
-) -> Result<[Arc<ServedModel>; 2], ApiError> {
-    let first = find_generator(state, &visit.caller, first)?;
-    let second = find_generator(state, &visit.caller, second).map_err(|error| error.param(FIELD))?;
+async fn find_pair(state: &AppState, visit: &Visit, (first, second): (&str, &str)) -> Result<[Lease; 2], ApiError> {
+    let first = find_generator(state, &visit.caller, first).await?;
+    let second = find_generator(state, &visit.caller, second).await.map_err(|error| error.param(FIELD))?;
     let tokenizers = [&first, &second].map(|model| model.text.tokenizer.clone());
     let is_same =
         state.text_work().run(move || Ok::<_, ApiError>(tokenizers[0].has_vocabulary_of(&tokenizers[1]))).await?;
@@ -89,7 +84,7 @@ async fn find_pair(
 struct Pairing<'a> {
     state: &'a AppState,
     visit: &'a Visit,
-    models: &'a [Arc<ServedModel>; 2],
+    models: &'a [Lease; 2],
     class: ServiceClass,
 }
 
@@ -128,9 +123,8 @@ impl Pairing<'_> {
 
     /// A prompt that cannot start takes the others with it: they are dropped, which ends and settles them.
     fn start_all(&self, prompts: Vec<EncodedPrompt>, reservations: Vec<[Reservation; 2]>) -> Result<Running, ApiError> {
-        let meter = |model: &Arc<ServedModel>| {
-            PromptMeter::new(self.state.clone(), (&model.name, Place::Here), self.visit.arrived)
-        };
+        let meter =
+            |model: &Lease| PromptMeter::new(self.state.clone(), (&model.name, Place::Here), self.visit.arrived);
         let mut running =
             Running { prompts: Vec::with_capacity(prompts.len()), meters: self.models.each_ref().map(meter) };
         let mut reservations = reservations.into_iter();
@@ -148,7 +142,7 @@ impl Pairing<'_> {
 
     fn start(&self, prompt: EncodedPrompt, reservations: [Reservation; 2]) -> Result<Comparing, ApiError> {
         let serving = self.state.serving();
-        let engine_of = |model: &Arc<ServedModel>| serving.router.engine_of(&model.name);
+        let engine_of = |model: &Lease| serving.router.engine_of(&model.name);
         let replicas = match (engine_of(&self.models[0]), engine_of(&self.models[1])) {
             (Ok(first), Ok(second)) => [first, second],
             (Err(error), _) | (_, Err(error)) => {

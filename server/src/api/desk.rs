@@ -12,11 +12,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::body::BodyBounds;
 use super::errors::ApiError;
-use super::reload::Reloader;
 use super::routes::{admin, authenticate_key, me};
 use super::state::{ApiConfig, AppState};
 use super::{middleware, unknown_route, wrong_method};
-use crate::gateway::tariff::Hours;
 use crate::gateway::{Administration, Caller};
 
 /// What the handlers of administration need of whoever runs them.
@@ -26,11 +24,8 @@ pub(crate) trait Desk: Clone + Send + Sync + 'static {
 
     fn body_bounds(&self) -> BodyBounds;
 
-    /// `None` where no server runs.
-    fn reloader(&self) -> Option<&Reloader>;
-
-    /// `None` where no server runs.
-    fn hours(&self) -> Option<&Hours>;
+    /// `None` where none runs.
+    fn server(&self) -> Option<&AppState>;
 }
 
 /// One request's view of what is administered.
@@ -52,12 +47,8 @@ impl Desk for AppState {
         BodyBounds::of(self.config())
     }
 
-    fn reloader(&self) -> Option<&Reloader> {
-        Self::reloader(self)
-    }
-
-    fn hours(&self) -> Option<&Hours> {
-        Some(self.metrics().hours())
+    fn server(&self) -> Option<&AppState> {
+        Some(self)
     }
 }
 
@@ -67,14 +58,7 @@ pub struct OperatorDesk {
     administration: Administration,
     caller: Arc<Caller>,
     bounds: BodyBounds,
-    server: Option<RunningServer>,
-}
-
-/// What only a server that runs can do and knows.
-#[derive(Debug, Clone)]
-pub struct RunningServer {
-    pub reloader: Reloader,
-    pub hours: Arc<Hours>,
+    server: Option<AppState>,
 }
 
 impl OperatorDesk {
@@ -84,7 +68,7 @@ impl OperatorDesk {
     }
 
     #[must_use]
-    pub fn of_server(mut self, server: RunningServer) -> Self {
+    pub fn of_server(mut self, server: AppState) -> Self {
         self.server = Some(server);
         self
     }
@@ -113,12 +97,8 @@ impl Desk for OperatorDesk {
         self.bounds
     }
 
-    fn reloader(&self) -> Option<&Reloader> {
-        self.server.as_ref().map(|server| &server.reloader)
-    }
-
-    fn hours(&self) -> Option<&Hours> {
-        self.server.as_ref().map(|server| &*server.hours)
+    fn server(&self) -> Option<&AppState> {
+        self.server.as_ref()
     }
 }
 

@@ -16,6 +16,7 @@ use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::Visit;
+use super::lease::Lease;
 use super::meter::{Place, PromptMeter};
 use super::prepare::find_model;
 use super::reserve::{Patience, reserve_with};
@@ -42,25 +43,18 @@ pub(crate) struct Encoded {
 }
 
 /// The model and how it is served, or the error that whoever asks a generator gets.
-pub(crate) fn find_encoder(
+pub(crate) async fn find_encoder(
     state: &AppState,
     caller: &Caller,
     name: &str,
-) -> Result<(Arc<ServedModel>, Arc<ServedEncoder>), ApiError> {
-    let model = find_model(state, caller, name)?;
-    match &model.encoder {
-        Some(encoder) => Ok((Arc::clone(&model), Arc::clone(encoder))),
-        None => Err(not_an_encoder(name)),
-    }
+) -> Result<(Lease, Arc<ServedEncoder>), ApiError> {
+    let model = find_model(state, caller, name).await?;
+    let encoder = model.encoder.clone().ok_or_else(|| not_an_encoder(name))?;
+    Ok((model, encoder))
 }
 
 /// Steps 1 to 5.
-pub(crate) async fn encode(
-    state: &AppState,
-    visit: &Visit,
-    model: &Arc<ServedModel>,
-    texts: Texts,
-) -> Result<Encoded, ApiError> {
+pub(crate) async fn encode(state: &AppState, visit: &Visit, model: &Lease, texts: Texts) -> Result<Encoded, ApiError> {
     state.readiness().admit()?;
     require(&visit.caller, Scope::Inference)?;
     let framed = frame(state, model, texts).await?;
@@ -156,8 +150,8 @@ fn engine_request(state: &AppState, account: &Account, text: FramedText) -> Enco
 }
 
 /// Steps 1 and 2.
-async fn frame(state: &AppState, model: &Arc<ServedModel>, texts: Texts) -> Result<Vec<FramedText>, ApiError> {
-    let model = Arc::clone(model);
+async fn frame(state: &AppState, model: &Lease, texts: Texts) -> Result<Vec<FramedText>, ApiError> {
+    let model = model.clone();
     state
         .text_work()
         .run(move || {

@@ -43,6 +43,8 @@ pub enum ErrorKind {
     QueueFull,
     StorageFull,
     NoReplica,
+    ModelLoading,
+    ModelFailed,
     LedgerUnavailable,
     Draining,
     RequestTimeout,
@@ -92,11 +94,13 @@ impl ErrorKind {
             Self::QuotaExhausted        => (429, "insufficient_quota", "insufficient_quota"),
             Self::Internal              => (500, SERVER, "internal_error"),
             Self::EngineFailed          => (500, SERVER, "engine_failed"),
+            Self::ModelFailed           => (500, SERVER, "model_failed"),
             Self::UpstreamFailed        => (502, SERVER, "upstream_failed"),
             Self::UpstreamTimeout       => (504, SERVER, "upstream_timeout"),
             Self::QueueFull             => (503, SERVER, "queue_full"),
             Self::StorageFull           => (503, SERVER, "storage_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
+            Self::ModelLoading          => (503, SERVER, "model_loading"),
             Self::LedgerUnavailable     => (503, SERVER, "ledger_unavailable"),
             Self::Draining              => (503, SERVER, "draining"),
             Self::RequestTimeout        => (503, SERVER, "request_timeout"),
@@ -108,7 +112,7 @@ impl ErrorKind {
     /// What 503s tell a client to wait when nothing better is known.
     fn default_retry_after(self) -> Option<Duration> {
         let seconds = match self {
-            Self::QueueFull | Self::NoReplica => 1,
+            Self::QueueFull | Self::NoReplica | Self::ModelLoading => 1,
             Self::StorageFull => 60,
             Self::LedgerUnavailable | Self::Draining | Self::RequestTimeout => 5,
             _ => return None,

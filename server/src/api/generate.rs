@@ -20,6 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_logprobs};
 use super::errors::ApiError;
 use super::launch::{Launch, LivePrompt, UpstreamJob};
+use super::lease::Lease;
 use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
 use super::ranking::Ranking;
 use super::relayed::PromptCount;
@@ -27,7 +28,7 @@ use super::remote::admit_remote;
 use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
 use super::running::{SettleAt, Writers};
-use super::state::{AppState, ServedModel, Serving};
+use super::state::{AppState, Serving};
 use super::wire::answer::{self, Billing};
 use super::wire::choices::Choices;
 use super::wire::forward::Outgoing;
@@ -97,7 +98,9 @@ pub(crate) async fn admit(
     let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
-    let model = find_generator(state, &caller, &request.model)?;
+    let model = find_generator(state, &caller, &request.model).await?;
+    // Its replica may have come just now.
+    let serving = state.serving();
     let shape = Shape::of(&prompt, &request);
     let class = if scope == Scope::Batch { ServiceClass::Batch } else { caller.classes.grant(request.class) };
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
@@ -168,7 +171,7 @@ pub(super) struct Admission<'a> {
     pub(super) serving: &'a Serving,
     pub(super) caller: &'a Arc<Caller>,
     pub(super) request: &'a GenerateRequest,
-    pub(super) model: &'a Arc<ServedModel>,
+    pub(super) model: &'a Lease,
     pub(super) outgoing: Option<&'a Outgoing>,
     pub(super) shape: Shape,
     pub(super) bad_words: Vec<Vec<TokenId>>,
@@ -331,7 +334,7 @@ impl Admission<'_> {
 
     fn writers(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writers {
         let spec = ChoiceSpec {
-            model: Arc::clone(self.model),
+            model: self.model.clone(),
             output: self.request.output.clone(),
             stop_strings: self.request.sampling.stop.clone(),
             min_tokens: engine_request.sampling.min_tokens,

@@ -25,6 +25,7 @@ mod form;
 mod generate;
 mod ids;
 mod launch;
+mod lease;
 mod meter;
 mod middleware;
 mod openapi;
@@ -44,7 +45,7 @@ mod wire;
 
 pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
-pub use desk::{OperatorDesk, RunningServer};
+pub use desk::OperatorDesk;
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;

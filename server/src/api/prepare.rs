@@ -11,6 +11,7 @@ use super::causes::{model_not_found, not_a_generator};
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{invalid, unsupported};
 use super::form::WantedForm;
+use super::lease::{Lease, lease};
 use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding, ReasoningEffort};
@@ -36,33 +37,36 @@ pub(crate) struct EncodedPrompt {
     pub(crate) written: Option<String>,
 }
 
-/// A model that runs here. One that the caller may not see is not told from one that nobody serves.
-pub(crate) fn find_model(state: &AppState, caller: &Caller, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    if let Some(model) = state.model_for(caller, name) {
-        return Ok(Arc::clone(model));
+/// A model that runs here, loaded if it must be. One that the caller may not see is not told from one that nobody serves.
+pub(crate) async fn find_model(state: &AppState, caller: &Caller, name: &str) -> Result<Lease, ApiError> {
+    if !state.sees(caller, name) {
+        return Err(model_not_found(name));
     }
-    match state.serving().remote(name).filter(|_| state.sees(caller, name)) {
-        Some(_) => Err(unsupported("model", "another server runs this model, and this route needs it here")),
+    match lease(state, name).await? {
+        Some(lease) => Ok(lease),
+        None if state.serving().remote(name).is_some() => {
+            Err(unsupported("model", "another server runs this model, and this route needs it here"))
+        }
         None => Err(model_not_found(name)),
     }
 }
 
 /// As [`find_model`], for whoever wants text from it.
-pub(crate) fn find_generator(state: &AppState, caller: &Caller, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-    let model = find_model(state, caller, name)?;
+pub(crate) async fn find_generator(state: &AppState, caller: &Caller, name: &str) -> Result<Lease, ApiError> {
+    let model = find_model(state, caller, name).await?;
     if model.encoder.is_some() { Err(not_a_generator(name)) } else { Ok(model) }
 }
 
 /// Off the async threads.
 pub(crate) async fn prepare(
     state: &AppState,
-    model: &Arc<ServedModel>,
+    model: &Lease,
     prompt: Prompt,
     request: &GenerateRequest,
 ) -> Result<Prepared, ApiError> {
     let (now, bounds) = (state.clock().wall(), state.config().grammar);
     let (bad_words, form) = (request.sampling.bad_words.clone(), WantedForm::of(&prompt, request.structure.clone()));
-    let model = Arc::clone(model);
+    let model = model.clone();
     let prepare = move || {
         let prompts = encode_all(&model.text, prompt, now)?;
         let first = prompts.first().map_or(&[][..], |prompt| &prompt.tokens);

@@ -1,6 +1,6 @@
 //! What every handler is given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -22,7 +22,8 @@ use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::batches::BatchStore;
 use crate::gateway::{
-    AccountPath, Administration, Alias, Authenticator, Caller, Ledger, PrefixSharing, RetryBounds, Router,
+    AccountPath, Administration, Alias, Authenticator, Caller, Ledger, PrefixSharing, Replica, ReplicaId, RetryBounds,
+    Router, Shelf,
 };
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
@@ -58,6 +59,8 @@ pub struct ApiConfig {
     pub body_timeout: Duration,
     /// From admission to the last token.
     pub request_timeout: Duration,
+    /// A request waits so long for its model to be loaded. One that is expected to wait longer is told when to come back.
+    pub longest_load: Duration,
     /// Requests with a body at the same time, from its first byte to the last of the answer; further ones are refused.
     pub max_concurrent_requests: usize,
     /// Bodies and prompts that are parsed, templated and tokenised at the same time; further ones wait.
@@ -83,6 +86,7 @@ impl Default for ApiConfig {
             max_body_bytes: 8 << 20,
             body_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(1800),
+            longest_load: Duration::from_secs(10),
             max_concurrent_requests: 512,
             max_concurrent_encodes: 4,
             bounds: RequestBounds::default(),
@@ -119,7 +123,10 @@ pub enum RouteSwitch {
 /// What [`AppState`] is made of.
 #[derive(Debug)]
 pub struct AppParts {
+    /// Those in memory.
     pub models: Vec<ServedModel>,
+    /// `None`: no models come and go.
+    pub shelf: Option<Shelf>,
     pub authenticator: Authenticator,
     /// `None`: nothing outlives the process.
     pub administration: Option<Administration>,
@@ -141,6 +148,8 @@ pub struct AppParts {
 #[derive(Debug)]
 pub struct Serving {
     pub router: Router,
+    /// The text sides of the models whose engines run here.
+    models: BTreeMap<String, Arc<ServedModel>>,
     remote: BTreeMap<String, Arc<RemoteModel>>,
     aliases: BTreeMap<String, Alias>,
     owners: BTreeMap<String, AccountPath>,
@@ -151,7 +160,35 @@ impl Serving {
     /// `remote`: the models that no engine here has.
     pub fn new(router: Router, remote: impl IntoIterator<Item = RemoteModel>) -> Self {
         let remote = remote.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
-        Self { router, remote, aliases: BTreeMap::new(), owners: BTreeMap::new(), retry: RetryBounds::default() }
+        let (models, aliases, owners) = Default::default();
+        Self { router, models, remote, aliases, owners, retry: RetryBounds::default() }
+    }
+
+    /// The same, and a model whose engine is `replica`.
+    #[must_use]
+    pub fn with_model(&self, model: ServedModel, replica: Arc<Replica>) -> Self {
+        let mut models = self.models.clone();
+        models.insert(model.name.clone(), Arc::new(model));
+        self.changed(self.router.with(replica), models)
+    }
+
+    /// The same, without what [`Serving::with_model`] added.
+    #[must_use]
+    pub fn without_model(&self, model: &str, replica: ReplicaId) -> Self {
+        let mut models = self.models.clone();
+        models.remove(model);
+        self.changed(self.router.without(replica), models)
+    }
+
+    /// `serving`, with the models of this one.
+    #[must_use]
+    pub fn directed(&self, serving: Self) -> Self {
+        Self { models: self.models.clone(), ..serving }
+    }
+
+    fn changed(&self, router: Router, models: BTreeMap<String, Arc<ServedModel>>) -> Self {
+        let (remote, aliases, owners) = (self.remote.clone(), self.aliases.clone(), self.owners.clone());
+        Self { router, models, remote, aliases, owners, retry: self.retry }
     }
 
     /// Names that stand for models.
@@ -196,7 +233,7 @@ pub struct AppState {
 
 #[derive(Debug)]
 struct Shared {
-    models: BTreeMap<String, Arc<ServedModel>>,
+    shelf: Option<Shelf>,
     administration: Option<Administration>,
     reloader: Option<Reloader>,
     serving: RwLock<Arc<Serving>>,
@@ -217,10 +254,11 @@ struct Shared {
 
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
-        let AppParts { models, administration, reloader, serving, authenticator, .. } = parts;
+        let AppParts { models, shelf, administration, reloader, mut serving, authenticator, .. } = parts;
         let AppParts { ledger, clock, metrics, batches, comparisons, config, readiness, .. } = parts;
+        serving.models = models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
         let shared = Shared {
-            models: models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect(),
+            shelf,
             serving: RwLock::new(Arc::new(serving)),
             text_work: TextWork::new(config.max_concurrent_encodes),
             batches: batches.map(Arc::new),
@@ -240,8 +278,14 @@ impl AppState {
         Self { shared: Arc::new(shared) }
     }
 
-    pub fn model(&self, name: &str) -> Option<&Arc<ServedModel>> {
-        self.shared.models.get(name)
+    /// The text side of a model whose engine runs here at this moment.
+    pub fn model(&self, name: &str) -> Option<Arc<ServedModel>> {
+        self.serving().models.get(name).cloned()
+    }
+
+    /// The models that come and go.
+    pub(crate) fn shelf(&self) -> Option<&Shelf> {
+        self.shared.shelf.as_ref()
     }
 
     /// Whether the caller may know that the model is served.
@@ -249,14 +293,12 @@ impl AppState {
         caller.sees(name, self.serving().owners.get(name))
     }
 
-    pub(crate) fn model_for(&self, caller: &Caller, name: &str) -> Option<&Arc<ServedModel>> {
-        self.model(name).filter(|_| self.sees(caller, name))
-    }
-
-    /// The model that the caller sees, if it is only one.
-    pub(crate) fn only_model(&self, caller: &Caller) -> Option<&Arc<ServedModel>> {
-        let mut models = self.shared.models.values().filter(|model| self.sees(caller, &model.name));
-        models.next().filter(|_| models.next().is_none())
+    /// The model of this server that the caller sees, if it is only one.
+    pub(crate) fn only_model(&self, caller: &Caller) -> Option<String> {
+        let mut names: BTreeSet<String> = self.serving().models.keys().cloned().collect();
+        names.extend(self.shelf().into_iter().flat_map(Shelf::rows).map(|row| row.model));
+        let mut seen = names.into_iter().filter(|name| self.sees(caller, name));
+        seen.next().filter(|_| seen.next().is_none())
     }
 
     pub fn authenticator(&self) -> &Authenticator {
@@ -280,10 +322,17 @@ impl AppState {
         Arc::clone(&self.shared.serving.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From the next request on. What runs goes on where it is.
+    /// From the next request on, with the models whose engines run here. What runs goes on where it is.
     pub fn serve(&self, serving: Serving) {
-        self.shared.metrics.serve(serving.router.models().map(|entry| entry.name.as_str()));
-        *self.shared.serving.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(serving);
+        self.change_serving(|former| former.directed(serving));
+    }
+
+    /// As [`AppState::serve`], for a change that nobody else's may come between.
+    pub fn change_serving(&self, change: impl FnOnce(&Serving) -> Serving) {
+        let mut serving = self.shared.serving.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&serving);
+        self.shared.metrics.serve(changed.router.models().map(|entry| entry.name.as_str()));
+        *serving = Arc::new(changed);
     }
 
     pub(crate) fn comparisons(&self) -> &ComparisonHandle {

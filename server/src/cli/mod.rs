@@ -11,6 +11,7 @@ mod import;
 mod inspect;
 mod key;
 mod limit_args;
+mod model;
 mod model_args;
 mod office;
 pub(crate) mod output;
@@ -59,6 +60,7 @@ enum Command {
     Bundle(bundle::BundleArgs),
     Import(import::ImportArgs),
     Key(key::KeyArgs),
+    Model(model::ModelArgs),
     Quota(quota::QuotaArgs),
     Reload(reload::ReloadArgs),
     Restore(backup::RestoreArgs),
@@ -80,6 +82,7 @@ impl Cli {
             Command::Bundle(args) => args.run(),
             Command::Import(args) => args.run(),
             Command::Key(args) => args.run(),
+            Command::Model(args) => args.run(),
             Command::Quota(args) => args.run(),
             Command::Reload(args) => args.run(),
             Command::Restore(args) => args.run(),

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use passerelle::config::{
-    self, Config, Environment, Listen, LogFormat, LogLevel, ModelFlag, Written, WrittenLog, WrittenModel,
+    self, ByteSize, Config, Environment, Listen, LogFormat, LogLevel, ModelFlag, Written, WrittenLog, WrittenModel,
 };
 
 use super::model_args::ModelArgs;
@@ -13,7 +13,7 @@ Examples:
   passerelle serve                                     the bundled demo model, open to this machine only
   passerelle serve --model mine=./checkpoint           a folder, under the name `mine`
   passerelle serve --model org/name@v1.0 --offline     a hub model that was downloaded before
-  passerelle serve --models-dir ./runs                 every checkpoint in a folder
+  passerelle serve --models-dir ./runs --model-memory 16GiB   every checkpoint in a folder, as many at once as fit
   passerelle serve --listen unix:/run/passerelle.sock  a socket that only this user can open
 
 Open to other machines, with a key:
@@ -30,12 +30,15 @@ pub(crate) struct ServeArgs {
     /// A model to serve, more than once for several. SOURCE is a directory, a .gguf file, a hub id[@revision], or `demo`.
     #[arg(long = "model", value_name = "[NAME=]SOURCE")]
     models: Vec<ModelFlag>,
-    /// Serve every checkpoint directly inside DIR, each under its folder's name.
+    /// Serve every checkpoint in DIR when somebody asks for it: DIR/a as `a`, DIR/a/step-900 as `a@step-900`.
     #[arg(long, value_name = "DIR")]
     models_dir: Option<PathBuf>,
     /// Serve only what this public key has signed (see `passerelle sign`); more than once for several keys.
     #[arg(long, value_name = "FILE")]
     trust: Vec<PathBuf>,
+    /// Weights and KV caches of those in memory at once, like 16GiB [default: half of the free memory].
+    #[arg(long, value_name = "SIZE")]
+    model_memory: Option<ByteSize>,
     /// Where requests come in: ADDR:PORT or unix:PATH [default: 127.0.0.1:8080].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<Listen>,
@@ -74,6 +77,7 @@ impl ServeArgs {
         written.server.api_key_file = self.api_key_file;
         written.server.models_dir = self.models_dir;
         written.server.trust = (!self.trust.is_empty()).then_some(self.trust);
+        written.shelf.memory = self.model_memory;
         written.log = WrittenLog { format: self.log_format, level: self.log_level };
         written
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::aliases::{Aliases, check_aliases};
 use super::ledger::{LedgerConfig, check_ledger};
+use super::shelf::{ShelfConfig, check_shelf};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
@@ -25,6 +26,7 @@ pub struct Config {
     /// Names that stand for models, each with the models' weights.
     pub aliases: Aliases,
     pub hub: HubConfig,
+    pub shelf: ShelfConfig,
     pub engine: EngineConfig,
     pub api: ApiConfig,
     pub batches: BatchesConfig,
@@ -41,7 +43,6 @@ pub struct ServerConfig {
     pub api_key_file: Option<PathBuf>,
     pub data_dir: PathBuf,
     pub models_dir: Option<PathBuf>,
-    /// Files of public keys. Empty: nobody asks who signed a model.
     pub trust: Vec<PathBuf>,
     pub drain_timeout: Duration,
     pub max_connections: usize,
@@ -99,8 +100,7 @@ pub struct EngineConfig {
     pub kv_cache_memory: Option<ByteSize>,
     /// Prompt tokens of one sequence a step runs if their log-probabilities are wanted.
     pub prompt_logprobs_chunk_tokens: usize,
-    /// The longest text that two models are compared on. While it runs, the keys and values of this many tokens of each are
-    /// held beside `kv_cache_memory`.
+    /// The longest text that two models are compared on; while it runs, both keep K/V of it beside `kv_cache_memory`.
     pub comparison_tokens: usize,
     /// What models that do not say their own get; also those found in `server.models_dir`.
     pub dtype: WeightDtype,
@@ -194,7 +194,7 @@ impl Config {
         let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
         let routing = check_routing(&written.routing)?;
         let aliases = check_aliases(written.aliases.unwrap_or_default())?;
-        let limits = written.limits;
+        let (limits, shelf) = (written.limits, check_shelf(&written.shelf));
         Ok(Self {
             server,
             models,
@@ -202,6 +202,7 @@ impl Config {
             routing,
             aliases,
             hub,
+            shelf,
             engine,
             api,
             batches,
@@ -350,9 +351,8 @@ fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec
     Ok(models)
 }
 
-/// Every model has a name that requests can use, and no two have the same. For the models of a folder too, which are
-/// found later.
-pub fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
+/// Every model has a name that requests can use, and no two have the same.
+fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
     let mut names = HashSet::new();
     for ModelConfig { name, .. } in models {
         check_name(name)?;
@@ -379,6 +379,12 @@ const MAX_NAME_BYTES: usize = 200;
 pub(super) fn fits_as_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(fits) && !name.starts_with('.')
+}
+
+/// `name` or `name@revision`, as checkpoints of a folder are called.
+pub fn fits_as_checkpoint(name: &str) -> bool {
+    name.split_once('@')
+        .map_or_else(|| fits_as_name(name), |(name, revision)| fits_as_name(name) && fits_as_name(revision))
 }
 
 pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {

@@ -15,6 +15,7 @@ mod file;
 mod ledger;
 mod listen;
 mod origin;
+mod shelf;
 mod units;
 mod upstreams;
 mod written;
@@ -22,7 +23,7 @@ mod written;
 pub use aliases::{Aliases, check_targets};
 pub use checked::{
     ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig,
-    ServerConfig, TlsFiles, check_names,
+    ServerConfig, TlsFiles, fits_as_checkpoint,
 };
 pub use choices::{
     Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype,
@@ -33,11 +34,12 @@ pub use file::read;
 pub use ledger::LedgerConfig;
 pub use listen::Listen;
 pub use origin::Origin;
+pub use shelf::ShelfConfig;
 pub use units::{ByteSize, Period};
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
     ModelFlag, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits,
-    WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenUpstream,
+    WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenShelf, WrittenUpstream,
 };
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ pub struct Written {
     pub routing: WrittenRouting,
     /// Names that stand for models: by alias, the weight of each model.
     pub aliases: Option<Aliases>,
+    pub shelf: WrittenShelf,
     pub engine: WrittenEngine,
     pub api: WrittenApi,
     pub batches: WrittenBatches,
@@ -51,6 +52,7 @@ impl Written {
             upstreams: self.upstreams.or(below.upstreams),
             routing: self.routing.over(below.routing),
             aliases: self.aliases.or(below.aliases),
+            shelf: self.shelf.over(below.shelf),
             engine: self.engine.over(below.engine),
             api: self.api.over(below.api),
             batches: self.batches.over(below.batches),
@@ -69,7 +71,7 @@ pub struct WrittenServer {
     /// Further keys, one a line as `name: key`, beside those of `data_dir`. Their limits are those of `[limits]`.
     pub api_key_file: Option<PathBuf>,
     pub data_dir: Option<PathBuf>,
-    /// Every checkpoint directly inside is served under its folder's name.
+    /// Every checkpoint inside is served under its folder's name; those in its sub-folders as `name@revision`.
     pub models_dir: Option<PathBuf>,
     /// PEM files of public keys: models that none of them has signed are not served.
     pub trust: Option<Vec<PathBuf>>,
@@ -194,6 +196,23 @@ impl FromStr for ModelFlag {
         Ok(Self { name, source: source.to_owned() })
     }
 }
+
+/// The models of `server.models_dir`, which come into memory when somebody asks for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenShelf {
+    /// Weights and KV caches of all that are in memory.
+    pub memory: Option<ByteSize>,
+    /// The KV cache of each, at most.
+    pub kv_cache: Option<ByteSize>,
+    /// How long a request waits for its model.
+    pub longest_load: Option<Period>,
+    /// How often the folder is looked at.
+    pub look_interval: Option<Period>,
+    /// Checkpoints beyond are left out.
+    pub max_models: Option<NonZeroUsize>,
+}
+lay_over!(WrittenShelf { memory, kv_cache, longest_load, look_interval, max_models });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -148,7 +148,7 @@ mod tests {
     /// The standard error of a mean is known: the interval of 100 draws from 0 and 1 is about 0.5 +- 1.96 * 0.05.
     #[test]
     fn the_interval_of_a_share_is_as_wide_as_theory_says() {
-        let coins = (0..100).map(|item| Share { amount: f64::from(item % 2), weight: 1.0 }).collect();
+        let coins = (0..100).map(|item| Share { amount: f64::from(item / 50), weight: 1.0 }).collect();
         let found = Resampled::new(&[coins], RESAMPLING).interval(0);
         assert!((found.low - 0.402).abs() < 0.015 && (found.high - 0.598).abs() < 0.015, "{found:?}");
     }

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
@@ -139,6 +139,8 @@ struct Books {
     parts: LedgerParts,
     wall: Wall,
     next_id: AtomicU64,
+    /// Of the journal's models, and of those that came later.
+    facts: RwLock<BTreeMap<String, ModelFacts>>,
     origins: Origins,
     pages: Mutex<Pages>,
     /// For whoever waits in line: something came free, or the line moved.
@@ -155,13 +157,14 @@ struct Pages {
 }
 
 impl Ledger {
-    pub fn new(parts: LedgerParts) -> Self {
+    pub fn new(mut parts: LedgerParts) -> Self {
+        let facts = parts.journal.as_mut().map(|part| std::mem::take(&mut part.models)).unwrap_or_default();
         let (next_id, latest) =
             parts.journal.as_ref().map_or((1, UnixSeconds(0)), |part| (part.next_id.0, part.latest));
         let wall = Wall::new(latest, parts.reading(), parts.largest_leap);
         let (next_id, origins) = (AtomicU64::new(next_id), Origins::new(parts.max_origins));
-        let (pages, gave_back) = (Mutex::default(), Notify::new());
-        Self { books: Arc::new(Books { parts, wall, next_id, origins, pages, gave_back }) }
+        let (pages, gave_back, facts) = (Mutex::default(), Notify::new(), RwLock::new(facts));
+        Self { books: Arc::new(Books { parts, wall, next_id, facts, origins, pages, gave_back }) }
     }
 
     /// In universal time, with nothing spent before and nothing that costs GPU time.
@@ -217,6 +220,11 @@ impl Ledger {
     /// An operator says that the wall clock is right, though it leapt. Whether it had.
     pub fn accept_clock(&self) -> bool {
         self.books.wall.accept(self.books.parts.reading())
+    }
+
+    /// What entries say of a model from now on.
+    pub fn know(&self, model: &str, facts: ModelFacts) {
+        self.books.facts.write().unwrap_or_else(PoisonError::into_inner).insert(model.to_owned(), facts);
     }
 
     pub fn tariff(&self) -> &Tariff {
@@ -307,7 +315,8 @@ impl Books {
 
     fn open_page(&self, caller: &Caller, ask: &Ask, now: Now) -> Option<journal::Page> {
         let parts = self.parts.journal.as_ref()?;
-        let facts = ask.model.as_deref().and_then(|model| parts.models.get(model));
+        let known = self.facts.read().unwrap_or_else(PoisonError::into_inner);
+        let facts = ask.model.as_deref().and_then(|model| known.get(model));
         let fact = |of: fn(&ModelFacts) -> &Arc<str>| facts.map(of).cloned().unwrap_or_default();
         let opening = Opening {
             id: EntryId(self.next_id.fetch_add(1, Ordering::Relaxed)),

@@ -80,13 +80,36 @@ impl Router {
 
     /// Models that `former` served too are as old as they were there.
     #[must_use]
-    pub fn after(mut self, former: &Self) -> Self {
+    fn after(mut self, former: &Self) -> Self {
         for (name, served) in &mut self.models {
             if let Some(before) = former.models.get(name) {
                 served.entry.created = before.entry.created;
             }
         }
         self
+    }
+
+    /// The same, and `replica` too.
+    #[must_use]
+    pub fn with(&self, replica: Arc<Replica>) -> Self {
+        self.of(self.replicas().cloned().chain([replica]))
+    }
+
+    /// The same, without one replica.
+    #[must_use]
+    pub fn without(&self, id: ReplicaId) -> Self {
+        self.of(self.replicas().filter(|replica| replica.id() != id).cloned())
+    }
+
+    /// What runs here stays; `upstreams` take the place of those that there were.
+    #[must_use]
+    pub fn with_upstreams(&self, upstreams: impl IntoIterator<Item = Arc<Replica>>) -> Self {
+        let here = self.replicas().filter(|replica| replica.as_upstream().is_none());
+        self.of(here.cloned().chain(upstreams))
+    }
+
+    fn of(&self, replicas: impl Iterator<Item = Arc<Replica>>) -> Self {
+        Self::new(replicas, Arc::clone(&self.clock), self.chance.draw()).after(self)
     }
 
     /// None of `tried`. Looks at a few replicas, whatever their number.

@@ -72,6 +72,11 @@ pub const RESERVATIONS_OPEN: Metric =
 pub const RESERVATIONS_SETTLED: Metric =
     counter("passerelle_ledger_reservations_settled_total", &[], "Reservations settled, on whatever way out.");
 
+pub const MODEL_MEMORY: Metric =
+    gauge("passerelle_model_memory_bytes", &[], "What models that come and go hold: weights and KV caches.");
+pub const MODEL_MEMORY_LIMIT: Metric =
+    gauge("passerelle_model_memory_limit_bytes", &[], "What passerelle_model_memory_bytes never exceeds.");
+
 pub const WAITING: Metric =
     gauge("passerelle_waiting_requests", &["model"], "Requests that wait for their first step, after the last step.");
 pub const RUNNING: Metric =
@@ -104,7 +109,7 @@ pub const STEP_DURATION: Metric = histogram(
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
 );
 
-pub const ALL: [Metric; 24] = [
+pub const ALL: [Metric; 26] = [
     INFO,
     REQUESTS,
     REQUEST_DURATION,
@@ -118,6 +123,8 @@ pub const ALL: [Metric; 24] = [
     UPSTREAM_TRIES,
     RESERVATIONS_OPEN,
     RESERVATIONS_SETTLED,
+    MODEL_MEMORY,
+    MODEL_MEMORY_LIMIT,
     WAITING,
     RUNNING,
     KV_BLOCKS_USED,

@@ -1,18 +1,18 @@
-//! One engine for each model: they share the threads, take turns by step, and those that generate divide the KV memory.
+//! One engine for each model: they share the threads and take turns by step. Those that stay divide the KV memory.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use passerelle::api::{GenerationDefaults, ServedEncoder, ServedModel};
-use passerelle::config::EngineConfig;
+use passerelle::config::{ByteSize, EngineConfig};
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::gateway::tariff::{Hours, Price, price_by_weights};
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{
-    ComparisonConfig, ComparisonLane, ComparisonParts, EncoderEngine, EncoderParts, Engine, EngineParts, StepObserver,
-    StepTurns,
+    ComparisonConfig, ComparisonLane, ComparisonParts, EncoderEngine, EncoderHandle, EncoderParts, Engine,
+    EngineHandle, EngineParts, StepObserver, StepTurns,
 };
 use passerelle_models::ops::Compute;
 use passerelle_models::{ModelDescription, ModelDigest};
@@ -20,22 +20,44 @@ use sha2::{Digest, Sha256};
 
 use super::defaults;
 use super::memory::{KvDemand, share_kv_memory};
-use super::models::{AllLoaded, Loaded, LoadedEncoder};
+use super::models::{AnyLoaded, Loaded, LoadedEncoder};
 use super::report;
 
-/// Every model, ready to be asked.
+/// The models that stay, ready to be asked.
 pub(crate) struct Fleet {
-    pub(crate) engines: Vec<Engine>,
-    pub(crate) encoders: Vec<EncoderEngine>,
+    pub(crate) workshop: Workshop,
+    pub(crate) running: Vec<Running>,
     /// Where two of the models read one text.
     pub(crate) comparisons: ComparisonLane,
     pub(crate) served: Vec<ServedModel>,
     pub(crate) replicas: Vec<Arc<Replica>>,
-    pub(crate) metrics: Arc<Metrics>,
     /// By model, as derived from its weights.
     pub(crate) prices: Vec<(String, Price)>,
-    /// Where the models run.
-    pub(crate) partition: &'static str,
+}
+
+/// What every engine of this process is made with.
+#[derive(Clone)]
+pub(crate) struct Workshop {
+    pub(crate) compute: Compute,
+    pub(crate) metrics: Arc<Metrics>,
+    config: EngineConfig,
+    clock: Arc<dyn Clock>,
+    turns: StepTurns,
+    kernels: String,
+}
+
+/// Dropping it ends its thread, and whatever runs there.
+#[derive(Debug)]
+pub(crate) enum Running {
+    Generator(Engine),
+    Encoder(EncoderEngine),
+}
+
+/// One model whose engine has started.
+pub(crate) struct Started {
+    pub(crate) running: Running,
+    pub(crate) served: ServedModel,
+    pub(crate) replica: Arc<Replica>,
 }
 
 /// The bounds of one model's engine that do not come from the configuration.
@@ -45,65 +67,156 @@ pub(crate) struct EngineBounds {
     pub(crate) max_model_len: usize,
 }
 
-/// `elsewhere`: the models that other servers run.
-pub(crate) fn start(
-    loaded: AllLoaded,
-    (config, gpu_factor): (&EngineConfig, f64),
-    compute: &Compute,
-    (clock, elsewhere): (&Arc<dyn Clock>, &[&str]),
-) -> Result<Fleet> {
-    let kernels = format!("{} {}", report::device(compute), compute.kernels());
-    let info = BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned(), kernels: kernels.clone() };
-    let hours = Hours::new(Arc::clone(clock), report::device(compute), gpu_factor);
-    let names = loaded.names().chain(elsewhere.iter().copied());
-    let metrics = Arc::new(Metrics::new(&info, names, hours)?);
-    let AllLoaded { generators, encoders: loaded_encoders } = loaded;
-    let demands: Vec<KvDemand> = generators.iter().map(|model| demand(model, config)).collect();
-    let blocks = share_kv_memory(config.kv_cache_memory, &demands)?;
-    let encoder_prices = loaded_encoders.iter().map(|model| (model.name.clone(), price(&model.description.model)));
-    let prices = generators.iter().map(|model| (model.name.clone(), price(&model.description)));
-    let prices = prices.chain(encoder_prices).collect();
-    let turns = StepTurns::new();
-    let (mut engines, mut served, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
-    for (model, num_kv_blocks) in generators.into_iter().zip(blocks) {
-        let bounds = EngineBounds::of(&model, num_kv_blocks, config);
-        report::model(&model, bounds, compute);
-        served.push(serve_as(&model, bounds, &kernels)?);
-        let name = model.name.clone();
+/// Those that generate divide the KV memory.
+pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet> {
+    let config = &workshop.config;
+    let generators = loaded.iter().filter_map(AnyLoaded::generator);
+    let demands: Vec<KvDemand> = generators.map(|model| demand(model, config)).collect();
+    let mut blocks = share_kv_memory(config.kv_cache_memory, &demands)?.into_iter();
+    let prices = loaded.iter().map(|model| (model.name().to_owned(), price(model.description()))).collect();
+    let (mut running_all, mut served_all, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
+    for (model, id) in loaded.into_iter().zip(0..) {
+        let num_kv_blocks = model.generator().and_then(|_| blocks.next()).unwrap_or(0);
+        let Started { running, served, replica } = workshop.start(model, num_kv_blocks, ReplicaId(id))?;
+        running_all.push(running);
+        served_all.push(served);
+        replicas.push(replica);
+    }
+    let comparisons = workshop.comparison_lane()?;
+    Ok(Fleet { workshop, running: running_all, comparisons, served: served_all, replicas, prices })
+}
+
+impl Workshop {
+    /// `models`: the names of all that are served from the start.
+    pub(crate) fn new<'a>(
+        (config, gpu_factor): (&EngineConfig, f64),
+        compute: Compute,
+        clock: &Arc<dyn Clock>,
+        models: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self> {
+        let kernels = format!("{} {}", report::device(&compute), compute.kernels());
+        let info = BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned(), kernels: kernels.clone() };
+        let hours = Hours::new(Arc::clone(clock), report::device(&compute), gpu_factor);
+        let metrics = Arc::new(Metrics::new(&info, models, hours)?);
+        let (config, clock, turns) = (config.clone(), Arc::clone(clock), StepTurns::new());
+        Ok(Self { compute, metrics, config, clock, turns, kernels })
+    }
+
+    /// Where the models run.
+    pub(crate) fn partition(&self) -> &'static str {
+        report::device(&self.compute)
+    }
+
+    /// `num_kv_blocks`: of one that generates.
+    pub(super) fn start(&self, model: AnyLoaded, num_kv_blocks: usize, id: ReplicaId) -> Result<Started> {
+        let name = model.name().to_owned();
+        let started = match model {
+            AnyLoaded::Generator(model) => self.start_generator(*model, num_kv_blocks, id),
+            AnyLoaded::Encoder(model) => self.start_encoder(*model, id),
+        };
+        started.with_context(|| format!("model `{name}`"))
+    }
+
+    /// Blocks of a KV cache of at most so many bytes, and what they take.
+    pub(super) fn kv_blocks(&self, model: &AnyLoaded, most: ByteSize) -> Result<(usize, u64)> {
+        let Some(model) = model.generator() else { return Ok((0, 0)) };
+        let demand = demand(model, &self.config);
+        let blocks = share_kv_memory(Some(most), std::slice::from_ref(&demand))?.first().copied().unwrap_or(0);
+        Ok((blocks, blocks as u64 * demand.spec.block_bytes() as u64))
+    }
+
+    /// A chunk of each model is bounded as the prompts of its own engine that want log-probabilities.
+    fn comparison_lane(&self) -> Result<ComparisonLane> {
+        let config = ComparisonConfig {
+            max_text_tokens: self.config.comparison_tokens,
+            max_chunk_tokens: self.config.prompt_logprobs_chunk_tokens,
+            max_added_latency: self.config.max_added_latency,
+            max_waiting_texts: self.config.max_queued_requests,
+            max_waiting_tokens: self.config.max_queued_tokens,
+        };
+        let observer = Arc::clone(self.metrics.hours()) as Arc<dyn StepObserver>;
+        let (turns, clock) = (self.turns.clone(), Arc::clone(&self.clock));
+        Ok(ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer })?)
+    }
+
+    fn start_generator(&self, model: Loaded, num_kv_blocks: usize, id: ReplicaId) -> Result<Started> {
+        let bounds = EngineBounds::of(&model, num_kv_blocks, &self.config);
+        report::model(&model, bounds, &self.compute);
+        let served = serve_as(&model, bounds, &self.kernels)?;
         let engine = Engine::spawn(EngineParts {
-            name: name.clone(),
+            name: model.name.clone(),
             model: model.model,
-            config: bounds.with(config)?,
-            turns: turns.clone(),
-            clock: Arc::clone(clock),
-            observer: Arc::new(metrics.engine(&name)),
-        });
-        let engine = engine.with_context(|| format!("model `{name}`"))?;
-        let id = ReplicaId(replicas.len() as u32);
-        replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
-        engines.push(engine);
+            config: bounds.with(&self.config)?,
+            turns: self.turns.clone(),
+            clock: Arc::clone(&self.clock),
+            observer: Arc::new(self.metrics.engine(&model.name)),
+        })?;
+        let replica = Arc::new(Replica::new(id, model.name, Box::new(engine.handle())));
+        Ok(Started { running: Running::Generator(engine), served, replica })
     }
-    let mut encoders = Vec::with_capacity(loaded_encoders.len());
-    for model in loaded_encoders {
-        report::encoder(&model, compute);
-        served.push(serve_encoder(&model, &kernels));
-        let name = model.name.clone();
+
+    fn start_encoder(&self, model: LoadedEncoder, id: ReplicaId) -> Result<Started> {
+        report::encoder(&model, &self.compute);
+        let served = serve_encoder(&model, &self.kernels);
         let engine = EncoderEngine::spawn(EncoderParts {
-            name: name.clone(),
-            config: encoder_bounds(&model, config),
+            name: model.name.clone(),
+            config: encoder_bounds(&model, &self.config),
             model: model.model,
-            turns: turns.clone(),
-            clock: Arc::clone(clock),
-            observer: Arc::new(metrics.engine(&name)),
-        });
-        let engine = engine.with_context(|| format!("model `{name}`"))?;
-        let id = ReplicaId(replicas.len() as u32);
-        replicas.push(Arc::new(Replica::new(id, name, Box::new(engine.handle()))));
-        encoders.push(engine);
+            turns: self.turns.clone(),
+            clock: Arc::clone(&self.clock),
+            observer: Arc::new(self.metrics.engine(&model.name)),
+        })?;
+        let replica = Arc::new(Replica::new(id, model.name, Box::new(engine.handle())));
+        Ok(Started { running: Running::Encoder(engine), served, replica })
     }
-    let comparisons = comparison_lane(config, turns, (clock, &metrics))?;
-    let partition = report::device(compute);
-    Ok(Fleet { engines, encoders, comparisons, served, replicas, metrics, prices, partition })
+}
+
+/// The door to it, which may outlive it.
+pub(crate) enum RunningHandle {
+    Generator(EngineHandle),
+    Encoder(EncoderHandle),
+}
+
+impl Running {
+    pub(crate) fn handle(&self) -> RunningHandle {
+        match self {
+            Self::Generator(engine) => RunningHandle::Generator(engine.handle()),
+            Self::Encoder(engine) => RunningHandle::Encoder(engine.handle()),
+        }
+    }
+}
+
+impl RunningHandle {
+    /// Ends what runs, so that each client is told.
+    pub(crate) fn shutdown(&self) {
+        match self {
+            Self::Generator(engine) => engine.shutdown(),
+            Self::Encoder(engine) => engine.shutdown(),
+        }
+    }
+}
+
+impl AnyLoaded {
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Generator(model) => &model.name,
+            Self::Encoder(model) => &model.name,
+        }
+    }
+
+    pub(super) fn description(&self) -> &ModelDescription {
+        match self {
+            Self::Generator(model) => &model.description,
+            Self::Encoder(model) => &model.description.model,
+        }
+    }
+
+    fn generator(&self) -> Option<&Loaded> {
+        match self {
+            Self::Generator(model) => Some(model),
+            Self::Encoder(_) => None,
+        }
+    }
 }
 
 impl EngineBounds {
@@ -132,25 +245,8 @@ impl EngineBounds {
     }
 }
 
-/// A chunk of each model is bounded as the prompts of its own engine that want log-probabilities.
-fn comparison_lane(
-    config: &EngineConfig,
-    turns: StepTurns,
-    (clock, metrics): (&Arc<dyn Clock>, &Metrics),
-) -> Result<ComparisonLane> {
-    let config = ComparisonConfig {
-        max_text_tokens: config.comparison_tokens,
-        max_chunk_tokens: config.prompt_logprobs_chunk_tokens,
-        max_added_latency: config.max_added_latency,
-        max_waiting_texts: config.max_queued_requests,
-        max_waiting_tokens: config.max_queued_tokens,
-    };
-    let (clock, observer) = (Arc::clone(clock), Arc::clone(metrics.hours()) as Arc<dyn StepObserver>);
-    Ok(ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer })?)
-}
-
 /// By weights in half precision, whatever they are held as here: what a token costs must not depend on the server.
-fn price(model: &ModelDescription) -> Price {
+pub(super) fn price(model: &ModelDescription) -> Price {
     const HALF_PRECISION_BYTES: u64 = 2;
     let parameters = model.num_parameters;
     price_by_weights(parameters.saturating_mul(HALF_PRECISION_BYTES), parameters)

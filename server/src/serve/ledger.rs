@@ -112,9 +112,11 @@ pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar> {
 
 fn facts(served: &[ServedModel], partition: &str) -> BTreeMap<String, ModelFacts> {
     let partition: Arc<str> = partition.into();
-    let facts = |model: &ServedModel| {
-        let digest = model.digest.to_string().into();
-        (model.name.clone(), ModelFacts { digest, partition: Arc::clone(&partition) })
-    };
-    served.iter().map(facts).collect()
+    let named = |model: &ServedModel| (model.name.clone(), facts_of(model, &partition));
+    served.iter().map(named).collect()
+}
+
+/// What entries say of a model.
+pub(super) fn facts_of(model: &ServedModel, partition: &Arc<str>) -> ModelFacts {
+    ModelFacts { digest: model.digest.to_string().into(), partition: Arc::clone(partition) }
 }

@@ -63,7 +63,7 @@ impl KvDemand {
 }
 
 /// What this process may still take: the system's own estimate, or the room left in its cgroup if that is less.
-fn free_memory() -> ByteSize {
+pub(super) fn free_memory() -> ByteSize {
     let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
     let read = |file: &str| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
     let limit = read("/sys/fs/cgroup/memory.max");

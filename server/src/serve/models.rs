@@ -9,17 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype, check_names};
+use passerelle::config::{Config, DEMO, EngineConfig, HubConfig, KvDtype, ModelConfig, WeightDtype};
 use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source, Wanted};
 use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
     CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, LoadProgress,
-    ModelDescription, ModelDigest, ModelError, checkpoint_kind,
+    ModelDescription, ModelDigest, ModelError, checkpoint_kind, describe_encoder,
 };
 
+use super::folder::{self, Found};
 use super::hashes::KeptHashes;
 use super::text;
 use super::trusted::Inspector;
@@ -51,17 +52,24 @@ pub(crate) struct LoadedEncoder {
     pub(crate) text: Arc<TextModel>,
 }
 
-/// Every model that is to be served.
-#[derive(Default)]
-pub(crate) struct AllLoaded {
-    pub(crate) generators: Vec<Loaded>,
-    pub(crate) encoders: Vec<LoadedEncoder>,
+/// A model in memory, of whichever kind.
+pub(crate) enum AnyLoaded {
+    Generator(Box<Loaded>),
+    Encoder(Box<LoadedEncoder>),
 }
 
-impl AllLoaded {
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        let generators = self.generators.iter().map(|model| model.name.as_str());
-        generators.chain(self.encoders.iter().map(|model| model.name.as_str()))
+/// What a checkpoint is, of whichever kind, without its weights.
+pub(super) enum AnyDescription {
+    Generator(ModelDescription),
+    Encoder(EncoderDescription),
+}
+
+impl AnyDescription {
+    pub(super) fn model(&self) -> &ModelDescription {
+        match self {
+            Self::Generator(description) => description,
+            Self::Encoder(description) => &description.model,
+        }
     }
 }
 
@@ -73,30 +81,32 @@ pub(crate) struct Means<'a> {
     pub(crate) hashes: &'a KeptHashes,
 }
 
-/// The models of the configuration, in its order, then those of `server.models_dir`.
-pub(crate) fn load_all(config: &Config, compute: &Compute) -> Result<AllLoaded> {
-    let mut wanted = config.models.clone();
-    if let Some(folder) = &config.server.models_dir {
-        wanted.extend(find_models(folder, &config.engine)?);
-        check_names(&wanted)?;
-    }
+/// The models that the configuration names, in its order.
+pub(crate) fn load_all(config: &Config, means: Means<'_>) -> Result<Vec<AnyLoaded>> {
     // All of them first: where one is not what was signed, nothing is loaded.
     let inspector = Inspector::new(config)?;
-    wanted.iter().try_for_each(|model| inspector.inspect(model))?;
-    let hashes = KeptHashes::open(&config.server.data_dir);
-    let means = Means { hub: &config.hub, compute, hashes: &hashes };
-    let mut loaded = AllLoaded::default();
-    for model in &wanted {
-        let files = find_files(&model.source, wanted_of(model), &config.hub);
-        let files = files.with_context(|| format!("model `{}`", model.name))?;
-        match checkpoint_kind(&files).with_context(|| format!("model `{}`", model.name))? {
-            CheckpointKind::Generator => loaded.generators.push(load(model, means)?),
-            CheckpointKind::Encoder => loaded
-                .encoders
-                .push(load_encoder(model, files, means).with_context(|| format!("model `{}`", model.name))?),
+    config.models.iter().try_for_each(|model| inspector.inspect(model))?;
+    config.models.iter().map(|model| load_any(model, means)).collect()
+}
+
+pub(super) fn load_any(model: &ModelConfig, means: Means<'_>) -> Result<AnyLoaded> {
+    let named = || format!("model `{}`", model.name);
+    let files = find_files(&model.source, wanted_of(model), means.hub).with_context(named)?;
+    match checkpoint_kind(&files).with_context(named)? {
+        CheckpointKind::Generator => Ok(AnyLoaded::Generator(Box::new(load(model, means)?))),
+        CheckpointKind::Encoder => {
+            Ok(AnyLoaded::Encoder(Box::new(load_encoder(model, files, means).with_context(named)?)))
         }
     }
-    Ok(loaded)
+}
+
+/// What can be known of a model before it is loaded.
+pub(super) fn describe(model: &ModelConfig, hub: &HubConfig) -> Result<AnyDescription> {
+    let files = find_files(&model.source, wanted_of(model), hub)?;
+    Ok(match checkpoint_kind(&files)? {
+        CheckpointKind::Generator => AnyDescription::Generator(passerelle_models::describe(&files)?),
+        CheckpointKind::Encoder => AnyDescription::Encoder(describe_encoder(&files)?),
+    })
 }
 
 /// The files of a source, fetched if they must be.
@@ -214,7 +224,7 @@ fn options(model: &ModelConfig) -> LoadOptions {
     LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
 }
 
-/// The checkpoints that `sources` name, in this order: a folder of checkpoints stands for all that are directly inside.
+/// The checkpoints that `sources` name, in this order: a folder of checkpoints stands for all that are inside.
 pub(crate) fn find_sources(sources: &[String], engine: &EngineConfig) -> Result<Vec<ModelConfig>> {
     let mut found = Vec::new();
     for source in sources {
@@ -230,28 +240,15 @@ pub(crate) fn find_sources(sources: &[String], engine: &EngineConfig) -> Result<
     Ok(found)
 }
 
-/// Folders directly inside `folder` that hold a `config.json`, and GGUF files, in the order of their names.
+/// Those of [`folder::look`].
 fn find_models(folder: &Path, engine: &EngineConfig) -> Result<Vec<ModelConfig>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).with_context(|| format!("server.models_dir: {}", folder.display()))? {
-        let path = entry?.path();
-        let is_gguf = path.extension().is_some_and(|extension| extension == "gguf") && path.is_file();
-        if !is_gguf && !path.join("config.json").is_file() {
-            continue;
-        }
-        let name = if is_gguf { path.file_stem() } else { path.file_name() };
-        let (Some(name), Some(source)) = (name.and_then(|name| name.to_str()), path.to_str()) else {
-            bail!("server.models_dir: {} is not a name that requests could use; rename it", path.display());
-        };
-        found.push(ModelConfig::found(name.to_owned(), source.to_owned(), engine));
-    }
-    ensure!(
-        !found.is_empty(),
-        "server.models_dir: no folder with a config.json and no .gguf file in {}",
-        folder.display()
-    );
-    found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(found)
+    let found = folder::look(folder).with_context(|| folder.display().to_string())?;
+    ensure!(!found.is_empty(), "no folder with a config.json and no .gguf file in {}", folder.display());
+    let model = |found: Found| {
+        let source = found.path.to_str().with_context(|| format!("{}: rename it", found.path.display()))?.to_owned();
+        Ok(ModelConfig::found(found.name, source, engine))
+    };
+    found.into_iter().map(model).collect()
 }
 
 /// Redraws itself on a terminal and is silent elsewhere.
@@ -280,47 +277,5 @@ mod tests {
     #[test]
     fn the_progress_bar_can_be_drawn() {
         progress_bar("loading", "demo").finish();
-    }
-
-    #[test]
-    fn only_checkpoints_are_found() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        for (name, is_checkpoint) in [("b", true), ("a", true), ("notes", false)] {
-            std::fs::create_dir(folder.path().join(name)).expect("the folder is writable");
-            if is_checkpoint {
-                std::fs::write(folder.path().join(name).join("config.json"), "{}").expect("the folder is writable");
-            }
-        }
-        std::fs::write(folder.path().join("c.Q8_0.gguf"), "GGUF").expect("the folder is writable");
-        let config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
-        let found = find_models(folder.path(), &config.engine).expect("three checkpoints");
-        assert_eq!(found.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c.Q8_0"]);
-    }
-
-    #[test]
-    fn a_folder_s_model_cannot_take_the_name_of_another_nor_one_that_requests_cannot_use() {
-        for (name, wanted) in [("demo", "two models are named `demo`"), ("a b", "`a b` is not a name")] {
-            let folder = tempfile::tempdir().expect("a temporary folder");
-            let model = folder.path().join(name);
-            std::fs::create_dir(&model).expect("the folder is writable");
-            std::fs::write(model.join("config.json"), "{}").expect("the folder is writable");
-            let mut config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
-            config.server.models_dir = Some(folder.path().to_owned());
-            let error = load_all(&config, &Compute::cpu(1)).err().expect("it is refused before anything is loaded");
-            assert!(error.to_string().contains(wanted), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_folder_without_checkpoints_is_refused() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = Config::check(Default::default(), &environment()).expect("the defaults are valid");
-        let error = find_models(folder.path(), &config.engine).expect_err("it is empty");
-        assert!(error.to_string().contains("no folder with a config.json"), "{error}");
-    }
-
-    fn environment() -> passerelle::config::Environment {
-        let home = Some("/home/ada".into());
-        passerelle::config::Environment { hf_home: home.clone(), home, ..Default::default() }
     }
 }

@@ -2,19 +2,16 @@
 //! anything of it is in force, and what is in force changes at once; what runs goes on where it is.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
 use passerelle::api::{AppState, ReloadOrder, Reloaded, Reloader, RemoteModel, Serving};
 use passerelle::config::{self, Config, ModelConfig, ServerConfig};
-use passerelle::gateway::{AccountPath, Alias, Replica, RetryBounds, Router};
-use passerelle_engine::clock::Clock;
+use passerelle::gateway::{AccountPath, Alias, RetryBounds, Router, Shelf};
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
 use super::door;
-use super::engines::random_seed;
 use super::upstreams::{self, Upstreams};
 
 /// The configuration as it is written now, checked.
@@ -26,21 +23,44 @@ pub(super) struct Reloading {
     pub(super) config: Config,
     pub(super) orders: mpsc::Receiver<ReloadOrder>,
     pub(super) reloader: Reloader,
-    /// The replicas that run here.
-    pub(super) engines: Vec<Arc<Replica>>,
+    /// The models that stay in memory.
+    pub(super) staying: Vec<String>,
+    /// Those that come and go.
+    pub(super) shelf: Option<Shelf>,
     pub(super) upstreams: Upstreams,
     pub(super) state: AppState,
-    pub(super) clock: Arc<dyn Clock>,
 }
 
-/// Who serves what, as the configuration says it. Every model of `router` is known by then.
-pub(super) fn serving(config: &Config, router: Router, remote: Vec<RemoteModel>) -> Result<Serving> {
-    let served: Vec<&str> = router.models().map(|entry| entry.name.as_str()).collect();
-    config::check_targets(&config.aliases, &served)?;
-    let aliases = config.aliases.iter().map(|(name, targets)| (name.clone(), Alias::new(targets.clone())));
-    let retry = RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken };
-    let owners = owners(config)?;
-    Ok(Serving::new(router, remote).with_aliases(aliases).with_owners(owners).with_retry(retry))
+/// Every model that runs on this server, or could.
+pub(super) fn models_here(staying: &[String], shelf: Option<&Shelf>) -> Vec<String> {
+    let shelved = shelf.into_iter().flat_map(Shelf::rows).map(|row| row.model);
+    staying.iter().cloned().chain(shelved).collect()
+}
+
+/// What the configuration says of who serves what, checked.
+pub(super) struct Directions {
+    aliases: Vec<(String, Alias)>,
+    owners: BTreeMap<String, AccountPath>,
+    retry: RetryBounds,
+    remote: Vec<RemoteModel>,
+}
+
+impl Directions {
+    /// `here`: see [`models_here`].
+    pub(super) fn of(config: &Config, here: &[String], remote: Vec<RemoteModel>) -> Result<Self> {
+        let elsewhere = remote.iter().map(|model| model.name.as_str());
+        let served: Vec<&str> = here.iter().map(String::as_str).chain(elsewhere).collect();
+        config::check_targets(&config.aliases, &served)?;
+        let aliases =
+            config.aliases.iter().map(|(name, targets)| (name.clone(), Alias::new(targets.clone()))).collect();
+        let retry = RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken };
+        Ok(Self { aliases, owners: owners(config)?, retry, remote })
+    }
+
+    pub(super) fn serve(self, router: Router) -> Serving {
+        let serving = Serving::new(router, self.remote).with_aliases(self.aliases).with_owners(self.owners);
+        serving.with_retry(self.retry)
+    }
 }
 
 impl Reloading {
@@ -70,19 +90,18 @@ impl Reloading {
         let ring = self.state.authenticator().ring();
         let mut reloaded = compare(&self.config, &new, ring.is_some());
         let config = in_force(&self.config, new, ring.is_some());
-        let here: Vec<String> = self.engines.iter().map(|replica| replica.model().to_owned()).collect();
+        let here = models_here(&self.staying, self.shelf.as_ref());
         let (settings, remote) = upstreams::prepare(&config, &here)?.split();
         self.require_prices(&config, &remote)?;
         let given = (door::fixed_keys(&config)?, door::default_limits(&config)?);
         let regiven = ring.map(|ring| ring.regive(given.0, given.1)).transpose()?;
-        let replicas = self.engines.iter().cloned().chain(self.upstreams.follow(settings)?);
-        let router = Router::new(replicas, Arc::clone(&self.clock), random_seed()?).after(&self.state.serving().router);
-        let serving = serving(&config, router, remote)?;
+        let elsewhere = self.upstreams.follow(settings)?;
+        let directions = Directions::of(&config, &here, remote)?;
         // Nothing can go wrong from here on.
         if let (Some(ring), Some(regiven)) = (ring, regiven) {
             ring.adopt(regiven);
         }
-        self.state.serve(serving);
+        self.state.change_serving(|former| former.directed(directions.serve(former.router.with_upstreams(elsewhere))));
         self.config = config;
         // Whoever asks for this has looked at the server.
         if self.state.ledger().accept_clock() {
@@ -121,6 +140,7 @@ fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
         (server_without_keys(old) != server_without_keys(new), "server"),
         (!same_models, "models"),
         (old.hub != new.hub, "hub"),
+        (old.shelf != new.shelf, "shelf"),
         (old.engine != new.engine, "engine"),
         (old.api != new.api, "api"),
         (old.batches != new.batches, "batches"),

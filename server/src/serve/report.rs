@@ -34,7 +34,7 @@ pub(crate) fn model(model: &Loaded, bounds: EngineBounds, compute: &Compute) {
         tracing::warn!(
             model = %model.name,
             "the KV cache holds a sequence of {max_model_len} tokens, less than the context of {}; longer requests are refused: raise \
-             --kv-cache-memory or lower --max-model-len",
+             --kv-cache-memory, or shelf.kv_cache for one of --models-dir, or lower --max-model-len",
             is.max_position
         );
     }

@@ -21,14 +21,34 @@ pub(super) struct Served<'a> {
     pub(super) elsewhere: &'a [&'a str],
 }
 
+/// How models are priced that come while the server runs.
+pub(super) enum Pricing {
+    /// By their weights.
+    Derived,
+    /// As the file that was read at the start says; one that it does not price is not served.
+    Published(WrittenTariff),
+}
+
+impl Pricing {
+    /// `derived`: the price by weights.
+    pub(super) fn price(&self, (model, partition): (&str, &str), derived: Price) -> Result<Price> {
+        match self {
+            Self::Derived => Ok(derived),
+            Self::Published(written) => {
+                written.price(model, partition)?.with_context(|| format!("ledger.tariff: no price on `{partition}`"))
+            }
+        }
+    }
+}
+
 /// A published tariff prices every model that is served, or the server does not start: nothing is free by an oversight.
 /// Without one, a model that only upstreams have costs no GPU time.
 pub(super) fn in_force(
     (file, calendar): (Option<&Path>, &Calendar),
     served: Served<'_>,
     now: UnixSeconds,
-) -> Result<Tariff> {
-    let Some(file) = file else { return Ok(Tariff::new(DERIVED_TARIFF, served.here)) };
+) -> Result<(Tariff, Pricing)> {
+    let Some(file) = file else { return Ok((Tariff::new(DERIVED_TARIFF, served.here), Pricing::Derived)) };
     let named = || format!("ledger.tariff: {}", file.display());
     let written = read(file).with_context(named)?;
     if calendar.start_of(&written.since).with_context(named)? > now {
@@ -43,7 +63,7 @@ pub(super) fn in_force(
     };
     let prices: Vec<_> = here.chain(elsewhere).map(price).collect::<Result<_>>()?;
     tracing::info!(version = written.version, reference = written.reference, "what tokens cost is published");
-    Ok(Tariff::new(&written.version, prices))
+    Ok((Tariff::new(&written.version, prices), Pricing::Published(written)))
 }
 
 fn read(file: &Path) -> Result<WrittenTariff> {
@@ -71,6 +91,7 @@ mod tests {
         fs::write(&file, FILE).expect("the folder is writable");
         let here = vec![(here.to_owned(), Price::flat(77, 77, 77))];
         in_force((Some(&file), &Calendar::utc()), Served { here, partition: "cpu", elsewhere }, now)
+            .map(|(tariff, _)| tariff)
     }
 
     #[test]

@@ -10,6 +10,7 @@ use passerelle::trust::{TrustError, TrustedKeys};
 use passerelle_models::CheckpointFiles;
 
 /// Asks of every model that it is what a trusted key has signed, before anything of it is parsed.
+#[derive(Debug, Clone)]
 pub(crate) struct Inspector {
     /// `None`: nothing is asked.
     keys: Option<TrustedKeys>,

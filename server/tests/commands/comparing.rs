@@ -128,6 +128,23 @@ fn a_comparison_that_does_not_fit_whole_takes_nothing() {
 }
 
 #[test]
+fn a_name_that_stands_for_a_model_is_compared_as_that_model() {
+    let state = State::new();
+    let config = state.path().join("aliases.toml");
+    std::fs::write(&config, "[aliases]\nbest = { final = 1 }\n").expect("the folder is writable");
+    let mut options = checkpoints();
+    options.extend(["--config".to_owned(), config.display().to_string()]);
+    let served = Served::start(&state, &options.iter().map(String::as_str).collect::<Vec<_>>());
+    let compared = request(&served.address, "POST", ROUTE, &body(&["best", "early"])).json();
+    assert_eq!([&compared["models"][0]["model"], &compared["models"][1]["model"]], ["final", "early"]);
+    assert_eq!(
+        request(&served.address, "POST", ROUTE, &body(&["best", "final"])).status,
+        400,
+        "one model, named twice"
+    );
+}
+
+#[test]
 fn every_model_must_be_one_that_the_key_sees_and_one_that_is_there() {
     let state = State::new();
     run(&state, &["account", "create", "acme"]);

@@ -34,7 +34,9 @@ fn run(command: &mut Command) -> Output {
 }
 
 fn score(state: &State, data: &str, sources: &[&str]) -> Command {
-    state.command(&[&["score", "--offline", "--data", data, "--out", "scores"], sources].concat())
+    // One thread, because other tests run beside this one.
+    let options = ["score", "--offline", "--threads", "1", "--data", data, "--out", "scores"];
+    state.command(&[&options[..], sources].concat())
 }
 
 /// Every line of every score file after its header, by the name in the header.

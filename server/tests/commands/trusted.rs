@@ -62,10 +62,11 @@ fn a_model_travels_on_a_disk_and_is_served_where_its_signature_is_trusted() {
     let models = site.path().join("passerelle/models");
     let options = ["--models-dir", models.to_str().expect("a plain path"), "--trust", "lab.pub"];
     let served = Served::start(&site, &options);
-    let listed = get_as(&served.address, "/v1/models", None).json();
-    assert_eq!((&listed["data"][0]["id"], &listed["data"][0]["digest"]), (&json!("final"), &json!(digest)));
+    // It is loaded when it is asked for.
     let body = json!({"model": "final", "prompt": "Once", "max_tokens": 2});
     assert_eq!(request(&served.address, "POST", "/v1/completions", &body).status, 200);
+    let listed = get_as(&served.address, "/v1/models", None).json();
+    assert_eq!((&listed["data"][0]["id"], &listed["data"][0]["digest"]), (&json!("final"), &json!(digest)));
     assert!(run(&lab, &["inspect", copy.to_str().expect("a plain path")]).contains(digest));
 }
 

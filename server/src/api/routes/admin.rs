@@ -3,6 +3,7 @@
 
 mod accounts;
 mod keys;
+mod models;
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::api::body::read_bytes;
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::reload::reload;
+use crate::api::state::AppState;
 use crate::api::wire::parse_json;
 use crate::gateway::account::PathError;
 use crate::gateway::directory::AuditEntry;
@@ -29,7 +31,7 @@ use crate::gateway::{AccountPath, Caller, DirectoryError, Scope};
 type DeskRoute<D> = (&'static str, fn() -> MethodRouter<D>);
 
 /// Everything that can be administered, at whichever desk.
-pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 12] {
+pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 14] {
     [
         ("/admin/v1/accounts", || get(accounts::list::<D>).post(accounts::create::<D>)),
         ("/admin/v1/accounts/{*path}", || delete(accounts::remove::<D>)),
@@ -39,6 +41,8 @@ pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 12] {
         ("/admin/v1/keys", || get(keys::list::<D>).post(keys::create::<D>)),
         ("/admin/v1/keys/{id}", || delete(keys::revoke::<D>)),
         ("/admin/v1/keys/{id}/rotate", || post(keys::rotate::<D>)),
+        ("/admin/v1/models", || get(models::list::<D>)),
+        ("/admin/v1/models/{act}", || post(models::act::<D>)),
         ("/admin/v1/usage", || get(usage::<D>)),
         ("/admin/v1/usage/hours", || get(hours::<D>)),
         ("/admin/v1/audit", || get(audit::<D>)),
@@ -70,7 +74,8 @@ async fn hours<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
     let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
     let hours =
-        desk.hours().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "No server runs whose time could be told."))?;
+        desk.server().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "No server runs whose time could be told."))?;
+    let hours = hours.metrics().hours();
     Ok(Json(json!({"object": "list", "partition": hours.partition(), "data": hours.rows()})).into_response())
 }
 
@@ -87,7 +92,7 @@ async fn audit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
 async fn read_again<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    Ok(Json(reload(desk.reloader()).await?).into_response())
+    Ok(Json(reload(desk.server().and_then(AppState::reloader)).await?).into_response())
 }
 
 /// Off the async threads: each change waits for the disk.

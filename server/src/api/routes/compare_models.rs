@@ -6,6 +6,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 
 use super::{AboutModel, enter, list_ignored};
+use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::compare::admit;
@@ -23,7 +24,8 @@ pub(crate) async fn compare(State(state): State<AppState>, request: Request) -> 
 async fn answer(state: &AppState, request: Request) -> Result<Response, ApiError> {
     let visit = enter(state, request.headers())?;
     let caller = Arc::clone(&visit.caller);
-    let read = read_compare(read_json(request, state).await?, state.reader(), &state.config().bounds)?;
+    let body = alias::settle(state, &caller, read_json(request, state).await?);
+    let read = read_compare(body, state.reader(), &state.config().bounds)?;
     // What the log and the metrics name is the model that the others are compared with.
     let (about, ignored) = (AboutModel(read.models[0].clone()), read.ignored.clone());
     let mut response = deliver(state, visit, read).await.unwrap_or_else(IntoResponse::into_response);

@@ -29,7 +29,7 @@ use crate::api::wire::texts::{TextItem, Texts};
 pub(crate) async fn embeddings(State(state): State<AppState>, request: Request) -> Response {
     answer(&state, request, read_embeddings, async |state, visit, read: ReadEmbeddings| {
         let ReadEmbeddings { model, texts, format, dimensions, normalize, .. } = read;
-        let (served, encoder) = find_encoder(state, &visit.caller, &model)?;
+        let (served, encoder) = find_encoder(state, &visit.caller, &model).await?;
         let EncoderOutput::Embedding(embedding) = &encoder.output else {
             return Err(unfit_encoder(&model, "gives scores, not embeddings", "/v1/rerank or /v1/classify"));
         };
@@ -69,7 +69,7 @@ pub(crate) async fn score(State(state): State<AppState>, request: Request) -> Re
 
 pub(crate) async fn classify(State(state): State<AppState>, request: Request) -> Response {
     answer(&state, request, read_classify, async |state, visit, read: ReadPairs| {
-        let (served, encoder) = find_encoder(state, &visit.caller, &read.model)?;
+        let (served, encoder) = find_encoder(state, &visit.caller, &read.model).await?;
         let EncoderOutput::Scores(scores) = &encoder.output else {
             return Err(unfit_encoder(&read.model, "has no labels", "/v1/embeddings"));
         };
@@ -162,7 +162,7 @@ struct Scored {
 /// With a cross-encoder, what its one label says of each pair; with an embedding model, the cosine between the two.
 async fn score_pairs(state: &AppState, visit: &Visit, read: ReadPairs) -> Result<Scored, ApiError> {
     let ReadPairs { model, mut texts, raw, .. } = read;
-    let (served, encoder) = find_encoder(state, &visit.caller, &model)?;
+    let (served, encoder) = find_encoder(state, &visit.caller, &model).await?;
     let activation = pair_activation(&encoder, &model)?;
     if activation.is_none() {
         texts = apart(texts);

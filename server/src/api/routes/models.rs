@@ -1,4 +1,7 @@
-//! `/v1/models`: what is served.
+//! `/v1/models`: what is served, or could be.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -11,15 +14,28 @@ use super::authenticate;
 use crate::api::causes::{fill_rate_limit_headers, model_not_found};
 use crate::api::errors::ApiError;
 use crate::api::state::{AppState, ServedModel};
-use crate::gateway::router::ModelEntry;
-use crate::gateway::{Alias, Caller};
+use crate::gateway::shelf::{ShelfRow, ShelfState};
+use crate::gateway::{Alias, Caller, Shelf};
+
+/// A model that is served, or that comes into memory when somebody asks for it.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) name: String,
+    /// Seconds since 1970.
+    created: u64,
+    pub(crate) state: &'static str,
+    /// Of one that failed.
+    pub(crate) why: Option<Arc<str>>,
+    /// `None`: it stays in memory, or another server has it.
+    pub(crate) shelved: Option<ShelfRow>,
+}
 
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
     let serving = state.serving();
-    let seen = serving.router.models().filter(|entry| state.sees(&caller, &entry.name));
+    let seen = shown(&state, |name| state.sees(&caller, name));
     let aliases = serving.aliases().filter_map(|(name, alias)| alias_json(&state, &caller, (name, alias)));
-    let data: Vec<Value> = seen.map(|entry| model_json(&state, entry)).chain(aliases).collect();
+    let data: Vec<Value> = seen.iter().map(|model| model_json(&state, model)).chain(aliases).collect();
     let mut response = Json(json!({"object": "list", "data": data})).into_response();
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, None));
     Ok(response)
@@ -34,48 +50,78 @@ pub(crate) async fn retrieve(
     // A name that is not UTF-8 names no model.
     let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
     let serving = state.serving();
-    let entry = serving.router.model(&name).filter(|entry| state.sees(&caller, &entry.name));
-    let model = entry.map(|entry| model_json(&state, entry));
+    let seen = shown(&state, |model| model == name && state.sees(&caller, model));
+    let model = seen.first().map(|model| model_json(&state, model));
     let alias = || alias_json(&state, &caller, (name.as_str(), serving.alias(&name)?));
-    let shown = model.or_else(alias).ok_or_else(|| model_not_found(&name))?;
-    Ok(Json(shown).into_response())
+    let found = model.or_else(alias).ok_or_else(|| model_not_found(&name))?;
+    Ok(Json(found).into_response())
+}
+
+/// By name, in the order of names.
+pub(crate) fn shown(state: &AppState, is_seen: impl Fn(&str) -> bool) -> Vec<Shown> {
+    let serving = state.serving();
+    let served = serving.router.models().filter(|entry| is_seen(&entry.name)).map(|entry| {
+        let (name, created) = (entry.name.clone(), entry.created);
+        (name.clone(), Shown { name, created, state: "ready", why: None, shelved: None })
+    });
+    let mut models: BTreeMap<String, Shown> = served.collect();
+    let shelved = state.shelf().into_iter().flat_map(Shelf::rows).filter(|row| is_seen(&row.model));
+    models.extend(shelved.map(|row| (row.model.clone(), Shown::of(row))));
+    models.into_values().collect()
+}
+
+impl Shown {
+    fn of(row: ShelfRow) -> Self {
+        let state = match row.state {
+            ShelfState::Available => "available",
+            ShelfState::Loading => "loading",
+            ShelfState::Ready => "ready",
+            ShelfState::Leaving => "unloading",
+            ShelfState::Failed => "failed",
+        };
+        let (name, created, why) = (row.model.clone(), row.created, row.why.clone());
+        Self { name, created, state, why, shelved: Some(row) }
+    }
 }
 
 /// As the first of the models that it stands for; the room is that of the smallest. `None` if the caller sees none.
 fn alias_json(state: &AppState, caller: &Caller, (name, alias): (&str, &Alias)) -> Option<Value> {
-    let serving = state.serving();
-    let seen: Vec<&ModelEntry> = alias
-        .models()
-        .filter(|model| state.sees(caller, model))
-        .filter_map(|model| serving.router.model(model))
-        .collect();
+    let is_target = |model: &str| alias.models().any(|target| target == model) && state.sees(caller, model);
+    let mut seen = shown(state, is_target);
+    seen.sort_by_key(|model| alias.models().position(|target| target == model.name));
     let mut shown = model_json(state, seen.first()?);
     shown["id"] = json!(name);
-    shown["max_model_len"] = json!(seen.iter().filter_map(|entry| max_model_len(state, &entry.name)).min());
+    shown["max_model_len"] = json!(seen.iter().filter_map(|model| max_model_len(state, &model.name)).min());
     shown["digest"] = json!(digest(state, &seen));
-    shown["alias_of"] = seen.iter().map(|entry| entry.name.as_str()).collect();
+    shown["alias_of"] = seen.iter().map(|model| model.name.as_str()).collect();
     Some(shown)
 }
 
 /// `null` for an alias of several checkpoints.
-fn digest(state: &AppState, seen: &[&ModelEntry]) -> Option<ModelDigest> {
+fn digest(state: &AppState, seen: &[Shown]) -> Option<ModelDigest> {
     match seen {
         [only] => state.model(&only.name).map(|model| model.digest),
         _ => None,
     }
 }
 
-fn model_json(state: &AppState, entry: &ModelEntry) -> Value {
-    let model = state.model(&entry.name);
-    json!({
-        "id": entry.name,
+/// What is known of a model only while it is in memory is `null` before.
+fn model_json(state: &AppState, shown: &Shown) -> Value {
+    let model = state.model(&shown.name);
+    let mut json = json!({
+        "id": shown.name,
         "object": "model",
-        "created": entry.created,
+        "created": shown.created,
         "owned_by": "passerelle",
-        "max_model_len": max_model_len(state, &entry.name),
-        "digest": model.map(|model| model.digest),
-        "capabilities": model.map(|model| capabilities(model)),
-    })
+        "state": shown.state,
+        "max_model_len": max_model_len(state, &shown.name),
+        "digest": model.as_ref().map(|model| model.digest),
+        "capabilities": model.as_deref().map(capabilities),
+    });
+    if let Some(why) = &shown.why {
+        json["error"] = json!(**why);
+    }
+    json
 }
 
 /// `null` for a model of which only another server knows it.

@@ -26,6 +26,9 @@ pub(crate) async fn ready(State(state): State<AppState>) -> Result<Response, Api
 }
 
 pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
+    if let Some(shelf) = state.shelf() {
+        state.metrics().models_hold(shelf.memory());
+    }
     let text = state.metrics().render(&state.ledger().totals());
     ([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
 }

@@ -14,9 +14,10 @@ use crate::api::causes::fill_rate_limit_headers;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
 use crate::api::generate::Visit;
+use crate::api::lease::Lease;
 use crate::api::prepare::{encode, find_model};
 use crate::api::reserve::reserve;
-use crate::api::state::{AppState, RouteSwitch, ServedModel};
+use crate::api::state::{AppState, RouteSwitch};
 use crate::api::wire::chat::read_chat_prompt;
 use crate::api::wire::request::{CompletionPrompt, Prompt};
 use crate::api::wire::sampling::token_ids;
@@ -43,7 +44,7 @@ pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) ->
     let body = alias::settle(&state, &visit.caller, read_json(request, &state).await?);
     let mut reader = state.reader();
     let mut fields = reader.open(body, "", &[TOKENIZE_FIELDS])?;
-    let model = read_model(&state, &visit, &mut fields)?;
+    let model = read_model(&state, &visit, &mut fields).await?;
     let prompt = read_prompt(&state, &mut fields, &mut reader)?;
     reader.finish(fields)?;
     let _reservation = reserve_request(&state, &visit)?;
@@ -58,7 +59,7 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
     let body = alias::settle(&state, &visit.caller, read_json(request, &state).await?);
     let mut reader = state.reader();
     let mut fields = reader.open(body, "", &[DETOKENIZE_FIELDS])?;
-    let model = read_model(&state, &visit, &mut fields)?;
+    let model = read_model(&state, &visit, &mut fields).await?;
     let tokens = token_ids("tokens", &required(fields.array("tokens")?, "tokens")?)?;
     if let Some(id) = tokens.iter().find(|id| **id as usize >= model.input_vocab_size) {
         return Err(invalid(
@@ -81,11 +82,10 @@ pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Reque
     }
     let query = request.uri().query().unwrap_or_default();
     let named = query.split('&').find_map(|pair| pair.strip_prefix("model="));
-    let model = match (named, state.only_model(&caller)) {
-        // Of what a model's name may hold, only `:` and `/` are ever written otherwise in a query.
-        (Some(name), _) => find_model(&state, &caller, &name.replace("%2F", "/").replace("%3A", ":"))?,
-        (None, only) => required(only.cloned(), "model")?,
-    };
+    // Of what a model's name may hold, only these are ever written otherwise in a query.
+    let named = named.map(|name| name.replace("%2F", "/").replace("%3A", ":").replace("%40", "@"));
+    let name = required(named.or_else(|| state.only_model(&caller)), "model")?;
+    let model = find_model(&state, &caller, &name).await?;
     let mut info = model.text.special_tokens.clone();
     let template = model.text.template.as_ref().and_then(|template| template.source());
     info.insert("chat_template".to_owned(), json!(template));
@@ -95,11 +95,10 @@ pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Reque
 }
 
 /// Tokenizer clients may leave the model out where only one is served.
-fn read_model(state: &AppState, visit: &Visit, fields: &mut Fields) -> Result<Arc<ServedModel>, ApiError> {
-    match (fields.string("model")?, state.only_model(&visit.caller)) {
-        (Some(name), _) => find_model(state, &visit.caller, &name),
-        (None, only) => required(only.cloned(), "model"),
-    }
+async fn read_model(state: &AppState, visit: &Visit, fields: &mut Fields) -> Result<Lease, ApiError> {
+    let named = fields.string("model")?;
+    let name = required(named.or_else(|| state.only_model(&visit.caller)), "model")?;
+    find_model(state, &visit.caller, &name).await
 }
 
 fn read_prompt(state: &AppState, fields: &mut Fields, reader: &mut Reader) -> Result<Prompt, ApiError> {

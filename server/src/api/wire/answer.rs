@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use passerelle_engine::Usage;
 use passerelle_models::ModelDigest;
@@ -82,7 +83,7 @@ pub(crate) struct AnswerHead {
 /// What another gateway wants to know beside the usage, and finds in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Billing {
-    price: Option<Price>,
+    price: Option<Arc<Price>>,
     digest: Option<ModelDigest>,
     site: Option<String>,
 }
@@ -90,7 +91,7 @@ pub(crate) struct Billing {
 impl Billing {
     /// `digest`: of the model, as far as it is known here.
     pub(crate) fn of(state: &AppState, model: &str, digest: Option<ModelDigest>) -> Self {
-        let price = state.ledger().tariff().price(model).cloned();
+        let price = state.ledger().tariff().price(model);
         Self { price, digest, site: state.config().site.clone() }
     }
 

@@ -17,11 +17,17 @@ use markup::escaped;
 
 const STYLE: &str = include_str!("report.css");
 
+/// Of more checkpoints than this the curves say more at first sight than the table, and come first.
+const MOST_AT_A_GLANCE: usize = 8;
+
 /// A whole HTML document.
 pub fn html(comparison: &Comparison) -> String {
+    let mut overview = [ranking::section(comparison), curves::section(comparison)];
+    if comparison.ranking.len() > MOST_AT_A_GLANCE {
+        overview.reverse();
+    }
     let sections = [
-        ranking::section(comparison),
-        curves::section(comparison),
+        overview.concat(),
         texts::section(&comparison.pair),
         tokens::section(&comparison.pair),
         answers::section(&comparison.pair),

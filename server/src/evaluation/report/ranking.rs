@@ -46,7 +46,7 @@ fn scale(comparison: &Comparison, metric: Metric) -> Scale {
 }
 
 fn row(place: usize, ranked: &Ranked, (by, scales): (Metric, &[(Metric, Scale)])) -> String {
-    let step = ranked.step.map_or_else(String::new, |step| format!("<small>step {step}</small>"));
+    let step = ranked.step.map_or_else(String::new, |step| format!("step {step} · "));
     let name = escaped(&ranked.name);
     let mut cells = String::new();
     for (metric, scale) in scales {
@@ -57,7 +57,7 @@ fn row(place: usize, ranked: &Ranked, (by, scales): (Metric, &[(Metric, Scale)])
         }
     }
     format!(
-        "<tr><td class=\"n\">{place}</td><th scope=\"row\">{name}{step}<small><code>{}</code></small></th>{cells}</tr>\n",
+        "<tr><td class=\"n\">{place}</td><th scope=\"row\">{name}<small>{step}<code>{}</code></small></th>{cells}</tr>\n",
         ranked.digest.short()
     )
 }
@@ -89,7 +89,7 @@ fn from_above(ranked: &Ranked, measured: &Measured) -> String {
     let metric = measured.metric;
     let (class, word) = if is_clear(ranked, metric) { ("sure", "clear") } else { ("unsure", "not told apart") };
     format!(
-        "<span class=\"value\">{}</span> <small>[{}, {}]</small><br><small class=\"{class}\">{word}</small>",
+        "<span class=\"value\">{}</span> <small class=\"{class}\">{word}</small><br><small>[{}, {}]</small>",
         metric.shown_difference(above.value),
         metric.shown_difference(above.low),
         metric.shown_difference(above.high)

@@ -91,6 +91,17 @@ fn curves_run_over_steps_where_all_are_known_and_over_the_files_otherwise() {
 }
 
 #[test]
+fn of_many_checkpoints_the_curves_come_before_the_table() {
+    let of = |count: usize| {
+        let few = comparison("a", [Some(1), Some(2)]);
+        let ranking = (0..count).map(|given| ranked(given, "a", Some(given as u64))).collect();
+        let page = html(&Comparison { ranking, ..few });
+        page.find("Over the run").unwrap() < page.find("<h2>Ranking").unwrap()
+    };
+    assert_eq!((of(8), of(9)), (false, true));
+}
+
+#[test]
 fn a_token_is_coloured_by_the_difference_of_its_log_probabilities() {
     let page = html(&comparison("word", [None, None]));
     assert!(

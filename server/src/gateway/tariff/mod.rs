@@ -11,7 +11,7 @@ mod hours;
 mod written;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use passerelle_engine::Usage;
 use serde::{Deserialize, Serialize};
@@ -22,11 +22,12 @@ pub use hours::{HourUse, Hours};
 pub use written::{TariffError, WrittenPrice, WrittenTariff};
 
 /// The prices that are in force.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Tariff {
     /// Stands in every entry of the ledger.
     pub version: Arc<str>,
-    prices: BTreeMap<String, Price>,
+    /// Grows when a model is served that was not served before.
+    prices: RwLock<BTreeMap<String, Arc<Price>>>,
 }
 
 /// What tokens of one model cost, by the length of the context that they stand in. Never empty; the last band has no end.
@@ -60,7 +61,13 @@ pub enum PriceError {
 
 impl Tariff {
     pub fn new(version: &str, prices: impl IntoIterator<Item = (String, Price)>) -> Self {
-        Self { version: version.into(), prices: prices.into_iter().collect() }
+        let prices = prices.into_iter().map(|(model, price)| (model, Arc::new(price))).collect();
+        Self { version: version.into(), prices: RwLock::new(prices) }
+    }
+
+    /// From now on, for a model that nobody uses yet: what was reserved at one price is settled at the same.
+    pub fn set(&self, model: &str, price: Price) {
+        self.prices.write().unwrap_or_else(PoisonError::into_inner).insert(model.to_owned(), Arc::new(price));
     }
 
     /// Nothing costs anything.
@@ -68,13 +75,13 @@ impl Tariff {
         Self::new("free", [])
     }
 
-    pub fn price(&self, model: &str) -> Option<&Price> {
-        self.prices.get(model)
+    pub fn price(&self, model: &str) -> Option<Arc<Price>> {
+        self.prices.read().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
     }
 
     /// In microseconds, rounded up. Nothing without a model, or for one without a price.
     pub fn cost_micros(&self, model: Option<&str>, used: Usage) -> u64 {
-        model.and_then(|model| self.prices.get(model)).map_or(0, |price| price.cost_micros(used))
+        model.and_then(|model| self.price(model)).map_or(0, |price| price.cost_micros(used))
     }
 }
 

@@ -101,6 +101,7 @@ impl EncoderServer {
         };
         let state = AppState::new(AppParts {
             models,
+            shelf: None,
             authenticator,
             administration: None,
             reloader: None,

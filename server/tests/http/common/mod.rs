@@ -326,6 +326,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Owners) {
     };
     let parts = AppParts {
         models: served_models(options),
+        shelf: None,
         authenticator,
         administration,
         reloader: None,

@@ -1,0 +1,69 @@
+//! A model for as long as a request needs it. One that lies on the disk is loaded first, if the wait is worth it.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::causes::{model_failed, model_loading, model_not_found};
+use super::errors::{ApiError, ErrorKind};
+use super::state::{AppState, ServedModel};
+use crate::gateway::shelf::{Asked, InUse, Waiting};
+
+/// Kept until the last token: while there is one, the model stays in memory. Clones are one.
+#[derive(Debug, Clone)]
+pub(crate) struct Lease {
+    model: Arc<ServedModel>,
+    /// `None`: the model never leaves.
+    _in_use: Option<Arc<InUse>>,
+}
+
+impl Deref for Lease {
+    type Target = ServedModel;
+
+    fn deref(&self) -> &ServedModel {
+        &self.model
+    }
+}
+
+/// `None`: no model of this name runs here, or could.
+pub(crate) async fn lease(state: &AppState, model: &str) -> Result<Option<Lease>, ApiError> {
+    let Some(shelf) = state.shelf() else { return Ok(lasting(state, model)) };
+    let patience = state.config().longest_load;
+    let asked = state.clock().now();
+    // Given up only for a later place, so that the model stays in its line.
+    let mut place: Option<Waiting> = None;
+    loop {
+        match shelf.ask(model) {
+            None if place.is_some() => return Err(model_not_found(model)),
+            None => return Ok(lasting(state, model)),
+            Some(Asked::Failed(why)) => return Err(model_failed(model, &why)),
+            Some(Asked::Ready(in_use)) => return in_memory(state, model, in_use).map(Some),
+            Some(Asked::Coming(coming)) => {
+                let left = patience.saturating_sub(state.clock().now().saturating_sub(asked));
+                wait(place.insert(coming), (model, left)).await?;
+            }
+        }
+    }
+}
+
+/// A model that was there from the start.
+fn lasting(state: &AppState, model: &str) -> Option<Lease> {
+    Some(Lease { model: state.model(model)?, _in_use: None })
+}
+
+/// It was served before it could be used, and is until nobody uses it.
+fn in_memory(state: &AppState, model: &str, in_use: InUse) -> Result<Lease, ApiError> {
+    let gone = || ApiError::new(ErrorKind::NoReplica, "No replica of this model is ready.");
+    Ok(Lease { model: state.model(model).ok_or_else(gone)?, _in_use: Some(Arc::new(in_use)) })
+}
+
+/// For the next change, unless what is left of the patience is spent before, or will be.
+async fn wait(place: &mut Waiting, (model, left): (&str, Duration)) -> Result<(), ApiError> {
+    let expected = place.expected();
+    if left.is_zero() || expected > left || timeout(left, place.changed()).await.is_err() {
+        return Err(model_loading(model, expected));
+    }
+    Ok(())
+}

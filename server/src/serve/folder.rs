@@ -1,0 +1,144 @@
+//! The checkpoints in a folder: what is there at this moment, and under which names.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+const CONFIG_FILE: &str = "config.json";
+/// A checkpoint with it keeps parts of itself in sub-folders.
+const MODULES_FILE: &str = "modules.json";
+const GGUF: &str = "gguf";
+
+/// A checkpoint, as it is at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// `run` for `run/config.json` and `run.gguf`, `run@step-900` for `run/step-900/config.json` and `run/step-900.gguf`.
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    pub(super) stamp: Stamp,
+}
+
+/// Changes when somebody writes to the checkpoint. Of each file directly in it: name, length, time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stamp(Vec<(PathBuf, u64, Option<SystemTime>)>);
+
+/// In the order of their names. A file or folder that cannot be read is none, nor one that is hidden or whose name is no
+/// text. Links are followed: it is how a folder of checkpoints elsewhere is made.
+pub(super) fn look(folder: &Path) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for entry in entries(folder)? {
+        let Some(name) = entry.name() else { continue };
+        if let Some(checkpoint) = entry.checkpoint(name.to_owned()) {
+            found.push(checkpoint);
+        }
+        if entry.metadata.is_dir() && !entry.path.join(MODULES_FILE).is_file() {
+            let revisions = entries(&entry.path).unwrap_or_default();
+            found.extend(revisions.iter().filter_map(|within| within.checkpoint(format!("{name}@{}", within.name()?))));
+        }
+    }
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    found.dedup_by(|one, other| one.name == other.name);
+    Ok(found)
+}
+
+struct Entry {
+    path: PathBuf,
+    metadata: Metadata,
+}
+
+impl Entry {
+    fn is_gguf(&self) -> bool {
+        self.metadata.is_file() && self.path.extension().is_some_and(|extension| extension == GGUF)
+    }
+
+    fn name(&self) -> Option<&str> {
+        let name = if self.is_gguf() { self.path.file_stem() } else { self.path.file_name() };
+        name?.to_str().filter(|name| !name.starts_with('.'))
+    }
+
+    fn checkpoint(&self, name: String) -> Option<Found> {
+        let files = if self.is_gguf() {
+            vec![self.stamp()]
+        } else if self.metadata.is_dir() && self.path.join(CONFIG_FILE).is_file() {
+            let mut files: Vec<_> = entries(&self.path).ok()?.iter().map(Self::stamp).collect();
+            files.sort_unstable();
+            files
+        } else {
+            return None;
+        };
+        Some(Found { name, path: self.path.clone(), stamp: Stamp(files) })
+    }
+
+    fn stamp(&self) -> (PathBuf, u64, Option<SystemTime>) {
+        (self.path.clone(), self.metadata.len(), self.metadata.modified().ok())
+    }
+}
+
+fn entries(folder: &Path) -> io::Result<Vec<Entry>> {
+    let entry = |entry: fs::DirEntry| {
+        let path = entry.path();
+        fs::metadata(&path).ok().map(|metadata| Entry { path, metadata })
+    };
+    Ok(fs::read_dir(folder)?.flatten().filter_map(entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(folder: &Path, files: &[&str]) {
+        for file in files {
+            let path = folder.join(file);
+            fs::create_dir_all(path.parent().expect("it has one")).expect("the folder is writable");
+            fs::write(path, "{}").expect("the folder is writable");
+        }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        look(folder).expect("it is readable").into_iter().map(|found| found.name).collect()
+    }
+
+    #[test]
+    fn checkpoints_are_called_by_their_folders_and_revisions_by_those_within() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write(
+            folder.path(),
+            &[
+                "b/config.json",
+                "a/config.json",
+                "run/step-2/config.json",
+                "run/step-1/config.json",
+                "run/notes/README.md",
+                "c.Q8_0.gguf",
+                "run/step-3.gguf",
+                "embed/config.json",
+                "embed/modules.json",
+                "embed/1_Pooling/config.json",
+                ".hidden/config.json",
+                "notes/README.md",
+                "a/b/c/config.json",
+            ],
+        );
+        let expected = ["a", "b", "c.Q8_0", "embed", "run@step-1", "run@step-2", "run@step-3"];
+        assert_eq!(names(folder.path()), expected);
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_written_to_changes_its_stamp_and_no_other_does() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write(folder.path(), &["a/config.json", "b/config.json"]);
+        let before = look(folder.path()).expect("it is readable");
+        write(folder.path(), &["a/model.safetensors"]);
+        let after = look(folder.path()).expect("it is readable");
+        assert_ne!(before[0].stamp, after[0].stamp);
+        assert_eq!(before[1], after[1]);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_an_error_and_an_empty_one_holds_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert!(names(folder.path()).is_empty());
+        look(&folder.path().join("nowhere")).expect_err("it is not there");
+    }
+}

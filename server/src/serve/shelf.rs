@@ -1,0 +1,333 @@
+//! The hands of the shelf: one thread looks at the folder, one brings models into memory and lets them go.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use passerelle::api::AppState;
+use passerelle::config::{ByteSize, Config, EngineConfig, HubConfig, ModelConfig, WeightDtype, fits_as_checkpoint};
+use passerelle::gateway::Shelf;
+use passerelle::gateway::replica::ReplicaId;
+use passerelle::gateway::shelf::{Order, Size};
+use passerelle_engine::clock::Clock;
+use passerelle_models::ModelDescription;
+
+use super::engines::{self, Running, RunningHandle, Started, Workshop};
+use super::folder::{self, Found, Stamp};
+use super::hashes::KeptHashes;
+use super::ledger::facts_of;
+use super::memory::free_memory;
+use super::models::{self, AnyDescription, Means};
+use super::tariff::Pricing;
+use super::trusted::Inspector;
+
+/// Without a stated size, models that come and go get this part of the memory that is free beside those that stay.
+const FREE_MEMORY_PART: u64 = 2;
+/// The ids of what comes and goes begin here; what stays, and upstreams, have smaller ones.
+const FIRST_REPLICA: u32 = 1 << 24;
+/// Packing makes weights larger than they are stored, by at most this part...
+const PACKING_PART: u64 = 16;
+/// ...and this much in a small model.
+const PACKING_BYTES: u64 = 64 << 10;
+
+/// Dropped: no model comes any more, and those in memory go.
+pub(super) struct ShelfKeeper {
+    shelf: Shelf,
+    resident: Arc<Mutex<Residents>>,
+    _stop_looking: SyncSender<()>,
+}
+
+type Residents = BTreeMap<String, (Running, ReplicaId)>;
+
+/// What was found of each model, for whoever loads it.
+type Catalogue = Arc<Mutex<BTreeMap<String, ModelConfig>>>;
+
+/// A shelf whose folder was looked at, before anything is loaded.
+pub(super) struct NewShelf {
+    pub(super) shelf: Shelf,
+    looker: Looker,
+    look_interval: Duration,
+    hands: HandsParts,
+}
+
+/// What loading takes, beside the server that is told of it.
+struct HandsParts {
+    workshop: Workshop,
+    hub: HubConfig,
+    inspector: Inspector,
+    hashes: KeptHashes,
+    kv_cache: ByteSize,
+    pricing: Arc<Pricing>,
+    catalogue: Catalogue,
+}
+
+impl NewShelf {
+    /// `None` without a folder. `taken`: names of models that stay. Errors when a key that is trusted cannot be read.
+    pub(super) fn open(
+        config: &Config,
+        (workshop, clock): (Workshop, &Arc<dyn Clock>),
+        pricing: Pricing,
+        taken: &[String],
+    ) -> Result<Option<Self>> {
+        let Some(folder) = config.server.models_dir.clone() else { return Ok(None) };
+        let inspector = Inspector::new(config)?;
+        let memory = config.shelf.memory.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
+        let shelf = Shelf::new(memory.0, Arc::clone(clock));
+        let (pricing, catalogue) = (Arc::new(pricing), Catalogue::default());
+        let aliases = config.aliases.keys().cloned();
+        let mut looker = Looker {
+            folder,
+            engine: config.engine.clone(),
+            hub: config.hub.clone(),
+            inspector: inspector.clone(),
+            kv_cache: config.shelf.kv_cache,
+            max_models: config.shelf.max_models,
+            taken: taken.iter().cloned().chain(aliases).collect(),
+            partition: workshop.partition(),
+            pricing: Arc::clone(&pricing),
+            catalogue: Arc::clone(&catalogue),
+            shelf: shelf.clone(),
+            seen: BTreeMap::new(),
+            told: BTreeSet::new(),
+        };
+        looker.look();
+        tracing::info!(models = shelf.rows().len(), %memory, "models of the folder come when they are asked for");
+        let hashes = KeptHashes::open(&config.server.data_dir);
+        let (hub, kv_cache) = (config.hub.clone(), config.shelf.kv_cache);
+        let hands = HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue };
+        Ok(Some(Self { shelf, looker, look_interval: config.shelf.look_interval, hands }))
+    }
+
+    /// From now on models come when they are asked for, and the folder is looked at.
+    pub(super) fn keep(self, state: AppState) -> Result<ShelfKeeper> {
+        let Self { shelf, mut looker, look_interval, hands } = self;
+        let resident = Arc::new(Mutex::new(Residents::new()));
+        let mut hands = Hands {
+            shelf: shelf.clone(),
+            state,
+            resident: Arc::clone(&resident),
+            next_id: FIRST_REPLICA,
+            parts: hands,
+        };
+        let (stop, stopped) = sync_channel(0);
+        spawn("models", move || hands.obey())?;
+        spawn("models folder", move || looker.look_every(look_interval, &stopped))?;
+        Ok(ShelfKeeper { shelf, resident, _stop_looking: stop })
+    }
+}
+
+impl ShelfKeeper {
+    /// Of everything in memory at this moment.
+    pub(super) fn handles(&self) -> impl Fn() -> Vec<RunningHandle> + Send + use<> {
+        let resident = Arc::clone(&self.resident);
+        move || lock(&resident).values().map(|(running, _)| running.handle()).collect()
+    }
+}
+
+impl Drop for ShelfKeeper {
+    /// A load that is under way ends by itself, and with the process.
+    fn drop(&mut self) {
+        self.shelf.close();
+        lock(&self.resident).clear();
+    }
+}
+
+/// Carries out what the shelf decides, one order after the other.
+struct Hands {
+    shelf: Shelf,
+    state: AppState,
+    resident: Arc<Mutex<Residents>>,
+    next_id: u32,
+    parts: HandsParts,
+}
+
+impl Hands {
+    fn obey(&mut self) {
+        while let Some(order) = self.shelf.next_order() {
+            match order {
+                Order::Load(model) => self.load(&model),
+                Order::Unload(model) => self.unload(&model),
+            }
+        }
+    }
+
+    fn load(&mut self, model: &str) {
+        // One checkpoint must not end the loading of all others.
+        let loaded = catch_unwind(AssertUnwindSafe(|| self.bring(model)));
+        match loaded.unwrap_or_else(|_| Err(anyhow!("loading it panicked"))) {
+            Ok(()) => self.shelf.loaded(model),
+            Err(error) => {
+                let why = format!("{error:#}");
+                tracing::error!(model, why, "a model cannot be loaded");
+                self.shelf.failed(model, &why);
+            }
+        }
+    }
+
+    fn bring(&mut self, name: &str) -> Result<()> {
+        let HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue } = &self.parts;
+        let model = lock(catalogue).get(name).cloned().context("it is gone from the folder")?;
+        // Again: it may have changed since it was found.
+        inspector.inspect(&model)?;
+        let loaded = models::load_any(&model, Means { hub, compute: &workshop.compute, hashes })?;
+        let is = loaded.description();
+        let price = pricing.price((name, workshop.partition()), engines::price(is))?;
+        let weights_bytes = is.resident_bytes.unwrap_or(is.stored_bytes);
+        let (num_kv_blocks, kv_bytes) = workshop.kv_blocks(&loaded, *kv_cache).context("shelf.kv_cache")?;
+        self.shelf.weighed(name, weights_bytes.saturating_add(kv_bytes))?;
+        let id = ReplicaId(self.next_id);
+        self.next_id = self.next_id.checked_add(1).unwrap_or(FIRST_REPLICA);
+        let Started { running, served, replica } = workshop.start(loaded, num_kv_blocks, id)?;
+        // Before anybody can ask for it: what is admitted is priced and named.
+        let ledger = self.state.ledger();
+        ledger.tariff().set(name, price);
+        ledger.know(name, facts_of(&served, &workshop.partition().into()));
+        lock(&self.resident).insert(name.to_owned(), (running, id));
+        self.state.change_serving(|former| former.with_model(served, replica));
+        Ok(())
+    }
+
+    fn unload(&mut self, model: &str) {
+        let resident = lock(&self.resident).remove(model);
+        if let Some((running, id)) = resident {
+            self.state.change_serving(|former| former.without_model(model, id));
+            // Its thread ends, and gives its memory back.
+            drop(running);
+        }
+        tracing::info!(model, "unloaded");
+        self.shelf.left(model);
+    }
+}
+
+/// Tells the shelf what lies in the folder.
+struct Looker {
+    folder: PathBuf,
+    engine: EngineConfig,
+    hub: HubConfig,
+    inspector: Inspector,
+    kv_cache: ByteSize,
+    max_models: usize,
+    taken: BTreeSet<String>,
+    partition: &'static str,
+    pricing: Arc<Pricing>,
+    catalogue: Catalogue,
+    shelf: Shelf,
+    seen: BTreeMap<String, Stamp>,
+    /// Warnings that were given already.
+    told: BTreeSet<String>,
+}
+
+impl Looker {
+    /// Until the other end of `stopped` is dropped.
+    fn look_every(&mut self, interval: Duration, stopped: &Receiver<()>) {
+        while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        match folder::look(&self.folder) {
+            Ok(found) => self.compare(found),
+            Err(error) => self.complain(&error),
+        }
+    }
+
+    /// A disk that is away for a moment takes no model away.
+    fn complain(&mut self, error: &io::Error) {
+        self.warn_once(format!("server.models_dir: cannot read {}: {error}", self.folder.display()));
+    }
+
+    fn compare(&mut self, mut found: Vec<Found>) {
+        found.retain(|found| self.is_wanted(&found.name));
+        if found.len() > self.max_models {
+            let (most, there) = (self.max_models, found.len());
+            self.warn_once(format!("server.models_dir: of {there} checkpoints {most} are served (shelf.max_models)"));
+            found.truncate(most);
+        }
+        let gone: Vec<String> =
+            self.seen.keys().filter(|name| !found.iter().any(|found| found.name == **name)).cloned().collect();
+        for name in gone {
+            self.seen.remove(&name);
+            self.shelf.withdraw(&name);
+        }
+        for Found { name, path, stamp } in found {
+            if self.seen.get(&name) == Some(&stamp) {
+                continue;
+            }
+            let source = path.to_string_lossy().into_owned();
+            let model = ModelConfig::found(name.clone(), source, &self.engine);
+            lock(&self.catalogue).insert(name.clone(), model.clone());
+            let offer = self.size_up(&model).map_err(|error| format!("{error:#}"));
+            if let Err(why) = &offer {
+                tracing::warn!(model = name, why, "a checkpoint of the folder cannot be served");
+            }
+            self.shelf.offer(&name, offer);
+            self.seen.insert(name, stamp);
+        }
+    }
+
+    fn is_wanted(&mut self, name: &str) -> bool {
+        let problem = if !fits_as_checkpoint(name) {
+            "is not a name that requests could use: letters, digits and - _ . : / alone"
+        } else if self.taken.contains(name) {
+            "is the name of another model or of an alias"
+        } else {
+            return true;
+        };
+        self.warn_once(format!("server.models_dir: `{name}` {problem}; rename it"));
+        false
+    }
+
+    fn warn_once(&mut self, warning: String) {
+        if !self.told.contains(&warning) {
+            tracing::warn!("{warning}");
+            self.told.insert(warning);
+        }
+    }
+
+    /// Of what is written in its headers. What nobody could pay for is refused before it is loaded.
+    fn size_up(&self, model: &ModelConfig) -> Result<Size> {
+        self.inspector.inspect(model)?;
+        let description = models::describe(model, &self.hub)?;
+        let is = description.model();
+        self.pricing.price((&model.name, self.partition), engines::price(is))?;
+        let kv_cache_bytes = match &description {
+            AnyDescription::Generator(is) => kv_cache_bytes(is, &self.engine).min(self.kv_cache.0),
+            AnyDescription::Encoder(_) => 0,
+        };
+        Ok(Size { weights_bytes: weights_bytes(model.dtype, is), kv_cache_bytes })
+    }
+}
+
+/// At most. What is quantised as it is loaded counts as it is stored, until it is.
+fn weights_bytes(dtype: WeightDtype, is: &ModelDescription) -> u64 {
+    let bytes = match dtype {
+        WeightDtype::Auto | WeightDtype::Q8_0 | WeightDtype::Q4_0 => is.stored_bytes,
+        WeightDtype::F32 => is.num_parameters.saturating_mul(4),
+        WeightDtype::Bf16 | WeightDtype::F16 => is.num_parameters.saturating_mul(2).max(is.stored_bytes / 2),
+    };
+    bytes.saturating_add(bytes / PACKING_PART).saturating_add(PACKING_BYTES)
+}
+
+/// Of as many sequences as may run, each of the whole context, in the larger of the two types.
+fn kv_cache_bytes(is: &ModelDescription, engine: &EngineConfig) -> u64 {
+    const K_AND_V: usize = 2;
+    const F32_BYTES: usize = 4;
+    let token = K_AND_V * is.num_layers * is.num_kv_heads * is.head_dim * F32_BYTES;
+    (token as u64).saturating_mul(is.max_position as u64).saturating_mul(engine.max_num_seqs as u64)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).map(drop).context("cannot start a thread")
+}
+
+/// Each critical section is one call on the map.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,206 @@
+//! Models of a folder, which come into memory when somebody asks for them and leave it for others.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use super::binary::{self, Served, State, Whole, get_as, open, request};
+
+const CHECKPOINTS: usize = 12;
+const ROOM: u64 = 3;
+const CLIENTS: usize = 8;
+const REQUESTS: usize = 120;
+/// Models of this test are small, and so are their caches.
+const SHELF: &str = "[shelf]\nlook_interval = \"20ms\"\n";
+/// Whatever the machine is busy with.
+const PATIENT: &str = "longest_load = \"60s\"\nkv_cache = \"256KiB\"\n";
+
+/// The fixture with other weights: a factor of its own for each number, by what remains of its place.
+fn write_checkpoint(folder: &Path, index: usize) {
+    let fixture = binary::root().join("models/tests/fixtures/plain");
+    fs::create_dir_all(folder).expect("the folder is writable");
+    let mut weights = fs::read(fixture.join("model.safetensors")).expect("the fixture");
+    let header = 8 + u64::from_le_bytes(weights[..8].try_into().expect("eight bytes")) as usize;
+    for (place, number) in weights[header..].chunks_exact_mut(4).enumerate() {
+        let value = f32::from_le_bytes(number.try_into().expect("four bytes"));
+        let factor = 1.0 + ((place * (index + 1)) % 13) as f32 / 26.0;
+        number.copy_from_slice(&(value * factor).to_le_bytes());
+    }
+    fs::write(folder.join("model.safetensors"), weights).expect("the folder is writable");
+    let config = fs::read_to_string(fixture.join("config.json")).expect("the fixture");
+    let mut config: Value = serde_json::from_str(&config).expect("JSON");
+    config["max_position_embeddings"] = json!(8192);
+    // Last, so that no half of a checkpoint is seen.
+    fs::write(folder.join("config.json"), config.to_string()).expect("the folder is writable");
+}
+
+fn serve(state: &State, options: &[&str], shelf: &str) -> Served {
+    let config = state.path().join("config.toml");
+    fs::write(&config, format!("{SHELF}{shelf}")).expect("the folder is writable");
+    let runs = state.path().join("runs");
+    let [config, runs] = [&config, &runs].map(|path| path.to_str().expect("a plain path"));
+    Served::start(state, &[&["--config", config, "--models-dir", runs], options].concat())
+}
+
+fn run(state: &State, arguments: &[&str]) -> Result<String, String> {
+    let output = state.command(arguments).output().expect("the binary runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+fn listed(state: &State) -> Value {
+    serde_json::from_str(&run(state, &["model", "list", "--json"]).expect("a server runs")).expect("JSON")
+}
+
+fn row(state: &State, model: &str) -> Value {
+    let rows = listed(state)["data"].as_array().expect("a list").clone();
+    rows.into_iter().find(|row| row["model"] == model).unwrap_or(Value::Null)
+}
+
+fn body(model: &str, prompt: usize, max_tokens: usize) -> Value {
+    json!({"model": model, "prompt": [prompt + 3, prompt + 5, 7], "max_tokens": max_tokens, "temperature": 0,
+           "ignore_eos": true, "logprobs": 3, "return_token_ids": true})
+}
+
+fn ask(served: &Served, model: &str, prompt: usize) -> Whole {
+    request(&served.address, "POST", "/v1/completions", &body(model, prompt, 6))
+}
+
+fn choices(served: &Served, model: &str, prompt: usize) -> Value {
+    ask(served, model, prompt).json()["choices"].clone()
+}
+
+/// SplitMix64, as elsewhere: the same requests in each run.
+fn draw(index: usize) -> u64 {
+    let mut value = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+#[test]
+fn twelve_checkpoints_in_room_for_three_give_no_wrong_answer_and_never_overrun_their_memory() {
+    let state = State::new();
+    let names: Vec<String> = (0..CHECKPOINTS).map(|index| format!("run@step-{index}")).collect();
+    (0..CHECKPOINTS).for_each(|index| write_checkpoint(&state.path().join(format!("runs/run/step-{index}")), index));
+    // Each alone, in a server that has room for all.
+    let roomy = serve(&state, &["--model-memory", "1GiB"], PATIENT);
+    let alone: Vec<Vec<Value>> =
+        names.iter().map(|name| (0..4).map(|prompt| choices(&roomy, name, prompt)).collect()).collect();
+    assert!((1..CHECKPOINTS).all(|index| alone[index] != alone[0]), "the checkpoints differ");
+    let each = listed(&state)["data"].as_array().expect("a list").iter().map(|row| row["bytes"].as_u64()).max();
+    let each = each.flatten().expect("what each holds");
+    drop(roomy);
+    let memory = format!("{}B", each * ROOM + each / 2);
+    let served = serve(&state, &["--model-memory", &memory], PATIENT);
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let client = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= REQUESTS {
+                    return;
+                }
+                let (model, prompt) = (draw(index) as usize % CHECKPOINTS, draw(index) as usize / CHECKPOINTS % 4);
+                assert_eq!(choices(&served, &names[model], prompt), alone[model][prompt], "{}", names[model]);
+            }
+        };
+        (0..CLIENTS).for_each(|_| drop(scope.spawn(client)));
+    });
+    let list = listed(&state);
+    let held = |field: &str| list["memory"][field].as_u64().expect("bytes");
+    assert!(held("most_held_bytes") <= held("limit_bytes"), "{list}");
+    let ready = list["data"].as_array().expect("a list").iter().filter(|row| row["state"] == "ready").count();
+    assert!((1..=ROOM as usize).contains(&ready), "{list}");
+}
+
+/// Asks until it is so; each look is a command, which takes its time.
+fn until(state: &State, model: &str, wanted: &str) -> Value {
+    loop {
+        let row = row(state, model);
+        if row["state"] == wanted {
+            return row;
+        }
+    }
+}
+
+#[test]
+fn checkpoints_appear_and_fail_and_are_mended_while_the_server_runs() {
+    let state = State::new();
+    let runs = state.path().join("runs");
+    write_checkpoint(&runs.join("good"), 1);
+    fs::create_dir_all(runs.join("broken")).expect("the folder is writable");
+    fs::write(runs.join("broken/config.json"), "{}").expect("the folder is writable");
+    let served = serve(&state, &["--model", "demo"], PATIENT);
+    let models = get_as(&served.address, "/v1/models", None).json();
+    let states: Vec<_> = models["data"].as_array().expect("a list").iter().map(|row| row["state"].clone()).collect();
+    assert_eq!(states, ["failed", "ready", "available"], "{models}");
+    assert!(models["data"][0]["error"].as_str().is_some_and(|why| why.contains("config.json")), "{models}");
+    let refused = ask(&served, "broken", 0);
+    assert_eq!(refused.status, 500);
+    assert_eq!(ask(&served, "later@v1", 0).status, 404);
+    write_checkpoint(&runs.join("later/v1"), 2);
+    write_checkpoint(&runs.join("broken"), 3);
+    until(&state, "later@v1", "available");
+    until(&state, "broken", "available");
+    for model in ["later@v1", "broken", "good"] {
+        assert_eq!(ask(&served, model, 0).status, 200, "{model}");
+    }
+    let shown = get_as(&served.address, "/v1/models/later@v1", None).json();
+    assert_eq!(shown["state"], "ready");
+    assert!(shown["digest"].as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{shown}");
+    fs::remove_dir_all(runs.join("later")).expect("the folder is writable");
+    assert_eq!(ask(&served, "later@v1", 0).status, 200, "what is in memory is served until it leaves");
+}
+
+#[test]
+fn models_are_loaded_unloaded_and_pinned_by_hand() {
+    let state = State::new();
+    ["a", "b"].iter().zip(1..).for_each(|(name, index)| {
+        write_checkpoint(&state.path().join("runs").join(name), index);
+    });
+    // The one that stays has its cache from elsewhere.
+    let served = serve(
+        &state,
+        &["--model", "demo", "--model-memory", "900KiB"],
+        "longest_load = \"1ms\"\nkv_cache = \"256KiB\"\n",
+    );
+    assert_eq!(run(&state, &["model", "load", "a"]).expect("there is room").split(',').next(), Some("a: ready"));
+    run(&state, &["model", "pin", "a"]).expect("it is there");
+    assert!(run(&state, &["model", "list"]).expect("a server runs").contains("pinned"));
+    let waits = ask(&served, "b", 0);
+    assert_eq!(waits.status, 503, "no room beside a pinned model");
+    assert!(run(&state, &["model", "unload", "a"]).expect_err("it is pinned").contains("is pinned"));
+    run(&state, &["model", "unpin", "a"]).expect("it is there");
+    run(&state, &["model", "load", "b"]).expect("a has left");
+    assert_eq!(
+        (row(&state, "a")["state"].clone(), row(&state, "b")["state"].clone()),
+        (json!("available"), json!("ready"))
+    );
+    run(&state, &["model", "unload", "b"]).expect("nobody uses it");
+    until(&state, "b", "available");
+    assert!(run(&state, &["model", "unload", "demo"]).expect_err("it stays").contains("stays in memory"));
+    assert!(run(&state, &["model", "load", "nobody"]).expect_err("no such model").contains("does not exist"));
+}
+
+#[test]
+fn a_stream_keeps_its_model_and_whoever_wants_another_is_told_when_to_come_back() {
+    let state = State::new();
+    ["a", "b"].iter().zip(1..).for_each(|(name, index)| {
+        write_checkpoint(&state.path().join("runs").join(name), index);
+    });
+    // Room for one, with a context that takes the model a while to fill.
+    let served = serve(&state, &["--model-memory", "20MiB"], "longest_load = \"1ms\"\nkv_cache = \"16MiB\"\n");
+    run(&state, &["model", "load", "a"]).expect("there is room");
+    let mut long = body("a", 0, 4000);
+    long["stream"] = json!(true);
+    let stream = open(&served.address, "POST", "/v1/completions", &long).wait_for_event();
+    let told = open(&served.address, "POST", "/v1/completions", &body("b", 0, 1)).text_with_head();
+    assert!(told.starts_with("HTTP/1.1 503") && told.contains("model_loading"), "{told}");
+    assert!(told.to_lowercase().contains("retry-after: "), "{told}");
+    let text = stream.text();
+    assert!(text.contains(r#""finish_reason":"length""#) && text.trim_end().ends_with("data: [DONE]"), "{text}");
+}
