@@ -46,6 +46,8 @@ pub(crate) struct SideBySide {
     models: Vec<Lease>,
     /// The same for all models.
     prompt: Vec<TokenId>,
+    /// Of all answers.
+    seed: u64,
     said: Vec<SaidText>,
     differences: Vec<Difference>,
     text: ComparedText,
@@ -65,7 +67,8 @@ pub(crate) async fn admit(
     let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
-    let ReadCompare { models, prompt, generate, .. } = read;
+    let ReadCompare { models, prompt, mut generate, .. } = read;
+    let seed = *generate.sampling.seed.get_or_insert(random_seed()?);
     let requests: Vec<GenerateRequest> =
         models.into_iter().map(|model| GenerateRequest { model, ..generate.clone() }).collect();
     let mut models = Vec::with_capacity(requests.len());
@@ -116,7 +119,7 @@ pub(crate) async fn admit(
     let (model, fingerprint) = (models[0].name.clone(), Some(models[0].fingerprint.clone()));
     let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
     let admitted = Admitted::new((started, Choices::ONE), served_as, place);
-    Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), caller.account.share_key)))
+    Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), (seed, caller.account.share_key))))
 }
 
 /// A comparison never waits in line: with what it has already it would hold up others that wait.
@@ -149,16 +152,22 @@ fn check_one_vocabulary(models: &[Lease], prompts: &[Vec<EncodedPrompt>]) -> Res
     Ok(tokens(0).to_vec())
 }
 
+/// Small enough for every client's numbers.
+fn random_seed() -> Result<u64, ApiError> {
+    let seed = getrandom::u32().map_err(|_| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
+    Ok(u64::from(seed))
+}
+
 impl SideBySide {
     fn new(
         (id, state, lane): (String, AppState, ComparisonHandle),
         (models, prompt): (Vec<Lease>, Vec<TokenId>),
-        share_key: ShareKey,
+        (seed, share_key): (u64, ShareKey),
     ) -> Self {
         let created = state.clock().wall().as_secs();
         let said = vec![SaidText::default(); models.len()];
         let (differences, text, usages) = (Vec::new(), ComparedText::default(), Vec::new());
-        Self { id, created, state, lane, models, prompt, said, differences, text, usages, share_key }
+        Self { id, created, state, lane, models, prompt, seed, said, differences, text, usages, share_key }
     }
 
     fn head(&self, object: &str) -> Value {
@@ -221,6 +230,7 @@ impl SideBySide {
 
     fn json(&self, usage: Usage) -> Value {
         let mut whole = self.head("comparison");
+        whole["seed"] = json!(self.seed.cast_signed());
         let models = self.models.iter().zip(&self.said).enumerate().map(|(index, (model, said))| {
             let compared = ComparedModel { name: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
             model_json(index, &compared, said, self.usages.get(index).copied().unwrap_or_default())

@@ -90,6 +90,21 @@ fn a_stream_brings_the_answers_side_by_side_and_then_the_comparison() {
 }
 
 #[test]
+fn without_a_seed_one_is_drawn_for_all_and_said() {
+    let state = State::new();
+    let served = serve(&state);
+    let mut asked =
+        json!({"models": ["final", "early"], "prompt": "Tell me a story", "max_tokens": 24, "temperature": 1.5});
+    let drawn = request(&served.address, "POST", ROUTE, &asked).json();
+    asked["seed"] = drawn["seed"].clone();
+    let again = request(&served.address, "POST", ROUTE, &asked).json();
+    assert!(drawn["seed"].is_u64(), "{drawn}");
+    for index in 0..2 {
+        assert_eq!(again["models"][index]["token_ids"], drawn["models"][index]["token_ids"]);
+    }
+}
+
+#[test]
 fn a_comparison_is_one_bill_that_is_in_the_ledger_under_each_model() {
     let state = State::new();
     run(&state, &["account", "create", "acme"]);

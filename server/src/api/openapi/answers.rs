@@ -46,6 +46,7 @@ fn comparison() -> Value {
         json!({
             "id": {"type": "string"},
             "object": {"const": "comparison"},
+            "seed": {"type": "integer"},
             "created": count(),
             "models": {"type": "array", "items": object(&["index", "model", "text", "token_ids", "usage"], json!({
                 "index": count(),
