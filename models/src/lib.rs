@@ -39,7 +39,8 @@ pub use load_encoder::{
 };
 pub use logits::Logits;
 pub use manifest::{
-    FileHash, FileStamp, InvalidDigest, KnownHashes, Manifest, ManifestFile, ModelDigest, NothingKnown, is_description,
+    CopyProgress, FileHash, FileStamp, InvalidDigest, InvalidManifest, KnownHashes, MAX_MANIFEST_BYTES, Manifest,
+    ManifestFile, Mismatch, ModelDigest, NothingKnown, copy_hashed, copy_part, is_description,
 };
 pub use pulse::Pulse;
 pub use stored_dtype::StoredDtype;

@@ -11,6 +11,8 @@
 //! lie. A GGUF file counts as `model.gguf`, whatever it is called. What nobody reads when a model is served (a README, the
 //! state of an optimiser) is no part of it; every file of weights is, also one that no index names.
 
+mod checking;
+mod copying;
 mod digest;
 mod hashing;
 mod part;
@@ -20,6 +22,8 @@ use std::ops::ControlFlow;
 
 use sha2::{Digest, Sha256};
 
+pub use checking::Mismatch;
+pub use copying::{CopyProgress, copy_hashed, copy_part};
 pub use digest::{FileHash, InvalidDigest, ModelDigest};
 pub use hashing::{FileStamp, KnownHashes, NothingKnown};
 pub use part::is_description;
@@ -28,6 +32,17 @@ use crate::weights::CheckpointFiles;
 use crate::{LoadProgress, ModelError};
 
 const HEAD: &str = "passerelle manifest 1";
+/// The longest text that is read as a manifest: some ten thousand files.
+pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+
+/// A text that no [`Manifest`] has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} is not a manifest's: {problem}")]
+pub struct InvalidManifest {
+    /// From 1.
+    pub line: usize,
+    pub problem: &'static str,
+}
 
 /// The files of a checkpoint, in the order of their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +59,9 @@ pub struct ManifestFile {
 }
 
 impl Manifest {
+    /// What a GGUF file is called in it.
+    pub const GGUF: &str = "model.gguf";
+
     /// Hashes what is not `known`, several files at once, each read from its beginning to its end and never mapped.
     ///
     /// `progress` is called after each stretch, from whichever thread read it; [`ControlFlow::Break`] ends the hashing
@@ -70,8 +88,46 @@ impl Manifest {
         })
     }
 
+    /// Reads what [`Manifest::to_text`] writes, and no other spelling of it.
+    pub fn from_text(text: &str) -> Result<Self, InvalidManifest> {
+        let refuse = |line: usize, problem| Err(InvalidManifest { line: line + 1, problem });
+        let mut manifest = Self { files: Vec::new() };
+        for (number, line) in text.lines().enumerate() {
+            if number == 0 {
+                match line == HEAD {
+                    true => continue,
+                    false => return refuse(0, "it does not begin with `passerelle manifest 1`"),
+                }
+            }
+            let Some(file) = ManifestFile::from_line(line) else {
+                return refuse(number, "expected a hash, a size and a name of plain characters");
+            };
+            if manifest.files.last().is_some_and(|last| last.name >= file.name) {
+                return refuse(number, "the names do not ascend");
+            }
+            manifest.files.push(file);
+        }
+        // Other ends of lines, zeros before a size.
+        if manifest.to_text() == text { Ok(manifest) } else { refuse(0, "it is not written as manifests are") }
+    }
+
+    /// Of files that were hashed one by one, in the order of their names.
+    pub fn of_files(files: Vec<ManifestFile>) -> Self {
+        Self { files }
+    }
+
     pub fn digest(&self) -> ModelDigest {
         ModelDigest::of_bytes(Sha256::digest(self.to_text()).into())
+    }
+}
+
+impl ManifestFile {
+    fn from_line(line: &str) -> Option<Self> {
+        let mut parts = line.splitn(3, ' ');
+        let hash = parts.next()?.parse().ok()?;
+        let size_bytes = parts.next()?.parse().ok()?;
+        let name = parts.next().filter(|name| part::is_part_name(name))?.to_owned();
+        Some(Self { name, size_bytes, hash })
     }
 }
 

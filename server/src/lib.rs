@@ -8,5 +8,6 @@ pub mod gateway;
 pub mod hub;
 pub mod metrics;
 pub mod text;
+pub mod trust;
 #[cfg(feature = "upstream")]
 pub mod upstream;

@@ -252,8 +252,8 @@ impl StepObserver for EngineMetrics {
         self.fair_share_bound.set(report.fair_share_bound.as_secs_f64());
         if report.num_sequences > 0 {
             self.step_duration.record(report.duration);
-            self.hours.computed(report.duration);
         }
+        self.hours.step(report);
     }
 }
 

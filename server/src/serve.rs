@@ -21,6 +21,7 @@ mod shelf;
 mod signals;
 mod tariff;
 mod text;
+mod trusted;
 #[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
 mod upstreams;
 
@@ -65,9 +66,6 @@ pub(crate) use text::load as load_text;
 const ASYNC_THREADS: usize = 2;
 /// What connections get, after the drain timeout, to send how their requests ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// What models of a folder are compared on, in tokens: how long their contexts are is known only when they come.
-const LONGEST_LATER: usize = 1 << 17;
 
 /// Loaded, listening, not yet answering.
 pub(crate) struct Server {
@@ -155,7 +153,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         serving,
         clock,
         metrics,
-        comparisons: Some(comparisons.handle()),
+        comparisons: comparisons.handle(),
         batches,
         config: api_config,
         readiness: readiness.clone(),
@@ -206,14 +204,12 @@ fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let elsewhere = elsewhere_only(config, &staying);
     let names = staying.iter().map(String::as_str).chain(elsewhere.iter().copied());
     let workshop = Workshop::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?;
-    let longest_later = config.server.models_dir.as_ref().map_or(0, |_| LONGEST_LATER);
-    let Fleet { workshop, running, comparisons, served, replicas, prices } =
-        engines::start(loaded, workshop, longest_later)?;
+    let Fleet { workshop, running, comparisons, served, replicas, prices } = engines::start(loaded, workshop)?;
     let (partition, metrics) = (workshop.partition(), Arc::clone(&workshop.metrics));
     let priced = tariff::Served { here: prices, partition, elsewhere: &elsewhere };
     let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
     let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
-    let new_shelf = NewShelf::open(config, (workshop, clock), pricing, &staying);
+    let new_shelf = NewShelf::open(config, (workshop, clock), pricing, &staying)?;
     let tariff = Arc::new(tariff);
     Ok(Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, partition, metrics })
 }

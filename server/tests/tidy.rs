@@ -102,6 +102,12 @@ const RULES: &[Rule] = &[
         because: "the hub finds files and knows nobody who reads them",
     },
     Rule {
+        place: "server/src/trust/",
+        except: &[],
+        never: &["crate::", "axum::", "tokio::"],
+        because: "trust looks at files and keys, and imports no other room",
+    },
+    Rule {
         place: "server/src/upstream/",
         except: &[],
         never: &["crate::api", "crate::config", "crate::text", "crate::hub", "axum::"],

@@ -9,17 +9,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::part::Part;
-use super::{FileHash, ManifestFile};
+use super::{FileHash, ManifestFile, copy_hashed};
 use crate::weights::CheckpointFiles;
 use crate::{LoadProgress, ModelError};
 
 /// Files that are read at the same time. More gain nothing where hashing is faster than what they lie on.
 const MAX_THREADS: usize = 8;
-/// Bytes between two calls of `progress`.
-const STRETCH: usize = 1 << 20;
 
 /// What must be as it was for a file to be taken for the same: its place, and everything that the system changes when
 /// somebody writes to it. Whoever rewrites a file between two ticks of the system's clock, in its old size, is not noticed;
@@ -136,21 +133,8 @@ impl Work<'_> {
         Ok((hash, size_bytes))
     }
 
-    fn hash_bytes(&self, mut bytes: impl Read) -> io::Result<(FileHash, u64)> {
-        let mut hash = Sha256::new();
-        let (mut stretch, mut size_bytes) = (vec![0; STRETCH], 0);
-        loop {
-            match bytes.read(&mut stretch) {
-                Ok(0) => return Ok((FileHash::of_bytes(hash.finalize().into()), size_bytes)),
-                Ok(count) => {
-                    hash.update(&stretch[..count]);
-                    size_bytes += count as u64;
-                    self.got_on(count as u64)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+    fn hash_bytes(&self, bytes: impl Read) -> io::Result<(FileHash, u64)> {
+        copy_hashed(bytes, io::sink(), &mut |count| self.got_on(count))
     }
 
     fn got_on(&self, bytes: u64) -> io::Result<()> {

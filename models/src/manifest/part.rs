@@ -1,6 +1,7 @@
 //! Which files of a folder are parts of a checkpoint. Their names alone decide, so that nothing is parsed before it is
 //! known to be what somebody vouched for.
 
+use super::Manifest;
 use crate::ModelError;
 use crate::config::MODULES_FILE;
 use crate::weights::CheckpointFiles;
@@ -19,8 +20,6 @@ const DESCRIPTIONS: [&str; 9] = [
 ];
 /// What a module of an embedding model keeps in its folder.
 const OF_A_MODULE: [&str; 2] = ["config.json", "model.safetensors"];
-/// What a GGUF file counts as.
-const GGUF: &str = "model.gguf";
 const MAX_NAME_BYTES: usize = 255;
 
 /// A file, as the manifest and as the checkpoint call it.
@@ -38,7 +37,7 @@ pub fn is_description(file: &str) -> bool {
 /// In no particular order.
 pub(super) fn parts(files: &CheckpointFiles) -> Result<Vec<Part>, ModelError> {
     if files.is_gguf() {
-        return Ok(files.names()?.into_iter().map(|file| Part { name: GGUF.to_owned(), file }).collect());
+        return Ok(files.names()?.into_iter().map(|file| Part { name: Manifest::GGUF.to_owned(), file }).collect());
     }
     let mut names = files.names()?;
     names.retain(|name| is_description(name) || is_weights(name));
@@ -53,6 +52,12 @@ pub(super) fn parts(files: &CheckpointFiles) -> Result<Vec<Part>, ModelError> {
 
 fn is_weights(file: &str) -> bool {
     file.ends_with(".safetensors") && is_plain(file)
+}
+
+/// Whether a manifest may hold the name: that of a plain file, in the checkpoint's folder or in a folder there.
+pub(super) fn is_part_name(name: &str) -> bool {
+    let (folder, file) = name.split_once('/').unwrap_or(("module", name));
+    !folder.is_empty() && !file.is_empty() && is_plain(folder) && is_plain(file)
 }
 
 /// As every file is called that a checkpoint's reader would open: no space that would make a manifest's line ambiguous.

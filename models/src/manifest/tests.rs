@@ -152,3 +152,88 @@ fn hashing_says_how_far_it_is_and_ends_when_it_is_told() {
     let error = Manifest::read(&files, &NothingKnown, &|_| ControlFlow::Break(())).unwrap_err();
     assert!(matches!(error, ModelError::Io { source, .. } if source.kind() == std::io::ErrorKind::Interrupted));
 }
+
+#[test]
+fn a_manifest_is_read_as_it_is_written_and_in_no_other_spelling() {
+    let folder = folder();
+    let manifest = manifest(folder.path());
+    let text = manifest.to_text();
+    assert_eq!(Manifest::from_text(&text), Ok(manifest));
+    let line = |number: usize| text.lines().nth(number).unwrap().to_owned();
+    let odd = [
+        String::new(),
+        text.replace("manifest 1", "manifest 2"),
+        text.trim_end().to_owned(),
+        text.replace('\n', "\r\n"),
+        text.replace(" 2 config.json", " 02 config.json"),
+        text.replace("config.json", "../config.json"),
+        text.replace(" tokenizer.json", " a b"),
+        text.replace(" tokenizer.json", " a/b/c"),
+        text.replace(" tokenizer.json", " /etc"),
+        text.replace(" tokenizer.json", " .hidden"),
+        [line(0), line(2), line(1), String::new()].join("\n"),
+        [line(0), line(1), line(1), String::new()].join("\n"),
+        text.replace("44136", "4413"),
+    ];
+    for odd in odd {
+        assert!(Manifest::from_text(&odd).is_err(), "{odd}");
+    }
+}
+
+#[test]
+fn a_copy_has_the_manifest_of_what_was_copied_and_holds_nothing_else() {
+    let (source, target) = (folder(), tempfile::tempdir().unwrap());
+    let files = CheckpointFiles::directory(source.path()).unwrap();
+    let copied = Manifest::copy(&files, target.path(), &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(copied, manifest(source.path()));
+    let there = CheckpointFiles::directory(target.path()).unwrap();
+    copied.check(&there, &[], &|_| ControlFlow::Continue(())).unwrap();
+    assert!(!target.path().join("README.md").exists());
+    // Nothing is written over.
+    assert!(Manifest::copy(&files, target.path(), &mut |_| ControlFlow::Continue(())).is_err());
+    let (elsewhere, demo) = (tempfile::tempdir().unwrap(), demo_checkpoint());
+    let copied = Manifest::copy(&demo, elsewhere.path(), &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(copied, read(&demo, &NothingKnown));
+}
+
+#[test]
+fn what_is_changed_missing_or_extra_is_named() {
+    let source = folder();
+    let written = manifest(source.path());
+    let (copy, other) = (tempfile::tempdir().unwrap(), source.path().join("README.md"));
+    let files = CheckpointFiles::directory(source.path()).unwrap();
+    Manifest::copy(&files, copy.path(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let check = |folder: &Path| {
+        let files = CheckpointFiles::directory(folder).unwrap();
+        written
+            .check(&files, &["passerelle.manifest"], &|_| ControlFlow::Continue(()))
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(check(copy.path()), Ok(()));
+    fs::write(copy.path().join("passerelle.manifest"), "beside").unwrap();
+    assert_eq!(check(copy.path()), Ok(()));
+    assert!(check(source.path()).unwrap_err().contains(other.to_str().unwrap()), "README.md is extra");
+    for name in ["model.safetensors", "1_Pooling/config.json", "config.json", "tokenizer.json"] {
+        let path = copy.path().join(name);
+        let former = fs::read(&path).unwrap();
+        let mut changed = former.clone();
+        changed[0] ^= 1;
+        fs::write(&path, changed).unwrap();
+        let said = check(copy.path()).unwrap_err();
+        assert!(said.starts_with(&format!("{}: is not what the manifest says", path.display())), "{said}");
+        fs::remove_file(&path).unwrap();
+        let said = check(copy.path()).unwrap_err();
+        assert!(said.starts_with(&format!("{}: the manifest has it", path.display())), "{said}");
+        fs::write(&path, former).unwrap();
+    }
+    for name in ["extra.safetensors", "notes.txt", "1_Pooling/more.json", "2_More/config.json"] {
+        let path = copy.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "x").unwrap();
+        let said = check(copy.path()).unwrap_err();
+        assert!(said.starts_with(&format!("{}: the manifest does not have it", path.display())), "{said}");
+        fs::remove_file(&path).unwrap();
+    }
+    std::os::unix::fs::symlink(source.path(), copy.path().join("linked")).unwrap();
+    assert!(check(copy.path()).unwrap_err().contains("linked: the manifest does not have it"));
+}

@@ -97,13 +97,22 @@ impl CheckpointFiles {
 
     /// The names of all folders, sorted; none where the checkpoint is one file or compiled in.
     pub(crate) fn folders(&self) -> Result<Vec<String>, ModelError> {
-        let Source::Directory(path) = &self.source else { return Ok(Vec::new()) };
-        let mut names = entry_names(path, Path::is_dir).map_err(|error| self.io(path.clone(), error))?;
+        let Some(path) = self.as_folder() else { return Ok(Vec::new()) };
+        let mut names = entry_names(path, Path::is_dir).map_err(|error| self.io(path.to_owned(), error))?;
         names.sort_unstable();
         Ok(names)
     }
 
-    pub(crate) fn is_gguf(&self) -> bool {
+    /// `None` where the checkpoint is one file or compiled in.
+    pub(crate) fn as_folder(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Directory(path) => Some(path),
+            Source::Gguf(_) | Source::Embedded { .. } => None,
+        }
+    }
+
+    /// Whether everything is in one file.
+    pub fn is_gguf(&self) -> bool {
         matches!(self.source, Source::Gguf(_))
     }
 
@@ -174,7 +183,7 @@ impl CheckpointFiles {
     }
 
     fn map_path(&self, path: &Path) -> Result<FileBytes, ModelError> {
-        let bytes = FileBytes::map(path).map_err(|error| self.io(path.to_owned(), error))?;
+        let bytes = FileBytes::open(path).map_err(|error| self.io(path.to_owned(), error))?;
         unsupported::refuse_pointer(path, bytes.as_slice())?;
         Ok(bytes)
     }

@@ -1,35 +1,51 @@
-//! Weight files in the address space, only while they are being loaded.
+//! Weight files in the address space, only while they are being loaded. Those that may go away meanwhile, on network and
+//! removable file systems, are read instead: a map of one ends the process when its medium fails.
 #![expect(unsafe_code, reason = "mapping a file is unsafe: another process may change it")]
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 use memmap2::{Mmap, UncheckedAdvice};
+
+use super::medium::may_go_away;
 
 /// The bytes of one file.
 #[derive(Debug)]
 pub(crate) enum FileBytes {
     Mapped(Mmap),
+    Read(Vec<u8>),
     Static(&'static [u8]),
 }
 
 impl FileBytes {
-    pub(super) fn map(path: &Path) -> io::Result<Self> {
+    /// Mapped if what the file lies on stays there.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         if !path.is_file() {
             return Err(io::ErrorKind::NotFound.into());
         }
         let file = File::open(path)?;
+        if may_go_away(&file.metadata()?) { Self::read(file) } else { Self::map(&file) }
+    }
+
+    fn read(mut file: File) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Self::Read(bytes))
+    }
+
+    fn map(file: &File) -> io::Result<Self> {
         // SAFETY: the map is read-only, and no reference into it outlives the load. A process that rewrites the file
         // meanwhile gives other weights, which any bytes of a weight file are; the header is copied before it is judged.
         // A process that shortens the file meanwhile ends this one (SIGBUS), as it would end any reader of a map: that is
         // why a running model holds none.
-        Ok(Self::Mapped(unsafe { Mmap::map(&file)? }))
+        Ok(Self::Mapped(unsafe { Mmap::map(file)? }))
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
+            Self::Read(bytes) => bytes,
             Self::Static(bytes) => bytes,
         }
     }
@@ -45,5 +61,25 @@ impl FileBytes {
         let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, bytes.len()) };
         // Only a hint: a system that refuses it keeps the pages until the map goes.
         drop(advised);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_same_bytes_mapped_and_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "weights").unwrap();
+        let opened = || File::open(file.path()).unwrap();
+        let [mapped, read] = [FileBytes::map(&opened()).unwrap(), FileBytes::read(opened()).unwrap()];
+        assert!(matches!((&mapped, &read), (FileBytes::Mapped(_), FileBytes::Read(_))));
+        for bytes in [&mapped, &read] {
+            assert_eq!(bytes.as_slice(), b"weights");
+            bytes.release(&bytes.as_slice()[1..3]);
+            assert_eq!(bytes.as_slice(), b"weights");
+        }
+        assert!(FileBytes::open(Path::new("/nowhere/model.safetensors")).is_err());
     }
 }

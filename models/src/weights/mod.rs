@@ -1,6 +1,6 @@
 //! The files of a checkpoint and the tensors in them.
 //!
-//! Weight files are mapped while they are loaded, copied tensor by tensor into private packed memory, and let go: a
+//! Weight files are mapped (or read, where they may go away) while they are loaded, copied tensor by tensor into private packed memory, and let go: a
 //! file that changes or disappears later cannot crash or alter a running model.
 
 mod files;
@@ -8,6 +8,7 @@ mod gguf;
 mod index;
 mod loader;
 mod mapped;
+mod medium;
 mod safetensors;
 mod unsupported;
 

@@ -63,7 +63,7 @@ pub(crate) async fn admit(
     read: ReadCompare,
     id: String,
 ) -> Result<(Admitted, SideBySide), ApiError> {
-    let lane = state.comparisons().ok_or_else(no_lane)?.clone();
+    let lane = state.comparisons().clone();
     let Visit { caller, place, arrived, scope, origin } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
@@ -156,10 +156,6 @@ fn check_one_vocabulary(models: &[Lease], prompts: &[Vec<EncodedPrompt>]) -> Res
 fn random_seed() -> Result<u64, ApiError> {
     let seed = getrandom::u32().map_err(|_| ApiError::new(ErrorKind::Internal, "The system gave no randomness."))?;
     Ok(u64::from(seed))
-}
-
-fn no_lane() -> ApiError {
-    ApiError::new(ErrorKind::NotFound, "This server runs no comparisons.")
 }
 
 impl SideBySide {

@@ -97,6 +97,7 @@ fn check_output(output: &Output) -> Result<(), ApiError> {
         (output.return_token_ids, "return_token_ids"),
         (output.prompt_logprobs.is_some(), "prompt_logprobs"),
         (output.prompt_scores, "prompt_scores"),
+        (output.prompt_scores_against.is_some(), "prompt_scores_against"),
         (output.echo && output.logprobs.is_some(), "echo"),
     ];
     match shown.into_iter().find(|(is_asked, _)| *is_asked) {

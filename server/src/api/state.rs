@@ -134,12 +134,12 @@ pub struct AppParts {
     pub reloader: Option<Reloader>,
     pub ledger: Ledger,
     pub serving: Serving,
+    /// Where two of the models meet.
+    pub comparisons: ComparisonHandle,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<Metrics>,
     /// `None`: this server keeps no files and runs no batches.
     pub batches: Option<BatchStore>,
-    /// Where two models read one text. `None`: nowhere.
-    pub comparisons: Option<ComparisonHandle>,
     pub config: ApiConfig,
     pub readiness: Readiness,
 }
@@ -237,6 +237,7 @@ struct Shared {
     administration: Option<Administration>,
     reloader: Option<Reloader>,
     serving: RwLock<Arc<Serving>>,
+    comparisons: ComparisonHandle,
     authenticator: Authenticator,
     ledger: Ledger,
     clock: Arc<dyn Clock>,
@@ -245,7 +246,6 @@ struct Shared {
     readiness: Readiness,
     text_work: TextWork,
     batches: Option<Arc<BatchStore>>,
-    comparisons: Option<ComparisonHandle>,
     /// Told whenever a batch came or is to end.
     batch_changes: watch::Sender<()>,
     request_permits: Arc<Semaphore>,
@@ -336,6 +336,10 @@ impl AppState {
         *serving = Arc::new(changed);
     }
 
+    pub(crate) fn comparisons(&self) -> &ComparisonHandle {
+        &self.shared.comparisons
+    }
+
     pub fn clock(&self) -> &dyn Clock {
         self.shared.clock.as_ref()
     }
@@ -355,10 +359,6 @@ impl AppState {
     /// The files and batches that this server keeps, if it keeps any.
     pub(crate) fn batches(&self) -> Result<&Arc<BatchStore>, ApiError> {
         self.shared.batches.as_ref().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "This server keeps no files."))
-    }
-
-    pub(crate) fn comparisons(&self) -> Option<&ComparisonHandle> {
-        self.shared.comparisons.as_ref()
     }
 
     pub(crate) fn batches_changed(&self) {

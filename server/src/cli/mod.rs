@@ -4,8 +4,10 @@ mod account;
 mod apply;
 mod backup;
 mod bench;
+mod bundle;
 mod chat;
 mod compare;
+mod import;
 mod inspect;
 mod key;
 mod limit_args;
@@ -17,6 +19,8 @@ mod quota;
 mod reload;
 mod score;
 mod serve;
+mod sign;
+mod source_args;
 mod state_args;
 mod usage;
 
@@ -53,11 +57,14 @@ enum Command {
     Compare(compare::CompareArgs),
     Account(account::AccountArgs),
     Backup(backup::BackupArgs),
+    Bundle(bundle::BundleArgs),
+    Import(import::ImportArgs),
     Key(key::KeyArgs),
     Model(model::ModelArgs),
     Quota(quota::QuotaArgs),
     Reload(reload::ReloadArgs),
     Restore(backup::RestoreArgs),
+    Sign(sign::SignArgs),
     Usage(usage::UsageArgs),
 }
 
@@ -72,11 +79,14 @@ impl Cli {
             Command::Compare(args) => args.run(),
             Command::Account(args) => args.run(),
             Command::Backup(args) => args.run(),
+            Command::Bundle(args) => args.run(),
+            Command::Import(args) => args.run(),
             Command::Key(args) => args.run(),
             Command::Model(args) => args.run(),
             Command::Quota(args) => args.run(),
             Command::Reload(args) => args.run(),
             Command::Restore(args) => args.run(),
+            Command::Sign(args) => args.run(),
             Command::Usage(args) => args.run(),
         }
     }

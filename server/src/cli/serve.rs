@@ -33,6 +33,9 @@ pub(crate) struct ServeArgs {
     /// Serve every checkpoint in DIR when somebody asks for it: DIR/a as `a`, DIR/a/step-900 as `a@step-900`.
     #[arg(long, value_name = "DIR")]
     models_dir: Option<PathBuf>,
+    /// Serve only what this public key has signed (see `passerelle sign`); more than once for several keys.
+    #[arg(long, value_name = "FILE")]
+    trust: Vec<PathBuf>,
     /// Weights and KV caches of those in memory at once, like 16GiB [default: half of the free memory].
     #[arg(long, value_name = "SIZE")]
     model_memory: Option<ByteSize>,
@@ -73,6 +76,7 @@ impl ServeArgs {
         written.server.listen = self.listen;
         written.server.api_key_file = self.api_key_file;
         written.server.models_dir = self.models_dir;
+        written.server.trust = (!self.trust.is_empty()).then_some(self.trust);
         written.shelf.memory = self.model_memory;
         written.log = WrittenLog { format: self.log_format, level: self.log_level };
         written

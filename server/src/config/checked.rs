@@ -43,6 +43,7 @@ pub struct ServerConfig {
     pub api_key_file: Option<PathBuf>,
     pub data_dir: PathBuf,
     pub models_dir: Option<PathBuf>,
+    pub trust: Vec<PathBuf>,
     pub drain_timeout: Duration,
     pub max_connections: usize,
     pub max_streams_per_connection: usize,
@@ -99,6 +100,8 @@ pub struct EngineConfig {
     pub kv_cache_memory: Option<ByteSize>,
     /// Prompt tokens of one sequence a step runs if their log-probabilities are wanted.
     pub prompt_logprobs_chunk_tokens: usize,
+    /// The longest text that two models are compared on; while it runs, both keep K/V of it beside `kv_cache_memory`.
+    pub comparison_tokens: usize,
     /// What models that do not say their own get; also those found in `server.models_dir`.
     pub dtype: WeightDtype,
     pub kv_dtype: KvDtype,
@@ -283,6 +286,7 @@ fn check_server(written: WrittenServer, environment: &Environment) -> Result<Ser
         api_key_file: written.api_key_file,
         data_dir,
         models_dir: written.models_dir,
+        trust: written.trust.unwrap_or_default(),
         site: check_site(written.site)?,
         drain_timeout: period(written.drain_timeout, Duration::from_secs(30)),
         max_connections: count(written.max_connections, 1024),
@@ -423,6 +427,7 @@ fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
         max_queued_tokens: count(written.max_queued_tokens, 1 << 20),
         kv_cache_memory: written.kv_cache_memory,
         prompt_logprobs_chunk_tokens: count(written.prompt_logprobs_chunk_tokens, 64),
+        comparison_tokens: count(written.comparison_tokens, 4096),
         dtype: written.dtype.unwrap_or_default(),
         kv_dtype: written.kv_dtype.unwrap_or_default(),
         max_model_len: written.max_model_len.map(usize::from),

@@ -22,6 +22,9 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
     for path in paths.into_iter().flatten() {
         *path = folder.join(&*path);
     }
+    for key in server.trust.iter_mut().flatten() {
+        *key = folder.join(&*key);
+    }
     if let Some(Listen::Unix(path)) = &mut written.server.listen {
         *path = folder.join(&*path);
     }

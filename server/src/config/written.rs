@@ -73,6 +73,8 @@ pub struct WrittenServer {
     pub data_dir: Option<PathBuf>,
     /// Every checkpoint inside is served under its folder's name; those in its sub-folders as `name@revision`.
     pub models_dir: Option<PathBuf>,
+    /// PEM files of public keys: models that none of them has signed are not served.
+    pub trust: Option<Vec<PathBuf>>,
     /// Never touch the network for a checkpoint.
     pub offline: Option<bool>,
     /// How long running requests may take to finish after SIGTERM.
@@ -92,6 +94,7 @@ lay_over!(WrittenServer {
     api_key_file,
     data_dir,
     models_dir,
+    trust,
     offline,
     drain_timeout,
     max_connections,
@@ -240,6 +243,8 @@ pub struct WrittenEngine {
     pub kv_cache_memory: Option<ByteSize>,
     /// Prompt tokens of one sequence a step runs if their log-probabilities are wanted: each costs a row of logits.
     pub prompt_logprobs_chunk_tokens: Option<NonZeroUsize>,
+    /// The longest text that two models are compared on.
+    pub comparison_tokens: Option<NonZeroUsize>,
 }
 lay_over!(WrittenEngine {
     device,
@@ -258,6 +263,7 @@ lay_over!(WrittenEngine {
     max_queued_tokens,
     kv_cache_memory,
     prompt_logprobs_chunk_tokens,
+    comparison_tokens,
 });
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -219,6 +219,12 @@ impl Replica {
         Ok((submitted?, in_flight))
     }
 
+    /// [`super::Comparing`] is how texts come to two models at once. While it is held, the replica has work.
+    pub(super) fn lend(self: &Arc<Self>, tokens: u64) -> Result<(SharedModel, InFlight), SubmitError> {
+        let in_flight = self.hold(tokens);
+        Ok((self.shared_model().ok_or(SubmitError::Closed)?, in_flight))
+    }
+
     pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
         self.tokens_in_flight.fetch_add(tokens, Ordering::Relaxed);
         InFlight { replica: Arc::clone(self), tokens }

@@ -14,6 +14,7 @@ use passerelle_models::TokenId;
 use sha2::{Digest, Sha256};
 
 use super::chance::Chance;
+use super::health::Health;
 use super::replica::{Replica, ReplicaId};
 use pool::{Circumstances, Pool};
 
@@ -120,6 +121,15 @@ impl Router {
             model: model.to_owned(),
             retry_after: served.pool.rests_for(now),
         })
+    }
+
+    /// One whose engine is in this process and gets on.
+    pub fn engine_of(&self, model: &str) -> Result<Arc<Replica>, RouteError> {
+        let served = self.models.get(model).ok_or_else(|| RouteError::UnknownModel(model.to_owned()))?;
+        let now = self.clock.now();
+        let is_well = |replica: &&Arc<Replica>| matches!(replica.observe(now), Health::Ready | Health::Distrusted);
+        let ready = served.pool.replicas().iter().filter(|replica| replica.as_upstream().is_none()).find(is_well);
+        ready.cloned().ok_or_else(|| RouteError::NoReplicaReady { model: model.to_owned(), retry_after: None })
     }
 
     /// By name, in the order of names.

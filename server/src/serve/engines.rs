@@ -12,7 +12,7 @@ use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{
     ComparisonConfig, ComparisonLane, ComparisonParts, EncoderEngine, EncoderHandle, EncoderParts, Engine,
-    EngineHandle, EngineParts, NullObserver, StepTurns,
+    EngineHandle, EngineParts, StepObserver, StepTurns,
 };
 use passerelle_models::ops::Compute;
 use passerelle_models::{ModelDescription, ModelDigest};
@@ -67,8 +67,8 @@ pub(crate) struct EngineBounds {
     pub(crate) max_model_len: usize,
 }
 
-/// Those that generate divide the KV memory. `longest_later`: what models that come later may read, in tokens.
-pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop, longest_later: usize) -> Result<Fleet> {
+/// Those that generate divide the KV memory.
+pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet> {
     let config = &workshop.config;
     let generators = loaded.iter().filter_map(AnyLoaded::generator);
     let demands: Vec<KvDemand> = generators.map(|model| demand(model, config)).collect();
@@ -82,8 +82,7 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop, longest_later: u
         served_all.push(served);
         replicas.push(replica);
     }
-    let longest = served_all.iter().map(|model: &ServedModel| model.max_model_len).max().unwrap_or(1);
-    let comparisons = workshop.comparison_lane(longest.max(longest_later))?;
+    let comparisons = workshop.comparison_lane()?;
     Ok(Fleet { workshop, running: running_all, comparisons, served: served_all, replicas, prices })
 }
 
@@ -126,16 +125,17 @@ impl Workshop {
         Ok((blocks, blocks as u64 * demand.spec.block_bytes() as u64))
     }
 
-    /// Comparisons wait and are cut as requests are.
-    fn comparison_lane(&self, max_text_tokens: usize) -> Result<ComparisonLane> {
+    /// A chunk of each model is bounded as the prompts of its own engine that want log-probabilities.
+    fn comparison_lane(&self) -> Result<ComparisonLane> {
         let config = ComparisonConfig {
-            max_text_tokens,
+            max_text_tokens: self.config.comparison_tokens,
             max_chunk_tokens: self.config.prompt_logprobs_chunk_tokens,
             max_added_latency: self.config.max_added_latency,
             max_waiting_texts: self.config.max_queued_requests,
             max_waiting_tokens: self.config.max_queued_tokens,
         };
-        let (turns, clock, observer) = (self.turns.clone(), Arc::clone(&self.clock), Arc::new(NullObserver));
+        let observer = Arc::clone(self.metrics.hours()) as Arc<dyn StepObserver>;
+        let (turns, clock) = (self.turns.clone(), Arc::clone(&self.clock));
         Ok(ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer })?)
     }
 

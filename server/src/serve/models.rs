@@ -23,6 +23,7 @@ use passerelle_models::{
 use super::folder::{self, Found};
 use super::hashes::KeptHashes;
 use super::text;
+use super::trusted::Inspector;
 
 /// Before a file of the hub is tried again; later attempts wait longer.
 const HUB_RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -82,6 +83,9 @@ pub(crate) struct Means<'a> {
 
 /// The models that the configuration names, in its order.
 pub(crate) fn load_all(config: &Config, means: Means<'_>) -> Result<Vec<AnyLoaded>> {
+    // All of them first: where one is not what was signed, nothing is loaded.
+    let inspector = Inspector::new(config)?;
+    config.models.iter().try_for_each(|model| inspector.inspect(model))?;
     config.models.iter().map(|model| load_any(model, means)).collect()
 }
 

@@ -25,6 +25,7 @@ use super::ledger::facts_of;
 use super::memory::free_memory;
 use super::models::{self, AnyDescription, Means};
 use super::tariff::Pricing;
+use super::trusted::Inspector;
 
 /// Without a stated size, models that come and go get this part of the memory that is free beside those that stay.
 const FREE_MEMORY_PART: u64 = 2;
@@ -59,6 +60,7 @@ pub(super) struct NewShelf {
 struct HandsParts {
     workshop: Workshop,
     hub: HubConfig,
+    inspector: Inspector,
     hashes: KeptHashes,
     kv_cache: ByteSize,
     pricing: Arc<Pricing>,
@@ -66,14 +68,15 @@ struct HandsParts {
 }
 
 impl NewShelf {
-    /// `None` without a folder. `taken`: names of models that stay.
+    /// `None` without a folder. `taken`: names of models that stay. Errors when a key that is trusted cannot be read.
     pub(super) fn open(
         config: &Config,
         (workshop, clock): (Workshop, &Arc<dyn Clock>),
         pricing: Pricing,
         taken: &[String],
-    ) -> Option<Self> {
-        let folder = config.server.models_dir.clone()?;
+    ) -> Result<Option<Self>> {
+        let Some(folder) = config.server.models_dir.clone() else { return Ok(None) };
+        let inspector = Inspector::new(config)?;
         let memory = config.shelf.memory.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
         let shelf = Shelf::new(memory.0, Arc::clone(clock));
         let (pricing, catalogue) = (Arc::new(pricing), Catalogue::default());
@@ -82,6 +85,7 @@ impl NewShelf {
             folder,
             engine: config.engine.clone(),
             hub: config.hub.clone(),
+            inspector: inspector.clone(),
             kv_cache: config.shelf.kv_cache,
             max_models: config.shelf.max_models,
             taken: taken.iter().cloned().chain(aliases).collect(),
@@ -96,8 +100,8 @@ impl NewShelf {
         tracing::info!(models = shelf.rows().len(), %memory, "models of the folder come when they are asked for");
         let hashes = KeptHashes::open(&config.server.data_dir);
         let (hub, kv_cache) = (config.hub.clone(), config.shelf.kv_cache);
-        let hands = HandsParts { workshop, hub, hashes, kv_cache, pricing, catalogue };
-        Some(Self { shelf, looker, look_interval: config.shelf.look_interval, hands })
+        let hands = HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue };
+        Ok(Some(Self { shelf, looker, look_interval: config.shelf.look_interval, hands }))
     }
 
     /// From now on models come when they are asked for, and the folder is looked at.
@@ -167,8 +171,10 @@ impl Hands {
     }
 
     fn bring(&mut self, name: &str) -> Result<()> {
-        let HandsParts { workshop, hub, hashes, kv_cache, pricing, catalogue } = &self.parts;
+        let HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue } = &self.parts;
         let model = lock(catalogue).get(name).cloned().context("it is gone from the folder")?;
+        // Again: it may have changed since it was found.
+        inspector.inspect(&model)?;
         let loaded = models::load_any(&model, Means { hub, compute: &workshop.compute, hashes })?;
         let is = loaded.description();
         let price = pricing.price((name, workshop.partition()), engines::price(is))?;
@@ -204,6 +210,7 @@ struct Looker {
     folder: PathBuf,
     engine: EngineConfig,
     hub: HubConfig,
+    inspector: Inspector,
     kv_cache: ByteSize,
     max_models: usize,
     taken: BTreeSet<String>,
@@ -286,6 +293,7 @@ impl Looker {
 
     /// Of what is written in its headers. What nobody could pay for is refused before it is loaded.
     fn size_up(&self, model: &ModelConfig) -> Result<Size> {
+        self.inspector.inspect(model)?;
         let description = models::describe(model, &self.hub)?;
         let is = description.model();
         self.pricing.price((&model.name, self.partition), engines::price(is))?;

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 
 use super::engines::random_seed;
 use super::text;
+use super::trusted::Inspector;
 
 const MAX_KEY_FILE_BYTES: u64 = 16 << 10;
 
@@ -61,8 +62,10 @@ pub(crate) struct Prepared {
 /// Reads every file that the upstreams name. Models of `here` have a tokenizer already.
 pub(crate) fn prepare(config: &Config, here: &[String]) -> Result<Prepared> {
     let settings = config.upstreams.iter().map(|upstream| read_settings(upstream, config.routing));
+    let inspector = Inspector::new(config)?;
     let models = RemoteModelConfig::of_all(&config.upstreams);
-    let models = models.iter().filter(|model| !here.contains(&model.name)).map(remote_model);
+    let models = models.iter().filter(|model| !here.contains(&model.name));
+    let models = models.map(|model| remote_model(model, &inspector));
     Ok(Prepared { settings: settings.collect::<Result<_>>()?, models: models.collect::<Result<_>>()? })
 }
 
@@ -166,11 +169,14 @@ fn read_key(file: &Path) -> Result<Secret> {
     Ok(Secret::new(key))
 }
 
-fn remote_model(config: &RemoteModelConfig) -> Result<RemoteModel> {
+fn remote_model(config: &RemoteModelConfig, inspector: &Inspector) -> Result<RemoteModel> {
     let read = |source: &Path| {
         let files = match source.to_str() {
             Some(DEMO) => passerelle_models::demo_checkpoint(),
-            _ => CheckpointFiles::directory(source)?,
+            _ => {
+                inspector.inspect_folder(source)?;
+                CheckpointFiles::directory(source)?
+            }
         };
         text::load_alone(&files).with_context(|| format!("upstreams.tokenizer: {}", source.display()))
     };

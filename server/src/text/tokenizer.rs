@@ -5,6 +5,7 @@ mod bounds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
+use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer as Hf;
 
 use super::TextError;
@@ -57,6 +58,8 @@ struct Inner {
     /// Sorted.
     special_ids: Vec<u32>,
     vocab_size: usize,
+    /// Over every id and its token. Built when the first two vocabularies are compared.
+    vocabulary_digest: OnceLock<[u8; 32]>,
 }
 
 /// The same tokenizer with special tokens taken for ordinary text.
@@ -103,8 +106,29 @@ impl Tokenizer {
         let pieces = Pieces::new(&hf, vocab_size);
         let special_ids = special.iter().map(|(id, _)| *id).collect();
         let special_strings = SpecialStrings::new(special.into_iter().map(|(_, string)| string));
-        let inner = Inner { hf: Some(hf), as_text: OnceLock::new(), pieces, special_strings, special_ids, vocab_size };
+        let hf = Some(hf);
+        let inner = Inner { hf, pieces, special_strings, special_ids, vocab_size, ..Inner::default() };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether the two have the same tokens under the same ids. The first time, this takes time that grows with both.
+    pub fn has_vocabulary_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner) || self.vocabulary_digest() == other.vocabulary_digest()
+    }
+
+    fn vocabulary_digest(&self) -> &[u8; 32] {
+        self.inner.vocabulary_digest.get_or_init(|| {
+            let vocabulary = self.inner.hf.as_ref().map(|hf| hf.get_vocab(true)).unwrap_or_default();
+            let mut tokens: Vec<(u32, String)> = vocabulary.into_iter().map(|(token, id)| (id, token)).collect();
+            tokens.sort_unstable();
+            let mut hash = Sha256::new();
+            for (id, token) in tokens {
+                hash.update(id.to_le_bytes());
+                hash.update((token.len() as u64).to_le_bytes());
+                hash.update(token);
+            }
+            hash.finalize().into()
+        })
     }
 
     /// Token ids of `text`. Takes time that grows with the text, of which [`MAX_TEXT_BYTES`] are accepted.

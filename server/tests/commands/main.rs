@@ -16,6 +16,7 @@ mod refusals;
 mod scoring;
 mod shelf;
 mod tariff;
+mod trusted;
 
 use std::process::Command;
 

@@ -8,6 +8,7 @@ mod batches;
 mod choices;
 mod classes;
 mod common;
+mod comparisons;
 mod contract;
 mod door;
 mod doors;

@@ -76,6 +76,7 @@ const SHARED: &[(&str, &str)] = &[
     ("instructions", STRING),
     ("parallel_tool_calls", BOOLEAN),
     ("prompt_scores", BOOLEAN),
+    ("prompt_scores_against", r#"{"type": "string", "description": "a second model of the same vocabulary: scores of both at each prompt position, and the divergence between them; only with a `max_tokens` of 0"}"#),
     ("service_tier", r#"{"enum": ["auto", "default", "flex", "priority"], "description": "flex: when there is room; priority: first, if the key may; auto: as the key has it", "examples": ["auto", "flex"]}"#),
     ("priority", r#"{"type": "integer", "minimum": -2147483648, "maximum": 2147483647, "description": "below 0 as the tier `priority`, above it as `flex`; not against `service_tier`", "examples": [0]}"#),
     ("encoding_format", r#"{"enum": ["float", "base64"], "examples": ["float", "base64"]}"#),
@@ -103,7 +104,7 @@ const SHARED: &[(&str, &str)] = &[
 #[rustfmt::skip]
 const OWN: &[(&str, &str, &str)] = &[
     ("chat", "max_tokens", r#"{"type": "integer", "minimum": 1, "maximum": 4294967295}"#),
-    ("completions", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "16 if absent; 0 only with `echo` or `prompt_logprobs`"}"#),
+    ("completions", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "16 if absent; 0 only where the prompt is asked about"}"#),
     ("compare", "prompt", r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}], "description": "either this or `messages`", "examples": ["a", [1]]}"#),
     ("compare", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "64 if absent"}"#),
     ("completions", "logprobs", r#"{"type": "integer", "minimum": 0, "maximum": 20}"#),

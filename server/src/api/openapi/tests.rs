@@ -45,6 +45,7 @@ fn needs(door: &str, name: &str) -> Value {
         ("chat", "top_logprobs") => json!({"logprobs": true}),
         ("chat" | "completions", "stream_options") => json!({"stream": true}),
         ("completions", "max_tokens") => json!({"echo": true}),
+        ("completions", "prompt_scores_against") => json!({"max_tokens": 0}),
         (
             "compare",
             "messages"

@@ -11,6 +11,7 @@ use super::{AboutModel, enter, list_ignored};
 use crate::api::alias;
 use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
+use crate::api::compared::compare;
 use crate::api::deliver::{Delivery, NotAdmitted, stream_once_admitted};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::generate::{ServedAs, Visit, admit};
@@ -118,9 +119,12 @@ async fn generate(
     (read, outgoing): (ReadRequest, Option<Outgoing>),
     (form, id_prefix): (Form, &str),
 ) -> Result<Response, ApiError> {
-    let ReadRequest { prompt, generate, .. } = read;
+    let ReadRequest { prompt, mut generate, .. } = read;
     let is_streamed = generate.output.stream.is_some();
     let unserved = unserved_head(state, &generate.model, id_prefix)?;
+    if let Some(against) = generate.output.prompt_scores_against.take() {
+        return compare(state, visit, (prompt, generate, &against), unserved).await;
+    }
     let mut admission = Box::pin(deliver(state.clone(), visit, ((prompt, generate), outgoing), (form, unserved)));
     if !is_streamed {
         return admission.await.map_err(|refused| refused.error)?.whole().await;

@@ -223,7 +223,7 @@ impl Answer {
 
 impl AnswerHead {
     /// Only chat says how it was served.
-    fn to_json(&self, kind: AnswerKind, object: &str) -> Map<String, Value> {
+    pub(super) fn to_json(&self, kind: AnswerKind, object: &str) -> Map<String, Value> {
         let mut head = Map::new();
         head.insert("id".to_owned(), json!(self.id));
         head.insert("object".to_owned(), json!(object));

@@ -8,10 +8,11 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::chat_answer::add_end;
+use super::prompt_scores::{Score, scores_json};
 use super::request::Output;
 use super::usage::logprob_json;
 use crate::api::delta::{
-    Candidate, Choice, ChoiceDelta, Delta, PromptPart, TextPart, TokenLogprob, TokenText, display_bytes,
+    Candidate, Choice, ChoiceDelta, Delta, PromptPart, PromptToken, TextPart, TokenLogprob, TokenText, display_bytes,
 };
 
 /// A choice of a chunk, written without a detour: each token of each stream comes this way.
@@ -178,18 +179,9 @@ fn shown(token: &TokenLogprob, num_top: usize) -> Vec<Candidate> {
     candidates
 }
 
-/// Parallel arrays with an entry per prompt token, `null` for the first.
 fn prompt_scores_json(prompt: &PromptPart) -> Value {
-    let of = |score: fn(&TokenLogprob) -> Value| -> Vec<Value> {
-        prompt.tokens.iter().map(|token| token.logprob.as_ref().map_or(Value::Null, score)).collect()
-    };
-    json!({
-        "token_logprobs": of(|token| json!(logprob_json(token.logprob))),
-        "ranks": of(|token| json!(token.rank)),
-        "entropies": of(|token| json!(token.entropy)),
-        "top_token_ids": of(|token| json!(token.top.first().map(|top| top.id))),
-        "top_logprobs": of(|token| json!(token.top.first().map(|top| logprob_json(top.logprob)))),
-    })
+    let score = |token: &PromptToken| token.logprob.as_ref().map(Score::from);
+    scores_json(&prompt.tokens.iter().map(score).collect::<Vec<_>>())
 }
 
 /// A list with one dictionary by token id per prompt token, `null` for the first.
@@ -216,7 +208,6 @@ fn prompt_logprobs_json(prompt: &PromptPart, num_top: u8) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::delta::PromptToken;
 
     fn candidate(id: TokenId, text: &str, logprob: f32) -> Candidate {
         Candidate { id, bytes: text.as_bytes().to_vec(), logprob }
@@ -243,17 +234,6 @@ mod tests {
         let token = token(2, "a", -2.0, vec![candidate(1, "a", -0.5)]);
         let dictionary = Arrays::new(1).dictionary(&token);
         assert_eq!(dictionary, json!({"a": -0.5, "token_id:2": -2.0}));
-    }
-
-    #[test]
-    fn scores_of_a_prompt_are_a_few_numbers_for_each_token() {
-        let first = PromptToken { text: TokenText { id: 3, bytes: b"x".to_vec(), offset: 0 }, logprob: None };
-        let second = token(7, "cat", -3.0, vec![candidate(1, "dog", -0.5)]);
-        let tokens = vec![first, PromptToken { text: second.token.clone(), logprob: Some(second) }];
-        let scores = prompt_scores_json(&PromptPart { tokens, ..PromptPart::default() });
-        let expected = json!({"token_logprobs": [null, -3.0], "ranks": [null, 9], "entropies": [null, 0.5],
-            "top_token_ids": [null, 1], "top_logprobs": [null, -0.5]});
-        assert_eq!(scores, expected);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use serde_json::Value;
 
-use super::choices::read_ranked_choices;
+use super::choices::{Choices, read_ranked_choices};
 use super::request::{CompletionPrompt, GenerateRequest, Output, Prompt, ReadRequest, RequestBounds};
 use super::sampling::{
     SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
     token_ids,
 };
-use super::structure::{STRUCTURE_FIELDS, read_structure};
+use super::structure::{STRUCTURE_FIELDS, Structure, read_structure};
 use super::tier::read_class;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
@@ -20,6 +20,7 @@ pub(crate) const COMPLETION_FIELDS: &[Field] = &[
     honoured("logprobs"),
     honoured("prompt_logprobs"),
     honoured("prompt_scores"),
+    honoured("prompt_scores_against"),
     honoured("add_special_tokens"),
     neutral("suffix", r#"[""]"#),
 ];
@@ -41,11 +42,13 @@ pub(crate) fn read_completions(
         logprobs: read_logprob_count(&mut fields, "logprobs")?,
         prompt_logprobs: read_logprob_count(&mut fields, "prompt_logprobs")?,
         prompt_scores: fields.boolean("prompt_scores")?.unwrap_or(false),
+        prompt_scores_against: fields.string("prompt_scores_against")?,
         ..read_output(&mut fields, &mut reader)?
     };
     let sampling = read_sampling(&mut fields, &output, bounds)?;
     let choices = read_ranked_choices(&mut fields, &output, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
+    check_comparison(&output, &sampling, (choices, structure.as_ref()))?;
     read_annotations(&mut fields)?;
     let class = read_class(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
@@ -59,12 +62,40 @@ pub(crate) fn read_completions(
 fn read_sampling(fields: &mut Fields, output: &Output, bounds: &RequestBounds) -> Result<Sampling, ApiError> {
     let mut sampling = Sampling::read(fields, bounds)?;
     sampling.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
-    let asks_about_prompt = output.echo || output.prompt_logprobs.is_some() || output.prompt_scores;
+    let asks_about_prompt = output.echo
+        || output.prompt_logprobs.is_some()
+        || output.prompt_scores
+        || output.prompt_scores_against.is_some();
     if sampling.max_tokens == Some(0) && !asks_about_prompt {
         return Err(invalid("max_tokens", "0 is only allowed with `echo`, `prompt_logprobs` or `prompt_scores`"));
     }
     check_min_tokens(&sampling)?;
     Ok(sampling)
+}
+
+/// A comparison scores prompts with two models, and nothing else.
+fn check_comparison(
+    output: &Output,
+    sampling: &Sampling,
+    (choices, structure): (Choices, Option<&Structure>),
+) -> Result<(), ApiError> {
+    if output.prompt_scores_against.is_none() {
+        return Ok(());
+    }
+    let others = [
+        (sampling.max_tokens != Some(0), "max_tokens", "give 0"),
+        (output.stream.is_some(), "stream", "leave it out"),
+        (output.echo, "echo", "leave it out"),
+        (output.logprobs.is_some(), "logprobs", "leave it out"),
+        (output.prompt_logprobs.is_some(), "prompt_logprobs", "leave it out"),
+        (output.return_token_ids, "return_token_ids", "leave it out"),
+        (choices != Choices::ONE, "n", "leave it out"),
+        (structure.is_some(), "response_format", "leave it out"),
+    ];
+    match others.into_iter().find(|(is_asked, ..)| *is_asked) {
+        Some((_, name, what)) => Err(invalid(name, format!("beside `prompt_scores_against`, {what}"))),
+        None => Ok(()),
+    }
 }
 
 /// A string, a list of strings, a list of token ids, or a list of such lists.

@@ -10,6 +10,7 @@ pub(crate) mod completions;
 pub(crate) mod embeddings;
 pub(crate) mod forward;
 pub(crate) mod messages;
+pub(crate) mod prompt_scores;
 pub(crate) mod relayed;
 pub(crate) mod request;
 pub(crate) mod response_answer;

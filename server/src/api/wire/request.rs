@@ -160,6 +160,8 @@ pub(crate) struct Output {
     pub(crate) prompt_logprobs: Option<u8>,
     /// Show a few numbers for each prompt position: how likely its token was, and how sure the model.
     pub(crate) prompt_scores: bool,
+    /// The same, by this model too, and how far apart the two are.
+    pub(crate) prompt_scores_against: Option<String>,
     pub(crate) return_token_ids: bool,
     pub(crate) keep_special_tokens: bool,
 }

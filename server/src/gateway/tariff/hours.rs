@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
+use passerelle_engine::{StepObserver, StepReport};
 use serde::{Deserialize, Serialize};
 
 use crate::gateway::quota::UnixSeconds;
@@ -95,6 +96,14 @@ impl Hours {
         let billed = counted.billed_us as f64 / 1e6;
         let hour = UnixSeconds::of(counted.start);
         HourUse { hour, billed, under_use: computed - billed, idle: elapsed - computed, elapsed }
+    }
+}
+
+impl StepObserver for Hours {
+    fn step(&self, report: &StepReport) {
+        if report.num_sequences > 0 {
+            self.computed(report.duration);
+        }
     }
 }
 

@@ -15,7 +15,10 @@ use passerelle::gateway::{Account, Authenticator, Ledger, Quota, Replica, Router
 use passerelle::metrics::Metrics;
 use passerelle::text::{GrammarCompiler, TextModel};
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_engine::{EncoderConfig, EncoderEngine, EncoderHandle, EncoderParts, Engine, EngineParts, StepTurns};
+use passerelle_engine::{
+    ComparisonConfig, ComparisonLane, ComparisonParts, EncoderConfig, EncoderEngine, EncoderHandle, EncoderParts,
+    Engine, EngineParts, NullObserver, StepTurns,
+};
 use passerelle_models::ops::Compute;
 use passerelle_models::{CheckpointFiles, Encoder, EncoderInput, LoadOptions, ModelError, Vectors, load_encoder};
 use serde_json::Value;
@@ -38,7 +41,7 @@ pub(crate) struct EncoderServer {
     pub(crate) encoders: Vec<EncoderHandle>,
     address: SocketAddr,
     gate: Gate,
-    _owners: (Engine, Vec<EncoderEngine>),
+    _owners: (Engine, Vec<EncoderEngine>, ComparisonLane),
 }
 
 /// Waits at the gate of the test before each batch.
@@ -85,6 +88,9 @@ impl EncoderServer {
             models.push(served);
             owners.push(owner);
         }
+        let (turns, observer) = (StepTurns::new(), Arc::new(NullObserver));
+        let parts = ComparisonParts { config: ComparisonConfig::default(), turns, clock: Arc::clone(&clock), observer };
+        let comparisons = ComparisonLane::spawn(parts).unwrap();
         let mut config = options.api.clone();
         let authenticator = match &options.key_limits {
             None => Authenticator::open(Account::local(Quota::unlimited()), None),
@@ -100,11 +106,11 @@ impl EncoderServer {
             administration: None,
             reloader: None,
             ledger: Ledger::without_past(Arc::clone(&clock)),
+            comparisons: comparisons.handle(),
             serving: Serving::new(Router::new(replicas.into_iter().map(Arc::new), Arc::clone(&clock), 7), []),
             clock,
             metrics,
             batches: None,
-            comparisons: None,
             config,
             readiness: Readiness::default(),
         });
@@ -112,7 +118,7 @@ impl EncoderServer {
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(Listener::Tcp(listener), router(state.clone()), options.serve, std::future::pending()));
         let encoders = owners.iter().map(EncoderEngine::handle).collect();
-        Self { state, encoders, address, gate: options.gate, _owners: (engine, owners) }
+        Self { state, encoders, address, gate: options.gate, _owners: (engine, owners, comparisons) }
     }
 
     pub(crate) fn client(&self) -> Client {

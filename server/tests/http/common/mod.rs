@@ -32,10 +32,11 @@ use passerelle::gateway::{
     Replica, ReplicaDoor, Router, SubmitError,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
-use passerelle::text::{AnswerFormat, GrammarCompiler};
+use passerelle::text::{AnswerFormat, GrammarCompiler, TextModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{
-    Class, Engine, EngineConfig, EngineHandle, EngineParts, EventStream, Request, ShareKey, StepTurns,
+    Class, ComparisonConfig, ComparisonLane, ComparisonParts, Engine, EngineConfig, EngineHandle, EngineParts,
+    EventStream, Request, ShareKey, SharedModel, StepTurns,
 };
 use passerelle_models::ModelDigest;
 use tempfile::TempDir;
@@ -49,6 +50,8 @@ use model::{Gate, TestModel};
 
 pub(crate) const MODEL: &str = "test/parrot";
 pub(crate) const KEY: &str = "sk-test-0123456789abcdef";
+/// Tokens of a text that two models are compared on, at most.
+pub(crate) const LONGEST_COMPARED: usize = 300;
 /// Nothing in these tests takes this long, unless it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -63,6 +66,8 @@ pub(crate) struct Options {
     pub(crate) administered: Option<TempDir>,
     /// The account that the model belongs to.
     pub(crate) owner: Option<AccountPath>,
+    /// Further models, each with an engine of its own.
+    pub(crate) rivals: Vec<Rival>,
     pub(crate) gate: Gate,
     pub(crate) tls: Option<Tls>,
     /// `Some`: files and batches are kept there.
@@ -73,6 +78,20 @@ pub(crate) struct Options {
     pub(crate) overrun: Percent,
     /// `None`: the formats that the template shows.
     pub(crate) answers: Option<AnswerFormat>,
+}
+
+/// A model that answers as the other does, with other numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rival {
+    pub(crate) name: &'static str,
+    pub(crate) vocabulary: Vocabulary,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vocabulary {
+    Same,
+    /// As large, with a token of another name.
+    Other,
 }
 
 /// What the engine was asked, in its order. Clones see the same.
@@ -108,6 +127,10 @@ impl ReplicaDoor for WatchedDoor {
         ReplicaDoor::submit(&self.handle, request)
     }
 
+    fn shared_model(&self) -> Option<SharedModel> {
+        ReplicaDoor::shared_model(&self.handle)
+    }
+
     fn load(&self) -> Load {
         ReplicaDoor::load(&self.handle)
     }
@@ -130,6 +153,7 @@ impl Default for Options {
             key_limits: None,
             administered: None,
             owner: None,
+            rivals: Vec::new(),
             gate: Gate::open(),
             tls: None,
             data_dir: None,
@@ -145,7 +169,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) state: AppState,
     pub(crate) engine: EngineHandle,
-    owner: Option<Engine>,
+    owners: Option<Owners>,
     gate: Gate,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<Drained>>,
@@ -158,7 +182,7 @@ impl Server {
     }
 
     pub(crate) async fn with(options: Options) -> Self {
-        let (state, owner) = assemble(&options);
+        let (state, owners) = assemble(&options);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -170,12 +194,12 @@ impl Server {
             Some(tls) => Listener::Tls(listener, tls),
         };
         let serving = tokio::spawn(serve(listener, router(state.clone()), options.serve, shutdown));
-        let engine = owner.handle();
+        let engine = owners.engines[0].handle();
         Self {
             address,
             state,
             engine,
-            owner: Some(owner),
+            owners: Some(owners),
             gate: options.gate,
             stop: Some(stop),
             serving: Some(serving),
@@ -224,7 +248,7 @@ impl Drop for Server {
     /// A test that fails while its gate is closed would wait for ever for the thread that stands there.
     fn drop(&mut self) {
         self.gate.release();
-        drop(self.owner.take());
+        drop(self.owners.take());
     }
 }
 
@@ -239,21 +263,53 @@ pub(crate) async fn until(is_true: impl Fn() -> bool) {
     timeout(PATIENCE, waiting).await.expect("what the test waits for happens");
 }
 
+/// Those who compute, to be dropped after those who ask.
+pub(crate) struct Owners {
+    /// The model's, then those of its rivals.
+    engines: Vec<Engine>,
+    comparisons: ComparisonLane,
+}
+
+impl Owners {
+    fn spawn(options: &Options, clock: &Arc<dyn Clock>, metrics: &Metrics) -> Self {
+        let turns = StepTurns::new();
+        let engine = |(name, salt): (&str, u64)| {
+            let parts = EngineParts {
+                name: name.to_owned(),
+                model: Box::new(TestModel::new(options.gate.clone()).with_salt(salt)),
+                config: options.engine.clone(),
+                turns: turns.clone(),
+                clock: Arc::clone(clock),
+                observer: Arc::new(metrics.engine(name)),
+            };
+            Engine::spawn(parts).unwrap()
+        };
+        let names = [MODEL].into_iter().chain(options.rivals.iter().map(|rival| rival.name));
+        let engines = names.zip(0..).map(engine).collect();
+        let (turns, clock, observer) = (turns.clone(), Arc::clone(clock), Arc::clone(metrics.hours()) as _);
+        let config = ComparisonConfig { max_text_tokens: LONGEST_COMPARED, ..ComparisonConfig::default() };
+        let comparisons = ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer }).unwrap();
+        Self { engines, comparisons }
+    }
+
+    fn replicas(&self, options: &Options) -> Vec<Arc<Replica>> {
+        let replica = |(engine, id): (&Engine, u32)| {
+            let handle = engine.handle();
+            let name = handle.name().to_owned();
+            let door = WatchedDoor { handle, seen: options.seen.clone() };
+            Arc::new(Replica::new(ReplicaId(id), name, Box::new(door)))
+        };
+        self.engines.iter().zip(0..).map(replica).collect()
+    }
+}
+
 /// Everything but a listener.
-pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
+pub(crate) fn assemble(options: &Options) -> (AppState, Owners) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let metrics = Arc::new(Metrics::new(&build_info(), [MODEL], Hours::new(Arc::clone(&clock), "test", 1.0)).unwrap());
-    let engine = Engine::spawn(EngineParts {
-        name: MODEL.to_owned(),
-        model: Box::new(TestModel::new(options.gate.clone())),
-        config: options.engine.clone(),
-        turns: StepTurns::new(),
-        clock: Arc::clone(&clock),
-        observer: Arc::new(metrics.engine(MODEL)),
-    })
-    .unwrap();
-    let door = WatchedDoor { handle: engine.handle(), seen: options.seen.clone() };
-    let replica = Arc::new(Replica::new(ReplicaId(0), MODEL, Box::new(door)));
+    let names = [MODEL].into_iter().chain(options.rivals.iter().map(|rival| rival.name));
+    let metrics = Arc::new(Metrics::new(&build_info(), names, Hours::new(Arc::clone(&clock), "test", 1.0)).unwrap());
+    let owners = Owners::spawn(options, &clock, &metrics);
+    let replicas = owners.replicas(options);
     let mut config = options.api.clone();
     let administered = options.administered.as_ref().map(|folder| administered(folder.path(), &clock));
     let (ring, administration) = administered.unzip();
@@ -269,22 +325,22 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Engine) {
         }
     };
     let parts = AppParts {
-        models: vec![served_model(options)],
+        models: served_models(options),
         shelf: None,
         authenticator,
         administration,
         reloader: None,
         ledger: Ledger::new(LedgerParts { overrun: options.overrun, ..LedgerParts::without_past(Arc::clone(&clock)) }),
-        serving: Serving::new(Router::new([replica], Arc::clone(&clock), 7), [])
+        serving: Serving::new(Router::new(replicas, Arc::clone(&clock), 7), [])
             .with_owners(options.owner.clone().map(|owner| (MODEL.to_owned(), owner))),
+        comparisons: owners.comparisons.handle(),
         clock,
         metrics,
         batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
-        comparisons: None,
         config,
         readiness: Readiness::default(),
     };
-    (AppState::new(parts), engine)
+    (AppState::new(parts), owners)
 }
 
 pub(crate) fn limit(limit: fn(NonZeroU64) -> Limit, value: u64) -> Limit {
@@ -307,11 +363,26 @@ fn administered(folder: &Path, clock: &Arc<dyn Clock>) -> (KeyRing, Administrati
     (ring, Administration::open(&data, directory).unwrap())
 }
 
+fn served_models(options: &Options) -> Vec<ServedModel> {
+    let rivals = options.rivals.iter().map(|rival| {
+        let text = match rival.vocabulary {
+            Vocabulary::Same => text::text_model(),
+            Vocabulary::Other => text::text_model_with("<|other|>"),
+        };
+        serve_as(rival.name, text, options)
+    });
+    [served_model(options)].into_iter().chain(rivals).collect()
+}
+
 fn served_model(options: &Options) -> ServedModel {
     let mut text = text::text_model();
     text.answers = options.answers.unwrap_or(text.answers);
+    serve_as(MODEL, text, options)
+}
+
+fn serve_as(name: &str, text: TextModel, options: &Options) -> ServedModel {
     ServedModel {
-        name: MODEL.to_owned(),
+        name: name.to_owned(),
         grammars: Arc::new(GrammarCompiler::new(text.tokenizer.clone(), vec![text::END])),
         text: Arc::new(text),
         max_model_len: options.engine.max_model_len,

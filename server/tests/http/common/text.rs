@@ -17,7 +17,12 @@ const TEMPLATE: &str = "\
 {% if enable_thinking is defined and not enable_thinking %}<no_think>{% endif %}{% endif %}";
 
 pub(crate) fn text_model() -> TextModel {
-    let files = [("tokenizer.json", tokenizer_json()), ("tokenizer_config.json", config_json())];
+    text_model_with("<|pad|>")
+}
+
+/// `last`: the name of the last token, which nobody uses.
+pub(crate) fn text_model_with(last: &str) -> TextModel {
+    let files = [("tokenizer.json", tokenizer_json(last)), ("tokenizer_config.json", config_json())];
     TextModel::load(|name| {
         let file = files.iter().find(|(file, _)| *file == name);
         Ok(file.map(|(_, json)| json.to_string().into_bytes()))
@@ -33,7 +38,7 @@ fn config_json() -> Value {
     json!({"chat_template": TEMPLATE, "eos_token": "<|im_end|>"})
 }
 
-fn tokenizer_json() -> Value {
+fn tokenizer_json(last: &str) -> Value {
     let vocab: serde_json::Map<String, Value> =
         (0..=u8::MAX).map(|byte| (stand_in(byte).to_string(), json!(byte))).collect();
     let special = |id: u32, content: &str| {
@@ -45,7 +50,7 @@ fn tokenizer_json() -> Value {
         "version": "1.0",
         "truncation": null,
         "padding": null,
-        "added_tokens": [special(START, "<|im_start|>"), special(END, "<|im_end|>"), special(258, "<|pad|>")],
+        "added_tokens": [special(START, "<|im_start|>"), special(END, "<|im_end|>"), special(258, last)],
         "normalizer": null,
         "pre_tokenizer": byte_level,
         "post_processor": null,

@@ -1,9 +1,12 @@
 //! What following a grammar costs at the vocabulary of a large model: for each token, and in a step of several sequences
-//! on a model that costs nothing, beside the same step without one.
+//! on a model that costs nothing, beside the same step without one. With a checkpoint: what it takes from that model's speed.
 //!
-//! `cargo bench -p passerelle --bench grammar`
+//! `cargo bench -p passerelle --bench grammar [-- --model DIRECTORY]`
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
+
+mod throughput;
+mod words;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +17,8 @@ use passerelle_engine::testing::{self, FreeModel};
 use passerelle_engine::{
     AnswerEnd, Constraint, EngineConfig, EngineParts, Request, RequestId, SamplingParams, StepLoop,
 };
-use serde_json::{Map, Value, json};
+use serde_json::json;
+use words::tokenizer_of;
 
 const VOCAB: usize = 128 << 10;
 const ANSWERS: u64 = 40;
@@ -25,10 +29,16 @@ const SEQUENCES: usize = 16;
 const STEPS: usize = 200;
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.iter().position(|argument| argument == "--model").and_then(|at| arguments.get(at + 1)) {
+        Some(folder) => throughput::measure(folder.as_ref(), &grammars()),
+        None => without_a_model(),
+    }
+}
+
+fn without_a_model() {
     let clock = SystemClock::new();
-    let tokenizer = Tokenizer::from_bytes(synthetic_tokenizer().to_string().as_bytes())
-        .expect("the bench's tokenizer is well formed");
-    let compiler = GrammarCompiler::new(tokenizer, vec![VOCAB as u32 - 1]);
+    let compiler = compiler_of(VOCAB);
     let began = clock.now();
     compile(&compiler, &Grammar::JsonObject);
     println!("the first grammar of a vocabulary of {VOCAB}: {:?}", clock.now() - began);
@@ -75,6 +85,12 @@ fn step_time(constraint: Option<Box<dyn Constraint>>) -> Duration {
     }
     times.sort_unstable();
     times[times.len() / 2]
+}
+
+/// For `vocab` tokens, of which the last ends an answer.
+fn compiler_of(vocab: usize) -> GrammarCompiler {
+    let tokenizer = Tokenizer::from_bytes(tokenizer_of(vocab).to_string().as_bytes());
+    GrammarCompiler::new(tokenizer.expect("the bench's tokenizer is well formed"), vec![vocab as u32 - 1])
 }
 
 fn compile(compiler: &GrammarCompiler, grammar: &Grammar) -> Box<dyn Constraint> {
@@ -126,47 +142,4 @@ fn grammars() -> [(&'static str, Grammar); 4] {
             Grammar::Lark("start: sum\nsum: term (/[+-]/ term)*\nterm: /[0-9]{1,9}/ | \"(\" sum \")\"".to_owned()),
         ),
     ]
-}
-
-/// All bytes, then made-up words of one to five syllables, with and without a space before, some with quotes or brackets.
-fn synthetic_tokenizer() -> Value {
-    const SYLLABLES: [&str; 20] = [
-        "an", "be", "co", "du", "en", "fi", "go", "ha", "il", "jo", "ka", "le", "mi", "no", "ou", "pre", "qua", "ri",
-        "st", "tion",
-    ];
-    const AFTER: [&str; 8] = ["", "", "", "", "\"", ",", "\":", "s"];
-    let mut vocab = Map::new();
-    for byte in 0..=u8::MAX {
-        vocab.insert(stand_in(byte).to_string(), vocab.len().into());
-    }
-    let mut number = 0_usize;
-    while vocab.len() < VOCAB - 1 {
-        number += 1;
-        let mut word = if number.is_multiple_of(2) { "Ġ".to_owned() } else { String::new() };
-        let mut rest = number / 16 + 1;
-        while rest > 0 {
-            word.push_str(SYLLABLES[rest % SYLLABLES.len()]);
-            rest /= SYLLABLES.len();
-        }
-        word.push_str(AFTER[number / 2 % AFTER.len()]);
-        let next = vocab.len();
-        vocab.entry(word).or_insert_with(|| next.into());
-    }
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let end = json!({"id": VOCAB - 1, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false, "special": true});
-    json!({
-        "version": "1.0", "added_tokens": [end], "pre_tokenizer": byte_level, "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocab, "merges": []},
-    })
-}
-
-/// GPT-2's printable stand-in for a byte.
-fn stand_in(byte: u8) -> char {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if printable(byte) {
-        return char::from(byte);
-    }
-    let before = (0..byte).filter(|earlier| !printable(*earlier)).count() as u32;
-    char::from_u32(256 + before).expect("the stand-ins follow each other from 256")
 }

@@ -1,0 +1,110 @@
+//! How fast a real model writes with and without a grammar, in turns, so that whatever else the machine does meets both.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle::text::Grammar;
+use passerelle_engine::clock::SystemClock;
+use passerelle_engine::testing;
+use passerelle_engine::{
+    Constraint, EngineConfig, EngineHandle, EngineParts, EventStream, Request, RequestId, SamplingParams, StepLoop,
+};
+use passerelle_models::ops::Compute;
+use passerelle_models::{CheckpointFiles, LoadOptions, load_decoder};
+
+use super::{SEQUENCES, compile, compiler_of};
+
+const PROMPT_TOKENS: usize = 16;
+const ANSWER_TOKENS: u32 = 16;
+/// Runs with and runs without each grammar.
+const TURNS: usize = 3;
+const MOST_LOST: f64 = 0.05;
+
+struct Bench {
+    step_loop: StepLoop,
+    handle: EngineHandle,
+    vocab: usize,
+    next_id: u64,
+}
+
+/// Steps in which every sequence wrote a token.
+#[derive(Debug, Clone, Copy, Default)]
+struct Written {
+    tokens: usize,
+    time: Duration,
+}
+
+pub(crate) fn measure(folder: &Path, grammars: &[(&'static str, Grammar)]) {
+    let mut bench = Bench::load(folder);
+    let compiler = compiler_of(bench.vocab);
+    // Touches memory and wakes threads.
+    bench.run(None);
+    for (name, grammar) in grammars {
+        let constraint = compile(&compiler, grammar);
+        let (mut free, mut held) = (Written::default(), Written::default());
+        for _ in 0..TURNS {
+            free.add(bench.run(None));
+            held.add(bench.run(Some(constraint.as_ref())));
+        }
+        let lost = 1.0 - held.tokens_per_s() / free.tokens_per_s();
+        println!(
+            "{name}: {:.1} tokens/s of {SEQUENCES} sequences, without it {:.1}: {:.1} % lost (goal {:.0} %), over {} and {} tokens",
+            held.tokens_per_s(),
+            free.tokens_per_s(),
+            lost * 100.0,
+            MOST_LOST * 100.0,
+            held.tokens,
+            free.tokens,
+        );
+    }
+}
+
+impl Bench {
+    fn load(folder: &Path) -> Self {
+        let files = CheckpointFiles::directory(folder).expect("--model names a checkpoint");
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let loaded = load_decoder(&files, &Compute::cpu(threads), &LoadOptions::default(), &mut |_| ());
+        let (decoder, description) = loaded.expect("the checkpoint loads");
+        let config = EngineConfig { max_num_seqs: SEQUENCES, ..EngineConfig::default() };
+        let parts = EngineParts { clock: Arc::new(SystemClock::new()), ..testing::parts(decoder, config) };
+        let (step_loop, handle) = StepLoop::new(parts).expect("the bench's bounds are possible");
+        Self { step_loop, handle, vocab: description.vocab_size, next_id: 0 }
+    }
+
+    fn run(&mut self, constraint: Option<&dyn Constraint>) -> Written {
+        let streams: Vec<_> = (0..SEQUENCES).map(|_| self.submit(constraint.map(Constraint::fork))).collect();
+        let mut written = Written::default();
+        loop {
+            let report = self.step_loop.step();
+            if report.generated_tokens == SEQUENCES && report.prompt_tokens == 0 {
+                written.add(Written { tokens: SEQUENCES, time: report.duration });
+            }
+            if self.step_loop.is_idle() {
+                drop(streams);
+                return written;
+            }
+        }
+    }
+
+    /// No two prompts begin alike, so none finds another's prefix.
+    fn submit(&mut self, constraint: Option<Box<dyn Constraint>>) -> EventStream {
+        let id = self.next_id;
+        self.next_id += 1;
+        let prompt = (0..PROMPT_TOKENS as u64).map(|at| (7919 * (id + 1) + at) as u32 % self.vocab as u32).collect();
+        let sampling = SamplingParams { max_tokens: ANSWER_TOKENS, seed: Some(id), ..SamplingParams::default() };
+        let request = Request { constraint, ..Request::new(RequestId(id), prompt, sampling) };
+        self.handle.submit(request).expect("the queue holds them all")
+    }
+}
+
+impl Written {
+    fn add(&mut self, more: Self) {
+        self.tokens += more.tokens;
+        self.time += more.time;
+    }
+
+    fn tokens_per_s(self) -> f64 {
+        self.tokens as f64 / self.time.as_secs_f64()
+    }
+}

@@ -1,0 +1,201 @@
+//! `prompt_scores_against`: prompts that two models score. One request, in order:
+//!
+//! 1. both models are served here, seen by the caller, and of one vocabulary;
+//! 2. tokenise with the first one's tokenizer, off the async threads;
+//! 3. reserve for every prompt with each of the two models: all limits or none;
+//! 4. hand the prompts to the comparison lane, which runs them one by one;
+//! 5. settle what the lane counted, by dropping each [`Comparing`], on every way out.
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use passerelle_engine::{ComparedPosition, Usage};
+use tokio::time::timeout;
+
+use super::errors::{ApiError, ErrorKind};
+use super::fields::invalid;
+use super::generate::{Visit, charge_to, saturating_u32};
+use super::lease::Lease;
+use super::meter::{Place, PromptMeter};
+use super::prepare::{EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
+use super::reserve::{Patience, reserve, reserve_with, withdraw_all};
+use super::routes::require;
+use super::state::AppState;
+use super::wire::answer::AnswerHead;
+use super::wire::prompt_scores::comparison_answer;
+use super::wire::request::{GenerateRequest, Prompt};
+use super::wire::tier::tier_name;
+use super::wire::usage::sum_usage;
+use crate::gateway::account::ServiceClass;
+use crate::gateway::comparing::ComparedText;
+use crate::gateway::{Ask, Comparing, Reservation, Scope, SubmitError};
+
+const FIELD: &str = "prompt_scores_against";
+
+/// Steps 1 to 5. `head`: what is known of the answer before.
+pub(crate) async fn compare(
+    state: &AppState,
+    visit: Visit,
+    (prompt, request, against): (Prompt, GenerateRequest, &str),
+    head: AnswerHead,
+) -> Result<Response, ApiError> {
+    state.readiness().admit()?;
+    require(&visit.caller, visit.scope)?;
+    let models = find_pair(state, &visit, (&request.model, against)).await?;
+    let prompts = encode(state, &models[0], prompt).await?;
+    check_token_ids(&request, &prompts, &models[0])?;
+    for prompt in &prompts {
+        models.iter().try_for_each(|model| room_for_answer(model, prompt.tokens.len(), Some(0)).map(drop))?;
+    }
+    let class = match visit.scope {
+        Scope::Batch => ServiceClass::Batch,
+        _ => visit.caller.classes.grant(request.class),
+    };
+    let comparison = Pairing { state, visit: &visit, models: &models, class };
+    let reservations = comparison.reserve_all(&prompts).await?;
+    let head = AnswerHead {
+        model: models[0].name.clone(),
+        fingerprint: Some(models[0].fingerprint.clone()),
+        tier: Some(tier_name(class)),
+        ..head
+    };
+    let mut running = comparison.start_all(prompts, reservations)?;
+    let limit = state.config().request_timeout;
+    let compared = timeout(limit, running.all()).await.map_err(|_| {
+        let message = format!("The prompts were not compared within {} seconds.", limit.as_secs());
+        ApiError::new(ErrorKind::RequestTimeout, message)
+    })??;
+    Ok(Json(comparison_answer(&head, &models[1].name, &compared, running.close())).into_response())
+}
+
+/// Step 1.
+async fn find_pair(state: &AppState, visit: &Visit, (first, second): (&str, &str)) -> Result<[Lease; 2], ApiError> {
+    let first = find_generator(state, &visit.caller, first).await?;
+    let second = find_generator(state, &visit.caller, second).await.map_err(|error| error.param(FIELD))?;
+    let tokenizers = [&first, &second].map(|model| model.text.tokenizer.clone());
+    let is_same =
+        state.text_work().run(move || Ok::<_, ApiError>(tokenizers[0].has_vocabulary_of(&tokenizers[1]))).await?;
+    if !is_same {
+        let why = format!("`{}` and `{}` have different vocabularies", first.name, second.name);
+        return Err(invalid(FIELD, why));
+    }
+    Ok([first, second])
+}
+
+struct Pairing<'a> {
+    state: &'a AppState,
+    visit: &'a Visit,
+    models: &'a [Lease; 2],
+    class: ServiceClass,
+}
+
+impl Pairing<'_> {
+    /// All or none.
+    async fn reserve_all(&self, prompts: &[EncodedPrompt]) -> Result<Vec<[Reservation; 2]>, ApiError> {
+        let mut pairs = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            match self.reserve(prompt, Patience::of(prompts.len(), self.visit.scope)).await {
+                Ok(pair) => pairs.push(pair),
+                Err(refusal) => {
+                    withdraw_all(pairs.into_iter().flatten());
+                    return Err(refusal);
+                }
+            }
+        }
+        charge_to(self.visit.origin.as_ref(), pairs.iter_mut().flatten());
+        Ok(pairs)
+    }
+
+    /// Only the first may wait in line: whoever waits has taken nothing yet.
+    async fn reserve(&self, prompt: &EncodedPrompt, patience: Patience) -> Result<[Reservation; 2], ApiError> {
+        let [first, second] = [0, 1].map(|index: usize| {
+            let ask = Ask::new(&self.models[index].name, saturating_u32(prompt.tokens.len()), 0);
+            Ask { class: self.class, ..ask }
+        });
+        let first = reserve_with(patience, self.state, &self.visit.caller, &first).await?;
+        match reserve(self.state, &self.visit.caller, &second) {
+            Ok(second) => Ok([first, second]),
+            Err(refusal) => {
+                first.withdraw();
+                Err(refusal)
+            }
+        }
+    }
+
+    /// A prompt that cannot start takes the others with it: they are dropped, which ends and settles them.
+    fn start_all(&self, prompts: Vec<EncodedPrompt>, reservations: Vec<[Reservation; 2]>) -> Result<Running, ApiError> {
+        let meter =
+            |model: &Lease| PromptMeter::new(self.state.clone(), (&model.name, Place::Here), self.visit.arrived);
+        let mut running =
+            Running { prompts: Vec::with_capacity(prompts.len()), meters: self.models.each_ref().map(meter) };
+        let mut reservations = reservations.into_iter();
+        for (prompt, pair) in prompts.into_iter().zip(reservations.by_ref()) {
+            match self.start(prompt, pair) {
+                Ok(comparing) => running.prompts.push(comparing),
+                Err(error) => {
+                    withdraw_all(reservations.flatten());
+                    return Err(error);
+                }
+            }
+        }
+        Ok(running)
+    }
+
+    fn start(&self, prompt: EncodedPrompt, reservations: [Reservation; 2]) -> Result<Comparing, ApiError> {
+        let serving = self.state.serving();
+        let engine_of = |model: &Lease| serving.router.engine_of(&model.name);
+        let replicas = match (engine_of(&self.models[0]), engine_of(&self.models[1])) {
+            (Ok(first), Ok(second)) => [first, second],
+            (Err(error), _) | (_, Err(error)) => {
+                withdraw_all(reservations);
+                return Err(error.into());
+            }
+        };
+        let text = ComparedText {
+            id: self.state.next_request_id(),
+            tokens: prompt.tokens,
+            share_key: self.visit.caller.account.share_key,
+        };
+        let started = Comparing::start(self.state.comparisons(), replicas.each_ref(), text, reservations);
+        started.map_err(|refused| {
+            withdraw_all(refused.reservations);
+            match refused.error {
+                // Of what the models themselves are, the caller chose the second.
+                SubmitError::Refused { .. } => ApiError::from(refused.error).param(FIELD),
+                SubmitError::ExceedsContext(_) => ApiError::from(refused.error).param("prompt"),
+                error => error.into(),
+            }
+        })
+    }
+}
+
+/// Prompts that are being compared. Dropping it ends what waits, settles and measures.
+struct Running {
+    prompts: Vec<Comparing>,
+    /// Of the two models.
+    meters: [PromptMeter; 2],
+}
+
+impl Running {
+    /// Every prompt, or the first error, which ends them all.
+    async fn all(&mut self) -> Result<Vec<Vec<Option<ComparedPosition>>>, ApiError> {
+        let mut compared = Vec::with_capacity(self.prompts.len());
+        for prompt in &mut self.prompts {
+            compared.push(prompt.wait().await?);
+        }
+        Ok(compared)
+    }
+
+    /// What both models used together, which from now on does not change.
+    fn close(&self) -> Usage {
+        sum_usage(self.prompts.iter().flat_map(|prompt| [prompt.close(); 2]))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for prompt in &self.prompts {
+            let used = prompt.close();
+            self.meters.iter().for_each(|meter| meter.ended(used));
+        }
+    }
+}

@@ -1,0 +1,78 @@
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use passerelle::hub::Wanted;
+use passerelle::trust::{Import, Imported, ImportedName, TrustedKeys};
+use passerelle_models::ModelDigest;
+use serde::Serialize;
+
+use super::output::{self, OutputArgs};
+use super::source_args::{SourceArgs, watched};
+use crate::serve::find_files;
+
+const EXAMPLES: &str = "\
+Examples:
+  passerelle import ./runs/step-1000                          a copy called step-1000, and its digest
+  passerelle import /media/disk/model.tar --trust lab.pub     only if the lab has signed it
+  passerelle serve --models-dir DATA_DIR/models --trust lab.pub";
+
+/// Copy a checkpoint into the data directory, hashing as it copies, and say its digest.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ImportArgs {
+    /// A directory, a .gguf file, a bundle, a hub id[@revision], or `demo`.
+    source: String,
+    /// What the copy is called [default: as the source's last part].
+    #[arg(long)]
+    name: Option<String>,
+    /// Copy nothing but what this public key has signed; more than once for several keys.
+    #[arg(long, value_name = "FILE")]
+    trust: Vec<PathBuf>,
+    #[command(flatten)]
+    args: SourceArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Said<'a> {
+    path: &'a Path,
+    digest: ModelDigest,
+    signature: &'static str,
+}
+
+impl ImportArgs {
+    pub(crate) fn run(self) -> Result<()> {
+        let config = self.args.config()?;
+        let trust = TrustedKeys::load(&self.trust).context("--trust")?;
+        let name: ImportedName = match &self.name {
+            Some(name) => name.parse()?,
+            None => ImportedName::of_source(&self.source).context("--name gives it another one")?,
+        };
+        let import = Import { data_dir: &config.server.data_dir, name, trust: trust.as_ref() };
+        let source = Path::new(&self.source);
+        let is_bundle = source.is_file() && source.extension().is_none_or(|extension| extension != "gguf");
+        let imported = if is_bundle {
+            watched("copying", |watch| import.bundle(source, watch))?
+        } else {
+            let files = find_files(&self.source, Wanted::Checkpoint, &config.hub)?;
+            watched("copying", |watch| import.checkpoint(&files, watch))?
+        };
+        self.say(&imported, trust.is_some())
+    }
+
+    fn say(&self, Imported { path, digest, is_signed }: &Imported, is_trusted: bool) -> Result<()> {
+        let signature = match (is_signed, is_trusted) {
+            (false, _) => "none",
+            (true, false) => "kept, and not checked: no --trust was given",
+            (true, true) => "of a trusted key",
+        };
+        if self.output.json {
+            return output::json(&Said { path, digest: *digest, signature });
+        }
+        output::line(format_args!("{:<12}{}", "imported", path.display()))?;
+        output::line(format_args!("{:<12}{digest}", "digest"))?;
+        output::line(format_args!("{:<12}{signature}", "signature"))
+    }
+}

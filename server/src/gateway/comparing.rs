@@ -1,0 +1,93 @@
+//! A text on its way through two models at once: the reservations that pay for it, one for each model, and its share of the
+//! load of both replicas.
+//!
+//! As a [`super::Generation`], whoever holds it may go away at any moment: dropping it ends the comparison at its next
+//! chunk, takes the lane's own count of what ran, and settles exactly that with both.
+
+use std::sync::Arc;
+
+use passerelle_engine::{
+    ComparedPosition, ComparisonHandle, ComparisonReply, ComparisonRequest, RequestError, RequestId, ShareKey, Usage,
+};
+use passerelle_models::TokenId;
+
+use super::generation::is_our_fault;
+use super::journal::EntryEnd;
+use super::ledger::Reservation;
+use super::replica::{InFlight, Replica, SubmitError};
+
+#[derive(Debug)]
+#[must_use = "dropping a comparison ends and settles it"]
+pub struct Comparing {
+    // Dropped in this order: the lane stops before the ledger and the router count the room as free.
+    reply: ComparisonReply,
+    reservations: [Reservation; 2],
+    _in_flight: [InFlight; 2],
+    /// It failed, and not by what the text is: nobody pays for that.
+    is_free: bool,
+}
+
+/// A text, and whose it is.
+#[derive(Debug, Clone)]
+pub struct ComparedText {
+    pub id: RequestId,
+    pub tokens: Vec<TokenId>,
+    pub share_key: ShareKey,
+}
+
+/// The lane did not take it. Withdraw the reservations.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct NotCompared {
+    pub error: SubmitError,
+    pub reservations: [Reservation; 2],
+}
+
+impl Comparing {
+    /// Hands the text to the lane. `replicas` and `reservations`: of the first model and of the second.
+    pub fn start(
+        lane: &ComparisonHandle,
+        replicas: [&Arc<Replica>; 2],
+        text: ComparedText,
+        reservations: [Reservation; 2],
+    ) -> Result<Self, Box<NotCompared>> {
+        match submit(lane, replicas, text) {
+            Ok((reply, in_flight)) => Ok(Self { reply, reservations, _in_flight: in_flight, is_free: false }),
+            Err(error) => Err(Box::new(NotCompared { error, reservations })),
+        }
+    }
+
+    /// One entry per token, `None` for the first. Cancel safe, until it is ready.
+    pub async fn wait(&mut self) -> Result<Vec<Option<ComparedPosition>>, RequestError> {
+        let compared = self.reply.wait().await;
+        self.is_free = compared.as_ref().is_err_and(is_our_fault);
+        let end = if compared.is_ok() { EntryEnd::Answered } else { EntryEnd::Failed };
+        self.reservations.iter_mut().for_each(|reservation| reservation.end(end));
+        compared
+    }
+
+    /// Ends it; returns what each of the two models is billed for, which from now on does not change.
+    pub fn close(&self) -> Usage {
+        let used = self.reply.close();
+        if self.is_free { Usage::default() } else { used }
+    }
+}
+
+impl Drop for Comparing {
+    fn drop(&mut self) {
+        let used = self.close();
+        self.reservations.iter_mut().for_each(|reservation| reservation.record(used));
+    }
+}
+
+fn submit(
+    lane: &ComparisonHandle,
+    [first, second]: [&Arc<Replica>; 2],
+    text: ComparedText,
+) -> Result<(ComparisonReply, [InFlight; 2]), SubmitError> {
+    let ComparedText { id, tokens, share_key } = text;
+    let load = tokens.len() as u64;
+    let ((first, first_in_flight), (second, second_in_flight)) = (first.lend(load)?, second.lend(load)?);
+    let reply = lane.submit(ComparisonRequest { id, tokens, first, second, share_key })?;
+    Ok((reply, [first_in_flight, second_in_flight]))
+}

@@ -1,0 +1,160 @@
+//! Copies of checkpoints, under a name of their own in a folder of models: whole and on the disk, or not there.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use passerelle_models::{CheckpointFiles, Manifest, Mismatch, ModelDigest};
+use tempfile::TempDir;
+
+use super::bundle::BundleReader;
+use super::papers::{MANIFEST_FILE, Papers, SIGNATURE_FILE, TrustedKeys, Watch};
+use super::{TrustError, at};
+
+const MAX_NAME_BYTES: usize = 100;
+/// Where copies are made before they have their name; beside the models, so that they are renamed and not copied again.
+const STAGE: &str = "importing";
+
+/// What a copy is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportedName(String);
+
+/// Where copies go, and what is asked of them.
+#[derive(Debug)]
+pub struct Import<'a> {
+    /// Holds `models`, which is made if it is not there.
+    pub data_dir: &'a Path,
+    pub name: ImportedName,
+    /// `None`: a signature is kept, and nobody asks whose it is.
+    pub trust: Option<&'a TrustedKeys>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// A folder, or a GGUF file.
+    pub path: PathBuf,
+    pub digest: ModelDigest,
+    pub is_signed: bool,
+}
+
+/// A copy that has no name yet. Gone when dropped.
+struct Staged {
+    folder: TempDir,
+    manifest: Manifest,
+    signature: Option<Vec<u8>>,
+}
+
+impl Import<'_> {
+    /// Copies what is part of the checkpoint, and its signature. One that comes with a manifest must be what that says.
+    pub fn checkpoint(&self, files: &CheckpointFiles, watch: Watch<'_>) -> Result<Imported, TrustError> {
+        let papers = Papers::of(files).ok();
+        let signature = papers.as_ref().map(Papers::signature).transpose()?.flatten();
+        let written = papers.as_ref().map(Papers::text).transpose()?.flatten();
+        if let Some(trust) = self.trust {
+            let papers = papers.as_ref().ok_or(TrustError::Embedded)?;
+            trust.verify_papers(papers, written.as_deref(), signature.as_deref())?;
+        }
+        let expected = match (&papers, written) {
+            (Some(papers), Some(text)) => Some(super::papers::parse(&papers.manifest, &text)?),
+            _ => None,
+        };
+        if let Some(expected) = &expected {
+            expected.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
+        }
+        let folder = self.stage()?;
+        let manifest = Manifest::copy(files, folder.path(), &mut |progress| watch(progress))?;
+        if let Some(expected) = expected
+            && let Some(changed) = first_difference(&expected, &manifest)
+        {
+            return Err(Mismatch::Changed(files.root().join(changed)).into());
+        }
+        self.name_it(Staged { folder, manifest, signature })
+    }
+
+    /// The same of a bundle.
+    pub fn bundle(&self, file: &Path, watch: Watch<'_>) -> Result<Imported, TrustError> {
+        let mut reader = BundleReader::open(file)?;
+        let (text, signature) = reader.papers()?;
+        if let Some(trust) = self.trust {
+            trust.verify_papers(&Papers::inside(file), Some(&text), signature.as_deref())?;
+        }
+        let manifest = reader.parse_manifest(&text)?;
+        let folder = self.stage()?;
+        reader.unpack(&manifest, folder.path(), watch)?;
+        self.name_it(Staged { folder, manifest, signature })
+    }
+
+    fn stage(&self) -> Result<TempDir, TrustError> {
+        let stage = self.data_dir.join(STAGE);
+        fs::create_dir_all(&stage).map_err(at(&stage))?;
+        TempDir::new_in(&stage).map_err(at(&stage))
+    }
+
+    /// A model that is there already under this name is left as it is; if it is the same, it may get a signature.
+    fn name_it(&self, staged: Staged) -> Result<Imported, TrustError> {
+        let Staged { folder, manifest, signature } = staged;
+        let models = self.data_dir.join("models");
+        fs::create_dir_all(&models).map_err(at(&models))?;
+        let is_gguf = manifest.files().iter().any(|file| file.name == Manifest::GGUF);
+        let [as_folder, as_file] = places(&models, &self.name);
+        let imported = |path: PathBuf, is_signed| Imported { path, digest: manifest.digest(), is_signed };
+        if let Some(path) = [&as_folder, &as_file].into_iter().find(|path| path.exists()) {
+            let papers = papers_of(path);
+            if papers.manifest()?.as_ref() != Some(&manifest) {
+                return Err(TrustError::Exists(path.clone()));
+            }
+            let is_signed = signature.is_some() || papers.signature()?.is_some();
+            papers.write(&manifest, signature.as_deref())?;
+            return Ok(imported(path.clone(), is_signed));
+        }
+        let path = if is_gguf { as_file } else { as_folder };
+        if is_gguf {
+            papers_of(&path).write(&manifest, signature.as_deref())?;
+            fs::rename(folder.path().join(Manifest::GGUF), &path).map_err(at(&path))?;
+        } else {
+            Papers::inside(folder.path()).write(&manifest, signature.as_deref())?;
+            fs::rename(folder.keep(), &path).map_err(at(&path))?;
+        }
+        File::open(&models).and_then(|folder| folder.sync_all()).map_err(at(&models))?;
+        Ok(imported(path, signature.is_some()))
+    }
+}
+
+/// Where the copy of this name is, if there is one.
+pub fn find_imported(data_dir: &Path, name: &ImportedName) -> Option<PathBuf> {
+    places(&data_dir.join("models"), name).into_iter().find(|path| path.exists())
+}
+
+impl ImportedName {
+    /// That of the source's last part: `./runs/step-10`, `org/name@v1`, `model.tar`.
+    pub fn of_source(source: &str) -> Result<Self, TrustError> {
+        let last = source.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let last = [".gguf", ".tar"].iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last);
+        last.replace('@', "-").parse()
+    }
+}
+
+impl FromStr for ImportedName {
+    type Err = TrustError;
+
+    fn from_str(name: &str) -> Result<Self, TrustError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let is_name = (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain);
+        if is_name { Ok(Self(name.to_owned())) } else { Err(TrustError::Name(name.to_owned())) }
+    }
+}
+
+/// As a folder, and as a GGUF file.
+fn places(models: &Path, name: &ImportedName) -> [PathBuf; 2] {
+    [models.join(&name.0), models.join(format!("{}.gguf", name.0))]
+}
+
+fn papers_of(path: &Path) -> Papers {
+    if path.is_dir() { Papers::inside(path) } else { Papers::beside(path) }
+}
+
+fn first_difference<'a>(one: &'a Manifest, other: &'a Manifest) -> Option<&'a str> {
+    let differs = |file: &&passerelle_models::ManifestFile| !other.files().contains(file);
+    let in_one = one.files().iter().find(differs);
+    in_one.or_else(|| other.files().iter().find(|file| !one.files().contains(file))).map(|file| file.name.as_str())
+}

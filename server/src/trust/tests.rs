@@ -1,0 +1,217 @@
+use std::fs;
+use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
+
+use passerelle_models::{CheckpointFiles, LoadProgress, demo_checkpoint};
+use tempfile::TempDir;
+
+use super::*;
+
+fn go_on(_: LoadProgress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn checkpoint() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in [
+        ("config.json", "{}"),
+        ("model.safetensors", "weights"),
+        ("tokenizer.json", "words"),
+        ("chat_template.jinja", "hi"),
+    ] {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    folder
+}
+
+fn files(folder: &Path) -> CheckpointFiles {
+    CheckpointFiles::directory(folder).unwrap()
+}
+
+/// A private key and those who trust its other half.
+fn keys(folder: &Path, name: &str) -> (SigningKey, TrustedKeys) {
+    let file = folder.join(name);
+    let public = SigningKey::create(&file).unwrap();
+    (SigningKey::load(&file).unwrap(), TrustedKeys::load(&[public]).unwrap().unwrap())
+}
+
+fn import<'a>(data_dir: &'a TempDir, trust: Option<&'a TrustedKeys>) -> Import<'a> {
+    Import { data_dir: data_dir.path(), name: "mine".parse().unwrap(), trust }
+}
+
+#[test]
+fn what_one_key_signed_is_trusted_by_its_other_half_alone() {
+    let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
+    let ((key, trusted), (_, others)) = (keys(safe.path(), "lab"), keys(safe.path(), "other"));
+    let model = files(folder.path());
+    let unsigned = trusted.verify(&model, &go_on).unwrap_err().to_string();
+    assert!(
+        unsigned.contains("passerelle.manifest.sig: there is no such file, so the model is not signed"),
+        "{unsigned}"
+    );
+    let digest = sign(&model, &key, &go_on).unwrap();
+    assert_eq!(trusted.verify(&model, &go_on).unwrap(), digest);
+    let foreign = others.verify(&model, &go_on).unwrap_err().to_string();
+    assert!(foreign.contains("is not a signature by a trusted key"), "{foreign}");
+    // Whoever writes another manifest has no signature for it.
+    let manifest = Papers::of(&model).unwrap().manifest;
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace(" 7 model", " 8 model")).unwrap();
+    assert!(matches!(trusted.verify(&model, &go_on), Err(TrustError::Untrusted(_))));
+    assert!(matches!(Papers::of(&demo_checkpoint()), Err(TrustError::Embedded)));
+}
+
+#[test]
+fn one_changed_byte_and_every_other_file_is_named() {
+    let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
+    let (key, trusted) = keys(safe.path(), "lab");
+    let model = files(folder.path());
+    sign(&model, &key, &go_on).unwrap();
+    let refused = || trusted.verify(&model, &go_on).unwrap_err().to_string();
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"] {
+        let path = folder.path().join(name);
+        let former = fs::read(&path).unwrap();
+        let mut changed = former.clone();
+        changed[0] ^= 0x20;
+        fs::write(&path, &changed).unwrap();
+        assert!(refused().contains(&format!("{name}: is not what the manifest says")), "{}", refused());
+        fs::remove_file(&path).unwrap();
+        assert!(refused().contains(&format!("{name}: the manifest has it")), "{}", refused());
+        fs::write(&path, &former).unwrap();
+    }
+    fs::write(folder.path().join("extra.py"), "import os").unwrap();
+    assert!(refused().contains("extra.py: the manifest does not have it"), "{}", refused());
+    // Nobody signs what nobody would serve.
+    assert!(matches!(sign(&model, &key, &go_on), Err(TrustError::Mismatch(_))));
+    fs::remove_file(folder.path().join("extra.py")).unwrap();
+    trusted.verify(&model, &go_on).unwrap();
+}
+
+#[test]
+fn a_copy_holds_what_is_part_of_the_checkpoint_and_its_papers() {
+    let (folder, data_dir) = (checkpoint(), tempfile::tempdir().unwrap());
+    fs::write(folder.path().join("README.md"), "read me").unwrap();
+    let imported = import(&data_dir, None).checkpoint(&files(folder.path()), &go_on).unwrap();
+    assert_eq!((imported.path.clone(), imported.is_signed), (data_dir.path().join("models/mine"), false));
+    assert!(!imported.path.join("README.md").exists());
+    let (key, trusted) = keys(data_dir.path(), "lab");
+    assert_eq!(sign(&files(&imported.path), &key, &go_on).unwrap(), imported.digest);
+    assert_eq!(trusted.verify(&files(&imported.path), &go_on).unwrap(), imported.digest);
+    // The same again is no harm, and another one is none of this name.
+    let again = import(&data_dir, None).checkpoint(&files(folder.path()), &go_on).unwrap();
+    assert_eq!((again.digest, again.is_signed), (imported.digest, true));
+    fs::write(folder.path().join("config.json"), "{ }").unwrap();
+    let other = import(&data_dir, None).checkpoint(&files(folder.path()), &go_on);
+    assert!(matches!(other, Err(TrustError::Exists(_))), "{other:?}");
+    assert_eq!(fs::read_dir(data_dir.path().join("importing")).unwrap().count(), 0, "nothing is left half done");
+    assert_eq!(find_imported(data_dir.path(), &"mine".parse().unwrap()), Some(imported.path));
+}
+
+#[test]
+fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() {
+    let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
+    let ((key, trusted), (_, others)) = (keys(safe.path(), "lab"), keys(safe.path(), "other"));
+    let model = files(folder.path());
+    let digest = sign(&model, &key, &go_on).unwrap();
+    let bundle = safe.path().join("mine.tar");
+    assert_eq!(write_bundle(&model, &bundle, &go_on).unwrap(), digest);
+    assert!(write_bundle(&model, &bundle, &go_on).is_err(), "nothing is written over");
+    let there = tempfile::tempdir().unwrap();
+    assert!(matches!(import(&there, Some(&others)).bundle(&bundle, &go_on), Err(TrustError::Untrusted(_))));
+    let imported = import(&there, Some(&trusted)).bundle(&bundle, &go_on).unwrap();
+    assert_eq!((imported.digest, imported.is_signed), (digest, true));
+    assert_eq!(trusted.verify(&files(&imported.path), &go_on).unwrap(), digest);
+    let whole = fs::read(&bundle).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    // A prime, so that every kind of byte has its turn.
+    for index in (0..whole.len()).step_by(13) {
+        let mut changed = whole.clone();
+        changed[index] ^= 1;
+        fs::write(&bundle, &changed).unwrap();
+        let refused = import(&elsewhere, Some(&trusted)).bundle(&bundle, &go_on);
+        assert!(refused.is_err(), "byte {index} of {}", whole.len());
+    }
+    for cut in [0, 1, 512, 700, whole.len() / 2, whole.len() - 1] {
+        fs::write(&bundle, &whole[..cut]).unwrap();
+        assert!(import(&elsewhere, Some(&trusted)).bundle(&bundle, &go_on).is_err(), "the first {cut} bytes");
+    }
+    fs::write(&bundle, [&whole[..], b"more"].concat()).unwrap();
+    assert!(import(&elsewhere, None).bundle(&bundle, &go_on).is_err(), "something after the end");
+    assert_eq!(find_imported(elsewhere.path(), &"mine".parse().unwrap()), None);
+}
+
+#[test]
+fn a_bundle_is_a_tar_archive_that_other_tools_read_and_the_same_each_time() {
+    let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
+    let bundles = ["a.tar", "b.tar"].map(|name| safe.path().join(name));
+    for bundle in &bundles {
+        write_bundle(&files(folder.path()), bundle, &go_on).unwrap();
+    }
+    assert_eq!(fs::read(&bundles[0]).unwrap(), fs::read(&bundles[1]).unwrap());
+    let listed = std::process::Command::new("tar").arg("tf").arg(&bundles[0]).output().unwrap();
+    let names = "passerelle.manifest\nchat_template.jinja\nconfig.json\nmodel.safetensors\ntokenizer.json\n";
+    assert_eq!(String::from_utf8(listed.stdout).unwrap(), names);
+}
+
+#[test]
+fn a_gguf_file_keeps_its_papers_beside_it() {
+    let (folder, data_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("small.Q8_0.gguf");
+    fs::write(&file, "GGUF and so on").unwrap();
+    let (key, trusted) = keys(folder.path(), "lab");
+    sign(&CheckpointFiles::gguf(&file).unwrap(), &key, &go_on).unwrap();
+    assert!(folder.path().join("small.Q8_0.gguf.manifest.sig").exists());
+    let model = CheckpointFiles::gguf(&file).unwrap();
+    let imported = import(&data_dir, Some(&trusted)).checkpoint(&model, &go_on).unwrap();
+    assert_eq!(imported.path, data_dir.path().join("models/mine.gguf"));
+    let copy = CheckpointFiles::gguf(&imported.path).unwrap();
+    assert_eq!(trusted.verify(&copy, &go_on).unwrap(), imported.digest);
+    let bundle = folder.path().join("small.tar");
+    write_bundle(&copy, &bundle, &go_on).unwrap();
+    let there = tempfile::tempdir().unwrap();
+    let unpacked = import(&there, Some(&trusted)).bundle(&bundle, &go_on).unwrap();
+    assert_eq!((unpacked.path, unpacked.digest), (there.path().join("models/mine.gguf"), imported.digest));
+    fs::write(&imported.path, "GGUF and so off").unwrap();
+    let refused = trusted.verify(&copy, &go_on).unwrap_err().to_string();
+    assert!(refused.contains("mine.gguf: is not what the manifest says"), "{refused}");
+}
+
+#[test]
+fn keys_are_what_openssl_makes_and_reads_and_a_private_one_is_its_owners() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lab");
+    let public = SigningKey::create(&file).unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(SigningKey::create(&file).is_err(), "nothing is written over");
+    assert!(matches!(PublicKey::load(&file), Err(KeyError::Pem { .. })));
+    // As `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them.
+    let theirs = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIGCjE5nFppH7zVRDOpsF/xlQ73hjr3Cp6ez/eZAvHX82\n-----END PRIVATE KEY-----\n";
+    let their_public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGytUa0jhvlliP14bboW7CkE/xyR0oFlu/mvPSUbSnA4=\n-----END PUBLIC KEY-----\n";
+    let [private, other] = ["private", "public"].map(|name| folder.path().join(name));
+    fs::write(&private, theirs).unwrap();
+    fs::write(&other, their_public).unwrap();
+    let (key, trusted) = (SigningKey::load(&private).unwrap(), PublicKey::load(&other).unwrap());
+    let signature = key.sign(b"text");
+    assert!(trusted.verifies(b"text", &signature) && !trusted.verifies(b"Text", &signature));
+    assert!(!PublicKey::load(&public).unwrap().verifies(b"text", &signature));
+    // Of another kind: P-256.
+    let p256 = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEA9E34hN7UyRs5Nr3NbgyXUQP8rRI\ngubDSKvm4/VzdHnfUVyj7iR/cSU2ALS4KJOKEZn8/fpQuzHJj17H79gCww==\n-----END PUBLIC KEY-----\n";
+    fs::write(&other, p256).unwrap();
+    assert!(matches!(PublicKey::load(&other), Err(KeyError::OtherKind(_))));
+}
+
+#[test]
+fn a_copy_is_called_as_its_source_and_nothing_that_leads_elsewhere() {
+    for (source, name) in [
+        ("./runs/step-10/", "step-10"),
+        ("org/name@v1", "name-v1"),
+        ("/media/disk/model.tar", "model"),
+        ("a.Q8_0.gguf", "a.Q8_0"),
+        ("demo", "demo"),
+    ] {
+        assert_eq!(ImportedName::of_source(source).unwrap(), name.parse().unwrap());
+    }
+    for odd in ["", ".", "..", ".hidden", "a/b", "a b", &"x".repeat(101)] {
+        assert!(odd.parse::<ImportedName>().is_err(), "{odd}");
+    }
+}

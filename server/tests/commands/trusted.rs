@@ -1,0 +1,165 @@
+//! From a laboratory's disk to a server that serves what the laboratory has signed, and nothing else.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::{Value, json};
+
+use super::binary::{self, Served, State, get_as, request};
+
+fn demo() -> String {
+    binary::root().join("models/demo/final").display().to_string()
+}
+
+fn output(state: &State, arguments: &[&str]) -> Output {
+    state.command(arguments).output().expect("the binary runs")
+}
+
+fn run(state: &State, arguments: &[&str]) -> String {
+    let output = output(state, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// What is said, once, by a command that fails and prints nothing.
+fn refusal(state: &State, arguments: &[&str]) -> String {
+    let output = output(state, arguments);
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{arguments:?}: {said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("error:")).count(), 1, "{said}");
+    said
+}
+
+/// A machine on which the demo model was imported as `final` and signed with the key `lab`. Returns where the copy is.
+fn laboratory() -> (State, PathBuf) {
+    let state = State::new();
+    run(&state, &["sign", "--new-key", "lab"]);
+    run(&state, &["import", &demo()]);
+    run(&state, &["sign", "--key", "lab", "final"]);
+    let copy = state.path().join("passerelle/models/final");
+    (state, copy)
+}
+
+fn serve_refused(state: &State, copy: &Path, further: &[&str]) -> String {
+    let model = format!("final={}", copy.display());
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--trust", "lab.pub", "--model", &model];
+    refusal(state, &[&arguments[..], further].concat())
+}
+
+#[test]
+fn a_model_travels_on_a_disk_and_is_served_where_its_signature_is_trusted() {
+    let (lab, copy) = laboratory();
+    let signed = run(&lab, &["bundle", "final", "--out", "final.tar"]);
+    let digest = signed.lines().find_map(|line| line.strip_prefix("digest")).expect("it is said").trim();
+    let site = State::new();
+    for file in ["final.tar", "lab.pub"] {
+        fs::copy(lab.path().join(file), site.path().join(file)).expect("the disk is there");
+    }
+    let said: Value =
+        serde_json::from_str(&run(&site, &["import", "final.tar", "--trust", "lab.pub", "--json"])).expect("JSON");
+    assert_eq!((&said["digest"], &said["signature"]), (&json!(digest), &json!("of a trusted key")));
+    let models = site.path().join("passerelle/models");
+    let options = ["--models-dir", models.to_str().expect("a plain path"), "--trust", "lab.pub"];
+    let served = Served::start(&site, &options);
+    // It is loaded when it is asked for.
+    let body = json!({"model": "final", "prompt": "Once", "max_tokens": 2});
+    assert_eq!(request(&served.address, "POST", "/v1/completions", &body).status, 200);
+    let listed = get_as(&served.address, "/v1/models", None).json();
+    assert_eq!((&listed["data"][0]["id"], &listed["data"][0]["digest"]), (&json!("final"), &json!(digest)));
+    assert!(run(&lab, &["inspect", copy.to_str().expect("a plain path")]).contains(digest));
+}
+
+#[test]
+fn one_changed_byte_a_missing_and_a_further_file_are_named_before_anything_listens() {
+    let (state, copy) = laboratory();
+    for name in
+        ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"]
+    {
+        let path = copy.join(name);
+        let former = fs::read(&path).expect("it was copied");
+        let mut changed = former.clone();
+        *changed.last_mut().expect("it is not empty") ^= 1;
+        fs::write(&path, &changed).expect("the folder is writable");
+        let said = serve_refused(&state, &copy, &[]);
+        assert!(said.contains(&format!("{name}: is not what the manifest says; it was changed")), "{said}");
+        fs::remove_file(&path).expect("it is there");
+        let said = serve_refused(&state, &copy, &[]);
+        assert!(said.contains(&format!("{name}: the manifest has it, and it is not there")), "{said}");
+        fs::write(&path, &former).expect("the folder is writable");
+    }
+    // Of a file that no parser would take, so that it is known who found it.
+    for name in ["model-2.safetensors", "chat_template.jinja", "modeling.py"] {
+        fs::write(copy.join(name), "{{").expect("the folder is writable");
+        let said = serve_refused(&state, &copy, &[]);
+        assert!(said.contains(&format!("{name}: the manifest does not have it; take it away")), "{said}");
+        fs::remove_file(copy.join(name)).expect("it is there");
+    }
+}
+
+#[test]
+fn what_nobody_trusted_has_signed_is_refused_by_name() {
+    let (state, copy) = laboratory();
+    let unsigned = refusal(&state, &["serve", "--listen", "127.0.0.1:0", "--trust", "lab.pub", "--model", &demo()]);
+    assert!(
+        unsigned.contains("passerelle.manifest.sig: there is no such file, so the model is not signed"),
+        "{unsigned}"
+    );
+    let bundled = refusal(&state, &["serve", "--listen", "127.0.0.1:0", "--trust", "lab.pub"]);
+    assert!(bundled.contains("model `demo`") && bundled.contains("passerelle import demo"), "{bundled}");
+    run(&state, &["sign", "--new-key", "other"]);
+    run(&state, &["sign", "--key", "other", "final"]);
+    let foreign = serve_refused(&state, &copy, &[]);
+    assert!(foreign.contains("passerelle.manifest.sig: is not a signature by a trusted key"), "{foreign}");
+    // Each of several keys is enough.
+    let model = format!("final={}", copy.display());
+    drop(Served::start(&state, &["--trust", "lab.pub", "--trust", "other.pub", "--model", &model]));
+    let no_key = refusal(&state, &["serve", "--trust", "lab", "--model", &model]);
+    assert!(no_key.contains("server.trust (--trust)"), "{no_key}");
+}
+
+#[test]
+fn no_tokenizer_or_template_from_elsewhere_stands_beside_a_signature() {
+    let (state, copy) = laboratory();
+    let elsewhere = demo();
+    let said = serve_refused(&state, &copy, &["--tokenizer", &elsewhere]);
+    assert!(said.contains("tokenizer (--tokenizer): no signature covers one from elsewhere"), "{said}");
+    fs::write(state.path().join("t.jinja"), "hi").expect("the folder is writable");
+    let said = serve_refused(&state, &copy, &["--chat-template", "t.jinja"]);
+    assert!(said.contains("chat_template (--chat-template): no signature covers"), "{said}");
+}
+
+#[test]
+fn an_import_takes_nothing_that_is_not_what_its_signature_says() {
+    let (state, copy) = laboratory();
+    let source = copy.display().to_string();
+    let weights = copy.join("model.safetensors");
+    let mut bytes = fs::read(&weights).expect("it was copied");
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&weights, &bytes).expect("the folder is writable");
+    for further in [&[][..], &["--trust", "lab.pub"]] {
+        let said = refusal(&state, &[&["import", &source, "--name", "again"], further].concat());
+        assert!(said.contains("model.safetensors: is not what the manifest says"), "{said}");
+    }
+    let said = refusal(&state, &["import", &demo(), "--name", "again", "--trust", "lab.pub"]);
+    assert!(said.contains("so the model is not signed"), "{said}");
+    assert!(!state.path().join("passerelle/models/again").exists());
+}
+
+/// As the documentation says that other tools check it.
+#[test]
+fn openssl_and_sha256sum_find_right_what_was_signed_here() {
+    let (state, copy) = laboratory();
+    let (key, here) = (state.path().join("lab.pub"), copy.display());
+    let script = format!(
+        "cd {here} && tail -n +2 passerelle.manifest | awk '{{print $1 \"  \" $3}}' | sha256sum --check --quiet && \
+         openssl pkeyutl -verify -pubin -inkey {} -rawin -in passerelle.manifest -sigfile passerelle.manifest.sig",
+        key.display()
+    );
+    let checked =
+        std::process::Command::new("sh").args(["-c", &script]).output().expect("a shell is part of every system");
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    let has_openssl = !said.contains("not found");
+    assert!(checked.status.success() || !has_openssl, "{said}");
+}
