@@ -15,7 +15,7 @@ use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Visit, charge_to, saturating_u32};
 use super::lease::Lease;
-use super::meter::{Place, PromptMeter};
+use super::meter::PromptMeter;
 use super::prepare::{EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
 use super::reserve::{Patience, reserve, reserve_with, withdraw_all};
 use super::routes::require;
@@ -123,8 +123,7 @@ impl Pairing<'_> {
 
     /// A prompt that cannot start takes the others with it: they are dropped, which ends and settles them.
     fn start_all(&self, prompts: Vec<EncodedPrompt>, reservations: Vec<[Reservation; 2]>) -> Result<Running, ApiError> {
-        let meter =
-            |model: &Lease| PromptMeter::new(self.state.clone(), (&model.name, Place::Here), self.visit.arrived);
+        let meter = |model: &Lease| PromptMeter::new(self.state.clone(), &model.name, self.visit.arrived);
         let mut running =
             Running { prompts: Vec::with_capacity(prompts.len()), meters: self.models.each_ref().map(meter) };
         let mut reservations = reservations.into_iter();
