@@ -209,8 +209,8 @@ fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let priced = tariff::Served { here: prices, partition, elsewhere: &elsewhere };
     let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
     let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
-    let new_shelf = NewShelf::open(config, (workshop, clock), pricing, &staying)?;
     let tariff = Arc::new(tariff);
+    let new_shelf = NewShelf::open(config, (workshop, clock), (pricing, &tariff), &staying)?;
     Ok(Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, partition, metrics })
 }
 

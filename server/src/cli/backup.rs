@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::Args;
 use passerelle::gateway::Directory;
-use passerelle::gateway::directory::KeyInfo;
 use passerelle_engine::clock::SystemClock;
 
 use super::output;
@@ -66,14 +65,13 @@ impl BackupArgs {
 impl RestoreArgs {
     pub(crate) fn run(self) -> Result<()> {
         let data = self.state.data()?;
-        let directory = || Directory::open(&data, Arc::new(SystemClock::new()), "command line");
-        let is_revoked = |key: &KeyInfo| key.revoked_at.is_some();
-        // Closed again before the file becomes another one.
-        let revoked: Vec<_> = directory()?.list_keys()?.into_iter().filter(is_revoked).map(|key| key.id).collect();
-        data.restore(&self.file)?;
+        let revoked = data.restore(&self.file)?;
         output::line(format_args!("restored from {}", self.file.display()))?;
         output::line("what was there is kept beside it, as passerelle.db.before-restore")?;
-        for key in directory()?.revoke_again(&revoked)? {
+        let directory = Directory::open(&data, Arc::new(SystemClock::new()), "command line")?;
+        for id in revoked {
+            // So that the audit log of the copy says so too.
+            let key = directory.revoke_key(&id)?;
             output::line(format_args!("revoked again: {} of {} ({})", key.name, key.account, key.id))?;
         }
         output::line("accounts, limits and secrets that were changed since the copy was made are as they were in it")

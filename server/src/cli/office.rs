@@ -33,8 +33,8 @@ use crate::serve::{ADMIN_SOCKET, default_limits};
 /// The whole of a large ledger's accounts or audit log.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// For an answer to begin, and for each part of it.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// For an answer to begin, and for each part of it: a large model takes minutes to load, a large ledger to copy.
+const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 
 pub(super) struct Office {
     way: Way,

@@ -15,6 +15,7 @@ use passerelle::config::{ByteSize, Config, EngineConfig, HubConfig, ModelConfig,
 use passerelle::gateway::Shelf;
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::shelf::{Order, Size};
+use passerelle::gateway::tariff::Tariff;
 use passerelle_engine::clock::Clock;
 use passerelle_models::ModelDescription;
 
@@ -72,7 +73,7 @@ impl NewShelf {
     pub(super) fn open(
         config: &Config,
         (workshop, clock): (Workshop, &Arc<dyn Clock>),
-        pricing: Pricing,
+        (pricing, tariff): (Pricing, &Arc<Tariff>),
         taken: &[String],
     ) -> Result<Option<Self>> {
         let Some(folder) = config.server.models_dir.clone() else { return Ok(None) };
@@ -91,6 +92,7 @@ impl NewShelf {
             taken: taken.iter().cloned().chain(aliases).collect(),
             partition: workshop.partition(),
             pricing: Arc::clone(&pricing),
+            tariff: Arc::clone(tariff),
             catalogue: Arc::clone(&catalogue),
             shelf: shelf.clone(),
             seen: BTreeMap::new(),
@@ -216,6 +218,7 @@ struct Looker {
     taken: BTreeSet<String>,
     partition: &'static str,
     pricing: Arc<Pricing>,
+    tariff: Arc<Tariff>,
     catalogue: Catalogue,
     shelf: Shelf,
     seen: BTreeMap<String, Stamp>,
@@ -296,7 +299,11 @@ impl Looker {
         self.inspector.inspect(model)?;
         let description = models::describe(model, &self.hub)?;
         let is = description.model();
-        self.pricing.price((&model.name, self.partition), engines::price(is))?;
+        let price = self.pricing.price((&model.name, self.partition), engines::price(is))?;
+        // Before it is loaded: a process that died may have left requests of it to be settled, and limits say what is left.
+        if self.tariff.price(&model.name).is_none() {
+            self.tariff.set(&model.name, price);
+        }
         let kv_cache_bytes = match &description {
             AnyDescription::Generator(is) => kv_cache_bytes(is, &self.engine).min(self.kv_cache.0),
             AnyDescription::Encoder(_) => 0,

@@ -204,3 +204,21 @@ fn a_stream_keeps_its_model_and_whoever_wants_another_is_told_when_to_come_back(
     let text = stream.text();
     assert!(text.contains(r#""finish_reason":"length""#) && text.trim_end().ends_with("data: [DONE]"), "{text}");
 }
+
+#[test]
+fn what_a_killed_server_had_open_is_billed_though_its_model_is_not_loaded_again() {
+    let state = State::new();
+    write_checkpoint(&state.path().join("runs/a"), 1);
+    let key = run(&state, &["key", "create", "alice"]).expect("a key").trim().to_owned();
+    let served = serve(&state, &[], "kv_cache = \"16MiB\"\nlongest_load = \"60s\"\n");
+    let mut long = body("a", 0, 4000);
+    long["stream"] = json!(true);
+    let _stream = binary::open_as(&served.address, "/v1/completions", &long, &key).wait_for_events(3);
+    served.signal("KILL");
+    drop(served);
+    let _restarted = serve(&state, &[], "");
+    assert_eq!(row(&state, "a")["state"], "available");
+    let sums: Value = serde_json::from_str(&run(&state, &["usage", "show", "--json"]).expect("usage")).expect("JSON");
+    let of_model = sums.as_array().and_then(|sums| sums.iter().find(|sum| sum["model"] == "a")).expect("it was used");
+    assert!(of_model["billed_gpu_us"].as_u64() > Some(0), "{sums}");
+}

@@ -37,14 +37,18 @@ impl DataDir {
 
     /// Puts a copy in the place of everything that is here, which is kept beside it as `passerelle.db.before-restore`. Refused
     /// while a server keeps the ledger, for a copy that is damaged, and for one of a newer program.
-    pub fn restore(&self, copy: &Path) -> Result<(), DataError> {
+    ///
+    /// Keys that were revoked since the copy was made stay so, from the first moment that anybody can use it. Returns their ids.
+    pub fn restore(&self, copy: &Path) -> Result<Vec<String>, DataError> {
         let _lock = self.lock_for_serving()?;
         check(copy)?;
         let database = self.database();
         // Closing the last connection brings everything into the one file.
-        drop(self.connect()?);
+        let revoked =
+            revoked_keys(&self.connect()?).map_err(|error| DataError::Sql { path: database.clone(), error })?;
         let fresh = self.path().join("passerelle.db.restoring");
         std::fs::copy(copy, &fresh).map_err(io_error("copy", copy))?;
+        let revoked = revoke(&fresh, revoked).map_err(|error| DataError::Sql { path: fresh.clone(), error })?;
         std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(OWNER_ONLY_FILE))
             .and_then(|()| File::open(&fresh)?.sync_all())
             .map_err(io_error("write", &fresh))?;
@@ -58,8 +62,31 @@ impl DataDir {
             }
         }
         std::fs::rename(&fresh, &database).map_err(io_error("rename", &fresh))?;
-        schema::bring_up_to_date(&mut self.connect()?, &database)
+        schema::bring_up_to_date(&mut self.connect()?, &database)?;
+        Ok(revoked)
     }
+}
+
+/// With when they were.
+fn revoked_keys(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
+    let mut statement =
+        connection.prepare("SELECT id, revoked_at FROM keys WHERE revoked_at IS NOT NULL ORDER BY id")?;
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// In a file that nobody uses yet. Returns those that were not.
+fn revoke(file: &Path, keys: Vec<(String, i64)>) -> rusqlite::Result<Vec<String>> {
+    let connection = Connection::open(file)?;
+    // A file that is given up half way is overwritten by the next attempt, and must leave no journal that would be played into it.
+    connection.pragma_update(None, "journal_mode", "memory")?;
+    let mut revoked = Vec::new();
+    for (key, at) in keys {
+        let changes = "UPDATE keys SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL";
+        if connection.execute(changes, (&key, at))? > 0 {
+            revoked.push(key);
+        }
+    }
+    Ok(revoked)
 }
 
 fn check(copy: &Path) -> Result<(), DataError> {
@@ -100,7 +127,7 @@ mod tests {
         assert!(data.back_up(&copy).is_err(), "a copy is never overwritten");
         drop(_in_use);
         add(&data, "after");
-        data.restore(&copy).unwrap();
+        assert!(data.restore(&copy).unwrap().is_empty());
         assert_eq!(accounts(&data), 2, "the root, and what was there");
         assert!(data.path().join("passerelle.db.before-restore").exists());
     }

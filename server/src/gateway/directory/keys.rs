@@ -54,13 +54,6 @@ impl Directory {
         Ok((key, info))
     }
 
-    /// Revokes those of the keys that are there and usable; returns them.
-    pub fn revoke_again(&self, ids: &[KeyId]) -> Result<Vec<KeyInfo>, DirectoryError> {
-        let is_meant = |key: &KeyInfo| key.revoked_at.is_none() && ids.contains(&key.id);
-        let usable = self.list_keys()?.into_iter().filter(is_meant);
-        usable.map(|key| self.revoke_key(key.id.as_str())).collect()
-    }
-
     /// Every key ever made, oldest first.
     pub fn list_keys(&self) -> Result<Vec<KeyInfo>, DirectoryError> {
         let keys = self.read(|transaction| Ok(all(transaction)?))?;
