@@ -4,7 +4,8 @@
     python3 loadtests/gateway_figures.py target/release/passerelle target/release/passerelle-loadtests [figure ...]
 
 Starts a replica that computes nothing (`passerelle-loadtests mock`) and gateways before it, in folders of their own, and
-prints one line a figure. Figures: start, latency, events, idle. Linux only: memory and CPU come from /proc.
+prints one line a figure. Figures: start, latency, events, idle. RATE, DURATION (in seconds), ROUNDS and TOKENS (of an answer) are
+read from the environment. Linux only: memory and CPU come from /proc.
 """
 
 import json
@@ -19,7 +20,8 @@ import time
 
 GATEWAY, LOADTESTS = (os.path.abspath(path) for path in sys.argv[1:3])
 FIGURES = sys.argv[3:] or ["start", "latency", "events", "idle"]
-RATE, SECONDS, ROUNDS = (int(os.environ.get(name, value)) for name, value in (("RATE", 500), ("DURATION", 8), ("ROUNDS", 3)))
+DEFAULTS = {"RATE": 500, "DURATION": 8, "ROUNDS": 3, "TOKENS": 8}
+RATE, SECONDS, ROUNDS, TOKENS = (int(os.environ.get(name, value)) for name, value in DEFAULTS.items())
 IDLE_STREAMS = int(os.environ.get("IDLE_STREAMS", 9000))
 TICKS = os.sysconf("SC_CLK_TCK")
 SCENARIO = """description = "Short chats to a replica that computes nothing."
@@ -28,7 +30,7 @@ warmup_s = 2
 [[traffic]]
 name = "chat"
 arrivals = {{ kind = "poisson", rate = {rate}.0 }}
-workload = {{ kind = "chat", prompt_tokens = 64, output_tokens = 8 }}
+workload = {{ kind = "chat", prompt_tokens = 64, output_tokens = {tokens} }}
 """
 CONFIG = """[server]
 listen = "127.0.0.1:0"
@@ -115,7 +117,7 @@ def start():
 
 def figures(url, folder, key):
     scenario = pathlib.Path(folder) / "scenario.toml"
-    scenario.write_text(SCENARIO.format(seconds=SECONDS, rate=RATE))
+    scenario.write_text(SCENARIO.format(seconds=SECONDS, rate=RATE, tokens=TOKENS))
     tokenizer = pathlib.Path(__file__).parent.parent / "models/demo/final/tokenizer.json"
     command = [LOADTESTS, "run", "--url", url, "--scenario", str(scenario), "--json", "--tokenizer", str(tokenizer)]
     done = subprocess.run(command, env={**os.environ, "OPENAI_API_KEY": key}, capture_output=True, text=True)
