@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use passerelle::gateway::Directory;
+use passerelle::gateway::{Directory, Restored};
 use passerelle_engine::clock::SystemClock;
 
 use super::output;
@@ -65,9 +65,9 @@ impl BackupArgs {
 impl RestoreArgs {
     pub(crate) fn run(self) -> Result<()> {
         let data = self.state.data()?;
-        let revoked = data.restore(&self.file)?;
+        let Restored { kept, revoked } = data.restore(&self.file)?;
         output::line(format_args!("restored from {}", self.file.display()))?;
-        output::line("what was there is kept beside it, as passerelle.db.before-restore")?;
+        output::line(format_args!("what was there is kept as {}", kept.display()))?;
         let directory = Directory::open(&data, Arc::new(SystemClock::new()), "command line")?;
         for id in revoked {
             // So that the audit log of the copy says so too.

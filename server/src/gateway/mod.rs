@@ -39,7 +39,7 @@ pub use alias::Alias;
 pub use attempts::{Attempts, RetryBounds, Verdict};
 pub use auth::{AuthError, Authenticator};
 pub use comparing::Comparing;
-pub use data::{DataDir, DataError};
+pub use data::{DataDir, DataError, Restored};
 pub use directory::{Directory, DirectoryError};
 pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};

@@ -3,11 +3,19 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::{DataDir, DataError, OWNER_ONLY_FILE, io_error, schema};
+
+/// What became of the state that was there.
+#[derive(Debug)]
+pub struct Restored {
+    pub kept: PathBuf,
+    /// Ids of keys that the copy has, and that were revoked since.
+    pub revoked: Vec<String>,
+}
 
 impl DataDir {
     /// Everything at one instant, into a file that must not exist. Servers and commands go on meanwhile.
@@ -35,11 +43,11 @@ impl DataDir {
         }
     }
 
-    /// Puts a copy in the place of everything that is here, which is kept beside it as `passerelle.db.before-restore`. Refused
+    /// Puts a copy in the place of everything that is here, which is kept beside it under a name that nothing has yet. Refused
     /// while a server keeps the ledger, for a copy that is damaged, and for one of a newer program.
     ///
-    /// Keys that were revoked since the copy was made stay so, from the first moment that anybody can use it. Returns their ids.
-    pub fn restore(&self, copy: &Path) -> Result<Vec<String>, DataError> {
+    /// Keys that were revoked since the copy was made stay so, from the first moment that anybody can use it.
+    pub fn restore(&self, copy: &Path) -> Result<Restored, DataError> {
         let _lock = self.lock_for_serving()?;
         check(copy)?;
         let database = self.database();
@@ -52,7 +60,7 @@ impl DataDir {
         std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(OWNER_ONLY_FILE))
             .and_then(|()| File::open(&fresh)?.sync_all())
             .map_err(io_error("write", &fresh))?;
-        let kept = self.path().join("passerelle.db.before-restore");
+        let kept = self.free_name("passerelle.db.before-restore");
         std::fs::rename(&database, &kept).map_err(io_error("rename", &database))?;
         for leftover in ["passerelle.db-wal", "passerelle.db-shm"] {
             let path = self.path().join(leftover);
@@ -63,7 +71,14 @@ impl DataDir {
         }
         std::fs::rename(&fresh, &database).map_err(io_error("rename", &fresh))?;
         schema::bring_up_to_date(&mut self.connect()?, &database)?;
-        Ok(revoked)
+        Ok(Restored { kept, revoked })
+    }
+
+    /// The name, or the first of `NAME-2`, `NAME-3` and so on that nothing has.
+    fn free_name(&self, name: &str) -> PathBuf {
+        let numbered = (2_u32..).map(|number| format!("{name}-{number}"));
+        let mut names = std::iter::once(name.to_owned()).chain(numbered).map(|name| self.path().join(name));
+        names.find(|path| !path.exists()).unwrap_or_else(|| self.path().join(name))
     }
 }
 
@@ -127,9 +142,10 @@ mod tests {
         assert!(data.back_up(&copy).is_err(), "a copy is never overwritten");
         drop(_in_use);
         add(&data, "after");
-        assert!(data.restore(&copy).unwrap().is_empty());
-        assert_eq!(accounts(&data), 2, "the root, and what was there");
-        assert!(data.path().join("passerelle.db.before-restore").exists());
+        let restored = data.restore(&copy).unwrap();
+        assert_eq!((accounts(&data), restored.revoked.len()), (2, 0), "the root, and what was there");
+        let again = data.restore(&copy).unwrap();
+        assert!(restored.kept.exists() && again.kept.exists() && restored.kept != again.kept, "nothing is overwritten");
     }
 
     #[test]

@@ -22,6 +22,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+pub use backup::Restored;
+
 /// How long one process waits for another's change. Each takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const OWNER_ONLY_FILE: u32 = 0o600;

@@ -46,10 +46,11 @@ impl Gcra {
         self.theoretical_arrival = self.theoretical_arrival.saturating_sub(cost(amount));
     }
 
-    /// A changed rate keeps what was used: the backlog counts units of quota, whatever the rate.
+    /// A changed rate keeps what was used: the backlog counts units of quota, whatever the rate. A lowered one leaves no room,
+    /// and no less than none: who asks again waits for a minute at most.
     pub fn set_rate(&mut self, now: Duration, per_minute: NonZeroU64) {
         if per_minute != self.per_minute {
-            let backlog = self.backlog(now);
+            let backlog = self.backlog(now).min(cost(per_minute.get()));
             self.per_minute = per_minute;
             self.theoretical_arrival = self.scaled(now) + backlog;
         }
@@ -168,7 +169,7 @@ mod tests {
         assert_eq!(bucket.remaining(Duration::ZERO), 10);
         bucket.set_rate(Duration::ZERO, rate(30));
         assert_eq!(bucket.remaining(Duration::ZERO), 0, "lowering below what was used is a wait, not a wrap-around");
-        assert_eq!(bucket.fit(Duration::ZERO, 1), Fit::After(Duration::from_secs(22)));
+        assert_eq!(bucket.fit(Duration::ZERO, 1), Fit::After(Duration::from_secs(2)), "and no debt");
     }
 
     #[test]
@@ -176,5 +177,16 @@ mod tests {
         let mut bucket = Gcra::new(rate(60));
         bucket.take(Duration::ZERO, 90);
         assert_eq!(bucket.fit(Duration::ZERO, 1), Fit::After(Duration::from_secs(31)));
+    }
+
+    #[test]
+    fn a_lowered_rate_is_used_up_and_has_room_again_within_a_minute() {
+        let start = Duration::from_secs(1000);
+        let mut bucket = Gcra::new(rate(20_000));
+        bucket.take(start, 20_000);
+        bucket.set_rate(start, rate(200));
+        assert_eq!(bucket.remaining(start), 0);
+        assert_eq!(bucket.fit(start, 200), Fit::After(Duration::from_secs(60)));
+        assert_eq!(bucket.remaining(start + Duration::from_secs(60)), 200);
     }
 }
