@@ -13,6 +13,7 @@ use crate::error::{EngineError, SubmitError};
 use crate::lane::{LaneBounds, LaneDoor, lane};
 use crate::owned_thread::OwnedThread;
 use crate::request::check_tokens;
+use crate::shared_model::SharedModel;
 use crate::stats::StepObserver;
 use crate::turns::StepTurns;
 
@@ -132,6 +133,11 @@ impl ComparisonHandle {
         self.door.lane.submit(request)
     }
 
+    /// Tokens of the longest text that two models can be compared on. Errors when they can be compared on none.
+    pub fn longest_text(&self, first: &SharedModel, second: &SharedModel) -> Result<usize, SubmitError> {
+        self.door.longest_text(first.get(), second.get())
+    }
+
     /// Nothing waits or runs.
     pub fn is_idle(&self) -> bool {
         self.door.lane.is_idle()
@@ -153,19 +159,23 @@ impl Door {
     fn check(&self, request: &ComparisonRequest) -> Result<(), SubmitError> {
         let ComparisonRequest { tokens, first, second, .. } = request;
         let (first, second) = (first.get(), second.get());
-        let sizes = |model: &dyn CausalLm| [model.vocab_size(), model.input_vocab_size()];
-        let mut sizes = sizes(first).into_iter().zip(sizes(second));
-        if let Some((first, second)) = sizes.find(|(first, second)| first != second) {
-            return Err(SubmitError::DifferentVocabularies { first, second });
-        }
+        let max_model_len = self.longest_text(first, second)?;
         let prompt_tokens = tokens.len();
         if prompt_tokens == 0 {
             return Err(SubmitError::EmptyPrompt);
         }
-        let max_model_len = self.config.max_text_tokens.min(first.max_position()).min(second.max_position());
         if prompt_tokens > max_model_len {
             return Err(SubmitError::TooLong { prompt_tokens, max_tokens: 0, max_model_len });
         }
         check_tokens(tokens.iter(), first.input_vocab_size())
+    }
+
+    fn longest_text(&self, first: &dyn CausalLm, second: &dyn CausalLm) -> Result<usize, SubmitError> {
+        let sizes = |model: &dyn CausalLm| [model.vocab_size(), model.input_vocab_size()];
+        let mut sizes = sizes(first).into_iter().zip(sizes(second));
+        match sizes.find(|(first, second)| first != second) {
+            Some((first, second)) => Err(SubmitError::DifferentVocabularies { first, second }),
+            None => Ok(self.config.max_text_tokens.min(first.max_position()).min(second.max_position())),
+        }
     }
 }

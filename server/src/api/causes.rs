@@ -12,7 +12,7 @@ use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::{LedgerClosed, Retry};
 use crate::gateway::router::RouteError;
-use crate::gateway::shelf::HandError;
+use crate::gateway::shelf::{HandError, NotTogether};
 use crate::gateway::{
     AuthError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
 };
@@ -248,6 +248,12 @@ impl From<HandError> for ApiError {
                 Self::new(ErrorKind::Conflict, format!("{}.", capitalised(&error.to_string())))
             }
         }
+    }
+}
+
+impl From<NotTogether> for ApiError {
+    fn from(error: NotTogether) -> Self {
+        Self::new(ErrorKind::ExceedsLimit, format!("{}.", capitalised(&error.to_string())))
     }
 }
 

@@ -12,9 +12,9 @@ use passerelle_engine::{
 use passerelle_models::TokenId;
 use serde_json::{Value, json};
 
+use super::comparable::{check_one_vocabulary, check_room, longest_text, room_beside};
 use super::delta::{ChoiceDelta, Delta};
 use super::errors::{ApiError, ErrorKind};
-use super::fields::invalid;
 use super::generate::{Admission, Admitted, ServedAs, Shape, Ticket, Visit, charge_to, saturating_u32};
 use super::launch::LivePrompt;
 use super::lease::Lease;
@@ -30,9 +30,11 @@ use super::wire::compare::{
     ComparedModel, ComparedText, Difference, ReadCompare, SaidText, compared_text_json, difference_json, model_json,
     parting,
 };
-use super::wire::request::GenerateRequest;
+use super::wire::request::{GenerateRequest, Prompt};
+use super::wire::sampling::check_min_tokens;
 use super::wire::tier::tier_name;
 use super::wire::usage::{ReasoningTokens, logprob_json, usage_json};
+use crate::gateway::Caller;
 use crate::gateway::replica::SubmitError;
 use crate::text::{Detokenizer, SkipSpecialTokens, TextModel};
 
@@ -69,27 +71,25 @@ pub(crate) async fn admit(
     require(&caller, scope)?;
     let ReadCompare { models, prompt, mut generate, .. } = read;
     let seed = *generate.sampling.seed.get_or_insert(random_seed()?);
-    let requests: Vec<GenerateRequest> =
-        models.into_iter().map(|model| GenerateRequest { model, ..generate.clone() }).collect();
-    let mut models = Vec::with_capacity(requests.len());
-    for request in &requests {
-        models.push(find_generator(state, &caller, &request.model).await?);
-    }
+    let models = lease_all(state, &caller, &models).await?;
     // Their replicas may have come just now.
     let serving = state.serving();
     let shape = Shape::of(&prompt, &generate);
     let class = caller.classes.grant(generate.class);
+    let prepared = prepare_all(state, &models, (prompt, &generate)).await?;
+    let prompt = check_one_vocabulary(&models, &prepared)?;
+    let longest = longest_text(state, &serving, &models)?;
+    generate.sampling.max_tokens = Some(room_beside(longest, prompt.len(), generate.sampling.max_tokens)?);
+    check_min_tokens(&generate.sampling)?;
+    let read_again = |index| if index == 0 { saturating_u32(models.len() - 1) } else { 1 };
     let (mut admissions, mut prompts) = (Vec::new(), Vec::new());
-    for (request, model) in requests.iter().zip(&models) {
-        let prepared = prepare(state, model, prompt.clone(), request).await?;
-        check_token_ids(request, &prepared.prompts, model)?;
-        let Prepared { prompts: encoded, bad_words, constraint } = prepared;
+    for (Prepared { prompts: encoded, bad_words, constraint }, model) in prepared.into_iter().zip(&models) {
         prompts.push(encoded);
         admissions.push(Admission {
             state,
             serving: &serving,
             caller: &caller,
-            request,
+            request: &generate,
             model,
             outgoing: None,
             shape: shape.clone(),
@@ -98,20 +98,20 @@ pub(crate) async fn admit(
             arrived,
             class,
             // The first reads the text beside each of the others.
-            read_again: if admissions.is_empty() { saturating_u32(requests.len() - 1) } else { 1 },
+            read_again: read_again(admissions.len()),
             settle_at: SettleAt::Told,
         });
     }
-    let prompt = check_one_vocabulary(&models, &prompts)?;
     let mut tickets = reserve_all(&admissions, prompts).await?;
     charge_to(origin.as_ref(), tickets.iter_mut().flatten().map(|ticket| &mut ticket.reservation));
-    let mut started = Vec::with_capacity(tickets.len());
+    let mut started: Vec<LivePrompt> = Vec::with_capacity(tickets.len());
     let mut waiting = admissions.iter().zip(tickets);
     while let Some((admission, tickets)) = waiting.next() {
         match admission.start_all(tickets).await {
             Ok(prompts) => started.extend(prompts),
             Err(error) => {
                 withdraw_all(waiting.flat_map(|(_, tickets)| tickets).map(|ticket| ticket.reservation));
+                started.iter_mut().for_each(|prompt| prompt.fail(&error));
                 return Err(error);
             }
         }
@@ -120,6 +120,29 @@ pub(crate) async fn admit(
     let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
     let admitted = Admitted::new((started, Choices::ONE), served_as, place);
     Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), (seed, caller.account.share_key))))
+}
+
+async fn lease_all(state: &AppState, caller: &Caller, names: &[String]) -> Result<Vec<Lease>, ApiError> {
+    check_room(state, caller, names.iter().map(String::as_str)).map_err(|error| error.param("models"))?;
+    let mut models = Vec::with_capacity(names.len());
+    for name in names {
+        models.push(find_generator(state, caller, name).await?);
+    }
+    Ok(models)
+}
+
+async fn prepare_all(
+    state: &AppState,
+    models: &[Lease],
+    (prompt, generate): (Prompt, &GenerateRequest),
+) -> Result<Vec<Prepared>, ApiError> {
+    let mut all = Vec::with_capacity(models.len());
+    for model in models {
+        let prepared = prepare(state, model, prompt.clone(), generate).await?;
+        check_token_ids(generate, &prepared.prompts, model)?;
+        all.push(prepared);
+    }
+    Ok(all)
 }
 
 /// A comparison never waits in line: with what it has already it would hold up others that wait.
@@ -138,18 +161,6 @@ async fn reserve_all(
         }
     }
     Ok(tickets)
-}
-
-/// Distributions compare token by token only where a token is the same for both. Returns the prompt.
-fn check_one_vocabulary(models: &[Lease], prompts: &[Vec<EncodedPrompt>]) -> Result<Vec<TokenId>, ApiError> {
-    let tokens = |of: usize| prompts[of].first().map(|prompt| prompt.tokens.as_slice()).unwrap_or_default();
-    for other in 1..models.len() {
-        if models[other].input_vocab_size != models[0].input_vocab_size || tokens(other) != tokens(0) {
-            let why = "this model and the first one do not read the prompt as the same tokens";
-            return Err(invalid(&format!("models[{other}]"), why));
-        }
-    }
-    Ok(tokens(0).to_vec())
 }
 
 /// Small enough for every client's numbers.

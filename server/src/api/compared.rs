@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use passerelle_engine::{ComparedPosition, Usage};
 use tokio::time::timeout;
 
+use super::comparable::check_room;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Visit, charge_to, saturating_u32};
@@ -69,6 +70,7 @@ pub(crate) async fn compare(
 
 /// Step 1.
 async fn find_pair(state: &AppState, visit: &Visit, (first, second): (&str, &str)) -> Result<[Lease; 2], ApiError> {
+    check_room(state, &visit.caller, [first, second]).map_err(|error| error.param(FIELD))?;
     let first = find_generator(state, &visit.caller, first).await?;
     let second = find_generator(state, &visit.caller, second).await.map_err(|error| error.param(FIELD))?;
     let tokenizers = [&first, &second].map(|model| model.text.tokenizer.clone());
@@ -132,7 +134,7 @@ impl Pairing<'_> {
                 Ok(comparing) => running.prompts.push(comparing),
                 Err(error) => {
                     withdraw_all(reservations.flatten());
-                    return Err(error);
+                    return Err(running.fail(error));
                 }
             }
         }
@@ -179,9 +181,20 @@ impl Running {
     async fn all(&mut self) -> Result<Vec<Vec<Option<ComparedPosition>>>, ApiError> {
         let mut compared = Vec::with_capacity(self.prompts.len());
         for prompt in &mut self.prompts {
-            compared.push(prompt.wait().await?);
+            match prompt.wait().await {
+                Ok(positions) => compared.push(positions),
+                Err(error) => return Err(self.fail(error.into())),
+            }
         }
         Ok(compared)
+    }
+
+    /// Nobody pays for a list that the server fails, whichever of its prompts it failed at.
+    fn fail(&mut self, error: ApiError) -> ApiError {
+        if error.is_our_fault() {
+            self.prompts.iter_mut().for_each(Comparing::make_free);
+        }
+        error
     }
 
     /// What both models used together, which from now on does not change.

@@ -70,11 +70,12 @@ impl Delivery {
 
     pub(crate) async fn whole(mut self) -> Result<Response, ApiError> {
         let too_late = sleep(self.state.config().request_timeout);
-        tokio::select! {
+        let joined = tokio::select! {
             biased;
-            () = too_late => return Err(timed_out(&self.state)),
-            joined = self.join_all() => joined?,
-        }
+            () = too_late => Err(timed_out(&self.state)),
+            joined = self.join_all() => joined,
+        };
+        joined.inspect_err(|error| self.fail(error))?;
         let usage = self.usage();
         Ok(Json(self.answer.whole(usage)).into_response())
     }
@@ -108,6 +109,7 @@ impl Delivery {
         };
         if let Err(error) = written {
             // What still runs ends before the reader is waited for.
+            self.fail(&error);
             self.admitted.prompts.clear();
             tracing::warn!(error = error.label(), "a stream ended with an error");
             let parts = self.answer.failure(&error);
@@ -163,6 +165,10 @@ impl Delivery {
         self.next_turn = prompt + 1;
         let index = prompt * self.admitted.num_choices + piece.index;
         Ok(Some(ChoiceDelta { index, ..piece }))
+    }
+
+    fn fail(&mut self, error: &ApiError) {
+        self.admitted.prompts.iter_mut().for_each(|prompt| prompt.fail(error));
     }
 
     /// So far; what was settled, once all choices are over.

@@ -60,6 +60,13 @@ impl LivePrompt {
         }
     }
 
+    /// See [`RunningPrompt::fail`]. Nothing falls with an upstream's answer.
+    pub(crate) fn fail(&mut self, error: &ApiError) {
+        if let Self::Engine(prompt) = self {
+            prompt.fail(error);
+        }
+    }
+
     /// So far, then what was settled. Never falls while the prompt runs.
     pub(crate) fn usage(&self) -> Usage {
         match self {

@@ -11,6 +11,7 @@ mod batch_runner;
 mod body;
 mod causes;
 mod choice;
+mod comparable;
 mod compare;
 mod compared;
 mod compress;

@@ -110,7 +110,7 @@ impl RunningPrompt {
                     FinishReason::Length => AnswerEnd::Length,
                     FinishReason::Stop => AnswerEnd::Stop,
                     FinishReason::Aborted => {
-                        self.settle();
+                        self.end_failed();
                         return Err(ApiError::new(ErrorKind::Draining, "The server ended this request."));
                     }
                 };
@@ -118,15 +118,15 @@ impl RunningPrompt {
                 Ok(())
             }
             Some(Event::Failed { error, .. }) => {
-                self.settle();
+                self.end_failed();
                 Err(error.into())
             }
             None if self.generation.as_ref().is_some_and(Generation::is_unwritten) => {
-                self.settle();
+                self.end_failed();
                 Err(JournalUnavailable.into())
             }
             None => {
-                self.settle();
+                self.end_failed();
                 Err(ApiError::new(ErrorKind::EngineFailed, "The engine that ran this request has stopped."))
             }
         }
@@ -178,6 +178,22 @@ impl RunningPrompt {
     pub(crate) fn ran_beside(&mut self, read: Usage) {
         if let Some(generation) = &mut self.generation {
             generation.ran_beside(read);
+        }
+    }
+
+    /// The answer that this is a part of ends with `error`. Parts that stand or fall together are free where the server fails.
+    pub(crate) fn fail(&mut self, error: &ApiError) {
+        if let (SettleAt::Told, Some(generation)) = (self.settle_at, &mut self.generation)
+            && error.is_our_fault()
+        {
+            generation.make_free();
+        }
+    }
+
+    /// What others fall with is settled once they know of it.
+    fn end_failed(&mut self) {
+        if self.settle_at == SettleAt::LastToken {
+            self.settle();
         }
     }
 

@@ -52,7 +52,10 @@ impl Comparing {
         reservations: [Reservation; 2],
     ) -> Result<Self, Box<NotCompared>> {
         match submit(lane, replicas, text) {
-            Ok((reply, in_flight)) => Ok(Self { reply, reservations, _in_flight: in_flight, is_free: false }),
+            Ok((reply, in_flight)) => {
+                let reservations = reservations.map(Reservation::here);
+                Ok(Self { reply, reservations, _in_flight: in_flight, is_free: false })
+            }
             Err(error) => Err(Box::new(NotCompared { error, reservations })),
         }
     }
@@ -66,11 +69,23 @@ impl Comparing {
         compared
     }
 
+    /// It is a part of what the server failed at: nobody pays for it.
+    pub fn make_free(&mut self) {
+        self.is_free = true;
+        self.reservations.iter_mut().for_each(|reservation| reservation.end(EntryEnd::Failed));
+    }
+
     /// Ends it; returns what each of the two models is billed for, which from now on does not change.
     pub fn close(&self) -> Usage {
         let used = self.reply.close();
         if self.is_free { Usage::default() } else { used }
     }
+}
+
+/// Tokens of the longest text that the models of two replicas can be compared on. Errors when there is none.
+pub fn longest_text(lane: &ComparisonHandle, replicas: [&Arc<Replica>; 2]) -> Result<usize, SubmitError> {
+    let lent = |replica: &Replica| replica.shared_model().ok_or(SubmitError::Closed);
+    Ok(lane.longest_text(&lent(replicas[0])?, &lent(replicas[1])?)?)
 }
 
 impl Drop for Comparing {

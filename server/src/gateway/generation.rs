@@ -156,6 +156,12 @@ impl Generation {
         self.beside.measured_ns = self.beside.measured_ns.saturating_add(read.measured_ns);
     }
 
+    /// It is a part of what the server failed at: nobody pays for it.
+    pub fn make_free(&mut self) {
+        self.is_free = true;
+        self.reservation.end(EntryEnd::Failed);
+    }
+
     /// Ends the request wherever it is, and settles what was used.
     pub fn close(self) -> Usage {
         self.stop()

@@ -157,6 +157,27 @@ fn checkpoints_appear_and_fail_and_are_mended_while_the_server_runs() {
 }
 
 #[test]
+fn models_that_have_no_room_together_are_not_compared_and_not_waited_for() {
+    let state = State::new();
+    ["a", "b"].iter().zip(1..).for_each(|(name, index)| {
+        write_checkpoint(&state.path().join("runs").join(name), index);
+    });
+    // Longer than anybody who runs this waits.
+    let served = serve(
+        &state,
+        &["--model", "demo", "--model-memory", "900KiB"],
+        "longest_load = \"1h\"\nkv_cache = \"256KiB\"\n",
+    );
+    assert_eq!(ask(&served, "a", 0).status, 200, "one has room");
+    let side_by_side = json!({"models": ["a", "b"], "prompt": [3, 5, 7], "max_tokens": 2});
+    let scored = json!({"model": "a", "prompt": [3, 5, 7], "max_tokens": 0, "prompt_scores_against": "b"});
+    for (route, body) in [("/v1/compare", side_by_side), ("/v1/completions", scored)] {
+        let why = request(&served.address, "POST", route, &body).refusal();
+        assert!(why.contains("together") && why.contains("--model-memory"), "{why}");
+    }
+}
+
+#[test]
 fn models_are_loaded_unloaded_and_pinned_by_hand() {
     let state = State::new();
     ["a", "b"].iter().zip(1..).for_each(|(name, index)| {

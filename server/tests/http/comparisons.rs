@@ -1,9 +1,12 @@
 //! `prompt_scores_against`: a prompt that two models score.
 
+use std::sync::Arc;
+
 use crate::common::client::Reply;
 use crate::common::model::Gate;
 use crate::common::{LONGEST_COMPARED, MODEL, Options, Rival, Server, Vocabulary, limit, until};
 use passerelle::gateway::Limit;
+use passerelle::gateway::tariff::{Price, Tariff};
 use serde_json::{Value, json};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -111,6 +114,26 @@ async fn what_cannot_be_compared_is_refused_by_name_and_costs_nothing() {
     }
     let totals = server.state.ledger().totals();
     assert_eq!((totals.open, totals.prompt_tokens), (0, 0));
+}
+
+#[tokio::test]
+async fn nobody_pays_for_a_list_that_the_server_fails() {
+    let server = Server::with(with_rivals()).await;
+    let client = server.client();
+    let failed = client.post(COMPLETIONS, &comparison(json!(["this one is fine", "break: it"]))).await;
+    assert_eq!((failed.status, failed.error_code()), (500, "engine_failed".to_owned()));
+    let totals = server.state.ledger().totals();
+    assert_eq!((totals.open, totals.settled, totals.prompt_tokens), (0, 4, 0));
+}
+
+#[tokio::test]
+async fn what_is_billed_for_a_comparison_is_billed_for_this_hour() {
+    let prices = [MODEL, RIVAL].map(|model| (model.to_owned(), Price::flat(1_000_000, 0, 0)));
+    let server = Server::with(Options { tariff: Arc::new(Tariff::new("1", prices)), ..with_rivals() }).await;
+    assert_eq!(server.client().post(COMPLETIONS, &comparison("0123456789")).await.status, 200);
+    let hours = server.state.metrics().hours().rows();
+    let billed: f64 = hours.iter().map(|hour| hour.billed).sum();
+    assert!((billed - 0.02).abs() < 1e-9, "a millisecond for each token of each model: {billed}");
 }
 
 #[tokio::test]

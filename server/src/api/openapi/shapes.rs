@@ -106,7 +106,7 @@ const OWN: &[(&str, &str, &str)] = &[
     ("chat", "max_tokens", r#"{"type": "integer", "minimum": 1, "maximum": 4294967295}"#),
     ("completions", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "16 if absent; 0 only where the prompt is asked about"}"#),
     ("compare", "prompt", r#"{"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}], "description": "either this or `messages`", "examples": ["a", [1]]}"#),
-    ("compare", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "64 if absent"}"#),
+    ("compare", "max_tokens", r#"{"type": "integer", "minimum": 0, "maximum": 4294967295, "description": "64 if absent, or what fits if that is less"}"#),
     ("completions", "logprobs", r#"{"type": "integer", "minimum": 0, "maximum": 20}"#),
     ("tokenize", "prompt", STRING),
     ("embeddings", "input", TEXTS),

@@ -51,7 +51,6 @@ pub(crate) const COMPARE_FIELDS: &[Field] = &[
 
 /// Two are needed to differ.
 const LEAST_MODELS: usize = 2;
-const DEFAULT_MAX_TOKENS: u32 = 64;
 
 /// A checked request. Its `model` is the first of `models`.
 #[derive(Debug)]
@@ -67,8 +66,7 @@ pub(crate) fn read_compare(body: Value, mut reader: Reader, bounds: &RequestBoun
     let mut fields = reader.open(body, "", &[COMPARE_FIELDS])?;
     let models = read_models(required(fields.array("models")?, "models")?, bounds)?;
     let prompt = read_prompt(&mut fields, &mut reader, bounds)?;
-    let mut sampling = Sampling::read(&mut fields, bounds)?;
-    sampling.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+    let sampling = Sampling::read(&mut fields, bounds)?;
     check_min_tokens(&sampling)?;
     let stream = fields.boolean("stream")?.unwrap_or(false).then(StreamOptions::default);
     read_annotations(&mut fields)?;

@@ -18,6 +18,7 @@
 mod plan;
 mod rate;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +51,14 @@ pub enum Asked {
     Coming(Waiting),
     /// It cannot be loaded, and why.
     Failed(Arc<str>),
+}
+
+/// Models that whoever needs all of them would wait for in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the models take {bytes} bytes together, and all models have {limit_bytes} (--model-memory)")]
+pub struct NotTogether {
+    pub bytes: u64,
+    pub limit_bytes: u64,
 }
 
 /// A model that stays as long as this does.
@@ -165,6 +174,17 @@ impl Shelf {
 
     pub fn memory(&self) -> ShelfMemory {
         self.open().memory()
+    }
+
+    /// Errors if they could never be in memory at once. What does not lie here takes nothing.
+    pub fn check_together(&self, models: &BTreeSet<&str>) -> Result<(), NotTogether> {
+        let (plan, now) = (self.open(), self.shared.clock.now());
+        let bytes = models
+            .iter()
+            .filter_map(|model| plan.row(model, now))
+            .fold(0_u64, |sum, row| sum.saturating_add(row.bytes));
+        let limit_bytes = plan.memory().limit_bytes;
+        if bytes > limit_bytes { Err(NotTogether { bytes, limit_bytes }) } else { Ok(()) }
     }
 
     /// No order follows.

@@ -71,6 +71,18 @@ fn the_idle_model_that_was_used_longest_ago_makes_room() {
 }
 
 #[test]
+fn models_that_have_no_room_together_are_known_before_anybody_waits_for_them() {
+    let (shelf, _) = shelf(20, &[("a", 10), ("b", 10), ("c", 11)]);
+    let together = |models: &[&str]| shelf.check_together(&models.iter().copied().collect());
+    assert_eq!(together(&["a", "b"]), Ok(()));
+    assert_eq!(together(&["c", "c", "elsewhere"]), Ok(()));
+    let refused = Err(NotTogether { bytes: 21, limit_bytes: 20 });
+    assert_eq!(together(&["a", "c"]), refused);
+    let _in_use = bring(&shelf, "a");
+    assert_eq!(together(&["c", "a"]), refused, "also when one of them is there");
+}
+
+#[test]
 fn a_model_that_is_used_or_pinned_is_never_evicted() {
     let (shelf, _) = shelf(20, &[("a", 10), ("b", 10), ("c", 10)]);
     let in_use = bring(&shelf, "a");

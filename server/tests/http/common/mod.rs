@@ -26,7 +26,7 @@ use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::quota::Percent;
 use passerelle::gateway::replica::ReplicaId;
-use passerelle::gateway::tariff::Hours;
+use passerelle::gateway::tariff::{Hours, Tariff};
 use passerelle::gateway::{
     Account, AccountPath, Administration, Authenticator, DataDir, Directory, Ledger, LedgerParts, Limit, Load, Quota,
     Replica, ReplicaDoor, Router, SubmitError,
@@ -74,6 +74,7 @@ pub(crate) struct Options {
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) batches: BatchBounds,
     pub(crate) seen: Seen,
+    pub(crate) tariff: Arc<Tariff>,
     /// Of grants.
     pub(crate) overrun: Percent,
     /// `None`: the formats that the template shows.
@@ -92,6 +93,8 @@ pub(crate) enum Vocabulary {
     Same,
     /// As large, with a token of another name.
     Other,
+    /// The same, with longer rows of logits.
+    Padded,
 }
 
 /// What the engine was asked, in its order. Clones see the same.
@@ -159,6 +162,7 @@ impl Default for Options {
             data_dir: None,
             batches: BatchBounds::default(),
             seen: Seen::default(),
+            tariff: Arc::new(Tariff::free()),
             overrun: Percent::NONE,
             answers: None,
         }
@@ -273,10 +277,11 @@ pub(crate) struct Owners {
 impl Owners {
     fn spawn(options: &Options, clock: &Arc<dyn Clock>, metrics: &Metrics) -> Self {
         let turns = StepTurns::new();
-        let engine = |(name, salt): (&str, u64)| {
+        let engine = |((name, vocabulary), salt): ((&str, Vocabulary), u64)| {
+            let padding = usize::from(vocabulary == Vocabulary::Padded);
             let parts = EngineParts {
                 name: name.to_owned(),
-                model: Box::new(TestModel::new(options.gate.clone()).with_salt(salt)),
+                model: Box::new(TestModel::new(options.gate.clone()).with_salt(salt).with_width(text::VOCAB + padding)),
                 config: options.engine.clone(),
                 turns: turns.clone(),
                 clock: Arc::clone(clock),
@@ -284,8 +289,9 @@ impl Owners {
             };
             Engine::spawn(parts).unwrap()
         };
-        let names = [MODEL].into_iter().chain(options.rivals.iter().map(|rival| rival.name));
-        let engines = names.zip(0..).map(engine).collect();
+        let rivals = options.rivals.iter().map(|rival| (rival.name, rival.vocabulary));
+        let models = [(MODEL, Vocabulary::Same)].into_iter().chain(rivals);
+        let engines = models.zip(0..).map(engine).collect();
         let (turns, clock, observer) = (turns.clone(), Arc::clone(clock), Arc::clone(metrics.hours()) as _);
         let config = ComparisonConfig { max_text_tokens: LONGEST_COMPARED, ..ComparisonConfig::default() };
         let comparisons = ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer }).unwrap();
@@ -330,7 +336,12 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Owners) {
         authenticator,
         administration,
         reloader: None,
-        ledger: Ledger::new(LedgerParts { overrun: options.overrun, ..LedgerParts::without_past(Arc::clone(&clock)) }),
+        ledger: Ledger::new(LedgerParts {
+            overrun: options.overrun,
+            tariff: Arc::clone(&options.tariff),
+            hours: Some(Arc::clone(metrics.hours())),
+            ..LedgerParts::without_past(Arc::clone(&clock))
+        }),
         serving: Serving::new(Router::new(replicas, Arc::clone(&clock), 7), [])
             .with_owners(options.owner.clone().map(|owner| (MODEL.to_owned(), owner))),
         comparisons: owners.comparisons.handle(),
@@ -366,7 +377,7 @@ fn administered(folder: &Path, clock: &Arc<dyn Clock>) -> (KeyRing, Administrati
 fn served_models(options: &Options) -> Vec<ServedModel> {
     let rivals = options.rivals.iter().map(|rival| {
         let text = match rival.vocabulary {
-            Vocabulary::Same => text::text_model(),
+            Vocabulary::Same | Vocabulary::Padded => text::text_model(),
             Vocabulary::Other => text::text_model_with("<|other|>"),
         };
         serve_as(rival.name, text, options)

@@ -1,5 +1,6 @@
 //! A model that says what it is told to. A prompt that holds `say:TEXT` is answered with TEXT and then the end token;
-//! any other prompt is answered with letters that depend on every token before them, and never ends by itself.
+//! any other prompt is answered with letters that depend on every token before them, and never ends by itself. What holds
+//! `break:` can be answered and not be scored.
 //!
 //! It keeps tokens by slot and reads them back through the block tables, so that a wrong block is a wrong answer. Caches of
 //! one size are one to it.
@@ -14,6 +15,8 @@ use super::text::{END, START, VOCAB};
 
 const BLOCK_SIZE: usize = 16;
 const ORDER: &[u8] = b"say:";
+/// Scored, it breaks the step. Answered, it is a text like others.
+const UNSCORABLE: &[u8] = b"break:";
 const ASSISTANT: &[u8] = b"assistant\n";
 
 /// Holds the model's steps back until a test lets them run. Clones are one gate.
@@ -26,6 +29,8 @@ pub(crate) struct TestModel {
     gate: Gate,
     /// Models of different salts say the same, with another background.
     salt: u64,
+    /// Numbers of a row of logits.
+    width: usize,
     /// Of each cache, by its size.
     slots: Mutex<BTreeMap<usize, Vec<TokenId>>>,
 }
@@ -52,11 +57,25 @@ impl Gate {
 
 impl TestModel {
     pub(crate) fn new(gate: Gate) -> Self {
-        Self { gate, salt: 0, slots: Mutex::default() }
+        Self { gate, salt: 0, width: VOCAB, slots: Mutex::default() }
     }
 
     pub(crate) fn with_salt(self, salt: u64) -> Self {
         Self { salt, ..self }
+    }
+
+    /// Rows are padded with tokens that nothing is spelt with.
+    pub(crate) fn with_width(self, width: usize) -> Self {
+        Self { width, ..self }
+    }
+
+    /// A peak at the next token, over a background that depends on the history too.
+    fn logits(&self, history: &[TokenId]) -> Vec<f32> {
+        let seed = history.iter().fold(0x9e37_79b9_u64, |hash, token| mix(hash ^ u64::from(*token)));
+        let noise = |id: usize| (mix(seed ^ id as u64 ^ self.salt << 32) % 1000) as f32 / 500.0;
+        let mut row: Vec<f32> = (0..self.width).map(noise).collect();
+        row[next_token(history, seed) as usize] = 8.0;
+        row
     }
 
     fn slots(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<TokenId>>> {
@@ -84,7 +103,7 @@ fn history(slots: &[TokenId], input: &ModelInput, row: usize) -> Vec<TokenId> {
 
 impl CausalLm for TestModel {
     fn vocab_size(&self) -> usize {
-        VOCAB
+        self.width
     }
 
     fn input_vocab_size(&self) -> usize {
@@ -117,22 +136,17 @@ impl CausalLm for TestModel {
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         self.gate.pass();
+        let is_scored = input.rows_to_sample().len() >= input.query_start().len();
+        if is_scored && find(input.tokens(), UNSCORABLE).is_some() {
+            return Err(ModelError::Input("the test breaks this step".to_owned()));
+        }
         let mut slots = self.slots();
         let slots = slots.entry(cache.num_blocks()).or_default();
         write(slots, input);
-        let rows = input.rows_to_sample().iter().flat_map(|row| logits(&history(slots, input, *row), self.salt));
+        let rows = input.rows_to_sample().iter().flat_map(|row| self.logits(&history(slots, input, *row)));
         let values = rows.collect();
-        Ok(Logits::new(VOCAB, values))
+        Ok(Logits::new(self.width, values))
     }
-}
-
-/// A peak at the next token, over a background that depends on the history too.
-fn logits(history: &[TokenId], salt: u64) -> Vec<f32> {
-    let seed = history.iter().fold(0x9e37_79b9_u64, |hash, token| mix(hash ^ u64::from(*token)));
-    let noise = |id: usize| (mix(seed ^ id as u64 ^ salt << 32) % 1000) as f32 / 500.0;
-    let mut row: Vec<f32> = (0..VOCAB).map(noise).collect();
-    row[next_token(history, seed) as usize] = 8.0;
-    row
 }
 
 fn next_token(history: &[TokenId], seed: u64) -> TokenId {

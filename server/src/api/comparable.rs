@@ -1,0 +1,77 @@
+//! What must be so before models are compared. All of it is known before anything is reserved, so that nobody pays for answers
+//! that cannot be compared then.
+
+use passerelle_models::TokenId;
+
+use super::errors::{ApiError, ErrorKind};
+use super::fields::invalid;
+use super::generate::saturating_u32;
+use super::lease::Lease;
+use super::prepare::Prepared;
+use super::state::{AppState, Serving};
+use crate::gateway::comparing;
+use crate::gateway::{Caller, SubmitError};
+
+/// Of each model, where the request does not say.
+const DEFAULT_ANSWER_TOKENS: u32 = 64;
+
+/// Whoever waits for one model holds those that it has already, so models that have no room together are not waited for.
+pub(crate) fn check_room<'a>(
+    state: &AppState,
+    caller: &Caller,
+    models: impl IntoIterator<Item = &'a str>,
+) -> Result<(), ApiError> {
+    let Some(shelf) = state.shelf() else { return Ok(()) };
+    // Of those that the caller may not see, nothing is told.
+    let seen = models.into_iter().filter(|model| state.sees(caller, model)).collect();
+    Ok(shelf.check_together(&seen)?)
+}
+
+/// Distributions compare token by token only where a token is the same for both. Returns the prompt.
+pub(crate) fn check_one_vocabulary(models: &[Lease], prepared: &[Prepared]) -> Result<Vec<TokenId>, ApiError> {
+    let tokens = |of: usize| prepared[of].prompts.first().map(|prompt| prompt.tokens.as_slice()).unwrap_or_default();
+    for other in 1..models.len() {
+        if models[other].input_vocab_size != models[0].input_vocab_size || tokens(other) != tokens(0) {
+            let why = "this model and the first one do not read the prompt as the same tokens";
+            return Err(invalid(&format!("models[{other}]"), why));
+        }
+    }
+    Ok(tokens(0).to_vec())
+}
+
+/// Tokens of the longest text that each model can write and the lane will compare. Errors name a model for which there is none.
+pub(crate) fn longest_text(state: &AppState, serving: &Serving, models: &[Lease]) -> Result<usize, ApiError> {
+    let engine_of = |model: &Lease| serving.router.engine_of(&model.name);
+    let first = engine_of(&models[0])?;
+    let mut longest = models[0].max_model_len;
+    for (other, model) in models.iter().enumerate().skip(1) {
+        let of_both = comparing::longest_text(state.comparisons(), [&first, &engine_of(model)?]);
+        let of_both = of_both.map_err(|error| match error {
+            SubmitError::Refused { .. } => ApiError::from(error).param(format!("models[{other}]")),
+            error => error.into(),
+        });
+        longest = longest.min(model.max_model_len).min(of_both?);
+    }
+    Ok(longest)
+}
+
+/// How many tokens each model may answer, so that prompt and answer can be compared: what was asked for if that fits, else an
+/// error with both numbers. Without an ask, the default or what fits.
+pub(crate) fn room_beside(longest: usize, prompt_tokens: usize, asked: Option<u32>) -> Result<u32, ApiError> {
+    let room = longest.checked_sub(prompt_tokens).map(saturating_u32);
+    match (room, asked) {
+        (Some(room), Some(asked)) if asked <= room => Ok(asked),
+        (Some(room @ 1..), None) => Ok(room.min(DEFAULT_ANSWER_TOKENS)),
+        _ => Err(too_long_to_compare(longest, prompt_tokens, asked.unwrap_or(1))),
+    }
+}
+
+fn too_long_to_compare(longest: usize, prompt_tokens: usize, asked: u32) -> ApiError {
+    let message = format!(
+        "These models can be compared on a text of {longest} tokens, and you asked for {}: {prompt_tokens} in the prompt and \
+         {asked} for the answer. Shorten the prompt or lower `max_tokens`.",
+        prompt_tokens.saturating_add(asked as usize),
+    );
+    let param = if prompt_tokens < longest { "max_tokens" } else { "prompt" };
+    ApiError::new(ErrorKind::ContextLengthExceeded, message).param(param)
+}
