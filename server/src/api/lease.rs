@@ -61,9 +61,8 @@ fn in_memory(state: &AppState, model: &str, in_use: InUse) -> Result<Lease, ApiE
 
 /// For the next change, unless what is left of the patience is spent before, or will be.
 async fn wait(place: &mut Waiting, (model, left): (&str, Duration)) -> Result<(), ApiError> {
-    let expected = place.expected();
-    if left.is_zero() || expected > left || timeout(left, place.changed()).await.is_err() {
-        return Err(model_loading(model, expected));
+    if left.is_zero() || place.expected() > left || timeout(left, place.changed()).await.is_err() {
+        return Err(model_loading(model, place.come_back()));
     }
     Ok(())
 }

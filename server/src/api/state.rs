@@ -211,6 +211,11 @@ impl Serving {
         self
     }
 
+    /// Of models elsewhere, and of aliases: no checkpoint of a folder is served under them.
+    pub fn names_elsewhere(&self) -> impl Iterator<Item = &str> {
+        self.remote.keys().chain(self.aliases.keys()).map(String::as_str)
+    }
+
     pub(crate) fn alias(&self, name: &str) -> Option<&Alias> {
         self.aliases.get(name)
     }

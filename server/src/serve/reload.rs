@@ -100,7 +100,8 @@ impl Reloading {
         let mut reloaded = compare(&self.config, &new, ring.is_some());
         let config = in_force(&self.config, new, ring.is_some());
         let here = models_here(&self.staying, self.shelf.as_ref());
-        let (settings, remote) = upstreams::prepare(&config, &here)?.split();
+        // What is elsewhere from now on is not taken from the folder any more.
+        let (settings, remote) = upstreams::prepare(&config, &self.staying)?.split();
         self.require_prices(&config, &remote)?;
         let (fixed, limits) = (door::fixed_keys(&config)?, door::default_limits(&config)?);
         reloaded.note(self.upstreams.have_other_keys(&settings), "upstreams.key_file");

@@ -69,19 +69,18 @@ struct HandsParts {
 }
 
 impl NewShelf {
-    /// `None` without a folder. `taken`: names of models that stay. Errors when a key that is trusted cannot be read.
+    /// `None` without a folder. `staying`: names of models that stay. Errors when a key that is trusted cannot be read.
     pub(super) fn open(
         config: &Config,
         (workshop, clock): (Workshop, &Arc<dyn Clock>),
         (pricing, tariff): (Pricing, &Arc<Tariff>),
-        taken: &[String],
+        staying: &[String],
     ) -> Result<Option<Self>> {
         let Some(folder) = config.server.models_dir.clone() else { return Ok(None) };
         let inspector = Inspector::new(config)?;
         let memory = config.shelf.memory.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
         let shelf = Shelf::new(memory.0, Arc::clone(clock));
         let (pricing, catalogue) = (Arc::new(pricing), Catalogue::default());
-        let aliases = config.aliases.keys().cloned();
         let mut looker = Looker {
             folder,
             engine: config.engine.clone(),
@@ -89,7 +88,7 @@ impl NewShelf {
             inspector: inspector.clone(),
             kv_cache: config.shelf.kv_cache,
             max_models: config.shelf.max_models,
-            taken: taken.iter().cloned().chain(aliases).collect(),
+            staying: staying.iter().cloned().collect(),
             partition: workshop.partition(),
             pricing: Arc::clone(&pricing),
             tariff: Arc::clone(tariff),
@@ -98,7 +97,8 @@ impl NewShelf {
             seen: BTreeMap::new(),
             told: BTreeSet::new(),
         };
-        looker.look();
+        let upstreams = config.upstreams.iter().map(|upstream| upstream.model.as_str());
+        looker.look(&config.aliases.keys().map(String::as_str).chain(upstreams).collect());
         tracing::info!(models = shelf.rows().len(), %memory, "models of the folder come when they are asked for");
         let hashes = KeptHashes::open(&config.server.data_dir);
         let (hub, kv_cache) = (config.hub.clone(), config.shelf.kv_cache);
@@ -112,14 +112,14 @@ impl NewShelf {
         let resident = Arc::new(Mutex::new(Residents::new()));
         let mut hands = Hands {
             shelf: shelf.clone(),
-            state,
+            state: state.clone(),
             resident: Arc::clone(&resident),
             next_id: FIRST_REPLICA,
             parts: hands,
         };
         let (stop, stopped) = sync_channel(0);
         spawn("models", move || hands.obey())?;
-        spawn("models folder", move || looker.look_every(look_interval, &stopped))?;
+        spawn("models folder", move || looker.look_every((look_interval, &stopped), &state))?;
         Ok(ShelfKeeper { shelf, resident, _stop_looking: stop })
     }
 }
@@ -215,7 +215,8 @@ struct Looker {
     inspector: Inspector,
     kv_cache: ByteSize,
     max_models: usize,
-    taken: BTreeSet<String>,
+    /// Names of models that stay.
+    staying: BTreeSet<String>,
     partition: &'static str,
     pricing: Arc<Pricing>,
     tariff: Arc<Tariff>,
@@ -228,15 +229,17 @@ struct Looker {
 
 impl Looker {
     /// Until the other end of `stopped` is dropped.
-    fn look_every(&mut self, interval: Duration, stopped: &Receiver<()>) {
+    fn look_every(&mut self, (interval, stopped): (Duration, &Receiver<()>), state: &AppState) {
         while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(interval) {
-            self.look();
+            // Another configuration may be in force.
+            self.look(&state.serving().names_elsewhere().collect());
         }
     }
 
-    fn look(&mut self) {
+    /// `elsewhere`: names of upstreams' models and of aliases.
+    fn look(&mut self, elsewhere: &BTreeSet<&str>) {
         match folder::look(&self.folder) {
-            Ok(found) => self.compare(found),
+            Ok(found) => self.compare(found, elsewhere),
             Err(error) => self.complain(&error),
         }
     }
@@ -246,8 +249,8 @@ impl Looker {
         self.warn_once(format!("server.models_dir: cannot read {}: {error}", self.folder.display()));
     }
 
-    fn compare(&mut self, mut found: Vec<Found>) {
-        found.retain(|found| self.is_wanted(&found.name));
+    fn compare(&mut self, mut found: Vec<Found>, elsewhere: &BTreeSet<&str>) {
+        found.retain(|found| self.is_wanted(&found.name, elsewhere));
         if found.len() > self.max_models {
             let (most, there) = (self.max_models, found.len());
             self.warn_once(format!("server.models_dir: of {there} checkpoints {most} are served (shelf.max_models)"));
@@ -275,10 +278,10 @@ impl Looker {
         }
     }
 
-    fn is_wanted(&mut self, name: &str) -> bool {
+    fn is_wanted(&mut self, name: &str, elsewhere: &BTreeSet<&str>) -> bool {
         let problem = if !fits_as_checkpoint(name) {
             "is not a name that requests could use: letters, digits and - _ . : / alone"
-        } else if self.taken.contains(name) {
+        } else if self.staying.contains(name) || elsewhere.contains(name) {
             "is the name of another model or of an alias"
         } else {
             return true;

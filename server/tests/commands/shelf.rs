@@ -243,3 +243,35 @@ fn what_a_killed_server_had_open_is_billed_though_its_model_is_not_loaded_again(
     let of_model = sums.as_array().and_then(|sums| sums.iter().find(|sum| sum["model"] == "a")).expect("it was used");
     assert!(of_model["billed_gpu_us"].as_u64() > Some(0), "{sums}");
 }
+
+#[test]
+fn a_request_that_is_told_to_come_back_finds_its_model_in_the_place_of_an_idle_one() {
+    let state = State::new();
+    ["a", "b"].iter().zip(1..).for_each(|(name, index)| {
+        write_checkpoint(&state.path().join("runs").join(name), index);
+    });
+    let served = serve(&state, &["--model-memory", "900KiB"], "longest_load = \"1ms\"\nkv_cache = \"256KiB\"\n");
+    run(&state, &["model", "load", "a"]).expect("there is room");
+    assert_eq!(ask(&served, "b", 0).status, 503, "it takes longer than a millisecond");
+    until(&state, "b", "ready");
+    assert_eq!(ask(&served, "b", 0).status, 200);
+}
+
+#[test]
+fn a_name_of_an_upstream_or_of_an_alias_is_taken_also_after_a_reload() {
+    let state = State::new();
+    let runs = state.path().join("runs");
+    ["early", "good"].iter().for_each(|name| write_checkpoint(&runs.join(name), 1));
+    let upstream = |model: &str| format!("[[upstreams]]\nmodel = \"{model}\"\nurl = \"http://127.0.0.1:9\"\n");
+    let _served = serve(&state, &[], &format!("{PATIENT}{}", upstream("early")));
+    let lies_here = |name: &str| row(&state, name)["comes_and_goes"] == true;
+    assert_eq!(["early", "good"].map(lies_here), [false, true]);
+    let changed = format!("{SHELF}{PATIENT}{}[aliases]\nlater = {{ good = 1 }}\n", upstream("elsewhere"));
+    fs::write(state.path().join("config.toml"), changed).expect("the folder is writable");
+    run(&state, &["reload"]).expect("it is valid");
+    ["elsewhere", "later", "seen"].iter().for_each(|name| write_checkpoint(&runs.join(name), 2));
+    // Names are looked at in their order, and all of them at each look.
+    until(&state, "seen", "available");
+    until(&state, "early", "available");
+    assert_eq!(["elsewhere", "later", "seen", "early"].map(lies_here), [false, false, true, true]);
+}

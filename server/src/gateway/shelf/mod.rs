@@ -69,7 +69,8 @@ pub struct InUse {
     model: String,
 }
 
-/// A place in the line. When nobody waits any more for a model that has no room yet, it leaves the line.
+/// A place in the line. When nobody waits any more for a model that has no room yet, nor was told to come back, it leaves the
+/// line.
 #[derive(Debug)]
 #[must_use = "the place is given up when this is dropped"]
 pub struct Waiting {
@@ -135,15 +136,21 @@ impl Shelf {
             if plan.is_closed() {
                 return None;
             }
-            if let Some(order) = plan.next_order(self.shared.clock.now()) {
+            let now = self.shared.clock.now();
+            if let Some(order) = self.tell(&mut plan, |plan| plan.next_order(now)) {
                 return Some(order);
             }
-            plan = self.shared.ordered.wait(plan).unwrap_or_else(PoisonError::into_inner);
+            plan = match plan.next_turn(now) {
+                Some(turn) => {
+                    self.shared.ordered.wait_timeout(plan, turn - now).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.shared.ordered.wait(plan).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 
     /// What a model that was ordered really takes, before it is used. [`TooLarge`]: more than was reserved, and there is no
-    /// more; it must be let go.
+    /// more; it must be let go, and comes when there is, if all memory is enough.
     pub fn weighed(&self, model: &str, bytes: u64) -> Result<(), TooLarge> {
         self.change(|plan, now| plan.weighed(model, bytes, now))
     }
@@ -192,11 +199,15 @@ impl Shelf {
         self.change(|plan, _| plan.close());
     }
 
-    /// Those who wait are told only of what they wait for: they ask again, and would wake each other for ever.
     fn change<T>(&self, change: impl FnOnce(&mut Plan, Duration) -> T) -> T {
         let mut plan = self.open();
+        self.tell(&mut plan, |plan| change(plan, self.shared.clock.now()))
+    }
+
+    /// Those who wait are told only of what they wait for: they ask again, and would wake each other for ever.
+    fn tell<T>(&self, plan: &mut Plan, change: impl FnOnce(&mut Plan) -> T) -> T {
         let before = plan.version();
-        let changed = change(&mut plan, self.shared.clock.now());
+        let changed = change(plan);
         if plan.version() != before {
             self.shared.ordered.notify_one();
             self.shared.changed.send_replace(());
@@ -214,6 +225,11 @@ impl Waiting {
     /// How long it takes from now on, by what loads took so far.
     pub fn expected(&self) -> Duration {
         self.shelf.open().expected(&self.model, self.shelf.shared.clock.now())
+    }
+
+    /// Whoever waits is told to come back after so long. The model stays in its line until then, though this is dropped.
+    pub fn come_back(&self) -> Duration {
+        self.shelf.change(|plan, now| plan.promise(&self.model, now))
     }
 
     /// Something changed since this place was taken, or since the last call: ask again. Cancel-safe.

@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::rate::LoadRate;
 pub use shown::{ShelfMemory, ShelfRow, ShelfState};
 
-/// A model that was loaded and that nobody has used yet stays so long: whoever was told to come back finds it.
+/// A model that was loaded and that nobody has used yet stays so long: whoever was told to come back finds it. So much later
+/// than told may somebody come back to the line, too.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// What lies on the disk, or why it cannot be loaded.
@@ -87,7 +88,11 @@ struct Entry {
     is_pinned: bool,
     /// No longer on the disk.
     is_gone: bool,
+    /// What is offered changed since its load began: how that ends says nothing of it.
+    is_renewed: bool,
     waiting: usize,
+    /// Until when somebody who was told to come back is waited for. Ends with the load.
+    wanted_until: Option<Duration>,
     last_used: u64,
     created: u64,
 }
@@ -162,16 +167,26 @@ impl Plan {
     pub(super) fn give_up(&mut self, model: &str, now: Duration) {
         let Some(entry) = self.entries.get_mut(model) else { return };
         entry.waiting = entry.waiting.saturating_sub(1);
-        if entry.waiting == 0 {
+        if !entry.is_wanted(now) {
             self.line.retain(|waiting| waiting != model);
         }
         self.advance(now);
     }
 
+    /// Somebody is told to come back, and when: the model stays in the line until then.
+    pub(super) fn promise(&mut self, model: &str, now: Duration) -> Duration {
+        let expected = self.expected(model, now);
+        if let Some(entry) = self.entries.get_mut(model) {
+            let until = now.saturating_add(expected).saturating_add(GRACE);
+            entry.wanted_until = entry.wanted_until.max(Some(until));
+        }
+        expected
+    }
+
     pub(super) fn offer(&mut self, model: &str, offer: Offer, created: u64) {
         let offer = offer.map_err(Arc::from).and_then(|size| self.require_fit(size));
         let entry = self.entries.entry(model.to_owned()).or_insert_with(|| Entry::new(created));
-        (entry.offer, entry.failure, entry.is_gone) = (offer, None, false);
+        (entry.offer, entry.failure, entry.is_gone, entry.is_renewed) = (offer, None, false, true);
         self.version += 1;
     }
 
@@ -232,17 +247,30 @@ impl Plan {
 
     /// The load of an order begins when it is handed out.
     pub(super) fn next_order(&mut self, now: Duration) -> Option<Order> {
+        self.advance(now);
         let order = self.orders.pop_front()?;
         if let Order::Load(model) = &order {
             self.at_work = Some((model.clone(), now));
+            if let Some(entry) = self.entries.get_mut(model) {
+                entry.is_renewed = false;
+            }
         }
         Some(order)
+    }
+
+    /// When there may be an order although nothing happened until then.
+    pub(super) fn next_turn(&self, now: Duration) -> Option<Duration> {
+        let first = self.entries.get(self.line.front()?)?;
+        let promise = first.wanted_until.filter(|_| first.waiting == 0);
+        let graces = self.entries.values().filter_map(Entry::grace_end);
+        graces.chain(promise).filter(|turn| *turn > now).min()
     }
 
     pub(super) fn weighed(&mut self, model: &str, bytes: u64, now: Duration) -> Result<(), TooLarge> {
         let free = self.free_bytes();
         let Some(Entry { place: Place::Loading { held }, .. }) = self.entries.get_mut(model) else { return Ok(()) };
         if bytes > free.saturating_add(*held) {
+            self.enlarge(model, bytes);
             return Err(TooLarge { bytes });
         }
         self.held_bytes = self.held_bytes - *held + bytes;
@@ -252,13 +280,22 @@ impl Plan {
         Ok(())
     }
 
+    /// It waits for as much room as it was measured to take, if there can be so much. Newer files were not measured.
+    fn enlarge(&mut self, model: &str, bytes: u64) {
+        let Some(Entry { offer: Ok(size), is_renewed: false, .. }) = self.entries.get(model) else { return };
+        let enlarged = self.require_fit(Size { kv_cache_bytes: bytes.saturating_sub(size.weights_bytes), ..*size });
+        if let Some(entry) = self.entries.get_mut(model) {
+            (entry.offer, entry.is_renewed) = (enlarged, true);
+        }
+    }
+
     pub(super) fn loaded(&mut self, model: &str, now: Duration) {
         let began = self.at_work.take().map_or(now, |(_, began)| began);
         self.tick += 1;
         let Some(entry) = self.entries.get_mut(model) else { return };
         let Place::Loading { held } = entry.place else { return };
         entry.place = Place::Memory { held, uses: 0, unused_since: Some(now) };
-        entry.last_used = self.tick;
+        (entry.last_used, entry.wanted_until) = (self.tick, None);
         if let Ok(size) = &entry.offer {
             self.rate.measure(size.weights_bytes, now.saturating_sub(began));
         }
@@ -269,7 +306,12 @@ impl Plan {
     pub(super) fn failed(&mut self, model: &str, why: &str, now: Duration) {
         self.at_work = None;
         if let Some(entry) = self.entries.get_mut(model) {
-            entry.failure = Some(why.into());
+            if !entry.is_renewed {
+                (entry.failure, entry.wanted_until) = (Some(why.into()), None);
+            } else if entry.is_wanted(now) {
+                // Those who wait have not lost their place.
+                self.line.push_front(model.to_owned());
+            }
         }
         self.left(model, now);
     }
@@ -303,7 +345,7 @@ impl Plan {
     /// Begins what has room, and makes room for the first that has none.
     fn advance(&mut self, now: Duration) {
         while let Some(model) = self.line.front().cloned() {
-            let entry = self.entries.get(&model);
+            let entry = self.entries.get(&model).filter(|entry| entry.is_wanted(now));
             match entry.map(|entry| (entry.place, entry.loadable())) {
                 Some((Place::Disk, Some(size))) if size.total() <= self.free_bytes() => self.begin(&model, size),
                 Some((Place::Disk, Some(size))) => return self.make_room(size.total(), now),
@@ -375,7 +417,9 @@ impl Entry {
             place: Place::Disk,
             is_pinned: false,
             is_gone: false,
+            is_renewed: false,
             waiting: 0,
+            wanted_until: None,
             last_used: 0,
             created,
         }
@@ -397,14 +441,27 @@ impl Entry {
         }
     }
 
+    /// Somebody waits for it, or was told to come back.
+    fn is_wanted(&self, now: Duration) -> bool {
+        self.waiting > 0 || self.wanted_until.is_some_and(|until| now < until)
+    }
+
     /// What would come free. Whoever waits for it is about to use it, and one that was told to come back soon will.
     fn evictable(&self, now: Duration) -> Option<u64> {
         match self.place {
-            Place::Memory { held, uses: 0, unused_since } if !self.is_pinned && self.waiting == 0 => {
-                let is_awaited = unused_since.is_some_and(|since| now.saturating_sub(since) < GRACE);
+            Place::Memory { held, uses: 0, .. } if !self.is_pinned && self.waiting == 0 => {
+                let is_awaited = self.grace_end().is_some_and(|end| now < end);
                 (!is_awaited).then_some(held)
             }
             _ => None,
+        }
+    }
+
+    /// Of one that nobody has used since it was loaded.
+    fn grace_end(&self) -> Option<Duration> {
+        match self.place {
+            Place::Memory { unused_since, .. } => Some(unused_since?.saturating_add(GRACE)),
+            Place::Disk | Place::Loading { .. } | Place::Leaving { .. } => None,
         }
     }
 }

@@ -133,8 +133,65 @@ fn a_model_that_is_waited_for_is_not_evicted_before_it_was_used() {
     drop(first);
     assert_eq!(next(&shelf), None, "somebody may have been told to come back");
     clock.advance(Duration::from_secs(5));
-    let _third = wait(&shelf, "b");
+    assert_eq!(next(&shelf), unload("a"), "nobody else need ask");
+}
+
+/// Moves by a millisecond at each look.
+#[derive(Debug, Default)]
+struct LookedAt(ManualClock);
+
+impl Clock for LookedAt {
+    fn now(&self) -> Duration {
+        self.0.advance(Duration::from_millis(1));
+        self.0.now()
+    }
+
+    fn wall(&self) -> Duration {
+        self.0.wall()
+    }
+}
+
+#[test]
+fn whoever_carries_orders_out_wakes_when_time_alone_makes_room() {
+    let clock = ManualClock::default();
+    let shelf = Shelf::new(10, Arc::new(LookedAt(clock.clone())));
+    ["a", "b"].into_iter().for_each(|model| shelf.offer(model, size(10)));
+    drop(wait(&shelf, "a"));
+    assert_eq!(shelf.next_order(), load("a"));
+    shelf.loaded("a");
+    let _waiting = wait(&shelf, "b");
+    clock.advance(Duration::from_millis(4990));
+    let (told, orders) = std::sync::mpsc::sync_channel(1);
+    let hands = shelf.clone();
+    std::thread::spawn(move || told.send(hands.next_order()));
+    assert_eq!(orders.recv_timeout(Duration::from_secs(30)), Ok(unload("a")));
+}
+
+#[test]
+fn whoever_was_told_to_come_back_keeps_a_place_until_then() {
+    let (shelf, clock) = shelf(400_000_000, &[("a", 400_000_000), ("b", 400_000_000), ("c", 1)]);
+    drop(bring(&shelf, "a"));
+    let waiting = wait(&shelf, "b");
     assert_eq!(next(&shelf), unload("a"));
+    let told = waiting.come_back();
+    drop(waiting);
+    shelf.left("a");
+    assert_eq!(next(&shelf), load("b"), "a has not left for nothing");
+    clock.advance(told);
+    shelf.loaded("b");
+    let in_use = use_it(&shelf, "b");
+    // Who does not come back holds nobody up.
+    let waiting = [wait(&shelf, "a"), wait(&shelf, "c")];
+    let [gone, _stays] = waiting;
+    let until = gone.come_back() + Duration::from_secs(5);
+    drop(gone);
+    clock.advance(until - Duration::from_millis(1));
+    assert_eq!(shelf.open().next_turn(clock.now()), Some(clock.now() + Duration::from_millis(1)));
+    clock.advance(Duration::from_millis(1));
+    drop(in_use);
+    assert_eq!(next(&shelf), unload("b"));
+    shelf.left("b");
+    assert_eq!([next(&shelf), next(&shelf)], [load("c"), None]);
 }
 
 #[test]
@@ -153,6 +210,21 @@ fn a_failure_is_told_until_the_files_change_or_somebody_forgives_it() {
     shelf.failed("a", "a shard is missing");
     shelf.offer("a", size(9));
     assert_eq!(state(&shelf, "a"), ShelfState::Available);
+}
+
+#[test]
+fn a_load_that_fails_while_the_files_change_says_nothing_of_the_new_ones() {
+    let (shelf, _) = shelf(10, &[("a", 10)]);
+    let _waiting = wait(&shelf, "a");
+    // What changes before the load begins is what is loaded.
+    shelf.offer("a", size(8));
+    assert_eq!(next(&shelf), load("a"));
+    shelf.offer("a", size(9));
+    shelf.failed("a", "a shard is missing");
+    assert_eq!(next(&shelf), load("a"), "somebody still waits");
+    assert_eq!(shelf.memory().held_bytes, 9);
+    shelf.failed("a", "a shard is missing");
+    assert_eq!((next(&shelf), state(&shelf, "a")), (None, ShelfState::Failed));
 }
 
 #[test]
@@ -175,6 +247,25 @@ fn a_model_that_takes_more_than_was_thought_is_let_go_where_there_is_no_more() {
     assert_eq!(shelf.weighed("a", 10), Ok(()));
     assert_eq!(shelf.weighed("a", 11), Err(TooLarge { bytes: 11 }));
     assert_eq!(shelf.memory().most_held_bytes, 20);
+}
+
+#[test]
+fn a_model_that_was_too_large_beside_the_others_comes_when_they_leave() {
+    let (shelf, _) = shelf(20, &[("a", 8), ("b", 10)]);
+    let b = bring(&shelf, "b");
+    let _waiting = wait(&shelf, "a");
+    assert_eq!(next(&shelf), load("a"));
+    assert_eq!(shelf.weighed("a", 11), Err(TooLarge { bytes: 11 }));
+    shelf.failed("a", "no room");
+    assert_eq!((next(&shelf), state(&shelf, "a")), (None, ShelfState::Available), "b is used");
+    drop(b);
+    assert_eq!(next(&shelf), unload("b"));
+    shelf.left("b");
+    assert_eq!(next(&shelf), load("a"));
+    assert_eq!(shelf.weighed("a", 11), Ok(()));
+    assert_eq!(shelf.weighed("a", 21), Err(TooLarge { bytes: 21 }));
+    shelf.failed("a", "no room");
+    assert!(matches!(shelf.ask("a"), Some(Asked::Failed(why)) if why.contains("--model-memory")));
 }
 
 #[test]
