@@ -234,7 +234,8 @@ fn what_a_killed_server_had_open_is_billed_though_its_model_is_not_loaded_again(
     let served = serve(&state, &[], "kv_cache = \"16MiB\"\nlongest_load = \"60s\"\n");
     let mut long = body("a", 0, 4000);
     long["stream"] = json!(true);
-    let _stream = binary::open_as(&served.address, "/v1/completions", &long, &key).wait_for_events(3);
+    // Enough of them that a mark was written.
+    let _stream = binary::open_as(&served.address, "/v1/completions", &long, &key).wait_for_events(40);
     served.signal("KILL");
     drop(served);
     let _restarted = serve(&state, &[], "");
