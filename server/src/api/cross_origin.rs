@@ -9,7 +9,20 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 /// How long a browser may remember that a page is welcome.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 /// What pages may read of an answer beside its body.
-const EXPOSED: [&str; 3] = ["x-request-id", "openai-processing-ms", "x-passerelle-ignored-fields"];
+const EXPOSED: [&str; 12] = [
+    "x-request-id",
+    "openai-processing-ms",
+    "x-passerelle-ignored-fields",
+    "x-should-retry",
+    "x-ratelimit-limit-name",
+    "x-ratelimit-limit-scope",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+];
 
 /// Origins as browsers write them: `https://app.example`.
 #[derive(Debug, Clone, Default)]

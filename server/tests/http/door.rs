@@ -153,6 +153,8 @@ async fn no_web_page_is_let_in_unless_it_is_listed() {
         let page = open.client().with_key().with("origin", PAGE);
         let reply = page.post(CHAT, &chat(json!({}))).await;
         assert_eq!((reply.status, reply.headers["access-control-allow-origin"].as_str()), (200, PAGE));
+        let readable = &reply.headers["access-control-expose-headers"];
+        assert!(readable.contains("retry-after") && readable.contains("x-ratelimit-remaining-requests"), "{readable}");
         let stranger = preflight(&open.client(), "https://evil.example").await;
         assert!(!stranger.headers.contains_key("access-control-allow-origin"));
     }
@@ -253,6 +255,12 @@ async fn an_effort_is_told_to_a_template_that_has_a_name_for_it() {
         assert_eq!((reply.status, reply.error_code().as_str()), (400, code), "{}", reply.text());
         assert_eq!(reply.param().as_deref(), Some("reasoning_effort"));
     }
+    let hidden = ask(json!({"chat_template_kwargs": {"messages": []}})).await;
+    assert_eq!(
+        (hidden.status, hidden.param().as_deref()),
+        (400, Some("chat_template_kwargs.messages")),
+        "not passed over"
+    );
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::kept::{Kept, KeptItem, on_disk};
 use super::{enter, require};
-use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::api::fields::{invalid, required};
 use crate::api::reserve::reserve;
 use crate::api::state::AppState;
@@ -48,7 +48,8 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
             Some("file") => return Err(invalid("file", "was given twice")),
             name => {
                 let name = name.unwrap_or_default().to_owned();
-                return Err(ApiError::new(ErrorKind::UnknownParameter, "Unknown field of the form.").param(name));
+                let message = format!("Unknown field of the form: `{}`.", echoed(&name));
+                return Err(ApiError::new(ErrorKind::UnknownParameter, message).param(name));
             }
         }
     }

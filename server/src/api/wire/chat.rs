@@ -16,6 +16,7 @@ use super::tools::read_tools;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
 use crate::text::grammar::CallCount;
+use crate::text::template;
 
 pub(crate) const CHAT_FIELDS: &[Field] = &[
     honoured("messages"),
@@ -93,10 +94,17 @@ fn read_ending(fields: &mut Fields) -> Result<PromptEnding, ApiError> {
 }
 
 fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
-    match fields.value("chat_template_kwargs") {
-        None => Ok(Map::new()),
-        Some(Value::Object(map)) => Ok(map),
-        Some(other) => Err(wrong_type("chat_template_kwargs", "an object", &other)),
+    let map = match fields.value("chat_template_kwargs") {
+        None => return Ok(Map::new()),
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(wrong_type("chat_template_kwargs", "an object", &other)),
+    };
+    match map.keys().find(|name| template::RESERVED.contains(&name.as_str())) {
+        None => Ok(map),
+        Some(name) => Err(invalid(
+            &format!("chat_template_kwargs.{name}"),
+            "the request has a field of its own for it, or sets it",
+        )),
     }
 }
 

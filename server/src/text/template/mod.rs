@@ -28,7 +28,7 @@ pub const MAX_TEMPLATE_SOURCE_BYTES: usize = 1 << 20;
 /// gone where the template trims its messages.
 const CONTINUE_MARK: &str = "\u{10FFFD} ";
 /// Names that a template reads and that a request's own variables cannot replace.
-const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+pub const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
 const DEFAULT: &str = "default";
 
