@@ -45,6 +45,21 @@ fn serve(state: &State, options: &[&str], shelf: &str) -> Served {
     Served::start(state, &[&["--config", config, "--models-dir", runs], options].concat())
 }
 
+/// Two checkpoints of other weights.
+fn state_with_a_and_b() -> State {
+    let state = State::new();
+    for (name, index) in ["a", "b"].into_iter().zip(1..) {
+        write_checkpoint(&state.path().join("runs").join(name), index);
+    }
+    state
+}
+
+/// Room for one model of the folder, beside one that stays.
+fn serve_one_at_a_time(state: &State, longest_load: &str) -> Served {
+    let shelf = format!("longest_load = \"{longest_load}\"\nkv_cache = \"256KiB\"\n");
+    serve(state, &["--model", "demo", "--model-memory", "900KiB"], &shelf)
+}
+
 fn run(state: &State, arguments: &[&str]) -> Result<String, String> {
     let output = state.command(arguments).output().expect("the binary runs");
     let text = |bytes| String::from_utf8(bytes).expect("text");
@@ -158,16 +173,9 @@ fn checkpoints_appear_and_fail_and_are_mended_while_the_server_runs() {
 
 #[test]
 fn models_that_have_no_room_together_are_not_compared_and_not_waited_for() {
-    let state = State::new();
-    ["a", "b"].iter().zip(1..).for_each(|(name, index)| {
-        write_checkpoint(&state.path().join("runs").join(name), index);
-    });
+    let state = state_with_a_and_b();
     // Longer than anybody who runs this waits.
-    let served = serve(
-        &state,
-        &["--model", "demo", "--model-memory", "900KiB"],
-        "longest_load = \"1h\"\nkv_cache = \"256KiB\"\n",
-    );
+    let served = serve_one_at_a_time(&state, "1h");
     assert_eq!(ask(&served, "a", 0).status, 200, "one has room");
     let side_by_side = json!({"models": ["a", "b"], "prompt": [3, 5, 7], "max_tokens": 2});
     let scored = json!({"model": "a", "prompt": [3, 5, 7], "max_tokens": 0, "prompt_scores_against": "b"});
@@ -179,16 +187,9 @@ fn models_that_have_no_room_together_are_not_compared_and_not_waited_for() {
 
 #[test]
 fn models_are_loaded_unloaded_and_pinned_by_hand() {
-    let state = State::new();
-    ["a", "b"].iter().zip(1..).for_each(|(name, index)| {
-        write_checkpoint(&state.path().join("runs").join(name), index);
-    });
+    let state = state_with_a_and_b();
     // The one that stays has its cache from elsewhere.
-    let served = serve(
-        &state,
-        &["--model", "demo", "--model-memory", "900KiB"],
-        "longest_load = \"1ms\"\nkv_cache = \"256KiB\"\n",
-    );
+    let served = serve_one_at_a_time(&state, "1ms");
     assert_eq!(run(&state, &["model", "load", "a"]).expect("there is room").split(',').next(), Some("a: ready"));
     run(&state, &["model", "pin", "a"]).expect("it is there");
     assert!(run(&state, &["model", "list"]).expect("a server runs").contains("pinned"));
@@ -209,10 +210,7 @@ fn models_are_loaded_unloaded_and_pinned_by_hand() {
 
 #[test]
 fn a_stream_keeps_its_model_and_whoever_wants_another_is_told_when_to_come_back() {
-    let state = State::new();
-    ["a", "b"].iter().zip(1..).for_each(|(name, index)| {
-        write_checkpoint(&state.path().join("runs").join(name), index);
-    });
+    let state = state_with_a_and_b();
     // Room for one, with a context that takes the model a while to fill.
     let served = serve(&state, &["--model-memory", "20MiB"], "longest_load = \"1ms\"\nkv_cache = \"16MiB\"\n");
     run(&state, &["model", "load", "a"]).expect("there is room");
@@ -247,10 +245,7 @@ fn what_a_killed_server_had_open_is_billed_though_its_model_is_not_loaded_again(
 
 #[test]
 fn a_request_that_is_told_to_come_back_finds_its_model_in_the_place_of_an_idle_one() {
-    let state = State::new();
-    ["a", "b"].iter().zip(1..).for_each(|(name, index)| {
-        write_checkpoint(&state.path().join("runs").join(name), index);
-    });
+    let state = state_with_a_and_b();
     let served = serve(&state, &["--model-memory", "900KiB"], "longest_load = \"1ms\"\nkv_cache = \"256KiB\"\n");
     run(&state, &["model", "load", "a"]).expect("there is room");
     assert_eq!(ask(&served, "b", 0).status, 503, "it takes longer than a millisecond");
