@@ -235,8 +235,10 @@ pub(crate) fn model_loading(name: &str, wait: Duration) -> ApiError {
     ApiError::new(ErrorKind::ModelLoading, message).param("model").retry_after(wait)
 }
 
-pub(crate) fn model_failed(name: &str, why: &str) -> ApiError {
-    let message = format!("The model `{}` cannot be loaded: {why}", echoed(name));
+/// Why is told to operators alone: it names files of this machine.
+pub(crate) fn model_failed(name: &str) -> ApiError {
+    let message =
+        format!("The model `{}` cannot be loaded; an operator sees why in `passerelle model list`.", echoed(name));
     ApiError::new(ErrorKind::ModelFailed, message).param("model")
 }
 

@@ -38,7 +38,7 @@ pub(crate) async fn lease(state: &AppState, model: &str) -> Result<Option<Lease>
         match shelf.ask(model) {
             None if place.is_some() => return Err(model_not_found(model)),
             None => return Ok(lasting(state, model)),
-            Some(Asked::Failed(why)) => return Err(model_failed(model, &why)),
+            Some(Asked::Failed(_)) => return Err(model_failed(model)),
             Some(Asked::Ready(in_use)) => return in_memory(state, model, in_use).map(Some),
             Some(Asked::Coming(coming)) => {
                 let left = patience.saturating_sub(state.clock().now().saturating_sub(asked));
