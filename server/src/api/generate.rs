@@ -230,7 +230,7 @@ impl Admission<'_> {
         let share = (largest / saturating_u32(prompts.len()).saturating_mul(num_answers.get()).max(1)).max(1);
         let asked = self.request.sampling.max_tokens;
         let plan = |prompt: &EncodedPrompt| {
-            let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
+            let room = room_for_answer(self.model, prompt.tokens.len(), (&self.request.sampling).into())?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
             let prompt_tokens = saturating_u32(prompt.tokens.len());
             let read_again_tokens = prompt_tokens.saturating_add(max_tokens).saturating_mul(self.read_again);

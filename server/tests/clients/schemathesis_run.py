@@ -4,12 +4,14 @@
 """
 
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
 
 from served import create_key, server
 
+ENCODER = pathlib.Path(__file__).parents[3] / "models/tests/fixtures/encoders/bert"
 # A field that two others contradict is refused although each of them alone is as described, and a name that is not
 # there is not found: that a described request is refused is no fault. Everything else that the tool knows is checked.
 LEFT_OUT = "positive_data_acceptance"
@@ -19,10 +21,13 @@ LEFT_OUT = "positive_data_acceptance"
 HOOKS = '''
 import schemathesis
 
+ENCODERS = {path for route in ["embeddings", "rerank", "score", "classify"] for path in [f"/v1/{route}", f"/{route}"]}
+ENCODERS.add("/v2/rerank")
+
 @schemathesis.hook
 def map_body(context, body):
     if isinstance(body, dict) and isinstance(body.get("model"), str):
-        body["model"] = "demo"
+        body["model"] = "bert" if context.operation.path in ENCODERS else "demo"
     if isinstance(body, dict) and isinstance(body.get("max_tokens"), int):
         body["max_tokens"] = min(body["max_tokens"], 16)
     return body
@@ -33,7 +38,7 @@ def main(binary, examples):
     schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     with tempfile.TemporaryDirectory() as folder:
         key = create_key(binary, folder, "schemathesis")
-        with server(binary, folder) as address:
+        with server(binary, folder, "--model", "demo", "--model", f"bert={ENCODER}") as address:
             command = [schemathesis, "run", f"{address}/openapi.json", "--header", f"Authorization: Bearer {key}"]
             command += ["--checks", "all", "--exclude-checks", LEFT_OUT, "--max-examples", examples]
             command += ["--request-timeout", "60", "--generation-database", "none", "--continue-on-failure"]

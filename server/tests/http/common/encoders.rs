@@ -9,6 +9,7 @@ use passerelle::api::{
     AppParts, AppState, BrowserGuard, GenerationDefaults, Listener, Readiness, ServedEncoder, ServedModel, Serving,
     router, serve,
 };
+use passerelle::batches::BatchStore;
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{Account, Authenticator, Ledger, Quota, Replica, Router};
@@ -110,7 +111,7 @@ impl EncoderServer {
             serving: Serving::new(Router::new(replicas.into_iter().map(Arc::new), Arc::clone(&clock), 7), []),
             clock,
             metrics,
-            batches: None,
+            batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
             config,
             readiness: Readiness::default(),
         });
