@@ -16,18 +16,16 @@ mod ledger;
 mod listen;
 mod origin;
 mod shelf;
-mod units;
+mod tls;
 mod upstreams;
 mod written;
 
 pub use aliases::{Aliases, check_targets};
 pub use checked::{
     ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig,
-    ServerConfig, TlsFiles, fits_as_checkpoint,
+    ServerConfig, fits_as_checkpoint,
 };
-pub use choices::{
-    Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype,
-};
+pub use choices::{KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;
@@ -35,12 +33,14 @@ pub use ledger::LedgerConfig;
 pub use listen::Listen;
 pub use origin::Origin;
 pub use shelf::ShelfConfig;
-pub use units::{ByteSize, Period};
+pub use tls::TlsFiles;
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
     ModelFlag, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits,
     WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenShelf, WrittenUpstream,
 };
+
+pub use crate::units::{ByteSize, Period};
 
 #[cfg(test)]
 mod tests;
