@@ -46,7 +46,7 @@ pub(crate) async fn compare(
     let prompts = encode(state, &models[0], prompt).await?;
     check_token_ids(&request, &prompts, &models[0])?;
     for prompt in &prompts {
-        let nothing = AskedLength { tokens: Some(0), field: LengthField::MaxTokens };
+        let nothing = AskedLength { tokens: Some(0), field: LengthField::Common };
         models.iter().try_for_each(|model| room_for_answer(model, prompt.tokens.len(), nothing).map(drop))?;
     }
     let class = match visit.scope {

@@ -221,8 +221,8 @@ impl<'a> Framing<'a> {
             }
             (TextItem::Text(text), Some(frame)) => frame.single(self.prompted(text)?, self.most),
             (TextItem::Text(text), None) => self.unframed(self.prompted(text)?),
-            (TextItem::Document(text), Some(frame)) => frame.single(self.cut(self.prompted(text)?), self.most),
-            (TextItem::Document(text), None) => self.unframed(self.cut(self.prompted(text)?)),
+            (TextItem::Document(text), Some(frame)) => frame.single(self.prompted_document(text)?, self.most),
+            (TextItem::Document(text), None) => self.unframed(self.prompted_document(text)?),
             (TextItem::Pair(first, second), Some(frame)) => {
                 frame.pair(&self.tokens(first)?, &self.cut(self.tokens(second)?), self.most)
             }
@@ -241,6 +241,15 @@ impl<'a> Framing<'a> {
     fn cut(&self, mut tokens: Vec<u32>) -> Vec<u32> {
         tokens.truncate(self.document.unwrap_or(usize::MAX));
         tokens
+    }
+
+    /// The same, after what is put before each text.
+    fn prompted_document(&self, text: &str) -> Result<Vec<u32>, ApiError> {
+        let mut tokens = self.prompted(text)?;
+        if let Some(most) = self.document {
+            tokens.truncate(self.tokens(self.prompt)?.len().saturating_add(most));
+        }
+        Ok(tokens)
     }
 
     fn unframed(&self, mut tokens: Vec<u32>) -> FramedText {

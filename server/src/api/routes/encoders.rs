@@ -61,7 +61,7 @@ pub(crate) async fn rerank(State(state): State<AppState>, request: Request) -> R
         let answer = RerankAnswer::new((new_id("rerank-")?, model), scores, documents, (top_n, encoded.usage));
         match shape {
             RankingShape::Jina { .. } => json(answer),
-            RankingShape::Tei { .. } => json(answer.as_tei()),
+            RankingShape::Tei { .. } => json(answer.into_tei()),
         }
     })
     .await

@@ -132,7 +132,7 @@ fn read_sampling(fields: &mut Fields, bounds: &RequestBounds) -> Result<Sampling
     }
     sampling.max_tokens = newer.or(older);
     if newer.is_some() {
-        sampling.length_field = LengthField::MaxCompletionTokens;
+        sampling.length_field = LengthField::Chat;
     }
     if sampling.max_tokens == Some(0) {
         return Err(invalid(sampling.length_field.as_str(), "must be at least 1"));

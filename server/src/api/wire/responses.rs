@@ -113,7 +113,7 @@ pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBou
     let ignored = [reader.into_ignored(), request.ignored].concat();
     let mut request = ReadRequest { ignored, ..request };
     // What is refused later is told under this route's names too.
-    request.generate.sampling.length_field = LengthField::MaxOutputTokens;
+    request.generate.sampling.length_field = LengthField::Responses;
     if let Prompt::Chat(chat) = &mut request.prompt {
         chat.effort_field = "reasoning.effort";
     }

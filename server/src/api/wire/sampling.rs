@@ -90,18 +90,20 @@ pub(crate) struct Sampling {
 /// What the bound on an answer's length is called, as far as its caller knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum LengthField {
+    /// On every route but one.
     #[default]
-    MaxTokens,
-    MaxCompletionTokens,
-    MaxOutputTokens,
+    Common,
+    /// The newer one of chats.
+    Chat,
+    Responses,
 }
 
 impl LengthField {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Self::MaxTokens => "max_tokens",
-            Self::MaxCompletionTokens => "max_completion_tokens",
-            Self::MaxOutputTokens => "max_output_tokens",
+            Self::Common => "max_tokens",
+            Self::Chat => "max_completion_tokens",
+            Self::Responses => "max_output_tokens",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use passerelle_engine::Usage;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::embeddings::EncoderUsage;
 use super::texts::{TEXT_FIELDS, TextItem, Texts, Truncate, read_inputs, read_model, read_strings};
@@ -161,6 +161,14 @@ pub(crate) struct Document {
     pub(crate) text: String,
 }
 
+#[derive(Debug, Serialize)]
+pub(crate) struct TeiRank {
+    index: usize,
+    score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+}
+
 /// `score` and `classify` answer with one entry for each input.
 #[derive(Debug, Serialize)]
 pub(crate) struct ListAnswer<T> {
@@ -206,12 +214,13 @@ impl RerankAnswer {
     }
 
     /// The ranking alone.
-    pub(crate) fn as_tei(&self) -> Value {
-        let rank = |result: &RerankResult| match &result.document {
-            Some(Document { text }) => json!({"index": result.index, "score": result.relevance_score, "text": text}),
-            None => json!({"index": result.index, "score": result.relevance_score}),
+    pub(crate) fn into_tei(self) -> Vec<TeiRank> {
+        let rank = |RerankResult { index, relevance_score: score, document }| TeiRank {
+            index,
+            score,
+            text: document.map(|document| document.text),
         };
-        self.results.iter().map(rank).collect()
+        self.results.into_iter().map(rank).collect()
     }
 }
 
