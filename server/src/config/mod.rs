@@ -12,9 +12,11 @@ mod choices;
 mod environment;
 mod error;
 mod file;
+mod grammar;
 mod ledger;
 mod listen;
 mod origin;
+mod shadow;
 mod shelf;
 mod units;
 mod upstreams;
@@ -22,8 +24,8 @@ mod written;
 
 pub use aliases::{Aliases, check_targets};
 pub use checked::{
-    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig,
-    ServerConfig, TlsFiles, fits_as_checkpoint,
+    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, TlsFiles,
+    fits_as_checkpoint,
 };
 pub use choices::{
     Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype,
@@ -31,15 +33,17 @@ pub use choices::{
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;
+pub use grammar::GrammarConfig;
 pub use ledger::LedgerConfig;
 pub use listen::Listen;
 pub use origin::Origin;
+pub use shadow::{Candidate, Candidates, ShadowConfig, check_candidates};
 pub use shelf::ShelfConfig;
 pub use units::{ByteSize, Period};
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
     ModelFlag, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits,
-    WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenShelf, WrittenUpstream,
+    WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenShadow, WrittenShelf, WrittenUpstream,
 };
 
 #[cfg(test)]

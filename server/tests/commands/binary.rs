@@ -202,6 +202,11 @@ impl Whole {
         error["error"]["message"].as_str().expect("a message").to_owned()
     }
 
+    pub(crate) fn text(&self) -> &str {
+        assert_eq!(self.status, 200, "{}", self.body);
+        &self.body
+    }
+
     pub(crate) fn json(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.body);
         serde_json::from_str(&self.body).expect("JSON")
