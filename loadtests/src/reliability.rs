@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::arrivals::Arrivals;
 use crate::clock::now;
-use crate::figures::RunFigures;
+use crate::figures::{Figures, RunFigures};
 use crate::generate::{Call, Route, generate};
 use crate::http::{Connect, HttpError};
 use crate::lengths::Lengths;
@@ -205,6 +205,28 @@ fn leaving(share: f64, after_events: u32) -> Option<Leave> {
     Some(Leave { share, after_events })
 }
 
+/// Where nobody was answered, what was to be judged did not happen.
+fn require_answers(figures: &Figures) -> Result<(), CheckError> {
+    if figures.finished > 0 {
+        return Ok(());
+    }
+    let (refused, errors) = (&figures.refused, &figures.errors);
+    Err(CheckError::CannotTry(format!("no request was answered; refused: {refused:?}, errors: {errors:?}")))
+}
+
 fn milliseconds(value: Option<f64>) -> String {
     value.map_or_else(|| "none".to_owned(), |value| format!("{value:.1} ms"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_whose_requests_are_all_refused_says_how() {
+        let refused = [("401 invalid_api_key".to_owned(), 7)].into();
+        let error = require_answers(&Figures { requests: 7, refused, ..Figures::default() }).unwrap_err();
+        assert!(error.to_string().contains("\"401 invalid_api_key\": 7"), "{error}");
+        assert!(require_answers(&Figures { requests: 7, finished: 1, ..Figures::default() }).is_ok());
+    }
 }

@@ -7,7 +7,9 @@ pub mod evaluation;
 pub mod gateway;
 pub mod hub;
 pub mod metrics;
+pub mod placement;
 pub mod text;
 pub mod trust;
+pub mod units;
 #[cfg(feature = "upstream")]
 pub mod upstream;

@@ -5,6 +5,7 @@
 
 mod admin_socket;
 mod defaults;
+mod devices;
 mod door;
 mod engines;
 mod folder;
@@ -57,11 +58,12 @@ use signals::Signals;
 use upstreams::Upstreams;
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
+pub(crate) use devices::compute;
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 pub(crate) use hashes::KeptHashes;
 pub(crate) use memory::{KvDemand, share_kv_memory};
-pub(crate) use models::{Loaded, Means, compute, find_files, find_sources, held_as, load, wanted_of};
+pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, wanted_of};
 pub(crate) use text::load as load_text;
 
 /// HTTP and text need little beside the threads that compute.
@@ -200,7 +202,7 @@ struct Stock {
 
 /// The models that the configuration names, in memory, and a look at those that come and go.
 fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
-    let compute = compute(&config.engine);
+    let compute = compute(&config.engine)?;
     let hashes = KeptHashes::open(&config.server.data_dir);
     let loaded = models::load_all(config, Means { hub: &config.hub, compute: &compute, hashes: &hashes })?;
     let staying: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();

@@ -108,6 +108,21 @@ const RULES: &[Rule] = &[
         because: "trust looks at files and keys, and imports no other room",
     },
     Rule {
+        place: "server/src/placement/",
+        except: &[],
+        never: &[
+            "crate::api",
+            "crate::gateway",
+            "crate::text",
+            "crate::config",
+            "crate::hub",
+            "axum::",
+            "tokio::",
+            "std::fs",
+        ],
+        because: "what fits where is reckoned from what it is given",
+    },
+    Rule {
         place: "server/src/upstream/",
         except: &[],
         never: &["crate::api", "crate::config", "crate::text", "crate::hub", "axum::"],

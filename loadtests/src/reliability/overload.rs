@@ -1,6 +1,6 @@
 //! Overload: first the capacity, by users who wait for their answers; then a multiple of it, by users who do not.
 
-use super::{CheckError, Context, milliseconds};
+use super::{CheckError, Context, milliseconds, require_answers};
 use crate::arrivals::Arrivals;
 use crate::figures::{Figures, Quantiles, ms};
 use crate::http::Connect;
@@ -46,9 +46,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
 pub(super) async fn capacity<C: Connect>(context: &Context<'_, C>, mut users: Traffic) -> Result<Figures, CheckError> {
     users.requests = Some(context.options.users as usize * ROUNDS);
     let (_, _, figures) = context.run(vec![users]).await?;
-    if figures.total.finished == 0 {
-        return Err(CheckError::CannotTry("no request was answered while the capacity was measured".to_owned()));
-    }
+    require_answers(&figures.total)?;
     Ok(figures.total)
 }
 

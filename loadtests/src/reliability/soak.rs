@@ -1,6 +1,6 @@
 //! A long run: does the resident size or the latency creep upwards?
 
-use super::{CheckError, Context};
+use super::{CheckError, Context, require_answers};
 use crate::arrivals::Arrivals;
 use crate::figures::{ms, quantile};
 use crate::http::Connect;
@@ -41,6 +41,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         context.options.duration.as_secs_f64(),
         WARM_SHARE * 100.0
     ));
+    require_answers(&figures.total)?;
     judge_size(&mut verdict, &samples)?;
     judge_latency(&mut verdict, &run.records)?;
     verdict.require(figures.total.error_count() == 0, || format!("errors: {:?}", figures.total.errors));

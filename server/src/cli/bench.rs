@@ -100,7 +100,7 @@ impl BenchArgs {
             let clock = Arc::clone(&clock);
             Arc::new(OpTimes::new(move || clock.now()))
         });
-        let compute = serve::compute(&config.engine);
+        let compute = serve::compute(&config.engine)?;
         let compute = match &times {
             Some(times) => compute.timed(Arc::clone(times)),
             None => compute,

@@ -4,15 +4,16 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use passerelle::config::{ByteSize, Device, KvDtype, WeightDtype, Written, WrittenEngine, WrittenServer};
+use passerelle::config::{ByteSize, KvDtype, WeightDtype, Written, WrittenEngine, WrittenServer};
+use passerelle::placement::DeviceChoice;
 
 /// How models are loaded and how much room they get.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Loading and memory")]
 pub(crate) struct ModelArgs {
-    /// Where models run: auto or cpu.
+    /// Where models run: auto, cpu, or a GPU or slice of one as cuda:N or MIG-UUID [default: auto].
     #[arg(long, value_name = "DEVICE")]
-    device: Option<Device>,
+    device: Option<DeviceChoice>,
     /// What weights are held as [default: as stored].
     #[arg(long)]
     dtype: Option<WeightDtype>,

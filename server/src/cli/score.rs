@@ -90,7 +90,7 @@ impl ScoreArgs {
         let data = fs::read_to_string(&self.data).with_context(|| self.data.display().to_string())?;
         let data = DataSet::parse(&data).with_context(|| self.data.display().to_string())?;
         let models = serve::find_sources(&self.sources, &config.engine)?;
-        let (compute, hashes) = (serve::compute(&config.engine), KeptHashes::open(&config.server.data_dir));
+        let (compute, hashes) = (serve::compute(&config.engine)?, KeptHashes::open(&config.server.data_dir));
         let mut run = Run { args: &self, config, data, compute, hashes, against: None };
         run.against = self.against.as_ref().map(|source| run.reference(source)).transpose()?;
         let mut summaries = Vec::with_capacity(models.len());

@@ -28,13 +28,14 @@ fn every_documented_option_of_serve_reaches_the_configuration() {
          --kv-dtype bf16 --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --kv-cache-memory 64MiB \
          --threads 2 --offline --log-format json --log-level warn",
     );
-    use passerelle::config::{ByteSize, Device, KvDtype, LogFormat, LogLevel, WeightDtype};
+    use passerelle::config::{ByteSize, KvDtype, LogFormat, LogLevel, WeightDtype};
+    use passerelle::placement::{Device, DeviceChoice};
     assert_eq!(config.models.iter().map(|m| (&*m.name, &*m.source)).collect::<Vec<_>>(), [("a", "x/y"), ("b", "./z")]);
     assert!(config.models.iter().all(|m| (m.dtype, m.kv_dtype) == (WeightDtype::F16, KvDtype::Bf16)));
     assert!(config.models.iter().all(|m| m.max_model_len == Some(100)));
     assert_eq!(config.server.listen.to_string(), "unix:/s");
     assert_eq!(config.server.data_dir.to_str(), Some("/d"));
-    assert_eq!(config.engine.device, Device::Cpu);
+    assert_eq!(config.engine.device, DeviceChoice::Named(Device::Cpu));
     assert_eq!((config.engine.max_num_seqs, config.engine.max_num_batched_tokens), (3, 50));
     assert_eq!(config.engine.kv_cache_memory, Some(ByteSize(64 << 20)));
     assert_eq!(config.engine.threads, Some(2));

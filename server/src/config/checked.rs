@@ -10,12 +10,14 @@ use super::grammar::{GrammarConfig, check_grammar};
 use super::ledger::{LedgerConfig, check_ledger};
 use super::shadow::{ShadowConfig, check_shadow};
 use super::shelf::{ShelfConfig, check_shelf};
+use super::tls::{TlsFiles, check_tls};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
-    ByteSize, ConfigError, Device, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning,
-    RoutingConfig, Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenBatches,
-    WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
+    ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, RoutingConfig,
+    Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenBatches, WrittenEngine,
+    WrittenLimits, WrittenModel, WrittenServer,
 };
+use crate::placement::DeviceChoice;
 
 /// Every value is within its range, and no two contradict each other.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,12 +56,6 @@ pub struct ServerConfig {
     pub site: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
-}
-
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     pub name: String,
@@ -89,7 +85,7 @@ pub struct HubConfig {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
-    pub device: Device,
+    pub device: DeviceChoice,
     /// `None`: one per physical core.
     pub threads: Option<usize>,
     pub max_num_seqs: usize,
@@ -298,29 +294,6 @@ fn check_site(site: Option<String>) -> Result<Option<String>, ConfigError> {
     }
 }
 
-fn check_tls(
-    certificate: Option<PathBuf>,
-    key: Option<PathBuf>,
-    listen: &Listen,
-) -> Result<Option<TlsFiles>, ConfigError> {
-    let (certificate, key) = match (certificate, key) {
-        (None, None) => return Ok(None),
-        (Some(certificate), Some(key)) => (certificate, key),
-        (None, Some(_)) => {
-            return Err(ConfigError::value("server.tls_certificate", "is missing beside server.tls_key"));
-        }
-        (Some(_), None) => {
-            return Err(ConfigError::value("server.tls_key", "is missing beside server.tls_certificate"));
-        }
-    };
-    if matches!(listen, Listen::Unix(_)) {
-        return Err(ConfigError::value("server.tls_certificate", "a Unix socket is served without TLS"));
-    }
-    check_exists("server.tls_certificate", &certificate, Path::is_file)?;
-    check_exists("server.tls_key", &key, Path::is_file)?;
-    Ok(Some(TlsFiles { certificate, key }))
-}
-
 pub(super) fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
     if exists(path) { Ok(()) } else { Err(ConfigError::value(key, format!("{} does not exist", path.display()))) }
 }
@@ -411,7 +384,7 @@ fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
         return Err(ConfigError::value("engine.max_num_batched_tokens", problem));
     }
     Ok(EngineConfig {
-        device: written.device.unwrap_or_default(),
+        device: written.device.clone().unwrap_or_default(),
         threads: written.threads.map(usize::from),
         max_num_seqs,
         max_num_batched_tokens,

@@ -1,9 +1,7 @@
 //! Values that are one of a few words, the same in TOML and on the command line.
 
-use std::str::FromStr;
-
 use clap::ValueEnum;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 /// What weights are held as. Lower precision is smaller and, where memory bandwidth is the limit, faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
@@ -102,34 +100,4 @@ pub enum LogLevel {
     Info,
     Debug,
     Trace,
-}
-
-/// Where models run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// The best device that this build can use.
-    #[default]
-    Auto,
-    Cpu,
-}
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            gpu if gpu.starts_with("cuda") || gpu.starts_with("MIG-") => {
-                Err(format!("`{gpu}`: serving on a GPU does not exist yet; use cpu or auto"))
-            }
-            other => Err(format!("`{other}` is not a device; use cpu or auto")),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Device {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
 }

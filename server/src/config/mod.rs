@@ -18,18 +18,16 @@ mod listen;
 mod origin;
 mod shadow;
 mod shelf;
-mod units;
+mod tls;
 mod upstreams;
 mod written;
 
 pub use aliases::{Aliases, check_targets};
 pub use checked::{
-    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig, TlsFiles,
+    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig,
     fits_as_checkpoint,
 };
-pub use choices::{
-    Device, KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype,
-};
+pub use choices::{KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;
@@ -39,12 +37,14 @@ pub use listen::Listen;
 pub use origin::Origin;
 pub use shadow::{Candidate, Candidates, ShadowConfig, check_candidates};
 pub use shelf::ShelfConfig;
-pub use units::{ByteSize, Period};
+pub use tls::TlsFiles;
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
     ModelFlag, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits,
     WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenShadow, WrittenShelf, WrittenUpstream,
 };
+
+pub use crate::units::{ByteSize, Period};
 
 #[cfg(test)]
 mod tests;

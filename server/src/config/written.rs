@@ -7,9 +7,10 @@ use std::str::FromStr;
 use serde::Deserialize;
 
 use super::{
-    Aliases, ByteSize, Candidates, Device, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
+    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
     UnknownFields, UpstreamKind, WeightDtype,
 };
+use crate::placement::DeviceChoice;
 
 /// Makes `over` for a section: what stands above wins, key by key.
 macro_rules! lay_over {
@@ -238,7 +239,7 @@ lay_over!(WrittenShelf { memory, kv_cache, longest_load, look_interval, max_mode
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenEngine {
-    pub device: Option<Device>,
+    pub device: Option<DeviceChoice>,
     /// For models that do not say their own.
     pub dtype: Option<WeightDtype>,
     pub kv_dtype: Option<KvDtype>,

@@ -135,12 +135,6 @@ pub(crate) fn find_files(source: &str, wanted: Wanted, config: &HubConfig) -> Re
     })
 }
 
-/// Threads that compute: what was asked for, else one for each physical core that this process may use.
-pub(crate) fn compute(config: &EngineConfig) -> Compute {
-    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
-    Compute::cpu(config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed)))
-}
-
 pub(crate) fn load(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
     load_named(model, means).with_context(|| format!("model `{}`", model.name))
 }

@@ -60,3 +60,15 @@ fn truncated_weights_are_named() {
     });
     assert!(said.contains("model.safetensors"), "{said}");
 }
+
+#[test]
+fn a_device_that_this_build_cannot_use_is_refused_and_never_replaced() {
+    for device in ["cuda:0", "MIG-5f36b2a0", "rocm:1"] {
+        let output = State::new().command(&["serve", "--listen", "127.0.0.1:0", "--device", device]).output();
+        let output = output.expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(output.stdout.is_empty(), "nothing may look ready");
+        assert!(said.lines().any(|line| line.contains(device) && line.contains("use cpu")), "{said}");
+    }
+}
