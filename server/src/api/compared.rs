@@ -28,7 +28,7 @@ use super::wire::tier::tier_name;
 use super::wire::usage::sum_usage;
 use crate::gateway::account::ServiceClass;
 use crate::gateway::comparing::ComparedText;
-use crate::gateway::{Ask, Comparing, Reservation, Scope, SubmitError};
+use crate::gateway::{Ask, Attribution, Comparing, Reservation, Scope, SubmitError};
 
 const FIELD: &str = "prompt_scores_against";
 
@@ -51,7 +51,7 @@ pub(crate) async fn compare(
         Scope::Batch => ServiceClass::Batch,
         _ => visit.caller.classes.grant(request.class),
     };
-    let comparison = Pairing { state, visit: &visit, models: &models, class };
+    let comparison = Pairing { state, visit: &visit, models: &models, class, attribution: &request.attribution };
     let reservations = comparison.reserve_all(&prompts).await?;
     let head = AnswerHead {
         model: models[0].name.clone(),
@@ -88,6 +88,7 @@ struct Pairing<'a> {
     visit: &'a Visit,
     models: &'a [Lease; 2],
     class: ServiceClass,
+    attribution: &'a Attribution,
 }
 
 impl Pairing<'_> {
@@ -111,7 +112,7 @@ impl Pairing<'_> {
     async fn reserve(&self, prompt: &EncodedPrompt, patience: Patience) -> Result<[Reservation; 2], ApiError> {
         let [first, second] = [0, 1].map(|index: usize| {
             let ask = Ask::new(&self.models[index].name, saturating_u32(prompt.tokens.len()), 0);
-            Ask { class: self.class, ..ask }
+            Ask { class: self.class, attribution: self.attribution.clone(), ..ask }
         });
         let first = reserve_with(patience, self.state, &self.visit.caller, &first).await?;
         match reserve(self.state, &self.visit.caller, &second) {

@@ -57,10 +57,11 @@ pub(crate) async fn find_encoder(
 pub(crate) async fn encode(state: &AppState, visit: &Visit, model: &Lease, texts: Texts) -> Result<Encoded, ApiError> {
     state.readiness().admit()?;
     require(&visit.caller, Scope::Inference)?;
+    let attribution = texts.attribution.clone();
     let framed = frame(state, model, texts).await?;
     let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
     let class = visit.caller.classes.grant(None);
-    let ask = Ask { class, ..Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0) };
+    let ask = Ask { class, attribution, ..Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0) };
     let reservation = reserve_with(Patience::InTurn, state, &visit.caller, &ask).await?;
     let mut running = Running::start(state, visit, model, framed, reservation)?;
     let limit = state.config().request_timeout;

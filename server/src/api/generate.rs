@@ -240,7 +240,8 @@ impl Admission<'_> {
             let prompt_tokens = saturating_u32(prompt.tokens.len());
             let read_again_tokens = prompt_tokens.saturating_add(max_tokens).saturating_mul(self.read_again);
             let ask = Ask::new(&self.model.name, prompt_tokens, max_tokens);
-            let ask = Ask { num_answers, reserve: self.reserve(), class: self.class, read_again_tokens, ..ask };
+            let (class, attribution) = (self.class, self.request.attribution.clone());
+            let ask = Ask { num_answers, reserve: self.reserve(), class, read_again_tokens, attribution, ..ask };
             Ok(Plan { max_tokens, ask })
         };
         prompts.iter().map(plan).collect()

@@ -147,7 +147,9 @@ impl Admission<'_> {
         for measured in prompts {
             let ticket = match self.bound(&measured, share) {
                 Ok(max_tokens) => {
-                    let ask = Ask { class, ..Ask::new(&self.model.name, measured.at_most, max_tokens) };
+                    let attribution = self.request.attribution.clone();
+                    let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
+                    let ask = Ask { class, attribution, ..ask };
                     let reserved = reserve_with(patience, self.state, self.caller, &ask).await;
                     reserved.map(|reservation| (max_tokens, reservation))
                 }

@@ -3,10 +3,10 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use passerelle::gateway::AccountPath;
-use passerelle::gateway::journal::UsageSum;
 use passerelle::gateway::journal::export::{Exported, verify_csv};
+use passerelle::gateway::journal::{UsageSum, Used, UserSum};
 use passerelle::gateway::tariff::HourUse;
 
 use super::office::Office;
@@ -17,6 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   passerelle usage                                       everybody, by account and model
   passerelle usage show acme --since 2026-11-01 --json
+  passerelle usage show acme --by user                   by the users that requests name
   passerelle usage hours                                 where the server's time went, hour by hour
   passerelle usage export ledger.csv                     every request, chained by hash; prints the end of the chain
   passerelle usage verify ledger.csv                     offline: was anything changed?";
@@ -33,7 +34,7 @@ pub(crate) struct UsageArgs {
 
 #[derive(Debug, Subcommand)]
 enum UsageCommand {
-    /// Sums by account and model.
+    /// Sums by account and model, or by account and user.
     Show(ShowArgs),
     /// Show where the time of the server that runs went, hour by hour, in normalised GPU seconds: billed, computed but not
     /// billed (below nothing where batches are fuller than the tariff's), and idle. They add up to what elapsed.
@@ -63,8 +64,17 @@ struct ShowArgs {
     /// The first day that no longer counts [default: to the end].
     #[arg(long, value_name = "DATE")]
     until: Option<String>,
+    /// What is summed up by, beside the account: the model, or the user that requests name in `user` or `safety_identifier`.
+    #[arg(long, value_enum, default_value_t = By::Model)]
+    by: By,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    Model,
+    User,
 }
 
 impl UsageArgs {
@@ -72,7 +82,8 @@ impl UsageArgs {
         match self.command {
             None => {
                 let output = OutputArgs { json: false };
-                let all = ShowArgs { account: AccountPath::root(), since: None, until: None, output };
+                let (account, since, until, by) = (AccountPath::root(), None, None, By::Model);
+                let all = ShowArgs { account, since, until, by, output };
                 show(&self.state.office()?, all)
             }
             Some(UsageCommand::Show(args)) => show(&self.state.office()?, args),
@@ -89,20 +100,32 @@ fn show(office: &Office, args: ShowArgs) -> Result<()> {
         Ok(at.map_or_else(String::new, |at| format!("&{name}={}", at.0)))
     };
     let (since, until) = (instant("since", args.since)?, instant("until", args.until)?);
-    let answer = office.get(&format!("/admin/v1/usage?account={}{since}{until}", args.account))?;
+    let by = match args.by {
+        By::Model => "model",
+        By::User => "user",
+    };
+    let answer = office.get(&format!("/admin/v1/usage?account={}&by={by}{since}{until}", args.account))?;
     if args.output.json {
         return output::json(&answer["data"]);
     }
-    let sums: Vec<UsageSum> = office.rows(answer)?;
+    let rows: Vec<(String, String, Used)> = match args.by {
+        By::Model => {
+            office.rows::<UsageSum>(answer)?.into_iter().map(|sum| (sum.account, sum.model, sum.used)).collect()
+        }
+        By::User => {
+            let user = |sum: &UserSum| sum.user.clone().unwrap_or_else(|| "-".to_owned());
+            office.rows::<UserSum>(answer)?.into_iter().map(|sum| (sum.account.clone(), user(&sum), sum.used)).collect()
+        }
+    };
     let heading = ["REQUESTS", "INPUT", "CACHED", "OUTPUT", "GPU SECONDS"];
     let [requests, input, cached, generated, gpu] = heading;
     let line = format!("{requests:>10}{input:>12}{cached:>12}{generated:>12}{gpu:>16}");
-    output::line(format_args!("{:<32}{:<24}{line}", "ACCOUNT", "MODEL"))?;
-    sums.iter().try_for_each(|sum| {
-        let UsageSum { account, model, requests, input_tokens, cached_tokens, output_tokens, .. } = sum;
-        let gpu_seconds = sum.billed_gpu_us as f64 / 1e6;
+    output::line(format_args!("{:<32}{:<24}{line}", "ACCOUNT", by.to_uppercase()))?;
+    rows.iter().try_for_each(|(account, by, used)| {
+        let Used { requests, input_tokens, cached_tokens, output_tokens, billed_gpu_us, .. } = used;
+        let gpu_seconds = *billed_gpu_us as f64 / 1e6;
         let tokens = format!("{requests:>10}{input_tokens:>12}{cached_tokens:>12}{output_tokens:>12}");
-        output::line(format_args!("{account:<32}{model:<24}{tokens}{gpu_seconds:>16.6}"))
+        output::line(format_args!("{account:<32}{by:<24}{tokens}{gpu_seconds:>16.6}"))
     })
 }
 

@@ -340,6 +340,7 @@ impl Books {
             at: now.wall,
             prompt_tokens: ask.prompt_tokens,
             answers: ask.num_answers,
+            attribution: ask.attribution.clone(),
         };
         Some(parts.journal.open(opening, trust(caller)))
     }

@@ -235,3 +235,51 @@ fn a_gateway_writes_down_what_the_one_that_ran_a_request_says_of_it() {
     assert!(there[5].len() > 8 && here[20].parse::<u64>().unwrap() > 0, "{here:?}");
     assert_eq!(here[20], there[14], "what it says is what it billed");
 }
+
+/// Who asked, for whom and for what: kept beside what it used, through every door, and nowhere else.
+#[test]
+fn what_requests_are_for_is_accounted_and_neither_logged_nor_measured() {
+    let state = State::new();
+    let key = make_key(&state);
+    let bert = super::binary::root().join("models/tests/fixtures/encoders/bert");
+    let models = ["--model", "demo", "--model", &format!("bert={}", bert.display())];
+    let mut served = Served::start_logging(&state, &models, "trace");
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let bodies = [
+        (
+            "/v1/chat/completions",
+            json!({"model": "demo", "messages": messages, "max_tokens": 2, "user": "zoe@lab.example"}),
+        ),
+        (
+            "/v1/completions",
+            json!({"model": "demo", "prompt": "Once", "max_tokens": 2, "safety_identifier": "zoe@lab.example",
+                                   "metadata": {"ticket": "xyzzy-4711"}}),
+        ),
+        ("/v1/responses", json!({"model": "demo", "input": "hi", "max_output_tokens": 2, "user": "yann"})),
+        ("/v1/embeddings", json!({"model": "bert", "input": "hi", "user": "yann"})),
+        ("/v1/completions", json!({"model": "demo", "prompt": "Once", "max_tokens": 2})),
+    ];
+    for (path, body) in &bodies {
+        let answer = super::binary::open_as(&served.address, path, body, &key).text_with_head();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    }
+    let metrics = super::binary::get_as(&served.address, "/metrics", Some(&key));
+    assert!(metrics.status == 200 && !metrics.text().contains("zoe"));
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    let log = std::fs::read_to_string(state.log()).unwrap();
+    assert!(!log.contains("zoe") && !log.contains("xyzzy"), "{log}");
+    let sums: Vec<Value> = serde_json::from_str(&run(&state, &["usage", "show", "--by", "user", "--json"])).unwrap();
+    let shown: Vec<_> = sums.iter().map(|sum| (sum["user"].as_str(), sum["requests"].as_u64())).collect();
+    assert_eq!(shown, [(Some("yann"), Some(2)), (Some("zoe@lab.example"), Some(2)), (None, Some(1))]);
+    assert!(run(&state, &["usage", "show", "acme", "--by", "user"]).contains("zoe@lab.example"));
+    let metadata: Vec<String> = entries(&state).into_iter().map(|entry| entry[22].clone()).collect();
+    assert_eq!(
+        metadata.iter().filter(|said| !said.is_empty()).collect::<Vec<_>>(),
+        [r#""{""ticket"":""xyzzy-4711""}""#]
+    );
+    let restarted = Served::start(&state, &[]);
+    let own = super::binary::get_as(&restarted.address, "/v1/me/usage?by=user", Some(&key)).json();
+    assert_eq!(own["data"], json!(sums));
+    assert_eq!(super::binary::get_as(&restarted.address, "/v1/me/usage?by=colour", Some(&key)).status, 400);
+}

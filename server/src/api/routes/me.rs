@@ -28,7 +28,7 @@ pub(crate) async fn limits(State(state): State<AppState>, request: Request) -> R
     Ok(Json(answer).into_response())
 }
 
-/// Sums by account and model, of the caller's account and everything below it, as they were settled.
+/// Sums by account and model, or by account and user, of the caller's account and everything below it, as they were settled.
 pub(crate) async fn usage(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
     let administration = state.administration().ok_or_else(nothing_kept)?;
@@ -44,7 +44,11 @@ pub(crate) async fn sums(
     let window = (from.unwrap_or_default(), until.unwrap_or(UnixSeconds(i64::MAX as u64)));
     let usage = Arc::clone(&administration.usage);
     let named = account.clone();
-    let data = blocking(move || usage.sums(&named, window).map_err(Into::into)).await?;
+    let data = match in_query(query, "by") {
+        None | Some("model") => blocking(move || Ok(json!(usage.sums(&named, window)?))).await?,
+        Some("user") => blocking(move || Ok(json!(usage.sums_by_user(&named, window)?))).await?,
+        Some(_) => return Err(invalid("by", "must be `model` or `user`")),
+    };
     Ok(Json(json!({"object": "list", "account": account, "data": data})).into_response())
 }
 

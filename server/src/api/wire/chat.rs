@@ -8,7 +8,7 @@ use super::request::{
     ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
 };
 use super::sampling::{
-    SAMPLING_FIELDS, Sampling, check_min_tokens, read_annotations, read_cache_salt, read_logprob_count, read_output,
+    SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt, read_logprob_count, read_output,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
 use super::tier::read_class;
@@ -54,11 +54,11 @@ pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds)
     let output = read_chat_output(&mut fields, &mut reader)?;
     let choices = read_choices(&mut fields, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
-    read_annotations(&mut fields)?;
+    let attribution = read_attribution(&mut fields)?;
     let class = read_class(&mut fields)?;
     let cache_salt = read_cache_salt(&mut fields)?;
     reader.finish(fields)?;
-    let generate = GenerateRequest { model, sampling, output, structure, choices, class, cache_salt };
+    let generate = GenerateRequest { model, sampling, output, structure, choices, class, cache_salt, attribution };
     Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
 }
 

@@ -7,7 +7,7 @@ use super::chat::read_chat_prompt;
 use super::choices::Choices;
 use super::completions::read_prompts;
 use super::request::{GenerateRequest, Output, Prompt, RequestBounds, StreamOptions};
-use super::sampling::{Sampling, check_min_tokens, read_annotations, read_cache_salt};
+use super::sampling::{Sampling, check_min_tokens, read_attribution, read_cache_salt};
 use super::tier::read_class;
 use super::usage::{ReasoningTokens, logprob_json, usage_json};
 use crate::api::errors::ApiError;
@@ -69,7 +69,6 @@ pub(crate) fn read_compare(body: Value, mut reader: Reader, bounds: &RequestBoun
     let sampling = Sampling::read(&mut fields, bounds)?;
     check_min_tokens(&sampling)?;
     let stream = fields.boolean("stream")?.unwrap_or(false).then(StreamOptions::default);
-    read_annotations(&mut fields)?;
     let generate = GenerateRequest {
         model: models[0].clone(),
         sampling,
@@ -78,6 +77,7 @@ pub(crate) fn read_compare(body: Value, mut reader: Reader, bounds: &RequestBoun
         choices: Choices::ONE,
         class: read_class(&mut fields)?,
         cache_salt: read_cache_salt(&mut fields)?,
+        attribution: read_attribution(&mut fields)?,
     };
     reader.finish(fields)?;
     Ok(ReadCompare { models, prompt, generate, ignored: reader.into_ignored() })

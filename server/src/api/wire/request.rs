@@ -10,6 +10,7 @@ use super::messages::Message;
 use super::sampling::Sampling;
 use super::structure::Structure;
 use super::tools::{Tool, ToolChoice};
+use crate::gateway::Attribution;
 use crate::gateway::account::ServiceClass;
 use crate::text::grammar::CallCount;
 
@@ -71,6 +72,8 @@ pub(crate) struct GenerateRequest {
     pub(crate) class: Option<ServiceClass>,
     /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.
     pub(crate) cache_salt: Option<String>,
+    /// Whom and what it is for; written down with what it uses.
+    pub(crate) attribution: Attribution,
 }
 
 #[derive(Debug, Clone)]

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::request::{Output, RequestBounds, StreamOptions, StreamUsage};
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, integer, invalid, neutral, number, too_many, wrong_type};
+use crate::gateway::Attribution;
 
 /// Fields that every generating route reads, in one place.
 pub(crate) const SAMPLING_FIELDS: &[Field] = &[
@@ -173,12 +174,12 @@ fn read_stream_usage(options: &mut Fields) -> Result<StreamUsage, ApiError> {
     }
 }
 
-/// Checked and then only accounted: they change nothing about the answer.
-pub(crate) fn read_annotations(fields: &mut Fields) -> Result<(), ApiError> {
-    for name in ["user", "safety_identifier", "prompt_cache_key"] {
-        fields.string(name)?;
-    }
-    read_metadata(fields).map(drop)
+/// Only accounted: nothing here changes the answer. `safety_identifier` is OpenAI's newer name for `user`.
+pub(crate) fn read_attribution(fields: &mut Fields) -> Result<Attribution, ApiError> {
+    let (user, newer) = (fields.string("user")?, fields.string("safety_identifier")?);
+    // Prefixes are shared as the accounts allow, whatever a request would like.
+    fields.string("prompt_cache_key")?;
+    Ok(Attribution::new(user.or(newer).as_deref(), &read_metadata(fields)?))
 }
 
 pub(crate) fn read_metadata(fields: &mut Fields) -> Result<BTreeMap<String, String>, ApiError> {

@@ -1,11 +1,14 @@
 //! What the routes of encoders read alike: texts, and how they are cut.
 
+use std::collections::BTreeMap;
+
 use passerelle_models::TokenId;
 use serde_json::Value;
 
 use super::sampling::token_ids;
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, honoured, invalid, required, too_many, wrong_type};
+use crate::gateway::Attribution;
 
 pub(crate) const TEXT_FIELDS: &[Field] =
     &[honoured("model"), honoured("user"), honoured("truncate_prompt_tokens"), honoured("add_special_tokens")];
@@ -20,6 +23,8 @@ pub(crate) struct Texts {
     pub(crate) prompt_name: Option<String>,
     pub(crate) add_special_tokens: bool,
     pub(crate) truncate: Truncate,
+    /// Whom they are read for; written down with what that takes.
+    pub(crate) attribution: Attribution,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -43,11 +48,7 @@ pub(crate) enum Truncate {
 
 impl Texts {
     pub(crate) fn read(fields: &mut Fields, field: &'static str, items: Vec<TextItem>) -> Result<Self, ApiError> {
-        if let Some(user) = fields.value("user")
-            && !user.is_string()
-        {
-            return Err(wrong_type("user", "a string", &user));
-        }
+        let attribution = Attribution::new(fields.string("user")?.as_deref(), &BTreeMap::new());
         let truncate = match fields.integer("truncate_prompt_tokens", -1..=i64::from(u32::MAX))? {
             None => Truncate::Never,
             Some(-1) => Truncate::ToModel,
@@ -57,7 +58,7 @@ impl Texts {
             Some(tokens) => Truncate::To(usize::try_from(tokens).unwrap_or(usize::MAX)),
         };
         let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
-        Ok(Self { field, items, prompt_name: None, add_special_tokens, truncate })
+        Ok(Self { field, items, prompt_name: None, add_special_tokens, truncate, attribution })
     }
 }
 

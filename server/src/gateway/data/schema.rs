@@ -7,7 +7,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::DataError;
 
 /// Step `n` leads from format `n` to format `n + 1`. Steps are added, never changed.
-pub(super) const STEPS: [&str; 4] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES, TOLD];
+pub(super) const STEPS: [&str; 5] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES, TOLD, ATTRIBUTION];
 
 /// Paths are written as [`super::super::AccountPath`] writes them; instants are seconds since 1970; lists are JSON.
 const ACCOUNTS_AND_KEYS: &str = "
@@ -94,6 +94,25 @@ const TOLD: &str = "
     ALTER TABLE entries ADD COLUMN told_model_digest TEXT;
     ALTER TABLE entries ADD COLUMN told_site TEXT;
     ALTER TABLE entries ADD COLUMN told_billed_us INTEGER;
+";
+
+/// Whom and what a request is for, as its caller says, and the sums of `usage` by that: of entries that name a user only, so
+/// that there are never more of them than entries.
+const ATTRIBUTION: &str = "
+    ALTER TABLE entries ADD COLUMN user TEXT;
+    ALTER TABLE entries ADD COLUMN metadata TEXT;
+    CREATE TABLE usage_by_user (
+        account TEXT NOT NULL,
+        slot INTEGER NOT NULL,
+        user TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        input_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        billed_us INTEGER NOT NULL,
+        measured_us INTEGER NOT NULL,
+        PRIMARY KEY (account, slot, user)
+    ) WITHOUT ROWID;
 ";
 
 pub(super) const FORMAT: u32 = STEPS.len() as u32;

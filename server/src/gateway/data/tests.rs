@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::gateway::journal::export::{verify_csv, write_csv};
-use crate::gateway::journal::{Chain, Entry, UsageReader};
+use crate::gateway::journal::{Chain, UsageReader};
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -90,27 +90,67 @@ fn a_damaged_or_newer_former_file_is_refused_and_kept() {
     }
 }
 
+/// An entry as an earlier program wrote it.
+struct Former {
+    format: u32,
+    row: &'static str,
+    /// Of its export.
+    columns: &'static str,
+    line: &'static str,
+    /// What of the line the chain covers.
+    covered: &'static str,
+}
+
+const COLUMNS_OF_3: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,settled_at,\
+                            input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish";
+const COLUMNS_OF_4: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,settled_at,\
+                            input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,answers,\
+                            told_model_digest,told_site,told_billed_gpu_us";
+const FORMER: [Former; 3] = [
+    Former {
+        format: 3,
+        row: "7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7, 3, 'stop', ?1",
+        columns: COLUMNS_OF_3,
+        line: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop",
+        covered: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop",
+    },
+    Former {
+        format: 4,
+        row: "7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7, 3, 'stop', ?1, 1, \
+              NULL, NULL, NULL",
+        columns: COLUMNS_OF_4,
+        line: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,1,,,",
+        covered: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop",
+    },
+    Former {
+        format: 4,
+        row: "7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7, 3, 'stop', ?1, 2, \
+              'd', 's', 9",
+        columns: COLUMNS_OF_4,
+        line: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,2,d,s,9",
+        covered: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,2,d,s,9",
+    },
+];
+
 /// The chain of an earlier program's entries goes on over those of this one.
 #[test]
-fn a_ledger_of_the_former_format_is_kept_beside_and_its_chain_still_verifies() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("passerelle.db");
-    let connection = Connection::open(&path).unwrap();
-    schema::STEPS[..3].iter().for_each(|step| connection.execute_batch(step).unwrap());
-    connection.pragma_update(None, "user_version", 3).unwrap();
-    let line = "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop";
-    let chain = Chain::default().then(line);
-    let entry =
-        "INSERT INTO entries VALUES (7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7,
-                 3, 'stop', ?1)";
-    connection.execute(entry, [chain.0.as_slice()]).unwrap();
-    drop(connection);
-    let data = DataDir::open(folder.path()).unwrap();
-    assert!(folder.path().join("passerelle.db.format-3").exists());
-    let mut csv = Vec::new();
-    let exported = write_csv(&UsageReader::open(&data).unwrap(), &mut csv).unwrap();
-    assert_eq!((exported.entries, exported.head), (1, chain));
-    assert_eq!(verify_csv(csv.as_slice()).unwrap(), exported);
-    let former = format!("{},hash\n{line},{}\n", Entry::FORMER_COLUMNS, chain.hex());
-    assert_eq!(verify_csv(former.as_bytes()).unwrap(), exported, "an export of the earlier program");
+fn a_ledger_of_a_former_format_is_kept_beside_and_its_chain_still_verifies() {
+    for Former { format, row, columns, line, covered } in FORMER {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("passerelle.db");
+        let connection = Connection::open(&path).unwrap();
+        schema::STEPS[..format as usize].iter().for_each(|step| connection.execute_batch(step).unwrap());
+        connection.pragma_update(None, "user_version", format).unwrap();
+        let chain = Chain::default().then(covered);
+        connection.execute(&format!("INSERT INTO entries VALUES ({row})"), [chain.0.as_slice()]).unwrap();
+        drop(connection);
+        let data = DataDir::open(folder.path()).unwrap();
+        assert!(folder.path().join(format!("passerelle.db.format-{format}")).exists());
+        let mut csv = Vec::new();
+        let exported = write_csv(&UsageReader::open(&data).unwrap(), &mut csv).unwrap();
+        assert_eq!((exported.entries, exported.head), (1, chain));
+        assert_eq!(verify_csv(csv.as_slice()).unwrap(), exported);
+        let former = format!("{columns},hash\n{line},{}\n", chain.hex());
+        assert_eq!(verify_csv(former.as_bytes()).unwrap(), exported, "an export of the earlier program");
+    }
 }

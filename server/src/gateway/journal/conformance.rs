@@ -6,6 +6,7 @@ use std::sync::Arc;
 use passerelle_engine::Usage;
 
 use super::*;
+use crate::gateway::attribution::Attribution;
 use crate::gateway::data::DataDir;
 use crate::gateway::quota::UnixSeconds;
 use crate::gateway::tariff::Tariff;
@@ -31,6 +32,7 @@ pub(super) fn opening(id: u64, account: &str) -> Arc<Opening> {
         at: UnixSeconds(1_000),
         prompt_tokens: 5,
         answers: NonZeroU32::MIN,
+        attribution: Attribution::default(),
     })
 }
 

@@ -9,13 +9,14 @@ use passerelle_engine::Usage;
 use sha2::{Digest, Sha256};
 
 use crate::gateway::account::AccountPath;
+use crate::gateway::attribution::Attribution;
 use crate::gateway::quota::UnixSeconds;
 
 /// Names a reservation, over restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryId(pub u64);
 
-/// What is known when a reservation is taken. Never content, never a secret.
+/// What is known when a reservation is taken. Never a prompt or an answer, never a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
     pub id: EntryId,
@@ -33,6 +34,7 @@ pub struct Opening {
     pub prompt_tokens: u32,
     /// To the one prompt.
     pub answers: NonZeroU32,
+    pub attribution: Attribution,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,16 +94,13 @@ pub struct Chain(pub [u8; 32]);
 impl Entry {
     pub const COLUMNS: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,\
                                settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,\
-                               answers,told_model_digest,told_site,told_billed_gpu_us";
-    /// Those of format 3 and before.
-    pub const FORMER_COLUMNS: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,\
-                                      settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,\
-                                      measured_gpu_us,finish";
-    /// What the columns since then hold where they say nothing. The chain does not cover that, so that it goes on over
-    /// entries from before.
-    const UNSAID: &str = ",1,,,";
+                               answers,told_model_digest,told_site,told_billed_gpu_us,user,metadata";
+    /// Those of earlier formats, and what the columns that each had added hold where they say nothing, the newest first. The
+    /// chain does not cover what is not said, so that it goes on over entries from before.
+    const ADDED: [(&str, &str); 2] =
+        [(",user,metadata", ",,"), (",answers,told_model_digest,told_site,told_billed_gpu_us", ",1,,,")];
 
-    /// The columns as CSV. No value holds a comma, a quote or a line break: all are names, numbers or digests.
+    /// The columns as CSV, in one line. All but the last two hold names, numbers or digests, without a comma or a quote.
     pub fn csv(&self) -> String {
         let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, .. } = &self.opening;
         let Settlement { at: settled_at, used, billed_micros, measured_micros, end, told } = &self.settlement;
@@ -119,13 +118,41 @@ impl Entry {
             }
             None => line.push_str(",,,"),
         }
+        let Attribution { user, metadata } = &self.opening.attribution;
+        let said = [user, metadata].map(|said| said.as_deref().map_or_else(String::new, quoted));
+        write!(line, ",{}", said.join(",")).expect("a string takes everything");
         line
+    }
+
+    /// How the chain reads an export with these columns, of this program or of an earlier one: which part of a line it
+    /// covers. `None`: no export has them.
+    pub fn chaining(columns: &str) -> Option<fn(&str) -> &str> {
+        let [attributed, told] = Self::ADDED.map(|(added, _)| added);
+        let told_columns = Self::COLUMNS.strip_suffix(attributed)?;
+        match columns {
+            Self::COLUMNS => Some(Self::chained),
+            _ if columns == told_columns => Some(|line| said(line, 1)),
+            _ if Some(columns) == told_columns.strip_suffix(told) => Some(|line| line),
+            _ => None,
+        }
     }
 
     /// What of a line of [`Entry::csv`] the chain covers.
     pub fn chained(line: &str) -> &str {
-        line.strip_suffix(Self::UNSAID).unwrap_or(line)
+        said(line, 0)
     }
+}
+
+/// The line without what the columns say that were added last, one addition after the other, as far as they say nothing.
+fn said(line: &str, from: usize) -> &str {
+    let mut line = line;
+    for (_, unsaid) in &Entry::ADDED[from..] {
+        match line.strip_suffix(unsaid) {
+            Some(shorter) => line = shorter,
+            None => break,
+        }
+    }
+    line
 }
 
 impl Chain {
@@ -142,6 +169,16 @@ impl Chain {
 /// Model names may hold what CSV means something by.
 fn plain(name: &str) -> String {
     name.replace([',', '"', '\n', '\r'], "_")
+}
+
+/// A text of the caller's as CSV has it (RFC 4180). What a spreadsheet would take for a formula is told as text.
+fn quoted(text: &str) -> String {
+    let guard = if text.starts_with(['=', '+', '-', '@']) { "'" } else { "" };
+    if text.contains([',', '"']) {
+        format!("\"{guard}{}\"", text.replace('"', "\"\""))
+    } else {
+        format!("{guard}{text}")
+    }
 }
 
 impl EntryEnd {

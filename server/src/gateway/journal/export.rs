@@ -39,11 +39,7 @@ pub fn write_csv(reader: &UsageReader, out: &mut impl Write) -> Result<Exported,
 pub fn verify_csv(export: impl BufRead) -> Result<Exported, ExportError> {
     let mut lines = export.lines();
     let first = lines.next().transpose()?.unwrap_or_default();
-    let covered: fn(&str) -> &str = match first.strip_suffix(",hash") {
-        Some(Entry::COLUMNS) => Entry::chained,
-        Some(Entry::FORMER_COLUMNS) => |line| line,
-        _ => return Err(ExportError::NoExport),
-    };
+    let covered = first.strip_suffix(",hash").and_then(Entry::chaining).ok_or(ExportError::NoExport)?;
     let mut seen = Exported::default();
     for line in lines {
         let line = line?;

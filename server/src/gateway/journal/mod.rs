@@ -33,7 +33,7 @@ use tokio::time::{Sleep, sleep};
 pub use entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
 pub use memory::MemoryStore;
 pub use progress::Progress;
-pub use sqlite::{SqliteStore, UsageReader, UsageSum};
+pub use sqlite::{SqliteStore, UsageReader, UsageSum, Used, UserSum};
 pub use store::{Durability, LedgerStore, Record, StoreError};
 pub use writer::{JournalConfig, JournalThread};
 

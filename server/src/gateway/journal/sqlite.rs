@@ -14,11 +14,12 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
 use super::store::{Durability, LedgerStore, Record, StoreError};
+use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::quota::UnixSeconds;
 use crate::gateway::tariff::Tariff;
 
-pub use read::{UsageReader, UsageSum};
+pub use read::{UsageReader, UsageSum, Used, UserSum};
 
 /// Sums are kept by quarters of an hour.
 const SLOT_SECONDS: u64 = 900;
@@ -144,13 +145,29 @@ fn write_one(transaction: &Transaction<'_>, record: &Record, last: &mut Last) ->
 }
 
 fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<()> {
-    let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens, answers } =
-        opening;
+    let Opening {
+        id, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens, answers, ..
+    } = opening;
+    let Attribution { user, metadata } = &opening.attribution;
     let insert = "INSERT OR IGNORE INTO entries (id, account, key, model, model_digest, partition, tariff, binary,
-                  opened_at, prompt_tokens, answers) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
-    let values =
-        params![id.0, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens, answers];
-    transaction.prepare_cached(insert)?.execute(values)?;
+                  opened_at, prompt_tokens, answers, user, metadata)
+                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+    let entry = params![
+        id.0,
+        account,
+        key,
+        model,
+        model_digest,
+        partition,
+        tariff,
+        binary,
+        at,
+        prompt_tokens,
+        answers,
+        user,
+        metadata
+    ];
+    transaction.prepare_cached(insert)?.execute(entry)?;
     Ok(())
 }
 
@@ -189,25 +206,35 @@ fn settle(
         told.map(|Told { billed_micros, .. }| billed_micros),
     ];
     transaction.prepare_cached(update)?.execute(counts)?;
-    add_to_sums(transaction, opening, settlement)?;
+    add_to_sums(transaction, ("usage", "model", &opening.model), opening, settlement)?;
+    if let Some(user) = &opening.attribution.user {
+        add_to_sums(transaction, ("usage_by_user", "user", user), opening, settlement)?;
+    }
     *last = Last { seq: entry.seq, chain };
     Ok(())
 }
 
-fn add_to_sums(transaction: &Transaction<'_>, opening: &Opening, settlement: &Settlement) -> rusqlite::Result<()> {
+/// `table` sums up by account, time, and `column`.
+fn add_to_sums(
+    transaction: &Transaction<'_>,
+    (table, column, value): (&str, &str, &str),
+    opening: &Opening,
+    settlement: &Settlement,
+) -> rusqlite::Result<()> {
     let Settlement { at, used, billed_micros, measured_micros, .. } = settlement;
     let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
-    let add = "INSERT INTO usage VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8)
-               ON CONFLICT (account, slot, model) DO UPDATE SET requests = requests + 1,
-               input_tokens = input_tokens + excluded.input_tokens,
-               cached_tokens = cached_tokens + excluded.cached_tokens,
-               output_tokens = output_tokens + excluded.output_tokens,
-               billed_us = billed_us + excluded.billed_us, measured_us = measured_us + excluded.measured_us";
+    let add = format!(
+        "INSERT INTO {table} VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT (account, slot, {column}) DO UPDATE SET requests = requests + 1,
+         input_tokens = input_tokens + excluded.input_tokens, cached_tokens = cached_tokens + excluded.cached_tokens,
+         output_tokens = output_tokens + excluded.output_tokens, billed_us = billed_us + excluded.billed_us,
+         measured_us = measured_us + excluded.measured_us"
+    );
     let slot = at.0 / SLOT_SECONDS * SLOT_SECONDS;
-    let (account, model) = (&opening.account, &opening.model);
+    let account = &opening.account;
     let values =
-        params![account, slot, model, prompt_tokens, cached_tokens, generated_tokens, billed_micros, measured_micros];
-    transaction.prepare_cached(add)?.execute(values)?;
+        params![account, slot, value, prompt_tokens, cached_tokens, generated_tokens, billed_micros, measured_micros];
+    transaction.prepare_cached(&add)?.execute(values)?;
     Ok(())
 }
 

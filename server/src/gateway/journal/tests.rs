@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io::BufReader;
 use std::sync::{Condvar, Mutex};
@@ -8,6 +9,7 @@ use passerelle_engine::clock::SystemClock;
 use super::conformance::{opening, settlement, used};
 use super::export::{ExportError, verify_csv, write_csv};
 use super::*;
+use crate::gateway::attribution::Attribution;
 use crate::gateway::data::DataDir;
 use crate::gateway::ledger::Spent;
 use crate::gateway::quota::{Unit, UnixSeconds};
@@ -228,6 +230,58 @@ fn an_export_with_a_line_changed_taken_out_or_added_does_not_verify() {
         assert!(matches!(verify(&text), Err(ExportError::Broken { .. })), "{text}");
     }
     assert!(matches!(verify("seq\n"), Err(ExportError::NoExport)));
+}
+
+/// What callers say of their requests: settled once for `alice`, twice for `bob`, and once for nobody.
+fn attributed_ledger() -> (tempfile::TempDir, UsageReader) {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    let mut store = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
+    let pairs = BTreeMap::from([("ticket".to_owned(), "7, \"urgent\"".to_owned())]);
+    for (id, user) in [(1, Some("alice")), (2, Some("bob, jr")), (3, Some("bob, jr")), (4, None)] {
+        let said = Attribution::new(user, if id == 1 { &pairs } else { const { &BTreeMap::new() } });
+        let opening = Arc::new(Opening { attribution: said, ..Opening::clone(&opening(id, "acme/a")) });
+        let settle = Record::Settle(Arc::clone(&opening), settlement(1_000, used(5, 3)));
+        store.write(&[Record::Open(opening), settle], Durability::Process).unwrap();
+    }
+    (folder, UsageReader::open(&data).unwrap())
+}
+
+#[test]
+fn usage_by_user_adds_up_to_the_usage_of_the_account() {
+    let (_folder, reader) = attributed_ledger();
+    let (acme, window) = ("acme".parse().unwrap(), (UnixSeconds(0), UnixSeconds(9_000)));
+    let sums = reader.sums_by_user(&acme, window).unwrap();
+    let shown: Vec<_> =
+        sums.iter().map(|sum| (sum.user.as_deref(), sum.used.requests, sum.used.output_tokens)).collect();
+    assert_eq!(shown, [(Some("alice"), 1, 3), (Some("bob, jr"), 2, 6), (None, 1, 3)]);
+    let total = reader.sums(&acme, window).unwrap();
+    assert_eq!(sums.iter().map(|sum| sum.used.billed_gpu_us).sum::<u64>(), total[0].used.billed_gpu_us);
+    assert!(reader.sums_by_user(&"other".parse().unwrap(), window).unwrap().is_empty());
+}
+
+#[test]
+fn what_a_request_is_for_stands_in_the_export_and_is_covered_by_the_chain() {
+    let (_folder, reader) = attributed_ledger();
+    let mut csv = Vec::new();
+    let exported = write_csv(&reader, &mut csv).unwrap();
+    let csv = String::from_utf8(csv).unwrap();
+    let said: Vec<_> = csv.lines().skip(1).map(|line| line.split_once(",1,,,,").unwrap().1).collect();
+    assert!(said[0].starts_with(r#"alice,"{""ticket"":""7, \""urgent\""""}","#), "{}", said[0]);
+    assert!(said[1].starts_with(r#""bob, jr",,"#), "{}", said[1]);
+    let verify = |text: &str| verify_csv(BufReader::new(text.as_bytes()));
+    assert_eq!(verify(&csv).unwrap(), exported);
+    for (from, to) in [("alice", "alicf"), ("urgent", "urgenu"), (",1,,,,alice", ",1,,,,")] {
+        assert!(verify(&csv.replacen(from, to, 1)).is_err(), "{from}");
+    }
+}
+
+#[test]
+fn no_spreadsheet_takes_the_name_of_a_user_for_a_formula() {
+    let said = Attribution::new(Some("=1+1"), &BTreeMap::new());
+    let opening = Opening { attribution: said, ..Opening::clone(&opening(1, "a")) };
+    let entry = Entry { seq: 1, opening, settlement: settlement(1_000, used(5, 3)) };
+    assert!(entry.csv().ends_with(",'=1+1,"), "{}", entry.csv());
 }
 
 /// SQLite's own limit on pages stands in for a disk without space.

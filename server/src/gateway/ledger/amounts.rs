@@ -6,6 +6,7 @@ use std::sync::Arc;
 use passerelle_engine::Usage;
 
 use crate::gateway::account::ServiceClass;
+use crate::gateway::attribution::Attribution;
 use crate::gateway::quota::{Bound, Limit, Percent, Unit};
 use crate::gateway::tariff::Tariff;
 
@@ -23,6 +24,7 @@ pub struct Ask {
     pub num_answers: NonZeroU32,
     pub reserve: Reserve,
     pub class: ServiceClass,
+    pub attribution: Attribution,
 }
 
 /// How much of its answers a request reserves before it runs.
@@ -83,6 +85,7 @@ impl Ask {
             num_answers: NonZeroU32::MIN,
             reserve: Reserve::Whole,
             class: ServiceClass::Standard,
+            attribution: Attribution::default(),
         }
     }
 

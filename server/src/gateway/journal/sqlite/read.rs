@@ -1,5 +1,6 @@
 //! Reads the ledger, beside whoever writes it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use passerelle_engine::Usage;
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::entry::{Chain, Entry, EntryId, Opening, Settlement, Told};
 use crate::gateway::account::AccountPath;
+use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::ledger::Spent;
 use crate::gateway::quota::{Unit, UnixSeconds};
@@ -23,6 +25,22 @@ pub struct UsageReader {
 pub struct UsageSum {
     pub account: String,
     pub model: String,
+    #[serde(flatten)]
+    pub used: Used,
+}
+
+/// What one account used for one user, as its callers name them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UserSum {
+    pub account: String,
+    /// `None`: for nobody in particular, and for those that are too many to list.
+    pub user: Option<String>,
+    #[serde(flatten)]
+    pub used: Used,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Used {
     pub requests: u64,
     pub input_tokens: u64,
     pub cached_tokens: u64,
@@ -33,7 +51,10 @@ pub struct UsageSum {
 
 pub(super) const COLUMNS: &str = "id, account, key, model, model_digest, partition, tariff, binary, opened_at,
     prompt_tokens, input_tokens, cached_tokens, output_tokens, seq, settled_at, billed_us, measured_us, finish, hash,
-    answers, told_model_digest, told_site, told_billed_us";
+    answers, told_model_digest, told_site, told_billed_us, user, metadata";
+
+/// Users of one answer.
+const MAX_LISTED_USERS: usize = 1_000;
 
 /// Of an account and everything below it; the root holds all.
 const WITHIN: &str = "(?1 = '/' OR account = ?1 OR substr(account, 1, length(?1) + 1) = ?1 || '/')";
@@ -56,6 +77,47 @@ impl UsageReader {
         );
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rows = connection.prepare_cached(&sums)?;
+        let sum = |row: &Row<'_>| Ok(UsageSum { account: row.get(0)?, model: row.get(1)?, used: sum_of(row)? });
+        rows.query_map(params![account, from, until], sum)?.collect()
+    }
+
+    /// By account and user. Of the users that used most at most [`MAX_LISTED_USERS`] are listed; what nobody of them used stands
+    /// in one line for each account, so that the lines of an account add up to what it used.
+    pub fn sums_by_user(
+        &self,
+        account: &AccountPath,
+        window: (UnixSeconds, UnixSeconds),
+    ) -> rusqlite::Result<Vec<UserSum>> {
+        let mut left: BTreeMap<String, Used> = BTreeMap::new();
+        for UsageSum { account, used, .. } in self.sums(account, window)? {
+            let sum = left.entry(account).or_default();
+            *sum = sum.with(used, u64::saturating_add);
+        }
+        let mut sums = self.listed_users(account, window)?;
+        for UserSum { account, used, .. } in &sums {
+            let sum = left.entry(account.clone()).or_default();
+            *sum = sum.with(*used, u64::saturating_sub);
+        }
+        let left = left.into_iter().filter(|(_, used)| *used != Used::default());
+        sums.extend(left.map(|(account, used)| UserSum { account, user: None, used }));
+        sums.sort_by(|a, b| (&a.account, a.user.is_none(), &a.user).cmp(&(&b.account, b.user.is_none(), &b.user)));
+        Ok(sums)
+    }
+
+    fn listed_users(
+        &self,
+        account: &AccountPath,
+        (from, until): (UnixSeconds, UnixSeconds),
+    ) -> rusqlite::Result<Vec<UserSum>> {
+        let sums = format!(
+            "SELECT account, user, sum(requests), sum(input_tokens), sum(cached_tokens), sum(output_tokens),
+             sum(billed_us), sum(measured_us) FROM usage_by_user WHERE {WITHIN} AND slot >= ?2 AND slot < ?3
+             GROUP BY account, user ORDER BY sum(billed_us) DESC, sum(requests) DESC, account, user
+             LIMIT {MAX_LISTED_USERS}"
+        );
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rows = connection.prepare_cached(&sums)?;
+        let sum = |row: &Row<'_>| Ok(UserSum { account: row.get(0)?, user: row.get(1)?, used: sum_of(row)? });
         rows.query_map(params![account, from, until], sum)?.collect()
     }
 
@@ -107,10 +169,22 @@ impl Spent for UsageReader {
     }
 }
 
-fn sum(row: &Row<'_>) -> rusqlite::Result<UsageSum> {
-    Ok(UsageSum {
-        account: row.get(0)?,
-        model: row.get(1)?,
+impl Used {
+    fn with(self, other: Self, join: fn(u64, u64) -> u64) -> Self {
+        Self {
+            requests: join(self.requests, other.requests),
+            input_tokens: join(self.input_tokens, other.input_tokens),
+            cached_tokens: join(self.cached_tokens, other.cached_tokens),
+            output_tokens: join(self.output_tokens, other.output_tokens),
+            billed_gpu_us: join(self.billed_gpu_us, other.billed_gpu_us),
+            measured_gpu_us: join(self.measured_gpu_us, other.measured_gpu_us),
+        }
+    }
+}
+
+/// Behind the two columns that are summed by.
+fn sum_of(row: &Row<'_>) -> rusqlite::Result<Used> {
+    Ok(Used {
         requests: row.get(2)?,
         input_tokens: row.get(3)?,
         cached_tokens: row.get(4)?,
@@ -133,6 +207,7 @@ pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
         at: row.get(8)?,
         prompt_tokens: row.get(9)?,
         answers: row.get(19)?,
+        attribution: Attribution { user: row.get(23)?, metadata: row.get(24)? },
     })
 }
 

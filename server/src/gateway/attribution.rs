@@ -1,0 +1,78 @@
+//! Whom and what a request is for, as its caller says: written down beside what the request used, and nowhere else.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+/// `None` where nothing is said. The text never reaches a log, a metric or another account.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Attribution {
+    /// The caller's own name for the user, at most [`MAX_USER_CHARS`] characters in one line; of any other its digest.
+    pub user: Option<Arc<str>>,
+    /// The caller's own pairs, as a JSON object. Bounded by whoever reads them from a request.
+    pub metadata: Option<Arc<str>>,
+}
+
+/// As OpenAI bounds a `safety_identifier`. Some clients put a whole record there, which is told apart by its digest.
+pub const MAX_USER_CHARS: usize = 64;
+
+impl Attribution {
+    pub fn new(user: Option<&str>, metadata: &BTreeMap<String, String>) -> Self {
+        let object = || serde_json::to_string(metadata).expect("pairs of texts are JSON");
+        Self {
+            user: user.filter(|user| !user.is_empty()).map(bounded),
+            metadata: (!metadata.is_empty()).then(|| object().into()),
+        }
+    }
+}
+
+fn bounded(user: &str) -> Arc<str> {
+    if user.chars().count() <= MAX_USER_CHARS && !user.contains(char::is_control) {
+        return user.into();
+    }
+    let hex = Sha256::digest(user).iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("a string takes everything");
+        hex
+    });
+    format!("sha256:{hex}").into()
+}
+
+/// Whether something is said, and not what.
+impl fmt::Debug for Attribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (user, metadata) = (self.user.is_some(), self.metadata.is_some());
+        f.debug_struct("Attribution").field("user", &user).field("metadata", &metadata).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(said: &str) -> Option<String> {
+        Attribution::new(Some(said), &BTreeMap::new()).user.as_deref().map(str::to_owned)
+    }
+
+    #[test]
+    fn a_user_is_kept_as_the_caller_wrote_it_and_a_longer_one_as_its_digest() {
+        assert_eq!(user("alice@example.org").as_deref(), Some("alice@example.org"));
+        assert_eq!(user(&"é".repeat(64)), Some("é".repeat(64)));
+        assert_eq!(user(""), None);
+        for odd in ["x".repeat(65), "two\nlines".to_owned()] {
+            let kept = user(&odd).unwrap();
+            assert!(kept.starts_with("sha256:") && kept.len() == 71 && Some(kept) == user(&odd), "{odd}");
+        }
+        assert_ne!(user(&"x".repeat(65)), user(&"x".repeat(66)));
+    }
+
+    #[test]
+    fn what_is_said_is_not_shown_by_accident() {
+        let pairs = BTreeMap::from([("ticket".to_owned(), "secret".to_owned())]);
+        let said = Attribution::new(Some("alice"), &pairs);
+        assert_eq!(said.metadata.as_deref(), Some(r#"{"ticket":"secret"}"#));
+        let shown = format!("{said:?}");
+        assert!(!shown.contains("alice") && !shown.contains("secret"), "{shown}");
+    }
+}
