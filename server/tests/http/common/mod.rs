@@ -311,12 +311,16 @@ impl Owners {
         let turns = StepTurns::new();
         let engine = |((name, vocabulary), salt): ((&str, Vocabulary), u64)| {
             let padding = usize::from(vocabulary == Vocabulary::Padded);
-            let gate = options.rival_gate.as_ref().filter(|_| salt > 0).unwrap_or(&options.gate).clone();
+            // Whoever stands at a gate of its own takes turns with nobody.
+            let (gate, turns) = match options.rival_gate.as_ref().filter(|_| salt > 0) {
+                Some(gate) => (gate.clone(), StepTurns::new()),
+                None => (options.gate.clone(), turns.clone()),
+            };
             let parts = EngineParts {
                 name: name.to_owned(),
                 model: Box::new(TestModel::new(gate).with_salt(salt).with_width(text::VOCAB + padding)),
                 config: options.engine.clone(),
-                turns: turns.clone(),
+                turns,
                 clock: Arc::clone(clock),
                 observer: Arc::new(metrics.engine(name)),
             };
