@@ -227,7 +227,7 @@ async fn ask(
         return Err(super::fields::unsupported("stream", "a batch's answers are whole"));
     }
     let (caller, place, arrived) = (Arc::clone(caller), state.take_place()?, state.clock().now());
-    let visit = Visit { caller, place, arrived, scope: Scope::Batch, origin: None };
+    let visit = Visit { caller, place, arrived, scope: Scope::Batch, origin: None, shadow: None };
     let door = match endpoint {
         Endpoint::Chat => Door::Chat,
         Endpoint::Completions => Door::Completions,

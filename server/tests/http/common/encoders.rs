@@ -112,6 +112,7 @@ impl EncoderServer {
             clock,
             metrics,
             batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
+            shadow_store: None,
             config,
             readiness: Readiness::default(),
         });
