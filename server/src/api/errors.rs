@@ -43,6 +43,7 @@ pub enum ErrorKind {
     QueueFull,
     StorageFull,
     NoReplica,
+    WorkerLost,
     ModelLoading,
     ModelFailed,
     LedgerUnavailable,
@@ -100,6 +101,7 @@ impl ErrorKind {
             Self::QueueFull             => (503, SERVER, "queue_full"),
             Self::StorageFull           => (503, SERVER, "storage_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
+            Self::WorkerLost            => (503, SERVER, "worker_lost"),
             Self::ModelLoading          => (503, SERVER, "model_loading"),
             Self::LedgerUnavailable     => (503, SERVER, "ledger_unavailable"),
             Self::Draining              => (503, SERVER, "draining"),
@@ -112,7 +114,7 @@ impl ErrorKind {
     /// What 503s tell a client to wait when nothing better is known.
     fn default_retry_after(self) -> Option<Duration> {
         let seconds = match self {
-            Self::QueueFull | Self::NoReplica | Self::ModelLoading => 1,
+            Self::QueueFull | Self::NoReplica | Self::WorkerLost | Self::ModelLoading => 1,
             Self::StorageFull => 60,
             Self::LedgerUnavailable | Self::Draining | Self::RequestTimeout => 5,
             _ => return None,
