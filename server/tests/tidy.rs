@@ -13,7 +13,8 @@ const MOST_LINES_OF_A_FILE: usize = 500;
 const MOST_LINES_OF_A_FUNCTION: usize = 70;
 
 /// What may be longer, and why. A line that is no longer needed fails the test, so the list shrinks.
-const LONG_FILES: &[(&str, &str)] = &[];
+const LONG_FILES: &[(&str, &str)] =
+    &[("server/src/workers/wire/generated.rs", "written by the program in server/wire; nobody reads it")];
 /// As `file::function`.
 const LONG_FUNCTIONS: &[(&str, &str)] = &[];
 
@@ -127,6 +128,12 @@ const RULES: &[Rule] = &[
         except: &[],
         never: &["crate::api", "crate::config", "crate::text", "crate::hub", "axum::"],
         because: "upstreams are doors that the gateway is handed, and know nothing of who asks",
+    },
+    Rule {
+        place: "server/src/workers/",
+        except: &[],
+        never: &["crate::api", "crate::config", "crate::text", "crate::hub", "axum::", "tokio::net", "tokio::process"],
+        because: "workers is handed connections and processes, and knows doors to engines",
     },
     Rule {
         place: "server/src/config/",

@@ -115,7 +115,9 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
             SubmitError::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
-            SubmitError::Dead => Self::new(ErrorKind::NoReplica, "No replica of this model is ready."),
+            SubmitError::Dead | SubmitError::Away => {
+                Self::new(ErrorKind::NoReplica, "No replica of this model is ready.")
+            }
             SubmitError::ExceedsContext(why) => {
                 Self::new(ErrorKind::ContextLengthExceeded, format!("{}.", capitalised(&why))).param("max_tokens")
             }
@@ -164,6 +166,9 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::ShuttingDown => Self::new(ErrorKind::Draining, "The server is shutting down."),
+            RequestError::WorkerLost => {
+                Self::new(ErrorKind::WorkerLost, "The process that ran this request is gone; try again.")
+            }
             RequestError::NotFinite => {
                 Self::new(ErrorKind::EngineFailed, format!("{}.", capitalised(&error.to_string())))
             }

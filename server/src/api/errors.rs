@@ -46,6 +46,7 @@ pub enum ErrorKind {
     QueueFull,
     StorageFull,
     NoReplica,
+    WorkerLost,
     ModelLoading,
     ModelFailed,
     LedgerUnavailable,
@@ -105,6 +106,7 @@ impl ErrorKind {
             Self::QueueFull             => (503, SERVER, "queue_full"),
             Self::StorageFull           => (503, SERVER, "storage_full"),
             Self::NoReplica             => (503, SERVER, "no_replica"),
+            Self::WorkerLost            => (503, SERVER, "worker_lost"),
             Self::ModelLoading          => (503, SERVER, "model_loading"),
             Self::ModelFailed           => (503, SERVER, "model_failed"),
             Self::LedgerUnavailable     => (503, SERVER, "ledger_unavailable"),
@@ -118,7 +120,7 @@ impl ErrorKind {
     /// What 503s tell a client to wait when nothing better is known.
     fn default_retry_after(self) -> Option<Duration> {
         let seconds = match self {
-            Self::QueueFull | Self::NoReplica | Self::ModelLoading => 1,
+            Self::QueueFull | Self::NoReplica | Self::WorkerLost | Self::ModelLoading => 1,
             Self::StorageFull => 60,
             Self::LedgerUnavailable | Self::Draining | Self::RequestTimeout => 5,
             _ => return None,

@@ -81,12 +81,13 @@ pub(crate) struct Means<'a> {
     pub(crate) hashes: &'a KeptHashes,
 }
 
-/// The models that the configuration names, in its order.
+/// The models that the configuration names and that lie on no partition, in its order.
 pub(crate) fn load_all(config: &Config, means: Means<'_>) -> Result<Vec<AnyLoaded>> {
     // All of them first: where one is not what was signed, nothing is loaded.
     let inspector = Inspector::new(config)?;
-    config.models.iter().try_for_each(|model| inspector.inspect(model))?;
-    config.models.iter().map(|model| load_any(model, means)).collect()
+    let here = || config.models.iter().filter(|model| model.partition.is_none());
+    here().try_for_each(|model| inspector.inspect(model))?;
+    here().map(|model| load_any(model, means)).collect()
 }
 
 pub(super) fn load_any(model: &ModelConfig, means: Means<'_>) -> Result<AnyLoaded> {

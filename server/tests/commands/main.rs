@@ -18,6 +18,7 @@ mod shadowing;
 mod shelf;
 mod tariff;
 mod trusted;
+mod workers;
 
 use std::process::Command;
 
