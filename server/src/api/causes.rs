@@ -12,7 +12,7 @@ use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::{LedgerClosed, Retry};
 use crate::gateway::router::RouteError;
-use crate::gateway::shelf::{HandError, NotTogether};
+use crate::gateway::shelf::{HandError, HeldUp, NotTogether};
 use crate::gateway::{
     AuthError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
 };
@@ -237,6 +237,18 @@ pub(crate) fn model_not_found(name: &str) -> ApiError {
 /// On its way from the disk, or waiting for room. `wait`: until it could be used.
 pub(crate) fn model_loading(name: &str, wait: Duration) -> ApiError {
     let message = format!("The model `{}` is not in memory yet; it is being brought there.", echoed(name));
+    ApiError::new(ErrorKind::ModelLoading, message).param("model").retry_after(wait)
+}
+
+/// One that is on the disk and stays there for now; `wait`: how long at least.
+pub(crate) fn model_has_no_room(name: &str, why: HeldUp, wait: Duration) -> ApiError {
+    /// Somebody has to unpin a model first.
+    const UNTIL_A_PERSON_ACTS: Duration = Duration::from_secs(60);
+    let (why, wait) = match why {
+        HeldUp::ByPins => ("models that are pinned leave it no room", UNTIL_A_PERSON_ACTS),
+        HeldUp::ByUse => ("models in use leave it no room; when they will be done is not known", wait),
+    };
+    let message = format!("The model `{}` is not in memory: {why}.", echoed(name));
     ApiError::new(ErrorKind::ModelLoading, message).param("model").retry_after(wait)
 }
 

@@ -15,7 +15,7 @@ use super::comparable::check_room;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Visit, charge_to, saturating_u32};
-use super::lease::Lease;
+use super::lease::{Lease, together};
 use super::meter::PromptMeter;
 use super::prepare::{AskedLength, EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
 use super::reserve::{Patience, reserve, reserve_with, withdraw_all};
@@ -73,6 +73,7 @@ pub(crate) async fn compare(
 /// Step 1.
 async fn find_pair(state: &AppState, visit: &Visit, (first, second): (&str, &str)) -> Result<[Lease; 2], ApiError> {
     check_room(state, &visit.caller, [first, second]).map_err(|error| error.param(FIELD))?;
+    let _turn = together(state, [first, second].into_iter()).await?;
     let first = find_generator(state, &visit.caller, first).await?;
     let second = find_generator(state, &visit.caller, second).await.map_err(|error| error.param(FIELD))?;
     let tokenizers = [&first, &second].map(|model| model.text.tokenizer.clone());

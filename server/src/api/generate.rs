@@ -25,7 +25,7 @@ use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, p
 use super::ranking::Ranking;
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
-use super::reserve::{Patience, reserve_with, withdraw_all};
+use super::reserve::{Patience, reserve_together, reserve_with, withdraw_all};
 use super::routes::require;
 use super::running::{SettleAt, Writers};
 use super::shadow::{self, Witness};
@@ -224,6 +224,21 @@ impl Admission<'_> {
             }
         }
         Ok(tickets)
+    }
+
+    /// One prompt for each of several models: room for all of them, in the order of the models, or for none.
+    pub(super) fn reserve_together(parts: &[Self], prompts: Vec<EncodedPrompt>) -> Result<Vec<Ticket>, ApiError> {
+        let Some(Self { state, caller, .. }) = parts.first() else { return Ok(Vec::new()) };
+        let mut plans = Vec::with_capacity(parts.len());
+        for (part, prompt) in parts.iter().zip(&prompts) {
+            plans.extend(part.plan(std::slice::from_ref(prompt))?);
+        }
+        let asks: Vec<Ask> = plans.iter().map(|plan| plan.ask.clone()).collect();
+        let reservations = reserve_together(state, caller, &asks)?;
+        let granted = prompts.into_iter().zip(plans).zip(reservations);
+        Ok(granted
+            .map(|((prompt, plan), reservation)| Ticket { prompt, max_tokens: plan.max_tokens, reservation })
+            .collect())
     }
 
     fn plan(&self, prompts: &[EncodedPrompt]) -> Result<Vec<Plan>, ApiError> {

@@ -242,6 +242,7 @@ fn models_are_loaded_unloaded_and_pinned_by_hand() {
     assert!(run(&state, &["model", "list"]).expect("a server runs").contains("pinned"));
     let waits = ask(&served, "b", 0);
     assert_eq!(waits.status, 503, "no room beside a pinned model");
+    assert!(waits.error().contains("pinned"), "{}", waits.error());
     assert!(run(&state, &["model", "unload", "a"]).expect_err("it is pinned").contains("is pinned"));
     run(&state, &["model", "unpin", "a"]).expect("it is there");
     run(&state, &["model", "load", "b"]).expect("a has left");
@@ -256,6 +257,29 @@ fn models_are_loaded_unloaded_and_pinned_by_hand() {
 }
 
 #[test]
+fn comparisons_of_different_pairs_never_wait_for_each_others_models() {
+    let state = State::new();
+    for (name, index) in ["a", "b", "c", "d"].into_iter().zip(1..) {
+        write_checkpoint(&state.path().join("runs").join(name), index);
+    }
+    let roomy = serve(&state, &["--model-memory", "1GiB"], PATIENT);
+    let each = row(&state, "a")["bytes"].as_u64().expect("what it would hold");
+    drop(roomy);
+    let for_two = format!("{}B", 2 * each + each / 2);
+    let served = serve(&state, &["--model-memory", &for_two], "longest_load = \"20s\"\nkv_cache = \"256KiB\"\n");
+    let compare = |[first, second]: [&str; 2]| {
+        let asked = json!({"model": first, "prompt": [3, 5, 7], "max_tokens": 0, "prompt_scores_against": second});
+        request(&served.address, "POST", "/v1/completions", &asked)
+    };
+    let pairs = [["a", "b"], ["c", "d"], ["d", "a"], ["b", "c"]];
+    thread::scope(|scope| {
+        for pair in pairs {
+            scope.spawn(move || (0..6).for_each(|_| drop(compare(pair).json())));
+        }
+    });
+}
+
+#[test]
 fn a_stream_keeps_its_model_and_whoever_wants_another_is_told_when_to_come_back() {
     let state = state_with_a_and_b();
     // Room for one, with a context that takes the model a while to fill.
@@ -266,6 +290,7 @@ fn a_stream_keeps_its_model_and_whoever_wants_another_is_told_when_to_come_back(
     let stream = open(&served.address, "POST", "/v1/completions", &long).wait_for_event();
     let told = open(&served.address, "POST", "/v1/completions", &body("b", 0, 1)).text_with_head();
     assert!(told.starts_with("HTTP/1.1 503") && told.contains("model_loading"), "{told}");
+    assert!(told.contains("models in use leave it no room"), "{told}");
     assert!(told.to_lowercase().contains("retry-after: "), "{told}");
     let text = stream.text();
     assert!(text.contains(r#""finish_reason":"length""#) && text.trim_end().ends_with("data: [DONE]"), "{text}");

@@ -1,14 +1,20 @@
 //! Embeddings, scores and labels over HTTP: what the reference implementation says, in the shapes that clients expect, and
 //! paid for on every way out.
 
+use std::sync::Arc;
+
 use crate::batches;
 use crate::common::client::Client;
 use crate::common::encoders::{BERT, CLASSIFIER, EncoderServer, QWEN3, RERANKER, texts};
 use crate::common::model::Gate;
 use crate::common::{MODEL, Options, limit, until};
 use passerelle::api::{ApiConfig, RequestBounds, run_batches};
-use passerelle::gateway::Limit;
+use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
+use passerelle::gateway::directory::NewKey;
+use passerelle::gateway::quota::Bound;
+use passerelle::gateway::{AccountPath, DataDir, Directory, Limit, Quota, Scope};
 use passerelle_engine::EncoderConfig;
+use passerelle_engine::clock::SystemClock;
 use serde_json::{Value, json};
 
 const EMBEDDINGS: &str = "/v1/embeddings";
@@ -426,4 +432,28 @@ async fn bounds_on_lists_are_those_of_the_configuration() {
     ] {
         assert_eq!(refused(&client, path, body).await.1.as_deref(), Some(named));
     }
+}
+
+#[tokio::test]
+async fn texts_are_of_the_class_that_their_key_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory =
+        Directory::open(&DataDir::open(folder.path()).unwrap(), Arc::new(SystemClock::new()), "test").unwrap();
+    let acme: AccountPath = "acme".parse().unwrap();
+    let few = Limit::of(Bound::BatchTokens(4.try_into().unwrap()));
+    directory.create_account(&acme, Quota::new(vec![few]).unwrap()).unwrap();
+    let key = |class: ServiceClass| {
+        let (scopes, models) = (Scopes::new([Scope::Inference]).unwrap(), ModelAccess::All);
+        let new = NewKey { account: acme.clone(), name: class.to_string(), scopes, models, class, valid_for: None };
+        format!("Bearer {}", directory.create_key(new).unwrap().0.reveal())
+    };
+    let keys = [ServiceClass::Standard, ServiceClass::Batch].map(key);
+    let server =
+        EncoderServer::with(Options { administered: Some(folder), ..Options::default() }, EncoderConfig::default());
+    let server = server.await;
+    let [standard, batch] = keys.map(|key| server.client().with("authorization", &key));
+    let text = json!({"model": BERT, "input": "a text of more tokens than four"});
+    answered(&standard, EMBEDDINGS, text.clone()).await;
+    let (_, _, message) = refused(&batch, EMBEDDINGS, text).await;
+    assert!(message.contains("batch_tokens"), "{message}");
 }
