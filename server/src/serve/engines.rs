@@ -19,7 +19,7 @@ use passerelle_models::{ModelDescription, ModelDigest};
 use sha2::{Digest, Sha256};
 
 use super::defaults;
-use super::memory::{KvDemand, share_kv_memory};
+use super::memory::{KvDemand, share_kv_memory, stated_or_of_device};
 use super::models::{AnyLoaded, Loaded, LoadedEncoder};
 use super::report;
 
@@ -76,7 +76,8 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet>
     let config = &workshop.config;
     let generators = loaded.iter().filter_map(AnyLoaded::generator);
     let demands: Vec<KvDemand> = generators.map(|model| demand(model, config)).collect();
-    let mut blocks = share_kv_memory(config.kv_cache_memory, &demands)?.into_iter();
+    let memory = stated_or_of_device(config.kv_cache_memory, &workshop.compute);
+    let mut blocks = share_kv_memory(memory, &demands)?.into_iter();
     let prices = loaded.iter().map(|model| (model.name().to_owned(), price(model.description()))).collect();
     let (mut running_all, mut served_all, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, id) in loaded.into_iter().zip(0..) {

@@ -237,7 +237,7 @@ pub(crate) fn find_sources(sources: &[String], engine: &EngineConfig) -> Result<
 
 /// Those of [`folder::look`].
 fn find_models(folder: &Path, engine: &EngineConfig) -> Result<Vec<ModelConfig>> {
-    let found = folder::look(folder).with_context(|| folder.display().to_string())?;
+    let found = folder::look(folder).with_context(|| folder.display().to_string())?.found;
     ensure!(!found.is_empty(), "no folder with a config.json and no .gguf file in {}", folder.display());
     let model = |found: Found| {
         let source = found.path.to_str().with_context(|| format!("{}: rename it", found.path.display()))?.to_owned();

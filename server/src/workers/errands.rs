@@ -25,12 +25,15 @@ pub struct WorkerModel {
 pub(super) struct Errands {
     models: Vec<WorkerModel>,
     running: BTreeMap<u64, Running>,
-    making_grammars: JoinSet<(Box<Ordered>, Option<Box<dyn Constraint>>)>,
+    making_grammars: JoinSet<Constrained>,
     reading_texts: JoinSet<Read>,
     /// What ended outside of an engine's step.
     ended: Vec<(u32, Heard)>,
     clock: Arc<dyn Clock>,
 }
+
+/// What was ordered, and its grammar if it could be made.
+type Constrained = (Box<Ordered>, Option<Box<dyn Constraint>>);
 
 struct Running {
     model: u32,
