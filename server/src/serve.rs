@@ -59,7 +59,7 @@ use reload::{Directions, ReadAgain, Reloading};
 use shelf::{NewShelf, ShelfKeeper};
 use signals::Signals;
 use upstreams::Upstreams;
-use workers::WorkersKeeper;
+use workers::{Arrivals, WorkersKeeper};
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use devices::compute;
@@ -69,8 +69,8 @@ pub(crate) use hashes::KeptHashes;
 pub(crate) use memory::{KvDemand, share_kv_memory};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, wanted_of};
 pub(crate) use text::load as load_text;
-pub(crate) use worker_process::{WorkerErrand, run_worker};
-pub(crate) use workers::WorkerCommand;
+pub(crate) use worker_process::{GatewayAddress, WorkerErrand, run_worker};
+pub(crate) use workers::{WorkerCommand, last_day};
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;
@@ -92,7 +92,7 @@ pub(crate) struct Server {
     /// `None`: no models come and go.
     shelf: Option<ShelfKeeper>,
     /// The models of partitions, and what their workers have in common with engines here.
-    placed: (Placed, Workshop),
+    placed: (Arc<Placed>, Workshop),
     /// `None`: nobody works for this server.
     workers: Option<WorkersKeeper>,
     state: AppState,
@@ -192,7 +192,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         comparisons,
         engines: running,
         shelf: keeper,
-        placed: (placed, workshop),
+        placed: (Arc::new(placed), workshop),
         workers: None,
         state,
         reloading: Some(reloading),
@@ -247,8 +247,9 @@ impl Server {
         if placed.seats.is_empty() {
             return Ok(());
         }
-        self.workers = Some(workers::open((config, command), &placed.seats, &workshop.clock(), runtime)?);
-        placed.serve(&self.state, workshop)
+        let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), workshop: workshop.clone() };
+        self.workers = Some(workers::open((config, command), served, runtime)?);
+        Ok(())
     }
 
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs
