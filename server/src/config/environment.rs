@@ -39,6 +39,8 @@ pub struct Environment {
     pub hf_token: Option<Secret>,
     /// The key `passerelle chat --url` presents.
     pub openai_api_key: Option<Secret>,
+    /// Which GPUs this process may use, also where that is none.
+    pub cuda_visible_devices: Option<String>,
     /// <https://no-color.org>
     pub no_color: bool,
 }
@@ -55,6 +57,7 @@ impl Environment {
             hf_endpoint: text("HF_ENDPOINT"),
             hf_token: text("HF_TOKEN").or_else(|| first_line(&token_file?)).map(Secret),
             openai_api_key: text("OPENAI_API_KEY").map(Secret),
+            cuda_visible_devices: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
             no_color: text("NO_COLOR").is_some(),
             home,
             hf_home,

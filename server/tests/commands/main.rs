@@ -15,6 +15,7 @@ mod parity;
 mod refusals;
 mod scoring;
 mod shelf;
+mod slurm;
 mod tariff;
 mod trusted;
 
