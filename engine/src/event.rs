@@ -25,6 +25,18 @@ pub enum Event {
     },
 }
 
+/// All that a request of one choice has heard, put together.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Heard {
+    /// One entry per prompt token, if they were asked for.
+    pub prompt: Vec<Option<TokenLogprobs>>,
+    pub tokens: Vec<TokenId>,
+    /// Of the tokens, if they were asked for.
+    pub logprobs: Vec<f32>,
+    /// `None`: more may follow.
+    pub end: Option<FinishReason>,
+}
+
 /// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEvent {
@@ -67,6 +79,22 @@ pub struct Usage {
     pub generated_tokens: u32,
     /// Its share of the time of the steps that it took part in, in nanoseconds. The shares of a step add up to the step.
     pub measured_ns: u64,
+}
+
+impl Heard {
+    /// Errors with what ended the request.
+    pub fn take(&mut self, event: Event) -> Result<(), RequestError> {
+        match event {
+            Event::PromptLogprobs(entries) => self.prompt = entries,
+            Event::Token(token) => {
+                self.tokens.push(token.token);
+                self.logprobs.extend(token.logprobs.map(|entry| entry.logprob));
+            }
+            Event::Finished { reason, .. } => self.end = Some(reason),
+            Event::Failed { error, .. } => return Err(error),
+        }
+        Ok(())
+    }
 }
 
 /// Why a request failed. It fails alone.

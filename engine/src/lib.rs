@@ -57,7 +57,7 @@ pub use cost::CostModel;
 pub use encode::{EncodeReply, EncodeRequest, EncoderConfig, EncoderEngine, EncoderHandle, EncoderParts, EncoderStats};
 pub use engine::{Engine, EngineHandle, EngineParts};
 pub use error::{EngineError, SubmitError};
-pub use event::{Event, FinishReason, RequestError, TokenEvent, TokenLogprobs, Usage};
+pub use event::{Event, FinishReason, Heard, RequestError, TokenEvent, TokenLogprobs, Usage};
 pub use event_stream::{AbortHandle, EventStream};
 pub use reply::Reply;
 pub use request::{CacheSalt, Class, Request, RequestId, SamplingParams, ShareKey, ShareWeight};

@@ -169,6 +169,16 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// The likeliest token each time, with its log-probability, until one of `stop_token_ids`.
+    pub fn greedy(max_tokens: u32, stop_token_ids: Vec<TokenId>) -> Self {
+        Self { max_tokens, temperature: 0.0, stop_token_ids, logprobs: Some(0), ..Self::default() }
+    }
+
+    /// Generates nothing: how likely is each token of the prompt?
+    pub fn scores() -> Self {
+        Self { max_tokens: 0, temperature: 0.0, prompt_logprobs: Some(0), ..Self::default() }
+    }
+
     /// The first field outside its range. The engine relies on these: a draw needs a finite, ordered distribution.
     pub(crate) fn out_of_range(&self) -> Option<&'static str> {
         const OPENAI_PENALTIES: std::ops::RangeInclusive<f32> = -2.0..=2.0;

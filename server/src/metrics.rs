@@ -57,6 +57,14 @@ pub struct AnsweredRequest<'a> {
     pub model: Option<&'a str>,
 }
 
+/// An answer that was given, under the model that gave it and under a candidate: bits per byte.
+#[derive(Debug, Clone, Copy)]
+pub struct ShadowFigures {
+    pub served: f64,
+    pub candidate: f64,
+    pub greedy_answers_are_equal: bool,
+}
+
 /// The series of one served model that its requests feed.
 #[derive(Debug)]
 pub struct ModelMetrics {
@@ -162,6 +170,20 @@ impl Metrics {
     /// `upstream` is a configured name, and `outcome` one of a few.
     pub fn upstream_tried(&self, model: &str, upstream: &str, outcome: &'static str) {
         register_counter(&self.recorder, table::UPSTREAM_TRIES, &[model, upstream, outcome]).increment(1);
+    }
+
+    /// `alias` is a configured name, and `outcome` one of a few.
+    pub fn shadowed(&self, alias: &str, outcome: &'static str) {
+        register_counter(&self.recorder, table::SHADOWED, &[alias, outcome]).increment(1);
+    }
+
+    /// What was found out about an answer that was given for `alias`.
+    pub fn shadow_compared(&self, alias: &str, found: ShadowFigures) {
+        for (model, bits_per_byte) in [("served", found.served), ("candidate", found.candidate)] {
+            register_histogram(&self.recorder, table::SHADOW_BITS_PER_BYTE, &[alias, model]).record(bits_per_byte);
+        }
+        let equal = if found.greedy_answers_are_equal { "yes" } else { "no" };
+        register_counter(&self.recorder, table::SHADOW_ANSWERS, &[alias, equal]).increment(1);
     }
 
     pub fn auth_failed(&self, error: AuthError) {
@@ -316,6 +338,8 @@ mod tests {
         metrics.auth_failed(AuthError::Unknown);
         metrics.refused(LimitName::Rate(Unit::Tokens));
         metrics.upstream_tried("demo", "h:1", "answered");
+        metrics.shadowed("chat", "compared");
+        metrics.shadow_compared("chat", ShadowFigures { served: 0.2, candidate: 0.3, greedy_answers_are_equal: true });
         metrics.models_hold(ShelfMemory { limit_bytes: 9, held_bytes: 5, most_held_bytes: 7 });
         let model = metrics.model("demo").unwrap();
         model.first_token(Duration::from_millis(30));
@@ -349,6 +373,9 @@ mod tests {
             r#"passerelle_kv_blocks_used{model="demo"} 40"#,
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.005"} 1"#,
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.0025"} 0"#,
+            r#"passerelle_shadowed_requests_total{alias="chat",outcome="compared"} 1"#,
+            r#"passerelle_shadow_bits_per_byte_bucket{alias="chat",model="candidate",le="0.25"} 0"#,
+            r#"passerelle_shadow_greedy_answers_total{alias="chat",equal="yes"} 1"#,
             "passerelle_ledger_reservations_open 2",
             "passerelle_ledger_waiting_requests 3",
             "passerelle_model_memory_bytes 5",
@@ -399,7 +426,8 @@ mod tests {
             assert!(metric.name.starts_with("passerelle_"), "{}", metric.name);
             assert_eq!(is_total, metric.kind == MetricKind::Counter, "{}", metric.name);
             if let MetricKind::Histogram(buckets) = metric.kind {
-                assert!(metric.name.ends_with("_seconds") && buckets.is_sorted(), "{}", metric.name);
+                let has_unit = ["_seconds", "_bits_per_byte"].iter().any(|unit| metric.name.ends_with(unit));
+                assert!(has_unit && buckets.is_sorted(), "{}", metric.name);
             }
         }
     }

@@ -26,16 +26,18 @@ mod trusted;
 #[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
 mod upstreams;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use passerelle::api::{
     self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader,
-    RequestBounds, RouteSwitch, ServeConfig, ServedModel, SseConfig, Tls,
+    RequestBounds, RouteSwitch, ServeConfig, ServedModel, ShadowBounds, SseConfig, Tls,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
 use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
+use passerelle::evaluation::PairStore;
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{Authenticator, Ledger, PrefixSharing, Replica, Router, Tariff};
@@ -159,6 +161,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         metrics,
         comparisons: comparisons.handle(),
         batches,
+        shadow_store: open_shadow_store(config)?,
         config: api_config,
         readiness: readiness.clone(),
     });
@@ -332,6 +335,11 @@ fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
             write_timeout: written.stalled_reader_timeout,
             keep_alive: written.keep_alive,
         },
+        shadow: ShadowBounds {
+            max_running: config.shadow.max_running,
+            max_waiting: config.shadow.max_waiting,
+            max_tokens: config.shadow.max_tokens,
+        },
         guard,
         allowed_origins: AllowedOrigins::new(written.cors_origins.iter().map(ToString::to_string))?,
         compress_above_bytes: written.compress_above.0 as usize,
@@ -349,6 +357,11 @@ fn open_batches(config: &Config) -> Result<BatchStore> {
     let folder = &config.server.data_dir;
     BatchStore::open(folder, batch_bounds(&config.batches))
         .with_context(|| format!("cannot keep files and batches in {}", folder.display()))
+}
+
+fn open_shadow_store(config: &Config) -> Result<Option<PairStore>> {
+    let open = |folder: &PathBuf| PairStore::open(folder, config.shadow.max_stored.0, env!("CARGO_PKG_VERSION"));
+    config.shadow.folder.as_ref().map(open).transpose().context("shadow.folder")
 }
 
 fn batch_bounds(written: &BatchesConfig) -> BatchBounds {

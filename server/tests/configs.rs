@@ -46,6 +46,7 @@ fn the_reference_names_every_key() {
         "[server]",
         "[[upstreams]]",
         "[routing]",
+        "[shadow]",
         "[shelf]",
         "[engine]",
         "[api]",

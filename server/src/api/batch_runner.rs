@@ -231,7 +231,7 @@ async fn ask(
         Endpoint::Responses => Door::Responses,
     };
     let (caller, place, arrived) = (Arc::clone(caller), state.take_place()?, state.clock().now());
-    let visit = Visit { caller, place, arrived, scope: Scope::Batch, origin: None };
+    let visit = Visit { caller, place, arrived, scope: Scope::Batch, origin: None, shadow: None };
     answer_body(state, visit, body, door).await
 }
 

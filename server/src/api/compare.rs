@@ -36,7 +36,7 @@ use super::wire::tier::tier_name;
 use super::wire::usage::{ReasoningTokens, logprob_json, usage_json};
 use crate::gateway::Caller;
 use crate::gateway::replica::SubmitError;
-use crate::text::{Detokenizer, SkipSpecialTokens, TextModel};
+use crate::text::{Detokenizer, SkipSpecialTokens};
 
 /// What the answers of several models become.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub(crate) async fn admit(
     id: String,
 ) -> Result<(Admitted, SideBySide), ApiError> {
     let lane = state.comparisons().clone();
-    let Visit { caller, place, arrived, scope, origin } = visit;
+    let Visit { caller, place, arrived, scope, origin, shadow: _ } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
     let ReadCompare { models, prompt, mut generate, .. } = read;
@@ -100,6 +100,7 @@ pub(crate) async fn admit(
             // The first reads the text beside each of the others.
             read_again: read_again(admissions.len()),
             settle_at: SettleAt::Told,
+            shadow: None,
         });
     }
     let mut tickets = reserve_all(&admissions, prompts).await?;
@@ -233,7 +234,7 @@ impl SideBySide {
     async fn spelt(&self, token_ids: Vec<TokenId>) -> Result<ComparedText, ApiError> {
         let (text, num_prompt_tokens) = (Arc::clone(&self.models[0].text), self.prompt.len());
         let spell = move || {
-            let tokens = spell(&text, &token_ids);
+            let tokens = Detokenizer::new(&text.tokenizer, SkipSpecialTokens::No).spell(&token_ids);
             Ok(ComparedText { token_ids, tokens, num_prompt_tokens })
         };
         self.state.text_work().run(spell).await
@@ -282,16 +283,6 @@ impl Drop for Reading<'_> {
 
 fn event(data: &Value) -> Part {
     Part { event: None, data: data.to_string() }
-}
-
-fn spell(text: &TextModel, tokens: &[TokenId]) -> Vec<String> {
-    let mut detokenizer = Detokenizer::new(&text.tokenizer, SkipSpecialTokens::No);
-    let mut spelt: Vec<String> = tokens.iter().map(|token| detokenizer.push(*token)).collect();
-    let rest = detokenizer.finish();
-    if let Some(last) = spelt.last_mut() {
-        last.push_str(&rest);
-    }
-    spelt
 }
 
 impl AnswerForm for SideBySide {

@@ -28,6 +28,7 @@ use super::remote::admit_remote;
 use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
 use super::running::{SettleAt, Writers};
+use super::shadow::{self, Witness};
 use super::state::{AppState, Serving};
 use super::wire::answer::{self, Billing};
 use super::wire::choices::Choices;
@@ -35,7 +36,7 @@ use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::tier::tier_name;
 use crate::gateway::account::ServiceClass;
-use crate::gateway::{Ask, Caller, PrefixHint, RemoteReservation, Reservation, Reserve, Scope};
+use crate::gateway::{Ask, Caller, PrefixHint, RemoteReservation, Reservation, Reserve, Scope, Shadow};
 use crate::text::grammar::CompiledGrammar;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
@@ -49,6 +50,8 @@ pub(crate) struct Visit {
     pub(crate) scope: Scope,
     /// The other gateway's reservation that the request is made under.
     pub(crate) origin: Option<RemoteReservation>,
+    /// It is one of a candidate's share.
+    pub(crate) shadow: Option<Arc<Shadow>>,
 }
 
 /// An admitted request: every prompt has its reservation and its place in an engine's queue or on an upstream.
@@ -95,7 +98,7 @@ pub(crate) async fn admit(
     if let (Some(model), Some(outgoing)) = (remote, outgoing.clone()) {
         return admit_remote(state, visit, (serving, model), (prompt, request), outgoing).await;
     }
-    let Visit { caller, place, arrived, scope, origin } = visit;
+    let Visit { caller, place, arrived, scope, origin, shadow } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
     let model = find_generator(state, &caller, &request.model).await?;
@@ -120,6 +123,7 @@ pub(crate) async fn admit(
         class,
         read_again: 0,
         settle_at: SettleAt::LastToken,
+        shadow: shadow::suited(state, shadow, (&request, &prompts)),
     };
     let patience = Patience::of(prompts.len(), scope);
     let mut tickets = admission.reserve_all(prompts, patience).await?;
@@ -183,6 +187,7 @@ pub(super) struct Admission<'a> {
     /// How often the model reads prompt and answer once more, when the answer is over.
     pub(super) read_again: u32,
     pub(super) settle_at: SettleAt,
+    pub(super) shadow: Option<Arc<Shadow>>,
 }
 
 /// What one prompt may generate at most, and what is reserved for it.
@@ -345,9 +350,11 @@ impl Admission<'_> {
             start: self.shape.start,
         };
         let Choices { shown, drawn } = self.request.choices;
+        let witness = self.shadow.as_ref();
+        let witness = witness.map(|shadow| Witness::new(self.state, shadow, (&self.model.name, &spec.prompt.tokens)));
         let of_choices = (0..drawn.get()).map(|_| Writer::new(spec.clone())).collect();
         let ranking = self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn));
-        Writers { of_choices, ranking, settle_at: self.settle_at }
+        Writers { of_choices, ranking, settle_at: self.settle_at, witness }
     }
 }
 

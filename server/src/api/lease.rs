@@ -48,6 +48,14 @@ pub(crate) async fn lease(state: &AppState, model: &str) -> Result<Option<Lease>
     }
 }
 
+/// The same at once, and only of what is in memory already.
+pub(crate) fn lease_in_memory(state: &AppState, model: &str) -> Option<Lease> {
+    match state.shelf().filter(|shelf| shelf.row(model).is_some()) {
+        None => lasting(state, model),
+        Some(shelf) => in_memory(state, model, shelf.ask_in_memory(model)?).ok(),
+    }
+}
+
 /// A model that was there from the start.
 fn lasting(state: &AppState, model: &str) -> Option<Lease> {
     Some(Lease { model: state.model(model)?, _in_use: None })

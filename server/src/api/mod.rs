@@ -4,7 +4,7 @@
 //! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`].
 //! What is generated goes through [`generate`], [`launch`], [`running`] and [`deliver`], for chat and completions alike;
 //! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`]; what is read by an encoder
-//! goes through [`encode`], and what two models are compared on through [`compared`].
+//! goes through [`encode`], and what two models are compared on through [`compared`]. What was answered may be followed by [`shadow`].
 
 mod alias;
 mod batch_runner;
@@ -40,6 +40,7 @@ mod reserve;
 mod routes;
 mod running;
 mod serve;
+mod shadow;
 mod sse;
 mod state;
 mod text_work;
@@ -54,6 +55,7 @@ pub use fields::UnknownFields;
 pub use reload::{ReloadOrder, ReloadOutcome, Reloaded, Reloader};
 pub use remote::RemoteModel;
 pub use serve::{Drained, Listener, ServeConfig, Tls, TlsError, UnixSocket, serve};
+pub use shadow::ShadowBounds;
 pub use sse::SseConfig;
 pub use state::{ApiConfig, AppParts, AppState, BrowserGuard, Readiness, RouteSwitch, ServedModel, Serving};
 pub use wire::request::RequestBounds;

@@ -70,7 +70,7 @@ pub(crate) async fn admit_remote(
     (prompt, request): (Prompt, GenerateRequest),
     outgoing: Outgoing,
 ) -> Result<Admitted, ApiError> {
-    let Visit { caller, place, arrived, scope, origin } = visit;
+    let Visit { caller, place, arrived, scope, origin, shadow: _ } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
     check_output(&request.output)?;

@@ -10,6 +10,7 @@ use super::errors::{ApiError, ErrorKind};
 use super::generate::saturating_u32;
 use super::meter::PromptMeter;
 use super::ranking::Ranking;
+use super::shadow::Witness;
 use crate::gateway::Generation;
 use crate::gateway::journal::JournalUnavailable;
 
@@ -21,6 +22,8 @@ pub(crate) struct Writers {
     /// Which of them are shown; `None`: all, as they come.
     pub(crate) ranking: Option<Ranking>,
     pub(crate) settle_at: SettleAt,
+    /// Sees what is generated, and its end.
+    pub(crate) witness: Option<Witness>,
 }
 
 /// When a prompt is settled whose answers come to their end.
@@ -43,19 +46,21 @@ pub(crate) struct RunningPrompt {
     meter: PromptMeter,
     pending: VecDeque<ChoiceDelta>,
     settle_at: SettleAt,
+    witness: Option<Witness>,
     /// Once over.
     settled: Option<Usage>,
 }
 
 impl RunningPrompt {
     pub(crate) fn new(generation: Generation, writers: Writers, meter: PromptMeter) -> Self {
-        let Writers { of_choices: mut writers, ranking, settle_at } = writers;
+        let Writers { of_choices: mut writers, ranking, settle_at, witness } = writers;
         let at_start = writers.iter_mut().map(Writer::prompt_at_start).enumerate();
         let at_start: Vec<_> =
             at_start.filter_map(|(index, delta)| Some(ChoiceDelta { index, delta: delta? })).collect();
         let (num_open, pending) = (writers.len(), VecDeque::new());
+        let generation = Some(generation);
         let mut prompt =
-            Self { generation: Some(generation), writers, num_open, ranking, meter, pending, settle_at, settled: None };
+            Self { generation, writers, num_open, ranking, meter, pending, settle_at, witness, settled: None };
         prompt.show(at_start);
         prompt
     }
@@ -137,6 +142,9 @@ impl RunningPrompt {
         if let Some(ranking) = &mut self.ranking {
             ranking.count(index, token);
         }
+        if let Some(witness) = &mut self.witness {
+            witness.token(token.token);
+        }
         let deltas = self.writers[index].token(token);
         self.show(deltas.into_iter().map(|delta| ChoiceDelta { index, delta }));
         if self.writers[index].has_stopped() {
@@ -151,6 +159,11 @@ impl RunningPrompt {
         self.num_open -= 1;
         if self.num_open == 0 && self.settle_at == SettleAt::LastToken {
             self.settle();
+        }
+        if self.num_open == 0
+            && let Some(witness) = self.witness.take()
+        {
+            witness.finish();
         }
         let mut deltas = self.writers[index].finish();
         deltas.push(Delta::Finished(self.writers[index].end(end)));

@@ -16,14 +16,16 @@ use super::errors::{ApiError, ErrorKind};
 use super::fields::{Reader, UnknownFields};
 use super::reload::Reloader;
 use super::remote::RemoteModel;
+use super::shadow::{ShadowBounds, Shadows};
 use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
 use super::wire::sampling::GenerationDefaults;
 use crate::batches::BatchStore;
+use crate::evaluation::PairStore;
 use crate::gateway::{
     AccountPath, Administration, Alias, Authenticator, Caller, Ledger, PrefixSharing, Replica, ReplicaId, RetryBounds,
-    Router, Shelf,
+    Router, Shadow, Shelf,
 };
 use crate::metrics::Metrics;
 use crate::text::{GrammarBounds, GrammarCompiler, TextModel};
@@ -69,6 +71,7 @@ pub struct ApiConfig {
     pub prefix_sharing: PrefixSharing,
     pub grammar: GrammarBounds,
     pub sse: SseConfig,
+    pub shadow: ShadowBounds,
     pub guard: BrowserGuard,
     /// Web pages that may call this server from a browser.
     pub allowed_origins: AllowedOrigins,
@@ -93,6 +96,7 @@ impl Default for ApiConfig {
             prefix_sharing: PrefixSharing::default(),
             grammar: GrammarBounds::default(),
             sse: SseConfig::default(),
+            shadow: ShadowBounds::default(),
             guard: BrowserGuard::default(),
             allowed_origins: AllowedOrigins::default(),
             compress_above_bytes: 16 << 10,
@@ -140,6 +144,8 @@ pub struct AppParts {
     pub metrics: Arc<Metrics>,
     /// `None`: this server keeps no files and runs no batches.
     pub batches: Option<BatchStore>,
+    /// Where answers are kept that candidates were asked about; `None`: nowhere.
+    pub shadow_store: Option<PairStore>,
     pub config: ApiConfig,
     pub readiness: Readiness,
 }
@@ -152,6 +158,8 @@ pub struct Serving {
     models: BTreeMap<String, Arc<ServedModel>>,
     remote: BTreeMap<String, Arc<RemoteModel>>,
     aliases: BTreeMap<String, Alias>,
+    /// By alias.
+    shadows: BTreeMap<String, Arc<Shadow>>,
     owners: BTreeMap<String, AccountPath>,
     pub(crate) retry: RetryBounds,
 }
@@ -160,8 +168,8 @@ impl Serving {
     /// `remote`: the models that no engine here has.
     pub fn new(router: Router, remote: impl IntoIterator<Item = RemoteModel>) -> Self {
         let remote = remote.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
-        let (models, aliases, owners) = Default::default();
-        Self { router, models, remote, aliases, owners, retry: RetryBounds::default() }
+        let (models, aliases, shadows, owners) = Default::default();
+        Self { router, models, remote, aliases, shadows, owners, retry: RetryBounds::default() }
     }
 
     /// The same, and a model whose engine is `replica`.
@@ -188,13 +196,21 @@ impl Serving {
 
     fn changed(&self, router: Router, models: BTreeMap<String, Arc<ServedModel>>) -> Self {
         let (remote, aliases, owners) = (self.remote.clone(), self.aliases.clone(), self.owners.clone());
-        Self { router, models, remote, aliases, owners, retry: self.retry }
+        let (shadows, retry) = (self.shadows.clone(), self.retry);
+        Self { router, models, remote, aliases, shadows, owners, retry }
     }
 
     /// Names that stand for models.
     #[must_use]
     pub fn with_aliases(mut self, aliases: impl IntoIterator<Item = (String, Alias)>) -> Self {
         self.aliases = aliases.into_iter().collect();
+        self
+    }
+
+    /// Candidates that are asked too.
+    #[must_use]
+    pub fn with_shadows(mut self, shadows: impl IntoIterator<Item = Shadow>) -> Self {
+        self.shadows = shadows.into_iter().map(|shadow| (shadow.alias.clone(), Arc::new(shadow))).collect();
         self
     }
 
@@ -225,6 +241,10 @@ impl Serving {
         self.aliases.iter().map(|(name, alias)| (name.as_str(), alias))
     }
 
+    pub(crate) fn shadow(&self, alias: &str) -> Option<&Arc<Shadow>> {
+        self.shadows.get(alias)
+    }
+
     pub(crate) fn remote(&self, name: &str) -> Option<&Arc<RemoteModel>> {
         self.remote.get(name)
     }
@@ -251,6 +271,7 @@ struct Shared {
     readiness: Readiness,
     text_work: TextWork,
     batches: Option<Arc<BatchStore>>,
+    shadows: Shadows,
     /// Told whenever a batch came or is to end.
     batch_changes: watch::Sender<()>,
     request_permits: Arc<Semaphore>,
@@ -260,13 +281,14 @@ struct Shared {
 impl AppState {
     pub fn new(parts: AppParts) -> Self {
         let AppParts { models, shelf, administration, reloader, mut serving, authenticator, .. } = parts;
-        let AppParts { ledger, clock, metrics, batches, comparisons, config, readiness, .. } = parts;
+        let AppParts { ledger, clock, metrics, batches, shadow_store, comparisons, config, readiness, .. } = parts;
         serving.models = models.into_iter().map(|model| (model.name.clone(), Arc::new(model))).collect();
         let shared = Shared {
             shelf,
             serving: RwLock::new(Arc::new(serving)),
             text_work: TextWork::new(config.max_concurrent_encodes),
             batches: batches.map(Arc::new),
+            shadows: Shadows::new(config.shadow, shadow_store),
             comparisons,
             batch_changes: watch::Sender::new(()),
             request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
@@ -364,6 +386,10 @@ impl AppState {
     /// The files and batches that this server keeps, if it keeps any.
     pub(crate) fn batches(&self) -> Result<&Arc<BatchStore>, ApiError> {
         self.shared.batches.as_ref().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "This server keeps no files."))
+    }
+
+    pub(crate) fn shadows(&self) -> &Shadows {
+        &self.shared.shadows
     }
 
     pub(crate) fn batches_changed(&self) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use passerelle::config::{Config, Environment, ModelConfig};
-use passerelle::evaluation::score_file::Settings;
+use passerelle::evaluation::score_file::{Readers, Settings};
 use passerelle::evaluation::{DataSet, Header, ScoreReader, ScoreWriter, Totals};
 use passerelle_engine::SharedModel;
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -123,7 +123,7 @@ impl Run<'_> {
     fn checkpoint(&self, model: &ModelConfig, progress: Progress) -> Result<Summary> {
         let files = serve::find_files(&model.source, serve::wanted_of(model), &self.config.hub)?;
         let header = self.header(model, &files)?;
-        let mut writer = ScoreWriter::open(&self.args.out, &header)?;
+        let mut writer = ScoreWriter::open(&self.args.out, &header, Readers::AsUsual)?;
         let left = self.data.items.iter().filter(|item| !writer.is_done(&item.id));
         let left: Vec<_> = left.collect();
         let bar = progress.start(&model.name, (writer.num_done(), self.data.items.len()));
@@ -156,7 +156,7 @@ impl Run<'_> {
     fn header(&self, model: &ModelConfig, files: &CheckpointFiles) -> Result<Header> {
         let settings = Settings {
             data: self.data.digest.clone(),
-            num_items: self.data.items.len(),
+            num_items: Some(self.data.items.len()),
             weights: serve::held_as(model, &passerelle_models::describe(files)?),
             keys_and_values: format!("{:?}", model.kv_dtype).to_lowercase(),
             max_tokens: self.args.max_tokens.get(),

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::aliases::{Aliases, check_aliases};
+use super::grammar::{GrammarConfig, check_grammar};
 use super::ledger::{LedgerConfig, check_ledger};
+use super::shadow::{ShadowConfig, check_shadow};
 use super::shelf::{ShelfConfig, check_shelf};
 use super::tls::{TlsFiles, check_tls};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, RoutingConfig,
     Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenBatches, WrittenEngine,
-    WrittenGrammar, WrittenLimits, WrittenModel, WrittenServer,
+    WrittenLimits, WrittenModel, WrittenServer,
 };
 use crate::placement::DeviceChoice;
 
@@ -27,6 +29,7 @@ pub struct Config {
     pub routing: RoutingConfig,
     /// Names that stand for models, each with the models' weights.
     pub aliases: Aliases,
+    pub shadow: ShadowConfig,
     pub hub: HubConfig,
     pub shelf: ShelfConfig,
     pub engine: EngineConfig,
@@ -141,16 +144,6 @@ pub struct ApiConfig {
     pub tokenizer_info: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GrammarConfig {
-    pub max_bytes: ByteSize,
-    pub max_depth: usize,
-    pub max_size: usize,
-    pub max_states: usize,
-    pub compile_fuel: usize,
-    pub token_fuel: usize,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchesConfig {
     pub max_file: ByteSize,
@@ -194,6 +187,7 @@ impl Config {
         let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
         let routing = check_routing(&written.routing)?;
         let aliases = check_aliases(written.aliases.unwrap_or_default())?;
+        let shadow = check_shadow(written.shadow, &aliases)?;
         let (limits, shelf) = (written.limits, check_shelf(&written.shelf));
         Ok(Self {
             server,
@@ -201,6 +195,7 @@ impl Config {
             upstreams,
             routing,
             aliases,
+            shadow,
             hub,
             shelf,
             engine,
@@ -459,17 +454,6 @@ fn check_batches(written: &WrittenBatches) -> BatchesConfig {
         max_batches: count(written.max_batches, 16),
         max_requests: count(written.max_requests, 10_000),
         max_running_requests: count(written.max_running_requests, 8),
-    }
-}
-
-fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
-    GrammarConfig {
-        max_bytes: written.max_bytes.unwrap_or(ByteSize(256 << 10)),
-        max_depth: count(written.max_depth, 64),
-        max_size: count(written.max_size, 200_000),
-        max_states: count(written.max_states, 20_000),
-        compile_fuel: count(written.compile_fuel, 1_000_000),
-        token_fuel: count(written.token_fuel, 100_000),
     }
 }
 

@@ -12,9 +12,11 @@ mod choices;
 mod environment;
 mod error;
 mod file;
+mod grammar;
 mod ledger;
 mod listen;
 mod origin;
+mod shadow;
 mod shelf;
 mod tls;
 mod upstreams;
@@ -22,22 +24,24 @@ mod written;
 
 pub use aliases::{Aliases, check_targets};
 pub use checked::{
-    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, GrammarConfig, HubConfig, LogConfig, ModelConfig,
-    ServerConfig, fits_as_checkpoint,
+    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig,
+    fits_as_checkpoint,
 };
 pub use choices::{KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;
+pub use grammar::GrammarConfig;
 pub use ledger::LedgerConfig;
 pub use listen::Listen;
 pub use origin::Origin;
+pub use shadow::{Candidate, Candidates, ShadowConfig, check_candidates};
 pub use shelf::ShelfConfig;
 pub use tls::TlsFiles;
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
     ModelFlag, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits,
-    WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenShelf, WrittenUpstream,
+    WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenShadow, WrittenShelf, WrittenUpstream,
 };
 
 pub use crate::units::{ByteSize, Period};

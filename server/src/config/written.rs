@@ -7,8 +7,8 @@ use std::str::FromStr;
 use serde::Deserialize;
 
 use super::{
-    Aliases, ByteSize, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls, UnknownFields,
-    UpstreamKind, WeightDtype,
+    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
+    UnknownFields, UpstreamKind, WeightDtype,
 };
 use crate::placement::DeviceChoice;
 
@@ -33,6 +33,7 @@ pub struct Written {
     pub routing: WrittenRouting,
     /// Names that stand for models: by alias, the weight of each model.
     pub aliases: Option<Aliases>,
+    pub shadow: WrittenShadow,
     pub shelf: WrittenShelf,
     pub engine: WrittenEngine,
     pub api: WrittenApi,
@@ -53,6 +54,7 @@ impl Written {
             upstreams: self.upstreams.or(below.upstreams),
             routing: self.routing.over(below.routing),
             aliases: self.aliases.or(below.aliases),
+            shadow: self.shadow.over(below.shadow),
             shelf: self.shelf.over(below.shelf),
             engine: self.engine.over(below.engine),
             api: self.api.over(below.api),
@@ -173,6 +175,25 @@ pub struct WrittenRouting {
     pub longest_rest: Option<Period>,
 }
 lay_over!(WrittenRouting { max_tries, max_broken, failures_to_rest, first_rest, longest_rest });
+
+/// Requests that a candidate is asked too, when they are answered.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenShadow {
+    /// By alias: the candidate, and its share of the alias's requests.
+    pub aliases: Option<Candidates>,
+    /// Requests that are looked at at the same time.
+    pub max_running: Option<NonZeroUsize>,
+    /// Those that wait for it; further ones are dropped.
+    pub max_waiting: Option<NonZeroUsize>,
+    /// Of each greedy answer.
+    pub max_tokens: Option<NonZeroU32>,
+    /// Keeps answers, with what both models make of them, for `passerelle compare`.
+    pub folder: Option<PathBuf>,
+    /// Of all that is kept.
+    pub max_stored: Option<ByteSize>,
+}
+lay_over!(WrittenShadow { aliases, max_running, max_waiting, max_tokens, folder, max_stored });
 
 /// `--model`: `SOURCE` or `NAME=SOURCE`.
 #[derive(Debug, Clone, PartialEq, Eq)]

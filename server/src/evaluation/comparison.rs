@@ -53,9 +53,10 @@ pub enum ComparisonError {
 pub struct Comparison {
     /// Digest of the items.
     pub data: String,
-    /// Items that every checkpoint has scored, and all.
+    /// Items that every checkpoint has scored.
     pub num_compared: usize,
-    pub num_items: usize,
+    /// All of them; `None` where there is no end to them.
+    pub num_items: Option<usize>,
     pub resampling: Resampling,
     pub ranked_by: Metric,
     /// The best first.
@@ -131,6 +132,12 @@ impl Comparison {
             pair: PairComparison::of((&summaries[first], &summaries[second]), &common, options.most_listed)?,
             ranking,
         })
+    }
+
+    /// How many were compared, for people.
+    pub fn items(&self) -> String {
+        let all = self.num_items.map_or_else(String::new, |all| format!(" of {all}"));
+        format!("{}{all} items", self.num_compared)
     }
 
     /// The metrics that the items say something about.

@@ -11,6 +11,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use passerelle_models::ModelDigest;
@@ -42,7 +43,9 @@ pub struct Header {
 pub struct Settings {
     /// Digest of the items.
     pub data: String,
-    pub num_items: usize,
+    /// `None`: there is no end to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_items: Option<usize>,
     /// What weights are held as.
     pub weights: String,
     /// What keys and values are held as.
@@ -69,6 +72,14 @@ pub enum ScoreFileError {
     Other { path: PathBuf, field: &'static str, found: String, wanted: String },
     #[error("{}: no score file is in this folder", .0.display())]
     NoFiles(PathBuf),
+}
+
+/// Who may read a file that is made. One that is there stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readers {
+    /// As for every file of whoever runs the program.
+    AsUsual,
+    OwnerAlone,
 }
 
 /// Adds to one file. Holds its lock until dropped.
@@ -104,11 +115,15 @@ impl Header {
 
 impl ScoreWriter {
     /// Makes the file, or goes on with it. What is there is read once, for the ids of its items.
-    pub fn open(folder: &Path, header: &Header) -> Result<Self, ScoreFileError> {
+    pub fn open(folder: &Path, header: &Header, readers: Readers) -> Result<Self, ScoreFileError> {
         let path = header.path_in(folder);
         let at = |error| ScoreFileError::Io { path: path.clone(), error };
         fs::create_dir_all(folder).map_err(at)?;
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(at)?;
+        let mut how = OpenOptions::new();
+        if readers == Readers::OwnerAlone {
+            how.mode(0o600);
+        }
+        let file = how.read(true).append(true).create(true).open(&path).map_err(at)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(ScoreFileError::Busy(path)),
@@ -272,13 +287,17 @@ mod tests {
     fn header(data: &str) -> Header {
         let settings = Settings {
             data: data.into(),
-            num_items: 3,
+            num_items: Some(3),
             weights: "bf16".into(),
             keys_and_values: "bf16".into(),
             max_tokens: 8,
             against: None,
         };
         Header::new(digest(), "early".into(), "0.1.0", settings)
+    }
+
+    fn open(folder: &tempfile::TempDir, data: &str) -> Result<ScoreWriter, ScoreFileError> {
+        ScoreWriter::open(folder.path(), &header(data), Readers::AsUsual)
     }
 
     fn scored(id: &str) -> Scored {
@@ -301,7 +320,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read_again_to_the_last_bit() {
         let folder = tempfile::tempdir().unwrap();
-        let mut writer = ScoreWriter::open(folder.path(), &header("d")).unwrap();
+        let mut writer = open(&folder, "d").unwrap();
         writer.append(&scored("1")).unwrap();
         let mut reader = ScoreReader::open(writer.path()).unwrap();
         assert_eq!(reader.header, header("d"));
@@ -313,13 +332,13 @@ mod tests {
     fn a_file_cut_anywhere_goes_on_with_what_is_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = header("d").path_in(folder.path());
-        let mut writer = ScoreWriter::open(folder.path(), &header("d")).unwrap();
+        let mut writer = open(&folder, "d").unwrap();
         ["1", "2", "3"].iter().for_each(|id| writer.append(&scored(id)).unwrap());
         drop(writer);
         let whole = fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
-            let mut writer = ScoreWriter::open(folder.path(), &header("d")).unwrap();
+            let mut writer = open(&folder, "d").unwrap();
             for id in ["1", "2", "3"].into_iter().filter(|id| !writer.is_done(id)).collect::<Vec<_>>() {
                 writer.append(&scored(id)).unwrap();
             }
@@ -331,38 +350,38 @@ mod tests {
     #[test]
     fn numbers_of_other_data_never_stand_in_one_file() {
         let folder = tempfile::tempdir().unwrap();
-        let mut writer = ScoreWriter::open(folder.path(), &header("d")).unwrap();
+        let mut writer = open(&folder, "d").unwrap();
         writer.append(&scored("1")).unwrap();
         drop(writer);
-        let error = ScoreWriter::open(folder.path(), &header("e")).unwrap_err().to_string();
+        let error = open(&folder, "e").unwrap_err().to_string();
         assert!(error.contains("`data`") && error.contains("--out"), "{error}");
     }
 
     #[test]
     fn a_file_without_an_item_binds_nobody() {
         let folder = tempfile::tempdir().unwrap();
-        drop(ScoreWriter::open(folder.path(), &header("d")).unwrap());
-        let writer = ScoreWriter::open(folder.path(), &header("e")).unwrap();
+        drop(open(&folder, "d").unwrap());
+        let writer = open(&folder, "e").unwrap();
         assert_eq!(ScoreReader::open(writer.path()).unwrap().header, header("e"));
     }
 
     #[test]
     fn two_writers_of_one_file_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let _first = ScoreWriter::open(folder.path(), &header("d")).unwrap();
-        assert!(matches!(ScoreWriter::open(folder.path(), &header("d")), Err(ScoreFileError::Busy(_))));
+        let _first = open(&folder, "d").unwrap();
+        assert!(matches!(open(&folder, "d"), Err(ScoreFileError::Busy(_))));
     }
 
     #[test]
     fn a_line_that_is_damaged_in_the_middle_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let mut writer = ScoreWriter::open(folder.path(), &header("d")).unwrap();
+        let mut writer = open(&folder, "d").unwrap();
         writer.append(&scored("1")).unwrap();
         writer.line(&"nonsense").unwrap();
         writer.append(&scored("2")).unwrap();
         let path = writer.path().to_owned();
         drop(writer);
-        let error = ScoreWriter::open(folder.path(), &header("d")).unwrap_err().to_string();
+        let error = open(&folder, "d").unwrap_err().to_string();
         assert!(error.contains("line 3"), "{error}");
         let mut reader = ScoreReader::open(&path).unwrap();
         assert!(reader.next_scored().is_ok() && reader.next_scored().is_err());
@@ -372,7 +391,7 @@ mod tests {
     fn a_folder_stands_for_its_score_files() {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(find(&[folder.path().to_owned()]), Err(ScoreFileError::NoFiles(_))));
-        drop(ScoreWriter::open(folder.path(), &header("d")).unwrap());
+        drop(open(&folder, "d").unwrap());
         fs::write(folder.path().join("notes.txt"), "").unwrap();
         let found = find(&[folder.path().to_owned()]).unwrap();
         assert_eq!(found, [header("d").path_in(folder.path())]);

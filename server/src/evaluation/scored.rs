@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::metric::Share;
 
+/// JSON has no infinity; `/v1/completions` writes impossible tokens like this too.
+const FLOOR: f32 = -9999.0;
+
 /// One line of a score file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
@@ -53,6 +56,14 @@ pub struct TokenScores {
     pub kls: Vec<Option<f64>>,
 }
 
+/// How likely one token was after all before it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenScore {
+    pub logprob: f32,
+    pub rank: u32,
+    pub entropy: f32,
+}
+
 /// What the model says by itself, at temperature 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
@@ -61,6 +72,25 @@ pub struct Answer {
     /// The text that each token completes.
     pub texts: Vec<String>,
     pub logprobs: Vec<f64>,
+}
+
+impl TokenScores {
+    /// `None`: nothing stands before it.
+    pub fn push(&mut self, (id, text): (u32, String), score: Option<TokenScore>) {
+        self.ids.push(id);
+        self.texts.push(text);
+        self.logprobs.push(score.map(|score| f64::from(score.logprob.max(FLOOR))));
+        self.ranks.push(score.map(|score| score.rank));
+        self.entropies.push(score.map(|score| f64::from(score.entropy)));
+    }
+}
+
+impl Answer {
+    /// One text and one log-probability for each token.
+    pub fn new(ids: &[u32], texts: Vec<String>, logprobs: &[f32]) -> Self {
+        let logprobs = logprobs.iter().map(|logprob| f64::from(logprob.max(FLOOR))).collect();
+        Self { text: texts.concat(), ids: ids.to_vec(), texts, logprobs }
+    }
 }
 
 impl Continuation {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::account::{Account, Caller};
+use super::account::{Account, AccountPath, Caller};
 use super::keys::KeyRing;
 
 #[derive(Debug)]
@@ -78,6 +78,14 @@ impl Authenticator {
         match self {
             Self::Open { caller, .. } => Some(caller).filter(|caller| caller.account.path.as_str() == account).cloned(),
             Self::Keys(ring) => ring.caller(account, via),
+        }
+    }
+
+    /// An account as it is now, with what is above it; an open door has only one. `None`: nobody made it.
+    pub fn account(&self, path: &AccountPath) -> Option<Arc<Account>> {
+        match self {
+            Self::Open { caller, .. } => Some(Arc::clone(&caller.account)),
+            Self::Keys(ring) => ring.account(path),
         }
     }
 }

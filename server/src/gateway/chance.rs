@@ -16,6 +16,13 @@ impl Chance {
         const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
         mix(self.0.fetch_add(GOLDEN_GAMMA, Ordering::Relaxed))
     }
+
+    /// At least 0, below 1.
+    pub(super) fn draw_unit(&self) -> f64 {
+        /// 2^53, the numbers that a float tells apart below 1.
+        const STEPS: f64 = 9_007_199_254_740_992.0;
+        (self.draw() >> 11) as f64 / STEPS
+    }
 }
 
 /// Spreads close values far apart.

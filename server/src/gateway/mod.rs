@@ -1,6 +1,6 @@
 //! Who may run what, how much of it, and where.
 //!
-//! A name that stands for several models is one of them first ([`alias`]).
+//! A name that stands for several models is one of them first ([`alias`]), and a candidate may be asked too ([`shadow`]).
 //! Models that lie on the disk come from the [`shelf`] into memory and go again.
 //! A request passes [`auth`] (bearer key to [`account`]), then [`ledger`] (all limits or none), then [`router`] (a
 //! ready replica of its model), and leaves as a [`generation`] on an engine, as a [`relay`] to an [`upstream`], or for an
@@ -30,6 +30,7 @@ pub mod quota;
 pub mod relay;
 pub mod replica;
 pub mod router;
+pub mod shadow;
 pub mod shelf;
 pub mod tariff;
 pub mod upstream;
@@ -53,6 +54,7 @@ pub use quota::{Limit, LimitName, Quota, QuotaError};
 pub use relay::{CallSize, NotRelayed, Relay};
 pub use replica::{Load, Replica, ReplicaDoor, ReplicaId, SubmitError};
 pub use router::{PrefixHint, RouteError, Router};
+pub use shadow::Shadow;
 pub use shelf::Shelf;
 pub use tariff::Tariff;
 pub use upstream::{Call, CallRoute, Failure, Objection, OnBehalf, UpstreamDoor};

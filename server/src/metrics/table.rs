@@ -67,6 +67,22 @@ pub const UPSTREAM_TRIES: Metric = counter(
     &["model", "upstream", "outcome"],
     "Requests sent to an upstream, by what came of it before the first event: answered, or how it failed.",
 );
+pub const SHADOWED: Metric = counter(
+    "passerelle_shadowed_requests_total",
+    &["alias", "outcome"],
+    "Requests of an alias that were drawn for its candidate, by what came of that: compared, or why not.",
+);
+pub const SHADOW_BITS_PER_BYTE: Metric = histogram(
+    "passerelle_shadow_bits_per_byte",
+    &["alias", "model"],
+    "How likely an answer was to the model that gave it (served) and to the candidate: its bits over its bytes.",
+    &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0],
+);
+pub const SHADOW_ANSWERS: Metric = counter(
+    "passerelle_shadow_greedy_answers_total",
+    &["alias", "equal"],
+    "Greedy answers of a candidate to what others asked, by whether they are those of the model that was asked.",
+);
 pub const RESERVATIONS_OPEN: Metric =
     gauge("passerelle_ledger_reservations_open", &[], "Reservations taken and not yet settled.");
 pub const RESERVATIONS_SETTLED: Metric =
@@ -111,7 +127,7 @@ pub const STEP_DURATION: Metric = histogram(
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
 );
 
-pub const ALL: [Metric; 26] = [
+pub const ALL: [Metric; 29] = [
     INFO,
     REQUESTS,
     REQUEST_DURATION,
@@ -123,6 +139,9 @@ pub const ALL: [Metric; 26] = [
     AUTH_FAILURES,
     REFUSALS,
     UPSTREAM_TRIES,
+    SHADOWED,
+    SHADOW_BITS_PER_BYTE,
+    SHADOW_ANSWERS,
     RESERVATIONS_OPEN,
     RESERVATIONS_SETTLED,
     MODEL_MEMORY,

@@ -7,13 +7,14 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 use passerelle::api::{AppState, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
-use passerelle::config::{self, Config, ModelConfig, ServerConfig};
+use passerelle::config::{self, Candidate, Candidates, Config, ModelConfig, ServerConfig, ShadowConfig};
 use passerelle::gateway::directory::Snapshot;
-use passerelle::gateway::{AccountPath, Administration, Alias, RetryBounds, Router, Shelf};
+use passerelle::gateway::{AccountPath, Administration, Alias, RetryBounds, Router, Shadow, Shelf};
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
 use super::door;
+use super::engines;
 use super::upstreams::{self, Upstreams};
 
 /// The configuration as it is written now, checked.
@@ -42,6 +43,7 @@ pub(super) fn models_here(staying: &[String], shelf: Option<&Shelf>) -> Vec<Stri
 /// What the configuration says of who serves what, checked.
 pub(super) struct Directions {
     aliases: Vec<(String, Alias)>,
+    shadows: Vec<Shadow>,
     owners: BTreeMap<String, AccountPath>,
     retry: RetryBounds,
     remote: Vec<RemoteModel>,
@@ -57,18 +59,19 @@ impl Directions {
         let elsewhere = remote.iter().map(|model| model.name.as_str());
         let served: Vec<&str> = here.iter().map(String::as_str).chain(elsewhere).collect();
         config::check_targets(&config.aliases, &served)?;
+        config::check_candidates(&config.shadow.aliases, here)?;
         if let Some(administration) = administration.filter(|_| !config.aliases.is_empty()) {
             require_unlimited(&administration.directory.snapshot()?, |name| config.aliases.contains_key(name))?;
         }
         let aliases =
             config.aliases.iter().map(|(name, targets)| (name.clone(), Alias::new(targets.clone()))).collect();
         let retry = RetryBounds { max_tries: config.routing.max_tries, max_broken: config.routing.max_broken };
-        Ok(Self { aliases, owners: owners(config)?, retry, remote })
+        Ok(Self { aliases, shadows: shadows(&config.shadow.aliases)?, owners: owners(config)?, retry, remote })
     }
 
     pub(super) fn serve(self, router: Router) -> Serving {
-        let serving = Serving::new(router, self.remote).with_aliases(self.aliases).with_owners(self.owners);
-        serving.with_retry(self.retry)
+        let serving = Serving::new(router, self.remote).with_aliases(self.aliases).with_shadows(self.shadows);
+        serving.with_owners(self.owners).with_retry(self.retry)
     }
 }
 
@@ -169,12 +172,14 @@ fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
         (old.upstreams != new.upstreams, "upstreams"),
         (old.routing != new.routing, "routing"),
         (old.aliases != new.aliases, "aliases"),
+        (old.shadow.aliases != new.shadow.aliases, "shadow.aliases"),
         (same_models && accounts(old) != accounts(new), "models.account"),
     ];
     let frozen = [
         (server_without_keys(old) != server_without_keys(new), "server"),
         (!same_models, "models"),
         (old.hub != new.hub, "hub"),
+        (with_candidates_of(&old.shadow, new) != new.shadow, "shadow"),
         (old.shelf != new.shelf, "shelf"),
         (old.engine != new.engine, "engine"),
         (old.api != new.api, "api"),
@@ -204,7 +209,12 @@ fn in_force(old: &Config, new: Config, asks_for_keys: bool) -> Config {
         config.server.api_key_file = new.server.api_key_file;
         config.limits = new.limits;
     }
-    Config { upstreams: new.upstreams, routing: new.routing, aliases: new.aliases, ..config }
+    let shadow = ShadowConfig { aliases: new.shadow.aliases, ..config.shadow };
+    Config { upstreams: new.upstreams, routing: new.routing, aliases: new.aliases, shadow, ..config }
+}
+
+fn with_candidates_of(old: &ShadowConfig, new: &Config) -> ShadowConfig {
+    ShadowConfig { aliases: new.shadow.aliases.clone(), ..old.clone() }
 }
 
 fn models_without_accounts(config: &Config) -> Vec<ModelConfig> {
@@ -214,6 +224,17 @@ fn models_without_accounts(config: &Config) -> Vec<ModelConfig> {
 
 fn server_without_keys(config: &Config) -> ServerConfig {
     ServerConfig { api_key_file: None, ..config.server.clone() }
+}
+
+/// The candidates of aliases, with the accounts that pay for them.
+fn shadows(candidates: &Candidates) -> Result<Vec<Shadow>> {
+    let shadow = |(alias, candidate): (&String, &Candidate)| {
+        let account = candidate.account.as_deref().map_or(Ok(AccountPath::root()), str::parse);
+        let account = account.with_context(|| format!("shadow.aliases: the account of `{alias}`"))?;
+        let names = (alias.clone(), candidate.model.clone());
+        Ok(Shadow::new(names, candidate.share, account, engines::random_seed()?))
+    };
+    candidates.iter().map(shadow).collect()
 }
 
 /// The accounts that models belong to.

@@ -76,6 +76,17 @@ impl Detokenizer {
         }
     }
 
+    /// The text that each token completes. What is held back at the end belongs to the last, so that the texts joined are
+    /// the whole.
+    pub fn spell(mut self, ids: &[u32]) -> Vec<String> {
+        let mut texts: Vec<String> = ids.iter().map(|id| self.push(*id)).collect();
+        let rest = self.finish();
+        if let Some(last) = texts.last_mut() {
+            last.push_str(&rest);
+        }
+        texts
+    }
+
     /// What was held back, with U+FFFD for an unfinished character.
     pub fn finish(&mut self) -> String {
         match &mut self.state {

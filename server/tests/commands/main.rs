@@ -14,6 +14,7 @@ mod operation;
 mod parity;
 mod refusals;
 mod scoring;
+mod shadowing;
 mod shelf;
 mod slurm;
 mod tariff;

@@ -21,6 +21,7 @@ mod load;
 mod pages;
 mod responses;
 mod serving;
+mod shadows;
 mod side_by_side;
 mod structured;
 #[cfg(feature = "upstream")]

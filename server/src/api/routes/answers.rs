@@ -16,6 +16,7 @@ use crate::api::deliver::{Delivery, NotAdmitted, stream_once_admitted};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::generate::{ServedAs, Visit, admit};
 use crate::api::ids::random_id;
+use crate::api::shadow;
 use crate::api::state::AppState;
 use crate::api::wire::answer::{Answer, AnswerForm, AnswerHead, AnswerKind};
 use crate::api::wire::chat::read_chat;
@@ -73,6 +74,7 @@ async fn answer(state: AppState, request: Request, door: Door) -> Result<Respons
 /// Everything after the body is there.
 pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, door: Door) -> Result<Response, ApiError> {
     let caller = Arc::clone(&visit.caller);
+    let visit = Visit { shadow: shadow::drawn(state, &body), ..visit };
     let body = alias::settle(state, &caller, body);
     let written = door.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
     let (read, form) = read(state, body, door)?;

@@ -57,7 +57,7 @@ fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
     let arrived = state.clock().now();
     let caller = authenticate(state, headers)?;
     let origin = origin(&caller, headers)?;
-    Ok(Visit { caller, place: state.take_place()?, arrived, scope: Scope::Inference, origin })
+    Ok(Visit { caller, place: state.take_place()?, arrived, scope: Scope::Inference, origin, shadow: None })
 }
 
 /// The other gateway's reservation, which only a key that is meant for gateways may name: who named the same one for

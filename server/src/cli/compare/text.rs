@@ -11,8 +11,8 @@ use crate::cli::output::line;
 const SHOWN: usize = 60;
 
 pub(super) fn print(comparison: &Comparison) -> Result<()> {
-    let Comparison { num_compared, num_items, ranked_by, .. } = comparison;
-    line(format_args!("{num_compared} of {num_items} items, ranked by {}; 95 % intervals", ranked_by.name()))?;
+    let (items, ranked_by) = (comparison.items(), comparison.ranked_by.name());
+    line(format_args!("{items}, ranked by {ranked_by}; 95 % intervals"))?;
     let metrics: Vec<Metric> = comparison.metrics().collect();
     metrics.iter().try_for_each(|metric| ranking(comparison, *metric))?;
     pair(&comparison.pair)

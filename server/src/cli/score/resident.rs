@@ -3,16 +3,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use passerelle::config::EngineConfig;
 use passerelle::evaluation::items::MAX_CHOICES;
-use passerelle::evaluation::{Answer, Continuation, Item, Outcome, Scored, Task, TokenScores};
+use passerelle::evaluation::{Answer, Continuation, Item, Outcome, Scored, Task, TokenScore, TokenScores};
 use passerelle::placement::KvDemand;
 use passerelle::text::{Detokenizer, SkipSpecialTokens, TextModel};
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{
     ComparisonConfig, ComparisonLane, ComparisonParts, ComparisonReply, ComparisonRequest, CostModel, Engine,
-    EngineParts, Event, EventStream, NullObserver, Request, RequestId, SamplingParams, ShareKey, SharedModel,
+    EngineParts, EventStream, Heard, NullObserver, Request, RequestId, SamplingParams, ShareKey, SharedModel,
     StepTurns, TokenLogprobs,
 };
 use passerelle_models::TokenId;
@@ -22,8 +22,6 @@ use crate::serve::{EngineBounds, Loaded, share_kv_memory};
 
 /// Requests in the engine for each sequence that it runs at once, so that it never waits for the next one.
 const REQUESTS_PER_SEQUENCE: usize = 2;
-/// JSON has no infinity; `/v1/completions` writes impossible tokens like this too.
-const FLOOR: f32 = -9999.0;
 
 /// Dropping it frees the model and its cache.
 pub(super) struct Resident {
@@ -66,14 +64,6 @@ enum Reading {
 struct Read {
     scores: TokenLogprobs,
     kl: Option<f64>,
-}
-
-/// What came of one request.
-#[derive(Default)]
-struct Came {
-    prompt: Vec<Option<TokenLogprobs>>,
-    tokens: Vec<TokenId>,
-    logprobs: Vec<f64>,
 }
 
 impl Resident {
@@ -135,7 +125,7 @@ impl Resident {
         };
         let passages = passages.into_iter().map(read).collect::<Result<_>>()?;
         let ask = |Asked { prompt, max_tokens }| {
-            let request = Request::new(id(), prompt, self.for_answer(max_tokens));
+            let request = Request::new(id(), prompt, SamplingParams::greedy(max_tokens, self.eos_token_ids.clone()));
             self.engine.handle().submit(request).with_context(refused)
         };
         Ok(InFlight { item, passages, answer: answer.map(ask).transpose()? })
@@ -143,21 +133,15 @@ impl Resident {
 
     fn read(&self, id: RequestId, tokens: Vec<TokenId>) -> Result<Reading> {
         let Some(Against { lane, first, second }) = &self.against else {
-            return Ok(Reading::Alone(self.engine.handle().submit(Request::new(id, tokens, for_scores()))?));
+            return Ok(Reading::Alone(self.engine.handle().submit(Request::new(
+                id,
+                tokens,
+                SamplingParams::scores(),
+            ))?));
         };
         let (first, second) = (first.clone(), second.clone());
         let request = ComparisonRequest { id, tokens, first, second, share_key: ShareKey(0) };
         Ok(Reading::Against(lane.handle().submit(request)?))
-    }
-
-    fn for_answer(&self, max_tokens: u32) -> SamplingParams {
-        SamplingParams {
-            max_tokens,
-            temperature: 0.0,
-            stop_token_ids: self.eos_token_ids.clone(),
-            logprobs: Some(0),
-            ..SamplingParams::default()
-        }
     }
 
     fn finish_first(
@@ -177,7 +161,7 @@ impl Resident {
                 let answer =
                     answer.map(|stream| wait_for(stream).with_context(of_item)).transpose()?.unwrap_or_default();
                 let (wanted, reference) = (reference.clone(), self.join(reference, &scored));
-                Outcome::Prompt { reference, wanted, answer: self.answer(answer) }
+                Outcome::Prompt { reference, wanted, answer: self.answer(&answer) }
             }
             Task::Choice { choices, answer, .. } => {
                 let each = choices.iter().zip(&scored);
@@ -192,32 +176,26 @@ impl Resident {
     fn join(&self, text: &str, passages: &[(Passage, Vec<Option<Read>>)]) -> Continuation {
         let mut tokens = TokenScores::default();
         let before = passages.first().map_or(&[][..], |(passage, _)| &passage.tokens[..passage.scored_from]);
-        let mut texts = Texts::after(&self.text, before);
-        for (passage, entries) in passages {
-            for (token, entry) in passage.tokens.iter().zip(entries).skip(passage.scored_from) {
-                tokens.ids.push(*token);
-                tokens.texts.push(texts.push(*token));
-                tokens.logprobs.push(entry.as_ref().map(|read| f64::from(read.scores.logprob.max(FLOOR))));
-                tokens.ranks.push(entry.as_ref().map(|read| read.scores.rank));
-                tokens.entropies.push(entry.as_ref().map(|read| f64::from(read.scores.entropy)));
-                if self.against.is_some() {
-                    tokens.kls.push(entry.as_ref().and_then(|read| read.kl).filter(|kl| kl.is_finite()));
-                }
+        let ids: Vec<TokenId> =
+            passages.iter().flat_map(|(passage, _)| &passage.tokens[passage.scored_from..]).copied().collect();
+        let texts = Detokenizer::after(&self.text.tokenizer, SkipSpecialTokens::No, before).spell(&ids);
+        let entries = passages.iter().flat_map(|(passage, entries)| entries.iter().skip(passage.scored_from));
+        for (token, entry) in ids.into_iter().zip(texts).zip(entries) {
+            tokens.push(token, entry.as_ref().map(|read| score_of(&read.scores)));
+            if self.against.is_some() {
+                tokens.kls.push(entry.as_ref().and_then(|read| read.kl).filter(|kl| kl.is_finite()));
             }
         }
-        texts.finish_into(&mut tokens.texts);
         Continuation { bytes: text.len() as u64, tokens }
     }
 
     /// The token that ends the answer is no part of it.
-    fn answer(&self, came: Came) -> Answer {
+    fn answer(&self, heard: &Heard) -> Answer {
         let ends = |token: &TokenId| self.eos_token_ids.contains(token);
-        let count = came.tokens.iter().position(ends).unwrap_or(came.tokens.len());
-        let ids = came.tokens[..count].to_vec();
-        let mut texts = Texts::after(&self.text, &[]);
-        let mut pieces: Vec<String> = ids.iter().map(|token| texts.push(*token)).collect();
-        texts.finish_into(&mut pieces);
-        Answer { text: pieces.concat(), ids, texts: pieces, logprobs: came.logprobs[..count].to_vec() }
+        let count = heard.tokens.iter().position(ends).unwrap_or(heard.tokens.len());
+        let ids = &heard.tokens[..count];
+        let texts = Detokenizer::new(&self.text.tokenizer, SkipSpecialTokens::No).spell(ids);
+        Answer::new(ids, texts, &heard.logprobs[..count])
     }
 }
 
@@ -273,43 +251,14 @@ impl InFlight<'_> {
     }
 }
 
-/// The text that each token completes, special tokens included.
-struct Texts(Detokenizer);
-
-impl Texts {
-    fn after(text: &TextModel, before: &[TokenId]) -> Self {
-        Self(Detokenizer::after(&text.tokenizer, SkipSpecialTokens::No, before))
-    }
-
-    fn push(&mut self, token: TokenId) -> String {
-        self.0.push(token)
-    }
-
-    /// What was held back belongs to the last token.
-    fn finish_into(mut self, texts: &mut [String]) {
-        let rest = self.0.finish();
-        if let Some(last) = texts.last_mut() {
-            last.push_str(&rest);
-        }
-    }
+fn score_of(scores: &TokenLogprobs) -> TokenScore {
+    TokenScore { logprob: scores.logprob, rank: scores.rank, entropy: scores.entropy }
 }
 
-fn for_scores() -> SamplingParams {
-    SamplingParams { max_tokens: 0, temperature: 0.0, prompt_logprobs: Some(0), ..SamplingParams::default() }
-}
-
-fn wait_for(mut stream: EventStream) -> Result<Came> {
-    let mut came = Came::default();
+fn wait_for(mut stream: EventStream) -> Result<Heard> {
+    let mut heard = Heard::default();
     while let Some(event) = stream.blocking_next() {
-        match event {
-            Event::PromptLogprobs(entries) => came.prompt = entries,
-            Event::Token(token) => {
-                came.tokens.push(token.token);
-                came.logprobs.extend(token.logprobs.map(|entry| f64::from(entry.logprob.max(FLOOR))));
-            }
-            Event::Finished { .. } => {}
-            Event::Failed { error, .. } => bail!("the request failed: {error}"),
-        }
+        heard.take(event).context("the request failed")?;
     }
-    Ok(came)
+    Ok(heard)
 }

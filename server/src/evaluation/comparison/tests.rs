@@ -1,7 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::evaluation::score_file::{ScoreWriter, Settings};
+use crate::evaluation::score_file::{Readers, ScoreWriter, Settings};
 use crate::evaluation::scored::{Answer, Continuation, TokenScores};
 
 /// One for each name.
@@ -36,14 +36,14 @@ fn answer(says: &str) -> Answer {
 fn scores(folder: &TempDir, (name, logprob): (&str, f64), (documents, data): (usize, &str)) -> PathBuf {
     let settings = Settings {
         data: data.into(),
-        num_items: 21,
+        num_items: Some(21),
         weights: "bf16".into(),
         keys_and_values: "auto".into(),
         max_tokens: 8,
         against: None,
     };
     let header = Header::new(digest(name), name.into(), "test", settings);
-    let mut writer = ScoreWriter::open(folder.path(), &header).unwrap();
+    let mut writer = ScoreWriter::open(folder.path(), &header, Readers::AsUsual).unwrap();
     for index in 0..documents {
         let hard = if index == 1 { 3.0 * logprob } else { logprob };
         let outcome = Outcome::Document(text(hard - index as f64 / 100.0));
@@ -60,7 +60,7 @@ fn checkpoints_are_ranked_with_intervals_and_looked_at_in_pairs() {
     let folder = tempfile::tempdir().unwrap();
     let files = [("step-100", -3.0), ("step-300", -1.0), ("step-200", -2.5)].map(|of| scores(&folder, of, (20, "x")));
     let found = Comparison::of(&files, &options()).unwrap();
-    assert_eq!((found.ranked_by, found.num_compared, found.num_items), (Metric::BitsPerByte, 21, 21));
+    assert_eq!((found.ranked_by, found.num_compared, found.num_items), (Metric::BitsPerByte, 21, Some(21)));
     let names: Vec<_> = found.ranking.iter().map(|ranked| (ranked.name.as_str(), ranked.step)).collect();
     assert_eq!(names, [("step-300", Some(300)), ("step-200", Some(200)), ("step-100", Some(100))]);
     let above = found.ranking[1].measured(Metric::BitsPerByte).unwrap().from_above.unwrap();

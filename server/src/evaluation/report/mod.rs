@@ -102,13 +102,12 @@ fn footer(comparison: &Comparison) -> String {
     }
     format!(
         "<footer>\n<p><b>This page holds texts of the data set and of the checkpoints' answers.</b> Pass it on as you would \
-         pass on those.</p>\n<p>{} of the data set's {} items were scored by every checkpoint and are compared here. \
+         pass on those.</p>\n<p>{} were scored by every checkpoint and are compared here. \
          Intervals are of 95 %, from {} paired resamples of the items (seed {}): every checkpoint gets the same draws. Two \
          intervals may overlap and the difference still be sure, because what makes an item hard for one makes it hard for \
          the other; the column “from above” says so.</p>\n<details><summary>Weights and data</summary>\n<table \
          class=\"digests\">\n{digests}<tr><td>data</td><td><code>{}</code></td></tr>\n</table>\n</details>\n</footer>\n",
-        comparison.num_compared,
-        comparison.num_items,
+        comparison.items(),
         comparison.resampling.resamples,
         comparison.resampling.seed,
         escaped(&comparison.data)

@@ -35,7 +35,7 @@ fn comparison(text: &str, steps: [Option<u64>; 2]) -> Comparison {
     Comparison {
         data: own(),
         num_compared: 1,
-        num_items: 2,
+        num_items: Some(2),
         resampling: Resampling::default(),
         ranked_by: Metric::BitsPerByte,
         ranking: vec![ranked(0, text, steps[0]), ranked(1, text, steps[1])],

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Account, AccountPath, Classes};
+use super::{Account, AccountPath, Classes, ServiceClass};
 use crate::gateway::keys::KeyId;
 use crate::gateway::quota::Quota;
 
@@ -30,6 +30,8 @@ pub enum Via {
     Key(KeyId),
     /// The command line of whoever owns the data directory.
     CommandLine,
+    /// The server itself, which asks a candidate what others were answered.
+    Shadow,
 }
 
 /// What a key may be used for. Whoever may do anything may also look at the models and at their own limits and usage.
@@ -102,6 +104,12 @@ impl Caller {
         Self { account, via: Via::CommandLine, scopes, models: ModelAccess::All, classes }
     }
 
+    /// The server itself, where the configuration has it ask a model on this account's bill.
+    pub fn shadow(account: Arc<Account>) -> Self {
+        let (scopes, classes) = (Scopes([Scope::Batch].into()), Classes::up_to(ServiceClass::Batch));
+        Self { account, via: Via::Shadow, scopes, models: ModelAccess::All, classes }
+    }
+
     pub fn may(&self, scope: Scope) -> bool {
         self.scopes.allow(scope)
     }
@@ -129,6 +137,7 @@ impl Via {
             Self::FixedKey(name) => name,
             Self::Key(id) => id.as_str(),
             Self::CommandLine => "command line",
+            Self::Shadow => "shadow",
         }
     }
 }

@@ -39,6 +39,11 @@ impl Tree {
         account
     }
 
+    /// The same, of one that somebody made or has a key on. The root is there always.
+    pub fn known(&mut self, path: &AccountPath) -> Option<Arc<Account>> {
+        (path.is_root() || self.nodes.contains_key(path)).then(|| self.account(path))
+    }
+
     fn node(&mut self, path: AccountPath) -> Node {
         if !self.nodes.contains_key(&path) {
             let limits = self.with_defaults(&path, Arc::default());
@@ -95,6 +100,7 @@ mod tests {
         let account = tree.account(&"acme/vision".parse().unwrap());
         let limits: Vec<_> = account.limits().map(|(node, limit)| (node.path.as_str(), limit.value().get())).collect();
         assert_eq!(limits, [("acme", 7), ("acme", 2)]);
+        assert!(tree.known(&"unknown".parse().unwrap()).is_none() && tree.known(&AccountPath::root()).is_some());
         assert_eq!(tree.account(&"unknown".parse().unwrap()).limits().count(), 2);
     }
 }

@@ -13,7 +13,9 @@ use passerelle_engine::clock::Clock;
 
 use super::key_file::StaticKey;
 use super::secret::{ApiKey, KeyDigest, KeyFormatError, KeyId};
-use crate::gateway::account::{Caller, Classes, ModelAccess, Scope, Scopes, ServiceClass, Tree, Via};
+use crate::gateway::account::{
+    Account, AccountPath, Caller, Classes, ModelAccess, Scope, Scopes, ServiceClass, Tree, Via,
+};
 use crate::gateway::auth::AuthError;
 use crate::gateway::directory::{Directory, DirectoryError, KeyRecord, KeyStatus, Snapshot};
 use crate::gateway::quota::{Quota, UnixSeconds};
@@ -58,6 +60,8 @@ struct Picture {
     generation: u64,
     keys: HashMap<KeyId, KnownKey>,
     fixed: Vec<(KeyDigest, Arc<Caller>)>,
+    /// Read when somebody asks for an account that no key is on.
+    tree: Mutex<Tree>,
 }
 
 #[derive(Debug)]
@@ -155,6 +159,12 @@ impl KeyRing {
         named.map(|key| &key.caller).into_iter().chain(fixed).find(is_it).cloned()
     }
 
+    /// The account as it is now. `None`: it is not the root, and nobody made it.
+    pub fn account(&self, path: &AccountPath) -> Option<Arc<Account>> {
+        self.reload_if_changed();
+        self.picture().tree.lock().unwrap_or_else(PoisonError::into_inner).known(path)
+    }
+
     /// Follows the directory. Costs a comparison of times until [`RELOAD_INTERVAL`] has passed, then one look at its
     /// generation, and reads it only if it is another one.
     pub fn reload_if_changed(&self) {
@@ -216,7 +226,8 @@ impl Picture {
             });
             (record.info.id.clone(), KnownKey { record, caller })
         };
-        Self { generation: snapshot.generation, keys: snapshot.keys.into_iter().map(known).collect(), fixed }
+        let keys = snapshot.keys.into_iter().map(known).collect();
+        Self { generation: snapshot.generation, keys, fixed, tree: Mutex::new(tree) }
     }
 
     /// Compares with every key, found or not.

@@ -99,6 +99,12 @@ impl Shelf {
         })
     }
 
+    /// The same, for whoever does without it where it would have to be loaded. `None`: it is not in memory.
+    pub fn ask_in_memory(&self, model: &str) -> Option<InUse> {
+        let is_used = self.change(|plan, now| plan.is_in_memory(model) && plan.want(model, now) == Wanted::Ready);
+        is_used.then(|| InUse { shelf: self.clone(), model: model.to_owned() })
+    }
+
     /// What lies on the disk under this name from now on. A model in memory stays as it is until it leaves.
     pub fn offer(&self, model: &str, offer: Offer) {
         let created = self.shared.clock.wall().as_secs();

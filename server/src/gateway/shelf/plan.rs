@@ -152,6 +152,10 @@ impl Plan {
         Wanted::Coming
     }
 
+    pub(super) fn is_in_memory(&self, model: &str) -> bool {
+        self.entries.get(model).is_some_and(|entry| matches!(entry.place, Place::Memory { .. }))
+    }
+
     /// The end of one use.
     pub(super) fn used(&mut self, model: &str, now: Duration) {
         self.tick += 1;

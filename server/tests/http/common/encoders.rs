@@ -111,6 +111,7 @@ impl EncoderServer {
             clock,
             metrics,
             batches: None,
+            shadow_store: None,
             config,
             readiness: Readiness::default(),
         });

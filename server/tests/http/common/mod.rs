@@ -12,7 +12,7 @@ pub(crate) mod text;
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -23,13 +23,14 @@ use passerelle::api::{
     ServedModel, Serving, Tls, router, serve,
 };
 use passerelle::batches::{BatchBounds, BatchStore};
+use passerelle::evaluation::PairStore;
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::quota::Percent;
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::tariff::{Hours, Tariff};
 use passerelle::gateway::{
-    Account, AccountPath, Administration, Authenticator, DataDir, Directory, Ledger, LedgerParts, Limit, Load, Quota,
-    Replica, ReplicaDoor, Router, SubmitError,
+    Account, AccountPath, Administration, Alias, Authenticator, DataDir, Directory, Ledger, LedgerParts, Limit, Load,
+    Quota, Replica, ReplicaDoor, Router, Shadow, SubmitError,
 };
 use passerelle::metrics::{BuildInfo, Metrics};
 use passerelle::text::{AnswerFormat, GrammarCompiler, TextModel};
@@ -68,6 +69,9 @@ pub(crate) struct Options {
     pub(crate) owner: Option<AccountPath>,
     /// Further models, each with an engine of its own.
     pub(crate) rivals: Vec<Rival>,
+    /// Holds their steps back, and not the model's. `None`: they pass the model's gate.
+    pub(crate) rival_gate: Option<Gate>,
+    pub(crate) shadowed: Option<Shadowed>,
     pub(crate) gate: Gate,
     pub(crate) tls: Option<Tls>,
     /// `Some`: files and batches are kept there.
@@ -86,6 +90,32 @@ pub(crate) struct Options {
 pub(crate) struct Rival {
     pub(crate) name: &'static str,
     pub(crate) vocabulary: Vocabulary,
+}
+
+/// An alias for the model, with a candidate that gets a share of its requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Shadowed {
+    pub(crate) alias: &'static str,
+    pub(crate) candidate: &'static str,
+    pub(crate) share: f64,
+    pub(crate) account: &'static str,
+    /// `Some`: answers are kept there.
+    pub(crate) folder: Option<PathBuf>,
+}
+
+impl Shadowed {
+    fn alias(&self) -> (String, Alias) {
+        (self.alias.to_owned(), Alias::new([(MODEL.to_owned(), NonZeroU32::MIN)]))
+    }
+
+    fn shadow(&self) -> Shadow {
+        let names = (self.alias.to_owned(), self.candidate.to_owned());
+        Shadow::new(names, self.share, self.account.parse().unwrap(), 7)
+    }
+
+    fn store(&self) -> Option<PairStore> {
+        self.folder.as_ref().map(|folder| PairStore::open(folder, 1 << 20, "test").unwrap())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +187,8 @@ impl Default for Options {
             administered: None,
             owner: None,
             rivals: Vec::new(),
+            rival_gate: None,
+            shadowed: None,
             gate: Gate::open(),
             tls: None,
             data_dir: None,
@@ -174,7 +206,7 @@ pub(crate) struct Server {
     pub(crate) state: AppState,
     pub(crate) engine: EngineHandle,
     owners: Option<Owners>,
-    gate: Gate,
+    gates: Vec<Gate>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<Drained>>,
     _data: Option<TempDir>,
@@ -204,7 +236,7 @@ impl Server {
             state,
             engine,
             owners: Some(owners),
-            gate: options.gate,
+            gates: options.rival_gate.into_iter().chain([options.gate]).collect(),
             stop: Some(stop),
             serving: Some(serving),
             _data: options.administered,
@@ -251,7 +283,7 @@ impl Server {
 impl Drop for Server {
     /// A test that fails while its gate is closed would wait for ever for the thread that stands there.
     fn drop(&mut self) {
-        self.gate.release();
+        self.gates.iter().for_each(Gate::release);
         drop(self.owners.take());
     }
 }
@@ -279,11 +311,16 @@ impl Owners {
         let turns = StepTurns::new();
         let engine = |((name, vocabulary), salt): ((&str, Vocabulary), u64)| {
             let padding = usize::from(vocabulary == Vocabulary::Padded);
+            // Whoever stands at a gate of its own takes turns with nobody.
+            let (gate, turns) = match options.rival_gate.as_ref().filter(|_| salt > 0) {
+                Some(gate) => (gate.clone(), StepTurns::new()),
+                None => (options.gate.clone(), turns.clone()),
+            };
             let parts = EngineParts {
                 name: name.to_owned(),
-                model: Box::new(TestModel::new(options.gate.clone()).with_salt(salt).with_width(text::VOCAB + padding)),
+                model: Box::new(TestModel::new(gate).with_salt(salt).with_width(text::VOCAB + padding)),
                 config: options.engine.clone(),
-                turns: turns.clone(),
+                turns,
                 clock: Arc::clone(clock),
                 observer: Arc::new(metrics.engine(name)),
             };
@@ -343,11 +380,14 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Owners) {
             ..LedgerParts::without_past(Arc::clone(&clock))
         }),
         serving: Serving::new(Router::new(replicas, Arc::clone(&clock), 7), [])
+            .with_aliases(options.shadowed.iter().map(Shadowed::alias))
+            .with_shadows(options.shadowed.iter().map(Shadowed::shadow))
             .with_owners(options.owner.clone().map(|owner| (MODEL.to_owned(), owner))),
         comparisons: owners.comparisons.handle(),
         clock,
         metrics,
         batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
+        shadow_store: options.shadowed.as_ref().and_then(Shadowed::store),
         config,
         readiness: Readiness::default(),
     };
@@ -375,12 +415,12 @@ fn administered(folder: &Path, clock: &Arc<dyn Clock>) -> (KeyRing, Administrati
 }
 
 fn served_models(options: &Options) -> Vec<ServedModel> {
-    let rivals = options.rivals.iter().map(|rival| {
+    let rivals = options.rivals.iter().zip(0xac..).map(|(rival, byte)| {
         let text = match rival.vocabulary {
             Vocabulary::Same | Vocabulary::Padded => text::text_model(),
             Vocabulary::Other => text::text_model_with("<|other|>"),
         };
-        serve_as(rival.name, text, options)
+        ServedModel { digest: digest_of(byte), ..serve_as(rival.name, text, options) }
     });
     [served_model(options)].into_iter().chain(rivals).collect()
 }
@@ -408,7 +448,11 @@ fn serve_as(name: &str, text: TextModel, options: &Options) -> ServedModel {
 
 /// Of a checkpoint that is none.
 pub(crate) fn digest() -> ModelDigest {
-    format!("sha256:{}", "ab".repeat(32)).parse().unwrap()
+    digest_of(0xab)
+}
+
+fn digest_of(byte: u8) -> ModelDigest {
+    format!("sha256:{}", format!("{byte:02x}").repeat(32)).parse().unwrap()
 }
 
 fn build_info() -> BuildInfo {
