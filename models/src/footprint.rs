@@ -71,7 +71,7 @@ fn generator(
 
 fn encoder(is: &EncoderCheckpoint, options: &LoadOptions, layout: WeightLayout) -> Result<Footprint, ModelError> {
     let max_position = is.admitted_len(options.max_model_len)?;
-    let bytes = is.used_tensors().map(|tensor| match tensor.shape.len() {
+    let bytes = is.held_tensors().map(|tensor| match tensor.shape.len() {
         2 => layout.tensor_bytes(tensor, options.dtype),
         _ => weights::VECTOR_ELEMENT_BYTES * tensor.num_elements() as u64,
     });

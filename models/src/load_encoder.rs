@@ -154,6 +154,13 @@ impl EncoderCheckpoint {
         self.index.tensors().filter(|tensor| !self.architecture.is_expendable(&tensor.name))
     }
 
+    /// The same with the dense layer of a classifier, which other heads leave unused.
+    pub(crate) fn held_tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        let dense = self.spec.classifier.as_ref().map(|_| self.architecture.names.classifier.dense);
+        let is_dense = move |name: &str| dense.is_some_and(|dense| !dense.is_empty() && name.contains(dense));
+        self.index.tensors().filter(move |is| !self.architecture.is_expendable(&is.name) || is_dense(&is.name))
+    }
+
     fn describe(&self) -> EncoderDescription {
         let (spec, heads) = (&self.spec, self.heads);
         let parameters = |dtype| -> u64 {
