@@ -3,12 +3,33 @@
 #
 # The image listens on every address, so it refuses to start without keys. Make one in the same volume first:
 #         docker run --rm -v passerelle:/var/lib/passerelle passerelle key create alice
+#
+# For NVIDIA GPUs:  docker build --target cuda -t passerelle:cuda .  (docs/gpu.md)
 
 FROM rust:1.90-slim-bookworm AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN cargo build --locked --profile dist --package passerelle
+
+FROM build AS build-cuda
+RUN apt-get update && apt-get install --yes --no-install-recommends python3-pip && rm -rf /var/lib/apt/lists/*
+RUN eval "$(.ci/cuda-toolkit /opt/cuda-toolkit)" && cargo build --locked --profile dist --package passerelle --features cuda
+RUN python3 -m pip install --no-deps --only-binary=:all: --target /opt/cuda \
+        nvidia-cublas==13.0.2.14 nvidia-curand==10.4.0.35 nvidia-cuda-runtime==13.0.96
+
+FROM debian:bookworm-slim AS cuda
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/passerelle passerelle
+COPY --from=build-cuda /src/target/dist/passerelle /usr/local/bin/passerelle
+COPY --from=build-cuda /opt/cuda/nvidia/cu13/lib /opt/cuda/lib
+USER 10001
+ENV HOME=/var/lib/passerelle XDG_DATA_HOME=/var/lib/passerelle HF_HOME=/var/lib/passerelle/huggingface
+ENV LD_LIBRARY_PATH=/opt/cuda/lib NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+VOLUME /var/lib/passerelle
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["passerelle"]
+CMD ["serve", "--listen", "0.0.0.0:8080"]
 
 FROM debian:bookworm-slim
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/passerelle passerelle

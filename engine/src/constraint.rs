@@ -18,6 +18,11 @@ pub trait Constraint: Send + fmt::Debug {
 
     /// The same constraint at the same position, on its own from here on: for another choice of the same request.
     fn fork(&self) -> Box<dyn Constraint>;
+
+    /// What another process can make the same constraint of, at its start. `None` for one that is bound to this process.
+    fn recipe(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// What may come at a position.

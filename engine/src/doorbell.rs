@@ -1,5 +1,6 @@
 //! Wakes an engine that sleeps, for those who have nothing to send: a reader that leaves or grants more tokens, a shutdown.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -7,10 +8,14 @@ use std::sync::mpsc::SyncSender;
 use crate::step::Command;
 
 /// However often it is rung, at most one ring stands in the command queue, whose other places belong to waiting requests.
-#[derive(Debug, Clone)]
-pub(crate) struct Doorbell {
-    commands: SyncSender<Command>,
-    rung: RungFlag,
+#[derive(Clone)]
+pub(crate) enum Doorbell {
+    Engine {
+        commands: SyncSender<Command>,
+        rung: RungFlag,
+    },
+    /// Of an engine elsewhere.
+    Elsewhere(Arc<dyn Fn() + Send + Sync>),
 }
 
 /// The engine's end.
@@ -19,15 +24,25 @@ pub(crate) struct RungFlag(Arc<AtomicBool>);
 
 impl Doorbell {
     pub(crate) fn new(commands: SyncSender<Command>, rung: RungFlag) -> Self {
-        Self { commands, rung }
+        Self::Engine { commands, rung }
     }
 
     /// What the ringer changed before is seen by the engine after.
     pub(crate) fn ring(&self) {
-        if !self.rung.0.swap(true, Ordering::AcqRel) {
-            // Fails only if the engine is gone.
-            let _ = self.commands.try_send(Command::Wake);
+        match self {
+            Self::Elsewhere(ring) => ring(),
+            Self::Engine { commands, rung } if !rung.0.swap(true, Ordering::AcqRel) => {
+                // Fails only if the engine is gone.
+                let _ = commands.try_send(Command::Wake);
+            }
+            Self::Engine { .. } => {}
         }
+    }
+}
+
+impl fmt::Debug for Doorbell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Doorbell")
     }
 }
 

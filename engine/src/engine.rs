@@ -14,7 +14,8 @@ use crate::error::{EngineError, SubmitError};
 use crate::event_stream::{ChannelSpec, EventStream, event_channel};
 use crate::owned_thread::OwnedThread;
 use crate::random::mix;
-use crate::request::{Request, check_tokens};
+use crate::request::Request;
+use crate::rules::RequestRules;
 use crate::sequence::{NewSequence, Sequence};
 use crate::shared_model::{LentModel, SharedModel};
 use crate::stats::{EngineStats, StepObserver};
@@ -102,6 +103,16 @@ impl EngineHandle {
     /// The engine's bounds.
     pub fn config(&self) -> &EngineConfig {
         &self.door.config
+    }
+
+    /// What every request is checked against.
+    pub fn rules(&self) -> RequestRules {
+        self.door.rules()
+    }
+
+    /// Of the whole cache.
+    pub fn kv_cache_bytes(&self) -> u64 {
+        self.door.config.num_kv_blocks as u64 * self.door.kv_cache.block_bytes() as u64
     }
 
     /// What the engine runs, for others who run it in turn with it. `None` once the engine has ended.
@@ -214,30 +225,23 @@ impl Door {
     }
 
     fn check(&self, request: &Request) -> Result<(), SubmitError> {
-        let (prompt_tokens, max_tokens) = (request.prompt.len(), request.sampling.max_tokens as usize);
-        if prompt_tokens == 0 {
-            return Err(SubmitError::EmptyPrompt);
-        }
-        let max_model_len = self.config.max_model_len;
-        if prompt_tokens + max_tokens > max_model_len {
-            return Err(SubmitError::TooLong { prompt_tokens, max_tokens, max_model_len });
-        }
+        self.rules().check(request)?;
         // The last generated token is never computed, so it needs no room.
-        let computed_tokens = prompt_tokens + max_tokens.saturating_sub(1);
+        let computed_tokens = request.prompt.len() + (request.sampling.max_tokens as usize).saturating_sub(1);
         let needed_blocks = self.kv_cache.most_blocks(computed_tokens, self.config.max_num_batched_tokens);
         let total_blocks = self.config.num_kv_blocks;
         if needed_blocks > total_blocks {
             return Err(SubmitError::NeverFits { needed_blocks, total_blocks });
         }
-        let (num_choices, max_num_seqs) = (request.num_choices.get(), self.config.max_num_seqs);
-        if num_choices as usize > max_num_seqs {
-            return Err(SubmitError::TooManyChoices { num_choices, max_num_seqs });
+        Ok(())
+    }
+
+    fn rules(&self) -> RequestRules {
+        RequestRules {
+            max_model_len: self.config.max_model_len,
+            max_num_seqs: self.config.max_num_seqs,
+            input_vocab_size: self.input_vocab_size,
+            vocab_size: self.vocab_size,
         }
-        if let Some(parameter) = request.sampling.out_of_range() {
-            return Err(SubmitError::InvalidSampling { parameter });
-        }
-        let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
-        check_tokens(request.prompt.iter(), self.input_vocab_size)?;
-        check_tokens(biased, self.vocab_size)
     }
 }

@@ -115,4 +115,7 @@ pub enum RequestError {
     /// The engine was shut down before the request was complete.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The process that ran it is gone. Asked again, it may well succeed.
+    #[error("the worker that ran this request is gone")]
+    WorkerLost,
 }

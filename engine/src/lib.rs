@@ -23,6 +23,7 @@ mod doorbell;
 mod encode;
 mod engine;
 mod error;
+mod event_feed;
 mod event_stream;
 #[cfg(test)]
 mod fixtures;
@@ -36,6 +37,7 @@ mod policy;
 mod prefix;
 mod random;
 mod reply;
+mod rules;
 mod running;
 mod sampler;
 mod scheduler;
@@ -58,9 +60,11 @@ pub use encode::{EncodeReply, EncodeRequest, EncoderConfig, EncoderEngine, Encod
 pub use engine::{Engine, EngineHandle, EngineParts};
 pub use error::{EngineError, SubmitError};
 pub use event::{Event, FinishReason, Heard, RequestError, TokenEvent, TokenLogprobs, Usage};
+pub use event_feed::{EncodeFeed, EventFeed, FeedError};
 pub use event_stream::{AbortHandle, EventStream};
 pub use reply::Reply;
 pub use request::{CacheSalt, Class, Request, RequestId, SamplingParams, ShareKey, ShareWeight};
+pub use rules::RequestRules;
 pub use shared_model::SharedModel;
 pub use stats::{EngineStats, NullObserver, StepObserver, StepReport};
 pub use step::StepLoop;

@@ -89,6 +89,9 @@ pub trait StepObserver: Send + Sync {
     /// Called once after each step that ran something or ended a request; the last reader may leave an engine with
     /// nothing to run.
     fn step(&self, report: &StepReport);
+
+    /// What the step brought is with its readers.
+    fn concluded(&self) {}
 }
 
 /// Measures nothing.

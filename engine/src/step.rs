@@ -274,6 +274,7 @@ impl StepLoop {
         }
         self.publish();
         self.release_ended();
+        self.observer.0.concluded();
     }
 }
 

@@ -13,3 +13,4 @@ pub mod trust;
 pub mod units;
 #[cfg(feature = "upstream")]
 pub mod upstream;
+pub mod workers;

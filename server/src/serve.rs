@@ -16,6 +16,7 @@ mod listener;
 mod logging;
 mod memory;
 mod models;
+mod placed;
 mod reload;
 mod report;
 mod shelf;
@@ -25,6 +26,8 @@ mod text;
 mod trusted;
 #[cfg_attr(not(feature = "upstream"), path = "serve/no_upstreams.rs")]
 mod upstreams;
+mod worker_process;
+mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +44,6 @@ use passerelle::evaluation::PairStore;
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{Authenticator, Ledger, PrefixSharing, Replica, Router, Tariff};
-use passerelle::metrics::Metrics;
 use passerelle::text::GrammarBounds;
 use passerelle_engine::ComparisonLane;
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -52,10 +54,12 @@ use tokio::time::sleep;
 use crate::cli::output;
 use engines::{Fleet, Running, RunningHandle, Workshop};
 use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
+use placed::Placed;
 use reload::{Directions, ReadAgain, Reloading};
 use shelf::{NewShelf, ShelfKeeper};
 use signals::Signals;
 use upstreams::Upstreams;
+use workers::WorkersKeeper;
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use devices::{compute, listed_devices};
@@ -67,6 +71,8 @@ pub(crate) use hashes::KeptHashes;
 pub(crate) use memory::{FREE_MEMORY_PART, free_memory, share_kv_memory, step_bytes};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
 pub(crate) use text::load as load_text;
+pub(crate) use worker_process::{WorkerErrand, run_worker};
+pub(crate) use workers::WorkerCommand;
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;
@@ -87,6 +93,11 @@ pub(crate) struct Server {
     engines: Vec<Running>,
     /// `None`: no models come and go.
     shelf: Option<ShelfKeeper>,
+    /// The models of partitions, and what their workers have in common with engines here.
+    placed: (Placed, Workshop),
+    /// `None`: nobody works for this server.
+    workers: Option<WorkersKeeper>,
+    state: AppState,
     /// Until somebody follows the configuration.
     reloading: Option<Reloading>,
     /// Dropped last: every request is settled. `None` for a server without a data directory.
@@ -94,12 +105,13 @@ pub(crate) struct Server {
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
-pub(crate) fn run(config: &Config, again: ReadAgain) -> Result<()> {
+pub(crate) fn run(config: &Config, workers: WorkerCommand, again: ReadAgain) -> Result<()> {
     logging::start(&config.log);
     let runtime = runtime()?;
     // From here on SIGHUP ends nothing, also while models are loaded.
     let hangups = runtime.block_on(async { signals::hangups() })?;
     let mut server = start(config, Door::AsConfigured, &runtime)?;
+    server.man_partitions((config, workers), &runtime)?;
     runtime.block_on(async { server.follow_configuration(again, hangups) })?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
     output::line(format_args!("ready: {}", server.url))?;
@@ -130,12 +142,14 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
     let stock = stock(config, &clock)?;
-    let Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, partition, metrics } = stock;
+    let Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, placed, workshop } = stock;
+    let (partition, metrics) = (workshop.partition(), Arc::clone(&workshop.metrics));
     let shelf = new_shelf.as_ref().map(|new| new.shelf.clone());
     let here = reload::models_here(&staying, shelf.as_ref());
     let (settings, remote) = upstreams::prepare(config, &here)?.split();
     let basis = LedgerBasis { clock: Arc::clone(&clock), tariff, hours: Arc::clone(metrics.hours()) };
-    let mut upstreams = Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), replicas.len() as u32);
+    let mut upstreams =
+        Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), (replicas.len() + placed.len()) as u32);
     let planned = upstreams.plan(settings)?;
     let replicas = replicas.into_iter().chain(planned.replicas());
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
@@ -144,10 +158,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let (reloader, orders) = Reloader::new();
     let (ledger, ledger_keeper) = open_ledger((&authenticator, lock), basis, config, (&served, partition))?;
     let readiness = Readiness::default();
-    let batches = match door {
-        Door::AsConfigured => Some(open_batches(config)?),
-        Door::Open => None,
-    };
+    let batches = (door == Door::AsConfigured).then(|| open_batches(config)).transpose()?;
     let api_config = api_config(config, guard(&authenticator))?;
     let state = AppState::new(AppParts {
         models: served,
@@ -177,12 +188,15 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     Ok(Server {
         url,
         listener,
-        router: api::router(state),
+        router: api::router(state.clone()),
         readiness,
         config: serve_config(config),
         comparisons,
         engines: running,
         shelf: keeper,
+        placed: (placed, workshop),
+        workers: None,
+        state,
         reloading: Some(reloading),
         _ledger: ledger_keeper,
     })
@@ -198,8 +212,8 @@ struct Stock {
     staying: Vec<String>,
     tariff: Arc<Tariff>,
     new_shelf: Option<NewShelf>,
-    partition: &'static str,
-    metrics: Arc<Metrics>,
+    placed: Placed,
+    workshop: Workshop,
 }
 
 /// The models that the configuration names, in memory, and a look at those that come and go.
@@ -211,20 +225,32 @@ fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let elsewhere = elsewhere_only(config, &staying);
     let names = staying.iter().map(String::as_str).chain(elsewhere.iter().copied());
     let workshop = Workshop::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?;
-    let Fleet { workshop, running, comparisons, served, replicas, prices } = engines::start(loaded, workshop)?;
-    let (partition, metrics) = (workshop.partition(), Arc::clone(&workshop.metrics));
+    let Fleet { workshop, running, comparisons, served, replicas, mut prices } = engines::start(loaded, workshop)?;
+    let placed = Placed::read(config, &workshop, replicas.len() as u32)?;
+    prices.extend(placed.prices());
+    let partition = workshop.partition();
     let priced = tariff::Served { here: prices, partition, elsewhere: &elsewhere };
     let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
     let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
     let tariff = Arc::new(tariff);
-    let new_shelf = NewShelf::open(config, (workshop, clock), (pricing, &tariff), &staying)?;
-    Ok(Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, partition, metrics })
+    let new_shelf = NewShelf::open(config, (workshop.clone(), clock), (pricing, &tariff), &staying)?;
+    Ok(Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, placed, workshop })
 }
 
 impl Server {
     /// From now on, on SIGHUP and whenever somebody administers it. Inside the runtime.
     fn follow_configuration(&mut self, again: ReadAgain, hangups: Signal) -> Result<()> {
         self.reloading.take().map_or(Ok(()), |reloading| reloading.start(again, hangups))
+    }
+
+    /// Starts the worker of each partition, and serves its models once it has loaded them.
+    fn man_partitions(&mut self, (config, command): (&Config, WorkerCommand), runtime: &Runtime) -> Result<()> {
+        let (placed, workshop) = &self.placed;
+        if placed.seats.is_empty() {
+            return Ok(());
+        }
+        self.workers = Some(workers::open((config, command), &placed.seats, &workshop.clock(), runtime)?);
+        placed.serve(&self.state, workshop)
     }
 
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs
@@ -234,6 +260,7 @@ impl Server {
         let mut handles: Vec<_> = self.engines.iter().map(Running::handle).collect();
         let shelved = self.shelf.as_ref().map(ShelfKeeper::handles);
         let comparisons = self.comparisons.handle();
+        let end_workers = self.workers.as_ref().map(WorkersKeeper::shutdown);
         let shutdown = async {
             shutdown.await;
             readiness.start_draining();
@@ -244,6 +271,7 @@ impl Server {
                 handles.extend(shelved.iter().flat_map(|shelved| shelved()));
                 handles.iter().for_each(RunningHandle::shutdown);
                 comparisons.shutdown();
+                end_workers.iter().for_each(|end| end());
             });
         };
         let config = ServeConfig { drain_timeout: drain_timeout.saturating_add(LAST_WORDS), ..self.config };

@@ -44,6 +44,8 @@ fn the_reference_names_every_key() {
     let reference = std::fs::read_to_string(folder().join("reference.toml")).expect("the reference is readable");
     let sections = [
         "[server]",
+        "[[partitions]]",
+        "[workers]",
         "[[upstreams]]",
         "[routing]",
         "[shadow]",

@@ -38,6 +38,22 @@ fn the_build_uses_a_profile_and_a_package_of_this_workspace() {
 }
 
 #[test]
+fn the_cuda_image_holds_a_build_with_the_feature_and_the_libraries_that_the_document_names() {
+    let build = rest_of("RUN").into_iter().find(|line| line.contains("--features cuda")).expect("a build with CUDA");
+    assert!(build.contains("eval \"$(.ci/cuda-toolkit ") && build.contains("--locked --profile dist"), "{build}");
+    assert!(root().join(".ci/cuda-toolkit").exists());
+    let copies = rest_of("COPY");
+    assert!(copies.iter().any(|line| line.starts_with("--from=build-cuda /src/target/dist/passerelle ")), "{copies:?}");
+    let dockerfile = std::fs::read_to_string(root().join("Dockerfile")).expect("the Dockerfile is there");
+    let document = std::fs::read_to_string(root().join("docs/gpu.md")).expect("the document is there");
+    for package in ["nvidia-cublas==", "nvidia-curand==", "nvidia-cuda-runtime=="] {
+        let version = dockerfile.split(package).nth(1).and_then(|rest| rest.split_whitespace().next());
+        let pinned = format!("{package}{}", version.expect("a pinned version"));
+        assert!(document.contains(&pinned), "docs/gpu.md does not say {pinned}");
+    }
+}
+
+#[test]
 fn the_compiler_of_the_image_is_the_oldest_that_is_supported() {
     let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("the workspace has a manifest");
     let line = manifest.lines().find(|line| line.starts_with("rust-version")).expect("the manifest states a version");

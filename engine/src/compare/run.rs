@@ -45,7 +45,7 @@ impl CompareLoop {
         self.inbox.fail_all("no comparison succeeds");
     }
 
-    fn run(&self, job: Job<ComparisonRequest, Answer>) {
+    fn run(&mut self, job: Job<ComparisonRequest, Answer>) {
         let answer = self.compare(&job);
         if let Err(error) = &answer {
             tracing::error!(request = job.request.id.0, %error, "a comparison failed");
@@ -53,7 +53,7 @@ impl CompareLoop {
         job.end(answer);
     }
 
-    fn compare(&self, job: &Job<ComparisonRequest, Answer>) -> Result<Answer, RequestError> {
+    fn compare(&mut self, job: &Job<ComparisonRequest, Answer>) -> Result<Answer, RequestError> {
         let tokens = &job.request.tokens;
         let mut pair = Pair::new(&job.request)?;
         let mut pace = Pace::new(&self.parts.config);
@@ -64,6 +64,8 @@ impl CompareLoop {
             if self.inbox.is_closing() {
                 return Err(RequestError::ShuttingDown);
             }
+            // Whoever left the line meanwhile keeps no model in memory.
+            self.inbox.refresh();
             let chunk = start..(start + pace.next).min(tokens.len());
             if !job.reply.owe(chunk.len()) {
                 // Whoever would read the rest has gone.

@@ -112,6 +112,24 @@ fn whoever_leaves_owes_what_had_begun_and_the_next_one_runs() {
 }
 
 #[test]
+fn whoever_leaves_the_line_frees_its_models_at_the_next_chunk_of_another() {
+    let (lane, turns) = watched(ComparisonConfig { max_chunk_tokens: 2, ..ComparisonConfig::default() });
+    let (request_at_gate, gate) = held();
+    let running = lane.handle().submit(request_at_gate).unwrap();
+    turns.wait_until_asked(1);
+    let left = request(&[1, 2]);
+    let lent = left.first.lend();
+    drop(lane.handle().submit(left).unwrap());
+    assert!(lent.get().is_some());
+    // The second chunk stands at the gate.
+    gate.allow(1);
+    turns.wait_until_asked(3);
+    assert!(lent.get().is_none());
+    gate.open();
+    assert_eq!(running.blocking_wait().unwrap().len(), 6);
+}
+
+#[test]
 fn a_shutdown_ends_a_comparison_between_two_chunks() {
     let (lane, turns) = watched(ComparisonConfig { max_chunk_tokens: 2, ..ComparisonConfig::default() });
     let (request_at_gate, gate) = held();

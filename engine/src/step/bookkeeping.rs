@@ -28,10 +28,14 @@ impl StepLoop {
         self.stats.prompt_tokens_total += batch.started_prompt_tokens;
         self.publish();
         let report = self.report(batch, before, duration);
-        if report.num_sequences > 0 || !self.ended.is_empty() {
+        let is_worth_telling = report.num_sequences > 0 || !self.ended.is_empty();
+        if is_worth_telling {
             self.observer.0.step(&report);
         }
         self.release_ended();
+        if is_worth_telling {
+            self.observer.0.concluded();
+        }
         report
     }
 

@@ -6,11 +6,11 @@ use super::linear::Linear;
 use super::names::{LayerNames, QkvNames, RotaryRows};
 use super::norm::Norm;
 use super::positions::{Angles, Positions};
+use crate::ModelError;
 use crate::config::{AttentionSpec, PositionSpec, QkNormScope, RopeSpec, alibi_slopes};
 use crate::kv_cache::KvLayer;
-use crate::ops::{self, AttentionParams, AttentionPlan, Compute, PositionTemperature};
+use crate::ops::{self, AttentionParams, AttentionPlan, Compute, PositionTemperature, QkvPreparation};
 use crate::weights::{MatrixPart, WeightLoader};
-use crate::{ModelError, ModelInput};
 
 /// Grouped-query attention over the paged cache.
 #[derive(Debug)]
@@ -21,8 +21,6 @@ pub(super) struct Attention {
     qk_norm: Option<(Norm, Norm)>,
     output: Linear,
     num_heads: usize,
-    num_kv_heads: usize,
-    head_dim: usize,
     /// Which of the step's rotary angles turn queries and keys; `None` where nothing does.
     rotary: Option<usize>,
     params: AttentionParams,
@@ -32,7 +30,6 @@ pub(super) struct Attention {
 #[derive(Debug)]
 pub(super) struct Step<'a> {
     pub(super) compute: &'a Compute,
-    pub(super) input: &'a ModelInput,
     pub(super) plan: AttentionPlan<'a>,
     pub(super) angles: Angles,
 }
@@ -50,8 +47,6 @@ impl Attention {
             qk_norm: load_qk_norm(loader, names, spec)?,
             output: Linear::load(loader, spec.num_heads * spec.head_dim, &output, spec.output_bias)?,
             num_heads: spec.num_heads,
-            num_kv_heads: spec.num_kv_heads,
-            head_dim: spec.head_dim,
             rotary: positions.index_of(&spec.position),
             params: params(spec),
         })
@@ -59,13 +54,14 @@ impl Attention {
 
     /// `[m, hidden]` to `[m, hidden]`. Keys and values go through the cache, also those of this step.
     pub(super) fn forward(&self, step: &Step<'_>, x: &Tensor, cache: &mut KvLayer) -> Result<Tensor, ModelError> {
-        let (query_size, kv_size) = (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim);
-        let qkv = self.qkv.forward(step.compute, x)?;
-        let (q_norm, k_norm) = self.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
-        let q = self.placed(step, qkv.narrow(1, 0, query_size)?, q_norm)?;
-        let k = self.placed(step, qkv.narrow(1, query_size, kv_size)?, k_norm)?;
-        let v = qkv.narrow(1, query_size + kv_size, kv_size)?;
-        ops::store_kv(step.compute, &k, &v, step.input.slots(cache.group()), cache)?;
+        let (qkv, bias) = self.qkv.forward_before_bias(step.compute, x)?;
+        let preparation = QkvPreparation {
+            num_heads: self.num_heads,
+            bias,
+            norms: self.qk_norm.as_ref().map(|(q, k)| (q.of_heads(), k.of_heads())),
+            angles: self.rotary.map(|index| step.angles.get(index)),
+        };
+        let q = ops::prepare_qkv(step.compute, &qkv, &preparation, &step.plan, cache)?;
         let attended = ops::paged_attention(step.compute, &q, cache, &step.plan, &self.params)?;
         self.output.forward(step.compute, &attended)
     }
@@ -73,19 +69,6 @@ impl Attention {
     pub(super) fn size_bytes(&self) -> usize {
         let norms = self.qk_norm.as_ref().map_or(0, |(q, k)| q.size_bytes() + k.size_bytes());
         self.qkv.size_bytes() + norms + self.output.size_bytes()
-    }
-
-    /// Queries or keys `[m, heads * head_dim]`, normed and turned to their positions: `[m, heads, head_dim]`.
-    fn placed(&self, step: &Step<'_>, x: Tensor, norm: Option<&Norm>) -> Result<Tensor, ModelError> {
-        let (m, width) = x.dims2()?;
-        let x = match norm {
-            Some(norm) => norm.apply(step.compute, &x)?,
-            None => x,
-        };
-        match self.rotary {
-            Some(index) => ops::rope(step.compute, &x, self.head_dim, step.angles.get(index)),
-            None => Ok(x.contiguous()?.reshape((m, width / self.head_dim, self.head_dim))?),
-        }
     }
 }
 
@@ -95,6 +78,8 @@ fn params(spec: &AttentionSpec) -> AttentionParams {
         direction: spec.direction,
         window: spec.window,
         alibi_slopes: matches!(spec.position, PositionSpec::Alibi).then(|| alibi_slopes(spec.num_heads)),
+        soft_cap: None,
+        sinks: None,
         temperature: spec.temperature.map(|temperature| PositionTemperature {
             beta: temperature.beta as f32,
             interval: temperature.original_max_position,

@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::attention::Step;
 use super::block::{Block, Stream, total};
@@ -121,7 +121,6 @@ impl Decoder {
         self.check(input)?;
         let step = Step {
             compute: &self.compute,
-            input,
             plan: AttentionPlan::new(input),
             angles: self.positions.angles(&self.compute, input)?,
         };
@@ -129,7 +128,7 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             stream = layer.forward(&step, stream, cache.layer_mut(index))?;
             if let Some(observe) = &mut observer {
-                observe(index, &total(stream.clone())?)?;
+                observe(index, &total(stream.clone())?.to_dtype(DType::F32)?)?;
             }
         }
         self.logits(input, stream)
@@ -154,7 +153,7 @@ impl Decoder {
         let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref())?;
         let head = self.output_head.as_ref().unwrap_or(&self.embedding);
         let logits = ops::linear(&self.compute, &normed, head, None)?;
-        Ok(Logits::new(self.vocab_size, logits.flatten_all()?.to_vec1()?))
+        Ok(Logits::new(self.vocab_size, logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
     }
 }
 

@@ -80,7 +80,6 @@ impl TextEncoder {
         self.check(input)?;
         let step = Step {
             compute: &self.compute,
-            input: input.step(),
             plan: AttentionPlan::new(input.step()),
             angles: self.positions.angles(&self.compute, input.step())?,
         };
@@ -89,13 +88,14 @@ impl TextEncoder {
         for (index, block) in self.blocks.iter().enumerate() {
             stream = block.forward(&step, stream, cache.layer_mut(0))?;
             if let Some(observe) = &mut observer {
-                observe(index, &total(stream.clone())?)?;
+                observe(index, &total(stream.clone())?.to_dtype(DType::F32)?)?;
             }
         }
-        match (&self.final_norm, stream) {
-            (Some(norm), (residual, addend)) => Ok(norm.forward(&self.compute, residual, addend.as_ref())?.1),
-            (None, stream) => total(stream),
-        }
+        let hidden = match (&self.final_norm, stream) {
+            (Some(norm), (residual, addend)) => norm.forward(&self.compute, residual, addend.as_ref())?.1,
+            (None, stream) => total(stream)?,
+        };
+        Ok(hidden.to_dtype(DType::F32)?)
     }
 
     fn check(&self, input: &EncoderInput) -> Result<(), ModelError> {

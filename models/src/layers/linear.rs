@@ -37,6 +37,15 @@ impl Linear {
         ops::linear(compute, x, &self.weight, self.bias.as_ref())
     }
 
+    /// As [`Self::forward`], with the bias where the next op is to add it.
+    pub(super) fn forward_before_bias(
+        &self,
+        compute: &Compute,
+        x: &Tensor,
+    ) -> Result<(Tensor, Option<&Tensor>), ModelError> {
+        ops::linear_before_bias(compute, x, &self.weight, self.bias.as_ref())
+    }
+
     pub(super) fn size_bytes(&self) -> usize {
         self.weight.size_bytes() + self.bias.as_ref().map_or(0, tensor_bytes)
     }

@@ -3,7 +3,7 @@ use candle_core::Tensor;
 use super::linear::tensor_bytes;
 use crate::ModelError;
 use crate::config::{NormKind, NormSpec, NormWeight};
-use crate::ops::{self, Compute, LayerNormParams};
+use crate::ops::{self, Compute, LayerNormParams, QkNorm};
 use crate::weights::{MatrixPart, WeightLoader};
 
 #[derive(Debug)]
@@ -40,6 +40,11 @@ impl Norm {
             None => ops::rms_norm(compute, x, &self.weight, self.eps),
             Some(bias) => ops::layer_norm(compute, x, self.layer_params(bias)),
         }
+    }
+
+    /// As attention norms its queries or keys.
+    pub(super) fn of_heads(&self) -> QkNorm<'_> {
+        QkNorm { weight: &self.weight, bias: self.bias.as_ref(), eps: self.eps }
     }
 
     /// The residual stream with `x` added, and its norm; all `[m, hidden]`. Without `x` the stream is normed as it is.

@@ -43,6 +43,8 @@ pub fn activate(compute: &Compute, x: &Tensor, activation: Activation) -> Result
     x.dims2()?;
     match compute.kernels() {
         KernelSet::Reference => reference(x, activation),
+        #[cfg(feature = "cuda")]
+        KernelSet::Cuda => super::cuda::elementwise::activate(compute, x, activation),
         _ => cpu::activation::activate(compute, x, activation),
     }
 }

@@ -27,6 +27,10 @@ pub struct AttentionParams {
     pub window: Option<usize>,
     /// `[num_heads]`, how fast each query head's scores fall with distance.
     pub alibi_slopes: Option<Vec<f32>>,
+    /// Bends a score, times its scale, to less than this: `cap * tanh(score / cap)`, before slopes (Gemma 2's report, 2024).
+    pub soft_cap: Option<f32>,
+    /// `[num_heads]`: a score of a key that every query sees, with a value of 0 (gpt-oss' model card, 2025).
+    pub sinks: Option<Vec<f32>>,
     pub temperature: Option<PositionTemperature>,
 }
 
@@ -51,7 +55,15 @@ pub struct PositionTemperature {
 impl AttentionParams {
     /// Every key up to the query's own, at one scale.
     pub fn causal(scale: f32) -> Self {
-        Self { scale, direction: Direction::Causal, window: None, alibi_slopes: None, temperature: None }
+        Self {
+            scale,
+            direction: Direction::Causal,
+            window: None,
+            alibi_slopes: None,
+            soft_cap: None,
+            sinks: None,
+            temperature: None,
+        }
     }
 
     /// Every key of the sequence, at one scale.
@@ -89,12 +101,17 @@ impl AttentionParams {
         if self.window == Some(0) || self.temperature.is_some_and(|temperature| temperature.interval == 0) {
             return Err(ModelError::Input("an attention window or temperature interval of 0".into()));
         }
-        match &self.alibi_slopes {
-            Some(slopes) if slopes.len() != num_heads => {
-                Err(ModelError::Input(format!("{} slopes for {num_heads} query heads", slopes.len())))
-            }
-            _ => Ok(()),
+        if self.soft_cap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
+            return Err(ModelError::Input("a soft cap that is not above 0".into()));
         }
+        for (values, what) in [(&self.alibi_slopes, "slopes"), (&self.sinks, "sinks")] {
+            if let Some(values) = values
+                && values.len() != num_heads
+            {
+                return Err(ModelError::Input(format!("{} {what} for {num_heads} query heads", values.len())));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -109,6 +126,9 @@ impl PositionTemperature {
 pub struct AttentionPlan<'a> {
     input: &'a ModelInput,
     chunks: Vec<RowChunk>,
+    /// The step's integers on the GPU, from their first use on.
+    #[cfg(feature = "cuda")]
+    on_device: std::sync::OnceLock<super::cuda::attention::DeviceStep>,
 }
 
 /// Consecutive tokens of one sequence, which share each read of a K/V tile.
@@ -122,7 +142,7 @@ pub(super) struct RowChunk {
 
 /// Tokens of one sequence that are attended together: enough to reuse a tile of K/V while it stands in the first-level
 /// cache, few enough that a long prompt spreads over the threads.
-const CHUNK_TOKENS: usize = 16;
+pub(super) const CHUNK_TOKENS: usize = 16;
 
 impl<'a> AttentionPlan<'a> {
     pub fn new(input: &'a ModelInput) -> Self {
@@ -134,7 +154,21 @@ impl<'a> AttentionPlan<'a> {
         }
         // The longest first, so that no thread starts a long chunk when the others are done.
         chunks.sort_by_key(|chunk| std::cmp::Reverse(input.positions()[chunk.first_row] as usize * chunk.num_rows));
-        Self { input, chunks }
+        Self {
+            input,
+            chunks,
+            #[cfg(feature = "cuda")]
+            on_device: std::sync::OnceLock::new(),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_device(&self, compute: &Compute) -> Result<&super::cuda::attention::DeviceStep, ModelError> {
+        if let Some(step) = self.on_device.get() {
+            return Ok(step);
+        }
+        let step = super::cuda::attention::DeviceStep::new(compute, self)?;
+        Ok(self.on_device.get_or_init(|| step))
     }
 
     pub(super) fn input(&self) -> &ModelInput {
@@ -180,6 +214,8 @@ pub fn paged_attention(
     }
     match compute.kernels() {
         KernelSet::Reference => reference(compute, q, layer, input, params),
+        #[cfg(feature = "cuda")]
+        KernelSet::Cuda => super::cuda::attention::paged_attention(compute, q, layer, plan, params),
         _ => cpu::attention::paged_attention(compute, q, layer, plan, params),
     }
 }
@@ -209,18 +245,35 @@ fn reference(
         let q = q.reshape((layer.num_kv_heads(), group * len, head_dim))?;
         let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * f64::from(params.scale))?;
         let scores = scores.reshape((num_heads, len, num_keys))?;
+        let scores = match params.soft_cap.map(f64::from) {
+            Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+            None => scores,
+        };
         let scores = scores.broadcast_add(&mask(compute, params, positions, num_keys)?)?;
         let scores = match &params.alibi_slopes {
             Some(slopes) => (scores + distances(compute, slopes, positions, num_keys)?)?,
             None => scores,
         };
-        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+        let weights = weights(compute, &scores, params)?;
         let out = weights.reshape((layer.num_kv_heads(), group * len, num_keys))?.matmul(&v)?;
         let out = out.reshape((num_heads, len, head_dim))?.permute((1, 0, 2))?.contiguous()?;
         outputs.push(out.reshape((len, num_heads * head_dim))?);
     }
     Ok(Tensor::cat(&outputs, 0)?)
+}
+
+/// The softmax of `scores [num_heads, len, num_keys]` over the keys, and over the head's sink if there are any.
+fn weights(compute: &Compute, scores: &Tensor, params: &AttentionParams) -> Result<Tensor, ModelError> {
+    let highest = scores.max_keepdim(D::Minus1)?;
+    let Some(sinks) = &params.sinks else {
+        let weights = scores.broadcast_sub(&highest)?.exp()?;
+        return Ok(weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?);
+    };
+    let sinks = Tensor::new(sinks.as_slice(), compute.device())?.reshape((sinks.len(), 1, 1))?;
+    let highest = highest.broadcast_maximum(&sinks)?;
+    let weights = scores.broadcast_sub(&highest)?.exp()?;
+    let sum = (weights.sum_keepdim(D::Minus1)? + sinks.broadcast_sub(&highest)?.exp()?)?;
+    Ok(weights.broadcast_div(&sum)?)
 }
 
 /// The K and V of one sequence, `[num_kv_heads, num_keys, head_dim] f32` each, gathered through its block table.

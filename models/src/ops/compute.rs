@@ -3,6 +3,8 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
+#[cfg(feature = "cuda")]
+use super::cuda::gpu::{Gpu, NoGpu};
 use super::op_times::OpTimer;
 use super::{ComputePool, Op, OpTimes};
 use crate::{ModelError, Pulse};
@@ -16,6 +18,8 @@ pub struct Compute {
     kernels: KernelSet,
     pool: Arc<ComputePool>,
     times: Option<Arc<OpTimes>>,
+    #[cfg(feature = "cuda")]
+    gpu: Option<Arc<Gpu>>,
 }
 
 /// Which bodies the ops use. Displayed in the start-up log and in metrics.
@@ -27,6 +31,9 @@ pub enum KernelSet {
     Portable,
     /// x86-64 with AVX2, FMA and F16C. Bit for bit equal to [`KernelSet::Portable`].
     Avx2Fma,
+    /// Our own kernels on an NVIDIA GPU, and candle's where there is none of ours.
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 impl KernelSet {
@@ -45,6 +52,8 @@ impl KernelSet {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2Fma => false,
+            #[cfg(feature = "cuda")]
+            Self::Cuda => false,
         }
     }
 }
@@ -55,6 +64,8 @@ impl fmt::Display for KernelSet {
             Self::Reference => "reference",
             Self::Portable => "portable",
             Self::Avx2Fma => "avx2+fma",
+            #[cfg(feature = "cuda")]
+            Self::Cuda => "not verified on hardware",
         })
     }
 }
@@ -62,13 +73,15 @@ impl fmt::Display for KernelSet {
 impl Compute {
     /// The CPU with the fastest bodies it runs. `num_threads` counts the calling thread; 0 is taken as 1.
     pub fn cpu(num_threads: usize) -> Self {
-        Self::new(Device::Cpu, num_threads)
+        Self::on_cpu(num_threads, KernelSet::detect())
     }
 
-    /// `device` with its fastest bodies. On another device than the CPU the pool serves only loading.
-    pub fn new(device: Device, num_threads: usize) -> Self {
-        let kernels = if device.is_cpu() { KernelSet::detect() } else { KernelSet::Reference };
-        Self { device, kernels, pool: Arc::new(ComputePool::new(num_threads)), times: None }
+    /// The visible GPU `ordinal`. The threads serve only loading.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize, num_threads: usize) -> Result<Self, NoGpu> {
+        let pool = ComputePool::new(num_threads);
+        let (device, gpu) = Gpu::open(ordinal, pool.pulse().clone())?;
+        Ok(Self { device, kernels: KernelSet::Cuda, pool: Arc::new(pool), times: None, gpu: Some(Arc::new(gpu)) })
     }
 
     /// The CPU with bodies that the caller names, for tests and benches that compare them.
@@ -78,7 +91,18 @@ impl Compute {
         if !kernels.is_supported() {
             return Err(ModelError::Input(format!("this CPU cannot run the {kernels} kernels")));
         }
-        Ok(Self { device: Device::Cpu, kernels, pool: Arc::new(ComputePool::new(num_threads)), times: None })
+        Ok(Self::on_cpu(num_threads, kernels))
+    }
+
+    fn on_cpu(num_threads: usize, kernels: KernelSet) -> Self {
+        Self {
+            device: Device::Cpu,
+            kernels,
+            pool: Arc::new(ComputePool::new(num_threads)),
+            times: None,
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        }
     }
 
     /// The same, adding what each op takes to `times`.
@@ -88,6 +112,14 @@ impl Compute {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Bytes of the device's own memory that are free; `None` where that is the system's, or the driver does not tell.
+    pub fn free_memory(&self) -> Option<u64> {
+        #[cfg(feature = "cuda")]
+        return self.gpu.as_ref().and_then(|gpu| gpu.free_memory());
+        #[cfg(not(feature = "cuda"))]
+        None
     }
 
     pub fn kernels(&self) -> KernelSet {
@@ -111,5 +143,11 @@ impl Compute {
 
     pub(crate) fn pool(&self) -> &ComputePool {
         &self.pool
+    }
+
+    /// Of [`KernelSet::Cuda`].
+    #[cfg(feature = "cuda")]
+    pub(super) fn gpu(&self) -> &Gpu {
+        self.gpu.as_ref().expect("bodies for a GPU are chosen where one is open")
     }
 }

@@ -25,6 +25,8 @@ pub fn gate_mul(compute: &Compute, gate_up: &Tensor, gate: Gate) -> Result<Tenso
     }
     match compute.kernels() {
         KernelSet::Reference => reference(gate_up, both / 2, gate),
+        #[cfg(feature = "cuda")]
+        KernelSet::Cuda => super::cuda::elementwise::gate_mul(compute, gate_up, gate),
         _ => cpu::gate_mul::gate_mul(compute, gate_up, gate),
     }
 }

@@ -1,6 +1,6 @@
 //! Some rows of a matrix, in the order asked for.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::{Compute, Op};
 use crate::ModelError;
@@ -13,12 +13,16 @@ pub fn gather_rows(compute: &Compute, x: &Tensor, rows: &[usize]) -> Result<Tens
         return Err(ModelError::Input(format!("row {row} of {m}")));
     }
     if rows.is_empty() {
-        return Ok(Tensor::zeros((0, width), DType::F32, compute.device())?);
+        return Ok(Tensor::zeros((0, width), x.dtype(), compute.device())?);
     }
     if rows.len() == m && rows.iter().enumerate().all(|(index, &row)| index == row) {
         return Ok(x.clone());
     }
     let rows: Vec<u32> = rows.iter().map(|&row| row as u32).collect();
+    #[cfg(feature = "cuda")]
+    if compute.kernels() == super::KernelSet::Cuda {
+        return super::cuda::rows::gather(compute, x, &rows);
+    }
     let indexes = Tensor::from_slice(&rows, rows.len(), compute.device())?;
     Ok(x.contiguous()?.index_select(&indexes, 0)?)
 }

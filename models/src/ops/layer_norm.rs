@@ -23,6 +23,8 @@ pub fn layer_norm(compute: &Compute, x: &Tensor, params: LayerNormParams<'_>) ->
     params.check(x)?;
     match compute.kernels() {
         KernelSet::Reference => reference(x, params),
+        #[cfg(feature = "cuda")]
+        KernelSet::Cuda => super::cuda::elementwise::norm(compute, x, &params.into()),
         _ => cpu::norm::norm(compute, x, &params.into()),
     }
 }
@@ -43,6 +45,8 @@ pub fn add_layer_norm(
             let normed = reference(&sum, params)?;
             Ok((sum, normed))
         }
+        #[cfg(feature = "cuda")]
+        KernelSet::Cuda => super::cuda::elementwise::add_norm(compute, residual, x, &params.into()),
         _ => cpu::norm::add_norm(compute, residual, x, &params.into()),
     }
 }

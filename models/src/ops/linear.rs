@@ -82,6 +82,8 @@ impl PackedWeight {
         }
         let storage = match compute.kernels() {
             KernelSet::Reference => WeightStorage::Tensor(tensor_of(compute, dtype, in_features, parts)?),
+            #[cfg(feature = "cuda")]
+            KernelSet::Cuda => WeightStorage::Tensor(super::cuda::weights::on_gpu(compute, dtype, in_features, parts)?),
             _ => WeightStorage::Packed(pack_parts(compute, dtype, in_features, (parts, copied))?),
         };
         Ok(Self { out_features, in_features, storage })
@@ -146,7 +148,26 @@ pub fn linear(
     match &weight.storage {
         WeightStorage::Packed(parts) if m > 0 => cpu::linear::linear(compute, x, (parts, weight.out_features), bias),
         WeightStorage::Packed(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?),
+        #[cfg(feature = "cuda")]
+        WeightStorage::Tensor(tensor) if compute.kernels() == KernelSet::Cuda => {
+            let y = super::cuda::weights::product(x, tensor)?;
+            Ok(bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(&bias.to_dtype(y.dtype())?))?)
+        }
         WeightStorage::Tensor(tensor) => reference(x, tensor, bias),
+    }
+}
+
+/// As [`linear`], for a caller whose next op adds a bias on its way: on a GPU the bias is given back instead of added.
+pub fn linear_before_bias<'a>(
+    compute: &Compute,
+    x: &Tensor,
+    weight: &PackedWeight,
+    bias: Option<&'a Tensor>,
+) -> Result<(Tensor, Option<&'a Tensor>), ModelError> {
+    match compute.kernels() {
+        #[cfg(feature = "cuda")]
+        KernelSet::Cuda => Ok((linear(compute, x, weight, None)?, bias)),
+        _ => Ok((linear(compute, x, weight, bias)?, None)),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Every operation a model may call. Only this folder looks at the device.
 //!
 //! Each `<op>.rs` states the contract (shapes, dtypes, order of the sums) and holds the reference body in candle tensor
-//! operations, which runs on any device. `cpu/` holds the bodies that run on the CPU. An op picks its body once, by
-//! [`Compute::kernels`].
+//! operations, which runs on any device. `cpu/` holds the bodies that run on the CPU, `cuda/` those that run on a GPU. An op
+//! picks its body once, by [`Compute::kernels`].
+//!
+//! Where a contract says that activations are f32, they are f32 or bf16 on a GPU, as the weights are (`cuda/mod.rs`).
 //!
 //! The promise of the CPU bodies: each output row is accumulated in one fixed order. A row's bits do not depend on the
 //! other rows of the batch, on how a sequence was cut into steps, on the number of threads, or on whether the portable
@@ -14,6 +16,8 @@ mod attention;
 mod blocks;
 mod compute;
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod embedding;
 mod gate_mul;
 mod gather_rows;
@@ -23,6 +27,7 @@ mod linear;
 mod norm;
 mod op_times;
 mod pool_rows;
+mod prepare_qkv;
 mod rope;
 mod store_kv;
 
@@ -32,15 +37,18 @@ pub use attention::{AttentionParams, AttentionPlan, Direction, PositionTemperatu
 pub(crate) use blocks::widened;
 pub use compute::{Compute, KernelSet};
 pub use cpu::pool::ComputePool;
+#[cfg(feature = "cuda")]
+pub use cuda::gpu::NoGpu;
 pub use embedding::embedding;
 pub use gate_mul::{Gate, gate_mul};
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
 pub use limits::{multiply_add, read_through};
 pub(crate) use linear::{Copied, packed_bytes};
-pub use linear::{PackedWeight, WeightPart, linear};
+pub use linear::{PackedWeight, WeightPart, linear, linear_before_bias};
 pub use norm::{add_rms_norm, rms_norm};
 pub use op_times::{Op, OpTimes};
 pub use pool_rows::{RowPool, pool_rows};
+pub use prepare_qkv::{QkNorm, QkvPreparation, prepare_qkv};
 pub use rope::{RotaryAngles, RotaryEmbedding, rope};
 pub use store_kv::store_kv;

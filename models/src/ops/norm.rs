@@ -27,6 +27,8 @@ pub fn rms_norm(compute: &Compute, x: &Tensor, weight: &Tensor, eps: f32) -> Res
             let groups = x.contiguous()?.reshape((m * (row / width), width))?;
             Ok(reference(&groups, weight, eps)?.reshape((m, row))?)
         }
+        #[cfg(feature = "cuda")]
+        KernelSet::Cuda => super::cuda::elementwise::norm(compute, x, &NormWeights { weight, bias: None, eps }),
         _ => cpu::norm::norm(compute, x, &NormWeights { weight, bias: None, eps }),
     }
 }
@@ -47,6 +49,10 @@ pub fn add_rms_norm(
             let sum = (residual + x)?;
             let normed = reference(&sum, weight, eps)?;
             Ok((sum, normed))
+        }
+        #[cfg(feature = "cuda")]
+        KernelSet::Cuda => {
+            super::cuda::elementwise::add_norm(compute, residual, x, &NormWeights { weight, bias: None, eps })
         }
         _ => cpu::norm::add_norm(compute, residual, x, &NormWeights { weight, bias: None, eps }),
     }

@@ -49,8 +49,8 @@ pub fn pool_rows(compute: &Compute, x: &Tensor, starts: &[usize], pool: RowPool)
         return Err(ModelError::Input(format!("{m} rows cut at {starts:?}")));
     }
     match compute.kernels() {
-        KernelSet::Reference => reference(x, starts, pool),
-        _ => cpu::pool_rows::pool_rows(compute, x, starts, pool, width),
+        KernelSet::Portable | KernelSet::Avx2Fma => cpu::pool_rows::pool_rows(compute, x, starts, pool, width),
+        _ => reference(x, starts, pool),
     }
 }
 

@@ -67,8 +67,8 @@ pub fn rope(compute: &Compute, x: &Tensor, head_dim: usize, angles: &RotaryAngle
         )));
     }
     match compute.kernels() {
-        KernelSet::Reference => reference(x, head_dim, angles),
-        _ => cpu::rope::rope(compute, x, head_dim, angles),
+        KernelSet::Portable | KernelSet::Avx2Fma => cpu::rope::rope(compute, x, head_dim, angles),
+        _ => reference(x, head_dim, angles),
     }
 }
 

@@ -130,7 +130,7 @@ fn attention_equals_the_reference_for_every_shape() {
     }
 }
 
-/// Windows shorter than a tile, as long as one, and longer; slopes; temperatures; everything together.
+/// Windows shorter than a tile, as long as one, and longer; slopes; temperatures; a soft cap; sinks; everything together.
 fn variants(num_heads: usize, head_dim: usize) -> Vec<AttentionParams> {
     let plain = AttentionParams::causal((head_dim as f32).sqrt().recip());
     let slopes = Some((0..num_heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect());
@@ -139,12 +139,16 @@ fn variants(num_heads: usize, head_dim: usize) -> Vec<AttentionParams> {
         [1, 5, 15, 16, 17, 31, 40, 1000].map(|window| AttentionParams { window: Some(window), ..plain.clone() }).into();
     variants.push(AttentionParams { alibi_slopes: slopes.clone(), ..plain.clone() });
     variants.push(AttentionParams { temperature, ..plain.clone() });
-    variants.push(AttentionParams { window: Some(21), alibi_slopes: slopes, temperature, ..plain });
+    let sinks = Some((0..num_heads).map(|head| head as f32 - 1.5).collect());
+    variants.push(AttentionParams { soft_cap: Some(1.5), ..plain.clone() });
+    variants.push(AttentionParams { sinks: sinks.clone(), ..plain.clone() });
+    let (soft_cap, alibi_slopes) = (Some(2.0), slopes);
+    variants.push(AttentionParams { window: Some(21), soft_cap, alibi_slopes, sinks, temperature, ..plain });
     variants
 }
 
 #[test]
-fn windows_slopes_and_temperatures_equal_the_reference() {
+fn every_feature_of_attention_equals_the_reference() {
     for dtype in [DType::F32, DType::BF16] {
         for (num_kv_heads, group, head_dim, block_size) in [(1, 1, 32, 16), (2, 3, 24, 32), (3, 2, 64, 16)] {
             let shape = shape(num_kv_heads, group, head_dim, block_size, dtype);

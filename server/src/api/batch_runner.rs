@@ -15,6 +15,7 @@ use super::generate::Visit;
 use super::ids::random_id;
 use super::routes::AboutModel;
 use super::routes::answers::{Door, answer_body};
+use super::routes::encoders::embed;
 use super::routes::kept::on_disk;
 use super::state::AppState;
 use super::wire::parse_json;
@@ -225,13 +226,14 @@ async fn ask(
     if body.get("stream").is_some_and(|stream| *stream != Value::Bool(false) && !stream.is_null()) {
         return Err(super::fields::unsupported("stream", "a batch's answers are whole"));
     }
+    let (caller, place, arrived) = (Arc::clone(caller), state.take_place()?, state.clock().now());
+    let visit = Visit { caller, place, arrived, scope: Scope::Batch, origin: None, shadow: None };
     let door = match endpoint {
         Endpoint::Chat => Door::Chat,
         Endpoint::Completions => Door::Completions,
         Endpoint::Responses => Door::Responses,
+        Endpoint::Embeddings => return embed(state, &visit, body).await,
     };
-    let (caller, place, arrived) = (Arc::clone(caller), state.take_place()?, state.clock().now());
-    let visit = Visit { caller, place, arrived, scope: Scope::Batch, origin: None, shadow: None };
     answer_body(state, visit, body, door).await
 }
 

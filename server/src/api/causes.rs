@@ -12,7 +12,7 @@ use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::{LedgerClosed, Retry};
 use crate::gateway::router::RouteError;
-use crate::gateway::shelf::{HandError, NotTogether};
+use crate::gateway::shelf::{HandError, HeldUp, NotTogether};
 use crate::gateway::{
     AuthError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
 };
@@ -115,7 +115,9 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::QueueFull => Self::new(ErrorKind::QueueFull, "The queue is full; try again shortly."),
             SubmitError::Closed => Self::new(ErrorKind::Draining, "The server is shutting down."),
-            SubmitError::Dead => Self::new(ErrorKind::NoReplica, "No replica of this model is ready."),
+            SubmitError::Dead | SubmitError::Away => {
+                Self::new(ErrorKind::NoReplica, "No replica of this model is ready.")
+            }
             SubmitError::ExceedsContext(why) => {
                 Self::new(ErrorKind::ContextLengthExceeded, format!("{}.", capitalised(&why))).param("max_tokens")
             }
@@ -164,6 +166,9 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::ShuttingDown => Self::new(ErrorKind::Draining, "The server is shutting down."),
+            RequestError::WorkerLost => {
+                Self::new(ErrorKind::WorkerLost, "The process that ran this request is gone; try again.")
+            }
             RequestError::NotFinite => {
                 Self::new(ErrorKind::EngineFailed, format!("{}.", capitalised(&error.to_string())))
             }
@@ -235,8 +240,22 @@ pub(crate) fn model_loading(name: &str, wait: Duration) -> ApiError {
     ApiError::new(ErrorKind::ModelLoading, message).param("model").retry_after(wait)
 }
 
-pub(crate) fn model_failed(name: &str, why: &str) -> ApiError {
-    let message = format!("The model `{}` cannot be loaded: {why}", echoed(name));
+/// One that is on the disk and stays there for now; `wait`: how long at least.
+pub(crate) fn model_has_no_room(name: &str, why: HeldUp, wait: Duration) -> ApiError {
+    /// Somebody has to unpin a model first.
+    const UNTIL_A_PERSON_ACTS: Duration = Duration::from_secs(60);
+    let (why, wait) = match why {
+        HeldUp::ByPins => ("models that are pinned leave it no room", UNTIL_A_PERSON_ACTS),
+        HeldUp::ByUse => ("models in use leave it no room; when they will be done is not known", wait),
+    };
+    let message = format!("The model `{}` is not in memory: {why}.", echoed(name));
+    ApiError::new(ErrorKind::ModelLoading, message).param("model").retry_after(wait)
+}
+
+/// Why is told to operators alone: it names files of this machine.
+pub(crate) fn model_failed(name: &str) -> ApiError {
+    let message =
+        format!("The model `{}` cannot be loaded; an operator sees why in `passerelle model list`.", echoed(name));
     ApiError::new(ErrorKind::ModelFailed, message).param("model")
 }
 

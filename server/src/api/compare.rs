@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 use super::comparable::{check_one_vocabulary, check_room, longest_text, room_beside};
 use super::delta::{ChoiceDelta, Delta};
 use super::errors::{ApiError, ErrorKind};
-use super::generate::{Admission, Admitted, ServedAs, Shape, Ticket, Visit, charge_to, saturating_u32};
+use super::generate::{Admission, Admitted, ServedAs, Shape, Visit, charge_to, saturating_u32};
 use super::launch::LivePrompt;
-use super::lease::Lease;
-use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare};
-use super::reserve::{Patience, withdraw_all};
+use super::lease::{Lease, together};
+use super::prepare::{Prepared, check_token_ids, find_generator, prepare};
+use super::reserve::withdraw_all;
 use super::routes::require;
 use super::running::SettleAt;
 use super::sse::StreamEnd;
@@ -84,7 +84,7 @@ pub(crate) async fn admit(
     let read_again = |index| if index == 0 { saturating_u32(models.len() - 1) } else { 1 };
     let (mut admissions, mut prompts) = (Vec::new(), Vec::new());
     for (Prepared { prompts: encoded, bad_words, constraint }, model) in prepared.into_iter().zip(&models) {
-        prompts.push(encoded);
+        prompts.extend(encoded);
         admissions.push(Admission {
             state,
             serving: &serving,
@@ -103,15 +103,16 @@ pub(crate) async fn admit(
             shadow: None,
         });
     }
-    let mut tickets = reserve_all(&admissions, prompts).await?;
-    charge_to(origin.as_ref(), tickets.iter_mut().flatten().map(|ticket| &mut ticket.reservation));
+    // Never in line: what a comparison had already would hold up others that wait.
+    let mut tickets = Admission::reserve_together(&admissions, prompts)?;
+    charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     let mut started: Vec<LivePrompt> = Vec::with_capacity(tickets.len());
     let mut waiting = admissions.iter().zip(tickets);
-    while let Some((admission, tickets)) = waiting.next() {
-        match admission.start_all(tickets).await {
+    while let Some((admission, ticket)) = waiting.next() {
+        match admission.start_all(vec![ticket]).await {
             Ok(prompts) => started.extend(prompts),
             Err(error) => {
-                withdraw_all(waiting.flat_map(|(_, tickets)| tickets).map(|ticket| ticket.reservation));
+                withdraw_all(waiting.map(|(_, ticket)| ticket.reservation));
                 started.iter_mut().for_each(|prompt| prompt.fail(&error));
                 return Err(error);
             }
@@ -125,6 +126,7 @@ pub(crate) async fn admit(
 
 async fn lease_all(state: &AppState, caller: &Caller, names: &[String]) -> Result<Vec<Lease>, ApiError> {
     check_room(state, caller, names.iter().map(String::as_str)).map_err(|error| error.param("models"))?;
+    let _turn = together(state, names.iter().map(String::as_str)).await?;
     let mut models = Vec::with_capacity(names.len());
     for name in names {
         models.push(find_generator(state, caller, name).await?);
@@ -144,24 +146,6 @@ async fn prepare_all(
         all.push(prepared);
     }
     Ok(all)
-}
-
-/// A comparison never waits in line: with what it has already it would hold up others that wait.
-async fn reserve_all(
-    admissions: &[Admission<'_>],
-    prompts: Vec<Vec<EncodedPrompt>>,
-) -> Result<Vec<Vec<Ticket>>, ApiError> {
-    let mut tickets = Vec::with_capacity(admissions.len());
-    for (admission, prompts) in admissions.iter().zip(prompts) {
-        match admission.reserve_all(prompts, Patience::AtOnce).await {
-            Ok(reserved) => tickets.push(reserved),
-            Err(refusal) => {
-                withdraw_all(tickets.into_iter().flatten().map(|ticket| ticket.reservation));
-                return Err(refusal);
-            }
-        }
-    }
-    Ok(tickets)
 }
 
 /// Small enough for every client's numbers.

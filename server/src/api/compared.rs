@@ -15,15 +15,16 @@ use super::comparable::check_room;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
 use super::generate::{Visit, charge_to, saturating_u32};
-use super::lease::Lease;
+use super::lease::{Lease, together};
 use super::meter::PromptMeter;
-use super::prepare::{EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
+use super::prepare::{AskedLength, EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
 use super::reserve::{Patience, reserve, reserve_with, withdraw_all};
 use super::routes::require;
 use super::state::AppState;
 use super::wire::answer::AnswerHead;
 use super::wire::prompt_scores::comparison_answer;
 use super::wire::request::{GenerateRequest, Prompt};
+use super::wire::sampling::LengthField;
 use super::wire::tier::tier_name;
 use super::wire::usage::sum_usage;
 use crate::gateway::account::ServiceClass;
@@ -45,7 +46,8 @@ pub(crate) async fn compare(
     let prompts = encode(state, &models[0], prompt).await?;
     check_token_ids(&request, &prompts, &models[0])?;
     for prompt in &prompts {
-        models.iter().try_for_each(|model| room_for_answer(model, prompt.tokens.len(), Some(0)).map(drop))?;
+        let nothing = AskedLength { tokens: Some(0), field: LengthField::Common };
+        models.iter().try_for_each(|model| room_for_answer(model, prompt.tokens.len(), nothing).map(drop))?;
     }
     let class = match visit.scope {
         Scope::Batch => ServiceClass::Batch,
@@ -71,6 +73,7 @@ pub(crate) async fn compare(
 /// Step 1.
 async fn find_pair(state: &AppState, visit: &Visit, (first, second): (&str, &str)) -> Result<[Lease; 2], ApiError> {
     check_room(state, &visit.caller, [first, second]).map_err(|error| error.param(FIELD))?;
+    let _turn = together(state, [first, second].into_iter()).await?;
     let first = find_generator(state, &visit.caller, first).await?;
     let second = find_generator(state, &visit.caller, second).await.map_err(|error| error.param(FIELD))?;
     let tokenizers = [&first, &second].map(|model| model.text.tokenizer.clone());

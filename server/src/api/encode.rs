@@ -23,6 +23,7 @@ use super::reserve::{Patience, reserve_with};
 use super::routes::require;
 use super::state::{AppState, ServedModel};
 use super::wire::texts::{TextItem, Texts, Truncate};
+use crate::gateway::account::ServiceClass;
 use crate::gateway::{Account, Ask, Caller, Encoding, PrefixHint, Reservation, Scope, SubmitError};
 use crate::text::{AddSpecialTokens, FramedText, SpecialTokens, TextFrame, TextModel};
 
@@ -56,13 +57,13 @@ pub(crate) async fn find_encoder(
 /// Steps 1 to 5.
 pub(crate) async fn encode(state: &AppState, visit: &Visit, model: &Lease, texts: Texts) -> Result<Encoded, ApiError> {
     state.readiness().admit()?;
-    require(&visit.caller, Scope::Inference)?;
+    require(&visit.caller, visit.scope)?;
     let attribution = texts.attribution.clone();
     let framed = frame(state, model, texts).await?;
     let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
-    let class = visit.caller.classes.grant(None);
+    let class = if visit.scope == Scope::Batch { ServiceClass::Batch } else { visit.caller.classes.grant(None) };
     let ask = Ask { class, attribution, ..Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0) };
-    let reservation = reserve_with(Patience::InTurn, state, &visit.caller, &ask).await?;
+    let reservation = reserve_with(Patience::of(1, visit.scope), state, &visit.caller, &ask).await?;
     let mut running = Running::start(state, visit, model, framed, reservation)?;
     let limit = state.config().request_timeout;
     match timeout(limit, running.all()).await {
@@ -175,6 +176,8 @@ struct Framing<'a> {
     input_vocab_size: usize,
     /// The longest text that the model reads.
     longest: usize,
+    /// Where documents are cut.
+    document: Option<usize>,
     /// Where texts are cut.
     most: Option<usize>,
 }
@@ -201,6 +204,7 @@ impl<'a> Framing<'a> {
             lower_case,
             input_vocab_size: model.input_vocab_size,
             longest,
+            document: texts.max_document_tokens,
             most: match texts.truncate {
                 Truncate::Never => None,
                 Truncate::ToModel => Some(longest),
@@ -217,8 +221,10 @@ impl<'a> Framing<'a> {
             }
             (TextItem::Text(text), Some(frame)) => frame.single(self.prompted(text)?, self.most),
             (TextItem::Text(text), None) => self.unframed(self.prompted(text)?),
+            (TextItem::Document(text), Some(frame)) => frame.single(self.prompted_document(text)?, self.most),
+            (TextItem::Document(text), None) => self.unframed(self.prompted_document(text)?),
             (TextItem::Pair(first, second), Some(frame)) => {
-                frame.pair(&self.tokens(first)?, &self.tokens(second)?, self.most)
+                frame.pair(&self.tokens(first)?, &self.cut(self.tokens(second)?), self.most)
             }
             (TextItem::Pair(..), None) => {
                 return Err(invalid("add_special_tokens", "a pair of texts is told apart by them alone"));
@@ -229,6 +235,21 @@ impl<'a> Framing<'a> {
             length if length > self.longest => Err(too_long(name, length, self.longest)),
             _ => Ok(framed),
         }
+    }
+
+    /// A document, as long as the request wants it at most.
+    fn cut(&self, mut tokens: Vec<u32>) -> Vec<u32> {
+        tokens.truncate(self.document.unwrap_or(usize::MAX));
+        tokens
+    }
+
+    /// The same, after what is put before each text.
+    fn prompted_document(&self, text: &str) -> Result<Vec<u32>, ApiError> {
+        let mut tokens = self.prompted(text)?;
+        if let Some(most) = self.document {
+            tokens.truncate(self.tokens(self.prompt)?.len().saturating_add(most));
+        }
+        Ok(tokens)
     }
 
     fn unframed(&self, mut tokens: Vec<u32>) -> FramedText {

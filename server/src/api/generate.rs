@@ -25,7 +25,7 @@ use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, p
 use super::ranking::Ranking;
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
-use super::reserve::{Patience, reserve_with, withdraw_all};
+use super::reserve::{Patience, reserve_together, reserve_with, withdraw_all};
 use super::routes::require;
 use super::running::{SettleAt, Writers};
 use super::shadow::{self, Witness};
@@ -226,6 +226,21 @@ impl Admission<'_> {
         Ok(tickets)
     }
 
+    /// One prompt for each of several models: room for all of them, in the order of the models, or for none.
+    pub(super) fn reserve_together(parts: &[Self], prompts: Vec<EncodedPrompt>) -> Result<Vec<Ticket>, ApiError> {
+        let Some(Self { state, caller, .. }) = parts.first() else { return Ok(Vec::new()) };
+        let mut plans = Vec::with_capacity(parts.len());
+        for (part, prompt) in parts.iter().zip(&prompts) {
+            plans.extend(part.plan(std::slice::from_ref(prompt))?);
+        }
+        let asks: Vec<Ask> = plans.iter().map(|plan| plan.ask.clone()).collect();
+        let reservations = reserve_together(state, caller, &asks)?;
+        let granted = prompts.into_iter().zip(plans).zip(reservations);
+        Ok(granted
+            .map(|((prompt, plan), reservation)| Ticket { prompt, max_tokens: plan.max_tokens, reservation })
+            .collect())
+    }
+
     fn plan(&self, prompts: &[EncodedPrompt]) -> Result<Vec<Plan>, ApiError> {
         let all_prompts = saturating_u32(prompts.iter().map(|prompt| prompt.tokens.len()).sum());
         // Who states no bound gets the largest answers that the account could ever have.
@@ -235,7 +250,7 @@ impl Admission<'_> {
         let share = (largest / saturating_u32(prompts.len()).saturating_mul(num_answers.get()).max(1)).max(1);
         let asked = self.request.sampling.max_tokens;
         let plan = |prompt: &EncodedPrompt| {
-            let room = room_for_answer(self.model, prompt.tokens.len(), asked)?;
+            let room = room_for_answer(self.model, prompt.tokens.len(), (&self.request.sampling).into())?;
             let max_tokens = if asked.is_some() { room } else { room.min(share) };
             let prompt_tokens = saturating_u32(prompt.tokens.len());
             let read_again_tokens = prompt_tokens.saturating_add(max_tokens).saturating_mul(self.read_again);

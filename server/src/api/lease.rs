@@ -4,12 +4,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
-use super::causes::{model_failed, model_loading, model_not_found};
+use super::causes::{model_failed, model_has_no_room, model_loading, model_not_found};
 use super::errors::{ApiError, ErrorKind};
 use super::state::{AppState, ServedModel};
-use crate::gateway::shelf::{Asked, InUse, Waiting};
+use crate::gateway::shelf::{Asked, HeldUp, InUse, Waiting};
 
 /// Kept until the last token: while there is one, the model stays in memory. Clones are one.
 #[derive(Debug, Clone)]
@@ -38,7 +39,7 @@ pub(crate) async fn lease(state: &AppState, model: &str) -> Result<Option<Lease>
         match shelf.ask(model) {
             None if place.is_some() => return Err(model_not_found(model)),
             None => return Ok(lasting(state, model)),
-            Some(Asked::Failed(why)) => return Err(model_failed(model, &why)),
+            Some(Asked::Failed(_)) => return Err(model_failed(model)),
             Some(Asked::Ready(in_use)) => return in_memory(state, model, in_use).map(Some),
             Some(Asked::Coming(coming)) => {
                 let left = patience.saturating_sub(state.clock().now().saturating_sub(asked));
@@ -48,7 +49,35 @@ pub(crate) async fn lease(state: &AppState, model: &str) -> Result<Option<Lease>
     }
 }
 
-/// The same at once, and only of what is in memory already.
+/// Held by a request that needs several models until it has them all.
+#[derive(Debug)]
+#[must_use = "others take their turn when this is dropped"]
+pub(crate) struct Together {
+    _turn: Option<OwnedSemaphorePermit>,
+    _there: Vec<Lease>,
+}
+
+/// Whoever waits for one of several models holds those that it has: two such requests would wait for each other, so that one
+/// waits at a time. Where all are in memory, nobody waits.
+pub(crate) async fn together<'a>(
+    state: &AppState,
+    models: impl Iterator<Item = &'a str>,
+) -> Result<Together, ApiError> {
+    let there: Option<Vec<Lease>> = models.map(|model| lease_in_memory(state, model)).collect();
+    if let Some(there) = there {
+        return Ok(Together { _turn: None, _there: there });
+    }
+    match timeout(state.config().longest_load, state.turn_for_several_models()).await {
+        // Never closed.
+        Ok(turn) => Ok(Together { _turn: turn.ok(), _there: Vec::new() }),
+        Err(_) => {
+            let message = "Other requests that need several models at once wait for theirs; try again shortly.";
+            Err(ApiError::new(ErrorKind::ModelLoading, message))
+        }
+    }
+}
+
+/// A model at once, if it is in memory already.
 pub(crate) fn lease_in_memory(state: &AppState, model: &str) -> Option<Lease> {
     match state.shelf().filter(|shelf| shelf.row(model).is_some()) {
         None => lasting(state, model),
@@ -67,10 +96,16 @@ fn in_memory(state: &AppState, model: &str, in_use: InUse) -> Result<Lease, ApiE
     Ok(Lease { model: state.model(model).ok_or_else(gone)?, _in_use: Some(Arc::new(in_use)) })
 }
 
-/// For the next change, unless what is left of the patience is spent before, or will be.
+/// For the next change, unless what is left of the patience is spent before, or will be. Nobody waits for pinned models.
 async fn wait(place: &mut Waiting, (model, left): (&str, Duration)) -> Result<(), ApiError> {
+    if let Some(why @ HeldUp::ByPins) = place.held_up() {
+        return Err(model_has_no_room(model, why, Duration::ZERO));
+    }
     if left.is_zero() || place.expected() > left || timeout(left, place.changed()).await.is_err() {
-        return Err(model_loading(model, place.come_back()));
+        return Err(match place.held_up() {
+            Some(why) => model_has_no_room(model, why, place.come_back()),
+            None => model_loading(model, place.come_back()),
+        });
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{HOST, HeaderName, HeaderValue, ORIGIN};
-use axum::http::{HeaderMap, Uri};
+use axum::http::{HeaderMap, Uri, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -42,8 +42,12 @@ pub(crate) async fn trace(State(state): State<AppState>, request: Request, next:
     response
 }
 
-/// An open listener serves this machine's programs, not the pages that its browser shows.
+/// An open listener serves this machine's programs, not the pages that its browser shows. A request that two servers could
+/// take for two different ones is nobody's.
 pub(crate) async fn guard(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    if let Err(error) = check_host(request.version(), request.headers()) {
+        return error.into_response();
+    }
     if state.config().guard == BrowserGuard::LocalOnly
         && let Err(error) = check_local(request.headers(), request.uri(), &state.config().allowed_origins)
     {
@@ -55,6 +59,16 @@ pub(crate) async fn guard(State(state): State<AppState>, request: Request, next:
 /// A handler that panicked, without what it said.
 pub(crate) fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     ApiError::new(ErrorKind::Internal, "The server failed on this request.").into_response()
+}
+
+/// One `Host`, which HTTP/1.1 cannot do without (RFC 9112, 3.2).
+fn check_host(version: Version, headers: &HeaderMap) -> Result<(), ApiError> {
+    let problem = match headers.get_all(HOST).iter().count() {
+        0 if version == Version::HTTP_11 => "HTTP/1.1 asks for a Host header, and the request has none.",
+        0 | 1 => return Ok(()),
+        _ => "The request has more than one Host header.",
+    };
+    Err(ApiError::new(ErrorKind::InvalidHost, problem))
 }
 
 fn check_local(headers: &HeaderMap, uri: &Uri, welcome: &AllowedOrigins) -> Result<(), ApiError> {

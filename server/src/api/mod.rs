@@ -74,7 +74,7 @@ use routes::{admin, answers, batches, compare_models, encoders, files, me, model
 /// A path, as metrics name it, and what answers there.
 type Route = (&'static str, fn() -> MethodRouter<AppState>);
 
-const ROUTES: [Route; 31] = [
+const ROUTES: [Route; 32] = [
     ("/", || get(pages::home)),
     ("/docs", || get(pages::docs)),
     ("/compare", || get(pages::compare)),
@@ -97,6 +97,7 @@ const ROUTES: [Route; 31] = [
     ("/v1/compare", || post(compare_models::compare)),
     ("/v1/embeddings", || post(encoders::embeddings)),
     ("/v1/rerank", || post(encoders::rerank)),
+    ("/v2/rerank", || post(encoders::rerank)),
     ("/rerank", || post(encoders::rerank)),
     ("/v1/score", || post(encoders::score)),
     ("/score", || post(encoders::score)),

@@ -1,6 +1,7 @@
 //! `/openapi.json`, made from the tables that the readers of requests use: a field that is read is described, and one that
 //! is refused is described as refused. A test holds the stated ranges and types to what the readers do.
 
+mod administration;
 mod answers;
 mod operations;
 mod shapes;
@@ -9,14 +10,18 @@ use serde_json::{Map, Value, json};
 
 use super::UnknownFields;
 use super::fields::{Field, Support};
-use super::state::AppState;
+use super::state::{AppState, RouteSwitch};
+use administration::ADMINISTRATION;
 use operations::{Body, OPERATIONS, Operation, RequestBody};
 
 /// The whole document. It says nothing about models or keys, so everybody may read it.
 pub(crate) fn document(state: &AppState) -> Value {
     let unknown = state.config().unknown_fields;
     let mut paths = Map::new();
-    for operation in OPERATIONS {
+    let is_off = |operation: &&Operation| {
+        operation.path == "/tokenizer_info" && state.config().tokenizer_info == RouteSwitch::Off
+    };
+    for operation in OPERATIONS.iter().chain(ADMINISTRATION).filter(|operation| !is_off(operation)) {
         let path = paths.entry(operation.path.to_owned()).or_insert_with(|| json!({}));
         path[operation.method] = describe(operation, unknown);
     }
@@ -53,22 +58,16 @@ fn describe(operation: &Operation, unknown: UnknownFields) -> Value {
     }
     let content = match &operation.body {
         RequestBody::None => return described,
+        RequestBody::Exact(body) => {
+            json!({"application/json": {"schema": body_schema(body, UnknownFields::Error)}})
+        }
         RequestBody::Json(body) => json!({"application/json": {"schema": body_schema(body, unknown)}}),
-        RequestBody::Upload => json!({"multipart/form-data": {"schema": upload_schema()}}),
+        RequestBody::Upload(form) => {
+            json!({"multipart/form-data": {"schema": body_schema(form, UnknownFields::Error)}})
+        }
     };
     described["requestBody"] = json!({"required": true, "content": content});
     described
-}
-
-fn upload_schema() -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "purpose": {"type": "string", "enum": ["batch"]},
-            "file": {"type": "string", "format": "binary", "description": "requests, one a line"},
-        },
-        "required": ["purpose", "file"],
-    })
 }
 
 fn body_schema(body: &Body, unknown: UnknownFields) -> Value {

@@ -15,7 +15,7 @@ use super::lease::{Lease, lease};
 use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding, ReasoningEffort};
-use super::wire::sampling::Sampling;
+use super::wire::sampling::{LengthField, Sampling};
 use crate::gateway::Caller;
 use crate::text::grammar::CompiledGrammar;
 use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
@@ -35,6 +35,19 @@ pub(crate) struct EncodedPrompt {
     pub(crate) tokens: Vec<TokenId>,
     /// What the caller wrote, if it was one text.
     pub(crate) written: Option<String>,
+}
+
+/// How long an answer may be, and what its caller calls that.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AskedLength {
+    pub(crate) tokens: Option<u32>,
+    pub(crate) field: LengthField,
+}
+
+impl From<&Sampling> for AskedLength {
+    fn from(sampling: &Sampling) -> Self {
+        Self { tokens: sampling.max_tokens, field: sampling.length_field }
+    }
 }
 
 /// A model that runs here, loaded if it must be. One that the caller may not see is not told from one that nobody serves.
@@ -148,10 +161,10 @@ fn template_variables(chat: &ChatPrompt, source: &str) -> Result<Map<String, Val
     let (name, value) = match effort {
         effort if source.contains(EFFORT) => (EFFORT, Value::from(effort.as_str())),
         ReasoningEffort::None if source.contains(THINKING) => (THINKING, Value::Bool(false)),
-        _ => return Err(unsupported(EFFORT, "this model's chat template has no name for it")),
+        _ => return Err(unsupported(chat.effort_field, "this model's chat template has no name for it")),
     };
     if variables.insert(name.to_owned(), value).is_some() {
-        return Err(invalid(EFFORT, format!("cannot be combined with `chat_template_kwargs.{name}`")));
+        return Err(invalid(chat.effort_field, format!("cannot be combined with `chat_template_kwargs.{name}`")));
     }
     Ok(variables)
 }
@@ -195,24 +208,24 @@ pub(crate) fn check_token_ids(
 
 /// How many tokens may be generated after a prompt of this length: what the caller asked for if that fits, else an
 /// error with both numbers. Without an ask, all the room there is.
-pub(crate) fn room_for_answer(model: &ServedModel, prompt_tokens: usize, asked: Option<u32>) -> Result<u32, ApiError> {
+pub(crate) fn room_for_answer(model: &ServedModel, prompt_tokens: usize, asked: AskedLength) -> Result<u32, ApiError> {
     if prompt_tokens == 0 {
         return Err(invalid("prompt", "holds no token"));
     }
     let room = model.max_model_len.saturating_sub(prompt_tokens);
-    match asked {
+    match asked.tokens {
         Some(asked) if asked as usize <= room => Ok(asked),
         None if room > 0 => Ok(u32::try_from(room).unwrap_or(u32::MAX)),
         _ => Err(context_overflow(model.max_model_len, prompt_tokens, asked)),
     }
 }
 
-pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked: Option<u32>) -> ApiError {
-    let asked = asked.unwrap_or(1) as usize;
+pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked: AskedLength) -> ApiError {
+    let (tokens, field) = (asked.tokens.unwrap_or(1) as usize, asked.field.as_str());
     let message = format!(
         "This model's context length is {max_model_len} tokens, and you asked for {} tokens: {prompt_tokens} in the \
-         prompt and {asked} for the answer. Shorten the prompt or lower `max_tokens`.",
-        prompt_tokens.saturating_add(asked),
+         prompt and {tokens} for the answer. Shorten the prompt or lower `{field}`.",
+        prompt_tokens.saturating_add(tokens),
     );
-    ApiError::new(ErrorKind::ContextLengthExceeded, message).param("max_tokens")
+    ApiError::new(ErrorKind::ContextLengthExceeded, message).param(field)
 }

@@ -53,7 +53,7 @@ impl Reloader {
 
 /// As an answer.
 pub(crate) async fn reload(reloader: Option<&Reloader>) -> Result<Reloaded, ApiError> {
-    let nothing = || ApiError::new(ErrorKind::NotFound, "No server runs that could read its configuration again.");
+    let nothing = || ApiError::new(ErrorKind::NoServer, "No server runs that could read its configuration again.");
     let outcome = reloader.ok_or_else(nothing)?.reload().await;
     let outcome = outcome.ok_or_else(|| ApiError::new(ErrorKind::Draining, "The server is shutting down."))?;
     outcome.map_err(|why| ApiError::new(ErrorKind::InvalidValue, format!("The configuration stays as it was: {why}.")))

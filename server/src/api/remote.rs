@@ -182,9 +182,9 @@ impl Admission<'_> {
         match self.request.sampling.max_tokens {
             Some(asked) if asked <= room => Ok(asked),
             None if room > 0 => Ok(unstated),
-            asked => {
-                let longest = self.model.max_model_len.unwrap_or(usize::MAX);
-                Err(context_overflow(longest, measured.at_most as usize, asked))
+            _ => {
+                let (longest, asked) = (self.model.max_model_len.unwrap_or(usize::MAX), &self.request.sampling);
+                Err(context_overflow(longest, measured.at_most as usize, asked.into()))
             }
         }
     }

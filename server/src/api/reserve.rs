@@ -30,7 +30,17 @@ pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: &Ask) -> Resu
     state.ledger().reserve(caller, ask).map_err(|refusal| refused(state, refusal))
 }
 
-/// The same, perhaps after a wait. Cancel safe: whoever stops waiting has taken nothing.
+/// Takes the room of all of them at once or nothing.
+pub(crate) fn reserve_together(
+    state: &AppState,
+    caller: &Arc<Caller>,
+    asks: &[Ask],
+) -> Result<Vec<Reservation>, ApiError> {
+    state.ledger().available_to(caller)?;
+    state.ledger().reserve_together(caller, asks).map_err(|refusal| refused(state, refusal))
+}
+
+/// Takes room at once, or perhaps after a wait. Cancel safe: whoever stops waiting has taken nothing.
 pub(crate) async fn reserve_with(
     patience: Patience,
     state: &AppState,

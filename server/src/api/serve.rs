@@ -80,6 +80,8 @@ pub enum Drained {
 }
 
 const ROOT: u32 = 0;
+/// So much later the HTTP library ends a connection without a head, so that whoever sent half of one is told so before.
+const AFTER_PATIENCE: Duration = Duration::from_millis(100);
 /// Largest request head.
 const MAX_HEAD_BYTES: u32 = 64 << 10;
 /// An HTTP/2 peer that answers no ping for twice this long is gone.
@@ -215,13 +217,13 @@ async fn serve_stream(
     config: &ServeConfig,
     watcher: Watcher,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let patience = Patience { first_bytes: config.header_timeout, write: config.write_timeout };
+    let patience = Patience { first_head: config.header_timeout, write: config.write_timeout };
     let io = TokioIo::new(Patient::new(stream, patience));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(config.header_timeout)
+        .header_read_timeout(config.header_timeout + AFTER_PATIENCE)
         .max_buf_size(MAX_HEAD_BYTES as usize);
     builder
         .http2()

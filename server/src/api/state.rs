@@ -8,7 +8,7 @@ use std::time::Duration;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{ComparisonHandle, RequestId};
 use passerelle_models::{ModelDigest, TokenId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::cross_origin::AllowedOrigins;
 use super::encode::ServedEncoder;
@@ -275,6 +275,8 @@ struct Shared {
     /// Told whenever a batch came or is to end.
     batch_changes: watch::Sender<()>,
     request_permits: Arc<Semaphore>,
+    /// One: see [`super::lease::together`].
+    several_models: Arc<Semaphore>,
     next_request: AtomicU64,
 }
 
@@ -291,6 +293,7 @@ impl AppState {
             shadows: Shadows::new(config.shadow, shadow_store),
             comparisons,
             batch_changes: watch::Sender::new(()),
+            several_models: Arc::new(Semaphore::new(1)),
             request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             next_request: AtomicU64::new(0),
             administration,
@@ -414,6 +417,10 @@ impl AppState {
         permits.try_acquire_owned().map_err(|_| {
             ApiError::new(ErrorKind::QueueFull, "The server runs as many requests as it may; try again shortly.")
         })
+    }
+
+    pub(super) async fn turn_for_several_models(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        Arc::clone(&self.shared.several_models).acquire_owned().await
     }
 
     pub(crate) fn text_work(&self) -> &TextWork {

@@ -33,16 +33,19 @@ pub enum Endpoint {
     Completions,
     #[serde(rename = "/v1/responses")]
     Responses,
+    #[serde(rename = "/v1/embeddings")]
+    Embeddings,
 }
 
 impl Endpoint {
-    pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Responses];
+    pub const ALL: [Self; 4] = [Self::Chat, Self::Completions, Self::Responses, Self::Embeddings];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Responses => "/v1/responses",
+            Self::Embeddings => "/v1/embeddings",
         }
     }
 }

@@ -76,7 +76,10 @@ enum AccountCommand {
 
 impl AccountArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let office = self.state.office()?;
+        let office = match &self.command {
+            AccountCommand::Create { .. } | AccountCommand::Apply { .. } => self.state.new_office()?,
+            _ => self.state.office()?,
+        };
         match self.command {
             AccountCommand::Create { path, limits } => {
                 let limits = limits.quota(&office.calendar)?;

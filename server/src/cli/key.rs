@@ -81,7 +81,10 @@ struct CreateArgs {
 
 impl KeyArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let office = self.state.office()?;
+        let office = match &self.command {
+            KeyCommand::Create { .. } => self.state.new_office()?,
+            _ => self.state.office()?,
+        };
         match self.command {
             KeyCommand::Create(args) => create(&office, args),
             KeyCommand::List(output) => list(&office, output),

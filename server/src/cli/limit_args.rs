@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use passerelle::gateway::quota::{Bound, Calendar, Enforcement, LimitError, Period, Unit, UnixSeconds, WrittenLimit};
 use passerelle::gateway::{Limit, Quota};
+use passerelle_engine::clock::{Clock, SystemClock};
 
 /// The limits that most accounts have. `passerelle quota set` knows all of them.
 #[derive(Debug, Args)]
@@ -63,7 +64,11 @@ impl LimitArgs {
 impl GrantDates {
     pub(super) fn instants(&self, calendar: &Calendar) -> Result<(Option<UnixSeconds>, Option<UnixSeconds>)> {
         let instant = |date: &Option<String>| date.as_deref().map(|date| calendar.start_of(date)).transpose();
-        Ok((instant(&self.from)?, instant(&self.until)?))
+        let (from, until) = (instant(&self.from)?, instant(&self.until)?);
+        if let Some(until) = until.filter(|until| *until <= UnixSeconds::of(SystemClock::new().wall())) {
+            bail!("--until: {} is past, so that nothing would be granted", calendar.show(until));
+        }
+        Ok((from, until))
     }
 }
 

@@ -24,6 +24,7 @@ mod sign;
 mod source_args;
 mod state_args;
 mod usage;
+mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -68,6 +69,8 @@ enum Command {
     Restore(backup::RestoreArgs),
     Sign(sign::SignArgs),
     Usage(usage::UsageArgs),
+    #[command(about = "Run the models of one partition in this process, for a gateway", after_help = worker::WorkerArgs::HELP)]
+    Worker(worker::WorkerArgs),
 }
 
 impl Cli {
@@ -91,6 +94,7 @@ impl Cli {
             Command::Restore(args) => args.run(),
             Command::Sign(args) => args.run(),
             Command::Usage(args) => args.run(),
+            Command::Worker(args) => args.run(),
         }
     }
 }

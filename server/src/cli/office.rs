@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use axum::Router;
 use axum::body::{Body, BodyDataStream, Bytes};
 use futures_util::StreamExt;
@@ -45,8 +45,16 @@ pub(super) struct Office {
 enum Way {
     /// The socket of the server that runs.
     Server(PathBuf),
-    /// No server runs.
-    Ledger(Router),
+    /// No server runs, or none that answers at this socket.
+    Ledger(Router, PathBuf),
+}
+
+/// What becomes of a data directory in which nothing is kept yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoLedger {
+    Make,
+    /// It was probably mistyped, and is not made.
+    Refuse,
 }
 
 /// An answer that is read as it comes. One that breaks off is an error, and no end.
@@ -72,13 +80,16 @@ impl Refused {
 }
 
 impl Office {
-    pub(super) fn open(config: &Config) -> Result<Self> {
+    pub(super) fn open(config: &Config, none: NoLedger) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let calendar = Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?;
         let socket = config.server.data_dir.join(ADMIN_SOCKET);
         let way = match is_answered(&socket)? {
             true => Way::Server(socket),
-            false => Way::Ledger(desk(config, calendar.clone())?.router()),
+            false => {
+                require_ledger(&config.server.data_dir, none)?;
+                Way::Ledger(desk(config, calendar.clone())?.router(), socket)
+            }
         };
         Ok(Self { way, runtime, calendar })
     }
@@ -110,7 +121,7 @@ impl Office {
     pub(super) fn rows<T: DeserializeOwned>(&self, mut answer: Value) -> Result<Vec<T>> {
         serde_json::from_value(answer["data"].take()).context(match self.way {
             Way::Server(_) => "the server that runs is of another version",
-            Way::Ledger(_) => "the ledger holds what cannot be shown",
+            Way::Ledger(..) => "the ledger holds what cannot be shown",
         })
     }
 
@@ -123,7 +134,20 @@ impl Office {
             Ok::<_, anyhow::Error>((is_success, axum::body::to_bytes(response.into_body(), MAX_ANSWER_BYTES).await?))
         })?;
         let answer: Value = serde_json::from_slice(&bytes).context("the answer is no JSON")?;
-        if is_success { Ok(answer) } else { Err(refused(&answer)) }
+        if is_success { Ok(answer) } else { Err(self.refused(&answer)) }
+    }
+
+    /// Who is told that no server runs is told where one was looked for.
+    fn refused(&self, answer: &Value) -> anyhow::Error {
+        let error = refused(answer);
+        match (&self.way, error.downcast_ref::<Refused>()) {
+            (Way::Ledger(_, socket), Some(refused)) if refused.code == "no_server" => {
+                let looked =
+                    format!("{}: none answers at {}; --data-dir says where it is", refused.message, socket.display());
+                anyhow!(looked)
+            }
+            _ => error,
+        }
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<Body>> {
@@ -133,7 +157,7 @@ impl Office {
 
     async fn hand_over(&self, request: Request<Body>) -> Result<Response<Body>> {
         match &self.way {
-            Way::Ledger(router) => match TowerToHyperService::new(router.clone()).call(request).await {
+            Way::Ledger(router, _) => match TowerToHyperService::new(router.clone()).call(request).await {
                 Ok(response) => Ok(response),
             },
             Way::Server(socket) => {
@@ -145,6 +169,15 @@ impl Office {
             }
         }
     }
+}
+
+fn require_ledger(folder: &Path, none: NoLedger) -> Result<()> {
+    ensure!(
+        none == NoLedger::Make || DataDir::is_at(folder),
+        "nothing is kept in {}: name another --data-dir, or make an account or a key there",
+        folder.display()
+    );
+    Ok(())
 }
 
 /// Whether a server listens there. A socket that a killed one left is none.

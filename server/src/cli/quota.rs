@@ -75,7 +75,7 @@ impl QuotaArgs {
     pub(crate) fn run(self) -> Result<()> {
         match self.command {
             QuotaCommand::Set { account, limit, value, model, dry_run, dates } => {
-                let office = self.state.office()?;
+                let office = self.state.new_office()?;
                 let (from, until) = dates.instants(&office.calendar)?;
                 let (from, until) = (from.map(|from| from.0), until.map(|until| until.0));
                 let written = WrittenLimit { limit: limit.to_string(), value, model, from, until, dry_run };
@@ -110,6 +110,9 @@ fn explain(office: &Office, asked: &Value) -> Result<()> {
         match refusal["passes_at"].as_u64() {
             Some(at) => output::line(format_args!("it would pass at {}", office.calendar.show(UnixSeconds(at))))?,
             None => output::line("it would not pass as long as this limit stands")?,
+        }
+        if let Some(tokens) = refusal["largest_output_tokens"].as_u64() {
+            output::line(format_args!("with an answer of at most {tokens} tokens it could pass"))?;
         }
     }
     answer["not_looked_at"].as_array().into_iter().flatten().try_for_each(|limit| {

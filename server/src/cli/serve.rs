@@ -1,12 +1,13 @@
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use passerelle::config::{
     self, ByteSize, Config, Environment, Listen, LogFormat, LogLevel, ModelFlag, Written, WrittenLog, WrittenModel,
 };
 
 use super::model_args::ModelArgs;
+use crate::serve::WorkerCommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,7 +60,12 @@ pub(crate) struct ServeArgs {
 impl ServeArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.clone().config(&Environment::read())?;
-        crate::serve::run(&config, Box::new(move || self.clone().config(&Environment::read())))
+        let command = WorkerCommand {
+            program: std::env::current_exe().context("the path of this program")?,
+            // Behind the program and the command.
+            options: std::env::args_os().skip(2).collect(),
+        };
+        crate::serve::run(&config, command, Box::new(move || self.clone().config(&Environment::read())))
     }
 
     pub(super) fn config(self, environment: &Environment) -> Result<Config> {

@@ -7,7 +7,7 @@ use clap::Args;
 use passerelle::config::{self, Config, Environment, Written, WrittenServer};
 use passerelle::gateway::DataDir;
 
-use super::office::Office;
+use super::office::{NoLedger, Office};
 
 #[derive(Debug, Args)]
 pub(super) struct StateArgs {
@@ -25,9 +25,14 @@ impl StateArgs {
         Ok(DataDir::open(&self.config()?.server.data_dir)?)
     }
 
+    /// Where accounts, keys and limits are made. There need not be any yet.
+    pub(super) fn new_office(&self) -> Result<Office> {
+        Office::open(&self.config()?, NoLedger::Make)
+    }
+
     /// Where accounts, keys and limits are changed, and usage is read.
     pub(super) fn office(&self) -> Result<Office> {
-        Office::open(&self.config()?)
+        Office::open(&self.config()?, NoLedger::Refuse)
     }
 
     fn config(&self) -> Result<Config> {

@@ -41,7 +41,7 @@ enum UsageCommand {
     Hours(OutputArgs),
     /// Write every settled entry as CSV.
     Export {
-        /// Where to [default: standard output].
+        /// Where to; it must not exist [default: standard output].
         file: Option<PathBuf>,
     },
     /// Compute the chain of an export again. Needs nothing but the file.
@@ -155,7 +155,8 @@ fn export(office: &Office, file: Option<PathBuf>) -> Result<()> {
         None => verify_csv(BufReader::new(Tee { from: ledger, to: std::io::stdout().lock() }))?,
         Some(path) => {
             let create = || format!("cannot write {}", path.display());
-            let mut out = BufWriter::new(File::create(path).with_context(create)?);
+            // An earlier export is what a later one is compared with.
+            let mut out = BufWriter::new(File::create_new(path).with_context(create)?);
             let exported = verify_csv(BufReader::new(Tee { from: ledger, to: &mut out }))?;
             out.flush().with_context(create)?;
             exported

@@ -8,14 +8,15 @@ use std::time::Duration;
 use super::aliases::{Aliases, check_aliases};
 use super::grammar::{GrammarConfig, check_grammar};
 use super::ledger::{LedgerConfig, check_ledger};
+use super::partitions::{check_partitions, check_workers};
 use super::shadow::{ShadowConfig, check_shadow};
 use super::shelf::{ShelfConfig, check_shelf};
 use super::tls::{TlsFiles, check_tls};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
-    ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, RoutingConfig,
-    Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, Written, WrittenApi, WrittenBatches, WrittenEngine,
-    WrittenLimits, WrittenModel, WrittenServer,
+    ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, PartitionConfig, Period,
+    Reasoning, RoutingConfig, Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, WorkersConfig, Written,
+    WrittenApi, WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
 };
 use crate::placement::DeviceChoice;
 
@@ -25,6 +26,9 @@ pub struct Config {
     pub server: ServerConfig,
     /// Never empty, unless `server.models_dir` or an upstream is set. Names are unique.
     pub models: Vec<ModelConfig>,
+    /// Those with models; names are unique.
+    pub partitions: Vec<PartitionConfig>,
+    pub workers: WorkersConfig,
     pub upstreams: Vec<UpstreamConfig>,
     pub routing: RoutingConfig,
     /// Names that stand for models, each with the models' weights.
@@ -71,6 +75,8 @@ pub struct ModelConfig {
     pub reasoning: Reasoning,
     /// The account that it belongs to; `None`: everybody may use it.
     pub account: Option<String>,
+    /// One of `partitions`; `None`: it runs in the server's own process.
+    pub partition: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -182,6 +188,8 @@ impl Config {
             level: written.log.level.unwrap_or_default(),
             color: !environment.no_color,
         };
+        let partitions = check_partitions(written.partitions.unwrap_or_default(), &models)?;
+        let workers = check_workers(&written.workers);
         let ledger = check_ledger(written.ledger)?;
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);
         let (batches, grammar) = (check_batches(&written.batches), check_grammar(&written.grammar));
@@ -192,6 +200,8 @@ impl Config {
         Ok(Self {
             server,
             models,
+            partitions,
+            workers,
             upstreams,
             routing,
             aliases,
@@ -231,23 +241,6 @@ impl HubConfig {
     }
 }
 
-impl WrittenModel {
-    pub fn of(source: &str) -> Self {
-        Self {
-            name: None,
-            source: source.into(),
-            dtype: None,
-            kv_dtype: None,
-            max_model_len: None,
-            tokenizer: None,
-            chat_template: None,
-            tool_calls: None,
-            reasoning: None,
-            account: None,
-        }
-    }
-}
-
 impl ModelConfig {
     /// A model found in a folder: everything but its name and place is the engine's default.
     pub fn found(name: String, source: String, engine: &EngineConfig) -> Self {
@@ -262,6 +255,7 @@ impl ModelConfig {
             tool_calls: ToolCalls::Auto,
             reasoning: Reasoning::Auto,
             account: None,
+            partition: None,
         }
     }
 }
@@ -313,6 +307,7 @@ fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec
         tool_calls: model.tool_calls.unwrap_or_default(),
         reasoning: model.reasoning.unwrap_or_default(),
         account: model.account,
+        partition: model.partition,
         source: model.source,
     });
     let models: Vec<ModelConfig> = named.collect();

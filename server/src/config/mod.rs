@@ -15,7 +15,9 @@ mod file;
 mod grammar;
 mod ledger;
 mod listen;
+mod model_flag;
 mod origin;
+mod partitions;
 mod shadow;
 mod shelf;
 mod tls;
@@ -34,14 +36,17 @@ pub use file::read;
 pub use grammar::GrammarConfig;
 pub use ledger::LedgerConfig;
 pub use listen::Listen;
+pub use model_flag::ModelFlag;
 pub use origin::Origin;
+pub use partitions::{PartitionConfig, WorkersConfig};
 pub use shadow::{Candidate, Candidates, ShadowConfig, check_candidates};
 pub use shelf::ShelfConfig;
 pub use tls::TlsFiles;
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
-    ModelFlag, Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits,
-    WrittenLog, WrittenModel, WrittenRouting, WrittenServer, WrittenShadow, WrittenShelf, WrittenUpstream,
+    Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits, WrittenLog,
+    WrittenModel, WrittenPartition, WrittenRouting, WrittenServer, WrittenShadow, WrittenShelf, WrittenUpstream,
+    WrittenWorkers,
 };
 
 pub use crate::units::{ByteSize, Period};

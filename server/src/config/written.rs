@@ -2,7 +2,6 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use serde::Deserialize;
 
@@ -10,7 +9,7 @@ use super::{
     Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
     UnknownFields, UpstreamKind, WeightDtype,
 };
-use crate::placement::DeviceChoice;
+use crate::placement::{Device, DeviceChoice};
 
 /// Makes `over` for a section: what stands above wins, key by key.
 macro_rules! lay_over {
@@ -28,6 +27,9 @@ macro_rules! lay_over {
 pub struct Written {
     pub server: WrittenServer,
     pub models: Option<Vec<WrittenModel>>,
+    /// Devices, or parts of one, whose models run in a process of their own.
+    pub partitions: Option<Vec<WrittenPartition>>,
+    pub workers: WrittenWorkers,
     /// Other servers that run models.
     pub upstreams: Option<Vec<WrittenUpstream>>,
     pub routing: WrittenRouting,
@@ -51,6 +53,8 @@ impl Written {
         Self {
             server: self.server.over(below.server),
             models: self.models.or(below.models),
+            partitions: self.partitions.or(below.partitions),
+            workers: self.workers.over(below.workers),
             upstreams: self.upstreams.or(below.upstreams),
             routing: self.routing.over(below.routing),
             aliases: self.aliases.or(below.aliases),
@@ -125,7 +129,55 @@ pub struct WrittenModel {
     pub reasoning: Option<Reasoning>,
     /// The account that it belongs to. To keys outside of that account the model is not there.
     pub account: Option<String>,
+    /// Where it runs. Default: in the server's own process.
+    pub partition: Option<String>,
 }
+
+impl WrittenModel {
+    pub fn of(source: &str) -> Self {
+        Self {
+            name: None,
+            source: source.into(),
+            dtype: None,
+            kv_dtype: None,
+            max_model_len: None,
+            tokenizer: None,
+            chat_template: None,
+            tool_calls: None,
+            reasoning: None,
+            account: None,
+            partition: None,
+        }
+    }
+}
+
+/// A device or a part of one. One worker process serves it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenPartition {
+    /// What models call it.
+    pub name: String,
+    /// Default: the CPU.
+    pub device: Option<Device>,
+    /// That compute. Default: as `engine.threads`.
+    pub threads: Option<NonZeroUsize>,
+    /// Weights and KV caches of all models that lie on it.
+    pub memory: Option<ByteSize>,
+}
+
+/// How workers are looked after.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenWorkers {
+    /// A worker that gives no sign of life for so long is gone.
+    pub longest_silence: Option<Period>,
+    /// Requests wait so long for the successor of a worker that leaves.
+    pub longest_hand_over: Option<Period>,
+    /// Before a worker that ended is started again. Doubles, up to the longest.
+    pub first_restart: Option<Period>,
+    pub longest_restart: Option<Period>,
+}
+lay_over!(WrittenWorkers { longest_silence, longest_hand_over, first_restart, longest_restart });
 
 /// Another server that runs a model. Several of one model share its requests.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -194,30 +246,6 @@ pub struct WrittenShadow {
     pub max_stored: Option<ByteSize>,
 }
 lay_over!(WrittenShadow { aliases, max_running, max_waiting, max_tokens, folder, max_stored });
-
-/// `--model`: `SOURCE` or `NAME=SOURCE`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelFlag {
-    pub name: Option<String>,
-    pub source: String,
-}
-
-impl FromStr for ModelFlag {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        // `=` may be part of a path, but no name starts like one.
-        let is_path = text.starts_with(['.', '/']);
-        let (name, source) = match text.split_once('=') {
-            Some((name, source)) if !is_path => (Some(name.to_owned()), source),
-            _ => (None, text),
-        };
-        if source.is_empty() || name.as_deref() == Some("") {
-            return Err("write SOURCE or NAME=SOURCE".into());
-        }
-        Ok(Self { name, source: source.to_owned() })
-    }
-}
 
 /// The models of `server.models_dir`, which come into memory when somebody asks for them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]

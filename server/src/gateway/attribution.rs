@@ -11,19 +11,20 @@ use sha2::{Digest, Sha256};
 pub struct Attribution {
     /// The caller's own name for the user, at most [`MAX_USER_CHARS`] characters in one line; of any other its digest.
     pub user: Option<Arc<str>>,
-    /// The caller's own pairs, as a JSON object. Bounded by whoever reads them from a request.
+    /// The caller's own pairs, as a JSON object of at most [`MAX_METADATA_BYTES`]; of a larger one its digest.
     pub metadata: Option<Arc<str>>,
 }
 
 /// As OpenAI bounds a `safety_identifier`. Some clients put a whole record there, which is told apart by its digest.
 pub const MAX_USER_CHARS: usize = 64;
+/// Room for 16 pairs of plain text, as long as OpenAI takes them. So much of each request may wait in memory for the disk.
+pub const MAX_METADATA_BYTES: usize = 16 << 10;
 
 impl Attribution {
     pub fn new(user: Option<&str>, metadata: &BTreeMap<String, String>) -> Self {
-        let object = || serde_json::to_string(metadata).expect("pairs of texts are JSON");
         Self {
             user: user.filter(|user| !user.is_empty()).map(bounded),
-            metadata: (!metadata.is_empty()).then(|| object().into()),
+            metadata: (!metadata.is_empty()).then(|| object(metadata)),
         }
     }
 }
@@ -32,11 +33,22 @@ fn bounded(user: &str) -> Arc<str> {
     if user.chars().count() <= MAX_USER_CHARS && !user.contains(char::is_control) {
         return user.into();
     }
-    let hex = Sha256::digest(user).iter().fold(String::new(), |mut hex, byte| {
+    format!("sha256:{}", hex_digest(user)).into()
+}
+
+fn object(metadata: &BTreeMap<String, String>) -> Arc<str> {
+    let object = serde_json::to_string(metadata).expect("pairs of texts are JSON");
+    if object.len() <= MAX_METADATA_BYTES {
+        return object.into();
+    }
+    format!(r#"{{"sha256":"{}"}}"#, hex_digest(&object)).into()
+}
+
+fn hex_digest(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
         write!(hex, "{byte:02x}").expect("a string takes everything");
         hex
-    });
-    format!("sha256:{hex}").into()
+    })
 }
 
 /// Whether something is said, and not what.
@@ -65,6 +77,15 @@ mod tests {
             assert!(kept.starts_with("sha256:") && kept.len() == 71 && Some(kept) == user(&odd), "{odd}");
         }
         assert_ne!(user(&"x".repeat(65)), user(&"x".repeat(66)));
+    }
+
+    #[test]
+    fn metadata_as_long_as_openai_takes_it_is_kept_and_what_takes_more_room_as_its_digest() {
+        let pairs = |value: &str| (10..26).map(|n| (format!("{n:k<64}"), value.repeat(512))).collect();
+        let plain = Attribution::new(None, &pairs("v")).metadata.unwrap();
+        assert!(plain.contains(&"v".repeat(512)) && serde_json::from_str::<serde_json::Value>(&plain).is_ok());
+        let wide = Attribution::new(None, &pairs("\u{1F600}")).metadata.unwrap();
+        assert!(wide.len() < 100 && wide.starts_with(r#"{"sha256":"#), "{wide}");
     }
 
     #[test]

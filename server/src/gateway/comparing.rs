@@ -84,7 +84,7 @@ impl Comparing {
 
 /// Tokens of the longest text that the models of two replicas can be compared on. Errors when there is none.
 pub fn longest_text(lane: &ComparisonHandle, replicas: [&Arc<Replica>; 2]) -> Result<usize, SubmitError> {
-    let lent = |replica: &Replica| replica.shared_model().ok_or(SubmitError::Closed);
+    let lent = |replica: &Replica| replica.shared_model().ok_or_else(|| replica.why_not_lent());
     Ok(lane.longest_text(&lent(replicas[0])?, &lent(replicas[1])?)?)
 }
 

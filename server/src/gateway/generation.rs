@@ -249,7 +249,10 @@ impl ChoiceInFlight {
 /// Whether a request failed by something that it did not ask for. A server that ends has still done what it did.
 pub(super) fn is_our_fault(error: &RequestError) -> bool {
     match error {
-        RequestError::NotFinite | RequestError::Step(_) | RequestError::Constraint(ConstraintError::Lost) => true,
+        RequestError::NotFinite
+        | RequestError::Step(_)
+        | RequestError::WorkerLost
+        | RequestError::Constraint(ConstraintError::Lost) => true,
         RequestError::NothingAllowed | RequestError::Constraint(_) | RequestError::ShuttingDown => false,
     }
 }

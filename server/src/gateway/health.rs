@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::replica::Load;
+use super::replica::{Load, Presence};
 
 /// A replica with work and without progress for this long hangs. A busy one moves its count many times within a step, and
 /// also while it waits for another engine on the same threads, so no load makes it look like this.
@@ -14,12 +14,16 @@ pub const LOOK_EVERY: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     Ready,
+    /// Its worker has left: what comes is kept for the next one. Passed over while another one is ready.
+    HandingOver,
     /// Several of its requests failed within a minute. Passed over while another one is ready.
     Distrusted,
     /// It has work and made no progress for [`STUCK_AFTER`]; it is ready again when it does.
     Stuck,
     /// An upstream that failed, or that asked for a pause. Gets no requests until its rest is over.
     Resting,
+    /// Its worker is gone, and gets no requests until another one has come.
+    Away,
     /// It takes no more requests, ever.
     Closed,
 }
@@ -49,10 +53,12 @@ impl Progress {
         };
         let is_stuck = self.waiting_since.is_some_and(|since| now.saturating_sub(since) >= STUCK_AFTER);
         let is_distrusted = load.distrusted_until.is_some_and(|until| now < until);
-        match (is_stuck, is_distrusted) {
-            (true, _) => Health::Stuck,
-            (false, true) => Health::Distrusted,
-            (false, false) => Health::Ready,
+        match (load.presence, is_stuck, is_distrusted) {
+            (Presence::Away, _, _) => Health::Away,
+            (Presence::HandingOver, _, _) => Health::HandingOver,
+            (Presence::Here, true, _) => Health::Stuck,
+            (Presence::Here, false, true) => Health::Distrusted,
+            (Presence::Here, false, false) => Health::Ready,
         }
     }
 }

@@ -179,12 +179,43 @@ impl Ledger {
         self.take(caller, ask, None).inspect_err(|_| self.books.open().count_refusal(&caller.account))
     }
 
-    /// A refusal is counted by whoever does not wait.
-    fn take(&self, caller: &Arc<Caller>, ask: &Ask, ticket: Option<Ticket>) -> Result<Reservation, Refusal> {
-        let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
-        let demand = ask.demand(first_part, &self.books.parts.tariff);
+    /// Several requests that stand or fall together: all of them in one critical section, or none, so that nobody is kept out
+    /// by a part of what is then given back.
+    pub fn reserve_together(&self, caller: &Arc<Caller>, asks: &[Ask]) -> Result<Vec<Reservation>, Refusal> {
         let mut pages = self.books.open();
         let now = self.books.now();
+        let mut taken: Vec<Taken> = Vec::with_capacity(asks.len());
+        for ask in asks {
+            match self.admit(&mut pages, (caller, ask), (None, now)) {
+                Ok(one) => taken.push(one),
+                Err(refusal) => {
+                    taken.iter().zip(asks).for_each(|(taken, ask)| pages.give_back(taken, ask.model.as_deref(), now));
+                    pages.count_refusal(&caller.account);
+                    return Err(refusal);
+                }
+            }
+        }
+        drop(pages);
+        Ok(taken.into_iter().zip(asks).map(|(taken, ask)| self.reservation(taken, ask, now)).collect())
+    }
+
+    /// A refusal is counted by whoever does not wait.
+    fn take(&self, caller: &Arc<Caller>, ask: &Ask, ticket: Option<Ticket>) -> Result<Reservation, Refusal> {
+        let mut pages = self.books.open();
+        let now = self.books.now();
+        let taken = self.admit(&mut pages, (caller, ask), (ticket, now))?;
+        drop(pages);
+        Ok(self.reservation(taken, ask, now))
+    }
+
+    fn admit(
+        &self,
+        pages: &mut Pages,
+        (caller, ask): (&Arc<Caller>, &Ask),
+        (ticket, now): (Option<Ticket>, Now),
+    ) -> Result<Taken, Refusal> {
+        let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
+        let demand = ask.demand(first_part, &self.books.parts.tariff);
         let slots = pages.slots(&caller.account, now, self.books.origin());
         let model = ask.model.as_deref();
         if ticket.is_none() {
@@ -193,12 +224,14 @@ impl Ledger {
         if let Some(refusal) = pages.line.ahead(&caller.account, (&demand, ask), (ticket, now)) {
             return Err(refusal);
         }
-        let taken = pages.fitting((&caller.account, &slots), (&demand, model), (self.books.parts.overrun, now))?;
-        pages.admit(&slots, (&taken, model), now);
-        drop(pages);
-        let page = self.books.open_page(caller, ask, now);
-        let taken = Taken { caller: Arc::clone(caller), slots, demand: taken, first_part };
-        Ok(Reservation::new(Arc::clone(&self.books), taken, ask, (now, page)))
+        let demand = pages.fitting((&caller.account, &slots), (&demand, model), (self.books.parts.overrun, now))?;
+        pages.admit(&slots, (&demand, model), now);
+        Ok(Taken { caller: Arc::clone(caller), slots, demand, first_part })
+    }
+
+    fn reservation(&self, taken: Taken, ask: &Ask, now: Now) -> Reservation {
+        let page = self.books.open_page(&taken.caller, ask, now);
+        Reservation::new(Arc::clone(&self.books), taken, ask, (now, page))
     }
 
     /// Whether reservations of this caller can be written down and dated. Those that bind a budget must be; the others
@@ -395,6 +428,16 @@ impl Pages {
         self.take(slots, (&demand.now, model), now);
         slots.iter().for_each(|slot| self.pages[*slot].totals.take());
         self.totals.take();
+    }
+
+    /// As if it had never been admitted.
+    fn give_back(&mut self, taken: &Taken, model: Option<&str>, now: Now) {
+        for slot in &taken.slots {
+            let page = &mut self.pages[*slot];
+            page.settle(&taken.demand.now, &Amounts::default(), model, now);
+            page.totals.take_back();
+        }
+        self.totals.take_back();
     }
 
     fn count_refusal(&mut self, account: &Account) {

@@ -39,6 +39,11 @@ pub trait ReplicaDoor: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Where [`ReplicaDoor::shared_model`] is `None`.
+    fn why_not_lent(&self) -> SubmitError {
+        SubmitError::Closed
+    }
+
     fn load(&self) -> Load;
 }
 
@@ -51,6 +56,9 @@ pub enum SubmitError {
     /// Its engine ended by a fault. Others of the model may still serve.
     #[error("this replica has failed")]
     Dead,
+    /// Its worker is gone, and another one will come.
+    #[error("the worker of this replica is gone")]
+    Away,
     /// Prompt and answer are more than any replica of this model holds.
     #[error("{0}")]
     ExceedsContext(String),
@@ -70,6 +78,18 @@ pub struct Load {
     pub distrusted_until: Option<Duration>,
     /// Nothing will ever run there again.
     pub is_dead: bool,
+    pub presence: Presence,
+}
+
+/// Whether somebody is there to run requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Presence {
+    #[default]
+    Here,
+    /// A worker has left and its successor is on the way: requests are kept for it.
+    HandingOver,
+    /// A worker is gone. Another will come, nobody knows when.
+    Away,
 }
 
 #[derive(Debug)]
@@ -181,6 +201,13 @@ impl Replica {
         }
     }
 
+    pub(super) fn why_not_lent(&self) -> SubmitError {
+        match &self.side {
+            Side::Engine(engine) => engine.door.why_not_lent(),
+            Side::Upstream(_) => SubmitError::Closed,
+        }
+    }
+
     /// Looks at the replica at `now` and remembers what it saw.
     pub fn observe(&self, now: Duration) -> Health {
         match &self.side {
@@ -222,7 +249,7 @@ impl Replica {
     /// [`super::Comparing`] is how texts come to two models at once. While it is held, the replica has work.
     pub(super) fn lend(self: &Arc<Self>, tokens: u64) -> Result<(SharedModel, InFlight), SubmitError> {
         let in_flight = self.hold(tokens);
-        Ok((self.shared_model().ok_or(SubmitError::Closed)?, in_flight))
+        Ok((self.shared_model().ok_or_else(|| self.why_not_lent())?, in_flight))
     }
 
     pub(super) fn hold(self: &Arc<Self>, tokens: u64) -> InFlight {
@@ -323,6 +350,7 @@ impl ReplicaDoor for EngineHandle {
             progress: self.progress(),
             distrusted_until: stats.distrusted_until,
             is_dead: self.is_dead(),
+            presence: Presence::Here,
         }
     }
 }
@@ -344,6 +372,7 @@ impl ReplicaDoor for EncoderHandle {
             progress: self.progress(),
             distrusted_until: None,
             is_dead: self.is_dead(),
+            presence: Presence::Here,
         }
     }
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use passerelle::config::EngineConfig;
+#[cfg(feature = "cuda")]
+use passerelle::placement::{Backend, DeviceId};
 use passerelle::placement::{Device, DeviceChoice, DeviceList, find_visible};
 use passerelle_models::ops::Compute;
 
@@ -21,8 +23,15 @@ const LONGEST_LISTING: Duration = Duration::from_secs(20);
 /// what it leaves unused.
 pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
     match &config.device {
-        DeviceChoice::Named(Device::Cpu) => {}
-        DeviceChoice::Auto => say_what_is_unused(config)?,
+        DeviceChoice::Named(Device::Cpu) => Ok(Compute::cpu(threads(config))),
+        DeviceChoice::Auto => Ok(gpu_if_any(config)?.unwrap_or_else(|| Compute::cpu(threads(config)))),
+        #[cfg(feature = "cuda")]
+        DeviceChoice::Named(device @ Device::Accelerator { backend: Backend::Cuda, id: DeviceId::Index(index) }) => {
+            let compute = Compute::cuda(*index as usize, threads(config));
+            let compute = compute.with_context(|| format!("engine.device (--device): {device} cannot be used"))?;
+            say_what_is_not_known();
+            Ok(compute)
+        }
         DeviceChoice::Named(device) => {
             if let Some(list) = listed_devices(config)? {
                 find_visible(device, &list.visible(config.visible_devices.as_deref()))
@@ -33,7 +42,6 @@ pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
             )
         }
     }
-    Ok(Compute::cpu(threads(config)))
 }
 
 /// The devices of this machine; `None` without a driver.
@@ -58,6 +66,7 @@ fn ask_driver() -> Result<DeviceList> {
     Ok(DeviceList::of_nvidia_smi(&String::from_utf8_lossy(&output.stdout)))
 }
 
+#[cfg(not(feature = "cuda"))]
 fn say_what_is_unused(config: &EngineConfig) -> Result<()> {
     let Some(list) = listed_devices(config)? else { return Ok(()) };
     let unused = list.visible(config.visible_devices.as_deref());
@@ -66,6 +75,33 @@ fn say_what_is_unused(config: &EngineConfig) -> Result<()> {
         tracing::warn!(devices, "this build runs no models on these devices: serving on the CPU");
     }
     Ok(())
+}
+
+/// The first visible GPU of a build that runs models on GPUs. Says in one line why there is none.
+#[cfg(feature = "cuda")]
+fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
+    match Compute::cuda(0, threads(config)) {
+        Ok(compute) => {
+            say_what_is_not_known();
+            Ok(Some(compute))
+        }
+        Err(reason) => {
+            tracing::warn!(%reason, "no GPU can be used, so models run on the CPU");
+            Ok(None)
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
+    say_what_is_unused(config)?;
+    Ok(None)
+}
+
+/// To go when a report of a run on a GPU is committed.
+#[cfg(feature = "cuda")]
+fn say_what_is_not_known() {
+    tracing::warn!("CUDA is not yet verified on hardware: compare answers with the CPU's before you rely on them");
 }
 
 /// Threads that compute: what was asked for, else one for each physical core that this process may use.

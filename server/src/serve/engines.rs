@@ -20,7 +20,7 @@ use passerelle_models::{ModelDescription, ModelDigest};
 use sha2::{Digest, Sha256};
 
 use super::defaults;
-use super::memory::share_kv_memory;
+use super::memory::{share_kv_memory, stated_or_of_device};
 use super::models::{AnyLoaded, Loaded, LoadedEncoder};
 use super::report;
 
@@ -45,7 +45,11 @@ pub(crate) struct Workshop {
     clock: Arc<dyn Clock>,
     turns: StepTurns,
     kernels: String,
+    observers: Observers,
 }
+
+/// Who hears the steps of a model, beside or instead of the metrics. `None`: the metrics.
+pub(crate) type Observers = Arc<dyn Fn(&str) -> Option<Arc<dyn StepObserver>> + Send + Sync>;
 
 /// Dropping it ends its thread, and whatever runs there.
 #[derive(Debug)]
@@ -73,7 +77,8 @@ pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet>
     let config = &workshop.config;
     let generators = loaded.iter().filter_map(AnyLoaded::generator);
     let demands: Vec<KvDemand> = generators.map(|model| kv_demand(model, config)).collect();
-    let mut blocks = share_kv_memory(config.kv_cache_memory, &demands)?.into_iter();
+    let memory = stated_or_of_device(config.kv_cache_memory, &workshop.compute);
+    let mut blocks = share_kv_memory(memory, &demands)?.into_iter();
     let prices = loaded.iter().map(|model| (model.name().to_owned(), price(model.description()))).collect();
     let (mut running_all, mut served_all, mut replicas) = (Vec::new(), Vec::new(), Vec::new());
     for (model, id) in loaded.into_iter().zip(0..) {
@@ -100,7 +105,21 @@ impl Workshop {
         let hours = Hours::new(Arc::clone(clock), report::device(&compute), gpu_factor);
         let metrics = Arc::new(Metrics::new(&info, models, hours)?);
         let (config, clock, turns) = (config.clone(), Arc::clone(clock), StepTurns::new());
-        Ok(Self { compute, metrics, config, clock, turns, kernels })
+        let observers: Observers = Arc::new(|_| None);
+        Ok(Self { compute, metrics, config, clock, turns, kernels, observers })
+    }
+
+    /// The same, whose engines are heard by others.
+    pub(crate) fn observed_by(self, observers: Observers) -> Self {
+        Self { observers, ..self }
+    }
+
+    pub(super) fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
+    }
+
+    fn observer(&self, model: &str) -> Arc<dyn StepObserver> {
+        (self.observers)(model).unwrap_or_else(|| Arc::new(self.metrics.engine(model)))
     }
 
     /// Where the models run.
@@ -150,7 +169,7 @@ impl Workshop {
             config: bounds.with(&self.config)?,
             turns: self.turns.clone(),
             clock: Arc::clone(&self.clock),
-            observer: Arc::new(self.metrics.engine(&model.name)),
+            observer: self.observer(&model.name),
         })?;
         let replica = Arc::new(Replica::new(id, model.name, Box::new(engine.handle())));
         Ok(Started { running: Running::Generator(engine), served, replica })
@@ -165,11 +184,21 @@ impl Workshop {
             model: model.model,
             turns: self.turns.clone(),
             clock: Arc::clone(&self.clock),
-            observer: Arc::new(self.metrics.engine(&model.name)),
+            observer: self.observer(&model.name),
         })?;
         let replica = Arc::new(Replica::new(id, model.name, Box::new(engine.handle())));
         Ok(Started { running: Running::Encoder(engine), served, replica })
     }
+}
+
+/// What a worker's gateway must know of an engine.
+pub(super) struct DoorBounds {
+    pub(super) kv_cache_bytes: u64,
+    pub(super) max_waiting_requests: usize,
+    pub(super) max_waiting_tokens: usize,
+    pub(super) max_running: usize,
+    /// `None` for one that makes vectors.
+    pub(super) vocab_size: Option<usize>,
 }
 
 /// The door to it, which may outlive it.
@@ -188,6 +217,25 @@ impl Running {
 }
 
 impl RunningHandle {
+    pub(super) fn bounds(&self) -> DoorBounds {
+        match self {
+            Self::Generator(engine) => DoorBounds {
+                kv_cache_bytes: engine.kv_cache_bytes(),
+                max_waiting_requests: engine.config().max_waiting_requests,
+                max_waiting_tokens: engine.config().max_waiting_tokens,
+                max_running: engine.config().max_num_seqs,
+                vocab_size: Some(engine.rules().vocab_size),
+            },
+            Self::Encoder(encoder) => DoorBounds {
+                kv_cache_bytes: 0,
+                max_waiting_requests: encoder.config().max_waiting_texts,
+                max_waiting_tokens: encoder.config().max_waiting_tokens,
+                max_running: encoder.config().max_batch_texts,
+                vocab_size: None,
+            },
+        }
+    }
+
     /// Ends what runs, so that each client is told.
     pub(crate) fn shutdown(&self) {
         match self {
@@ -210,6 +258,11 @@ impl AnyLoaded {
             Self::Generator(model) => &model.description,
             Self::Encoder(model) => &model.description.model,
         }
+    }
+
+    /// What it takes of memory.
+    pub(super) fn weights_bytes(&self) -> u64 {
+        self.description().resident_bytes.unwrap_or(self.description().stored_bytes)
     }
 
     fn generator(&self) -> Option<&Loaded> {

@@ -23,23 +23,54 @@ pub(super) struct Found {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stamp(Vec<(PathBuf, u64, Option<SystemTime>)>);
 
-/// In the order of their names. A file or folder that cannot be read is none, nor one that is hidden or whose name is no
-/// text. Links are followed: it is how a folder of checkpoints elsewhere is made.
-pub(super) fn look(folder: &Path) -> io::Result<Vec<Found>> {
-    let mut found = Vec::new();
+/// What lies in a folder.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// In the order of their names.
+    pub(super) found: Vec<Found>,
+    /// Checkpoints that cannot be served as they lie there, each with why.
+    pub(super) passed_over: Vec<String>,
+}
+
+/// A file or folder that cannot be read is none, nor one that is hidden or whose name is no text. Links are followed: it is
+/// how a folder of checkpoints elsewhere is made.
+pub(super) fn look(folder: &Path) -> io::Result<Look> {
+    let mut look = Look::default();
+    if folder.join(CONFIG_FILE).is_file() {
+        let shown = folder.display();
+        look.passed_over
+            .push(format!("{shown} is a checkpoint itself: serve it with --model, or name a folder of checkpoints"));
+    }
     for entry in entries(folder)? {
         let Some(name) = entry.name() else { continue };
-        if let Some(checkpoint) = entry.checkpoint(name.to_owned()) {
-            found.push(checkpoint);
-        }
+        look.found.extend(entry.checkpoint(name.to_owned()));
         if entry.metadata.is_dir() && !entry.path.join(MODULES_FILE).is_file() {
-            let revisions = entries(&entry.path).unwrap_or_default();
-            found.extend(revisions.iter().filter_map(|within| within.checkpoint(format!("{name}@{}", within.name()?))));
+            for within in entries(&entry.path).unwrap_or_default() {
+                let Some(revision) = within.name() else { continue };
+                match within.checkpoint(format!("{name}@{revision}")) {
+                    Some(checkpoint) => look.found.push(checkpoint),
+                    None => look.passed_over.extend(within.too_deep()),
+                }
+            }
         }
     }
-    found.sort_by(|one, other| one.name.cmp(&other.name));
-    found.dedup_by(|one, other| one.name == other.name);
-    Ok(found)
+    look.found.sort_by(|one, other| (&one.name, &one.path).cmp(&(&other.name, &other.path)));
+    let mut again = Vec::new();
+    look.found.dedup_by(|other, one| {
+        let is_same = one.name == other.name;
+        if is_same {
+            again.push(format!(
+                "{} would be `{}` too, as {} is: rename one",
+                other.path.display(),
+                one.name,
+                one.path.display()
+            ));
+        }
+        is_same
+    });
+    look.passed_over.extend(again);
+    look.passed_over.sort_unstable();
+    Ok(look)
 }
 
 struct Entry {
@@ -70,6 +101,13 @@ impl Entry {
         Some(Found { name, path: self.path.clone(), stamp: Stamp(files) })
     }
 
+    /// Of a folder within one of the folder: checkpoints further down have no name.
+    fn too_deep(&self) -> Option<String> {
+        let is_checkpoint = |within: &Self| within.path.join(CONFIG_FILE).is_file();
+        let deep = entries(&self.path).ok().filter(|_| self.metadata.is_dir())?.into_iter().find(is_checkpoint)?;
+        Some(format!("{} lies too deep: checkpoints are NAME and NAME/REVISION", deep.path.display()))
+    }
+
     fn stamp(&self) -> (PathBuf, u64, Option<SystemTime>) {
         (self.path.clone(), self.metadata.len(), self.metadata.modified().ok())
     }
@@ -96,7 +134,7 @@ mod tests {
     }
 
     fn names(folder: &Path) -> Vec<String> {
-        look(folder).expect("it is readable").into_iter().map(|found| found.name).collect()
+        look(folder).expect("it is readable").found.into_iter().map(|found| found.name).collect()
     }
 
     #[test]
@@ -128,11 +166,26 @@ mod tests {
     fn a_checkpoint_that_is_written_to_changes_its_stamp_and_no_other_does() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         write(folder.path(), &["a/config.json", "b/config.json"]);
-        let before = look(folder.path()).expect("it is readable");
+        let before = look(folder.path()).expect("it is readable").found;
         write(folder.path(), &["a/model.safetensors"]);
-        let after = look(folder.path()).expect("it is readable");
+        let after = look(folder.path()).expect("it is readable").found;
         assert_ne!(before[0].stamp, after[0].stamp);
         assert_eq!(before[1], after[1]);
+    }
+
+    #[test]
+    fn what_is_passed_over_is_said() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write(
+            folder.path(),
+            &["config.json", "z/1/config.json", "z@1/config.json", "a/b/c/config.json", "notes/x/README.md"],
+        );
+        let Look { found, passed_over } = look(folder.path()).expect("it is readable");
+        assert_eq!(found.iter().map(|found| found.name.as_str()).collect::<Vec<_>>(), ["z@1"]);
+        assert_eq!(passed_over.len(), 3, "{passed_over:?}");
+        for said in ["is a checkpoint itself", "would be `z@1` too", "a/b/c lies too deep"] {
+            assert!(passed_over.iter().any(|problem| problem.contains(said)), "{said}: {passed_over:?}");
+        }
     }
 
     #[test]

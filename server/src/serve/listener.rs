@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use passerelle::api::{Listener, Tls, UnixSocket};
@@ -14,6 +15,8 @@ use tokio::net::{TcpSocket, UnixListener};
 /// Connections that the system queues while none is accepted.
 const BACKLOG: u32 = 1024;
 const OWNER_ONLY: u32 = 0o600;
+/// After a failed `accept` (no file descriptors left), so that the loop does not spin.
+pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// An address that nobody else can take any more. Nothing listens on it yet.
 pub(crate) enum Reserved {
@@ -84,16 +87,21 @@ fn clear(path: &Path) -> Result<()> {
 /// A socket for connections of this process's own user. What is at `path` may be taken away: whoever calls holds the right to
 /// the folder, so it was left by a process that is no more.
 pub(super) fn listen_to_owner(path: &Path) -> io::Result<Listener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
+    remove_left_over(path)?;
     Ok(Listener::Owner(UnixSocket::new(listen_unix(path)?, path.to_owned())?))
+}
+
+/// Of a process that is no more. No file is no error.
+pub(super) fn remove_left_over(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// The socket is made in a folder that only its owner can enter and linked to its place when its mode is right, so that
 /// there is no moment in which somebody else could connect. A link, because it fails where another server's socket is.
-fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+pub(super) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let private = tempfile::Builder::new().prefix(".p").rand_bytes(4).tempdir_in(parent)?;
     let made = private.path().join("s");

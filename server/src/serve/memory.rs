@@ -6,11 +6,23 @@ use anyhow::{Context, Result};
 use passerelle::config::{ByteSize, EngineConfig};
 use passerelle::placement::{self, KvDemand};
 use passerelle_models::Activations;
+use passerelle_models::ops::Compute;
 
 /// Without a stated size, the KV cache takes at most this share of the free memory.
 pub(crate) const FREE_MEMORY_PART: u64 = 4;
 /// Free memory, where the system does not tell.
 const UNKNOWN_FREE_MEMORY: ByteSize = ByteSize(4 << 30);
+
+/// Without a stated size, the KV cache takes at most this share of a GPU's free memory, out of a hundred: the rest is for
+/// activations.
+const FREE_GPU_MEMORY_PERCENT: u64 = 80;
+
+/// What was stated, or on a device with memory of its own most of that, for [`share_kv_memory`]. To be asked once the weights are
+/// loaded.
+pub(crate) fn stated_or_of_device(stated: Option<ByteSize>, compute: &Compute) -> Option<ByteSize> {
+    let of_device = || compute.free_memory().map(|free| ByteSize(free / 100 * FREE_GPU_MEMORY_PERCENT));
+    stated.or_else(of_device)
+}
 
 /// Blocks for each model, in order, as [`placement::share_kv_memory`] gives them.
 ///

@@ -82,12 +82,13 @@ pub(crate) struct Means<'a> {
     pub(crate) hashes: &'a KeptHashes,
 }
 
-/// The models that the configuration names, in its order.
+/// The models that the configuration names and that lie on no partition, in its order.
 pub(crate) fn load_all(config: &Config, means: Means<'_>) -> Result<Vec<AnyLoaded>> {
     // All of them first: where one is not what was signed, nothing is loaded.
     let inspector = Inspector::new(config)?;
-    config.models.iter().try_for_each(|model| inspector.inspect(model))?;
-    config.models.iter().map(|model| load_any(model, means)).collect()
+    let here = || config.models.iter().filter(|model| model.partition.is_none());
+    here().try_for_each(|model| inspector.inspect(model))?;
+    here().map(|model| load_any(model, means)).collect()
 }
 
 pub(super) fn load_any(model: &ModelConfig, means: Means<'_>) -> Result<AnyLoaded> {
@@ -247,7 +248,7 @@ pub(crate) fn find_sources(sources: &[String], engine: &EngineConfig) -> Result<
 
 /// Those of [`folder::look`].
 fn find_models(folder: &Path, engine: &EngineConfig) -> Result<Vec<ModelConfig>> {
-    let found = folder::look(folder).with_context(|| folder.display().to_string())?;
+    let found = folder::look(folder).with_context(|| folder.display().to_string())?.found;
     ensure!(!found.is_empty(), "no folder with a config.json and no .gguf file in {}", folder.display());
     let model = |found: Found| {
         let source = found.path.to_str().with_context(|| format!("{}: rename it", found.path.display()))?.to_owned();

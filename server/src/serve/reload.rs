@@ -178,6 +178,8 @@ fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
     let frozen = [
         (server_without_keys(old) != server_without_keys(new), "server"),
         (!same_models, "models"),
+        (old.partitions != new.partitions, "partitions"),
+        (old.workers != new.workers, "workers"),
         (old.hub != new.hub, "hub"),
         (with_candidates_of(&old.shadow, new) != new.shadow, "shadow"),
         (old.shelf != new.shelf, "shelf"),

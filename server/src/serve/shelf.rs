@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use passerelle::api::AppState;
 use passerelle::config::{ByteSize, Config, EngineConfig, HubConfig, ModelConfig, WeightDtype, fits_as_checkpoint};
 use passerelle::gateway::Shelf;
@@ -20,7 +20,7 @@ use passerelle_engine::clock::Clock;
 use passerelle_models::ModelDescription;
 
 use super::engines::{self, Running, RunningHandle, Started, Workshop};
-use super::folder::{self, Found, Stamp};
+use super::folder::{self, Found, Look, Stamp};
 use super::hashes::KeptHashes;
 use super::ledger::facts_of;
 use super::memory::free_memory;
@@ -76,7 +76,12 @@ impl NewShelf {
         (pricing, tariff): (Pricing, &Arc<Tariff>),
         staying: &[String],
     ) -> Result<Option<Self>> {
-        let Some(folder) = config.server.models_dir.clone() else { return Ok(None) };
+        let Some(folder) = config.server.models_dir.clone() else {
+            if config.shelf.memory.is_some() {
+                tracing::warn!("--model-memory is for the models of --models-dir, and there is none");
+            }
+            return Ok(None);
+        };
         let inspector = Inspector::new(config)?;
         let memory = config.shelf.memory.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
         let shelf = Shelf::new(memory.0, Arc::clone(clock));
@@ -87,6 +92,7 @@ impl NewShelf {
             hub: config.hub.clone(),
             inspector: inspector.clone(),
             kv_cache: config.shelf.kv_cache,
+            memory,
             max_models: config.shelf.max_models,
             staying: staying.iter().cloned().collect(),
             partition: workshop.partition(),
@@ -214,6 +220,7 @@ struct Looker {
     hub: HubConfig,
     inspector: Inspector,
     kv_cache: ByteSize,
+    memory: ByteSize,
     max_models: usize,
     /// Names of models that stay.
     staying: BTreeSet<String>,
@@ -239,7 +246,10 @@ impl Looker {
     /// `elsewhere`: names of upstreams' models and of aliases.
     fn look(&mut self, elsewhere: &BTreeSet<&str>) {
         match folder::look(&self.folder) {
-            Ok(found) => self.compare(found, elsewhere),
+            Ok(Look { found, passed_over }) => {
+                passed_over.iter().for_each(|problem| self.warn_once(format!("server.models_dir: {problem}")));
+                self.compare(found, elsewhere);
+            }
             Err(error) => self.complain(&error),
         }
     }
@@ -311,7 +321,20 @@ impl Looker {
             AnyDescription::Generator(is) => kv_cache_bytes(is, &self.engine).min(self.kv_cache.0),
             AnyDescription::Encoder(_) => 0,
         };
-        Ok(Size { weights_bytes: weights_bytes(model.dtype, is), kv_cache_bytes })
+        let size = Size { weights_bytes: weights_bytes(model.dtype, is), kv_cache_bytes };
+        self.require_room(size)?;
+        Ok(size)
+    }
+
+    fn require_room(&self, size: Size) -> Result<()> {
+        let [weights, cache] = [size.weights_bytes, size.kv_cache_bytes].map(ByteSize);
+        let (needed, memory) = (ByteSize(weights.0.saturating_add(cache.0)), self.memory);
+        ensure!(
+            needed.0 <= memory.0,
+            "it takes {needed}, {cache} of them for its KV cache (shelf.kv_cache), and all models of the folder have {memory} \
+             (--model-memory)"
+        );
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@ mod follower;
 mod vocabulary;
 
 use passerelle_engine::Constraint;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use answer::{AnswerForm, CallCount, CallNeed, CallableTool, ToolCalls};
@@ -32,7 +33,7 @@ pub enum Grammar {
 }
 
 /// How much a grammar may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrammarBounds {
     /// Of the schema, expression or grammar as it is written.
     pub max_bytes: usize,

@@ -8,12 +8,14 @@ Starts the binary twice on free loopback ports: open, with the bundled demo mode
 import array
 import base64
 import contextlib
+import inspect
 import json
 import os
 import pathlib
 import sys
 import tempfile
 import unittest
+import urllib.request
 
 import openai
 import pydantic
@@ -223,6 +225,38 @@ class OpenServer(Served):
         with self.assertRaises(openai.BadRequestError) as caught:
             self.chat("hi", extra_body={"temprature": 0})
         self.assertEqual(caught.exception.param, "temprature")
+
+
+class EveryParameter(Served):
+    """What the installed SDK can send: a parameter that a new version brings is noticed here."""
+
+    def test_every_parameter_of_the_sdk_is_honoured_or_refused_by_name(self):
+        with urllib.request.urlopen(str(self.client.base_url).removesuffix("v1/") + "openapi.json") as answer:
+            paths = json.load(answer)["paths"]
+        calls = {
+            "/v1/chat/completions": self.client.chat.completions.create,
+            "/v1/completions": self.client.completions.create,
+            "/v1/responses": self.client.responses.create,
+            "/v1/embeddings": self.client.embeddings.create,
+            "/v1/files": self.client.files.create,
+            "/v1/batches": self.client.batches.create,
+        }
+        of_the_client = {"extra_headers", "extra_query", "extra_body", "timeout"}
+        for path, call in calls.items():
+            (content,) = paths[path]["post"]["requestBody"]["content"].values()
+            sent = set(inspect.signature(call).parameters) - of_the_client
+            self.assertEqual(sent - set(content["schema"]["properties"]), set(), path)
+
+    def test_what_is_described_as_refused_is_refused_by_name(self):
+        for name, value in [("moderation", {"model": "x"}), ("prompt_cache_options", {"ttl": "1h"})]:
+            with self.assertRaises(openai.BadRequestError) as caught:
+                self.chat("hi", extra_body={name: value})
+            self.assertEqual(caught.exception.param, name)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.client.files.create(
+                file=b"{}", purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+            )
+        self.assertEqual(caught.exception.param, "expires_after")
 
 
 class Encoders(unittest.TestCase):

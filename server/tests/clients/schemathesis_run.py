@@ -4,12 +4,14 @@
 """
 
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
 
 from served import create_key, server
 
+ENCODERS = pathlib.Path(__file__).parents[3] / "models/tests/fixtures/encoders"
 # A field that two others contradict is refused although each of them alone is as described, and a name that is not
 # there is not found: that a described request is refused is no fault. Everything else that the tool knows is checked.
 LEFT_OUT = "positive_data_acceptance"
@@ -19,10 +21,12 @@ LEFT_OUT = "positive_data_acceptance"
 HOOKS = '''
 import schemathesis
 
+MODELS = {"embeddings": "bert", "rerank": "bert_reranker", "score": "bert_reranker", "classify": "camembert_classifier"}
+
 @schemathesis.hook
 def map_body(context, body):
     if isinstance(body, dict) and isinstance(body.get("model"), str):
-        body["model"] = "demo"
+        body["model"] = MODELS.get(context.operation.path.split("/")[-1], "demo")
     if isinstance(body, dict) and isinstance(body.get("max_tokens"), int):
         body["max_tokens"] = min(body["max_tokens"], 16)
     return body
@@ -33,7 +37,9 @@ def main(binary, examples):
     schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     with tempfile.TemporaryDirectory() as folder:
         key = create_key(binary, folder, "schemathesis")
-        with server(binary, folder) as address:
+        encoders = [f"{name}={ENCODERS / name}" for name in ["bert", "bert_reranker", "camembert_classifier"]]
+        models = [argument for model in ["demo", *encoders] for argument in ["--model", model]]
+        with server(binary, folder, *models) as address:
             command = [schemathesis, "run", f"{address}/openapi.json", "--header", f"Authorization: Bearer {key}"]
             command += ["--checks", "all", "--exclude-checks", LEFT_OUT, "--max-examples", examples]
             command += ["--request-timeout", "60", "--generation-database", "none", "--continue-on-failure"]

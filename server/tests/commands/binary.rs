@@ -198,6 +198,11 @@ impl Whole {
     /// What a refused request is told.
     pub(crate) fn refusal(&self) -> String {
         assert_eq!(self.status, 400, "{}", self.body);
+        self.error()
+    }
+
+    /// What a request is told that was not answered.
+    pub(crate) fn error(&self) -> String {
         let error: Value = serde_json::from_str(&self.body).expect("JSON");
         error["error"]["message"].as_str().expect("a message").to_owned()
     }

@@ -48,7 +48,8 @@ fn entries(state: &State) -> Vec<Vec<String>> {
     let csv = state.path().join("ledger.csv");
     run(state, &["usage", "export", csv.to_str().unwrap()]);
     assert!(run(state, &["usage", "verify", csv.to_str().unwrap()]).contains("unbroken"));
-    let text = std::fs::read_to_string(csv).unwrap();
+    let text = std::fs::read_to_string(&csv).unwrap();
+    std::fs::remove_file(csv).unwrap();
     text.lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
 }
 
@@ -170,6 +171,46 @@ fn explain_says_which_limit_would_refuse_a_request_and_when_it_would_pass() {
     assert!(passes.contains("not looked at: requests_per_minute of acme"), "{passes}");
     let never = explain("60", "41");
     assert!(never.contains("tokens_per_day of 'acme'") && never.contains("can never fit"), "{never}");
+    assert!(never.contains("with an answer of at most 40 tokens it could pass"), "{never}");
+    assert!(!explain("101", "1").contains("it could pass"), "no answer would be short enough");
+}
+
+fn refusal(state: &State, arguments: &[&str]) -> String {
+    let output = state.command(arguments).output().unwrap();
+    assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_directory_that_was_mistyped_is_named_and_not_made() {
+    let state = State::new();
+    make_key(&state);
+    for command in [&["usage"][..], &["key", "list"], &["account", "list"], &["backup", "b.db"], &["model", "list"]] {
+        let said = refusal(&state, &[command, &["--data-dir", "elsewhere"]].concat());
+        assert!(said.contains("nothing is kept in elsewhere"), "{command:?}: {said}");
+        assert!(!state.path().join("elsewhere").exists() && !state.path().join("b.db").exists(), "{command:?}");
+    }
+    let said = refusal(&state, &["reload"]);
+    assert!(said.contains("No server runs") && said.contains("admin.sock"), "{said}");
+}
+
+#[test]
+fn a_grant_that_is_over_before_it_begins_is_refused() {
+    let state = State::new();
+    let past = refusal(&state, &["account", "create", "acme", "--gpu-hours", "5", "--until", "2020-01-01"]);
+    assert!(past.contains("--until") && past.contains("is past"), "{past}");
+    assert!(!run(&state, &["account", "create", "acme"]).is_empty());
+    let set = ["quota", "set", "acme", "tokens_granted", "5", "--until", "2020-01-01"];
+    assert!(refusal(&state, &set).contains("is past"));
+}
+
+#[test]
+fn an_export_replaces_no_earlier_one() {
+    let state = State::new();
+    make_key(&state);
+    std::fs::write(state.path().join("ledger.csv"), "an earlier one").unwrap();
+    assert!(refusal(&state, &["usage", "export", "ledger.csv"]).contains("ledger.csv"));
+    assert_eq!(std::fs::read_to_string(state.path().join("ledger.csv")).unwrap(), "an earlier one");
 }
 
 #[test]

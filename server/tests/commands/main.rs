@@ -19,6 +19,7 @@ mod shelf;
 mod slurm;
 mod tariff;
 mod trusted;
+mod workers;
 
 use std::process::Command;
 

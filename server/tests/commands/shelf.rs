@@ -154,8 +154,10 @@ fn checkpoints_appear_and_fail_and_are_mended_while_the_server_runs() {
     let states: Vec<_> = models["data"].as_array().expect("a list").iter().map(|row| row["state"].clone()).collect();
     assert_eq!(states, ["failed", "ready", "available"], "{models}");
     assert!(models["data"][0]["error"].as_str().is_some_and(|why| why.contains("config.json")), "{models}");
-    let refused = ask(&served, "broken", 0);
-    assert_eq!(refused.status, 500);
+    let refused = open(&served.address, "POST", "/v1/completions", &body("broken", 0, 6)).text_with_head();
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("model_failed"), "{refused}");
+    assert!(!refused.contains("config.json") && !refused.contains("runs"), "no file of the server is named: {refused}");
+    assert!(row(&state, "broken")["error"].as_str().is_some_and(|why| why.contains("config.json")));
     assert_eq!(ask(&served, "later@v1", 0).status, 404);
     write_checkpoint(&runs.join("later/v1"), 2);
     write_checkpoint(&runs.join("broken"), 3);
@@ -169,6 +171,51 @@ fn checkpoints_appear_and_fail_and_are_mended_while_the_server_runs() {
     assert!(shown["digest"].as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{shown}");
     fs::remove_dir_all(runs.join("later")).expect("the folder is writable");
     assert_eq!(ask(&served, "later@v1", 0).status, 200, "what is in memory is served until it leaves");
+}
+
+#[test]
+fn why_a_model_failed_is_told_to_operators_and_to_no_other_key() {
+    let state = State::new();
+    fs::create_dir_all(state.path().join("runs/broken")).expect("the folder is writable");
+    fs::write(state.path().join("runs/broken/config.json"), "{}").expect("the folder is writable");
+    let scopes = ["--scope", "admin", "--scope", "inference"];
+    let user = run(&state, &["key", "create", "user"]).expect("a key").trim().to_owned();
+    let admin = run(&state, &[&["key", "create", "root", "--account", "/"][..], &scopes].concat()).expect("a key");
+    let admin = admin.trim();
+    let served = serve(&state, &[], PATIENT);
+    let told = |key: &str, path: &str| get_as(&served.address, path, Some(key)).json()["error"].clone();
+    assert_eq!(told(&user, "/v1/models/broken"), "it cannot be loaded");
+    assert!(told(admin, "/v1/models/broken").as_str().is_some_and(|why| why.contains("config.json")));
+    let rows = get_as(&served.address, "/admin/v1/models", Some(admin)).json();
+    assert!(rows["data"][0]["error"].as_str().is_some_and(|why| why.contains("config.json")), "{rows}");
+    assert_eq!(get_as(&served.address, "/admin/v1/models", Some(&user)).status, 403);
+    let load = |key: &str| binary::open_as(&served.address, "/admin/v1/models/load", &json!({"model": "broken"}), key);
+    assert_eq!(load(&user).whole().status, 403);
+    assert!(load(admin).text_with_head().contains("config.json"));
+    run(&state, &["model", "pin", "broken"]).expect("it can be pinned");
+    let log = run(&state, &["account", "audit"]).expect("a log");
+    for act in ["load model broken", "pin model broken"] {
+        assert!(log.contains(act), "{act}: {log}");
+    }
+}
+
+#[test]
+fn what_of_the_folder_cannot_be_served_is_said_at_the_start() {
+    let state = State::new();
+    let runs = state.path().join("runs");
+    ["z/1", "z@1", "with space", "a/b/c"].iter().for_each(|name| write_checkpoint(&runs.join(name), 1));
+    let runs = runs.to_str().expect("a plain path");
+    let _served = Served::start_logging(&state, &["--models-dir", runs, "--model-memory", "1KiB"], "warn");
+    let log = fs::read_to_string(state.log()).expect("it was logged");
+    for said in
+        ["would be `z@1` too", "`with space` is not a name", "lies too deep", "shelf.kv_cache", "--model-memory"]
+    {
+        assert_eq!(log.lines().filter(|line| line.contains(said)).count(), 1, "{said}: {log}");
+    }
+    let alone = State::new();
+    let _served = Served::start_logging(&alone, &["--model-memory", "1GiB"], "warn");
+    let log = fs::read_to_string(alone.log()).expect("it was logged");
+    assert!(log.contains("--model-memory is for the models of --models-dir"), "{log}");
 }
 
 #[test]
@@ -195,6 +242,7 @@ fn models_are_loaded_unloaded_and_pinned_by_hand() {
     assert!(run(&state, &["model", "list"]).expect("a server runs").contains("pinned"));
     let waits = ask(&served, "b", 0);
     assert_eq!(waits.status, 503, "no room beside a pinned model");
+    assert!(waits.error().contains("pinned"), "{}", waits.error());
     assert!(run(&state, &["model", "unload", "a"]).expect_err("it is pinned").contains("is pinned"));
     run(&state, &["model", "unpin", "a"]).expect("it is there");
     run(&state, &["model", "load", "b"]).expect("a has left");
@@ -209,6 +257,29 @@ fn models_are_loaded_unloaded_and_pinned_by_hand() {
 }
 
 #[test]
+fn comparisons_of_different_pairs_never_wait_for_each_others_models() {
+    let state = State::new();
+    for (name, index) in ["a", "b", "c", "d"].into_iter().zip(1..) {
+        write_checkpoint(&state.path().join("runs").join(name), index);
+    }
+    let roomy = serve(&state, &["--model-memory", "1GiB"], PATIENT);
+    let each = row(&state, "a")["bytes"].as_u64().expect("what it would hold");
+    drop(roomy);
+    let for_two = format!("{}B", 2 * each + each / 2);
+    let served = serve(&state, &["--model-memory", &for_two], "longest_load = \"20s\"\nkv_cache = \"256KiB\"\n");
+    let compare = |[first, second]: [&str; 2]| {
+        let asked = json!({"model": first, "prompt": [3, 5, 7], "max_tokens": 0, "prompt_scores_against": second});
+        request(&served.address, "POST", "/v1/completions", &asked)
+    };
+    let pairs = [["a", "b"], ["c", "d"], ["d", "a"], ["b", "c"]];
+    thread::scope(|scope| {
+        for pair in pairs {
+            scope.spawn(move || (0..6).for_each(|_| drop(compare(pair).json())));
+        }
+    });
+}
+
+#[test]
 fn a_stream_keeps_its_model_and_whoever_wants_another_is_told_when_to_come_back() {
     let state = state_with_a_and_b();
     // Room for one, with a context that takes the model a while to fill.
@@ -219,6 +290,7 @@ fn a_stream_keeps_its_model_and_whoever_wants_another_is_told_when_to_come_back(
     let stream = open(&served.address, "POST", "/v1/completions", &long).wait_for_event();
     let told = open(&served.address, "POST", "/v1/completions", &body("b", 0, 1)).text_with_head();
     assert!(told.starts_with("HTTP/1.1 503") && told.contains("model_loading"), "{told}");
+    assert!(told.contains("models in use leave it no room"), "{told}");
     assert!(told.to_lowercase().contains("retry-after: "), "{told}");
     let text = stream.text();
     assert!(text.contains(r#""finish_reason":"length""#) && text.trim_end().ends_with("data: [DONE]"), "{text}");

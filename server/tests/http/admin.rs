@@ -1,5 +1,6 @@
 //! Accounts, keys and limits over HTTP: each key within its own part of the tree, and no further.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::common::client::{Client, Reply};
@@ -157,6 +158,30 @@ async fn what_makes_no_sense_is_refused_and_named() {
     }
 }
 
+/// Whoever asks with a field that nobody knows is told those that the handler knows.
+#[tokio::test]
+async fn what_is_described_of_administration_is_what_its_handlers_read() {
+    let bench = bench().await;
+    let operator = bench.with(&bench.operator);
+    let document = operator.get("/openapi.json").await.json();
+    let mut bodies = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let body = &methods["post"]["requestBody"]["content"]["application/json"]["schema"];
+        if !(path.starts_with("/admin/") || path.starts_with("/v1/me/")) || body.is_null() {
+            continue;
+        }
+        let asked = path.replace("{act}", "pin").replace("{id}", "nobody");
+        let refused = operator.post(&asked, &json!({"colour": 1})).await;
+        assert_eq!((refused.status, refused.error_code().as_str()), (400, "unknown_parameter"), "{path}");
+        let message = refused.message();
+        let known: BTreeSet<&str> = message.split('`').skip(3).step_by(2).collect();
+        let described: BTreeSet<&str> = body["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(described, known, "{path}: {message}");
+        bodies += 1;
+    }
+    assert_eq!(bodies, 9);
+}
+
 #[tokio::test]
 async fn a_caller_sees_every_limit_on_its_path_as_it_stands() {
     let bench = bench().await;
@@ -253,7 +278,7 @@ async fn a_whole_file_of_accounts_is_applied_once_and_shown_before() {
     assert_eq!(delete(&owner, "/admin/v1/accounts/acme/speech").await, 200);
     assert_eq!(delete(&owner, "/admin/v1/accounts/acme/speech").await, 404);
     assert_eq!(delete(&owner, "/admin/v1/accounts/acme").await, 403, "its own node is changed from above");
-    assert_eq!(bench.with(&bench.operator).post("/admin/v1/reload", &json!({})).await.error_code(), "not_found");
+    assert_eq!(bench.with(&bench.operator).post("/admin/v1/reload", &json!({})).await.error_code(), "no_server");
 }
 
 #[tokio::test]

@@ -35,16 +35,24 @@ async fn upload(client: &Client, content: &str) -> Reply {
 }
 
 async fn create(client: &Client, content: &str) -> Value {
+    create_from(client, CHAT, content).await
+}
+
+pub(crate) async fn create_at(client: &Client, endpoint: &str, lines: &[Value]) -> Value {
+    create_from(client, endpoint, &jsonl(lines)).await
+}
+
+async fn create_from(client: &Client, endpoint: &str, content: &str) -> Value {
     let file = upload(client, content).await;
     assert_eq!(file.status, 200, "{}", file.text());
-    let asked = json!({"input_file_id": file.json()["id"], "endpoint": CHAT, "completion_window": "24h", "metadata": {"a": "b"}});
+    let asked = json!({"input_file_id": file.json()["id"], "endpoint": endpoint, "completion_window": "24h", "metadata": {"a": "b"}});
     let batch = client.post("/v1/batches", &asked).await;
     assert_eq!(batch.status, 200, "{}", batch.text());
     batch.json()
 }
 
 /// Asks how the batch stands until it is as wanted.
-async fn wait_until(client: &Client, batch: &Value, wanted: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn wait_until(client: &Client, batch: &Value, wanted: impl Fn(&Value) -> bool) -> Value {
     let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
     let waiting = async {
         loop {
@@ -62,7 +70,7 @@ fn is(status: &'static str) -> impl Fn(&Value) -> bool {
     move |batch| batch["status"] == status
 }
 
-async fn lines_of(client: &Client, file: &Value) -> Vec<Value> {
+pub(crate) async fn lines_of(client: &Client, file: &Value) -> Vec<Value> {
     let reply = client.get(&format!("/v1/files/{}/content", file.as_str().unwrap())).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -219,6 +219,9 @@ async fn what_a_remote_tokenizer_needs_is_told_to_who_has_a_key() {
     let api = ApiConfig { tokenizer_info: RouteSwitch::Off, ..ApiConfig::default() };
     let silent = Server::with(Options { api, ..Options::default() }).await;
     assert_eq!(silent.client().get("/tokenizer_info").await.status, 404);
+    let described = async |server: &Server| server.client().get("/openapi.json").await.json()["paths"].clone();
+    assert!(described(&server).await.get("/tokenizer_info").is_some());
+    assert!(described(&silent).await.get("/tokenizer_info").is_none(), "a route that is off is not described");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Every door holds the same bounds, and whatever comes through one is answered with the right 4xx.
 
-use crate::common::{MODEL, PATIENCE, Server};
+use crate::common::encoders::{BERT, EncoderServer};
+use crate::common::{MODEL, Options, PATIENCE, Server};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -90,6 +91,76 @@ async fn the_same_extreme_request_gets_the_same_verdict_at_every_door() {
     server.assert_at_rest().await;
 }
 
+/// The routes of encoders and of tokens, with a body that each takes.
+fn reading_doors() -> [(&'static str, &'static str, Value); 5] {
+    [
+        ("/v1/embeddings", "input", json!({"model": BERT, "input": "a"})),
+        ("/v1/rerank", "documents", json!({"model": BERT, "query": "a", "documents": ["b"]})),
+        ("/rerank", "texts", json!({"model": BERT, "query": "a", "texts": ["b"]})),
+        ("/v1/score", "text_2", json!({"model": BERT, "text_1": "a", "text_2": "b"})),
+        ("/tokenize", "prompt", json!({"model": BERT, "prompt": "a"})),
+    ]
+}
+
+#[tokio::test]
+async fn what_reads_texts_gives_the_same_verdict_at_every_door() {
+    let server = EncoderServer::start().await;
+    let client = server.client();
+    let of_all = [
+        ("model", json!("nobody")),
+        ("model", json!("x".repeat(100_000))),
+        ("model", json!(7)),
+        ("model", json!([])),
+        ("colour", json!(1)),
+        ("\u{0}", json!(1)),
+        ("add_special_tokens", json!("yes")),
+        ("add_special_tokens", json!(1)),
+    ];
+    let of_encoders = [
+        ("user", json!(5)),
+        ("user", json!("x".repeat(100_000))),
+        ("truncate_prompt_tokens", json!(0)),
+        ("truncate_prompt_tokens", json!(-2)),
+        ("truncate_prompt_tokens", json!(1e300)),
+        ("truncate_prompt_tokens", json!("4")),
+        ("truncate_prompt_tokens", json!(8)),
+    ];
+    let of_all = of_all.into_iter().map(|(name, value)| (name, value, 5));
+    for (name, value, doors) in of_all.chain(of_encoders.into_iter().map(|(name, value)| (name, value, 4))) {
+        let mut verdicts = Vec::new();
+        for (path, _, mut body) in reading_doors().into_iter().take(doors) {
+            body[name] = value.clone();
+            let reply = client.post(path, &body).await;
+            assert!(reply.status < 500, "{path}: {name}: {value}: {}", reply.text());
+            verdicts.push((reply.status, (reply.status != 200).then(|| (reply.error_code(), reply.param()))));
+        }
+        assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "{name}: {value}: {verdicts:?}");
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn what_is_no_text_is_refused_at_every_door_that_reads_texts_by_its_own_name() {
+    let server = EncoderServer::start().await;
+    for value in [json!(7), json!({}), json!([]), json!([[true]]), json!([{"a": 1}]), json!(true), Value::Null] {
+        for (path, field, mut body) in reading_doors() {
+            body[field] = value.clone();
+            let reply = server.client().post(path, &body).await;
+            assert_eq!(reply.status, 400, "{path}: {value}: {}", reply.text());
+            // A field that is `null` is absent, and the other name of it is then missed.
+            let param = reply.param().unwrap();
+            assert!(param.starts_with(field) || value.is_null(), "{path}: {value}: {param}");
+        }
+    }
+    let many = json!(vec!["a"; 2049]);
+    for (path, field, mut body) in reading_doors().into_iter().take(4) {
+        body[field] = many.clone();
+        let reply = server.client().post(path, &body).await;
+        assert_eq!((reply.status, reply.param().as_deref()), (400, Some(field)), "{path}");
+    }
+    server.assert_at_rest().await;
+}
+
 #[tokio::test]
 async fn the_bound_on_the_answer_is_one_bound_under_three_names() {
     let server = Server::start().await;
@@ -175,6 +246,25 @@ async fn answer_to(server: &Server, bytes: &[u8]) -> Option<u16> {
         String::from_utf8_lossy(&answer).split(' ').nth(1).and_then(|status| status.parse().ok())
     };
     timeout(PATIENCE, exchange).await.expect("the server answers or hangs up")
+}
+
+#[tokio::test]
+async fn a_request_has_one_host_also_where_no_name_is_asked_for() {
+    let open = Server::start().await;
+    let guarded = Server::with(Options { key_limits: Some(Vec::new()), ..Options::default() }).await;
+    let (one, two) = ("host: localhost\r\n", "host: localhost\r\nhost: evil.example\r\n");
+    for server in [&open, &guarded] {
+        for (version, hosts, status) in
+            [("1.1", one, "200"), ("1.1", two, "400"), ("1.1", "", "400"), ("1.0", two, "400"), ("1.0", one, "200")]
+        {
+            let request = format!("GET /health HTTP/{version}\r\n{hosts}connection: close\r\n\r\n");
+            let mut connection = TcpStream::connect(server.address).await.unwrap();
+            connection.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer).await.unwrap();
+            assert_eq!(answer.split(' ').nth(1), Some(status), "{request:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,13 +1,20 @@
 //! Embeddings, scores and labels over HTTP: what the reference implementation says, in the shapes that clients expect, and
 //! paid for on every way out.
 
+use std::sync::Arc;
+
+use crate::batches;
 use crate::common::client::Client;
 use crate::common::encoders::{BERT, CLASSIFIER, EncoderServer, QWEN3, RERANKER, texts};
 use crate::common::model::Gate;
 use crate::common::{MODEL, Options, limit, until};
-use passerelle::api::{ApiConfig, RequestBounds};
-use passerelle::gateway::Limit;
+use passerelle::api::{ApiConfig, RequestBounds, run_batches};
+use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
+use passerelle::gateway::directory::NewKey;
+use passerelle::gateway::quota::Bound;
+use passerelle::gateway::{AccountPath, DataDir, Directory, Limit, Quota, Scope};
 use passerelle_engine::EncoderConfig;
+use passerelle_engine::clock::SystemClock;
 use serde_json::{Value, json};
 
 const EMBEDDINGS: &str = "/v1/embeddings";
@@ -259,6 +266,69 @@ async fn rerank_and_score_honour_their_fields() {
     assert_eq!(refused(&client, "/rerank", long).await.0, "context_length_exceeded");
 }
 
+/// As its users ask: `texts`, no model where one is served, and a bare list as the answer.
+#[tokio::test]
+async fn a_ranking_is_given_as_tei_gives_it_to_who_asks_as_tei_is_asked() {
+    let server = EncoderServer::start().await;
+    let client = server.client();
+    let documents = json!(["ccc", "a", "bb"]);
+    let as_jina = json!({ "model": RERANKER, "query": "q", "documents": documents });
+    let ranked = answered(&client, "/rerank", as_jina).await;
+    let order = |list: &Value| list.as_array().unwrap().iter().map(|one| one["index"].clone()).collect::<Vec<_>>();
+    let as_tei = json!({ "model": RERANKER, "query": "q", "texts": documents, "return_text": true, "truncate": true });
+    let tei = answered(&client, "/rerank", as_tei).await;
+    assert_eq!(order(&tei), order(&ranked["results"]));
+    assert_eq!(tei[0]["score"], ranked["results"][0]["relevance_score"]);
+    assert_eq!(tei[0]["text"], ranked["results"][0]["document"]["text"]);
+    let plain = answered(&client, "/rerank", json!({ "model": RERANKER, "query": "q", "texts": ["a"] })).await;
+    assert_eq!(plain.as_array().unwrap().len(), 1);
+    assert!(plain[0].get("text").is_none(), "{plain}");
+    let both = json!({ "model": RERANKER, "query": "q", "texts": ["a"], "documents": ["a"] });
+    assert_eq!(refused(&client, "/rerank", both).await.1.as_deref(), Some("documents"));
+    let unnamed = json!({ "query": "q", "texts": ["a"] });
+    assert_eq!(refused(&client, "/rerank", unnamed).await.1.as_deref(), Some("model"), "several are served");
+}
+
+#[tokio::test]
+async fn a_document_is_cut_to_what_cohere_calls_its_tokens_and_the_query_is_not() {
+    let server = EncoderServer::start().await;
+    let client = server.client();
+    for model in [RERANKER, BERT] {
+        let ask = async |document: &str, most: Option<u32>| {
+            let body = json!({ "model": model, "query": "mairie de la commune", "documents": [document],
+                               "max_tokens_per_doc": most });
+            answered(&client, "/v2/rerank", body).await
+        };
+        let (short, long) = ("a", "a a a a a a a a");
+        let cut = ask(long, Some(1)).await;
+        assert_eq!(cut["results"][0]["relevance_score"], ask(short, None).await["results"][0]["relevance_score"]);
+        assert_eq!(cut["results"][0]["document"]["text"], long, "it is shown as it was written");
+        assert!(cut["usage"]["total_tokens"].as_u64() < ask(long, None).await["usage"]["total_tokens"].as_u64());
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_batch_of_embeddings_is_answered_like_each_of_them_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { data_dir: Some(folder.path().to_owned()), ..Options::default() };
+    let server = EncoderServer::with(options, EncoderConfig::default()).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let client = server.client();
+    let line = |id: &str, body: &Value| json!({"custom_id": id, "method": "POST", "url": EMBEDDINGS, "body": body});
+    let (fits, generator) = (json!({"model": BERT, "input": ["a", "b"]}), json!({"model": MODEL, "input": "a"}));
+    let batch = batches::create_at(&client, EMBEDDINGS, &[line("a", &fits), line("b", &generator)]).await;
+    let batch = batches::wait_until(&client, &batch, |batch| batch["status"] == "completed").await;
+    assert_eq!(batch["request_counts"], json!({"total": 2, "completed": 1, "failed": 1}));
+    let output = batches::lines_of(&client, &batch["output_file_id"]).await;
+    let alone = answered(&client, EMBEDDINGS, fits).await;
+    assert_eq!(output[0]["response"]["body"]["data"], alone["data"]);
+    let refused = batches::lines_of(&client, &batch["error_file_id"]).await;
+    assert_eq!(refused[0]["response"]["body"]["error"]["param"], "model");
+    runner.abort();
+    server.assert_at_rest().await;
+}
+
 /// A bi-encoder ranks by the angle between the texts.
 #[tokio::test]
 async fn an_embedding_model_scores_by_cosine() {
@@ -362,4 +432,28 @@ async fn bounds_on_lists_are_those_of_the_configuration() {
     ] {
         assert_eq!(refused(&client, path, body).await.1.as_deref(), Some(named));
     }
+}
+
+#[tokio::test]
+async fn texts_are_of_the_class_that_their_key_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory =
+        Directory::open(&DataDir::open(folder.path()).unwrap(), Arc::new(SystemClock::new()), "test").unwrap();
+    let acme: AccountPath = "acme".parse().unwrap();
+    let few = Limit::of(Bound::BatchTokens(4.try_into().unwrap()));
+    directory.create_account(&acme, Quota::new(vec![few]).unwrap()).unwrap();
+    let key = |class: ServiceClass| {
+        let (scopes, models) = (Scopes::new([Scope::Inference]).unwrap(), ModelAccess::All);
+        let new = NewKey { account: acme.clone(), name: class.to_string(), scopes, models, class, valid_for: None };
+        format!("Bearer {}", directory.create_key(new).unwrap().0.reveal())
+    };
+    let keys = [ServiceClass::Standard, ServiceClass::Batch].map(key);
+    let server =
+        EncoderServer::with(Options { administered: Some(folder), ..Options::default() }, EncoderConfig::default());
+    let server = server.await;
+    let [standard, batch] = keys.map(|key| server.client().with("authorization", &key));
+    let text = json!({"model": BERT, "input": "a text of more tokens than four"});
+    answered(&standard, EMBEDDINGS, text.clone()).await;
+    let (_, _, message) = refused(&batch, EMBEDDINGS, text).await;
+    assert!(message.contains("batch_tokens"), "{message}");
 }

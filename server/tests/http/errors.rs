@@ -74,6 +74,38 @@ async fn what_the_kv_cache_can_never_hold_names_the_context() {
 }
 
 #[tokio::test]
+async fn an_answer_that_does_not_fit_names_the_field_that_asked_for_it() {
+    let server = Server::start().await;
+    let client = server.client();
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let cases = [
+        ("/v1/completions", "max_tokens", json!({"prompt": "hi"})),
+        (CHAT, "max_tokens", json!({"messages": messages})),
+        (CHAT, "max_completion_tokens", json!({"messages": messages})),
+        ("/v1/responses", "max_output_tokens", json!({"input": "hi"})),
+    ];
+    for (path, field, mut body) in cases {
+        (body["model"], body[field]) = (json!(MODEL), json!(4000));
+        let reply = client.post(path, &body).await;
+        refused(&reply, 400, "context_length_exceeded", Some(field));
+        assert!(reply.message().contains(&format!("lower `{field}`")), "{}", reply.message());
+        (body[field], body["min_tokens"]) = (json!(3), json!(4));
+        let reply = client.post(path, &body).await;
+        assert!(reply.message().contains(&format!("`{field}`")), "{path}: {}", reply.message());
+    }
+}
+
+#[tokio::test]
+async fn an_effort_that_the_template_cannot_be_told_is_refused_under_the_routes_own_name() {
+    let server = Server::start().await;
+    let client = server.client();
+    let response = json!({"model": MODEL, "input": "hi", "reasoning": {"effort": "high"}});
+    refused(&client.post("/v1/responses", &response).await, 400, "unsupported_parameter", Some("reasoning.effort"));
+    let reply = client.post(CHAT, &chat(json!({"reasoning_effort": "high"}))).await;
+    refused(&reply, 400, "unsupported_parameter", Some("reasoning_effort"));
+}
+
+#[tokio::test]
 async fn a_large_body_is_read_like_a_small_one() {
     let server = Server::start().await;
     let client = server.client();

@@ -93,7 +93,7 @@ async fn what_is_refused_is_refused_before_a_stream_begins() {
     for (extra, status, param) in [
         (json!({"store": true, "stream": true}), 400, "store"),
         (json!({"model": "nobody", "stream": true}), 404, "model"),
-        (json!({"max_output_tokens": 5000}), 400, "max_tokens"),
+        (json!({"max_output_tokens": 5000}), 400, "max_output_tokens"),
     ] {
         let reply = server.client().post(RESPONSES, &ask(json!("hi"), extra)).await;
         assert_eq!((reply.status, reply.param().as_deref()), (status, Some(param)), "{}", reply.text());

@@ -287,6 +287,11 @@ impl<E: Element> Attention<'_, E> {
         for score in &mut *scores {
             *score *= self.params.scale;
         }
+        if let Some(cap) = self.params.soft_cap {
+            for score in &mut *scores {
+                *score = cap * (*score / cap).tanh();
+            }
+        }
         let Some(slopes) = &self.params.alibi_slopes else { return };
         let position = view.position(token) as f32;
         for (key, score) in scores.iter_mut().enumerate() {
@@ -396,10 +401,21 @@ impl<E: Element> Attention<'_, E> {
             let start = (chunk.first_row + row / group) * self.q.width + (kv_head * group + row % group) * head_dim;
             // SAFETY: this token's query head, which belongs to this task alone.
             let out = unsafe { self.out.part(start, head_dim) };
+            let (factor, sum_of_weights) =
+                self.with_sink(kv_head * group + row % group, (state.max[row], state.sum[row]));
             for (out, sum) in out.iter_mut().zip(&state.out[row * padded..]) {
-                *out = sum / state.sum[row];
+                *out = sum * factor / sum_of_weights;
             }
         }
+    }
+
+    /// What the sums of values and the sum of weights are multiplied with and replaced by, once a head's sink is counted.
+    #[inline(always)]
+    fn with_sink(&self, query_head: usize, (max, sum): (f32, f32)) -> (f32, f32) {
+        let Some(sinks) = &self.params.sinks else { return (1.0, sum) };
+        let highest = max.max(sinks[query_head]);
+        let factor = (max - highest).exp();
+        (factor, sum * factor + (sinks[query_head] - highest).exp())
     }
 }
 

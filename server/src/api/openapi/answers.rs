@@ -36,8 +36,26 @@ fn asked() -> Value {
             "parameters": {"type": ["object", "null"]},
             "strict": {"type": ["boolean", "null"]},
         })),
+        "Limit": limit(),
         "Error": error(),
     })
+}
+
+/// As administration states it.
+fn limit() -> Value {
+    let mut limit = object(
+        &["limit", "value"],
+        json!({
+            "limit": {"type": "string", "description": "as `passerelle quota set --help` lists them"},
+            "value": {"type": "number"},
+            "model": {"type": ["string", "null"]},
+            "from": {"type": ["integer", "null"], "description": "of a grant, in seconds since 1970"},
+            "until": {"type": ["integer", "null"]},
+            "dry_run": {"type": "boolean", "description": "counted, and refuses nothing"},
+        }),
+    );
+    limit["additionalProperties"] = json!(false);
+    limit
 }
 
 fn comparison() -> Value {
@@ -88,9 +106,13 @@ fn generated() -> Value {
             "model": {"type": "string"},
             "usage": {"type": "object", "required": ["prompt_tokens", "total_tokens"]},
         })),
-        "Ranking": object(&["id", "model", "results"], json!({
-            "results": {"type": "array", "items": {"type": "object", "required": ["index", "relevance_score"]}},
-        })),
+        "Ranking": {"anyOf": [
+            object(&["id", "model", "results"], json!({
+                "results": {"type": "array", "items": {"type": "object", "required": ["index", "relevance_score"]}},
+            })),
+            // For those who ask with `texts`.
+            {"type": "array", "items": {"type": "object", "required": ["index", "score"]}},
+        ]},
         "Scores": object(&["id", "object", "model", "data"], json!({
             "data": {"type": "array", "items": {"type": "object", "required": ["index"]}},
         })),
@@ -171,7 +193,10 @@ fn message() -> Value {
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
             "content": {"anyOf": [
                 {"type": ["string", "null"]},
-                {"type": "array", "items": object(&["type", "text"], json!({"type": {"const": "text"}, "text": {"type": "string"}}))},
+                {"type": "array", "items": {"anyOf": [
+                    object(&["type", "text"], json!({"type": {"const": "text"}, "text": {"type": "string"}})),
+                    object(&["type", "refusal"], json!({"type": {"const": "refusal"}, "refusal": {"type": "string"}})),
+                ]}},
             ]},
             "name": {"type": ["string", "null"]},
             "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::api::fields::Field;
 use crate::api::routes::batches::{BATCH_FIELDS, MAX_PAGE};
+use crate::api::routes::files::FILE_FIELDS;
 use crate::api::routes::tokens::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
 use crate::api::wire::chat::CHAT_FIELDS;
 use crate::api::wire::compare::COMPARE_FIELDS;
@@ -41,8 +42,10 @@ pub(super) enum Parameter {
 pub(super) enum RequestBody {
     None,
     Json(Body),
-    /// A form with `purpose` and `file`.
-    Upload,
+    /// JSON of which nothing unknown is ever accepted.
+    Exact(Body),
+    /// A form, one part for each field.
+    Upload(Body),
 }
 
 #[derive(Debug)]
@@ -105,16 +108,17 @@ pub(super) const RESPONSE: Body =
 pub(super) const EMBEDDING: Body =
     Body { door: "embeddings", tables: &[TEXT_FIELDS, EMBEDDING_FIELDS], required: &["model", "input"] };
 pub(super) const COMPARISON: Body = Body { door: "compare", tables: &[COMPARE_FIELDS], required: &["models"] };
-const RERANK: Body =
-    Body { door: "rerank", tables: &[TEXT_FIELDS, RERANK_FIELDS], required: &["model", "query", "documents"] };
-const SCORE: Body =
+/// With `documents`, or as TEI is asked, with `texts` and perhaps without a model.
+pub(super) const RERANK: Body = Body { door: "rerank", tables: &[TEXT_FIELDS, RERANK_FIELDS], required: &["query"] };
+pub(super) const SCORE: Body =
     Body { door: "score", tables: &[TEXT_FIELDS, SCORE_FIELDS], required: &["model", "text_1", "text_2"] };
-const CLASSIFY: Body =
+pub(super) const CLASSIFY: Body =
     Body { door: "classify", tables: &[TEXT_FIELDS, CLASSIFY_FIELDS], required: &["model", "input"] };
-const BATCH: Body =
+pub(super) const FILE: Body = Body { door: "files", tables: &[FILE_FIELDS], required: &["purpose", "file"] };
+pub(super) const BATCH: Body =
     Body { door: "batches", tables: &[BATCH_FIELDS], required: &["input_file_id", "endpoint", "completion_window"] };
 /// For routes whose body is no JSON.
-const NOTHING: Body = Body { door: "", tables: &[], required: &[] };
+pub(super) const NOTHING: Body = Body { door: "", tables: &[], required: &[] };
 const TOKENIZE: Body = Body { door: "tokenize", tables: &[TOKENIZE_FIELDS], required: &[] };
 const DETOKENIZE: Body = Body { door: "detokenize", tables: &[DETOKENIZE_FIELDS], required: &["tokens"] };
 
@@ -137,6 +141,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ),
     post("/v1/embeddings", "embeddings", "Vectors of texts", EMBEDDING, Answer::Json("Embeddings")),
     post("/v1/rerank", "rerank", "Documents by how they answer a query", RERANK, Answer::Json("Ranking")),
+    post("/v2/rerank", "rerankAsCohere", "The same", RERANK, Answer::Json("Ranking")),
     post("/rerank", "rerankAtRoot", "The same", RERANK, Answer::Json("Ranking")),
     post("/v1/score", "score", "How well texts go together", SCORE, Answer::Json("Scores")),
     post("/score", "scoreAtRoot", "The same", SCORE, Answer::Json("Scores")),
@@ -145,7 +150,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     get("/v1/models", "models", "The models that are served", &[], Answer::Json("ModelList")),
     get("/v1/models/{name}", "model", "One of them", &[Parameter::Path("name")], Answer::Json("Model")),
     Operation {
-        body: RequestBody::Upload,
+        body: RequestBody::Upload(FILE),
         ..post(
             "/v1/files",
             "uploadFile",
@@ -199,7 +204,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     get("/", "home", "A page to try the models in a browser; plain text elsewhere", &[], Answer::Text("text/plain")),
 ];
 
-const fn get(
+pub(super) const fn get(
     path: &'static str,
     id: &'static str,
     summary: &'static str,
@@ -209,6 +214,12 @@ const fn get(
     Operation { method: "get", path, id, summary, parameters, body: RequestBody::None, answer }
 }
 
-const fn post(path: &'static str, id: &'static str, summary: &'static str, body: Body, answer: Answer) -> Operation {
+pub(super) const fn post(
+    path: &'static str,
+    id: &'static str,
+    summary: &'static str,
+    body: Body,
+    answer: Answer,
+) -> Operation {
     Operation { method: "post", path, id, summary, parameters: &[], body: RequestBody::Json(body), answer }
 }

@@ -3,24 +3,27 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::operations::{CHAT, COMPARISON, COMPLETION, EMBEDDING, RESPONSE};
+use super::operations::{BATCH, CHAT, CLASSIFY, COMPARISON, COMPLETION, EMBEDDING, FILE, RERANK, RESPONSE, SCORE};
 use super::*;
 use crate::api::all_routes;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::Reader;
+use crate::api::routes::batches::read_batch;
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::compare::read_compare;
 use crate::api::wire::completions::read_completions;
 use crate::api::wire::embeddings::read_embeddings;
 use crate::api::wire::request::RequestBounds;
 use crate::api::wire::responses::read_response;
+use crate::api::wire::scores::{read_classify, read_rerank, read_score};
 
 type Read = fn(Value, Reader, &RequestBounds) -> Result<(), ApiError>;
 
-/// The doors that read the same requests, with a body that each of them takes.
-fn doors() -> [(&'static str, Body, Value, Read); 5] {
+/// The doors that read JSON, with a body that each of them takes.
+fn doors() -> Vec<(&'static str, Body, Value, Read)> {
     let messages = json!([{"role": "user", "content": "hi"}]);
-    [
+    let batch = json!({"input_file_id": "f", "endpoint": "/v1/embeddings", "completion_window": "24h"});
+    vec![
         ("POST /v1/chat/completions", CHAT, json!({"model": "m", "messages": messages}), |body, reader, bounds| {
             read_chat(body, reader, bounds).map(drop)
         }),
@@ -36,6 +39,16 @@ fn doors() -> [(&'static str, Body, Value, Read); 5] {
         ("POST /v1/embeddings", EMBEDDING, json!({"model": "m", "input": "hi"}), |body, reader, _| {
             read_embeddings(body, reader, 8).map(drop)
         }),
+        ("POST /v1/rerank", RERANK, json!({"model": "m", "query": "q", "documents": ["a"]}), |body, reader, _| {
+            read_rerank(body, reader, 8).map(drop)
+        }),
+        ("POST /v1/score", SCORE, json!({"model": "m", "text_1": "a", "text_2": "b"}), |body, reader, _| {
+            read_score(body, reader, 8).map(drop)
+        }),
+        ("POST /v1/classify", CLASSIFY, json!({"model": "m", "input": "hi"}), |body, reader, _| {
+            read_classify(body, reader, 8).map(drop)
+        }),
+        ("POST /v1/batches", BATCH, batch, |body, mut reader, _| read_batch(body, &mut reader).map(drop)),
     ]
 }
 
@@ -57,6 +70,9 @@ fn needs(door: &str, name: &str) -> Value {
             json!({"prompt": null, "messages": [{"role": "user", "content": "hi"}]})
         }
         ("completions" | "compare", "min_tokens") => json!({"max_tokens": u32::MAX}),
+        ("rerank", "texts") => json!({"documents": null}),
+        ("rerank", "return_text" | "truncate") => json!({"documents": null, "texts": ["a"]}),
+        ("score", "text_1") => json!({"text_2": ["a"]}),
         _ => json!({}),
     }
 }
@@ -147,12 +163,9 @@ fn every_shape_is_a_schema() {
 
 #[test]
 fn every_route_is_described_and_every_description_has_a_route() {
-    let written = |path: &str| path.replace("{*name}", "{name}");
-    // Administration has a description of its own in the README.
-    let is_public = |path: &&str| !path.starts_with("/admin/") && !path.starts_with("/v1/me/");
-    let paths = all_routes().map(|(path, _)| path).filter(is_public);
-    let mut routes: Vec<String> = paths.map(written).collect();
-    let mut described: Vec<String> = OPERATIONS.iter().map(|operation| operation.path.to_owned()).collect();
+    let mut routes: Vec<String> = all_routes().map(|(path, _)| path.replace("{*", "{")).collect();
+    let operations = OPERATIONS.iter().chain(ADMINISTRATION);
+    let mut described: Vec<String> = operations.map(|operation| operation.path.to_owned()).collect();
     routes.sort();
     described.sort();
     described.dedup();
@@ -170,7 +183,9 @@ fn fields_table() -> String {
         absent everywhere. A field that is not here is refused as unknown, unless `api.unknown_fields = \"warn\"`. Made from the\n\
         tables that the readers use by `cargo test -p passerelle --lib fields_table -- --ignored`; a test compares the two.\n"
         .to_owned();
-    for (route, body, ..) in doors() {
+    let tables = doors().into_iter().map(|(route, body, ..)| (route, body));
+    let tables: Vec<_> = tables.chain([("POST /v1/files, a form", FILE)]).collect();
+    for (route, body) in tables {
         write!(text, "\n## {route}\n\n| field | |\n| --- | --- |\n").unwrap();
         let mut fields: Vec<&Field> = body.tables.iter().flat_map(|table| table.iter()).collect();
         fields.sort_by_key(|field| field.name);

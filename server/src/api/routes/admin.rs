@@ -22,6 +22,7 @@ use super::require;
 use crate::api::body::read_bytes;
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
+use crate::api::fields::{invalid, required};
 use crate::api::reload::reload;
 use crate::api::state::AppState;
 use crate::api::wire::parse_json;
@@ -78,7 +79,7 @@ async fn usage<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
 async fn hours<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    let nothing = || ApiError::new(ErrorKind::NotFound, "No server runs whose time could be told.");
+    let nothing = || ApiError::new(ErrorKind::NoServer, "No server runs whose time could be told.");
     let hours = desk.server().ok_or_else(nothing)?.metrics().hours();
     Ok(Json(json!({"object": "list", "partition": hours.partition(), "data": hours.rows()})).into_response())
 }
@@ -142,9 +143,74 @@ fn require_real_models<'a>(desk: &impl Desk, mut models: impl Iterator<Item = &'
 async fn read<T: DeserializeOwned>(request: Request, desk: &impl Desk) -> Result<T, ApiError> {
     let bytes = read_bytes(request, desk.body_bounds()).await?;
     let body = parse_json(&bytes)?;
-    serde_json::from_value(body).map_err(|error| ApiError::new(ErrorKind::InvalidValue, format!("The body: {error}.")))
+    serde_json::from_value(body).map_err(|error| unread(&error.to_string()))
+}
+
+/// What serde says of a body, in the words that the other routes have for it.
+fn unread(said: &str) -> ApiError {
+    let quoted = |begin: &str| said.strip_prefix(begin)?.split('`').next();
+    if let Some(field) = quoted("missing field `") {
+        return required::<()>(None, field).err().unwrap_or_else(|| invalid(field, said));
+    }
+    if let Some(field) = quoted("unknown field `") {
+        let known = said
+            .split_once(", expected ")
+            .map_or_else(String::new, |(_, known)| format!(" Known here: {}.", known.trim_start_matches("one of ")));
+        let message = format!("Unknown parameter: `{}`.{known}", echoed(field));
+        return ApiError::new(ErrorKind::UnknownParameter, message).param(field);
+    }
+    // Types of this program mean nothing to whoever wrote the body.
+    let of_json = [("a map", "an object"), ("a sequence", "an array"), ("unit variant", "a string"), ("unit", "null")];
+    let words: Vec<&str> = said.split(' ').collect();
+    let named = words.windows(2).find(|pair| matches!(pair[0], "struct" | "enum")).map(|pair| pair.join(" "));
+    let said = named.map_or_else(|| said.to_owned(), |named| said.replace(&named, "an object"));
+    let said = of_json.iter().fold(said, |said, (from, to)| said.replace(from, to));
+    ApiError::new(ErrorKind::InvalidValue, format!("The body: {said}."))
 }
 
 fn list(data: impl serde::Serialize) -> Response {
     Json(json!({"object": "list", "data": data})).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        #[expect(dead_code, reason = "only read")]
+        count: u32,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        #[expect(dead_code, reason = "only read")]
+        account: String,
+        #[expect(dead_code, reason = "only read")]
+        inner: Option<Inner>,
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_said_without_the_names_of_this_program() {
+        let cases = [
+            (json!({}), ErrorKind::MissingParameter, "`account`"),
+            (json!({"account": "a", "colour": 1}), ErrorKind::UnknownParameter, "Known here: `account`"),
+            (json!([]), ErrorKind::MissingParameter, ""),
+            (json!("x"), ErrorKind::InvalidValue, "expected an object"),
+            (json!({"account": 7}), ErrorKind::InvalidValue, "expected a string"),
+            (json!({"account": "a", "inner": 7}), ErrorKind::InvalidValue, "expected an object"),
+        ];
+        for (body, kind, said) in cases {
+            let error =
+                serde_json::from_value::<Body>(body.clone()).map(drop).map_err(|error| unread(&error.to_string()));
+            let Err(error) = error else { panic!("{body} is read") };
+            assert!(error.message().contains(said), "{body}: {}", error.message());
+            assert!(!error.message().contains("struct") && !error.message().contains("Inner"), "{}", error.message());
+            if !body.is_array() {
+                assert_eq!(error.kind(), kind, "{body}: {}", error.message());
+            }
+        }
+    }
 }

@@ -104,13 +104,14 @@ pub(crate) async fn cancel(
     Ok(Json(batch_json(&batch)).into_response())
 }
 
-struct AskedBatch {
+#[derive(Debug)]
+pub(crate) struct AskedBatch {
     input_file_id: String,
     endpoint: Endpoint,
     metadata: BTreeMap<String, String>,
 }
 
-fn read_batch(body: Value, reader: &mut Reader) -> Result<AskedBatch, ApiError> {
+pub(crate) fn read_batch(body: Value, reader: &mut Reader) -> Result<AskedBatch, ApiError> {
     let mut fields = reader.open(body, "", &[BATCH_FIELDS])?;
     let input_file_id = required(fields.string("input_file_id")?, "input_file_id")?;
     let endpoint = read_endpoint(&mut fields)?;

@@ -21,37 +21,48 @@ use crate::api::ids::random_id;
 use crate::api::state::AppState;
 use crate::api::wire::embeddings::{EmbeddingsAnswer, ReadEmbeddings, read_embeddings};
 use crate::api::wire::scores::{
-    Classification, ListAnswer, RawScores, ReadPairs, ReadRerank, RerankAnswer, Score, read_classify, read_rerank,
-    read_score,
+    Classification, ListAnswer, RankingShape, RawScores, ReadPairs, ReadRerank, RerankAnswer, Score, read_classify,
+    read_rerank, read_score,
 };
 use crate::api::wire::texts::{TextItem, Texts};
+use crate::gateway::Caller;
 
 pub(crate) async fn embeddings(State(state): State<AppState>, request: Request) -> Response {
-    answer(&state, request, read_embeddings, async |state, visit, read: ReadEmbeddings| {
-        let ReadEmbeddings { model, texts, format, dimensions, normalize, .. } = read;
-        let (served, encoder) = find_encoder(state, &visit.caller, &model).await?;
-        let EncoderOutput::Embedding(embedding) = &encoder.output else {
-            return Err(unfit_encoder(&model, "gives scores, not embeddings", "/v1/rerank or /v1/classify"));
-        };
-        let shape = VectorShape::new(embedding, dimensions.map(usize::from), normalize)?;
-        let Encoded { mut vectors, usage } = encode(state, visit, &served, texts).await?;
-        vectors.iter_mut().for_each(|vector| shape.apply(vector));
-        json(EmbeddingsAnswer::new(model, vectors, format, usage))
-    })
-    .await
+    answer(&state, request, read_embeddings, give_vectors).await
+}
+
+/// The same, of a body that is there already.
+pub(crate) async fn embed(state: &AppState, visit: &Visit, body: Value) -> Result<Response, ApiError> {
+    answer_body(state, visit, body, read_embeddings, give_vectors).await
+}
+
+async fn give_vectors(state: &AppState, visit: &Visit, read: ReadEmbeddings) -> Result<Response, ApiError> {
+    let ReadEmbeddings { model, texts, format, dimensions, normalize, .. } = read;
+    let (served, encoder) = find_encoder(state, &visit.caller, &model).await?;
+    let EncoderOutput::Embedding(embedding) = &encoder.output else {
+        return Err(unfit_encoder(&model, "gives scores, not embeddings", "/v1/rerank or /v1/classify"));
+    };
+    let shape = VectorShape::new(embedding, dimensions.map(usize::from), normalize)?;
+    let Encoded { mut vectors, usage } = encode(state, visit, &served, texts).await?;
+    vectors.iter_mut().for_each(|vector| shape.apply(vector));
+    json(EmbeddingsAnswer::new(model, vectors, format, usage))
 }
 
 pub(crate) async fn rerank(State(state): State<AppState>, request: Request) -> Response {
     answer(&state, request, read_rerank, async |state, visit, read: ReadRerank| {
-        let ReadRerank { pairs, top_n, returns_documents } = read;
+        let ReadRerank { pairs, top_n, shape } = read;
         let second = |item: &TextItem| match item {
-            TextItem::Pair(_, document) => document.clone(),
+            TextItem::Pair(_, document) | TextItem::Document(document) => document.clone(),
             TextItem::Text(_) | TextItem::Tokens(_) => String::new(),
         };
-        let documents = returns_documents.then(|| pairs.texts.items.iter().map(second).collect());
+        let documents = shape.returns_documents().then(|| pairs.texts.items.iter().map(second).collect());
         let model = pairs.model.clone();
         let Scored { scores, encoded } = score_pairs(state, visit, pairs).await?;
-        json(RerankAnswer::new((new_id("rerank-")?, model), scores, documents, (top_n, encoded.usage)))
+        let answer = RerankAnswer::new((new_id("rerank-")?, model), scores, documents, (top_n, encoded.usage));
+        match shape {
+            RankingShape::Jina { .. } => json(answer),
+            RankingShape::Tei { .. } => json(answer.into_tei()),
+        }
     })
     .await
 }
@@ -90,16 +101,39 @@ async fn answer<R: About>(
 ) -> Response {
     let answered = async {
         let visit = enter(state, request.headers())?;
-        let body = alias::settle(state, &visit.caller, read_json(request, state).await?);
-        let read = read(body, state.reader(), state.config().bounds.max_inputs)?;
-        let (model, ignored) = read.about();
-        let mut response = respond(state, &visit, read).await.unwrap_or_else(IntoResponse::into_response);
-        fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.caller, Some(&model)));
-        list_ignored(&mut response, &ignored);
-        response.extensions_mut().insert(AboutModel(model));
-        Ok::<_, ApiError>(response)
+        let body = read_json(request, state).await?;
+        answer_body(state, &visit, body, read, respond).await
     };
     answered.await.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Everything after the body is there.
+async fn answer_body<R: About>(
+    state: &AppState,
+    visit: &Visit,
+    body: Value,
+    read: fn(Value, Reader, usize) -> Result<R, ApiError>,
+    respond: impl AsyncFnOnce(&AppState, &Visit, R) -> Result<Response, ApiError>,
+) -> Result<Response, ApiError> {
+    let body = alias::settle(state, &visit.caller, with_only_model(state, &visit.caller, body));
+    let read = read(body, state.reader(), state.config().bounds.max_inputs)?;
+    let (model, ignored) = read.about();
+    let mut response = respond(state, visit, read).await.unwrap_or_else(IntoResponse::into_response);
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.caller, Some(&model)));
+    list_ignored(&mut response, &ignored);
+    response.extensions_mut().insert(AboutModel(model));
+    Ok(response)
+}
+
+/// TEI serves one model and its clients name none: nor need they here, where only one is served.
+fn with_only_model(state: &AppState, caller: &Caller, mut body: Value) -> Value {
+    if body.get("texts").is_some()
+        && body.get("model").is_none()
+        && let Some(model) = state.only_model(caller)
+    {
+        body["model"] = Value::String(model);
+    }
+    body
 }
 
 /// What every request says of itself: its model, and the fields that were accepted without being read.
@@ -189,7 +223,7 @@ fn pair_activation(encoder: &ServedEncoder, model: &str) -> Result<Option<ScoreA
 /// The two texts of each pair one after the other.
 fn apart(texts: Texts) -> Texts {
     let items = texts.items.into_iter().flat_map(|item| match item {
-        TextItem::Pair(first, second) => vec![TextItem::Text(first), TextItem::Text(second)],
+        TextItem::Pair(first, second) => vec![TextItem::Text(first), TextItem::Document(second)],
         single => vec![single],
     });
     Texts { items: items.collect(), ..texts }

@@ -16,12 +16,15 @@ use tokio::time::timeout;
 use super::kept::{Kept, KeptItem, on_disk};
 use super::{enter, require};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
-use crate::api::fields::{invalid, required};
+use crate::api::fields::{self, honoured, invalid, neutral, required, unsupported};
 use crate::api::reserve::reserve;
 use crate::api::state::AppState;
 use crate::batches::{BatchStore, Purpose, StoredFile, Upload};
 use crate::gateway::{Ask, Scope};
 
+/// The parts of the form.
+pub(crate) const FILE_FIELDS: &[fields::Field] =
+    &[honoured("purpose"), honoured("file"), neutral("expires_after", "[]")];
 /// Of a form beside the file in it.
 const MAX_FORM_BYTES: u64 = 16 << 10;
 const MAX_NAME_CHARS: usize = 255;
@@ -46,11 +49,7 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
                 received = Some((filename, receive(&state, &store, &owner, field).await?));
             }
             Some("file") => return Err(invalid("file", "was given twice")),
-            name => {
-                let name = name.unwrap_or_default().to_owned();
-                let message = format!("Unknown field of the form: `{}`.", echoed(&name));
-                return Err(ApiError::new(ErrorKind::UnknownParameter, message).param(name));
-            }
+            name => return Err(unread(name.unwrap_or_default())),
         }
     }
     if required(purpose, "purpose")? != "batch" {
@@ -62,6 +61,15 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
         store.keep(upload, |id, bytes| StoredFile { id, owner, filename, purpose: Purpose::Batch, bytes, created_at })
     });
     Ok(Json(file_json(&file.await?)).into_response())
+}
+
+/// A part that is known and not supported, or not known. Those of an object are written `object[field]`.
+fn unread(part: &str) -> ApiError {
+    let name = part.split('[').next().unwrap_or_default();
+    if FILE_FIELDS.iter().any(|field| field.name == name) {
+        return unsupported(name, "a file is kept until it is deleted");
+    }
+    ApiError::new(ErrorKind::UnknownParameter, format!("Unknown field of the form: `{}`.", echoed(part))).param(part)
 }
 
 pub(crate) async fn list(Kept { store, owner }: Kept) -> Response {

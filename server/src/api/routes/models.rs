@@ -14,8 +14,9 @@ use super::authenticate;
 use crate::api::causes::{fill_rate_limit_headers, model_not_found};
 use crate::api::errors::ApiError;
 use crate::api::state::{AppState, ServedModel};
+use crate::gateway::account::Via;
 use crate::gateway::shelf::{ShelfRow, ShelfState};
-use crate::gateway::{Alias, Caller, Shelf};
+use crate::gateway::{AccountPath, Alias, Caller, Shelf};
 
 /// A model that is served, or that comes into memory when somebody asks for it.
 #[derive(Debug)]
@@ -33,7 +34,8 @@ pub(crate) struct Shown {
 pub(crate) async fn list(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
     let serving = state.serving();
-    let seen = shown(&state, |name| state.sees(&caller, name));
+    let mut seen = shown(&state, |name| state.sees(&caller, name));
+    seen.iter_mut().for_each(|model| model.tell(&caller));
     let aliases = serving.aliases().filter_map(|(name, alias)| alias_json(&state, &caller, (name, alias)));
     let data: Vec<Value> = seen.iter().map(|model| model_json(&state, model)).chain(aliases).collect();
     let mut response = Json(json!({"object": "list", "data": data})).into_response();
@@ -50,7 +52,8 @@ pub(crate) async fn retrieve(
     // A name that is not UTF-8 names no model.
     let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
     let serving = state.serving();
-    let seen = shown(&state, |model| model == name && state.sees(&caller, model));
+    let mut seen = shown(&state, |model| model == name && state.sees(&caller, model));
+    seen.iter_mut().for_each(|model| model.tell(&caller));
     let model = seen.first().map(|model| model_json(&state, model));
     let alias = || alias_json(&state, &caller, (name.as_str(), serving.alias(&name)?));
     let found = model.or_else(alias).ok_or_else(|| model_not_found(&name))?;
@@ -71,6 +74,12 @@ pub(crate) fn shown(state: &AppState, is_seen: impl Fn(&str) -> bool) -> Vec<Sho
 }
 
 impl Shown {
+    /// Why it failed is for operators, and for everybody where nobody needs a key: it names files of this machine.
+    fn tell(&mut self, caller: &Caller) {
+        let may_know = caller.via == Via::OpenDoor || caller.governs(&AccountPath::root());
+        self.why = self.why.take().map(|why| if may_know { why } else { "it cannot be loaded".into() });
+    }
+
     fn of(row: ShelfRow) -> Self {
         let state = match row.state {
             ShelfState::Available => "available",

@@ -1,5 +1,5 @@
-//! A connection whose patience is bounded: a peer that takes nothing is cut, and one that still writes when its answer
-//! is complete is given a moment, so that it reads the answer instead of a reset.
+//! A connection whose patience is bounded: a peer that takes nothing is cut, one whose first request does not come is told so,
+//! and one that still writes when its answer is complete is given a moment, so that it reads the answer instead of a reset.
 
 use std::io;
 use std::pin::Pin;
@@ -9,37 +9,71 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use crate::api::errors::{ApiError, ErrorKind};
+
 /// How long a peer may go on writing after the last answer.
 const LINGER: Duration = Duration::from_secs(1);
 /// How much of it is read and thrown away.
 const MAX_LINGER_BYTES: usize = 64 << 20;
 const SCRATCH_BYTES: usize = 16 << 10;
 
-/// The longest first bytes that tell HTTP/2 from HTTP/1.1.
-const PREFACE_BYTES: usize = 24;
+/// What a peer begins with that speaks HTTP/2 (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long a peer is waited for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// From the connection to the bytes that say which HTTP it speaks.
-    pub(super) first_bytes: Duration,
+    /// From the connection to the end of its first head.
+    pub(super) first_head: Duration,
     /// While it takes nothing of an answer.
     pub(super) write: Duration,
 }
 
 pub(super) struct Patient<S> {
     stream: S,
-    write_timeout: Duration,
+    patience: Patience,
     opening: Opening,
     /// Runs while a write waits for the peer.
     stalled: Option<Pin<Box<Sleep>>>,
     closing: Closing,
 }
 
-/// Until it is known which HTTP a peer speaks, nobody else watches over it.
+/// Until the first head is there, nobody else answers for it: the HTTP library would hang up without a word, here as before
+/// each later head, where that is how an idle connection ends.
 enum Opening {
-    Waiting { until: Pin<Box<Sleep>>, seen: usize },
+    Waiting { until: Pin<Box<Sleep>>, head: FirstHead },
     Over,
+}
+
+/// What was seen of it.
+#[derive(Debug, Default)]
+struct FirstHead {
+    bytes: usize,
+    /// So many of them are the preface's.
+    of_preface: usize,
+    /// Since the last line's end, but for a carriage return.
+    is_line_empty: bool,
+}
+
+impl FirstHead {
+    /// Whether it ends in these bytes: with an empty line, or with the preface of HTTP/2.
+    fn ends_in(&mut self, bytes: &[u8]) -> bool {
+        bytes.iter().any(|byte| {
+            if self.speaks_http2() && PREFACE.get(self.bytes) == Some(byte) {
+                self.of_preface += 1;
+            }
+            self.bytes += 1;
+            let ends_line = *byte == b'\n';
+            let is_over =
+                if self.speaks_http2() { self.bytes == PREFACE.len() } else { ends_line && self.is_line_empty };
+            self.is_line_empty = ends_line || (self.is_line_empty && *byte == b'\r');
+            is_over
+        })
+    }
+
+    fn speaks_http2(&self) -> bool {
+        self.of_preface == self.bytes
+    }
 }
 
 enum Closing {
@@ -49,8 +83,8 @@ enum Closing {
 
 impl<S> Patient<S> {
     pub(super) fn new(stream: S, patience: Patience) -> Self {
-        let opening = Opening::Waiting { until: Box::pin(sleep(patience.first_bytes)), seen: 0 };
-        Self { stream, write_timeout: patience.write, opening, stalled: None, closing: Closing::Open }
+        let opening = Opening::Waiting { until: Box::pin(sleep(patience.first_head)), head: FirstHead::default() };
+        Self { stream, patience, opening, stalled: None, closing: Closing::Open }
     }
 
     /// Passes on what a write came to, unless it has waited for too long.
@@ -59,28 +93,53 @@ impl<S> Patient<S> {
             self.stalled = None;
             return outcome;
         }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.write_timeout)));
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.patience.write)));
         ready!(stalled.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the reader takes nothing")))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncWrite + Unpin> Patient<S> {
+    /// Nothing was written yet, so there is room for it; a peer that does not take it is cut all the same.
+    fn say_too_late(&mut self, context: &mut Context<'_>) {
+        let answer = too_late(self.patience.first_head);
+        if let Poll::Ready(Ok(_)) = Pin::new(&mut self.stream).poll_write(context, answer.as_bytes()) {
+            let _: Poll<io::Result<()>> = Pin::new(&mut self.stream).poll_flush(context);
+        }
+    }
+}
+
+/// A whole answer of HTTP/1.1.
+fn too_late(patience: Duration) -> String {
+    let message = format!("The head of the request did not arrive within {} seconds.", patience.as_secs_f64());
+    let error = ApiError::new(ErrorKind::HeadTimeout, message);
+    let body = error.body().to_string();
+    format!(
+        "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        error.status(),
+        body.len()
+    )
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Patient<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let outcome = Pin::new(&mut self.stream).poll_read(context, buf);
-        let Opening::Waiting { until, seen } = &mut self.opening else { return outcome };
+        let Opening::Waiting { until, head } = &mut self.opening else { return outcome };
         match outcome {
             Poll::Ready(_) => {
-                *seen += buf.filled().len() - before;
-                if *seen >= PREFACE_BYTES {
+                if head.ends_in(&buf.filled()[before..]) {
                     self.opening = Opening::Over;
                 }
                 outcome
             }
             Poll::Pending => {
                 ready!(until.as_mut().poll(context));
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer says nothing")))
+                // Who has said nothing, or speaks HTTP/2, would not read it.
+                if !head.speaks_http2() {
+                    self.say_too_late(context);
+                }
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the first request does not come")))
             }
         }
     }
@@ -137,30 +196,39 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Patience = Patience { first_bytes: Duration::from_secs(3), write: Duration::from_secs(5) };
+    const PATIENCE: Patience = Patience { first_head: Duration::from_secs(3), write: Duration::from_secs(5) };
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_never_says_what_it_speaks_is_cut() {
-        for said in ["", "PRI * HTTP/2"] {
-            let (ours, mut theirs) = duplex(64);
+    async fn a_peer_whose_first_request_does_not_come_is_told_so_and_cut() {
+        for (said, is_told) in
+            [("", false), ("PRI * HTTP/2", false), ("GET / HTTP/1.1\r\nhost: x\r\n", true), ("P", false)]
+        {
+            let (ours, mut theirs) = duplex(1024);
             theirs.write_all(said.as_bytes()).await.unwrap();
-            let error = Patient::new(ours, PATIENCE).read_exact(&mut [0; 24]).await.unwrap_err();
+            let error = Patient::new(ours, PATIENCE).read_exact(&mut [0; 64]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{said}");
+            let mut told = String::new();
+            theirs.read_to_string(&mut told).await.unwrap();
+            assert_eq!(told.starts_with("HTTP/1.1 408 Request Timeout\r\n"), is_told, "{said}: {told}");
+            assert_eq!(told.contains("head_timeout"), is_told);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_has_said_it_may_take_its_time() {
-        let (ours, mut theirs) = duplex(64);
-        let mut patient = Patient::new(ours, PATIENCE);
-        theirs.write_all(&[b'x'; 24]).await.unwrap();
-        patient.read_exact(&mut [0; 24]).await.unwrap();
-        let later = async {
-            sleep(10 * PATIENCE.first_bytes).await;
-            theirs.write_all(b"y").await.unwrap();
-        };
-        let (read, ()) = tokio::join!(patient.read_u8(), later);
-        assert_eq!(read.unwrap(), b'y');
+    async fn a_peer_whose_first_head_is_there_may_take_its_time() {
+        let http1 = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".as_slice();
+        for head in [http1, PREFACE, b"GET / HTTP/1.1\n\n"] {
+            let (ours, mut theirs) = duplex(64);
+            let mut patient = Patient::new(ours, PATIENCE);
+            theirs.write_all(head).await.unwrap();
+            patient.read_exact(&mut vec![0; head.len()]).await.unwrap();
+            let later = async {
+                sleep(10 * PATIENCE.first_head).await;
+                theirs.write_all(b"y").await.unwrap();
+            };
+            let (read, ()) = tokio::join!(patient.read_u8(), later);
+            assert_eq!(read.unwrap(), b'y');
+        }
     }
 
     #[tokio::test(start_paused = true)]

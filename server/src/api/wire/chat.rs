@@ -8,7 +8,8 @@ use super::request::{
     ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
 };
 use super::sampling::{
-    SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt, read_logprob_count, read_output,
+    LengthField, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt, read_logprob_count,
+    read_output,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
 use super::tier::read_class;
@@ -44,7 +45,10 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     honoured("reasoning_effort"),
     neutral("verbosity", r#"["medium"]"#),
     neutral("web_search_options", "[]"),
+    neutral("moderation", "[]"),
 ];
+
+const EFFORT: &str = "reasoning_effort";
 
 pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadRequest, ApiError> {
     let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, STRUCTURE_FIELDS, CHAT_FIELDS])?;
@@ -79,7 +83,8 @@ pub(crate) fn read_chat_prompt(
     let several = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
     let call_count = if several { CallCount::Several } else { CallCount::One };
     let (template_kwargs, reasoning_effort) = (read_kwargs(fields)?, read_effort(fields)?);
-    Ok(ChatPrompt { messages, tools, tool_choice, call_count, template_kwargs, reasoning_effort, ending })
+    let effort_field = EFFORT;
+    Ok(ChatPrompt { messages, tools, tool_choice, call_count, template_kwargs, reasoning_effort, effort_field, ending })
 }
 
 fn read_ending(fields: &mut Fields) -> Result<PromptEnding, ApiError> {
@@ -109,11 +114,11 @@ fn read_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
 }
 
 fn read_effort(fields: &mut Fields) -> Result<Option<ReasoningEffort>, ApiError> {
-    let Some(written) = fields.string("reasoning_effort")? else { return Ok(None) };
+    let Some(written) = fields.string(EFFORT)? else { return Ok(None) };
     let known = ReasoningEffort::ALL.into_iter().find(|effort| effort.as_str() == written);
     known.map(Some).ok_or_else(|| {
         let known = ReasoningEffort::ALL.map(|effort| format!("`{}`", effort.as_str()));
-        invalid("reasoning_effort", format!("must be one of {}", known.join(", ")))
+        invalid(EFFORT, format!("must be one of {}", known.join(", ")))
     })
 }
 
@@ -126,9 +131,11 @@ fn read_sampling(fields: &mut Fields, bounds: &RequestBounds) -> Result<Sampling
         return Err(invalid("max_tokens", "differs from `max_completion_tokens`; give one of them"));
     }
     sampling.max_tokens = newer.or(older);
+    if newer.is_some() {
+        sampling.length_field = LengthField::Chat;
+    }
     if sampling.max_tokens == Some(0) {
-        let name = if newer.is_some() { "max_completion_tokens" } else { "max_tokens" };
-        return Err(invalid(name, "must be at least 1"));
+        return Err(invalid(sampling.length_field.as_str(), "must be at least 1"));
     }
     check_min_tokens(&sampling)?;
     Ok(sampling)

@@ -21,7 +21,7 @@ const MESSAGE_FIELDS: &[Field] = &[
     neutral("function_call", "[]"),
     neutral("annotations", "[[]]"),
 ];
-const PART_FIELDS: &[Field] = &[honoured("type"), honoured("text")];
+const PART_FIELDS: &[Field] = &[honoured("type"), honoured("text"), honoured("refusal")];
 const CALL_FIELDS: &[Field] = &[honoured("id"), honoured("type"), honoured("function"), honoured("index")];
 const FUNCTION_FIELDS: &[Field] = &[honoured("name"), honoured("arguments")];
 
@@ -125,7 +125,7 @@ fn read_message(item: Value, path: &str, reader: &mut Reader) -> Result<Message,
     let role = read_role(&mut fields)?;
     let message = Message {
         role,
-        content: read_content(&mut fields, reader)?,
+        content: read_content(role, &mut fields, reader)?,
         reasoning_content: read_reasoning(role, &mut fields)?,
         name: fields.string("name")?,
         tool_calls: read_tool_calls(role, &mut fields, reader)?,
@@ -171,14 +171,14 @@ fn read_reasoning(role: Role, fields: &mut Fields) -> Result<Option<String>, Api
     Ok(longer.or(shorter))
 }
 
-fn read_content(fields: &mut Fields, reader: &mut Reader) -> Result<Option<String>, ApiError> {
+fn read_content(role: Role, fields: &mut Fields, reader: &mut Reader) -> Result<Option<String>, ApiError> {
     let name = fields.full_name("content");
     match fields.value("content") {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(Value::Array(parts)) => {
             let parts = parts.into_iter().enumerate();
-            let texts = parts.map(|(index, part)| read_part(part, &format!("{name}[{index}]"), reader));
+            let texts = parts.map(|(index, part)| read_part(role, part, &format!("{name}[{index}]"), reader));
             // Templates that take one text per message are given the parts as lines, as the field's servers do.
             Ok(Some(texts.collect::<Result<Vec<String>, ApiError>>()?.join("\n")))
         }
@@ -186,17 +186,20 @@ fn read_content(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Strin
     }
 }
 
-/// A text part; the other kinds are refused by name.
-fn read_part(part: Value, path: &str, reader: &mut Reader) -> Result<String, ApiError> {
-    if let Some(kind @ ("image_url" | "input_audio" | "file" | "refusal" | "video_url")) = part["type"].as_str() {
+/// A text part, or what an assistant said in declining; the other kinds are refused by name.
+fn read_part(role: Role, part: Value, path: &str, reader: &mut Reader) -> Result<String, ApiError> {
+    if let Some(kind @ ("image_url" | "input_audio" | "file" | "video_url")) = part["type"].as_str() {
         return Err(unsupported(&format!("{path}.type"), format!("`{kind}` parts are not supported by this server")));
     }
     let mut fields = reader.open(part, path, &[PART_FIELDS])?;
     let kind = fields.full_name("type");
-    if required(fields.string("type")?, &kind)? != "text" {
-        return Err(invalid(&kind, "must be `text`"));
-    }
-    let text = required(fields.string("text")?, &fields.full_name("text"))?;
+    let holds = match required(fields.string("type")?, &kind)?.as_str() {
+        "text" => "text",
+        "refusal" if role == Role::Assistant => "refusal",
+        "refusal" => return Err(invalid(&kind, "only an assistant refuses")),
+        _ => return Err(invalid(&kind, "must be `text`, or `refusal` for an assistant")),
+    };
+    let text = required(fields.string(holds)?, &fields.full_name(holds))?;
     reader.finish(fields)?;
     Ok(text)
 }

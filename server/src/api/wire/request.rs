@@ -96,6 +96,8 @@ pub(crate) struct ChatPrompt {
     pub(crate) call_count: CallCount,
     pub(crate) template_kwargs: Map<String, Value>,
     pub(crate) reasoning_effort: Option<ReasoningEffort>,
+    /// What the caller calls it.
+    pub(crate) effort_field: &'static str,
     pub(crate) ending: PromptEnding,
 }
 

@@ -28,7 +28,8 @@ const REASONING_FIELDS: &[Field] = &[
     neutral("encrypted_content", "[]"),
 ];
 /// `annotations` and `logprobs` come back with parts of earlier answers and say nothing about the text.
-const PART_FIELDS: &[Field] = &[honoured("type"), honoured("text"), honoured("annotations"), honoured("logprobs")];
+const PART_FIELDS: &[Field] =
+    &[honoured("type"), honoured("text"), honoured("refusal"), honoured("annotations"), honoured("logprobs")];
 
 /// Messages in the chat's shape.
 pub(crate) fn read_input(input: Value, reader: &mut Reader, bounds: &RequestBounds) -> Result<Vec<Value>, ApiError> {
@@ -151,6 +152,7 @@ fn read_text(value: Value, path: &str, reader: &mut Reader) -> Result<String, Ap
             "input_text" | "output_text" | "text" | "reasoning_text" => {
                 required(fields.string("text")?, &fields.full_name("text"))
             }
+            "refusal" => required(fields.string("refusal")?, &fields.full_name("refusal")),
             _ => Err(unsupported(&kind_path, "only text is supported by this server")),
         }
     });

@@ -7,8 +7,9 @@
 use serde_json::{Map, Value, json};
 
 use super::chat::read_chat;
-use super::request::{ReadRequest, RequestBounds};
+use super::request::{Prompt, ReadRequest, RequestBounds};
 use super::response_items::read_input;
+use super::sampling::LengthField;
 use crate::api::errors::{ApiError, renamed};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, unsupported, wrong_type};
 
@@ -30,6 +31,13 @@ pub(crate) const RESPONSE_FIELDS: &[Field] = &[
     neutral("prompt", "[]"),
     neutral("truncation", r#"["disabled"]"#),
     neutral("max_tool_calls", "[]"),
+    neutral("access_programs", "[]"),
+    neutral("background_options", "[]"),
+    neutral("context_management", "[]"),
+    neutral("image", "[]"),
+    neutral("moderation", "[]"),
+    neutral("prompt_cache_options", "[]"),
+    neutral("prompt_cache_retention", r#"["in_memory", "in-memory"]"#),
 ];
 
 /// Fields that mean the same in a chat and go there as they are.
@@ -104,6 +112,11 @@ pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBou
     let request = read_chat(Value::Object(chat), chat_reader, bounds).map_err(|error| error.renamed(NAMES))?;
     let ignored = [reader.into_ignored(), request.ignored].concat();
     let mut request = ReadRequest { ignored, ..request };
+    // What is refused later is told under this route's names too.
+    request.generate.sampling.length_field = LengthField::Responses;
+    if let Prompt::Chat(chat) = &mut request.prompt {
+        chat.effort_field = "reasoning.effort";
+    }
     if let Some(structure) = &mut request.generate.structure {
         structure.param = renamed(&structure.param, NAMES);
     }

@@ -49,6 +49,9 @@ pub(crate) const SAMPLING_FIELDS: &[Field] = &[
     neutral("truncate_prompt_tokens", "[]"),
     neutral("allowed_token_ids", "[]"),
     neutral("logits_processors", "[[]]"),
+    // Prefixes are kept in memory, as long as there is room.
+    neutral("prompt_cache_retention", r#"["in_memory", "in-memory"]"#),
+    neutral("prompt_cache_options", "[]"),
 ];
 
 const STREAM_OPTIONS: &[Field] =
@@ -65,6 +68,7 @@ const MAX_CACHE_SALT_BYTES: usize = 256;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Sampling {
     pub(crate) max_tokens: Option<u32>,
+    pub(crate) length_field: LengthField,
     pub(crate) min_tokens: u32,
     pub(crate) temperature: Option<f32>,
     pub(crate) top_p: Option<f32>,
@@ -83,6 +87,27 @@ pub(crate) struct Sampling {
     pub(crate) ignore_eos: bool,
 }
 
+/// What the bound on an answer's length is called, as far as its caller knows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum LengthField {
+    /// On every route but one.
+    #[default]
+    Common,
+    /// The newer one of chats.
+    Chat,
+    Responses,
+}
+
+impl LengthField {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Common => "max_tokens",
+            Self::Chat => "max_completion_tokens",
+            Self::Responses => "max_output_tokens",
+        }
+    }
+}
+
 /// What a model samples with where the caller says nothing (its `generation_config.json`).
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GenerationDefaults {
@@ -97,6 +122,7 @@ impl Sampling {
     pub(crate) fn read(fields: &mut Fields, bounds: &RequestBounds) -> Result<Self, ApiError> {
         Ok(Self {
             max_tokens: fields.count("max_tokens", u32::MAX)?,
+            length_field: LengthField::default(),
             min_tokens: fields.count("min_tokens", u32::MAX)?.unwrap_or(0),
             temperature: fields.number("temperature", 0.0..=2.0)?,
             top_p: read_top_p(fields)?,
@@ -292,7 +318,8 @@ pub(crate) fn token_ids(name: &str, items: &[Value]) -> Result<Vec<TokenId>, Api
 pub(crate) fn check_min_tokens(sampling: &Sampling) -> Result<(), ApiError> {
     match sampling.max_tokens {
         Some(max_tokens) if sampling.min_tokens > max_tokens => {
-            Err(invalid("min_tokens", format!("must not exceed `max_tokens` ({max_tokens})")))
+            let field = sampling.length_field.as_str();
+            Err(invalid("min_tokens", format!("must not exceed `{field}` ({max_tokens})")))
         }
         _ => Ok(()),
     }

@@ -5,9 +5,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::embeddings::EncoderUsage;
-use super::texts::{TEXT_FIELDS, TextItem, Texts, read_inputs, read_model, read_strings};
+use super::texts::{TEXT_FIELDS, TextItem, Texts, Truncate, read_inputs, read_model, read_strings};
 use crate::api::errors::ApiError;
-use crate::api::fields::{Field, Fields, Reader, honoured, invalid, required};
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required};
 
 pub(crate) const RERANK_FIELDS: &[Field] = &[
     honoured("query"),
@@ -16,6 +16,11 @@ pub(crate) const RERANK_FIELDS: &[Field] = &[
     honoured("return_documents"),
     honoured("raw_scores"),
     honoured("use_activation"),
+    honoured("max_tokens_per_doc"),
+    honoured("texts"),
+    honoured("return_text"),
+    honoured("truncate"),
+    neutral("truncation_direction", r#"["right", "Right"]"#),
 ];
 pub(crate) const SCORE_FIELDS: &[Field] =
     &[honoured("text_1"), honoured("text_2"), honoured("raw_scores"), honoured("use_activation")];
@@ -34,7 +39,25 @@ pub(crate) struct ReadPairs {
 pub(crate) struct ReadRerank {
     pub(crate) pairs: ReadPairs,
     pub(crate) top_n: usize,
-    pub(crate) returns_documents: bool,
+    pub(crate) shape: RankingShape,
+}
+
+/// Whose answer a ranking looks like, and whether the documents stand in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RankingShape {
+    /// Jina's and Cohere's.
+    Jina { returns_documents: bool },
+    /// TEI's, for those who ask as TEI is asked.
+    Tei { returns_texts: bool },
+}
+
+impl RankingShape {
+    pub(crate) fn returns_documents(self) -> bool {
+        match self {
+            Self::Jina { returns_documents } => returns_documents,
+            Self::Tei { returns_texts } => returns_texts,
+        }
+    }
 }
 
 /// Logits instead of what the model makes of them.
@@ -48,17 +71,33 @@ pub(crate) fn read_rerank(body: Value, mut reader: Reader, most: usize) -> Resul
     let mut fields = reader.open(body, "", &[TEXT_FIELDS, RERANK_FIELDS])?;
     let model = read_model(&mut fields)?;
     let query = required(fields.string("query")?, "query")?;
-    let documents = read_strings("documents", required(fields.value("documents"), "documents")?, most)?;
+    let field = if fields.has("texts") { "texts" } else { "documents" };
+    let documents = read_strings(field, required(fields.value(field), field)?, most)?;
     let count = documents.len();
     let pairs = documents.into_iter().map(|document| TextItem::Pair(query.clone(), document)).collect();
-    let texts = Texts::read(&mut fields, "documents", pairs)?;
+    let mut texts = Texts::read(&mut fields, field, pairs)?;
+    texts.max_document_tokens = read_tokens_per_doc(&mut fields)?;
     let top_n = fields.integer("top_n", 1..=i64::from(u32::MAX))?;
     let top_n = top_n.and_then(|top_n| usize::try_from(top_n).ok()).map_or(count, |top_n| top_n.min(count));
-    let returns_documents = fields.boolean("return_documents")?.unwrap_or(true);
+    let shape = match field {
+        "texts" => {
+            if fields.boolean("truncate")?.unwrap_or(false) {
+                texts.truncate = Truncate::ToModel;
+            }
+            RankingShape::Tei { returns_texts: fields.boolean("return_text")?.unwrap_or(false) }
+        }
+        _ => RankingShape::Jina { returns_documents: fields.boolean("return_documents")?.unwrap_or(true) },
+    };
     let raw = read_raw(&mut fields)?;
     reader.finish(fields)?;
     let pairs = ReadPairs { model, texts, raw, ignored: reader.into_ignored() };
-    Ok(ReadRerank { pairs, top_n, returns_documents })
+    Ok(ReadRerank { pairs, top_n, shape })
+}
+
+/// Cohere's. A document that is longer is cut.
+fn read_tokens_per_doc(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let most = fields.integer("max_tokens_per_doc", 1..=i64::from(u32::MAX))?;
+    Ok(most.and_then(|most| usize::try_from(most).ok()))
 }
 
 /// One text beside each of the others, or as many beside as many.
@@ -122,6 +161,14 @@ pub(crate) struct Document {
     pub(crate) text: String,
 }
 
+#[derive(Debug, Serialize)]
+pub(crate) struct TeiRank {
+    index: usize,
+    score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+}
+
 /// `score` and `classify` answer with one entry for each input.
 #[derive(Debug, Serialize)]
 pub(crate) struct ListAnswer<T> {
@@ -164,6 +211,16 @@ impl RerankAnswer {
         let document = |index: usize| documents.as_ref().map(|texts| Document { text: texts[index].clone() });
         let result = |index| RerankResult { index, relevance_score: scores[index], document: document(index) };
         Self { id, model, usage: usage.into(), results: order.into_iter().map(result).collect() }
+    }
+
+    /// The ranking alone.
+    pub(crate) fn into_tei(self) -> Vec<TeiRank> {
+        let rank = |RerankResult { index, relevance_score: score, document }| TeiRank {
+            index,
+            score,
+            text: document.map(|document| document.text),
+        };
+        self.results.into_iter().map(rank).collect()
     }
 }
 

@@ -14,6 +14,10 @@ pub(crate) const STRUCTURE_FIELDS: &[Field] = &[
     honoured("guided_regex"),
     honoured("guided_choice"),
     honoured("guided_grammar"),
+    honoured("regex"),
+    honoured("json_schema"),
+    // In a notation that is not Lark's.
+    neutral("ebnf", "[]"),
     neutral("guided_decoding_backend", r#"["auto"]"#),
     neutral("guided_whitespace_pattern", "[]"),
 ];
@@ -57,6 +61,8 @@ pub(crate) fn read_structure(fields: &mut Fields, reader: &mut Reader) -> Result
         read_regex("guided_regex", fields)?,
         read_choice("guided_choice", fields)?,
         read_grammar("guided_grammar", fields)?,
+        read_regex("regex", fields)?,
+        read_json("json_schema", fields)?,
     ];
     only_one(read)
 }
@@ -139,7 +145,17 @@ fn read_regex(name: &str, fields: &mut Fields) -> Result<Option<Structure>, ApiE
 
 fn read_grammar(name: &str, fields: &mut Fields) -> Result<Option<Structure>, ApiError> {
     let full = fields.full_name(name);
-    Ok(fields.string(name)?.map(|lark| Structure::new(&full, Grammar::Lark(lark))))
+    let Some(lark) = fields.string(name)? else { return Ok(None) };
+    if lark.lines().any(is_other_notation) {
+        return Err(invalid(&full, "is GBNF or EBNF (`::=`); write it in Lark's notation, `start: ...`"));
+    }
+    Ok(Some(Structure::new(&full, Grammar::Lark(lark))))
+}
+
+/// `name ::= ...`, which is no line of Lark.
+fn is_other_notation(line: &str) -> bool {
+    let is_name = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '<' | '>'));
+    line.split_once("::=").is_some_and(|(name, _)| is_name(name.trim()))
 }
 
 fn read_choice(name: &str, fields: &mut Fields) -> Result<Option<Structure>, ApiError> {

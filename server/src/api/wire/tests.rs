@@ -122,6 +122,9 @@ fn what_is_known_but_not_supported_is_refused_by_name() {
     let image = json!([{"type": "image_url", "image_url": {"url": "x"}}]);
     let cases = [
         (json!({"best_of": 2}), "best_of"),
+        (json!({"moderation": {"model": "m"}}), "moderation"),
+        (json!({"prompt_cache_retention": "24h"}), "prompt_cache_retention"),
+        (json!({"ebnf": "root ::= \"a\""}), "ebnf"),
         (json!({"structured_outputs": {"structural_tag": {}}}), "structured_outputs.structural_tag"),
         (json!({"store": true}), "store"),
         (json!({"service_tier": "scale"}), "service_tier"),
@@ -130,6 +133,36 @@ fn what_is_known_but_not_supported_is_refused_by_name() {
     for (extra, param) in cases {
         refused(extra, ErrorKind::UnsupportedParameter, param);
     }
+}
+
+#[test]
+fn what_an_assistant_said_in_declining_is_text_like_any_other() {
+    let said = |role: &str| {
+        let parts = json!([{"type": "text", "text": "Well,"}, {"type": "refusal", "refusal": "no."}]);
+        chat(json!({"messages": [{"role": role, "content": parts}, {"role": "user", "content": "hi"}]}))
+    };
+    let Prompt::Chat(prompt) = said("assistant").unwrap().prompt else { panic!("a chat") };
+    assert_eq!(prompt.messages[0].content.as_deref(), Some("Well,\nno."));
+    let error = said("user").unwrap_err();
+    assert_eq!(error.body()["error"]["param"], "messages[0].content[1].type");
+}
+
+#[test]
+fn the_names_of_other_servers_ask_for_the_same_structure() {
+    let grammar = |extra: Value| chat(extra).unwrap().generate.structure.unwrap().grammar;
+    assert_eq!(grammar(json!({"regex": "a+"})), grammar(json!({"guided_regex": "a+"})));
+    assert_eq!(grammar(json!({"json_schema": "{}"})), grammar(json!({"guided_json": {}})));
+    refused(json!({"regex": "a", "guided_regex": "a"}), ErrorKind::InvalidValue, "regex");
+}
+
+#[test]
+fn a_grammar_in_another_notation_is_told_so() {
+    for gbnf in ["root ::= \"yes\" | \"no\"", "# a comment\n<expr> ::= <expr> \"+\""] {
+        let error = chat(json!({"structured_outputs": {"grammar": gbnf}})).unwrap_err();
+        assert!(error.message().contains("Lark"), "{}", error.message());
+        refused(json!({"guided_grammar": gbnf}), ErrorKind::InvalidValue, "guided_grammar");
+    }
+    assert!(chat(json!({"guided_grammar": "start: \"a ::= b\" | /x ::= y/"})).is_ok());
 }
 
 #[test]

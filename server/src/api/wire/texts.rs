@@ -23,6 +23,8 @@ pub(crate) struct Texts {
     pub(crate) prompt_name: Option<String>,
     pub(crate) add_special_tokens: bool,
     pub(crate) truncate: Truncate,
+    /// The second text of each pair is cut to this many tokens, its frame not counted.
+    pub(crate) max_document_tokens: Option<usize>,
     /// Whom they are read for; written down with what that takes.
     pub(crate) attribution: Attribution,
 }
@@ -33,6 +35,8 @@ pub(crate) enum TextItem {
     /// Used as they are.
     Tokens(Vec<TokenId>),
     Pair(String, String),
+    /// The second text of a pair that is read apart from the first.
+    Document(String),
 }
 
 /// What happens to a text that is longer than the model reads.
@@ -58,7 +62,8 @@ impl Texts {
             Some(tokens) => Truncate::To(usize::try_from(tokens).unwrap_or(usize::MAX)),
         };
         let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);
-        Ok(Self { field, items, prompt_name: None, add_special_tokens, truncate, attribution })
+        let (prompt_name, max_document_tokens) = (None, None);
+        Ok(Self { field, items, prompt_name, add_special_tokens, truncate, max_document_tokens, attribution })
     }
 }
 

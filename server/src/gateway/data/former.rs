@@ -30,11 +30,12 @@ struct FormerKey {
     digest: KeyDigest,
 }
 
+pub(super) const FILE: &str = "keys.json";
 const FORMER_FORMAT: u32 = 1;
 
 /// Does nothing where no such file is. The file is kept under another name.
 pub(super) fn take_in(connection: &mut Connection, directory: &Path) -> Result<(), DataError> {
-    let path = directory.join("keys.json");
+    let path = directory.join(FILE);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -53,6 +53,8 @@ pub enum DataError {
     Version { path: PathBuf, found: u32, known: u32 },
 }
 
+const DATABASE: &str = "passerelle.db";
+
 impl DataDir {
     /// Makes the directory and the database if there are none, and brings an older format up to date.
     pub fn open(path: &Path) -> Result<Self, DataError> {
@@ -64,6 +66,11 @@ impl DataDir {
         schema::bring_up_to_date(&mut connection, &directory.database())?;
         former::take_in(&mut connection, &directory.path)?;
         Ok(directory)
+    }
+
+    /// Whether something is kept there, by this program or by one before the database.
+    pub fn is_at(path: &Path) -> bool {
+        [DATABASE, former::FILE].iter().any(|file| path.join(file).exists())
     }
 
     /// For a server: two of them would settle each other's open reservations and run each other's batches. Released when the file
@@ -85,7 +92,7 @@ impl DataDir {
     }
 
     pub(super) fn database(&self) -> PathBuf {
-        self.path.join("passerelle.db")
+        self.path.join(DATABASE)
     }
 
     /// One more connection, which waits for others' changes. Changes are on disk when they are committed.

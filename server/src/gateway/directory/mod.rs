@@ -105,6 +105,11 @@ impl Directory {
         self.read(|transaction| Ok(audit::all(transaction)?))
     }
 
+    /// Writes down an act that changes nothing here. `subject`: what it is done to.
+    pub fn note(&self, act: &'static str, subject: &str) -> Result<(), DirectoryError> {
+        self.change(Act { name: act, subject, detail: String::new() }, |_| Ok(()))
+    }
+
     fn read<T>(&self, look: impl FnOnce(&Transaction<'_>) -> Result<T, DirectoryError>) -> Result<T, DirectoryError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         look(&connection.transaction()?)

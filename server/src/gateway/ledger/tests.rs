@@ -67,6 +67,43 @@ fn two_hundred_concurrent_requests_against_room_for_twenty_admit_twenty() {
 }
 
 #[test]
+fn requests_that_stand_together_take_all_their_room_at_once_or_leave_no_trace() {
+    let (ledger, _) = ledger();
+    let limits =
+        [Limit::requests_per_minute(n(10)), Limit::tokens_per_minute(n(100)), Limit::concurrent_requests(n(5))];
+    let account = account("a", limits);
+    let of = |model: &str, tokens: u32| Ask::new(model, tokens, 0);
+    let before = (ledger.headroom(&account, None), ledger.totals());
+    let refusal = ledger.reserve_together(&account, &[of("m", 60), of("n", 30), of("o", 11)]).unwrap_err();
+    assert_eq!(refusal.limit, LimitName::Rate(Unit::Tokens));
+    let totals = LedgerTotals { refused: 1, ..before.1 };
+    assert_eq!((ledger.headroom(&account, None), ledger.totals()), (before.0, totals));
+    let together = ledger.reserve_together(&account, &[of("m", 60), of("n", 30), of("o", 10)]).unwrap();
+    assert_eq!((together.len(), ledger.totals().open), (3, 3));
+    assert!(ledger.reserve(&account, &of("m", 1)).is_err());
+    drop(together);
+    assert_books_balance(ledger.totals());
+}
+
+#[test]
+fn of_two_that_each_have_room_for_half_nobody_keeps_the_other_out() {
+    let (ledger, _) = ledger();
+    let account = account("a", [Limit::concurrent_requests(n(3))]);
+    let asks = [ask(1, 0), ask(1, 0)];
+    let all_ready = Barrier::new(100);
+    let admitted = thread::scope(|scope| {
+        let one = || {
+            all_ready.wait();
+            ledger.reserve_together(&account, &asks).ok()
+        };
+        let threads: Vec<_> = (0..100).map(|_| scope.spawn(one)).collect();
+        let held: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
+        held.len()
+    });
+    assert_eq!(admitted, 1, "there is room for one pair, and it is given");
+}
+
+#[test]
 fn a_refused_request_consumes_nothing_of_any_limit() {
     let (ledger, _) = ledger();
     let limits =

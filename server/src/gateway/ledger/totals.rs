@@ -21,6 +21,12 @@ impl LedgerTotals {
         self.open += 1;
     }
 
+    /// One that was taken a moment ago and that nobody was told of.
+    pub(super) fn take_back(&mut self) {
+        self.reservations_taken -= 1;
+        self.open -= 1;
+    }
+
     pub(super) fn settle(&mut self, used: Usage) {
         self.settled += 1;
         self.open -= 1;

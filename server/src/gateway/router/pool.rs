@@ -49,7 +49,7 @@ impl Pool {
     }
 
     pub(super) fn is_ready(&self, now: Duration) -> bool {
-        self.replicas.iter().any(|replica| replica.observe(now) == Health::Ready)
+        self.replicas.iter().any(|replica| matches!(replica.observe(now), Health::Ready | Health::HandingOver))
     }
 
     /// The first instant, from now, at which a resting replica may be asked again.

@@ -25,7 +25,7 @@ use std::time::Duration;
 use passerelle_engine::clock::Clock;
 use tokio::sync::watch;
 
-pub use plan::{HandError, Offer, Order, ShelfMemory, ShelfRow, ShelfState, Size, TooLarge};
+pub use plan::{HandError, HeldUp, Offer, Order, ShelfMemory, ShelfRow, ShelfState, Size, TooLarge};
 use plan::{Plan, Wanted};
 
 /// Clones are one shelf.
@@ -231,6 +231,11 @@ impl Waiting {
     /// How long it takes from now on, by what loads took so far.
     pub fn expected(&self) -> Duration {
         self.shelf.open().expected(&self.model, self.shelf.shared.clock.now())
+    }
+
+    /// What it waits for beside its turn.
+    pub fn held_up(&self) -> Option<HeldUp> {
+        self.shelf.open().held_up(&self.model)
     }
 
     /// Whoever waits is told to come back after so long. The model stays in its line until then, though this is dropped.

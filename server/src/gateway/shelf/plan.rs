@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rate::LoadRate;
-pub use shown::{ShelfMemory, ShelfRow, ShelfState};
+pub use shown::{HeldUp, ShelfMemory, ShelfRow, ShelfState};
 
 /// A model that was loaded and that nobody has used yet stays so long: whoever was told to come back finds it. So much later
 /// than told may somebody come back to the line, too.

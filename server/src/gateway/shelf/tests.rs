@@ -195,6 +195,20 @@ fn whoever_was_told_to_come_back_keeps_a_place_until_then() {
 }
 
 #[test]
+fn whoever_waits_learns_what_holds_the_room() {
+    let (shelf, _) = shelf(30, &[("a", 10), ("b", 10), ("c", 20), ("d", 10)]);
+    let in_use = [bring(&shelf, "a"), bring(&shelf, "b")];
+    assert_eq!(wait(&shelf, "c").held_up(), Some(HeldUp::ByUse));
+    ["a", "b"].iter().for_each(|model| shelf.pin(model).unwrap());
+    drop(in_use);
+    let waiting = wait(&shelf, "c");
+    assert_eq!(waiting.held_up(), Some(HeldUp::ByPins));
+    assert_eq!(wait(&shelf, "d").held_up(), None, "there is room beside the pinned ones");
+    shelf.unpin("a").unwrap();
+    assert_eq!(waiting.held_up(), None, "it makes room");
+}
+
+#[test]
 fn a_failure_is_told_until_the_files_change_or_somebody_forgives_it() {
     let (shelf, _) = shelf(10, &[("a", 10), ("huge", 11)]);
     assert!(matches!(shelf.ask("huge"), Some(Asked::Failed(why)) if why.contains("--model-memory")));

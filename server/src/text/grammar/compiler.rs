@@ -6,6 +6,7 @@ use std::thread;
 use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, ParserFactory};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::answer::{AnswerForm, LooseArguments};
@@ -43,6 +44,13 @@ impl GrammarCompiler {
         self.compile_source(source(grammar, bounds)?, bounds)
     }
 
+    /// What [`passerelle_engine::Constraint::recipe`] gave elsewhere, for a model with the same tokenizer.
+    pub fn compile_recipe(&self, recipe: &[u8]) -> Result<CompiledGrammar, GrammarError> {
+        let recipe: Recipe =
+            serde_json::from_slice(recipe).map_err(|error| GrammarError::Invalid(error.to_string()))?;
+        self.follow(recipe)
+    }
+
     /// [`GrammarCompiler::compile`] for an answer of several parts. Arguments of a tool that is not strict are of its schema
     /// where that can be enforced, and else any object.
     pub fn compile_answer(&self, form: &AnswerForm, bounds: &GrammarBounds) -> Result<CompiledGrammar, GrammarError> {
@@ -73,9 +81,13 @@ impl GrammarCompiler {
         source: GrammarWithLexer,
         bounds: &GrammarBounds,
     ) -> Result<CompiledGrammar, GrammarError> {
+        self.follow(Recipe { source: TopLevelGrammar::from_grammar(source), bounds: *bounds })
+    }
+
+    fn follow(&self, recipe: Recipe) -> Result<CompiledGrammar, GrammarError> {
         let factory = self.factory.get_or_init(|| self.make_factory()).as_ref().ok_or(GrammarError::NotEnforceable)?;
         thread::scope(|scope| {
-            let compile = || compile(factory, source, limits(bounds));
+            let compile = || compile(factory, recipe);
             let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(STACK_BYTES);
             let compiling = thread.spawn_scoped(scope, compile).map_err(|_| GrammarError::Failed)?;
             compiling.join().map_err(|_| GrammarError::Failed)?
@@ -91,23 +103,33 @@ impl GrammarCompiler {
     }
 }
 
+/// What a constraint was made of: the same tokenizer makes the same of it, in another process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Recipe {
+    source: TopLevelGrammar,
+    bounds: GrammarBounds,
+}
+
+impl Recipe {
+    /// `None` for what cannot be written down.
+    pub(super) fn to_bytes(&self) -> Option<Vec<u8>> {
+        serde_json::to_vec(self).ok()
+    }
+}
+
 impl std::fmt::Debug for GrammarCompiler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("GrammarCompiler").field("tokenizer", &self.tokenizer).finish_non_exhaustive()
     }
 }
 
-fn compile(
-    factory: &ParserFactory,
-    source: GrammarWithLexer,
-    limits: ParserLimits,
-) -> Result<CompiledGrammar, GrammarError> {
-    let init = GrammarInit::Serialized(TopLevelGrammar::from_grammar(source));
+fn compile(factory: &ParserFactory, recipe: Recipe) -> Result<CompiledGrammar, GrammarError> {
+    let init = GrammarInit::Serialized(recipe.source.clone());
     let logger = Logger::new(0, 0);
     let parser = factory
-        .create_parser_from_init_ext(init, logger, InferenceCapabilities::default(), limits)
+        .create_parser_from_init_ext(init, logger, InferenceCapabilities::default(), limits(&recipe.bounds))
         .map_err(|error| GrammarError::Invalid(fault(&error.to_string())))?;
-    Ok(Box::new(Follower::new(parser)?))
+    Ok(Box::new(Follower::new(parser, recipe)?))
 }
 
 fn limits(bounds: &GrammarBounds) -> ParserLimits {

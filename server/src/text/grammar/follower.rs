@@ -1,6 +1,7 @@
 //! Follows one answer through a compiled grammar.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use llguidance::TokenParser;
 use llguidance::api::StopReason;
@@ -9,6 +10,7 @@ use llguidance::toktrie::SimpleVob;
 use passerelle_engine::{Allowed, AnswerEnd, Constraint, ConstraintError};
 
 use super::GrammarError;
+use super::compiler::Recipe;
 
 /// A parser, and what it allows where it stands.
 #[derive(Clone)]
@@ -16,13 +18,16 @@ pub(super) struct Follower {
     parser: TokenParser,
     allowed: SimpleVob,
     end: AnswerEnd,
+    /// Of its start.
+    recipe: Arc<Recipe>,
 }
 
 impl Follower {
     /// At the start of an answer. Errors when the grammar allows no token at all.
-    pub(super) fn new(mut parser: TokenParser) -> Result<Self, GrammarError> {
+    pub(super) fn new(mut parser: TokenParser, recipe: Recipe) -> Result<Self, GrammarError> {
         parser.start_without_prompt();
-        let mut follower = Self { parser, allowed: SimpleVob::new(), end: AnswerEnd::NotHere };
+        let recipe = Arc::new(recipe);
+        let mut follower = Self { parser, allowed: SimpleVob::new(), end: AnswerEnd::NotHere, recipe };
         match follower.look() {
             Ok(()) if follower.end != AnswerEnd::Reached => Ok(follower),
             Ok(()) | Err(ConstraintError::Lost) => Err(GrammarError::AllowsNothing),
@@ -80,6 +85,10 @@ impl Constraint for Follower {
 
     fn fork(&self) -> Box<dyn Constraint> {
         Box::new(self.clone())
+    }
+
+    fn recipe(&self) -> Option<Vec<u8>> {
+        self.recipe.to_bytes()
     }
 }
 

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use passerelle::api::{
-    AppParts, AppState, BrowserGuard, GenerationDefaults, Listener, Readiness, ServedEncoder, ServedModel, Serving,
-    router, serve,
+    AppParts, AppState, GenerationDefaults, Listener, Readiness, ServedEncoder, ServedModel, Serving, router, serve,
 };
+use passerelle::batches::BatchStore;
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::tariff::Hours;
-use passerelle::gateway::{Account, Authenticator, Ledger, Quota, Replica, Router};
+use passerelle::gateway::{Ledger, Replica, Router};
 use passerelle::metrics::Metrics;
 use passerelle::text::{GrammarCompiler, TextModel};
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -22,12 +22,13 @@ use passerelle_engine::{
 use passerelle_models::ops::Compute;
 use passerelle_models::{CheckpointFiles, Encoder, EncoderInput, LoadOptions, ModelError, Vectors, load_encoder};
 use serde_json::Value;
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use super::client::Client;
 use super::model::{Gate, TestModel};
-use super::{MODEL, Options, PATIENCE, build_info, digest, keys, served_model};
+use super::{MODEL, Options, PATIENCE, build_info, digest, door, served_model};
 
 pub(crate) const BERT: &str = "bert";
 pub(crate) const RERANKER: &str = "bert_reranker";
@@ -41,6 +42,7 @@ pub(crate) struct EncoderServer {
     pub(crate) encoders: Vec<EncoderHandle>,
     address: SocketAddr,
     gate: Gate,
+    _data: Option<TempDir>,
     _owners: (Engine, Vec<EncoderEngine>, ComparisonLane),
 }
 
@@ -92,25 +94,19 @@ impl EncoderServer {
         let parts = ComparisonParts { config: ComparisonConfig::default(), turns, clock: Arc::clone(&clock), observer };
         let comparisons = ComparisonLane::spawn(parts).unwrap();
         let mut config = options.api.clone();
-        let authenticator = match &options.key_limits {
-            None => Authenticator::open(Account::local(Quota::unlimited()), None),
-            Some(limits) => {
-                config.guard = BrowserGuard::Off;
-                keys(limits, &clock)
-            }
-        };
+        let (authenticator, administration) = door(&options, &clock, &mut config);
         let state = AppState::new(AppParts {
             models,
             shelf: None,
             authenticator,
-            administration: None,
+            administration,
             reloader: None,
             ledger: Ledger::without_past(Arc::clone(&clock)),
             comparisons: comparisons.handle(),
             serving: Serving::new(Router::new(replicas.into_iter().map(Arc::new), Arc::clone(&clock), 7), []),
             clock,
             metrics,
-            batches: None,
+            batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
             shadow_store: None,
             config,
             readiness: Readiness::default(),
@@ -119,7 +115,14 @@ impl EncoderServer {
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(Listener::Tcp(listener), router(state.clone()), options.serve, std::future::pending()));
         let encoders = owners.iter().map(EncoderEngine::handle).collect();
-        Self { state, encoders, address, gate: options.gate, _owners: (engine, owners, comparisons) }
+        Self {
+            state,
+            encoders,
+            address,
+            gate: options.gate,
+            _data: options.administered,
+            _owners: (engine, owners, comparisons),
+        }
     }
 
     pub(crate) fn client(&self) -> Client {

@@ -354,19 +354,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Owners) {
     let owners = Owners::spawn(options, &clock, &metrics);
     let replicas = owners.replicas(options);
     let mut config = options.api.clone();
-    let administered = options.administered.as_ref().map(|folder| administered(folder.path(), &clock));
-    let (ring, administration) = administered.unzip();
-    let authenticator = match (&options.key_limits, ring) {
-        (None, Some(ring)) => {
-            config.guard = BrowserGuard::Off;
-            Authenticator::Keys(ring)
-        }
-        (None, None) => Authenticator::open(Account::local(Quota::unlimited()), None),
-        (Some(limits), _) => {
-            config.guard = BrowserGuard::Off;
-            keys(limits, &clock)
-        }
-    };
+    let (authenticator, administration) = door(options, &clock, &mut config);
     let parts = AppParts {
         models: served_models(options),
         shelf: None,
@@ -392,6 +380,19 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Owners) {
         readiness: Readiness::default(),
     };
     (AppState::new(parts), owners)
+}
+
+/// Who is let in, and who may change that.
+fn door(options: &Options, clock: &Arc<dyn Clock>, config: &mut ApiConfig) -> (Authenticator, Option<Administration>) {
+    let administered = options.administered.as_ref().map(|folder| administered(folder.path(), clock));
+    let (ring, administration) = administered.unzip();
+    let authenticator = match (&options.key_limits, ring) {
+        (None, None) => return (Authenticator::open(Account::local(Quota::unlimited()), None), None),
+        (None, Some(ring)) => Authenticator::Keys(ring),
+        (Some(limits), _) => keys(limits, clock),
+    };
+    config.guard = BrowserGuard::Off;
+    (authenticator, administration)
 }
 
 pub(crate) fn limit(limit: fn(NonZeroU64) -> Limit, value: u64) -> Limit {

@@ -11,7 +11,7 @@ use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::directory::KeyStatus;
 use crate::gateway::quota::Unit;
-use crate::gateway::{Account, Ask, DirectoryError, Ledger, Limit, Refusal, Reserve, Retry};
+use crate::gateway::{Account, Ask, Caller, DirectoryError, Ledger, Limit, Refusal, Reserve, Retry};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,13 +56,19 @@ pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) ->
         "account": info.account,
         "fits": refusal.is_none() && closed.is_none(),
         "closed": closed,
-        "refusal": refusal.map(|refusal| refusal_json(&refusal, &ledger)),
+        "refusal": refusal.map(|refusal| refusal_json(&refusal, &ledger, smaller(&ledger, &asked, &ask))),
         "not_looked_at": unseen,
     });
     Ok(Json(answer).into_response())
 }
 
-fn refusal_json(refusal: &Refusal, ledger: &Ledger) -> Value {
+/// The longest answer with which the limits could ever have room for the prompt, if that is what is asked too much of them.
+fn smaller(ledger: &Ledger, caller: &Caller, ask: &Ask) -> Option<u32> {
+    let largest = ledger.largest_output(caller, ask.model.as_deref().unwrap_or_default(), ask.prompt_tokens)?;
+    Some(largest).filter(|largest| (1..ask.max_output_tokens).contains(largest))
+}
+
+fn refusal_json(refusal: &Refusal, ledger: &Ledger, smaller: Option<u32>) -> Value {
     let (wait, retry) = match refusal.retry {
         Retry::After(wait) => (Some(wait), "after"),
         Retry::Spent => (None, "spent"),
@@ -77,6 +83,7 @@ fn refusal_json(refusal: &Refusal, ledger: &Ledger) -> Value {
         "retry": retry,
         "wait_seconds": wait.map(|wait| wait.as_secs_f64()),
         "passes_at": passes_at,
+        "largest_output_tokens": smaller.filter(|_| refusal.retry == Retry::Never),
     })
 }
 

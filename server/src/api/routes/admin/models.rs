@@ -7,10 +7,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{administrator, read, require_governed};
-use crate::api::causes::{model_failed, model_not_found};
+use super::{administrator, blocking, read, require_governed};
+use crate::api::causes::model_not_found;
 use crate::api::desk::{Desk, DeskVisit};
-use crate::api::errors::{ApiError, ErrorKind};
+use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::api::routes::models::{Shown, shown};
 use crate::api::routes::name_in_path;
 use crate::api::state::AppState;
@@ -46,10 +46,14 @@ pub(crate) async fn act<D: Desk>(
     act: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let DeskVisit { administration, .. } = administrator(&desk, request.headers())?;
     let server = server(&desk, &request)?.clone();
     let act = Act::named(&name_in_path(act)?)?;
     let Named { model } = read(request, &desk).await?;
     let shelf = server.shelf().filter(|shelf| shelf.row(&model).is_some()).ok_or_else(|| stays(&server, &model))?;
+    // Before it is done: a load takes long, and may be given up.
+    let (directory, subject) = (administration.directory, model.clone());
+    blocking(move || directory.note(act.audited(), &subject)).await?;
     match act {
         Act::Load => load(shelf, &model).await?,
         Act::Unload => shelf.unload(&model)?,
@@ -71,6 +75,16 @@ impl Act {
             _ => Err(ApiError::new(ErrorKind::NotFound, "A model is loaded, unloaded, pinned or unpinned.")),
         }
     }
+
+    /// In the audit log.
+    fn audited(self) -> &'static str {
+        match self {
+            Self::Load => "load model",
+            Self::Unload => "unload model",
+            Self::Pin => "pin model",
+            Self::Unpin => "unpin model",
+        }
+    }
 }
 
 /// Also one that failed. Whoever asks waits for as long as they like: their place in the line goes with them.
@@ -80,11 +94,15 @@ async fn load(shelf: &Shelf, model: &str) -> Result<(), ApiError> {
     loop {
         match shelf.ask(model) {
             None => return Err(model_not_found(model)),
-            Some(Asked::Failed(why)) => return Err(model_failed(model, &why)),
+            Some(Asked::Failed(why)) => return Err(load_failed(model, &why)),
             Some(Asked::Ready(_)) => return Ok(()),
             Some(Asked::Coming(coming)) => place.insert(coming).changed().await,
         }
     }
+}
+
+fn load_failed(model: &str, why: &str) -> ApiError {
+    ApiError::new(ErrorKind::ModelFailed, format!("The model `{}` cannot be loaded: {why}", echoed(model)))
 }
 
 /// Why a model that does not come and go cannot be told to.
@@ -116,5 +134,5 @@ fn row(server: &AppState, model: &Shown) -> Value {
 fn server<'a>(desk: &'a impl Desk, request: &Request) -> Result<&'a AppState, ApiError> {
     let DeskVisit { caller, .. } = administrator(desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    desk.server().ok_or_else(|| ApiError::new(ErrorKind::NotFound, "No server runs that could have models in memory."))
+    desk.server().ok_or_else(|| ApiError::new(ErrorKind::NoServer, "No server runs that could have models in memory."))
 }

@@ -43,6 +43,13 @@ fn every_field_is_read_and_null_means_absent() {
 }
 
 #[test]
+fn what_an_assistant_said_in_declining_comes_back_as_its_text() {
+    let parts = json!([{"type": "refusal", "refusal": "no."}]);
+    let chat = prompt(json!({"input": [{"role": "assistant", "content": parts}, {"role": "user", "content": "hi"}]}));
+    assert_eq!(chat.messages[0].content.as_deref(), Some("no."));
+}
+
+#[test]
 fn what_would_need_a_memory_is_refused_by_name() {
     for (name, value) in [
         ("store", json!(true)),

@@ -34,6 +34,15 @@ pub struct ShelfRow {
     pub expected: Duration,
 }
 
+/// Why there is no room for a model, and will be none until something else happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldUp {
+    /// Models that are pinned leave too little: somebody must unpin one.
+    ByPins,
+    /// Models that requests use do: one of them must come to its end.
+    ByUse,
+}
+
 /// In bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ShelfMemory {
@@ -72,6 +81,24 @@ impl Plan {
             created: entry.created,
             expected: if state == ShelfState::Ready { Duration::ZERO } else { self.expected(model, now) },
         })
+    }
+
+    /// What keeps a model on the disk, though it is waited for.
+    pub(in crate::gateway::shelf) fn held_up(&self, model: &str) -> Option<HeldUp> {
+        let entry = self.entries.get(model).filter(|entry| matches!(entry.place, Place::Disk))?;
+        let needed = entry.loadable()?.total();
+        let held_by = |is_held: fn(&Entry, usize) -> bool| -> u64 {
+            let held = self.entries.values().filter_map(|entry| match entry.place {
+                Place::Memory { held, uses, .. } if is_held(entry, uses) => Some(held),
+                _ => None,
+            });
+            held.sum()
+        };
+        let has_no_room_beside = |held: u64| needed > self.memory_bytes.saturating_sub(held);
+        if has_no_room_beside(held_by(|entry, _| entry.is_pinned)) {
+            return Some(HeldUp::ByPins);
+        }
+        has_no_room_beside(held_by(|entry, uses| entry.is_pinned || uses > 0)).then_some(HeldUp::ByUse)
     }
 
     /// Loads are one after the other: those that come first are waited for too.

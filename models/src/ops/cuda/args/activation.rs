@@ -1,0 +1,70 @@
+use crate::ops::cuda::launch::{Address, Float, Launch};
+use crate::ops::{Activation, Gate, Xielu};
+
+/// `ActivationArgs` of `activation.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ActivationArgs {
+    pub(crate) x: Address,
+    pub(crate) out: Address,
+    pub(crate) width: u64,
+    pub(crate) num_elements: u64,
+    pub(crate) kind: i32,
+    pub(crate) gated: i32,
+    pub(crate) alpha_positive: f32,
+    pub(crate) alpha_negative: f32,
+    pub(crate) beta: f32,
+    pub(crate) eps: f32,
+}
+
+const THREADS: u32 = 256;
+
+impl ActivationArgs {
+    /// Of `[num_rows, width]` outputs, at addresses that are null.
+    pub(crate) fn plain(activation: Activation, (num_rows, width): (usize, usize)) -> Self {
+        let Xielu { alpha_positive, alpha_negative, beta, eps } = match activation {
+            Activation::Xielu(xielu) => xielu,
+            _ => Xielu { alpha_positive: 0.0, alpha_negative: 0.0, beta: 0.0, eps: 0.0 },
+        };
+        Self {
+            x: Address::NULL,
+            out: Address::NULL,
+            width: width as u64,
+            num_elements: (num_rows * width) as u64,
+            kind: kind(activation),
+            gated: 0,
+            alpha_positive,
+            alpha_negative,
+            beta,
+            eps,
+        }
+    }
+
+    pub(crate) fn gated(gate: Gate, shape: (usize, usize)) -> Self {
+        let activation = match gate {
+            Gate::Silu => Activation::Silu,
+            Gate::GeluErf => Activation::GeluErf,
+            Gate::GeluTanh => Activation::GeluTanh,
+        };
+        Self { gated: 1, ..Self::plain(activation, shape) }
+    }
+
+    pub(crate) fn launch(self, activations: Float) -> Launch<Self> {
+        let blocks = self.num_elements.div_ceil(u64::from(THREADS)) as u32;
+        let kernel = format!("activate_{}", activations.name());
+        Launch { kernel, grid: [blocks, 1, 1], threads: THREADS, args: self }
+    }
+}
+
+/// As the kernel tells them apart.
+fn kind(activation: Activation) -> i32 {
+    match activation {
+        Activation::Relu2 => 0,
+        Activation::GeluTanh => 1,
+        Activation::GeluErf => 2,
+        Activation::Relu => 3,
+        Activation::Silu => 4,
+        Activation::Tanh => 5,
+        Activation::Xielu(_) => 6,
+    }
+}

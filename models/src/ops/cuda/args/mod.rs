@@ -1,0 +1,10 @@
+//! What kernels are given, field by field as in the `.cu` file of the same name, and how large their grids are. Nothing here
+//! needs a GPU.
+
+pub(super) mod activation;
+pub(super) mod attention;
+#[cfg(test)]
+pub(super) mod best;
+pub(super) mod norm;
+pub(super) mod qkv;
+pub(super) mod rows;

@@ -1,0 +1,132 @@
+#![expect(unsafe_code, reason = "kernels are launched with addresses of the device's memory")]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::{CudaDevice, Device};
+
+use super::args::activation::ActivationArgs;
+use super::args::attention::AttentionArgs;
+use super::args::norm::NormArgs;
+use super::args::qkv::QkvArgs;
+use super::args::rows::GatherArgs;
+use super::launch::Launch;
+use crate::{ModelError, Pulse};
+
+/// A GPU with our kernels loaded, and the one stream on which everything runs.
+pub(crate) struct Gpu {
+    stream: Arc<CudaStream>,
+    module: Arc<CudaModule>,
+    /// Those that were launched before.
+    functions: Mutex<HashMap<String, CudaFunction>>,
+    pulse: Pulse,
+}
+
+/// Why no GPU can be used, in one line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoGpu(String);
+
+/// What `build.rs` made of `kernels.cu`.
+static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+impl Gpu {
+    /// The visible device `ordinal`, with a stream of its own. `pulse` beats with every launch.
+    pub(crate) fn open(ordinal: usize, pulse: Pulse) -> Result<(Device, Self), NoGpu> {
+        passerelle_cuda_link::link();
+        let open = || {
+            let device = Device::new_cuda_with_stream(ordinal)?;
+            let cuda = device.as_cuda_device()?;
+            set_up(cuda)?;
+            let stream = cuda.cuda_stream();
+            let module = stream.context().load_module(Ptx::from_binary(KERNELS.to_vec())).w()?;
+            Ok((device, Self { stream, module, functions: Mutex::default(), pulse }))
+        };
+        open().map_err(|error: candle_core::Error| NoGpu(first_line(&error.to_string())))
+    }
+
+    pub(crate) fn free_memory(&self) -> Option<u64> {
+        let (free, _) = self.stream.context().mem_get_info().ok()?;
+        Some(free as u64)
+    }
+
+    pub(super) fn stream(&self) -> &CudaStream {
+        &self.stream
+    }
+
+    /// Queues a launch; what is wrong with the kernel itself shows at a later call.
+    ///
+    /// # Safety
+    /// The arguments are the kernel's, and their addresses are of memory of this device, as long as the kernel takes it to
+    /// be, that is freed on this stream if at all.
+    pub(super) unsafe fn launch<A: KernelArgs>(&self, launch: Launch<A>) -> Result<(), ModelError> {
+        let Launch { kernel, grid: [x, y, z], threads, args } = launch;
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let function = self.function(kernel)?;
+        let args = ByValue(args);
+        let mut builder = self.stream.launch_builder(&function);
+        builder.arg(&args);
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: passed on.
+        unsafe { builder.launch(config) }.w()?;
+        self.pulse.beat();
+        Ok(())
+    }
+
+    fn function(&self, kernel: String) -> Result<CudaFunction, ModelError> {
+        let mut functions = self.functions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(function) = functions.get(&kernel) {
+            return Ok(function.clone());
+        }
+        let function = self.module.load_function(&kernel).w()?;
+        functions.insert(kernel, function.clone());
+        Ok(function)
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Gpu").field("device", &self.stream.context().ordinal()).finish_non_exhaustive()
+    }
+}
+
+/// The struct that a kernel takes.
+pub(super) trait KernelArgs: Copy {}
+
+impl KernelArgs for ActivationArgs {}
+impl KernelArgs for AttentionArgs {}
+impl KernelArgs for GatherArgs {}
+impl KernelArgs for NormArgs {}
+impl KernelArgs for QkvArgs {}
+
+#[repr(transparent)]
+struct ByValue<A>(A);
+
+// SAFETY: plain numbers and addresses in the layout of C, which tests hold against the kernels' own.
+unsafe impl<A: KernelArgs> DeviceRepr for ByValue<A> {}
+
+/// One stream orders everything, so tensors need no events. Memory that ops give back stays in the pool: without that, each
+/// synchronisation would return it to the driver.
+fn set_up(device: &CudaDevice) -> candle_core::Result<()> {
+    // SAFETY: nothing of this device is used on another stream.
+    unsafe { device.disable_event_tracking() };
+    let mut kept = u64::MAX;
+    // SAFETY: the device is open; the attribute is one u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()).w()?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut kept).cast()).w()
+    }
+}
+
+/// candle's errors go on with a backtrace.
+fn first_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().to_owned()
+}

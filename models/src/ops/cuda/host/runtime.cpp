@@ -1,0 +1,192 @@
+// Runs kernels of ../kernels.cu on the CPU, see runtime.h. Tests load this as a library and call `launch`.
+#include "runtime.h"
+
+#include <string>
+#include <ucontext.h>
+#include <vector>
+
+#include "../kernels.cu"
+
+thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+constexpr size_t STACK_BYTES = 256 * 1024;
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    dim3 index;
+    bool ended = false;
+    // Barriers that it has arrived at, of its block and of its warp; even and odd ones alternate in `exchanged`.
+    uint64_t block_arrivals = 0, warp_arrivals = 0;
+};
+
+struct Block {
+    std::vector<Fiber> fibers;
+    std::vector<uint32_t> exchanged[2];
+    ucontext_t scheduler;
+    Fiber *running = nullptr;
+    void (*body)(const void *) = nullptr;
+    const void *args = nullptr;
+    uint64_t progress = 0; // arrivals and ends
+};
+
+thread_local Block *block = nullptr;
+thread_local std::string problem;
+
+void fail(const char *what) {
+    if (problem.empty()) problem = what;
+}
+
+size_t index_of(const Fiber &fiber) { return &fiber - block->fibers.data(); }
+
+void give_way() {
+    Fiber *self = block->running;
+    swapcontext(&self->context, &block->scheduler);
+}
+
+// Of the fibers `[first, end)`, those that have not ended have all arrived as often as `self`.
+template <typename Count> void wait(size_t first, size_t end, Count count) {
+    uint64_t own = count(*block->running);
+    auto is_late = [&](const Fiber &fiber) { return !fiber.ended && count(fiber) < own; };
+    while (problem.empty() && std::any_of(block->fibers.begin() + first, block->fibers.begin() + end, is_late)) give_way();
+}
+
+size_t warp_start() { return index_of(*block->running) / WARP * WARP; }
+
+void wait_for_warp() {
+    block->running->warp_arrivals++;
+    block->progress++;
+    size_t first = warp_start();
+    wait(first, std::min(first + WARP, block->fibers.size()), [](const Fiber &fiber) { return fiber.warp_arrivals; });
+}
+
+void run_fiber() {
+    block->body(block->args);
+    block->running->ended = true;
+    block->progress++;
+    give_way();
+}
+
+bool has_ended(const Fiber &fiber) { return fiber.ended; }
+
+// As far as it comes without the others: what it overwrites too early, they then read.
+void run_warp(size_t warp, int backwards) {
+    size_t first = warp * WARP, count = std::min<size_t>(WARP, block->fibers.size() - first);
+    for (uint64_t before = block->progress - 1; block->progress != before && problem.empty();) {
+        before = block->progress;
+        for (size_t turn = 0; turn < count; turn++) {
+            Fiber &fiber = block->fibers[first + (backwards ? count - 1 - turn : turn)];
+            if (fiber.ended) continue;
+            block->running = &fiber;
+            threadIdx = fiber.index;
+            swapcontext(&block->scheduler, &fiber.context);
+        }
+    }
+}
+
+void run_block(int backwards) {
+    for (auto &fiber : block->fibers) {
+        fiber.ended = false;
+        fiber.block_arrivals = fiber.warp_arrivals = 0;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_link = &block->scheduler;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+    size_t warps = (block->fibers.size() + WARP - 1) / WARP;
+    while (problem.empty() && !std::all_of(block->fibers.begin(), block->fibers.end(), has_ended)) {
+        uint64_t before = block->progress;
+        for (size_t turn = 0; turn < warps; turn++) run_warp(backwards ? warps - 1 - turn : turn, backwards);
+        if (block->progress == before) fail("threads wait at barriers that not all of them reach");
+    }
+}
+
+template <typename Args, void (*kernel)(Args)> void call(const void *args) { kernel(*(const Args *)args); }
+
+struct Kernel {
+    const char *name;
+    size_t args_bytes;
+    void (*body)(const void *);
+};
+
+#define KERNEL(NAME, ARGS) {#NAME, sizeof(ARGS), call<const ARGS, NAME>}
+#define ATTENTION(CACHE, WIDTH)                                                                                        \
+    KERNEL(attention_decode_##CACHE##_d##WIDTH##_r1, AttentionArgs), KERNEL(attention_decode_##CACHE##_d##WIDTH##_r4, AttentionArgs), \
+        KERNEL(attention_prefill_##CACHE##_d##WIDTH, AttentionArgs)
+#define ATTENTIONS(CACHE)                                                                                              \
+    ATTENTION(CACHE, 64), ATTENTION(CACHE, 128), ATTENTION(CACHE, 192), ATTENTION(CACHE, 256),                            \
+        KERNEL(attention_decode_##CACHE##_d64_r8, AttentionArgs), KERNEL(attention_decode_##CACHE##_d128_r8, AttentionArgs)
+
+const Kernel KERNELS[] = {
+    ATTENTIONS(f32),
+    ATTENTIONS(bf16),
+    KERNEL(attention_merge, AttentionArgs),
+    KERNEL(prepare_qkv_f32_f32, QkvArgs),
+    KERNEL(prepare_qkv_f32_bf16, QkvArgs),
+    KERNEL(prepare_qkv_bf16_f32, QkvArgs),
+    KERNEL(prepare_qkv_bf16_bf16, QkvArgs),
+    KERNEL(norm_f32, NormArgs),
+    KERNEL(norm_bf16, NormArgs),
+    KERNEL(activate_f32, ActivationArgs),
+    KERNEL(activate_bf16, ActivationArgs),
+    KERNEL(gather_f32, GatherArgs),
+    KERNEL(gather_bf16, GatherArgs),
+    KERNEL(best_f32, BestArgs),
+    KERNEL(best_bf16, BestArgs),
+};
+
+} // namespace
+
+void __syncthreads() {
+    block->running->block_arrivals++;
+    block->progress++;
+    wait(0, block->fibers.size(), [](const Fiber &fiber) { return fiber.block_arrivals; });
+}
+
+void __syncwarp() { wait_for_warp(); }
+
+uint32_t host_shuffle(uint32_t value, int mask) {
+    size_t self = index_of(*block->running), other = warp_start() + (self % WARP ^ mask);
+    auto &values = block->exchanged[block->running->warp_arrivals % 2];
+    values[self] = value;
+    wait_for_warp();
+    for (size_t lane = warp_start(); lane < warp_start() + WARP; lane++) {
+        if (lane >= block->fibers.size() || block->fibers[lane].ended) fail("a lane has ended that others shuffle with");
+    }
+    return other < values.size() ? values[other] : 0;
+}
+
+// Runs a kernel over a grid, whose blocks come in ascending or descending order. Null, or what was wrong.
+extern "C" const char *launch(
+    const char *name, const uint32_t *grid, uint32_t threads, const void *args, uint64_t args_bytes, int backwards
+) {
+    problem.clear();
+    auto is_named = [&](const Kernel &kernel) { return strcmp(kernel.name, name) == 0; };
+    const Kernel *kernel = std::find_if(std::begin(KERNELS), std::end(KERNELS), is_named);
+    if (kernel == std::end(KERNELS)) return "there is no kernel of this name";
+    if (kernel->args_bytes != args_bytes) return "the arguments have another size in Rust than in C++";
+    Block own;
+    block = &own;
+    own.body = kernel->body;
+    own.args = args;
+    own.fibers.resize(threads);
+    for (auto &values : own.exchanged) values.resize(threads);
+    for (uint32_t thread = 0; thread < threads; thread++) {
+        own.fibers[thread].stack.resize(STACK_BYTES);
+        own.fibers[thread].index = dim3{thread, 0, 0};
+    }
+    gridDim = dim3{grid[0], grid[1], grid[2]};
+    blockDim = dim3{threads, 1, 1};
+    uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
+    for (uint64_t turn = 0; turn < blocks && problem.empty(); turn++) {
+        uint64_t index = backwards ? blocks - 1 - turn : turn;
+        uint64_t plane = index / grid[0];
+        blockIdx = dim3{(unsigned)(index % grid[0]), (unsigned)(plane % grid[1]), (unsigned)(plane / grid[1])};
+        run_block(backwards);
+    }
+    block = nullptr;
+    return problem.empty() ? nullptr : problem.c_str();
+}

@@ -1,0 +1,66 @@
+// As much of CUDA as the kernels use, for the CPU, so that their text runs where no GPU is.
+//
+// The threads of a block are fibers of one CPU thread. A fiber runs until a barrier or a shuffle and then gives way; when all
+// whom it waits for have arrived, it goes on. A warp runs as far as it comes without the others. Which warp, and which lane
+// of it, runs first is an argument: a kernel that lacks a barrier reads what is not written yet, or is written again already, in
+// one order or the other, so its results differ between the two.
+//
+// What this does not show: races between warps that both orders hide, the GPU's memory model, how its units round (exp, tanh,
+// division), and anything about time.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <algorithm>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+// Blocks run one after the other, all on the thread that launched them.
+#define __shared__ static thread_local
+
+using std::max;
+using std::min;
+
+struct dim3 {
+    unsigned x, y, z;
+};
+
+struct float2 {
+    float x, y;
+};
+
+struct float4 {
+    float x, y, z, w;
+};
+
+static inline float2 make_float2(float x, float y) { return float2{x, y}; }
+
+static inline float __uint_as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Of the fiber that runs.
+extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// Waits until every fiber of the block, or of the warp, that has not ended is there.
+void __syncthreads();
+void __syncwarp();
+
+// Exchanges 32 bits with the fiber of the warp whose lane differs by `mask`. All 32 must take part.
+uint32_t host_shuffle(uint32_t value, int mask);
+
+static inline float __shfl_xor_sync(unsigned, float value, int mask) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return __uint_as_float(host_shuffle(bits, mask));
+}
+
+static inline uint32_t __shfl_xor_sync(unsigned, uint32_t value, int mask) { return host_shuffle(value, mask); }

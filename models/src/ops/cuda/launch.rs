@@ -1,0 +1,51 @@
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+
+/// One launch of a kernel.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch<A> {
+    pub(super) kernel: String,
+    pub(super) grid: [u32; 3],
+    /// Of a block.
+    pub(super) threads: u32,
+    pub(super) args: A,
+}
+
+/// Where something lies in the device's memory; null where there is nothing.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Address(pub(super) u64);
+
+/// What activations or a cache are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Float {
+    F32,
+    Bf16,
+}
+
+/// Threads that run in step.
+pub(super) const WARP: u32 = 32;
+
+impl Address {
+    pub(super) const NULL: Self = Self(0);
+}
+
+impl Float {
+    /// `None` for a dtype that no kernel takes.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F32 => Some(Self::F32),
+            DType::BF16 => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+
+    /// As it stands in kernels' names.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}

@@ -1,0 +1,158 @@
+use candle_core::{DType, Tensor};
+
+use super::host::{Buffer, Host, in_both_orders};
+use super::{Random, assert_close, dtype, reference, tolerance, values};
+use crate::ops::cuda::args::activation::ActivationArgs;
+use crate::ops::cuda::args::best::BestArgs;
+use crate::ops::cuda::args::norm::NormArgs;
+use crate::ops::cuda::args::rows::GatherArgs;
+use crate::ops::cuda::launch::{Address, Float};
+use crate::ops::{Activation, Gate, LayerNormParams, Xielu, activate, gate_mul, gather_rows, layer_norm, rms_norm};
+
+const BOTH: [Float; 2] = [Float::F32, Float::Bf16];
+
+/// To what `float` holds, as f32.
+fn rounded(x: &Tensor, float: Float) -> Tensor {
+    x.to_dtype(dtype(float)).unwrap().to_dtype(DType::F32).unwrap()
+}
+
+fn output(like: &Tensor, float: Float) -> Buffer {
+    Buffer::of_values(&vec![f32::NAN; like.elem_count()], float)
+}
+
+#[test]
+fn norms_with_and_without_a_residual_equal_the_reference() {
+    let Some(host) = Host::get() else { return };
+    for (float, m, width, has_bias, has_residual) in [
+        (Float::F32, 3, 256, false, true),
+        (Float::F32, 2, 1000, true, true),
+        (Float::F32, 2, 7, true, false),
+        (Float::F32, 1, 1, false, false),
+        (Float::Bf16, 3, 300, false, true),
+        (Float::Bf16, 2, 513, true, false),
+    ] {
+        let mut random = Random(width as u64);
+        let [x, residual] = [(); 2].map(|()| random.tensor(&[m, width], float));
+        let [weight, bias] = [(); 2].map(|()| random.tensor(&[width], Float::F32));
+        let (eps, compute) = (1e-3, reference());
+        let sum = if has_residual { rounded(&(&x + &residual).unwrap(), float) } else { x.clone() };
+        let want = match has_bias {
+            true => layer_norm(&compute, &sum, LayerNormParams { weight: &weight, bias: &bias, eps }).unwrap(),
+            false => rms_norm(&compute, &sum, &weight, eps).unwrap(),
+        };
+        let got = in_both_orders(|order| {
+            let [mut x, mut residual] = [&x, &residual].map(|x| Buffer::of(x, float));
+            let [mut weight, mut bias] = [&weight, &bias].map(|x| Buffer::of(x, Float::F32));
+            let [mut sum_buffer, mut normed] = [(); 2].map(|()| output(&want, float));
+            let if_it = |is_there: bool, buffer: &mut Buffer| if is_there { buffer.address() } else { Address::NULL };
+            let args = NormArgs {
+                x: x.address(),
+                residual: if_it(has_residual, &mut residual),
+                sum: if_it(has_residual, &mut sum_buffer),
+                normed: normed.address(),
+                weight: weight.address(),
+                bias: if_it(has_bias, &mut bias),
+                width: width as i32,
+                eps,
+            };
+            host.run(&args.launch(m, float), order);
+            if has_residual {
+                assert_eq!(sum_buffer.values(float), values(&sum));
+            }
+            normed.values(float)
+        });
+        assert_close(&format!("{float:?} [{m}, {width}]"), &got, &want, tolerance(float));
+    }
+}
+
+#[test]
+fn activations_and_gates_equal_the_reference() {
+    let Some(host) = Host::get() else { return };
+    let xielu = Xielu { alpha_positive: 0.8, alpha_negative: 1.3, beta: 0.5, eps: -1e-6 };
+    for float in BOTH {
+        let x = rounded(&(Random(3).tensor(&[5, 2 * 77], Float::F32) * 6.0).unwrap(), float);
+        let run = |args: ActivationArgs, want: Tensor, what: String| {
+            let got = in_both_orders(|order| {
+                let (mut x, mut out) = (Buffer::of(&x, float), output(&want, float));
+                host.run(&ActivationArgs { x: x.address(), out: out.address(), ..args }.launch(float), order);
+                out.values(float)
+            });
+            assert_close(&what, &got, &want, tolerance(float));
+        };
+        for activation in [
+            Activation::Relu2,
+            Activation::GeluTanh,
+            Activation::GeluErf,
+            Activation::Relu,
+            Activation::Silu,
+            Activation::Tanh,
+            Activation::Xielu(xielu),
+        ] {
+            let want = activate(&reference(), &x, activation).unwrap();
+            run(ActivationArgs::plain(activation, (5, 2 * 77)), want, format!("{activation:?}"));
+        }
+        for gate in [Gate::Silu, Gate::GeluErf, Gate::GeluTanh] {
+            let want = gate_mul(&reference(), &x, gate).unwrap();
+            run(ActivationArgs::gated(gate, (5, 77)), want, format!("gate {gate:?}"));
+        }
+    }
+}
+
+#[test]
+fn gathered_rows_equal_the_reference() {
+    let Some(host) = Host::get() else { return };
+    let rows = [6usize, 0, 0, 3];
+    for float in BOTH {
+        let x = Random(1).tensor(&[7, 301], float);
+        let want = gather_rows(&reference(), &x, &rows).unwrap();
+        let got = in_both_orders(|order| {
+            let mut indexes = Buffer::of_words(&rows.map(|row| row as u32));
+            let (mut x, mut out) = (Buffer::of(&x, float), output(&want, float));
+            let args = GatherArgs { x: x.address(), rows: indexes.address(), out: out.address(), width: 301 };
+            host.run(&args.launch(rows.len(), float), order);
+            out.values(float)
+        });
+        assert_close("gathered", &got, &want, 0.0);
+    }
+}
+
+/// The most likely tokens of a row, the smaller id first among equals, and what their probabilities' logarithms are.
+fn best_of(row: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut tokens: Vec<u32> = (0..row.len() as u32).filter(|token| !row[*token as usize].is_nan()).collect();
+    tokens.sort_by(|one, other| row[*other as usize].total_cmp(&row[*one as usize]).then(one.cmp(other)));
+    let log_sum = row.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
+    tokens.iter().take(count).map(|&token| (token, (f64::from(row[token as usize]) - log_sum) as f32)).collect()
+}
+
+#[test]
+fn the_best_tokens_and_their_log_probabilities_are_those_of_a_sorted_row() {
+    let Some(host) = Host::get() else { return };
+    for (float, m, vocab_size, count) in
+        [(Float::F32, 2, 1000, 21), (Float::Bf16, 3, 257, 1), (Float::Bf16, 1, 600, 5), (Float::F32, 1, 3, 3)]
+    {
+        // In bf16 many of them are equal.
+        let logits = rounded(&(Random(8).tensor(&[m, vocab_size], Float::F32) * 5.0).unwrap(), float);
+        let tokens = std::cell::RefCell::new(Vec::new());
+        let got = in_both_orders(|order| {
+            let mut logits = Buffer::of(&logits, float);
+            let [mut best, mut logprobs] = [(); 2].map(|()| Buffer::unwritten(m * count * 4));
+            let args = BestArgs {
+                logits: logits.address(),
+                tokens: best.address(),
+                logprobs: logprobs.address(),
+                vocab_size: vocab_size as i32,
+                count: count as i32,
+            };
+            host.run(&args.launch(m, float), order);
+            *tokens.borrow_mut() = best.words();
+            logprobs.values(Float::F32)
+        });
+        for (row, logits) in values(&logits).chunks(vocab_size).enumerate() {
+            for (rank, (token, logprob)) in best_of(logits, count).into_iter().enumerate() {
+                let index = row * count + rank;
+                assert_eq!(tokens.borrow()[index], token, "rank {rank}");
+                assert!((got[index] - logprob).abs() < 1e-5, "{} instead of {logprob}", got[index]);
+            }
+        }
+    }
+}

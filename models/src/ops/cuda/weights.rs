@@ -1,0 +1,44 @@
+//! Matrices on the GPU, for cuBLAS.
+
+use candle_core::{D, Tensor};
+use half::bf16;
+
+use crate::ops::{Compute, WeightPart, blocks};
+use crate::{ModelError, StoredDtype};
+
+/// f32 where all of it is, or is to be; else bf16, to which f16 and quantised weights are rounded. Parts are below each
+/// other.
+pub(crate) fn on_gpu(
+    compute: &Compute,
+    dtype: Option<StoredDtype>,
+    in_features: usize,
+    parts: &[WeightPart<'_>],
+) -> Result<Tensor, ModelError> {
+    let stays_f32 = |part: &WeightPart<'_>| dtype.unwrap_or(part.dtype) == StoredDtype::F32;
+    let all_f32 = parts.iter().all(stays_f32);
+    let tensors = parts.iter().map(|part| {
+        let len = |len: usize| (len / in_features, in_features);
+        if all_f32 {
+            let values = blocks::widened(part.dtype, part.bytes);
+            let shape = len(values.len());
+            return Ok(Tensor::from_vec(values, shape, compute.device())?);
+        }
+        let values = as_bf16(part);
+        let shape = len(values.len());
+        Ok(Tensor::from_vec(values, shape, compute.device())?)
+    });
+    Ok(Tensor::cat(&tensors.collect::<Result<Vec<_>, ModelError>>()?, 0)?)
+}
+
+/// `x [m, in_features]` times the transposed `weight`, in the weight's dtype with f32 sums, given in that of `x`.
+pub(crate) fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor, ModelError> {
+    let y = x.contiguous()?.to_dtype(weight.dtype())?.matmul(&weight.transpose(0, D::Minus1)?)?;
+    Ok(y.to_dtype(x.dtype())?)
+}
+
+fn as_bf16(part: &WeightPart<'_>) -> Vec<bf16> {
+    match part.dtype {
+        StoredDtype::Bf16 => part.bytes.chunks_exact(2).map(|two| bf16::from_le_bytes([two[0], two[1]])).collect(),
+        _ => blocks::widened(part.dtype, part.bytes).into_iter().map(bf16::from_f32).collect(),
+    }
+}

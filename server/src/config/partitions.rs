@@ -1,0 +1,66 @@
+//! Partitions: devices or parts of one, each served by a worker process of its own; checked.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::checked::{fits_as_name, period};
+use super::{ConfigError, ModelConfig, WrittenPartition, WrittenWorkers};
+use crate::placement::{Device, Partition};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionConfig {
+    pub name: String,
+    /// Without threads: as `engine.threads`. Without memory: as a server without partitions.
+    pub is: Partition,
+}
+
+/// How workers are looked after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkersConfig {
+    pub longest_silence: Duration,
+    pub longest_hand_over: Duration,
+    pub first_restart: Duration,
+    pub longest_restart: Duration,
+}
+
+/// Every partition has a name of its own and at least one of the models.
+pub(super) fn check_partitions(
+    written: Vec<WrittenPartition>,
+    models: &[ModelConfig],
+) -> Result<Vec<PartitionConfig>, ConfigError> {
+    let mut names = HashSet::new();
+    for WrittenPartition { name, .. } in &written {
+        if !fits_as_name(name) {
+            return Err(ConfigError::value("partitions.name", format!("`{name}` is not a name")));
+        }
+        if !names.insert(name.as_str()) {
+            return Err(ConfigError::value("partitions.name", format!("two partitions are named `{name}`")));
+        }
+    }
+    let places = models.iter().filter_map(|model| Some((&model.name, model.partition.as_deref()?)));
+    if let Some((model, unknown)) = places.clone().find(|(_, partition)| !names.contains(partition)) {
+        let problem = format!("`{unknown}`, where `{model}` is to lie, is none of [[partitions]]");
+        return Err(ConfigError::value("models.partition", problem));
+    }
+    if let Some(empty) = written.iter().find(|written| !places.clone().any(|(_, place)| place == written.name)) {
+        let problem = format!("no model lies on `{}`; give one `partition = \"{}\"`", empty.name, empty.name);
+        return Err(ConfigError::value("partitions", problem));
+    }
+    written.into_iter().map(check_partition).collect()
+}
+
+fn check_partition(written: WrittenPartition) -> Result<PartitionConfig, ConfigError> {
+    let WrittenPartition { name, device, threads, memory } = written;
+    let is = Partition::new(device.unwrap_or(Device::Cpu), threads, memory)
+        .map_err(|error| ConfigError::value("partitions", format!("`{name}`: {error}")))?;
+    Ok(PartitionConfig { name, is })
+}
+
+pub(super) fn check_workers(written: &WrittenWorkers) -> WorkersConfig {
+    WorkersConfig {
+        longest_silence: period(written.longest_silence, Duration::from_secs(5)),
+        longest_hand_over: period(written.longest_hand_over, Duration::from_secs(30)),
+        first_restart: period(written.first_restart, Duration::from_millis(500)),
+        longest_restart: period(written.longest_restart, Duration::from_secs(60)),
+    }
+}

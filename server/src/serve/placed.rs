@@ -1,0 +1,120 @@
+//! Models that lie on partitions: what the gateway knows of them before their workers have come, and how it serves them then.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use passerelle::api::{AppState, ServedEncoder, ServedModel};
+use passerelle::config::{Config, ModelConfig};
+use passerelle::gateway::replica::{Replica, ReplicaId};
+use passerelle::gateway::tariff::Price;
+use passerelle::text::{GrammarCompiler, TextModel};
+use passerelle::workers::{OfferedModel, Post, PostBounds, Seat};
+use passerelle_engine::StepObserver;
+use passerelle_models::CheckpointFiles;
+
+use super::defaults;
+use super::engines::{self, Workshop};
+use super::ledger::facts_of;
+use super::models::{self, AnyDescription, find_files, wanted_of};
+use super::text;
+use super::trusted::Inspector;
+
+/// The partitions of a configuration.
+#[derive(Default)]
+pub(super) struct Placed {
+    pub(super) seats: Vec<Arc<Seat>>,
+    models: Vec<PlacedModel>,
+}
+
+/// One model without its weights, which are its worker's.
+struct PlacedModel {
+    config: ModelConfig,
+    files: CheckpointFiles,
+    description: AnyDescription,
+    text: Arc<TextModel>,
+    post: Post,
+    id: ReplicaId,
+}
+
+impl Placed {
+    /// Everything about the models but their weights. `first_id`: of their replicas.
+    pub(super) fn read(config: &Config, workshop: &Workshop, first_id: u32) -> Result<Self> {
+        let inspector = Inspector::new(config)?;
+        let mut placed = Self::default();
+        for (partition, model) in config.partitions.iter().flat_map(|partition| {
+            let lies_here = move |model: &&ModelConfig| model.partition.as_ref() == Some(&partition.name);
+            config.models.iter().filter(lies_here).map(move |model| (partition, model))
+        }) {
+            let id = ReplicaId(first_id + placed.models.len() as u32);
+            inspector.inspect(model)?;
+            let model = PlacedModel::read((config, model), workshop, id)
+                .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name))?;
+            placed.models.push(model);
+        }
+        placed.seats = config.partitions.iter().map(|partition| placed.seat(&partition.name)).collect();
+        Ok(placed)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.models.len()
+    }
+
+    /// By model, as derived from its weights.
+    pub(super) fn prices(&self) -> impl Iterator<Item = (String, Price)> {
+        self.models.iter().map(|model| (model.config.name.clone(), engines::price(model.description.model())))
+    }
+
+    /// Served from now on, by the workers that have come.
+    pub(super) fn serve(&self, state: &AppState, workshop: &Workshop) -> Result<()> {
+        for model in &self.models {
+            let named = || format!("model `{}`", model.config.name);
+            let offered = model.post.offered().with_context(named)?;
+            let served = model.served(&offered).with_context(named)?;
+            let ledger = state.ledger();
+            ledger.know(&model.config.name, facts_of(&served, &workshop.partition().into()));
+            let replica = Replica::new(model.id, model.config.name.clone(), Box::new(model.post.clone()));
+            state.change_serving(|former| former.with_model(served, Arc::new(replica)));
+        }
+        Ok(())
+    }
+
+    fn seat(&self, partition: &str) -> Arc<Seat> {
+        let lies_here = |model: &&PlacedModel| model.config.partition.as_deref() == Some(partition);
+        let posts = self.models.iter().filter(lies_here).map(|model| model.post.clone()).collect();
+        Arc::new(Seat::new(partition, posts))
+    }
+}
+
+impl PlacedModel {
+    fn read((config, model): (&Config, &ModelConfig), workshop: &Workshop, id: ReplicaId) -> Result<Self> {
+        let files = find_files(&model.source, wanted_of(model), &config.hub)?;
+        let text = Arc::new(text::load(model, &files, &config.hub)?);
+        let description = models::describe(model, &config.hub)?;
+        let bounds = PostBounds { longest_hand_over: config.workers.longest_hand_over };
+        let observer: Arc<dyn StepObserver> = Arc::new(workshop.metrics.engine(&model.name));
+        let post = Post::new(model.name.as_str(), bounds, workshop.clock(), observer);
+        Ok(Self { config: model.clone(), files, description, text, post, id })
+    }
+
+    fn served(&self, offered: &OfferedModel) -> Result<ServedModel> {
+        let (eos_token_ids, encoder, defaults) = match &self.description {
+            AnyDescription::Generator(is) => (is.eos_token_ids.clone(), None, defaults::read(&self.files)?),
+            AnyDescription::Encoder(is) => {
+                let encoder = ServedEncoder { output: is.output.clone() };
+                (Vec::new(), Some(Arc::new(encoder)), Default::default())
+            }
+        };
+        Ok(ServedModel {
+            name: self.config.name.clone(),
+            text: Arc::clone(&self.text),
+            grammars: Arc::new(GrammarCompiler::new(self.text.tokenizer.clone(), eos_token_ids.clone())),
+            max_model_len: offered.max_model_len,
+            input_vocab_size: offered.input_vocab_size,
+            eos_token_ids,
+            defaults,
+            encoder,
+            digest: offered.digest,
+            fingerprint: offered.fingerprint.clone(),
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! What `passerelle worker` runs: the models of one partition, for a gateway.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use passerelle::config::{ByteSize, Config, EngineConfig, Listen, ModelConfig, PartitionConfig};
+use passerelle::gateway::ReplicaDoor;
+use passerelle::placement::DeviceChoice;
+use passerelle::workers::{
+    OfferedKind, OfferedModel, Revive, StepTap, WorkerFacts, WorkerModel, WorkerParts, dial, work,
+};
+use passerelle_engine::StepObserver;
+use passerelle_engine::clock::{Clock, SystemClock};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::engines::{self, Fleet, RunningHandle, Workshop};
+use super::hashes::KeptHashes;
+use super::models::{self, AnyLoaded, Means};
+use super::signals::Signals;
+use super::{compute, logging, runtime};
+
+/// Which worker this process is, and whose.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerErrand {
+    pub(crate) partition: String,
+    pub(crate) gateway: Listen,
+    /// Since 1970. Nothing runs beyond.
+    pub(crate) until: Option<Duration>,
+}
+
+/// Serves until the gateway is gone, or until a signal and then what runs to its end.
+pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
+    logging::start(&config.log);
+    let runtime = runtime()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let bell = Arc::new(Notify::new());
+    let config = of_partition(config, &errand.partition)?;
+    let time_left = || errand.until.map(|until| until.saturating_sub(clock.wall()));
+    let patience = config.server.drain_timeout;
+    ensure!(time_left().is_none_or(|left| left > patience), "--until: less than server.drain_timeout is left");
+    let Manned { fleet, mut parts } = Manned::load(&config, (&clock, &bell), &errand.partition)?;
+    parts.facts.ends_in = time_left();
+    let leaves_in = parts.facts.ends_in.map_or(Duration::MAX, |left| left.saturating_sub(patience));
+    let worked = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let Listen::Unix(path) = &errand.gateway else { bail!("--connect: write unix:PATH") };
+        let stream = UnixStream::connect(path).await.with_context(|| format!("cannot reach {}", errand.gateway))?;
+        let leave = async {
+            tokio::select! {
+                () = signals.next() => "it was asked to end".to_owned(),
+                () = sleep(leaves_in) => "its time is over".to_owned(),
+            }
+        };
+        Ok(work(dial(stream).await?, parts, leave).await)
+    })?;
+    drop(fleet);
+    worked.with_context(|| format!("partition `{}`", errand.partition))?;
+    tracing::info!(partition = errand.partition, "left");
+    Ok(())
+}
+
+/// The same, as if nothing but the models of one partition were served, here.
+fn of_partition(config: &Config, name: &str) -> Result<Config> {
+    let partition = config.partitions.iter().find(|partition| partition.name == name);
+    let PartitionConfig { is, .. } = partition.with_context(|| format!("no [[partitions]] is named `{name}`"))?;
+    let lies_here = |model: &&ModelConfig| model.partition.as_deref() == Some(name);
+    let here = |model: &ModelConfig| ModelConfig { partition: None, ..model.clone() };
+    let models = config.models.iter().filter(lies_here).map(here).collect();
+    let engine = EngineConfig {
+        device: DeviceChoice::Named(is.device.clone()),
+        threads: is.threads.map(usize::from).or(config.engine.threads),
+        ..config.engine.clone()
+    };
+    Ok(Config { models, engine, ..config.clone() })
+}
+
+/// A partition whose models are loaded.
+struct Manned {
+    fleet: Fleet,
+    parts: WorkerParts,
+}
+
+impl Manned {
+    /// `config`: see [`of_partition`].
+    fn load(config: &Config, (clock, bell): (&Arc<dyn Clock>, &Arc<Notify>), name: &str) -> Result<Self> {
+        let compute = compute(&config.engine)?;
+        let hashes = KeptHashes::open(&config.server.data_dir);
+        let means = Means { hub: &config.hub, compute: &compute, hashes: &hashes };
+        let loaded = models::load_all(config, means)?;
+        let weights: Vec<u64> = loaded.iter().map(AnyLoaded::weights_bytes).collect();
+        let memory = config.partitions.iter().find(|partition| partition.name == name).and_then(|it| it.is.memory);
+        let engine = within(&config.engine, memory, weights.iter().sum())?;
+        let names = config.models.iter().map(|model| model.name.as_str());
+        let taps: Vec<(String, Arc<StepTap>)> =
+            names.clone().map(|name| (name.to_owned(), Arc::new(StepTap::new(Arc::clone(bell))))).collect();
+        let (device, kernels) = (super::report::device(&compute).to_owned(), compute.kernels().to_string());
+        let threads = compute.num_threads();
+        let workshop = Workshop::new((&engine, config.ledger.gpu_factor), compute, clock, names)?;
+        let fleet = engines::start(loaded, workshop.observed_by(observers(&taps)))?;
+        let facts = WorkerFacts {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            partition: name.to_owned(),
+            device,
+            kernels,
+            threads,
+            models: offered(&fleet, &weights),
+            ends_in: None,
+        };
+        let models = crew(&fleet, taps);
+        let (bell, clock, patience) = (Arc::clone(bell), Arc::clone(clock), config.server.drain_timeout);
+        Ok(Self { fleet, parts: WorkerParts { facts, models, bell, clock, patience } })
+    }
+}
+
+/// What the weights leave of the partition's memory is for K/V.
+fn within(engine: &EngineConfig, memory: Option<ByteSize>, weights_bytes: u64) -> Result<EngineConfig> {
+    let Some(memory) = memory else { return Ok(engine.clone()) };
+    let Some(left) = memory.0.checked_sub(weights_bytes).filter(|left| *left > 0) else {
+        bail!("partitions.memory: the weights take {} of {memory}", ByteSize(weights_bytes));
+    };
+    let kv_cache_memory = engine.kv_cache_memory.map_or(left, |stated| stated.0.min(left));
+    Ok(EngineConfig { kv_cache_memory: Some(ByteSize(kv_cache_memory)), ..engine.clone() })
+}
+
+fn observers(taps: &[(String, Arc<StepTap>)]) -> engines::Observers {
+    let taps = taps.to_vec();
+    Arc::new(move |model: &str| {
+        let tap = taps.iter().find(|(name, _)| name == model).map(|(_, tap)| Arc::clone(tap));
+        tap.map(|tap| tap as Arc<dyn StepObserver>)
+    })
+}
+
+fn offered(fleet: &Fleet, weights: &[u64]) -> Vec<OfferedModel> {
+    let models = fleet.served.iter().zip(&fleet.running).zip(weights);
+    let offer = |((served, running), &weights_bytes): ((&passerelle::api::ServedModel, &engines::Running), _)| {
+        let bounds = running.handle().bounds();
+        OfferedModel {
+            name: served.name.clone(),
+            digest: served.digest,
+            fingerprint: served.fingerprint.clone(),
+            weights_bytes,
+            kv_cache_bytes: bounds.kv_cache_bytes,
+            input_vocab_size: served.input_vocab_size,
+            max_model_len: served.max_model_len,
+            max_waiting_requests: bounds.max_waiting_requests,
+            max_waiting_tokens: bounds.max_waiting_tokens,
+            max_running: bounds.max_running,
+            kind: bounds.vocab_size.map_or(OfferedKind::Encoder, |vocab_size| OfferedKind::Generator { vocab_size }),
+        }
+    };
+    models.map(offer).collect()
+}
+
+fn crew(fleet: &Fleet, taps: Vec<(String, Arc<StepTap>)>) -> Vec<WorkerModel> {
+    let models = fleet.served.iter().zip(&fleet.running).zip(taps);
+    let man = |((served, running), (_, tap)): ((&passerelle::api::ServedModel, &engines::Running), _)| {
+        let door: Box<dyn ReplicaDoor> = match running.handle() {
+            RunningHandle::Generator(engine) => Box::new(engine),
+            RunningHandle::Encoder(encoder) => Box::new(encoder),
+        };
+        let grammars = Arc::clone(&served.grammars);
+        let revive: Revive = Arc::new(move |recipe: &[u8]| grammars.compile_recipe(recipe).ok());
+        WorkerModel { door, tap, revive }
+    };
+    models.map(man).collect()
+}

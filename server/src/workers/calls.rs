@@ -1,0 +1,232 @@
+//! The requests that one worker has, as its gateway keeps account of them: what is still to be sent, what was heard, and what
+//! their readers have changed since. Without threads or time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+
+use passerelle_engine::{
+    EncodeFeed, EncodeReply, EncodeRequest, EventFeed, EventStream, FinishReason, Request, RequestError,
+};
+use tokio::sync::Notify;
+
+use super::wire::{self, Change, Heard, Orders, Submission, Text, Violation, event, feed_events};
+
+/// Prompt tokens of one message of orders; what is beyond goes with the next.
+const MAX_ORDERED_TOKENS: usize = 1 << 20;
+
+/// A request or a text, and the way in for what comes of it. Dropped, it is lost, and its reader is told.
+#[derive(Debug)]
+pub(super) struct Job {
+    errand: Errand,
+    /// Of the link that it is given to, which wants to hear of what its reader changes.
+    bell: Arc<OnceLock<Arc<Notify>>>,
+}
+
+#[derive(Debug)]
+enum Errand {
+    Generate { request: Box<Request>, grammar: Option<Vec<u8>>, feed: EventFeed },
+    Encode { text: EncodeRequest, feed: EncodeFeed },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    next: u64,
+    /// Not sent yet, in the order in which they came.
+    unsent: VecDeque<(u64, u32, Job)>,
+    sent: BTreeMap<u64, Sent>,
+}
+
+/// What one model has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Occupancy {
+    pub(super) waiting_requests: usize,
+    pub(super) waiting_tokens: usize,
+    pub(super) running_requests: usize,
+}
+
+#[derive(Debug)]
+struct Sent {
+    model: u32,
+    prompt_tokens: usize,
+    is_started: bool,
+    way_in: WayIn,
+}
+
+#[derive(Debug)]
+enum WayIn {
+    /// `granted_tokens`, `closed_choices`: as the worker was told.
+    Events { feed: EventFeed, granted_tokens: u32, closed_choices: Vec<u32> },
+    /// `is_cancelled`: the worker was told.
+    Vector { feed: Option<EncodeFeed>, is_cancelled: bool },
+}
+
+impl Job {
+    /// `vocab_size`: tokens that an answer may be made of.
+    pub(super) fn generate(mut request: Request, grammar: Option<Vec<u8>>, vocab_size: usize) -> (Self, EventStream) {
+        let bell: Arc<OnceLock<Arc<Notify>>> = Arc::default();
+        let ring = Arc::clone(&bell);
+        let ring = move || ring.get().into_iter().for_each(|bell| bell.notify_one());
+        let (feed, stream) = EventFeed::open(&request, vocab_size, Arc::new(ring));
+        request.constraint = None;
+        (Self { errand: Errand::Generate { request: Box::new(request), grammar, feed }, bell }, stream)
+    }
+
+    pub(super) fn encode(text: EncodeRequest) -> (Self, EncodeReply) {
+        let (feed, reply) = EncodeFeed::open();
+        (Self { errand: Errand::Encode { text, feed }, bell: Arc::default() }, reply)
+    }
+
+    fn prompt_tokens(&self) -> usize {
+        match &self.errand {
+            Errand::Generate { request, .. } => request.prompt.len(),
+            Errand::Encode { text, .. } => text.tokens.len(),
+        }
+    }
+
+    /// Whether nobody waits for it any more; then its reader has heard the end.
+    fn is_abandoned(&mut self) -> bool {
+        match &mut self.errand {
+            Errand::Encode { feed, .. } => feed.is_cancelled(),
+            Errand::Generate { feed, .. } => {
+                let closed: Vec<u32> = feed.closed_choices().collect();
+                for choice in closed {
+                    // It is open, or it would not be closed and not over.
+                    let _ = feed.finish(choice, FinishReason::Aborted);
+                }
+                feed.has_ended()
+            }
+        }
+    }
+}
+
+impl Calls {
+    /// Takes it in; `bell` is rung when its reader changes something.
+    pub(super) fn add(&mut self, model: u32, job: Job, bell: &Arc<Notify>) {
+        // A job is given to a link once.
+        let _ = job.bell.set(Arc::clone(bell));
+        self.unsent.push_back((self.next, model, job));
+        self.next += 1;
+    }
+
+    pub(super) fn occupancy(&self, model: u32) -> Occupancy {
+        let mut occupancy = Occupancy::default();
+        let unsent = self.unsent.iter().map(|(_, of, job)| (*of, job.prompt_tokens(), false));
+        let sent = self.sent.values().map(|call| (call.model, call.prompt_tokens, call.is_started));
+        for (of, prompt_tokens, is_started) in unsent.chain(sent) {
+            match is_started {
+                _ if of != model => {}
+                true => occupancy.running_requests += 1,
+                false => {
+                    occupancy.waiting_requests += 1;
+                    occupancy.waiting_tokens += prompt_tokens;
+                }
+            }
+        }
+        occupancy
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.unsent.is_empty() && self.sent.is_empty()
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// What the worker does not know yet. `None` when it knows everything.
+    pub(super) fn take_orders(&mut self) -> Option<Orders> {
+        let mut orders = Orders::default();
+        let mut tokens = 0;
+        while tokens < MAX_ORDERED_TOKENS
+            && let Some((call, model, mut job)) = self.unsent.pop_front()
+        {
+            if !job.is_abandoned() {
+                tokens += job.prompt_tokens();
+                self.send((call, model), job, &mut orders);
+            }
+        }
+        orders.changes.extend(self.sent.iter_mut().filter_map(|(&call, sent)| sent.take_change(call)));
+        let is_empty = orders.submissions.is_empty() && orders.texts.is_empty() && orders.changes.is_empty();
+        (!is_empty).then_some(orders)
+    }
+
+    fn send(&mut self, (call, model): (u64, u32), job: Job, orders: &mut Orders) {
+        let prompt_tokens = job.prompt_tokens();
+        let way_in = match job.errand {
+            Errand::Generate { request, grammar, feed } => {
+                let granted_tokens = feed.granted_tokens();
+                orders.submissions.push(Submission::of((call, model), *request, (grammar, granted_tokens)));
+                WayIn::Events { feed, granted_tokens, closed_choices: Vec::new() }
+            }
+            Errand::Encode { text, feed } => {
+                orders.texts.push(Text::of((call, model), text));
+                WayIn::Vector { feed: Some(feed), is_cancelled: false }
+            }
+        };
+        self.sent.insert(call, Sent { model, prompt_tokens, is_started: false, way_in });
+    }
+
+    /// Errors leave everything as it was but for what the message had said before.
+    pub(super) fn hear(&mut self, heard: Heard) -> Result<(), Violation> {
+        let id = heard.call;
+        let call = self.sent.get_mut(&id).ok_or(Violation::UnknownCall)?;
+        if call.hear(heard)? {
+            self.sent.remove(&id);
+        }
+        Ok(())
+    }
+}
+
+impl Sent {
+    /// What its reader has changed since the worker was told.
+    fn take_change(&mut self, call: u64) -> Option<Change> {
+        match &mut self.way_in {
+            WayIn::Events { feed, granted_tokens, closed_choices } => {
+                let newly_closed: Vec<u32> =
+                    feed.closed_choices().filter(|choice| !closed_choices.contains(choice)).collect();
+                let granted = feed.granted_tokens();
+                if newly_closed.is_empty() && granted == *granted_tokens {
+                    return None;
+                }
+                *granted_tokens = granted;
+                closed_choices.extend(&newly_closed);
+                Some(Change { call, granted_tokens: granted, closed_choices: newly_closed })
+            }
+            WayIn::Vector { feed, is_cancelled } => {
+                let is_news = !*is_cancelled && feed.as_ref().is_some_and(EncodeFeed::is_cancelled);
+                *is_cancelled |= is_news;
+                is_news.then(|| Change { call, granted_tokens: 0, closed_choices: vec![0] })
+            }
+        }
+    }
+
+    /// True once nothing more can come.
+    fn hear(&mut self, heard: Heard) -> Result<bool, Violation> {
+        match &mut self.way_in {
+            WayIn::Events { feed, .. } => {
+                if let Some(cached_tokens) = heard.cached_tokens {
+                    self.is_started = true;
+                    feed.start(cached_tokens);
+                }
+                feed.measured(heard.measured_ns);
+                feed_events(heard.events, feed)?;
+                Ok(feed.has_ended())
+            }
+            WayIn::Vector { feed, .. } => {
+                let Some(event) = heard.events.into_iter().next() else { return Ok(false) };
+                let (owed_tokens, answer) = match event.what.ok_or(wire::Malformed("event"))? {
+                    event::What::Vector(vector) => (vector.owed_tokens as usize, Ok(vector.values)),
+                    event::What::Failed(failed) => (0, Err(RequestError::try_from(failed)?)),
+                    _ => return Err(wire::Malformed("event").into()),
+                };
+                if let Some(feed) = feed.take() {
+                    feed.answer(owed_tokens.min(self.prompt_tokens), answer);
+                }
+                Ok(true)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! Where workers come in: the gRPC service of a gateway.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::stream::poll_fn;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::facts::WorkerFacts;
+use super::link::Link;
+use super::seat::{NotSeated, Seat};
+use super::wire::gateway_server::{Gateway, GatewayServer};
+use super::wire::{FromGateway, FromWorker, Goodbye, Welcome, from_gateway, from_worker};
+use super::{MAX_MESSAGE_BYTES, MAX_MESSAGES_ON_THE_WAY};
+
+/// Bytes that may be on the way before they are read.
+const WINDOW_BYTES: u32 = 4 << 20;
+/// A worker introduces itself so soon.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A worker gives a sign of life so often within the time after which it counts as gone.
+const BEATS_IN_SILENCE: u128 = 20;
+
+/// Of all partitions. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    seats: Arc<BTreeMap<String, Arc<Seat>>>,
+    /// A worker that says nothing for so long is gone.
+    silence: Duration,
+}
+
+type FromStream = Streaming<FromWorker>;
+type ToWorker = mpsc::Sender<Result<FromGateway, Status>>;
+
+impl Gate {
+    pub fn new(seats: impl IntoIterator<Item = Arc<Seat>>, silence: Duration) -> Self {
+        let seats = seats.into_iter().map(|seat| (seat.partition().to_owned(), seat)).collect();
+        Self { seats: Arc::new(seats), silence }
+    }
+
+    /// Serves one worker's connection to its end.
+    pub async fn serve(self, connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let service = GatewayServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let served = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_concurrent_streams(1)
+            .serve_connection(TokioIo::new(connection), TowerToHyperService::new(service))
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "a worker's connection ended early");
+        }
+    }
+
+    async fn attend(self, mut from: FromStream, to: ToWorker) {
+        let (seat, link) = match self.greet(&mut from).await {
+            Ok(seated) => seated,
+            Err(why) => {
+                tracing::warn!(why, "a worker is sent away");
+                // It may have gone by itself.
+                let _ = to.send(Ok(message(from_gateway::What::Goodbye(Goodbye { why })))).await;
+                return;
+            }
+        };
+        let beat_ms = u64::try_from(self.silence.as_millis() / BEATS_IN_SILENCE).unwrap_or(u64::MAX).max(1);
+        let welcome = to.send(Ok(message(from_gateway::What::Welcome(Welcome { beat_ms })))).await;
+        if welcome.is_ok() {
+            let giving = tokio::spawn({
+                let link = Arc::clone(&link);
+                async move { link.give_orders(to).await }
+            });
+            self.listen(&mut from, (&seat, &link)).await;
+            giving.abort();
+        }
+        seat.rise(&link);
+    }
+
+    /// Errors say why the worker is not wanted.
+    async fn greet(&self, from: &mut FromStream) -> Result<(Arc<Seat>, Arc<Link>), String> {
+        let first = timeout(HELLO_TIMEOUT, from.message()).await.map_err(|_| "it says nothing".to_owned())?;
+        let first = first.map_err(|status| status.message().to_owned())?.and_then(|message| message.what);
+        let Some(from_worker::What::Hello(hello)) = first else {
+            return Err("it does not introduce itself".to_owned());
+        };
+        let facts = WorkerFacts::try_from(hello).map_err(|malformed| malformed.to_string())?;
+        let seat = self.seats.get(&facts.partition);
+        let seat = seat.ok_or_else(|| NotSeated::NoSuchPartition(facts.partition.clone()).to_string())?;
+        let link = seat.sit(facts).map_err(|refused| refused.to_string())?;
+        Ok((Arc::clone(seat), link))
+    }
+
+    /// Until the worker is gone, silent, or says what no worker says.
+    async fn listen(&self, from: &mut FromStream, (seat, link): (&Seat, &Arc<Link>)) {
+        let partition = seat.partition();
+        loop {
+            let what = match timeout(self.silence, from.message()).await {
+                Ok(Ok(Some(FromWorker { what }))) => what,
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(partition, %error, "the stream of a worker broke");
+                    return;
+                }
+                Err(_) => {
+                    tracing::warn!(partition, silence = ?self.silence, "a worker says nothing any more");
+                    return;
+                }
+            };
+            let heard = match what {
+                Some(from_worker::What::Step(step)) => link.hear(step),
+                Some(from_worker::What::Leaving(leaving)) => {
+                    seat.leave(link, &leaving.why);
+                    Ok(())
+                }
+                // What a later version may say.
+                Some(from_worker::What::Hello(_)) | None => Ok(()),
+            };
+            if let Err(violation) = heard {
+                tracing::error!(partition, %violation, "a worker says what makes no sense, and is sent away");
+                return;
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Gateway for Gate {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<FromGateway, Status>> + Send>>;
+
+    async fn attach(&self, request: Request<FromStream>) -> Result<Response<Self::AttachStream>, Status> {
+        let (to, mut orders) = mpsc::channel(MAX_MESSAGES_ON_THE_WAY);
+        tokio::spawn(self.clone().attend(request.into_inner(), to));
+        Ok(Response::new(Box::pin(poll_fn(move |context| orders.poll_recv(context)))))
+    }
+}
+
+fn message(what: from_gateway::What) -> FromGateway {
+    FromGateway { what: Some(what) }
+}

@@ -1,0 +1,181 @@
+//! One worker's stream, at the gateway's end.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use passerelle_engine::{StepObserver, StepReport};
+use tokio::sync::{Notify, mpsc};
+use tonic::Status;
+
+use super::calls::{Calls, Job, Occupancy};
+use super::facts::{OfferedModel, WorkerFacts};
+use super::wire::{FromGateway, Goodbye, Load, Report, Step, Violation, from_gateway};
+
+/// Steps that count for how long a step takes.
+const STEPS_OF_LATE: u64 = 8;
+
+/// The requests of one worker, from both sides: whoever submits, and the stream.
+pub(super) struct Link {
+    facts: WorkerFacts,
+    /// Hear the steps of the worker's models, in its order.
+    observers: Vec<Arc<dyn StepObserver>>,
+    bell: Arc<Notify>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    calls: Calls,
+    /// As last reported, of each model.
+    reported: Vec<Reported>,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Open,
+    /// Takes nothing new; the worker is told once everything is sent.
+    Leaving,
+    /// The worker was told; it finishes what it has.
+    ToldGoodbye,
+    Closed,
+}
+
+/// Its worker leaves, or is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NotTaken;
+
+/// How a worker went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parting {
+    Announced,
+    Lost,
+}
+
+/// What a model of the worker reported last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Reported {
+    pub(super) progress: u64,
+    pub(super) distrusted_ns: u64,
+    /// Of its steps, of late; 0 before the first.
+    pub(super) step_ns: u64,
+}
+
+impl Reported {
+    fn update(&mut self, load: Option<Load>, reports: &[Report]) {
+        if let Some(Load { progress, distrusted_ns }) = load {
+            (self.progress, self.distrusted_ns) = (progress, distrusted_ns);
+        }
+        for report in reports.iter().filter(|report| report.num_sequences > 0) {
+            self.step_ns = match self.step_ns {
+                0 => report.duration_ns,
+                before => before - before / STEPS_OF_LATE + report.duration_ns / STEPS_OF_LATE,
+            };
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn new(facts: WorkerFacts, observers: Vec<Arc<dyn StepObserver>>) -> Self {
+        let reported = vec![Reported::default(); facts.models.len()];
+        let state = Mutex::new(State { calls: Calls::default(), reported, phase: Phase::Open });
+        Self { facts, observers, bell: Arc::default(), state }
+    }
+
+    pub(super) fn facts(&self) -> &WorkerFacts {
+        &self.facts
+    }
+
+    pub(super) fn offered(&self, model: u32) -> Option<&OfferedModel> {
+        self.facts.models.get(model as usize)
+    }
+
+    pub(super) fn occupancy(&self, model: u32) -> (Occupancy, Reported) {
+        let state = self.lock();
+        let reported = state.reported.get(model as usize).copied().unwrap_or_default();
+        (state.calls.occupancy(model), reported)
+    }
+
+    /// Drops it where nothing new is taken.
+    pub(super) fn add(&self, model: u32, job: Job) -> Result<(), NotTaken> {
+        let mut state = self.lock();
+        if state.phase != Phase::Open {
+            return Err(NotTaken);
+        }
+        state.calls.add(model, job, &self.bell);
+        drop(state);
+        self.bell.notify_one();
+        Ok(())
+    }
+
+    /// From now on nothing new is taken.
+    pub(super) fn leave(&self) {
+        let mut state = self.lock();
+        state.phase = state.phase.max(Phase::Leaving);
+        drop(state);
+        self.bell.notify_one();
+    }
+
+    /// The stream has ended: what it had is lost.
+    pub(super) fn close(&self) -> Parting {
+        let mut state = self.lock();
+        let parting = if state.phase == Phase::Open { Parting::Lost } else { Parting::Announced };
+        state.phase = Phase::Closed;
+        let lost = std::mem::take(&mut state.calls);
+        drop(state);
+        self.bell.notify_one();
+        if !lost.is_empty() {
+            tracing::warn!(partition = self.facts.partition, "a worker is gone, and with it what it ran");
+        }
+        parting
+    }
+
+    pub(super) fn hear(&self, step: Step) -> Result<(), Violation> {
+        let observer = self.observers.get(step.model as usize).ok_or(Violation::UnknownModel)?;
+        let mut state = self.lock();
+        if let Some(reported) = state.reported.get_mut(step.model as usize) {
+            reported.update(step.load, &step.reports);
+        }
+        step.heard.into_iter().try_for_each(|heard| state.calls.hear(heard))?;
+        drop(state);
+        step.reports.into_iter().for_each(|report| observer.step(&StepReport::from(report)));
+        Ok(())
+    }
+
+    /// Sends what the worker is to know, until the link is closed or the stream gone.
+    pub(super) async fn give_orders(&self, stream: mpsc::Sender<Result<FromGateway, Status>>) {
+        while !self.is_closed() {
+            self.bell.notified().await;
+            loop {
+                let Ok(place) = stream.reserve().await else { return };
+                let Some(what) = self.next_message() else { break };
+                place.send(Ok(FromGateway { what: Some(what) }));
+            }
+        }
+    }
+
+    fn next_message(&self) -> Option<from_gateway::What> {
+        let mut state = self.lock();
+        if let Some(orders) = state.calls.take_orders() {
+            return Some(from_gateway::What::Orders(orders));
+        }
+        if state.phase == Phase::Leaving && !state.calls.has_unsent() {
+            state.phase = Phase::ToldGoodbye;
+            return Some(from_gateway::What::Goodbye(Goodbye { why: String::new() }));
+        }
+        None
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().phase == Phase::Closed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("facts", &self.facts).field("state", &self.state).finish_non_exhaustive()
+    }
+}

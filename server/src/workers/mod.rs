@@ -1,0 +1,40 @@
+//! Engines in processes of their own, one process for each partition, so that a fault of a device touches neither the gateway
+//! nor the neighbours.
+//!
+//! A worker dials its gateway and says what it has loaded ([`WorkerFacts`]). From then on one stream of gRPC carries orders one
+//! way and, for each step of an engine, one message the other way. On the gateway's side a [`Seat`] stands for a partition and
+//! a [`Post`] for each model on it, which is a [`crate::gateway::ReplicaDoor`] like that of an engine in this process. On
+//! the worker's side [`work`] hands orders to engines and what these say to the stream. A [`supervise`]d worker is started
+//! again when it ends.
+
+mod backoff;
+mod calls;
+mod dial;
+mod errands;
+mod facts;
+mod gate;
+mod link;
+mod post;
+mod seat;
+mod supervisor;
+mod tap;
+mod wire;
+mod work;
+
+pub use backoff::{Backoff, BackoffBounds};
+pub use dial::{DialError, Dialled, dial};
+pub use facts::{OfferedKind, OfferedModel, WorkerFacts};
+pub use gate::Gate;
+pub use post::{Post, PostBounds};
+pub use seat::{Seat, Standing};
+pub use supervisor::{Ended, supervise};
+pub use tap::StepTap;
+pub use work::{Revive, WorkError, WorkerModel, WorkerParts, work};
+
+/// A message larger than this ends the connection: the log-probabilities of the longest prompts fit.
+const MAX_MESSAGE_BYTES: usize = 256 << 20;
+/// Messages that wait for the connection; what comes meanwhile waits where it is made, and goes with the next one.
+const MAX_MESSAGES_ON_THE_WAY: usize = 4;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! One model on one partition, whichever worker serves it at the moment: the gateway's door to it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use passerelle_engine::clock::Clock;
+use passerelle_engine::{EncodeReply, EncodeRequest, EventStream, Request, StepObserver};
+
+use super::calls::{Job, Occupancy};
+use super::facts::{OfferedKind, OfferedModel};
+use super::link::{Link, NotTaken};
+use crate::gateway::replica::Presence;
+use crate::gateway::{Load, ReplicaDoor, SubmitError};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PostBounds {
+    /// Requests are held so long for the successor of a worker that leaves.
+    pub longest_hand_over: Duration,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Post {
+    model: Arc<str>,
+    bounds: PostBounds,
+    clock: Arc<dyn Clock>,
+    observer: Arc<dyn StepObserver>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The one that takes requests.
+    worker: Option<Worker>,
+    /// As the last worker offered it.
+    offered: Option<OfferedModel>,
+    /// A worker has left, and another is to come.
+    hand_over: Option<HandOver>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    link: Arc<Link>,
+    /// Which of its models this is.
+    model: u32,
+    /// Nothing runs beyond, on the gateway's clock.
+    ends_at: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct HandOver {
+    since: Duration,
+    held: VecDeque<Job>,
+}
+
+impl Post {
+    /// `observer`: hears the steps of whichever worker it is.
+    pub fn new(
+        model: impl Into<Arc<str>>,
+        bounds: PostBounds,
+        clock: Arc<dyn Clock>,
+        observer: Arc<dyn StepObserver>,
+    ) -> Self {
+        Self { model: model.into(), bounds, clock, observer, state: Arc::default() }
+    }
+
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// As the present worker offers it, or the last one did. `None` before the first.
+    pub fn offered(&self) -> Option<OfferedModel> {
+        self.lock().offered.clone()
+    }
+
+    pub(super) fn observer(&self) -> Arc<dyn StepObserver> {
+        Arc::clone(&self.observer)
+    }
+
+    /// Requests go to this worker from now on, those that were held for it first.
+    pub(super) fn take_up(&self, link: &Arc<Link>, model: u32) {
+        let mut state = self.lock();
+        state.offered = link.offered(model).cloned();
+        let ends_at = link.facts().ends_in.map(|time| self.clock.now().saturating_add(time));
+        state.worker = Some(Worker { link: Arc::clone(link), model, ends_at });
+        let held = state.hand_over.take().map(|hand_over| hand_over.held).unwrap_or_default();
+        for job in held {
+            // One that leaves at once loses them, and their readers are told.
+            let _ = link.add(model, job);
+        }
+    }
+
+    /// It takes nothing more; what comes is held for its successor.
+    pub(super) fn hand_over(&self, link: &Arc<Link>) {
+        let mut state = self.lock();
+        if state.is_served_by(link) {
+            state.worker = None;
+            state.hand_over = Some(HandOver { since: self.clock.now(), held: VecDeque::new() });
+        }
+    }
+
+    /// Nothing is taken any more, and what runs is lost.
+    pub(super) fn shut_down(&self) {
+        let mut state = self.lock();
+        let worker = state.worker.take();
+        state.hand_over = None;
+        drop(state);
+        if let Some(worker) = worker {
+            let _ = worker.link.close();
+        }
+    }
+
+    /// It is gone.
+    pub(super) fn vacate(&self, link: &Arc<Link>) {
+        let mut state = self.lock();
+        if state.is_served_by(link) {
+            state.worker = None;
+        }
+    }
+
+    fn hand(&self, state: &mut State, job: Job, size: JobSize) -> Result<(), SubmitError> {
+        let offered = state.offered.as_ref().ok_or(SubmitError::Away)?;
+        match (&state.worker, &mut state.hand_over) {
+            (Some(worker), _) => {
+                let (occupancy, reported) = worker.link.occupancy(worker.model);
+                let takes = Duration::from_nanos(reported.step_ns.saturating_mul(size.max_tokens));
+                if worker.ends_at.is_some_and(|end| self.clock.now().saturating_add(takes) > end) {
+                    return Err(SubmitError::Away);
+                }
+                check_room(offered, occupancy, size.prompt_tokens)?;
+                worker.link.add(worker.model, job).map_err(|NotTaken| SubmitError::Away)
+            }
+            (None, Some(hand_over)) if hand_over.held.len() < offered.max_waiting_requests => {
+                hand_over.held.push_back(job);
+                Ok(())
+            }
+            (None, Some(_)) => Err(SubmitError::QueueFull),
+            (None, None) => Err(SubmitError::Away),
+        }
+    }
+
+    /// What is held too long is lost.
+    fn end_hand_over(&self, state: &mut State) {
+        let now = self.clock.now();
+        let is_over = |hand_over: &HandOver| now.saturating_sub(hand_over.since) > self.bounds.longest_hand_over;
+        if state.hand_over.as_ref().is_some_and(is_over) {
+            tracing::warn!(model = &*self.model, "no successor has come for a worker that left");
+            state.hand_over = None;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is known of how long a job takes.
+#[derive(Debug, Clone, Copy)]
+struct JobSize {
+    prompt_tokens: usize,
+    /// To generate, a step for each.
+    max_tokens: u64,
+}
+
+impl State {
+    fn is_served_by(&self, link: &Arc<Link>) -> bool {
+        self.worker.as_ref().is_some_and(|worker| Arc::ptr_eq(&worker.link, link))
+    }
+}
+
+/// As the worker's own queue would refuse.
+fn check_room(offered: &OfferedModel, occupancy: Occupancy, prompt_tokens: usize) -> Result<(), SubmitError> {
+    let Occupancy { waiting_requests, waiting_tokens, running_requests } = occupancy;
+    let live = waiting_requests + running_requests;
+    let no_room = waiting_requests > 0 && waiting_tokens + prompt_tokens > offered.max_waiting_tokens;
+    let most_live = offered.max_waiting_requests.saturating_add(offered.max_running);
+    let is_full = waiting_requests >= offered.max_waiting_requests || live >= most_live || no_room;
+    if is_full { Err(SubmitError::QueueFull) } else { Ok(()) }
+}
+
+impl ReplicaDoor for Post {
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        let mut state = self.lock();
+        let offered = state.offered.as_ref().ok_or(SubmitError::Away)?;
+        let (Some(rules), OfferedKind::Generator { vocab_size }) = (offered.rules(), offered.kind) else {
+            return Err(SubmitError::Refused {
+                parameter: Some("model"),
+                why: "this model generates no text".to_owned(),
+            });
+        };
+        rules.check(&request)?;
+        let grammar = match &request.constraint {
+            None => None,
+            Some(constraint) => Some(constraint.recipe().ok_or_else(bound_to_this_process)?),
+        };
+        let size = JobSize { prompt_tokens: request.prompt.len(), max_tokens: u64::from(request.sampling.max_tokens) };
+        let (job, stream) = Job::generate(request, grammar, vocab_size);
+        self.hand(&mut state, job, size)?;
+        Ok(stream)
+    }
+
+    fn encode(&self, text: EncodeRequest) -> Result<EncodeReply, SubmitError> {
+        let mut state = self.lock();
+        let offered = state.offered.as_ref().ok_or(SubmitError::Away)?;
+        if offered.kind != OfferedKind::Encoder {
+            return Err(SubmitError::Refused {
+                parameter: Some("model"),
+                why: "this model makes no vectors".to_owned(),
+            });
+        }
+        let prompt_tokens = text.tokens.len();
+        if prompt_tokens > offered.max_model_len {
+            let longest = offered.max_model_len;
+            return Err(SubmitError::ExceedsContext(format!("{prompt_tokens} tokens exceed the context of {longest}")));
+        }
+        let (job, reply) = Job::encode(text);
+        self.hand(&mut state, job, JobSize { prompt_tokens, max_tokens: 1 })?;
+        Ok(reply)
+    }
+
+    fn why_not_lent(&self) -> SubmitError {
+        let why = "this model runs in a worker process, and models are compared in the gateway's own".to_owned();
+        SubmitError::Refused { parameter: Some("model"), why }
+    }
+
+    fn load(&self) -> Load {
+        let mut state = self.lock();
+        self.end_hand_over(&mut state);
+        if let Some(worker) = &state.worker {
+            let (occupancy, reported) = worker.link.occupancy(worker.model);
+            let distrusted = Duration::from_nanos(reported.distrusted_ns);
+            return Load {
+                waiting_requests: occupancy.waiting_requests,
+                running_requests: occupancy.running_requests,
+                progress: reported.progress,
+                distrusted_until: (!distrusted.is_zero()).then(|| self.clock.now() + distrusted),
+                ..Load::default()
+            };
+        }
+        match &state.hand_over {
+            // What is held waits for nobody's step.
+            Some(_) => Load { presence: Presence::HandingOver, ..Load::default() },
+            None => Load { presence: Presence::Away, ..Load::default() },
+        }
+    }
+}
+
+fn bound_to_this_process() -> SubmitError {
+    SubmitError::Refused { parameter: None, why: "its grammar cannot be sent to a worker process".to_owned() }
+}
+
+impl std::fmt::Debug for Post {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Post").field("model", &self.model).field("state", &self.state).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,134 @@
+//! A partition, as the gateway knows it: its models, and the worker that serves them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use passerelle_engine::StepObserver;
+use passerelle_models::ModelDigest;
+use tokio::sync::watch;
+
+use super::facts::WorkerFacts;
+use super::link::{Link, Parting};
+use super::post::Post;
+
+/// For the workers of one partition, one after the other.
+#[derive(Debug)]
+pub struct Seat {
+    partition: String,
+    posts: Vec<Post>,
+    standing: watch::Sender<Standing>,
+    /// What the first worker had loaded; no other may have other models.
+    digests: Mutex<BTreeMap<String, ModelDigest>>,
+}
+
+/// Counted, so that whoever waits misses nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Workers that came.
+    pub arrivals: u64,
+    /// Workers that said that they leave.
+    pub leavings: u64,
+    /// Workers whose streams ended without that.
+    pub losses: u64,
+    /// Processes that ended without having said so, also before they came.
+    pub ends: u64,
+}
+
+/// Why a worker is sent away.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotSeated {
+    #[error("the configuration has no partition `{0}`")]
+    NoSuchPartition(String),
+    #[error("it has loaded {0:?}, and the gateway expects {1:?} of this partition")]
+    OtherModels(Vec<String>, Vec<String>),
+    #[error("model `{0}` is another checkpoint than the one that was served at first")]
+    OtherCheckpoint(String),
+}
+
+impl Seat {
+    pub fn new(partition: impl Into<String>, posts: Vec<Post>) -> Self {
+        let standing = watch::Sender::new(Standing::default());
+        Self { partition: partition.into(), posts, standing, digests: Mutex::default() }
+    }
+
+    pub fn partition(&self) -> &str {
+        &self.partition
+    }
+
+    /// Of its models.
+    pub fn posts(&self) -> &[Post] {
+        &self.posts
+    }
+
+    /// Changes when a worker comes, says that it leaves, or ends.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Requests go to this worker from now on.
+    pub(super) fn sit(&self, facts: WorkerFacts) -> Result<Arc<Link>, NotSeated> {
+        let posts = self.posts_of(&facts)?;
+        self.check_digests(&facts)?;
+        let observers: Vec<Arc<dyn StepObserver>> = posts.iter().map(|post| post.observer()).collect();
+        tracing::info!(
+            partition = facts.partition,
+            device = facts.device,
+            kernels = facts.kernels,
+            threads = facts.threads,
+            models = facts.models.len(),
+            "a worker has come"
+        );
+        let link = Arc::new(Link::new(facts, observers));
+        posts.iter().zip(0..).for_each(|(post, model)| post.take_up(&link, model));
+        self.standing.send_modify(|standing| standing.arrivals += 1);
+        Ok(link)
+    }
+
+    /// It takes nothing more, and finishes what it has.
+    pub(super) fn leave(&self, link: &Arc<Link>, why: &str) {
+        tracing::info!(partition = self.partition, why, "a worker leaves");
+        self.posts.iter().for_each(|post| post.hand_over(link));
+        link.leave();
+        self.standing.send_modify(|standing| standing.leavings += 1);
+    }
+
+    /// Its stream has ended.
+    pub(super) fn rise(&self, link: &Arc<Link>) {
+        self.posts.iter().for_each(|post| post.vacate(link));
+        if link.close() == Parting::Lost {
+            self.standing.send_modify(|standing| standing.losses += 1);
+        }
+    }
+
+    pub(super) fn note_end(&self) {
+        self.standing.send_modify(|standing| standing.ends += 1);
+    }
+
+    /// Ends what its workers run, so that each client is told.
+    pub fn shut_down(&self) {
+        self.posts.iter().for_each(Post::shut_down);
+    }
+
+    /// In the worker's order.
+    fn posts_of(&self, facts: &WorkerFacts) -> Result<Vec<&Post>, NotSeated> {
+        let find = |name: &str| self.posts.iter().find(|post| post.model() == name);
+        let posts: Option<Vec<&Post>> = facts.models.iter().map(|model| find(&model.name)).collect();
+        posts.filter(|posts| posts.len() == self.posts.len()).ok_or_else(|| {
+            let offered = facts.models.iter().map(|model| model.name.clone()).collect();
+            let expected = self.posts.iter().map(|post| post.model().to_owned()).collect();
+            NotSeated::OtherModels(offered, expected)
+        })
+    }
+
+    /// The gateway keeps the text side of what it served first, and its ledger the digest.
+    fn check_digests(&self, facts: &WorkerFacts) -> Result<(), NotSeated> {
+        let mut known = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        for model in &facts.models {
+            let digest = *known.entry(model.name.clone()).or_insert(model.digest);
+            if digest != model.digest {
+                return Err(NotSeated::OtherCheckpoint(model.name.clone()));
+            }
+        }
+        Ok(())
+    }
+}

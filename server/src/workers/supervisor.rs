@@ -1,0 +1,122 @@
+//! Keeps a partition served by a worker of this machine: starts one, starts another when it ends or says that it leaves, and
+//! never gives up.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle_engine::clock::Clock;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::backoff::{Backoff, BackoffBounds};
+use super::seat::{Seat, Standing};
+
+/// How a process ended, in words.
+pub type Ended = String;
+
+/// Runs until it is dropped. `start`: a process that dials the seat; what it returns is ready when the process has ended, and
+/// ends the process when it is dropped. One that leaves has `patience` to finish what it runs.
+pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
+    seat: Arc<Seat>,
+    (bounds, patience): (BackoffBounds, Duration),
+    clock: Arc<dyn Clock>,
+    mut start: impl FnMut() -> io::Result<P>,
+) {
+    let partition = seat.partition();
+    let mut backoff = Backoff::new(bounds);
+    let mut standing = seat.standing();
+    loop {
+        let began = clock.now();
+        let ended = match start() {
+            Ok(process) => match until_end_or_leave(Box::pin(process), &mut standing).await {
+                Outcome::Ended(how) => how,
+                // It hangs, or will not live much longer: dropped, it ends.
+                Outcome::Lost => "its stream ended before it did".to_owned(),
+                Outcome::Leaves(process) => {
+                    tokio::spawn(timeout(patience, process));
+                    continue;
+                }
+            },
+            Err(error) => format!("it could not be started: {error}"),
+        };
+        seat.note_end();
+        let pause = backoff.after(clock.now().saturating_sub(began));
+        tracing::error!(partition, ended, again_in = ?pause, "a worker ended; another is started");
+        sleep(pause).await;
+    }
+}
+
+enum Outcome<P> {
+    Ended(Ended),
+    Lost,
+    Leaves(P),
+}
+
+async fn until_end_or_leave<P: Future<Output = Ended> + Unpin>(
+    mut process: P,
+    standing: &mut watch::Receiver<Standing>,
+) -> Outcome<P> {
+    let Standing { leavings, losses, .. } = *standing.borrow_and_update();
+    let mut leaver = standing.clone();
+    // One that says that it leaves may have ended by the time that it is heard.
+    tokio::select! {
+        biased;
+        // The seat lives as long as whoever supervises it.
+        _ = leaver.wait_for(|standing| standing.leavings > leavings) => Outcome::Leaves(process),
+        how = &mut process => Outcome::Ended(how),
+        _ = standing.wait_for(|standing| standing.losses > losses) => Outcome::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use passerelle_engine::clock::ManualClock;
+    use tokio::sync::mpsc;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const BOUNDS: BackoffBounds = BackoffBounds { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
+
+    /// On a clock that runs by itself when everybody waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_ends_is_started_again_and_each_time_later() {
+        let begun = Instant::now();
+        let (started, mut starts) = mpsc::channel(8);
+        let start = move || {
+            let started = started.clone();
+            Ok(async move {
+                // Whoever looks on may have seen enough.
+                let _ = started.send(begun.elapsed()).await;
+                "exit status: 1".to_owned()
+            })
+        };
+        let seat = Arc::new(Seat::new("a", Vec::new()));
+        let supervised =
+            tokio::spawn(supervise(seat, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start));
+        let mut at = Vec::new();
+        while at.len() < 4 {
+            at.push(starts.recv().await.expect("it is never given up").as_secs());
+        }
+        assert_eq!(at, [0, 1, 3, 7]);
+        supervised.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_cannot_be_started_is_tried_again() {
+        let tries = Arc::new(Mutex::new(0));
+        let counted = Arc::clone(&tries);
+        let start = move || -> io::Result<std::future::Pending<Ended>> {
+            *counted.lock().expect("nobody panics") += 1;
+            Err(io::Error::other("no such program"))
+        };
+        let seat = Arc::new(Seat::new("a", Vec::new()));
+        let supervised = supervise(seat, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start);
+        // After 0, 1, 3, 7, 15 and 31 seconds.
+        timeout(Duration::from_secs(40), supervised).await.expect_err("it never ends");
+        assert_eq!(*tries.lock().expect("nobody panics"), 6);
+    }
+}

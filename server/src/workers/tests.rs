@@ -1,0 +1,261 @@
+//! Both ends, over a pipe in memory, with engines that say what the test wants.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use passerelle_engine::clock::{Clock, ManualClock};
+use passerelle_engine::{
+    Event, EventFeed, EventStream, FinishReason, NullObserver, Request, RequestError, RequestId, SamplingParams,
+    StepObserver, StepReport, TokenEvent,
+};
+use tokio::io::duplex;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinHandle, yield_now};
+use tokio::time::timeout;
+
+use super::*;
+use crate::gateway::replica::Presence;
+use crate::gateway::{Load, ReplicaDoor, SubmitError};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const HAND_OVER: Duration = Duration::from_secs(30);
+const VOCAB_SIZE: usize = 100;
+const PIPE_BYTES: usize = 4096;
+
+/// What it was given; the test says the rest.
+#[derive(Debug, Clone, Default)]
+struct Script(Arc<Mutex<Vec<EventFeed>>>);
+
+impl ReplicaDoor for Script {
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        let (feed, stream) = EventFeed::open(&request, VOCAB_SIZE, Arc::new(|| {}));
+        self.0.lock().unwrap().push(feed);
+        Ok(stream)
+    }
+
+    fn load(&self) -> Load {
+        Load { progress: 9, ..Load::default() }
+    }
+}
+
+impl Script {
+    fn say<T>(&self, what: impl FnOnce(&mut EventFeed) -> T) -> T {
+        what(self.0.lock().unwrap().last_mut().expect("a request was given"))
+    }
+}
+
+struct Worker {
+    script: Script,
+    bell: Arc<Notify>,
+    tap: Arc<StepTap>,
+    leave: Option<oneshot::Sender<()>>,
+    works: JoinHandle<Result<(), WorkError>>,
+}
+
+struct Stage {
+    clock: ManualClock,
+    post: Post,
+    seat: Arc<Seat>,
+    gate: Gate,
+}
+
+fn facts(partition: &str, ends_in: Option<Duration>) -> WorkerFacts {
+    let model = OfferedModel {
+        name: "m".to_owned(),
+        digest: "sha256:5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".parse().unwrap(),
+        fingerprint: "fp".to_owned(),
+        weights_bytes: 1,
+        kv_cache_bytes: 1,
+        input_vocab_size: VOCAB_SIZE,
+        max_model_len: 64,
+        max_waiting_requests: 2,
+        max_waiting_tokens: 64,
+        max_running: 2,
+        kind: OfferedKind::Generator { vocab_size: VOCAB_SIZE },
+    };
+    let [version, device, kernels] = ["1", "cpu", "none"].map(str::to_owned);
+    WorkerFacts { version, partition: partition.to_owned(), device, kernels, threads: 1, models: vec![model], ends_in }
+}
+
+impl Stage {
+    fn new() -> Self {
+        let clock = ManualClock::default();
+        let bounds = PostBounds { longest_hand_over: HAND_OVER };
+        let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::new(NullObserver));
+        let seat = Arc::new(Seat::new("a", vec![post.clone()]));
+        let gate = Gate::new([Arc::clone(&seat)], PATIENCE);
+        Self { clock, post, seat, gate }
+    }
+
+    async fn worker(&self) -> Worker {
+        self.worker_with(facts("a", None)).await
+    }
+
+    /// One that has been let in, or sent away.
+    async fn worker_with(&self, facts: WorkerFacts) -> Worker {
+        let (here, there) = duplex(PIPE_BYTES);
+        tokio::spawn(self.gate.clone().serve(here));
+        let (script, bell) = (Script::default(), Arc::new(Notify::new()));
+        let tap = Arc::new(StepTap::new(Arc::clone(&bell)));
+        let models =
+            vec![WorkerModel { door: Box::new(script.clone()), tap: Arc::clone(&tap), revive: Arc::new(|_| None) }];
+        let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
+        let parts = WorkerParts { facts, models, bell: Arc::clone(&bell), clock, patience: PATIENCE };
+        let (leave, asked) = oneshot::channel::<()>();
+        let asked = async {
+            // Dropped: it was never asked.
+            if asked.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            "asked".to_owned()
+        };
+        let before = self.seat.standing().borrow().arrivals;
+        let works = tokio::spawn(async move { work(dial(there).await.unwrap(), parts, asked).await });
+        until(|| works.is_finished() || self.seat.standing().borrow().arrivals > before).await;
+        Worker { script, bell, tap, leave: Some(leave), works }
+    }
+}
+
+impl Worker {
+    fn say<T>(&self, what: impl FnOnce(&mut EventFeed) -> T) -> T {
+        let said = self.script.say(what);
+        self.bell.notify_one();
+        said
+    }
+
+    async fn given(&self, count: usize) {
+        until(|| self.script.0.lock().unwrap().len() == count).await;
+    }
+
+    fn ask_to_leave(&mut self) {
+        self.leave.take().expect("once").send(()).unwrap();
+    }
+}
+
+async fn until(mut is_so: impl FnMut() -> bool) {
+    timeout(PATIENCE, async {
+        while !is_so() {
+            yield_now().await;
+        }
+    })
+    .await
+    .expect("it never comes to be");
+}
+
+fn request(granted_tokens: Option<u32>) -> Request {
+    let sampling = SamplingParams { max_tokens: 8, ..SamplingParams::default() };
+    Request { granted_tokens, ..Request::new(RequestId(1), vec![1, 2, 3], sampling) }
+}
+
+fn token(token: u32) -> TokenEvent {
+    TokenEvent { choice: 0, token, logprobs: None }
+}
+
+#[tokio::test]
+async fn a_request_crosses_and_its_tokens_come_back_as_they_are_made() {
+    let stage = Stage::new();
+    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away, "nobody has come yet");
+    let worker = stage.worker().await;
+    let mut stream = stage.post.submit(request(Some(1))).unwrap();
+    worker.given(1).await;
+    worker.say(|feed| feed.start(2));
+    worker.say(|feed| feed.token(token(7))).unwrap();
+    assert_eq!(stream.next().await, Some(Event::Token(token(7))));
+    stream.grant(3);
+    until(|| worker.script.say(|feed| feed.granted_tokens()) == 4).await;
+    worker.say(|feed| feed.token(token(8))).unwrap();
+    worker.say(|feed| feed.finish(0, FinishReason::Stop)).unwrap();
+    assert_eq!(stream.next().await, Some(Event::Token(token(8))));
+    assert!(matches!(stream.next().await, Some(Event::Finished { reason: FinishReason::Stop, .. })));
+    let used = stream.usage();
+    assert_eq!((used.prompt_tokens, used.cached_tokens, used.generated_tokens), (3, 2, 2));
+    assert_eq!((stage.post.load().presence, stage.post.load().has_work()), (Presence::Here, false));
+    until(|| stage.post.load().progress == 9).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_ends_its_request_in_the_worker() {
+    let stage = Stage::new();
+    let worker = stage.worker().await;
+    let stream = stage.post.submit(request(None)).unwrap();
+    worker.given(1).await;
+    drop(stream);
+    until(|| worker.script.say(|feed| feed.closed_choices().count()) == 1).await;
+    worker.say(|feed| feed.finish(0, FinishReason::Aborted)).unwrap();
+    until(|| !stage.post.load().has_work()).await;
+}
+
+#[tokio::test]
+async fn what_a_worker_ran_that_is_gone_fails_at_once_and_its_replica_is_away() {
+    let stage = Stage::new();
+    let worker = stage.worker().await;
+    let mut stream = stage.post.submit(request(None)).unwrap();
+    worker.given(1).await;
+    worker.works.abort();
+    assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
+    until(|| stage.post.load().presence == Presence::Away).await;
+    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away);
+    assert_eq!(stage.seat.standing().borrow().losses, 1);
+    let _successor = stage.worker().await;
+    assert_eq!(stage.post.load().presence, Presence::Here);
+}
+
+#[tokio::test]
+async fn a_worker_that_leaves_finishes_what_it_has_and_what_comes_waits_for_its_successor() {
+    let stage = Stage::new();
+    let mut worker = stage.worker().await;
+    let mut stream = stage.post.submit(request(None)).unwrap();
+    worker.given(1).await;
+    worker.ask_to_leave();
+    until(|| stage.post.load().presence == Presence::HandingOver).await;
+    let mut held = stage.post.submit(request(None)).unwrap();
+    let successor = stage.worker().await;
+    successor.given(1).await;
+    successor.say(|feed| feed.finish(0, FinishReason::Length)).unwrap();
+    assert!(matches!(held.next().await, Some(Event::Finished { .. })));
+    assert!(!worker.works.is_finished());
+    worker.say(|feed| feed.finish(0, FinishReason::Length)).unwrap();
+    assert!(matches!(stream.next().await, Some(Event::Finished { .. })));
+    timeout(PATIENCE, worker.works).await.unwrap().unwrap().unwrap();
+    assert_eq!(stage.seat.standing().borrow().losses, 0);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_successor_is_bounded_in_number_and_in_time() {
+    let stage = Stage::new();
+    let mut worker = stage.worker().await;
+    worker.ask_to_leave();
+    until(|| stage.post.load().presence == Presence::HandingOver).await;
+    let mut held = [0; 2].map(|_| stage.post.submit(request(None)).unwrap());
+    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::QueueFull);
+    stage.clock.advance(HAND_OVER + Duration::from_nanos(1));
+    assert_eq!(stage.post.load().presence, Presence::Away);
+    for stream in &mut held {
+        assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_soon_ends_is_given_nothing_that_would_end_later() {
+    let stage = Stage::new();
+    let worker = stage.worker_with(facts("a", Some(Duration::from_secs(8)))).await;
+    let _first = stage.post.submit(request(None)).expect("nothing is known of its pace");
+    worker.given(1).await;
+    // Eight tokens at two seconds each.
+    let step = StepReport { duration: Duration::from_secs(2), num_sequences: 1, ..StepReport::default() };
+    worker.tap.step(&step);
+    worker.tap.concluded();
+    until(|| stage.post.submit(request(None)).is_err_and(|refused| refused == SubmitError::Away)).await;
+}
+
+#[tokio::test]
+async fn a_worker_of_another_partition_or_with_another_checkpoint_is_sent_away() {
+    let stage = Stage::new();
+    let stranger = stage.worker_with(facts("b", None)).await;
+    assert!(matches!(stranger.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("`b`")));
+    let _worker = stage.worker().await;
+    let mut changed = facts("a", None);
+    changed.models[0].digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    let changed = stage.worker_with(changed).await;
+    assert!(matches!(changed.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("checkpoint")));
+}

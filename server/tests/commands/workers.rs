@@ -1,0 +1,199 @@
+//! Models on partitions, each served by a worker process of its own.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use passerelle_engine::clock::{Clock, SystemClock};
+use serde_json::{Value, json};
+
+use super::binary::{self, Answer, Served, State, open, request};
+
+/// Longer than anything here takes on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+const STREAMING_CLIENTS: usize = 4;
+
+/// Two checkpoints of the demo model, each on a partition with one thread.
+const PARTITIONS: &str = "[[partitions]]\nname = \"left\"\nthreads = 1\nmemory = \"64MiB\"\n\
+                          [[partitions]]\nname = \"right\"\nthreads = 1\nmemory = \"64MiB\"\n";
+
+fn demo(checkpoint: &str) -> String {
+    binary::root().join("models/demo").join(checkpoint).display().to_string()
+}
+
+fn serve_on_partitions(state: &State) -> Served {
+    let model = |name: &str, partition: &str| {
+        format!("[[models]]\nname = \"{name}\"\nsource = \"{}\"\npartition = \"{partition}\"\n", demo(name))
+    };
+    let config = state.path().join("config.toml");
+    let models = format!("{}{}", model("early", "left"), model("final", "right"));
+    fs::write(&config, format!("{PARTITIONS}{models}")).expect("the folder is writable");
+    Served::start(state, &["--config", config.to_str().expect("a plain path")])
+}
+
+fn serve_in_one_process(state: &State) -> Served {
+    let models = ["early", "final"].map(|name| format!("{name}={}", demo(name)));
+    Served::start(state, &["--threads", "1", "--model", &models[0], "--model", &models[1]])
+}
+
+/// Those of this server's workers that serve `partition`.
+fn workers(state: &State, partition: &str) -> Vec<u32> {
+    let socket = format!("unix:{}", state.path().join("passerelle/workers.sock").display());
+    let is_one = |process: &u32| {
+        let Ok(arguments) = fs::read_to_string(format!("/proc/{process}/cmdline")) else { return false };
+        let arguments: Vec<&str> = arguments.split('\0').collect();
+        arguments.contains(&"worker") && arguments.contains(&partition) && arguments.contains(&socket.as_str())
+    };
+    let processes = fs::read_dir("/proc").expect("Linux has it");
+    let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    ids.filter(is_one).collect()
+}
+
+fn signal(process: u32, name: &str) {
+    let kill = std::process::Command::new("kill").args(["-s", name, &process.to_string()]).status();
+    assert!(kill.expect("kill is part of every system").success());
+}
+
+fn question(model: &str, max_tokens: u32) -> Value {
+    json!({
+        "model": model,
+        "messages": [{"role": "user", "content": "Tell me a story about a cat and a dog."}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": true,
+    })
+}
+
+fn stream(served: &Served, model: &str, max_tokens: u32) -> Answer {
+    let mut body = question(model, max_tokens);
+    body["stream"] = json!(true);
+    body["logprobs"] = json!(true);
+    open(&served.address, "POST", "/v1/chat/completions", &body)
+}
+
+/// Of all its events: the choices, with the text, the log-probabilities and the reason of the end.
+fn choices(stream: &str) -> Vec<Value> {
+    let events = stream.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+    events.map(|data| serde_json::from_str::<Value>(data).expect("JSON")["choices"].clone()).collect()
+}
+
+/// Until it is so, or the test has waited too long.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let clock = SystemClock::new();
+    while !is_so() {
+        assert!(clock.now() < PATIENCE, "waited in vain: {what}");
+        thread::yield_now();
+    }
+    clock.now()
+}
+
+fn is_ready(served: &Served) -> bool {
+    request(&served.address, "GET", "/ready", &Value::Null).status == 200
+}
+
+#[test]
+fn nobody_can_tell_a_model_on_a_partition_from_one_in_the_servers_own_process() {
+    let (apart, together) = (State::new(), State::new());
+    let (apart, together) = (serve_on_partitions(&apart), serve_in_one_process(&together));
+    let chats = ["early", "final"].map(|model| ("/v1/chat/completions", question(model, 24)));
+    let sampled = json!({"model": "final", "prompt": "Once", "max_tokens": 12, "n": 3, "seed": 7, "logprobs": 4,
+                         "prompt_logprobs": 2, "logit_bias": {"40": 1.5}, "stop": [". "]});
+    let held = json!({"model": "final", "prompt": "The answer:", "max_tokens": 40,
+                      "structured_outputs": {"regex": "(yes|no), [0-9]{3}"}});
+    let asked = chats.into_iter().chain([("/v1/completions", sampled), ("/v1/completions", held)]);
+    for (path, body) in asked {
+        let [apart, together] = [&apart, &together].map(|served| {
+            let mut answer = request(&served.address, "POST", path, &body).json();
+            for other in ["id", "created"] {
+                answer[other] = Value::Null;
+            }
+            answer
+        });
+        assert_eq!(apart, together, "{body}");
+    }
+    let refused = request(&apart.address, "POST", "/v1/chat/completions", &question("early", 1 << 20));
+    assert!(refused.refusal().contains("1048576"), "what fits nowhere is refused before it is sent");
+}
+
+#[test]
+fn a_worker_that_is_killed_takes_its_streams_alone_with_it_and_another_takes_its_place() {
+    let state = State::new();
+    let served = serve_on_partitions(&state);
+    let undisturbed = choices(&stream(&served, "final", 200).text());
+    let (struck, spared) = (stream(&served, "early", 400), stream(&served, "final", 200));
+    let (struck, spared) = (struck.wait_for_events(3), spared.wait_for_events(3));
+    let left = workers(&state, "left");
+    assert_eq!(left.len(), 1, "one process for the partition");
+    signal(left[0], "KILL");
+    let unready_after = wait_until("the replica is unready", || !is_ready(&served));
+    assert!(unready_after < Duration::from_secs(1), "{unready_after:?}");
+    let struck = struck.text();
+    assert!(struck.contains("\"code\":\"worker_lost\""), "{struck}");
+    assert!(!struck.contains("\"finish_reason\":\"length\""), "{struck}");
+    assert_eq!(choices(&spared.text()), undisturbed, "the neighbour computed the very same");
+    wait_until("another worker has come", || is_ready(&served));
+    assert_ne!(workers(&state, "left"), left);
+    assert_eq!(request(&served.address, "POST", "/v1/chat/completions", &question("early", 8)).status, 200);
+    let metrics = request(&served.address, "GET", "/metrics", &Value::Null);
+    assert_eq!(metrics.status, 200);
+}
+
+/// Clients that ask for one stream after the other while `rounds` workers leave; every stream must be whole.
+fn hand_over(rounds: usize) {
+    let state = State::new();
+    let served = serve_on_partitions(&state);
+    let (is_over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..STREAMING_CLIENTS {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let text = stream(&served, "early", 48).text();
+                    assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
+                    assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..rounds {
+            let before = answered.load(Ordering::Relaxed);
+            wait_until("streams are answered", || answered.load(Ordering::Relaxed) >= before + STREAMING_CLIENTS);
+            let leaving = workers(&state, "left");
+            assert_eq!(leaving.len(), 1, "one process for the partition");
+            signal(leaving[0], "TERM");
+            wait_until("the successor alone is there", || {
+                let now = workers(&state, "left");
+                now.len() == 1 && now != leaving
+            });
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn workers_that_leave_under_streaming_load_lose_no_request() {
+    hand_over(2);
+}
+
+#[test]
+#[ignore = "a minute; .ci/full runs it"]
+fn twenty_workers_that_leave_under_streaming_load_lose_no_request() {
+    hand_over(20);
+}
+
+#[test]
+fn a_partition_whose_models_do_not_fit_is_refused_at_the_start_by_its_key() {
+    let state = State::new();
+    let config = state.path().join("config.toml");
+    let text = format!(
+        "[[partitions]]\nname = \"tiny\"\nmemory = \"1MiB\"\n[[models]]\nsource = \"{}\"\npartition = \"tiny\"\n",
+        demo("final")
+    );
+    fs::write(&config, text).expect("the folder is writable");
+    let config = config.to_str().expect("a plain path");
+    let refused = state.command(&["serve", "--listen", "127.0.0.1:0", "--config", config]).output();
+    let refused = refused.expect("the binary runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && refused.stdout.is_empty());
+    assert!(said.contains("partitions.memory") && said.contains("partition `tiny`"), "{said}");
+}
