@@ -6,12 +6,14 @@ mod table;
 
 use serde::Serialize;
 
-use crate::figures::{ms, quantile};
+use crate::figures::{Quantiles, ms, quantile};
 use crate::http::Connect;
 use crate::plan::{Plan, PlanError};
+use crate::process::Watch;
 use crate::prompts::PromptMaker;
 use crate::record::{Record, Usage};
-use crate::run::{RunOptions, run};
+use crate::report::Overhead;
+use crate::run::{Run, RunOptions, run};
 use crate::scenario::Scenario;
 use crate::session::Session;
 use crate::tokens::TokensError;
@@ -30,6 +32,8 @@ pub struct CompareOptions {
     /// How far token counts of one request may be apart: 0 unless servers wrap prompts differently.
     pub token_tolerance: u64,
     pub run: RunOptions,
+    /// Of the generator.
+    pub threads: usize,
 }
 
 /// Every figure of every contender; the ratios are to the first contender.
@@ -43,6 +47,8 @@ pub struct Comparison {
     /// Whose answers came without usage: the tokenizer counted their texts.
     pub without_usage: Vec<String>,
     pub rows: Vec<Row>,
+    /// Over all rounds of all contenders.
+    pub generator: Overhead,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -134,13 +140,15 @@ pub async fn compare<C: Connect>(
     let mut rounds = Vec::with_capacity(options.rounds);
     let mut unanswered = vec![0; contenders.len()];
     let mut without_usage = Vec::new();
+    let (watch, mut sent) = (Watch::start(None), Sent::default());
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     for number in 0..options.rounds {
         let scenario = Scenario { seed: scenario.seed + number as u64, ..scenario.clone() };
         let mut answers = vec![Answers::default(); contenders.len()];
         for turn in 0..contenders.len() {
             let which = (turn + number) % contenders.len();
-            answers[which] = Answers::of(&contenders[0], &contenders[which], &scenario, &options.run).await?;
+            answers[which] =
+                Answers::of((&contenders[0], &contenders[which]), &scenario, &options.run, &mut sent).await?;
             unanswered[which] += answers[which].unanswered;
         }
         without_usage = names
@@ -153,7 +161,9 @@ pub async fn compare<C: Connect>(
         rounds.push(round.ok_or(CompareError::NothingInCommon { round: number + 1 })?);
     }
     let rows = MEASURES.iter().map(|measure| measure.row(&rounds, scenario.seed)).collect();
+    let (machine, _) = watch.finish();
     Ok(Comparison {
+        generator: sent.overhead(machine.own_cpu_cores, options.threads),
         contenders: names.into_iter().map(str::to_owned).collect(),
         without_usage,
         rounds: rounds.len(),
@@ -161,6 +171,27 @@ pub async fn compare<C: Connect>(
         unanswered,
         rows,
     })
+}
+
+/// What the generator did, over all rounds.
+#[derive(Debug, Default)]
+struct Sent {
+    lateness_ms: Vec<f64>,
+    events: usize,
+    wall_s: f64,
+}
+
+impl Sent {
+    fn add(&mut self, run: &Run) {
+        self.lateness_ms.extend(run.records.iter().map(|record| ms(record.lateness())));
+        self.events += run.records.iter().map(|record| record.events.len()).sum::<usize>();
+        self.wall_s += run.wall.as_secs_f64();
+    }
+
+    fn overhead(self, cpu_cores: f64, threads: usize) -> Overhead {
+        let events_per_s = self.events as f64 / self.wall_s.max(f64::EPSILON);
+        Overhead { lateness_ms: Quantiles::of(self.lateness_ms.into_iter()), cpu_cores, events_per_s, threads }
+    }
 }
 
 /// One contender's answers of one round, in the order of the plan.
@@ -181,15 +212,16 @@ struct Counted {
 
 impl Answers {
     async fn of<C: Connect>(
-        first: &Contender<C>,
-        contender: &Contender<C>,
+        (first, contender): (&Contender<C>, &Contender<C>),
         scenario: &Scenario,
         options: &RunOptions,
+        sent: &mut Sent,
     ) -> Result<Self, CompareError> {
         // The first contender's tokenizer makes all prompts: the texts are the same for all.
         let maker = &first.session.maker;
         let plan = Plan::make(scenario, maker, &contender.session.target).await?;
         let done = run(&contender.session.client, &plan, options).await;
+        sent.add(&done);
         let (mut records, others): (Vec<Record>, Vec<Record>) =
             done.records.into_iter().partition(|record| record.is_finished() && !record.events.is_empty());
         records.sort_by_key(Record::place);

@@ -71,9 +71,11 @@ impl RunFigures {
             let records: Vec<&Record> = counted.iter().copied().filter(|record| wanted(record)).collect();
             Figures::of(&records, window, &plan.objectives)
         };
-        let traffic = plan.traffic.iter().enumerate();
-        let traffic =
-            traffic.map(|(index, label)| (label.name.clone(), figures_of(&|record| record.traffic == index))).collect();
+        let mut traffic = BTreeMap::new();
+        for name in plan.traffic.iter().map(|label| &label.name) {
+            let is_of_it = |record: &Record| plan.traffic[record.traffic].name == *name;
+            traffic.entry(name.clone()).or_insert_with(|| figures_of(&is_of_it));
+        }
         let mut tenants = BTreeMap::new();
         for tenant in plan.traffic.iter().filter_map(|label| label.tenant.as_ref()) {
             let is_theirs = |record: &Record| plan.traffic[record.traffic].tenant.as_ref() == Some(tenant);

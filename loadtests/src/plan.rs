@@ -124,8 +124,9 @@ impl Plan {
         maker: &PromptMaker<C>,
         target: &Target,
     ) -> Result<Self, PlanError> {
+        let label = |traffic: &Traffic| TrafficLabel { name: traffic.name.clone(), tenant: traffic.tenant.clone() };
         let mut plan = Self {
-            traffic: Vec::new(),
+            traffic: scenario.traffic.iter().map(label).collect(),
             open: Vec::new(),
             closed: Vec::new(),
             warmup: Duration::from_secs_f64(scenario.warmup_s),
@@ -134,8 +135,8 @@ impl Plan {
         };
         for (index, traffic) in scenario.traffic.iter().enumerate() {
             let rng = Rng::for_part(scenario.seed, index as u64);
-            let mut planner = Planner { scenario, traffic, index, maker, target, rng, prefixes: Vec::new() };
-            plan.traffic.push(TrafficLabel { name: traffic.name.clone(), tenant: traffic.tenant.clone() });
+            let labels = &mut plan.traffic;
+            let mut planner = Planner { scenario, traffic, index, maker, target, rng, prefixes: Vec::new(), labels };
             let jobs = planner.jobs().await?;
             match traffic.arrivals.scaled(scenario.rate_scale) {
                 Arrivals::Closed { concurrency } => {
@@ -175,6 +176,8 @@ struct Planner<'a, C: Connect> {
     target: &'a Target,
     rng: Rng,
     prefixes: Vec<String>,
+    /// Those of the scenario's entries, then what a trace adds.
+    labels: &'a mut Vec<TrafficLabel>,
 }
 
 impl<C: Connect> Planner<'_, C> {
@@ -266,12 +269,25 @@ impl<C: Connect> Planner<'_, C> {
                 }
             };
             let mut call = self.call(self.template().chat(&messages, line.output_tokens))?;
-            if let Some(tenant) = &line.tenant {
-                call.api_key = self.target.keys.of(Some(tenant))?;
-            }
-            jobs.push(Job { index: 0, traffic: self.index, at, script: Script::Single(call) });
+            let traffic = match line.tenant {
+                Some(tenant) => {
+                    call.api_key = self.target.keys.of(Some(&tenant))?;
+                    self.label_of(tenant)
+                }
+                None => self.index,
+            };
+            jobs.push(Job { index: 0, traffic, at, script: Script::Single(call) });
         }
         Ok(jobs)
+    }
+
+    /// The label of a trace's tenant.
+    fn label_of(&mut self, tenant: String) -> usize {
+        let wanted = TrafficLabel { name: self.traffic.name.clone(), tenant: Some(tenant) };
+        self.labels.iter().position(|label| *label == wanted).unwrap_or_else(|| {
+            self.labels.push(wanted);
+            self.labels.len() - 1
+        })
     }
 
     async fn words(&mut self, lengths: &Lengths) -> Result<String, TokensError> {

@@ -71,6 +71,23 @@ impl Overhead {
             threads,
         }
     }
+
+    /// Why the figures may be the generator's; `first_token_ms`: what it measured.
+    pub(crate) fn warnings(&self, first_token_ms: f64) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let late = self.lateness_ms.map_or(0.0, |lateness| lateness.p99);
+        if late > LATE_MS && late > LATE_SHARE * first_token_ms {
+            warnings
+                .push(format!("the generator is the bottleneck: 1 % of its requests left {late:.1} ms late or later"));
+        }
+        if self.cpu_cores > BUSY_SHARE * self.threads as f64 {
+            warnings.push(format!(
+                "the generator is the bottleneck: it used {:.2} cores with {} threads",
+                self.cpu_cores, self.threads
+            ));
+        }
+        warnings
+    }
 }
 
 impl Report {
@@ -165,18 +182,7 @@ fn commit() -> String {
 }
 
 fn warnings(figures: &RunFigures, machine: &MachineFigures, generator: &Overhead) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let late = generator.lateness_ms.map_or(0.0, |lateness| lateness.p99);
-    let first_token = figures.total.ttft_ms.map_or(f64::INFINITY, |ttft| ttft.p50);
-    if late > LATE_MS && late > LATE_SHARE * first_token {
-        warnings.push(format!("the generator is the bottleneck: 1 % of its requests left {late:.1} ms late or later"));
-    }
-    if generator.cpu_cores > BUSY_SHARE * generator.threads as f64 {
-        warnings.push(format!(
-            "the generator is the bottleneck: it used {:.2} cores with {} threads",
-            generator.cpu_cores, generator.threads
-        ));
-    }
+    let mut warnings = generator.warnings(figures.total.ttft_ms.map_or(f64::INFINITY, |ttft| ttft.p50));
     if machine.foreign_cpu_cores > FOREIGN_SHARE * machine.cores as f64 {
         warnings.push(format!(
             "other programs used {:.2} of this machine's {} cores",

@@ -59,7 +59,7 @@ use reload::{Directions, ReadAgain, Reloading};
 use shelf::{NewShelf, ShelfKeeper};
 use signals::Signals;
 use upstreams::Upstreams;
-use workers::WorkersKeeper;
+use workers::{Arrivals, WorkersKeeper};
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
 pub(crate) use devices::{compute, listed_devices};
@@ -71,8 +71,8 @@ pub(crate) use hashes::KeptHashes;
 pub(crate) use memory::{FREE_MEMORY_PART, free_memory, share_kv_memory, step_bytes};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
 pub(crate) use text::load as load_text;
-pub(crate) use worker_process::{WorkerErrand, run_worker};
-pub(crate) use workers::WorkerCommand;
+pub(crate) use worker_process::{GatewayAddress, WorkerErrand, run_worker};
+pub(crate) use workers::{WorkerCommand, last_day};
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;
@@ -94,7 +94,7 @@ pub(crate) struct Server {
     /// `None`: no models come and go.
     shelf: Option<ShelfKeeper>,
     /// The models of partitions, and what their workers have in common with engines here.
-    placed: (Placed, Workshop),
+    placed: (Arc<Placed>, Workshop),
     /// `None`: nobody works for this server.
     workers: Option<WorkersKeeper>,
     state: AppState,
@@ -194,7 +194,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         comparisons,
         engines: running,
         shelf: keeper,
-        placed: (placed, workshop),
+        placed: (Arc::new(placed), workshop),
         workers: None,
         state,
         reloading: Some(reloading),
@@ -249,8 +249,9 @@ impl Server {
         if placed.seats.is_empty() {
             return Ok(());
         }
-        self.workers = Some(workers::open((config, command), &placed.seats, &workshop.clock(), runtime)?);
-        placed.serve(&self.state, workshop)
+        let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), workshop: workshop.clone() };
+        self.workers = Some(workers::open((config, command), served, runtime)?);
+        Ok(())
     }
 
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs

@@ -112,6 +112,7 @@ impl CheckArgs {
             "other programs meanwhile",
             format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
         );
+        verdict.figure("this program meanwhile", format!("{:.2} cores", machine.own_cpu_cores));
         let about = About::now(&format!("check-{}", verdict.check), measured(&session, &self.server.url).await);
         self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
         Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

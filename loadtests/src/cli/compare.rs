@@ -46,6 +46,7 @@ impl CompareArgs {
             rounds: usize::from(self.rounds),
             token_tolerance: self.token_tolerance,
             run: RunOptions::default(),
+            threads: usize::from(self.common.threads),
         };
         let seconds = scenario.duration_s * f64::from(self.rounds) * contenders.len() as f64;
         eprintln!("{} rounds of {} servers: {seconds:.0} s or a little more", self.rounds, contenders.len());

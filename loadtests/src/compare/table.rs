@@ -32,6 +32,13 @@ impl Comparison {
         for name in &self.without_usage {
             text.push_str(&format!("warning: {name} told no usage; its answers were counted by the tokenizer\n"));
         }
+        let generator = &self.generator;
+        text.push_str(&format!(
+            "generator: {:.2} cores with {} threads, {:.0} events/s\n",
+            generator.cpu_cores, generator.threads, generator.events_per_s
+        ));
+        let first_token_ms = self.rows.first().and_then(|row| row.values.first()).copied().unwrap_or(f64::INFINITY);
+        generator.warnings(first_token_ms).iter().for_each(|warning| text.push_str(&format!("warning: {warning}\n")));
         text
     }
 }

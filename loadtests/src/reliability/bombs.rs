@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{CheckError, Context};
 use crate::clock::now;
 use crate::http::{Connect, HttpError};
-use crate::process::ProcFs;
+use crate::process::Watch;
 use crate::verdict::Verdict;
 
 /// A refusal, or the end of the connection, must come within it. Servers give slow senders a minute.
@@ -31,9 +31,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
             MAX_GROWTH_BYTES >> 20
         ),
     );
-    let rss = || context.server_pid.map(|pid| ProcFs::default().sample(Some(pid), Default::default()).server_rss_bytes);
-    let before = rss();
-    let mut largest = before.unwrap_or(0);
+    let watch = Watch::start(context.server_pid);
     let bombs = bombs(&context.session.client.endpoint().authority);
     verdict.tried(format!("{} kinds of bombs, one after the other", bombs.len()));
     for bomb in &bombs {
@@ -51,11 +49,11 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
             Err(_) => false,
         };
         verdict.require(refused, || format!("{} was not refused", bomb.name));
-        largest = largest.max(rss().unwrap_or(0));
         context.require_alive(&mut verdict, &format!("after {}", bomb.name)).await;
     }
-    match before {
-        Some(before) => {
+    let (machine, _) = watch.finish();
+    match machine.server_rss_start_bytes.zip(machine.server_rss_max_bytes) {
+        Some((before, largest)) => {
             let growth = largest.saturating_sub(before);
             verdict.figure("resident size grew by", format!("{} MiB", growth >> 20));
             verdict.require(growth <= MAX_GROWTH_BYTES, || format!("it grew by {} MiB", growth >> 20));

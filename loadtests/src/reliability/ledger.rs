@@ -25,6 +25,7 @@ const KILL_AFTER: std::ops::Range<f64> = 0.05..1.0;
 /// What came of one kill.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Toll {
+    sent: u64,
     /// That the clients read something of.
     streams: u64,
     received: u64,
@@ -81,7 +82,8 @@ async fn kill_once<C: Connect>(
     let down = down.map_err(|error| CheckError::CannotTry(error.to_string()))?;
     let billed = Billed::read(context).await?.since(before);
     let read: Vec<u64> = run.records.iter().map(Record::output_tokens).filter(|tokens| *tokens > 0).collect();
-    Ok((Toll { streams: read.len() as u64, received: read.iter().sum(), billed }, down))
+    let sent = run.records.len() as u64;
+    Ok((Toll { sent, streams: read.len() as u64, received: read.iter().sum(), billed }, down))
 }
 
 fn judge(verdict: &mut Verdict, tolls: &[Toll]) {
@@ -95,6 +97,8 @@ fn judge(verdict: &mut Verdict, tolls: &[Toll]) {
     for (kill, toll) in tolls.iter().enumerate() {
         let (unbilled, bound) = (toll.unbilled(), MARK_TOKENS * toll.streams);
         verdict.require(unbilled <= bound, || format!("kill {}: {unbilled} tokens are unbilled: {toll:?}", kill + 1));
+        let (sent, requests) = (toll.sent, toll.billed.requests);
+        verdict.require(requests <= sent, || format!("kill {}: {requests} requests billed of {sent} sent", kill + 1));
         let beyond = toll.billed.output_tokens.saturating_sub(toll.received);
         let bound = UNREAD_TOKENS * toll.streams;
         verdict.require(beyond <= bound, || format!("kill {}: {beyond} tokens too many: {toll:?}", kill + 1));
@@ -113,8 +117,19 @@ mod tests {
 
     fn judged(received: u64, output_tokens: u64) -> Verdict {
         let mut verdict = Verdict::new("ledger", "");
-        judge(&mut verdict, &[Toll { streams: 2, received, billed: Billed { requests: 2, output_tokens } }]);
+        judge(&mut verdict, &[toll(received, Billed { requests: 2, output_tokens })]);
         verdict
+    }
+
+    fn toll(received: u64, billed: Billed) -> Toll {
+        Toll { sent: 2, streams: 2, received, billed }
+    }
+
+    #[test]
+    fn a_request_that_is_billed_twice_falls_short_however_few_its_tokens() {
+        let mut verdict = Verdict::new("ledger", "");
+        judge(&mut verdict, &[toll(20, Billed { requests: 3, output_tokens: 40 })]);
+        assert_eq!(verdict.broken, ["kill 1: 3 requests billed of 2 sent"]);
     }
 
     #[test]

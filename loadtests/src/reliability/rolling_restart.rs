@@ -3,12 +3,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{CheckError, Context, milliseconds};
+use super::{ChatLengths, CheckError, Context, milliseconds};
 use crate::arrivals::Arrivals;
 use crate::clock::now;
 use crate::http::Connect;
 use crate::servers::{Fleet, ServerError};
 use crate::verdict::Verdict;
+
+/// Long enough that replacements meet streams.
+const OUTPUT_TOKENS: u32 = 1024;
 
 #[derive(Debug, Default)]
 struct Replaced {
@@ -29,7 +32,8 @@ pub async fn check<C: Connect>(
         "rolling-restart",
         format!("{handovers} servers are replaced under streaming load, and no request is lost"),
     );
-    let users = context.chats("users", Arrivals::Poisson { rate: options.rate }, options.lengths);
+    let lengths = ChatLengths { output_tokens: OUTPUT_TOKENS, ..options.lengths };
+    let users = context.chats("users", Arrivals::Poisson { rate: options.rate }, lengths);
     let plan = context.plan(vec![users]).await?;
     let load_is_over = AtomicBool::new(false);
     let load = async {

@@ -1,5 +1,7 @@
 //! Checks of reliability: each holds for a server that keeps its promise and falls short for one that does not.
 
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -229,14 +231,34 @@ async fn poison_must_be_refused_one_by_one() {
     assert_falls_short(&verdict, "an unknown model: Finished");
 }
 
+/// A process whose size stays as it is, whatever the other tests of this one do.
+struct Idle(Child);
+
+impl Idle {
+    fn start() -> Self {
+        let spawned = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = spawned.expect("cat starts");
+        child.stdin.as_mut().expect("it is piped").write_all(b"x").expect("it reads");
+        child.stdout.as_mut().expect("it is piped").read_exact(&mut [0]).expect("it runs");
+        Self(child)
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let _: std::io::Result<()> = self.0.kill();
+        let _: std::io::Result<std::process::ExitStatus> = self.0.wait();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_soak_sees_a_latency_that_creeps() {
     let soaked = |creep: Duration| async move {
         let server = Scripted::new(move |seen| steady(100 * MS + creep * seen.number as u32, MS)(seen));
         let session = server.session().await;
         let options = CheckOptions { duration: Duration::from_secs(120), ..options() };
-        let server_pid = Some(std::process::id());
-        soak::check(&Context { session: &session, options, server_pid }).await.unwrap()
+        let idle = Idle::start();
+        soak::check(&Context { session: &session, options, server_pid: Some(idle.0.id()) }).await.unwrap()
     };
     let steady = soaked(Duration::ZERO).await;
     assert!(!steady.broken.iter().any(|broken| broken.contains("p99")), "{}", steady.render());

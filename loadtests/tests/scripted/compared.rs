@@ -22,7 +22,8 @@ async fn compared(servers: [Scripted; 2]) -> Result<Comparison, CompareError> {
     for (name, server) in ["a", "b"].into_iter().zip(servers) {
         contenders.push(Contender { name: name.to_owned(), session: server.session().await });
     }
-    compare(&contenders, &scenario(), &CompareOptions { rounds: 3, token_tolerance: 0, run: virtual_time() }).await
+    let options = CompareOptions { rounds: 3, token_tolerance: 0, run: virtual_time(), threads: 1 };
+    compare(&contenders, &scenario(), &options).await
 }
 
 #[tokio::test(start_paused = true)]

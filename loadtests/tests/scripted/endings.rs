@@ -165,7 +165,7 @@ async fn a_trace_is_replayed_at_its_times() {
     let lines = [
         r#"{"at_s": 3.0, "messages": [{"role": "user", "content": "Hello there"}], "output_tokens": 2}"#,
         r#"{"at_s": 1.0, "prompt_tokens": 700, "output_tokens": 3, "hash_ids": [5, 6]}"#,
-        r#"{"at_s": 2.0, "prompt_tokens": 600, "output_tokens": 3, "hash_ids": [5, 7]}"#,
+        r#"{"at_s": 2.0, "prompt_tokens": 600, "output_tokens": 3, "hash_ids": [5, 7], "tenant": "light"}"#,
         r#"{"at_s": 99.0, "prompt_tokens": 5, "output_tokens": 3}"#,
     ];
     std::fs::write(&file, lines.join("\n")).unwrap();
@@ -188,4 +188,5 @@ async fn a_trace_is_replayed_at_its_times() {
         "what lies beyond the scenario's end is not sent: {}",
         figures.wall_s
     );
+    assert_eq!((figures.traffic["t"].finished, figures.tenants["light"].finished), (3, 1));
 }

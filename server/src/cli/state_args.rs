@@ -25,6 +25,11 @@ impl StateArgs {
         Ok(DataDir::open(&self.config()?.server.data_dir)?)
     }
 
+    /// The folder.
+    pub(super) fn data_dir(&self) -> Result<PathBuf> {
+        Ok(self.config()?.server.data_dir)
+    }
+
     /// Where accounts, keys and limits are made. There need not be any yet.
     pub(super) fn new_office(&self) -> Result<Office> {
         Office::open(&self.config()?, NoLedger::Make)

@@ -62,6 +62,17 @@ pub enum Reasoning {
     Apertus,
 }
 
+/// Who starts the worker of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerPlace {
+    /// The server.
+    #[default]
+    Local,
+    /// Somebody else, on a machine that dials `workers.listen`.
+    Remote,
+}
+
 /// What another server understands beside OpenAI's API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -29,7 +29,9 @@ pub use checked::{
     ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig,
     fits_as_checkpoint,
 };
-pub use choices::{KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype};
+pub use choices::{
+    KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
+};
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;

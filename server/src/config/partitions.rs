@@ -1,10 +1,11 @@
 //! Partitions: devices or parts of one, each served by a worker process of its own; checked.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::checked::{fits_as_name, period};
-use super::{ConfigError, ModelConfig, WrittenPartition, WrittenWorkers};
+use super::{ConfigError, ModelConfig, WorkerPlace, WrittenPartition, WrittenWorkers};
 use crate::placement::{Device, Partition};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,11 +13,14 @@ pub struct PartitionConfig {
     pub name: String,
     /// Without threads: as `engine.threads`. Without memory: as a server without partitions.
     pub is: Partition,
+    pub worker: WorkerPlace,
 }
 
 /// How workers are looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkersConfig {
+    /// For workers on other machines.
+    pub listen: Option<SocketAddr>,
     pub longest_silence: Duration,
     pub longest_hand_over: Duration,
     pub first_restart: Duration,
@@ -27,6 +31,7 @@ pub struct WorkersConfig {
 pub(super) fn check_partitions(
     written: Vec<WrittenPartition>,
     models: &[ModelConfig],
+    workers: &WorkersConfig,
 ) -> Result<Vec<PartitionConfig>, ConfigError> {
     let mut names = HashSet::new();
     for WrittenPartition { name, .. } in &written {
@@ -46,18 +51,24 @@ pub(super) fn check_partitions(
         let problem = format!("no model lies on `{}`; give one `partition = \"{}\"`", empty.name, empty.name);
         return Err(ConfigError::value("partitions", problem));
     }
+    let remote = written.iter().find(|written| written.worker == Some(WorkerPlace::Remote));
+    if let (Some(remote), None) = (remote, workers.listen) {
+        let problem = format!("is missing, and `{}` has a worker on another machine", remote.name);
+        return Err(ConfigError::value("workers.listen", problem));
+    }
     written.into_iter().map(check_partition).collect()
 }
 
 fn check_partition(written: WrittenPartition) -> Result<PartitionConfig, ConfigError> {
-    let WrittenPartition { name, device, threads, memory } = written;
+    let WrittenPartition { name, device, threads, memory, worker } = written;
     let is = Partition::new(device.unwrap_or(Device::Cpu), threads, memory)
         .map_err(|error| ConfigError::value("partitions", format!("`{name}`: {error}")))?;
-    Ok(PartitionConfig { name, is })
+    Ok(PartitionConfig { name, is, worker: worker.unwrap_or_default() })
 }
 
 pub(super) fn check_workers(written: &WrittenWorkers) -> WorkersConfig {
     WorkersConfig {
+        listen: written.listen,
         longest_silence: period(written.longest_silence, Duration::from_secs(5)),
         longest_hand_over: period(written.longest_hand_over, Duration::from_secs(30)),
         first_restart: period(written.first_restart, Duration::from_millis(500)),

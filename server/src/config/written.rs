@@ -1,5 +1,6 @@
 //! A configuration as somebody wrote it. Every key is optional; one layer is laid over another with `over`.
 
+use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
@@ -7,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
-    UnknownFields, UpstreamKind, WeightDtype,
+    UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
 };
 use crate::placement::{Device, DeviceChoice};
 
@@ -163,12 +164,16 @@ pub struct WrittenPartition {
     pub threads: Option<NonZeroUsize>,
     /// Weights and KV caches of all models that lie on it.
     pub memory: Option<ByteSize>,
+    /// Who starts its worker.
+    pub worker: Option<WorkerPlace>,
 }
 
 /// How workers are looked after.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenWorkers {
+    /// Where workers of other machines come in, over mutual TLS.
+    pub listen: Option<SocketAddr>,
     /// A worker that gives no sign of life for so long is gone.
     pub longest_silence: Option<Period>,
     /// Requests wait so long for the successor of a worker that leaves.
@@ -177,7 +182,7 @@ pub struct WrittenWorkers {
     pub first_restart: Option<Period>,
     pub longest_restart: Option<Period>,
 }
-lay_over!(WrittenWorkers { longest_silence, longest_hand_over, first_restart, longest_restart });
+lay_over!(WrittenWorkers { listen, longest_silence, longest_hand_over, first_restart, longest_restart });
 
 /// Another server that runs a model. Several of one model share its requests.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

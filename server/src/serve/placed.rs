@@ -64,9 +64,9 @@ impl Placed {
         self.models.iter().map(|model| (model.config.name.clone(), engines::price(model.description.model())))
     }
 
-    /// Served from now on, by the workers that have come.
-    pub(super) fn serve(&self, state: &AppState, workshop: &Workshop) -> Result<()> {
-        for model in &self.models {
+    /// The models of a partition are served from now on, by the worker that has come.
+    pub(super) fn serve(&self, partition: &str, state: &AppState, workshop: &Workshop) -> Result<()> {
+        for model in self.models.iter().filter(|model| model.config.partition.as_deref() == Some(partition)) {
             let named = || format!("model `{}`", model.config.name);
             let offered = model.post.offered().with_context(named)?;
             let served = model.served(&offered).with_context(named)?;

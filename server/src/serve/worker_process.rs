@@ -1,18 +1,20 @@
 //! What `passerelle worker` runs: the models of one partition, for a gateway.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use passerelle::config::{ByteSize, Config, EngineConfig, Listen, ModelConfig, PartitionConfig};
+use passerelle::config::{ByteSize, Config, EngineConfig, ModelConfig, PartitionConfig};
 use passerelle::gateway::ReplicaDoor;
 use passerelle::placement::DeviceChoice;
 use passerelle::workers::{
-    OfferedKind, OfferedModel, Revive, StepTap, WorkerFacts, WorkerModel, WorkerParts, dial, work,
+    Credentials, Dialled, OfferedKind, OfferedModel, Revive, StepTap, WorkerFacts, WorkerModel, WorkerParts, WorkerTls,
+    dial, work,
 };
 use passerelle_engine::StepObserver;
 use passerelle_engine::clock::{Clock, SystemClock};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -26,9 +28,36 @@ use super::{compute, logging, runtime};
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerErrand {
     pub(crate) partition: String,
-    pub(crate) gateway: Listen,
+    pub(crate) gateway: GatewayAddress,
     /// Since 1970. Nothing runs beyond.
     pub(crate) until: Option<Duration>,
+}
+
+/// Where a worker's gateway is.
+#[derive(Debug, Clone)]
+pub(crate) enum GatewayAddress {
+    /// On this machine, of the same user.
+    Unix(PathBuf),
+    /// HOST:PORT, and the folder of what both ends prove themselves with.
+    Tcp { address: String, credentials: PathBuf },
+}
+
+impl GatewayAddress {
+    async fn dial(&self) -> Result<Dialled> {
+        match self {
+            Self::Unix(path) => {
+                let stream = UnixStream::connect(path).await;
+                Ok(dial(stream.with_context(|| format!("cannot reach {}", path.display()))?).await?)
+            }
+            Self::Tcp { address, credentials } => {
+                let tls = WorkerTls::new(&Credentials::read(credentials)?)?;
+                let stream = TcpStream::connect(address).await.with_context(|| format!("cannot reach {address}"))?;
+                // Tokens are small and must not wait for each other.
+                stream.set_nodelay(true)?;
+                Ok(dial(tls.connect(stream).await?).await?)
+            }
+        }
+    }
 }
 
 /// Serves until the gateway is gone, or until a signal and then what runs to its end.
@@ -46,15 +75,14 @@ pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     let leaves_in = parts.facts.ends_in.map_or(Duration::MAX, |left| left.saturating_sub(patience));
     let worked = runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let Listen::Unix(path) = &errand.gateway else { bail!("--connect: write unix:PATH") };
-        let stream = UnixStream::connect(path).await.with_context(|| format!("cannot reach {}", errand.gateway))?;
+        let gateway = errand.gateway.dial().await?;
         let leave = async {
             tokio::select! {
                 () = signals.next() => "it was asked to end".to_owned(),
                 () = sleep(leaves_in) => "its time is over".to_owned(),
             }
         };
-        Ok(work(dial(stream).await?, parts, leave).await)
+        anyhow::Ok(work(gateway, parts, leave).await)
     })?;
     drop(fleet);
     worked.with_context(|| format!("partition `{}`", errand.partition))?;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,22 +10,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use passerelle::config::{Config, Listen};
-use passerelle::workers::{BackoffBounds, Ended, Gate, Seat, supervise};
-use passerelle_engine::clock::Clock;
-use tokio::net::UnixListener;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use passerelle::api::AppState;
+use passerelle::config::{Config, Listen, WorkerPlace};
+use passerelle::workers::{Authority, BackoffBounds, Ended, Gate, GatewayTls, LastDay, Peer, Seat, supervise};
+use passerelle_engine::clock::{Clock, SystemClock};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
+use super::engines::Workshop;
 use super::listener::{ACCEPT_RETRY, listen_unix, remove_left_over};
+use super::placed::Placed;
 
 /// In the data directory.
 const WORKER_SOCKET: &str = "workers.sock";
 /// Connections for each partition: its worker, one that leaves, and one that is sent away.
 const CONNECTIONS_PER_PARTITION: usize = 4;
 
+/// A worker of another machine proves itself so soon.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of the certificate that the gateway makes for itself at each start.
+const GATEWAY_DAYS: u32 = 3650;
+const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 /// How often a process is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -57,43 +68,80 @@ impl Drop for WorkersKeeper {
     }
 }
 
-/// Returns when every partition has its worker; fails with the first whose worker ends before.
+/// What is to be done once the worker of a partition has come.
+#[derive(Clone)]
+pub(super) struct Arrivals {
+    pub(super) placed: Arc<Placed>,
+    pub(super) state: AppState,
+    pub(super) workshop: Workshop,
+}
+
+impl Arrivals {
+    /// Serves the partition's models. Errors when its worker ends before it has come.
+    async fn await_first(&self, seat: &Seat) -> Result<()> {
+        let mut standing = seat.standing();
+        let has_come = standing.wait_for(|standing| standing.arrivals > 0 || standing.ends > 0).await?.arrivals > 0;
+        let partition = seat.partition();
+        ensure!(has_come, "partition `{partition}`: its worker ended before it had loaded its models");
+        self.placed.serve(partition, &self.state, &self.workshop)
+    }
+}
+
+/// Returns when every partition with a worker of this machine has it; fails with the first whose worker ends before.
 pub(super) fn open(
     (config, command): (&Config, WorkerCommand),
-    seats: &[Arc<Seat>],
-    clock: &Arc<dyn Clock>,
+    arrivals: Arrivals,
     runtime: &Runtime,
 ) -> Result<WorkersKeeper> {
     let socket = std::path::absolute(config.server.data_dir.join(WORKER_SOCKET))?;
-    let listener = {
-        let _in_runtime = runtime.enter();
-        listen(&socket).with_context(|| format!("cannot listen to workers on {}", socket.display()))?
-    };
+    let _in_runtime = runtime.enter();
+    let listener = listen(&socket).with_context(|| format!("cannot listen to workers on {}", socket.display()))?;
+    let seats = arrivals.placed.seats.clone();
     let gate = Gate::new(seats.iter().cloned(), config.workers.longest_silence);
-    let mut tasks = vec![runtime.spawn(let_in(listener, gate, seats.len() * CONNECTIONS_PER_PARTITION))];
-    let command = Arc::new(command);
-    for seat in seats {
-        let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
-        let patience = config.server.drain_timeout;
-        let (command, dials, partition) = (Arc::clone(&command), socket.clone(), seat.partition().to_owned());
-        let start = move || start_process(&command, &partition, &dials);
-        tasks.push(runtime.spawn(supervise(Arc::clone(seat), (bounds, patience), Arc::clone(clock), start)));
+    let places = Arc::new(Semaphore::new(seats.len() * CONNECTIONS_PER_PARTITION));
+    let mut tasks = vec![runtime.spawn(let_in(listener, gate.clone(), Arc::clone(&places)))];
+    if let Some(address) = config.workers.listen {
+        let remote = RemoteEntry::open(address, &config.server.data_dir).context("workers.listen")?;
+        tasks.push(runtime.spawn(remote.let_in(gate, places)));
     }
-    let keeper = WorkersKeeper { seats: seats.to_vec(), tasks, socket };
+    let is_local = |seat: &&Arc<Seat>| {
+        let of_seat = config.partitions.iter().find(|partition| partition.name == seat.partition());
+        of_seat.is_some_and(|partition| partition.worker == WorkerPlace::Local)
+    };
+    let (local, remote): (Vec<_>, Vec<_>) = seats.iter().partition(is_local);
+    let command = Arc::new(command);
+    for &seat in &local {
+        tasks.push(supervised(config, (&command, socket.as_path()), seat, &arrivals.workshop.clock(), runtime));
+    }
+    for seat in remote {
+        let (arrivals, seat) = (arrivals.clone(), Arc::clone(seat));
+        tasks.push(runtime.spawn(async move {
+            if let Err(error) = arrivals.await_first(&seat).await {
+                tracing::error!(partition = seat.partition(), %error, "the models of a worker cannot be served");
+            }
+        }));
+    }
+    let keeper = WorkersKeeper { seats: seats.clone(), tasks, socket };
     runtime.block_on(async {
-        for seat in seats {
-            first_arrival(seat).await?;
+        for seat in local {
+            arrivals.await_first(seat).await?;
         }
         Ok(keeper)
     })
 }
 
-async fn first_arrival(seat: &Seat) -> Result<()> {
-    let mut standing = seat.standing();
-    let standing = standing.wait_for(|standing| standing.arrivals > 0 || standing.ends > 0).await?;
-    let partition = seat.partition();
-    ensure!(standing.arrivals > 0, "partition `{partition}`: its worker ended before it had loaded its models");
-    Ok(())
+fn supervised(
+    config: &Config,
+    (command, socket): (&Arc<WorkerCommand>, &Path),
+    seat: &Arc<Seat>,
+    clock: &Arc<dyn Clock>,
+    runtime: &Runtime,
+) -> JoinHandle<()> {
+    let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
+    let patience = config.server.drain_timeout;
+    let (command, dials, partition) = (Arc::clone(command), socket.to_owned(), seat.partition().to_owned());
+    let start = move || start_process(&command, &partition, &dials);
+    runtime.spawn(supervise(Arc::clone(seat), (bounds, patience), Arc::clone(clock), start))
 }
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {
@@ -101,23 +149,68 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     listen_unix(socket)
 }
 
-async fn let_in(listener: UnixListener, gate: Gate, most: usize) {
-    let places = Arc::new(Semaphore::new(most));
+async fn let_in(listener: UnixListener, gate: Gate, places: Arc<Semaphore>) {
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let gate = gate.clone();
                 tokio::spawn(async move {
-                    gate.serve(stream).await;
+                    gate.serve(stream, Peer::Owner).await;
                     drop(place);
                 });
             }
-            Err(error) => {
-                tracing::warn!(%error, "a worker could not be let in");
-                sleep(ACCEPT_RETRY).await;
+            Err(error) => rest(&error).await,
+        }
+    }
+}
+
+/// Where workers of other machines come in.
+struct RemoteEntry {
+    listener: TcpListener,
+    tls: GatewayTls,
+}
+
+impl RemoteEntry {
+    /// Inside the runtime. With a certificate for this run, by the data directory's authority.
+    fn open(address: SocketAddr, data_dir: &Path) -> Result<Self> {
+        let credentials = Authority::open(data_dir)?.gateway(last_day(GATEWAY_DAYS)?)?;
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        tracing::info!(address = %listener.local_addr()?, "workers of other machines may come");
+        Ok(Self { listener: TcpListener::from_std(listener)?, tls: GatewayTls::new(&credentials)? })
+    }
+
+    async fn let_in(self, gate: Gate, places: Arc<Semaphore>) {
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+            match self.listener.accept().await {
+                Ok((stream, from)) => {
+                    let (gate, tls) = (gate.clone(), self.tls.clone());
+                    tokio::spawn(async move {
+                        match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+                            Ok(Ok((stream, peer))) => gate.serve(stream, peer).await,
+                            Ok(Err(error)) => tracing::warn!(peer = %from, %error, "no worker of this gateway's"),
+                            Err(_) => tracing::warn!(peer = %from, "a worker does not shake hands"),
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => rest(&error).await,
             }
         }
     }
+}
+
+async fn rest(error: &io::Error) {
+    tracing::warn!(%error, "a worker could not be let in");
+    sleep(ACCEPT_RETRY).await;
+}
+
+/// So many days from now.
+pub(crate) fn last_day(days: u32) -> Result<LastDay> {
+    let wall = SystemClock::new().wall() + Duration::from_secs(u64::from(days) * SECONDS_OF_A_DAY);
+    let date = Timestamp::from_second(i64::try_from(wall.as_secs())?)?.to_zoned(TimeZone::UTC).date();
+    let (month, day) = (date.month().try_into()?, date.day().try_into()?);
+    Ok(LastDay { year: i32::from(date.year()), month, day })
 }
 
 /// In a process group of its own: what a terminal sends to the server is not for its workers.

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::facts::WorkerFacts;
 use super::link::Link;
+use super::mutual_tls::Peer;
 use super::seat::{NotSeated, Seat};
 use super::wire::gateway_server::{Gateway, GatewayServer};
 use super::wire::{FromGateway, FromWorker, Goodbye, Welcome, from_gateway, from_worker};
@@ -47,8 +48,8 @@ impl Gate {
     }
 
     /// Serves one worker's connection to its end.
-    pub async fn serve(self, connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let service = GatewayServer::new(self)
+    pub async fn serve(self, connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
+        let service = GatewayServer::new(Visit { gate: self, peer })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let served = http2::Builder::new(TokioExecutor::new())
@@ -62,7 +63,16 @@ impl Gate {
             tracing::debug!(%error, "a worker's connection ended early");
         }
     }
+}
 
+/// One connection, and who is at its other end.
+#[derive(Debug, Clone)]
+struct Visit {
+    gate: Gate,
+    peer: Peer,
+}
+
+impl Visit {
     async fn attend(self, mut from: FromStream, to: ToWorker) {
         let (seat, link) = match self.greet(&mut from).await {
             Ok(seated) => seated,
@@ -73,7 +83,7 @@ impl Gate {
                 return;
             }
         };
-        let beat_ms = u64::try_from(self.silence.as_millis() / BEATS_IN_SILENCE).unwrap_or(u64::MAX).max(1);
+        let beat_ms = u64::try_from(self.gate.silence.as_millis() / BEATS_IN_SILENCE).unwrap_or(u64::MAX).max(1);
         let welcome = to.send(Ok(message(from_gateway::What::Welcome(Welcome { beat_ms })))).await;
         if welcome.is_ok() {
             let giving = tokio::spawn({
@@ -94,7 +104,10 @@ impl Gate {
             return Err("it does not introduce itself".to_owned());
         };
         let facts = WorkerFacts::try_from(hello).map_err(|malformed| malformed.to_string())?;
-        let seat = self.seats.get(&facts.partition);
+        if !self.peer.may_serve(&facts.partition) {
+            return Err(NotSeated::OfAnotherPartition(facts.partition).to_string());
+        }
+        let seat = self.gate.seats.get(&facts.partition);
         let seat = seat.ok_or_else(|| NotSeated::NoSuchPartition(facts.partition.clone()).to_string())?;
         let link = seat.sit(facts).map_err(|refused| refused.to_string())?;
         Ok((Arc::clone(seat), link))
@@ -104,7 +117,7 @@ impl Gate {
     async fn listen(&self, from: &mut FromStream, (seat, link): (&Seat, &Arc<Link>)) {
         let partition = seat.partition();
         loop {
-            let what = match timeout(self.silence, from.message()).await {
+            let what = match timeout(self.gate.silence, from.message()).await {
                 Ok(Ok(Some(FromWorker { what }))) => what,
                 Ok(Ok(None)) => return,
                 Ok(Err(error)) => {
@@ -112,7 +125,7 @@ impl Gate {
                     return;
                 }
                 Err(_) => {
-                    tracing::warn!(partition, silence = ?self.silence, "a worker says nothing any more");
+                    tracing::warn!(partition, silence = ?self.gate.silence, "a worker says nothing any more");
                     return;
                 }
             };
@@ -134,7 +147,7 @@ impl Gate {
 }
 
 #[tonic::async_trait]
-impl Gateway for Gate {
+impl Gateway for Visit {
     type AttachStream = Pin<Box<dyn Stream<Item = Result<FromGateway, Status>> + Send>>;
 
     async fn attach(&self, request: Request<FromStream>) -> Result<Response<Self::AttachStream>, Status> {

@@ -7,6 +7,7 @@
 //! the worker's side [`work`] hands orders to engines and what these say to the stream. A [`supervise`]d worker is started
 //! again when it ends.
 
+mod authority;
 mod backoff;
 mod calls;
 mod dial;
@@ -14,6 +15,7 @@ mod errands;
 mod facts;
 mod gate;
 mod link;
+mod mutual_tls;
 mod post;
 mod seat;
 mod supervisor;
@@ -21,10 +23,12 @@ mod tap;
 mod wire;
 mod work;
 
+pub use authority::{Authority, AuthorityError, Credentials, LastDay};
 pub use backoff::{Backoff, BackoffBounds};
 pub use dial::{DialError, Dialled, dial};
 pub use facts::{OfferedKind, OfferedModel, WorkerFacts};
 pub use gate::Gate;
+pub use mutual_tls::{GatewayTls, MutualTlsError, Peer, WorkerTls};
 pub use post::{Post, PostBounds};
 pub use seat::{Seat, Standing};
 pub use supervisor::{Ended, supervise};

@@ -39,6 +39,8 @@ pub struct Standing {
 pub(super) enum NotSeated {
     #[error("the configuration has no partition `{0}`")]
     NoSuchPartition(String),
+    #[error("its certificate is not for partition `{0}`")]
+    OfAnotherPartition(String),
     #[error("it has loaded {0:?}, and the gateway expects {1:?} of this partition")]
     OtherModels(Vec<String>, Vec<String>),
     #[error("model `{0}` is another checkpoint than the one that was served at first")]

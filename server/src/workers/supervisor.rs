@@ -15,6 +15,9 @@ use super::seat::{Seat, Standing};
 /// How a process ended, in words.
 pub type Ended = String;
 
+/// A process whose stream has ended dies so soon, or hangs.
+const LAST_BREATH: Duration = Duration::from_secs(1);
+
 /// Runs until it is dropped. `start`: a process that dials the seat; what it returns is ready when the process has ended, and
 /// ends the process when it is dropped. One that leaves has `patience` to finish what it runs.
 pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
@@ -31,8 +34,10 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
         let ended = match start() {
             Ok(process) => match until_end_or_leave(Box::pin(process), &mut standing).await {
                 Outcome::Ended(how) => how,
-                // It hangs, or will not live much longer: dropped, it ends.
-                Outcome::Lost => "its stream ended before it did".to_owned(),
+                // One that hangs is ended by the drop of what is not awaited any more.
+                Outcome::Lost(process) => {
+                    timeout(LAST_BREATH, process).await.unwrap_or_else(|_| "it was ended, since it hung".to_owned())
+                }
                 Outcome::Leaves(process) => {
                     tokio::spawn(timeout(patience, process));
                     continue;
@@ -49,7 +54,7 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
 
 enum Outcome<P> {
     Ended(Ended),
-    Lost,
+    Lost(P),
     Leaves(P),
 }
 
@@ -65,7 +70,7 @@ async fn until_end_or_leave<P: Future<Output = Ended> + Unpin>(
         // The seat lives as long as whoever supervises it.
         _ = leaver.wait_for(|standing| standing.leavings > leavings) => Outcome::Leaves(process),
         how = &mut process => Outcome::Ended(how),
-        _ = standing.wait_for(|standing| standing.losses > losses) => Outcome::Lost,
+        _ = standing.wait_for(|standing| standing.losses > losses) => Outcome::Lost(process),
     }
 }
 

@@ -94,7 +94,7 @@ impl Stage {
     /// One that has been let in, or sent away.
     async fn worker_with(&self, facts: WorkerFacts) -> Worker {
         let (here, there) = duplex(PIPE_BYTES);
-        tokio::spawn(self.gate.clone().serve(here));
+        tokio::spawn(self.gate.clone().serve(here, Peer::Owner));
         let (script, bell) = (Script::default(), Arc::new(Notify::new()));
         let tap = Arc::new(StepTap::new(Arc::clone(&bell)));
         let models =

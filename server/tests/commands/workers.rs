@@ -197,3 +197,52 @@ fn a_partition_whose_models_do_not_fit_is_refused_at_the_start_by_its_key() {
     assert!(!refused.status.success() && refused.stdout.is_empty());
     assert!(said.contains("partitions.memory") && said.contains("partition `tiny`"), "{said}");
 }
+
+/// `address=` of the line that says where workers of other machines come in.
+fn entry(state: &State) -> String {
+    let mut found = None;
+    wait_until("the server says where workers may come", || {
+        let log = fs::read_to_string(state.log()).unwrap_or_default();
+        let line = log.lines().find(|line| line.contains("workers of other machines may come"));
+        let address = line.and_then(|line| line.split("address=").nth(1)?.split_whitespace().next());
+        found = address.map(str::to_owned);
+        found.is_some()
+    });
+    found.expect("it was found")
+}
+
+#[test]
+fn a_worker_of_another_machine_enrols_and_serves_over_mutual_tls() {
+    let (state, elsewhere) = (State::new(), State::new());
+    let config = |state: &State| {
+        let text = format!(
+            "[workers]\nlisten = \"127.0.0.1:0\"\n[[partitions]]\nname = \"far\"\nthreads = 1\nworker = \"remote\"\n\
+             [[partitions]]\nname = \"farther\"\nworker = \"remote\"\n\
+             [[models]]\nname = \"early\"\nsource = \"{}\"\npartition = \"far\"\n\
+             [[models]]\nname = \"final\"\nsource = \"{}\"\npartition = \"farther\"\n",
+            demo("early"),
+            demo("final")
+        );
+        let file = state.path().join("config.toml");
+        fs::write(&file, text).expect("the folder is writable");
+        file.display().to_string()
+    };
+    let (here, there) = (config(&state), config(&elsewhere));
+    let served = Served::start_logging(&state, &["--config", &here], "info");
+    let papers = elsewhere.path().join("papers").display().to_string();
+    let enrolled = state.command(&["worker", "enrol", "--partition", "far", "--out", &papers]).output();
+    assert!(enrolled.expect("the binary runs").status.success());
+    let address = entry(&state);
+    let dial = |partition: &str| {
+        let dial = ["worker", "--partition", partition, "--connect", &address, "--credentials", &papers];
+        elsewhere.command(&[&dial[..], &["--config", &there]].concat())
+    };
+    let unwanted = dial("farther").output().expect("the binary runs");
+    assert!(String::from_utf8_lossy(&unwanted.stderr).contains("its certificate is not for partition `farther`"));
+    let mut worker = dial("far").spawn().expect("the binary runs");
+    let listed = || request(&served.address, "GET", "/v1/models", &Value::Null).json()["data"].as_array().map(Vec::len);
+    wait_until("the worker's model is served", || listed() == Some(1));
+    assert_eq!(request(&served.address, "POST", "/v1/chat/completions", &question("early", 8)).status, 200);
+    signal(worker.id(), "TERM");
+    assert!(worker.wait().expect("it was started here").success(), "it leaves and exits with 0");
+}

@@ -1,0 +1,200 @@
+//! TLS in which both ends prove themselves, and nobody else's authority counts.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::rustls::client::verify_server_name;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use super::authority::{Credentials, GATEWAY_NAME, worker_name};
+
+const HTTP2: &[u8] = b"h2";
+
+/// The gateway's end.
+#[derive(Clone)]
+pub struct GatewayTls(TlsAcceptor);
+
+/// A worker's end.
+#[derive(Clone)]
+pub struct WorkerTls(TlsConnector);
+
+/// Who dialled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// A process of the gateway's own user.
+    Owner,
+    /// Proved itself with this certificate of the gateway's authority.
+    Certified(CertificateDer<'static>),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MutualTlsError {
+    #[error("what a worker or gateway proves itself with cannot be read: {0}")]
+    Pem(#[from] pem::Error),
+    #[error("what a worker or gateway proves itself with cannot be used: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("the authority over workers cannot be used: {0}")]
+    Authority(#[from] VerifierBuilderError),
+    #[error("no connection: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl GatewayTls {
+    pub fn new(credentials: &Credentials) -> Result<Self, MutualTlsError> {
+        let (roots, chain, key) = parse(credentials)?;
+        let provider = Arc::new(ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![HTTP2.to_vec()];
+        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    /// Shakes hands with a worker.
+    pub async fn accept<C: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        connection: C,
+    ) -> Result<(server::TlsStream<C>, Peer), MutualTlsError> {
+        let stream = self.0.accept(connection).await?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let certificate = certificate.ok_or(rustls::Error::NoCertificatesPresented)?.clone().into_owned();
+        Ok((stream, Peer::Certified(certificate)))
+    }
+}
+
+impl WorkerTls {
+    pub fn new(credentials: &Credentials) -> Result<Self, MutualTlsError> {
+        let (roots, chain, key) = parse(credentials)?;
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?;
+        config.alpn_protocols = vec![HTTP2.to_vec()];
+        Ok(Self(TlsConnector::from(Arc::new(config))))
+    }
+
+    /// Shakes hands with the gateway, whatever it is called in the network.
+    pub async fn connect<C: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        connection: C,
+    ) -> Result<client::TlsStream<C>, MutualTlsError> {
+        let gateway = ServerName::try_from(GATEWAY_NAME).map_err(|_| rustls::Error::UnsupportedNameType)?;
+        Ok(self.0.connect(gateway, connection).await?)
+    }
+}
+
+impl Peer {
+    /// Whether it may serve this partition.
+    pub(super) fn may_serve(&self, partition: &str) -> bool {
+        let Self::Certified(certificate) = self else { return true };
+        let name = ServerName::try_from(worker_name(partition));
+        let parsed = ParsedCertificate::try_from(certificate);
+        matches!((parsed, name), (Ok(parsed), Ok(name)) if verify_server_name(&parsed, &name).is_ok())
+    }
+}
+
+type Parsed = (RootCertStore, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn parse(credentials: &Credentials) -> Result<Parsed, MutualTlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(credentials.authority.as_bytes())?)?;
+    let chain = vec![CertificateDer::from_pem_slice(credentials.certificate.as_bytes())?];
+    Ok((roots, chain, PrivateKeyDer::from_pem_slice(credentials.key.as_bytes())?))
+}
+
+impl std::fmt::Debug for GatewayTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GatewayTls")
+    }
+}
+
+impl std::fmt::Debug for WorkerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WorkerTls")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+    use crate::workers::{Authority, LastDay};
+
+    const LAST_DAY: LastDay = LastDay { year: 2999, month: 12, day: 31 };
+    const LONG_AGO: LastDay = LastDay { year: 1999, month: 12, day: 31 };
+
+    fn authority() -> Authority {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Authority::open(folder.path()).expect("the folder is writable")
+    }
+
+    /// Whom the gateway sees, if both ends take each other for what they should be.
+    async fn meet(gateway: &Credentials, worker: &Credentials) -> Result<Peer, MutualTlsError> {
+        let (here, there) = duplex(1 << 14);
+        let worker = WorkerTls::new(worker)?;
+        let dialled = tokio::spawn(async move {
+            let mut stream = worker.connect(there).await?;
+            stream.write_all(b"x").await?;
+            // The gateway's verdict on the certificate comes after the handshake, as far as a client can tell.
+            stream.read_u8().await?;
+            Ok::<_, MutualTlsError>(())
+        });
+        let (mut stream, peer) = GatewayTls::new(gateway)?.accept(here).await?;
+        stream.read_u8().await?;
+        stream.write_all(b"y").await?;
+        stream.flush().await?;
+        dialled.await.expect("no panic")?;
+        Ok(peer)
+    }
+
+    #[tokio::test]
+    async fn an_enrolled_worker_may_serve_its_partition_and_no_other() {
+        let authority = authority();
+        let [gateway, worker] =
+            [authority.gateway(LAST_DAY), authority.enrol("Größe a/b", LAST_DAY)].map(|made| made.expect("made"));
+        let peer = meet(&gateway, &worker).await.expect("they know each other");
+        assert!(peer.may_serve("Größe a/b"));
+        assert!(!peer.may_serve("b") && !peer.may_serve(""));
+        assert!(Peer::Owner.may_serve("b"));
+    }
+
+    #[tokio::test]
+    async fn a_stranger_and_one_whose_time_is_over_are_not_let_in_and_no_worker_serves_a_stranger() {
+        let (authority, other) = (self::authority(), self::authority());
+        let made = |made: Result<Credentials, _>| made.expect("made");
+        let (gateway, worker) = (made(authority.gateway(LAST_DAY)), made(authority.enrol("a", LAST_DAY)));
+        let stranger = Credentials { authority: gateway.authority.clone(), ..made(other.enrol("a", LAST_DAY)) };
+        assert!(meet(&gateway, &stranger).await.is_err());
+        assert!(meet(&gateway, &made(authority.enrol("a", LONG_AGO))).await.is_err());
+        let impostor = Credentials { authority: gateway.authority.clone(), ..made(other.gateway(LAST_DAY)) };
+        assert!(meet(&impostor, &worker).await.is_err());
+        assert!(meet(&worker, &made(authority.enrol("b", LAST_DAY))).await.is_err(), "a worker is no gateway");
+    }
+
+    #[test]
+    fn the_authority_of_a_data_directory_stays_the_same_and_its_keys_are_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let made = Authority::open(folder.path()).expect("the folder is writable");
+        let worker = made.enrol("a", LAST_DAY).expect("made");
+        let again = Authority::open(folder.path()).expect("it is there").enrol("a", LAST_DAY).expect("made");
+        assert_eq!(worker.authority, again.authority);
+        let papers = folder.path().join("papers");
+        worker.write(&papers).expect("the folder is writable");
+        assert_eq!(Credentials::read(&papers).expect("they are there"), worker);
+        assert!(again.write(&papers).is_err(), "nothing is written over");
+        for file in ["workers-ca.key", "papers/key.pem"] {
+            let mode = folder.path().join(file).metadata().expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+    }
+}
