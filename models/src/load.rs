@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use candle_core::DType;
 
 use crate::arch::{self, gguf};
-use crate::config::{
-    CONFIG_FILE, ConfigFile, DecoderSpec, Heads, LayerRun, LayerSpec, OutputHead, layer_runs, shared_heads,
-};
+use crate::config::{ConfigFile, DecoderSpec, Heads, LayerRun, LayerSpec, OutputHead, layer_runs, shared_heads};
 use crate::layers::{Decoder, WeightNames};
 use crate::ops::{Compute, widened};
-use crate::weights::{CheckpointFiles, GgufHeader, TensorIndex, WeightLoader};
-use crate::{CausalLm, KvCacheSpec, KvGroup, KvReach, ModelError, StoredDtype, TokenId};
+use crate::weights::{CheckpointFiles, GgufHeader, StoredTensor, TensorIndex, WeightLoader};
+use crate::{Activations, CausalLm, KvCacheSpec, KvGroup, KvReach, ModelError, StoredDtype, TokenId};
 
 /// How to hold a checkpoint in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +57,8 @@ pub struct LoadProgress {
 pub struct LoadedModel {
     pub model: Box<dyn CausalLm>,
     pub description: ModelDescription,
+    /// What its steps hold beside weights and KV cache.
+    pub activations: Activations,
 }
 
 /// What a checkpoint is, as `inspect` and the start-up lines show it.
@@ -105,7 +105,8 @@ pub fn load(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<LoadedModel, ModelError> {
     let (decoder, description) = load_decoder(files, compute, options, progress)?;
-    Ok(LoadedModel { model: Box::new(decoder), description })
+    let activations = decoder.activations();
+    Ok(LoadedModel { model: Box::new(decoder), description, activations })
 }
 
 /// As [`load`], for callers that also want to look inside the model.
@@ -116,20 +117,13 @@ pub fn load_decoder(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(Decoder, ModelDescription), ModelError> {
     let checkpoint = Checkpoint::open(files)?;
-    let mut spec = checkpoint.spec.clone();
-    spec.max_position = checkpoint.admitted_len(options.max_model_len)?;
     let mut description = checkpoint.describe();
-    description.max_position = spec.max_position;
-    let names = &checkpoint.names;
-    let Heads { num_kv_heads, head_dim, .. } = checkpoint.heads;
-    let kv_cache_spec = KvCacheSpec {
-        groups: KvGroup::of_layers(spec.layers.iter().map(|layer| reach(layer, spec.max_position))),
-        num_kv_heads,
-        head_dim,
-        dtype: kv_dtype(options, description.stored_dtype),
-        block_size: options.block_size,
-    };
-    let mut loader = WeightLoader::new(files, checkpoint.index, (compute, options.dtype), progress)
+    let Checkpoint { outline, index } = checkpoint;
+    let max_position = outline.admitted_len(options.max_model_len)?;
+    let kv_cache_spec = outline.kv_cache_spec(max_position, description.stored_dtype, options);
+    let (names, spec) = (&outline.names, DecoderSpec { max_position, ..outline.spec });
+    description.max_position = max_position;
+    let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
     let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?;
     loader.finish(|name| is_expendable(names, &spec, name))?;
@@ -156,34 +150,28 @@ impl std::fmt::Debug for LoadedModel {
 }
 
 /// Configuration and headers, read and checked.
-struct Checkpoint {
+pub(crate) struct Checkpoint {
+    pub(crate) outline: Outline,
+    index: TensorIndex,
+}
+
+/// What the configuration alone says of a decoder.
+pub(crate) struct Outline {
     family: &'static str,
     architecture: &'static str,
     names: WeightNames,
-    spec: DecoderSpec,
-    heads: Heads,
-    index: TensorIndex,
+    pub(crate) spec: DecoderSpec,
+    pub(crate) heads: Heads,
     /// The file and the field that bound a sequence's length.
     length_field: (PathBuf, String),
 }
 
 impl Checkpoint {
-    fn open(files: &CheckpointFiles) -> Result<Self, ModelError> {
+    pub(crate) fn open(files: &CheckpointFiles) -> Result<Self, ModelError> {
         if let Some(header) = files.gguf_header()? {
             return Self::open_gguf(files, header);
         }
-        let config = ConfigFile::read(files)?;
-        let architecture = arch::find(&config)?;
-        let spec = config.decoder(architecture.read, architecture.other_inputs)?;
-        Ok(Self {
-            family: architecture.family,
-            architecture: architecture.name,
-            names: architecture.names,
-            heads: shared_heads(&spec.layers).map_err(|problem| config.refuse("layers", problem))?,
-            spec,
-            index: TensorIndex::read(files)?,
-            length_field: (files.path_of(CONFIG_FILE), "max_position_embeddings".into()),
-        })
+        Ok(Self { outline: Outline::read(&ConfigFile::read(files)?)?, index: TensorIndex::read(files)? })
     }
 
     fn open_gguf(files: &CheckpointFiles, header: GgufHeader) -> Result<Self, ModelError> {
@@ -194,18 +182,83 @@ impl Checkpoint {
             None => None,
         };
         let (family, spec) = gguf::read(&header.metadata, &index, factors)?;
-        Ok(Self {
+        let outline = Outline {
             family: family.name,
             architecture: family.name,
             names: family.names,
             heads: shared_heads(&spec.layers).map_err(|problem| header.metadata.refuse("layers", problem))?,
             spec,
-            index,
             length_field: (files.root().to_owned(), gguf::context_key(family)),
+        };
+        Ok(Self { outline, index })
+    }
+
+    /// What the model holds of what is stored.
+    pub(crate) fn used_tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        let Outline { names, spec, .. } = &self.outline;
+        self.index.tensors().filter(|tensor| !is_expendable(names, spec, &tensor.name))
+    }
+
+    fn num_parameters(&self, dtype: StoredDtype) -> u64 {
+        let tensors = self.used_tensors().filter(|tensor| tensor.dtype == dtype);
+        tensors.map(|tensor| tensor.num_elements() as u64).sum()
+    }
+
+    /// What most parameters are stored in.
+    pub(crate) fn stored_dtype(&self) -> StoredDtype {
+        StoredDtype::ALL.into_iter().max_by_key(|dtype| self.num_parameters(*dtype)).expect("the list is not empty")
+    }
+
+    fn describe(&self) -> ModelDescription {
+        let Outline { spec, heads, .. } = &self.outline;
+        ModelDescription {
+            family: self.outline.family.to_owned(),
+            architecture: self.outline.architecture.to_owned(),
+            num_parameters: StoredDtype::ALL.into_iter().map(|dtype| self.num_parameters(dtype)).sum(),
+            stored_dtype: self.stored_dtype(),
+            stored_bytes: self.used_tensors().map(|tensor| tensor.bytes.len() as u64).sum(),
+            resident_bytes: None,
+            max_position: spec.max_position,
+            vocab_size: spec.vocab_size,
+            hidden_size: spec.hidden_size,
+            num_layers: spec.layers.len(),
+            layer_runs: layer_runs(&spec.layers),
+            num_heads: heads.num_heads,
+            num_kv_heads: heads.num_kv_heads,
+            head_dim: heads.head_dim,
+            tied_embeddings: spec.output_head == OutputHead::Tied,
+            eos_token_ids: spec.eos_token_ids.clone(),
+            bos_token_id: spec.bos_token_id,
+        }
+    }
+}
+
+impl Outline {
+    pub(crate) fn read(config: &ConfigFile) -> Result<Self, ModelError> {
+        let architecture = arch::find(config)?;
+        let spec = config.decoder(architecture.read, architecture.other_inputs)?;
+        Ok(Self {
+            family: architecture.family,
+            architecture: architecture.name,
+            names: architecture.names,
+            heads: shared_heads(&spec.layers).map_err(|problem| config.refuse("layers", problem))?,
+            spec,
+            length_field: (config.path().to_owned(), "max_position_embeddings".into()),
         })
     }
 
-    fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
+    /// Of sequences up to `max_position`, and of weights that are `stored` so.
+    pub(crate) fn kv_cache_spec(&self, max_position: usize, stored: StoredDtype, options: &LoadOptions) -> KvCacheSpec {
+        KvCacheSpec {
+            groups: KvGroup::of_layers(self.spec.layers.iter().map(|layer| reach(layer, max_position))),
+            num_kv_heads: self.heads.num_kv_heads,
+            head_dim: self.heads.head_dim,
+            dtype: kv_dtype(options, stored),
+            block_size: options.block_size,
+        }
+    }
+
+    pub(crate) fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
         let allowed = self.spec.max_position;
         match wanted {
             Some(wanted) if wanted > allowed || wanted == 0 => {
@@ -214,34 +267,6 @@ impl Checkpoint {
                 Err(ModelError::checkpoint(file, field, problem))
             }
             wanted => Ok(wanted.unwrap_or(allowed)),
-        }
-    }
-
-    fn describe(&self) -> ModelDescription {
-        let (names, heads) = (&self.names, self.heads);
-        let used = || self.index.tensors().filter(|tensor| !is_expendable(names, &self.spec, &tensor.name));
-        let parameters = |dtype| -> u64 {
-            used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
-        };
-        let dtypes = StoredDtype::ALL;
-        ModelDescription {
-            family: self.family.to_owned(),
-            architecture: self.architecture.to_owned(),
-            num_parameters: dtypes.into_iter().map(parameters).sum(),
-            stored_dtype: dtypes.into_iter().max_by_key(|dtype| parameters(*dtype)).expect("the list is not empty"),
-            stored_bytes: used().map(|tensor| tensor.bytes.len() as u64).sum(),
-            resident_bytes: None,
-            max_position: self.spec.max_position,
-            vocab_size: self.spec.vocab_size,
-            hidden_size: self.spec.hidden_size,
-            num_layers: self.spec.layers.len(),
-            layer_runs: layer_runs(&self.spec.layers),
-            num_heads: heads.num_heads,
-            num_kv_heads: heads.num_kv_heads,
-            head_dim: heads.head_dim,
-            tied_embeddings: self.spec.output_head == OutputHead::Tied,
-            eos_token_ids: self.spec.eos_token_ids.clone(),
-            bos_token_id: self.spec.bos_token_id,
         }
     }
 }

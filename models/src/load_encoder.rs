@@ -9,7 +9,7 @@ use crate::config::{
 };
 use crate::layers::TextEncoder;
 use crate::ops::Compute;
-use crate::weights::{CheckpointFiles, TensorIndex, WeightLoader};
+use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex, WeightLoader};
 use crate::{Encoder, LoadOptions, LoadProgress, ModelDescription, ModelError, StoredDtype};
 
 /// What a checkpoint is for.
@@ -94,10 +94,10 @@ pub fn load_text_encoder(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(TextEncoder, EncoderDescription), ModelError> {
-    let mut checkpoint = Checkpoint::open(files)?;
+    let mut checkpoint = EncoderCheckpoint::open(files)?;
     checkpoint.spec.max_position = checkpoint.admitted_len(options.max_model_len)?;
     let mut description = checkpoint.describe();
-    let Checkpoint { architecture, spec, heads, pipeline, index, .. } = checkpoint;
+    let EncoderCheckpoint { architecture, spec, heads, pipeline, index, .. } = checkpoint;
     let names = &architecture.names;
     let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
         .with_optional_prefix(names.block.base_prefix, names.block.embedding);
@@ -109,7 +109,7 @@ pub fn load_text_encoder(
 
 /// What an encoder's checkpoint is, from its configuration and the headers of its files. Loads no weights.
 pub fn describe_encoder(files: &CheckpointFiles) -> Result<EncoderDescription, ModelError> {
-    Ok(Checkpoint::open(files)?.describe())
+    Ok(EncoderCheckpoint::open(files)?.describe())
 }
 
 impl std::fmt::Debug for LoadedEncoder {
@@ -119,17 +119,17 @@ impl std::fmt::Debug for LoadedEncoder {
 }
 
 /// Configuration and headers, read and checked.
-struct Checkpoint {
+pub(crate) struct EncoderCheckpoint {
     config: ConfigFile,
     architecture: EncoderArchitecture,
-    spec: EncoderSpec,
+    pub(crate) spec: EncoderSpec,
     heads: Heads,
     pipeline: PipelineSpec,
     index: TensorIndex,
 }
 
-impl Checkpoint {
-    fn open(files: &CheckpointFiles) -> Result<Self, ModelError> {
+impl EncoderCheckpoint {
+    pub(crate) fn open(files: &CheckpointFiles) -> Result<Self, ModelError> {
         let config = ConfigFile::read(files)?;
         let (architecture, mut spec) = arch::read_encoder(&config)?;
         let pipeline = read_pipeline(files)?;
@@ -138,7 +138,7 @@ impl Checkpoint {
         Ok(Self { config, architecture, spec, heads, pipeline, index: TensorIndex::read(files)? })
     }
 
-    fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
+    pub(crate) fn admitted_len(&self, wanted: Option<usize>) -> Result<usize, ModelError> {
         let allowed = self.spec.max_position;
         match wanted {
             Some(wanted) if wanted > allowed || wanted == 0 => {
@@ -149,11 +149,22 @@ impl Checkpoint {
         }
     }
 
+    /// What the model holds of what is stored.
+    pub(crate) fn used_tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        self.index.tensors().filter(|tensor| !self.architecture.is_expendable(&tensor.name))
+    }
+
+    /// The same with the dense layer of a classifier, which other heads leave unused.
+    pub(crate) fn held_tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        let dense = self.spec.classifier.as_ref().map(|_| self.architecture.names.classifier.dense);
+        let is_dense = move |name: &str| dense.is_some_and(|dense| !dense.is_empty() && name.contains(dense));
+        self.index.tensors().filter(move |is| !self.architecture.is_expendable(&is.name) || is_dense(&is.name))
+    }
+
     fn describe(&self) -> EncoderDescription {
         let (spec, heads) = (&self.spec, self.heads);
-        let used = || self.index.tensors().filter(|tensor| !self.architecture.is_expendable(&tensor.name));
         let parameters = |dtype| -> u64 {
-            used().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
+            self.used_tensors().filter(|tensor| tensor.dtype == dtype).map(|tensor| tensor.num_elements() as u64).sum()
         };
         let dtypes = StoredDtype::ALL;
         let model = ModelDescription {
@@ -161,7 +172,7 @@ impl Checkpoint {
             architecture: self.architecture.name.to_owned(),
             num_parameters: dtypes.into_iter().map(parameters).sum(),
             stored_dtype: dtypes.into_iter().max_by_key(|dtype| parameters(*dtype)).expect("the list is not empty"),
-            stored_bytes: used().map(|tensor| tensor.bytes.len() as u64).sum(),
+            stored_bytes: self.used_tensors().map(|tensor| tensor.bytes.len() as u64).sum(),
             resident_bytes: None,
             max_position: spec.max_position,
             vocab_size: spec.vocab_size,

@@ -62,12 +62,14 @@ use upstreams::Upstreams;
 use workers::{Arrivals, WorkersKeeper};
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
-pub(crate) use devices::compute;
+pub(crate) use devices::{compute, listed_devices};
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
+#[cfg(test)]
+pub(crate) use engines::kv_demand;
 pub(crate) use hashes::KeptHashes;
-pub(crate) use memory::{KvDemand, share_kv_memory};
-pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, wanted_of};
+pub(crate) use memory::{FREE_MEMORY_PART, free_memory, share_kv_memory, step_bytes};
+pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
 pub(crate) use text::load as load_text;
 pub(crate) use worker_process::{GatewayAddress, WorkerErrand, run_worker};
 pub(crate) use workers::{WorkerCommand, last_day};

@@ -37,7 +37,7 @@ pub use spec::{
 };
 
 use crate::weights::{CheckpointFiles, without_config};
-use crate::{ModelError, TokenId};
+use crate::{ModelError, StoredDtype, TokenId};
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
 const GENERATION_CONFIG_FILE: &str = "generation_config.json";
@@ -73,6 +73,25 @@ impl ConfigFile {
         match listed.and_then(Value::as_array).map(Vec::as_slice) {
             Some([Value::String(name)]) => Ok(name),
             _ => Err(self.refuse("architectures", "expected a list of one class name, such as [\"LlamaForCausalLM\"]")),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says that the weights are stored in, where nothing of them is at hand.
+    pub(crate) fn stated_dtype(&self) -> Result<StoredDtype, ModelError> {
+        let objects = [Some(&self.root), self.text_config()];
+        let stated = objects.into_iter().flatten().find_map(|object| object.get("torch_dtype").or(object.get("dtype")));
+        match stated.and_then(Value::as_str) {
+            Some("float32") => Ok(StoredDtype::F32),
+            Some("float16") => Ok(StoredDtype::F16),
+            Some("bfloat16") => Ok(StoredDtype::Bf16),
+            _ => {
+                Err(self
+                    .refuse("torch_dtype", "without weights beside it, float32, float16 or bfloat16 must stand here"))
+            }
         }
     }
 

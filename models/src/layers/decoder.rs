@@ -8,7 +8,7 @@ use super::positions::Positions;
 use crate::config::{DecoderSpec, OutputHead};
 use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
-use crate::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
+use crate::{Activations, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
 
 /// A decoder assembled from a [`DecoderSpec`], of any family that the spec can describe.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct Decoder {
     input_vocab_size: usize,
     max_position: usize,
     kv_cache_spec: KvCacheSpec,
+    activations: Activations,
     positions: Positions,
     embedding: PackedWeight,
     embedding_norm: Option<Norm>,
@@ -59,6 +60,7 @@ impl Decoder {
             input_vocab_size: spec.input_vocab_size,
             max_position: spec.max_position,
             kv_cache_spec,
+            activations: Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size),
             positions,
             embedding,
             embedding_norm,
@@ -74,6 +76,11 @@ impl Decoder {
         let layers: usize = self.layers.iter().map(Block::size_bytes).sum();
         let embedding_norm = self.embedding_norm.as_ref().map_or(0, Norm::size_bytes);
         self.embedding.size_bytes() + embedding_norm + layers + self.final_norm.size_bytes() + head
+    }
+
+    /// What its steps hold beside weights and KV cache.
+    pub fn activations(&self) -> Activations {
+        self.activations
     }
 
     /// As [`CausalLm::forward`], showing the residual stream after every layer to `observer`. The stream is added up for

@@ -122,6 +122,11 @@ impl PackedWeight {
     }
 }
 
+/// Memory that a matrix `[rows, columns]` takes once packed for the CPU bodies, in bytes.
+pub(crate) fn packed_bytes(dtype: StoredDtype, rows: usize, columns: usize) -> usize {
+    PackedPart::size_of(dtype, rows, columns)
+}
+
 /// `x [m, in_features] f32` times the transposed weight, plus `bias [out_features] f32` if any: `[m, out_features] f32`.
 pub fn linear(
     compute: &Compute,

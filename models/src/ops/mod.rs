@@ -44,7 +44,7 @@ pub use gate_mul::{Gate, gate_mul};
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
 pub use limits::{multiply_add, read_through};
-pub(crate) use linear::Copied;
+pub(crate) use linear::{Copied, packed_bytes};
 pub use linear::{PackedWeight, WeightPart, linear, linear_before_bias};
 pub use norm::{add_rms_norm, rms_norm};
 pub use op_times::{Op, OpTimes};

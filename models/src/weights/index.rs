@@ -57,6 +57,15 @@ impl TensorIndex {
         Ok(index)
     }
 
+    /// Whether weights are at hand: safetensors beside a `config.json`, or a GGUF file that holds all.
+    pub(crate) fn has_files(files: &CheckpointFiles) -> Result<bool, ModelError> {
+        if files.contains(SINGLE_FILE) || !files.contains(CONFIG_FILE) {
+            return Ok(true);
+        }
+        // The index alone is no weights: it comes with what is fetched to describe a model.
+        Ok(files.contains(INDEX_FILE) && files.names()?.iter().any(|name| name.ends_with(".safetensors")))
+    }
+
     /// All in the one file of a GGUF checkpoint.
     pub(crate) fn of_gguf(files: &CheckpointFiles, tensors: Vec<StoredTensor>) -> Self {
         let path = files.root().to_owned();

@@ -226,7 +226,7 @@ impl std::fmt::Debug for WeightLoader<'_> {
 }
 
 /// `None` keeps what is stored. Rows that are no whole number of blocks cannot be quantised, and keep it too.
-fn packed_dtype(wanted: WeightDtype, in_features: usize) -> Option<StoredDtype> {
+pub(crate) fn packed_dtype(wanted: WeightDtype, in_features: usize) -> Option<StoredDtype> {
     let wanted = match wanted {
         WeightDtype::Auto => return None,
         WeightDtype::F32 => StoredDtype::F32,

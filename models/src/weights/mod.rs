@@ -16,5 +16,6 @@ pub use files::CheckpointFiles;
 pub use gguf::GgufMetadata;
 pub(crate) use gguf::Header as GgufHeader;
 pub(crate) use index::TensorIndex;
-pub(crate) use loader::{MatrixPart, WeightLoader};
+pub(crate) use loader::{MatrixPart, WeightLoader, packed_dtype};
+pub(crate) use safetensors::StoredTensor;
 pub(crate) use unsupported::without_config;

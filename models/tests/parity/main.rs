@@ -5,6 +5,7 @@
 mod encoder_features;
 mod encoders;
 mod features;
+mod footprint;
 mod gguf;
 #[cfg(feature = "oracle")]
 mod oracle;

@@ -15,6 +15,7 @@ mod model;
 mod model_args;
 mod office;
 pub(crate) mod output;
+mod plan;
 mod quota;
 mod reload;
 mod score;
@@ -53,6 +54,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Chat(chat::ChatArgs),
     Inspect(inspect::InspectArgs),
+    Plan(plan::PlanArgs),
     Bench(bench::BenchArgs),
     Score(score::ScoreArgs),
     Compare(compare::CompareArgs),
@@ -77,6 +79,7 @@ impl Cli {
             Command::Serve(args) => args.run(),
             Command::Chat(args) => args.run(),
             Command::Inspect(args) => args.run(),
+            Command::Plan(args) => args.run(),
             Command::Bench(args) => args.run(),
             Command::Score(args) => args.run(),
             Command::Compare(args) => args.run(),

@@ -92,6 +92,10 @@ pub struct HubConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
     pub device: DeviceChoice,
+    /// Read instead of asking the driver which devices there are.
+    pub device_list: Option<PathBuf>,
+    /// `CUDA_VISIBLE_DEVICES`, where it is set.
+    pub visible_devices: Option<String>,
     /// `None`: one per physical core.
     pub threads: Option<usize>,
     pub max_num_seqs: usize,
@@ -170,7 +174,7 @@ impl Config {
     pub fn check(written: Written, environment: &Environment) -> Result<Self, ConfigError> {
         // Whoever forbids the network is obeyed: a file cannot take back what the environment says.
         let offline = written.server.offline == Some(true) || environment.hf_hub_offline;
-        let engine = check_engine(&written.engine)?;
+        let engine = check_engine(&written.engine, environment)?;
         let server = check_server(written.server, environment)?;
         let upstreams = check_upstreams(written.upstreams.unwrap_or_default(), offline)?;
         let models = match (written.models, &server.models_dir) {
@@ -365,9 +369,12 @@ fn hub(offline: bool, environment: &Environment) -> HubConfig {
     HubConfig { cache_dir: environment.hub_cache_dir(), offline, token, endpoint }
 }
 
-fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
+fn check_engine(written: &WrittenEngine, environment: &Environment) -> Result<EngineConfig, ConfigError> {
     if let Some(template) = &written.chat_template {
         check_exists("engine.chat_template", template, Path::is_file)?;
+    }
+    if let Some(list) = &written.device_list {
+        check_exists("engine.device_list", list, Path::is_file)?;
     }
     let max_num_batched_tokens = count(written.max_num_batched_tokens, 512);
     let max_num_seqs = count(written.max_num_seqs, 64);
@@ -380,6 +387,8 @@ fn check_engine(written: &WrittenEngine) -> Result<EngineConfig, ConfigError> {
     }
     Ok(EngineConfig {
         device: written.device.clone().unwrap_or_default(),
+        device_list: written.device_list.clone(),
+        visible_devices: environment.cuda_visible_devices.clone(),
         threads: written.threads.map(usize::from),
         max_num_seqs,
         max_num_batched_tokens,

@@ -39,6 +39,8 @@ pub struct Environment {
     pub hf_token: Option<Secret>,
     /// The key `passerelle chat --url` presents.
     pub openai_api_key: Option<Secret>,
+    /// Which GPUs this process may use, also where that is none.
+    pub cuda_visible_devices: Option<String>,
     /// When the Slurm job that this process is part of ends, in seconds since 1970.
     pub slurm_job_end: Option<u64>,
     /// <https://no-color.org>
@@ -57,6 +59,7 @@ impl Environment {
             hf_endpoint: text("HF_ENDPOINT"),
             hf_token: text("HF_TOKEN").or_else(|| first_line(&token_file?)).map(Secret),
             openai_api_key: text("OPENAI_API_KEY").map(Secret),
+            cuda_visible_devices: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
             slurm_job_end: text("SLURM_JOB_END_TIME").and_then(|seconds| seconds.parse().ok()),
             no_color: text("NO_COLOR").is_some(),
             home,

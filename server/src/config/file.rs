@@ -18,6 +18,7 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
         &mut server.tls_certificate,
         &mut server.tls_key,
         &mut written.ledger.tariff,
+        &mut written.engine.device_list,
     ];
     for path in paths.into_iter().flatten() {
         *path = folder.join(&*path);

@@ -273,6 +273,8 @@ lay_over!(WrittenShelf { memory, kv_cache, longest_load, look_interval, max_mode
 #[serde(deny_unknown_fields, default)]
 pub struct WrittenEngine {
     pub device: Option<DeviceChoice>,
+    /// A file that holds what `nvidia-smi -L` prints, instead of asking the driver.
+    pub device_list: Option<PathBuf>,
     /// For models that do not say their own.
     pub dtype: Option<WeightDtype>,
     pub kv_dtype: Option<KvDtype>,
@@ -303,6 +305,7 @@ pub struct WrittenEngine {
 }
 lay_over!(WrittenEngine {
     device,
+    device_list,
     dtype,
     kv_dtype,
     max_model_len,

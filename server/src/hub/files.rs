@@ -15,6 +15,8 @@ pub enum Wanted {
     CheckpointWithoutTokenizer,
     /// What makes tokens of text, and no weights.
     Tokenizer,
+    /// What the model is, without weights and text.
+    Description,
 }
 
 impl Wanted {
@@ -22,13 +24,13 @@ impl Wanted {
     pub(super) fn required(self) -> &'static [&'static str] {
         match self {
             Self::Checkpoint => &["config.json", "tokenizer.json"],
-            Self::CheckpointWithoutTokenizer => &["config.json"],
+            Self::CheckpointWithoutTokenizer | Self::Description => &["config.json"],
             Self::Tokenizer => &["tokenizer.json"],
         }
     }
 
     pub(super) fn has_weights(self) -> bool {
-        self != Self::Tokenizer
+        !matches!(self, Self::Tokenizer | Self::Description)
     }
 }
 

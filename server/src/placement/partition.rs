@@ -34,7 +34,8 @@ pub enum DeviceId {
 }
 
 /// The driver, libraries and kernels that devices of one kind are used through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Backend {
     Cuda,
     Rocm,
@@ -56,7 +57,7 @@ pub enum PartitionError {
     NoDevice { written: String },
     #[error("`{written}` does not say which device; write {written}:0")]
     NoIndex { written: String },
-    #[error("`{written}` is not the beginning of a UUID; write it as `nvidia-smi -L` shows it")]
+    #[error("`{written}` names no device by a whole number or by the beginning of a UUID, as `nvidia-smi -L` shows it")]
     NoUuid { written: String },
     #[error("{device} has no threads; threads are for a partition of the CPU")]
     ThreadsOfAccelerator { device: Device },
@@ -128,18 +129,14 @@ impl Backend {
         Self::ALL.iter().find(|backend| marks(backend)) == Some(&self)
     }
 
-    fn id(self, written: &str) -> Result<DeviceId, PartitionError> {
+    fn id(self, written: &str) -> Option<DeviceId> {
         if let Ok(index) = written.parse() {
-            return Ok(DeviceId::Index(index));
+            return Some(DeviceId::Index(index));
         }
-        let rest = self.uuid_marks().iter().find_map(|mark| written.strip_prefix(mark));
-        match rest {
-            // `GPU-UUID/3/0` inside is how older drivers write a slice.
-            Some(rest) if !rest.is_empty() && rest.chars().all(|c| c.is_ascii_alphanumeric() || "-/".contains(c)) => {
-                Ok(DeviceId::Uuid(written.to_owned()))
-            }
-            _ => Err(PartitionError::NoUuid { written: written.to_owned() }),
-        }
+        let rest = self.uuid_marks().iter().find_map(|mark| written.strip_prefix(mark))?;
+        // Slashes: `MIG-GPU-UUID/3/0` is how older drivers write a slice.
+        let is_uuid = !rest.is_empty() && rest.chars().all(|c| c.is_ascii_alphanumeric() || "-/".contains(c));
+        is_uuid.then(|| DeviceId::Uuid(written.to_owned()))
     }
 }
 
@@ -158,7 +155,8 @@ impl FromStr for Device {
         let bare = || Some((Backend::ALL.into_iter().find(|is| is.is_first_with(text))?, text));
         let no_device = || PartitionError::NoDevice { written: text.to_owned() };
         let (backend, id) = named.or_else(bare).ok_or_else(no_device)?;
-        Ok(Self::Accelerator { backend, id: backend.id(id)? })
+        let id = backend.id(id).ok_or_else(|| PartitionError::NoUuid { written: text.to_owned() })?;
+        Ok(Self::Accelerator { backend, id })
     }
 }
 

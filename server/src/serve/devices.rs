@@ -1,19 +1,30 @@
 //! From the device that was asked for to what computes.
 
-#[cfg(feature = "cuda")]
-use anyhow::Context;
-use anyhow::{Result, bail};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 use passerelle::config::EngineConfig;
 #[cfg(feature = "cuda")]
 use passerelle::placement::{Backend, DeviceId};
-use passerelle::placement::{Device, DeviceChoice};
+use passerelle::placement::{Device, DeviceChoice, DeviceList, find_visible};
 use passerelle_models::ops::Compute;
 
-/// Where the ops of this process run. A device that was named and cannot be used is refused, never replaced.
+/// There only where a driver is loaded.
+const DRIVER: &str = "/proc/driver/nvidia/version";
+/// A driver that hangs does not keep a server from starting on the CPU.
+const LONGEST_LISTING: Duration = Duration::from_secs(20);
+
+/// Where the ops of this process run. A device that was named and cannot be used is refused, never replaced; `auto` says
+/// what it leaves unused.
 pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
     match &config.device {
         DeviceChoice::Named(Device::Cpu) => Ok(Compute::cpu(threads(config))),
-        DeviceChoice::Auto => Ok(gpu_if_any(config).unwrap_or_else(|| Compute::cpu(threads(config)))),
+        DeviceChoice::Auto => Ok(gpu_if_any(config)?.unwrap_or_else(|| Compute::cpu(threads(config)))),
         #[cfg(feature = "cuda")]
         DeviceChoice::Named(device @ Device::Accelerator { backend: Backend::Cuda, id: DeviceId::Index(index) }) => {
             let compute = Compute::cuda(*index as usize, threads(config));
@@ -22,6 +33,10 @@ pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
             Ok(compute)
         }
         DeviceChoice::Named(device) => {
+            if let Some(list) = listed_devices(config)? {
+                find_visible(device, &list.visible(config.visible_devices.as_deref()))
+                    .context("engine.device (--device)")?;
+            }
             bail!(
                 "engine.device (--device): this build runs no models on {device}; use cpu, or auto for what it can use"
             )
@@ -29,24 +44,58 @@ pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
     }
 }
 
+/// The devices of this machine; `None` without a driver.
+///
+/// Errors when the list cannot be had from a driver that is there, or from the file that was named instead.
+pub(crate) fn listed_devices(config: &EngineConfig) -> Result<Option<DeviceList>> {
+    if let Some(file) = &config.device_list {
+        let text = fs::read_to_string(file).with_context(|| format!("engine.device_list: {}", file.display()))?;
+        return Ok(Some(DeviceList::of_nvidia_smi(&text)));
+    }
+    if !Path::new(DRIVER).exists() {
+        return Ok(None);
+    }
+    ask_driver().map(Some)
+}
+
+fn ask_driver() -> Result<DeviceList> {
+    let (sender, answer) = mpsc::sync_channel(1);
+    thread::spawn(move || sender.send(Command::new("nvidia-smi").arg("-L").stdin(Stdio::null()).output()));
+    let output = answer.recv_timeout(LONGEST_LISTING).context("nvidia-smi -L does not answer; use --device cpu")?;
+    let output = output.context("nvidia-smi cannot be run, although a driver is loaded; use --device cpu")?;
+    Ok(DeviceList::of_nvidia_smi(&String::from_utf8_lossy(&output.stdout)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn say_what_is_unused(config: &EngineConfig) -> Result<()> {
+    let Some(list) = listed_devices(config)? else { return Ok(()) };
+    let unused = list.visible(config.visible_devices.as_deref());
+    if !unused.is_empty() {
+        let devices = unused.iter().map(|part| part.device().to_string()).collect::<Vec<_>>().join(", ");
+        tracing::warn!(devices, "this build runs no models on these devices: serving on the CPU");
+    }
+    Ok(())
+}
+
 /// The first visible GPU of a build that runs models on GPUs. Says in one line why there is none.
 #[cfg(feature = "cuda")]
-fn gpu_if_any(config: &EngineConfig) -> Option<Compute> {
+fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
     match Compute::cuda(0, threads(config)) {
         Ok(compute) => {
             say_what_is_not_known();
-            Some(compute)
+            Ok(Some(compute))
         }
         Err(reason) => {
             tracing::warn!(%reason, "no GPU can be used, so models run on the CPU");
-            None
+            Ok(None)
         }
     }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu_if_any(_: &EngineConfig) -> Option<Compute> {
-    None
+fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
+    say_what_is_unused(config)?;
+    Ok(None)
 }
 
 /// To go when a report of a run on a GPU is committed.

@@ -8,6 +8,7 @@ use passerelle::config::{ByteSize, EngineConfig};
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::gateway::tariff::{Hours, Price, price_by_weights};
 use passerelle::metrics::{BuildInfo, Metrics};
+use passerelle::placement::KvDemand;
 use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{
@@ -19,7 +20,7 @@ use passerelle_models::{ModelDescription, ModelDigest};
 use sha2::{Digest, Sha256};
 
 use super::defaults;
-use super::memory::{KvDemand, share_kv_memory, stated_or_of_device};
+use super::memory::{share_kv_memory, stated_or_of_device};
 use super::models::{AnyLoaded, Loaded, LoadedEncoder};
 use super::report;
 
@@ -75,7 +76,7 @@ pub(crate) struct EngineBounds {
 pub(crate) fn start(loaded: Vec<AnyLoaded>, workshop: Workshop) -> Result<Fleet> {
     let config = &workshop.config;
     let generators = loaded.iter().filter_map(AnyLoaded::generator);
-    let demands: Vec<KvDemand> = generators.map(|model| demand(model, config)).collect();
+    let demands: Vec<KvDemand> = generators.map(|model| kv_demand(model, config)).collect();
     let memory = stated_or_of_device(config.kv_cache_memory, &workshop.compute);
     let mut blocks = share_kv_memory(memory, &demands)?.into_iter();
     let prices = loaded.iter().map(|model| (model.name().to_owned(), price(model.description()))).collect();
@@ -139,7 +140,7 @@ impl Workshop {
     /// Blocks of a KV cache of at most so many bytes, and what they take.
     pub(super) fn kv_blocks(&self, model: &AnyLoaded, most: ByteSize) -> Result<(usize, u64)> {
         let Some(model) = model.generator() else { return Ok((0, 0)) };
-        let demand = demand(model, &self.config);
+        let demand = kv_demand(model, &self.config);
         let blocks = share_kv_memory(Some(most), std::slice::from_ref(&demand))?.first().copied().unwrap_or(0);
         Ok((blocks, blocks as u64 * demand.spec.block_bytes() as u64))
     }
@@ -160,7 +161,7 @@ impl Workshop {
 
     fn start_generator(&self, model: Loaded, num_kv_blocks: usize, id: ReplicaId) -> Result<Started> {
         let bounds = EngineBounds::of(&model, num_kv_blocks, &self.config);
-        report::model(&model, bounds, &self.compute);
+        report::model(&model, (bounds, &self.config), &self.compute);
         let served = serve_as(&model, bounds, &self.kernels)?;
         let engine = Engine::spawn(EngineParts {
             name: model.name.clone(),
@@ -305,7 +306,8 @@ pub(super) fn price(model: &ModelDescription) -> Price {
     price_by_weights(parameters.saturating_mul(HALF_PRECISION_BYTES), parameters)
 }
 
-fn demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
+/// What a model asks of the KV cache: all its sequences at their longest.
+pub(crate) fn kv_demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
     let spec = model.model.kv_cache_spec();
     let of_longest = spec.most_blocks(model.description.max_position, config.max_num_batched_tokens);
     KvDemand { spec, most_blocks: config.max_num_seqs.saturating_mul(of_longest) }

@@ -16,8 +16,8 @@ use passerelle::hub::{self, HubOptions, Network, ProgressOutput, Source, Wanted}
 use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
-    CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, LoadProgress,
-    ModelDescription, ModelDigest, ModelError, checkpoint_kind, describe_encoder,
+    Activations, CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, LoadProgress,
+    LoadedModel, ModelDescription, ModelDigest, ModelError, checkpoint_kind, describe_encoder,
 };
 
 use super::folder::{self, Found};
@@ -34,6 +34,7 @@ pub(crate) struct Loaded {
     pub(crate) files: CheckpointFiles,
     pub(crate) model: Box<dyn CausalLm>,
     pub(crate) description: ModelDescription,
+    pub(crate) activations: Activations,
     pub(crate) digest: ModelDigest,
     /// What the weights are held as.
     pub(crate) dtype: String,
@@ -145,11 +146,20 @@ fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
     // The text side first: it is quick to read and often what is wrong.
     let text = text::load(model, &files, means.hub)?;
     let (loaded, digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
-        passerelle_models::load(&files, means.compute, &options(model), progress)
+        passerelle_models::load(&files, means.compute, &load_options(model), progress)
     })?;
     let dtype = held_as(model, &loaded.description);
-    let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
-    Ok(Loaded { name, files, model: loaded.model, description, digest, dtype, text })
+    let LoadedModel { model: held, description, activations } = loaded;
+    Ok(Loaded {
+        name: model.name.clone(),
+        files,
+        model: held,
+        description,
+        activations,
+        digest,
+        dtype,
+        text: Arc::new(text),
+    })
 }
 
 /// What of a source this model needs.
@@ -160,7 +170,7 @@ pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
 fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -> Result<LoadedEncoder> {
     let text = text::load(model, &files, means.hub)?;
     let (loaded, digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
-        passerelle_models::load_encoder(&files, means.compute, &options(model), progress)
+        passerelle_models::load_encoder(&files, means.compute, &load_options(model), progress)
     })?;
     let dtype = held_as(model, &loaded.description.model);
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
@@ -201,7 +211,8 @@ pub(crate) fn held_as(model: &ModelConfig, description: &ModelDescription) -> St
     }
 }
 
-fn options(model: &ModelConfig) -> LoadOptions {
+/// How a model of the configuration is held.
+pub(crate) fn load_options(model: &ModelConfig) -> LoadOptions {
     use passerelle_models::{KvDtype as Kv, WeightDtype as Weights};
     let dtype = match model.dtype {
         WeightDtype::Auto => Weights::Auto,

@@ -1,14 +1,15 @@
 //! What the start-up output says about each model.
 
-use passerelle::config::ByteSize;
+use passerelle::config::{ByteSize, EngineConfig};
 use passerelle_models::EncoderOutput;
 use passerelle_models::ops::Compute;
 
 use super::engines::EngineBounds;
+use super::memory::step_bytes;
 use super::models::{Loaded, LoadedEncoder};
 
 /// One event; operators look here first.
-pub(crate) fn model(model: &Loaded, bounds: EngineBounds, compute: &Compute) {
+pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConfig), compute: &Compute) {
     let (is, spec) = (&model.description, model.model.kv_cache_spec());
     let EngineBounds { num_kv_blocks, max_model_len } = bounds;
     tracing::info!(
@@ -28,6 +29,7 @@ pub(crate) fn model(model: &Loaded, bounds: EngineBounds, compute: &Compute) {
         kv_groups = spec.groups.len(),
         kv_tokens = num_kv_blocks / spec.groups.len() * spec.block_size,
         kv_memory = %ByteSize((num_kv_blocks * spec.block_bytes()) as u64),
+        step_memory = %ByteSize(step_bytes(&model.activations, config)),
         "loaded"
     );
     if max_model_len < is.max_position {

@@ -16,6 +16,7 @@ mod refusals;
 mod scoring;
 mod shadowing;
 mod shelf;
+mod slurm;
 mod tariff;
 mod trusted;
 mod workers;

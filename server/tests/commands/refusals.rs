@@ -72,3 +72,66 @@ fn a_device_that_this_build_cannot_use_is_refused_and_never_replaced() {
         assert!(said.lines().any(|line| line.contains(device) && line.contains("use cpu")), "{said}");
     }
 }
+
+/// Two whole cards, and one that is cut, as `nvidia-smi -L` lists them.
+const DEVICES: &str = "\
+GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-8932f937-d72c-4106-c12f-20bd9faed9f6)
+GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-11aa22bb-0000-4106-c12f-20bd9faed9f7)
+  MIG 3g.40gb     Device  0: (UUID: MIG-5f36b2a0-5f9e-5b0d-9f3a-8d1a1a3c2b11)
+  MIG 1g.10gb     Device  1: (UUID: MIG-5f36b2a0-6000-5b0d-9f3a-8d1a1a3c2b12)
+";
+
+fn beside_devices() -> State {
+    let state = State::new();
+    fs::write(state.path().join("gpus.txt"), DEVICES).expect("the folder is writable");
+    fs::write(state.path().join("site.toml"), "[engine]\ndevice_list = \"gpus.txt\"\n")
+        .expect("the folder is writable");
+    state
+}
+
+#[test]
+fn a_device_that_the_environment_hides_is_refused_with_those_that_are_visible() {
+    let state = beside_devices();
+    let said = |device: &str| {
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--config", "site.toml", "--device", device];
+        let mut command = state.command(&arguments);
+        let output = command.env("CUDA_VISIBLE_DEVICES", "MIG-5f36b2a0-5").output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let hidden = said("MIG-5f36b2a0-6");
+    assert!(hidden.contains("MIG-5f36b2a0-6") && hidden.contains("MIG-5f36b2a0-5f9e"), "{hidden}");
+    assert!(said("cuda:1").contains("no device cuda:1 is visible"), "one device is, so it has number 0");
+    assert!(said("cuda:0").contains("runs no models on cuda:0"), "it is visible, and this build cannot use it");
+}
+
+#[test]
+fn a_plan_is_made_for_the_visible_devices_of_a_list() {
+    let state = beside_devices();
+    let plan = |arguments: &[&str], visible: &str| -> Value {
+        let mut command = state.command(&[&["plan", "demo", "--json"][..], arguments].concat());
+        let output = command.env("CUDA_VISIBLE_DEVICES", visible).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("it is JSON")
+    };
+    let partitions = |plan: &Value| -> Vec<String> {
+        let all = plan["partitions"].as_array().expect("a list").iter();
+        all.map(|is| is["partition"].as_str().expect("a name").to_owned()).collect()
+    };
+    let here = plan(&["--config", "site.toml"], "1,0");
+    assert_eq!(partitions(&here).len(), 3, "two slices and a card");
+    assert!(partitions(&here)[0].starts_with("MIG-5f36b2a0-5f9e"), "in the order of the variable");
+    let elsewhere = plan(&["--devices", "gpus.txt"], "0");
+    assert!(partitions(&elsewhere)[0].starts_with("GPU-8932f937"), "this process's environment says nothing of it");
+    assert_eq!(elsewhere["partitions"][0]["models"][0]["model"], "demo");
+    assert_eq!(elsewhere["partitions"][0]["memory_bytes"], 81_920_u64 << 20);
+}
+
+#[test]
+fn a_plan_without_a_place_for_a_model_fails_and_says_what_would_help() {
+    let state = State::new();
+    let output = state.command(&["plan", "demo", "--on", "cpu:2MB", "--sequences", "4"]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(said.contains("demo: no place") && said.contains("it fits with"), "{said}");
+}

@@ -77,8 +77,8 @@ impl BlockPanels {
     /// q4_0.
     pub(super) fn pack(compute: &Compute, dtype: StoredDtype, rows: &StackedRows<'_>) -> Result<Self, ModelError> {
         let layout = Layout::of(dtype);
-        let panel_bytes = rows.width / dtype.block_len() * layout.block_bytes();
-        let mut data = PageBuffer::zeroed(rows.num_rows.div_ceil(PANEL) * panel_bytes)?;
+        let panel_bytes = Self::len_of(dtype, PANEL, rows.width);
+        let mut data = PageBuffer::zeroed(Self::len_of(dtype, rows.num_rows, rows.width))?;
         let output = Output::new(data.as_mut_slice());
         rows.for_each_panel(compute, PANEL, &|index| {
             // SAFETY: each task takes its own panel, and the buffer outlives the run.
@@ -101,6 +101,11 @@ impl BlockPanels {
             }
         });
         Ok(Self { dtype, out_features: rows.num_rows, in_features: rows.width, data })
+    }
+
+    /// Bytes that a matrix takes, padding included.
+    pub(super) fn len_of(dtype: StoredDtype, rows: usize, columns: usize) -> usize {
+        rows.div_ceil(PANEL) * (columns / dtype.block_len() * Layout::of(dtype).block_bytes())
     }
 
     pub(super) fn as_slice(&self) -> &[u8] {

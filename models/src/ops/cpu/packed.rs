@@ -30,6 +30,15 @@ impl PackedPart {
         })
     }
 
+    /// What [`Self::size_bytes`] is of a matrix `[rows, columns]`, with rows of whole blocks.
+    pub(crate) fn size_of(dtype: StoredDtype, rows: usize, columns: usize) -> usize {
+        if dtype.is_quantised() {
+            BlockPanels::len_of(dtype, rows, columns)
+        } else {
+            Panels::len_of(rows, columns) * dtype.block_bytes()
+        }
+    }
+
     pub(crate) fn out_features(&self) -> usize {
         match self {
             Self::Floats(panels) => panels.out_features,

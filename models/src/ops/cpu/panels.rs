@@ -46,6 +46,11 @@ impl Panels {
         Ok(Self { out_features: rows.num_rows, in_features: rows.width, data })
     }
 
+    /// Elements that a matrix takes, padding included.
+    pub(super) fn len_of(rows: usize, columns: usize) -> usize {
+        rows.next_multiple_of(PANEL) * columns
+    }
+
     pub(super) fn dtype(&self) -> StoredDtype {
         match &self.data {
             PanelData::F32(_) => StoredDtype::F32,
@@ -65,7 +70,7 @@ impl Panels {
 
 fn pack<E: Element>(compute: &Compute, rows: &StackedRows<'_>) -> Result<PageBuffer<E>, ModelError> {
     let (n, k) = (rows.num_rows, rows.width);
-    let mut buffer = PageBuffer::zeroed(n.next_multiple_of(PANEL) * k)?;
+    let mut buffer = PageBuffer::zeroed(Panels::len_of(n, k))?;
     let output = Output::new(buffer.as_mut_slice());
     rows.for_each_panel(compute, PANEL, &|panel| {
         // SAFETY: each task takes its own panel, and the buffer outlives the run.

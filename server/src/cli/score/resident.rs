@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use passerelle::config::EngineConfig;
 use passerelle::evaluation::items::MAX_CHOICES;
 use passerelle::evaluation::{Answer, Continuation, Item, Outcome, Scored, Task, TokenScore, TokenScores};
+use passerelle::placement::KvDemand;
 use passerelle::text::{Detokenizer, SkipSpecialTokens, TextModel};
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{
@@ -17,7 +18,7 @@ use passerelle_engine::{
 use passerelle_models::TokenId;
 
 use super::plan::{Asked, Passage, Planned};
-use crate::serve::{EngineBounds, KvDemand, Loaded, share_kv_memory};
+use crate::serve::{EngineBounds, Loaded, share_kv_memory};
 
 /// Requests in the engine for each sequence that it runs at once, so that it never waits for the next one.
 const REQUESTS_PER_SEQUENCE: usize = 2;

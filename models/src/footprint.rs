@@ -1,0 +1,84 @@
+//! What a model takes in memory, reckoned from its configuration and the headers of its files, before anything is loaded.
+
+mod activations;
+mod weights;
+
+pub use activations::Activations;
+pub use weights::WeightLayout;
+
+use crate::config::ConfigFile;
+use crate::load::{Checkpoint, Outline};
+use crate::load_encoder::EncoderCheckpoint;
+use crate::weights::{CheckpointFiles, TensorIndex};
+use crate::{CheckpointKind, KvCacheSpec, LoadOptions, ModelError, StoredDtype, checkpoint_kind};
+
+/// What one model takes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Footprint {
+    /// Of the weights once they are loaded, norms and biases included.
+    pub weight_bytes: u64,
+    /// What its KV cache is made of; an encoder keeps none.
+    pub kv: Option<KvCacheSpec>,
+    /// The longest sequence, as `LoadOptions::max_model_len` bounds it.
+    pub max_position: usize,
+    pub activations: Activations,
+}
+
+/// Of the model in `files`, loaded with `options` where weights lie as `layout` says.
+///
+/// A generator's `config.json` alone is enough: its weights then count as the dtype that it names. What a loaded model says
+/// of itself ([`crate::ModelDescription::resident_bytes`]) is the same number but for the padding of matrices that are stored
+/// apart and held as one, and for dense layers behind an encoder's pooling, which are not reckoned.
+///
+/// Errors as [`crate::describe`].
+pub fn footprint(
+    files: &CheckpointFiles,
+    options: &LoadOptions,
+    layout: WeightLayout,
+) -> Result<Footprint, ModelError> {
+    match checkpoint_kind(files)? {
+        CheckpointKind::Encoder => encoder(&EncoderCheckpoint::open(files)?, options, layout),
+        CheckpointKind::Generator if TensorIndex::has_files(files)? => {
+            let is = Checkpoint::open(files)?;
+            let matrices = is.used_tensors().map(|tensor| layout.tensor_bytes(tensor, options.dtype)).sum();
+            generator(&is.outline, (is.stored_dtype(), matrices), options)
+        }
+        CheckpointKind::Generator => {
+            let config = ConfigFile::read(files)?;
+            let (outline, stored) = (Outline::read(&config)?, config.stated_dtype()?);
+            let matrices = weights::matrices(&outline.spec);
+            let matrices = matrices.map(|shape| layout.matrix_bytes(stored, options.dtype, shape)).sum();
+            generator(&outline, (stored, matrices), options)
+        }
+    }
+}
+
+/// Given what most weights are stored in, and what all matrices take.
+fn generator(
+    outline: &Outline,
+    (stored, matrix_bytes): (StoredDtype, u64),
+    options: &LoadOptions,
+) -> Result<Footprint, ModelError> {
+    let max_position = outline.admitted_len(options.max_model_len)?;
+    let spec = &outline.spec;
+    Ok(Footprint {
+        weight_bytes: matrix_bytes + weights::vector_bytes(spec),
+        kv: Some(outline.kv_cache_spec(max_position, stored, options)),
+        max_position,
+        activations: Activations::of_layers(&spec.layers, spec.hidden_size, spec.vocab_size),
+    })
+}
+
+fn encoder(is: &EncoderCheckpoint, options: &LoadOptions, layout: WeightLayout) -> Result<Footprint, ModelError> {
+    let max_position = is.admitted_len(options.max_model_len)?;
+    let bytes = is.held_tensors().map(|tensor| match tensor.shape.len() {
+        2 => layout.tensor_bytes(tensor, options.dtype),
+        _ => weights::VECTOR_ELEMENT_BYTES * tensor.num_elements() as u64,
+    });
+    Ok(Footprint {
+        weight_bytes: bytes.sum(),
+        kv: None,
+        max_position,
+        activations: Activations::of_layers(&is.spec.layers, is.spec.hidden_size, 0),
+    })
+}

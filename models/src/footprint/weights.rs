@@ -1,0 +1,112 @@
+use crate::config::{
+    AttentionSpec, Bias, DecoderSpec, FfnSpec, LayerSpec, NormKind, NormPlacement, NormSpec, OutputHead,
+};
+use crate::config::{QkNormScope, QkNormSpec};
+use crate::ops::packed_bytes;
+use crate::weights::{StoredTensor, packed_dtype};
+use crate::{StoredDtype, WeightDtype};
+
+/// Norms and biases are f32 wherever they lie.
+pub(super) const VECTOR_ELEMENT_BYTES: u64 = 4;
+
+/// How matrices lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// In panels of 16 rows, as the CPU bodies read them ([`crate::ops::PackedWeight`]).
+    Panels,
+    /// Row by row, without padding, as devices take them.
+    Rows,
+}
+
+/// `[rows, columns]`
+pub(super) type Shape = [usize; 2];
+
+impl WeightLayout {
+    /// Of a stored matrix; 0 for whatever else is stored, which [`vector_bytes`] counts.
+    pub(super) fn tensor_bytes(self, tensor: &StoredTensor, wanted: WeightDtype) -> u64 {
+        match *tensor.shape {
+            [rows, columns] => self.matrix_bytes(tensor.dtype, wanted, [rows, columns]),
+            _ => 0,
+        }
+    }
+
+    pub(super) fn matrix_bytes(self, stored: StoredDtype, wanted: WeightDtype, [rows, columns]: Shape) -> u64 {
+        let held = packed_dtype(wanted, columns).unwrap_or(stored);
+        let bytes = match self {
+            Self::Panels => packed_bytes(held, rows, columns),
+            Self::Rows => rows * (columns / held.block_len() * held.block_bytes()),
+        };
+        bytes as u64
+    }
+}
+
+/// Every matrix that a decoder holds.
+pub(super) fn matrices(spec: &DecoderSpec) -> impl Iterator<Item = Shape> {
+    let head = match spec.output_head {
+        OutputHead::Tied => None,
+        OutputHead::Separate => Some([spec.vocab_size, spec.hidden_size]),
+    };
+    let layers = spec.layers.iter().flat_map(move |layer| of_layer(layer, spec.hidden_size));
+    std::iter::once([spec.input_vocab_size, spec.hidden_size]).chain(head).chain(layers)
+}
+
+fn of_layer(layer: &LayerSpec, hidden: usize) -> Vec<Shape> {
+    let attention = layer.attention().map(|attention| {
+        let queries = attention.num_heads * attention.head_dim;
+        [[qkv_width(attention), hidden], [hidden, queries]]
+    });
+    let ffn = match layer.ffn {
+        FfnSpec::Gated { intermediate_size: width, .. } => [[2 * width, hidden], [hidden, width]],
+        FfnSpec::Plain { intermediate_size: width, .. } => [[width, hidden], [hidden, width]],
+    };
+    attention.into_iter().flatten().chain(ffn).collect()
+}
+
+/// Outputs of the queries, keys and values of one layer together.
+pub(super) fn qkv_width(attention: &AttentionSpec) -> usize {
+    (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
+}
+
+/// Of all norms and biases of a decoder.
+pub(super) fn vector_bytes(spec: &DecoderSpec) -> u64 {
+    let outer = [spec.embedding_norm, Some(spec.final_norm)];
+    let outer: usize = outer.iter().flatten().map(|norm| norm_len(norm, spec.hidden_size)).sum();
+    let layers: usize = spec.layers.iter().map(|layer| vector_len(layer, spec.hidden_size)).sum();
+    (outer + layers) as u64 * VECTOR_ELEMENT_BYTES
+}
+
+fn vector_len(layer: &LayerSpec, hidden: usize) -> usize {
+    let num_norms = if layer.placement == NormPlacement::PreFfnOnly { 1 } else { 2 };
+    let attention = layer.attention().map_or(0, |attention| {
+        let biases = of_bias(attention.qkv_bias, qkv_width(attention)) + of_bias(attention.output_bias, hidden);
+        biases + attention.qk_norm.as_ref().map_or(0, |norm| qk_norm_len(norm, attention))
+    });
+    let ffn = match layer.ffn {
+        FfnSpec::Gated { intermediate_size, bias, .. } => of_bias(bias, 2 * intermediate_size + hidden),
+        FfnSpec::Plain { intermediate_size, bias, .. } => of_bias(bias, intermediate_size + hidden),
+    };
+    num_norms * norm_len(&layer.norm, hidden) + attention + ffn
+}
+
+fn qk_norm_len(is: &QkNormSpec, attention: &AttentionSpec) -> usize {
+    let width = match is.scope {
+        QkNormScope::Head => 2 * attention.head_dim,
+        QkNormScope::Token => (attention.num_heads + attention.num_kv_heads) * attention.head_dim,
+    };
+    norm_len(&is.norm, width)
+}
+
+/// A layer norm holds a bias, also one of zeros.
+fn norm_len(norm: &NormSpec, width: usize) -> usize {
+    match norm.kind {
+        NormKind::Rms => width,
+        NormKind::Layer | NormKind::LayerUnbiased => 2 * width,
+    }
+}
+
+fn of_bias(bias: Bias, len: usize) -> usize {
+    match bias {
+        Bias::Absent => 0,
+        Bias::Present => len,
+    }
+}

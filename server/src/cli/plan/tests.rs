@@ -1,0 +1,58 @@
+//! What is predicted for a CPU is what a loaded engine has.
+
+use passerelle::config::{ByteSize, Config, Environment, Written};
+use passerelle::placement::{KvBudget, PartitionRoom, plan};
+use passerelle_models::ops::Compute;
+
+use super::demand;
+use crate::serve::{KeptHashes, Means, kv_demand, load, share_kv_memory};
+
+/// One part in so many may differ.
+const TOLERANCE: u64 = 33;
+
+fn config(models: &str) -> Config {
+    let home = std::env::temp_dir().join("passerelle-plan-tests");
+    let written: Written = toml::from_str(models).expect("the test's TOML is well formed");
+    let environment = Environment { hf_home: Some(home.clone()), home: Some(home), ..Environment::default() };
+    Config::check(written, &environment).expect("valid")
+}
+
+fn assert_near(predicted: u64, found: u64, what: &str) {
+    assert!(predicted.abs_diff(found) * TOLERANCE <= found, "{what}: {predicted} predicted, {found} found");
+}
+
+#[test]
+fn a_plan_for_a_cpu_is_what_the_loaded_models_and_their_caches_take() {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures");
+    let config = config(&format!(
+        "models = [{{ source = \"demo\" }}, {{ source = \"demo\", name = \"quantised\", dtype = \"q8_0\" }}, \
+         {{ source = \"{fixtures}/gguf/qwen3_q6_k.gguf\" }}, {{ source = \"{fixtures}/gguf/mistral_window_f16.gguf\" }}]\n\
+         [engine]\nkv_cache_memory = \"24MiB\"\nmax_num_seqs = 8\n"
+    ));
+    let demands = config.models.iter().map(|model| demand(model, &config, 1).expect("it can be described"));
+    let room = PartitionRoom {
+        name: "cpu".into(),
+        backend: None,
+        memory: ByteSize(1 << 30),
+        reserved: ByteSize(0),
+        kv: KvBudget::Stated(ByteSize(24 << 20)),
+    };
+    let plan = plan(&demands.collect::<Vec<_>>(), &[room]);
+    assert_eq!(plan.unplaced, []);
+    let (compute, hashes) = (Compute::cpu(1), KeptHashes::open(&config.server.data_dir));
+    let loaded = config
+        .models
+        .iter()
+        .map(|model| load(model, Means { hub: &config.hub, compute: &compute, hashes: &hashes }).expect("it loads"));
+    let loaded: Vec<_> = loaded.collect();
+    let asked: Vec<_> = loaded.iter().map(|model| kv_demand(model, &config.engine)).collect();
+    let blocks = share_kv_memory(config.engine.kv_cache_memory, &asked).expect("there is room");
+    for (model, num_kv_blocks) in loaded.iter().zip(blocks) {
+        let name = &model.name;
+        let planned = plan.partitions[0].models.iter().find(|is| is.demand.name == *name).expect("it has a place");
+        assert_near(planned.weights.0, model.description.resident_bytes.expect("it is loaded"), name);
+        let spec = model.model.kv_cache_spec();
+        assert_near(planned.kv.0, (num_kv_blocks * spec.block_bytes()) as u64, name);
+        assert!(planned.sequences.expect("it generates") >= 1, "{name}");
+    }
+}

@@ -1,0 +1,158 @@
+use std::fmt;
+
+use super::{FilledPartition, KvBudget, ModelDemand, PartitionRoom};
+use crate::units::ByteSize;
+
+/// Why a model has no place, on the partition that came nearest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shortage {
+    /// The largest of those that were given; `None` where none was.
+    pub nearest: Option<String>,
+    pub fits: Fits,
+    /// What would give it a place, the least first.
+    pub remedies: Vec<Remedy>,
+}
+
+/// How much of it would fit on that partition if nothing else were there.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fits {
+    /// All, but others are there.
+    Alone { needs: ByteSize, left: ByteSize },
+    /// Its weights and a step, with room for so many of its sequences.
+    Sequences { found: usize, asked: usize, context: usize },
+    /// Not even its weights and a step.
+    Nothing { needs: ByteSize, there_is: ByteSize },
+}
+
+/// One thing that would help.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Remedy {
+    FewerSequences(usize),
+    ShorterContext(usize),
+    /// Weights of this dtype.
+    Dtype(&'static str),
+    /// One more partition, or a larger one.
+    Partition {
+        at_least: ByteSize,
+    },
+}
+
+impl Shortage {
+    pub(super) fn of(model: &ModelDemand, rooms: &[PartitionRoom], partitions: &[FilledPartition]) -> Self {
+        let nearest = rooms.iter().max_by_key(|room| room.memory.0 - room.reserved.0.min(room.memory.0));
+        let needs = ByteSize(model.need());
+        let Some(room) = nearest else {
+            let fits = Fits::Nothing { needs, there_is: ByteSize(0) };
+            return Self { nearest: None, fits, remedies: vec![Remedy::Partition { at_least: needs }] };
+        };
+        let found = sequences_alone(model, room);
+        let fits = match found {
+            None => Fits::Nothing {
+                needs: ByteSize(model.weights.on(room.backend) + model.activations + room.reserved.0),
+                there_is: room.memory,
+            },
+            Some(found) if found < model.sequences => {
+                Fits::Sequences { found, asked: model.sequences, context: model.context }
+            }
+            Some(_) => {
+                let left = partitions.iter().map(|partition| room_left(partition, model)).max().unwrap_or(0);
+                Fits::Alone { needs, left: ByteSize(left) }
+            }
+        };
+        let remedies = remedies(model, room, &fits);
+        Self { nearest: Some(room.name.clone()), fits, remedies }
+    }
+}
+
+/// Sequences of its length that `model` has room for on an empty `room`; `None` where it cannot run at all.
+fn sequences_alone(model: &ModelDemand, room: &PartitionRoom) -> Option<usize> {
+    let filled = FilledPartition::empty(room);
+    let fits = |sequences: usize| filled.with(&ModelDemand { sequences, ..model.clone() }).is_some();
+    if !fits(0) {
+        return weights_fit(model, room).then_some(0);
+    }
+    let (mut some, mut too_many) = (0, model.sequences + 1);
+    while some + 1 < too_many {
+        let middle = some.midpoint(too_many);
+        if fits(middle) { some = middle } else { too_many = middle }
+    }
+    Some(some)
+}
+
+fn weights_fit(model: &ModelDemand, room: &PartitionRoom) -> bool {
+    model.weights.on(room.backend) + model.activations + room.reserved.0 < room.memory.0
+}
+
+/// What a further model could have if those that are there kept only what they asked for.
+fn room_left(partition: &FilledPartition, model: &ModelDemand) -> u64 {
+    let room = &partition.room;
+    let steps = partition.activations.0.max(model.activations);
+    let asked = partition.models.iter().map(|is| is.weights.0 + is.demand.kv_bytes(is.demand.sequences));
+    room.memory.0.saturating_sub(room.reserved.0 + steps - model.activations + asked.sum::<u64>())
+}
+
+fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remedy> {
+    let filled = FilledPartition::empty(room);
+    let mut found = Vec::new();
+    if let Fits::Sequences { found: sequences, .. } = fits {
+        if *sequences > 0 {
+            found.push(Remedy::FewerSequences(*sequences));
+        }
+        let shorter = longest_context(model, &filled);
+        found.extend(shorter.map(Remedy::ShorterContext));
+    }
+    if !matches!(fits, Fits::Alone { .. }) {
+        let with = |weights| filled.with(&ModelDemand { weights, ..model.clone() }).is_some();
+        found.extend(model.smaller.iter().find(|(_, held)| with(*held)).map(|(dtype, _)| Remedy::Dtype(dtype)));
+    }
+    let part = match room.kv {
+        KvBudget::Stated(_) => 1,
+        KvBudget::PartOfRest(part) => part,
+    };
+    let kv = model.kv_bytes(model.sequences).saturating_mul(part);
+    let at_least = model.weights.on(room.backend) + model.activations + room.reserved.0 + kv;
+    found.push(Remedy::Partition { at_least: ByteSize(at_least) });
+    found
+}
+
+/// The longest context, in whole blocks, at which all sequences fit.
+fn longest_context(model: &ModelDemand, filled: &FilledPartition) -> Option<usize> {
+    let block_size = model.kv.as_ref()?.block_size;
+    let fits = |blocks: usize| filled.with(&ModelDemand { context: blocks * block_size, ..model.clone() }).is_some();
+    let (mut some, mut too_many) = (0, model.context.div_ceil(block_size));
+    while some + 1 < too_many {
+        let middle = some.midpoint(too_many);
+        if fits(middle) { some = middle } else { too_many = middle }
+    }
+    (some > 0).then_some(some * block_size)
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.nearest.as_deref().unwrap_or("no partition");
+        match &self.fits {
+            Fits::Alone { needs, left } => {
+                write!(f, "it needs {needs} beside what is placed, and no partition has more than {left} left")?;
+            }
+            Fits::Sequences { found, asked, context } => {
+                write!(f, "{place} has room for {found} of {asked} sequences of {context} tokens")?;
+            }
+            Fits::Nothing { needs, there_is } => {
+                write!(f, "its weights and one step take {needs}, and {place} has {there_is}")?;
+            }
+        }
+        let remedies: Vec<String> = self.remedies.iter().map(ToString::to_string).collect();
+        write!(f, "; it fits with {}", remedies.join(", or "))
+    }
+}
+
+impl fmt::Display for Remedy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FewerSequences(sequences) => write!(f, "--sequences {sequences}"),
+            Self::ShorterContext(tokens) => write!(f, "--max-model-len {tokens}"),
+            Self::Dtype(dtype) => write!(f, "--dtype {dtype}"),
+            Self::Partition { at_least } => write!(f, "a partition of {at_least} of its own"),
+        }
+    }
+}
