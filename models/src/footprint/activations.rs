@@ -9,7 +9,7 @@ use crate::config::{FfnSpec, LayerSpec, NormPlacement, PositionSpec, RopeSpec};
 /// ```text
 /// output projection of attention   stream and its norm 2 h | qkv q+k+v | placed q, k | attended q | output h
 /// down projection                  stream before and after attention, its norms 4 h | gate and up 2 f | product f | output h
-/// logits                           stream 2 h a token | of its rows, unless all are, and their norm 3 h a row | logits, twice
+/// logits                           stream h a token | stream and norm of its rows 2 h a row | logits, twice
 /// ```
 ///
 /// A layer that norms what it adds (`NormPlacement::Post`, `OnSum`) holds one stream less. What threads hold for a tile at a
@@ -20,9 +20,8 @@ pub struct Activations {
     token_layer: usize,
     /// Of a token, while logits are computed.
     token_stream: usize,
-    /// Of a row of logits, and of its part of the stream where not all tokens give a row.
+    /// Of a row of logits.
     row: usize,
-    gathered: usize,
 }
 
 const F32_BYTES: u64 = 4;
@@ -32,15 +31,14 @@ impl Activations {
     pub(crate) fn of_layers(layers: &[LayerSpec], hidden: usize, vocab_size: usize) -> Self {
         let angles = angles(layers);
         let widest = layers.iter().map(|layer| of_layer(layer, hidden)).max().unwrap_or(0);
-        let row = if vocab_size == 0 { 0 } else { hidden + 2 * vocab_size };
-        Self { token_layer: widest + angles, token_stream: 2 * hidden + angles, row, gathered: 2 * hidden }
+        let row = if vocab_size == 0 { 0 } else { 2 * (hidden + vocab_size) };
+        Self { token_layer: widest + angles, token_stream: hidden + angles, row }
     }
 
     /// Bytes of a step of `tokens` tokens that gives `rows` rows of logits.
     pub fn bytes(&self, tokens: usize, rows: usize) -> u64 {
-        let row = self.row + if rows < tokens { self.gathered } else { 0 };
         let layer = tokens.saturating_mul(self.token_layer);
-        let logits = tokens.saturating_mul(self.token_stream).saturating_add(rows.saturating_mul(row));
+        let logits = tokens.saturating_mul(self.token_stream).saturating_add(rows.saturating_mul(self.row));
         (layer.max(logits) as u64).saturating_mul(F32_BYTES)
     }
 }
