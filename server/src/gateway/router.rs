@@ -156,6 +156,12 @@ impl Router {
         self.models.values().all(|served| served.pool.is_ready(now))
     }
 
+    /// Whether a replica of the model is ready.
+    pub fn is_model_ready(&self, model: &str) -> bool {
+        let now = self.clock.now();
+        self.models.get(model).is_some_and(|served| served.pool.is_ready(now))
+    }
+
     /// Looks at every replica, so that one that hangs is known before anybody asks for it.
     pub fn look(&self) {
         let now = self.clock.now();

@@ -211,6 +211,7 @@ async fn an_upstream_that_asks_for_a_pause_gets_it() {
     assert!((29..=30).contains(&second.headers["retry-after"].parse::<u32>().unwrap()), "{:?}", second.headers);
     assert_eq!(busy.asked().len(), 1);
     assert_eq!(server.client().get("/ready").await.status, 503);
+    assert_eq!(server.client().get("/v1/models").await.json()["data"][0]["state"], "unready");
 }
 
 #[tokio::test]

@@ -122,7 +122,7 @@ fn generated() -> Value {
             "created": count(),
             "owned_by": {"type": "string"},
             "max_model_len": {"type": ["integer", "null"]},
-            "state": {"enum": ["available", "loading", "ready", "unloading", "failed"]},
+            "state": {"enum": ["available", "loading", "ready", "unready", "unloading", "failed"]},
             "error": {"type": "string"},
             "digest": {"type": ["string", "null"], "pattern": "^sha256:[0-9a-f]{64}$"},
         })),

@@ -65,7 +65,8 @@ pub(crate) fn shown(state: &AppState, is_seen: impl Fn(&str) -> bool) -> Vec<Sho
     let serving = state.serving();
     let served = serving.router.models().filter(|entry| is_seen(&entry.name)).map(|entry| {
         let (name, created) = (entry.name.clone(), entry.created);
-        (name.clone(), Shown { name, created, state: "ready", why: None, shelved: None })
+        let state = if serving.router.is_model_ready(&name) { "ready" } else { "unready" };
+        (name.clone(), Shown { name, created, state, why: None, shelved: None })
     });
     let mut models: BTreeMap<String, Shown> = served.collect();
     let shelved = state.shelf().into_iter().flat_map(Shelf::rows).filter(|row| is_seen(&row.model));
