@@ -264,7 +264,7 @@ impl StepObserver for EngineMetrics {
     fn step(&self, report: &StepReport) {
         self.waiting.set(report.waiting as f64);
         self.running.set(report.running as f64);
-        self.kv_blocks_used.set((report.total_blocks - report.free_blocks) as f64);
+        self.kv_blocks_used.set(report.total_blocks.saturating_sub(report.free_blocks) as f64);
         self.kv_blocks.set(report.total_blocks as f64);
         self.prefix_query_tokens.increment(report.prefix_query_tokens);
         self.prefix_hit_tokens.increment(report.prefix_hit_tokens);

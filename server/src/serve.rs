@@ -71,7 +71,7 @@ pub(crate) use hashes::KeptHashes;
 pub(crate) use memory::{FREE_MEMORY_PART, free_memory, share_kv_memory, step_bytes};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
 pub(crate) use text::load as load_text;
-pub(crate) use worker_process::{GatewayAddress, WorkerErrand, run_worker};
+pub(crate) use worker_process::{GatewayAddress, Lifeline, WorkerErrand, run_worker};
 pub(crate) use workers::{WorkerCommand, last_day};
 
 /// HTTP and text need little beside the threads that compute.
@@ -225,11 +225,11 @@ fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let elsewhere = elsewhere_only(config, &staying);
     let names = staying.iter().map(String::as_str).chain(elsewhere.iter().copied());
     let workshop = Workshop::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?;
-    let Fleet { workshop, running, comparisons, served, replicas, mut prices } = engines::start(loaded, workshop)?;
+    let Fleet { workshop, running, comparisons, served, replicas, prices } = engines::start(loaded, workshop)?;
     let placed = Placed::read(config, &workshop, replicas.len() as u32)?;
-    prices.extend(placed.prices());
     let partition = workshop.partition();
-    let priced = tariff::Served { here: prices, partition, elsewhere: &elsewhere };
+    let here = prices.into_iter().map(|(name, price)| (name, partition, price)).chain(placed.prices()).collect();
+    let priced = tariff::Served { here, elsewhere: &elsewhere };
     let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
     let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
     let tariff = Arc::new(tariff);

@@ -3,7 +3,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, value_parser};
 use jiff::Timestamp;
 use passerelle::config::Environment;
 use passerelle::workers::Authority;
@@ -11,7 +11,7 @@ use passerelle::workers::Authority;
 use super::output;
 use super::serve::ServeArgs;
 use super::state_args::StateArgs;
-use crate::serve::{GatewayAddress, WorkerErrand, last_day, run_worker};
+use crate::serve::{GatewayAddress, Lifeline, WorkerErrand, last_day, run_worker};
 
 const HELP: &str = "\
 `passerelle serve` starts one for each of [[partitions]], with the options that it was started with itself, and again when it
@@ -36,6 +36,9 @@ pub(crate) struct WorkerArgs {
     /// Finish before this instant, in seconds since 1970 or like 2026-12-01T08:00:00Z [default: the end of the Slurm job].
     #[arg(long, value_name = "TIME")]
     until: Option<Until>,
+    /// End when the standard input does: a server that starts a worker holds the other end for as long as it lives.
+    #[arg(long, hide = true)]
+    end_with_input: bool,
     #[command(flatten)]
     served: ServeArgs,
 }
@@ -56,7 +59,7 @@ struct EnrolArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// How long it is good for.
-    #[arg(long, value_name = "DAYS", default_value_t = 90)]
+    #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = value_parser!(u32).range(1..))]
     days: u32,
     #[command(flatten)]
     state: StateArgs,
@@ -76,7 +79,8 @@ impl WorkerArgs {
         let (Some(partition), Some(connect)) = (self.partition, self.connect) else {
             bail!("--partition and --connect are required");
         };
-        run_worker(&config, WorkerErrand { partition, gateway: gateway(connect, self.credentials)?, until })
+        let lifeline = if self.end_with_input { Lifeline::Input } else { Lifeline::Stream };
+        run_worker(&config, WorkerErrand { partition, gateway: gateway(connect, self.credentials)?, lifeline, until })
     }
 }
 

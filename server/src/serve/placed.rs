@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use passerelle::api::{AppState, ServedEncoder, ServedModel};
-use passerelle::config::{Config, ModelConfig};
+use passerelle::config::{Config, ModelConfig, PartitionConfig, WorkerPlace};
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::gateway::tariff::Price;
+use passerelle::placement::Device;
 use passerelle::text::{GrammarCompiler, TextModel};
-use passerelle::workers::{OfferedModel, Post, PostBounds, Seat};
+use passerelle::workers::{OfferedModel, Post, PostBounds, Seat, WorkersFrom};
 use passerelle_engine::StepObserver;
-use passerelle_models::CheckpointFiles;
+use passerelle_models::{CheckpointFiles, EncoderOutput};
 
 use super::defaults;
 use super::engines::{self, Workshop};
@@ -34,6 +35,8 @@ struct PlacedModel {
     text: Arc<TextModel>,
     post: Post,
     id: ReplicaId,
+    /// The kind of its partition's device, as in the ledger.
+    device: &'static str,
 }
 
 impl Placed {
@@ -47,11 +50,11 @@ impl Placed {
         }) {
             let id = ReplicaId(first_id + placed.models.len() as u32);
             inspector.inspect(model)?;
-            let model = PlacedModel::read((config, model), workshop, id)
+            let model = PlacedModel::read((config, partition, model), workshop, id)
                 .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name))?;
             placed.models.push(model);
         }
-        placed.seats = config.partitions.iter().map(|partition| placed.seat(&partition.name)).collect();
+        placed.seats = config.partitions.iter().map(|partition| placed.seat(partition)).collect();
         Ok(placed)
     }
 
@@ -59,41 +62,52 @@ impl Placed {
         self.models.len()
     }
 
-    /// By model, as derived from its weights.
-    pub(super) fn prices(&self) -> impl Iterator<Item = (String, Price)> {
-        self.models.iter().map(|model| (model.config.name.clone(), engines::price(model.description.model())))
+    /// By model and device, as derived from its weights.
+    pub(super) fn prices(&self) -> impl Iterator<Item = (String, &'static str, Price)> {
+        let priced = |model: &PlacedModel| engines::price(model.description.model());
+        self.models.iter().map(move |model| (model.config.name.clone(), model.device, priced(model)))
     }
 
     /// The models of a partition are served from now on, by the worker that has come.
-    pub(super) fn serve(&self, partition: &str, state: &AppState, workshop: &Workshop) -> Result<()> {
+    pub(super) fn serve(&self, partition: &str, state: &AppState) -> Result<()> {
         for model in self.models.iter().filter(|model| model.config.partition.as_deref() == Some(partition)) {
             let named = || format!("model `{}`", model.config.name);
             let offered = model.post.offered().with_context(named)?;
             let served = model.served(&offered).with_context(named)?;
             let ledger = state.ledger();
-            ledger.know(&model.config.name, facts_of(&served, &workshop.partition().into()));
+            ledger.know(&model.config.name, facts_of(&served, &model.device.into()));
             let replica = Replica::new(model.id, model.config.name.clone(), Box::new(model.post.clone()));
             state.change_serving(|former| former.with_model(served, Arc::new(replica)));
         }
         Ok(())
     }
 
-    fn seat(&self, partition: &str) -> Arc<Seat> {
-        let lies_here = |model: &&PlacedModel| model.config.partition.as_deref() == Some(partition);
+    fn seat(&self, partition: &PartitionConfig) -> Arc<Seat> {
+        let lies_here = |model: &&PlacedModel| model.config.partition.as_ref() == Some(&partition.name);
         let posts = self.models.iter().filter(lies_here).map(|model| model.post.clone()).collect();
-        Arc::new(Seat::new(partition, posts))
+        let from = match partition.worker {
+            WorkerPlace::Local => WorkersFrom::Here,
+            WorkerPlace::Remote => WorkersFrom::Anywhere,
+        };
+        Arc::new(Seat::new(&partition.name, from, posts))
     }
 }
 
 impl PlacedModel {
-    fn read((config, model): (&Config, &ModelConfig), workshop: &Workshop, id: ReplicaId) -> Result<Self> {
+    fn read(
+        (config, partition, model): (&Config, &PartitionConfig, &ModelConfig),
+        workshop: &Workshop,
+        id: ReplicaId,
+    ) -> Result<Self> {
         let files = find_files(&model.source, wanted_of(model), &config.hub)?;
         let text = Arc::new(text::load(model, &files, &config.hub)?);
         let description = models::describe(model, &config.hub)?;
-        let bounds = PostBounds { longest_hand_over: config.workers.longest_hand_over };
+        let bounds =
+            PostBounds { longest_hand_over: config.workers.longest_hand_over, vector_len: vector_len(&description) };
         let observer: Arc<dyn StepObserver> = Arc::new(workshop.metrics.engine(&model.name));
         let post = Post::new(model.name.as_str(), bounds, workshop.clock(), observer);
-        Ok(Self { config: model.clone(), files, description, text, post, id })
+        let device = if partition.is.device == Device::Cpu { "cpu" } else { "cuda" };
+        Ok(Self { config: model.clone(), files, description, text, post, id, device })
     }
 
     fn served(&self, offered: &OfferedModel) -> Result<ServedModel> {
@@ -116,5 +130,16 @@ impl PlacedModel {
             digest: offered.digest,
             fingerprint: offered.fingerprint.clone(),
         })
+    }
+}
+
+/// Numbers that a text is answered with.
+fn vector_len(description: &AnyDescription) -> usize {
+    match description {
+        AnyDescription::Generator(_) => 0,
+        AnyDescription::Encoder(is) => match &is.output {
+            EncoderOutput::Embedding(embedding) => embedding.dimensions,
+            EncoderOutput::Scores(scores) => scores.labels.len(),
+        },
     }
 }

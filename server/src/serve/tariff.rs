@@ -13,10 +13,8 @@ const UPSTREAM: &str = "upstream";
 
 /// What is served, and what is known of it.
 pub(super) struct Served<'a> {
-    /// The models here, with the prices that are derived from their weights.
-    pub(super) here: Vec<(String, Price)>,
-    /// Where these run.
-    pub(super) partition: &'a str,
+    /// The models here, with where these run and the prices that are derived from their weights.
+    pub(super) here: Vec<(String, &'a str, Price)>,
     /// The models that only upstreams have.
     pub(super) elsewhere: &'a [&'a str],
 }
@@ -48,13 +46,16 @@ pub(super) fn in_force(
     served: Served<'_>,
     now: UnixSeconds,
 ) -> Result<(Tariff, Pricing)> {
-    let Some(file) = file else { return Ok((Tariff::new(DERIVED_TARIFF, served.here), Pricing::Derived)) };
+    let Some(file) = file else {
+        let prices = served.here.into_iter().map(|(name, _, price)| (name, price));
+        return Ok((Tariff::new(DERIVED_TARIFF, prices), Pricing::Derived));
+    };
     let named = || format!("ledger.tariff: {}", file.display());
     let written = read(file).with_context(named)?;
     if calendar.start_of(&written.since).with_context(named)? > now {
         bail!("{}: tariff {} begins on {} only", named(), written.version, written.since);
     }
-    let here = served.here.iter().map(|(name, _)| (name.as_str(), served.partition));
+    let here = served.here.iter().map(|(name, partition, _)| (name.as_str(), *partition));
     let elsewhere = served.elsewhere.iter().map(|name| (*name, UPSTREAM));
     let price = |(model, partition): (&str, &str)| -> Result<(String, Price)> {
         let price = written.price(model, partition).with_context(named)?;
@@ -89,9 +90,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("tariff.toml");
         fs::write(&file, FILE).expect("the folder is writable");
-        let here = vec![(here.to_owned(), Price::flat(77, 77, 77))];
-        in_force((Some(&file), &Calendar::utc()), Served { here, partition: "cpu", elsewhere }, now)
-            .map(|(tariff, _)| tariff)
+        let here = vec![(here.to_owned(), "cpu", Price::flat(77, 77, 77))];
+        in_force((Some(&file), &Calendar::utc()), Served { here, elsewhere }, now).map(|(tariff, _)| tariff)
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{io, process, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use passerelle::config::{ByteSize, Config, EngineConfig, ModelConfig, PartitionConfig};
@@ -24,13 +25,40 @@ use super::models::{self, AnyLoaded, Means};
 use super::signals::Signals;
 use super::{compute, logging, runtime};
 
+/// Exit status of a worker that nobody needs any more.
+const GATEWAY_GONE: i32 = 1;
+
 /// Which worker this process is, and whose.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerErrand {
     pub(crate) partition: String,
     pub(crate) gateway: GatewayAddress,
+    pub(crate) lifeline: Lifeline,
     /// Since 1970. Nothing runs beyond.
     pub(crate) until: Option<Duration>,
+}
+
+/// What shows a worker that its gateway lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lifeline {
+    /// Their stream, once there is one.
+    Stream,
+    /// The standard input too, from the start.
+    Input,
+}
+
+impl Lifeline {
+    fn watch(self) -> io::Result<()> {
+        if self == Self::Input {
+            thread::Builder::new().name("lifeline".to_owned()).spawn(|| {
+                // What cannot be read has ended too.
+                let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+                tracing::error!("the gateway is gone");
+                process::exit(GATEWAY_GONE);
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Where a worker's gateway is.
@@ -63,6 +91,7 @@ impl GatewayAddress {
 /// Serves until the gateway is gone, or until a signal and then what runs to its end.
 pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     logging::start(&config.log);
+    errand.lifeline.watch().context("cannot watch the standard input")?;
     let runtime = runtime()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let bell = Arc::new(Notify::new());

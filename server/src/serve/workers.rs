@@ -36,6 +36,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Of the certificate that the gateway makes for itself at each start.
 const GATEWAY_DAYS: u32 = 3650;
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
+/// For `passerelle chat`, and nothing to a worker.
+const CHAT_KEY: &str = "OPENAI_API_KEY";
 /// How often a process is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -83,7 +85,7 @@ impl Arrivals {
         let has_come = standing.wait_for(|standing| standing.arrivals > 0 || standing.ends > 0).await?.arrivals > 0;
         let partition = seat.partition();
         ensure!(has_come, "partition `{partition}`: its worker ended before it had loaded its models");
-        self.placed.serve(partition, &self.state, &self.workshop)
+        self.placed.serve(partition, &self.state)
     }
 }
 
@@ -98,11 +100,12 @@ pub(super) fn open(
     let listener = listen(&socket).with_context(|| format!("cannot listen to workers on {}", socket.display()))?;
     let seats = arrivals.placed.seats.clone();
     let gate = Gate::new(seats.iter().cloned(), config.workers.longest_silence);
-    let places = Arc::new(Semaphore::new(seats.len() * CONNECTIONS_PER_PARTITION));
-    let mut tasks = vec![runtime.spawn(let_in(listener, gate.clone(), Arc::clone(&places)))];
+    // Strangers that dial from elsewhere take no place of a worker of this machine.
+    let places = || Arc::new(Semaphore::new(seats.len() * CONNECTIONS_PER_PARTITION));
+    let mut tasks = vec![runtime.spawn(let_in(listener, gate.clone(), places()))];
     if let Some(address) = config.workers.listen {
         let remote = RemoteEntry::open(address, &config.server.data_dir).context("workers.listen")?;
-        tasks.push(runtime.spawn(remote.let_in(gate, places)));
+        tasks.push(runtime.spawn(remote.let_in(gate, places())));
     }
     let is_local = |seat: &&Arc<Seat>| {
         let of_seat = config.partitions.iter().find(|partition| partition.name == seat.partition());
@@ -213,17 +216,19 @@ pub(crate) fn last_day(days: u32) -> Result<LastDay> {
     Ok(LastDay { year: i32::from(date.year()), month, day })
 }
 
-/// In a process group of its own: what a terminal sends to the server is not for its workers.
+/// In a process group of its own: what a terminal sends to the server is not for its workers. Its input ends with the server,
+/// however that ends.
 fn start_process(
     command: &WorkerCommand,
     partition: &str,
     dials: &Path,
 ) -> io::Result<impl Future<Output = Ended> + Send + use<>> {
     let child = Command::new(&command.program)
-        .args(["worker", "--partition", partition, "--connect"])
+        .args(["worker", "--end-with-input", "--partition", partition, "--connect"])
         .arg(Listen::Unix(dials.to_owned()).to_string())
         .args(&command.options)
-        .stdin(Stdio::null())
+        .env_remove(CHAT_KEY)
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .process_group(0)
         .spawn()?;
@@ -231,7 +236,7 @@ fn start_process(
     Ok(Process(child).end())
 }
 
-/// Killed when dropped.
+/// Killed when dropped. Holds the other end of its input.
 struct Process(Child);
 
 impl Process {

@@ -1,13 +1,14 @@
 //! The gateway's own authority over workers on other machines. It vouches for the gateway and for the worker of each partition,
 //! so that neither talks to a stranger.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
 use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
 
 /// Under which the gateway proves itself, wherever it is.
 pub(super) const GATEWAY_NAME: &str = "gateway.passerelle.internal";
@@ -16,7 +17,7 @@ const AUTHORITY_KEY: &str = "workers-ca.key";
 const AUTHORITY_CERTIFICATE: &str = "workers-ca.pem";
 /// In a folder of [`Credentials`].
 const FILES: [&str; 3] = ["authority.pem", "certificate.pem", "key.pem"];
-const OWNER_ONLY: u32 = 0o600;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Whoever has its key can make workers.
 pub struct Authority {
@@ -53,21 +54,19 @@ impl Authority {
     /// That of a data directory, made if there is none.
     pub fn open(data_dir: &Path) -> Result<Self, AuthorityError> {
         let (key_file, certificate_file) = (data_dir.join(AUTHORITY_KEY), data_dir.join(AUTHORITY_CERTIFICATE));
-        match fs::read_to_string(&key_file) {
-            Ok(key) => {
-                let certificate = fs::read_to_string(&certificate_file).map_err(in_file(&certificate_file))?;
-                Ok(Self { issuer: Issuer::new(authority_params(), KeyPair::from_pem(&key)?), certificate })
+        if !key_file.exists() {
+            if certificate_file.exists() {
+                // It is for another key.
+                return Err(in_file(&certificate_file)(io::ErrorKind::AlreadyExists.into()));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let key = KeyPair::generate()?;
-                let certificate = authority_params().self_signed(&key)?.pem();
-                write_new(&certificate_file, &certificate)?;
-                // Last: whoever finds it finds the certificate.
-                write_new(&key_file, &key.serialize_pem())?;
-                Ok(Self { issuer: Issuer::new(authority_params(), key), certificate })
-            }
-            Err(error) => Err(in_file(&key_file)(error)),
+            write_new(&key_file, &KeyPair::generate()?.serialize_pem())?;
         }
+        let key = KeyPair::from_pem(&fs::read_to_string(&key_file).map_err(in_file(&key_file))?)?;
+        if !certificate_file.exists() {
+            write_new(&certificate_file, &authority_params().self_signed(&key)?.pem())?;
+        }
+        let certificate = fs::read_to_string(&certificate_file).map_err(in_file(&certificate_file))?;
+        Ok(Self { issuer: Issuer::new(authority_params(), key), certificate })
     }
 
     /// For the worker of `partition`, and no other.
@@ -83,7 +82,8 @@ impl Authority {
     fn vouch(&self, name: &str, until: LastDay) -> Result<Credentials, AuthorityError> {
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);
-        params.not_after = date_time_ymd(until.year, until.month, until.day);
+        // To the end of the day.
+        params.not_after = date_time_ymd(until.year, until.month, until.day) + DAY;
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Credentials { authority: self.certificate.clone(), certificate, key: key.serialize_pem() })
@@ -134,10 +134,18 @@ fn authority_params() -> CertificateParams {
     params
 }
 
+/// The file is there whole, or not at all.
 fn write_new(file: &Path, text: &str) -> Result<(), AuthorityError> {
-    let mut options = OpenOptions::new();
-    let opened = options.write(true).create_new(true).mode(OWNER_ONLY).open(file);
-    opened.and_then(|mut opened| opened.write_all(text.as_bytes())).map_err(in_file(file))
+    let write = || {
+        let folder = file.parent().unwrap_or(Path::new("."));
+        // For its owner only, as every temporary file.
+        let mut fresh = NamedTempFile::new_in(folder)?;
+        fresh.write_all(text.as_bytes())?;
+        fresh.as_file().sync_all()?;
+        fresh.persist_noclobber(file)?;
+        Ok(())
+    };
+    write().map_err(in_file(file))
 }
 
 fn in_file(file: &Path) -> impl Fn(io::Error) -> AuthorityError + use<> {

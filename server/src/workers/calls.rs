@@ -25,7 +25,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 enum Errand {
     Generate { request: Box<Request>, grammar: Option<Vec<u8>>, feed: EventFeed },
-    Encode { text: EncodeRequest, feed: EncodeFeed },
+    Encode { text: EncodeRequest, vector_len: usize, feed: EncodeFeed },
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +57,7 @@ enum WayIn {
     /// `granted_tokens`, `closed_choices`: as the worker was told.
     Events { feed: EventFeed, granted_tokens: u32, closed_choices: Vec<u32> },
     /// `is_cancelled`: the worker was told.
-    Vector { feed: Option<EncodeFeed>, is_cancelled: bool },
+    Vector { feed: Option<EncodeFeed>, vector_len: usize, is_cancelled: bool },
 }
 
 impl Job {
@@ -71,9 +71,10 @@ impl Job {
         (Self { errand: Errand::Generate { request: Box::new(request), grammar, feed }, bell }, stream)
     }
 
-    pub(super) fn encode(text: EncodeRequest) -> (Self, EncodeReply) {
+    /// `vector_len`: numbers of the answer.
+    pub(super) fn encode(text: EncodeRequest, vector_len: usize) -> (Self, EncodeReply) {
         let (feed, reply) = EncodeFeed::open();
-        (Self { errand: Errand::Encode { text, feed }, bell: Arc::default() }, reply)
+        (Self { errand: Errand::Encode { text, vector_len, feed }, bell: Arc::default() }, reply)
     }
 
     fn prompt_tokens(&self) -> usize {
@@ -158,9 +159,9 @@ impl Calls {
                 orders.submissions.push(Submission::of((call, model), *request, (grammar, granted_tokens)));
                 WayIn::Events { feed, granted_tokens, closed_choices: Vec::new() }
             }
-            Errand::Encode { text, feed } => {
+            Errand::Encode { text, vector_len, feed } => {
                 orders.texts.push(Text::of((call, model), text));
-                WayIn::Vector { feed: Some(feed), is_cancelled: false }
+                WayIn::Vector { feed: Some(feed), vector_len, is_cancelled: false }
             }
         };
         self.sent.insert(call, Sent { model, prompt_tokens, is_started: false, way_in });
@@ -192,7 +193,7 @@ impl Sent {
                 closed_choices.extend(&newly_closed);
                 Some(Change { call, granted_tokens: granted, closed_choices: newly_closed })
             }
-            WayIn::Vector { feed, is_cancelled } => {
+            WayIn::Vector { feed, is_cancelled, .. } => {
                 let is_news = !*is_cancelled && feed.as_ref().is_some_and(EncodeFeed::is_cancelled);
                 *is_cancelled |= is_news;
                 is_news.then(|| Change { call, granted_tokens: 0, closed_choices: vec![0] })
@@ -212,9 +213,12 @@ impl Sent {
                 feed_events(heard.events, feed)?;
                 Ok(feed.has_ended())
             }
-            WayIn::Vector { feed, .. } => {
+            WayIn::Vector { feed, vector_len, .. } => {
                 let Some(event) = heard.events.into_iter().next() else { return Ok(false) };
                 let (owed_tokens, answer) = match event.what.ok_or(wire::Malformed("event"))? {
+                    event::What::Vector(vector) if vector.values.len() != *vector_len => {
+                        return Err(wire::Malformed("vector").into());
+                    }
                     event::What::Vector(vector) => (vector.owed_tokens as usize, Ok(vector.values)),
                     event::What::Failed(failed) => (0, Err(RequestError::try_from(failed)?)),
                     _ => return Err(wire::Malformed("event").into()),

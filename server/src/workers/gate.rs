@@ -1,7 +1,7 @@
 //! Where workers come in: the gRPC service of a gateway.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +25,10 @@ use super::{MAX_MESSAGE_BYTES, MAX_MESSAGES_ON_THE_WAY};
 
 /// Bytes that may be on the way before they are read.
 const WINDOW_BYTES: u32 = 4 << 20;
-/// A worker introduces itself so soon.
+/// A worker asks to be let in so soon, and then introduces itself so soon.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// What was sent last has arrived so soon, or the connection is cut.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// A worker gives a sign of life so often within the time after which it counts as gone.
 const BEATS_IN_SILENCE: u128 = 20;
 
@@ -47,18 +49,28 @@ impl Gate {
         Self { seats: Arc::new(seats), silence }
     }
 
-    /// Serves one worker's connection to its end.
+    /// Serves one worker's connection until the worker goes, or is not attended to any more.
     pub async fn serve(self, connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
-        let service = GatewayServer::new(Visit { gate: self, peer })
+        let (come, visitor) = mpsc::channel(1);
+        let attends = tokio::spawn(Visit { gate: self, peer }.receive(visitor));
+        let service = GatewayServer::new(Entrance { come })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let served = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .max_concurrent_streams(1)
-            .serve_connection(TokioIo::new(connection), TowerToHyperService::new(service))
-            .await;
+        let mut connection = pin!(
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(WINDOW_BYTES)
+                .initial_connection_window_size(WINDOW_BYTES)
+                .max_concurrent_streams(1)
+                .serve_connection(TokioIo::new(connection), TowerToHyperService::new(service))
+        );
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            _ = attends => {
+                connection.as_mut().graceful_shutdown();
+                timeout(LAST_WORDS, connection).await.unwrap_or(Ok(()))
+            }
+        };
         if let Err(error) = served {
             tracing::debug!(%error, "a worker's connection ended early");
         }
@@ -66,15 +78,43 @@ impl Gate {
 }
 
 /// One connection, and who is at its other end.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Visit {
     gate: Gate,
     peer: Peer,
 }
 
+/// Both ways of a worker's stream.
+#[derive(Debug)]
+struct Visitor {
+    from: FromStream,
+    to: ToWorker,
+}
+
+/// A worker that has been let in. Dropped, also by a panic: its seat is free, and what it had is lost.
+struct Seated {
+    seat: Arc<Seat>,
+    link: Arc<Link>,
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        self.seat.rise(&self.link);
+    }
+}
+
 impl Visit {
+    /// The one worker of this connection.
+    async fn receive(self, mut visitor: mpsc::Receiver<Visitor>) {
+        let come = timeout(HELLO_TIMEOUT, visitor.recv()).await;
+        drop(visitor);
+        if let Ok(Some(Visitor { from, to })) = come {
+            self.attend(from, to).await;
+        }
+    }
+
     async fn attend(self, mut from: FromStream, to: ToWorker) {
-        let (seat, link) = match self.greet(&mut from).await {
+        let seated = match self.greet(&mut from).await {
             Ok(seated) => seated,
             Err(why) => {
                 tracing::warn!(why, "a worker is sent away");
@@ -87,34 +127,30 @@ impl Visit {
         let welcome = to.send(Ok(message(from_gateway::What::Welcome(Welcome { beat_ms })))).await;
         if welcome.is_ok() {
             let giving = tokio::spawn({
-                let link = Arc::clone(&link);
+                let link = Arc::clone(&seated.link);
                 async move { link.give_orders(to).await }
             });
-            self.listen(&mut from, (&seat, &link)).await;
+            self.listen(&mut from, &seated).await;
             giving.abort();
         }
-        seat.rise(&link);
     }
 
     /// Errors say why the worker is not wanted.
-    async fn greet(&self, from: &mut FromStream) -> Result<(Arc<Seat>, Arc<Link>), String> {
+    async fn greet(&self, from: &mut FromStream) -> Result<Seated, String> {
         let first = timeout(HELLO_TIMEOUT, from.message()).await.map_err(|_| "it says nothing".to_owned())?;
         let first = first.map_err(|status| status.message().to_owned())?.and_then(|message| message.what);
         let Some(from_worker::What::Hello(hello)) = first else {
             return Err("it does not introduce itself".to_owned());
         };
         let facts = WorkerFacts::try_from(hello).map_err(|malformed| malformed.to_string())?;
-        if !self.peer.may_serve(&facts.partition) {
-            return Err(NotSeated::OfAnotherPartition(facts.partition).to_string());
-        }
         let seat = self.gate.seats.get(&facts.partition);
         let seat = seat.ok_or_else(|| NotSeated::NoSuchPartition(facts.partition.clone()).to_string())?;
-        let link = seat.sit(facts).map_err(|refused| refused.to_string())?;
-        Ok((Arc::clone(seat), link))
+        let link = seat.sit(facts, &self.peer).map_err(|refused| refused.to_string())?;
+        Ok(Seated { seat: Arc::clone(seat), link })
     }
 
     /// Until the worker is gone, silent, or says what no worker says.
-    async fn listen(&self, from: &mut FromStream, (seat, link): (&Seat, &Arc<Link>)) {
+    async fn listen(&self, from: &mut FromStream, Seated { seat, link }: &Seated) {
         let partition = seat.partition();
         loop {
             let what = match timeout(self.gate.silence, from.message()).await {
@@ -146,13 +182,21 @@ impl Visit {
     }
 }
 
+/// Where a connection's worker asks to be let in.
+#[derive(Debug)]
+struct Entrance {
+    come: mpsc::Sender<Visitor>,
+}
+
 #[tonic::async_trait]
-impl Gateway for Visit {
+impl Gateway for Entrance {
     type AttachStream = Pin<Box<dyn Stream<Item = Result<FromGateway, Status>> + Send>>;
 
     async fn attach(&self, request: Request<FromStream>) -> Result<Response<Self::AttachStream>, Status> {
         let (to, mut orders) = mpsc::channel(MAX_MESSAGES_ON_THE_WAY);
-        tokio::spawn(self.clone().attend(request.into_inner(), to));
+        let visitor = Visitor { from: request.into_inner(), to };
+        let taken = |_| Status::failed_precondition("a connection has one worker, which comes at once");
+        self.come.try_send(visitor).map_err(taken)?;
         Ok(Response::new(Box::pin(poll_fn(move |context| orders.poll_recv(context)))))
     }
 }

@@ -132,6 +132,10 @@ impl Link {
     pub(super) fn hear(&self, step: Step) -> Result<(), Violation> {
         let observer = self.observers.get(step.model as usize).ok_or(Violation::UnknownModel)?;
         let mut state = self.lock();
+        if state.phase == Phase::Closed {
+            // It was on the way, and nobody waits for it.
+            return Ok(());
+        }
         if let Some(reported) = state.reported.get_mut(step.model as usize) {
             reported.update(step.load, &step.reports);
         }

@@ -30,7 +30,7 @@ pub use facts::{OfferedKind, OfferedModel, WorkerFacts};
 pub use gate::Gate;
 pub use mutual_tls::{GatewayTls, MutualTlsError, Peer, WorkerTls};
 pub use post::{Post, PostBounds};
-pub use seat::{Seat, Standing};
+pub use seat::{Seat, Standing, WorkersFrom};
 pub use supervisor::{Ended, supervise};
 pub use tap::StepTap;
 pub use work::{Revive, WorkError, WorkerModel, WorkerParts, work};

@@ -176,6 +176,10 @@ mod tests {
         assert!(meet(&gateway, &stranger).await.is_err());
         assert!(meet(&gateway, &made(authority.enrol("a", LONG_AGO))).await.is_err());
         let impostor = Credentials { authority: gateway.authority.clone(), ..made(other.gateway(LAST_DAY)) };
+        let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+        let (month, day) = (today.month().unsigned_abs(), today.day().unsigned_abs());
+        let today = LastDay { year: i32::from(today.year()), month, day };
+        assert!(meet(&gateway, &made(authority.enrol("a", today))).await.is_ok(), "good to the end of its last day");
         assert!(meet(&impostor, &worker).await.is_err());
         assert!(meet(&worker, &made(authority.enrol("b", LAST_DAY))).await.is_err(), "a worker is no gateway");
     }

@@ -17,6 +17,8 @@ use crate::gateway::{Load, ReplicaDoor, SubmitError};
 pub struct PostBounds {
     /// Requests are held so long for the successor of a worker that leaves.
     pub longest_hand_over: Duration,
+    /// Numbers that answer a text, and no others. 0 for a model that generates.
+    pub vector_len: usize,
 }
 
 /// Cheap to clone.
@@ -51,7 +53,16 @@ struct Worker {
 #[derive(Debug)]
 struct HandOver {
     since: Duration,
-    held: VecDeque<Job>,
+    held: VecDeque<(Job, JobSize)>,
+    /// Of the steps of the worker that left, since its successor's are not known.
+    step_ns: u64,
+}
+
+impl HandOver {
+    fn occupancy(&self) -> Occupancy {
+        let waiting_tokens = self.held.iter().map(|(_, size)| size.prompt_tokens).sum();
+        Occupancy { waiting_requests: self.held.len(), waiting_tokens, running_requests: 0 }
+    }
 }
 
 impl Post {
@@ -83,20 +94,24 @@ impl Post {
         let mut state = self.lock();
         state.offered = link.offered(model).cloned();
         let ends_at = link.facts().ends_in.map(|time| self.clock.now().saturating_add(time));
-        state.worker = Some(Worker { link: Arc::clone(link), model, ends_at });
-        let held = state.hand_over.take().map(|hand_over| hand_over.held).unwrap_or_default();
-        for job in held {
-            // One that leaves at once loses them, and their readers are told.
-            let _ = link.add(model, job);
+        let worker = Worker { link: Arc::clone(link), model, ends_at };
+        if let Some(HandOver { held, step_ns, .. }) = state.hand_over.take() {
+            let now = self.clock.now();
+            for (job, _) in held.into_iter().filter(|(_, size)| worker.has_time_for(*size, step_ns, now)) {
+                // One that leaves at once loses them, and their readers are told, like those that would outlast it.
+                let _ = link.add(model, job);
+            }
         }
+        state.worker = Some(worker);
     }
 
     /// It takes nothing more; what comes is held for its successor.
     pub(super) fn hand_over(&self, link: &Arc<Link>) {
         let mut state = self.lock();
         if state.is_served_by(link) {
-            state.worker = None;
-            state.hand_over = Some(HandOver { since: self.clock.now(), held: VecDeque::new() });
+            let pace = state.worker.take().map(|worker| link.occupancy(worker.model).1.step_ns);
+            let step_ns = pace.unwrap_or_default();
+            state.hand_over = Some(HandOver { since: self.clock.now(), held: VecDeque::new(), step_ns });
         }
     }
 
@@ -124,18 +139,17 @@ impl Post {
         match (&state.worker, &mut state.hand_over) {
             (Some(worker), _) => {
                 let (occupancy, reported) = worker.link.occupancy(worker.model);
-                let takes = Duration::from_nanos(reported.step_ns.saturating_mul(size.max_tokens));
-                if worker.ends_at.is_some_and(|end| self.clock.now().saturating_add(takes) > end) {
+                if !worker.has_time_for(size, reported.step_ns, self.clock.now()) {
                     return Err(SubmitError::Away);
                 }
                 check_room(offered, occupancy, size.prompt_tokens)?;
                 worker.link.add(worker.model, job).map_err(|NotTaken| SubmitError::Away)
             }
-            (None, Some(hand_over)) if hand_over.held.len() < offered.max_waiting_requests => {
-                hand_over.held.push_back(job);
+            (None, Some(hand_over)) => {
+                check_room(offered, hand_over.occupancy(), size.prompt_tokens)?;
+                hand_over.held.push_back((job, size));
                 Ok(())
             }
-            (None, Some(_)) => Err(SubmitError::QueueFull),
             (None, None) => Err(SubmitError::Away),
         }
     }
@@ -161,6 +175,14 @@ struct JobSize {
     prompt_tokens: usize,
     /// To generate, a step for each.
     max_tokens: u64,
+}
+
+impl Worker {
+    /// Whether a job would end before the worker does, at the pace of so long a step.
+    fn has_time_for(&self, size: JobSize, step_ns: u64, now: Duration) -> bool {
+        let takes = Duration::from_nanos(step_ns.saturating_mul(size.max_tokens));
+        self.ends_at.is_none_or(|end| now.saturating_add(takes) <= end)
+    }
 }
 
 impl State {
@@ -214,7 +236,7 @@ impl ReplicaDoor for Post {
             let longest = offered.max_model_len;
             return Err(SubmitError::ExceedsContext(format!("{prompt_tokens} tokens exceed the context of {longest}")));
         }
-        let (job, reply) = Job::encode(text);
+        let (job, reply) = Job::encode(text, self.bounds.vector_len);
         self.hand(&mut state, job, JobSize { prompt_tokens, max_tokens: 1 })?;
         Ok(reply)
     }

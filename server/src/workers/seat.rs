@@ -1,7 +1,7 @@
 //! A partition, as the gateway knows it: its models, and the worker that serves them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use passerelle_engine::StepObserver;
 use passerelle_models::ModelDigest;
@@ -9,16 +9,28 @@ use tokio::sync::watch;
 
 use super::facts::WorkerFacts;
 use super::link::{Link, Parting};
+use super::mutual_tls::Peer;
 use super::post::Post;
 
 /// For the workers of one partition, one after the other.
 #[derive(Debug)]
 pub struct Seat {
     partition: String,
+    from: WorkersFrom,
     posts: Vec<Post>,
     standing: watch::Sender<Standing>,
     /// What the first worker had loaded; no other may have other models.
     digests: Mutex<BTreeMap<String, ModelDigest>>,
+    /// Takes requests. Whoever leaves frees the seat, and finishes what it has.
+    seated: Mutex<Option<Arc<Link>>>,
+}
+
+/// Whose workers a partition takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkersFrom {
+    /// Those of the gateway's own user alone; no certificate counts.
+    Here,
+    Anywhere,
 }
 
 /// Counted, so that whoever waits misses nobody.
@@ -26,9 +38,9 @@ pub struct Seat {
 pub struct Standing {
     /// Workers that came.
     pub arrivals: u64,
-    /// Workers that said that they leave.
+    /// Workers on the seat that said that they leave.
     pub leavings: u64,
-    /// Workers whose streams ended without that.
+    /// Workers on the seat whose streams ended without that.
     pub losses: u64,
     /// Processes that ended without having said so, also before they came.
     pub ends: u64,
@@ -41,6 +53,10 @@ pub(super) enum NotSeated {
     NoSuchPartition(String),
     #[error("its certificate is not for partition `{0}`")]
     OfAnotherPartition(String),
+    #[error("partition `{0}` is served by the gateway's own machine")]
+    FromElsewhere(String),
+    #[error("partition `{0}` has a worker")]
+    Taken(String),
     #[error("it has loaded {0:?}, and the gateway expects {1:?} of this partition")]
     OtherModels(Vec<String>, Vec<String>),
     #[error("model `{0}` is another checkpoint than the one that was served at first")]
@@ -48,9 +64,10 @@ pub(super) enum NotSeated {
 }
 
 impl Seat {
-    pub fn new(partition: impl Into<String>, posts: Vec<Post>) -> Self {
+    pub fn new(partition: impl Into<String>, from: WorkersFrom, posts: Vec<Post>) -> Self {
         let standing = watch::Sender::new(Standing::default());
-        Self { partition: partition.into(), posts, standing, digests: Mutex::default() }
+        let (digests, seated) = Default::default();
+        Self { partition: partition.into(), from, posts, standing, digests, seated }
     }
 
     pub fn partition(&self) -> &str {
@@ -67,9 +84,18 @@ impl Seat {
         self.standing.subscribe()
     }
 
-    /// Requests go to this worker from now on.
-    pub(super) fn sit(&self, facts: WorkerFacts) -> Result<Arc<Link>, NotSeated> {
+    /// Requests go to this worker from now on, until it leaves or is gone.
+    pub(super) fn sit(&self, facts: WorkerFacts, peer: &Peer) -> Result<Arc<Link>, NotSeated> {
+        match (peer, self.from) {
+            (Peer::Certified(_), WorkersFrom::Here) => return Err(NotSeated::FromElsewhere(facts.partition)),
+            _ if !peer.may_serve(&facts.partition) => return Err(NotSeated::OfAnotherPartition(facts.partition)),
+            _ => {}
+        }
         let posts = self.posts_of(&facts)?;
+        let mut seated = self.seated();
+        if seated.is_some() {
+            return Err(NotSeated::Taken(facts.partition));
+        }
         self.check_digests(&facts)?;
         let observers: Vec<Arc<dyn StepObserver>> = posts.iter().map(|post| post.observer()).collect();
         tracing::info!(
@@ -82,6 +108,7 @@ impl Seat {
         );
         let link = Arc::new(Link::new(facts, observers));
         posts.iter().zip(0..).for_each(|(post, model)| post.take_up(&link, model));
+        *seated = Some(Arc::clone(&link));
         self.standing.send_modify(|standing| standing.arrivals += 1);
         Ok(link)
     }
@@ -91,13 +118,16 @@ impl Seat {
         tracing::info!(partition = self.partition, why, "a worker leaves");
         self.posts.iter().for_each(|post| post.hand_over(link));
         link.leave();
-        self.standing.send_modify(|standing| standing.leavings += 1);
+        if self.free(link) {
+            self.standing.send_modify(|standing| standing.leavings += 1);
+        }
     }
 
     /// Its stream has ended.
     pub(super) fn rise(&self, link: &Arc<Link>) {
         self.posts.iter().for_each(|post| post.vacate(link));
-        if link.close() == Parting::Lost {
+        let parting = link.close();
+        if self.free(link) && parting == Parting::Lost {
             self.standing.send_modify(|standing| standing.losses += 1);
         }
     }
@@ -109,6 +139,15 @@ impl Seat {
     /// Ends what its workers run, so that each client is told.
     pub fn shut_down(&self) {
         self.posts.iter().for_each(Post::shut_down);
+    }
+
+    /// Whether the worker was on the seat.
+    fn free(&self, link: &Arc<Link>) -> bool {
+        self.seated().take_if(|seated| Arc::ptr_eq(seated, link)).is_some()
+    }
+
+    fn seated(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
+        self.seated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// In the worker's order.

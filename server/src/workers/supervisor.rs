@@ -18,6 +18,9 @@ pub type Ended = String;
 /// A process whose stream has ended dies so soon, or hangs.
 const LAST_BREATH: Duration = Duration::from_secs(1);
 
+/// A worker that has given up what still ran exits so soon.
+const TO_EXIT: Duration = Duration::from_secs(5);
+
 /// Runs until it is dropped. `start`: a process that dials the seat; what it returns is ready when the process has ended, and
 /// ends the process when it is dropped. One that leaves has `patience` to finish what it runs.
 pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
@@ -39,7 +42,7 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
                     timeout(LAST_BREATH, process).await.unwrap_or_else(|_| "it was ended, since it hung".to_owned())
                 }
                 Outcome::Leaves(process) => {
-                    tokio::spawn(timeout(patience, process));
+                    tokio::spawn(timeout(patience + TO_EXIT, process));
                     continue;
                 }
             },
@@ -83,6 +86,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::workers::WorkersFrom;
 
     const BOUNDS: BackoffBounds = BackoffBounds { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
 
@@ -99,7 +103,7 @@ mod tests {
                 "exit status: 1".to_owned()
             })
         };
-        let seat = Arc::new(Seat::new("a", Vec::new()));
+        let seat = Arc::new(Seat::new("a", WorkersFrom::Here, Vec::new()));
         let supervised =
             tokio::spawn(supervise(seat, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start));
         let mut at = Vec::new();
@@ -118,7 +122,7 @@ mod tests {
             *counted.lock().expect("nobody panics") += 1;
             Err(io::Error::other("no such program"))
         };
-        let seat = Arc::new(Seat::new("a", Vec::new()));
+        let seat = Arc::new(Seat::new("a", WorkersFrom::Here, Vec::new()));
         let supervised = supervise(seat, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start);
         // After 0, 1, 3, 7, 15 and 31 seconds.
         timeout(Duration::from_secs(40), supervised).await.expect_err("it never ends");

@@ -80,9 +80,9 @@ fn facts(partition: &str, ends_in: Option<Duration>) -> WorkerFacts {
 impl Stage {
     fn new() -> Self {
         let clock = ManualClock::default();
-        let bounds = PostBounds { longest_hand_over: HAND_OVER };
+        let bounds = PostBounds { longest_hand_over: HAND_OVER, vector_len: 0 };
         let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::new(NullObserver));
-        let seat = Arc::new(Seat::new("a", vec![post.clone()]));
+        let seat = Arc::new(Seat::new("a", WorkersFrom::Here, vec![post.clone()]));
         let gate = Gate::new([Arc::clone(&seat)], PATIENCE);
         Self { clock, post, seat, gate }
     }
@@ -253,9 +253,39 @@ async fn a_worker_of_another_partition_or_with_another_checkpoint_is_sent_away()
     let stage = Stage::new();
     let stranger = stage.worker_with(facts("b", None)).await;
     assert!(matches!(stranger.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("`b`")));
-    let _worker = stage.worker().await;
+    stage.worker().await.works.abort();
+    until(|| stage.seat.standing().borrow().losses == 1).await;
     let mut changed = facts("a", None);
     changed.models[0].digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let changed = stage.worker_with(changed).await;
     assert!(matches!(changed.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("checkpoint")));
+}
+
+#[tokio::test]
+async fn a_second_worker_of_a_partition_is_sent_away_and_harms_the_first_in_nothing() {
+    let stage = Stage::new();
+    let first = stage.worker().await;
+    let _stream = stage.post.submit(request(None)).unwrap();
+    let second = stage.worker().await;
+    assert!(matches!(second.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("has a worker")));
+    first.given(1).await;
+    let standing = *stage.seat.standing().borrow();
+    assert_eq!((standing.arrivals, standing.losses, stage.post.load().presence), (1, 0, Presence::Here));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_asks_for_nothing_is_not_kept() {
+    let (here, _there) = duplex(PIPE_BYTES);
+    timeout(PATIENCE, Stage::new().gate.serve(here, Peer::Owner)).await.expect("its place is free again");
+}
+
+#[tokio::test]
+async fn what_waits_for_a_successor_is_bounded_in_tokens() {
+    let stage = Stage::new();
+    let mut worker = stage.worker().await;
+    worker.ask_to_leave();
+    until(|| stage.post.load().presence == Presence::HandingOver).await;
+    let long = || Request { prompt: vec![1; 40], ..request(None) };
+    let _held = stage.post.submit(long()).unwrap();
+    assert_eq!(stage.post.submit(long()).unwrap_err(), SubmitError::QueueFull);
 }

@@ -18,6 +18,8 @@ use super::wire::{FromGateway, FromWorker, Hello, Leaving, Malformed, from_gatew
 
 /// The gateway answers a worker that introduces itself so soon.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// The gateway takes a message so soon, or hangs.
+const LONGEST_STALL: Duration = Duration::from_secs(30);
 /// What was sent last is read so soon.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -42,6 +44,8 @@ pub enum WorkError {
     Broken(String),
     #[error("the gateway is gone")]
     GatewayGone,
+    #[error("the gateway reads nothing any more")]
+    GatewayStuck,
     #[error("the gateway does not want this worker: {0}")]
     Unwanted(String),
     #[error("the gateway says what no gateway says: {0}")]
@@ -134,7 +138,8 @@ impl Worker {
 
     /// Takes what there is once there is a place for it, so that nothing waits in two places.
     async fn tell(&mut self, signs: Signs) -> Result<(), WorkError> {
-        let place = self.to.reserve().await.map_err(|_| WorkError::GatewayGone)?;
+        let place = timeout(LONGEST_STALL, self.to.reserve()).await.map_err(|_| WorkError::GatewayStuck)?;
+        let place = place.map_err(|_| WorkError::GatewayGone)?;
         let mut steps = self.errands.take_steps(signs).into_iter();
         if let Some(first) = steps.next() {
             place.send(FromWorker { what: Some(from_worker::What::Step(first)) });
@@ -151,7 +156,8 @@ fn broken(status: Status) -> WorkError {
 }
 
 async fn say(to: &mpsc::Sender<FromWorker>, what: from_worker::What) -> Result<(), WorkError> {
-    to.send(FromWorker { what: Some(what) }).await.map_err(|_| WorkError::GatewayGone)
+    let sent = timeout(LONGEST_STALL, to.send(FromWorker { what: Some(what) })).await;
+    sent.map_err(|_| WorkError::GatewayStuck)?.map_err(|_| WorkError::GatewayGone)
 }
 
 /// How often the gateway wants a sign of life.

@@ -1,6 +1,8 @@
 //! Models on partitions, each served by a worker process of its own.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -22,14 +24,19 @@ fn demo(checkpoint: &str) -> String {
     binary::root().join("models/demo").join(checkpoint).display().to_string()
 }
 
-fn serve_on_partitions(state: &State) -> Served {
+/// The file of a configuration with both.
+fn on_partitions(state: &State) -> String {
     let model = |name: &str, partition: &str| {
         format!("[[models]]\nname = \"{name}\"\nsource = \"{}\"\npartition = \"{partition}\"\n", demo(name))
     };
     let config = state.path().join("config.toml");
     let models = format!("{}{}", model("early", "left"), model("final", "right"));
     fs::write(&config, format!("{PARTITIONS}{models}")).expect("the folder is writable");
-    Served::start(state, &["--config", config.to_str().expect("a plain path")])
+    config.to_str().expect("a plain path").to_owned()
+}
+
+fn serve_on_partitions(state: &State) -> Served {
+    Served::start(state, &["--config", &on_partitions(state)])
 }
 
 fn serve_in_one_process(state: &State) -> Served {
@@ -179,6 +186,21 @@ fn workers_that_leave_under_streaming_load_lose_no_request() {
 #[ignore = "a minute; .ci/full runs it"]
 fn twenty_workers_that_leave_under_streaming_load_lose_no_request() {
     hand_over(20);
+}
+
+#[test]
+fn a_worker_ends_with_its_server_also_before_it_has_been_let_in() {
+    let (state, clock) = (State::new(), SystemClock::new());
+    let socket = state.path().join("silent.sock");
+    let silent = UnixListener::bind(&socket).expect("the folder is writable");
+    let (config, dials) = (on_partitions(&state), format!("unix:{}", socket.display()));
+    let worker = ["worker", "--end-with-input", "--partition", "left", "--connect", &dials, "--config", &config];
+    let mut worker = state.command(&worker).stdin(Stdio::piped()).spawn().expect("the binary runs");
+    let _unanswered = silent.accept().expect("it has loaded, and dials");
+    let dialled = clock.now();
+    drop(worker.stdin.take());
+    assert_eq!(worker.wait().expect("it was started here").code(), Some(1));
+    assert!(clock.now() - dialled < Duration::from_secs(8), "sooner than it gives up waiting for a welcome");
 }
 
 #[test]

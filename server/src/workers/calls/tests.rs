@@ -104,6 +104,7 @@ fn what_no_worker_says_is_a_violation() {
     assert_eq!(calls.hear(heard(0, vec![Event { what: None }])), Err(Malformed("event").into()));
     assert_eq!(calls.hear(heard(0, vec![token(50)])), Err(FeedError::UnknownToken.into()));
     assert_eq!(calls.hear(heard(1, vec![token(1)])), Err(Malformed("event").into()));
+    assert_eq!(calls.hear(heard(1, vec![vector()])), Err(Malformed("vector").into()), "one number, not two");
     let unstarted = Heard { cached_tokens: None, ..heard(0, vec![token(1)]) };
     let mut fresh = calls_with([generate(None).0]);
     let _ = fresh.take_orders();
@@ -111,7 +112,7 @@ fn what_no_worker_says_is_a_violation() {
 }
 
 fn encode() -> (Job, EncodeReply) {
-    Job::encode(EncodeRequest { id: RequestId(2), tokens: vec![1, 2], second_text: None, share_key: ShareKey(0) })
+    Job::encode(EncodeRequest { id: RequestId(2), tokens: vec![1, 2], second_text: None, share_key: ShareKey(0) }, 2)
 }
 
 #[test]
