@@ -1,7 +1,7 @@
 //! Figures in the documentation are those of the reports that are kept here.
 //!
 //! A figure names its source right behind it, in a comment: the file below `loadtests/` and the place in it, as in
-//! `11.8<!-- results/x.json#/report/figures/total/ttft_ms/p99 -->`.
+//! `11.8<!-- results/x.json#/report/figures/total/ttft_ms/p99 -->`; of a report in prose, the file alone.
 
 use std::path::{Path, PathBuf};
 
@@ -28,14 +28,43 @@ fn figures(text: &str) -> Vec<(String, String)> {
 
 /// What is wrong with a figure, if anything.
 fn wrong(number: &str, source: &str) -> Option<String> {
-    let (file, pointer) = source.split_once('#')?;
+    let Some((file, pointer)) = source.split_once('#') else { return wrong_in_prose(number, source) };
     let report = std::fs::read_to_string(here().join(file)).ok();
     let report: Option<Value> = report.and_then(|text| serde_json::from_str(&text).ok());
     let value = report.as_ref().and_then(|report| report.pointer(pointer)?.as_f64());
     let Some(value) = value else { return Some(format!("{source} is not a number of a report")) };
-    let decimals = number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
-    let expected = format!("{value:.decimals$}");
+    let expected = rounded(value, number);
     (number != expected).then(|| format!("{number} should be {expected}: {source}"))
+}
+
+/// Some number of the report is this one, or rounds to it.
+fn wrong_in_prose(number: &str, file: &str) -> Option<String> {
+    let Ok(report) = std::fs::read_to_string(here().join(file)) else { return Some(format!("{file} is no report")) };
+    let is_part = |character: char| character.is_ascii_digit() || character == '.';
+    let mut numbers = report.split(|character| !is_part(character)).filter_map(|word| word.parse::<f64>().ok());
+    let is_there = numbers.any(|value| rounded(value, number) == number);
+    (!is_there).then(|| format!("{number} is not in {file}"))
+}
+
+/// With as many decimals as `number` has.
+fn rounded(value: f64, number: &str) -> String {
+    let decimals = number.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+    format!("{value:.decimals$}")
+}
+
+#[test]
+fn a_speed_in_the_documentation_names_its_report() {
+    let path = here().parent().expect("the workspace").join("README.md");
+    let text = std::fs::read_to_string(path).expect("the documentation is there");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let bare = |index: usize| words[index - 1].parse::<f64>().is_ok();
+    let is_speed =
+        |index: usize| matches!(words[index..], ["tokens", "per", "second", ..] | ["tokens/s" | "tok/s", ..]);
+    let unnamed: Vec<String> = (1..words.len())
+        .filter(|at| is_speed(*at) && bare(*at))
+        .map(|at| words[at - 1..].iter().take(4).copied().collect::<Vec<_>>().join(" "))
+        .collect();
+    assert!(unnamed.is_empty(), "without a report behind the number: {unnamed:#?}");
 }
 
 #[test]
@@ -53,6 +82,7 @@ fn a_figure_that_differs_from_its_report_is_found() {
     let source = reports().first().map(|path| path.file_name().expect("a file").to_string_lossy().into_owned());
     let source = source.expect("reports are kept");
     assert!(wrong("1", &format!("results/{source}#/about/none")).is_some());
+    assert!(wrong("1", "results/none.md").is_some());
     let text = "p99 11.8<!-- results/x.json#/a/b --> ms";
     assert_eq!(figures(text), [("11.8".to_owned(), "results/x.json#/a/b".to_owned())]);
 }
