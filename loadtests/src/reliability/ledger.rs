@@ -65,7 +65,6 @@ async fn kill_once<C: Connect>(
     fleet: &mut impl Fleet,
     after: Duration,
 ) -> Result<(Toll, Duration), CheckError> {
-    let before = Billed::read(context).await?;
     let lengths = ChatLengths { output_tokens: OUTPUT_TOKENS, ..context.options.lengths };
     let burst = Arrivals::Burst { size: context.options.users, every_s: f64::from(u32::MAX) };
     let mut streams = context.chats("streams", burst, lengths);
@@ -73,6 +72,8 @@ async fn kill_once<C: Connect>(
     let usage = toml::toml! { stream_options = { include_usage = true, continuous_usage_stats = true } };
     streams.request = RequestFields { extra: usage, ..streams.request };
     let plan = context.plan(vec![streams]).await?;
+    // Counting the prompts' tokens is billed as requests too.
+    let before = Billed::read(context).await?;
     let kill = async {
         tokio::time::sleep(after).await;
         let start = now();
