@@ -1,9 +1,13 @@
 //! What a server's own ledger says was used, as Passerelle tells it at `/v1/me/usage`.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use super::{CheckError, Context};
 use crate::http::{Connect, Request};
+
+const BETWEEN_READINGS: Duration = Duration::from_millis(200);
 
 /// Settled, by all below the account of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -36,6 +40,19 @@ impl Billed {
             requests: billed.requests + sum.requests,
             output_tokens: billed.output_tokens + sum.output_tokens,
         }))
+    }
+
+    /// Once two readings in a row agree: what was settled is written down some milliseconds later.
+    pub(super) async fn at_rest<C: Connect>(context: &Context<'_, C>) -> Result<Self, CheckError> {
+        let mut billed = Self::read(context).await?;
+        loop {
+            tokio::time::sleep(BETWEEN_READINGS).await;
+            let again = Self::read(context).await?;
+            if again == billed {
+                return Ok(billed);
+            }
+            billed = again;
+        }
     }
 
     pub(super) fn since(self, before: Self) -> Self {

@@ -73,7 +73,7 @@ async fn kill_once<C: Connect>(
     streams.request = RequestFields { extra: usage, ..streams.request };
     let plan = context.plan(vec![streams]).await?;
     // Counting the prompts' tokens is billed as requests too.
-    let before = Billed::read(context).await?;
+    let before = Billed::at_rest(context).await?;
     let kill = async {
         tokio::time::sleep(after).await;
         let start = now();
