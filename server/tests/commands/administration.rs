@@ -199,6 +199,13 @@ fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_no
     assert!((0..100_000).any(|_| is_gone()), "SIGHUP is not heard");
     let text = stream.text();
     assert!(text.trim_end().ends_with("data: [DONE]") && text.contains("\"length\""), "{text}");
+    // Carried out after the one that the signal asked for.
+    assert!(reload().status.success());
+    let log = String::from_utf8(state.command(&["account", "audit"]).output().expect("it runs").stdout).expect("text");
+    for (asked, came) in [("command line", "done: aliases"), ("command line", "failed: "), ("SIGHUP", "done: aliases")]
+    {
+        assert!(log.contains(&format!("{asked}: reload configuration {came}")), "{log}");
+    }
 }
 
 #[test]
