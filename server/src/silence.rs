@@ -2,49 +2,47 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 
-/// Rings when nothing was heard for a while. Whoever hears something only notes when: of a stream something is heard at every
-/// token, and setting a timer each time would cost more than the token.
+/// Rings when nothing was heard for a while: for what is stated, or up to a quarter more. Whoever hears something only notes it: of
+/// a stream something is heard at every token, and setting a timer each time would cost more than the token.
 #[derive(Debug)]
 pub(crate) struct Silence {
-    longest: Duration,
-    since: Instant,
-    /// Set to an instant at which it may be too long.
-    alarm: Pin<Box<Sleep>>,
+    part: Duration,
+    /// Ends of parts since something was heard; the first may have come at once.
+    ends: u32,
+    end_of_part: Pin<Box<Sleep>>,
 }
 
-/// Longer than anything runs; a sum with it is still an instant.
-const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
+/// A silence is measured in parts.
+const PARTS: u32 = 4;
 
 impl Silence {
     pub(crate) fn new(longest: Duration) -> Self {
-        let longest = longest.min(NEVER);
-        Self { longest, since: Instant::now(), alarm: Box::pin(sleep(longest)) }
+        let part = longest / PARTS;
+        // It begins where a part ends.
+        Self { part, ends: 1, end_of_part: Box::pin(sleep(part)) }
     }
 
     /// It begins anew.
     pub(crate) fn heard(&mut self) {
-        self.since = Instant::now();
+        self.ends = 0;
     }
 
     /// Ready when it has lasted for too long, and then begins anew.
     pub(crate) fn poll_too_long(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        while self.alarm.as_mut().poll(context).is_ready() {
-            let now = Instant::now();
-            let is_too_long = now >= self.since + self.longest;
-            if is_too_long {
-                self.since = now;
-            }
-            self.alarm.as_mut().reset(self.since + self.longest);
-            if is_too_long {
+        loop {
+            ready!(self.end_of_part.as_mut().poll(context));
+            self.end_of_part.set(sleep(self.part));
+            self.ends += 1;
+            if self.ends > PARTS {
+                self.ends = 1;
                 return Poll::Ready(());
             }
         }
-        Poll::Pending
     }
 
     /// See [`Silence::poll_too_long`]. Cancel-safe.
@@ -55,29 +53,34 @@ impl Silence {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::advance;
+    use tokio::time::{Instant, advance, timeout};
 
     use super::*;
 
-    const LONGEST: Duration = Duration::from_secs(10);
+    const LONGEST: Duration = Duration::from_secs(8);
 
     #[tokio::test(start_paused = true)]
-    async fn it_rings_the_longest_silence_after_the_last_word_and_again_after_as_much() {
-        let (mut silence, began) = (Silence::new(LONGEST), Instant::now());
-        for _ in 0..5 {
-            advance(LONGEST / 2).await;
-            silence.heard();
+    async fn it_rings_a_quarter_late_at_most_and_never_early() {
+        for heard_after in [0, 1, 1_999, 2_001, 6_500].map(Duration::from_millis) {
+            let mut silence = Silence::new(LONGEST);
+            for _ in 0..3 {
+                assert!(timeout(heard_after, silence.too_long()).await.is_err());
+                silence.heard();
+            }
+            let last_word = Instant::now();
+            silence.too_long().await;
+            let lasted = last_word.elapsed();
+            assert!(lasted >= LONGEST && lasted <= LONGEST * 5 / 4 + Duration::from_millis(10), "{lasted:?}");
+            let rang = Instant::now();
+            silence.too_long().await;
+            assert_eq!(rang.elapsed().as_secs(), LONGEST.as_secs());
         }
-        silence.too_long().await;
-        assert_eq!(began.elapsed().as_secs(), 35);
-        silence.too_long().await;
-        assert_eq!(began.elapsed().as_secs(), 45);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_without_end_never_rings() {
         let mut silence = Silence::new(Duration::MAX);
-        silence.heard();
-        assert!(tokio::time::timeout(1000 * LONGEST, silence.too_long()).await.is_err());
+        advance(1_000 * LONGEST).await;
+        assert!(timeout(LONGEST, silence.too_long()).await.is_err());
     }
 }

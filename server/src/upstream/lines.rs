@@ -6,7 +6,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use hyper::client::conn::http1::{Connection, SendRequest, handshake};
 use hyper::{Request, Response, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use tokio::time::Instant;
+use tokio::time::{Sleep, sleep};
 use tower_service::Service;
 
 use crate::gateway::upstream::Failure;
@@ -44,7 +44,8 @@ pub(super) struct Lines {
 
 struct Idle {
     line: Line,
-    since: Instant,
+    /// Until it is used no more.
+    rest: Pin<Box<Sleep>>,
 }
 
 /// One connection, for one request at a time. Dropping it closes it.
@@ -93,14 +94,14 @@ impl Lines {
         if line.is_free() {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             if idle.len() < MAX_IDLE {
-                idle.push(Idle { line, since: Instant::now() });
+                idle.push(Idle { line, rest: Box::pin(sleep(LONGEST_IDLE)) });
             }
         }
     }
 
     fn take(&self) -> Option<Line> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|kept| kept.since.elapsed() < LONGEST_IDLE);
+        idle.retain_mut(|kept| kept.rest.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         while let Some(Idle { mut line, .. }) = idle.pop() {
             if line.is_free() {
                 return Some(line);
