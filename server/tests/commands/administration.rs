@@ -209,6 +209,22 @@ fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_no
 }
 
 #[test]
+fn a_signal_to_read_the_configuration_again_that_comes_before_the_server_is_ready_is_heard() {
+    let state = State::new();
+    let file = write_configuration(&state, "");
+    let hang_up = |process| {
+        while !binary::hears_hangups(process) {
+            std::thread::yield_now();
+        }
+        binary::signal(process, "HUP");
+    };
+    let _served = Served::start_while(&state, &["--config", file.to_str().expect("a plain path")], hang_up);
+    let audit = || String::from_utf8(state.command(&["account", "audit"]).output().expect("it runs").stdout);
+    let is_heard = || audit().expect("text").contains("SIGHUP: reload configuration done: nothing changed");
+    assert!((0..1_000).any(|_| is_heard()), "{:?}", audit());
+}
+
+#[test]
 fn a_key_file_that_was_rotated_is_read_and_reported() {
     let state = State::new();
     let key_file = state.path().join("far.key");
