@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
-    UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
+    UnknownFields, UpstreamKind, WeightDtype, WorkerPlace, WrittenLedger,
 };
 use crate::placement::{Device, DeviceChoice};
 
@@ -22,6 +22,7 @@ macro_rules! lay_over {
         }
     };
 }
+pub(super) use lay_over;
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -438,58 +439,6 @@ pub struct WrittenLimits {
     pub concurrent_requests: Option<NonZeroU32>,
 }
 lay_over!(WrittenLimits { requests_per_minute, tokens_per_minute, concurrent_requests });
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenLedger {
-    /// Where days and months begin, like Europe/Paris.
-    pub time_zone: Option<String>,
-    /// Settlements are on the disk this long after they were made, many at once.
-    pub sync_interval: Option<Period>,
-    /// How often a disk that refused is tried again.
-    pub retry_interval: Option<Period>,
-    /// How long a stream of an account with a budget waits for it.
-    pub longest_stall: Option<Period>,
-    /// Records that may wait to be written; while there are more, nothing is admitted.
-    pub max_backlog: Option<NonZeroUsize>,
-    /// Output tokens of an answer that are reserved at a time.
-    pub reserve_tokens: Option<NonZeroU32>,
-    /// How long a begun answer waits for a rate to have room for its next part; then it ends.
-    pub longest_park: Option<Period>,
-    /// Requests that wait for a limit to have room for them, at the same time.
-    pub max_waiting: Option<NonZeroUsize>,
-    /// Of one account.
-    pub max_waiting_per_account: Option<NonZeroUsize>,
-    /// How long they wait; what would fit only later is refused at once.
-    pub longest_wait: Option<Period>,
-    /// How far a grant may be overrun, in hundredths of it.
-    pub overrun_percent: Option<u32>,
-    /// By how much the wall clock may leap ahead before budgets are closed.
-    pub largest_clock_leap: Option<Period>,
-    /// Reservations of other gateways that are remembered, so that what asks twice pays once.
-    pub max_remote_reservations: Option<NonZeroUsize>,
-    /// The published tariff. Default: prices that are derived from the models' weights.
-    pub tariff: Option<PathBuf>,
-    /// Normalised GPU hours in an hour of what the models here run on.
-    pub gpu_factor: Option<f64>,
-}
-lay_over!(WrittenLedger {
-    time_zone,
-    sync_interval,
-    retry_interval,
-    longest_stall,
-    max_backlog,
-    reserve_tokens,
-    longest_park,
-    max_waiting,
-    max_waiting_per_account,
-    longest_wait,
-    overrun_percent,
-    largest_clock_leap,
-    max_remote_reservations,
-    tariff,
-    gpu_factor,
-});
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
