@@ -17,7 +17,7 @@ use measure::{Measured, Recorder, Workload, per_second};
 use profile::Profile;
 use tariff::{Reference, TariffArgs};
 
-mod limits;
+pub(crate) mod limits;
 mod measure;
 mod profile;
 mod tariff;
@@ -31,7 +31,8 @@ Examples:
   passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
 A step reads every weight once, and multiplies every weight with every token. How fast this machine reads memory and how
-fast it multiplies f32 numbers in registers is measured on the spot, by the same threads; OF LIMIT is the time that the
+fast it multiplies f32 numbers in registers is measured on the spot, by the same threads (on a GPU by copies, and products
+of large matrices); OF LIMIT is the time that the
 slower of the two would take, over the time that was taken. Attention is not part of the limit. A model that fits the
 caches can pass 100 %, and so can quantised weights, which are multiplied as integers.";
 
@@ -109,7 +110,7 @@ impl BenchArgs {
             eprintln!("warning: built without --release; these figures are not the machine's");
         }
         eprintln!("measuring this machine with {} threads", compute.num_threads());
-        let limits = Limits::measure(&compute, clock.as_ref());
+        let limits = Limits::measure(&compute, clock.as_ref())?;
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
         let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = serve::load(&config.models[0], means)?;

@@ -14,6 +14,7 @@ mod operation;
 mod parity;
 mod refusals;
 mod scoring;
+mod selftest;
 mod shadowing;
 mod shelf;
 mod slurm;
