@@ -68,7 +68,7 @@ pub(crate) use engines::EngineBounds;
 #[cfg(test)]
 pub(crate) use engines::kv_demand;
 pub(crate) use hashes::KeptHashes;
-pub(crate) use memory::{FREE_MEMORY_PART, free_memory, share_kv_memory, step_bytes};
+pub(crate) use memory::{FREE_MEMORY_PART, free_memory, kv_budget, share_kv_memory, step_bytes};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
 pub(crate) use report::device as device_name;
 pub(crate) use text::load as load_text;

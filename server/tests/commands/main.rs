@@ -18,6 +18,7 @@ mod selftest;
 mod shadowing;
 mod shelf;
 mod slurm;
+mod suite;
 mod tariff;
 mod trusted;
 mod workers;
