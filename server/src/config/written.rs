@@ -1,6 +1,5 @@
 //! A configuration as somebody wrote it. Every key is optional; one layer is laid over another with `over`.
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
@@ -8,9 +7,9 @@ use serde::Deserialize;
 
 use super::{
     Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
-    UnknownFields, UpstreamKind, WeightDtype, WorkerPlace, WrittenLedger,
+    UnknownFields, UpstreamKind, WeightDtype, WrittenLedger,
 };
-use crate::placement::{Device, DeviceChoice};
+use crate::placement::DeviceChoice;
 
 /// Makes `over` for a section: what stands above wins, key by key.
 macro_rules! lay_over {
@@ -23,6 +22,10 @@ macro_rules! lay_over {
     };
 }
 pub(super) use lay_over;
+
+mod workers;
+
+pub use workers::{WrittenPartition, WrittenWorkers};
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -152,38 +155,6 @@ impl WrittenModel {
         }
     }
 }
-
-/// A device or a part of one. One worker process serves it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WrittenPartition {
-    /// What models call it.
-    pub name: String,
-    /// Default: the CPU.
-    pub device: Option<Device>,
-    /// That compute. Default: as `engine.threads`.
-    pub threads: Option<NonZeroUsize>,
-    /// Weights and KV caches of all models that lie on it.
-    pub memory: Option<ByteSize>,
-    /// Who starts its worker.
-    pub worker: Option<WorkerPlace>,
-}
-
-/// How workers are looked after.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenWorkers {
-    /// Where workers of other machines come in, over mutual TLS.
-    pub listen: Option<SocketAddr>,
-    /// A worker that gives no sign of life for so long is gone.
-    pub longest_silence: Option<Period>,
-    /// Requests wait so long for the successor of a worker that leaves.
-    pub longest_hand_over: Option<Period>,
-    /// Before a worker that ended is started again. Doubles, up to the longest.
-    pub first_restart: Option<Period>,
-    pub longest_restart: Option<Period>,
-}
-lay_over!(WrittenWorkers { listen, longest_silence, longest_hand_over, first_restart, longest_restart });
 
 /// Another server that runs a model. Several of one model share its requests.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
