@@ -425,6 +425,7 @@ fn serve_config(config: &Config) -> ServeConfig {
     ServeConfig {
         max_connections: config.server.max_connections,
         header_timeout: config.api.read_timeout,
+        half_closed_timeout: config.api.half_closed_timeout,
         write_timeout: config.api.stalled_reader_timeout,
         max_streams_per_connection: config.server.max_streams_per_connection,
         drain_timeout: config.server.drain_timeout,
