@@ -14,13 +14,15 @@ const ROWS: [usize; 2] = [1, 512];
 /// Sequences that generate, and keys of each.
 const GENERATING: [usize; 2] = [32, 1024];
 
+type Op = Box<dyn Fn(&Compute) -> Result<Tensor, ModelError>>;
+
 /// An op with work of known size, to be timed by whoever has a clock.
 pub struct Load {
     pub what: &'static str,
     pub at: String,
     pub work: Work,
     compute: Compute,
-    run: Box<dyn Fn(&Compute) -> Result<Tensor, ModelError>>,
+    run: Op,
 }
 
 /// What an op cannot do with less.
