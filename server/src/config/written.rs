@@ -1,6 +1,5 @@
 //! A configuration as somebody wrote it. Every key is optional; one layer is laid over another with `over`.
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
@@ -8,9 +7,9 @@ use serde::Deserialize;
 
 use super::{
     Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Period, Reasoning, ToolCalls, UpstreamKind,
-    WeightDtype, WorkerPlace,
+    WeightDtype, WrittenLedger,
 };
-use crate::placement::{Device, DeviceChoice};
+use crate::placement::DeviceChoice;
 
 /// Makes `over` for a section: what stands above wins, key by key.
 macro_rules! lay_over {
@@ -22,10 +21,13 @@ macro_rules! lay_over {
         }
     };
 }
+pub(super) use lay_over;
 
 mod api;
+mod workers;
 
 pub use api::WrittenApi;
+pub use workers::{WrittenPartition, WrittenWorkers};
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -155,38 +157,6 @@ impl WrittenModel {
         }
     }
 }
-
-/// A device or a part of one. One worker process serves it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WrittenPartition {
-    /// What models call it.
-    pub name: String,
-    /// Default: the CPU.
-    pub device: Option<Device>,
-    /// That compute. Default: as `engine.threads`.
-    pub threads: Option<NonZeroUsize>,
-    /// Weights and KV caches of all models that lie on it.
-    pub memory: Option<ByteSize>,
-    /// Who starts its worker.
-    pub worker: Option<WorkerPlace>,
-}
-
-/// How workers are looked after.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenWorkers {
-    /// Where workers of other machines come in, over mutual TLS.
-    pub listen: Option<SocketAddr>,
-    /// A worker that gives no sign of life for so long is gone.
-    pub longest_silence: Option<Period>,
-    /// Requests wait so long for the successor of a worker that leaves.
-    pub longest_hand_over: Option<Period>,
-    /// Before a worker that ended is started again. Doubles, up to the longest.
-    pub first_restart: Option<Period>,
-    pub longest_restart: Option<Period>,
-}
-lay_over!(WrittenWorkers { listen, longest_silence, longest_hand_over, first_restart, longest_restart });
 
 /// Another server that runs a model. Several of one model share its requests.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -376,58 +346,6 @@ pub struct WrittenLimits {
     pub concurrent_requests: Option<NonZeroU32>,
 }
 lay_over!(WrittenLimits { requests_per_minute, tokens_per_minute, concurrent_requests });
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenLedger {
-    /// Where days and months begin, like Europe/Paris.
-    pub time_zone: Option<String>,
-    /// Settlements are on the disk this long after they were made, many at once.
-    pub sync_interval: Option<Period>,
-    /// How often a disk that refused is tried again.
-    pub retry_interval: Option<Period>,
-    /// How long a stream of an account with a budget waits for it.
-    pub longest_stall: Option<Period>,
-    /// Records that may wait to be written; while there are more, nothing is admitted.
-    pub max_backlog: Option<NonZeroUsize>,
-    /// Output tokens of an answer that are reserved at a time.
-    pub reserve_tokens: Option<NonZeroU32>,
-    /// How long a begun answer waits for a rate to have room for its next part; then it ends.
-    pub longest_park: Option<Period>,
-    /// Requests that wait for a limit to have room for them, at the same time.
-    pub max_waiting: Option<NonZeroUsize>,
-    /// Of one account.
-    pub max_waiting_per_account: Option<NonZeroUsize>,
-    /// How long they wait; what would fit only later is refused at once.
-    pub longest_wait: Option<Period>,
-    /// How far a grant may be overrun, in hundredths of it.
-    pub overrun_percent: Option<u32>,
-    /// By how much the wall clock may leap ahead before budgets are closed.
-    pub largest_clock_leap: Option<Period>,
-    /// Reservations of other gateways that are remembered, so that what asks twice pays once.
-    pub max_remote_reservations: Option<NonZeroUsize>,
-    /// The published tariff. Default: prices that are derived from the models' weights.
-    pub tariff: Option<PathBuf>,
-    /// Normalised GPU hours in an hour of what the models here run on.
-    pub gpu_factor: Option<f64>,
-}
-lay_over!(WrittenLedger {
-    time_zone,
-    sync_interval,
-    retry_interval,
-    longest_stall,
-    max_backlog,
-    reserve_tokens,
-    longest_park,
-    max_waiting,
-    max_waiting_per_account,
-    longest_wait,
-    overrun_percent,
-    largest_clock_leap,
-    max_remote_reservations,
-    tariff,
-    gpu_factor,
-});
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
