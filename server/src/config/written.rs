@@ -1,16 +1,15 @@
 //! A configuration as somebody wrote it. Every key is optional; one layer is laid over another with `over`.
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::{
-    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
-    UnknownFields, UpstreamKind, WeightDtype, WorkerPlace, WrittenLedger,
+    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Period, Reasoning, ToolCalls, UpstreamKind,
+    WeightDtype, WrittenLedger,
 };
-use crate::placement::{Device, DeviceChoice};
+use crate::placement::DeviceChoice;
 
 /// Makes `over` for a section: what stands above wins, key by key.
 macro_rules! lay_over {
@@ -23,6 +22,12 @@ macro_rules! lay_over {
     };
 }
 pub(super) use lay_over;
+
+mod api;
+mod workers;
+
+pub use api::WrittenApi;
+pub use workers::{WrittenPartition, WrittenWorkers};
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -152,38 +157,6 @@ impl WrittenModel {
         }
     }
 }
-
-/// A device or a part of one. One worker process serves it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WrittenPartition {
-    /// What models call it.
-    pub name: String,
-    /// Default: the CPU.
-    pub device: Option<Device>,
-    /// That compute. Default: as `engine.threads`.
-    pub threads: Option<NonZeroUsize>,
-    /// Weights and KV caches of all models that lie on it.
-    pub memory: Option<ByteSize>,
-    /// Who starts its worker.
-    pub worker: Option<WorkerPlace>,
-}
-
-/// How workers are looked after.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenWorkers {
-    /// Where workers of other machines come in, over mutual TLS.
-    pub listen: Option<SocketAddr>,
-    /// A worker that gives no sign of life for so long is gone.
-    pub longest_silence: Option<Period>,
-    /// Requests wait so long for the successor of a worker that leaves.
-    pub longest_hand_over: Option<Period>,
-    /// Before a worker that ended is started again. Doubles, up to the longest.
-    pub first_restart: Option<Period>,
-    pub longest_restart: Option<Period>,
-}
-lay_over!(WrittenWorkers { listen, longest_silence, longest_hand_over, first_restart, longest_restart });
 
 /// Another server that runs a model. Several of one model share its requests.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -323,72 +296,6 @@ lay_over!(WrittenEngine {
     kv_cache_memory,
     prompt_logprobs_chunk_tokens,
     comparison_tokens,
-});
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenApi {
-    pub unknown_fields: Option<UnknownFields>,
-    pub max_body: Option<ByteSize>,
-    /// How long a client may take to send its headers and body.
-    pub read_timeout: Option<Period>,
-    /// How long a whole request may take, queueing included.
-    pub request_timeout: Option<Period>,
-    /// A reader that takes nothing for this long is cut.
-    pub stalled_reader_timeout: Option<Period>,
-    pub max_stop_strings: Option<NonZeroUsize>,
-    pub max_stop_bytes: Option<NonZeroUsize>,
-    pub max_stop_token_ids: Option<NonZeroUsize>,
-    pub max_logit_bias: Option<NonZeroUsize>,
-    pub max_bad_words: Option<NonZeroUsize>,
-    pub max_messages: Option<NonZeroUsize>,
-    pub max_tools: Option<NonZeroUsize>,
-    pub max_prompts: Option<NonZeroUsize>,
-    /// Answers to one prompt.
-    pub max_choices: Option<NonZeroU32>,
-    pub max_inputs: Option<NonZeroUsize>,
-    pub max_compared_models: Option<NonZeroUsize>,
-    pub max_concurrent_requests: Option<NonZeroUsize>,
-    /// Prompts that are templated and tokenised at once.
-    pub max_concurrent_encodes: Option<NonZeroUsize>,
-    /// A comment is streamed when nothing else was for this long.
-    pub keep_alive: Option<Period>,
-    /// Stream events that wait for a reader.
-    pub max_pending_frames: Option<NonZeroUsize>,
-    /// Whole answers larger than this are compressed for clients that take gzip.
-    pub compress_above: Option<ByteSize>,
-    /// Web pages that may call this server.
-    pub cors_origins: Option<Vec<Origin>>,
-    /// Accounts below which cached prefixes of prompts are shared.
-    pub shared_prefixes: Option<Vec<String>>,
-    /// Whether `/tokenizer_info` is answered.
-    pub tokenizer_info: Option<bool>,
-}
-lay_over!(WrittenApi {
-    unknown_fields,
-    max_body,
-    read_timeout,
-    request_timeout,
-    stalled_reader_timeout,
-    max_stop_strings,
-    max_stop_bytes,
-    max_stop_token_ids,
-    max_logit_bias,
-    max_bad_words,
-    max_messages,
-    max_tools,
-    max_prompts,
-    max_choices,
-    max_inputs,
-    max_compared_models,
-    max_concurrent_requests,
-    max_concurrent_encodes,
-    keep_alive,
-    max_pending_frames,
-    compress_above,
-    cors_origins,
-    shared_prefixes,
-    tokenizer_info,
 });
 
 /// Files that callers upload, and batches that run from them.

@@ -182,4 +182,4 @@ impl Default for JournalConfig {
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
