@@ -36,10 +36,20 @@ impl Audited {
             Ok(()) => "done".to_owned(),
             Err(error) => format!("failed: {}", error.message()),
         };
-        let written = write(self.directory.clone(), self.act, (self.subject.clone(), said));
+        let written = self.write(said);
         self.leave();
         // A panic there is in the log.
         let _ = written.await;
+    }
+
+    /// It happened, whether that can be written down or not.
+    fn write(&self, how: String) -> JoinHandle<()> {
+        let (directory, act, subject) = (self.directory.clone(), self.act, self.subject.clone());
+        spawn_blocking(move || {
+            if let Err(error) = directory.note(act, &subject, &how) {
+                tracing::error!(%error, "what came of an administrative act is missing in the audit log");
+            }
+        })
     }
 
     fn leave(mut self) {
@@ -50,22 +60,7 @@ impl Audited {
 impl Drop for Audited {
     fn drop(&mut self) {
         if !self.is_over {
-            drop(write(self.directory.clone(), self.act, (self.subject.clone(), "given up".to_owned())));
+            drop(self.write("given up".to_owned()));
         }
     }
-}
-
-/// An act that is done at once, and also where it cannot be written down: a full disk is a reason to take a copy.
-pub(super) async fn write_down(directory: Directory, act: &'static str, subject: &str) {
-    // A panic there is in the log.
-    let _ = write(directory, act, (subject.to_owned(), "begun".to_owned())).await;
-}
-
-/// It happened, whether that can be written down or not.
-fn write(directory: Directory, act: &'static str, (subject, how): (String, String)) -> JoinHandle<()> {
-    spawn_blocking(move || {
-        if let Err(error) = directory.note(act, &subject, &how) {
-            tracing::error!(%error, "an administrative act is missing in the audit log");
-        }
-    })
 }

@@ -5,14 +5,13 @@ use std::io::{self, Write};
 use axum::extract::{Request, State};
 use axum::response::Response;
 
-use super::audited::write_down;
 use super::{administrator, require_governed};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::download::download;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::journal::UsageReader;
 use crate::gateway::journal::export::{ExportError, write_csv};
-use crate::gateway::{AccountPath, Administration, DataError};
+use crate::gateway::{AccountPath, DataDir, DataError};
 
 #[derive(Debug, thiserror::Error)]
 enum CopyError {
@@ -24,8 +23,7 @@ enum CopyError {
 
 /// With a reader of its own, so that whoever reads slowly holds up nobody.
 pub(super) async fn export<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let Administration { data, directory, .. } = of_everybody(&desk, &request)?;
-    write_down(directory, "export", "the ledger").await;
+    let data = data_of_everybody(&desk, &request)?;
     let reader = UsageReader::open(&data).map_err(|error| {
         tracing::error!(%error, "the ledger cannot be read");
         ApiError::new(ErrorKind::Internal, "The ledger cannot be read at the moment.")
@@ -37,8 +35,7 @@ pub(super) async fn export<D: Desk>(State(desk): State<D>, request: Request) -> 
 
 /// Everything at one instant, as `passerelle restore` takes it.
 pub(super) async fn backup<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let Administration { data, directory, .. } = of_everybody(&desk, &request)?;
-    write_down(directory, "copy", "everything").await;
+    let data = data_of_everybody(&desk, &request)?;
     let copy = move |out: &mut dyn Write| -> Result<(), CopyError> {
         io::copy(&mut data.copy_of_now()?, out)?;
         Ok(())
@@ -46,8 +43,8 @@ pub(super) async fn backup<D: Desk>(State(desk): State<D>, request: Request) -> 
     Ok(download("application/vnd.sqlite3", move |out| copy(out)))
 }
 
-fn of_everybody(desk: &impl Desk, request: &Request) -> Result<Administration, ApiError> {
+fn data_of_everybody(desk: &impl Desk, request: &Request) -> Result<DataDir, ApiError> {
     let DeskVisit { caller, administration } = administrator(desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    Ok(administration)
+    Ok(administration.data)
 }
