@@ -60,22 +60,40 @@ pub(super) unsafe fn multiply<L: Lanes, E: Element, const ROWS: usize, const PAN
     mut sums: Sums<L, ROWS, PANELS>,
 ) -> Sums<L, ROWS, PANELS> {
     let Factors { x, x_stride, mut w, w_stride, w_panel_stride, depth, prefetch_bytes } = factors;
+    // SAFETY: the caller has the instructions.
+    let mut columns = [unsafe { L::splat(0.0) }; PANELS];
     for k in 0..depth {
-        for panel in 0..PANELS {
-            // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
-            unsafe {
+        // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
+        unsafe {
+            for panel in 0..PANELS {
                 let at = w.offset(panel as isize * w_panel_stride);
                 L::prefetch(at.wrapping_byte_offset(prefetch_bytes));
-                let columns: L = E::load(at);
+                columns[panel] = E::load(at);
+                if !const { many_rows(ROWS, PANELS) } {
+                    for row in 0..ROWS {
+                        let factor = L::splat(*x.add(row * x_stride + k));
+                        sums[row][panel] = factor.mul_add(columns[panel], sums[row][panel]);
+                    }
+                }
+            }
+            if const { many_rows(ROWS, PANELS) } {
                 for row in 0..ROWS {
                     let factor = L::splat(*x.add(row * x_stride + k));
-                    sums[row][panel] = factor.mul_add(columns, sums[row][panel]);
+                    for panel in 0..PANELS {
+                        sums[row][panel] = factor.mul_add(columns[panel], sums[row][panel]);
+                    }
                 }
             }
         }
         w = w.wrapping_add(w_stride);
     }
     sums
+}
+
+/// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: the compiler keeps the
+/// order that it is given, and both together are more than there are registers.
+const fn many_rows(rows: usize, panels: usize) -> bool {
+    panels > 1 && rows > 2 * panels
 }
 
 /// # Safety
