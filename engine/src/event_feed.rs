@@ -132,6 +132,13 @@ impl EventFeed {
         u32::try_from(granted).unwrap_or(u32::MAX)
     }
 
+    /// Whether every choice that is not over has generated what was granted to it, and waits for its reader to grant more.
+    pub fn is_parked(&self) -> bool {
+        let granted = self.granted_tokens();
+        let mut open = self.choices.iter().filter(|choice| !choice.is_over);
+        granted < self.max_tokens && !self.has_ended() && open.all(|choice| choice.generated_tokens >= granted)
+    }
+
     /// Choices that nobody reads any more and that are not over.
     pub fn closed_choices(&self) -> impl Iterator<Item = u32> {
         let closed = |choice: &&FedChoice| !choice.is_over && choice.events.is_aborted();
@@ -245,9 +252,12 @@ mod tests {
         assert_eq!(feed.token(token(0, 100)), Err(FeedError::UnknownToken));
         assert_eq!([feed.token(token(0, 1)), feed.token(token(0, 2))], [Ok(()), Ok(())]);
         assert_eq!(feed.token(token(0, 3)), Err(FeedError::BeyondGrant));
+        assert!(feed.is_parked());
         stream.grant(9);
+        assert!(!feed.is_parked());
         assert_eq!(feed.token(token(0, 3)), Ok(()));
         assert_eq!(feed.token(token(0, 4)), Err(FeedError::BeyondGrant), "no more than max_tokens");
+        assert!(!feed.is_parked(), "it has all that it may have");
         feed.finish(0, FinishReason::Length).expect("it runs");
         assert_eq!(feed.token(token(0, 4)), Err(FeedError::AfterTheEnd));
         assert_eq!(std::iter::from_fn(|| stream.try_next()).count(), 4);

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::figures::{Quantiles, ms, quantile};
 use crate::http::Connect;
 use crate::plan::{Plan, PlanError};
-use crate::process::Watch;
+use crate::process::{MachineFigures, Watch};
 use crate::prompts::PromptMaker;
 use crate::record::{Record, Usage};
 use crate::report::Overhead;
@@ -24,6 +24,8 @@ pub use bootstrap::Ratio;
 pub struct Contender<C: Connect> {
     pub name: String,
     pub session: Session<C>,
+    /// Of its process, where that is on this machine.
+    pub pid: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -49,6 +51,8 @@ pub struct Comparison {
     pub rows: Vec<Row>,
     /// Over all rounds of all contenders.
     pub generator: Overhead,
+    /// The same; unknown where a server's process is, which could be any.
+    pub machine: Option<MachineFigures>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -140,7 +144,7 @@ pub async fn compare<C: Connect>(
     let mut rounds = Vec::with_capacity(options.rounds);
     let mut unanswered = vec![0; contenders.len()];
     let mut without_usage = Vec::new();
-    let (watch, mut sent) = (Watch::start(None), Sent::default());
+    let (watch, mut sent) = (Watch::start(contenders.iter().filter_map(|contender| contender.pid)), Sent::default());
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     for number in 0..options.rounds {
         let scenario = Scenario { seed: scenario.seed + number as u64, ..scenario.clone() };
@@ -164,6 +168,7 @@ pub async fn compare<C: Connect>(
     let (machine, _) = watch.finish();
     Ok(Comparison {
         generator: sent.overhead(machine.own_cpu_cores, options.threads),
+        machine: contenders.iter().all(|contender| contender.pid.is_some()).then_some(machine),
         contenders: names.into_iter().map(str::to_owned).collect(),
         without_usage,
         rounds: rounds.len(),

@@ -3,6 +3,7 @@
 
 mod tree;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,12 +38,13 @@ pub struct Sample {
 /// Over a run. Processor use is in cores.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct MachineFigures {
-    pub server_pid: Option<u32>,
+    /// Those whose processes are known: one, but in a comparison.
+    pub server_pids: Vec<u32>,
     pub server_cpu_cores: Option<f64>,
     pub server_rss_start_bytes: Option<u64>,
     pub server_rss_max_bytes: Option<u64>,
     pub own_cpu_cores: f64,
-    /// Neither the server nor this program.
+    /// Neither a server nor this program.
     pub foreign_cpu_cores: f64,
     pub cores: usize,
 }
@@ -51,7 +53,7 @@ pub struct MachineFigures {
 #[derive(Debug)]
 pub struct Watch {
     proc: ProcFs,
-    server: Option<u32>,
+    servers: Vec<u32>,
     start: Instant,
     samples: Arc<Mutex<Vec<Sample>>>,
     task: JoinHandle<()>,
@@ -68,9 +70,9 @@ impl ProcFs {
         Self { root: root.to_owned() }
     }
 
-    /// The server's share counts its child processes too: some servers keep their engine in one.
-    pub fn sample(&self, server: Option<u32>, at: Duration) -> Sample {
-        let family = server.map(|pid| self.family(pid)).unwrap_or_default();
+    /// The servers' share counts their child processes too: some servers keep their engine in one.
+    pub fn sample(&self, servers: &[u32], at: Duration) -> Sample {
+        let family: BTreeSet<u32> = servers.iter().flat_map(|pid| self.family(*pid)).collect();
         Sample {
             at_s: at.as_secs_f64(),
             server_cpu_s: family.iter().filter_map(|pid| self.cpu_s(*pid)).sum(),
@@ -118,45 +120,46 @@ impl ProcFs {
 }
 
 impl Watch {
-    pub fn start(server: Option<u32>) -> Self {
+    pub fn start(servers: impl IntoIterator<Item = u32>) -> Self {
+        let servers: Vec<u32> = servers.into_iter().collect();
         let (proc, start) = (ProcFs::default(), now());
-        let samples = Arc::new(Mutex::new(vec![proc.sample(server, Duration::ZERO)]));
+        let samples = Arc::new(Mutex::new(vec![proc.sample(&servers, Duration::ZERO)]));
         let task = tokio::spawn({
-            let (proc, samples) = (proc.clone(), Arc::clone(&samples));
+            let (proc, servers, samples) = (proc.clone(), servers.clone(), Arc::clone(&samples));
             async move {
                 loop {
                     tokio::time::sleep(SAMPLE_EVERY).await;
-                    let sample = proc.sample(server, now() - start);
+                    let sample = proc.sample(&servers, now() - start);
                     samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
                 }
             }
         });
-        Self { proc, server, start, samples, task }
+        Self { proc, servers, start, samples, task }
     }
 
     /// Ends the watch.
     pub fn finish(self) -> (MachineFigures, Vec<Sample>) {
         self.task.abort();
         let mut samples = std::mem::take(&mut *self.samples.lock().unwrap_or_else(PoisonError::into_inner));
-        samples.push(self.proc.sample(self.server, now() - self.start));
-        (MachineFigures::of(&samples, self.server, self.proc.cores()), samples)
+        samples.push(self.proc.sample(&self.servers, now() - self.start));
+        (MachineFigures::of(&samples, self.servers, self.proc.cores()), samples)
     }
 }
 
 impl MachineFigures {
     /// `samples` holds at least a first and a last.
-    fn of(samples: &[Sample], server_pid: Option<u32>, cores: usize) -> Self {
+    fn of(samples: &[Sample], server_pids: Vec<u32>, cores: usize) -> Self {
         let (first, last) = (samples[0], samples[samples.len() - 1]);
         let seconds = (last.at_s - first.at_s).max(f64::EPSILON);
         let server_cpu_s = last.server_cpu_s - first.server_cpu_s;
         let own_cpu_s = last.own_cpu_s - first.own_cpu_s;
         let foreign_cpu_s = last.busy_cpu_s - first.busy_cpu_s - server_cpu_s - own_cpu_s;
-        let known = |value: u64| server_pid.map(|_| value);
+        let is_known = !server_pids.is_empty();
         Self {
-            server_pid,
-            server_cpu_cores: server_pid.map(|_| server_cpu_s / seconds),
-            server_rss_start_bytes: known(first.server_rss_bytes),
-            server_rss_max_bytes: known(samples.iter().map(|sample| sample.server_rss_bytes).max().unwrap_or(0)),
+            server_pids,
+            server_cpu_cores: is_known.then_some(server_cpu_s / seconds),
+            server_rss_start_bytes: is_known.then_some(first.server_rss_bytes),
+            server_rss_max_bytes: samples.iter().map(|sample| sample.server_rss_bytes).max().filter(|_| is_known),
             own_cpu_cores: own_cpu_s / seconds,
             foreign_cpu_cores: (foreign_cpu_s / seconds).max(0.0),
             cores,
@@ -183,17 +186,18 @@ mod tests {
         write("42/status", "VmRSS:\t1024 kB\n");
         write("43/stat", "43 (other) S 1 2 3 4 5 6 7 8 9 10 900 0 9 9\n");
         let proc = ProcFs::at(folder.path());
-        let sample = proc.sample(Some(41), Duration::from_secs(1));
+        let sample = proc.sample(&[41], Duration::from_secs(1));
         assert_eq!(sample.server_cpu_s, 3.0, "the process and its child");
         assert_eq!(sample.server_rss_bytes, 3 * 1024 * 1024);
         assert_eq!((sample.busy_cpu_s, proc.cores()), (1.56, 2));
+        assert_eq!(proc.sample(&[41, 43], Duration::ZERO).server_cpu_s, 12.0, "two servers that are compared");
     }
 
     #[test]
     fn what_is_neither_the_server_nor_the_generator_is_foreign() {
         let first = Sample::default();
         let last = Sample { at_s: 10.0, server_cpu_s: 8.0, server_rss_bytes: 5, own_cpu_s: 1.0, busy_cpu_s: 14.0 };
-        let figures = MachineFigures::of(&[first, last], Some(1), 2);
+        let figures = MachineFigures::of(&[first, last], vec![1], 2);
         assert_eq!((figures.server_cpu_cores, figures.own_cpu_cores), (Some(0.8), 0.1));
         assert!((figures.foreign_cpu_cores - 0.5).abs() < 1e-9);
     }

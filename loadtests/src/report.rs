@@ -90,6 +90,15 @@ impl Overhead {
     }
 }
 
+impl MachineFigures {
+    /// Why the figures may be other programs'.
+    pub(crate) fn warning(&self) -> Option<String> {
+        (self.foreign_cpu_cores > FOREIGN_SHARE * self.cores as f64).then(|| {
+            format!("other programs used {:.2} of this machine's {} cores", self.foreign_cpu_cores, self.cores)
+        })
+    }
+}
+
 impl Report {
     pub fn of(run: &Run, plan: &Plan, machine: MachineFigures, threads: usize) -> Self {
         let figures = RunFigures::of(run, plan);
@@ -183,12 +192,7 @@ fn commit() -> String {
 
 fn warnings(figures: &RunFigures, machine: &MachineFigures, generator: &Overhead) -> Vec<String> {
     let mut warnings = generator.warnings(figures.total.ttft_ms.map_or(f64::INFINITY, |ttft| ttft.p50));
-    if machine.foreign_cpu_cores > FOREIGN_SHARE * machine.cores as f64 {
-        warnings.push(format!(
-            "other programs used {:.2} of this machine's {} cores",
-            machine.foreign_cpu_cores, machine.cores
-        ));
-    }
+    warnings.extend(machine.warning());
     if figures.total.without_usage > 0 {
         warnings.push(format!(
             "{} answers came without usage: their tokens are counted by events",

@@ -107,6 +107,11 @@ impl KvLayer {
         Ok(Self { k, v, group: 0, num_blocks, block_size, num_kv_heads, head_dim })
     }
 
+    /// The same keys and values in the memory of `device`: this layer's own memory if they lie there.
+    pub(crate) fn on(&self, device: &Device) -> Result<Self, ModelError> {
+        Ok(Self { k: self.k.to_device(device)?, v: self.v.to_device(device)?, ..self.clone() })
+    }
+
     /// Which of a sequence's block tables names this layer's blocks.
     pub fn group(&self) -> usize {
         self.group

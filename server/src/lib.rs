@@ -8,6 +8,7 @@ pub mod gateway;
 pub mod hub;
 pub mod metrics;
 pub mod placement;
+mod silence;
 pub mod text;
 pub mod trust;
 pub mod units;

@@ -15,6 +15,7 @@ use passerelle_engine::{StepObserver, StepReport, Usage};
 use crate::gateway::shelf::ShelfMemory;
 use crate::gateway::tariff::Hours;
 use crate::gateway::{AuthError, LedgerTotals, LimitName};
+use crate::workers::SeatFigures;
 use table::{Metric, MetricKind};
 
 /// Samples of histograms are folded into their buckets after this many requests, also if nobody reads `/metrics`.
@@ -146,6 +147,16 @@ impl Metrics {
     pub fn models_hold(&self, memory: ShelfMemory) {
         register_gauge(&self.recorder, table::MODEL_MEMORY, &[]).set(memory.held_bytes as f64);
         register_gauge(&self.recorder, table::MODEL_MEMORY_LIMIT, &[]).set(memory.limit_bytes as f64);
+    }
+
+    /// How a partition is served at this moment; its name is a configured one.
+    pub fn partition_is(&self, partition: &str, figures: SeatFigures) {
+        let SeatFigures { arrivals, ends, silence } = figures;
+        let gauge = |metric| register_gauge(&self.recorder, metric, &[partition]);
+        gauge(table::PARTITION_UP).set(if silence.is_some() { 1.0 } else { 0.0 });
+        gauge(table::WORKER_SILENCE).set(silence.unwrap_or_default().as_secs_f64());
+        register_counter(&self.recorder, table::WORKER_ARRIVALS, &[partition]).absolute(arrivals);
+        register_counter(&self.recorder, table::WORKER_ENDS, &[partition]).absolute(ends);
     }
 
     pub fn answered(&self, request: AnsweredRequest<'_>) {

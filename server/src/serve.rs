@@ -68,8 +68,10 @@ pub(crate) use engines::EngineBounds;
 #[cfg(test)]
 pub(crate) use engines::kv_demand;
 pub(crate) use hashes::KeptHashes;
-pub(crate) use memory::{FREE_MEMORY_PART, free_memory, share_kv_memory, step_bytes};
+pub(crate) use ledger::on_the_shelf;
+pub(crate) use memory::{FREE_MEMORY_PART, free_memory, kv_budget, share_kv_memory, step_bytes};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
+pub(crate) use report::device as device_name;
 pub(crate) use text::load as load_text;
 pub(crate) use worker_process::{GatewayAddress, Lifeline, WorkerErrand, run_worker};
 pub(crate) use workers::{WorkerCommand, last_day};
@@ -111,9 +113,12 @@ pub(crate) fn run(config: &Config, workers: WorkerCommand, again: ReadAgain) -> 
     // From here on SIGHUP ends nothing, also while models are loaded.
     let hangups = runtime.block_on(async { signals::hangups() })?;
     let mut server = start(config, Door::AsConfigured, &runtime)?;
-    server.man_partitions((config, workers), &runtime)?;
-    runtime.block_on(async { server.follow_configuration(again, hangups) })?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
+    if server.man_partitions((config, workers), (&runtime, signals.next()))? == Partitions::Unmanned {
+        tracing::info!("ended before it was ready");
+        return Ok(());
+    }
+    runtime.block_on(async { server.follow_configuration(again, hangups) })?;
     output::line(format_args!("ready: {}", server.url))?;
     runtime.block_on(server.serve(async {
         signals.next().await;
@@ -202,6 +207,14 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     })
 }
 
+/// Whether a server's partitions have their workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Partitions {
+    Manned,
+    /// Somebody ended the server before.
+    Unmanned,
+}
+
 /// What is served, priced, and not yet answering.
 struct Stock {
     running: Vec<Running>,
@@ -243,15 +256,19 @@ impl Server {
         self.reloading.take().map_or(Ok(()), |reloading| reloading.start(again, hangups))
     }
 
-    /// Starts the worker of each partition, and serves its models once it has loaded them.
-    fn man_partitions(&mut self, (config, command): (&Config, WorkerCommand), runtime: &Runtime) -> Result<()> {
+    /// Starts the worker of each partition, and serves its models once it has loaded them, unless it is interrupted.
+    fn man_partitions(
+        &mut self,
+        (config, command): (&Config, WorkerCommand),
+        (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
+    ) -> Result<Partitions> {
         let (placed, workshop) = &self.placed;
         if placed.seats.is_empty() {
-            return Ok(());
+            return Ok(Partitions::Manned);
         }
         let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), workshop: workshop.clone() };
-        self.workers = Some(workers::open((config, command), served, runtime)?);
-        Ok(())
+        self.workers = workers::open((config, command), served, (runtime, interrupted))?;
+        Ok(if self.workers.is_some() { Partitions::Manned } else { Partitions::Unmanned })
     }
 
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs
@@ -408,6 +425,7 @@ fn serve_config(config: &Config) -> ServeConfig {
     ServeConfig {
         max_connections: config.server.max_connections,
         header_timeout: config.api.read_timeout,
+        half_closed_timeout: config.api.half_closed_timeout,
         write_timeout: config.api.stalled_reader_timeout,
         max_streams_per_connection: config.server.max_streams_per_connection,
         drain_timeout: config.server.drain_timeout,

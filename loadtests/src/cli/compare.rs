@@ -9,7 +9,7 @@ use passerelle_loadtests::http::Tcp;
 use passerelle_loadtests::report::{About, Measured};
 use passerelle_loadtests::run::RunOptions;
 
-use super::options::{CommonArgs, OutputArgs, ScenarioArgs, measured};
+use super::options::{CommonArgs, OutputArgs, ScenarioArgs, listener, measured};
 
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
@@ -40,7 +40,7 @@ impl CompareArgs {
         let mut contenders = Vec::with_capacity(self.servers.len());
         for (name, url) in &self.servers {
             let session = self.common.open(url).await.with_context(|| name.clone())?;
-            contenders.push(Contender { name: name.clone(), session });
+            contenders.push(Contender { name: name.clone(), pid: listener(&session), session });
         }
         let options = CompareOptions {
             rounds: usize::from(self.rounds),

@@ -131,12 +131,15 @@ pub(super) async fn measured(session: &Session<Tcp>, url: &str) -> Measured {
 impl ServerArgs {
     /// The process to watch, where there is one on this machine.
     pub(super) fn watched_pid(&self, session: &Session<Tcp>) -> Option<u32> {
-        let endpoint = session.client.endpoint();
-        self.server_pid.or_else(|| {
-            let port = endpoint.port().filter(|_| endpoint.is_loopback())?;
-            ProcFs::default().listener(port)
-        })
+        self.server_pid.or_else(|| listener(session))
     }
+}
+
+/// Whoever listens where `session` goes to, on this machine.
+pub(super) fn listener(session: &Session<Tcp>) -> Option<u32> {
+    let endpoint = session.client.endpoint();
+    let port = endpoint.port().filter(|_| endpoint.is_loopback())?;
+    ProcFs::default().listener(port)
 }
 
 impl ScenarioArgs {

@@ -1,6 +1,7 @@
 //! The table of a comparison.
 
 use super::Comparison;
+use crate::process::MachineFigures;
 
 impl Comparison {
     pub fn table(&self) -> String {
@@ -34,11 +35,19 @@ impl Comparison {
         }
         let generator = &self.generator;
         text.push_str(&format!(
-            "generator: {:.2} cores with {} threads, {:.0} events/s\n",
-            generator.cpu_cores, generator.threads, generator.events_per_s
+            "generator: {:.2} cores with {} threads, {:.0} events/s; other programs: {}\n",
+            generator.cpu_cores,
+            generator.threads,
+            generator.events_per_s,
+            self.machine.as_ref().map_or("not known, for a server's process is not".to_owned(), |machine| {
+                format!("{:.2} of {} cores", machine.foreign_cpu_cores, machine.cores)
+            })
         ));
         let first_token_ms = self.rows.first().and_then(|row| row.values.first()).copied().unwrap_or(f64::INFINITY);
-        generator.warnings(first_token_ms).iter().for_each(|warning| text.push_str(&format!("warning: {warning}\n")));
+        let foreign = self.machine.as_ref().and_then(MachineFigures::warning);
+        for warning in generator.warnings(first_token_ms).into_iter().chain(foreign) {
+            text.push_str(&format!("warning: {warning}\n"));
+        }
         text
     }
 }

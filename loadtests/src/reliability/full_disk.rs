@@ -26,6 +26,8 @@ struct Asked {
     finished: u64,
     tokens: u64,
     refused: u64,
+    /// Of the refused: streams that could not go on.
+    cut_short: u64,
     /// Neither answered nor refused in order.
     broken: Vec<Ending>,
 }
@@ -43,7 +45,7 @@ pub async fn check<C: Connect>(
     let before = Billed::read(context).await?;
     // Made before: its prompt is counted by the server.
     let call = Call { timeout: PATIENCE, ..context.call(context.options.lengths, 0).await? };
-    let mut asked = Asked { call, finished: 0, tokens: 0, refused: 0, broken: Vec::new() };
+    let mut asked = Asked { call, finished: 0, tokens: 0, refused: 0, cut_short: 0, broken: Vec::new() };
     asked.one(context).await;
     verdict.require(asked.finished == 1, || format!("before, a chat ends with {:?}", asked.broken));
     disk.fill().map_err(|error| CheckError::CannotTry(error.to_string()))?;
@@ -68,6 +70,10 @@ pub async fn check<C: Connect>(
     let missing = asked.tokens.saturating_sub(billed.output_tokens);
     verdict.require(missing <= MARK_TOKENS * while_full.0, || {
         format!("{missing} tokens that were answered are not billed")
+    });
+    let excess = billed.output_tokens.saturating_sub(asked.tokens);
+    verdict.require(excess <= MARK_TOKENS * asked.cut_short, || {
+        format!("{excess} tokens that nobody received are billed, and {} streams were cut short", asked.cut_short)
     });
     context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
@@ -95,8 +101,12 @@ impl Asked {
         self.tokens += answer.usage.map_or(answer.events.len() as u64, |usage| usage.output_tokens);
         match answer.ending {
             Ending::Finished => self.finished += 1,
+            Ending::Refused { status: 503, .. } => self.refused += 1,
             // A stream that cannot go on says so in an event.
-            Ending::Refused { status: 503, .. } | Ending::Failed(ErrorKind::StreamError) => self.refused += 1,
+            Ending::Failed(ErrorKind::StreamError) => {
+                self.refused += 1;
+                self.cut_short += 1;
+            }
             other => self.broken.push(other),
         }
     }

@@ -210,6 +210,7 @@ async fn a_full_disk_must_be_refused_and_got_over() {
     let verdict = tried(refuse, 48).await.unwrap();
     assert!(verdict.holds(), "{}", verdict.render());
     assert_falls_short(&tried(refuse, 0).await.unwrap(), "not billed");
+    assert_falls_short(&tried(refuse, 480).await.unwrap(), "that nobody received are billed");
     let cut = || Reply::Raw("data: {".to_owned());
     assert_falls_short(&tried(cut, 48).await.unwrap(), "neither answered nor refused");
     let careless = || Reply::Tokens { delays: vec![MS], text: "w".to_owned() };

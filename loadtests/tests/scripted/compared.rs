@@ -20,7 +20,9 @@ fn scenario() -> Scenario {
 async fn compared(servers: [Scripted; 2]) -> Result<Comparison, CompareError> {
     let mut contenders = Vec::new();
     for (name, server) in ["a", "b"].into_iter().zip(servers) {
-        contenders.push(Contender { name: name.to_owned(), session: server.session().await });
+        // Both run in this very process.
+        let pid = Some(std::process::id());
+        contenders.push(Contender { name: name.to_owned(), session: server.session().await, pid });
     }
     let options = CompareOptions { rounds: 3, token_tolerance: 0, run: virtual_time(), threads: 1 };
     compare(&contenders, &scenario(), &options).await
@@ -37,6 +39,9 @@ async fn ratios_are_those_of_the_delays() {
     assert!((per_token.estimate - 0.5).abs() < 0.05 && per_token.is_clear(), "{per_token}");
     assert_eq!(row("output tokens per second").better, Better::Higher);
     assert!(comparison.table().contains("b/a"));
+    let machine = comparison.machine.as_ref().expect("both processes are known");
+    assert_eq!(machine.server_pids.len(), 2);
+    assert!(comparison.table().contains("; other programs: "), "{}", comparison.table());
 }
 
 #[tokio::test(start_paused = true)]

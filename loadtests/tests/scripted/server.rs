@@ -67,6 +67,8 @@ pub(crate) enum Fault {
 #[derive(Default)]
 struct State {
     requests: AtomicUsize,
+    /// Those that were not refused.
+    billed: AtomicUsize,
     in_flight: AtomicUsize,
     connections: AtomicUsize,
     seen: Mutex<Vec<Seen>>,
@@ -116,7 +118,7 @@ impl Scripted {
         self
     }
 
-    /// Says that each request used so many tokens.
+    /// Says that each request that it did not refuse used so many tokens.
     pub(crate) fn billing(mut self, each: u64) -> Self {
         self.billed_each = each;
         self
@@ -169,7 +171,7 @@ impl Scripted {
     }
 
     fn usage(&self) -> Value {
-        let requests = self.state.requests.load(Ordering::SeqCst) as u64;
+        let requests = self.state.billed.load(Ordering::SeqCst) as u64;
         json!({"data": [{"requests": requests, "output_tokens": requests * self.billed_each}]})
     }
 
@@ -184,6 +186,9 @@ impl Scripted {
         let seen = Seen { number, in_flight, body, api_key };
         let reply = (self.behave)(&seen);
         self.state.seen.lock().expect("no test panics while it holds the lock").push(seen.clone());
+        if !matches!(reply, Reply::Status { .. }) {
+            self.state.billed.fetch_add(1, Ordering::SeqCst);
+        }
         let done = self.carry_out(stream, &reply, &seen.body).await;
         if self.fault != Some(Fault::Leaks) {
             self.state.in_flight.fetch_sub(1, Ordering::SeqCst);

@@ -6,7 +6,7 @@ use candle_core::Device;
 #[cfg(feature = "cuda")]
 use super::cuda::gpu::{Gpu, NoGpu};
 use super::op_times::OpTimer;
-use super::{ComputePool, Op, OpTimes};
+use super::{ComputePool, Float, Op, OpTimes};
 use crate::{ModelError, Pulse};
 
 /// Where and how the ops run: a device, the bodies chosen for it, and the threads they share.
@@ -42,6 +42,11 @@ impl KernelSet {
     /// The fastest set that this machine's CPU runs.
     pub fn detect() -> Self {
         [Self::Avx512, Self::Avx2Fma].into_iter().find(|kernels| kernels.is_supported()).unwrap_or(Self::Portable)
+    }
+
+    /// Whether a row's bits depend on the row alone, and not on the batch that it is in.
+    pub fn keeps_rows_equal(self) -> bool {
+        matches!(self, Self::Portable | Self::Avx2Fma)
     }
 
     /// Whether this machine's CPU has the instructions.
@@ -136,6 +141,11 @@ impl Compute {
 
     pub fn kernels(&self) -> KernelSet {
         self.kernels
+    }
+
+    /// What activations may be held in.
+    pub(crate) fn activations(&self) -> &'static [Float] {
+        if self.device.is_cpu() { &[Float::F32] } else { &[Float::F32, Float::Bf16] }
     }
 
     /// Threads that work on one op, the calling one included.

@@ -19,6 +19,7 @@ pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
 mod embedding;
+mod float;
 mod gate_mul;
 mod gather_rows;
 mod layer_norm;
@@ -40,10 +41,11 @@ pub use cpu::pool::ComputePool;
 #[cfg(feature = "cuda")]
 pub use cuda::gpu::NoGpu;
 pub use embedding::embedding;
+pub(crate) use float::Float;
 pub use gate_mul::{Gate, gate_mul};
 pub use gather_rows::gather_rows;
 pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
-pub use limits::{multiply_add, read_through};
+pub use limits::{LimitProbe, multiply_add, read_through};
 pub(crate) use linear::{Copied, packed_bytes};
 pub use linear::{PackedWeight, WeightPart, linear, linear_before_bias};
 pub use norm::{add_rms_norm, rms_norm};

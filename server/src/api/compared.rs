@@ -2,7 +2,7 @@
 //!
 //! 1. both models are served here, seen by the caller, and of one vocabulary;
 //! 2. tokenise with the first one's tokenizer, off the async threads;
-//! 3. reserve for every prompt with each of the two models: all limits or none;
+//! 3. reserve for every prompt with each of the two models, in one step of the ledger: all limits or none;
 //! 4. hand the prompts to the comparison lane, which runs them one by one;
 //! 5. settle what the lane counted, by dropping each [`Comparing`], on every way out.
 
@@ -18,7 +18,7 @@ use super::generate::{Visit, charge_to, saturating_u32};
 use super::lease::{Lease, together};
 use super::meter::PromptMeter;
 use super::prepare::{AskedLength, EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
-use super::reserve::{Patience, reserve, reserve_with, withdraw_all};
+use super::reserve::{reserve_together, withdraw_all};
 use super::routes::require;
 use super::state::AppState;
 use super::wire::answer::AnswerHead;
@@ -54,7 +54,7 @@ pub(crate) async fn compare(
         _ => visit.caller.classes.grant(request.class),
     };
     let comparison = Pairing { state, visit: &visit, models: &models, class, attribution: &request.attribution };
-    let reservations = comparison.reserve_all(&prompts).await?;
+    let reservations = comparison.reserve_all(&prompts)?;
     let head = AnswerHead {
         model: models[0].name.clone(),
         fingerprint: Some(models[0].fingerprint.clone()),
@@ -95,36 +95,21 @@ struct Pairing<'a> {
 }
 
 impl Pairing<'_> {
-    /// All or none.
-    async fn reserve_all(&self, prompts: &[EncodedPrompt]) -> Result<Vec<[Reservation; 2]>, ApiError> {
-        let mut pairs = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            match self.reserve(prompt, Patience::of(prompts.len(), self.visit.scope)).await {
-                Ok(pair) => pairs.push(pair),
-                Err(refusal) => {
-                    withdraw_all(pairs.into_iter().flatten());
-                    return Err(refusal);
-                }
-            }
-        }
-        charge_to(self.visit.origin.as_ref(), pairs.iter_mut().flatten());
-        Ok(pairs)
+    /// Every prompt with both models, in one step of the ledger, or none. Never in line: what a list had already would hold up
+    /// others that wait.
+    fn reserve_all(&self, prompts: &[EncodedPrompt]) -> Result<Vec<[Reservation; 2]>, ApiError> {
+        let asks: Vec<Ask> = prompts.iter().flat_map(|prompt| self.asks(prompt)).collect();
+        let mut reservations = reserve_together(self.state, &self.visit.caller, &asks)?;
+        charge_to(self.visit.origin.as_ref(), reservations.iter_mut());
+        let mut reservations = reservations.into_iter();
+        Ok(std::iter::from_fn(|| Some([reservations.next()?, reservations.next()?])).collect())
     }
 
-    /// Only the first may wait in line: whoever waits has taken nothing yet.
-    async fn reserve(&self, prompt: &EncodedPrompt, patience: Patience) -> Result<[Reservation; 2], ApiError> {
-        let [first, second] = [0, 1].map(|index: usize| {
-            let ask = Ask::new(&self.models[index].name, saturating_u32(prompt.tokens.len()), 0);
+    fn asks(&self, prompt: &EncodedPrompt) -> [Ask; 2] {
+        self.models.each_ref().map(|model| {
+            let ask = Ask::new(&model.name, saturating_u32(prompt.tokens.len()), 0);
             Ask { class: self.class, attribution: self.attribution.clone(), ..ask }
-        });
-        let first = reserve_with(patience, self.state, &self.visit.caller, &first).await?;
-        match reserve(self.state, &self.visit.caller, &second) {
-            Ok(second) => Ok([first, second]),
-            Err(refusal) => {
-                first.withdraw();
-                Err(refusal)
-            }
-        }
+        })
     }
 
     /// A prompt that cannot start takes the others with it: they are dropped, which ends and settles them.

@@ -19,6 +19,7 @@ use super::sse::{ReaderGone, SseWriter, sse_response};
 use super::state::AppState;
 use super::wire::answer::{AnswerForm, Part};
 use super::wire::usage::sum_usage;
+use crate::silence::Silence;
 
 /// An answer on its way. Dropping it aborts what still runs.
 #[derive(Debug)]
@@ -122,8 +123,9 @@ impl Delivery {
     async fn write_answer(&mut self, writer: &SseWriter) -> Result<Result<(), ApiError>, ReaderGone> {
         let usage = self.usage();
         write_parts(writer, &self.answer.opening(usage)).await?;
+        let mut silence = Silence::new(self.state.config().sse.keep_alive);
         loop {
-            match self.next_or_keep_alive(writer).await? {
+            match self.next_or_keep_alive(writer, &mut silence).await? {
                 Ok(Some(piece)) => {
                     let usage = self.usage();
                     write_parts(writer, &self.answer.part(piece, usage)).await?;
@@ -147,12 +149,16 @@ impl Delivery {
     async fn next_or_keep_alive(
         &mut self,
         writer: &SseWriter,
+        silence: &mut Silence,
     ) -> Result<Result<Option<ChoiceDelta>, ApiError>, ReaderGone> {
-        let patience = self.state.config().sse.keep_alive;
         loop {
-            match timeout(patience, self.next()).await {
-                Ok(piece) => return Ok(piece),
-                Err(_) => writer.keep_alive().await?,
+            tokio::select! {
+                biased;
+                piece = self.next() => {
+                    silence.heard();
+                    return Ok(piece);
+                }
+                () = silence.too_long() => writer.keep_alive().await?,
             }
         }
     }

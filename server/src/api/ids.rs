@@ -7,9 +7,13 @@ const SHORT_ID_CHARS: usize = 9;
 
 /// `prefix` and 24 random hexadecimal digits. `None` if the system has no randomness to give.
 pub(crate) fn random_id(prefix: &str) -> Option<String> {
+    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     let mut bytes = [0_u8; ID_BYTES];
     getrandom::fill(&mut bytes).ok()?;
-    Some(bytes.iter().fold(prefix.to_owned(), |id, byte| format!("{id}{byte:02x}")))
+    let mut id = String::with_capacity(prefix.len() + 2 * ID_BYTES);
+    id.push_str(prefix);
+    id.extend(bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| DIGITS[usize::from(digit)]));
+    Some(id)
 }
 
 /// Nine random hexadecimal digits.
@@ -27,6 +31,7 @@ mod tests {
     fn ids_differ() {
         let id = random_id("call_").unwrap();
         assert_eq!(id.len(), "call_".len() + 24);
+        assert!(id["call_".len()..].bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{id}");
         assert_ne!(Some(id), random_id("call_"));
     }
 }

@@ -1,5 +1,7 @@
 //! The way from whoever asks for the configuration to be read again to whoever does it.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -12,7 +14,13 @@ pub struct Reloader {
 }
 
 /// Answered once, with what came of it.
-pub type ReloadOrder = oneshot::Sender<ReloadOutcome>;
+#[derive(Debug)]
+pub struct ReloadOrder {
+    /// Who asks, as the audit log names them.
+    pub actor: Arc<str>,
+    pub outcome: oneshot::Sender<ReloadOutcome>,
+}
+
 /// The text says what is wrong with the configuration, of which nothing was taken over.
 pub type ReloadOutcome = Result<Reloaded, String>;
 
@@ -44,17 +52,17 @@ impl Reloader {
     }
 
     /// `None`: the server is ending.
-    pub async fn reload(&self) -> Option<ReloadOutcome> {
-        let (order, outcome) = oneshot::channel();
-        self.orders.send(order).await.ok()?;
+    pub async fn reload(&self, actor: &str) -> Option<ReloadOutcome> {
+        let (answer, outcome) = oneshot::channel();
+        self.orders.send(ReloadOrder { actor: actor.into(), outcome: answer }).await.ok()?;
         outcome.await.ok()
     }
 }
 
 /// As an answer.
-pub(crate) async fn reload(reloader: Option<&Reloader>) -> Result<Reloaded, ApiError> {
+pub(crate) async fn reload(reloader: Option<&Reloader>, actor: &str) -> Result<Reloaded, ApiError> {
     let nothing = || ApiError::new(ErrorKind::NoServer, "No server runs that could read its configuration again.");
-    let outcome = reloader.ok_or_else(nothing)?.reload().await;
+    let outcome = reloader.ok_or_else(nothing)?.reload(actor).await;
     let outcome = outcome.ok_or_else(|| ApiError::new(ErrorKind::Draining, "The server is shutting down."))?;
     outcome.map_err(|why| ApiError::new(ErrorKind::InvalidValue, format!("The configuration stays as it was: {why}.")))
 }

@@ -10,17 +10,19 @@ use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
+mod head;
 mod patience;
 mod tls;
+mod turns;
 
 use patience::{Patience, Patient};
 pub use tls::{Tls, TlsError};
+use turns::Turns;
 
 /// Where connections come from.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ pub struct ServeConfig {
     pub max_connections: usize,
     /// A request's head must be there this long after its connection or the previous answer.
     pub header_timeout: Duration,
+    /// A peer that writes no more may be gone, or wait for its answer. It is answered if that is done within this.
+    pub half_closed_timeout: Duration,
     /// A reader that takes nothing of an answer for this long is cut.
     pub write_timeout: Duration,
     /// Requests that run at the same time on one HTTP/2 connection.
@@ -63,6 +67,7 @@ impl Default for ServeConfig {
         Self {
             max_connections: 1024,
             header_timeout: Duration::from_secs(30),
+            half_closed_timeout: Duration::from_millis(20),
             write_timeout: Duration::from_secs(60),
             max_streams_per_connection: 128,
             drain_timeout: Duration::from_secs(30),
@@ -217,8 +222,10 @@ async fn serve_stream(
     config: &ServeConfig,
     watcher: Watcher,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let patience = Patience { first_head: config.header_timeout, write: config.write_timeout };
-    let io = TokioIo::new(Patient::new(stream, patience));
+    let patience =
+        Patience { head: config.header_timeout, half_closed: config.half_closed_timeout, write: config.write_timeout };
+    let turns = Turns::default();
+    let io = TokioIo::new(Patient::new(stream, patience, turns.clone()));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -232,6 +239,6 @@ async fn serve_stream(
         .max_header_list_size(MAX_HEAD_BYTES)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY);
-    let connection = builder.serve_connection(io, TowerToHyperService::new(router));
+    let connection = builder.serve_connection(io, turns.count(router));
     watcher.watch(connection).await
 }

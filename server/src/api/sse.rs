@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use axum::response::Response;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::time::timeout;
 
 use super::wire::answer::Part;
@@ -77,7 +77,13 @@ impl SseWriter {
         self.frames.closed().await;
     }
 
+    /// Sets no timer while there is room, which is nearly always.
     async fn send(&self, frame: Frame) -> Result<(), ReaderGone> {
+        let frame = match self.frames.try_send(frame) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(ReaderGone),
+            Err(TrySendError::Full(frame)) => frame,
+        };
         match timeout(self.write_timeout, self.frames.send(frame)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(ReaderGone),
@@ -114,10 +120,8 @@ pub(crate) fn sse_response(config: &SseConfig) -> (SseWriter, Response) {
 /// JSON as serde_json writes it holds no raw line break, so one `data:` line is enough.
 fn frame_of(part: &Part) -> Bytes {
     let Part { event, data } = part;
-    Bytes::from(match event {
-        None => format!("data: {data}\n\n"),
-        Some(name) => format!("event: {name}\ndata: {data}\n\n"),
-    })
+    let name = event.map_or(["", "", ""], |name| ["event: ", name, "\n"]);
+    Bytes::from([name[0], name[1], name[2], "data: ", data, "\n\n"].concat())
 }
 
 #[cfg(test)]

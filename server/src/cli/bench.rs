@@ -15,11 +15,15 @@ use crate::serve::{self, EngineBounds, Loaded};
 use limits::{Limits, ModelCost};
 use measure::{Measured, Recorder, Workload, per_second};
 use profile::Profile;
+use suite::SuiteArgs;
 use tariff::{Reference, TariffArgs};
 
-mod limits;
+pub(crate) mod limits;
 mod measure;
 mod profile;
+mod saturation;
+mod shape;
+mod suite;
 mod tariff;
 
 const EXAMPLES: &str = "\
@@ -28,10 +32,12 @@ Examples:
   passerelle bench --model ./checkpoint --batch 1,8,32
   passerelle bench --model ./checkpoint --dtype f32 --json
   passerelle bench --model ./checkpoint --profile      which ops the steps spend their time in
+  passerelle bench --suite gpu --device cuda:0         random weights of real shapes, and what a card is judged by
   passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
 A step reads every weight once, and multiplies every weight with every token. How fast this machine reads memory and how
-fast it multiplies f32 numbers in registers is measured on the spot, by the same threads; OF LIMIT is the time that the
+fast it multiplies f32 numbers in registers is measured on the spot, by the same threads (on a GPU by copies, and products
+of large matrices); OF LIMIT is the time that the
 slower of the two would take, over the time that was taken. Attention is not part of the limit. A model that fits the
 caches can pass 100 %, and so can quantised weights, which are multiplied as integers.";
 
@@ -56,6 +62,8 @@ pub(crate) struct BenchArgs {
     profile: bool,
     #[command(flatten)]
     tariff: TariffArgs,
+    #[command(flatten)]
+    suite: SuiteArgs,
     #[command(flatten)]
     model_args: ModelArgs,
     #[command(flatten)]
@@ -93,6 +101,9 @@ struct Report {
 
 impl BenchArgs {
     pub(crate) fn run(self) -> Result<()> {
+        if self.suite.suite.is_some() {
+            return self.suite.run(&self.model_args, self.output);
+        }
         let config = self.config(&Environment::read())?;
         let factor = self.tariff.tariff.as_ref().map(|_| self.tariff.factor()).transpose()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -109,7 +120,7 @@ impl BenchArgs {
             eprintln!("warning: built without --release; these figures are not the machine's");
         }
         eprintln!("measuring this machine with {} threads", compute.num_threads());
-        let limits = Limits::measure(&compute, clock.as_ref());
+        let limits = Limits::measure(&compute, clock.as_ref())?;
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
         let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = serve::load(&config.models[0], means)?;
@@ -126,7 +137,8 @@ impl BenchArgs {
             generate_tokens: self.generate.get(),
             rows: Vec::new(),
         };
-        let bench = Bench::start(loaded, &self, (&config.engine, times), clock)?;
+        let needs = (&[self.room(loaded.description.max_position)?][..], self.workload(1));
+        let bench = Bench::start(loaded, needs, (&config.engine, times), clock)?;
         for (round, batch) in self.batch.iter().enumerate() {
             eprintln!("batch of {batch}");
             let measured = bench.run(self.workload(batch.get()), round as u64)?;
@@ -154,6 +166,19 @@ impl BenchArgs {
         self.batch.iter().map(|batch| batch.get()).max().context("--batch needs at least one size")
     }
 
+    /// For the largest batch, behind the longest context of a tariff's bands. `longest`: tokens that the model takes.
+    fn room(&self, longest: usize) -> Result<Room> {
+        let bands = self.tariff.tariff.as_ref().map(|_| self.tariff.band_starts(longest)).unwrap_or_default();
+        let behind = bands.last().copied().unwrap_or(0);
+        let length = behind + self.prompt.get() + self.generate.get();
+        ensure!(
+            length <= longest,
+            "--prompt and --generate{} make {length} tokens; this model takes {longest}",
+            if behind > 0 { ", behind the longest of --bands," } else { "" }
+        );
+        Ok(Room { length, batch: self.largest_batch()? })
+    }
+
     fn workload(&self, batch: usize) -> Workload {
         Workload { batch, prompt_tokens: self.prompt.get(), generate_tokens: self.generate.get() }
     }
@@ -175,6 +200,14 @@ impl Row {
     }
 }
 
+/// Sequences that a KV cache must hold at once.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Tokens of each.
+    length: usize,
+    batch: usize,
+}
+
 /// One engine, with a KV cache that holds the largest batch.
 struct Bench {
     engine: Engine,
@@ -187,25 +220,19 @@ struct Bench {
 impl Bench {
     fn start(
         loaded: Loaded,
-        args: &BenchArgs,
+        (rooms, warm_up): (&[Room], Workload),
         (config, times): (&EngineConfig, Option<Arc<OpTimes>>),
         clock: Arc<dyn Clock>,
     ) -> Result<Self> {
         let longest = loaded.description.max_position;
-        let bands = args.tariff.tariff.as_ref().map(|_| args.tariff.band_starts(longest)).unwrap_or_default();
-        let behind = bands.last().copied().unwrap_or(0);
-        let length = behind + args.prompt.get() + args.generate.get();
-        ensure!(
-            length <= longest,
-            "--prompt and --generate{} make {length} tokens; this model takes {longest}",
-            if behind > 0 { ", behind the longest of --bands," } else { "" }
-        );
-        let largest = args.largest_batch()?;
-        let num_kv_blocks = loaded.model.kv_cache_spec().most_blocks(length, config.max_num_batched_tokens) * largest;
+        let spec = loaded.model.kv_cache_spec();
+        let blocks = |room: &Room| spec.most_blocks(room.length, config.max_num_batched_tokens) * room.batch;
+        let num_kv_blocks = rooms.iter().map(blocks).max().unwrap_or(0);
+        let tokens = rooms.iter().map(|room| room.length * room.batch).max().unwrap_or(0);
         let recorder = Arc::new(Recorder::new(times));
         let vocab = loaded.model.input_vocab_size();
         let mut bounds = EngineBounds { num_kv_blocks, max_model_len: longest }.with(config)?;
-        bounds.max_waiting_tokens = bounds.max_waiting_tokens.max(length * largest);
+        bounds.max_waiting_tokens = bounds.max_waiting_tokens.max(tokens);
         let engine = Engine::spawn(EngineParts {
             name: loaded.name,
             model: loaded.model,
@@ -216,7 +243,7 @@ impl Bench {
         })?;
         let bench = Self { engine, recorder, vocab, longest };
         // Once unmeasured: memory is touched and threads are awake afterwards.
-        bench.run(args.workload(1), u64::MAX / 2)?;
+        bench.run(warm_up, u64::MAX / 2)?;
         Ok(bench)
     }
 

@@ -19,6 +19,7 @@ mod plan;
 mod quota;
 mod reload;
 mod score;
+mod selftest;
 mod serve;
 mod sign;
 mod source_args;
@@ -56,6 +57,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Plan(plan::PlanArgs),
     Bench(bench::BenchArgs),
+    Selftest(selftest::SelftestArgs),
     Score(score::ScoreArgs),
     Compare(compare::CompareArgs),
     Account(account::AccountArgs),
@@ -81,6 +83,7 @@ impl Cli {
             Command::Inspect(args) => args.run(),
             Command::Plan(args) => args.run(),
             Command::Bench(args) => args.run(),
+            Command::Selftest(args) => args.run(),
             Command::Score(args) => args.run(),
             Command::Compare(args) => args.run(),
             Command::Account(args) => args.run(),

@@ -50,6 +50,11 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// All as it comes, but for where models run.
+    pub(crate) fn on(device: Option<DeviceChoice>, threads: Option<NonZeroUsize>) -> Self {
+        Self { device, threads, ..Self::default() }
+    }
+
     pub(crate) fn written(self) -> Written {
         Written {
             engine: WrittenEngine {

@@ -18,9 +18,8 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use passerelle::api::{ApiConfig, OperatorDesk, ShelvedBooks};
 use passerelle::config::Config;
-use passerelle::gateway::journal::UsageReader;
 use passerelle::gateway::quota::Calendar;
-use passerelle::gateway::{Administration, DataDir, Directory, Ledger, LedgerParts};
+use passerelle::gateway::{Administration, DataDir, Directory};
 use passerelle_engine::clock::{Clock, SystemClock};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -28,7 +27,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use crate::serve::{ADMIN_SOCKET, default_limits};
+use crate::serve::{ADMIN_SOCKET, default_limits, on_the_shelf};
 
 /// The whole of a large ledger's accounts or audit log.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
@@ -88,7 +87,7 @@ impl Office {
             true => Way::Server(socket),
             false => {
                 require_ledger(&config.server.data_dir, none)?;
-                Way::Ledger(desk(config, calendar.clone())?.router(), socket)
+                Way::Ledger(desk(config)?.router(), socket)
             }
         };
         Ok(Self { way, runtime, calendar })
@@ -191,13 +190,12 @@ fn is_answered(socket: &Path) -> Result<bool> {
     }
 }
 
-fn desk(config: &Config, calendar: Calendar) -> Result<OperatorDesk> {
+fn desk(config: &Config) -> Result<OperatorDesk> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let data = DataDir::open(&config.server.data_dir)?;
     let directory = Directory::open(&data, Arc::clone(&clock), "command line")?;
-    let spent = Box::new(UsageReader::open(&data)?);
     let books = ShelvedBooks {
-        ledger: Ledger::new(LedgerParts { calendar, spent, ..LedgerParts::without_past(clock) }),
+        ledger: on_the_shelf(&data, clock, &config.ledger)?,
         defaults: default_limits(config)?,
         aliases: config.aliases.keys().cloned().collect(),
     };

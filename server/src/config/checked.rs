@@ -125,6 +125,8 @@ pub struct ApiConfig {
     pub max_body: ByteSize,
     pub read_timeout: Duration,
     pub request_timeout: Duration,
+    /// For the answer to a client that writes no more.
+    pub half_closed_timeout: Duration,
     pub stalled_reader_timeout: Duration,
     pub max_stop_strings: usize,
     pub max_stop_bytes: usize,
@@ -418,6 +420,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_body,
         read_timeout: period(written.read_timeout, Duration::from_secs(30)),
         request_timeout: period(written.request_timeout, Duration::from_secs(1800)),
+        half_closed_timeout: period(written.half_closed_timeout, Duration::from_millis(20)),
         stalled_reader_timeout: period(written.stalled_reader_timeout, Duration::from_secs(60)),
         max_stop_strings: count(written.max_stop_strings, 16),
         max_stop_bytes: count(written.max_stop_bytes, 1024),

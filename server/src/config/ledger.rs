@@ -1,11 +1,14 @@
-//! How usage is kept and priced, checked.
+//! How usage is kept and priced: as it is written, and checked.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::checked::{check_exists, count, period};
-use super::{ConfigError, WrittenLedger};
+use super::written::lay_over;
+use super::{ConfigError, Period};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LedgerConfig {
@@ -25,6 +28,8 @@ pub struct LedgerConfig {
     pub overrun_percent: u32,
     /// By how much the wall clock may leap ahead before budgets are closed.
     pub largest_clock_leap: Duration,
+    /// How long a server may have been off without its clock being doubted when it starts.
+    pub longest_absence: Duration,
     /// Reservations of other gateways that are remembered.
     pub max_remote_reservations: NonZeroUsize,
     /// `None`: prices are derived from the models' weights.
@@ -32,6 +37,61 @@ pub struct LedgerConfig {
     /// Normalised GPU hours in an hour of what the models here run on.
     pub gpu_factor: f64,
 }
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WrittenLedger {
+    /// Where days and months begin, like Europe/Paris.
+    pub time_zone: Option<String>,
+    /// Settlements are on the disk this long after they were made, many at once.
+    pub sync_interval: Option<Period>,
+    /// How often a disk that refused is tried again.
+    pub retry_interval: Option<Period>,
+    /// How long a stream of an account with a budget waits for it.
+    pub longest_stall: Option<Period>,
+    /// Records that may wait to be written; while there are more, nothing is admitted.
+    pub max_backlog: Option<NonZeroUsize>,
+    /// Output tokens of an answer that are reserved at a time.
+    pub reserve_tokens: Option<NonZeroU32>,
+    /// How long a begun answer waits for a rate to have room for its next part; then it ends.
+    pub longest_park: Option<Period>,
+    /// Requests that wait for a limit to have room for them, at the same time.
+    pub max_waiting: Option<NonZeroUsize>,
+    /// Of one account.
+    pub max_waiting_per_account: Option<NonZeroUsize>,
+    /// How long they wait; what would fit only later is refused at once.
+    pub longest_wait: Option<Period>,
+    /// How far a grant may be overrun, in hundredths of it.
+    pub overrun_percent: Option<u32>,
+    /// By how much the wall clock may leap ahead before budgets are closed.
+    pub largest_clock_leap: Option<Period>,
+    /// How long a server may have been off without its clock being doubted when it starts.
+    pub longest_absence: Option<Period>,
+    /// Reservations of other gateways that are remembered, so that what asks twice pays once.
+    pub max_remote_reservations: Option<NonZeroUsize>,
+    /// The published tariff. Default: prices that are derived from the models' weights.
+    pub tariff: Option<PathBuf>,
+    /// Normalised GPU hours in an hour of what the models here run on.
+    pub gpu_factor: Option<f64>,
+}
+lay_over!(WrittenLedger {
+    time_zone,
+    sync_interval,
+    retry_interval,
+    longest_stall,
+    max_backlog,
+    reserve_tokens,
+    longest_park,
+    max_waiting,
+    max_waiting_per_account,
+    longest_wait,
+    overrun_percent,
+    largest_clock_leap,
+    longest_absence,
+    max_remote_reservations,
+    tariff,
+    gpu_factor,
+});
 
 pub(super) fn check_ledger(written: WrittenLedger) -> Result<LedgerConfig, ConfigError> {
     if let Some(file) = &written.tariff {
@@ -54,6 +114,7 @@ pub(super) fn check_ledger(written: WrittenLedger) -> Result<LedgerConfig, Confi
         longest_wait: period(written.longest_wait, Duration::from_secs(5)),
         overrun_percent: written.overrun_percent.unwrap_or(25),
         largest_clock_leap: period(written.largest_clock_leap, Duration::from_secs(24 * 60 * 60)),
+        longest_absence: period(written.longest_absence, Duration::from_secs(90 * 24 * 60 * 60)),
         max_remote_reservations: written
             .max_remote_reservations
             .unwrap_or(const { NonZeroUsize::new(65_536).unwrap() }),

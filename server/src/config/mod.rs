@@ -36,7 +36,7 @@ pub use environment::{Environment, Secret};
 pub use error::ConfigError;
 pub use file::read;
 pub use grammar::GrammarConfig;
-pub use ledger::LedgerConfig;
+pub use ledger::{LedgerConfig, WrittenLedger};
 pub use listen::Listen;
 pub use model_flag::ModelFlag;
 pub use origin::Origin;
@@ -46,9 +46,8 @@ pub use shelf::ShelfConfig;
 pub use tls::TlsFiles;
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{
-    Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLedger, WrittenLimits, WrittenLog,
-    WrittenModel, WrittenPartition, WrittenRouting, WrittenServer, WrittenShadow, WrittenShelf, WrittenUpstream,
-    WrittenWorkers,
+    Written, WrittenApi, WrittenBatches, WrittenEngine, WrittenGrammar, WrittenLimits, WrittenLog, WrittenModel,
+    WrittenPartition, WrittenRouting, WrittenServer, WrittenShadow, WrittenShelf, WrittenUpstream, WrittenWorkers,
 };
 
 pub use crate::units::{ByteSize, Period};

@@ -22,10 +22,14 @@ pub struct WorkersConfig {
     /// For workers on other machines.
     pub listen: Option<SocketAddr>,
     pub longest_silence: Duration,
+    pub longest_standstill: Duration,
     pub longest_hand_over: Duration,
     pub first_restart: Duration,
     pub longest_restart: Duration,
 }
+
+/// Threads of one partition: more than any machine's processors, and fewer than a system refuses to start.
+const MOST_THREADS: usize = 1024;
 
 /// Every partition has a name of its own and at least one of the models.
 pub(super) fn check_partitions(
@@ -61,6 +65,12 @@ pub(super) fn check_partitions(
 
 fn check_partition(written: WrittenPartition) -> Result<PartitionConfig, ConfigError> {
     let WrittenPartition { name, device, threads, memory, worker } = written;
+    if let Some(threads) = threads.filter(|threads| threads.get() > MOST_THREADS) {
+        return Err(ConfigError::value(
+            "partitions.threads",
+            format!("`{name}`: {threads} are more than {MOST_THREADS}"),
+        ));
+    }
     let is = Partition::new(device.unwrap_or(Device::Cpu), threads, memory)
         .map_err(|error| ConfigError::value("partitions", format!("`{name}`: {error}")))?;
     Ok(PartitionConfig { name, is, worker: worker.unwrap_or_default() })
@@ -70,6 +80,7 @@ pub(super) fn check_workers(written: &WrittenWorkers) -> WorkersConfig {
     WorkersConfig {
         listen: written.listen,
         longest_silence: period(written.longest_silence, Duration::from_secs(5)),
+        longest_standstill: period(written.longest_standstill, Duration::from_secs(60)),
         longest_hand_over: period(written.longest_hand_over, Duration::from_secs(30)),
         first_restart: period(written.first_restart, Duration::from_millis(500)),
         longest_restart: period(written.longest_restart, Duration::from_secs(60)),

@@ -1,16 +1,15 @@
 //! A configuration as somebody wrote it. Every key is optional; one layer is laid over another with `over`.
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::{
-    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Origin, Period, Reasoning, ToolCalls,
-    UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
+    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Period, Reasoning, ToolCalls, UpstreamKind,
+    WeightDtype, WrittenLedger,
 };
-use crate::placement::{Device, DeviceChoice};
+use crate::placement::DeviceChoice;
 
 /// Makes `over` for a section: what stands above wins, key by key.
 macro_rules! lay_over {
@@ -22,6 +21,13 @@ macro_rules! lay_over {
         }
     };
 }
+pub(super) use lay_over;
+
+mod api;
+mod workers;
+
+pub use api::WrittenApi;
+pub use workers::{WrittenPartition, WrittenWorkers};
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -151,38 +157,6 @@ impl WrittenModel {
         }
     }
 }
-
-/// A device or a part of one. One worker process serves it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WrittenPartition {
-    /// What models call it.
-    pub name: String,
-    /// Default: the CPU.
-    pub device: Option<Device>,
-    /// That compute. Default: as `engine.threads`.
-    pub threads: Option<NonZeroUsize>,
-    /// Weights and KV caches of all models that lie on it.
-    pub memory: Option<ByteSize>,
-    /// Who starts its worker.
-    pub worker: Option<WorkerPlace>,
-}
-
-/// How workers are looked after.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenWorkers {
-    /// Where workers of other machines come in, over mutual TLS.
-    pub listen: Option<SocketAddr>,
-    /// A worker that gives no sign of life for so long is gone.
-    pub longest_silence: Option<Period>,
-    /// Requests wait so long for the successor of a worker that leaves.
-    pub longest_hand_over: Option<Period>,
-    /// Before a worker that ended is started again. Doubles, up to the longest.
-    pub first_restart: Option<Period>,
-    pub longest_restart: Option<Period>,
-}
-lay_over!(WrittenWorkers { listen, longest_silence, longest_hand_over, first_restart, longest_restart });
 
 /// Another server that runs a model. Several of one model share its requests.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -324,72 +298,6 @@ lay_over!(WrittenEngine {
     comparison_tokens,
 });
 
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenApi {
-    pub unknown_fields: Option<UnknownFields>,
-    pub max_body: Option<ByteSize>,
-    /// How long a client may take to send its headers and body.
-    pub read_timeout: Option<Period>,
-    /// How long a whole request may take, queueing included.
-    pub request_timeout: Option<Period>,
-    /// A reader that takes nothing for this long is cut.
-    pub stalled_reader_timeout: Option<Period>,
-    pub max_stop_strings: Option<NonZeroUsize>,
-    pub max_stop_bytes: Option<NonZeroUsize>,
-    pub max_stop_token_ids: Option<NonZeroUsize>,
-    pub max_logit_bias: Option<NonZeroUsize>,
-    pub max_bad_words: Option<NonZeroUsize>,
-    pub max_messages: Option<NonZeroUsize>,
-    pub max_tools: Option<NonZeroUsize>,
-    pub max_prompts: Option<NonZeroUsize>,
-    /// Answers to one prompt.
-    pub max_choices: Option<NonZeroU32>,
-    pub max_inputs: Option<NonZeroUsize>,
-    pub max_compared_models: Option<NonZeroUsize>,
-    pub max_concurrent_requests: Option<NonZeroUsize>,
-    /// Prompts that are templated and tokenised at once.
-    pub max_concurrent_encodes: Option<NonZeroUsize>,
-    /// A comment is streamed when nothing else was for this long.
-    pub keep_alive: Option<Period>,
-    /// Stream events that wait for a reader.
-    pub max_pending_frames: Option<NonZeroUsize>,
-    /// Whole answers larger than this are compressed for clients that take gzip.
-    pub compress_above: Option<ByteSize>,
-    /// Web pages that may call this server.
-    pub cors_origins: Option<Vec<Origin>>,
-    /// Accounts below which cached prefixes of prompts are shared.
-    pub shared_prefixes: Option<Vec<String>>,
-    /// Whether `/tokenizer_info` is answered.
-    pub tokenizer_info: Option<bool>,
-}
-lay_over!(WrittenApi {
-    unknown_fields,
-    max_body,
-    read_timeout,
-    request_timeout,
-    stalled_reader_timeout,
-    max_stop_strings,
-    max_stop_bytes,
-    max_stop_token_ids,
-    max_logit_bias,
-    max_bad_words,
-    max_messages,
-    max_tools,
-    max_prompts,
-    max_choices,
-    max_inputs,
-    max_compared_models,
-    max_concurrent_requests,
-    max_concurrent_encodes,
-    keep_alive,
-    max_pending_frames,
-    compress_above,
-    cors_origins,
-    shared_prefixes,
-    tokenizer_info,
-});
-
 /// Files that callers upload, and batches that run from them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -438,58 +346,6 @@ pub struct WrittenLimits {
     pub concurrent_requests: Option<NonZeroU32>,
 }
 lay_over!(WrittenLimits { requests_per_minute, tokens_per_minute, concurrent_requests });
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WrittenLedger {
-    /// Where days and months begin, like Europe/Paris.
-    pub time_zone: Option<String>,
-    /// Settlements are on the disk this long after they were made, many at once.
-    pub sync_interval: Option<Period>,
-    /// How often a disk that refused is tried again.
-    pub retry_interval: Option<Period>,
-    /// How long a stream of an account with a budget waits for it.
-    pub longest_stall: Option<Period>,
-    /// Records that may wait to be written; while there are more, nothing is admitted.
-    pub max_backlog: Option<NonZeroUsize>,
-    /// Output tokens of an answer that are reserved at a time.
-    pub reserve_tokens: Option<NonZeroU32>,
-    /// How long a begun answer waits for a rate to have room for its next part; then it ends.
-    pub longest_park: Option<Period>,
-    /// Requests that wait for a limit to have room for them, at the same time.
-    pub max_waiting: Option<NonZeroUsize>,
-    /// Of one account.
-    pub max_waiting_per_account: Option<NonZeroUsize>,
-    /// How long they wait; what would fit only later is refused at once.
-    pub longest_wait: Option<Period>,
-    /// How far a grant may be overrun, in hundredths of it.
-    pub overrun_percent: Option<u32>,
-    /// By how much the wall clock may leap ahead before budgets are closed.
-    pub largest_clock_leap: Option<Period>,
-    /// Reservations of other gateways that are remembered, so that what asks twice pays once.
-    pub max_remote_reservations: Option<NonZeroUsize>,
-    /// The published tariff. Default: prices that are derived from the models' weights.
-    pub tariff: Option<PathBuf>,
-    /// Normalised GPU hours in an hour of what the models here run on.
-    pub gpu_factor: Option<f64>,
-}
-lay_over!(WrittenLedger {
-    time_zone,
-    sync_interval,
-    retry_interval,
-    longest_stall,
-    max_backlog,
-    reserve_tokens,
-    longest_park,
-    max_waiting,
-    max_waiting_per_account,
-    longest_wait,
-    overrun_percent,
-    largest_clock_leap,
-    max_remote_reservations,
-    tariff,
-    gpu_factor,
-});
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -9,10 +9,18 @@ use super::metric::Share;
 const LOW: f64 = 0.025;
 const HIGH: f64 = 0.975;
 
-/// A value and where it lies with 95 % confidence.
+/// A value and where it lies.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Interval {
     pub value: f64,
+    /// `None` of a single item, whose draws are all the same: how far another item would be is not known.
+    #[serde(flatten)]
+    pub bounds: Option<Bounds>,
+}
+
+/// With 95 % confidence.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Bounds {
     pub low: f64,
     pub high: f64,
 }
@@ -29,6 +37,7 @@ pub struct Resampling {
 pub struct Resampled {
     /// By checkpoint.
     values: Vec<f64>,
+    num_items: usize,
     /// By checkpoint, then by resample.
     draws: Vec<Vec<f64>>,
 }
@@ -42,12 +51,25 @@ impl Default for Resampling {
 impl Interval {
     /// Neither could be where the other is.
     pub fn is_apart_from(&self, other: &Self) -> bool {
-        self.high < other.low || other.high < self.low
+        self.bounds.zip(other.bounds).is_some_and(|(one, other)| one.high < other.low || other.high < one.low)
     }
 
     /// The sign of a difference is sure.
     pub fn excludes_zero(&self) -> bool {
-        self.low > 0.0 || self.high < 0.0
+        self.bounds.is_some_and(|bounds| bounds.low > 0.0 || bounds.high < 0.0)
+    }
+
+    /// `[low, high]`, as `number` shows one.
+    pub fn shown(&self, number: impl Fn(f64) -> String) -> String {
+        match self.bounds {
+            Some(Bounds { low, high }) => format!("[{}, {}]", number(low), number(high)),
+            None => "[one item]".to_owned(),
+        }
+    }
+
+    /// From where to where it is drawn.
+    pub fn span(&self) -> [f64; 2] {
+        self.bounds.map_or([self.value; 2], |bounds| [bounds.low, bounds.high])
     }
 }
 
@@ -66,17 +88,23 @@ impl Resampled {
                 draws.push(ratio(shares.iter().zip(counts.iter().copied())));
             }
         }
-        Self { values, draws }
+        Self { values, num_items, draws }
     }
 
     pub fn interval(&self, checkpoint: usize) -> Interval {
-        interval(self.values[checkpoint], self.draws[checkpoint].clone())
+        self.bounded(self.values[checkpoint], self.draws[checkpoint].clone())
     }
 
     /// Of `checkpoint` less `other`, draw by draw.
     pub fn difference(&self, checkpoint: usize, other: usize) -> Interval {
         let pairs = self.draws[checkpoint].iter().zip(&self.draws[other]);
-        interval(self.values[checkpoint] - self.values[other], pairs.map(|(one, other)| one - other).collect())
+        self.bounded(self.values[checkpoint] - self.values[other], pairs.map(|(one, other)| one - other).collect())
+    }
+
+    fn bounded(&self, value: f64, mut draws: Vec<f64>) -> Interval {
+        draws.sort_by(f64::total_cmp);
+        let bounds = (self.num_items > 1).then(|| Bounds { low: quantile(&draws, LOW), high: quantile(&draws, HIGH) });
+        Interval { value, bounds }
     }
 }
 
@@ -86,11 +114,6 @@ fn ratio<'a>(shares: impl Iterator<Item = (&'a Share, u32)>) -> f64 {
         (amount + count * share.amount, weight + count * share.weight)
     });
     if weight > 0.0 { amount / weight } else { 0.0 }
-}
-
-fn interval(value: f64, mut draws: Vec<f64>) -> Interval {
-    draws.sort_by(f64::total_cmp);
-    Interval { value, low: quantile(&draws, LOW), high: quantile(&draws, HIGH) }
 }
 
 /// Between the two nearest of `sorted` values, linearly. 0 of none.
@@ -136,7 +159,8 @@ mod tests {
     fn pairing_sees_a_difference_that_the_items_own_spread_would_hide() {
         let found = Resampled::new(&shares(100, 0.3), RESAMPLING);
         let difference = found.difference(1, 0);
-        assert!(difference.low > 0.2 && difference.high < 0.4, "{difference:?}");
+        let [low, high] = difference.span();
+        assert!(low > 0.2 && high < 0.4, "{difference:?}");
         assert!(!found.interval(0).is_apart_from(&found.interval(1)));
     }
 
@@ -150,7 +174,16 @@ mod tests {
     fn the_interval_of_a_share_is_as_wide_as_theory_says() {
         let coins = (0..100).map(|item| Share { amount: f64::from(item / 50), weight: 1.0 }).collect();
         let found = Resampled::new(&[coins], RESAMPLING).interval(0);
-        assert!((found.low - 0.402).abs() < 0.015 && (found.high - 0.598).abs() < 0.015, "{found:?}");
+        let [low, high] = found.span();
+        assert!((low - 0.402).abs() < 0.015 && (high - 0.598).abs() < 0.015, "{found:?}");
+    }
+
+    #[test]
+    fn a_single_item_says_nothing_of_how_sure_it_is() {
+        let found = Resampled::new(&shares(1, 0.3), RESAMPLING);
+        let (first, second, difference) = (found.interval(0), found.interval(1), found.difference(1, 0));
+        assert!(first.bounds.is_none() && !first.is_apart_from(&second) && !difference.excludes_zero());
+        assert!(Resampled::new(&shares(2, 0.3), RESAMPLING).interval(0).bounds.is_some());
     }
 
     #[test]

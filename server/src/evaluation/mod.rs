@@ -16,7 +16,7 @@ pub mod score_file;
 pub mod scored;
 pub mod step;
 
-pub use bootstrap::{Interval, Resampling};
+pub use bootstrap::{Bounds, Interval, Resampling};
 pub use comparison::{Comparison, ComparisonError, Options};
 pub use items::{DataError, DataSet, Item, Task};
 pub use metric::{Metric, Totals};

@@ -170,7 +170,7 @@ impl Generation {
     fn give_up(&mut self) {
         self.is_unwritten = true;
         self.choices.iter_mut().for_each(|choice| choice.stage = Stage::Over);
-        self.reservation.end(EntryEnd::Failed);
+        self.make_free();
     }
 
     async fn next_of_an_open_choice(&mut self) -> Option<Event> {

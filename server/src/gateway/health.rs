@@ -44,6 +44,11 @@ impl Health {
 }
 
 impl Progress {
+    /// How long it has had work and made no progress, as last observed.
+    pub fn stands_still_for(&self, now: Duration) -> Duration {
+        self.waiting_since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
+    }
+
     pub fn observe(&mut self, now: Duration, load: &Load) -> Health {
         let stands_still = load.progress == self.count && load.has_work();
         self.count = load.progress;
@@ -81,6 +86,7 @@ mod tests {
         assert_eq!(progress.observe(SECOND + STUCK_AFTER - NANOSECOND, &working(5)), Health::Ready);
         assert_eq!(progress.observe(SECOND + STUCK_AFTER, &working(5)), Health::Stuck);
         assert_eq!(progress.observe(10 * SECOND, &working(5)), Health::Stuck);
+        assert_eq!(progress.stands_still_for(10 * SECOND), 9 * SECOND);
         assert_eq!(progress.observe(10 * SECOND, &working(6)), Health::Ready);
     }
 

@@ -44,6 +44,7 @@ use line::{Line, Ticket};
 use origins::Origins;
 use page::{Origin, Page};
 use reservation::Taken;
+pub use wall::ClockBounds;
 use wall::{Reading, Wall};
 
 pub use amounts::{Ask, Reserve};
@@ -72,8 +73,7 @@ pub struct LedgerParts {
     pub line: LineBounds,
     /// How far a grant may be overrun, in the class `batch`.
     pub overrun: Percent,
-    /// By how much the wall clock may leap ahead before budgets are closed.
-    pub largest_leap: Duration,
+    pub clock_bounds: ClockBounds,
     /// Reservations of other gateways that are remembered, so that what asks twice pays once.
     pub max_origins: NonZeroUsize,
     /// Where what engines here are billed for is added up.
@@ -163,7 +163,7 @@ impl Ledger {
         let facts = parts.journal.as_mut().map(|part| std::mem::take(&mut part.models)).unwrap_or_default();
         let (next_id, latest) =
             parts.journal.as_ref().map_or((1, UnixSeconds(0)), |part| (part.next_id.0, part.latest));
-        let wall = Wall::new(latest, parts.reading(), parts.largest_leap);
+        let wall = Wall::new(latest, parts.reading(), parts.clock_bounds);
         let (next_id, origins) = (AtomicU64::new(next_id), Origins::new(parts.max_origins));
         let (pages, gave_back, facts) = (Mutex::default(), Notify::new(), RwLock::new(facts));
         Self { books: Arc::new(Books { parts, wall, next_id, facts, origins, pages, gave_back }) }
@@ -320,7 +320,7 @@ impl LedgerParts {
             in_parts: PartBounds::default(),
             line: LineBounds::default(),
             overrun: Percent::NONE,
-            largest_leap: Duration::from_secs(24 * 60 * 60),
+            clock_bounds: ClockBounds::default(),
             max_origins: NonZeroUsize::new(65_536).expect("it is not 0"),
             hours: None,
             journal: None,

@@ -95,6 +95,24 @@ pub const MODEL_MEMORY: Metric =
 pub const MODEL_MEMORY_LIMIT: Metric =
     gauge("passerelle_model_memory_limit_bytes", &[], "What passerelle_model_memory_bytes never exceeds.");
 
+pub const PARTITION_UP: Metric =
+    gauge("passerelle_partition_up", &["partition"], "1 while a worker takes requests for the partition's models.");
+pub const WORKER_ARRIVALS: Metric = counter(
+    "passerelle_worker_arrivals_total",
+    &["partition"],
+    "Workers that came with the partition's models loaded: the first, and all that took the place of another.",
+);
+pub const WORKER_ENDS: Metric = counter(
+    "passerelle_worker_ends_total",
+    &["partition"],
+    "Worker processes of this machine that ended without having said that they leave.",
+);
+pub const WORKER_SILENCE: Metric = gauge(
+    "passerelle_worker_silence_seconds",
+    &["partition"],
+    "Since the partition's worker gave a sign of life; 0 while it has none.",
+);
+
 pub const WAITING: Metric =
     gauge("passerelle_waiting_requests", &["model"], "Requests that wait for their first step, after the last step.");
 pub const RUNNING: Metric =
@@ -127,7 +145,7 @@ pub const STEP_DURATION: Metric = histogram(
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
 );
 
-pub const ALL: [Metric; 29] = [
+pub const ALL: [Metric; 33] = [
     INFO,
     REQUESTS,
     REQUEST_DURATION,
@@ -146,6 +164,10 @@ pub const ALL: [Metric; 29] = [
     RESERVATIONS_SETTLED,
     MODEL_MEMORY,
     MODEL_MEMORY_LIMIT,
+    PARTITION_UP,
+    WORKER_ARRIVALS,
+    WORKER_ENDS,
+    WORKER_SILENCE,
     WAITING,
     RUNNING,
     KV_BLOCKS_USED,

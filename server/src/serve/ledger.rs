@@ -8,11 +8,13 @@ use anyhow::{Context, Result};
 use passerelle::api::ServedModel;
 use passerelle::config::{Config, LedgerConfig};
 use passerelle::gateway::journal::{JournalConfig, JournalThread, LedgerStore, SqliteStore, UsageReader};
-use passerelle::gateway::ledger::{JournalParts, LineBounds, ModelFacts};
+use passerelle::gateway::ledger::{ClockBounds, JournalParts, LineBounds, ModelFacts};
 use passerelle::gateway::quota::{Calendar, Percent, UnixSeconds};
 use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{DataDir, Ledger, LedgerParts, PartBounds, Tariff};
 use passerelle_engine::clock::Clock;
+
+use super::tariff;
 
 /// The right to the data directory, and to write the ledger in it. Dropped in this order: what was settled is on the disk before another server may come.
 #[derive(Debug)]
@@ -52,8 +54,8 @@ impl LedgerLock {
     ) -> Result<(Ledger, LedgerKeeper)> {
         let LedgerBasis { clock, tariff, hours } = basis;
         let mut store = SqliteStore::open(&self.data, Arc::clone(&tariff))?;
-        let latest = store.latest_instant()?.max(UnixSeconds::of(clock.wall()));
-        let recovered = store.recover(latest)?;
+        let (latest, clock_bounds) = (store.latest_instant()?, clock_bounds(config));
+        let recovered = store.recover(clock_bounds.at_start(latest, UnixSeconds::of(clock.wall())))?;
         if recovered > 0 {
             tracing::warn!(recovered, "reservations of a process that died were settled at their last mark");
         }
@@ -76,7 +78,7 @@ impl LedgerLock {
             in_parts: in_parts(config),
             line: line(config),
             overrun: Percent(config.overrun_percent),
-            largest_leap: config.largest_clock_leap,
+            clock_bounds,
             max_origins: config.max_remote_reservations,
             hours: Some(hours),
             journal: Some(JournalParts { journal, next_id, latest, binary, models }),
@@ -96,6 +98,24 @@ pub(super) fn without_keeping(basis: LedgerBasis, config: &LedgerConfig) -> Resu
     let (calendar, in_parts, line) = (calendar(config)?, in_parts(config), line(config));
     let hours = Some(hours);
     Ok(Ledger::new(LedgerParts { calendar, tariff, in_parts, line, hours, ..LedgerParts::without_past(clock) }))
+}
+
+/// What is left to whom by what was settled, where no server runs: to be asked, and not to be taken from. A tariff that cannot be
+/// read prices nothing, and keeps nobody from administering.
+pub(crate) fn on_the_shelf(data: &DataDir, clock: Arc<dyn Clock>, config: &LedgerConfig) -> Result<Ledger> {
+    let published = config.tariff.as_deref().map(tariff::wherever).transpose();
+    let tariff = published.unwrap_or_else(|error| {
+        eprintln!("passerelle: {error:#}");
+        None
+    });
+    let (calendar, in_parts) = (calendar(config)?, in_parts(config));
+    let (tariff, spent) = (Arc::new(tariff.unwrap_or_else(Tariff::free)), Box::new(UsageReader::open(data)?));
+    let overrun = Percent(config.overrun_percent);
+    Ok(Ledger::new(LedgerParts { calendar, tariff, spent, in_parts, overrun, ..LedgerParts::without_past(clock) }))
+}
+
+fn clock_bounds(config: &LedgerConfig) -> ClockBounds {
+    ClockBounds { largest_leap: config.largest_clock_leap, longest_absence: config.longest_absence }
 }
 
 fn line(config: &LedgerConfig) -> LineBounds {

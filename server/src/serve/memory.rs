@@ -24,6 +24,11 @@ pub(crate) fn stated_or_of_device(stated: Option<ByteSize>, compute: &Compute) -
     stated.or_else(of_device)
 }
 
+/// For keys and values where nothing else needs them: what was stated, else as much as a server would take.
+pub(crate) fn kv_budget(stated: Option<ByteSize>, compute: &Compute) -> ByteSize {
+    stated_or_of_device(stated, compute).unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART))
+}
+
 /// Blocks for each model, in order, as [`placement::share_kv_memory`] gives them.
 ///
 /// `stated` is `--kv-cache-memory`. Without it the cache is as large as the models can use, up to a quarter of the memory

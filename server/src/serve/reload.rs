@@ -79,10 +79,13 @@ impl Reloading {
     /// On a thread of its own, since files are read. Inside the runtime.
     pub(super) fn start(mut self, again: ReadAgain, mut hangups: Signal) -> Result<()> {
         let reloader = self.reloader.clone();
-        tokio::spawn(async move { while hangups.recv().await.is_some() && reloader.reload().await.is_some() {} });
+        tokio::spawn(
+            async move { while hangups.recv().await.is_some() && reloader.reload("SIGHUP").await.is_some() {} },
+        );
         let follow = move || {
-            while let Some(order) = self.orders.blocking_recv() {
+            while let Some(ReloadOrder { actor, outcome: answer }) = self.orders.blocking_recv() {
                 let outcome = outcome_of(|| self.reload(&again));
+                self.write_down(&actor, &outcome);
                 match &outcome {
                     Ok(Reloaded { changed, needs_restart }) => {
                         tracing::info!(?changed, ?needs_restart, "the configuration was read again");
@@ -90,11 +93,25 @@ impl Reloading {
                     Err(error) => tracing::error!(error, "the configuration stays as it was"),
                 }
                 // Whoever asked may have left.
-                let _ = order.send(outcome);
+                let _ = answer.send(outcome);
             }
         };
         thread::Builder::new().name("configuration".to_owned()).spawn(follow).context("cannot start a thread")?;
         Ok(())
+    }
+
+    /// In the audit log, which does not quote what is wrong with a configuration.
+    fn write_down(&self, actor: &str, outcome: &ReloadOutcome) {
+        let Some(administration) = self.state.administration() else { return };
+        let detail = match outcome {
+            Ok(Reloaded { changed, .. }) if changed.is_empty() => "done: nothing changed".to_owned(),
+            Ok(Reloaded { changed, .. }) => format!("done: {}", changed.join(", ")),
+            Err(_) => "failed: the server's log says why".to_owned(),
+        };
+        let written = administration.directory.acting_as(actor).note("reload", "configuration", &detail);
+        if let Err(error) = written {
+            tracing::error!(%error, "a reload is missing in the audit log");
+        }
     }
 
     fn reload(&mut self, again: &ReadAgain) -> Result<Reloaded> {

@@ -67,6 +67,12 @@ pub(super) fn in_force(
     Ok((Tariff::new(&written.version, prices), Pricing::Published(written)))
 }
 
+/// What a published tariff says of models wherever they run, for who has no server to ask where that is.
+pub(super) fn wherever(file: &Path) -> Result<Tariff> {
+    let written = read(file).with_context(|| format!("ledger.tariff: {}", file.display()))?;
+    Ok(Tariff::new(&written.version, written.prices_anywhere()?))
+}
+
 fn read(file: &Path) -> Result<WrittenTariff> {
     let written: WrittenTariff = toml::from_str(&fs::read_to_string(file)?)?;
     written.check()?;

@@ -1,23 +1,24 @@
 //! What `passerelle worker` runs: the models of one partition, for a gateway.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{io, process, thread};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use passerelle::config::{ByteSize, Config, EngineConfig, ModelConfig, PartitionConfig};
 use passerelle::gateway::ReplicaDoor;
 use passerelle::placement::DeviceChoice;
 use passerelle::workers::{
-    Credentials, Dialled, OfferedKind, OfferedModel, Revive, StepTap, WorkerFacts, WorkerModel, WorkerParts, WorkerTls,
-    dial, work,
+    Backoff, BackoffBounds, Credentials, Dialled, OfferedKind, OfferedModel, Revive, StepTap, WorkError, WorkerFacts,
+    WorkerModel, WorkerParts, WorkerTls, dial, work,
 };
 use passerelle_engine::StepObserver;
 use passerelle_engine::clock::{Clock, SystemClock};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::engines::{self, Fleet, RunningHandle, Workshop};
 use super::hashes::KeptHashes;
@@ -25,6 +26,8 @@ use super::models::{self, AnyLoaded, Means};
 use super::signals::Signals;
 use super::{compute, logging, runtime};
 
+/// A gateway that is there answers so soon.
+const LONGEST_DIAL: Duration = Duration::from_secs(10);
 /// Exit status of a worker that nobody needs any more.
 const GATEWAY_GONE: i32 = 1;
 
@@ -70,15 +73,32 @@ pub(crate) enum GatewayAddress {
     Tcp { address: String, credentials: PathBuf },
 }
 
+/// The same, with what was read of the folder.
+enum Route {
+    Unix(PathBuf),
+    Tcp { address: String, tls: Box<WorkerTls> },
+}
+
 impl GatewayAddress {
+    fn route(&self) -> Result<Route> {
+        Ok(match self {
+            Self::Unix(path) => Route::Unix(path.clone()),
+            Self::Tcp { address, credentials } => {
+                let tls = WorkerTls::new(&Credentials::read(credentials)?)?;
+                Route::Tcp { address: address.clone(), tls: Box::new(tls) }
+            }
+        })
+    }
+}
+
+impl Route {
     async fn dial(&self) -> Result<Dialled> {
         match self {
             Self::Unix(path) => {
                 let stream = UnixStream::connect(path).await;
                 Ok(dial(stream.with_context(|| format!("cannot reach {}", path.display()))?).await?)
             }
-            Self::Tcp { address, credentials } => {
-                let tls = WorkerTls::new(&Credentials::read(credentials)?)?;
+            Self::Tcp { address, tls } => {
                 let stream = TcpStream::connect(address).await.with_context(|| format!("cannot reach {address}"))?;
                 // Tokens are small and must not wait for each other.
                 stream.set_nodelay(true)?;
@@ -88,7 +108,8 @@ impl GatewayAddress {
     }
 }
 
-/// Serves until the gateway is gone, or until a signal and then what runs to its end.
+/// Serves until a signal and then what runs to its end. A worker that its server started ends when that is gone; another dials
+/// again.
 pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     logging::start(&config.log);
     errand.lifeline.watch().context("cannot watch the standard input")?;
@@ -99,22 +120,12 @@ pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     let time_left = || errand.until.map(|until| until.saturating_sub(clock.wall()));
     let patience = config.server.drain_timeout;
     ensure!(time_left().is_none_or(|left| left > patience), "--until: less than server.drain_timeout is left");
-    let Manned { fleet, mut parts } = Manned::load(&config, (&clock, &bell), &errand.partition)?;
-    parts.facts.ends_in = time_left();
-    let leaves_in = parts.facts.ends_in.map_or(Duration::MAX, |left| left.saturating_sub(patience));
-    let worked = runtime.block_on(async {
-        let mut signals = Signals::new()?;
-        let gateway = errand.gateway.dial().await?;
-        let leave = async {
-            tokio::select! {
-                () = signals.next() => "it was asked to end".to_owned(),
-                () = sleep(leaves_in) => "its time is over".to_owned(),
-            }
-        };
-        anyhow::Ok(work(gateway, parts, leave).await)
-    })?;
-    drop(fleet);
-    worked.with_context(|| format!("partition `{}`", errand.partition))?;
+    let route = errand.gateway.route()?;
+    let manned = Manned::load(&config, (&clock, &bell), &errand.partition)?;
+    let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
+    let served = runtime.block_on(manned.serve(&route, (&errand, bounds, patience)));
+    drop(manned);
+    served.with_context(|| format!("partition `{}`", errand.partition))?;
     tracing::info!(partition = errand.partition, "left");
     Ok(())
 }
@@ -137,10 +148,81 @@ fn of_partition(config: &Config, name: &str) -> Result<Config> {
 /// A partition whose models are loaded.
 struct Manned {
     fleet: Fleet,
-    parts: WorkerParts,
+    facts: WorkerFacts,
+    taps: Vec<(String, Arc<StepTap>)>,
+    bell: Arc<Notify>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Why a worker has no gateway.
+#[derive(Debug, thiserror::Error)]
+enum Parted {
+    #[error("{0:#}")]
+    NotReached(anyhow::Error),
+    #[error(transparent)]
+    Ended(#[from] WorkError),
+}
+
+impl Parted {
+    /// Whether the gateway may take the worker another time. One that it never wanted has something wrong with it.
+    fn may_pass(&self, was_let_in: bool) -> bool {
+        match self {
+            Self::NotReached(_) => true,
+            Self::Ended(WorkError::EngineDead | WorkError::Nonsense(_)) => false,
+            Self::Ended(WorkError::Unwanted(_)) => was_let_in,
+            Self::Ended(WorkError::Broken(_) | WorkError::GatewayGone | WorkError::GatewayStuck) => true,
+        }
+    }
 }
 
 impl Manned {
+    /// One gateway connection after the other, as the errand's lifeline allows.
+    async fn serve(
+        &self,
+        route: &Route,
+        (errand, bounds, patience): (&WorkerErrand, BackoffBounds, Duration),
+    ) -> Result<()> {
+        let mut signals = Signals::new()?;
+        let mut backoff = Backoff::new(bounds);
+        let mut was_let_in = false;
+        let time_left = || errand.until.map(|until| until.saturating_sub(self.clock.wall()));
+        let leaves_in = || time_left().map_or(Duration::MAX, |left| left.saturating_sub(patience));
+        loop {
+            let began = self.clock.now();
+            let served = self.serve_once(route, (time_left(), patience), leave(&mut signals, leaves_in())).await;
+            let Err(parted) = served else { return Ok(()) };
+            was_let_in |= matches!(parted, Parted::Ended(WorkError::Broken(_) | WorkError::GatewayGone));
+            if errand.lifeline == Lifeline::Input || !parted.may_pass(was_let_in) {
+                return Err(parted.into());
+            }
+            let pause = backoff.after(self.clock.now().saturating_sub(began));
+            tracing::warn!(partition = errand.partition, why = %parted, again_in = ?pause, "no gateway; it is dialled again");
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = leave(&mut signals, leaves_in()) => return Ok(()),
+            }
+        }
+    }
+
+    async fn serve_once(
+        &self,
+        route: &Route,
+        (ends_in, patience): (Option<Duration>, Duration),
+        leave: impl Future<Output = String>,
+    ) -> Result<(), Parted> {
+        let mut leave = pin!(leave);
+        let dialled = tokio::select! {
+            dialled = timeout(LONGEST_DIAL, route.dial()) => dialled,
+            _ = &mut leave => return Ok(()),
+        };
+        let dialled = dialled.unwrap_or_else(|_| Err(anyhow!("no answer in {LONGEST_DIAL:?}")));
+        let facts = WorkerFacts { ends_in, ..self.facts.clone() };
+        let models = crew(&self.fleet, &self.taps);
+        let (bell, clock) = (Arc::clone(&self.bell), Arc::clone(&self.clock));
+        let parts = WorkerParts { facts, models, bell, clock, patience };
+        Ok(work(dialled.map_err(Parted::NotReached)?, parts, leave).await?)
+    }
+
     /// `config`: see [`of_partition`].
     fn load(config: &Config, (clock, bell): (&Arc<dyn Clock>, &Arc<Notify>), name: &str) -> Result<Self> {
         let compute = compute(&config.engine)?;
@@ -166,9 +248,15 @@ impl Manned {
             models: offered(&fleet, &weights),
             ends_in: None,
         };
-        let models = crew(&fleet, taps);
-        let (bell, clock, patience) = (Arc::clone(bell), Arc::clone(clock), config.server.drain_timeout);
-        Ok(Self { fleet, parts: WorkerParts { facts, models, bell, clock, patience } })
+        Ok(Self { fleet, facts, taps, bell: Arc::clone(bell), clock: Arc::clone(clock) })
+    }
+}
+
+/// Why the worker leaves, once it does.
+async fn leave(signals: &mut Signals, in_any_case: Duration) -> String {
+    tokio::select! {
+        () = signals.next() => "it was asked to end".to_owned(),
+        () = sleep(in_any_case) => "its time is over".to_owned(),
     }
 }
 
@@ -211,16 +299,19 @@ fn offered(fleet: &Fleet, weights: &[u64]) -> Vec<OfferedModel> {
     models.map(offer).collect()
 }
 
-fn crew(fleet: &Fleet, taps: Vec<(String, Arc<StepTap>)>) -> Vec<WorkerModel> {
+fn crew(fleet: &Fleet, taps: &[(String, Arc<StepTap>)]) -> Vec<WorkerModel> {
     let models = fleet.served.iter().zip(&fleet.running).zip(taps);
-    let man = |((served, running), (_, tap)): ((&passerelle::api::ServedModel, &engines::Running), _)| {
+    let man = |((served, running), (_, tap)): (
+        (&passerelle::api::ServedModel, &engines::Running),
+        &(String, Arc<StepTap>),
+    )| {
         let door: Box<dyn ReplicaDoor> = match running.handle() {
             RunningHandle::Generator(engine) => Box::new(engine),
             RunningHandle::Encoder(encoder) => Box::new(encoder),
         };
         let grammars = Arc::clone(&served.grammars);
         let revive: Revive = Arc::new(move |recipe: &[u8]| grammars.compile_recipe(recipe).ok());
-        WorkerModel { door, tap, revive }
+        WorkerModel { door, tap: Arc::clone(tap), revive }
     };
     models.map(man).collect()
 }

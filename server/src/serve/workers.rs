@@ -14,7 +14,10 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use passerelle::api::AppState;
 use passerelle::config::{Config, Listen, WorkerPlace};
-use passerelle::workers::{Authority, BackoffBounds, Ended, Gate, GatewayTls, LastDay, Peer, Seat, supervise};
+use passerelle::metrics::Metrics;
+use passerelle::workers::{
+    Authority, BackoffBounds, Ended, Gate, GateBounds, GatewayTls, LastDay, Peer, Seat, supervise,
+};
 use passerelle_engine::clock::{Clock, SystemClock};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
@@ -38,6 +41,8 @@ const GATEWAY_DAYS: u32 = 3650;
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 /// For `passerelle chat`, and nothing to a worker.
 const CHAT_KEY: &str = "OPENAI_API_KEY";
+/// How often `/metrics` hears of the workers.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
 /// How often a process is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -89,20 +94,27 @@ impl Arrivals {
     }
 }
 
-/// Returns when every partition with a worker of this machine has it; fails with the first whose worker ends before.
+/// Returns when every partition with a worker of this machine has it; fails with the first whose worker ends before. `None`:
+/// it was `interrupted`, and its workers are gone.
 pub(super) fn open(
     (config, command): (&Config, WorkerCommand),
     arrivals: Arrivals,
-    runtime: &Runtime,
-) -> Result<WorkersKeeper> {
+    (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
+) -> Result<Option<WorkersKeeper>> {
     let socket = std::path::absolute(config.server.data_dir.join(WORKER_SOCKET))?;
     let _in_runtime = runtime.enter();
     let listener = listen(&socket).with_context(|| format!("cannot listen to workers on {}", socket.display()))?;
     let seats = arrivals.placed.seats.clone();
-    let gate = Gate::new(seats.iter().cloned(), config.workers.longest_silence);
+    let clock = arrivals.workshop.clock();
+    let bounds = GateBounds {
+        longest_silence: config.workers.longest_silence,
+        longest_standstill: config.workers.longest_standstill,
+    };
+    let gate = Gate::new(seats.iter().cloned(), bounds, Arc::clone(&clock));
     // Strangers that dial from elsewhere take no place of a worker of this machine.
     let places = || Arc::new(Semaphore::new(seats.len() * CONNECTIONS_PER_PARTITION));
     let mut tasks = vec![runtime.spawn(let_in(listener, gate.clone(), places()))];
+    tasks.push(runtime.spawn(report(seats.clone(), Arc::clone(&arrivals.workshop.metrics), Arc::clone(&clock))));
     if let Some(address) = config.workers.listen {
         let remote = RemoteEntry::open(address, &config.server.data_dir).context("workers.listen")?;
         tasks.push(runtime.spawn(remote.let_in(gate, places())));
@@ -114,7 +126,7 @@ pub(super) fn open(
     let (local, remote): (Vec<_>, Vec<_>) = seats.iter().partition(is_local);
     let command = Arc::new(command);
     for &seat in &local {
-        tasks.push(supervised(config, (&command, socket.as_path()), seat, &arrivals.workshop.clock(), runtime));
+        tasks.push(supervised(config, (&command, socket.as_path()), seat, &clock, runtime));
     }
     for seat in remote {
         let (arrivals, seat) = (arrivals.clone(), Arc::clone(seat));
@@ -125,11 +137,17 @@ pub(super) fn open(
         }));
     }
     let keeper = WorkersKeeper { seats: seats.clone(), tasks, socket };
-    runtime.block_on(async {
+    let all_come = async {
         for seat in local {
             arrivals.await_first(seat).await?;
         }
-        Ok(keeper)
+        Ok(())
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            all = all_come => all.map(|()| Some(keeper)),
+            () = interrupted => Ok(None),
+        }
     })
 }
 
@@ -200,6 +218,14 @@ impl RemoteEntry {
                 Err(error) => rest(&error).await,
             }
         }
+    }
+}
+
+/// Says in `/metrics` how partitions are served.
+async fn report(seats: Vec<Arc<Seat>>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
+    loop {
+        seats.iter().for_each(|seat| metrics.partition_is(seat.partition(), seat.figures(clock.now())));
+        sleep(REPORT_EVERY).await;
     }
 }
 

@@ -3,6 +3,8 @@
 use std::mem;
 use std::ops::Range;
 
+use memchr::memchr;
+
 /// Longest event that is read. One with the log-probabilities of a long prompt is far below it.
 const MAX_EVENT_BYTES: usize = 8 << 20;
 
@@ -55,7 +57,7 @@ impl EventReader {
     /// Where it is, without its end, which is a line feed, with or without a carriage return before it.
     fn next_line(&mut self) -> Option<Range<usize>> {
         let (start, from) = (self.read, self.read.max(self.searched));
-        let Some(length) = self.bytes[from..].iter().position(|byte| *byte == b'\n') else {
+        let Some(length) = memchr(b'\n', &self.bytes[from..]) else {
             self.searched = self.bytes.len();
             return None;
         };

@@ -1,78 +1,116 @@
 //! One request to another server and the events of its answer, with a bound on every wait.
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::Stream;
+use http_body_util::{BodyExt, Limited};
+use hyper::Response;
+use hyper::body::{Body, Incoming};
 use hyper::header::CONTENT_TYPE;
-use hyper::{Request, Response};
 use tokio::time::timeout;
 
 use super::events::EventReader;
-use super::{HttpClient, Timeouts, answer};
+use super::lines::{Line, Lines, Question};
+use super::{Timeouts, answer};
 use crate::gateway::upstream::Failure;
+use crate::silence::Silence;
 
 /// Longest part of a refusal that is read.
 const MAX_REFUSAL_BYTES: usize = 64 << 10;
 const DONE: &str = "[DONE]";
 
+/// Its items are the events; the last is the end, or a failure.
 pub(super) struct Exchange {
-    client: HttpClient,
-    timeouts: Timeouts,
     stage: Stage,
 }
 
 enum Stage {
-    Unsent(Box<Request<Full<Bytes>>>),
-    Reading { body: Incoming, events: EventReader },
+    Asking(Pin<Box<dyn Future<Output = Result<Reading, Failure>> + Send>>),
+    Reading(Box<Reading>),
     Over,
 }
 
+/// An answer that has begun.
+struct Reading {
+    lines: Lines,
+    line: Line,
+    body: Incoming,
+    events: EventReader,
+    /// The first event, until it is handed out; `None` in it: there was none.
+    first: Option<Option<String>>,
+    silence: Silence,
+}
+
 impl Exchange {
-    pub(super) fn new(client: HttpClient, request: Request<Full<Bytes>>, timeouts: Timeouts) -> Self {
-        Self { client, timeouts, stage: Stage::Unsent(Box::new(request)) }
+    /// Nothing is sent before it is first polled.
+    pub(super) fn new(lines: Lines, question: Question, timeouts: Timeouts) -> Self {
+        let first = timeout(timeouts.first_byte, ask(lines, question, timeouts));
+        let asking = async { first.await.map_err(|_| Failure::TimedOut)? };
+        Self { stage: Stage::Asking(Box::pin(asking)) }
     }
+}
 
-    /// The next event and what follows it. The last is the end, or a failure.
-    pub(super) async fn step(mut self) -> Option<(Result<String, Failure>, Self)> {
-        let said = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Over => return None,
-            Stage::Unsent(request) => self.begin(*request).await,
-            Stage::Reading { body, events } => self.go_on(body, events).await,
-        };
-        said.transpose().map(|said| (said, self))
+impl Stream for Exchange {
+    type Item = Result<String, Failure>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Stage::Asking(asking) = &mut self.stage {
+            match ready!(asking.as_mut().poll(context)) {
+                Ok(reading) => self.stage = Stage::Reading(Box::new(reading)),
+                Err(failure) => {
+                    self.stage = Stage::Over;
+                    return Poll::Ready(Some(Err(failure)));
+                }
+            }
+        }
+        let Stage::Reading(reading) = &mut self.stage else { return Poll::Ready(None) };
+        let said = ready!(reading.poll_event(context));
+        if !matches!(said, Ok(Some(_)))
+            && let Stage::Reading(reading) = mem::replace(&mut self.stage, Stage::Over)
+            && said.is_ok()
+        {
+            reading.lines.give_back(reading.line, reading.body);
+        }
+        Poll::Ready(said.transpose())
     }
+}
 
-    async fn begin(&mut self, request: Request<Full<Bytes>>) -> Result<Option<String>, Failure> {
-        let first = async {
-            let body = event_stream(send(&self.client, request).await?).await?;
-            self.read(body, EventReader::default()).await
-        };
-        let (event, stage) = timeout(self.timeouts.first_byte, first).await.map_err(|_| Failure::TimedOut)??;
-        self.stage = stage;
-        Ok(event)
-    }
+/// Sends the question and reads up to the first event.
+async fn ask(lines: Lines, question: Question, timeouts: Timeouts) -> Result<Reading, Failure> {
+    let (mut line, response) = lines.ask(question).await?;
+    let body = event_stream(&mut line, response).await?;
+    let silence = Silence::new(timeouts.idle);
+    let mut reading = Reading { lines, line, body, events: EventReader::default(), first: None, silence };
+    reading.first = Some(std::future::poll_fn(|context| reading.poll_event(context)).await?);
+    Ok(reading)
+}
 
-    async fn go_on(&mut self, body: Incoming, events: EventReader) -> Result<Option<String>, Failure> {
-        let (event, stage) = self.read(body, events).await?;
-        self.stage = stage;
-        Ok(event)
-    }
-
+impl Reading {
     /// Reads until an event is whole. An end without `[DONE]` is an end: whoever reads the events knows whether they are
     /// complete.
-    async fn read(&self, mut body: Incoming, mut events: EventReader) -> Result<(Option<String>, Stage), Failure> {
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<String>, Failure>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Ok(first));
+        }
         loop {
-            match events.next_event().map_err(|error| Failure::Broke(error.to_string()))? {
-                Some(event) if event == DONE => return Ok((None, Stage::Over)),
-                Some(event) => return Ok((Some(event), Stage::Reading { body, events })),
+            match self.events.next_event().map_err(|error| Failure::Broke(error.to_string()))? {
+                Some(event) if event == DONE => return Poll::Ready(Ok(None)),
+                Some(event) => return Poll::Ready(Ok(Some(event))),
                 None => {}
             }
-            let frame = timeout(self.timeouts.idle, body.frame()).await.map_err(|_| Failure::TimedOut)?;
-            match frame {
-                None => return Ok((None, Stage::Over)),
-                Some(Err(_)) => return Err(Failure::Broke("the connection broke".to_owned())),
-                Some(Ok(frame)) => {
-                    if let Some(bytes) = frame.data_ref() {
-                        events.push(bytes);
+            match self.line.poll_part(&mut self.body, context) {
+                Poll::Pending => return self.silence.poll_too_long(context).map(|()| Err(Failure::TimedOut)),
+                Poll::Ready(None) => return Poll::Ready(Ok(None)),
+                Poll::Ready(Some(Err(_))) => {
+                    return Poll::Ready(Err(Failure::Broke("the connection broke".to_owned())));
+                }
+                Poll::Ready(Some(Ok(part))) => {
+                    self.silence.heard();
+                    if let Some(bytes) = part.data_ref() {
+                        self.events.push(bytes);
                     }
                 }
             }
@@ -81,32 +119,24 @@ impl Exchange {
 }
 
 /// Whether the request is answered with a success, within the time for a connection and as much again for the answer.
-pub(super) async fn answers(
-    client: &HttpClient,
-    request: Request<Full<Bytes>>,
-    timeouts: Timeouts,
-) -> Result<(), Failure> {
+pub(super) async fn answers(lines: &Lines, question: Question, timeouts: Timeouts) -> Result<(), Failure> {
     let patience = timeouts.connect.saturating_mul(2);
-    let response = timeout(patience, send(client, request)).await.map_err(|_| Failure::TimedOut)??;
+    let (line, response) = timeout(patience, lines.ask(question)).await.map_err(|_| Failure::TimedOut)??;
     match response.status().as_u16() {
-        200..300 => Ok(()),
+        200..300 => {
+            lines.give_back(line, response.into_body());
+            Ok(())
+        }
         status => Err(answer::failure(status, response.headers(), b"")),
     }
 }
 
-async fn send(client: &HttpClient, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
-    client.request(request).await.map_err(|error| match error.is_connect() {
-        true => Failure::Unreachable,
-        false => Failure::Broke("the connection broke before the answer".to_owned()),
-    })
-}
-
 /// The body of an answer that is a stream of events.
-async fn event_stream(response: Response<Incoming>) -> Result<Incoming, Failure> {
+async fn event_stream(line: &mut Line, response: Response<Incoming>) -> Result<Incoming, Failure> {
     let status = response.status().as_u16();
     if status != 200 {
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_REFUSAL_BYTES).collect().await;
+        let body = Limited::new(Driven { line, body }, MAX_REFUSAL_BYTES).collect().await;
         let body = body.map(|body| body.to_bytes()).unwrap_or_default();
         return Err(answer::failure(status, &head.headers, &body));
     }
@@ -115,4 +145,23 @@ async fn event_stream(response: Response<Incoming>) -> Result<Incoming, Failure>
         return Err(Failure::Broke("its answer is no stream of events".to_owned()));
     }
     Ok(response.into_body())
+}
+
+/// A body with the line that brings it.
+struct Driven<'a> {
+    line: &'a mut Line,
+    body: Incoming,
+}
+
+impl Body for Driven<'_> {
+    type Data = hyper::body::Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        this.line.poll_part(&mut this.body, context)
+    }
 }

@@ -6,36 +6,26 @@
 mod answer;
 mod events;
 mod exchange;
+mod lines;
 mod watch;
 
 use std::time::Duration;
 
 use futures_util::stream;
 use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Request, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::gateway::upstream::{Call, CallRoute, Events, Failure, UpstreamDoor};
 use exchange::Exchange;
+use lines::{Lines, Question};
 
 pub use watch::watch;
-
-/// Idle connections close before the five seconds after which common servers close them: a request that meets a closing
-/// connection fails.
-const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
-const MAX_IDLE_CONNECTIONS: usize = 64;
-
-type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// One model on another server.
 #[derive(Debug, Clone)]
 pub struct Upstream {
-    client: HttpClient,
+    lines: Lines,
     kind: UpstreamKind,
     address: Address,
     /// JSON: what that server calls the model, quoted.
@@ -72,6 +62,8 @@ struct Address {
     chat: Uri,
     completions: Uri,
     health: Uri,
+    /// Its name, for requests.
+    host: HeaderValue,
 }
 
 /// What an [`Upstream`] is made of.
@@ -102,25 +94,27 @@ impl Upstream {
         let authorization = settings.key.map(bearer).transpose()?;
         let model = serde_json::Value::from(settings.model).to_string();
         let timeouts = settings.timeouts;
-        Ok(Self { client: client(timeouts.connect), kind: settings.kind, address, model, authorization, timeouts })
+        let lines = Lines::new(address.health.clone(), timeouts.connect);
+        Ok(Self { lines, kind: settings.kind, address, model, authorization, timeouts })
     }
 
     /// Whether it is alive and takes our key.
     pub async fn probe(&self) -> Result<(), Failure> {
-        let mut request = Request::get(&self.address.health);
+        let mut request = Request::get(origin_form(&self.address.health)).header(HOST, &self.address.host);
         if let Some(key) = &self.authorization {
             request = request.header(AUTHORIZATION, key);
         }
         let request = request.body(Full::default()).map_err(|error| Failure::Misconfigured(error.to_string()))?;
-        exchange::answers(&self.client, request, self.timeouts).await
+        exchange::answers(&self.lines, request, self.timeouts).await
     }
 
-    fn request(&self, call: &Call) -> Result<Request<Full<Bytes>>, Failure> {
+    fn request(&self, call: &Call) -> Result<Question, Failure> {
         let uri = match call.route {
             CallRoute::Chat => &self.address.chat,
             CallRoute::Completions => &self.address.completions,
         };
-        let mut request = Request::post(uri).header(CONTENT_TYPE, "application/json");
+        let mut request = Request::post(origin_form(uri)).header(HOST, &self.address.host);
+        request = request.header(CONTENT_TYPE, "application/json");
         if let Some(key) = &self.authorization {
             request = request.header(AUTHORIZATION, key);
         }
@@ -136,9 +130,8 @@ impl Upstream {
 
 impl UpstreamDoor for Upstream {
     fn call(&self, call: &Call) -> Events {
-        let exchange = self.request(call).map(|request| Exchange::new(self.client.clone(), request, self.timeouts));
-        match exchange {
-            Ok(exchange) => Box::pin(stream::unfold(exchange, Exchange::step)),
+        match self.request(call) {
+            Ok(question) => Box::pin(Exchange::new(self.lines.clone(), question, self.timeouts)),
             Err(failure) => Box::pin(stream::once(async { Err(failure) })),
         }
     }
@@ -152,8 +145,17 @@ impl Address {
             let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
             if is_http && uri.host().is_some() { Ok(uri) } else { Err(UpstreamError::Url(url.to_owned())) }
         };
-        Ok(Self { chat: at("/v1/chat/completions")?, completions: at("/v1/completions")?, health: at(health_path)? })
+        let (chat, completions, health) = (at("/v1/chat/completions")?, at("/v1/completions")?, at(health_path)?);
+        let port = health.port().map_or_else(String::new, |port| format!(":{port}"));
+        let host = format!("{}{port}", health.host().unwrap_or_default());
+        let host = HeaderValue::try_from(host).map_err(|_| UpstreamError::Url(url.to_owned()))?;
+        Ok(Self { chat, completions, health, host })
     }
+}
+
+/// As a server is asked that is no proxy.
+fn origin_form(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("/", |path| path.as_str())
 }
 
 fn bearer(key: &str) -> Result<HeaderValue, UpstreamError> {
@@ -161,19 +163,6 @@ fn bearer(key: &str) -> Result<HeaderValue, UpstreamError> {
     // From here on it is never printed.
     value.set_sensitive(true);
     Ok(value)
-}
-
-fn client(connect_timeout: Duration) -> HttpClient {
-    let mut tcp = HttpConnector::new();
-    tcp.set_connect_timeout(Some(connect_timeout));
-    tcp.set_nodelay(true);
-    tcp.enforce_http(false);
-    let connector = HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1().wrap_connector(tcp);
-    Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
-        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
-        .pool_timer(TokioTimer::new())
-        .build(connector)
 }
 
 #[cfg(test)]

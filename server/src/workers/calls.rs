@@ -42,6 +42,8 @@ pub(super) struct Occupancy {
     pub(super) waiting_requests: usize,
     pub(super) waiting_tokens: usize,
     pub(super) running_requests: usize,
+    /// Wait for their readers to grant more, and for nothing of the worker.
+    pub(super) parked_requests: usize,
 }
 
 #[derive(Debug)]
@@ -111,18 +113,16 @@ impl Calls {
 
     pub(super) fn occupancy(&self, model: u32) -> Occupancy {
         let mut occupancy = Occupancy::default();
-        let unsent = self.unsent.iter().map(|(_, of, job)| (*of, job.prompt_tokens(), false));
-        let sent = self.sent.values().map(|call| (call.model, call.prompt_tokens, call.is_started));
-        for (of, prompt_tokens, is_started) in unsent.chain(sent) {
-            match is_started {
-                _ if of != model => {}
-                true => occupancy.running_requests += 1,
-                false => {
-                    occupancy.waiting_requests += 1;
-                    occupancy.waiting_tokens += prompt_tokens;
-                }
-            }
-        }
+        let mut wait = |prompt_tokens: usize| {
+            occupancy.waiting_requests += 1;
+            occupancy.waiting_tokens += prompt_tokens;
+        };
+        self.unsent.iter().filter(|(_, of, _)| *of == model).for_each(|(_, _, job)| wait(job.prompt_tokens()));
+        let (started, waiting): (Vec<&Sent>, Vec<&Sent>) =
+            self.sent.values().filter(|call| call.model == model).partition(|call| call.is_started);
+        waiting.iter().for_each(|call| wait(call.prompt_tokens));
+        occupancy.parked_requests = started.iter().filter(|call| call.is_parked()).count();
+        occupancy.running_requests = started.len() - occupancy.parked_requests;
         occupancy
     }
 
@@ -199,6 +199,10 @@ impl Sent {
                 is_news.then(|| Change { call, granted_tokens: 0, closed_choices: vec![0] })
             }
         }
+    }
+
+    fn is_parked(&self) -> bool {
+        matches!(&self.way_in, WayIn::Events { feed, .. } if feed.is_parked())
     }
 
     /// True once nothing more can come.

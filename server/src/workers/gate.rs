@@ -10,6 +10,7 @@ use futures_util::stream::poll_fn;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use passerelle_engine::clock::Clock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -22,6 +23,7 @@ use super::seat::{NotSeated, Seat};
 use super::wire::gateway_server::{Gateway, GatewayServer};
 use super::wire::{FromGateway, FromWorker, Goodbye, Welcome, from_gateway, from_worker};
 use super::{MAX_MESSAGE_BYTES, MAX_MESSAGES_ON_THE_WAY};
+use crate::gateway::health::Progress;
 
 /// Bytes that may be on the way before they are read.
 const WINDOW_BYTES: u32 = 4 << 20;
@@ -36,17 +38,26 @@ const BEATS_IN_SILENCE: u128 = 20;
 #[derive(Debug, Clone)]
 pub struct Gate {
     seats: Arc<BTreeMap<String, Arc<Seat>>>,
+    bounds: GateBounds,
+    clock: Arc<dyn Clock>,
+}
+
+/// Whose connection is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GateBounds {
     /// A worker that says nothing for so long is gone.
-    silence: Duration,
+    pub longest_silence: Duration,
+    /// A worker with a model that has work and gets nowhere for so long is as good as gone, whatever else it says.
+    pub longest_standstill: Duration,
 }
 
 type FromStream = Streaming<FromWorker>;
 type ToWorker = mpsc::Sender<Result<FromGateway, Status>>;
 
 impl Gate {
-    pub fn new(seats: impl IntoIterator<Item = Arc<Seat>>, silence: Duration) -> Self {
+    pub fn new(seats: impl IntoIterator<Item = Arc<Seat>>, bounds: GateBounds, clock: Arc<dyn Clock>) -> Self {
         let seats = seats.into_iter().map(|seat| (seat.partition().to_owned(), seat)).collect();
-        Self { seats: Arc::new(seats), silence }
+        Self { seats: Arc::new(seats), bounds, clock }
     }
 
     /// Serves one worker's connection until the worker goes, or is not attended to any more.
@@ -123,7 +134,8 @@ impl Visit {
                 return;
             }
         };
-        let beat_ms = u64::try_from(self.gate.silence.as_millis() / BEATS_IN_SILENCE).unwrap_or(u64::MAX).max(1);
+        let beat_ms =
+            u64::try_from(self.gate.bounds.longest_silence.as_millis() / BEATS_IN_SILENCE).unwrap_or(u64::MAX).max(1);
         let welcome = to.send(Ok(message(from_gateway::What::Welcome(Welcome { beat_ms })))).await;
         if welcome.is_ok() {
             let giving = tokio::spawn({
@@ -145,15 +157,16 @@ impl Visit {
         let facts = WorkerFacts::try_from(hello).map_err(|malformed| malformed.to_string())?;
         let seat = self.gate.seats.get(&facts.partition);
         let seat = seat.ok_or_else(|| NotSeated::NoSuchPartition(facts.partition.clone()).to_string())?;
-        let link = seat.sit(facts, &self.peer).map_err(|refused| refused.to_string())?;
+        let link = seat.sit(facts, &self.peer, self.gate.clock.now()).map_err(|refused| refused.to_string())?;
         Ok(Seated { seat: Arc::clone(seat), link })
     }
 
-    /// Until the worker is gone, silent, or says what no worker says.
+    /// Until the worker is gone, silent, stuck, or says what no worker says.
     async fn listen(&self, from: &mut FromStream, Seated { seat, link }: &Seated) {
-        let partition = seat.partition();
+        let (partition, GateBounds { longest_silence, longest_standstill }) = (seat.partition(), self.gate.bounds);
+        let mut progress = vec![Progress::default(); link.facts().models.len()];
         loop {
-            let what = match timeout(self.gate.silence, from.message()).await {
+            let what = match timeout(longest_silence, from.message()).await {
                 Ok(Ok(Some(FromWorker { what }))) => what,
                 Ok(Ok(None)) => return,
                 Ok(Err(error)) => {
@@ -161,7 +174,7 @@ impl Visit {
                     return;
                 }
                 Err(_) => {
-                    tracing::warn!(partition, silence = ?self.gate.silence, "a worker says nothing any more");
+                    tracing::warn!(partition, silence = ?longest_silence, "a worker says nothing any more");
                     return;
                 }
             };
@@ -176,6 +189,19 @@ impl Visit {
             };
             if let Err(violation) = heard {
                 tracing::error!(partition, %violation, "a worker says what makes no sense, and is sent away");
+                return;
+            }
+            let now = self.gate.clock.now();
+            link.note_sign_of_life(now);
+            let mut stands_still = None;
+            for ((progress, load), model) in progress.iter_mut().zip(link.loads()).zip(&link.facts().models) {
+                progress.observe(now, &load);
+                if progress.stands_still_for(now) >= longest_standstill {
+                    stands_still = Some(model);
+                }
+            }
+            if let Some(model) = stands_still {
+                tracing::error!(partition, model = model.name, "a worker lives and gets nowhere, and is given up");
                 return;
             }
         }

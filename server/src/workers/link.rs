@@ -1,6 +1,7 @@
 //! One worker's stream, at the gateway's end.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use passerelle_engine::{StepObserver, StepReport};
 use tokio::sync::{Notify, mpsc};
@@ -8,7 +9,8 @@ use tonic::Status;
 
 use super::calls::{Calls, Job, Occupancy};
 use super::facts::{OfferedModel, WorkerFacts};
-use super::wire::{FromGateway, Goodbye, Load, Report, Step, Violation, from_gateway};
+use super::wire::{self, FromGateway, Goodbye, Report, Step, Violation, from_gateway};
+use crate::gateway::Load;
 
 /// Steps that count for how long a step takes.
 const STEPS_OF_LATE: u64 = 8;
@@ -28,6 +30,8 @@ struct State {
     /// As last reported, of each model.
     reported: Vec<Reported>,
     phase: Phase,
+    /// When the worker said something last, on the gateway's clock.
+    heard_at: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,8 +65,8 @@ pub(super) struct Reported {
 }
 
 impl Reported {
-    fn update(&mut self, load: Option<Load>, reports: &[Report]) {
-        if let Some(Load { progress, distrusted_ns }) = load {
+    fn update(&mut self, load: Option<wire::Load>, reports: &[Report]) {
+        if let Some(wire::Load { progress, distrusted_ns }) = load {
             (self.progress, self.distrusted_ns) = (progress, distrusted_ns);
         }
         for report in reports.iter().filter(|report| report.num_sequences > 0) {
@@ -75,9 +79,10 @@ impl Reported {
 }
 
 impl Link {
-    pub(super) fn new(facts: WorkerFacts, observers: Vec<Arc<dyn StepObserver>>) -> Self {
+    /// `now`: when it has come, on the gateway's clock.
+    pub(super) fn new(facts: WorkerFacts, observers: Vec<Arc<dyn StepObserver>>, now: Duration) -> Self {
         let reported = vec![Reported::default(); facts.models.len()];
-        let state = Mutex::new(State { calls: Calls::default(), reported, phase: Phase::Open });
+        let state = Mutex::new(State { calls: Calls::default(), reported, phase: Phase::Open, heard_at: now });
         Self { facts, observers, bell: Arc::default(), state }
     }
 
@@ -93,6 +98,27 @@ impl Link {
         let state = self.lock();
         let reported = state.reported.get(model as usize).copied().unwrap_or_default();
         (state.calls.occupancy(model), reported)
+    }
+
+    /// Of each model, whether it has work and gets on with it.
+    pub(super) fn loads(&self) -> Vec<Load> {
+        let state = self.lock();
+        let load = |(model, reported): (u32, &Reported)| {
+            let Occupancy { waiting_requests, running_requests, .. } = state.calls.occupancy(model);
+            let progress = reported.progress;
+            Load { waiting_requests, running_requests, progress, ..Default::default() }
+        };
+        (0..).zip(&state.reported).map(load).collect()
+    }
+
+    /// The worker has said something.
+    pub(super) fn note_sign_of_life(&self, now: Duration) {
+        self.lock().heard_at = now;
+    }
+
+    /// How long the worker has said nothing.
+    pub(super) fn silence(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.lock().heard_at)
     }
 
     /// Drops it where nothing new is taken.

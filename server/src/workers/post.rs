@@ -61,7 +61,7 @@ struct HandOver {
 impl HandOver {
     fn occupancy(&self) -> Occupancy {
         let waiting_tokens = self.held.iter().map(|(_, size)| size.prompt_tokens).sum();
-        Occupancy { waiting_requests: self.held.len(), waiting_tokens, running_requests: 0 }
+        Occupancy { waiting_requests: self.held.len(), waiting_tokens, ..Occupancy::default() }
     }
 }
 
@@ -193,8 +193,8 @@ impl State {
 
 /// As the worker's own queue would refuse.
 fn check_room(offered: &OfferedModel, occupancy: Occupancy, prompt_tokens: usize) -> Result<(), SubmitError> {
-    let Occupancy { waiting_requests, waiting_tokens, running_requests } = occupancy;
-    let live = waiting_requests + running_requests;
+    let Occupancy { waiting_requests, waiting_tokens, running_requests, parked_requests } = occupancy;
+    let live = waiting_requests + running_requests + parked_requests;
     let no_room = waiting_requests > 0 && waiting_tokens + prompt_tokens > offered.max_waiting_tokens;
     let most_live = offered.max_waiting_requests.saturating_add(offered.max_running);
     let is_full = waiting_requests >= offered.max_waiting_requests || live >= most_live || no_room;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use passerelle_engine::StepObserver;
 use passerelle_models::ModelDigest;
@@ -46,6 +47,15 @@ pub struct Standing {
     pub ends: u64,
 }
 
+/// How a partition is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeatFigures {
+    pub arrivals: u64,
+    pub ends: u64,
+    /// Since its worker said something; `None` while it has none that takes requests.
+    pub silence: Option<Duration>,
+}
+
 /// Why a worker is sent away.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NotSeated {
@@ -84,8 +94,14 @@ impl Seat {
         self.standing.subscribe()
     }
 
-    /// Requests go to this worker from now on, until it leaves or is gone.
-    pub(super) fn sit(&self, facts: WorkerFacts, peer: &Peer) -> Result<Arc<Link>, NotSeated> {
+    /// For operators.
+    pub fn figures(&self, now: Duration) -> SeatFigures {
+        let Standing { arrivals, ends, .. } = *self.standing.borrow();
+        SeatFigures { arrivals, ends, silence: self.seated().as_ref().map(|link| link.silence(now)) }
+    }
+
+    /// Requests go to this worker from now on, until it leaves or is gone. `now`: on the gateway's clock.
+    pub(super) fn sit(&self, facts: WorkerFacts, peer: &Peer, now: Duration) -> Result<Arc<Link>, NotSeated> {
         match (peer, self.from) {
             (Peer::Certified(_), WorkersFrom::Here) => return Err(NotSeated::FromElsewhere(facts.partition)),
             _ if !peer.may_serve(&facts.partition) => return Err(NotSeated::OfAnotherPartition(facts.partition)),
@@ -106,7 +122,7 @@ impl Seat {
             models = facts.models.len(),
             "a worker has come"
         );
-        let link = Arc::new(Link::new(facts, observers));
+        let link = Arc::new(Link::new(facts, observers, now));
         posts.iter().zip(0..).for_each(|(post, model)| post.take_up(&link, model));
         *seated = Some(Arc::clone(&link));
         self.standing.send_modify(|standing| standing.arrivals += 1);

@@ -50,7 +50,12 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
         };
         seat.note_end();
         let pause = backoff.after(clock.now().saturating_sub(began));
-        tracing::error!(partition, ended, again_in = ?pause, "a worker ended; another is started");
+        // Who waits for the first worker decides what its end means.
+        if standing.borrow().arrivals == 0 {
+            tracing::error!(partition, ended, "a worker ended before it had loaded its models");
+        } else {
+            tracing::error!(partition, ended, again_in = ?pause, "a worker ended; another is started");
+        }
         sleep(pause).await;
     }
 }

@@ -18,6 +18,8 @@ use crate::gateway::replica::Presence;
 use crate::gateway::{Load, ReplicaDoor, SubmitError};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+const BOUNDS: GateBounds = GateBounds { longest_silence: PATIENCE, longest_standstill: STANDSTILL };
+const STANDSTILL: Duration = Duration::from_secs(60);
 const HAND_OVER: Duration = Duration::from_secs(30);
 const VOCAB_SIZE: usize = 100;
 const PIPE_BYTES: usize = 4096;
@@ -83,7 +85,7 @@ impl Stage {
         let bounds = PostBounds { longest_hand_over: HAND_OVER, vector_len: 0 };
         let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::new(NullObserver));
         let seat = Arc::new(Seat::new("a", WorkersFrom::Here, vec![post.clone()]));
-        let gate = Gate::new([Arc::clone(&seat)], PATIENCE);
+        let gate = Gate::new([Arc::clone(&seat)], BOUNDS, Arc::new(clock.clone()));
         Self { clock, post, seat, gate }
     }
 
@@ -198,6 +200,39 @@ async fn what_a_worker_ran_that_is_gone_fails_at_once_and_its_replica_is_away() 
     assert_eq!(stage.seat.standing().borrow().losses, 1);
     let _successor = stage.worker().await;
     assert_eq!(stage.post.load().presence, Presence::Here);
+}
+
+/// Its progress is always the same number.
+#[tokio::test]
+async fn a_worker_with_work_that_gets_nowhere_is_given_up_however_much_it_says() {
+    const INSTANT: Duration = Duration::from_nanos(1);
+    let stage = Stage::new();
+    let worker = stage.worker().await;
+    let says_something_after = async |time: Duration| {
+        stage.clock.advance(time);
+        worker.tap.step(&StepReport::default());
+        worker.tap.concluded();
+        until(|| stage.seat.figures(stage.clock.now()).silence.is_none_or(|silence| silence.is_zero())).await;
+    };
+    says_something_after(INSTANT).await;
+    says_something_after(2 * STANDSTILL).await;
+    // One that waits for its reader does not wait for the worker.
+    let mut parked = stage.post.submit(request(Some(1))).unwrap();
+    worker.given(1).await;
+    worker.say(|feed| feed.start(0));
+    worker.say(|feed| feed.token(token(7))).unwrap();
+    assert_eq!(parked.next().await, Some(Event::Token(token(7))));
+    says_something_after(INSTANT).await;
+    says_something_after(2 * STANDSTILL).await;
+    assert!(!stage.post.load().has_work());
+    let mut stream = stage.post.submit(request(None)).unwrap();
+    worker.given(2).await;
+    says_something_after(INSTANT).await;
+    says_something_after(STANDSTILL - INSTANT).await;
+    assert_eq!((stage.seat.standing().borrow().losses, stage.post.load().has_work()), (0, true), "it may be slow");
+    says_something_after(INSTANT).await;
+    assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
+    until(|| stage.seat.standing().borrow().losses == 1).await;
 }
 
 #[tokio::test]

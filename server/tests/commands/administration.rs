@@ -199,6 +199,29 @@ fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_no
     assert!((0..100_000).any(|_| is_gone()), "SIGHUP is not heard");
     let text = stream.text();
     assert!(text.trim_end().ends_with("data: [DONE]") && text.contains("\"length\""), "{text}");
+    // Carried out after the one that the signal asked for.
+    assert!(reload().status.success());
+    let log = String::from_utf8(state.command(&["account", "audit"]).output().expect("it runs").stdout).expect("text");
+    for (asked, came) in [("command line", "done: aliases"), ("command line", "failed: "), ("SIGHUP", "done: aliases")]
+    {
+        assert!(log.contains(&format!("{asked}: reload configuration {came}")), "{log}");
+    }
+}
+
+#[test]
+fn a_signal_to_read_the_configuration_again_that_comes_before_the_server_is_ready_is_heard() {
+    let state = State::new();
+    let file = write_configuration(&state, "");
+    let hang_up = |process| {
+        while !binary::hears_hangups(process) {
+            std::thread::yield_now();
+        }
+        binary::signal(process, "HUP");
+    };
+    let _served = Served::start_while(&state, &["--config", file.to_str().expect("a plain path")], hang_up);
+    let audit = || String::from_utf8(state.command(&["account", "audit"]).output().expect("it runs").stdout);
+    let is_heard = || audit().expect("text").contains("SIGHUP: reload configuration done: nothing changed");
+    assert!((0..1_000).any(|_| is_heard()), "{:?}", audit());
 }
 
 #[test]

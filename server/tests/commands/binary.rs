@@ -54,22 +54,28 @@ pub(crate) struct Served {
 impl Served {
     /// Returns once it is ready. Listens on a free loopback port unless the options say otherwise.
     pub(crate) fn start(state: &State, options: &[&str]) -> Self {
-        Self::start_with(state, options, ("warn", Stdio::inherit()))
+        Self::start_with(state, options, ("warn", Stdio::inherit()), |_| ())
+    }
+
+    /// `meanwhile` is told the process that is not ready yet.
+    pub(crate) fn start_while(state: &State, options: &[&str], meanwhile: impl FnOnce(u32)) -> Self {
+        Self::start_with(state, options, ("warn", Stdio::inherit()), meanwhile)
     }
 
     /// What it logs at `level` goes to `log` in the state's folder.
     pub(crate) fn start_logging(state: &State, options: &[&str], level: &str) -> Self {
         let log = File::create(state.log()).expect("the folder is writable");
-        Self::start_with(state, options, (level, log.into()))
+        Self::start_with(state, options, (level, log.into()), |_| ())
     }
 
-    fn start_with(state: &State, options: &[&str], (level, log): (&str, Stdio)) -> Self {
+    fn start_with(state: &State, options: &[&str], (level, log): (&str, Stdio), meanwhile: impl FnOnce(u32)) -> Self {
         let mut command = state.command(&["serve", "--log-level", level]);
         command.stderr(log);
         if !options.contains(&"--listen") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
         let mut process = command.args(options).stdout(Stdio::piped()).spawn().expect("the binary runs");
+        meanwhile(process.id());
         let mut output = BufReader::new(process.stdout.take().expect("it is piped"));
         let mut line = String::new();
         output.read_line(&mut line).expect("standard output is text");
@@ -83,8 +89,7 @@ impl Served {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        let kill = Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status();
-        assert!(kill.expect("kill is part of every system").success());
+        signal(self.process.id(), name);
     }
 
     pub(crate) fn exit_code(&mut self) -> Option<i32> {
@@ -104,6 +109,19 @@ impl Drop for Served {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+pub(crate) fn signal(process: u32, name: &str) {
+    let kill = Command::new("kill").args(["-s", name, &process.to_string()]).status();
+    assert!(kill.expect("kill is part of every system").success());
+}
+
+/// Whether it asked the system for SIGHUP.
+pub(crate) fn hears_hangups(process: u32) -> bool {
+    const SIGHUP: u64 = 1;
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("Linux tells it");
+    u64::from_str_radix(caught.trim(), 16).expect("a number") & SIGHUP != 0
 }
 
 trait Connection: Read + Write {}

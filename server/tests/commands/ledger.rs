@@ -175,6 +175,31 @@ fn explain_says_which_limit_would_refuse_a_request_and_when_it_would_pass() {
     assert!(!explain("101", "1").contains("it could pass"), "no answer would be short enough");
 }
 
+#[test]
+fn explain_prices_gpu_time_by_a_published_tariff_also_where_no_server_runs() {
+    let state = State::new();
+    let price = |model: &str, partition: &str| {
+        let band = "bands = [{ input_ns = 1000000000, cached_ns = 1, output_ns = 1000000000 }]";
+        format!("[[prices]]\nmodel = \"{model}\"\n{partition}{band}\n")
+    };
+    let head = "version = \"1\"\nsince = \"2026-01-01\"\nreference = \"a test\"\n";
+    std::fs::write(state.path().join("tariff.toml"), format!("{head}{}", price("demo", ""))).unwrap();
+    let file = state.path().join("p.toml");
+    std::fs::write(&file, "[ledger]\ntariff = \"tariff.toml\"\n").unwrap();
+    run(&state, &["account", "create", "acme"]);
+    run(&state, &["quota", "set", "acme", "gpu_seconds_per_day", "100"]);
+    run(&state, &["key", "create", "alice", "--account", "acme"]);
+    let explain = |model: &str, tokens: &str| {
+        let ask = ["quota", "explain", "alice", "--tokens", tokens, "--model", model, "--config"];
+        run(&state, &[&ask[..], &[file.to_str().unwrap()]].concat())
+    };
+    let passes = explain("demo", "100");
+    assert!(passes.contains("has room for it") && !passes.contains("not looked at"), "{passes}");
+    assert!(explain("demo", "101").contains("gpu_seconds_per_day of 'acme'"));
+    let unpriced = explain("other", "101");
+    assert!(unpriced.contains("not looked at: gpu_seconds_per_day of acme"), "{unpriced}");
+}
+
 fn refusal(state: &State, arguments: &[&str]) -> String {
     let output = state.command(arguments).output().unwrap();
     assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));

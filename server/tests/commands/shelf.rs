@@ -194,7 +194,13 @@ fn why_a_model_failed_is_told_to_operators_and_to_no_other_key() {
     assert!(load(admin).text_with_head().contains("config.json"));
     run(&state, &["model", "pin", "broken"]).expect("it can be pinned");
     let log = run(&state, &["account", "audit"]).expect("a log");
-    for act in ["load model broken", "pin model broken"] {
+    let acts = [
+        "load model broken asked",
+        "load model broken failed: The model `broken` cannot be loaded",
+        "pin model broken asked",
+        "pin model broken done",
+    ];
+    for act in acts {
         assert!(log.contains(act), "{act}: {log}");
     }
 }

@@ -126,7 +126,7 @@ fn nobody_can_tell_a_model_on_a_partition_from_one_in_the_servers_own_process() 
 #[test]
 fn a_worker_that_is_killed_takes_its_streams_alone_with_it_and_another_takes_its_place() {
     let state = State::new();
-    let served = serve_on_partitions(&state);
+    let served = Served::start_logging(&state, &["--config", &on_partitions(&state)], "warn");
     let undisturbed = choices(&stream(&served, "final", 200).text());
     let (struck, spared) = (stream(&served, "early", 400), stream(&served, "final", 200));
     let (struck, spared) = (struck.wait_for_events(3), spared.wait_for_events(3));
@@ -142,8 +142,61 @@ fn a_worker_that_is_killed_takes_its_streams_alone_with_it_and_another_takes_its
     wait_until("another worker has come", || is_ready(&served));
     assert_ne!(workers(&state, "left"), left);
     assert_eq!(request(&served.address, "POST", "/v1/chat/completions", &question("early", 8)).status, 200);
-    let metrics = request(&served.address, "GET", "/metrics", &Value::Null);
-    assert_eq!(metrics.status, 200);
+    wait_until("operators see it", || {
+        let metrics = request(&served.address, "GET", "/metrics", &Value::Null);
+        let has = |line: &str| metrics.text().lines().any(|other| other == line);
+        has("passerelle_partition_up{partition=\"left\"} 1")
+            && has("passerelle_worker_arrivals_total{partition=\"left\"} 2")
+            && has("passerelle_worker_ends_total{partition=\"left\"} 1")
+            && has("passerelle_worker_arrivals_total{partition=\"right\"} 1")
+    });
+    let log = fs::read_to_string(state.log()).expect("it is there");
+    assert!(log.contains("a worker ended; another is started") && log.contains("signal: 9"), "{log}");
+}
+
+/// The first worker is held before it has come, or the server is ready by then, and ends all the same.
+#[test]
+fn a_server_that_is_ended_while_its_workers_load_exits_with_0_and_leaves_none() {
+    let state = State::new();
+    let config = on_partitions(&state);
+    let mut server = state.command(&["serve", "--listen", "127.0.0.1:0", "--config", &config]);
+    let mut server = server.stdout(Stdio::null()).spawn().expect("the binary runs");
+    wait_until("a worker is started", || !workers(&state, "left").is_empty());
+    workers(&state, "left").into_iter().for_each(|worker| signal(worker, "STOP"));
+    signal(server.id(), "TERM");
+    assert_eq!(server.wait().expect("it was started here").code(), Some(0));
+    wait_until("its workers are gone", || ["left", "right"].iter().all(|name| workers(&state, name).is_empty()));
+}
+
+/// As on another machine, but for the way there.
+#[test]
+fn a_worker_that_somebody_else_started_outlives_its_gateway_and_serves_the_next() {
+    let (state, elsewhere) = (State::new(), State::new());
+    let config = |state: &State| {
+        let text = format!(
+            "[workers]\nlisten = \"127.0.0.1:0\"\nfirst_restart = \"20ms\"\nlongest_restart = \"100ms\"\n\
+             [[partitions]]\nname = \"far\"\nthreads = 1\nworker = \"remote\"\n\
+             [[models]]\nname = \"early\"\nsource = \"{}\"\npartition = \"far\"\n",
+            demo("early")
+        );
+        let file = state.path().join("config.toml");
+        fs::write(&file, text).expect("the folder is writable");
+        file.display().to_string()
+    };
+    let (here, there) = (config(&state), config(&elsewhere));
+    let socket = format!("unix:{}", state.path().join("passerelle/workers.sock").display());
+    let mut worker = elsewhere.command(&["worker", "--partition", "far", "--connect", &socket, "--config", &there]);
+    let mut worker = worker.spawn().expect("the binary runs");
+    for _ in 0..2 {
+        let served = Served::start(&state, &["--config", &here]);
+        let listed =
+            || request(&served.address, "GET", "/v1/models", &Value::Null).json()["data"].as_array().map(Vec::len);
+        wait_until("the worker's model is served", || listed() == Some(1));
+        assert_eq!(request(&served.address, "POST", "/v1/chat/completions", &question("early", 8)).status, 200);
+        served.signal("KILL");
+    }
+    signal(worker.id(), "TERM");
+    assert!(worker.wait().expect("it was started here").success(), "it leaves and exits with 0, without a gateway");
 }
 
 /// Clients that ask for one stream after the other while `rounds` workers leave; every stream must be whole.
@@ -201,6 +254,22 @@ fn a_worker_ends_with_its_server_also_before_it_has_been_let_in() {
     drop(worker.stdin.take());
     assert_eq!(worker.wait().expect("it was started here").code(), Some(1));
     assert!(clock.now() - dialled < Duration::from_secs(8), "sooner than it gives up waiting for a welcome");
+}
+
+#[test]
+fn more_threads_than_any_machine_has_are_refused_by_the_partition_s_name() {
+    let state = State::new();
+    let config = state.path().join("config.toml");
+    let text = format!(
+        "[[partitions]]\nname = \"wide\"\nthreads = 5000\n[[models]]\nsource = \"{}\"\npartition = \"wide\"\n",
+        demo("final")
+    );
+    fs::write(&config, text).expect("the folder is writable");
+    let refused = state.command(&["serve", "--config", config.to_str().expect("a plain path")]).output();
+    let refused = refused.expect("the binary runs");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.lines().count() == 1, "{said}");
+    assert!(said.contains("partitions.threads") && said.contains("`wide`") && said.contains("1024"), "{said}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use axum::http::Request;
 use passerelle::api::{ApiConfig, Drained, Listener, ServeConfig, SseConfig, UnixSocket, router, serve};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tower::ServiceExt;
 
@@ -123,13 +123,97 @@ async fn a_unix_socket_is_served_and_removed() {
     assert!(!path.exists());
 }
 
+/// What a connection says until its end.
+async fn read_all(connection: &mut TcpStream) -> String {
+    let mut told = Vec::new();
+    // A reset instead of an end says no more.
+    let _ = connection.read_to_end(&mut told).await;
+    String::from_utf8(told).unwrap()
+}
+
 #[tokio::test]
 async fn a_head_that_never_ends_is_not_waited_for() {
     let config = ServeConfig { header_timeout: Duration::from_millis(20), ..ServeConfig::default() };
     let server = Server::with(Options { serve: config, ..Options::default() }).await;
-    let mut connection = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let mut connection = TcpStream::connect(server.address).await.unwrap();
     connection.write_all(b"GET /health HTTP/1.1\r\nhost: local").await.unwrap();
-    let mut rest = Vec::new();
-    connection.read_to_end(&mut rest).await.unwrap();
-    assert!(!rest.starts_with(b"HTTP/1.1 200"));
+    let told = read_all(&mut connection).await;
+    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("head_timeout"), "{told}");
+}
+
+#[tokio::test]
+async fn half_of_a_later_head_is_answered_as_half_of_the_first_is() {
+    let config = ServeConfig { header_timeout: PATIENCE / 20, ..ServeConfig::default() };
+    let server = Server::with(Options { serve: config, ..Options::default() }).await;
+    let mut connection = TcpStream::connect(server.address).await.unwrap();
+    connection.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert!(connection.read(&mut [0; 4096]).await.unwrap() > 0);
+    connection.write_all(b"GET /health HTTP/1.1\r\nhost: local").await.unwrap();
+    let told = read_all(&mut connection).await;
+    assert!(told.contains("HTTP/1.1 408 ") && told.contains("head_timeout"), "{told}");
+}
+
+/// A request, of which no more is written than this.
+fn said(length: usize, body: &str) -> String {
+    format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// What somebody is answered who says this and no more.
+async fn answer_to(server: &Server, said: &str) -> String {
+    let mut connection = TcpStream::connect(server.address).await.unwrap();
+    connection.write_all(said.as_bytes()).await.unwrap();
+    connection.shutdown().await.unwrap();
+    read_all(&mut connection).await
+}
+
+#[tokio::test]
+async fn who_writes_no_more_is_answered_all_the_same() {
+    // A moment that lasts as long as a loaded machine wants.
+    let config = ServeConfig { half_closed_timeout: PATIENCE, ..ServeConfig::default() };
+    let server = Server::with(Options { serve: config, ..Options::default() }).await;
+    let body = chat(4).to_string();
+    for (said, status, code) in [
+        (said(10, "[[[[[[[[[["), 400, "invalid_json"),
+        (said(2, "{}"), 400, "missing_required_parameter"),
+        (said(body.len(), &body), 200, "[DONE]"),
+        ("GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n".to_owned(), 200, "ok"),
+    ] {
+        let told = answer_to(&server, &said).await;
+        assert!(told.starts_with(&format!("HTTP/1.1 {status} ")) && told.contains(code), "{said}: {told}");
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn what_ends_early_is_refused_however_short_the_moment() {
+    let config = ServeConfig { half_closed_timeout: Duration::ZERO, ..ServeConfig::default() };
+    let server = Server::with(Options { serve: config, ..Options::default() }).await;
+    let body = chat(4).to_string();
+    for (said, status, code) in [
+        ("GET /health HTTP/1.1\r\nhost: loc".to_owned(), 400, "incomplete_head"),
+        (said(body.len(), &body[..10]), 400, "invalid_json"),
+        (said(body.len(), ""), 400, "invalid_json"),
+        (said(1 << 40, ""), 413, "request_too_large"),
+    ] {
+        let told = answer_to(&server, &said).await;
+        assert!(told.starts_with(&format!("HTTP/1.1 {status} ")) && told.contains(code), "{said}: {told}");
+    }
+    server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn who_writes_no_more_is_not_waited_for() {
+    let gate = Gate::closed();
+    let server = Server::with(Options { gate: gate.clone(), ..Options::default() }).await;
+    let mut connection = TcpStream::connect(server.address).await.unwrap();
+    let body = chat(400).to_string();
+    connection.write_all(said(body.len(), &body).as_bytes()).await.unwrap();
+    assert!(connection.read(&mut [0; 4096]).await.unwrap() > 0, "it runs");
+    connection.shutdown().await.unwrap();
+    let told = read_all(&mut connection).await;
+    assert!(!told.contains("[DONE]"), "{told}");
+    gate.release();
+    server.assert_at_rest().await;
 }

@@ -1,6 +1,8 @@
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 
+pub(crate) use crate::ops::Float;
+
 /// One launch of a kernel.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch<A> {
@@ -15,13 +17,6 @@ pub(crate) struct Launch<A> {
 #[repr(transparent)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Address(pub(super) u64);
-
-/// What activations or a cache are held in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Float {
-    F32,
-    Bf16,
-}
 
 /// Threads that run in step.
 pub(super) const WARP: u32 = 32;

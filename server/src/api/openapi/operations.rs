@@ -119,8 +119,8 @@ pub(super) const BATCH: Body =
     Body { door: "batches", tables: &[BATCH_FIELDS], required: &["input_file_id", "endpoint", "completion_window"] };
 /// For routes whose body is no JSON.
 pub(super) const NOTHING: Body = Body { door: "", tables: &[], required: &[] };
-const TOKENIZE: Body = Body { door: "tokenize", tables: &[TOKENIZE_FIELDS], required: &[] };
-const DETOKENIZE: Body = Body { door: "detokenize", tables: &[DETOKENIZE_FIELDS], required: &["tokens"] };
+pub(super) const TOKENIZE: Body = Body { door: "tokenize", tables: &[TOKENIZE_FIELDS], required: &[] };
+pub(super) const DETOKENIZE: Body = Body { door: "detokenize", tables: &[DETOKENIZE_FIELDS], required: &["tokens"] };
 
 pub(super) const OPERATIONS: &[Operation] = &[
     post("/v1/chat/completions", "chat", "Answer a conversation", CHAT, Answer::JsonOrEvents("ChatCompletion")),

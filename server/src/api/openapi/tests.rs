@@ -3,12 +3,15 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::operations::{BATCH, CHAT, CLASSIFY, COMPARISON, COMPLETION, EMBEDDING, FILE, RERANK, RESPONSE, SCORE};
+use super::operations::{
+    BATCH, CHAT, CLASSIFY, COMPARISON, COMPLETION, DETOKENIZE, EMBEDDING, FILE, RERANK, RESPONSE, SCORE, TOKENIZE,
+};
 use super::*;
 use crate::api::all_routes;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::Reader;
 use crate::api::routes::batches::read_batch;
+use crate::api::routes::tokens::{read_detokenize, read_tokenize};
 use crate::api::wire::chat::read_chat;
 use crate::api::wire::compare::read_compare;
 use crate::api::wire::completions::read_completions;
@@ -48,6 +51,12 @@ fn doors() -> Vec<(&'static str, Body, Value, Read)> {
         ("POST /v1/classify", CLASSIFY, json!({"model": "m", "input": "hi"}), |body, reader, _| {
             read_classify(body, reader, 8).map(drop)
         }),
+        ("POST /tokenize", TOKENIZE, json!({"model": "m", "prompt": "hi"}), |body, mut reader, bounds| {
+            read_tokenize(body, &mut reader, bounds).map(drop)
+        }),
+        ("POST /detokenize", DETOKENIZE, json!({"model": "m", "tokens": [1]}), |body, mut reader, _| {
+            read_detokenize(body, &mut reader).map(drop)
+        }),
         ("POST /v1/batches", BATCH, batch, |body, mut reader, _| read_batch(body, &mut reader).map(drop)),
     ]
 }
@@ -67,6 +76,9 @@ fn needs(door: &str, name: &str) -> Value {
             | "chat_template_kwargs"
             | "reasoning_effort",
         ) => {
+            json!({"prompt": null, "messages": [{"role": "user", "content": "hi"}]})
+        }
+        ("tokenize", name) if !matches!(name, "model" | "prompt" | "add_special_tokens") => {
             json!({"prompt": null, "messages": [{"role": "user", "content": "hi"}]})
         }
         ("completions" | "compare", "min_tokens") => json!({"max_tokens": u32::MAX}),

@@ -2,6 +2,7 @@
 //! the tree, also where nobody needs a key otherwise; and for the operator of this machine ([`crate::api::desk`]).
 
 mod accounts;
+mod audited;
 mod copies;
 mod explain;
 mod keys;
@@ -95,9 +96,10 @@ async fn audit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
 
 /// Reads the server's configuration again, for whoever governs the root.
 async fn read_again<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
+    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    Ok(Json(reload(desk.server().and_then(AppState::reloader)).await?).into_response())
+    let reloader = desk.server().and_then(AppState::reloader);
+    Ok(Json(reload(reloader, administration.directory.actor()).await?).into_response())
 }
 
 /// Off the async threads: each change waits for the disk.

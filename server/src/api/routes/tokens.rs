@@ -19,7 +19,7 @@ use crate::api::prepare::{encode, find_model};
 use crate::api::reserve::reserve;
 use crate::api::state::{AppState, RouteSwitch};
 use crate::api::wire::chat::read_chat_prompt;
-use crate::api::wire::request::{CompletionPrompt, Prompt};
+use crate::api::wire::request::{CompletionPrompt, Prompt, RequestBounds};
 use crate::api::wire::sampling::token_ids;
 use crate::gateway::{Ask, Reservation, Scope};
 use crate::text::SkipSpecialTokens;
@@ -39,16 +39,27 @@ pub(crate) const TOKENIZE_FIELDS: &[Field] = &[
 ];
 pub(crate) const DETOKENIZE_FIELDS: &[Field] = &[honoured("model"), honoured("tokens")];
 
+/// What is to be tokenized, and by whose tokenizer.
+#[derive(Debug)]
+pub(crate) struct TokenizeRequest {
+    model: Option<String>,
+    prompt: Prompt,
+}
+
+#[derive(Debug)]
+pub(crate) struct DetokenizeRequest {
+    model: Option<String>,
+    tokens: Vec<u32>,
+}
+
 pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
     let body = alias::settle(&state, &visit.caller, read_json(request, &state).await?);
     let mut reader = state.reader();
-    let mut fields = reader.open(body, "", &[TOKENIZE_FIELDS])?;
-    let model = read_model(&state, &visit, &mut fields).await?;
-    let prompt = read_prompt(&state, &mut fields, &mut reader)?;
-    reader.finish(fields)?;
+    let asked = read_tokenize(body, &mut reader, &state.config().bounds)?;
+    let model = find(&state, &visit, asked.model).await?;
     let _reservation = reserve_request(&state, &visit)?;
-    let encoded = encode(&state, &model, prompt).await?;
+    let encoded = encode(&state, &model, asked.prompt).await?;
     let tokens = encoded.into_iter().next().map(|prompt| prompt.tokens).unwrap_or_default();
     let answer = json!({"count": tokens.len(), "max_model_len": model.max_model_len, "tokens": tokens});
     Ok(respond(&state, &visit, answer, reader))
@@ -58,16 +69,14 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
     let visit = enter(&state, request.headers())?;
     let body = alias::settle(&state, &visit.caller, read_json(request, &state).await?);
     let mut reader = state.reader();
-    let mut fields = reader.open(body, "", &[DETOKENIZE_FIELDS])?;
-    let model = read_model(&state, &visit, &mut fields).await?;
-    let tokens = token_ids("tokens", &required(fields.array("tokens")?, "tokens")?)?;
+    let DetokenizeRequest { model, tokens } = read_detokenize(body, &mut reader)?;
+    let model = find(&state, &visit, model).await?;
     if let Some(id) = tokens.iter().find(|id| **id as usize >= model.input_vocab_size) {
         return Err(invalid(
             "tokens",
             format!("token {id} is outside the model's vocabulary of {}", model.input_vocab_size),
         ));
     }
-    reader.finish(fields)?;
     let _reservation = reserve_request(&state, &visit)?;
     let text = Arc::clone(&model.text);
     let prompt = state.text_work().run(move || Ok(text.tokenizer.decode(&tokens, SkipSpecialTokens::No))).await?;
@@ -95,13 +104,32 @@ pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Reque
 }
 
 /// Tokenizer clients may leave the model out where only one is served.
-async fn read_model(state: &AppState, visit: &Visit, fields: &mut Fields) -> Result<Lease, ApiError> {
-    let named = fields.string("model")?;
+async fn find(state: &AppState, visit: &Visit, named: Option<String>) -> Result<Lease, ApiError> {
     let name = required(named.or_else(|| state.only_model(&visit.caller)), "model")?;
     find_model(state, &visit.caller, &name).await
 }
 
-fn read_prompt(state: &AppState, fields: &mut Fields, reader: &mut Reader) -> Result<Prompt, ApiError> {
+pub(crate) fn read_tokenize(
+    body: Value,
+    reader: &mut Reader,
+    bounds: &RequestBounds,
+) -> Result<TokenizeRequest, ApiError> {
+    let mut fields = reader.open(body, "", &[TOKENIZE_FIELDS])?;
+    let model = fields.string("model")?;
+    let prompt = read_prompt(&mut fields, reader, bounds)?;
+    reader.finish(fields)?;
+    Ok(TokenizeRequest { model, prompt })
+}
+
+pub(crate) fn read_detokenize(body: Value, reader: &mut Reader) -> Result<DetokenizeRequest, ApiError> {
+    let mut fields = reader.open(body, "", &[DETOKENIZE_FIELDS])?;
+    let model = fields.string("model")?;
+    let tokens = token_ids("tokens", &required(fields.array("tokens")?, "tokens")?)?;
+    reader.finish(fields)?;
+    Ok(DetokenizeRequest { model, tokens })
+}
+
+fn read_prompt(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBounds) -> Result<Prompt, ApiError> {
     if fields.has("messages") && fields.has("prompt") {
         return Err(invalid("messages", "cannot be combined with `prompt`"));
     }
@@ -110,7 +138,7 @@ fn read_prompt(state: &AppState, fields: &mut Fields, reader: &mut Reader) -> Re
         if add_special_tokens == Some(true) {
             return Err(invalid("add_special_tokens", "with `messages`, the chat template writes the special tokens"));
         }
-        return Ok(Prompt::Chat(read_chat_prompt(fields, reader, &state.config().bounds)?));
+        return Ok(Prompt::Chat(read_chat_prompt(fields, reader, bounds)?));
     }
     match required(fields.value("prompt"), "prompt")? {
         Value::String(text) => {

@@ -1,5 +1,6 @@
-//! A connection whose patience is bounded: a peer that takes nothing is cut, one whose first request does not come is told so,
-//! and one that still writes when its answer is complete is given a moment, so that it reads the answer instead of a reset.
+//! A connection whose patience is bounded: a peer that takes nothing is cut, one whose request does not come is told so, one
+//! that writes no more is answered if that can be done at once, and one that still writes when its answer is complete is given a
+//! moment, so that it reads the answer instead of a reset.
 
 use std::io;
 use std::pin::Pin;
@@ -9,6 +10,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::head::Awaited;
+use super::turns::Turns;
 use crate::api::errors::{ApiError, ErrorKind};
 
 /// How long a peer may go on writing after the last answer.
@@ -17,14 +20,13 @@ const LINGER: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: usize = 64 << 20;
 const SCRATCH_BYTES: usize = 16 << 10;
 
-/// What a peer begins with that speaks HTTP/2 (RFC 9113, 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
 /// How long a peer is waited for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// From the connection to the end of its first head.
-    pub(super) first_head: Duration,
+    /// From the connection, or the end of the previous answer, to the end of a request's head.
+    pub(super) head: Duration,
+    /// With the answer to a peer that writes no more.
+    pub(super) half_closed: Duration,
     /// While it takes nothing of an answer.
     pub(super) write: Duration,
 }
@@ -32,48 +34,13 @@ pub(super) struct Patience {
 pub(super) struct Patient<S> {
     stream: S,
     patience: Patience,
-    opening: Opening,
+    turns: Turns,
+    head: Head,
+    /// Runs while the end of what the peer writes is kept from the HTTP library, which would drop what it answers.
+    half_closed: Option<Pin<Box<Sleep>>>,
     /// Runs while a write waits for the peer.
     stalled: Option<Pin<Box<Sleep>>>,
     closing: Closing,
-}
-
-/// Until the first head is there, nobody else answers for it: the HTTP library would hang up without a word, here as before
-/// each later head, where that is how an idle connection ends.
-enum Opening {
-    Waiting { until: Pin<Box<Sleep>>, head: FirstHead },
-    Over,
-}
-
-/// What was seen of it.
-#[derive(Debug, Default)]
-struct FirstHead {
-    bytes: usize,
-    /// So many of them are the preface's.
-    of_preface: usize,
-    /// Since the last line's end, but for a carriage return.
-    is_line_empty: bool,
-}
-
-impl FirstHead {
-    /// Whether it ends in these bytes: with an empty line, or with the preface of HTTP/2.
-    fn ends_in(&mut self, bytes: &[u8]) -> bool {
-        bytes.iter().any(|byte| {
-            if self.speaks_http2() && PREFACE.get(self.bytes) == Some(byte) {
-                self.of_preface += 1;
-            }
-            self.bytes += 1;
-            let ends_line = *byte == b'\n';
-            let is_over =
-                if self.speaks_http2() { self.bytes == PREFACE.len() } else { ends_line && self.is_line_empty };
-            self.is_line_empty = ends_line || (self.is_line_empty && *byte == b'\r');
-            is_over
-        })
-    }
-
-    fn speaks_http2(&self) -> bool {
-        self.of_preface == self.bytes
-    }
 }
 
 enum Closing {
@@ -81,10 +48,52 @@ enum Closing {
     Lingering { until: Pin<Box<Sleep>>, thrown_away: usize },
 }
 
+/// Until a head is there, nobody else answers for it: the HTTP library would hang up without a word.
+enum Head {
+    Waiting {
+        until: Pin<Box<Sleep>>,
+        awaited: Awaited,
+    },
+    /// The next one is waited for when an answer beyond these has ended.
+    There {
+        ended: usize,
+    },
+    /// HTTP/2 has frames from here on.
+    Framed,
+}
+
 impl<S> Patient<S> {
-    pub(super) fn new(stream: S, patience: Patience) -> Self {
-        let opening = Opening::Waiting { until: Box::pin(sleep(patience.first_head)), head: FirstHead::default() };
-        Self { stream, patience, opening, stalled: None, closing: Closing::Open }
+    /// `turns` are those of the requests that are read from `stream`.
+    pub(super) fn new(stream: S, patience: Patience, turns: Turns) -> Self {
+        let head = Head::Waiting { until: Box::pin(sleep(patience.head)), awaited: Awaited::first() };
+        Self { stream, patience, turns, head, half_closed: None, stalled: None, closing: Closing::Open }
+    }
+
+    fn await_next_head(&mut self) {
+        if let Head::There { ended } = self.head
+            && self.turns.ended() > ended
+        {
+            let until = Box::pin(sleep(self.patience.head));
+            self.head = Head::Waiting { until, awaited: Awaited::later() };
+        }
+    }
+
+    fn look_for_head(&mut self, bytes: &[u8]) {
+        if let Head::Waiting { awaited, .. } = &mut self.head
+            && awaited.ends_in(bytes)
+        {
+            let ended = self.turns.ended();
+            self.head = if awaited.speaks_http2() { Head::Framed } else { Head::There { ended } };
+        }
+    }
+
+    /// A peer that is gone looks the same as one that only writes no more, so this is short.
+    fn poll_half_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if !self.turns.is_any_running() {
+            return Poll::Ready(());
+        }
+        let held = self.half_closed.get_or_insert_with(|| Box::pin(sleep(self.patience.half_closed)));
+        held.as_mut().poll(context)
     }
 
     /// Passes on what a write came to, unless it has waited for too long.
@@ -100,19 +109,30 @@ impl<S> Patient<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Patient<S> {
-    /// Nothing was written yet, so there is room for it; a peer that does not take it is cut all the same.
-    fn say_too_late(&mut self, context: &mut Context<'_>) {
-        let answer = too_late(self.patience.first_head);
-        if let Poll::Ready(Ok(_)) = Pin::new(&mut self.stream).poll_write(context, answer.as_bytes()) {
+    /// Answers for a head of which only a part came. Not where that part may be HTTP/2, nor while an earlier answer is still on
+    /// its way. There is room for so little; a peer that does not take it is cut all the same.
+    fn say_of_half_a_head(&mut self, context: &mut Context<'_>, error: &ApiError) {
+        let Head::Waiting { awaited, .. } = &self.head else { return };
+        if !awaited.is_half_of_http1() || self.stalled.is_some() {
+            return;
+        }
+        if let Poll::Ready(Ok(_)) = Pin::new(&mut self.stream).poll_write(context, whole_answer(error).as_bytes()) {
             let _: Poll<io::Result<()>> = Pin::new(&mut self.stream).poll_flush(context);
         }
     }
 }
 
-/// A whole answer of HTTP/1.1.
-fn too_late(patience: Duration) -> String {
+fn too_late(patience: Duration) -> ApiError {
     let message = format!("The head of the request did not arrive within {} seconds.", patience.as_secs_f64());
-    let error = ApiError::new(ErrorKind::HeadTimeout, message);
+    ApiError::new(ErrorKind::HeadTimeout, message)
+}
+
+fn too_short() -> ApiError {
+    ApiError::new(ErrorKind::IncompleteHead, "The head of the request ended too early.")
+}
+
+/// In HTTP/1.1.
+fn whole_answer(error: &ApiError) -> String {
     let body = error.body().to_string();
     format!(
         "HTTP/1.1 {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -123,25 +143,25 @@ fn too_late(patience: Duration) -> String {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Patient<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.await_next_head();
         let before = buf.filled().len();
         let outcome = Pin::new(&mut self.stream).poll_read(context, buf);
-        let Opening::Waiting { until, head } = &mut self.opening else { return outcome };
         match outcome {
-            Poll::Ready(_) => {
-                if head.ends_in(&buf.filled()[before..]) {
-                    self.opening = Opening::Over;
-                }
-                outcome
+            Poll::Ready(Ok(())) if buf.filled().len() > before => self.look_for_head(&buf.filled()[before..]),
+            Poll::Ready(Ok(())) if buf.remaining() > 0 => {
+                ready!(self.poll_half_closed(context));
+                self.say_of_half_a_head(context, &too_short());
             }
             Poll::Pending => {
+                let Head::Waiting { until, .. } = &mut self.head else { return Poll::Pending };
                 ready!(until.as_mut().poll(context));
-                // Who has said nothing, or speaks HTTP/2, would not read it.
-                if !head.speaks_http2() {
-                    self.say_too_late(context);
-                }
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the first request does not come")))
+                let error = too_late(self.patience.head);
+                self.say_of_half_a_head(context, &error);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the next request does not come")));
             }
+            Poll::Ready(_) => {}
         }
+        outcome
     }
 }
 
@@ -193,37 +213,69 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
 
+    use super::super::head::PREFACE;
     use super::*;
 
-    const PATIENCE: Patience = Patience { first_head: Duration::from_secs(3), write: Duration::from_secs(5) };
+    const PATIENCE: Patience = Patience {
+        head: Duration::from_secs(3),
+        half_closed: Duration::from_millis(20),
+        write: Duration::from_secs(5),
+    };
+    const HEAD: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    fn patient<S>(stream: S) -> (Patient<S>, Turns) {
+        let turns = Turns::default();
+        (Patient::new(stream, PATIENCE, turns.clone()), turns)
+    }
+
+    async fn read_all(mut peer: impl AsyncRead + Unpin) -> String {
+        let mut told = String::new();
+        peer.read_to_string(&mut told).await.unwrap();
+        told
+    }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_whose_first_request_does_not_come_is_told_so_and_cut() {
+    async fn a_peer_whose_request_does_not_come_is_told_so_and_cut() {
         for (said, is_told) in
             [("", false), ("PRI * HTTP/2", false), ("GET / HTTP/1.1\r\nhost: x\r\n", true), ("P", false)]
         {
             let (ours, mut theirs) = duplex(1024);
             theirs.write_all(said.as_bytes()).await.unwrap();
-            let error = Patient::new(ours, PATIENCE).read_exact(&mut [0; 64]).await.unwrap_err();
+            let error = patient(ours).0.read_exact(&mut [0; 64]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{said}");
-            let mut told = String::new();
-            theirs.read_to_string(&mut told).await.unwrap();
+            let told = read_all(theirs).await;
             assert_eq!(told.starts_with("HTTP/1.1 408 Request Timeout\r\n"), is_told, "{said}: {told}");
             assert_eq!(told.contains("head_timeout"), is_told);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_whose_first_head_is_there_may_take_its_time() {
-        let http1 = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".as_slice();
-        for head in [http1, PREFACE, b"GET / HTTP/1.1\n\n"] {
+    async fn a_later_request_that_does_not_come_whole_is_told_so_and_silence_is_not() {
+        for (said, is_told) in [("", false), ("P", true), ("GET / HTTP/1.1\r\n", true)] {
+            let (ours, mut theirs) = duplex(1024);
+            let (mut patient, turns) = patient(ours);
+            theirs.write_all(HEAD.as_bytes()).await.unwrap();
+            patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+            drop(turns.begin());
+            theirs.write_all(said.as_bytes()).await.unwrap();
+            let error = patient.read_exact(&mut [0; 64]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{said}");
+            drop(patient);
+            assert_eq!(read_all(theirs).await.contains("head_timeout"), is_told, "{said}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_whose_head_is_there_may_take_its_time() {
+        for head in [HEAD.as_bytes(), PREFACE, b"GET / HTTP/1.1\n\n"] {
             let (ours, mut theirs) = duplex(64);
-            let mut patient = Patient::new(ours, PATIENCE);
+            let mut patient = patient(ours).0;
             theirs.write_all(head).await.unwrap();
             patient.read_exact(&mut vec![0; head.len()]).await.unwrap();
             let later = async {
-                sleep(10 * PATIENCE.first_head).await;
+                sleep(10 * PATIENCE.head).await;
                 theirs.write_all(b"y").await.unwrap();
             };
             let (read, ()) = tokio::join!(patient.read_u8(), later);
@@ -232,9 +284,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn half_a_head_and_no_more_is_answered_at_once() {
+        let (ours, mut theirs) = duplex(1024);
+        theirs.write_all(b"GET / HTTP/1.1\r\nhost: x").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        let (mut patient, _turns) = patient(ours);
+        let begin = Instant::now();
+        patient.read_to_end(&mut Vec::new()).await.unwrap();
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        drop(patient);
+        let told = read_all(theirs).await;
+        assert!(told.starts_with("HTTP/1.1 400 Bad Request\r\n") && told.contains("incomplete_head"), "{told}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_what_a_peer_writes_is_seen_a_moment_later_while_a_request_runs() {
+        let (ours, mut theirs) = duplex(1024);
+        let (mut patient, turns) = patient(ours);
+        theirs.write_all(HEAD.as_bytes()).await.unwrap();
+        patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+        let turn = turns.begin();
+        theirs.shutdown().await.unwrap();
+        let begin = Instant::now();
+        assert_eq!(patient.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(begin.elapsed(), PATIENCE.half_closed);
+        drop(turn);
+        assert_eq!(patient.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(begin.elapsed(), PATIENCE.half_closed, "nothing runs any more");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_cut() {
         let (ours, _theirs) = duplex(8);
-        let mut patient = Patient::new(ours, PATIENCE);
+        let mut patient = patient(ours).0;
         let error = patient.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
@@ -242,7 +324,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_peer_that_makes_progress_is_not() {
         let (ours, mut theirs) = duplex(8);
-        let mut patient = Patient::new(ours, PATIENCE);
+        let mut patient = patient(ours).0;
         let reader = async {
             let mut read = [0; 8];
             for _ in 0..8 {
@@ -257,7 +339,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_still_writes_gets_to_read_its_answer() {
         let (ours, mut theirs) = duplex(8);
-        let mut patient = Patient::new(ours, PATIENCE);
+        let mut patient = patient(ours).0;
         patient.write_all(b"413").await.unwrap();
         let peer = async {
             theirs.write_all(&[0; 64]).await.unwrap();

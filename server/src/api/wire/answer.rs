@@ -200,10 +200,10 @@ impl Answer {
     }
 
     fn chunk<T: Serialize>(&self, choices: &[T], usage: Option<&Value>) -> Part {
-        let (head, choices) = (&self.chunk_head, json_text(choices));
+        let (head, choices) = (self.chunk_head.as_str(), json_text(choices));
         let data = match usage {
-            None => format!("{head},\"choices\":{choices}}}"),
-            Some(usage) => format!("{head},\"choices\":{choices},\"usage\":{}}}", json_text(usage)),
+            None => [head, ",\"choices\":", &choices, "}"].concat(),
+            Some(usage) => [head, ",\"choices\":", &choices, ",\"usage\":", &json_text(usage), "}"].concat(),
         };
         Part { event: None, data }
     }

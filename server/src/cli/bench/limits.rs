@@ -1,22 +1,22 @@
-//! What this machine can do in a second: the limits of reading prompts and of generating on a CPU.
+//! What this machine can do in a second: the limits of reading prompts and of generating.
 
 use std::time::Duration;
 
+use anyhow::Result;
 use passerelle_engine::clock::Clock;
 use passerelle_models::ModelDescription;
-use passerelle_models::ops::{Compute, multiply_add, read_through};
+use passerelle_models::ops::{Compute, LimitProbe};
+use passerelle_models::selftest::Work;
 
-/// Far larger than any cache.
-const BUFFER_BYTES: usize = 512 << 20;
 const ROUNDS: usize = 5;
 
-/// Measured with the threads and the instructions that run the model.
+/// Measured with the threads and the instructions that run the model, or on its GPU.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    /// Read from memory.
-    pub(super) bytes_per_s: f64,
-    /// Of f32 multiply-adds between registers, two operations each.
-    pub(super) operations_per_s: f64,
+pub(crate) struct Limits {
+    /// Read from memory; of a GPU read and written by copies.
+    pub(crate) bytes_per_s: f64,
+    /// Of f32 multiply-adds between registers, two operations each; of a GPU by products of large matrices in bf16.
+    pub(crate) operations_per_s: f64,
 }
 
 /// What steps cost at least. Attention comes on top, and is left out: it depends on the lengths.
@@ -32,11 +32,16 @@ pub(super) struct ModelCost {
 
 impl Limits {
     /// The best of a few rounds each.
-    pub(super) fn measure(compute: &Compute, clock: &dyn Clock) -> Self {
-        let buffer = vec![1.0; BUFFER_BYTES / size_of::<f32>()];
-        let (read_time, ()) = quickest(clock, || read_through(compute, &buffer));
-        let (time, operations) = quickest(clock, || multiply_add(compute));
-        Self { bytes_per_s: rate(BUFFER_BYTES as u64, read_time), operations_per_s: rate(operations, time) }
+    pub(crate) fn measure(compute: &Compute, clock: &dyn Clock) -> Result<Self> {
+        let probe = LimitProbe::new(compute)?;
+        let (read_time, bytes) = quickest(clock, || Ok(probe.move_memory()?))?;
+        let (time, operations) = quickest(clock, || Ok(probe.multiply()?))?;
+        Ok(Self { bytes_per_s: rate(bytes, read_time), operations_per_s: rate(operations, time) })
+    }
+
+    /// Seconds that `work` takes at least.
+    pub(crate) fn least(&self, work: Work) -> f64 {
+        (work.bytes as f64 / self.bytes_per_s).max(work.operations as f64 / self.operations_per_s)
     }
 
     /// Seconds of `steps` steps that run `tokens` tokens through the layers and sample `sampled`.
@@ -59,20 +64,21 @@ impl ModelCost {
     }
 }
 
-fn quickest<T>(clock: &dyn Clock, mut run: impl FnMut() -> T) -> (Duration, T) {
+/// The quickest of a few rounds, and what it gave.
+pub(crate) fn quickest<T>(clock: &dyn Clock, mut run: impl FnMut() -> Result<T>) -> Result<(Duration, T)> {
     let mut timed = || {
         let began = clock.now();
-        let result = run();
-        (clock.now() - began, result)
+        let result = run()?;
+        Ok::<_, anyhow::Error>((clock.now() - began, result))
     };
-    let mut best = timed();
+    let mut best = timed()?;
     for _ in 1..ROUNDS {
-        let next = timed();
+        let next = timed()?;
         if next.0 < best.0 {
             best = next;
         }
     }
-    best
+    Ok(best)
 }
 
 fn rate(count: u64, time: Duration) -> f64 {
@@ -90,5 +96,7 @@ mod tests {
         assert_eq!(limits.seconds(&cost, 1, (1, 1)), 0.5);
         assert_eq!(limits.seconds(&cost, 1, (100, 100)), 3.0);
         assert_eq!(limits.seconds(&cost, 1, (100, 0)), 2.0);
+        assert_eq!(limits.least(Work { bytes: 50, operations: 100 }), 0.5);
+        assert_eq!(limits.least(Work { bytes: 50, operations: 4000 }), 4.0);
     }
 }

@@ -137,7 +137,7 @@ fn request(load: Workload, vocab: usize, id: u64) -> Request {
 }
 
 /// Numbers without meaning: speed does not depend on what is said. A linear congruential generator (Knuth's MMIX).
-fn prompt(tokens: usize, vocab: usize, seed: u64) -> Vec<TokenId> {
+pub(super) fn prompt(tokens: usize, vocab: usize, seed: u64) -> Vec<TokenId> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
     let next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -26,11 +26,11 @@ fn line(place: usize, ranked: &Ranked, measured: &Measured) -> String {
         ranked.step.map_or_else(String::new, |step| step.to_string()),
         measured.metric.name().to_owned(),
         interval.value.to_string(),
-        interval.low.to_string(),
-        interval.high.to_string(),
+        number(interval.bounds.map(|bounds| bounds.low)),
+        number(interval.bounds.map(|bounds| bounds.high)),
         number(above.map(|above| above.value)),
-        number(above.map(|above| above.low)),
-        number(above.map(|above| above.high)),
+        number(above.and_then(|above| above.bounds).map(|bounds| bounds.low)),
+        number(above.and_then(|above| above.bounds).map(|bounds| bounds.high)),
     ]
     .join(",")
 }

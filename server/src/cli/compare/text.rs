@@ -31,15 +31,14 @@ fn row((place, width): (usize, usize), ranked: &Ranked, metric: Metric) -> Resul
     let above = measured.from_above.map_or_else(String::new, |above| {
         let shown = |value| metric.shown_difference(value);
         let doubt = if above.excludes_zero() { "" } else { "  not apart" };
-        format!("   {} [{}, {}]{doubt}", shown(above.value), shown(above.low), shown(above.high))
+        format!("   {} {}{doubt}", shown(above.value), above.shown(shown))
     });
     let digest = ranked.digest.short();
     line(format_args!(
-        "{place:>3}  {:<width$}  {digest}  {:>8} [{}, {}]{above}",
+        "{place:>3}  {:<width$}  {digest}  {:>8} {}{above}",
         ranked.name,
         shown(interval.value),
-        shown(interval.low),
-        shown(interval.high)
+        interval.shown(shown)
     ))
 }
 

@@ -1,4 +1,4 @@
-//! How far it has come, on standard error: a bar on a terminal, a line at the beginning and the end elsewhere.
+//! How far it has come, on standard error: a bar on a terminal, elsewhere a line at the beginning, at each tenth and at the end.
 
 use std::io::{self, IsTerminal};
 
@@ -43,6 +43,10 @@ impl Progress {
 impl Running {
     pub(super) fn one_more(&self) {
         self.bar.inc(1);
+        let (done, items) = (self.bar.position(), self.bar.length().unwrap_or(0));
+        if !self.is_terminal && ends_a_tenth(done, items) {
+            eprintln!("{}: {done} of {items} items", self.what);
+        }
     }
 
     pub(super) fn finish(&self) {
@@ -52,9 +56,22 @@ impl Running {
     }
 }
 
+/// The last one has a line of its own.
+fn ends_a_tenth(done: u64, items: u64) -> bool {
+    done < items && done * 10 / items > done.saturating_sub(1) * 10 / items
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_gets_a_line_for_each_tenth() {
+        let lines = |items| (1..=items).filter(|done| ends_a_tenth(*done, items)).collect::<Vec<_>>();
+        assert_eq!(lines(1000), [100, 200, 300, 400, 500, 600, 700, 800, 900]);
+        assert_eq!(lines(3), [1, 2]);
+        assert_eq!(lines(1), [0; 0]);
+    }
 
     #[test]
     fn the_bar_can_be_drawn() {

@@ -56,23 +56,22 @@ impl<'a> Run<'a> {
 fn plot(run: &Run, metric: Metric) -> String {
     let points: Vec<(f64, &Ranked, Interval)> =
         run.stops.iter().filter_map(|(x, ranked)| Some((*x, *ranked, ranked.measured(metric)?.interval))).collect();
-    let scale = Scale::over(points.iter().flat_map(|(.., is)| [is.low, is.high]), FRAME.upwards());
+    let scale = Scale::over(points.iter().flat_map(|(.., is)| is.span()), FRAME.upwards());
     let scale = if metric.is_share() { scale.not_below(0.0) } else { scale };
     let place = |x: f64, value: f64| format!("{x:.1},{:.1}", scale.at(value));
     let line: Vec<String> = points.iter().map(|(x, _, is)| place(*x, is.value)).collect();
-    let upper = points.iter().map(|(x, _, is)| place(*x, is.high));
-    let lower = points.iter().rev().map(|(x, _, is)| place(*x, is.low));
+    let upper = points.iter().map(|(x, _, is)| place(*x, is.span()[1]));
+    let lower = points.iter().rev().map(|(x, _, is)| place(*x, is.span()[0]));
     let band: Vec<String> = upper.chain(lower).collect();
     let mut dots = String::new();
     for (x, ranked, interval) in &points {
         let _ = write!(
             dots,
-            "<circle class=\"dot\" cx=\"{x:.1}\" cy=\"{:.1}\" r=\"4.5\"><title>{}: {} [{}, {}]</title></circle>",
+            "<circle class=\"dot\" cx=\"{x:.1}\" cy=\"{:.1}\" r=\"4.5\"><title>{}: {} {}</title></circle>",
             scale.at(interval.value),
             escaped(&ranked.name),
             metric.shown(interval.value),
-            metric.shown(interval.low),
-            metric.shown(interval.high)
+            interval.shown(|value| metric.shown(value))
         );
     }
     let shown =

@@ -79,13 +79,12 @@ fn lead(comparison: &Comparison) -> String {
         Better::Higher => "higher is better",
     };
     format!(
-        "{} at {} ({direction}). The next, {}, is at a distance of {} [{}, {}].",
+        "{} at {} ({direction}). The next, {}, is at a distance of {} {}.",
         metric.title(),
         metric.shown(value.interval.value),
         escaped(&next.name),
         metric.shown_difference(above.value),
-        metric.shown_difference(above.low),
-        metric.shown_difference(above.high)
+        above.shown(|value| metric.shown_difference(value))
     )
 }
 

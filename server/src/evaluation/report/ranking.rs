@@ -42,7 +42,7 @@ fn head(metric: Metric) -> String {
 
 fn scale(comparison: &Comparison, metric: Metric) -> Scale {
     let measured = comparison.ranking.iter().filter_map(|ranked| ranked.measured(metric));
-    Scale::over(measured.flat_map(|of| [of.interval.low, of.interval.high]), (4.0, WIDTH - 4.0))
+    Scale::over(measured.flat_map(|of| of.interval.span()), (4.0, WIDTH - 4.0))
 }
 
 fn row(place: usize, ranked: &Ranked, (by, scales): (Metric, &[(Metric, Scale)])) -> String {
@@ -64,18 +64,16 @@ fn row(place: usize, ranked: &Ranked, (by, scales): (Metric, &[(Metric, Scale)])
 
 fn value(measured: &Measured, scale: &Scale) -> String {
     let (metric, interval) = (measured.metric, measured.interval);
-    let Interval { value, low, high } = interval;
     format!(
-        "<span class=\"value\">{}</span> <small>[{}, {}]</small>{}",
-        metric.shown(value),
-        metric.shown(low),
-        metric.shown(high),
+        "<span class=\"value\">{}</span> <small>{}</small>{}",
+        metric.shown(interval.value),
+        interval.shown(|value| metric.shown(value)),
         whisker(interval, scale)
     )
 }
 
 fn whisker(interval: Interval, scale: &Scale) -> String {
-    let (low, value, high) = (scale.at(interval.low), scale.at(interval.value), scale.at(interval.high));
+    let ([low, high], value) = (interval.span().map(|end| scale.at(end)), scale.at(interval.value));
     let y = HEIGHT / 2.0;
     format!(
         "<svg class=\"whisker\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" aria-hidden=\"true\"><line class=\"track\" x1=\"0\" \
@@ -89,9 +87,8 @@ fn from_above(ranked: &Ranked, measured: &Measured) -> String {
     let metric = measured.metric;
     let (class, word) = if is_clear(ranked, metric) { ("sure", "clear") } else { ("unsure", "not told apart") };
     format!(
-        "<span class=\"value\">{}</span> <small class=\"{class}\">{word}</small><br><small>[{}, {}]</small>",
+        "<span class=\"value\">{}</span> <small class=\"{class}\">{word}</small><br><small>{}</small>",
         metric.shown_difference(above.value),
-        metric.shown_difference(above.low),
-        metric.shown_difference(above.high)
+        above.shown(|value| metric.shown_difference(value))
     )
 }

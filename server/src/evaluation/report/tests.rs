@@ -1,12 +1,12 @@
 use super::*;
-use crate::evaluation::bootstrap::{Interval, Resampling};
+use crate::evaluation::bootstrap::{Bounds, Interval, Resampling};
 use crate::evaluation::comparison::{Measured, PairComparison};
 use crate::evaluation::divergence::{AnswerPair, CellScores, HeatCell, HeatMap, TextPair, TokenPair};
 
 const HOSTILE: &str = "<script>alert('x')</script>\"&</style></title><!--";
 
 fn interval(value: f64) -> Interval {
-    Interval { value, low: value - 0.1, high: value + 0.1 }
+    Interval { value, bounds: Some(Bounds { low: value - 0.1, high: value + 0.1 }) }
 }
 
 fn ranked(given: usize, name: &str, step: Option<u64>) -> Ranked {

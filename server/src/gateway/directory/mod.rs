@@ -105,9 +105,14 @@ impl Directory {
         self.read(|transaction| Ok(audit::all(transaction)?))
     }
 
-    /// Writes down an act that changes nothing here. `subject`: what it is done to.
-    pub fn note(&self, act: &'static str, subject: &str) -> Result<(), DirectoryError> {
-        self.change(Act { name: act, subject, detail: String::new() }, |_| Ok(()))
+    /// Whom the audit log names.
+    pub fn actor(&self) -> &str {
+        &self.actor
+    }
+
+    /// Writes down an act that changes nothing here. `subject`: what it is done to. `detail`: never a secret.
+    pub fn note(&self, act: &'static str, subject: &str, detail: &str) -> Result<(), DirectoryError> {
+        self.change(Act { name: act, subject, detail: detail.to_owned() }, |_| Ok(()))
     }
 
     fn read<T>(&self, look: impl FnOnce(&Transaction<'_>) -> Result<T, DirectoryError>) -> Result<T, DirectoryError> {

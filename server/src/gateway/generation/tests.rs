@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use passerelle_engine::{
 
 use super::*;
 use crate::gateway::account::{Account, Caller};
-use crate::gateway::ledger::{Ask, Ledger, LedgerParts, LedgerTotals, PartBounds, Reserve};
-use crate::gateway::quota::{Bound, Limit, Period, Quota, Unit};
+use crate::gateway::journal::{EntryId, Journal};
+use crate::gateway::ledger::{Ask, JournalParts, Ledger, LedgerParts, LedgerTotals, PartBounds, Reserve};
+use crate::gateway::quota::{Bound, Limit, Period, Quota, Unit, UnixSeconds};
 use crate::gateway::replica::ReplicaId;
 use crate::gateway::tariff::Tariff;
 
@@ -39,6 +41,15 @@ fn bench_with(model: StubModel, limit: Limit) -> Bench {
 }
 
 fn bench_of(model: StubModel, config: EngineConfig, (limit, tariff): (Limit, Tariff)) -> Bench {
+    bench_on(model, config, (limit, tariff, None))
+}
+
+/// With a ledger that is written down.
+fn bench_on(
+    model: StubModel,
+    config: EngineConfig,
+    (limit, tariff, journal): (Limit, Tariff, Option<Journal>),
+) -> Bench {
     let manual = ManualClock::default();
     let clock = Arc::new(manual.clone());
     let engine = Engine::spawn(EngineParts {
@@ -54,7 +65,9 @@ fn bench_of(model: StubModel, config: EngineConfig, (limit, tariff): (Limit, Tar
     let caller = Arc::new(Caller::at_open_door(Account::local(Quota::new(vec![limit]).unwrap())));
     let in_parts = PartBounds { tokens: PART, longest_park: Duration::from_secs(60) };
     let tariff = Arc::new(tariff);
-    let ledger = Ledger::new(LedgerParts { in_parts, tariff, ..LedgerParts::without_past(clock) });
+    let (next_id, latest, binary, models) = (EntryId(1), UnixSeconds(0), "test".into(), BTreeMap::new());
+    let journal = journal.map(|journal| JournalParts { journal, next_id, latest, binary, models });
+    let ledger = Ledger::new(LedgerParts { in_parts, tariff, journal, ..LedgerParts::without_past(clock) });
     Bench { clock: manual, engine, replica, ledger, caller }
 }
 

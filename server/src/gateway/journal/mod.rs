@@ -11,7 +11,8 @@
 //!   durable only then.
 //!
 //! One thread writes. The hot path hands over what is to be written and goes on; only a stream that has run ahead of its
-//! marks waits. A disk that refuses is tried again every [`JournalConfig::retry_interval`]; meanwhile nothing is forgotten,
+//! marks waits. A mark wakes nobody: it is written with whatever comes next, a [`JournalConfig::sync_interval`] later at the
+//! latest, and at once for a stream that will soon need it. A disk that refuses is tried again every [`JournalConfig::retry_interval`]; meanwhile nothing is forgotten,
 //! accounts with a budget are not admitted, their streams wait for [`JournalConfig::longest_stall`] and then end, and
 //! accounts without go on.
 
@@ -43,6 +44,8 @@ use writer::Shared;
 pub const MARK_TOKENS: u32 = 16;
 /// A new mark is handed over this many tokens after the last one, so that it is written before it is needed.
 const MARK_AHEAD_TOKENS: u32 = 8;
+/// One that is not written so many tokens after it was handed over is asked for: half of the way to where its stream waits.
+const MARK_PATIENCE_TOKENS: u32 = 4;
 
 /// The way to the writing thread. Clones lead to the same one.
 #[derive(Debug, Clone)]
@@ -110,10 +113,17 @@ impl Journal {
 impl Page {
     /// Hands over a mark if the last one is some tokens away. At most one is under way.
     pub(super) fn mark(&mut self, used: passerelle_engine::Usage) {
-        let is_due = used.generated_tokens >= self.last_mark.saturating_add(MARK_AHEAD_TOKENS);
-        if is_due && self.progress.has_written(self.last_mark) {
-            self.last_mark = used.generated_tokens;
-            self.hand_over(Record::Mark { id: self.opening.id, used }, true);
+        let since = used.generated_tokens.saturating_sub(self.last_mark);
+        if since < MARK_PATIENCE_TOKENS {
+            return;
+        }
+        match self.progress.has_written(self.last_mark) {
+            true if since >= MARK_AHEAD_TOKENS => {
+                self.last_mark = used.generated_tokens;
+                self.hand_over(Record::Mark { id: self.opening.id, used }, true);
+            }
+            true => {}
+            false => self.journal.shared.ring(),
         }
     }
 
@@ -125,6 +135,7 @@ impl Page {
     ) -> Poll<Result<(), JournalUnavailable>> {
         if !self.may_send(tokens) {
             self.progress.register(context.waker());
+            self.journal.shared.ring();
             if !self.may_send(tokens) {
                 let longest = self.journal.shared.longest_stall();
                 let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(longest)));
@@ -171,4 +182,4 @@ impl Default for JournalConfig {
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

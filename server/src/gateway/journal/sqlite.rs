@@ -29,6 +29,8 @@ pub struct SqliteStore {
     /// What recovered entries are billed by.
     tariff: Arc<Tariff>,
     connection: Connection,
+    /// What the connection does at a commit; `None`: it was not told yet.
+    set_to: Option<Durability>,
     last: Last,
 }
 
@@ -43,7 +45,7 @@ impl SqliteStore {
     pub fn open(data: &DataDir, tariff: Arc<Tariff>) -> Result<Self, DataError> {
         let connection = data.connect()?;
         let last = last(&connection).map_err(|error| DataError::Sql { path: data.database(), error })?;
-        Ok(Self { data: data.clone(), tariff, connection, last })
+        Ok(Self { data: data.clone(), tariff, connection, set_to: None, last })
     }
 
     /// The database may not grow beyond so many pages, or what it has.
@@ -52,12 +54,20 @@ impl SqliteStore {
         self.connection.pragma_update(None, "max_page_count", pages)
     }
 
+    fn set_to(&mut self, durability: Durability) -> rusqlite::Result<()> {
+        if self.set_to != Some(durability) {
+            let synchronous = match durability {
+                Durability::Process => "normal",
+                Durability::Power => "full",
+            };
+            self.connection.pragma_update(None, "synchronous", synchronous)?;
+            self.set_to = Some(durability);
+        }
+        Ok(())
+    }
+
     fn write_all(&mut self, records: &[Record], durability: Durability) -> rusqlite::Result<()> {
-        let synchronous = match durability {
-            Durability::Process => "normal",
-            Durability::Power => "full",
-        };
-        self.connection.pragma_update(None, "synchronous", synchronous)?;
+        self.set_to(durability)?;
         let mut last = self.last;
         let transaction = self.connection.transaction()?;
         for record in records {
@@ -88,6 +98,7 @@ impl LedgerStore for SqliteStore {
     /// into the database itself, before anything is added.
     fn reopen(&mut self) -> Result<(), StoreError> {
         self.connection = self.data.connect().map_err(|error| StoreError(error.to_string()))?;
+        self.set_to = None;
         let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
         let is_busy: bool = self.connection.query_row(checkpoint, [], |row| row.get(0)).map_err(store_error)?;
         if is_busy {

@@ -17,8 +17,8 @@ use crate::gateway::tariff::Tariff;
 
 /// A disk that can be full or hang, over what a store writes.
 #[derive(Clone, Default)]
-struct Disk {
-    is_full: Arc<Mutex<bool>>,
+pub(in crate::gateway) struct Disk {
+    pub(in crate::gateway) is_full: Arc<Mutex<bool>>,
     hangs: Arc<(Mutex<bool>, Condvar)>,
     written: Arc<Mutex<Vec<(Record, Durability)>>>,
 }
@@ -58,7 +58,7 @@ impl Disk {
     }
 }
 
-fn start(disk: &Disk) -> (JournalThread, Journal) {
+pub(in crate::gateway) fn start(disk: &Disk) -> (JournalThread, Journal) {
     let millisecond = Duration::from_millis(1);
     let config = JournalConfig {
         sync_interval: millisecond,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -46,6 +47,10 @@ struct Queue {
     waiting: VecDeque<Handed>,
     /// Taken by the thread and not yet written.
     in_hand: usize,
+    /// Somebody waits for what is in it.
+    is_rung_for: bool,
+    /// The thread waits for [`Shared::arrived`]. Waking somebody who is awake costs as much.
+    is_thread_asleep: bool,
     is_closing: bool,
 }
 
@@ -101,9 +106,31 @@ impl Drop for JournalThread {
 }
 
 impl Shared {
+    /// A mark waits for what comes after it; everything else is written at once.
     pub(super) fn push(&self, record: Record, progress: Option<Arc<Progress>>) {
-        self.lock().waiting.push_back(Handed { record, progress });
-        self.arrived.notify_one();
+        let may_wait = matches!(record, Record::Mark { .. });
+        let mut queue = self.lock();
+        queue.waiting.push_back(Handed { record, progress });
+        if !may_wait {
+            self.wake(queue);
+        }
+    }
+
+    /// What waits is needed now.
+    pub(super) fn ring(&self) {
+        let queue = self.lock();
+        if !queue.waiting.is_empty() {
+            self.wake(queue);
+        }
+    }
+
+    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
+        queue.is_rung_for = true;
+        let was_asleep = mem::take(&mut queue.is_thread_asleep);
+        drop(queue);
+        if was_asleep {
+            self.arrived.notify_one();
+        }
     }
 
     pub(super) fn is_failing(&self) -> bool {
@@ -159,21 +186,26 @@ impl Writer {
     /// What was handed over; nothing when it is time for the disk. `None` at the end.
     fn next_batch(&mut self) -> Option<Vec<Handed>> {
         let mut queue = self.shared.lock();
+        let mut has_waited = false;
         loop {
-            if !queue.waiting.is_empty() {
+            if !queue.waiting.is_empty() && (queue.is_rung_for || has_waited || queue.is_closing) {
                 let count = queue.waiting.len().min(MAX_BATCH);
                 queue.in_hand = count;
+                queue.is_rung_for = queue.waiting.len() > count;
                 return Some(queue.waiting.drain(..count).collect());
             }
             if queue.is_closing {
                 return None;
             }
+            if has_waited && self.unsynced > 0 {
+                return Some(Vec::new());
+            }
+            queue.is_thread_asleep = true;
             let wait = self.shared.arrived.wait_timeout(queue, self.shared.config.sync_interval);
             let (woken, timeout) = wait.unwrap_or_else(PoisonError::into_inner);
             queue = woken;
-            if timeout.timed_out() && queue.waiting.is_empty() && self.unsynced > 0 {
-                return Some(Vec::new());
-            }
+            queue.is_thread_asleep = false;
+            has_waited = timeout.timed_out();
         }
     }
 

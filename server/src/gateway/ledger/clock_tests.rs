@@ -107,6 +107,31 @@ fn time_does_not_go_back_over_a_restart() {
     assert!(start <= latest && latest < end, "the day of the last entry, not the clock's: {start} to {end}");
 }
 
+/// A ledger whose last entry was made a while ago, whoever's.
+fn ledger_of_long_ago(clocks: &TwoClocks, absence: u64) -> (JournalThread, Ledger) {
+    let store = Box::new(MemoryStore::default());
+    let clock: Arc<dyn Clock> = Arc::new(clocks.clone());
+    let (thread, journal) = JournalThread::start(store, JournalConfig::default(), Arc::clone(&clock)).unwrap();
+    let latest = UnixSeconds(MORNING - absence);
+    let (next_id, binary, models) = (EntryId(1), "1".into(), BTreeMap::new());
+    let journal = Some(JournalParts { journal, next_id, latest, binary, models });
+    (thread, Ledger::new(LedgerParts { journal, ..LedgerParts::without_past(clock) }))
+}
+
+#[test]
+fn a_clock_that_is_far_ahead_at_the_start_opens_no_budget_until_an_operator_says_that_it_is_right() {
+    let (clocks, alice, rate) = (TwoClocks::at(MORNING), of_a_day(100), a_minute(10));
+    let (_thread, after_a_summer) = ledger_of_long_ago(&clocks, 90 * 24 * HOUR);
+    assert_eq!(after_a_summer.available_to(&alice), Ok(()));
+    let (_thread, ledger) = ledger_of_long_ago(&clocks, 92 * 24 * HOUR);
+    assert_eq!(ledger.available_to(&alice), Err(LedgerClosed::ClockLeapt));
+    assert_eq!(ledger.available_to(&rate), Ok(()));
+    assert_eq!(ledger.today(), UnixSeconds(MORNING - 92 * 24 * HOUR), "the high-water mark stays where it was");
+    assert!(ledger.accept_clock());
+    assert_eq!(ledger.available_to(&alice), Ok(()));
+    assert_eq!(ledger.today(), UnixSeconds(MORNING));
+}
+
 #[test]
 fn a_rate_does_not_look_at_the_wall_clock() {
     let clocks = TwoClocks::at(MORNING);

@@ -6,7 +6,8 @@ use std::thread;
 use passerelle_engine::Usage;
 use passerelle_engine::clock::ManualClock;
 
-use super::super::quota::{Limit, LimitName, Quota};
+use super::super::quota::{Bound, Limit, LimitName, Period, Quota};
+use super::super::tariff::{Band, Price};
 use super::*;
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
@@ -201,6 +202,22 @@ fn a_usage_above_the_reservation_becomes_a_debt() {
     assert_eq!(refusal.retry, Retry::After(Duration::from_secs(31)));
     clock.advance(Duration::from_secs(31));
     assert!(ledger.reserve(&account, &ask(1, 0)).is_ok());
+}
+
+#[test]
+fn what_is_read_again_is_priced_as_prompt_behind_the_prompt() {
+    let (dear, cheap) = (7_000, 1_000);
+    let band = |below, ns| Band { below, input_ns: ns, cached_ns: ns, output_ns: ns };
+    let price = Price::new(vec![band(Some(100), cheap), band(None, dear)]).unwrap();
+    let tariff = Arc::new(Tariff::new("1", [("m".to_owned(), price)]));
+    let ledger = Ledger::new(LedgerParts { tariff, ..LedgerParts::without_past(Arc::new(ManualClock::default())) });
+    let gpu = |micros| {
+        let bound = Bound::Budget { unit: Unit::GpuMicros, amount: n(micros), period: Period::Day };
+        account("a", [Limit::of(bound)])
+    };
+    let ask = Ask { read_again_tokens: 60, ..ask(60, 0) };
+    assert!(ledger.reserve(&gpu(100 + 20 * 7), &ask).is_ok(), "100 in the first band and 20 in the second");
+    assert!(ledger.reserve(&gpu(100 + 20 * 7 - 1), &ask).is_err());
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! too, and time stands still until the clock has reached it again. A clock that leaps ahead would open windows that have not
 //! begun, for good; so it is followed at most [`Wall::new`]'s `largest_leap` beyond what passed on the monotonic clock. Past
 //! that, time goes on as the monotonic clock does and budgets are closed, until the wall clock is right again or an operator
-//! says that it is.
+//! says that it is. Nothing says how long a server was off; one whose clock is further beyond its latest entry than it may have
+//! been away begins as if the clock had leapt.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,6 +22,15 @@ pub(super) struct Wall {
     is_told: AtomicBool,
 }
 
+/// How far the wall clock is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockBounds {
+    /// By how much it may leap ahead before budgets are closed.
+    pub largest_leap: Duration,
+    /// How long a server may have been off.
+    pub longest_absence: Duration,
+}
+
 /// One reading of both clocks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
@@ -34,10 +44,29 @@ impl Reading {
     }
 }
 
+impl ClockBounds {
+    /// The instant that a server begins with. `latest`: of what it kept; 0 where it kept nothing.
+    pub fn at_start(self, latest: UnixSeconds, wall: UnixSeconds) -> UnixSeconds {
+        let is_believed = latest.0 == 0 || wall.0 <= latest.0.saturating_add(self.longest_absence.as_secs());
+        if is_believed { latest.max(wall) } else { latest }
+    }
+}
+
+impl Default for ClockBounds {
+    fn default() -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        Self { largest_leap: DAY, longest_absence: 90 * DAY }
+    }
+}
+
 impl Wall {
     /// `latest`: the latest instant that an earlier process saw.
-    pub(super) fn new(latest: UnixSeconds, start: Reading, largest_leap: Duration) -> Self {
-        let (latest, ahead) = (AtomicU64::new(latest.0), AtomicU64::new(start.ahead()));
+    pub(super) fn new(latest: UnixSeconds, start: Reading, bounds: ClockBounds) -> Self {
+        let at_start = bounds.at_start(latest, UnixSeconds::of(start.wall));
+        // A clock that is behind is not ahead of itself.
+        let wall = start.wall.min(Duration::from_secs(at_start.0));
+        let ahead = AtomicU64::new(Reading { wall, ..start }.ahead());
+        let (latest, largest_leap) = (AtomicU64::new(latest.0), bounds.largest_leap);
         Self { latest, ahead, largest_leap, is_told: AtomicBool::new(false) }
     }
 
@@ -90,8 +119,11 @@ mod tests {
         Reading { monotonic: Duration::from_secs(monotonic), wall: Duration::from_secs(wall) }
     }
 
+    const BOUNDS: ClockBounds =
+        ClockBounds { largest_leap: Duration::from_secs(HOUR), longest_absence: Duration::from_secs(100 * HOUR) };
+
     fn wall() -> Wall {
-        Wall::new(UnixSeconds(0), at(10, 1_000_000), Duration::from_secs(HOUR))
+        Wall::new(UnixSeconds(0), at(10, 1_000_000), BOUNDS)
     }
 
     #[test]
@@ -115,5 +147,19 @@ mod tests {
         assert_eq!(wall.now(right), UnixSeconds(1_000_030 + HOUR));
         assert!(wall.accept(leapt) && !wall.accept(leapt));
         assert_eq!(wall.now(at(50, 1_000_040 + 3 * HOUR)), UnixSeconds(1_000_040 + 3 * HOUR));
+    }
+
+    #[test]
+    fn a_clock_is_believed_at_the_start_as_far_as_the_server_may_have_been_off() {
+        let start = |latest, wall| Wall::new(UnixSeconds(latest), at(10, wall), BOUNDS);
+        for (latest, now) in [(1_000_000, 1_000_000 + 100 * HOUR), (2_000_000, 1_000_000), (0, 9_000_000_000)] {
+            assert!(!start(latest, now).has_leapt(at(10, now)), "{latest}");
+        }
+        let (latest, far) = (1_000_000, 1_000_000 + 102 * HOUR);
+        let doubted = start(latest, far);
+        assert!(doubted.has_leapt(at(10, far)));
+        assert_eq!(doubted.now(at(15, far + 5)), UnixSeconds(latest + 5));
+        assert!(doubted.accept(at(16, far + 6)));
+        assert_eq!(doubted.now(at(17, far + 7)), UnixSeconds(far + 7));
     }
 }

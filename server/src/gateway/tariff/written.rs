@@ -65,6 +65,15 @@ impl WrittenTariff {
         };
         of(Some(partition)).or_else(|| of(None)).map(WrittenPrice::checked).transpose()
     }
+
+    /// Of the models whose price is the same on every kind of partition.
+    pub fn prices_anywhere(&self) -> Result<Vec<(String, Price)>, TariffError> {
+        let is_the_only_one = |price: &&WrittenPrice| {
+            self.prices.iter().all(|other| other.model != price.model || other.bands == price.bands)
+        };
+        let prices = self.prices.iter().filter(is_the_only_one);
+        prices.map(|price| Ok((price.model.clone(), price.checked()?))).collect()
+    }
 }
 
 impl WrittenPrice {
@@ -96,6 +105,13 @@ mod tests {
         assert_eq!((input_ns("cpu"), input_ns("upstream")), (Some(7), Some(5)));
         assert_eq!(tariff.price("other", "cpu").unwrap(), None);
         tariff.check().unwrap();
+    }
+
+    #[test]
+    fn only_a_price_that_is_the_same_everywhere_is_known_without_the_partition() {
+        let stated = [("m", None, 5), ("m", Some("cpu"), 7), ("same", None, 4), ("same", Some("cpu"), 4)];
+        let known = tariff(&[&stated[..], &[("one", Some("upstream"), 3)]].concat()).prices_anywhere().unwrap();
+        assert_eq!(known.iter().map(|(model, _)| model.as_str()).collect::<Vec<_>>(), ["same", "same", "one"]);
     }
 
     #[test]

@@ -3,24 +3,15 @@ use std::ops::Range;
 use candle_core::Tensor;
 
 use super::host::{Buffer, Host, Order, in_both_orders};
-use super::world::{Shape, World};
 use super::{Random, assert_close, reference, tolerance};
-use crate::config::alibi_slopes;
 use crate::ops::cuda::args::attention::{AttentionArgs, AttentionShape};
 use crate::ops::cuda::launch::{Address, Float};
 use crate::ops::cuda::step::StepWords;
-use crate::ops::{AttentionParams, AttentionPlan, PositionTemperature, paged_attention};
-
-const F32: (Float, Float) = (Float::F32, Float::F32);
-const BF16: (Float, Float) = (Float::Bf16, Float::Bf16);
-
-fn shape(num_kv_heads: usize, group: usize, head_dim: usize, (activations, cache): (Float, Float)) -> Shape {
-    Shape { num_kv_heads, group, head_dim, block_size: 16, activations, cache }
-}
-
-fn scale(shape: Shape) -> f32 {
-    (shape.head_dim as f32).sqrt().recip()
-}
+use crate::ops::{AttentionParams, AttentionPlan, paged_attention};
+use crate::selftest::tables::{
+    ATTENTION, FLAGGED, SEQUENCES, WHOLE_SEQUENCES, flags_of_attention, two_sided_attention,
+};
+use crate::selftest::world::{Shape, World};
 
 /// As the launcher does it on a GPU.
 fn on_host(host: Host, world: &mut World, q: &Tensor, params: &AttentionParams, order: Order) -> Vec<f32> {
@@ -73,9 +64,9 @@ fn on_host(host: Host, world: &mut World, q: &Tensor, params: &AttentionParams, 
 
 fn check(host: Host, shape: Shape, params: &AttentionParams, sequences: &[Range<usize>]) {
     let mut random = Random(shape.head_dim as u64);
-    let mut world = World::new(shape, sequences).with_keys(&mut random);
+    let mut world = World::new(shape, sequences).unwrap().with_keys(&mut random).unwrap();
     let q = random.tensor(&[world.input.num_tokens(), shape.num_heads(), shape.head_dim], shape.activations);
-    let q = (q * 3.0).unwrap().to_dtype(super::dtype(shape.activations)).unwrap();
+    let q = (q * 3.0).unwrap().to_dtype(shape.activations.dtype()).unwrap();
     let q = q.to_dtype(candle_core::DType::F32).unwrap();
     let input = world.input.clone();
     let want = paged_attention(&reference(), &q, world.layer(), &AttentionPlan::new(&input), params).unwrap();
@@ -85,80 +76,40 @@ fn check(host: Host, shape: Shape, params: &AttentionParams, sequences: &[Range<
     assert_close(&what, &got, &want, tolerance(shape.activations));
 }
 
-/// Single tokens at the edges of steps and splits, and chunks that begin and end inside them.
-const SEQUENCES: [Range<usize>; 6] = [0..1, 31..32, 130..131, 256..257, 0..5, 120..139];
-
 #[test]
 fn attention_equals_the_reference_for_every_width_and_group() {
     let Some(host) = Host::get() else { return };
-    for (num_kv_heads, group, head_dim, floats) in [
-        (2, 1, 64, F32),
-        (1, 4, 64, BF16),
-        (2, 2, 128, BF16),
-        (1, 8, 128, F32),
-        (1, 5, 80, F32),
-        (2, 3, 96, BF16),
-        (1, 12, 64, F32),
-        (1, 6, 192, F32),
-        (1, 2, 256, BF16),
-        (1, 1, 24, F32),
-        (1, 1, 7, F32),
-        (1, 2, 64, (Float::F32, Float::Bf16)),
-        (1, 2, 64, (Float::Bf16, Float::F32)),
-    ] {
-        let shape = shape(num_kv_heads, group, head_dim, floats);
-        check(host, shape, &AttentionParams::causal(scale(shape)), &SEQUENCES);
+    for shape in ATTENTION {
+        check(host, shape, &AttentionParams::causal(shape.scale()), &SEQUENCES);
     }
 }
 
 #[test]
 fn attention_equals_the_reference_with_every_flag() {
     let Some(host) = Host::get() else { return };
-    let shape = shape(2, 2, 64, F32);
-    let causal = AttentionParams::causal(scale(shape));
-    let both = AttentionParams::bidirectional(scale(shape));
-    let slopes = Some(alibi_slopes(shape.num_heads()));
-    let sinks = Some(vec![0.5, -3.0, 8.0, 0.0]);
-    let temperature = Some(PositionTemperature { beta: 0.1, interval: 20 });
-    for params in [
-        AttentionParams { window: Some(1), ..causal.clone() },
-        AttentionParams { window: Some(40), ..causal.clone() },
-        AttentionParams { window: Some(200), sinks: sinks.clone(), ..causal.clone() },
-        AttentionParams { soft_cap: Some(2.0), ..causal.clone() },
-        AttentionParams { alibi_slopes: slopes.clone(), ..causal.clone() },
-        AttentionParams { sinks: sinks.clone(), ..causal.clone() },
-        AttentionParams { temperature, ..causal.clone() },
-        AttentionParams { window: Some(50), soft_cap: Some(3.0), alibi_slopes: slopes, sinks, temperature, ..causal },
-    ] {
-        check(host, shape, &params, &SEQUENCES);
+    for params in flags_of_attention() {
+        check(host, FLAGGED, &params, &SEQUENCES);
     }
-    // Without a direction the whole sequence is in the step.
-    for params in [AttentionParams { window: Some(20), ..both.clone() }, both] {
-        check(host, shape, &params, &[0..1, 0..70, 0..17]);
+    for params in two_sided_attention() {
+        check(host, FLAGGED, &params, &WHOLE_SEQUENCES);
     }
-}
-
-#[test]
-fn blocks_may_be_longer_than_a_tile() {
-    let Some(host) = Host::get() else { return };
-    let shape = Shape { block_size: 48, ..shape(2, 2, 64, BF16) };
-    check(host, shape, &AttentionParams::causal(scale(shape)), &SEQUENCES);
 }
 
 /// A row of decode and the same row in chunks of two sizes: what it computes depends on its position and its keys alone.
 #[test]
 fn a_rows_bits_do_not_depend_on_the_kernel_or_the_chunk() {
     let Some(host) = Host::get() else { return };
-    let shape = shape(1, 4, 64, F32);
+    let shape = Shape { num_kv_heads: 1, group: 4, ..FLAGGED };
     let params = AttentionParams {
         window: Some(150),
         sinks: Some(vec![0.5; shape.num_heads()]),
-        ..AttentionParams::causal(scale(shape))
+        ..AttentionParams::causal(shape.scale())
     };
     let width = shape.num_heads() * shape.head_dim;
     let rows = Random(5).tensor(&[300, shape.num_heads(), shape.head_dim], Float::F32);
     let last = |positions: Range<usize>| {
-        let mut world = World::new(shape, &[positions.clone(), 40..43]).with_keys(&mut Random(9));
+        let world = World::new(shape, &[positions.clone(), 40..43]).unwrap();
+        let mut world = world.with_keys(&mut Random(9)).unwrap();
         let others = rows.narrow(0, 0, 3).unwrap();
         let q = Tensor::cat(&[rows.narrow(0, positions.start, positions.len()).unwrap(), others], 0).unwrap();
         let out = on_host(host, &mut world, &q, &params, Order::Forwards);

@@ -1,19 +1,20 @@
 use candle_core::{DType, Tensor};
 
 use super::host::{Buffer, Host, in_both_orders};
-use super::{Random, assert_close, dtype, reference, tolerance, values};
+use super::{Random, assert_close, reference, tolerance, values};
 use crate::ops::cuda::args::activation::ActivationArgs;
 use crate::ops::cuda::args::best::BestArgs;
 use crate::ops::cuda::args::norm::NormArgs;
 use crate::ops::cuda::args::rows::GatherArgs;
 use crate::ops::cuda::launch::{Address, Float};
-use crate::ops::{Activation, Gate, LayerNormParams, Xielu, activate, gate_mul, gather_rows, layer_norm, rms_norm};
+use crate::ops::{LayerNormParams, activate, gate_mul, gather_rows, layer_norm, rms_norm};
+use crate::selftest::tables::{ACTIVATED, ACTIVATIONS, GATES, GATHERED, NORMS, NormCase};
 
 const BOTH: [Float; 2] = [Float::F32, Float::Bf16];
 
 /// To what `float` holds, as f32.
 fn rounded(x: &Tensor, float: Float) -> Tensor {
-    x.to_dtype(dtype(float)).unwrap().to_dtype(DType::F32).unwrap()
+    x.to_dtype(float.dtype()).unwrap().to_dtype(DType::F32).unwrap()
 }
 
 fn output(like: &Tensor, float: Float) -> Buffer {
@@ -23,14 +24,7 @@ fn output(like: &Tensor, float: Float) -> Buffer {
 #[test]
 fn norms_with_and_without_a_residual_equal_the_reference() {
     let Some(host) = Host::get() else { return };
-    for (float, m, width, has_bias, has_residual) in [
-        (Float::F32, 3, 256, false, true),
-        (Float::F32, 2, 1000, true, true),
-        (Float::F32, 2, 7, true, false),
-        (Float::F32, 1, 1, false, false),
-        (Float::Bf16, 3, 300, false, true),
-        (Float::Bf16, 2, 513, true, false),
-    ] {
+    for NormCase { float, rows: m, width, has_bias, has_residual } in NORMS {
         let mut random = Random(width as u64);
         let [x, residual] = [(); 2].map(|()| random.tensor(&[m, width], float));
         let [weight, bias] = [(); 2].map(|()| random.tensor(&[width], Float::F32));
@@ -68,9 +62,9 @@ fn norms_with_and_without_a_residual_equal_the_reference() {
 #[test]
 fn activations_and_gates_equal_the_reference() {
     let Some(host) = Host::get() else { return };
-    let xielu = Xielu { alpha_positive: 0.8, alpha_negative: 1.3, beta: 0.5, eps: -1e-6 };
+    let [m, width] = ACTIVATED;
     for float in BOTH {
-        let x = rounded(&(Random(3).tensor(&[5, 2 * 77], Float::F32) * 6.0).unwrap(), float);
+        let x = rounded(&(Random(3).tensor(&ACTIVATED, Float::F32) * 6.0).unwrap(), float);
         let run = |args: ActivationArgs, want: Tensor, what: String| {
             let got = in_both_orders(|order| {
                 let (mut x, mut out) = (Buffer::of(&x, float), output(&want, float));
@@ -79,21 +73,13 @@ fn activations_and_gates_equal_the_reference() {
             });
             assert_close(&what, &got, &want, tolerance(float));
         };
-        for activation in [
-            Activation::Relu2,
-            Activation::GeluTanh,
-            Activation::GeluErf,
-            Activation::Relu,
-            Activation::Silu,
-            Activation::Tanh,
-            Activation::Xielu(xielu),
-        ] {
+        for activation in ACTIVATIONS {
             let want = activate(&reference(), &x, activation).unwrap();
-            run(ActivationArgs::plain(activation, (5, 2 * 77)), want, format!("{activation:?}"));
+            run(ActivationArgs::plain(activation, (m, width)), want, format!("{activation:?}"));
         }
-        for gate in [Gate::Silu, Gate::GeluErf, Gate::GeluTanh] {
+        for gate in GATES {
             let want = gate_mul(&reference(), &x, gate).unwrap();
-            run(ActivationArgs::gated(gate, (5, 77)), want, format!("gate {gate:?}"));
+            run(ActivationArgs::gated(gate, (m, width / 2)), want, format!("gate {gate:?}"));
         }
     }
 }
@@ -101,14 +87,15 @@ fn activations_and_gates_equal_the_reference() {
 #[test]
 fn gathered_rows_equal_the_reference() {
     let Some(host) = Host::get() else { return };
-    let rows = [6usize, 0, 0, 3];
+    let (shape, rows) = GATHERED;
     for float in BOTH {
-        let x = Random(1).tensor(&[7, 301], float);
+        let x = Random(1).tensor(&shape, float);
         let want = gather_rows(&reference(), &x, &rows).unwrap();
         let got = in_both_orders(|order| {
             let mut indexes = Buffer::of_words(&rows.map(|row| row as u32));
             let (mut x, mut out) = (Buffer::of(&x, float), output(&want, float));
-            let args = GatherArgs { x: x.address(), rows: indexes.address(), out: out.address(), width: 301 };
+            let args =
+                GatherArgs { x: x.address(), rows: indexes.address(), out: out.address(), width: shape[1] as u64 };
             host.run(&args.launch(rows.len(), float), order);
             out.values(float)
         });

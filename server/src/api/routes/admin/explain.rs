@@ -50,7 +50,7 @@ pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) ->
     let ask = Ask { reserve, ..Ask::new(&model, prompt_tokens, output_tokens) };
     let closed = ledger.available_to(&asked).err().map(|closed| closed.to_string());
     let refusal = ledger.would_refuse(&asked, &ask);
-    let unseen = if desk.server().is_some() { Vec::new() } else { not_looked_at(&asked.account, &ask) };
+    let unseen = if desk.server().is_some() { Vec::new() } else { not_looked_at(&ledger, &asked.account, &ask) };
     let answer = json!({
         "object": "explanation",
         "account": info.account,
@@ -88,8 +88,10 @@ fn refusal_json(refusal: &Refusal, ledger: &Ledger, smaller: Option<u32>) -> Val
 }
 
 /// Limits that only a server which runs knows the state of.
-fn not_looked_at(account: &Account, ask: &Ask) -> Vec<Value> {
-    let is_unknown = |limit: &Limit| limit.name().is_rate() || limit.name().is_held() || limit.counts(Unit::GpuMicros);
+fn not_looked_at(ledger: &Ledger, account: &Account, ask: &Ask) -> Vec<Value> {
+    let has_price = ask.model.as_deref().is_some_and(|model| ledger.tariff().price(model).is_some());
+    let is_unpriced = |limit: &Limit| limit.counts(Unit::GpuMicros) && !has_price;
+    let is_unknown = |limit: &Limit| limit.name().is_rate() || limit.name().is_held() || is_unpriced(limit);
     let unknown = account.limits().filter(|(_, limit)| limit.covers(ask.model.as_deref()) && is_unknown(limit));
     unknown.map(|(node, limit)| json!({"limit": limit.name().as_str(), "scope": node.path})).collect()
 }

@@ -7,7 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{administrator, blocking, read, require_governed};
+use super::audited::Audited;
+use super::{administrator, read, require_governed};
 use crate::api::causes::model_not_found;
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
@@ -51,15 +52,15 @@ pub(crate) async fn act<D: Desk>(
     let act = Act::named(&name_in_path(act)?)?;
     let Named { model } = read(request, &desk).await?;
     let shelf = server.shelf().filter(|shelf| shelf.row(&model).is_some()).ok_or_else(|| stays(&server, &model))?;
-    // Before it is done: a load takes long, and may be given up.
-    let (directory, subject) = (administration.directory, model.clone());
-    blocking(move || directory.note(act.audited(), &subject)).await?;
-    match act {
-        Act::Load => load(shelf, &model).await?,
-        Act::Unload => shelf.unload(&model)?,
-        Act::Pin => shelf.pin(&model)?,
-        Act::Unpin => shelf.unpin(&model)?,
-    }
+    let audited = Audited::begin(administration.directory, act.audited(), &model).await?;
+    let done = match act {
+        Act::Load => load(shelf, &model).await,
+        Act::Unload => shelf.unload(&model).map_err(ApiError::from),
+        Act::Pin => shelf.pin(&model).map_err(ApiError::from),
+        Act::Unpin => shelf.unpin(&model).map_err(ApiError::from),
+    };
+    audited.end(&done).await;
+    done?;
     let shown = shown(&server, |name| name == model);
     let now = shown.first().ok_or_else(|| model_not_found(&model))?;
     Ok(Json(row(&server, now)).into_response())

@@ -5,6 +5,7 @@ use passerelle_engine::RequestError;
 use passerelle_engine::testing::Mishap;
 
 use super::*;
+use crate::gateway::journal::{self, tests::Disk};
 use crate::gateway::tariff::Price;
 
 const VOCABULARY: usize = 4096;
@@ -98,6 +99,22 @@ async fn an_answer_that_an_engine_error_ends_is_free() {
 #[tokio::test]
 async fn an_answer_that_a_panic_ends_is_free() {
     a_failed_request_is_free(Mishap::Panic).await;
+}
+
+/// Nothing of it may be sent, whatever the engine has done for it.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_cannot_be_written_down_is_free() {
+    let disk = Disk::default();
+    let (_thread, journal) = journal::tests::start(&disk);
+    let budget = Limit::of(a_day(Unit::OutputTokens, NonZeroU64::new(1_000).unwrap()));
+    let config = EngineConfig { num_kv_blocks: 64, ..EngineConfig::default() };
+    let bench = bench_on(stub(), config, (budget, Tariff::free(), Some(journal)));
+    *disk.is_full.lock().unwrap() = true;
+    let mut generation = bench.start(4).unwrap();
+    assert!(generation.next().await.is_none() && generation.is_unwritten());
+    assert!(generation.used().generated_tokens > 0);
+    assert_eq!(Usage { measured_ns: 0, ..generation.close() }, Usage::default());
+    assert_eq!(bench.ledger.totals().generated_tokens, 0);
 }
 
 /// A prompt whose beginning another request of the account has left in the cache.

@@ -1,0 +1,125 @@
+use half::{bf16, f16};
+
+use super::numbers::Random;
+use super::trial::{Trial, placed, values};
+use crate::ops::{self, Float, PackedWeight, WeightPart};
+use crate::{ModelError, StoredDtype};
+
+/// Rows, inputs, outputs: one token and many, and widths that are no whole panel.
+const SHAPES: [[usize; 3]; 6] = [[1, 64, 48], [5, 96, 211], [33, 257, 130], [70, 1031, 97], [256, 512, 96], [2, 3, 17]];
+/// Whole blocks of every kind.
+const BLOCK_SHAPES: [[usize; 3]; 4] = [[1, 256, 48], [7, 512, 35], [70, 512, 64], [130, 256, 19]];
+
+/// Of products of 512 inputs, each of which is off by at most 1.5e-5 once it is rounded to 16 bits.
+const ROUNDED_ROWS: f32 = 1.5e-3;
+
+pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
+    for dtype in StoredDtype::ALL {
+        let shapes = if dtype.is_quantised() { &BLOCK_SHAPES[..] } else { &SHAPES };
+        for &[rows, inputs, outputs] in shapes {
+            let mut random = Random((rows + inputs) as u64);
+            let float = if dtype == StoredDtype::F32 { Float::F32 } else { Float::Bf16 };
+            let (x, bias) = (random.tensor(&[rows, inputs], float), random.tensor(&[outputs], Float::F32));
+            let bytes = stored(dtype, outputs * inputs, &mut random);
+            let parts = [WeightPart { dtype, bytes: &bytes }];
+            let at = format!("[{rows}, {inputs}] x [{outputs}, {inputs}]");
+            let allowed = allowed(trial, dtype, inputs);
+            trial.compare(names(dtype)[0], at, allowed, &|compute| {
+                let weight = PackedWeight::pack(compute, None, inputs, &parts)?;
+                let bias = bias.to_device(compute.device())?;
+                values(&ops::linear(compute, &placed(compute, &x, float)?, &weight, Some(&bias))?)
+            });
+            if rows == shapes[0][0] {
+                rows_of_a_table(trial, (dtype, float), (inputs, outputs), &parts);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every row of `parts`, last first.
+fn rows_of_a_table(
+    trial: &mut Trial,
+    (dtype, float): (StoredDtype, Float),
+    (inputs, outputs): (usize, usize),
+    parts: &[WeightPart<'_>],
+) {
+    let tokens: Vec<u32> = (0..outputs as u32).rev().collect();
+    // Rows are widened, which rounds nothing, but for what a GPU holds as bf16.
+    let is_rounded = trial.held(Float::Bf16) == Float::Bf16 && !matches!(dtype, StoredDtype::F32 | StoredDtype::Bf16);
+    let allowed = if is_rounded { trial.tolerance(float) } else { 0.0 };
+    trial.compare(names(dtype)[1], format!("{outputs} of [{outputs}, {inputs}]"), allowed, &|compute| {
+        let table = PackedWeight::pack(compute, None, inputs, parts)?;
+        values(&ops::embedding(compute, &table, &tokens)?)
+    });
+}
+
+fn allowed(trial: &Trial, dtype: StoredDtype, inputs: usize) -> f32 {
+    let terms = (inputs as f32).sqrt();
+    match (dtype, trial.held(Float::Bf16)) {
+        (StoredDtype::F32, _) => trial.tolerance(Float::F32) * terms,
+        (StoredDtype::Bf16, Float::Bf16) => trial.tolerance(Float::Bf16),
+        // Rounded to bf16 as they are loaded: each term is off by up to 2^-9.
+        (_, Float::Bf16) => terms / 256.0,
+        (dtype, Float::F32) if dtype.is_quantised() => ROUNDED_ROWS,
+        (_, Float::F32) => trial.tolerance(Float::F32) * terms,
+    }
+}
+
+/// Of the product and of the table.
+fn names(dtype: StoredDtype) -> [&'static str; 2] {
+    match dtype {
+        StoredDtype::F32 => ["product, f32 weights", "embedding, f32"],
+        StoredDtype::F16 => ["product, f16 weights", "embedding, f16"],
+        StoredDtype::Bf16 => ["product, bf16 weights", "embedding, bf16"],
+        StoredDtype::Q8_0 => ["product, q8_0 weights", "embedding, q8_0"],
+        StoredDtype::Q4_0 => ["product, q4_0 weights", "embedding, q4_0"],
+        StoredDtype::Q4K => ["product, q4_k weights", "embedding, q4_k"],
+        StoredDtype::Q6K => ["product, q6_k weights", "embedding, q6_k"],
+    }
+}
+
+/// `len` weights of up to about 1 as a file has them: floats, or blocks of any bits but for their scales.
+fn stored(dtype: StoredDtype, len: usize, random: &mut Random) -> Vec<u8> {
+    match dtype {
+        StoredDtype::F32 => random.values(len).iter().flat_map(|value| value.to_le_bytes()).collect(),
+        StoredDtype::F16 => random.values(len).iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+        StoredDtype::Bf16 => random.values(len).iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+        _ => {
+            let mut bytes: Vec<u8> =
+                (0..len / dtype.block_len() * dtype.block_bytes()).map(|_| (random.next() >> 56) as u8).collect();
+            for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+                for (at, scale) in scales(dtype) {
+                    block[*at..*at + 2].copy_from_slice(&f16::from_f32(*scale).to_le_bytes());
+                }
+            }
+            bytes
+        }
+    }
+}
+
+/// Where a block has its scales, and the ones with which no weight is far above 1.
+fn scales(dtype: StoredDtype) -> &'static [(usize, f32)] {
+    match dtype {
+        StoredDtype::Q8_0 => &[(0, 1.0 / 128.0)],
+        StoredDtype::Q4_0 => &[(0, 1.0 / 8.0)],
+        StoredDtype::Q4K => &[(0, 1.0 / 1024.0), (2, 1.0 / 128.0)],
+        StoredDtype::Q6K => &[(208, 1.0 / 4096.0)],
+        StoredDtype::F32 | StoredDtype::F16 | StoredDtype::Bf16 => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::widened;
+
+    #[test]
+    fn random_blocks_are_weights_of_about_1() {
+        for dtype in StoredDtype::ALL {
+            let weights = widened(dtype, &stored(dtype, 256 * 40, &mut Random(1)));
+            let largest = weights.iter().fold(0.0, |largest: f32, weight| largest.max(weight.abs()));
+            assert!((0.5..2.0).contains(&largest), "{dtype}: {largest}");
+        }
+    }
+}

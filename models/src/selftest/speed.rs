@@ -1,0 +1,108 @@
+use candle_core::Tensor;
+use half::bf16;
+
+use super::numbers::Random;
+use super::tables::ATTENTION;
+use super::world::{Shape, World};
+use crate::ops::{self, AttentionParams, AttentionPlan, Compute, Float, PackedWeight, WeightPart};
+use crate::{ModelError, StoredDtype};
+
+/// Inputs and outputs of one matrix of an 8B model's feed-forward network.
+const MATRIX: [usize; 2] = [4096, 14_336];
+/// Of the step that generates for one, and of one that reads prompts.
+const ROWS: [usize; 2] = [1, 512];
+/// Sequences that generate, and keys of each.
+const GENERATING: [usize; 2] = [32, 1024];
+
+type Op = Box<dyn Fn(&Compute) -> Result<Tensor, ModelError>>;
+
+/// An op with work of known size, to be timed by whoever has a clock.
+pub struct Load {
+    pub what: &'static str,
+    pub at: String,
+    pub work: Work,
+    compute: Compute,
+    run: Op,
+}
+
+/// What an op cannot do with less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// Read from memory.
+    pub bytes: u64,
+    /// Multiplications and additions.
+    pub operations: u64,
+}
+
+impl Load {
+    /// Once, to its end.
+    pub fn run(&self) -> Result<(), ModelError> {
+        (self.run)(&self.compute)?;
+        Ok(self.compute.device().synchronize()?)
+    }
+}
+
+impl std::fmt::Debug for Load {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Load").field("what", &self.what).field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+/// The ops that take a step's time, with weights, keys and values in bf16: a product for one row, a product for many, and
+/// attention of many sequences that generate. They take about half a gigabyte.
+///
+/// Errors when memory is short.
+pub fn loads(compute: &Compute) -> Result<Vec<Load>, ModelError> {
+    let mut loads = products(compute)?;
+    loads.push(attention(compute)?);
+    Ok(loads)
+}
+
+fn products(compute: &Compute) -> Result<Vec<Load>, ModelError> {
+    let [inputs, outputs] = MATRIX;
+    let values = Random(1).values(inputs * outputs);
+    let bytes: Vec<u8> = values.into_iter().flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect();
+    let part = WeightPart { dtype: StoredDtype::Bf16, bytes: &bytes };
+    let weight = std::sync::Arc::new(PackedWeight::pack(compute, None, inputs, &[part])?);
+    let load = |rows: usize| {
+        let x = on(compute, &Random(2).tensor(&[rows, inputs], Float::Bf16))?;
+        let weight = std::sync::Arc::clone(&weight);
+        Ok(Load {
+            what: if rows == 1 { "product for one row" } else { "product for many rows" },
+            at: format!("[{rows}, {inputs}] x [{outputs}, {inputs}]"),
+            work: Work { bytes: bytes.len() as u64, operations: 2 * (rows * inputs * outputs) as u64 },
+            compute: compute.clone(),
+            run: Box::new(move |compute| ops::linear(compute, &x, &weight, None)),
+        })
+    };
+    ROWS.map(load).into_iter().collect()
+}
+
+fn attention(compute: &Compute) -> Result<Load, ModelError> {
+    let [sequences, keys] = GENERATING;
+    let shape = Shape { num_kv_heads: 8, group: 4, head_dim: 128, cache: Float::Bf16, ..ATTENTION[1] };
+    let world = World::new(shape, &vec![keys - 1..keys; sequences])?.with_keys(&mut Random(3))?;
+    let mut world = world.on(compute.device())?;
+    let q = on(compute, &Random(4).tensor(&[sequences, shape.num_heads(), shape.head_dim], Float::Bf16))?;
+    let (input, layer) = (world.input.clone(), world.layer().clone());
+    let elements = (2 * sequences * keys * shape.kv_width()) as u64;
+    Ok(Load {
+        what: "attention",
+        at: format!(
+            "{sequences} tokens over {keys} keys each, {} heads over {}",
+            shape.num_heads(),
+            shape.num_kv_heads
+        ),
+        work: Work { bytes: elements * 2, operations: elements * 2 * shape.group as u64 },
+        compute: compute.clone(),
+        run: Box::new(move |compute| {
+            let params = AttentionParams::causal(shape.scale());
+            ops::paged_attention(compute, &q, &layer, &AttentionPlan::new(&input), &params)
+        }),
+    })
+}
+
+/// In bf16 where the device holds activations in it.
+fn on(compute: &Compute, x: &Tensor) -> Result<Tensor, ModelError> {
+    super::trial::placed(compute, x, Float::Bf16)
+}

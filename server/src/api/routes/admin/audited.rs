@@ -1,0 +1,66 @@
+//! Acts that change nothing of what is kept. The audit log says that one was asked for before it begins, and what came of it
+//! when it is over, also where nobody waited for its end.
+
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::blocking;
+use crate::api::errors::ApiError;
+use crate::gateway::Directory;
+
+/// An act that has begun. Dropping it without an end says that it was given up.
+#[derive(Debug)]
+#[must_use = "dropping it says that the act was given up"]
+pub(super) struct Audited {
+    directory: Directory,
+    act: &'static str,
+    subject: String,
+    is_over: bool,
+}
+
+impl Audited {
+    /// What cannot be written down is not begun. `subject`: what it is done to.
+    pub(super) async fn begin(directory: Directory, act: &'static str, subject: &str) -> Result<Self, ApiError> {
+        let audited = Self { directory, act, subject: subject.to_owned(), is_over: false };
+        let (log, subject) = (audited.directory.clone(), audited.subject.clone());
+        match blocking(move || log.note(act, &subject, "asked")).await {
+            Ok(()) => Ok(audited),
+            Err(error) => {
+                audited.leave();
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) async fn end(self, how: &Result<(), ApiError>) {
+        let said = match how {
+            Ok(()) => "done".to_owned(),
+            Err(error) => format!("failed: {}", error.message()),
+        };
+        let written = self.write(said);
+        self.leave();
+        // A panic there is in the log.
+        let _ = written.await;
+    }
+
+    /// It happened, whether that can be written down or not.
+    fn write(&self, how: String) -> JoinHandle<()> {
+        let (directory, act, subject) = (self.directory.clone(), self.act, self.subject.clone());
+        spawn_blocking(move || {
+            if let Err(error) = directory.note(act, &subject, &how) {
+                tracing::error!(%error, "what came of an administrative act is missing in the audit log");
+            }
+        })
+    }
+
+    fn leave(mut self) {
+        self.is_over = true;
+    }
+}
+
+impl Drop for Audited {
+    fn drop(&mut self) {
+        if !self.is_over {
+            drop(self.write("given up".to_owned()));
+        }
+    }
+}
