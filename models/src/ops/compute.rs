@@ -46,7 +46,7 @@ impl KernelSet {
 
     /// Whether a row's bits depend on the row alone, and not on the batch that it is in.
     pub fn keeps_rows_equal(self) -> bool {
-        matches!(self, Self::Portable | Self::Avx2Fma)
+        matches!(self, Self::Portable | Self::Avx2Fma | Self::Avx512)
     }
 
     /// Whether this machine's CPU has the instructions.
