@@ -95,7 +95,6 @@ fn check(what: &str, tolerance: f32, op: impl Fn(&Compute) -> Tensor) -> Tensor 
 
 /// What this machine cannot run is not tested on it, and the log says so (`--nocapture`).
 #[test]
-#[expect(clippy::print_stdout, reason = "a reader of the log must know what was not run")]
 fn the_fastest_bodies_that_run_here_are_chosen() {
     for kernels in FAST {
         println!(
