@@ -352,6 +352,7 @@ mod tests {
         metrics.shadowed("chat", "compared");
         metrics.shadow_compared("chat", ShadowFigures { served: 0.2, candidate: 0.3, greedy_answers_are_equal: true });
         metrics.models_hold(ShelfMemory { limit_bytes: 9, held_bytes: 5, most_held_bytes: 7 });
+        metrics.partition_is("left", SeatFigures { arrivals: 2, ends: 1, silence: Some(Duration::from_millis(500)) });
         let model = metrics.model("demo").unwrap();
         model.first_token(Duration::from_millis(30));
         model.next_token(Duration::from_millis(7));
@@ -381,6 +382,7 @@ mod tests {
             r#"passerelle_prompt_tokens_total{model="demo"} 11"#,
             r#"passerelle_quota_refusals_total{limit="tokens_per_minute"} 1"#,
             r#"passerelle_quota_refusals_total{limit="requests_per_minute"} 0"#,
+            r#"passerelle_partition_up{partition="left"} 1"#,
             r#"passerelle_kv_blocks_used{model="demo"} 40"#,
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.005"} 1"#,
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.0025"} 0"#,

@@ -67,7 +67,7 @@ impl Default for ServeConfig {
         Self {
             max_connections: 1024,
             header_timeout: Duration::from_secs(30),
-            half_closed_timeout: Duration::from_millis(20),
+            half_closed_timeout: Duration::from_millis(5),
             write_timeout: Duration::from_secs(60),
             max_streams_per_connection: 128,
             drain_timeout: Duration::from_secs(30),

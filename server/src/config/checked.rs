@@ -420,7 +420,7 @@ fn check_api(written: &WrittenApi) -> Result<ApiConfig, ConfigError> {
         max_body,
         read_timeout: period(written.read_timeout, Duration::from_secs(30)),
         request_timeout: period(written.request_timeout, Duration::from_secs(1800)),
-        half_closed_timeout: period(written.half_closed_timeout, Duration::from_millis(20)),
+        half_closed_timeout: period(written.half_closed_timeout, Duration::from_millis(5)),
         stalled_reader_timeout: period(written.stalled_reader_timeout, Duration::from_secs(60)),
         max_stop_strings: count(written.max_stop_strings, 16),
         max_stop_bytes: count(written.max_stop_bytes, 1024),
