@@ -31,6 +31,8 @@ pub enum KernelSet {
     Portable,
     /// x86-64 with AVX2, FMA and F16C. Bit for bit equal to [`KernelSet::Portable`].
     Avx2Fma,
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI besides. Bit for bit equal to [`KernelSet::Portable`].
+    Avx512,
     /// Our own kernels on an NVIDIA GPU, and candle's where there is none of ours.
     #[cfg(feature = "cuda")]
     Cuda,
@@ -39,12 +41,12 @@ pub enum KernelSet {
 impl KernelSet {
     /// The fastest set that this machine's CPU runs.
     pub fn detect() -> Self {
-        if Self::Avx2Fma.is_supported() { Self::Avx2Fma } else { Self::Portable }
+        [Self::Avx512, Self::Avx2Fma].into_iter().find(|kernels| kernels.is_supported()).unwrap_or(Self::Portable)
     }
 
     /// Whether a row's bits depend on the row alone, and not on the batch that it is in.
     pub fn keeps_rows_equal(self) -> bool {
-        matches!(self, Self::Portable | Self::Avx2Fma)
+        matches!(self, Self::Portable | Self::Avx2Fma | Self::Avx512)
     }
 
     /// Whether this machine's CPU has the instructions.
@@ -55,8 +57,17 @@ impl KernelSet {
             Self::Avx2Fma => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2Fma.is_supported()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2Fma => false,
+            Self::Avx2Fma | Self::Avx512 => false,
             #[cfg(feature = "cuda")]
             Self::Cuda => false,
         }
@@ -69,6 +80,7 @@ impl fmt::Display for KernelSet {
             Self::Reference => "reference",
             Self::Portable => "portable",
             Self::Avx2Fma => "avx2+fma",
+            Self::Avx512 => "avx512+vnni",
             #[cfg(feature = "cuda")]
             Self::Cuda => "not verified on hardware",
         })

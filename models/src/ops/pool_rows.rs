@@ -49,7 +49,9 @@ pub fn pool_rows(compute: &Compute, x: &Tensor, starts: &[usize], pool: RowPool)
         return Err(ModelError::Input(format!("{m} rows cut at {starts:?}")));
     }
     match compute.kernels() {
-        KernelSet::Portable | KernelSet::Avx2Fma => cpu::pool_rows::pool_rows(compute, x, starts, pool, width),
+        KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 => {
+            cpu::pool_rows::pool_rows(compute, x, starts, pool, width)
+        }
         _ => reference(x, starts, pool),
     }
 }

@@ -67,7 +67,7 @@ pub fn rope(compute: &Compute, x: &Tensor, head_dim: usize, angles: &RotaryAngle
         )));
     }
     match compute.kernels() {
-        KernelSet::Portable | KernelSet::Avx2Fma => cpu::rope::rope(compute, x, head_dim, angles),
+        KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 => cpu::rope::rope(compute, x, head_dim, angles),
         _ => reference(x, head_dim, angles),
     }
 }

@@ -29,7 +29,9 @@ pub fn store_kv(
         return Err(ModelError::Input(format!("slot {} of {}", slot.0, layer.num_slots())));
     }
     match compute.kernels() {
-        KernelSet::Portable | KernelSet::Avx2Fma => cpu::store_kv::store_kv(compute, k, v, slots, layer),
+        KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 => {
+            cpu::store_kv::store_kv(compute, k, v, slots, layer)
+        }
         _ => reference(compute, (k, v), slots, layer),
     }
 }

@@ -37,6 +37,22 @@ fn linear_equals_the_reference_for_every_shape_and_dtype() {
     }
 }
 
+/// Instructions differ in how many rows and panels they take at a time: small matrices of every shape that any of them has.
+#[test]
+fn tiles_of_every_shape_have_the_same_bits() {
+    for dtype in DTYPES {
+        for (n, k) in [(130, 3), (64, 1), (9, 5)] {
+            for m in 1..=26 {
+                let mut random = Random(m as u64);
+                let (x, w) = (random.tensor(&[m, k]), random.values(n * k));
+                check(&format!("{dtype:?} [{m}, {k}] x [{n}, {k}]"), 1e-5, |compute| {
+                    linear(compute, &x, &pack(compute, dtype, k, &w), None).unwrap()
+                });
+            }
+        }
+    }
+}
+
 /// The order is part of the contract, so that a new body can be written from it.
 #[test]
 fn linear_adds_in_ascending_order_and_the_bias_last() {

@@ -48,10 +48,11 @@ fn reference() -> Compute {
     Compute::cpu_with_kernels(1, KernelSet::Reference).unwrap()
 }
 
+const FAST: [KernelSet; 3] = [KernelSet::Portable, KernelSet::Avx2Fma, KernelSet::Avx512];
+
 /// Every fast body that this machine runs, on one thread and on three.
 fn fast() -> Vec<Compute> {
-    [KernelSet::Portable, KernelSet::Avx2Fma]
-        .into_iter()
+    FAST.into_iter()
         .filter(|kernels| kernels.is_supported())
         .flat_map(|kernels| [1, 3].map(|threads| Compute::cpu_with_kernels(threads, kernels).unwrap()))
         .collect()
@@ -92,10 +93,25 @@ fn check(what: &str, tolerance: f32, op: impl Fn(&Compute) -> Tensor) -> Tensor 
     first.expect("the portable body runs everywhere")
 }
 
+/// What this machine cannot run is not tested on it, and the log says so (`--nocapture`).
+#[test]
+fn the_fastest_bodies_that_run_here_are_chosen() {
+    for kernels in FAST {
+        println!(
+            "{kernels}: {}",
+            if kernels.is_supported() { "run" } else { "skipped, this CPU lacks the instructions" }
+        );
+        assert_eq!(Compute::cpu_with_kernels(1, kernels).is_ok(), kernels.is_supported());
+    }
+    let fastest = FAST.into_iter().rfind(|kernels| kernels.is_supported()).unwrap();
+    assert_eq!(KernelSet::detect(), fastest);
+}
+
 #[test]
 fn kernel_sets_name_themselves_for_the_log() {
     assert_eq!(KernelSet::Portable.to_string(), "portable");
     assert_eq!(KernelSet::Avx2Fma.to_string(), "avx2+fma");
+    assert_eq!(KernelSet::Avx512.to_string(), "avx512+vnni");
     assert_eq!(Compute::cpu(2).kernels(), KernelSet::detect());
     assert!(KernelSet::detect().is_supported());
 }

@@ -4,6 +4,7 @@
 
 use candle_core::Tensor;
 
+use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
@@ -30,20 +31,20 @@ struct Activate<'a> {
 
 impl Kernel for Activate<'_> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let first = task * self.rows_per_task;
         for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
             // SAFETY: a row of this task; the launch vouches for the instructions.
             unsafe {
                 let out = self.out.part(row * self.x.width, self.x.width);
                 match self.activation {
-                    Activation::Relu2 => each::<V, _>(self.x.row(row), out, Relu2),
-                    Activation::GeluTanh => each::<V, _>(self.x.row(row), out, GeluTanh),
-                    Activation::GeluErf => each::<V, _>(self.x.row(row), out, GeluErf),
-                    Activation::Relu => each::<V, _>(self.x.row(row), out, Relu),
-                    Activation::Silu => each::<V, _>(self.x.row(row), out, Silu),
-                    Activation::Tanh => each::<V, _>(self.x.row(row), out, Tanh),
-                    Activation::Xielu(params) => each::<V, _>(self.x.row(row), out, params),
+                    Activation::Relu2 => each::<I::Vector, _>(self.x.row(row), out, Relu2),
+                    Activation::GeluTanh => each::<I::Vector, _>(self.x.row(row), out, GeluTanh),
+                    Activation::GeluErf => each::<I::Vector, _>(self.x.row(row), out, GeluErf),
+                    Activation::Relu => each::<I::Vector, _>(self.x.row(row), out, Relu),
+                    Activation::Silu => each::<I::Vector, _>(self.x.row(row), out, Silu),
+                    Activation::Tanh => each::<I::Vector, _>(self.x.row(row), out, Tanh),
+                    Activation::Xielu(params) => each::<I::Vector, _>(self.x.row(row), out, params),
                 }
             }
         }

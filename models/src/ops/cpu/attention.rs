@@ -10,9 +10,11 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, Storage, Tensor};
 
+use super::instructions::{Instructions, Piece};
+use super::lanes::{Element, Lanes};
 use super::launch::{Kernel, Output, launch};
-use super::tile::{self, Factors};
-use super::vector::{Element, LANES, Vector};
+use super::tile::{self, Factors, with_rows};
+use super::vector::{LANES, Vector};
 use super::view::Rows;
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::ops::attention::RowChunk;
@@ -107,9 +109,6 @@ struct TileView<'a> {
     whole: Range<usize>,
 }
 
-/// Rows that the inner loop carries together.
-const MAX_TILE_ROWS: usize = 6;
-
 /// Rows whose running sums for two tiles fit the registers. Those of one tile are too few to hide the latency of the
 /// multiply-add: a token alone is read for in half the time.
 const MAX_PAIR_ROWS: usize = 3;
@@ -119,7 +118,7 @@ const VISIT: usize = 2 * KV_TILE;
 
 impl<E: Element> Kernel for Attention<'_, E> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let kv_head = task % self.layer.num_kv_heads();
         let chunk = self.plan.chunks()[task / self.layer.num_kv_heads()];
         let first_position = self.plan.input().positions()[chunk.first_row] as usize;
@@ -138,16 +137,16 @@ impl<E: Element> Kernel for Attention<'_, E> {
             // SAFETY: the state and the tiles have the sizes that the layer says; the launch vouches for the instructions.
             unsafe {
                 if together == 2 {
-                    self.pair_scores::<V>(&mut state, [&kv, &second, &third]);
+                    self.pair_scores::<I>(&mut state, [&kv, &second, &third]);
                 }
                 for (index, kv) in [[&kv, &second], [&second, &third]].into_iter().enumerate().take(together) {
                     let start = (tile + index) * KV_TILE;
                     let view = TileView::new(start, (first_position, chunk.num_rows), num_keys, self.params);
                     let visit = Visit { kv, view, kv_head, column: index * KV_TILE };
                     if together == 1 {
-                        self.scores::<V>(&mut state, &visit);
+                        self.scores::<I>(&mut state, &visit);
                     }
-                    self.attend::<V>(&mut state, &visit);
+                    self.attend::<I>(&mut state, &visit);
                 }
             }
             tile += together;
@@ -238,21 +237,21 @@ impl<E: Element> Attention<'_, E> {
     /// Adds one tile, whose dot products are there, to the rows of the tokens that see it.
     ///
     /// # Safety
-    /// The state and the tile have the layer's sizes; the CPU has `V`'s instructions.
+    /// The state and the tile have the layer's sizes; the CPU has the instructions.
     #[inline(always)]
-    unsafe fn attend<V: Vector>(&self, state: &mut ChunkState, visit: &Visit<'_, E>) {
+    unsafe fn attend<I: Instructions>(&self, state: &mut ChunkState, visit: &Visit<'_, E>) {
         let view = &visit.view;
         // SAFETY: the rows are the state's; passed on.
         unsafe {
             for token in view.tokens.clone() {
-                self.weigh_token::<V>(state, visit, token);
+                self.weigh_token::<I::Vector>(state, visit, token);
             }
             // Only keys that a row sees are added to it: a masked value may be anything, not a number included.
             for token in view.tokens.clone().filter(|token| !view.whole.contains(token)) {
-                self.add_values::<V>(state, visit, token..token + 1, view.keys(token));
+                self.add_values::<I>(state, visit, token..token + 1, view.keys(token));
             }
             if !view.whole.is_empty() {
-                self.add_values::<V>(state, visit, view.whole.clone(), 0..KV_TILE);
+                self.add_values::<I>(state, visit, view.whole.clone(), 0..KV_TILE);
             }
         }
     }
@@ -301,38 +300,28 @@ impl<E: Element> Attention<'_, E> {
 
     /// The dot products of one tile with the rows of the tokens that see it.
     #[inline(always)]
-    unsafe fn scores<V: Vector>(&self, state: &mut ChunkState, visit: &Visit<'_, E>) {
+    unsafe fn scores<I: Instructions>(&self, state: &mut ChunkState, visit: &Visit<'_, E>) {
         let rows = self.rows_of(visit.view.tokens.clone());
-        for first in rows.clone().step_by(MAX_TILE_ROWS) {
+        for first in rows.clone().step_by(I::TILE_ROWS) {
             let factors = self.score_factors(state, visit.kv, first);
             let to = state.weights[first * VISIT + visit.column..].as_mut_ptr();
             // SAFETY: as many rows of `head_dim` queries and of `KV_TILE` scores; the tile is `head_dim` by `KV_TILE`.
             unsafe {
-                match MAX_TILE_ROWS.min(rows.end - first) {
-                    1 => score_rows::<V, E, 1, 1>(factors, to),
-                    2 => score_rows::<V, E, 2, 1>(factors, to),
-                    3 => score_rows::<V, E, 3, 1>(factors, to),
-                    4 => score_rows::<V, E, 4, 1>(factors, to),
-                    5 => score_rows::<V, E, 5, 1>(factors, to),
-                    _ => score_rows::<V, E, MAX_TILE_ROWS, 1>(factors, to),
-                }
+                let num_rows = I::TILE_ROWS.min(rows.end - first);
+                with_rows!(num_rows, I::TILE_ROWS, ROWS => I::apart(Scores::<E, ROWS, 1> { factors, to }));
             }
         }
     }
 
     /// The dot products of the first two tiles with all rows, at most [`MAX_PAIR_ROWS`].
     #[inline(always)]
-    unsafe fn pair_scores<V: Vector>(&self, state: &mut ChunkState, kv: [&KvTile<'_, E>; 3]) {
+    unsafe fn pair_scores<I: Instructions>(&self, state: &mut ChunkState, kv: [&KvTile<'_, E>; 3]) {
         let between = bytes_between(kv[0].k, kv[1].k) / size_of::<E>() as isize;
         let factors = Factors { w_panel_stride: between, ..self.score_factors(state, [kv[0], kv[2]], 0) };
         let to = state.weights.as_mut_ptr();
         // SAFETY: as above; both tiles stand in one cache, `between` elements apart.
         unsafe {
-            match self.group() {
-                1 => score_rows::<V, E, 1, 2>(factors, to),
-                2 => score_rows::<V, E, 2, 2>(factors, to),
-                _ => score_rows::<V, E, MAX_PAIR_ROWS, 2>(factors, to),
-            }
+            with_rows!(self.group(), MAX_PAIR_ROWS, ROWS => I::apart(Scores::<E, ROWS, 2> { factors, to }));
         }
     }
 
@@ -352,7 +341,7 @@ impl<E: Element> Attention<'_, E> {
 
     /// Adds the values `keys` of the tile to the rows of `tokens`.
     #[inline(always)]
-    unsafe fn add_values<V: Vector>(
+    unsafe fn add_values<I: Instructions>(
         &self,
         state: &mut ChunkState,
         visit: &Visit<'_, E>,
@@ -360,8 +349,8 @@ impl<E: Element> Attention<'_, E> {
         keys: Range<usize>,
     ) {
         let (padded, rows, kv) = (self.layer.padded_head_dim(), self.rows_of(tokens), visit.kv);
-        for first in rows.clone().step_by(MAX_TILE_ROWS) {
-            let num_rows = MAX_TILE_ROWS.min(rows.end - first);
+        for first in rows.clone().step_by(I::TILE_ROWS) {
+            let num_rows = I::TILE_ROWS.min(rows.end - first);
             let mut column = 0;
             while column < padded {
                 let factors = Factors {
@@ -374,19 +363,13 @@ impl<E: Element> Attention<'_, E> {
                     prefetch_bytes: bytes_between(kv[0].v, kv[1].v),
                 };
                 let to = state.out[first * padded + column..].as_mut_ptr();
-                let wide = column + 2 * KV_TILE <= padded && num_rows <= 3;
+                let wide = column + 2 * KV_TILE <= padded && num_rows <= MAX_PAIR_ROWS;
                 // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; as many rows of values as keys.
                 unsafe {
-                    match (num_rows, wide) {
-                        (1, true) => add_rows::<V, E, 1, 2>(factors, to, padded),
-                        (2, true) => add_rows::<V, E, 2, 2>(factors, to, padded),
-                        (3, true) => add_rows::<V, E, 3, 2>(factors, to, padded),
-                        (1, false) => add_rows::<V, E, 1, 1>(factors, to, padded),
-                        (2, false) => add_rows::<V, E, 2, 1>(factors, to, padded),
-                        (3, false) => add_rows::<V, E, 3, 1>(factors, to, padded),
-                        (4, _) => add_rows::<V, E, 4, 1>(factors, to, padded),
-                        (5, _) => add_rows::<V, E, 5, 1>(factors, to, padded),
-                        _ => add_rows::<V, E, MAX_TILE_ROWS, 1>(factors, to, padded),
+                    if wide {
+                        with_rows!(num_rows, MAX_PAIR_ROWS, ROWS => I::apart(Values::<E, ROWS, 2> { factors, to, stride: padded }));
+                    } else {
+                        with_rows!(num_rows, I::TILE_ROWS, ROWS => I::apart(Values::<E, ROWS, 1> { factors, to, stride: padded }));
                     }
                 }
                 column += if wide { 2 * KV_TILE } else { KV_TILE };
@@ -425,25 +408,38 @@ fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
     next.as_ptr().addr().wrapping_sub(tile.as_ptr().addr()) as isize
 }
 
-#[inline(always)]
-unsafe fn score_rows<V: Vector, E: Element, const ROWS: usize, const TILES: usize>(factors: Factors<E>, to: *mut f32) {
-    // SAFETY: passed on.
-    unsafe {
-        let zero = [[[V::splat(0.0); 2]; TILES]; ROWS];
-        tile::store(tile::multiply::<V, E, ROWS, TILES>(factors, zero), to, VISIT);
+/// Sets `ROWS` rows of scores, those of `TILES` tiles side by side.
+struct Scores<E, const ROWS: usize, const TILES: usize> {
+    factors: Factors<E>,
+    to: *mut f32,
+}
+
+impl<E: Element, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS, TILES> {
+    #[inline(always)]
+    unsafe fn run<I: Instructions>(self) {
+        // SAFETY: passed on.
+        unsafe {
+            let zero = [[I::Panel::splat(0.0); TILES]; ROWS];
+            tile::store(tile::multiply::<I::Panel, E, ROWS, TILES>(self.factors, zero), self.to, VISIT);
+        }
     }
 }
 
-#[inline(always)]
-unsafe fn add_rows<V: Vector, E: Element, const ROWS: usize, const PANELS: usize>(
+/// Adds to `ROWS` rows of outputs, `stride` elements apart, `PANELS` times 16 columns of each.
+struct Values<E, const ROWS: usize, const PANELS: usize> {
     factors: Factors<E>,
     to: *mut f32,
     stride: usize,
-) {
-    // SAFETY: passed on.
-    unsafe {
-        let sums = tile::load::<V, ROWS, PANELS>(to, stride);
-        tile::store(tile::multiply::<V, E, ROWS, PANELS>(factors, sums), to, stride);
+}
+
+impl<E: Element, const ROWS: usize, const PANELS: usize> Piece for Values<E, ROWS, PANELS> {
+    #[inline(always)]
+    unsafe fn run<I: Instructions>(self) {
+        // SAFETY: passed on.
+        unsafe {
+            let sums = tile::load::<I::Panel, ROWS, PANELS>(self.to, self.stride);
+            tile::store(tile::multiply::<I::Panel, E, ROWS, PANELS>(self.factors, sums), self.to, self.stride);
+        }
     }
 }
 

@@ -6,15 +6,36 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::instructions::{Instructions, Piece};
+use super::lanes::Lanes;
 use super::launch::Kernel;
 use super::pairs::Pairs;
-use super::vector::Vector;
+use super::vector::{LANES, Vector};
+
+/// AVX2, FMA and F16C: 16 registers. 6 x 2 running sums, 2 weights and 1 factor fill them in a product of floats, 5 x 2
+/// running sums, 2 weights, their 2 vectors and 1 factor in one of integers.
+struct Avx2;
+
+impl Instructions for Avx2 {
+    type Vector = Ymm;
+    type Panel = [Ymm; 2];
+
+    const TILE_ROWS: usize = 6;
+    const TILE_SUMS: usize = 6;
+    const INTEGER_ROWS: usize = 5;
+
+    #[inline(always)]
+    unsafe fn apart(piece: impl Piece) {
+        // SAFETY: passed on.
+        unsafe { apart(piece) }
+    }
+}
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(__m256);
+pub(super) struct Ymm(__m256);
 
 #[derive(Clone, Copy)]
-pub(super) struct Avx2Pairs(__m256i);
+pub(super) struct YmmPairs(__m256i);
 
 /// Runs one task of `kernel` with these instructions enabled for all that it inlines.
 ///
@@ -26,10 +47,21 @@ pub(super) unsafe fn run<K: Kernel>(kernel: &K, task: usize) {
     unsafe { kernel.run::<Avx2>(task) }
 }
 
-// SAFETY, for every block below: `Vector`'s methods may be called only where these instructions exist, and with pointers
-// valid for the eight elements that the unaligned loads and stores touch.
-impl Vector for Avx2 {
-    type Pairs = Avx2Pairs;
+/// # Safety
+/// As [`Piece::run`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn apart(piece: impl Piece) {
+    // SAFETY: this function's own conditions.
+    unsafe { piece.run::<Avx2>() }
+}
+
+// SAFETY, for every block below: the methods may be called only where these instructions exist, and with pointers valid for
+// the eight elements that the unaligned loads and stores touch.
+impl Lanes for Ymm {
+    const LEN: usize = LANES;
+
+    type Pairs = YmmPairs;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -86,23 +118,25 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn sub(self, other: Self) -> Self {
-        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
-    }
-
-    #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         Self(unsafe { _mm256_mul_ps(self.0, other.0) })
     }
 
     #[inline(always)]
-    unsafe fn div(self, other: Self) -> Self {
-        Self(unsafe { _mm256_div_ps(self.0, other.0) })
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
+    }
+}
+
+impl Vector for Ymm {
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        Self(unsafe { _mm256_sub_ps(self.0, other.0) })
     }
 
     #[inline(always)]
-    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, addend.0) })
+    unsafe fn div(self, other: Self) -> Self {
+        Self(unsafe { _mm256_div_ps(self.0, other.0) })
     }
 
     #[inline(always)]
@@ -127,6 +161,7 @@ impl Vector for Avx2 {
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
         }
     }
+
     #[inline(always)]
     unsafe fn if_positive(self, then: Self, otherwise: Self) -> Self {
         unsafe {
@@ -136,7 +171,9 @@ impl Vector for Avx2 {
     }
 }
 
-impl Pairs for Avx2Pairs {
+impl Pairs for YmmPairs {
+    const BYTES: usize = 32;
+
     type Sums = __m256i;
 
     #[inline(always)]

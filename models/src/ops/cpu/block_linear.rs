@@ -6,22 +6,23 @@
 //! Quants keep their offset in the product, which is taken off again by the sum of the activations. Integers are exact, so
 //! only the order of the multiply-adds matters: units ascend, and in a unit the products come before the minimum.
 
-use super::block_panels::{BlockPanels, HIGH_BITS, Layout, VECTOR, offset};
+use super::block_panels::{BlockPanels, HIGH_BITS, Layout, STEP, offset};
+use super::instructions::{Instructions, Piece};
+use super::lanes::Lanes;
 use super::launch::{Kernel, launch};
 use super::pairs::Pairs;
 use super::panels::PANEL;
 use super::rounded_rows::{RoundedRows, UnitFacts};
 use super::target::Target;
-use super::vector::{LANES, Vector};
+use super::tile::with_rows;
 use crate::StoredDtype;
 use crate::ops::Compute;
 use crate::ops::blocks::UNIT;
 
-/// Rows that one inner loop carries: 5 x 2 running sums, 2 weights, their 2 vectors and 1 factor fill the 16 registers of
-/// AVX2.
-const TILE_ROWS: usize = 5;
-/// Rows of one task, which fit in the second-level cache.
-const TASK_ROWS: usize = 16 * TILE_ROWS;
+/// Rows of one task, which fit in the second-level cache: a whole number of tiles of any instructions.
+const TASK_ROWS: usize = 80;
+/// Rows for which reading a weight takes about as long as using it.
+const ROWS_OF_A_READ: usize = 5;
 /// Tasks per thread, so that threads that start late or lose their core are helped out.
 const TASKS_PER_THREAD: usize = 8;
 /// Weights that one task reads at least: some microseconds of work.
@@ -45,7 +46,7 @@ fn run<F: Format>(compute: &Compute, x: &RoundedRows, weight: &BlockPanels, targ
     let panel_bytes = weight.size_bytes() / num_panels;
     let panels_per_task = num_panels
         .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
-        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(TILE_ROWS)));
+        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)));
     let kernel = BlockLinear::<F> {
         x,
         panels: weight.as_slice(),
@@ -69,34 +70,34 @@ trait Format: Sync {
     const LAYOUT: Layout = Layout::of(Self::DTYPE);
     const DOTS: usize;
     const STEPS: usize;
-    /// Vectors that a step gives.
+    /// Factors that a step gives.
     const WIDTH: usize = UNIT / 2 / Self::DOTS / Self::STEPS;
 
-    /// Step `j` of group `dot`, for outputs 0 to 7 or 8 to 15 (`half`). Only the first [`Format::WIDTH`] are used.
+    /// Step `j` of group `dot`, for all 16 outputs. Only the first [`Format::WIDTH`] are used.
     ///
     /// # Safety
-    /// The CPU must have the instructions of `P`; `unit` points at a unit.
-    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize, half: usize) -> [P; 4];
+    /// The CPU must have the instructions of `P`, of 32 lanes; `unit` points at a unit.
+    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 4];
 
-    /// The scales of every group, for eight outputs from `lane` on, and the minimum.
+    /// The scales of every group, for all 16 outputs, and the minimum.
     ///
     /// # Safety
-    /// The CPU must have the instructions of `V`; `block` points at a block of 16 rows.
+    /// The CPU must have the instructions of `L`, of 16 lanes; `block` points at a block of 16 rows.
     #[inline(always)]
-    unsafe fn scales<V: Vector>(block: *const u8, unit: usize, lane: usize) -> ([V; 2], V) {
+    unsafe fn scales<L: Lanes>(block: *const u8, unit: usize) -> ([L; 2], L) {
         // SAFETY: inside the block.
         unsafe {
-            let d = V::load_f16(block.add(2 * lane).cast());
-            let scale = |index: usize| block.add(Self::LAYOUT.scales(unit) + index * PANEL + lane);
+            let d = L::load_f16(block.cast());
+            let scale = |index: usize| block.add(Self::LAYOUT.scales(unit) + index * PANEL);
             match Self::DTYPE {
                 StoredDtype::Q4K => {
-                    let dmin = V::load_f16(block.add(2 * (PANEL + lane)).cast());
-                    ([d.mul(V::load_u8(scale(0))); 2], dmin.mul(V::load_u8(scale(1))))
+                    let dmin = L::load_f16(block.add(2 * PANEL).cast());
+                    ([d.mul(L::load_u8(scale(0))); 2], dmin.mul(L::load_u8(scale(1))))
                 }
                 StoredDtype::Q6K => {
-                    ([d.mul(V::load_i8(scale(0).cast())), d.mul(V::load_i8(scale(1).cast()))], V::splat(0.0))
+                    ([d.mul(L::load_i8(scale(0).cast())), d.mul(L::load_i8(scale(1).cast()))], L::splat(0.0))
                 }
-                _ => ([d; 2], V::splat(0.0)),
+                _ => ([d; 2], L::splat(0.0)),
             }
         }
     }
@@ -113,10 +114,10 @@ impl Format for Q8_0 {
     const STEPS: usize = 8;
 
     #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize, half: usize) -> [P; 4] {
-        // SAFETY: a unit has 8 x 2 vectors.
+    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
+        // SAFETY: a unit has 8 steps.
         unsafe {
-            let both = P::load(unit.add((2 * j + half) * VECTOR));
+            let both = P::load(unit.add(j * STEP));
             let low = both.shift_left(8).shift_right_signed(8);
             let high = both.shift_right_signed(8);
             [low, high, high, high]
@@ -130,9 +131,9 @@ impl Format for Q4_0 {
     const STEPS: usize = 4;
 
     #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize, half: usize) -> [P; 4] {
+    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
         // SAFETY: passed on.
-        unsafe { nibbles(unit, j, half) }
+        unsafe { nibbles(unit, j) }
     }
 }
 
@@ -142,9 +143,9 @@ impl Format for Q4K {
     const STEPS: usize = 4;
 
     #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize, half: usize) -> [P; 4] {
+    unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
         // SAFETY: passed on.
-        unsafe { nibbles(unit, j, half) }
+        unsafe { nibbles(unit, j) }
     }
 }
 
@@ -154,11 +155,11 @@ impl Format for Q6K {
     const STEPS: usize = 4;
 
     #[inline(always)]
-    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize, half: usize) -> [P; 4] {
-        // SAFETY: a unit has 4 x 2 vectors of low bits, then 2 x 2 of high bits.
+    unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 4] {
+        // SAFETY: a unit has 4 steps of low bits, then 2 of high bits.
         unsafe {
-            let low = P::load(unit.add((2 * j + half) * VECTOR)).shift_right(8 * dot as u32);
-            let high = P::load(unit.add(HIGH_BITS + (2 * dot + half) * VECTOR)).shift_right(2 * j as u32);
+            let low = P::load(unit.add(j * STEP)).shift_right(8 * dot as u32);
+            let high = P::load(unit.add(HIGH_BITS + dot * STEP)).shift_right(2 * j as u32);
             let first = low.and(0xf).or(high.and(3).shift_left(4));
             let second = low.shift_right(4).and(0xf).or(high.shift_right(8).and(3).shift_left(4));
             [first, second, second, second]
@@ -171,10 +172,10 @@ impl Format for Q6K {
 /// # Safety
 /// As [`Format::step`].
 #[inline(always)]
-unsafe fn nibbles<P: Pairs>(unit: *const u8, j: usize, half: usize) -> [P; 4] {
-    // SAFETY: a unit has 4 x 2 vectors.
+unsafe fn nibbles<P: Pairs>(unit: *const u8, j: usize) -> [P; 4] {
+    // SAFETY: a unit has 4 steps.
     unsafe {
-        let all = P::load(unit.add((2 * j + half) * VECTOR));
+        let all = P::load(unit.add(j * STEP));
         [all.and(0xf), all.shift_right(4).and(0xf), all.shift_right(8).and(0xf), all.shift_right(12)]
     }
 }
@@ -193,74 +194,73 @@ struct BlockLinear<'a, F> {
     format: std::marker::PhantomData<F>,
 }
 
-impl<F: Format> BlockLinear<'_, F> {
-    /// `ROWS` rows from `row` on, times the 16 outputs of panel `panel`.
-    ///
-    /// # Safety
-    /// As [`Kernel::run`]; rows and panel exist and belong to the task.
+/// `ROWS` rows from `row` on, times the 16 outputs of panel `panel`, which exist and belong to one task.
+struct Tile<'a, F, const ROWS: usize> {
+    linear: &'a BlockLinear<'a, F>,
+    row: usize,
+    panel: usize,
+}
+
+impl<F: Format, const ROWS: usize> Piece for Tile<'_, F, ROWS> {
     #[inline(always)]
-    unsafe fn tile<V: Vector, const ROWS: usize>(&self, row: usize, panel: usize) {
+    unsafe fn run<I: Instructions>(self) {
+        let Self { linear, row, panel } = self;
         // SAFETY: the panel's blocks; the caller vouches for the rest.
         unsafe {
-            let mut sums = [[V::splat(0.0); 2]; ROWS];
+            let mut sums = [I::Panel::splat(0.0); ROWS];
             let block_bytes = F::LAYOUT.block_bytes();
-            for block in 0..self.num_blocks {
-                let at = self.panels.as_ptr().add((panel * self.num_blocks + block) * block_bytes);
+            for block in 0..linear.num_blocks {
+                let at = linear.panels.as_ptr().add((panel * linear.num_blocks + block) * block_bytes);
                 for unit in 0..F::LAYOUT.num_units {
                     let x = (row, block * F::LAYOUT.num_units + unit);
-                    self.unit::<V, ROWS>(x, (at, unit), &mut sums);
+                    linear.unit::<I::Panel, ROWS>(x, (at, unit), &mut sums);
                 }
             }
             let column = panel * PANEL;
-            let num_columns = PANEL.min(self.out_features - column);
+            let num_columns = PANEL.min(linear.out_features - column);
             for (index, sums) in sums.into_iter().enumerate() {
                 let mut lanes = [0.0; PANEL];
-                sums[0].store(lanes.as_mut_ptr());
-                sums[1].store(lanes.as_mut_ptr().add(LANES));
-                self.target.columns(row + index, column, num_columns).copy_from_slice(&lanes[..num_columns]);
-                self.target.add_bias(row + index, column, num_columns);
+                sums.store(lanes.as_mut_ptr());
+                linear.target.columns(row + index, column, num_columns).copy_from_slice(&lanes[..num_columns]);
+                linear.target.add_bias(row + index, column, num_columns);
             }
         }
     }
+}
 
+impl<F: Format> BlockLinear<'_, F> {
     /// Continues `sums` with one unit: of `x`, number `x_unit` of the rows; of the weight, number `unit` of `block`.
     ///
     /// # Safety
-    /// As [`Self::tile`].
+    /// As [`Piece::run`] of a [`Tile`].
     #[inline(always)]
-    unsafe fn unit<V: Vector, const ROWS: usize>(
+    unsafe fn unit<L: Lanes, const ROWS: usize>(
         &self,
         (row, x_unit): (usize, usize),
         (block, unit): (*const u8, usize),
-        sums: &mut [[V; 2]; ROWS],
+        sums: &mut [L; ROWS],
     ) {
         // SAFETY: inside the block and the rows, for which the caller vouches.
         unsafe {
             let quants = block.add(F::LAYOUT.unit(unit));
             for line in (0..F::LAYOUT.unit_bytes).step_by(CACHE_LINE) {
-                V::prefetch(quants.wrapping_add(PREFETCH_BYTES + line));
+                L::prefetch(quants.wrapping_add(PREFETCH_BYTES + line));
             }
-            let scales: [([V; 2], V); 2] = [F::scales(block, unit, 0), F::scales(block, unit, LANES)];
-            for dot in 0..F::DOTS {
-                let products = self.products::<V, ROWS>((row, x_unit), (quants, dot));
-                for (index, sums) in sums.iter_mut().enumerate() {
+            let (scales, min): ([L; 2], L) = F::scales(block, unit);
+            for (dot, scale) in scales.into_iter().enumerate().take(F::DOTS) {
+                let products = self.products::<L, ROWS>((row, x_unit), (quants, dot));
+                for (index, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
                     let facts = self.facts(row + index, x_unit);
-                    let sum = if F::DOTS == 1 { facts.sums[0] + facts.sums[1] } else { facts.sums[dot] };
-                    let x_scale = V::splat(facts.scale);
-                    for half in 0..2 {
-                        let product = <V::Pairs as Pairs>::less(products[index][half], offset(F::DTYPE) * sum);
-                        let scale = scales[half].0[dot].mul(x_scale);
-                        sums[half] = V::of_sums(product).mul_add(scale, sums[half]);
-                    }
+                    let x_sum = if F::DOTS == 1 { facts.sums[0] + facts.sums[1] } else { facts.sums[dot] };
+                    let product = <L::Pairs as Pairs>::less(product, offset(F::DTYPE) * x_sum);
+                    *sum = L::of_sums(product).mul_add(scale.mul(L::splat(facts.scale)), *sum);
                 }
             }
             if matches!(F::DTYPE, StoredDtype::Q4K) {
-                for (index, sums) in sums.iter_mut().enumerate() {
+                for (index, sum) in sums.iter_mut().enumerate() {
                     let facts = self.facts(row + index, x_unit);
-                    let sum = V::splat(-(facts.scale * (facts.sums[0] + facts.sums[1]) as f32));
-                    for half in 0..2 {
-                        sums[half] = scales[half].1.mul_add(sum, sums[half]);
-                    }
+                    let x_sum = L::splat(-(facts.scale * (facts.sums[0] + facts.sums[1]) as f32));
+                    *sum = min.mul_add(x_sum, *sum);
                 }
             }
         }
@@ -269,28 +269,24 @@ impl<F: Format> BlockLinear<'_, F> {
     /// The integer products of one group, for 16 outputs.
     ///
     /// # Safety
-    /// As [`Self::tile`].
+    /// As [`Piece::run`] of a [`Tile`].
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "rows and vectors index the factors and the sums alike")]
-    unsafe fn products<V: Vector, const ROWS: usize>(
+    unsafe fn products<L: Lanes, const ROWS: usize>(
         &self,
         (row, x_unit): (usize, usize),
         (quants, dot): (*const u8, usize),
-    ) -> [[<V::Pairs as Pairs>::Sums; 2]; ROWS] {
+    ) -> [<L::Pairs as Pairs>::Sums; ROWS] {
         // SAFETY: inside the unit and the rows, for which the caller vouches.
         unsafe {
-            let mut sums = [[<V::Pairs as Pairs>::zero(); 2]; ROWS];
+            let mut sums = [<L::Pairs as Pairs>::zero(); ROWS];
             let group = dot * UNIT / 2;
             let x = self.x.elements.as_ptr().add(row * self.x.width + x_unit * UNIT + group);
             for j in 0..self.steps {
-                let weights: [[V::Pairs; 4]; 2] = [F::step(quants, dot, j, 0), F::step(quants, dot, j, 1)];
-                for n in 0..F::WIDTH {
-                    for index in 0..ROWS {
+                let weights: [L::Pairs; 4] = F::step(quants, dot, j);
+                for (n, weight) in weights.into_iter().enumerate().take(F::WIDTH) {
+                    for (index, sum) in sums.iter_mut().enumerate() {
                         let pair = x.add(index * self.x.width + 2 * (j + n * F::STEPS));
-                        let factor = <V::Pairs as Pairs>::splat_pair(pair);
-                        for half in 0..2 {
-                            sums[index][half] = weights[half][n].dot(factor, sums[index][half]);
-                        }
+                        *sum = weight.dot(<L::Pairs as Pairs>::splat_pair(pair), *sum);
                     }
                 }
             }
@@ -306,26 +302,20 @@ impl<F: Format> BlockLinear<'_, F> {
 
 impl<F: Format> Kernel for BlockLinear<'_, F> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let first_row = task % self.num_row_tasks * TASK_ROWS;
         let num_rows = TASK_ROWS.min(self.x.num_rows - first_row);
         let first_panel = task / self.num_row_tasks * self.panels_per_task;
         let num_panels = self.panels_per_task.min(self.out_features.div_ceil(PANEL) - first_panel);
         // Row blocks of nearly equal size: 6 rows run as 3 + 3, not as 5 + 1.
-        let num_blocks = num_rows.div_ceil(TILE_ROWS);
+        let num_blocks = num_rows.div_ceil(I::INTEGER_ROWS);
         for panel in first_panel..first_panel + num_panels {
             let mut row = first_row;
             for block in 0..num_blocks {
                 let block_rows = num_rows / num_blocks + usize::from(block < num_rows % num_blocks);
                 // SAFETY: this task's rows and panels; the launch vouches for the instructions.
                 unsafe {
-                    match block_rows {
-                        1 => self.tile::<V, 1>(row, panel),
-                        2 => self.tile::<V, 2>(row, panel),
-                        3 => self.tile::<V, 3>(row, panel),
-                        4 => self.tile::<V, 4>(row, panel),
-                        _ => self.tile::<V, TILE_ROWS>(row, panel),
-                    }
+                    with_rows!(block_rows, I::INTEGER_ROWS, ROWS => I::apart(Tile::<F, ROWS> { linear: self, row, panel }));
                 }
                 row += block_rows;
             }

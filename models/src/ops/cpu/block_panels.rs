@@ -11,8 +11,8 @@
 //!                     a lane holds two 8-bit or four 4-bit or eight 2-bit quants of inputs that are 16, 8 or 2 apart
 //! ```
 //!
-//! So one load brings inputs for eight outputs, each output keeps its own running sum, and no sum is taken across lanes.
-//! Padding is zeros.
+//! So one load brings inputs for eight outputs, or for sixteen where a register is as wide as two vectors; each output keeps
+//! its own running sum, and no sum is taken across lanes. Padding is zeros.
 
 use super::buffer::PageBuffer;
 use super::launch::Output;
@@ -23,7 +23,9 @@ use crate::ops::blocks::{self, Head, UNIT};
 use crate::{ModelError, StoredDtype};
 
 /// Bytes of a vector.
-pub(super) const VECTOR: usize = 32;
+const VECTOR: usize = 32;
+/// Bytes of the two vectors that a product takes together.
+pub(super) const STEP: usize = 2 * VECTOR;
 /// Where the high bits of q6_k's units follow the low ones.
 pub(super) const HIGH_BITS: usize = UNIT * PANEL / 2;
 
@@ -177,7 +179,7 @@ fn take_head(layout: &Layout, block: &[u8], lane: usize) -> Head {
 /// Where the lane of row `lane` and input `k` begins in the unit's vectors number `step` of both halves.
 fn lane_at(step: usize, lane: usize, k: usize) -> usize {
     const ROWS_OF_VECTOR: usize = PANEL / 2;
-    (2 * step + lane / ROWS_OF_VECTOR) * VECTOR + (lane % ROWS_OF_VECTOR * 2 + k % 2) * size_of::<u16>()
+    step * STEP + lane / ROWS_OF_VECTOR * VECTOR + (lane % ROWS_OF_VECTOR * 2 + k % 2) * size_of::<u16>()
 }
 
 fn put_quant(dtype: StoredDtype, unit: &mut [u8], lane: usize, (k, quant): (usize, i8)) {

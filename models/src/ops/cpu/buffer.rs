@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use memmap2::MmapMut;
 
-use super::vector::Element;
+use super::lanes::Element;
 use crate::ModelError;
 
 /// What pages of zeros may hold: every bit pattern is a value.

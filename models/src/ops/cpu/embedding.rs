@@ -4,10 +4,10 @@
 
 use candle_core::Tensor;
 
+use super::lanes::Element;
 use super::launch::{Output, split_rows};
 use super::packed::PackedPart;
 use super::panels::{PANEL, PanelData};
-use super::vector::Element;
 use crate::ops::Compute;
 use crate::{ModelError, TokenId};
 

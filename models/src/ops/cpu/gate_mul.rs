@@ -5,6 +5,7 @@
 use candle_core::Tensor;
 
 use super::activation::{Curve, GeluErf, GeluTanh, Silu};
+use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
@@ -30,7 +31,7 @@ struct GateMul<'a> {
 
 impl Kernel for GateMul<'_> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let width = self.gate_up.width / 2;
         let first = task * self.rows_per_task;
         for row in first..(first + self.rows_per_task).min(self.gate_up.num_rows) {
@@ -39,9 +40,9 @@ impl Kernel for GateMul<'_> {
             unsafe {
                 let out = self.out.part(row * width, width);
                 match self.gate {
-                    Gate::Silu => each::<V, _>(halves, out, Silu),
-                    Gate::GeluErf => each::<V, _>(halves, out, GeluErf),
-                    Gate::GeluTanh => each::<V, _>(halves, out, GeluTanh),
+                    Gate::Silu => each::<I::Vector, _>(halves, out, Silu),
+                    Gate::GeluErf => each::<I::Vector, _>(halves, out, GeluErf),
+                    Gate::GeluTanh => each::<I::Vector, _>(halves, out, GeluTanh),
                 }
             }
         }

@@ -2,17 +2,17 @@
 
 //! From an op's body to the threads that run it.
 
-use super::vector::{Portable, Vector};
+use super::instructions::{AnyCpu, Instructions};
 use crate::ops::{Compute, KernelSet};
 
 /// A body with its arguments.
 pub(super) trait Kernel: Sync {
-    /// Runs task `task` of the launch. Must be `#[inline(always)]`, see [`Vector`].
+    /// Runs task `task` of the launch. Must be `#[inline(always)]`, see [`super::lanes::Lanes`].
     ///
     /// # Safety
-    /// The CPU must have `V`'s instructions, and tasks of one launch must have distinct numbers: each writes its own part
+    /// The CPU must have the instructions, and tasks of one launch must have distinct numbers: each writes its own part
     /// of the output.
-    unsafe fn run<V: Vector>(&self, task: usize);
+    unsafe fn run<I: Instructions>(&self, task: usize);
 }
 
 /// Runs tasks `0..num_tasks` of `kernel`, with the body chosen for `compute`.
@@ -21,8 +21,11 @@ pub(super) fn launch<K: Kernel>(compute: &Compute, num_tasks: usize, kernel: &K)
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Compute` holds this set only if the CPU has the instructions; the pool runs each task once.
         KernelSet::Avx2Fma => unsafe { super::avx2::run(kernel, task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        KernelSet::Avx512 => unsafe { super::avx512::run(kernel, task) },
         // SAFETY: portable code; the pool runs each task once.
-        _ => unsafe { kernel.run::<Portable>(task) },
+        _ => unsafe { kernel.run::<AnyCpu>(task) },
     });
 }
 

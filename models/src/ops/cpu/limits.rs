@@ -4,8 +4,11 @@
 
 use std::hint::black_box;
 
+use super::instructions::Instructions;
+use super::lanes::Lanes;
 use super::launch::{Kernel, launch};
-use super::vector::{LANES, Vector};
+use super::panels::PANEL;
+use super::tile::MAX_ROWS;
 use crate::ops::Compute;
 
 /// Elements of one task's read.
@@ -13,8 +16,6 @@ const PIECE: usize = 64 * 1024;
 /// Streams of a task: several rows of panels, as a product reads them.
 const STREAMS: usize = 4;
 
-/// Independent running sums, enough to hide the latency of the multiply-add.
-const SUMS: usize = 12;
 const ROUNDS: usize = 16 * 1024;
 const TASKS_PER_THREAD: usize = 32;
 
@@ -25,7 +26,7 @@ pub(crate) fn read_through(compute: &Compute, values: &[f32]) {
 pub(crate) fn multiply_add(compute: &Compute) -> u64 {
     let num_tasks = compute.num_threads() * TASKS_PER_THREAD;
     launch(compute, num_tasks, &MultiplyAdd);
-    (num_tasks * ROUNDS * SUMS * LANES * 2) as u64
+    (num_tasks * ROUNDS * MAX_ROWS * PANEL * 2) as u64
 }
 
 struct Read<'a> {
@@ -34,20 +35,17 @@ struct Read<'a> {
 
 impl Kernel for Read<'_> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let piece = &self.values[task * PIECE..(task + 1) * PIECE];
-        // SAFETY: a piece is a whole number of vectors for each stream; the launch vouches for the instructions.
+        // SAFETY: a piece is a whole number of rows for each stream; the launch vouches for the instructions.
         unsafe {
-            let mut sums = [[V::splat(0.0); 2]; STREAMS];
-            for at in (0..PIECE / STREAMS).step_by(2 * LANES) {
-                for (stream, sums) in sums.iter_mut().enumerate() {
-                    let from = piece.as_ptr().add(stream * (PIECE / STREAMS) + at);
-                    *sums = [sums[0].add(V::load(from)), sums[1].add(V::load(from.add(LANES)))];
+            let mut sums = [I::Panel::splat(0.0); STREAMS];
+            for at in (0..PIECE / STREAMS).step_by(PANEL) {
+                for (stream, sum) in sums.iter_mut().enumerate() {
+                    *sum = sum.add(I::Panel::load(piece.as_ptr().add(stream * (PIECE / STREAMS) + at)));
                 }
             }
-            for [low, high] in sums {
-                black_box(low.add(high).to_array());
-            }
+            sums.into_iter().for_each(keep);
         }
     }
 }
@@ -56,19 +54,29 @@ struct MultiplyAdd;
 
 impl Kernel for MultiplyAdd {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, _task: usize) {
+    unsafe fn run<I: Instructions>(&self, _task: usize) {
         // SAFETY: no pointers; the launch vouches for the instructions.
         unsafe {
-            let (factor, addend) = (V::splat(black_box(0.999)), V::splat(black_box(0.001)));
-            let mut sums = [V::splat(1.0); SUMS];
-            for _ in 0..ROUNDS {
-                for sum in &mut sums {
-                    *sum = sum.mul_add(factor, addend);
+            let (factor, addend) = (I::Panel::splat(black_box(0.999)), I::Panel::splat(black_box(0.001)));
+            // As many running sums at a time as hide the latency of the multiply-add and fit the registers.
+            for _ in 0..MAX_ROWS / I::TILE_ROWS {
+                let mut sums = [I::Panel::splat(1.0); MAX_ROWS];
+                for _ in 0..ROUNDS {
+                    for sum in &mut sums[..I::TILE_ROWS] {
+                        *sum = sum.mul_add(factor, addend);
+                    }
                 }
-            }
-            for sum in sums {
-                black_box(sum.to_array());
+                sums.into_iter().for_each(keep);
             }
         }
     }
+}
+
+/// Lets the compiler think that the lanes are looked at.
+#[inline(always)]
+fn keep<L: Lanes>(lanes: L) {
+    let mut values = [0.0; PANEL];
+    // SAFETY: an array of as many elements as a panel has columns; whoever has lanes has their instructions.
+    unsafe { lanes.store(values.as_mut_ptr()) };
+    black_box(values);
 }

@@ -9,24 +9,25 @@
 use candle_core::Tensor;
 
 use super::block_linear;
+use super::instructions::{Instructions, Piece};
+use super::lanes::{Element, Lanes};
 use super::launch::{Kernel, Output, launch};
 use super::packed::PackedPart;
 use super::panels::{PANEL, PanelData, Panels};
 use super::rounded_rows::RoundedRows;
 use super::target::Target;
-use super::tile::{self, Factors};
-use super::vector::{Element, Vector};
+use super::tile::{self, Factors, with_rows};
 use super::view::Rows;
 use crate::ModelError;
 use crate::ops::Compute;
 
-/// Rows that one inner loop carries: 6 x 2 running sums, 2 weights and 1 factor fill the 16 registers of AVX2.
-const MAX_TILE_ROWS: usize = 6;
+/// Rows of one task: a whole number of tiles of any instructions. With a piece of `k` they fit in the second-level cache.
+const TASK_ROWS: usize = 72;
 
-/// Rows of one task. With a piece of `k` they fit in the second-level cache.
-const TASK_ROWS: usize = 12 * MAX_TILE_ROWS;
+/// Rows for which reading a weight takes about as long as using it.
+const ROWS_OF_A_READ: usize = 6;
 
-/// Bytes of a panel's piece when `k` is cut: half of a usual first-level cache.
+/// Bytes of the panels' pieces when `k` is cut: half of a usual first-level cache.
 const PIECE_BYTES: usize = 16 * 1024;
 
 /// Tasks per thread, so that threads that start late or lose their core are helped out.
@@ -35,8 +36,9 @@ const TASKS_PER_THREAD: usize = 8;
 /// Weights that one task reads at least: some microseconds of work.
 const MIN_TASK_BYTES: usize = 64 * 1024;
 
-/// Panels that a row alone visits together: 8 running sums hide the latency of the multiply-add.
-const PANELS_OF_ONE_ROW: usize = 4;
+/// Panels that a few rows visit together at most: a row alone then has enough running sums to hide the latency of the
+/// multiply-add.
+const MAX_PANELS: usize = 4;
 
 /// How far ahead of its use a weight is asked for. The CPU's own prefetch stops at the end of a small page.
 const PREFETCH_BYTES: isize = 1024;
@@ -81,8 +83,8 @@ fn run<E: Element>(compute: &Compute, x: &Rows<'_>, weight: &Panels, panels: &[E
     let panel_bytes = weight.in_features * PANEL * size_of::<E>();
     let panels_per_task = num_panels
         .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
-        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(MAX_TILE_ROWS)))
-        .next_multiple_of(PANELS_OF_ONE_ROW);
+        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
+        .next_multiple_of(MAX_PANELS);
     let kernel = Linear {
         x: x.as_slice(),
         x_stride: x.stride(),
@@ -123,108 +125,121 @@ impl<E: Element> Linear<'_, E> {
         self.out_features.div_ceil(PANEL)
     }
 
-    /// One row block of at most [`MAX_TILE_ROWS`] rows times `num_panels` panels.
+    /// One row block of at most [`Instructions::TILE_ROWS`] rows times `num_panels` panels, as many of them together as the
+    /// registers hold.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`]; rows and panels exist and belong to the task.
     #[inline(always)]
-    unsafe fn row_block<V: Vector>(&self, num_rows: usize, num_panels: usize, mut place: Place) {
+    unsafe fn row_block<I: Instructions>(&self, num_rows: usize, num_panels: usize, mut place: Place) {
         let end = place.panel + num_panels;
         let full_end = end.min(self.out_features / PANEL);
-        // SAFETY: groups of panels stay below `full_end`; the caller vouches for the rest.
-        unsafe {
-            while num_rows == 1 && place.panel + PANELS_OF_ONE_ROW <= full_end {
-                self.tile::<V, 1, PANELS_OF_ONE_ROW>(place);
-                place.panel += PANELS_OF_ONE_ROW;
+        let mut together = panels_together::<I>(num_rows);
+        while place.panel < end {
+            while together > 1 && place.panel + together > full_end {
+                together /= 2;
             }
-            while (num_rows == 2 || num_rows == 3) && place.panel + 2 <= full_end {
-                if num_rows == 2 {
-                    self.tile::<V, 2, 2>(place)
-                } else {
-                    self.tile::<V, 3, 2>(place)
-                }
-                place.panel += 2;
+            // SAFETY: several panels stay below `full_end`; the caller vouches for the rest.
+            unsafe {
+                with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
+                    4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<E, ROWS, 4> { linear: self, place }),
+                    2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<E, ROWS, 2> { linear: self, place }),
+                    _ => I::apart(Tile::<E, ROWS, 1> { linear: self, place }),
+                });
             }
-            while place.panel < end {
-                match num_rows {
-                    1 => self.tile::<V, 1, 1>(place),
-                    2 => self.tile::<V, 2, 1>(place),
-                    3 => self.tile::<V, 3, 1>(place),
-                    4 => self.tile::<V, 4, 1>(place),
-                    5 => self.tile::<V, 5, 1>(place),
-                    _ => self.tile::<V, MAX_TILE_ROWS, 1>(place),
-                }
-                place.panel += 1;
-            }
+            place.panel += together;
         }
     }
+}
 
-    /// # Safety
-    /// As [`Kernel::run`]. The tile's rows and panels exist and belong to the task; several panels are all full.
+/// Rows and panels that exist and belong to one task; several panels are all full.
+struct Tile<'a, E, const ROWS: usize, const PANELS: usize> {
+    linear: &'a Linear<'a, E>,
+    place: Place,
+}
+
+impl<E: Element, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, E, ROWS, PANELS> {
     #[inline(always)]
-    unsafe fn tile<V: Vector, const ROWS: usize, const PANELS: usize>(&self, place: Place) {
-        let Place { row, panel, k_start, k_len } = place;
+    unsafe fn run<I: Instructions>(self) {
+        let Linear { x, x_stride, panels, out_features, in_features, ref target, .. } = *self.linear;
+        let Place { row, panel, k_start, k_len } = self.place;
         let first_column = panel * PANEL;
-        let num_columns = (PANELS * PANEL).min(self.out_features - first_column);
+        let num_columns = (PANELS * PANEL).min(out_features - first_column);
         // SAFETY: rows below `num_rows`, panels below `num_panels` and `k` below `in_features`; a padded panel goes
         // through `edge`, so that only columns of the output are touched.
         unsafe {
             let factors = Factors {
-                x: self.x.as_ptr().add(row * self.x_stride + k_start),
-                x_stride: self.x_stride,
-                w: self.panels.as_ptr().add((panel * self.in_features + k_start) * PANEL),
+                x: x.as_ptr().add(row * x_stride + k_start),
+                x_stride,
+                w: panels.as_ptr().add((panel * in_features + k_start) * PANEL),
                 w_stride: PANEL,
-                w_panel_stride: (self.in_features * PANEL) as isize,
+                w_panel_stride: (in_features * PANEL) as isize,
                 depth: k_len,
                 prefetch_bytes: PREFETCH_BYTES,
             };
-            let (y, y_stride) = (self.target.at(row, first_column), self.target.stride());
-            if num_columns == PANELS * PANEL {
+            let (y, y_stride) = (target.at(row, first_column), target.stride());
+            if PANELS > 1 || num_columns == PANEL {
                 let sums = if k_start == 0 {
-                    [[[V::splat(0.0); 2]; PANELS]; ROWS]
+                    [[I::Panel::splat(0.0); PANELS]; ROWS]
                 } else {
-                    tile::load::<V, ROWS, PANELS>(y, y_stride)
+                    tile::load::<I::Panel, ROWS, PANELS>(y, y_stride)
                 };
-                tile::store(tile::multiply::<V, E, ROWS, PANELS>(factors, sums), y, y_stride);
+                tile::store(tile::multiply::<I::Panel, E, ROWS, PANELS>(factors, sums), y, y_stride);
             } else {
                 let mut edge = [[0.0; PANEL]; ROWS];
                 for (index, edge) in edge.iter_mut().enumerate() {
-                    edge[..num_columns].copy_from_slice(self.target.columns(row + index, first_column, num_columns));
+                    edge[..num_columns].copy_from_slice(target.columns(row + index, first_column, num_columns));
                 }
-                let sums = tile::load::<V, ROWS, PANELS>(edge.as_ptr().cast(), PANEL);
-                let sums = tile::multiply::<V, E, ROWS, PANELS>(factors, sums);
+                let sums = tile::load::<I::Panel, ROWS, 1>(edge.as_ptr().cast(), PANEL);
+                let sums = tile::multiply::<I::Panel, E, ROWS, 1>(factors, sums);
                 tile::store(sums, edge.as_mut_ptr().cast(), PANEL);
                 for (index, edge) in edge.iter().enumerate() {
-                    self.target.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);
+                    target.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);
                 }
             }
-            if k_start + k_len == self.in_features {
-                (row..row + ROWS).for_each(|row| self.target.add_bias(row, first_column, num_columns));
+            if k_start + k_len == in_features {
+                (row..row + ROWS).for_each(|row| target.add_bias(row, first_column, num_columns));
             }
         }
     }
 }
 
+/// Panels that a block of `num_rows` rows visits together: a power of two.
+#[inline(always)]
+fn panels_together<I: Instructions>(num_rows: usize) -> usize {
+    match I::TILE_SUMS / num_rows {
+        0 | 1 => 1,
+        2 | 3 => 2,
+        _ => MAX_PANELS,
+    }
+}
+
 impl<E: Element> Kernel for Linear<'_, E> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let first_row = task % self.num_row_tasks * TASK_ROWS;
         let num_rows = TASK_ROWS.min(self.num_rows - first_row);
         let first_panel = task / self.num_row_tasks * self.panels_per_task;
         let num_panels = self.panels_per_task.min(self.num_panels() - first_panel);
         // Row blocks of nearly equal size: 7 rows run as 4 + 3, not as 6 + 1.
-        let num_blocks = num_rows.div_ceil(MAX_TILE_ROWS);
-        let piece = match num_blocks {
-            1 => self.in_features,
-            _ => PIECE_BYTES / (PANEL * size_of::<E>()),
+        let num_blocks = num_rows.div_ceil(I::TILE_ROWS);
+        // One block visits neighbouring panels together; several blocks share each piece of those that their tiles take.
+        let (piece, panels_per_visit) = match num_blocks {
+            1 => (self.in_features, num_panels),
+            _ => {
+                let together = panels_together::<I>(num_rows.div_ceil(num_blocks));
+                (PIECE_BYTES / (together * PANEL * size_of::<E>()), together)
+            }
         };
         for k_start in (0..self.in_features).step_by(piece) {
             let k_len = piece.min(self.in_features - k_start);
-            // One block visits neighbouring panels together; several blocks share each piece of a panel.
-            let panels_per_visit = if num_blocks == 1 { num_panels } else { 1 };
             for panel in (first_panel..first_panel + num_panels).step_by(panels_per_visit) {
+                let num_panels = panels_per_visit.min(first_panel + num_panels - panel);
                 let mut row = first_row;
                 for block in 0..num_blocks {
                     let block_rows = num_rows / num_blocks + usize::from(block < num_rows % num_blocks);
                     // SAFETY: this task's rows and panels; the launch vouches for the instructions.
-                    unsafe { self.row_block::<V>(block_rows, panels_per_visit, Place { row, panel, k_start, k_len }) };
+                    unsafe { self.row_block::<I>(block_rows, num_panels, Place { row, panel, k_start, k_len }) };
                     row += block_rows;
                 }
             }

@@ -1,8 +1,9 @@
 //! The bodies that run on the CPU.
 //!
-//! Each body is written once, over [`vector::Vector`]: eight f32 lanes with the operations that a body needs. The trait has
-//! a portable and an AVX2 implementation whose every operation rounds alike, so the two instances of a body are equal bit
-//! for bit by construction. [`launch`] picks the instance and spreads its tasks over the threads.
+//! Each body is written once, over [`instructions::Instructions`]: [`vector::Vector`], eight f32 lanes, and for products the
+//! sixteen of a panel ([`lanes::Lanes`]), with the operations that a body needs. They have portable, AVX2 and AVX-512
+//! implementations whose every operation rounds alike, so all instances of a body are equal bit for bit by construction.
+//! [`launch`] picks the instance and spreads its tasks over the threads.
 
 pub(super) mod activation;
 pub(super) mod attention;
@@ -11,6 +12,8 @@ pub(super) mod block_panels;
 mod buffer;
 pub(super) mod embedding;
 pub(super) mod gate_mul;
+mod instructions;
+mod lanes;
 pub(super) mod launch;
 pub(super) mod limits;
 pub(super) mod linear;
@@ -30,3 +33,5 @@ mod view;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;

@@ -4,6 +4,7 @@
 
 use candle_core::Tensor;
 
+use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
@@ -81,7 +82,7 @@ struct Norm<'a> {
 
 impl Kernel for Norm<'_> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let width = self.x.width;
         let first = task * self.rows_per_task;
         for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
@@ -90,13 +91,13 @@ impl Kernel for Norm<'_> {
                 let normed = self.normed.part(row * width, width);
                 let x = self.x.row(row);
                 match &self.add {
-                    None => normalise_groups::<V>(x, self.params, normed),
+                    None => normalise_groups::<I::Vector>(x, self.params, normed),
                     Some((residual, sums)) => {
                         let sum = sums.part(row * width, width);
                         for (sum, (residual, x)) in sum.iter_mut().zip(residual.row(row).iter().zip(x)) {
                             *sum = residual + x;
                         }
-                        normalise_groups::<V>(sum, self.params, normed);
+                        normalise_groups::<I::Vector>(sum, self.params, normed);
                     }
                 }
             }

@@ -1,20 +1,23 @@
 #![expect(unsafe_code, reason = "the vector operations of the CPU are unsafe to call without a check of its features")]
 
-//! Sixteen 16-bit lanes, two for each lane of a [`super::vector::Vector`]: the vocabulary of integer products.
+//! 16-bit lanes, two for each of some [`super::lanes::Lanes`]: the vocabulary of integer products.
 
-/// Lanes of a [`Pairs`].
+/// Lanes of [`PortablePairs`].
 const LANES: usize = 16;
 
-/// Sixteen 16-bit lanes. Integer sums are exact, so all implementations give equal bits whatever their order.
+/// Some 16-bit lanes, an even number. Integer sums are exact, so all implementations give equal bits whatever their order.
 ///
 /// # Safety
-/// As [`super::vector::Vector`]; pointers must be valid for as many bytes as the method says.
+/// As [`super::lanes::Lanes`]; pointers must be valid for as many bytes as the method says.
 pub(super) trait Pairs: Copy {
-    /// Eight 32-bit lanes.
+    /// Of all lanes together.
+    const BYTES: usize;
+
+    /// A 32-bit lane for every two.
     type Sums: Copy;
 
     unsafe fn zero() -> Self::Sums;
-    /// 32 bytes, each lane little-endian.
+    /// [`Pairs::BYTES`], each lane little-endian.
     unsafe fn load(from: *const u8) -> Self;
     /// The two elements at `from` in every pair of lanes.
     unsafe fn splat_pair(from: *const i16) -> Self;
@@ -32,6 +35,64 @@ pub(super) trait Pairs: Copy {
     unsafe fn less(sums: Self::Sums, value: i32) -> Self::Sums;
 }
 
+/// Twice as many, in two registers.
+impl<P: Pairs> Pairs for [P; 2] {
+    const BYTES: usize = 2 * P::BYTES;
+
+    type Sums = [P::Sums; 2];
+
+    // SAFETY, for every block below: passed on, each half with its own half of the bytes.
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        [unsafe { P::zero() }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self {
+        unsafe { [P::load(from), P::load(from.add(P::BYTES))] }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const i16) -> Self {
+        [unsafe { P::splat_pair(from) }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, mask: i16) -> Self {
+        unsafe { [self[0].and(mask), self[1].and(mask)] }
+    }
+
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        unsafe { [self[0].or(other[0]), self[1].or(other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left(self, bits: u32) -> Self {
+        unsafe { [self[0].shift_left(bits), self[1].shift_left(bits)] }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(self, bits: u32) -> Self {
+        unsafe { [self[0].shift_right(bits), self[1].shift_right(bits)] }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right_signed(self, bits: u32) -> Self {
+        unsafe { [self[0].shift_right_signed(bits), self[1].shift_right_signed(bits)] }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, x: Self, sums: Self::Sums) -> Self::Sums {
+        unsafe { [self[0].dot(x[0], sums[0]), self[1].dot(x[1], sums[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn less(sums: Self::Sums, value: i32) -> Self::Sums {
+        unsafe { [P::less(sums[0], value), P::less(sums[1], value)] }
+    }
+}
+
 /// The form for any CPU.
 #[derive(Clone, Copy)]
 pub(super) struct PortablePairs([i16; LANES]);
@@ -44,6 +105,8 @@ impl PortablePairs {
 }
 
 impl Pairs for PortablePairs {
+    const BYTES: usize = LANES * size_of::<i16>();
+
     type Sums = [i32; LANES / 2];
 
     #[inline(always)]

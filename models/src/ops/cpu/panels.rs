@@ -12,9 +12,9 @@
 use half::{bf16, f16};
 
 use super::buffer::PageBuffer;
+use super::lanes::Element;
 use super::launch::Output;
 use super::packed::StackedRows;
-use super::vector::Element;
 use crate::ops::{Compute, blocks};
 use crate::{ModelError, StoredDtype};
 

@@ -4,8 +4,8 @@
 
 use candle_core::Tensor;
 
+use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
-use super::vector::Vector;
 use super::view::Rows;
 use crate::ModelError;
 use crate::ops::{Compute, RotaryAngles};
@@ -36,7 +36,7 @@ struct Rope<'a> {
 
 impl Kernel for Rope<'_> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let width = self.x.width;
         let first = task * self.rows_per_task;
         for row in first..(first + self.rows_per_task).min(self.x.num_rows) {

@@ -5,8 +5,8 @@
 //! 8 bits would do for speed, not for the answer: on random decoders of 3 to 8 layers they alone moved the logits by a mean
 //! KL divergence of 1e-3 to 5e-3, more than the quantised weights are allowed to. 16 bits stay below 1e-7.
 
+use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
-use super::vector::Vector;
 use super::view::Rows;
 use crate::ops::Compute;
 use crate::ops::blocks::UNIT;
@@ -53,7 +53,7 @@ struct Round<'a> {
 
 impl Kernel for Round<'_> {
     #[inline(always)]
-    unsafe fn run<V: Vector>(&self, task: usize) {
+    unsafe fn run<I: Instructions>(&self, task: usize) {
         let first = task * self.rows_per_task;
         let width = self.x.width;
         for row in first..(first + self.rows_per_task).min(self.x.num_rows) {

@@ -4,8 +4,8 @@
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 
+use super::lanes::Element;
 use super::launch::{Output, split_rows};
-use super::vector::Element;
 use super::view::Rows;
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::ops::Compute;

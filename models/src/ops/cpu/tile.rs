@@ -3,15 +3,36 @@
 //! The inner loop of every product in this folder: a few rows of `x` times a few panels of 16 columns, all running sums
 //! in registers.
 
+use super::lanes::{Element, Lanes};
 use super::panels::PANEL;
-use super::vector::{Element, LANES, Vector};
 use crate::kv_cache::KV_TILE;
 
-/// One panel of weights, and one tile of keys, is what a pair of vectors holds.
-const _: () = assert!(PANEL == KV_TILE && PANEL == 2 * LANES);
+/// One row of a panel of weights, and one of a tile of keys, is what the lanes of a product hold.
+const _: () = assert!(PANEL == KV_TILE);
+
+/// Rows of the largest tile that any instructions have registers for.
+pub(super) const MAX_ROWS: usize = 12;
+
+/// Runs `$call` with the constant `$ROWS` that equals `$num_rows`, which is at least 1 and at most the constant `$most`, itself
+/// at most [`MAX_ROWS`]. What is above `$most` is not even compiled.
+macro_rules! with_rows {
+    ($num_rows:expr, $most:expr, $ROWS:ident => $call:expr) => {
+        with_rows!($num_rows, $most, $ROWS => $call; 1 2 3 4 5 6 7 8 9 10 11 12)
+    };
+    ($num_rows:expr, $most:expr, $ROWS:ident => $call:expr; $($rows:literal)*) => {
+        match $num_rows {
+            $($rows if const { $rows <= $most } => {
+                const $ROWS: usize = $rows;
+                $call
+            })*
+            _ => unreachable!("a tile has rows, and at most as many as its instructions carry"),
+        }
+    };
+}
+pub(super) use with_rows;
 
 /// Running sums of `ROWS` rows by `PANELS` panels of 16 columns.
-pub(super) type Sums<V, const ROWS: usize, const PANELS: usize> = [[[V; 2]; PANELS]; ROWS];
+pub(super) type Sums<L, const ROWS: usize, const PANELS: usize> = [[L; PANELS]; ROWS];
 
 /// Where the factors of a product stand. `x[row * x_stride + k]` meets
 /// `w[panel * w_panel_stride + k * w_stride + column]` for `k` in `0..depth`.
@@ -31,25 +52,36 @@ pub(super) struct Factors<E> {
 /// Continues `sums` with one fused multiply-add for each `k`, in ascending order.
 ///
 /// # Safety
-/// The CPU must have `V`'s instructions; `factors` must be valid for `ROWS` rows and `PANELS` panels.
+/// The CPU must have the instructions of `L`, of 16 lanes; `factors` must be valid for `ROWS` rows and `PANELS` panels.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "rows and panels index the factors and the sums alike")]
-pub(super) unsafe fn multiply<V: Vector, E: Element, const ROWS: usize, const PANELS: usize>(
+pub(super) unsafe fn multiply<L: Lanes, E: Element, const ROWS: usize, const PANELS: usize>(
     factors: Factors<E>,
-    mut sums: Sums<V, ROWS, PANELS>,
-) -> Sums<V, ROWS, PANELS> {
+    mut sums: Sums<L, ROWS, PANELS>,
+) -> Sums<L, ROWS, PANELS> {
     let Factors { x, x_stride, mut w, w_stride, w_panel_stride, depth, prefetch_bytes } = factors;
+    // SAFETY: the caller has the instructions.
+    let mut columns = [unsafe { L::splat(0.0) }; PANELS];
     for k in 0..depth {
-        for panel in 0..PANELS {
-            // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
-            unsafe {
+        // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
+        unsafe {
+            for panel in 0..PANELS {
                 let at = w.offset(panel as isize * w_panel_stride);
-                V::prefetch(at.wrapping_byte_offset(prefetch_bytes));
-                let columns: [V; 2] = [E::load(at), E::load(at.add(LANES))];
+                L::prefetch(at.wrapping_byte_offset(prefetch_bytes));
+                columns[panel] = E::load(at);
+                if !const { many_rows(ROWS, PANELS) } {
+                    for row in 0..ROWS {
+                        let factor = L::splat(*x.add(row * x_stride + k));
+                        sums[row][panel] = factor.mul_add(columns[panel], sums[row][panel]);
+                    }
+                }
+            }
+            if const { many_rows(ROWS, PANELS) } {
                 for row in 0..ROWS {
-                    let factor = V::splat(*x.add(row * x_stride + k));
-                    let sum = sums[row][panel];
-                    sums[row][panel] = [factor.mul_add(columns[0], sum[0]), factor.mul_add(columns[1], sum[1])];
+                    let factor = L::splat(*x.add(row * x_stride + k));
+                    for panel in 0..PANELS {
+                        sums[row][panel] = factor.mul_add(columns[panel], sums[row][panel]);
+                    }
                 }
             }
         }
@@ -58,20 +90,25 @@ pub(super) unsafe fn multiply<V: Vector, E: Element, const ROWS: usize, const PA
     sums
 }
 
+/// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: the compiler keeps the
+/// order that it is given, and both together are more than there are registers.
+const fn many_rows(rows: usize, panels: usize) -> bool {
+    panels > 1 && rows > 2 * panels
+}
+
 /// # Safety
 /// As [`multiply`]; `from` must be valid for `ROWS` rows of `PANELS * 16` elements.
 #[inline(always)]
-pub(super) unsafe fn load<V: Vector, const ROWS: usize, const PANELS: usize>(
+pub(super) unsafe fn load<L: Lanes, const ROWS: usize, const PANELS: usize>(
     from: *const f32,
     stride: usize,
-) -> Sums<V, ROWS, PANELS> {
+) -> Sums<L, ROWS, PANELS> {
     // SAFETY: inside the rows for which the caller vouches.
     unsafe {
-        let mut sums = [[[V::splat(0.0); 2]; PANELS]; ROWS];
+        let mut sums = [[L::splat(0.0); PANELS]; ROWS];
         for (row, panels) in sums.iter_mut().enumerate() {
             for (panel, sum) in panels.iter_mut().enumerate() {
-                let at = from.add(row * stride + panel * 2 * LANES);
-                *sum = [V::load(at), V::load(at.add(LANES))];
+                *sum = L::load(from.add(row * stride + panel * PANEL));
             }
         }
         sums
@@ -81,19 +118,15 @@ pub(super) unsafe fn load<V: Vector, const ROWS: usize, const PANELS: usize>(
 /// # Safety
 /// As [`load`], for writing.
 #[inline(always)]
-pub(super) unsafe fn store<V: Vector, const ROWS: usize, const PANELS: usize>(
-    sums: Sums<V, ROWS, PANELS>,
+pub(super) unsafe fn store<L: Lanes, const ROWS: usize, const PANELS: usize>(
+    sums: Sums<L, ROWS, PANELS>,
     to: *mut f32,
     stride: usize,
 ) {
     for (row, panels) in sums.into_iter().enumerate() {
-        for (panel, [low, high]) in panels.into_iter().enumerate() {
+        for (panel, sum) in panels.into_iter().enumerate() {
             // SAFETY: inside the rows for which the caller vouches.
-            unsafe {
-                let at = to.add(row * stride + panel * 2 * LANES);
-                low.store(at);
-                high.store(at.add(LANES));
-            }
+            unsafe { sum.store(to.add(row * stride + panel * PANEL)) };
         }
     }
 }

@@ -4,37 +4,19 @@
 
 use half::{bf16, f16};
 
+use super::lanes::{Element, Lanes};
 use super::pairs::{Pairs, PortablePairs};
 
 /// Lanes of a [`Vector`].
 pub(super) const LANES: usize = 8;
 
-/// Eight f32 lanes. Every operation rounds each lane once, to nearest even, so that all implementations give equal bits.
+/// Eight f32 lanes, of which more can be asked than of any number.
 ///
 /// # Safety
-/// The methods may be called only on a CPU that has the implementation's instructions, and pointers must be valid for
-/// eight elements. They need no alignment. Implementations are `#[inline(always)]`, as must be whatever calls them up to
-/// the function that enables the instructions, or the compiler cannot inline them.
-pub(super) trait Vector: Copy {
-    /// The integers that go with it.
-    type Pairs: Pairs;
-
-    unsafe fn splat(value: f32) -> Self;
-    unsafe fn load(from: *const f32) -> Self;
-    unsafe fn load_bf16(from: *const bf16) -> Self;
-    unsafe fn load_f16(from: *const f16) -> Self;
-    unsafe fn load_u8(from: *const u8) -> Self;
-    unsafe fn load_i8(from: *const i8) -> Self;
-    unsafe fn of_sums(sums: <Self::Pairs as Pairs>::Sums) -> Self;
-    /// Asks for the cache line at `at`, which need not be valid.
-    fn prefetch<T>(at: *const T);
-    unsafe fn store(self, to: *mut f32);
-    unsafe fn add(self, other: Self) -> Self;
+/// As [`Lanes`].
+pub(super) trait Vector: Lanes {
     unsafe fn sub(self, other: Self) -> Self;
-    unsafe fn mul(self, other: Self) -> Self;
     unsafe fn div(self, other: Self) -> Self;
-    /// `self * factor + addend`, rounded once.
-    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// The greater lane; where either is not a number, `other`'s.
     unsafe fn max(self, other: Self) -> Self;
     /// The smaller lane; where either is not a number, `other`'s.
@@ -116,41 +98,6 @@ pub(super) trait Vector: Copy {
     }
 }
 
-/// A weight or cache element that widens to f32.
-pub(super) trait Element: Copy + Send + Sync + 'static {
-    /// # Safety
-    /// As [`Vector`]; `from` must be valid for eight elements.
-    unsafe fn load<V: Vector>(from: *const Self) -> V;
-    fn to_f32(self) -> f32;
-    /// Rounded to nearest even.
-    fn from_f32(value: f32) -> Self;
-}
-
-macro_rules! element {
-    ($type:ty, $load:ident, $to_f32:expr, $from_f32:expr) => {
-        impl Element for $type {
-            #[inline(always)]
-            unsafe fn load<V: Vector>(from: *const Self) -> V {
-                // SAFETY: passed on.
-                unsafe { V::$load(from) }
-            }
-
-            #[inline(always)]
-            fn to_f32(self) -> f32 {
-                $to_f32(self)
-            }
-
-            #[inline(always)]
-            fn from_f32(value: f32) -> Self {
-                $from_f32(value)
-            }
-        }
-    };
-}
-element!(f32, load, std::convert::identity, std::convert::identity);
-element!(bf16, load_bf16, bf16::to_f32, bf16::from_f32);
-element!(f16, load_f16, f16::to_f32, f16::from_f32);
-
 /// The form for any CPU.
 #[derive(Clone, Copy)]
 pub(super) struct Portable([f32; LANES]);
@@ -183,7 +130,9 @@ impl Portable {
     }
 }
 
-impl Vector for Portable {
+impl Lanes for Portable {
+    const LEN: usize = LANES;
+
     type Pairs = PortablePairs;
 
     #[inline(always)]
@@ -241,18 +190,8 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    unsafe fn sub(self, other: Self) -> Self {
-        self.zip(other, |a, b| a - b)
-    }
-
-    #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         self.zip(other, |a, b| a * b)
-    }
-
-    #[inline(always)]
-    unsafe fn div(self, other: Self) -> Self {
-        self.zip(other, |a, b| a / b)
     }
 
     #[inline(always)]
@@ -261,6 +200,18 @@ impl Vector for Portable {
             *lane = lane.mul_add(factor, addend);
         }
         self
+    }
+}
+
+impl Vector for Portable {
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
     }
 
     #[inline(always)]

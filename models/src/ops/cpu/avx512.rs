@@ -1,0 +1,186 @@
+#![expect(unsafe_code, reason = "AVX-512 instructions are unsafe to call without a check of the CPU")]
+
+//! Sixteen f32 lanes, or thirty-two 16-bit ones, in one AVX-512 register.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::avx2::Ymm;
+use super::instructions::{Instructions, Piece};
+use super::lanes::Lanes;
+use super::launch::Kernel;
+use super::pairs::Pairs;
+
+/// AVX-512 F, BW, DQ and VL with VNNI: 32 registers. 12 x 2 running sums and 2 weights leave some for what is on its way;
+/// factors come from memory as the multiply-add takes them. In a product of integers, 10 running sums and 10 sums of integers
+/// stand beside 4 weights and their scales.
+struct Avx512;
+
+impl Instructions for Avx512 {
+    type Vector = Ymm;
+    type Panel = Zmm;
+
+    const TILE_ROWS: usize = 12;
+    const TILE_SUMS: usize = 24;
+    const INTEGER_ROWS: usize = 10;
+
+    #[inline(always)]
+    unsafe fn apart(piece: impl Piece) {
+        // SAFETY: passed on.
+        unsafe { apart(piece) }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Zmm(__m512);
+
+#[derive(Clone, Copy)]
+pub(super) struct ZmmPairs(__m512i);
+
+/// Runs one task of `kernel` with these instructions enabled for all that it inlines.
+///
+/// # Safety
+/// The CPU must have all that is enabled here; and [`Kernel::run`]'s conditions hold.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn run<K: Kernel>(kernel: &K, task: usize) {
+    // SAFETY: this function's own conditions.
+    unsafe { kernel.run::<Avx512>(task) }
+}
+
+/// # Safety
+/// As [`Piece::run`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn apart(piece: impl Piece) {
+    // SAFETY: this function's own conditions.
+    unsafe { piece.run::<Avx512>() }
+}
+
+// SAFETY, for every block below: the methods may be called only where these instructions exist, and with pointers valid for
+// the sixteen elements that the unaligned loads and stores touch.
+impl Lanes for Zmm {
+    const LEN: usize = 16;
+
+    type Pairs = ZmmPairs;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self(unsafe { _mm512_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self {
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
+    }
+
+    #[inline(always)]
+    unsafe fn of_sums(sums: __m512i) -> Self {
+        Self(unsafe { _mm512_cvtepi32_ps(sums) })
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(at: *const T) {
+        // A prefetch never faults, and every x86-64 CPU has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        Self(unsafe { _mm512_fmadd_ps(self.0, factor.0, addend.0) })
+    }
+}
+
+impl Pairs for ZmmPairs {
+    const BYTES: usize = 64;
+
+    type Sums = __m512i;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self {
+        Self(unsafe { _mm512_loadu_si512(from.cast()) })
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(from: *const i16) -> Self {
+        Self(unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) })
+    }
+
+    #[inline(always)]
+    unsafe fn and(self, mask: i16) -> Self {
+        Self(unsafe { _mm512_and_si512(self.0, _mm512_set1_epi16(mask)) })
+    }
+
+    #[inline(always)]
+    unsafe fn or(self, other: Self) -> Self {
+        Self(unsafe { _mm512_or_si512(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left(self, bits: u32) -> Self {
+        Self(unsafe { _mm512_sll_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right(self, bits: u32) -> Self {
+        Self(unsafe { _mm512_srl_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right_signed(self, bits: u32) -> Self {
+        Self(unsafe { _mm512_sra_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, x: Self, sums: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(sums, self.0, x.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn less(sums: __m512i, value: i32) -> __m512i {
+        unsafe { _mm512_sub_epi32(sums, _mm512_set1_epi32(value)) }
+    }
+}

@@ -1,0 +1,55 @@
+#![expect(unsafe_code, reason = "the vector operations of the CPU are unsafe to call without a check of its features")]
+
+//! What a body is compiled for.
+
+use super::lanes::Lanes;
+use super::vector::{Portable, Vector};
+
+/// A set of instructions: its lanes, and how much of a product its registers hold.
+pub(super) trait Instructions: Sized {
+    /// Eight f32 lanes.
+    type Vector: Vector;
+    /// Sixteen: one row of a panel of weights, or of a tile of keys.
+    type Panel: Lanes;
+
+    /// Rows that the inner loop of a product of floats carries, at most [`super::tile::MAX_ROWS`].
+    const TILE_ROWS: usize;
+    /// Running sums of 16 outputs that fit the registers, beside the factors.
+    const TILE_SUMS: usize;
+    /// Rows that the inner loop of a product of integers carries, at most [`super::tile::MAX_ROWS`].
+    const INTEGER_ROWS: usize;
+
+    /// Runs `piece` as a function of its own, with the instructions enabled in it.
+    ///
+    /// # Safety
+    /// As [`Piece::run`].
+    unsafe fn apart(piece: impl Piece);
+}
+
+/// A part of a body that is compiled as a function of its own. The tiles of all shapes in one function would keep the compiler
+/// busy for minutes.
+pub(super) trait Piece {
+    /// Must be `#[inline(always)]`, see [`Lanes`].
+    ///
+    /// # Safety
+    /// The CPU must have the instructions; and what the piece says of itself.
+    unsafe fn run<I: Instructions>(self);
+}
+
+/// Any CPU's. The shapes are those of AVX2, whose registers are many and wide enough for most others.
+pub(super) struct AnyCpu;
+
+impl Instructions for AnyCpu {
+    type Vector = Portable;
+    type Panel = [Portable; 2];
+
+    const TILE_ROWS: usize = 6;
+    const TILE_SUMS: usize = 6;
+    const INTEGER_ROWS: usize = 5;
+
+    #[inline(never)]
+    unsafe fn apart(piece: impl Piece) {
+        // SAFETY: passed on.
+        unsafe { piece.run::<Self>() }
+    }
+}

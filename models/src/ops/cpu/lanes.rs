@@ -1,0 +1,142 @@
+#![expect(unsafe_code, reason = "the vector operations of the CPU are unsafe to call without a check of its features")]
+
+//! Some f32 lanes, and what products do with them.
+
+use half::{bf16, f16};
+
+use super::pairs::Pairs;
+
+/// Some f32 lanes, as many as [`Lanes::LEN`]. Every operation rounds each lane once, to nearest even, so that all
+/// implementations give equal bits.
+///
+/// # Safety
+/// The methods may be called only on a CPU that has the implementation's instructions, and pointers must be valid for
+/// as many elements as there are lanes. They need no alignment. Implementations are `#[inline(always)]`, as must be
+/// whatever calls them up to the function that enables the instructions, or the compiler cannot inline them.
+pub(super) trait Lanes: Copy {
+    const LEN: usize;
+
+    /// The integers that go with it, two for each lane.
+    type Pairs: Pairs;
+
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn load_bf16(from: *const bf16) -> Self;
+    unsafe fn load_f16(from: *const f16) -> Self;
+    unsafe fn load_u8(from: *const u8) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
+    unsafe fn of_sums(sums: <Self::Pairs as Pairs>::Sums) -> Self;
+    /// Asks for the cache line at `at`, which need not be valid.
+    fn prefetch<T>(at: *const T);
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    /// `self * factor + addend`, rounded once.
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+}
+
+/// Twice as many lanes, in two registers.
+impl<L: Lanes> Lanes for [L; 2] {
+    const LEN: usize = 2 * L::LEN;
+
+    type Pairs = [L::Pairs; 2];
+
+    // SAFETY, for every block below: passed on, each half with its own half of the elements.
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        [unsafe { L::splat(value) }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        unsafe { [L::load(from), L::load(from.add(L::LEN))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        unsafe { [L::load_bf16(from), L::load_bf16(from.add(L::LEN))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        unsafe { [L::load_f16(from), L::load_f16(from.add(L::LEN))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self {
+        unsafe { [L::load_u8(from), L::load_u8(from.add(L::LEN))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        unsafe { [L::load_i8(from), L::load_i8(from.add(L::LEN))] }
+    }
+
+    #[inline(always)]
+    unsafe fn of_sums(sums: [<L::Pairs as Pairs>::Sums; 2]) -> Self {
+        unsafe { [L::of_sums(sums[0]), L::of_sums(sums[1])] }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(at: *const T) {
+        L::prefetch(at);
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe {
+            self[0].store(to);
+            self[1].store(to.add(L::LEN));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        unsafe { [self[0].add(other[0]), self[1].add(other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        unsafe { [self[0].mul(other[0]), self[1].mul(other[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        unsafe { [self[0].mul_add(factor[0], addend[0]), self[1].mul_add(factor[1], addend[1])] }
+    }
+}
+
+/// A weight or cache element that widens to f32.
+pub(super) trait Element: Copy + Send + Sync + 'static {
+    /// # Safety
+    /// As [`Lanes`].
+    unsafe fn load<L: Lanes>(from: *const Self) -> L;
+    fn to_f32(self) -> f32;
+    /// Rounded to nearest even.
+    fn from_f32(value: f32) -> Self;
+}
+
+macro_rules! element {
+    ($type:ty, $load:ident, $to_f32:expr, $from_f32:expr) => {
+        impl Element for $type {
+            #[inline(always)]
+            unsafe fn load<L: Lanes>(from: *const Self) -> L {
+                // SAFETY: passed on.
+                unsafe { L::$load(from) }
+            }
+
+            #[inline(always)]
+            fn to_f32(self) -> f32 {
+                $to_f32(self)
+            }
+
+            #[inline(always)]
+            fn from_f32(value: f32) -> Self {
+                $from_f32(value)
+            }
+        }
+    };
+}
+element!(f32, load, std::convert::identity, std::convert::identity);
+element!(bf16, load_bf16, bf16::to_f32, bf16::from_f32);
+element!(f16, load_f16, f16::to_f32, f16::from_f32);
