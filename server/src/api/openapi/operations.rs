@@ -84,7 +84,8 @@ impl Answer {
             Self::Json(schema) => json!({"application/json": {"schema": reference(schema)}}),
             Self::JsonOrEvents(schema) => json!({
                 "application/json": {"schema": reference(schema)},
-                "text/event-stream": {"schema": {"type": "string"}},
+                // A stream is no one value that a schema could describe.
+                "text/event-stream": {},
             }),
             Self::Text(media) => json!({(*media): {"schema": {"type": "string"}}}),
         };
