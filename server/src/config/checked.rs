@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::aliases::{Aliases, check_aliases};
 use super::grammar::{GrammarConfig, check_grammar};
 use super::ledger::{LedgerConfig, check_ledger};
-use super::partitions::{check_partitions, check_workers};
+use super::partitions::{MOST_THREADS, check_partitions, check_workers};
 use super::shadow::{ShadowConfig, check_shadow};
 use super::shelf::{ShelfConfig, check_shelf};
 use super::tls::{TlsFiles, check_tls};
@@ -386,6 +386,9 @@ fn check_engine(written: &WrittenEngine, environment: &Environment) -> Result<En
              one token a step, so raise the one or lower the other"
         );
         return Err(ConfigError::value("engine.max_num_batched_tokens", problem));
+    }
+    if let Some(threads) = written.threads.filter(|threads| threads.get() > MOST_THREADS) {
+        return Err(ConfigError::value("engine.threads", format!("{threads} are more than {MOST_THREADS}")));
     }
     Ok(EngineConfig {
         device: written.device.clone().unwrap_or_default(),

@@ -28,8 +28,8 @@ pub struct WorkersConfig {
     pub longest_restart: Duration,
 }
 
-/// Threads of one partition: more than any machine's processors, and fewer than a system refuses to start.
-const MOST_THREADS: usize = 1024;
+/// Threads that compute: more than any machine's processors, and fewer than a system refuses to start.
+pub(super) const MOST_THREADS: usize = 1024;
 
 /// Every partition has a name of its own and at least one of the models.
 pub(super) fn check_partitions(

@@ -137,6 +137,8 @@ fn a_public_listener_without_keys_is_refused_with_what_to_do() {
 fn a_step_that_cannot_feed_every_sequence_is_refused() {
     let error = check("[engine]\nmax_num_seqs = 64\nmax_num_batched_tokens = 32").expect_err("32 < 64");
     assert!(error.to_string().starts_with("engine.max_num_batched_tokens: "));
+    let error = check("[engine]\nthreads = 1025").expect_err("no system starts so many");
+    assert!(error.to_string().starts_with("engine.threads: 1025 "), "{error}");
 }
 
 #[test]

@@ -179,30 +179,36 @@ impl Visit {
                 }
             };
             let heard = match what {
-                Some(from_worker::What::Step(step)) => link.hear(step),
+                Some(from_worker::What::Step(step)) => {
+                    let model = step.model as usize;
+                    link.hear(step).map(|()| Some(model))
+                }
                 Some(from_worker::What::Leaving(leaving)) => {
                     seat.leave(link, &leaving.why);
-                    Ok(())
+                    Ok(None)
                 }
                 // What a later version may say.
-                Some(from_worker::What::Hello(_)) | None => Ok(()),
+                Some(from_worker::What::Hello(_)) | None => Ok(None),
             };
-            if let Err(violation) = heard {
-                tracing::error!(partition, %violation, "a worker says what makes no sense, and is sent away");
-                return;
-            }
+            let told_of = match heard {
+                Ok(model) => model,
+                Err(violation) => {
+                    tracing::error!(partition, %violation, "a worker says what makes no sense, and is sent away");
+                    return;
+                }
+            };
             let now = self.gate.clock.now();
             link.note_sign_of_life(now);
-            let mut stands_still = None;
-            for ((progress, load), model) in progress.iter_mut().zip(link.loads()).zip(&link.facts().models) {
+            // What is known of the others may be old.
+            let told_of =
+                told_of.and_then(|model| Some((progress.get_mut(model)?, link.loads().into_iter().nth(model)?, model)));
+            if let Some((progress, load, model)) = told_of {
                 progress.observe(now, &load);
                 if progress.stands_still_for(now) >= longest_standstill {
-                    stands_still = Some(model);
+                    let model = &link.facts().models[model].name;
+                    tracing::error!(partition, model, "a worker lives and gets nowhere, and is given up");
+                    return;
                 }
-            }
-            if let Some(model) = stands_still {
-                tracing::error!(partition, model = model.name, "a worker lives and gets nowhere, and is given up");
-                return;
             }
         }
     }

@@ -72,6 +72,8 @@ impl<S> Patient<S> {
     fn await_next_head(&mut self) {
         if let Head::There { ended } = self.head
             && self.turns.ended() > ended
+            // One that came before the last answer had ended is begun without a further read.
+            && !self.turns.is_any_running()
         {
             let until = Box::pin(sleep(self.patience.head));
             self.head = Head::Waiting { until, awaited: Awaited::later() };
@@ -89,6 +91,10 @@ impl<S> Patient<S> {
 
     /// A peer that is gone looks the same as one that only writes no more, so this is short.
     fn poll_half_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        // What is still to be written of an answer that has ended is taken or cut with the write that waits.
+        if self.stalled.is_some() {
+            return Poll::Pending;
+        }
         if !self.turns.is_any_running() {
             return Poll::Ready(());
         }
@@ -213,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-    use tokio::time::Instant;
+    use tokio::time::{Instant, timeout};
 
     use super::super::head::PREFACE;
     use super::*;
@@ -351,5 +357,21 @@ mod tests {
         let (closed, answer) = tokio::join!(patient.shutdown(), peer);
         closed.unwrap();
         assert_eq!(&answer, b"413");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_came_before_the_last_answer_had_ended_is_not_waited_for() {
+        let (ours, mut theirs) = duplex(1024);
+        let (mut patient, turns) = patient(ours);
+        let mut bytes = [0; 64];
+        theirs.write_all(HEAD.repeat(2).as_bytes()).await.unwrap();
+        patient.read(&mut bytes).await.unwrap();
+        let (first, second) = (turns.begin(), turns.begin());
+        drop(first);
+        let further = timeout(10 * PATIENCE.head, patient.read(&mut bytes)).await;
+        assert!(further.is_err(), "the second is still answered: {further:?}");
+        drop(second);
+        let error = patient.read(&mut bytes).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "a third does not come");
     }
 }

@@ -1,3 +1,5 @@
+use std::cmp::Ordering::Equal;
+
 use anyhow::Result;
 
 use super::{Line, Report, Speed};
@@ -28,7 +30,7 @@ pub(super) fn print(report: &Report) -> Result<()> {
 /// Of checks of one kind, with the one that is nearest to what it may be off by.
 fn summary(what: &str, alike: &[&Line]) -> String {
     let verdict = if alike.iter().all(|check| check.passes) { "ok" } else { "FAILED" };
-    let nearest = alike.iter().max_by(|one, other| one.of_allowed().total_cmp(&other.of_allowed()));
+    let nearest = alike.iter().max_by(|one, other| one.nearness().partial_cmp(&other.nearness()).unwrap_or(Equal));
     let nearest = nearest.map_or_else(String::new, |check| match check.worst {
         Some(worst) => format!("off by {worst:.1e} of {:.1e} allowed at most", check.allowed),
         None => "no number".to_owned(),
@@ -53,12 +55,40 @@ fn rate(speed: &Speed) -> String {
 }
 
 impl Line {
-    /// What it is off by, over what it may be.
-    fn of_allowed(&self) -> f32 {
+    /// What it is off by, over what it may be; where nothing is allowed, what it is off by.
+    fn nearness(&self) -> (f32, f32) {
         match self.worst {
-            Some(0.0) => 0.0,
-            Some(worst) => worst / self.allowed,
-            None => f32::INFINITY,
+            Some(0.0) => (0.0, 0.0),
+            Some(worst) => (worst / self.allowed, worst),
+            None => (f32::INFINITY, f32::INFINITY),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn off_by(worst: f32, allowed: f32) -> Line {
+        let [at, bodies, against] = ["1 row", "avx2", "reference"].map(str::to_owned);
+        Line {
+            what: "product",
+            at,
+            bodies,
+            against,
+            worst: Some(worst),
+            allowed,
+            error: None,
+            passes: worst <= allowed,
+        }
+    }
+
+    #[test]
+    fn a_kind_of_checks_tells_the_furthest_of_them_also_where_nothing_is_allowed() {
+        for (allowed, expected) in [(1e-5, "off by 2.0e-5 of 1.0e-5"), (0.0, "off by 2.0e-5 of 0.0e0")] {
+            let lines = [off_by(1e-6, allowed), off_by(2e-5, allowed), off_by(5e-8, allowed)];
+            let told = summary("product", &lines.iter().collect::<Vec<_>>());
+            assert!(told.starts_with("FAILED") && told.contains(expected), "{told}");
         }
     }
 }
