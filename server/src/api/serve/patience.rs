@@ -363,9 +363,10 @@ mod tests {
     async fn a_request_that_came_before_the_last_answer_had_ended_is_not_waited_for() {
         let (ours, mut theirs) = duplex(1024);
         let (mut patient, turns) = patient(ours);
-        let mut bytes = [0; 64];
-        theirs.write_all(HEAD.repeat(2).as_bytes()).await.unwrap();
-        patient.read(&mut bytes).await.unwrap();
+        let heads = HEAD.repeat(2);
+        let mut bytes = vec![0; heads.len()];
+        theirs.write_all(heads.as_bytes()).await.unwrap();
+        patient.read_exact(&mut bytes).await.unwrap();
         let (first, second) = (turns.begin(), turns.begin());
         drop(first);
         let further = timeout(10 * PATIENCE.head, patient.read(&mut bytes)).await;
