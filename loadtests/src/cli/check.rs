@@ -115,7 +115,7 @@ impl CheckArgs {
         verdict.figure("this program meanwhile", format!("{:.2} cores", machine.own_cpu_cores));
         let about = About::now(&format!("check-{}", verdict.check), measured(&session, &self.server.url).await);
         self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
-        Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(super::exit_code(&verdict))
     }
 
     async fn try_to_break(&self, context: &Context<'_, Tcp>) -> anyhow::Result<Verdict> {

@@ -86,7 +86,7 @@ impl DrillArgs {
         );
         let about = About::now(&format!("drill-{}", verdict.check), measured(&session, &url).await);
         self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
-        Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(super::exit_code(&verdict))
     }
 
     async fn carry_out(&self, context: &Context<'_, Tcp>, fleet: &mut Processes) -> anyhow::Result<Verdict> {
