@@ -35,6 +35,7 @@ mod model_runner;
 mod owned_thread;
 mod policy;
 mod prefix;
+mod prefix_index;
 mod random;
 mod reply;
 mod rules;

@@ -30,7 +30,14 @@ pub struct Figure {
 
 impl Verdict {
     pub fn new(check: &'static str, promise: impl Into<String>) -> Self {
-        Self { check, promise: promise.into(), tried: String::new(), figures: Vec::new(), broken: Vec::new(), undecided: Vec::new() }
+        Self {
+            check,
+            promise: promise.into(),
+            tried: String::new(),
+            figures: Vec::new(),
+            broken: Vec::new(),
+            undecided: Vec::new(),
+        }
     }
 
     pub fn outcome(&self) -> Outcome {
