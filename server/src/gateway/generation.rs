@@ -111,7 +111,7 @@ impl Generation {
             }
             Some(Event::Finished { choice, reason, .. }) => self.note_end(*choice, *reason),
             Some(Event::Failed { error, .. }) => {
-                self.is_free = is_our_fault(error);
+                self.is_free = error.is_engine_fault();
                 self.choices.iter_mut().for_each(|choice| choice.stage = Stage::Over);
                 self.reservation.end(EntryEnd::Failed);
             }
@@ -243,17 +243,6 @@ impl Generation {
 impl ChoiceInFlight {
     fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Growing | Stage::Starved)
-    }
-}
-
-/// Whether a request failed by something that it did not ask for. A server that ends has still done what it did.
-pub(super) fn is_our_fault(error: &RequestError) -> bool {
-    match error {
-        RequestError::NotFinite
-        | RequestError::Step(_)
-        | RequestError::WorkerLost
-        | RequestError::Constraint(ConstraintError::Lost) => true,
-        RequestError::NothingAllowed | RequestError::Constraint(_) | RequestError::ShuttingDown => false,
     }
 }
 
