@@ -4,9 +4,7 @@
 //! run again. When one does fail, its halves are run again apart, and so on: sequences that fail alone are the culprits, and
 //! the others have the same logits as if nothing had happened, because a row never depends on its batch.
 
-use std::any::Any;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use passerelle_models::input::SequenceInput;
 use passerelle_models::{BlockCopy, BlockId, KvCache, Logits, ModelError, ModelInput};
@@ -14,6 +12,7 @@ use passerelle_models::{BlockCopy, BlockId, KvCache, Logits, ModelError, ModelIn
 use crate::event::RequestError;
 use crate::sequence::Sequence;
 use crate::shared_model::SharedModel;
+use crate::survival::survive;
 
 pub(crate) struct ModelRunner {
     model: SharedModel,
@@ -86,8 +85,8 @@ impl ModelRunner {
         }
     }
 
-    /// Before the step, and never again: once it has run, a copy would cover what it has written. Tells which blocks were not
-    /// filled.
+    /// Before the step, and never again: once it has run, a copy would cover what it has written. Tells which blocks were
+    /// not filled.
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Vec<LostBlock> {
         if copies.is_empty() || self.copy(copies).is_ok() {
             return Vec::new();
@@ -102,9 +101,7 @@ impl ModelRunner {
     fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), RequestError> {
         let (model, cache) = (self.model.get(), &mut self.cache);
         // Sound to go on with: a block that is half filled belongs to a sequence that fails with this step.
-        catch_unwind(AssertUnwindSafe(|| model.copy_blocks(copies, cache)))
-            .map_err(|panic| RequestError::Step(panic_message(panic.as_ref())))?
-            .map_err(|error| RequestError::Step(error.to_string()))
+        survive(|| model.copy_blocks(copies, cache))
     }
 
     pub(crate) fn cache(&self) -> &KvCache {
@@ -117,9 +114,7 @@ impl ModelRunner {
         let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
         let (model, cache) = (self.model.get(), &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
-        let logits = catch_unwind(AssertUnwindSafe(|| model.forward(&input, cache)))
-            .map_err(|panic| RequestError::Step(panic_message(panic.as_ref())))?
-            .map_err(step_error)?;
+        let logits = survive(|| model.forward(&input, cache))?;
         let expected = input.rows_to_sample().len();
         if logits.num_rows() != expected {
             let message = format!("the model returned {} rows of logits instead of {expected}", logits.num_rows());
@@ -203,9 +198,4 @@ fn input_of<'a>(sequence: &'a Sequence, sample: &'a [usize]) -> SequenceInput<'a
         block_tables: &sequence.block_tables,
         sample,
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("the model panicked without a message").to_owned()
 }

@@ -85,8 +85,10 @@ impl StepLoop {
             free_blocks: config.num_kv_blocks,
             ..EngineStats::default()
         };
-        let shared =
-            Arc::new(Shared { admission: Arc::new(Admission::new(&config)), stats: Mutex::new(stats.clone()) });
+        let shared = Arc::new(Shared {
+            admission: Arc::new(Admission::new(config.admission())),
+            stats: Mutex::new(stats.clone()),
+        });
         let rung = RungFlag::default();
         let door = Door::new(name, &model, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;

@@ -72,7 +72,6 @@ impl Chance {
             stop_token_ids: (0..self.below(3)).map(|_| self.below(kinds.usual_ids) as u32).collect(),
             logprobs: self.one_in(3).then_some(2),
             prompt_logprobs: self.one_in(5).then_some(1),
-            ..SamplingParams::default()
         }
     }
 
