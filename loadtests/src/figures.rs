@@ -182,6 +182,19 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (rank - below as f64)
 }
 
+/// The most requests that were on their way at one moment.
+pub fn peak_in_flight(records: &[Record]) -> usize {
+    let mut changes: Vec<(Duration, isize)> =
+        records.iter().flat_map(|record| [(record.sent, 1), (record.end, -1)]).collect();
+    // Whoever ends at a moment is gone before whoever starts at it.
+    changes.sort_unstable();
+    let in_flight = changes.iter().scan(0, |in_flight, (_, change)| {
+        *in_flight += change;
+        Some(*in_flight)
+    });
+    in_flight.max().map_or(0, |peak| peak.try_into().unwrap_or(0))
+}
+
 pub fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
@@ -214,6 +227,15 @@ mod tests {
         assert_eq!((quantiles.p50, quantiles.p90, quantiles.p99, quantiles.max), (51.0, 91.0, 100.0, 101.0));
         assert_eq!(quantile(&[0.0, 10.0], 0.25), 2.5);
         assert!(Quantiles::of(std::iter::empty()).is_none());
+    }
+
+    #[test]
+    fn the_peak_in_flight_is_what_overlaps() {
+        // Each from 1010 ms to 5 ms after its last event.
+        let apart = Record { sent: Duration::from_millis(1105), ..record(&[300], 1) };
+        assert_eq!(peak_in_flight(&[]), 0);
+        assert_eq!(peak_in_flight(&[record(&[100], 1), apart.clone()]), 1, "the second starts when the first ends");
+        assert_eq!(peak_in_flight(&[record(&[200], 1), record(&[100], 1), apart]), 2);
     }
 
     #[test]

@@ -18,6 +18,9 @@ use passerelle_loadtests::verdict::Verdict;
 use super::options::{OutputArgs, ScenarioArgs, ServerArgs, measured};
 use super::watch::ProgressLine;
 
+/// The scenario of `correctness`: one in which answers are computed together.
+const BATCHED: &str = "batched";
+
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
     name: Check,
@@ -124,7 +127,7 @@ impl CheckArgs {
     async fn try_to_break(&self, context: &Context<'_, Tcp>) -> anyhow::Result<Verdict> {
         Ok(match self.name {
             Check::Correctness => {
-                correctness::check(context.session, &self.scenario.load()?, &context.options.run).await?
+                correctness::check(context.session, &self.scenario.load_or(BATCHED)?, &context.options.run).await?
             }
             Check::Overload => overload::check(context).await?,
             Check::Disconnects => disconnects::check(context).await?,

@@ -28,7 +28,7 @@ impl RunArgs {
     async fn run(self) -> anyhow::Result<ExitCode> {
         let scenario = self.scenario.load()?;
         let session = self.server.common.open(&self.server.url).await?;
-        eprintln!("preparing the requests of {}", self.scenario.scenario);
+        eprintln!("preparing the requests of {}", self.scenario.name());
         let options = RunOptions::default();
         let line = ProgressLine::show(options.progress.clone());
         let plan = session.plan_watched(&scenario, &options.progress).await?;

@@ -14,6 +14,8 @@ use passerelle_loadtests::session::Session;
 
 use super::say;
 
+const DEFAULT_SCENARIO: &str = "steady-chat";
+
 /// Which server.
 #[derive(Debug, Args)]
 pub(super) struct ServerArgs {
@@ -47,9 +49,9 @@ pub(super) struct CommonArgs {
 /// Which load.
 #[derive(Debug, Args)]
 pub(super) struct ScenarioArgs {
-    /// A scenario's name (see `scenarios`) or file
-    #[arg(long, short, default_value = "steady-chat")]
-    pub(super) scenario: String,
+    /// A scenario's name (see `scenarios`) or file [default: steady-chat; batched in `check correctness`]
+    #[arg(long, short)]
+    scenario: Option<String>,
     /// Every rate times this
     #[arg(long, value_name = "FACTOR")]
     rate_scale: Option<f64>,
@@ -150,11 +152,17 @@ impl ScenarioArgs {
 
     /// The scenario's name, without a folder.
     pub(super) fn name(&self) -> String {
-        Path::new(&self.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+        let scenario = self.scenario.as_deref().unwrap_or(DEFAULT_SCENARIO);
+        Path::new(scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     pub(super) fn load(&self) -> anyhow::Result<Scenario> {
-        let mut scenario = Scenario::load(&self.scenario)?;
+        self.load_or(DEFAULT_SCENARIO)
+    }
+
+    /// `default` is the name of a scenario that comes with this program.
+    pub(super) fn load_or(&self, default: &str) -> anyhow::Result<Scenario> {
+        let mut scenario = Scenario::load(self.scenario.as_deref().unwrap_or(default))?;
         scenario.rate_scale = self.rate_scale.unwrap_or(scenario.rate_scale);
         scenario.duration_s = self.duration.unwrap_or(scenario.duration_s);
         scenario.warmup_s = self.warmup.unwrap_or(scenario.warmup_s);

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::{CheckError, Context, leaving, overload, soak};
 use crate::arrivals::Arrivals;
+use crate::correctness::MAX_NAMED;
 use crate::generate::generate;
 use crate::http::Connect;
 use crate::lengths::{Distribution, Lengths};
@@ -21,8 +22,6 @@ const POISON_SHARE: f64 = 0.05;
 const QUESTIONS: usize = 200;
 const MAX_PROMPT_TOKENS: u32 = 160;
 const MAX_OUTPUT_TOKENS: u32 = 96;
-/// How many differing answers are named.
-const MAX_NAMED: usize = 5;
 
 pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, CheckError> {
     let options = &context.options;

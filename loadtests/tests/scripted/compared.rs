@@ -5,8 +5,10 @@ use std::time::Duration;
 use passerelle_loadtests::compare::{Better, CompareError, CompareOptions, Comparison, Contender, compare};
 use passerelle_loadtests::correctness;
 use passerelle_loadtests::scenario::Scenario;
+use passerelle_loadtests::verdict::{Outcome, Verdict};
+use serde_json::json;
 
-use crate::server::{Fault, Reply, Scripted, steady, virtual_time};
+use crate::server::{Fault, Reply, Scripted, Seen, steady, virtual_time};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -79,16 +81,39 @@ async fn the_order_of_the_servers_changes_from_round_to_round() {
     assert_eq!(*log.lock().unwrap(), "abab", "a b, then b a, then a b");
 }
 
+/// At so many times the load of [`scenario`].
+async fn correctness_of(reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static, rate_scale: f64) -> Verdict {
+    let scenario = Scenario { rate_scale, ..scenario() };
+    correctness::check(&Scripted::new(reply).session().await, &scenario, &virtual_time()).await.unwrap()
+}
+
+fn said(text: &str) -> Reply {
+    Reply::Tokens { delays: vec![100 * MS; 5], text: text.to_owned() }
+}
+
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_load_changes_is_found() {
-    let verdict_of = |changes: bool| async move {
-        let server = Scripted::new(move |seen| {
-            let text = if changes && seen.in_flight > 2 { "x " } else { "w " };
-            Reply::Tokens { delays: vec![100 * MS; 5], text: text.to_owned() }
-        });
-        correctness::check(&server.session().await, &scenario(), &virtual_time()).await.unwrap()
+async fn an_answer_that_load_changes_or_cuts_is_found() {
+    let verdict = correctness_of(|_| said("w "), 1.0).await;
+    assert!(verdict.holds(), "{}", verdict.render());
+    let changed = correctness_of(|seen| said(if seen.in_flight > 2 { "x " } else { "w " }), 1.0).await;
+    assert!(changed.broken[0].contains("differs after 0 characters"), "{}", changed.render());
+    let cut = |text: &'static str| {
+        let chunk = format!("data: {}\n\n", json!({"choices": [{"delta": {"content": text}}]}));
+        move |seen: &Seen| if seen.in_flight > 2 { Reply::Raw(chunk.clone()) } else { said("w ") }
     };
-    assert!(verdict_of(false).await.holds());
-    let verdict = verdict_of(true).await;
-    assert!(verdict.broken[0].contains("differs after 0 characters"), "{}", verdict.render());
+    let verdict = correctness_of(cut("w "), 1.0).await;
+    assert!(verdict.broken[0].contains("ends after 2 characters: stream cut"), "{}", verdict.render());
+    let verdict = correctness_of(cut("wrong"), 1.0).await;
+    assert!(verdict.broken[0].contains("differs after 1 characters"), "{}", verdict.render());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_batches_nothing_or_is_refused_tells_nothing() {
+    let verdict = correctness_of(|_| said("w "), 0.05).await;
+    assert_eq!(verdict.outcome(), Outcome::CannotTell, "{}", verdict.render());
+    assert!(verdict.undecided[0].contains("requests were in flight; give a larger load"), "{}", verdict.render());
+    let busy = || Reply::Status { status: 503, body: "{}".to_owned() };
+    let verdict = correctness_of(move |seen| if seen.in_flight > 2 { busy() } else { said("w ") }, 1.0).await;
+    assert_eq!(verdict.outcome(), Outcome::CannotTell, "{}", verdict.render());
+    assert!(verdict.undecided[0].contains("refused requests"), "{}", verdict.render());
 }
