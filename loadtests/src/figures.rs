@@ -148,13 +148,11 @@ impl Figures {
 
 impl Objectives {
     pub fn are_kept_by(&self, record: &Record) -> bool {
-        let within = |value: Option<Duration>, limit_ms: Option<f64>| match (value, limit_ms) {
-            (Some(value), Some(limit_ms)) => ms(value) <= limit_ms,
-            _ => true,
-        };
-        within(record.time_to_first_token(), self.ttft_ms)
-            && within(record.time_per_output_token(), self.tpot_ms)
-            && within(Some(record.end_to_end()), self.e2e_ms)
+        let within = |value: Duration, limit_ms: Option<f64>| limit_ms.is_none_or(|limit_ms| ms(value) <= limit_ms);
+        // A single token has no time per further token; an answer without a first token keeps nothing.
+        record.time_to_first_token().is_some_and(|first| within(first, self.ttft_ms))
+            && record.time_per_output_token().is_none_or(|each| within(each, self.tpot_ms))
+            && within(record.end_to_end(), self.e2e_ms)
     }
 }
 
@@ -209,6 +207,7 @@ mod tests {
         let at = |after: u64| Duration::from_millis(1000 + after);
         Record {
             index: 0,
+            lap: 0,
             turn: 0,
             traffic: 0,
             intended: at(0),
@@ -254,10 +253,11 @@ mod tests {
         let refused = Record { ending: Ending::Refused { status: 503, code: None }, ..record(&[], 0) };
         let failed = Record { ending: Ending::Failed(ErrorKind::Timeout), ..record(&[50], 1) };
         let left = Record { ending: Ending::Left, ..record(&[50, 60], 2) };
-        let records = [record(&[100, 110], 2), record(&[300, 310], 2), refused, failed, left];
+        let silent = record(&[], 0);
+        let records = [record(&[100, 110], 2), record(&[300, 310], 2), silent, refused, failed, left];
         let objectives = Objectives { ttft_ms: Some(200.0), tpot_ms: Some(20.0), e2e_ms: None };
         let figures = Figures::of(&records.iter().collect::<Vec<_>>(), Duration::from_secs(1), &objectives);
-        assert_eq!((figures.good, figures.good_share), (1, 0.25), "of four whose answer was wanted whole");
+        assert_eq!((figures.good, figures.good_share), (1, 0.2), "of five whose answer was wanted whole");
         assert_eq!((figures.refused["503"], figures.errors["timeout"], figures.left), (1, 1, 1));
     }
 }

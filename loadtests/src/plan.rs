@@ -12,7 +12,7 @@ use crate::http::Connect;
 use crate::lengths::Lengths;
 use crate::progress::Progress;
 use crate::prompts::PromptMaker;
-use crate::record::Expect;
+use crate::record::{Expect, Place};
 use crate::rng::Rng;
 use crate::scenario::{Objectives, Scenario, Traffic, Workload};
 use crate::tokens::TokensError;
@@ -23,6 +23,10 @@ pub use poison::poison_bodies;
 
 /// A scenario's requests are at most so many: they are all made before the run.
 pub const MAX_JOBS: usize = 200_000;
+/// Different requests that are made for each closed user and second; who is answered sooner asks some again.
+const CLOSED_RATE: f64 = 4.0;
+/// More different requests than this are not made for closed users: making them takes time, too.
+const MAX_CLOSED_SUPPLY: usize = 4096;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -47,6 +51,16 @@ pub struct TrafficLabel {
 pub struct ClosedGroup {
     pub concurrency: usize,
     pub jobs: Vec<Job>,
+    pub supply: Supply,
+}
+
+/// What closed users do when all of their requests are asked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Supply {
+    /// They go: the scenario says how many requests there are.
+    Once,
+    /// They ask them again from the first, until the scenario's end.
+    Again,
 }
 
 #[derive(Debug, Clone)]
@@ -56,6 +70,13 @@ pub struct Job {
     /// Zero where the arrivals are closed.
     pub at: Duration,
     pub script: Script,
+}
+
+impl Job {
+    /// Of its first turn, when it is asked for the first time.
+    pub(crate) fn place(&self, intended: Duration) -> Place {
+        Place { index: self.index, lap: 0, turn: 0, traffic: self.traffic, intended }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -143,7 +164,8 @@ impl Plan {
             let jobs = planner.jobs().await?;
             match traffic.arrivals.scaled(scenario.rate_scale) {
                 Arrivals::Closed { concurrency } => {
-                    plan.closed.push(ClosedGroup { concurrency: concurrency as usize, jobs });
+                    let supply = if traffic.requests.is_some() { Supply::Once } else { Supply::Again };
+                    plan.closed.push(ClosedGroup { concurrency: concurrency as usize, jobs, supply });
                 }
                 _ => plan.open.extend(jobs),
             }
@@ -192,7 +214,13 @@ impl<C: Connect> Planner<'_, C> {
         let arrivals = self.traffic.arrivals.scaled(self.scenario.rate_scale);
         let offsets = arrivals.offsets(self.scenario.duration(), &mut self.rng);
         let limit = self.traffic.requests.unwrap_or(MAX_JOBS + 1);
-        let mut offsets = offsets.unwrap_or_else(|| vec![Duration::ZERO; limit.min(MAX_JOBS)]);
+        let mut offsets = offsets.unwrap_or_else(|| {
+            let supply = match arrivals {
+                Arrivals::Closed { concurrency } => self.closed_supply(concurrency),
+                _ => MAX_JOBS,
+            };
+            vec![Duration::ZERO; limit.min(supply)]
+        });
         offsets.truncate(limit);
         if offsets.len() > MAX_JOBS {
             return Err(PlanError::TooMany);
@@ -204,6 +232,15 @@ impl<C: Connect> Planner<'_, C> {
             self.progress.count_prepared();
         }
         Ok(jobs)
+    }
+
+    /// How many different requests closed users get: all that the scenario says, or else as many as last for a while.
+    fn closed_supply(&self, concurrency: u32) -> usize {
+        if self.traffic.requests.is_some() {
+            return MAX_JOBS;
+        }
+        let wanted = f64::from(concurrency) * (1.0 + self.scenario.duration_s * CLOSED_RATE);
+        (wanted as usize).min(MAX_CLOSED_SUPPLY)
     }
 
     async fn script(&mut self, number: usize) -> Result<Script, PlanError> {

@@ -2,8 +2,8 @@
 
 mod pacing;
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -13,7 +13,7 @@ pub use pacing::Pacing;
 use crate::clock::{Instant, now};
 use crate::generate::{Answer, generate};
 use crate::http::{Client, Connect};
-use crate::plan::{ClosedGroup, Conversation, Job, Plan, Script};
+use crate::plan::{ClosedGroup, Conversation, Job, Plan, Script, Supply};
 use crate::progress::Progress;
 use crate::record::{Ending, ErrorKind, Place, Record};
 
@@ -59,7 +59,7 @@ pub async fn run<C: Connect>(client: &Client<C>, plan: &Plan, options: &RunOptio
             records.push(sender.not_sent(job));
         } else {
             let (sender, job) = (sender.clone(), job.clone());
-            users.spawn(async move { sender.carry_out(&job, job.at).await });
+            users.spawn(async move { sender.carry_out(&job.script, job.place(job.at)).await });
         }
         while let Some(ended) = users.try_join_next() {
             records.extend(ended.expect("a user's task does not panic and is not cancelled"));
@@ -78,22 +78,39 @@ fn spawn_closed<C: Connect>(
     group: &ClosedGroup,
     duration: Duration,
 ) {
-    let queue = Arc::new(Mutex::new(VecDeque::from(group.jobs.clone())));
+    let questions = Arc::new(Questions { jobs: group.jobs.clone(), supply: group.supply, asked: AtomicUsize::new(0) });
     for _ in 0..group.concurrency {
-        let (sender, queue) = (sender.clone(), Arc::clone(&queue));
+        let (sender, questions) = (sender.clone(), Arc::clone(&questions));
         users.spawn(async move {
             tokio::time::sleep_until(sender.start).await;
             let mut records = Vec::new();
-            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            while let Some(job) = next() {
+            while let Some((job, lap)) = questions.next() {
                 let intended = now().saturating_duration_since(sender.start);
                 if intended >= duration {
                     break;
                 }
-                records.extend(sender.carry_out(&job, intended).await);
+                let place = Place { lap, ..job.place(intended) };
+                records.extend(sender.carry_out(&job.script, place).await);
             }
             records
         });
+    }
+}
+
+/// What closed users ask, one after the other.
+struct Questions {
+    jobs: Vec<Job>,
+    supply: Supply,
+    asked: AtomicUsize,
+}
+
+impl Questions {
+    /// The next one, and how often it was asked before.
+    fn next(&self) -> Option<(&Job, usize)> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let lap = number.checked_div(self.jobs.len())?;
+        let is_left = lap == 0 || self.supply == Supply::Again;
+        is_left.then(|| (&self.jobs[number % self.jobs.len()], lap))
     }
 }
 
@@ -110,9 +127,8 @@ impl<C: Connect> Clone for Sender<C> {
 }
 
 impl<C: Connect> Sender<C> {
-    async fn carry_out(&self, job: &Job, intended: Duration) -> Vec<Record> {
-        let place = Place { index: job.index, turn: 0, traffic: job.traffic, intended };
-        match &job.script {
+    async fn carry_out(&self, script: &Script, place: Place) -> Vec<Record> {
+        match script {
             Script::Single(call) => {
                 self.progress.count_sent();
                 let answer = generate(&self.client, call).await;
@@ -163,6 +179,6 @@ impl<C: Connect> Sender<C> {
             finish_reason: None,
             text: String::new(),
         };
-        Record::new(Place { index: job.index, turn: 0, traffic: job.traffic, intended: job.at }, self.start, answer)
+        Record::new(job.place(job.at), self.start, answer)
     }
 }

@@ -53,7 +53,7 @@ pub struct Traffic {
     #[serde(default)]
     pub tenant: Option<String>,
     pub arrivals: Arrivals,
-    /// At most so many; needed where the arrivals are closed.
+    /// At most so many. Closed users without it ask until the scenario's end.
     #[serde(default)]
     pub requests: Option<usize>,
     pub workload: Workload,
@@ -138,8 +138,8 @@ impl Traffic {
     fn check(&self) -> Result<(), String> {
         self.arrivals.check()?;
         self.workload.check()?;
-        if matches!(self.arrivals, Arrivals::Closed { .. }) && self.requests.is_none() {
-            return Err("closed arrivals need `requests`".to_owned());
+        if self.requests == Some(0) {
+            return Err("`requests` must be above 0".to_owned());
         }
         if matches!(self.arrivals, Arrivals::Trace) != matches!(self.workload, Workload::Trace { .. }) {
             return Err("a trace is both the arrivals and the workload".to_owned());
@@ -204,8 +204,8 @@ mod tests {
         assert!(error_of(&SMALL.replace("duration_s = 2", "duration_s = 0")).contains("duration_s"));
         assert!(error_of(&SMALL.replace("rate = 2.0", "rate = 0.0")).contains("rate"));
         assert!(error_of(&SMALL.replace("prompt_tokens = 8", "prompt_tokens = 0")).contains("at least one token"));
-        let closed = SMALL.replace(r#"kind = "constant", rate = 2.0"#, r#"kind = "closed", concurrency = 2"#);
-        assert!(error_of(&closed).contains("requests"));
+        let none = SMALL.replace("name =", "requests = 0\nname =");
+        assert!(error_of(&none).contains("`requests` must be above 0"));
     }
 
     #[test]

@@ -36,14 +36,15 @@ async fn errors_are_told_apart() {
             Reply::Raw("data: {\"error\":{\"message\":\"x\"}}\n\ndata: [DONE]\n\n".to_owned()),
             Reply::Raw("data: {not json}\n\ndata: [DONE]\n\n".to_owned()),
             Reply::Silence,
+            Reply::Raw("data: {\"choices\":[{\"delta\":{\"content\":\"\"}}]}\n\ndata: [DONE]\n\n".to_owned()),
             Reply::Tokens { delays: vec![MS; 12], text: "w ".to_owned() },
         ]
     };
-    let server = Scripted::new(move |seen| replies().swap_remove(seen.number.min(6)));
+    let server = Scripted::new(move |seen| replies().swap_remove(seen.number.min(7)));
     let figures = figures_of(&server, &chat("")).await.total;
-    assert_eq!((figures.requests, figures.finished), (10, 4));
+    assert_eq!((figures.requests, figures.finished, figures.good), (10, 3, 3));
     assert_eq!((figures.refused["429 rate_limit_exceeded"], figures.refused["503"]), (1, 1));
-    for kind in ["stream cut", "error in the stream", "malformed answer", "timeout"] {
+    for kind in ["stream cut", "error in the stream", "malformed answer", "timeout", "empty answer"] {
         assert_eq!(figures.errors.get(kind), Some(&1), "{kind}: {:?}", figures.errors);
     }
 }

@@ -104,6 +104,20 @@ async fn closed_users_wait_for_their_answers() {
     assert_within(figures.total.ttft_ms.unwrap().p50, 100.0, 0.02, "the wait for the user before is not counted");
 }
 
+#[tokio::test(start_paused = true)]
+async fn closed_users_ask_until_the_end_where_nothing_says_how_often() {
+    let server = Scripted::new(steady(10 * MS, MS));
+    let mut scenario = scenario("{ kind = 'closed', concurrency = 2 }", 30, "");
+    scenario.traffic[0].requests = None;
+    let figures = figures_of(&server, &scenario).await;
+    assert_within(figures.wall_s, 30.0, 0.01, "none of them goes before the end");
+    assert_within(figures.total.finished as f64, 2.0 * 30.0 / 0.03, 0.05, "30 ms each, two at once");
+    let prompt = |number: usize| server.seen()[number].body["messages"].to_string();
+    let different = 2 + 2 * 30 * 4;
+    assert_eq!(prompt(0), prompt(different), "the first question is asked again when all were asked");
+    assert_ne!(prompt(0), prompt(different - 1));
+}
+
 /// Over the network and by the thread that keeps the schedule; the delays are long, so that a busy machine passes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_a_real_socket_the_delays_are_seen() {
