@@ -121,6 +121,11 @@ impl Figures {
         self.refused.values().sum()
     }
 
+    /// Whether anything at all got what it should; also where nothing was sent.
+    pub fn was_served(&self) -> bool {
+        self.requests == 0 || self.finished + self.left + self.poison_refused > 0
+    }
+
     fn count(&mut self, record: &Record, objectives: &Objectives) {
         match &record.ending {
             Ending::Finished => {
@@ -143,6 +148,18 @@ impl Figures {
             }
             None => self.without_usage += u64::from(record.is_finished()),
         }
+    }
+}
+
+impl std::fmt::Display for Objectives {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { ttft_ms, tpot_ms, e2e_ms } = *self;
+        let parts = [("first token", ttft_ms), ("each further token", tpot_ms), ("the whole", e2e_ms)];
+        let parts: Vec<String> = parts
+            .iter()
+            .filter_map(|(name, limit)| limit.map(|limit| format!("{name} within {} ms", short(limit))))
+            .collect();
+        formatter.write_str(if parts.is_empty() { "whenever it comes".to_owned() } else { parts.join(", ") }.as_str())
     }
 }
 
@@ -178,6 +195,16 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let rank = share * (sorted.len() - 1) as f64;
     let (below, above) = (rank.floor() as usize, rank.ceil() as usize);
     sorted[below] + (sorted[above] - sorted[below]) * (rank - below as f64)
+}
+
+/// For a table: at least three significant digits and one decimal; `-` for what is no number.
+pub fn short(value: f64) -> String {
+    const MOST_DECIMALS: f64 = 6.0;
+    if !value.is_finite() {
+        return "-".to_owned();
+    }
+    let decimals = if value == 0.0 { 1.0 } else { (2.0 - value.abs().log10().floor()).clamp(1.0, MOST_DECIMALS) };
+    format!("{value:.*}", decimals as usize)
 }
 
 /// The most requests that were on their way at one moment.
@@ -226,6 +253,12 @@ mod tests {
         assert_eq!((quantiles.p50, quantiles.p90, quantiles.p99, quantiles.max), (51.0, 91.0, 100.0, 101.0));
         assert_eq!(quantile(&[0.0, 10.0], 0.25), 2.5);
         assert!(Quantiles::of(std::iter::empty()).is_none());
+    }
+
+    #[test]
+    fn small_numbers_keep_three_digits_and_none_is_a_dash() {
+        let shown = [1234.56, 24.57, 1.234, 0.01234, 0.0, f64::NAN, f64::INFINITY].map(short);
+        assert_eq!(shown, ["1234.6", "24.6", "1.23", "0.0123", "0.0", "-", "-"]);
     }
 
     #[test]

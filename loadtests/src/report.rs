@@ -10,10 +10,12 @@ use crate::clock;
 use crate::figures::{Quantiles, RunFigures, ms};
 use crate::plan::Plan;
 use crate::process::MachineFigures;
+use crate::progress::Counts;
 use crate::run::Run;
 
-/// A generator that is later than this has measured itself.
-const LATE_MS: f64 = 5.0;
+/// A generator of which more than 1 % leaves later than this has measured itself.
+pub const LATE_MS: f64 = 5.0;
+const LATE_REQUESTS: f64 = 0.01;
 /// The same, as a share of the time to the first token.
 const LATE_SHARE: f64 = 0.05;
 const BUSY_SHARE: f64 = 0.8;
@@ -38,6 +40,8 @@ pub struct About {
     pub server: String,
     pub date: String,
     pub machine: String,
+    /// Of the checkout that this program was run in. Neither the server's nor surely the program's own: `server` and
+    /// `note` say what was measured.
     pub commit: String,
     pub command: String,
     /// What the reader of the figures should know besides.
@@ -80,19 +84,29 @@ impl Overhead {
             warnings
                 .push(format!("the generator is the bottleneck: 1 % of its requests left {late:.1} ms late or later"));
         }
-        if self.cpu_cores > BUSY_SHARE * self.threads as f64 {
-            warnings.push(format!(
-                "the generator is the bottleneck: it used {:.2} cores with {} threads",
-                self.cpu_cores, self.threads
-            ));
-        }
+        warnings.extend(busy(self.cpu_cores, self.threads));
         warnings
     }
 }
 
+/// Why a verdict may be the generator's: `counts` are of all that it sent, while `machine` was watched.
+pub fn bottlenecks(counts: Counts, machine: &MachineFigures, threads: usize) -> Vec<String> {
+    let Counts { sent, late, .. } = counts;
+    let is_late = late as f64 > LATE_REQUESTS * sent as f64;
+    let too_late = is_late.then(|| {
+        format!("the generator is the bottleneck: {late} of its {sent} requests left more than {LATE_MS} ms late")
+    });
+    too_late.into_iter().chain(busy(machine.own_cpu_cores, threads)).collect()
+}
+
+fn busy(cpu_cores: f64, threads: usize) -> Option<String> {
+    (cpu_cores > BUSY_SHARE * threads as f64)
+        .then(|| format!("the generator is the bottleneck: it used {cpu_cores:.2} cores with {threads} threads"))
+}
+
 impl MachineFigures {
     /// Why the figures may be other programs'.
-    pub(crate) fn warning(&self) -> Option<String> {
+    pub fn warning(&self) -> Option<String> {
         (self.foreign_cpu_cores > FOREIGN_SHARE * self.cores as f64).then(|| {
             format!("other programs used {:.2} of this machine's {} cores", self.foreign_cpu_cores, self.cores)
         })
@@ -135,7 +149,7 @@ impl About {
     pub fn markdown(&self) -> String {
         let Self { scenario: _, url, model, server, date, machine, commit, command, note } = self;
         format!(
-            "- date: {date}\n- machine: {machine}\n- commit: {commit}\n- server: {url}, `{server}`, model `{model}`\n\
+            "- date: {date}\n- machine: {machine}\n- commit: {commit} (of the folder that this was run in)\n- server: {url}, `{server}`, model `{model}`\n\
              - command: `{command}`\n{}",
             note.as_ref().map(|note| format!("- note: {note}\n")).unwrap_or_default()
         )
@@ -223,6 +237,17 @@ mod tests {
         assert!(warned(9.0, 0.1, 0.0)[0].contains("9.0 ms late"));
         assert!(warned(1.0, 0.9, 0.0)[0].contains("0.90 cores"));
         assert!(warned(1.0, 0.1, 0.8)[0].contains("other programs"));
+    }
+
+    #[test]
+    fn a_verdict_hears_of_a_generator_that_is_late_or_busy() {
+        let warned = |late, own_cpu_cores| {
+            let machine = MachineFigures { own_cpu_cores, ..MachineFigures::default() };
+            bottlenecks(Counts { sent: 1000, late, ..Counts::default() }, &machine, 1)
+        };
+        assert!(warned(10, 0.8).is_empty());
+        assert!(warned(11, 0.1)[0].contains("11 of its 1000 requests left more than 5 ms late"));
+        assert!(warned(0, 0.9)[0].contains("0.90 cores"));
     }
 
     #[test]

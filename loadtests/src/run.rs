@@ -19,6 +19,8 @@ use crate::record::{Ending, ErrorKind, Place, Record};
 
 /// Between the start of a run and its first request, so that everything is in place.
 const LEAD: Duration = Duration::from_millis(20);
+/// What a closed user waits who was refused: otherwise a server that refuses at once would be asked as fast as it can.
+const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 /// Beyond it requests are counted as not sent: the generator, not the server, would be measured.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 16_384;
 
@@ -90,7 +92,11 @@ fn spawn_closed<C: Connect>(
                     break;
                 }
                 let place = Place { lap, ..job.place(intended) };
-                records.extend(sender.carry_out(&job.script, place).await);
+                let answered = sender.carry_out(&job.script, place).await;
+                if matches!(answered.last(), Some(Record { ending: Ending::Refused { .. } | Ending::Failed(_), .. })) {
+                    tokio::time::sleep(AFTER_REFUSAL).await;
+                }
+                records.extend(answered);
             }
             records
         });

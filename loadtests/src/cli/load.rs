@@ -39,8 +39,6 @@ impl RunArgs {
         let report = Report::of(&done, &plan, machine, usize::from(self.server.common.threads));
         let about = About::now(&self.scenario.name(), measured(&session, &self.server.url).await);
         self.output.deliver(about, (&report.table(), "report", report.json()))?;
-        let was_served =
-            report.figures.total.requests == 0 || report.figures.total.error_count() < report.figures.total.requests;
-        Ok(if was_served { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if report.figures.total.was_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

@@ -59,6 +59,22 @@ async fn who_leaves_is_no_error_and_closes_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_of_which_all_was_refused_was_not_served() {
+    let served = |status: u16| async move {
+        let server = Scripted::new(move |seen| match seen.number {
+            9 => Reply::Tokens { delays: vec![MS], text: "w ".to_owned() },
+            _ => Reply::Status { status, body: "{}".to_owned() },
+        });
+        let one_less = Scenario { duration_s: 9.0, ..chat("") };
+        (
+            figures_of(&server, &one_less).await.total.was_served(),
+            figures_of(&server, &chat("")).await.total.was_served(),
+        )
+    };
+    assert_eq!(served(401).await, (false, true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn connections_are_kept_between_requests() {
     let server = Scripted::new(steady(20 * MS, 10 * MS));
     figures_of(&server, &chat("")).await;
