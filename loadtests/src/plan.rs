@@ -158,9 +158,13 @@ impl Plan {
         };
         for (index, traffic) in scenario.traffic.iter().enumerate() {
             let rng = Rng::for_part(scenario.seed, index as u64);
+            // Where answers end when they will, other words are another load.
+            let wording = if traffic.request.ignore_eos { scenario.wording } else { 0 };
+            let words = Rng::for_part(scenario.seed, ((1 + wording) << 32) | index as u64);
             let labels = &mut plan.traffic;
             let prefixes = Vec::new();
-            let mut planner = Planner { scenario, traffic, index, maker, target, progress, rng, prefixes, labels };
+            let mut planner =
+                Planner { scenario, traffic, index, maker, target, progress, rng, words, prefixes, labels };
             let jobs = planner.jobs().await?;
             match traffic.arrivals.scaled(scenario.rate_scale) {
                 Arrivals::Closed { concurrency } => {
@@ -200,7 +204,9 @@ struct Planner<'a, C: Connect> {
     maker: &'a PromptMaker<C>,
     target: &'a Target,
     progress: &'a Progress,
+    /// Of times and lengths.
     rng: Rng,
+    words: Rng,
     prefixes: Vec<String>,
     /// Those of the scenario's entries, then what a trace adds.
     labels: &'a mut Vec<TrafficLabel>,
@@ -255,16 +261,16 @@ impl<C: Connect> Planner<'_, C> {
             Workload::Completions { prompt_tokens, output_tokens, token_ids } => {
                 let tokens = prompt_tokens.draw(&mut self.rng);
                 let prompt = if *token_ids {
-                    serde_json::json!(self.maker.ids(tokens, &mut self.rng))
+                    serde_json::json!(self.maker.ids(tokens, &mut self.words))
                 } else {
-                    self.maker.text(tokens, &mut self.rng).await?.into()
+                    self.maker.text(tokens, &mut self.words).await?.into()
                 };
                 let tokens = output_tokens.draw(&mut self.rng);
                 self.call(template.completions(prompt, tokens))?
             }
             Workload::SharedPrefix { prefixes, prefix_tokens, prompt_tokens, output_tokens } => {
                 while self.prefixes.len() < *prefixes {
-                    self.prefixes.push(self.maker.text(*prefix_tokens, &mut self.rng).await?);
+                    self.prefixes.push(self.maker.text(*prefix_tokens, &mut self.words).await?);
                 }
                 let system = body::system(&self.prefixes[self.rng.below(*prefixes)]);
                 let prompt = self.words(prompt_tokens).await?;
@@ -306,7 +312,7 @@ impl<C: Connect> Planner<'_, C> {
             let messages = match line.prompt {
                 TracePrompt::Messages(messages) => messages,
                 TracePrompt::Words { tokens, blocks } => {
-                    let text = self.maker.text_of_blocks(&blocks, BLOCK_TOKENS, tokens, &mut self.rng).await?;
+                    let text = self.maker.text_of_blocks(&blocks, BLOCK_TOKENS, tokens, &mut self.words).await?;
                     vec![body::user(&text)]
                 }
             };
@@ -335,7 +341,7 @@ impl<C: Connect> Planner<'_, C> {
 
     async fn words(&mut self, lengths: &Lengths) -> Result<String, TokensError> {
         let tokens = lengths.draw(&mut self.rng);
-        self.maker.text(tokens, &mut self.rng).await
+        self.maker.text(tokens, &mut self.words).await
     }
 
     fn template(&self) -> BodyTemplate {

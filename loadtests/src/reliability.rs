@@ -124,6 +124,7 @@ impl<C: Connect> Context<'_, C> {
             duration_s: self.options.duration.as_secs_f64(),
             warmup_s: 0.0,
             seed: 1,
+            wording: 0,
             timeout_s: REQUEST_TIMEOUT_S,
             rate_scale: 1.0,
             objectives: self.options.objectives,

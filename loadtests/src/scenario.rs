@@ -24,6 +24,9 @@ pub struct Scenario {
     pub warmup_s: f64,
     #[serde(default = "default_seed")]
     pub seed: u64,
+    /// Another number is other words of the same lengths at the same times, where answers' lengths do not hang on them.
+    #[serde(skip)]
+    pub wording: u64,
     /// Of one request, from its sending to its end.
     #[serde(default = "default_timeout_s")]
     pub timeout_s: f64,

@@ -38,26 +38,41 @@ fn spread(seen: &Seen) -> Reply {
     Reply::Tokens { delays, text: "w ".to_owned() }
 }
 
+/// The exact percentiles of `values`.
+fn expected(values: impl Iterator<Item = f64>) -> [f64; 4] {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    [0.5, 0.9, 0.99, 1.0].map(|share| {
+        let rank = share * (values.len() - 1) as f64;
+        let (below, above) = (values[rank.floor() as usize], values[rank.ceil() as usize]);
+        below + (above - below) * rank.fract()
+    })
+}
+
 #[tokio::test(start_paused = true)]
 async fn percentiles_are_right_within_two_percent() {
     let server = Scripted::new(spread);
     let figures = figures_of(&server, &scenario("{ kind = 'poisson', rate = 25.0 }", 60, "")).await.total;
     assert_eq!((figures.finished, figures.output_tokens), (400, 400 * 21));
-    let ttft = figures.ttft_ms.unwrap();
-    for (value, expected, what) in [
-        (ttft.p50, 249.5, "median"),
-        (ttft.p90, 409.1, "p90"),
-        (ttft.p99, 445.0, "p99"),
-        (ttft.max, 449.0, "max"),
-        (ttft.mean, 249.5, "mean"),
+    // What `spread` does, each rank once.
+    let first = |rank: u32| f64::from(50 + rank);
+    let gap = |rank: u32| f64::from(10 + rank / 10);
+    for (measured, expected, what) in [
+        (figures.ttft_ms, expected((0..400).map(first)), "time to first token"),
+        (figures.itl_ms, expected((0..400).flat_map(|rank| [gap(rank); 20])), "inter-token latency"),
+        (figures.tpot_ms, expected((0..400).map(gap)), "time per output token"),
+        (figures.e2e_ms, expected((0..400).map(|rank| first(rank) + 20.0 * gap(rank))), "end to end"),
     ] {
-        assert_within(value, expected, 0.02, what);
+        let Quantiles { p50, p90, p99, max, .. } = measured.expect("all are answered");
+        for (value, expected, share) in [
+            (p50, expected[0], "median"),
+            (p90, expected[1], "p90"),
+            (p99, expected[2], "p99"),
+            (max, expected[3], "max"),
+        ] {
+            assert_within(value, expected, 0.02, &format!("{what}, {share}"));
+        }
     }
-    let tpot = figures.tpot_ms.unwrap();
-    assert_within(tpot.p50, 29.5, 0.02, "time per output token, median");
-    assert_within(tpot.p99, 49.0, 0.02, "time per output token, p99");
-    assert_within(figures.itl_ms.unwrap().p50, 29.5, 0.02, "inter-token latency, median");
-    assert_within(figures.e2e_ms.unwrap().max, 449.0 + 20.0 * 49.0, 0.02, "end to end, max");
 }
 
 /// The server stands still for ten seconds; a closed loop would see one slow request, and users see many.
@@ -118,9 +133,11 @@ async fn closed_users_ask_until_the_end_where_nothing_says_how_often() {
     assert_ne!(prompt(0), prompt(different - 1));
 }
 
-/// Over the network and by the thread that keeps the schedule; the delays are long, so that a busy machine passes.
+/// Over the network and by the thread that keeps the schedule. A busy machine is late now and then, so the best of a few
+/// runs counts: a clock or a schedule that is wrong is wrong in all of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_a_real_socket_the_delays_are_seen() {
+    const RUNS: usize = 10;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = Scripted::new(steady(400 * MS, 20 * MS));
@@ -132,10 +149,18 @@ async fn over_a_real_socket_the_delays_are_seen() {
     let client = Client::tcp(Endpoint::parse(&format!("http://{address}")).unwrap());
     let session = Session::open(client, None, Keys::default(), None).await.unwrap();
     let plan = session.plan(&scenario("{ kind = 'burst', size = 8, every_s = 1.0 }", 1, "")).await.unwrap();
-    let done = run(&session.client, &plan, &RunOptions::default()).await;
-    let figures = RunFigures::of(&done, &plan).total;
-    assert_eq!((figures.finished, figures.output_tokens), (8, 168));
-    let (ttft, e2e) = (figures.ttft_ms.unwrap(), figures.e2e_ms.unwrap());
-    assert!(ttft.p50 >= 400.0 && e2e.p50 >= 800.0, "{ttft:?} {e2e:?}");
-    assert!(ttft.p50 < 600.0, "{ttft:?}");
+    let mut seen = Vec::new();
+    for _ in 0..RUNS {
+        let done = run(&session.client, &plan, &RunOptions::default()).await;
+        let figures = RunFigures::of(&done, &plan).total;
+        assert_eq!((figures.finished, figures.output_tokens), (8, 168));
+        let (ttft, e2e) = (figures.ttft_ms.unwrap().p50, figures.e2e_ms.unwrap().p50);
+        assert!(ttft >= 400.0 && e2e >= 800.0, "{ttft} {e2e}");
+        // The server's timer is up to a millisecond late for each of 21 tokens.
+        if ttft <= 400.0 * 1.02 && e2e <= 821.0 * 1.05 {
+            return;
+        }
+        seen.push((ttft, e2e));
+    }
+    panic!("first token and end to end in ms, instead of 400 and 800 to 821: {seen:?}");
 }
