@@ -58,6 +58,8 @@ pub struct Quantiles {
 #[derive(Debug, Clone, Serialize)]
 pub struct RunFigures {
     pub wall_s: f64,
+    /// At one moment, those of the warm-up too.
+    pub peak_in_flight: usize,
     pub total: Figures,
     pub traffic: BTreeMap<String, Figures>,
     pub tenants: BTreeMap<String, Figures>,
@@ -81,7 +83,13 @@ impl RunFigures {
             let is_theirs = |record: &Record| plan.traffic[record.traffic].tenant.as_ref() == Some(tenant);
             tenants.entry(tenant.clone()).or_insert_with(|| figures_of(&is_theirs));
         }
-        Self { wall_s: window.as_secs_f64(), total: Figures::of(&counted, window, &plan.objectives), traffic, tenants }
+        Self {
+            wall_s: window.as_secs_f64(),
+            peak_in_flight: peak_in_flight(&run.records),
+            total: Figures::of(&counted, window, &plan.objectives),
+            traffic,
+            tenants,
+        }
     }
 }
 
@@ -203,8 +211,9 @@ pub fn short(value: f64) -> String {
     if !value.is_finite() {
         return "-".to_owned();
     }
-    let decimals = if value == 0.0 { 1.0 } else { (2.0 - value.abs().log10().floor()).clamp(1.0, MOST_DECIMALS) };
-    format!("{value:.*}", decimals as usize)
+    let wanted = if value == 0.0 { 1.0 } else { (2.0 - value.abs().log10().floor()).clamp(1.0, MOST_DECIMALS) };
+    let decimals = wanted as usize;
+    format!("{value:.decimals$}")
 }
 
 /// The most requests that were on their way at one moment.

@@ -170,6 +170,19 @@ impl Expect {
     }
 }
 
+impl std::fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Finished => formatter.write_str("finished"),
+            Self::Left => formatter.write_str("left"),
+            Self::Refused { status, code: Some(code) } => write!(formatter, "refused {status} {code}"),
+            Self::Refused { status, code: None } => write!(formatter, "refused {status}"),
+            Self::RefusedAsExpected { status } => write!(formatter, "poison refused {status}"),
+            Self::Failed(kind) => formatter.write_str(kind.name()),
+        }
+    }
+}
+
 impl ErrorKind {
     pub fn name(self) -> &'static str {
         match self {

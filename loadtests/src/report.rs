@@ -1,5 +1,6 @@
 //! What a run says at its end: a table for people, JSON for scripts, and both in a dated file on request.
 
+mod rows;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,9 @@ use crate::plan::Plan;
 use crate::process::MachineFigures;
 use crate::progress::Counts;
 use crate::run::Run;
+use crate::scenario::{Objectives, Scenario};
+
+pub use rows::write as write_rows;
 
 /// A generator of which more than 1 % leaves later than this has measured itself.
 pub const LATE_MS: f64 = 5.0;
@@ -23,11 +27,23 @@ const FOREIGN_SHARE: f64 = 0.1;
 
 #[derive(Debug, Serialize)]
 pub struct Report {
+    pub load: Load,
     pub figures: RunFigures,
     pub machine: MachineFigures,
     pub generator: Overhead,
     /// Why the figures may not be the server's.
     pub warnings: Vec<String>,
+}
+
+/// What was asked, where the scenario's name does not say it.
+#[derive(Debug, Serialize)]
+pub struct Load {
+    pub description: String,
+    pub seed: u64,
+    pub rate_scale: f64,
+    pub duration_s: f64,
+    pub warmup_s: f64,
+    pub objectives: Objectives,
 }
 
 /// Where a figure comes from.
@@ -114,11 +130,15 @@ impl MachineFigures {
 }
 
 impl Report {
-    pub fn of(run: &Run, plan: &Plan, machine: MachineFigures, threads: usize) -> Self {
+    /// `plan` was made of `scenario`.
+    pub fn of(run: &Run, (scenario, plan): (&Scenario, &Plan), machine: MachineFigures, threads: usize) -> Self {
         let figures = RunFigures::of(run, plan);
         let generator = Overhead::of(run, &machine, threads);
-        let warnings = warnings(&figures, &machine, &generator);
-        Self { figures, machine, generator, warnings }
+        let mut warnings = warnings(&figures, &machine, &generator);
+        if run.was_stopped {
+            warnings.push("the run was stopped: what had not ended is left out".to_owned());
+        }
+        Self { load: Load::of(scenario), figures, machine, generator, warnings }
     }
 
     pub fn table(&self) -> String {
@@ -127,6 +147,13 @@ impl Report {
 
     pub fn json(&self) -> serde_json::Value {
         serde_json::json!(self)
+    }
+}
+
+impl Load {
+    fn of(scenario: &Scenario) -> Self {
+        let Scenario { description, seed, rate_scale, duration_s, warmup_s, objectives, .. } = scenario.clone();
+        Self { description, seed, rate_scale, duration_s, warmup_s, objectives }
     }
 }
 
@@ -175,6 +202,13 @@ fn command(mut args: impl Iterator<Item = String>) -> String {
     while let Some(word) = args.next() {
         match word.as_str() {
             "--note" => drop(args.next()),
+            // A header may hold a secret.
+            "--header" => {
+                let header = args.next().unwrap_or_default();
+                let name = header.split(':').next().unwrap_or_default();
+                words.push(format!("--header '{name}: ...'"));
+            }
+            _ if word.starts_with("--header=") => words.push("--header=...".to_owned()),
             _ if word.contains(char::is_whitespace) => words.push(format!("'{word}'")),
             _ => words.push(word),
         }
@@ -224,7 +258,7 @@ mod tests {
     fn warned(lateness_ms: f64, own_cores: f64, foreign_cores: f64) -> Vec<String> {
         let quantiles = |value| Quantiles::of([value].into_iter());
         let total = Figures { ttft_ms: quantiles(50.0), ..Figures::default() };
-        let figures = RunFigures { wall_s: 1.0, total, traffic: [].into(), tenants: [].into() };
+        let figures = RunFigures { wall_s: 1.0, peak_in_flight: 1, total, traffic: [].into(), tenants: [].into() };
         let machine = MachineFigures { foreign_cpu_cores: foreign_cores, cores: 2, ..MachineFigures::default() };
         let generator =
             Overhead { lateness_ms: quantiles(lateness_ms), cpu_cores: own_cores, events_per_s: 1.0, threads: 1 };
@@ -252,8 +286,17 @@ mod tests {
 
     #[test]
     fn the_command_is_kept_without_its_folder_and_note() {
-        let args = ["/somewhere/passerelle-loadtests", "run", "--note", "a note", "--scenario", "my own.toml"];
+        let args = [
+            "/somewhere/passerelle-loadtests",
+            "run",
+            "--note",
+            "a note",
+            "--header",
+            "X-Key: secret",
+            "--scenario",
+            "my own.toml",
+        ];
         let command = command(args.into_iter().map(str::to_owned));
-        assert_eq!(command, "passerelle-loadtests run --scenario 'my own.toml'");
+        assert_eq!(command, "passerelle-loadtests run --header 'X-Key: ...' --scenario 'my own.toml'");
     }
 }

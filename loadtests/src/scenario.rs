@@ -98,6 +98,21 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// One kind of traffic, and everything else as it is where a file says nothing.
+    pub fn of(description: &str, duration_s: f64, traffic: Traffic) -> Self {
+        Self {
+            description: description.to_owned(),
+            duration_s,
+            warmup_s: 0.0,
+            seed: default_seed(),
+            wording: 0,
+            timeout_s: default_timeout_s(),
+            rate_scale: default_rate_scale(),
+            objectives: Objectives::default(),
+            traffic: vec![traffic],
+        }
+    }
+
     pub fn duration(&self) -> Duration {
         Duration::from_secs_f64(self.duration_s)
     }

@@ -35,7 +35,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     context.session.client.forget_idle();
     let answer = generate(&context.session.client, &stranger).await.ending;
     if answer != Ending::Finished {
-        why_no_more.get_or_insert(format!("after {}: a chat ends with {answer:?}", idle.len()));
+        why_no_more.get_or_insert_with(|| format!("after {}: a chat ends with {answer:?}", idle.len()));
     }
     let busy = if why_no_more.is_none() { p99(context, &plan).await } else { None };
     let after = rss();

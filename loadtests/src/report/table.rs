@@ -69,6 +69,7 @@ fn cells(quantiles: Option<Quantiles>) -> String {
 
 fn write_surroundings(text: &mut String, report: &Report) {
     const MIB: f64 = 1024.0 * 1024.0;
+    text.push_str(&format!("at most {} requests in flight\n", report.figures.peak_in_flight));
     let machine = &report.machine;
     if let (Some(cores), Some(start), Some(max)) =
         (machine.server_cpu_cores, machine.server_rss_start_bytes, machine.server_rss_max_bytes)

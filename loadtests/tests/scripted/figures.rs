@@ -1,11 +1,14 @@
 //! Figures are what the server's delays say.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use passerelle_loadtests::clock::now;
 use passerelle_loadtests::figures::{Quantiles, RunFigures};
 use passerelle_loadtests::http::{Client, Endpoint};
 use passerelle_loadtests::plan::Keys;
+use passerelle_loadtests::process::MachineFigures;
+use passerelle_loadtests::report::{Report, write_rows};
 use passerelle_loadtests::run::{RunOptions, run};
 use passerelle_loadtests::scenario::Scenario;
 use passerelle_loadtests::session::Session;
@@ -127,10 +130,47 @@ async fn closed_users_ask_until_the_end_where_nothing_says_how_often() {
     let figures = figures_of(&server, &scenario).await;
     assert_within(figures.wall_s, 30.0, 0.01, "none of them goes before the end");
     assert_within(figures.total.finished as f64, 2.0 * 30.0 / 0.03, 0.05, "30 ms each, two at once");
-    let prompt = |number: usize| server.seen()[number].body["messages"].to_string();
-    let different = 2 + 2 * 30 * 4;
-    assert_eq!(prompt(0), prompt(different), "the first question is asked again when all were asked");
-    assert_ne!(prompt(0), prompt(different - 1));
+    let prompts: BTreeSet<String> = server.seen().iter().map(|seen| seen.body["messages"].to_string()).collect();
+    assert_eq!(prompts.len(), 2 + 2 * 30 * 4, "four a second for each user, and then the same again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_stopped_tells_what_had_ended() {
+    let server = Scripted::new(steady(100 * MS, 5 * MS));
+    let session = server.session().await;
+    let plan = session.plan(&scenario("{ kind = 'closed', concurrency = 4 }", 60, "")).await.unwrap();
+    let options = virtual_time();
+    let stop = std::sync::Arc::clone(&options.stop);
+    tokio::spawn(async move {
+        tokio::time::sleep(1000 * MS).await;
+        stop.notify_one();
+    });
+    let done = run(&session.client, &plan, &options).await;
+    // 200 ms each; the fifth of each user is cut off.
+    assert!(done.was_stopped && (12..=20).contains(&done.records.len()), "{}", done.records.len());
+    assert!(done.wall <= 1000 * MS, "{:?}", done.wall);
+    assert!(done.records.iter().all(passerelle_loadtests::record::Record::is_finished));
+    let whole = run(&session.client, &plan, &virtual_time()).await;
+    assert!(!whole.was_stopped && whole.records.len() == 400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_request_has_a_row_and_the_report_says_what_was_asked() {
+    let server = Scripted::new(steady(30 * MS, 5 * MS));
+    let session = server.session().await;
+    let scenario = scenario("{ kind = 'constant', rate = 10.0 }", 2, "seed = 7\nobjectives = { ttft_ms = 50 }");
+    let (plan, done, _) = session.run(&scenario, &virtual_time()).await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    write_rows(file.path(), &done, &plan).unwrap();
+    let rows = std::fs::read_to_string(file.path()).unwrap();
+    let rows: Vec<serde_json::Value> = rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect();
+    assert_eq!((rows.len(), &rows[3]["ending"], &rows[3]["traffic"]), (20, &"finished".into(), &"chat".into()));
+    assert_eq!((rows[3]["intended_s"].as_f64(), rows[3]["output_tokens"].as_u64()), (Some(0.3), Some(21)));
+    assert_eq!(rows[3]["itl_ms"].as_array().map(Vec::len), Some(20));
+    assert_within(rows[3]["ttft_ms"].as_f64().unwrap(), 30.0, 0.04, "first token");
+    let report = Report::of(&done, (&scenario, &plan), MachineFigures::default(), 1).json();
+    assert_eq!((&report["load"]["seed"], &report["load"]["objectives"]["ttft_ms"]), (&7.into(), &50.0.into()));
+    assert_eq!(report["figures"]["peak_in_flight"], 2);
 }
 
 /// Over the network and by the thread that keeps the schedule. A busy machine is late now and then, so the best of a few

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 
 const PIPE_BYTES: usize = 64 * 1024;
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 const PLACE_POLL: Duration = Duration::from_millis(10);
 
 /// What a test's server does with one generation.
