@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use passerelle_models::input::SequenceInput;
-use passerelle_models::{BlockCopy, KvCache, Logits, ModelError, ModelInput};
+use passerelle_models::{BlockCopy, BlockId, KvCache, Logits, ModelError, ModelInput};
 
 use crate::event::RequestError;
 use crate::sequence::Sequence;
@@ -78,6 +78,13 @@ impl ModelRunner {
 
     pub(crate) fn cache(&self) -> &KvCache {
         &self.cache
+    }
+
+    /// Writes zeros to the first `num_blocks` blocks, in every group.
+    pub(crate) fn clear_blocks(&mut self, num_blocks: usize) -> Result<(), RequestError> {
+        (0..num_blocks as u32)
+            .try_for_each(|block| self.cache.fill_block(BlockId(block), 0.0))
+            .map_err(|error| RequestError::Step(error.to_string()))
     }
 
     /// One step of the model. A panic is an error like any other.

@@ -286,6 +286,15 @@ mod tests {
         }
     }
 
+    /// The bands were set before there were any; in plain code where the CPU has no instruction for them.
+    #[test]
+    fn products_of_bf16_stay_within_the_bands_and_answer_alike_in_any_company() {
+        let mut trial = Trial::new(&Compute::cpu(2).with_bf16_products(), 1.0).unwrap();
+        check(&mut trial).unwrap();
+        let failed: Vec<_> = trial.into_checks().into_iter().filter(|check| !check.passes()).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+    }
+
     #[test]
     fn what_is_no_number_does_not_pass() {
         let rows = [vec![0.5, 1.0, 0.25]];

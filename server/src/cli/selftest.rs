@@ -2,6 +2,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use candle_core::DType;
 use clap::Args;
 use passerelle::config::{Config, Environment};
 use passerelle::placement::DeviceChoice;
@@ -119,7 +120,7 @@ impl Report {
             eprintln!("warning: built without --release; the times below are not the machine's");
         }
         eprintln!("measuring");
-        let limits = Limits::measure(compute, clock)?;
+        let limits = Limits::measure(&compute.for_kv_of(DType::BF16), clock)?;
         let loads = selftest::loads(compute)?;
         let speed = loads.iter().map(|load| Speed::of(load, &limits, clock)).collect::<Result<_>>()?;
         Ok(Self {

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use candle_core::DType;
 use clap::{Args, ValueEnum};
-use passerelle::config::{ByteSize, Config, Environment, Listen, WrittenModel};
+use passerelle::config::{ByteSize, Config, EngineConfig, Environment, KvDtype, Listen, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_models::KvCacheSpec;
 use passerelle_models::ops::Compute;
@@ -123,7 +124,7 @@ impl SuiteArgs {
             eprintln!("warning: built without --release; these figures are not the machine's");
         }
         eprintln!("measuring this machine");
-        let limits = Limits::measure(&compute, &SystemClock::new())?;
+        let limits = Limits::measure(&compute.for_kv_of(kv_dtype(&device.engine)), &SystemClock::new())?;
         std::fs::create_dir_all(&device.server.data_dir)?;
         let measured = shapes.iter().map(|shape| {
             eprintln!("making weights of {}", shape.name());
@@ -157,6 +158,14 @@ impl SuiteArgs {
             generate: one(self.answer, GENERATE),
             streams: one(self.streams, STREAMS),
         }
+    }
+}
+
+/// Beside weights in bf16.
+fn kv_dtype(engine: &EngineConfig) -> DType {
+    match engine.kv_dtype {
+        KvDtype::F32 => DType::F32,
+        KvDtype::Auto | KvDtype::Bf16 => DType::BF16,
     }
 }
 
