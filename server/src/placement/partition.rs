@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn what_is_no_device_is_refused_with_what_to_write() {
         let hints = [
-            ("tpu", "cpu, cuda:0, rocm:0"),
+            ("tpu", "write cpu, cuda:0, or a UUID"),
             ("CPU", "cpu, cuda:0"),
             ("", "cpu, cuda:0"),
             ("cuda", "write cuda:0"),
