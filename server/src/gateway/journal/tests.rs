@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io::BufReader;
+use std::pin::pin;
 use std::sync::{Condvar, Mutex};
 use std::task::Poll;
 
@@ -52,6 +53,15 @@ impl LedgerStore for Disk {
 }
 
 impl Disk {
+    /// As they were written down.
+    pub(in crate::gateway) fn settlements(&self) -> Vec<Settlement> {
+        let settlement = |record: &Record| match record {
+            Record::Settle(_, settlement) => Some(settlement.clone()),
+            _ => None,
+        };
+        self.written.lock().unwrap().iter().filter_map(|(record, _)| settlement(record)).collect()
+    }
+
     fn hang(&self, hangs: bool) {
         *self.hangs.0.lock().unwrap() = hangs;
         self.hangs.1.notify_all();
@@ -96,6 +106,21 @@ async fn a_stream_waits_for_its_reservation_and_then_for_each_mark() {
     page.mark(used(5, 8));
     covers(&mut page, 24).await;
     assert!(!is_covered(&mut page, 25));
+}
+
+/// An upstream says as many tokens at a time as it likes.
+#[tokio::test]
+async fn a_piece_of_many_tokens_that_comes_while_a_mark_is_written_is_marked_itself() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    let mut page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    poll_fn(|context| page.poll_marked(used(5, 1), context)).await.unwrap();
+    disk.hang(true);
+    poll_fn(|context| page.poll_marked(used(5, 8), context)).await.unwrap();
+    let mut waiting = pin!(poll_fn(|context| page.poll_marked(used(5, 48), context)));
+    assert!(poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
+    disk.hang(false);
+    assert_eq!(waiting.await, Ok(()));
 }
 
 #[tokio::test]
