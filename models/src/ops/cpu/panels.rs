@@ -89,7 +89,7 @@ impl Panels {
         let data = match dtype {
             StoredDtype::F32 => PanelData::F32(pack(compute, rows)?),
             StoredDtype::F16 => PanelData::F16(pack(compute, rows)?),
-            StoredDtype::Bf16 if compute.factors() == Float::Bf16 && rows.width % Bf16Pair::LEN == 0 => {
+            StoredDtype::Bf16 if compute.factors() == Float::Bf16 && rows.width.is_multiple_of(Bf16Pair::LEN) => {
                 PanelData::Bf16Pairs(pack(compute, rows)?)
             }
             _ => PanelData::Bf16(pack(compute, rows)?),
