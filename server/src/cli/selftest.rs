@@ -2,11 +2,11 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use candle_core::DType;
 use clap::Args;
 use passerelle::config::{Config, Environment};
 use passerelle::placement::DeviceChoice;
 use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_models::DType;
 use passerelle_models::ops::Compute;
 use passerelle_models::selftest::{self, Check, Load};
 use serde::Serialize;

@@ -6,12 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::DType;
 use clap::{Args, ValueEnum};
 use passerelle::config::{ByteSize, Config, EngineConfig, Environment, KvDtype, Listen, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_models::KvCacheSpec;
 use passerelle_models::ops::Compute;
+use passerelle_models::{DType, KvCacheSpec};
 use serde::Serialize;
 use tempfile::TempDir;
 
