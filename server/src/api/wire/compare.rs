@@ -1,6 +1,7 @@
 //! `POST /v1/compare`: its fields, and the JSON of what models say side by side and of how they differ.
 
 use passerelle_engine::{ComparedPosition, Usage};
+use passerelle_models::ModelDigest;
 use serde_json::{Map, Value, json};
 
 use super::chat::read_chat_prompt;
@@ -109,6 +110,7 @@ pub(crate) struct SaidText {
 pub(crate) struct ComparedModel {
     pub(crate) name: String,
     pub(crate) fingerprint: Option<String>,
+    pub(crate) digest: ModelDigest,
 }
 
 /// Two models on the prompt and the first one's answer.
@@ -133,6 +135,7 @@ pub(crate) fn model_json(index: usize, model: &ComparedModel, said: &SaidText, u
         "index": index,
         "model": model.name,
         "system_fingerprint": model.fingerprint,
+        "digest": model.digest,
         "text": said.text,
         "reasoning": (!said.reasoning.is_empty()).then_some(&said.reasoning),
         "token_ids": said.token_ids,
