@@ -2,11 +2,14 @@
 
 export CARGO_TERM_COLOR=never
 summary=()
+# Of the stages only those whose names match this regular expression; all of them where it is empty.
+only=
 
 # stage NAME COMMAND...: runs the command and notes how long it took. A failure ends the run.
 stage() {
     local name=$1 started=$SECONDS status
     shift
+    [[ $name =~ $only ]] || return 0
     printf '\n=== %s\n' "$name"
     # Not `if ! "$@"`: inside a condition, a function would go on after its first failing command.
     set +e
@@ -33,7 +36,7 @@ skip() {
 finish() {
     printf '\n'
     printf '%s\n' "${summary[@]}"
-    printf '%s passed in %d s\n' "$1" $SECONDS
+    printf '%s%s passed in %d s\n' "$1" "${only:+ (only: $only)}" $SECONDS
 }
 
 # Installs Debian packages that are missing, as root or through sudo.

@@ -4,16 +4,20 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::config::EngineConfig;
 use crate::error::SubmitError;
 
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// Waiting, running or parked.
-    max_live_requests: usize,
-    max_waiting_requests: usize,
-    max_waiting_tokens: usize,
+    bounds: AdmissionBounds,
     state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdmissionBounds {
+    pub(crate) max_waiting_requests: usize,
+    pub(crate) max_waiting_tokens: usize,
+    /// Running or parked.
+    pub(crate) max_running_requests: usize,
 }
 
 /// An engine only moves forward through these.
@@ -52,13 +56,8 @@ struct State {
 }
 
 impl Admission {
-    pub(crate) fn new(config: &EngineConfig) -> Self {
-        Self {
-            max_live_requests: config.max_waiting_requests + config.max_num_seqs,
-            max_waiting_requests: config.max_waiting_requests,
-            max_waiting_tokens: config.max_waiting_tokens,
-            state: Mutex::default(),
-        }
+    pub(crate) fn new(bounds: AdmissionBounds) -> Self {
+        Self { bounds, state: Mutex::default() }
     }
 
     pub(crate) fn enter(self: &Arc<Self>, prompt_tokens: usize) -> Result<Ticket, SubmitError> {
@@ -68,10 +67,12 @@ impl Admission {
             Phase::Draining | Phase::Stopping => return Err(SubmitError::ShuttingDown),
             Phase::Dead => return Err(SubmitError::Dead),
         }
+        let bounds = &self.bounds;
         let Occupancy { waiting_requests, waiting_tokens, live_requests } = state.occupancy;
         // A prompt longer than the bound may still enter an empty queue: it would otherwise never be served.
-        let no_room = waiting_requests > 0 && waiting_tokens + prompt_tokens > self.max_waiting_tokens;
-        let is_full = waiting_requests >= self.max_waiting_requests || live_requests >= self.max_live_requests;
+        let no_room = waiting_requests > 0 && waiting_tokens + prompt_tokens > bounds.max_waiting_tokens;
+        let most_live = bounds.max_waiting_requests + bounds.max_running_requests;
+        let is_full = waiting_requests >= bounds.max_waiting_requests || live_requests >= most_live;
         if is_full || no_room {
             return Err(SubmitError::Full { waiting_requests, waiting_tokens });
         }
@@ -135,10 +136,11 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::EngineConfig;
 
     fn admission() -> Arc<Admission> {
         let config = EngineConfig { max_waiting_requests: 3, max_waiting_tokens: 10, ..EngineConfig::default() };
-        Arc::new(Admission::new(&config))
+        Arc::new(Admission::new(config.admission()))
     }
 
     #[test]
@@ -164,7 +166,7 @@ mod tests {
     #[test]
     fn parked_requests_count_though_they_neither_wait_nor_run() {
         let config = EngineConfig { max_waiting_requests: 2, max_num_seqs: 1, ..EngineConfig::default() };
-        let admission = Arc::new(Admission::new(&config));
+        let admission = Arc::new(Admission::new(config.admission()));
         let started = || {
             let ticket = admission.enter(1).unwrap();
             ticket.leave_queue();

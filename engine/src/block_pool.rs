@@ -23,11 +23,10 @@
 //! only over slots that were written. So every slot is overwritten before it is read. A test of the real decoder fills
 //! each block with NaN in the moment that it is handed out, and finds the same bits.
 
-use std::collections::HashMap;
-
 use passerelle_models::BlockId;
 
 use crate::prefix::BlockKey;
+use crate::prefix_index::PrefixIndex;
 
 #[derive(Debug)]
 pub(crate) struct BlockPool {
@@ -35,13 +34,12 @@ pub(crate) struct BlockPool {
     /// One past the last block: both ends of the free list.
     sentinel: u32,
     num_free: usize,
-    by_key: HashMap<BlockKey, BlockId>,
+    prefixes: PrefixIndex,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Block {
     ref_count: u32,
-    key: Option<BlockKey>,
     /// Neighbours in the free list. Meaningful only while `ref_count` is 0.
     previous: u32,
     next: u32,
@@ -52,7 +50,7 @@ impl BlockPool {
         let sentinel = u32::try_from(num_blocks).expect("a cache of four billion blocks does not fit any memory");
         let mut blocks = vec![Block::default(); num_blocks + 1];
         blocks[num_blocks] = Block { previous: sentinel, next: sentinel, ..Block::default() };
-        let mut pool = Self { blocks, sentinel, num_free: 0, by_key: HashMap::with_capacity(num_blocks) };
+        let mut pool = Self { blocks, sentinel, num_free: 0, prefixes: PrefixIndex::new(num_blocks) };
         for block in 0..sentinel {
             pool.link_before(sentinel, block);
         }
@@ -70,7 +68,7 @@ impl BlockPool {
 
     /// Blocks that can be found by their prefix, held or free.
     pub(crate) fn num_cached(&self) -> usize {
-        self.by_key.len()
+        self.prefixes.len()
     }
 
     pub(crate) fn is_free(&self, block: BlockId) -> bool {
@@ -109,29 +107,24 @@ impl BlockPool {
         if record.ref_count > 0 {
             return;
         }
-        let before = if record.key.is_some() { self.sentinel } else { self.blocks[self.sentinel as usize].next };
+        let is_cached = self.prefixes.has_key(block);
+        let before = if is_cached { self.sentinel } else { self.blocks[self.sentinel as usize].next };
         self.link_before(before, block.0);
     }
 
     pub(crate) fn find(&self, key: &BlockKey) -> Option<BlockId> {
-        self.by_key.get(key).copied()
+        self.prefixes.find(key)
     }
 
     /// Makes a full block findable. Returns the block of these contents: this one, or one that was registered before.
     pub(crate) fn register(&mut self, block: BlockId, key: BlockKey) -> BlockId {
         assert!(!self.is_free(block), "{block:?} is registered by someone who does not hold it");
-        let known = *self.by_key.entry(key).or_insert(block);
-        if known == block {
-            self.blocks[block.0 as usize].key = Some(key);
-        }
-        known
+        self.prefixes.find_or_insert(key, block)
     }
 
     /// The block can no longer be found; its holders keep it.
     pub(crate) fn forget(&mut self, block: BlockId) {
-        if let Some(key) = self.blocks[block.0 as usize].key.take() {
-            self.by_key.remove(&key);
-        }
+        self.prefixes.remove(block);
     }
 
     /// `tables` are the block tables of every live sequence.
@@ -148,11 +141,7 @@ impl BlockPool {
         assert_eq!(free.len(), self.num_free, "length of the free list");
         assert!(free.iter().all(|&block| self.is_free(block)), "a held block is on the free list");
         assert_eq!(held.iter().filter(|&&count| count == 0).count(), self.num_free, "free and held blocks add up");
-        for (key, block) in &self.by_key {
-            assert_eq!(self.blocks[block.0 as usize].key.as_ref(), Some(key), "prefix of {block:?}");
-        }
-        let findable = self.blocks.iter().filter(|block| block.key.is_some()).count();
-        assert_eq!(findable, self.by_key.len(), "blocks with a prefix can all be found");
+        self.prefixes.check_integrity();
     }
 
     /// In eviction order.

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use crate::admission::AdmissionBounds;
 use crate::cost::CostModel;
 
-/// Every bound of one engine. All of them must be at least one.
+/// Every bound of one engine. Those of blocks, sequences, requests and tokens are at least one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
     /// Physical blocks of the KV cache. The block size is the model's.
@@ -79,6 +80,13 @@ impl Default for EngineConfig {
     }
 }
 
+impl ConfigError {
+    /// Errors with the first of `bounds` that is zero.
+    pub(crate) fn refuse_zero(bounds: &[(&'static str, usize)]) -> Result<(), Self> {
+        bounds.iter().find(|(_, value)| *value == 0).map_or(Ok(()), |(name, _)| Err(Self::Zero(name)))
+    }
+}
+
 impl EngineConfig {
     /// Errors name the first bound that cannot be.
     pub fn validate(&self) -> Result<(), ConfigError> {
@@ -92,9 +100,7 @@ impl EngineConfig {
             ("prefill_chunk_tokens", self.prefill_chunk_tokens),
             ("prompt_logprobs_chunk_tokens", self.prompt_logprobs_chunk_tokens),
         ];
-        if let Some((name, _)) = bounds.iter().find(|(_, value)| *value == 0) {
-            return Err(ConfigError::Zero(name));
-        }
+        ConfigError::refuse_zero(&bounds)?;
         if self.max_num_batched_tokens < self.max_num_seqs {
             return Err(ConfigError::BudgetBelowSequences {
                 max_num_batched_tokens: self.max_num_batched_tokens,
@@ -102,6 +108,14 @@ impl EngineConfig {
             });
         }
         Ok(())
+    }
+
+    pub(crate) fn admission(&self) -> AdmissionBounds {
+        AdmissionBounds {
+            max_waiting_requests: self.max_waiting_requests,
+            max_waiting_tokens: self.max_waiting_tokens,
+            max_running_requests: self.max_num_seqs,
+        }
     }
 
     /// [`EngineConfig::validate`], and that the model's positions reach `max_model_len`.

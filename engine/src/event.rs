@@ -119,3 +119,13 @@ pub enum RequestError {
     #[error("the worker that ran this request is gone")]
     WorkerLost,
 }
+
+impl RequestError {
+    /// Whether the request failed by something that it did not ask for. A server that ends has still done what it did.
+    pub fn is_engine_fault(&self) -> bool {
+        match self {
+            Self::NotFinite | Self::Step(_) | Self::WorkerLost | Self::Constraint(ConstraintError::Lost) => true,
+            Self::NothingAllowed | Self::Constraint(_) | Self::ShuttingDown => false,
+        }
+    }
+}

@@ -19,7 +19,7 @@ pub(crate) fn request(id: u64, prompt: &[TokenId]) -> Request {
 
 /// The id doubles as age. The stream must be kept, or the request counts as aborted.
 pub(crate) fn sequence(request: Request) -> (Sequence, EventStream) {
-    let admission = Arc::new(Admission::new(&EngineConfig::default()));
+    let admission = Arc::new(Admission::new(EngineConfig::default().admission()));
     let ticket = admission.enter(request.prompt.len()).unwrap();
     let doorbell = Doorbell::new(std::sync::mpsc::sync_channel(1).0, RungFlag::default());
     let (events, stream) = event_channel(ChannelSpec::of(&request), doorbell);

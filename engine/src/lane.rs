@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use crate::admission::{Admission, Occupancy, Phase, Ticket};
-use crate::config::EngineConfig;
+use crate::admission::{Admission, AdmissionBounds, Occupancy, Phase, Ticket};
 use crate::cost::CostNs;
 use crate::error::SubmitError;
 use crate::event::RequestError;
@@ -75,11 +74,10 @@ enum Command<R, A> {
 pub(crate) fn lane<R: LaneRequest, A>(bounds: LaneBounds) -> (LaneDoor<R, A>, Inbox<R, A>) {
     // A place for every request that may wait, and one for a wake-up.
     let (sender, commands) = sync_channel(bounds.max_waiting + 1);
-    let admission = Arc::new(Admission::new(&EngineConfig {
+    let admission = Arc::new(Admission::new(AdmissionBounds {
         max_waiting_requests: bounds.max_waiting,
         max_waiting_tokens: bounds.max_waiting_tokens,
-        max_num_seqs: bounds.max_running,
-        ..EngineConfig::default()
+        max_running_requests: bounds.max_running,
     }));
     // All requests are of one class, so nobody's patience ends.
     let waiting = WaitingQueue::new(bounds.quantum as CostNs, Duration::MAX);

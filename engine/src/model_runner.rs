@@ -1,19 +1,18 @@
 //! Batch -> input -> logits. The only file of the engine that calls the model, and the one that survives it.
 //!
 //! A step is transactional: the model writes K/V only past what a sequence has computed, so a step that failed can be
-//! run again. When one does fail, each of its sequences is run again alone; those that fail alone are the culprits, and
+//! run again. When one does fail, its halves are run again apart, and so on: sequences that fail alone are the culprits, and
 //! the others have the same logits as if nothing had happened, because a row never depends on its batch.
 
-use std::any::Any;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use passerelle_models::input::SequenceInput;
-use passerelle_models::{BlockCopy, KvCache, Logits, ModelError, ModelInput};
+use passerelle_models::{BlockCopy, BlockId, KvCache, Logits, ModelError, ModelInput};
 
 use crate::event::RequestError;
 use crate::sequence::Sequence;
 use crate::shared_model::SharedModel;
+use crate::survival::survive;
 
 pub(crate) struct ModelRunner {
     model: SharedModel,
@@ -21,7 +20,7 @@ pub(crate) struct ModelRunner {
 }
 
 /// The sampled rows of each sequence of a step, or why it has none.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct StepLogits {
     logits: Vec<Logits>,
     spans: Vec<Result<RowSpan, RequestError>>,
@@ -31,6 +30,12 @@ pub(crate) struct StepLogits {
 struct RowSpan {
     logits: usize,
     rows: Range<usize>,
+}
+
+/// A block that could not be filled with what another holds.
+struct LostBlock {
+    block: BlockId,
+    error: RequestError,
 }
 
 /// The rows of one sequence, in the order of its sampled tokens.
@@ -48,32 +53,55 @@ impl ModelRunner {
 
     /// Copies blocks, then runs what is scheduled of each sequence. One entry per sequence, in order.
     pub(crate) fn run(&mut self, sequences: &[&Sequence], copies: &[BlockCopy]) -> StepLogits {
-        if let Err(error) = self.copy_blocks(copies) {
-            return StepLogits::apart(sequences.iter().map(|_| Err(error.clone())));
-        }
+        let lost = self.copy_blocks(copies);
         let samples = Samples::of(sequences);
         let inputs: Vec<_> =
             sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
-        match self.forward(&inputs) {
-            Ok(logits) => StepLogits::together(logits, &inputs),
+        let mut step = StepLogits::default();
+        if lost.is_empty() {
+            self.run_together(&inputs, &mut step);
+            return step;
+        }
+        for input in &inputs {
+            match lost.iter().find(|lost| input.block_tables.iter().any(|table| table.contains(&lost.block))) {
+                Some(lost) => step.spans.push(Err(lost.error.clone())),
+                None => self.run_together(std::slice::from_ref(input), &mut step),
+            }
+        }
+        step
+    }
+
+    /// Halves what failed until each culprit is alone: a few steps for one among many.
+    fn run_together(&mut self, inputs: &[SequenceInput<'_>], step: &mut StepLogits) {
+        match self.forward(inputs) {
+            Ok(logits) => step.push(logits, inputs),
+            Err(error) if inputs.len() == 1 => step.spans.push(Err(error)),
             Err(error) => {
-                tracing::error!(sequences = inputs.len(), %error, "a step failed; running its sequences one by one");
-                let alone = inputs.iter().map(|input| self.forward(std::slice::from_ref(input)));
-                StepLogits::apart(alone)
+                tracing::error!(sequences = inputs.len(), %error, "a step failed; running each half of it apart");
+                let (first, second) = inputs.split_at(inputs.len() / 2);
+                self.run_together(first, step);
+                self.run_together(second, step);
             }
         }
     }
 
-    /// Only once: a step that runs again would copy over what it has written.
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), RequestError> {
-        if copies.is_empty() {
-            return Ok(());
+    /// Before the step, and never again: once it has run, a copy would cover what it has written. Tells which blocks were
+    /// not filled.
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Vec<LostBlock> {
+        if copies.is_empty() || self.copy(copies).is_ok() {
+            return Vec::new();
         }
+        let lost = |copy: &BlockCopy| {
+            let error = self.copy(std::slice::from_ref(copy)).err()?;
+            Some(LostBlock { block: copy.to, error })
+        };
+        copies.iter().filter_map(lost).collect()
+    }
+
+    fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), RequestError> {
         let (model, cache) = (self.model.get(), &mut self.cache);
-        // Sound to go on with: the blocks that are filled belong to sequences that fail with this step.
-        catch_unwind(AssertUnwindSafe(|| model.copy_blocks(copies, cache)))
-            .map_err(|panic| RequestError::Step(panic_message(panic.as_ref())))?
-            .map_err(|error| RequestError::Step(error.to_string()))
+        // Sound to go on with: a block that is half filled belongs to a sequence that fails with this step.
+        survive(|| model.copy_blocks(copies, cache))
     }
 
     pub(crate) fn cache(&self) -> &KvCache {
@@ -86,9 +114,7 @@ impl ModelRunner {
         let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
         let (model, cache) = (self.model.get(), &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
-        let logits = catch_unwind(AssertUnwindSafe(|| model.forward(&input, cache)))
-            .map_err(|panic| RequestError::Step(panic_message(panic.as_ref())))?
-            .map_err(step_error)?;
+        let logits = survive(|| model.forward(&input, cache))?;
         let expected = input.rows_to_sample().len();
         if logits.num_rows() != expected {
             let message = format!("the model returned {} rows of logits instead of {expected}", logits.num_rows());
@@ -110,30 +136,14 @@ impl StepLogits {
         Ok(SequenceRows { logits: &mut self.logits[span.logits], rows: span.rows })
     }
 
-    fn together(logits: Logits, inputs: &[SequenceInput<'_>]) -> Self {
+    fn push(&mut self, logits: Logits, inputs: &[SequenceInput<'_>]) {
         let mut start = 0;
-        let spans = inputs
-            .iter()
-            .map(|input| {
-                let rows = start..start + input.sample.len();
-                start = rows.end;
-                Ok(RowSpan { logits: 0, rows })
-            })
-            .collect();
-        Self { logits: vec![logits], spans }
-    }
-
-    fn apart(results: impl Iterator<Item = Result<Logits, RequestError>>) -> Self {
-        let mut apart = Self { logits: Vec::new(), spans: Vec::new() };
-        for result in results {
-            let span = result.map(|logits| {
-                let rows = 0..logits.num_rows();
-                apart.logits.push(logits);
-                RowSpan { logits: apart.logits.len() - 1, rows }
-            });
-            apart.spans.push(span);
-        }
-        apart
+        self.spans.extend(inputs.iter().map(|input| {
+            let rows = start..start + input.sample.len();
+            start = rows.end;
+            Ok(RowSpan { logits: self.logits.len(), rows })
+        }));
+        self.logits.push(logits);
     }
 }
 
@@ -188,9 +198,4 @@ fn input_of<'a>(sequence: &'a Sequence, sample: &'a [usize]) -> SequenceInput<'a
         block_tables: &sequence.block_tables,
         sample,
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("the model panicked without a message").to_owned()
 }

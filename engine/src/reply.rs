@@ -10,27 +10,27 @@ use crate::event::{RequestError, Usage};
 /// The answer to one request of a lane. Dropping it before it is there cancels the request: one that waits is never run.
 #[derive(Debug)]
 pub struct Reply<T> {
-    meter: Arc<Meter>,
+    owed: Arc<Owed>,
     answer: oneshot::Receiver<Result<T, RequestError>>,
 }
 
 /// The lane's end.
 #[derive(Debug)]
 pub(crate) struct ReplySender<T> {
-    meter: Arc<Meter>,
+    owed: Arc<Owed>,
     answer: oneshot::Sender<Result<T, RequestError>>,
 }
 
 /// Tokens that are owed. Closing freezes them, so that the reader's bill and the lane's own total agree.
 #[derive(Debug, Default)]
-struct Meter(AtomicU64);
+struct Owed(AtomicU64);
 
 const CLOSED: u64 = 1 << 63;
 
 pub(crate) fn reply_channel<T>() -> (ReplySender<T>, Reply<T>) {
-    let meter = Arc::new(Meter::default());
+    let owed = Arc::new(Owed::default());
     let (sender, receiver) = oneshot::channel();
-    (ReplySender { meter: Arc::clone(&meter), answer: sender }, Reply { meter, answer: receiver })
+    (ReplySender { owed: Arc::clone(&owed), answer: sender }, Reply { owed, answer: receiver })
 }
 
 impl<T> Reply<T> {
@@ -49,13 +49,13 @@ impl<T> Reply<T> {
 
     /// Cancels what does not run already, and returns what was used, which from now on does not change.
     pub fn close(&self) -> Usage {
-        self.meter.close()
+        self.owed.close()
     }
 }
 
 impl<T> Drop for Reply<T> {
     fn drop(&mut self) {
-        self.meter.close();
+        self.owed.close();
     }
 }
 
@@ -63,20 +63,20 @@ impl<T> ReplySender<T> {
     /// So many tokens are about to run, and are owed from now on. False, and nothing is owed, if nobody waits any more.
     pub(crate) fn owe(&self, num_tokens: usize) -> bool {
         let open = |state: u64| (state & CLOSED == 0).then_some(state + num_tokens as u64);
-        self.meter.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, open).is_ok()
+        self.owed.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, open).is_ok()
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.meter.0.load(Ordering::Acquire) & CLOSED != 0
+        self.owed.0.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Whoever no longer listens has closed the meter.
+    /// Whoever no longer listens has closed what is owed.
     pub(crate) fn send(self, answer: Result<T, RequestError>) {
         let _ = self.answer.send(answer);
     }
 }
 
-impl Meter {
+impl Owed {
     fn close(&self) -> Usage {
         let owed = self.0.fetch_or(CLOSED, Ordering::AcqRel) & !CLOSED;
         Usage { prompt_tokens: u32::try_from(owed).unwrap_or(u32::MAX), ..Usage::default() }

@@ -17,10 +17,10 @@
 //! what is left while others want some too, so a long prompt does not hold up a short one; what nobody else could use
 //! goes to the first.
 //!
-//! Room for every known token is taken when a sequence is admitted (behind a window, for as much as a step may run), so it
-//! is generated tokens that run out of blocks. Then the last sequence gives its blocks back and waits at the head of the queue; its tokens are kept and computed
-//! again. The first never gives way and fits alone, so work always gets done. Batch sequences give way to a better
-//! class that waits.
+//! Room for every known token is taken when a sequence is admitted (behind a window, for as much as a step may run), so
+//! it is generated tokens that run out of blocks. Then the last sequence gives its blocks back and waits at the head of
+//! the queue; its tokens are kept and computed again. The first never gives way and fits alone, so work always gets done.
+//! Batch sequences give way to a better class that waits.
 //!
 //! A sequence that has generated what was granted to it is parked: it keeps its tokens and its age, but neither blocks
 //! nor a place among the running, so it holds up nobody. Its cached prefix makes its return cheap.

@@ -239,8 +239,8 @@ impl Sequence {
     }
 
     /// The log-probabilities of the whole prompt, once every token of it is computed: a prompt that fails tells none,
-    /// however it was cut. The request then counts as one that did not
-    /// ask for them, so a resumed sequence may reuse its prefix.
+    /// however it was cut. The request then counts as one that did not ask for them, so a resumed sequence may reuse its
+    /// prefix.
     pub(crate) fn take_prompt_logprobs(&mut self) -> Option<Vec<Option<TokenLogprobs>>> {
         let complete = self.num_computed >= self.prompt_len && self.prompt_logprobs.len() == self.prompt_len;
         (complete && self.sampling.prompt_logprobs.is_some()).then(|| {

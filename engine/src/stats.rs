@@ -35,7 +35,7 @@ pub struct EngineStats {
     pub unclaimed_ns_total: u64,
     /// Sequences that gave their blocks to one before them.
     pub preemptions_total: u64,
-    /// Requests that ended in [`crate::Event::Failed`].
+    /// Requests that failed by no fault of their own: [`crate::RequestError::is_engine_fault`].
     pub failures_total: u64,
     /// Steps that ran and in which not every sequence failed.
     pub steps_total: u64,
@@ -64,7 +64,7 @@ pub struct StepReport {
     pub generated_tokens: usize,
     /// Sequences preempted while scheduling.
     pub preemptions: usize,
-    /// Requests that failed.
+    /// Requests that failed by no fault of their own.
     pub failures: usize,
     /// Sequences that hold blocks, after the step.
     pub running: usize,

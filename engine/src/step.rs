@@ -42,8 +42,8 @@ pub struct StepLoop {
     rung: RungFlag,
     shared: Arc<Shared>,
     stats: EngineStats,
-    /// Sequences that failed in this step.
-    failed_sequences: usize,
+    /// Sequences that failed in this step by no fault of their own.
+    faulted_sequences: usize,
     trust: Trust,
     /// Sequences that are over, until their readers hear it.
     ended: Vec<(Sequence, Ending)>,
@@ -85,8 +85,10 @@ impl StepLoop {
             free_blocks: config.num_kv_blocks,
             ..EngineStats::default()
         };
-        let shared =
-            Arc::new(Shared { admission: Arc::new(Admission::new(&config)), stats: Mutex::new(stats.clone()) });
+        let shared = Arc::new(Shared {
+            admission: Arc::new(Admission::new(config.admission())),
+            stats: Mutex::new(stats.clone()),
+        });
         let rung = RungFlag::default();
         let door = Door::new(name, &model, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
@@ -106,7 +108,7 @@ impl StepLoop {
             rung,
             shared,
             stats,
-            failed_sequences: 0,
+            faulted_sequences: 0,
             trust: Trust::default(),
             ended: Vec::new(),
         };
@@ -241,17 +243,21 @@ impl StepLoop {
 
     fn fail(&mut self, id: SequenceId, error: RequestError) {
         let Some(sequence) = self.scheduler.remove(id, Prefixes::Forget) else { return };
-        tracing::error!(request = sequence.request_id.0, %error, "a request failed");
-        self.failed_sequences += 1;
+        if error.is_engine_fault() {
+            tracing::error!(request = sequence.request_id.0, %error, "a request failed");
+            self.faulted_sequences += 1;
+        }
         self.conclude(sequence, Ending::Failed(error));
     }
 
     fn conclude(&mut self, sequence: Sequence, ending: Ending) {
         // One that never ran still stands in the queue.
         sequence.ticket.leave_queue();
-        // Another choice of the request may have failed it already.
-        let fails = matches!(ending, Ending::Failed(_)) && sequence.events.mark_failed();
-        self.stats.failures_total += u64::from(fails);
+        if let Ending::Failed(error) = &ending {
+            // Another choice of the request may have failed it already.
+            let is_first = sequence.events.mark_failed();
+            self.stats.failures_total += u64::from(is_first && error.is_engine_fault());
+        }
         self.ended.push((sequence, ending));
     }
 

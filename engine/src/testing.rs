@@ -58,6 +58,8 @@ pub enum Mishap {
     Error,
     /// Every row that looks at the token is NaN.
     Nan,
+    /// A block that holds the token cannot be copied.
+    Copy,
 }
 
 /// How long steps take, on a clock that stands still otherwise. Clones share the clock.
@@ -188,7 +190,12 @@ impl CausalLm for StubModel {
 
     fn copy_blocks(&self, copies: &[BlockCopy], _: &mut KvCache) -> Result<(), ModelError> {
         let mut memory = self.lock_memory();
-        copies.iter().for_each(|&copy| memory.copy(copy));
+        for &copy in copies {
+            let copied: Vec<_> = memory.copy(copy).collect();
+            if self.has(&copied, Mishap::Copy) {
+                return Err(ModelError::Input("a token that must not be copied".into()));
+            }
+        }
         Ok(())
     }
 
@@ -268,12 +275,14 @@ impl Memory {
         }
     }
 
-    fn copy(&mut self, copy: BlockCopy) {
+    /// Tells which tokens it copied.
+    fn copy(&mut self, copy: BlockCopy) -> impl Iterator<Item = TokenId> {
         let starts = [copy.from, copy.to].map(|block| block.0 as usize * self.block_size);
-        for offset in 0..self.block_size {
+        (0..self.block_size).map(move |offset| {
             let held = *self.slot_mut(starts[0] + offset);
             *self.slot_mut(starts[1] + offset) = held;
-        }
+            held.0
+        })
     }
 
     fn slot_mut(&mut self, slot: usize) -> &mut (TokenId, u32) {

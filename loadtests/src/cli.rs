@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use passerelle_loadtests::scenario::{BUILTIN, Scenario};
+use passerelle_loadtests::verdict::{Outcome, Verdict};
 
 /// The measurement or the check could not be made at all; 1 is a verdict.
 pub(crate) const EXIT_COULD_NOT_TRY: u8 = 2;
@@ -30,7 +31,7 @@ enum Command {
     Run(Box<load::RunArgs>),
     /// Send a scenario to several servers, in turns, and compare their figures
     Compare(Box<compare::CompareArgs>),
-    /// Try to break a promise of a server; exits 1 where it falls short, 2 where it could not be tried
+    /// Try to break a promise of a server; exits 1 where it falls short, 2 where that could not be tried or told
     Check(Box<check::CheckArgs>),
     /// Try to break a promise of servers that are started for it; exits as `check` does
     Drill(Box<drill::DrillArgs>),
@@ -58,6 +59,14 @@ fn list_scenarios() -> anyhow::Result<ExitCode> {
         say(&format!("{name:<26}{}", Scenario::load(name)?.description));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn exit_code(verdict: &Verdict) -> ExitCode {
+    match verdict.outcome() {
+        Outcome::Holds => ExitCode::SUCCESS,
+        Outcome::FallsShort => ExitCode::FAILURE,
+        Outcome::CannotTell => ExitCode::from(EXIT_COULD_NOT_TRY),
+    }
 }
 
 /// A line of the answer, on standard output. A reader who has gone, as `head` does, wanted no more of it.

@@ -224,7 +224,7 @@ impl Answers {
     ) -> Result<Self, CompareError> {
         // The first contender's tokenizer makes all prompts: the texts are the same for all.
         let maker = &first.session.maker;
-        let plan = Plan::make(scenario, maker, &contender.session.target).await?;
+        let plan = Plan::make(scenario, maker, &contender.session.target, &options.progress).await?;
         let done = run(&contender.session.client, &plan, options).await;
         sent.add(&done);
         let (mut records, others): (Vec<Record>, Vec<Record>) =

@@ -30,7 +30,7 @@ pub async fn check<C: Connect>(
     scenario: &Scenario,
     options: &RunOptions,
 ) -> Result<Verdict, CorrectnessError> {
-    let plan = session.plan(&deterministic(scenario)?).await?;
+    let plan = session.plan_watched(&deterministic(scenario)?, &options.progress).await?;
     let alone = ask_alone(session, &plan).await?;
     let done = run(&session.client, &plan, options).await;
     let mut verdict = Verdict::new("correctness", "at temperature 0, load does not change a single answer");

@@ -10,6 +10,7 @@ use crate::arrivals::Arrivals;
 use crate::generate::Call;
 use crate::http::Connect;
 use crate::lengths::Lengths;
+use crate::progress::Progress;
 use crate::prompts::PromptMaker;
 use crate::record::Expect;
 use crate::rng::Rng;
@@ -123,6 +124,7 @@ impl Plan {
         scenario: &Scenario,
         maker: &PromptMaker<C>,
         target: &Target,
+        progress: &Progress,
     ) -> Result<Self, PlanError> {
         let label = |traffic: &Traffic| TrafficLabel { name: traffic.name.clone(), tenant: traffic.tenant.clone() };
         let mut plan = Self {
@@ -136,7 +138,8 @@ impl Plan {
         for (index, traffic) in scenario.traffic.iter().enumerate() {
             let rng = Rng::for_part(scenario.seed, index as u64);
             let labels = &mut plan.traffic;
-            let mut planner = Planner { scenario, traffic, index, maker, target, rng, prefixes: Vec::new(), labels };
+            let prefixes = Vec::new();
+            let mut planner = Planner { scenario, traffic, index, maker, target, progress, rng, prefixes, labels };
             let jobs = planner.jobs().await?;
             match traffic.arrivals.scaled(scenario.rate_scale) {
                 Arrivals::Closed { concurrency } => {
@@ -174,6 +177,7 @@ struct Planner<'a, C: Connect> {
     index: usize,
     maker: &'a PromptMaker<C>,
     target: &'a Target,
+    progress: &'a Progress,
     rng: Rng,
     prefixes: Vec<String>,
     /// Those of the scenario's entries, then what a trace adds.
@@ -197,6 +201,7 @@ impl<C: Connect> Planner<'_, C> {
         for (number, at) in offsets.into_iter().enumerate() {
             let script = self.script(number).await?;
             jobs.push(Job { index: 0, traffic: self.index, at, script });
+            self.progress.count_prepared();
         }
         Ok(jobs)
     }
@@ -277,6 +282,7 @@ impl<C: Connect> Planner<'_, C> {
                 None => self.index,
             };
             jobs.push(Job { index: 0, traffic, at, script: Script::Single(call) });
+            self.progress.count_prepared();
         }
         Ok(jobs)
     }

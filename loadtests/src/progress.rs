@@ -6,6 +6,7 @@ use crate::record::{Ending, Record};
 
 #[derive(Debug, Default)]
 pub struct Progress {
+    prepared: AtomicU64,
     sent: AtomicU64,
     ended: AtomicU64,
     refused: AtomicU64,
@@ -16,6 +17,8 @@ pub struct Progress {
 /// Counts at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Counts {
+    /// Requests whose prompts are made.
+    pub prepared: u64,
     pub sent: u64,
     pub in_flight: u64,
     pub refused: u64,
@@ -25,6 +28,10 @@ pub struct Counts {
 }
 
 impl Progress {
+    pub fn count_prepared(&self) {
+        self.prepared.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub fn count_sent(&self) {
         self.sent.fetch_add(1, Ordering::Relaxed);
     }
@@ -43,6 +50,7 @@ impl Progress {
         let ended = self.ended.load(Ordering::Relaxed);
         let sent = self.sent.load(Ordering::Relaxed);
         Counts {
+            prepared: self.prepared.load(Ordering::Relaxed),
             sent,
             in_flight: sent.saturating_sub(ended),
             refused: self.refused.load(Ordering::Relaxed),

@@ -138,12 +138,11 @@ impl<C: Connect> Context<'_, C> {
     }
 
     async fn plan(&self, traffic: Vec<Traffic>) -> Result<Plan, CheckError> {
-        Ok(self.session.plan(&self.scenario(traffic)).await?)
+        Ok(self.session.plan_watched(&self.scenario(traffic), &self.options.run.progress).await?)
     }
 
     async fn carry_out(&self, plan: &Plan) -> (Run, RunFigures) {
-        let options = RunOptions { progress: std::sync::Arc::default(), ..self.options.run.clone() };
-        let done = run(&self.session.client, plan, &options).await;
+        let done = run(&self.session.client, plan, &self.options.run).await;
         let figures = RunFigures::of(&done, plan);
         (done, figures)
     }

@@ -8,6 +8,7 @@ use crate::figures::RunFigures;
 use crate::http::{Client, Connect, HttpError, Request};
 use crate::metrics_page::MetricsPage;
 use crate::plan::{Keys, Plan, PlanError, Target};
+use crate::progress::Progress;
 use crate::prompts::PromptMaker;
 use crate::run::{Run, RunOptions, run};
 use crate::scenario::Scenario;
@@ -78,7 +79,12 @@ impl<C: Connect> Session<C> {
     }
 
     pub async fn plan(&self, scenario: &Scenario) -> Result<Plan, PlanError> {
-        Plan::make(scenario, &self.maker, &self.target).await
+        self.plan_watched(scenario, &Progress::default()).await
+    }
+
+    /// Making the prompts of many requests takes a while: `progress` counts them.
+    pub async fn plan_watched(&self, scenario: &Scenario, progress: &Progress) -> Result<Plan, PlanError> {
+        Plan::make(scenario, &self.maker, &self.target, progress).await
     }
 
     /// Plans and runs `scenario`.

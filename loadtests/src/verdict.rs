@@ -10,6 +10,16 @@ pub struct Verdict {
     pub figures: Vec<Figure>,
     /// Where it falls short; empty when the promise holds.
     pub broken: Vec<String>,
+    /// What this run cannot tell.
+    pub undecided: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Holds,
+    FallsShort,
+    /// Nothing is broken, but something could not be judged.
+    CannotTell,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -20,11 +30,26 @@ pub struct Figure {
 
 impl Verdict {
     pub fn new(check: &'static str, promise: impl Into<String>) -> Self {
-        Self { check, promise: promise.into(), tried: String::new(), figures: Vec::new(), broken: Vec::new() }
+        Self {
+            check,
+            promise: promise.into(),
+            tried: String::new(),
+            figures: Vec::new(),
+            broken: Vec::new(),
+            undecided: Vec::new(),
+        }
+    }
+
+    pub fn outcome(&self) -> Outcome {
+        match (self.broken.is_empty(), self.undecided.is_empty()) {
+            (false, _) => Outcome::FallsShort,
+            (true, false) => Outcome::CannotTell,
+            (true, true) => Outcome::Holds,
+        }
     }
 
     pub fn holds(&self) -> bool {
-        self.broken.is_empty()
+        self.outcome() == Outcome::Holds
     }
 
     pub fn tried(&mut self, what: impl Into<String>) {
@@ -42,6 +67,10 @@ impl Verdict {
         }
     }
 
+    pub fn cannot_tell(&mut self, what: impl Into<String>) {
+        self.undecided.push(what.into());
+    }
+
     pub fn render(&self) -> String {
         let mut text = format!("{}\n  promise: {}\n  tried:   {}\n", self.check, self.promise, self.tried);
         let width = self.figures.iter().map(|figure| figure.name.chars().count()).max().unwrap_or(0);
@@ -51,7 +80,14 @@ impl Verdict {
         for broken in &self.broken {
             text.push_str(&format!("  broken:  {broken}\n"));
         }
-        text + if self.holds() { "  holds\n" } else { "  falls short\n" }
+        for undecided in &self.undecided {
+            text.push_str(&format!("  unknown: {undecided}\n"));
+        }
+        text + match self.outcome() {
+            Outcome::Holds => "  holds\n",
+            Outcome::FallsShort => "  falls short\n",
+            Outcome::CannotTell => "  cannot tell\n",
+        }
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -73,5 +109,15 @@ mod tests {
         verdict.require(false, || "it took 3 s".to_owned());
         assert!(!verdict.holds() && verdict.render().ends_with("broken:  it took 3 s\n  falls short\n"));
         assert_eq!(verdict.json()["holds"], false);
+    }
+
+    #[test]
+    fn what_a_run_cannot_tell_neither_holds_nor_hides_what_it_can() {
+        let mut verdict = Verdict::new("example", "it is quick and small");
+        verdict.cannot_tell("its size: give a longer --duration");
+        assert_eq!((verdict.outcome(), verdict.holds()), (Outcome::CannotTell, false));
+        assert!(verdict.render().ends_with("  unknown: its size: give a longer --duration\n  cannot tell\n"));
+        verdict.require(false, || "it took 3 s".to_owned());
+        assert_eq!(verdict.outcome(), Outcome::FallsShort);
     }
 }

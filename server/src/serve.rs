@@ -4,6 +4,7 @@
 //! listener (nothing listens that cannot answer), and on the way down the listener before the engines.
 
 mod admin_socket;
+mod bounds;
 mod defaults;
 mod devices;
 mod door;
@@ -35,16 +36,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use passerelle::api::{
-    self, AllowedOrigins, ApiConfig, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader,
-    RequestBounds, RouteSwitch, ServeConfig, ServedModel, ShadowBounds, SseConfig, Tls,
+    self, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader, ServeConfig, ServedModel, Tls,
 };
-use passerelle::batches::{BatchBounds, BatchStore};
-use passerelle::config::{BatchesConfig, Config, TlsFiles, UnknownFields};
+use passerelle::batches::BatchStore;
+use passerelle::config::{Config, TlsFiles};
 use passerelle::evaluation::PairStore;
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
-use passerelle::gateway::{Authenticator, Ledger, PrefixSharing, Replica, Router, Tariff};
-use passerelle::text::GrammarBounds;
+use passerelle::gateway::{Authenticator, Ledger, Replica, Router, Tariff};
 use passerelle_engine::ComparisonLane;
 use passerelle_engine::clock::{Clock, SystemClock};
 use tokio::runtime::Runtime;
@@ -52,6 +51,7 @@ use tokio::signal::unix::Signal;
 use tokio::time::sleep;
 
 use crate::cli::output;
+use bounds::{api_config, batch_bounds, serve_config};
 use engines::{Fleet, Running, RunningHandle, Workshop};
 use ledger::{LedgerBasis, LedgerKeeper, LedgerLock};
 use placed::Placed;
@@ -341,64 +341,6 @@ fn load_tls(files: &TlsFiles) -> Result<Tls> {
     Tls::load(&files.certificate, &files.key).context("server.tls_certificate and server.tls_key")
 }
 
-fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConfig> {
-    let written = &config.api;
-    Ok(ApiConfig {
-        unknown_fields: match written.unknown_fields {
-            UnknownFields::Refuse => api::UnknownFields::Error,
-            UnknownFields::Warn => api::UnknownFields::Warn,
-        },
-        max_body_bytes: written.max_body.0 as usize,
-        body_timeout: written.read_timeout,
-        request_timeout: written.request_timeout,
-        longest_load: config.shelf.longest_load,
-        max_concurrent_requests: written.max_concurrent_requests,
-        max_concurrent_encodes: written.max_concurrent_encodes,
-        bounds: RequestBounds {
-            max_messages: written.max_messages,
-            max_tools: written.max_tools,
-            max_stop_strings: written.max_stop_strings,
-            max_stop_bytes: written.max_stop_bytes,
-            max_stop_token_ids: written.max_stop_token_ids,
-            max_logit_bias: written.max_logit_bias,
-            max_bad_words: written.max_bad_words,
-            max_prompts: written.max_prompts,
-            max_choices: written.max_choices,
-            max_inputs: written.max_inputs,
-            max_compared_models: written.max_compared_models,
-        },
-        prefix_sharing: prefix_sharing(&written.shared_prefixes)?,
-        grammar: GrammarBounds {
-            max_bytes: config.grammar.max_bytes.0 as usize,
-            max_depth: config.grammar.max_depth,
-            max_size: config.grammar.max_size,
-            max_states: config.grammar.max_states,
-            compile_fuel: config.grammar.compile_fuel,
-            token_fuel: config.grammar.token_fuel,
-        },
-        sse: SseConfig {
-            max_pending_frames: written.max_pending_frames,
-            write_timeout: written.stalled_reader_timeout,
-            keep_alive: written.keep_alive,
-        },
-        shadow: ShadowBounds {
-            max_running: config.shadow.max_running,
-            max_waiting: config.shadow.max_waiting,
-            max_tokens: config.shadow.max_tokens,
-        },
-        guard,
-        allowed_origins: AllowedOrigins::new(written.cors_origins.iter().map(ToString::to_string))?,
-        compress_above_bytes: written.compress_above.0 as usize,
-        site: config.server.site.clone(),
-        tokenizer_info: if written.tokenizer_info { RouteSwitch::On } else { RouteSwitch::Off },
-    })
-}
-
-fn prefix_sharing(accounts: &[String]) -> Result<PrefixSharing> {
-    let parse = |path: &String| path.parse().with_context(|| format!("api.shared_prefixes: `{path}`"));
-    Ok(PrefixSharing::below(accounts.iter().map(parse).collect::<Result<_>>()?))
-}
-
 fn open_batches(config: &Config) -> Result<BatchStore> {
     let folder = &config.server.data_dir;
     BatchStore::open(folder, batch_bounds(&config.batches))
@@ -408,44 +350,4 @@ fn open_batches(config: &Config) -> Result<BatchStore> {
 fn open_shadow_store(config: &Config) -> Result<Option<PairStore>> {
     let open = |folder: &PathBuf| PairStore::open(folder, config.shadow.max_stored.0, env!("CARGO_PKG_VERSION"));
     config.shadow.folder.as_ref().map(open).transpose().context("shadow.folder")
-}
-
-fn batch_bounds(written: &BatchesConfig) -> BatchBounds {
-    BatchBounds {
-        max_file_bytes: written.max_file.0,
-        max_stored_bytes: written.max_stored.0,
-        max_files: written.max_files,
-        max_batches: written.max_batches,
-        max_requests: written.max_requests,
-        max_running_requests: written.max_running_requests,
-    }
-}
-
-fn serve_config(config: &Config) -> ServeConfig {
-    ServeConfig {
-        max_connections: config.server.max_connections,
-        header_timeout: config.api.read_timeout,
-        half_closed_timeout: config.api.half_closed_timeout,
-        write_timeout: config.api.stalled_reader_timeout,
-        max_streams_per_connection: config.server.max_streams_per_connection,
-        drain_timeout: config.server.drain_timeout,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use passerelle::config::{Environment, Written};
-
-    use super::*;
-
-    #[test]
-    fn the_rooms_own_defaults_are_those_of_the_configuration() {
-        let home = Some("/home/ada".into());
-        let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
-        let config = Config::check(Written::default(), &environment).expect("the defaults are valid");
-        let api = api_config(&config, BrowserGuard::LocalOnly).expect("no origin is listed");
-        assert_eq!(format!("{api:?}"), format!("{:?}", ApiConfig::default()));
-        assert_eq!(format!("{:?}", serve_config(&config)), format!("{:?}", ServeConfig::default()));
-        assert_eq!(format!("{:?}", batch_bounds(&config.batches)), format!("{:?}", BatchBounds::default()));
-    }
 }

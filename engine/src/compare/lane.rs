@@ -81,10 +81,7 @@ impl ComparisonConfig {
             ("max_waiting_texts", self.max_waiting_texts),
             ("max_waiting_tokens", self.max_waiting_tokens),
         ];
-        match bounds.iter().find(|(_, value)| *value == 0) {
-            Some((name, _)) => Err(ConfigError::Zero(name)),
-            None => Ok(()),
-        }
+        ConfigError::refuse_zero(&bounds)
     }
 
     fn lane(&self) -> LaneBounds {

@@ -1,6 +1,7 @@
 //! The door to an encoder's thread.
 
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use passerelle_models::{Encoder, Pulse};
 
@@ -74,6 +75,8 @@ pub struct EncoderStats {
     pub failures_total: u64,
     /// Batches that ran and in which not every text failed.
     pub steps_total: u64,
+    /// Three texts failed within the minute that ends here, on the engine's clock. May lie in the past.
+    pub distrusted_until: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -114,9 +117,7 @@ impl EncoderConfig {
             ("max_waiting_texts", self.max_waiting_texts),
             ("max_waiting_tokens", self.max_waiting_tokens),
         ];
-        if let Some((name, _)) = bounds.iter().find(|(_, value)| *value == 0) {
-            return Err(ConfigError::Zero(name));
-        }
+        ConfigError::refuse_zero(&bounds)?;
         if self.max_text_tokens > max_position {
             return Err(ConfigError::BeyondPositions { max_model_len: self.max_text_tokens, max_position });
         }

@@ -1,6 +1,5 @@
 //! The loop: take commands, wait for the turn, batch, run, publish, reply.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,8 @@ use crate::clock::Clock;
 use crate::event::RequestError;
 use crate::lane::{BatchBudget, Inbox, Job};
 use crate::stats::{StepObserver, StepReport};
-use crate::trust::MAX_FRUITLESS_STEPS;
+use crate::survival::survive;
+use crate::trust::{MAX_FRUITLESS_STEPS, Outcome, Trust};
 use crate::turns::StepTurns;
 
 type Text = Job<EncodeRequest, Vec<f32>>;
@@ -21,8 +21,7 @@ type Answer = Result<Vec<f32>, RequestError>;
 pub(super) struct EncodeLoop {
     parts: LoopParts,
     stats: EncoderStats,
-    /// Batches in a row in which every text failed.
-    fruitless: usize,
+    trust: Trust,
 }
 
 pub(super) struct LoopParts {
@@ -37,7 +36,7 @@ pub(super) struct LoopParts {
 
 impl EncodeLoop {
     pub(super) fn new(parts: LoopParts) -> Self {
-        Self { parts, stats: EncoderStats::default(), fruitless: 0 }
+        Self { parts, stats: EncoderStats::default(), trust: Trust::default() }
     }
 
     /// Runs until shut down, sleeping while idle.
@@ -96,9 +95,7 @@ impl EncodeLoop {
         let sequences: Vec<_> = batch.iter().map(sequence).collect();
         let model = self.parts.model.as_mut();
         let run = || -> Result<_, ModelError> { model.forward(&EncoderInput::new(&sequences)?) };
-        let vectors = catch_unwind(AssertUnwindSafe(run))
-            .map_err(|_| RequestError::Step("the model panicked".into()))?
-            .map_err(|error| RequestError::Step(error.to_string()))?;
+        let vectors = survive(run)?;
         if vectors.num_rows() != batch.len() {
             return Err(RequestError::Step(format!("{} vectors for {} texts", vectors.num_rows(), batch.len())));
         }
@@ -119,15 +116,15 @@ impl EncodeLoop {
     fn note_end(&mut self, failures: usize, num_texts: usize) {
         self.stats.running = 0;
         self.stats.failures_total += failures as u64;
-        if failures < num_texts {
-            self.stats.steps_total += 1;
-            self.fruitless = 0;
-            return;
-        }
-        self.fruitless += 1;
-        if self.fruitless == MAX_FRUITLESS_STEPS {
-            tracing::error!(batches = MAX_FRUITLESS_STEPS, "every text of these batches failed; the encoder gives up");
-            self.parts.inbox.give_up();
+        self.stats.distrusted_until = self.trust.note_failures(self.parts.clock.now(), failures as u64);
+        match self.trust.note_step(num_texts, failures) {
+            Outcome::Fruitful => self.stats.steps_total += 1,
+            Outcome::Fruitless => {}
+            Outcome::Hopeless => {
+                let batches = MAX_FRUITLESS_STEPS;
+                tracing::error!(batches, "every text of these batches failed; the encoder gives up");
+                self.parts.inbox.give_up();
+            }
         }
     }
 

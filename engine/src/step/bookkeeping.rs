@@ -39,14 +39,14 @@ impl StepLoop {
         report
     }
 
-    /// Counts the step unless every sequence failed.
+    /// Counts the step unless it failed every sequence.
     fn note_outcome(&mut self, now: Duration, num_sequences: usize, failed_requests: u64) {
-        let failed_sequences = std::mem::take(&mut self.failed_sequences);
+        let faulted_sequences = std::mem::take(&mut self.faulted_sequences);
         self.stats.distrusted_until = self.trust.note_failures(now, failed_requests);
         if num_sequences == 0 {
             return;
         }
-        match self.trust.note_step(num_sequences, failed_sequences) {
+        match self.trust.note_step(num_sequences, faulted_sequences) {
             Outcome::Fruitful => self.stats.steps_total += 1,
             Outcome::Fruitless => {}
             Outcome::Hopeless => {

@@ -7,7 +7,7 @@ use crate::config::EngineConfig;
 use crate::event_stream::EventStream;
 use crate::fixtures::request;
 use crate::stats::NullObserver;
-use crate::testing::{Mishap, StubModel};
+use crate::testing::{Mishap, Pace, StubModel};
 use crate::trust::MAX_FRUITLESS_STEPS;
 
 const POISON: u32 = 31;
@@ -144,4 +144,35 @@ fn failed_requests_are_told_of_with_the_time_until_which_they_count() {
         handle.stats().distrusted_until
     };
     assert_eq!([fail(0), fail(1), fail(2)], [None, None, Some(Duration::from_secs(60))]);
+}
+
+#[test]
+fn requests_that_leave_themselves_no_token_fail_alone_and_never_put_an_engine_out_of_service() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    for id in 0..2 * MAX_FRUITLESS_STEPS as u64 {
+        let mut asked = request(id, &[1]);
+        asked.sampling.bad_words = (0..32).map(|token| vec![token]).collect();
+        let mut stream = handle.submit(asked).unwrap();
+        step_loop.step();
+        let heard = stream.try_next();
+        assert!(matches!(heard, Some(Event::Failed { error: RequestError::NothingAllowed, .. })), "{heard:?}");
+    }
+    let stats = handle.stats();
+    assert!(handle.is_accepting());
+    assert_eq!((stats.distrusted_until, stats.failures_total), (None, 0));
+}
+
+#[test]
+fn one_culprit_among_many_is_found_in_a_few_steps() {
+    let (clock, step) = (ManualClock::default(), Duration::from_millis(1));
+    let pace = Pace { clock: clock.clone(), step, further_token: Duration::ZERO };
+    let model = StubModel::new(32, 4).with_mishap(POISON, Mishap::Error).with_pace(pace);
+    let parts = EngineParts { model: Box::new(model), clock: Arc::new(clock), ..parts(Arc::new(NullObserver)) };
+    let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+    let prompt = |id| if id == 11 { [POISON] } else { [1] };
+    let _streams: Vec<_> = (0..16).map(|id| handle.submit(request(id, &prompt(id))).unwrap()).collect();
+    let report = step_loop.step();
+    assert_eq!((report.num_sequences, report.failures, report.running), (16, 1, 15));
+    // All, then two halves of 16, of 8, of 4 and of 2.
+    assert_eq!(report.duration, 9 * step);
 }

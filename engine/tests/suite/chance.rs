@@ -62,14 +62,20 @@ impl Chance {
             top_k: self.one_in(3).then_some(5),
             top_p: [1.0, 0.9, 0.3][self.below(3)],
             min_p: [0.0, 0.05][self.below(2)],
+            typical_p: [1.0, 1.0, 0.8][self.below(3)],
             frequency_penalty: [0.0, 0.5][self.below(2)],
             presence_penalty: [0.0, -0.5][self.below(2)],
             repetition_penalty: [1.0, 1.2][self.below(2)],
+            logit_bias: self.some_ids(kinds).into_iter().zip([-100.0, 2.0]).collect(),
+            bad_words: vec![self.some_ids(kinds), self.some_ids(kinds)],
             seed: Some(self.next()),
             stop_token_ids: (0..self.below(3)).map(|_| self.below(kinds.usual_ids) as u32).collect(),
             logprobs: self.one_in(3).then_some(2),
             prompt_logprobs: self.one_in(5).then_some(1),
-            ..SamplingParams::default()
         }
+    }
+
+    fn some_ids(&mut self, kinds: &Kinds) -> Vec<u32> {
+        (0..1 + self.below(2)).map(|_| self.below(kinds.usual_ids) as u32).collect()
     }
 }

@@ -114,6 +114,25 @@ fn a_request_fails_as_a_whole_and_counts_once() {
 }
 
 #[test]
+fn a_request_whose_block_cannot_be_copied_fails_alone() {
+    const POISON: u32 = 63;
+    let clean = || SamplingParams { logit_bias: vec![(POISON, -100.0)], ..greedy(10) };
+    let asked = || choices(2, request(&[1, 2, 3], clean()));
+    let undisturbed = alone(model(), config(), asked());
+    let (mut step_loop, handle) = step_loop(model().with_mishap(POISON, Mishap::Copy), config());
+    let mut healthy = handle.submit(asked()).unwrap();
+    let mut single = handle.submit(request(&[5, 6], clean())).unwrap();
+    let mut culprit = handle.submit(choices(2, request(&[1, POISON, 3], clean()))).unwrap();
+    run_to_end(&mut step_loop);
+    let failure = events(&mut culprit);
+    assert!(matches!(failure.last(), Some(Event::Failed { error: RequestError::Step(_), .. })), "{failure:?}");
+    let got = events(&mut healthy);
+    assert!((0..2).all(|choice| tokens_of(&got, choice) == tokens_of(&undisturbed, choice)), "{got:?}");
+    assert_eq!(tokens(&events(&mut single)).len(), 10);
+    assert_eq!(handle.stats().free_blocks, 32);
+}
+
+#[test]
 fn more_choices_than_can_run_at_once_are_refused() {
     let (_step_loop, handle) = step_loop(model(), config());
     let refusal = handle.submit(choices(9, request(&[1], greedy(1)))).unwrap_err();

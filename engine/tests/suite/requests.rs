@@ -333,7 +333,7 @@ fn shutting_down_fails_what_still_runs() {
         assert!(matches!(last, Some(Event::Failed { error: RequestError::ShuttingDown, .. })), "{last:?}");
     }
     assert!(handle.is_idle());
-    assert_eq!(handle.stats().failures_total, 3);
+    assert_eq!(handle.stats().failures_total, 0, "whoever is asked to stop has not failed");
 }
 
 /// Stands for a defect of the engine itself.

@@ -1,6 +1,6 @@
 //! A seed replays a world: layers and their windows, arrivals, disconnects, preemptions, prefixes, constraints, classes,
-//! accounts, choices, grants, failures, against the real engine on simulated time. Whatever happens around it, a request gets what it gets alone, and nothing
-//! is lost at any step.
+//! accounts, choices, grants, failures, against the real engine on simulated time. Whatever happens around it, a request
+//! gets what it gets alone, and nothing is lost at any step.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,12 +110,13 @@ impl World {
         self.step_loop.check_integrity();
         let stats = self.handle.stats();
         assert!(stats.waiting <= self.config.max_waiting_requests);
+        assert!(stats.waiting_tokens <= self.config.max_waiting_tokens);
         assert!(stats.fair_share_gap <= stats.fair_share_bound);
         assert_eq!(stats.generated_tokens_total, self.crowd.sum(|usage| usage.generated_tokens.into()));
         assert_eq!(stats.prompt_tokens_total, self.crowd.sum(|usage| usage.prompt_tokens.into()));
         assert_eq!(stats.measured_ns_total, self.crowd.sum(|usage| usage.measured_ns));
         let accounted = u128::from(stats.measured_ns_total + stats.unclaimed_ns_total);
-        assert!(accounted <= self.stepped.as_nanos());
+        assert_eq!(accounted, self.stepped.as_nanos());
         self.most_parked = self.most_parked.max(stats.parked);
     }
 
@@ -142,7 +143,9 @@ impl World {
 fn sick_model(chance: &mut Chance) -> StubModel {
     let window = KvReach::Window((1 + chance.below(12)).try_into().expect("at least one"));
     let layers = [vec![KvReach::Full], vec![window], vec![window, KvReach::Full, window]];
-    model().with_layers(&layers[chance.below(3)]).with_mishap(62, Mishap::Nan).with_mishap(63, Mishap::Error)
+    let mishaps = [(61, Mishap::Panic), (62, Mishap::Nan), (63, Mishap::Error)];
+    let healthy = model().with_layers(&layers[chance.below(3)]);
+    mishaps.into_iter().fold(healthy, |model, (token, mishap)| model.with_mishap(token, mishap))
 }
 
 /// The longest request, 20 + 20 tokens, just fits the smallest pool.

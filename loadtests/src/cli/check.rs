@@ -16,6 +16,7 @@ use passerelle_loadtests::scenario::Objectives;
 use passerelle_loadtests::verdict::Verdict;
 
 use super::options::{OutputArgs, ScenarioArgs, ServerArgs, measured};
+use super::watch::ProgressLine;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -105,9 +106,11 @@ impl CheckArgs {
         let session = self.server.common.open(&self.server.url).await?;
         let server_pid = self.server.watched_pid(&session);
         let context = Context { session: &session, options: self.check_options(), server_pid };
+        let line = ProgressLine::show(context.options.run.progress.clone());
         let watch = Watch::start(server_pid);
         let mut verdict = self.try_to_break(&context).await?;
         let (machine, _) = watch.finish();
+        drop(line);
         verdict.figure(
             "other programs meanwhile",
             format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
@@ -115,7 +118,7 @@ impl CheckArgs {
         verdict.figure("this program meanwhile", format!("{:.2} cores", machine.own_cpu_cores));
         let about = About::now(&format!("check-{}", verdict.check), measured(&session, &self.server.url).await);
         self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
-        Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(super::exit_code(&verdict))
     }
 
     async fn try_to_break(&self, context: &Context<'_, Tcp>) -> anyhow::Result<Verdict> {

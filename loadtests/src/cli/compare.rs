@@ -10,6 +10,7 @@ use passerelle_loadtests::report::{About, Measured};
 use passerelle_loadtests::run::RunOptions;
 
 use super::options::{CommonArgs, OutputArgs, ScenarioArgs, listener, measured};
+use super::watch::ProgressLine;
 
 #[derive(Debug, Args)]
 pub(super) struct CompareArgs {
@@ -50,7 +51,9 @@ impl CompareArgs {
         };
         let seconds = scenario.duration_s * f64::from(self.rounds) * contenders.len() as f64;
         eprintln!("{} rounds of {} servers: {seconds:.0} s or a little more", self.rounds, contenders.len());
+        let line = ProgressLine::show(options.run.progress.clone());
         let comparison = compare(&contenders, &scenario, &options).await?;
+        drop(line);
         let about = About::now(&format!("compare-{}", self.scenario.name()), self.measured(&contenders).await);
         self.output.deliver(about, (&comparison.table(), "comparison", serde_json::json!(&comparison)))?;
         Ok(ExitCode::SUCCESS)

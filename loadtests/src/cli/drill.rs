@@ -16,6 +16,7 @@ use passerelle_loadtests::servers::{Fleet, Launch, RunningServer, ServerError};
 use passerelle_loadtests::verdict::Verdict;
 
 use super::options::{CommonArgs, OutputArgs, measured};
+use super::watch::ProgressLine;
 
 #[derive(Debug, Args)]
 pub(super) struct DrillArgs {
@@ -77,16 +78,18 @@ impl DrillArgs {
         let url = format!("http://{}", fleet.balancer.endpoint().authority);
         let session = self.common.open(&url).await?;
         let context = Context { session: &session, options: self.check_options(), server_pid: None };
+        let line = ProgressLine::show(context.options.run.progress.clone());
         let watch = Watch::start(None);
         let mut verdict = self.carry_out(&context, &mut fleet).await?;
         let (machine, _) = watch.finish();
+        drop(line);
         verdict.figure(
             "servers and other programs meanwhile",
             format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
         );
         let about = About::now(&format!("drill-{}", verdict.check), measured(&session, &url).await);
         self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
-        Ok(if verdict.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(super::exit_code(&verdict))
     }
 
     async fn carry_out(&self, context: &Context<'_, Tcp>, fleet: &mut Processes) -> anyhow::Result<Verdict> {

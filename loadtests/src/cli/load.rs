@@ -29,9 +29,9 @@ impl RunArgs {
         let scenario = self.scenario.load()?;
         let session = self.server.common.open(&self.server.url).await?;
         eprintln!("preparing the requests of {}", self.scenario.scenario);
-        let plan = session.plan(&scenario).await?;
         let options = RunOptions::default();
-        let line = ProgressLine::show(options.progress.clone(), plan.jobs().count());
+        let line = ProgressLine::show(options.progress.clone());
+        let plan = session.plan_watched(&scenario, &options.progress).await?;
         let watch = Watch::start(self.server.watched_pid(&session));
         let done = run(&session.client, &plan, &options).await;
         let (machine, _) = watch.finish();

@@ -55,7 +55,8 @@ pub(super) fn judge_size(verdict: &mut Verdict, samples: &[Sample]) -> Result<()
         warm.map(|sample| (sample.at_s / HOUR_S, sample.server_rss_bytes as f64 / MIB)).collect();
     let slope = Slope::of(&points).ok_or_else(too_short)?;
     verdict.figure("resident size", format!("{:.1} MiB, {slope} MiB an hour", slope.mean));
-    slope.require_below(MAX_RSS_MIB_PER_HOUR, verdict, || format!("resident size grows by {slope} MiB an hour"))
+    slope.require_below(MAX_RSS_MIB_PER_HOUR, verdict, || format!("resident size grows by {slope} MiB an hour"));
+    Ok(())
 }
 
 /// By the p99 of windows of equal length.
@@ -77,7 +78,8 @@ fn judge_latency(verdict: &mut Verdict, records: &[Record]) -> Result<(), CheckE
     let slope = Slope::of(&points).ok_or_else(too_short)?;
     verdict.figure("end to end, p99", format!("{:.1} ms, {slope} ms an hour", slope.mean));
     let limit = slope.mean * MAX_LATENCY_GROWTH / ((end - start) / HOUR_S);
-    slope.require_below(limit, verdict, || format!("p99 grows by {slope} ms an hour"))
+    slope.require_below(limit, verdict, || format!("p99 grows by {slope} ms an hour"));
+    Ok(())
 }
 
 fn too_short() -> CheckError {
@@ -117,20 +119,14 @@ impl Slope {
         self.per_hour + SURE * self.standard_error <= limit
     }
 
-    /// Errors where the run says neither.
-    fn require_below(
-        &self,
-        limit: f64,
-        verdict: &mut Verdict,
-        otherwise: impl Fn() -> String,
-    ) -> Result<(), CheckError> {
-        if !self.is_above(limit) && !self.is_below(limit) {
-            let why =
-                format!("{}, and {limit:.1} are allowed: give a longer --duration or a quieter machine", otherwise());
-            return Err(CheckError::CannotTry(why));
+    /// Undecided where the run says neither.
+    fn require_below(&self, limit: f64, verdict: &mut Verdict, otherwise: impl Fn() -> String) {
+        if self.is_above(limit) || self.is_below(limit) {
+            verdict.require(self.is_below(limit), otherwise);
+        } else {
+            let remedy = "give a longer --duration or a quieter machine";
+            verdict.cannot_tell(format!("{}, and {limit:.1} are allowed: {remedy}", otherwise()));
         }
-        verdict.require(self.is_below(limit), otherwise);
-        Ok(())
     }
 }
 
@@ -144,6 +140,7 @@ impl std::fmt::Display for Slope {
 mod tests {
     use super::*;
     use crate::rng::Rng;
+    use crate::verdict::Outcome;
 
     fn noisy(slope: f64) -> Slope {
         let mut rng = Rng::new(2);
@@ -162,12 +159,16 @@ mod tests {
     #[test]
     fn a_run_that_cannot_tell_says_so_instead_of_holding() {
         let unsure = Slope { per_hour: 5.0, standard_error: 20.0, mean: 70.0 };
-        let mut verdict = Verdict::new("soak", "");
-        let error = unsure.require_below(10.0, &mut verdict, || "it grows".to_owned()).unwrap_err();
-        assert!(error.to_string().contains("it grows, and 10.0 are allowed"), "{error}");
-        assert!(unsure.require_below(100.0, &mut verdict, String::new).is_ok() && verdict.holds());
-        let steep = Slope { per_hour: 80.0, ..unsure };
-        assert!(steep.require_below(10.0, &mut verdict, String::new).is_ok() && !verdict.holds());
+        let judged = |slope: Slope, limit| {
+            let mut verdict = Verdict::new("soak", "");
+            slope.require_below(limit, &mut verdict, || "it grows".to_owned());
+            verdict
+        };
+        let verdict = judged(unsure, 10.0);
+        assert_eq!(verdict.outcome(), Outcome::CannotTell);
+        assert!(verdict.undecided[0].contains("it grows, and 10.0 are allowed"), "{:?}", verdict.undecided);
+        assert!(judged(unsure, 100.0).holds());
+        assert_eq!(judged(Slope { per_hour: 80.0, ..unsure }, 10.0).outcome(), Outcome::FallsShort);
     }
 
     #[test]

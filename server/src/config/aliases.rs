@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use super::ConfigError;
-use super::checked::fits_as_name;
+use super::models::fits_as_name;
 
 /// By alias, then by model.
 pub type Aliases = BTreeMap<String, BTreeMap<String, NonZeroU32>>;

@@ -1,6 +1,5 @@
 //! From what was written to what the rooms may rely on.
 
-use std::collections::HashSet;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use super::aliases::{Aliases, check_aliases};
 use super::grammar::{GrammarConfig, check_grammar};
 use super::ledger::{LedgerConfig, check_ledger};
+use super::models::{ModelConfig, check_models, fits_as_name};
 use super::partitions::{MOST_THREADS, check_partitions, check_workers};
 use super::shadow::{ShadowConfig, check_shadow};
 use super::shelf::{ShelfConfig, check_shelf};
@@ -15,8 +15,8 @@ use super::tls::{TlsFiles, check_tls};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
     ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, PartitionConfig, Period,
-    Reasoning, RoutingConfig, Secret, ToolCalls, UnknownFields, UpstreamConfig, WeightDtype, WorkersConfig, Written,
-    WrittenApi, WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
+    RoutingConfig, Secret, UnknownFields, UpstreamConfig, WeightDtype, WorkersConfig, Written, WrittenApi,
+    WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
 };
 use crate::placement::DeviceChoice;
 
@@ -58,25 +58,6 @@ pub struct ServerConfig {
     pub max_streams_per_connection: usize,
     pub tls: Option<TlsFiles>,
     pub site: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelConfig {
-    pub name: String,
-    pub source: String,
-    pub dtype: WeightDtype,
-    pub kv_dtype: KvDtype,
-    /// `None`: what the checkpoint allows.
-    pub max_model_len: Option<usize>,
-    /// `None`: the checkpoint's own.
-    pub tokenizer: Option<String>,
-    pub chat_template: Option<PathBuf>,
-    pub tool_calls: ToolCalls,
-    pub reasoning: Reasoning,
-    /// The account that it belongs to; `None`: everybody may use it.
-    pub account: Option<String>,
-    /// One of `partitions`; `None`: it runs in the server's own process.
-    pub partition: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -243,25 +224,6 @@ impl HubConfig {
     }
 }
 
-impl ModelConfig {
-    /// A model found in a folder: everything but its name and place is the engine's default.
-    pub fn found(name: String, source: String, engine: &EngineConfig) -> Self {
-        Self {
-            name,
-            source,
-            dtype: engine.dtype,
-            kv_dtype: engine.kv_dtype,
-            max_model_len: engine.max_model_len,
-            tokenizer: engine.tokenizer.clone(),
-            chat_template: engine.chat_template.clone(),
-            tool_calls: ToolCalls::Auto,
-            reasoning: Reasoning::Auto,
-            account: None,
-            partition: None,
-        }
-    }
-}
-
 fn check_server(written: WrittenServer, environment: &Environment) -> Result<ServerConfig, ConfigError> {
     let data_dir = written.data_dir.or_else(|| environment.default_data_dir()).ok_or_else(|| {
         ConfigError::value("server.data_dir", "neither XDG_DATA_HOME nor HOME is set; name a folder with --data-dir")
@@ -296,74 +258,6 @@ fn check_site(site: Option<String>) -> Result<Option<String>, ConfigError> {
 
 pub(super) fn check_exists(key: &str, path: &Path, exists: fn(&Path) -> bool) -> Result<(), ConfigError> {
     if exists(path) { Ok(()) } else { Err(ConfigError::value(key, format!("{} does not exist", path.display()))) }
-}
-
-fn check_models(written: Vec<WrittenModel>, engine: &EngineConfig) -> Result<Vec<ModelConfig>, ConfigError> {
-    let named = written.into_iter().map(|model| ModelConfig {
-        name: model.name.unwrap_or_else(|| default_name(&model.source).to_owned()),
-        dtype: model.dtype.unwrap_or(engine.dtype),
-        kv_dtype: model.kv_dtype.unwrap_or(engine.kv_dtype),
-        max_model_len: model.max_model_len.map(usize::from).or(engine.max_model_len),
-        tokenizer: model.tokenizer.or_else(|| engine.tokenizer.clone()),
-        chat_template: model.chat_template.or_else(|| engine.chat_template.clone()),
-        tool_calls: model.tool_calls.unwrap_or_default(),
-        reasoning: model.reasoning.unwrap_or_default(),
-        account: model.account,
-        partition: model.partition,
-        source: model.source,
-    });
-    let models: Vec<ModelConfig> = named.collect();
-    check_names(&models)?;
-    for template in models.iter().filter_map(|model| model.chat_template.as_ref()) {
-        check_exists("chat_template", template, Path::is_file)?;
-    }
-    Ok(models)
-}
-
-/// Every model has a name that requests can use, and no two have the same.
-fn check_names(models: &[ModelConfig]) -> Result<(), ConfigError> {
-    let mut names = HashSet::new();
-    for ModelConfig { name, .. } in models {
-        check_name(name)?;
-        if !names.insert(name) {
-            let problem = format!("two models are named `{name}`; give each its own with NAME=SOURCE");
-            return Err(ConfigError::value("models.name", problem));
-        }
-    }
-    Ok(())
-}
-
-/// `./runs/step-900/` is `step-900`, `org/model@main` is `model`, `model.gguf` is `model`. Only a hub id has a revision:
-/// in a path, `@` is part of the name.
-fn default_name(source: &str) -> &str {
-    let is_path = source.starts_with(['.', '/']) || source.ends_with('/');
-    let last = source.trim_end_matches('/').rsplit('/').next().unwrap_or(source);
-    let last = if is_path { last } else { last.split_once('@').map_or(last, |(id, _)| id) };
-    last.strip_suffix(".gguf").unwrap_or(last)
-}
-
-/// Names stand in URLs (`/v1/models/NAME`) and metric labels.
-const MAX_NAME_BYTES: usize = 200;
-
-pub(super) fn fits_as_name(name: &str) -> bool {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:/".contains(c);
-    !name.is_empty() && name.len() <= MAX_NAME_BYTES && name.chars().all(fits) && !name.starts_with('.')
-}
-
-/// `name` or `name@revision`, as checkpoints of a folder are called.
-pub fn fits_as_checkpoint(name: &str) -> bool {
-    name.split_once('@')
-        .map_or_else(|| fits_as_name(name), |(name, revision)| fits_as_name(name) && fits_as_name(revision))
-}
-
-pub(super) fn check_name(name: &str) -> Result<(), ConfigError> {
-    if !fits_as_name(name) {
-        let problem = format!(
-            "`{name}` is not a name; write NAME=SOURCE with letters, digits and - _ . : /, at most {MAX_NAME_BYTES}"
-        );
-        return Err(ConfigError::value("models.name", problem));
-    }
-    Ok(())
 }
 
 fn hub(offline: bool, environment: &Environment) -> HubConfig {

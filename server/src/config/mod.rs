@@ -16,6 +16,7 @@ mod grammar;
 mod ledger;
 mod listen;
 mod model_flag;
+mod models;
 mod origin;
 mod partitions;
 mod shadow;
@@ -25,10 +26,7 @@ mod upstreams;
 mod written;
 
 pub use aliases::{Aliases, check_targets};
-pub use checked::{
-    ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ModelConfig, ServerConfig,
-    fits_as_checkpoint,
-};
+pub use checked::{ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ServerConfig};
 pub use choices::{
     KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
 };
@@ -39,6 +37,7 @@ pub use grammar::GrammarConfig;
 pub use ledger::{LedgerConfig, WrittenLedger};
 pub use listen::Listen;
 pub use model_flag::ModelFlag;
+pub use models::{ModelConfig, fits_as_checkpoint};
 pub use origin::Origin;
 pub use partitions::{PartitionConfig, WorkersConfig};
 pub use shadow::{Candidate, Candidates, ShadowConfig, check_candidates};

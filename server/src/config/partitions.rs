@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::checked::{fits_as_name, period};
+use super::checked::period;
+use super::models::fits_as_name;
 use super::{ConfigError, ModelConfig, WorkerPlace, WrittenPartition, WrittenWorkers};
 use crate::placement::{Device, Partition};
 

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::checked::{check_exists, check_name, count, period};
+use super::checked::{check_exists, count, period};
+use super::models::check_name;
 use super::{ConfigError, DEMO, UpstreamKind, WrittenRouting, WrittenUpstream};
 
 /// One server that runs one model.

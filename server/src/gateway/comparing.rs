@@ -11,7 +11,6 @@ use passerelle_engine::{
 };
 use passerelle_models::TokenId;
 
-use super::generation::is_our_fault;
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, SubmitError};
@@ -63,7 +62,7 @@ impl Comparing {
     /// One entry per token, `None` for the first. Cancel safe, until it is ready.
     pub async fn wait(&mut self) -> Result<Vec<Option<ComparedPosition>>, RequestError> {
         let compared = self.reply.wait().await;
-        self.is_free = compared.as_ref().is_err_and(is_our_fault);
+        self.is_free = compared.as_ref().is_err_and(RequestError::is_engine_fault);
         let end = if compared.is_ok() { EntryEnd::Answered } else { EntryEnd::Failed };
         self.reservations.iter_mut().for_each(|reservation| reservation.end(end));
         compared

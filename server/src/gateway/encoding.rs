@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use passerelle_engine::{EncodeReply, EncodeRequest, RequestError, Usage};
 
-use super::generation::{NotStarted, is_our_fault};
+use super::generation::NotStarted;
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, SubmitError};
@@ -76,7 +76,7 @@ impl Encoding {
         self.ended = add(self.ended, oldest.reply.close());
         self.texts.pop_front();
         if let Err(error) = &answer {
-            self.is_free |= is_our_fault(error);
+            self.is_free |= error.is_engine_fault();
             self.reservation.end(EntryEnd::Failed);
         }
         Some(answer)

@@ -11,9 +11,7 @@ mod grants;
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use passerelle_engine::{
-    ConstraintError, Event, EventStream, FinishReason, Request, RequestError, SharedModel, TokenEvent, Usage,
-};
+use passerelle_engine::{Event, EventStream, FinishReason, Request, SharedModel, TokenEvent, Usage};
 
 use super::journal::EntryEnd;
 use super::ledger::Reservation;
@@ -111,7 +109,7 @@ impl Generation {
             }
             Some(Event::Finished { choice, reason, .. }) => self.note_end(*choice, *reason),
             Some(Event::Failed { error, .. }) => {
-                self.is_free = is_our_fault(error);
+                self.is_free = error.is_engine_fault();
                 self.choices.iter_mut().for_each(|choice| choice.stage = Stage::Over);
                 self.reservation.end(EntryEnd::Failed);
             }
@@ -243,17 +241,6 @@ impl Generation {
 impl ChoiceInFlight {
     fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Growing | Stage::Starved)
-    }
-}
-
-/// Whether a request failed by something that it did not ask for. A server that ends has still done what it did.
-pub(super) fn is_our_fault(error: &RequestError) -> bool {
-    match error {
-        RequestError::NotFinite
-        | RequestError::Step(_)
-        | RequestError::WorkerLost
-        | RequestError::Constraint(ConstraintError::Lost) => true,
-        RequestError::NothingAllowed | RequestError::Constraint(_) | RequestError::ShuttingDown => false,
     }
 }
 

@@ -370,7 +370,7 @@ impl ReplicaDoor for EncoderHandle {
             waiting_requests: stats.waiting,
             running_requests: stats.running,
             progress: self.progress(),
-            distrusted_until: None,
+            distrusted_until: stats.distrusted_until,
             is_dead: self.is_dead(),
             presence: Presence::Here,
         }

@@ -126,8 +126,11 @@ pub const PREFIX_HIT_TOKENS: Metric =
     counter("passerelle_prefix_hit_tokens_total", &["model"], "Prompt tokens found in the prefix cache.");
 pub const PREEMPTIONS: Metric =
     counter("passerelle_preemptions_total", &["model"], "Sequences that gave up their KV blocks to another.");
-pub const ENGINE_FAILURES: Metric =
-    counter("passerelle_engine_failures_total", &["model"], "Requests that failed in the engine.");
+pub const ENGINE_FAILURES: Metric = counter(
+    "passerelle_engine_failures_total",
+    &["model"],
+    "Requests that failed in the engine by no fault of their own.",
+);
 pub const FAIR_SHARE_GAP: Metric = gauge(
     "passerelle_fair_share_gap_seconds",
     &["model"],
