@@ -4,6 +4,7 @@
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figure")]
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +26,8 @@ const LARGE_VOCAB: usize = 128 << 10;
 const DRAWING_SEQUENCES: usize = 8;
 const DRAWING_STEPS: usize = 50;
 
-fn main() {
-    bench_steps();
+fn main() -> ExitCode {
+    let holds = bench_steps();
     let greedy = row_time(&SamplingParams { temperature: 0.0, ..SamplingParams::default() });
     let at_temperature_1 = SamplingParams::default();
     let drawings =
@@ -35,6 +36,7 @@ fn main() {
     for (name, sampling) in drawings {
         println!("{name}: {:?} more", row_time(&sampling).saturating_sub(greedy));
     }
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The median time per sequence of a step in which every sequence draws.
@@ -48,7 +50,8 @@ fn row_time(sampling: &SamplingParams) -> Duration {
     durations[DRAWING_STEPS / 2] / DRAWING_SEQUENCES as u32
 }
 
-fn bench_steps() {
+/// True if the goal is reached.
+fn bench_steps() -> bool {
     let model = FreeModel::new(vec![0.0; VOCAB]);
     let sampling = SamplingParams { max_tokens: 2000, temperature: 0.0, ..SamplingParams::default() };
     let (mut step_loop, handle) = StepLoop::new(parts(model)).expect("the bench's bounds are possible");
@@ -66,6 +69,7 @@ fn bench_steps() {
     let (median, p99) = (durations[STEPS / 2], durations[STEPS * 99 / 100]);
     let verdict = if median <= GOAL { "within" } else { "ABOVE" };
     println!("step over {SEQUENCES} sequences: median {median:?}, p99 {p99:?}; {verdict} the goal of {GOAL:?}");
+    median <= GOAL
 }
 
 fn parts(model: FreeModel) -> EngineParts {

@@ -36,6 +36,7 @@ pub(crate) fn calibrate(
 ) -> Result<CostModel, RequestError> {
     let spec = runner.cache().spec();
     let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
+    let block_size = spec.block_size;
     let mut probe = Probe { runner, clock };
     // The first step also pays for memory that later ones find.
     probe.run(1, 0, 1)?;
@@ -45,6 +46,8 @@ pub(crate) fn calibrate(
     let chunk = in_time.clamp(2, CHUNK_TOKENS).min(longest);
     let batch = BATCH_SEQUENCES.min(config.max_num_seqs).min(config.num_kv_blocks);
     let context = CONTEXT_TOKENS.min(longest);
+    // Blocks that nothing was written to stand in no memory yet, and would be read in no time.
+    probe.runner.clear_blocks(context.div_ceil(block_size).min(config.num_kv_blocks))?;
     let measurements = Measurements {
         one_token,
         chunk: (chunk, probe.fastest(1, 0, chunk)?),

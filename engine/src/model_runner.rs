@@ -108,6 +108,13 @@ impl ModelRunner {
         &self.cache
     }
 
+    /// Writes zeros to the first `num_blocks` blocks, in every group.
+    pub(crate) fn clear_blocks(&mut self, num_blocks: usize) -> Result<(), RequestError> {
+        (0..num_blocks as u32)
+            .try_for_each(|block| self.cache.fill_block(BlockId(block), 0.0))
+            .map_err(|error| RequestError::Step(error.to_string()))
+    }
+
     /// One step of the model. A panic is an error like any other.
     pub(crate) fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
         let step_error = |error: ModelError| RequestError::Step(error.to_string());

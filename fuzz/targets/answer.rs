@@ -11,15 +11,7 @@ fn parse(tools: ToolFormat, reasoning: ReasoningFormat, pieces: &[&str]) -> Vec<
         .with_reasoning(reasoning, ReasoningStart::Outside);
     let mut deltas: Vec<AnswerDelta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
     deltas.extend(parser.finish());
-    let mut joined: Vec<AnswerDelta> = Vec::new();
-    for delta in deltas {
-        match (joined.last_mut(), delta) {
-            (Some(AnswerDelta::Content(last)), AnswerDelta::Content(text)) => last.push_str(&text),
-            (Some(AnswerDelta::Reasoning(last)), AnswerDelta::Reasoning(text)) => last.push_str(&text),
-            (_, delta) => joined.push(delta),
-        }
-    }
-    joined
+    AnswerDelta::joined(deltas)
 }
 
 fuzz_target!(|input: (&str, Vec<u8>)| {

@@ -1,5 +1,6 @@
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
+use half::vec::HalfBitsVecExt;
 
 use crate::{BlockCopy, BlockId, KvCacheSpec, ModelError};
 
@@ -146,20 +147,22 @@ impl KvLayer {
 /// As [`Tensor::zeros`], which aborts the process where memory is short.
 fn zeros(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, ModelError> {
     match (device, dtype) {
-        (Device::Cpu, DType::BF16) => Ok(Tensor::from_vec(zeroed::<bf16>(shape)?, shape, device)?),
+        (Device::Cpu, DType::BF16) => {
+            Ok(Tensor::from_vec(zeroed::<u16>(shape)?.reinterpret_into::<bf16>(), shape, device)?)
+        }
         (Device::Cpu, _) => Ok(Tensor::from_vec(zeroed::<f32>(shape)?, shape, device)?),
         _ => Ok(Tensor::zeros(shape, dtype, device)?),
     }
 }
 
+/// Numbers that the system hands out as zeros: a page takes memory, and time, when it is first written.
 fn zeroed<E: Default + Clone>(shape: &[usize]) -> Result<Vec<E>, ModelError> {
     let no_memory =
         || ModelError::Input(format!("no memory for a KV cache layer of shape {shape:?}; use fewer blocks"));
     let len = shape.iter().try_fold(1usize, |len, &side| len.checked_mul(side)).ok_or_else(no_memory)?;
-    let mut values = Vec::new();
-    values.try_reserve_exact(len).map_err(|_| no_memory())?;
-    values.resize(len, E::default());
-    Ok(values)
+    // Only asked for: where there is none, the next line ends the process.
+    Vec::<E>::new().try_reserve_exact(len).map_err(|_| no_memory())?;
+    Ok(vec![E::default(); len])
 }
 
 pub(crate) fn padded(head_dim: usize) -> usize {
@@ -206,6 +209,34 @@ mod tests {
     fn a_cache_that_no_memory_holds_is_an_error() {
         assert!(refusal(1, 1 << 30, 1 << 24).contains("no memory"));
         assert!(refusal(1, 1 << 60, 1 << 24).contains("no memory"));
+    }
+
+    /// Of this process, in bytes.
+    #[cfg(target_os = "linux")]
+    fn resident() -> usize {
+        const PAGE: usize = 4096;
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * PAGE
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn blocks_that_nothing_was_written_to_take_no_memory_and_are_zeros() {
+        for dtype in [DType::F32, DType::BF16] {
+            let spec = KvCacheSpec {
+                groups: vec![KvGroup::full(2)],
+                num_kv_heads: 8,
+                head_dim: 128,
+                dtype,
+                block_size: KV_TILE,
+            };
+            let before = resident();
+            let cache = KvCache::new(spec, 10_000, &Device::Cpu).unwrap();
+            // 1.3 GB or more; other tests of this program hold some megabytes meanwhile.
+            assert!(resident().saturating_sub(before) < 1 << 29, "{dtype:?}");
+            let last = cache.layers[1].v.narrow(0, 9_999, 1).unwrap().to_dtype(DType::F32).unwrap();
+            assert!(last.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|value| *value == 0.0));
+        }
     }
 
     #[test]

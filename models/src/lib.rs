@@ -24,6 +24,7 @@ mod stored_dtype;
 mod vectors;
 mod weights;
 
+pub use candle_core::DType;
 pub use config::{LayerRun, ScoreActivation};
 pub use demo::demo_checkpoint;
 pub use encoder_input::{EncoderInput, EncoderSequence};

@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::hint::black_box;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +34,8 @@ impl ReplicaDoor for Idle {
     }
 }
 
-fn main() {
+fn main() -> ExitCode {
+    let mut holds = true;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let replicas = (0..REPLICAS).map(|id| Arc::new(Replica::new(ReplicaId(id), "m", Box::new(Idle))));
     let router = Router::new(replicas, Arc::clone(&clock), 7);
@@ -55,5 +57,7 @@ fn main() {
             "among {REPLICAS} replicas, {name}: median {median:?} (goal {GOAL:?}), 99th percentile {tail:?}, of {} choices",
             times.len()
         );
+        holds &= median <= GOAL;
     }
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

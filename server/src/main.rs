@@ -1,4 +1,4 @@
-//! The `passerelle` command. All it does itself is turn a result into an exit code.
+//! The `passerelle` command. All it does itself is turn an error into an exit code.
 
 mod cli;
 mod serve;
@@ -9,7 +9,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -156,7 +156,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let mut upstreams =
         Upstreams::new(Arc::clone(&clock), runtime.handle().clone(), (replicas.len() + placed.len()) as u32);
     let planned = upstreams.plan(settings)?;
-    let replicas = replicas.into_iter().chain(planned.replicas());
+    let replicas = replicas.into_iter().chain(placed.replicas()).chain(planned.replicas());
     let router = Router::new(replicas, Arc::clone(&clock), engines::random_seed()?);
     let serving = Directions::of((config, administration.as_ref()), &here, remote)?.serve(router);
     upstreams.adopt(planned);

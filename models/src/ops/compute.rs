@@ -1,7 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 #[cfg(feature = "cuda")]
 use super::cuda::gpu::{Gpu, NoGpu};
@@ -18,6 +18,8 @@ pub struct Compute {
     kernels: KernelSet,
     pool: Arc<ComputePool>,
     times: Option<Arc<OpTimes>>,
+    /// What products round activations to that meet bf16 weights.
+    factors: Float,
     #[cfg(feature = "cuda")]
     gpu: Option<Arc<Gpu>>,
 }
@@ -33,6 +35,9 @@ pub enum KernelSet {
     Avx2Fma,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI besides. Bit for bit equal to [`KernelSet::Portable`].
     Avx512,
+    /// The same with AVX512-BF16, for products of bf16 by bf16 ([`Compute::with_bf16_products`]); all else has the bits of
+    /// [`KernelSet::Portable`].
+    Avx512Bf16,
     /// Our own kernels on an NVIDIA GPU, and candle's where there is none of ours.
     #[cfg(feature = "cuda")]
     Cuda,
@@ -41,12 +46,18 @@ pub enum KernelSet {
 impl KernelSet {
     /// The fastest set that this machine's CPU runs.
     pub fn detect() -> Self {
-        [Self::Avx512, Self::Avx2Fma].into_iter().find(|kernels| kernels.is_supported()).unwrap_or(Self::Portable)
+        let fastest_first = [Self::Avx512Bf16, Self::Avx512, Self::Avx2Fma];
+        fastest_first.into_iter().find(|kernels| kernels.is_supported()).unwrap_or(Self::Portable)
     }
 
     /// Whether a row's bits depend on the row alone, and not on the batch that it is in.
     pub fn keeps_rows_equal(self) -> bool {
-        matches!(self, Self::Portable | Self::Avx2Fma | Self::Avx512)
+        matches!(self, Self::Portable | Self::Avx2Fma | Self::Avx512 | Self::Avx512Bf16)
+    }
+
+    /// Whether products of bf16 by bf16 are faster than those of bf16 by f32.
+    pub fn has_bf16_products(self) -> bool {
+        self == Self::Avx512Bf16
     }
 
     /// Whether this machine's CPU has the instructions.
@@ -66,8 +77,10 @@ impl KernelSet {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2Fma | Self::Avx512 => false,
+            Self::Avx2Fma | Self::Avx512 | Self::Avx512Bf16 => false,
             #[cfg(feature = "cuda")]
             Self::Cuda => false,
         }
@@ -81,6 +94,7 @@ impl fmt::Display for KernelSet {
             Self::Portable => "portable",
             Self::Avx2Fma => "avx2+fma",
             Self::Avx512 => "avx512+vnni",
+            Self::Avx512Bf16 => "avx512+vnni+bf16",
             #[cfg(feature = "cuda")]
             Self::Cuda => "not verified on hardware",
         })
@@ -98,7 +112,14 @@ impl Compute {
     pub fn cuda(ordinal: usize, num_threads: usize) -> Result<Self, NoGpu> {
         let pool = ComputePool::new(num_threads);
         let (device, gpu) = Gpu::open(ordinal, pool.pulse().clone())?;
-        Ok(Self { device, kernels: KernelSet::Cuda, pool: Arc::new(pool), times: None, gpu: Some(Arc::new(gpu)) })
+        Ok(Self {
+            device,
+            kernels: KernelSet::Cuda,
+            pool: Arc::new(pool),
+            times: None,
+            factors: Float::F32,
+            gpu: Some(Arc::new(gpu)),
+        })
     }
 
     /// The CPU with bodies that the caller names, for tests and benches that compare them.
@@ -117,6 +138,7 @@ impl Compute {
             kernels,
             pool: Arc::new(ComputePool::new(num_threads)),
             times: None,
+            factors: Float::F32,
             #[cfg(feature = "cuda")]
             gpu: None,
         }
@@ -125,6 +147,23 @@ impl Compute {
     /// The same, adding what each op takes to `times`.
     pub fn timed(self, times: Arc<OpTimes>) -> Self {
         Self { times: Some(times), ..self }
+    }
+
+    /// The same, whose products round activations to bf16 where they meet bf16 weights that it packs, of an even number of
+    /// inputs. Where [`KernelSet::has_bf16_products`] says no, in plain code, which is slow.
+    pub fn with_bf16_products(self) -> Self {
+        Self { factors: Float::Bf16, ..self }
+    }
+
+    /// The same for a model whose keys and values are cached as `dtype`, which is its compute dtype: beside bf16 ones, products
+    /// take bf16 activations where the CPU is faster with them; beside f32 ones, none does.
+    pub fn for_kv_of(&self, dtype: DType) -> Self {
+        let factors = match dtype {
+            DType::BF16 if self.kernels.has_bf16_products() => Float::Bf16,
+            DType::BF16 => self.factors,
+            _ => Float::F32,
+        };
+        Self { factors, ..self.clone() }
     }
 
     pub fn device(&self) -> &Device {
@@ -146,6 +185,11 @@ impl Compute {
     /// What activations may be held in.
     pub(crate) fn activations(&self) -> &'static [Float] {
         if self.device.is_cpu() { &[Float::F32] } else { &[Float::F32, Float::Bf16] }
+    }
+
+    /// What activations are rounded to where they meet bf16 weights.
+    pub(crate) fn factors(&self) -> Float {
+        self.factors
     }
 
     /// Threads that work on one op, the calling one included.

@@ -70,8 +70,8 @@ pub fn read_through(compute: &Compute, values: &[f32]) {
     cpu::limits::read_through(compute, values);
 }
 
-/// Runs fused multiply-adds between registers on all threads, for some milliseconds. Returns how many floating-point
-/// operations they were, two for each.
+/// Runs fused multiply-adds between registers on all threads, for some milliseconds: of f32, or of bf16 where `compute` has
+/// [`Compute::with_bf16_products`]. Returns how many floating-point operations they were, two for each.
 pub fn multiply_add(compute: &Compute) -> u64 {
     cpu::limits::multiply_add(compute)
 }

@@ -4,7 +4,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Compute, KernelSet, Op, cpu};
+use super::{Compute, Op, cpu};
 use crate::ModelError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,9 +49,7 @@ pub fn pool_rows(compute: &Compute, x: &Tensor, starts: &[usize], pool: RowPool)
         return Err(ModelError::Input(format!("{m} rows cut at {starts:?}")));
     }
     match compute.kernels() {
-        KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 => {
-            cpu::pool_rows::pool_rows(compute, x, starts, pool, width)
-        }
+        kernels if kernels.keeps_rows_equal() => cpu::pool_rows::pool_rows(compute, x, starts, pool, width),
         _ => reference(x, starts, pool),
     }
 }

@@ -46,7 +46,7 @@ pub fn prepare_qkv(
             let _timer = compute.time(super::Op::StoreKv);
             super::cuda::qkv::prepare_qkv(compute, qkv, preparation, plan, layer)
         }
-        KernelSet::Reference | KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 => {
+        KernelSet::Reference | KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 | KernelSet::Avx512Bf16 => {
             one_by_one(compute, qkv, preparation, plan, layer)
         }
     }

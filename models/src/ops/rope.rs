@@ -6,7 +6,7 @@
 
 use candle_core::Tensor;
 
-use super::{Compute, KernelSet, Op, cpu};
+use super::{Compute, Op, cpu};
 use crate::ModelError;
 
 /// A model's rotary frequencies. The kinds of scaling are decided by whoever computes `inv_freq`.
@@ -67,7 +67,7 @@ pub fn rope(compute: &Compute, x: &Tensor, head_dim: usize, angles: &RotaryAngle
         )));
     }
     match compute.kernels() {
-        KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 => cpu::rope::rope(compute, x, head_dim, angles),
+        kernels if kernels.keeps_rows_equal() => cpu::rope::rope(compute, x, head_dim, angles),
         _ => reference(x, head_dim, angles),
     }
 }

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Compute, KernelSet, Op, cpu};
+use super::{Compute, Op, cpu};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{ModelError, Slot};
 
@@ -29,9 +29,7 @@ pub fn store_kv(
         return Err(ModelError::Input(format!("slot {} of {}", slot.0, layer.num_slots())));
     }
     match compute.kernels() {
-        KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 => {
-            cpu::store_kv::store_kv(compute, k, v, slots, layer)
-        }
+        kernels if kernels.keeps_rows_equal() => cpu::store_kv::store_kv(compute, k, v, slots, layer),
         _ => reference(compute, (k, v), slots, layer),
     }
 }

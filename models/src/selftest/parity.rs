@@ -1,10 +1,11 @@
 use std::ops::Range;
 
+use candle_core::DType;
 use safetensors::SafeTensors;
 
 use super::trial::{Trial, first_line, furthest, name, unequal};
 use crate::input::SequenceInput;
-use crate::ops::Compute;
+use crate::ops::{Compute, Float};
 use crate::{
     BlockId, CausalLm, CheckpointFiles, KvCache, KvDtype, LoadOptions, ModelError, ModelInput, TokenId, WeightDtype,
     demo_checkpoint, load,
@@ -18,6 +19,9 @@ const CHUNK: usize = 16;
 const F32: f32 = 1e-3;
 /// Of the log-probabilities of the reference's five likeliest tokens, where weights, keys and values are bf16.
 const TOP_LOGPROBS: f32 = 0.08;
+/// The same of the demo where products take bf16 activations. Its logits are steep: transformers in bf16 throughout moves them by
+/// 0.42 from its own in f32 over these tokens, and by 0.08 where it rounds what products take alone, with keys in f32.
+const TOP_LOGPROBS_OF_DEMO: f32 = 0.4;
 const TOP: usize = 5;
 /// Mean Kullback-Leibler divergence from the reference, over all tokens, in nats.
 const DIVERGENCE: f32 = 2e-3;
@@ -98,7 +102,8 @@ fn check_format(trial: &mut Trial, candidate: &Candidate<'_>, format: Format) ->
     for len in LENGTHS {
         let found = forward_alone(model.as_ref(), &candidate.tokens(model.as_ref(), len)?)?;
         let expected = candidate.expected(trial, format, len)?;
-        for (measure, worst, allowed) in format.differences(&found, &expected) {
+        for (measure, worst, allowed) in format.differences(&found, &expected, candidate.top_logprobs(trial.subject()))
+        {
             let bodies = [name(trial.subject()), candidate.reference().to_owned()];
             trial.note(candidate.what, format!("{format:?}, {measure}, {len} tokens"), bodies, (Ok(worst), allowed));
         }
@@ -126,6 +131,12 @@ fn check_format(trial: &mut Trial, candidate: &Candidate<'_>, format: Format) ->
 impl Candidate<'_> {
     fn reference(&self) -> &'static str {
         if self.golden.is_some() { "transformers" } else { "reference" }
+    }
+
+    /// How far those of likely tokens may be off where weights, keys and values are bf16.
+    fn top_logprobs(&self, compute: &Compute) -> f32 {
+        let rounds = compute.for_kv_of(DType::BF16).factors() == Float::Bf16;
+        if self.golden.is_none() && rounds { TOP_LOGPROBS_OF_DEMO } else { TOP_LOGPROBS }
     }
 
     fn load_on(&self, compute: &Compute, format: Format) -> Result<Box<dyn CausalLm>, ModelError> {
@@ -160,7 +171,12 @@ impl Candidate<'_> {
 
 impl Format {
     /// What is measured, how much it is, and how much it may be.
-    fn differences(self, found: &[Vec<f32>], expected: &[Vec<f32>]) -> Vec<(&'static str, f32, f32)> {
+    fn differences(
+        self,
+        found: &[Vec<f32>],
+        expected: &[Vec<f32>],
+        top_logprobs: f32,
+    ) -> Vec<(&'static str, f32, f32)> {
         if self == Self::F32 {
             return vec![("logits", furthest(&found.concat(), &expected.concat()), F32)];
         }
@@ -171,7 +187,7 @@ impl Format {
         let top = rows().fold(worst, |worst, (found, expected)| greater(worst, top_difference(found, expected)));
         let divergence =
             rows().map(|(found, expected)| divergence(found, expected)).sum::<f32>() / expected.len() as f32;
-        vec![("top log-probabilities", top, TOP_LOGPROBS), ("divergence", divergence, DIVERGENCE)]
+        vec![("top log-probabilities", top, top_logprobs), ("divergence", divergence, DIVERGENCE)]
     }
 
     /// The same where bodies do not promise equal bits.
@@ -179,7 +195,7 @@ impl Format {
         if is_equal {
             vec![("bits", unequal(&found.concat(), &alone.concat()), 0.0)]
         } else {
-            self.differences(found, alone)
+            self.differences(found, alone, TOP_LOGPROBS)
         }
     }
 }
@@ -286,12 +302,21 @@ mod tests {
         }
     }
 
+    /// The bands were set before there were any; in plain code where the CPU has no instruction for them.
+    #[test]
+    fn products_of_bf16_stay_within_the_bands_and_answer_alike_in_any_company() {
+        let mut trial = Trial::new(&Compute::cpu(2).with_bf16_products(), 1.0).unwrap();
+        check(&mut trial).unwrap();
+        let failed: Vec<_> = trial.into_checks().into_iter().filter(|check| !check.passes()).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+    }
+
     #[test]
     fn what_is_no_number_does_not_pass() {
         let rows = [vec![0.5, 1.0, 0.25]];
         for format in [Format::F32, Format::Bf16] {
             for wrong in [vec![f32::NAN, 1.0, 0.25], vec![0.5, f32::INFINITY, 0.25]] {
-                let differences = format.differences(&[wrong], &rows);
+                let differences = format.differences(&[wrong], &rows, TOP_LOGPROBS);
                 let passes = |(_, worst, allowed): &(&str, f32, f32)| worst <= allowed;
                 assert!(!differences.iter().any(passes), "{differences:?}");
             }

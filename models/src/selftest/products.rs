@@ -2,7 +2,7 @@ use half::{bf16, f16};
 
 use super::numbers::Random;
 use super::trial::{Trial, placed, values};
-use crate::ops::{self, Float, PackedWeight, WeightPart};
+use crate::ops::{self, Compute, Float, PackedWeight, WeightPart};
 use crate::{ModelError, StoredDtype};
 
 /// Rows, inputs, outputs: one token and many, and widths that are no whole panel.
@@ -24,11 +24,17 @@ pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
             let parts = [WeightPart { dtype, bytes: &bytes }];
             let at = format!("[{rows}, {inputs}] x [{outputs}, {inputs}]");
             let allowed = allowed(trial, dtype, inputs);
-            trial.compare(names(dtype)[0], at, allowed, &|compute| {
+            let run = |compute: &Compute| {
                 let weight = PackedWeight::pack(compute, None, inputs, &parts)?;
                 let bias = bias.to_device(compute.device())?;
                 values(&ops::linear(compute, &placed(compute, &x, float)?, &weight, Some(&bias))?)
-            });
+            };
+            trial.compare(names(dtype)[0], at.clone(), allowed, &run);
+            if dtype == StoredDtype::Bf16 && trial.subject().kernels().has_bf16_products() {
+                // The activations are bf16 numbers, so that rounding them changes nothing.
+                let compute = trial.subject().clone().with_bf16_products();
+                trial.compare_one(&compute, ("product, bf16 by bf16", at), allowed, &run);
+            }
             if rows == shapes[0][0] {
                 rows_of_a_table(trial, (dtype, float), (inputs, outputs), &parts);
             }

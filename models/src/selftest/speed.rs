@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use half::bf16;
 
 use super::numbers::Random;
@@ -53,6 +53,7 @@ impl std::fmt::Debug for Load {
 ///
 /// Errors when memory is short.
 pub fn loads(compute: &Compute) -> Result<Vec<Load>, ModelError> {
+    let compute = &compute.for_kv_of(DType::BF16);
     let mut loads = products(compute)?;
     loads.push(attention(compute)?);
     Ok(loads)

@@ -62,6 +62,18 @@ impl Trial {
         }
     }
 
+    /// `compute` alone against the reference.
+    pub(super) fn compare_one(
+        &mut self,
+        compute: &Compute,
+        (what, at): (&'static str, String),
+        allowed: f32,
+        run: Run<'_>,
+    ) {
+        let worst = between(&run(compute), &run(&self.reference), furthest);
+        self.note(what, at, [name(compute), name(&self.reference)], (worst, allowed));
+    }
+
     /// One thing more that was compared.
     pub(super) fn note(
         &mut self,

@@ -16,7 +16,7 @@ fn bytes(dtype: StoredDtype, values: &[f32]) -> Vec<u8> {
     }
 }
 
-fn pack(compute: &Compute, dtype: StoredDtype, k: usize, values: &[f32]) -> PackedWeight {
+pub(super) fn pack(compute: &Compute, dtype: StoredDtype, k: usize, values: &[f32]) -> PackedWeight {
     PackedWeight::pack(compute, None, k, &[WeightPart { dtype, bytes: &bytes(dtype, values) }]).unwrap()
 }
 

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test by panicking")]
 
 mod attention;
+mod bf16_products;
 mod elementwise;
 mod linear;
 mod pool;
@@ -48,7 +49,7 @@ fn reference() -> Compute {
     Compute::cpu_with_kernels(1, KernelSet::Reference).unwrap()
 }
 
-const FAST: [KernelSet; 3] = [KernelSet::Portable, KernelSet::Avx2Fma, KernelSet::Avx512];
+const FAST: [KernelSet; 4] = [KernelSet::Portable, KernelSet::Avx2Fma, KernelSet::Avx512, KernelSet::Avx512Bf16];
 
 /// Every fast body that this machine runs, on one thread and on three.
 fn fast() -> Vec<Compute> {
@@ -112,6 +113,7 @@ fn kernel_sets_name_themselves_for_the_log() {
     assert_eq!(KernelSet::Portable.to_string(), "portable");
     assert_eq!(KernelSet::Avx2Fma.to_string(), "avx2+fma");
     assert_eq!(KernelSet::Avx512.to_string(), "avx512+vnni");
+    assert_eq!(KernelSet::Avx512Bf16.to_string(), "avx512+vnni+bf16");
     assert_eq!(Compute::cpu(2).kernels(), KernelSet::detect());
     assert!(KernelSet::detect().is_supported());
 }

@@ -228,7 +228,8 @@ impl SideBySide {
         let mut whole = self.head("comparison");
         whole["seed"] = json!(self.seed.cast_signed());
         let models = self.models.iter().zip(&self.said).enumerate().map(|(index, (model, said))| {
-            let compared = ComparedModel { name: model.name.clone(), fingerprint: Some(model.fingerprint.clone()) };
+            let (name, fingerprint) = (model.name.clone(), Some(model.fingerprint.clone()));
+            let compared = ComparedModel { name, fingerprint, digest: model.digest };
             model_json(index, &compared, said, self.usages.get(index).copied().unwrap_or_default())
         });
         whole["models"] = models.collect();

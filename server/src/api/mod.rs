@@ -119,6 +119,8 @@ fn all_routes() -> impl Iterator<Item = Route> {
 pub fn router(state: AppState) -> Router {
     let router = all_routes()
         .fold(Router::new(), |router, (path, handler)| router.route(path, handler()))
+        // A name may be empty, which no pattern of a path is.
+        .route(models::ONE, get(models::retrieve))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(state.clone(), compress::compress))

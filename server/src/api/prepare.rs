@@ -60,6 +60,11 @@ pub(crate) async fn find_model(state: &AppState, caller: &Caller, name: &str) ->
         None if state.serving().remote(name).is_some() => {
             Err(unsupported("model", "another server runs this model, and this route needs it here"))
         }
+        // Of a partition whose first worker has not come yet.
+        None if state.serving().router.model(name).is_some() => {
+            let message = "No worker has come for this model yet; try again later.";
+            Err(ApiError::new(ErrorKind::NoReplica, message))
+        }
         None => Err(model_not_found(name)),
     }
 }

@@ -88,8 +88,6 @@ impl RelayedChoice {
         if let Some(relay) = &mut self.relay
             && let Err(unwritten) = relay.covers().await
         {
-            // Nobody pays for what this server fails at.
-            relay.record(Usage::default());
             self.settle(EntryEnd::Failed);
             return Err(unwritten.into());
         }

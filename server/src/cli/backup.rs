@@ -68,9 +68,11 @@ impl RestoreArgs {
         let Restored { kept, revoked } = data.restore(&self.file)?;
         output::line(format_args!("restored from {}", self.file.display()))?;
         output::line(format_args!("what was there is kept as {}", kept.display()))?;
+        // So that the audit log of the copy says so too.
         let directory = Directory::open(&data, Arc::new(SystemClock::new()), "command line")?;
+        let from = format!("from {}; what was there is kept as {}", self.file.display(), kept.display());
+        directory.note("restore", "everything", &from)?;
         for id in revoked {
-            // So that the audit log of the copy says so too.
             let key = directory.revoke_key(&id)?;
             output::line(format_args!("revoked again: {} of {} ({})", key.name, key.account, key.id))?;
         }

@@ -6,7 +6,8 @@ use clap::Args;
 use passerelle::config::{ByteSize, Config, EngineConfig, Environment, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineParts, StepTurns};
-use passerelle_models::ops::OpTimes;
+use passerelle_models::StoredDtype;
+use passerelle_models::ops::{Compute, OpTimes};
 use serde::Serialize;
 
 use super::model_args::ModelArgs;
@@ -119,11 +120,11 @@ impl BenchArgs {
         if cfg!(debug_assertions) {
             eprintln!("warning: built without --release; these figures are not the machine's");
         }
-        eprintln!("measuring this machine with {} threads", compute.num_threads());
-        let limits = Limits::measure(&compute, clock.as_ref())?;
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
         let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = serve::load(&config.models[0], means)?;
+        eprintln!("measuring this machine with {} threads", compute.num_threads());
+        let limits = Limits::measure(&compute_of(&loaded, &compute), clock.as_ref())?;
         let cost = ModelCost::of(&loaded.description);
         let mut report = Report {
             model: loaded.name.clone(),
@@ -182,6 +183,14 @@ impl BenchArgs {
     fn workload(&self, batch: usize) -> Workload {
         Workload { batch, prompt_tokens: self.prompt.get(), generate_tokens: self.generate.get() }
     }
+}
+
+/// Whose products are the model's.
+fn compute_of(loaded: &Loaded, compute: &Compute) -> Compute {
+    if loaded.dtype == StoredDtype::Bf16.to_string() {
+        return compute.for_kv_of(loaded.model.kv_cache_spec().dtype);
+    }
+    compute.clone()
 }
 
 impl Row {

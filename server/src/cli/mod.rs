@@ -27,6 +27,8 @@ mod state_args;
 mod usage;
 mod worker;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -76,8 +78,9 @@ enum Command {
 }
 
 impl Cli {
-    pub(crate) fn run(self) -> Result<()> {
-        match self.command {
+    /// The status to exit with, which of a question may be its answer.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let done = match self.command {
             Command::Serve(args) => args.run(),
             Command::Chat(args) => args.run(),
             Command::Inspect(args) => args.run(),
@@ -92,13 +95,14 @@ impl Cli {
             Command::Import(args) => args.run(),
             Command::Key(args) => args.run(),
             Command::Model(args) => args.run(),
-            Command::Quota(args) => args.run(),
+            Command::Quota(args) => return args.run(),
             Command::Reload(args) => args.run(),
             Command::Restore(args) => args.run(),
             Command::Sign(args) => args.run(),
             Command::Usage(args) => args.run(),
             Command::Worker(args) => args.run(),
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 

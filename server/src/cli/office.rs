@@ -79,7 +79,8 @@ impl Refused {
 }
 
 impl Office {
-    pub(super) fn open(config: &Config, none: NoLedger) -> Result<Self> {
+    /// `model`: the one that will be asked about, whose price is derived where nobody publishes one.
+    pub(super) fn open(config: &Config, none: NoLedger, model: Option<&str>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let calendar = Calendar::in_zone(&config.ledger.time_zone).context("ledger.time_zone")?;
         let socket = config.server.data_dir.join(ADMIN_SOCKET);
@@ -87,7 +88,7 @@ impl Office {
             true => Way::Server(socket),
             false => {
                 require_ledger(&config.server.data_dir, none)?;
-                Way::Ledger(desk(config)?.router(), socket)
+                Way::Ledger(desk(config, model)?.router(), socket)
             }
         };
         Ok(Self { way, runtime, calendar })
@@ -190,12 +191,12 @@ fn is_answered(socket: &Path) -> Result<bool> {
     }
 }
 
-fn desk(config: &Config) -> Result<OperatorDesk> {
+fn desk(config: &Config, model: Option<&str>) -> Result<OperatorDesk> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let data = DataDir::open(&config.server.data_dir)?;
     let directory = Directory::open(&data, Arc::clone(&clock), "command line")?;
     let books = ShelvedBooks {
-        ledger: on_the_shelf(&data, clock, &config.ledger)?,
+        ledger: on_the_shelf(&data, clock, (config, model))?,
         defaults: default_limits(config)?,
         aliases: config.aliases.keys().cloned().collect(),
     };

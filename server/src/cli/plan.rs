@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use passerelle::config::{self, Config, EngineConfig, Environment, ModelConfig, ModelFlag, WeightDtype, WrittenModel};
 use passerelle::hub::Wanted;
-use passerelle::placement::{HeldBytes, ModelDemand, plan};
+use passerelle::placement::{HeldBytes, ModelDemand, Plan, plan};
 use passerelle_models::{Footprint, WeightLayout, footprint};
 
 use super::model_args::ModelArgs;
@@ -18,7 +18,7 @@ use rooms::RoomFlag;
 
 const EXAMPLES: &str = "\
 Examples:
-  passerelle plan --config passerelle.toml             its models on what is visible here
+  passerelle plan --config passerelle.toml             its models on its partitions, or on what is visible here
   passerelle plan ./checkpoint --on cpu:16GiB
   passerelle plan big=org/big small=org/small --on h100 --on h100:3g.40gb --max-model-len 8192 --sequences 16
   nvidia-smi -L >node.txt; passerelle plan ./checkpoint --devices node.txt     for another machine
@@ -54,17 +54,43 @@ pub(crate) struct PlanArgs {
 impl PlanArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config(&Environment::read())?;
-        let demands = config.models.iter().map(|model| self.demand(model, &config));
-        let demands = demands.collect::<Result<Vec<_>>>()?;
-        let rooms = rooms::rooms(&self.on, self.devices.as_deref(), &config.engine)?;
-        let plan = plan(&demands, &rooms);
+        let plan = if config.partitions.is_empty() || !self.on.is_empty() || self.devices.is_some() {
+            let rooms = rooms::rooms(&self.on, self.devices.as_deref(), &config.engine)?;
+            plan(&self.demands(&config, |_| true)?, &rooms)
+        } else {
+            self.as_configured(&config)?
+        };
         if self.output.json {
             output::json(&print::as_json(&plan))?
         } else {
             print::print(&plan)?
         }
-        ensure!(plan.unplaced.is_empty(), "{} of {} models have no place", plan.unplaced.len(), demands.len());
+        let (unplaced, all) = (plan.unplaced.len(), config.models.len());
+        ensure!(unplaced == 0, "{unplaced} of {all} models have no place");
         Ok(())
+    }
+
+    /// Each model on the partition that it names, and those that name none on what this machine has beside.
+    fn as_configured(&self, config: &Config) -> Result<Plan> {
+        let mut whole = Plan { partitions: Vec::new(), unplaced: Vec::new() };
+        let mut add = |part: Plan| {
+            whole.partitions.extend(part.partitions);
+            whole.unplaced.extend(part.unplaced);
+        };
+        for partition in &config.partitions {
+            let here = self.demands(config, |model| model.partition.as_ref() == Some(&partition.name))?;
+            let room = rooms::of_partition(partition, &config.engine);
+            add(plan(&here, &[room.with_context(|| partition.key("memory"))?]));
+        }
+        let elsewhere = self.demands(config, |model| model.partition.is_none())?;
+        if !elsewhere.is_empty() {
+            add(plan(&elsewhere, &rooms::rooms(&[], None, &config.engine)?));
+        }
+        Ok(whole)
+    }
+
+    fn demands(&self, config: &Config, are_meant: impl Fn(&ModelConfig) -> bool) -> Result<Vec<ModelDemand>> {
+        config.models.iter().filter(|model| are_meant(model)).map(|model| self.demand(model, config)).collect()
     }
 
     fn config(&self, environment: &Environment) -> Result<Config> {

@@ -1,3 +1,5 @@
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use passerelle::gateway::quota::{UnixSeconds, WrittenLimit};
@@ -6,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::limit_args::GrantDates;
 use super::office::Office;
-use super::output;
+use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
 
 const EXAMPLES: &str = "\
@@ -17,10 +19,14 @@ Examples:
   passerelle quota set acme requests_per_minute 60 --dry-run      counted, and reported instead of refused
   passerelle quota remove acme tokens_per_day
   passerelle quota explain alice --tokens 4000                    which limit would refuse, and when it would pass
+  passerelle quota explain alice --tokens 4000 --json >/dev/null || echo refused      its exit status says the same
   passerelle quota set / concurrent_requests 200                  everybody together
 
 Limits: requests, input_tokens, output_tokens, tokens and gpu_seconds, each _per_minute, _per_day, _per_month or _granted;
 concurrent_requests, queued_requests, batch_tokens; context_tokens.";
+
+/// Of `explain`, where the request would be refused. An error is 1, and what cannot be read of the command line 2.
+const WOULD_BE_REFUSED: u8 = 3;
 
 /// Set and remove limits of accounts.
 #[derive(Debug, Args)]
@@ -49,7 +55,8 @@ enum QuotaCommand {
         dates: GrantDates,
     },
     /// Say whether a request of a key would be admitted now, else which limit refuses it and when it would pass. Asks the
-    /// server that runs, which knows rates, what runs and who waits; where none runs, what the ledger holds.
+    /// server that runs, which knows rates, what runs and who waits; where none runs, what the ledger holds. Exits with 0 if it
+    /// would be admitted, with 3 if it would be refused, and with 1 if that cannot be said.
     Explain {
         /// A key's name or id.
         key: String,
@@ -61,6 +68,8 @@ enum QuotaCommand {
         output_tokens: u32,
         #[arg(long, value_name = "NAME", default_value = "")]
         model: String,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Take a limit away.
     Remove {
@@ -72,8 +81,8 @@ enum QuotaCommand {
 }
 
 impl QuotaArgs {
-    pub(crate) fn run(self) -> Result<()> {
-        match self.command {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let done = match self.command {
             QuotaCommand::Set { account, limit, value, model, dry_run, dates } => {
                 let office = self.state.new_office()?;
                 let (from, until) = dates.instants(&office.calendar)?;
@@ -82,22 +91,33 @@ impl QuotaArgs {
                 office.post("/admin/v1/limits", &json!({"account": account, "set": written}))?;
                 output::line(format_args!("set {limit} of {account}"))
             }
-            QuotaCommand::Explain { key, tokens, output_tokens, model } => {
+            QuotaCommand::Explain { key, tokens, output_tokens, model, output } => {
+                let office = self.state.office_that_prices(&model)?;
                 let asked =
                     json!({"key": key, "prompt_tokens": tokens, "output_tokens": output_tokens, "model": model});
-                explain(&self.state.office()?, &asked)
+                return explain(&office, &asked, output);
             }
             QuotaCommand::Remove { account, limit, model } => {
                 let removed = json!({"limit": limit.to_string(), "model": model});
                 self.state.office()?.post("/admin/v1/limits", &json!({"account": account, "remove": removed}))?;
                 output::line(format_args!("removed {limit} of {account}"))
             }
-        }
+        };
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 
-fn explain(office: &Office, asked: &Value) -> Result<()> {
+fn explain(office: &Office, asked: &Value, output: OutputArgs) -> Result<ExitCode> {
     let answer = office.post("/admin/v1/explain", asked)?;
+    if output.json {
+        output::json(&answer)?;
+    } else {
+        show(office, &answer)?;
+    }
+    Ok(if answer["fits"] == true { ExitCode::SUCCESS } else { ExitCode::from(WOULD_BE_REFUSED) })
+}
+
+fn show(office: &Office, answer: &Value) -> Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let account = text(&answer["account"]);
     if answer["fits"] == true {

@@ -32,12 +32,17 @@ impl StateArgs {
 
     /// Where accounts, keys and limits are made. There need not be any yet.
     pub(super) fn new_office(&self) -> Result<Office> {
-        Office::open(&self.config()?, NoLedger::Make)
+        Office::open(&self.config()?, NoLedger::Make, None)
     }
 
     /// Where accounts, keys and limits are changed, and usage is read.
     pub(super) fn office(&self) -> Result<Office> {
-        Office::open(&self.config()?, NoLedger::Refuse)
+        Office::open(&self.config()?, NoLedger::Refuse, None)
+    }
+
+    /// The same, to ask what a model's tokens are to limits.
+    pub(super) fn office_that_prices(&self, model: &str) -> Result<Office> {
+        Office::open(&self.config()?, NoLedger::Refuse, Some(model))
     }
 
     fn config(&self) -> Result<Config> {

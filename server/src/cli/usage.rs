@@ -1,6 +1,6 @@
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -20,6 +20,7 @@ Examples:
   passerelle usage show acme --by user                   by the users that requests name
   passerelle usage hours                                 where the server's time went, hour by hour
   passerelle usage export ledger.csv                     every request, chained by hash; prints the end of the chain
+  passerelle usage export - | gzip >ledger.csv.gz
   passerelle usage verify ledger.csv                     offline: was anything changed?";
 
 /// Show what was used, export the ledger, and verify an export.
@@ -41,7 +42,7 @@ enum UsageCommand {
     Hours(OutputArgs),
     /// Write every settled entry as CSV.
     Export {
-        /// Where to; it must not exist [default: standard output].
+        /// Where to: a file that must not exist, a pipe or device, or - [default: standard output].
         file: Option<PathBuf>,
     },
     /// Compute the chain of an export again. Needs nothing but the file.
@@ -151,12 +152,12 @@ fn hours(office: &Office, output: OutputArgs) -> Result<()> {
 /// What comes is verified while it is written.
 fn export(office: &Office, file: Option<PathBuf>) -> Result<()> {
     let ledger = office.download("/admin/v1/usage/export")?;
-    let exported = match &file {
-        None => verify_csv(BufReader::new(Tee { from: ledger, to: std::io::stdout().lock() }))?,
+    let is_stdout = |path: &PathBuf| ["-", "/dev/stdout"].iter().any(|name| path == Path::new(name));
+    let exported = match &file.filter(|file| !is_stdout(file)) {
+        None => verify_csv(BufReader::new(Tee { from: ledger, to: io::stdout().lock() }))?,
         Some(path) => {
             let create = || format!("cannot write {}", path.display());
-            // An earlier export is what a later one is compared with.
-            let mut out = BufWriter::new(File::create_new(path).with_context(create)?);
+            let mut out = BufWriter::new(open_new(path).with_context(create)?);
             let exported = verify_csv(BufReader::new(Tee { from: ledger, to: &mut out }))?;
             out.flush().with_context(create)?;
             exported
@@ -166,6 +167,16 @@ fn export(office: &Office, file: Option<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// An earlier export is what a later one is compared with, so a file must be new; a pipe or a device is there before.
+fn open_new(path: &Path) -> io::Result<File> {
+    match File::create_new(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !path.metadata()?.is_file() => {
+            OpenOptions::new().write(true).open(path)
+        }
+        opened => opened,
+    }
+}
+
 /// Writes down what is read through it.
 struct Tee<R, W> {
     from: R,
@@ -173,7 +184,7 @@ struct Tee<R, W> {
 }
 
 impl<R: Read, W: Write> Read for Tee<R, W> {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.from.read(into)?;
         self.to.write_all(&into[..read])?;
         Ok(read)

@@ -7,14 +7,23 @@ use std::time::Duration;
 use super::checked::period;
 use super::models::fits_as_name;
 use super::{ConfigError, ModelConfig, WorkerPlace, WrittenPartition, WrittenWorkers};
-use crate::placement::{Device, Partition};
+use crate::placement::{Device, Partition, PartitionError};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionConfig {
     pub name: String,
+    /// Among `[[partitions]]`, from 0.
+    pub place: usize,
     /// Without threads: as `engine.threads`. Without memory: as a server without partitions.
     pub is: Partition,
     pub worker: WorkerPlace,
+}
+
+impl PartitionConfig {
+    /// What errors call one of its settings: `partitions[1].device`.
+    pub fn key(&self, setting: &str) -> String {
+        key(self.place, setting)
+    }
 }
 
 /// How workers are looked after.
@@ -39,12 +48,12 @@ pub(super) fn check_partitions(
     workers: &WorkersConfig,
 ) -> Result<Vec<PartitionConfig>, ConfigError> {
     let mut names = HashSet::new();
-    for WrittenPartition { name, .. } in &written {
+    for (place, WrittenPartition { name, .. }) in written.iter().enumerate() {
         if !fits_as_name(name) {
-            return Err(ConfigError::value("partitions.name", format!("`{name}` is not a name")));
+            return Err(ConfigError::value(key(place, "name"), format!("`{name}` is not a name")));
         }
         if !names.insert(name.as_str()) {
-            return Err(ConfigError::value("partitions.name", format!("two partitions are named `{name}`")));
+            return Err(ConfigError::value(key(place, "name"), format!("two partitions are named `{name}`")));
         }
     }
     let places = models.iter().filter_map(|model| Some((&model.name, model.partition.as_deref()?)));
@@ -61,20 +70,28 @@ pub(super) fn check_partitions(
         let problem = format!("is missing, and `{}` has a worker on another machine", remote.name);
         return Err(ConfigError::value("workers.listen", problem));
     }
-    written.into_iter().map(check_partition).collect()
+    written.into_iter().enumerate().map(|(place, written)| check_partition(place, written)).collect()
 }
 
-fn check_partition(written: WrittenPartition) -> Result<PartitionConfig, ConfigError> {
+fn key(place: usize, setting: &str) -> String {
+    format!("partitions[{place}].{setting}")
+}
+
+fn check_partition(place: usize, written: WrittenPartition) -> Result<PartitionConfig, ConfigError> {
     let WrittenPartition { name, device, threads, memory, worker } = written;
     if let Some(threads) = threads.filter(|threads| threads.get() > MOST_THREADS) {
-        return Err(ConfigError::value(
-            "partitions.threads",
-            format!("`{name}`: {threads} are more than {MOST_THREADS}"),
-        ));
+        let problem = format!("`{name}`: {threads} are more than {MOST_THREADS}");
+        return Err(ConfigError::value(key(place, "threads"), problem));
     }
-    let is = Partition::new(device.unwrap_or(Device::Cpu), threads, memory)
-        .map_err(|error| ConfigError::value("partitions", format!("`{name}`: {error}")))?;
-    Ok(PartitionConfig { name, is, worker: worker.unwrap_or_default() })
+    let is = Partition::new(device.unwrap_or(Device::Cpu), threads, memory).map_err(|error| {
+        let setting = match error {
+            PartitionError::ThreadsOfAccelerator { .. } => "threads",
+            PartitionError::NoMemory { .. } => "memory",
+            _ => "device",
+        };
+        ConfigError::value(key(place, setting), format!("`{name}`: {error}"))
+    })?;
+    Ok(PartitionConfig { name, place, is, worker: worker.unwrap_or_default() })
 }
 
 pub(super) fn check_workers(written: &WrittenWorkers) -> WorkersConfig {

@@ -11,9 +11,7 @@ mod grants;
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use passerelle_engine::{
-    ConstraintError, Event, EventStream, FinishReason, Request, RequestError, SharedModel, TokenEvent, Usage,
-};
+use passerelle_engine::{Event, EventStream, FinishReason, Request, SharedModel, TokenEvent, Usage};
 
 use super::journal::EntryEnd;
 use super::ledger::Reservation;

@@ -17,6 +17,7 @@
 mod amounts;
 mod headroom;
 mod line;
+mod numbers;
 mod origins;
 mod page;
 mod refusal;
@@ -27,7 +28,6 @@ mod wall;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ use super::quota::{Calendar, Fit, Percent, Unit, UnixSeconds};
 use super::tariff::{Hours, Tariff};
 use amounts::{Amounts, Demand};
 use line::{Line, Ticket};
+use numbers::{Number, Numbers};
 use origins::Origins;
 use page::{Origin, Page};
 use reservation::Taken;
@@ -140,7 +141,7 @@ struct Now {
 struct Books {
     parts: LedgerParts,
     wall: Wall,
-    next_id: AtomicU64,
+    numbers: Numbers,
     /// Of the journal's models, and of those that came later.
     facts: RwLock<BTreeMap<String, ModelFacts>>,
     origins: Origins,
@@ -162,11 +163,11 @@ impl Ledger {
     pub fn new(mut parts: LedgerParts) -> Self {
         let facts = parts.journal.as_mut().map(|part| std::mem::take(&mut part.models)).unwrap_or_default();
         let (next_id, latest) =
-            parts.journal.as_ref().map_or((1, UnixSeconds(0)), |part| (part.next_id.0, part.latest));
+            parts.journal.as_ref().map_or((EntryId(1), UnixSeconds(0)), |part| (part.next_id, part.latest));
         let wall = Wall::new(latest, parts.reading(), parts.clock_bounds);
-        let (next_id, origins) = (AtomicU64::new(next_id), Origins::new(parts.max_origins));
+        let (numbers, origins) = (Numbers::from(next_id), Origins::new(parts.max_origins));
         let (pages, gave_back, facts) = (Mutex::default(), Notify::new(), RwLock::new(facts));
-        Self { books: Arc::new(Books { parts, wall, next_id, facts, origins, pages, gave_back }) }
+        Self { books: Arc::new(Books { parts, wall, numbers, facts, origins, pages, gave_back }) }
     }
 
     /// In universal time, with nothing spent before and nothing that costs GPU time.
@@ -196,7 +197,8 @@ impl Ledger {
             }
         }
         drop(pages);
-        Ok(taken.into_iter().zip(asks).map(|(taken, ask)| self.reservation(taken, ask, now)).collect())
+        let numbered = taken.into_iter().zip(asks).zip(self.books.numbers.take(asks.len()));
+        Ok(numbered.map(|((taken, ask), number)| self.reservation(taken, ask, (number, now))).collect())
     }
 
     /// A refusal is counted by whoever does not wait.
@@ -205,7 +207,8 @@ impl Ledger {
         let now = self.books.now();
         let taken = self.admit(&mut pages, (caller, ask), (ticket, now))?;
         drop(pages);
-        Ok(self.reservation(taken, ask, now))
+        let number = self.books.numbers.take(1).next().expect("one was taken");
+        Ok(self.reservation(taken, ask, (number, now)))
     }
 
     fn admit(
@@ -229,8 +232,8 @@ impl Ledger {
         Ok(Taken { caller: Arc::clone(caller), slots, demand, first_part })
     }
 
-    fn reservation(&self, taken: Taken, ask: &Ask, now: Now) -> Reservation {
-        let page = self.books.open_page(&taken.caller, ask, now);
+    fn reservation(&self, taken: Taken, ask: &Ask, (number, now): (Number, Now)) -> Reservation {
+        let page = self.books.open_page(&taken.caller, ask, (number, now));
         Reservation::new(Arc::clone(&self.books), taken, ask, (now, page))
     }
 
@@ -356,13 +359,13 @@ impl Books {
         Now { monotonic: reading.monotonic, wall: self.wall.now(reading) }
     }
 
-    fn open_page(&self, caller: &Caller, ask: &Ask, now: Now) -> Option<journal::Page> {
+    fn open_page(&self, caller: &Caller, ask: &Ask, (number, now): (Number, Now)) -> Option<journal::Page> {
         let parts = self.parts.journal.as_ref()?;
         let known = self.facts.read().unwrap_or_else(PoisonError::into_inner);
         let facts = ask.model.as_deref().and_then(|model| known.get(model));
         let fact = |of: fn(&ModelFacts) -> &Arc<str>| facts.map(of).cloned().unwrap_or_default();
         let opening = Opening {
-            id: EntryId(self.next_id.fetch_add(1, Ordering::Relaxed)),
+            id: number.id,
             account: caller.account.path.clone(),
             key: caller.via.label().into(),
             model: ask.model.clone().unwrap_or_default(),
@@ -374,6 +377,7 @@ impl Books {
             prompt_tokens: ask.prompt_tokens,
             answers: ask.num_answers,
             attribution: ask.attribution.clone(),
+            bill: number.bill,
         };
         Some(parts.journal.open(opening, trust(caller)))
     }

@@ -87,14 +87,18 @@ impl Relay {
         self.reservation.record(used);
     }
 
-    /// Returns once what was recorded may be sent, because enough is written down. Cancel safe.
+    /// Returns once what was recorded may be sent, because enough is written down. Cancel safe. A mark is ahead of what was
+    /// sent by at most one event.
     ///
-    /// Marked first: one event may hold more tokens than lie between two marks. So a mark is ahead of what was sent by at
-    /// most one event.
+    /// What cannot be written down in time is an answer that failed here: nobody pays for it, and what the upstream told of it
+    /// is kept beside.
     pub async fn covers(&mut self) -> Result<(), JournalUnavailable> {
-        let used = self.reservation.used();
-        self.reservation.mark(used);
-        self.reservation.covers(used.generated_tokens).await
+        let covered = self.reservation.covers_recorded().await;
+        if covered.is_err() {
+            self.reservation.record(Usage::default());
+            self.reservation.end(EntryEnd::Failed);
+        }
+        covered
     }
 
     /// How it ended; a relay that is not told has been aborted.
@@ -120,5 +124,80 @@ async fn next_of(events: &mut Events) -> Option<Result<String, Failure>> {
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Relay").field("in_flight", &self.in_flight).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroU64;
+
+    use futures_util::{StreamExt, stream};
+    use passerelle_engine::clock::{Clock, ManualClock};
+
+    use super::*;
+    use crate::gateway::account::{Account, Caller};
+    use crate::gateway::breaker::BreakerBounds;
+    use crate::gateway::journal::{self, EntryId, Journal, tests::Disk};
+    use crate::gateway::ledger::{Ask, JournalParts, Ledger, LedgerParts};
+    use crate::gateway::quota::{Bound, Limit, Period, Quota, Unit, UnixSeconds};
+    use crate::gateway::replica::{ReplicaId, UpstreamParts};
+    use crate::gateway::upstream::{CallRoute, UpstreamDoor};
+
+    /// Says three things, and never that it is done.
+    #[derive(Debug)]
+    struct Talking;
+
+    impl UpstreamDoor for Talking {
+        fn call(&self, _: &Call) -> Events {
+            Box::pin(stream::iter(["one", "two", "three"]).map(|word| Ok(word.to_owned())).chain(stream::pending()))
+        }
+    }
+
+    fn replica(clock: Arc<dyn Clock>) -> Arc<Replica> {
+        let bounds = BreakerBounds::default();
+        let parts = UpstreamParts { name: "there".into(), door: Box::new(Talking), bounds, clock, seed: 0 };
+        Arc::new(Replica::upstream(ReplicaId(0), "m", parts))
+    }
+
+    /// Of an account with a budget, whose streams wait for the disk.
+    fn reservation(clock: Arc<dyn Clock>, journal: Journal) -> (Ledger, Reservation) {
+        let (next_id, latest, binary, models) = (EntryId(1), UnixSeconds(0), "test".into(), BTreeMap::new());
+        let journal = Some(JournalParts { journal, next_id, latest, binary, models });
+        let ledger = Ledger::new(LedgerParts { journal, ..LedgerParts::without_past(clock) });
+        let amount = NonZeroU64::new(1_000).unwrap();
+        let budget = Limit::of(Bound::Budget { unit: Unit::Tokens, amount, period: Period::Day });
+        let quota = Quota::new(vec![budget]).unwrap();
+        let caller = Arc::new(Caller::at_open_door(Account::local(quota)));
+        let reserved = ledger.reserve(&caller, &Ask::new("m", 5, 100)).unwrap();
+        (ledger, reserved)
+    }
+
+    /// It is kept all the same what it cost over there.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_of_an_upstream_that_cannot_be_written_down_is_free() {
+        let (clock, disk) = (Arc::new(ManualClock::default()), Disk::default());
+        let replica = replica(clock.clone());
+        let (_thread, journal) = journal::tests::start(&disk);
+        let (ledger, reserved) = reservation(clock, journal.clone());
+        *disk.is_full.lock().unwrap() = true;
+        let call = Call { route: CallRoute::Chat, body: "{}".into(), on_behalf: None };
+        let size = CallSize { counted_prompt_tokens: 5, reserved_tokens: 105 };
+        let upstream = replica.as_upstream().unwrap();
+        let started = Relay::start(&replica, upstream, (&call, size), reserved, |said| Ok(said.to_owned())).await;
+        let (mut relay, first) = started.unwrap();
+        assert_eq!(first, "one");
+        relay.record(Usage { prompt_tokens: 5, generated_tokens: 40, ..Usage::default() });
+        relay.told(Told { billed_micros: 77, site: "there".into(), ..Told::default() });
+        assert_eq!(relay.covers().await, Err(journal::JournalUnavailable));
+        assert_eq!(relay.close(), Usage::default());
+        *disk.is_full.lock().unwrap() = false;
+        while journal.state().backlog > 0 {
+            tokio::task::yield_now().await;
+        }
+        let [settled] = <[_; 1]>::try_from(disk.settlements()).unwrap();
+        assert_eq!((settled.billed_micros, settled.used, settled.end), (0, Usage::default(), EntryEnd::Failed));
+        assert_eq!(settled.told.map(|told| told.billed_micros), Some(77));
+        assert_eq!(ledger.totals().generated_tokens, 0);
     }
 }

@@ -89,10 +89,11 @@ impl Router {
         self
     }
 
-    /// The same, and `replica` too.
+    /// The same, and `replica` too, in the place of one with its id.
     #[must_use]
     pub fn with(&self, replica: Arc<Replica>) -> Self {
-        self.of(self.replicas().cloned().chain([replica]))
+        let id = replica.id();
+        self.of(self.replicas().filter(|other| other.id() != id).cloned().chain([replica]))
     }
 
     /// The same, without one replica.

@@ -123,6 +123,14 @@ impl Backend {
         }
     }
 
+    /// Whether a build of this program runs models on its devices. For the others it plans.
+    pub fn runs_models(self) -> bool {
+        match self {
+            Self::Cuda => true,
+            Self::Rocm => false,
+        }
+    }
+
     /// Whether a UUID needs no `cuda:` before it. Where two backends mark theirs alike, the first has the short form.
     fn is_first_with(self, uuid: &str) -> bool {
         let marks = |backend: &Self| backend.uuid_marks().iter().any(|mark| uuid.starts_with(mark));
@@ -198,7 +206,8 @@ impl<'de> Deserialize<'de> for DeviceChoice {
 }
 
 fn forms() -> String {
-    let indexed = Backend::ALL.map(|backend| format!("{backend}:0")).join(", ");
+    let run = Backend::ALL.into_iter().filter(|backend| backend.runs_models());
+    let indexed = run.map(|backend| format!("{backend}:0")).collect::<Vec<_>>().join(", ");
     format!("cpu, {indexed}, or a UUID like MIG-… or GPU-…")
 }
 
@@ -244,7 +253,7 @@ mod tests {
     #[test]
     fn what_is_no_device_is_refused_with_what_to_write() {
         let hints = [
-            ("tpu", "cpu, cuda:0, rocm:0"),
+            ("tpu", "write cpu, cuda:0, or a UUID"),
             ("CPU", "cpu, cuda:0"),
             ("", "cpu, cuda:0"),
             ("cuda", "write cuda:0"),

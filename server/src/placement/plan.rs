@@ -57,6 +57,18 @@ pub enum KvBudget {
     Stated(ByteSize),
     /// One such part of what weights and activations leave.
     PartOfRest(u64),
+    /// What weights leave, or so much of it: the memory is stated for both, and activations come on top of it.
+    BesideWeights(Option<ByteSize>),
+}
+
+impl KvBudget {
+    /// Of the memory, where the largest step of any model takes so many bytes.
+    fn activations_within(self, activations: u64) -> u64 {
+        match self {
+            Self::Stated(_) | Self::PartOfRest(_) => activations,
+            Self::BesideWeights(_) => 0,
+        }
+    }
 }
 
 /// Where every model goes.

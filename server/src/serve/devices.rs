@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use passerelle::config::EngineConfig;
+use passerelle::config::{EngineConfig, PartitionConfig};
 #[cfg(feature = "cuda")]
 use passerelle::placement::{Backend, DeviceId};
 use passerelle::placement::{Device, DeviceChoice, DeviceList, find_visible};
@@ -19,27 +19,47 @@ const DRIVER: &str = "/proc/driver/nvidia/version";
 /// A driver that hangs does not keep a server from starting on the CPU.
 const LONGEST_LISTING: Duration = Duration::from_secs(20);
 
+/// Where a device was named, for errors.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceKey {
+    key: String,
+    /// What can stand there everywhere.
+    instead: &'static str,
+}
+
+impl DeviceKey {
+    pub(crate) fn of_engine() -> Self {
+        Self { key: "engine.device (--device)".to_owned(), instead: "cpu, or auto for what it can use" }
+    }
+
+    pub(crate) fn of_partition(partition: &PartitionConfig) -> Self {
+        Self { key: partition.key("device"), instead: "cpu" }
+    }
+}
+
 /// Where the ops of this process run. A device that was named and cannot be used is refused, never replaced; `auto` says
 /// what it leaves unused.
 pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
+    compute_on(config, &DeviceKey::of_engine())
+}
+
+/// The same, where something else than `engine.device` names the device.
+pub(super) fn compute_on(config: &EngineConfig, DeviceKey { key, instead }: &DeviceKey) -> Result<Compute> {
     match &config.device {
         DeviceChoice::Named(Device::Cpu) => Ok(Compute::cpu(threads(config))),
         DeviceChoice::Auto => Ok(gpu_if_any(config)?.unwrap_or_else(|| Compute::cpu(threads(config)))),
         #[cfg(feature = "cuda")]
         DeviceChoice::Named(device @ Device::Accelerator { backend: Backend::Cuda, id: DeviceId::Index(index) }) => {
             let compute = Compute::cuda(*index as usize, threads(config));
-            let compute = compute.with_context(|| format!("engine.device (--device): {device} cannot be used"))?;
+            let compute = compute.with_context(|| format!("{key}: {device} cannot be used"))?;
             say_what_is_not_known();
             Ok(compute)
         }
         DeviceChoice::Named(device) => {
             if let Some(list) = listed_devices(config)? {
-                find_visible(device, &list.visible(config.visible_devices.as_deref()))
-                    .context("engine.device (--device)")?;
+                find_visible(device, &list.visible(config.visible_devices.as_deref())).with_context(|| key.clone())?;
             }
-            bail!(
-                "engine.device (--device): this build runs no models on {device}; use cpu, or auto for what it can use"
-            )
+            bail!("{key}: this build runs no models on {device}; use {instead}")
         }
     }
 }

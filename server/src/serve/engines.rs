@@ -315,6 +315,7 @@ pub(crate) fn kv_demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
 
 fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<ServedModel> {
     let eos_token_ids = model.description.eos_token_ids.clone();
+    let kv_dtype = model.model.kv_cache_spec().dtype;
     Ok(ServedModel {
         name: model.name.clone(),
         text: Arc::clone(&model.text),
@@ -324,7 +325,7 @@ fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<Serve
         grammars: Arc::new(GrammarCompiler::new(model.text.tokenizer.clone(), eos_token_ids.clone())),
         eos_token_ids,
         defaults: defaults::read(&model.files)?,
-        fingerprint: fingerprint(model.digest, (&model.description, &model.dtype), kernels),
+        fingerprint: fingerprint(model.digest, &(&model.description, &model.dtype, kv_dtype), kernels),
         digest: model.digest,
     })
 }
@@ -339,7 +340,7 @@ fn serve_encoder(model: &LoadedEncoder, kernels: &str) -> ServedModel {
         eos_token_ids: Vec::new(),
         encoder: Some(Arc::new(ServedEncoder { output: model.description.output.clone() })),
         defaults: GenerationDefaults::default(),
-        fingerprint: fingerprint(model.digest, (&model.description, &model.dtype), kernels),
+        fingerprint: fingerprint(model.digest, &(&model.description, &model.dtype), kernels),
         digest: model.digest,
     }
 }
@@ -356,8 +357,8 @@ fn encoder_bounds(model: &LoadedEncoder, config: &EngineConfig) -> passerelle_en
 }
 
 /// Two servers with the same fingerprint give the same answers to the same requests: after the beginning of the checkpoint's
-/// digest it covers this version, the kernels, and how the weights are held.
-fn fingerprint(digest: ModelDigest, is: (&impl std::fmt::Debug, &str), kernels: &str) -> String {
+/// digest it covers this version, the kernels, and how weights, keys and values are held.
+fn fingerprint(digest: ModelDigest, is: &impl std::fmt::Debug, kernels: &str) -> String {
     let hash: [u8; 32] = Sha256::digest(format!("{} {kernels} {is:?}", env!("CARGO_PKG_VERSION"))).into();
     hash[..4].iter().fold(format!("fp_{}_", digest.short()), |text, byte| format!("{text}{byte:02x}"))
 }

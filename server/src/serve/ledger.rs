@@ -100,16 +100,25 @@ pub(super) fn without_keeping(basis: LedgerBasis, config: &LedgerConfig) -> Resu
     Ok(Ledger::new(LedgerParts { calendar, tariff, in_parts, line, hours, ..LedgerParts::without_past(clock) }))
 }
 
-/// What is left to whom by what was settled, where no server runs: to be asked, and not to be taken from. A tariff that cannot be
-/// read prices nothing, and keeps nobody from administering.
-pub(crate) fn on_the_shelf(data: &DataDir, clock: Arc<dyn Clock>, config: &LedgerConfig) -> Result<Ledger> {
-    let published = config.tariff.as_deref().map(tariff::wherever).transpose();
-    let tariff = published.unwrap_or_else(|error| {
+/// What is left to whom by what was settled, where no server runs: to be asked about one model at most, and not to be taken from.
+/// A tariff that cannot be read prices nothing, and keeps nobody from administering.
+pub(crate) fn on_the_shelf(
+    data: &DataDir,
+    clock: Arc<dyn Clock>,
+    (config, model): (&Config, Option<&str>),
+) -> Result<Ledger> {
+    let tariff = match (&config.ledger.tariff, model) {
+        (Some(file), _) => tariff::wherever(file),
+        (None, Some(model)) => tariff::derived(config, model),
+        (None, None) => Ok(Tariff::free()),
+    };
+    let tariff = tariff.unwrap_or_else(|error| {
         eprintln!("passerelle: {error:#}");
-        None
+        Tariff::free()
     });
+    let config = &config.ledger;
     let (calendar, in_parts) = (calendar(config)?, in_parts(config));
-    let (tariff, spent) = (Arc::new(tariff.unwrap_or_else(Tariff::free)), Box::new(UsageReader::open(data)?));
+    let (tariff, spent) = (Arc::new(tariff), Box::new(UsageReader::open(data)?));
     let overrun = Percent(config.overrun_percent);
     Ok(Ledger::new(LedgerParts { calendar, tariff, spent, in_parts, overrun, ..LedgerParts::without_past(clock) }))
 }

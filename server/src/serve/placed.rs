@@ -62,6 +62,11 @@ impl Placed {
         self.models.len()
     }
 
+    /// Of every model, also before a worker has come for it.
+    pub(super) fn replicas(&self) -> impl Iterator<Item = Arc<Replica>> {
+        self.models.iter().map(PlacedModel::replica)
+    }
+
     /// By model and device, as derived from its weights.
     pub(super) fn prices(&self) -> impl Iterator<Item = (String, &'static str, Price)> {
         let priced = |model: &PlacedModel| engines::price(model.description.model());
@@ -76,8 +81,7 @@ impl Placed {
             let served = model.served(&offered).with_context(named)?;
             let ledger = state.ledger();
             ledger.know(&model.config.name, facts_of(&served, &model.device.into()));
-            let replica = Replica::new(model.id, model.config.name.clone(), Box::new(model.post.clone()));
-            state.change_serving(|former| former.with_model(served, Arc::new(replica)));
+            state.change_serving(|former| former.with_model(served, model.replica()));
         }
         Ok(())
     }
@@ -108,6 +112,10 @@ impl PlacedModel {
         let post = Post::new(model.name.as_str(), bounds, workshop.clock(), observer);
         let device = if partition.is.device == Device::Cpu { "cpu" } else { "cuda" };
         Ok(Self { config: model.clone(), files, description, text, post, id, device })
+    }
+
+    fn replica(&self) -> Arc<Replica> {
+        Arc::new(Replica::new(self.id, self.config.name.clone(), Box::new(self.post.clone())))
     }
 
     fn served(&self, offered: &OfferedModel) -> Result<ServedModel> {

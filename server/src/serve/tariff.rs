@@ -4,9 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use passerelle::config::{Config, HubConfig};
 use passerelle::gateway::Tariff;
 use passerelle::gateway::quota::{Calendar, UnixSeconds};
 use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, WrittenTariff};
+
+use super::{engines, models};
 
 /// The kind of partition that other servers are.
 const UPSTREAM: &str = "upstream";
@@ -71,6 +74,17 @@ pub(super) fn in_force(
 pub(super) fn wherever(file: &Path) -> Result<Tariff> {
     let written = read(file).with_context(|| format!("ledger.tariff: {}", file.display()))?;
     Ok(Tariff::new(&written.version, written.prices_anywhere()?))
+}
+
+/// What is derived for a model of the configuration where no tariff is published, from its files and without loading it.
+/// Nothing for another model. Nothing is fetched for that.
+pub(super) fn derived(config: &Config, name: &str) -> Result<Tariff> {
+    let hub = HubConfig { offline: true, ..config.hub.clone() };
+    let model = config.models.iter().find(|model| model.name == name);
+    let description = model.map(|model| models::describe(model, &hub)).transpose();
+    let description = description.with_context(|| format!("model `{name}`"))?;
+    let price = description.map(|is| (name.to_owned(), engines::price(is.model())));
+    Ok(Tariff::new(DERIVED_TARIFF, price))
 }
 
 fn read(file: &Path) -> Result<WrittenTariff> {

@@ -20,11 +20,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::devices::{DeviceKey, compute_on};
 use super::engines::{self, Fleet, RunningHandle, Workshop};
 use super::hashes::KeptHashes;
 use super::models::{self, AnyLoaded, Means};
 use super::signals::Signals;
-use super::{compute, logging, runtime};
+use super::{logging, runtime};
 
 /// A gateway that is there answers so soon.
 const LONGEST_DIAL: Duration = Duration::from_secs(10);
@@ -121,7 +122,7 @@ pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     let patience = config.server.drain_timeout;
     ensure!(time_left().is_none_or(|left| left > patience), "--until: less than server.drain_timeout is left");
     let route = errand.gateway.route()?;
-    let manned = Manned::load(&config, (&clock, &bell), &errand.partition)?;
+    let manned = Manned::load(&config, (&clock, &bell), named(&config, &errand.partition)?)?;
     let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
     let served = runtime.block_on(manned.serve(&route, (&errand, bounds, patience)));
     drop(manned);
@@ -132,8 +133,7 @@ pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
 
 /// The same, as if nothing but the models of one partition were served, here.
 fn of_partition(config: &Config, name: &str) -> Result<Config> {
-    let partition = config.partitions.iter().find(|partition| partition.name == name);
-    let PartitionConfig { is, .. } = partition.with_context(|| format!("no [[partitions]] is named `{name}`"))?;
+    let PartitionConfig { is, .. } = named(config, name)?;
     let lies_here = |model: &&ModelConfig| model.partition.as_deref() == Some(name);
     let here = |model: &ModelConfig| ModelConfig { partition: None, ..model.clone() };
     let models = config.models.iter().filter(lies_here).map(here).collect();
@@ -143,6 +143,11 @@ fn of_partition(config: &Config, name: &str) -> Result<Config> {
         ..config.engine.clone()
     };
     Ok(Config { models, engine, ..config.clone() })
+}
+
+fn named<'a>(config: &'a Config, name: &str) -> Result<&'a PartitionConfig> {
+    let partition = config.partitions.iter().find(|partition| partition.name == name);
+    partition.with_context(|| format!("no [[partitions]] is named `{name}`"))
 }
 
 /// A partition whose models are loaded.
@@ -224,14 +229,17 @@ impl Manned {
     }
 
     /// `config`: see [`of_partition`].
-    fn load(config: &Config, (clock, bell): (&Arc<dyn Clock>, &Arc<Notify>), name: &str) -> Result<Self> {
-        let compute = compute(&config.engine)?;
+    fn load(
+        config: &Config,
+        (clock, bell): (&Arc<dyn Clock>, &Arc<Notify>),
+        partition: &PartitionConfig,
+    ) -> Result<Self> {
+        let compute = compute_on(&config.engine, &DeviceKey::of_partition(partition))?;
         let hashes = KeptHashes::open(&config.server.data_dir);
         let means = Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = models::load_all(config, means)?;
         let weights: Vec<u64> = loaded.iter().map(AnyLoaded::weights_bytes).collect();
-        let memory = config.partitions.iter().find(|partition| partition.name == name).and_then(|it| it.is.memory);
-        let engine = within(&config.engine, memory, weights.iter().sum())?;
+        let engine = within(&config.engine, partition, weights.iter().sum())?;
         let names = config.models.iter().map(|model| model.name.as_str());
         let taps: Vec<(String, Arc<StepTap>)> =
             names.clone().map(|name| (name.to_owned(), Arc::new(StepTap::new(Arc::clone(bell))))).collect();
@@ -241,7 +249,7 @@ impl Manned {
         let fleet = engines::start(loaded, workshop.observed_by(observers(&taps)))?;
         let facts = WorkerFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            partition: name.to_owned(),
+            partition: partition.name.clone(),
             device,
             kernels,
             threads,
@@ -261,10 +269,10 @@ async fn leave(signals: &mut Signals, in_any_case: Duration) -> String {
 }
 
 /// What the weights leave of the partition's memory is for K/V.
-fn within(engine: &EngineConfig, memory: Option<ByteSize>, weights_bytes: u64) -> Result<EngineConfig> {
-    let Some(memory) = memory else { return Ok(engine.clone()) };
+fn within(engine: &EngineConfig, partition: &PartitionConfig, weights_bytes: u64) -> Result<EngineConfig> {
+    let Some(memory) = partition.is.memory else { return Ok(engine.clone()) };
     let Some(left) = memory.0.checked_sub(weights_bytes).filter(|left| *left > 0) else {
-        bail!("partitions.memory: the weights take {} of {memory}", ByteSize(weights_bytes));
+        bail!("{}: the weights take {} of {memory}", partition.key("memory"), ByteSize(weights_bytes));
     };
     let kv_cache_memory = engine.kv_cache_memory.map_or(left, |stated| stated.0.min(left));
     Ok(EngineConfig { kv_cache_memory: Some(ByteSize(kv_cache_memory)), ..engine.clone() })

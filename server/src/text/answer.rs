@@ -21,6 +21,21 @@ pub enum AnswerDelta {
     },
 }
 
+impl AnswerDelta {
+    /// The same with the pieces of one text put together, so that two cuts of one answer can be compared.
+    pub fn joined(deltas: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut joined: Vec<Self> = Vec::new();
+        for delta in deltas {
+            match (joined.last_mut(), delta) {
+                (Some(Self::Content(last)), Self::Content(text)) => last.push_str(&text),
+                (Some(Self::Reasoning(last)), Self::Reasoning(text)) => last.push_str(&text),
+                (_, delta) => joined.push(delta),
+            }
+        }
+        joined
+    }
+}
+
 /// How a model's answers are written: found from its chat template, or stated in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AnswerFormat {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use passerelle_engine::clock::Clock;
-use passerelle_engine::{Constraint, EncodeRequest, EventStream, Request, RequestError, Usage};
-use tokio::task::{AbortHandle, JoinSet};
+use passerelle_engine::{Constraint, ConstraintError, EncodeRequest, EventStream, Request, RequestError, Usage};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use super::tap::StepTap;
 use super::wire::{self, Change, Heard, Load, Malformed, Ordered, Orders, Report, Step, Vector, event};
@@ -41,8 +41,9 @@ struct Running {
 }
 
 enum Stage {
-    /// Its grammar is being made. What its reader changes meanwhile.
+    /// Its grammar is being made, by this task. What its reader changes meanwhile.
     Making {
+        task: Id,
         changes: Vec<Change>,
     },
     Generating {
@@ -93,13 +94,15 @@ impl Errands {
     pub(super) async fn next_aside(&mut self) {
         tokio::select! {
             Some(made) = self.making_grammars.join_next(), if !self.making_grammars.is_empty() => {
-                if let Ok((ordered, constraint)) = made {
-                    self.begin_constrained(*ordered, constraint);
+                match made {
+                    Ok((ordered, constraint)) => self.begin_constrained(*ordered, constraint),
+                    Err(lost) => self.lose(&lost, RequestError::Constraint(ConstraintError::Lost)),
                 }
             }
             Some(read) = self.reading_texts.join_next(), if !self.reading_texts.is_empty() => {
-                if let Ok(read) = read {
-                    self.take_vector(read);
+                match read {
+                    Ok(read) => self.take_vector(read),
+                    Err(lost) => self.lose(&lost, RequestError::Step("its text was lost".to_owned())),
                 }
             }
             else => std::future::pending().await,
@@ -142,17 +145,26 @@ impl Errands {
             return Ok(());
         };
         let revive = Arc::clone(&model.revive);
-        self.making_grammars.spawn_blocking(move || {
+        let making = self.making_grammars.spawn_blocking(move || {
             let constraint = revive(&recipe);
             (Box::new(ordered), constraint)
         });
-        self.running.insert(call, Running { model: id, stage: Stage::Making { changes: Vec::new() } });
+        let stage = Stage::Making { task: making.id(), changes: Vec::new() };
+        self.running.insert(call, Running { model: id, stage });
         Ok(())
+    }
+
+    /// A task that panicked answers nobody: whoever waits for it is told. One that was aborted has been forgotten already.
+    fn lose(&mut self, lost: &JoinError, error: RequestError) {
+        let waiting = self.running.iter().find(|(_, running)| running.stage.waits_for(lost.id()));
+        let Some((call, model)) = waiting.map(|(call, running)| (*call, running.model)) else { return };
+        self.running.remove(&call);
+        self.fail((call, model), error);
     }
 
     fn begin_constrained(&mut self, ordered: Ordered, constraint: Option<Box<dyn Constraint>>) {
         let Ordered { call, model, mut request, .. } = ordered;
-        let Some(Running { stage: Stage::Making { changes }, .. }) = self.running.remove(&call) else { return };
+        let Some(Running { stage: Stage::Making { changes, .. }, .. }) = self.running.remove(&call) else { return };
         if constraint.is_none() {
             return self.fail((call, model), RequestError::Step("its grammar could not be made again".to_owned()));
         }
@@ -202,7 +214,7 @@ impl Errands {
     fn change(&mut self, change: Change) {
         let Some(running) = self.running.get_mut(&change.call) else { return };
         match &mut running.stage {
-            Stage::Making { changes } => changes.push(change),
+            Stage::Making { changes, .. } => changes.push(change),
             Stage::Generating { events, num_choices, granted_tokens, .. } => {
                 let more = change.granted_tokens.saturating_sub(*granted_tokens);
                 if more > 0 {
@@ -229,6 +241,16 @@ impl Errands {
     fn end(&mut self, (call, model): (u64, u32), what: event::What) {
         let events = vec![wire::Event { what: Some(what) }];
         self.ended.push((model, Heard { call, events, ..Heard::default() }));
+    }
+}
+
+impl Stage {
+    fn waits_for(&self, task: Id) -> bool {
+        match self {
+            Self::Making { task: making, .. } => *making == task,
+            Self::Reading(reading) => reading.id() == task,
+            Self::Generating { .. } => false,
+        }
     }
 }
 

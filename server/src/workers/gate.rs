@@ -22,7 +22,7 @@ use super::mutual_tls::Peer;
 use super::seat::{NotSeated, Seat};
 use super::wire::gateway_server::{Gateway, GatewayServer};
 use super::wire::{FromGateway, FromWorker, Goodbye, Welcome, from_gateway, from_worker};
-use super::{MAX_MESSAGE_BYTES, MAX_MESSAGES_ON_THE_WAY};
+use super::{MAX_MESSAGE_BYTES, MAX_MESSAGES_ON_THE_WAY, in_words};
 use crate::gateway::health::Progress;
 
 /// Bytes that may be on the way before they are read.
@@ -170,7 +170,8 @@ impl Visit {
                 Ok(Ok(Some(FromWorker { what }))) => what,
                 Ok(Ok(None)) => return,
                 Ok(Err(error)) => {
-                    tracing::warn!(partition, %error, "the stream of a worker broke");
+                    tracing::debug!(partition, %error, "the stream of a worker broke");
+                    tracing::warn!(partition, why = in_words(&error), "a worker left without a word");
                     return;
                 }
                 Err(_) => {

@@ -23,6 +23,8 @@ mod tap;
 mod wire;
 mod work;
 
+use tonic::{Code, Status};
+
 pub use authority::{Authority, AuthorityError, Credentials, LastDay};
 pub use backoff::{Backoff, BackoffBounds};
 pub use dial::{DialError, Dialled, dial};
@@ -39,6 +41,15 @@ pub use work::{Revive, WorkError, WorkerModel, WorkerParts, work};
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
 /// Messages that wait for the connection; what comes meanwhile waits where it is made, and goes with the next one.
 const MAX_MESSAGES_ON_THE_WAY: usize = 4;
+
+/// Of a stream that broke, for whoever reads a log. A peer that died leaves a connection that ends, which gRPC says in the words
+/// of its own layers.
+fn in_words(status: &Status) -> String {
+    match status.code() {
+        Code::Unknown | Code::Unavailable | Code::Cancelled => "the connection ended".to_owned(),
+        _ => status.message().to_owned(),
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use passerelle_engine::clock::{Clock, ManualClock};
 use passerelle_engine::{
-    Event, EventFeed, EventStream, FinishReason, NullObserver, Request, RequestError, RequestId, SamplingParams,
-    StepObserver, StepReport, TokenEvent,
+    Allowed, AnswerEnd, Constraint, ConstraintError, Event, EventFeed, EventStream, FinishReason, NullObserver,
+    Request, RequestError, RequestId, SamplingParams, StepObserver, StepReport, TokenEvent,
 };
 use tokio::io::duplex;
 use tokio::sync::{Notify, oneshot};
@@ -23,6 +23,8 @@ const STANDSTILL: Duration = Duration::from_secs(60);
 const HAND_OVER: Duration = Duration::from_secs(30);
 const VOCAB_SIZE: usize = 100;
 const PIPE_BYTES: usize = 4096;
+/// A grammar that no worker can make.
+const PANICS: &[u8] = b"panics";
 
 /// What it was given; the test says the rest.
 #[derive(Debug, Clone, Default)]
@@ -99,8 +101,8 @@ impl Stage {
         tokio::spawn(self.gate.clone().serve(here, Peer::Owner));
         let (script, bell) = (Script::default(), Arc::new(Notify::new()));
         let tap = Arc::new(StepTap::new(Arc::clone(&bell)));
-        let models =
-            vec![WorkerModel { door: Box::new(script.clone()), tap: Arc::clone(&tap), revive: Arc::new(|_| None) }];
+        let revive: Revive = Arc::new(|recipe| if recipe == PANICS { panic!("as it was told") } else { None });
+        let models = vec![WorkerModel { door: Box::new(script.clone()), tap: Arc::clone(&tap), revive }];
         let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
         let parts = WorkerParts { facts, models, bell: Arc::clone(&bell), clock, patience: PATIENCE };
         let (leave, asked) = oneshot::channel::<()>();
@@ -185,6 +187,44 @@ async fn a_reader_that_leaves_ends_its_request_in_the_worker() {
     until(|| worker.script.say(|feed| feed.closed_choices().count()) == 1).await;
     worker.say(|feed| feed.finish(0, FinishReason::Aborted)).unwrap();
     until(|| !stage.post.load().has_work()).await;
+}
+
+/// That a worker makes anew, of its recipe.
+#[derive(Debug, Clone)]
+struct Grammar(&'static [u8]);
+
+impl Constraint for Grammar {
+    fn allowed(&self) -> Allowed<'_> {
+        Allowed { tokens: &[], end: AnswerEnd::Here }
+    }
+
+    fn accept(&mut self, _: u32) -> Result<(), ConstraintError> {
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+
+    fn recipe(&self) -> Option<Vec<u8>> {
+        Some(self.0.to_vec())
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_grammar_cannot_be_made_in_the_worker_fails_and_the_worker_goes_on() {
+    let stage = Stage::new();
+    let worker = stage.worker().await;
+    let lost = RequestError::Constraint(ConstraintError::Lost);
+    let unmade = RequestError::Step("its grammar could not be made again".to_owned());
+    for (recipe, expected) in [(PANICS, lost), (b"none", unmade)] {
+        let constrained = Request { constraint: Some(Box::new(Grammar(recipe))), ..request(None) };
+        let mut stream = stage.post.submit(constrained).unwrap();
+        let failed = timeout(PATIENCE, stream.next()).await.expect("its reader is told");
+        assert!(matches!(&failed, Some(Event::Failed { error, .. }) if *error == expected), "{failed:?}");
+    }
+    let _next = stage.post.submit(request(None)).unwrap();
+    worker.given(1).await;
 }
 
 #[tokio::test]

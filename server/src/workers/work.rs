@@ -9,12 +9,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tonic::{Status, Streaming};
 
-use super::MAX_MESSAGES_ON_THE_WAY;
 use super::dial::Dialled;
 use super::errands::{Errands, Signs};
 pub use super::errands::{Revive, WorkerModel};
 use super::facts::WorkerFacts;
 use super::wire::{FromGateway, FromWorker, Hello, Leaving, Malformed, from_gateway, from_worker};
+use super::{MAX_MESSAGES_ON_THE_WAY, in_words};
 
 /// The gateway answers a worker that introduces itself so soon.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,7 +152,7 @@ impl Worker {
 }
 
 fn broken(status: Status) -> WorkError {
-    WorkError::Broken(status.to_string())
+    WorkError::Broken(in_words(&status))
 }
 
 async fn say(to: &mpsc::Sender<FromWorker>, what: from_worker::What) -> Result<(), WorkError> {

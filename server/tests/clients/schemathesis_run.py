@@ -1,6 +1,6 @@
 """schemathesis against a running Passerelle: what its own description promises, tried with generated requests.
 
-    python schemathesis_run.py PATH/TO/passerelle [EXAMPLES A ROUTE]
+    python schemathesis_run.py PATH/TO/passerelle [EXAMPLES A ROUTE [SEED]]
 """
 
 import os
@@ -17,7 +17,8 @@ ENCODERS = pathlib.Path(__file__).parents[3] / "models/tests/fixtures/encoders"
 LEFT_OUT = "positive_data_acceptance"
 
 
-# So that requests get as far as the model: generated names and files are nobody's.
+# So that requests get as far as the model: generated names and files are nobody's. And so that no answer is so long that a slow
+# machine takes longer than the tool waits.
 HOOKS = '''
 import schemathesis
 
@@ -27,13 +28,14 @@ MODELS = {"embeddings": "bert", "rerank": "bert_reranker", "score": "bert_rerank
 def map_body(context, body):
     if isinstance(body, dict) and isinstance(body.get("model"), str):
         body["model"] = MODELS.get(context.operation.path.split("/")[-1], "demo")
-    if isinstance(body, dict) and isinstance(body.get("max_tokens"), int):
-        body["max_tokens"] = min(body["max_tokens"], 16)
+    for name in ["max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens"]:
+        if isinstance(body, dict) and isinstance(body.get(name), int):
+            body[name] = min(body[name], 16)
     return body
 '''
 
 
-def main(binary, examples):
+def main(binary, examples="50", seed=None):
     schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     with tempfile.TemporaryDirectory() as folder:
         key = create_key(binary, folder, "schemathesis")
@@ -43,6 +45,7 @@ def main(binary, examples):
             command = [schemathesis, "run", f"{address}/openapi.json", "--header", f"Authorization: Bearer {key}"]
             command += ["--checks", "all", "--exclude-checks", LEFT_OUT, "--max-examples", examples]
             command += ["--request-timeout", "60", "--generation-database", "none", "--continue-on-failure"]
+            command += ["--seed", seed] if seed else []
             with open(os.path.join(folder, "hooks.py"), "w") as file:
                 file.write(HOOKS)
             environment = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": folder}
@@ -52,4 +55,4 @@ def main(binary, examples):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    sys.exit(main(os.path.abspath(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "50"))
+    sys.exit(main(os.path.abspath(sys.argv[1]), *sys.argv[2:4]))

@@ -1,16 +1,30 @@
 //! `/v1/compare` over the demo's checkpoints: what it says is what the models say by themselves, under one bill.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::binary::{Served, State, open, open_as, request, root};
 
 const ROUTE: &str = "/v1/compare";
+/// Columns of the exported ledger.
+const RESERVATION: usize = 1;
+const MODEL_DIGEST: usize = 5;
+const BILL: usize = 23;
 const PROMPT: &str = "<|im_start|>user\nWhat is 12 + 7?<|im_end|>\n<|im_start|>assistant\n";
 
 fn run(state: &State, arguments: &[&str]) -> String {
     let output = state.command(arguments).output().expect("the binary runs");
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
+}
+
+/// The fields of the exported ledger's entries.
+fn exported(state: &State) -> Vec<Vec<String>> {
+    let csv = state.path().join("ledger.csv");
+    run(state, &["usage", "export", csv.to_str().expect("a plain path")]);
+    let text = std::fs::read_to_string(csv).expect("it was exported");
+    text.lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
 }
 
 fn checkpoints() -> Vec<String> {
@@ -127,6 +141,14 @@ fn a_comparison_is_one_bill_that_is_in_the_ledger_under_each_model() {
     let sum = |name: &str| list(&shown).iter().map(|row| row[name].as_u64().expect("a count")).sum::<u64>();
     assert_eq!(sum("input_tokens"), usage(&compared, "prompt_tokens"), "{shown}");
     assert_eq!(sum("output_tokens"), usage(&compared, "completion_tokens"), "{shown}");
+    // An entry under the digest of each, all of them on the bill of the first that was reserved.
+    let entries = exported(&state);
+    let of = |column: usize| entries.iter().map(|entry| entry[column].as_str()).collect::<BTreeSet<_>>();
+    let digests = models.iter().map(|model| model["digest"].as_str().expect("a text"));
+    assert_eq!((of(MODEL_DIGEST), of(MODEL_DIGEST).len()), (digests.collect(), 3));
+    let first =
+        entries.iter().map(|entry| entry[RESERVATION].parse::<u64>().expect("a number")).min().expect("entries");
+    assert_eq!((entries.len(), of(BILL)), (3, BTreeSet::from([first.to_string().as_str()])));
 }
 
 #[test]

@@ -157,7 +157,11 @@ fn explain_says_which_limit_would_refuse_a_request_and_when_it_would_pass() {
     );
     run(&state, &["key", "create", "alice", "--account", "acme"]);
     let explain = |tokens: &str, output: &str| {
-        run(&state, &["quota", "explain", "alice", "--tokens", tokens, "--output-tokens", output])
+        let ask = ["quota", "explain", "alice", "--tokens", tokens, "--output-tokens", output];
+        let json: Value = serde_json::from_slice(&explained(&state, &[&ask[..], &["--json"]].concat()).1).unwrap();
+        let (fits, said) = explained(&state, &ask);
+        assert_eq!((json["fits"].as_bool(), &json["account"]), (Some(fits), &"acme".into()), "{json}");
+        String::from_utf8(said).unwrap()
     };
     let early = explain("10", "10");
     assert!(
@@ -191,7 +195,7 @@ fn explain_prices_gpu_time_by_a_published_tariff_also_where_no_server_runs() {
     run(&state, &["key", "create", "alice", "--account", "acme"]);
     let explain = |model: &str, tokens: &str| {
         let ask = ["quota", "explain", "alice", "--tokens", tokens, "--model", model, "--config"];
-        run(&state, &[&ask[..], &[file.to_str().unwrap()]].concat())
+        String::from_utf8(explained(&state, &[&ask[..], &[file.to_str().unwrap()]].concat()).1).unwrap()
     };
     let passes = explain("demo", "100");
     assert!(passes.contains("has room for it") && !passes.contains("not looked at"), "{passes}");
@@ -200,10 +204,39 @@ fn explain_prices_gpu_time_by_a_published_tariff_also_where_no_server_runs() {
     assert!(unpriced.contains("not looked at: gpu_seconds_per_day of acme"), "{unpriced}");
 }
 
+/// Whether the request would be admitted, by the exit status, and what is said of it.
+fn explained(state: &State, arguments: &[&str]) -> (bool, Vec<u8>) {
+    let output = state.command(arguments).output().unwrap();
+    match output.status.code() {
+        Some(0) => (true, output.stdout),
+        Some(3) => (false, output.stdout),
+        other => panic!("{other:?}: {}", String::from_utf8_lossy(&output.stderr)),
+    }
+}
+
 fn refusal(state: &State, arguments: &[&str]) -> String {
     let output = state.command(arguments).output().unwrap();
     assert!(!output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8(output.stderr).unwrap()
+}
+
+/// As a server would derive it, from the checkpoint's parameters.
+#[test]
+fn explain_derives_a_price_where_none_is_published_and_says_what_the_server_says() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    run(&state, &["quota", "set", "acme", "gpu_seconds_per_day", "0.0005"]);
+    run(&state, &["key", "create", "alice", "--account", "acme"]);
+    let explain = |model: &str, tokens: &str| {
+        explained(&state, &["quota", "explain", "alice", "--model", model, "--tokens", tokens, "--json"])
+    };
+    let asks = || ["1", "1000", "30000", "1000000"].map(|tokens| explain("demo", tokens));
+    let on_ledger = asks();
+    assert!(on_ledger[0].0 && !on_ledger[3].0, "{on_ledger:?}");
+    let unpriced: Value = serde_json::from_slice(&explain("other", "1000000").1).unwrap();
+    assert_eq!(unpriced["not_looked_at"][0]["limit"], "gpu_seconds_per_day", "{unpriced}");
+    let _served = Served::start(&state, &[]);
+    assert_eq!(asks(), on_ledger);
 }
 
 #[test]
@@ -244,7 +277,10 @@ fn explain_asks_the_server_that_runs_and_sees_its_rates_and_its_gpu_time() {
     run(&state, &["account", "create", "acme", "--requests-per-minute", "1"]);
     let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
     let served = Served::start(&state, &[]);
-    let explain = |tokens: &str| run(&state, &["quota", "explain", "alice", "--model", "demo", "--tokens", tokens]);
+    let explain = |tokens: &str| {
+        let ask = ["quota", "explain", "alice", "--model", "demo", "--tokens", tokens];
+        String::from_utf8(explained(&state, &ask).1).unwrap()
+    };
     assert_eq!(explain("10"), "acme: every limit that was looked at has room for it\n");
     let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 1});
     super::binary::open_as(&served.address, "/v1/completions", &body, &key).whole();
@@ -269,10 +305,35 @@ fn a_copy_that_is_restored_brings_no_revoked_key_back() {
     run(&state, &["account", "create", "later"]);
     let said = run(&state, &["restore", "copy.db"]);
     assert!(said.contains("revoked again: alice of alice") && !said.contains("bob"), "{said}");
+    let acts = run(&state, &["account", "audit"]);
+    let is_told = |act: &str| acts.lines().any(|line| line.contains(act));
+    assert!(
+        is_told("back up everything asked") && is_told("restore everything from copy.db; what was there"),
+        "{acts}"
+    );
     let keys: Vec<Value> = serde_json::from_str(&run(&state, &["key", "list", "--json"])).unwrap();
     let status = |name: &str| keys.iter().find(|key| key["name"] == name).map(|key| key["status"].clone());
     assert_eq!((status("alice"), status("bob")), (Some(json!("revoked")), Some(json!("active"))));
     assert!(!run(&state, &["account", "list"]).contains("later"), "the rest is as it was");
+}
+
+#[test]
+fn the_ledger_is_exported_to_a_new_file_a_pipe_or_standard_output_and_the_audit_log_says_so() {
+    let state = State::new();
+    make_key(&state);
+    let served = Served::start(&state, &["--model", "demo"]);
+    let header = |text: String| assert!(text.starts_with("seq,reservation,account"), "{text}");
+    for to in ["-", "/dev/stdout", "/dev/fd/1"] {
+        header(run(&state, &["usage", "export", to]));
+    }
+    run(&state, &["usage", "export", "new.csv"]);
+    header(std::fs::read_to_string(state.path().join("new.csv")).unwrap());
+    assert!(refusal(&state, &["usage", "export", "new.csv"]).contains("exists"), "an earlier export is kept");
+    assert!(refusal(&state, &["usage", "export", "."]).contains("directory"));
+    drop(served);
+    let acts = run(&state, &["account", "audit"]);
+    let done = format!("export ledger done: 0 entries, to {}", "0".repeat(64));
+    assert!(acts.contains("export ledger asked") && acts.contains(&done), "{acts}");
 }
 
 /// Two servers, one before the other, each with a ledger of its own.

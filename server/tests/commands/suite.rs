@@ -31,6 +31,30 @@ fn the_suite_measures_batches_prompts_and_a_server_and_leaves_no_weights_behind(
 }
 
 #[test]
+fn what_is_too_large_is_refused_by_the_option_that_asked_for_it() {
+    let state = State::new();
+    let refusal = |options: &str| {
+        let all = format!("bench --suite gpu --shape tiny --device cpu --threads 1 --streams 1 --answer 8 {options}");
+        let output = state.command(&all.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        assert!(!output.status.success(), "{options}");
+        let said = String::from_utf8(output.stderr).expect("text");
+        said.lines().find(|line| line.starts_with("error: ")).expect("a reason").to_owned()
+    };
+    let cases = [
+        ("--context 100000000 --sweep 1 --prompts 64", "error: --context: with the answer 100000008 tokens"),
+        ("--context 1000 --sweep 1 --prompts 64 --kv-cache-memory 64KiB", "error: --context: 1008 tokens take"),
+        (
+            "--context 32 --sweep 4096 --prompts 64 --kv-cache-memory 1MiB",
+            "error: --sweep: no batch of it fits 1.0 MiB",
+        ),
+        ("--context 32 --sweep 1 --prompts 100000000 --kv-cache-memory 1000GiB", "error: --prompts: 100000000 tokens"),
+    ];
+    for (options, said) in cases {
+        assert!(refusal(options).starts_with(said), "{options}: {}", refusal(options));
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_left_out_and_said() {
     let state = State::new();
     let options = "bench --suite gpu --shape tiny --sweep 1,512 --prompts 64 --context 32 --answer 8 --streams 1";

@@ -199,6 +199,31 @@ fn a_worker_that_somebody_else_started_outlives_its_gateway_and_serves_the_next(
     assert!(worker.wait().expect("it was started here").success(), "it leaves and exits with 0, without a gateway");
 }
 
+/// By what its workers say when they have loaded.
+#[test]
+fn a_plan_of_the_partitions_is_what_their_workers_have() {
+    let state = State::new();
+    let config = on_partitions(&state);
+    let narrow = fs::read_to_string(&config).expect("it was written").replacen("64MiB", "24MiB", 1);
+    fs::write(&config, narrow).expect("the folder is writable");
+    let plan = state.command(&["plan", "--json", "--config", &config]).output().expect("the binary runs");
+    assert!(plan.status.success(), "{}", String::from_utf8_lossy(&plan.stderr));
+    let plan: Value = serde_json::from_slice(&plan.stdout).expect("it is JSON");
+    drop(Served::start_logging(&state, &["--config", &config], "info"));
+    let log = fs::read_to_string(state.log()).expect("it is there");
+    let compared = [("left (cpu)", "early"), ("right (cpu)", "final")].into_iter().enumerate().map(|(at, names)| {
+        let (is, (partition, model)) = (&plan["partitions"][at], names);
+        assert_eq!((&is["partition"], &is["models"][0]["model"]), (&partition.into(), &model.into()), "{plan}");
+        let loaded = log.lines().find(|line| line.contains(&format!("loaded model={model} "))).expect("it was loaded");
+        let blocks = loaded.split("kv_blocks=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+        let (found, planned) = (blocks.expect("a number"), is["models"][0]["kv_blocks"].as_f64().expect("one"));
+        assert!((planned - found).abs() <= 0.03 * found, "{model}: {planned} blocks planned, {found} found");
+        found
+    });
+    let found: Vec<f64> = compared.collect();
+    assert!(found[0] < found[1], "the memory of a partition decides: {found:?}");
+}
+
 /// Clients that ask for one stream after the other while `rounds` workers leave; every stream must be whole.
 fn hand_over(rounds: usize) {
     let state = State::new();
@@ -269,7 +294,7 @@ fn more_threads_than_any_machine_has_are_refused_by_the_partition_s_name() {
     let refused = refused.expect("the binary runs");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.lines().count() == 1, "{said}");
-    assert!(said.contains("partitions.threads") && said.contains("`wide`") && said.contains("1024"), "{said}");
+    assert!(said.contains("partitions[0].threads") && said.contains("`wide`") && said.contains("1024"), "{said}");
 }
 
 #[test]
@@ -286,7 +311,32 @@ fn a_partition_whose_models_do_not_fit_is_refused_at_the_start_by_its_key() {
     let refused = refused.expect("the binary runs");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && refused.stdout.is_empty());
-    assert!(said.contains("partitions.memory") && said.contains("partition `tiny`"), "{said}");
+    assert!(said.contains("partitions[0].memory") && said.contains("partition `tiny`"), "{said}");
+}
+
+#[test]
+fn a_device_that_no_partition_can_be_is_refused_by_the_key_that_names_it() {
+    let state = State::new();
+    let config = state.path().join("config.toml");
+    let refusal = |device: &str| {
+        let partitions = format!("[[partitions]]\nname = \"a\"\n[[partitions]]\nname = \"b\"\ndevice = \"{device}\"\n");
+        let model =
+            |at: &str| format!("[[models]]\nname = \"{at}\"\nsource = \"{}\"\npartition = \"{at}\"\n", demo("final"));
+        fs::write(&config, format!("{partitions}{}{}", model("a"), model("b"))).expect("the folder is writable");
+        let config = config.to_str().expect("a plain path");
+        let refused = state.command(&["serve", "--listen", "127.0.0.1:0", "--config", config]).output();
+        let refused = refused.expect("the binary runs");
+        assert!(!refused.status.success() && refused.stdout.is_empty());
+        String::from_utf8_lossy(&refused.stderr).into_owned()
+    };
+    for odd in ["auto", "tpu", "cuda"] {
+        let said = refusal(odd);
+        assert!(said.contains("config.toml:5:") && !said.contains("rocm") && !said.contains("auto,"), "{said}");
+    }
+    // No machine has so many, whatever it was built for.
+    let said = refusal("cuda:99");
+    assert!(said.contains("partitions[1].device: ") && !said.contains("engine.device"), "{said}");
+    assert!(said.contains("cuda:99") && !said.contains("auto"), "{said}");
 }
 
 /// `address=` of the line that says where workers of other machines come in.
@@ -330,10 +380,16 @@ fn a_worker_of_another_machine_enrols_and_serves_over_mutual_tls() {
     };
     let unwanted = dial("farther").output().expect("the binary runs");
     assert!(String::from_utf8_lossy(&unwanted.stderr).contains("its certificate is not for partition `farther`"));
+    let ask = |model: &str| request(&served.address, "POST", "/v1/chat/completions", &question(model, 8));
+    let state_of = |model: &str| {
+        request(&served.address, "GET", &format!("/v1/models/{model}"), &Value::Null).json()["state"].clone()
+    };
+    let awaited = ask("early");
+    assert_eq!((awaited.status, state_of("early"), state_of("final")), (503, "unready".into(), "unready".into()));
+    assert_eq!(awaited.json()["error"]["code"], "no_replica");
     let mut worker = dial("far").spawn().expect("the binary runs");
-    let listed = || request(&served.address, "GET", "/v1/models", &Value::Null).json()["data"].as_array().map(Vec::len);
-    wait_until("the worker's model is served", || listed() == Some(1));
-    assert_eq!(request(&served.address, "POST", "/v1/chat/completions", &question("early", 8)).status, 200);
+    wait_until("the worker's model is served", || state_of("early") == "ready");
+    assert_eq!((ask("early").status, ask("final").status), (200, 503));
     signal(worker.id(), "TERM");
     assert!(worker.wait().expect("it was started here").success(), "it leaves and exits with 0");
 }

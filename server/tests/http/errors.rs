@@ -161,8 +161,19 @@ async fn routes_and_methods_and_media_types_that_do_not_exist_are_refused_in_the
     let server = Server::start().await;
     let client = server.client();
     refused(&client.get("/v1/nothing").await, 404, "unknown_url", None);
-    for name in ["nobody/here", "%ff"] {
-        refused(&client.get(&format!("/v1/models/{name}")).await, 404, "model_not_found", Some("model"));
+    for (name, told) in [
+        ("nobody/here", "nobody/here"),
+        ("a%2Fb", "a/b"),
+        ("..", ".."),
+        ("./demo", "./demo"),
+        ("demo/", "demo/"),
+        ("demo%3Fx", "demo?x"),
+        ("%ff", "%ff"),
+        ("", ""),
+    ] {
+        let reply = client.get(&format!("/v1/models/{name}")).await;
+        refused(&reply, 404, "model_not_found", Some("model"));
+        assert!(reply.message().starts_with(&format!("The model `{told}` does not exist.")), "{}", reply.message());
     }
     refused(&client.get(CHAT).await, 405, "method_not_allowed", None);
     let form = client.clone().with("content-type", "application/x-www-form-urlencoded");

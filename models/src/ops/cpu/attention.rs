@@ -409,7 +409,7 @@ fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
 }
 
 /// Sets `ROWS` rows of scores, those of `TILES` tiles side by side.
-struct Scores<E, const ROWS: usize, const TILES: usize> {
+struct Scores<E: Element, const ROWS: usize, const TILES: usize> {
     factors: Factors<E>,
     to: *mut f32,
 }
@@ -420,13 +420,13 @@ impl<E: Element, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS
         // SAFETY: passed on.
         unsafe {
             let zero = [[I::Panel::splat(0.0); TILES]; ROWS];
-            tile::store(tile::multiply::<I::Panel, E, ROWS, TILES>(self.factors, zero), self.to, VISIT);
+            tile::store(tile::multiply::<I, E, ROWS, TILES>(self.factors, zero), self.to, VISIT);
         }
     }
 }
 
 /// Adds to `ROWS` rows of outputs, `stride` elements apart, `PANELS` times 16 columns of each.
-struct Values<E, const ROWS: usize, const PANELS: usize> {
+struct Values<E: Element, const ROWS: usize, const PANELS: usize> {
     factors: Factors<E>,
     to: *mut f32,
     stride: usize,
@@ -438,7 +438,7 @@ impl<E: Element, const ROWS: usize, const PANELS: usize> Piece for Values<E, ROW
         // SAFETY: passed on.
         unsafe {
             let sums = tile::load::<I::Panel, ROWS, PANELS>(self.to, self.stride);
-            tile::store(tile::multiply::<I::Panel, E, ROWS, PANELS>(self.factors, sums), self.to, self.stride);
+            tile::store(tile::multiply::<I, E, ROWS, PANELS>(self.factors, sums), self.to, self.stride);
         }
     }
 }

@@ -33,10 +33,10 @@ impl Instructions for Avx512 {
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Zmm(__m512);
+pub(super) struct Zmm(pub(super) __m512);
 
 #[derive(Clone, Copy)]
-pub(super) struct ZmmPairs(__m512i);
+pub(super) struct ZmmPairs(pub(super) __m512i);
 
 /// Runs one task of `kernel` with these instructions enabled for all that it inlines.
 ///

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 
 use memmap2::MmapMut;
 
+use super::bf16_pairs::Bf16Pair;
 use super::lanes::Element;
 use crate::ModelError;
 
@@ -13,6 +14,7 @@ use crate::ModelError;
 pub(super) trait Plain: Copy + Send + Sync + 'static {}
 
 impl<E: Element> Plain for E {}
+impl Plain for Bf16Pair {}
 impl Plain for u8 {}
 
 /// Zeroed elements in pages of their own, huge ones where the system has them: a product walks several panels at once,

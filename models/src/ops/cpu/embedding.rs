@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::lanes::Element;
 use super::launch::{Output, split_rows};
 use super::packed::PackedPart;
-use super::panels::{PANEL, PanelData};
+use super::panels::{Cell, PANEL, PanelData};
 use crate::ops::Compute;
 use crate::{ModelError, TokenId};
 
@@ -39,6 +39,7 @@ fn read_row(parts: &[PackedPart], mut row: usize, values: &mut [f32]) {
                     PanelData::F32(data) => widen(data.as_slice(), row, values),
                     PanelData::F16(data) => widen(data.as_slice(), row, values),
                     PanelData::Bf16(data) => widen(data.as_slice(), row, values),
+                    PanelData::Bf16Pairs(data) => widen(data.as_slice(), row, values),
                 },
             };
         }
@@ -46,9 +47,10 @@ fn read_row(parts: &[PackedPart], mut row: usize, values: &mut [f32]) {
     }
 }
 
-fn widen<E: Element>(panels: &[E], row: usize, values: &mut [f32]) {
-    let panel = &panels[row / PANEL * PANEL * values.len()..][..PANEL * values.len()];
-    for (to, from) in values.iter_mut().zip(panel[row % PANEL..].iter().step_by(PANEL)) {
+fn widen<C: Cell>(panels: &[C], row: usize, values: &mut [f32]) {
+    let cells = PANEL * values.len() / C::LEN;
+    let panel = &panels[row / PANEL * cells..][..cells];
+    for (to, from) in values.iter_mut().zip(C::column(panel, row % PANEL)) {
         *to = from.to_f32();
     }
 }

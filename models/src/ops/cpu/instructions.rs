@@ -2,6 +2,7 @@
 
 //! What a body is compiled for.
 
+use super::bf16_pairs::{self, PairsOf};
 use super::lanes::Lanes;
 use super::vector::{Portable, Vector};
 
@@ -18,6 +19,16 @@ pub(super) trait Instructions: Sized {
     const TILE_SUMS: usize;
     /// Rows that the inner loop of a product of integers carries, at most [`super::tile::MAX_ROWS`].
     const INTEGER_ROWS: usize;
+
+    /// Adds to each of `sums` the products of its pair of bf16 lanes in `x` and `w`, as [`bf16_pairs::add_products`] says.
+    ///
+    /// # Safety
+    /// The CPU must have the instructions.
+    #[inline(always)]
+    unsafe fn add_bf16_products(x: PairsOf<Self>, w: PairsOf<Self>, sums: Self::Panel) -> Self::Panel {
+        // SAFETY: passed on.
+        unsafe { bf16_pairs::add_products_of_lanes::<Self>(x, w, sums) }
+    }
 
     /// Runs `piece` as a function of its own, with the instructions enabled in it.
     ///

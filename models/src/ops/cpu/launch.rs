@@ -23,7 +23,18 @@ pub(super) fn launch<K: Kernel>(compute: &Compute, num_tasks: usize, kernel: &K)
         KernelSet::Avx2Fma => unsafe { super::avx2::run(kernel, task) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        KernelSet::Avx512 => unsafe { super::avx512::run(kernel, task) },
+        KernelSet::Avx512 | KernelSet::Avx512Bf16 => unsafe { super::avx512::run(kernel, task) },
+        // SAFETY: portable code; the pool runs each task once.
+        _ => unsafe { kernel.run::<AnyCpu>(task) },
+    });
+}
+
+/// As [`launch`], for bodies that multiply bf16 by bf16: with the CPU's instruction for it, or in plain code.
+pub(super) fn launch_bf16<K: Kernel>(compute: &Compute, num_tasks: usize, kernel: &K) {
+    compute.pool().run(num_tasks, &|task| match compute.kernels() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Compute` holds this set only if the CPU has the instructions; the pool runs each task once.
+        KernelSet::Avx512Bf16 => unsafe { super::avx512_bf16::run(kernel, task) },
         // SAFETY: portable code; the pool runs each task once.
         _ => unsafe { kernel.run::<AnyCpu>(task) },
     });

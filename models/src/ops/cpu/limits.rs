@@ -4,12 +4,15 @@
 
 use std::hint::black_box;
 
+use half::bf16;
+
+use super::bf16_pairs::Bf16Pair;
 use super::instructions::Instructions;
 use super::lanes::Lanes;
-use super::launch::{Kernel, launch};
+use super::launch::{Kernel, launch, launch_bf16};
 use super::panels::PANEL;
-use super::tile::MAX_ROWS;
-use crate::ops::Compute;
+use super::tile::{MAX_ROWS, Weight};
+use crate::ops::{Compute, Float};
 
 /// Elements of one task's read.
 const PIECE: usize = 64 * 1024;
@@ -25,8 +28,18 @@ pub(crate) fn read_through(compute: &Compute, values: &[f32]) {
 
 pub(crate) fn multiply_add(compute: &Compute) -> u64 {
     let num_tasks = compute.num_threads() * TASKS_PER_THREAD;
-    launch(compute, num_tasks, &MultiplyAdd);
-    (num_tasks * ROUNDS * MAX_ROWS * PANEL * 2) as u64
+    let products = num_tasks * ROUNDS * MAX_ROWS * PANEL;
+    match compute.factors() {
+        Float::F32 => {
+            launch(compute, num_tasks, &MultiplyAdd { factor: 0.999f32, weights: [0.001f32; PANEL] });
+            2 * products as u64
+        }
+        Float::Bf16 => {
+            let pair = |value: f32| Bf16Pair([bf16::from_f32(value); 2]);
+            launch_bf16(compute, num_tasks, &MultiplyAdd { factor: pair(0.5), weights: [pair(0.25); PANEL] });
+            4 * products as u64
+        }
+    }
 }
 
 struct Read<'a> {
@@ -50,20 +63,24 @@ impl Kernel for Read<'_> {
     }
 }
 
-struct MultiplyAdd;
+struct MultiplyAdd<W: Weight> {
+    factor: W::Factor,
+    weights: [W; PANEL],
+}
 
-impl Kernel for MultiplyAdd {
+impl<W: Weight> Kernel for MultiplyAdd<W> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, _task: usize) {
-        // SAFETY: no pointers; the launch vouches for the instructions.
+        let Self { factor, weights } = black_box(self);
+        // SAFETY: a factor, and the weights of a panel; the launch vouches for the instructions.
         unsafe {
-            let (factor, addend) = (I::Panel::splat(black_box(0.999)), I::Panel::splat(black_box(0.001)));
+            let (factor, columns) = (W::splat::<I>(factor), W::load::<I>(weights.as_ptr()));
             // As many running sums at a time as hide the latency of the multiply-add and fit the registers.
             for _ in 0..MAX_ROWS / I::TILE_ROWS {
                 let mut sums = [I::Panel::splat(1.0); MAX_ROWS];
                 for _ in 0..ROUNDS {
                     for sum in &mut sums[..I::TILE_ROWS] {
-                        *sum = sum.mul_add(factor, addend);
+                        *sum = W::add_products::<I>(factor, columns, *sum);
                     }
                 }
                 sums.into_iter().for_each(keep);

@@ -8,15 +8,17 @@
 
 use candle_core::Tensor;
 
+use super::bf16_pairs::Bf16Pair;
+use super::bf16_rows::Bf16Rows;
 use super::block_linear;
 use super::instructions::{Instructions, Piece};
-use super::lanes::{Element, Lanes};
-use super::launch::{Kernel, Output, launch};
+use super::lanes::Lanes;
+use super::launch::{Kernel, Output, launch, launch_bf16};
 use super::packed::PackedPart;
 use super::panels::{PANEL, PanelData, Panels};
 use super::rounded_rows::RoundedRows;
 use super::target::Target;
-use super::tile::{self, Factors, with_rows};
+use super::tile::{self, Factors, Weight, with_rows};
 use super::view::Rows;
 use crate::ModelError;
 use crate::ops::Compute;
@@ -54,12 +56,20 @@ pub(crate) fn linear(
     let bias = bias.map(Rows::vector).transpose()?;
     let mut y = vec![0.0; x.num_rows * out_features];
     let output = Output::new(&mut y);
-    let mut rounded = None;
+    let (mut rounded, mut pairs) = (None, None);
     let mut first_column = 0;
     for part in parts {
         let target = Target::new(&output, out_features, first_column, bias.as_ref().map(Rows::as_slice));
         match part {
-            PackedPart::Floats(panels) => dense(compute, &x, panels, target),
+            PackedPart::Floats(panels) => match &panels.data {
+                PanelData::F32(data) => dense(compute, (&x, panels, data.as_slice()), target),
+                PanelData::F16(data) => dense(compute, (&x, panels, data.as_slice()), target),
+                PanelData::Bf16(data) => dense(compute, (&x, panels, data.as_slice()), target),
+                PanelData::Bf16Pairs(data) => {
+                    let x = pairs.get_or_insert_with(|| Bf16Rows::new(compute, &x));
+                    of_pairs(compute, (x, panels, data.as_slice()), target);
+                }
+            },
             PackedPart::Blocks(panels) => {
                 let x = rounded.get_or_insert_with(|| RoundedRows::new(compute, &x));
                 block_linear::linear(compute, x, panels, target);
@@ -70,42 +80,35 @@ pub(crate) fn linear(
     Ok(Tensor::from_vec(y, (x.num_rows, out_features), compute.device())?)
 }
 
-fn dense(compute: &Compute, x: &Rows<'_>, panels: &Panels, target: Target<'_>) {
-    match &panels.data {
-        PanelData::F32(data) => run(compute, x, panels, data.as_slice(), target),
-        PanelData::F16(data) => run(compute, x, panels, data.as_slice(), target),
-        PanelData::Bf16(data) => run(compute, x, panels, data.as_slice(), target),
-    }
+fn dense<E: Weight<Factor = f32>>(
+    compute: &Compute,
+    (x, weight, panels): (&Rows<'_>, &Panels, &[E]),
+    target: Target<'_>,
+) {
+    let rows = FactorRows { values: x.as_slice(), stride: x.stride(), num_rows: x.num_rows };
+    let (kernel, num_tasks) = Linear::new(compute, rows, (weight, panels), target);
+    launch(compute, num_tasks, &kernel);
 }
 
-fn run<E: Element>(compute: &Compute, x: &Rows<'_>, weight: &Panels, panels: &[E], target: Target<'_>) {
-    let num_panels = weight.out_features.div_ceil(PANEL);
-    let panel_bytes = weight.in_features * PANEL * size_of::<E>();
-    let panels_per_task = num_panels
-        .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
-        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
-        .next_multiple_of(MAX_PANELS);
-    let kernel = Linear {
-        x: x.as_slice(),
-        x_stride: x.stride(),
-        num_rows: x.num_rows,
-        panels,
-        out_features: weight.out_features,
-        in_features: weight.in_features,
-        target,
-        num_row_tasks: x.num_rows.div_ceil(TASK_ROWS),
-        panels_per_task,
-    };
-    launch(compute, kernel.num_row_tasks * num_panels.div_ceil(panels_per_task), &kernel);
+fn of_pairs(compute: &Compute, (x, weight, panels): (&Bf16Rows, &Panels, &[Bf16Pair]), target: Target<'_>) {
+    let rows = FactorRows { values: &x.pairs, stride: x.width, num_rows: x.num_rows };
+    let (kernel, num_tasks) = Linear::new(compute, rows, (weight, panels), target);
+    launch_bf16(compute, num_tasks, &kernel);
 }
 
-struct Linear<'a, E> {
-    x: &'a [f32],
-    x_stride: usize,
+/// The rows of `x`, as the weights meet them.
+struct FactorRows<'a, F> {
+    values: &'a [F],
+    stride: usize,
     num_rows: usize,
-    panels: &'a [E],
+}
+
+struct Linear<'a, W: Weight> {
+    x: FactorRows<'a, W::Factor>,
+    panels: &'a [W],
     out_features: usize,
-    in_features: usize,
+    /// Steps of `k`.
+    depth: usize,
     target: Target<'a>,
     num_row_tasks: usize,
     panels_per_task: usize,
@@ -120,7 +123,27 @@ struct Place {
     k_len: usize,
 }
 
-impl<E: Element> Linear<'_, E> {
+impl<'a, W: Weight> Linear<'a, W> {
+    /// And how many tasks it has.
+    fn new(
+        compute: &Compute,
+        x: FactorRows<'a, W::Factor>,
+        (weight, panels): (&Panels, &'a [W]),
+        target: Target<'a>,
+    ) -> (Self, usize) {
+        let num_panels = weight.out_features.div_ceil(PANEL);
+        let depth = panels.len() / (num_panels * PANEL);
+        let panel_bytes = depth * PANEL * size_of::<W>();
+        let panels_per_task = num_panels
+            .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
+            .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
+            .next_multiple_of(MAX_PANELS);
+        let num_row_tasks = x.num_rows.div_ceil(TASK_ROWS);
+        let out_features = weight.out_features;
+        let kernel = Self { x, panels, out_features, depth, target, num_row_tasks, panels_per_task };
+        (kernel, num_row_tasks * num_panels.div_ceil(panels_per_task))
+    }
+
     fn num_panels(&self) -> usize {
         self.out_features.div_ceil(PANEL)
     }
@@ -142,9 +165,9 @@ impl<E: Element> Linear<'_, E> {
             // SAFETY: several panels stay below `full_end`; the caller vouches for the rest.
             unsafe {
                 with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
-                    4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<E, ROWS, 4> { linear: self, place }),
-                    2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<E, ROWS, 2> { linear: self, place }),
-                    _ => I::apart(Tile::<E, ROWS, 1> { linear: self, place }),
+                    4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 4> { linear: self, place }),
+                    2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 2> { linear: self, place }),
+                    _ => I::apart(Tile::<W, ROWS, 1> { linear: self, place }),
                 });
             }
             place.panel += together;
@@ -153,27 +176,27 @@ impl<E: Element> Linear<'_, E> {
 }
 
 /// Rows and panels that exist and belong to one task; several panels are all full.
-struct Tile<'a, E, const ROWS: usize, const PANELS: usize> {
-    linear: &'a Linear<'a, E>,
+struct Tile<'a, W: Weight, const ROWS: usize, const PANELS: usize> {
+    linear: &'a Linear<'a, W>,
     place: Place,
 }
 
-impl<E: Element, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, E, ROWS, PANELS> {
+impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, ROWS, PANELS> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(self) {
-        let Linear { x, x_stride, panels, out_features, in_features, ref target, .. } = *self.linear;
+        let Linear { ref x, panels, out_features, depth, ref target, .. } = *self.linear;
         let Place { row, panel, k_start, k_len } = self.place;
         let first_column = panel * PANEL;
         let num_columns = (PANELS * PANEL).min(out_features - first_column);
-        // SAFETY: rows below `num_rows`, panels below `num_panels` and `k` below `in_features`; a padded panel goes
+        // SAFETY: rows below `num_rows`, panels below `num_panels` and `k` below `depth`; a padded panel goes
         // through `edge`, so that only columns of the output are touched.
         unsafe {
             let factors = Factors {
-                x: x.as_ptr().add(row * x_stride + k_start),
-                x_stride,
-                w: panels.as_ptr().add((panel * in_features + k_start) * PANEL),
+                x: x.values.as_ptr().add(row * x.stride + k_start),
+                x_stride: x.stride,
+                w: panels.as_ptr().add((panel * depth + k_start) * PANEL),
                 w_stride: PANEL,
-                w_panel_stride: (in_features * PANEL) as isize,
+                w_panel_stride: (depth * PANEL) as isize,
                 depth: k_len,
                 prefetch_bytes: PREFETCH_BYTES,
             };
@@ -184,20 +207,20 @@ impl<E: Element, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, E, R
                 } else {
                     tile::load::<I::Panel, ROWS, PANELS>(y, y_stride)
                 };
-                tile::store(tile::multiply::<I::Panel, E, ROWS, PANELS>(factors, sums), y, y_stride);
+                tile::store(tile::multiply::<I, W, ROWS, PANELS>(factors, sums), y, y_stride);
             } else {
                 let mut edge = [[0.0; PANEL]; ROWS];
                 for (index, edge) in edge.iter_mut().enumerate() {
                     edge[..num_columns].copy_from_slice(target.columns(row + index, first_column, num_columns));
                 }
                 let sums = tile::load::<I::Panel, ROWS, 1>(edge.as_ptr().cast(), PANEL);
-                let sums = tile::multiply::<I::Panel, E, ROWS, 1>(factors, sums);
+                let sums = tile::multiply::<I, W, ROWS, 1>(factors, sums);
                 tile::store(sums, edge.as_mut_ptr().cast(), PANEL);
                 for (index, edge) in edge.iter().enumerate() {
                     target.columns(row + index, first_column, num_columns).copy_from_slice(&edge[..num_columns]);
                 }
             }
-            if k_start + k_len == in_features {
+            if k_start + k_len == depth {
                 (row..row + ROWS).for_each(|row| target.add_bias(row, first_column, num_columns));
             }
         }
@@ -214,25 +237,25 @@ fn panels_together<I: Instructions>(num_rows: usize) -> usize {
     }
 }
 
-impl<E: Element> Kernel for Linear<'_, E> {
+impl<W: Weight> Kernel for Linear<'_, W> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let first_row = task % self.num_row_tasks * TASK_ROWS;
-        let num_rows = TASK_ROWS.min(self.num_rows - first_row);
+        let num_rows = TASK_ROWS.min(self.x.num_rows - first_row);
         let first_panel = task / self.num_row_tasks * self.panels_per_task;
         let num_panels = self.panels_per_task.min(self.num_panels() - first_panel);
         // Row blocks of nearly equal size: 7 rows run as 4 + 3, not as 6 + 1.
         let num_blocks = num_rows.div_ceil(I::TILE_ROWS);
         // One block visits neighbouring panels together; several blocks share each piece of those that their tiles take.
         let (piece, panels_per_visit) = match num_blocks {
-            1 => (self.in_features, num_panels),
+            1 => (self.depth, num_panels),
             _ => {
                 let together = panels_together::<I>(num_rows.div_ceil(num_blocks));
-                (PIECE_BYTES / (together * PANEL * size_of::<E>()), together)
+                (PIECE_BYTES / (together * PANEL * size_of::<W>()), together)
             }
         };
-        for k_start in (0..self.in_features).step_by(piece) {
-            let k_len = piece.min(self.in_features - k_start);
+        for k_start in (0..self.depth).step_by(piece) {
+            let k_len = piece.min(self.depth - k_start);
             for panel in (first_panel..first_panel + num_panels).step_by(panels_per_visit) {
                 let num_panels = panels_per_visit.min(first_panel + num_panels - panel);
                 let mut row = first_row;

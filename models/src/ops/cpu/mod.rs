@@ -2,11 +2,14 @@
 //!
 //! Each body is written once, over [`instructions::Instructions`]: [`vector::Vector`], eight f32 lanes, and for products the
 //! sixteen of a panel ([`lanes::Lanes`]), with the operations that a body needs. They have portable, AVX2 and AVX-512
-//! implementations whose every operation rounds alike, so all instances of a body are equal bit for bit by construction.
+//! implementations whose every operation rounds alike, so all instances of a body are equal bit for bit by construction. Products
+//! of bf16 by bf16 are a body of their own ([`bf16_pairs`]), for the instruction that AVX512-BF16 has.
 //! [`launch`] picks the instance and spreads its tasks over the threads.
 
 pub(super) mod activation;
 pub(super) mod attention;
+mod bf16_pairs;
+mod bf16_rows;
 mod block_linear;
 pub(super) mod block_panels;
 mod buffer;
@@ -35,3 +38,5 @@ mod view;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;

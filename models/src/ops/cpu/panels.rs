@@ -8,14 +8,21 @@
 //!
 //! One step of `k` loads 16 neighbouring weights and feeds 16 outputs, each with its own running sum: no sum is ever taken
 //! across lanes. The last panel is padded with zeros.
+//!
+//! Where the CPU multiplies bf16 by bf16, two neighbours along `k` stand together, as its instruction takes them:
+//!
+//! ```text
+//! matrix [n, k]  ->  panels [n / 16][k / 2][16][2]
+//! ```
 
 use half::{bf16, f16};
 
-use super::buffer::PageBuffer;
+use super::bf16_pairs::Bf16Pair;
+use super::buffer::{PageBuffer, Plain};
 use super::lanes::Element;
 use super::launch::Output;
 use super::packed::StackedRows;
-use crate::ops::{Compute, blocks};
+use crate::ops::{Compute, Float, blocks};
 use crate::{ModelError, StoredDtype};
 
 /// Outputs of one panel.
@@ -24,7 +31,6 @@ pub(super) const PANEL: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Panels {
     pub(super) out_features: usize,
-    pub(super) in_features: usize,
     pub(super) data: PanelData,
 }
 
@@ -33,6 +39,48 @@ pub(super) enum PanelData {
     F32(PageBuffer<f32>),
     F16(PageBuffer<f16>),
     Bf16(PageBuffer<bf16>),
+    /// Meets activations that are rounded to bf16.
+    Bf16Pairs(PageBuffer<Bf16Pair>),
+}
+
+/// What a panel is made of, column by column.
+pub(super) trait Cell: Plain {
+    type Element: Element;
+
+    /// Neighbours along `k` that one cell holds.
+    const LEN: usize;
+
+    /// The elements of one of a panel's 16 columns, in the order of `k`.
+    fn column(panel: &[Self], lane: usize) -> impl Iterator<Item = &Self::Element>;
+    fn column_mut(panel: &mut [Self], lane: usize) -> impl Iterator<Item = &mut Self::Element>;
+}
+
+impl<E: Element> Cell for E {
+    type Element = E;
+
+    const LEN: usize = 1;
+
+    fn column(panel: &[E], lane: usize) -> impl Iterator<Item = &E> {
+        panel[lane..].iter().step_by(PANEL)
+    }
+
+    fn column_mut(panel: &mut [E], lane: usize) -> impl Iterator<Item = &mut E> {
+        panel[lane..].iter_mut().step_by(PANEL)
+    }
+}
+
+impl Cell for Bf16Pair {
+    type Element = bf16;
+
+    const LEN: usize = 2;
+
+    fn column(panel: &[Self], lane: usize) -> impl Iterator<Item = &bf16> {
+        panel[lane..].iter().step_by(PANEL).flat_map(|pair| &pair.0)
+    }
+
+    fn column_mut(panel: &mut [Self], lane: usize) -> impl Iterator<Item = &mut bf16> {
+        panel[lane..].iter_mut().step_by(PANEL).flat_map(|pair| &mut pair.0)
+    }
 }
 
 impl Panels {
@@ -41,9 +89,12 @@ impl Panels {
         let data = match dtype {
             StoredDtype::F32 => PanelData::F32(pack(compute, rows)?),
             StoredDtype::F16 => PanelData::F16(pack(compute, rows)?),
+            StoredDtype::Bf16 if compute.factors() == Float::Bf16 && rows.width.is_multiple_of(Bf16Pair::LEN) => {
+                PanelData::Bf16Pairs(pack(compute, rows)?)
+            }
             _ => PanelData::Bf16(pack(compute, rows)?),
         };
-        Ok(Self { out_features: rows.num_rows, in_features: rows.width, data })
+        Ok(Self { out_features: rows.num_rows, data })
     }
 
     /// Elements that a matrix takes, padding included.
@@ -55,7 +106,7 @@ impl Panels {
         match &self.data {
             PanelData::F32(_) => StoredDtype::F32,
             PanelData::F16(_) => StoredDtype::F16,
-            PanelData::Bf16(_) => StoredDtype::Bf16,
+            PanelData::Bf16(_) | PanelData::Bf16Pairs(_) => StoredDtype::Bf16,
         }
     }
 
@@ -64,29 +115,32 @@ impl Panels {
             PanelData::F32(buffer) => buffer.size_bytes(),
             PanelData::F16(buffer) => buffer.size_bytes(),
             PanelData::Bf16(buffer) => buffer.size_bytes(),
+            PanelData::Bf16Pairs(buffer) => buffer.size_bytes(),
         }
     }
 }
 
-fn pack<E: Element>(compute: &Compute, rows: &StackedRows<'_>) -> Result<PageBuffer<E>, ModelError> {
+fn pack<C: Cell>(compute: &Compute, rows: &StackedRows<'_>) -> Result<PageBuffer<C>, ModelError> {
     let (n, k) = (rows.num_rows, rows.width);
-    let mut buffer = PageBuffer::zeroed(Panels::len_of(n, k))?;
+    let mut buffer = PageBuffer::zeroed(Panels::len_of(n, k) / C::LEN)?;
     let output = Output::new(buffer.as_mut_slice());
     rows.for_each_panel(compute, PANEL, &|panel| {
+        let cells = PANEL * k / C::LEN;
         // SAFETY: each task takes its own panel, and the buffer outlives the run.
-        let panel_data: &mut [E] = unsafe { output.part(panel * PANEL * k, PANEL * k) };
+        let panel_data: &mut [C] = unsafe { output.part(panel * cells, cells) };
+        let from_f32 = <C::Element as Element>::from_f32;
         let mut values = Vec::new();
         for lane in 0..PANEL.min(n - panel * PANEL) {
             let (dtype, row) = rows.row(panel * PANEL + lane);
-            let column = panel_data[lane..].iter_mut().step_by(PANEL);
+            let column = C::column_mut(panel_data, lane);
             match dtype {
-                StoredDtype::F32 => copy_row(column, row, |b: [u8; 4]| E::from_f32(f32::from_le_bytes(b))),
-                StoredDtype::F16 => copy_row(column, row, |b: [u8; 2]| E::from_f32(f16::from_le_bytes(b).to_f32())),
-                StoredDtype::Bf16 => copy_row(column, row, |b: [u8; 2]| E::from_f32(bf16::from_le_bytes(b).to_f32())),
+                StoredDtype::F32 => copy_row(column, row, |b: [u8; 4]| from_f32(f32::from_le_bytes(b))),
+                StoredDtype::F16 => copy_row(column, row, |b: [u8; 2]| from_f32(f16::from_le_bytes(b).to_f32())),
+                StoredDtype::Bf16 => copy_row(column, row, |b: [u8; 2]| from_f32(bf16::from_le_bytes(b).to_f32())),
                 quantised => {
                     values.resize(k, 0.0);
                     blocks::decode(quantised, row, &mut values);
-                    column.zip(&values).for_each(|(to, value)| *to = E::from_f32(*value));
+                    column.zip(&values).for_each(|(to, value)| *to = from_f32(*value));
                 }
             }
         }

@@ -3,7 +3,10 @@
 //! The inner loop of every product in this folder: a few rows of `x` times a few panels of 16 columns, all running sums
 //! in registers.
 
+use super::bf16_pairs::{Bf16Pair, PairsOf};
+use super::instructions::Instructions;
 use super::lanes::{Element, Lanes};
+use super::pairs::Pairs;
 use super::panels::PANEL;
 use crate::kv_cache::KV_TILE;
 
@@ -34,13 +37,79 @@ pub(super) use with_rows;
 /// Running sums of `ROWS` rows by `PANELS` panels of 16 columns.
 pub(super) type Sums<L, const ROWS: usize, const PANELS: usize> = [[L; PANELS]; ROWS];
 
+/// What a step of `k` takes of each column: a weight or cached element, or two neighbours along `k`.
+pub(super) trait Weight: Copy + Send + Sync + 'static {
+    /// What it meets in a row of `x`.
+    type Factor: Copy + Send + Sync;
+    /// Those of 16 columns, or one factor for all of them, in registers.
+    type Columns<I: Instructions>: Copy;
+
+    /// # Safety
+    /// As [`Lanes`]; 16 weights stand at `from`.
+    unsafe fn load<I: Instructions>(from: *const Self) -> Self::Columns<I>;
+    /// # Safety
+    /// As [`Lanes`].
+    unsafe fn splat<I: Instructions>(factor: *const Self::Factor) -> Self::Columns<I>;
+    /// `sums` and the products, in the order of `k`'s neighbours that the type says, each rounded once.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    unsafe fn add_products<I: Instructions>(
+        factor: Self::Columns<I>,
+        columns: Self::Columns<I>,
+        sums: I::Panel,
+    ) -> I::Panel;
+}
+
+impl<E: Element> Weight for E {
+    type Factor = f32;
+    type Columns<I: Instructions> = I::Panel;
+
+    // SAFETY, for every block below: passed on.
+    #[inline(always)]
+    unsafe fn load<I: Instructions>(from: *const Self) -> I::Panel {
+        unsafe { E::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat<I: Instructions>(factor: *const f32) -> I::Panel {
+        unsafe { I::Panel::splat(*factor) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<I: Instructions>(factor: I::Panel, columns: I::Panel, sums: I::Panel) -> I::Panel {
+        unsafe { factor.mul_add(columns, sums) }
+    }
+}
+
+impl Weight for Bf16Pair {
+    type Factor = Self;
+    type Columns<I: Instructions> = PairsOf<I>;
+
+    // SAFETY, for every block below: passed on; a pair is two 16-bit lanes, of whatever type.
+    #[inline(always)]
+    unsafe fn load<I: Instructions>(from: *const Self) -> PairsOf<I> {
+        unsafe { PairsOf::<I>::load(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat<I: Instructions>(factor: *const Self) -> PairsOf<I> {
+        unsafe { PairsOf::<I>::splat_pair(factor.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products<I: Instructions>(factor: PairsOf<I>, columns: PairsOf<I>, sums: I::Panel) -> I::Panel {
+        unsafe { I::add_bf16_products(factor, columns, sums) }
+    }
+}
+
 /// Where the factors of a product stand. `x[row * x_stride + k]` meets
 /// `w[panel * w_panel_stride + k * w_stride + column]` for `k` in `0..depth`.
 #[derive(Clone, Copy)]
-pub(super) struct Factors<E> {
-    pub(super) x: *const f32,
+pub(super) struct Factors<W: Weight> {
+    pub(super) x: *const W::Factor,
     pub(super) x_stride: usize,
-    pub(super) w: *const E,
+    pub(super) w: *const W,
     pub(super) w_stride: usize,
     /// Negative where the second panel stands before the first.
     pub(super) w_panel_stride: isize,
@@ -49,38 +118,38 @@ pub(super) struct Factors<E> {
     pub(super) prefetch_bytes: isize,
 }
 
-/// Continues `sums` with one fused multiply-add for each `k`, in ascending order.
+/// Continues `sums` with the products for each `k`, in ascending order.
 ///
 /// # Safety
-/// The CPU must have the instructions of `L`, of 16 lanes; `factors` must be valid for `ROWS` rows and `PANELS` panels.
+/// The CPU must have the instructions; `factors` must be valid for `ROWS` rows and `PANELS` panels.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "rows and panels index the factors and the sums alike")]
-pub(super) unsafe fn multiply<L: Lanes, E: Element, const ROWS: usize, const PANELS: usize>(
-    factors: Factors<E>,
-    mut sums: Sums<L, ROWS, PANELS>,
-) -> Sums<L, ROWS, PANELS> {
+pub(super) unsafe fn multiply<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usize>(
+    factors: Factors<W>,
+    mut sums: Sums<I::Panel, ROWS, PANELS>,
+) -> Sums<I::Panel, ROWS, PANELS> {
     let Factors { x, x_stride, mut w, w_stride, w_panel_stride, depth, prefetch_bytes } = factors;
-    // SAFETY: the caller has the instructions.
-    let mut columns = [unsafe { L::splat(0.0) }; PANELS];
+    // SAFETY: registers of numbers, for which zeros are numbers.
+    let mut columns = [unsafe { std::mem::zeroed::<W::Columns<I>>() }; PANELS];
     for k in 0..depth {
         // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
         unsafe {
             for panel in 0..PANELS {
                 let at = w.offset(panel as isize * w_panel_stride);
-                L::prefetch(at.wrapping_byte_offset(prefetch_bytes));
-                columns[panel] = E::load(at);
+                I::Panel::prefetch(at.wrapping_byte_offset(prefetch_bytes));
+                columns[panel] = W::load::<I>(at);
                 if !const { many_rows(ROWS, PANELS) } {
                     for row in 0..ROWS {
-                        let factor = L::splat(*x.add(row * x_stride + k));
-                        sums[row][panel] = factor.mul_add(columns[panel], sums[row][panel]);
+                        let factor = W::splat::<I>(x.add(row * x_stride + k));
+                        sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
                     }
                 }
             }
             if const { many_rows(ROWS, PANELS) } {
                 for row in 0..ROWS {
-                    let factor = L::splat(*x.add(row * x_stride + k));
+                    let factor = W::splat::<I>(x.add(row * x_stride + k));
                     for panel in 0..PANELS {
-                        sums[row][panel] = factor.mul_add(columns[panel], sums[row][panel]);
+                        sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
                     }
                 }
             }

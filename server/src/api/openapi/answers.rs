@@ -69,6 +69,7 @@ fn comparison() -> Value {
             "models": {"type": "array", "items": object(&["index", "model", "text", "token_ids", "usage"], json!({
                 "index": count(),
                 "model": {"type": "string"},
+                "digest": {"type": "string"},
                 "text": {"type": "string"},
                 "usage": {"$ref": "#/components/schemas/Usage"},
             }))},

@@ -11,7 +11,7 @@ use crate::api::wire::compare::COMPARE_FIELDS;
 use crate::api::wire::completions::COMPLETION_FIELDS;
 use crate::api::wire::embeddings::EMBEDDING_FIELDS;
 use crate::api::wire::responses::{PASSED_FIELDS, RESPONSE_FIELDS};
-use crate::api::wire::sampling::SAMPLING_FIELDS;
+use crate::api::wire::sampling::{ANSWER_FIELDS, SAMPLING_FIELDS};
 use crate::api::wire::scores::{CLASSIFY_FIELDS, RERANK_FIELDS, SCORE_FIELDS};
 use crate::api::wire::structure::STRUCTURE_FIELDS;
 use crate::api::wire::texts::TEXT_FIELDS;
@@ -97,18 +97,25 @@ fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 
-pub(super) const CHAT: Body =
-    Body { door: "chat", tables: &[SAMPLING_FIELDS, STRUCTURE_FIELDS, CHAT_FIELDS], required: &["model", "messages"] };
+pub(super) const CHAT: Body = Body {
+    door: "chat",
+    tables: &[SAMPLING_FIELDS, ANSWER_FIELDS, STRUCTURE_FIELDS, CHAT_FIELDS],
+    required: &["model", "messages"],
+};
 pub(super) const COMPLETION: Body = Body {
     door: "completions",
-    tables: &[SAMPLING_FIELDS, STRUCTURE_FIELDS, COMPLETION_FIELDS],
+    tables: &[SAMPLING_FIELDS, ANSWER_FIELDS, STRUCTURE_FIELDS, COMPLETION_FIELDS],
     required: &["model", "prompt"],
 };
-pub(super) const RESPONSE: Body =
-    Body { door: "responses", tables: &[PASSED_FIELDS, RESPONSE_FIELDS], required: &["model", "input"] };
+pub(super) const RESPONSE: Body = Body {
+    door: "responses",
+    tables: &[SAMPLING_FIELDS, PASSED_FIELDS, RESPONSE_FIELDS],
+    required: &["model", "input"],
+};
 pub(super) const EMBEDDING: Body =
     Body { door: "embeddings", tables: &[TEXT_FIELDS, EMBEDDING_FIELDS], required: &["model", "input"] };
-pub(super) const COMPARISON: Body = Body { door: "compare", tables: &[COMPARE_FIELDS], required: &["models"] };
+pub(super) const COMPARISON: Body =
+    Body { door: "compare", tables: &[SAMPLING_FIELDS, COMPARE_FIELDS], required: &["models"] };
 /// With `documents`, or as TEI is asked, with `texts` and perhaps without a model.
 pub(super) const RERANK: Body = Body { door: "rerank", tables: &[TEXT_FIELDS, RERANK_FIELDS], required: &["query"] };
 pub(super) const SCORE: Body =

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
+use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use passerelle_models::{EncoderOutput, ModelDigest};
 use serde_json::{Value, json};
@@ -17,6 +18,9 @@ use crate::api::state::{AppState, ServedModel};
 use crate::gateway::account::Via;
 use crate::gateway::shelf::{ShelfRow, ShelfState};
 use crate::gateway::{AccountPath, Alias, Caller, Shelf};
+
+/// Where each model is.
+pub(crate) const ONE: &str = "/v1/models/";
 
 /// A model that is served, or that comes into memory when somebody asks for it.
 #[derive(Debug)]
@@ -49,8 +53,8 @@ pub(crate) async fn retrieve(
     request: Request,
 ) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
-    // A name that is not UTF-8 names no model.
-    let Path(name) = name.map_err(|_| model_not_found(request.uri().path()))?;
+    // An empty name, and one that is not UTF-8, name no model.
+    let Path(name) = name.map_err(|_| model_not_found(written_name(request.uri())))?;
     let serving = state.serving();
     let mut seen = shown(&state, |model| model == name && state.sees(&caller, model));
     seen.iter_mut().for_each(|model| model.tell(&caller));
@@ -58,6 +62,11 @@ pub(crate) async fn retrieve(
     let alias = || alias_json(&state, &caller, (name.as_str(), serving.alias(&name)?));
     let found = model.or_else(alias).ok_or_else(|| model_not_found(&name))?;
     Ok(Json(found).into_response())
+}
+
+/// What was asked for, as it was written.
+fn written_name(uri: &Uri) -> &str {
+    uri.path().strip_prefix(ONE).unwrap_or(uri.path())
 }
 
 /// By name, in the order of names.

@@ -18,6 +18,9 @@ use crate::api::state::AppState;
 const HOME: &str = include_str!("../pages/home.html");
 const DOCS: &str = include_str!("../pages/docs.html");
 const COMPARE: &str = include_str!("../pages/compare.html");
+/// What the pages' scripts share, and what stands in them where it goes.
+const SCRIPT: &str = include_str!("../pages/shared.js");
+const SHARED: &str = "SHARED";
 /// Stands in the pages where each answer's own word goes: only what carries that word runs.
 const NONCE: &str = "NONCE";
 
@@ -66,7 +69,7 @@ fn page(source: &'static str) -> Response {
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
-    (headers, source.replace(NONCE, &nonce)).into_response()
+    (headers, source.replace(SHARED, SCRIPT).replace(NONCE, &nonce)).into_response()
 }
 
 #[cfg(test)]
@@ -75,7 +78,8 @@ mod tests {
 
     #[test]
     fn a_page_loads_nothing_from_elsewhere() {
-        for source in [HOME, DOCS, COMPARE] {
+        for source in [HOME, DOCS, COMPARE].map(|source| source.replace(SHARED, SCRIPT)) {
+            assert_eq!(source.matches(SCRIPT).count(), 1, "the common script, once");
             for loads in ["src=", "@import", "url(", "<link", "<img", "<iframe", "import("] {
                 assert!(!source.contains(loads), "{loads}");
             }

@@ -8,8 +8,8 @@ use super::request::{
     ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
 };
 use super::sampling::{
-    LengthField, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt, read_logprob_count,
-    read_output,
+    ANSWER_FIELDS, LengthField, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt,
+    read_logprob_count, read_output,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
 use super::tier::read_class;
@@ -51,7 +51,7 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
 const EFFORT: &str = "reasoning_effort";
 
 pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadRequest, ApiError> {
-    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, STRUCTURE_FIELDS, CHAT_FIELDS])?;
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, ANSWER_FIELDS, STRUCTURE_FIELDS, CHAT_FIELDS])?;
     let model = required(fields.string("model")?, "model")?;
     let prompt = read_chat_prompt(&mut fields, &mut reader, bounds)?;
     let sampling = read_sampling(&mut fields, bounds)?;

@@ -1,18 +1,20 @@
 //! `POST /v1/compare`: its fields, and the JSON of what models say side by side and of how they differ.
 
 use passerelle_engine::{ComparedPosition, Usage};
+use passerelle_models::ModelDigest;
 use serde_json::{Map, Value, json};
 
 use super::chat::read_chat_prompt;
 use super::choices::Choices;
 use super::completions::read_prompts;
 use super::request::{GenerateRequest, Output, Prompt, RequestBounds, StreamOptions};
-use super::sampling::{Sampling, check_min_tokens, read_attribution, read_cache_salt};
+use super::sampling::{SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt};
 use super::tier::read_class;
 use super::usage::{ReasoningTokens, logprob_json, usage_json};
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, too_many, wrong_type};
 
+/// Beside those of sampling.
 pub(crate) const COMPARE_FIELDS: &[Field] = &[
     honoured("models"),
     honoured("prompt"),
@@ -23,29 +25,6 @@ pub(crate) const COMPARE_FIELDS: &[Field] = &[
     honoured("chat_template_kwargs"),
     honoured("reasoning_effort"),
     honoured("max_tokens"),
-    honoured("min_tokens"),
-    honoured("temperature"),
-    honoured("top_p"),
-    honoured("top_k"),
-    honoured("min_p"),
-    honoured("typical_p"),
-    honoured("frequency_penalty"),
-    honoured("presence_penalty"),
-    honoured("repetition_penalty"),
-    honoured("logit_bias"),
-    honoured("bad_words"),
-    honoured("seed"),
-    honoured("stop"),
-    honoured("stop_token_ids"),
-    honoured("ignore_eos"),
-    honoured("stream"),
-    honoured("priority"),
-    honoured("service_tier"),
-    honoured("cache_salt"),
-    honoured("user"),
-    honoured("safety_identifier"),
-    honoured("prompt_cache_key"),
-    honoured("metadata"),
     neutral("n", "[1]"),
 ];
 
@@ -63,7 +42,7 @@ pub(crate) struct ReadCompare {
 }
 
 pub(crate) fn read_compare(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadCompare, ApiError> {
-    let mut fields = reader.open(body, "", &[COMPARE_FIELDS])?;
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, COMPARE_FIELDS])?;
     let models = read_models(required(fields.array("models")?, "models")?, bounds)?;
     let prompt = read_prompt(&mut fields, &mut reader, bounds)?;
     let sampling = Sampling::read(&mut fields, bounds)?;
@@ -131,6 +110,7 @@ pub(crate) struct SaidText {
 pub(crate) struct ComparedModel {
     pub(crate) name: String,
     pub(crate) fingerprint: Option<String>,
+    pub(crate) digest: ModelDigest,
 }
 
 /// Two models on the prompt and the first one's answer.
@@ -155,6 +135,7 @@ pub(crate) fn model_json(index: usize, model: &ComparedModel, said: &SaidText, u
         "index": index,
         "model": model.name,
         "system_fingerprint": model.fingerprint,
+        "digest": model.digest,
         "text": said.text,
         "reasoning": (!said.reasoning.is_empty()).then_some(&said.reasoning),
         "token_ids": said.token_ids,

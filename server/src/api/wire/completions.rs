@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::choices::{Choices, read_ranked_choices};
 use super::request::{CompletionPrompt, GenerateRequest, Output, Prompt, ReadRequest, RequestBounds};
 use super::sampling::{
-    SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt, read_logprob_count, read_output,
-    token_ids,
+    ANSWER_FIELDS, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt, read_logprob_count,
+    read_output, token_ids,
 };
 use super::structure::{STRUCTURE_FIELDS, Structure, read_structure};
 use super::tier::read_class;
@@ -33,7 +33,7 @@ pub(crate) fn read_completions(
     mut reader: Reader,
     bounds: &RequestBounds,
 ) -> Result<ReadRequest, ApiError> {
-    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, STRUCTURE_FIELDS, COMPLETION_FIELDS])?;
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, ANSWER_FIELDS, STRUCTURE_FIELDS, COMPLETION_FIELDS])?;
     let model = required(fields.string("model")?, "model")?;
     let prompts = read_prompts(required(fields.value("prompt"), "prompt")?, bounds)?;
     let add_special_tokens = fields.boolean("add_special_tokens")?.unwrap_or(true);

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::chat::read_chat;
 use super::request::{Prompt, ReadRequest, RequestBounds};
 use super::response_items::read_input;
-use super::sampling::LengthField;
+use super::sampling::{LengthField, SAMPLING_FIELDS};
 use crate::api::errors::{ApiError, renamed};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, unsupported, wrong_type};
 
@@ -36,36 +36,13 @@ pub(crate) const RESPONSE_FIELDS: &[Field] = &[
     neutral("context_management", "[]"),
     neutral("image", "[]"),
     neutral("moderation", "[]"),
-    neutral("prompt_cache_options", "[]"),
-    neutral("prompt_cache_retention", r#"["in_memory", "in-memory"]"#),
 ];
 
-/// Fields that mean the same in a chat and go there as they are.
+/// Fields that, like those of sampling, mean the same in a chat and go there as they are.
 pub(crate) const PASSED_FIELDS: &[Field] = &[
     honoured("model"),
-    honoured("temperature"),
-    honoured("top_p"),
-    honoured("stream"),
-    honoured("metadata"),
-    honoured("user"),
-    honoured("safety_identifier"),
-    honoured("prompt_cache_key"),
     honoured("parallel_tool_calls"),
-    honoured("service_tier"),
-    honoured("priority"),
-    honoured("min_tokens"),
-    honoured("top_k"),
-    honoured("min_p"),
-    honoured("frequency_penalty"),
-    honoured("presence_penalty"),
-    honoured("repetition_penalty"),
-    honoured("logit_bias"),
-    honoured("seed"),
-    honoured("stop"),
-    honoured("stop_token_ids"),
-    honoured("ignore_eos"),
     honoured("skip_special_tokens"),
-    honoured("cache_salt"),
     honoured("chat_template_kwargs"),
 ];
 
@@ -92,13 +69,13 @@ pub(crate) struct ReadResponse {
 }
 
 pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadResponse, ApiError> {
-    let repeated = repeated(&body);
+    let mut repeated = repeated(&body);
     let chat_reader = reader.fresh();
-    let mut fields = reader.open(body, "", &[RESPONSE_FIELDS, PASSED_FIELDS])?;
+    let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, PASSED_FIELDS, RESPONSE_FIELDS])?;
     let mut chat = Map::new();
     let messages = read_messages(&mut fields, &mut reader, bounds)?;
     chat.insert("messages".to_owned(), Value::Array(messages));
-    for Field { name, .. } in PASSED_FIELDS {
+    for Field { name, .. } in SAMPLING_FIELDS.iter().chain(PASSED_FIELDS) {
         set(&mut chat, name, fields.value(name));
     }
     set(&mut chat, "max_completion_tokens", fields.value("max_output_tokens"));
@@ -112,6 +89,7 @@ pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBou
     let request = read_chat(Value::Object(chat), chat_reader, bounds).map_err(|error| error.renamed(NAMES))?;
     let ignored = [reader.into_ignored(), request.ignored].concat();
     let mut request = ReadRequest { ignored, ..request };
+    repeat_whole(&mut repeated);
     // What is refused later is told under this route's names too.
     request.generate.sampling.length_field = LengthField::Responses;
     if let Prompt::Chat(chat) = &mut request.prompt {
@@ -149,6 +127,15 @@ fn repeated(body: &Value) -> Map<String, Value> {
         or("top_p", Value::Null),
         or("user", Value::Null),
     ])
+}
+
+/// A whole number that was written `31.0` comes back as `31`: clients with types read no float there.
+fn repeat_whole(repeated: &mut Map<String, Value>) {
+    for name in ["max_output_tokens", "top_logprobs"] {
+        if let Some(float) = repeated[name].as_f64() {
+            repeated.insert(name.to_owned(), json!(float as i64));
+        }
+    }
 }
 
 fn read_messages(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBounds) -> Result<Vec<Value>, ApiError> {

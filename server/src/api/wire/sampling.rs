@@ -1,4 +1,4 @@
-//! The sampling fields that chat and completions share.
+//! The fields that the generating routes share.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,8 @@ use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, integer, invalid, neutral, number, too_many, wrong_type};
 use crate::gateway::Attribution;
 
-/// Fields that every generating route reads, in one place.
+/// Fields that every generating route reads, in one place: how tokens are drawn, and for whom.
 pub(crate) const SAMPLING_FIELDS: &[Field] = &[
-    honoured("model"),
-    honoured("max_tokens"),
     honoured("min_tokens"),
     honoured("temperature"),
     honoured("top_p"),
@@ -29,14 +27,10 @@ pub(crate) const SAMPLING_FIELDS: &[Field] = &[
     honoured("seed"),
     honoured("stop"),
     honoured("stop_token_ids"),
-    honoured("n"),
     honoured("priority"),
     honoured("service_tier"),
     honoured("ignore_eos"),
-    honoured("skip_special_tokens"),
     honoured("stream"),
-    honoured("stream_options"),
-    honoured("return_token_ids"),
     honoured("cache_salt"),
     honoured("user"),
     honoured("safety_identifier"),
@@ -52,6 +46,16 @@ pub(crate) const SAMPLING_FIELDS: &[Field] = &[
     // Prefixes are kept in memory, as long as there is room.
     neutral("prompt_cache_retention", r#"["in_memory", "in-memory"]"#),
     neutral("prompt_cache_options", "[]"),
+];
+
+/// What chat and completions say of their answers.
+pub(crate) const ANSWER_FIELDS: &[Field] = &[
+    honoured("model"),
+    honoured("max_tokens"),
+    honoured("n"),
+    honoured("skip_special_tokens"),
+    honoured("stream_options"),
+    honoured("return_token_ids"),
 ];
 
 const STREAM_OPTIONS: &[Field] =

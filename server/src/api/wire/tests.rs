@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use super::chat::{CHAT_FIELDS, read_chat};
 use super::completions::{COMPLETION_FIELDS, read_completions};
 use super::request::{CompletionPrompt, Prompt, PromptEnding, ReadRequest, RequestBounds};
-use super::sampling::{GenerationDefaults, SAMPLING_FIELDS};
+use super::sampling::{ANSWER_FIELDS, GenerationDefaults, SAMPLING_FIELDS};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Reader, Support, UnknownFields};
 
@@ -34,7 +34,7 @@ fn refused(extra: Value, kind: ErrorKind, param: &str) {
 #[test]
 fn every_honoured_field_is_read_and_null_means_absent() {
     for (table, read) in [(CHAT_FIELDS, chat as fn(Value) -> _), (COMPLETION_FIELDS, completion)] {
-        for field in SAMPLING_FIELDS.iter().chain(table) {
+        for field in SAMPLING_FIELDS.iter().chain(ANSWER_FIELDS).chain(table) {
             let required = ["model", "messages", "prompt"].contains(&field.name);
             let null: Result<ReadRequest, _> = read(json!({field.name: null}));
             assert_eq!(null.is_err(), required, "{} at null", field.name);
@@ -52,7 +52,7 @@ fn every_honoured_field_is_read_and_null_means_absent() {
 #[test]
 fn every_neutral_value_passes() {
     for (table, read) in [(CHAT_FIELDS, chat as fn(Value) -> _), (COMPLETION_FIELDS, completion)] {
-        for field in SAMPLING_FIELDS.iter().chain(table) {
+        for field in SAMPLING_FIELDS.iter().chain(ANSWER_FIELDS).chain(table) {
             let Support::Neutral(values) = field.support else { continue };
             let values: Vec<Value> = serde_json::from_str(values).unwrap();
             for value in values {

@@ -5,12 +5,12 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use passerelle::config::{ByteSize, Config, Environment, Listen, WrittenModel};
+use passerelle::config::{ByteSize, Config, EngineConfig, Environment, KvDtype, Listen, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_models::KvCacheSpec;
 use passerelle_models::ops::Compute;
+use passerelle_models::{DType, KvCacheSpec};
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -123,7 +123,7 @@ impl SuiteArgs {
             eprintln!("warning: built without --release; these figures are not the machine's");
         }
         eprintln!("measuring this machine");
-        let limits = Limits::measure(&compute, &SystemClock::new())?;
+        let limits = Limits::measure(&compute.for_kv_of(kv_dtype(&device.engine)), &SystemClock::new())?;
         std::fs::create_dir_all(&device.server.data_dir)?;
         let measured = shapes.iter().map(|shape| {
             eprintln!("making weights of {}", shape.name());
@@ -160,6 +160,14 @@ impl SuiteArgs {
     }
 }
 
+/// Beside weights in bf16.
+fn kv_dtype(engine: &EngineConfig) -> DType {
+    match engine.kv_dtype {
+        KvDtype::F32 => DType::F32,
+        KvDtype::Auto | KvDtype::Bf16 => DType::BF16,
+    }
+}
+
 impl Sizes {
     /// Of a server of the one model in `folder`, on a loopback port that nobody else is told.
     fn config(
@@ -185,21 +193,26 @@ impl Sizes {
         self.context + self.generate
     }
 
-    /// Without what `budget` does not hold; what was left out, in words.
-    fn within(&self, budget: ByteSize, spec: &KvCacheSpec, step_tokens: usize) -> (Sizes, Vec<String>) {
+    /// Without what `budget` does not hold; what was left out, in words. Some batch must be left.
+    fn within(&self, budget: ByteSize, spec: &KvCacheSpec, step_tokens: usize) -> Result<(Sizes, Vec<String>)> {
         let bytes = |length: usize, batch: usize| spec.most_blocks(length, step_tokens) * batch * spec.block_bytes();
         let fits = |length: usize, batch: usize| bytes(length, batch) as u64 <= budget.0;
         let (sweep, too_many): (Vec<_>, Vec<_>) =
             self.sweep.iter().copied().partition(|&batch| fits(self.sequence(), batch));
         let (prompts, too_long): (Vec<_>, Vec<_>) =
             self.prompts.iter().copied().partition(|&prompt| fits(prompt + 1, 1));
+        if sweep.is_empty() {
+            let (tokens, one) = (self.sequence(), ByteSize(bytes(self.sequence(), 1) as u64));
+            ensure!(one <= budget, "--context: {tokens} tokens take {one} of K/V, and there is room for {budget}");
+            bail!("--sweep: no batch of it fits {budget} of K/V");
+        }
         let why = |what: String, bytes: usize| {
             format!("{what}: {} of K/V, and there is room for {budget}", ByteSize(bytes as u64))
         };
         let many =
             too_many.into_iter().map(|batch: usize| why(format!("batch of {batch}"), bytes(self.sequence(), batch)));
         let long = too_long.into_iter().map(|prompt: usize| why(format!("prompt of {prompt}"), bytes(prompt + 1, 1)));
-        (Sizes { sweep, prompts, ..*self }, many.chain(long).collect())
+        Ok((Sizes { sweep, prompts, ..*self }, many.chain(long).collect()))
     }
 }
 
@@ -212,14 +225,14 @@ impl ShapeReport {
         let (dtype, vocab) = (loaded.dtype.clone(), loaded.model.input_vocab_size());
         let budget = serve::kv_budget(config.engine.kv_cache_memory, compute);
         let step_tokens = config.engine.max_num_batched_tokens;
-        let (sizes, left_out) = sizes.within(budget, &loaded.model.kv_cache_spec(), step_tokens);
-        let batch = sizes.sweep.iter().copied().max().context("--sweep: no batch fits the memory")?;
-        let rooms = [
-            Room { length: sizes.sequence(), batch },
-            Room { length: sizes.prompts.iter().copied().max().unwrap_or(0) + 1, batch: 1 },
-        ];
         let longest = loaded.description.max_position;
-        ensure!(rooms.iter().all(|room| room.length <= longest), "{shape} takes sequences of {longest} tokens");
+        let fits = sizes.sequence() <= longest;
+        ensure!(fits, "--context: with the answer {} tokens, and {shape} takes {longest}", sizes.sequence());
+        let (sizes, left_out) = sizes.within(budget, &loaded.model.kv_cache_spec(), step_tokens)?;
+        let batch = sizes.sweep.iter().copied().max().unwrap_or(1);
+        let prompt = sizes.prompts.iter().copied().max().unwrap_or(0);
+        ensure!(prompt < longest, "--prompts: {prompt} tokens, and {shape} takes {longest} with what it generates");
+        let rooms = [Room { length: sizes.sequence(), batch }, Room { length: prompt + 1, batch: 1 }];
         let load = |batch| Workload { batch, prompt_tokens: sizes.context, generate_tokens: sizes.generate };
         let bench = Bench::start(loaded, (&rooms, load(1)), (&config.engine, None), Arc::clone(&clock))?;
         let mut rounds = 0..;

@@ -4,9 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
-use passerelle::config::{ByteSize, EngineConfig};
-use passerelle::placement::{Backend, CardName, Cards, DeviceList, KvBudget, PartitionRoom, Visible};
+use anyhow::{Context, Result, bail, ensure};
+use passerelle::config::{ByteSize, EngineConfig, PartitionConfig, WorkerPlace};
+use passerelle::placement::{
+    Backend, CardName, Cards, Device, DeviceList, KvBudget, PartitionRoom, Visible, find_visible,
+};
 
 use crate::serve::{FREE_MEMORY_PART, free_memory, listed_devices};
 
@@ -56,6 +58,28 @@ pub(super) fn rooms(on: &[RoomFlag], devices: Option<&Path>, engine: &EngineConf
         return Ok(vec![cpu(None, engine)]);
     }
     visible_here.into_iter().map(|part| visible(part, &cards, engine)).collect()
+}
+
+/// One of `[[partitions]]`, as its worker shares it.
+pub(super) fn of_partition(partition: &PartitionConfig, engine: &EngineConfig) -> Result<PartitionRoom> {
+    let PartitionConfig { name, is, worker, .. } = partition;
+    let room = match (&is.device, is.memory) {
+        (_, None) if *worker == WorkerPlace::Remote => bail!("state it: another machine's cannot be seen from here"),
+        (Device::Cpu, None) => cpu(None, engine),
+        (device, Some(memory)) => PartitionRoom {
+            name: device.to_string(),
+            backend: device.backend(),
+            memory,
+            reserved: ByteSize(0),
+            kv: KvBudget::BesideWeights(engine.kv_cache_memory),
+        },
+        (device, None) => {
+            let list = listed_devices(engine)?.with_context(|| format!("state it: no driver here knows {device}"))?;
+            let all = list.visible(engine.visible_devices.as_deref());
+            visible(find_visible(device, &all)?, &Cards::known(), engine)?
+        }
+    };
+    Ok(PartitionRoom { name: format!("{name} ({})", room.name), ..room })
 }
 
 fn named(flag: &RoomFlag, cards: &Cards, engine: &EngineConfig) -> Result<PartitionRoom> {

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::DataError;
 
 /// Step `n` leads from format `n` to format `n + 1`. Steps are added, never changed.
-pub(super) const STEPS: [&str; 5] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES, TOLD, ATTRIBUTION];
+pub(super) const STEPS: [&str; 6] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES, TOLD, ATTRIBUTION, BILLS];
 
 /// Paths are written as [`super::super::AccountPath`] writes them; instants are seconds since 1970; lists are JSON.
 const ACCOUNTS_AND_KEYS: &str = "
@@ -114,6 +114,9 @@ const ATTRIBUTION: &str = "
         PRIMARY KEY (account, slot, user)
     ) WITHOUT ROWID;
 ";
+
+/// Which entries are one request's.
+const BILLS: &str = "ALTER TABLE entries ADD COLUMN bill INTEGER;";
 
 pub(super) const FORMAT: u32 = STEPS.len() as u32;
 

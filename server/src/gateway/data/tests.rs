@@ -106,7 +106,10 @@ const COLUMNS_OF_3: &str = "seq,reservation,account,key,model,model_digest,parti
 const COLUMNS_OF_4: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,settled_at,\
                             input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,answers,\
                             told_model_digest,told_site,told_billed_gpu_us";
-const FORMER: [Former; 3] = [
+const COLUMNS_OF_5: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,settled_at,\
+                            input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,answers,\
+                            told_model_digest,told_site,told_billed_gpu_us,user,metadata";
+const FORMER: [Former; 4] = [
     Former {
         format: 3,
         row: "7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7, 3, 'stop', ?1",
@@ -129,6 +132,14 @@ const FORMER: [Former; 3] = [
         columns: COLUMNS_OF_4,
         line: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,2,d,s,9",
         covered: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,2,d,s,9",
+    },
+    Former {
+        format: 5,
+        row: "7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7, 3, 'stop', ?1, 1, \
+              NULL, NULL, NULL, 'u', NULL",
+        columns: COLUMNS_OF_5,
+        line: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,1,,,,u,",
+        covered: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,1,,,,u,",
     },
 ];
 

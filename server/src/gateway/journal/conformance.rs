@@ -33,6 +33,7 @@ pub(super) fn opening(id: u64, account: &str) -> Arc<Opening> {
         prompt_tokens: 5,
         answers: NonZeroU32::MIN,
         attribution: Attribution::default(),
+        bill: None,
     })
 }
 

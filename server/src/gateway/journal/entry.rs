@@ -35,6 +35,8 @@ pub struct Opening {
     /// To the one prompt.
     pub answers: NonZeroU32,
     pub attribution: Attribution,
+    /// The first entry of a request that has several: one for each of its prompts, and of the models that it compares.
+    pub bill: Option<EntryId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,16 +93,27 @@ pub struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Chain(pub [u8; 32]);
 
+/// Which part of an export's lines the chain covers.
+#[derive(Debug, Clone, Copy)]
+pub struct Covered {
+    /// So many of the additions are not in the lines.
+    without: usize,
+}
+
 impl Entry {
     pub const COLUMNS: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,\
                                settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,\
-                               answers,told_model_digest,told_site,told_billed_gpu_us,user,metadata";
+                               answers,told_model_digest,told_site,told_billed_gpu_us,user,metadata,bill";
     /// Those of earlier formats, and what the columns that each had added hold where they say nothing, the newest first. The
     /// chain does not cover what is not said, so that it goes on over entries from before.
-    const ADDED: [(&str, &str); 2] =
-        [(",user,metadata", ",,"), (",answers,told_model_digest,told_site,told_billed_gpu_us", ",1,,,")];
+    const ADDED: [(&str, &str); 3] = [
+        (",bill", ","),
+        (",user,metadata", ",,"),
+        (",answers,told_model_digest,told_site,told_billed_gpu_us", ",1,,,"),
+    ];
 
-    /// The columns as CSV, in one line. All but the last two hold names, numbers or digests, without a comma or a quote.
+    /// The columns as CSV, in one line. All but `user` and `metadata` hold names, numbers or digests, without a comma or a
+    /// quote.
     pub fn csv(&self) -> String {
         let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, .. } = &self.opening;
         let Settlement { at: settled_at, used, billed_micros, measured_micros, end, told } = &self.settlement;
@@ -120,39 +133,38 @@ impl Entry {
         }
         let Attribution { user, metadata } = &self.opening.attribution;
         let said = [user, metadata].map(|said| said.as_deref().map_or_else(String::new, quoted));
-        write!(line, ",{}", said.join(",")).expect("a string takes everything");
+        let bill = self.opening.bill.map_or_else(String::new, |bill| bill.0.to_string());
+        write!(line, ",{},{bill}", said.join(",")).expect("a string takes everything");
         line
     }
 
-    /// How the chain reads an export with these columns, of this program or of an earlier one: which part of a line it
-    /// covers. `None`: no export has them.
-    pub fn chaining(columns: &str) -> Option<fn(&str) -> &str> {
-        let [attributed, told] = Self::ADDED.map(|(added, _)| added);
-        let told_columns = Self::COLUMNS.strip_suffix(attributed)?;
-        match columns {
-            Self::COLUMNS => Some(Self::chained),
-            _ if columns == told_columns => Some(|line| said(line, 1)),
-            _ if Some(columns) == told_columns.strip_suffix(told) => Some(|line| line),
-            _ => None,
+    /// How the chain reads an export with these columns, of this program or of an earlier one. `None`: no export has them.
+    pub fn chaining(columns: &str) -> Option<Covered> {
+        let mut known = Self::COLUMNS;
+        for (without, (added, _)) in Self::ADDED.iter().enumerate() {
+            if columns == known {
+                return Some(Covered { without });
+            }
+            known = known.strip_suffix(added)?;
         }
-    }
-
-    /// What of a line of [`Entry::csv`] the chain covers.
-    pub fn chained(line: &str) -> &str {
-        said(line, 0)
+        (columns == known).then_some(Covered { without: Self::ADDED.len() })
     }
 }
 
-/// The line without what the columns say that were added last, one addition after the other, as far as they say nothing.
-fn said(line: &str, from: usize) -> &str {
-    let mut line = line;
-    for (_, unsaid) in &Entry::ADDED[from..] {
-        match line.strip_suffix(unsaid) {
-            Some(shorter) => line = shorter,
-            None => break,
+impl Covered {
+    /// In a line of [`Entry::csv`].
+    pub const TODAY: Self = Self { without: 0 };
+
+    /// The line without what the columns say that were added last, one addition after the other, as far as they say nothing.
+    pub fn of(self, mut line: &str) -> &str {
+        for (_, unsaid) in &Entry::ADDED[self.without..] {
+            match line.strip_suffix(unsaid) {
+                Some(shorter) => line = shorter,
+                None => break,
+            }
         }
+        line
     }
-    line
 }
 
 impl Chain {

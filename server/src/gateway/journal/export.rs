@@ -50,7 +50,7 @@ pub fn verify_csv(export: impl BufRead) -> Result<Exported, ExportError> {
         if seq != Some(seen.entries + 1) {
             return Err(broken("an entry is missing, or was added"));
         }
-        let head = seen.head.then(covered(entry));
+        let head = seen.head.then(covered.of(entry));
         if head.hex() != hash {
             return Err(broken("the entry does not follow from those before it: something was changed"));
         }

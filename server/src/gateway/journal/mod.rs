@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use passerelle_engine::Usage;
 use tokio::time::{Sleep, sleep};
 
 pub use entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
@@ -112,7 +113,7 @@ impl Journal {
 
 impl Page {
     /// Hands over a mark if the last one is some tokens away. At most one is under way.
-    pub(super) fn mark(&mut self, used: passerelle_engine::Usage) {
+    pub(super) fn mark(&mut self, used: Usage) {
         let since = used.generated_tokens.saturating_sub(self.last_mark);
         if since < MARK_PATIENCE_TOKENS {
             return;
@@ -148,6 +149,21 @@ impl Page {
         }
         self.stall = None;
         Poll::Ready(Ok(()))
+    }
+
+    /// The same for all of what was `used`, which is marked as soon as a mark can be handed over: also while it is waited for,
+    /// where an earlier one is still under way.
+    pub(super) fn poll_marked(
+        &mut self,
+        used: Usage,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), JournalUnavailable>> {
+        if !self.may_send(used.generated_tokens) {
+            // First, so that a mark that is written from here on wakes this one.
+            self.progress.register(context.waker());
+        }
+        self.mark(used);
+        self.poll_covers(used.generated_tokens, context)
     }
 
     fn may_send(&self, tokens: u32) -> bool {

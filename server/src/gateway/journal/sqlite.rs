@@ -12,7 +12,7 @@ use std::sync::Arc;
 use passerelle_engine::Usage;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
+use super::entry::{Chain, Covered, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
 use super::store::{Durability, LedgerStore, Record, StoreError};
 use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
@@ -157,12 +157,24 @@ fn write_one(transaction: &Transaction<'_>, record: &Record, last: &mut Last) ->
 
 fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<()> {
     let Opening {
-        id, account, key, model, model_digest, partition, tariff, binary, at, prompt_tokens, answers, ..
+        id,
+        account,
+        key,
+        model,
+        model_digest,
+        partition,
+        tariff,
+        binary,
+        at,
+        prompt_tokens,
+        answers,
+        bill,
+        ..
     } = opening;
     let Attribution { user, metadata } = &opening.attribution;
     let insert = "INSERT OR IGNORE INTO entries (id, account, key, model, model_digest, partition, tariff, binary,
-                  opened_at, prompt_tokens, answers, user, metadata)
-                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)";
+                  opened_at, prompt_tokens, answers, user, metadata, bill)
+                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
     let entry = params![
         id.0,
         account,
@@ -176,7 +188,8 @@ fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<
         prompt_tokens,
         answers,
         user,
-        metadata
+        metadata,
+        bill.map(|bill| bill.0),
     ];
     transaction.prepare_cached(insert)?.execute(entry)?;
     Ok(())
@@ -194,7 +207,7 @@ fn settle(
         return Ok(());
     }
     let entry = Entry { seq: last.seq + 1, opening: Opening::clone(opening), settlement: settlement.clone() };
-    let chain = last.chain.then(Entry::chained(&entry.csv()));
+    let chain = last.chain.then(Covered::TODAY.of(&entry.csv()));
     let Settlement { at, used, billed_micros, measured_micros, end, told } = settlement;
     let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
     let told = told.as_deref();

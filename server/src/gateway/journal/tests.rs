@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io::BufReader;
+use std::pin::pin;
 use std::sync::{Condvar, Mutex};
 use std::task::Poll;
 
@@ -52,6 +53,15 @@ impl LedgerStore for Disk {
 }
 
 impl Disk {
+    /// As they were written down.
+    pub(in crate::gateway) fn settlements(&self) -> Vec<Settlement> {
+        let settlement = |record: &Record| match record {
+            Record::Settle(_, settlement) => Some(settlement.clone()),
+            _ => None,
+        };
+        self.written.lock().unwrap().iter().filter_map(|(record, _)| settlement(record)).collect()
+    }
+
     fn hang(&self, hangs: bool) {
         *self.hangs.0.lock().unwrap() = hangs;
         self.hangs.1.notify_all();
@@ -96,6 +106,21 @@ async fn a_stream_waits_for_its_reservation_and_then_for_each_mark() {
     page.mark(used(5, 8));
     covers(&mut page, 24).await;
     assert!(!is_covered(&mut page, 25));
+}
+
+/// An upstream says as many tokens at a time as it likes.
+#[tokio::test]
+async fn a_piece_of_many_tokens_that_comes_while_a_mark_is_written_is_marked_itself() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    let mut page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
+    poll_fn(|context| page.poll_marked(used(5, 1), context)).await.unwrap();
+    disk.hang(true);
+    poll_fn(|context| page.poll_marked(used(5, 8), context)).await.unwrap();
+    let mut waiting = pin!(poll_fn(|context| page.poll_marked(used(5, 48), context)));
+    assert!(poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await.is_pending());
+    disk.hang(false);
+    assert_eq!(waiting.await, Ok(()));
 }
 
 #[tokio::test]
@@ -277,11 +302,34 @@ fn what_a_request_is_for_stands_in_the_export_and_is_covered_by_the_chain() {
 }
 
 #[test]
+fn the_entries_of_one_request_name_its_bill_in_the_export_and_the_chain_covers_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    let mut store = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
+    for (id, bill) in [(1, None), (2, Some(2)), (3, Some(2))] {
+        let opening = Arc::new(Opening { bill: bill.map(EntryId), ..Opening::clone(&opening(id, "a")) });
+        let settle = Record::Settle(Arc::clone(&opening), settlement(1_000, used(5, 3)));
+        store.write(&[Record::Open(opening), settle], Durability::Process).unwrap();
+    }
+    let mut csv = Vec::new();
+    let exported = write_csv(&UsageReader::open(&data).unwrap(), &mut csv).unwrap();
+    let csv = String::from_utf8(csv).unwrap();
+    let bills: Vec<_> = csv.lines().map(|line| line.rsplit(',').nth(1).unwrap()).collect();
+    assert_eq!(bills, ["bill", "", "2", "2"]);
+    assert_eq!(verify_csv(csv.as_bytes()).unwrap(), exported);
+    for (from, to) in [(",2,", ",1,"), (",2,", ",,"), (",,,,,,,", ",,,,,,1,")] {
+        let at = csv.rfind(from).unwrap();
+        let spoilt = format!("{}{to}{}", &csv[..at], &csv[at + from.len()..]);
+        assert!(verify_csv(spoilt.as_bytes()).is_err(), "{spoilt}");
+    }
+}
+
+#[test]
 fn no_spreadsheet_takes_the_name_of_a_user_for_a_formula() {
     let said = Attribution::new(Some("=1+1"), &BTreeMap::new());
     let opening = Opening { attribution: said, ..Opening::clone(&opening(1, "a")) };
     let entry = Entry { seq: 1, opening, settlement: settlement(1_000, used(5, 3)) };
-    assert!(entry.csv().ends_with(",'=1+1,"), "{}", entry.csv());
+    assert!(entry.csv().ends_with(",'=1+1,,"), "{}", entry.csv());
 }
 
 /// SQLite's own limit on pages stands in for a disk without space.

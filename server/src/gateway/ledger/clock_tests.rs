@@ -1,7 +1,7 @@
 //! Clocks that jump. Rates run on the monotonic clock and budgets on the wall clock, which is not believed blindly.
 
 use std::num::NonZeroU64;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use passerelle_engine::Usage;
 

@@ -185,6 +185,15 @@ impl Reservation {
         }
     }
 
+    /// The same for all that was recorded, which is marked first: one event may hold more tokens than lie between two marks.
+    pub async fn covers_recorded(&mut self) -> Result<(), JournalUnavailable> {
+        let used = self.used;
+        match &mut self.page {
+            Some(page) => poll_fn(|context| page.poll_marked(used, context)).await,
+            None => Ok(()),
+        }
+    }
+
     /// What was sent so far. Writes a mark down when one is due.
     pub fn mark(&mut self, sent: Usage) {
         if let Some(page) = &mut self.page {

@@ -32,7 +32,8 @@ impl FilledPartition {
     /// What is left of its memory.
     pub fn free(&self) -> ByteSize {
         let taken: u64 = self.models.iter().map(|model| model.weights.0 + model.kv.0).sum();
-        ByteSize(self.room.memory.0.saturating_sub(self.room.reserved.0 + self.activations.0 + taken))
+        let activations = self.room.kv.activations_within(self.activations.0);
+        ByteSize(self.room.memory.0.saturating_sub(self.room.reserved.0 + activations + taken))
     }
 
     /// With `model` beside those that are there; `None` where not all of them have what they ask for.
@@ -40,12 +41,13 @@ impl FilledPartition {
         let demands: Vec<&ModelDemand> = self.models.iter().map(|placed| &placed.demand).chain([model]).collect();
         let weights: u64 = demands.iter().map(|demand| demand.weights.on(self.room.backend)).sum();
         let activations = demands.iter().map(|demand| demand.activations).max().unwrap_or(0);
-        let rest =
-            self.room.memory.0.checked_sub(self.room.reserved.0)?.checked_sub(weights)?.checked_sub(activations)?;
+        let within = self.room.kv.activations_within(activations);
+        let rest = self.room.memory.0.checked_sub(self.room.reserved.0)?.checked_sub(weights)?.checked_sub(within)?;
         let budget = match self.room.kv {
             KvBudget::Stated(stated) if stated.0 > rest => return None,
             KvBudget::Stated(stated) => stated,
             KvBudget::PartOfRest(part) => ByteSize(rest / part),
+            KvBudget::BesideWeights(at_most) => at_most.map_or(ByteSize(rest), |most| ByteSize(most.0.min(rest))),
         };
         let of_cache: Vec<_> = demands.iter().filter_map(|demand| demand.kv_demand()).collect();
         let mut blocks = share_kv_memory(budget, &of_cache).ok()?.into_iter();

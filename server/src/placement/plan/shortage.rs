@@ -47,10 +47,7 @@ impl Shortage {
         };
         let found = sequences_alone(model, room);
         let fits = match found {
-            None => Fits::Nothing {
-                needs: ByteSize(model.weights.on(room.backend) + model.activations + room.reserved.0),
-                there_is: room.memory,
-            },
+            None => Fits::Nothing { needs: ByteSize(beside_kv(model, room)), there_is: room.memory },
             Some(found) if found < model.sequences => {
                 Fits::Sequences { found, asked: model.sequences, context: model.context }
             }
@@ -80,7 +77,12 @@ fn sequences_alone(model: &ModelDemand, room: &PartitionRoom) -> Option<usize> {
 }
 
 fn weights_fit(model: &ModelDemand, room: &PartitionRoom) -> bool {
-    model.weights.on(room.backend) + model.activations + room.reserved.0 < room.memory.0
+    beside_kv(model, room) < room.memory.0
+}
+
+/// What must be there before any keys and values.
+fn beside_kv(model: &ModelDemand, room: &PartitionRoom) -> u64 {
+    model.weights.on(room.backend) + room.kv.activations_within(model.activations) + room.reserved.0
 }
 
 /// What a further model could have if those that are there kept only what they asked for.
@@ -106,7 +108,7 @@ fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remed
         found.extend(model.smaller.iter().find(|(_, held)| with(*held)).map(|(dtype, _)| Remedy::Dtype(dtype)));
     }
     let part = match room.kv {
-        KvBudget::Stated(_) => 1,
+        KvBudget::Stated(_) | KvBudget::BesideWeights(_) => 1,
         KvBudget::PartOfRest(part) => part,
     };
     let kv = model.kv_bytes(model.sequences).saturating_mul(part);

@@ -11,15 +11,7 @@ fn parser() -> AnswerParser {
 fn parse(mut parser: AnswerParser, pieces: &[&str]) -> Vec<AnswerDelta> {
     let mut deltas: Vec<AnswerDelta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
     deltas.extend(parser.finish());
-    let mut joined: Vec<AnswerDelta> = Vec::new();
-    for delta in deltas {
-        match (joined.last_mut(), delta) {
-            (Some(AnswerDelta::Content(last)), AnswerDelta::Content(text)) => last.push_str(&text),
-            (Some(AnswerDelta::Reasoning(last)), AnswerDelta::Reasoning(text)) => last.push_str(&text),
-            (_, delta) => joined.push(delta),
-        }
-    }
-    joined
+    AnswerDelta::joined(deltas)
 }
 
 const CALL: &str = "<tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call>";

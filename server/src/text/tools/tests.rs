@@ -14,14 +14,7 @@ fn parse_as(format: ToolFormat, pieces: &[&str]) -> Vec<AnswerDelta> {
     let mut parser = parser(format);
     let mut deltas: Vec<AnswerDelta> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
     deltas.extend(parser.finish());
-    let mut joined: Vec<AnswerDelta> = Vec::new();
-    for delta in deltas {
-        match (joined.last_mut(), delta) {
-            (Some(AnswerDelta::Content(last)), AnswerDelta::Content(text)) => last.push_str(&text),
-            (_, delta) => joined.push(delta),
-        }
-    }
-    joined
+    AnswerDelta::joined(deltas)
 }
 
 fn content(text: &str) -> AnswerDelta {

@@ -1,6 +1,8 @@
 //! Acts that change nothing of what is kept. The audit log says that one was asked for before it begins, and what came of it
 //! when it is over, also where nobody waited for its end.
 
+use std::fmt::Display;
+
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::blocking;
@@ -42,18 +44,30 @@ impl Audited {
         let _ = written.await;
     }
 
-    /// It happened, whether that can be written down or not.
+    /// The same on a thread that may wait. `how`: what there is to say of it.
+    pub(super) fn end_here<E: Display>(self, how: &Result<String, E>) {
+        let said = match how {
+            Ok(said) => format!("done{said}"),
+            Err(error) => format!("failed: {error}"),
+        };
+        write_down(&self.directory, (self.act, &self.subject), &said);
+        self.leave();
+    }
+
     fn write(&self, how: String) -> JoinHandle<()> {
         let (directory, act, subject) = (self.directory.clone(), self.act, self.subject.clone());
-        spawn_blocking(move || {
-            if let Err(error) = directory.note(act, &subject, &how) {
-                tracing::error!(%error, "what came of an administrative act is missing in the audit log");
-            }
-        })
+        spawn_blocking(move || write_down(&directory, (act, &subject), &how))
     }
 
     fn leave(mut self) {
         self.is_over = true;
+    }
+}
+
+/// It happened, whether that can be written down or not.
+fn write_down(directory: &Directory, (act, subject): (&'static str, &str), how: &str) {
+    if let Err(error) = directory.note(act, subject, how) {
+        tracing::error!(%error, "what came of an administrative act is missing in the audit log");
     }
 }
 

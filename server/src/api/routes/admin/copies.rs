@@ -5,13 +5,18 @@ use std::io::{self, Write};
 use axum::extract::{Request, State};
 use axum::response::Response;
 
+use super::audited::Audited;
 use super::{administrator, require_governed};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::download::download;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::journal::UsageReader;
-use crate::gateway::journal::export::{ExportError, write_csv};
-use crate::gateway::{AccountPath, DataDir, DataError};
+use crate::gateway::journal::export::{Exported, write_csv};
+use crate::gateway::{AccountPath, Administration, DataError};
+
+/// What the audit log calls them.
+const LEDGER: &str = "ledger";
+const EVERYTHING: &str = "everything";
 
 #[derive(Debug, thiserror::Error)]
 enum CopyError {
@@ -21,30 +26,39 @@ enum CopyError {
     Data(#[from] DataError),
 }
 
-/// With a reader of its own, so that whoever reads slowly holds up nobody.
+/// With a reader of its own, so that whoever reads slowly holds up nobody. The audit log says where the chain ended.
 pub(super) async fn export<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let data = data_of_everybody(&desk, &request)?;
+    let Administration { data, directory, .. } = of_everybody(&desk, &request)?;
     let reader = UsageReader::open(&data).map_err(|error| {
         tracing::error!(%error, "the ledger cannot be read");
         ApiError::new(ErrorKind::Internal, "The ledger cannot be read at the moment.")
     })?;
+    let audited = Audited::begin(directory, "export", LEDGER).await?;
     Ok(download("text/csv; charset=utf-8", move |out| {
-        write_csv(&reader, out).map(drop).map_err(|error: ExportError| error)
+        let exported = write_csv(&reader, out);
+        let said = |Exported { entries, head }: &Exported| format!(": {entries} entries, to {}", head.hex());
+        audited.end_here(&exported.as_ref().map(said));
+        exported.map(drop)
     }))
 }
 
 /// Everything at one instant, as `passerelle restore` takes it.
 pub(super) async fn backup<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let data = data_of_everybody(&desk, &request)?;
+    let Administration { data, directory, .. } = of_everybody(&desk, &request)?;
+    let audited = Audited::begin(directory, "back up", EVERYTHING).await?;
     let copy = move |out: &mut dyn Write| -> Result<(), CopyError> {
         io::copy(&mut data.copy_of_now()?, out)?;
         Ok(())
     };
-    Ok(download("application/vnd.sqlite3", move |out| copy(out)))
+    Ok(download("application/vnd.sqlite3", move |out| {
+        let copied = copy(out);
+        audited.end_here(&copied.as_ref().map(|()| String::new()));
+        copied
+    }))
 }
 
-fn data_of_everybody(desk: &impl Desk, request: &Request) -> Result<DataDir, ApiError> {
+fn of_everybody(desk: &impl Desk, request: &Request) -> Result<Administration, ApiError> {
     let DeskVisit { caller, administration } = administrator(desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    Ok(administration.data)
+    Ok(administration)
 }

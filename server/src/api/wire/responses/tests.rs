@@ -28,7 +28,7 @@ fn refused(extra: Value, kind: ErrorKind, param: &str) {
 
 #[test]
 fn every_field_is_read_and_null_means_absent() {
-    for field in RESPONSE_FIELDS.iter().chain(PASSED_FIELDS) {
+    for field in SAMPLING_FIELDS.iter().chain(PASSED_FIELDS).chain(RESPONSE_FIELDS) {
         let required = ["model", "input"].contains(&field.name);
         assert_eq!(read(json!({field.name: null})).is_err(), required, "{} at null", field.name);
         let odd = read(json!({field.name: [[true]]})).expect_err(field.name);
@@ -40,6 +40,17 @@ fn every_field_is_read_and_null_means_absent() {
             }
         }
     }
+}
+
+#[test]
+fn numbers_come_back_as_they_were_meant() {
+    let sent = json!({"max_output_tokens": 31.0, "top_logprobs": 2.0, "temperature": 1, "top_p": 0.5});
+    let repeated = read(sent).unwrap().repeated;
+    for (name, written) in [("max_output_tokens", "31"), ("top_logprobs", "2"), ("temperature", "1"), ("top_p", "0.5")]
+    {
+        assert_eq!(repeated[name].to_string(), written, "{name}");
+    }
+    assert_eq!(read(json!({})).unwrap().repeated["max_output_tokens"], Value::Null);
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub struct Used {
 
 pub(super) const COLUMNS: &str = "id, account, key, model, model_digest, partition, tariff, binary, opened_at,
     prompt_tokens, input_tokens, cached_tokens, output_tokens, seq, settled_at, billed_us, measured_us, finish, hash,
-    answers, told_model_digest, told_site, told_billed_us, user, metadata";
+    answers, told_model_digest, told_site, told_billed_us, user, metadata, bill";
 
 /// Users of one answer.
 const MAX_LISTED_USERS: usize = 1_000;
@@ -208,6 +208,7 @@ pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
         prompt_tokens: row.get(9)?,
         answers: row.get(19)?,
         attribution: Attribution { user: row.get(23)?, metadata: row.get(24)? },
+        bill: row.get::<_, Option<u64>>(25)?.map(EntryId),
     })
 }
 
