@@ -205,11 +205,14 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (rank - below as f64)
 }
 
-/// For a table: at least three significant digits and one decimal; `-` for what is no number.
+/// For a table: at least three significant digits, and one decimal but for a whole number of them; `-` for what is no number.
 pub fn short(value: f64) -> String {
     const MOST_DECIMALS: f64 = 6.0;
     if !value.is_finite() {
         return "-".to_owned();
+    }
+    if value.fract() == 0.0 && value.abs() >= 100.0 {
+        return format!("{value:.0}");
     }
     let wanted = if value == 0.0 { 1.0 } else { (2.0 - value.abs().log10().floor()).clamp(1.0, MOST_DECIMALS) };
     let decimals = wanted as usize;
@@ -266,8 +269,8 @@ mod tests {
 
     #[test]
     fn small_numbers_keep_three_digits_and_none_is_a_dash() {
-        let shown = [1234.56, 24.57, 1.234, 0.01234, 0.0, f64::NAN, f64::INFINITY].map(short);
-        assert_eq!(shown, ["1234.6", "24.6", "1.23", "0.0123", "0.0", "-", "-"]);
+        let shown = [1234.56, 4000.0, 24.57, 1.234, 0.01234, 0.0, f64::NAN, f64::INFINITY].map(short);
+        assert_eq!(shown, ["1234.6", "4000", "24.6", "1.23", "0.0123", "0.0", "-", "-"]);
     }
 
     #[test]

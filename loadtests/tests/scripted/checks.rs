@@ -51,13 +51,16 @@ async fn overload_needs_admission() {
     let capacity = figure("capacity").measured.expect("it is a number").number;
     // Eight users, 48 tokens of 16 ms each.
     assert!((capacity / (8.0 / 0.768) - 1.0).abs() < 0.1, "{capacity} requests/s");
-    assert_eq!(figure("in time is").value, "first token within 5000.0 ms, each further token within 250.0 ms");
+    assert_eq!(figure("in time is").value, "first token within 5000 ms, each further token within 250 ms");
     for factor in [2, 4, 10] {
         let left = figure(&format!("{factor} times: throughput left of the capacity")).measured.expect("a number");
         assert!(left.number > 80.0, "{}", verdict.render());
     }
     let takes_all = Scripted::new(|seen| shared(seen, seen.in_flight));
-    let verdict = overload::check(&context(&takes_all.session().await)).await.unwrap();
+    let session = takes_all.session().await;
+    // Enough to be seen: with everybody admitted, ten times the capacity takes a while to work off.
+    let options = CheckOptions { factors: vec![4.0], ..options() };
+    let verdict = overload::check(&Context { session: &session, options, server_pid: None }).await.unwrap();
     assert_falls_short(&verdict, "of the admitted were served in time");
 }
 
@@ -96,7 +99,7 @@ async fn idle_connections_must_be_held_and_leave_the_server_serving() {
     };
     let verdict = judged(None, 5).await;
     assert!(verdict.holds() && verdict.tried.starts_with("50 connections"), "{}", verdict.render());
-    assert_falls_short(&judged(None, 20).await, "the server closed 50 of them within 20 s");
+    assert_falls_short(&judged(None, 20).await, "the server closed 50 within 2");
     assert_falls_short(&judged(Some(Fault::Full(30)), 5).await, "afterwards");
     let bounded = judged(Some(Fault::Places(30)), 5).await;
     assert_eq!(bounded.outcome(), Outcome::CannotTell, "{}", bounded.render());
