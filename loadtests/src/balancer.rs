@@ -33,7 +33,7 @@ impl Balancer {
     /// Places for `count` servers, all empty.
     pub async fn bind(count: usize) -> std::io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let endpoint = Endpoint { authority: listener.local_addr()?.to_string(), prefix: String::new() };
+        let endpoint = Endpoint::at(listener.local_addr()?.to_string());
         let servers = Servers { addresses: Arc::new(Mutex::new(vec![None; count])), next: Arc::default() };
         let listening = tokio::spawn(listen(listener, servers.clone()));
         Ok(Self { endpoint, servers, listening })

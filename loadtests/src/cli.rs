@@ -1,5 +1,6 @@
 //! The command line.
 
+mod adhoc;
 mod check;
 mod compare;
 mod drill;

@@ -1,12 +1,13 @@
-//! Servers side by side: the same requests at the same times, one server after the other, round after round in
+//! Servers side by side: requests of the same lengths at the same times, one server after the other, round after round in
 //! changing order, so that what disturbs the machine disturbs all of them.
 
 mod bootstrap;
+mod measures;
 mod table;
 
 use serde::Serialize;
 
-use crate::figures::{Quantiles, ms, quantile};
+use crate::figures::{Quantiles, ms};
 use crate::http::Connect;
 use crate::plan::{Plan, PlanError};
 use crate::process::{MachineFigures, Watch};
@@ -60,8 +61,8 @@ pub struct Row {
     pub figure: &'static str,
     pub better: Better,
     pub values: Vec<f64>,
-    /// One for each contender after the first.
-    pub ratios: Vec<Ratio>,
+    /// One for each contender after the first; none where the requests are too few to tell how sure it is.
+    pub ratios: Vec<Option<Ratio>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -92,47 +93,22 @@ pub(crate) struct Round {
     /// `[contender][request]`; request for request the same.
     observed: Vec<Vec<Observed>>,
     /// Of each contender.
-    tokens_per_s: Vec<f64>,
+    rates: Vec<Rates>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Observed {
     ttft_ms: f64,
     tpot_ms: Option<f64>,
     e2e_ms: f64,
+    /// Between two events.
+    gaps_ms: Vec<f64>,
 }
 
-/// How a figure is taken from the requests of some rounds.
-struct Measure {
-    name: &'static str,
-    better: Better,
-    of: fn(&[Observed], &[f64]) -> f64,
-}
-
-const MEASURES: [Measure; 8] = [
-    lower("time to first token, p50 ms", |seen, _| of(seen, 0.5, |one| Some(one.ttft_ms))),
-    lower("time to first token, p90 ms", |seen, _| of(seen, 0.9, |one| Some(one.ttft_ms))),
-    lower("time to first token, p99 ms", |seen, _| of(seen, 0.99, |one| Some(one.ttft_ms))),
-    lower("time per output token, p50 ms", |seen, _| of(seen, 0.5, |one| one.tpot_ms)),
-    lower("time per output token, p99 ms", |seen, _| of(seen, 0.99, |one| one.tpot_ms)),
-    lower("end to end, p50 ms", |seen, _| of(seen, 0.5, |one| Some(one.e2e_ms))),
-    lower("end to end, p99 ms", |seen, _| of(seen, 0.99, |one| Some(one.e2e_ms))),
-    Measure {
-        name: "output tokens per second",
-        better: Better::Higher,
-        of: |_, rates| rates.iter().sum::<f64>() / rates.len() as f64,
-    },
-];
-
-const fn lower(name: &'static str, of: fn(&[Observed], &[f64]) -> f64) -> Measure {
-    Measure { name, better: Better::Lower, of }
-}
-
-/// NaN where no request has such a value.
-fn of(observed: &[Observed], share: f64, value: impl Fn(&Observed) -> Option<f64>) -> f64 {
-    let mut values: Vec<f64> = observed.iter().filter_map(value).collect();
-    values.sort_by(f64::total_cmp);
-    if values.is_empty() { f64::NAN } else { quantile(&values, share) }
+#[derive(Debug, Clone, Copy, Default)]
+struct Rates {
+    tokens_per_s: f64,
+    good_per_s: f64,
 }
 
 /// Runs `scenario` against each of `contenders` (at least two) `rounds` times, and compares.
@@ -148,11 +124,19 @@ pub async fn compare<C: Connect>(
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     for number in 0..options.rounds {
         let scenario = Scenario { seed: scenario.seed + number as u64, ..scenario.clone() };
+        let order: Vec<usize> = (0..contenders.len()).map(|turn| (turn + number) % contenders.len()).collect();
+        // All before the first is sent, so that no server has just been asked to count tokens when its turn comes.
+        let mut plans = Vec::with_capacity(order.len());
+        for (turn, which) in order.iter().enumerate() {
+            let scenario = Scenario { wording: turn as u64, ..scenario.clone() };
+            let target = &contenders[*which].session.target;
+            // The first contender's tokenizer makes all prompts.
+            plans.push(Plan::make(&scenario, &contenders[0].session.maker, target, &options.run.progress).await?);
+        }
         let mut answers = vec![Answers::default(); contenders.len()];
-        for turn in 0..contenders.len() {
-            let which = (turn + number) % contenders.len();
-            answers[which] =
-                Answers::of((&contenders[0], &contenders[which]), &scenario, &options.run, &mut sent).await?;
+        for (which, plan) in order.into_iter().zip(&plans) {
+            let pair = (&contenders[0], &contenders[which]);
+            answers[which] = Answers::of(pair, plan, &options.run, &mut sent).await?;
             unanswered[which] += answers[which].unanswered;
         }
         without_usage = names
@@ -164,7 +148,7 @@ pub async fn compare<C: Connect>(
         let round = Round::pair(&names, &answers, options.token_tolerance)?;
         rounds.push(round.ok_or(CompareError::NothingInCommon { round: number + 1 })?);
     }
-    let rows = MEASURES.iter().map(|measure| measure.row(&rounds, scenario.seed)).collect();
+    let rows = measures::rows(&rounds, scenario.seed);
     let (machine, _) = watch.finish();
     Ok(Comparison {
         generator: sent.overhead(machine.own_cpu_cores, options.threads),
@@ -204,7 +188,7 @@ impl Sent {
 struct Answers {
     answers: Vec<Counted>,
     unanswered: usize,
-    tokens_per_s: f64,
+    rates: Rates,
 }
 
 #[derive(Debug, Clone)]
@@ -218,14 +202,12 @@ struct Counted {
 impl Answers {
     async fn of<C: Connect>(
         (first, contender): (&Contender<C>, &Contender<C>),
-        scenario: &Scenario,
+        plan: &Plan,
         options: &RunOptions,
         sent: &mut Sent,
     ) -> Result<Self, CompareError> {
-        // The first contender's tokenizer makes all prompts: the texts are the same for all.
         let maker = &first.session.maker;
-        let plan = Plan::make(scenario, maker, &contender.session.target, &options.progress).await?;
-        let done = run(&contender.session.client, &plan, options).await;
+        let done = run(&contender.session.client, plan, options).await;
         sent.add(&done);
         let (mut records, others): (Vec<Record>, Vec<Record>) =
             done.records.into_iter().partition(|record| record.is_finished() && !record.events.is_empty());
@@ -235,9 +217,11 @@ impl Answers {
             answers.push(Counted::count(record, maker).await?);
         }
         let tokens: u64 = answers.iter().map(|answer| answer.output_tokens).sum();
-        let tokens_per_s = tokens as f64 / done.wall.as_secs_f64().max(f64::EPSILON);
+        let good = answers.iter().filter(|answer| plan.objectives.are_kept_by(&answer.record)).count();
+        let seconds = done.wall.as_secs_f64().max(f64::EPSILON);
+        let rates = Rates { tokens_per_s: tokens as f64 / seconds, good_per_s: good as f64 / seconds };
         answers.retain(|answer| answer.record.intended >= plan.warmup);
-        Ok(Self { answers, unanswered: others.len(), tokens_per_s })
+        Ok(Self { answers, unanswered: others.len(), rates })
     }
 
     fn find(&self, of: &Counted) -> Option<&Counted> {
@@ -292,8 +276,8 @@ impl Round {
                 observed[which].push(Observed::of(&other.record));
             }
         }
-        let tokens_per_s = all.iter().map(|answers| answers.tokens_per_s).collect();
-        Ok((!observed[0].is_empty()).then_some(Self { observed, tokens_per_s }))
+        let rates = all.iter().map(|answers| answers.rates).collect();
+        Ok((!observed[0].is_empty()).then_some(Self { observed, rates }))
     }
 }
 
@@ -303,23 +287,7 @@ impl Observed {
             ttft_ms: record.time_to_first_token().map_or(f64::NAN, ms),
             tpot_ms: record.time_per_output_token().map(ms),
             e2e_ms: ms(record.end_to_end()),
+            gaps_ms: record.inter_token_gaps().map(ms).collect(),
         }
-    }
-}
-
-impl Measure {
-    fn row(&self, rounds: &[Round], seed: u64) -> Row {
-        let contenders = rounds[0].observed.len();
-        let values: Vec<f64> = (0..contenders).map(|which| self.value(rounds, which)).collect();
-        let ratios = (1..contenders)
-            .map(|which| bootstrap::ratio(rounds, (0, which), seed, |seen, rates| (self.of)(seen, rates)))
-            .collect();
-        Row { figure: self.name, better: self.better, values, ratios }
-    }
-
-    fn value(&self, rounds: &[Round], which: usize) -> f64 {
-        let observed: Vec<Observed> = rounds.iter().flat_map(|round| round.observed[which].clone()).collect();
-        let rates: Vec<f64> = rounds.iter().map(|round| round.tokens_per_s[which]).collect();
-        (self.of)(&observed, &rates)
     }
 }

@@ -2,17 +2,20 @@
 
 use std::collections::HashMap;
 
+use crate::figures::peak_in_flight;
 use crate::generate::{Call, generate};
 use crate::http::Connect;
 use crate::plan::{Plan, PlanError, Script};
-use crate::record::Ending;
+use crate::record::{Ending, ErrorKind, Record};
 use crate::run::{RunOptions, run};
 use crate::scenario::{Scenario, Workload};
 use crate::session::Session;
 use crate::verdict::Verdict;
 
 /// How many differing answers are named.
-const MAX_NAMED: usize = 5;
+pub(crate) const MAX_NAMED: usize = 5;
+/// With fewer at once nothing is batched, and nothing is tried.
+const MIN_IN_FLIGHT: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CorrectnessError {
@@ -34,24 +37,57 @@ pub async fn check<C: Connect>(
     let alone = ask_alone(session, &plan).await?;
     let done = run(&session.client, &plan, options).await;
     let mut verdict = Verdict::new("correctness", "at temperature 0, load does not change a single answer");
-    let (mut same, mut unanswered, mut different) = (0, 0, Vec::new());
-    for record in &done.records {
-        let expected = &alone[&record.index];
-        match record.ending {
-            Ending::Finished if record.text == *expected => same += 1,
-            Ending::Finished => different.push((record.index, common_chars(&record.text, expected))),
-            _ => unanswered += 1,
+    verdict.tried(format!("{} requests, each alone and then among the others", done.records.len()));
+    judge(&mut verdict, &done.records, &alone);
+    Ok(verdict)
+}
+
+fn judge(verdict: &mut Verdict, records: &[Record], alone: &HashMap<usize, String>) {
+    let (mut same, mut unasked, mut wrong) = (0, 0, Vec::new());
+    for record in records {
+        match Finding::of(record, &alone[&record.index]) {
+            Finding::Same => same += 1,
+            Finding::NotAnswered => unasked += 1,
+            Finding::Wrong(how) => wrong.push(format!("request {} {how}", record.index)),
         }
     }
-    verdict.tried(format!("{} requests, each alone and then among the others", done.records.len()));
+    let peak = peak_in_flight(records);
     verdict.figure("same answer", same.to_string());
-    verdict.figure("different answer", different.len().to_string());
-    verdict.figure("not answered under load", unanswered.to_string());
-    for (index, common) in different.iter().take(MAX_NAMED) {
-        verdict.require(false, || format!("request {index} differs after {common} characters"));
+    verdict.figure("different or cut answer", wrong.len().to_string());
+    verdict.figure("refused under load", unasked.to_string());
+    verdict.figure("most requests in flight", peak.to_string());
+    for how in wrong.iter().take(MAX_NAMED) {
+        verdict.require(false, || how.clone());
     }
-    verdict.require(same > 0, || "no answer could be compared".to_owned());
-    Ok(verdict)
+    if unasked > 0 {
+        verdict.cannot_tell(format!("what {unasked} refused requests would have been told: give a smaller load"));
+    }
+    if peak < MIN_IN_FLIGHT {
+        verdict
+            .cannot_tell(format!("what a batch changes: at most {peak} requests were in flight; give a larger load"));
+    }
+}
+
+/// What one answer under load is, beside the answer given alone.
+enum Finding {
+    Same,
+    /// Refused, or not sent.
+    NotAnswered,
+    Wrong(String),
+}
+
+impl Finding {
+    fn of(record: &Record, expected: &str) -> Self {
+        let common = common_chars(&record.text, expected);
+        match &record.ending {
+            Ending::Refused { .. } | Ending::Failed(ErrorKind::NotSent) => Self::NotAnswered,
+            Ending::Finished if record.text == expected => Self::Same,
+            Ending::Failed(kind) if expected.starts_with(&record.text) => {
+                Self::Wrong(format!("ends after {common} characters: {}", kind.name()))
+            }
+            _ => Self::Wrong(format!("differs after {common} characters")),
+        }
+    }
 }
 
 /// The scenario without what makes answers differ by right.

@@ -58,6 +58,8 @@ pub struct Quantiles {
 #[derive(Debug, Clone, Serialize)]
 pub struct RunFigures {
     pub wall_s: f64,
+    /// At one moment, those of the warm-up too.
+    pub peak_in_flight: usize,
     pub total: Figures,
     pub traffic: BTreeMap<String, Figures>,
     pub tenants: BTreeMap<String, Figures>,
@@ -81,7 +83,13 @@ impl RunFigures {
             let is_theirs = |record: &Record| plan.traffic[record.traffic].tenant.as_ref() == Some(tenant);
             tenants.entry(tenant.clone()).or_insert_with(|| figures_of(&is_theirs));
         }
-        Self { wall_s: window.as_secs_f64(), total: Figures::of(&counted, window, &plan.objectives), traffic, tenants }
+        Self {
+            wall_s: window.as_secs_f64(),
+            peak_in_flight: peak_in_flight(&run.records),
+            total: Figures::of(&counted, window, &plan.objectives),
+            traffic,
+            tenants,
+        }
     }
 }
 
@@ -121,6 +129,11 @@ impl Figures {
         self.refused.values().sum()
     }
 
+    /// Whether anything at all got what it should; also where nothing was sent.
+    pub fn was_served(&self) -> bool {
+        self.requests == 0 || self.finished + self.left + self.poison_refused > 0
+    }
+
     fn count(&mut self, record: &Record, objectives: &Objectives) {
         match &record.ending {
             Ending::Finished => {
@@ -146,15 +159,25 @@ impl Figures {
     }
 }
 
+impl std::fmt::Display for Objectives {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Self { ttft_ms, tpot_ms, e2e_ms } = *self;
+        let parts = [("first token", ttft_ms), ("each further token", tpot_ms), ("the whole", e2e_ms)];
+        let parts: Vec<String> = parts
+            .iter()
+            .filter_map(|(name, limit)| limit.map(|limit| format!("{name} within {} ms", short(limit))))
+            .collect();
+        formatter.write_str(if parts.is_empty() { "whenever it comes".to_owned() } else { parts.join(", ") }.as_str())
+    }
+}
+
 impl Objectives {
     pub fn are_kept_by(&self, record: &Record) -> bool {
-        let within = |value: Option<Duration>, limit_ms: Option<f64>| match (value, limit_ms) {
-            (Some(value), Some(limit_ms)) => ms(value) <= limit_ms,
-            _ => true,
-        };
-        within(record.time_to_first_token(), self.ttft_ms)
-            && within(record.time_per_output_token(), self.tpot_ms)
-            && within(Some(record.end_to_end()), self.e2e_ms)
+        let within = |value: Duration, limit_ms: Option<f64>| limit_ms.is_none_or(|limit_ms| ms(value) <= limit_ms);
+        // A single token has no time per further token; an answer without a first token keeps nothing.
+        record.time_to_first_token().is_some_and(|first| within(first, self.ttft_ms))
+            && record.time_per_output_token().is_none_or(|each| within(each, self.tpot_ms))
+            && within(record.end_to_end(), self.e2e_ms)
     }
 }
 
@@ -182,6 +205,30 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (rank - below as f64)
 }
 
+/// For a table: at least three significant digits and one decimal; `-` for what is no number.
+pub fn short(value: f64) -> String {
+    const MOST_DECIMALS: f64 = 6.0;
+    if !value.is_finite() {
+        return "-".to_owned();
+    }
+    let wanted = if value == 0.0 { 1.0 } else { (2.0 - value.abs().log10().floor()).clamp(1.0, MOST_DECIMALS) };
+    let decimals = wanted as usize;
+    format!("{value:.decimals$}")
+}
+
+/// The most requests that were on their way at one moment.
+pub fn peak_in_flight(records: &[Record]) -> usize {
+    let mut changes: Vec<(Duration, isize)> =
+        records.iter().flat_map(|record| [(record.sent, 1), (record.end, -1)]).collect();
+    // Whoever ends at a moment is gone before whoever starts at it.
+    changes.sort_unstable();
+    let in_flight = changes.iter().scan(0, |in_flight, (_, change)| {
+        *in_flight += change;
+        Some(*in_flight)
+    });
+    in_flight.max().map_or(0, |peak| peak.try_into().unwrap_or(0))
+}
+
 pub fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
@@ -196,6 +243,7 @@ mod tests {
         let at = |after: u64| Duration::from_millis(1000 + after);
         Record {
             index: 0,
+            lap: 0,
             turn: 0,
             traffic: 0,
             intended: at(0),
@@ -217,6 +265,21 @@ mod tests {
     }
 
     #[test]
+    fn small_numbers_keep_three_digits_and_none_is_a_dash() {
+        let shown = [1234.56, 24.57, 1.234, 0.01234, 0.0, f64::NAN, f64::INFINITY].map(short);
+        assert_eq!(shown, ["1234.6", "24.6", "1.23", "0.0123", "0.0", "-", "-"]);
+    }
+
+    #[test]
+    fn the_peak_in_flight_is_what_overlaps() {
+        // Each from 1010 ms to 5 ms after its last event.
+        let apart = Record { sent: Duration::from_millis(1105), ..record(&[300], 1) };
+        assert_eq!(peak_in_flight(&[]), 0);
+        assert_eq!(peak_in_flight(&[record(&[100], 1), apart.clone()]), 1, "the second starts when the first ends");
+        assert_eq!(peak_in_flight(&[record(&[200], 1), record(&[100], 1), apart]), 2);
+    }
+
+    #[test]
     fn latency_counts_from_the_intended_start() {
         let records = [record(&[100, 120, 160], 5)];
         let figures = Figures::of(&records.iter().collect::<Vec<_>>(), Duration::from_secs(2), &Objectives::default());
@@ -232,10 +295,11 @@ mod tests {
         let refused = Record { ending: Ending::Refused { status: 503, code: None }, ..record(&[], 0) };
         let failed = Record { ending: Ending::Failed(ErrorKind::Timeout), ..record(&[50], 1) };
         let left = Record { ending: Ending::Left, ..record(&[50, 60], 2) };
-        let records = [record(&[100, 110], 2), record(&[300, 310], 2), refused, failed, left];
+        let silent = record(&[], 0);
+        let records = [record(&[100, 110], 2), record(&[300, 310], 2), silent, refused, failed, left];
         let objectives = Objectives { ttft_ms: Some(200.0), tpot_ms: Some(20.0), e2e_ms: None };
         let figures = Figures::of(&records.iter().collect::<Vec<_>>(), Duration::from_secs(1), &objectives);
-        assert_eq!((figures.good, figures.good_share), (1, 0.25), "of four whose answer was wanted whole");
+        assert_eq!((figures.good, figures.good_share), (1, 0.2), "of five whose answer was wanted whole");
         assert_eq!((figures.refused["503"], figures.errors["timeout"], figures.left), (1, 1, 1));
     }
 }

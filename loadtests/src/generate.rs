@@ -68,6 +68,9 @@ pub async fn generate<C: Connect>(client: &Client<C>, call: &Call) -> Answer {
     }
     answer.end = now();
     answer.ending = call.expect.judge(answer.ending, answer.finish_reason.as_deref(), &answer.text);
+    if answer.ending == Ending::Finished && answer.events.is_empty() {
+        answer.ending = Ending::Failed(ErrorKind::EmptyAnswer);
+    }
     answer
 }
 

@@ -63,6 +63,8 @@ pub struct Endpoint {
     /// `host:port`, also the Host header.
     pub authority: String,
     pub prefix: String,
+    /// Sent with every request, besides those that it needs: name and value.
+    pub headers: Vec<(String, String)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +122,12 @@ impl Endpoint {
         let path = path.trim_end_matches('/');
         let path = path.strip_suffix("v1").map_or(path, |path| path.trim_end_matches('/'));
         let prefix = if path.is_empty() { String::new() } else { format!("/{path}") };
-        Ok(Self { authority, prefix })
+        Ok(Self { authority, prefix, headers: Vec::new() })
+    }
+
+    /// Without a prefix.
+    pub fn at(authority: String) -> Self {
+        Self { authority, prefix: String::new(), headers: Vec::new() }
     }
 
     /// Whether load on it stays on this machine.
@@ -140,6 +147,9 @@ impl Endpoint {
         let mut head = format!("{method} {}{path} HTTP/1.1\r\nHost: {}\r\n", self.prefix, self.authority);
         if let Some(key) = api_key {
             head.push_str(&format!("Authorization: Bearer {key}\r\n"));
+        }
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
         }
         if !body.is_empty() || *method == "POST" {
             head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
@@ -273,6 +283,15 @@ mod tests {
         assert_eq!(endpoint("http://host/api/v1"), Ok(("host:80".into(), "/api".into())));
         assert!(endpoint("https://host").is_err());
         assert!(endpoint("http://").is_err());
+    }
+
+    #[test]
+    fn further_headers_are_sent_with_every_request() {
+        let headers = vec![("X-Team".to_owned(), "blue".to_owned())];
+        let endpoint = Endpoint { headers, ..Endpoint::at("host:1".to_owned()) };
+        let request = Request { method: "GET", path: "/v1/models", api_key: None, body: b"" };
+        let bytes = String::from_utf8(endpoint.encode(&request)).unwrap();
+        assert_eq!(bytes, "GET /v1/models HTTP/1.1\r\nHost: host:1\r\nX-Team: blue\r\n\r\n");
     }
 
     #[test]

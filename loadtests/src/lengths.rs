@@ -78,6 +78,21 @@ impl Lengths {
     }
 }
 
+/// As in TOML.
+impl std::str::FromStr for Lengths {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Written {
+            lengths: Lengths,
+        }
+        let written: Written =
+            toml::from_str(&format!("lengths = {text}")).map_err(|error| error.message().to_owned())?;
+        written.lengths.check().map(|()| written.lengths)
+    }
+}
+
 impl<'de> Deserialize<'de> for Lengths {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(LengthsVisitor)

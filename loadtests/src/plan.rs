@@ -12,7 +12,7 @@ use crate::http::Connect;
 use crate::lengths::Lengths;
 use crate::progress::Progress;
 use crate::prompts::PromptMaker;
-use crate::record::Expect;
+use crate::record::{Expect, Place};
 use crate::rng::Rng;
 use crate::scenario::{Objectives, Scenario, Traffic, Workload};
 use crate::tokens::TokensError;
@@ -23,6 +23,10 @@ pub use poison::poison_bodies;
 
 /// A scenario's requests are at most so many: they are all made before the run.
 pub const MAX_JOBS: usize = 200_000;
+/// Different requests that are made for each closed user and second; who is answered sooner asks some again.
+const CLOSED_RATE: f64 = 4.0;
+/// More different requests than this are not made for closed users: making them takes time, too.
+const MAX_CLOSED_SUPPLY: usize = 4096;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -47,6 +51,16 @@ pub struct TrafficLabel {
 pub struct ClosedGroup {
     pub concurrency: usize,
     pub jobs: Vec<Job>,
+    pub supply: Supply,
+}
+
+/// What closed users do when all of their requests are asked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Supply {
+    /// They go: the scenario says how many requests there are.
+    Once,
+    /// They ask them again from the first, until the scenario's end.
+    Again,
 }
 
 #[derive(Debug, Clone)]
@@ -56,6 +70,13 @@ pub struct Job {
     /// Zero where the arrivals are closed.
     pub at: Duration,
     pub script: Script,
+}
+
+impl Job {
+    /// Of its first turn, when it is asked for the first time.
+    pub(crate) fn place(&self, intended: Duration) -> Place {
+        Place { index: self.index, lap: 0, turn: 0, traffic: self.traffic, intended }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -137,13 +158,18 @@ impl Plan {
         };
         for (index, traffic) in scenario.traffic.iter().enumerate() {
             let rng = Rng::for_part(scenario.seed, index as u64);
+            // Where answers end when they will, other words are another load.
+            let wording = if traffic.request.ignore_eos { scenario.wording } else { 0 };
+            let words = Rng::for_part(scenario.seed, ((1 + wording) << 32) | index as u64);
             let labels = &mut plan.traffic;
             let prefixes = Vec::new();
-            let mut planner = Planner { scenario, traffic, index, maker, target, progress, rng, prefixes, labels };
+            let mut planner =
+                Planner { scenario, traffic, index, maker, target, progress, rng, words, prefixes, labels };
             let jobs = planner.jobs().await?;
             match traffic.arrivals.scaled(scenario.rate_scale) {
                 Arrivals::Closed { concurrency } => {
-                    plan.closed.push(ClosedGroup { concurrency: concurrency as usize, jobs });
+                    let supply = if traffic.requests.is_some() { Supply::Once } else { Supply::Again };
+                    plan.closed.push(ClosedGroup { concurrency: concurrency as usize, jobs, supply });
                 }
                 _ => plan.open.extend(jobs),
             }
@@ -178,7 +204,9 @@ struct Planner<'a, C: Connect> {
     maker: &'a PromptMaker<C>,
     target: &'a Target,
     progress: &'a Progress,
+    /// Of times and lengths.
     rng: Rng,
+    words: Rng,
     prefixes: Vec<String>,
     /// Those of the scenario's entries, then what a trace adds.
     labels: &'a mut Vec<TrafficLabel>,
@@ -192,7 +220,13 @@ impl<C: Connect> Planner<'_, C> {
         let arrivals = self.traffic.arrivals.scaled(self.scenario.rate_scale);
         let offsets = arrivals.offsets(self.scenario.duration(), &mut self.rng);
         let limit = self.traffic.requests.unwrap_or(MAX_JOBS + 1);
-        let mut offsets = offsets.unwrap_or_else(|| vec![Duration::ZERO; limit.min(MAX_JOBS)]);
+        let mut offsets = offsets.unwrap_or_else(|| {
+            let supply = match arrivals {
+                Arrivals::Closed { concurrency } => self.closed_supply(concurrency),
+                _ => MAX_JOBS,
+            };
+            vec![Duration::ZERO; limit.min(supply)]
+        });
         offsets.truncate(limit);
         if offsets.len() > MAX_JOBS {
             return Err(PlanError::TooMany);
@@ -204,6 +238,15 @@ impl<C: Connect> Planner<'_, C> {
             self.progress.count_prepared();
         }
         Ok(jobs)
+    }
+
+    /// How many different requests closed users get: all that the scenario says, or else as many as last for a while.
+    fn closed_supply(&self, concurrency: u32) -> usize {
+        if self.traffic.requests.is_some() {
+            return MAX_JOBS;
+        }
+        let wanted = f64::from(concurrency) * (1.0 + self.scenario.duration_s * CLOSED_RATE);
+        (wanted as usize).min(MAX_CLOSED_SUPPLY)
     }
 
     async fn script(&mut self, number: usize) -> Result<Script, PlanError> {
@@ -218,16 +261,16 @@ impl<C: Connect> Planner<'_, C> {
             Workload::Completions { prompt_tokens, output_tokens, token_ids } => {
                 let tokens = prompt_tokens.draw(&mut self.rng);
                 let prompt = if *token_ids {
-                    serde_json::json!(self.maker.ids(tokens, &mut self.rng))
+                    serde_json::json!(self.maker.ids(tokens, &mut self.words))
                 } else {
-                    self.maker.text(tokens, &mut self.rng).await?.into()
+                    self.maker.text(tokens, &mut self.words).await?.into()
                 };
                 let tokens = output_tokens.draw(&mut self.rng);
                 self.call(template.completions(prompt, tokens))?
             }
             Workload::SharedPrefix { prefixes, prefix_tokens, prompt_tokens, output_tokens } => {
                 while self.prefixes.len() < *prefixes {
-                    self.prefixes.push(self.maker.text(*prefix_tokens, &mut self.rng).await?);
+                    self.prefixes.push(self.maker.text(*prefix_tokens, &mut self.words).await?);
                 }
                 let system = body::system(&self.prefixes[self.rng.below(*prefixes)]);
                 let prompt = self.words(prompt_tokens).await?;
@@ -269,7 +312,7 @@ impl<C: Connect> Planner<'_, C> {
             let messages = match line.prompt {
                 TracePrompt::Messages(messages) => messages,
                 TracePrompt::Words { tokens, blocks } => {
-                    let text = self.maker.text_of_blocks(&blocks, BLOCK_TOKENS, tokens, &mut self.rng).await?;
+                    let text = self.maker.text_of_blocks(&blocks, BLOCK_TOKENS, tokens, &mut self.words).await?;
                     vec![body::user(&text)]
                 }
             };
@@ -298,7 +341,7 @@ impl<C: Connect> Planner<'_, C> {
 
     async fn words(&mut self, lengths: &Lengths) -> Result<String, TokensError> {
         let tokens = lengths.draw(&mut self.rng);
-        self.maker.text(tokens, &mut self.rng).await
+        self.maker.text(tokens, &mut self.words).await
     }
 
     fn template(&self) -> BodyTemplate {

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::figures::ms;
 use crate::record::{Ending, Record};
+use crate::report::LATE_MS;
 
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -12,6 +14,7 @@ pub struct Progress {
     refused: AtomicU64,
     failed: AtomicU64,
     tokens: AtomicU64,
+    late: AtomicU64,
 }
 
 /// Counts at one moment.
@@ -25,6 +28,8 @@ pub struct Counts {
     pub failed: u64,
     /// Output tokens of the requests that ended.
     pub tokens: u64,
+    /// Requests that left more than [`LATE_MS`] after their time.
+    pub late: u64,
 }
 
 impl Progress {
@@ -38,6 +43,7 @@ impl Progress {
 
     pub fn count_ended(&self, record: &Record) {
         self.tokens.fetch_add(record.output_tokens(), Ordering::Relaxed);
+        self.late.fetch_add(u64::from(ms(record.lateness()) > LATE_MS), Ordering::Relaxed);
         match record.ending {
             Ending::Refused { .. } => self.refused.fetch_add(1, Ordering::Relaxed),
             Ending::Failed(_) => self.failed.fetch_add(1, Ordering::Relaxed),
@@ -56,6 +62,7 @@ impl Progress {
             refused: self.refused.load(Ordering::Relaxed),
             failed: self.failed.load(Ordering::Relaxed),
             tokens: self.tokens.load(Ordering::Relaxed),
+            late: self.late.load(Ordering::Relaxed),
         }
     }
 }

@@ -11,6 +11,8 @@ use crate::generate::Answer;
 pub struct Record {
     /// Which request of the plan, counted over the whole scenario.
     pub index: usize,
+    /// How often closed users had asked it before.
+    pub lap: usize,
     /// Which turn of its conversation.
     pub turn: usize,
     /// Which entry of the scenario's traffic.
@@ -62,6 +64,8 @@ pub enum ErrorKind {
     /// An error event in the stream.
     StreamError,
     Malformed,
+    /// It ended well and said nothing, though every scenario asks for at least one token.
+    EmptyAnswer,
     /// A poison request was answered as if nothing were wrong, or with a 5xx.
     PoisonAccepted,
     /// The answer does not fit the JSON schema's form.
@@ -86,6 +90,7 @@ impl Record {
         let since = |instant: Instant| instant.saturating_duration_since(start);
         Self {
             index: place.index,
+            lap: place.lap,
             turn: place.turn,
             traffic: place.traffic,
             intended: place.intended,
@@ -99,8 +104,8 @@ impl Record {
     }
 
     /// What makes it comparable with another run of the same plan.
-    pub fn place(&self) -> (usize, usize) {
-        (self.index, self.turn)
+    pub fn place(&self) -> (usize, usize, usize) {
+        (self.index, self.lap, self.turn)
     }
 
     pub fn is_finished(&self) -> bool {
@@ -141,6 +146,7 @@ impl Record {
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
     pub index: usize,
+    pub lap: usize,
     pub turn: usize,
     pub traffic: usize,
     pub intended: Duration,
@@ -164,6 +170,19 @@ impl Expect {
     }
 }
 
+impl std::fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Finished => formatter.write_str("finished"),
+            Self::Left => formatter.write_str("left"),
+            Self::Refused { status, code: Some(code) } => write!(formatter, "refused {status} {code}"),
+            Self::Refused { status, code: None } => write!(formatter, "refused {status}"),
+            Self::RefusedAsExpected { status } => write!(formatter, "poison refused {status}"),
+            Self::Failed(kind) => formatter.write_str(kind.name()),
+        }
+    }
+}
+
 impl ErrorKind {
     pub fn name(self) -> &'static str {
         match self {
@@ -172,6 +191,7 @@ impl ErrorKind {
             Self::StreamCut => "stream cut",
             Self::StreamError => "error in the stream",
             Self::Malformed => "malformed answer",
+            Self::EmptyAnswer => "empty answer",
             Self::PoisonAccepted => "poison not refused",
             Self::NotJson => "answer is not the asked JSON",
             Self::NotSent => "not sent: too much in flight",

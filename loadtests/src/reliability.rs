@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use crate::arrivals::Arrivals;
 use crate::clock::now;
-use crate::figures::{Figures, RunFigures};
+use crate::figures::{Figures, RunFigures, short};
 use crate::generate::{Call, Route, generate};
 use crate::http::{Connect, HttpError};
 use crate::lengths::Lengths;
 use crate::metrics_page::{MetricsPage, Occupancy};
 use crate::plan::{BodyTemplate, Plan, PlanError};
-use crate::record::{Ending, ErrorKind, Expect};
+use crate::record::{Ending, Expect};
 use crate::rng::Rng;
 use crate::run::{Run, RunOptions, run};
 use crate::scenario::{Leave, Objectives, RequestFields, Scenario, Traffic, Workload};
@@ -53,8 +53,8 @@ pub struct CheckOptions {
     pub users: u32,
     /// Requests per second of the users who should not notice.
     pub rate: f64,
-    /// How much more than it can do an overloaded server is asked.
-    pub factor: f64,
+    /// How many times what it can do an overloaded server is asked, one after the other.
+    pub factors: Vec<f64>,
     pub connections: usize,
     /// What counts as served in time.
     pub objectives: Objectives,
@@ -90,7 +90,7 @@ impl Default for CheckOptions {
             duration: Duration::from_secs(20),
             users: 16,
             rate: 1.0,
-            factor: 4.0,
+            factors: vec![2.0, 4.0, 10.0],
             connections: 10_000,
             objectives: Objectives { ttft_ms: Some(5000.0), tpot_ms: Some(250.0), e2e_ms: None },
             lengths: ChatLengths { prompt_tokens: 64, output_tokens: 48 },
@@ -124,6 +124,7 @@ impl<C: Connect> Context<'_, C> {
             duration_s: self.options.duration.as_secs_f64(),
             warmup_s: 0.0,
             seed: 1,
+            wording: 0,
             timeout_s: REQUEST_TIMEOUT_S,
             rate_scale: 1.0,
             objectives: self.options.objectives,
@@ -150,12 +151,19 @@ impl<C: Connect> Context<'_, C> {
     /// The promise includes that the server still serves: one short chat, by a stranger.
     async fn require_alive(&self, verdict: &mut Verdict, when: &str) {
         self.session.client.forget_idle();
-        let lengths = ChatLengths { prompt_tokens: 8, output_tokens: 4 };
-        let ending = match self.call(lengths, 0).await {
-            Ok(call) => generate(&self.session.client, &Call { timeout: PROBE_TIMEOUT, ..call }).await.ending,
-            Err(_) => Ending::Failed(ErrorKind::Timeout),
-        };
-        verdict.require(ending == Ending::Finished, || format!("{when} a chat ends with {ending:?}"));
+        match self.probe(PROBE_TIMEOUT).await {
+            Ok(call) => {
+                let ending = generate(&self.session.client, &call).await.ending;
+                verdict.require(ending == Ending::Finished, || format!("{when} a chat ends with {ending:?}"));
+            }
+            Err(error) => verdict.require(false, || format!("{when} no chat can be asked: {error}")),
+        }
+    }
+
+    /// A short chat that shows whether the server serves.
+    async fn probe(&self, timeout: Duration) -> Result<Call, CheckError> {
+        let call = self.call(ChatLengths { prompt_tokens: 8, output_tokens: 4 }, 0).await?;
+        Ok(Call { timeout, ..call })
     }
 
     /// A chat outside of any scenario.
@@ -214,7 +222,7 @@ fn require_answers(figures: &Figures) -> Result<(), CheckError> {
 }
 
 fn milliseconds(value: Option<f64>) -> String {
-    value.map_or_else(|| "none".to_owned(), |value| format!("{value:.1} ms"))
+    value.map_or_else(|| "none".to_owned(), |value| format!("{} ms", short(value)))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a run says at its end: a table for people, JSON for scripts, and both in a dated file on request.
 
+mod rows;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -10,10 +11,15 @@ use crate::clock;
 use crate::figures::{Quantiles, RunFigures, ms};
 use crate::plan::Plan;
 use crate::process::MachineFigures;
+use crate::progress::Counts;
 use crate::run::Run;
+use crate::scenario::{Objectives, Scenario};
 
-/// A generator that is later than this has measured itself.
-const LATE_MS: f64 = 5.0;
+pub use rows::write as write_rows;
+
+/// A generator of which more than 1 % leaves later than this has measured itself.
+pub const LATE_MS: f64 = 5.0;
+const LATE_REQUESTS: f64 = 0.01;
 /// The same, as a share of the time to the first token.
 const LATE_SHARE: f64 = 0.05;
 const BUSY_SHARE: f64 = 0.8;
@@ -21,11 +27,23 @@ const FOREIGN_SHARE: f64 = 0.1;
 
 #[derive(Debug, Serialize)]
 pub struct Report {
+    pub load: Load,
     pub figures: RunFigures,
     pub machine: MachineFigures,
     pub generator: Overhead,
     /// Why the figures may not be the server's.
     pub warnings: Vec<String>,
+}
+
+/// What was asked, where the scenario's name does not say it.
+#[derive(Debug, Serialize)]
+pub struct Load {
+    pub description: String,
+    pub seed: u64,
+    pub rate_scale: f64,
+    pub duration_s: f64,
+    pub warmup_s: f64,
+    pub objectives: Objectives,
 }
 
 /// Where a figure comes from.
@@ -38,6 +56,8 @@ pub struct About {
     pub server: String,
     pub date: String,
     pub machine: String,
+    /// Of the checkout that this program was run in. Neither the server's nor surely the program's own: `server` and
+    /// `note` say what was measured.
     pub commit: String,
     pub command: String,
     /// What the reader of the figures should know besides.
@@ -80,19 +100,29 @@ impl Overhead {
             warnings
                 .push(format!("the generator is the bottleneck: 1 % of its requests left {late:.1} ms late or later"));
         }
-        if self.cpu_cores > BUSY_SHARE * self.threads as f64 {
-            warnings.push(format!(
-                "the generator is the bottleneck: it used {:.2} cores with {} threads",
-                self.cpu_cores, self.threads
-            ));
-        }
+        warnings.extend(busy(self.cpu_cores, self.threads));
         warnings
     }
 }
 
+/// Why a verdict may be the generator's: `counts` are of all that it sent, while `machine` was watched.
+pub fn bottlenecks(counts: Counts, machine: &MachineFigures, threads: usize) -> Vec<String> {
+    let Counts { sent, late, .. } = counts;
+    let is_late = late as f64 > LATE_REQUESTS * sent as f64;
+    let too_late = is_late.then(|| {
+        format!("the generator is the bottleneck: {late} of its {sent} requests left more than {LATE_MS} ms late")
+    });
+    too_late.into_iter().chain(busy(machine.own_cpu_cores, threads)).collect()
+}
+
+fn busy(cpu_cores: f64, threads: usize) -> Option<String> {
+    (cpu_cores > BUSY_SHARE * threads as f64)
+        .then(|| format!("the generator is the bottleneck: it used {cpu_cores:.2} cores with {threads} threads"))
+}
+
 impl MachineFigures {
     /// Why the figures may be other programs'.
-    pub(crate) fn warning(&self) -> Option<String> {
+    pub fn warning(&self) -> Option<String> {
         (self.foreign_cpu_cores > FOREIGN_SHARE * self.cores as f64).then(|| {
             format!("other programs used {:.2} of this machine's {} cores", self.foreign_cpu_cores, self.cores)
         })
@@ -100,11 +130,15 @@ impl MachineFigures {
 }
 
 impl Report {
-    pub fn of(run: &Run, plan: &Plan, machine: MachineFigures, threads: usize) -> Self {
+    /// `plan` was made of `scenario`.
+    pub fn of(run: &Run, (scenario, plan): (&Scenario, &Plan), machine: MachineFigures, threads: usize) -> Self {
         let figures = RunFigures::of(run, plan);
         let generator = Overhead::of(run, &machine, threads);
-        let warnings = warnings(&figures, &machine, &generator);
-        Self { figures, machine, generator, warnings }
+        let mut warnings = warnings(&figures, &machine, &generator);
+        if run.was_stopped {
+            warnings.push("the run was stopped: what had not ended is left out".to_owned());
+        }
+        Self { load: Load::of(scenario), figures, machine, generator, warnings }
     }
 
     pub fn table(&self) -> String {
@@ -113,6 +147,13 @@ impl Report {
 
     pub fn json(&self) -> serde_json::Value {
         serde_json::json!(self)
+    }
+}
+
+impl Load {
+    fn of(scenario: &Scenario) -> Self {
+        let Scenario { description, seed, rate_scale, duration_s, warmup_s, objectives, .. } = scenario.clone();
+        Self { description, seed, rate_scale, duration_s, warmup_s, objectives }
     }
 }
 
@@ -135,7 +176,7 @@ impl About {
     pub fn markdown(&self) -> String {
         let Self { scenario: _, url, model, server, date, machine, commit, command, note } = self;
         format!(
-            "- date: {date}\n- machine: {machine}\n- commit: {commit}\n- server: {url}, `{server}`, model `{model}`\n\
+            "- date: {date}\n- machine: {machine}\n- commit: {commit} (of the folder that this was run in)\n- server: {url}, `{server}`, model `{model}`\n\
              - command: `{command}`\n{}",
             note.as_ref().map(|note| format!("- note: {note}\n")).unwrap_or_default()
         )
@@ -161,6 +202,13 @@ fn command(mut args: impl Iterator<Item = String>) -> String {
     while let Some(word) = args.next() {
         match word.as_str() {
             "--note" => drop(args.next()),
+            // A header may hold a secret.
+            "--header" => {
+                let header = args.next().unwrap_or_default();
+                let name = header.split(':').next().unwrap_or_default();
+                words.push(format!("--header '{name}: ...'"));
+            }
+            _ if word.starts_with("--header=") => words.push("--header=...".to_owned()),
             _ if word.contains(char::is_whitespace) => words.push(format!("'{word}'")),
             _ => words.push(word),
         }
@@ -210,7 +258,7 @@ mod tests {
     fn warned(lateness_ms: f64, own_cores: f64, foreign_cores: f64) -> Vec<String> {
         let quantiles = |value| Quantiles::of([value].into_iter());
         let total = Figures { ttft_ms: quantiles(50.0), ..Figures::default() };
-        let figures = RunFigures { wall_s: 1.0, total, traffic: [].into(), tenants: [].into() };
+        let figures = RunFigures { wall_s: 1.0, peak_in_flight: 1, total, traffic: [].into(), tenants: [].into() };
         let machine = MachineFigures { foreign_cpu_cores: foreign_cores, cores: 2, ..MachineFigures::default() };
         let generator =
             Overhead { lateness_ms: quantiles(lateness_ms), cpu_cores: own_cores, events_per_s: 1.0, threads: 1 };
@@ -226,9 +274,29 @@ mod tests {
     }
 
     #[test]
+    fn a_verdict_hears_of_a_generator_that_is_late_or_busy() {
+        let warned = |late, own_cpu_cores| {
+            let machine = MachineFigures { own_cpu_cores, ..MachineFigures::default() };
+            bottlenecks(Counts { sent: 1000, late, ..Counts::default() }, &machine, 1)
+        };
+        assert!(warned(10, 0.8).is_empty());
+        assert!(warned(11, 0.1)[0].contains("11 of its 1000 requests left more than 5 ms late"));
+        assert!(warned(0, 0.9)[0].contains("0.90 cores"));
+    }
+
+    #[test]
     fn the_command_is_kept_without_its_folder_and_note() {
-        let args = ["/somewhere/passerelle-loadtests", "run", "--note", "a note", "--scenario", "my own.toml"];
+        let args = [
+            "/somewhere/passerelle-loadtests",
+            "run",
+            "--note",
+            "a note",
+            "--header",
+            "X-Key: secret",
+            "--scenario",
+            "my own.toml",
+        ];
         let command = command(args.into_iter().map(str::to_owned));
-        assert_eq!(command, "passerelle-loadtests run --scenario 'my own.toml'");
+        assert_eq!(command, "passerelle-loadtests run --header 'X-Key: ...' --scenario 'my own.toml'");
     }
 }

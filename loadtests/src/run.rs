@@ -2,23 +2,26 @@
 
 mod pacing;
 
-use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 pub use pacing::Pacing;
 
 use crate::clock::{Instant, now};
-use crate::generate::{Answer, generate};
+use crate::generate::{Answer, Call, generate};
 use crate::http::{Client, Connect};
-use crate::plan::{ClosedGroup, Conversation, Job, Plan, Script};
+use crate::plan::{ClosedGroup, Conversation, Job, Plan, Script, Supply};
 use crate::progress::Progress;
 use crate::record::{Ending, ErrorKind, Place, Record};
 
 /// Between the start of a run and its first request, so that everything is in place.
 const LEAD: Duration = Duration::from_millis(20);
+/// What a closed user waits who was refused: otherwise a server that refuses at once would be asked as fast as it can.
+const AFTER_REFUSAL: Duration = Duration::from_millis(100);
 /// Beyond it requests are counted as not sent: the generator, not the server, would be measured.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 16_384;
 
@@ -27,6 +30,8 @@ pub struct RunOptions {
     pub pacing: Pacing,
     pub max_in_flight: usize,
     pub progress: Arc<Progress>,
+    /// Ends the run that goes on, or else the next one: what has ended is reported, what has not is cut off.
+    pub stop: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -35,65 +40,99 @@ pub struct Run {
     pub records: Vec<Record>,
     /// From the first intended start to the last end.
     pub wall: Duration,
+    /// Before its end.
+    pub was_stopped: bool,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { pacing: Pacing::Thread, max_in_flight: DEFAULT_MAX_IN_FLIGHT, progress: Arc::default() }
+        Self {
+            pacing: Pacing::Thread,
+            max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+            progress: Arc::default(),
+            stop: Arc::default(),
+        }
     }
 }
 
-/// Sends all that `plan` holds to `client`'s server and waits for every answer.
+/// Sends all that `plan` holds to `client`'s server and waits for every answer, or until it is told to stop.
 pub async fn run<C: Connect>(client: &Client<C>, plan: &Plan, options: &RunOptions) -> Run {
-    let sender = Sender { client: client.clone(), start: now() + LEAD, progress: Arc::clone(&options.progress) };
+    let sender = Sender {
+        client: client.clone(),
+        start: now() + LEAD,
+        progress: Arc::clone(&options.progress),
+        records: Arc::default(),
+    };
     let mut users = JoinSet::new();
+    let was_stopped = tokio::select! {
+        () = send_all(&sender, &mut users, plan, options) => false,
+        () = options.stop.notified() => true,
+    };
+    users.shutdown().await;
+    let records = std::mem::take(&mut *sender.records.lock().unwrap_or_else(PoisonError::into_inner));
+    let wall = records.iter().map(|record| record.end).max().unwrap_or_default();
+    Run { records, wall, was_stopped }
+}
+
+async fn send_all<C: Connect>(sender: &Sender<C>, users: &mut JoinSet<()>, plan: &Plan, options: &RunOptions) {
     for group in &plan.closed {
-        spawn_closed(&mut users, &sender, group, plan.duration);
+        spawn_closed(users, sender, group, plan.duration);
     }
-    let mut records = Vec::new();
     let offsets = plan.open.iter().map(|job| job.at).collect();
     let mut ticks = options.pacing.ticks(sender.start, offsets);
     while let Some(index) = ticks.recv().await {
         let job = &plan.open[index];
         if options.progress.counts().in_flight as usize >= options.max_in_flight {
-            records.push(sender.not_sent(job));
+            sender.note_not_sent(job);
         } else {
             let (sender, job) = (sender.clone(), job.clone());
-            users.spawn(async move { sender.carry_out(&job, job.at).await });
+            users.spawn(async move {
+                sender.carry_out(&job.script, job.place(job.at)).await;
+            });
         }
         while let Some(ended) = users.try_join_next() {
-            records.extend(ended.expect("a user's task does not panic and is not cancelled"));
+            ended.expect("a user's task does not panic and is not cancelled");
         }
     }
     while let Some(ended) = users.join_next().await {
-        records.extend(ended.expect("a user's task does not panic and is not cancelled"));
+        ended.expect("a user's task does not panic and is not cancelled");
     }
-    let wall = records.iter().map(|record| record.end).max().unwrap_or_default();
-    Run { records, wall }
 }
 
-fn spawn_closed<C: Connect>(
-    users: &mut JoinSet<Vec<Record>>,
-    sender: &Sender<C>,
-    group: &ClosedGroup,
-    duration: Duration,
-) {
-    let queue = Arc::new(Mutex::new(VecDeque::from(group.jobs.clone())));
+fn spawn_closed<C: Connect>(users: &mut JoinSet<()>, sender: &Sender<C>, group: &ClosedGroup, duration: Duration) {
+    let questions = Arc::new(Questions { jobs: group.jobs.clone(), supply: group.supply, asked: AtomicUsize::new(0) });
     for _ in 0..group.concurrency {
-        let (sender, queue) = (sender.clone(), Arc::clone(&queue));
+        let (sender, questions) = (sender.clone(), Arc::clone(&questions));
         users.spawn(async move {
             tokio::time::sleep_until(sender.start).await;
-            let mut records = Vec::new();
-            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            while let Some(job) = next() {
+            while let Some((job, lap)) = questions.next() {
                 let intended = now().saturating_duration_since(sender.start);
                 if intended >= duration {
                     break;
                 }
-                records.extend(sender.carry_out(&job, intended).await);
+                let ending = sender.carry_out(&job.script, Place { lap, ..job.place(intended) }).await;
+                if matches!(ending, Ending::Refused { .. } | Ending::Failed(_)) {
+                    tokio::time::sleep(AFTER_REFUSAL).await;
+                }
             }
-            records
         });
+    }
+}
+
+/// What closed users ask, one after the other.
+struct Questions {
+    jobs: Vec<Job>,
+    supply: Supply,
+    asked: AtomicUsize,
+}
+
+impl Questions {
+    /// The next one, and how often it was asked before.
+    fn next(&self) -> Option<(&Job, usize)> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let lap = number.checked_div(self.jobs.len())?;
+        let is_left = lap == 0 || self.supply == Supply::Again;
+        is_left.then(|| (&self.jobs[number % self.jobs.len()], lap))
     }
 }
 
@@ -101,58 +140,65 @@ struct Sender<C: Connect> {
     client: Client<C>,
     start: Instant,
     progress: Arc<Progress>,
+    records: Arc<Mutex<Vec<Record>>>,
 }
 
 impl<C: Connect> Clone for Sender<C> {
     fn clone(&self) -> Self {
-        Self { client: self.client.clone(), start: self.start, progress: Arc::clone(&self.progress) }
+        Self {
+            client: self.client.clone(),
+            start: self.start,
+            progress: Arc::clone(&self.progress),
+            records: Arc::clone(&self.records),
+        }
     }
 }
 
 impl<C: Connect> Sender<C> {
-    async fn carry_out(&self, job: &Job, intended: Duration) -> Vec<Record> {
-        let place = Place { index: job.index, turn: 0, traffic: job.traffic, intended };
-        match &job.script {
+    /// How the last request ended.
+    async fn carry_out(&self, script: &Script, place: Place) -> Ending {
+        match script {
             Script::Single(call) => {
-                self.progress.count_sent();
-                let answer = generate(&self.client, call).await;
-                vec![self.record(place, answer)]
+                let record = self.ask(call, place).await;
+                let ending = record.ending.clone();
+                self.keep(record);
+                ending
             }
             Script::Conversation(conversation) => self.converse(conversation, place).await,
         }
     }
 
     /// Turn after turn; a turn that fails ends the conversation.
-    async fn converse(&self, conversation: &Conversation, mut place: Place) -> Vec<Record> {
-        let mut records = Vec::with_capacity(conversation.turns.len());
+    async fn converse(&self, conversation: &Conversation, mut place: Place) -> Ending {
         let mut messages = Vec::new();
+        let mut ending = Ending::Finished;
         for (turn, (text, max_tokens)) in conversation.turns.iter().enumerate() {
+            if turn > 0 {
+                tokio::time::sleep_until(self.start + place.intended).await;
+            }
             messages.push(serde_json::json!({"role": "user", "content": text}));
             let mut call = conversation.call.clone();
             call.body = conversation.template.chat(&messages, *max_tokens);
-            self.progress.count_sent();
-            let record = self.record(Place { turn, ..place }, generate(&self.client, &call).await);
-            let goes_on = record.is_finished();
+            let record = self.ask(&call, Place { turn, ..place }).await;
             messages.push(serde_json::json!({"role": "assistant", "content": record.text}));
             place.intended = record.end + conversation.think;
-            records.push(record);
-            if !goes_on {
+            ending = record.ending.clone();
+            self.keep(record);
+            if ending != Ending::Finished {
                 break;
             }
-            if turn + 1 < conversation.turns.len() {
-                tokio::time::sleep_until(self.start + place.intended).await;
-            }
         }
-        records
+        ending
     }
 
-    fn record(&self, place: Place, answer: Answer) -> Record {
-        let record = Record::new(place, self.start, answer);
+    async fn ask(&self, call: &Call, place: Place) -> Record {
+        self.progress.count_sent();
+        let record = Record::new(place, self.start, generate(&self.client, call).await);
         self.progress.count_ended(&record);
         record
     }
 
-    fn not_sent(&self, job: &Job) -> Record {
+    fn note_not_sent(&self, job: &Job) {
         let at = now();
         let answer = Answer {
             sent: at,
@@ -163,6 +209,10 @@ impl<C: Connect> Sender<C> {
             finish_reason: None,
             text: String::new(),
         };
-        Record::new(Place { index: job.index, turn: 0, traffic: job.traffic, intended: job.at }, self.start, answer)
+        self.keep(Record::new(job.place(job.at), self.start, answer));
+    }
+
+    fn keep(&self, record: Record) {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
     }
 }

@@ -24,6 +24,9 @@ pub struct Scenario {
     pub warmup_s: f64,
     #[serde(default = "default_seed")]
     pub seed: u64,
+    /// Another number is other words of the same lengths at the same times, where answers' lengths do not hang on them.
+    #[serde(skip)]
+    pub wording: u64,
     /// Of one request, from its sending to its end.
     #[serde(default = "default_timeout_s")]
     pub timeout_s: f64,
@@ -53,7 +56,7 @@ pub struct Traffic {
     #[serde(default)]
     pub tenant: Option<String>,
     pub arrivals: Arrivals,
-    /// At most so many; needed where the arrivals are closed.
+    /// At most so many. Closed users without it ask until the scenario's end.
     #[serde(default)]
     pub requests: Option<usize>,
     pub workload: Workload,
@@ -93,6 +96,21 @@ impl Scenario {
             .map_err(|source| ScenarioError::Malformed { name: name.to_owned(), source: Box::new(source) })?;
         scenario.check().map_err(|what| ScenarioError::Wrong { name: name.to_owned(), what })?;
         Ok(scenario)
+    }
+
+    /// One kind of traffic, and everything else as it is where a file says nothing.
+    pub fn of(description: &str, duration_s: f64, traffic: Traffic) -> Self {
+        Self {
+            description: description.to_owned(),
+            duration_s,
+            warmup_s: 0.0,
+            seed: default_seed(),
+            wording: 0,
+            timeout_s: default_timeout_s(),
+            rate_scale: default_rate_scale(),
+            objectives: Objectives::default(),
+            traffic: vec![traffic],
+        }
     }
 
     pub fn duration(&self) -> Duration {
@@ -138,8 +156,8 @@ impl Traffic {
     fn check(&self) -> Result<(), String> {
         self.arrivals.check()?;
         self.workload.check()?;
-        if matches!(self.arrivals, Arrivals::Closed { .. }) && self.requests.is_none() {
-            return Err("closed arrivals need `requests`".to_owned());
+        if self.requests == Some(0) {
+            return Err("`requests` must be above 0".to_owned());
         }
         if matches!(self.arrivals, Arrivals::Trace) != matches!(self.workload, Workload::Trace { .. }) {
             return Err("a trace is both the arrivals and the workload".to_owned());
@@ -204,8 +222,8 @@ mod tests {
         assert!(error_of(&SMALL.replace("duration_s = 2", "duration_s = 0")).contains("duration_s"));
         assert!(error_of(&SMALL.replace("rate = 2.0", "rate = 0.0")).contains("rate"));
         assert!(error_of(&SMALL.replace("prompt_tokens = 8", "prompt_tokens = 0")).contains("at least one token"));
-        let closed = SMALL.replace(r#"kind = "constant", rate = 2.0"#, r#"kind = "closed", concurrency = 2"#);
-        assert!(error_of(&closed).contains("requests"));
+        let none = SMALL.replace("name =", "requests = 0\nname =");
+        assert!(error_of(&none).contains("`requests` must be above 0"));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Launch {
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| ServerError::Start { program: program.clone(), source })?;
-        let endpoint = Endpoint { authority: format!("127.0.0.1:{port}"), prefix: String::new() };
+        let endpoint = Endpoint::at(format!("127.0.0.1:{port}"));
         let mut server = RunningServer { child, endpoint };
         server.wait_until_it_answers().await?;
         Ok(server)

@@ -107,6 +107,13 @@ mod tests {
     }
 
     #[test]
+    fn the_sample_that_comes_with_the_source_is_a_trace() {
+        let lines = parse(include_str!("../traces/sample.jsonl")).unwrap();
+        assert_eq!(lines.len(), 40);
+        assert!(lines.iter().any(|line| line.tenant.as_deref() == Some("greedy")));
+    }
+
+    #[test]
     fn a_wrong_line_is_named() {
         for wrong in [
             r#"{"at_s": 1, "prompt_tokens": 0, "output_tokens": 4}"#,

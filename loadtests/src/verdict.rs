@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::figures::short;
+
 #[derive(Debug, Clone, Serialize)]
 pub struct Verdict {
     pub check: &'static str,
@@ -12,6 +14,8 @@ pub struct Verdict {
     pub broken: Vec<String>,
     /// What this run cannot tell.
     pub undecided: Vec<String>,
+    /// Why the figures may not be the server's.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +29,17 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Figure {
     pub name: String,
+    /// For people.
     pub value: String,
+    /// For scripts, where it is one number.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Measured {
+    pub number: f64,
+    pub unit: &'static str,
 }
 
 impl Verdict {
@@ -37,6 +51,7 @@ impl Verdict {
             figures: Vec::new(),
             broken: Vec::new(),
             undecided: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -57,7 +72,26 @@ impl Verdict {
     }
 
     pub fn figure(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.figures.push(Figure { name: name.into(), value: value.into() });
+        self.figures.push(Figure { name: name.into(), value: value.into(), measured: None });
+    }
+
+    /// A figure that is one number.
+    pub fn number(&mut self, name: impl Into<String>, number: f64, unit: &'static str) {
+        let value = format!("{} {unit}", short(number));
+        self.figures.push(Figure { name: name.into(), value, measured: Some(Measured { number, unit }) });
+    }
+
+    /// A time that is not there when nothing happened.
+    pub fn milliseconds(&mut self, name: impl Into<String>, value: Option<f64>) {
+        match value {
+            Some(number) => self.number(name, number, "ms"),
+            None => self.figure(name, "none"),
+        }
+    }
+
+    /// Why the figures may not be the server's.
+    pub fn warn(&mut self, why: impl Into<String>) {
+        self.warnings.push(why.into());
     }
 
     /// The promise includes that `condition` is true.
@@ -74,8 +108,11 @@ impl Verdict {
     pub fn render(&self) -> String {
         let mut text = format!("{}\n  promise: {}\n  tried:   {}\n", self.check, self.promise, self.tried);
         let width = self.figures.iter().map(|figure| figure.name.chars().count()).max().unwrap_or(0);
-        for Figure { name, value } in &self.figures {
+        for Figure { name, value, .. } in &self.figures {
             text.push_str(&format!("  {name:<width$}  {value}\n"));
+        }
+        for warning in &self.warnings {
+            text.push_str(&format!("  warning: {warning}\n"));
         }
         for broken in &self.broken {
             text.push_str(&format!("  broken:  {broken}\n"));
@@ -109,6 +146,21 @@ mod tests {
         verdict.require(false, || "it took 3 s".to_owned());
         assert!(!verdict.holds() && verdict.render().ends_with("broken:  it took 3 s\n  falls short\n"));
         assert_eq!(verdict.json()["holds"], false);
+    }
+
+    #[test]
+    fn a_figure_that_is_a_number_can_be_read_by_scripts() {
+        let mut verdict = Verdict::new("example", "it is quick");
+        verdict.number("first token", 0.0123, "ms");
+        verdict.figure("refusals", "none");
+        verdict.warn("the generator is the bottleneck");
+        let json = verdict.json();
+        assert_eq!(
+            json["figures"][0],
+            serde_json::json!({"name": "first token", "value": "0.0123 ms", "number": 0.0123, "unit": "ms"})
+        );
+        assert_eq!(json["figures"][1], serde_json::json!({"name": "refusals", "value": "none"}));
+        assert!(verdict.holds() && verdict.render().contains("  warning: the generator is the bottleneck\n"));
     }
 
     #[test]

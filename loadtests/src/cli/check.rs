@@ -11,12 +11,15 @@ use passerelle_loadtests::reliability::{
     ChatLengths, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison,
     slow_readers, soak, storm,
 };
-use passerelle_loadtests::report::About;
+use passerelle_loadtests::report::{About, bottlenecks};
 use passerelle_loadtests::scenario::Objectives;
 use passerelle_loadtests::verdict::Verdict;
 
 use super::options::{OutputArgs, ScenarioArgs, ServerArgs, measured};
 use super::watch::ProgressLine;
+
+/// The scenario of `correctness`: one in which answers are computed together.
+const BATCHED: &str = "batched";
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -32,9 +35,9 @@ pub(super) struct CheckArgs {
     /// Requests per second of the users who should not notice
     #[arg(long, default_value_t = 1.0)]
     rate: f64,
-    /// How much more than it can do the server is asked: 4 times in `overload`, twice in `storm`
-    #[arg(long)]
-    factor: Option<f64>,
+    /// How many times what it can do the server is asked [default: 2,4,10 in `overload`, 2 in `storm`]
+    #[arg(long, value_delimiter = ',', value_parser = parse_factor)]
+    factors: Vec<f64>,
     /// Held open in `idle-connections`
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
@@ -92,8 +95,8 @@ impl Check {
         }
     }
 
-    fn default_factor(self) -> f64 {
-        if self == Self::Storm { 2.0 } else { 4.0 }
+    fn default_factors(self) -> Vec<f64> {
+        if self == Self::Storm { vec![2.0] } else { CheckOptions::default().factors }
     }
 }
 
@@ -115,7 +118,13 @@ impl CheckArgs {
             "other programs meanwhile",
             format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
         );
-        verdict.figure("this program meanwhile", format!("{:.2} cores", machine.own_cpu_cores));
+        verdict.number("this program meanwhile", machine.own_cpu_cores, "cores");
+        let counts = context.options.run.progress.counts();
+        // Without the server's process, what others use may be the server's.
+        let foreign = machine.warning().filter(|_| server_pid.is_some());
+        for why in bottlenecks(counts, &machine, self.server.common.threads.into()).into_iter().chain(foreign) {
+            verdict.warn(why);
+        }
         let about = About::now(&format!("check-{}", verdict.check), measured(&session, &self.server.url).await);
         self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
         Ok(super::exit_code(&verdict))
@@ -124,7 +133,7 @@ impl CheckArgs {
     async fn try_to_break(&self, context: &Context<'_, Tcp>) -> anyhow::Result<Verdict> {
         Ok(match self.name {
             Check::Correctness => {
-                correctness::check(context.session, &self.scenario.load()?, &context.options.run).await?
+                correctness::check(context.session, &self.scenario.load_or(BATCHED)?, &context.options.run).await?
             }
             Check::Overload => overload::check(context).await?,
             Check::Disconnects => disconnects::check(context).await?,
@@ -144,7 +153,7 @@ impl CheckArgs {
             duration: Duration::from_secs_f64(seconds),
             users: self.users,
             rate: self.rate,
-            factor: self.factor.unwrap_or(self.name.default_factor()),
+            factors: if self.factors.is_empty() { self.name.default_factors() } else { self.factors.clone() },
             connections: self.connections,
             objectives: Objectives { ttft_ms: Some(self.ttft_ms), tpot_ms: Some(self.tpot_ms), e2e_ms: None },
             lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },
@@ -153,4 +162,9 @@ impl CheckArgs {
             ..CheckOptions::default()
         }
     }
+}
+
+fn parse_factor(text: &str) -> Result<f64, String> {
+    let factor = text.parse().ok().filter(|factor: &f64| factor.is_finite() && *factor > 0.0);
+    factor.ok_or_else(|| "must be above 0".to_owned())
 }

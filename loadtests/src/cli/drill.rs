@@ -11,7 +11,7 @@ use passerelle_loadtests::ballast::Ballast;
 use passerelle_loadtests::http::Tcp;
 use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::reliability::{ChatLengths, CheckOptions, Context, full_disk, ledger, rolling_restart};
-use passerelle_loadtests::report::About;
+use passerelle_loadtests::report::{About, bottlenecks};
 use passerelle_loadtests::servers::{Fleet, Launch, RunningServer, ServerError};
 use passerelle_loadtests::verdict::Verdict;
 
@@ -87,6 +87,9 @@ impl DrillArgs {
             "servers and other programs meanwhile",
             format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
         );
+        for why in bottlenecks(context.options.run.progress.counts(), &machine, self.common.threads.into()) {
+            verdict.warn(why);
+        }
         let about = About::now(&format!("drill-{}", verdict.check), measured(&session, &url).await);
         self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
         Ok(super::exit_code(&verdict))

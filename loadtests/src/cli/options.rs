@@ -14,6 +14,8 @@ use passerelle_loadtests::session::Session;
 
 use super::say;
 
+const DEFAULT_SCENARIO: &str = "steady-chat";
+
 /// Which server.
 #[derive(Debug, Args)]
 pub(super) struct ServerArgs {
@@ -39,6 +41,9 @@ pub(super) struct CommonArgs {
     /// Count tokens with this tokenizer.json instead of asking the server
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+    /// Sent with every request; may be given several times. Its value is kept out of reports
+    #[arg(long, value_name = "NAME: VALUE", value_parser = parse_header)]
+    header: Vec<(String, String)>,
     /// Threads of the generator
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(super) threads: u8,
@@ -47,9 +52,9 @@ pub(super) struct CommonArgs {
 /// Which load.
 #[derive(Debug, Args)]
 pub(super) struct ScenarioArgs {
-    /// A scenario's name (see `scenarios`) or file
-    #[arg(long, short, default_value = "steady-chat")]
-    pub(super) scenario: String,
+    /// A scenario's name (see `scenarios`) or file [default: steady-chat; batched in `check correctness`]
+    #[arg(long, short)]
+    scenario: Option<String>,
     /// Every rate times this
     #[arg(long, value_name = "FACTOR")]
     rate_scale: Option<f64>,
@@ -100,7 +105,7 @@ impl OutputArgs {
 impl CommonArgs {
     pub(super) async fn open(&self, url: &str) -> anyhow::Result<Session<Tcp>> {
         let endpoint = Endpoint::parse(url).map_err(anyhow::Error::msg)?;
-        let client = Client::tcp(endpoint);
+        let client = Client::tcp(Endpoint { headers: self.header.clone(), ..endpoint });
         let keys = self.keys()?;
         Ok(Session::open(client, self.model.as_deref(), keys, self.tokenizer.as_deref()).await?)
     }
@@ -150,11 +155,21 @@ impl ScenarioArgs {
 
     /// The scenario's name, without a folder.
     pub(super) fn name(&self) -> String {
-        Path::new(&self.scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+        let scenario = self.scenario.as_deref().unwrap_or(DEFAULT_SCENARIO);
+        Path::new(scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     pub(super) fn load(&self) -> anyhow::Result<Scenario> {
-        let mut scenario = Scenario::load(&self.scenario)?;
+        self.load_or(DEFAULT_SCENARIO)
+    }
+
+    /// `default` is the name of a scenario that comes with this program.
+    pub(super) fn load_or(&self, default: &str) -> anyhow::Result<Scenario> {
+        self.adjust(Scenario::load(self.scenario.as_deref().unwrap_or(default))?)
+    }
+
+    /// `scenario` with what the command line says of it.
+    pub(super) fn adjust(&self, mut scenario: Scenario) -> anyhow::Result<Scenario> {
         scenario.rate_scale = self.rate_scale.unwrap_or(scenario.rate_scale);
         scenario.duration_s = self.duration.unwrap_or(scenario.duration_s);
         scenario.warmup_s = self.warmup.unwrap_or(scenario.warmup_s);
@@ -162,4 +177,16 @@ impl ScenarioArgs {
         scenario.check().map_err(anyhow::Error::msg)?;
         Ok(scenario)
     }
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("expected NAME: VALUE")?;
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if name.is_empty() || !name.bytes().all(is_token) {
+        return Err("the name of a header is letters, digits and `-`".to_owned());
+    }
+    if value.chars().any(char::is_control) {
+        return Err("the value of a header is one line".to_owned());
+    }
+    Ok((name.to_owned(), value.trim().to_owned()))
 }

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{Observed, Round};
+use super::{Observed, Rates, Round};
 use crate::figures::quantile;
 use crate::rng::Rng;
 
@@ -37,7 +37,7 @@ pub(super) fn ratio(
     rounds: &[Round],
     pair: (usize, usize),
     seed: u64,
-    statistic: impl Fn(&[Observed], &[f64]) -> f64,
+    statistic: impl Fn(&[&Observed], &[Rates]) -> f64,
 ) -> Ratio {
     let of = |sample: &Sample| {
         statistic(&sample.second, &sample.second_rates) / statistic(&sample.first, &sample.first_rates)
@@ -50,25 +50,25 @@ pub(super) fn ratio(
 }
 
 #[derive(Default)]
-struct Sample {
-    first: Vec<Observed>,
-    second: Vec<Observed>,
-    first_rates: Vec<f64>,
-    second_rates: Vec<f64>,
+struct Sample<'a> {
+    first: Vec<&'a Observed>,
+    second: Vec<&'a Observed>,
+    first_rates: Vec<Rates>,
+    second_rates: Vec<Rates>,
 }
 
-impl Sample {
-    fn whole(rounds: &[Round], pair: (usize, usize)) -> Self {
+impl<'a> Sample<'a> {
+    fn whole(rounds: &'a [Round], pair: (usize, usize)) -> Self {
         let mut sample = Self::default();
         for round in rounds {
             sample.add_rates(round, pair);
-            sample.first.extend_from_slice(&round.observed[pair.0]);
-            sample.second.extend_from_slice(&round.observed[pair.1]);
+            sample.first.extend(&round.observed[pair.0]);
+            sample.second.extend(&round.observed[pair.1]);
         }
         sample
     }
 
-    fn draw(rounds: &[Round], pair: (usize, usize), rng: &mut Rng) -> Self {
+    fn draw(rounds: &'a [Round], pair: (usize, usize), rng: &mut Rng) -> Self {
         let mut sample = Self::default();
         for _ in 0..rounds.len() {
             let round = &rounds[rng.below(rounds.len())];
@@ -76,16 +76,16 @@ impl Sample {
             let count = round.observed[pair.0].len();
             for _ in 0..count {
                 let request = rng.below(count);
-                sample.first.push(round.observed[pair.0][request]);
-                sample.second.push(round.observed[pair.1][request]);
+                sample.first.push(&round.observed[pair.0][request]);
+                sample.second.push(&round.observed[pair.1][request]);
             }
         }
         sample
     }
 
     fn add_rates(&mut self, round: &Round, pair: (usize, usize)) {
-        self.first_rates.push(round.tokens_per_s[pair.0]);
-        self.second_rates.push(round.tokens_per_s[pair.1]);
+        self.first_rates.push(round.rates[pair.0]);
+        self.second_rates.push(round.rates[pair.1]);
     }
 }
 
@@ -95,16 +95,18 @@ mod tests {
 
     fn rounds(factor: f64, noise: f64) -> Vec<Round> {
         let mut rng = Rng::new(11);
-        let mut one =
-            |scale: f64| Observed { ttft_ms: scale * 100.0 * (1.0 + noise * rng.normal()), tpot_ms: None, e2e_ms: 1.0 };
+        let mut one = |scale: f64| {
+            let ttft_ms = scale * 100.0 * (1.0 + noise * rng.normal());
+            Observed { ttft_ms, tpot_ms: None, e2e_ms: 1.0, gaps_ms: Vec::new() }
+        };
         let mut round = || {
             let observed = vec![(0..60).map(|_| one(1.0)).collect(), (0..60).map(|_| one(factor)).collect()];
-            Round { observed, tokens_per_s: vec![10.0, 10.0 / factor] }
+            Round { observed, rates: vec![Rates::default(); 2] }
         };
         (0..4).map(|_| round()).collect()
     }
 
-    fn mean_ttft(observed: &[Observed], _: &[f64]) -> f64 {
+    fn mean_ttft(observed: &[&Observed], _: &[Rates]) -> f64 {
         observed.iter().map(|one| one.ttft_ms).sum::<f64>() / observed.len() as f64
     }
 

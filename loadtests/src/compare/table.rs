@@ -1,6 +1,7 @@
 //! The table of a comparison.
 
-use super::Comparison;
+use super::{Comparison, Ratio};
+use crate::figures::short;
 use crate::process::MachineFigures;
 
 impl Comparison {
@@ -16,13 +17,19 @@ impl Comparison {
         for row in &self.rows {
             text.push_str(&format!("{:<32}", row.figure));
             for (which, value) in row.values.iter().enumerate() {
-                text.push_str(&format!("{value:>12.1}"));
+                text.push_str(&format!("{:>12}", short(*value)));
                 if which > 0 {
-                    text.push_str(&format!("{:>26}", row.ratios[which - 1].to_string()));
+                    text.push_str(&format!("{:>26}", shown(row.ratios[which - 1])));
                 }
             }
             text.push('\n');
         }
+        text.push_str(&format!("{:<32}", "requests not answered"));
+        for (which, count) in self.unanswered.iter().enumerate() {
+            text.push_str(&format!("{count:>12}{:>width$}", "", width = if which > 0 { 26 } else { 0 }));
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
         text.push_str(&format!(
             "{} requests in {} rounds; ratios with 95 % intervals (bootstrap over rounds and requests)\n",
             self.requests, self.rounds
@@ -50,4 +57,8 @@ impl Comparison {
         }
         text
     }
+}
+
+fn shown(ratio: Option<Ratio>) -> String {
+    ratio.filter(|ratio| ratio.estimate.is_finite()).map_or_else(|| "-".to_owned(), |ratio| ratio.to_string())
 }

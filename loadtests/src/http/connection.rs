@@ -16,8 +16,6 @@ pub struct Head {
     pub chunked: bool,
     pub keep_alive: bool,
     pub event_stream: bool,
-    /// `Retry-After`, in seconds.
-    pub retry_after_s: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -93,11 +91,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(count)
     }
 
-    /// How many bytes were read and not used.
-    pub fn unread_bytes(&self) -> usize {
-        self.unread.len()
-    }
-
     pub(super) fn has_read(&self) -> bool {
         self.has_read
     }
@@ -125,7 +118,6 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(Head, usize)>, HttpError> {
             "transfer-encoding" => head.chunked = value.ends_with("chunked"),
             "connection" => head.keep_alive = !value.contains("close"),
             "content-type" => head.event_stream = value.starts_with("text/event-stream"),
-            "retry-after" => head.retry_after_s = value.parse().ok(),
             _ => {}
         }
     }
@@ -138,13 +130,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_head_split_anywhere_is_read_and_the_body_follows() {
-        let answer =
-            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 429 Too Many\r\nRetry-After: 7\r\nContent-Length: 3\r\n\r\nabc";
+        let answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 429 Too Many\r\nContent-Length: 3\r\n\r\nabc";
         for cut in 0..answer.len() {
             let stream = tokio_pieces(&[&answer[..cut], &answer[cut..]]);
             let mut connection = Connection::new(stream);
             let head = connection.read_head().await.unwrap();
-            assert_eq!((head.status, head.retry_after_s, head.keep_alive), (429, Some(7.0), true));
+            assert_eq!((head.status, head.content_length, head.keep_alive), (429, Some(3), true));
             let (mut framing, mut body) = (Framing::of(&head), Vec::new());
             while connection.read_body(&mut framing, &mut body).await.unwrap() {}
             assert_eq!(body, b"abc", "cut at {cut}");

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use super::{CheckError, Context, milliseconds};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{CheckError, Context};
 use crate::arrivals::Arrivals;
+use crate::generate::generate;
 use crate::http::{Connect, Connection, HttpError};
 use crate::plan::Plan;
 use crate::process::ProcFs;
+use crate::record::Ending;
 use crate::verdict::Verdict;
 
 /// What one idle connection may cost the server.
@@ -24,30 +28,61 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     // Planned before anything is held: making prompts asks the server, too.
     let users = context.chats("users", Arrivals::Constant { rate: context.options.rate }, context.options.lengths);
     let plan = context.plan(vec![users]).await?;
+    let stranger = context.probe(CONNECT_TIMEOUT).await?;
     let quiet = p99(context, &plan).await;
     let before = rss();
-    let (idle, why_no_more) = hold(context).await?;
-    if let Some(why) = why_no_more {
-        verdict.figure("no further connection", why);
+    let (mut idle, mut why_no_more) = hold(context).await?;
+    context.session.client.forget_idle();
+    let answer = generate(&context.session.client, &stranger).await.ending;
+    if answer != Ending::Finished {
+        why_no_more.get_or_insert_with(|| format!("after {}: a chat ends with {answer:?}", idle.len()));
     }
-    let busy = p99(context, &plan).await;
+    let busy = if why_no_more.is_none() { p99(context, &plan).await } else { None };
     let after = rss();
-    verdict.tried(format!("{} connections held open, half of them with half a request", idle.len()));
-    verdict.figure("p99 without them", milliseconds(quiet));
-    verdict.figure("p99 beside them", milliseconds(busy));
+    let (held, open) = (idle.len(), count_open(&mut idle).await);
+    verdict.tried(format!("{held} connections held open, half of them with half a request"));
+    verdict.number("still open at the end", open as f64, "connections");
+    verdict.milliseconds("p99 without them", quiet);
+    verdict.milliseconds("p99 beside them", busy);
     if let (Some(before), Some(after)) = (before, after) {
-        let each = after.saturating_sub(before) as f64 / idle.len().max(1) as f64;
-        verdict.figure("resident bytes a connection", format!("{each:.0}"));
+        let each = after.saturating_sub(before) as f64 / held.max(1) as f64;
+        verdict.number("resident size of a connection", each, "bytes");
         verdict.require(each <= MAX_BYTES_PER_CONNECTION, || format!("each cost {each:.0} bytes"));
     }
-    let fell_behind = match (quiet, busy) {
-        (Some(quiet), Some(busy)) => busy > quiet * MAX_RATIO && busy - quiet > NOISE_MS,
-        _ => true,
-    };
-    verdict.require(!fell_behind, || "the others waited longer, or were not served".to_owned());
+    verdict.require(open == held, || {
+        format!("the server closed {} of them within {:.0} s", held - open, context.options.duration.as_secs_f64())
+    });
+    match why_no_more {
+        // A server that serves again afterwards has a bound and keeps it.
+        Some(why) => verdict.cannot_tell(format!(
+            "{wanted} connections: the server takes no further one {why}; raise its bound (Passerelle's \
+             `max_connections`) above {wanted}"
+        )),
+        None => {
+            verdict.require(!fell_behind(quiet, busy), || "the others waited longer, or were not served".to_owned())
+        }
+    }
     drop(idle);
     context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
+}
+
+fn fell_behind(quiet: Option<f64>, busy: Option<f64>) -> bool {
+    match (quiet, busy) {
+        (Some(quiet), Some(busy)) => busy > quiet * MAX_RATIO && busy - quiet > NOISE_MS,
+        _ => true,
+    }
+}
+
+/// Those that the server has neither closed nor said anything on.
+async fn count_open<S: AsyncRead + AsyncWrite + Unpin>(idle: &mut [Connection<S>]) -> usize {
+    let mut open = 0;
+    for connection in idle {
+        // Each in a turn of its own: the runtime lets one task read only so often before it says that there is nothing.
+        tokio::task::yield_now().await;
+        open += usize::from(tokio::time::timeout(Duration::ZERO, connection.fill()).await.is_err());
+    }
+    open
 }
 
 /// As many connections as are wanted or can be had, and why there are no more.
@@ -60,7 +95,7 @@ async fn hold<C: Connect>(
         match tokio::time::timeout(CONNECT_TIMEOUT, context.session.client.connect()).await {
             Ok(Ok(mut connection)) => {
                 if number % 2 == 1 && connection.send(HALF_A_REQUEST).await.is_err() {
-                    return Ok((idle, Some(format!("closed at once after {number}"))));
+                    return Ok((idle, Some(format!("after {number}: closed at once"))));
                 }
                 idle.push(connection);
             }
@@ -69,7 +104,7 @@ async fn hold<C: Connect>(
             }
             Ok(Err(error)) => return Ok((idle, Some(format!("after {number}: {error}")))),
             Err(_) => {
-                return Ok((idle, Some(format!("not accepted for {} s after {number}", CONNECT_TIMEOUT.as_secs()))));
+                return Ok((idle, Some(format!("after {number}: not accepted for {} s", CONNECT_TIMEOUT.as_secs()))));
             }
         }
     }

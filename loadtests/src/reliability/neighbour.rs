@@ -50,12 +50,6 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     Ok(verdict)
 }
 
-/// The greedy one has more requests than its users can ask in a phase, at a request a second each.
 fn tenant<C: Connect>(context: &Context<'_, C>, name: &str, arrivals: Arrivals) -> Traffic {
-    let mut traffic = context.chats(name, arrivals, context.options.lengths);
-    traffic.tenant = Some(name.to_owned());
-    if let Arrivals::Closed { concurrency } = traffic.arrivals {
-        traffic.requests = Some(concurrency as usize * (1 + context.options.duration.as_secs() as usize));
-    }
-    traffic
+    Traffic { tenant: Some(name.to_owned()), ..context.chats(name, arrivals, context.options.lengths) }
 }

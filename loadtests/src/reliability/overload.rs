@@ -14,38 +14,45 @@ const MIN_GOOD_OF_ADMITTED: f64 = 0.9;
 const MIN_THROUGHPUT_LEFT: f64 = 0.8;
 /// A refusal that takes longer is no honest refusal.
 const MAX_REFUSAL_MS: f64 = 1000.0;
-/// Requests of the measurement of capacity, for each user.
-const ROUNDS: usize = 3;
+/// Of the measurement of capacity, at most.
+const CAPACITY_S: f64 = 10.0;
 
 pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, CheckError> {
     let options = &context.options;
+    let factors: Vec<String> = options.factors.iter().map(f64::to_string).collect();
+    let factors = factors.join(", ");
     let mut verdict = Verdict::new(
         "overload",
         format!(
-            "asked for {} times what it can do, the server keeps its throughput, serves the admitted in time, and \
-             refuses the rest at once with 429 or 503",
-            options.factor
+            "asked for {factors} times what it can do, the server keeps its throughput, serves the admitted in time, and \
+             refuses the rest at once with 429 or 503"
         ),
     );
     let waiting = context.chats("capacity", Arrivals::Closed { concurrency: options.users }, options.lengths);
     let capacity = capacity(context, waiting).await?;
-    let rate = capacity.requests_per_s * options.factor;
-    let crowd = context.chats("crowd", Arrivals::Poisson { rate }, options.lengths);
-    let (_, run, figures) = context.run(vec![crowd]).await?;
-    verdict.tried(format!(
-        "{} requests in {:.0} s, {rate:.2} per second",
-        figures.total.requests,
-        options.duration.as_secs_f64()
-    ));
-    judge(&mut verdict, &capacity, &figures.total, &run.records);
+    verdict.number("capacity", capacity.requests_per_s, "requests/s");
+    verdict.number("capacity in tokens", capacity.output_tokens_per_s, "tokens/s");
+    verdict.figure("in time is", options.objectives.to_string());
+    let mut sent = 0;
+    for factor in &options.factors {
+        let rate = capacity.requests_per_s * factor;
+        let crowd = context.chats("crowd", Arrivals::Poisson { rate }, options.lengths);
+        let (_, run, figures) = context.run(vec![crowd]).await?;
+        sent += figures.total.requests;
+        judge(&mut verdict, *factor, (&capacity, &figures.total), &run.records);
+    }
+    let seconds = options.duration.as_secs_f64();
+    verdict.tried(format!("{sent} requests, {factors} times the capacity for {seconds:.0} s each"));
     context.require_alive(&mut verdict, "afterwards").await;
     Ok(verdict)
 }
 
 /// What users get who wait for their answers.
-pub(super) async fn capacity<C: Connect>(context: &Context<'_, C>, mut users: Traffic) -> Result<Figures, CheckError> {
-    users.requests = Some(context.options.users as usize * ROUNDS);
-    let (_, _, figures) = context.run(vec![users]).await?;
+pub(super) async fn capacity<C: Connect>(context: &Context<'_, C>, users: Traffic) -> Result<Figures, CheckError> {
+    let mut scenario = context.scenario(vec![users]);
+    scenario.duration_s = scenario.duration_s.min(CAPACITY_S);
+    let plan = context.session.plan_watched(&scenario, &context.options.run.progress).await?;
+    let (_, figures) = context.carry_out(&plan).await;
     require_answers(&figures.total)?;
     Ok(figures.total)
 }
@@ -56,30 +63,27 @@ pub(super) fn require_honest_refusals(verdict: &mut Verdict, crowd: &Figures) {
     verdict.require(dishonest.is_none(), || format!("refused with {}", dishonest.map_or("", String::as_str)));
 }
 
-fn judge(verdict: &mut Verdict, capacity: &Figures, crowd: &Figures, records: &[Record]) {
+fn judge(verdict: &mut Verdict, factor: f64, (capacity, crowd): (&Figures, &Figures), records: &[Record]) {
     let admitted = crowd.requests - crowd.refused_count();
     let good_share = crowd.good as f64 / admitted.max(1) as f64;
     let left = crowd.output_tokens_per_s / capacity.output_tokens_per_s.max(f64::EPSILON);
     let refusals = records.iter().filter(|record| matches!(record.ending, Ending::Refused { .. }));
     let refusal_ms = Quantiles::of(refusals.map(|record| ms(record.end.saturating_sub(record.sent))));
-    verdict.figure(
-        "capacity",
-        format!("{:.2} requests/s, {:.1} tokens/s", capacity.requests_per_s, capacity.output_tokens_per_s),
-    );
-    verdict.figure("admitted", format!("{admitted} of {}", crowd.requests));
-    verdict
-        .figure("goodput of the admitted", format!("{:.1} %, {:.2} requests/s", good_share * 100.0, crowd.good_per_s));
-    verdict.figure("throughput left", format!("{:.0} % of the capacity", left * 100.0));
-    verdict.figure("first token of the admitted, p99", milliseconds(crowd.ttft_ms.map(|ttft| ttft.p99)));
-    verdict.figure("refusals", format!("{:?}", crowd.refused));
-    verdict.figure("time to refuse, p99", milliseconds(refusal_ms.map(|taken| taken.p99)));
-    verdict.require(crowd.error_count() == 0, || format!("errors: {:?}", crowd.errors));
+    let named = |what: &str| format!("{factor} times: {what}");
+    verdict.figure(named("admitted"), format!("{admitted} of {}", crowd.requests));
+    verdict.number(named("goodput of the admitted"), good_share * 100.0, "%");
+    verdict.number(named("goodput"), crowd.good_per_s, "requests/s");
+    verdict.number(named("throughput left of the capacity"), left * 100.0, "%");
+    verdict.milliseconds(named("first token of the admitted, p99"), crowd.ttft_ms.map(|ttft| ttft.p99));
+    verdict.figure(named("refusals"), format!("{:?}", crowd.refused));
+    verdict.milliseconds(named("time to refuse, p99"), refusal_ms.map(|taken| taken.p99));
+    verdict.require(crowd.error_count() == 0, || named(&format!("errors: {:?}", crowd.errors)));
     require_honest_refusals(verdict, crowd);
     verdict.require(good_share >= MIN_GOOD_OF_ADMITTED, || {
-        format!("only {:.1} % of the admitted were served in time", good_share * 100.0)
+        named(&format!("only {:.1} % of the admitted were served in time", good_share * 100.0))
     });
-    verdict.require(left >= MIN_THROUGHPUT_LEFT, || format!("throughput fell to {:.0} %", left * 100.0));
+    verdict.require(left >= MIN_THROUGHPUT_LEFT, || named(&format!("throughput fell to {:.0} %", left * 100.0)));
     verdict.require(refusal_ms.is_none_or(|taken| taken.p99 <= MAX_REFUSAL_MS), || {
-        format!("refusing took {}", milliseconds(refusal_ms.map(|taken| taken.p99)))
+        named(&format!("refusing took {}", milliseconds(refusal_ms.map(|taken| taken.p99))))
     });
 }

@@ -5,13 +5,14 @@ use std::collections::HashMap;
 
 use super::{CheckError, Context, leaving, overload, soak};
 use crate::arrivals::Arrivals;
+use crate::correctness::MAX_NAMED;
 use crate::generate::generate;
 use crate::http::Connect;
 use crate::lengths::{Distribution, Lengths};
 use crate::plan::{Plan, Script};
 use crate::process::Watch;
 use crate::record::{Ending, Record};
-use crate::scenario::{RequestFields, Traffic, Workload};
+use crate::scenario::{Traffic, Workload};
 use crate::verdict::Verdict;
 
 const LEAVING_SHARE: f64 = 0.1;
@@ -21,17 +22,18 @@ const POISON_SHARE: f64 = 0.05;
 const QUESTIONS: usize = 200;
 const MAX_PROMPT_TOKENS: u32 = 160;
 const MAX_OUTPUT_TOKENS: u32 = 96;
-/// How many differing answers are named.
-const MAX_NAMED: usize = 5;
 
 pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, CheckError> {
     let options = &context.options;
+    let [factor] = options.factors[..] else {
+        return Err(CheckError::CannotTry("a storm has one factor (--factors)".to_owned()));
+    };
     let mut verdict = Verdict::new(
         "storm",
         format!(
             "asked for {} times what it can do, {:.0} % of the users leaving and {:.0} % of the requests nonsense, the \
              server answers whom it admits as it answers him alone, and keeps nothing",
-            options.factor,
+            factor,
             LEAVING_SHARE * 100.0,
             POISON_SHARE * 100.0
         ),
@@ -41,12 +43,15 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         return Err(CheckError::CannotTry(format!("the server is not idle: {before}")));
     }
     let capacity =
-        overload::capacity(context, chats("capacity", Arrivals::Closed { concurrency: options.users })).await?;
-    let rate = capacity.requests_per_s * options.factor;
-    let mut crowd = chats("crowd", Arrivals::Poisson { rate: rate * (1.0 - POISON_SHARE) });
+        overload::capacity(context, chats(context, "capacity", Arrivals::Closed { concurrency: options.users }))
+            .await?;
+    let rate = capacity.requests_per_s * factor;
+    let mut crowd = chats(context, "crowd", Arrivals::Poisson { rate: rate * (1.0 - POISON_SHARE) });
     crowd.leave = leaving(LEAVING_SHARE, LEAVE_AFTER_EVENTS);
-    let poison =
-        Traffic { workload: Workload::Poison, ..chats("poison", Arrivals::Poisson { rate: rate * POISON_SHARE }) };
+    let poison = Traffic {
+        workload: Workload::Poison,
+        ..chats(context, "poison", Arrivals::Poisson { rate: rate * POISON_SHARE })
+    };
     let mut plan = context.plan(vec![crowd, poison]).await?;
     repeat_questions(&mut plan);
     let watch = Watch::start(context.server_pid);
@@ -73,16 +78,11 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
 }
 
 /// Short and long prompts, short and long answers.
-fn chats(name: &str, arrivals: Arrivals) -> Traffic {
+fn chats<C: Connect>(context: &Context<'_, C>, name: &str, arrivals: Arrivals) -> Traffic {
     let up_to = |to| Lengths(Distribution::Uniform { from: 4, to });
     Traffic {
-        name: name.to_owned(),
-        tenant: None,
-        arrivals,
-        requests: None,
         workload: Workload::Chat { prompt_tokens: up_to(MAX_PROMPT_TOKENS), output_tokens: up_to(MAX_OUTPUT_TOKENS) },
-        request: RequestFields { temperature: Some(0.0), ignore_eos: true, ..RequestFields::default() },
-        leave: None,
+        ..context.chats(name, arrivals, context.options.lengths)
     }
 }
 

@@ -1,9 +1,7 @@
 //! The table at the end of a run.
 
-use std::fmt::Write;
-
 use super::Report;
-use crate::figures::{Figures, Quantiles};
+use crate::figures::{Figures, Quantiles, short};
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = String::new();
@@ -64,17 +62,14 @@ fn write_group(text: &mut String, name: &str, figures: &Figures) {
 }
 
 fn cells(quantiles: Option<Quantiles>) -> String {
-    let Some(Quantiles { p50, p90, p99, max, mean, .. }) = quantiles else { return format!("{:>10}", "-") };
-    let mut cells = String::new();
-    for value in [p50, p90, p99, max, mean] {
-        // A String takes everything, so writing to it cannot fail.
-        let _ = write!(cells, "{value:>10.1}");
-    }
-    cells
+    let none = Quantiles { count: 0, mean: f64::NAN, p50: f64::NAN, p90: f64::NAN, p99: f64::NAN, max: f64::NAN };
+    let Quantiles { p50, p90, p99, max, mean, .. } = quantiles.unwrap_or(none);
+    [p50, p90, p99, max, mean].map(|value| format!("{:>10}", short(value))).concat()
 }
 
 fn write_surroundings(text: &mut String, report: &Report) {
     const MIB: f64 = 1024.0 * 1024.0;
+    text.push_str(&format!("at most {} requests in flight\n", report.figures.peak_in_flight));
     let machine = &report.machine;
     if let (Some(cores), Some(start), Some(max)) =
         (machine.server_cpu_cores, machine.server_rss_start_bytes, machine.server_rss_max_bytes)

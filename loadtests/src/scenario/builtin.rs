@@ -3,6 +3,7 @@
 /// Name and text.
 pub const BUILTIN: &[(&str, &str)] = &[
     ("batch-beside-interactive", include_str!("../../scenarios/batch-beside-interactive.toml")),
+    ("batched", include_str!("../../scenarios/batched.toml")),
     ("burst", include_str!("../../scenarios/burst.toml")),
     ("closed", include_str!("../../scenarios/closed.toml")),
     ("disconnects", include_str!("../../scenarios/disconnects.toml")),

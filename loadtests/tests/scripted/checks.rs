@@ -14,7 +14,7 @@ use passerelle_loadtests::reliability::{
 };
 use passerelle_loadtests::servers::{Fleet, ServerError};
 use passerelle_loadtests::session::Session;
-use passerelle_loadtests::verdict::Verdict;
+use passerelle_loadtests::verdict::{Outcome, Verdict};
 use serde_json::json;
 
 use crate::server::{Fault, Reply, Scripted, Seen, steady, virtual_time};
@@ -47,6 +47,15 @@ async fn overload_needs_admission() {
     });
     let verdict = overload::check(&context(&admits.session().await)).await.unwrap();
     assert!(verdict.holds(), "{}", verdict.render());
+    let figure = |name: &str| verdict.figures.iter().find(|figure| figure.name == name).expect("it is reported");
+    let capacity = figure("capacity").measured.expect("it is a number").number;
+    // Eight users, 48 tokens of 16 ms each.
+    assert!((capacity / (8.0 / 0.768) - 1.0).abs() < 0.1, "{capacity} requests/s");
+    assert_eq!(figure("in time is").value, "first token within 5000.0 ms, each further token within 250.0 ms");
+    for factor in [2, 4, 10] {
+        let left = figure(&format!("{factor} times: throughput left of the capacity")).measured.expect("a number");
+        assert!(left.number > 80.0, "{}", verdict.render());
+    }
     let takes_all = Scripted::new(|seen| shared(seen, seen.in_flight));
     let verdict = overload::check(&context(&takes_all.session().await)).await.unwrap();
     assert_falls_short(&verdict, "of the admitted were served in time");
@@ -77,14 +86,21 @@ async fn stuck_readers_must_not_hold_the_others_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn idle_connections_must_leave_the_server_serving() {
-    let server = Scripted::new(steady(20 * MS, 10 * MS));
-    let verdict = idle_connections::check(&context(&server.session().await)).await.unwrap();
-    assert!(verdict.holds(), "{}", verdict.render());
-    assert!(server.connections() >= 50);
-    let full = Scripted::new(steady(20 * MS, 10 * MS)).with(Fault::Full(30));
-    let verdict = idle_connections::check(&context(&full.session().await)).await.unwrap();
-    assert_falls_short(&verdict, "the others waited longer, or were not served");
+async fn idle_connections_must_be_held_and_leave_the_server_serving() {
+    let judged = |fault: Option<Fault>, seconds: u64| async move {
+        let server = Scripted::new(steady(20 * MS, 10 * MS));
+        let server = fault.into_iter().fold(server, Scripted::with);
+        let session = server.session().await;
+        let options = CheckOptions { duration: Duration::from_secs(seconds), ..options() };
+        idle_connections::check(&Context { session: &session, options, server_pid: None }).await.unwrap()
+    };
+    let verdict = judged(None, 5).await;
+    assert!(verdict.holds() && verdict.tried.starts_with("50 connections"), "{}", verdict.render());
+    assert_falls_short(&judged(None, 20).await, "the server closed 50 of them within 20 s");
+    assert_falls_short(&judged(Some(Fault::Full(30)), 5).await, "afterwards");
+    let bounded = judged(Some(Fault::Places(30)), 5).await;
+    assert_eq!(bounded.outcome(), Outcome::CannotTell, "{}", bounded.render());
+    assert!(bounded.undecided[0].contains("raise its bound"), "{}", bounded.render());
 }
 
 #[tokio::test(start_paused = true)]

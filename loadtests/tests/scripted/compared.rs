@@ -5,8 +5,10 @@ use std::time::Duration;
 use passerelle_loadtests::compare::{Better, CompareError, CompareOptions, Comparison, Contender, compare};
 use passerelle_loadtests::correctness;
 use passerelle_loadtests::scenario::Scenario;
+use passerelle_loadtests::verdict::{Outcome, Verdict};
+use serde_json::json;
 
-use crate::server::{Fault, Reply, Scripted, steady, virtual_time};
+use crate::server::{Fault, Reply, Scripted, Seen, steady, virtual_time};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -18,6 +20,10 @@ fn scenario() -> Scenario {
 }
 
 async fn compared(servers: [Scripted; 2]) -> Result<Comparison, CompareError> {
+    compared_under(servers, &scenario()).await
+}
+
+async fn compared_under(servers: [Scripted; 2], scenario: &Scenario) -> Result<Comparison, CompareError> {
     let mut contenders = Vec::new();
     for (name, server) in ["a", "b"].into_iter().zip(servers) {
         // Both run in this very process.
@@ -25,7 +31,7 @@ async fn compared(servers: [Scripted; 2]) -> Result<Comparison, CompareError> {
         contenders.push(Contender { name: name.to_owned(), session: server.session().await, pid });
     }
     let options = CompareOptions { rounds: 3, token_tolerance: 0, run: virtual_time(), threads: 1 };
-    compare(&contenders, &scenario(), &options).await
+    compare(&contenders, scenario, &options).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -33,15 +39,56 @@ async fn ratios_are_those_of_the_delays() {
     let comparison =
         compared([Scripted::new(steady(50 * MS, 10 * MS)), Scripted::new(steady(100 * MS, 5 * MS))]).await.unwrap();
     let row = |name: &str| comparison.rows.iter().find(|row| row.figure.starts_with(name)).unwrap();
-    let first = row("time to first token, p50").ratios[0];
+    let ratio = |name: &str| row(name).ratios[0].expect("there are enough requests");
+    let first = ratio("time to first token, p50");
     assert!((first.estimate - 2.0).abs() < 0.05 && first.is_clear(), "{first}");
-    let per_token = row("time per output token, p50").ratios[0];
+    let per_token = ratio("time per output token, p50");
     assert!((per_token.estimate - 0.5).abs() < 0.05 && per_token.is_clear(), "{per_token}");
+    let gap = ratio("inter-token latency, p90");
+    assert!((gap.estimate - 0.5).abs() < 0.05 && gap.is_clear(), "{gap}");
     assert_eq!(row("output tokens per second").better, Better::Higher);
+    assert!((ratio("goodput").estimate - 1.0).abs() < 0.1, "both answer everything: {}", ratio("goodput"));
+    assert_eq!(row("end to end, max").ratios, [None], "the worst of all has no interval");
+    assert!(comparison.table().contains("requests not answered                      0           0\n"));
     assert!(comparison.table().contains("b/a"));
     let machine = comparison.machine.as_ref().expect("both processes are known");
     assert_eq!(machine.server_pids.len(), 2);
     assert!(comparison.table().contains("; other programs: "), "{}", comparison.table());
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_requests_have_no_tail_and_the_unanswered_are_counted() {
+    let servers = [
+        |_: &Seen| said("w "),
+        |seen: &Seen| match seen.number {
+            0 => Reply::Status { status: 503, body: "{}".to_owned() },
+            _ => said("w "),
+        },
+    ];
+    let few = Scenario { rate_scale: 0.2, ..scenario() };
+    let comparison = compared_under(servers.map(Scripted::new), &few).await.unwrap();
+    assert!(comparison.requests < 100, "{}", comparison.requests);
+    let row = |name: &str| comparison.rows.iter().find(|row| row.figure.starts_with(name)).unwrap();
+    assert_eq!(row("end to end, p99").ratios, [None]);
+    assert!(row("end to end, p50").ratios[0].is_some());
+    assert_eq!(comparison.unanswered, [0, 1]);
+    assert!(comparison.table().contains("requests not answered                      0           1\n"));
+}
+
+/// Two names for one backend are no unfair race: nobody is asked what another has put into its prefix cache.
+#[tokio::test(start_paused = true)]
+async fn servers_get_other_words_of_the_same_lengths() {
+    let servers = [(); 2].map(|()| Scripted::new(|_| said("w ")));
+    let mut scenario = scenario();
+    scenario.traffic[0].request.ignore_eos = true;
+    compared_under(servers.clone(), &scenario).await.unwrap();
+    let prompts = servers.map(|server| {
+        let of = |seen: &Seen| seen.body["messages"][0]["content"].as_str().expect("a text").to_owned();
+        server.seen().iter().map(of).collect::<Vec<String>>()
+    });
+    assert_eq!(prompts[0].len(), prompts[1].len());
+    assert!(prompts[0].iter().all(|prompt| !prompts[1].contains(prompt)));
+    assert!(prompts.iter().flatten().all(|prompt| prompt.split_whitespace().count() == 9));
 }
 
 #[tokio::test(start_paused = true)]
@@ -58,7 +105,8 @@ async fn a_server_without_usage_is_counted_by_the_tokenizer() {
     let comparison = compared([told, silent.with(Fault::Silent)]).await.unwrap();
     assert_eq!(comparison.without_usage, ["b"]);
     let rate = comparison.rows.iter().find(|row| row.better == Better::Higher).unwrap();
-    assert!((rate.ratios[0].estimate - 1.0).abs() < 0.01, "{}", rate.ratios[0]);
+    let ratio = rate.ratios[0].expect("a rate has an interval");
+    assert!((ratio.estimate - 1.0).abs() < 0.01, "{ratio}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -79,16 +127,39 @@ async fn the_order_of_the_servers_changes_from_round_to_round() {
     assert_eq!(*log.lock().unwrap(), "abab", "a b, then b a, then a b");
 }
 
+/// At so many times the load of [`scenario`].
+async fn correctness_of(reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static, rate_scale: f64) -> Verdict {
+    let scenario = Scenario { rate_scale, ..scenario() };
+    correctness::check(&Scripted::new(reply).session().await, &scenario, &virtual_time()).await.unwrap()
+}
+
+fn said(text: &str) -> Reply {
+    Reply::Tokens { delays: vec![100 * MS; 5], text: text.to_owned() }
+}
+
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_load_changes_is_found() {
-    let verdict_of = |changes: bool| async move {
-        let server = Scripted::new(move |seen| {
-            let text = if changes && seen.in_flight > 2 { "x " } else { "w " };
-            Reply::Tokens { delays: vec![100 * MS; 5], text: text.to_owned() }
-        });
-        correctness::check(&server.session().await, &scenario(), &virtual_time()).await.unwrap()
+async fn an_answer_that_load_changes_or_cuts_is_found() {
+    let verdict = correctness_of(|_| said("w "), 1.0).await;
+    assert!(verdict.holds(), "{}", verdict.render());
+    let changed = correctness_of(|seen| said(if seen.in_flight > 2 { "x " } else { "w " }), 1.0).await;
+    assert!(changed.broken[0].contains("differs after 0 characters"), "{}", changed.render());
+    let cut = |text: &'static str| {
+        let chunk = format!("data: {}\n\n", json!({"choices": [{"delta": {"content": text}}]}));
+        move |seen: &Seen| if seen.in_flight > 2 { Reply::Raw(chunk.clone()) } else { said("w ") }
     };
-    assert!(verdict_of(false).await.holds());
-    let verdict = verdict_of(true).await;
-    assert!(verdict.broken[0].contains("differs after 0 characters"), "{}", verdict.render());
+    let verdict = correctness_of(cut("w "), 1.0).await;
+    assert!(verdict.broken[0].contains("ends after 2 characters: stream cut"), "{}", verdict.render());
+    let verdict = correctness_of(cut("wrong"), 1.0).await;
+    assert!(verdict.broken[0].contains("differs after 1 characters"), "{}", verdict.render());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_batches_nothing_or_is_refused_tells_nothing() {
+    let verdict = correctness_of(|_| said("w "), 0.05).await;
+    assert_eq!(verdict.outcome(), Outcome::CannotTell, "{}", verdict.render());
+    assert!(verdict.undecided[0].contains("requests were in flight; give a larger load"), "{}", verdict.render());
+    let busy = || Reply::Status { status: 503, body: "{}".to_owned() };
+    let verdict = correctness_of(move |seen| if seen.in_flight > 2 { busy() } else { said("w ") }, 1.0).await;
+    assert_eq!(verdict.outcome(), Outcome::CannotTell, "{}", verdict.render());
+    assert!(verdict.undecided[0].contains("refused requests"), "{}", verdict.render());
 }

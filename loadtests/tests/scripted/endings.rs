@@ -36,14 +36,15 @@ async fn errors_are_told_apart() {
             Reply::Raw("data: {\"error\":{\"message\":\"x\"}}\n\ndata: [DONE]\n\n".to_owned()),
             Reply::Raw("data: {not json}\n\ndata: [DONE]\n\n".to_owned()),
             Reply::Silence,
+            Reply::Raw("data: {\"choices\":[{\"delta\":{\"content\":\"\"}}]}\n\ndata: [DONE]\n\n".to_owned()),
             Reply::Tokens { delays: vec![MS; 12], text: "w ".to_owned() },
         ]
     };
-    let server = Scripted::new(move |seen| replies().swap_remove(seen.number.min(6)));
+    let server = Scripted::new(move |seen| replies().swap_remove(seen.number.min(7)));
     let figures = figures_of(&server, &chat("")).await.total;
-    assert_eq!((figures.requests, figures.finished), (10, 4));
+    assert_eq!((figures.requests, figures.finished, figures.good), (10, 3, 3));
     assert_eq!((figures.refused["429 rate_limit_exceeded"], figures.refused["503"]), (1, 1));
-    for kind in ["stream cut", "error in the stream", "malformed answer", "timeout"] {
+    for kind in ["stream cut", "error in the stream", "malformed answer", "timeout", "empty answer"] {
         assert_eq!(figures.errors.get(kind), Some(&1), "{kind}: {:?}", figures.errors);
     }
 }
@@ -55,6 +56,22 @@ async fn who_leaves_is_no_error_and_closes_the_connection() {
     assert_eq!((figures.left, figures.finished, figures.error_count()), (10, 0, 0));
     assert_eq!(figures.output_tokens, 30);
     assert_eq!(figures.good_share, 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_of_which_all_was_refused_was_not_served() {
+    let served = |status: u16| async move {
+        let server = Scripted::new(move |seen| match seen.number {
+            9 => Reply::Tokens { delays: vec![MS], text: "w ".to_owned() },
+            _ => Reply::Status { status, body: "{}".to_owned() },
+        });
+        let one_less = Scenario { duration_s: 9.0, ..chat("") };
+        (
+            figures_of(&server, &one_less).await.total.was_served(),
+            figures_of(&server, &chat("")).await.total.was_served(),
+        )
+    };
+    assert_eq!(served(401).await, (false, true));
 }
 
 #[tokio::test(start_paused = true)]

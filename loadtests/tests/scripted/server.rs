@@ -15,7 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 
 const PIPE_BYTES: usize = 64 * 1024;
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+const PLACE_POLL: Duration = Duration::from_millis(10);
 
 /// What a test's server does with one generation.
 #[derive(Debug, Clone)]
@@ -58,6 +59,8 @@ pub(crate) enum Fault {
     Leaks,
     /// It lets so many connections in and no more.
     Full(usize),
+    /// So many connections at once; a further one waits until another ends.
+    Places(usize),
     /// It tells no usage.
     Silent,
     /// It waits for the rest of a request for ever.
@@ -71,6 +74,8 @@ struct State {
     billed: AtomicUsize,
     in_flight: AtomicUsize,
     connections: AtomicUsize,
+    /// Of those, the ones that have not ended.
+    open: AtomicUsize,
     seen: Mutex<Vec<Seen>>,
 }
 
@@ -88,8 +93,16 @@ impl Connect for Scripted {
         if matches!(self.fault, Some(Fault::Full(most)) if before >= most) {
             std::future::pending::<()>().await;
         }
+        while matches!(self.fault, Some(Fault::Places(most)) if self.state.open.load(Ordering::SeqCst) >= most) {
+            tokio::time::sleep(PLACE_POLL).await;
+        }
+        self.state.open.fetch_add(1, Ordering::SeqCst);
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
-        tokio::spawn(self.clone().serve(far));
+        let server = self.clone();
+        tokio::spawn(async move {
+            server.clone().serve(far).await;
+            server.state.open.fetch_sub(1, Ordering::SeqCst);
+        });
         Ok(near)
     }
 }
