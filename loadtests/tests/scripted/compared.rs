@@ -130,7 +130,9 @@ async fn the_order_of_the_servers_changes_from_round_to_round() {
 /// At so many times the load of [`scenario`].
 async fn correctness_of(reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static, rate_scale: f64) -> Verdict {
     let scenario = Scenario { rate_scale, ..scenario() };
-    correctness::check(&Scripted::new(reply).session().await, &scenario, &virtual_time()).await.unwrap()
+    correctness::check(&Scripted::new(reply).session().await, &scenario, &virtual_time())
+        .await
+        .expect("the check can be made")
 }
 
 fn said(text: &str) -> Reply {
