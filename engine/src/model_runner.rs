@@ -48,6 +48,7 @@ pub(crate) struct SequenceRows<'a> {
 impl ModelRunner {
     pub(crate) fn new(model: SharedModel, num_blocks: usize) -> Result<Self, ModelError> {
         let cache = model.get().new_kv_cache(num_blocks)?;
+        cache.take_memory();
         Ok(Self { model, cache })
     }
 

@@ -1,7 +1,11 @@
+use std::io;
+use std::thread::JoinHandle;
+
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 
+use crate::ops::cpu::populate::populate;
 use crate::{BlockCopy, BlockId, KvCacheSpec, ModelError};
 
 /// Consecutive keys that attention visits together. Tiles start at absolute positions 0, 16, 32 ..., whatever the block
@@ -56,6 +60,18 @@ impl KvCache {
         layers.sort_by_key(|(layer, _)| *layer);
         let layers = layers.into_iter().map(|(_, layer)| layer).collect();
         Ok(Self { spec, num_blocks, planes, layers })
+    }
+
+    /// Takes from the system the memory that blocks will need, while others go on. Where that cannot be, each page is taken
+    /// when it is first written.
+    pub fn take_memory(&self) {
+        if let Err(error) = self.populate() {
+            tracing::debug!(%error, "the KV cache takes its memory when it is used");
+        }
+    }
+
+    fn populate(&self) -> io::Result<JoinHandle<io::Result<()>>> {
+        populate(self.planes.iter().flat_map(|plane| [plane.k.clone(), plane.v.clone()]).collect())
     }
 
     pub fn spec(&self) -> &KvCacheSpec {
@@ -221,7 +237,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn blocks_that_nothing_was_written_to_take_no_memory_and_are_zeros() {
+    fn blocks_take_memory_beside_others_or_when_they_are_written_and_hold_zeros_until_then() {
         for dtype in [DType::F32, DType::BF16] {
             let spec = KvCacheSpec {
                 groups: vec![KvGroup::full(2)],
@@ -231,10 +247,16 @@ mod tests {
                 block_size: KV_TILE,
             };
             let before = resident();
-            let cache = KvCache::new(spec, 10_000, &Device::Cpu).unwrap();
-            // 1.3 GB or more; other tests of this program hold some megabytes meanwhile.
-            assert!(resident().saturating_sub(before) < 1 << 29, "{dtype:?}");
-            let last = cache.layers[1].v.narrow(0, 9_999, 1).unwrap().to_dtype(DType::F32).unwrap();
+            let mut cache = KvCache::new(spec, 2_000, &Device::Cpu).unwrap();
+            // 260 MB or more; other tests of this program hold some megabytes meanwhile.
+            assert!(resident().saturating_sub(before) < 1 << 27, "{dtype:?}");
+            cache.fill_block(BlockId(7), 2.0).unwrap();
+            if cache.populate().unwrap().join().unwrap().is_ok() {
+                assert!(resident().saturating_sub(before) > 1 << 27, "{dtype:?}");
+            }
+            let seventh = cache.layers[1].v.narrow(0, 7, 1).unwrap().to_dtype(DType::F32).unwrap();
+            assert!(seventh.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|value| *value == 2.0));
+            let last = cache.layers[1].v.narrow(0, 1_999, 1).unwrap().to_dtype(DType::F32).unwrap();
             assert!(last.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|value| *value == 0.0));
         }
     }

@@ -189,9 +189,7 @@ fn a_worker_that_somebody_else_started_outlives_its_gateway_and_serves_the_next(
     let mut worker = worker.spawn().expect("the binary runs");
     for _ in 0..2 {
         let served = Served::start(&state, &["--config", &here]);
-        let listed =
-            || request(&served.address, "GET", "/v1/models", &Value::Null).json()["data"].as_array().map(Vec::len);
-        wait_until("the worker's model is served", || listed() == Some(1));
+        wait_until("the worker's model is served", || is_ready(&served));
         assert_eq!(request(&served.address, "POST", "/v1/chat/completions", &question("early", 8)).status, 200);
         served.signal("KILL");
     }
@@ -386,7 +384,7 @@ fn a_worker_of_another_machine_enrols_and_serves_over_mutual_tls() {
     };
     let awaited = ask("early");
     assert_eq!((awaited.status, state_of("early"), state_of("final")), (503, "unready".into(), "unready".into()));
-    assert_eq!(awaited.json()["error"]["code"], "no_replica");
+    assert!(awaited.text().contains("\"code\":\"no_replica\""), "{}", awaited.text());
     let mut worker = dial("far").spawn().expect("the binary runs");
     wait_until("the worker's model is served", || state_of("early") == "ready");
     assert_eq!((ask("early").status, ask("final").status), (200, 503));

@@ -26,6 +26,7 @@ mod pairs;
 pub(super) mod panels;
 pub(crate) mod pool;
 pub(super) mod pool_rows;
+pub(crate) mod populate;
 pub(super) mod rope;
 mod rounded_rows;
 pub(super) mod store_kv;

@@ -1,0 +1,53 @@
+#![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "advice on memory is given by its address"))]
+
+//! Memory that was asked for, taken before it is used, so that what a process holds is known soon after its start and
+//! nobody's token waits for the system to clear a page.
+
+use std::io;
+use std::thread::JoinHandle;
+
+use candle_core::{CpuStorage, Storage, Tensor};
+
+/// What one call asks for: the system holds the process's memory map meanwhile.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// In a thread of its own, without changing what the tensors hold; they may be read and written meanwhile. Passes over what
+/// lies on a device, and ends early, with the reason, where the system knows no such request (Linux before 5.14, others).
+pub(crate) fn populate(tensors: Vec<Tensor>) -> io::Result<JoinHandle<io::Result<()>>> {
+    let work = move || {
+        for (start, len) in tensors.iter().filter_map(memory_of) {
+            (0..len).step_by(CHUNK_BYTES).try_for_each(|at| take(start + at, CHUNK_BYTES.min(len - at)))?;
+        }
+        Ok(())
+    };
+    std::thread::Builder::new().name("populate".into()).spawn(work)
+}
+
+/// Its address and its length in bytes. The tensor keeps it where it is.
+fn memory_of(tensor: &Tensor) -> Option<(usize, usize)> {
+    let (storage, _) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => Some((values.as_ptr() as usize, size_of_val(values.as_slice()))),
+        Storage::Cpu(CpuStorage::BF16(values)) => Some((values.as_ptr() as usize, size_of_val(values.as_slice()))),
+        _ => None,
+    }
+}
+
+/// The pages that begin in these bytes.
+#[cfg(target_os = "linux")]
+fn take(start: usize, len: usize) -> io::Result<()> {
+    use rustix::mm::{Advice, madvise};
+
+    let page = rustix::param::page_size();
+    let (first, end) = (start.next_multiple_of(page), (start + len) & !(page - 1));
+    if first >= end {
+        return Ok(());
+    }
+    // SAFETY: the pages lie within memory that the caller keeps; populating them changes nothing that is held in them.
+    unsafe { madvise(first as *mut _, end - first, Advice::LinuxPopulateWrite) }.map_err(io::Error::from)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn take(_: usize, _: usize) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
