@@ -34,6 +34,7 @@ skip() {
 }
 
 finish() {
+    [ ${#summary[@]} -gt 0 ] || { printf 'no stage is called %s\n' "$only" >&2; exit 1; }
     printf '\n'
     printf '%s\n' "${summary[@]}"
     printf '%s%s passed in %d s\n' "$1" "${only:+ (only: $only)}" $SECONDS

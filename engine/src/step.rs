@@ -96,6 +96,7 @@ impl StepLoop {
             Some(costs) => costs,
             None => calibrate(&mut runner, clock.as_ref(), &config).map_err(EngineError::Calibration)?,
         };
+        runner.take_memory();
         tracing::info!(?costs, "nanoseconds that work costs");
         let step_loop = Self {
             commands,

@@ -72,7 +72,7 @@ fn plain_code_adds_the_odd_neighbour_first() {
 #[test]
 #[ignore = "a processor may round inside its instruction otherwise than Intel's manual says"]
 fn the_instruction_rounds_as_the_manual_says() {
-    let compute = Compute::cpu_with_kernels(1, KernelSet::Avx512Bf16).unwrap();
+    let Ok(compute) = Compute::cpu_with_kernels(1, KernelSet::Avx512Bf16) else { return };
     assert_order(&compute.with_bf16_products());
 }
 

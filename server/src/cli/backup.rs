@@ -68,14 +68,14 @@ impl RestoreArgs {
         let Restored { kept, revoked } = data.restore(&self.file)?;
         output::line(format_args!("restored from {}", self.file.display()))?;
         output::line(format_args!("what was there is kept as {}", kept.display()))?;
-        // So that the audit log of the copy says so too.
         let directory = Directory::open(&data, Arc::new(SystemClock::new()), "command line")?;
-        let from = format!("from {}; what was there is kept as {}", self.file.display(), kept.display());
-        directory.note("restore", "everything", &from)?;
         for id in revoked {
             let key = directory.revoke_key(&id)?;
             output::line(format_args!("revoked again: {} of {} ({})", key.name, key.account, key.id))?;
         }
+        // So that the audit log of the copy says so too; after the keys, because it can fail.
+        let from = format!("from {}; what was there is kept as {}", self.file.display(), kept.display());
+        directory.note("restore", "everything", &from)?;
         output::line("accounts, limits and secrets that were changed since the copy was made are as they were in it")
     }
 }

@@ -4,6 +4,8 @@
 //! nobody's token waits for the system to clear a page.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use candle_core::{CpuStorage, Storage, Tensor};
@@ -11,16 +13,45 @@ use candle_core::{CpuStorage, Storage, Tensor};
 /// What one call asks for: the system holds the process's memory map meanwhile.
 const CHUNK_BYTES: usize = 4 << 20;
 
+/// A thread that takes memory. Dropped, it is told to stop.
+#[derive(Debug)]
+pub(crate) struct Populating {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
 /// In a thread of its own, without changing what the tensors hold; they may be read and written meanwhile. Passes over what
 /// lies on a device, and ends early, with the reason, where the system knows no such request (Linux before 5.14, others).
-pub(crate) fn populate(tensors: Vec<Tensor>) -> io::Result<JoinHandle<io::Result<()>>> {
-    let work = move || {
-        for (start, len) in tensors.iter().filter_map(memory_of) {
-            (0..len).step_by(CHUNK_BYTES).try_for_each(|at| take(start + at, CHUNK_BYTES.min(len - at)))?;
+pub(crate) fn populate(tensors: Vec<Tensor>) -> io::Result<Populating> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let work = move || tensors.into_iter().try_for_each(|tensor| take_all(&tensor, &stopped));
+    let thread = std::thread::Builder::new().name("populate".into()).spawn(work)?;
+    Ok(Populating { stop, thread: Some(thread) })
+}
+
+fn take_all(tensor: &Tensor, stopped: &AtomicBool) -> io::Result<()> {
+    let Some((start, len)) = memory_of(tensor) else { return Ok(()) };
+    let mut chunks = (0..len).step_by(CHUNK_BYTES).take_while(|_| !stopped.load(Ordering::Relaxed));
+    chunks.try_for_each(|at| take(start + at, CHUNK_BYTES.min(len - at)))
+}
+
+impl Populating {
+    /// Until all is taken, or cannot be.
+    #[cfg(test)]
+    pub(crate) fn wait(mut self) -> io::Result<()> {
+        self.thread.take().map_or(Ok(()), |thread| thread.join().expect("taking memory does not panic"))
+    }
+}
+
+impl Drop for Populating {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // What it holds is free once it is gone.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
-        Ok(())
-    };
-    std::thread::Builder::new().name("populate".into()).spawn(work)
+    }
 }
 
 /// Its address and its length in bytes. The tensor keeps it where it is.

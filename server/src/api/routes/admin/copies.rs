@@ -35,7 +35,7 @@ pub(super) async fn export<D: Desk>(State(desk): State<D>, request: Request) -> 
     })?;
     let audited = Audited::begin(directory, "export", LEDGER).await?;
     Ok(download("text/csv; charset=utf-8", move |out| {
-        let exported = write_csv(&reader, out);
+        let exported = write_csv(&reader, out).and_then(|exported| Ok(out.flush().map(|()| exported)?));
         let said = |Exported { entries, head }: &Exported| format!(": {entries} entries, to {}", head.hex());
         audited.end_here(&exported.as_ref().map(said));
         exported.map(drop)
@@ -48,7 +48,7 @@ pub(super) async fn backup<D: Desk>(State(desk): State<D>, request: Request) -> 
     let audited = Audited::begin(directory, "back up", EVERYTHING).await?;
     let copy = move |out: &mut dyn Write| -> Result<(), CopyError> {
         io::copy(&mut data.copy_of_now()?, out)?;
-        Ok(())
+        Ok(out.flush()?)
     };
     Ok(download("application/vnd.sqlite3", move |out| {
         let copied = copy(out);
