@@ -1,9 +1,10 @@
 //! One binary with CUDA code that starts where there is no driver.
 //!
-//! The crates below candle call the functions of the driver and of cuBLAS by name and leave them to the dynamic linker, which
-//! ends a program before `main` where a library is missing. This crate defines those functions itself: each jumps
-//! through a slot that is filled at its first call, with what the real library has under the same name, or with a function
-//! that returns an error where there is none. So a missing driver is an error of the first call, and the CPU serves.
+//! The crates below candle call the functions of the driver and of cuBLAS by name and leave them to the dynamic linker,
+//! which ends a program before `main` where a library is missing. This crate defines those functions itself: each jumps
+//! through a slot that is filled at its first call, with what the real library has under the same name, or with a
+//! function that returns an error where there is none. So a missing driver is an error of the first call, and the CPU
+//! serves.
 //!
 //! ```text
 //! cuInit:   jmp *slot      slot -> first call -> resolve: dlopen, dlsym -> slot -> the driver's cuInit

@@ -1,5 +1,5 @@
-//! The way in for what an engine in another process says: it ends in the same [`EventStream`] as that of an engine here, with
-//! the same count of what was used.
+//! The way in for what an engine in another process says: it ends in the same [`EventStream`] as that of an engine
+//! here, with the same count of what was used.
 //!
 //! Whoever is on the other end may say anything. What no engine could say is an error, and leaves the stream as it was.
 

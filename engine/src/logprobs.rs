@@ -25,8 +25,8 @@ pub(crate) fn checked_max(row: &[f32]) -> Result<f32, RequestError> {
     if has_nan || !max.is_finite() { Err(RequestError::NotFinite) } else { Ok(max) }
 }
 
-/// `KL(p || q)` in nats, of the distributions of two rows of one vocabulary; their log-softmaxes and the sum are taken in f64.
-/// Infinite where `q` rules out what `p` does not. Errors as [`checked_max`].
+/// `KL(p || q)` in nats, of the distributions of two rows of one vocabulary; their log-softmaxes and the sum are taken
+/// in f64. Infinite where `q` rules out what `p` does not. Errors as [`checked_max`].
 pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> Result<f64, RequestError> {
     let (log_sum_p, log_sum_q) = (log_sum(p)?, log_sum(q)?);
     let of_token = |(&p, &q): (&f32, &f32)| {

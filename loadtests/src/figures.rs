@@ -205,7 +205,8 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (rank - below as f64)
 }
 
-/// For a table: at least three significant digits, and one decimal but for a whole number of them; `-` for what is no number.
+/// For a table: at least three significant digits, and one decimal but for a whole number of them; `-` for what is no
+/// number.
 pub fn short(value: f64) -> String {
     const MOST_DECIMALS: f64 = 6.0;
     if !value.is_finite() {

@@ -27,8 +27,8 @@ pub struct Footprint {
 /// Of the model in `files`, loaded with `options` where weights lie as `layout` says.
 ///
 /// A generator's `config.json` alone is enough: its weights then count as the dtype that it names. What a loaded model says
-/// of itself ([`crate::ModelDescription::resident_bytes`]) is the same number but for the padding of matrices that are stored
-/// apart and held as one, and for dense layers behind an encoder's pooling, which are not reckoned.
+/// of itself ([`crate::ModelDescription::resident_bytes`]) is the same number but for the padding of matrices that are
+/// stored apart and held as one, and for dense layers behind an encoder's pooling, which are not reckoned.
 ///
 /// Errors as [`crate::describe`].
 pub fn footprint(

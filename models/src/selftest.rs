@@ -1,5 +1,5 @@
-//! Whether a device computes what the reference bodies and the reference implementation compute: for whoever has just built or
-//! installed the program, or put a card in. Everything that it needs is compiled in.
+//! Whether a device computes what the reference bodies and the reference implementation compute: for whoever has just
+//! built or installed the program, or put a card in. Everything that it needs is compiled in.
 
 mod attention;
 mod elementwise;
@@ -42,8 +42,8 @@ impl Check {
     }
 }
 
-/// The ops' bodies on this device against the reference bodies, over the shapes of `tables.rs`. On the CPU: all bodies that it
-/// has, the second with the bits of the first. `factor` multiplies what may differ.
+/// The ops' bodies on this device against the reference bodies, over the shapes of `tables.rs`. On the CPU: all bodies
+/// that it has, the second with the bits of the first. `factor` multiplies what may differ.
 ///
 /// Errors when memory is short; what does not run or is wrong is a [`Check`] that does not pass.
 pub fn check_kernels(compute: &Compute, factor: f32) -> Result<Vec<Check>, ModelError> {
@@ -55,7 +55,8 @@ pub fn check_kernels(compute: &Compute, factor: f32) -> Result<Vec<Check>, Model
 }
 
 /// Whole models on this device: small ones against the logits that the reference implementation computed, the bundled demo
-/// against the reference bodies, and each in batches and chunks against each sequence alone. `factor` as in [`check_kernels`].
+/// against the reference bodies, and each in batches and chunks against each sequence alone. `factor` as in
+/// [`check_kernels`].
 ///
 /// Errors as [`check_kernels`].
 pub fn check_parity(compute: &Compute, factor: f32) -> Result<Vec<Check>, ModelError> {

@@ -99,7 +99,8 @@ pub struct EngineMetrics {
 pub struct MetricsError(#[from] BuildError);
 
 impl Metrics {
-    /// `models` are the names of the served ones. Only these, and those that are served later, are values of a `model` label.
+    /// `models` are the names of the served ones. Only these, and those that are served later, are values of a `model`
+    /// label.
     pub fn new<'a>(
         info: &BuildInfo,
         models: impl IntoIterator<Item = &'a str>,

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};
 
-/// Rings when nothing was heard for a while: for what is stated, or up to a quarter more. Whoever hears something only notes it: of
-/// a stream something is heard at every token, and setting a timer each time would cost more than the token.
+/// Rings when nothing was heard for a while: for what is stated, or up to a quarter more. Whoever hears something only
+/// notes it: of a stream something is heard at every token, and setting a timer each time would cost more than the
+/// token.
 #[derive(Debug)]
 pub(crate) struct Silence {
     part: Duration,

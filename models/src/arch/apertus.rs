@@ -1,6 +1,7 @@
 //! Apertus: Hernández-Cano et al. 2025, arXiv:2509.14233. xIELU without a gate, and a norm of every head of queries and
-//! keys. Version 1.5 reads more tokens than it writes: images and sound are ids above those of the output head. It is published
-//! with what makes ids of images and sound (the card of swiss-ai/Apertus-v1.5-8B); its text is served, and such ids are read.
+//! keys. Version 1.5 reads more tokens than it writes: images and sound are ids above those of the output head. It is
+//! published with what makes ids of images and sound (the card of swiss-ai/Apertus-v1.5-8B); its text is served, and
+//! such ids are read.
 
 use super::common::{self, Biases, Dialect, FfnDialect, NAMES};
 use crate::ModelError;

@@ -1,7 +1,8 @@
 //! The families of GGUF files: how the metadata becomes a [`DecoderSpec`], and what the tensors are called there.
 //!
-//! The keys are those of `constants.py` in ggml-org/llama.cpp's gguf package, what they mean is what llama.cpp computes. Each
-//! key of the architecture is honoured or refused by name. Biases and a head of its own are there when their tensors are.
+//! The keys are those of `constants.py` in ggml-org/llama.cpp's gguf package, what they mean is what llama.cpp
+//! computes. Each key of the architecture is honoured or refused by name. Biases and a head of its own are there when
+//! their tensors are.
 
 use serde_json::{Map, Value};
 

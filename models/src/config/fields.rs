@@ -126,7 +126,8 @@ impl<'a> Fields<'a> {
         if self.object.contains_key(key) { Ok(()) } else { Err(self.missing(key)) }
     }
 
-    /// Refuses a file that gives none of `keys` a value, where the families' implementations fill in much more than a default.
+    /// Refuses a file that gives none of `keys` a value, where the families' implementations fill in much more than a
+    /// default.
     pub(crate) fn require_one_of(&mut self, keys: &[&str]) -> Result<(), ModelError> {
         if keys.iter().any(|key| self.value(key).is_some()) { Ok(()) } else { Err(self.missing(keys[0])) }
     }

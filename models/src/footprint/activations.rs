@@ -3,8 +3,8 @@ use crate::config::{FfnSpec, LayerSpec, NormPlacement, PositionSpec, RopeSpec};
 
 /// What a step holds at its peak beside weights and KV cache, in numbers of f32.
 ///
-/// The peak is one of three moments. Of a layer, a token holds then, with `h` the width of the stream, `q`, `k` and `v` those
-/// of a token's queries, keys and values, and `f` that of the feed-forward network:
+/// The peak is one of three moments. Of a layer, a token holds then, with `h` the width of the stream, `q`, `k` and `v`
+/// those of a token's queries, keys and values, and `f` that of the feed-forward network:
 ///
 /// ```text
 /// output projection of attention   stream and its norm 2 h | qkv q+k+v | placed q, k | attended q | output h

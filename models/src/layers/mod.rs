@@ -1,5 +1,5 @@
-//! The parts of decoders and encoders. A layer knows shapes and the order of operations; it calls [`crate::ops`] for arithmetic and
-//! never looks at the device.
+//! The parts of decoders and encoders. A layer knows shapes and the order of operations; it calls [`crate::ops`] for
+//! arithmetic and never looks at the device.
 
 mod attention;
 mod block;

@@ -18,8 +18,8 @@ const STRETCH: usize = 1 << 20;
 pub type CopyProgress<'a> = &'a mut dyn FnMut(LoadProgress) -> ControlFlow<()>;
 
 impl Manifest {
-    /// Copies the parts of a checkpoint into `target`, an empty folder, under the names that the manifest gives them. Each is
-    /// on the disk when this returns.
+    /// Copies the parts of a checkpoint into `target`, an empty folder, under the names that the manifest gives them.
+    /// Each is on the disk when this returns.
     pub fn copy(files: &CheckpointFiles, target: &Path, progress: CopyProgress<'_>) -> Result<Self, ModelError> {
         let mut parts = part::parts(files)?;
         parts.sort_by(|one, other| one.name.cmp(&other.name));

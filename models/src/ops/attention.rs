@@ -1,9 +1,10 @@
 //! Attention over the paged cache: `softmax(q k^T * scale) v`, for grouped queries (Ainslie et al., 2023). A query sees
 //! the keys up to its own, or, in an encoder, all keys of its sequence.
 //!
-//! With a window, a query sees the keys less than that many positions away, its own included. With slopes, ALiBi (Press et al., 2022) adds
-//! `slope * (key position - query position)` to each score; published formulas add `slope * key position`, which differs by
-//! a constant of the row that the softmax takes out, and which loses precision in long sequences.
+//! With a window, a query sees the keys less than that many positions away, its own included. With slopes, ALiBi (Press
+//! et al., 2022) adds `slope * (key position - query position)` to each score; published formulas add `slope * key
+//! position`, which differs by a constant of the row that the softmax takes out, and which loses precision in long
+//! sequences.
 //!
 //! Order of the sums, on the CPU: keys are visited in tiles of [`KV_TILE`] that start at absolute positions 0, 16, 32 ...
 //! Per tile and query row: the 16 dot products run over `d` in ascending order; the running maximum, the running sum (the

@@ -155,8 +155,8 @@ impl Compute {
         Self { factors: Float::Bf16, ..self }
     }
 
-    /// The same for a model whose keys and values are cached as `dtype`, which is its compute dtype: beside bf16 ones, products
-    /// take bf16 activations where the CPU is faster with them; beside f32 ones, none does.
+    /// The same for a model whose keys and values are cached as `dtype`, which is its compute dtype: beside bf16 ones,
+    /// products take bf16 activations where the CPU is faster with them; beside f32 ones, none does.
     pub fn for_kv_of(&self, dtype: DType) -> Self {
         let factors = match dtype {
             DType::BF16 if self.kernels.has_bf16_products() => Float::Bf16,

@@ -3,13 +3,14 @@
 //! Order of the sum, on the CPU: `y[i][j]` starts at 0, takes one fused multiply-add per `k` in ascending order in f32,
 //! and then adds the bias. Blocking for caches and the split over threads keep that order.
 //!
-//! Where the compute dtype is bf16 and the CPU has an instruction for it ([`Compute::with_bf16_products`]), `x` is rounded to bf16
-//! when it meets bf16 weights, and the steps of the sum are pairs of neighbouring `k`: as Intel's manual has it, the odd one
-//! first, one fused multiply-add each, without subnormal numbers. The order is the processor's; it is the same for every row.
+//! Where the compute dtype is bf16 and the CPU has an instruction for it ([`Compute::with_bf16_products`]), `x` is
+//! rounded to bf16 when it meets bf16 weights, and the steps of the sum are pairs of neighbouring `k`: as Intel's
+//! manual has it, the odd one first, one fused multiply-add each, without subnormal numbers. The order is the
+//! processor's; it is the same for every row.
 //!
-//! With quantised weights a row of `x` is rounded to 16-bit integers, 32 neighbours by one f32 scale. The integer products of
-//! every 32 inputs (16 for q6_k, which has a scale for so many) are summed exactly and enter the sum by one fused
-//! multiply-add with the product of both scales, in ascending order; q4_k's minimum follows by another one.
+//! With quantised weights a row of `x` is rounded to 16-bit integers, 32 neighbours by one f32 scale. The integer
+//! products of every 32 inputs (16 for q6_k, which has a scale for so many) are summed exactly and enter the sum by one
+//! fused multiply-add with the product of both scales, in ascending order; q4_k's minimum follows by another one.
 
 use candle_core::{D, DType, Tensor};
 

@@ -8,7 +8,8 @@
 //!
 //! The promise of the CPU bodies: each output row is accumulated in one fixed order. A row's bits do not depend on the
 //! other rows of the batch, on how a sequence was cut into steps, on the number of threads, or on whether the portable
-//! or the vector body ran; products of bf16 by bf16 alone belong to the processors that have them. The reference body promises closeness only: candle picks other kernels for other row counts.
+//! or the vector body ran; products of bf16 by bf16 alone belong to the processors that have them. The reference body
+//! promises closeness only: candle picks other kernels for other row counts.
 
 mod activation;
 mod add;

@@ -1,6 +1,6 @@
-//! What stands between the merged product of queries, keys and values and attention: the product's bias, norms of queries and
-//! keys, rotary positions, and the keys and values written to the paged cache. One launch on a GPU; elsewhere the ops that
-//! it is made of, one after the other, each as its own file has it.
+//! What stands between the merged product of queries, keys and values and attention: the product's bias, norms of
+//! queries and keys, rotary positions, and the keys and values written to the paged cache. One launch on a GPU;
+//! elsewhere the ops that it is made of, one after the other, each as its own file has it.
 
 use candle_core::Tensor;
 
@@ -28,8 +28,8 @@ pub struct QkNorm<'a> {
     pub eps: f32,
 }
 
-/// `qkv [m, (num_heads + 2 * num_kv_heads) * head_dim] f32`, queries first, then keys, then values. Writes keys and values to the slots
-/// of the plan's step in `layer` and returns the queries, `[m, num_heads, head_dim] f32`.
+/// `qkv [m, (num_heads + 2 * num_kv_heads) * head_dim] f32`, queries first, then keys, then values. Writes keys and
+/// values to the slots of the plan's step in `layer` and returns the queries, `[m, num_heads, head_dim] f32`.
 ///
 /// Errors when shapes do not fit, or a slot is outside the layer.
 pub fn prepare_qkv(

@@ -19,8 +19,9 @@ const CHUNK: usize = 16;
 const F32: f32 = 1e-3;
 /// Of the log-probabilities of the reference's five likeliest tokens, where weights, keys and values are bf16.
 const TOP_LOGPROBS: f32 = 0.08;
-/// The same of the demo where products take bf16 activations. Its logits are steep: transformers in bf16 throughout moves them by
-/// 0.42 from its own in f32 over these tokens, and by 0.08 where it rounds what products take alone, with keys in f32.
+/// The same of the demo where products take bf16 activations. Its logits are steep: transformers in bf16 throughout
+/// moves them by 0.42 from its own in f32 over these tokens, and by 0.08 where it rounds what products take alone, with
+/// keys in f32.
 const TOP_LOGPROBS_OF_DEMO: f32 = 0.4;
 const TOP: usize = 5;
 /// Mean Kullback-Leibler divergence from the reference, over all tokens, in nats.

@@ -1,7 +1,7 @@
 //! The files of a checkpoint and the tensors in them.
 //!
-//! Weight files are mapped (or read, where they may go away) while they are loaded, copied tensor by tensor into private packed memory, and let go: a
-//! file that changes or disappears later cannot crash or alter a running model.
+//! Weight files are mapped (or read, where they may go away) while they are loaded, copied tensor by tensor into
+//! private packed memory, and let go: a file that changes or disappears later cannot crash or alter a running model.
 
 mod files;
 mod gguf;

@@ -1,4 +1,5 @@
-//! Products of bf16 by bf16: by the CPU's instruction where it has one, else in plain code that rounds as Intel's manual says.
+//! Products of bf16 by bf16: by the CPU's instruction where it has one, else in plain code that rounds as Intel's
+//! manual says.
 
 use candle_core::{Device, Tensor};
 use half::bf16;

@@ -48,8 +48,8 @@ fn reckoned(files: &CheckpointFiles, options: &LoadOptions) -> Footprint {
     footprint(files, options, WeightLayout::Panels).unwrap()
 }
 
-/// Within 3 %: matrices that are stored apart and held as one are reckoned with the padding of each, and the dense layers behind
-/// an encoder's pooling are left out, which is much of a tiny model and little of a large one.
+/// Within 3 %: matrices that are stored apart and held as one are reckoned with the padding of each, and the dense
+/// layers behind an encoder's pooling are left out, which is much of a tiny model and little of a large one.
 fn assert_near(reckoned: u64, found: u64, what: &str) {
     assert!(reckoned.abs_diff(found) * 33 <= found, "{what}: {reckoned} reckoned, {found} found");
 }

@@ -1,5 +1,5 @@
-//! Tiny random checkpoints against the reference implementation (see fixtures/make.py and fixtures/make_encoders.py), and a sequence against itself:
-//! however it is cut and whoever shares its batch, its logits have the same bits.
+//! Tiny random checkpoints against the reference implementation (see fixtures/make.py and fixtures/make_encoders.py),
+//! and a sequence against itself: however it is cut and whoever shares its batch, its logits have the same bits.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod encoder_features;

@@ -1,5 +1,6 @@
 //! What following a grammar costs at the vocabulary of a large model: for each token, and in a step of several sequences
-//! on a model that costs nothing, beside the same step without one. With a checkpoint: what it takes from that model's speed.
+//! on a model that costs nothing, beside the same step without one. With a checkpoint: what it takes from that model's
+//! speed.
 //!
 //! `cargo bench -p passerelle --bench grammar [-- --model DIRECTORY]`
 

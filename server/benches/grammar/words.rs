@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-/// All bytes, then made-up words of one to five syllables, with and without a space before, some with quotes or brackets; the
-/// last of the `tokens` is a special one.
+/// All bytes, then made-up words of one to five syllables, with and without a space before, some with quotes or
+/// brackets; the last of the `tokens` is a special one.
 pub(crate) fn tokenizer_of(tokens: usize) -> Value {
     const SYLLABLES: [&str; 20] = [
         "an", "be", "co", "du", "en", "fi", "go", "ha", "il", "jo", "ka", "le", "mi", "no", "ou", "pre", "qua", "ri",

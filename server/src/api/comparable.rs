@@ -1,5 +1,5 @@
-//! What must be so before models are compared. All of it is known before anything is reserved, so that nobody pays for answers
-//! that cannot be compared then.
+//! What must be so before models are compared. All of it is known before anything is reserved, so that nobody pays for
+//! answers that cannot be compared then.
 
 use passerelle_models::TokenId;
 
@@ -39,7 +39,8 @@ pub(crate) fn check_one_vocabulary(models: &[Lease], prepared: &[Prepared]) -> R
     Ok(tokens(0).to_vec())
 }
 
-/// Tokens of the longest text that each model can write and the lane will compare. Errors name a model for which there is none.
+/// Tokens of the longest text that each model can write and the lane will compare. Errors name a model for which there
+/// is none.
 pub(crate) fn longest_text(state: &AppState, serving: &Serving, models: &[Lease]) -> Result<usize, ApiError> {
     let engine_of = |model: &Lease| serving.router.engine_of(&model.name);
     let first = engine_of(&models[0])?;
@@ -55,8 +56,8 @@ pub(crate) fn longest_text(state: &AppState, serving: &Serving, models: &[Lease]
     Ok(longest)
 }
 
-/// How many tokens each model may answer, so that prompt and answer can be compared: what was asked for if that fits, else an
-/// error with both numbers. Without an ask, the default or what fits.
+/// How many tokens each model may answer, so that prompt and answer can be compared: what was asked for if that fits,
+/// else an error with both numbers. Without an ask, the default or what fits.
 pub(crate) fn room_beside(longest: usize, prompt_tokens: usize, asked: Option<u32>) -> Result<u32, ApiError> {
     let room = longest.checked_sub(prompt_tokens).map(saturating_u32);
     match (room, asked) {

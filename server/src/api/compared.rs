@@ -95,8 +95,8 @@ struct Pairing<'a> {
 }
 
 impl Pairing<'_> {
-    /// Every prompt with both models, in one step of the ledger, or none. Never in line: what a list had already would hold up
-    /// others that wait.
+    /// Every prompt with both models, in one step of the ledger, or none. Never in line: what a list had already would
+    /// hold up others that wait.
     fn reserve_all(&self, prompts: &[EncodedPrompt]) -> Result<Vec<[Reservation; 2]>, ApiError> {
         let asks: Vec<Ask> = prompts.iter().flat_map(|prompt| self.asks(prompt)).collect();
         let mut reservations = reserve_together(self.state, &self.visit.caller, &asks)?;

@@ -182,7 +182,8 @@ impl ApiError {
         self.kind.row().status
     }
 
-    /// Whether the server failed at what it had begun. One that ends, or whose time for an answer is over, has done what it did.
+    /// Whether the server failed at what it had begun. One that ends, or whose time for an answer is over, has done
+    /// what it did.
     pub(crate) fn is_our_fault(&self) -> bool {
         self.status().is_server_error() && !matches!(self.kind, ErrorKind::Draining | ErrorKind::RequestTimeout)
     }

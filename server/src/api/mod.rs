@@ -4,7 +4,8 @@
 //! log line, metrics), the panic catcher, the checks of web origins and of an open listener, its handler in [`routes`].
 //! What is generated goes through [`generate`], [`launch`], [`running`] and [`deliver`], for chat and completions alike;
 //! what another server generates, through [`remote`], [`launch`], [`relayed`] and [`deliver`]; what is read by an encoder
-//! goes through [`encode`], and what two models are compared on through [`compared`]. What was answered may be followed by [`shadow`].
+//! goes through [`encode`], and what two models are compared on through [`compared`]. What was answered may be followed
+//! by [`shadow`].
 
 mod alias;
 mod batch_runner;

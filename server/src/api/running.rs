@@ -194,7 +194,8 @@ impl RunningPrompt {
         }
     }
 
-    /// The answer that this is a part of ends with `error`. Parts that stand or fall together are free where the server fails.
+    /// The answer that this is a part of ends with `error`. Parts that stand or fall together are free where the server
+    /// fails.
     pub(crate) fn fail(&mut self, error: &ApiError) {
         if let (SettleAt::Told, Some(generation)) = (self.settle_at, &mut self.generation)
             && error.is_our_fault()

@@ -256,8 +256,8 @@ impl Bench {
         Ok(bench)
     }
 
-    /// The workload behind a context of `behind` tokens, which is in the prefix cache by then, and once more, when all of its
-    /// prompts are.
+    /// The workload behind a context of `behind` tokens, which is in the prefix cache by then, and once more, when all
+    /// of its prompts are.
     fn reference(&self, behind: usize, load: Workload) -> Result<Reference> {
         /// Beyond the rounds of every list of batches.
         const ROUND: u64 = 1 << 32;

@@ -27,7 +27,8 @@ pub(crate) struct CompareArgs {
     /// Score files, or folders of them.
     #[arg(value_name = "SCORES", required = true)]
     scores: Vec<PathBuf>,
-    /// What the ranking goes by: bits_per_byte, reference_bits_per_byte, exact_match, accuracy, accuracy_per_byte or divergence
+    /// What the ranking goes by: bits_per_byte, reference_bits_per_byte, exact_match, accuracy, accuracy_per_byte or
+    /// divergence
     /// [default: the first of these that the items say something about].
     #[arg(long, value_name = "METRIC")]
     by: Option<Metric>,

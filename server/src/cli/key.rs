@@ -61,7 +61,8 @@ struct CreateArgs {
     /// The account that pays [default: one of the key's name, made if there is none].
     #[arg(long, value_name = "PATH")]
     account: Option<AccountPath>,
-    /// What it may be used for, more than once for several: inference, batch, admin, read-only, gateway [default: inference].
+    /// What it may be used for, more than once for several: inference, batch, admin, read-only, gateway [default:
+    /// inference].
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<Scope>,
     /// A model that it may use, more than once for several [default: every model].

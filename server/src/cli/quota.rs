@@ -55,8 +55,8 @@ enum QuotaCommand {
         dates: GrantDates,
     },
     /// Say whether a request of a key would be admitted now, else which limit refuses it and when it would pass. Asks the
-    /// server that runs, which knows rates, what runs and who waits; where none runs, what the ledger holds. Exits with 0 if it
-    /// would be admitted, with 3 if it would be refused, and with 1 if that cannot be said.
+    /// server that runs, which knows rates, what runs and who waits; where none runs, what the ledger holds. Exits with
+    /// 0 if it would be admitted, with 3 if it would be refused, and with 1 if that cannot be said.
     Explain {
         /// A key's name or id.
         key: String,

@@ -2,8 +2,8 @@
 //!
 //! [`items`] reads a data set; [`scored`] is what one checkpoint made of one item; [`score_file`] keeps those, one file a
 //! checkpoint, and [`pairs`] those of two that are served; [`comparison`] ranks checkpoints and finds where they differ;
-//! [`report`] draws it. Nothing here knows HTTP or an engine: `passerelle score` runs the items, and whoever has the files can
-//! compare.
+//! [`report`] draws it. Nothing here knows HTTP or an engine: `passerelle score` runs the items, and whoever has the
+//! files can compare.
 
 pub mod bootstrap;
 pub mod comparison;

@@ -180,8 +180,8 @@ impl Ledger {
         self.take(caller, ask, None).inspect_err(|_| self.books.open().count_refusal(&caller.account))
     }
 
-    /// Several requests that stand or fall together: all of them in one critical section, or none, so that nobody is kept out
-    /// by a part of what is then given back.
+    /// Several requests that stand or fall together: all of them in one critical section, or none, so that nobody is
+    /// kept out by a part of what is then given back.
     pub fn reserve_together(&self, caller: &Arc<Caller>, asks: &[Ask]) -> Result<Vec<Reservation>, Refusal> {
         let mut pages = self.books.open();
         let now = self.books.now();

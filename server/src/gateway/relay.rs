@@ -90,8 +90,8 @@ impl Relay {
     /// Returns once what was recorded may be sent, because enough is written down. Cancel safe. A mark is ahead of what was
     /// sent by at most one event.
     ///
-    /// What cannot be written down in time is an answer that failed here: nobody pays for it, and what the upstream told of it
-    /// is kept beside.
+    /// What cannot be written down in time is an answer that failed here: nobody pays for it, and what the upstream
+    /// told of it is kept beside.
     pub async fn covers(&mut self) -> Result<(), JournalUnavailable> {
         let covered = self.reservation.covers_recorded().await;
         if covered.is_err() {

@@ -94,8 +94,8 @@ pub enum HubError {
     Read { path: PathBuf, problem: String },
 }
 
-/// Brings a source onto this machine: at once for a directory or a file, by a download for a hub id that is not complete in the
-/// cache. Blocks; call it off the async threads.
+/// Brings a source onto this machine: at once for a directory or a file, by a download for a hub id that is not
+/// complete in the cache. Blocks; call it off the async threads.
 pub fn resolve(source: &Source, options: &HubOptions) -> Result<LocalCheckpoint, HubError> {
     match source {
         Source::Directory(directory) if directory.is_dir() => {

@@ -67,11 +67,11 @@ impl DeviceList {
 
     /// The devices that a process sees whose environment has `variable`, in its order.
     ///
-    /// As CUDA reads `CUDA_VISIBLE_DEVICES` (CUDA C++ Programming Guide, "CUDA Environment Variables"): a list of numbers and of
-    /// UUIDs or beginnings of them that are one device's alone. The first that is none ends the list, and so does one that
-    /// was there already; an empty list shows nothing, none shows all. Of a card that is cut, a number or the card's UUID
-    /// stands for all of its slices. CUDA itself shows one process the first of several slices only, which is why each
-    /// has a process of its own.
+    /// As CUDA reads `CUDA_VISIBLE_DEVICES` (CUDA C++ Programming Guide, "CUDA Environment Variables"): a list of
+    /// numbers and of UUIDs or beginnings of them that are one device's alone. The first that is none ends the list,
+    /// and so does one that was there already; an empty list shows nothing, none shows all. Of a card that is cut, a
+    /// number or the card's UUID stands for all of its slices. CUDA itself shows one process the first of several
+    /// slices only, which is why each has a process of its own.
     pub fn visible(&self, variable: Option<&str>) -> Vec<Visible<'_>> {
         let Some(variable) = variable else {
             return self.devices.iter().flat_map(|card| self.parts(card)).collect();

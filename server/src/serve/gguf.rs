@@ -11,8 +11,8 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TEMPLATE: &str = "tokenizer.chat_template";
 const NAMED_TEMPLATES: &str = "tokenizer.chat_templates";
 
-/// What other checkpoints keep in the file `file`, made of the metadata. `None` where the checkpoint is no GGUF file, and for
-/// files that have no part in it.
+/// What other checkpoints keep in the file `file`, made of the metadata. `None` where the checkpoint is no GGUF file,
+/// and for files that have no part in it.
 pub(super) fn text_file(files: &CheckpointFiles, file: &str) -> io::Result<Option<Vec<u8>>> {
     let content = match file {
         "tokenizer.json" => Vocabulary::tokenizer_json,

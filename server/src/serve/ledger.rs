@@ -16,7 +16,8 @@ use passerelle_engine::clock::Clock;
 
 use super::tariff;
 
-/// The right to the data directory, and to write the ledger in it. Dropped in this order: what was settled is on the disk before another server may come.
+/// The right to the data directory, and to write the ledger in it. Dropped in this order: what was settled is on the
+/// disk before another server may come.
 #[derive(Debug)]
 pub(super) struct LedgerKeeper {
     /// `None`: nothing is written, and yet nobody else may write.
@@ -100,8 +101,8 @@ pub(super) fn without_keeping(basis: LedgerBasis, config: &LedgerConfig) -> Resu
     Ok(Ledger::new(LedgerParts { calendar, tariff, in_parts, line, hours, ..LedgerParts::without_past(clock) }))
 }
 
-/// What is left to whom by what was settled, where no server runs: to be asked about one model at most, and not to be taken from.
-/// A tariff that cannot be read prices nothing, and keeps nobody from administering.
+/// What is left to whom by what was settled, where no server runs: to be asked about one model at most, and not to be
+/// taken from. A tariff that cannot be read prices nothing, and keeps nobody from administering.
 pub(crate) fn on_the_shelf(
     data: &DataDir,
     clock: Arc<dyn Clock>,

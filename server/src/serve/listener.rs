@@ -84,8 +84,8 @@ fn clear(path: &Path) -> Result<()> {
     std::fs::remove_file(path).with_context(|| format!("cannot remove the old socket {}", path.display()))
 }
 
-/// A socket for connections of this process's own user. What is at `path` may be taken away: whoever calls holds the right to
-/// the folder, so it was left by a process that is no more.
+/// A socket for connections of this process's own user. What is at `path` may be taken away: whoever calls holds the
+/// right to the folder, so it was left by a process that is no more.
 pub(super) fn listen_to_owner(path: &Path) -> io::Result<Listener> {
     remove_left_over(path)?;
     Ok(Listener::Owner(UnixSocket::new(listen_unix(path)?, path.to_owned())?))

@@ -17,8 +17,8 @@ const UNKNOWN_FREE_MEMORY: ByteSize = ByteSize(4 << 30);
 /// activations.
 const FREE_GPU_MEMORY_PERCENT: u64 = 80;
 
-/// What was stated, or on a device with memory of its own most of that, for [`share_kv_memory`]. To be asked once the weights are
-/// loaded.
+/// What was stated, or on a device with memory of its own most of that, for [`share_kv_memory`]. To be asked once the
+/// weights are loaded.
 pub(crate) fn stated_or_of_device(stated: Option<ByteSize>, compute: &Compute) -> Option<ByteSize> {
     let of_device = || compute.free_memory().map(|free| ByteSize(free / 100 * FREE_GPU_MEMORY_PERCENT));
     stated.or_else(of_device)

@@ -1,4 +1,5 @@
-//! Models that lie on partitions: what the gateway knows of them before their workers have come, and how it serves them then.
+//! Models that lie on partitions: what the gateway knows of them before their workers have come, and how it serves them
+//! then.
 
 use std::sync::Arc;
 

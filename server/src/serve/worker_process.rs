@@ -109,8 +109,8 @@ impl Route {
     }
 }
 
-/// Serves until a signal and then what runs to its end. A worker that its server started ends when that is gone; another dials
-/// again.
+/// Serves until a signal and then what runs to its end. A worker that its server started ends when that is gone;
+/// another dials again.
 pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     logging::start(&config.log);
     errand.lifeline.watch().context("cannot watch the standard input")?;

@@ -242,8 +242,8 @@ pub(crate) fn last_day(days: u32) -> Result<LastDay> {
     Ok(LastDay { year: i32::from(date.year()), month, day })
 }
 
-/// In a process group of its own: what a terminal sends to the server is not for its workers. Its input ends with the server,
-/// however that ends.
+/// In a process group of its own: what a terminal sends to the server is not for its workers. Its input ends with the
+/// server, however that ends.
 fn start_process(
     command: &WorkerCommand,
     partition: &str,

@@ -82,7 +82,8 @@ pub(super) fn byte_level_json() -> Value {
     })
 }
 
-/// Sentencepiece as converted for Llama 2: spaces are ▁, unknown characters fall back to bytes, one leading space is dropped.
+/// Sentencepiece as converted for Llama 2: spaces are ▁, unknown characters fall back to bytes, one leading space is
+/// dropped.
 pub(super) fn byte_fallback_json() -> Value {
     let mut pieces: Vec<String> = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
     pieces.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));

@@ -70,7 +70,8 @@ struct AsText {
 }
 
 impl Tokenizer {
-    /// From the bytes of `tokenizer.json`. The file's own truncation and padding are dropped: a prompt is never cut silently.
+    /// From the bytes of `tokenizer.json`. The file's own truncation and padding are dropped: a prompt is never cut
+    /// silently.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TextError> {
         let fault = |problem: String| TextError::File { file: "tokenizer.json".into(), problem };
         if bytes.len() > MAX_TOKENIZER_FILE_BYTES {

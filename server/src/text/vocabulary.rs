@@ -1,5 +1,5 @@
-//! A tokenizer from a bare vocabulary, as GGUF files carry it: what `tokenizer.json` would say is worked out from the kind of
-//! vocabulary and from what the file calls its splitting.
+//! A tokenizer from a bare vocabulary, as GGUF files carry it: what `tokenizer.json` would say is worked out from the
+//! kind of vocabulary and from what the file calls its splitting.
 
 mod merges;
 mod splits;

@@ -1,7 +1,7 @@
 //! Connections to one server, kept open from one request to the next.
 //!
-//! A connection has no task of its own: whoever asks over it drives it. So what comes is read, understood and passed on in one
-//! go, however many events it holds, and nobody is woken between.
+//! A connection has no task of its own: whoever asks over it drives it. So what comes is read, understood and passed on
+//! in one go, however many events it holds, and nobody is woken between.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -23,8 +23,8 @@ use tower_service::Service;
 
 use crate::gateway::upstream::Failure;
 
-/// Idle connections are not used again after this, which is less than the five seconds after which common servers close them: a
-/// request that meets a closing connection fails.
+/// Idle connections are not used again after this, which is less than the five seconds after which common servers close
+/// them: a request that meets a closing connection fails.
 const LONGEST_IDLE: Duration = Duration::from_secs(4);
 const MAX_IDLE: usize = 64;
 /// Parts of a body that are read after its last event, to find its end.
@@ -67,8 +67,8 @@ impl Lines {
         Self { connector, server, idle: Arc::default() }
     }
 
-    /// The head of the answer, and the line that brings the rest. A request that met a closing connection, and was not sent, is
-    /// sent over another one.
+    /// The head of the answer, and the line that brings the rest. A request that met a closing connection, and was not
+    /// sent, is sent over another one.
     pub(super) async fn ask(&self, mut question: Question) -> Result<(Line, Response<Incoming>), Failure> {
         loop {
             let (mut line, is_new) = match self.take() {

@@ -1,5 +1,5 @@
-//! The gateway's own authority over workers on other machines. It vouches for the gateway and for the worker of each partition,
-//! so that neither talks to a stranger.
+//! The gateway's own authority over workers on other machines. It vouches for the gateway and for the worker of each
+//! partition, so that neither talks to a stranger.
 
 use std::fs;
 use std::io::{self, Write};

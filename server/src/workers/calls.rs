@@ -1,5 +1,5 @@
-//! The requests that one worker has, as its gateway keeps account of them: what is still to be sent, what was heard, and what
-//! their readers have changed since. Without threads or time.
+//! The requests that one worker has, as its gateway keeps account of them: what is still to be sent, what was heard,
+//! and what their readers have changed since. Without threads or time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};

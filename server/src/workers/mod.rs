@@ -1,11 +1,11 @@
-//! Engines in processes of their own, one process for each partition, so that a fault of a device touches neither the gateway
-//! nor the neighbours.
+//! Engines in processes of their own, one process for each partition, so that a fault of a device touches neither the
+//! gateway nor the neighbours.
 //!
-//! A worker dials its gateway and says what it has loaded ([`WorkerFacts`]). From then on one stream of gRPC carries orders one
-//! way and, for each step of an engine, one message the other way. On the gateway's side a [`Seat`] stands for a partition and
-//! a [`Post`] for each model on it, which is a [`crate::gateway::ReplicaDoor`] like that of an engine in this process. On
-//! the worker's side [`work`] hands orders to engines and what these say to the stream. A [`supervise`]d worker is started
-//! again when it ends.
+//! A worker dials its gateway and says what it has loaded ([`WorkerFacts`]). From then on one stream of gRPC carries
+//! orders one way and, for each step of an engine, one message the other way. On the gateway's side a [`Seat`] stands
+//! for a partition and a [`Post`] for each model on it, which is a [`crate::gateway::ReplicaDoor`] like that of an
+//! engine in this process. On the worker's side [`work`] hands orders to engines and what these say to the stream. A
+//! [`supervise`]d worker is started again when it ends.
 
 mod authority;
 mod backoff;
@@ -42,8 +42,8 @@ const MAX_MESSAGE_BYTES: usize = 256 << 20;
 /// Messages that wait for the connection; what comes meanwhile waits where it is made, and goes with the next one.
 const MAX_MESSAGES_ON_THE_WAY: usize = 4;
 
-/// Of a stream that broke, for whoever reads a log. A peer that died leaves a connection that ends, which gRPC says in the words
-/// of its own layers.
+/// Of a stream that broke, for whoever reads a log. A peer that died leaves a connection that ends, which gRPC says in
+/// the words of its own layers.
 fn in_words(status: &Status) -> String {
     match status.code() {
         Code::Unknown | Code::Unavailable | Code::Cancelled => "the connection ended".to_owned(),

@@ -21,8 +21,8 @@ const LAST_BREATH: Duration = Duration::from_secs(1);
 /// A worker that has given up what still ran exits so soon.
 const TO_EXIT: Duration = Duration::from_secs(5);
 
-/// Runs until it is dropped. `start`: a process that dials the seat; what it returns is ready when the process has ended, and
-/// ends the process when it is dropped. One that leaves has `patience` to finish what it runs.
+/// Runs until it is dropped. `start`: a process that dials the seat; what it returns is ready when the process has
+/// ended, and ends the process when it is dropped. One that leaves has `patience` to finish what it runs.
 pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
     seat: Arc<Seat>,
     (bounds, patience): (BackoffBounds, Duration),

@@ -13,8 +13,8 @@ use super::launch::Kernel;
 use super::pairs::Pairs;
 
 /// AVX-512 F, BW, DQ and VL with VNNI: 32 registers. 12 x 2 running sums and 2 weights leave some for what is on its way;
-/// factors come from memory as the multiply-add takes them. In a product of integers, 10 running sums and 10 sums of integers
-/// stand beside 4 weights and their scales.
+/// factors come from memory as the multiply-add takes them. In a product of integers, 10 running sums and 10 sums of
+/// integers stand beside 4 weights and their scales.
 struct Avx512;
 
 impl Instructions for Avx512 {

@@ -1,7 +1,7 @@
 #![expect(unsafe_code, reason = "registers are viewed as the lanes that they hold")]
 
-//! Products of bf16 by bf16, two neighbours along `k` at a time: what AVX512-BF16 has one instruction for, and its twin in plain
-//! code.
+//! Products of bf16 by bf16, two neighbours along `k` at a time: what AVX512-BF16 has one instruction for, and its twin
+//! in plain code.
 
 use std::mem::transmute_copy;
 
@@ -19,8 +19,8 @@ pub(super) struct Bf16Pair(pub(super) [bf16; 2]);
 /// Two 16-bit lanes for each sum of a panel.
 pub(super) type PairsOf<I> = <<I as Instructions>::Panel as Lanes>::Pairs;
 
-/// `sum + x[1] w[1] + x[0] w[0]`, as Intel's manual defines `vdpbf16ps`: one fused multiply-add after the other, each rounded to
-/// nearest even, with subnormal numbers taken for zeros and replaced by them.
+/// `sum + x[1] w[1] + x[0] w[0]`, as Intel's manual defines `vdpbf16ps`: one fused multiply-add after the other, each
+/// rounded to nearest even, with subnormal numbers taken for zeros and replaced by them.
 #[inline(always)]
 pub(super) fn add_products(x: Bf16Pair, w: Bf16Pair, sum: f32) -> f32 {
     let add = |at: usize, sum: f32| normal(normal(x.0[at].to_f32()).mul_add(normal(w.0[at].to_f32()), normal(sum)));
@@ -33,8 +33,8 @@ fn normal(value: f32) -> f32 {
     if value.is_subnormal() { 0.0f32.copysign(value) } else { value }
 }
 
-/// [`add_products`] in every lane, without an instruction for it. Apart from the tiles that call it: in each of them, once for
-/// every running sum, it would keep the compiler busy.
+/// [`add_products`] in every lane, without an instruction for it. Apart from the tiles that call it: in each of them,
+/// once for every running sum, it would keep the compiler busy.
 ///
 /// # Safety
 /// The CPU must have the instructions.

@@ -37,8 +37,8 @@ pub(super) trait Instructions: Sized {
     unsafe fn apart(piece: impl Piece);
 }
 
-/// A part of a body that is compiled as a function of its own. The tiles of all shapes in one function would keep the compiler
-/// busy for minutes.
+/// A part of a body that is compiled as a function of its own. The tiles of all shapes in one function would keep the
+/// compiler busy for minutes.
 pub(super) trait Piece {
     /// Must be `#[inline(always)]`, see [`Lanes`].
     ///

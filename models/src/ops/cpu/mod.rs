@@ -2,8 +2,9 @@
 //!
 //! Each body is written once, over [`instructions::Instructions`]: [`vector::Vector`], eight f32 lanes, and for products the
 //! sixteen of a panel ([`lanes::Lanes`]), with the operations that a body needs. They have portable, AVX2 and AVX-512
-//! implementations whose every operation rounds alike, so all instances of a body are equal bit for bit by construction. Products
-//! of bf16 by bf16 are a body of their own ([`bf16_pairs`]), for the instruction that AVX512-BF16 has.
+//! implementations whose every operation rounds alike, so all instances of a body are equal bit for bit by
+//! construction. Products of bf16 by bf16 are a body of their own ([`bf16_pairs`]), for the instruction that
+//! AVX512-BF16 has.
 //! [`launch`] picks the instance and spreads its tasks over the threads.
 
 pub(super) mod activation;

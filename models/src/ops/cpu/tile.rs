@@ -16,8 +16,8 @@ const _: () = assert!(PANEL == KV_TILE);
 /// Rows of the largest tile that any instructions have registers for.
 pub(super) const MAX_ROWS: usize = 12;
 
-/// Runs `$call` with the constant `$ROWS` that equals `$num_rows`, which is at least 1 and at most the constant `$most`, itself
-/// at most [`MAX_ROWS`]. What is above `$most` is not even compiled.
+/// Runs `$call` with the constant `$ROWS` that equals `$num_rows`, which is at least 1 and at most the constant
+/// `$most`, itself at most [`MAX_ROWS`]. What is above `$most` is not even compiled.
 macro_rules! with_rows {
     ($num_rows:expr, $most:expr, $ROWS:ident => $call:expr) => {
         with_rows!($num_rows, $most, $ROWS => $call; 1 2 3 4 5 6 7 8 9 10 11 12)
@@ -159,8 +159,8 @@ pub(super) unsafe fn multiply<I: Instructions, W: Weight, const ROWS: usize, con
     sums
 }
 
-/// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: the compiler keeps the
-/// order that it is given, and both together are more than there are registers.
+/// Whether the columns stay in registers while the factors pass, or the factors while the columns pass: the compiler
+/// keeps the order that it is given, and both together are more than there are registers.
 const fn many_rows(rows: usize, panels: usize) -> bool {
     panels > 1 && rows > 2 * panels
 }

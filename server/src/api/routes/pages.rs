@@ -1,5 +1,5 @@
-//! What browsers get: a page to try the models, one to compare them, and the reference of the routes. Each is one embedded document that loads
-//! nothing from elsewhere; its policy forbids browsers to do so.
+//! What browsers get: a page to try the models, one to compare them, and the reference of the routes. Each is one
+//! embedded document that loads nothing from elsewhere; its policy forbids browsers to do so.
 
 use axum::Json;
 use axum::extract::{Request, State};

@@ -1,6 +1,6 @@
 //! A connection whose patience is bounded: a peer that takes nothing is cut, one whose request does not come is told so, one
-//! that writes no more is answered if that can be done at once, and one that still writes when its answer is complete is given a
-//! moment, so that it reads the answer instead of a reset.
+//! that writes no more is answered if that can be done at once, and one that still writes when its answer is complete
+//! is given a moment, so that it reads the answer instead of a reset.
 
 use std::io;
 use std::pin::Pin;
@@ -115,8 +115,8 @@ impl<S> Patient<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Patient<S> {
-    /// Answers for a head of which only a part came. Not where that part may be HTTP/2, nor while an earlier answer is still on
-    /// its way. There is room for so little; a peer that does not take it is cut all the same.
+    /// Answers for a head of which only a part came. Not where that part may be HTTP/2, nor while an earlier answer is
+    /// still on its way. There is room for so little; a peer that does not take it is cut all the same.
     fn say_of_half_a_head(&mut self, context: &mut Context<'_>, error: &ApiError) {
         let Head::Waiting { awaited, .. } = &self.head else { return };
         if !awaited.is_half_of_http1() || self.stalled.is_some() {

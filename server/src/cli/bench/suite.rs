@@ -45,8 +45,8 @@ pub(super) enum Suite {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Suite")]
 pub(super) struct SuiteArgs {
-    /// Measure what a card is judged by, on random weights of real shapes, written to the data directory for as long as it takes
-    /// (1.2 and 16 GB).
+    /// Measure what a card is judged by, on random weights of real shapes, written to the data directory for as long as
+    /// it takes (1.2 and 16 GB).
     #[arg(long, value_enum, conflicts_with_all = ["model", "prompt", "generate", "batch", "profile", "tariff"])]
     pub(super) suite: Option<Suite>,
     /// Which shapes [default: qwen3-0.6b,llama-3.1-8b].

@@ -1,4 +1,5 @@
-//! How far it has come, on standard error: a bar on a terminal, elsewhere a line at the beginning, at each tenth and at the end.
+//! How far it has come, on standard error: a bar on a terminal, elsewhere a line at the beginning, at each tenth and at
+//! the end.
 
 use std::io::{self, IsTerminal};
 

@@ -43,8 +43,8 @@ impl DataDir {
         }
     }
 
-    /// Puts a copy in the place of everything that is here, which is kept beside it under a name that nothing has yet. Refused
-    /// while a server keeps the ledger, for a copy that is damaged, and for one of a newer program.
+    /// Puts a copy in the place of everything that is here, which is kept beside it under a name that nothing has yet.
+    /// Refused while a server keeps the ledger, for a copy that is damaged, and for one of a newer program.
     ///
     /// Keys that were revoked since the copy was made stay so, from the first moment that anybody can use it.
     pub fn restore(&self, copy: &Path) -> Result<Restored, DataError> {
@@ -92,7 +92,8 @@ fn revoked_keys(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>>
 /// In a file that nobody uses yet. Returns those that were not.
 fn revoke(file: &Path, keys: Vec<(String, i64)>) -> rusqlite::Result<Vec<String>> {
     let connection = Connection::open(file)?;
-    // A file that is given up half way is overwritten by the next attempt, and must leave no journal that would be played into it.
+    // A file that is given up half way is overwritten by the next attempt, and must leave no journal that would be
+    // played into it.
     connection.pragma_update(None, "journal_mode", "memory")?;
     let mut revoked = Vec::new();
     for (key, at) in keys {

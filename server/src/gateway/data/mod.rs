@@ -73,8 +73,8 @@ impl DataDir {
         [DATABASE, former::FILE].iter().any(|file| path.join(file).exists())
     }
 
-    /// For a server: two of them would settle each other's open reservations and run each other's batches. Released when the file
-    /// is closed, also by the death of the process.
+    /// For a server: two of them would settle each other's open reservations and run each other's batches. Released
+    /// when the file is closed, also by the death of the process.
     pub fn lock_for_serving(&self) -> Result<File, DataError> {
         let path = self.path.join("serving.lock");
         let mut options = OpenOptions::new();

@@ -12,9 +12,9 @@
 //!
 //! One thread writes. The hot path hands over what is to be written and goes on; only a stream that has run ahead of its
 //! marks waits. A mark wakes nobody: it is written with whatever comes next, a [`JournalConfig::sync_interval`] later at the
-//! latest, and at once for a stream that will soon need it. A disk that refuses is tried again every [`JournalConfig::retry_interval`]; meanwhile nothing is forgotten,
-//! accounts with a budget are not admitted, their streams wait for [`JournalConfig::longest_stall`] and then end, and
-//! accounts without go on.
+//! latest, and at once for a stream that will soon need it. A disk that refuses is tried again every
+//! [`JournalConfig::retry_interval`]; meanwhile nothing is forgotten, accounts with a budget are not admitted, their
+//! streams wait for [`JournalConfig::longest_stall`] and then end, and accounts without go on.
 
 mod entry;
 pub mod export;
@@ -151,8 +151,8 @@ impl Page {
         Poll::Ready(Ok(()))
     }
 
-    /// The same for all of what was `used`, which is marked as soon as a mark can be handed over: also while it is waited for,
-    /// where an earlier one is still under way.
+    /// The same for all of what was `used`, which is marked as soon as a mark can be handed over: also while it is
+    /// waited for, where an earlier one is still under way.
     pub(super) fn poll_marked(
         &mut self,
         used: Usage,

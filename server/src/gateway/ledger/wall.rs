@@ -1,11 +1,11 @@
 //! The wall clock as budgets see it: it neither goes back nor leaps.
 //!
 //! A clock that goes back would open a window that is over; so the latest instant that was ever seen is kept, over restarts
-//! too, and time stands still until the clock has reached it again. A clock that leaps ahead would open windows that have not
-//! begun, for good; so it is followed at most [`Wall::new`]'s `largest_leap` beyond what passed on the monotonic clock. Past
-//! that, time goes on as the monotonic clock does and budgets are closed, until the wall clock is right again or an operator
-//! says that it is. Nothing says how long a server was off; one whose clock is further beyond its latest entry than it may have
-//! been away begins as if the clock had leapt.
+//! too, and time stands still until the clock has reached it again. A clock that leaps ahead would open windows that
+//! have not begun, for good; so it is followed at most [`Wall::new`]'s `largest_leap` beyond what passed on the
+//! monotonic clock. Past that, time goes on as the monotonic clock does and budgets are closed, until the wall clock is
+//! right again or an operator says that it is. Nothing says how long a server was off; one whose clock is further
+//! beyond its latest entry than it may have been away begins as if the clock had leapt.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

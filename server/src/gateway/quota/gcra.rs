@@ -46,8 +46,8 @@ impl Gcra {
         self.theoretical_arrival = self.theoretical_arrival.saturating_sub(cost(amount));
     }
 
-    /// A changed rate keeps what was used: the backlog counts units of quota, whatever the rate. A lowered one leaves no room,
-    /// and no less than none: who asks again waits for a minute at most.
+    /// A changed rate keeps what was used: the backlog counts units of quota, whatever the rate. A lowered one leaves
+    /// no room, and no less than none: who asks again waits for a minute at most.
     pub fn set_rate(&mut self, now: Duration, per_minute: NonZeroU64) {
         if per_minute != self.per_minute {
             let backlog = self.backlog(now).min(cost(per_minute.get()));

@@ -69,8 +69,8 @@ pub struct InUse {
     model: String,
 }
 
-/// A place in the line. When nobody waits any more for a model that has no room yet, nor was told to come back, it leaves the
-/// line.
+/// A place in the line. When nobody waits any more for a model that has no room yet, nor was told to come back, it
+/// leaves the line.
 #[derive(Debug)]
 #[must_use = "the place is given up when this is dropped"]
 pub struct Waiting {

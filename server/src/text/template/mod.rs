@@ -1,7 +1,7 @@
 //! Chat templates: messages to the text that a model was trained to read.
 //!
-//! Templates are programs that come with a checkpoint, so they run with limits: steps, bytes built and written, depth, source
-//! size. They see what `transformers` gives them, and nothing of this machine; time is an argument.
+//! Templates are programs that come with a checkpoint, so they run with limits: steps, bytes built and written, depth,
+//! source size. They see what `transformers` gives them, and nothing of this machine; time is an argument.
 
 mod budget;
 mod engine;

@@ -88,7 +88,8 @@ impl Host {
         let kernel = CString::new(launch.kernel.as_str()).unwrap();
         let (args, bytes) = ((&raw const launch.args).cast(), size_of::<A>() as u64);
         let backwards = c_int::from(matches!(order, Order::Backwards));
-        // SAFETY: the name ends with a zero, the grid has three sides and the arguments `bytes` bytes, which `launch` checks.
+        // SAFETY: the name ends with a zero, the grid has three sides and the arguments `bytes` bytes, which `launch`
+        // checks.
         let problem =
             unsafe { (self.launch)(kernel.as_ptr(), launch.grid.as_ptr(), launch.threads, args, bytes, backwards) };
         if !problem.is_null() {

@@ -1,5 +1,5 @@
-//! Every way out settles what was really generated until then, and what a server failed at is nobody's bill. Those who finish,
-//! meet a stop string or leave are in [`super`].
+//! Every way out settles what was really generated until then, and what a server failed at is nobody's bill. Those who
+//! finish, meet a stop string or leave are in [`super`].
 
 use passerelle_engine::RequestError;
 use passerelle_engine::testing::Mishap;

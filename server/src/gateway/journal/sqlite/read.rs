@@ -81,8 +81,8 @@ impl UsageReader {
         rows.query_map(params![account, from, until], sum)?.collect()
     }
 
-    /// By account and user. Of the users that used most at most [`MAX_LISTED_USERS`] are listed; what nobody of them used stands
-    /// in one line for each account, so that the lines of an account add up to what it used.
+    /// By account and user. Of the users that used most at most [`MAX_LISTED_USERS`] are listed; what nobody of them
+    /// used stands in one line for each account, so that the lines of an account add up to what it used.
     pub fn sums_by_user(
         &self,
         account: &AccountPath,
