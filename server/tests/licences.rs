@@ -160,7 +160,7 @@ fn no_banned_crate_is_in_the_tree() {
 
 #[test]
 fn the_tree_stays_lean() {
-    const MOST_CRATES: usize = 350;
+    const MOST_CRATES: usize = 352;
     let crates = packages().len();
     assert!(crates <= MOST_CRATES, "{crates} crates; look for a feature to switch off before raising this");
 }

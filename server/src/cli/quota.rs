@@ -56,7 +56,7 @@ enum QuotaCommand {
     },
     /// Say whether a request of a key would be admitted now, else which limit refuses it and when it would pass. Asks the
     /// server that runs, which knows rates, what runs and who waits; where none runs, what the ledger holds. Exits with
-    /// 0 if it would be admitted, with 3 if it would be refused, and with 1 if that cannot be said.
+    /// 0 if no limit that was looked at refuses it, with 3 if one does, and with 1 if none could be looked at.
     Explain {
         /// A key's name or id.
         key: String,
@@ -137,6 +137,10 @@ fn show(office: &Office, answer: &Value) -> Result<()> {
     }
     answer["not_looked_at"].as_array().into_iter().flatten().try_for_each(|limit| {
         let (name, scope) = (text(&limit["limit"]), text(&limit["scope"]));
-        output::line(format_args!("not looked at: {name} of {scope}, which only a running server knows"))
+        let why = match limit["why"].as_str() {
+            Some("needs_price") => "because no price is known of what was asked: name a model with --model",
+            _ => "which only a running server knows",
+        };
+        output::line(format_args!("not looked at: {name} of {scope}, {why}"))
     })
 }

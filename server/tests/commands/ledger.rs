@@ -237,6 +237,10 @@ fn explain_derives_a_price_where_none_is_published_and_says_what_the_server_says
     assert_eq!(unpriced["not_looked_at"][0]["limit"], "gpu_seconds_per_day", "{unpriced}");
     let _served = Served::start(&state, &[]);
     assert_eq!(asks(), on_ledger);
+    // Without a model there is no price, with a server or without one.
+    let of_no_model = explained(&state, &["quota", "explain", "alice", "--tokens", "1000000"]).1;
+    let of_no_model = String::from_utf8(of_no_model).unwrap();
+    assert!(of_no_model.contains("not looked at: gpu_seconds_per_day of acme, because no price"), "{of_no_model}");
 }
 
 #[test]

@@ -50,14 +50,14 @@ pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) ->
     let ask = Ask { reserve, ..Ask::new(&model, prompt_tokens, output_tokens) };
     let closed = ledger.available_to(&asked).err().map(|closed| closed.to_string());
     let refusal = ledger.would_refuse(&asked, &ask);
-    let unseen = if desk.server().is_some() { Vec::new() } else { not_looked_at(&ledger, &asked.account, &ask) };
+    let knows = if desk.server().is_some() { Knows::Everything } else { Knows::TheLedger };
     let answer = json!({
         "object": "explanation",
         "account": info.account,
         "fits": refusal.is_none() && closed.is_none(),
         "closed": closed,
         "refusal": refusal.map(|refusal| refusal_json(&refusal, &ledger, smaller(&ledger, &asked, &ask))),
-        "not_looked_at": unseen,
+        "not_looked_at": not_looked_at(&ledger, &asked.account, &ask, knows),
     });
     Ok(Json(answer).into_response())
 }
@@ -87,11 +87,23 @@ fn refusal_json(refusal: &Refusal, ledger: &Ledger, smaller: Option<u32>) -> Val
     })
 }
 
-/// Limits that only a server which runs knows the state of.
-fn not_looked_at(ledger: &Ledger, account: &Account, ask: &Ask) -> Vec<Value> {
+/// Who looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Knows {
+    Everything,
+    TheLedger,
+}
+
+/// Limits that might refuse the request too: whose state only a server which runs knows, and of GPU time where the model that
+/// was named has no price, or none was named.
+fn not_looked_at(ledger: &Ledger, account: &Account, ask: &Ask, knows: Knows) -> Vec<Value> {
     let has_price = ask.model.as_deref().is_some_and(|model| ledger.tariff().price(model).is_some());
-    let is_unpriced = |limit: &Limit| limit.counts(Unit::GpuMicros) && !has_price;
-    let is_unknown = |limit: &Limit| limit.name().is_rate() || limit.name().is_held() || is_unpriced(limit);
-    let unknown = account.limits().filter(|(_, limit)| limit.covers(ask.model.as_deref()) && is_unknown(limit));
-    unknown.map(|(node, limit)| json!({"limit": limit.name().as_str(), "scope": node.path})).collect()
+    let why = |limit: &Limit| {
+        let needs_server = knows == Knows::TheLedger && (limit.name().is_rate() || limit.name().is_held());
+        let needs_price = limit.counts(Unit::GpuMicros) && !has_price;
+        needs_server.then_some("needs_server").or(needs_price.then_some("needs_price"))
+    };
+    let of_model = account.limits().filter(|(_, limit)| limit.covers(ask.model.as_deref()));
+    let unknown = of_model.filter_map(|(node, limit)| Some((node, limit, why(limit)?)));
+    unknown.map(|(node, limit, why)| json!({"limit": limit.name().as_str(), "scope": node.path, "why": why})).collect()
 }
