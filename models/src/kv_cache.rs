@@ -106,6 +106,27 @@ impl KvCache {
         Ok(())
     }
 
+    /// All of its memory.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.planes.iter().flat_map(|plane| [&plane.k, &plane.v])
+    }
+
+    /// Errors when the step names a block that the cache does not have.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn check(&self, input: &crate::ModelInput) -> Result<(), ModelError> {
+        for group in 0..input.num_groups() {
+            let slots = input.slots(group).iter().map(|slot| slot.0 as usize / self.spec.block_size);
+            let sequences = 0..input.num_sequences();
+            let tables =
+                sequences.flat_map(|sequence| input.block_table(group, sequence)).map(|block| block.0 as usize);
+            if let Some(block) = slots.chain(tables).find(|block| *block >= self.num_blocks) {
+                return Err(ModelError::Input(format!("block {block} of {}", self.num_blocks)));
+            }
+        }
+        Ok(())
+    }
+
     pub fn layer_mut(&mut self, layer: usize) -> &mut KvLayer {
         &mut self.layers[layer]
     }

@@ -156,7 +156,8 @@ pub fn linear(
         #[cfg(feature = "cuda")]
         WeightStorage::Tensor(tensor) if compute.kernels() == KernelSet::Cuda => {
             let y = super::cuda::weights::product(x, tensor)?;
-            Ok(bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(&bias.to_dtype(y.dtype())?))?)
+            bias.map_or(Ok(()), |bias| super::cuda::elementwise::add_bias(compute, &y, bias))?;
+            Ok(y)
         }
         WeightStorage::Tensor(tensor) => reference(x, tensor, bias),
     }
