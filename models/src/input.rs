@@ -115,6 +115,7 @@ impl ModelInput {
 
     /// The same with rows behind it that stand for nobody, `num_tokens` in all: each the first token of a sequence in block 0.
     /// Whoever runs them must keep their K/V out of the cache.
+    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn padded(&self, num_tokens: usize) -> Result<Self, ModelError> {
         let tables = vec![vec![BlockId(0)]; self.num_groups()];
         let mut padded = self.clone();
@@ -125,6 +126,7 @@ impl ModelInput {
     }
 
     /// `num_tokens` such rows, and no other.
+    #[cfg(any(feature = "cuda", test))]
     pub(crate) fn nobodys(&self, num_tokens: usize) -> Result<Self, ModelError> {
         let mut places = self.places.clone();
         for place in &mut places {

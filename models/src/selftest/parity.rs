@@ -29,7 +29,8 @@ const DIVERGENCE: f32 = 2e-3;
 
 /// A model, and what it should say.
 pub(super) struct Candidate<'a> {
-    pub(super) what: &'static str,
+    pub(super) name: &'static str,
+    what: &'static str,
     files: CheckpointFiles,
     /// Token ids and logits of the reference implementation; without them the reference bodies say what they should be.
     golden: Option<&'a [u8]>,
@@ -50,6 +51,7 @@ pub(super) type Rows = Vec<Vec<f32>>;
 macro_rules! fixture {
     ($name:literal, $formats:expr) => {
         Candidate {
+            name: $name,
             what: concat!("parity, ", $name),
             files: CheckpointFiles::embedded(
                 concat!("the fixture ", $name),
@@ -77,7 +79,7 @@ pub(super) fn candidates() -> [Candidate<'static>; 6] {
         // Its activation squares, so that keys and values in bf16 alone move a log-probability by 0.11, on the CPU too.
         fixture!("apertus", &[Format::F32]),
         fixture!("bloom", BOTH),
-        Candidate { what: "parity, demo", files: demo_checkpoint(), golden: None, formats: BOTH },
+        Candidate { name: "demo", what: "parity, demo", files: demo_checkpoint(), golden: None, formats: BOTH },
     ]
 }
 

@@ -44,8 +44,8 @@ fn check_candidate(trial: &mut Trial, candidate: &Candidate<'_>, format: Format)
 }
 
 fn note(trial: &mut Trial, candidate: &Candidate<'_>, at: String, measured: (Result<f32, String>, f32)) {
-    let bodies = [format!("{} replayed", name(trial.subject())), "launch by launch".to_owned()];
-    trial.note(candidate.what, at, bodies, measured);
+    let bodies = [name(trial.subject()), "launch by launch".to_owned()];
+    trial.note("replayed steps", format!("{}, {at}", candidate.name), bodies, measured);
 }
 
 /// The logits of every step that generates, as they are served and launch by launch.

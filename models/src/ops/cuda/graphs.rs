@@ -10,15 +10,14 @@
 //! the replay that is compared with the step itself, bit for bit, before the recording is used shows it. A shape
 //! whose recording fails, or is not equal, is run launch by launch from then on.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use candle_core::{DType, Tensor};
 
 use super::device_step::DeviceStep;
-use super::launch::Address;
 use super::padded::{MOST_ROWS, PaddedShape};
 use super::recording::Recording;
-use super::tensors::{address, unwritten};
+use super::tensors::unwritten;
 use crate::ops::replays::Forward;
 use crate::ops::{AttentionPlan, Compute};
 use crate::{KvCache, ModelError, ModelInput};
@@ -36,7 +35,7 @@ pub(crate) struct Graphs {
 #[derive(Debug)]
 struct Known {
     shape: PaddedShape,
-    cache: Vec<Address>,
+    cache: Weak<()>,
     integers: Arc<DeviceStep>,
     /// `None` where launches are not replayed.
     recording: Option<Recording>,
@@ -57,9 +56,8 @@ impl Graphs {
         let Some(shape) = PaddedShape::of(input) else {
             return Ok((forward(&AttentionPlan::new(input), cache)?, false));
         };
-        let addresses = addresses(compute, cache)?;
-        let Some(index) = self.shapes.iter().position(|known| known.shape == shape && known.cache == addresses) else {
-            return Ok((self.first(compute, (shape, addresses), (input, cache), forward)?, false));
+        let Some(index) = self.shapes.iter().position(|known| known.shape == shape && known.is_over(cache)) else {
+            return Ok((self.first(compute, shape, (input, cache), forward)?, false));
         };
         let known = self.shapes.remove(index);
         self.shapes.push(known);
@@ -79,7 +77,7 @@ impl Graphs {
     fn first(
         &mut self,
         compute: &Compute,
-        (shape, addresses): (PaddedShape, Vec<Address>),
+        shape: PaddedShape,
         (input, cache): (&ModelInput, &mut KvCache),
         forward: Forward<'_>,
     ) -> Result<Tensor, ModelError> {
@@ -94,10 +92,11 @@ impl Graphs {
                 tracing::warn!(rows, most_keys, %error, "steps of this shape are not replayed, and so slower");
             })
             .ok();
+        self.shapes.retain(|known| known.cache.strong_count() > 0);
         if self.shapes.len() == MOST_RECORDINGS {
             self.shapes.remove(0);
         }
-        self.shapes.push(Known { shape, cache: addresses, integers, recording });
+        self.shapes.push(Known { shape, cache: Arc::downgrade(cache.identity()), integers, recording });
         Ok(logits.narrow(0, 0, input.num_tokens())?)
     }
 
@@ -132,6 +131,12 @@ impl Graphs {
     }
 }
 
+impl Known {
+    fn is_over(&self, cache: &KvCache) -> bool {
+        self.cache.as_ptr() == Arc::as_ptr(cache.identity())
+    }
+}
+
 /// The first rows, in memory of their own.
 fn of_rows(logits: &Tensor, num_rows: usize) -> Result<Tensor, ModelError> {
     Ok(logits.narrow(0, 0, num_rows)?.force_contiguous()?)
@@ -140,9 +145,4 @@ fn of_rows(logits: &Tensor, num_rows: usize) -> Result<Tensor, ModelError> {
 fn bits(x: &Tensor) -> Result<Vec<u32>, ModelError> {
     let values: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
     Ok(values.into_iter().map(f32::to_bits).collect())
-}
-
-/// Where the cache lies, which tells it from others.
-fn addresses(compute: &Compute, cache: &KvCache) -> Result<Vec<Address>, ModelError> {
-    cache.tensors().map(|tensor| address(compute.gpu(), tensor)).collect()
 }

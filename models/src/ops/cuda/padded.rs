@@ -28,7 +28,7 @@ impl PaddedShape {
         }
         let most_keys = input.positions().iter().max().map_or(1, |position| *position as usize + 1);
         let most_keys = most_keys.next_power_of_two().max(LEAST_KEYS);
-        // At most an eighth of the rows is for nobody.
+        // Fewer than a fifth of the rows are for nobody.
         let rows = rows.next_multiple_of((rows.next_power_of_two() / 8).max(1));
         (rows * most_keys <= MOST_ROWS_TIMES_KEYS).then_some(Self { rows, most_keys })
     }
