@@ -13,6 +13,7 @@ use candle_core::{CudaDevice, Device};
 use super::args::activation::ActivationArgs;
 use super::args::attention::AttentionArgs;
 use super::args::norm::NormArgs;
+use super::args::one_row::OneRowArgs;
 use super::args::qkv::QkvArgs;
 use super::args::rows::GatherArgs;
 use super::launch::Launch;
@@ -104,6 +105,7 @@ impl KernelArgs for ActivationArgs {}
 impl KernelArgs for AttentionArgs {}
 impl KernelArgs for GatherArgs {}
 impl KernelArgs for NormArgs {}
+impl KernelArgs for OneRowArgs {}
 impl KernelArgs for QkvArgs {}
 
 #[repr(transparent)]

@@ -3,5 +3,6 @@
 #include "attention.cu"
 #include "best.cu"
 #include "norm.cu"
+#include "one_row.cu"
 #include "qkv.cu"
 #include "rows.cu"

@@ -22,6 +22,8 @@ pub(super) mod elementwise;
 #[cfg(feature = "cuda")]
 pub(super) mod gpu;
 #[cfg(feature = "cuda")]
+pub(super) mod product;
+#[cfg(feature = "cuda")]
 pub(super) mod qkv;
 #[cfg(feature = "cuda")]
 pub(super) mod rows;

@@ -6,5 +6,6 @@ pub(super) mod attention;
 #[cfg(test)]
 pub(super) mod best;
 pub(super) mod norm;
+pub(super) mod one_row;
 pub(super) mod qkv;
 pub(super) mod rows;

@@ -132,6 +132,7 @@ const Kernel KERNELS[] = {
     KERNEL(norm_bf16, NormArgs),
     KERNEL(activate_f32, ActivationArgs),
     KERNEL(activate_bf16, ActivationArgs),
+    KERNEL(one_row_bf16, OneRowArgs),
     KERNEL(gather_f32, GatherArgs),
     KERNEL(gather_bf16, GatherArgs),
     KERNEL(best_f32, BestArgs),
@@ -154,7 +155,9 @@ uint32_t host_shuffle(uint32_t value, int mask) {
     values[self] = value;
     wait_for_warp();
     for (size_t lane = warp_start(); lane < warp_start() + WARP; lane++) {
-        if (lane >= block->fibers.size() || block->fibers[lane].ended) fail("a lane has ended that others shuffle with");
+        // One that was here may have run on to its end before this one wakes.
+        bool was_here = lane < block->fibers.size() && block->fibers[lane].warp_arrivals >= block->running->warp_arrivals;
+        if (!was_here) fail("a lane has ended that others shuffle with");
     }
     return other < values.size() ? values[other] : 0;
 }

@@ -39,6 +39,10 @@ struct float4 {
     float x, y, z, w;
 };
 
+struct uint4 {
+    uint32_t x, y, z, w;
+};
+
 static inline float2 make_float2(float x, float y) { return float2{x, y}; }
 
 static inline float __uint_as_float(uint32_t bits) {

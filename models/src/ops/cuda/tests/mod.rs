@@ -3,6 +3,7 @@
 mod attention;
 mod elementwise;
 mod host;
+mod product;
 mod qkv;
 
 use candle_core::{DType, Tensor};
