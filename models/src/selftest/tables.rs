@@ -98,13 +98,15 @@ pub(crate) struct NormCase {
     pub(crate) has_residual: bool,
 }
 
-pub(crate) const NORMS: [NormCase; 6] = [
+pub(crate) const NORMS: [NormCase; 8] = [
     norm(Float::F32, [3, 256], false, true),
     norm(Float::F32, [2, 1000], true, true),
     norm(Float::F32, [2, 7], true, false),
     norm(Float::F32, [1, 1], false, false),
     norm(Float::Bf16, [3, 300], false, true),
     norm(Float::Bf16, [2, 513], true, false),
+    norm(Float::Bf16, [2, 8200], true, true),
+    norm(Float::Bf16, [1, 17_000], false, true),
 ];
 
 pub(crate) const ACTIVATIONS: [Activation; 7] = [
@@ -120,7 +122,7 @@ pub(crate) const ACTIVATIONS: [Activation; 7] = [
 pub(crate) const GATES: [Gate; 3] = [Gate::Silu, Gate::GeluErf, Gate::GeluTanh];
 
 /// Rows and width of what is activated; a gate and what it multiplies have half of it each.
-pub(crate) const ACTIVATED: [usize; 2] = [5, 2 * 77];
+pub(crate) const ACTIVATED: [[usize; 2]; 2] = [[5, 2 * 77], [3, 2 * 2056]];
 
 /// Rows and width of what is gathered from, and which rows are.
 pub(crate) const GATHERED: ([usize; 2], [usize; 4]) = ([7, 301], [6, 0, 0, 3]);

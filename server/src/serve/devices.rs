@@ -101,10 +101,7 @@ fn say_what_is_unused(config: &EngineConfig) -> Result<()> {
 #[cfg(feature = "cuda")]
 fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
     match Compute::cuda(0, threads(config)) {
-        Ok(compute) => {
-            say_what_is_not_known();
-            Ok(Some(compute))
-        }
+        Ok(compute) => Ok(Some(compute)),
         Err(reason) => {
             tracing::warn!(%reason, "no GPU can be used, so models run on the CPU");
             Ok(None)
@@ -116,12 +113,6 @@ fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
 fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
     say_what_is_unused(config)?;
     Ok(None)
-}
-
-/// To go when a report of a run on a GPU is committed.
-#[cfg(feature = "cuda")]
-fn say_what_is_not_known() {
-    tracing::warn!("CUDA is not yet verified on hardware: compare answers with the CPU's before you rely on them");
 }
 
 /// Threads that compute: what was asked for, else one for each physical core that this process may use.

@@ -1,6 +1,6 @@
 // x W^T + bias for one row x, as ../linear.rs has it, where all are bf16: one read of the weights, and nothing for matrix units
 // to share. Each warp sums one output, 16 bytes of weights a lane and step; x stays in its multiprocessor's cache.
-#include "common.cuh"
+#include "chunk.cuh"
 
 struct OneRowArgs {
     const void *x;      // [inputs] bf16, at a multiple of 16 bytes
@@ -11,23 +11,7 @@ struct OneRowArgs {
     int32_t outputs;
 };
 
-constexpr int CHUNK = 8;         // bf16 numbers of one load
 constexpr int ONE_ROW_WARPS = 8; // of a block
-
-struct Chunk {
-    float values[CHUNK];
-};
-
-__device__ __forceinline__ Chunk load_chunk(const bf16 *at) {
-    uint4 words = *(const uint4 *)at;
-    const uint32_t pairs[CHUNK / 2] = {words.x, words.y, words.z, words.w};
-    Chunk chunk;
-    for (int i = 0; i < CHUNK / 2; i++) {
-        chunk.values[2 * i] = __uint_as_float(pairs[i] << 16);
-        chunk.values[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
-    }
-    return chunk;
-}
 
 // Grid (outputs / ONE_ROW_WARPS).
 extern "C" __global__ void __launch_bounds__(ONE_ROW_WARPS *WARP) one_row_bf16(const OneRowArgs args) {
