@@ -129,7 +129,7 @@ pub struct AttentionPlan<'a> {
     chunks: Vec<RowChunk>,
     /// The step's integers on the GPU, from their first use on.
     #[cfg(feature = "cuda")]
-    on_device: std::sync::OnceLock<super::cuda::attention::DeviceStep>,
+    on_device: std::sync::OnceLock<std::sync::Arc<super::cuda::device_step::DeviceStep>>,
 }
 
 /// Consecutive tokens of one sequence, which share each read of a K/V tile.
@@ -163,16 +163,26 @@ impl<'a> AttentionPlan<'a> {
         }
     }
 
+    /// As [`Self::new`], where kernels read integers that are on the GPU already, and of `input` only sizes matter.
     #[cfg(feature = "cuda")]
-    pub(super) fn on_device(&self, compute: &Compute) -> Result<&super::cuda::attention::DeviceStep, ModelError> {
+    pub(super) fn with_integers(
+        input: &'a ModelInput,
+        step: std::sync::Arc<super::cuda::device_step::DeviceStep>,
+    ) -> Self {
+        Self { on_device: step.into(), ..Self::new(input) }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_device(&self, compute: &Compute) -> Result<&super::cuda::device_step::DeviceStep, ModelError> {
         if let Some(step) = self.on_device.get() {
             return Ok(step);
         }
-        let step = super::cuda::attention::DeviceStep::new(compute, self)?;
-        Ok(self.on_device.get_or_init(|| step))
+        let words = super::cuda::step::StepWords::new(self);
+        let step = super::cuda::device_step::DeviceStep::new(compute.gpu(), words)?;
+        Ok(self.on_device.get_or_init(|| step.into()))
     }
 
-    pub(super) fn input(&self) -> &ModelInput {
+    pub(crate) fn input(&self) -> &ModelInput {
         self.input
     }
 

@@ -30,6 +30,7 @@ mod norm;
 mod op_times;
 mod pool_rows;
 mod prepare_qkv;
+mod replays;
 mod rope;
 mod store_kv;
 
@@ -41,10 +42,10 @@ pub use compute::{Compute, KernelSet};
 pub use cpu::pool::ComputePool;
 #[cfg(feature = "cuda")]
 pub use cuda::gpu::NoGpu;
-pub use embedding::embedding;
+pub use embedding::{embedding, embedding_of_step};
 pub(crate) use float::Float;
 pub use gate_mul::{Gate, gate_mul};
-pub use gather_rows::gather_rows;
+pub use gather_rows::{gather_rows, sampled_rows};
 pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
 pub use limits::{LimitProbe, multiply_add, read_through};
 pub(crate) use linear::{Copied, packed_bytes};
@@ -53,5 +54,6 @@ pub use norm::{add_rms_norm, rms_norm};
 pub use op_times::{Op, OpTimes};
 pub use pool_rows::{RowPool, pool_rows};
 pub use prepare_qkv::{QkNorm, QkvPreparation, prepare_qkv};
+pub(crate) use replays::Replays;
 pub use rope::{RotaryAngles, RotaryEmbedding, rope};
 pub use store_kv::store_kv;

@@ -51,9 +51,7 @@ pub(super) fn compute_on(config: &EngineConfig, DeviceKey { key, instead }: &Dev
         #[cfg(feature = "cuda")]
         DeviceChoice::Named(device @ Device::Accelerator { backend: Backend::Cuda, id: DeviceId::Index(index) }) => {
             let compute = Compute::cuda(*index as usize, threads(config));
-            let compute = compute.with_context(|| format!("{key}: {device} cannot be used"))?;
-            say_what_is_not_known();
-            Ok(compute)
+            compute.with_context(|| format!("{key}: {device} cannot be used"))
         }
         DeviceChoice::Named(device) => {
             if let Some(list) = listed_devices(config)? {

@@ -1,10 +1,11 @@
 #![expect(unsafe_code, reason = "kernels are launched with the addresses of checked tensors")]
 
-//! Norms and activations.
+//! Norms, activations and biases.
 
 use candle_core::Tensor;
 
 use super::args::activation::ActivationArgs;
+use super::args::bias::BiasArgs;
 use super::args::norm::NormArgs;
 use super::launch::Address;
 use super::tensors::{address, address_if_any, float_of, unwritten};
@@ -64,6 +65,19 @@ pub(crate) fn gate_mul(compute: &Compute, gate_up: &Tensor, gate: Gate) -> Resul
     // SAFETY: the input's rows are twice as long as the output's.
     unsafe { gpu.launch(args.launch(m, float_of(&gate_up)?)) }?;
     Ok(out)
+}
+
+/// Adds `bias [width] f32` to each row of `x [m, width]`, in place: nobody else has `x`.
+pub(crate) fn add_bias(compute: &Compute, x: &Tensor, bias: &Tensor) -> Result<(), ModelError> {
+    let gpu = compute.gpu();
+    let args = BiasArgs {
+        x: address(gpu, x)?,
+        bias: address(gpu, bias)?,
+        width: bias.dims1()? as u64,
+        num_elements: x.elem_count() as u64,
+    };
+    // SAFETY: rows of as many elements as the bias has, which the caller has checked.
+    unsafe { gpu.launch(args.launch(float_of(x)?)) }
 }
 
 /// Everything but what is normed.

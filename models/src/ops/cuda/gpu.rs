@@ -5,13 +5,16 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::cudarc::{cublas, driver::DevicePtr};
 use candle_core::{CudaDevice, Device};
 
 use super::args::activation::ActivationArgs;
+use super::args::angles::AnglesArgs;
 use super::args::attention::AttentionArgs;
+use super::args::bias::BiasArgs;
 use super::args::norm::NormArgs;
 use super::args::one_row::OneRowArgs;
 use super::args::qkv::QkvArgs;
@@ -19,9 +22,11 @@ use super::args::rows::GatherArgs;
 use super::launch::Launch;
 use crate::{ModelError, Pulse};
 
-/// A GPU with our kernels loaded, and the one stream on which everything runs.
+/// A GPU with our kernels loaded, and the one stream on which everything of a model runs.
 pub(crate) struct Gpu {
     stream: Arc<CudaStream>,
+    /// What cuBLAS works in, see [`workspace`].
+    _workspace: CudaSlice<u8>,
     module: Arc<CudaModule>,
     /// Those that were launched before.
     functions: Mutex<HashMap<String, CudaFunction>>,
@@ -40,13 +45,28 @@ impl Gpu {
     /// The visible device `ordinal`, with a stream of its own. `pulse` beats with every launch.
     pub(crate) fn open(ordinal: usize, pulse: Pulse) -> Result<(Device, Self), NoGpu> {
         passerelle_cuda_link::link();
+        let load = |stream: &CudaStream| stream.context().load_module(Ptx::from_binary(KERNELS.to_vec())).w();
+        Self::with_new_stream(ordinal, pulse, load)
+    }
+
+    /// The same device with a stream, and so a memory for tensors, of its own: what is recorded of one stream holds nothing
+    /// that another model queues at the same time.
+    pub(crate) fn on_own_stream(&self) -> Result<(Device, Self), NoGpu> {
+        Self::with_new_stream(self.stream.context().ordinal(), self.pulse.clone(), |_| Ok(self.module.clone()))
+    }
+
+    fn with_new_stream(
+        ordinal: usize,
+        pulse: Pulse,
+        module: impl FnOnce(&CudaStream) -> candle_core::Result<Arc<CudaModule>>,
+    ) -> Result<(Device, Self), NoGpu> {
         let open = || {
             let device = Device::new_cuda_with_stream(ordinal)?;
             let cuda = device.as_cuda_device()?;
             set_up(cuda)?;
-            let stream = cuda.cuda_stream();
-            let module = stream.context().load_module(Ptx::from_binary(KERNELS.to_vec())).w()?;
-            Ok((device, Self { stream, module, functions: Mutex::default(), pulse }))
+            let (stream, workspace) = (cuda.cuda_stream(), workspace(cuda)?);
+            let module = module(&stream)?;
+            Ok((device, Self { stream, _workspace: workspace, module, functions: Mutex::default(), pulse }))
         };
         open().map_err(|error: candle_core::Error| NoGpu(first_line(&error.to_string())))
     }
@@ -56,8 +76,12 @@ impl Gpu {
         Some(free as u64)
     }
 
-    pub(super) fn stream(&self) -> &CudaStream {
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Queues a launch; what is wrong with the kernel itself shows at a later call.
@@ -102,7 +126,9 @@ impl std::fmt::Debug for Gpu {
 pub(super) trait KernelArgs: Copy {}
 
 impl KernelArgs for ActivationArgs {}
+impl KernelArgs for AnglesArgs {}
 impl KernelArgs for AttentionArgs {}
+impl KernelArgs for BiasArgs {}
 impl KernelArgs for GatherArgs {}
 impl KernelArgs for NormArgs {}
 impl KernelArgs for OneRowArgs {}
@@ -126,6 +152,20 @@ fn set_up(device: &CudaDevice) -> candle_core::Result<()> {
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         result::mem_pool::set_attribute(pool, attribute, (&raw mut kept).cast()).w()
     }
+}
+
+/// Memory for cuBLAS that is there from the start: what it would take while launches are recorded would be part of the
+/// recording. As much as NVIDIA recommends for Hopper (cuBLAS' documentation, section 2.1.8 "cublasSetWorkspace").
+fn workspace(device: &CudaDevice) -> candle_core::Result<CudaSlice<u8>> {
+    const BYTES: usize = 32 << 20;
+    // SAFETY: cuBLAS writes before it reads.
+    let memory = unsafe { device.alloc::<u8>(BYTES) }?;
+    let start = memory.device_ptr(memory.stream()).0;
+    // SAFETY: the memory lives as long as the handle is used: both are of one `Gpu` and its device.
+    unsafe { cublas::sys::cublasSetWorkspace_v2(*device.cublas_handle().handle(), start as *mut _, BYTES) }
+        .result()
+        .map_err(candle_core::Error::wrap)?;
+    Ok(memory)
 }
 
 /// candle's errors go on with a backtrace.

@@ -1,7 +1,9 @@
 // All kernels, as one module: what build.rs compiles for the GPU, and tests compile for the CPU.
 #include "activation.cu"
+#include "angles.cu"
 #include "attention.cu"
 #include "best.cu"
+#include "bias.cu"
 #include "norm.cu"
 #include "one_row.cu"
 #include "qkv.cu"

@@ -13,18 +13,27 @@
 
 pub(super) mod args;
 pub(super) mod launch;
+pub(super) mod padded;
 pub(super) mod step;
 
 #[cfg(feature = "cuda")]
+pub(super) mod angles;
+#[cfg(feature = "cuda")]
 pub(super) mod attention;
+#[cfg(feature = "cuda")]
+pub(super) mod device_step;
 #[cfg(feature = "cuda")]
 pub(super) mod elementwise;
 #[cfg(feature = "cuda")]
 pub(super) mod gpu;
 #[cfg(feature = "cuda")]
+pub(super) mod graphs;
+#[cfg(feature = "cuda")]
 pub(super) mod product;
 #[cfg(feature = "cuda")]
 pub(super) mod qkv;
+#[cfg(feature = "cuda")]
+mod recording;
 #[cfg(feature = "cuda")]
 pub(super) mod rows;
 #[cfg(feature = "cuda")]

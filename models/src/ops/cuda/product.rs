@@ -5,6 +5,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::args::one_row::OneRowArgs;
+use super::elementwise::add_bias;
 use super::tensors::{address, address_if_any, unwritten};
 use crate::ModelError;
 use crate::ops::Compute;
@@ -23,10 +24,8 @@ pub(crate) fn product(
         return one_row(compute, &x, weight, bias);
     }
     let y = x.to_dtype(weight.dtype())?.matmul(&weight.transpose(0, D::Minus1)?)?.to_dtype(x.dtype())?;
-    Ok(match bias {
-        Some(bias) => y.broadcast_add(&bias.to_dtype(y.dtype())?)?,
-        None => y,
-    })
+    bias.map_or(Ok(()), |bias| add_bias(compute, &y, bias))?;
+    Ok(y)
 }
 
 fn one_row(compute: &Compute, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, ModelError> {

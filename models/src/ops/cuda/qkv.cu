@@ -10,7 +10,7 @@ struct QkvArgs {
     void *q;               // [num_tokens, num_heads, head_dim], dtype of qkv
     void *k;               // one layer of the cache, see attention.cu
     void *v;
-    const uint32_t *slots; // [num_tokens]
+    const uint32_t *slots; // [num_tokens]; NOWHERE: the token's keys and values are not stored
     const float *bias;     // as one row of qkv, or null
     const float *q_weight; // [head_dim], or [num_heads * head_dim] where `whole_token`; null: no norms
     const float *k_weight; // [head_dim], or [num_kv_heads * head_dim]
@@ -32,6 +32,7 @@ struct QkvArgs {
 constexpr int KV_TILE = 16;
 constexpr int QKV_WARPS = 4;
 constexpr int MOST_HEAD_DIM = 256;
+constexpr uint32_t NOWHERE = 0xffffffffu;
 
 // Mean (0 for a root mean square) and factor of a norm.
 struct Moments {
@@ -92,6 +93,7 @@ __device__ __forceinline__ void store(const QkvArgs &args, size_t token, int hea
         ((T *)args.q)[(token * args.num_heads + head) * args.head_dim + i] = rounded<T>(value);
         return;
     }
+    if (args.slots[token] == NOWHERE) return;
     size_t slot = args.slots[token];
     size_t block = slot / args.block_size, offset = slot % args.block_size;
     int kv_head = (head - args.num_heads) % args.num_kv_heads;

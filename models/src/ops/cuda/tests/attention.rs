@@ -13,11 +13,22 @@ use crate::selftest::tables::{
 };
 use crate::selftest::world::{Shape, World};
 
-/// As the launcher does it on a GPU.
 fn on_host(host: Host, world: &mut World, q: &Tensor, params: &AttentionParams, order: Order) -> Vec<f32> {
+    let words = StepWords::new(&AttentionPlan::new(&world.input));
+    with_words(host, world, (q, &words), params, order)
+}
+
+/// As the launcher does it on a GPU.
+pub(super) fn with_words(
+    host: Host,
+    world: &mut World,
+    (q, words): (&Tensor, &StepWords),
+    params: &AttentionParams,
+    order: Order,
+) -> Vec<f32> {
+    let num_tokens = q.dim(0).unwrap();
     let Shape { activations, cache, num_kv_heads, head_dim, block_size, .. } = world.shape;
     let num_heads = world.shape.num_heads();
-    let words = StepWords::new(&AttentionPlan::new(&world.input));
     let layer = world.layer();
     let kernel_shape = AttentionShape {
         num_heads,
@@ -32,7 +43,7 @@ fn on_host(host: Host, world: &mut World, q: &Tensor, params: &AttentionParams, 
     let [mut k, mut v] = [Buffer::of(&layer.k, cache), Buffer::of(&layer.v, cache)];
     let (mut q, mut words_buffer) = (Buffer::of(q, activations), Buffer::of_words(&words.words));
     let element_bytes = if activations == Float::F32 { 4 } else { 2 };
-    let mut out = Buffer::unwritten(world.input.num_tokens() * num_heads * head_dim * element_bytes);
+    let mut out = Buffer::unwritten(num_tokens * num_heads * head_dim * element_bytes);
     let mut partial = Buffer::unwritten(kernel_shape.partial_len(decode) * size_of::<f32>());
     let per_head = |values: &Option<Vec<f32>>| values.as_ref().map(|values| Buffer::of_values(values, Float::F32));
     let (mut slopes, mut sinks) = (per_head(&params.alibi_slopes), per_head(&params.sinks));

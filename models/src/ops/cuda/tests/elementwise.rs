@@ -3,11 +3,13 @@ use candle_core::{DType, Tensor};
 use super::host::{Buffer, Host, in_both_orders};
 use super::{Random, assert_close, reference, tolerance, values};
 use crate::ops::cuda::args::activation::ActivationArgs;
+use crate::ops::cuda::args::angles::AnglesArgs;
 use crate::ops::cuda::args::best::BestArgs;
+use crate::ops::cuda::args::bias::BiasArgs;
 use crate::ops::cuda::args::norm::NormArgs;
 use crate::ops::cuda::args::rows::GatherArgs;
 use crate::ops::cuda::launch::{Address, Float};
-use crate::ops::{LayerNormParams, activate, gate_mul, gather_rows, layer_norm, rms_norm};
+use crate::ops::{LayerNormParams, RotaryEmbedding, activate, gate_mul, gather_rows, layer_norm, rms_norm};
 use crate::selftest::tables::{ACTIVATED, ACTIVATIONS, GATES, GATHERED, NORMS, NormCase};
 
 const BOTH: [Float; 2] = [Float::F32, Float::Bf16];
@@ -100,6 +102,53 @@ fn gathered_rows_equal_the_reference() {
         });
         assert_close("gathered", &got, &want, 0.0);
     }
+}
+
+#[test]
+fn a_bias_is_added_to_every_row() {
+    let Some(host) = Host::get() else { return };
+    let [m, width] = ACTIVATED[0];
+    for float in BOTH {
+        let (x, bias) = (Random(1).tensor(&[m, width], float), Random(2).tensor(&[width], Float::F32));
+        let want = rounded(&x.broadcast_add(&bias).unwrap(), float);
+        let got = in_both_orders(|order| {
+            let (mut x, mut bias) = (Buffer::of(&x, float), Buffer::of(&bias, Float::F32));
+            let args = BiasArgs {
+                x: x.address(),
+                bias: bias.address(),
+                width: width as u64,
+                num_elements: (m * width) as u64,
+            };
+            host.run(&args.launch(float), order);
+            x.values(float)
+        });
+        assert_close("with a bias", &got, &want, 0.0);
+    }
+}
+
+#[test]
+fn angles_of_positions_near_and_far_equal_the_reference() {
+    let Some(host) = Host::get() else { return };
+    let positions = [0, 1, 7, 4_095, 131_071];
+    let inv_freq: Vec<f32> = (0..33).map(|index| 0.75f32.powi(index)).collect();
+    let want = RotaryEmbedding::new(inv_freq.clone(), 1.2).angles(&reference(), &positions).unwrap();
+    let want = Tensor::cat(&[&want.cos, &want.sin], 0).unwrap();
+    let got = in_both_orders(|order| {
+        let (mut positions, mut inv_freq) = (Buffer::of_words(&positions), Buffer::of_values(&inv_freq, Float::F32));
+        let [mut cosines, mut sines] = [(); 2].map(|()| Buffer::unwritten(want.elem_count() / 2 * 4));
+        let args = AnglesArgs {
+            positions: positions.address(),
+            inv_freq: inv_freq.address(),
+            cosines: cosines.address(),
+            sines: sines.address(),
+            num_angles: want.elem_count() as i32 / 2,
+            half: 33,
+            scaling: 1.2,
+        };
+        host.run(&args.launch(), order);
+        [cosines.values(Float::F32), sines.values(Float::F32)].concat()
+    });
+    assert_close("angles", &got, &want, 1e-6);
 }
 
 /// The most likely tokens of a row, the smaller id first among equals, and what their probabilities' logarithms are.

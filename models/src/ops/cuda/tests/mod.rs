@@ -3,6 +3,7 @@
 mod attention;
 mod elementwise;
 mod host;
+mod padded;
 mod product;
 mod qkv;
 
