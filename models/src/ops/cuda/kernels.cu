@@ -1,6 +1,7 @@
 // All kernels, as one module: what build.rs compiles for the GPU, and tests compile for the CPU.
 #include "activation.cu"
 #include "attention.cu"
+#include "attention_tiles.cu"
 #include "best.cu"
 #include "norm.cu"
 #include "qkv.cu"

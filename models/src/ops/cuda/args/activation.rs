@@ -52,7 +52,7 @@ impl ActivationArgs {
     pub(crate) fn launch(self, activations: Float) -> Launch<Self> {
         let blocks = self.num_elements.div_ceil(u64::from(THREADS)) as u32;
         let kernel = format!("activate_{}", activations.name());
-        Launch { kernel, grid: [blocks, 1, 1], threads: THREADS, args: self }
+        Launch { kernel, grid: [blocks, 1, 1], threads: THREADS, shared_bytes: 0, args: self }
     }
 }
 

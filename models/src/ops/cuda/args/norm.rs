@@ -20,6 +20,6 @@ impl NormArgs {
     /// A block for each row.
     pub(crate) fn launch(self, num_rows: usize, activations: Float) -> Launch<Self> {
         let kernel = format!("norm_{}", activations.name());
-        Launch { kernel, grid: [num_rows as u32, 1, 1], threads: WARPS * WARP, args: self }
+        Launch { kernel, grid: [num_rows as u32, 1, 1], threads: WARPS * WARP, shared_bytes: 0, args: self }
     }
 }
