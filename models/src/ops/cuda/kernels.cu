@@ -2,6 +2,7 @@
 #include "activation.cu"
 #include "angles.cu"
 #include "attention.cu"
+#include "attention_tiles.cu"
 #include "best.cu"
 #include "bias.cu"
 #include "norm.cu"

@@ -53,7 +53,13 @@ impl ActivationArgs {
 
     pub(crate) fn launch(self, num_rows: usize, activations: Float) -> Launch<Self> {
         let kernel = format!("activate_{}", activations.name());
-        Launch { kernel, grid: [num_rows as u32 * self.blocks_of_a_row, 1, 1], threads: THREADS, args: self }
+        Launch {
+            kernel,
+            grid: [num_rows as u32 * self.blocks_of_a_row, 1, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            args: self,
+        }
     }
 }
 

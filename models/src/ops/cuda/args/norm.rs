@@ -24,6 +24,6 @@ impl NormArgs {
     pub(crate) fn launch(self, num_rows: usize, activations: Float) -> Launch<Self> {
         let kernel = format!("norm_{}", activations.name());
         let threads = (self.width as u32).div_ceil(CHUNK).next_multiple_of(WARP).min(MOST_THREADS);
-        Launch { kernel, grid: [num_rows as u32, 1, 1], threads, args: self }
+        Launch { kernel, grid: [num_rows as u32, 1, 1], threads, shared_bytes: 0, args: self }
     }
 }

@@ -26,6 +26,6 @@ impl OneRowArgs {
     /// A warp for each output.
     pub(crate) fn launch(self) -> Launch<Self> {
         let grid = [(self.outputs as u32).div_ceil(WARPS), 1, 1];
-        Launch { kernel: "one_row_bf16".into(), grid, threads: WARPS * WARP, args: self }
+        Launch { kernel: "one_row_bf16".into(), grid, threads: WARPS * WARP, shared_bytes: 0, args: self }
     }
 }

@@ -38,6 +38,7 @@ impl QkvArgs {
             kernel: format!("prepare_qkv_{}_{}", activations.name(), cache.name()),
             grid: [num_tokens as u32, blocks, 1],
             threads: WARPS * WARP,
+            shared_bytes: 0,
             args: self,
         }
     }
