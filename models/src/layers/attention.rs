@@ -77,7 +77,7 @@ fn params(spec: &AttentionSpec) -> AttentionParams {
         scale: spec.scale,
         direction: spec.direction,
         window: spec.window,
-        alibi_slopes: matches!(spec.position, PositionSpec::Alibi).then(|| alibi_slopes(spec.num_heads)),
+        alibi_slopes: matches!(spec.position, PositionSpec::Alibi).then(|| alibi_slopes(spec.num_heads).into()),
         soft_cap: None,
         sinks: None,
         temperature: spec.temperature.map(|temperature| PositionTemperature {

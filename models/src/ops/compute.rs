@@ -104,7 +104,7 @@ impl fmt::Display for KernelSet {
             Self::Avx512 => "avx512+vnni",
             Self::Avx512Bf16 => "avx512+vnni+bf16",
             #[cfg(feature = "cuda")]
-            Self::Cuda => "not verified on hardware",
+            Self::Cuda => "cuda",
         })
     }
 }

@@ -155,9 +155,7 @@ pub fn linear(
         WeightStorage::Packed(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?),
         #[cfg(feature = "cuda")]
         WeightStorage::Tensor(tensor) if compute.kernels() == KernelSet::Cuda => {
-            let y = super::cuda::weights::product(x, tensor)?;
-            bias.map_or(Ok(()), |bias| super::cuda::elementwise::add_bias(compute, &y, bias))?;
-            Ok(y)
+            super::cuda::product::product(compute, x, tensor, bias)
         }
         WeightStorage::Tensor(tensor) => reference(x, tensor, bias),
     }

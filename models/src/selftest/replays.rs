@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
-use super::parity::{Candidate, Format, Rows, TOP_LOGPROBS, candidates};
+use super::parity::{Candidate, Format, Rows, candidates};
 use super::trial::{Trial, first_line, name, unequal};
 use crate::input::SequenceInput;
 use crate::{BlockId, CausalLm, Decoder, ModelError, ModelInput, TokenId};
@@ -33,7 +33,7 @@ fn check_candidate(trial: &mut Trial, candidate: &Candidate<'_>, format: Format)
         let replays = model.num_replays();
         let (found, expected) = both_ways(&model, batch)?;
         let differences = match batch {
-            FILLED_UP => format.differences(&found, &expected, TOP_LOGPROBS),
+            FILLED_UP => format.differences(&found, &expected, candidate.top_logprobs(trial.subject())),
             _ => vec![("bits", unequal(&found.concat(), &expected.concat()), 0.0)],
         };
         for (measure, worst, allowed) in differences {

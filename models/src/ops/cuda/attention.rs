@@ -8,7 +8,7 @@ use super::step::StepLayout;
 use super::tensors::{address, float_of, unwritten};
 use crate::ModelError;
 use crate::kv_cache::KvLayer;
-use crate::ops::{AttentionParams, AttentionPlan, Compute};
+use crate::ops::{AttentionParams, AttentionPlan, Compute, PerHead};
 
 /// Shapes and block tables are checked by the caller. Tokens that are alone in the step, and the chunks of longer ones, are
 /// attended by kernels of their own.
@@ -23,8 +23,10 @@ pub(crate) fn paged_attention(
     let (m, num_heads, head_dim) = q.dims3()?;
     let (step, q, shape) = (plan.on_device(compute)?, q.contiguous()?, attention_shape(q, layer)?);
     let out = unwritten(&[m, num_heads * head_dim], q.dtype(), &q)?;
-    let per_head = |values: &Option<Vec<f32>>| values.as_ref().map(|values| Tensor::new(values.as_slice(), q.device()));
-    let (slopes, sinks) = (per_head(&params.alibi_slopes).transpose()?, per_head(&params.sinks).transpose()?);
+    let per_head = |values: &Option<PerHead>| match values {
+        Some(values) => address(gpu, values.on_device(compute.device())?),
+        None => Ok(Address::NULL),
+    };
     let StepLayout { positions, blocks, decode, prefill, .. } = &step.layout;
     let args = AttentionArgs {
         q: address(gpu, &q)?,
@@ -33,8 +35,8 @@ pub(crate) fn paged_attention(
         out: address(gpu, &out)?,
         positions: step.address(gpu, *positions),
         blocks: step.address(gpu, blocks[layer.group()]),
-        slopes: slopes.as_ref().map_or(Ok(Address::NULL), |slopes| address(gpu, slopes))?,
-        sinks: sinks.as_ref().map_or(Ok(Address::NULL), |sinks| address(gpu, sinks))?,
+        slopes: per_head(&params.alibi_slopes)?,
+        sinks: per_head(&params.sinks)?,
         ..shape.args(params, *decode)
     };
     if decode.count > 0 {

@@ -16,6 +16,7 @@ use super::args::angles::AnglesArgs;
 use super::args::attention::AttentionArgs;
 use super::args::bias::BiasArgs;
 use super::args::norm::NormArgs;
+use super::args::one_row::OneRowArgs;
 use super::args::qkv::QkvArgs;
 use super::args::rows::GatherArgs;
 use super::launch::Launch;
@@ -89,27 +90,30 @@ impl Gpu {
     /// The arguments are the kernel's, and their addresses are of memory of this device, as long as the kernel takes it to
     /// be, that is freed on this stream if at all.
     pub(super) unsafe fn launch<A: KernelArgs>(&self, launch: Launch<A>) -> Result<(), ModelError> {
-        let Launch { kernel, grid: [x, y, z], threads, args } = launch;
+        let Launch { kernel, grid: [x, y, z], threads, shared_bytes, args } = launch;
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let function = self.function(kernel)?;
+        let function = self.function(kernel, shared_bytes)?;
         let args = ByValue(args);
         let mut builder = self.stream.launch_builder(&function);
         builder.arg(&args);
-        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes: 0 };
+        let config = LaunchConfig { grid_dim: (x, y, z), block_dim: (threads, 1, 1), shared_mem_bytes: shared_bytes };
         // SAFETY: passed on.
         unsafe { builder.launch(config) }.w()?;
         self.pulse.beat();
         Ok(())
     }
 
-    fn function(&self, kernel: String) -> Result<CudaFunction, ModelError> {
+    /// A kernel is given as much shared memory at every launch.
+    fn function(&self, kernel: String, shared_bytes: u32) -> Result<CudaFunction, ModelError> {
         let mut functions = self.functions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(function) = functions.get(&kernel) {
             return Ok(function.clone());
         }
         let function = self.module.load_function(&kernel).w()?;
+        let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(most, shared_bytes.cast_signed()).w()?;
         functions.insert(kernel, function.clone());
         Ok(function)
     }
@@ -130,6 +134,7 @@ impl KernelArgs for AttentionArgs {}
 impl KernelArgs for BiasArgs {}
 impl KernelArgs for GatherArgs {}
 impl KernelArgs for NormArgs {}
+impl KernelArgs for OneRowArgs {}
 impl KernelArgs for QkvArgs {}
 
 #[repr(transparent)]

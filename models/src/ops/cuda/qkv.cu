@@ -1,7 +1,7 @@
 // What stands between the merged product of queries, keys and values and attention, in one launch, as ../qkv.rs has it: the
 // product's bias, norms of queries and keys, rotary positions, and the keys and values written to the paged cache.
 //
-// A block is one token; its warps take the token's heads in turn. An element's f32 value is rounded once, when it is
+// A block is one token, or a few heads of it where heads are normed apart; its warps take the heads in turn. An element's f32 value is rounded once, when it is
 // stored, to the activations' dtype (queries) or to the cache's (keys and values).
 #include "common.cuh"
 
@@ -106,7 +106,7 @@ __device__ __forceinline__ void store(const QkvArgs &args, size_t token, int hea
     }
 }
 
-// Grid (num_tokens), QKV_WARPS warps.
+// Grid (num_tokens, blocks of a token), QKV_WARPS warps.
 template <typename T, typename C> __device__ __forceinline__ void prepare_qkv(const QkvArgs &args) {
     __shared__ float heads[QKV_WARPS][MOST_HEAD_DIM];
     size_t token = blockIdx.x;
@@ -117,7 +117,8 @@ template <typename T, typename C> __device__ __forceinline__ void prepare_qkv(co
         q_moments = moments_of_token<T>(args, token, 0, q_width, args.q_bias != nullptr, args.q_eps);
         k_moments = moments_of_token<T>(args, token, q_width, k_width, args.k_bias != nullptr, args.k_eps);
     }
-    for (int index = warp_index(); index < args.num_heads + 2 * args.num_kv_heads; index += QKV_WARPS) {
+    int first = blockIdx.y * QKV_WARPS + warp_index(), stride = gridDim.y * QKV_WARPS;
+    for (int index = first; index < args.num_heads + 2 * args.num_kv_heads; index += stride) {
         for (int i = lane_index(); i < args.head_dim; i += WARP) {
             head[i] = qkv_element<T>(args, token, index * args.head_dim + i);
         }

@@ -41,6 +41,10 @@ pub(crate) struct Items {
 /// The slot of a row that stands for no token: its keys and values go nowhere.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
+/// Of a chunk: enough that the rows of one K/V head fill whole blocks of threads, few enough that blocks take turns at a long
+/// prompt.
+pub(super) const ITEM_TOKENS: usize = 128;
+
 impl StepWords {
     pub(crate) fn new(plan: &AttentionPlan<'_>) -> Self {
         let input = plan.input();
@@ -53,7 +57,7 @@ impl StepWords {
         let table_starts = table_starts(input);
         let mut items = |is_wanted: fn(usize) -> bool| {
             let mut items = Items { start: words.len(), count: 0, most_keys: 0 };
-            for chunk in plan.chunks().iter().filter(|chunk| is_wanted(chunk.num_rows)) {
+            for chunk in plan.chunks_of(ITEM_TOKENS).iter().filter(|chunk| is_wanted(chunk.num_rows)) {
                 let num_keys = input.num_keys(chunk.sequence);
                 let item = [chunk.first_row, chunk.num_rows, table_starts[chunk.sequence], num_keys];
                 words.extend(item.map(|word| word as u32));

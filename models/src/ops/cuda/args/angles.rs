@@ -18,6 +18,6 @@ const THREADS: u32 = 128;
 impl AnglesArgs {
     pub(crate) fn launch(self) -> Launch<Self> {
         let blocks = (self.num_angles as u32).div_ceil(THREADS);
-        Launch { kernel: "rotary_angles".into(), grid: [blocks, 1, 1], threads: THREADS, args: self }
+        Launch { kernel: "rotary_angles".into(), grid: [blocks, 1, 1], threads: THREADS, shared_bytes: 0, args: self }
     }
 }

@@ -17,6 +17,6 @@ impl BestArgs {
     /// A block for each row.
     pub(crate) fn launch(self, num_rows: usize, logits: Float) -> Launch<Self> {
         let kernel = format!("best_{}", logits.name());
-        Launch { kernel, grid: [num_rows as u32, 1, 1], threads: WARPS * WARP, args: self }
+        Launch { kernel, grid: [num_rows as u32, 1, 1], threads: WARPS * WARP, shared_bytes: 0, args: self }
     }
 }

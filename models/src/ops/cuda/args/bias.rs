@@ -16,6 +16,6 @@ impl BiasArgs {
     pub(crate) fn launch(self, elements: Float) -> Launch<Self> {
         let blocks = self.num_elements.div_ceil(u64::from(THREADS)) as u32;
         let kernel = format!("add_bias_{}", elements.name());
-        Launch { kernel, grid: [blocks, 1, 1], threads: THREADS, args: self }
+        Launch { kernel, grid: [blocks, 1, 1], threads: THREADS, shared_bytes: 0, args: self }
     }
 }

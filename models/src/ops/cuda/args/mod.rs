@@ -8,5 +8,6 @@ pub(super) mod attention;
 pub(super) mod best;
 pub(super) mod bias;
 pub(super) mod norm;
+pub(super) mod one_row;
 pub(super) mod qkv;
 pub(super) mod rows;

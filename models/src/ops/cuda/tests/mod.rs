@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod host;
 mod padded;
+mod product;
 mod qkv;
 
 use candle_core::{DType, Tensor};
