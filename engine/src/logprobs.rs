@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use passerelle_models::TokenId;
+use passerelle_models::ops::{PickedToken, RowAnswer};
 
 use crate::event::{RequestError, TokenLogprobs};
 
@@ -56,8 +57,7 @@ pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result
         // A token that cannot be adds nothing, where minus infinity times zero would be no number.
         weighted += if weight > 0.0 { weight * below_max } else { 0.0 };
     }
-    let log_sum = f64::from(max) + sum.ln();
-    let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+    let softmax = Softmax::new(max, sum, weighted);
     let mut top = Vec::new();
     select_best(row, usize::from(num_top), &mut top);
     // An input vocabulary may be larger than the head: such a prompt token cannot be generated.
@@ -65,11 +65,45 @@ pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result
     let better = |(id, &other): (usize, &f32)| other > logit || (other == logit && id < token as usize);
     Ok(TokenLogprobs {
         token,
-        logprob: logprob(logit),
+        logprob: softmax.logprob(logit),
         rank: 1 + row.iter().enumerate().filter(|&entry| better(entry)).count() as u32,
-        entropy: (sum.ln() - weighted / sum) as f32,
-        top: top.into_iter().map(|id| (id, logprob(row[id as usize]))).collect(),
+        entropy: softmax.entropy,
+        top: top.into_iter().map(|id| (id, softmax.logprob(row[id as usize]))).collect(),
     })
+}
+
+/// As [`token_logprobs`], of a row that was asked for log-probabilities and `num_top` of its most likely tokens.
+pub(crate) fn answered_logprobs(
+    answer: &RowAnswer,
+    picked: PickedToken,
+    num_top: u8,
+) -> Result<TokenLogprobs, RequestError> {
+    let softmax = Softmax::new(checked_max(&[answer.largest])?, answer.sums.sum, answer.sums.weighted);
+    let top = answer.best.iter().take(usize::from(num_top));
+    Ok(TokenLogprobs {
+        token: picked.token,
+        logprob: softmax.logprob(picked.logit),
+        rank: picked.rank,
+        entropy: softmax.entropy,
+        top: top.map(|&(id, logit)| (id, softmax.logprob(logit))).collect(),
+    })
+}
+
+/// What makes log-probabilities of a row's logits.
+struct Softmax {
+    log_sum: f64,
+    entropy: f32,
+}
+
+impl Softmax {
+    /// `sum` of `exp(logit - max)`, and `weighted` of the same, each times its exponent.
+    fn new(max: f32, sum: f64, weighted: f64) -> Self {
+        Self { log_sum: f64::from(max) + sum.ln(), entropy: (sum.ln() - weighted / sum) as f32 }
+    }
+
+    fn logprob(&self, logit: f32) -> f32 {
+        (f64::from(logit) - self.log_sum) as f32
+    }
 }
 
 /// The `count` best ids, best first, without sorting the row.

@@ -153,7 +153,7 @@ impl Decoder {
         let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref())?;
         let head = self.output_head.as_ref().unwrap_or(&self.embedding);
         let logits = ops::linear(&self.compute, &normed, head, None)?;
-        Ok(Logits::new(self.vocab_size, logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
+        Logits::left_by(&self.compute, logits)
     }
 }
 

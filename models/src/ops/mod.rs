@@ -15,6 +15,7 @@ mod activation;
 mod add;
 mod attention;
 mod blocks;
+mod choose;
 mod compute;
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", test))]
@@ -32,11 +33,14 @@ mod pool_rows;
 mod prepare_qkv;
 mod rope;
 mod store_kv;
+mod to_host;
 
 pub use activation::{Activation, Xielu, activate};
 pub use add::add;
 pub use attention::{AttentionParams, AttentionPlan, Direction, PositionTemperature, paged_attention};
 pub(crate) use blocks::widened;
+pub(crate) use choose::choose;
+pub use choose::{Detail, MOST_BEST, Pick, PickedToken, RowAnswer, RowQuestion, SoftmaxSums, Weights};
 pub use compute::{Compute, KernelSet};
 pub use cpu::pool::ComputePool;
 #[cfg(feature = "cuda")]
@@ -55,3 +59,4 @@ pub use pool_rows::{RowPool, pool_rows};
 pub use prepare_qkv::{QkNorm, QkvPreparation, prepare_qkv};
 pub use rope::{RotaryAngles, RotaryEmbedding, rope};
 pub use store_kv::store_kv;
+pub(crate) use to_host::to_host;

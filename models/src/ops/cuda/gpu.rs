@@ -1,7 +1,7 @@
 #![expect(unsafe_code, reason = "kernels are launched with addresses of the device's memory")]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -12,10 +12,12 @@ use candle_core::{CudaDevice, Device};
 
 use super::args::activation::ActivationArgs;
 use super::args::attention::AttentionArgs;
+use super::args::choose::ChooseArgs;
 use super::args::norm::NormArgs;
 use super::args::qkv::QkvArgs;
 use super::args::rows::GatherArgs;
 use super::launch::Launch;
+use super::to_host::Staging;
 use crate::{ModelError, Pulse};
 
 /// A GPU with our kernels loaded, and the one stream on which everything runs.
@@ -24,6 +26,7 @@ pub(crate) struct Gpu {
     module: Arc<CudaModule>,
     /// Those that were launched before.
     functions: Mutex<HashMap<String, CudaFunction>>,
+    staging: Mutex<Staging>,
     pulse: Pulse,
 }
 
@@ -45,7 +48,7 @@ impl Gpu {
             set_up(cuda)?;
             let stream = cuda.cuda_stream();
             let module = stream.context().load_module(Ptx::from_binary(KERNELS.to_vec())).w()?;
-            Ok((device, Self { stream, module, functions: Mutex::default(), pulse }))
+            Ok((device, Self { stream, module, functions: Mutex::default(), staging: Mutex::default(), pulse }))
         };
         open().map_err(|error: candle_core::Error| NoGpu(first_line(&error.to_string())))
     }
@@ -57,6 +60,11 @@ impl Gpu {
 
     pub(super) fn stream(&self) -> &CudaStream {
         &self.stream
+    }
+
+    /// For one copy to the host.
+    pub(super) fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a launch; what is wrong with the kernel itself shows at a later call.
@@ -81,7 +89,7 @@ impl Gpu {
     }
 
     fn function(&self, kernel: String) -> Result<CudaFunction, ModelError> {
-        let mut functions = self.functions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(&kernel) {
             return Ok(function.clone());
         }
@@ -102,6 +110,7 @@ pub(super) trait KernelArgs: Copy {}
 
 impl KernelArgs for ActivationArgs {}
 impl KernelArgs for AttentionArgs {}
+impl KernelArgs for ChooseArgs {}
 impl KernelArgs for GatherArgs {}
 impl KernelArgs for NormArgs {}
 impl KernelArgs for QkvArgs {}

@@ -18,6 +18,8 @@ pub(super) mod step;
 #[cfg(feature = "cuda")]
 pub(super) mod attention;
 #[cfg(feature = "cuda")]
+pub(super) mod choose;
+#[cfg(feature = "cuda")]
 pub(super) mod elementwise;
 #[cfg(feature = "cuda")]
 pub(super) mod gpu;
@@ -27,6 +29,8 @@ pub(super) mod qkv;
 pub(super) mod rows;
 #[cfg(feature = "cuda")]
 mod tensors;
+#[cfg(feature = "cuda")]
+pub(super) mod to_host;
 #[cfg(feature = "cuda")]
 pub(super) mod weights;
 

@@ -3,8 +3,7 @@
 
 pub(super) mod activation;
 pub(super) mod attention;
-#[cfg(test)]
-pub(super) mod best;
+pub(super) mod choose;
 pub(super) mod norm;
 pub(super) mod qkv;
 pub(super) mod rows;
