@@ -16,13 +16,20 @@ pub(crate) fn best_first(row: &[f32], a: TokenId, b: TokenId) -> Ordering {
 /// The largest logit. Errors unless every logit is a number below infinity and at least one is above minus infinity,
 /// which marks a token that cannot be.
 pub(crate) fn checked_max(row: &[f32]) -> Result<f32, RequestError> {
+    /// Side by side, so that none waits for the one before.
+    const LANES: usize = 32;
+    let (chunks, rest) = row.as_chunks::<LANES>();
     // `f32::max` passes over NaN, so NaN is looked for beside it.
-    let mut max = f32::NEG_INFINITY;
-    let mut has_nan = false;
-    for &logit in row {
-        max = max.max(logit);
-        has_nan |= logit.is_nan();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let mut has_nan = [false; LANES];
+    for chunk in chunks {
+        for (lane, &logit) in chunk.iter().enumerate() {
+            largest[lane] = largest[lane].max(logit);
+            has_nan[lane] |= logit.is_nan();
+        }
     }
+    let max = largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    let has_nan = has_nan.contains(&true) || rest.iter().any(|logit| logit.is_nan());
     if has_nan || !max.is_finite() { Err(RequestError::NotFinite) } else { Ok(max) }
 }
 
@@ -183,6 +190,18 @@ mod tests {
             assert_eq!(checked_max(&row), Err(RequestError::NotFinite));
         }
         assert_eq!(checked_max(&[f32::NEG_INFINITY, -1.0]), Ok(-1.0));
+    }
+
+    #[test]
+    fn the_largest_logit_and_one_that_is_no_number_are_seen_wherever_they_stand() {
+        for at in 0..70 {
+            let with = |logit| {
+                let mut row = vec![-1.0; 70];
+                row[at] = logit;
+                checked_max(&row)
+            };
+            assert_eq!((with(2.0), with(f32::NAN)), (Ok(2.0), Err(RequestError::NotFinite)), "{at}");
+        }
     }
 
     #[test]

@@ -19,23 +19,15 @@ pub(crate) struct StepLogits {
 
 /// The rows of one run of the model.
 #[derive(Debug)]
-pub(crate) struct RunLogits {
-    /// All of them, unless some lie elsewhere.
-    here: LogitRows,
-    distant: Option<Distant>,
+pub(crate) enum RunLogits {
+    Here(LogitRows),
+    /// What was found of each row.
+    Elsewhere(DistantLogits, Vec<Found>),
 }
 
 #[derive(Debug)]
-struct Distant {
-    logits: DistantLogits,
-    /// By row.
-    found: Vec<Found>,
-}
-
-#[derive(Debug)]
-enum Found {
-    /// The row was fetched: its place among those that are here.
-    Whole(usize),
+pub(crate) enum Found {
+    Whole(Vec<f32>),
     Answer(RowAnswer),
 }
 
@@ -89,53 +81,54 @@ impl RunLogits {
         questions: impl FnOnce(usize) -> Vec<Option<RowQuestion>>,
     ) -> Result<Self, ModelError> {
         let logits = match logits {
-            Logits::Here(here) => return Ok(Self { here, distant: None }),
+            Logits::Here(rows) => return Ok(Self::Here(rows)),
             Logits::Elsewhere(logits) => logits,
         };
-        let (mut asked, mut whole) = (Vec::new(), Vec::new());
+        let (mut asked, mut needed) = (Vec::new(), Vec::new());
         let questions = questions(logits.vocab_size());
         for (row, question) in questions.iter().enumerate() {
             match question {
                 Some(question) => asked.push((row, *question)),
-                None => whole.push(row),
+                None => needed.push(row),
             }
         }
-        let (mut answers, here) = (logits.ask(&asked)?.into_iter(), logits.fetch(&whole)?);
-        let mut fetched = 0..whole.len();
+        let (mut answers, mut rows) = (logits.ask(&asked)?.into_iter(), logits.fetch(&needed)?.into_iter());
         let found = questions.iter().map(|question| match question {
             Some(_) => answers.next().map(Found::Answer),
-            None => fetched.next().map(Found::Whole),
+            None => rows.next().map(Found::Whole),
         });
         let found =
             found.collect::<Option<_>>().ok_or_else(|| ModelError::Input("a question without an answer".into()))?;
-        Ok(Self { here, distant: Some(Distant { logits, found }) })
+        Ok(Self::Elsewhere(logits, found))
     }
 }
 
 impl SequenceRows<'_> {
     pub(crate) fn vocab_size(&self) -> usize {
-        self.run.here.vocab_size()
+        match &self.run {
+            RunLogits::Here(rows) => rows.vocab_size(),
+            RunLogits::Elsewhere(logits, _) => logits.vocab_size(),
+        }
     }
 
     pub(crate) fn seen(&mut self, index: usize) -> Seen<'_> {
         let row = self.index(index);
-        match &self.run.distant {
-            None => Seen::Whole(self.run.here.row_mut(row)),
-            Some(distant) => match &distant.found[row] {
-                Found::Whole(place) => Seen::Whole(self.run.here.row_mut(*place)),
+        match self.run {
+            RunLogits::Here(rows) => Seen::Whole(rows.row_mut(row)),
+            RunLogits::Elsewhere(_, found) => match &mut found[row] {
+                Found::Whole(row) => Seen::Whole(row),
                 Found::Answer(answer) => Seen::Answer(answer),
             },
         }
     }
 
-    /// A whole row after all.
+    /// A row of which only an answer was known.
     pub(crate) fn whole(&self, index: usize) -> Result<Vec<f32>, RequestError> {
         let row = self.index(index);
-        let fetch = || match &self.run.distant {
-            None => Ok(self.run.here.row(row).to_vec()),
-            Some(distant) => Ok(distant.logits.fetch(&[row])?.row(0).to_vec()),
-        };
-        survive(fetch)
+        survive(|| match &self.run {
+            RunLogits::Here(rows) => Ok(rows.row(row).to_vec()),
+            RunLogits::Elsewhere(logits, _) => Ok(logits.fetch(&[row])?.concat()),
+        })
     }
 
     fn index(&self, index: usize) -> usize {

@@ -1,4 +1,4 @@
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::ModelError;
 use crate::ops::{self, Compute, RowAnswer, RowQuestion};
@@ -37,11 +37,11 @@ impl Logits {
 
     /// `[num_rows, vocab_size]`, f32 or bf16. They stay where they are, unless that is the host's memory.
     pub(crate) fn left_by(compute: &Compute, rows: Tensor) -> Result<Self, ModelError> {
-        let logits = DistantLogits { compute: compute.clone(), rows };
-        match compute.is_host() {
-            true => Ok(Self::Here(logits.all()?)),
-            false => Ok(Self::Elsewhere(logits)),
+        if compute.is_host() {
+            let vocab_size = rows.dim(1)?;
+            return Ok(Self::new(vocab_size, rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?));
         }
+        Ok(Self::Elsewhere(DistantLogits { compute: compute.clone(), rows }))
     }
 
     pub fn num_rows(&self) -> usize {
@@ -55,7 +55,10 @@ impl Logits {
     pub fn into_rows(self) -> Result<LogitRows, ModelError> {
         match self {
             Self::Here(rows) => Ok(rows),
-            Self::Elsewhere(logits) => logits.all(),
+            Self::Elsewhere(logits) => {
+                let rows = ops::rows_to_host(&logits.compute, &logits.rows)?;
+                Ok(LogitRows::new(logits.vocab_size(), rows.concat()))
+            }
         }
     }
 }
@@ -112,16 +115,11 @@ impl DistantLogits {
         if questions.is_empty() { Ok(Vec::new()) } else { ops::choose(&self.compute, &self.rows, questions) }
     }
 
-    /// Copies whole rows, in the order asked for. Errors as [`Self::ask`].
-    pub fn fetch(&self, rows: &[usize]) -> Result<LogitRows, ModelError> {
+    /// Copies whole rows, in the order asked for, as f32. Errors as [`Self::ask`].
+    pub fn fetch(&self, rows: &[usize]) -> Result<Vec<Vec<f32>>, ModelError> {
         if rows.is_empty() {
-            return Ok(LogitRows::new(self.vocab_size(), Vec::new()));
+            return Ok(Vec::new());
         }
-        let values = ops::to_host(&self.compute, &ops::gather_rows(&self.compute, &self.rows, rows)?)?;
-        Ok(LogitRows::new(self.vocab_size(), values))
-    }
-
-    fn all(&self) -> Result<LogitRows, ModelError> {
-        Ok(LogitRows::new(self.vocab_size(), ops::to_host(&self.compute, &self.rows)?))
+        ops::rows_to_host(&self.compute, &ops::gather_rows(&self.compute, &self.rows, rows)?)
     }
 }

@@ -59,4 +59,4 @@ pub use pool_rows::{RowPool, pool_rows};
 pub use prepare_qkv::{QkNorm, QkvPreparation, prepare_qkv};
 pub use rope::{RotaryAngles, RotaryEmbedding, rope};
 pub use store_kv::store_kv;
-pub(crate) use to_host::to_host;
+pub(crate) use to_host::rows_to_host;

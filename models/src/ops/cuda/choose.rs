@@ -16,7 +16,7 @@ pub(crate) fn choose(
     let (gpu, logits) = (compute.gpu(), logits.contiguous()?);
     let words = ChooseWords::new(questions, logits.dim(1)?);
     let asked = Tensor::from_slice(&words.questions, words.questions.len(), compute.device())?;
-    let answers = unwritten(&[words.answers_len()], DType::U32, &logits)?;
+    let answers = unwritten(&[1, words.answers_len()], DType::U32, &logits)?;
     let args = words.args(address(gpu, &logits)?, address(gpu, &asked)?, address(gpu, &answers)?);
     // SAFETY: rows of `logits`, as the caller says; answers and lists have the lengths that `words` says.
     unsafe { gpu.launch(args.launch(questions.len(), float_of(&logits)?)) }?;

@@ -15,35 +15,37 @@ use crate::ops::Compute;
 #[derive(Debug, Default)]
 pub(super) struct Staging(Option<PinnedHostSlice<u8>>);
 
-/// Bytes that are copied together.
+/// Bytes that are copied together, unless one row is more.
 const MOST_STAGED: usize = 16 << 20;
 
-/// All elements of `x`, as f32.
-pub(crate) fn to_host(compute: &Compute, x: &Tensor) -> Result<Vec<f32>, ModelError> {
+/// The rows of `x [m, width]`, as f32.
+pub(crate) fn rows_to_host(compute: &Compute, x: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
     let x = x.contiguous()?;
-    let mut values = Vec::with_capacity(x.elem_count());
-    match float_of(&x)? {
-        Float::F32 => compute.gpu().read(&x, |bytes| {
-            values.extend(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)));
-        }),
-        Float::Bf16 => compute.gpu().read(&x, |bytes| {
-            values.extend(bytes.as_chunks::<2>().0.iter().map(|bytes| bf16::from_ne_bytes(*bytes).to_f32()));
-        }),
-    }?;
-    Ok(values)
+    let mut rows = Vec::with_capacity(x.dim(0)?);
+    let float = float_of(&x)?;
+    compute.gpu().read(&x, |bytes| {
+        rows.push(match float {
+            Float::F32 => bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect(),
+            Float::Bf16 => bytes.as_chunks::<2>().0.iter().map(|bytes| bf16::from_ne_bytes(*bytes).to_f32()).collect(),
+        });
+    })?;
+    Ok(rows)
 }
 
 impl Gpu {
-    /// Waits for all that was queued before, and shows the bytes of `x`, which lies in one piece, in order.
+    /// Waits for all that was queued before, and shows the bytes of each row of `x [m, width]`, which lies in one piece.
     pub(super) fn read(&self, x: &Tensor, mut show: impl FnMut(&[u8])) -> Result<(), ModelError> {
-        let (Address(start), len) = (address(self, x)?, x.elem_count() * x.dtype().size_in_bytes());
+        let ((m, width), Address(start)) = (x.dims2()?, address(self, x)?);
+        let row_bytes = width * x.dtype().size_in_bytes();
+        let rows_together = (MOST_STAGED / row_bytes.max(1)).max(1);
         let mut staging = self.staging();
-        for offset in (0..len).step_by(MOST_STAGED) {
-            let bytes = staging.at_least(self.stream(), MOST_STAGED.min(len - offset))?;
-            // SAFETY: so many bytes of a tensor that lives until the copy has ended, which is waited for.
-            unsafe { result::memcpy_dtoh_async(bytes, start + offset as u64, self.stream().cu_stream()) }.w()?;
+        for row in (0..m).step_by(rows_together) {
+            let bytes = staging.at_least(self.stream(), rows_together.min(m - row) * row_bytes)?;
+            // SAFETY: so many rows of a tensor that lives until the copy has ended, which is waited for.
+            unsafe { result::memcpy_dtoh_async(bytes, start + (row * row_bytes) as u64, self.stream().cu_stream()) }
+                .w()?;
             self.stream().synchronize().w()?;
-            show(bytes);
+            bytes.chunks_exact(row_bytes).for_each(&mut show);
         }
         Ok(())
     }
