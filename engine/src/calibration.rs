@@ -86,7 +86,7 @@ impl Probe<'_> {
             .map(|block_tables| SequenceInput { tokens: &tokens, num_computed, block_tables, sample: &sample })
             .collect();
         let start = self.clock.now();
-        self.runner.forward(&inputs)?;
+        self.runner.probe(&inputs)?;
         Ok(self.clock.now().saturating_sub(start))
     }
 }

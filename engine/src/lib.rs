@@ -46,6 +46,7 @@ mod sequence;
 mod shared_model;
 mod stats;
 mod step;
+mod step_logits;
 mod survival;
 mod trust;
 mod turns;

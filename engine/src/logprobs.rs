@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use passerelle_models::TokenId;
+use passerelle_models::ops::{PickedToken, RowAnswer};
 
 use crate::event::{RequestError, TokenLogprobs};
 
@@ -15,13 +16,20 @@ pub(crate) fn best_first(row: &[f32], a: TokenId, b: TokenId) -> Ordering {
 /// The largest logit. Errors unless every logit is a number below infinity and at least one is above minus infinity,
 /// which marks a token that cannot be.
 pub(crate) fn checked_max(row: &[f32]) -> Result<f32, RequestError> {
+    /// Side by side, so that none waits for the one before.
+    const LANES: usize = 32;
+    let (chunks, rest) = row.as_chunks::<LANES>();
     // `f32::max` passes over NaN, so NaN is looked for beside it.
-    let mut max = f32::NEG_INFINITY;
-    let mut has_nan = false;
-    for &logit in row {
-        max = max.max(logit);
-        has_nan |= logit.is_nan();
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let mut has_nan = [false; LANES];
+    for chunk in chunks {
+        for (lane, &logit) in chunk.iter().enumerate() {
+            largest[lane] = largest[lane].max(logit);
+            has_nan[lane] |= logit.is_nan();
+        }
     }
+    let max = largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    let has_nan = has_nan.contains(&true) || rest.iter().any(|logit| logit.is_nan());
     if has_nan || !max.is_finite() { Err(RequestError::NotFinite) } else { Ok(max) }
 }
 
@@ -56,8 +64,7 @@ pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result
         // A token that cannot be adds nothing, where minus infinity times zero would be no number.
         weighted += if weight > 0.0 { weight * below_max } else { 0.0 };
     }
-    let log_sum = f64::from(max) + sum.ln();
-    let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
+    let softmax = Softmax::new(max, sum, weighted);
     let mut top = Vec::new();
     select_best(row, usize::from(num_top), &mut top);
     // An input vocabulary may be larger than the head: such a prompt token cannot be generated.
@@ -65,11 +72,45 @@ pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result
     let better = |(id, &other): (usize, &f32)| other > logit || (other == logit && id < token as usize);
     Ok(TokenLogprobs {
         token,
-        logprob: logprob(logit),
+        logprob: softmax.logprob(logit),
         rank: 1 + row.iter().enumerate().filter(|&entry| better(entry)).count() as u32,
-        entropy: (sum.ln() - weighted / sum) as f32,
-        top: top.into_iter().map(|id| (id, logprob(row[id as usize]))).collect(),
+        entropy: softmax.entropy,
+        top: top.into_iter().map(|id| (id, softmax.logprob(row[id as usize]))).collect(),
     })
+}
+
+/// As [`token_logprobs`], of a row that was asked for log-probabilities and `num_top` of its most likely tokens.
+pub(crate) fn answered_logprobs(
+    answer: &RowAnswer,
+    picked: PickedToken,
+    num_top: u8,
+) -> Result<TokenLogprobs, RequestError> {
+    let softmax = Softmax::new(checked_max(&[answer.largest])?, answer.sums.sum, answer.sums.weighted);
+    let top = answer.best.iter().take(usize::from(num_top));
+    Ok(TokenLogprobs {
+        token: picked.token,
+        logprob: softmax.logprob(picked.logit),
+        rank: picked.rank,
+        entropy: softmax.entropy,
+        top: top.map(|&(id, logit)| (id, softmax.logprob(logit))).collect(),
+    })
+}
+
+/// What makes log-probabilities of a row's logits.
+struct Softmax {
+    log_sum: f64,
+    entropy: f32,
+}
+
+impl Softmax {
+    /// `sum` of `exp(logit - max)`, and `weighted` of the same, each times its exponent.
+    fn new(max: f32, sum: f64, weighted: f64) -> Self {
+        Self { log_sum: f64::from(max) + sum.ln(), entropy: (sum.ln() - weighted / sum) as f32 }
+    }
+
+    fn logprob(&self, logit: f32) -> f32 {
+        (f64::from(logit) - self.log_sum) as f32
+    }
 }
 
 /// The `count` best ids, best first, without sorting the row.
@@ -149,6 +190,18 @@ mod tests {
             assert_eq!(checked_max(&row), Err(RequestError::NotFinite));
         }
         assert_eq!(checked_max(&[f32::NEG_INFINITY, -1.0]), Ok(-1.0));
+    }
+
+    #[test]
+    fn the_largest_logit_and_one_that_is_no_number_are_seen_wherever_they_stand() {
+        for at in 0..70 {
+            let with = |logit| {
+                let mut row = vec![-1.0; 70];
+                row[at] = logit;
+                checked_max(&row)
+            };
+            assert_eq!((with(2.0), with(f32::NAN)), (Ok(2.0), Err(RequestError::NotFinite)), "{at}");
+        }
     }
 
     #[test]

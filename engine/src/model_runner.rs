@@ -4,14 +4,15 @@
 //! run again. When one does fail, its halves are run again apart, and so on: sequences that fail alone are the culprits, and
 //! the others have the same logits as if nothing had happened, because a row never depends on its batch.
 
-use std::ops::Range;
-
 use passerelle_models::input::SequenceInput;
-use passerelle_models::{BlockCopy, BlockId, KvCache, Logits, ModelError, ModelInput};
+use passerelle_models::ops::RowQuestion;
+use passerelle_models::{BlockCopy, BlockId, KvCache, LogitRows, Logits, ModelError, ModelInput};
 
 use crate::event::RequestError;
+use crate::sampler::questions;
 use crate::sequence::Sequence;
 use crate::shared_model::SharedModel;
+use crate::step_logits::{RunLogits, StepLogits};
 use crate::survival::survive;
 
 pub(crate) struct ModelRunner {
@@ -19,30 +20,10 @@ pub(crate) struct ModelRunner {
     cache: KvCache,
 }
 
-/// The sampled rows of each sequence of a step, or why it has none.
-#[derive(Debug, Default)]
-pub(crate) struct StepLogits {
-    logits: Vec<Logits>,
-    spans: Vec<Result<RowSpan, RequestError>>,
-}
-
-#[derive(Debug, Clone)]
-struct RowSpan {
-    logits: usize,
-    rows: Range<usize>,
-}
-
 /// A block that could not be filled with what another holds.
 struct LostBlock {
     block: BlockId,
     error: RequestError,
-}
-
-/// The rows of one sequence, in the order of its sampled tokens.
-#[derive(Debug)]
-pub(crate) struct SequenceRows<'a> {
-    logits: &'a mut Logits,
-    rows: Range<usize>,
 }
 
 impl ModelRunner {
@@ -59,28 +40,30 @@ impl ModelRunner {
             sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
         let mut step = StepLogits::default();
         if lost.is_empty() {
-            self.run_together(&inputs, &mut step);
+            self.run_together((sequences, &inputs), &mut step);
             return step;
         }
-        for input in &inputs {
+        for (sequence, input) in sequences.iter().zip(&inputs) {
+            let alone = (std::slice::from_ref(sequence), std::slice::from_ref(input));
             match lost.iter().find(|lost| input.block_tables.iter().any(|table| table.contains(&lost.block))) {
-                Some(lost) => step.spans.push(Err(lost.error.clone())),
-                None => self.run_together(std::slice::from_ref(input), &mut step),
+                Some(lost) => step.push_error(lost.error.clone()),
+                None => self.run_together(alone, &mut step),
             }
         }
         step
     }
 
     /// Halves what failed until each culprit is alone: a few steps for one among many.
-    fn run_together(&mut self, inputs: &[SequenceInput<'_>], step: &mut StepLogits) {
-        match self.forward(inputs) {
+    fn run_together(&mut self, (sequences, inputs): (&[&Sequence], &[SequenceInput<'_>]), step: &mut StepLogits) {
+        let asked = |vocab_size| sequences.iter().flat_map(|sequence| questions(sequence, vocab_size)).collect();
+        match self.read(inputs, asked) {
             Ok(logits) => step.push(logits, inputs),
-            Err(error) if inputs.len() == 1 => step.spans.push(Err(error)),
+            Err(error) if inputs.len() == 1 => step.push_error(error),
             Err(error) => {
                 tracing::error!(sequences = inputs.len(), %error, "a step failed; running each half of it apart");
-                let (first, second) = inputs.split_at(inputs.len() / 2);
-                self.run_together(first, step);
-                self.run_together(second, step);
+                let middle = inputs.len() / 2;
+                self.run_together((&sequences[..middle], &inputs[..middle]), step);
+                self.run_together((&sequences[middle..], &inputs[middle..]), step);
             }
         }
     }
@@ -120,8 +103,31 @@ impl ModelRunner {
             .map_err(|error| RequestError::Step(error.to_string()))
     }
 
+    /// All rows of one step of the model.
+    pub(crate) fn rows(&mut self, inputs: &[SequenceInput<'_>]) -> Result<LogitRows, RequestError> {
+        let logits = self.forward(inputs)?;
+        survive(|| logits.into_rows())
+    }
+
+    /// One step of the model, and a look at what each row's likeliest token is: as a step of short answers takes.
+    pub(crate) fn probe(&mut self, inputs: &[SequenceInput<'_>]) -> Result<(), RequestError> {
+        let num_rows = inputs.iter().map(|input| input.sample.len()).sum();
+        self.read(inputs, |_| vec![Some(RowQuestion::BEST); num_rows]).map(|_| ())
+    }
+
+    /// One step of the model, with what `questions` ask of its rows.
+    fn read(
+        &mut self,
+        inputs: &[SequenceInput<'_>],
+        questions: impl FnOnce(usize) -> Vec<Option<RowQuestion>>,
+    ) -> Result<RunLogits, RequestError> {
+        let logits = self.forward(inputs)?;
+        // What a device has still to compute may fail as well.
+        survive(|| RunLogits::read(logits, questions))
+    }
+
     /// One step of the model. A panic is an error like any other.
-    pub(crate) fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
+    fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
         let step_error = |error: ModelError| RequestError::Step(error.to_string());
         let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
         let (model, cache) = (self.model.get(), &mut self.cache);
@@ -139,39 +145,6 @@ impl ModelRunner {
 impl std::fmt::Debug for ModelRunner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ModelRunner").field("cache", self.cache.spec()).finish_non_exhaustive()
-    }
-}
-
-impl StepLogits {
-    pub(crate) fn rows(&mut self, index: usize) -> Result<SequenceRows<'_>, RequestError> {
-        let span = self.spans[index].clone()?;
-        Ok(SequenceRows { logits: &mut self.logits[span.logits], rows: span.rows })
-    }
-
-    fn push(&mut self, logits: Logits, inputs: &[SequenceInput<'_>]) {
-        let mut start = 0;
-        self.spans.extend(inputs.iter().map(|input| {
-            let rows = start..start + input.sample.len();
-            start = rows.end;
-            Ok(RowSpan { logits: self.logits.len(), rows })
-        }));
-        self.logits.push(logits);
-    }
-}
-
-impl SequenceRows<'_> {
-    pub(crate) fn row(&self, index: usize) -> &[f32] {
-        self.logits.row(self.index(index))
-    }
-
-    pub(crate) fn row_mut(&mut self, index: usize) -> &mut [f32] {
-        let row = self.index(index);
-        self.logits.row_mut(row)
-    }
-
-    fn index(&self, index: usize) -> usize {
-        assert!(index < self.rows.len(), "row {index} of {} was not asked for", self.rows.len());
-        self.rows.start + index
     }
 }
 

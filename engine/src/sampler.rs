@@ -9,14 +9,17 @@ use passerelle_models::TokenId;
 
 use crate::constraint::Allowed;
 use crate::event::{RequestError, TokenEvent, TokenLogprobs};
-use crate::logprobs::{checked_max, select_best, token_logprobs};
-use crate::model_runner::SequenceRows;
+use crate::logprobs::{answered_logprobs, checked_max, select_best, token_logprobs};
 use crate::random::uniform;
 use crate::request::SamplingParams;
 use crate::sequence::{Sequence, TokenCounts};
+use crate::step_logits::{Seen, SequenceRows};
 use crate::weights::{self, weigh, weight};
 
 mod nucleus;
+mod question;
+
+pub(crate) use question::questions;
 
 /// Holds the buffers that a draw needs, so that it allocates nothing.
 #[derive(Debug, Default)]
@@ -78,24 +81,49 @@ impl Sampler {
         let positions = sequence.prompt_logprob_positions();
         let num_prompt_rows = positions.len();
         let num_top = sequence.sampling.prompt_logprobs.unwrap_or_default();
-        let prompt_logprobs = positions
-            .enumerate()
-            .map(|(row, position)| token_logprobs(rows.row(row), sequence.tokens()[position + 1], num_top).map(Some))
-            .collect::<Result<_, _>>()?;
+        let scored = |(row, position): (usize, usize)| match rows.seen(row) {
+            Seen::Whole(row) => token_logprobs(row, sequence.tokens()[position + 1], num_top).map(Some),
+            Seen::Answer(answer) => answered_logprobs(answer, answer.picked, num_top).map(Some),
+        };
+        let prompt_logprobs = positions.enumerate().map(scored).collect::<Result<_, _>>()?;
         let mut output = SequenceOutput { prompt_logprobs, token: None, further_tokens: Vec::new() };
         if sequence.samples_next() {
-            let row = rows.row_mut(num_prompt_rows);
-            let first = sequence.choices().start;
-            for choice in sequence.choices().skip(1) {
-                let mut again = std::mem::take(&mut self.again);
-                again.clear();
-                again.extend_from_slice(row);
-                output.further_tokens.push(self.sample(&mut again, &Choice::of(sequence, choice))?);
-                self.again = again;
-            }
-            output.token = Some(self.sample(row, &Choice::of(sequence, first))?);
+            self.choose(sequence, &mut rows, num_prompt_rows, &mut output)?;
         }
         Ok(output)
+    }
+
+    /// The next token of each choice, by row `index`.
+    fn choose(
+        &mut self,
+        sequence: &Sequence,
+        rows: &mut SequenceRows<'_>,
+        index: usize,
+        output: &mut SequenceOutput,
+    ) -> Result<(), RequestError> {
+        let first = Choice::of(sequence, sequence.choices().start);
+        let vocab_size = rows.vocab_size();
+        let mut fetched;
+        let row = match rows.seen(index) {
+            Seen::Whole(row) => row,
+            Seen::Answer(answer) => {
+                output.token = self.settle(answer, &first, vocab_size)?;
+                if output.token.is_some() {
+                    return Ok(());
+                }
+                fetched = rows.whole(index)?;
+                &mut fetched
+            }
+        };
+        for choice in sequence.choices().skip(1) {
+            let mut again = std::mem::take(&mut self.again);
+            again.clear();
+            again.extend_from_slice(row);
+            output.further_tokens.push(self.sample(&mut again, &Choice::of(sequence, choice))?);
+            self.again = again;
+        }
+        output.token = Some(self.sample(row, &first)?);
+        Ok(())
     }
 
     /// Chooses a token. `row` is used up.
@@ -120,21 +148,26 @@ impl Sampler {
     /// The token at `point`, in [0, 1), of what temperature, top-k, top-p, min-p and typical-p leave.
     fn draw(&mut self, row: &[f32], max: f32, params: &SamplingParams, point: f64) -> TokenId {
         let inverse_temperature = 1.0 / f64::from(params.temperature);
-        // The most likely token weighs 1.
-        let min_p = f64::from(params.min_p);
-        let top_k = params.top_k.map(|k| k as usize).filter(|&k| k < row.len());
+        let top_k = question::top_k(params, row.len());
         if top_k.is_none() && params.top_p >= 1.0 && params.typical_p >= 1.0 {
-            weigh(row, max, (inverse_temperature, min_p), &mut self.weights);
+            weigh(row, max, (inverse_temperature, f64::from(params.min_p)), &mut self.weights);
             return weights::draw(&self.weights, point);
         }
         match top_k {
             Some(top_k) => self.find_best(row, max, inverse_temperature, top_k),
             None => self.find_likely(row, max, inverse_temperature, f64::from(params.top_p)),
         }
+        self.draw_candidate(params, point)
+    }
+
+    /// The one at `point` of what top-p, min-p and typical-p leave of the candidates.
+    fn draw_candidate(&mut self, params: &SamplingParams, point: f64) -> TokenId {
         if params.top_p < 1.0 {
             let wanted = f64::from(params.top_p) * self.mass;
             keep_top_p(&mut self.candidates, wanted);
         }
+        // The most likely token weighs 1.
+        let min_p = f64::from(params.min_p);
         self.candidates.retain(|candidate| candidate.weight >= min_p);
         if params.typical_p < 1.0 {
             keep_typical(&mut self.candidates, f64::from(params.typical_p));

@@ -15,12 +15,13 @@ use crate::engine::{Door, EngineHandle, EngineParts};
 use crate::error::EngineError;
 use crate::event::{Event, FinishReason, RequestError, TokenEvent};
 use crate::kv_cache_manager::Prefixes;
-use crate::model_runner::{ModelRunner, StepLogits};
+use crate::model_runner::ModelRunner;
 use crate::sampler::{Sampler, SequenceOutput};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Sequence, SequenceId};
 use crate::shared_model::SharedModel;
 use crate::stats::{EngineStats, StepObserver, StepReport};
+use crate::step_logits::StepLogits;
 use crate::trust::Trust;
 use crate::turns::StepTurns;
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use candle_core::{DType, Device};
 use passerelle_models::{
-    BlockCopy, BlockId, CausalLm, KvCache, KvCacheSpec, KvGroup, KvReach, Logits, ModelError, ModelInput, TokenId,
+    BlockCopy, BlockId, CausalLm, DistantLogits, KvCache, KvCacheSpec, KvGroup, KvReach, LogitRows, Logits, ModelError,
+    ModelInput, TokenId,
 };
 
 use crate::clock::ManualClock;
@@ -45,6 +46,7 @@ pub struct StubModel {
     mishaps: Vec<(TokenId, Mishap)>,
     gate: Option<StepGate>,
     pace: Option<Pace>,
+    place: LogitsPlace,
     /// Of the one cache that it is run with.
     memory: Mutex<Memory>,
 }
@@ -60,6 +62,13 @@ pub enum Mishap {
     Nan,
     /// A block that holds the token cannot be copied.
     Copy,
+}
+
+/// Where a step leaves its logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LogitsPlace {
+    Here,
+    Elsewhere,
 }
 
 /// How long steps take, on a clock that stands still otherwise. Clones share the clock.
@@ -84,7 +93,16 @@ impl StubModel {
     pub fn new(vocab_size: usize, block_size: usize) -> Self {
         let kv_cache = full_kv_cache(block_size);
         let memory = Mutex::new(Memory { block_size, ..Memory::default() });
-        Self { vocab_size, kv_cache, max_position: 1 << 20, mishaps: Vec::new(), gate: None, pace: None, memory }
+        Self {
+            vocab_size,
+            kv_cache,
+            max_position: 1 << 20,
+            mishaps: Vec::new(),
+            gate: None,
+            pace: None,
+            place: LogitsPlace::Here,
+            memory,
+        }
     }
 
     /// As if it had a layer of each reach, instead of one that looks at everything.
@@ -114,6 +132,12 @@ impl StubModel {
     /// Each step takes its time.
     pub fn with_pace(mut self, pace: Pace) -> Self {
         self.pace = Some(pace);
+        self
+    }
+
+    /// As if it ran on a device: rows of logits are asked about where they are.
+    pub fn with_logits_elsewhere(mut self) -> Self {
+        self.place = LogitsPlace::Elsewhere;
         self
     }
 
@@ -152,7 +176,7 @@ impl StubModel {
 impl Clone for StubModel {
     /// With a memory of its own, which holds what this one's does.
     fn clone(&self) -> Self {
-        let Self { vocab_size, kv_cache, max_position, mishaps, gate, pace, .. } = self;
+        let Self { vocab_size, kv_cache, max_position, mishaps, gate, pace, place, .. } = self;
         Self {
             vocab_size: *vocab_size,
             kv_cache: kv_cache.clone(),
@@ -160,6 +184,7 @@ impl Clone for StubModel {
             mishaps: mishaps.clone(),
             gate: gate.clone(),
             pace: pace.clone(),
+            place: *place,
             memory: Mutex::new(self.lock_memory().clone()),
         }
     }
@@ -228,7 +253,11 @@ impl CausalLm for StubModel {
                 false => values.extend(self.row(tokens.into_iter().fold(0, extend))),
             }
         }
-        Ok(Logits::new(self.vocab_size, values))
+        let rows = LogitRows::new(self.vocab_size, values);
+        match self.place {
+            LogitsPlace::Here => Ok(Logits::Here(rows)),
+            LogitsPlace::Elsewhere => Ok(Logits::Elsewhere(DistantLogits::pretend(rows)?)),
+        }
     }
 }
 

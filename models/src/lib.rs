@@ -41,7 +41,7 @@ pub use load_encoder::{
     CheckpointKind, EmbeddingDescription, EncoderDescription, EncoderOutput, LoadedEncoder, ScoresDescription,
     checkpoint_kind, describe_encoder, load_encoder, load_text_encoder,
 };
-pub use logits::Logits;
+pub use logits::{DistantLogits, LogitRows, Logits};
 pub use manifest::{
     CopyProgress, FileHash, FileStamp, InvalidDigest, InvalidManifest, KnownHashes, MAX_MANIFEST_BYTES, Manifest,
     ManifestFile, Mismatch, ModelDigest, NothingKnown, copy_hashed, copy_part, is_description,
@@ -86,7 +86,7 @@ pub trait CausalLm: Send + Sync {
     }
 
     /// Writes the K/V of every input token into `cache`, then returns the logits of `input.rows_to_sample()`, in that
-    /// order, as f32.
+    /// order. A device may still be at work on what it left there; what goes wrong then shows where the logits are asked about.
     ///
     /// A row's logits are bit-identical whatever else is in the batch and however its sequence was cut into steps.
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError>;

@@ -1,11 +1,69 @@
-/// The logits of the sampled rows of one step, f32, row-major `[num_rows, vocab_size]`, in host memory.
+use candle_core::{DType, Tensor};
+
+use crate::ModelError;
+use crate::ops::{self, Compute, RowAnswer, RowQuestion};
+
+/// The logits of the sampled rows of one step, `[num_rows, vocab_size]`, where the model left them.
+#[derive(Debug, Clone)]
+pub enum Logits {
+    /// In host memory.
+    Here(LogitRows),
+    /// In the memory of a device, from which whole rows are slow to fetch.
+    Elsewhere(DistantLogits),
+}
+
+/// Rows of logits, f32, row-major, in host memory.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Logits {
+pub struct LogitRows {
     vocab_size: usize,
     values: Vec<f32>,
 }
 
+/// Rows of logits that are asked about where they are. What the device has still to compute, and errors of it, show when they
+/// first are.
+#[derive(Debug, Clone)]
+pub struct DistantLogits {
+    compute: Compute,
+    /// `[num_rows, vocab_size]`
+    rows: Tensor,
+}
+
 impl Logits {
+    /// # Panics
+    /// As [`LogitRows::new`].
+    pub fn new(vocab_size: usize, values: Vec<f32>) -> Self {
+        Self::Here(LogitRows::new(vocab_size, values))
+    }
+
+    /// `[num_rows, vocab_size]`, f32 or bf16. They stay where they are, unless that is the host's memory.
+    pub(crate) fn left_by(compute: &Compute, rows: Tensor) -> Result<Self, ModelError> {
+        if compute.is_host() {
+            let vocab_size = rows.dim(1)?;
+            return Ok(Self::new(vocab_size, rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?));
+        }
+        Ok(Self::Elsewhere(DistantLogits { compute: compute.clone(), rows }))
+    }
+
+    pub fn num_rows(&self) -> usize {
+        match self {
+            Self::Here(rows) => rows.num_rows(),
+            Self::Elsewhere(logits) => logits.num_rows(),
+        }
+    }
+
+    /// All rows, wherever they were.
+    pub fn into_rows(self) -> Result<LogitRows, ModelError> {
+        match self {
+            Self::Here(rows) => Ok(rows),
+            Self::Elsewhere(logits) => {
+                let rows = ops::rows_to_host(&logits.compute, &logits.rows)?;
+                Ok(LogitRows::new(logits.vocab_size(), rows.concat()))
+            }
+        }
+    }
+}
+
+impl LogitRows {
     /// # Panics
     /// If `values` is not a whole number of rows.
     pub fn new(vocab_size: usize, values: Vec<f32>) -> Self {
@@ -28,5 +86,40 @@ impl Logits {
     /// For bias, penalties and masks, which are applied in place.
     pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
         &mut self.values[row * self.vocab_size..(row + 1) * self.vocab_size]
+    }
+}
+
+impl DistantLogits {
+    /// For tests: as if the host's memory were a device's. The reference bodies answer.
+    ///
+    /// # Panics
+    /// As [`LogitRows::new`].
+    pub fn pretend(LogitRows { vocab_size, values }: LogitRows) -> Result<Self, ModelError> {
+        let compute = Compute::cpu(1);
+        let shape = (values.len() / vocab_size, vocab_size);
+        Ok(Self { rows: Tensor::from_vec(values, shape, compute.device())?, compute })
+    }
+
+    pub fn num_rows(&self) -> usize {
+        self.rows.dims()[0]
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        self.rows.dims()[1]
+    }
+
+    /// One answer for each question, which comes with its row. Nothing but the answers is copied.
+    ///
+    /// Errors when a question cannot be asked, and with what went wrong on the device since it last was heard of.
+    pub fn ask(&self, questions: &[(usize, RowQuestion)]) -> Result<Vec<RowAnswer>, ModelError> {
+        if questions.is_empty() { Ok(Vec::new()) } else { ops::choose(&self.compute, &self.rows, questions) }
+    }
+
+    /// Copies whole rows, in the order asked for, as f32. Errors as [`Self::ask`].
+    pub fn fetch(&self, rows: &[usize]) -> Result<Vec<Vec<f32>>, ModelError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        ops::rows_to_host(&self.compute, &ops::gather_rows(&self.compute, &self.rows, rows)?)
     }
 }

@@ -2,6 +2,7 @@
 //! built or installed the program, or put a card in. Everything that it needs is compiled in.
 
 mod attention;
+pub(crate) mod choose;
 mod elementwise;
 pub(crate) mod numbers;
 mod parity;
@@ -10,7 +11,7 @@ pub(crate) mod qkv;
 mod replays;
 mod speed;
 pub(crate) mod tables;
-mod trial;
+pub(crate) mod trial;
 pub(crate) mod world;
 
 pub use speed::{Load, Work, loads};
@@ -52,6 +53,7 @@ pub fn check_kernels(compute: &Compute, factor: f32) -> Result<Vec<Check>, Model
     products::check(&mut trial)?;
     elementwise::check(&mut trial)?;
     attention::check(&mut trial)?;
+    choose::check(&mut trial)?;
     Ok(trial.into_checks())
 }
 

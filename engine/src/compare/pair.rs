@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use passerelle_models::input::SequenceInput;
-use passerelle_models::{BlockId, Logits, TokenId};
+use passerelle_models::{BlockId, LogitRows, TokenId};
 
 use super::{ComparedPosition, ComparisonRequest};
 use crate::event::RequestError;
@@ -46,9 +46,9 @@ impl Side {
     }
 
     /// Runs `chunk`, which follows what ran before. A row for each of its tokens that has a successor.
-    pub(super) fn run(&mut self, tokens: &[TokenId], chunk: Range<usize>) -> Result<Logits, RequestError> {
+    pub(super) fn run(&mut self, tokens: &[TokenId], chunk: Range<usize>) -> Result<LogitRows, RequestError> {
         let sample: Vec<usize> = (0..chunk.end.min(tokens.len() - 1).saturating_sub(chunk.start)).collect();
-        self.runner.forward(&[SequenceInput {
+        self.runner.rows(&[SequenceInput {
             tokens: &tokens[chunk.clone()],
             num_computed: chunk.start,
             block_tables: &self.block_tables,
@@ -59,7 +59,7 @@ impl Side {
 
 /// `successors`: for each row, the token that follows in the text.
 pub(super) fn compare_rows(
-    (first, second): (&Logits, &Logits),
+    (first, second): (&LogitRows, &LogitRows),
     successors: &[TokenId],
 ) -> Result<Vec<Option<ComparedPosition>>, RequestError> {
     let compare = |(row, &token): (usize, &TokenId)| {

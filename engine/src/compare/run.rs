@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use passerelle_models::Logits;
+use passerelle_models::LogitRows;
 
 use super::lane::{ComparisonConfig, ComparisonParts};
 use super::pair::{Pair, Side, compare_rows};
@@ -86,8 +86,8 @@ impl CompareLoop {
     fn in_turn(
         &self,
         prompt_tokens: usize,
-        step: impl FnOnce() -> Result<Logits, RequestError>,
-    ) -> Result<(Logits, Duration), RequestError> {
+        step: impl FnOnce() -> Result<LogitRows, RequestError>,
+    ) -> Result<(LogitRows, Duration), RequestError> {
         let ComparisonParts { turns, clock, observer, .. } = &self.parts;
         let turn = turns.take();
         let started = clock.now();

@@ -7,6 +7,7 @@ mod comparisons;
 mod constraints;
 mod crowd;
 mod decoder;
+mod elsewhere;
 mod encoders;
 mod grants;
 mod pattern;

@@ -95,7 +95,7 @@ impl Decoder {
     ) -> Result<Logits, ModelError> {
         self.check(input)?;
         let rows = self.run(&AttentionPlan::new(input), cache, Some(observer))?;
-        self.logits(&rows)
+        self.logits(rows)
     }
 
     /// The logits of [`CausalLm::forward`], where they were computed.
@@ -178,8 +178,11 @@ impl Decoder {
         ops::linear(&self.compute, &normed, head, None)
     }
 
-    fn logits(&self, rows: &Tensor) -> Result<Logits, ModelError> {
-        Ok(Logits::new(self.vocab_size, rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
+    fn logits(&self, rows: Tensor) -> Result<Logits, ModelError> {
+        match rows.dim(0)? {
+            0 => Ok(Logits::new(self.vocab_size, Vec::new())),
+            _ => Logits::left_by(&self.compute, rows),
+        }
     }
 }
 
@@ -209,6 +212,6 @@ impl CausalLm for Decoder {
     }
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
-        self.logits(&self.replayed(input, cache)?)
+        self.logits(self.replayed(input, cache)?)
     }
 }

@@ -201,9 +201,14 @@ impl Compute {
         self.kernels
     }
 
+    /// Whether what the ops make lies in the host's memory.
+    pub(crate) fn is_host(&self) -> bool {
+        self.device.is_cpu()
+    }
+
     /// What activations may be held in.
     pub(crate) fn activations(&self) -> &'static [Float] {
-        if self.device.is_cpu() { &[Float::F32] } else { &[Float::F32, Float::Bf16] }
+        if self.is_host() { &[Float::F32] } else { &[Float::F32, Float::Bf16] }
     }
 
     /// What activations are rounded to where they meet bf16 weights.

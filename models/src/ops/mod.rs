@@ -15,6 +15,7 @@ mod activation;
 mod add;
 mod attention;
 mod blocks;
+mod choose;
 mod compute;
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", test))]
@@ -34,11 +35,14 @@ mod prepare_qkv;
 mod replays;
 mod rope;
 mod store_kv;
+mod to_host;
 
 pub use activation::{Activation, Xielu, activate};
 pub use add::add;
 pub use attention::{AttentionParams, AttentionPlan, Direction, PositionTemperature, paged_attention};
 pub(crate) use blocks::widened;
+pub(crate) use choose::choose;
+pub use choose::{Detail, MOST_BEST, Pick, PickedToken, RowAnswer, RowQuestion, SoftmaxSums, Weights};
 pub use compute::{Compute, KernelSet};
 pub use cpu::pool::ComputePool;
 #[cfg(feature = "cuda")]
@@ -59,3 +63,4 @@ pub use prepare_qkv::{QkNorm, QkvPreparation, prepare_qkv};
 pub(crate) use replays::Replays;
 pub use rope::{RotaryAngles, RotaryEmbedding, rope};
 pub use store_kv::store_kv;
+pub(crate) use to_host::rows_to_host;

@@ -17,10 +17,11 @@ pub enum Op {
     Activation,
     GatherRows,
     PoolRows,
+    Choose,
 }
 
 impl Op {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Embedding,
         Self::Norm,
         Self::Linear,
@@ -31,6 +32,7 @@ impl Op {
         Self::Activation,
         Self::GatherRows,
         Self::PoolRows,
+        Self::Choose,
     ];
 
     pub fn name(self) -> &'static str {
@@ -45,6 +47,7 @@ impl Op {
             Self::Activation => "activation",
             Self::GatherRows => "gather_rows",
             Self::PoolRows => "pool_rows",
+            Self::Choose => "choose",
         }
     }
 }

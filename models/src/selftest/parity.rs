@@ -251,7 +251,7 @@ fn forward(model: &dyn CausalLm, cache: &mut KvCache, parts: &[Part<'_>]) -> Res
         SequenceInput { tokens: &tokens[range.clone()], num_computed: range.start, block_tables, sample }
     });
     let input = ModelInput::new(spec.block_size, &inputs.collect::<Vec<_>>())?;
-    let logits = model.forward(&input, cache)?;
+    let logits = model.forward(&input, cache)?.into_rows()?;
     Ok((0..logits.num_rows()).map(|row| logits.row(row).to_vec()).collect())
 }
 

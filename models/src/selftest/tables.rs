@@ -130,8 +130,47 @@ pub(crate) const ACTIVATED: [[usize; 2]; 2] = [[5, 2 * 77], [3, 2 * 2056]];
 /// Rows and width of what is gathered from, and which rows are.
 pub(crate) const GATHERED: ([usize; 2], [usize; 4]) = ([7, 301], [6, 0, 0, 3]);
 
+/// Rows of logits that are asked about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogitCase {
+    pub(crate) float: Float,
+    pub(crate) rows: usize,
+    pub(crate) vocab_size: usize,
+    pub(crate) landscape: Landscape,
+}
+
+/// What a row looks like from aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Landscape {
+    Hills,
+    /// The likely tokens are neighbours, so that few threads see them all.
+    Mountain,
+    /// In bf16 nearly all tokens have equals.
+    Plain,
+    /// Most tokens cannot be.
+    Islands,
+    /// One row has a logit that is no number, one an infinite one, and in one no token can be.
+    Broken,
+}
+
+/// Vocabularies that are a whole number of loads, and some that are not.
+pub(crate) const LOGITS: [LogitCase; 8] = [
+    logits(Float::F32, [1, 1000], Landscape::Hills),
+    logits(Float::Bf16, [2, 4104], Landscape::Hills),
+    logits(Float::Bf16, [1, 257], Landscape::Hills),
+    logits(Float::F32, [2, 3], Landscape::Hills),
+    logits(Float::Bf16, [1, 12_000], Landscape::Mountain),
+    logits(Float::Bf16, [1, 3001], Landscape::Plain),
+    logits(Float::F32, [1, 2050], Landscape::Islands),
+    logits(Float::Bf16, [3, 520], Landscape::Broken),
+];
+
 const fn shape(num_kv_heads: usize, group: usize, head_dim: usize, (activations, cache): (Float, Float)) -> Shape {
     Shape { num_kv_heads, group, head_dim, block_size: 16, activations, cache }
+}
+
+const fn logits(float: Float, [rows, vocab_size]: [usize; 2], landscape: Landscape) -> LogitCase {
+    LogitCase { float, rows, vocab_size, landscape }
 }
 
 const fn norm(float: Float, [rows, width]: [usize; 2], has_bias: bool, has_residual: bool) -> NormCase {

@@ -122,7 +122,7 @@ pub(super) fn first_line(error: &ModelError) -> String {
 }
 
 /// The largest difference of two elements, over 1 and the expected one's magnitude. Where both are no numbers there is none.
-pub(super) fn furthest(found: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn furthest(found: &[f32], expected: &[f32]) -> f32 {
     let difference = |found: f32, expected: f32| match (found.is_nan(), expected.is_nan()) {
         (true, true) => 0.0,
         _ if found == expected => 0.0,

@@ -46,7 +46,7 @@ impl Runner {
     /// The logits of every token of every sequence, a row each.
     pub(crate) fn step(&mut self, batch: &[Share<'_>]) -> Vec<Vec<f32>> {
         let input = self.input(batch);
-        rows(&self.decoder.forward(&input, &mut self.cache).unwrap())
+        rows(self.decoder.forward(&input, &mut self.cache).unwrap())
     }
 
     pub(crate) fn input(&self, batch: &[Share<'_>]) -> ModelInput {
@@ -114,7 +114,8 @@ pub(crate) fn table(first: usize) -> Vec<BlockId> {
     (first..first + 8).rev().map(|block| BlockId(block as u32)).collect()
 }
 
-pub(crate) fn rows(logits: &Logits) -> Vec<Vec<f32>> {
+pub(crate) fn rows(logits: Logits) -> Vec<Vec<f32>> {
+    let logits = logits.into_rows().unwrap();
     (0..logits.num_rows()).map(|row| logits.row(row).to_vec()).collect()
 }
 

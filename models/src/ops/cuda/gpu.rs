@@ -1,7 +1,7 @@
 #![expect(unsafe_code, reason = "kernels are launched with addresses of the device's memory")]
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{
@@ -15,11 +15,13 @@ use super::args::activation::ActivationArgs;
 use super::args::angles::AnglesArgs;
 use super::args::attention::AttentionArgs;
 use super::args::bias::BiasArgs;
+use super::args::choose::ChooseArgs;
 use super::args::norm::NormArgs;
 use super::args::one_row::OneRowArgs;
 use super::args::qkv::QkvArgs;
 use super::args::rows::GatherArgs;
 use super::launch::Launch;
+use super::to_host::Staging;
 use crate::{ModelError, Pulse};
 
 /// A GPU with our kernels loaded, and the one stream on which everything of a model runs.
@@ -30,6 +32,7 @@ pub(crate) struct Gpu {
     module: Arc<CudaModule>,
     /// Those that were launched before.
     functions: Mutex<HashMap<String, CudaFunction>>,
+    staging: Mutex<Staging>,
     pulse: Pulse,
 }
 
@@ -66,7 +69,8 @@ impl Gpu {
             set_up(cuda)?;
             let (stream, workspace) = (cuda.cuda_stream(), workspace(cuda)?);
             let module = module(&stream)?;
-            Ok((device, Self { stream, _workspace: workspace, module, functions: Mutex::default(), pulse }))
+            let (functions, staging) = (Mutex::default(), Mutex::default());
+            Ok((device, Self { stream, _workspace: workspace, module, functions, staging, pulse }))
         };
         open().map_err(|error: candle_core::Error| NoGpu(first_line(&error.to_string())))
     }
@@ -82,6 +86,11 @@ impl Gpu {
 
     pub(super) fn pulse(&self) -> &Pulse {
         &self.pulse
+    }
+
+    /// For one copy to the host.
+    pub(super) fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a launch; what is wrong with the kernel itself shows at a later call.
@@ -107,7 +116,7 @@ impl Gpu {
 
     /// A kernel is given as much shared memory at every launch.
     fn function(&self, kernel: String, shared_bytes: u32) -> Result<CudaFunction, ModelError> {
-        let mut functions = self.functions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(&kernel) {
             return Ok(function.clone());
         }
@@ -132,6 +141,7 @@ impl KernelArgs for ActivationArgs {}
 impl KernelArgs for AnglesArgs {}
 impl KernelArgs for AttentionArgs {}
 impl KernelArgs for BiasArgs {}
+impl KernelArgs for ChooseArgs {}
 impl KernelArgs for GatherArgs {}
 impl KernelArgs for NormArgs {}
 impl KernelArgs for OneRowArgs {}

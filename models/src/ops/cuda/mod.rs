@@ -21,6 +21,8 @@ pub(super) mod angles;
 #[cfg(feature = "cuda")]
 pub(super) mod attention;
 #[cfg(feature = "cuda")]
+pub(super) mod choose;
+#[cfg(feature = "cuda")]
 pub(super) mod device_step;
 #[cfg(feature = "cuda")]
 pub(super) mod elementwise;
@@ -38,6 +40,8 @@ mod recording;
 pub(super) mod rows;
 #[cfg(feature = "cuda")]
 mod tensors;
+#[cfg(feature = "cuda")]
+pub(super) mod to_host;
 #[cfg(feature = "cuda")]
 pub(super) mod weights;
 

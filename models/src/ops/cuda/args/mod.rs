@@ -4,9 +4,8 @@
 pub(super) mod activation;
 pub(super) mod angles;
 pub(super) mod attention;
-#[cfg(test)]
-pub(super) mod best;
 pub(super) mod bias;
+pub(super) mod choose;
 pub(super) mod norm;
 pub(super) mod one_row;
 pub(super) mod qkv;

@@ -2,6 +2,7 @@
 #include "runtime.h"
 
 #include <deque>
+#include <memory>
 #include <string>
 #include <ucontext.h>
 #include <vector>
@@ -26,7 +27,7 @@ struct Copy {
 
 struct Fiber {
     ucontext_t context;
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack; // not cleared, so that no more of it is taken than is used
     dim3 index;
     bool ended = false;
     // Barriers that it has arrived at, of its block and of its warp; even and odd ones alternate in `exchanged`.
@@ -45,6 +46,8 @@ struct Block {
     void (*body)(const void *) = nullptr;
     const void *args = nullptr;
     uint64_t progress = 0; // arrivals and ends
+    uint64_t passed = 0;   // barriers of the block that all fibers have arrived at
+    size_t first_late = 0; // fibers before it have arrived at the next one
 };
 
 thread_local Block *block = nullptr;
@@ -61,20 +64,16 @@ void give_way() {
     swapcontext(&self->context, &block->scheduler);
 }
 
-// Of the fibers `[first, end)`, those that have not ended have all arrived as often as `self`.
-template <typename Count> void wait(size_t first, size_t end, Count count) {
-    uint64_t own = count(*block->running);
-    auto is_late = [&](const Fiber &fiber) { return !fiber.ended && count(fiber) < own; };
-    while (problem.empty() && std::any_of(block->fibers.begin() + first, block->fibers.begin() + end, is_late)) give_way();
-}
-
 size_t warp_start() { return index_of(*block->running) / WARP * WARP; }
 
 void wait_for_warp() {
     block->running->warp_arrivals++;
     block->progress++;
-    size_t first = warp_start();
-    wait(first, std::min(first + WARP, block->fibers.size()), [](const Fiber &fiber) { return fiber.warp_arrivals; });
+    uint64_t own = block->running->warp_arrivals;
+    auto first = block->fibers.begin() + warp_start();
+    auto end = block->fibers.begin() + std::min(warp_start() + WARP, block->fibers.size());
+    auto is_late = [&](const Fiber &fiber) { return !fiber.ended && fiber.warp_arrivals < own; };
+    while (problem.empty() && std::any_of(first, end, is_late)) give_way();
 }
 
 // After a wait of all 32 lanes: one that ended before it came is missing.
@@ -112,13 +111,14 @@ void run_warp(size_t warp, int backwards) {
 
 void run_block(int backwards) {
     std::fill(block->shared.begin(), block->shared.end(), UNWRITTEN);
+    block->passed = block->first_late = 0;
     for (auto &fiber : block->fibers) {
         fiber.ended = false;
         fiber.block_arrivals = fiber.warp_arrivals = 0;
         fiber.open.clear(), fiber.pending.clear();
         getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.data();
-        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = STACK_BYTES;
         fiber.context.uc_link = &block->scheduler;
         makecontext(&fiber.context, run_fiber, 0);
     }
@@ -171,16 +171,26 @@ const Kernel KERNELS[] = {
     KERNEL(rotary_angles, AnglesArgs),
     KERNEL(gather_f32, GatherArgs),
     KERNEL(gather_bf16, GatherArgs),
-    KERNEL(best_f32, BestArgs),
-    KERNEL(best_bf16, BestArgs),
+    KERNEL(choose_f32, ChooseArgs),
+    KERNEL(choose_bf16, ChooseArgs),
 };
 
 } // namespace
 
 void __syncthreads() {
-    block->running->block_arrivals++;
+    uint64_t own = ++block->running->block_arrivals;
     block->progress++;
-    wait(0, block->fibers.size(), [](const Fiber &fiber) { return fiber.block_arrivals; });
+    auto &late = block->first_late;
+    while (problem.empty() && block->passed < own) {
+        auto &fibers = block->fibers;
+        while (late < fibers.size() && (fibers[late].ended || fibers[late].block_arrivals > block->passed)) late++;
+        if (late < fibers.size()) {
+            give_way();
+        } else {
+            block->passed++;
+            late = 0;
+        }
+    }
 }
 
 void __syncwarp() { wait_for_warp(); }
@@ -242,7 +252,7 @@ extern "C" const char *launch(
     for (auto &given : own.given) given.resize((threads + WARP - 1) / WARP * WARP * MOST_EXCHANGED);
     own.shared.resize(shared_bytes + SHARED_GUARD);
     for (uint32_t thread = 0; thread < threads; thread++) {
-        own.fibers[thread].stack.resize(STACK_BYTES);
+        own.fibers[thread].stack.reset(new char[STACK_BYTES]);
         own.fibers[thread].index = dim3{thread, 0, 0};
     }
     gridDim = dim3{grid[0], grid[1], grid[2]};

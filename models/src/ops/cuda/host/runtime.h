@@ -51,6 +51,31 @@ static inline float __uint_as_float(uint32_t bits) {
     return value;
 }
 
+static inline uint32_t __float_as_uint(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline double __longlong_as_double(long long bits) {
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline long long __double_as_longlong(double value) {
+    long long bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// One fiber runs at a time.
+static inline int atomicAdd(int *sum, int more) {
+    int before = *sum;
+    *sum += more;
+    return before;
+}
+
 // Of the fiber that runs.
 extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 

@@ -4,7 +4,6 @@ use super::host::{Buffer, Host, in_both_orders};
 use super::{Random, assert_close, reference, tolerance, values};
 use crate::ops::cuda::args::activation::ActivationArgs;
 use crate::ops::cuda::args::angles::AnglesArgs;
-use crate::ops::cuda::args::best::BestArgs;
 use crate::ops::cuda::args::bias::BiasArgs;
 use crate::ops::cuda::args::norm::NormArgs;
 use crate::ops::cuda::args::rows::GatherArgs;
@@ -149,45 +148,4 @@ fn angles_of_positions_near_and_far_equal_the_reference() {
         [cosines.values(Float::F32), sines.values(Float::F32)].concat()
     });
     assert_close("angles", &got, &want, 1e-6);
-}
-
-/// The most likely tokens of a row, the smaller id first among equals, and what their probabilities' logarithms are.
-fn best_of(row: &[f32], count: usize) -> Vec<(u32, f32)> {
-    let mut tokens: Vec<u32> = (0..row.len() as u32).filter(|token| !row[*token as usize].is_nan()).collect();
-    tokens.sort_by(|one, other| row[*other as usize].total_cmp(&row[*one as usize]).then(one.cmp(other)));
-    let log_sum = row.iter().map(|&logit| f64::from(logit).exp()).sum::<f64>().ln();
-    tokens.iter().take(count).map(|&token| (token, (f64::from(row[token as usize]) - log_sum) as f32)).collect()
-}
-
-#[test]
-fn the_best_tokens_and_their_log_probabilities_are_those_of_a_sorted_row() {
-    let Some(host) = Host::get() else { return };
-    for (float, m, vocab_size, count) in
-        [(Float::F32, 2, 1000, 21), (Float::Bf16, 3, 257, 1), (Float::Bf16, 1, 600, 5), (Float::F32, 1, 3, 3)]
-    {
-        // In bf16 many of them are equal.
-        let logits = rounded(&(Random(8).tensor(&[m, vocab_size], Float::F32) * 5.0).unwrap(), float);
-        let tokens = std::cell::RefCell::new(Vec::new());
-        let got = in_both_orders(|order| {
-            let mut logits = Buffer::of(&logits, float);
-            let [mut best, mut logprobs] = [(); 2].map(|()| Buffer::unwritten(m * count * 4));
-            let args = BestArgs {
-                logits: logits.address(),
-                tokens: best.address(),
-                logprobs: logprobs.address(),
-                vocab_size: vocab_size as i32,
-                count: count as i32,
-            };
-            host.run(&args.launch(m, float), order);
-            *tokens.borrow_mut() = best.words();
-            logprobs.values(Float::F32)
-        });
-        for (row, logits) in values(&logits).chunks(vocab_size).enumerate() {
-            for (rank, (token, logprob)) in best_of(logits, count).into_iter().enumerate() {
-                let index = row * count + rank;
-                assert_eq!(tokens.borrow()[index], token, "rank {rank}");
-                assert!((got[index] - logprob).abs() < 1e-5, "{} instead of {logprob}", got[index]);
-            }
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! The kernels' text, run on the CPU, beside the ops' reference bodies.
 
 mod attention;
+mod choose;
 mod elementwise;
 mod host;
 mod padded;

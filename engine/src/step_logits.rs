@@ -1,0 +1,138 @@
+//! What a step of the model says of its sampled rows: the rows themselves where they are in host memory, else answers to what
+//! each sequence asks of its rows, and only those rows that are needed whole.
+
+use std::ops::Range;
+
+use passerelle_models::input::SequenceInput;
+use passerelle_models::ops::{RowAnswer, RowQuestion};
+use passerelle_models::{DistantLogits, LogitRows, Logits, ModelError};
+
+use crate::event::RequestError;
+use crate::survival::survive;
+
+/// The sampled rows of each sequence of a step, or why it has none.
+#[derive(Debug, Default)]
+pub(crate) struct StepLogits {
+    runs: Vec<RunLogits>,
+    spans: Vec<Result<RowSpan, RequestError>>,
+}
+
+/// The rows of one run of the model.
+#[derive(Debug)]
+pub(crate) enum RunLogits {
+    Here(LogitRows),
+    /// What was found of each row.
+    Elsewhere(DistantLogits, Vec<Found>),
+}
+
+#[derive(Debug)]
+pub(crate) enum Found {
+    Whole(Vec<f32>),
+    Answer(RowAnswer),
+}
+
+#[derive(Debug, Clone)]
+struct RowSpan {
+    run: usize,
+    rows: Range<usize>,
+}
+
+/// The rows of one sequence, in the order of its sampled tokens.
+#[derive(Debug)]
+pub(crate) struct SequenceRows<'a> {
+    run: &'a mut RunLogits,
+    rows: Range<usize>,
+}
+
+/// What is known of a row.
+#[derive(Debug)]
+pub(crate) enum Seen<'a> {
+    Whole(&'a mut [f32]),
+    Answer(&'a RowAnswer),
+}
+
+impl StepLogits {
+    pub(crate) fn rows(&mut self, index: usize) -> Result<SequenceRows<'_>, RequestError> {
+        let span = self.spans[index].clone()?;
+        Ok(SequenceRows { run: &mut self.runs[span.run], rows: span.rows })
+    }
+
+    pub(crate) fn push(&mut self, run: RunLogits, inputs: &[SequenceInput<'_>]) {
+        let mut start = 0;
+        self.spans.extend(inputs.iter().map(|input| {
+            let rows = start..start + input.sample.len();
+            start = rows.end;
+            Ok(RowSpan { run: self.runs.len(), rows })
+        }));
+        self.runs.push(run);
+    }
+
+    /// For the next sequence.
+    pub(crate) fn push_error(&mut self, error: RequestError) {
+        self.spans.push(Err(error));
+    }
+}
+
+impl RunLogits {
+    /// `questions`, which are put only where rows lie elsewhere, are given the size of the vocabulary and say what is asked of
+    /// each row; a row without a question is fetched.
+    pub(crate) fn read(
+        logits: Logits,
+        questions: impl FnOnce(usize) -> Vec<Option<RowQuestion>>,
+    ) -> Result<Self, ModelError> {
+        let logits = match logits {
+            Logits::Here(rows) => return Ok(Self::Here(rows)),
+            Logits::Elsewhere(logits) => logits,
+        };
+        let (mut asked, mut needed) = (Vec::new(), Vec::new());
+        let questions = questions(logits.vocab_size());
+        for (row, question) in questions.iter().enumerate() {
+            match question {
+                Some(question) => asked.push((row, *question)),
+                None => needed.push(row),
+            }
+        }
+        let (mut answers, mut rows) = (logits.ask(&asked)?.into_iter(), logits.fetch(&needed)?.into_iter());
+        let found = questions.iter().map(|question| match question {
+            Some(_) => answers.next().map(Found::Answer),
+            None => rows.next().map(Found::Whole),
+        });
+        let found =
+            found.collect::<Option<_>>().ok_or_else(|| ModelError::Input("a question without an answer".into()))?;
+        Ok(Self::Elsewhere(logits, found))
+    }
+}
+
+impl SequenceRows<'_> {
+    pub(crate) fn vocab_size(&self) -> usize {
+        match &self.run {
+            RunLogits::Here(rows) => rows.vocab_size(),
+            RunLogits::Elsewhere(logits, _) => logits.vocab_size(),
+        }
+    }
+
+    pub(crate) fn seen(&mut self, index: usize) -> Seen<'_> {
+        let row = self.index(index);
+        match self.run {
+            RunLogits::Here(rows) => Seen::Whole(rows.row_mut(row)),
+            RunLogits::Elsewhere(_, found) => match &mut found[row] {
+                Found::Whole(row) => Seen::Whole(row),
+                Found::Answer(answer) => Seen::Answer(answer),
+            },
+        }
+    }
+
+    /// A row of which only an answer was known.
+    pub(crate) fn whole(&self, index: usize) -> Result<Vec<f32>, RequestError> {
+        let row = self.index(index);
+        survive(|| match &self.run {
+            RunLogits::Here(rows) => Ok(rows.row(row).to_vec()),
+            RunLogits::Elsewhere(logits, _) => Ok(logits.fetch(&[row])?.concat()),
+        })
+    }
+
+    fn index(&self, index: usize) -> usize {
+        assert!(index < self.rows.len(), "row {index} of {} was not asked for", self.rows.len());
+        self.rows.start + index
+    }
+}
