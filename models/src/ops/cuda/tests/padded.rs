@@ -109,27 +109,28 @@ fn nobodys_rows_are_steps_of_one_token_in_block_0() {
 #[test]
 fn rows_have_the_same_bits_in_a_padded_step() {
     let Some(host) = Host::get() else { return };
-    let shape = Shape { num_kv_heads: 1, ..FLAGGED };
-    let params = AttentionParams { window: Some(150), ..AttentionParams::causal(shape.scale()) };
-    let mut world = World::new(shape, &ALONE).unwrap().with_keys(&mut Random(9)).unwrap();
-    let input = world.input.clone();
-    let padded = PaddedShape { rows: 12, most_keys: 512 }.words(&input);
-    let plain = StepWords::new(&AttentionPlan::new(&input));
-    let q = Random(5).tensor(&[12, shape.num_heads(), shape.head_dim], Float::F32);
-    let mut run = |words: &StepWords, rows: usize| {
-        let q = q.narrow(0, 0, rows).unwrap();
-        with_words(host, &mut world, (&q, words), &params, Order::Forwards)
-    };
-    let (padded, plain) = (run(&padded, 12), run(&plain, ALONE.len()));
-    assert_eq!(padded[..plain.len()], plain);
-    assert!(padded.iter().all(|value| !value.is_nan()));
+    for shape in FLAGGED.map(|shape| Shape { num_kv_heads: 1, ..shape }) {
+        let params = AttentionParams { window: Some(150), ..AttentionParams::causal(shape.scale()) };
+        let mut world = World::new(shape, &ALONE).unwrap().with_keys(&mut Random(9)).unwrap();
+        let input = world.input.clone();
+        let padded = PaddedShape { rows: 12, most_keys: 512 }.words(&input);
+        let plain = StepWords::new(&AttentionPlan::new(&input));
+        let q = Random(5).tensor(&[12, shape.num_heads(), shape.head_dim], shape.activations);
+        let mut run = |words: &StepWords, rows: usize| {
+            let q = q.narrow(0, 0, rows).unwrap();
+            with_words(host, &mut world, (&q, words), &params, Order::Forwards)
+        };
+        let (padded, plain) = (run(&padded, 12), run(&plain, ALONE.len()));
+        assert_eq!(padded[..plain.len()], plain);
+        assert!(padded.iter().all(|value| !value.is_nan()));
+    }
 }
 
 /// Slots that no token has hold what is not a number, and the first block is nobody's.
 #[test]
 fn a_padded_steps_cache_is_that_of_the_step() {
     let Some(host) = Host::get() else { return };
-    let shape = Shape { num_kv_heads: 2, ..FLAGGED };
+    let [shape, _] = FLAGGED;
     let world = || World::new(shape, &ALONE).unwrap();
     let input = world().input.clone();
     let width = (shape.num_heads() + 2 * shape.num_kv_heads) * shape.head_dim;
