@@ -98,6 +98,24 @@ impl Decoder {
         self.logits(&rows)
     }
 
+    /// The logits of [`CausalLm::forward`], where they were computed.
+    pub(crate) fn replayed(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+        self.check(input)?;
+        let forward = |plan: &AttentionPlan<'_>, cache: &mut KvCache| self.run(plan, cache, None);
+        self.replays.run(&self.compute, (input, cache), &forward)
+    }
+
+    /// The same of a step that is never replayed.
+    pub(crate) fn launched(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+        self.check(input)?;
+        self.run(&AttentionPlan::new(input), cache, None)
+    }
+
+    /// Where it runs.
+    pub(crate) fn compute(&self) -> &Compute {
+        &self.compute
+    }
+
     /// Steps that were replayed from a recording, on devices where steps are.
     pub fn num_replays(&self) -> u64 {
         self.replays.count()
@@ -191,8 +209,6 @@ impl CausalLm for Decoder {
     }
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
-        self.check(input)?;
-        let forward = |plan: &AttentionPlan<'_>, cache: &mut KvCache| self.run(plan, cache, None);
-        self.logits(&self.replays.run(&self.compute, (input, cache), &forward)?)
+        self.logits(&self.replayed(input, cache)?)
     }
 }

@@ -1,9 +1,11 @@
 //! Steps that are replayed, against the same steps launch by launch.
 
+use candle_core::{DType, Tensor};
+
 use super::parity::{Candidate, Format, Rows, candidates};
 use super::trial::{Trial, first_line, name, unequal};
 use crate::input::SequenceInput;
-use crate::{BlockId, CausalLm, Decoder, KvCache, Logits, ModelError, ModelInput, TokenId};
+use crate::{BlockId, CausalLm, Decoder, ModelError, ModelInput, TokenId};
 
 /// Sequences of a step. Up to 8 are replayed as they are, so their bits are the same; 11 are filled up to 12, where cuBLAS may
 /// pick another kernel.
@@ -72,19 +74,15 @@ fn both_ways(model: &Decoder, batch: usize) -> Result<(Rows, Rows), ModelError> 
             SequenceInput { tokens: &tokens[range.clone()], num_computed: range.start, block_tables, sample }
         });
         let input = ModelInput::new(spec.block_size, &inputs.collect::<Vec<_>>())?;
-        logits.1.extend(launched(model, &input, &mut cache)?);
-        logits.0.extend(rows(&model.forward(&input, &mut cache)?));
+        logits.1.extend(rows(&model.launched(&input, &mut cache)?)?);
+        logits.0.extend(rows(&model.replayed(&input, &mut cache)?)?);
     }
     Ok(logits)
 }
 
-/// A step that somebody looks into is not replayed.
-fn launched(model: &Decoder, input: &ModelInput, cache: &mut KvCache) -> Result<Rows, ModelError> {
-    Ok(rows(&model.forward_observed(input, cache, &mut |_, _| Ok(()))?))
-}
-
-fn rows(logits: &Logits) -> Rows {
-    (0..logits.num_rows()).map(|row| logits.row(row).to_vec()).collect()
+/// `[num_rows, vocab_size]` as rows.
+fn rows(logits: &Tensor) -> Result<Rows, ModelError> {
+    Ok(logits.to_dtype(DType::F32)?.to_vec2()?)
 }
 
 #[cfg(test)]
