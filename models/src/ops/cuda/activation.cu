@@ -1,6 +1,6 @@
 // Activations, alone and as the gate of a gated network, as ../activation.rs and ../gate_mul.rs have them: computed in f32,
-// rounded once. A thread takes a chunk of a row of the output where rows are of whole chunks, else an element.
-#include "chunk.cuh"
+// rounded once. A thread takes a piece of a row of the output where rows are of whole pieces, else an element.
+#include "pieces.cuh"
 
 struct ActivationArgs {
     const void *x;  // [num_rows, width], or [num_rows, 2 * width] where gated: the gate, then what it gates
@@ -40,16 +40,16 @@ __device__ __forceinline__ float activated(const ActivationArgs &args, float x) 
     }
 }
 
-template <typename T> __device__ __forceinline__ void activate_chunk(const ActivationArgs &args, size_t row, size_t column) {
+template <typename T> __device__ __forceinline__ void activate_piece(const ActivationArgs &args, size_t row, size_t column) {
     size_t width = args.gated ? 2 * args.width : args.width;
     const T *x = (const T *)args.x + row * width + column;
-    Chunk chunk = load_chunk(x);
-    for (int i = 0; i < CHUNK; i++) chunk.values[i] = activated(args, chunk.values[i]);
+    Piece piece = load_piece(x);
+    for (int i = 0; i < PIECE; i++) piece.values[i] = activated(args, piece.values[i]);
     if (args.gated) {
-        Chunk gated = load_chunk(x + args.width);
-        for (int i = 0; i < CHUNK; i++) chunk.values[i] *= gated.values[i];
+        Piece gated = load_piece(x + args.width);
+        for (int i = 0; i < PIECE; i++) piece.values[i] *= gated.values[i];
     }
-    store_chunk((T *)args.out + row * args.width + column, chunk);
+    store_piece((T *)args.out + row * args.width + column, piece);
 }
 
 template <typename T> __device__ __forceinline__ void activate_element(const ActivationArgs &args, size_t row, size_t column) {
@@ -64,10 +64,10 @@ template <typename T> __device__ __forceinline__ void activate_element(const Act
 template <typename T> __device__ __forceinline__ void activate(const ActivationArgs &args) {
     size_t row = blockIdx.x / args.blocks_of_a_row;
     size_t index = (size_t)(blockIdx.x % args.blocks_of_a_row) * blockDim.x + threadIdx.x;
-    bool in_chunks = args.width % CHUNK == 0;
-    size_t column = in_chunks ? index * CHUNK : index;
+    bool in_pieces = args.width % PIECE == 0;
+    size_t column = in_pieces ? index * PIECE : index;
     if (column >= args.width) return;
-    if (in_chunks) activate_chunk<T>(args, row, column);
+    if (in_pieces) activate_piece<T>(args, row, column);
     else activate_element<T>(args, row, column);
 }
 

@@ -2,8 +2,8 @@
 // before it. A block is one row. In bf16 the sum is rounded when it is stored, and it is the stored sum that is
 // normalised: so the stream means the same to the layer that reads it next.
 //
-// Rows of whole chunks are read once and stay in registers. Others are read again for each sum.
-#include "chunk.cuh"
+// Rows of whole pieces are read once and stay in registers. Others are read again for each sum.
+#include "pieces.cuh"
 
 struct NormArgs {
     const void *x;        // [num_rows, width]
@@ -17,53 +17,53 @@ struct NormArgs {
 };
 
 constexpr int NORM_WARPS = 16;        // of a block, at most
-constexpr int CHUNKS_OF_A_THREAD = 4; // at most
+constexpr int PIECES_OF_A_THREAD = 4; // at most
 
 template <typename T> __device__ __forceinline__ T *row_of(const NormArgs &args, const void *rows) {
     return (T *)rows + (size_t)blockIdx.x * args.width;
 }
 
-// Where the thread's chunk `index` begins in its row, which may be behind the row's end.
-__device__ __forceinline__ int chunk_start(int index) { return (index * (int)blockDim.x + (int)threadIdx.x) * CHUNK; }
+// Where the thread's piece `index` begins in its row, which may be behind the row's end.
+__device__ __forceinline__ int piece_start(int index) { return (index * (int)blockDim.x + (int)threadIdx.x) * PIECE; }
 
 template <typename T> __device__ __forceinline__ void norm_in_registers(const NormArgs &args, float *partial) {
-    Chunk own[CHUNKS_OF_A_THREAD];
+    Piece own[PIECES_OF_A_THREAD];
     float sum = 0.0f, squares = 0.0f;
 #pragma unroll
-    for (int index = 0; index < CHUNKS_OF_A_THREAD; index++) {
-        int start = chunk_start(index);
+    for (int index = 0; index < PIECES_OF_A_THREAD; index++) {
+        int start = piece_start(index);
         if (start >= args.width) break;
-        own[index] = load_chunk(row_of<const T>(args, args.x) + start);
+        own[index] = load_piece(row_of<const T>(args, args.x) + start);
         if (args.residual != nullptr) {
-            Chunk residual = load_chunk(row_of<const T>(args, args.residual) + start);
-            for (int i = 0; i < CHUNK; i++) {
+            Piece residual = load_piece(row_of<const T>(args, args.residual) + start);
+            for (int i = 0; i < PIECE; i++) {
                 own[index].values[i] = widened(rounded<T>(residual.values[i] + own[index].values[i]));
             }
-            store_chunk(row_of<T>(args, args.sum) + start, own[index]);
+            store_piece(row_of<T>(args, args.sum) + start, own[index]);
         }
-        for (int i = 0; i < CHUNK; i++) sum += own[index].values[i];
+        for (int i = 0; i < PIECE; i++) sum += own[index].values[i];
     }
     float mean = args.bias == nullptr ? 0.0f : block_sum(sum, partial) / args.width;
 #pragma unroll
-    for (int index = 0; index < CHUNKS_OF_A_THREAD; index++) {
-        if (chunk_start(index) >= args.width) break;
-        for (int i = 0; i < CHUNK; i++) {
+    for (int index = 0; index < PIECES_OF_A_THREAD; index++) {
+        if (piece_start(index) >= args.width) break;
+        for (int i = 0; i < PIECE; i++) {
             float centred = own[index].values[i] - mean;
             squares = fmaf(centred, centred, squares);
         }
     }
     float factor = 1.0f / sqrtf(block_sum(squares, partial) / args.width + args.eps);
 #pragma unroll
-    for (int index = 0; index < CHUNKS_OF_A_THREAD; index++) {
-        int start = chunk_start(index);
+    for (int index = 0; index < PIECES_OF_A_THREAD; index++) {
+        int start = piece_start(index);
         if (start >= args.width) break;
-        Chunk weight = load_chunk(args.weight + start);
-        for (int i = 0; i < CHUNK; i++) own[index].values[i] = (own[index].values[i] - mean) * factor * weight.values[i];
+        Piece weight = load_piece(args.weight + start);
+        for (int i = 0; i < PIECE; i++) own[index].values[i] = (own[index].values[i] - mean) * factor * weight.values[i];
         if (args.bias != nullptr) {
-            Chunk bias = load_chunk(args.bias + start);
-            for (int i = 0; i < CHUNK; i++) own[index].values[i] += bias.values[i];
+            Piece bias = load_piece(args.bias + start);
+            for (int i = 0; i < PIECE; i++) own[index].values[i] += bias.values[i];
         }
-        store_chunk(row_of<T>(args, args.normed) + start, own[index]);
+        store_piece(row_of<T>(args, args.normed) + start, own[index]);
     }
 }
 
@@ -98,7 +98,7 @@ template <typename T> __device__ __forceinline__ void norm_of_any_width(const No
 // Grid (num_rows), at most NORM_WARPS warps.
 template <typename T> __device__ __forceinline__ void norm(const NormArgs &args) {
     __shared__ float partial[NORM_WARPS];
-    bool fits = args.width % CHUNK == 0 && args.width <= CHUNKS_OF_A_THREAD * CHUNK * (int)blockDim.x;
+    bool fits = args.width % PIECE == 0 && args.width <= PIECES_OF_A_THREAD * PIECE * (int)blockDim.x;
     if (fits) norm_in_registers<T>(args, partial);
     else norm_of_any_width<T>(args, partial);
 }

@@ -19,7 +19,7 @@ pub(crate) struct ActivationArgs {
 
 const THREADS: u32 = 256;
 /// Elements of a thread, where a row is a whole number of them.
-const CHUNK: usize = 8;
+const PIECE: usize = 8;
 
 impl ActivationArgs {
     /// Of rows of `width` outputs, at addresses that are null.
@@ -64,7 +64,7 @@ impl ActivationArgs {
 }
 
 fn threads_of_a_row(width: usize) -> usize {
-    if width.is_multiple_of(CHUNK) { width / CHUNK } else { width }
+    if width.is_multiple_of(PIECE) { width / PIECE } else { width }
 }
 
 /// As the kernel tells them apart.

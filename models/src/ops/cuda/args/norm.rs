@@ -15,15 +15,15 @@ pub(crate) struct NormArgs {
 }
 
 /// Elements of one load.
-const CHUNK: u32 = 8;
+const PIECE: u32 = 8;
 /// Of a block.
 const MOST_THREADS: u32 = 16 * WARP;
 
 impl NormArgs {
-    /// A block for each row, with a thread for each chunk of it where there are not too many.
+    /// A block for each row, with a thread for each piece of it where there are not too many.
     pub(crate) fn launch(self, num_rows: usize, activations: Float) -> Launch<Self> {
         let kernel = format!("norm_{}", activations.name());
-        let threads = (self.width as u32).div_ceil(CHUNK).next_multiple_of(WARP).min(MOST_THREADS);
+        let threads = (self.width as u32).div_ceil(PIECE).next_multiple_of(WARP).min(MOST_THREADS);
         Launch { kernel, grid: [num_rows as u32, 1, 1], threads, shared_bytes: 0, args: self }
     }
 }

@@ -13,14 +13,14 @@ pub(crate) struct OneRowArgs {
 }
 
 /// bf16 numbers of one load.
-const CHUNK: usize = 8;
+const PIECE: usize = 8;
 const WARPS: u32 = 8;
 
 impl OneRowArgs {
     /// Whether rows of so many inputs can be read in whole loads.
     #[cfg(any(feature = "cuda", test))]
     pub(crate) fn takes(inputs: usize) -> bool {
-        inputs.is_multiple_of(CHUNK)
+        inputs.is_multiple_of(PIECE)
     }
 
     /// A warp for each output.
