@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use passerelle_engine::testing::{Mishap, StubModel};
-use passerelle_engine::{Event, EventStream, Request, RequestError, SamplingParams, TokenLogprobs};
+use passerelle_engine::{EngineConfig, Event, EventStream, Request, RequestError, SamplingParams, TokenLogprobs};
 
 use crate::common::{config, events, greedy, request, run_to_end, step_loop};
 
@@ -36,16 +36,16 @@ fn requests() -> Vec<Request> {
     ];
     let prompts = (1..).map(|first| (first..first + 7).collect::<Vec<u32>>());
     let mut requests: Vec<_> = prompts.zip(sampled).map(|(prompt, sampling)| request(&prompt, sampling)).collect();
-    requests.push(Request { num_choices: NonZeroU32::new(3).unwrap(), ..request(&[5, 6, 7], plain) });
+    requests.push(Request { num_choices: NonZeroU32::MIN.saturating_add(2), ..request(&[5, 6, 7], plain) });
     requests.push(request(&[1, POISON, 2], greedy(6)));
     requests
 }
 
 /// Of all requests in one batch.
 fn answers(model: StubModel) -> Vec<Vec<Event>> {
-    let (mut step_loop, handle) =
-        step_loop(model, passerelle_engine::EngineConfig { num_kv_blocks: 256, max_num_seqs: 32, ..config() });
-    let mut streams: Vec<EventStream> = requests().into_iter().map(|request| handle.submit(request).unwrap()).collect();
+    let (mut step_loop, handle) = step_loop(model, EngineConfig { num_kv_blocks: 256, max_num_seqs: 32, ..config() });
+    let submit = |request| handle.submit(request).expect("the tests' own figures are possible");
+    let mut streams: Vec<EventStream> = requests().into_iter().map(submit).collect();
     run_to_end(&mut step_loop);
     streams.iter_mut().map(events).collect()
 }

@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor};
 use super::{Compute, Op};
 use crate::{ModelError, TokenId};
 
-/// The longest list of likely tokens that is told. Beyond it, the whole row costs less than it saves.
+/// The longest list of likely tokens that is told: half as many as the groups of lanes that a GPU's kernel bounds it by.
 pub const MOST_BEST: usize = 128;
 
 /// Below this exponent a weight counts as nothing.

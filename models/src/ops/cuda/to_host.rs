@@ -38,6 +38,7 @@ impl Gpu {
         let ((m, width), Address(start)) = (x.dims2()?, address(self, x)?);
         let row_bytes = width * x.dtype().size_in_bytes();
         let rows_together = (MOST_STAGED / row_bytes.max(1)).max(1);
+        self.stream().context().bind_to_thread().w()?;
         let mut staging = self.staging();
         for row in (0..m).step_by(rows_together) {
             let bytes = staging.at_least(self.stream(), rows_together.min(m - row) * row_bytes)?;
