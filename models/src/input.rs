@@ -113,6 +113,38 @@ impl ModelInput {
         Ok(())
     }
 
+    /// The same with rows behind it that stand for nobody, `num_tokens` in all: each the first token of a sequence in block 0.
+    /// Whoever runs them must keep their K/V out of the cache.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn padded(&self, num_tokens: usize) -> Result<Self, ModelError> {
+        let tables = vec![vec![BlockId(0)]; self.num_groups()];
+        let mut padded = self.clone();
+        for _ in self.num_tokens()..num_tokens {
+            padded.push(&SequenceInput { tokens: &[0], num_computed: 0, block_tables: &tables, sample: &[0] })?;
+        }
+        Ok(padded)
+    }
+
+    /// `num_tokens` such rows, and no other.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn nobodys(&self, num_tokens: usize) -> Result<Self, ModelError> {
+        let mut places = self.places.clone();
+        for place in &mut places {
+            place.slots.clear();
+            place.blocks.clear();
+            place.block_start.truncate(1);
+        }
+        let empty = Self {
+            block_size: self.block_size,
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            query_start: vec![0],
+            places,
+            rows_to_sample: Vec::new(),
+        };
+        empty.padded(num_tokens)
+    }
+
     pub fn block_size(&self) -> usize {
         self.block_size
     }

@@ -21,6 +21,9 @@ pub struct KvCache {
     planes: Vec<KvLayer>,
     layers: Vec<KvLayer>,
     populating: Option<Populating>,
+    /// Nobody else's.
+    #[cfg(feature = "cuda")]
+    identity: std::sync::Arc<()>,
 }
 
 /// One layer's blocks, laid out for the two products of attention. Both read 16 numbers at a time.
@@ -59,7 +62,15 @@ impl KvCache {
         let mut layers: Vec<_> = groups.flat_map(in_group).collect();
         layers.sort_by_key(|(layer, _)| *layer);
         let layers = layers.into_iter().map(|(_, layer)| layer).collect();
-        Ok(Self { spec, num_blocks, planes, layers, populating: None })
+        Ok(Self {
+            spec,
+            num_blocks,
+            planes,
+            layers,
+            populating: None,
+            #[cfg(feature = "cuda")]
+            identity: std::sync::Arc::default(),
+        })
     }
 
     /// Takes from the system the memory that blocks will need, while others go on. Where that cannot be, each page is taken
@@ -102,6 +113,24 @@ impl KvCache {
             let shape: Vec<usize> = std::iter::once(1).chain(tensor.dims()[1..].iter().copied()).collect();
             let filling = Tensor::full(value, shape, tensor.device())?.to_dtype(tensor.dtype())?;
             tensor.slice_set(&filling, 0, block.0 as usize)?;
+        }
+        Ok(())
+    }
+
+    /// What tells this cache, whose memory stays where it is, from every other.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn identity(&self) -> &std::sync::Arc<()> {
+        &self.identity
+    }
+
+    /// Errors when the step names a block that the cache does not have.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn check(&self, input: &crate::ModelInput) -> Result<(), ModelError> {
+        for group in 0..input.num_groups() {
+            let mut blocks = (0..input.num_sequences()).flat_map(|sequence| input.block_table(group, sequence));
+            if let Some(block) = blocks.find(|block| block.0 as usize >= self.num_blocks) {
+                return Err(ModelError::Input(format!("block {} of {}", block.0, self.num_blocks)));
+            }
         }
         Ok(())
     }
@@ -271,6 +300,19 @@ mod tests {
         cache.copy_blocks(&[BlockCopy { from: BlockId(0), to: BlockId(2) }]).unwrap();
         assert_eq!(sums(&cache, 1), [48.0, 0.0, 48.0]);
         assert!(cache.copy_blocks(&[BlockCopy { from: BlockId(3), to: BlockId(0) }]).is_err());
+    }
+
+    #[test]
+    fn a_step_over_a_block_that_the_cache_does_not_have_is_an_error() {
+        let cache = small_cache(vec![KvGroup::full(2)]);
+        let check = |blocks: [u32; 2]| {
+            let tables = [blocks.map(BlockId).to_vec()];
+            let sequence =
+                crate::input::SequenceInput { tokens: &[1], num_computed: 16, block_tables: &tables, sample: &[0] };
+            cache.check(&crate::ModelInput::new(KV_TILE, &[sequence]).unwrap())
+        };
+        assert!(check([0, 2]).is_ok());
+        assert!(check([0, 3]).is_err() && check([3, 0]).is_err());
     }
 
     #[test]

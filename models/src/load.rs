@@ -123,7 +123,7 @@ pub fn load_decoder(
     let kv_cache_spec = outline.kv_cache_spec(max_position, description.stored_dtype, options);
     let (names, spec) = (&outline.names, DecoderSpec { max_position, ..outline.spec });
     description.max_position = max_position;
-    let compute = &compute.for_kv_of(kv_cache_spec.dtype);
+    let compute = &compute.for_kv_of(kv_cache_spec.dtype).for_model()?;
     let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
     let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?;

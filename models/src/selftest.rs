@@ -8,6 +8,7 @@ pub(crate) mod numbers;
 mod parity;
 mod products;
 pub(crate) mod qkv;
+mod replays;
 mod speed;
 pub(crate) mod tables;
 pub(crate) mod trial;
@@ -57,13 +58,16 @@ pub fn check_kernels(compute: &Compute, factor: f32) -> Result<Vec<Check>, Model
 }
 
 /// Whole models on this device: small ones against the logits that the reference implementation computed, the bundled demo
-/// against the reference bodies, and each in batches and chunks against each sequence alone. `factor` as in
-/// [`check_kernels`].
+/// against the reference bodies, and each in batches and chunks against each sequence alone; where steps are replayed, also
+/// each replayed step against the same one launch by launch. `factor` as in [`check_kernels`].
 ///
 /// Errors as [`check_kernels`].
 pub fn check_parity(compute: &Compute, factor: f32) -> Result<Vec<Check>, ModelError> {
     let mut trial = Trial::new(compute, factor)?;
     parity::check(&mut trial)?;
+    if compute.kernels().replays_steps() {
+        replays::check(&mut trial);
+    }
     Ok(trial.into_checks())
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Attention {
 #[derive(Debug)]
 pub(super) struct Step<'a> {
     pub(super) compute: &'a Compute,
-    pub(super) plan: AttentionPlan<'a>,
+    pub(super) plan: &'a AttentionPlan<'a>,
     pub(super) angles: Angles,
 }
 
@@ -61,8 +61,8 @@ impl Attention {
             norms: self.qk_norm.as_ref().map(|(q, k)| (q.of_heads(), k.of_heads())),
             angles: self.rotary.map(|index| step.angles.get(index)),
         };
-        let q = ops::prepare_qkv(step.compute, &qkv, &preparation, &step.plan, cache)?;
-        let attended = ops::paged_attention(step.compute, &q, cache, &step.plan, &self.params)?;
+        let q = ops::prepare_qkv(step.compute, &qkv, &preparation, step.plan, cache)?;
+        let attended = ops::paged_attention(step.compute, &q, cache, step.plan, &self.params)?;
         self.output.forward(step.compute, &attended)
     }
 
@@ -77,7 +77,7 @@ fn params(spec: &AttentionSpec) -> AttentionParams {
         scale: spec.scale,
         direction: spec.direction,
         window: spec.window,
-        alibi_slopes: matches!(spec.position, PositionSpec::Alibi).then(|| alibi_slopes(spec.num_heads)),
+        alibi_slopes: matches!(spec.position, PositionSpec::Alibi).then(|| alibi_slopes(spec.num_heads).into()),
         soft_cap: None,
         sinks: None,
         temperature: spec.temperature.map(|temperature| PositionTemperature {

@@ -1,4 +1,4 @@
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::attention::Step;
 use super::block::{Block, Stream, total};
@@ -6,7 +6,7 @@ use super::names::WeightNames;
 use super::norm::Norm;
 use super::positions::Positions;
 use crate::config::{DecoderSpec, OutputHead};
-use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
+use crate::ops::{self, AttentionPlan, Compute, PackedWeight, Replays};
 use crate::weights::{MatrixPart, WeightLoader};
 use crate::{Activations, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
 
@@ -26,6 +26,7 @@ pub struct Decoder {
     final_norm: Norm,
     /// `None` when the embedding table is also the output head.
     output_head: Option<PackedWeight>,
+    replays: Replays,
 }
 
 /// Looks at the residual stream after each layer: the layer's index and `[num_tokens, hidden_size]` f32.
@@ -67,6 +68,7 @@ impl Decoder {
             layers,
             final_norm,
             output_head,
+            replays: Replays::default(),
         })
     }
 
@@ -91,7 +93,32 @@ impl Decoder {
         cache: &mut KvCache,
         observer: LayerObserver<'_>,
     ) -> Result<Logits, ModelError> {
-        self.run(input, cache, Some(observer))
+        self.check(input)?;
+        let rows = self.run(&AttentionPlan::new(input), cache, Some(observer))?;
+        self.logits(rows)
+    }
+
+    /// The logits of [`CausalLm::forward`], where they were computed.
+    pub(crate) fn replayed(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+        self.check(input)?;
+        let forward = |plan: &AttentionPlan<'_>, cache: &mut KvCache| self.run(plan, cache, None);
+        self.replays.run(&self.compute, (input, cache), &forward)
+    }
+
+    /// The same of a step that is never replayed.
+    pub(crate) fn launched(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+        self.check(input)?;
+        self.run(&AttentionPlan::new(input), cache, None)
+    }
+
+    /// Where it runs.
+    pub(crate) fn compute(&self) -> &Compute {
+        &self.compute
+    }
+
+    /// Steps that were replayed from a recording, on devices where steps are.
+    pub fn num_replays(&self) -> u64 {
+        self.replays.count()
     }
 
     fn check(&self, input: &ModelInput) -> Result<(), ModelError> {
@@ -112,30 +139,27 @@ impl Decoder {
         Ok(())
     }
 
+    /// The logits of the sampled rows, where they were computed.
     fn run(
         &self,
-        input: &ModelInput,
+        plan: &AttentionPlan<'_>,
         cache: &mut KvCache,
         mut observer: Option<LayerObserver<'_>>,
-    ) -> Result<Logits, ModelError> {
-        self.check(input)?;
-        let step = Step {
-            compute: &self.compute,
-            plan: AttentionPlan::new(input),
-            angles: self.positions.angles(&self.compute, input)?,
-        };
-        let mut stream = (self.embed(input)?, None);
+    ) -> Result<Tensor, ModelError> {
+        let angles = self.positions.angles(&self.compute, plan)?;
+        let step = Step { compute: &self.compute, plan, angles };
+        let mut stream = (self.embed(plan)?, None);
         for (index, layer) in self.layers.iter().enumerate() {
             stream = layer.forward(&step, stream, cache.layer_mut(index))?;
             if let Some(observe) = &mut observer {
                 observe(index, &total(stream.clone())?.to_dtype(DType::F32)?)?;
             }
         }
-        self.logits(input, stream)
+        self.head(plan, stream)
     }
 
-    fn embed(&self, input: &ModelInput) -> Result<Tensor, ModelError> {
-        let embedded = ops::embedding(&self.compute, &self.embedding, input.tokens())?;
+    fn embed(&self, plan: &AttentionPlan<'_>) -> Result<Tensor, ModelError> {
+        let embedded = ops::embedding_of_step(&self.compute, &self.embedding, plan)?;
         match &self.embedding_norm {
             Some(norm) => norm.apply(&self.compute, &embedded),
             None => Ok(embedded),
@@ -143,17 +167,22 @@ impl Decoder {
     }
 
     /// Only the sampled rows go through the last norm and the head.
-    fn logits(&self, input: &ModelInput, (residual, addend): Stream) -> Result<Logits, ModelError> {
-        let rows = input.rows_to_sample();
-        if rows.is_empty() {
-            return Ok(Logits::new(self.vocab_size, Vec::new()));
+    fn head(&self, plan: &AttentionPlan<'_>, (residual, addend): Stream) -> Result<Tensor, ModelError> {
+        if plan.input().rows_to_sample().is_empty() {
+            return Ok(Tensor::zeros((0, self.vocab_size), DType::F32, &Device::Cpu)?);
         }
-        let residual = ops::gather_rows(&self.compute, &residual, rows)?;
-        let addend = addend.map(|addend| ops::gather_rows(&self.compute, &addend, rows)).transpose()?;
+        let residual = ops::sampled_rows(&self.compute, &residual, plan)?;
+        let addend = addend.map(|addend| ops::sampled_rows(&self.compute, &addend, plan)).transpose()?;
         let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref())?;
         let head = self.output_head.as_ref().unwrap_or(&self.embedding);
-        let logits = ops::linear(&self.compute, &normed, head, None)?;
-        Logits::left_by(&self.compute, logits)
+        ops::linear(&self.compute, &normed, head, None)
+    }
+
+    fn logits(&self, rows: Tensor) -> Result<Logits, ModelError> {
+        match rows.dim(0)? {
+            0 => Ok(Logits::new(self.vocab_size, Vec::new())),
+            _ => Logits::left_by(&self.compute, rows),
+        }
     }
 }
 
@@ -183,6 +212,6 @@ impl CausalLm for Decoder {
     }
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
-        self.run(input, cache, None)
+        self.logits(self.replayed(input, cache)?)
     }
 }

@@ -3,7 +3,7 @@ use candle_core::Tensor;
 use super::names::EncoderNames;
 use super::norm::Norm;
 use crate::config::EncoderSpec;
-use crate::ops::{self, Compute, PackedWeight};
+use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
 use crate::{EncoderInput, ModelError};
 
@@ -39,8 +39,12 @@ impl Embeddings {
     }
 
     /// `[num_tokens, hidden_size]`
-    pub(super) fn forward(&self, compute: &Compute, input: &EncoderInput) -> Result<Tensor, ModelError> {
-        let mut sum = ops::embedding(compute, &self.word, input.step().tokens())?;
+    pub(super) fn forward(
+        &self,
+        compute: &Compute,
+        (input, plan): (&EncoderInput, &AttentionPlan<'_>),
+    ) -> Result<Tensor, ModelError> {
+        let mut sum = ops::embedding_of_step(compute, &self.word, plan)?;
         if let Some(table) = &self.token_type {
             // A model with one row does not tell the texts apart.
             let last = table.out_features() as u32 - 1;

@@ -78,13 +78,11 @@ impl TextEncoder {
         mut observer: Option<LayerObserver<'_>>,
     ) -> Result<Tensor, ModelError> {
         self.check(input)?;
-        let step = Step {
-            compute: &self.compute,
-            plan: AttentionPlan::new(input.step()),
-            angles: self.positions.angles(&self.compute, input.step())?,
-        };
+        let plan = AttentionPlan::new(input.step());
+        let angles = self.positions.angles(&self.compute, &plan)?;
+        let step = Step { compute: &self.compute, plan: &plan, angles };
         let cache = self.scratch.holding(&self.compute, input.num_blocks())?;
-        let mut stream: Stream = (self.embeddings.forward(&self.compute, input)?, None);
+        let mut stream: Stream = (self.embeddings.forward(&self.compute, (input, &plan))?, None);
         for (index, block) in self.blocks.iter().enumerate() {
             stream = block.forward(&step, stream, cache.layer_mut(0))?;
             if let Some(observe) = &mut observer {

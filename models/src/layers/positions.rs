@@ -1,6 +1,6 @@
+use crate::ModelError;
 use crate::config::{PositionSpec, RopeSpec};
-use crate::ops::{Compute, RotaryAngles, RotaryEmbedding};
-use crate::{ModelError, ModelInput};
+use crate::ops::{AttentionPlan, Compute, RotaryAngles, RotaryEmbedding};
 
 /// The rotary embeddings of a model: each distinct one once, however many layers share it.
 #[derive(Debug, Default)]
@@ -23,8 +23,8 @@ impl Positions {
         }))
     }
 
-    pub(super) fn angles(&self, compute: &Compute, input: &ModelInput) -> Result<Angles, ModelError> {
-        let angles = self.ropes.iter().map(|(_, rope)| rope.angles(compute, input.positions()));
+    pub(super) fn angles(&self, compute: &Compute, plan: &AttentionPlan<'_>) -> Result<Angles, ModelError> {
+        let angles = self.ropes.iter().map(|(_, rope)| rope.angles_of_step(compute, plan));
         Ok(Angles(angles.collect::<Result<_, _>>()?))
     }
 }

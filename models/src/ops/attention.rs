@@ -14,7 +14,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Compute, KernelSet, Op, cpu};
+use super::{Compute, KernelSet, Op, PerHead, cpu};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{ModelError, ModelInput};
 
@@ -27,11 +27,11 @@ pub struct AttentionParams {
     /// A query sees the keys less than this many positions away, its own included; at least 1.
     pub window: Option<usize>,
     /// `[num_heads]`, how fast each query head's scores fall with distance.
-    pub alibi_slopes: Option<Vec<f32>>,
+    pub alibi_slopes: Option<PerHead>,
     /// Bends a score, times its scale, to less than this: `cap * tanh(score / cap)`, before slopes (Gemma 2's report, 2024).
     pub soft_cap: Option<f32>,
     /// `[num_heads]`: a score of a key that every query sees, with a value of 0 (gpt-oss' model card, 2025).
-    pub sinks: Option<Vec<f32>>,
+    pub sinks: Option<PerHead>,
     pub temperature: Option<PositionTemperature>,
 }
 
@@ -129,7 +129,7 @@ pub struct AttentionPlan<'a> {
     chunks: Vec<RowChunk>,
     /// The step's integers on the GPU, from their first use on.
     #[cfg(feature = "cuda")]
-    on_device: std::sync::OnceLock<super::cuda::attention::DeviceStep>,
+    on_device: std::sync::OnceLock<std::sync::Arc<super::cuda::device_step::DeviceStep>>,
 }
 
 /// Consecutive tokens of one sequence, which share each read of a K/V tile.
@@ -147,38 +147,58 @@ pub(super) const CHUNK_TOKENS: usize = 16;
 
 impl<'a> AttentionPlan<'a> {
     pub fn new(input: &'a ModelInput) -> Self {
-        let mut chunks = Vec::new();
-        for (sequence, rows) in input.query_start().windows(2).enumerate() {
-            for first_row in (rows[0]..rows[1]).step_by(CHUNK_TOKENS) {
-                chunks.push(RowChunk { sequence, first_row, num_rows: CHUNK_TOKENS.min(rows[1] - first_row) });
-            }
-        }
-        // The longest first, so that no thread starts a long chunk when the others are done.
-        chunks.sort_by_key(|chunk| std::cmp::Reverse(input.positions()[chunk.first_row] as usize * chunk.num_rows));
         Self {
             input,
-            chunks,
+            chunks: chunks_of(input, CHUNK_TOKENS),
             #[cfg(feature = "cuda")]
             on_device: std::sync::OnceLock::new(),
         }
     }
 
+    /// As [`Self::new`], where kernels read integers that are on the GPU already, and of `input` only sizes matter.
     #[cfg(feature = "cuda")]
-    pub(super) fn on_device(&self, compute: &Compute) -> Result<&super::cuda::attention::DeviceStep, ModelError> {
+    pub(super) fn with_integers(
+        input: &'a ModelInput,
+        step: std::sync::Arc<super::cuda::device_step::DeviceStep>,
+    ) -> Self {
+        Self { on_device: step.into(), ..Self::new(input) }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_device(&self, compute: &Compute) -> Result<&super::cuda::device_step::DeviceStep, ModelError> {
         if let Some(step) = self.on_device.get() {
             return Ok(step);
         }
-        let step = super::cuda::attention::DeviceStep::new(compute, self)?;
-        Ok(self.on_device.get_or_init(|| step))
+        let words = super::cuda::step::StepWords::new(self);
+        let step = super::cuda::device_step::DeviceStep::new(compute.gpu(), words)?;
+        Ok(self.on_device.get_or_init(|| step.into()))
     }
 
-    pub(super) fn input(&self) -> &ModelInput {
+    /// The same work in chunks of at most `most_tokens`.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn chunks_of(&self, most_tokens: usize) -> Vec<RowChunk> {
+        chunks_of(self.input, most_tokens)
+    }
+
+    pub(crate) fn input(&self) -> &ModelInput {
         self.input
     }
 
     pub(super) fn chunks(&self) -> &[RowChunk] {
         &self.chunks
     }
+}
+
+/// The longest first, so that nobody starts a long chunk when the others are done.
+fn chunks_of(input: &ModelInput, most_tokens: usize) -> Vec<RowChunk> {
+    let mut chunks = Vec::new();
+    for (sequence, rows) in input.query_start().windows(2).enumerate() {
+        for first_row in (rows[0]..rows[1]).step_by(most_tokens) {
+            chunks.push(RowChunk { sequence, first_row, num_rows: most_tokens.min(rows[1] - first_row) });
+        }
+    }
+    chunks.sort_by_key(|chunk| std::cmp::Reverse(input.positions()[chunk.first_row] as usize * chunk.num_rows));
+    chunks
 }
 
 /// `q [m, num_heads, head_dim] f32` over the K/V of `layer`: `[m, num_heads * head_dim] f32`. The K/V of the step's own
@@ -270,7 +290,7 @@ fn weights(compute: &Compute, scores: &Tensor, params: &AttentionParams) -> Resu
         let weights = scores.broadcast_sub(&highest)?.exp()?;
         return Ok(weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?);
     };
-    let sinks = Tensor::new(sinks.as_slice(), compute.device())?.reshape((sinks.len(), 1, 1))?;
+    let sinks = Tensor::new(&**sinks, compute.device())?.reshape((sinks.len(), 1, 1))?;
     let highest = highest.broadcast_maximum(&sinks)?;
     let weights = scores.broadcast_sub(&highest)?.exp()?;
     let sum = (weights.sum_keepdim(D::Minus1)? + sinks.broadcast_sub(&highest)?.exp()?)?;

@@ -55,6 +55,14 @@ impl KernelSet {
         matches!(self, Self::Portable | Self::Avx2Fma | Self::Avx512 | Self::Avx512Bf16)
     }
 
+    /// Whether steps like those before are replayed.
+    pub fn replays_steps(self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self == Self::Cuda;
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
     /// Whether products of bf16 by bf16 are faster than those of bf16 by f32.
     pub fn has_bf16_products(self) -> bool {
         self == Self::Avx512Bf16
@@ -96,7 +104,7 @@ impl fmt::Display for KernelSet {
             Self::Avx512 => "avx512+vnni",
             Self::Avx512Bf16 => "avx512+vnni+bf16",
             #[cfg(feature = "cuda")]
-            Self::Cuda => "not verified on hardware",
+            Self::Cuda => "cuda",
         })
     }
 }
@@ -120,6 +128,17 @@ impl Compute {
             factors: Float::F32,
             gpu: Some(Arc::new(gpu)),
         })
+    }
+
+    /// The same for a model that is about to be loaded: on a GPU it has a stream of its own, so that its steps can be
+    /// recorded while others run.
+    pub(crate) fn for_model(&self) -> Result<Self, ModelError> {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            let (device, gpu) = gpu.on_own_stream().map_err(|error| ModelError::Input(error.to_string()))?;
+            return Ok(Self { device, gpu: Some(Arc::new(gpu)), ..self.clone() });
+        }
+        Ok(self.clone())
     }
 
     /// The CPU with bodies that the caller names, for tests and benches that compare them.

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::linear::WeightStorage;
-use super::{Compute, Op, PackedWeight, cpu};
+use super::{AttentionPlan, Compute, Op, PackedWeight, cpu};
 use crate::{ModelError, TokenId};
 
 /// The rows `tokens` of `table [vocab_size, hidden_size]`: `[tokens.len(), hidden_size] f32`.
@@ -12,12 +12,7 @@ use crate::{ModelError, TokenId};
 /// Errors when a token is outside the table. On a GPU the rows stay in the table's dtype, which is that of all activations.
 pub fn embedding(compute: &Compute, table: &PackedWeight, tokens: &[TokenId]) -> Result<Tensor, ModelError> {
     let _timer = compute.time(Op::Embedding);
-    if let Some(token) = tokens.iter().find(|&&token| token as usize >= table.out_features()) {
-        return Err(ModelError::Input(format!(
-            "token {token} for an embedding table of {} rows",
-            table.out_features()
-        )));
-    }
+    check(table, tokens)?;
     match table.storage() {
         WeightStorage::Packed(parts) => cpu::embedding::embedding(compute, (parts, table.in_features()), tokens),
         #[cfg(feature = "cuda")]
@@ -29,4 +24,31 @@ pub fn embedding(compute: &Compute, table: &PackedWeight, tokens: &[TokenId]) ->
             Ok(table.index_select(&tokens, 0)?.to_dtype(DType::F32)?)
         }
     }
+}
+
+/// As [`embedding`], of the tokens of a step.
+pub fn embedding_of_step(
+    compute: &Compute,
+    table: &PackedWeight,
+    plan: &AttentionPlan<'_>,
+) -> Result<Tensor, ModelError> {
+    match table.storage() {
+        #[cfg(feature = "cuda")]
+        WeightStorage::Tensor(rows) if compute.kernels() == super::KernelSet::Cuda => {
+            let _timer = compute.time(Op::Embedding);
+            check(table, plan.input().tokens())?;
+            super::cuda::rows::gather_tokens(compute, rows, plan)
+        }
+        _ => embedding(compute, table, plan.input().tokens()),
+    }
+}
+
+fn check(table: &PackedWeight, tokens: &[TokenId]) -> Result<(), ModelError> {
+    if let Some(token) = tokens.iter().find(|&&token| token as usize >= table.out_features()) {
+        return Err(ModelError::Input(format!(
+            "token {token} for an embedding table of {} rows",
+            table.out_features()
+        )));
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Compute, Op};
+use super::{AttentionPlan, Compute, Op};
 use crate::ModelError;
 
 /// The rows `rows` of `x [m, width]`, any dtype: `[rows.len(), width]`. Errors when a row is out of range.
@@ -25,4 +25,15 @@ pub fn gather_rows(compute: &Compute, x: &Tensor, rows: &[usize]) -> Result<Tens
     }
     let indexes = Tensor::from_slice(&rows, rows.len(), compute.device())?;
     Ok(x.contiguous()?.index_select(&indexes, 0)?)
+}
+
+/// As [`gather_rows`], of the rows of a step whose logits are wanted.
+pub fn sampled_rows(compute: &Compute, x: &Tensor, plan: &AttentionPlan<'_>) -> Result<Tensor, ModelError> {
+    let rows = plan.input().rows_to_sample();
+    #[cfg(feature = "cuda")]
+    if compute.kernels() == super::KernelSet::Cuda && (1..plan.input().num_tokens()).contains(&rows.len()) {
+        let _timer = compute.time(Op::GatherRows);
+        return super::cuda::rows::gather_sampled(compute, x, plan);
+    }
+    gather_rows(compute, x, rows)
 }

@@ -32,7 +32,9 @@ impl LimitProbe {
             Work::Cpu { buffer: vec![1.0; len] }
         } else {
             let source = Tensor::ones(len, DType::F32, device)?;
-            Work::Gpu { source, matrix: Tensor::ones((MATRIX, MATRIX), DType::BF16, device)? }
+            // Of equal numbers a GPU multiplies more than of others: they take less power.
+            let matrix = Tensor::rand(-1.0f32, 1.0, (MATRIX, MATRIX), device)?.to_dtype(DType::BF16)?;
+            Work::Gpu { source, matrix }
         };
         Ok(Self { compute: compute.clone(), work })
     }

@@ -155,8 +155,7 @@ pub fn linear(
         WeightStorage::Packed(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?),
         #[cfg(feature = "cuda")]
         WeightStorage::Tensor(tensor) if compute.kernels() == KernelSet::Cuda => {
-            let y = super::cuda::weights::product(x, tensor)?;
-            Ok(bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(&bias.to_dtype(y.dtype())?))?)
+            super::cuda::product::product(compute, x, tensor, bias)
         }
         WeightStorage::Tensor(tensor) => reference(x, tensor, bias),
     }

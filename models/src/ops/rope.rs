@@ -6,14 +6,17 @@
 
 use candle_core::Tensor;
 
-use super::{Compute, Op, cpu};
+use super::{AttentionPlan, Compute, Op, cpu};
 use crate::ModelError;
 
 /// A model's rotary frequencies. The kinds of scaling are decided by whoever computes `inv_freq`.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
-    inv_freq: Vec<f32>,
-    attention_scaling: f32,
+    pub(super) inv_freq: Vec<f32>,
+    pub(super) attention_scaling: f32,
+    /// The frequencies on the GPU, from their first use on.
+    #[cfg(feature = "cuda")]
+    pub(super) on_device: std::sync::OnceLock<Tensor>,
 }
 
 /// Cosines and sines of one step's tokens, `[num_tokens, rotary_dim / 2] f32` each: computed once a step, used by every
@@ -27,12 +30,26 @@ pub struct RotaryAngles {
 impl RotaryEmbedding {
     /// `inv_freq [rotary_dim / 2]`, and the factor that some scalings apply to cosine and sine (else 1).
     pub fn new(inv_freq: Vec<f32>, attention_scaling: f32) -> Self {
-        Self { inv_freq, attention_scaling }
+        Self {
+            inv_freq,
+            attention_scaling,
+            #[cfg(feature = "cuda")]
+            on_device: std::sync::OnceLock::new(),
+        }
     }
 
     /// Elements of a head that turn; the rest pass unchanged.
     pub fn rotary_dim(&self) -> usize {
         2 * self.inv_freq.len()
+    }
+
+    /// The angles of a step's tokens. A GPU computes them where it uses them, with cosines and sines of its own.
+    pub fn angles_of_step(&self, compute: &Compute, plan: &AttentionPlan<'_>) -> Result<RotaryAngles, ModelError> {
+        #[cfg(feature = "cuda")]
+        if compute.kernels() == super::KernelSet::Cuda {
+            return super::cuda::angles::angles(compute, self, plan);
+        }
+        self.angles(compute, plan.input().positions())
     }
 
     /// The angles of tokens at `positions`.

@@ -17,11 +17,13 @@ pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
     for shape in ATTENTION {
         attention(trial, ("attention", shape), &AttentionParams::causal(shape.scale()), &SEQUENCES)?;
     }
-    for params in flags_of_attention() {
-        attention(trial, ("attention with flags", FLAGGED), &params, &SEQUENCES)?;
-    }
-    for params in two_sided_attention() {
-        attention(trial, ("attention to both sides", FLAGGED), &params, &WHOLE_SEQUENCES)?;
+    for shape in FLAGGED {
+        for params in flags_of_attention() {
+            attention(trial, ("attention with flags", shape), &params, &SEQUENCES)?;
+        }
+        for params in two_sided_attention() {
+            attention(trial, ("attention to both sides", shape), &params, &WHOLE_SEQUENCES)?;
+        }
     }
     QKV.iter().for_each(|(shape, flags)| prepared(trial, *shape, *flags));
     Ok(())

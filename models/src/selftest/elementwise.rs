@@ -13,7 +13,7 @@ const POOLED: [usize; 4] = [0, 1, 3, 7];
 pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
     NORMS.iter().for_each(|case| norm(trial, *case));
     for float in floats(trial) {
-        activations(trial, float)?;
+        ACTIVATED.iter().try_for_each(|shape| activations(trial, float, *shape))?;
         let (shape, rows) = GATHERED;
         let x = Random(1).tensor(&shape, float);
         trial.compare("gathered rows", format!("{float:?}, {rows:?} of {shape:?}"), 0.0, &|compute| {
@@ -68,16 +68,16 @@ fn norm(trial: &mut Trial, case: NormCase) {
     });
 }
 
-fn activations(trial: &mut Trial, float: Float) -> Result<(), ModelError> {
-    let x = (Random(3).tensor(&ACTIVATED, Float::F32) * 6.0)?.to_dtype(float.dtype())?.to_dtype(DType::F32)?;
+fn activations(trial: &mut Trial, float: Float, shape: [usize; 2]) -> Result<(), ModelError> {
+    let x = (Random(3).tensor(&shape, Float::F32) * 6.0)?.to_dtype(float.dtype())?.to_dtype(DType::F32)?;
     let allowed = trial.tolerance(float);
     for activation in ACTIVATIONS {
-        trial.compare("activation", format!("{activation:?}, {float:?} {ACTIVATED:?}"), allowed, &|compute| {
+        trial.compare("activation", format!("{activation:?}, {float:?} {shape:?}"), allowed, &|compute| {
             values(&ops::activate(compute, &placed(compute, &x, float)?, activation)?)
         });
     }
     for gate in GATES {
-        trial.compare("gate", format!("{gate:?}, {float:?} {ACTIVATED:?}"), allowed, &|compute| {
+        trial.compare("gate", format!("{gate:?}, {float:?} {shape:?}"), allowed, &|compute| {
             values(&ops::gate_mul(compute, &placed(compute, &x, float)?, gate)?)
         });
     }

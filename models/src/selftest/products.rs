@@ -6,7 +6,8 @@ use crate::ops::{self, Compute, Float, PackedWeight, WeightPart};
 use crate::{ModelError, StoredDtype};
 
 /// Rows, inputs, outputs: one token and many, and widths that are no whole panel.
-const SHAPES: [[usize; 3]; 6] = [[1, 64, 48], [5, 96, 211], [33, 257, 130], [70, 1031, 97], [256, 512, 96], [2, 3, 17]];
+const SHAPES: [[usize; 3]; 7] =
+    [[1, 64, 48], [1, 1032, 35], [5, 96, 211], [33, 257, 130], [70, 1031, 97], [256, 512, 96], [2, 3, 17]];
 /// Whole blocks of every kind.
 const BLOCK_SHAPES: [[usize; 3]; 4] = [[1, 256, 48], [7, 512, 35], [70, 512, 64], [130, 256, 19]];
 
@@ -64,7 +65,8 @@ fn allowed(trial: &Trial, dtype: StoredDtype, inputs: usize) -> f32 {
     let terms = (inputs as f32).sqrt();
     match (dtype, trial.held(Float::Bf16)) {
         (StoredDtype::F32, _) => trial.tolerance(Float::F32) * terms,
-        (StoredDtype::Bf16, Float::Bf16) => trial.tolerance(Float::Bf16),
+        // Rounded as a product, and again with the bias.
+        (StoredDtype::Bf16, Float::Bf16) => 2.0 * trial.tolerance(Float::Bf16),
         // Rounded to bf16 as they are loaded: each term is off by up to 2^-9.
         (_, Float::Bf16) => terms / 256.0,
         (dtype, Float::F32) if dtype.is_quantised() => ROUNDED_ROWS,

@@ -1,11 +1,18 @@
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use candle_core::{DType, Tensor};
 use half::bf16;
 
 use super::numbers::Random;
 use super::tables::ATTENTION;
 use super::world::{Shape, World};
+use crate::input::SequenceInput;
 use crate::ops::{self, AttentionParams, AttentionPlan, Compute, Float, PackedWeight, WeightPart};
-use crate::{ModelError, StoredDtype};
+use crate::{
+    BlockId, CausalLm, Decoder, KvCache, LoadOptions, ModelError, ModelInput, StoredDtype, demo_checkpoint,
+    load_decoder,
+};
 
 /// Inputs and outputs of one matrix of an 8B model's feed-forward network.
 const MATRIX: [usize; 2] = [4096, 14_336];
@@ -13,6 +20,9 @@ const MATRIX: [usize; 2] = [4096, 14_336];
 const ROWS: [usize; 2] = [1, 512];
 /// Sequences that generate, and keys of each.
 const GENERATING: [usize; 2] = [32, 1024];
+
+/// Sequences of a step.
+const GENERATED: [usize; 2] = [1, 64];
 
 type Op = Box<dyn Fn(&Compute) -> Result<Tensor, ModelError>>;
 
@@ -49,13 +59,17 @@ impl std::fmt::Debug for Load {
 }
 
 /// The ops that take a step's time, with weights, keys and values in bf16: a product for one row, a product for many, and
-/// attention of many sequences that generate. They take about half a gigabyte.
+/// attention of many sequences that generate. They take about half a gigabyte. Where steps are replayed, also steps of the bundled
+/// model, which is so small that launches take their time.
 ///
 /// Errors when memory is short.
 pub fn loads(compute: &Compute) -> Result<Vec<Load>, ModelError> {
     let compute = &compute.for_kv_of(DType::BF16);
     let mut loads = products(compute)?;
     loads.push(attention(compute)?);
+    if compute.kernels().replays_steps() {
+        loads.extend(steps(compute)?);
+    }
     Ok(loads)
 }
 
@@ -103,7 +117,54 @@ fn attention(compute: &Compute) -> Result<Load, ModelError> {
     })
 }
 
+/// Each batch replayed, and launch by launch.
+fn steps(compute: &Compute) -> Result<Vec<Load>, ModelError> {
+    let (model, _) = load_decoder(&demo_checkpoint(), compute, &LoadOptions::default(), &mut |_| ())?;
+    let (bytes, model) = (model.size_bytes() as u64, Rc::new(model));
+    let spec = model.kv_cache_spec();
+    let most = GENERATED.into_iter().max().unwrap_or(1);
+    let cache = Rc::new(RefCell::new(model.new_kv_cache(most * spec.groups.len())?));
+    let run = |what, batch: usize, step: fn(&Decoder, &ModelInput, &mut KvCache) -> Result<Tensor, ModelError>| {
+        let mut free = (0..).map(BlockId);
+        let tables: Vec<Vec<Vec<BlockId>>> =
+            (0..batch).map(|_| spec.groups.iter().map(|_| free.by_ref().take(1).collect()).collect()).collect();
+        let sequences = tables.iter().map(|block_tables| SequenceInput {
+            tokens: &[0],
+            num_computed: 0,
+            block_tables,
+            sample: &[0],
+        });
+        let input = ModelInput::new(spec.block_size, &sequences.collect::<Vec<_>>())?;
+        let (owned, cache) = (Rc::clone(&model), Rc::clone(&cache));
+        Ok(Load {
+            what,
+            at: format!("{batch} sequences of the bundled model"),
+            work: Work { bytes, operations: bytes * batch as u64 },
+            compute: model.compute().clone(),
+            run: Box::new(move |_| step(&owned, &input, &mut cache.borrow_mut())),
+        })
+    };
+    let both =
+        |batch| [run("step, replayed", batch, Decoder::replayed), run("step, launched", batch, Decoder::launched)];
+    GENERATED.into_iter().flat_map(both).collect()
+}
+
 /// In bf16 where the device holds activations in it.
 fn on(compute: &Compute, x: &Tensor) -> Result<Tensor, ModelError> {
     super::trial::placed(compute, x, Float::Bf16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_measured_both_ways_at_each_size() {
+        let steps = steps(&Compute::cpu(1)).unwrap();
+        assert_eq!(steps.len(), 2 * GENERATED.len());
+        for step in steps {
+            step.run().unwrap();
+            assert!(step.work.bytes > 0 && step.work.operations >= step.work.bytes);
+        }
+    }
 }

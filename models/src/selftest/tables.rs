@@ -23,7 +23,7 @@ pub(crate) fn tolerance(float: Float) -> f32 {
 pub(crate) const SEQUENCES: [Range<usize>; 6] = [0..1, 31..32, 130..131, 256..257, 0..5, 120..139];
 
 /// The last one has blocks longer than a tile.
-pub(crate) const ATTENTION: [Shape; 14] = [
+pub(crate) const ATTENTION: [Shape; 17] = [
     shape(2, 1, 64, F32),
     shape(1, 4, 64, BF16),
     shape(2, 2, 128, BF16),
@@ -31,6 +31,9 @@ pub(crate) const ATTENTION: [Shape; 14] = [
     shape(1, 5, 80, F32),
     shape(2, 3, 96, BF16),
     shape(1, 12, 64, F32),
+    shape(1, 20, 64, BF16),
+    shape(1, 5, 80, BF16),
+    shape(1, 6, 192, BF16),
     shape(1, 6, 192, F32),
     shape(1, 2, 256, BF16),
     shape(1, 1, 24, F32),
@@ -41,16 +44,16 @@ pub(crate) const ATTENTION: [Shape; 14] = [
 ];
 
 /// Where every flag of attention is tried.
-pub(crate) const FLAGGED: Shape = shape(2, 2, 64, F32);
+pub(crate) const FLAGGED: [Shape; 2] = [shape(2, 2, 64, F32), shape(2, 2, 64, BF16)];
 
 /// Without a direction the whole sequence is in the step.
 pub(crate) const WHOLE_SEQUENCES: [Range<usize>; 3] = [0..1, 0..70, 0..17];
 
 /// Every flag of attention alone, and all together.
 pub(crate) fn flags_of_attention() -> Vec<AttentionParams> {
-    let causal = AttentionParams::causal(FLAGGED.scale());
-    let slopes = Some(alibi_slopes(FLAGGED.num_heads()));
-    let sinks = Some(vec![0.5, -3.0, 8.0, 0.0]);
+    let causal = AttentionParams::causal(FLAGGED[0].scale());
+    let slopes = Some(alibi_slopes(FLAGGED[0].num_heads()).into());
+    let sinks = Some(vec![0.5, -3.0, 8.0, 0.0].into());
     let temperature = Some(PositionTemperature { beta: 0.1, interval: 20 });
     vec![
         AttentionParams { window: Some(1), ..causal.clone() },
@@ -66,7 +69,7 @@ pub(crate) fn flags_of_attention() -> Vec<AttentionParams> {
 
 /// To both sides, with a window and without.
 pub(crate) fn two_sided_attention() -> [AttentionParams; 2] {
-    let both = AttentionParams::bidirectional(FLAGGED.scale());
+    let both = AttentionParams::bidirectional(FLAGGED[0].scale());
     [AttentionParams { window: Some(20), ..both.clone() }, both]
 }
 
@@ -98,13 +101,15 @@ pub(crate) struct NormCase {
     pub(crate) has_residual: bool,
 }
 
-pub(crate) const NORMS: [NormCase; 6] = [
+pub(crate) const NORMS: [NormCase; 8] = [
     norm(Float::F32, [3, 256], false, true),
     norm(Float::F32, [2, 1000], true, true),
     norm(Float::F32, [2, 7], true, false),
     norm(Float::F32, [1, 1], false, false),
     norm(Float::Bf16, [3, 300], false, true),
     norm(Float::Bf16, [2, 513], true, false),
+    norm(Float::Bf16, [2, 8200], true, true),
+    norm(Float::Bf16, [1, 17_000], false, true),
 ];
 
 pub(crate) const ACTIVATIONS: [Activation; 7] = [
@@ -120,7 +125,7 @@ pub(crate) const ACTIVATIONS: [Activation; 7] = [
 pub(crate) const GATES: [Gate; 3] = [Gate::Silu, Gate::GeluErf, Gate::GeluTanh];
 
 /// Rows and width of what is activated; a gate and what it multiplies have half of it each.
-pub(crate) const ACTIVATED: [usize; 2] = [5, 2 * 77];
+pub(crate) const ACTIVATED: [[usize; 2]; 2] = [[5, 2 * 77], [3, 2 * 2056]];
 
 /// Rows and width of what is gathered from, and which rows are.
 pub(crate) const GATHERED: ([usize; 2], [usize; 4]) = ([7, 301], [6, 0, 0, 3]);

@@ -88,10 +88,7 @@ impl Trial {
 
 /// As start-up lines call the bodies.
 pub(super) fn name(compute: &Compute) -> String {
-    if compute.kernels().keeps_rows_equal() || compute.kernels() == KernelSet::Reference {
-        return compute.kernels().to_string();
-    }
-    "cuda".to_owned()
+    compute.kernels().to_string()
 }
 
 fn held(compute: &Compute, float: Float) -> Float {

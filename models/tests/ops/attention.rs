@@ -133,13 +133,13 @@ fn attention_equals_the_reference_for_every_shape() {
 /// Windows shorter than a tile, as long as one, and longer; slopes; temperatures; a soft cap; sinks; everything together.
 fn variants(num_heads: usize, head_dim: usize) -> Vec<AttentionParams> {
     let plain = AttentionParams::causal((head_dim as f32).sqrt().recip());
-    let slopes = Some((0..num_heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect());
+    let slopes = Some((0..num_heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect::<Vec<_>>().into());
     let temperature = Some(PositionTemperature { beta: 0.3, interval: 7 });
     let mut variants: Vec<_> =
         [1, 5, 15, 16, 17, 31, 40, 1000].map(|window| AttentionParams { window: Some(window), ..plain.clone() }).into();
     variants.push(AttentionParams { alibi_slopes: slopes.clone(), ..plain.clone() });
     variants.push(AttentionParams { temperature, ..plain.clone() });
-    let sinks = Some((0..num_heads).map(|head| head as f32 - 1.5).collect());
+    let sinks = Some((0..num_heads).map(|head| head as f32 - 1.5).collect::<Vec<_>>().into());
     variants.push(AttentionParams { soft_cap: Some(1.5), ..plain.clone() });
     variants.push(AttentionParams { sinks: sinks.clone(), ..plain.clone() });
     let (soft_cap, alibi_slopes) = (Some(2.0), slopes);
@@ -347,7 +347,7 @@ fn what_does_not_fit_is_an_error() {
     let (q, params) = (Random(1).tensor(&[1, 2, 16]), AttentionParams::causal(1.0));
     let plan = AttentionPlan::new(&input);
     assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &params).is_err(), "block outside");
-    let odd = AttentionParams { alibi_slopes: Some(vec![0.5]), ..params.clone() };
+    let odd = AttentionParams { alibi_slopes: Some(vec![0.5].into()), ..params.clone() };
     assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &odd).is_err(), "a slope for two heads");
     let none = AttentionParams { window: Some(0), ..params };
     assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &none).is_err(), "a window without keys");

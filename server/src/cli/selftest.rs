@@ -88,8 +88,9 @@ struct Speed {
     share_of_limit: f64,
 }
 
-/// No step is captured; it goes when one is.
-const NO_GRAPHS: &str = "none in this build: every step is launched op by op";
+/// Where [`passerelle_models::ops::KernelSet::replays_steps`] says so, and elsewhere.
+const GRAPHS: &str = "compared with the same steps launch by launch, see `replayed steps`";
+const NO_GRAPHS: &str = "none on this device: every step is run op by op";
 
 impl SelftestArgs {
     pub(crate) fn run(self) -> Result<()> {
@@ -129,7 +130,7 @@ impl Report {
             threads: compute.num_threads(),
             passes: checks.iter().all(Check::passes),
             checks: checks.into_iter().map(Line::of).collect(),
-            graphs: NO_GRAPHS,
+            graphs: if compute.kernels().replays_steps() { GRAPHS } else { NO_GRAPHS },
             memory_bytes_per_s: limits.bytes_per_s,
             multiply_add_flops_per_s: limits.operations_per_s,
             speed,

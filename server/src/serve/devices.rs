@@ -51,9 +51,7 @@ pub(super) fn compute_on(config: &EngineConfig, DeviceKey { key, instead }: &Dev
         #[cfg(feature = "cuda")]
         DeviceChoice::Named(device @ Device::Accelerator { backend: Backend::Cuda, id: DeviceId::Index(index) }) => {
             let compute = Compute::cuda(*index as usize, threads(config));
-            let compute = compute.with_context(|| format!("{key}: {device} cannot be used"))?;
-            say_what_is_not_known();
-            Ok(compute)
+            compute.with_context(|| format!("{key}: {device} cannot be used"))
         }
         DeviceChoice::Named(device) => {
             if let Some(list) = listed_devices(config)? {
@@ -101,10 +99,7 @@ fn say_what_is_unused(config: &EngineConfig) -> Result<()> {
 #[cfg(feature = "cuda")]
 fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
     match Compute::cuda(0, threads(config)) {
-        Ok(compute) => {
-            say_what_is_not_known();
-            Ok(Some(compute))
-        }
+        Ok(compute) => Ok(Some(compute)),
         Err(reason) => {
             tracing::warn!(%reason, "no GPU can be used, so models run on the CPU");
             Ok(None)
@@ -116,12 +111,6 @@ fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
 fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
     say_what_is_unused(config)?;
     Ok(None)
-}
-
-/// To go when a report of a run on a GPU is committed.
-#[cfg(feature = "cuda")]
-fn say_what_is_not_known() {
-    tracing::warn!("CUDA is not yet verified on hardware: compare answers with the CPU's before you rely on them");
 }
 
 /// Threads that compute: what was asked for, else one for each physical core that this process may use.

@@ -1,21 +1,19 @@
 // Activations, alone and as the gate of a gated network, as ../activation.rs and ../gate_mul.rs have them: computed in f32,
-// rounded once. A thread takes one element of the output.
-#include "common.cuh"
+// rounded once. A thread takes a piece of a row of the output where rows are of whole pieces, else an element.
+#include "pieces.cuh"
 
 struct ActivationArgs {
     const void *x;  // [num_rows, width], or [num_rows, 2 * width] where gated: the gate, then what it gates
     void *out;      // [num_rows, width]
-    uint64_t width;
-    uint64_t num_elements; // of out
+    uint64_t width; // of a row of out
     int32_t kind;   // see `activated`
     int32_t gated;
+    uint32_t blocks_of_a_row;
     float alpha_positive; // of xIELU, as the next three
     float alpha_negative;
     float beta;
     float eps;
 };
-
-constexpr int ACTIVATION_THREADS = 256;
 
 // The numbers are those of the enum in activation.rs.
 __device__ __forceinline__ float activated(const ActivationArgs &args, float x) {
@@ -42,19 +40,35 @@ __device__ __forceinline__ float activated(const ActivationArgs &args, float x) 
     }
 }
 
-template <typename T> __device__ __forceinline__ void activate(const ActivationArgs &args) {
-    uint64_t index = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (index >= args.num_elements) return;
-    const T *x = (const T *)args.x;
-    float value;
+template <typename T> __device__ __forceinline__ void activate_piece(const ActivationArgs &args, size_t row, size_t column) {
+    size_t width = args.gated ? 2 * args.width : args.width;
+    const T *x = (const T *)args.x + row * width + column;
+    Piece piece = load_piece(x);
+    for (int i = 0; i < PIECE; i++) piece.values[i] = activated(args, piece.values[i]);
     if (args.gated) {
-        uint64_t row = index / args.width;
-        uint64_t at = index + row * args.width;
-        value = activated(args, widened(x[at])) * widened(x[at + args.width]);
-    } else {
-        value = activated(args, widened(x[index]));
+        Piece gated = load_piece(x + args.width);
+        for (int i = 0; i < PIECE; i++) piece.values[i] *= gated.values[i];
     }
-    ((T *)args.out)[index] = rounded<T>(value);
+    store_piece((T *)args.out + row * args.width + column, piece);
+}
+
+template <typename T> __device__ __forceinline__ void activate_element(const ActivationArgs &args, size_t row, size_t column) {
+    size_t width = args.gated ? 2 * args.width : args.width;
+    const T *x = (const T *)args.x + row * width + column;
+    float value = activated(args, widened(x[0]));
+    if (args.gated) value *= widened(x[args.width]);
+    ((T *)args.out)[row * args.width + column] = rounded<T>(value);
+}
+
+// Grid (num_rows * blocks_of_a_row): a row is so many blocks that the division is one for the whole block.
+template <typename T> __device__ __forceinline__ void activate(const ActivationArgs &args) {
+    size_t row = blockIdx.x / args.blocks_of_a_row;
+    size_t index = (size_t)(blockIdx.x % args.blocks_of_a_row) * blockDim.x + threadIdx.x;
+    bool in_pieces = args.width % PIECE == 0;
+    size_t column = in_pieces ? index * PIECE : index;
+    if (column >= args.width) return;
+    if (in_pieces) activate_piece<T>(args, row, column);
+    else activate_element<T>(args, row, column);
 }
 
 extern "C" __global__ void activate_f32(const ActivationArgs args) { activate<float>(args); }

@@ -1,60 +1,20 @@
 // Attention over the paged cache, as ../attention.rs has it: softmax(q k^T * scale) v for grouped queries, with an optional
-// window, soft cap, ALiBi slopes, sinks and position temperature.
+// window, soft cap, ALiBi slopes, sinks and position temperature. For every dtype and length of heads; what is bf16
+// throughout mostly goes to attention_tiles.cu.
 //
-// The cache is laid out as kv_cache.rs draws it:
-//   k [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
-//   v [num_blocks, num_kv_heads, block_size, padded_head_dim]
-//
-// A warp holds up to ROWS query rows that share one K/V head (a row is one query head of one token) and visits keys in steps
-// of 32, one key a lane. 128 keys, from absolute positions 0, 128, 256 ..., are a split: within one the softmax is
-// taken online; splits are merged in ascending order. Decode gives each split a warp of its own and merges in a second
-// kernel; prefill walks through the splits and merges as it goes. Both compute the same sums in the same order, so a row's
-// bits depend on its position and the cached K/V that it sees, not on the kernel, the batch or the chunk.
+// A warp holds up to ROWS query rows that share one K/V head and visits keys in steps of 32, one key a lane. 128 keys, from
+// absolute positions 0, 128, 256 ..., are a split: within one the softmax is taken online; splits are merged in ascending
+// order. Decode gives each split a warp of its own and merges in a second kernel; prefill walks through the splits and
+// merges as it goes. Both compute the same sums in the same order, so a row's bits depend on its position and the cached
+// K/V that it sees, not on the kernel, the batch or the chunk.
 //
 // Every product and sum is f32. Slots that a row does not see may hold anything, also what is not a number: a step loads
 // only keys that some row of the warp sees, all of one sequence.
-#include "common.cuh"
+#include "attention.cuh"
 
-struct AttentionArgs {
-    const void *q;            // [num_tokens, num_heads, head_dim], bf16 or f32
-    const void *k;            // one layer of the cache
-    const void *v;
-    void *out;                // as q
-    float *partial;           // decode: [num_items, num_heads, max_splits, head_dim + 2]: sum of values, maximum, sum
-    const uint32_t *positions; // [num_tokens]
-    const uint32_t *blocks;   // all block tables of the layer's group, one after the other
-    const uint32_t *items;    // [num_items, 4]: first row, rows, where in `blocks` the sequence's begin, its keys
-    const float *slopes;      // [num_heads], or null
-    const float *sinks;       // [num_heads], or null
-    int32_t num_heads;
-    int32_t num_kv_heads;
-    int32_t head_dim;
-    int32_t padded_head_dim;
-    int32_t block_size;
-    int32_t max_splits;
-    int32_t window;           // 0: none
-    int32_t both_directions;
-    int32_t bf16_activations;
-    int32_t temperature_interval; // 0: none
-    float temperature_beta;
-    float scale;
-    float soft_cap;           // 0: none
-};
-
-constexpr int TILE = 16;        // keys side by side in k
 constexpr int SPLIT = 128;      // keys whose sums are one partial result
 constexpr int STEP = WARP;      // keys that a warp visits together
 constexpr int WARPS = 4;        // of a block
-
-// The query rows of one warp.
-struct Rows {
-    int first;    // of the item's rows times the group, token by token
-    int count;
-    int kv_head;
-    uint32_t first_token; // row of the flat batch
-    uint32_t blocks;      // where the sequence's blocks begin
-    int num_keys;
-};
 
 // What one of them sees.
 struct Row {
@@ -64,41 +24,8 @@ struct Row {
     float slope;
 };
 
-// The running result of one row over some keys; the values' sums lie elsewhere.
-struct Softmax {
-    float max;
-    float sum;
-};
-
-__device__ __forceinline__ float minus_infinity() { return -INFINITY; }
-
-__device__ __forceinline__ int group_size(const AttentionArgs &args) { return args.num_heads / args.num_kv_heads; }
-
-__device__ __forceinline__ int head_of(const AttentionArgs &args, const Rows &rows, int row) {
-    return rows.kv_head * group_size(args) + (rows.first + row) % group_size(args);
-}
-
-__device__ __forceinline__ size_t token_of(const AttentionArgs &args, const Rows &rows, int row) {
-    return rows.first_token + (rows.first + row) / group_size(args);
-}
-
-__device__ __forceinline__ int first_key(const AttentionArgs &args, int position) {
-    return args.window > 0 ? max(position + 1 - args.window, 0) : 0;
-}
-
-// One more than the last key that a query sees.
-__device__ __forceinline__ int keys_end(const AttentionArgs &args, int position, int num_keys) {
-    if (!args.both_directions) return position + 1;
-    return args.window > 0 ? min(num_keys, position + args.window) : num_keys;
-}
-
 __device__ __forceinline__ float load_activation(const AttentionArgs &args, size_t index) {
     return args.bf16_activations ? widened(((const bf16 *)args.q)[index]) : ((const float *)args.q)[index];
-}
-
-__device__ __forceinline__ void store_activation(const AttentionArgs &args, size_t index, float value) {
-    if (args.bf16_activations) ((bf16 *)args.out)[index] = rounded<bf16>(value);
-    else ((float *)args.out)[index] = value;
 }
 
 // Two neighbouring elements of a row of v.
@@ -106,25 +33,6 @@ __device__ __forceinline__ float2 load_pair(const float *at) { return *(const fl
 __device__ __forceinline__ float2 load_pair(const bf16 *at) {
     uint32_t both = *(const uint32_t *)at;
     return make_float2(__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u));
-}
-
-// Joins the softmax over further keys to `total`; both may be empty. What the values' sums are to be multiplied with.
-__device__ __forceinline__ float2 merge(Softmax &total, const Softmax &next) {
-    float2 factors;
-    float highest = fmaxf(total.max, next.max);
-    factors.x = total.max == minus_infinity() ? 0.0f : expf(total.max - highest);
-    factors.y = next.max == minus_infinity() ? 0.0f : expf(next.max - highest);
-    total.sum = fmaf(next.sum, factors.y, total.sum * factors.x);
-    total.max = highest;
-    return factors;
-}
-
-// What the values' sums are multiplied with at the end. A sink counts in the sum and has no value.
-__device__ __forceinline__ float normaliser(const AttentionArgs &args, const Softmax &total, int head) {
-    if (args.sinks == nullptr) return 1.0f / total.sum;
-    float highest = fmaxf(total.max, args.sinks[head]);
-    float scale = expf(total.max - highest);
-    return scale / fmaf(total.sum, scale, expf(args.sinks[head] - highest));
 }
 
 // Copies the warp's query rows to `q [ROWS, WIDTH]`, with zeros behind them, and says what each sees: behind them, nothing.
@@ -257,13 +165,6 @@ __device__ __forceinline__ void attend_split(
     }
 }
 
-// The rows of this warp, of which `per_warp` are taken from `first` on; `count` is 0 where nothing is left.
-__device__ __forceinline__ Rows rows_of(const AttentionArgs &args, int item, int kv_head, int first, int per_warp) {
-    const uint32_t *fields = args.items + 4 * (size_t)item;
-    int all = (int)fields[1] * group_size(args);
-    return Rows{first, max(min(per_warp, all - first), 0), kv_head, fields[0], fields[2], (int)fields[3]};
-}
-
 // Of one token: grid (splits / WARPS, num_kv_heads, num_items), the heads of a group in turns of ROWS.
 template <typename C, int ROWS, int PAIRS>
 __device__ __forceinline__ void decode(const AttentionArgs &args) {
@@ -302,31 +203,36 @@ __device__ __forceinline__ void decode(const AttentionArgs &args) {
     }
 }
 
-// Merges what `decode` left: grid (num_heads, num_items), a warp each.
+// Merges the splits of a token: grid (num_heads, num_items), a thread for each element of a head.
 extern "C" __global__ void attention_merge(const AttentionArgs args) {
-    constexpr int MOST = 8; // elements of a head that a lane holds
-    int head = blockIdx.x, item = blockIdx.y;
+    constexpr int TOGETHER = 8; // splits that are loaded at a time
+    int head = blockIdx.x, item = blockIdx.y, d = threadIdx.x;
     const uint32_t *fields = args.items + 4 * (size_t)item;
     size_t token = fields[0];
     int position = (int)args.positions[token];
     int low = first_key(args, position), high = keys_end(args, position, (int)fields[3]);
+    const float *partials = args.partial + ((size_t)item * args.num_heads + head) * args.max_splits * (args.head_dim + 2);
     Softmax total = {minus_infinity(), 0.0f};
-    float sums[MOST];
-    for (int i = 0; i < MOST; i++) sums[i] = 0.0f;
-    for (int split = low / SPLIT; split * SPLIT < high; split++) {
-        size_t index = ((size_t)item * args.num_heads + head) * args.max_splits + split;
-        const float *partial = args.partial + index * (args.head_dim + 2);
-        Softmax next = {partial[args.head_dim], partial[args.head_dim + 1]};
-        float2 factors = merge(total, next);
-        for (int i = 0, d = lane_index(); i < MOST; i++, d += WARP) {
-            if (d < args.head_dim) sums[i] = fmaf(partial[d], factors.y, sums[i] * factors.x);
+    float sum = 0.0f;
+    for (int first = low / args.split_keys; first * args.split_keys < high; first += TOGETHER) {
+        Softmax next[TOGETHER];
+        float values[TOGETHER];
+#pragma unroll
+        for (int i = 0; i < TOGETHER; i++) {
+            bool is_there = (first + i) * args.split_keys < high;
+            const float *partial = partials + (size_t)(first + i) * (args.head_dim + 2);
+            next[i].max = is_there ? partial[args.head_dim] : minus_infinity();
+            next[i].sum = is_there ? partial[args.head_dim + 1] : 0.0f;
+            values[i] = is_there && d < args.head_dim ? partial[d] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < TOGETHER; i++) {
+            float2 factors = merge(total, next[i]);
+            sum = fmaf(values[i], factors.y, sum * factors.x);
         }
     }
-    float scale = normaliser(args, total, head);
-    size_t start = (token * args.num_heads + head) * args.head_dim;
-    for (int i = 0, d = lane_index(); i < MOST; i++, d += WARP) {
-        if (d < args.head_dim) store_activation(args, start + d, sums[i] * scale);
-    }
+    if (d >= args.head_dim) return;
+    store_activation(args, (token * args.num_heads + head) * args.head_dim + d, sum * normaliser(args, total, head));
 }
 
 // Of chunks of a sequence's tokens: grid (row groups, num_kv_heads, num_items), ROWS query rows a warp.

@@ -3,34 +3,12 @@
 use candle_core::{DType, Tensor};
 
 use super::args::attention::{AttentionArgs, AttentionShape, MOST_HEAD_DIM};
-use super::gpu::Gpu;
 use super::launch::{Address, Float};
-use super::step::{StepLayout, StepWords};
+use super::step::StepLayout;
 use super::tensors::{address, float_of, unwritten};
 use crate::ModelError;
 use crate::kv_cache::KvLayer;
-use crate::ops::{AttentionParams, AttentionPlan, Compute};
-
-/// A step's integers on the device.
-#[derive(Debug)]
-pub(crate) struct DeviceStep {
-    words: Tensor,
-    pub(super) layout: StepLayout,
-}
-
-impl DeviceStep {
-    pub(crate) fn new(compute: &Compute, plan: &AttentionPlan<'_>) -> Result<Self, ModelError> {
-        let StepWords { words, layout } = StepWords::new(plan);
-        let len = words.len();
-        Ok(Self { words: Tensor::from_vec(words, len, compute.device())?, layout })
-    }
-
-    /// Of word `index`.
-    pub(super) fn address(&self, gpu: &Gpu, index: usize) -> Result<Address, ModelError> {
-        let Address(start) = address(gpu, &self.words)?;
-        Ok(Address(start + (index * size_of::<u32>()) as u64))
-    }
-}
+use crate::ops::{AttentionParams, AttentionPlan, Compute, PerHead};
 
 /// Shapes and block tables are checked by the caller. Tokens that are alone in the step, and the chunks of longer ones, are
 /// attended by kernels of their own.
@@ -45,23 +23,25 @@ pub(crate) fn paged_attention(
     let (m, num_heads, head_dim) = q.dims3()?;
     let (step, q, shape) = (plan.on_device(compute)?, q.contiguous()?, attention_shape(q, layer)?);
     let out = unwritten(&[m, num_heads * head_dim], q.dtype(), &q)?;
-    let per_head = |values: &Option<Vec<f32>>| values.as_ref().map(|values| Tensor::new(values.as_slice(), q.device()));
-    let (slopes, sinks) = (per_head(&params.alibi_slopes).transpose()?, per_head(&params.sinks).transpose()?);
+    let per_head = |values: &Option<PerHead>| match values {
+        Some(values) => address(gpu, values.on_device(compute.device())?),
+        None => Ok(Address::NULL),
+    };
     let StepLayout { positions, blocks, decode, prefill, .. } = &step.layout;
     let args = AttentionArgs {
         q: address(gpu, &q)?,
         k: address(gpu, &layer.k)?,
         v: address(gpu, &layer.v)?,
         out: address(gpu, &out)?,
-        positions: step.address(gpu, *positions)?,
-        blocks: step.address(gpu, blocks[layer.group()])?,
-        slopes: slopes.as_ref().map_or(Ok(Address::NULL), |slopes| address(gpu, slopes))?,
-        sinks: sinks.as_ref().map_or(Ok(Address::NULL), |sinks| address(gpu, sinks))?,
+        positions: step.address(gpu, *positions),
+        blocks: step.address(gpu, blocks[layer.group()]),
+        slopes: per_head(&params.alibi_slopes)?,
+        sinks: per_head(&params.sinks)?,
         ..shape.args(params, *decode)
     };
     if decode.count > 0 {
         let partial = unwritten(&[shape.partial_len(*decode)], DType::F32, &q)?;
-        let args = AttentionArgs { partial: address(gpu, &partial)?, items: step.address(gpu, decode.start)?, ..args };
+        let args = AttentionArgs { partial: address(gpu, &partial)?, items: step.address(gpu, decode.start), ..args };
         // SAFETY: the tensors have the shapes that the arguments say; items and blocks are those of the checked input.
         unsafe {
             gpu.launch(shape.decode(args, *decode))?;
@@ -69,7 +49,7 @@ pub(crate) fn paged_attention(
         }
     }
     if prefill.count > 0 {
-        let args = AttentionArgs { items: step.address(gpu, prefill.start)?, ..args };
+        let args = AttentionArgs { items: step.address(gpu, prefill.start), ..args };
         // SAFETY: as above.
         unsafe { gpu.launch(shape.prefill(args, *prefill)) }?;
     }

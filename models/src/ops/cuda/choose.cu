@@ -46,17 +46,17 @@ constexpr int GROUPS = CHOOSE_THREADS / GROUP;
 constexpr float NEGLIGIBLE = -72.13475f; // log2(exp(-50)): what weighs less weighs nothing
 
 // A token's place in the order of likelihood, as a number: a larger one comes before. 0 is nobody's.
-typedef uint64_t Place;
+typedef uint64_t TokenPlace;
 
-__device__ __forceinline__ Place place_of(float logit, uint32_t token) {
+__device__ __forceinline__ TokenPlace place_of(float logit, uint32_t token) {
     uint32_t bits = __float_as_uint(logit + 0.0f); // two zeros are equal
     uint32_t ascending = bits >> 31 ? ~bits : bits | 0x80000000u;
     return (uint64_t)ascending << 32 | (0xffffffffu - token);
 }
 
-__device__ __forceinline__ uint32_t token_at(Place place) { return 0xffffffffu - (uint32_t)place; }
+__device__ __forceinline__ uint32_t token_at(TokenPlace place) { return 0xffffffffu - (uint32_t)place; }
 
-__device__ __forceinline__ float logit_at(Place place) {
+__device__ __forceinline__ float logit_at(TokenPlace place) {
     uint32_t ascending = place >> 32;
     return __uint_as_float(ascending >> 31 ? ascending & 0x7fffffffu : ~ascending);
 }
@@ -102,11 +102,11 @@ template <typename T> struct LogitRow {
 };
 
 struct ChooseScratch {
-    Place places[CHOOSE_THREADS];
-    Place groups[GROUPS];
+    TokenPlace places[CHOOSE_THREADS];
+    TokenPlace groups[GROUPS];
     double masses[CHOOSE_WARPS];
     double lanes[WARP];
-    Place bound;
+    TokenPlace bound;
     uint32_t token;
     int count;
     int is_number;
@@ -137,7 +137,7 @@ __device__ double block_total(double x, ChooseScratch &scratch) {
 }
 
 // The first place of the row, and in `scratch.groups` that of each group of lanes. Notes whether all are numbers.
-template <typename T> __device__ Place first_place(const LogitRow<T> &row, ChooseScratch &scratch) {
+template <typename T> __device__ TokenPlace first_place(const LogitRow<T> &row, ChooseScratch &scratch) {
     constexpr int LEN = LogitRow<T>::LEN;
     int own = row.stretch(warp_index()) + lane_index();
     bool has_any = own < row.stretch(warp_index() + 1), is_number = true;
@@ -153,13 +153,13 @@ template <typename T> __device__ Place first_place(const LogitRow<T> &row, Choos
             }
         }
     });
-    Place place = has_any ? place_of(largest, token) : 0;
+    TokenPlace place = has_any ? place_of(largest, token) : 0;
     if (threadIdx.x == 0) scratch.is_number = 1;
     __syncthreads();
     if (!is_number) scratch.is_number = 0;
     for (int distance = 1; distance < WARP; distance *= 2) {
         if (distance == GROUP && lane_index() % GROUP == 0) scratch.groups[threadIdx.x / GROUP] = place;
-        Place other = from_lane(place, distance);
+        TokenPlace other = from_lane(place, distance);
         if (other > place) place = other;
     }
     if (lane_index() == 0) scratch.places[warp_index()] = place;
@@ -170,21 +170,21 @@ template <typename T> __device__ Place first_place(const LogitRow<T> &row, Choos
 }
 
 // How many of `places` come before `place`.
-__device__ __forceinline__ int rank_among(const Place *places, int count, Place place) {
+__device__ __forceinline__ int rank_among(const TokenPlace *places, int count, TokenPlace place) {
     int rank = 0;
     for (int i = 0; i < count; i++) rank += places[i] > place;
     return rank;
 }
 
 // In `scratch.places`, in any order, those that do not come after `bound`, as many as there is room for. How many there are.
-template <typename T> __device__ int collect(const LogitRow<T> &row, Place bound, ChooseScratch &scratch) {
+template <typename T> __device__ int collect(const LogitRow<T> &row, TokenPlace bound, ChooseScratch &scratch) {
     if (threadIdx.x == 0) scratch.count = 0;
     __syncthreads();
     float least = logit_at(bound); // may be no number, which is not larger than anything
     row.walk([&](const auto &values, int first) {
         for (int i = 0; i < LogitRow<T>::LEN; i++) {
             if (values[i] < least) continue;
-            Place place = place_of(values[i], first + i);
+            TokenPlace place = place_of(values[i], first + i);
             if (place < bound) continue;
             int index = atomicAdd(&scratch.count, 1);
             if (index < CHOOSE_THREADS) scratch.places[index] = place;
@@ -200,15 +200,15 @@ template <typename T> __device__ int collect(const LogitRow<T> &row, Place bound
 // firsts, so what does not come after that one is enough, and seldom much more. Where it is more than there is room for, the
 // bound is searched between it and the first of all: no two places are equal, so there is one.
 template <typename T>
-__device__ void find_best(const LogitRow<T> &row, Place first, int wanted, Place *best, ChooseScratch &scratch) {
+__device__ void find_best(const LogitRow<T> &row, TokenPlace first, int wanted, TokenPlace *best, ChooseScratch &scratch) {
     if (threadIdx.x == 0) scratch.bound = 1;
     __syncthreads();
     if (threadIdx.x < GROUPS) {
-        Place own = scratch.groups[threadIdx.x];
+        TokenPlace own = scratch.groups[threadIdx.x];
         if (own > 0 && rank_among(scratch.groups, GROUPS, own) == wanted - 1) scratch.bound = own;
     }
     __syncthreads();
-    Place low = scratch.bound, high = first, bound = low;
+    TokenPlace low = scratch.bound, high = first, bound = low;
     int count = collect(row, bound, scratch);
     while (count < wanted || count > CHOOSE_THREADS) {
         (count < wanted ? high : low) = bound;
@@ -216,7 +216,7 @@ __device__ void find_best(const LogitRow<T> &row, Place first, int wanted, Place
         count = collect(row, bound, scratch);
     }
     if ((int)threadIdx.x < count) {
-        Place own = scratch.places[threadIdx.x];
+        TokenPlace own = scratch.places[threadIdx.x];
         int rank = rank_among(scratch.places, count, own);
         if (rank < wanted) best[rank] = own;
     }
@@ -341,8 +341,8 @@ template <typename T> __device__ __forceinline__ void choose(const ChooseArgs &a
     __shared__ ChooseScratch scratch;
     const Question question = args.questions[blockIdx.x];
     const LogitRow<T> row = {(const T *)args.logits + (size_t)question.row * args.vocab_size, args.vocab_size};
-    Place *best = args.best + (size_t)blockIdx.x * args.most_best;
-    Place first = first_place(row, scratch);
+    TokenPlace *best = args.best + (size_t)blockIdx.x * args.most_best;
+    TokenPlace first = first_place(row, scratch);
     float largest = logit_at(first);
     if (!scratch.is_number) largest = NAN;
     Answer answer = {0.0, 0.0, 0.0, token_at(first), largest, 1, largest};

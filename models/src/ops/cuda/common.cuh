@@ -1,5 +1,5 @@
-// What the kernels share. Plain CUDA C++ without inline assembly, so that the same text compiles for other makers' GPUs and,
-// under host/runtime.h, for the CPU.
+// What the kernels share. Plain CUDA C++, so that the same text compiles for other makers' GPUs and, under host/runtime.h, for
+// the CPU; only tensor_core.cuh has inline assembly.
 //
 // Activations are f32 or bf16 and say so by a template argument; sums are f32 everywhere. Each kernel takes one struct by
 // value, which its Rust file mirrors field by field. All indexes into tensors are 64 bits wide.

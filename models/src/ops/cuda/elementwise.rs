@@ -1,10 +1,11 @@
 #![expect(unsafe_code, reason = "kernels are launched with the addresses of checked tensors")]
 
-//! Norms and activations.
+//! Norms, activations and biases.
 
 use candle_core::Tensor;
 
 use super::args::activation::ActivationArgs;
+use super::args::bias::BiasArgs;
 use super::args::norm::NormArgs;
 use super::launch::Address;
 use super::tensors::{address, address_if_any, float_of, unwritten};
@@ -45,25 +46,38 @@ pub(crate) fn add_norm(
 
 pub(crate) fn activate(compute: &Compute, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
     let x = x.contiguous()?;
-    let (gpu, shape) = (compute.gpu(), x.dims2()?);
+    let (gpu, (m, width)) = (compute.gpu(), x.dims2()?);
     let out = unwritten(x.dims(), x.dtype(), &x)?;
     let args =
-        ActivationArgs { x: address(gpu, &x)?, out: address(gpu, &out)?, ..ActivationArgs::plain(activation, shape) };
+        ActivationArgs { x: address(gpu, &x)?, out: address(gpu, &out)?, ..ActivationArgs::plain(activation, width) };
     // SAFETY: both have the shape that the arguments say.
-    unsafe { gpu.launch(args.launch(float_of(&x)?)) }?;
+    unsafe { gpu.launch(args.launch(m, float_of(&x)?)) }?;
     Ok(out)
 }
 
 pub(crate) fn gate_mul(compute: &Compute, gate_up: &Tensor, gate: Gate) -> Result<Tensor, ModelError> {
     let gate_up = gate_up.contiguous()?;
     let (m, both) = gate_up.dims2()?;
-    let (gpu, shape) = (compute.gpu(), (m, both / 2));
-    let out = unwritten(&[m, both / 2], gate_up.dtype(), &gate_up)?;
+    let (gpu, width) = (compute.gpu(), both / 2);
+    let out = unwritten(&[m, width], gate_up.dtype(), &gate_up)?;
     let args =
-        ActivationArgs { x: address(gpu, &gate_up)?, out: address(gpu, &out)?, ..ActivationArgs::gated(gate, shape) };
+        ActivationArgs { x: address(gpu, &gate_up)?, out: address(gpu, &out)?, ..ActivationArgs::gated(gate, width) };
     // SAFETY: the input's rows are twice as long as the output's.
-    unsafe { gpu.launch(args.launch(float_of(&gate_up)?)) }?;
+    unsafe { gpu.launch(args.launch(m, float_of(&gate_up)?)) }?;
     Ok(out)
+}
+
+/// Adds `bias [width] f32` to each row of `x [m, width]`, in place: nobody else has `x`.
+pub(crate) fn add_bias(compute: &Compute, x: &Tensor, bias: &Tensor) -> Result<(), ModelError> {
+    let gpu = compute.gpu();
+    let args = BiasArgs {
+        x: address(gpu, x)?,
+        bias: address(gpu, bias)?,
+        width: bias.dims1()? as u64,
+        num_elements: x.elem_count() as u64,
+    };
+    // SAFETY: rows of as many elements as the bias has, which the caller has checked.
+    unsafe { gpu.launch(args.launch(float_of(x)?)) }
 }
 
 /// Everything but what is normed.

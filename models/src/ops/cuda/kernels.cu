@@ -1,7 +1,11 @@
 // All kernels, as one module: what build.rs compiles for the GPU, and tests compile for the CPU.
 #include "activation.cu"
+#include "angles.cu"
 #include "attention.cu"
+#include "attention_tiles.cu"
+#include "bias.cu"
 #include "choose.cu"
 #include "norm.cu"
+#include "one_row.cu"
 #include "qkv.cu"
 #include "rows.cu"

@@ -10,6 +10,8 @@ pub(crate) struct Launch<A> {
     pub(super) grid: [u32; 3],
     /// Of a block.
     pub(super) threads: u32,
+    /// Memory of a block beside what the kernel declares.
+    pub(super) shared_bytes: u32,
     pub(super) args: A,
 }
 

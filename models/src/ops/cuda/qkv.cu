@@ -1,7 +1,7 @@
 // What stands between the merged product of queries, keys and values and attention, in one launch, as ../qkv.rs has it: the
 // product's bias, norms of queries and keys, rotary positions, and the keys and values written to the paged cache.
 //
-// A block is one token; its warps take the token's heads in turn. An element's f32 value is rounded once, when it is
+// A block is one token, or a few heads of it where heads are normed apart; its warps take the heads in turn. An element's f32 value is rounded once, when it is
 // stored, to the activations' dtype (queries) or to the cache's (keys and values).
 #include "common.cuh"
 
@@ -10,7 +10,7 @@ struct QkvArgs {
     void *q;               // [num_tokens, num_heads, head_dim], dtype of qkv
     void *k;               // one layer of the cache, see attention.cu
     void *v;
-    const uint32_t *slots; // [num_tokens]
+    const uint32_t *slots; // [num_tokens]; NOWHERE: the token's keys and values are not stored
     const float *bias;     // as one row of qkv, or null
     const float *q_weight; // [head_dim], or [num_heads * head_dim] where `whole_token`; null: no norms
     const float *k_weight; // [head_dim], or [num_kv_heads * head_dim]
@@ -32,6 +32,7 @@ struct QkvArgs {
 constexpr int KV_TILE = 16;
 constexpr int QKV_WARPS = 4;
 constexpr int MOST_HEAD_DIM = 256;
+constexpr uint32_t NOWHERE = 0xffffffffu;
 
 // Mean (0 for a root mean square) and factor of a norm.
 struct Moments {
@@ -92,6 +93,7 @@ __device__ __forceinline__ void store(const QkvArgs &args, size_t token, int hea
         ((T *)args.q)[(token * args.num_heads + head) * args.head_dim + i] = rounded<T>(value);
         return;
     }
+    if (args.slots[token] == NOWHERE) return;
     size_t slot = args.slots[token];
     size_t block = slot / args.block_size, offset = slot % args.block_size;
     int kv_head = (head - args.num_heads) % args.num_kv_heads;
@@ -104,7 +106,7 @@ __device__ __forceinline__ void store(const QkvArgs &args, size_t token, int hea
     }
 }
 
-// Grid (num_tokens), QKV_WARPS warps.
+// Grid (num_tokens, blocks of a token), QKV_WARPS warps.
 template <typename T, typename C> __device__ __forceinline__ void prepare_qkv(const QkvArgs &args) {
     __shared__ float heads[QKV_WARPS][MOST_HEAD_DIM];
     size_t token = blockIdx.x;
@@ -115,7 +117,8 @@ template <typename T, typename C> __device__ __forceinline__ void prepare_qkv(co
         q_moments = moments_of_token<T>(args, token, 0, q_width, args.q_bias != nullptr, args.q_eps);
         k_moments = moments_of_token<T>(args, token, q_width, k_width, args.k_bias != nullptr, args.k_eps);
     }
-    for (int index = warp_index(); index < args.num_heads + 2 * args.num_kv_heads; index += QKV_WARPS) {
+    int first = blockIdx.y * QKV_WARPS + warp_index(), stride = gridDim.y * QKV_WARPS;
+    for (int index = first; index < args.num_heads + 2 * args.num_kv_heads; index += stride) {
         for (int i = lane_index(); i < args.head_dim; i += WARP) {
             head[i] = qkv_element<T>(args, token, index * args.head_dim + i);
         }

@@ -36,7 +36,7 @@ pub(crate) fn prepare_qkv(
         q: address(gpu, &q)?,
         k: address(gpu, &layer.k)?,
         v: address(gpu, &layer.v)?,
-        slots: step.address(gpu, step.layout.slots[layer.group()])?,
+        slots: step.address(gpu, step.layout.slots[layer.group()]),
         bias: address_if_any(gpu, preparation.bias)?,
         q_weight: address_if_any(gpu, norms.map(|(q, _)| q.weight))?,
         k_weight: address_if_any(gpu, norms.map(|(_, k)| k.weight))?,

@@ -1,6 +1,6 @@
-//! Matrices on the GPU, for cuBLAS.
+//! Matrices on the GPU.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use half::bf16;
 
 use crate::ops::{Compute, WeightPart, blocks};
@@ -28,12 +28,6 @@ pub(crate) fn on_gpu(
         Ok(Tensor::from_vec(values, shape, compute.device())?)
     });
     Ok(Tensor::cat(&tensors.collect::<Result<Vec<_>, ModelError>>()?, 0)?)
-}
-
-/// `x [m, in_features]` times the transposed `weight`, in the weight's dtype with f32 sums, given in that of `x`.
-pub(crate) fn product(x: &Tensor, weight: &Tensor) -> Result<Tensor, ModelError> {
-    let y = x.contiguous()?.to_dtype(weight.dtype())?.matmul(&weight.transpose(0, D::Minus1)?)?;
-    Ok(y.to_dtype(x.dtype())?)
 }
 
 fn as_bf16(part: &WeightPart<'_>) -> Vec<bf16> {

@@ -237,9 +237,11 @@ impl ShapeReport {
         let bench = Bench::start(loaded, (&rooms, load(1)), (&config.engine, None), Arc::clone(&clock))?;
         let mut rounds = 0..;
         let mut measure = |what: String, load: Workload| {
-            eprintln!("{shape}: {what}");
             let measured = bench.run(load, rounds.next().unwrap_or_default())?;
-            anyhow::Ok(Row::new(load.batch, &measured, (limits, &cost), false))
+            let row = Row::new(load.batch, &measured, (limits, &cost), false);
+            let [read, generated] = [row.prefill_tokens_per_s, row.decode_tokens_per_s];
+            eprintln!("{shape}: {what}: {read:.0} tok/s of prompts, {generated:.0} generated");
+            anyhow::Ok(row)
         };
         let sweep = sizes.sweep.iter().map(|&batch| measure(format!("batch of {batch}"), load(batch)));
         let sweep = sweep.collect::<Result<Vec<_>>>()?;

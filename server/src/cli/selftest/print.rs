@@ -49,9 +49,10 @@ fn failure(check: &Line) -> String {
 }
 
 fn rate(speed: &Speed) -> String {
-    let Speed { what, at, bytes_per_s, operations_per_s, share_of_limit, .. } = speed;
-    let (gigabytes, gigaflops) = (bytes_per_s / 1e9, operations_per_s / 1e9);
-    format!("{what:<22}{gigabytes:>8.1} GB/s{gigaflops:>10.1} GFLOP/s{:>5.0}% of limit   {at}", share_of_limit * 100.0)
+    let Speed { what, at, seconds, bytes_per_s, operations_per_s, share_of_limit } = speed;
+    let (micros, gigabytes, gigaflops) = (seconds * 1e6, bytes_per_s / 1e9, operations_per_s / 1e9);
+    let share = share_of_limit * 100.0;
+    format!("{what:<22}{micros:>10.1} us{gigabytes:>8.1} GB/s{gigaflops:>10.1} GFLOP/s{share:>5.0}% of limit   {at}")
 }
 
 impl Line {

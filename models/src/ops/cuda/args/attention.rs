@@ -1,7 +1,7 @@
 use crate::ops::AttentionParams;
-use crate::ops::attention::{CHUNK_TOKENS, Direction};
+use crate::ops::attention::Direction;
 use crate::ops::cuda::launch::{Address, Float, Launch, WARP};
-use crate::ops::cuda::step::Items;
+use crate::ops::cuda::step::{ITEM_TOKENS, Items};
 
 /// `AttentionArgs` of `attention.cu`.
 #[repr(C)]
@@ -23,6 +23,7 @@ pub(crate) struct AttentionArgs {
     pub(crate) padded_head_dim: i32,
     pub(crate) block_size: i32,
     pub(crate) max_splits: i32,
+    pub(crate) split_keys: i32,
     pub(crate) window: i32,
     pub(crate) both_directions: i32,
     pub(crate) bf16_activations: i32,
@@ -51,15 +52,38 @@ pub(crate) const MOST_HEAD_DIM: usize = 256;
 /// No position is as far from another, so a longer window is none.
 const MOST_WINDOW: usize = 1 << 30;
 
-/// Keys whose sums are one partial result.
-const SPLIT: usize = 128;
+/// Which kernels a layer's attention runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernels {
+    /// Of `attention_tiles.cu`: tensor cores.
+    Tiles,
+    /// Of `attention.cu`: every dtype and length of heads.
+    Rows,
+}
+
+impl Kernels {
+    /// Keys whose sums are one partial result of decode.
+    fn split_keys(self) -> usize {
+        match self {
+            Self::Tiles => 256,
+            Self::Rows => 128,
+        }
+    }
+}
+
 /// Of a block.
 const WARPS: usize = 4;
+/// Query rows of a matrix product.
+const TILE_ROWS: usize = 16;
+/// Keys of one product of tiles, of which a warp of decode holds [`STAGES`] at a time, as a block of prefill does.
+const TILE_KEYS: usize = 16;
+const STAGES: usize = 2;
+const BF16_BYTES: usize = 2;
 
 impl AttentionShape {
     /// f32 numbers that the decode of `items` leaves for the merge.
     pub(crate) fn partial_len(&self, items: Items) -> usize {
-        items.count * self.num_heads * max_splits(items) * (self.head_dim + 2)
+        items.count * self.num_heads * self.max_splits(items) * (self.head_dim + 2)
     }
 
     /// Everything but the addresses, which are null.
@@ -81,7 +105,8 @@ impl AttentionShape {
             head_dim: number(self.head_dim),
             padded_head_dim: number(self.padded_head_dim),
             block_size: number(self.block_size),
-            max_splits: number(max_splits(items)),
+            max_splits: number(self.max_splits(items)),
+            split_keys: number(self.kernels().split_keys()),
             window: params.window.filter(|&window| window <= MOST_WINDOW).map_or(0, number),
             both_directions: i32::from(params.direction == Direction::Both),
             bf16_activations: i32::from(self.activations == Float::Bf16),
@@ -92,48 +117,117 @@ impl AttentionShape {
         }
     }
 
-    /// A warp for each split of each K/V head, and query heads in turns of as many rows as a warp holds.
     pub(crate) fn decode(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
-        let (width, group) = (self.width(), self.num_heads / self.num_kv_heads);
-        let rows = match group {
-            1 => 1,
-            2..=4 => 4,
-            _ if width > 128 => 4,
-            _ => 8,
-        };
-        Launch {
-            kernel: format!("attention_decode_{}_d{width}_r{rows}", self.cache.name()),
-            grid: [max_splits(items).div_ceil(WARPS), self.num_kv_heads, items.count].map(|side| side as u32),
-            threads: WARPS as u32 * WARP,
-            args,
+        match self.kernels() {
+            Kernels::Tiles => self.decode_tiles(args, items),
+            Kernels::Rows => self.decode_rows(args, items),
         }
     }
 
     /// Makes one result of a token's splits.
     pub(crate) fn merge(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
-        let grid = [self.num_heads as u32, items.count as u32, 1];
-        Launch { kernel: "attention_merge".into(), grid, threads: WARP, args }
-    }
-
-    /// A warp for every few query rows of a chunk of tokens.
-    pub(crate) fn prefill(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
-        let width = self.width();
-        let rows_per_block = WARPS * if width > 128 { 4 } else { 8 };
-        let row_groups = (CHUNK_TOKENS * self.num_heads / self.num_kv_heads).div_ceil(rows_per_block);
         Launch {
-            kernel: format!("attention_prefill_{}_d{width}", self.cache.name()),
-            grid: [row_groups, self.num_kv_heads, items.count].map(|side| side as u32),
-            threads: WARPS as u32 * WARP,
+            kernel: "attention_merge".into(),
+            grid: [self.num_heads as u32, items.count as u32, 1],
+            threads: self.head_dim.next_multiple_of(WARP as usize) as u32,
+            shared_bytes: 0,
             args,
         }
+    }
+
+    pub(crate) fn prefill(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
+        match self.kernels() {
+            Kernels::Tiles => self.prefill_tiles(args, items),
+            Kernels::Rows => self.prefill_rows(args, items),
+        }
+    }
+
+    /// A block for each split of each K/V head, and for each 16 of the query heads that share it.
+    fn decode_tiles(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
+        let width = self.width();
+        let warps = if width > 192 { 2 } else { WARPS };
+        let turns = self.group().div_ceil(TILE_ROWS);
+        Launch {
+            kernel: format!("attention_decode_tiles_d{width}"),
+            grid: [self.max_splits(items), self.num_kv_heads * turns, items.count].map(|side| side as u32),
+            threads: warps as u32 * WARP,
+            shared_bytes: (warps * STAGES * self.kv_bytes(TILE_KEYS)) as u32,
+            args,
+        }
+    }
+
+    /// A block for every 128 query rows of an item, or for every 64 of wide heads.
+    fn prefill_tiles(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
+        let width = self.width();
+        let (tiles_per_warp, keys) = if width > 128 { (1, 32) } else { (2, 64) };
+        let rows = WARPS * tiles_per_warp * TILE_ROWS;
+        Launch {
+            kernel: format!("attention_prefill_tiles_d{width}"),
+            grid: self.row_groups(rows, items),
+            threads: WARPS as u32 * WARP,
+            shared_bytes: (rows * width * BF16_BYTES + STAGES * self.kv_bytes(keys)) as u32,
+            args,
+        }
+    }
+
+    /// A warp for each split of each K/V head, and query heads in turns of as many rows as a warp holds.
+    fn decode_rows(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
+        let width = self.width();
+        let rows = match self.group() {
+            1 => 1,
+            2..=4 => 4,
+            _ if width > 128 => 4,
+            _ => 8,
+        };
+        let splits = self.max_splits(items);
+        Launch {
+            kernel: format!("attention_decode_{}_d{width}_r{rows}", self.cache.name()),
+            grid: [splits.div_ceil(WARPS), self.num_kv_heads, items.count].map(|side| side as u32),
+            threads: WARPS as u32 * WARP,
+            shared_bytes: 0,
+            args,
+        }
+    }
+
+    /// A warp for every few query rows of an item.
+    fn prefill_rows(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
+        let width = self.width();
+        Launch {
+            kernel: format!("attention_prefill_{}_d{width}", self.cache.name()),
+            grid: self.row_groups(WARPS * if width > 128 { 4 } else { 8 }, items),
+            threads: WARPS as u32 * WARP,
+            shared_bytes: 0,
+            args,
+        }
+    }
+
+    /// Blocks for items of any length, of so many rows each.
+    fn row_groups(&self, rows: usize, items: Items) -> [u32; 3] {
+        [(ITEM_TOKENS * self.group()).div_ceil(rows), self.num_kv_heads, items.count].map(|side| side as u32)
+    }
+
+    /// Tiles are copied in pieces of 16 bytes, and multiplied 16 elements of a head at a time.
+    fn kernels(&self) -> Kernels {
+        let is_bf16 = self.activations == Float::Bf16 && self.cache == Float::Bf16;
+        if is_bf16 && self.head_dim.is_multiple_of(16) { Kernels::Tiles } else { Kernels::Rows }
+    }
+
+    /// Of keys and values in shared memory.
+    fn kv_bytes(&self, keys: usize) -> usize {
+        2 * keys * self.width() * BF16_BYTES
+    }
+
+    /// Query heads that share a K/V head.
+    fn group(&self) -> usize {
+        self.num_heads / self.num_kv_heads
     }
 
     /// Elements of a head that the kernel has room for.
     fn width(&self) -> usize {
         self.head_dim.next_multiple_of(64)
     }
-}
 
-fn max_splits(items: Items) -> usize {
-    items.most_keys.div_ceil(SPLIT)
+    fn max_splits(&self, items: Items) -> usize {
+        items.most_keys.div_ceil(self.kernels().split_keys())
+    }
 }

@@ -37,7 +37,7 @@ impl ChooseArgs {
     /// A block for each question.
     pub(crate) fn launch(self, num_questions: usize, logits: Float) -> Launch<Self> {
         let kernel = format!("choose_{}", logits.name());
-        Launch { kernel, grid: [num_questions as u32, 1, 1], threads: WARPS * WARP, args: self }
+        Launch { kernel, grid: [num_questions as u32, 1, 1], threads: WARPS * WARP, shared_bytes: 0, args: self }
     }
 }
 

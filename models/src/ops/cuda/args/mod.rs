@@ -2,8 +2,11 @@
 //! needs a GPU.
 
 pub(super) mod activation;
+pub(super) mod angles;
 pub(super) mod attention;
+pub(super) mod bias;
 pub(super) mod choose;
 pub(super) mod norm;
+pub(super) mod one_row;
 pub(super) mod qkv;
 pub(super) mod rows;

@@ -14,12 +14,16 @@ pub(crate) struct NormArgs {
     pub(crate) eps: f32,
 }
 
-const WARPS: u32 = 8;
+/// Elements of one load.
+const PIECE: u32 = 8;
+/// Of a block.
+const MOST_THREADS: u32 = 16 * WARP;
 
 impl NormArgs {
-    /// A block for each row.
+    /// A block for each row, with a thread for each piece of it where there are not too many.
     pub(crate) fn launch(self, num_rows: usize, activations: Float) -> Launch<Self> {
         let kernel = format!("norm_{}", activations.name());
-        Launch { kernel, grid: [num_rows as u32, 1, 1], threads: WARPS * WARP, args: self }
+        let threads = (self.width as u32).div_ceil(PIECE).next_multiple_of(WARP).min(MOST_THREADS);
+        Launch { kernel, grid: [num_rows as u32, 1, 1], threads, shared_bytes: 0, args: self }
     }
 }

@@ -30,12 +30,15 @@ pub(crate) struct QkvArgs {
 const WARPS: u32 = 4;
 
 impl QkvArgs {
-    /// A block for each token.
+    /// A block for each token, or a warp for each of its heads where none needs to know the others.
     pub(crate) fn launch(self, num_tokens: usize, activations: Float, cache: Float) -> Launch<Self> {
+        let heads = (self.num_heads + 2 * self.num_kv_heads) as u32;
+        let blocks = if self.whole_token == 0 { heads.div_ceil(WARPS) } else { 1 };
         Launch {
             kernel: format!("prepare_qkv_{}_{}", activations.name(), cache.name()),
-            grid: [num_tokens as u32, 1, 1],
+            grid: [num_tokens as u32, blocks, 1],
             threads: WARPS * WARP,
+            shared_bytes: 0,
             args: self,
         }
     }

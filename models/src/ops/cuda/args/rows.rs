@@ -16,6 +16,6 @@ impl GatherArgs {
     /// A block for each row.
     pub(crate) fn launch(self, num_rows: usize, elements: Float) -> Launch<Self> {
         let kernel = format!("gather_{}", elements.name());
-        Launch { kernel, grid: [num_rows as u32, 1, 1], threads: THREADS, args: self }
+        Launch { kernel, grid: [num_rows as u32, 1, 1], threads: THREADS, shared_bytes: 0, args: self }
     }
 }

@@ -1,6 +1,7 @@
 // Runs kernels of ../kernels.cu on the CPU, see runtime.h. Tests load this as a library and call `launch`.
 #include "runtime.h"
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <ucontext.h>
@@ -13,6 +14,16 @@ thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace {
 
 constexpr size_t STACK_BYTES = 256 * 1024;
+constexpr size_t MOST_EXCHANGED = 32; // bytes of a lane
+constexpr size_t SHARED_GUARD = 1024;
+constexpr char UNWRITTEN = -1;        // not a number in f32 and bf16
+
+struct Copy {
+    void *to;
+    const void *from;
+    size_t bytes;
+    bool is_there;
+};
 
 struct Fiber {
     ucontext_t context;
@@ -21,11 +32,15 @@ struct Fiber {
     bool ended = false;
     // Barriers that it has arrived at, of its block and of its warp; even and odd ones alternate in `exchanged`.
     uint64_t block_arrivals = 0, warp_arrivals = 0;
+    std::vector<Copy> open;                // begun
+    std::deque<std::vector<Copy>> pending; // groups that nobody has waited for
 };
 
 struct Block {
     std::vector<Fiber> fibers;
     std::vector<uint32_t> exchanged[2];
+    std::vector<char> given[2]; // of `host_exchange`, as above
+    std::vector<char> shared;   // given at the launch
     ucontext_t scheduler;
     Fiber *running = nullptr;
     void (*body)(const void *) = nullptr;
@@ -61,6 +76,15 @@ void wait_for_warp() {
     while (problem.empty() && std::any_of(first, end, is_late)) give_way();
 }
 
+// After a wait of all 32 lanes: one that ended before it came is missing.
+void check_whole_warp() {
+    uint64_t own = block->running->warp_arrivals;
+    for (size_t lane = warp_start(); lane < warp_start() + WARP; lane++) {
+        bool has_come = lane < block->fibers.size() && block->fibers[lane].warp_arrivals >= own;
+        if (!has_come) fail("a lane has ended that others compute with");
+    }
+}
+
 void run_fiber() {
     block->body(block->args);
     block->running->ended = true;
@@ -86,10 +110,12 @@ void run_warp(size_t warp, int backwards) {
 }
 
 void run_block(int backwards) {
+    std::fill(block->shared.begin(), block->shared.end(), UNWRITTEN);
     block->passed = block->first_late = 0;
     for (auto &fiber : block->fibers) {
         fiber.ended = false;
         fiber.block_arrivals = fiber.warp_arrivals = 0;
+        fiber.open.clear(), fiber.pending.clear();
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = STACK_BYTES;
@@ -101,6 +127,10 @@ void run_block(int backwards) {
         uint64_t before = block->progress;
         for (size_t turn = 0; turn < warps; turn++) run_warp(backwards ? warps - 1 - turn : turn, backwards);
         if (block->progress == before) fail("threads wait at barriers that not all of them reach");
+    }
+    auto is_written = [](char byte) { return byte != UNWRITTEN; };
+    if (std::any_of(block->shared.end() - SHARED_GUARD, block->shared.end(), is_written)) {
+        fail("a block wrote behind the shared memory that it was given");
     }
 }
 
@@ -119,10 +149,13 @@ struct Kernel {
 #define ATTENTIONS(CACHE)                                                                                              \
     ATTENTION(CACHE, 64), ATTENTION(CACHE, 128), ATTENTION(CACHE, 192), ATTENTION(CACHE, 256),                            \
         KERNEL(attention_decode_##CACHE##_d64_r8, AttentionArgs), KERNEL(attention_decode_##CACHE##_d128_r8, AttentionArgs)
+#define ATTENTION_TILES(WIDTH)                                                                                         \
+    KERNEL(attention_prefill_tiles_d##WIDTH, AttentionArgs), KERNEL(attention_decode_tiles_d##WIDTH, AttentionArgs)
 
 const Kernel KERNELS[] = {
     ATTENTIONS(f32),
     ATTENTIONS(bf16),
+    ATTENTION_TILES(64), ATTENTION_TILES(128), ATTENTION_TILES(192), ATTENTION_TILES(256),
     KERNEL(attention_merge, AttentionArgs),
     KERNEL(prepare_qkv_f32_f32, QkvArgs),
     KERNEL(prepare_qkv_f32_bf16, QkvArgs),
@@ -132,6 +165,10 @@ const Kernel KERNELS[] = {
     KERNEL(norm_bf16, NormArgs),
     KERNEL(activate_f32, ActivationArgs),
     KERNEL(activate_bf16, ActivationArgs),
+    KERNEL(one_row_bf16, OneRowArgs),
+    KERNEL(add_bias_f32, BiasArgs),
+    KERNEL(add_bias_bf16, BiasArgs),
+    KERNEL(rotary_angles, AnglesArgs),
     KERNEL(gather_f32, GatherArgs),
     KERNEL(gather_bf16, GatherArgs),
     KERNEL(choose_f32, ChooseArgs),
@@ -163,15 +200,43 @@ uint32_t host_shuffle(uint32_t value, int mask) {
     auto &values = block->exchanged[block->running->warp_arrivals % 2];
     values[self] = value;
     wait_for_warp();
-    for (size_t lane = warp_start(); lane < warp_start() + WARP; lane++) {
-        if (lane >= block->fibers.size() || block->fibers[lane].ended) fail("a lane has ended that others shuffle with");
-    }
+    check_whole_warp();
     return other < values.size() ? values[other] : 0;
+}
+
+const void *host_exchange(const void *own, size_t bytes) {
+    size_t self = index_of(*block->running);
+    char *given = block->given[block->running->warp_arrivals % 2].data() + warp_start() * MOST_EXCHANGED;
+    memcpy(given + self % WARP * bytes, own, bytes);
+    wait_for_warp();
+    check_whole_warp();
+    return given;
+}
+
+void *host_dynamic_shared() { return block->shared.data(); }
+
+void host_copy_later(void *to, const void *from, size_t bytes, bool is_there) {
+    block->running->open.push_back(Copy{to, from, bytes, is_there});
+}
+
+void host_close_copies() {
+    block->running->pending.push_back(std::move(block->running->open));
+    block->running->open.clear();
+}
+
+void host_wait_for_copies(size_t pending) {
+    for (auto &groups = block->running->pending; groups.size() > pending; groups.pop_front()) {
+        for (const Copy &copy : groups.front()) {
+            if (copy.is_there) memcpy(copy.to, copy.from, copy.bytes);
+            else memset(copy.to, 0, copy.bytes);
+        }
+    }
 }
 
 // Runs a kernel over a grid, whose blocks come in ascending or descending order. Null, or what was wrong.
 extern "C" const char *launch(
-    const char *name, const uint32_t *grid, uint32_t threads, const void *args, uint64_t args_bytes, int backwards
+    const char *name, const uint32_t *grid, uint32_t threads, uint32_t shared_bytes, const void *args, uint64_t args_bytes,
+    int backwards
 ) {
     problem.clear();
     auto is_named = [&](const Kernel &kernel) { return strcmp(kernel.name, name) == 0; };
@@ -184,6 +249,8 @@ extern "C" const char *launch(
     own.args = args;
     own.fibers.resize(threads);
     for (auto &values : own.exchanged) values.resize(threads);
+    for (auto &given : own.given) given.resize((threads + WARP - 1) / WARP * WARP * MOST_EXCHANGED);
+    own.shared.resize(shared_bytes + SHARED_GUARD);
     for (uint32_t thread = 0; thread < threads; thread++) {
         own.fibers[thread].stack.reset(new char[STACK_BYTES]);
         own.fibers[thread].index = dim3{thread, 0, 0};

@@ -19,7 +19,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // Blocks run one after the other, all on the thread that launched them.
 #define __shared__ static thread_local
@@ -37,6 +37,10 @@ struct float2 {
 
 struct float4 {
     float x, y, z, w;
+};
+
+struct uint4 {
+    uint32_t x, y, z, w;
 };
 
 static inline float2 make_float2(float x, float y) { return float2{x, y}; }

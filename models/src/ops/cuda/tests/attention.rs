@@ -7,17 +7,28 @@ use super::{Random, assert_close, reference, tolerance};
 use crate::ops::cuda::args::attention::{AttentionArgs, AttentionShape};
 use crate::ops::cuda::launch::{Address, Float};
 use crate::ops::cuda::step::StepWords;
-use crate::ops::{AttentionParams, AttentionPlan, paged_attention};
+use crate::ops::{AttentionParams, AttentionPlan, PerHead, paged_attention};
 use crate::selftest::tables::{
     ATTENTION, FLAGGED, SEQUENCES, WHOLE_SEQUENCES, flags_of_attention, two_sided_attention,
 };
 use crate::selftest::world::{Shape, World};
 
-/// As the launcher does it on a GPU.
 fn on_host(host: Host, world: &mut World, q: &Tensor, params: &AttentionParams, order: Order) -> Vec<f32> {
+    let words = StepWords::new(&AttentionPlan::new(&world.input));
+    with_words(host, world, (q, &words), params, order)
+}
+
+/// As the launcher does it on a GPU.
+pub(super) fn with_words(
+    host: Host,
+    world: &mut World,
+    (q, words): (&Tensor, &StepWords),
+    params: &AttentionParams,
+    order: Order,
+) -> Vec<f32> {
+    let num_tokens = q.dim(0).unwrap();
     let Shape { activations, cache, num_kv_heads, head_dim, block_size, .. } = world.shape;
     let num_heads = world.shape.num_heads();
-    let words = StepWords::new(&AttentionPlan::new(&world.input));
     let layer = world.layer();
     let kernel_shape = AttentionShape {
         num_heads,
@@ -32,9 +43,9 @@ fn on_host(host: Host, world: &mut World, q: &Tensor, params: &AttentionParams, 
     let [mut k, mut v] = [Buffer::of(&layer.k, cache), Buffer::of(&layer.v, cache)];
     let (mut q, mut words_buffer) = (Buffer::of(q, activations), Buffer::of_words(&words.words));
     let element_bytes = if activations == Float::F32 { 4 } else { 2 };
-    let mut out = Buffer::unwritten(world.input.num_tokens() * num_heads * head_dim * element_bytes);
+    let mut out = Buffer::unwritten(num_tokens * num_heads * head_dim * element_bytes);
     let mut partial = Buffer::unwritten(kernel_shape.partial_len(decode) * size_of::<f32>());
-    let per_head = |values: &Option<Vec<f32>>| values.as_ref().map(|values| Buffer::of_values(values, Float::F32));
+    let per_head = |values: &Option<PerHead>| values.as_ref().map(|values| Buffer::of_values(values, Float::F32));
     let (mut slopes, mut sinks) = (per_head(&params.alibi_slopes), per_head(&params.sinks));
     let Address(start) = words_buffer.address();
     let word = |index: usize| Address(start + 4 * index as u64);
@@ -87,36 +98,53 @@ fn attention_equals_the_reference_for_every_width_and_group() {
 #[test]
 fn attention_equals_the_reference_with_every_flag() {
     let Some(host) = Host::get() else { return };
-    for params in flags_of_attention() {
-        check(host, FLAGGED, &params, &SEQUENCES);
+    for shape in FLAGGED {
+        for params in flags_of_attention() {
+            check(host, shape, &params, &SEQUENCES);
+        }
+        for params in two_sided_attention() {
+            check(host, shape, &params, &WHOLE_SEQUENCES);
+        }
     }
-    for params in two_sided_attention() {
-        check(host, FLAGGED, &params, &WHOLE_SEQUENCES);
-    }
+}
+
+/// Of the last token of a sequence, which beside others runs the tokens at `positions`.
+fn last_row(host: Host, shape: Shape, positions: Range<usize>, others: Range<usize>) -> Vec<f32> {
+    let params = AttentionParams {
+        window: Some(150),
+        sinks: Some(vec![0.5; shape.num_heads()].into()),
+        ..AttentionParams::causal(shape.scale())
+    };
+    let width = shape.num_heads() * shape.head_dim;
+    let rows = Random(5).tensor(&[300, shape.num_heads(), shape.head_dim], shape.activations);
+    let world = World::new(shape, &[positions.clone(), others.clone()]).unwrap();
+    let mut world = world.with_keys(&mut Random(9)).unwrap();
+    let of = |positions: &Range<usize>| rows.narrow(0, positions.start, positions.len()).unwrap();
+    let q = Tensor::cat(&[of(&positions), of(&others)], 0).unwrap();
+    let out = on_host(host, &mut world, &q, &params, Order::Forwards);
+    let last = out[(positions.len() - 1) * width..positions.len() * width].to_vec();
+    assert!(last.iter().all(|value| value.is_finite()));
+    last
 }
 
 /// A row of decode and the same row in chunks of two sizes: what it computes depends on its position and its keys alone.
 #[test]
 fn a_rows_bits_do_not_depend_on_the_kernel_or_the_chunk() {
     let Some(host) = Host::get() else { return };
-    let shape = Shape { num_kv_heads: 1, group: 4, ..FLAGGED };
-    let params = AttentionParams {
-        window: Some(150),
-        sinks: Some(vec![0.5; shape.num_heads()]),
-        ..AttentionParams::causal(shape.scale())
-    };
-    let width = shape.num_heads() * shape.head_dim;
-    let rows = Random(5).tensor(&[300, shape.num_heads(), shape.head_dim], Float::F32);
-    let last = |positions: Range<usize>| {
-        let world = World::new(shape, &[positions.clone(), 40..43]).unwrap();
-        let mut world = world.with_keys(&mut Random(9)).unwrap();
-        let others = rows.narrow(0, 0, 3).unwrap();
-        let q = Tensor::cat(&[rows.narrow(0, positions.start, positions.len()).unwrap(), others], 0).unwrap();
-        let out = on_host(host, &mut world, &q, &params, Order::Forwards);
-        out[(positions.len() - 1) * width..positions.len() * width].to_vec()
-    };
-    let alone = last(299..300);
-    assert!(alone.iter().all(|value| value.is_finite()));
-    assert_eq!(alone, last(298..300));
-    assert_eq!(alone, last(270..300));
+    let shape = Shape { num_kv_heads: 1, group: 4, ..FLAGGED[0] };
+    let alone = last_row(host, shape, 299..300, 40..43);
+    assert_eq!(alone, last_row(host, shape, 298..300, 40..43));
+    assert_eq!(alone, last_row(host, shape, 270..300, 40..43));
+}
+
+/// On the tensor cores, decode and prefill add in different orders.
+#[test]
+fn on_tensor_cores_a_rows_bits_do_not_depend_on_the_batch_or_the_chunk() {
+    let Some(host) = Host::get() else { return };
+    let shape = Shape { num_kv_heads: 1, group: 3, ..FLAGGED[1] };
+    let decoded = last_row(host, shape, 299..300, 40..43);
+    assert_eq!(decoded, last_row(host, shape, 299..300, 280..281));
+    let chunk = last_row(host, shape, 298..300, 40..43);
+    assert_eq!(chunk, last_row(host, shape, 270..300, 5..6));
+    assert_eq!(chunk, last_row(host, shape, 110..300, 5..6));
 }

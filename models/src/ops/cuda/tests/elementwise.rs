@@ -3,10 +3,12 @@ use candle_core::{DType, Tensor};
 use super::host::{Buffer, Host, in_both_orders};
 use super::{Random, assert_close, reference, tolerance, values};
 use crate::ops::cuda::args::activation::ActivationArgs;
+use crate::ops::cuda::args::angles::AnglesArgs;
+use crate::ops::cuda::args::bias::BiasArgs;
 use crate::ops::cuda::args::norm::NormArgs;
 use crate::ops::cuda::args::rows::GatherArgs;
 use crate::ops::cuda::launch::{Address, Float};
-use crate::ops::{LayerNormParams, activate, gate_mul, gather_rows, layer_norm, rms_norm};
+use crate::ops::{LayerNormParams, RotaryEmbedding, activate, gate_mul, gather_rows, layer_norm, rms_norm};
 use crate::selftest::tables::{ACTIVATED, ACTIVATIONS, GATES, GATHERED, NORMS, NormCase};
 
 const BOTH: [Float; 2] = [Float::F32, Float::Bf16];
@@ -61,24 +63,23 @@ fn norms_with_and_without_a_residual_equal_the_reference() {
 #[test]
 fn activations_and_gates_equal_the_reference() {
     let Some(host) = Host::get() else { return };
-    let [m, width] = ACTIVATED;
-    for float in BOTH {
-        let x = rounded(&(Random(3).tensor(&ACTIVATED, Float::F32) * 6.0).unwrap(), float);
+    for ([m, width], float) in ACTIVATED.into_iter().flat_map(|shape| BOTH.map(|float| (shape, float))) {
+        let x = rounded(&(Random(3).tensor(&[m, width], Float::F32) * 6.0).unwrap(), float);
         let run = |args: ActivationArgs, want: Tensor, what: String| {
             let got = in_both_orders(|order| {
                 let (mut x, mut out) = (Buffer::of(&x, float), output(&want, float));
-                host.run(&ActivationArgs { x: x.address(), out: out.address(), ..args }.launch(float), order);
+                host.run(&ActivationArgs { x: x.address(), out: out.address(), ..args }.launch(m, float), order);
                 out.values(float)
             });
             assert_close(&what, &got, &want, tolerance(float));
         };
         for activation in ACTIVATIONS {
             let want = activate(&reference(), &x, activation).unwrap();
-            run(ActivationArgs::plain(activation, (m, width)), want, format!("{activation:?}"));
+            run(ActivationArgs::plain(activation, width), want, format!("{activation:?}"));
         }
         for gate in GATES {
             let want = gate_mul(&reference(), &x, gate).unwrap();
-            run(ActivationArgs::gated(gate, (m, width / 2)), want, format!("gate {gate:?}"));
+            run(ActivationArgs::gated(gate, width / 2), want, format!("gate {gate:?}"));
         }
     }
 }
@@ -100,4 +101,51 @@ fn gathered_rows_equal_the_reference() {
         });
         assert_close("gathered", &got, &want, 0.0);
     }
+}
+
+#[test]
+fn a_bias_is_added_to_every_row() {
+    let Some(host) = Host::get() else { return };
+    let [m, width] = ACTIVATED[0];
+    for float in BOTH {
+        let (x, bias) = (Random(1).tensor(&[m, width], float), Random(2).tensor(&[width], Float::F32));
+        let want = rounded(&x.broadcast_add(&bias).unwrap(), float);
+        let got = in_both_orders(|order| {
+            let (mut x, mut bias) = (Buffer::of(&x, float), Buffer::of(&bias, Float::F32));
+            let args = BiasArgs {
+                x: x.address(),
+                bias: bias.address(),
+                width: width as u64,
+                num_elements: (m * width) as u64,
+            };
+            host.run(&args.launch(float), order);
+            x.values(float)
+        });
+        assert_close("with a bias", &got, &want, 0.0);
+    }
+}
+
+#[test]
+fn angles_of_positions_near_and_far_equal_the_reference() {
+    let Some(host) = Host::get() else { return };
+    let positions = [0, 1, 7, 4_095, 131_071];
+    let inv_freq: Vec<f32> = (0..33).map(|index| 0.75f32.powi(index)).collect();
+    let want = RotaryEmbedding::new(inv_freq.clone(), 1.2).angles(&reference(), &positions).unwrap();
+    let want = Tensor::cat(&[&want.cos, &want.sin], 0).unwrap();
+    let got = in_both_orders(|order| {
+        let (mut positions, mut inv_freq) = (Buffer::of_words(&positions), Buffer::of_values(&inv_freq, Float::F32));
+        let [mut cosines, mut sines] = [(); 2].map(|()| Buffer::unwritten(want.elem_count() / 2 * 4));
+        let args = AnglesArgs {
+            positions: positions.address(),
+            inv_freq: inv_freq.address(),
+            cosines: cosines.address(),
+            sines: sines.address(),
+            num_angles: want.elem_count() as i32 / 2,
+            half: 33,
+            scaling: 1.2,
+        };
+        host.run(&args.launch(), order);
+        [cosines.values(Float::F32), sines.values(Float::F32)].concat()
+    });
+    assert_close("angles", &got, &want, 1e-6);
 }

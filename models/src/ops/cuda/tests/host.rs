@@ -31,7 +31,8 @@ pub(super) struct Buffer {
     len_bytes: usize,
 }
 
-type LaunchFunction = unsafe extern "C" fn(*const c_char, *const u32, u32, *const c_void, u64, c_int) -> *const c_char;
+type LaunchFunction =
+    unsafe extern "C" fn(*const c_char, *const u32, u32, u32, *const c_void, u64, c_int) -> *const c_char;
 
 const GUARD_UNITS: usize = 64;
 /// Not a number in f32 and bf16, so that whatever reads it shows it.
@@ -90,8 +91,10 @@ impl Host {
         let backwards = c_int::from(matches!(order, Order::Backwards));
         // SAFETY: the name ends with a zero, the grid has three sides and the arguments `bytes` bytes, which `launch`
         // checks.
-        let problem =
-            unsafe { (self.launch)(kernel.as_ptr(), launch.grid.as_ptr(), launch.threads, args, bytes, backwards) };
+        let problem = unsafe {
+            let (grid, threads, shared) = (launch.grid.as_ptr(), launch.threads, launch.shared_bytes);
+            (self.launch)(kernel.as_ptr(), grid, threads, shared, args, bytes, backwards)
+        };
         if !problem.is_null() {
             // SAFETY: a message that lives until the thread's next launch.
             let problem = unsafe { CStr::from_ptr(problem) };

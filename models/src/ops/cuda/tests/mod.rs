@@ -4,6 +4,8 @@ mod attention;
 mod choose;
 mod elementwise;
 mod host;
+mod padded;
+mod product;
 mod qkv;
 
 use candle_core::{DType, Tensor};

@@ -2,7 +2,7 @@ use std::cell::RefCell;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::host::{Buffer, Host, in_both_orders};
+use super::host::{Buffer, Host, Order, in_both_orders};
 use super::{Random, assert_close, reference, tolerance, values};
 use crate::ops::cuda::args::qkv::QkvArgs;
 use crate::ops::cuda::launch::{Address, Float};
@@ -56,15 +56,10 @@ fn check(host: Host, shape: Shape, flags: QkvFlags) {
             k_bias: of(norms.and_then(|(_, k)| k.bias)),
             cosines: of(angles.map(|angles| &angles.cos)),
             sines: of(angles.map(|angles| &angles.sin)),
-            num_heads: shape.num_heads() as i32,
-            num_kv_heads: shape.num_kv_heads as i32,
-            head_dim: shape.head_dim as i32,
             padded_head_dim: layer.padded_head_dim() as i32,
-            block_size: shape.block_size as i32,
             half: flags.rotary_dim as i32 / 2,
             whole_token: i32::from(!matches!(flags.norm, None | Some(NormOf::Heads))),
-            q_eps: QK_NORM_EPS,
-            k_eps: QK_NORM_EPS,
+            ..plain_args(shape)
         };
         host.run(&args.launch(m, shape.activations, shape.cache), order);
         *got_cache.borrow_mut() = [k.values(shape.cache), v.values(shape.cache)].concat();
@@ -84,5 +79,54 @@ fn queries_and_the_cache_equal_the_reference_for_every_flag() {
     let Some(host) = Host::get() else { return };
     for (shape, flags) in QKV {
         check(host, shape, flags);
+    }
+}
+
+/// The cache of `world` after a step with `words`, of plain queries, keys and values.
+pub(super) fn stored(host: Host, mut world: World, (qkv, words): (&Tensor, &StepWords)) -> Vec<f32> {
+    let shape = world.shape;
+    let layer = world.layer();
+    let [mut k, mut v] = [Buffer::of(&layer.k, shape.cache), Buffer::of(&layer.v, shape.cache)];
+    let m = qkv.dim(0).unwrap();
+    let (mut qkv, mut words_buffer) = (Buffer::of(qkv, shape.activations), Buffer::of_words(&words.words));
+    let mut q = Buffer::of_values(&vec![f32::NAN; m * shape.num_heads() * shape.head_dim], shape.activations);
+    let Address(start) = words_buffer.address();
+    let args = QkvArgs {
+        qkv: qkv.address(),
+        q: q.address(),
+        k: k.address(),
+        v: v.address(),
+        slots: Address(start + 4 * words.layout.slots[0] as u64),
+        padded_head_dim: layer.padded_head_dim() as i32,
+        ..plain_args(shape)
+    };
+    host.run(&args.launch(m, shape.activations, shape.cache), Order::Forwards);
+    [k.values(shape.cache), v.values(shape.cache)].concat()
+}
+
+/// Without addresses and flags.
+fn plain_args(shape: Shape) -> QkvArgs {
+    QkvArgs {
+        qkv: Address::NULL,
+        q: Address::NULL,
+        k: Address::NULL,
+        v: Address::NULL,
+        slots: Address::NULL,
+        bias: Address::NULL,
+        q_weight: Address::NULL,
+        k_weight: Address::NULL,
+        q_bias: Address::NULL,
+        k_bias: Address::NULL,
+        cosines: Address::NULL,
+        sines: Address::NULL,
+        num_heads: shape.num_heads() as i32,
+        num_kv_heads: shape.num_kv_heads as i32,
+        head_dim: shape.head_dim as i32,
+        padded_head_dim: 0,
+        block_size: shape.block_size as i32,
+        half: 0,
+        whole_token: 0,
+        q_eps: QK_NORM_EPS,
+        k_eps: QK_NORM_EPS,
     }
 }

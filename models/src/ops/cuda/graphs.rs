@@ -1,0 +1,148 @@
+#![expect(unsafe_code, reason = "recorded launches are queued again")]
+
+//! Steps that generate, as CUDA graphs: hundreds of launches are queued as one.
+//!
+//! A step is filled up to one of a few shapes ([`PaddedShape`]), each of which is recorded when it first comes. The recording
+//! holds addresses: of the weights, of the step's integers, of the cache, and of the memory that its tensors had, which
+//! belongs to it. So only the integers are copied before a replay, and only the logits after it.
+//!
+//! What is recorded is not what is run: the input of the recording is nobody's rows. If a number of the host's went into it,
+//! the replay that is compared with the step itself, bit for bit, before the recording is used shows it. A shape
+//! whose recording fails, or is not equal, is run launch by launch from then on.
+
+use std::sync::{Arc, Weak};
+
+use candle_core::{DType, Tensor};
+
+use super::device_step::DeviceStep;
+use super::padded::{MOST_ROWS, PaddedShape};
+use super::recording::Recording;
+use super::tensors::unwritten;
+use crate::ops::replays::Forward;
+use crate::ops::{AttentionPlan, Compute};
+use crate::{KvCache, ModelError, ModelInput};
+
+/// The recordings of one model. They are used by one step at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Graphs {
+    /// The least recently used first.
+    shapes: Vec<Known>,
+    /// `[MOST_ROWS, vocab_size]`: where every recording leaves its logits.
+    logits: Option<Tensor>,
+}
+
+/// A shape that has come before, over one cache.
+#[derive(Debug)]
+struct Known {
+    shape: PaddedShape,
+    cache: Weak<()>,
+    integers: Arc<DeviceStep>,
+    /// `None` where launches are not replayed.
+    recording: Option<Recording>,
+}
+
+/// Recordings that are kept, of a few megabytes of host memory each. Batches of 1 to 256 rows, up to some thousand keys, are
+/// about as many.
+const MOST_RECORDINGS: usize = 96;
+
+impl Graphs {
+    /// The logits of the step, as `forward` computes them, and whether they are a replay's.
+    pub(crate) fn run(
+        &mut self,
+        compute: &Compute,
+        (input, cache): (&ModelInput, &mut KvCache),
+        forward: Forward<'_>,
+    ) -> Result<(Tensor, bool), ModelError> {
+        let Some(shape) = PaddedShape::of(input) else {
+            return Ok((forward(&AttentionPlan::new(input), cache)?, false));
+        };
+        let Some(index) = self.shapes.iter().position(|known| known.shape == shape && known.is_over(cache)) else {
+            return Ok((self.first(compute, shape, (input, cache), forward)?, false));
+        };
+        let known = self.shapes.remove(index);
+        self.shapes.push(known);
+        match (&self.shapes[self.shapes.len() - 1], &self.logits) {
+            (Known { recording: Some(recording), integers, .. }, Some(logits)) => {
+                cache.check(input)?;
+                integers.write(compute.gpu(), &shape.words(input).words)?;
+                // SAFETY: the cache lies where it lay; weights, integers and logits are this model's.
+                unsafe { recording.replay(compute.gpu()) }?;
+                Ok((of_rows(logits, input.num_tokens())?, true))
+            }
+            _ => Ok((forward(&AttentionPlan::new(input), cache)?, false)),
+        }
+    }
+
+    /// Runs a step of a new shape, and records it.
+    fn first(
+        &mut self,
+        compute: &Compute,
+        shape: PaddedShape,
+        (input, cache): (&ModelInput, &mut KvCache),
+        forward: Forward<'_>,
+    ) -> Result<Tensor, ModelError> {
+        let padded = input.padded(shape.rows)?;
+        let (_, len) = shape.layout(input.num_groups(), input.block_size());
+        let integers = Arc::new(DeviceStep::with_room(compute.gpu(), &shape.words(input), len)?);
+        let logits = forward(&AttentionPlan::with_integers(&padded, Arc::clone(&integers)), cache)?;
+        let recorded = self.record(compute, (&logits, &integers), (input, cache), forward);
+        let recording = recorded
+            .inspect_err(|error| {
+                let (rows, most_keys) = (shape.rows, shape.most_keys);
+                tracing::warn!(rows, most_keys, %error, "steps of this shape are not replayed, and so slower");
+            })
+            .ok();
+        self.shapes.retain(|known| known.cache.strong_count() > 0);
+        if self.shapes.len() == MOST_RECORDINGS {
+            self.shapes.remove(0);
+        }
+        self.shapes.push(Known { shape, cache: Arc::downgrade(cache.identity()), integers, recording });
+        Ok(logits.narrow(0, 0, input.num_tokens())?)
+    }
+
+    /// A recording whose replay has given the `logits` that were computed just before, from the same integers.
+    fn record(
+        &mut self,
+        compute: &Compute,
+        (logits, integers): (&Tensor, &Arc<DeviceStep>),
+        (input, cache): (&ModelInput, &mut KvCache),
+        forward: Forward<'_>,
+    ) -> Result<Recording, ModelError> {
+        let (rows, vocab_size) = logits.dims2()?;
+        let shared = match self.logits.take() {
+            Some(shared) => shared,
+            None => unwritten(&[MOST_ROWS, vocab_size], logits.dtype(), logits)?,
+        };
+        let shared = self.logits.insert(shared);
+        // Also so that the copy's kernel is loaded when the copy is recorded.
+        shared.slice_set(&logits.zeros_like()?, 0, 0)?;
+        let nobodys = input.nobodys(rows)?;
+        let recording = Recording::of(compute, || {
+            let logits = forward(&AttentionPlan::with_integers(&nobodys, Arc::clone(integers)), cache)?;
+            Ok(shared.slice_set(&logits, 0, 0)?)
+        })?;
+        // SAFETY: nothing has moved since.
+        unsafe { recording.replay(compute.gpu()) }?;
+        let num_rows = input.num_tokens();
+        if bits(&of_rows(shared, num_rows)?)? != bits(&logits.narrow(0, 0, num_rows)?)? {
+            return Err(ModelError::Input("a replayed step gave other logits".into()));
+        }
+        Ok(recording)
+    }
+}
+
+impl Known {
+    fn is_over(&self, cache: &KvCache) -> bool {
+        self.cache.as_ptr() == Arc::as_ptr(cache.identity())
+    }
+}
+
+/// The first rows, in memory of their own.
+fn of_rows(logits: &Tensor, num_rows: usize) -> Result<Tensor, ModelError> {
+    Ok(logits.narrow(0, 0, num_rows)?.force_contiguous()?)
+}
+
+fn bits(x: &Tensor) -> Result<Vec<u32>, ModelError> {
+    let values: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
+}

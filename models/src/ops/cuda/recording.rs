@@ -1,0 +1,56 @@
+#![expect(unsafe_code, reason = "a recording is sent to another thread")]
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::CudaGraph;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+
+use super::gpu::Gpu;
+use crate::ModelError;
+use crate::ops::Compute;
+
+/// Launches that were recorded, to be queued again as one. Their arguments are fixed: what changes from step to step lies in
+/// memory that they read.
+pub(super) struct Recording(CudaGraph);
+
+// SAFETY: CUDA's graphs belong to no thread, they must only not be used by two at once, and whoever has the recording is the
+// only one to use it.
+unsafe impl Send for Recording {}
+
+impl Recording {
+    /// Of what `queue` queues on the stream of `compute`, which is not run. It must have been run before: what is loaded at a
+    /// first use cannot be recorded. Memory that it takes it must give back, as then each replay does.
+    ///
+    /// Errors when it copies something from or to the host, since that would happen once and not at each replay.
+    pub(super) fn of(compute: &Compute, queue: impl FnOnce() -> Result<(), ModelError>) -> Result<Self, ModelError> {
+        let stream = compute.gpu().stream();
+        // With the guard, candle refuses copies from the host that it did not make before under a guard, and all to it.
+        let guard = compute.device().as_cuda_device()?.enable_cuda_graph_htod_cache();
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let queued = queue();
+        // A tensor whose memory could not be given back leaves an error behind. The next call would return it, and do nothing.
+        let given_back = stream.context().check_err();
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+        drop(guard);
+        queued?;
+        given_back.w()?;
+        let graph = graph.w()?.ok_or_else(|| ModelError::Input("nothing was recorded".into()))?;
+        graph.upload().w()?;
+        Ok(Self(graph))
+    }
+
+    /// Queues everything again.
+    ///
+    /// # Safety
+    /// The memory that was recorded is still what it was.
+    pub(super) unsafe fn replay(&self, gpu: &Gpu) -> Result<(), ModelError> {
+        self.0.launch().w()?;
+        gpu.pulse().beat();
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Recording {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Recording")
+    }
+}
