@@ -204,8 +204,8 @@ template <int WIDTH> __device__ __forceinline__ void decode_tiles(const Attentio
     constexpr int STAGE = 2 * CHUNKS<WIDTH>, STRIDE = DECODE_WARPS * TILE;
     int turns = (group_size(args) + 15) / 16, split = blockIdx.x;
     Rows rows = rows_of(args, blockIdx.z, blockIdx.y / turns, blockIdx.y % turns * 16, 16);
-    if (rows.count == 0) return;
     int key = split * TILE_SPLIT;
+    if (rows.count == 0 || key >= rows.num_keys) return; // the grid has room for longer sequences
     // Looked up beside the position, not after it.
     Place first[STAGES];
 #pragma unroll

@@ -76,8 +76,9 @@ const WARPS: usize = 4;
 const DECODE_WARPS: usize = 2;
 /// Query rows of a matrix product.
 const TILE_ROWS: usize = 16;
-/// Keys of one product of tiles, of which a warp of decode holds [`STAGES`] at a time, as a block of prefill does.
+/// Keys that a warp of decode takes at a time.
 const TILE_KEYS: usize = 16;
+/// Places for keys and values in shared memory: one is computed with while the other is filled.
 const STAGES: usize = 2;
 const BF16_BYTES: usize = 2;
 
