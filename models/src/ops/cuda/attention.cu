@@ -227,6 +227,7 @@ extern "C" __global__ void attention_merge(const AttentionArgs args) {
         }
 #pragma unroll
         for (int i = 0; i < TOGETHER; i++) {
+            if ((first + i) * args.split_keys >= high) break;
             float2 factors = merge(total, next[i]);
             sum = fmaf(values[i], factors.y, sum * factors.x);
         }

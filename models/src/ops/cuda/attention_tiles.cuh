@@ -160,6 +160,13 @@ __device__ __forceinline__ void weigh(float (&scores)[COLUMNS][4], float factor,
     }
 }
 
+// What was summed before a higher score came shrinks; mostly none came.
+template <int COLUMNS> __device__ __forceinline__ void rescale(const float (&shrink)[2], float (&sums)[COLUMNS][4]) {
+    if (shrink[0] == 1.0f && shrink[1] == 1.0f) return;
+#pragma unroll
+    for (int i = 0; i < 4 * COLUMNS; i++) sums[i / 4][i % 4] *= shrink[i / 2 % 2];
+}
+
 // Weights of 16 keys, as the left side of the product with their values.
 __device__ __forceinline__ void round_weights(const float (&left)[4], const float (&right)[4], uint32_t (&a)[4]) {
     a[0] = rounded_pair(left[0], left[1]);

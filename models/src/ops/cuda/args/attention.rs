@@ -73,10 +73,12 @@ impl Kernels {
 
 /// Of a block.
 const WARPS: usize = 4;
+const DECODE_WARPS: usize = 2;
 /// Query rows of a matrix product.
 const TILE_ROWS: usize = 16;
-/// Keys of one product of tiles, of which a warp of decode holds [`STAGES`] at a time, as a block of prefill does.
+/// Keys that a warp of decode takes at a time.
 const TILE_KEYS: usize = 16;
+/// Places for keys and values in shared memory: one is computed with while the other is filled.
 const STAGES: usize = 2;
 const BF16_BYTES: usize = 2;
 
@@ -126,13 +128,12 @@ impl AttentionShape {
 
     /// Makes one result of a token's splits.
     pub(crate) fn merge(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
-        Launch {
-            kernel: "attention_merge".into(),
-            grid: [self.num_heads as u32, items.count as u32, 1],
-            threads: self.head_dim.next_multiple_of(WARP as usize) as u32,
-            shared_bytes: 0,
-            args,
-        }
+        let (kernel, threads) = match self.kernels() {
+            Kernels::Tiles => ("attention_merge_tiles", WARPS as u32 * WARP),
+            Kernels::Rows => ("attention_merge", self.head_dim.next_multiple_of(WARP as usize) as u32),
+        };
+        let grid = [self.num_heads as u32, items.count as u32, 1];
+        Launch { kernel: kernel.into(), grid, threads, shared_bytes: 0, args }
     }
 
     pub(crate) fn prefill(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
@@ -144,14 +145,12 @@ impl AttentionShape {
 
     /// A block for each split of each K/V head, and for each 16 of the query heads that share it.
     fn decode_tiles(&self, args: AttentionArgs, items: Items) -> Launch<AttentionArgs> {
-        let width = self.width();
-        let warps = if width > 192 { 2 } else { WARPS };
         let turns = self.group().div_ceil(TILE_ROWS);
         Launch {
-            kernel: format!("attention_decode_tiles_d{width}"),
+            kernel: format!("attention_decode_tiles_d{}", self.width()),
             grid: [self.max_splits(items), self.num_kv_heads * turns, items.count].map(|side| side as u32),
-            threads: warps as u32 * WARP,
-            shared_bytes: (warps * STAGES * self.kv_bytes(TILE_KEYS)) as u32,
+            threads: DECODE_WARPS as u32 * WARP,
+            shared_bytes: (DECODE_WARPS * STAGES * self.kv_bytes(TILE_KEYS)) as u32,
             args,
         }
     }

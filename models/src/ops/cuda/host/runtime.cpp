@@ -157,6 +157,7 @@ const Kernel KERNELS[] = {
     ATTENTIONS(bf16),
     ATTENTION_TILES(64), ATTENTION_TILES(128), ATTENTION_TILES(192), ATTENTION_TILES(256),
     KERNEL(attention_merge, AttentionArgs),
+    KERNEL(attention_merge_tiles, AttentionArgs),
     KERNEL(prepare_qkv_f32_f32, QkvArgs),
     KERNEL(prepare_qkv_f32_bf16, QkvArgs),
     KERNEL(prepare_qkv_bf16_f32, QkvArgs),
