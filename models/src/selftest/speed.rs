@@ -8,7 +8,9 @@ use super::numbers::Random;
 use super::tables::ATTENTION;
 use super::world::{Shape, World};
 use crate::input::SequenceInput;
-use crate::ops::{self, AttentionParams, AttentionPlan, Compute, Float, PackedWeight, WeightPart};
+use crate::ops::{
+    self, AttentionParams, AttentionPlan, Compute, Detail, Float, PackedWeight, Pick, RowQuestion, WeightPart, Weights,
+};
 use crate::{
     BlockId, CausalLm, Decoder, KvCache, LoadOptions, ModelError, ModelInput, StoredDtype, demo_checkpoint,
     load_decoder,
@@ -23,6 +25,9 @@ const GENERATING: [usize; 2] = [32, 1024];
 
 /// Sequences of a step.
 const GENERATED: [usize; 2] = [1, 64];
+
+/// Rows of logits, and tokens of a vocabulary.
+const CHOSEN: [usize; 2] = [64, 128_256];
 
 type Op = Box<dyn Fn(&Compute) -> Result<Tensor, ModelError>>;
 
@@ -59,14 +64,17 @@ impl std::fmt::Debug for Load {
 }
 
 /// The ops that take a step's time, with weights, keys and values in bf16: a product for one row, a product for many, and
-/// attention of many sequences that generate. They take about half a gigabyte. Where steps are replayed, also steps of the bundled
-/// model, which is so small that launches take their time.
+/// attention of many sequences that generate. They take about half a gigabyte. Where logits stay on the device, also choices
+/// of tokens there. Where steps are replayed, also steps of the bundled model, which is so small that launches take their time.
 ///
 /// Errors when memory is short.
 pub fn loads(compute: &Compute) -> Result<Vec<Load>, ModelError> {
     let compute = &compute.for_kv_of(DType::BF16);
     let mut loads = products(compute)?;
     loads.push(attention(compute)?);
+    if !compute.is_host() {
+        loads.extend(choices(compute)?);
+    }
     if compute.kernels().replays_steps() {
         loads.extend(steps(compute)?);
     }
@@ -147,6 +155,26 @@ fn steps(compute: &Compute) -> Result<Vec<Load>, ModelError> {
     let both =
         |batch| [run("step, replayed", batch, Decoder::replayed), run("step, launched", batch, Decoder::launched)];
     GENERATED.into_iter().flat_map(both).collect()
+}
+
+/// The most that is asked of a row, and the least.
+fn choices(compute: &Compute) -> Result<[Load; 2], ModelError> {
+    let [rows, vocab_size] = CHOSEN;
+    let logits = on(compute, &(Random(5).tensor(&CHOSEN, Float::Bf16) * 9.0)?)?;
+    let elements = (rows * vocab_size) as u64;
+    let load = |what, question: RowQuestion| {
+        let (logits, questions) = (logits.clone(), Vec::from_iter((0..rows).map(|row| (row, question))));
+        Load {
+            what,
+            at: format!("{rows} rows of {vocab_size}"),
+            work: Work { bytes: elements * 2, operations: elements },
+            compute: compute.clone(),
+            run: Box::new(move |compute| ops::choose(compute, &logits, &questions).map(|_| logits.clone())),
+        }
+    };
+    let pick = Pick::Drawn { weights: Weights { temperature: 0.8, floor: 0.0 }, point: 0.5 };
+    let drawn = RowQuestion { best: 20, pick, detail: Detail::Logprobs };
+    Ok([load("likeliest token", RowQuestion::BEST), load("draw and log-probabilities", drawn)])
 }
 
 /// In bf16 where the device holds activations in it.
