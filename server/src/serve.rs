@@ -71,7 +71,7 @@ pub(crate) use hashes::KeptHashes;
 pub(crate) use ledger::on_the_shelf;
 pub(crate) use memory::{FREE_MEMORY_PART, free_memory, kv_budget, share_kv_memory, step_bytes};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
-pub(crate) use report::device as device_name;
+pub(crate) use report::device_name;
 pub(crate) use text::load as load_text;
 pub(crate) use worker_process::{GatewayAddress, Lifeline, WorkerErrand, run_worker};
 pub(crate) use workers::{WorkerCommand, last_day};

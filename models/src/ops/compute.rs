@@ -197,6 +197,14 @@ impl Compute {
         None
     }
 
+    /// What the driver calls the GPU; `None` on the CPU.
+    pub fn gpu_name(&self) -> Option<String> {
+        #[cfg(feature = "cuda")]
+        return self.gpu.as_ref().and_then(|gpu| gpu.name());
+        #[cfg(not(feature = "cuda"))]
+        None
+    }
+
     pub fn kernels(&self) -> KernelSet {
         self.kernels
     }

@@ -85,7 +85,7 @@ impl Landscape {
                 values.iter_mut().for_each(|value| *value *= 3.0);
                 values.iter_mut().take(700).for_each(|value| *value += 9.0);
             }
-            Self::Plain => values.iter_mut().for_each(|value| *value = 1.0 + *value / 64.0),
+            Self::Plain => values.iter_mut().for_each(|value| *value = if *value > -0.5 { 1.0 } else { 0.5 }),
             Self::Islands => {
                 let sunk = values.iter_mut().enumerate().filter(|(token, _)| token % 50 != 7);
                 sunk.for_each(|(_, value)| *value = f32::NEG_INFINITY);

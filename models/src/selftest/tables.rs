@@ -145,7 +145,7 @@ pub(crate) enum Landscape {
     Hills,
     /// The likely tokens are neighbours, so that few threads see them all.
     Mountain,
-    /// In bf16 nearly all tokens have equals.
+    /// Every token has equals, also among its neighbours.
     Plain,
     /// Most tokens cannot be.
     Islands,

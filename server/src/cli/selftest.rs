@@ -51,7 +51,7 @@ pub(crate) struct SelftestArgs {
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
-    device: &'static str,
+    device: String,
     threads: usize,
     passes: bool,
     checks: Vec<Line>,

@@ -100,7 +100,7 @@ impl Workshop {
         clock: &Arc<dyn Clock>,
         models: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self> {
-        let kernels = format!("{} {}", report::device(&compute), compute.kernels());
+        let kernels = format!("{} {}", report::device_name(&compute), compute.kernels());
         let info = BuildInfo { version: env!("CARGO_PKG_VERSION").to_owned(), kernels: kernels.clone() };
         let hours = Hours::new(Arc::clone(clock), report::device(&compute), gpu_factor);
         let metrics = Arc::new(Metrics::new(&info, models, hours)?);

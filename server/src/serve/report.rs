@@ -20,7 +20,7 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
         parameters = %count(is.num_parameters),
         dtype = %model.dtype,
         memory = %ByteSize(is.resident_bytes.unwrap_or(is.stored_bytes)),
-        device = %device(compute),
+        device = %device_name(compute),
         kernels = %compute.kernels(),
         threads = compute.num_threads(),
         context = is.max_position,
@@ -57,7 +57,7 @@ pub(crate) fn encoder(loaded: &LoadedEncoder, compute: &Compute) {
         parameters = %count(is.num_parameters),
         dtype = %loaded.dtype,
         memory = %ByteSize(is.resident_bytes.unwrap_or(is.stored_bytes)),
-        device = %device(compute),
+        device = %device_name(compute),
         kernels = %compute.kernels(),
         threads = compute.num_threads(),
         context = is.max_position,
@@ -68,6 +68,11 @@ pub(crate) fn encoder(loaded: &LoadedEncoder, compute: &Compute) {
 
 pub(crate) fn device(compute: &Compute) -> &'static str {
     if compute.device().is_cpu() { "cpu" } else { "cuda" }
+}
+
+/// For people: `cpu`, or what the driver calls the GPU.
+pub(crate) fn device_name(compute: &Compute) -> String {
+    compute.gpu_name().unwrap_or_else(|| device(compute).to_owned())
 }
 
 /// `5_900_000` is `5.9 M`.

@@ -20,6 +20,7 @@ use super::args::norm::NormArgs;
 use super::args::one_row::OneRowArgs;
 use super::args::qkv::QkvArgs;
 use super::args::rows::GatherArgs;
+use super::args::unequal::UnequalArgs;
 use super::launch::Launch;
 use super::to_host::Staging;
 use crate::{ModelError, Pulse};
@@ -73,6 +74,11 @@ impl Gpu {
             Ok((device, Self { stream, _workspace: workspace, module, functions, staging, pulse }))
         };
         open().map_err(|error: candle_core::Error| NoGpu(first_line(&error.to_string())))
+    }
+
+    /// As the driver calls the device.
+    pub(crate) fn name(&self) -> Option<String> {
+        self.stream.context().name().ok()
     }
 
     pub(crate) fn free_memory(&self) -> Option<u64> {
@@ -146,6 +152,7 @@ impl KernelArgs for GatherArgs {}
 impl KernelArgs for NormArgs {}
 impl KernelArgs for OneRowArgs {}
 impl KernelArgs for QkvArgs {}
+impl KernelArgs for UnequalArgs {}
 
 #[repr(transparent)]
 struct ByValue<A>(A);

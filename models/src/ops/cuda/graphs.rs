@@ -14,10 +14,11 @@ use std::sync::{Arc, Weak};
 
 use candle_core::{DType, Tensor};
 
+use super::args::unequal::UnequalArgs;
 use super::device_step::DeviceStep;
 use super::padded::{MOST_ROWS, PaddedShape};
 use super::recording::Recording;
-use super::tensors::unwritten;
+use super::tensors::{address, float_of, unwritten};
 use crate::ops::replays::Forward;
 use crate::ops::{AttentionPlan, Compute};
 use crate::{KvCache, ModelError, ModelInput};
@@ -124,7 +125,7 @@ impl Graphs {
         // SAFETY: nothing has moved since.
         unsafe { recording.replay(compute.gpu()) }?;
         let num_rows = input.num_tokens();
-        if bits(&of_rows(shared, num_rows)?)? != bits(&logits.narrow(0, 0, num_rows)?)? {
+        if differ(compute, &of_rows(shared, num_rows)?, &of_rows(logits, num_rows)?)? {
             return Err(ModelError::Input("a replayed step gave other logits".into()));
         }
         Ok(recording)
@@ -142,7 +143,16 @@ fn of_rows(logits: &Tensor, num_rows: usize) -> Result<Tensor, ModelError> {
     Ok(logits.narrow(0, 0, num_rows)?.force_contiguous()?)
 }
 
-fn bits(x: &Tensor) -> Result<Vec<u32>, ModelError> {
-    let values: Vec<f32> = x.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    Ok(values.into_iter().map(f32::to_bits).collect())
+/// Whether two tensors of one shape and dtype differ in a bit.
+fn differ(compute: &Compute, one: &Tensor, other: &Tensor) -> Result<bool, ModelError> {
+    let (gpu, differ) = (compute.gpu(), Tensor::zeros(1, DType::U32, one.device())?);
+    let args = UnequalArgs {
+        one: address(gpu, one)?,
+        other: address(gpu, other)?,
+        differ: address(gpu, &differ)?,
+        num_elements: one.elem_count() as u64,
+    };
+    // SAFETY: both have as many elements.
+    unsafe { gpu.launch(args.launch(float_of(one)?)) }?;
+    Ok(differ.to_vec1::<u32>()? != [0])
 }

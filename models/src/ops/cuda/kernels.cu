@@ -9,3 +9,4 @@
 #include "one_row.cu"
 #include "qkv.cu"
 #include "rows.cu"
+#include "unequal.cu"

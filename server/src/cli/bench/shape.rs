@@ -16,6 +16,8 @@ const EXPONENT: (u32, i32) = (7, 127);
 const FREE_BITS: u16 = 0x807f;
 /// Weights that are written at once.
 const PIECE: usize = 1 << 16;
+/// Random numbers that are made: a prime, so that rows of a matrix are not each other's.
+const NOISE: usize = 16_777_213;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Shape {
@@ -44,9 +46,9 @@ impl Shape {
         let header = header(&tensors);
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        let mut random = Random(1);
+        let mut noise = Noise::new();
         for (_, shape) in &tensors {
-            random.write(shape, &mut file)?;
+            noise.write(shape, &mut file)?;
         }
         Ok(file.flush()?)
     }
@@ -105,15 +107,24 @@ fn header(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
     Value::Object(header).to_string().into_bytes()
 }
 
-/// SplitMix64 (Steele et al., 2014).
-struct Random(u64);
+/// Signs and mantissas of bf16 that no matrix begins at the same place of.
+struct Noise {
+    bits: Vec<u16>,
+    next: usize,
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+impl Noise {
+    /// Of SplitMix64 (Steele et al., 2014).
+    fn new() -> Self {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let x = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            x ^ (x >> 31)
+        };
+        let bits = std::iter::repeat_with(|| next() as u16 & FREE_BITS).take(NOISE).collect();
+        Self { bits, next: 0 }
     }
 
     /// A norm's ones, or a matrix of weights whose signs and mantissas are random, and whose size keeps a row of
@@ -125,19 +136,15 @@ impl Random {
         };
         let exponent = EXPONENT.1 - ((columns as f64).sqrt().log2().ceil() as i32);
         let exponent = (exponent as u16) << EXPONENT.0;
-        let mut piece = Vec::with_capacity(PIECE * size_of::<u16>());
-        let mut left = len;
+        let (mut piece, mut left) = (Vec::new(), len);
         while left > 0 {
+            let bits = &self.bits[self.next..];
+            let bits = &bits[..bits.len().min(PIECE).min(left)];
             piece.clear();
-            let count = left.min(PIECE);
-            while piece.len() < count * size_of::<u16>() {
-                let words = self.next().to_le_bytes();
-                for word in words.as_chunks::<2>().0 {
-                    piece.extend((u16::from_le_bytes(*word) & FREE_BITS | exponent).to_le_bytes());
-                }
-            }
-            file.write_all(&piece[..count * size_of::<u16>()])?;
-            left -= count;
+            piece.extend(bits.iter().flat_map(|bits| (bits | exponent).to_le_bytes()));
+            file.write_all(&piece)?;
+            left -= bits.len();
+            self.next = (self.next + bits.len()) % NOISE;
         }
         Ok(())
     }

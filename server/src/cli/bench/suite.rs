@@ -81,7 +81,7 @@ struct Sizes {
 #[derive(Debug, Serialize)]
 struct Report {
     version: &'static str,
-    device: &'static str,
+    device: String,
     threads: usize,
     kernels: String,
     memory_bandwidth_bytes_per_s: f64,
@@ -237,6 +237,8 @@ impl ShapeReport {
         let bench = Bench::start(loaded, (&rooms, load(1)), (&config.engine, None), Arc::clone(&clock))?;
         let mut rounds = 0..;
         let mut measure = |what: String, load: Workload| {
+            // The first round loads kernels and records steps of its shape.
+            bench.run(load, rounds.next().unwrap_or_default())?;
             let measured = bench.run(load, rounds.next().unwrap_or_default())?;
             let row = Row::new(load.batch, &measured, (limits, &cost), false);
             let [read, generated] = [row.prefill_tokens_per_s, row.decode_tokens_per_s];

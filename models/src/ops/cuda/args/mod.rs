@@ -10,3 +10,4 @@ pub(super) mod norm;
 pub(super) mod one_row;
 pub(super) mod qkv;
 pub(super) mod rows;
+pub(super) mod unequal;

@@ -169,6 +169,8 @@ const Kernel KERNELS[] = {
     KERNEL(add_bias_f32, BiasArgs),
     KERNEL(add_bias_bf16, BiasArgs),
     KERNEL(rotary_angles, AnglesArgs),
+    KERNEL(unequal_f32, UnequalArgs),
+    KERNEL(unequal_bf16, UnequalArgs),
     KERNEL(gather_f32, GatherArgs),
     KERNEL(gather_bf16, GatherArgs),
     KERNEL(choose_f32, ChooseArgs),

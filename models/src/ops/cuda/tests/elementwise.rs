@@ -7,6 +7,7 @@ use crate::ops::cuda::args::angles::AnglesArgs;
 use crate::ops::cuda::args::bias::BiasArgs;
 use crate::ops::cuda::args::norm::NormArgs;
 use crate::ops::cuda::args::rows::GatherArgs;
+use crate::ops::cuda::args::unequal::UnequalArgs;
 use crate::ops::cuda::launch::{Address, Float};
 use crate::ops::{LayerNormParams, RotaryEmbedding, activate, gate_mul, gather_rows, layer_norm, rms_norm};
 use crate::selftest::tables::{ACTIVATED, ACTIVATIONS, GATES, GATHERED, NORMS, NormCase};
@@ -148,4 +149,30 @@ fn angles_of_positions_near_and_far_equal_the_reference() {
         [cosines.values(Float::F32), sines.values(Float::F32)].concat()
     });
     assert_close("angles", &got, &want, 1e-6);
+}
+
+#[test]
+fn one_bit_makes_a_difference() {
+    let Some(host) = Host::get() else { return };
+    let differ = |one: &[f32], other: &[f32], float: Float| {
+        let differ = in_both_orders(|order| {
+            let [mut one, mut other] = [one, other].map(|values| Buffer::of_values(values, float));
+            let mut differ = Buffer::of_words(&[0]);
+            let args =
+                UnequalArgs { one: one.address(), other: other.address(), differ: differ.address(), num_elements: 301 };
+            host.run(&args.launch(float), order);
+            differ.values(Float::F32)
+        });
+        differ[0].to_bits() == 1
+    };
+    for float in BOTH {
+        let mut values = Random(4).values(301);
+        values[7] = f32::NAN;
+        assert!(!differ(&values, &values, float));
+        for at in [0, 255, 300] {
+            let mut other = values.clone();
+            other[at] = -other[at];
+            assert!(differ(&values, &other, float), "element {at}");
+        }
+    }
 }
