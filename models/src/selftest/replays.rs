@@ -7,9 +7,9 @@ use super::trial::{Trial, first_line, name, unequal};
 use crate::input::SequenceInput;
 use crate::{BlockId, CausalLm, Decoder, ModelError, ModelInput, TokenId};
 
-/// Sequences of a step. Up to 8 are replayed as they are, so their bits are the same; 11 are filled up to 12, where cuBLAS may
-/// pick another kernel.
-const BATCHES: [usize; 4] = [1, 3, 8, 11];
+/// Sequences of a step. Powers of two are replayed as they are, so their bits are the same; 11 are filled up to 16, where cuBLAS
+/// may pick another kernel.
+const BATCHES: [usize; 4] = [1, 2, 8, 11];
 const FILLED_UP: usize = 11;
 /// The first is recorded, the others are replayed.
 const STEPS: usize = 4;

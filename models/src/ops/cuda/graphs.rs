@@ -42,8 +42,7 @@ struct Known {
     recording: Option<Recording>,
 }
 
-/// Recordings that are kept, of a few megabytes of host memory each. Batches of 1 to 256 rows, up to some thousand keys, are
-/// about as many.
+/// Recordings that are kept. All shapes of sequences of up to 65,536 tokens are fewer.
 const MOST_RECORDINGS: usize = 96;
 
 impl Graphs {

@@ -14,8 +14,11 @@ pub(crate) struct PaddedShape {
 
 /// The largest batch that is replayed. Beyond, launches are a small share of a step.
 pub(super) const MOST_ROWS: usize = 256;
+/// A step reads all weights, which takes about as long for so many rows as for one. So up to here rows for nobody cost less than
+/// further recordings; beyond, a product takes rows so many at a time.
+const FREE_ROWS: usize = 32;
 /// The smallest `most_keys`.
-const LEAST_KEYS: usize = 512;
+const LEAST_KEYS: usize = 1024;
 /// The largest product of rows and keys, which bounds what attention leaves to be merged.
 const MOST_ROWS_TIMES_KEYS: usize = 1 << 20;
 
@@ -28,8 +31,7 @@ impl PaddedShape {
         }
         let most_keys = input.positions().iter().max().map_or(1, |position| *position as usize + 1);
         let most_keys = most_keys.next_power_of_two().max(LEAST_KEYS);
-        // Fewer than a fifth of the rows are for nobody.
-        let rows = rows.next_multiple_of((rows.next_power_of_two() / 8).max(1));
+        let rows = if rows <= FREE_ROWS { rows.next_power_of_two() } else { rows.next_multiple_of(FREE_ROWS) };
         (rows * most_keys <= MOST_ROWS_TIMES_KEYS).then_some(Self { rows, most_keys })
     }
 
