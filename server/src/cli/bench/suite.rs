@@ -186,6 +186,8 @@ impl Sizes {
         written.engine.max_queued_requests = NonZeroUsize::new(most);
         let tokens = &mut written.engine.max_num_batched_tokens;
         *tokens = tokens.or(NonZeroUsize::new(STEP_TOKENS));
+        // So that most steps of a batch that generate do so in all of its sequences.
+        written.engine.max_prefill_chunk_tokens = *tokens;
         Ok(Config::check(written, environment)?)
     }
 
