@@ -78,6 +78,8 @@ struct Row {
     prefill_tokens_per_s: f64,
     /// The least time that this machine could take, over the time taken.
     prefill_share_of_limit: f64,
+    /// Sequences that generated at once, at most; the figures of decoding are of steps in which so many did.
+    decoding: usize,
     decode_tokens_per_s: f64,
     decode_share_of_limit: f64,
     /// Of the memory bandwidth, by the weights that each decoding step reads once.
@@ -201,6 +203,7 @@ impl Row {
             batch,
             prefill_tokens_per_s: measured.prefill_tokens_per_s(),
             prefill_share_of_limit: per_second(prefill, measured.prefill_time),
+            decoding: measured.decoding,
             decode_tokens_per_s: measured.decode_tokens_per_s(),
             decode_share_of_limit: per_second(decode, measured.decode_time),
             share_of_bandwidth: measured.decode_steps_per_s() * cost.weight_bytes as f64 / limits.bytes_per_s,

@@ -26,7 +26,9 @@ pub(super) struct Measured {
     pub(super) prefill_steps: usize,
     pub(super) prefill_time: Duration,
     pub(super) prefill_ops: Spent,
-    /// In steps that only generated.
+    /// Sequences that generated at once, at most.
+    pub(super) decoding: usize,
+    /// In steps in which so many generated, and that did nothing else.
     pub(super) decode_tokens: usize,
     pub(super) decode_steps: usize,
     pub(super) decode_time: Duration,
@@ -74,7 +76,10 @@ impl Measured {
             self.prefill_steps += 1;
             self.prefill_time += report.duration;
             &mut self.prefill_ops
-        } else if report.generated_tokens > 0 {
+        } else if report.generated_tokens > 0 && report.generated_tokens >= self.decoding {
+            if report.generated_tokens > self.decoding {
+                self.forget_decoding(report.generated_tokens);
+            }
             self.decode_tokens += report.generated_tokens;
             self.decode_steps += 1;
             self.decode_time += report.duration;
@@ -85,6 +90,18 @@ impl Measured {
         for (sum, op) in sums.iter_mut().zip(ops) {
             *sum += *op;
         }
+    }
+
+    /// A batch fills while the last prompts are read, and empties as sequences end.
+    fn forget_decoding(&mut self, decoding: usize) {
+        *self = Self {
+            prefill_tokens: self.prefill_tokens,
+            prefill_steps: self.prefill_steps,
+            prefill_time: self.prefill_time,
+            prefill_ops: self.prefill_ops,
+            decoding,
+            ..Self::default()
+        };
     }
 
     pub(super) fn prefill_tokens_per_s(&self) -> f64 {
@@ -156,20 +173,22 @@ mod tests {
     }
 
     #[test]
-    fn steps_with_prompts_and_steps_without_are_counted_apart() {
+    fn steps_with_prompts_and_steps_of_the_whole_batch_are_counted_apart() {
         let mut measured = Measured::default();
         let ops = |ms| Spent::default().map(|_| Duration::from_millis(ms));
         for (step, ops) in [
             (report(100, 0, 50), ops(2)),
             (report(100, 1, 50), ops(3)),
+            (report(0, 3, 1), ops(7)),
             (report(0, 4, 10), ops(1)),
             (report(0, 4, 30), ops(1)),
+            (report(0, 2, 1), ops(7)),
             (report(0, 0, 9), ops(9)),
         ] {
             measured.add(&step, &ops);
         }
         assert_eq!(measured.prefill_tokens_per_s(), 2000.0);
-        assert_eq!(measured.decode_tokens_per_s(), 200.0);
+        assert_eq!((measured.decoding, measured.decode_tokens_per_s()), (4, 200.0));
         assert_eq!(measured.decode_steps_per_s(), 50.0);
         assert_eq!((measured.prefill_ops, measured.decode_ops), (ops(5), ops(2)));
     }

@@ -4,10 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use passerelle::config::{ByteSize, Config, EngineConfig, Environment, KvDtype, Listen, WrittenModel};
+use passerelle::config::{ByteSize, Config, EngineConfig, Environment, KvDtype, Listen, Period, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_models::ops::Compute;
 use passerelle_models::{DType, KvCacheSpec};
@@ -33,6 +34,8 @@ const GENERATE: usize = 128;
 const STREAMS: usize = 64;
 /// Tokens of a step, without --max-num-batched-tokens: a GPU has room for more than the default.
 const STEP_TOKENS: usize = 8192;
+/// No step of it takes as long.
+const ANY_LATENCY: Period = Period(Duration::from_secs(600));
 
 /// Which figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -186,8 +189,9 @@ impl Sizes {
         written.engine.max_queued_requests = NonZeroUsize::new(most);
         let tokens = &mut written.engine.max_num_batched_tokens;
         *tokens = tokens.or(NonZeroUsize::new(STEP_TOKENS));
-        // So that most steps of a batch that generate do so in all of its sequences.
+        // The whole batch is to generate at once: its prompts are read before the first of its answers ends.
         written.engine.max_prefill_chunk_tokens = *tokens;
+        written.engine.max_added_latency = Some(ANY_LATENCY);
         Ok(Config::check(written, environment)?)
     }
 

@@ -26,10 +26,15 @@ fn shape(report: &ShapeReport) -> Result<()> {
         report.context,
         report.generate_tokens
     ))?;
-    output::line(format_args!("{:>6}{:>16}{:>10}{:>14}", "BATCH", "DECODE tok/s", "OF LIMIT", "OF BANDWIDTH"))?;
-    for Row { batch, decode_tokens_per_s, decode_share_of_limit, share_of_bandwidth, .. } in &report.sweep {
+    output::line(format_args!(
+        "{:>6}{:>9}{:>16}{:>10}{:>14}",
+        "BATCH", "AT ONCE", "DECODE tok/s", "OF LIMIT", "OF BANDWIDTH"
+    ))?;
+    for Row { batch, decoding, decode_tokens_per_s, decode_share_of_limit, share_of_bandwidth, .. } in &report.sweep {
         let [limit, bandwidth] = [decode_share_of_limit, share_of_bandwidth].map(|share| share * 100.0);
-        output::line(format_args!("{batch:>6}{decode_tokens_per_s:>16.1}{limit:>9.0}%{bandwidth:>13.0}%"))?;
+        output::line(format_args!(
+            "{batch:>6}{decoding:>9}{decode_tokens_per_s:>16.1}{limit:>9.0}%{bandwidth:>13.0}%"
+        ))?;
     }
     output::line(format_args!("{:>6}{:>16}{:>10}", "PROMPT", "PREFILL tok/s", "OF LIMIT"))?;
     for Prefill { prompt_tokens, tokens_per_s, share_of_limit } in &report.prefill {
