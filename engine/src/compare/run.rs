@@ -46,16 +46,28 @@ impl CompareLoop {
     }
 
     fn run(&mut self, job: Job<ComparisonRequest, Answer>) {
-        let answer = self.compare(&job);
+        let answer = self.with_pair(&job);
         if let Err(error) = &answer {
             tracing::error!(request = job.request.id.0, %error, "a comparison failed");
         }
         job.end(answer);
     }
 
-    fn compare(&mut self, job: &Job<ComparisonRequest, Answer>) -> Result<Answer, RequestError> {
-        let tokens = &job.request.tokens;
+    /// Caches come and go in turns, as steps do: a step that is recorded on their device would record that, too.
+    fn with_pair(&mut self, job: &Job<ComparisonRequest, Answer>) -> Result<Answer, RequestError> {
+        let turns = self.parts.turns.clone();
+        let turn = turns.take();
         let mut pair = Pair::new(&job.request)?;
+        drop(turn);
+        let answer = self.compare(job, &mut pair);
+        let turn = turns.take();
+        drop(pair);
+        drop(turn);
+        answer
+    }
+
+    fn compare(&mut self, job: &Job<ComparisonRequest, Answer>, pair: &mut Pair) -> Result<Answer, RequestError> {
+        let tokens = &job.request.tokens;
         let mut pace = Pace::new(&self.parts.config);
         let mut compared = Vec::with_capacity(tokens.len());
         compared.push(None);

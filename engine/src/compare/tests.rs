@@ -98,17 +98,18 @@ fn whoever_leaves_owes_what_had_begun_and_the_next_one_runs() {
     let waiting = lane.handle().submit(request(&[1, 2])).unwrap();
     // The second chunk stands at the gate.
     gate.allow(1);
-    turns.wait_until_asked(3);
+    turns.wait_until_asked(4);
     assert_eq!(waiting.close().prompt_tokens, 0);
     assert_eq!(leaving.close().prompt_tokens, 4);
     drop((waiting, leaving));
     gate.open();
     let next = lane.handle().submit(request(&[7, 8, 9])).unwrap();
     assert_eq!(next.blocking_wait().unwrap().len(), 3);
-    // Neither the third chunk nor the one that waited took a turn: four of the first, and four of the next.
-    turns.wait_until_asked(8);
+    // Neither the third chunk nor the one that waited took a turn: four of the first, and four of the next, and for each one
+    // in which its caches came and one in which they went.
+    turns.wait_until_asked(12);
     assert!(lane.handle().is_idle());
-    assert_eq!(turns.num_asked(), 8);
+    assert_eq!(turns.num_asked(), 12);
 }
 
 #[test]
@@ -116,14 +117,14 @@ fn whoever_leaves_the_line_frees_its_models_at_the_next_chunk_of_another() {
     let (lane, turns) = watched(ComparisonConfig { max_chunk_tokens: 2, ..ComparisonConfig::default() });
     let (request_at_gate, gate) = held();
     let running = lane.handle().submit(request_at_gate).unwrap();
-    turns.wait_until_asked(1);
+    turns.wait_until_asked(2);
     let left = request(&[1, 2]);
     let lent = left.first.lend();
     drop(lane.handle().submit(left).unwrap());
     let was_kept = lent.get().is_some();
     // The second chunk stands at the gate.
     gate.allow(1);
-    turns.wait_until_asked(3);
+    turns.wait_until_asked(4);
     let is_kept = lent.get().is_some();
     // Before anything is judged: a lane whose thread stands at a gate does not end.
     gate.open();
@@ -136,7 +137,7 @@ fn a_shutdown_ends_a_comparison_between_two_chunks() {
     let (lane, turns) = watched(ComparisonConfig { max_chunk_tokens: 2, ..ComparisonConfig::default() });
     let (request_at_gate, gate) = held();
     let running = lane.handle().submit(request_at_gate).unwrap();
-    turns.wait_until_asked(1);
+    turns.wait_until_asked(2);
     let waiting = lane.handle().submit(request(&[1, 2])).unwrap();
     lane.handle().shutdown();
     assert_eq!(lane.handle().submit(request(&[1])).unwrap_err(), SubmitError::ShuttingDown);
@@ -167,7 +168,7 @@ fn a_full_lane_refuses_at_once() {
     let (lane, turns) = watched(ComparisonConfig { max_waiting_texts: 1, ..ComparisonConfig::default() });
     let (request_at_gate, gate) = held();
     let running = lane.handle().submit(request_at_gate).unwrap();
-    turns.wait_until_asked(1);
+    turns.wait_until_asked(2);
     let waiting = lane.handle().submit(request(&[1])).unwrap();
     let refused = lane.handle().submit(request(&[1])).unwrap_err();
     assert!(matches!(refused, SubmitError::Full { waiting_requests: 1, .. }), "{refused}");

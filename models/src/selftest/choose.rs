@@ -51,7 +51,7 @@ impl LogitCase {
             let mut ask = |question| questions.push((row, question));
             [1, 20, MOST_BEST].into_iter().for_each(|best| ask(RowQuestion { best, ..plain }));
             ask(RowQuestion { best: MOST_BEST, pick: Pick::BestOf(weights(0.7, 0.0)), ..plain });
-            for token in [self.vocab_size / 2, self.vocab_size] {
+            for token in [self.vocab_size / 2, self.vocab_size, self.vocab_size + 9] {
                 ask(RowQuestion { pick: Pick::Given(token as u32), ..detailed });
             }
             for index in 0..points {

@@ -56,7 +56,9 @@ fn both_ways(model: &Decoder, batch: usize) -> Result<(Rows, Rows), ModelError> 
     let len = |sequence: usize| PROMPT + MORE * sequence;
     let blocks = |sequence: usize| (len(sequence) + STEPS).div_ceil(spec.block_size);
     let total: usize = (0..batch).map(blocks).sum();
-    let mut cache = model.new_kv_cache(total * spec.groups.len())?;
+    // One each, so that a step finds the keys and values that the steps before it left in the same way.
+    let new_cache = || model.new_kv_cache(total * spec.groups.len());
+    let mut caches = (new_cache()?, new_cache()?);
     let mut free = (0..).map(BlockId);
     let mut own =
         |sequence: usize| spec.groups.iter().map(|_| free.by_ref().take(blocks(sequence)).collect()).collect();
@@ -74,8 +76,8 @@ fn both_ways(model: &Decoder, batch: usize) -> Result<(Rows, Rows), ModelError> 
             SequenceInput { tokens: &tokens[range.clone()], num_computed: range.start, block_tables, sample }
         });
         let input = ModelInput::new(spec.block_size, &inputs.collect::<Vec<_>>())?;
-        logits.1.extend(rows(&model.launched(&input, &mut cache)?)?);
-        logits.0.extend(rows(&model.replayed(&input, &mut cache)?)?);
+        logits.1.extend(rows(&model.launched(&input, &mut caches.1)?)?);
+        logits.0.extend(rows(&model.replayed(&input, &mut caches.0)?)?);
     }
     Ok(logits)
 }

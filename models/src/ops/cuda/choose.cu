@@ -330,7 +330,8 @@ __device__ uint32_t rank_of(const LogitRow<T> &row, float logit, uint32_t token,
     int before = 0;
     row.walk([&](const auto &values, int first) {
         for (int i = 0; i < LogitRow<T>::LEN; i++) {
-            before += values[i] > logit || (values[i] == logit && (uint32_t)(first + i) < token);
+            bool is_before = values[i] > logit || (values[i] == logit && (uint32_t)(first + i) < token);
+            before += is_before && first + i < row.vocab_size;
         }
     });
     return 1 + (uint32_t)block_total(before, scratch);

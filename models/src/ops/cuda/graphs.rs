@@ -7,8 +7,9 @@
 //! belongs to it. So only the integers are copied before a replay, and only the logits after it.
 //!
 //! What is recorded is not what is run: the input of the recording is nobody's rows. If a number of the host's went into it,
-//! the replay that is compared with the step itself, bit for bit, before the recording is used shows it. A shape
-//! whose recording fails, or is not equal, is run launch by launch from then on.
+//! the replay that is compared with the step itself, bit for bit, before the recording is used shows it; the step's own
+//! keys and values are spoilt before, so that one that stores them elsewhere shows, too. A shape whose recording fails, is
+//! not equal, or is refused later, is run launch by launch from then on.
 
 use std::sync::{Arc, Weak};
 
@@ -53,23 +54,27 @@ impl Graphs {
         (input, cache): (&ModelInput, &mut KvCache),
         forward: Forward<'_>,
     ) -> Result<(Tensor, bool), ModelError> {
+        self.shapes.retain(|known| known.cache.strong_count() > 0);
         let Some(shape) = PaddedShape::of(input) else {
             return Ok((forward(&AttentionPlan::new(input), cache)?, false));
         };
         let Some(index) = self.shapes.iter().position(|known| known.shape == shape && known.is_over(cache)) else {
             return Ok((self.first(compute, shape, (input, cache), forward)?, false));
         };
-        let known = self.shapes.remove(index);
+        let mut known = self.shapes.remove(index);
+        let replayed = match (&known.recording, &self.logits) {
+            (Some(recording), Some(logits)) => Some(known.replay(compute, recording, (input, cache), logits)),
+            _ => None,
+        };
+        if let Some(Err(error)) = &replayed {
+            is_not_replayed(shape, error);
+            known.recording = None;
+        }
         self.shapes.push(known);
-        match (&self.shapes[self.shapes.len() - 1], &self.logits) {
-            (Known { recording: Some(recording), integers, .. }, Some(logits)) => {
-                cache.check(input)?;
-                integers.write(compute.gpu(), &shape.words(input).words)?;
-                // SAFETY: the cache lies where it lay; weights, integers and logits are this model's.
-                unsafe { recording.replay(compute.gpu()) }?;
-                Ok((of_rows(logits, input.num_tokens())?, true))
-            }
-            _ => Ok((forward(&AttentionPlan::new(input), cache)?, false)),
+        match replayed {
+            Some(Ok(logits)) => Ok((logits, true)),
+            // What a replay may have stored, this stores again.
+            Some(Err(_)) | None => Ok((forward(&AttentionPlan::new(input), cache)?, false)),
         }
     }
 
@@ -84,15 +89,22 @@ impl Graphs {
         let padded = input.padded(shape.rows)?;
         let (_, len) = shape.layout(input.num_groups(), input.block_size());
         let integers = Arc::new(DeviceStep::with_room(compute.gpu(), &shape.words(input), len)?);
-        let logits = forward(&AttentionPlan::with_integers(&padded, Arc::clone(&integers)), cache)?;
-        let recorded = self.record(compute, (&logits, &integers), (input, cache), forward);
-        let recording = recorded
-            .inspect_err(|error| {
-                let (rows, most_keys) = (shape.rows, shape.most_keys);
-                tracing::warn!(rows, most_keys, %error, "steps of this shape are not replayed, and so slower");
-            })
-            .ok();
-        self.shapes.retain(|known| known.cache.strong_count() > 0);
+        let step = |cache: &mut KvCache| {
+            integers.write(compute.gpu(), &shape.words(input).words)?;
+            forward(&AttentionPlan::with_integers(&padded, Arc::clone(&integers)), cache)
+        };
+        let logits = step(cache)?;
+        // What the device has against the step is said of the step.
+        compute.device().synchronize()?;
+        let recording = match self.record(compute, (shape, &logits, &integers), (input, cache), forward) {
+            Ok(recording) => Some(recording),
+            Err(error) => {
+                is_not_replayed(shape, &error);
+                // Its keys and values may be spoilt.
+                step(cache)?;
+                None
+            }
+        };
         if self.shapes.len() == MOST_RECORDINGS {
             self.shapes.remove(0);
         }
@@ -104,11 +116,11 @@ impl Graphs {
     fn record(
         &mut self,
         compute: &Compute,
-        (logits, integers): (&Tensor, &Arc<DeviceStep>),
+        (shape, logits, integers): (PaddedShape, &Tensor, &Arc<DeviceStep>),
         (input, cache): (&ModelInput, &mut KvCache),
         forward: Forward<'_>,
     ) -> Result<Recording, ModelError> {
-        let (rows, vocab_size) = logits.dims2()?;
+        let vocab_size = logits.dim(1)?;
         let shared = match self.logits.take() {
             Some(shared) => shared,
             None => unwritten(&[MOST_ROWS, vocab_size], logits.dtype(), logits)?,
@@ -116,11 +128,12 @@ impl Graphs {
         let shared = self.logits.insert(shared);
         // Also so that the copy's kernel is loaded when the copy is recorded.
         shared.slice_set(&logits.zeros_like()?, 0, 0)?;
-        let nobodys = input.nobodys(rows)?;
-        let recording = Recording::of(compute, || {
-            let logits = forward(&AttentionPlan::with_integers(&nobodys, Arc::clone(integers)), cache)?;
-            Ok(shared.slice_set(&logits, 0, 0)?)
-        })?;
+        let nobodys = input.nobodys(shape.rows)?;
+        let mut step = || forward(&AttentionPlan::with_integers(&nobodys, Arc::clone(integers)), cache);
+        let recording = Recording::of(compute, || Ok(shared.slice_set(&step()?, 0, 0)?))?;
+        integers.write(compute.gpu(), &shape.spoilt_words(input).words)?;
+        step()?;
+        integers.write(compute.gpu(), &shape.words(input).words)?;
         // SAFETY: nothing has moved since.
         unsafe { recording.replay(compute.gpu()) }?;
         let num_rows = input.num_tokens();
@@ -132,9 +145,29 @@ impl Graphs {
 }
 
 impl Known {
+    /// The logits of the step, in memory of their own.
+    fn replay(
+        &self,
+        compute: &Compute,
+        recording: &Recording,
+        (input, cache): (&ModelInput, &mut KvCache),
+        logits: &Tensor,
+    ) -> Result<Tensor, ModelError> {
+        cache.check(input)?;
+        self.integers.write(compute.gpu(), &self.shape.words(input).words)?;
+        // SAFETY: the cache lies where it lay; weights, integers and logits are this model's.
+        unsafe { recording.replay(compute.gpu()) }?;
+        of_rows(logits, input.num_tokens())
+    }
+
     fn is_over(&self, cache: &KvCache) -> bool {
         self.cache.as_ptr() == Arc::as_ptr(cache.identity())
     }
+}
+
+fn is_not_replayed(shape: PaddedShape, error: &ModelError) {
+    let PaddedShape { rows, most_keys } = shape;
+    tracing::warn!(rows, most_keys, %error, "steps of this shape are not replayed, and so slower");
 }
 
 /// The first rows, in memory of their own.

@@ -66,6 +66,15 @@ impl PaddedShape {
         StepWords { words, layout }
     }
 
+    /// The same with other tokens, whose keys and values go where those of `input` belong.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn spoilt_words(self, input: &ModelInput) -> StepWords {
+        let mut step = self.words(input);
+        let tokens = &mut step.words[step.layout.tokens..][..input.num_tokens()];
+        tokens.iter_mut().for_each(|token| *token = u32::from(*token == 0));
+        step
+    }
+
     /// And how many words it takes.
     pub(crate) fn layout(self, num_groups: usize, block_size: usize) -> (StepLayout, usize) {
         let mut len = 0;

@@ -1,8 +1,8 @@
-// What stands between the merged product of queries, keys and values and attention, in one launch, as ../qkv.rs has it: the
-// product's bias, norms of queries and keys, rotary positions, and the keys and values written to the paged cache.
+// What stands between the merged product of queries, keys and values and attention, in one launch, as ../qkv.rs has it:
+// the product's bias, norms of queries and keys, rotary positions, and the keys and values written to the paged cache.
 //
-// A block is one token, or a few heads of it where heads are normed apart; its warps take the heads in turn. An element's f32 value is rounded once, when it is
-// stored, to the activations' dtype (queries) or to the cache's (keys and values).
+// A block is one token, or a few heads of it where heads are normed apart; its warps take the heads in turn. An element's
+// f32 value is rounded once, when it is stored, to the activations' dtype (queries) or to the cache's (keys and values).
 #include "common.cuh"
 
 struct QkvArgs {

@@ -1,8 +1,10 @@
 #![expect(unsafe_code, reason = "a recording is sent to another thread")]
 
+use std::sync::Arc;
+
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::CudaGraph;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream};
 
 use super::gpu::Gpu;
 use crate::ModelError;
@@ -25,15 +27,12 @@ impl Recording {
         let stream = compute.gpu().stream();
         // With the guard, candle refuses copies from the host that it did not make before under a guard, and all to it.
         let guard = compute.device().as_cuda_device()?.enable_cuda_graph_htod_cache();
-        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        let capture = Capture::begin(stream)?;
         let queued = queue();
-        // A tensor whose memory could not be given back leaves an error behind. The next call would return it, and do nothing.
-        let given_back = stream.context().check_err();
-        let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+        let graph = capture.end();
         drop(guard);
         queued?;
-        given_back.w()?;
-        let graph = graph.w()?.ok_or_else(|| ModelError::Input("nothing was recorded".into()))?;
+        let graph = graph?.ok_or_else(|| ModelError::Input("nothing was recorded".into()))?;
         graph.upload().w()?;
         Ok(Self(graph))
     }
@@ -46,6 +45,38 @@ impl Recording {
         self.0.launch().w()?;
         gpu.pulse().beat();
         Ok(())
+    }
+}
+
+/// While it lives the stream runs nothing. It ends also where a panic passes.
+struct Capture<'a> {
+    stream: &'a Arc<CudaStream>,
+    is_over: bool,
+}
+
+impl<'a> Capture<'a> {
+    fn begin(stream: &'a Arc<CudaStream>) -> Result<Self, ModelError> {
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+        Ok(Self { stream, is_over: false })
+    }
+
+    fn end(mut self) -> Result<Option<CudaGraph>, ModelError> {
+        self.is_over = true;
+        // A tensor whose memory could not be given back leaves an error behind. The next call would return it, and do nothing.
+        let given_back = self.stream.context().check_err();
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        given_back.w()?;
+        Ok(graph.w()?)
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            // Whatever it is, nobody wants it.
+            let _ = self.stream.context().check_err();
+            let _ = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        }
     }
 }
 

@@ -93,6 +93,15 @@ fn the_layout_depends_on_the_shape_alone_and_nobodys_rows_store_nothing() {
 }
 
 #[test]
+fn spoilt_words_have_other_tokens_and_nothing_else_that_is_different() {
+    let input = generating(&[70, 1, 33]);
+    let shape = PaddedShape::of(&input).unwrap();
+    let (words, spoilt) = (shape.words(&input), shape.spoilt_words(&input));
+    let differ: Vec<usize> = (0..words.words.len()).filter(|&at| words.words[at] != spoilt.words[at]).collect();
+    assert_eq!(differ, Vec::from_iter(words.layout.tokens..words.layout.tokens + 3));
+}
+
+#[test]
 fn nobodys_rows_are_steps_of_one_token_in_block_0() {
     let input = generating(&[70, 1, 33]);
     let padded = input.padded(8).unwrap();
