@@ -3,13 +3,14 @@ use crate::config::{FfnSpec, LayerSpec, NormPlacement, PositionSpec, RopeSpec};
 
 /// What a step holds at its peak beside weights and KV cache, in numbers of f32.
 ///
-/// The peak is one of three moments. Of a layer, a token holds then, with `h` the width of the stream, `q`, `k` and `v`
+/// The peak is one of four moments. Of a layer, a token holds then, with `h` the width of the stream, `q`, `k` and `v`
 /// those of a token's queries, keys and values, and `f` that of the feed-forward network:
 ///
 /// ```text
 /// output projection of attention   stream and its norm 2 h | qkv q+k+v | placed q, k | attended q | output h
 /// down projection                  stream before and after attention, its norms 4 h | gate and up 2 f | product f | output h
-/// logits                           stream h a token | stream and norm of its rows 2 h a row | logits, twice
+/// logits                           stream h a token | stream and norm of its rows 2 h a row | logits
+/// copy of the logits               logits, twice
 /// ```
 ///
 /// A layer that norms what it adds (`NormPlacement::Post`, `OnSum`) holds one stream less. What threads hold for a tile at a
@@ -20,8 +21,10 @@ pub struct Activations {
     token_layer: usize,
     /// Of a token, while logits are computed.
     token_stream: usize,
-    /// Of a row of logits.
+    /// Of a row of logits, while they are computed.
     row: usize,
+    /// The same, while they are copied.
+    copied_row: usize,
 }
 
 const F32_BYTES: u64 = 4;
@@ -31,15 +34,16 @@ impl Activations {
     pub(crate) fn of_layers(layers: &[LayerSpec], hidden: usize, vocab_size: usize) -> Self {
         let angles = angles(layers);
         let widest = layers.iter().map(|layer| of_layer(layer, hidden)).max().unwrap_or(0);
-        let row = if vocab_size == 0 { 0 } else { 2 * (hidden + vocab_size) };
-        Self { token_layer: widest + angles, token_stream: hidden + angles, row }
+        let row = if vocab_size == 0 { 0 } else { 2 * hidden + vocab_size };
+        Self { token_layer: widest + angles, token_stream: hidden + angles, row, copied_row: 2 * vocab_size }
     }
 
     /// Bytes of a step of `tokens` tokens that gives `rows` rows of logits.
     pub fn bytes(&self, tokens: usize, rows: usize) -> u64 {
         let layer = tokens.saturating_mul(self.token_layer);
         let logits = tokens.saturating_mul(self.token_stream).saturating_add(rows.saturating_mul(self.row));
-        (layer.max(logits) as u64).saturating_mul(F32_BYTES)
+        let copy = rows.saturating_mul(self.copied_row);
+        (layer.max(logits).max(copy) as u64).saturating_mul(F32_BYTES)
     }
 }
 
