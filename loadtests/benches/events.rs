@@ -36,7 +36,7 @@ fn main() {
 }
 
 async fn take_in(url: &str) -> usize {
-    let client = Client::tcp(Endpoint::parse(url).expect("it is a URL"));
+    let client = Client::plain(Endpoint::parse(url).expect("it is a URL"));
     let mut streams = tokio::task::JoinSet::new();
     for _ in 0..STREAMS {
         let client = client.clone();

@@ -114,7 +114,7 @@ impl RunningServer {
 
     /// Any answer will do: without a key a server may say no, but it says it.
     async fn wait_until_it_answers(&mut self) -> Result<(), ServerError> {
-        let client = Client::tcp(self.endpoint.clone());
+        let client = Client::plain(self.endpoint.clone());
         let models = Request { method: "GET", path: "/v1/models", api_key: None, body: b"" };
         let start = now();
         while start.elapsed() < START_TIMEOUT {

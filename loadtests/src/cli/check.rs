@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use passerelle_loadtests::correctness;
-use passerelle_loadtests::http::Tcp;
+use passerelle_loadtests::http::Network;
 use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::reliability::{
     ChatLengths, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison,
@@ -130,7 +130,7 @@ impl CheckArgs {
         Ok(super::exit_code(&verdict))
     }
 
-    async fn try_to_break(&self, context: &Context<'_, Tcp>) -> anyhow::Result<Verdict> {
+    async fn try_to_break(&self, context: &Context<'_, Network>) -> anyhow::Result<Verdict> {
         Ok(match self.name {
             Check::Correctness => {
                 correctness::check(context.session, &self.scenario.load_or(BATCHED)?, &context.options.run).await?

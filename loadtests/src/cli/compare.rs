@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use passerelle_loadtests::compare::{CompareOptions, Contender, compare};
-use passerelle_loadtests::http::Tcp;
+use passerelle_loadtests::http::Network;
 use passerelle_loadtests::report::{About, Measured};
 use passerelle_loadtests::run::RunOptions;
 
@@ -62,7 +62,7 @@ impl CompareArgs {
 
 impl CompareArgs {
     /// All servers, in one line each.
-    async fn measured(&self, contenders: &[Contender<Tcp>]) -> Measured {
+    async fn measured(&self, contenders: &[Contender<Network>]) -> Measured {
         let mut all = Vec::with_capacity(contenders.len());
         for (contender, (name, url)) in contenders.iter().zip(&self.servers) {
             let Measured { url, model, server } = measured(&contender.session, url).await;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use passerelle_loadtests::balancer::Balancer;
 use passerelle_loadtests::ballast::Ballast;
-use passerelle_loadtests::http::Tcp;
+use passerelle_loadtests::http::Network;
 use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::reliability::{ChatLengths, CheckOptions, Context, full_disk, ledger, rolling_restart};
 use passerelle_loadtests::report::{About, bottlenecks};
@@ -95,7 +95,7 @@ impl DrillArgs {
         Ok(super::exit_code(&verdict))
     }
 
-    async fn carry_out(&self, context: &Context<'_, Tcp>, fleet: &mut Processes) -> anyhow::Result<Verdict> {
+    async fn carry_out(&self, context: &Context<'_, Network>, fleet: &mut Processes) -> anyhow::Result<Verdict> {
         Ok(match self.name {
             Drill::RollingRestart => rolling_restart::check(context, fleet, self.handovers).await?,
             Drill::Ledger => ledger::check(context, fleet, self.kills).await?,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use passerelle_loadtests::http::{Client, Endpoint, Tcp};
+use passerelle_loadtests::http::{Client, Endpoint, Network, Trust};
 use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::process::ProcFs;
 use passerelle_loadtests::report::{self, About, Measured};
@@ -19,7 +19,7 @@ const DEFAULT_SCENARIO: &str = "steady-chat";
 /// Which server.
 #[derive(Debug, Args)]
 pub(super) struct ServerArgs {
-    /// The server, as http://HOST:PORT
+    /// The server, as http://HOST:PORT or https://HOST
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     pub(super) url: String,
     #[command(flatten)]
@@ -44,6 +44,9 @@ pub(super) struct CommonArgs {
     /// Sent with every request; may be given several times. Its value is kept out of reports
     #[arg(long, value_name = "NAME: VALUE", value_parser = parse_header)]
     header: Vec<(String, String)>,
+    /// Of HTTPS, believe the certificates of this PEM file [default: of the public authorities]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Threads of the generator
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(super) threads: u8,
@@ -103,9 +106,11 @@ impl OutputArgs {
 }
 
 impl CommonArgs {
-    pub(super) async fn open(&self, url: &str) -> anyhow::Result<Session<Tcp>> {
+    pub(super) async fn open(&self, url: &str) -> anyhow::Result<Session<Network>> {
         let endpoint = Endpoint::parse(url).map_err(anyhow::Error::msg)?;
-        let client = Client::tcp(Endpoint { headers: self.header.clone(), ..endpoint });
+        let trust = self.ca.clone().map_or(Trust::PublicAuthorities, Trust::Only);
+        let network = Network::to(&endpoint, &trust)?;
+        let client = Client::new(network, Endpoint { headers: self.header.clone(), ..endpoint });
         let keys = self.keys()?;
         Ok(Session::open(client, self.model.as_deref(), keys, self.tokenizer.as_deref()).await?)
     }
@@ -128,20 +133,20 @@ impl CommonArgs {
 }
 
 /// What is known of the server behind `url`.
-pub(super) async fn measured(session: &Session<Tcp>, url: &str) -> Measured {
+pub(super) async fn measured(session: &Session<Network>, url: &str) -> Measured {
     let server = session.server_version().await.unwrap_or_else(|| "of unknown version".to_owned());
     Measured { url: url.to_owned(), model: session.target.model.clone(), server }
 }
 
 impl ServerArgs {
     /// The process to watch, where there is one on this machine.
-    pub(super) fn watched_pid(&self, session: &Session<Tcp>) -> Option<u32> {
+    pub(super) fn watched_pid(&self, session: &Session<Network>) -> Option<u32> {
         self.server_pid.or_else(|| listener(session))
     }
 }
 
 /// Whoever listens where `session` goes to, on this machine.
-pub(super) fn listener(session: &Session<Tcp>) -> Option<u32> {
+pub(super) fn listener(session: &Session<Network>) -> Option<u32> {
     let endpoint = session.client.endpoint();
     let port = endpoint.port().filter(|_| endpoint.is_loopback())?;
     ProcFs::default().listener(port)

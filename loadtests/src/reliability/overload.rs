@@ -14,8 +14,17 @@ const MIN_GOOD_OF_ADMITTED: f64 = 0.9;
 const MIN_THROUGHPUT_LEFT: f64 = 0.8;
 /// A refusal that takes longer is no honest refusal.
 const MAX_REFUSAL_MS: f64 = 1000.0;
-/// Of the measurement of capacity, at most.
+/// Of one measurement of capacity, at most.
 const CAPACITY_S: f64 = 10.0;
+/// Twice as many users must gain so much, or there were enough of them.
+const MIN_GAIN: f64 = 0.1;
+const MAX_USERS: u32 = 1024;
+
+/// What a server can do, and how many users at once it needs for it.
+pub(super) struct Capacity {
+    pub users: u32,
+    pub figures: Figures,
+}
 
 pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, CheckError> {
     let options = &context.options;
@@ -29,9 +38,10 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         ),
     );
     let waiting = context.chats("capacity", Arrivals::Closed { concurrency: options.users }, options.lengths);
-    let capacity = capacity(context, waiting).await?;
+    let Capacity { users, figures: capacity } = capacity(context, waiting).await?;
     verdict.number("capacity", capacity.requests_per_s, "requests/s");
     verdict.number("capacity in tokens", capacity.output_tokens_per_s, "tokens/s");
+    verdict.figure("reached with", format!("{users} users at once"));
     verdict.figure("in time is", options.objectives.to_string());
     let mut sent = 0;
     for factor in &options.factors {
@@ -47,14 +57,32 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     Ok(verdict)
 }
 
-/// What users get who wait for their answers.
-pub(super) async fn capacity<C: Connect>(context: &Context<'_, C>, users: Traffic) -> Result<Figures, CheckError> {
-    let mut scenario = context.scenario(vec![users]);
+/// What users get who wait for their answers, and twice as many of them as long as that gains anything: a server that
+/// batches can do more than a few users ask of it.
+pub(super) async fn capacity<C: Connect>(context: &Context<'_, C>, traffic: Traffic) -> Result<Capacity, CheckError> {
+    let mut users = context.options.users;
+    let mut best = Capacity { users, figures: served_to(context, &traffic, users).await? };
+    require_answers(&best.figures)?;
+    while users < MAX_USERS {
+        users *= 2;
+        let figures = served_to(context, &traffic, users).await?;
+        let gain = figures.output_tokens_per_s / best.figures.output_tokens_per_s - 1.0;
+        if gain > 0.0 {
+            best = Capacity { users, figures };
+        }
+        if gain < MIN_GAIN {
+            break;
+        }
+    }
+    Ok(best)
+}
+
+async fn served_to<C: Connect>(context: &Context<'_, C>, traffic: &Traffic, users: u32) -> Result<Figures, CheckError> {
+    let traffic = Traffic { arrivals: Arrivals::Closed { concurrency: users }, ..traffic.clone() };
+    let mut scenario = context.scenario(vec![traffic]);
     scenario.duration_s = scenario.duration_s.min(CAPACITY_S);
     let plan = context.session.plan_watched(&scenario, &context.options.run.progress).await?;
-    let (_, figures) = context.carry_out(&plan).await;
-    require_answers(&figures.total)?;
-    Ok(figures.total)
+    Ok(context.carry_out(&plan).await.1.total)
 }
 
 /// Whoever is not admitted hears that there is no room, and nothing else.

@@ -45,7 +45,7 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
     let capacity =
         overload::capacity(context, chats(context, "capacity", Arrivals::Closed { concurrency: options.users }))
             .await?;
-    let rate = capacity.requests_per_s * factor;
+    let rate = capacity.figures.requests_per_s * factor;
     let mut crowd = chats(context, "crowd", Arrivals::Poisson { rate: rate * (1.0 - POISON_SHARE) });
     crowd.leave = leaving(LEAVING_SHARE, LEAVE_AFTER_EVENTS);
     let poison = Traffic {
@@ -64,6 +64,8 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         total.requests,
         options.duration.as_secs_f64()
     ));
+    let (can_do, users) = (capacity.figures.requests_per_s, capacity.users);
+    verdict.figure("capacity", format!("{can_do:.2} requests/s, reached with {users} users at once"));
     verdict.figure("answered, left, refused", format!("{}, {}, {:?}", total.finished, total.left, total.refused));
     verdict.figure("held after the last had ended", format!("{after} ({:.2} s later)", taken.as_secs_f64()));
     verdict.require(total.error_count() == 0, || format!("errors: {:?}", total.errors));

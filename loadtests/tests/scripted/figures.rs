@@ -15,9 +15,9 @@ use passerelle_loadtests::session::Session;
 
 use crate::server::{Reply, Scripted, Seen, steady, virtual_time};
 
-const MS: Duration = Duration::from_millis(1);
+pub(crate) const MS: Duration = Duration::from_millis(1);
 
-fn scenario(arrivals: &str, duration_s: u32, rest: &str) -> Scenario {
+pub(crate) fn scenario(arrivals: &str, duration_s: u32, rest: &str) -> Scenario {
     let text = format!(
         "description = 'test'\nduration_s = {duration_s}\n{rest}\n[[traffic]]\nname = 'chat'\narrivals = {arrivals}\n\
          requests = 400\nworkload = {{ kind = 'chat', prompt_tokens = 9, output_tokens = 21 }}\n"
@@ -186,7 +186,7 @@ async fn over_a_real_socket_the_delays_are_seen() {
             tokio::spawn(server.clone().serve(stream));
         }
     });
-    let client = Client::tcp(Endpoint::parse(&format!("http://{address}")).unwrap());
+    let client = Client::plain(Endpoint::parse(&format!("http://{address}")).unwrap());
     let session = Session::open(client, None, Keys::default(), None).await.unwrap();
     let plan = session.plan(&scenario("{ kind = 'burst', size = 8, every_s = 1.0 }", 1, "")).await.unwrap();
     let mut seen = Vec::new();

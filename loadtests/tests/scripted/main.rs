@@ -4,4 +4,5 @@ mod checks;
 mod compared;
 mod endings;
 mod figures;
+mod over_tls;
 mod server;
