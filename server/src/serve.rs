@@ -73,6 +73,7 @@ pub(crate) use memory::{FREE_MEMORY_PART, free_memory, kv_budget, share_kv_memor
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
 pub(crate) use report::device_name;
 pub(crate) use text::load as load_text;
+pub(crate) use trusted::Inspector;
 pub(crate) use worker_process::{GatewayAddress, Lifeline, WorkerErrand, run_worker};
 pub(crate) use workers::{WorkerCommand, last_day};
 

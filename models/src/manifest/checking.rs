@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::{Manifest, NothingKnown};
+use super::{KnownHashes, Manifest};
 use crate::weights::CheckpointFiles;
 use crate::{LoadProgress, ModelError};
 
@@ -24,15 +24,18 @@ pub enum Mismatch {
 }
 
 impl Manifest {
-    /// Reads every byte of the checkpoint. Its folder may hold nothing but what the manifest has, and `beside`.
+    /// Reads every byte of the checkpoint. Its folder may hold nothing but what the manifest has, and `beside`. `known`
+    /// decides of which files the bytes need not be read, and learns the hashes of the others: give one that finds nothing
+    /// where the bytes are to be proven.
     pub fn check(
         &self,
         files: &CheckpointFiles,
         beside: &[&str],
+        known: &dyn KnownHashes,
         progress: &(dyn Fn(LoadProgress) -> ControlFlow<()> + Sync),
     ) -> Result<(), Mismatch> {
         self.check_names(files, beside)?;
-        let found = Self::read(files, &NothingKnown, progress)?;
+        let found = Self::read(files, known, progress)?;
         for listed in &self.files {
             match found.files.iter().find(|found| found.name == listed.name) {
                 Some(found) if found == listed => {}

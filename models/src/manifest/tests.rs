@@ -187,7 +187,7 @@ fn a_copy_has_the_manifest_of_what_was_copied_and_holds_nothing_else() {
     let copied = Manifest::copy(&files, target.path(), &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(copied, manifest(source.path()));
     let there = CheckpointFiles::directory(target.path()).unwrap();
-    copied.check(&there, &[], &|_| ControlFlow::Continue(())).unwrap();
+    copied.check(&there, &[], &NothingKnown, &|_| ControlFlow::Continue(())).unwrap();
     assert!(!target.path().join("README.md").exists());
     // Nothing is written over.
     assert!(Manifest::copy(&files, target.path(), &mut |_| ControlFlow::Continue(())).is_err());
@@ -206,7 +206,7 @@ fn what_is_changed_missing_or_extra_is_named() {
     let check = |folder: &Path| {
         let files = CheckpointFiles::directory(folder).unwrap();
         written
-            .check(&files, &["passerelle.manifest"], &|_| ControlFlow::Continue(()))
+            .check(&files, &["passerelle.manifest"], &NothingKnown, &|_| ControlFlow::Continue(()))
             .map_err(|error| error.to_string())
     };
     assert_eq!(check(copy.path()), Ok(()));

@@ -25,7 +25,7 @@ impl FileBytes {
             return Err(io::ErrorKind::NotFound.into());
         }
         let file = File::open(path)?;
-        if may_go_away(&file.metadata()?) { Self::read(file) } else { Self::map(&file) }
+        if may_go_away(path, &file.metadata()?) { Self::read(file) } else { Self::map(&file) }
     }
 
     fn read(mut file: File) -> io::Result<Self> {

@@ -40,6 +40,7 @@ struct Said<'a> {
     path: &'a Path,
     digest: ModelDigest,
     signature: &'static str,
+    files_mended: usize,
 }
 
 impl ImportArgs {
@@ -62,17 +63,22 @@ impl ImportArgs {
         self.say(&imported, trust.is_some())
     }
 
-    fn say(&self, Imported { path, digest, is_signed }: &Imported, is_trusted: bool) -> Result<()> {
+    fn say(&self, imported: &Imported, is_trusted: bool) -> Result<()> {
+        let Imported { path, digest, is_signed, num_mended } = imported;
         let signature = match (is_signed, is_trusted) {
             (false, _) => "none",
             (true, false) => "kept, and not checked: no --trust was given",
             (true, true) => "of a trusted key",
         };
         if self.output.json {
-            return output::json(&Said { path, digest: *digest, signature });
+            return output::json(&Said { path, digest: *digest, signature, files_mended: *num_mended });
         }
         output::line(format_args!("{:<12}{}", "imported", path.display()))?;
         output::line(format_args!("{:<12}{digest}", "digest"))?;
-        output::line(format_args!("{:<12}{signature}", "signature"))
+        output::line(format_args!("{:<12}{signature}", "signature"))?;
+        match num_mended {
+            0 => Ok(()),
+            _ => output::line(format_args!("{:<12}{num_mended} files of the copy, which were damaged", "mended")),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use passerelle::config::{Config, Environment, ModelConfig};
 use passerelle::evaluation::score_file::{Readers, Settings};
@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::model_args::ModelArgs;
 use super::output::{self, OutputArgs};
-use crate::serve::{self, KeptHashes, Means};
+use crate::serve::{self, Inspector, KeptHashes, Means};
 use progress::Progress;
 use resident::Resident;
 
@@ -62,6 +62,9 @@ pub(crate) struct ScoreArgs {
     /// A second checkpoint, which stays in memory: keep the KL divergence to its distribution at each token, in nats.
     #[arg(long, value_name = "SOURCE")]
     against: Option<String>,
+    /// Score nothing but what this public key has signed; more than once for several keys.
+    #[arg(long, value_name = "FILE")]
+    trust: Vec<PathBuf>,
     #[command(flatten)]
     model_args: ModelArgs,
     #[command(flatten)]
@@ -91,20 +94,33 @@ impl ScoreArgs {
         let data = DataSet::parse(&data).with_context(|| self.data.display().to_string())?;
         let models = serve::find_sources(&self.sources, &config.engine)?;
         let (compute, hashes) = (serve::compute(&config.engine)?, KeptHashes::open(&config.server.data_dir));
-        let mut run = Run { args: &self, config, data, compute, hashes, against: None };
+        let inspector = Inspector::new(&config)?;
+        let mut run = Run { args: &self, config, data, compute, hashes, inspector, against: None };
         run.against = self.against.as_ref().map(|source| run.reference(source)).transpose()?;
         let mut summaries = Vec::with_capacity(models.len());
+        let mut failed = Vec::new();
         for (index, model) in models.iter().enumerate() {
-            let summary = run.checkpoint(model, Progress::new(index + 1, models.len()));
-            summaries.push(summary.with_context(|| format!("checkpoint `{}`", model.name))?);
+            match run.checkpoint(model, Progress::new(index + 1, models.len())) {
+                Ok(summary) => summaries.push(summary),
+                Err(error) => failed.push(format!("checkpoint `{}`: {error:#}", model.name)),
+            }
         }
-        if self.output.json { output::json(&summaries) } else { print(&summaries) }
+        match summaries.is_empty() {
+            true => {}
+            false if self.output.json => output::json(&summaries)?,
+            false => print(&summaries)?,
+        }
+        // One that cannot be read must not keep the others from being scored.
+        ensure!(failed.is_empty(), "{} of {} could not be scored: {}", failed.len(), models.len(), failed.join("; "));
+        Ok(())
     }
 
     fn config(&self, environment: &Environment) -> Result<Config> {
         let mut written = self.model_args.clone().written();
         written.engine.max_num_seqs = written.engine.max_num_seqs.or(Some(SEQUENCES));
-        Ok(Config::check(written, environment)?)
+        let mut config = Config::check(written, environment)?;
+        config.server.trust.extend(self.trust.iter().cloned());
+        Ok(config)
     }
 }
 
@@ -115,12 +131,14 @@ struct Run<'a> {
     data: DataSet,
     compute: Compute,
     hashes: KeptHashes,
+    inspector: Inspector,
     against: Option<Reference>,
 }
 
 impl Run<'_> {
     /// Loads it only if something is left to do, and drops it before returning.
     fn checkpoint(&self, model: &ModelConfig, progress: Progress) -> Result<Summary> {
+        self.inspector.inspect(model, &self.hashes)?;
         let files = serve::find_files(&model.source, serve::wanted_of(model), &self.config.hub)?;
         let header = self.header(model, &files)?;
         let mut writer = ScoreWriter::open(&self.args.out, &header, Readers::AsUsual)?;
@@ -145,6 +163,7 @@ impl Run<'_> {
     fn reference(&self, source: &String) -> Result<Reference> {
         let found = serve::find_sources(std::slice::from_ref(source), &self.config.engine)?;
         let [model] = &found[..] else { bail!("--against {source}: holds {} checkpoints; name one", found.len()) };
+        self.inspector.inspect(model, &self.hashes)?;
         let loaded = serve::load(model, self.means())?;
         Ok(Reference { digest: loaded.digest, model: loaded.model.into() })
     }

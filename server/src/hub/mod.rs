@@ -87,7 +87,7 @@ pub enum HubError {
     #[error("{file} of {id} arrived damaged twice; try again, and check the connection")]
     Damaged { id: HubId, file: String },
     #[error(
-        "cannot fetch {id}: {problem}. What has arrived is kept: start again to go on, or use --offline with a filled cache"
+        "cannot fetch {id} from the hub ({id} is no folder here): {problem}. What has arrived is kept: start again to go on, or use --offline with a filled cache"
     )]
     Transfer { id: HubId, problem: String },
     #[error("cannot read {}: {problem}", path.display())]

@@ -12,7 +12,7 @@ use passerelle::placement::Device;
 use passerelle::text::{GrammarCompiler, TextModel};
 use passerelle::workers::{OfferedModel, Post, PostBounds, Seat, WorkersFrom};
 use passerelle_engine::StepObserver;
-use passerelle_models::{CheckpointFiles, EncoderOutput};
+use passerelle_models::{CheckpointFiles, EncoderOutput, NothingKnown};
 
 use super::defaults;
 use super::engines::{self, Workshop};
@@ -50,7 +50,7 @@ impl Placed {
             config.models.iter().filter(lies_here).map(move |model| (partition, model))
         }) {
             let id = ReplicaId(first_id + placed.models.len() as u32);
-            inspector.inspect(model)?;
+            inspector.inspect(model, &NothingKnown)?;
             let model = PlacedModel::read((config, partition, model), workshop, id)
                 .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name))?;
             placed.models.push(model);

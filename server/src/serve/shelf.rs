@@ -17,7 +17,7 @@ use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::shelf::{Order, Size};
 use passerelle::gateway::tariff::Tariff;
 use passerelle_engine::clock::Clock;
-use passerelle_models::ModelDescription;
+use passerelle_models::{ModelDescription, NothingKnown};
 
 use super::engines::{self, Running, RunningHandle, Started, Workshop};
 use super::folder::{self, Found, Look, Stamp};
@@ -182,7 +182,7 @@ impl Hands {
         let HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue } = &self.parts;
         let model = lock(catalogue).get(name).cloned().context("it is gone from the folder")?;
         // Again: it may have changed since it was found.
-        inspector.inspect(&model)?;
+        inspector.inspect(&model, hashes)?;
         let loaded = models::load_any(&model, Means { hub, compute: &workshop.compute, hashes })?;
         let is = loaded.description();
         let price = pricing.price((name, workshop.partition()), engines::price(is))?;
@@ -309,7 +309,7 @@ impl Looker {
 
     /// Of what is written in its headers. What nobody could pay for is refused before it is loaded.
     fn size_up(&self, model: &ModelConfig) -> Result<Size> {
-        self.inspector.inspect(model)?;
+        self.inspector.inspect(model, &NothingKnown)?;
         let description = models::describe(model, &self.hub)?;
         let is = description.model();
         let price = self.pricing.price((&model.name, self.partition), engines::price(is))?;

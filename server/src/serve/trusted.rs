@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use passerelle::config::{Config, DEMO, ModelConfig};
 use passerelle::hub::Source;
 use passerelle::trust::{TrustError, TrustedKeys};
-use passerelle_models::CheckpointFiles;
+use passerelle_models::{CheckpointFiles, KnownHashes, NothingKnown};
 
 /// Asks of every model that it is what a trusted key has signed, before anything of it is parsed.
 #[derive(Debug, Clone)]
@@ -22,10 +22,11 @@ impl Inspector {
         Ok(Self { keys })
     }
 
-    /// Reads every byte of the model.
-    pub(crate) fn inspect(&self, model: &ModelConfig) -> Result<()> {
+    /// Reads every byte of the model. What was proven of its files is told to `hashes`, so that the digest it is served
+    /// under is that of what was signed, whatever was kept before.
+    pub(crate) fn inspect(&self, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<()> {
         match &self.keys {
-            Some(keys) => inspect(keys, model).with_context(|| format!("model `{}`", model.name)),
+            Some(keys) => inspect(keys, model, hashes).with_context(|| format!("model `{}`", model.name)),
             None => Ok(()),
         }
     }
@@ -33,13 +34,13 @@ impl Inspector {
     /// As [`Inspector::inspect`], for a checkpoint of which only the tokenizer is read.
     pub(crate) fn inspect_folder(&self, folder: &Path) -> Result<()> {
         match &self.keys {
-            Some(keys) => verify(keys, &CheckpointFiles::directory(folder)?),
+            Some(keys) => verify(keys, &CheckpointFiles::directory(folder)?, &NothingKnown),
             None => Ok(()),
         }
     }
 }
 
-fn inspect(keys: &TrustedKeys, model: &ModelConfig) -> Result<()> {
+fn inspect(keys: &TrustedKeys, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<()> {
     for (is_set, what) in [(model.tokenizer.is_some(), "tokenizer"), (model.chat_template.is_some(), "chat_template")] {
         ensure!(!is_set, "{what} (--{}): no signature covers one from elsewhere; leave it out", what.replace('_', "-"));
     }
@@ -51,11 +52,11 @@ fn inspect(keys: &TrustedKeys, model: &ModelConfig) -> Result<()> {
         Source::Gguf(path) => CheckpointFiles::gguf(path)?,
         Source::Hub(id) => bail!("{id} is on the hub, where nobody signs; `passerelle import` it, and serve the copy"),
     };
-    verify(keys, &files)
+    verify(keys, &files, hashes)
 }
 
-fn verify(keys: &TrustedKeys, files: &CheckpointFiles) -> Result<()> {
-    let digest = keys.verify(files, &|_| ControlFlow::Continue(()))?;
+fn verify(keys: &TrustedKeys, files: &CheckpointFiles, hashes: &dyn KnownHashes) -> Result<()> {
+    let digest = keys.verify(files, hashes, &|_| ControlFlow::Continue(()))?;
     tracing::info!(source = %files.root().display(), %digest, "signed by a trusted key");
     Ok(())
 }

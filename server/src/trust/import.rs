@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use passerelle_models::{CheckpointFiles, Manifest, Mismatch, ModelDigest};
+use passerelle_models::{CheckpointFiles, Manifest, Mismatch, ModelDigest, NothingKnown};
 use tempfile::TempDir;
 
 use super::bundle::BundleReader;
@@ -14,6 +14,8 @@ use super::{TrustError, at};
 const MAX_NAME_BYTES: usize = 100;
 /// Where copies are made before they have their name; beside the models, so that they are renamed and not copied again.
 const STAGE: &str = "importing";
+/// In that folder. Held by each import that is under way.
+const LOCK: &str = "lock";
 
 /// What a copy is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,11 +37,19 @@ pub struct Imported {
     pub path: PathBuf,
     pub digest: ModelDigest,
     pub is_signed: bool,
+    /// Files of a copy that was there already, and damaged.
+    pub num_mended: usize,
 }
 
-/// A copy that has no name yet. Gone when dropped.
-struct Staged {
+/// A folder in which a copy is made. Gone when dropped.
+struct Stage {
     folder: TempDir,
+    _lock: File,
+}
+
+/// A copy that has no name yet.
+struct Staged {
+    stage: Stage,
     manifest: Manifest,
     signature: Option<Vec<u8>>,
 }
@@ -61,14 +71,14 @@ impl Import<'_> {
         if let Some(expected) = &expected {
             expected.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
         }
-        let folder = self.stage()?;
-        let manifest = Manifest::copy(files, folder.path(), &mut |progress| watch(progress))?;
+        let stage = self.stage()?;
+        let manifest = Manifest::copy(files, stage.folder.path(), &mut |progress| watch(progress))?;
         if let Some(expected) = expected
             && let Some(changed) = first_difference(&expected, &manifest)
         {
             return Err(Mismatch::Changed(files.root().join(changed)).into());
         }
-        self.name_it(Staged { folder, manifest, signature })
+        self.name_it(Staged { stage, manifest, signature }, watch)
     }
 
     /// The same of a bundle.
@@ -79,33 +89,45 @@ impl Import<'_> {
             trust.verify_papers(&Papers::inside(file), Some(&text), signature.as_deref())?;
         }
         let manifest = reader.parse_manifest(&text)?;
-        let folder = self.stage()?;
-        reader.unpack(&manifest, folder.path(), watch)?;
-        self.name_it(Staged { folder, manifest, signature })
+        let stage = self.stage()?;
+        reader.unpack(&manifest, stage.folder.path(), watch)?;
+        self.name_it(Staged { stage, manifest, signature }, watch)
     }
 
-    fn stage(&self) -> Result<TempDir, TrustError> {
+    /// A folder to copy into. Removes what imports left that were killed.
+    fn stage(&self) -> Result<Stage, TrustError> {
         let stage = self.data_dir.join(STAGE);
         fs::create_dir_all(&stage).map_err(at(&stage))?;
-        TempDir::new_in(&stage).map_err(at(&stage))
+        // Whoever imports holds the lock with others. If nobody does, nobody needs what lies there.
+        let place = stage.join(LOCK);
+        let lock = File::create(&place).map_err(at(&place))?;
+        if lock.try_lock().is_ok() {
+            clear(&stage).map_err(at(&stage))?;
+            lock.unlock().map_err(at(&place))?;
+        }
+        lock.lock_shared().map_err(at(&place))?;
+        Ok(Stage { folder: TempDir::new_in(&stage).map_err(at(&stage))?, _lock: lock })
     }
 
-    /// A model that is there already under this name is left as it is; if it is the same, it may get a signature.
-    fn name_it(&self, staged: Staged) -> Result<Imported, TrustError> {
-        let Staged { folder, manifest, signature } = staged;
+    /// A model that is there already under this name is left as it is, unless it is the same and damaged; if it is the same,
+    /// it may get a signature.
+    fn name_it(&self, staged: Staged, watch: Watch<'_>) -> Result<Imported, TrustError> {
+        let Staged { stage: Stage { folder, _lock }, manifest, signature } = staged;
         let models = self.data_dir.join("models");
         fs::create_dir_all(&models).map_err(at(&models))?;
         let is_gguf = manifest.files().iter().any(|file| file.name == Manifest::GGUF);
         let [as_folder, as_file] = places(&models, &self.name);
-        let imported = |path: PathBuf, is_signed| Imported { path, digest: manifest.digest(), is_signed };
+        let imported =
+            |path: PathBuf, is_signed| Imported { path, digest: manifest.digest(), is_signed, num_mended: 0 };
         if let Some(path) = [&as_folder, &as_file].into_iter().find(|path| path.exists()) {
             let papers = papers_of(path);
             if papers.manifest()?.as_ref() != Some(&manifest) {
                 return Err(TrustError::Exists(path.clone()));
             }
             let is_signed = signature.is_some() || papers.signature()?.is_some();
+            let num_mended = mend(path, &manifest, (folder.path(), watch))?;
             papers.write(&manifest, signature.as_deref())?;
-            return Ok(imported(path.clone(), is_signed));
+            return Ok(Imported { num_mended, ..imported(path.clone(), is_signed) });
         }
         let path = if is_gguf { as_file } else { as_folder };
         if is_gguf {
@@ -118,6 +140,36 @@ impl Import<'_> {
         File::open(&models).and_then(|folder| folder.sync_all()).map_err(at(&models))?;
         Ok(imported(path, signature.is_some()))
     }
+}
+
+/// Makes the copy at `path` what `manifest` says, if it is not: each part that differs is replaced by the one in `fresh`.
+/// Returns how many were. Errors where there is something beside, which somebody may want.
+fn mend(path: &Path, manifest: &Manifest, (fresh, watch): (&Path, Watch<'_>)) -> Result<usize, TrustError> {
+    let mut num_mended = 0;
+    let files = if path.is_dir() { CheckpointFiles::directory(path)? } else { CheckpointFiles::gguf(path)? };
+    loop {
+        match manifest.check(&files, &[MANIFEST_FILE, SIGNATURE_FILE], &NothingKnown, watch) {
+            Ok(()) => return Ok(num_mended),
+            Err(Mismatch::Missing(damaged) | Mismatch::Changed(damaged)) => {
+                let part = damaged.strip_prefix(path).ok().filter(|part| !part.as_os_str().is_empty());
+                let from = fresh.join(part.unwrap_or(Path::new(Manifest::GGUF)));
+                fs::rename(from, &damaged).map_err(at(&damaged))?;
+                num_mended += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Of everything but the lock.
+fn clear(stage: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(stage)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Where the copy of this name is, if there is one.

@@ -5,7 +5,10 @@ use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use passerelle_models::{CheckpointFiles, LoadProgress, MAX_MANIFEST_BYTES, Manifest, ModelDigest, NothingKnown};
+use passerelle_models::{
+    CheckpointFiles, FileHash, FileStamp, KnownHashes, LoadProgress, MAX_MANIFEST_BYTES, Manifest, ModelDigest,
+    NothingKnown,
+};
 use tempfile::NamedTempFile;
 
 use super::keys::{KeyError, PublicKey, SigningKey};
@@ -81,6 +84,19 @@ impl Papers {
     }
 }
 
+/// Knows nothing itself: what is asked is found out anew, and told.
+struct OnlyLearns<'a>(&'a dyn KnownHashes);
+
+impl KnownHashes for OnlyLearns<'_> {
+    fn find(&self, _: &FileStamp) -> Option<FileHash> {
+        None
+    }
+
+    fn learn(&self, file: FileStamp, hash: FileHash) {
+        self.0.learn(file, hash);
+    }
+}
+
 impl TrustedKeys {
     /// `None` without any file: then nothing is asked of a checkpoint.
     pub fn load(files: &[PathBuf]) -> Result<Option<Self>, KeyError> {
@@ -88,13 +104,19 @@ impl TrustedKeys {
         Ok((!keys.is_empty()).then_some(Self(keys)))
     }
 
-    /// That the checkpoint is, byte for byte and file for file, what one of the keys has signed. Reads every byte.
-    pub fn verify(&self, files: &CheckpointFiles, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
+    /// That the checkpoint is, byte for byte and file for file, what one of the keys has signed. Reads every byte; `proven`
+    /// learns the hashes and is asked for none.
+    pub fn verify(
+        &self,
+        files: &CheckpointFiles,
+        proven: &dyn KnownHashes,
+        watch: Watch<'_>,
+    ) -> Result<ModelDigest, TrustError> {
         let papers = Papers::of(files)?;
         let (text, signature) = (papers.text()?, papers.signature()?);
         let text = self.verify_papers(&papers, text.as_deref(), signature.as_deref())?;
         let manifest = parse(&papers.manifest, text)?;
-        manifest.check(files, &[MANIFEST_FILE, SIGNATURE_FILE], watch)?;
+        manifest.check(files, &[MANIFEST_FILE, SIGNATURE_FILE], &OnlyLearns(proven), watch)?;
         Ok(manifest.digest())
     }
 

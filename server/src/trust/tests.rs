@@ -2,7 +2,9 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 
-use passerelle_models::{CheckpointFiles, LoadProgress, demo_checkpoint};
+use passerelle_models::{
+    CheckpointFiles, FileHash, FileStamp, KnownHashes, LoadProgress, NothingKnown, demo_checkpoint,
+};
 use tempfile::TempDir;
 
 use super::*;
@@ -44,20 +46,20 @@ fn what_one_key_signed_is_trusted_by_its_other_half_alone() {
     let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
     let ((key, trusted), (_, others)) = (keys(safe.path(), "lab"), keys(safe.path(), "other"));
     let model = files(folder.path());
-    let unsigned = trusted.verify(&model, &go_on).unwrap_err().to_string();
+    let unsigned = trusted.verify(&model, &NothingKnown, &go_on).unwrap_err().to_string();
     assert!(
         unsigned.contains("passerelle.manifest.sig: there is no such file, so the model is not signed"),
         "{unsigned}"
     );
     let digest = sign(&model, &key, &go_on).unwrap();
-    assert_eq!(trusted.verify(&model, &go_on).unwrap(), digest);
-    let foreign = others.verify(&model, &go_on).unwrap_err().to_string();
+    assert_eq!(trusted.verify(&model, &NothingKnown, &go_on).unwrap(), digest);
+    let foreign = others.verify(&model, &NothingKnown, &go_on).unwrap_err().to_string();
     assert!(foreign.contains("is not a signature by a trusted key"), "{foreign}");
     // Whoever writes another manifest has no signature for it.
     let manifest = Papers::of(&model).unwrap().manifest;
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, text.replace(" 7 model", " 8 model")).unwrap();
-    assert!(matches!(trusted.verify(&model, &go_on), Err(TrustError::Untrusted(_))));
+    assert!(matches!(trusted.verify(&model, &NothingKnown, &go_on), Err(TrustError::Untrusted(_))));
     assert!(matches!(Papers::of(&demo_checkpoint()), Err(TrustError::Embedded)));
 }
 
@@ -67,7 +69,7 @@ fn one_changed_byte_and_every_other_file_is_named() {
     let (key, trusted) = keys(safe.path(), "lab");
     let model = files(folder.path());
     sign(&model, &key, &go_on).unwrap();
-    let refused = || trusted.verify(&model, &go_on).unwrap_err().to_string();
+    let refused = || trusted.verify(&model, &NothingKnown, &go_on).unwrap_err().to_string();
     for name in ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"] {
         let path = folder.path().join(name);
         let former = fs::read(&path).unwrap();
@@ -84,7 +86,7 @@ fn one_changed_byte_and_every_other_file_is_named() {
     // Nobody signs what nobody would serve.
     assert!(matches!(sign(&model, &key, &go_on), Err(TrustError::Mismatch(_))));
     fs::remove_file(folder.path().join("extra.py")).unwrap();
-    trusted.verify(&model, &go_on).unwrap();
+    trusted.verify(&model, &NothingKnown, &go_on).unwrap();
 }
 
 #[test]
@@ -96,15 +98,78 @@ fn a_copy_holds_what_is_part_of_the_checkpoint_and_its_papers() {
     assert!(!imported.path.join("README.md").exists());
     let (key, trusted) = keys(data_dir.path(), "lab");
     assert_eq!(sign(&files(&imported.path), &key, &go_on).unwrap(), imported.digest);
-    assert_eq!(trusted.verify(&files(&imported.path), &go_on).unwrap(), imported.digest);
+    assert_eq!(trusted.verify(&files(&imported.path), &NothingKnown, &go_on).unwrap(), imported.digest);
     // The same again is no harm, and another one is none of this name.
     let again = import(&data_dir, None).checkpoint(&files(folder.path()), &go_on).unwrap();
     assert_eq!((again.digest, again.is_signed), (imported.digest, true));
     fs::write(folder.path().join("config.json"), "{ }").unwrap();
     let other = import(&data_dir, None).checkpoint(&files(folder.path()), &go_on);
     assert!(matches!(other, Err(TrustError::Exists(_))), "{other:?}");
-    assert_eq!(fs::read_dir(data_dir.path().join("importing")).unwrap().count(), 0, "nothing is left half done");
+    assert_eq!(half_done(&data_dir), 0);
     assert_eq!(find_imported(data_dir.path(), &"mine".parse().unwrap()), Some(imported.path));
+}
+
+/// Copies that have no name yet.
+fn half_done(data_dir: &TempDir) -> usize {
+    let entries = fs::read_dir(data_dir.path().join("importing")).unwrap();
+    entries.filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir()).count()
+}
+
+#[test]
+fn importing_again_mends_a_damaged_copy_and_takes_nothing_away_that_it_does_not_know() {
+    let (folder, data_dir) = (checkpoint(), tempfile::tempdir().unwrap());
+    let (key, trusted) = keys(data_dir.path(), "lab");
+    sign(&files(folder.path()), &key, &go_on).unwrap();
+    let import_it = || import(&data_dir, Some(&trusted)).checkpoint(&files(folder.path()), &go_on);
+    let copy = import_it().unwrap().path;
+    fs::write(copy.join("model.safetensors"), "Weights").unwrap();
+    fs::remove_file(copy.join("tokenizer.json")).unwrap();
+    let again = import_it().unwrap();
+    assert_eq!(again.num_mended, 2);
+    assert_eq!(trusted.verify(&files(&copy), &NothingKnown, &go_on).unwrap(), again.digest);
+    assert_eq!(import_it().unwrap().num_mended, 0);
+    fs::write(copy.join("notes.txt"), "mine").unwrap();
+    let refused = import_it().unwrap_err().to_string();
+    assert!(refused.contains("notes.txt: the manifest does not have it; take it away"), "{refused}");
+    assert!(copy.join("notes.txt").exists());
+}
+
+#[test]
+fn what_a_killed_import_left_is_cleared_away_unless_another_one_is_under_way() {
+    let (folder, data_dir) = (checkpoint(), tempfile::tempdir().unwrap());
+    let left = data_dir.path().join("importing/.tmpKilled");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("model.safetensors"), "half of the wei").unwrap();
+    let other = fs::File::create(data_dir.path().join("importing/lock")).unwrap();
+    other.lock_shared().unwrap();
+    import(&data_dir, None).checkpoint(&files(folder.path()), &go_on).unwrap();
+    assert!(left.exists(), "it may be that of the other one");
+    drop(other);
+    import(&data_dir, None).checkpoint(&files(folder.path()), &go_on).unwrap();
+    assert_eq!(half_done(&data_dir), 0);
+}
+
+#[test]
+fn what_is_proven_of_a_file_takes_the_place_of_what_was_kept() {
+    /// Whoever changed what is kept.
+    struct Forged(std::sync::Mutex<Vec<String>>);
+    impl KnownHashes for Forged {
+        fn find(&self, _: &FileStamp) -> Option<FileHash> {
+            "0".repeat(64).parse().ok()
+        }
+        fn learn(&self, _: FileStamp, hash: FileHash) {
+            self.0.lock().unwrap().push(hash.to_string());
+        }
+    }
+    let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
+    let (key, trusted) = keys(safe.path(), "lab");
+    let model = files(folder.path());
+    let digest = sign(&model, &key, &go_on).unwrap();
+    let forged = Forged(std::sync::Mutex::default());
+    assert_eq!(trusted.verify(&model, &forged, &go_on).unwrap(), digest);
+    let learnt = forged.0.into_inner().unwrap();
+    let text = fs::read_to_string(Papers::of(&model).unwrap().manifest).unwrap();
+    assert!(learnt.len() == 4 && learnt.iter().all(|hash| text.contains(hash)), "{learnt:?}");
 }
 
 #[test]
@@ -120,7 +185,7 @@ fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() 
     assert!(matches!(import(&there, Some(&others)).bundle(&bundle, &go_on), Err(TrustError::Untrusted(_))));
     let imported = import(&there, Some(&trusted)).bundle(&bundle, &go_on).unwrap();
     assert_eq!((imported.digest, imported.is_signed), (digest, true));
-    assert_eq!(trusted.verify(&files(&imported.path), &go_on).unwrap(), digest);
+    assert_eq!(trusted.verify(&files(&imported.path), &NothingKnown, &go_on).unwrap(), digest);
     let whole = fs::read(&bundle).unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     // A prime, so that every kind of byte has its turn.
@@ -165,14 +230,14 @@ fn a_gguf_file_keeps_its_papers_beside_it() {
     let imported = import(&data_dir, Some(&trusted)).checkpoint(&model, &go_on).unwrap();
     assert_eq!(imported.path, data_dir.path().join("models/mine.gguf"));
     let copy = CheckpointFiles::gguf(&imported.path).unwrap();
-    assert_eq!(trusted.verify(&copy, &go_on).unwrap(), imported.digest);
+    assert_eq!(trusted.verify(&copy, &NothingKnown, &go_on).unwrap(), imported.digest);
     let bundle = folder.path().join("small.tar");
     write_bundle(&copy, &bundle, &go_on).unwrap();
     let there = tempfile::tempdir().unwrap();
     let unpacked = import(&there, Some(&trusted)).bundle(&bundle, &go_on).unwrap();
     assert_eq!((unpacked.path, unpacked.digest), (there.path().join("models/mine.gguf"), imported.digest));
     fs::write(&imported.path, "GGUF and so off").unwrap();
-    let refused = trusted.verify(&copy, &go_on).unwrap_err().to_string();
+    let refused = trusted.verify(&copy, &NothingKnown, &go_on).unwrap_err().to_string();
     assert!(refused.contains("mine.gguf: is not what the manifest says"), "{refused}");
 }
 

@@ -219,3 +219,21 @@ fn what_cannot_be_scored_is_refused_by_line_item_or_file() {
     run(&mut score(&state, &data, &[&demo("early")]));
     refused("{\"text\": \"other\"}", "other data or settings");
 }
+
+#[test]
+fn a_checkpoint_that_cannot_be_read_keeps_no_other_from_being_scored() {
+    let state = State::new();
+    let data = write(&state, "data.jsonl", "{\"text\": \"Once upon a time\"}");
+    fs::create_dir_all(state.path().join("run/bad")).expect("the folder is writable");
+    fs::write(state.path().join("run/bad/config.json"), "{").expect("the folder is writable");
+    random_checkpoint(&state.path().join("run/good"), 1);
+    let output = score(&state, &data, &["./run"]).output().expect("the binary runs");
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("error: 1 of 2 could not be scored: checkpoint `bad`") && said.contains("config.json"),
+        "{said}"
+    );
+    let scored = scores(&state);
+    assert_eq!((scored.len(), scored[0].0.as_str(), scored[0].1.len()), (1, "good", 1));
+}
