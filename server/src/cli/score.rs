@@ -4,11 +4,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use passerelle::config::{Config, Environment, ModelConfig};
 use passerelle::evaluation::score_file::{Readers, Settings};
 use passerelle::evaluation::{DataSet, Header, ScoreReader, ScoreWriter, Totals};
+use passerelle::text::Tokenizer;
 use passerelle_engine::SharedModel;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_models::ops::Compute;
@@ -71,6 +72,7 @@ pub(crate) struct ScoreArgs {
 /// What `--against` names.
 struct Reference {
     model: SharedModel,
+    tokenizer: Tokenizer,
     digest: ModelDigest,
 }
 
@@ -129,6 +131,8 @@ impl Run<'_> {
         let bar = progress.start(&model.name, (writer.num_done(), self.data.items.len()));
         if !left.is_empty() {
             let loaded = serve::load(model, self.means())?;
+            let is_like = |reference: &Reference| loaded.text.tokenizer.has_vocabulary_of(&reference.tokenizer);
+            ensure!(self.against.as_ref().is_none_or(is_like), "it has another vocabulary than what --against names");
             let items = plan::all(&loaded, &left, self.args.max_tokens.get())?;
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
             let against = self.against.as_ref().map(|reference| reference.model.clone());
@@ -146,7 +150,7 @@ impl Run<'_> {
         let found = serve::find_sources(std::slice::from_ref(source), &self.config.engine)?;
         let [model] = &found[..] else { bail!("--against {source}: holds {} checkpoints; name one", found.len()) };
         let loaded = serve::load(model, self.means())?;
-        Ok(Reference { digest: loaded.digest, model: loaded.model.into() })
+        Ok(Reference { digest: loaded.digest, tokenizer: loaded.text.tokenizer.clone(), model: loaded.model.into() })
     }
 
     fn means(&self) -> Means<'_> {
