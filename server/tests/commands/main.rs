@@ -19,6 +19,7 @@ mod shadowing;
 mod shelf;
 mod slurm;
 mod suite;
+mod survival;
 mod tariff;
 mod trusted;
 mod workers;
