@@ -2,8 +2,11 @@
 
 mod administration;
 mod binary;
+#[path = "../http/common/chance.rs"]
+mod chance;
 mod comparing;
 mod digest;
+mod exactness;
 mod gguf;
 mod hostile;
 mod inspect;

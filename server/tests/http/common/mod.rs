@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of the harness")]
 
 pub(crate) mod both_ways;
+pub(crate) mod chance;
 pub(crate) mod client;
 pub(crate) mod encoders;
 pub(crate) mod model;
