@@ -6,6 +6,7 @@ pub mod disconnects;
 pub mod full_disk;
 pub mod idle_connections;
 pub mod ledger;
+pub mod long_prompts;
 pub mod neighbour;
 pub mod overload;
 pub mod poison;
@@ -63,6 +64,10 @@ pub struct CheckOptions {
     pub settle: Duration,
     /// How much worse others may fare.
     pub max_ratio: f64,
+    /// Of those whose prompts hold others up.
+    pub long_prompt_tokens: u32,
+    /// Between two tokens of a stream beside them.
+    pub max_added_ms: f64,
     pub run: RunOptions,
 }
 
@@ -96,6 +101,8 @@ impl Default for CheckOptions {
             lengths: ChatLengths { prompt_tokens: 64, output_tokens: 48 },
             settle: Duration::from_secs(2),
             max_ratio: 3.0,
+            long_prompt_tokens: 1500,
+            max_added_ms: 250.0,
             run: RunOptions::default(),
         }
     }

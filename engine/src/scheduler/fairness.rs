@@ -1,5 +1,5 @@
-//! The bound that `policy` derives, measured from outside: accounts whose requests never end to come, over random
-//! engines, requests and weights.
+//! The bound that `policy` derives, measured from outside: accounts whose requests never end to come, of one choice or of
+//! several, and of which some are cancelled, over random engines, requests and weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,22 +25,28 @@ struct Market {
     waiting: BTreeMap<u64, BTreeSet<u64>>,
     /// Requests to come, and their tokens at the end.
     lengths: BTreeMap<u64, usize>,
-    /// Tokens of each live request that its account has paid for.
-    paid: BTreeMap<u64, usize>,
+    /// Tokens of each choice that its account has paid for.
+    paid: BTreeMap<(u64, u32), usize>,
+    /// Sequences of each request that have not ended.
+    live: BTreeMap<u64, usize>,
     served: BTreeMap<u64, CostNs>,
     next_id: u64,
+    num_forks: usize,
+    num_cancelled: usize,
 }
 
 #[test]
 fn what_two_backlogged_accounts_are_served_differs_by_less_than_the_bound_at_every_step() {
-    let mut widest = 0.0_f64;
+    let (mut widest, mut forks, mut cancelled) = (0.0_f64, 0, 0);
     for seed in 0..SEEDS {
         let mut market = Market::new(seed);
         // What each pair had been served when both began to wait without a break.
         let mut starts: BTreeMap<(u64, u64), (CostNs, CostNs)> = BTreeMap::new();
         for step in 0..STEPS {
-            market.arrive(step);
+            market.cancel();
+            // Whose last request in line was cancelled does not wait without a break, whatever comes next.
             let before = market.backlogged();
+            market.arrive(step);
             market.step();
             let (_, bound) = market.scheduler.fairness();
             let backlogged: Vec<_> = before.intersection(&market.backlogged()).copied().collect();
@@ -55,7 +61,11 @@ fn what_two_backlogged_accounts_are_served_differs_by_less_than_the_bound_at_eve
                 widest = widest.max(gap as f64 / (2 * bound) as f64);
             }
         }
+        forks += market.num_forks;
+        cancelled += market.num_cancelled;
     }
+    // Markets without these would prove less.
+    assert!(forks > SEEDS as usize && cancelled > SEEDS as usize, "{forks} forks, {cancelled} cancelled");
     // The bound is not empty words: a tenth of it is reached.
     assert!(widest > 0.1, "{widest}");
 }
@@ -90,8 +100,11 @@ impl Market {
             waiting: BTreeMap::new(),
             lengths: BTreeMap::new(),
             paid: BTreeMap::new(),
+            live: BTreeMap::new(),
             served,
             next_id: 0,
+            num_forks: 0,
+            num_cancelled: 0,
         }
     }
 
@@ -116,10 +129,18 @@ impl Market {
                 let start = if self.below(3) == 0 { 0 } else { id as u32 * 1000 };
                 let prompt: Vec<_> = (start..start + prompt_len).collect();
                 let weight = ShareWeight((1 + account as u32 % 2).try_into().unwrap());
-                let asked = Request { share_key: ShareKey(account), share_weight: weight, ..request(id, &prompt) };
+                let most_choices = self.scheduler.config.max_num_seqs as u64;
+                let num_choices = if self.below(3) == 0 { 1 + self.below(most_choices) as u32 } else { 1 };
+                let asked = Request {
+                    share_key: ShareKey(account),
+                    share_weight: weight,
+                    num_choices: num_choices.try_into().unwrap(),
+                    ..request(id, &prompt)
+                };
                 let (sequence, stream) = sequence(asked);
                 self.scheduler.add(sequence);
                 self.streams.insert(id, stream);
+                self.live.insert(id, 1);
                 self.waiting.entry(account).or_default().insert(id);
                 self.lengths.insert(id, length);
             }
@@ -130,29 +151,79 @@ impl Market {
         self.waiting.iter().filter(|(_, ids)| !ids.is_empty()).map(|(&account, _)| account).collect()
     }
 
+    /// Now and then a reader leaves, or gives one of its choices up, wherever the request is.
+    fn cancel(&mut self) {
+        let ids: Vec<u64> = self.streams.keys().copied().collect();
+        if !ids.is_empty() && self.below(4) == 0 {
+            let id = ids[self.below(ids.len() as u64) as usize];
+            match self.below(2) {
+                0 => _ = self.streams[&id].abort_choice(0),
+                _ => _ = self.streams[&id].abort(),
+            }
+        }
+        for sequence in self.scheduler.extract(|sequence| sequence.events.is_aborted()) {
+            self.waiting.entry(sequence.id.arrival % ACCOUNTS).or_default().remove(&sequence.id.arrival);
+            self.num_cancelled += 1;
+            self.forget(sequence.id.arrival);
+        }
+        self.scheduler.check_integrity();
+    }
+
     fn step(&mut self) {
         let batch = self.scheduler.schedule(Duration::ZERO);
         self.scheduler.check_integrity();
         for scheduled in &batch.sequences {
-            let (id, account) = (scheduled.id.arrival, scheduled.id.arrival % ACCOUNTS);
-            self.waiting.entry(account).or_default().remove(&id);
-            let sequence = self.scheduler.sequence(scheduled.id).unwrap();
-            let (start, end) = (sequence.num_computed, sequence.num_computed + scheduled.num_tokens);
-            let (samples, weight) = (sequence.samples_next(), CostNs::from(sequence.share_weight.0.get()));
-            let unpaid = start.max(self.paid.get(&id).copied().unwrap_or(0));
-            if unpaid < end {
-                let price = self.costs.of_tokens(unpaid, end - unpaid);
-                *self.served.entry(account).or_default() += price.div_ceil(weight);
-                self.paid.insert(id, end);
-            }
+            self.pay(scheduled);
+            let samples = self.scheduler.sequence(scheduled.id).unwrap().samples_next();
             let sequence = self.scheduler.advance(scheduled.id).unwrap();
             if samples {
-                sequence.append(900_000 + sequence.tokens().len() as u32).unwrap();
+                let further = sequence.events.take_further_choices();
+                let forks = further.into_iter().map(|events| self.scheduler.fork(scheduled.id, events).unwrap());
+                let forks: Vec<_> = forks.collect();
+                self.num_forks += forks.len();
+                *self.live.get_mut(&scheduled.id.arrival).unwrap() += forks.len();
+                for fork in forks {
+                    self.paid.insert((fork.arrival, fork.choice), self.paid[&(fork.arrival, 0)]);
+                    self.append(fork);
+                }
+                self.append(scheduled.id);
             }
-            if sequence.tokens().len() >= self.lengths[&id] {
-                self.scheduler.remove(scheduled.id, Prefixes::Keep).unwrap();
-                self.streams.remove(&id);
-            }
+        }
+    }
+
+    /// What this account has to pay for of the step.
+    fn pay(&mut self, scheduled: &ScheduledSequence) {
+        let (id, account) = (scheduled.id.arrival, scheduled.id.arrival % ACCOUNTS);
+        self.waiting.entry(account).or_default().remove(&id);
+        let sequence = self.scheduler.sequence(scheduled.id).unwrap();
+        let (start, end) = (sequence.num_computed, sequence.num_computed + scheduled.num_tokens);
+        let weight = CostNs::from(sequence.share_weight.0.get());
+        let paid = self.paid.entry((id, scheduled.id.choice)).or_default();
+        let unpaid = start.max(*paid);
+        if unpaid < end {
+            let price = self.costs.of_tokens(unpaid, end - unpaid);
+            *self.served.entry(account).or_default() += price.div_ceil(weight);
+            *paid = end;
+        }
+    }
+
+    /// The next token of a sequence, which may be its last. Choices differ in length.
+    fn append(&mut self, id: SequenceId) {
+        let sequence = self.scheduler.sequence_mut(id).unwrap();
+        let length = sequence.tokens().len() + 1;
+        sequence.append(900_000 + length as u32).unwrap();
+        if length >= LONGEST.min(self.lengths[&id.arrival] + 2 * id.choice as usize) {
+            self.scheduler.remove(id, Prefixes::Keep).unwrap();
+            self.forget(id.arrival);
+        }
+    }
+
+    /// One sequence of the request has ended.
+    fn forget(&mut self, arrival: u64) {
+        let live = self.live.get_mut(&arrival).unwrap();
+        *live -= 1;
+        if *live == 0 {
+            self.streams.remove(&arrival);
         }
     }
 }

@@ -2,7 +2,6 @@
 //! gets alone, though every block holds NaN when it is handed out, and steps fail and panic when they have run.
 
 use std::fs;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +9,11 @@ use std::time::Duration;
 use crate::chance::{Chance, Kinds};
 use crate::common::{events, parts, run_to_end};
 use crate::crowd::Crowd;
+use crate::sick::{BRING_AN_ERROR, NewBlocks, Sick};
 use passerelle_engine::clock::SystemClock;
 use passerelle_engine::{CacheSalt, EngineConfig, EngineHandle, EngineParts, Request, StepLoop};
 use passerelle_models::ops::Compute;
-use passerelle_models::{
-    BlockCopy, CausalLm, CheckpointFiles, Decoder, KvCache, KvCacheSpec, LoadOptions, Logits, ModelError, ModelInput,
-    load_decoder,
-};
+use passerelle_models::{CausalLm, CheckpointFiles, Decoder, LoadOptions, load_decoder};
 use tempfile::TempDir;
 
 /// One whose layers look at everything, one whose layers all have a window, and two that have layers of both kinds.
@@ -26,9 +23,6 @@ const ALL_REQUESTS: u64 = 10_000;
 const REQUESTS_AT_ONCE: u64 = 24;
 const LONGEST_PROMPT: usize = 70;
 const MOST_TOKENS: usize = 30;
-/// A step that runs one of these returns an error.
-const BRING_AN_ERROR: Range<u32> = 180..190;
-const BRING_A_PANIC: Range<u32> = 190..200;
 const FAR_TOO_MANY_STEPS: usize = 20_000;
 /// No two of the requests that run alone share a salt, so that none finds anything cached.
 const LONELY_SALTS: u64 = 1 << 40;
@@ -115,8 +109,12 @@ pub(crate) fn loaded_as(fixture: &str, options: &LoadOptions) -> Decoder {
             fs::copy(&file, folder.path().join(name)).expect("a fixture is copied");
         }
     }
-    let files = CheckpointFiles::directory(folder.path()).expect("the fixture is a checkpoint");
-    load_decoder(&files, &Compute::cpu(1), options, &mut |_| ()).expect("the fixture loads").0
+    decoder_in(folder.path(), options)
+}
+
+pub(crate) fn decoder_in(folder: &Path, options: &LoadOptions) -> Decoder {
+    let files = CheckpointFiles::directory(folder).expect("it is a checkpoint");
+    load_decoder(&files, &Compute::cpu(1), options, &mut |_| ()).expect("it loads").0
 }
 
 fn config(num_kv_blocks: usize) -> EngineConfig {
@@ -134,71 +132,4 @@ fn config(num_kv_blocks: usize) -> EngineConfig {
 
 fn engine(num_kv_blocks: usize, model: impl CausalLm + 'static) -> (StepLoop, EngineHandle) {
     StepLoop::new(parts(model, config(num_kv_blocks))).expect("the tests' own figures are possible")
-}
-
-/// Fails some steps after they have written what they write.
-struct Sick {
-    decoder: Decoder,
-    new_blocks: NewBlocks,
-}
-
-/// What a block holds in the moment that it is handed out: whatever somebody left there, nobody reads it.
-#[derive(PartialEq)]
-enum NewBlocks {
-    AsTheyWere,
-    FullOfNan,
-}
-
-impl Sick {
-    fn spoil_new_blocks(&self, input: &ModelInput, cache: &mut KvCache) -> Result<(), ModelError> {
-        for sequence in 0..input.num_sequences() {
-            let num_computed = input.positions()[input.query_start()[sequence]] as usize;
-            let new_blocks = num_computed.div_ceil(input.block_size())..;
-            for group in 0..input.num_groups() {
-                for &block in &input.block_table(group, sequence)[new_blocks.clone()] {
-                    cache.fill_block(block, f32::NAN)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl CausalLm for Sick {
-    fn vocab_size(&self) -> usize {
-        self.decoder.vocab_size()
-    }
-
-    fn input_vocab_size(&self) -> usize {
-        self.decoder.input_vocab_size()
-    }
-
-    fn max_position(&self) -> usize {
-        self.decoder.max_position()
-    }
-
-    fn kv_cache_spec(&self) -> KvCacheSpec {
-        self.decoder.kv_cache_spec()
-    }
-
-    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        self.decoder.new_kv_cache(num_blocks)
-    }
-
-    fn copy_blocks(&self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
-        self.decoder.copy_blocks(copies, cache)
-    }
-
-    fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
-        if self.new_blocks == NewBlocks::FullOfNan {
-            self.spoil_new_blocks(input, cache)?;
-        }
-        let logits = self.decoder.forward(input, cache)?;
-        let runs_any = |of: Range<u32>| input.tokens().iter().any(|token| of.contains(token));
-        assert!(!runs_any(BRING_A_PANIC), "a token that brings a panic");
-        match runs_any(BRING_AN_ERROR) {
-            true => Err(ModelError::Input("a token that brings an error".into())),
-            false => Ok(logits),
-        }
-    }
 }

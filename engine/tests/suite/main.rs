@@ -11,5 +11,7 @@ mod elsewhere;
 mod encoders;
 mod grants;
 mod pattern;
+mod recovery;
 mod requests;
+mod sick;
 mod simulation;

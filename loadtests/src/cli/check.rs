@@ -8,8 +8,8 @@ use passerelle_loadtests::correctness;
 use passerelle_loadtests::http::Network;
 use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::reliability::{
-    ChatLengths, CheckOptions, Context, bombs, disconnects, idle_connections, neighbour, overload, poison,
-    slow_readers, soak, storm,
+    ChatLengths, CheckOptions, Context, bombs, disconnects, idle_connections, long_prompts, neighbour, overload,
+    poison, slow_readers, soak, storm,
 };
 use passerelle_loadtests::report::{About, bottlenecks};
 use passerelle_loadtests::scenario::Objectives;
@@ -57,6 +57,12 @@ pub(super) struct CheckArgs {
     /// How much longer the light tenant may wait in `neighbour`
     #[arg(long, default_value_t = 3.0)]
     max_ratio: f64,
+    /// Of each of the prompts in `long-prompts`
+    #[arg(long, default_value_t = 1500)]
+    long_prompt_tokens: u32,
+    /// What they may add to the p99 between two tokens of a stream
+    #[arg(long, default_value_t = 250.0)]
+    max_added_ms: f64,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -80,6 +86,8 @@ enum Check {
     Poison,
     /// A light tenant beside a greedy one
     Neighbour,
+    /// Streams beside long prompts
+    LongPrompts,
     /// A long run: does anything creep upwards?
     Soak,
     /// Twice the capacity for ten minutes, with users who leave and requests that make no sense
@@ -142,6 +150,7 @@ impl CheckArgs {
             Check::Bombs => bombs::check(context).await?,
             Check::Poison => poison::check(context).await?,
             Check::Neighbour => neighbour::check(context).await?,
+            Check::LongPrompts => long_prompts::check(context).await?,
             Check::Soak => soak::check(context).await?,
             Check::Storm => storm::check(context).await?,
         })
@@ -159,6 +168,8 @@ impl CheckArgs {
             lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },
             settle: Duration::from_secs_f64(self.settle),
             max_ratio: self.max_ratio,
+            long_prompt_tokens: self.long_prompt_tokens,
+            max_added_ms: self.max_added_ms,
             ..CheckOptions::default()
         }
     }

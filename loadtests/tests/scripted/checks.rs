@@ -9,8 +9,8 @@ use std::time::Duration;
 use passerelle_loadtests::ballast::{BallastError, Disk};
 use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::reliability::{
-    CheckError, CheckOptions, Context, bombs, disconnects, full_disk, idle_connections, ledger, neighbour, overload,
-    poison, rolling_restart, slow_readers, soak,
+    CheckError, CheckOptions, Context, bombs, disconnects, full_disk, idle_connections, ledger, long_prompts,
+    neighbour, overload, poison, rolling_restart, slow_readers, soak,
 };
 use passerelle_loadtests::servers::{Fleet, ServerError};
 use passerelle_loadtests::session::Session;
@@ -130,6 +130,24 @@ async fn a_greedy_neighbour_must_not_be_felt() {
     assert_falls_short(&verdict, "times");
     let without_keys = neighbour::check(&context(&fair.session().await)).await;
     assert!(matches!(without_keys, Err(CheckError::CannotTry(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_prompts_must_not_hold_streams_up() {
+    // A ninth request is a long prompt, beside the eight streams.
+    let gap = |beside: Duration| {
+        Scripted::new(move |seen| steady(20 * MS, if seen.in_flight > 8 { beside } else { 10 * MS })(seen))
+    };
+    let judged = |server: Scripted| async move {
+        let session = server.session().await;
+        long_prompts::check(&context(&session)).await.unwrap()
+    };
+    let verdict = judged(gap(210 * MS)).await;
+    assert!(verdict.holds(), "{}", verdict.render());
+    let added =
+        verdict.figures.iter().find(|figure| figure.name == "added to the p99").and_then(|figure| figure.measured);
+    assert!((added.expect("it is a number").number - 200.0).abs() < 1.0, "{}", verdict.render());
+    assert_falls_short(&judged(gap(270 * MS)).await, "260 ms were added");
 }
 
 /// Two servers that take a second to be replaced.

@@ -27,8 +27,22 @@ pub(crate) fn check_room<'a>(
     Ok(shelf.check_together(&seen)?)
 }
 
-/// Distributions compare token by token only where a token is the same for both. Returns the prompt.
-pub(crate) fn check_one_vocabulary(models: &[Lease], prepared: &[Prepared]) -> Result<Vec<TokenId>, ApiError> {
+/// Distributions compare token by token only where a token is the same for both. Errors name `field`.
+pub(crate) async fn check_same_vocabulary(
+    state: &AppState,
+    [first, second]: [&Lease; 2],
+    field: &str,
+) -> Result<(), ApiError> {
+    let tokenizers = [first, second].map(|model| model.text.tokenizer.clone());
+    let compare = move || Ok::<_, ApiError>(tokenizers[0].has_vocabulary_of(&tokenizers[1]));
+    if state.text_work().run(compare).await? {
+        return Ok(());
+    }
+    Err(invalid(field, format!("`{}` and `{}` have different vocabularies", first.name, second.name)))
+}
+
+/// Of models of one vocabulary, each with a way of its own to cut and to frame a text. Returns the prompt.
+pub(crate) fn check_one_prompt(models: &[Lease], prepared: &[Prepared]) -> Result<Vec<TokenId>, ApiError> {
     let tokens = |of: usize| prepared[of].prompts.first().map(|prompt| prompt.tokens.as_slice()).unwrap_or_default();
     for other in 1..models.len() {
         if models[other].input_vocab_size != models[0].input_vocab_size || tokens(other) != tokens(0) {

@@ -12,7 +12,7 @@ use passerelle_engine::{
 use passerelle_models::TokenId;
 use serde_json::{Value, json};
 
-use super::comparable::{check_one_vocabulary, check_room, longest_text, room_beside};
+use super::comparable::{check_one_prompt, check_room, check_same_vocabulary, longest_text, room_beside};
 use super::delta::{ChoiceDelta, Delta};
 use super::errors::{ApiError, ErrorKind};
 use super::generate::{Admission, Admitted, ServedAs, Shape, Visit, charge_to, saturating_u32};
@@ -72,12 +72,15 @@ pub(crate) async fn admit(
     let ReadCompare { models, prompt, mut generate, .. } = read;
     let seed = *generate.sampling.seed.get_or_insert(random_seed()?);
     let models = lease_all(state, &caller, &models).await?;
+    for other in 1..models.len() {
+        check_same_vocabulary(state, [&models[0], &models[other]], &format!("models[{other}]")).await?;
+    }
     // Their replicas may have come just now.
     let serving = state.serving();
     let shape = Shape::of(&prompt, &generate);
     let class = caller.classes.grant(generate.class);
     let prepared = prepare_all(state, &models, (prompt, &generate)).await?;
-    let prompt = check_one_vocabulary(&models, &prepared)?;
+    let prompt = check_one_prompt(&models, &prepared)?;
     let longest = longest_text(state, &serving, &models)?;
     generate.sampling.max_tokens = Some(room_beside(longest, prompt.len(), generate.sampling.max_tokens)?);
     check_min_tokens(&generate.sampling)?;

@@ -11,9 +11,8 @@ use axum::response::{IntoResponse, Response};
 use passerelle_engine::{ComparedPosition, Usage};
 use tokio::time::timeout;
 
-use super::comparable::check_room;
+use super::comparable::{check_room, check_same_vocabulary};
 use super::errors::{ApiError, ErrorKind};
-use super::fields::invalid;
 use super::generate::{Visit, charge_to, saturating_u32};
 use super::lease::{Lease, together};
 use super::meter::PromptMeter;
@@ -76,13 +75,7 @@ async fn find_pair(state: &AppState, visit: &Visit, (first, second): (&str, &str
     let _turn = together(state, [first, second].into_iter()).await?;
     let first = find_generator(state, &visit.caller, first).await?;
     let second = find_generator(state, &visit.caller, second).await.map_err(|error| error.param(FIELD))?;
-    let tokenizers = [&first, &second].map(|model| model.text.tokenizer.clone());
-    let is_same =
-        state.text_work().run(move || Ok::<_, ApiError>(tokenizers[0].has_vocabulary_of(&tokenizers[1]))).await?;
-    if !is_same {
-        let why = format!("`{}` and `{}` have different vocabularies", first.name, second.name);
-        return Err(invalid(FIELD, why));
-    }
+    check_same_vocabulary(state, [&first, &second], FIELD).await?;
     Ok([first, second])
 }
 

@@ -9,6 +9,7 @@ use clap::Args;
 use passerelle::config::{Config, Environment, ModelConfig};
 use passerelle::evaluation::score_file::{Readers, Settings};
 use passerelle::evaluation::{DataSet, Header, ScoreReader, ScoreWriter, Totals};
+use passerelle::text::Tokenizer;
 use passerelle_engine::SharedModel;
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_models::ops::Compute;
@@ -74,6 +75,7 @@ pub(crate) struct ScoreArgs {
 /// What `--against` names.
 struct Reference {
     model: SharedModel,
+    tokenizer: Tokenizer,
     digest: ModelDigest,
 }
 
@@ -147,6 +149,8 @@ impl Run<'_> {
         let bar = progress.start(&model.name, (writer.num_done(), self.data.items.len()));
         if !left.is_empty() {
             let loaded = serve::load(model, self.means())?;
+            let is_like = |reference: &Reference| loaded.text.tokenizer.has_vocabulary_of(&reference.tokenizer);
+            ensure!(self.against.as_ref().is_none_or(is_like), "it has another vocabulary than what --against names");
             let items = plan::all(&loaded, &left, self.args.max_tokens.get())?;
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
             let against = self.against.as_ref().map(|reference| reference.model.clone());
@@ -165,7 +169,7 @@ impl Run<'_> {
         let [model] = &found[..] else { bail!("--against {source}: holds {} checkpoints; name one", found.len()) };
         self.inspector.inspect(model, &self.hashes)?;
         let loaded = serve::load(model, self.means())?;
-        Ok(Reference { digest: loaded.digest, model: loaded.model.into() })
+        Ok(Reference { digest: loaded.digest, tokenizer: loaded.text.tokenizer.clone(), model: loaded.model.into() })
     }
 
     fn means(&self) -> Means<'_> {

@@ -346,7 +346,8 @@ impl ReplicaDoor for EngineHandle {
         let stats = self.stats();
         Load {
             waiting_requests: stats.waiting + stats.preempted,
-            running_requests: stats.running,
+            // Who has left the queue for the step in flight counts as running from its end.
+            running_requests: stats.running.max(usize::from(stats.step_started.is_some())),
             progress: self.progress(),
             distrusted_until: stats.distrusted_until,
             is_dead: self.is_dead(),

@@ -23,7 +23,7 @@ use super::seat::{NotSeated, Seat};
 use super::wire::gateway_server::{Gateway, GatewayServer};
 use super::wire::{FromGateway, FromWorker, Goodbye, Welcome, from_gateway, from_worker};
 use super::{MAX_MESSAGE_BYTES, MAX_MESSAGES_ON_THE_WAY, in_words};
-use crate::gateway::health::Progress;
+use crate::gateway::health::{LOOK_EVERY, Progress};
 
 /// Bytes that may be on the way before they are read.
 const WINDOW_BYTES: u32 = 4 << 20;
@@ -32,7 +32,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// What was sent last has arrived so soon, or the connection is cut.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// A worker gives a sign of life so often within the time after which it counts as gone.
-const BEATS_IN_SILENCE: u128 = 20;
+const BEATS_IN_SILENCE: u32 = 20;
 
 /// Of all partitions. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -49,6 +49,14 @@ pub struct GateBounds {
     pub longest_silence: Duration,
     /// A worker with a model that has work and gets nowhere for so long is as good as gone, whatever else it says.
     pub longest_standstill: Duration,
+}
+
+impl GateBounds {
+    /// How often a worker gives a sign of life: at least as often as its replicas are looked at, or a long step, of which
+    /// nothing else tells, would look like one that hangs.
+    fn beat(&self) -> Duration {
+        (self.longest_silence / BEATS_IN_SILENCE).clamp(Duration::from_millis(1), LOOK_EVERY)
+    }
 }
 
 type FromStream = Streaming<FromWorker>;
@@ -134,8 +142,7 @@ impl Visit {
                 return;
             }
         };
-        let beat_ms =
-            u64::try_from(self.gate.bounds.longest_silence.as_millis() / BEATS_IN_SILENCE).unwrap_or(u64::MAX).max(1);
+        let beat_ms = self.gate.bounds.beat().as_millis() as u64;
         let welcome = to.send(Ok(message(from_gateway::What::Welcome(Welcome { beat_ms })))).await;
         if welcome.is_ok() {
             let giving = tokio::spawn({
@@ -236,4 +243,16 @@ impl Gateway for Entrance {
 
 fn message(what: from_gateway::What) -> FromGateway {
     FromGateway { what: Some(what) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_tells_of_its_progress_as_often_as_it_is_looked_at_however_long_it_may_be_silent() {
+        let beat = |longest_silence| GateBounds { longest_silence, longest_standstill: Duration::MAX }.beat();
+        let times = [0, 2, 5, 60, 3600].map(|seconds| beat(Duration::from_secs(seconds)).as_millis());
+        assert_eq!(times, [1, 100, 250, 250, 250]);
+    }
 }

@@ -19,7 +19,7 @@ fn run(state: &State, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn make_key(state: &State) -> String {
+pub(super) fn make_key(state: &State) -> String {
     run(state, &["account", "create", "acme", "--gpu-hours", "5000", "--until", "2099-01-01"]);
     run(state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned()
 }
@@ -44,7 +44,7 @@ fn tokens_until_the_end(address: &str, key: &str) -> u64 {
     events.map(|event| event["choices"][0]["token_ids"].as_array().map_or(0, |ids| ids.len() as u64)).sum()
 }
 
-fn entries(state: &State) -> Vec<Vec<String>> {
+pub(super) fn entries(state: &State) -> Vec<Vec<String>> {
     let csv = state.path().join("ledger.csv");
     run(state, &["usage", "export", csv.to_str().unwrap()]);
     assert!(run(state, &["usage", "verify", csv.to_str().unwrap()]).contains("unbroken"));

@@ -2,8 +2,11 @@
 
 mod administration;
 mod binary;
+#[path = "../http/common/chance.rs"]
+mod chance;
 mod comparing;
 mod digest;
+mod exactness;
 mod gguf;
 mod hostile;
 mod inspect;
@@ -19,6 +22,7 @@ mod shadowing;
 mod shelf;
 mod slurm;
 mod suite;
+mod survival;
 mod tariff;
 mod trusted;
 mod workers;

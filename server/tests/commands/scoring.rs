@@ -202,6 +202,31 @@ fn forty_checkpoints_run_in_the_memory_of_one() {
     );
 }
 
+/// The demo's weights, under a tokenizer of which one token is spelt in another way.
+fn respelt_checkpoint(folder: &Path) {
+    random_checkpoint(folder, 1);
+    let file = folder.join("tokenizer.json");
+    let mut tokenizer: Value =
+        serde_json::from_slice(&fs::read(&file).expect("it was copied")).expect("it is what the demo has");
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().expect("a vocabulary");
+    // Of a single character, so that no merge is made of it.
+    let id = vocabulary.remove("~").expect("every printable character has a token");
+    vocabulary.insert("\u{20ac}".to_owned(), id);
+    fs::write(file, tokenizer.to_string()).expect("the folder is writable");
+}
+
+#[test]
+fn a_checkpoint_of_another_vocabulary_is_not_compared_token_by_token() {
+    let state = State::new();
+    let data = write(&state, "data.jsonl", "{\"text\": \"abc\"}");
+    let respelt = state.path().join("respelt");
+    respelt_checkpoint(&respelt);
+    let output = score(&state, &data, &[&demo("early")]).arg("--against").arg(respelt).output();
+    let output = output.expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("another vocabulary than what --against names"), "{said}");
+}
+
 #[test]
 fn what_cannot_be_scored_is_refused_by_line_item_or_file() {
     let state = State::new();

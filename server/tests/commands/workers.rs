@@ -10,7 +10,7 @@ use std::time::Duration;
 use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 
-use super::binary::{self, Answer, Served, State, open, request};
+use super::binary::{self, Answer, Served, State, open, request, signal};
 
 /// Longer than anything here takes on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,32 +20,37 @@ const STREAMING_CLIENTS: usize = 4;
 const PARTITIONS: &str = "[[partitions]]\nname = \"left\"\nthreads = 1\nmemory = \"64MiB\"\n\
                           [[partitions]]\nname = \"right\"\nthreads = 1\nmemory = \"64MiB\"\n";
 
-fn demo(checkpoint: &str) -> String {
+pub(super) fn demo(checkpoint: &str) -> String {
     binary::root().join("models/demo").join(checkpoint).display().to_string()
 }
 
 /// The file of a configuration with both.
-fn on_partitions(state: &State) -> String {
-    let model = |name: &str, partition: &str| {
-        format!("[[models]]\nname = \"{name}\"\nsource = \"{}\"\npartition = \"{partition}\"\n", demo(name))
+pub(super) fn on_partitions(state: &State) -> String {
+    on_partitions_from(state, &demo("early"))
+}
+
+/// As [`on_partitions`], with what `early` is to be.
+pub(super) fn on_partitions_from(state: &State, early: &str) -> String {
+    let model = |name: &str, source: &str, partition: &str| {
+        format!("[[models]]\nname = \"{name}\"\nsource = \"{source}\"\npartition = \"{partition}\"\n")
     };
     let config = state.path().join("config.toml");
-    let models = format!("{}{}", model("early", "left"), model("final", "right"));
+    let models = format!("{}{}", model("early", early, "left"), model("final", &demo("final"), "right"));
     fs::write(&config, format!("{PARTITIONS}{models}")).expect("the folder is writable");
     config.to_str().expect("a plain path").to_owned()
 }
 
-fn serve_on_partitions(state: &State) -> Served {
+pub(super) fn serve_on_partitions(state: &State) -> Served {
     Served::start(state, &["--config", &on_partitions(state)])
 }
 
-fn serve_in_one_process(state: &State) -> Served {
+pub(super) fn serve_in_one_process(state: &State) -> Served {
     let models = ["early", "final"].map(|name| format!("{name}={}", demo(name)));
     Served::start(state, &["--threads", "1", "--model", &models[0], "--model", &models[1]])
 }
 
 /// Those of this server's workers that serve `partition`.
-fn workers(state: &State, partition: &str) -> Vec<u32> {
+pub(super) fn workers(state: &State, partition: &str) -> Vec<u32> {
     let socket = format!("unix:{}", state.path().join("passerelle/workers.sock").display());
     let is_one = |process: &u32| {
         let Ok(arguments) = fs::read_to_string(format!("/proc/{process}/cmdline")) else { return false };
@@ -57,12 +62,7 @@ fn workers(state: &State, partition: &str) -> Vec<u32> {
     ids.filter(is_one).collect()
 }
 
-fn signal(process: u32, name: &str) {
-    let kill = std::process::Command::new("kill").args(["-s", name, &process.to_string()]).status();
-    assert!(kill.expect("kill is part of every system").success());
-}
-
-fn question(model: &str, max_tokens: u32) -> Value {
+pub(super) fn question(model: &str, max_tokens: u32) -> Value {
     json!({
         "model": model,
         "messages": [{"role": "user", "content": "Tell me a story about a cat and a dog."}],
@@ -72,7 +72,7 @@ fn question(model: &str, max_tokens: u32) -> Value {
     })
 }
 
-fn stream(served: &Served, model: &str, max_tokens: u32) -> Answer {
+pub(super) fn stream(served: &Served, model: &str, max_tokens: u32) -> Answer {
     let mut body = question(model, max_tokens);
     body["stream"] = json!(true);
     body["logprobs"] = json!(true);
@@ -80,13 +80,13 @@ fn stream(served: &Served, model: &str, max_tokens: u32) -> Answer {
 }
 
 /// Of all its events: the choices, with the text, the log-probabilities and the reason of the end.
-fn choices(stream: &str) -> Vec<Value> {
+pub(super) fn choices(stream: &str) -> Vec<Value> {
     let events = stream.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
     events.map(|data| serde_json::from_str::<Value>(data).expect("JSON")["choices"].clone()).collect()
 }
 
 /// Until it is so, or the test has waited too long.
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+pub(super) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
     let clock = SystemClock::new();
     while !is_so() {
         assert!(clock.now() < PATIENCE, "waited in vain: {what}");
@@ -95,7 +95,7 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
     clock.now()
 }
 
-fn is_ready(served: &Served) -> bool {
+pub(super) fn is_ready(served: &Served) -> bool {
     request(&served.address, "GET", "/ready", &Value::Null).status == 200
 }
 

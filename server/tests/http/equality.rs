@@ -5,8 +5,8 @@ use passerelle::text::{AnswerFormat, CallForm, ReasoningFormat, ToolFormat};
 use serde_json::{Value, json};
 
 use crate::common::both_ways::{CHAT, COMPLETIONS, both_ways};
+use crate::common::chance::Chance;
 use crate::common::responses::{RESPONSES, response_both_ways};
-use crate::common::schemas::Chance;
 use crate::common::text::{END, START, tokens_of};
 use crate::common::{MODEL, Options, Server};
 

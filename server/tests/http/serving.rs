@@ -1,13 +1,16 @@
 //! How the server listens, waits and ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::client::Stream;
 use crate::common::model::Gate;
-use crate::common::{MODEL, Options, PATIENCE, Server, assemble};
+use crate::common::{MODEL, Options, PATIENCE, Server, assemble, until};
 use axum::body::Body;
 use axum::http::Request;
 use passerelle::api::{ApiConfig, Drained, Listener, ServeConfig, SseConfig, UnixSocket, router, serve};
+use passerelle::gateway::health::LOOK_EVERY;
+use passerelle_engine::clock::ManualClock;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -46,6 +49,38 @@ async fn a_drain_finishes_what_runs_and_admits_nothing_more() {
         assert_eq!(text_of(stream).await.len(), 40);
     }
     assert_eq!(drained.await.unwrap(), Drained::Completely);
+    server.assert_at_rest().await;
+}
+
+/// Of a step that ends when the test lets it, looked at as often as a server looks at its replicas.
+#[tokio::test]
+async fn an_engine_that_stands_still_is_unready_within_two_seconds_and_one_that_is_busy_never() {
+    let (gate, clock) = (Gate::closed(), ManualClock::default());
+    let options = Options { gate: gate.clone(), clock: Arc::new(clock.clone()), ..Options::default() };
+    let server = Server::with(options).await;
+    let client = server.client();
+    let is_ready = async || {
+        clock.advance(LOOK_EVERY);
+        client.get("/ready").await.status == 200
+    };
+    let stream = client.stream(CHAT, &chat(40)).await;
+    until(|| server.engine.stats().step_started.is_some()).await;
+    for look in 0..100 {
+        gate.beat();
+        assert!(is_ready().await, "a long step gets on, look {look}");
+    }
+    let mut stands_still_for = Duration::ZERO;
+    while is_ready().await {
+        stands_still_for += LOOK_EVERY;
+        assert!(stands_still_for < Duration::from_secs(2));
+    }
+    let refused = client.post(CHAT, &chat(4)).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "no_replica"));
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(client.get("/health").await.status, 200, "the process lives");
+    gate.release();
+    assert_eq!(text_of(stream).await.len(), 40, "it goes on where it stood");
+    assert!(is_ready().await);
     server.assert_at_rest().await;
 }
 

@@ -8,11 +8,14 @@ const ROUTE: &str = "/v1/compare";
 const RIVAL: &str = "test/rival";
 /// Of rows of logits one number longer.
 const WIDER: &str = "test/wider";
+/// Of as many tokens, one of which is spelt in another way.
+const STRANGER: &str = "test/stranger";
 
 fn with_rivals() -> Options {
     let rivals = vec![
         Rival { name: RIVAL, vocabulary: Vocabulary::Same },
         Rival { name: WIDER, vocabulary: Vocabulary::Padded },
+        Rival { name: STRANGER, vocabulary: Vocabulary::Other },
     ];
     Options { rivals, ..Options::default() }
 }
@@ -67,6 +70,19 @@ async fn models_whose_distributions_are_not_as_wide_are_refused_before_anything_
     asked["models"] = json!([MODEL, RIVAL, WIDER]);
     let refused = server.client().post(ROUTE, &asked).await;
     assert_eq!((refused.status, refused.param().as_deref()), (400, Some("models[2]")), "{}", refused.text());
+    assert_eq!(server.state.ledger().totals().reservations_taken, 0);
+}
+
+/// Though they read the prompt as the same tokens, and their distributions are as wide.
+#[tokio::test]
+async fn models_of_different_vocabularies_are_refused_by_name_before_anything_is_reserved() {
+    let server = Server::with(with_rivals()).await;
+    let mut asked = body("hello");
+    asked["models"] = json!([MODEL, RIVAL, STRANGER]);
+    let refused = server.client().post(ROUTE, &asked).await;
+    assert_eq!((refused.status, refused.param().as_deref()), (400, Some("models[2]")), "{}", refused.text());
+    let why = "`test/parrot` and `test/stranger` have different vocabularies";
+    assert!(refused.message().contains(why), "{}", refused.message());
     assert_eq!(server.state.ledger().totals().reservations_taken, 0);
 }
 

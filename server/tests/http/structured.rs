@@ -1,7 +1,8 @@
 //! Answers that must look like something: JSON of a schema, an expression, a choice, a grammar.
 
+use crate::common::chance::Chance;
 use crate::common::client::{Client, Reply};
-use crate::common::schemas::{Chance, accepts, random_schema};
+use crate::common::schemas::{accepts, random_schema};
 use crate::common::{MODEL, Server};
 use serde_json::{Value, json};
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses a part of the harness")]
 
 pub(crate) mod both_ways;
+pub(crate) mod chance;
 pub(crate) mod client;
 pub(crate) mod encoders;
 pub(crate) mod model;
@@ -61,6 +62,8 @@ pub(crate) struct Options {
     pub(crate) api: ApiConfig,
     pub(crate) serve: ServeConfig,
     pub(crate) engine: EngineConfig,
+    /// The server's time.
+    pub(crate) clock: Arc<dyn Clock>,
     /// `Some`: the door has one key, with these limits.
     pub(crate) key_limits: Option<Vec<Limit>>,
     /// `Some`: accounts and keys of this data directory, and no other.
@@ -183,6 +186,7 @@ impl Default for Options {
             api,
             serve,
             engine,
+            clock: Arc::new(SystemClock::new()),
             key_limits: None,
             administered: None,
             owner: None,
@@ -348,7 +352,7 @@ impl Owners {
 
 /// Everything but a listener.
 pub(crate) fn assemble(options: &Options) -> (AppState, Owners) {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let clock = Arc::clone(&options.clock);
     let names = [MODEL].into_iter().chain(options.rivals.iter().map(|rival| rival.name));
     let metrics = Arc::new(Metrics::new(&build_info(), names, Hours::new(Arc::clone(&clock), "test", 1.0)).unwrap());
     let owners = Owners::spawn(options, &clock, &metrics);

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device};
-use passerelle_models::{BlockCopy, CausalLm, KvCache, KvCacheSpec, KvGroup, Logits, ModelError, ModelInput, TokenId};
+use passerelle_models::{
+    BlockCopy, CausalLm, KvCache, KvCacheSpec, KvGroup, Logits, ModelError, ModelInput, Pulse, TokenId,
+};
 
 use super::text::{END, START, VOCAB};
 
@@ -23,6 +25,7 @@ const ASSISTANT: &[u8] = b"assistant\n";
 #[derive(Clone)]
 pub(crate) struct Gate {
     is_open: Arc<(Mutex<bool>, Condvar)>,
+    pulse: Pulse,
 }
 
 pub(crate) struct TestModel {
@@ -37,16 +40,21 @@ pub(crate) struct TestModel {
 
 impl Gate {
     pub(crate) fn open() -> Self {
-        Self { is_open: Arc::new((Mutex::new(true), Condvar::new())) }
+        Self { is_open: Arc::new((Mutex::new(true), Condvar::new())), pulse: Pulse::default() }
     }
 
     pub(crate) fn closed() -> Self {
-        Self { is_open: Arc::default() }
+        Self { is_open: Arc::default(), pulse: Pulse::default() }
     }
 
     pub(crate) fn release(&self) {
         *self.is_open.0.lock().unwrap() = true;
         self.is_open.1.notify_all();
+    }
+
+    /// As if a step that stands at the gate got on.
+    pub(crate) fn beat(&self) {
+        self.pulse.beat();
     }
 
     pub(crate) fn pass(&self) {
@@ -112,6 +120,10 @@ impl CausalLm for TestModel {
 
     fn max_position(&self) -> usize {
         1 << 16
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.gate.pulse.clone()
     }
 
     fn kv_cache_spec(&self) -> KvCacheSpec {

@@ -2,25 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// Xorshift64*.
-pub(crate) struct Chance(u64);
-
-impl Chance {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-
-    pub(crate) fn one_of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len() as u64) as usize]
-    }
-}
+use super::chance::Chance;
 
 const KEYS: [&str; 8] = ["id", "name", "prénom", "a b", "x\"y", "tags", "next", "日"];
 const TEXTS: [&str; 5] = ["yes", "no", "été", "a\\b", "two words"];
