@@ -59,19 +59,19 @@ struct Served {
 
 impl Served {
     async fn start(folder: &Path, name: &str) -> Self {
-        let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("the name is plain");
         let certificate = folder.join("certificate.pem");
-        std::fs::write(&certificate, made.cert.pem()).unwrap();
+        std::fs::write(&certificate, made.cert.pem()).expect("the folder is writable");
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .unwrap()
+            .expect("ring speaks TLS 1.2 and 1.3")
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key.into())
-            .unwrap();
+            .expect("the key is the certificate's");
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
         let server = Scripted::new(steady(4 * MS, MS));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -87,8 +87,8 @@ impl Served {
     }
 
     async fn session(&self, host: &str, trust: Trust) -> Result<Session<Network>, SessionError> {
-        let endpoint = Endpoint::parse(&format!("https://{host}:{}", self.port)).unwrap();
-        let client = Client::new(Network::to(&endpoint, &trust).unwrap(), endpoint);
+        let endpoint = Endpoint::parse(&format!("https://{host}:{}", self.port)).expect("it is a URL");
+        let client = Client::new(Network::to(&endpoint, &trust).expect("the file holds a certificate"), endpoint);
         Session::open(client, None, Keys::default(), None).await
     }
 }
