@@ -5,7 +5,7 @@
 //! the others have the same logits as if nothing had happened, because a row never depends on its batch.
 
 use passerelle_models::input::SequenceInput;
-use passerelle_models::ops::RowQuestion;
+use passerelle_models::ops::{OnProcessors, RowQuestion};
 use passerelle_models::{BlockCopy, BlockId, KvCache, LogitRows, Logits, ModelError, ModelInput};
 
 use crate::event::RequestError;
@@ -85,6 +85,11 @@ impl ModelRunner {
         let (model, cache) = (self.model.get(), &mut self.cache);
         // Sound to go on with: a block that is half filled belongs to a sequence that fails with this step.
         survive(|| model.copy_blocks(copies, cache))
+    }
+
+    /// See [`passerelle_models::CausalLm::enter`].
+    pub(crate) fn enter(&self) -> Option<OnProcessors> {
+        self.model.get().enter()
     }
 
     /// After whatever measures how fast it is.

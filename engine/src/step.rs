@@ -78,6 +78,7 @@ impl StepLoop {
     pub fn new(parts: EngineParts) -> Result<(Self, EngineHandle), EngineError> {
         let EngineParts { name, model, config, turns, clock, observer } = parts;
         let model = SharedModel::from(model);
+        let here = model.get().enter();
         config.validate_for(model.get().max_position())?;
         let kv_cache = model.get().kv_cache_spec();
         let (sender, commands) = command_channel(config.max_waiting_requests);
@@ -98,6 +99,7 @@ impl StepLoop {
             None => calibrate(&mut runner, clock.as_ref(), &config).map_err(EngineError::Calibration)?,
         };
         runner.take_memory();
+        drop(here);
         tracing::info!(?costs, "nanoseconds that work costs");
         let step_loop = Self {
             commands,
@@ -149,6 +151,7 @@ impl StepLoop {
 
     /// Steps until shut down, sleeping on the command queue while there is nothing to run.
     pub(crate) fn run_until_stopped(mut self) {
+        let _here = self.runner.enter();
         while self.shared.admission.phase() < Phase::Stopping {
             if !self.scheduler.has_work() {
                 match self.commands.recv() {

@@ -4,7 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use half::vec::HalfBitsVecExt;
 
-use crate::ops::cpu::populate::{Populating, populate};
+use crate::ops::cpu::populate::{Populating, memory_of, populate};
+use crate::ops::cpu::system::Memory;
+use crate::ops::{HostPlacement, MemoryPlacement};
 use crate::{BlockCopy, BlockId, KvCacheSpec, ModelError};
 
 /// Consecutive keys that attention visits together. Tiles start at absolute positions 0, 16, 32 ..., whatever the block
@@ -20,6 +22,7 @@ pub struct KvCache {
     /// As many as a block has layers, see [`KvCacheSpec`].
     planes: Vec<KvLayer>,
     layers: Vec<KvLayer>,
+    host: HostPlacement,
     populating: Option<Populating>,
     /// Nobody else's.
     #[cfg(feature = "cuda")]
@@ -67,17 +70,28 @@ impl KvCache {
             num_blocks,
             planes,
             layers,
+            host: HostPlacement::default(),
             populating: None,
             #[cfg(feature = "cuda")]
             identity: std::sync::Arc::default(),
         })
     }
 
+    /// The same, whose memory lies where `host` says. Errors when the system refuses that.
+    pub(crate) fn on_host(self, host: &HostPlacement) -> Result<Self, ModelError> {
+        let lie_in_turn = |memory: Memory| {
+            memory.interleave().map_err(|error| ModelError::Input(format!("a KV cache cannot be interleaved: {error}")))
+        };
+        if host.memory == MemoryPlacement::Interleaved {
+            self.tensors().filter_map(memory_of).try_for_each(lie_in_turn)?;
+        }
+        Ok(Self { host: host.clone(), ..self })
+    }
+
     /// Takes from the system the memory that blocks will need, while others go on. Where that cannot be, each page is taken
     /// when it is first written.
     pub fn take_memory(&mut self) {
-        let planes = self.planes.iter().flat_map(|plane| [plane.k.clone(), plane.v.clone()]);
-        match populate(planes.collect()) {
+        match populate(self.tensors().cloned().collect(), self.host.processors.clone()) {
             Ok(populating) => self.populating = Some(populating),
             Err(error) => tracing::debug!(%error, "the KV cache takes its memory when it is used"),
         }
@@ -109,7 +123,7 @@ impl KvCache {
 
     /// Fills one block with `value`, whatever it held.
     pub fn fill_block(&mut self, block: BlockId, value: f32) -> Result<(), ModelError> {
-        for tensor in self.planes.iter().flat_map(|plane| [&plane.k, &plane.v]) {
+        for tensor in self.tensors() {
             let shape: Vec<usize> = std::iter::once(1).chain(tensor.dims()[1..].iter().copied()).collect();
             let filling = Tensor::full(value, shape, tensor.device())?.to_dtype(tensor.dtype())?;
             tensor.slice_set(&filling, 0, block.0 as usize)?;
@@ -133,6 +147,10 @@ impl KvCache {
             }
         }
         Ok(())
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.planes.iter().flat_map(|plane| [&plane.k, &plane.v])
     }
 
     pub fn layer_mut(&mut self, layer: usize) -> &mut KvLayer {

@@ -80,6 +80,12 @@ pub trait CausalLm: Send + Sync {
         Pulse::default()
     }
 
+    /// Called by a thread that is about to run the model, which keeps what it gets while it does: it then runs on the
+    /// processors that the model's [`ops::Compute`] was given, if any.
+    fn enter(&self) -> Option<ops::OnProcessors> {
+        None
+    }
+
     /// Copies whole blocks, in order. A step that writes to them comes after.
     fn copy_blocks(&self, copies: &[BlockCopy], cache: &mut KvCache) -> Result<(), ModelError> {
         cache.copy_blocks(copies)
@@ -106,6 +112,11 @@ pub trait Encoder: Send {
     /// See [`CausalLm::pulse`].
     fn pulse(&self) -> Pulse {
         Pulse::default()
+    }
+
+    /// See [`CausalLm::enter`].
+    fn enter(&self) -> Option<ops::OnProcessors> {
+        None
     }
 
     /// One vector for each sequence of `input`, in its order.

@@ -116,6 +116,7 @@ pub fn load_decoder(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(Decoder, ModelDescription), ModelError> {
+    let _here = compute.enter();
     let checkpoint = Checkpoint::open(files)?;
     let mut description = checkpoint.describe();
     let Checkpoint { outline, index } = checkpoint;

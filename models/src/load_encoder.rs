@@ -94,6 +94,7 @@ pub fn load_text_encoder(
     options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(TextEncoder, EncoderDescription), ModelError> {
+    let _here = compute.enter();
     let mut checkpoint = EncoderCheckpoint::open(files)?;
     checkpoint.spec.max_position = checkpoint.admitted_len(options.max_model_len)?;
     let mut description = checkpoint.describe();

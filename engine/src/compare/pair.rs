@@ -47,6 +47,7 @@ impl Side {
 
     /// Runs `chunk`, which follows what ran before. A row for each of its tokens that has a successor.
     pub(super) fn run(&mut self, tokens: &[TokenId], chunk: Range<usize>) -> Result<LogitRows, RequestError> {
+        let _here = self.runner.enter();
         let sample: Vec<usize> = (0..chunk.end.min(tokens.len() - 1).saturating_sub(chunk.start)).collect();
         self.runner.rows(&[SequenceInput {
             tokens: &tokens[chunk.clone()],

@@ -41,6 +41,7 @@ impl EncodeLoop {
 
     /// Runs until shut down, sleeping while idle.
     pub(super) fn run_until_stopped(mut self) {
+        let _here = self.parts.model.enter();
         while self.parts.inbox.wait() {
             self.run_batch();
         }

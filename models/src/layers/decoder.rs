@@ -204,11 +204,15 @@ impl CausalLm for Decoder {
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(self.kv_cache_spec.clone(), num_blocks, self.compute.device())
+        KvCache::new(self.kv_cache_spec.clone(), num_blocks, self.compute.device())?.on_host(self.compute.host())
     }
 
     fn pulse(&self) -> Pulse {
         self.compute.pulse().clone()
+    }
+
+    fn enter(&self) -> Option<ops::OnProcessors> {
+        Some(self.compute.enter())
     }
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {

@@ -10,7 +10,7 @@ use super::norm::Norm;
 use super::positions::Positions;
 use crate::config::{EncoderSpec, Heads, PipelineSpec};
 use crate::encoder_input::SCRATCH_BLOCK;
-use crate::ops::{AttentionPlan, Compute};
+use crate::ops::{AttentionPlan, Compute, OnProcessors};
 use crate::weights::{CheckpointFiles, WeightLoader};
 use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, KvGroup, ModelError, Pulse, Vectors};
 
@@ -123,6 +123,10 @@ impl Encoder for TextEncoder {
 
     fn pulse(&self) -> Pulse {
         self.compute.pulse().clone()
+    }
+
+    fn enter(&self) -> Option<OnProcessors> {
+        Some(self.compute.enter())
     }
 
     fn forward(&mut self, input: &EncoderInput) -> Result<Vectors, ModelError> {

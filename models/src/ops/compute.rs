@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 #[cfg(feature = "cuda")]
 use super::cuda::gpu::{Gpu, NoGpu};
 use super::op_times::OpTimer;
-use super::{ComputePool, Float, Op, OpTimes};
+use super::{ComputePool, Float, HostError, HostPlacement, OnProcessors, Op, OpTimes};
 use crate::{ModelError, Pulse};
 
 /// Where and how the ops run: a device, the bodies chosen for it, and the threads they share.
@@ -17,6 +17,7 @@ pub struct Compute {
     device: Device,
     kernels: KernelSet,
     pool: Arc<ComputePool>,
+    host: HostPlacement,
     times: Option<Arc<OpTimes>>,
     /// What products round activations to that meet bf16 weights.
     factors: Float,
@@ -112,7 +113,13 @@ impl fmt::Display for KernelSet {
 impl Compute {
     /// The CPU with the fastest bodies it runs. `num_threads` counts the calling thread; 0 is taken as 1.
     pub fn cpu(num_threads: usize) -> Self {
-        Self::on_cpu(num_threads, KernelSet::detect())
+        Self::on_cpu(HostPlacement::default(), num_threads, KernelSet::detect())
+    }
+
+    /// The same on a part of the host. Errors when this process may not use that part, or the system cannot do what is asked.
+    pub fn cpu_on(host: HostPlacement, num_threads: usize) -> Result<Self, HostError> {
+        host.check()?;
+        Ok(Self::on_cpu(host, num_threads, KernelSet::detect()))
     }
 
     /// The visible GPU `ordinal`. The threads serve only loading.
@@ -124,6 +131,7 @@ impl Compute {
             device,
             kernels: KernelSet::Cuda,
             pool: Arc::new(pool),
+            host: HostPlacement::default(),
             times: None,
             factors: Float::F32,
             gpu: Some(Arc::new(gpu)),
@@ -148,14 +156,15 @@ impl Compute {
         if !kernels.is_supported() {
             return Err(ModelError::Input(format!("this CPU cannot run the {kernels} kernels")));
         }
-        Ok(Self::on_cpu(num_threads, kernels))
+        Ok(Self::on_cpu(HostPlacement::default(), num_threads, kernels))
     }
 
-    fn on_cpu(num_threads: usize, kernels: KernelSet) -> Self {
+    fn on_cpu(host: HostPlacement, num_threads: usize, kernels: KernelSet) -> Self {
         Self {
             device: Device::Cpu,
             kernels,
-            pool: Arc::new(ComputePool::new(num_threads)),
+            pool: Arc::new(ComputePool::on(host.processors.clone(), num_threads)),
+            host,
             times: None,
             factors: Float::F32,
             #[cfg(feature = "cuda")]
@@ -227,6 +236,15 @@ impl Compute {
     /// Threads that work on one op, the calling one included.
     pub fn num_threads(&self) -> usize {
         self.pool.num_threads()
+    }
+
+    /// Keeps the calling thread on the processors that compute, while what it gets lives.
+    pub fn enter(&self) -> OnProcessors {
+        self.pool.enter()
+    }
+
+    pub(crate) fn host(&self) -> &HostPlacement {
+        &self.host
     }
 
     /// Beats with every task of an op.

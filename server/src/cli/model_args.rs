@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use passerelle::config::{ByteSize, KvDtype, WeightDtype, Written, WrittenEngine, WrittenServer};
+use passerelle::config::{ByteSize, KvDtype, Numa, WeightDtype, Written, WrittenEngine, WrittenServer};
 use passerelle::placement::DeviceChoice;
 
 /// How models are loaded and how much room they get.
@@ -41,6 +41,12 @@ pub(crate) struct ModelArgs {
     /// Threads that compute [default: one per physical core].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Processors that they stay on, like 0-7,16-23 [default: all that this process may use].
+    #[arg(long, value_name = "LIST")]
+    cpu_affinity: Option<String>,
+    /// Where weights and KV caches lie on a machine with several memories [default: off].
+    #[arg(long)]
+    numa: Option<Numa>,
     /// Never touch the network; say what is missing instead.
     #[arg(long)]
     offline: bool,
@@ -68,6 +74,8 @@ impl ModelArgs {
                 max_num_batched_tokens: self.max_num_batched_tokens,
                 kv_cache_memory: self.kv_cache_memory,
                 threads: self.threads,
+                cpu_affinity: self.cpu_affinity,
+                numa: self.numa,
                 ..WrittenEngine::default()
             },
             server: WrittenServer {

@@ -26,9 +26,9 @@ fn every_documented_option_of_serve_reaches_the_configuration() {
     let config = serve(
         "passerelle serve --model a=x/y --model b=./z --listen unix:/s --data-dir /d --device cpu --dtype f16 \
          --kv-dtype bf16 --max-model-len 100 --max-num-seqs 3 --max-num-batched-tokens 50 --kv-cache-memory 64MiB \
-         --threads 2 --offline --log-format json --log-level warn",
+         --threads 2 --cpu-affinity 0-2,5 --numa interleave --offline --log-format json --log-level warn",
     );
-    use passerelle::config::{ByteSize, KvDtype, LogFormat, LogLevel, WeightDtype};
+    use passerelle::config::{ByteSize, KvDtype, LogFormat, LogLevel, Numa, WeightDtype};
     use passerelle::placement::{Device, DeviceChoice};
     assert_eq!(config.models.iter().map(|m| (&*m.name, &*m.source)).collect::<Vec<_>>(), [("a", "x/y"), ("b", "./z")]);
     assert!(config.models.iter().all(|m| (m.dtype, m.kv_dtype) == (WeightDtype::F16, KvDtype::Bf16)));
@@ -39,6 +39,8 @@ fn every_documented_option_of_serve_reaches_the_configuration() {
     assert_eq!((config.engine.max_num_seqs, config.engine.max_num_batched_tokens), (3, 50));
     assert_eq!(config.engine.kv_cache_memory, Some(ByteSize(64 << 20)));
     assert_eq!(config.engine.threads, Some(2));
+    assert_eq!(config.engine.processors.as_ref().map(ToString::to_string).as_deref(), Some("0-2,5"));
+    assert_eq!(config.engine.numa, Numa::Interleave);
     assert!(config.hub.offline);
     assert_eq!((config.log.format, config.log.level), (LogFormat::Json, LogLevel::Warn));
 }

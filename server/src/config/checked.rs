@@ -14,10 +14,12 @@ use super::shelf::{ShelfConfig, check_shelf};
 use super::tls::{TlsFiles, check_tls};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
-    ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Origin, PartitionConfig, Period,
+    ByteSize, ConfigError, Environment, KvDtype, Listen, LogFormat, LogLevel, Numa, Origin, PartitionConfig, Period,
     RoutingConfig, Secret, UnknownFields, UpstreamConfig, WeightDtype, WorkersConfig, Written, WrittenApi,
     WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
 };
+use passerelle_models::ops::ProcessorSet;
+
 use crate::placement::DeviceChoice;
 
 /// Every value is within its range, and no two contradict each other.
@@ -79,6 +81,9 @@ pub struct EngineConfig {
     pub visible_devices: Option<String>,
     /// `None`: one per physical core.
     pub threads: Option<usize>,
+    /// Of the CPU that models run on. `None`: all that this process may use.
+    pub processors: Option<ProcessorSet>,
+    pub numa: Numa,
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     pub max_prefill_chunk_tokens: usize,
@@ -284,11 +289,15 @@ fn check_engine(written: &WrittenEngine, environment: &Environment) -> Result<En
     if let Some(threads) = written.threads.filter(|threads| threads.get() > MOST_THREADS) {
         return Err(ConfigError::value("engine.threads", format!("{threads} are more than {MOST_THREADS}")));
     }
+    let processors = written.cpu_affinity.as_deref().map(str::parse::<ProcessorSet>).transpose();
+    let processors = processors.map_err(|error| ConfigError::value("engine.cpu_affinity", error.to_string()))?;
     Ok(EngineConfig {
         device: written.device.clone().unwrap_or_default(),
         device_list: written.device_list.clone(),
         visible_devices: environment.cuda_visible_devices.clone(),
         threads: written.threads.map(usize::from),
+        processors,
+        numa: written.numa.unwrap_or_default(),
         max_num_seqs,
         max_num_batched_tokens,
         max_prefill_chunk_tokens: count(written.max_prefill_chunk_tokens, 256).min(max_num_batched_tokens),

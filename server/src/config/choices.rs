@@ -32,6 +32,17 @@ pub enum KvDtype {
     Bf16,
 }
 
+/// Where weights and KV caches lie on a machine with several memories (NUMA nodes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Numa {
+    /// Where the system puts them: beside the thread that writes a page first.
+    #[default]
+    Off,
+    /// Page by page in turn on all of them.
+    Interleave,
+}
+
 /// How a model writes the tools that it calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -28,7 +28,7 @@ mod written;
 pub use aliases::{Aliases, check_targets};
 pub use checked::{ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfig, LogConfig, ServerConfig};
 pub use choices::{
-    KvDtype, LogFormat, LogLevel, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
+    KvDtype, LogFormat, LogLevel, Numa, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
 };
 pub use environment::{Environment, Secret};
 pub use error::ConfigError;

@@ -49,7 +49,14 @@ fn a_key_that_resembles_nothing_gets_no_guess() {
 
 #[test]
 fn a_value_out_of_range_is_refused_with_its_line() {
-    for line in ["threads = 0", "kv_cache_memory = \"lots\"", "device = \"tpu\"", "dtype = \"q9_9\"", "threads = -1"] {
+    for line in [
+        "threads = 0",
+        "kv_cache_memory = \"lots\"",
+        "device = \"tpu\"",
+        "dtype = \"q9_9\"",
+        "threads = -1",
+        "numa = \"on\"",
+    ] {
         let message = refusal(&format!("[engine]\n{line}\n"));
         assert!(message.contains("passerelle.toml:2:"), "{line}: {message}");
     }
@@ -139,6 +146,16 @@ fn a_step_that_cannot_feed_every_sequence_is_refused() {
     assert!(error.to_string().starts_with("engine.max_num_batched_tokens: "));
     let error = check("[engine]\nthreads = 1025").expect_err("no system starts so many");
     assert!(error.to_string().starts_with("engine.threads: 1025 "), "{error}");
+}
+
+#[test]
+fn processors_are_read_as_a_list_and_what_is_none_is_refused_by_key() {
+    let config = check("[engine]\ncpu_affinity = \"0-3,8\"").expect("a list");
+    assert_eq!(config.engine.processors.map(|processors| processors.count()), Some(5));
+    for list in ["", "3-0", "0-1024", "all"] {
+        let error = check(&format!("[engine]\ncpu_affinity = \"{list}\"")).expect_err(list);
+        assert!(error.to_string().starts_with("engine.cpu_affinity: "), "{error}");
+    }
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::{
-    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Period, Reasoning, ToolCalls, UpstreamKind,
-    WeightDtype, WrittenLedger,
+    Aliases, ByteSize, Candidates, KvDtype, Listen, LogFormat, LogLevel, Numa, Period, Reasoning, ToolCalls,
+    UpstreamKind, WeightDtype, WrittenLedger,
 };
 use crate::placement::DeviceChoice;
 
@@ -256,6 +256,9 @@ pub struct WrittenEngine {
     pub tokenizer: Option<String>,
     pub chat_template: Option<PathBuf>,
     pub threads: Option<NonZeroUsize>,
+    /// That models run on, of a CPU, like `0-7,16-23`.
+    pub cpu_affinity: Option<String>,
+    pub numa: Option<Numa>,
     /// Sequences that run at once, per model.
     pub max_num_seqs: Option<NonZeroUsize>,
     /// Tokens one step computes, over all sequences.
@@ -286,6 +289,8 @@ lay_over!(WrittenEngine {
     tokenizer,
     chat_template,
     threads,
+    cpu_affinity,
+    numa,
     max_num_seqs,
     max_num_batched_tokens,
     max_prefill_chunk_tokens,

@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use passerelle::config::{EngineConfig, PartitionConfig};
+use passerelle::config::{EngineConfig, Numa, PartitionConfig};
 #[cfg(feature = "cuda")]
 use passerelle::placement::{Backend, DeviceId};
 use passerelle::placement::{Device, DeviceChoice, DeviceList, find_visible};
-use passerelle_models::ops::Compute;
+use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement, ProcessorSet};
 
 /// There only where a driver is loaded.
 const DRIVER: &str = "/proc/driver/nvidia/version";
@@ -46,8 +46,8 @@ pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
 /// The same, where something else than `engine.device` names the device.
 pub(super) fn compute_on(config: &EngineConfig, DeviceKey { key, instead }: &DeviceKey) -> Result<Compute> {
     match &config.device {
-        DeviceChoice::Named(Device::Cpu) => Ok(Compute::cpu(threads(config))),
-        DeviceChoice::Auto => Ok(gpu_if_any(config)?.unwrap_or_else(|| Compute::cpu(threads(config)))),
+        DeviceChoice::Named(Device::Cpu) => on_cpu(config),
+        DeviceChoice::Auto => gpu_if_any(config)?.map_or_else(|| on_cpu(config), Ok),
         #[cfg(feature = "cuda")]
         DeviceChoice::Named(device @ Device::Accelerator { backend: Backend::Cuda, id: DeviceId::Index(index) }) => {
             let compute = Compute::cuda(*index as usize, threads(config));
@@ -113,8 +113,25 @@ fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
     Ok(None)
 }
 
-/// Threads that compute: what was asked for, else one for each physical core that this process may use.
+/// Errors when the host does not give what was asked for.
+fn on_cpu(config: &EngineConfig) -> Result<Compute> {
+    let memory = match config.numa {
+        Numa::Off => MemoryPlacement::FirstWriter,
+        Numa::Interleave => MemoryPlacement::Interleaved,
+    };
+    let host = HostPlacement { processors: config.processors.clone(), memory };
+    Compute::cpu_on(host, threads(config)).map_err(|error| {
+        let key = match error {
+            HostError::NoInterleaving(_) => "engine.numa (--numa)",
+            HostError::NotAllowed { .. } | HostError::NoBinding(_) => "engine.cpu_affinity (--cpu-affinity)",
+        };
+        anyhow::Error::new(error).context(key)
+    })
+}
+
+/// Threads that compute: what was asked for, else one for each physical core that they may use.
 fn threads(config: &EngineConfig) -> usize {
-    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    let allowed = || std::thread::available_parallelism().map_or(1, usize::from);
+    let allowed = config.processors.as_ref().map_or_else(allowed, ProcessorSet::count);
     config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed))
 }

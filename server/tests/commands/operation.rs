@@ -126,3 +126,13 @@ fn a_second_signal_ends_at_once() {
     served.signal("INT");
     assert_eq!(served.exit_code(), Some(130));
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_allocator_keeps_what_the_next_step_needs_and_looks_after_it_while_the_server_idles() {
+    let output = State::new().command(&["--version"]).env("_RJEM_MALLOC_CONF", "stats_print:true").output();
+    let said = String::from_utf8(output.expect("it runs").stderr).expect("text");
+    for option in ["opt.oversize_threshold: 0\n", "opt.background_thread: true"] {
+        assert!(said.contains(option), "{option} in {said}");
+    }
+}

@@ -73,6 +73,17 @@ fn a_device_that_this_build_cannot_use_is_refused_and_never_replaced() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn processors_that_this_machine_does_not_have_are_refused_by_their_option() {
+    let output = State::new().command(&["serve", "--listen", "127.0.0.1:0", "--cpu-affinity", "0-1023"]).output();
+    let output = output.expect("it runs");
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(output.stdout.is_empty(), "nothing may look ready");
+    assert!(said.contains("--cpu-affinity") && said.contains("and not on") && said.contains("-1023"), "{said}");
+}
+
 /// Two whole cards, and one that is cut, as `nvidia-smi -L` lists them.
 const DEVICES: &str = "\
 GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-8932f937-d72c-4106-c12f-20bd9faed9f6)

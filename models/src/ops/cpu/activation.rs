@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, launch, split_rows};
+use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
 use crate::ModelError;
@@ -15,10 +15,11 @@ pub(crate) fn activate(compute: &Compute, x: &Tensor, activation: Activation) ->
     let shape = x.shape();
     let x = Rows::new(x)?;
     let (num_rows, width) = (x.num_rows, x.width);
-    let mut out = vec![0.0; num_rows * width];
+    let mut out = Unwritten::new(num_rows * width);
     let (rows_per_task, num_tasks) = split_rows(num_rows, width);
-    let output = Output::new(&mut out);
-    launch(compute, num_tasks, &Activate { x, activation, out: output, rows_per_task });
+    launch(compute, num_tasks, &Activate { x, activation, out: out.output(), rows_per_task });
+    // SAFETY: each row belongs to a task, which has written all of it.
+    let out = unsafe { out.written() };
     Ok(Tensor::from_vec(out, shape, compute.device())?)
 }
 

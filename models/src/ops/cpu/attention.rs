@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, Storage, Tensor};
 
 use super::instructions::{Instructions, Piece};
 use super::lanes::{Element, Lanes};
-use super::launch::{Kernel, Output, launch};
+use super::launch::{Kernel, Output, Unwritten, launch};
 use super::tile::{self, Factors, with_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
@@ -31,8 +31,8 @@ pub(crate) fn paged_attention(
 ) -> Result<Tensor, ModelError> {
     let (m, num_heads, head_dim) = q.dims3()?;
     let q = Rows::new(q)?;
-    let mut out = vec![0.0; m * num_heads * head_dim];
-    let output = Output::new(&mut out);
+    let mut out = Unwritten::new(m * num_heads * head_dim);
+    let output = out.output();
     let (k_storage, k_layout) = layer.k.storage_and_layout();
     let (v_storage, v_layout) = layer.v.storage_and_layout();
     let (k_start, v_start) = (k_layout.start_offset(), v_layout.start_offset());
@@ -45,6 +45,8 @@ pub(crate) fn paged_attention(
         }
         _ => return Err(ModelError::Input("a KV cache that is neither f32 nor bf16 in host memory".into())),
     }
+    // SAFETY: every token is of one chunk, and every head of one group; their task has written them.
+    let out = unsafe { out.written() };
     Ok(Tensor::from_vec(out, (m, num_heads * head_dim), compute.device())?)
 }
 

@@ -80,7 +80,7 @@ impl BlockPanels {
     pub(super) fn pack(compute: &Compute, dtype: StoredDtype, rows: &StackedRows<'_>) -> Result<Self, ModelError> {
         let layout = Layout::of(dtype);
         let panel_bytes = Self::len_of(dtype, PANEL, rows.width);
-        let mut data = PageBuffer::zeroed(Self::len_of(dtype, rows.num_rows, rows.width))?;
+        let mut data = PageBuffer::zeroed(Self::len_of(dtype, rows.num_rows, rows.width), compute.host().memory)?;
         let output = Output::new(data.as_mut_slice());
         rows.for_each_panel(compute, PANEL, &|index| {
             // SAFETY: each task takes its own panel, and the buffer outlives the run.

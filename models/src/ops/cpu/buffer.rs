@@ -8,7 +8,9 @@ use memmap2::MmapMut;
 
 use super::bf16_pairs::Bf16Pair;
 use super::lanes::Element;
+use super::system::Memory;
 use crate::ModelError;
+use crate::ops::MemoryPlacement;
 
 /// What pages of zeros may hold: every bit pattern is a value.
 pub(super) trait Plain: Copy + Send + Sync + 'static {}
@@ -30,13 +32,17 @@ pub(super) struct PageBuffer<E> {
 
 impl<E: Plain> PageBuffer<E> {
     /// `len` is not 0.
-    pub(super) fn zeroed(len: usize) -> Result<Self, ModelError> {
+    pub(super) fn zeroed(len: usize, placement: MemoryPlacement) -> Result<Self, ModelError> {
         let bytes = len * size_of::<E>();
         let pages = MmapMut::map_anon(bytes)
             .map_err(|error| ModelError::Input(format!("no memory for a weight of {bytes} bytes: {error}")))?;
         #[cfg(target_os = "linux")]
         if let Err(error) = pages.advise(memmap2::Advice::HugePage) {
             tracing::debug!(%error, "weights in small pages");
+        }
+        if placement == MemoryPlacement::Interleaved {
+            let placed = Memory::of(&pages[..]).interleave();
+            placed.map_err(|error| ModelError::Input(format!("a weight cannot be interleaved: {error}")))?;
         }
         Ok(Self { pages, len, element: PhantomData })
     }

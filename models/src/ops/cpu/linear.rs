@@ -13,7 +13,7 @@ use super::bf16_rows::Bf16Rows;
 use super::block_linear;
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
-use super::launch::{Kernel, Output, launch, launch_bf16};
+use super::launch::{Kernel, Unwritten, launch, launch_bf16};
 use super::packed::PackedPart;
 use super::panels::{PANEL, PanelData, Panels};
 use super::rounded_rows::RoundedRows;
@@ -54,8 +54,8 @@ pub(crate) fn linear(
 ) -> Result<Tensor, ModelError> {
     let x = Rows::new(x)?;
     let bias = bias.map(Rows::vector).transpose()?;
-    let mut y = vec![0.0; x.num_rows * out_features];
-    let output = Output::new(&mut y);
+    let mut y = Unwritten::new(x.num_rows * out_features);
+    let output = y.output();
     let (mut rounded, mut pairs) = (None, None);
     let mut first_column = 0;
     for part in parts {
@@ -77,6 +77,8 @@ pub(crate) fn linear(
         }
         first_column += part.out_features();
     }
+    // SAFETY: the parts have all columns between them, and their tasks have written all rows.
+    let y = unsafe { y.written() };
     Ok(Tensor::from_vec(y, (x.num_rows, out_features), compute.device())?)
 }
 
@@ -210,7 +212,8 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
                 tile::store(tile::multiply::<I, W, ROWS, PANELS>(factors, sums), y, y_stride);
             } else {
                 let mut edge = [[0.0; PANEL]; ROWS];
-                for (index, edge) in edge.iter_mut().enumerate() {
+                // The first piece begins with zeros, and there is nothing yet to go on from.
+                for (index, edge) in edge.iter_mut().enumerate().skip(if k_start == 0 { ROWS } else { 0 }) {
                     edge[..num_columns].copy_from_slice(target.columns(row + index, first_column, num_columns));
                 }
                 let sums = tile::load::<I::Panel, ROWS, 1>(edge.as_ptr().cast(), PANEL);

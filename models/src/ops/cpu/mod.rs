@@ -31,6 +31,7 @@ pub(crate) mod populate;
 pub(super) mod rope;
 mod rounded_rows;
 pub(super) mod store_kv;
+pub(crate) mod system;
 mod target;
 mod tile;
 mod vector;

@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, launch, split_rows};
+use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
 use crate::ModelError;
@@ -23,10 +23,12 @@ pub(crate) struct NormWeights<'a> {
 pub(crate) fn norm(compute: &Compute, x: &Tensor, weights: &NormWeights<'_>) -> Result<Tensor, ModelError> {
     let shape = x.shape();
     let (x, views) = (Rows::new(x)?, Views::new(weights)?);
-    let mut normed = vec![0.0; x.num_rows * x.width];
+    let mut normed = Unwritten::new(x.num_rows * x.width);
     let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
-    let output = Output::new(&mut normed);
-    launch(compute, num_tasks, &Norm { x: &x, add: None, params: views.params(), normed: output, rows_per_task });
+    let norm = Norm { x: &x, add: None, params: views.params(), normed: normed.output(), rows_per_task };
+    launch(compute, num_tasks, &norm);
+    // SAFETY: each row belongs to a task, which has written all of it.
+    let normed = unsafe { normed.written() };
     Ok(Tensor::from_vec(normed, shape, compute.device())?)
 }
 
@@ -38,11 +40,13 @@ pub(crate) fn add_norm(
 ) -> Result<(Tensor, Tensor), ModelError> {
     let shape = x.shape();
     let (residual, x, views) = (Rows::new(residual)?, Rows::new(x)?, Views::new(weights)?);
-    let mut sum = vec![0.0; x.num_rows * x.width];
-    let mut normed = vec![0.0; sum.len()];
+    let mut sum = Unwritten::new(x.num_rows * x.width);
+    let mut normed = Unwritten::new(x.num_rows * x.width);
     let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
-    let (add, output) = (Some((&residual, Output::new(&mut sum))), Output::new(&mut normed));
+    let (add, output) = (Some((&residual, sum.output())), normed.output());
     launch(compute, num_tasks, &Norm { x: &x, add, params: views.params(), normed: output, rows_per_task });
+    // SAFETY: each row belongs to a task, which has written all of it.
+    let (sum, normed) = unsafe { (sum.written(), normed.written()) };
     Ok((Tensor::from_vec(sum, shape, compute.device())?, Tensor::from_vec(normed, shape, compute.device())?))
 }
 

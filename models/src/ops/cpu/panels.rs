@@ -122,7 +122,7 @@ impl Panels {
 
 fn pack<C: Cell>(compute: &Compute, rows: &StackedRows<'_>) -> Result<PageBuffer<C>, ModelError> {
     let (n, k) = (rows.num_rows, rows.width);
-    let mut buffer = PageBuffer::zeroed(Panels::len_of(n, k) / C::LEN)?;
+    let mut buffer = PageBuffer::zeroed(Panels::len_of(n, k) / C::LEN, compute.host().memory)?;
     let output = Output::new(buffer.as_mut_slice());
     rows.for_each_panel(compute, PANEL, &|panel| {
         let cells = PANEL * k / C::LEN;

@@ -25,7 +25,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::system;
 use crate::Pulse;
+use crate::ops::ProcessorSet;
 
 /// A fixed set of threads. Dropping the pool joins them.
 pub struct ComputePool {
@@ -33,6 +35,15 @@ pub struct ComputePool {
     /// Held by the caller whose job runs; callers on other threads wait their turn.
     turn: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
+    processors: Option<ProcessorSet>,
+}
+
+/// While it lives, the thread that got it stays on the processors of a pool.
+#[derive(Debug)]
+#[must_use = "the thread stays where it should until this is dropped"]
+pub struct OnProcessors {
+    /// Where it goes back to. `None`: it was never bound.
+    before: Option<ProcessorSet>,
 }
 
 /// Looks at the state word before sleeping, each with a pause: 20 to 50 microseconds on current CPUs.
@@ -76,17 +87,29 @@ impl ComputePool {
     ///
     /// A thread that the system refuses to start is done without: the rest do the work.
     pub fn new(num_threads: usize) -> Self {
+        Self::on(None, num_threads)
+    }
+
+    /// The same, whose own threads stay on `processors`, and those that call it while they hold what
+    /// [`ComputePool::enter`] gives.
+    pub(crate) fn on(processors: Option<ProcessorSet>, num_threads: usize) -> Self {
         let shared = Arc::new(Shared::new());
         let workers = (1..num_threads)
             .map_while(|index| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("compute-{index}"))
-                    .spawn(move || shared.work_until_stopped())
-                    .ok()
+                let (shared, processors) = (Arc::clone(&shared), processors.clone());
+                let work = move || {
+                    let _here = OnProcessors::bind(processors.as_ref());
+                    shared.work_until_stopped();
+                };
+                std::thread::Builder::new().name(format!("compute-{index}")).spawn(work).ok()
             })
             .collect();
-        Self { shared, turn: Mutex::new(()), workers }
+        Self { shared, turn: Mutex::new(()), workers, processors }
+    }
+
+    /// Brings the calling thread to the pool's processors, if it has any of its own.
+    pub fn enter(&self) -> OnProcessors {
+        OnProcessors::bind(self.processors.as_ref())
     }
 
     /// Beats with every task.
@@ -116,6 +139,29 @@ impl ComputePool {
         drop(turn);
         if let Some(panic) = panic {
             resume_unwind(panic);
+        }
+    }
+}
+
+impl OnProcessors {
+    /// What the system refuses, after it was asked whether it can, is done without.
+    pub(crate) fn bind(to: Option<&ProcessorSet>) -> Self {
+        let bind = |to| -> std::io::Result<_> {
+            let before = system::allowed_processors()?;
+            system::bind_this_thread(to)?;
+            Ok(before)
+        };
+        let before = to
+            .and_then(|to| bind(to).inspect_err(|error| tracing::warn!(%error, "a thread runs on any processor")).ok());
+        Self { before }
+    }
+}
+
+impl Drop for OnProcessors {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            // Were it refused, the thread would stay where it may run, too.
+            let _ = system::bind_this_thread(before);
         }
     }
 }
@@ -269,4 +315,40 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn wait<'a>(condvar: &Condvar, guard: MutexGuard<'a, ()>) -> MutexGuard<'a, ()> {
     condvar.wait(guard).unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Where each of the pool's threads may run. The tasks wait for each other, so that each has a thread of its own.
+    fn places(pool: &ComputePool) -> Vec<ProcessorSet> {
+        let places = Mutex::new(Vec::new());
+        pool.run(pool.num_threads(), &|_| {
+            lock(&places).push(system::allowed_processors().unwrap());
+            while lock(&places).len() < pool.num_threads() {
+                std::thread::yield_now();
+            }
+        });
+        places.into_inner().unwrap()
+    }
+
+    #[test]
+    fn threads_of_a_pool_stay_on_its_processors_and_the_caller_while_it_holds_a_ticket() {
+        let all = system::allowed_processors().unwrap();
+        let last = ProcessorSet::of(all.iter().last()).unwrap();
+        let pool = ComputePool::on(Some(last.clone()), 3);
+        let ticket = pool.enter();
+        assert_eq!(places(&pool), vec![last; 3]);
+        drop(ticket);
+        assert_eq!(system::allowed_processors().unwrap(), all);
+    }
+
+    #[test]
+    fn threads_of_a_pool_without_processors_run_where_the_system_puts_them() {
+        let all = system::allowed_processors().unwrap();
+        let pool = ComputePool::new(2);
+        let _ticket = pool.enter();
+        assert_eq!(places(&pool), vec![all; 2]);
+    }
 }

@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, launch, split_rows};
+use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
 use super::view::Rows;
 use crate::ModelError;
 use crate::ops::{Compute, RotaryAngles};
@@ -18,10 +18,11 @@ pub(crate) fn rope(
 ) -> Result<Tensor, ModelError> {
     let (x, cos, sin) = (Rows::new(x)?, Rows::new(&angles.cos)?, Rows::new(&angles.sin)?);
     let (num_rows, width) = (x.num_rows, x.width);
-    let mut turned = vec![0.0; num_rows * width];
+    let mut turned = Unwritten::new(num_rows * width);
     let (rows_per_task, num_tasks) = split_rows(num_rows, width);
-    let output = Output::new(&mut turned);
-    launch(compute, num_tasks, &Rope { x, cos, sin, head_dim, turned: output, rows_per_task });
+    launch(compute, num_tasks, &Rope { x, cos, sin, head_dim, turned: turned.output(), rows_per_task });
+    // SAFETY: each row belongs to a task, which has written all of it.
+    let turned = unsafe { turned.written() };
     Ok(Tensor::from_vec(turned, (num_rows, width / head_dim, head_dim), compute.device())?)
 }
 

@@ -6,7 +6,7 @@
 //! KL divergence of 1e-3 to 5e-3, more than the quantised weights are allowed to. 16 bits stay below 1e-7.
 
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, launch, split_rows};
+use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
 use super::view::Rows;
 use crate::ops::Compute;
 use crate::ops::blocks::UNIT;
@@ -35,11 +35,13 @@ pub(super) struct UnitFacts {
 impl RoundedRows {
     /// The width of `x` is a whole number of units.
     pub(super) fn new(compute: &Compute, x: &Rows<'_>) -> Self {
-        let mut elements = vec![0; x.num_rows * x.width];
+        let mut elements = Unwritten::new(x.num_rows * x.width);
         let mut units = vec![UnitFacts::default(); x.num_rows * x.width / UNIT];
         let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
-        let kernel = Round { x, rows_per_task, elements: Output::new(&mut elements), units: Output::new(&mut units) };
+        let kernel = Round { x, rows_per_task, elements: elements.output(), units: Output::new(&mut units) };
         launch(compute, num_tasks, &kernel);
+        // SAFETY: each row belongs to a task, which has written all of it: rows are whole units.
+        let elements = unsafe { elements.written() };
         Self { num_rows: x.num_rows, width: x.width, elements, units }
     }
 }
