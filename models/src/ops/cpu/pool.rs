@@ -325,12 +325,12 @@ mod tests {
     fn places(pool: &ComputePool) -> Vec<ProcessorSet> {
         let places = Mutex::new(Vec::new());
         pool.run(pool.num_threads(), &|_| {
-            lock(&places).push(system::allowed_processors().unwrap());
+            lock(&places).push(system::allowed_processors().expect("the system tells"));
             while lock(&places).len() < pool.num_threads() {
                 std::thread::yield_now();
             }
         });
-        places.into_inner().unwrap()
+        places.into_inner().expect("no task panics")
     }
 
     #[test]

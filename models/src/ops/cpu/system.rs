@@ -161,9 +161,9 @@ mod tests {
 
     /// What the system has been told of the mapping that begins at `start`.
     fn policy_at(start: usize) -> String {
-        let maps = fs::read_to_string("/proc/self/numa_maps").unwrap();
-        let line = maps.lines().find(|line| line.starts_with(&format!("{start:08x} "))).unwrap();
-        line.split(' ').nth(1).unwrap().to_owned()
+        let maps = fs::read_to_string("/proc/self/numa_maps").expect("Linux has it");
+        let line = maps.lines().find(|line| line.starts_with(&format!("{start:08x} "))).expect("it is mapped");
+        line.split(' ').nth(1).expect("each line has a policy").to_owned()
     }
 
     #[test]
