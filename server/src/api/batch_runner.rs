@@ -63,6 +63,32 @@ enum End {
     Expired,
 }
 
+/// What is said of requests that never ran.
+#[derive(Debug, Clone, Copy)]
+struct Unrun {
+    code: &'static str,
+    message: &'static str,
+}
+
+impl End {
+    /// `None`: all have.
+    fn of_those_that_never_ran(self) -> Option<Unrun> {
+        let (code, message) = match self {
+            Self::Done => return None,
+            Self::Cancelled => ("batch_cancelled", "The batch was cancelled before this request had its answer."),
+            Self::Expired => ("batch_expired", "The batch's time was over before this request had its answer."),
+        };
+        Some(Unrun { code, message })
+    }
+}
+
+impl Unrun {
+    fn line(self, custom_id: &str) -> String {
+        let error = json!({"code": self.code, "message": self.message});
+        json!({"id": random_id("batch_req_"), "custom_id": custom_id, "response": null, "error": error}).to_string()
+    }
+}
+
 async fn run_batch(state: AppState, store: Arc<BatchStore>, batch: Batch) -> (BatchId, Result<(), ApiError>) {
     let id = batch.id.clone();
     let run = Run { state, store, batch };
@@ -110,6 +136,21 @@ impl Run {
         &self,
         caller: Arc<Caller>,
         lines: Vec<BatchLine>,
+        journal: Journal,
+    ) -> Result<(Journal, End), ApiError> {
+        let ids: Vec<String> = lines.iter().map(|line| line.custom_id.clone()).collect();
+        let (journal, end) = self.run_until_an_end(caller, lines, journal).await?;
+        let journal = match end.of_those_that_never_ran() {
+            Some(why) => self.note_unrun(journal, ids, why).await?,
+            None => journal,
+        };
+        Ok((journal, end))
+    }
+
+    async fn run_until_an_end(
+        &self,
+        caller: Arc<Caller>,
+        lines: Vec<BatchLine>,
         mut journal: Journal,
     ) -> Result<(Journal, End), ApiError> {
         let mut changes = self.state.watch_batches();
@@ -148,6 +189,19 @@ impl Run {
         let journal = written.await?;
         self.store.count(&self.batch.id, journal.counts());
         Ok(journal)
+    }
+
+    /// A line for each request that has no answer, as OpenAI writes it.
+    async fn note_unrun(&self, mut journal: Journal, ids: Vec<String>, why: Unrun) -> Result<Journal, ApiError> {
+        let written = on_disk(&self.state, move || {
+            for id in ids {
+                if !journal.is_done(&id) {
+                    journal.append(&id, Outcome::Failed, &why.line(&id))?;
+                }
+            }
+            Ok(journal)
+        });
+        written.await
     }
 
     async fn finish(&self, journal: Journal, end: End) -> Result<(), ApiError> {

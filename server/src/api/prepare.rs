@@ -86,7 +86,7 @@ pub(crate) async fn prepare(
     let (bad_words, form) = (request.sampling.bad_words.clone(), WantedForm::of(&prompt, request.structure.clone()));
     let model = model.clone();
     let prepare = move || {
-        let prompts = encode_all(&model.text, prompt, now)?;
+        let prompts = encode_all(&model.text, prompt, now).map_err(|error| beside_context(error, &model))?;
         let first = prompts.first().map_or(&[][..], |prompt| &prompt.tokens);
         let constraint = form.compile(&model, first, &bounds)?;
         Ok(Prepared { bad_words: spell_bad_words(&model.text.tokenizer, &bad_words)?, constraint, prompts })
@@ -100,7 +100,7 @@ pub(crate) async fn encode(
     model: &ServedModel,
     prompt: Prompt,
 ) -> Result<Vec<EncodedPrompt>, ApiError> {
-    encode_text(state, &model.text, prompt).await
+    encode_text(state, &model.text, prompt).await.map_err(|error| beside_context(error, model))
 }
 
 /// The same, for a model of which only the text side is here.
@@ -114,6 +114,15 @@ pub(crate) async fn encode_text(
     state.text_work().run(move || encode_all(&text, prompt, now)).await
 }
 
+/// A text that is too long to be counted in tokens is refused with both numbers too: its bytes, and the model's tokens.
+fn beside_context(error: ApiError, model: &ServedModel) -> ApiError {
+    if error.kind() != ErrorKind::ContextLengthExceeded {
+        return error;
+    }
+    let message = format!("{} This model's context length is {} tokens.", error.message(), model.max_model_len);
+    ApiError::new(error.kind(), message)
+}
+
 fn encode_all(text: &TextModel, prompt: Prompt, now: Duration) -> Result<Vec<EncodedPrompt>, ApiError> {
     match prompt {
         Prompt::Chat(chat) => Ok(vec![encode_chat(text, &chat, now)?]),
@@ -124,12 +133,20 @@ fn encode_all(text: &TextModel, prompt: Prompt, now: Duration) -> Result<Vec<Enc
     }
 }
 
-/// A word as it is spelt at the start of a text, and after a space.
 fn spell_bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>, ApiError> {
-    let spellings = words.iter().flat_map(|word| [word.clone(), format!(" {}", word.trim_start())]);
-    let spelt = spellings.map(|word| Ok(tokenizer.encode(&word, AddSpecialTokens::No, SpecialTokens::AsText)?));
+    let written = words.iter().flat_map(|word| written_bad_word(word));
+    let spelt = written.map(|word| Ok(tokenizer.encode(&word, AddSpecialTokens::No, SpecialTokens::AsText)?));
     let spelt: Vec<Vec<TokenId>> = spelt.collect::<Result<_, ApiError>>()?;
     Ok(spelt.into_iter().filter(|tokens| !tokens.is_empty()).collect())
+}
+
+/// A word as it is written at the start of a text and after a space, as vLLM has it: white space before it says nothing.
+/// White space alone is meant as it is.
+fn written_bad_word(word: &str) -> Vec<String> {
+    match word.trim_start() {
+        "" => vec![word.to_owned()],
+        bare => vec![bare.to_owned(), format!(" {bare}")],
+    }
 }
 
 fn encode_chat(text: &TextModel, chat: &ChatPrompt, now: Duration) -> Result<EncodedPrompt, ApiError> {
@@ -233,4 +250,17 @@ pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked
         prompt_tokens.saturating_add(tokens),
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param(field)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_word_is_one_at_the_start_of_a_text_and_after_a_space() {
+        for word in ["cat", " cat", "\n cat"] {
+            assert_eq!(written_bad_word(word), ["cat", " cat"], "{word:?}");
+        }
+        assert_eq!(written_bad_word("\n"), ["\n"], "and a space is still a good one");
+    }
 }

@@ -19,7 +19,7 @@ mod store;
 pub use id::{BatchId, FileId};
 pub use input::{BatchLine, read_input};
 pub use journal::{Journal, Outcome};
-pub use record::{Batch, BatchStatus, Counts, Endpoint, LineError, Purpose, StoredFile};
+pub use record::{Batch, BatchStatus, Counts, Ending, Endpoint, LineError, Purpose, StoredFile};
 pub use store::{BatchBounds, BatchError, BatchStore, Upload};
 
 #[cfg(test)]

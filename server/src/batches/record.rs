@@ -24,6 +24,15 @@ pub enum Purpose {
     BatchOutput,
 }
 
+impl Purpose {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::BatchOutput => "batch_output",
+        }
+    }
+}
+
 /// Where a batch's requests go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Endpoint {
@@ -69,6 +78,21 @@ pub struct Batch {
     pub expires_at: u64,
     /// When it came into each state that it has been in.
     pub reached_at: BTreeMap<BatchStatus, u64>,
+    /// Once every request is over. What a crash keeps from being done is done at the next start.
+    #[serde(default)]
+    pub ending: Option<Ending>,
+}
+
+/// How a batch ends: written down before its answers become files, so that whoever finds them half made makes the rest of them
+/// and does not run the batch again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    pub status: BatchStatus,
+    pub at: u64,
+    pub counts: Counts,
+    /// Names of the files to be; an empty one is none.
+    pub output: Option<FileId>,
+    pub errors: Option<FileId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

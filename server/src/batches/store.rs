@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::journal::{self, Journal};
-use super::{Batch, BatchId, BatchStatus, Counts, FileId, Purpose, StoredFile};
+use super::{Batch, BatchId, BatchStatus, Counts, Ending, FileId, Purpose, StoredFile};
 
 /// Bounds on what is kept.
 #[derive(Debug, Clone, Copy)]
@@ -93,16 +93,25 @@ pub struct Upload {
 }
 
 impl BatchStore {
-    /// Reads what earlier runs left in `data_dir`.
+    /// Reads what earlier runs left in `data_dir`, and ends the batches that were about to.
     pub fn open(data_dir: &Path, bounds: BatchBounds) -> Result<Self, BatchError> {
         let (files_folder, batches_folder) = (data_dir.join("files"), data_dir.join("batches"));
         for folder in [&files_folder, &batches_folder] {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         let files = read_records(&files_folder)?.into_iter().map(|file: StoredFile| (file.id.clone(), file)).collect();
-        let batches =
-            read_records(&batches_folder)?.into_iter().map(|batch: Batch| (batch.id.clone(), batch)).collect();
-        Ok(Self { files_folder, batches_folder, bounds, index: Mutex::new(Index { files, batches }) })
+        let batches: Vec<Batch> = read_records(&batches_folder)?;
+        let ending = batches.iter().filter(|batch| batch.ending.is_some() && !batch.status.is_over());
+        let ending: Vec<BatchId> = ending.map(|batch| batch.id.clone()).collect();
+        let batches = batches.into_iter().map(|batch| (batch.id.clone(), batch)).collect();
+        let store = Self { files_folder, batches_folder, bounds, index: Mutex::new(Index { files, batches }) };
+        for id in ending {
+            // It stays as it is, and the next start tries again.
+            if let Err(error) = store.end(&id) {
+                tracing::error!(batch = %id, %error, "a batch that was over could not be ended");
+            }
+        }
+        Ok(store)
     }
 
     pub fn bounds(&self) -> &BatchBounds {
@@ -198,7 +207,8 @@ impl BatchStore {
     /// The oldest of those that are not over and not in `taken`.
     pub fn next_open(&self, taken: &[BatchId]) -> Option<Batch> {
         let index = self.index();
-        let open = index.batches.values().filter(|batch| !batch.status.is_over() && !taken.contains(&batch.id));
+        let is_open = |batch: &&Batch| !batch.status.is_over() && batch.ending.is_none() && !taken.contains(&batch.id);
+        let open = index.batches.values().filter(is_open);
         open.min_by_key(|batch| (batch.created_at, batch.id.clone())).cloned()
     }
 
@@ -237,34 +247,53 @@ impl BatchStore {
 
     /// Makes files of a batch's answers and ends it.
     pub fn finish(&self, id: &BatchId, journal: &Journal, status: BatchStatus, now: u64) -> Result<Batch, BatchError> {
+        self.decide_end(id, journal, status, now)?;
+        self.end(id)
+    }
+
+    pub(super) fn decide_end(
+        &self,
+        id: &BatchId,
+        journal: &Journal,
+        status: BatchStatus,
+        at: u64,
+    ) -> Result<(), BatchError> {
         journal.sync()?;
-        let owner = self.index().batches.get(id).ok_or(BatchError::NoBatch)?.owner.clone();
         let [output, errors] = journal::paths(&self.batches_folder, id.as_str());
-        let output = self.adopt(&output, &owner, format!("{id}_output.jsonl"), now)?;
-        let errors = self.adopt(&errors, &owner, format!("{id}_error.jsonl"), now)?;
-        let counts = journal.counts();
+        let (output, errors) = (file_to_be(&output)?, file_to_be(&errors)?);
+        let ending = Ending { status, at, counts: journal.counts(), output, errors };
+        self.change(id, |batch| batch.ending = Some(ending)).map(drop)
+    }
+
+    /// Does what was decided and not done yet.
+    pub(super) fn end(&self, id: &BatchId) -> Result<Batch, BatchError> {
+        let batch = self.index().batches.get(id).cloned().ok_or(BatchError::NoBatch)?;
+        let Some(Ending { status, at, counts, output, errors }) = batch.ending.clone() else { return Ok(batch) };
+        let [output_path, errors_path] = journal::paths(&self.batches_folder, id.as_str());
+        self.adopt(&output_path, output.as_ref(), (&batch.owner, format!("{id}_output.jsonl")), at)?;
+        self.adopt(&errors_path, errors.as_ref(), (&batch.owner, format!("{id}_error.jsonl")), at)?;
         self.change(id, |batch| {
-            batch.counts = counts;
-            batch.output_file_id = output;
-            batch.error_file_id = errors;
-            batch.reach(status, now);
+            (batch.counts, batch.output_file_id, batch.error_file_id) = (counts, output, errors);
+            batch.reach(status, at);
         })
     }
 
-    /// Makes a file of ours of one that a batch wrote; an empty one is none.
-    fn adopt(&self, path: &Path, owner: &str, filename: String, now: u64) -> Result<Option<FileId>, BatchError> {
-        let bytes = fs::metadata(path)?.len();
-        if bytes == 0 {
-            fs::remove_file(path)?;
-            return Ok(None);
-        }
-        let id = FileId::random().ok_or(BatchError::NoRandomness)?;
-        let (owner, purpose) = (owner.to_owned(), Purpose::BatchOutput);
-        let file = StoredFile { id: id.clone(), owner, filename, purpose, bytes, created_at: now };
-        fs::rename(path, self.content_path(&id))?;
+    /// Makes a file of ours of one that a batch wrote, unless that was done.
+    fn adopt(
+        &self,
+        path: &Path,
+        id: Option<&FileId>,
+        (owner, filename): (&str, String),
+        created_at: u64,
+    ) -> Result<(), BatchError> {
+        let Some(id) = id else { return Ok(unless_missing(fs::remove_file(path))?) };
+        let content = self.content_path(id);
+        unless_missing(fs::rename(path, &content))?;
+        let (owner, purpose, bytes) = (owner.to_owned(), Purpose::BatchOutput, fs::metadata(&content)?.len());
+        let file = StoredFile { id: id.clone(), owner, filename, purpose, bytes, created_at };
         write_record(&self.files_folder, id.as_str(), &file)?;
         self.index().files.insert(id.clone(), file);
-        Ok(Some(id))
+        Ok(())
     }
 
     fn content_path(&self, id: &FileId) -> PathBuf {
@@ -306,6 +335,19 @@ impl Drop for Upload {
             let _: io::Result<()> = fs::remove_file(&self.path);
         }
     }
+}
+
+/// `None`: it would be empty.
+fn file_to_be(path: &Path) -> Result<Option<FileId>, BatchError> {
+    if fs::metadata(path)?.len() == 0 {
+        return Ok(None);
+    }
+    FileId::random().map(Some).ok_or(BatchError::NoRandomness)
+}
+
+/// What is missing was moved or removed before.
+fn unless_missing(done: io::Result<()>) -> io::Result<()> {
+    done.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn create(path: &Path) -> io::Result<File> {

@@ -32,6 +32,7 @@ fn batch(input: &StoredFile) -> Batch {
         created_at: 1,
         expires_at: 2,
         reached_at: BTreeMap::new(),
+        ending: None,
     }
 }
 
@@ -73,6 +74,41 @@ fn everything_is_found_again_and_belongs_to_its_owner() {
     assert!(matches!(second.batch("eve", batch.id.as_str()), Err(BatchError::NoBatch)));
     assert!(second.next_open(&[]).is_none());
     assert!(matches!(second.cancel("ada", batch.id.as_str(), 10), Err(BatchError::Over(BatchStatus::Completed))));
+}
+
+/// A crash may come at any of the steps, of which the first makes the end certain.
+#[test]
+fn a_batch_that_a_crash_interrupts_while_its_answers_become_files_is_ended_and_not_run_again() {
+    for files_moved in 0..3 {
+        let folder = tempfile::tempdir().unwrap();
+        let first = store(&folder);
+        let batch = first.add_batch(batch(&file(&first, "ada", b"x"))).unwrap();
+        let mut journal = first.journal(&batch.id, 2).unwrap();
+        journal.append("a", Outcome::Completed, r#"{"custom_id":"a"}"#).unwrap();
+        journal.append("b", Outcome::Failed, r#"{"custom_id":"b"}"#).unwrap();
+        first.decide_end(&batch.id, &journal, BatchStatus::Completed, 9).unwrap();
+        let ending = first.batch("ada", batch.id.as_str()).unwrap().ending.unwrap();
+        let files = [("out", ending.output.clone()), ("err", ending.errors.clone())];
+        for (kind, file) in files.iter().take(files_moved) {
+            let content = folder.path().join(format!("files/{}.data", file.as_ref().unwrap()));
+            std::fs::rename(folder.path().join(format!("batches/{}.{kind}", batch.id)), content).unwrap();
+        }
+        drop(first);
+
+        let second = store(&folder);
+        assert!(second.next_open(&[]).is_none(), "nothing is run again");
+        let ended = second.batch("ada", batch.id.as_str()).unwrap();
+        assert_eq!(
+            (ended.status, ended.counts),
+            (BatchStatus::Completed, Counts { total: 2, completed: 1, failed: 1 })
+        );
+        for (file, line) in [(ended.output_file_id, "a"), (ended.error_file_id, "b")] {
+            let file = second.file("ada", file.unwrap().as_str()).unwrap();
+            let content = second.content(&file).unwrap();
+            assert_eq!(String::from_utf8(content).unwrap(), format!("{{\"custom_id\":\"{line}\"}}\n"));
+        }
+        assert_eq!(std::fs::read_dir(folder.path().join("batches")).unwrap().count(), 1, "its record alone");
+    }
 }
 
 #[test]

@@ -366,3 +366,18 @@ fn fingerprint(digest: ModelDigest, is: &impl std::fmt::Debug, kernels: &str) ->
 pub(crate) fn random_seed() -> Result<u64> {
     getrandom::u64().map_err(|error| anyhow::anyhow!("the system gave no random numbers: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_changes_with_the_weights_the_kernels_and_how_numbers_are_held() {
+        let [one, other] = ["1", "2"].map(|digit| format!("sha256:{}", digit.repeat(64)).parse().unwrap());
+        let of = |digest, held: &str, kernels| fingerprint(digest, &held, kernels);
+        let all = [of(one, "f32", "avx2"), of(other, "f32", "avx2"), of(one, "f32", "avx512"), of(one, "bf16", "avx2")];
+        let different: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len(), "{all:?}");
+        assert_eq!(all[0], of(one, "f32", "avx2"));
+    }
+}

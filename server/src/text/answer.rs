@@ -14,7 +14,7 @@ pub enum AnswerDelta {
         index: usize,
         name: String,
     },
-    /// JSON text of the arguments object; the fragments of one call joined are the whole. Always one fragment today.
+    /// JSON text of the arguments object, or a part of it; the fragments of one call joined are the whole.
     Arguments {
         index: usize,
         fragment: String,
@@ -29,6 +29,11 @@ impl AnswerDelta {
             match (joined.last_mut(), delta) {
                 (Some(Self::Content(last)), Self::Content(text)) => last.push_str(&text),
                 (Some(Self::Reasoning(last)), Self::Reasoning(text)) => last.push_str(&text),
+                (Some(Self::Arguments { index, fragment: last }), Self::Arguments { index: another, fragment })
+                    if *index == another =>
+                {
+                    last.push_str(&fragment)
+                }
                 (_, delta) => joined.push(delta),
             }
         }

@@ -1,9 +1,12 @@
 //! Tool calls in the text of an answer, in the ways that model families write them ([`ToolFormat`]).
 //!
-//! A call is given out when its block ends, or at the end of the text: only then is it known to be one. What turns out not
-//! to be a call (no JSON, no name, arguments that are no object) stays content, tags included. The parser walks character
-//! by character, so how the text is cut into pushes cannot change the result.
+//! A call is given out from the brace on that opens its arguments, and these while they are written, as in OpenAI's streams: an
+//! answer that is cut holds a part of them. Calls that begin otherwise (their name at the end, their arguments in a string)
+//! are given out when their block ends, or at the end of the text. What turns out not to be a call (no JSON, no name,
+//! arguments that are no object) stays content, tags included. The parser walks character by character, so how the text is
+//! cut into pushes cannot change the result.
 
+mod arguments;
 mod block;
 mod calls;
 mod format;
@@ -11,12 +14,17 @@ mod format;
 pub use format::{CallForm, CallIds, CallLayout, ToolFormat};
 
 use super::answer::AnswerDelta;
+use arguments::{Arguments, Step};
 use block::{Block, Opened, Progress};
 use calls::Call;
 use format::Syntax;
 
 /// A block of calls that grows past this is content.
 pub const MAX_CALL_BYTES: usize = 1 << 20;
+
+/// Stands for arguments where it is asked whether they have just been opened: nothing else that a call holds looks so.
+const PROBE: &str = r##""#":0"##;
+const PROBE_OBJECT: &str = r##"{"#":0}"##;
 
 /// Splits an answer into content and tool calls while it is written.
 #[derive(Debug)]
@@ -41,6 +49,12 @@ enum State {
     },
     Block {
         block: Block,
+        after_call: bool,
+    },
+    /// Inside the arguments of the last call.
+    Arguments {
+        block: Block,
+        arguments: Arguments,
         after_call: bool,
     },
 }
@@ -76,6 +90,7 @@ impl ToolCallParser {
             State::Content { held, after_call: true, .. } if held.chars().all(|c| self.parts_calls(c)) => {}
             State::Content { held, after_call, .. } => self.content_after(&held, after_call),
             State::Block { block, after_call } => self.close(&block, after_call),
+            State::Arguments { arguments, .. } => self.fragment(arguments.rest()),
         }
         std::mem::take(&mut self.deltas)
     }
@@ -93,6 +108,7 @@ impl ToolCallParser {
         match std::mem::take(&mut self.state) {
             State::Content { held, tag, after_call } => self.content_step(c, held, tag, after_call),
             State::Block { block, after_call } => self.block_step(c, block, after_call),
+            State::Arguments { block, arguments, after_call } => self.arguments_step(c, block, arguments, after_call),
         }
     }
 
@@ -123,29 +139,78 @@ impl ToolCallParser {
     }
 
     fn block_step(&mut self, c: char, mut block: Block, after_call: bool) {
-        match block.push(c) {
+        let progress = block.push(c);
+        self.go_on(progress, block, after_call);
+    }
+
+    fn go_on(&mut self, progress: Progress, mut block: Block, after_call: bool) {
+        match progress {
             Progress::Ended => self.close(&block, after_call),
             Progress::Open if block.len() > MAX_CALL_BYTES => self.reject(&block, after_call),
-            Progress::Open => self.state = State::Block { block, after_call },
+            Progress::Open => match self.begun_call(&block) {
+                None => self.state = State::Block { block, after_call },
+                Some(name) => {
+                    block.give_out();
+                    self.start(name);
+                    self.fragment("{");
+                    let arguments = Arguments::opened(block.end());
+                    self.state = State::Arguments { block, arguments, after_call };
+                }
+            },
         }
+    }
+
+    fn arguments_step(&mut self, c: char, mut block: Block, mut arguments: Arguments, after_call: bool) {
+        let mut written = String::new();
+        let step = arguments.push(c, &mut written);
+        self.fragment(&written);
+        match step {
+            Step::Open => self.state = State::Arguments { block, arguments, after_call },
+            Step::Whole => {
+                let progress = block.end_arguments();
+                self.go_on(progress, block, after_call);
+            }
+            Step::Cut => self.state = State::Content { held: String::new(), tag: 0, after_call: true },
+        }
+    }
+
+    /// The name of the call whose arguments have just been opened.
+    fn begun_call(&self, block: &Block) -> Option<String> {
+        let mut calls = calls::read(self.format, &block.closed_with(PROBE)?)?;
+        let last = calls.pop()?;
+        let is_next = calls.len() == block.given_out() && last.arguments == PROBE_OBJECT;
+        let is_call = block.opened == Opened::ByTag || self.offered.contains(&last.name);
+        (is_next && is_call).then_some(last.name)
     }
 
     fn close(&mut self, block: &Block, after_call: bool) {
-        let read = calls::read(self.format, block.body());
+        let read = calls::read(self.format, block.body()).filter(|calls| calls.len() >= block.given_out());
         match read.filter(|calls| block.opened == Opened::ByTag || self.offers_all(calls)) {
-            None => self.reject(block, after_call),
-            Some(calls) => {
-                calls.into_iter().for_each(|call| self.give_out(call));
-                self.state = State::Content { held: String::new(), tag: 0, after_call: true };
-            }
+            None if !block.ends_with_brackets() => return self.reject(block, after_call),
+            None => {}
+            Some(calls) => calls.into_iter().skip(block.given_out()).for_each(|call| self.give_out(call)),
         }
+        self.state = State::Content { held: String::new(), tag: 0, after_call: true };
     }
 
     fn give_out(&mut self, call: Call) {
-        let index = self.calls;
+        self.start(call.name);
+        self.fragment(&call.arguments);
+    }
+
+    fn start(&mut self, name: String) {
+        self.deltas.push(AnswerDelta::CallStart { index: self.calls, name });
         self.calls += 1;
-        self.deltas.push(AnswerDelta::CallStart { index, name: call.name });
-        self.deltas.push(AnswerDelta::Arguments { index, fragment: call.arguments });
+    }
+
+    /// More of the last call's arguments.
+    fn fragment(&mut self, text: &str) {
+        let last = self.calls.saturating_sub(1);
+        match self.deltas.last_mut() {
+            _ if text.is_empty() => {}
+            Some(AnswerDelta::Arguments { index, fragment }) if *index == last => fragment.push_str(text),
+            _ => self.deltas.push(AnswerDelta::Arguments { index: last, fragment: text.to_owned() }),
+        }
     }
 
     fn offers_all(&self, calls: &[Call]) -> bool {
@@ -157,7 +222,7 @@ impl ToolCallParser {
     }
 
     fn reject(&mut self, block: &Block, after_call: bool) {
-        self.content_after(&block.as_written(), after_call);
+        self.content_after(&block.as_written(), after_call || block.given_out() > 0);
     }
 
     /// Content that may follow a call: the white space between them is the tag's, unless it parts two contents.

@@ -111,6 +111,32 @@ async fn tool_calls_are_parsed_streamed_and_not() {
 }
 
 #[tokio::test]
+async fn the_arguments_of_a_call_are_streamed_while_they_are_written() {
+    let server = Server::start().await;
+    let client = server.client();
+    let tools = json!([{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]);
+    let call = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 12, \"b\": 3}}\n</tool_call>";
+    let body = said(&format!("say:{call}"), json!({"tools": tools}));
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    let events = client.stream(CHAT, &streamed).await.events().await;
+    let parts: Vec<&Value> =
+        events.iter().filter_map(|event| event["choices"][0]["delta"]["tool_calls"].get(0)).collect();
+    assert_eq!((&parts[0]["type"], &parts[0]["function"]["name"]), (&json!("function"), &json!("add")));
+    assert!(parts[0]["id"].is_string() && parts[1..].iter().all(|part| part.get("id").is_none()), "{parts:?}");
+    assert!(parts.iter().all(|part| part["index"] == 0));
+    let arguments = parts.iter().filter_map(|part| part["function"]["arguments"].as_str());
+    assert_eq!(arguments.collect::<String>(), "{\"a\": 12, \"b\": 3}");
+    assert!(parts.len() > 10, "a token is a byte here: {parts:?}");
+
+    let mut cut = body;
+    cut["max_tokens"] = json!(call.find("12").unwrap());
+    let choice = both_ways(&client, CHAT, cut).await["choices"][0].clone();
+    assert_eq!(choice["finish_reason"], "length");
+    assert_eq!(choice["message"]["tool_calls"][0]["function"]["arguments"], "{\"a\": ");
+}
+
+#[tokio::test]
 async fn reasoning_is_parted_from_the_answer_streamed_and_not() {
     let server = Server::start().await;
     let thought = "<think>\nA sum, été.\n</think>\n\n19";

@@ -174,10 +174,68 @@ async fn a_cancelled_batch_ends_and_what_it_ran_is_kept() {
     gate.release();
     let batch = wait_until(&client, &batch, is("cancelled")).await;
     assert!(batch["cancelled_at"].is_u64());
+    let mut told = Vec::new();
+    for file in ["output_file_id", "error_file_id"].map(|name| &batch[name]).into_iter().filter(|file| file.is_string())
+    {
+        told.extend(lines_of(&client, file).await);
+    }
+    let unrun = told.iter().filter(|line| line["error"]["code"] == "batch_cancelled");
+    assert_eq!((told.len(), json!(unrun.count())), (2, batch["request_counts"]["failed"].clone()), "{told:?}");
     let again = client.post(&path, &json!({})).await;
     assert_eq!((again.status, again.error_code().as_str()), (409, "conflict"), "{}", again.text());
     runner.abort();
     server.assert_at_rest().await;
+}
+
+#[tokio::test]
+async fn a_batch_whose_time_is_over_says_which_requests_never_ran() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::with(keeping(&folder)).await;
+    let batch = create(&server.client(), &jsonl(&[line("a", "x"), line("b", "y")])).await;
+    drop(server);
+    let record = folder.path().join("batches").join(format!("{}.json", batch["id"].as_str().unwrap()));
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    kept["expires_at"] = json!(1);
+    std::fs::write(&record, kept.to_string()).unwrap();
+
+    let gate = Gate::closed();
+    let server = Server::with(Options { gate: gate.clone(), ..keeping(&folder) }).await;
+    let client = server.client();
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let batch = wait_until(&client, &batch, is("expired")).await;
+    gate.release();
+    assert_eq!(batch["request_counts"], json!({"total": 2, "completed": 0, "failed": 2}));
+    let errors = lines_of(&client, &batch["error_file_id"]).await;
+    assert_eq!(errors.iter().map(|line| &line["custom_id"]).collect::<Vec<_>>(), ["a", "b"]);
+    assert!(errors.iter().all(|line| line["response"].is_null() && line["error"]["code"] == "batch_expired"));
+    runner.abort();
+}
+
+#[tokio::test]
+async fn a_list_of_files_is_what_its_query_asks_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::with(keeping(&folder)).await;
+    let client = server.client();
+    for _ in 0..3 {
+        upload(&client, "{}").await;
+    }
+    let listed = async |query: &str| {
+        let list = client.get(&format!("/v1/files{query}")).await.json();
+        let ids = list["data"].as_array().unwrap().iter().map(|file| file["id"].as_str().unwrap().to_owned());
+        (ids.collect::<Vec<_>>(), list)
+    };
+    let (all, list) = listed("").await;
+    assert_eq!((all.len(), &list["has_more"], &list["last_id"]), (3, &json!(false), &json!(all[2])));
+    let (first, list) = listed("?limit=2&purpose=batch").await;
+    assert_eq!((&first[..], &list["has_more"]), (&all[..2], &json!(true)));
+    assert_eq!(listed(&format!("?after={}", all[1])).await.0, all[2..]);
+    assert_eq!(listed("?order=asc").await.0, all.iter().rev().cloned().collect::<Vec<_>>());
+    assert!(listed("?purpose=batch_output").await.0.is_empty());
+    for (query, param) in [("limit=0", "limit"), ("order=up", "order"), ("after=x", "after"), ("colour=red", "colour")]
+    {
+        let reply = client.get(&format!("/v1/files?{query}")).await;
+        assert_eq!((reply.status, reply.param().as_deref()), (400, Some(param)), "{query}");
+    }
 }
 
 #[tokio::test]

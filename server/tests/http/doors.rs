@@ -47,6 +47,7 @@ fn extremes() -> Vec<(&'static str, Value)> {
         ("logit_bias", json!({"258": 100})),
         ("logit_bias", json!({"259": 1})),
         ("logit_bias", json!({"x": 1})),
+        ("logit_bias", json!({"7": 1, "07": 2})),
         ("logit_bias", json!({"1": 100.5})),
         ("metadata", many(16)),
         ("metadata", many(17)),

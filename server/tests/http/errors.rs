@@ -153,6 +153,10 @@ async fn a_prompt_may_fill_the_context_and_not_pass_it() {
     let long = "x".repeat(5000);
     let reply = client.post(CHAT, &json!({"model": MODEL, "messages": [{"role": "user", "content": long}]})).await;
     assert_eq!(reply.error_code(), "context_length_exceeded");
+    let endless = json!({"model": MODEL, "prompt": "x".repeat((2 << 20) + 1)});
+    let reply = client.post("/v1/completions", &endless).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (400, "context_length_exceeded"));
+    assert!(reply.message().contains("2097153") && reply.message().contains("2048 tokens"), "{}", reply.message());
     server.assert_at_rest().await;
 }
 

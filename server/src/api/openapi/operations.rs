@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::api::fields::Field;
-use crate::api::routes::batches::{BATCH_FIELDS, MAX_PAGE};
-use crate::api::routes::files::FILE_FIELDS;
+use crate::api::routes::batches::{self, BATCH_FIELDS};
+use crate::api::routes::files::{self, FILE_FIELDS};
 use crate::api::routes::tokens::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
 use crate::api::wire::chat::CHAT_FIELDS;
 use crate::api::wire::compare::COMPARE_FIELDS;
@@ -36,6 +36,8 @@ pub(super) enum Parameter {
     Query(&'static str),
     /// A number between 1 and this.
     Limit(usize),
+    /// One of these words, in the query.
+    OneOf(&'static str, &'static [&'static str]),
 }
 
 #[derive(Debug)]
@@ -72,6 +74,9 @@ impl Parameter {
             Self::Limit(most) => {
                 let schema = json!({"type": "integer", "minimum": 1, "maximum": most});
                 json!({"name": "limit", "in": "query", "required": false, "schema": schema})
+            }
+            Self::OneOf(name, words) => {
+                json!({"name": name, "in": "query", "required": false, "schema": {"type": "string", "enum": words}})
             }
             Self::Query(name) => json!({"name": name, "in": "query", "required": false, "schema": {"type": "string"}}),
         }
@@ -167,7 +172,18 @@ pub(super) const OPERATIONS: &[Operation] = &[
             Answer::Json("File"),
         )
     },
-    get("/v1/files", "files", "The files of the account, newest first", &[], Answer::Json("FileList")),
+    get(
+        "/v1/files",
+        "files",
+        "The files of the account, newest first",
+        &[
+            Parameter::Limit(files::MAX_PAGE),
+            Parameter::Query("after"),
+            Parameter::Query("purpose"),
+            Parameter::OneOf("order", files::ORDERS),
+        ],
+        Answer::Json("FileList"),
+    ),
     get("/v1/files/{id}", "file", "One of them", &[Parameter::Path("id")], Answer::Json("File")),
     Operation {
         method: "delete",
@@ -185,7 +201,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "/v1/batches",
         "batches",
         "The batches of the account, newest first",
-        &[Parameter::Limit(MAX_PAGE), Parameter::Query("after")],
+        &[Parameter::Limit(batches::MAX_PAGE), Parameter::Query("after")],
         Answer::Json("BatchList"),
     ),
     get("/v1/batches/{id}", "batch", "One of them", &[Parameter::Path("id")], Answer::Json("Batch")),

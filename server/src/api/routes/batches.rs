@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::kept::{Kept, KeptItem, on_disk};
+use super::page::{Page, pairs};
 use super::{enter, list_ignored, require};
 use crate::api::body::read_json;
 use crate::api::errors::{ApiError, ErrorKind};
@@ -61,6 +62,7 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
         created_at: now,
         expires_at: now.saturating_add(WINDOW_SECONDS),
         reached_at: BTreeMap::new(),
+        ending: None,
     };
     batch.reach(BatchStatus::Validating, now);
     let batch = on_disk(&state, move || store.add_batch(batch)).await?;
@@ -71,23 +73,10 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
 }
 
 pub(crate) async fn list(Kept { store, owner }: Kept, uri: Uri) -> Result<Response, ApiError> {
-    let (limit, after) = read_page(uri.query().unwrap_or_default())?;
+    let mut page = Page::new(DEFAULT_PAGE, MAX_PAGE);
+    pairs(uri.query().unwrap_or_default()).try_for_each(|pair| page.take(pair))?;
     let batches = store.batches(&owner);
-    let begin = match after {
-        None => 0,
-        Some(after) => {
-            1 + batches
-                .iter()
-                .position(|batch| batch.id.as_str() == after)
-                .ok_or_else(|| invalid("after", "is no batch"))?
-        }
-    };
-    let page: Vec<Value> = batches[begin..].iter().take(limit).map(batch_json).collect();
-    let has_more = batches.len() > begin + page.len();
-    let id = |batch: Option<&Value>| batch.map_or(Value::Null, |batch| batch["id"].clone());
-    let (first_id, last_id) = (id(page.first()), id(page.last()));
-    let list = json!({"object": "list", "first_id": first_id, "last_id": last_id, "has_more": has_more, "data": page});
-    Ok(Json(list).into_response())
+    Ok(Json(page.of(&batches, |batch| batch.id.as_str(), batch_json)?).into_response())
 }
 
 pub(crate) async fn retrieve(KeptItem { store, owner, id }: KeptItem) -> Result<Response, ApiError> {
@@ -129,27 +118,6 @@ fn read_endpoint(fields: &mut Fields) -> Result<Endpoint, ApiError> {
         let known = Endpoint::ALL.map(|endpoint| format!("`{}`", endpoint.as_str()));
         invalid("endpoint", format!("must be one of {}", known.join(", ")))
     })
-}
-
-/// `limit` and `after` of a query.
-fn read_page(query: &str) -> Result<(usize, Option<&str>), ApiError> {
-    let (mut limit, mut after) = (DEFAULT_PAGE, None);
-    for (name, value) in
-        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-    {
-        match name {
-            "limit" => {
-                let range = 1..=MAX_PAGE;
-                let parsed = value.parse().ok().filter(|limit| range.contains(limit));
-                limit = parsed.ok_or_else(|| invalid("limit", format!("must be between 1 and {MAX_PAGE}")))?;
-            }
-            "after" => after = Some(value),
-            other => {
-                return Err(ApiError::new(ErrorKind::UnknownParameter, "Unknown query parameter.").param(other));
-            }
-        }
-    }
-    Ok((limit, after))
 }
 
 fn batch_json(batch: &Batch) -> Value {

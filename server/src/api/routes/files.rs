@@ -7,6 +7,7 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::{FromRequest, Multipart, Request, State};
+use axum::http::Uri;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::kept::{Kept, KeptItem, on_disk};
+use super::page::{Page, pairs};
 use super::{enter, require};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::api::fields::{self, honoured, invalid, neutral, required, unsupported};
@@ -28,6 +30,8 @@ pub(crate) const FILE_FIELDS: &[fields::Field] =
 /// Of a form beside the file in it.
 const MAX_FORM_BYTES: u64 = 16 << 10;
 const MAX_NAME_CHARS: usize = 255;
+pub(crate) const MAX_PAGE: usize = 10_000;
+pub(crate) const ORDERS: &[&str] = &["asc", "desc"];
 
 pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let visit = enter(&state, request.headers())?;
@@ -72,9 +76,20 @@ fn unread(part: &str) -> ApiError {
     ApiError::new(ErrorKind::UnknownParameter, format!("Unknown field of the form: `{}`.", echoed(part))).param(part)
 }
 
-pub(crate) async fn list(Kept { store, owner }: Kept) -> Response {
-    let files: Vec<Value> = store.files(&owner).iter().map(file_json).collect();
-    Json(json!({"object": "list", "data": files, "has_more": false})).into_response()
+/// Newest first, unless the query says otherwise.
+pub(crate) async fn list(Kept { store, owner }: Kept, uri: Uri) -> Result<Response, ApiError> {
+    let mut page = Page::new(MAX_PAGE, MAX_PAGE);
+    let mut files = store.files(&owner);
+    for (name, value) in pairs(uri.query().unwrap_or_default()) {
+        match (name, value) {
+            ("purpose", purpose) => files.retain(|file| file.purpose.as_str() == purpose),
+            ("order", "desc") => {}
+            ("order", "asc") => files.reverse(),
+            ("order", _) => return Err(invalid("order", "must be `asc` or `desc`")),
+            pair => page.take(pair)?,
+        }
+    }
+    Ok(Json(page.of(&files, |file| file.id.as_str(), file_json)?).into_response())
 }
 
 pub(crate) async fn retrieve(KeptItem { store, owner, id }: KeptItem) -> Result<Response, ApiError> {
@@ -161,7 +176,7 @@ fn file_json(file: &StoredFile) -> Value {
         "bytes": file.bytes,
         "created_at": file.created_at,
         "filename": file.filename,
-        "purpose": file.purpose,
+        "purpose": file.purpose.as_str(),
         "status": "processed",
     })
 }

@@ -9,6 +9,7 @@ pub(crate) mod files;
 pub(crate) mod kept;
 pub(crate) mod me;
 pub(crate) mod models;
+mod page;
 pub(crate) mod pages;
 pub(crate) mod probes;
 pub(crate) mod tokens;

@@ -8,7 +8,7 @@ use super::answer::{AnswerForm, AnswerHead, Part};
 use super::chat_answer::logprob_entries;
 use super::usage::ReasoningTokens;
 use crate::api::delta::{AnswerEnd, ChoiceDelta, Delta, TextPart, ToolCallPart};
-use crate::api::errors::ApiError;
+use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::ids::random_id;
 use crate::api::sse::StreamEnd;
 
@@ -123,8 +123,9 @@ impl ResponseAnswer {
 
     fn push_call(&mut self, part: &ToolCallPart) -> Vec<Part> {
         let mut parts = Vec::new();
+        // The tokens before were those of the call.
+        self.held.clear();
         if let Some(head) = &part.head {
-            self.held.clear();
             parts = self.close(ItemStatus::Completed);
             let id = random_id("fc_").unwrap_or_else(|| format!("fc_{}", self.output.len()));
             let (call_id, name) = (head.id.clone(), head.name.clone());
@@ -239,9 +240,12 @@ impl AnswerForm for ResponseAnswer {
     }
 
     fn failure(&mut self, error: &ApiError) -> Vec<Part> {
+        // Clients hear of a response first that it was created, also of one that was never admitted.
+        let mut parts = if self.next_sequence == 0 { self.opening(Usage::default()) } else { Vec::new() };
         let mut response = self.response("failed", None);
-        response["error"] = json!({"code": "server_error", "message": error.message()});
-        vec![self.event("response.failed", json!({"response": response}))]
+        response["error"] = json!({"code": failure_code(error.kind()), "message": error.message()});
+        parts.push(self.event("response.failed", json!({"response": response})));
+        parts
     }
 
     fn join(&mut self, piece: ChoiceDelta) {
@@ -256,6 +260,14 @@ impl AnswerForm for ResponseAnswer {
 
     fn stream_end(&self) -> StreamEnd {
         StreamEnd::Silent
+    }
+}
+
+/// Of the few that clients know.
+fn failure_code(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::RateLimited | ErrorKind::QuotaExhausted => "rate_limit_exceeded",
+        _ => "server_error",
     }
 }
 
@@ -333,5 +345,29 @@ fn usage_json(usage: Usage, reasoning: &ReasoningTokens) -> Value {
 fn merge(into: &mut Value, from: Value) {
     if let (Value::Object(into), Value::Object(from)) = (into, from) {
         into.extend(from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_that_was_never_admitted_is_created_before_it_fails() {
+        let head = AnswerHead {
+            id: "resp_1".to_owned(),
+            created: 1,
+            model: "m".to_owned(),
+            fingerprint: None,
+            tier: None,
+            billing: None,
+        };
+        let mut answer = ResponseAnswer::new(head, Map::new(), Logprobs::Hidden);
+        let parts = answer.failure(&ApiError::new(ErrorKind::RateLimited, "wait"));
+        let names: Vec<_> = parts.iter().filter_map(|part| part.event).collect();
+        assert_eq!(names, ["response.created", "response.in_progress", "response.failed"]);
+        let events: Vec<Value> = parts.iter().map(|part| serde_json::from_str(&part.data).unwrap()).collect();
+        assert!(events.iter().enumerate().all(|(place, event)| event["sequence_number"] == place));
+        assert_eq!(events[2]["response"]["error"]["code"], "rate_limit_exceeded");
     }
 }

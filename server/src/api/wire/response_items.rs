@@ -48,7 +48,7 @@ pub(crate) fn read_input(input: Value, reader: &mut Reader, bounds: &RequestBoun
     for (index, item) in items.into_iter().enumerate() {
         conversation.push(item, &format!("input[{index}]"), reader)?;
     }
-    Ok(conversation.messages)
+    Ok(conversation.into_messages())
 }
 
 #[derive(Default)]
@@ -57,6 +57,16 @@ struct Conversation {
 }
 
 impl Conversation {
+    /// Who was cut while reasoning has said nothing, which a chat writes as an empty text.
+    fn into_messages(mut self) -> Vec<Value> {
+        for message in self.messages.iter_mut().filter_map(Value::as_object_mut) {
+            if !message.contains_key("content") && !message.contains_key("tool_calls") {
+                message.insert("content".to_owned(), "".into());
+            }
+        }
+        self.messages
+    }
+
     fn push(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
         match item.get("type").and_then(Value::as_str).unwrap_or("message") {
             "message" => self.push_message(item, path, reader),

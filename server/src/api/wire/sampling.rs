@@ -262,7 +262,9 @@ fn read_logit_bias(fields: &mut Fields, bounds: &RequestBounds) -> Result<Vec<(T
         return Err(too_many("logit_bias", bounds.max_logit_bias, map.len()));
     }
     let mut biases = map.iter().map(|(key, value)| {
-        let token = key.parse::<TokenId>().map_err(|_| invalid("logit_bias", "every key must be a token id"))?;
+        // `+7` and `07` would be a second entry for token 7.
+        let token = key.parse::<TokenId>().ok().filter(|token| token.to_string() == *key);
+        let token = token.ok_or_else(|| invalid("logit_bias", "every key must be a token id"))?;
         Ok((token, number(&format!("logit_bias.{token}"), value, -100.0..=100.0)?))
     });
     biases.by_ref().collect()

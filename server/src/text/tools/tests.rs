@@ -58,7 +58,7 @@ fn an_answer_without_calls_is_left_as_it_is() {
 fn what_is_no_call_stays_content_with_its_tags() {
     let bodies = [
         "not json",
-        "{\"name\": \"a\", \"arguments\": {}",
+        "{\"name\": \"a\", \"arguments\": ",
         "{\"arguments\": {}}",
         "{\"name\": \"\", \"arguments\": {}}",
         "{\"name\": 1, \"arguments\": {}}",
@@ -188,7 +188,6 @@ fn a_family_s_markers_around_no_call_stay_content() {
         (ToolFormat::Mistral, "[TOOL_CALLS][{\"name\": \"add\""),
         (ToolFormat::MistralNamed, "[TOOL_CALLS]two words[ARGS]{}"),
         (ToolFormat::MistralNamed, "[TOOL_CALLS][ARGS]{}"),
-        (ToolFormat::Apertus, "<|tools_prefix|>[{\"a\": {}, \"b\": {}}]<|tools_suffix|>"),
         (ToolFormat::Apertus, "<|tools_prefix|>[{\"a\": 1}]<|tools_suffix|>"),
         (ToolFormat::Nemotron, "<TOOLCALL>[{}]</TOOLCALL>"),
         (ToolFormat::Json, "```json\n{\"a\": 1}\n```"),
@@ -196,6 +195,58 @@ fn a_family_s_markers_around_no_call_stay_content() {
     for (format, text) in cases {
         assert_eq!(parse_as(format, &[text]), [content(text)]);
     }
+}
+
+/// `add` with arguments that break off, after all that comes before them.
+fn broken_off(format: ToolFormat) -> String {
+    let CallLayout { begin, call: form, .. } = format.layout();
+    let head = match form {
+        CallForm::Object { arguments } => format!(r#"{{"name": "add", "{arguments}": "#),
+        CallForm::Keyed => r#"{"add": "#.to_owned(),
+        CallForm::Named { separator } => format!("add{separator}"),
+    };
+    format!(r#"{begin}{head}{{"a": [1, {{"b": "x"#)
+}
+
+#[test]
+fn arguments_are_given_out_while_they_are_written() {
+    for format in ToolFormat::ALL {
+        let mut parser = parser(format);
+        let given = AnswerDelta::joined(parser.push(&broken_off(format)));
+        assert_eq!(given, call(0, "add", r#"{"a": [1, {"b": "x"#), "{format:?}");
+        assert_eq!(
+            (parser.finish(), parser.calls()),
+            (Vec::new(), 1),
+            "{format:?}: a cut answer holds a part of its call"
+        );
+    }
+}
+
+#[test]
+fn a_call_that_was_not_offered_is_not_begun_by_its_brace_alone() {
+    for format in [ToolFormat::Llama3, ToolFormat::Json] {
+        let text = broken_off(format).replace("add", "subtract");
+        assert_eq!(parse_as(format, &[&text]), [content(&text)], "{format:?}");
+    }
+}
+
+#[test]
+fn what_follows_a_begun_call_and_is_none_is_content() {
+    let twice = "<|tools_prefix|>[{\"a\": {}, \"b\": {}}]<|tools_suffix|>";
+    let rest = content(", \"b\": {}}]<|tools_suffix|>");
+    assert_eq!(parse_as(ToolFormat::Apertus, &[twice]), [&call(0, "a", "{}")[..], &[rest]].concat());
+    let tagged = "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1</tool_call>\nDone";
+    assert_eq!(parse(&[tagged]), [&call(0, "add", "{\"a\": 1")[..], &[content("Done")]].concat());
+}
+
+#[test]
+fn models_may_lose_and_double_brackets_and_break_lines_in_strings() {
+    for brackets in ["", "}", "}}", " ]}\n"] {
+        let text = format!("<tool_call>{{\"name\": \"a\", \"arguments\": {{\"x\": 1}}{brackets}</tool_call>");
+        assert_eq!(parse(&[&text]), call(0, "a", "{\"x\": 1}"), "{brackets:?}");
+    }
+    let text = "<tool_call>{\"name\": \"a\", \"arguments\": {\"x\": \"1\n2\"}}</tool_call>";
+    assert_eq!(parse(&[text]), call(0, "a", r#"{"x": "1\n2"}"#));
 }
 
 /// The layout is what a grammar holds a model to, so what it describes must be what the parser reads.

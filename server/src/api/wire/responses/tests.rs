@@ -61,6 +61,18 @@ fn what_an_assistant_said_in_declining_comes_back_as_its_text() {
 }
 
 #[test]
+fn an_answer_that_was_cut_while_reasoning_comes_back_as_a_turn_without_words() {
+    let content = json!([{"type": "reasoning_text", "text": "hm"}]);
+    let reasoning =
+        json!({"type": "reasoning", "id": "rs_1", "summary": [], "content": content, "status": "incomplete"});
+    let chat = prompt(json!({"input": [reasoning.clone(), {"role": "user", "content": "go on"}]}));
+    let turn = &chat.messages[0];
+    assert_eq!((turn.content.as_deref(), turn.reasoning_content.as_deref()), (Some(""), Some("hm")));
+    let answered = prompt(json!({"input": [reasoning, {"role": "assistant", "content": "so"}]}));
+    assert_eq!((answered.messages.len(), answered.messages[0].content.as_deref()), (1, Some("so")));
+}
+
+#[test]
 fn what_would_need_a_memory_is_refused_by_name() {
     for (name, value) in [
         ("store", json!(true)),

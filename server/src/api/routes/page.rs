@@ -1,0 +1,67 @@
+//! A part of a list: what a query asks for, and what is shown of it.
+
+use serde_json::{Value, json};
+
+use crate::api::errors::{ApiError, ErrorKind, echoed};
+use crate::api::fields::invalid;
+
+/// Which part of a list is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Page<'a> {
+    most: usize,
+    limit: usize,
+    /// The last entry of the part before.
+    after: Option<&'a str>,
+}
+
+impl<'a> Page<'a> {
+    /// As many as `limit` where the query does not say, and never more than `most`.
+    pub(super) fn new(limit: usize, most: usize) -> Self {
+        Self { most, limit, after: None }
+    }
+
+    /// Takes a pair of the query. One that is not about pages is refused by its name: whoever knows it has taken it before.
+    pub(super) fn take(&mut self, (name, value): (&str, &'a str)) -> Result<(), ApiError> {
+        match name {
+            "limit" => {
+                let parsed = value.parse().ok().filter(|limit| (1..=self.most).contains(limit));
+                self.limit = parsed.ok_or_else(|| invalid("limit", format!("must be between 1 and {}", self.most)))?;
+            }
+            "after" => self.after = Some(value),
+            other => {
+                let message = format!("Unknown query parameter: `{}`.", echoed(other));
+                return Err(ApiError::new(ErrorKind::UnknownParameter, message).param(other));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is shown of `items`: those behind the one with the id `after`.
+    pub(super) fn of<T>(
+        self,
+        items: &[T],
+        id: impl Fn(&T) -> &str,
+        show: impl Fn(&T) -> Value,
+    ) -> Result<Value, ApiError> {
+        let begin = match self.after {
+            None => 0,
+            Some(after) => {
+                let place = items.iter().position(|item| id(item) == after);
+                1 + place.ok_or_else(|| invalid("after", "is not in the list"))?
+            }
+        };
+        let shown = &items[begin..items.len().min(begin.saturating_add(self.limit))];
+        Ok(json!({
+            "object": "list",
+            "first_id": shown.first().map(&id),
+            "last_id": shown.last().map(&id),
+            "has_more": begin + shown.len() < items.len(),
+            "data": shown.iter().map(show).collect::<Vec<_>>(),
+        }))
+    }
+}
+
+/// Names and values as they are written: none that is known here needs to be written otherwise.
+pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
