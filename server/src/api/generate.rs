@@ -242,24 +242,31 @@ impl Admission<'_> {
     }
 
     fn plan(&self, prompts: &[EncodedPrompt]) -> Result<Vec<Plan>, ApiError> {
-        let all_prompts = saturating_u32(prompts.iter().map(|prompt| prompt.tokens.len()).sum());
-        // Who states no bound gets the largest answers that the account could ever have.
-        let largest =
-            self.state.ledger().largest_output(self.caller, &self.model.name, all_prompts).unwrap_or(u32::MAX);
-        let num_answers = self.request.choices.drawn;
-        let share = (largest / saturating_u32(prompts.len()).saturating_mul(num_answers.get()).max(1)).max(1);
-        let asked = self.request.sampling.max_tokens;
-        let plan = |prompt: &EncodedPrompt| {
-            let room = room_for_answer(self.model, prompt.tokens.len(), (&self.request.sampling).into())?;
-            let max_tokens = if asked.is_some() { room } else { room.min(share) };
-            let prompt_tokens = saturating_u32(prompt.tokens.len());
-            let read_again_tokens = prompt_tokens.saturating_add(max_tokens).saturating_mul(self.read_again);
-            let ask = Ask::new(&self.model.name, prompt_tokens, max_tokens);
-            let (class, attribution) = (self.class, self.request.attribution.clone());
-            let ask = Ask { num_answers, reserve: self.reserve(), class, read_again_tokens, attribution, ..ask };
-            Ok(Plan { max_tokens, ask })
+        let room = |prompt: &EncodedPrompt| {
+            let tokens = prompt.tokens.len();
+            Ok((saturating_u32(tokens), room_for_answer(self.model, tokens, (&self.request.sampling).into())?))
         };
-        prompts.iter().map(plan).collect()
+        let rooms = prompts.iter().map(room).collect::<Result<Vec<(u32, u32)>, ApiError>>()?;
+        let asks = |most: u32| rooms.iter().map(|(prompt, room)| self.ask(*prompt, most.min(*room))).collect();
+        // Who states no bound gets the longest answers that the account could ever have.
+        let longest = match self.request.sampling.max_tokens {
+            Some(_) => u32::MAX,
+            None => self.state.ledger().longest_answers(self.caller, asks).unwrap_or(u32::MAX).max(1),
+        };
+        let plan = |(prompt, room): &(u32, u32)| {
+            let attribution = self.request.attribution.clone();
+            let max_tokens = longest.min(*room);
+            Plan { max_tokens, ask: Ask { attribution, ..self.ask(*prompt, max_tokens) } }
+        };
+        Ok(rooms.iter().map(plan).collect())
+    }
+
+    /// For nobody in particular.
+    fn ask(&self, prompt_tokens: u32, max_tokens: u32) -> Ask {
+        let read_again_tokens = prompt_tokens.saturating_add(max_tokens).saturating_mul(self.read_again);
+        let (num_answers, class) = (self.request.choices.drawn, self.class);
+        let ask = Ask::new(&self.model.name, prompt_tokens, max_tokens);
+        Ask { num_answers, reserve: self.reserve(), class, read_again_tokens, ..ask }
     }
 
     /// An upstream cannot be told to go on: where one may get the request, the longest answer is reserved.

@@ -142,10 +142,10 @@ impl Admission<'_> {
             Scope::Batch => ServiceClass::Batch,
             _ => self.caller.classes.grant(self.request.class),
         };
-        let share = saturating_u32(prompts.len()).max(1);
+        let longest = self.longest_answers(&prompts, class);
         let mut tickets = Vec::with_capacity(prompts.len());
         for measured in prompts {
-            let ticket = match self.bound(&measured, share) {
+            let ticket = match self.bound(&measured, longest) {
                 Ok(max_tokens) => {
                     let attribution = self.request.attribution.clone();
                     let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
@@ -166,8 +166,18 @@ impl Admission<'_> {
         Ok(tickets)
     }
 
+    /// Who states no bound gets no longer answers than the account could ever have.
+    fn longest_answers(&self, prompts: &[Measured], class: ServiceClass) -> u32 {
+        let asks = |most: u32| {
+            let longest = most.min(self.model.default_max_tokens);
+            let ask = |one: &Measured| Ask { class, ..Ask::new(&self.model.name, one.at_most, longest) };
+            prompts.iter().map(ask).collect()
+        };
+        self.state.ledger().longest_answers(self.caller, asks).unwrap_or(u32::MAX).max(1)
+    }
+
     /// An upstream cannot be told to go on: what it may generate at most is reserved before it begins.
-    fn bound(&self, measured: &Measured, share: u32) -> Result<u32, ApiError> {
+    fn bound(&self, measured: &Measured, longest: u32) -> Result<u32, ApiError> {
         let room = match (self.model.max_model_len, measured.count) {
             (Some(longest), PromptCount::Exact(tokens)) => saturating_u32(longest.saturating_sub(tokens as usize)),
             (Some(longest), PromptCount::Estimated(_)) => saturating_u32(longest),
@@ -176,9 +186,7 @@ impl Admission<'_> {
         if measured.count == PromptCount::Exact(0) {
             return Err(invalid("prompt", "holds no token"));
         }
-        let ledger = self.state.ledger();
-        let affordable = ledger.largest_output(self.caller, &self.model.name, measured.at_most).unwrap_or(u32::MAX);
-        let unstated = self.model.default_max_tokens.min(room).min((affordable / share).max(1));
+        let unstated = self.model.default_max_tokens.min(room).min(longest);
         match self.request.sampling.max_tokens {
             Some(asked) if asked <= room => Ok(asked),
             None if room > 0 => Ok(unstated),

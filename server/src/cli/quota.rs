@@ -18,6 +18,7 @@ Examples:
   passerelle quota set acme gpu_seconds_granted 18000000 --from 2026-01-01 --until 2027-01-01
   passerelle quota set acme requests_per_minute 60 --dry-run      counted, and reported instead of refused
   passerelle quota remove acme tokens_per_day
+  passerelle quota remove acme requests_per_minute --dry-run      end its trial
   passerelle quota explain alice --tokens 4000                    which limit would refuse, and when it would pass
   passerelle quota explain alice --tokens 4000 --json >/dev/null || echo refused      its exit status says the same
   passerelle quota set / concurrent_requests 200                  everybody together
@@ -40,7 +41,8 @@ pub(crate) struct QuotaArgs {
 
 #[derive(Debug, Subcommand)]
 enum QuotaCommand {
-    /// State a limit, or change the one of the same name and model. Takes effect within a second.
+    /// State a limit, or change the one of the same name and model. Takes effect within a second. A limit on trial stands
+    /// beside the one that is enforced, until it is enforced itself or removed.
     Set {
         account: AccountPath,
         limit: LimitName,
@@ -77,6 +79,9 @@ enum QuotaCommand {
         limit: LimitName,
         #[arg(long, value_name = "NAME")]
         model: Option<String>,
+        /// The limit on trial, and not the one that is enforced.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -97,8 +102,8 @@ impl QuotaArgs {
                     json!({"key": key, "prompt_tokens": tokens, "output_tokens": output_tokens, "model": model});
                 return explain(&office, &asked, output);
             }
-            QuotaCommand::Remove { account, limit, model } => {
-                let removed = json!({"limit": limit.to_string(), "model": model});
+            QuotaCommand::Remove { account, limit, model, dry_run } => {
+                let removed = json!({"limit": limit.to_string(), "model": model, "dry_run": dry_run});
                 self.state.office()?.post("/admin/v1/limits", &json!({"account": account, "remove": removed}))?;
                 output::line(format_args!("removed {limit} of {account}"))
             }

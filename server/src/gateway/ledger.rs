@@ -15,17 +15,20 @@
 //! more than it uses, however large its `max_tokens` is.
 
 mod amounts;
+mod counter;
 mod headroom;
+mod holdings;
 mod line;
 mod numbers;
 mod origins;
 mod page;
+mod pages;
 mod refusal;
 mod reservation;
 mod totals;
 mod wall;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -34,16 +37,17 @@ use std::time::Duration;
 use passerelle_engine::clock::Clock;
 use tokio::sync::Notify;
 
-use super::account::{Account, AccountPath, Caller, Node};
+use super::account::{AccountPath, Caller};
 use super::journal;
 use super::journal::{EntryId, Journal, JournalState, JournalUnavailable, Opening, Trust};
-use super::quota::{Calendar, Fit, Percent, Unit, UnixSeconds};
+use super::quota::{Calendar, Percent, Unit, UnixSeconds};
 use super::tariff::{Hours, Tariff};
 use amounts::{Amounts, Demand};
-use line::{Line, Ticket};
+use line::Ticket;
 use numbers::{Number, Numbers};
 use origins::Origins;
-use page::{Origin, Page};
+use page::{Origin, Trial};
+use pages::Pages;
 use reservation::Taken;
 pub use wall::ClockBounds;
 use wall::{Reading, Wall};
@@ -150,13 +154,13 @@ struct Books {
     gave_back: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Pages {
-    totals: LedgerTotals,
-    line: Line,
-    /// One page a node that ever was on a request's path; bounded by the number of accounts.
-    pages: Vec<Page>,
-    slots: HashMap<AccountPath, usize>,
+/// How somebody asks.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    /// Of whoever waits already.
+    ticket: Option<Ticket>,
+    /// For how long it would wait.
+    patience: Duration,
 }
 
 impl Ledger {
@@ -177,7 +181,8 @@ impl Ledger {
 
     /// At once or not at all, and not before anybody who waits for the same room. [`Ledger::reserve_in_turn`] waits.
     pub fn reserve(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
-        self.take(caller, ask, None).inspect_err(|_| self.books.open().count_refusal(&caller.account))
+        let at_once = Turn { ticket: None, patience: Duration::ZERO };
+        self.take(caller, ask, at_once).inspect_err(|_| self.books.open().count_refusal(&caller.account))
     }
 
     /// Several requests that stand or fall together: all of them in one critical section, or none, so that nobody is
@@ -196,16 +201,20 @@ impl Ledger {
                 }
             }
         }
+        let trial = Trial { overrun: self.books.parts.overrun, patience: Duration::ZERO };
+        taken.iter_mut().zip(asks).for_each(|(taken, ask)| pages.rehearse(taken, ask.model.as_deref(), trial, now));
         drop(pages);
         let numbered = taken.into_iter().zip(asks).zip(self.books.numbers.take(asks.len()));
         Ok(numbered.map(|((taken, ask), number)| self.reservation(taken, ask, (number, now))).collect())
     }
 
     /// A refusal is counted by whoever does not wait.
-    fn take(&self, caller: &Arc<Caller>, ask: &Ask, ticket: Option<Ticket>) -> Result<Reservation, Refusal> {
+    fn take(&self, caller: &Arc<Caller>, ask: &Ask, Turn { ticket, patience }: Turn) -> Result<Reservation, Refusal> {
         let mut pages = self.books.open();
         let now = self.books.now();
-        let taken = self.admit(&mut pages, (caller, ask), (ticket, now))?;
+        let mut taken = self.admit(&mut pages, (caller, ask), (ticket, now))?;
+        let trial = Trial { overrun: self.books.parts.overrun, patience };
+        pages.rehearse(&mut taken, ask.model.as_deref(), trial, now);
         drop(pages);
         let number = self.books.numbers.take(1).next().expect("one was taken");
         Ok(self.reservation(taken, ask, (number, now)))
@@ -217,19 +226,18 @@ impl Ledger {
         (caller, ask): (&Arc<Caller>, &Ask),
         (ticket, now): (Option<Ticket>, Now),
     ) -> Result<Taken, Refusal> {
-        let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
-        let demand = ask.demand(first_part, &self.books.parts.tariff);
+        let (first_part, demand) = self.demand(ask);
         let slots = pages.slots(&caller.account, now, self.books.origin());
-        let model = ask.model.as_deref();
-        if ticket.is_none() {
-            slots.iter().for_each(|slot| pages.pages[*slot].note_trials((&demand, model), now));
-        }
-        if let Some(refusal) = pages.line.ahead(&caller.account, (&demand, ask), (ticket, now)) {
-            return Err(refusal);
-        }
-        let demand = pages.fitting((&caller.account, &slots), (&demand, model), (self.books.parts.overrun, now))?;
-        pages.admit(&slots, (&demand, model), now);
-        Ok(Taken { caller: Arc::clone(caller), slots, demand, first_part })
+        let asked = (&demand, ask.model.as_deref());
+        let demand = pages.in_turn((&caller.account, &slots), asked, ticket, (self.books.parts.overrun, now))?;
+        let holdings = pages.admit(&slots, (&demand, ask.model.as_deref()), now);
+        Ok(Taken { caller: Arc::clone(caller), slots, demand, first_part, holdings })
+    }
+
+    /// Output of each answer in the first part of what is asked, and what that takes.
+    fn demand(&self, ask: &Ask) -> (u32, Demand) {
+        let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
+        (first_part, ask.demand(first_part, &self.books.parts.tariff))
     }
 
     fn reservation(&self, taken: Taken, ask: &Ask, (number, now): (Number, Now)) -> Reservation {
@@ -392,87 +400,6 @@ fn trust(caller: &Caller) -> Trust {
     if has_budget { Trust::WaitForDisk } else { Trust::GoOn }
 }
 
-impl Pages {
-    /// The pages on the way from the account to the root, with the limits that they have today.
-    fn slots(&mut self, account: &Account, now: Now, origin: Origin<'_>) -> Vec<usize> {
-        account.nodes.iter().map(|node| self.slot(node, now, origin)).collect()
-    }
-
-    fn slot(&mut self, node: &Node, now: Now, origin: Origin<'_>) -> usize {
-        let slot = self.slots.get(&node.path).copied().unwrap_or_else(|| {
-            self.slots.insert(node.path.clone(), self.pages.len());
-            self.pages.push(Page::default());
-            self.pages.len() - 1
-        });
-        self.pages[slot].follow(node, now, origin);
-        slot
-    }
-
-    /// What a request would take to begin, if every limit on its path has room: as it asks, or beyond a grant.
-    fn fitting(
-        &self,
-        path: (&Account, &[usize]),
-        (demand, model): (&Demand, Option<&str>),
-        (overrun, now): (Percent, Now),
-    ) -> Result<Demand, Refusal> {
-        let Some(refusal) = self.refusal(path, (demand, model), now) else { return Ok(*demand) };
-        if refusal.retry != Retry::Spent || overrun == Percent::NONE {
-            return Err(refusal);
-        }
-        let beyond = demand.overrunning(overrun);
-        match self.refusal(path, (&beyond, model), now) {
-            None => Ok(beyond),
-            Some(further) if further.retry == Retry::Spent => Err(refusal),
-            Some(further) => Err(further),
-        }
-    }
-
-    /// Takes of every limit what was seen to fit.
-    fn admit(&mut self, slots: &[usize], (demand, model): (&Demand, Option<&str>), now: Now) {
-        self.take(slots, (&demand.now, model), now);
-        slots.iter().for_each(|slot| self.pages[*slot].totals.take());
-        self.totals.take();
-    }
-
-    /// As if it had never been admitted.
-    fn give_back(&mut self, taken: &Taken, model: Option<&str>, now: Now) {
-        for slot in &taken.slots {
-            let page = &mut self.pages[*slot];
-            page.settle(&taken.demand.now, &Amounts::default(), model, now);
-            page.totals.take_back();
-        }
-        self.totals.take_back();
-    }
-
-    fn count_refusal(&mut self, account: &Account) {
-        self.totals.refused += 1;
-        for node in &account.nodes {
-            if let Some(slot) = self.slots.get(&node.path) {
-                self.pages[*slot].totals.refused += 1;
-            }
-        }
-    }
-
-    fn take(&mut self, slots: &[usize], (asked, model): (&Amounts, Option<&str>), now: Now) {
-        slots.iter().for_each(|slot| self.pages[*slot].take(asked, model, now));
-    }
-
-    /// Of all limits on the path the one that keeps this ask out longest, if any does.
-    fn refusal(
-        &self,
-        (account, slots): (&Account, &[usize]),
-        asked: (&Demand, Option<&str>),
-        now: Now,
-    ) -> Option<Refusal> {
-        let mut worst: Option<(Fit, Refusal)> = None;
-        for (node, slot) in account.nodes.iter().zip(slots) {
-            let found = self.pages[*slot].refusal(&node.path, asked, now);
-            worst = found.into_iter().chain(worst).max_by_key(|(fit, _)| *fit);
-        }
-        worst.map(|(_, refusal)| refusal)
-    }
-}
-
 #[cfg(test)]
 mod clock_tests;
 #[cfg(test)]
@@ -483,3 +410,5 @@ mod line_tests;
 mod tests;
 #[cfg(test)]
 mod tree_tests;
+#[cfg(test)]
+mod trial_tests;

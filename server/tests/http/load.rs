@@ -1,5 +1,6 @@
 //! Many at once: each gets the answer it gets alone, limits hold exactly, and nothing is left behind.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::client::{Client, Stream};
@@ -8,6 +9,7 @@ use crate::common::{KEY, MODEL, Options, Seen, Server, limit, until};
 use passerelle::api::{ApiConfig, SseConfig};
 use passerelle::gateway::Limit;
 use passerelle::gateway::quota::{Bound, Enforcement, Percent, Period, Unit, UnixSeconds};
+use passerelle::gateway::tariff::{Price, Tariff};
 use passerelle_engine::Class;
 use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
@@ -244,6 +246,24 @@ async fn requests_that_state_no_length_run_together_under_a_token_rate() {
     server.assert_at_rest().await;
 }
 
+#[tokio::test]
+async fn requests_that_state_no_length_fit_limits_on_gpu_time_and_on_batches() {
+    let gpu = Bound::Rate { unit: Unit::GpuMicros, per_minute: 3_000.try_into().unwrap() };
+    let batch = Bound::BatchTokens(200.try_into().unwrap());
+    for (bound, tier) in [(gpu, "default"), (batch, "flex")] {
+        let tariff = Arc::new(Tariff::new("1", [(MODEL.to_owned(), Price::flat(1_000, 100, 10_000))]));
+        let key_limits = Some(vec![Limit::of(bound)]);
+        let server = Server::with(Options { key_limits, tariff, ..Options::default() }).await;
+        let client = server.client().with_key();
+        for prompt in [json!("say:hi"), json!(["say:hi", "say:hi"])] {
+            let body = json!({"model": MODEL, "prompt": prompt, "service_tier": tier});
+            let reply = client.post("/v1/completions", &body).await;
+            assert_eq!(reply.status, 200, "{tier} {prompt}: {}", reply.text());
+        }
+        server.assert_at_rest().await;
+    }
+}
+
 /// One that ran before it has used a part of the budget; what is left of it ends the second in its middle.
 #[tokio::test]
 async fn a_spent_budget_ends_a_stream_with_the_length_its_cause_and_usage() {
@@ -279,6 +299,24 @@ async fn a_limit_on_trial_refuses_nothing_and_tells_what_it_would_have_refused()
     }
     let limits = client.get("/v1/me/limits").await.json();
     assert_eq!(limits["data"][0]["would_have_refused"], 3, "{limits}");
+}
+
+#[tokio::test]
+async fn gpu_time_is_left_of_a_grant_in_force_and_of_no_other_nor_of_a_limit_on_trial() {
+    let grant = |from, until| {
+        let period = Period::Grant { from: UnixSeconds(from), until: UnixSeconds(until) };
+        Limit::of(Bound::Budget { unit: Unit::GpuMicros, amount: 5_000_000.try_into().unwrap(), period })
+    };
+    let (over, lasting, to_come) = (grant(0, 60), grant(0, 9_000_000_000), grant(8_000_000_000, 9_000_000_000));
+    let on_trial = |limit| Limit { enforcement: Enforcement::DryRun, ..limit };
+    let cases = [(over, Some(0.0)), (lasting.clone(), Some(5.0)), (to_come, Some(0.0)), (on_trial(lasting), None)];
+    for (limit, seconds_left) in cases {
+        let tariff = Arc::new(Tariff::new("1", [(MODEL.to_owned(), Price::flat(1_000, 100, 10_000))]));
+        let options = Options { key_limits: Some(vec![limit]), tariff, ..Options::default() };
+        let server = Server::with(options).await;
+        let limits = server.client().with_key().get("/v1/me/limits").await.json();
+        assert_eq!(limits["gpu_time"][0]["seconds_left"].as_f64(), seconds_left, "{limits}");
+    }
 }
 
 #[tokio::test]

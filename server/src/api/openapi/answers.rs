@@ -51,7 +51,7 @@ fn limit() -> Value {
             "model": {"type": ["string", "null"]},
             "from": {"type": ["integer", "null"], "description": "of a grant, in seconds since 1970"},
             "until": {"type": ["integer", "null"]},
-            "dry_run": {"type": "boolean", "description": "counted, and refuses nothing"},
+            "dry_run": {"type": "boolean", "description": "on trial, beside the one that is enforced: counted, and refuses nothing"},
         }),
     );
     limit["additionalProperties"] = json!(false);

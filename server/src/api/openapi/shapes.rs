@@ -120,7 +120,7 @@ const OWN: &[(&str, &str, &str)] = &[
     ("apply", "dry_run", BOOLEAN),
     ("limits", "account", STRING),
     ("limits", "set", r##"{"$ref": "#/components/schemas/Limit"}"##),
-    ("limits", "remove", r#"{"type": "object", "required": ["limit"], "properties": {"limit": {"type": "string"}, "model": {"type": ["string", "null"]}}, "additionalProperties": false}"#),
+    ("limits", "remove", r#"{"type": "object", "required": ["limit"], "properties": {"limit": {"type": "string"}, "model": {"type": ["string", "null"]}, "dry_run": {"type": "boolean"}}, "additionalProperties": false}"#),
     ("weights", "account", STRING),
     ("weights", "weight", r#"{"type": "integer", "minimum": 1, "maximum": 4294967295}"#),
     ("keys", "account", r#"{"type": "string", "description": "the key's own if absent"}"#),

@@ -72,7 +72,8 @@ fn gpu_time(state: &AppState, caller: &Caller, states: &[LimitState]) -> Vec<Val
     let serving = state.serving();
     let seen = serving.router.models().filter(|entry| state.sees(caller, &entry.name));
     let line = |name: &str| {
-        let of_model = states.iter().filter(|state| state.limit.counts(Unit::GpuMicros));
+        let binding = states.iter().filter(|state| state.limit.is_enforced());
+        let of_model = binding.filter(|state| state.limit.counts(Unit::GpuMicros));
         let left = of_model.filter(|state| state.limit.covers(Some(name))).map(|state| state.remaining).min()?;
         let first = state.ledger().tariff().price(name)?.bands()[0];
         let tokens = |ns: u64| left.saturating_mul(1000) / ns.max(1);

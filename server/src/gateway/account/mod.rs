@@ -66,9 +66,17 @@ impl Account {
         Self::alone("local".parse().expect("a plain name is a path"), limits)
     }
 
-    /// Every limit that a request of this account must fit, with the node it stands on.
+    /// Every limit that a request of this account must fit, with the node it stands on. Not those on trial.
     pub fn limits(&self) -> impl Iterator<Item = (&Node, &Limit)> {
-        self.nodes.iter().flat_map(|node| node.limits.limits().iter().map(move |limit| (node, limit)))
+        let of_node = |node| Node::enforced(node).map(move |limit| (node, limit));
+        self.nodes.iter().flat_map(of_node)
+    }
+}
+
+impl Node {
+    /// Its limits but those on trial.
+    fn enforced(&self) -> impl Iterator<Item = &Limit> {
+        self.limits.limits().iter().filter(|limit| limit.is_enforced())
     }
 }
 

@@ -12,7 +12,8 @@ use crate::gateway::quota::Quota;
 #[derive(Debug, Default)]
 pub struct Tree {
     nodes: HashMap<AccountPath, (Arc<Quota>, NonZeroU32)>,
-    /// What an account directly below the root gets where it states no limit of some name.
+    /// What an account directly below the root gets where it does not state the same rule itself: a limit on trial or for
+    /// another model is none.
     defaults: Quota,
     accounts: HashMap<AccountPath, Arc<Account>>,
 }
@@ -55,7 +56,7 @@ impl Tree {
 
     fn with_defaults(&self, path: &AccountPath, limits: Arc<Quota>) -> Arc<Quota> {
         let is_top = path.parent().is_some_and(|parent| parent.is_root());
-        let missing = self.defaults.limits().iter().filter(|default| !limits.states(default.name()));
+        let missing = self.defaults.limits().iter().filter(|default| !limits.states(default));
         let missing: Vec<_> = missing.cloned().collect();
         if !is_top || missing.is_empty() {
             return limits;
@@ -69,7 +70,7 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::quota::{Limit, UnixSeconds};
+    use crate::gateway::quota::{Enforcement, Limit, UnixSeconds};
 
     fn n(value: u64) -> std::num::NonZeroU64 {
         value.try_into().unwrap()
@@ -102,5 +103,20 @@ mod tests {
         assert_eq!(limits, [("acme", 7), ("acme", 2)]);
         assert!(tree.known(&"unknown".parse().unwrap()).is_none() && tree.known(&AccountPath::root()).is_some());
         assert_eq!(tree.account(&"unknown".parse().unwrap()).limits().count(), 2);
+    }
+
+    #[test]
+    fn neither_a_limit_on_trial_nor_one_for_another_model_takes_the_place_of_a_default() {
+        let defaults = Quota::new(vec![Limit::requests_per_minute(n(2))]).unwrap();
+        let on_trial = Limit { enforcement: Enforcement::DryRun, ..Limit::requests_per_minute(n(1)) };
+        let of_other = Limit { model: Some("other".into()), ..Limit::requests_per_minute(n(1)) };
+        let mut tree = Tree::new(vec![record("a", vec![on_trial]), record("b", vec![of_other])], &defaults);
+        let mut binding = |path: &str| -> Vec<(Option<String>, u64)> {
+            let account = tree.account(&path.parse().unwrap());
+            let limits = account.limits();
+            limits.map(|(_, limit)| (limit.model.as_deref().map(str::to_owned), limit.value().get())).collect()
+        };
+        assert_eq!(binding("a"), [(None, 2)]);
+        assert_eq!(binding("b"), [(Some("other".to_owned()), 1), (None, 2)]);
     }
 }

@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use super::columns::AsJson;
 use super::{AccountRecord, Act, Directory, DirectoryError};
 use crate::gateway::account::AccountPath;
-use crate::gateway::quota::{Limit, LimitName, Quota};
+use crate::gateway::quota::{Enforcement, Limit, LimitName, Quota};
 
 const MAX_ACCOUNTS: usize = 20_000;
 
@@ -55,7 +55,7 @@ impl Directory {
         })
     }
 
-    /// Adds a limit, or changes the one of the same name and model.
+    /// Adds a limit, or changes the one of the same rule: of the same name and model, and enforced or on trial like it.
     pub fn set_limit(&self, path: &AccountPath, limit: Limit) -> Result<(), DirectoryError> {
         let detail = shown(std::slice::from_ref(&limit));
         let act = Act { name: "quota set", subject: path.as_str(), detail };
@@ -65,11 +65,19 @@ impl Directory {
         })
     }
 
-    pub fn remove_limit(&self, path: &AccountPath, name: LimitName, model: Option<&str>) -> Result<(), DirectoryError> {
-        let detail = model.map_or_else(|| name.to_string(), |model| format!("{name} for {model}"));
+    pub fn remove_limit(
+        &self,
+        path: &AccountPath,
+        (name, model): (LimitName, Option<&str>),
+        enforcement: Enforcement,
+    ) -> Result<(), DirectoryError> {
+        let mut detail = model.map_or_else(|| name.to_string(), |model| format!("{name} for {model}"));
+        if enforcement == Enforcement::DryRun {
+            detail += " on trial";
+        }
         let act = Act { name: "quota remove", subject: path.as_str(), detail };
         self.change(act, |transaction| {
-            let quota = Quota::clone(&require(transaction, path)?.limits).without(name, model);
+            let quota = Quota::clone(&require(transaction, path)?.limits).without(name, model, enforcement);
             write_limits(transaction, path, &quota.ok_or(DirectoryError::NoSuchLimit(path.clone(), name))?)
         })
     }

@@ -254,12 +254,16 @@ fn add_to_sums(
          output_tokens = output_tokens + excluded.output_tokens, billed_us = billed_us + excluded.billed_us,
          measured_us = measured_us + excluded.measured_us"
     );
-    let slot = at.0 / SLOT_SECONDS * SLOT_SECONDS;
+    let slot = start_of_slot(*at);
     let account = &opening.account;
     let values =
         params![account, slot, value, prompt_tokens, cached_tokens, generated_tokens, billed_micros, measured_micros];
     transaction.prepare_cached(&add)?.execute(values)?;
     Ok(())
+}
+
+fn start_of_slot(at: UnixSeconds) -> UnixSeconds {
+    UnixSeconds(at.0 / SLOT_SECONDS * SLOT_SECONDS)
 }
 
 fn last(connection: &Connection) -> rusqlite::Result<Last> {

@@ -235,6 +235,30 @@ fn what_was_used_is_summed_over_a_node_and_a_window() {
     assert_eq!(sums.iter().map(|sum| sum.account.as_str()).collect::<Vec<_>>(), ["acme/a", "acme/b"]);
 }
 
+/// Quarters of an hour are summed; a grant may begin in the middle of one.
+#[test]
+fn what_was_used_since_any_second_is_known_to_the_entry() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    let mut store = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
+    for (id, at) in [(1, 880), (2, 901), (3, 1_200), (4, 1_199), (5, 1_201), (6, 1_900)] {
+        let opening = opening(id, if id == 5 { "other" } else { "acme/a" });
+        let settle = Record::Settle(Arc::clone(&opening), settlement(at, used(5, 3)));
+        store.write(&[Record::Open(opening), settle], Durability::Process).unwrap();
+    }
+    let reader = UsageReader::open(&data).unwrap();
+    let used = |account: &str, unit, from: u64| {
+        reader.used(&account.parse().unwrap(), (unit, None), (UnixSeconds(from), UnixSeconds(9_000)))
+    };
+    let requests = [900, 901, 902, 1_199, 1_200, 1_201, 1_799, 1_800].map(|from| used("acme", Unit::Requests, from));
+    assert_eq!(requests, [4, 4, 3, 3, 2, 1, 1, 1]);
+    assert_eq!((used("/", Unit::Tokens, 1_201), used("acme", Unit::Tokens, 1_201)), (16, 8));
+    let of_model = |model| {
+        reader.used(&"acme".parse().unwrap(), (Unit::GpuMicros, Some(model)), (UnixSeconds(1_200), UnixSeconds(9_000)))
+    };
+    assert_eq!((of_model("m"), of_model("other")), (14, 0));
+}
+
 #[test]
 fn an_export_with_a_line_changed_taken_out_or_added_does_not_verify() {
     let (_folder, data) = ledger_on_disk();

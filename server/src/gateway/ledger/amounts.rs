@@ -43,7 +43,7 @@ pub(super) struct Amounts {
     pub(super) input_tokens: u64,
     pub(super) output_tokens: u64,
     pub(super) gpu_micros: u64,
-    /// Of requests in the class `batch`.
+    /// Of requests in the class `batch`, with all of the answer: two that grew into each other's way would both be stuck.
     pub(super) batch_tokens: u64,
     /// Prompt and one answer, as long as it may become. Nobody takes it.
     pub(super) context_tokens: u64,
@@ -109,7 +109,8 @@ impl Ask {
 
     pub(super) fn demand(&self, first_part: u32, tariff: &Tariff) -> Demand {
         let whole = self.amounts(tariff);
-        let now = if first_part == self.max_output_tokens { whole } else { self.with_output(first_part, tariff) };
+        let first = if first_part == self.max_output_tokens { whole } else { self.with_output(first_part, tariff) };
+        let now = Amounts { batch_tokens: whole.batch_tokens, ..first };
         Demand { now, stage: Stage::First { whole }, overrun: Percent::NONE }
     }
 
@@ -130,11 +131,14 @@ impl Ask {
 impl Demand {
     /// The same in the class `batch`, beyond a grant.
     pub(super) fn overrunning(&self, overrun: Percent) -> Self {
-        let stage = match self.stage {
-            Stage::First { whole } => Stage::First { whole: whole.in_class(ServiceClass::Batch) },
-            Stage::Further => Stage::Further,
-        };
-        Self { now: self.now.in_class(ServiceClass::Batch), stage, overrun }
+        match self.stage {
+            Stage::First { whole } => {
+                let whole = whole.in_class(ServiceClass::Batch);
+                let now = Amounts { batch_tokens: whole.batch_tokens, ..self.now };
+                Self { now, stage: Stage::First { whole }, overrun }
+            }
+            Stage::Further => Self { overrun, ..*self },
+        }
     }
 
     /// `None`: nothing, so that it cannot be refused.
@@ -180,6 +184,12 @@ impl Amounts {
             Bound::BatchTokens(_) => self.batch_tokens,
             Bound::ContextTokens(_) => self.context_tokens,
         }
+    }
+
+    /// How much requests ask of `limit` that stand together, or the largest of them where each stands by itself.
+    pub(super) fn asked_of(requests: &[Self], limit: &Limit) -> u64 {
+        let each = requests.iter().map(|one| one.of_limit(limit));
+        if limit.is_shared() { each.fold(0, u64::saturating_add) } else { each.max().unwrap_or(0) }
     }
 
     pub(super) fn plus(&self, other: &Self) -> Self {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use passerelle_engine::Usage;
 
 use super::*;
+use crate::gateway::account::Account;
 use crate::gateway::journal::{JournalConfig, JournalThread, MemoryStore};
 use crate::gateway::quota::{Bound, Limit, Period, Quota};
 

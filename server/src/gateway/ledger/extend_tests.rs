@@ -8,6 +8,7 @@ use passerelle_engine::Usage;
 use passerelle_engine::clock::ManualClock;
 
 use super::*;
+use crate::gateway::account::Account;
 use crate::gateway::quota::{Bound, Limit, Period, Quota};
 
 fn n(value: u64) -> NonZeroU64 {

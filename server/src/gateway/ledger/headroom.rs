@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::amounts::Amounts;
 use super::{Ask, Ledger, Refusal};
 use crate::gateway::account::{AccountPath, Caller};
-use crate::gateway::quota::{Bound, Limit, Unit, UnixSeconds};
+use crate::gateway::quota::{Limit, Unit, UnixSeconds};
 
 /// For the `x-ratelimit-*` headers; `None` where nothing on the caller's path limits that. Of several limits, the one
 /// with the least left.
@@ -42,7 +43,8 @@ impl Ledger {
     pub fn headroom(&self, caller: &Arc<Caller>, model: Option<&str>) -> RateLimitState {
         let states = self.limits_of(caller);
         let tightest = |unit: Unit| {
-            let of_unit = states.iter().filter(|state| state.limit.covers(model) && state.limit.counts(unit));
+            let binding = states.iter().filter(|state| state.limit.is_enforced() && state.limit.covers(model));
+            let of_unit = binding.filter(|state| state.limit.counts(unit));
             let tightest = of_unit.min_by_key(|state| state.remaining)?;
             let LimitState { limit, remaining, reset, .. } = tightest;
             Some(WindowState { limit: limit.value().get(), remaining: *remaining, reset: *reset })
@@ -52,16 +54,12 @@ impl Ledger {
 
     /// What would keep this ask out now: a limit, or whoever waits in line before it. Nothing is taken and nothing counted.
     pub fn would_refuse(&self, caller: &Arc<Caller>, ask: &Ask) -> Option<Refusal> {
-        let parts = &self.books.parts;
-        let demand = ask.demand(ask.first_part(parts.in_parts.tokens.get()), &parts.tariff);
+        let (_, demand) = self.demand(ask);
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
-        let ahead = pages.line.ahead(&caller.account, (&demand, ask), (None, now));
-        ahead.or_else(|| {
-            let asked = (&demand, ask.model.as_deref());
-            pages.fitting((&caller.account, &slots), asked, (parts.overrun, now)).err()
-        })
+        let asked = (&demand, ask.model.as_deref());
+        pages.in_turn((&caller.account, &slots), asked, None, (self.books.parts.overrun, now)).err()
     }
 
     /// Every limit on the caller's path, its own first.
@@ -82,16 +80,31 @@ impl Ledger {
         of_node.collect()
     }
 
-    /// The largest answer that could ever fit the caller's limits, for requests that state none. `None`: nothing limits
-    /// it.
+    /// The longest answer to one prompt that could ever fit the caller's limits. `None`: nothing limits it.
     pub fn largest_output(&self, caller: &Caller, model: &str, prompt_tokens: u32) -> Option<u32> {
-        let limits = caller.account.limits().filter(|(_, limit)| limit.covers(Some(model)));
-        let room = limits.filter_map(|(_, limit)| match limit.bound {
-            Bound::ContextTokens(most) => Some(most.get().saturating_sub(prompt_tokens.into())),
-            _ if limit.counts(Unit::Tokens) => Some(limit.value().get().saturating_sub(prompt_tokens.into())),
-            _ if limit.counts(Unit::OutputTokens) => Some(limit.value().get()),
-            _ => None,
-        });
-        room.min().map(|room| u32::try_from(room).unwrap_or(u32::MAX))
+        self.longest_answers(caller, |most| vec![Ask::new(model, prompt_tokens, most)])
+    }
+
+    /// For requests that state no bound: how long each answer may become so that what is then asked together, for one
+    /// model, could ever fit the caller's limits. `None`: nothing limits it. `asks`: with answers of at most so many tokens;
+    /// it never asks less of longer ones.
+    pub fn longest_answers(&self, caller: &Caller, asks: impl Fn(u32) -> Vec<Ask>) -> Option<u32> {
+        let tariff = &self.books.parts.tariff;
+        let model = asks(0).first()?.model.clone();
+        let on_path = caller.account.limits().map(|(_, limit)| limit).filter(|limit| limit.covers(model.as_deref()));
+        let limits: Vec<&Limit> = on_path.filter(|limit| limit.counts_output() || !limit.is_shared()).collect();
+        if limits.is_empty() {
+            return None;
+        }
+        let fits = |tokens: u32| {
+            let amounts: Vec<Amounts> = asks(tokens).iter().map(|ask| ask.amounts(tariff)).collect();
+            limits.iter().all(|limit| Amounts::asked_of(&amounts, limit) <= limit.value().get())
+        };
+        let (mut least, mut most) = (0, u32::MAX);
+        while least < most {
+            let middle = most - (most - least) / 2;
+            if fits(middle) { least = middle } else { most = middle - 1 }
+        }
+        Some(least)
     }
 }

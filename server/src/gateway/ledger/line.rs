@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::amounts::Demand;
-use super::{Ask, Books, Ledger, Now, Refusal, Reservation, Retry};
+use super::amounts::{Amounts, Demand};
+use super::holdings::CounterId;
+use super::{Ask, Books, Ledger, Now, Pages, Refusal, Reservation, Retry, Turn};
 use crate::gateway::account::{Account, AccountPath, Caller, Node};
-use crate::gateway::quota::{Bound, Enforcement, Limit};
+use crate::gateway::quota::Limit;
 
 /// How old the limits that somebody waits for may be.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -40,8 +41,21 @@ struct Waiting {
     model: Option<Arc<str>>,
     /// The limit that has no room for it.
     before: Refusal,
-    /// When it said so, on the monotonic clock.
-    since: Duration,
+    /// What it takes once it is its turn.
+    asks: Amounts,
+    /// The limits on queued requests, on trial, that would not have let it wait.
+    beyond: Vec<CounterId>,
+}
+
+/// Those who wait for a limit that an ask would take from too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ahead {
+    /// On the way from the account to the root.
+    node: usize,
+    /// Of that node.
+    limit: usize,
+    /// What they ask of it together.
+    amount: u64,
 }
 
 /// Who waits already.
@@ -80,7 +94,9 @@ impl Ledger {
         loop {
             // Before the ledger is asked, so that nothing that is given back meanwhile is missed.
             let gave_back = self.books.gave_back.notified();
-            let refusal = match self.take(&caller, ask, place.as_ref().map(|place| place.ticket)) {
+            let patience = self.books.parts.line.longest_wait;
+            let turn = Turn { ticket: place.as_ref().map(|place| place.ticket), patience };
+            let refusal = match self.take(&caller, ask, turn) {
                 Ok(reservation) => return Ok(reservation),
                 Err(refusal) => refusal,
             };
@@ -97,7 +113,7 @@ impl Ledger {
                 self.books.open().count_refusal(&caller.account);
                 return Err(NoTurn::Refused(refusal));
             };
-            place.wait_before(refusal, now);
+            place.wait_before(refusal);
             tokio::select! {
                 () = gave_back => {}
                 () = sleep(wait.min(LOOK_AGAIN)) => {}
@@ -111,15 +127,17 @@ impl Ledger {
         let bounds = self.books.parts.line;
         let deadline = now.monotonic + bounds.longest_wait;
         wait(refusal, deadline, now)?;
+        let (_, demand) = self.demand(ask);
         let mut pages = self.books.open();
         let waiting = Waiting {
             ticket: pages.line.next_ticket,
             account: caller.account.path.clone(),
             model: ask.model.clone(),
             before: refusal.clone(),
-            since: now.monotonic,
+            asks: demand.now,
+            beyond: Vec::new(),
         };
-        let ticket = pages.line.join(&caller.account, waiting, bounds)?;
+        let ticket = pages.join_line(&caller.account, waiting, bounds)?;
         Some(Place { books: Arc::clone(&self.books), ticket, deadline })
     }
 }
@@ -146,48 +164,41 @@ impl Line {
         self.waiting.is_empty()
     }
 
-    /// Whoever came earlier and waits for a limit that this ask would take from: its refusal is this one's too. `ticket`:
-    /// of an ask that waits already.
-    pub(super) fn ahead(
+    /// The first limit that somebody who came earlier waits for and that this ask would take from. `ticket`: of an ask that
+    /// waits already.
+    fn ahead(
         &self,
         account: &Account,
-        (demand, ask): (&Demand, &Ask),
-        (ticket, now): (Option<Ticket>, Now),
-    ) -> Option<Refusal> {
-        let model = ask.model.as_deref();
-        let mut earlier = self.waiting.iter().take_while(|waiting| ticket.is_none_or(|ticket| waiting.ticket < ticket));
-        earlier.find_map(|waiting| {
-            let Refusal { scope, limit, model: limited, .. } = &waiting.before;
-            let is_same = |limit_of: &Limit| limit_of.name() == *limit && limit_of.model == *limited;
-            let of_node = account.nodes.iter().find(|node| node.path == *scope)?;
-            let limit = of_node.limits.limits().iter().find(|limit| is_same(limit) && limit.covers(model))?;
-            let asked = demand.of_limit(limit).map_or(0, |share| share.now);
-            let retry = waiting.before.retry.seen_after(now.monotonic.saturating_sub(waiting.since));
-            (asked > 0).then(|| Refusal { asked, retry, ..waiting.before.clone() })
+        (demand, model): (&Demand, Option<&str>),
+        ticket: Option<Ticket>,
+    ) -> Option<Ahead> {
+        let earlier =
+            || self.waiting.iter().take_while(move |waiting| ticket.is_none_or(|ticket| waiting.ticket < ticket));
+        earlier().find_map(|first| {
+            let node = account.nodes.iter().position(|node| node.path == first.before.scope)?;
+            let limits = account.nodes[node].limits.limits();
+            let limit = limits.iter().position(|limit| first.waits_before(limit) && limit.covers(model))?;
+            demand.of_limit(&limits[limit]).filter(|share| share.now > 0)?;
+            let scope = &first.before.scope;
+            let same = earlier().filter(|one| one.before.scope == *scope && one.waits_before(&limits[limit]));
+            let amount = same.fold(0_u64, |sum, one| sum.saturating_add(one.asks.of_limit(&limits[limit])));
+            Some(Ahead { node, limit, amount })
         })
     }
 
-    fn join(&mut self, account: &Account, newcomer: Waiting, bounds: LineBounds) -> Option<Ticket> {
-        let within = |path: &AccountPath, is_counted: &dyn Fn(&Waiting) -> bool| {
-            self.waiting.iter().filter(|waiting| waiting.account.is_within(path) && is_counted(waiting)).count() as u64
-        };
-        let is_full = |(node, limit): (&Node, &Limit)| match limit.bound {
-            Bound::QueuedRequests(most) if limit.enforcement == Enforcement::Refuse => {
-                let is_counted = |waiting: &Waiting| limit.covers(waiting.model.as_deref());
-                is_counted(&newcomer) && within(&node.path, &is_counted) >= most.get()
-            }
-            _ => false,
-        };
-        let of_account = within(&account.path, &|_| true);
-        let is_crowded =
-            self.waiting.len() >= bounds.max_waiting || of_account >= bounds.max_waiting_per_account as u64;
-        if is_crowded || account.limits().any(is_full) {
-            return None;
-        }
+    fn within(&self, path: &AccountPath) -> impl Iterator<Item = &Waiting> {
+        self.waiting.iter().filter(move |waiting| waiting.account.is_within(path))
+    }
+
+    fn is_crowded(&self, account: &AccountPath, bounds: LineBounds) -> bool {
+        self.waiting.len() >= bounds.max_waiting || self.within(account).count() >= bounds.max_waiting_per_account
+    }
+
+    fn join(&mut self, newcomer: Waiting) -> Ticket {
         self.next_ticket.0 += 1;
         let ticket = newcomer.ticket;
         self.waiting.push(newcomer);
-        Some(ticket)
+        ticket
     }
 
     fn waiting_mut(&mut self, ticket: Ticket) -> Option<&mut Waiting> {
@@ -195,10 +206,53 @@ impl Line {
     }
 }
 
+impl Waiting {
+    fn waits_before(&self, limit: &Limit) -> bool {
+        limit.is_enforced() && limit.name() == self.before.limit && limit.model == self.before.model
+    }
+}
+
+impl Pages {
+    /// Whoever came earlier and waits for room that this ask would take: it fits once they have had what they ask.
+    pub(super) fn behind(
+        &self,
+        (account, slots): (&Account, &[usize]),
+        (demand, model): (&Demand, Option<&str>),
+        ticket: Option<Ticket>,
+        now: Now,
+    ) -> Option<Refusal> {
+        let Ahead { node, limit, amount } = self.line.ahead(account, (demand, model), ticket)?;
+        let Node { path, limits } = &account.nodes[node];
+        let share = demand.of_limit(&limits.limits()[limit])?;
+        Some(self.pages[slots[node]].refusal_behind(limit, path, (share, amount, demand.overrun), now))
+    }
+
+    /// `None`: the line is full. A limit on trial notes that it is.
+    fn join_line(&mut self, account: &Account, mut newcomer: Waiting, bounds: LineBounds) -> Option<Ticket> {
+        if self.line.is_crowded(&account.path, bounds) {
+            return None;
+        }
+        for node in &account.nodes {
+            let Some(slot) = self.slots.get(&node.path) else { continue };
+            for (limit, id) in self.pages[*slot].queue_limits(newcomer.model.as_deref()) {
+                let counts = |one: &&Waiting| limit.covers(one.model.as_deref()) && !one.beyond.contains(&id);
+                let is_full = self.line.within(&node.path).filter(counts).count() as u64 >= limit.value().get();
+                match (is_full, limit.is_enforced()) {
+                    (true, true) => return None,
+                    (true, false) => newcomer.beyond.push(id),
+                    (false, _) => {}
+                }
+            }
+        }
+        newcomer.beyond.iter().for_each(|id| self.pages[id.slot].note_refused(*id));
+        Some(self.line.join(newcomer))
+    }
+}
+
 impl Place {
-    fn wait_before(&self, refusal: Refusal, now: Now) {
+    fn wait_before(&self, refusal: Refusal) {
         if let Some(waiting) = self.books.open().line.waiting_mut(self.ticket) {
-            (waiting.before, waiting.since) = (refusal, now.monotonic);
+            waiting.before = refusal;
         }
     }
 }

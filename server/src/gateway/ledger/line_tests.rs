@@ -7,6 +7,7 @@ use passerelle_engine::clock::ManualClock;
 use tokio::task::{JoinHandle, yield_now};
 
 use super::*;
+use crate::gateway::account::Account;
 use crate::gateway::quota::{Bound, Enforcement, Limit, LimitName, Period, Quota};
 
 struct Bench {
@@ -183,30 +184,55 @@ async fn a_limit_on_queued_requests_counts_those_of_its_model_and_one_on_trial_r
         enforcement,
         ..Limit::of(Bound::QueuedRequests(n(1)))
     };
-    let waiting = async |queued: Limit, models: [&str; 2]| {
+    let waiting_and_noted = async |queued: Limit, models: &[&'static str]| {
         let bench = bench();
         let alice = caller("alice", vec![Limit::concurrent_requests(n(1)), queued]);
         let _held = bench.ledger.reserve(&alice, &ask(1)).unwrap();
+        let mut tasks = Vec::new();
         for model in models {
-            bench.send("further", &alice, Ask::new(model, 1, 0)).await;
+            tasks.push(bench.send("further", &alice, Ask::new(model, 1, 0)).await);
         }
-        bench.num_waiting()
+        (bench.num_waiting(), bench.ledger.limits_of(&alice)[1].would_have_refused)
     };
-    assert_eq!(waiting(queued(Some("m"), Enforcement::Refuse), ["m", "m"]).await, 1);
-    assert_eq!(waiting(queued(Some("m"), Enforcement::Refuse), ["m", "other"]).await, 2, "another model's");
-    assert_eq!(waiting(queued(None, Enforcement::Refuse), ["m", "other"]).await, 1);
-    assert_eq!(waiting(queued(None, Enforcement::DryRun), ["m", "m"]).await, 2, "on trial");
+    assert_eq!(waiting_and_noted(queued(Some("m"), Enforcement::Refuse), &["m", "m"]).await, (1, 0));
+    assert_eq!(
+        waiting_and_noted(queued(Some("m"), Enforcement::Refuse), &["m", "other"]).await,
+        (2, 0),
+        "another model's"
+    );
+    assert_eq!(waiting_and_noted(queued(None, Enforcement::Refuse), &["m", "other"]).await, (1, 0));
+    assert_eq!(waiting_and_noted(queued(None, Enforcement::DryRun), &["m", "m", "m"]).await, (3, 2), "on trial");
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_stands_behind_another_is_told_how_long_that_one_waits_from_now() {
+async fn whoever_stands_behind_others_is_told_when_it_would_fit_once_they_have_had_theirs() {
     let bench = bench();
-    let alice = caller("alice", vec![Limit::requests_per_minute(n(20))]);
+    let alice = caller("alice", vec![Limit::requests_per_minute(n(30))]);
     while bench.ledger.reserve(&alice, &ask(1)).is_ok() {}
     let _first = bench.send("first", &alice, ask(1)).await;
+    let _second = bench.send("second", &alice, ask(1)).await;
     bench.pass(Duration::from_secs(1)).await;
     let refusal = bench.ledger.reserve(&alice, &ask(1)).unwrap_err();
-    assert!(matches!(refusal.retry, Retry::After(wait) if wait <= Duration::from_secs(2)), "{refusal}");
+    assert_eq!(refusal.retry, Retry::After(Duration::from_secs(5)), "1, 3 and 5 seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_would_not_be_served_before_its_deadline_is_not_let_into_the_line() {
+    let bench = bench();
+    let alice = caller("alice", vec![Limit::requests_per_minute(n(30))]);
+    while bench.ledger.reserve(&alice, &ask(1)).is_ok() {}
+    let mut served = vec![bench.send("first", &alice, ask(1)).await, bench.send("second", &alice, ask(1)).await];
+    let refusal = refused(bench.send("third", &alice, ask(1)).await).await;
+    assert_eq!((refusal.retry, bench.num_waiting()), (Retry::After(Duration::from_secs(6)), 2));
+    bench.pass(Duration::from_secs(1)).await;
+    served.push(bench.send("fourth", &alice, ask(1)).await);
+    for _ in 0..5 {
+        bench.pass(Duration::from_secs(1)).await;
+    }
+    for task in served {
+        task.await.unwrap().unwrap();
+    }
+    assert_eq!(bench.admitted(), ["first", "second", "fourth"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -214,7 +240,7 @@ async fn whoever_leaves_gives_its_place_to_the_next() {
     let bench = bench();
     let alice = caller("alice", vec![Limit::tokens_per_minute(n(60))]);
     bench.spend(&alice, 58);
-    let large = bench.send("large", &alice, ask(6)).await;
+    let large = bench.send("large", &alice, ask(4)).await;
     let small = bench.send("small", &alice, ask(2)).await;
     large.abort();
     small.await.unwrap().unwrap();

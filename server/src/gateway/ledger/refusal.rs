@@ -24,25 +24,17 @@ pub struct Refusal {
     pub retry: Retry,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Ordered by how long it is kept out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Retry {
-    /// For rates and budgets: the first instant, from now, at which this ask would fit. For concurrent requests, whose
-    /// end nobody knows: the mean time between two ends, as this account's requests went so far.
+    /// For rates and budgets: the first instant, from now, at which this ask would fit, once those who wait in line before
+    /// it have had what they ask. For concurrent requests and batch tokens, whose end nobody knows: the mean time after
+    /// which so much comes free, as this account's requests went so far.
     After(Duration),
     /// A grant is used up or over.
     Spent,
     /// The ask is larger than the limit.
     Never,
-}
-
-impl Retry {
-    /// The same, said `waited` later.
-    pub(super) fn seen_after(self, waited: Duration) -> Self {
-        match self {
-            Self::After(wait) => Self::After(wait.saturating_sub(waited)),
-            Self::Spent | Self::Never => self,
-        }
-    }
 }
 
 impl fmt::Display for Refusal {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use passerelle_engine::Usage;
 
 use super::amounts::{Amounts, Ask, Demand, Stage};
+use super::holdings::Holdings;
 use super::origins::Origin;
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
@@ -25,6 +26,8 @@ pub struct Reservation {
     model: Option<Arc<str>>,
     num_answers: NonZeroU32,
     held: Amounts,
+    /// Of it, what was taken of each counter.
+    holdings: Holdings,
     output: Output,
     class: ServiceClass,
     overrun: Percent,
@@ -48,6 +51,7 @@ pub(super) struct Taken {
     pub(super) demand: Demand,
     /// Output of each answer in it.
     pub(super) first_part: u32,
+    pub(super) holdings: Holdings,
 }
 
 /// How far the answers are reserved.
@@ -89,7 +93,7 @@ enum Exit {
 
 impl Reservation {
     pub(super) fn new(books: Arc<Books>, taken: Taken, ask: &Ask, (now, page): (Now, Option<journal::Page>)) -> Self {
-        let Taken { caller, slots, demand: Demand { now: held, overrun, .. }, first_part } = taken;
+        let Taken { caller, slots, demand: Demand { now: held, overrun, .. }, first_part, holdings } = taken;
         let output = Output {
             prompt_tokens: ask.input_tokens(),
             reserved_tokens: first_part.saturating_mul(ask.num_answers.get()),
@@ -108,6 +112,7 @@ impl Reservation {
             model,
             num_answers: ask.num_answers,
             held,
+            holdings,
             output,
             class,
             overrun,
@@ -151,7 +156,11 @@ impl Reservation {
             let demand = Demand { now: more, stage: Stage::Further, overrun: self.overrun };
             match pages.refusal((account, &self.slots), (&demand, model), now) {
                 None => {
-                    pages.take(&self.slots, (&more, model), now);
+                    pages.take(&self.slots, (&more, model), now, &mut self.holdings);
+                    for slot in &self.slots {
+                        let page = &mut pages.pages[*slot];
+                        page.rehearse_further((&demand, model), books.parts.overrun, now, &mut self.holdings);
+                    }
                     self.held = self.held.plus(&more);
                     self.output.reserved_tokens = generated_tokens;
                     self.output.parked_since = None;
@@ -280,7 +289,7 @@ impl Drop for Reservation {
         let now = self.books.now();
         for slot in &self.slots {
             let page = &mut pages.pages[*slot];
-            page.settle(&self.held, &used, model, now);
+            page.settle(&self.holdings, [&self.held, &used], model, now);
             if self.exit == Exit::Settle {
                 page.note_held(now.monotonic.saturating_sub(self.taken_at));
             }

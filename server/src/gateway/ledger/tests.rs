@@ -6,6 +6,7 @@ use std::thread;
 use passerelle_engine::Usage;
 use passerelle_engine::clock::ManualClock;
 
+use super::super::account::Account;
 use super::super::quota::{Bound, Limit, LimitName, Period, Quota};
 use super::super::tariff::{Band, Price};
 use super::*;

@@ -8,7 +8,7 @@ use passerelle_engine::Usage;
 use passerelle_engine::clock::ManualClock;
 
 use super::*;
-use crate::gateway::account::ServiceClass;
+use crate::gateway::account::{Account, Node, ServiceClass};
 use crate::gateway::quota::{Bound, Enforcement, Limit, LimitName, Percent, Period, PeriodName, Quota};
 use crate::gateway::tariff::Price;
 
@@ -163,10 +163,29 @@ fn batches_hold_so_many_tokens_at_a_time_and_the_other_classes_do_not_count() {
     let held = ledger.reserve(&alice, &batch(50, 30)).unwrap();
     let refusal = ledger.reserve(&alice, &batch(20, 10)).unwrap_err();
     assert_eq!((refusal.limit, refusal.current_value, refusal.asked), (LimitName::BatchTokens, 80, 30));
+    assert_eq!(refusal.retry, Retry::After(Duration::from_secs(1)), "before anything ended");
     assert!(ledger.reserve(&alice, &ask(500, 500)).is_ok());
     assert_eq!(ledger.reserve(&alice, &batch(80, 30)).unwrap_err().retry, Retry::Never);
     drop(held);
     assert!(ledger.reserve(&alice, &batch(20, 10)).is_ok());
+}
+
+/// Two answers that grow into each other's way would both be stuck, and no budget is spent.
+#[test]
+fn a_batch_holds_all_of_its_answer_at_once_and_is_never_ended_by_the_limit_on_batch_tokens() {
+    let (ledger, clock) = ledger();
+    let alice = caller("acme/alice", &[("acme", Limit::of(Bound::BatchTokens(n(1_000))))]);
+    let in_parts = Ask { class: ServiceClass::Batch, reserve: Reserve::InParts, ..ask(100, 600) };
+    let mut growing = ledger.reserve(&alice, &in_parts).unwrap();
+    assert_eq!(ledger.limits_of(&alice)[0].remaining, 300);
+    assert!(ledger.reserve(&alice, &in_parts).is_err());
+    assert!((0..8).all(|_| growing.extend(1, 64) == Ok(64)));
+    assert_eq!(ledger.limits_of(&alice)[0].remaining, 300);
+    clock.advance(Duration::from_secs(20));
+    growing.settle();
+    let _held = ledger.reserve(&alice, &in_parts).unwrap();
+    let refusal = ledger.reserve(&alice, &in_parts).unwrap_err();
+    assert_eq!(refusal.retry, Retry::After(Duration::from_secs(8)), "400 of 1,000 come free in 0.4 of 20 s");
 }
 
 #[test]
@@ -178,7 +197,83 @@ fn a_limit_of_one_model_leaves_the_others_alone_and_one_on_trial_refuses_nothing
     let _first = ledger.reserve(&alice, &ask(1, 1)).unwrap();
     assert_eq!(ledger.reserve(&alice, &ask(1, 1)).unwrap_err().model.as_deref(), Some("m"));
     let _second = ledger.reserve(&alice, &Ask::new("other", 1, 1)).unwrap();
-    assert_eq!(ledger.limits_of(&alice)[1].would_have_refused, 2);
+    assert_eq!(ledger.limits_of(&alice)[1].would_have_refused, 1, "of what nothing else refused");
+}
+
+#[test]
+fn a_request_gives_nothing_back_to_a_limit_that_was_stated_after_it_began() {
+    let (ledger, _) = ledger();
+    let of_m = |limit| Limit { model: Some("m".into()), ..limit };
+    let stated = [
+        of_m(Limit::concurrent_requests(n(1))),
+        of_m(Limit::of(Bound::BatchTokens(n(100)))),
+        of_m(Limit::tokens_per_minute(n(100))),
+        Limit::concurrent_requests(n(2)),
+    ];
+    let batch = |prompt, output| Ask { class: ServiceClass::Batch, ..ask(prompt, output) };
+    let earlier = ledger.reserve(&caller("a", &[]), &batch(50, 50)).unwrap();
+    let limits: Vec<_> = stated.into_iter().map(|limit| ("a", limit)).collect();
+    let a = caller("a", &limits);
+    let later = ledger.reserve(&a, &batch(50, 50)).unwrap();
+    let left = || ledger.limits_of(&a).iter().map(|state| state.remaining).collect::<Vec<_>>();
+    assert_eq!(left(), [0, 0, 0, 0], "of all requests of the account the earlier one is counted too");
+    drop(earlier);
+    assert_eq!(left(), [0, 0, 0, 1]);
+    assert!(ledger.reserve(&a, &batch(1, 0)).is_err());
+    drop(later);
+    assert_eq!(left(), [1, 100, 100, 2]);
+}
+
+#[test]
+fn an_answer_settles_with_a_limit_that_was_stated_while_it_grew_what_it_took_of_it() {
+    let (ledger, _) = ledger();
+    let in_parts = Ask { reserve: Reserve::InParts, ..ask(10, 200) };
+    let mut growing = ledger.reserve(&caller("a", &[]), &in_parts).unwrap();
+    let a = caller("a", &[("a", Limit::tokens_per_minute(n(100))), ("a", budget(Unit::Tokens, 500, Period::Day))]);
+    let left = || ledger.limits_of(&a).iter().map(|state| state.remaining).collect::<Vec<_>>();
+    assert_eq!(left(), [100, 500]);
+    assert_eq!(growing.extend(1, 30), Ok(30));
+    assert_eq!(left(), [70, 470]);
+    growing.settle_as(used(10, 90));
+    assert_eq!(left(), [74, 400], "a budget counts all of what ends in its window");
+}
+
+#[test]
+fn hours_of_a_grant_that_has_not_begun_or_is_over_are_not_left() {
+    let (ledger, clock) = ledger();
+    let start = UnixSeconds::of(clock.wall());
+    let period = Period::Grant { from: start.after(DAY), until: start.after(2 * DAY) };
+    let alice = caller("alice", &[("alice", budget(Unit::Tokens, 100, period))]);
+    let left = || (ledger.limits_of(&alice)[0].remaining, ledger.headroom(&alice, None).tokens.unwrap().remaining);
+    assert_eq!((left(), ledger.limits_of(&alice)[0].reset), ((0, 0), DAY));
+    clock.advance(DAY);
+    assert_eq!(left(), (100, 100));
+    clock.advance(DAY);
+    assert_eq!(left(), (0, 0));
+}
+
+#[test]
+fn who_states_no_bound_gets_the_longest_answers_that_every_limit_could_hold() {
+    let tariff = Arc::new(Tariff::new("1", [("m".to_owned(), Price::flat(1_000, 100, 10_000))]));
+    let ledger = Ledger::new(LedgerParts { tariff, ..LedgerParts::without_past(Arc::new(ManualClock::default())) });
+    let longest = |limit: Limit, asks: &dyn Fn(u32) -> Vec<Ask>| {
+        let alice = caller("alice", &[("alice", limit)]);
+        let longest = ledger.longest_answers(&alice, asks).unwrap();
+        assert_eq!(ledger.never_fit(&alice, &asks(longest)), None);
+        assert!(ledger.never_fit(&alice, &asks(longest + 1)).is_some());
+        longest
+    };
+    let gpu = Limit::of(Bound::Rate { unit: Unit::GpuMicros, per_minute: n(1_000) });
+    let batch_tokens = Limit::of(Bound::BatchTokens(n(100)));
+    let one = |most| vec![ask(100, most)];
+    let batch = |most| vec![Ask { class: ServiceClass::Batch, ..ask(30, most) }];
+    let two = |most| vec![ask(10, most), Ask { num_answers: NonZeroU32::new(3).unwrap(), ..ask(15, most) }];
+    assert_eq!(longest(gpu.clone(), &one), 90);
+    assert_eq!(longest(batch_tokens.clone(), &batch), 70);
+    assert_eq!(longest(Limit::tokens_per_minute(n(100)), &two), 18);
+    assert_eq!(longest(gpu, &two), 24);
+    let alice = caller("alice", &[("alice", batch_tokens)]);
+    assert_eq!(ledger.longest_answers(&alice, one), Some(u32::MAX), "only batches count");
 }
 
 #[test]

@@ -78,13 +78,15 @@ impl Budget {
         self.used.saturating_add(self.held)
     }
 
-    pub fn remaining(&self) -> u64 {
-        self.amount.get().saturating_sub(self.taken())
+    /// Nothing is left of a grant that is over, nor of one before it begins.
+    pub fn remaining(&self, now: UnixSeconds) -> u64 {
+        let is_open = (self.start..self.end).contains(&now) || !matches!(self.period, Period::Grant { .. });
+        if is_open { self.amount.get().saturating_sub(self.taken()) } else { 0 }
     }
 
-    /// Until the window is over.
+    /// Until the window is over, or begins.
     pub fn reset(&self, now: UnixSeconds) -> Duration {
-        self.end.since(now)
+        if now < self.start { self.start.since(now) } else { self.end.since(now) }
     }
 
     pub fn window(&self) -> (UnixSeconds, UnixSeconds) {
@@ -125,9 +127,9 @@ mod tests {
         let (mut day, calendar) = daily(100);
         day.hold(70);
         day.roll(&calendar, UnixSeconds(86_400));
-        assert_eq!(day.remaining(), 30);
+        assert_eq!(day.remaining(UnixSeconds(86_400)), 30);
         day.settle(70, 10);
-        assert_eq!(day.remaining(), 90);
+        assert_eq!(day.remaining(UnixSeconds(86_400)), 90);
     }
 
     #[test]
@@ -158,9 +160,19 @@ mod tests {
         let (mut day, _) = daily(100);
         day.settle(0, 60);
         day.set_amount(n(50));
-        assert_eq!(day.remaining(), 0);
+        assert_eq!(day.remaining(NOON), 0);
         day.set_amount(n(80));
-        assert_eq!(day.remaining(), 20);
+        assert_eq!(day.remaining(NOON), 20);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_grant_before_it_begins_nor_after_it_is_over() {
+        let calendar = Calendar::utc();
+        let period = Period::Grant { from: UnixSeconds(100), until: UnixSeconds(200) };
+        let grant = Budget::new(n(10), period, (&calendar, UnixSeconds(50)), 0);
+        let left = [50, 99, 100, 199, 200].map(|now| grant.remaining(UnixSeconds(now)));
+        assert_eq!(left, [0, 0, 10, 10, 0]);
+        assert_eq!(grant.reset(UnixSeconds(50)), Duration::from_secs(50));
     }
 
     #[test]

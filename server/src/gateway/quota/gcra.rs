@@ -26,10 +26,16 @@ impl Gcra {
     }
 
     pub fn fit(&self, now: Duration, amount: u64) -> Fit {
+        self.fit_behind(now, amount, 0)
+    }
+
+    /// The same, once `ahead` was taken by those who ask before it.
+    pub fn fit_behind(&self, now: Duration, amount: u64, ahead: u64) -> Fit {
         if amount > self.per_minute.get() {
             return Fit::Never;
         }
-        let excess = (self.backlog(now) + cost(amount)).saturating_sub(cost(self.per_minute.get()));
+        let asked = cost(amount) + cost(ahead);
+        let excess = (self.backlog(now) + asked).saturating_sub(cost(self.per_minute.get()));
         match excess {
             0 => Fit::Now,
             _ => Fit::After(nanoseconds(excess.div_ceil(self.rate()))),
@@ -137,6 +143,18 @@ mod tests {
         let bucket = Gcra::new(rate(100));
         assert_eq!(bucket.fit(Duration::ZERO, 100), Fit::Now);
         assert_eq!(bucket.fit(Duration::ZERO, 101), Fit::Never);
+    }
+
+    #[test]
+    fn behind_others_an_ask_fits_when_they_and_it_have_drained() {
+        let mut bucket = Gcra::new(rate(60));
+        bucket.take(Duration::ZERO, 60);
+        assert_eq!(bucket.fit_behind(Duration::ZERO, 1, 39), Fit::After(Duration::from_secs(40)));
+        assert_eq!(
+            bucket.fit_behind(Duration::ZERO, 1, 99),
+            Fit::After(Duration::from_secs(100)),
+            "more than a minute's"
+        );
     }
 
     #[test]

@@ -93,11 +93,11 @@ pub struct Limit {
 pub enum Enforcement {
     #[default]
     Refuse,
-    /// Counted, and reported where it would have refused.
+    /// On trial: counted beside what is enforced, and reported where it would have refused.
     DryRun,
 }
 
-/// The limits of one node, at most one of a name and model.
+/// The limits of one node: of a name and model at most one that is enforced, and one on trial.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Limit>", into = "Vec<Limit>")]
 pub struct Quota {
@@ -166,9 +166,18 @@ impl Limit {
         }
     }
 
-    /// Whether two limits are the same rule, perhaps of another value.
+    /// Whether two limits are the same rule, perhaps of another value. One on trial is not the one that is enforced.
     pub fn is_same_rule(&self, other: &Self) -> bool {
-        self.name() == other.name() && self.model == other.model
+        self.name() == other.name() && self.model == other.model && self.enforcement == other.enforcement
+    }
+
+    pub fn is_enforced(&self) -> bool {
+        self.enforcement == Enforcement::Refuse
+    }
+
+    /// Whether it enforces just what `other` has on trial.
+    fn ends_trial(&self, other: &Self) -> bool {
+        self.is_enforced() && !other.is_enforced() && self.bound == other.bound && self.model == other.model
     }
 
     /// Whether an answer's length counts against it, so that it is asked again while an answer grows.
@@ -237,21 +246,23 @@ impl Quota {
         &self.limits
     }
 
-    pub fn states(&self, name: LimitName) -> bool {
-        self.limits.iter().any(|limit| limit.name() == name)
+    pub fn states(&self, rule: &Limit) -> bool {
+        self.limits.iter().any(|limit| limit.is_same_rule(rule))
     }
 
-    /// These limits with `limit` among them, in the place of an earlier one of the same rule.
+    /// These limits with `limit` among them, in the place of an earlier one of the same rule, and of its own trial.
     pub fn with(mut self, limit: Limit) -> Result<Self, QuotaError> {
-        self.limits.retain(|earlier| !earlier.is_same_rule(&limit));
+        self.limits.retain(|earlier| !earlier.is_same_rule(&limit) && !limit.ends_trial(earlier));
         self.limits.push(limit);
         Self::new(self.limits)
     }
 
-    /// These limits without the rule of that name and model; `None` if there is none.
-    pub fn without(mut self, name: LimitName, model: Option<&str>) -> Option<Self> {
+    /// These limits without the rule of that name and model, which is enforced or on trial; `None` if there is none.
+    pub fn without(mut self, name: LimitName, model: Option<&str>, enforcement: Enforcement) -> Option<Self> {
         let before = self.limits.len();
-        self.limits.retain(|limit| limit.name() != name || limit.model.as_deref() != model);
+        let is_it =
+            |limit: &Limit| limit.name() == name && limit.model.as_deref() == model && limit.enforcement == enforcement;
+        self.limits.retain(|limit| !is_it(limit));
         (self.limits.len() < before).then_some(self)
     }
 }
@@ -298,7 +309,22 @@ mod tests {
         let quota = Quota::unlimited().with(Limit::tokens_per_minute(n(5))).unwrap();
         let quota = quota.with(Limit::tokens_per_minute(n(7))).unwrap();
         assert_eq!(quota.limits(), [Limit::tokens_per_minute(n(7))]);
-        assert!(quota.clone().without(LimitName::Rate(Unit::Requests), None).is_none());
-        assert_eq!(quota.without(LimitName::Rate(Unit::Tokens), None), Some(Quota::unlimited()));
+        assert!(quota.clone().without(LimitName::Rate(Unit::Requests), None, Enforcement::Refuse).is_none());
+        assert_eq!(quota.without(LimitName::Rate(Unit::Tokens), None, Enforcement::Refuse), Some(Quota::unlimited()));
+    }
+
+    #[test]
+    fn a_limit_on_trial_stands_beside_the_enforced_one_until_it_is_enforced_itself() {
+        let on_trial = |value| Limit { enforcement: Enforcement::DryRun, ..Limit::tokens_per_minute(n(value)) };
+        let enforced = Quota::unlimited().with(Limit::tokens_per_minute(n(60))).unwrap();
+        let both = enforced.clone().with(on_trial(20)).unwrap().with(on_trial(30)).unwrap();
+        assert_eq!(both.limits(), [Limit::tokens_per_minute(n(60)), on_trial(30)]);
+        let text = serde_json::to_string(&both).unwrap();
+        assert_eq!(serde_json::from_str::<Quota>(&text).unwrap(), both);
+        let raised = both.clone().with(Limit::tokens_per_minute(n(90))).unwrap();
+        assert_eq!(raised.limits(), [on_trial(30), Limit::tokens_per_minute(n(90))]);
+        let name = LimitName::Rate(Unit::Tokens);
+        assert_eq!(both.clone().without(name, None, Enforcement::DryRun), Some(enforced));
+        assert_eq!(both.with(Limit::tokens_per_minute(n(30))).unwrap().limits(), [Limit::tokens_per_minute(n(30))]);
     }
 }

@@ -13,7 +13,7 @@ use super::{administrator, blocking, read, require_below, require_real_models};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::directory::{Change, WantedAccount};
-use crate::gateway::quota::{Quota, WrittenLimit};
+use crate::gateway::quota::{Enforcement, Quota, WrittenLimit};
 use crate::gateway::{AccountPath, Limit, LimitName};
 
 #[derive(Deserialize)]
@@ -37,6 +37,9 @@ struct LimitBody {
 struct RemovedLimit {
     limit: String,
     model: Option<String>,
+    /// The one on trial.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Deserialize)]
@@ -107,9 +110,10 @@ pub(super) async fn change_limit<D: Desk>(State(desk): State<D>, request: Reques
             require_real_models(&desk, limit.model.as_deref().into_iter())?;
             blocking(move || directory.set_limit(&account, limit)).await?;
         }
-        (None, Some(RemovedLimit { limit, model })) => {
+        (None, Some(RemovedLimit { limit, model, dry_run })) => {
             let name: LimitName = limit.parse().map_err(said)?;
-            blocking(move || directory.remove_limit(&account, name, model.as_deref())).await?;
+            let enforcement = if dry_run { Enforcement::DryRun } else { Enforcement::Refuse };
+            blocking(move || directory.remove_limit(&account, (name, model.as_deref()), enforcement)).await?;
         }
         _ => return Err(said("Say either `set` or `remove`.".to_owned())),
     }

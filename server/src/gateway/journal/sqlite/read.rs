@@ -1,13 +1,16 @@
 //! Reads the ledger, beside whoever writes it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use passerelle_engine::Usage;
 use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::super::entry::{Chain, Entry, EntryId, Opening, Settlement, Told};
+use super::start_of_slot;
 use crate::gateway::account::AccountPath;
 use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
@@ -159,14 +162,54 @@ impl Spent for UsageReader {
              AND (?4 IS NULL OR model = ?4)"
         );
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = start_of_slot(start);
         let sum = |connection: &Connection| {
-            connection.prepare_cached(&query)?.query_row(params![account, start, end, model], |row| row.get(0))
+            let of_slots = params![account, slot, end, model];
+            let used: u64 = connection.prepare_cached(&query)?.query_row(of_slots, |row| row.get(0))?;
+            let column = if unit == Unit::Requests { "1" } else { column };
+            Ok(used.saturating_sub(settled_between(connection, column, (account, model), slot..start)?))
         };
         sum(&connection).unwrap_or_else(|error: rusqlite::Error| {
             tracing::error!(%error, account = account.as_str(), "what was used cannot be read: its budgets are closed");
             u64::MAX
         })
     }
+}
+
+/// What was settled in a part of one slot, entry by entry: a grant may begin at any second.
+fn settled_between(
+    connection: &Connection,
+    column: &str,
+    (account, model): (&AccountPath, Option<&str>),
+    part: Range<UnixSeconds>,
+) -> rusqlite::Result<u64> {
+    /// By how much an entry may be numbered before one that was settled earlier.
+    const DISORDER: Duration = Duration::from_secs(60);
+    if part.is_empty() {
+        return Ok(0);
+    }
+    let first = first_settled(connection, UnixSeconds(part.start.0.saturating_sub(DISORDER.as_secs())))?;
+    let last = first_settled(connection, part.end.after(DISORDER))?;
+    let query = format!(
+        "SELECT coalesce(sum({column}), 0) FROM entries WHERE {WITHIN} AND settled_at >= ?2 AND settled_at < ?3
+         AND (?4 IS NULL OR model = ?4) AND seq >= ?5 AND seq < ?6"
+    );
+    let values = params![account, part.start, part.end, model, first, last];
+    connection.prepare_cached(&query)?.query_row(values, |row| row.get(0))
+}
+
+/// The number of the first entry that was settled at that instant or later, by halves: entries are numbered as they are
+/// settled.
+fn first_settled(connection: &Connection, at: UnixSeconds) -> rusqlite::Result<u64> {
+    let mut last = connection.prepare_cached("SELECT coalesce(max(seq), 0) FROM entries")?;
+    let mut settled_at = connection.prepare_cached("SELECT settled_at FROM entries WHERE seq = ?1")?;
+    let (mut low, mut high) = (1, last.query_row([], |row| row.get::<_, u64>(0))? + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let settled: UnixSeconds = settled_at.query_row([middle], |row| row.get(0))?;
+        if settled < at { low = middle + 1 } else { high = middle }
+    }
+    Ok(low)
 }
 
 impl Used {

@@ -1,0 +1,130 @@
+//! All pages, and the line before them: what the ledger looks at and changes under its lock.
+
+use std::collections::HashMap;
+
+use super::amounts::{Amounts, Demand};
+use super::holdings::Holdings;
+use super::line::{Line, Ticket};
+use super::page::{Origin, Page, Trial};
+use super::reservation::Taken;
+use super::{LedgerTotals, Now, Refusal, Retry};
+use crate::gateway::account::{Account, AccountPath, Node};
+use crate::gateway::quota::{Fit, Percent};
+
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    pub(super) totals: LedgerTotals,
+    pub(super) line: Line,
+    /// One page a node that ever was on a request's path; bounded by the number of accounts.
+    pub(super) pages: Vec<Page>,
+    pub(super) slots: HashMap<AccountPath, usize>,
+}
+
+impl Pages {
+    /// The pages on the way from the account to the root, with the limits that they have today.
+    pub(super) fn slots(&mut self, account: &Account, now: Now, origin: Origin<'_>) -> Vec<usize> {
+        account.nodes.iter().map(|node| self.slot(node, now, origin)).collect()
+    }
+
+    fn slot(&mut self, node: &Node, now: Now, origin: Origin<'_>) -> usize {
+        let slot = self.slots.get(&node.path).copied().unwrap_or_else(|| {
+            let slot = self.pages.len();
+            self.slots.insert(node.path.clone(), slot);
+            self.pages.push(Page::at(slot));
+            slot
+        });
+        self.pages[slot].follow(node, now, origin);
+        slot
+    }
+
+    /// What a request would take to begin, if every limit on its path has room: as it asks, or beyond a grant.
+    pub(super) fn fitting(
+        &self,
+        path: (&Account, &[usize]),
+        (demand, model): (&Demand, Option<&str>),
+        (overrun, now): (Percent, Now),
+    ) -> Result<Demand, Refusal> {
+        let Some(refusal) = self.refusal(path, (demand, model), now) else { return Ok(*demand) };
+        if refusal.retry != Retry::Spent || overrun == Percent::NONE {
+            return Err(refusal);
+        }
+        let beyond = demand.overrunning(overrun);
+        match self.refusal(path, (&beyond, model), now) {
+            None => Ok(beyond),
+            Some(further) if further.retry == Retry::Spent => Err(refusal),
+            Some(further) => Err(further),
+        }
+    }
+
+    /// The same, if nobody who came earlier waits for room that this request would take.
+    pub(super) fn in_turn(
+        &self,
+        path: (&Account, &[usize]),
+        asked: (&Demand, Option<&str>),
+        ticket: Option<Ticket>,
+        (overrun, now): (Percent, Now),
+    ) -> Result<Demand, Refusal> {
+        let fitting = self.fitting(path, asked, (overrun, now));
+        let Some(behind) = self.behind(path, asked, ticket, now) else { return fitting };
+        // Waiting does not help against a limit that keeps it out for longer.
+        Err(fitting.err().filter(|own| own.retry > behind.retry).unwrap_or(behind))
+    }
+
+    /// Takes of every limit what was seen to fit.
+    pub(super) fn admit(&mut self, slots: &[usize], (demand, model): (&Demand, Option<&str>), now: Now) -> Holdings {
+        let mut holdings = Holdings::default();
+        self.take(slots, (&demand.now, model), now, &mut holdings);
+        slots.iter().for_each(|slot| self.pages[*slot].totals.take());
+        self.totals.take();
+        holdings
+    }
+
+    pub(super) fn rehearse(&mut self, taken: &mut Taken, model: Option<&str>, trial: Trial, now: Now) {
+        let Taken { slots, demand, holdings, .. } = taken;
+        slots.iter().for_each(|slot| self.pages[*slot].rehearse((&*demand, model), trial, now, holdings));
+    }
+
+    /// As if it had never been admitted.
+    pub(super) fn give_back(&mut self, taken: &Taken, model: Option<&str>, now: Now) {
+        for slot in &taken.slots {
+            let page = &mut self.pages[*slot];
+            page.settle(&taken.holdings, [&taken.demand.now, &Amounts::default()], model, now);
+            page.totals.take_back();
+        }
+        self.totals.take_back();
+    }
+
+    pub(super) fn count_refusal(&mut self, account: &Account) {
+        self.totals.refused += 1;
+        for node in &account.nodes {
+            if let Some(slot) = self.slots.get(&node.path) {
+                self.pages[*slot].totals.refused += 1;
+            }
+        }
+    }
+
+    pub(super) fn take(
+        &mut self,
+        slots: &[usize],
+        (asked, model): (&Amounts, Option<&str>),
+        now: Now,
+        holdings: &mut Holdings,
+    ) {
+        slots.iter().for_each(|slot| self.pages[*slot].take(asked, model, now, holdings));
+    }
+
+    /// Of all limits on the path the one that keeps this ask out longest, if any does.
+    pub(super) fn refusal(
+        &self,
+        (account, slots): (&Account, &[usize]),
+        asked: (&Demand, Option<&str>),
+        now: Now,
+    ) -> Option<Refusal> {
+        let mut worst: Option<(Fit, Refusal)> = None;
+        for (node, slot) in account.nodes.iter().zip(slots) {
+            let found = self.pages[*slot].refusal(&node.path, asked, now);
+            worst = found.into_iter().chain(worst).max_by_key(|(fit, _)| *fit);
+        }
+        worst.map(|(_, refusal)| refusal)
+    }
+}
