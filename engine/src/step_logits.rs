@@ -76,6 +76,8 @@ impl StepLogits {
 impl RunLogits {
     /// `questions`, which are put only where rows lie elsewhere, are given the size of the vocabulary and say what is asked of
     /// each row; a row without a question is fetched.
+    ///
+    /// Errors when they are not as many as the rows.
     pub(crate) fn read(
         logits: Logits,
         questions: impl FnOnce(usize) -> Vec<Option<RowQuestion>>,
@@ -86,6 +88,10 @@ impl RunLogits {
         };
         let (mut asked, mut needed) = (Vec::new(), Vec::new());
         let questions = questions(logits.vocab_size());
+        if questions.len() != logits.num_rows() {
+            let (asked, rows) = (questions.len(), logits.num_rows());
+            return Err(ModelError::Input(format!("questions about {asked} of {rows} rows of logits")));
+        }
         for (row, question) in questions.iter().enumerate() {
             match question {
                 Some(question) => asked.push((row, *question)),
@@ -97,8 +103,7 @@ impl RunLogits {
             Some(_) => answers.next().map(Found::Answer),
             None => rows.next().map(Found::Whole),
         });
-        let found =
-            found.collect::<Option<_>>().ok_or_else(|| ModelError::Input("a question without an answer".into()))?;
+        let found = found.collect::<Option<_>>().ok_or_else(|| ModelError::device("a question without an answer"))?;
         Ok(Self::Elsewhere(logits, found))
     }
 }
@@ -134,5 +139,20 @@ impl SequenceRows<'_> {
     fn index(&self, index: usize) -> usize {
         assert!(index < self.rows.len(), "row {index} of {} was not asked for", self.rows.len());
         self.rows.start + index
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_nobody_asked_about_are_an_error_and_not_another_rows_answer() {
+        let rows = || Logits::Elsewhere(DistantLogits::pretend(LogitRows::new(2, vec![0.0; 4])).unwrap());
+        for asked in [1, 3] {
+            let read = RunLogits::read(rows(), |_| vec![None; asked]);
+            assert!(matches!(read, Err(ModelError::Input(_))), "{asked} questions about 2 rows");
+        }
+        assert!(RunLogits::read(rows(), |_| vec![None; 2]).is_ok());
     }
 }

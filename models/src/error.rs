@@ -14,11 +14,16 @@ pub enum ModelError {
     Input(String),
     #[error("cannot read {}", .file.display())]
     Io { file: PathBuf, source: std::io::Error },
+    /// What computes failed, or has no memory: nothing that another input would mend.
     #[error(transparent)]
     Device(#[from] candle_core::Error),
 }
 
 impl ModelError {
+    pub fn device(problem: impl Into<String>) -> Self {
+        Self::Device(candle_core::Error::Msg(problem.into()))
+    }
+
     pub(crate) fn checkpoint(file: &Path, what: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Checkpoint {
             file: file.to_owned(),

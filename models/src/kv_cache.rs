@@ -219,7 +219,7 @@ fn zeros(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, Model
 /// Numbers that the system hands out as zeros: a page takes memory, and time, when it is first written.
 fn zeroed<E: Default + Clone>(shape: &[usize]) -> Result<Vec<E>, ModelError> {
     let no_memory =
-        || ModelError::Input(format!("no memory for a KV cache layer of shape {shape:?}; use fewer blocks"));
+        || ModelError::device(format!("no memory for a KV cache layer of shape {shape:?}; use fewer blocks"));
     let len = shape.iter().try_fold(1usize, |len, &side| len.checked_mul(side)).ok_or_else(no_memory)?;
     // Only asked for: where there is none, the next line ends the process. Looked at, or a compiler would leave it out.
     let mut asked = Vec::<E>::new();
@@ -263,7 +263,7 @@ mod tests {
         let groups = vec![KvGroup::full(num_layers)];
         let spec = KvCacheSpec { groups, num_kv_heads: 1024, head_dim, dtype: DType::F32, block_size: 16 };
         match KvCache::new(spec, num_blocks, &Device::Cpu) {
-            Err(ModelError::Input(problem)) => problem,
+            Err(ModelError::Device(problem)) => problem.to_string(),
             other => panic!("{other:?}"),
         }
     }

@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use passerelle_engine::{StepObserver, StepReport, Usage};
 
 use crate::gateway::shelf::ShelfMemory;
-use crate::gateway::tariff::Hours;
+use crate::gateway::tariff::{Hours, PartitionHours, TimeUse};
 use crate::gateway::{AuthError, LedgerTotals, LimitName};
 use crate::workers::SeatFigures;
 use table::{Metric, MetricKind};
@@ -90,7 +90,7 @@ pub struct EngineMetrics {
     failures: Counter,
     fair_share_gap: Gauge,
     fair_share_bound: Gauge,
-    hours: Arc<Hours>,
+    hours: Arc<PartitionHours>,
     step_duration: Histogram,
 }
 
@@ -141,7 +141,18 @@ impl Metrics {
         self.in_line.set(in_line as f64);
         self.reservations_open.set(ledger.open as f64);
         self.reservations_settled.absolute(ledger.settled);
+        self.tell_hours();
         self.exporter.render()
+    }
+
+    /// At one instant for each partition, so that its parts add up.
+    fn tell_hours(&self) {
+        for (partition, TimeUse { billed, under_use, idle, elapsed }) in self.hours.in_all() {
+            for (part, seconds) in [("billed", billed), ("under_use", under_use), ("idle", idle), ("elapsed", elapsed)]
+            {
+                register_gauge(&self.recorder, table::GPU_TIME, &[partition.partition(), part]).set(seconds);
+            }
+        }
     }
 
     /// What models that come and go hold at this moment.
@@ -207,7 +218,7 @@ impl Metrics {
         self.models.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    /// Where the time of the partition went that the models here run on.
+    /// Where the time of each partition went.
     pub fn hours(&self) -> &Arc<Hours> {
         &self.hours
     }
@@ -216,7 +227,7 @@ impl Metrics {
     pub fn engine(&self, model: &str) -> EngineMetrics {
         self.serve([model]);
         let label = if self.model(model).is_some() { model } else { OTHER_MODELS };
-        EngineMetrics::new(&self.recorder, label, Arc::clone(&self.hours))
+        EngineMetrics::new(&self.recorder, label, self.hours.of_model(model))
     }
 }
 
@@ -252,7 +263,7 @@ impl ModelMetrics {
 }
 
 impl EngineMetrics {
-    fn new(recorder: &PrometheusRecorder, model: &str, hours: Arc<Hours>) -> Self {
+    fn new(recorder: &PrometheusRecorder, model: &str, hours: Arc<PartitionHours>) -> Self {
         let counter = |metric| register_counter(recorder, metric, &[model]);
         let gauge = |metric| register_gauge(recorder, metric, &[model]);
         Self {

@@ -62,7 +62,7 @@ use upstreams::Upstreams;
 use workers::{Arrivals, WorkersKeeper};
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
-pub(crate) use devices::{compute, listed_devices};
+pub(crate) use devices::{compute, listed_devices, sized_for};
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 #[cfg(test)]
@@ -71,6 +71,7 @@ pub(crate) use hashes::KeptHashes;
 pub(crate) use ledger::on_the_shelf;
 pub(crate) use memory::{FREE_MEMORY_PART, free_memory, kv_budget, share_kv_memory, step_bytes};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
+pub(crate) use reload::owners;
 pub(crate) use report::device_name;
 pub(crate) use text::load as load_text;
 pub(crate) use trusted::Inspector;
@@ -233,6 +234,7 @@ struct Stock {
 /// The models that the configuration names, in memory, and a look at those that come and go.
 fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let compute = compute(&config.engine)?;
+    let config = &Config { engine: sized_for(&config.engine, &compute), ..config.clone() };
     let hashes = KeptHashes::open(&config.server.data_dir);
     let loaded = models::load_all(config, Means { hub: &config.hub, compute: &compute, hashes: &hashes })?;
     let staying: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();

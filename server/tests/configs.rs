@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use passerelle::config::{self, Config, Environment, Written};
+use passerelle::placement::Backend;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs")
@@ -36,6 +37,21 @@ fn the_reference_states_the_defaults() {
     let reference = Config::check(written, &environment()).expect("the reference is valid");
     let defaults = Config::check(Written::default(), &environment()).expect("the defaults are valid");
     assert_eq!(reference, defaults);
+}
+
+#[test]
+fn the_reference_states_the_sizes_of_steps_on_each_kind_of_device() {
+    let reference = std::fs::read_to_string(folder().join("reference.toml")).expect("the reference is readable");
+    let defaults = Config::check(Written::default(), &environment()).expect("the defaults are valid").engine;
+    let [cpu, gpu] = [None, Some(Backend::Cuda)].map(|backend| defaults.on(backend).steps);
+    for (key, on_cpu, on_gpu) in [
+        ("max_num_seqs", cpu.max_num_seqs, gpu.max_num_seqs),
+        ("max_num_batched_tokens", cpu.max_num_batched_tokens, gpu.max_num_batched_tokens),
+        ("max_prefill_chunk_tokens", cpu.max_prefill_chunk_tokens, gpu.max_prefill_chunk_tokens),
+    ] {
+        let line = reference.lines().find(|line| line.starts_with(&format!("# {key} = {on_cpu} "))).expect(key);
+        assert!(line.ends_with(&format!("on a GPU {on_gpu}")), "{line}");
+    }
 }
 
 #[test]

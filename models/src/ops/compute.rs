@@ -143,7 +143,7 @@ impl Compute {
     pub(crate) fn for_model(&self) -> Result<Self, ModelError> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = &self.gpu {
-            let (device, gpu) = gpu.on_own_stream().map_err(|error| ModelError::Input(error.to_string()))?;
+            let (device, gpu) = gpu.on_own_stream().map_err(|error| ModelError::device(error.to_string()))?;
             return Ok(Self { device, gpu: Some(Arc::new(gpu)), ..self.clone() });
         }
         Ok(self.clone())

@@ -171,7 +171,7 @@ mod tests {
             assert!(!check.passes(), "{wrong:?}: {check:?}");
             assert_eq!((check.what, &*check.bodies, &*check.against), ("a sum", "portable", "reference"));
         }
-        let broken = verdict(|| Err(ModelError::Input("the driver is gone".into())));
+        let broken = verdict(|| Err(ModelError::device("the driver is gone")));
         assert!(!broken.passes() && broken.worst.unwrap_err().contains("the driver is gone"));
     }
 

@@ -57,15 +57,20 @@ pub(crate) fn check_one_prompt(models: &[Lease], prepared: &[Prepared]) -> Resul
 /// is none.
 pub(crate) fn longest_text(state: &AppState, serving: &Serving, models: &[Lease]) -> Result<usize, ApiError> {
     let engine_of = |model: &Lease| serving.router.engine_of(&model.name);
+    let of_model = |index: usize| {
+        move |error| match error {
+            SubmitError::Refused { .. } => ApiError::from(error).param(format!("models[{index}]")),
+            error => error.into(),
+        }
+    };
+    for (index, model) in models.iter().enumerate() {
+        comparing::check_lent(&engine_of(model)?).map_err(of_model(index))?;
+    }
     let first = engine_of(&models[0])?;
     let mut longest = models[0].max_model_len;
     for (other, model) in models.iter().enumerate().skip(1) {
         let of_both = comparing::longest_text(state.comparisons(), [&first, &engine_of(model)?]);
-        let of_both = of_both.map_err(|error| match error {
-            SubmitError::Refused { .. } => ApiError::from(error).param(format!("models[{other}]")),
-            error => error.into(),
-        });
-        longest = longest.min(model.max_model_len).min(of_both?);
+        longest = longest.min(model.max_model_len).min(of_both.map_err(of_model(other))?);
     }
     Ok(longest)
 }

@@ -1,7 +1,7 @@
 //! Where administration happens: behind keys on a server, or with whoever owns the data directory, who needs none. Both
 //! lead to the same handlers ([`super::routes::admin`]), so both do the same things.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Router;
@@ -18,7 +18,7 @@ use super::state::{ApiConfig, AppState};
 use super::{middleware, unknown_route, wrong_method};
 use crate::gateway::account::Tree;
 use crate::gateway::directory::KeyInfo;
-use crate::gateway::{Administration, Caller, Directory, DirectoryError, Ledger, Quota};
+use crate::gateway::{AccountPath, Administration, Caller, Directory, DirectoryError, Ledger, Quota};
 
 /// What the handlers of administration need of whoever runs them.
 pub(crate) trait Desk: Clone + Send + Sync + 'static {
@@ -32,6 +32,9 @@ pub(crate) trait Desk: Clone + Send + Sync + 'static {
 
     /// Whom a key stands for, and the ledger that knows what is left to them. Reads the directory.
     fn standing(&self, key: &KeyInfo) -> Result<(Ledger, Arc<Caller>), DirectoryError>;
+
+    /// Whether the caller may know that a model of this name is served, if it is.
+    fn shows(&self, caller: &Caller, model: &str) -> bool;
 
     /// Whether the name stands for other models.
     fn is_alias(&self, name: &str) -> bool;
@@ -70,6 +73,10 @@ impl Desk for AppState {
         Ok((self.ledger().clone(), caller))
     }
 
+    fn shows(&self, caller: &Caller, model: &str) -> bool {
+        self.sees(caller, model)
+    }
+
     fn is_alias(&self, name: &str) -> bool {
         self.serving().alias(name).is_some()
     }
@@ -98,6 +105,8 @@ pub struct ShelvedBooks {
     pub defaults: Quota,
     /// Names that stand for other models.
     pub aliases: BTreeSet<String>,
+    /// The accounts that models belong to.
+    pub owners: BTreeMap<String, AccountPath>,
 }
 
 impl OperatorDesk {
@@ -154,6 +163,13 @@ impl Desk for OperatorDesk {
         }
     }
 
+    fn shows(&self, caller: &Caller, model: &str) -> bool {
+        match &self.backing {
+            Backing::Server(state) => state.sees(caller, model),
+            Backing::Ledger(books) => caller.sees(model, books.owners.get(model)),
+        }
+    }
+
     fn is_alias(&self, name: &str) -> bool {
         match &self.backing {
             Backing::Server(state) => state.is_alias(name),
@@ -162,10 +178,10 @@ impl Desk for OperatorDesk {
     }
 }
 
-/// Whoever has the limits of the key's account.
+/// Whom the key lets in.
 fn of_account(directory: &Directory, key: &KeyInfo, defaults: &Quota) -> Result<Arc<Caller>, DirectoryError> {
     let mut tree = Tree::new(directory.snapshot()?.accounts, defaults);
-    Ok(Arc::new(Caller::at_open_door(Arc::unwrap_or_clone(tree.account(&key.account)))))
+    Ok(Arc::new(Caller::with_key(key, tree.account(&key.account))))
 }
 
 async fn log(request: Request, next: Next) -> Response {

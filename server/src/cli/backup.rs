@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use passerelle::gateway::{Directory, Restored};
+use passerelle::gateway::{DataDir, Directory, Restored};
 use passerelle_engine::clock::SystemClock;
 
 use super::output;
@@ -64,17 +64,20 @@ impl BackupArgs {
 
 impl RestoreArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let data = self.state.data()?;
-        let Restored { kept, revoked } = data.restore(&self.file)?;
+        let (data, Restored { kept, revoked }) = DataDir::restore(&self.state.data_dir()?, &self.file)?;
         output::line(format_args!("restored from {}", self.file.display()))?;
-        output::line(format_args!("what was there is kept as {}", kept.display()))?;
+        let kept = kept.map_or_else(
+            || "nothing was there".to_owned(),
+            |kept| format!("what was there is kept as {}", kept.display()),
+        );
+        output::line(&kept)?;
         let directory = Directory::open(&data, Arc::new(SystemClock::new()), "command line")?;
         for id in revoked {
             let key = directory.revoke_key(&id)?;
             output::line(format_args!("revoked again: {} of {} ({})", key.name, key.account, key.id))?;
         }
         // So that the audit log of the copy says so too; after the keys, because it can fail.
-        let from = format!("from {}; what was there is kept as {}", self.file.display(), kept.display());
+        let from = format!("from {}; {kept}", self.file.display());
         directory.note("restore", "everything", &from)?;
         output::line("accounts, limits and secrets that were changed since the copy was made are as they were in it")
     }

@@ -126,6 +126,7 @@ impl BenchArgs {
         let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = serve::load(&config.models[0], means)?;
         eprintln!("measuring this machine with {} threads", compute.num_threads());
+        let engine = serve::sized_for(&config.engine, &compute);
         let limits = Limits::measure(&compute_of(&loaded, &compute), clock.as_ref())?;
         let cost = ModelCost::of(&loaded.description);
         let mut report = Report {
@@ -141,7 +142,7 @@ impl BenchArgs {
             rows: Vec::new(),
         };
         let needs = (&[self.room(loaded.description.max_position)?][..], self.workload(1));
-        let bench = Bench::start(loaded, needs, (&config.engine, times), clock)?;
+        let bench = Bench::start(loaded, needs, (&engine, times), clock)?;
         for (round, batch) in self.batch.iter().enumerate() {
             eprintln!("batch of {batch}");
             let measured = bench.run(self.workload(batch.get()), round as u64)?;
@@ -238,7 +239,7 @@ impl Bench {
     ) -> Result<Self> {
         let longest = loaded.description.max_position;
         let spec = loaded.model.kv_cache_spec();
-        let blocks = |room: &Room| spec.most_blocks(room.length, config.max_num_batched_tokens) * room.batch;
+        let blocks = |room: &Room| spec.most_blocks(room.length, config.steps.max_num_batched_tokens) * room.batch;
         let num_kv_blocks = rooms.iter().map(blocks).max().unwrap_or(0);
         let tokens = rooms.iter().map(|room| room.length * room.batch).max().unwrap_or(0);
         let recorder = Arc::new(Recorder::new(times));

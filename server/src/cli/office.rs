@@ -27,7 +27,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
-use crate::serve::{ADMIN_SOCKET, default_limits, on_the_shelf};
+use crate::serve::{ADMIN_SOCKET, default_limits, on_the_shelf, owners};
 
 /// The whole of a large ledger's accounts or audit log.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
@@ -114,7 +114,20 @@ impl Office {
             let bytes = self.runtime.block_on(axum::body::to_bytes(response.into_body(), MAX_ANSWER_BYTES))?;
             return Err(refused(&serde_json::from_slice(&bytes).context("the answer is no JSON")?));
         }
+        if response.headers().contains_key("x-passerelle-audit-entry") {
+            eprintln!("passerelle: {}", self.unwritten());
+        }
         Ok(Download { runtime: &self.runtime, chunks: response.into_body().into_data_stream(), chunk: Bytes::new() })
+    }
+
+    /// What is said where an act is done that the audit log has no room for.
+    fn unwritten(&self) -> &'static str {
+        match self.way {
+            Way::Server(_) => {
+                "no room for it in the audit log; the server writes it there before the next entry, or when the log is next read"
+            }
+            Way::Ledger(..) => "there is no room for it in the audit log, and it stays missing there",
+        }
     }
 
     /// The `data` of a list.
@@ -193,12 +206,13 @@ fn is_answered(socket: &Path) -> Result<bool> {
 
 fn desk(config: &Config, model: Option<&str>) -> Result<OperatorDesk> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let data = DataDir::open(&config.server.data_dir)?;
+    let data = DataDir::open_even_if_full(&config.server.data_dir)?;
     let directory = Directory::open(&data, Arc::clone(&clock), "command line")?;
     let books = ShelvedBooks {
         ledger: on_the_shelf(&data, clock, (config, model))?,
         defaults: default_limits(config)?,
         aliases: config.aliases.keys().cloned().collect(),
+        owners: owners(config)?,
     };
     Ok(OperatorDesk::on_ledger(Administration::open(&data, directory)?, &ApiConfig::default(), books))
 }

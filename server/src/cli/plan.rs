@@ -6,15 +6,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use passerelle::config::{self, Config, EngineConfig, Environment, ModelConfig, ModelFlag, WeightDtype, WrittenModel};
+use passerelle::config::{self, Config, Environment, ModelConfig, ModelFlag, StepSizes, WeightDtype, WrittenModel};
 use passerelle::hub::Wanted;
-use passerelle::placement::{HeldBytes, ModelDemand, Plan, plan};
+use passerelle::placement::{HeldBytes, ModelDemand, PartitionRoom, Plan, plan};
 use passerelle_models::{Footprint, WeightLayout, footprint};
 
 use super::model_args::ModelArgs;
 use super::output::{self, OutputArgs};
 use crate::serve::{find_files, load_options, step_bytes};
-use rooms::RoomFlag;
+use rooms::{Machine, RoomFlag};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,39 +54,43 @@ pub(crate) struct PlanArgs {
 impl PlanArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config(&Environment::read())?;
-        let plan = if config.partitions.is_empty() || !self.on.is_empty() || self.devices.is_some() {
+        let (plan, notes) = if config.partitions.is_empty() || !self.on.is_empty() || self.devices.is_some() {
             let rooms = rooms::rooms(&self.on, self.devices.as_deref(), &config.engine)?;
-            plan(&self.demands(&config, |_| true)?, &rooms)
+            (plan(&self.demands(&on(&config, &rooms), |_| true)?, &rooms), Vec::new())
         } else {
             self.as_configured(&config)?
         };
         if self.output.json {
-            output::json(&print::as_json(&plan))?
+            output::json(&print::as_json(&plan, &notes))?
         } else {
-            print::print(&plan)?
+            print::print(&plan, &notes)?
         }
         let (unplaced, all) = (plan.unplaced.len(), config.models.len());
         ensure!(unplaced == 0, "{unplaced} of {all} models have no place");
         Ok(())
     }
 
-    /// Each model on the partition that it names, and those that name none on what this machine has beside.
-    fn as_configured(&self, config: &Config) -> Result<Plan> {
+    /// Each model on the partition that it names, and those that name none on what this machine has beside. And what
+    /// cannot be so on this machine.
+    fn as_configured(&self, config: &Config) -> Result<(Plan, Vec<String>)> {
         let mut whole = Plan { partitions: Vec::new(), unplaced: Vec::new() };
         let mut add = |part: Plan| {
             whole.partitions.extend(part.partitions);
             whole.unplaced.extend(part.unplaced);
         };
+        let mut machine = Machine::new(&config.engine)?;
         for partition in &config.partitions {
-            let here = self.demands(config, |model| model.partition.as_ref() == Some(&partition.name))?;
-            let room = rooms::of_partition(partition, &config.engine);
-            add(plan(&here, &[room.with_context(|| partition.key("memory"))?]));
+            let rooms = [machine.room(partition).with_context(|| partition.key("memory"))?];
+            let lies_here = |model: &ModelConfig| model.partition.as_ref() == Some(&partition.name);
+            let filled = plan(&self.demands(&on(config, &rooms), lies_here)?, &rooms);
+            machine.take(partition, &filled);
+            add(filled);
         }
-        let elsewhere = self.demands(config, |model| model.partition.is_none())?;
-        if !elsewhere.is_empty() {
-            add(plan(&elsewhere, &rooms::rooms(&[], None, &config.engine)?));
+        if config.models.iter().any(|model| model.partition.is_none()) {
+            let rooms = machine.rest()?;
+            add(plan(&self.demands(&on(config, &rooms), |model| model.partition.is_none())?, &rooms));
         }
-        Ok(whole)
+        Ok((whole, machine.notes))
     }
 
     fn demands(&self, config: &Config, are_meant: impl Fn(&ModelConfig) -> bool) -> Result<Vec<ModelDemand>> {
@@ -104,6 +108,13 @@ impl PlanArgs {
     fn demand(&self, model: &ModelConfig, config: &Config) -> Result<ModelDemand> {
         demand(model, config, self.sequences.get()).with_context(|| format!("model `{}`", model.name))
     }
+}
+
+/// With the steps of what the rooms are; where they are of several kinds, those of a CPU, which are smaller.
+fn on(config: &Config, rooms: &[PartitionRoom]) -> Config {
+    let backend = rooms.first().and_then(|room| room.backend);
+    let are_alike = rooms.iter().all(|room| room.backend.is_some());
+    Config { engine: config.engine.on(backend.filter(|_| are_alike)), ..config.clone() }
 }
 
 /// What a model of the configuration takes, from its files' headers or its `config.json` alone.
@@ -124,7 +135,7 @@ pub(super) fn demand(model: &ModelConfig, config: &Config, sequences: usize) -> 
             smaller.push((name, quantised));
         }
     }
-    let EngineConfig { max_num_seqs, max_num_batched_tokens, .. } = config.engine;
+    let StepSizes { max_num_seqs, max_num_batched_tokens, .. } = config.engine.steps;
     Ok(ModelDemand {
         name: model.name.clone(),
         weights,

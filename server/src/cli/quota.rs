@@ -56,9 +56,10 @@ enum QuotaCommand {
         #[command(flatten)]
         dates: GrantDates,
     },
-    /// Say whether a request of a key would be admitted now, else which limit refuses it and when it would pass. Asks the
-    /// server that runs, which knows rates, what runs and who waits; where none runs, what the ledger holds. Exits with
-    /// 0 if no limit that was looked at refuses it, with 3 if one does, and with 1 if none could be looked at.
+    /// Say whether a request of a key would be admitted now, else what refuses it: the key's scopes, its list of models, the
+    /// model's context length, or which limit and when it would pass. Asks the server that runs, which knows rates, what runs
+    /// and who waits; where none runs, what the ledger holds. Exits with 0 if nothing that was looked at refuses it, with 3 if
+    /// something does, and with 1 if nothing could be looked at.
     Explain {
         /// A key's name or id.
         key: String,
@@ -125,27 +126,36 @@ fn explain(office: &Office, asked: &Value, output: OutputArgs) -> Result<ExitCod
 fn show(office: &Office, answer: &Value) -> Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let account = text(&answer["account"]);
+    let barred = answer["barred"].as_array().map_or(&[][..], Vec::as_slice);
+    barred.iter().try_for_each(|bar| output::line(text(&bar["message"])))?;
     if answer["fits"] == true {
         output::line(format_args!("{account}: every limit that was looked at has room for it"))?;
     } else if let Some(closed) = answer["closed"].as_str() {
         output::line(format_args!("{account}: nothing is admitted at the moment, because {closed}"))?;
-    } else {
-        let refusal = &answer["refusal"];
-        output::line(text(&refusal["message"]))?;
-        match refusal["passes_at"].as_u64() {
-            Some(at) => output::line(format_args!("it would pass at {}", office.calendar.show(UnixSeconds(at))))?,
-            None => output::line("it would not pass as long as this limit stands")?,
-        }
-        if let Some(tokens) = refusal["largest_output_tokens"].as_u64() {
-            output::line(format_args!("with an answer of at most {tokens} tokens it could pass"))?;
-        }
+    } else if answer["refusal"].is_object() {
+        show_refusal(office, &answer["refusal"])?;
     }
     answer["not_looked_at"].as_array().into_iter().flatten().try_for_each(|limit| {
         let (name, scope) = (text(&limit["limit"]), text(&limit["scope"]));
         let why = match limit["why"].as_str() {
             Some("needs_price") => "because no price is known of what was asked: name a model with --model",
+            Some("needs_model") => "because no model was named: name one with --model",
+            Some("not_in_memory") => "which is known while the model is in memory",
+            Some("not_known_here") => "which only the server that runs the model knows",
             _ => "which only a running server knows",
         };
         output::line(format_args!("not looked at: {name} of {scope}, {why}"))
     })
+}
+
+fn show_refusal(office: &Office, refusal: &Value) -> Result<()> {
+    output::line(refusal["message"].as_str().unwrap_or_default())?;
+    match refusal["passes_at"].as_u64() {
+        Some(at) => output::line(format_args!("it would pass at {}", office.calendar.show(UnixSeconds(at))))?,
+        None => output::line("it would not pass as long as this limit stands")?,
+    }
+    match refusal["largest_output_tokens"].as_u64() {
+        Some(tokens) => output::line(format_args!("with an answer of at most {tokens} tokens it could pass")),
+        None => Ok(()),
+    }
 }

@@ -91,11 +91,12 @@ struct Summary {
 
 impl ScoreArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let config = self.config(&Environment::read())?;
+        let mut config = self.config(&Environment::read())?;
         let data = fs::read_to_string(&self.data).with_context(|| self.data.display().to_string())?;
         let data = DataSet::parse(&data).with_context(|| self.data.display().to_string())?;
         let models = serve::find_sources(&self.sources, &config.engine)?;
         let (compute, hashes) = (serve::compute(&config.engine)?, KeptHashes::open(&config.server.data_dir));
+        config.engine = serve::sized_for(&config.engine, &compute);
         let inspector = Inspector::new(&config)?;
         let mut run = Run { args: &self, config, data, compute, hashes, inspector, against: None };
         run.against = self.against.as_ref().map(|source| run.reference(source)).transpose()?;

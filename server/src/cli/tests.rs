@@ -36,7 +36,7 @@ fn every_documented_option_of_serve_reaches_the_configuration() {
     assert_eq!(config.server.listen.to_string(), "unix:/s");
     assert_eq!(config.server.data_dir.to_str(), Some("/d"));
     assert_eq!(config.engine.device, DeviceChoice::Named(Device::Cpu));
-    assert_eq!((config.engine.max_num_seqs, config.engine.max_num_batched_tokens), (3, 50));
+    assert_eq!((config.engine.steps.max_num_seqs, config.engine.steps.max_num_batched_tokens), (3, 50));
     assert_eq!(config.engine.kv_cache_memory, Some(ByteSize(64 << 20)));
     assert_eq!(config.engine.threads, Some(2));
     assert_eq!(config.engine.processors.as_ref().map(ToString::to_string).as_deref(), Some("0-2,5"));

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use passerelle::gateway::AccountPath;
 use passerelle::gateway::journal::export::{Exported, verify_csv};
 use passerelle::gateway::journal::{UsageSum, Used, UserSum};
-use passerelle::gateway::tariff::HourUse;
+use passerelle::gateway::tariff::{HourUse, TimeUse};
 
 use super::office::Office;
 use super::output::{self, OutputArgs};
@@ -21,7 +21,8 @@ Examples:
   passerelle usage hours                                 where the server's time went, hour by hour
   passerelle usage export ledger.csv                     every request, chained by hash; prints the end of the chain
   passerelle usage export - | gzip >ledger.csv.gz
-  passerelle usage verify ledger.csv                     offline: was anything changed?";
+  passerelle usage verify ledger.csv                     offline: was anything changed?
+  zcat ledger.csv.gz | passerelle usage verify -";
 
 /// Show what was used, export the ledger, and verify an export.
 #[derive(Debug, Args)]
@@ -37,7 +38,7 @@ pub(crate) struct UsageArgs {
 enum UsageCommand {
     /// Sums by account and model, or by account and user.
     Show(ShowArgs),
-    /// Show where the time of the server that runs went, hour by hour, in normalised GPU seconds: billed, computed but not
+    /// Show where the time of each partition of the server that runs went, hour by hour, in normalised GPU seconds: billed, computed but not
     /// billed (below nothing where batches are fuller than the tariff's), and idle. They add up to what elapsed.
     Hours(OutputArgs),
     /// Write every settled entry as CSV.
@@ -47,6 +48,7 @@ enum UsageCommand {
     },
     /// Compute the chain of an export again. Needs nothing but the file.
     Verify {
+        /// The export, or - for standard input.
         file: PathBuf,
         /// The end of the chain as it was printed by the export, which a file that was cut short does not have.
         #[arg(long, value_name = "HASH")]
@@ -135,14 +137,13 @@ fn hours(office: &Office, output: OutputArgs) -> Result<()> {
     if output.json {
         return output::json(&answer);
     }
-    let partition = answer["partition"].as_str().unwrap_or_default().to_owned();
     let [billed, under_use, idle, elapsed] = ["BILLED", "UNDER-USE", "IDLE", "ELAPSED"];
     output::line(format_args!(
         "{:<12}{:<28}{billed:>14}{under_use:>14}{idle:>14}{elapsed:>14}",
         "PARTITION", "HOUR FROM"
     ))?;
-    office.rows(answer)?.iter().try_for_each(|HourUse { hour, billed, under_use, idle, elapsed }| {
-        let from = office.calendar.show(*hour);
+    office.rows(answer)?.iter().try_for_each(|HourUse { partition, hour, used }| {
+        let (from, TimeUse { billed, under_use, idle, elapsed }) = (office.calendar.show(*hour), used);
         output::line(format_args!(
             "{partition:<12}{from:<28}{billed:>14.3}{under_use:>14.3}{idle:>14.3}{elapsed:>14.3}"
         ))
@@ -192,8 +193,12 @@ impl<R: Read, W: Write> Read for Tee<R, W> {
 }
 
 fn verify(file: PathBuf, head: Option<&str>) -> Result<()> {
-    let open = File::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let Exported { entries, head: found } = verify_csv(BufReader::new(open))?;
+    let Exported { entries, head: found } = if file == Path::new("-") {
+        verify_csv(io::stdin().lock())?
+    } else {
+        let open = File::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        verify_csv(BufReader::new(open))?
+    };
     if head.is_some_and(|head| head != found.hex()) {
         bail!("every line follows from those before it, but the chain ends at {}: the file was cut short", found.hex());
     }

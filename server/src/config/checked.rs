@@ -11,6 +11,7 @@ use super::models::{ModelConfig, check_models, fits_as_name};
 use super::partitions::{MOST_THREADS, check_partitions, check_workers};
 use super::shadow::{ShadowConfig, check_shadow};
 use super::shelf::{ShelfConfig, check_shelf};
+use super::steps::{StatedSteps, StepSizes};
 use super::tls::{TlsFiles, check_tls};
 use super::upstreams::{check_routing, check_upstreams};
 use super::{
@@ -20,7 +21,7 @@ use super::{
 };
 use passerelle_models::ops::ProcessorSet;
 
-use crate::placement::DeviceChoice;
+use crate::placement::{Backend, DeviceChoice};
 
 /// Every value is within its range, and no two contradict each other.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,9 +85,9 @@ pub struct EngineConfig {
     /// Of the CPU that models run on. `None`: all that this process may use.
     pub processors: Option<ProcessorSet>,
     pub numa: Numa,
-    pub max_num_seqs: usize,
-    pub max_num_batched_tokens: usize,
-    pub max_prefill_chunk_tokens: usize,
+    /// On the device, once it is known ([`EngineConfig::on`]).
+    pub steps: StepSizes,
+    pub stated_steps: StatedSteps,
     pub max_added_latency: Duration,
     pub class_patience: Duration,
     pub max_queued_requests: usize,
@@ -103,6 +104,14 @@ pub struct EngineConfig {
     pub max_model_len: Option<usize>,
     pub tokenizer: Option<String>,
     pub chat_template: Option<PathBuf>,
+}
+
+impl EngineConfig {
+    /// With steps for a kind of device; `None`: a CPU.
+    #[must_use]
+    pub fn on(&self, backend: Option<Backend>) -> Self {
+        Self { steps: self.stated_steps.on(backend), ..self.clone() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -277,30 +286,22 @@ fn check_engine(written: &WrittenEngine, environment: &Environment) -> Result<En
     if let Some(list) = &written.device_list {
         check_exists("engine.device_list", list, Path::is_file)?;
     }
-    let max_num_batched_tokens = count(written.max_num_batched_tokens, 512);
-    let max_num_seqs = count(written.max_num_seqs, 64);
-    if max_num_batched_tokens < max_num_seqs {
-        let problem = format!(
-            "{max_num_batched_tokens} is less than engine.max_num_seqs = {max_num_seqs}; every running sequence needs \
-             one token a step, so raise the one or lower the other"
-        );
-        return Err(ConfigError::value("engine.max_num_batched_tokens", problem));
-    }
     if let Some(threads) = written.threads.filter(|threads| threads.get() > MOST_THREADS) {
         return Err(ConfigError::value("engine.threads", format!("{threads} are more than {MOST_THREADS}")));
     }
     let processors = written.cpu_affinity.as_deref().map(str::parse::<ProcessorSet>).transpose();
     let processors = processors.map_err(|error| ConfigError::value("engine.cpu_affinity", error.to_string()))?;
+    let device = written.device.clone().unwrap_or_default();
+    let stated_steps = StatedSteps::check(written)?;
     Ok(EngineConfig {
-        device: written.device.clone().unwrap_or_default(),
+        stated_steps,
+        steps: stated_steps.on(device.backend()),
+        device,
         device_list: written.device_list.clone(),
         visible_devices: environment.cuda_visible_devices.clone(),
         threads: written.threads.map(usize::from),
         processors,
         numa: written.numa.unwrap_or_default(),
-        max_num_seqs,
-        max_num_batched_tokens,
-        max_prefill_chunk_tokens: count(written.max_prefill_chunk_tokens, 256).min(max_num_batched_tokens),
         max_added_latency: period(written.max_added_latency, Duration::from_millis(250)),
         class_patience: period(written.class_patience, Duration::from_secs(30)),
         max_queued_requests: count(written.max_queued_requests, 256),

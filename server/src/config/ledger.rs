@@ -93,12 +93,17 @@ lay_over!(WrittenLedger {
     gpu_factor,
 });
 
+/// Whether time can be normalised by it.
+pub(super) fn is_factor(factor: f64) -> bool {
+    factor > 0.0 && factor.is_finite()
+}
+
 pub(super) fn check_ledger(written: WrittenLedger) -> Result<LedgerConfig, ConfigError> {
     if let Some(file) = &written.tariff {
         check_exists("ledger.tariff", file, Path::is_file)?;
     }
     let gpu_factor = written.gpu_factor.unwrap_or(1.0);
-    if !(gpu_factor > 0.0 && gpu_factor.is_finite()) {
+    if !is_factor(gpu_factor) {
         return Err(ConfigError::value("ledger.gpu_factor", format!("{gpu_factor} is no number above 0")));
     }
     Ok(LedgerConfig {

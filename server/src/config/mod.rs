@@ -21,6 +21,7 @@ mod origin;
 mod partitions;
 mod shadow;
 mod shelf;
+mod steps;
 mod tls;
 mod upstreams;
 mod written;
@@ -42,6 +43,7 @@ pub use origin::Origin;
 pub use partitions::{PartitionConfig, WorkersConfig};
 pub use shadow::{Candidate, Candidates, ShadowConfig, check_candidates};
 pub use shelf::ShelfConfig;
+pub use steps::{StatedSteps, StepSizes};
 pub use tls::TlsFiles;
 pub use upstreams::{RemoteModelConfig, RoutingConfig, UpstreamConfig};
 pub use written::{

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::checked::period;
+use super::ledger::is_factor;
 use super::models::fits_as_name;
 use super::{ConfigError, ModelConfig, WorkerPlace, WrittenPartition, WrittenWorkers};
 use crate::placement::{Device, Partition, PartitionError};
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PartitionConfig {
     pub name: String,
     /// Among `[[partitions]]`, from 0.
@@ -17,6 +18,8 @@ pub struct PartitionConfig {
     /// Without threads: as `engine.threads`. Without memory: as a server without partitions.
     pub is: Partition,
     pub worker: WorkerPlace,
+    /// Normalised GPU hours in an hour of it; without: as `ledger.gpu_factor`.
+    pub gpu_factor: Option<f64>,
 }
 
 impl PartitionConfig {
@@ -78,7 +81,11 @@ fn key(place: usize, setting: &str) -> String {
 }
 
 fn check_partition(place: usize, written: WrittenPartition) -> Result<PartitionConfig, ConfigError> {
-    let WrittenPartition { name, device, threads, memory, worker } = written;
+    let WrittenPartition { name, device, threads, memory, worker, gpu_factor } = written;
+    if let Some(odd) = gpu_factor.filter(|factor| !is_factor(*factor)) {
+        let problem = format!("`{name}`: {odd} is no number above 0");
+        return Err(ConfigError::value(key(place, "gpu_factor"), problem));
+    }
     if let Some(threads) = threads.filter(|threads| threads.get() > MOST_THREADS) {
         let problem = format!("`{name}`: {threads} are more than {MOST_THREADS}");
         return Err(ConfigError::value(key(place, "threads"), problem));
@@ -91,7 +98,7 @@ fn check_partition(place: usize, written: WrittenPartition) -> Result<PartitionC
         };
         ConfigError::value(key(place, setting), format!("`{name}`: {error}"))
     })?;
-    Ok(PartitionConfig { name, place, is, worker: worker.unwrap_or_default() })
+    Ok(PartitionConfig { name, place, is, worker: worker.unwrap_or_default(), gpu_factor })
 }
 
 pub(super) fn check_workers(written: &WrittenWorkers) -> WorkersConfig {

@@ -78,7 +78,7 @@ fn the_command_line_wins_over_the_file() {
         .expect("the test's TOML is well formed");
     let config = Config::check(command_line.over(file), &environment()).expect("both layers are valid");
     assert_eq!(config.engine.threads, Some(4));
-    assert_eq!(config.engine.max_num_seqs, 8);
+    assert_eq!(config.engine.steps.max_num_seqs, 8);
     assert_eq!(config.log.level, LogLevel::Debug);
     assert_eq!(config.models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["d"]);
 }

@@ -81,6 +81,11 @@ impl Comparing {
     }
 }
 
+/// Errors where the model of a replica cannot be compared with any other, with why.
+pub fn check_lent(replica: &Arc<Replica>) -> Result<(), SubmitError> {
+    replica.shared_model().map(drop).ok_or_else(|| replica.why_not_lent())
+}
+
 /// Tokens of the longest text that the models of two replicas can be compared on. Errors when there is none.
 pub fn longest_text(lane: &ComparisonHandle, replicas: [&Arc<Replica>; 2]) -> Result<usize, SubmitError> {
     let lent = |replica: &Replica| replica.shared_model().ok_or_else(|| replica.why_not_lent());

@@ -113,6 +113,12 @@ pub const WORKER_SILENCE: Metric = gauge(
     "Since the partition's worker gave a sign of life; 0 while it has none.",
 );
 
+pub const GPU_TIME: Metric = gauge(
+    "passerelle_gpu_time_seconds",
+    &["partition", "part"],
+    "Normalised GPU time since the start; of a partition, billed, under_use (may be negative) and idle add up to elapsed.",
+);
+
 pub const WAITING: Metric =
     gauge("passerelle_waiting_requests", &["model"], "Requests that wait for their first step, after the last step.");
 pub const RUNNING: Metric =

@@ -4,6 +4,10 @@ use passerelle_models::KvCacheSpec;
 
 use crate::units::ByteSize;
 
+/// Of a device's memory, for its driver, libraries, and what recorded steps keep: of a small model 1.4 GiB of an H200
+/// (`loadtests/results/2026-11-26-gpu-h200.md`), and some megabytes more for each recording of a larger one.
+pub const DEVICE_OVERHEAD: ByteSize = ByteSize(3 << 29);
+
 /// What one model asks of the KV cache.
 #[derive(Debug, Clone)]
 pub struct KvDemand {

@@ -9,7 +9,7 @@ mod plan;
 mod visible;
 
 pub use cards::{Card, CardError, CardName, Cards, Slice};
-pub use kv::{KvDemand, TooLittleForKv, share_kv_memory};
+pub use kv::{DEVICE_OVERHEAD, KvDemand, TooLittleForKv, share_kv_memory};
 pub use partition::{Backend, Device, DeviceChoice, DeviceId, Partition, PartitionError};
 pub use plan::{
     FilledPartition, Fits, HeldBytes, KvBudget, ModelDemand, PartitionRoom, PlacedModel, Plan, Remedy, Shortage,

@@ -97,6 +97,16 @@ impl Device {
     }
 }
 
+impl DeviceChoice {
+    /// Of the device that was named; of one that is yet to be found, the CPU's.
+    pub fn backend(&self) -> Option<Backend> {
+        match self {
+            Self::Auto => None,
+            Self::Named(device) => device.backend(),
+        }
+    }
+}
+
 impl Backend {
     pub const ALL: [Self; 2] = [Self::Cuda, Self::Rocm];
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use passerelle::config::{EngineConfig, Numa, PartitionConfig};
 #[cfg(feature = "cuda")]
-use passerelle::placement::{Backend, DeviceId};
-use passerelle::placement::{Device, DeviceChoice, DeviceList, find_visible};
+use passerelle::placement::DeviceId;
+use passerelle::placement::{Backend, Device, DeviceChoice, DeviceList, find_visible};
 use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement, ProcessorSet};
 
 /// There only where a driver is loaded.
@@ -60,6 +60,11 @@ pub(super) fn compute_on(config: &EngineConfig, DeviceKey { key, instead }: &Dev
             bail!("{key}: this build runs no models on {device}; use {instead}")
         }
     }
+}
+
+/// With steps for what they run on.
+pub(crate) fn sized_for(config: &EngineConfig, compute: &Compute) -> EngineConfig {
+    config.on((!compute.device().is_cpu()).then_some(Backend::Cuda))
 }
 
 /// The devices of this machine; `None` without a driver.

@@ -154,7 +154,7 @@ impl Workshop {
             max_waiting_texts: self.config.max_queued_requests,
             max_waiting_tokens: self.config.max_queued_tokens,
         };
-        let observer = Arc::clone(self.metrics.hours()) as Arc<dyn StepObserver>;
+        let observer = Arc::clone(self.metrics.hours().own()) as Arc<dyn StepObserver>;
         let (turns, clock) = (self.turns.clone(), Arc::clone(&self.clock));
         Ok(ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer })?)
     }
@@ -277,19 +277,19 @@ impl EngineBounds {
     /// A client may use what the checkpoint allows and the KV cache holds.
     fn of(model: &Loaded, num_kv_blocks: usize, config: &EngineConfig) -> Self {
         let (spec, longest) = (model.model.kv_cache_spec(), model.description.max_position);
-        let max_model_len = spec.longest_sequence(num_kv_blocks, config.max_num_batched_tokens, longest);
+        let max_model_len = spec.longest_sequence(num_kv_blocks, config.steps.max_num_batched_tokens, longest);
         Self { num_kv_blocks, max_model_len }
     }
 
     pub(crate) fn with(self, config: &EngineConfig) -> Result<passerelle_engine::EngineConfig> {
         Ok(passerelle_engine::EngineConfig {
             num_kv_blocks: self.num_kv_blocks,
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_num_seqs: config.steps.max_num_seqs,
+            max_num_batched_tokens: config.steps.max_num_batched_tokens,
             max_model_len: self.max_model_len,
             max_waiting_requests: config.max_queued_requests,
             max_waiting_tokens: config.max_queued_tokens,
-            prefill_chunk_tokens: config.max_prefill_chunk_tokens,
+            prefill_chunk_tokens: config.steps.max_prefill_chunk_tokens,
             prompt_logprobs_chunk_tokens: config.prompt_logprobs_chunk_tokens,
             max_added_latency: config.max_added_latency,
             class_patience: config.class_patience,
@@ -309,8 +309,8 @@ pub(super) fn price(model: &ModelDescription) -> Price {
 /// What a model asks of the KV cache: all its sequences at their longest.
 pub(crate) fn kv_demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
     let spec = model.model.kv_cache_spec();
-    let of_longest = spec.most_blocks(model.description.max_position, config.max_num_batched_tokens);
-    KvDemand { spec, most_blocks: config.max_num_seqs.saturating_mul(of_longest) }
+    let of_longest = spec.most_blocks(model.description.max_position, config.steps.max_num_batched_tokens);
+    KvDemand { spec, most_blocks: config.steps.max_num_seqs.saturating_mul(of_longest) }
 }
 
 fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<ServedModel> {
@@ -348,8 +348,8 @@ fn serve_encoder(model: &LoadedEncoder, kernels: &str) -> ServedModel {
 /// An encoder's batch is an engine's step, and its texts are requests.
 fn encoder_bounds(model: &LoadedEncoder, config: &EngineConfig) -> passerelle_engine::EncoderConfig {
     passerelle_engine::EncoderConfig {
-        max_batch_tokens: config.max_num_batched_tokens,
-        max_batch_texts: config.max_num_seqs,
+        max_batch_tokens: config.steps.max_num_batched_tokens,
+        max_batch_texts: config.steps.max_num_seqs,
         max_text_tokens: model.description.model.max_position,
         max_waiting_texts: config.max_queued_requests,
         max_waiting_tokens: config.max_queued_tokens,

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use passerelle::config::{ByteSize, EngineConfig};
-use passerelle::placement::{self, KvDemand};
+use passerelle::placement::{self, DEVICE_OVERHEAD, KvDemand};
 use passerelle_models::Activations;
 use passerelle_models::ops::Compute;
 
@@ -20,8 +20,13 @@ const FREE_GPU_MEMORY_PERCENT: u64 = 80;
 /// What was stated, or on a device with memory of its own most of that, for [`share_kv_memory`]. To be asked once the
 /// weights are loaded.
 pub(crate) fn stated_or_of_device(stated: Option<ByteSize>, compute: &Compute) -> Option<ByteSize> {
-    let of_device = || compute.free_memory().map(|free| ByteSize(free / 100 * FREE_GPU_MEMORY_PERCENT));
-    stated.or_else(of_device)
+    stated.or_else(|| compute.free_memory().map(part_of_device))
+}
+
+/// Of what is free on a device that has its weights. How much of [`DEVICE_OVERHEAD`] is taken by then is not known; steps are
+/// recorded later.
+fn part_of_device(free: u64) -> ByteSize {
+    ByteSize((free / 100 * FREE_GPU_MEMORY_PERCENT).min(free.saturating_sub(DEVICE_OVERHEAD.0)))
 }
 
 /// For keys and values where nothing else needs them: what was stated, else as much as a server would take.
@@ -41,8 +46,8 @@ pub(crate) fn share_kv_memory(stated: Option<ByteSize>, demands: &[KvDemand]) ->
 
 /// What a step of one engine holds at its peak beside weights and KV cache.
 pub(crate) fn step_bytes(activations: &Activations, config: &EngineConfig) -> u64 {
-    let tokens = config.max_num_batched_tokens;
-    activations.bytes(tokens, tokens.min(config.max_num_seqs + config.prompt_logprobs_chunk_tokens))
+    let tokens = config.steps.max_num_batched_tokens;
+    activations.bytes(tokens, tokens.min(config.steps.max_num_seqs + config.prompt_logprobs_chunk_tokens))
 }
 
 /// What this process may still take: the system's own estimate, or the room left in its cgroup if that is less.
@@ -64,6 +69,13 @@ fn available(meminfo: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_part_of_a_device_keeps_room_for_what_steps_record() {
+        assert_eq!(part_of_device(100_000_000_000), ByteSize(80_000_000_000));
+        assert_eq!(part_of_device(2 << 30), ByteSize(1 << 29));
+        assert_eq!(part_of_device(1 << 30), ByteSize(0));
+    }
 
     #[test]
     fn available_memory_is_read_in_bytes() {

@@ -36,7 +36,7 @@ struct PlacedModel {
     text: Arc<TextModel>,
     post: Post,
     id: ReplicaId,
-    /// The kind of its partition's device, as in the ledger.
+    /// The kind of its partition's device, as in tariffs.
     device: &'static str,
 }
 
@@ -45,6 +45,11 @@ impl Placed {
     pub(super) fn read(config: &Config, workshop: &Workshop, first_id: u32) -> Result<Self> {
         let inspector = Inspector::new(config)?;
         let mut placed = Self::default();
+        for PartitionConfig { name, gpu_factor, .. } in &config.partitions {
+            let lie_there = config.models.iter().filter(|model| model.partition.as_ref() == Some(name));
+            let factor = gpu_factor.unwrap_or(config.ledger.gpu_factor);
+            workshop.metrics.hours().place((name.as_str(), factor), lie_there.map(|model| model.name.clone()));
+        }
         for (partition, model) in config.partitions.iter().flat_map(|partition| {
             let lies_here = move |model: &&ModelConfig| model.partition.as_ref() == Some(&partition.name);
             config.models.iter().filter(lies_here).map(move |model| (partition, model))
@@ -81,7 +86,7 @@ impl Placed {
             let offered = model.post.offered().with_context(named)?;
             let served = model.served(&offered).with_context(named)?;
             let ledger = state.ledger();
-            ledger.know(&model.config.name, facts_of(&served, &model.device.into()));
+            ledger.know(&model.config.name, facts_of(&served, &partition.into()));
             state.change_serving(|former| former.with_model(served, model.replica()));
         }
         Ok(())

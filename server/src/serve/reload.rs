@@ -257,7 +257,7 @@ fn shadows(candidates: &Candidates) -> Result<Vec<Shadow>> {
 }
 
 /// The accounts that models belong to.
-fn owners(config: &Config) -> Result<BTreeMap<String, AccountPath>> {
+pub(crate) fn owners(config: &Config) -> Result<BTreeMap<String, AccountPath>> {
     let here = config.models.iter().map(|model| (&model.name, &model.account));
     let elsewhere = config.upstreams.iter().map(|upstream| (&upstream.model, &upstream.account));
     let owned = here.chain(elsewhere).filter_map(|(name, account)| Some((name, account.as_ref()?)));

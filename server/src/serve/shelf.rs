@@ -353,7 +353,7 @@ fn kv_cache_bytes(is: &ModelDescription, engine: &EngineConfig) -> u64 {
     const K_AND_V: usize = 2;
     const F32_BYTES: usize = 4;
     let token = K_AND_V * is.num_layers * is.num_kv_heads * is.head_dim * F32_BYTES;
-    (token as u64).saturating_mul(is.max_position as u64).saturating_mul(engine.max_num_seqs as u64)
+    (token as u64).saturating_mul(is.max_position as u64).saturating_mul(engine.steps.max_num_seqs as u64)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {

@@ -140,7 +140,7 @@ fn of_partition(config: &Config, name: &str) -> Result<Config> {
     let engine = EngineConfig {
         device: DeviceChoice::Named(is.device.clone()),
         threads: is.threads.map(usize::from).or(config.engine.threads),
-        ..config.engine.clone()
+        ..config.engine.on(is.device.backend())
     };
     Ok(Config { models, engine, ..config.clone() })
 }

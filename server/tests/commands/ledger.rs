@@ -198,7 +198,7 @@ fn explain_prices_gpu_time_by_a_published_tariff_also_where_no_server_runs() {
         String::from_utf8(explained(&state, &[&ask[..], &[file.to_str().unwrap()]].concat()).1).unwrap()
     };
     let passes = explain("demo", "100");
-    assert!(passes.contains("has room for it") && !passes.contains("not looked at"), "{passes}");
+    assert!(passes.contains("has room for it") && !passes.contains("not looked at: gpu_seconds"), "{passes}");
     assert!(explain("demo", "101").contains("gpu_seconds_per_day of 'acme'"));
     let unpriced = explain("other", "101");
     assert!(unpriced.contains("not looked at: gpu_seconds_per_day of acme"), "{unpriced}");
@@ -212,6 +212,59 @@ fn explained(state: &State, arguments: &[&str]) -> (bool, Vec<u8>) {
         Some(3) => (false, output.stdout),
         other => panic!("{other:?}: {}", String::from_utf8_lossy(&output.stderr)),
     }
+}
+
+/// Each of the last three questions would be refused whatever the limits were.
+#[test]
+fn explain_names_the_scopes_the_list_of_models_and_the_context_length_that_would_refuse() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    run(&state, &["key", "create", "alice", "--account", "acme", "--model", "demo"]);
+    run(&state, &["key", "create", "looker", "--account", "acme", "--scope", "read-only"]);
+    run(&state, &["key", "create", "night", "--account", "acme", "--scope", "batch"]);
+    let explain = |key: &str, more: &[&str]| {
+        let (fits, said) = explained(&state, &[&["quota", "explain", key, "--tokens"][..], more].concat());
+        (fits, String::from_utf8(said).unwrap())
+    };
+    let of_any_kind = || {
+        assert!(explain("alice", &["10", "--model", "demo"]).0 && explain("night", &["10", "--model", "demo"]).0);
+        let (fits, said) = explain("alice", &["10"]);
+        assert!(fits && said.contains("not looked at: models of acme, because no model was named"), "{said}");
+        let (fits, said) = explain("alice", &["10", "--model", "other"]);
+        assert!(!fits && said.contains("`other` is not among them"), "{said}");
+        let (fits, said) = explain("looker", &["10", "--model", "demo"]);
+        assert!(!fits && said.contains("neither the scope `inference` nor `batch`"), "{said}");
+    };
+    of_any_kind();
+    let (fits, unknown) = explain("alice", &["100000", "--model", "demo"]);
+    let told = "not looked at: context_length of demo, which only a running server knows";
+    assert!(fits && unknown.contains(told), "{unknown}");
+    let _served = Served::start(&state, &[]);
+    of_any_kind();
+    let (fits, said) = explain("alice", &["100000", "--model", "demo"]);
+    assert!(!fits && said.contains("context length is") && !said.contains("has room"), "{said}");
+    let (fits, said) = explain("night", &["10", "--model", "nobodys"]);
+    assert!(!fits && said.contains("No model `nobodys` is served to `acme`"), "{said}");
+}
+
+/// Whoever administers a part of the tree learns no names of models that belong to others.
+#[test]
+fn explain_tells_a_model_of_another_account_from_none_no_more_than_a_request_would() {
+    let state = State::new();
+    let file = state.path().join("p.toml");
+    std::fs::write(&file, "[[models]]\nname = \"secret\"\nsource = \"demo\"\naccount = \"other\"\n").unwrap();
+    for account in ["acme", "other"] {
+        run(&state, &["account", "create", account]);
+        run(&state, &["key", "create", &format!("of-{account}"), "--account", account]);
+    }
+    let explain = |key: &str, model: &str| {
+        let ask = ["quota", "explain", key, "--tokens", "10", "--model", model, "--config", file.to_str().unwrap()];
+        let (fits, said) = explained(&state, &ask);
+        (fits, String::from_utf8(said).unwrap())
+    };
+    assert!(explain("of-other", "secret").0);
+    let (fits, said) = explain("of-acme", "secret");
+    assert!(!fits && said == "No model `secret` is served to `acme`.\n", "{said}");
 }
 
 fn refusal(state: &State, arguments: &[&str]) -> String {
@@ -230,9 +283,10 @@ fn explain_derives_a_price_where_none_is_published_and_says_what_the_server_says
     let explain = |model: &str, tokens: &str| {
         explained(&state, &["quota", "explain", "alice", "--model", model, "--tokens", tokens, "--json"])
     };
-    let asks = || ["1", "1000", "30000", "1000000"].map(|tokens| explain("demo", tokens));
+    let refusal = |(_, said): (bool, Vec<u8>)| serde_json::from_slice::<Value>(&said).unwrap()["refusal"].take();
+    let asks = || ["1", "1000", "30000", "1000000"].map(|tokens| refusal(explain("demo", tokens)));
     let on_ledger = asks();
-    assert!(on_ledger[0].0 && !on_ledger[3].0, "{on_ledger:?}");
+    assert!(on_ledger[0].is_null() && on_ledger[3].is_object(), "{on_ledger:?}");
     let unpriced: Value = serde_json::from_slice(&explain("other", "1000000").1).unwrap();
     assert_eq!(unpriced["not_looked_at"][0]["limit"], "gpu_seconds_per_day", "{unpriced}");
     let _served = Served::start(&state, &[]);
@@ -338,6 +392,31 @@ fn the_ledger_is_exported_to_a_new_file_a_pipe_or_standard_output_and_the_audit_
     let acts = run(&state, &["account", "audit"]);
     let done = format!("export ledger done: 0 entries, to {}", "0".repeat(64));
     assert!(acts.contains("export ledger asked") && acts.contains(&done), "{acts}");
+}
+
+#[test]
+fn an_export_is_verified_as_it_comes_from_a_pipe() {
+    let state = State::new();
+    make_key(&state);
+    let csv = run(&state, &["usage", "export", "-"]);
+    let verified = |csv: &str| super::binary::with_input(&mut state.command(&["usage", "verify", "-"]), csv);
+    let whole = verified(&csv);
+    assert!(whole.status.success() && String::from_utf8_lossy(&whole.stdout).contains("0 entries, unbroken"));
+    assert!(!verified(&format!("{csv}1,of nobody\n")).status.success());
+}
+
+#[test]
+fn a_restore_that_fails_makes_no_data_directory_and_one_that_succeeds_says_what_was_there() {
+    let state = State::new();
+    make_key(&state);
+    run(&state, &["backup", "copy.db"]);
+    std::fs::write(state.path().join("no-copy.db"), "no database, but long enough for one to be looked for").unwrap();
+    for file in ["no-copy.db", "nowhere.db"] {
+        assert!(refusal(&state, &["restore", file, "--data-dir", "new"]).contains(file));
+        assert!(!state.path().join("new").exists(), "{file}");
+    }
+    assert!(run(&state, &["restore", "copy.db", "--data-dir", "new"]).contains("nothing was there"));
+    assert!(run(&state, &["key", "list", "--data-dir", "new"]).contains("alice"));
 }
 
 /// Two servers, one before the other, each with a ledger of its own.

@@ -222,6 +222,113 @@ fn a_plan_of_the_partitions_is_what_their_workers_have() {
     assert!(found[0] < found[1], "the memory of a partition decides: {found:?}");
 }
 
+/// What a partition computes and bills stands in its own hours, in the metrics and in the entries of the ledger.
+#[test]
+fn the_time_of_each_partition_adds_up_by_itself() {
+    let state = State::new();
+    let run = |line: &str| {
+        let output = state.command(&line.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let key = run("key create alice").trim().to_owned();
+    let mut served = serve_on_partitions(&state);
+    let asked = binary::open_as(&served.address, "/v1/chat/completions", &question("early", 24), &key).whole();
+    assert_eq!(asked.status, 200, "{}", asked.text());
+    let hours: Value = serde_json::from_str(&run("usage hours --json")).expect("JSON");
+    let rows = hours["data"].as_array().expect("a list");
+    let sum = |partition: &str, part: &str| -> f64 {
+        let of_partition = rows.iter().filter(|row| row["partition"] == partition);
+        of_partition.map(|row| row[part].as_f64().expect("a number")).sum()
+    };
+    for name in ["left", "right"] {
+        let parts = sum(name, "billed") + sum(name, "under_use") + sum(name, "idle");
+        assert!(sum(name, "elapsed") > 0.0 && (parts - sum(name, "elapsed")).abs() < 1e-6, "{hours}");
+        assert!(sum(name, "idle") >= 0.0, "no worker computes for longer than elapses: {hours}");
+    }
+    assert!(sum("left", "billed") > 0.0 && sum("left", "idle") < sum("left", "elapsed"), "{hours}");
+    assert_eq!((sum("right", "billed"), sum("right", "under_use")), (0.0, 0.0), "{hours}");
+    assert!(rows.iter().all(|row| row["partition"] != "cpu"), "nothing runs in the gateway: {hours}");
+    let metrics = binary::get_as(&served.address, "/metrics", Some(&key));
+    let shown = |part: &str| {
+        let series = format!("passerelle_gpu_time_seconds{{partition=\"left\",part=\"{part}\"}} ");
+        let line = metrics.text().lines().find_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok());
+        line.unwrap_or_else(|| panic!("{series} is missing in {}", metrics.text()))
+    };
+    let parts = shown("billed") + shown("under_use") + shown("idle");
+    assert!(shown("billed") > 0.0 && (parts - shown("elapsed")).abs() < 1e-6);
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    let ledger = run("usage export");
+    let columns: Vec<&str> = ledger.lines().next().expect("a heading").split(',').collect();
+    let at = columns.iter().position(|column| *column == "partition").expect("a column");
+    let entry: Vec<&str> = ledger.lines().nth(1).expect("an entry").split(',').collect();
+    assert_eq!(entry[at], "left");
+}
+
+#[test]
+fn models_of_workers_are_compared_by_nobody_and_the_refusal_names_the_model() {
+    let state = State::new();
+    let served = serve_on_partitions(&state);
+    let body = json!({"models": ["early", "final"], "prompt": "Once", "max_tokens": 4});
+    let refused = request(&served.address, "POST", "/v1/compare", &body);
+    assert_eq!(refused.status, 400, "{}", refused.text());
+    let error = &refused.json()["error"];
+    assert!(error["message"].as_str().is_some_and(|said| said.contains("worker process")), "{error}");
+    assert_eq!(error["param"], "models[0]");
+    let body = json!({"model": "early", "prompt": "Once", "max_tokens": 0,
+                      "prompt_scores_against": "final"});
+    let refused = request(&served.address, "POST", "/v1/completions", &body);
+    assert!(refused.status == 400 && refused.text().contains("worker process"), "{}", refused.text());
+}
+
+fn planned(state: &State, config: &str) -> Value {
+    fs::write(state.path().join("plan.toml"), config).expect("the folder is writable");
+    let output = state.command(&["plan", "--json", "--config", "plan.toml"]).output().expect("the binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("it is JSON")
+}
+
+#[test]
+fn a_plan_for_a_device_that_is_not_here_says_so_unless_its_worker_is_elsewhere() {
+    let state = State::new();
+    let config = |worker: &str| {
+        format!(
+            "[[partitions]]\nname = \"far\"\ndevice = \"cuda:7\"\nmemory = \"4GiB\"\n{worker}[[models]]\nname = \"m\"\n\
+             source = \"demo\"\npartition = \"far\"\n"
+        )
+    };
+    let plan = planned(&state, &config(""));
+    let notes = plan["notes"].as_array().expect("a list");
+    assert!(notes.len() == 1 && notes[0].as_str().is_some_and(|note| note.contains("cuda:7")), "{plan}");
+    assert_eq!(plan["partitions"][0]["models"][0]["model"], "m", "it is planned all the same");
+    let elsewhere =
+        planned(&state, &format!("{}[workers]\nlisten = \"127.0.0.1:0\"\n", config("worker = \"remote\"\n")));
+    assert_eq!(elsewhere["notes"], json!([]));
+    fs::write(state.path().join("one.toml"), "[engine]\ndevice = \"cuda:7\"\n").expect("the folder is writable");
+    let output = state.command(&["plan", "demo", "--config", "one.toml"]).output().expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--devices"), "{said}");
+}
+
+#[test]
+fn partitions_that_share_this_machines_memory_are_planned_for_what_the_others_leave() {
+    let state = State::new();
+    let part = |name: &str| {
+        format!(
+            "[[partitions]]\nname = \"{name}\"\n[[models]]\nname = \"of-{name}\"\nsource = \"demo\"\npartition = \"{name}\"\n"
+        )
+    };
+    let own = "[[models]]\nname = \"own\"\nsource = \"demo\"\n";
+    let plan = planned(&state, &format!("{}{}{own}", part("left"), part("right")));
+    let bytes = |at: usize, of: &str| plan["partitions"][at][of].as_u64().expect("a number");
+    for at in [1, 2] {
+        let before = bytes(at - 1, "memory_bytes");
+        assert_eq!(bytes(at, "memory_bytes"), bytes(at - 1, "free_bytes"), "of {before}: {plan}");
+        assert!(bytes(at, "memory_bytes") < before);
+    }
+}
+
 /// Clients that ask for one stream after the other while `rounds` workers leave; every stream must be whole.
 fn hand_over(rounds: usize) {
     let state = State::new();

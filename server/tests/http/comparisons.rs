@@ -132,7 +132,7 @@ async fn what_is_billed_for_a_comparison_is_billed_for_this_hour() {
     let server = Server::with(Options { tariff: Arc::new(Tariff::new("1", prices)), ..with_rivals() }).await;
     assert_eq!(server.client().post(COMPLETIONS, &comparison("0123456789")).await.status, 200);
     let hours = server.state.metrics().hours().rows();
-    let billed: f64 = hours.iter().map(|hour| hour.billed).sum();
+    let billed: f64 = hours.iter().map(|hour| hour.used.billed).sum();
     assert!((billed - 0.02).abs() < 1e-9, "a millisecond for each token of each model: {billed}");
 }
 

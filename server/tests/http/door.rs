@@ -176,6 +176,22 @@ async fn every_answer_says_how_long_it_took_and_a_limited_key_what_is_left() {
 }
 
 #[tokio::test]
+async fn asking_for_tokens_is_a_request_and_takes_no_tokens() {
+    let of_model = Limit { model: Some(MODEL.into()), ..limit(Limit::requests_per_minute, 1) };
+    let key_limits = Some(vec![limit(Limit::requests_per_minute, 3), limit(Limit::tokens_per_minute, 100), of_model]);
+    let server = Server::with(Options { key_limits, ..Options::default() }).await;
+    let client = server.client().with_key();
+    let asked = client.post("/tokenize", &json!({"prompt": "hi"})).await;
+    assert_eq!((asked.status, asked.headers["x-ratelimit-remaining-tokens"].as_str()), (200, "100"));
+    let spelt = json!({"tokens": asked.json()["tokens"]});
+    assert_eq!(client.post("/detokenize", &spelt).await.status, 200);
+    let short = chat(json!({"max_tokens": 1}));
+    assert_eq!(client.post(CHAT, &short).await.status, 200, "the model has its one request left");
+    let refused = client.post("/tokenize", &json!({"prompt": "hi"})).await;
+    assert_eq!((refused.status, refused.headers["x-ratelimit-limit-name"].as_str()), (429, "requests_per_minute"));
+}
+
+#[tokio::test]
 async fn a_stream_that_waits_says_so_until_it_goes_on() {
     let gate = crate::common::model::Gate::closed();
     let sse = SseConfig { keep_alive: Duration::from_millis(1), ..SseConfig::default() };

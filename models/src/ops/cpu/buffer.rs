@@ -35,7 +35,7 @@ impl<E: Plain> PageBuffer<E> {
     pub(super) fn zeroed(len: usize, placement: MemoryPlacement) -> Result<Self, ModelError> {
         let bytes = len * size_of::<E>();
         let pages = MmapMut::map_anon(bytes)
-            .map_err(|error| ModelError::Input(format!("no memory for a weight of {bytes} bytes: {error}")))?;
+            .map_err(|error| ModelError::device(format!("no memory for a weight of {bytes} bytes: {error}")))?;
         #[cfg(target_os = "linux")]
         if let Err(error) = pages.advise(memmap2::Advice::HugePage) {
             tracing::debug!(%error, "weights in small pages");

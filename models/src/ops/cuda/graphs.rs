@@ -138,7 +138,7 @@ impl Graphs {
         unsafe { recording.replay(compute.gpu()) }?;
         let num_rows = input.num_tokens();
         if differ(compute, &of_rows(shared, num_rows)?, &of_rows(logits, num_rows)?)? {
-            return Err(ModelError::Input("a replayed step gave other logits".into()));
+            return Err(ModelError::device("a replayed step gave other logits"));
         }
         Ok(recording)
     }

@@ -32,7 +32,7 @@ impl Recording {
         let graph = capture.end();
         drop(guard);
         queued?;
-        let graph = graph?.ok_or_else(|| ModelError::Input("nothing was recorded".into()))?;
+        let graph = graph?.ok_or_else(|| ModelError::device("nothing was recorded"))?;
         graph.upload().w()?;
         Ok(Self(graph))
     }

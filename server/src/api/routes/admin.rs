@@ -76,13 +76,12 @@ async fn usage<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
     sums(&administration, account, query).await
 }
 
-/// Where the server's time went since it started, for whoever governs the root.
+/// Where the time of each partition went since the server started, for whoever governs the root.
 async fn hours<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
     let nothing = || ApiError::new(ErrorKind::NoServer, "No server runs whose time could be told.");
-    let hours = desk.server().ok_or_else(nothing)?.metrics().hours();
-    Ok(Json(json!({"object": "list", "partition": hours.partition(), "data": hours.rows()})).into_response())
+    Ok(list(desk.server().ok_or_else(nothing)?.metrics().hours().rows()))
 }
 
 /// Every administrative act, and whether none was changed or taken out; for whoever governs the root.

@@ -143,8 +143,8 @@ fn model_json(state: &AppState, shown: &Shown) -> Value {
     json
 }
 
-/// `null` for a model of which only another server knows it.
-fn max_model_len(state: &AppState, name: &str) -> Option<usize> {
+/// `None` for a model of which only another server knows it, and for one that is not in memory.
+pub(crate) fn max_model_len(state: &AppState, name: &str) -> Option<usize> {
     match state.model(name) {
         Some(model) => Some(model.max_model_len),
         None => state.serving().remote(name)?.max_model_len,

@@ -230,7 +230,7 @@ impl ShapeReport {
         let cost = ModelCost::of(&loaded.description);
         let (dtype, vocab) = (loaded.dtype.clone(), loaded.model.input_vocab_size());
         let budget = serve::kv_budget(config.engine.kv_cache_memory, compute);
-        let step_tokens = config.engine.max_num_batched_tokens;
+        let step_tokens = config.engine.steps.max_num_batched_tokens;
         let longest = loaded.description.max_position;
         let fits = sizes.sequence() <= longest;
         ensure!(fits, "--context: with the answer {} tokens, and {shape} takes {longest}", sizes.sequence());

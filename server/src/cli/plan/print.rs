@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use super::super::output;
 
-pub(super) fn print(plan: &Plan) -> Result<()> {
+pub(super) fn print(plan: &Plan, notes: &[String]) -> Result<()> {
     plan.partitions.iter().try_for_each(partition)?;
+    notes.iter().try_for_each(output::line)?;
     plan.unplaced.iter().try_for_each(|model| {
         let text = model.shortage.to_string();
         output::line(format_args!("{}: no place: {text}", model.name))
@@ -45,11 +46,12 @@ fn sequences(model: &PlacedModel) -> String {
     }
 }
 
-pub(super) fn as_json(plan: &Plan) -> Value {
+pub(super) fn as_json(plan: &Plan, notes: &[String]) -> Value {
     let unplaced = plan.unplaced.iter().map(|model| json!({"model": model.name, "reason": model.shortage.to_string()}));
     json!({
         "partitions": plan.partitions.iter().map(partition_json).collect::<Vec<_>>(),
         "unplaced": unplaced.collect::<Vec<_>>(),
+        "notes": notes,
     })
 }
 

@@ -1,5 +1,6 @@
 //! What is planned for: what was named, another machine's devices, or this machine.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::str::FromStr;
@@ -7,13 +8,11 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 use passerelle::config::{ByteSize, EngineConfig, PartitionConfig, WorkerPlace};
 use passerelle::placement::{
-    Backend, CardName, Cards, Device, DeviceList, KvBudget, PartitionRoom, Visible, find_visible,
+    Backend, CardName, Cards, DEVICE_OVERHEAD, Device, DeviceChoice, DeviceList, KvBudget, PartitionRoom, Plan,
+    Visible, find_visible,
 };
 
 use crate::serve::{FREE_MEMORY_PART, free_memory, listed_devices};
-
-/// For the driver's context, modules and libraries on a device. Assumed: nobody has measured it yet.
-const RESERVED_ON_DEVICES: ByteSize = ByteSize(1 << 30);
 
 /// `--on`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,34 +51,101 @@ pub(super) fn rooms(on: &[RoomFlag], devices: Option<&Path>, engine: &EngineConf
         ensure!(!list.devices.is_empty(), "{}: lists no device; write what `nvidia-smi -L` prints", file.display());
         return list.visible(None).into_iter().map(|part| visible(part, &cards, engine)).collect();
     }
-    let list = listed_devices(engine)?;
-    let visible_here = list.as_ref().map(|list| list.visible(engine.visible_devices.as_deref())).unwrap_or_default();
-    if visible_here.is_empty() {
-        return Ok(vec![cpu(None, engine)]);
-    }
-    visible_here.into_iter().map(|part| visible(part, &cards, engine)).collect()
+    Machine::new(engine)?.rest()
 }
 
-/// One of `[[partitions]]`, as its worker shares it.
-pub(super) fn of_partition(partition: &PartitionConfig, engine: &EngineConfig) -> Result<PartitionRoom> {
-    let PartitionConfig { name, is, worker, .. } = partition;
-    let room = match (&is.device, is.memory) {
-        (_, None) if *worker == WorkerPlace::Remote => bail!("state it: another machine's cannot be seen from here"),
-        (Device::Cpu, None) => cpu(None, engine),
-        (device, Some(memory)) => PartitionRoom {
-            name: device.to_string(),
-            backend: device.backend(),
-            memory,
-            reserved: ByteSize(0),
-            kv: KvBudget::BesideWeights(engine.kv_cache_memory),
-        },
-        (device, None) => {
-            let list = listed_devices(engine)?.with_context(|| format!("state it: no driver here knows {device}"))?;
-            let all = list.visible(engine.visible_devices.as_deref());
-            visible(find_visible(device, &all)?, &Cards::known(), engine)?
+/// This machine, as its partitions are filled one after the other: what one takes, no other has.
+pub(super) struct Machine<'a> {
+    engine: &'a EngineConfig,
+    /// `None`: no driver is loaded.
+    devices: Option<DeviceList>,
+    /// Of the CPU, before any of it was taken.
+    free: ByteSize,
+    taken: HashMap<Device, u64>,
+    /// What the plan cannot be held to here.
+    pub(super) notes: Vec<String>,
+}
+
+impl<'a> Machine<'a> {
+    pub(super) fn new(engine: &'a EngineConfig) -> Result<Self> {
+        let (devices, free) = (listed_devices(engine)?, free_memory());
+        Ok(Self { engine, devices, free, taken: HashMap::new(), notes: Vec::new() })
+    }
+
+    /// One of `[[partitions]]`, as its worker shares it. One whose memory is stated may be another machine's; that it is not
+    /// here is noted.
+    pub(super) fn room(&mut self, partition: &PartitionConfig) -> Result<PartitionRoom> {
+        let PartitionConfig { name, is, worker, .. } = partition;
+        let room = match (&is.device, is.memory) {
+            (_, None) if *worker == WorkerPlace::Remote => {
+                bail!("state it: another machine's cannot be seen from here")
+            }
+            (Device::Cpu, None) => self.cpu(),
+            (device, Some(memory)) => {
+                let is_meant_here = *worker == WorkerPlace::Local && *device != Device::Cpu;
+                let missing = if is_meant_here { self.find(device).err() } else { None };
+                self.notes.extend(missing.map(|why| format!("{name}: planned for another machine: {why:#}")));
+                PartitionRoom {
+                    name: device.to_string(),
+                    backend: device.backend(),
+                    memory,
+                    reserved: ByteSize(0),
+                    kv: KvBudget::BesideWeights(self.engine.kv_cache_memory),
+                }
+            }
+            (device, None) => {
+                let found = self.find(device).context("state it")?;
+                let room = visible(found, &Cards::known(), self.engine)?;
+                self.left_of(&found.device(), room)
+            }
+        };
+        Ok(PartitionRoom { name: format!("{name} ({})", room.name), ..room })
+    }
+
+    /// What a worker of this machine has loaded is taken from what the others find.
+    pub(super) fn take(&mut self, partition: &PartitionConfig, plan: &Plan) {
+        if partition.worker == WorkerPlace::Remote {
+            return;
         }
-    };
-    Ok(PartitionRoom { name: format!("{name} ({})", room.name), ..room })
+        let device = match self.find(&partition.is.device) {
+            Ok(found) => found.device(),
+            Err(_) => partition.is.device.clone(),
+        };
+        *self.taken.entry(device).or_default() += plan.partitions.iter().map(|filled| filled.taken().0).sum::<u64>();
+    }
+
+    /// For models that name no partition: the device that was named, else what is visible, else the CPU.
+    pub(super) fn rest(&self) -> Result<Vec<PartitionRoom>> {
+        let of = |part: Visible<'_>| Ok(self.left_of(&part.device(), visible(part, &Cards::known(), self.engine)?));
+        match &self.engine.device {
+            DeviceChoice::Named(Device::Cpu) => Ok(vec![self.cpu()]),
+            DeviceChoice::Named(device) => {
+                let found = self.find(device).context("engine.device: for another machine, say --on or --devices")?;
+                Ok(vec![of(found)?])
+            }
+            DeviceChoice::Auto if self.visible().is_empty() => Ok(vec![self.cpu()]),
+            DeviceChoice::Auto => self.visible().into_iter().map(of).collect(),
+        }
+    }
+
+    fn cpu(&self) -> PartitionRoom {
+        self.left_of(&Device::Cpu, PartitionRoom { memory: self.free, ..cpu(None, self.engine) })
+    }
+
+    fn visible(&self) -> Vec<Visible<'_>> {
+        let visible = self.devices.as_ref().map(|list| list.visible(self.engine.visible_devices.as_deref()));
+        visible.unwrap_or_default()
+    }
+
+    fn find(&self, device: &Device) -> Result<Visible<'_>> {
+        ensure!(self.devices.is_some(), "no driver here knows {device}");
+        Ok(find_visible(device, &self.visible())?)
+    }
+
+    fn left_of(&self, device: &Device, room: PartitionRoom) -> PartitionRoom {
+        let taken = self.taken.get(device).copied().unwrap_or_default();
+        PartitionRoom { memory: ByteSize(room.memory.0.saturating_sub(taken)), ..room }
+    }
 }
 
 fn named(flag: &RoomFlag, cards: &Cards, engine: &EngineConfig) -> Result<PartitionRoom> {
@@ -112,5 +178,5 @@ fn visible(part: Visible<'_>, cards: &Cards, engine: &EngineConfig) -> Result<Pa
 
 fn device(name: String, (backend, memory): (Backend, ByteSize), engine: &EngineConfig) -> PartitionRoom {
     let kv = engine.kv_cache_memory.map_or(KvBudget::PartOfRest(1), KvBudget::Stated);
-    PartitionRoom { name, backend: Some(backend), memory, reserved: RESERVED_ON_DEVICES, kv }
+    PartitionRoom { name, backend: Some(backend), memory, reserved: DEVICE_OVERHEAD, kv }
 }

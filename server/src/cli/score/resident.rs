@@ -75,7 +75,7 @@ impl Resident {
         (clock, against): (Arc<dyn Clock>, Option<SharedModel>),
     ) -> Result<Self> {
         let longest = items.iter().map(Planned::longest).max().unwrap_or(1);
-        let room = Room { longest, most_in_flight: config.max_num_seqs * REQUESTS_PER_SEQUENCE };
+        let room = Room { longest, most_in_flight: config.steps.max_num_seqs * REQUESTS_PER_SEQUENCE };
         let bounds = room.bounds(&loaded, config)?;
         let (text, eos_token_ids) = (loaded.text, loaded.description.eos_token_ids);
         let turns = StepTurns::new();
@@ -202,7 +202,8 @@ impl Resident {
 impl Room {
     fn bounds(&self, loaded: &Loaded, config: &EngineConfig) -> Result<passerelle_engine::EngineConfig> {
         let spec = loaded.model.kv_cache_spec();
-        let most_blocks = spec.most_blocks(self.longest, config.max_num_batched_tokens) * config.max_num_seqs;
+        let most_blocks =
+            spec.most_blocks(self.longest, config.steps.max_num_batched_tokens) * config.steps.max_num_seqs;
         let blocks = share_kv_memory(config.kv_cache_memory, &[KvDemand { spec, most_blocks }])?;
         let num_kv_blocks = blocks.into_iter().sum();
         let mut bounds = EngineBounds { num_kv_blocks, max_model_len: loaded.description.max_position }.with(config)?;

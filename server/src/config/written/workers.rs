@@ -7,7 +7,7 @@ use crate::config::{ByteSize, Period, WorkerPlace};
 use crate::placement::Device;
 
 /// A device or a part of one. One worker process serves it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WrittenPartition {
     /// What models call it.
@@ -20,6 +20,8 @@ pub struct WrittenPartition {
     pub memory: Option<ByteSize>,
     /// Who starts its worker.
     pub worker: Option<WorkerPlace>,
+    /// Normalised GPU hours in an hour of it. Default: as `ledger.gpu_factor`.
+    pub gpu_factor: Option<f64>,
 }
 
 /// How workers are looked after.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Account, AccountPath, Classes, ServiceClass};
+use crate::gateway::directory::KeyInfo;
 use crate::gateway::keys::KeyId;
 use crate::gateway::quota::Quota;
 
@@ -108,6 +109,12 @@ impl Caller {
     pub fn shadow(account: Arc<Account>) -> Self {
         let (scopes, classes) = (Scopes([Scope::Batch].into()), Classes::up_to(ServiceClass::Batch));
         Self { account, via: Via::Shadow, scopes, models: ModelAccess::All, classes }
+    }
+
+    /// Whoever shows the key.
+    pub fn with_key(key: &KeyInfo, account: Arc<Account>) -> Self {
+        let (via, classes) = (Via::Key(key.id.clone()), Classes::up_to(key.class));
+        Self { account, via, scopes: key.scopes.clone(), models: key.models.clone(), classes }
     }
 
     pub fn may(&self, scope: Scope) -> bool {

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{DataDir, DataError, OWNER_ONLY_FILE, io_error, schema};
+use super::{DataDir, DataError, LOCK, LOG, LOG_INDEX, OWNER_ONLY_FILE, io_error, make_folder, schema};
 
 /// What became of the state that was there.
 #[derive(Debug)]
 pub struct Restored {
-    pub kept: PathBuf,
+    /// `None`: nothing was.
+    pub kept: Option<PathBuf>,
     /// Ids of keys that the copy has, and that were revoked since.
     pub revoked: Vec<String>,
 }
@@ -30,48 +31,61 @@ impl DataDir {
         Ok(())
     }
 
-    /// The same to read from, without a name: it is gone once it is closed.
-    pub fn copy_of_now(&self) -> Result<File, DataError> {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random)
-            .map_err(|error| io_error("name a copy in", self.path())(io::Error::other(error)))?;
-        let path = self.path().join(format!("passerelle.db.copy-{:016x}", u64::from_le_bytes(random)));
-        let copied = self.back_up(&path).and_then(|()| File::open(&path).map_err(io_error("open", &path)));
-        match std::fs::remove_file(&path) {
-            Err(error) if copied.is_ok() => Err(io_error("remove", &path)(error)),
-            _ => copied,
-        }
-    }
-
-    /// Puts a copy in the place of everything that is here, which is kept beside it under a name that nothing has yet.
-    /// Refused while a server keeps the ledger, for a copy that is damaged, and for one of a newer program.
+    /// Puts a copy in the place of everything that is in a folder, which is kept beside it under a name that nothing has yet.
+    /// Refused while a server keeps the ledger, for a copy that is damaged, and for one of a newer program. Whatever fails,
+    /// the folder is as it was.
     ///
     /// Keys that were revoked since the copy was made stay so, from the first moment that anybody can use it.
-    pub fn restore(&self, copy: &Path) -> Result<Restored, DataError> {
-        let _lock = self.lock_for_serving()?;
+    pub fn restore(folder: &Path, copy: &Path) -> Result<(Self, Restored), DataError> {
         check(copy)?;
+        let is_there = Self::is_at(folder);
+        let made = Made::folder(folder)?;
+        let data = if is_there { Self::open(folder)? } else { Self::of(folder) };
+        let restored = data.replace(copy, is_there)?;
+        made.keep();
+        Ok((data, restored))
+    }
+
+    fn replace(&self, copy: &Path, is_there: bool) -> Result<Restored, DataError> {
+        let _lock = self.lock_for_serving()?;
         let database = self.database();
         // Closing the last connection brings everything into the one file.
-        let revoked =
-            revoked_keys(&self.connect()?).map_err(|error| DataError::Sql { path: database.clone(), error })?;
-        let fresh = self.path().join("passerelle.db.restoring");
-        std::fs::copy(copy, &fresh).map_err(io_error("copy", copy))?;
-        let revoked = revoke(&fresh, revoked).map_err(|error| DataError::Sql { path: fresh.clone(), error })?;
-        std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(OWNER_ONLY_FILE))
-            .and_then(|()| File::open(&fresh)?.sync_all())
-            .map_err(io_error("write", &fresh))?;
-        let kept = self.free_name("passerelle.db.before-restore");
-        std::fs::rename(&database, &kept).map_err(io_error("rename", &database))?;
-        for leftover in ["passerelle.db-wal", "passerelle.db-shm"] {
+        let of_now =
+            || revoked_keys(&self.connect()?).map_err(|error| DataError::Sql { path: database.clone(), error });
+        let revoked = if is_there { of_now()? } else { Vec::new() };
+        let path = self.path().join("passerelle.db.restoring");
+        let fresh = Made(vec![path.clone()]);
+        std::fs::copy(copy, &path).map_err(io_error("copy", copy))?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(OWNER_ONLY_FILE))
+            .map_err(io_error("write", &path))?;
+        let sql = |error| DataError::Sql { path: path.clone(), error };
+        let revoked = revoke(&path, revoked).map_err(sql)?;
+        // Before it is anybody's: a copy of an earlier format may need room that is not there.
+        schema::bring_up_to_date(&mut alone(&path).map_err(sql)?, &database)?;
+        File::open(&path).and_then(|file| file.sync_all()).map_err(io_error("write", &path))?;
+        let kept = is_there.then(|| self.free_name("passerelle.db.before-restore"));
+        if let Some(kept) = &kept {
+            std::fs::rename(&database, kept).map_err(io_error("rename", &database))?;
+        }
+        if let Err(error) = self.take_place(&path) {
+            // A second failure has nowhere to go: what was there is where its name says.
+            let _ = kept.map(|kept| std::fs::rename(kept, &database));
+            return Err(error);
+        }
+        fresh.keep();
+        Ok(Restored { kept, revoked })
+    }
+
+    /// Nothing of the former database's log may be played into the fresh one.
+    fn take_place(&self, fresh: &Path) -> Result<(), DataError> {
+        for leftover in [LOG, LOG_INDEX] {
             let path = self.path().join(leftover);
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &path)(error)),
                 _ => {}
             }
         }
-        std::fs::rename(&fresh, &database).map_err(io_error("rename", &fresh))?;
-        schema::bring_up_to_date(&mut self.connect()?, &database)?;
-        Ok(Restored { kept, revoked })
+        std::fs::rename(fresh, self.database()).map_err(io_error("rename", fresh))
     }
 
     /// The name, or the first of `NAME-2`, `NAME-3` and so on that nothing has.
@@ -79,6 +93,37 @@ impl DataDir {
         let numbered = (2_u32..).map(|number| format!("{name}-{number}"));
         let mut names = std::iter::once(name.to_owned()).chain(numbered).map(|name| self.path().join(name));
         names.find(|path| !path.exists()).unwrap_or_else(|| self.path().join(name))
+    }
+}
+
+/// Files and folders that a restore has made so far, the outermost first. Dropped, they are gone again.
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// With what leads to it. Of one that is there nothing is made.
+    fn folder(folder: &Path) -> Result<Self, DataError> {
+        let missing = folder.ancestors().take_while(|path| !path.as_os_str().is_empty() && !path.exists());
+        let mut made: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+        made.reverse();
+        if !made.is_empty() {
+            made.push(folder.join(LOCK));
+        }
+        let made = Self(made);
+        make_folder(folder)?;
+        Ok(made)
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for path in self.0.iter().rev() {
+            // What cannot be removed is left, and with it what it lies in.
+            let _ = if path.is_dir() { std::fs::remove_dir(path) } else { std::fs::remove_file(path) };
+        }
     }
 }
 
@@ -91,10 +136,7 @@ fn revoked_keys(connection: &Connection) -> rusqlite::Result<Vec<(String, i64)>>
 
 /// In a file that nobody uses yet. Returns those that were not.
 fn revoke(file: &Path, keys: Vec<(String, i64)>) -> rusqlite::Result<Vec<String>> {
-    let connection = Connection::open(file)?;
-    // A file that is given up half way is overwritten by the next attempt, and must leave no journal that would be
-    // played into it.
-    connection.pragma_update(None, "journal_mode", "memory")?;
+    let connection = alone(file)?;
     let mut revoked = Vec::new();
     for (key, at) in keys {
         let changes = "UPDATE keys SET revoked_at = ?2 WHERE id = ?1 AND revoked_at IS NULL";
@@ -103,6 +145,13 @@ fn revoke(file: &Path, keys: Vec<(String, i64)>) -> rusqlite::Result<Vec<String>
         }
     }
     Ok(revoked)
+}
+
+/// A file that is given up half way must leave no journal beside it that would be played into the next one of its name.
+fn alone(file: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(file)?;
+    connection.pragma_update(None, "journal_mode", "memory")?;
+    Ok(connection)
 }
 
 fn check(copy: &Path) -> Result<(), DataError> {
@@ -143,10 +192,18 @@ mod tests {
         assert!(data.back_up(&copy).is_err(), "a copy is never overwritten");
         drop(_in_use);
         add(&data, "after");
-        let restored = data.restore(&copy).unwrap();
+        let restore = || DataDir::restore(data.path(), &copy).unwrap().1;
+        let restored = restore();
         assert_eq!((accounts(&data), restored.revoked.len()), (2, 0), "the root, and what was there");
-        let again = data.restore(&copy).unwrap();
-        assert!(restored.kept.exists() && again.kept.exists() && restored.kept != again.kept, "nothing is overwritten");
+        let (first, second) = (restored.kept.unwrap(), restore().kept.unwrap());
+        assert!(first.exists() && second.exists() && first != second, "nothing is overwritten");
+    }
+
+    fn content(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+        let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = paths.map(|path| (path.clone(), std::fs::read(&path).unwrap_or_default())).collect();
+        files.sort();
+        files
     }
 
     #[test]
@@ -156,10 +213,48 @@ mod tests {
         let copy = folder.path().join("copy");
         data.back_up(&copy).unwrap();
         let lock = data.lock_for_serving().unwrap();
-        assert!(matches!(data.restore(&copy), Err(DataError::InUse { .. })));
+        assert!(matches!(DataDir::restore(data.path(), &copy), Err(DataError::InUse { .. })));
         drop(lock);
         std::fs::write(&copy, "no database at all, but long enough to be looked at by whoever opens it").unwrap();
-        assert!(data.restore(&copy).is_err());
+        let before = content(data.path());
+        assert!(DataDir::restore(data.path(), &copy).is_err());
+        assert_eq!(content(data.path()), before);
         assert_eq!(accounts(&data), 1);
+    }
+
+    #[test]
+    fn a_restore_that_fails_leaves_a_folder_as_it_was_and_none_where_none_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("copy");
+        DataDir::open(&folder.path().join("other")).unwrap().back_up(&copy).unwrap();
+        let new = folder.path().join("new").join("data");
+        assert!(DataDir::restore(&new, &folder.path().join("nowhere")).is_err());
+        assert!(!folder.path().join("new").exists());
+        // Where the fresh file would be, nothing can be written.
+        let block = |folder: &Path| std::fs::create_dir_all(folder.join("passerelle.db.restoring/in the way")).unwrap();
+        let empty = folder.path().join("empty");
+        block(&empty);
+        assert!(DataDir::restore(&empty, &copy).is_err());
+        assert!(!empty.join("passerelle.db").exists());
+        let used = DataDir::open(&folder.path().join("used")).unwrap();
+        add(&used, "mine");
+        drop(used.lock_for_serving().unwrap());
+        block(used.path());
+        let before = content(used.path());
+        assert!(DataDir::restore(used.path(), &copy).is_err());
+        assert_eq!((content(used.path()), accounts(&used)), (before, 2));
+    }
+
+    #[test]
+    fn a_copy_is_restored_where_nothing_was_and_nothing_is_said_to_be_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("copy");
+        let data = DataDir::open(&folder.path().join("data")).unwrap();
+        add(&data, "mine");
+        data.back_up(&copy).unwrap();
+        let (restored, told) = DataDir::restore(&folder.path().join("new").join("data"), &copy).unwrap();
+        assert_eq!((accounts(&restored), told.kept), (2, None));
+        let names: Vec<_> = content(restored.path()).into_iter().map(|(path, _)| path).collect();
+        assert!(names.iter().all(|path| !path.to_string_lossy().contains("before-restore")), "{names:?}");
     }
 }

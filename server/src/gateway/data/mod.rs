@@ -11,6 +11,7 @@
 //! | `entries`, and `usage`, their sums | 2 | [`super::journal`] |
 
 mod backup;
+mod copy;
 mod former;
 mod schema;
 
@@ -20,7 +21,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 pub use backup::Restored;
 
@@ -33,6 +34,15 @@ const OWNER_ONLY_DIRECTORY: u32 = 0o700;
 #[derive(Debug, Clone)]
 pub struct DataDir {
     path: PathBuf,
+    access: Access,
+}
+
+/// What this process can do with the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Changes,
+    /// Without a byte of room, not even for the index that SQLite shares between processes.
+    ReadsAsItLies,
 }
 
 /// What can go wrong with stored state. Never quotes a secret.
@@ -54,18 +64,39 @@ pub enum DataError {
 }
 
 const DATABASE: &str = "passerelle.db";
+/// What was committed and is not in the database yet, and its index.
+const LOG: &str = "passerelle.db-wal";
+const LOG_INDEX: &str = "passerelle.db-shm";
+/// Whoever serves holds it.
+const LOCK: &str = "serving.lock";
 
 impl DataDir {
     /// Makes the directory and the database if there are none, and brings an older format up to date.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(OWNER_ONLY_DIRECTORY);
-        builder.create(path).map_err(io_error("create", path))?;
-        let directory = Self { path: path.to_owned() };
+        make_folder(path)?;
+        let directory = Self::of(path);
         let mut connection = directory.connect()?;
         schema::bring_up_to_date(&mut connection, &directory.database())?;
         former::take_in(&mut connection, &directory.path)?;
         Ok(directory)
+    }
+
+    /// The same, for whoever may have come to read. Where a full disk leaves no room to use the database, and nothing waits
+    /// beside it to be taken into it, it is read as it lies, and every change is an error. For short: who changes it
+    /// meanwhile, once there is room again, is not seen.
+    pub fn open_even_if_full(path: &Path) -> Result<Self, DataError> {
+        match Self::open(path) {
+            Err(error) if error.is_for_want_of_room() && lies_still(path) => {
+                let directory = Self { path: path.to_owned(), access: Access::ReadsAsItLies };
+                schema::bring_up_to_date(&mut directory.connect()?, &directory.database())?;
+                Ok(directory)
+            }
+            opened => opened,
+        }
+    }
+
+    fn of(path: &Path) -> Self {
+        Self { path: path.to_owned(), access: Access::Changes }
     }
 
     /// Whether something is kept there, by this program or by one before the database.
@@ -76,7 +107,7 @@ impl DataDir {
     /// For a server: two of them would settle each other's open reservations and run each other's batches. Released
     /// when the file is closed, also by the death of the process.
     pub fn lock_for_serving(&self) -> Result<File, DataError> {
-        let path = self.path.join("serving.lock");
+        let path = self.path.join(LOCK);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(OWNER_ONLY_FILE);
         let file = options.open(&path).map_err(io_error("open", &path))?;
@@ -98,17 +129,65 @@ impl DataDir {
     /// One more connection, which waits for others' changes. Changes are on disk when they are committed.
     pub(super) fn connect(&self) -> Result<Connection, DataError> {
         let path = self.database();
-        make(&path)?;
-        let open = || {
-            let connection = Connection::open(&path)?;
-            connection.busy_timeout(BUSY_TIMEOUT)?;
-            connection.pragma_update(None, "journal_mode", "wal")?;
-            connection.pragma_update(None, "synchronous", "full")?;
-            connection.pragma_update(None, "foreign_keys", true)?;
-            Ok(connection)
+        let opened = match self.access {
+            Access::Changes => {
+                make(&path)?;
+                to_change(&path)
+            }
+            Access::ReadsAsItLies => as_it_lies(&path),
         };
-        open().map_err(|error| DataError::Sql { path: path.clone(), error })
+        opened.map_err(|error| DataError::Sql { path, error })
     }
+}
+
+impl DataError {
+    /// Whether it is the disk that has no room, or does not work.
+    pub fn is_for_want_of_room(&self) -> bool {
+        match self {
+            Self::Io { error, .. } => error.kind() == io::ErrorKind::StorageFull,
+            Self::Sql { error, .. } => cannot_write(error),
+            Self::InUse { .. } | Self::Content { .. } | Self::Version { .. } => false,
+        }
+    }
+}
+
+/// Whether the database could not be written for a reason that lies in its disk.
+pub(super) fn cannot_write(error: &rusqlite::Error) -> bool {
+    use ErrorCode::{DiskFull, ReadOnly, SystemIoFailure};
+    error.sqlite_error_code().is_some_and(|code| matches!(code, DiskFull | ReadOnly | SystemIoFailure))
+}
+
+fn to_change(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    Ok(connection)
+}
+
+/// Without locks, and without looking for a log.
+fn as_it_lies(path: &Path) -> rusqlite::Result<Connection> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-~".contains(&byte);
+    let path = path.to_string_lossy();
+    let in_uri = path.bytes().map(|byte| match plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    });
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(format!("file:{}?immutable=1", in_uri.collect::<String>()), flags)
+}
+
+/// Whether all that was committed is in the one file.
+fn lies_still(folder: &Path) -> bool {
+    let log_bytes = folder.join(LOG).metadata().map_or(0, |log| log.len());
+    folder.join(DATABASE).is_file() && log_bytes == 0
+}
+
+fn make_folder(path: &Path) -> Result<(), DataError> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(OWNER_ONLY_DIRECTORY);
+    builder.create(path).map_err(io_error("create", path))
 }
 
 /// Makes the file here and not by SQLite, so that no moment exists at which others may read it. One that exists is not even

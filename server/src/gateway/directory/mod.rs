@@ -8,6 +8,7 @@ mod accounts;
 mod audit;
 pub(super) mod columns;
 mod keys;
+mod owed;
 mod plan;
 mod record;
 
@@ -17,8 +18,9 @@ use passerelle_engine::clock::Clock;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::account::{AccountPath, PathError};
-use super::data::{DataDir, DataError};
+use super::data::{DataDir, DataError, cannot_write};
 use super::quota::{LimitName, QuotaError, UnixSeconds};
+use owed::{Owed, OwedAct};
 
 pub use audit::AuditEntry;
 pub use plan::{Change, WantedAccount};
@@ -28,6 +30,8 @@ pub use record::{AccountRecord, KeyInfo, KeyRecord, KeyStatus, NewKey, Snapshot}
 #[derive(Debug, Clone)]
 pub struct Directory {
     connection: Arc<Mutex<Connection>>,
+    /// Locked after the connection.
+    owed: Arc<Mutex<Owed>>,
     clock: Arc<dyn Clock>,
     /// Who is named in the audit log.
     actor: Arc<str>,
@@ -68,6 +72,25 @@ pub enum DirectoryError {
     Random(#[from] getrandom::Error),
 }
 
+/// Where an act stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    Written,
+    /// In memory, until there is room.
+    Owed,
+}
+
+impl DirectoryError {
+    /// Whether it is the disk that has no room, or does not work.
+    pub fn is_for_want_of_room(&self) -> bool {
+        match self {
+            Self::Sql(error) => cannot_write(error),
+            Self::Data(error) => error.is_for_want_of_room(),
+            _ => false,
+        }
+    }
+}
+
 /// One administrative act, for the audit log.
 struct Act<'a> {
     name: &'static str,
@@ -79,7 +102,8 @@ struct Act<'a> {
 impl Directory {
     /// `actor`: who changes things through this handle, as the audit log names them.
     pub fn open(data: &DataDir, clock: Arc<dyn Clock>, actor: &str) -> Result<Self, DataError> {
-        Ok(Self { connection: Arc::new(Mutex::new(data.connect()?)), clock, actor: actor.into() })
+        let (connection, owed) = (Arc::new(Mutex::new(data.connect()?)), Arc::default());
+        Ok(Self { connection, owed, clock, actor: actor.into() })
     }
 
     /// The same directory, used by somebody else.
@@ -101,7 +125,11 @@ impl Directory {
         self.read(|transaction| Ok(generation(transaction)?))
     }
 
+    /// With what could not be written down before, if there is room for it now.
     pub fn audit_log(&self) -> Result<Vec<AuditEntry>, DirectoryError> {
+        if let Err(error) = self.settle_owed() {
+            tracing::error!(%error, "administrative acts are missing in the audit log, which has no room for them");
+        }
         self.read(|transaction| Ok(audit::all(transaction)?))
     }
 
@@ -113,6 +141,33 @@ impl Directory {
     /// Writes down an act that changes nothing here. `subject`: what it is done to. `detail`: never a secret.
     pub fn note(&self, act: &'static str, subject: &str, detail: &str) -> Result<(), DirectoryError> {
         self.change(Act { name: act, subject, detail: detail.to_owned() }, |_| Ok(()))
+    }
+
+    /// Writes down an act that happens whether there is room to write or not: at once, or else before the next entry.
+    pub fn note_when_it_can(&self, act: &'static str, subject: &str, detail: &str) -> Result<Noted, DirectoryError> {
+        match self.note(act, subject, detail) {
+            Ok(()) => Ok(Noted::Written),
+            Err(error) if error.is_for_want_of_room() => {
+                tracing::error!(%error, act, "an administrative act is missing in the audit log for now");
+                let (at, actor, act) = (self.now(), Arc::clone(&self.actor), (act, subject, detail));
+                self.owed.lock().unwrap_or_else(PoisonError::into_inner).add(OwedAct::new(at, actor, act));
+                Ok(Noted::Owed)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn settle_owed(&self) -> Result<(), DirectoryError> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
+        if owed.is_empty() {
+            return Ok(());
+        }
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        owed.write(&transaction)?;
+        transaction.commit()?;
+        owed.clear();
+        Ok(())
     }
 
     fn read<T>(&self, look: impl FnOnce(&Transaction<'_>) -> Result<T, DirectoryError>) -> Result<T, DirectoryError> {
@@ -127,11 +182,14 @@ impl Directory {
         change: impl FnOnce(&Transaction<'_>) -> Result<T, DirectoryError>,
     ) -> Result<T, DirectoryError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let answer = change(&transaction)?;
+        owed.write(&transaction)?;
         audit::append(&transaction, self.now(), &self.actor, &act)?;
         transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'directory_generation'", [])?;
         transaction.commit()?;
+        owed.clear();
         Ok(answer)
     }
 

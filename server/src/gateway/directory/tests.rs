@@ -151,3 +151,57 @@ fn an_audit_log_with_an_entry_changed_or_taken_out_does_not_hold_together() {
     let without = [log[0].clone(), log[2].clone()];
     assert!(!AuditEntry::are_chained(&changed) && !AuditEntry::are_chained(&without));
 }
+
+/// The database may not grow beyond what it has.
+fn fill(directory: &Directory) {
+    let connection = directory.connection.lock().unwrap();
+    let pages: u32 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    connection.pragma_update(None, "max_page_count", pages).unwrap();
+    drop(connection);
+    while directory.note("fill", "page", "x").is_ok() {}
+}
+
+fn make_room(directory: &Directory) {
+    directory.connection.lock().unwrap().pragma_update(None, "max_page_count", u32::MAX - 1).unwrap();
+}
+
+#[test]
+fn an_act_that_a_full_disk_has_no_room_for_is_written_before_the_next_and_the_chain_is_whole() {
+    let bench = bench();
+    fill(&bench.directory);
+    let error = bench.directory.note("restore", "everything", "done").unwrap_err();
+    assert!(error.is_for_want_of_room(), "{error}");
+    let copier = bench.directory.acting_as("copier");
+    let then = bench.directory.now();
+    assert_eq!(copier.note_when_it_can("back up", "everything", "asked").unwrap(), Noted::Owed);
+    assert_eq!(copier.note_when_it_can("back up", "everything", "done").unwrap(), Noted::Owed);
+    let has_it = |log: &[AuditEntry]| log.iter().any(|entry| entry.act == "back up");
+    assert!(!has_it(&bench.directory.audit_log().unwrap()));
+    assert!(bench.directory.create_account(&path("later"), Quota::unlimited()).is_err(), "there is no room for it");
+
+    make_room(&bench.directory);
+    bench.clock.advance(Duration::from_secs(1_000));
+    bench.directory.create_account(&path("later"), Quota::unlimited()).unwrap();
+    let log = bench.directory.audit_log().unwrap();
+    assert!(AuditEntry::are_chained(&log));
+    let [.., asked, done, created] = log.as_slice() else { panic!("{log:?}") };
+    assert_eq!((asked.actor.as_str(), asked.at, asked.act.as_str()), ("copier", then, "back up"));
+    assert!(asked.detail.starts_with("asked (written later") && done.detail.starts_with("done ("), "{log:?}");
+    assert_eq!((created.subject.as_str(), created.at), ("later", bench.directory.now()));
+    assert_eq!(bench.directory.audit_log().unwrap().len(), log.len(), "each is written once");
+}
+
+#[test]
+fn whoever_reads_the_audit_log_finds_what_was_owed_to_it_and_how_much_nobody_wrote_down() {
+    let bench = bench();
+    fill(&bench.directory);
+    let before = bench.directory.audit_log().unwrap().len();
+    for _ in 0..300 {
+        assert_eq!(bench.directory.note_when_it_can("export", "ledger", "asked").unwrap(), Noted::Owed);
+    }
+    make_room(&bench.directory);
+    let log = bench.directory.audit_log().unwrap();
+    assert_eq!(log.len(), before + 257);
+    assert!(AuditEntry::are_chained(&log));
+    assert!(log.last().unwrap().detail.contains("and 43 further acts"), "{:?}", log.last());
+}

@@ -217,13 +217,7 @@ impl Picture {
         let fixed = static_keys.iter().map(|key| (key.digest.clone(), Arc::new(fixed_caller(&mut tree, key))));
         let fixed = fixed.collect();
         let known = |record: KeyRecord| {
-            let caller = Arc::new(Caller {
-                account: tree.account(&record.info.account),
-                via: Via::Key(record.info.id.clone()),
-                scopes: record.info.scopes.clone(),
-                models: record.info.models.clone(),
-                classes: Classes::up_to(record.info.class),
-            });
+            let caller = Arc::new(Caller::with_key(&record.info, tree.account(&record.info.account)));
             (record.info.id.clone(), KnownKey { record, caller })
         };
         let keys = snapshot.keys.into_iter().map(known).collect();

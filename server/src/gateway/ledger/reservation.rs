@@ -302,7 +302,7 @@ impl Drop for Reservation {
             self.books.gave_back.notify_waiters();
         }
         if let (Place::Here, Some(hours)) = (self.place, &self.books.parts.hours) {
-            hours.billed(used.gpu_micros);
+            hours.billed(self.model.as_deref().unwrap_or_default(), used.gpu_micros);
         }
         self.write_down(used.gpu_micros, now);
     }

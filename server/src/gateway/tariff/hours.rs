@@ -9,7 +9,7 @@
 //! request ended, and what is computed in the hour in which it was.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
@@ -22,19 +22,25 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Older hours are forgotten: a week.
 const KEPT_HOURS: usize = 168;
 
-/// Counts from its creation on.
+/// Of one partition; counts from its creation on.
 #[derive(Debug)]
-pub struct Hours {
+pub struct PartitionHours {
     clock: Arc<dyn Clock>,
-    /// What kind of partition it is.
-    partition: &'static str,
+    partition: Arc<str>,
     /// Normalised GPU time in a unit of this partition's time.
     factor: f64,
     began: Duration,
-    hours: Mutex<VecDeque<Counted>>,
+    counted: Mutex<Counts>,
 }
 
-/// An hour in which something happened.
+#[derive(Debug)]
+struct Counts {
+    hours: VecDeque<Counted>,
+    /// Of all hours, also of those that are forgotten; it starts where the counting does.
+    in_all: Counted,
+}
+
+/// What happened in an hour.
 #[derive(Debug, Clone, Copy)]
 struct Counted {
     start: Duration,
@@ -42,64 +48,95 @@ struct Counted {
     billed_us: u64,
 }
 
-/// One hour, or the part of it that this server has seen. In normalised GPU seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// One hour of a partition, or the part of it that this server has seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HourUse {
+    /// By its configured name; models that lie on none run on a `cpu` or on `cuda`.
+    pub partition: String,
     pub hour: UnixSeconds,
+    #[serde(flatten)]
+    pub used: TimeUse,
+}
+
+/// In normalised GPU seconds. The first three add up to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TimeUse {
     pub billed: f64,
     pub under_use: f64,
     pub idle: f64,
     pub elapsed: f64,
 }
 
-impl Hours {
-    pub fn new(clock: Arc<dyn Clock>, partition: &'static str, factor: f64) -> Self {
+impl PartitionHours {
+    pub fn new(clock: Arc<dyn Clock>, partition: &str, factor: f64) -> Self {
         let began = clock.wall();
-        Self { clock, partition, factor, began, hours: Mutex::default() }
+        let in_all = Counted { start: began, busy: Duration::ZERO, billed_us: 0 };
+        let counted = Mutex::new(Counts { hours: VecDeque::new(), in_all });
+        Self { clock, partition: partition.into(), factor, began, counted }
     }
 
-    pub fn partition(&self) -> &'static str {
-        self.partition
+    pub fn partition(&self) -> &str {
+        &self.partition
     }
 
     /// Something was computed for so long, until now.
     pub fn computed(&self, took: Duration) {
         let until = self.clock.wall();
         let mut from = until.saturating_sub(took).max(self.began);
-        let mut hours = self.hours.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.lock();
         while from < until {
             let end = (start_of_hour(from) + HOUR).min(until);
-            hour_of(&mut hours, from).busy += end - from;
+            hour_of(&mut counts.hours, from).busy += end - from;
+            counts.in_all.busy += end - from;
             from = end;
         }
     }
 
     /// A request ended now, that costs so many normalised microseconds.
     pub fn billed(&self, micros: u64) {
-        let mut hours = self.hours.lock().unwrap_or_else(PoisonError::into_inner);
-        let hour = hour_of(&mut hours, self.clock.wall());
+        let mut counts = self.lock();
+        counts.in_all.billed_us = counts.in_all.billed_us.saturating_add(micros);
+        let hour = hour_of(&mut counts.hours, self.clock.wall());
         hour.billed_us = hour.billed_us.saturating_add(micros);
     }
 
     /// Every hour since the start, or of the last week; the one that runs comes last.
     pub fn rows(&self) -> Vec<HourUse> {
         let now = self.clock.wall();
-        let mut hours = self.hours.lock().unwrap_or_else(PoisonError::into_inner);
-        hour_of(&mut hours, now);
-        hours.iter().map(|counted| self.row(counted, now)).collect()
+        let mut counts = self.lock();
+        hour_of(&mut counts.hours, now);
+        let row = |counted: &Counted| {
+            let seen = now.min(counted.start + HOUR).saturating_sub(self.began.max(counted.start));
+            let (partition, hour) = (self.partition.to_string(), UnixSeconds::of(counted.start));
+            HourUse { partition, hour, used: self.used(counted, seen) }
+        };
+        counts.hours.iter().map(row).collect()
     }
 
-    fn row(&self, counted: &Counted, now: Duration) -> HourUse {
-        let seen = now.min(counted.start + HOUR).saturating_sub(self.began.max(counted.start));
+    /// Since the start.
+    pub fn in_all(&self) -> TimeUse {
+        self.used(&self.lock().in_all, self.clock.wall().saturating_sub(self.began))
+    }
+
+    /// Whether anything was computed or billed.
+    pub(super) fn is_used(&self) -> bool {
+        let Counted { busy, billed_us, .. } = self.lock().in_all;
+        !busy.is_zero() || billed_us > 0
+    }
+
+    fn used(&self, counted: &Counted, seen: Duration) -> TimeUse {
         let elapsed = seen.as_secs_f64() * self.factor;
         let computed = counted.busy.as_secs_f64() * self.factor;
         let billed = counted.billed_us as f64 / 1e6;
-        let hour = UnixSeconds::of(counted.start);
-        HourUse { hour, billed, under_use: computed - billed, idle: elapsed - computed, elapsed }
+        TimeUse { billed, under_use: computed - billed, idle: elapsed - computed, elapsed }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl StepObserver for Hours {
+impl StepObserver for PartitionHours {
     fn step(&self, report: &StepReport) {
         if report.num_sequences > 0 {
             self.computed(report.duration);
@@ -134,13 +171,14 @@ mod tests {
 
     use super::*;
 
-    fn hours(factor: f64) -> (Hours, ManualClock) {
+    fn hours(factor: f64) -> (PartitionHours, ManualClock) {
         let clock = ManualClock::default();
-        (Hours::new(Arc::new(clock.clone()), "cpu", factor), clock)
+        (PartitionHours::new(Arc::new(clock.clone()), "cpu", factor), clock)
     }
 
     fn adds_up(row: &HourUse) -> bool {
-        (row.billed + row.under_use + row.idle - row.elapsed).abs() < 1e-9
+        let TimeUse { billed, under_use, idle, elapsed } = row.used;
+        (billed + under_use + idle - elapsed).abs() < 1e-9
     }
 
     #[test]
@@ -150,12 +188,12 @@ mod tests {
         hours.computed(Duration::from_secs(300));
         hours.billed(400_000_000);
         clock.advance(Duration::from_secs(800));
-        let row = hours.rows()[0];
-        assert_eq!((row.billed, row.under_use, row.idle, row.elapsed), (400.0, 200.0, 3000.0, 3600.0));
+        let used = hours.rows()[0].used;
+        assert_eq!((used.billed, used.under_use, used.idle, used.elapsed), (400.0, 200.0, 3000.0, 3600.0));
         hours.billed(900_000_000);
-        let row = hours.rows()[0];
-        assert_eq!(row.under_use, -700.0, "batches were fuller than the tariff's");
-        assert!(adds_up(&row));
+        let row = &hours.rows()[0];
+        assert_eq!(row.used.under_use, -700.0, "batches were fuller than the tariff's");
+        assert!(adds_up(row) && hours.in_all() == row.used);
     }
 
     #[test]
@@ -165,10 +203,10 @@ mod tests {
         hours.computed(Duration::from_secs(30));
         clock.advance(HOUR * 2);
         let rows = hours.rows();
-        let busy: Vec<f64> = rows.iter().map(|row| row.elapsed - row.idle).collect();
+        let busy: Vec<f64> = rows.iter().map(|row| row.used.elapsed - row.used.idle).collect();
         assert_eq!(busy.iter().map(|seconds| seconds.round()).collect::<Vec<_>>(), [20.0, 10.0, 0.0, 0.0]);
         assert!(rows.iter().all(adds_up));
-        assert_eq!(rows.iter().map(|row| row.elapsed.round()).sum::<f64>(), 3.0 * 3600.0 + 10.0);
+        assert_eq!(rows.iter().map(|row| row.used.elapsed.round()).sum::<f64>(), 3.0 * 3600.0 + 10.0);
     }
 
     #[test]
@@ -177,7 +215,8 @@ mod tests {
         hours.billed(5_000_000);
         clock.advance(HOUR * 1000);
         let rows = hours.rows();
-        assert_eq!((rows.len(), rows[0].billed), (KEPT_HOURS, 0.0));
+        assert_eq!((rows.len(), rows[0].used.billed), (KEPT_HOURS, 0.0));
+        assert_eq!((hours.in_all().billed, hours.in_all().elapsed), (5.0, 3_600_000.0), "in all, nothing is forgotten");
         assert!(rows.iter().all(adds_up));
     }
 }

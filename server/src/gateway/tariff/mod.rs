@@ -8,6 +8,7 @@
 mod cards;
 mod derive;
 mod hours;
+mod partitions;
 mod written;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub use cards::{Cards, UnknownCard};
 pub use derive::{DERIVED_TARIFF, REFERENCE, ReferenceCard, price_by_weights};
-pub use hours::{HourUse, Hours};
+pub use hours::{HourUse, PartitionHours, TimeUse};
+pub use partitions::Hours;
 pub use written::{TariffError, WrittenPrice, WrittenTariff};
 
 /// The prices that are in force.

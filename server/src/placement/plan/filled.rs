@@ -36,6 +36,12 @@ impl FilledPartition {
         ByteSize(self.room.memory.0.saturating_sub(self.room.reserved.0 + activations + taken))
     }
 
+    /// What is gone of its device, also beside the memory that was stated for it.
+    pub fn taken(&self) -> ByteSize {
+        let models: u64 = self.models.iter().map(|model| model.weights.0 + model.kv.0).sum();
+        ByteSize(self.room.reserved.0 + self.activations.0 + models)
+    }
+
     /// With `model` beside those that are there; `None` where not all of them have what they ask for.
     pub(super) fn with(&self, model: &ModelDemand) -> Option<Self> {
         let demands: Vec<&ModelDemand> = self.models.iter().map(|placed| &placed.demand).chain([model]).collect();

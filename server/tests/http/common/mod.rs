@@ -333,7 +333,7 @@ impl Owners {
         let rivals = options.rivals.iter().map(|rival| (rival.name, rival.vocabulary));
         let models = [(MODEL, Vocabulary::Same)].into_iter().chain(rivals);
         let engines = models.zip(0..).map(engine).collect();
-        let (turns, clock, observer) = (turns.clone(), Arc::clone(clock), Arc::clone(metrics.hours()) as _);
+        let (turns, clock, observer) = (turns.clone(), Arc::clone(clock), Arc::clone(metrics.hours().own()) as _);
         let config = ComparisonConfig { max_text_tokens: LONGEST_COMPARED, ..ComparisonConfig::default() };
         let comparisons = ComparisonLane::spawn(ComparisonParts { config, turns, clock, observer }).unwrap();
         Self { engines, comparisons }

@@ -19,7 +19,7 @@ pub(crate) struct ActivationArgs {
 
 const THREADS: u32 = 256;
 /// Elements of a thread, where a row is a whole number of them.
-const PIECE: usize = 8;
+pub(super) const PIECE: usize = 8;
 
 impl ActivationArgs {
     /// Of rows of `width` outputs, at addresses that are null.

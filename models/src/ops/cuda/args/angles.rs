@@ -13,7 +13,7 @@ pub(crate) struct AnglesArgs {
     pub(crate) scaling: f32,
 }
 
-const THREADS: u32 = 128;
+pub(super) const THREADS: u32 = 128;
 
 impl AnglesArgs {
     pub(crate) fn launch(self) -> Launch<Self> {

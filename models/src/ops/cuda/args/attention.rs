@@ -46,7 +46,7 @@ pub(crate) struct AttentionShape {
 }
 
 /// The longest head that the kernels take.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
 pub(crate) const MOST_HEAD_DIM: usize = 256;
 
 /// No position is as far from another, so a longer window is none.
@@ -65,21 +65,23 @@ impl Kernels {
     /// Keys whose sums are one partial result of decode.
     fn split_keys(self) -> usize {
         match self {
-            Self::Tiles => 256,
-            Self::Rows => 128,
+            Self::Tiles => TILE_SPLIT,
+            Self::Rows => ROW_SPLIT,
         }
     }
 }
 
+pub(super) const TILE_SPLIT: usize = 256;
+pub(super) const ROW_SPLIT: usize = 128;
 /// Of a block.
-const WARPS: usize = 4;
-const DECODE_WARPS: usize = 2;
+pub(super) const WARPS: usize = 4;
+pub(super) const DECODE_WARPS: usize = 2;
 /// Query rows of a matrix product.
 const TILE_ROWS: usize = 16;
 /// Keys that a warp of decode takes at a time.
-const TILE_KEYS: usize = 16;
+pub(super) const TILE_KEYS: usize = 16;
 /// Places for keys and values in shared memory: one is computed with while the other is filled.
-const STAGES: usize = 2;
+pub(super) const STAGES: usize = 2;
 const BF16_BYTES: usize = 2;
 
 impl AttentionShape {

@@ -26,7 +26,7 @@ pub(crate) struct ChooseWords {
     vocab_size: usize,
 }
 
-const WARPS: u32 = 16;
+pub(super) const WARPS: u32 = 16;
 const QUESTION_WORDS: usize = 10;
 const ANSWER_WORDS: usize = 10;
 

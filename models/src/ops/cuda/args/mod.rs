@@ -11,3 +11,6 @@ pub(super) mod one_row;
 pub(super) mod qkv;
 pub(super) mod rows;
 pub(super) mod unequal;
+
+#[cfg(test)]
+mod tests;

@@ -15,9 +15,10 @@ pub(crate) struct NormArgs {
 }
 
 /// Elements of one load.
-const PIECE: u32 = 8;
+pub(super) const PIECE: u32 = 8;
 /// Of a block.
-const MOST_THREADS: u32 = 16 * WARP;
+pub(super) const MOST_WARPS: u32 = 16;
+const MOST_THREADS: u32 = MOST_WARPS * WARP;
 
 impl NormArgs {
     /// A block for each row, with a thread for each piece of it where there are not too many.

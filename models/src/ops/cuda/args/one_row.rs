@@ -13,8 +13,8 @@ pub(crate) struct OneRowArgs {
 }
 
 /// bf16 numbers of one load.
-const PIECE: usize = 8;
-const WARPS: u32 = 8;
+pub(super) const PIECE: usize = 8;
+pub(super) const WARPS: u32 = 8;
 
 impl OneRowArgs {
     /// Whether rows of so many inputs can be read in whole loads.

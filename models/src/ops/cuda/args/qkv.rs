@@ -27,7 +27,7 @@ pub(crate) struct QkvArgs {
     pub(crate) k_eps: f32,
 }
 
-const WARPS: u32 = 4;
+pub(super) const WARPS: u32 = 4;
 
 impl QkvArgs {
     /// A block for each token, or a warp for each of its heads where none needs to know the others.

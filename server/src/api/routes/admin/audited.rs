@@ -7,7 +7,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::blocking;
 use crate::api::errors::ApiError;
-use crate::gateway::Directory;
+use crate::gateway::directory::Noted;
+use crate::gateway::{Directory, DirectoryError};
 
 /// An act that has begun. Dropping it without an end says that it was given up.
 #[derive(Debug)]
@@ -16,21 +17,53 @@ pub(super) struct Audited {
     directory: Directory,
     act: &'static str,
     subject: String,
+    /// Of its beginning.
+    noted: Noted,
     is_over: bool,
 }
 
 impl Audited {
     /// What cannot be written down is not begun. `subject`: what it is done to.
     pub(super) async fn begin(directory: Directory, act: &'static str, subject: &str) -> Result<Self, ApiError> {
-        let audited = Self { directory, act, subject: subject.to_owned(), is_over: false };
-        let (log, subject) = (audited.directory.clone(), audited.subject.clone());
-        match blocking(move || log.note(act, &subject, "asked")).await {
-            Ok(()) => Ok(audited),
+        Self::new(directory, (act, subject))
+            .noted_by(|log, act, of| log.note(act, of, "asked").map(|()| Noted::Written))
+            .await
+    }
+
+    /// For what only reads, which begins also where there is no room to write it down: what lies on a full disk must be
+    /// had from there. It is owed to the log, and [`Self::noted`] says so.
+    pub(super) async fn begin_reading(
+        directory: Directory,
+        act: &'static str,
+        subject: &str,
+    ) -> Result<Self, ApiError> {
+        Self::new(directory, (act, subject)).noted_by(|log, act, of| log.note_when_it_can(act, of, "asked")).await
+    }
+
+    fn new(directory: Directory, (act, subject): (&'static str, &str)) -> Self {
+        Self { directory, act, subject: subject.to_owned(), noted: Noted::Written, is_over: false }
+    }
+
+    /// Whoever leaves meanwhile has given up.
+    async fn noted_by(
+        mut self,
+        note: impl FnOnce(&Directory, &'static str, &str) -> Result<Noted, DirectoryError> + Send + 'static,
+    ) -> Result<Self, ApiError> {
+        let (log, act, subject) = (self.directory.clone(), self.act, self.subject.clone());
+        match blocking(move || note(&log, act, &subject)).await {
+            Ok(noted) => {
+                self.noted = noted;
+                Ok(self)
+            }
             Err(error) => {
-                audited.leave();
+                self.leave();
                 Err(error)
             }
         }
+    }
+
+    pub(super) fn noted(&self) -> Noted {
+        self.noted
     }
 
     pub(super) async fn end(self, how: &Result<(), ApiError>) {
@@ -66,7 +99,7 @@ impl Audited {
 
 /// It happened, whether that can be written down or not.
 fn write_down(directory: &Directory, (act, subject): (&'static str, &str), how: &str) {
-    if let Err(error) = directory.note(act, subject, how) {
+    if let Err(error) = directory.note_when_it_can(act, subject, how) {
         tracing::error!(%error, "what came of an administrative act is missing in the audit log");
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 
 use super::audited::Audited;
@@ -10,10 +11,13 @@ use super::{administrator, require_governed};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::download::download;
 use crate::api::errors::{ApiError, ErrorKind};
+use crate::gateway::directory::Noted;
 use crate::gateway::journal::UsageReader;
 use crate::gateway::journal::export::{Exported, write_csv};
 use crate::gateway::{AccountPath, Administration, DataError};
 
+/// Beside a copy that the audit log has no room for.
+pub(crate) const AUDIT_ENTRY: HeaderName = HeaderName::from_static("x-passerelle-audit-entry");
 /// What the audit log calls them.
 const LEDGER: &str = "ledger";
 const EVERYTHING: &str = "everything";
@@ -33,28 +37,40 @@ pub(super) async fn export<D: Desk>(State(desk): State<D>, request: Request) -> 
         tracing::error!(%error, "the ledger cannot be read");
         ApiError::new(ErrorKind::Internal, "The ledger cannot be read at the moment.")
     })?;
-    let audited = Audited::begin(directory, "export", LEDGER).await?;
-    Ok(download("text/csv; charset=utf-8", move |out| {
+    let audited = Audited::begin_reading(directory, "export", LEDGER).await?;
+    let noted = audited.noted();
+    let response = download("text/csv; charset=utf-8", move |out| {
         let exported = write_csv(&reader, out).and_then(|exported| Ok(out.flush().map(|()| exported)?));
         let said = |Exported { entries, head }: &Exported| format!(": {entries} entries, to {}", head.hex());
         audited.end_here(&exported.as_ref().map(said));
         exported.map(drop)
-    }))
+    });
+    Ok(told(response, noted))
 }
 
 /// Everything at one instant, as `passerelle restore` takes it.
 pub(super) async fn backup<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let Administration { data, directory, .. } = of_everybody(&desk, &request)?;
-    let audited = Audited::begin(directory, "back up", EVERYTHING).await?;
+    let audited = Audited::begin_reading(directory, "back up", EVERYTHING).await?;
+    let noted = audited.noted();
     let copy = move |out: &mut dyn Write| -> Result<(), CopyError> {
         io::copy(&mut data.copy_of_now()?, out)?;
         Ok(out.flush()?)
     };
-    Ok(download("application/vnd.sqlite3", move |out| {
+    let response = download("application/vnd.sqlite3", move |out| {
         let copied = copy(out);
         audited.end_here(&copied.as_ref().map(|()| String::new()));
         copied
-    }))
+    });
+    Ok(told(response, noted))
+}
+
+/// Whoever takes a copy away is told that the audit log does not have it yet.
+fn told(mut response: Response, noted: Noted) -> Response {
+    if noted == Noted::Owed {
+        response.headers_mut().insert(AUDIT_ENTRY, HeaderValue::from_static("owed"));
+    }
+    response
 }
 
 fn of_everybody(desk: &impl Desk, request: &Request) -> Result<Administration, ApiError> {

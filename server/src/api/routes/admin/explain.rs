@@ -1,17 +1,22 @@
 //! Whether a request of a key would be admitted now, and what would refuse it.
 
+mod bars;
+
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{administrator, blocking, read};
+use bars::Bar;
+
+use super::{administrator, blocking, read, require_real_models};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
+use crate::gateway::account::ServiceClass;
 use crate::gateway::directory::KeyStatus;
 use crate::gateway::quota::Unit;
-use crate::gateway::{Account, Ask, Caller, DirectoryError, Ledger, Limit, Refusal, Reserve, Retry};
+use crate::gateway::{Account, Ask, Caller, DirectoryError, Ledger, Limit, Refusal, Reserve, Retry, Scope};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +35,7 @@ struct ExplainBody {
 pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
     let ExplainBody { key, prompt_tokens, output_tokens, model } = read(request, &desk).await?;
+    require_real_models(&desk, [model.as_str()].into_iter())?;
     let (books, directory) = (desk.clone(), administration.directory);
     let looked = blocking(move || {
         let info = directory.find_key(&key)?;
@@ -47,17 +53,24 @@ pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) ->
     // An upstream cannot be told to go on, so that all of the answer is reserved there.
     let runs_elsewhere = desk.server().is_some_and(|state| state.serving().remote(&model).is_some());
     let reserve = if runs_elsewhere { Reserve::Whole } else { Reserve::InParts };
-    let ask = Ask { reserve, ..Ask::new(&model, prompt_tokens, output_tokens) };
+    // A key that is for batches alone asks in one.
+    let class = if asked.may(Scope::Inference) { asked.classes.grant(None) } else { ServiceClass::Batch };
+    let ask = Ask { reserve, class, ..Ask::new(&model, prompt_tokens, output_tokens) };
     let closed = ledger.available_to(&asked).err().map(|closed| closed.to_string());
     let refusal = ledger.would_refuse(&asked, &ask);
+    let bars = Bar::all(&desk, &asked, (&model, &ask));
+    let barred: Vec<Value> = bars.iter().filter_map(Bar::refusal).collect();
     let knows = if desk.server().is_some() { Knows::Everything } else { Knows::TheLedger };
+    let limits_unknown = not_looked_at(&ledger, &asked.account, &ask, knows);
+    let unknown = limits_unknown.into_iter().chain(bars.iter().filter_map(Bar::not_looked_at));
     let answer = json!({
         "object": "explanation",
         "account": info.account,
-        "fits": refusal.is_none() && closed.is_none(),
+        "fits": refusal.is_none() && closed.is_none() && barred.is_empty(),
+        "barred": barred,
         "closed": closed,
         "refusal": refusal.map(|refusal| refusal_json(&refusal, &ledger, smaller(&ledger, &asked, &ask))),
-        "not_looked_at": not_looked_at(&ledger, &asked.account, &ask, knows),
+        "not_looked_at": unknown.collect::<Vec<_>>(),
     });
     Ok(Json(answer).into_response())
 }
