@@ -13,8 +13,8 @@ use tokio::time::sleep;
 use super::errors::{ApiError, ErrorKind};
 use super::generate::Visit;
 use super::ids::random_id;
-use super::routes::AboutModel;
 use super::routes::answers::{Door, answer_body};
+use super::routes::counted_model;
 use super::routes::encoders::embed;
 use super::routes::kept::on_disk;
 use super::state::AppState;
@@ -265,7 +265,7 @@ async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line
 
 /// As a request that came by itself is counted.
 fn count(state: &AppState, endpoint: Endpoint, answer: &Response) {
-    let model = answer.extensions().get::<AboutModel>().map(|about| about.0.as_str());
+    let model = counted_model(answer);
     let (route, status) = (endpoint.as_str(), answer.status().as_u16());
     state.metrics().answered(AnsweredRequest { route, status, model });
 }

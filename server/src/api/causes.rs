@@ -10,7 +10,7 @@ use super::errors::{ApiError, ErrorKind, echoed};
 use super::fields::invalid;
 use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
-use crate::gateway::ledger::{LedgerClosed, Retry};
+use crate::gateway::ledger::{LedgerClosed, Retry, Unpriced};
 use crate::gateway::router::RouteError;
 use crate::gateway::shelf::{HandError, HeldUp, NotTogether};
 use crate::gateway::{
@@ -74,6 +74,13 @@ impl From<JournalUnavailable> for ApiError {
     }
 }
 
+/// Trying again changes nothing until somebody states a price.
+impl From<Unpriced> for ApiError {
+    fn from(error: Unpriced) -> Self {
+        Self::new(ErrorKind::ExceedsLimit, format!("{}.", capitalised(&error.to_string())))
+    }
+}
+
 impl From<DirectoryError> for ApiError {
     fn from(error: DirectoryError) -> Self {
         use DirectoryError as Cause;
@@ -85,7 +92,7 @@ impl From<DirectoryError> for ApiError {
             | Cause::AmbiguousKey(_)
             | Cause::KeyRevoked(_)
             | Cause::TooMany(..) => ErrorKind::Conflict,
-            Cause::Path(_) | Cause::Quota(_) | Cause::BadName(_) => ErrorKind::InvalidValue,
+            Cause::Path(_) | Cause::Quota(_) | Cause::BadName(_) | Cause::NamedTwice(_) => ErrorKind::InvalidValue,
             Cause::Data(_) | Cause::Sql(_) | Cause::Random(_) => {
                 tracing::error!(%error, "accounts and keys cannot be read or changed");
                 return Self::new(ErrorKind::Internal, "Accounts and keys cannot be read or changed at the moment.");

@@ -18,6 +18,7 @@ use super::state::{ApiConfig, AppState};
 use super::{middleware, unknown_route, wrong_method};
 use crate::gateway::account::Tree;
 use crate::gateway::directory::KeyInfo;
+use crate::gateway::quota::Calendar;
 use crate::gateway::{AccountPath, Administration, Caller, Directory, DirectoryError, Ledger, Quota};
 
 /// What the handlers of administration need of whoever runs them.
@@ -38,6 +39,9 @@ pub(crate) trait Desk: Clone + Send + Sync + 'static {
 
     /// Whether the name stands for other models.
     fn is_alias(&self, name: &str) -> bool;
+
+    /// Whose days dates are written in.
+    fn calendar(&self) -> &Calendar;
 }
 
 /// One request's view of what is administered.
@@ -79,6 +83,10 @@ impl Desk for AppState {
 
     fn is_alias(&self, name: &str) -> bool {
         self.serving().alias(name).is_some()
+    }
+
+    fn calendar(&self) -> &Calendar {
+        self.ledger().calendar()
     }
 }
 
@@ -174,6 +182,13 @@ impl Desk for OperatorDesk {
         match &self.backing {
             Backing::Server(state) => state.is_alias(name),
             Backing::Ledger(books) => books.aliases.contains(name),
+        }
+    }
+
+    fn calendar(&self) -> &Calendar {
+        match &self.backing {
+            Backing::Server(state) => state.ledger().calendar(),
+            Backing::Ledger(books) => books.ledger.calendar(),
         }
     }
 }

@@ -233,6 +233,12 @@ impl IntoResponse for ApiError {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ErrorLabel(pub(crate) &'static str);
 
+impl ErrorLabel {
+    pub(crate) fn is(self, kind: ErrorKind) -> bool {
+        self.0 == kind.row().code
+    }
+}
+
 /// A wait in whole seconds, never rounded down: a client that obeys it is not refused again for the same reason.
 pub(crate) fn ceil_seconds(wait: Duration) -> u64 {
     let partial = u64::from(wait.subsec_nanos() > 0);

@@ -14,6 +14,7 @@ use super::relayed::{ChoiceReader, PromptCount, RelayedChoice};
 use super::running::{RunningPrompt, Writers};
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
+use super::wire::tier::tier_name;
 use crate::gateway::replica::UpstreamSide;
 use crate::gateway::{
     Attempts, Call, CallSize, Failure, Generation, NotRelayed, OnBehalf, PrefixHint, Relay, Replica, Reservation,
@@ -214,7 +215,8 @@ impl Launch<'_> {
     /// Named before the first try, so that all tries are one to whoever runs them.
     fn on_behalf(&self, reservation: &Reservation) -> Option<OnBehalf> {
         self.for_upstream.as_ref()?;
-        Some(OnBehalf { reservation: random_id("rsv_")?.into(), account: reservation.account().path.clone() })
+        let (account, tier) = (reservation.account().path.clone(), tier_name(reservation.class()));
+        Some(OnBehalf { reservation: random_id("rsv_")?.into(), account, tier })
     }
 
     fn meter(&self) -> PromptMeter {

@@ -13,7 +13,7 @@ use super::all_routes;
 use super::cross_origin::AllowedOrigins;
 use super::errors::{ApiError, ErrorKind, ErrorLabel};
 use super::ids::random_id;
-use super::routes::AboutModel;
+use super::routes::counted_model;
 use super::state::{AppState, BrowserGuard};
 use crate::metrics::AnsweredRequest;
 
@@ -34,7 +34,7 @@ pub(crate) async fn trace(State(state): State<AppState>, request: Request, next:
     let error = response.extensions().get::<ErrorLabel>().map(|label| label.0);
     let status = response.status().as_u16();
     tracing::info!(%method, route, status, error, took_ms, request_id = id.to_str().unwrap_or_default(), "answered");
-    let model = response.extensions().get::<AboutModel>().map(|about| about.0.as_str());
+    let model = counted_model(&response);
     state.metrics().answered(AnsweredRequest { route, status, model });
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, id);

@@ -26,7 +26,7 @@ impl Patience {
 
 /// Takes room at once or not at all.
 pub(crate) fn reserve(state: &AppState, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, ApiError> {
-    state.ledger().available_to(caller)?;
+    require_open(state, caller, std::slice::from_ref(ask))?;
     state.ledger().reserve(caller, ask).map_err(|refusal| refused(state, refusal))
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn reserve_together(
     caller: &Arc<Caller>,
     asks: &[Ask],
 ) -> Result<Vec<Reservation>, ApiError> {
-    state.ledger().available_to(caller)?;
+    require_open(state, caller, asks)?;
     state.ledger().reserve_together(caller, asks).map_err(|refusal| refused(state, refusal))
 }
 
@@ -50,12 +50,18 @@ pub(crate) async fn reserve_with(
     if patience == Patience::AtOnce {
         return reserve(state, caller, ask);
     }
-    state.ledger().available_to(caller)?;
+    require_open(state, caller, std::slice::from_ref(ask))?;
     let today = || state.authenticator().caller(caller.account.path.as_str(), caller.via.label());
     state.ledger().reserve_in_turn(caller, ask, today).await.map_err(|why| match why {
         NoTurn::Refused(refusal) => refused(state, refusal),
         NoTurn::Gone => AuthError::Revoked.into(),
     })
+}
+
+/// Whatever room there is: what is asked can be written down, dated and priced.
+fn require_open(state: &AppState, caller: &Caller, asks: &[Ask]) -> Result<(), ApiError> {
+    state.ledger().available_to(caller)?;
+    asks.iter().try_for_each(|ask| Ok(state.ledger().can_price(caller, ask)?))
 }
 
 fn refused(state: &AppState, refusal: Refusal) -> ApiError {

@@ -323,6 +323,14 @@ impl AppState {
         caller.sees(name, self.serving().owners.get(name))
     }
 
+    /// Whether a model of this name runs here or elsewhere, or could.
+    pub(crate) fn has_model(&self, name: &str) -> bool {
+        let serving = self.serving();
+        let is_served = serving.models.contains_key(name) || serving.remote(name).is_some();
+        let is_placed = serving.router.model(name).is_some();
+        is_served || is_placed || self.shelf().is_some_and(|shelf| shelf.row(name).is_some())
+    }
+
     /// The model of this server that the caller sees, if it is only one.
     pub(crate) fn only_model(&self, caller: &Caller) -> Option<String> {
         let mut names: BTreeSet<String> = self.serving().models.keys().cloned().collect();

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::apply::apply;
-use super::limit_args::{LimitArgs, shown};
+use super::limit_args::LimitArgs;
 use super::office::Office;
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
@@ -21,21 +21,22 @@ Examples:
   passerelle key create alice --account acme/vision
   passerelle account list
   passerelle account apply accounts.toml --dry-run
-  passerelle account audit                    who changed what, checked to be unbroken";
+  passerelle account audit                    who changed what, checked to be unbroken
+  passerelle account audit --head HASH        and to hold the end that an earlier look printed";
 
 const APPLY_EXAMPLES: &str = "\
 In TOML:
   [[accounts]]
   path = \"acme/vision\"
-  weight = 2                                     # its part of an engine beside others; default 1
+  weight = 2                                     # its part of an engine beside others; left out: as it is
   [[accounts.limits]]
   limit = \"gpu_seconds_granted\"                # `passerelle quota --help` lists the names
   value = 18000000
   until = \"2027-01-01\"                         # model, from, until and dry_run where they are wanted
 
-The same in CSV, one limit a line:
-  path,limit,value,model,from,until,dry_run
-  acme/vision,gpu_seconds_granted,18000000,,,2027-01-01,";
+The same in CSV, one limit a line, with those of these columns that are wanted:
+  path,weight,limit,value,model,from,until,dry_run
+  acme/vision,2,gpu_seconds_granted,18000000,,,2027-01-01,false";
 
 /// Create, list and remove accounts: organisations, their projects, their users.
 #[derive(Debug, Args)]
@@ -60,7 +61,8 @@ enum AccountCommand {
     List(OutputArgs),
     /// Give an account another part of an engine beside others.
     Weight { path: AccountPath, weight: NonZeroU32 },
-    /// Make accounts and limits as a TOML or CSV file has them; what is not in the file stays. Shows what changes.
+    /// Make accounts and limits as a TOML or CSV file has them, all or none; accounts that are not in the file stay. Shows
+    /// what changes.
     #[command(after_help = APPLY_EXAMPLES)]
     Apply {
         file: PathBuf,
@@ -70,8 +72,15 @@ enum AccountCommand {
     },
     /// Remove an account that has no usable key and none below it. What it used stays in the ledger.
     Remove { path: AccountPath },
-    /// Show every administrative act, and whether the log is unbroken.
-    Audit(OutputArgs),
+    /// Show every administrative act, and whether the log is unbroken. Prints the hash that its chain ends at: one that is kept
+    /// elsewhere shows later, as --head, whether the log's end was cut off.
+    Audit {
+        /// The end of the chain as an earlier look printed it. The log must still hold it.
+        #[arg(long, value_name = "HASH")]
+        head: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
 }
 
 impl AccountArgs {
@@ -95,7 +104,7 @@ impl AccountArgs {
                 office.delete(&format!("/admin/v1/accounts/{path}"))?;
                 output::line(format_args!("removed {path}"))
             }
-            AccountCommand::Audit(output) => audit(&office, output),
+            AccountCommand::Audit { head, output } => audit(&office, head.as_deref(), output),
         }
     }
 }
@@ -114,7 +123,7 @@ fn list(office: &Office, output: OutputArgs) -> Result<()> {
     }
     output::line(format_args!("{:<32}{:<8}LIMITS", "ACCOUNT", "WEIGHT"))?;
     office.rows(answer)?.iter().try_for_each(|ListedAccount { path, weight, limits }| {
-        let limits: Vec<_> = limits.limits().iter().map(|limit| shown(limit, &office.calendar)).collect();
+        let limits: Vec<_> = limits.limits().iter().map(|limit| limit.shown(&office.calendar)).collect();
         let limits = if limits.is_empty() { "none".to_owned() } else { limits.join(", ") };
         output::line(format_args!("{:<32}{weight:<8}{limits}", path.as_str()))
     })
@@ -127,9 +136,10 @@ struct ListedAct {
     act: String,
     subject: String,
     detail: String,
+    hash: String,
 }
 
-fn audit(office: &Office, output: OutputArgs) -> Result<()> {
+fn audit(office: &Office, head: Option<&str>, output: OutputArgs) -> Result<()> {
     let answer = office.get("/admin/v1/audit")?;
     let is_unbroken = answer["unbroken"] == true;
     if output.json {
@@ -137,13 +147,17 @@ fn audit(office: &Office, output: OutputArgs) -> Result<()> {
     }
     let log: Vec<ListedAct> = office.rows(answer)?;
     if !output.json {
-        for ListedAct { at, actor, act, subject, detail } in &log {
+        for ListedAct { at, actor, act, subject, detail, .. } in &log {
             output::line(format_args!("{}  {actor}: {act} {subject} {detail}", office.calendar.show(*at)))?;
         }
     }
     if !is_unbroken {
         bail!("the audit log is broken: an entry was changed or taken out");
     }
-    eprintln!("{} acts, an unbroken chain.", log.len());
+    if let Some(head) = head.filter(|head| !log.iter().any(|act| act.hash == *head)) {
+        bail!("the audit log is unbroken but does not hold {head}: its end was cut off, or it is another log");
+    }
+    let end = log.last().map_or("nothing", |act| &act.hash);
+    eprintln!("{} acts, an unbroken chain that ends at {end}", log.len());
     Ok(())
 }

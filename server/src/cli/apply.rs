@@ -1,6 +1,7 @@
 //! `account apply`: accounts as a file has them.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::num::NonZeroU32;
 use std::path::Path;
 
@@ -23,8 +24,8 @@ struct AccountsFile {
 #[serde(deny_unknown_fields)]
 struct FileAccount {
     path: AccountPath,
-    #[serde(default = "one")]
-    weight: NonZeroU32,
+    /// `None`: as it is.
+    weight: Option<NonZeroU32>,
     #[serde(default)]
     limits: Vec<FileLimit>,
 }
@@ -33,7 +34,7 @@ struct FileAccount {
 #[derive(Debug, PartialEq, Serialize)]
 struct WantedAccount {
     path: AccountPath,
-    weight: NonZeroU32,
+    weight: Option<NonZeroU32>,
     limits: Quota,
 }
 
@@ -50,14 +51,25 @@ struct FileLimit {
     dry_run: bool,
 }
 
-/// The columns of a CSV file, one limit a line. A line without a limit is an account.
-const COLUMNS: &str = "path,limit,value,model,from,until,dry_run";
+/// The columns that a CSV file may have, one limit a line. A line without a limit is an account.
+const COLUMNS: [&str; 8] = ["path", "limit", "value", "model", "from", "until", "dry_run", "weight"];
+
+/// The first line of a CSV file: which columns it has, in its order.
+struct Header<'a>(Vec<&'a str>);
+
+/// One line of a CSV file, under its header.
+struct Line<'a> {
+    header: &'a Header<'a>,
+    fields: Vec<&'a str>,
+}
 
 pub(super) fn apply(office: &Office, file: &Path, dry_run: bool) -> Result<()> {
     let name = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    // Spreadsheets begin a file in UTF-8 with a mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let is_csv = file.extension().is_some_and(|extension| extension == "csv");
-    let accounts = if is_csv { from_csv(&text) } else { from_toml(&text) }.with_context(|| name.to_string())?;
+    let accounts = if is_csv { from_csv(text) } else { from_toml(text) }.with_context(|| name.to_string())?;
     let wanted: Vec<_> = accounts.into_iter().map(|account| account.wanted(&office.calendar)).collect::<Result<_>>()?;
     let answer = office.post("/admin/v1/apply", &json!({"accounts": wanted, "dry_run": dry_run}))?;
     let changes: Vec<String> = office.rows(answer)?;
@@ -77,32 +89,86 @@ fn from_toml(text: &str) -> Result<Vec<FileAccount>> {
 /// Names, numbers and dates hold no comma, so none is quoted.
 fn from_csv(text: &str) -> Result<Vec<FileAccount>> {
     let mut lines = text.lines();
-    if lines.next().map(str::trim) != Some(COLUMNS) {
-        bail!("the first line must be `{COLUMNS}`");
-    }
+    let header = Header::of(lines.next().unwrap_or_default())?;
     let mut accounts: BTreeMap<AccountPath, FileAccount> = BTreeMap::new();
     for (line, number) in lines.zip(2..).filter(|(line, _)| !line.trim().is_empty()) {
-        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-        let &[path, limit, value, model, from, until, dry_run] = fields.as_slice() else {
-            bail!("line {number} has {} fields, not 7", fields.len());
-        };
-        let path: AccountPath = path.parse().with_context(|| format!("line {number}"))?;
-        let empty = FileAccount { path: path.clone(), weight: NonZeroU32::MIN, limits: Vec::new() };
-        let account = accounts.entry(path).or_insert(empty);
-        if limit.is_empty() {
-            continue;
-        }
-        let stated = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        account.limits.push(FileLimit {
-            limit: limit.to_owned(),
-            value: value.parse().with_context(|| format!("line {number}: `{value}` is no number"))?,
-            model: stated(model),
-            from: stated(from),
-            until: stated(until),
-            dry_run: dry_run == "true",
-        });
+        add(&mut accounts, &header, line).with_context(|| format!("line {number}"))?;
     }
     Ok(accounts.into_values().collect())
+}
+
+fn add(accounts: &mut BTreeMap<AccountPath, FileAccount>, header: &Header<'_>, line: &str) -> Result<()> {
+    let line = header.line(line)?;
+    let path: AccountPath = line.field("path").parse()?;
+    let weight =
+        line.stated("weight").map(|text| text.parse::<NonZeroU32>().with_context(|| format!("`{text}` is no weight")));
+    let weight = weight.transpose()?;
+    let account = match accounts.entry(path) {
+        Entry::Vacant(vacant) => {
+            let path = vacant.key().clone();
+            vacant.insert(FileAccount { path, weight, limits: Vec::new() })
+        }
+        Entry::Occupied(occupied) => occupied.into_mut(),
+    };
+    if weight.is_some_and(|weight| *account.weight.get_or_insert(weight) != weight) {
+        bail!("another line gives `{}` another weight", account.path);
+    }
+    account.limits.extend(line.limit()?);
+    Ok(())
+}
+
+impl<'a> Header<'a> {
+    fn of(line: &'a str) -> Result<Self> {
+        let names: Vec<&str> = line.split(',').map(str::trim).collect();
+        let is_known = |name: &&str| COLUMNS.contains(name);
+        let is_once = |name: &&str| names.iter().filter(|other| *other == name).count() == 1;
+        if !names.contains(&"path") || !names.iter().all(|name| is_known(name) && is_once(name)) {
+            bail!("the first line must name `path` and others of the columns `{}`", COLUMNS.join(","));
+        }
+        Ok(Self(names))
+    }
+
+    fn line(&'a self, line: &'a str) -> Result<Line<'a>> {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        if fields.len() != self.0.len() {
+            bail!("{} fields, not {}", fields.len(), self.0.len());
+        }
+        Ok(Line { header: self, fields })
+    }
+}
+
+impl Line<'_> {
+    /// Empty where there is no such column.
+    fn field(&self, name: &str) -> &str {
+        self.header.0.iter().position(|column| *column == name).map_or("", |at| self.fields[at])
+    }
+
+    fn stated(&self, name: &str) -> Option<&str> {
+        Some(self.field(name)).filter(|text| !text.is_empty())
+    }
+
+    fn limit(&self) -> Result<Option<FileLimit>> {
+        let Some(limit) = self.stated("limit") else { return Ok(None) };
+        let owned = |name: &str| self.stated(name).map(str::to_owned);
+        let value = self.field("value");
+        Ok(Some(FileLimit {
+            limit: limit.to_owned(),
+            value: value.parse().with_context(|| format!("`{value}` is no number"))?,
+            model: owned("model"),
+            from: owned("from"),
+            until: owned("until"),
+            dry_run: truth(self.field("dry_run"))?,
+        }))
+    }
+}
+
+/// As spreadsheets write it. A word that is neither must not make a limit real, nor a trial of it.
+fn truth(text: &str) -> Result<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" | "" => Ok(false),
+        _ => bail!("dry_run is `true` or `false`, not `{text}`"),
+    }
 }
 
 impl FileAccount {
@@ -122,10 +188,6 @@ impl FileLimit {
     }
 }
 
-fn one() -> NonZeroU32 {
-    NonZeroU32::MIN
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,26 +197,49 @@ mod tests {
         let toml = "[[accounts]]\npath = \"acme\"\nlimits = [{ limit = \"gpu_seconds_granted\", value = 60, \
                     until = \"2027-01-01\" }, { limit = \"tokens_per_day\", value = 5, model = \"demo\" }]\n\
                     [[accounts]]\npath = \"acme/vision\"\n";
-        let csv = format!(
-            "{COLUMNS}\nacme,gpu_seconds_granted,60,,,2027-01-01,\nacme,tokens_per_day,5,demo,,,false\nacme/vision,,,,,,\n"
-        );
+        let csv = "path,limit,value,model,from,until,dry_run\nacme,gpu_seconds_granted,60,,,2027-01-01,\n\
+                   acme,tokens_per_day,5,demo,,,false\nacme/vision,,,,,,\n";
         let wanted = |accounts: Vec<FileAccount>| -> Vec<WantedAccount> {
             accounts.into_iter().map(|account| account.wanted(&Calendar::utc()).expect("valid")).collect()
         };
-        let (toml, csv) = (from_toml(toml).expect("TOML"), from_csv(&csv).expect("CSV"));
+        let (toml, csv) = (from_toml(toml).expect("TOML"), from_csv(csv).expect("CSV"));
         assert_eq!(wanted(toml), wanted(csv));
     }
 
     #[test]
     fn what_is_wrong_is_said_with_its_line() {
         for (text, reason) in [
-            ("path,limit\n", "the first line must be"),
-            (&*format!("{COLUMNS}\na,b\n"), "line 2 has 2 fields"),
-            (&*format!("{COLUMNS}\na,tokens_per_day,much,,,,\n"), "line 2: `much` is no number"),
+            ("limit,value\n", "the first line must name `path`"),
+            ("path,limmit\n", "the first line must name"),
+            ("path,path\n", "the first line must name"),
+            ("path,limit,value\na,b\n", "line 2: 2 fields, not 3"),
+            ("path,limit,value\na,tokens_per_day,much\n", "line 2: `much` is no number"),
+            ("path,weight\na,1\nb,much\n", "line 3: `much` is no weight"),
+            ("path,weight\na,1\na,2\n", "line 3: another line gives `a` another weight"),
+            ("path,limit,value,dry_run\na,tokens_per_day,5,yes\n", "line 2: dry_run is `true` or `false`, not `yes`"),
         ] {
             let error = format!("{:#}", from_csv(text).err().expect(text));
             assert!(error.contains(reason), "{error}");
         }
         assert!(from_toml("[[accounts]]\npath = \"a b\"\n").is_err());
+    }
+
+    #[test]
+    fn what_a_spreadsheet_writes_is_read() {
+        let trial = |word: &str| {
+            let csv = format!("path,limit,value,dry_run\r\na,tokens_per_day,5,{word}\r\n");
+            from_csv(&csv).expect("CSV")[0].limits[0].dry_run
+        };
+        assert!(["true", "TRUE", "True"].into_iter().all(trial));
+        assert!(!["false", "FALSE", ""].into_iter().any(trial));
+    }
+
+    #[test]
+    fn a_weight_is_read_where_it_stands_and_left_alone_where_it_does_not() {
+        let weight = |csv: &str| from_csv(csv).expect("CSV")[0].weight.map(NonZeroU32::get);
+        assert_eq!(weight("path,limit,value\na,,\n"), None);
+        assert_eq!(weight("weight,path\n3,a\n,a\n"), Some(3));
+        let toml = from_toml("[[accounts]]\npath = \"a\"\n").expect("TOML");
+        assert_eq!(toml[0].weight, None);
     }
 }

@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use passerelle::gateway::quota::{Bound, Calendar, Enforcement, LimitError, Period, Unit, UnixSeconds, WrittenLimit};
+use passerelle::gateway::quota::{Bound, Calendar, LimitError, Period, Unit, UnixSeconds, WrittenLimit};
 use passerelle::gateway::{Limit, Quota};
 use passerelle_engine::clock::{Clock, SystemClock};
 
@@ -77,22 +77,4 @@ fn gpu_grant(hours: f64, from: UnixSeconds, until: UnixSeconds) -> Result<Limit,
     let bound = Bound::Budget { unit: Unit::GpuMicros, amount: NonZeroU64::MIN, period };
     let written = WrittenLimit { value: hours * SECONDS_PER_HOUR, ..Limit::of(bound).into() };
     written.try_into()
-}
-
-/// `gpu_seconds_granted 18000000 until 2027-01-01`
-pub(super) fn shown(limit: &Limit, calendar: &Calendar) -> String {
-    let mut text = format!("{} {}", limit.name(), limit.name().shown(limit.value().get()));
-    if let Bound::Budget { period: Period::Grant { from, until }, .. } = limit.bound {
-        if from > UnixSeconds(0) {
-            text += &format!(" from {}", calendar.show(from));
-        }
-        text += &format!(" until {}", calendar.show(until));
-    }
-    if let Some(model) = &limit.model {
-        text += &format!(" for {model}");
-    }
-    if limit.enforcement == Enforcement::DryRun {
-        text += " (on trial)";
-    }
-    text
 }

@@ -94,7 +94,10 @@ impl QuotaArgs {
                 let (from, until) = dates.instants(&office.calendar)?;
                 let (from, until) = (from.map(|from| from.0), until.map(|until| until.0));
                 let written = WrittenLimit { limit: limit.to_string(), value, model, from, until, dry_run };
-                office.post("/admin/v1/limits", &json!({"account": account, "set": written}))?;
+                let answer = office.post("/admin/v1/limits", &json!({"account": account, "set": written}))?;
+                if let Some(warning) = answer["warning"].as_str() {
+                    eprintln!("passerelle: {warning}");
+                }
                 output::line(format_args!("set {limit} of {account}"))
             }
             QuotaCommand::Explain { key, tokens, output_tokens, model, output } => {

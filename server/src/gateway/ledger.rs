@@ -26,6 +26,7 @@ mod pages;
 mod refusal;
 mod reservation;
 mod totals;
+mod unpriced;
 mod wall;
 
 use std::collections::BTreeMap;
@@ -59,6 +60,7 @@ pub use origins::Origin as RemoteReservation;
 pub use refusal::{Refusal, Retry};
 pub use reservation::{Denied, Reservation};
 pub use totals::LedgerTotals;
+pub use unpriced::Unpriced;
 
 /// A cloneable handle; all clones are one ledger.
 #[derive(Debug, Clone)]

@@ -25,6 +25,8 @@ pub struct Call {
 pub struct OnBehalf {
     pub reservation: Arc<str>,
     pub account: AccountPath,
+    /// `service_tier`, in the words of the API: how urgent it is here, which beyond a grant is less than was asked for.
+    pub tier: &'static str,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::door;
 use super::engines;
+use super::tariff as tariffs;
 use super::upstreams::{self, Upstreams};
 
 /// The configuration as it is written now, checked.
@@ -145,13 +146,14 @@ impl Reloading {
     /// A published tariff is read at start only; nothing is free by an oversight.
     fn require_prices(&self, config: &Config, remote: &[RemoteModel]) -> Result<()> {
         let tariff = self.state.ledger().tariff();
-        let unpriced = remote.iter().find(|model| tariff.price(&model.name).is_none());
-        match (&config.ledger.tariff, unpriced) {
-            (Some(_), Some(model)) => {
-                bail!("`{}` has no price in the tariff that is in force; restart to have it read again", model.name)
-            }
-            _ => Ok(()),
+        let mut unpriced = remote.iter().filter(|model| tariff.price(&model.name).is_none());
+        if config.ledger.tariff.is_none() {
+            unpriced.for_each(|model| tariffs::warn_of(&model.name));
+            return Ok(());
         }
+        unpriced.next().map_or(Ok(()), |model| {
+            bail!("`{}` has no price in the tariff that is in force; restart to have it read again", model.name)
+        })
     }
 }
 

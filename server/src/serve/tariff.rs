@@ -43,13 +43,14 @@ impl Pricing {
 }
 
 /// A published tariff prices every model that is served, or the server does not start: nothing is free by an oversight.
-/// Without one, a model that only upstreams have costs no GPU time.
+/// Without one, a model that only upstreams have has no price: whoever is limited in GPU time is refused it.
 pub(super) fn in_force(
     (file, calendar): (Option<&Path>, &Calendar),
     served: Served<'_>,
     now: UnixSeconds,
 ) -> Result<(Tariff, Pricing)> {
     let Some(file) = file else {
+        served.elsewhere.iter().for_each(|model| warn_of(model));
         let prices = served.here.into_iter().map(|(name, _, price)| (name, price));
         return Ok((Tariff::new(DERIVED_TARIFF, prices), Pricing::Derived));
     };
@@ -68,6 +69,15 @@ pub(super) fn in_force(
     let prices: Vec<_> = here.chain(elsewhere).map(price).collect::<Result<_>>()?;
     tracing::info!(version = written.version, reference = written.reference, "what tokens cost is published");
     Ok((Tariff::new(&written.version, prices), Pricing::Published(written)))
+}
+
+/// Said where nobody published what a model of other servers costs.
+pub(super) fn warn_of(model: &str) {
+    tracing::warn!(
+        model,
+        "no tariff prices this model, which only upstreams have: it costs no GPU time, and accounts with a limit of GPU time \
+         are refused it (ledger.tariff states a price)"
+    );
 }
 
 /// What a published tariff says of models wherever they run, for who has no server to ask where that is.

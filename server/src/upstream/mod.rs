@@ -39,7 +39,7 @@ pub struct Upstream {
 pub enum UpstreamKind {
     #[default]
     OpenAi,
-    /// Keeps books itself: it is told under which reservation, and for which account, a request is made.
+    /// Keeps books itself: it is told under which reservation, for which account and how urgently a request is made.
     Passerelle,
 }
 
@@ -118,12 +118,15 @@ impl Upstream {
         if let Some(key) = &self.authorization {
             request = request.header(AUTHORIZATION, key);
         }
-        if let (UpstreamKind::Passerelle, Some(on_behalf)) = (self.kind, &call.on_behalf) {
+        let on_behalf = call.on_behalf.as_ref().filter(|_| self.kind == UpstreamKind::Passerelle);
+        let mut tier = String::new();
+        if let Some(on_behalf) = on_behalf {
             request = request.header(RESERVATION, &*on_behalf.reservation).header(ACCOUNT, on_behalf.account.as_str());
+            tier = format!("\"service_tier\":\"{}\",", on_behalf.tier);
         }
         // The rest of the object follows its first brace.
         let rest = call.body.strip_prefix('{').unwrap_or_default();
-        let body = format!("{{\"model\":{},{rest}", self.model);
+        let body = format!("{{\"model\":{},{tier}{rest}", self.model);
         request.body(Full::from(body)).map_err(|error| Failure::Misconfigured(error.to_string()))
     }
 }

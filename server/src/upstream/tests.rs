@@ -55,13 +55,19 @@ fn the_key_is_never_printed() {
     assert!(!Upstream::new(&settings).unwrap_err().to_string().contains("line"));
 }
 
-#[test]
-fn only_a_passerelle_is_told_for_whom_a_request_is() {
-    let on_behalf = OnBehalf { reservation: "rsv_1".into(), account: "acme/vision".parse().unwrap() };
+#[tokio::test]
+async fn only_a_passerelle_is_told_for_whom_a_request_is_and_how_urgent() {
+    let on_behalf = OnBehalf { reservation: "rsv_1".into(), account: "acme/vision".parse().unwrap(), tier: "flex" };
     let call = Call { on_behalf: Some(on_behalf), ..call("{\"a\":1}") };
     let told = upstream_of(UpstreamKind::Passerelle, "http://h:1").unwrap().request(&call).unwrap();
     assert_eq!(told.headers()[RESERVATION], "rsv_1");
     assert_eq!(told.headers()[ACCOUNT], "acme/vision");
     let other = upstream("http://h:1").unwrap().request(&call).unwrap();
     assert!(!other.headers().contains_key(RESERVATION) && !other.headers().contains_key(ACCOUNT));
+    let mut bodies = Vec::new();
+    for request in [told, other] {
+        bodies.push(http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes());
+    }
+    assert_eq!(bodies[0], r#"{"model":"org/\"big\"","service_tier":"flex","a":1}"#);
+    assert_eq!(bodies[1], r#"{"model":"org/\"big\"","a":1}"#);
 }

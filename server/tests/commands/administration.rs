@@ -89,8 +89,10 @@ fn undated(line: &str, command: &[&str]) -> String {
         Some((_, act)) if command == ["account", "audit"] => act,
         _ => line,
     };
+    let is_hash = |word: &&str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let is_instant = |word: &&str| word.len() >= 10 && word.bytes().all(|byte| byte.is_ascii_digit());
     let words = line.split_inclusive([' ', ',']).map(|word| match word.trim_end_matches([' ', ',']) {
+        bare if is_hash(&bare) => "HASH ".to_owned(),
         bare if is_instant(&bare) => "AT ".to_owned(),
         _ => word.to_owned(),
     });
@@ -124,6 +126,27 @@ fn keys_that_are_made_and_revoked_through_the_socket_are_so_for_the_server_that_
     assert!((0..100_000).any(|_| models() == 200), "a key made through the socket is not accepted");
     run("key revoke bob");
     assert!((0..100_000).any(|_| models() == 401), "a revoked key is still accepted");
+}
+
+#[test]
+fn an_audit_log_whose_end_was_cut_off_does_not_hold_the_end_that_was_printed() {
+    let state = State::new();
+    let audit = |more: &[&str]| {
+        let output = state.command(&[&["account", "audit"][..], more].concat()).output().expect("it runs");
+        (output.status.success(), String::from_utf8(output.stderr).expect("text"))
+    };
+    for account in ["one", "two"] {
+        assert!(state.command(&["account", "create", account]).status().expect("it runs").success());
+    }
+    let (_, said) = audit(&[]);
+    let head = said.split_whitespace().last().expect("the end of the chain").to_owned();
+    assert!(state.command(&["account", "create", "three"]).status().expect("it runs").success());
+    assert!(audit(&["--head", &head]).0, "a log that grew holds its former end");
+    let database = rusqlite::Connection::open(state.path().join("passerelle/passerelle.db")).expect("it is there");
+    assert_eq!(database.execute("DELETE FROM audit WHERE seq > 1", []).expect("it is a table"), 2);
+    assert!(audit(&[]).0, "what is left is unbroken");
+    let (is_fine, said) = audit(&["--head", &head]);
+    assert!(!is_fine && said.contains("its end was cut off"), "{said}");
 }
 
 fn socket_of(state: &State) -> PathBuf {

@@ -179,7 +179,7 @@ async fn what_is_described_of_administration_is_what_its_handlers_read() {
         assert_eq!(described, known, "{path}: {message}");
         bodies += 1;
     }
-    assert_eq!(bodies, 9);
+    assert_eq!(bodies, 10);
 }
 
 #[tokio::test]
@@ -232,6 +232,11 @@ async fn to_other_accounts_a_model_that_belongs_to_one_is_as_a_model_that_is_not
         (shown.status, shown.text().replace(MODEL, ghost)),
         (404, outsider.get(&format!("/v1/models/{ghost}")).await.text())
     );
+    let counted = outsider.get("/metrics").await.text();
+    let denied = |line: &&str| line.starts_with("passerelle_requests_total") && line.contains(r#"status="404""#);
+    let denied: Vec<_> = counted.lines().filter(denied).collect();
+    assert!(denied.iter().any(|line| line.contains(r#"model="unknown""#)), "{denied:?}");
+    assert!(!denied.iter().any(|line| line.contains(MODEL)), "the model of another account is none: {denied:?}");
     assert_eq!(insider.post("/v1/chat/completions", &asks(MODEL)[0].1).await.status, 200);
 }
 
@@ -301,4 +306,50 @@ async fn a_key_makes_none_that_may_do_more_than_itself() {
     assert_eq!(make(json!({"name": "a", "class": "batch"})).await, 403, "every model");
     assert_eq!(make(json!({"name": "b", "models": [MODEL], "class": "interactive"})).await, 403);
     assert_eq!(make(json!({"name": "c", "models": [MODEL], "class": "batch"})).await, 200);
+}
+
+#[tokio::test]
+async fn a_key_that_is_rotated_hands_on_no_more_than_the_key_that_rotates_it_has() {
+    let bench = bench().await;
+    let operator = bench.with(&bench.operator);
+    let make = async |asked: Value| operator.post("/admin/v1/keys", &asked).await.json();
+    let asked = |name: &str, scope: &str| json!({"account": "acme", "name": name, "scopes": [scope]});
+    let narrowed = |name: &str, scope: &str| json!({"account": "acme", "name": name, "scopes": [scope], "models": [MODEL], "class": "batch"});
+    make(asked("gate", "gateway")).await;
+    make(asked("wide", "inference")).await;
+    make(narrowed("like", "inference")).await;
+    make(json!({"account": "acme", "name": "urgent", "models": [MODEL], "class": "interactive"})).await;
+    let made = make(narrowed("narrow", "admin")).await;
+    let narrow = bench.with(made["key"].as_str().unwrap());
+    // The server looks at the directory again after a moment.
+    while narrow.get("/v1/me/keys").await.status == 401 {
+        tokio::task::yield_now().await;
+    }
+    for door in ["/v1/me/keys", "/admin/v1/keys"] {
+        let rotate = async |client: &Client, name: &str| {
+            client.post(&format!("{door}/{name}/rotate"), &json!({"overlap_seconds": 60})).await
+        };
+        for more in ["gate", "wide", "urgent"] {
+            let refused = rotate(&narrow, more).await;
+            assert_eq!((refused.status, refused.error_code().as_str()), (403, "insufficient_scope"), "{door}: {more}");
+        }
+        assert_eq!(rotate(&narrow, "like").await.status, 200, "{door}");
+        assert_eq!(rotate(&narrow, "narrow").await.status, 200, "{door}: itself");
+        assert_eq!(rotate(&bench.with(&bench.owner), "gate").await.status, 403, "{door}");
+        assert_eq!(rotate(&operator, "gate").await.status, 200, "{door}");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_for_a_model_that_is_not_served_is_stated_with_a_warning() {
+    let bench = bench().await;
+    let operator = bench.with(&bench.operator);
+    let warning = async |model: &str| {
+        let limit = json!({"limit": "requests_per_minute", "value": 5, "model": model});
+        let stated = operator.post("/admin/v1/limits", &json!({"account": "acme", "set": limit})).await;
+        assert_eq!(stated.status, 200, "{}", stated.text());
+        stated.json().get("warning").map(ToString::to_string)
+    };
+    assert_eq!(warning(MODEL).await, None);
+    assert!(warning("mistyped").await.is_some_and(|said| said.contains("no model `mistyped`")));
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use passerelle::api::{AppState, RemoteModel, Serving};
 use passerelle::gateway::breaker::BreakerBounds;
-use passerelle::gateway::quota::Bound;
+use passerelle::gateway::quota::{Bound, Enforcement, Unit};
 use passerelle::gateway::replica::{ReplicaId, UpstreamParts};
 use passerelle::gateway::{Limit, Replica, Router};
 use passerelle::upstream::{Timeouts, Upstream, UpstreamKind, UpstreamSettings};
@@ -284,6 +284,27 @@ async fn a_request_to_an_upstream_is_of_the_class_that_it_asks_for() {
         assert_eq!(reply.status, status, "{tier}: {}", reply.text());
         assert_eq!(status == 400, reply.text().contains("batch_tokens"));
     }
+}
+
+/// Nothing would be counted of it, and so nothing be refused.
+#[tokio::test]
+async fn a_model_that_no_tariff_prices_is_refused_to_whoever_is_limited_in_gpu_time_and_to_nobody_else() {
+    let upstream = Scripted::always(Act::Say(chat_answer(&["hello"], 3))).await;
+    let gpu = Bound::Rate { unit: Unit::GpuMicros, per_minute: NonZeroU64::new(1_000_000).unwrap() };
+    let enforced = Limit::of(gpu);
+    let on_trial = Limit { enforcement: Enforcement::DryRun, ..enforced.clone() };
+    let of_another = Limit { model: Some("another".into()), ..enforced.clone() };
+    for (limit, status) in [(enforced, 400), (on_trial, 200), (of_another, 200)] {
+        let server = Server::with(Options { key_limits: Some(vec![limit.clone()]), ..Options::default() }).await;
+        serve(&server.state, vec![replica(upstream.address, REMOTE, 1)]);
+        let reply = server.client().with_key().post("/v1/chat/completions", &chat(json!({"max_tokens": 5}))).await;
+        assert_eq!(reply.status, status, "{limit:?}: {}", reply.text());
+        if status == 400 {
+            assert_eq!(reply.error_code(), "request_exceeds_limit");
+            assert!(reply.message().contains("gpu_seconds_per_minute") && reply.message().contains("ledger.tariff"));
+        }
+    }
+    assert_eq!(upstream.asked().len(), 2);
 }
 
 #[tokio::test]

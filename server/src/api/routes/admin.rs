@@ -58,10 +58,11 @@ pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 17] {
 }
 
 /// What an owner may do with the keys at and below their own account.
-pub(crate) const fn own_routes<D: Desk>() -> [DeskRoute<D>; 2] {
+pub(crate) const fn own_routes<D: Desk>() -> [DeskRoute<D>; 3] {
     [
         ("/v1/me/keys", || get(keys::list::<D>).post(keys::create::<D>)),
         ("/v1/me/keys/{id}", || delete(keys::revoke::<D>)),
+        ("/v1/me/keys/{id}/rotate", || post(keys::rotate::<D>)),
     ]
 }
 

@@ -22,7 +22,7 @@ use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use axum::response::Response;
 
-use super::errors::{ApiError, ErrorKind};
+use super::errors::{ApiError, ErrorKind, ErrorLabel};
 use super::fields::invalid;
 use super::generate::Visit;
 use super::state::AppState;
@@ -105,6 +105,16 @@ fn list_ignored(response: &mut Response, ignored: &[String]) {
 /// Left in a response's extensions for the metrics: the model as the client wrote it.
 #[derive(Debug, Clone)]
 pub(crate) struct AboutModel(pub(crate) String);
+
+/// The model that a response is counted under. Where the caller was told that there is none, it is counted as one that there is
+/// not: another's model must not be told by a metric from one that nobody has.
+pub(crate) fn counted_model(response: &Response) -> Option<&str> {
+    const NOBODYS: &str = "";
+    let AboutModel(model) = response.extensions().get()?;
+    let label = response.extensions().get::<ErrorLabel>();
+    let is_denied = label.is_some_and(|label| label.is(ErrorKind::ModelNotFound));
+    Some(if is_denied { NOBODYS } else { model })
+}
 
 #[cfg(test)]
 mod tests {

@@ -32,8 +32,8 @@ impl DataDir {
     }
 
     /// Puts a copy in the place of everything that is in a folder, which is kept beside it under a name that nothing has yet.
-    /// Refused while a server keeps the ledger, for a copy that is damaged, and for one of a newer program. Whatever fails,
-    /// the folder is as it was.
+    /// Refused while a server keeps the ledger, for a copy that is damaged, of a newer program or none of this one's.
+    /// Whatever fails, the folder is as it was.
     ///
     /// Keys that were revoked since the copy was made stay so, from the first moment that anybody can use it.
     pub fn restore(folder: &Path, copy: &Path) -> Result<(Self, Restored), DataError> {
@@ -59,9 +59,9 @@ impl DataDir {
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(OWNER_ONLY_FILE))
             .map_err(io_error("write", &path))?;
         let sql = |error| DataError::Sql { path: path.clone(), error };
-        let revoked = revoke(&path, revoked).map_err(sql)?;
         // Before it is anybody's: a copy of an earlier format may need room that is not there.
-        schema::bring_up_to_date(&mut alone(&path).map_err(sql)?, &database)?;
+        schema::take_steps(&mut alone(&path).map_err(sql)?, &path)?;
+        let revoked = revoke(&path, revoked).map_err(sql)?;
         File::open(&path).and_then(|file| file.sync_all()).map_err(io_error("write", &path))?;
         let kept = is_there.then(|| self.free_name("passerelle.db.before-restore"));
         if let Some(kept) = &kept {
@@ -161,6 +161,10 @@ fn check(copy: &Path) -> Result<(), DataError> {
     if found > schema::FORMAT {
         return Err(DataError::Version { path: copy.to_owned(), found, known: schema::FORMAT });
     }
+    if let Some(table) = schema::missing(&connection, found).map_err(sql)? {
+        let reason = format!("no copy of this program's: it has no table `{table}` as format {found} has it");
+        return Err(DataError::Content { path: copy.to_owned(), reason });
+    }
     let verdict: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sql)?;
     match found > 0 && verdict == "ok" {
         true => Ok(()),
@@ -256,5 +260,39 @@ mod tests {
         assert_eq!((accounts(&restored), told.kept), (2, None));
         let names: Vec<_> = content(restored.path()).into_iter().map(|(path, _)| path).collect();
         assert!(names.iter().all(|path| !path.to_string_lossy().contains("before-restore")), "{names:?}");
+    }
+
+    #[test]
+    fn another_programs_database_is_refused_and_what_is_here_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(&folder.path().join("data")).unwrap();
+        add(&data, "before");
+        let copy = folder.path().join("other.db");
+        let other = Connection::open(&copy).unwrap();
+        other.execute_batch("CREATE TABLE bookmarks (a); PRAGMA user_version = 3;").unwrap();
+        let refusal = DataDir::restore(data.path(), &copy).unwrap_err().to_string();
+        assert!(refusal.contains("no copy of this program's"), "{refusal}");
+        for table in ["meta", "accounts", "keys", "audit", "entries", "usage"] {
+            other.execute_batch(&format!("CREATE TABLE {table} (a)")).unwrap();
+        }
+        assert!(DataDir::restore(data.path(), &copy).is_err(), "tables of the same names are not enough");
+        assert_eq!(accounts(&data), 2);
+        let names = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let left: Vec<_> = std::fs::read_dir(data.path()).unwrap().map(names).collect();
+        assert!(left.iter().all(|name| !name.contains("before-restore")), "{left:?}");
+    }
+
+    #[test]
+    fn a_copy_of_a_former_format_is_brought_up_to_date_before_it_takes_the_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(&folder.path().join("data")).unwrap();
+        let copy = folder.path().join("former.db");
+        let former = Connection::open(&copy).unwrap();
+        schema::STEPS[..2].iter().for_each(|step| former.execute_batch(step).unwrap());
+        former.pragma_update(None, "user_version", 2).unwrap();
+        former.execute("INSERT INTO accounts VALUES ('former', 1, '[]', 0)", []).unwrap();
+        let (data, _) = DataDir::restore(data.path(), &copy).unwrap();
+        let format: u32 = data.connect().unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        assert_eq!((accounts(&data), format), (2, schema::FORMAT));
     }
 }

@@ -133,7 +133,13 @@ pub(super) fn bring_up_to_date(connection: &mut Connection, path: &Path) -> Resu
     if found > 0 {
         keep_copy(connection, path, found)?;
     }
-    let take_steps = |transaction: &Transaction<'_>| {
+    take_steps(connection, path)
+}
+
+/// The same without a copy, for a file that is one.
+pub(super) fn take_steps(connection: &mut Connection, path: &Path) -> Result<(), DataError> {
+    let sql = |error| DataError::Sql { path: path.to_owned(), error };
+    let take = |transaction: &Transaction<'_>| {
         // Another process may have been faster while this one waited for the lock.
         let found = version(transaction)?;
         for step in STEPS.iter().skip(found as usize) {
@@ -142,8 +148,29 @@ pub(super) fn bring_up_to_date(connection: &mut Connection, path: &Path) -> Resu
         transaction.pragma_update(None, "user_version", FORMAT.max(found))
     };
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Exclusive).map_err(sql)?;
-    take_steps(&transaction).map_err(sql)?;
+    take(&transaction).map_err(sql)?;
     transaction.commit().map_err(sql)
+}
+
+/// The first table that a database of this format has, and that is not in this one with all its columns.
+pub(super) fn missing(connection: &Connection, format: u32) -> rusqlite::Result<Option<String>> {
+    let model = Connection::open_in_memory()?;
+    STEPS.iter().take(format as usize).try_for_each(|step| model.execute_batch(step))?;
+    let mut tables = model.prepare("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")?;
+    let tables = tables.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+    for table in tables {
+        let there = columns(connection, &table)?;
+        if !columns(&model, &table)?.iter().all(|column| there.contains(column)) {
+            return Ok(Some(table));
+        }
+    }
+    Ok(None)
+}
+
+/// None of a table that is not there.
+fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let mut columns = connection.prepare("SELECT name FROM pragma_table_info(?1)")?;
+    columns.query_map([table], |row| row.get(0))?.collect()
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<u32> {

@@ -8,29 +8,15 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use super::columns::AsJson;
 use super::{AccountRecord, Act, Directory, DirectoryError};
 use crate::gateway::account::AccountPath;
-use crate::gateway::quota::{Enforcement, Limit, LimitName, Quota};
+use crate::gateway::quota::{Enforcement, Limit, LimitName, Quota, UnixSeconds};
 
 const MAX_ACCOUNTS: usize = 20_000;
 
 impl Directory {
     /// The account above it must exist.
     pub fn create_account(&self, path: &AccountPath, limits: Quota) -> Result<(), DirectoryError> {
-        let act = Act { name: "account create", subject: path.as_str(), detail: shown(&limits) };
         let now = self.now();
-        self.change(act, |transaction| {
-            if find(transaction, path)?.is_some() {
-                return Err(DirectoryError::AccountExists(path.clone()));
-            }
-            if let Some(parent) = path.parent() {
-                require(transaction, &parent)?;
-            }
-            let count: usize = transaction.query_row("SELECT count(*) FROM accounts", [], |row| row.get(0))?;
-            if count > MAX_ACCOUNTS {
-                return Err(DirectoryError::TooMany(MAX_ACCOUNTS, "accounts"));
-            }
-            transaction.execute("INSERT INTO accounts VALUES (?1, 1, ?2, ?3)", params![path, AsJson(&limits), now])?;
-            Ok(())
-        })
+        self.change(Act::create(path, &limits), |transaction| create(transaction, path, &limits, now))
     }
 
     /// Only an account without accounts below it and without usable keys goes. What it used stays in the ledger.
@@ -84,8 +70,7 @@ impl Directory {
 
     /// All limits of the account at once.
     pub fn set_limits(&self, path: &AccountPath, limits: &Quota) -> Result<(), DirectoryError> {
-        let act = Act { name: "quota set", subject: path.as_str(), detail: shown(limits) };
-        self.change(act, |transaction| {
+        self.change(Act::limits(path, limits), |transaction| {
             require(transaction, path)?;
             write_limits(transaction, path, limits)
         })
@@ -93,13 +78,45 @@ impl Directory {
 
     /// Its part of an engine beside others.
     pub fn set_weight(&self, path: &AccountPath, weight: NonZeroU32) -> Result<(), DirectoryError> {
-        let act = Act { name: "account weight", subject: path.as_str(), detail: weight.to_string() };
-        self.change(act, |transaction| {
+        self.change(Act::weight(path, weight), |transaction| {
             require(transaction, path)?;
-            transaction.execute("UPDATE accounts SET weight = ?2 WHERE path = ?1", params![path, weight.get()])?;
-            Ok(())
+            write_weight(transaction, path, weight)
         })
     }
+}
+
+impl<'a> Act<'a> {
+    pub(super) fn create(path: &'a AccountPath, limits: &Quota) -> Self {
+        Self { name: "account create", subject: path.as_str(), detail: shown(limits) }
+    }
+
+    pub(super) fn limits(path: &'a AccountPath, limits: &Quota) -> Self {
+        Self { name: "quota set", subject: path.as_str(), detail: shown(limits) }
+    }
+
+    pub(super) fn weight(path: &'a AccountPath, weight: NonZeroU32) -> Self {
+        Self { name: "account weight", subject: path.as_str(), detail: weight.to_string() }
+    }
+}
+
+pub(super) fn create(
+    transaction: &Transaction<'_>,
+    path: &AccountPath,
+    limits: &Quota,
+    now: UnixSeconds,
+) -> Result<(), DirectoryError> {
+    if find(transaction, path)?.is_some() {
+        return Err(DirectoryError::AccountExists(path.clone()));
+    }
+    if let Some(parent) = path.parent() {
+        require(transaction, &parent)?;
+    }
+    let count: usize = transaction.query_row("SELECT count(*) FROM accounts", [], |row| row.get(0))?;
+    if count > MAX_ACCOUNTS {
+        return Err(DirectoryError::TooMany(MAX_ACCOUNTS, "accounts"));
+    }
+    transaction.execute("INSERT INTO accounts VALUES (?1, 1, ?2, ?3)", params![path, AsJson(limits), now])?;
+    Ok(())
 }
 
 pub(super) fn all(transaction: &Transaction<'_>) -> rusqlite::Result<Vec<AccountRecord>> {
@@ -122,8 +139,21 @@ fn record(row: &Row<'_>) -> rusqlite::Result<AccountRecord> {
     Ok(AccountRecord { path: row.get(0)?, weight, limits: Arc::new(limits), created_at: row.get(3)? })
 }
 
-fn write_limits(transaction: &Transaction<'_>, path: &AccountPath, quota: &Quota) -> Result<(), DirectoryError> {
+pub(super) fn write_limits(
+    transaction: &Transaction<'_>,
+    path: &AccountPath,
+    quota: &Quota,
+) -> Result<(), DirectoryError> {
     transaction.execute("UPDATE accounts SET limits = ?2 WHERE path = ?1", params![path, AsJson(quota)])?;
+    Ok(())
+}
+
+pub(super) fn write_weight(
+    transaction: &Transaction<'_>,
+    path: &AccountPath,
+    weight: NonZeroU32,
+) -> Result<(), DirectoryError> {
+    transaction.execute("UPDATE accounts SET weight = ?2 WHERE path = ?1", params![path, weight.get()])?;
     Ok(())
 }
 

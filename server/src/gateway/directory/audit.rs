@@ -2,10 +2,11 @@
 //! without changing all that follow.
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::Act;
+use crate::gateway::journal::Chain;
 use crate::gateway::quota::UnixSeconds;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -17,7 +18,8 @@ pub struct AuditEntry {
     pub act: String,
     pub subject: String,
     pub detail: String,
-    #[serde(skip)]
+    /// Covers the entry and, through the one before it, all before it. In hexadecimal digits.
+    #[serde(serialize_with = "hex")]
     hash: [u8; 32],
 }
 
@@ -42,6 +44,10 @@ impl AuditEntry {
         }
         hash.finalize().into()
     }
+}
+
+fn hex<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&Chain(*hash).hex())
 }
 
 pub(super) fn append(

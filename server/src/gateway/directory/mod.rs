@@ -23,7 +23,7 @@ use super::quota::{LimitName, QuotaError, UnixSeconds};
 use owed::{Owed, OwedAct};
 
 pub use audit::AuditEntry;
-pub use plan::{Change, WantedAccount};
+pub use plan::{Change, Making, WantedAccount};
 pub use record::{AccountRecord, KeyInfo, KeyRecord, KeyStatus, NewKey, Snapshot};
 
 /// A cloneable handle on the accounts and keys of one data directory.
@@ -54,6 +54,8 @@ pub enum DirectoryError {
     AccountExists(AccountPath),
     #[error("the account '{0}' has accounts below it, or keys that are not revoked")]
     AccountInUse(AccountPath),
+    #[error("the account '{0}' is named twice: say all of it in one place")]
+    NamedTwice(AccountPath),
     #[error("'{0}' limits no {1}")]
     NoSuchLimit(AccountPath, LimitName),
     #[error("there are {0} {1}, the most that one data directory holds")]
@@ -97,6 +99,13 @@ struct Act<'a> {
     subject: &'a str,
     /// What about it: limits, scopes, dates. Never a secret.
     detail: String,
+}
+
+/// How a transaction ends that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Commit,
+    RollBack,
 }
 
 impl Directory {
@@ -181,16 +190,37 @@ impl Directory {
         act: Act<'_>,
         change: impl FnOnce(&Transaction<'_>) -> Result<T, DirectoryError>,
     ) -> Result<T, DirectoryError> {
+        self.transact(|transaction| {
+            let answer = change(transaction)?;
+            self.write_down(transaction, &act)?;
+            Ok((answer, End::Commit))
+        })
+    }
+
+    /// Nothing is written if `work` fails.
+    fn transact<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<(T, End), DirectoryError>,
+    ) -> Result<T, DirectoryError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let answer = change(&transaction)?;
         owed.write(&transaction)?;
-        audit::append(&transaction, self.now(), &self.actor, &act)?;
-        transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'directory_generation'", [])?;
-        transaction.commit()?;
-        owed.clear();
+        let (answer, end) = work(&transaction)?;
+        match end {
+            End::Commit => {
+                transaction.commit()?;
+                owed.clear();
+            }
+            End::RollBack => transaction.rollback()?,
+        }
         Ok(answer)
+    }
+
+    fn write_down(&self, transaction: &Transaction<'_>, act: &Act<'_>) -> Result<(), DirectoryError> {
+        audit::append(transaction, self.now(), &self.actor, act)?;
+        transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'directory_generation'", [])?;
+        Ok(())
     }
 
     /// By the clock that its entries are dated by.

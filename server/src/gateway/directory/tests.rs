@@ -205,3 +205,30 @@ fn whoever_reads_the_audit_log_finds_what_was_owed_to_it_and_how_much_nobody_wro
     assert!(AuditEntry::are_chained(&log));
     assert!(log.last().unwrap().detail.contains("and 43 further acts"), "{:?}", log.last());
 }
+
+fn wanted(text: &str) -> WantedAccount {
+    let limits = Quota::new(vec![Limit::requests_per_minute(n(5))]).unwrap();
+    WantedAccount { path: path(text), weight: std::num::NonZeroU32::new(2), limits }
+}
+
+#[test]
+fn accounts_of_a_file_are_made_all_or_none_and_a_rehearsal_finds_what_cannot_be() {
+    let Bench { directory, folder: _folder, .. } = bench();
+    let before = (directory.snapshot().unwrap().accounts, directory.audit_log().unwrap());
+    let unchanged = || before == (directory.snapshot().unwrap().accounts, directory.audit_log().unwrap());
+    for making in [Making::Rehearsal, Making::Real] {
+        let orphan = [wanted("acme"), wanted("acme/vision"), wanted("nobody/x/y")];
+        assert!(matches!(directory.apply(&orphan, making), Err(DirectoryError::UnknownAccount(_))), "{making:?}");
+        let twice = [wanted("acme/vision"), wanted("acme"), wanted("acme/vision")];
+        assert!(matches!(directory.apply(&twice, making), Err(DirectoryError::NamedTwice(_))), "{making:?}");
+        assert!(unchanged(), "{making:?}");
+    }
+    let file = [wanted("acme/vision"), wanted("acme")];
+    let rehearsed = directory.apply(&file, Making::Rehearsal).unwrap();
+    assert!(unchanged(), "a rehearsal leaves nothing");
+    assert_eq!(directory.apply(&file, Making::Real).unwrap(), rehearsed);
+    let acts: Vec<_> = directory.audit_log().unwrap().into_iter().map(|entry| entry.act).collect();
+    assert_eq!(acts[1..], ["quota set", "account weight", "account create", "account weight"], "each is written down");
+    assert!(AuditEntry::are_chained(&directory.audit_log().unwrap()));
+    assert_eq!(directory.apply(&file, Making::Real).unwrap(), [], "twice is once");
+}

@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bound, Enforcement, Limit, LimitName, Period, PeriodName, Unit, UnixSeconds};
+use super::{Bound, Calendar, Enforcement, Limit, LimitName, Period, PeriodName, Unit, UnixSeconds};
 
 /// `{"limit": "gpu_seconds_granted", "value": 18000000, "from": 1767225600, "until": 1798761600}`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,6 +98,26 @@ impl From<Limit> for WrittenLimit {
             until,
             dry_run: limit.enforcement == Enforcement::DryRun,
         }
+    }
+}
+
+impl Limit {
+    /// `gpu_seconds_granted 18000000 until 2027-01-01`
+    pub fn shown(&self, calendar: &Calendar) -> String {
+        let mut text = format!("{} {}", self.name(), self.name().shown(self.value().get()));
+        if let Bound::Budget { period: Period::Grant { from, until }, .. } = self.bound {
+            if from > UnixSeconds(0) {
+                text += &format!(" from {}", calendar.show(from));
+            }
+            text += &format!(" until {}", calendar.show(until));
+        }
+        if let Some(model) = &self.model {
+            text += &format!(" for {model}");
+        }
+        if self.enforcement == Enforcement::DryRun {
+            text += " (on trial)";
+        }
+        text
     }
 }
 

@@ -11,8 +11,8 @@ use serde_json::json;
 
 use super::{administrator, blocking, read, require_below, require_real_models};
 use crate::api::desk::{Desk, DeskVisit};
-use crate::api::errors::{ApiError, ErrorKind};
-use crate::gateway::directory::{Change, WantedAccount};
+use crate::api::errors::{ApiError, ErrorKind, echoed};
+use crate::gateway::directory::{Making, WantedAccount};
 use crate::gateway::quota::{Enforcement, Quota, WrittenLimit};
 use crate::gateway::{AccountPath, Limit, LimitName};
 
@@ -61,8 +61,7 @@ struct ApplyBody {
 #[serde(deny_unknown_fields)]
 struct WantedBody {
     path: AccountPath,
-    #[serde(default = "one")]
-    weight: NonZeroU32,
+    weight: Option<NonZeroU32>,
     #[serde(default)]
     limits: Quota,
 }
@@ -108,7 +107,11 @@ pub(super) async fn change_limit<D: Desk>(State(desk): State<D>, request: Reques
         (Some(limit), None) => {
             let limit = Limit::try_from(limit).map_err(|error| said(error.to_string()))?;
             require_real_models(&desk, limit.model.as_deref().into_iter())?;
+            let warning = limit.model.as_deref().and_then(|model| of_no_model(&desk, model));
             blocking(move || directory.set_limit(&account, limit)).await?;
+            if let Some(warning) = warning {
+                return Ok(Json(json!({"changed": true, "warning": warning})).into_response());
+            }
         }
         (None, Some(RemovedLimit { limit, model, dry_run })) => {
             let name: LimitName = limit.parse().map_err(said)?;
@@ -128,22 +131,23 @@ pub(super) async fn set_weight<D: Desk>(State(desk): State<D>, request: Request)
     Ok(changed())
 }
 
-/// Accounts and limits as the body has them; what it does not name stays. Answers what changes, one text each.
+/// Accounts and limits as the body has them, all or none; what it does not name stays. Answers what changes, one text each.
 pub(super) async fn apply<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
     let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
     let ApplyBody { accounts, dry_run } = read(request, &desk).await?;
     accounts.iter().try_for_each(|account| require_below(&caller, &account.path))?;
     require_real_models(&desk, accounts.iter().flat_map(|account| limited(&account.limits)))?;
     let wanted: Vec<_> = accounts.into_iter().map(WantedAccount::from).collect();
-    let changes = blocking(move || {
-        let changes = Change::between(&administration.directory.snapshot()?.accounts, &wanted);
-        if !dry_run {
-            administration.directory.apply(&changes)?;
-        }
-        Ok(changes)
-    });
-    let changes: Vec<String> = changes.await?.iter().map(ToString::to_string).collect();
+    let making = if dry_run { Making::Rehearsal } else { Making::Real };
+    let changes = blocking(move || administration.directory.apply(&wanted, making)).await?;
+    let changes: Vec<String> = changes.iter().map(|change| change.shown(desk.calendar())).collect();
     Ok(Json(json!({"object": "list", "data": changes, "made": !dry_run})).into_response())
+}
+
+/// A limit may be stated before its model is served; mistyped, it would never apply. Only a server knows what there is.
+fn of_no_model(desk: &impl Desk, model: &str) -> Option<String> {
+    let is_unknown = desk.server().is_some_and(|state| !state.has_model(model));
+    is_unknown.then(|| format!("no model `{}` is served, so that this limit does not apply yet", echoed(model)))
 }
 
 /// The models that limits are for.
@@ -159,8 +163,4 @@ impl From<WantedBody> for WantedAccount {
     fn from(WantedBody { path, weight, limits }: WantedBody) -> Self {
         Self { path, weight, limits }
     }
-}
-
-fn one() -> NonZeroU32 {
-    NonZeroU32::MIN
 }

@@ -57,7 +57,7 @@ pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> 
     let NewKeyBody { account, name, scopes, models, class, valid_for_seconds } = read(request, &desk).await?;
     let account = account.unwrap_or_else(|| caller.account.path.clone());
     require_governed(&caller, &account)?;
-    require_no_more(&caller, (&scopes, &models, class))?;
+    require_no_more(&caller, Rights { scopes: &scopes, models: &models, class })?;
     require_real_models(&desk, models.named())?;
     let valid_for = valid_for_seconds.map(Duration::from_secs);
     let new = NewKey { account, name, scopes, models, class, valid_for };
@@ -72,9 +72,13 @@ pub(super) async fn rotate<D: Desk>(
 ) -> Result<Response, ApiError> {
     let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
     let RotateBody { overlap_seconds } = read(request, &desk).await?;
-    let id = governed_key(&caller, &administration.directory, id).await?;
+    let KeyInfo { id, scopes, models, class, .. } = governed_key(&caller, &administration.directory, id).await?;
+    // A new secret is the key itself, handed to whoever asked for it. Its own a key has already.
+    if caller.via.label() != id.as_str() {
+        require_no_more(&caller, Rights { scopes: &scopes, models: &models, class })?;
+    }
     let overlap = Duration::from_secs(overlap_seconds);
-    let (key, info) = blocking(move || administration.directory.rotate_key(&id, overlap)).await?;
+    let (key, info) = blocking(move || administration.directory.rotate_key(id.as_str(), overlap)).await?;
     Ok(shown_once(&key, &info))
 }
 
@@ -84,26 +88,32 @@ pub(super) async fn revoke<D: Desk>(
     request: Request,
 ) -> Result<Response, ApiError> {
     let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let id = governed_key(&caller, &administration.directory, id).await?;
-    let info = blocking(move || administration.directory.revoke_key(&id)).await?;
+    let id = governed_key(&caller, &administration.directory, id).await?.id;
+    let info = blocking(move || administration.directory.revoke_key(id.as_str())).await?;
     Ok(Json(info).into_response())
+}
+
+/// What a key may do.
+struct Rights<'a> {
+    scopes: &'a Scopes,
+    models: &'a ModelAccess,
+    class: ServiceClass,
 }
 
 /// A key hands on no more than it has. What `gateway` allows is a matter of trust between operators: such a key says itself
 /// what it was billed for already.
-fn require_no_more(
-    caller: &Caller,
-    (scopes, models, class): (&Scopes, &ModelAccess, ServiceClass),
-) -> Result<(), ApiError> {
+fn require_no_more(caller: &Caller, Rights { scopes, models, class }: Rights<'_>) -> Result<(), ApiError> {
     let refused = |message: &str| Err(ApiError::new(ErrorKind::InsufficientScope, message));
     if scopes.allow(Scope::Gateway) && !caller.governs(&AccountPath::root()) {
-        return refused("Only whoever governs `/` makes keys with the scope `gateway`.");
+        return refused("Only whoever governs `/` hands out keys with the scope `gateway`.");
     }
     if !caller.models.covers(models) {
-        return refused("This key is for some models only, and so are the keys that it makes.");
+        return refused("This key is for some models only, and so are the keys that it hands out.");
     }
     if caller.classes.grant(Some(class)) != class {
-        return refused("This key's requests are less urgent than that, and so are those of the keys that it makes.");
+        return refused(
+            "This key's requests are less urgent than that, and so are those of the keys that it hands out.",
+        );
     }
     Ok(())
 }
@@ -113,12 +123,12 @@ async fn governed_key(
     caller: &Caller,
     directory: &Directory,
     id: Result<Path<String>, PathRejection>,
-) -> Result<String, ApiError> {
+) -> Result<KeyInfo, ApiError> {
     let Path(id) = id.map_err(|_| ApiError::new(ErrorKind::NotFound, "There is no such key."))?;
     let (directory, asked) = (directory.clone(), id.clone());
     let info = blocking(move || directory.find_key(&asked)).await?;
     if caller.governs(&info.account) {
-        return Ok(info.id.as_str().to_owned());
+        return Ok(info);
     }
     Err(DirectoryError::UnknownKey(id).into())
 }
