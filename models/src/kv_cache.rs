@@ -263,6 +263,7 @@ mod tests {
         let groups = vec![KvGroup::full(num_layers)];
         let spec = KvCacheSpec { groups, num_kv_heads: 1024, head_dim, dtype: DType::F32, block_size: 16 };
         match KvCache::new(spec, num_blocks, &Device::Cpu) {
+            Err(ModelError::Input(problem)) => problem,
             Err(ModelError::Device(problem)) => problem.to_string(),
             other => panic!("{other:?}"),
         }

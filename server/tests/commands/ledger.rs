@@ -435,7 +435,9 @@ fn a_gateway_writes_down_what_the_one_that_ran_a_request_says_of_it() {
         site.address
     );
     std::fs::write(south.path().join("p.toml"), upstream).unwrap();
-    let key = make_key(&south);
+    // Without a limit in GPU time, which no tariff here says how to keep for `far`.
+    run(&south, &["account", "create", "acme"]);
+    let key = run(&south, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
     let gateway = Served::start(&south, &["--config", "p.toml"]);
     let body = json!({"model": "far", "prompt": "Once", "max_tokens": 4, "ignore_eos": true});
     assert_eq!(super::binary::open_as(&gateway.address, "/v1/completions", &body, &key).whole().status, 200);

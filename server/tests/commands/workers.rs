@@ -273,7 +273,7 @@ fn models_of_workers_are_compared_by_nobody_and_the_refusal_names_the_model() {
     let body = json!({"models": ["early", "final"], "prompt": "Once", "max_tokens": 4});
     let refused = request(&served.address, "POST", "/v1/compare", &body);
     assert_eq!(refused.status, 400, "{}", refused.text());
-    let error = &refused.json()["error"];
+    let error = serde_json::from_str::<Value>(refused.text()).expect("JSON")["error"].clone();
     assert!(error["message"].as_str().is_some_and(|said| said.contains("worker process")), "{error}");
     assert_eq!(error["param"], "models[0]");
     let body = json!({"model": "early", "prompt": "Once", "max_tokens": 0,

@@ -186,8 +186,8 @@ mod tests {
         let before = there(&[wanted("acme", vec![grant(1_798_761_600, true)])]);
         let after = wanted("acme", vec![grant(1_798_848_000, false)]);
         let shown: Vec<_> = Change::between(&before, &[after]).iter().map(shown).collect();
-        let expected = "~ acme\n    - gpu_seconds_granted 10 from 2026-01-01 until 2027-01-01 (on trial)\n    \
-                        + gpu_seconds_granted 10 from 2026-01-01 until 2027-01-02";
+        let expected = "~ acme\n    - gpu_seconds_granted 10.000 s from 2026-01-01 until 2027-01-01 (on trial)\n    \
+                        + gpu_seconds_granted 10.000 s from 2026-01-01 until 2027-01-02";
         assert_eq!(shown, [expected]);
     }
 

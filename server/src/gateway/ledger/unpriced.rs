@@ -10,7 +10,7 @@ use crate::gateway::quota::{Enforcement, Limit, LimitName, Unit};
 /// A limit of GPU time that cannot be kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{limit} of {scope} cannot be kept for `{model}`, because no tariff says what it costs: an operator states a price in \
+    "the limit {limit} of {scope} cannot be kept for `{model}`, because no tariff says what it costs: an operator states a price in \
      `ledger.tariff`"
 )]
 pub struct Unpriced {

@@ -102,7 +102,7 @@ impl From<Limit> for WrittenLimit {
 }
 
 impl Limit {
-    /// `gpu_seconds_granted 18000000 until 2027-01-01`
+    /// `gpu_seconds_granted 18000000.000 s until 2027-01-01`
     pub fn shown(&self, calendar: &Calendar) -> String {
         let mut text = format!("{} {}", self.name(), self.name().shown(self.value().get()));
         if let Bound::Budget { period: Period::Grant { from, until }, .. } = self.bound {

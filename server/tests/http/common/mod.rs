@@ -16,7 +16,6 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -149,13 +148,11 @@ impl Seen {
     }
 }
 
-/// The way to an engine, watched. Its model seems to get on also at a gate: a gate stands for a model that is busy, and a slow
-/// machine takes longer to reach what a test waits for than a model without progress is believed in.
+/// The way to an engine, watched.
 #[derive(Debug)]
 struct WatchedDoor {
     handle: EngineHandle,
     seen: Seen,
-    looks: AtomicU64,
 }
 
 impl ReplicaDoor for WatchedDoor {
@@ -171,7 +168,7 @@ impl ReplicaDoor for WatchedDoor {
     }
 
     fn load(&self) -> Load {
-        Load { progress: self.looks.fetch_add(1, Ordering::Relaxed), ..ReplicaDoor::load(&self.handle) }
+        ReplicaDoor::load(&self.handle)
     }
 }
 
@@ -346,7 +343,7 @@ impl Owners {
         let replica = |(engine, id): (&Engine, u32)| {
             let handle = engine.handle();
             let name = handle.name().to_owned();
-            let door = WatchedDoor { handle, seen: options.seen.clone(), looks: AtomicU64::new(0) };
+            let door = WatchedDoor { handle, seen: options.seen.clone() };
             Arc::new(Replica::new(ReplicaId(id), name, Box::new(door)))
         };
         self.engines.iter().zip(0..).map(replica).collect()
