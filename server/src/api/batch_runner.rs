@@ -95,6 +95,8 @@ async fn run_batch(state: AppState, store: Arc<BatchStore>, batch: Batch) -> (Ba
     (id, run.through().await)
 }
 
+const KEY_IS_GONE: &str = "The key that made this batch is not accepted any more.";
+
 struct Run {
     state: AppState,
     store: Arc<BatchStore>,
@@ -104,8 +106,7 @@ struct Run {
 impl Run {
     async fn through(self) -> Result<(), ApiError> {
         let Some(caller) = self.state.authenticator().caller(&self.batch.owner, &self.batch.via) else {
-            let message = "the key that made this batch is not accepted any more".to_owned();
-            return self.fail(vec![LineError { line: 0, message }]).await;
+            return self.fail(vec![LineError { line: 0, message: KEY_IS_GONE.to_owned() }]).await;
         };
         let lines = match self.read_lines().await? {
             Ok(lines) => lines,
@@ -155,6 +156,9 @@ impl Run {
     ) -> Result<(Journal, End), ApiError> {
         let mut changes = self.state.watch_batches();
         let now = self.state.clock().wall().as_secs();
+        if now >= self.batch.expires_at {
+            return Ok((journal, End::Expired));
+        }
         let mut expiry = std::pin::pin!(sleep(Duration::from_secs(self.batch.expires_at.saturating_sub(now))));
         let left: Vec<BatchLine> = lines.into_iter().filter(|line| !journal.is_done(&line.custom_id)).collect();
         let mut left = left.into_iter();
@@ -249,10 +253,16 @@ struct LineAnswer {
     line: String,
 }
 
-/// Asks until there is an answer that trying again would not change.
+/// Asks until there is an answer that trying again would not change. A batch runs for long: whose it is, with which limits, and
+/// whether its key is still accepted, is looked at each time.
 async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line: BatchLine) -> LineAnswer {
     loop {
-        let answer = ask(&state, &caller, endpoint, &line).await.unwrap_or_else(IntoResponse::into_response);
+        let today = state.authenticator().caller(caller.account.path.as_str(), caller.via.label());
+        let answered = match &today {
+            Some(caller) => ask(&state, caller, endpoint, &line).await,
+            None => Err(ApiError::new(ErrorKind::InvalidApiKey, KEY_IS_GONE)),
+        };
+        let answer = answered.unwrap_or_else(IntoResponse::into_response);
         match answer.status().as_u16() {
             429 | 503 => sleep(wait_of(&answer)).await,
             _ => {

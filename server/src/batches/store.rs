@@ -289,7 +289,13 @@ impl BatchStore {
         let Some(id) = id else { return Ok(unless_missing(fs::remove_file(path))?) };
         let content = self.content_path(id);
         unless_missing(fs::rename(path, &content))?;
-        let (owner, purpose, bytes) = (owner.to_owned(), Purpose::BatchOutput, fs::metadata(&content)?.len());
+        let bytes = match fs::metadata(&content) {
+            Ok(content) => content.len(),
+            // An end that failed half way had made the file already, and its owner has deleted it since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let (owner, purpose) = (owner.to_owned(), Purpose::BatchOutput);
         let file = StoredFile { id: id.clone(), owner, filename, purpose, bytes, created_at };
         write_record(&self.files_folder, id.as_str(), &file)?;
         self.index().files.insert(id.clone(), file);

@@ -77,6 +77,7 @@ pub(crate) fn linear(
         }
         first_column += part.out_features();
     }
+    assert_eq!(first_column, out_features, "the parts of a weight have all its outputs between them");
     // SAFETY: the parts have all columns between them, and their tasks have written all rows.
     let y = unsafe { y.written() };
     Ok(Tensor::from_vec(y, (x.num_rows, out_features), compute.device())?)

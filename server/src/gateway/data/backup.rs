@@ -64,15 +64,19 @@ impl DataDir {
         let revoked = revoke(&path, revoked).map_err(sql)?;
         File::open(&path).and_then(|file| file.sync_all()).map_err(io_error("write", &path))?;
         let kept = is_there.then(|| self.free_name("passerelle.db.before-restore"));
+        // A second name and no other one, so that there is a whole database under the first at every instant.
         if let Some(kept) = &kept {
-            std::fs::rename(&database, kept).map_err(io_error("rename", &database))?;
+            std::fs::hard_link(&database, kept)
+                .or_else(|_| std::fs::copy(&database, kept).map(drop))
+                .map_err(io_error("keep", &database))?;
         }
         if let Err(error) = self.take_place(&path) {
-            // A second failure has nowhere to go: what was there is where its name says.
-            let _ = kept.map(|kept| std::fs::rename(kept, &database));
+            // A second failure has nowhere to go: what was there is still there, and once more.
+            let _ = kept.map(std::fs::remove_file);
             return Err(error);
         }
         fresh.keep();
+        File::open(self.path()).and_then(|folder| folder.sync_all()).map_err(io_error("sync", self.path()))?;
         Ok(Restored { kept, revoked })
     }
 

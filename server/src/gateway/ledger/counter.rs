@@ -107,6 +107,8 @@ impl Counter {
 
     pub(super) fn take(&mut self, amount: u64, now: Now, holdings: &mut Holdings) {
         match &mut self.state {
+            // A growing answer is no further request: it must not look like one that was counted when it began.
+            State::Held(_) if amount == 0 => return,
             State::Rate(bucket) => bucket.take(now.monotonic, amount),
             State::Budget(budget) => budget.hold(amount),
             State::Held(held) => held.now = held.now.saturating_add(amount),
@@ -125,7 +127,9 @@ impl Counter {
         let [held, used] = [held, used].map(|amounts| amounts.of_limit(limit));
         match (&mut self.state, taken) {
             (State::Rate(bucket), Some(taken)) => match held.checked_sub(used) {
-                Some(unused) => bucket.give_back(unused.min(taken)),
+                Some(unused) if limit.is_enforced() => bucket.give_back(unused.min(taken)),
+                // On trial a part that found no room took nothing.
+                Some(_) => bucket.give_back(taken.saturating_sub(used)),
                 None => bucket.take(now.monotonic, used - held),
             },
             (State::Budget(budget), taken) => budget.settle(taken.unwrap_or(0), used),

@@ -228,6 +228,12 @@ fn a_request_gives_nothing_back_to_a_limit_that_was_stated_after_it_began() {
 fn an_answer_settles_with_a_limit_that_was_stated_while_it_grew_what_it_took_of_it() {
     let (ledger, _) = ledger();
     let in_parts = Ask { reserve: Reserve::InParts, ..ask(10, 200) };
+    let mut one = ledger.reserve(&caller("c", &[]), &in_parts).unwrap();
+    let c = caller("c", &[("c", Limit::concurrent_requests(n(1)))]);
+    assert!(ledger.reserve(&c, &ask(1, 1)).is_err(), "the one that runs is counted");
+    one.extend(1, 30).unwrap();
+    drop(one);
+    assert!(ledger.reserve(&c, &ask(1, 1)).is_ok(), "and gone when it has ended, however much it grew");
     let mut growing = ledger.reserve(&caller("a", &[]), &in_parts).unwrap();
     let a = caller("a", &[("a", Limit::tokens_per_minute(n(100))), ("a", budget(Unit::Tokens, 500, Period::Day))]);
     let left = || ledger.limits_of(&a).iter().map(|state| state.remaining).collect::<Vec<_>>();

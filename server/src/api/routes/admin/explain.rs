@@ -59,7 +59,11 @@ pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) ->
     let closed = ledger.available_to(&asked).err().map(|closed| closed.to_string());
     let refusal = ledger.would_refuse(&asked, &ask);
     let bars = Bar::all(&desk, &asked, (&model, &ask));
-    let barred: Vec<Value> = bars.iter().filter_map(Bar::refusal).collect();
+    let mut barred: Vec<Value> = bars.iter().filter_map(Bar::refusal).collect();
+    if barred.is_empty() && !model.is_empty() && desk.server().is_some() {
+        let unpriced = ledger.can_price(&asked, &ask).err();
+        barred.extend(unpriced.map(|why| json!({"by": "price", "message": format!("{why}")})));
+    }
     let knows = if desk.server().is_some() { Knows::Everything } else { Knows::TheLedger };
     let limits_unknown = not_looked_at(&ledger, &asked.account, &ask, knows);
     let unknown = limits_unknown.into_iter().chain(bars.iter().filter_map(Bar::not_looked_at));
@@ -107,13 +111,14 @@ enum Knows {
     TheLedger,
 }
 
-/// Limits that might refuse the request too: whose state only a server which runs knows, and of GPU time where the model that
-/// was named has no price, or none was named.
+/// Limits that might refuse the request too: whose state only a server which runs knows, and of GPU time where no model was
+/// named, or no server runs that would know its price.
 fn not_looked_at(ledger: &Ledger, account: &Account, ask: &Ask, knows: Knows) -> Vec<Value> {
     let has_price = ask.model.as_deref().is_some_and(|model| ledger.tariff().price(model).is_some());
+    let is_unnamed = ask.model.as_deref().is_none_or(str::is_empty);
     let why = |limit: &Limit| {
         let needs_server = knows == Knows::TheLedger && (limit.name().is_rate() || limit.name().is_held());
-        let needs_price = limit.counts(Unit::GpuMicros) && !has_price;
+        let needs_price = limit.counts(Unit::GpuMicros) && !has_price && (is_unnamed || knows == Knows::TheLedger);
         needs_server.then_some("needs_server").or(needs_price.then_some("needs_price"))
     };
     let of_model = account.limits().filter(|(_, limit)| limit.covers(ask.model.as_deref()));
