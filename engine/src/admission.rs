@@ -68,12 +68,10 @@ impl Admission {
             Phase::Dead => return Err(SubmitError::Dead),
         }
         let bounds = &self.bounds;
-        let Occupancy { waiting_requests, waiting_tokens, live_requests } = state.occupancy;
+        let Occupancy { waiting_requests, waiting_tokens, .. } = state.occupancy;
         // A prompt longer than the bound may still enter an empty queue: it would otherwise never be served.
         let no_room = waiting_requests > 0 && waiting_tokens + prompt_tokens > bounds.max_waiting_tokens;
-        let most_live = bounds.max_waiting_requests + bounds.max_running_requests;
-        let is_full = waiting_requests >= bounds.max_waiting_requests || live_requests >= most_live;
-        if is_full || no_room {
+        if bounds.are_reached_by(state.occupancy) || no_room {
             return Err(SubmitError::Full { waiting_requests, waiting_tokens });
         }
         state.occupancy.waiting_requests += 1;
@@ -89,6 +87,11 @@ impl Admission {
 
     pub(crate) fn phase(&self) -> Phase {
         self.lock().phase
+    }
+
+    /// Nobody may enter now, however short the prompt.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bounds.are_reached_by(self.occupancy())
     }
 
     /// Nothing will ever run again.
@@ -112,6 +115,14 @@ impl Admission {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds the admission state")
+    }
+}
+
+impl AdmissionBounds {
+    fn are_reached_by(&self, occupancy: Occupancy) -> bool {
+        let Occupancy { waiting_requests, live_requests, .. } = occupancy;
+        let most_live = self.max_waiting_requests + self.max_running_requests;
+        waiting_requests >= self.max_waiting_requests || live_requests >= most_live
     }
 }
 
@@ -152,7 +163,9 @@ mod tests {
         let second = admission.enter(5).unwrap();
         let _third = (admission.enter(1).unwrap(), admission.enter(1).unwrap());
         assert_eq!(admission.enter(1).unwrap_err(), SubmitError::Full { waiting_requests: 3, waiting_tokens: 7 });
+        assert!(admission.is_full());
         drop(second);
+        assert!(!admission.is_full());
         drop(first);
         assert_eq!(admission.occupancy().live_requests, 2);
         assert_eq!(admission.occupancy().waiting_tokens, 2);

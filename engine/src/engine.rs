@@ -151,6 +151,11 @@ impl EngineHandle {
         Ok(stream)
     }
 
+    /// [`EngineHandle::submit`] would refuse any request for want of a place: who asks first can save the work of making one.
+    pub fn is_full(&self) -> bool {
+        self.door.shared.admission.is_full()
+    }
+
     /// The engine's own account of itself, as of the end of its last step. Queue figures are current.
     pub fn stats(&self) -> EngineStats {
         let occupancy = self.door.shared.admission.occupancy();

@@ -15,6 +15,7 @@ pub mod slow_readers;
 pub mod soak;
 pub mod storm;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::arrivals::Arrivals;
@@ -44,6 +45,8 @@ pub struct Context<'a, C: Connect> {
     pub options: CheckOptions,
     /// On this machine, where it is known.
     pub server_pid: Option<u32>,
+    /// How many phases there were: each has words of its own, or a server's prefix cache would help the later ones.
+    num_phases: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -108,7 +111,11 @@ impl Default for CheckOptions {
     }
 }
 
-impl<C: Connect> Context<'_, C> {
+impl<'a, C: Connect> Context<'a, C> {
+    pub fn new(session: &'a Session<C>, options: CheckOptions, server_pid: Option<u32>) -> Self {
+        Self { session, options, server_pid, num_phases: AtomicU64::new(0) }
+    }
+
     /// One kind of chat for the phase's duration.
     fn chats(&self, name: &str, arrivals: Arrivals, lengths: ChatLengths) -> Traffic {
         Traffic {
@@ -131,7 +138,7 @@ impl<C: Connect> Context<'_, C> {
             duration_s: self.options.duration.as_secs_f64(),
             warmup_s: 0.0,
             seed: 1,
-            wording: 0,
+            wording: self.num_phases.fetch_add(1, Ordering::Relaxed),
             timeout_s: REQUEST_TIMEOUT_S,
             rate_scale: 1.0,
             objectives: self.options.objectives,

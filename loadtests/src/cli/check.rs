@@ -116,7 +116,7 @@ impl CheckArgs {
     async fn run(self) -> anyhow::Result<ExitCode> {
         let session = self.server.common.open(&self.server.url).await?;
         let server_pid = self.server.watched_pid(&session);
-        let context = Context { session: &session, options: self.check_options(), server_pid };
+        let context = Context::new(&session, self.check_options(), server_pid);
         let line = ProgressLine::show(context.options.run.progress.clone());
         let watch = Watch::start(server_pid);
         let mut verdict = self.try_to_break(&context).await?;

@@ -77,7 +77,7 @@ impl DrillArgs {
         let mut fleet = Processes::start(launch, usize::from(servers)).await?;
         let url = format!("http://{}", fleet.balancer.endpoint().authority);
         let session = self.common.open(&url).await?;
-        let context = Context { session: &session, options: self.check_options(), server_pid: None };
+        let context = Context::new(&session, self.check_options(), None);
         let line = ProgressLine::show(context.options.run.progress.clone());
         let watch = Watch::start(None);
         let mut verdict = self.carry_out(&context, &mut fleet).await?;

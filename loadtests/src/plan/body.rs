@@ -35,6 +35,8 @@ impl BodyTemplate {
         }
         if request.ignore_eos {
             fields.insert("ignore_eos".to_owned(), true.into());
+            // What comes after the end that was ignored is often a token without text, of which no event would tell.
+            fields.insert("skip_special_tokens".to_owned(), false.into());
         }
         if let Some(tier) = &request.service_tier {
             fields.insert("service_tier".to_owned(), tier.as_str().into());

@@ -15,8 +15,9 @@ use crate::scenario::{Scenario, Traffic, Workload};
 use crate::tokens::TokensError;
 use crate::trace::{self, BLOCK_TOKENS, TraceLine, TracePrompt};
 
-/// Different requests that are made for each closed user and second; who is answered sooner asks some again.
-const CLOSED_RATE: f64 = 4.0;
+/// Different requests that are made for each closed user and second; who is answered sooner asks some again, which a
+/// server's prefix cache knows.
+const CLOSED_RATE: f64 = 16.0;
 /// More different requests than this are not made for closed users: making them takes time, too.
 const MAX_CLOSED_SUPPLY: usize = 4096;
 

@@ -37,7 +37,8 @@ pub enum Workload {
 #[serde(deny_unknown_fields)]
 pub struct RequestFields {
     pub temperature: Option<f64>,
-    /// Generate exactly `output_tokens`: sends `ignore_eos`, which vLLM, SGLang and Passerelle know.
+    /// Generate exactly `output_tokens`, each of which is seen: sends `ignore_eos` and `skip_special_tokens`, which vLLM,
+    /// SGLang and Passerelle know.
     #[serde(default)]
     pub ignore_eos: bool,
     pub service_tier: Option<String>,

@@ -26,7 +26,7 @@ fn options() -> CheckOptions {
 }
 
 fn context(session: &Session<Scripted>) -> Context<'_, Scripted> {
-    Context { session, options: options(), server_pid: None }
+    Context::new(session, options(), None)
 }
 
 fn assert_falls_short(verdict: &Verdict, why: &str) {
@@ -60,7 +60,7 @@ async fn overload_needs_admission() {
     let session = takes_all.session().await;
     // Enough to be seen: with everybody admitted, ten times the capacity takes a while to work off.
     let options = CheckOptions { factors: vec![4.0], ..options() };
-    let verdict = overload::check(&Context { session: &session, options, server_pid: None }).await.unwrap();
+    let verdict = overload::check(&Context::new(&session, options, None)).await.unwrap();
     assert_falls_short(&verdict, "of the admitted were served in time");
 }
 
@@ -95,7 +95,7 @@ async fn idle_connections_must_be_held_and_leave_the_server_serving() {
         let server = fault.into_iter().fold(server, Scripted::with);
         let session = server.session().await;
         let options = CheckOptions { duration: Duration::from_secs(seconds), ..options() };
-        idle_connections::check(&Context { session: &session, options, server_pid: None }).await.unwrap()
+        idle_connections::check(&Context::new(&session, options, None)).await.unwrap()
     };
     let verdict = judged(None, 5).await;
     assert!(verdict.holds() && verdict.tried.starts_with("50 connections"), "{}", verdict.render());
@@ -296,7 +296,7 @@ async fn a_soak_sees_a_latency_that_creeps() {
         let session = server.session().await;
         let options = CheckOptions { duration: Duration::from_secs(120), ..options() };
         let idle = Idle::start();
-        soak::check(&Context { session: &session, options, server_pid: Some(idle.0.id()) }).await.unwrap()
+        soak::check(&Context::new(&session, options, Some(idle.0.id()))).await.unwrap()
     };
     let steady = soaked(Duration::ZERO).await;
     assert!(!steady.broken.iter().any(|broken| broken.contains("p99")), "{}", steady.render());

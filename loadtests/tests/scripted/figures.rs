@@ -131,7 +131,7 @@ async fn closed_users_ask_until_the_end_where_nothing_says_how_often() {
     assert_within(figures.wall_s, 30.0, 0.01, "none of them goes before the end");
     assert_within(figures.total.finished as f64, 2.0 * 30.0 / 0.03, 0.05, "30 ms each, two at once");
     let prompts: BTreeSet<String> = server.seen().iter().map(|seen| seen.body["messages"].to_string()).collect();
-    assert_eq!(prompts.len(), 2 + 2 * 30 * 4, "four a second for each user, and then the same again");
+    assert_eq!(prompts.len(), 2 + 2 * 30 * 16, "sixteen a second for each user, and then the same again");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 //!
 //! 1. authenticate the key and take a place ([`super::routes`]), before the body is read;
 //! 2. read and check the JSON ([`super::wire`]);
-//! 3. template and tokenise, off the async threads ([`super::prepare`]);
+//! 3. unless no replica has a place for it, template and tokenise, off the async threads ([`super::prepare`]);
 //! 4. check the context: prompt and answer fit, or the error has both numbers;
 //! 5. reserve: all limits or none;
 //! 6. pick a replica and submit, which never waits for an engine ([`super::launch`]);
@@ -36,6 +36,7 @@ use super::wire::forward::Outgoing;
 use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEnding};
 use super::wire::tier::tier_name;
 use crate::gateway::account::ServiceClass;
+use crate::gateway::replica::SubmitError;
 use crate::gateway::{Ask, Caller, PrefixHint, RemoteReservation, Reservation, Reserve, Scope, Shadow};
 use crate::text::grammar::CompiledGrammar;
 
@@ -104,6 +105,10 @@ pub(crate) async fn admit(
     let model = find_generator(state, &caller, &request.model).await?;
     // Its replica may have come just now.
     let serving = state.serving();
+    // Under load most are refused, and to read their prompts first would cost those who are served.
+    if serving.router.is_full(&model.name) {
+        return Err(SubmitError::QueueFull.into());
+    }
     let shape = Shape::of(&prompt, &request);
     let class = if scope == Scope::Batch { ServiceClass::Batch } else { caller.classes.grant(request.class) };
     let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;

@@ -45,6 +45,11 @@ pub trait ReplicaDoor: Send + Sync + fmt::Debug {
     }
 
     fn load(&self) -> Load;
+
+    /// Whether any request would be refused for want of a place.
+    fn is_full(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -217,6 +222,14 @@ impl Replica {
         }
     }
 
+    /// See [`ReplicaDoor::is_full`]. What an upstream has room for, only it knows.
+    pub fn is_full(&self) -> bool {
+        match &self.side {
+            Side::Engine(engine) => engine.door.is_full(),
+            Side::Upstream(_) => false,
+        }
+    }
+
     /// How long it will take no request at least, if that is known.
     pub fn rests_for(&self, now: Duration) -> Option<Duration> {
         self.as_upstream().map(|upstream| upstream.breaker().opens_in(now))
@@ -340,6 +353,10 @@ impl ReplicaDoor for EngineHandle {
 
     fn shared_model(&self) -> Option<SharedModel> {
         self.model()
+    }
+
+    fn is_full(&self) -> bool {
+        EngineHandle::is_full(self)
     }
 
     fn load(&self) -> Load {

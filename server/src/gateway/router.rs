@@ -147,6 +147,12 @@ impl Router {
         self.models.get(model).is_some_and(|served| served.has_upstream)
     }
 
+    /// Whether no replica of the model has a place for anybody.
+    pub fn is_full(&self, model: &str) -> bool {
+        let full = |served: &ServedModel| served.pool.replicas().iter().all(|replica| replica.is_full());
+        self.models.get(model).is_some_and(full)
+    }
+
     pub fn replicas(&self) -> impl Iterator<Item = &Arc<Replica>> {
         self.models.values().flat_map(|served| served.pool.replicas())
     }

@@ -67,8 +67,8 @@ impl LedgerLock {
             longest_stall: config.longest_stall,
             max_backlog: config.max_backlog,
         };
-        let (thread, journal) = JournalThread::start(Box::new(store), journal_config, Arc::clone(&clock))
-            .context("cannot start the ledger's thread")?;
+        let (thread, journal) =
+            JournalThread::start(Box::new(store), journal_config).context("cannot start the ledger's threads")?;
         let binary = env!("CARGO_PKG_VERSION").into();
         let models = facts(served, partition);
         let ledger = Ledger::new(LedgerParts {

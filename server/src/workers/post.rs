@@ -193,12 +193,16 @@ impl State {
 
 /// As the worker's own queue would refuse.
 fn check_room(offered: &OfferedModel, occupancy: Occupancy, prompt_tokens: usize) -> Result<(), SubmitError> {
-    let Occupancy { waiting_requests, waiting_tokens, running_requests, parked_requests } = occupancy;
-    let live = waiting_requests + running_requests + parked_requests;
+    let Occupancy { waiting_requests, waiting_tokens, .. } = occupancy;
     let no_room = waiting_requests > 0 && waiting_tokens + prompt_tokens > offered.max_waiting_tokens;
+    if is_full(offered, occupancy) || no_room { Err(SubmitError::QueueFull) } else { Ok(()) }
+}
+
+fn is_full(offered: &OfferedModel, occupancy: Occupancy) -> bool {
+    let Occupancy { waiting_requests, running_requests, parked_requests, .. } = occupancy;
+    let live = waiting_requests + running_requests + parked_requests;
     let most_live = offered.max_waiting_requests.saturating_add(offered.max_running);
-    let is_full = waiting_requests >= offered.max_waiting_requests || live >= most_live || no_room;
-    if is_full { Err(SubmitError::QueueFull) } else { Ok(()) }
+    waiting_requests >= offered.max_waiting_requests || live >= most_live
 }
 
 impl ReplicaDoor for Post {
@@ -244,6 +248,12 @@ impl ReplicaDoor for Post {
     fn why_not_lent(&self) -> SubmitError {
         let why = "this model runs in a worker process, and models are compared in the gateway's own".to_owned();
         SubmitError::Refused { parameter: Some("model"), why }
+    }
+
+    fn is_full(&self) -> bool {
+        let state = self.lock();
+        let (Some(offered), Some(worker)) = (&state.offered, &state.worker) else { return false };
+        is_full(offered, worker.link.occupancy(worker.model).0)
     }
 
     fn load(&self) -> Load {

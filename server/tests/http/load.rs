@@ -10,8 +10,8 @@ use passerelle::api::{ApiConfig, SseConfig};
 use passerelle::gateway::Limit;
 use passerelle::gateway::quota::{Bound, Enforcement, Percent, Period, Unit, UnixSeconds};
 use passerelle::gateway::tariff::{Price, Tariff};
-use passerelle_engine::Class;
 use passerelle_engine::clock::{Clock, SystemClock};
+use passerelle_engine::{Class, EngineConfig};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -205,6 +205,29 @@ async fn a_full_server_answers_503_at_once() {
     assert!(reply.headers.contains_key("retry-after"));
     gate.release();
     assert_eq!(text_of(running).await.len(), 4);
+    server.assert_at_rest().await;
+}
+
+/// Most are refused under load, and what that takes is taken from those who are served.
+#[tokio::test]
+async fn a_full_queue_refuses_before_the_prompt_is_read() {
+    let gate = Gate::closed();
+    let options = Options::default();
+    let engine = EngineConfig { max_num_seqs: 1, max_waiting_requests: 1, ..options.engine.clone() };
+    let server = Server::with(Options { engine, gate: gate.clone(), ..options }).await;
+    let client = server.client();
+    let running = client.stream(CHAT, &chat(1, 4)).await;
+    until(|| server.engine.stats().waiting == 0).await;
+    let waiting = client.stream(CHAT, &chat(2, 4)).await;
+    let never_fits = chat(3, 1_000_000);
+    let refused = client.post(CHAT, &never_fits).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "queue_full"));
+    gate.release();
+    for stream in [running, waiting] {
+        assert_eq!(text_of(stream).await.len(), 4);
+    }
+    let read = client.post(CHAT, &never_fits).await;
+    assert_eq!((read.status, read.error_code().as_str()), (400, "context_length_exceeded"));
     server.assert_at_rest().await;
 }
 

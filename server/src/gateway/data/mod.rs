@@ -126,6 +126,11 @@ impl DataDir {
         self.path.join(DATABASE)
     }
 
+    /// What was committed and is not in the database yet.
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+
     /// One more connection, which waits for others' changes. Changes are on disk when they are committed.
     pub(super) fn connect(&self) -> Result<Connection, DataError> {
         let path = self.database();

@@ -50,8 +50,8 @@ fn what_was_left_open_is_settled_once_at_its_last_mark() {
     stores(|mut store| {
         let open = |id| Record::Open(opening(id, "a"));
         let mark = |id, tokens| Record::Mark { id: EntryId(id), used: used(5, tokens) };
-        store.write(&[open(1), open(2), mark(1, 8), mark(1, 16), open(3)], Durability::Process).unwrap();
-        store.write(&[Record::Settle(opening(2, "a"), settlement(1_001, used(5, 3)))], Durability::Power).unwrap();
+        store.write(&[open(1), open(2), mark(1, 8), mark(1, 16), open(3)]).unwrap();
+        store.write(&[Record::Settle(opening(2, "a"), settlement(1_001, used(5, 3)))]).unwrap();
         assert_eq!(store.recover(UnixSeconds(2_000)), Ok(2));
         assert_eq!(store.recover(UnixSeconds(3_000)), Ok(0));
         assert_eq!(store.next_id(), Ok(EntryId(4)));
@@ -64,22 +64,22 @@ fn settling_or_withdrawing_again_changes_nothing() {
     stores(|mut store| {
         let settle = Record::Settle(opening(1, "a"), settlement(1_001, used(5, 3)));
         let records = [Record::Open(opening(1, "a")), settle.clone(), settle, Record::Withdraw(EntryId(1))];
-        store.write(&records, Durability::Power).unwrap();
+        store.write(&records).unwrap();
         let late = Record::Settle(opening(1, "a"), settlement(9_999, used(5, 30)));
         let withdrawn = [Record::Open(opening(2, "a")), Record::Withdraw(EntryId(2)), late];
-        store.write(&withdrawn, Durability::Power).unwrap();
+        store.write(&withdrawn).unwrap();
         assert_eq!(store.latest_instant(), Ok(UnixSeconds(1_001)), "the first settlement stands");
         assert_eq!(store.recover(UnixSeconds(2_000)), Ok(0));
     });
 }
 
 #[test]
-fn nothing_to_write_still_reaches_the_disk_and_a_store_can_be_reopened() {
+fn what_was_written_reaches_the_disk_and_a_store_can_be_reopened() {
     stores(|mut store| {
-        store.write(&[Record::Open(opening(1, "a"))], Durability::Process).unwrap();
-        store.write(&[], Durability::Power).unwrap();
+        store.write(&[Record::Open(opening(1, "a"))]).unwrap();
+        store.disk().sync().unwrap();
         store.reopen().unwrap();
-        store.write(&[Record::Withdraw(EntryId(1))], Durability::Process).unwrap();
+        store.write(&[Record::Withdraw(EntryId(1))]).unwrap();
         assert_eq!(store.recover(UnixSeconds(1)), Ok(0));
     });
 }

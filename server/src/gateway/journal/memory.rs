@@ -6,7 +6,7 @@ use std::sync::Arc;
 use passerelle_engine::Usage;
 
 use super::entry::{Entry, EntryEnd, EntryId, Opening, Settlement};
-use super::store::{Durability, LedgerStore, Record, StoreError};
+use super::store::{LedgerDisk, LedgerStore, Record, StoreError};
 use crate::gateway::quota::UnixSeconds;
 
 #[derive(Debug, Default)]
@@ -29,8 +29,16 @@ impl MemoryStore {
     }
 }
 
+struct NoDisk;
+
+impl LedgerDisk for NoDisk {
+    fn sync(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
 impl LedgerStore for MemoryStore {
-    fn write(&mut self, records: &[Record], _: Durability) -> Result<(), StoreError> {
+    fn write(&mut self, records: &[Record]) -> Result<(), StoreError> {
         for record in records {
             match record {
                 Record::Open(opening) => {
@@ -47,6 +55,10 @@ impl LedgerStore for MemoryStore {
             }
         }
         Ok(())
+    }
+
+    fn disk(&self) -> Box<dyn LedgerDisk> {
+        Box::new(NoDisk)
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {

@@ -1,9 +1,9 @@
 //! The ledger in the data directory's database.
 //!
-//! A commit in WAL mode is one `write` into the log: it survives the process. With `synchronous=full` it is also an `fsync`
-//! of that log, and of everything written to it before: that survives a loss of power. So the store switches between the
-//! two for each transaction.
+//! A commit in WAL mode is one `write` into the log: it survives the process. An `fdatasync` of that log, from another
+//! thread, makes everything written to it before survive a loss of power.
 
+mod disk;
 mod read;
 
 use std::fmt;
@@ -13,7 +13,7 @@ use passerelle_engine::Usage;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::entry::{Chain, Covered, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
-use super::store::{Durability, LedgerStore, Record, StoreError};
+use super::store::{LedgerDisk, LedgerStore, Record, StoreError};
 use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::quota::UnixSeconds;
@@ -23,14 +23,14 @@ pub use read::{UsageReader, UsageSum, Used, UserSum};
 
 /// Sums are kept by quarters of an hour.
 const SLOT_SECONDS: u64 = 900;
+/// 32 MiB. A log that never rests grows to this, and is then brought into the database by whoever writes.
+const MAX_LOG_PAGES: u32 = 8_192;
 
 pub struct SqliteStore {
     data: DataDir,
     /// What recovered entries are billed by.
     tariff: Arc<Tariff>,
     connection: Connection,
-    /// What the connection does at a commit; `None`: it was not told yet.
-    set_to: Option<Durability>,
     last: Last,
 }
 
@@ -43,9 +43,9 @@ struct Last {
 
 impl SqliteStore {
     pub fn open(data: &DataDir, tariff: Arc<Tariff>) -> Result<Self, DataError> {
-        let connection = data.connect()?;
+        let connection = connect(data)?;
         let last = last(&connection).map_err(|error| DataError::Sql { path: data.database(), error })?;
-        Ok(Self { data: data.clone(), tariff, connection, set_to: None, last })
+        Ok(Self { data: data.clone(), tariff, connection, last })
     }
 
     /// The database may not grow beyond so many pages, or what it has.
@@ -54,28 +54,11 @@ impl SqliteStore {
         self.connection.pragma_update(None, "max_page_count", pages)
     }
 
-    fn set_to(&mut self, durability: Durability) -> rusqlite::Result<()> {
-        if self.set_to != Some(durability) {
-            let synchronous = match durability {
-                Durability::Process => "normal",
-                Durability::Power => "full",
-            };
-            self.connection.pragma_update(None, "synchronous", synchronous)?;
-            self.set_to = Some(durability);
-        }
-        Ok(())
-    }
-
-    fn write_all(&mut self, records: &[Record], durability: Durability) -> rusqlite::Result<()> {
-        self.set_to(durability)?;
+    fn write_all(&mut self, records: &[Record]) -> rusqlite::Result<()> {
         let mut last = self.last;
         let transaction = self.connection.transaction()?;
         for record in records {
             write_one(&transaction, record, &mut last)?;
-        }
-        if durability == Durability::Power {
-            // A transaction without a change would not be synced.
-            transaction.execute("UPDATE meta SET value = value + 1 WHERE name = 'syncs'", [])?;
         }
         transaction.commit()?;
         self.last = last;
@@ -90,15 +73,18 @@ impl SqliteStore {
 }
 
 impl LedgerStore for SqliteStore {
-    fn write(&mut self, records: &[Record], durability: Durability) -> Result<(), StoreError> {
-        self.write_all(records, durability).map_err(store_error)
+    fn write(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        self.write_all(records).map_err(store_error)
+    }
+
+    fn disk(&self) -> Box<dyn LedgerDisk> {
+        Box::new(disk::SqliteDisk::new(&self.data))
     }
 
     /// A failed `fsync` may have thrown away what was written before it. So everything in the log is written once more,
     /// into the database itself, before anything is added.
     fn reopen(&mut self) -> Result<(), StoreError> {
-        self.connection = self.data.connect().map_err(|error| StoreError(error.to_string()))?;
-        self.set_to = None;
+        self.connection = connect(&self.data).map_err(|error| StoreError(error.to_string()))?;
         let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
         let is_busy: bool = self.connection.query_row(checkpoint, [], |row| row.get(0)).map_err(store_error)?;
         if is_busy {
@@ -118,7 +104,8 @@ impl LedgerStore for SqliteStore {
             Record::Settle(Arc::new(opening), settlement)
         };
         let records: Vec<Record> = open.into_iter().map(settle).collect();
-        self.write(&records, Durability::Power)?;
+        self.write(&records)?;
+        self.disk().sync()?;
         Ok(records.len())
     }
 
@@ -133,6 +120,16 @@ impl LedgerStore for SqliteStore {
                       WHERE id > (SELECT coalesce(max(id), 0) FROM entries) - 100000";
         self.connection.query_row(latest, [], |row| row.get(0)).map_err(store_error)
     }
+}
+
+/// Its commits do not wait for the disk, and leave the log's way into the database to [`disk`] for as long as that keeps up.
+fn connect(data: &DataDir) -> Result<Connection, DataError> {
+    let connection = data.connect()?;
+    connection
+        .pragma_update(None, "synchronous", "normal")
+        .and_then(|()| connection.pragma_update(None, "wal_autocheckpoint", MAX_LOG_PAGES))
+        .map_err(|error| DataError::Sql { path: data.database(), error })?;
+    Ok(connection)
 }
 
 fn write_one(transaction: &Transaction<'_>, record: &Record, last: &mut Last) -> rusqlite::Result<()> {

@@ -21,25 +21,20 @@ pub enum Record {
     Withdraw(EntryId),
 }
 
-/// What written records survive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Durability {
-    /// The death of the process: they are with the operating system.
-    Process,
-    /// The loss of power, together with everything written before: they are on the disk.
-    Power,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the ledger cannot be written: {0}")]
 pub struct StoreError(pub String);
 
 /// The store is owned by one writer. Each conforming store passes the suite in `conformance.rs`.
 pub trait LedgerStore: Send {
-    /// All of `records` in their order, or none. No records at all still make what was written before durable.
-    fn write(&mut self, records: &[Record], durability: Durability) -> Result<(), StoreError>;
+    /// All of `records` in their order, or none. They survive the death of the process: they are with the operating
+    /// system.
+    fn write(&mut self, records: &[Record]) -> Result<(), StoreError>;
 
-    /// After a failed write: lets go of everything that the failure may have left half done.
+    /// What makes them survive a loss of power too.
+    fn disk(&self) -> Box<dyn LedgerDisk>;
+
+    /// After a failed write or sync: lets go of everything that the failure may have left half done.
     fn reopen(&mut self) -> Result<(), StoreError>;
 
     /// Settles what an earlier process left open, at its last mark, and says how many that were.
@@ -50,4 +45,10 @@ pub trait LedgerStore: Send {
 
     /// The latest instant that was ever written. Time does not go back before it.
     fn latest_instant(&self) -> Result<UnixSeconds, StoreError>;
+}
+
+/// It has a thread of its own: a sync takes as long as the disk likes, and meanwhile the store is written.
+pub trait LedgerDisk: Send {
+    /// Everything that was written before is on the disk.
+    fn sync(&mut self) -> Result<(), StoreError>;
 }

@@ -5,8 +5,6 @@ use std::pin::pin;
 use std::sync::{Condvar, Mutex};
 use std::task::Poll;
 
-use passerelle_engine::clock::SystemClock;
-
 use super::conformance::{opening, settlement, used};
 use super::export::{ExportError, verify_csv, write_csv};
 use super::*;
@@ -21,22 +19,37 @@ use crate::gateway::tariff::Tariff;
 pub(in crate::gateway) struct Disk {
     pub(in crate::gateway) is_full: Arc<Mutex<bool>>,
     hangs: Arc<(Mutex<bool>, Condvar)>,
-    written: Arc<Mutex<Vec<(Record, Durability)>>>,
+    /// Bringing what is written to the disk hangs.
+    sync_hangs: Arc<(Mutex<bool>, Condvar)>,
+    sync_fails: Arc<Mutex<bool>>,
+    written: Arc<Mutex<Vec<Record>>>,
+}
+
+impl LedgerDisk for Disk {
+    fn sync(&mut self) -> Result<(), StoreError> {
+        let (hangs, moves) = &*self.sync_hangs;
+        drop(moves.wait_while(hangs.lock().unwrap(), |hangs| *hangs).unwrap());
+        if *self.sync_fails.lock().unwrap() { Err(StoreError("input/output error".into())) } else { Ok(()) }
+    }
 }
 
 impl LedgerStore for Disk {
-    fn write(&mut self, records: &[Record], durability: Durability) -> Result<(), StoreError> {
+    fn write(&mut self, records: &[Record]) -> Result<(), StoreError> {
         let (hangs, moves) = &*self.hangs;
         drop(moves.wait_while(hangs.lock().unwrap(), |hangs| *hangs).unwrap());
         if *self.is_full.lock().unwrap() {
             return Err(StoreError("no space left".into()));
         }
-        self.written.lock().unwrap().extend(records.iter().map(|record| (record.clone(), durability)));
+        self.written.lock().unwrap().extend_from_slice(records);
         Ok(())
     }
 
+    fn disk(&self) -> Box<dyn LedgerDisk> {
+        Box::new(self.clone())
+    }
+
     fn reopen(&mut self) -> Result<(), StoreError> {
-        Ok(())
+        if *self.sync_fails.lock().unwrap() { Err(StoreError("input/output error".into())) } else { Ok(()) }
     }
 
     fn recover(&mut self, _: UnixSeconds) -> Result<usize, StoreError> {
@@ -59,13 +72,17 @@ impl Disk {
             Record::Settle(_, settlement) => Some(settlement.clone()),
             _ => None,
         };
-        self.written.lock().unwrap().iter().filter_map(|(record, _)| settlement(record)).collect()
+        self.written.lock().unwrap().iter().filter_map(settlement).collect()
     }
 
     fn hang(&self, hangs: bool) {
-        *self.hangs.0.lock().unwrap() = hangs;
-        self.hangs.1.notify_all();
+        set(&self.hangs, hangs);
     }
+}
+
+fn set((hangs, moves): &(Mutex<bool>, Condvar), to: bool) {
+    *hangs.lock().unwrap() = to;
+    moves.notify_all();
 }
 
 pub(in crate::gateway) fn start(disk: &Disk) -> (JournalThread, Journal) {
@@ -76,7 +93,7 @@ pub(in crate::gateway) fn start(disk: &Disk) -> (JournalThread, Journal) {
         max_backlog: 8,
         ..JournalConfig::default()
     };
-    JournalThread::start(Box::new(disk.clone()), config, Arc::new(SystemClock::new())).unwrap()
+    JournalThread::start(Box::new(disk.clone()), config).unwrap()
 }
 
 async fn covers(page: &mut Page, tokens: u32) {
@@ -152,7 +169,7 @@ async fn a_full_disk_closes_budgets_lets_others_go_on_loses_nothing_and_opens_ag
     until(|| journal.state().durable_settlements == 1).await;
     assert_eq!(journal.admits(Trust::WaitForDisk), Ok(()));
     let written = disk.written.lock().unwrap();
-    assert_eq!(written.iter().filter(|(record, _)| matches!(record, Record::Open(_))).count(), 2);
+    assert_eq!(written.iter().filter(|record| matches!(record, Record::Open(_))).count(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,6 +208,39 @@ async fn before_a_disk_that_hangs_a_stream_without_a_budget_goes_on_after_the_lo
     disk.hang(false);
 }
 
+/// An `fsync` may take seconds beside other programs that write.
+#[tokio::test]
+async fn a_disk_that_takes_its_time_over_a_sync_holds_up_no_stream() {
+    let disk = Disk::default();
+    let (thread, journal) = start(&disk);
+    set(&disk.sync_hangs, true);
+    journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk).settle(settlement(1_001, used(5, 3)));
+    until(|| journal.state().backlog == 0).await;
+    let mut page = journal.open(Opening::clone(&opening(2, "a")), Trust::WaitForDisk);
+    for tokens in 1..=100 {
+        covers(&mut page, tokens).await;
+        page.mark(used(5, tokens));
+    }
+    assert_eq!(journal.state().durable_settlements, 0, "it is written, but not on the disk");
+    set(&disk.sync_hangs, false);
+    until(|| journal.state().durable_settlements == 1).await;
+    drop(thread);
+}
+
+#[tokio::test]
+async fn a_sync_that_fails_closes_budgets_until_the_store_was_opened_again() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    *disk.sync_fails.lock().unwrap() = true;
+    journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk).settle(settlement(1_001, used(5, 3)));
+    until(|| journal.state().is_failing).await;
+    assert_eq!(journal.admits(Trust::WaitForDisk), Err(JournalUnavailable));
+    assert_eq!(journal.state().durable_settlements, 0);
+    *disk.sync_fails.lock().unwrap() = false;
+    until(|| journal.state().durable_settlements == 1).await;
+    assert_eq!(journal.admits(Trust::WaitForDisk), Ok(()));
+}
+
 #[tokio::test]
 async fn a_backlog_that_grows_past_its_bound_admits_nobody() {
     let disk = Disk::default();
@@ -212,7 +262,7 @@ fn ledger_on_disk() -> (tempfile::TempDir, DataDir) {
             records.push(Record::Settle(opening(id, account), settlement(1_000 * id, used(5, 3))));
         }
     }
-    store.write(&records, Durability::Process).unwrap();
+    store.write(&records).unwrap();
     drop(store);
     let mut restarted = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
     assert_eq!(restarted.recover(UnixSeconds(3_000)), Ok(1));
@@ -244,7 +294,7 @@ fn what_was_used_since_any_second_is_known_to_the_entry() {
     for (id, at) in [(1, 880), (2, 901), (3, 1_200), (4, 1_199), (5, 1_201), (6, 1_900)] {
         let opening = opening(id, if id == 5 { "other" } else { "acme/a" });
         let settle = Record::Settle(Arc::clone(&opening), settlement(at, used(5, 3)));
-        store.write(&[Record::Open(opening), settle], Durability::Process).unwrap();
+        store.write(&[Record::Open(opening), settle]).unwrap();
     }
     let reader = UsageReader::open(&data).unwrap();
     let used = |account: &str, unit, from: u64| {
@@ -291,7 +341,7 @@ fn attributed_ledger() -> (tempfile::TempDir, UsageReader) {
         let said = Attribution::new(user, if id == 1 { &pairs } else { const { &BTreeMap::new() } });
         let opening = Arc::new(Opening { attribution: said, ..Opening::clone(&opening(id, "acme/a")) });
         let settle = Record::Settle(Arc::clone(&opening), settlement(1_000, used(5, 3)));
-        store.write(&[Record::Open(opening), settle], Durability::Process).unwrap();
+        store.write(&[Record::Open(opening), settle]).unwrap();
     }
     (folder, UsageReader::open(&data).unwrap())
 }
@@ -333,7 +383,7 @@ fn the_entries_of_one_request_name_its_bill_in_the_export_and_the_chain_covers_i
     for (id, bill) in [(1, None), (2, Some(2)), (3, Some(2))] {
         let opening = Arc::new(Opening { bill: bill.map(EntryId), ..Opening::clone(&opening(id, "a")) });
         let settle = Record::Settle(Arc::clone(&opening), settlement(1_000, used(5, 3)));
-        store.write(&[Record::Open(opening), settle], Durability::Process).unwrap();
+        store.write(&[Record::Open(opening), settle]).unwrap();
     }
     let mut csv = Vec::new();
     let exported = write_csv(&UsageReader::open(&data).unwrap(), &mut csv).unwrap();
@@ -364,9 +414,9 @@ fn a_database_that_cannot_grow_refuses_whole_batches_and_goes_on_when_it_can() {
     let mut store = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
     store.limit_pages(1).unwrap();
     let batch: Vec<_> = (1..500).map(|id| Record::Open(opening(id, "a"))).collect();
-    assert!(store.write(&batch, Durability::Process).is_err());
+    assert!(store.write(&batch).is_err());
     assert_eq!(store.next_id(), Ok(EntryId(1)), "all or nothing");
     store.reopen().unwrap();
-    store.write(&batch, Durability::Power).unwrap();
+    store.write(&batch).unwrap();
     assert_eq!(store.next_id(), Ok(EntryId(500)));
 }

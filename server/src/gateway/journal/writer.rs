@@ -3,20 +3,19 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use passerelle_engine::clock::Clock;
-
+use super::disk::{self, Settlements};
 use super::progress::Progress;
-use super::store::{Durability, LedgerStore, Record, StoreError};
+use super::store::{LedgerStore, Record, StoreError};
 use super::{Journal, JournalState};
 
 #[derive(Debug, Clone, Copy)]
 pub struct JournalConfig {
-    /// Settlements are on the disk this long after they were made.
+    /// This long after a settlement was written, it is brought to the disk with all others.
     pub sync_interval: Duration,
     /// How often a disk that refused is tried again.
     pub retry_interval: Duration,
@@ -26,20 +25,21 @@ pub struct JournalConfig {
     pub max_backlog: usize,
 }
 
-/// Owns the thread. Dropping it writes everything that was handed over, to the disk, and ends the thread.
+/// Owns the threads. Dropping it writes everything that was handed over, to the disk, and ends them.
 #[derive(Debug)]
 pub struct JournalThread {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    writer: Option<JoinHandle<()>>,
+    disk: Option<JoinHandle<()>>,
 }
 
-/// What the streams and the thread share.
+/// What the streams and the threads share.
 pub(super) struct Shared {
     config: JournalConfig,
     queue: Mutex<Queue>,
     arrived: Condvar,
     is_failing: AtomicBool,
-    durable_settlements: AtomicU64,
+    settlements: Settlements,
 }
 
 #[derive(Default)]
@@ -63,10 +63,6 @@ struct Handed {
 struct Writer {
     shared: Arc<Shared>,
     store: Box<dyn LedgerStore>,
-    clock: Arc<dyn Clock>,
-    /// Settlements that are written and not yet on the disk, and since when.
-    unsynced: u64,
-    unsynced_since: Duration,
 }
 
 /// Records of one transaction.
@@ -74,34 +70,41 @@ const MAX_BATCH: usize = 4_096;
 
 impl JournalThread {
     /// `store` has been recovered.
-    pub fn start(
-        store: Box<dyn LedgerStore>,
-        config: JournalConfig,
-        clock: Arc<dyn Clock>,
-    ) -> std::io::Result<(Self, Journal)> {
+    pub fn start(store: Box<dyn LedgerStore>, config: JournalConfig) -> std::io::Result<(Self, Journal)> {
         let shared = Arc::new(Shared {
             config,
             queue: Mutex::default(),
             arrived: Condvar::new(),
             is_failing: AtomicBool::new(false),
-            durable_settlements: AtomicU64::new(0),
+            settlements: Settlements::default(),
         });
-        let unsynced_since = clock.now();
-        let writer = Writer { shared: Arc::clone(&shared), store, clock, unsynced: 0, unsynced_since };
-        let thread = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run())?;
-        Ok((Self { shared: Arc::clone(&shared), thread: Some(thread) }, Journal { shared }))
+        let disk = store.disk();
+        let writer = Writer { shared: Arc::clone(&shared), store };
+        let mut threads = Self { shared: Arc::clone(&shared), writer: None, disk: None };
+        threads.writer = Some(named("ledger").spawn(move || writer.run())?);
+        let for_disk = Arc::clone(&shared);
+        threads.disk = Some(named("ledger-disk").spawn(move || disk::run(&for_disk, disk))?);
+        Ok((threads, Journal { shared }))
     }
+}
+
+fn named(name: &str) -> std::thread::Builder {
+    std::thread::Builder::new().name(name.to_owned())
 }
 
 impl Drop for JournalThread {
     fn drop(&mut self) {
         self.shared.lock().is_closing = true;
         self.shared.arrived.notify_one();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the ledger's thread has failed");
-        }
+        join(self.writer.take());
+        self.shared.settlements.close();
+        join(self.disk.take());
+    }
+}
+
+fn join(thread: Option<JoinHandle<()>>) {
+    if thread.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("a thread of the ledger has failed");
     }
 }
 
@@ -137,6 +140,26 @@ impl Shared {
         self.is_failing.load(Ordering::Acquire)
     }
 
+    /// The disk refused: the writer is to open the store again, also if it has nothing to write.
+    pub(super) fn fail(&self, error: &StoreError) {
+        self.note_failure(error);
+        self.wake(self.lock());
+    }
+
+    fn note_failure(&self, error: &StoreError) {
+        if !self.is_failing.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, "accounts with a budget are refused until the ledger can be written");
+        }
+    }
+
+    pub(super) fn config(&self) -> JournalConfig {
+        self.config
+    }
+
+    pub(super) fn settlements(&self) -> &Settlements {
+        &self.settlements
+    }
+
     pub(super) fn longest_stall(&self) -> Duration {
         self.config.longest_stall
     }
@@ -150,7 +173,7 @@ impl Shared {
         JournalState {
             is_failing: self.is_failing(),
             backlog: queue.waiting.len() + queue.in_hand,
-            durable_settlements: self.durable_settlements.load(Ordering::Acquire),
+            durable_settlements: self.settlements.durable(),
         }
     }
 
@@ -163,32 +186,20 @@ impl Writer {
     fn run(mut self) {
         while let Some(batch) = self.next_batch() {
             let records: Vec<Record> = batch.iter().map(|handed| handed.record.clone()).collect();
-            let durability = self.durability(&batch);
-            if self.write_until_it_succeeds(&records, durability, &batch) {
-                self.wrote(&batch, durability);
+            if self.write_until_it_succeeds(&records, &batch) {
+                self.wrote(&batch);
             }
             self.shared.lock().in_hand = 0;
         }
-        let synced = self.unsynced == 0 || self.store.write(&[], Durability::Power).is_ok();
-        if !synced {
-            tracing::error!("the last settlements were written, but perhaps not to the disk");
-        }
     }
 
-    /// The oldest settlement that waits for the disk takes everything with it when its time has come, also if nothing else
-    /// is to be written.
-    fn durability(&self, batch: &[Handed]) -> Durability {
-        let waited = self.clock.now().saturating_sub(self.unsynced_since);
-        let is_due = self.unsynced > 0 && waited >= self.shared.config.sync_interval;
-        if is_due || batch.is_empty() { Durability::Power } else { Durability::Process }
-    }
-
-    /// What was handed over; nothing when it is time for the disk. `None` at the end.
+    /// What was handed over; nothing when only the store is to be opened again. `None` at the end.
     fn next_batch(&mut self) -> Option<Vec<Handed>> {
         let mut queue = self.shared.lock();
         let mut has_waited = false;
         loop {
-            if !queue.waiting.is_empty() && (queue.is_rung_for || has_waited || queue.is_closing) {
+            let is_worth_it = !queue.waiting.is_empty() || (self.shared.is_failing() && !queue.is_closing);
+            if is_worth_it && (queue.is_rung_for || has_waited || queue.is_closing) {
                 let count = queue.waiting.len().min(MAX_BATCH);
                 queue.in_hand = count;
                 queue.is_rung_for = queue.waiting.len() > count;
@@ -196,9 +207,6 @@ impl Writer {
             }
             if queue.is_closing {
                 return None;
-            }
-            if has_waited && self.unsynced > 0 {
-                return Some(Vec::new());
             }
             queue.is_thread_asleep = true;
             let wait = self.shared.arrived.wait_timeout(queue, self.shared.config.sync_interval);
@@ -210,12 +218,10 @@ impl Writer {
     }
 
     /// Tries again until the store takes it. False: the process ends first.
-    fn write_until_it_succeeds(&mut self, records: &[Record], durability: Durability, batch: &[Handed]) -> bool {
+    fn write_until_it_succeeds(&mut self, records: &[Record], batch: &[Handed]) -> bool {
         loop {
-            let Err(error) = self.try_write(records, durability) else { return true };
-            if !self.shared.is_failing.swap(true, Ordering::AcqRel) {
-                tracing::error!(%error, "accounts with a budget are refused until the ledger can be written");
-            }
+            let Err(error) = self.try_write(records) else { return true };
+            self.shared.note_failure(&error);
             // Whoever need not wait for the disk goes on.
             batch.iter().filter_map(|handed| handed.progress.as_ref()).for_each(|progress| progress.wake());
             if self.pause() {
@@ -225,11 +231,11 @@ impl Writer {
         }
     }
 
-    fn try_write(&mut self, records: &[Record], durability: Durability) -> Result<(), StoreError> {
+    fn try_write(&mut self, records: &[Record]) -> Result<(), StoreError> {
         if self.shared.is_failing() {
             self.store.reopen()?;
         }
-        self.store.write(records, durability)?;
+        self.store.write(records)?;
         if self.shared.is_failing.swap(false, Ordering::AcqRel) {
             tracing::info!("the ledger can be written again");
         }
@@ -245,22 +251,17 @@ impl Writer {
         queue.is_closing
     }
 
-    fn wrote(&mut self, batch: &[Handed], durability: Durability) {
-        let before = self.unsynced;
+    fn wrote(&self, batch: &[Handed]) {
+        let mut settlements = 0;
         for Handed { record, progress } in batch {
             match (record, progress) {
                 (Record::Open(_), Some(progress)) => progress.wrote(0),
                 (Record::Mark { used, .. }, Some(progress)) => progress.wrote(used.generated_tokens),
-                (Record::Settle(..), _) => self.unsynced += 1,
+                (Record::Settle(..), _) => settlements += 1,
                 _ => {}
             }
         }
-        if durability == Durability::Power {
-            self.shared.durable_settlements.fetch_add(self.unsynced, Ordering::AcqRel);
-            self.unsynced = 0;
-        } else if before == 0 {
-            self.unsynced_since = self.clock.now();
-        }
+        self.shared.settlements.wrote(settlements);
     }
 }
 

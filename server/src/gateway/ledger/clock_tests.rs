@@ -91,9 +91,8 @@ fn a_wall_clock_that_goes_back_reopens_no_window() {
 #[test]
 fn time_does_not_go_back_over_a_restart() {
     let clocks = TwoClocks::at(MORNING);
-    let (_thread, journal) =
-        JournalThread::start(Box::new(MemoryStore::default()), JournalConfig::default(), Arc::new(clocks.clone()))
-            .unwrap();
+    let store = Box::new(MemoryStore::default());
+    let (_thread, journal) = JournalThread::start(store, JournalConfig::default()).unwrap();
     let latest = UnixSeconds(MORNING + 48 * HOUR);
     let (next_id, binary, models) = (EntryId(1), "1".into(), BTreeMap::new());
     let journal = Some(JournalParts { journal, next_id, latest, binary, models });
@@ -112,7 +111,7 @@ fn time_does_not_go_back_over_a_restart() {
 fn ledger_of_long_ago(clocks: &TwoClocks, absence: u64) -> (JournalThread, Ledger) {
     let store = Box::new(MemoryStore::default());
     let clock: Arc<dyn Clock> = Arc::new(clocks.clone());
-    let (thread, journal) = JournalThread::start(store, JournalConfig::default(), Arc::clone(&clock)).unwrap();
+    let (thread, journal) = JournalThread::start(store, JournalConfig::default()).unwrap();
     let latest = UnixSeconds(MORNING - absence);
     let (next_id, binary, models) = (EntryId(1), "1".into(), BTreeMap::new());
     let journal = Some(JournalParts { journal, next_id, latest, binary, models });

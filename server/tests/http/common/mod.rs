@@ -167,6 +167,10 @@ impl ReplicaDoor for WatchedDoor {
         ReplicaDoor::shared_model(&self.handle)
     }
 
+    fn is_full(&self) -> bool {
+        ReplicaDoor::is_full(&self.handle)
+    }
+
     fn load(&self) -> Load {
         ReplicaDoor::load(&self.handle)
     }
