@@ -1,5 +1,8 @@
 //! The `passerelle` command. All it does itself is turn an error into an exit code.
 
+#[macro_use]
+mod tell;
+
 mod cli;
 mod serve;
 
@@ -25,7 +28,7 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -158,6 +158,6 @@ fn audit(office: &Office, head: Option<&str>, output: OutputArgs) -> Result<()> 
         bail!("the audit log is unbroken but does not hold {head}: its end was cut off, or it is another log");
     }
     let end = log.last().map_or("nothing", |act| &act.hash);
-    eprintln!("{} acts, an unbroken chain that ends at {end}", log.len());
+    tell!("{} acts, an unbroken chain that ends at {end}", log.len());
     Ok(())
 }

@@ -75,9 +75,9 @@ pub(super) fn apply(office: &Office, file: &Path, dry_run: bool) -> Result<()> {
     let changes: Vec<String> = office.rows(answer)?;
     changes.iter().try_for_each(output::line)?;
     match (changes.len(), dry_run) {
-        (0, _) => eprintln!("Nothing to change."),
-        (count, true) => eprintln!("{count} changes, none of them made: this is a dry run."),
-        (count, false) => eprintln!("{count} changes made."),
+        (0, _) => tell!("Nothing to change."),
+        (count, true) => tell!("{count} changes, none of them made: this is a dry run."),
+        (count, false) => tell!("{count} changes made."),
     }
     Ok(())
 }

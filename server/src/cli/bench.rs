@@ -120,12 +120,12 @@ impl BenchArgs {
             None => compute,
         };
         if cfg!(debug_assertions) {
-            eprintln!("warning: built without --release; these figures are not the machine's");
+            tell!("warning: built without --release; these figures are not the machine's");
         }
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
         let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = serve::load(&config.models[0], means)?;
-        eprintln!("measuring this machine with {} threads", compute.num_threads());
+        tell!("measuring this machine with {} threads", compute.num_threads());
         let engine = serve::sized_for(&config.engine, &compute);
         let limits = Limits::measure(&compute_of(&loaded, &compute), clock.as_ref())?;
         let cost = ModelCost::of(&loaded.description);
@@ -144,7 +144,7 @@ impl BenchArgs {
         let needs = (&[self.room(loaded.description.max_position)?][..], self.workload(1));
         let bench = Bench::start(loaded, needs, (&engine, times), clock)?;
         for (round, batch) in self.batch.iter().enumerate() {
-            eprintln!("batch of {batch}");
+            tell!("batch of {batch}");
             let measured = bench.run(self.workload(batch.get()), round as u64)?;
             report.rows.push(Row::new(batch.get(), &measured, (&limits, &cost), self.profile));
         }

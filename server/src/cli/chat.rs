@@ -103,7 +103,7 @@ impl ChatArgs {
             Some(name) => name.clone(),
             None => client.first_model()?,
         };
-        eprintln!("{model}: /reset forgets, /quit leaves.");
+        tell!("{model}: /reset forgets, /quit leaves.");
         let mut messages = self.beginning();
         let mut lines = io::stdin().lock().lines();
         loop {
@@ -114,7 +114,7 @@ impl ChatArgs {
                 "/quit" | "/exit" => break,
                 "/reset" => messages = self.beginning(),
                 command if command.starts_with('/') => {
-                    eprintln!("{command} is not a command: /reset forgets, /quit leaves.");
+                    tell!("{command} is not a command: /reset forgets, /quit leaves.");
                 }
                 said => self.exchange(client, &model, &mut messages, said)?,
             }
@@ -147,7 +147,7 @@ impl ChatArgs {
             }
             Err(error) => {
                 messages.pop();
-                eprintln!("{error:#}");
+                tell!("{error:#}");
             }
         }
         Ok(())

@@ -64,7 +64,7 @@ impl CompareArgs {
         let comparison = Comparison::of(&files, &self.options())?;
         if let Some(path) = &self.html {
             fs::write(path, report::html(&comparison)).with_context(|| path.display().to_string())?;
-            eprintln!("wrote {}: it holds texts of the data", path.display());
+            tell!("wrote {}: it holds texts of the data", path.display());
         }
         if self.json {
             output::json(&comparison)

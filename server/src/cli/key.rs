@@ -115,7 +115,7 @@ fn create(office: &Office, args: CreateArgs) -> Result<()> {
     let made = office.post("/admin/v1/keys", &new)?;
     let shown = show_once(&made, args.output);
     if is_first(office)? {
-        eprintln!("This is the first key: a server that runs already asks for none until it is restarted.");
+        tell!("This is the first key: a server that runs already asks for none until it is restarted.");
     }
     shown
 }
@@ -150,7 +150,7 @@ fn show_once(made: &Value, output: OutputArgs) -> Result<()> {
         return output::json(made);
     }
     let (name, id) = (text(made, "name"), text(made, "id"));
-    eprintln!("The key of `{name}` ({id}), shown this once; only its hash is kept:");
+    tell!("The key of `{name}` ({id}), shown this once; only its hash is kept:");
     output::line(text(made, "key"))
 }
 
@@ -170,7 +170,7 @@ fn list(office: &Office, output: OutputArgs) -> Result<()> {
     }
     let keys: Vec<ListedKey> = office.rows(answer)?;
     if keys.is_empty() {
-        eprintln!("There are no keys; `passerelle key create NAME` makes one.");
+        tell!("There are no keys; `passerelle key create NAME` makes one.");
         return Ok(());
     }
     output::line(format_args!("{:<24}{:<16}{:<24}{:<10}SCOPES", "NAME", "ID", "ACCOUNT", "STATUS"))?;

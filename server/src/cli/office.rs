@@ -115,7 +115,7 @@ impl Office {
             return Err(refused(&serde_json::from_slice(&bytes).context("the answer is no JSON")?));
         }
         if response.headers().contains_key("x-passerelle-audit-entry") {
-            eprintln!("passerelle: {}", self.unwritten());
+            tell!("passerelle: {}", self.unwritten());
         }
         Ok(Download { runtime: &self.runtime, chunks: response.into_body().into_data_stream(), chunk: Bytes::new() })
     }

@@ -96,7 +96,7 @@ impl QuotaArgs {
                 let written = WrittenLimit { limit: limit.to_string(), value, model, from, until, dry_run };
                 let answer = office.post("/admin/v1/limits", &json!({"account": account, "set": written}))?;
                 if let Some(warning) = answer["warning"].as_str() {
-                    eprintln!("passerelle: {warning}");
+                    tell!("passerelle: {warning}");
                 }
                 output::line(format_args!("set {limit} of {account}"))
             }

@@ -113,14 +113,14 @@ impl SelftestArgs {
 impl Report {
     fn of(compute: &Compute, factor: f32, clock: &dyn Clock) -> Result<Self> {
         let began = clock.now();
-        eprintln!("comparing kernels");
+        tell!("comparing kernels");
         let mut checks = selftest::check_kernels(compute, factor)?;
-        eprintln!("comparing models");
+        tell!("comparing models");
         checks.extend(selftest::check_parity(compute, factor)?);
         if cfg!(debug_assertions) {
-            eprintln!("warning: built without --release; the times below are not the machine's");
+            tell!("warning: built without --release; the times below are not the machine's");
         }
-        eprintln!("measuring");
+        tell!("measuring");
         let limits = Limits::measure(&compute.for_kv_of(DType::BF16), clock)?;
         let loads = selftest::loads(compute)?;
         let speed = loads.iter().map(|load| Speed::of(load, &limits, clock)).collect::<Result<_>>()?;

@@ -164,7 +164,7 @@ fn export(office: &Office, file: Option<PathBuf>) -> Result<()> {
             exported
         }
     };
-    eprintln!("{} entries; the chain ends at {}", exported.entries, exported.head.hex());
+    tell!("{} entries; the chain ends at {}", exported.entries, exported.head.hex());
     Ok(())
 }
 

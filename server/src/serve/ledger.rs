@@ -114,7 +114,7 @@ pub(crate) fn on_the_shelf(
         (None, None) => Ok(Tariff::free()),
     };
     let tariff = tariff.unwrap_or_else(|error| {
-        eprintln!("passerelle: {error:#}");
+        tell!("passerelle: {error:#}");
         Tariff::free()
     });
     let config = &config.ledger;

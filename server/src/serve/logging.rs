@@ -21,7 +21,8 @@ pub(crate) fn start(config: &LogConfig) {
     let others = if config.level == LogLevel::Error { "error" } else { "warn" };
     let filter =
         EnvFilter::new(format!("{others},passerelle={level},passerelle_engine={level},passerelle_models={level}"));
-    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A line that cannot be written is lost, and ends nothing.
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     // The one way to fail is that somebody has set a subscriber already, and then that one is wanted.
     let _ = match config.format {
         LogFormat::Text => base.with_ansi(config.color && io::IsTerminal::is_terminal(&io::stderr())).try_init(),
@@ -32,7 +33,7 @@ pub(crate) fn start(config: &LogConfig) {
 /// What a panic says may quote a prompt: only where it happened is told.
 fn hide_panic_messages() {
     panic::set_hook(Box::new(|panicked| {
-        eprintln!("{}", panic_line(thread::current().name(), panicked.location()));
+        tell!("{}", panic_line(thread::current().name(), panicked.location()));
     }));
 }
 

@@ -68,6 +68,12 @@ impl Served {
         Self::start_with(state, options, (level, log.into()), |_| ())
     }
 
+    /// Nothing that it logs at `level` can be written.
+    pub(crate) fn start_unheard(state: &State, level: &str) -> Self {
+        let full = File::options().write(true).open("/dev/full").expect("Linux has it");
+        Self::start_with(state, &[], (level, full.into()), |_| ())
+    }
+
     fn start_with(state: &State, options: &[&str], (level, log): (&str, Stdio), meanwhile: impl FnOnce(u32)) -> Self {
         let mut command = state.command(&["serve", "--log-level", level]);
         command.stderr(log);

@@ -1,6 +1,6 @@
 //! What operators rely on: the log, keys in a file, folders of models, and how a server ends.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use serde_json::{Value, json};
@@ -60,6 +60,23 @@ fn what_is_said_never_reaches_the_log_however_much_is_logged() {
     assert_eq!(served.exit_code(), Some(0));
     let log = fs::read_to_string(state.log()).expect("it was logged");
     assert!(log.contains("loaded") && !log.contains(MARKER), "{log}");
+}
+
+/// Whoever collects a log may die before the server, and its disk may fill.
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let state = State::new();
+    let mut served = Served::start_unheard(&state, "trace");
+    for _ in 0..2 {
+        let answer = request(&served.address, "POST", "/v1/chat/completions", &chat("What is 12 + 7?"));
+        assert_eq!(answer.status, 200);
+    }
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    let mut create = state.command(&["key", "create", "alice"]);
+    create.stderr(File::options().write(true).open("/dev/full").expect("Linux has it"));
+    let created = create.output().expect("the binary runs");
+    assert!(created.status.success() && !created.stdout.is_empty(), "the key is shown: {created:?}");
 }
 
 #[test]

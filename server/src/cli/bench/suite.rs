@@ -123,13 +123,13 @@ impl SuiteArgs {
         let device = Config::check(model_args.clone().written(), &environment)?;
         let compute = serve::compute(&device.engine)?;
         if cfg!(debug_assertions) {
-            eprintln!("warning: built without --release; these figures are not the machine's");
+            tell!("warning: built without --release; these figures are not the machine's");
         }
-        eprintln!("measuring this machine");
+        tell!("measuring this machine");
         let limits = Limits::measure(&compute.for_kv_of(kv_dtype(&device.engine)), &SystemClock::new())?;
         std::fs::create_dir_all(&device.server.data_dir)?;
         let measured = shapes.iter().map(|shape| {
-            eprintln!("making weights of {}", shape.name());
+            tell!("making weights of {}", shape.name());
             let folder = TempDir::new_in(&device.server.data_dir).context("data_dir")?;
             shape.write(folder.path()).with_context(|| folder.path().display().to_string())?;
             let config = sizes.config(model_args, (shape.name(), folder.path()), &environment)?;
@@ -248,7 +248,7 @@ impl ShapeReport {
             let measured = bench.run(load, rounds.next().unwrap_or_default())?;
             let row = Row::new(load.batch, &measured, (limits, &cost), false);
             let [read, generated] = [row.prefill_tokens_per_s, row.decode_tokens_per_s];
-            eprintln!("{shape}: {what}: {read:.0} tok/s of prompts, {generated:.0} generated");
+            tell!("{shape}: {what}: {read:.0} tok/s of prompts, {generated:.0} generated");
             anyhow::Ok(row)
         };
         let sweep = sizes.sweep.iter().map(|&batch| measure(format!("batch of {batch}"), load(batch)));
@@ -261,7 +261,7 @@ impl ShapeReport {
         });
         let prefill = prefill.collect::<Result<Vec<_>>>()?;
         drop(bench);
-        eprintln!("{shape}: {} clients over HTTP", sizes.streams);
+        tell!("{shape}: {} clients over HTTP", sizes.streams);
         let saturation = saturate(config, load(sizes.streams), vocab, clock.as_ref())?;
         Ok(Self {
             shape,

@@ -29,7 +29,7 @@ impl Progress {
         let what = format!("[{}/{}] {name}", self.place, self.count);
         let is_terminal = io::stderr().is_terminal();
         if !is_terminal {
-            eprintln!("{what}: {done} of {items} items are done");
+            tell!("{what}: {done} of {items} items are done");
         }
         let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos} of {len} items, {eta} left")
@@ -46,14 +46,14 @@ impl Running {
         self.bar.inc(1);
         let (done, items) = (self.bar.position(), self.bar.length().unwrap_or(0));
         if !self.is_terminal && ends_a_tenth(done, items) {
-            eprintln!("{}: {done} of {items} items", self.what);
+            tell!("{}: {done} of {items} items", self.what);
         }
     }
 
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
         let line = format!("{}: {} items", self.what, self.bar.position());
-        if self.is_terminal { self.bar.println(line) } else { eprintln!("{line}") }
+        if self.is_terminal { self.bar.println(line) } else { tell!("{line}") }
     }
 }
 
