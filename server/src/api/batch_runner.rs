@@ -1,10 +1,11 @@
 //! Runs batches: each request goes the way of any other, behind the same reader, ledger and queue, and its answer goes to
 //! the batch's journal. A request that finds no room waits and is tried again; one that is refused is an answer too.
 
+mod waits;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -24,11 +25,10 @@ use crate::batches::{
 };
 use crate::gateway::{Caller, Scope};
 use crate::metrics::AnsweredRequest;
+use waits::Waits;
 
 /// Batches that run at the same time; the others wait.
 const MAX_RUNNING_BATCHES: usize = 4;
-/// Before a request that found no room is tried again, where nothing better is known.
-const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs what there is, then waits for more. Ends only with the runtime; what is cut off goes on at the next start.
 pub async fn run_batches(state: AppState) {
@@ -256,6 +256,7 @@ struct LineAnswer {
 /// Asks until there is an answer that trying again would not change. A batch runs for long: whose it is, with which limits, and
 /// whether its key is still accepted, is looked at each time.
 async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line: BatchLine) -> LineAnswer {
+    let mut waits = Waits::default();
     loop {
         let today = state.authenticator().caller(caller.account.path.as_str(), caller.via.label());
         let answered = match &today {
@@ -264,7 +265,7 @@ async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line
         };
         let answer = answered.unwrap_or_else(IntoResponse::into_response);
         match answer.status().as_u16() {
-            429 | 503 => sleep(wait_of(&answer)).await,
+            429 | 503 => sleep(waits.before_next(&answer)).await,
             _ => {
                 count(&state, endpoint, &answer);
                 return write_line(line.custom_id, answer).await;
@@ -299,11 +300,6 @@ async fn ask(
         Endpoint::Embeddings => return embed(state, &visit, body).await,
     };
     answer_body(state, visit, body, door).await
-}
-
-fn wait_of(answer: &Response) -> Duration {
-    let seconds = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    seconds.map_or(RETRY_WAIT, Duration::from_secs)
 }
 
 async fn write_line(custom_id: String, answer: Response) -> LineAnswer {
