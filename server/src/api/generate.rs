@@ -318,7 +318,7 @@ impl Admission<'_> {
             state: self.state,
             serving: self.serving,
             model: &self.model.name,
-            hint: PrefixHint::of(&prompt.tokens, &self.cache_salt()),
+            hint: PrefixHint::of(&prompt.tokens, &self.cache_salt()).under(self.request.caching.key.as_deref()),
             arrived: self.arrived,
             for_engine: Some(&for_engine),
             for_upstream: self.outgoing.map(|outgoing| self.upstream_job(outgoing, &prompt, max_tokens)),
@@ -362,7 +362,7 @@ impl Admission<'_> {
 
     fn cache_salt(&self) -> CacheSalt {
         let sharing = &self.state.config().prefix_sharing;
-        sharing.salt(&self.caller.account.path, self.request.cache_salt.as_deref())
+        sharing.salt(&self.caller.account.path, self.request.caching.salt.as_deref())
     }
 
     fn writers(&self, prompt: EncodedPrompt, engine_request: &EngineRequest) -> Writers {

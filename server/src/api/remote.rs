@@ -201,7 +201,7 @@ impl Admission<'_> {
         let call = self.outgoing.call(measured.prompt.as_ref(), max_tokens);
         let text = self.model.text.clone();
         let job = UpstreamJob { call, kind: self.kind, prompt: measured.count, max_tokens, text };
-        Ticket { job, hint: measured.hint, reservation }
+        Ticket { job, hint: measured.hint.under(self.request.caching.key.as_deref()), reservation }
     }
 
     /// One after the other, so that a request never asks more of the upstreams than it can read. A prompt that cannot

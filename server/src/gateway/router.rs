@@ -182,19 +182,29 @@ impl PrefixHint {
 
     pub fn of(prompt: &[TokenId], salt: &CacheSalt) -> Self {
         let Some(leading) = prompt.get(..LEADING_TOKENS) else { return Self::NONE };
-        Self::hash(salt, leading.iter().flat_map(|token| token.to_le_bytes()))
+        Self::hash(&salt.0, leading.iter().flat_map(|token| token.to_le_bytes()))
     }
 
     /// Of a prompt that is not counted here, as it was written.
     pub fn of_text(prompt: &str, salt: &CacheSalt) -> Self {
         let Some(leading) = prompt.as_bytes().get(..LEADING_BYTES) else { return Self::NONE };
-        Self::hash(salt, leading.iter().copied())
+        Self::hash(&salt.0, leading.iter().copied())
     }
 
-    fn hash(salt: &CacheSalt, leading: impl Iterator<Item = u8>) -> Self {
+    /// Of prompts that begin alike, those that their caller calls by the same name. Too many for one replica can so be shared out
+    /// over several.
+    #[must_use]
+    pub fn under(self, key: Option<&str>) -> Self {
+        match (self.0, key) {
+            (Some(hint), Some(key)) => Self::hash(&hint.to_le_bytes(), key.bytes()),
+            _ => self,
+        }
+    }
+
+    fn hash(under: &[u8], content: impl Iterator<Item = u8>) -> Self {
         let mut hash = Sha256::new();
-        hash.update(salt.0);
-        hash.update(leading.collect::<Vec<u8>>());
+        hash.update(under);
+        hash.update(content.collect::<Vec<u8>>());
         let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = <[u8; 32]>::from(hash.finalize());
         Self(Some(u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7])))
     }

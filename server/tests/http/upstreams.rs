@@ -3,6 +3,7 @@
 
 mod script;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -188,6 +189,35 @@ async fn what_one_upstream_breaks_another_answers_under_the_same_reservation() {
     let totals = settled(&server).await;
     assert_eq!((totals.reservations_taken, totals.settled, totals.generated_tokens), (8, 8, 8));
     assert_eq!(broken.asked().len(), 2, "after two failures it rests");
+}
+
+/// The keys under which a server was asked.
+fn keys_of(upstream: &Scripted) -> BTreeSet<String> {
+    upstream
+        .asked()
+        .iter()
+        .map(|asked| asked.body["prompt_cache_key"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn requests_of_one_prompt_cache_key_meet_on_one_replica_and_those_of_many_are_spread() {
+    let say = || Scripted::always(Act::Say(chat_answer(&["fine"], 9)));
+    let (one, other) = (say().await, say().await);
+    let server = gateway(&[one.address, other.address]).await;
+    let system = json!({"role": "system", "content": "Be brief. ".repeat(50)});
+    for turn in 0..3 {
+        for key in 0..16 {
+            let messages = json!([system, {"role": "user", "content": format!("Turn {turn}")}]);
+            let body = chat(json!({"messages": messages, "prompt_cache_key": format!("session {key}")}));
+            let reply = server.client().post("/v1/chat/completions", &body).await;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+        }
+    }
+    assert_eq!(one.asked().len() + other.asked().len(), 48);
+    let (here, there) = (keys_of(&one), keys_of(&other));
+    assert!(here.is_disjoint(&there), "each session stays where it began: {here:?}, {there:?}");
+    assert!(!here.is_empty() && !there.is_empty(), "though all of them begin alike");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use super::request::{
     ChatPrompt, GenerateRequest, Output, Prompt, PromptEnding, ReadRequest, ReasoningEffort, RequestBounds,
 };
 use super::sampling::{
-    ANSWER_FIELDS, LengthField, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt,
+    ANSWER_FIELDS, LengthField, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_caching,
     read_logprob_count, read_output,
 };
 use super::structure::{STRUCTURE_FIELDS, read_structure};
@@ -60,9 +60,9 @@ pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds)
     let structure = read_structure(&mut fields, &mut reader)?;
     let attribution = read_attribution(&mut fields)?;
     let class = read_class(&mut fields)?;
-    let cache_salt = read_cache_salt(&mut fields)?;
+    let caching = read_caching(&mut fields)?;
     reader.finish(fields)?;
-    let generate = GenerateRequest { model, sampling, output, structure, choices, class, cache_salt, attribution };
+    let generate = GenerateRequest { model, sampling, output, structure, choices, class, caching, attribution };
     Ok(ReadRequest { prompt: Prompt::Chat(prompt), generate, ignored: reader.into_ignored() })
 }
 

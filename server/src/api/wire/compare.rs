@@ -8,7 +8,7 @@ use super::chat::read_chat_prompt;
 use super::choices::Choices;
 use super::completions::read_prompts;
 use super::request::{GenerateRequest, Output, Prompt, RequestBounds, StreamOptions};
-use super::sampling::{SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt};
+use super::sampling::{SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_caching};
 use super::tier::read_class;
 use super::usage::{ReasoningTokens, logprob_json, usage_json};
 use crate::api::errors::ApiError;
@@ -55,7 +55,7 @@ pub(crate) fn read_compare(body: Value, mut reader: Reader, bounds: &RequestBoun
         structure: None,
         choices: Choices::ONE,
         class: read_class(&mut fields)?,
-        cache_salt: read_cache_salt(&mut fields)?,
+        caching: read_caching(&mut fields)?,
         attribution: read_attribution(&mut fields)?,
     };
     reader.finish(fields)?;

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::choices::{Choices, read_ranked_choices};
 use super::request::{CompletionPrompt, GenerateRequest, Output, Prompt, ReadRequest, RequestBounds};
 use super::sampling::{
-    ANSWER_FIELDS, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_cache_salt, read_logprob_count,
+    ANSWER_FIELDS, SAMPLING_FIELDS, Sampling, check_min_tokens, read_attribution, read_caching, read_logprob_count,
     read_output, token_ids,
 };
 use super::structure::{STRUCTURE_FIELDS, Structure, read_structure};
@@ -51,10 +51,10 @@ pub(crate) fn read_completions(
     check_comparison(&output, &sampling, (choices, structure.as_ref()))?;
     let attribution = read_attribution(&mut fields)?;
     let class = read_class(&mut fields)?;
-    let cache_salt = read_cache_salt(&mut fields)?;
+    let caching = read_caching(&mut fields)?;
     reader.finish(fields)?;
     let prompt = Prompt::Completions { prompts, add_special_tokens };
-    let generate = GenerateRequest { model, sampling, output, structure, choices, class, cache_salt, attribution };
+    let generate = GenerateRequest { model, sampling, output, structure, choices, class, caching, attribution };
     Ok(ReadRequest { prompt, generate, ignored: reader.into_ignored() })
 }
 

@@ -7,12 +7,13 @@ use super::request::CompletionPrompt;
 use crate::gateway::{Call, CallRoute};
 
 /// What this server acts on itself, or sets for every upstream. `model` is each upstream's own.
-const OWN_FIELDS: [&str; 9] = [
+const OWN_FIELDS: [&str; 10] = [
     "model",
     "stream",
     "stream_options",
     "cache_salt",
     "user",
+    "safety_identifier",
     "metadata",
     "priority",
     "service_tier",
@@ -78,7 +79,8 @@ mod tests {
     fn what_a_client_wrote_goes_on_and_what_is_ours_does_not() {
         let body = json!({
             "messages": [{"role": "user", "content": "hi"}], "model": "chat", "temperature": 0.5, "top_p": null,
-            "user": "u", "colour": "red", "max_completion_tokens": 500,
+            "user": "u", "safety_identifier": "s", "metadata": {"ticket": "4711"}, "colour": "red",
+            "max_completion_tokens": 500,
         });
         let outgoing = Outgoing::new(AnswerKind::Chat, &body, &["colour".to_owned()]);
         let call = outgoing.call(None, 100);

@@ -70,10 +70,19 @@ pub(crate) struct GenerateRequest {
     pub(crate) choices: Choices,
     /// What it asks for; `None`: what its key has.
     pub(crate) class: Option<ServiceClass>,
-    /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.
-    pub(crate) cache_salt: Option<String>,
+    pub(crate) caching: PrefixCaching,
     /// Whom and what it is for; written down with what it uses.
     pub(crate) attribution: Attribution,
+}
+
+/// What is said of the cache of prompts' beginnings.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PrefixCaching {
+    /// Mixed into the account's own salt: prefixes are shared only between requests that give the same one.
+    pub(crate) salt: Option<String>,
+    /// `prompt_cache_key`: prompts that begin alike meet on one replica where they give the same one. It shares nothing that would
+    /// not be shared without it.
+    pub(crate) key: Option<String>,
 }
 
 #[derive(Debug, Clone)]

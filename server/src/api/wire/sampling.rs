@@ -6,7 +6,7 @@ use passerelle_engine::SamplingParams;
 use passerelle_models::TokenId;
 use serde_json::Value;
 
-use super::request::{Output, RequestBounds, StreamOptions, StreamUsage};
+use super::request::{Output, PrefixCaching, RequestBounds, StreamOptions, StreamUsage};
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, integer, invalid, neutral, number, too_many, wrong_type};
 use crate::gateway::Attribution;
@@ -204,12 +204,11 @@ fn read_stream_usage(options: &mut Fields) -> Result<StreamUsage, ApiError> {
     }
 }
 
-/// Only accounted: nothing here changes the answer. `safety_identifier` is OpenAI's newer name for `user`.
+/// Only accounted: nothing here changes the answer. OpenAI replaces `user` by `safety_identifier`; who still sends both means the
+/// newer one.
 pub(crate) fn read_attribution(fields: &mut Fields) -> Result<Attribution, ApiError> {
     let (user, newer) = (fields.string("user")?, fields.string("safety_identifier")?);
-    // Prefixes are shared as the accounts allow, whatever a request would like.
-    fields.string("prompt_cache_key")?;
-    Ok(Attribution::new(user.or(newer).as_deref(), &read_metadata(fields)?))
+    Ok(Attribution::new(newer.or(user).as_deref(), &read_metadata(fields)?))
 }
 
 pub(crate) fn read_metadata(fields: &mut Fields) -> Result<BTreeMap<String, String>, ApiError> {
@@ -233,7 +232,11 @@ pub(crate) fn read_metadata(fields: &mut Fields) -> Result<BTreeMap<String, Stri
     Ok(metadata)
 }
 
-pub(crate) fn read_cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+pub(crate) fn read_caching(fields: &mut Fields) -> Result<PrefixCaching, ApiError> {
+    Ok(PrefixCaching { salt: read_cache_salt(fields)?, key: fields.string("prompt_cache_key")? })
+}
+
+fn read_cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     let salt = fields.string("cache_salt")?;
     match salt {
         Some(salt) if salt.is_empty() || salt.len() > MAX_CACHE_SALT_BYTES => {

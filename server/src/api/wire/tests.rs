@@ -148,6 +148,18 @@ fn what_an_assistant_said_in_declining_is_text_like_any_other() {
 }
 
 #[test]
+fn who_is_served_is_told_by_either_name_and_by_the_newer_one_where_both_are_given() {
+    let user = |said: Value| {
+        let read = [chat(said.clone()), completion(said)].map(|read| read.unwrap().generate.attribution.user.unwrap());
+        assert_eq!(read[0], read[1]);
+        read[0].to_string()
+    };
+    assert_eq!(user(json!({"user": "u"})), "u");
+    assert_eq!(user(json!({"safety_identifier": "s"})), "s");
+    assert_eq!(user(json!({"user": "u", "safety_identifier": "s"})), "s");
+}
+
+#[test]
 fn the_names_of_other_servers_ask_for_the_same_structure() {
     let grammar = |extra: Value| chat(extra).unwrap().generate.structure.unwrap().grammar;
     assert_eq!(grammar(json!({"regex": "a+"})), grammar(json!({"guided_regex": "a+"})));

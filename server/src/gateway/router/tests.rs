@@ -225,6 +225,29 @@ fn a_hint_depends_on_the_salt_and_on_leading_tokens_only() {
 }
 
 #[test]
+fn a_key_parts_what_begins_alike_and_stays_where_it_is() {
+    let fleet = fleet(4, 1);
+    let mut homes = BTreeSet::new();
+    for key in (0..100).map(|key| key.to_string()) {
+        let home = fleet.pick(hint(5).under(Some(&key)));
+        assert!((0..5).all(|_| fleet.pick(hint(5).under(Some(&key))) == home));
+        homes.insert(home);
+    }
+    assert_eq!(homes.len(), 4, "a beginning that all share is everywhere then");
+    assert_ne!(
+        hint(5).under(Some("a")),
+        hint(6).under(Some("a")),
+        "a key adds to the beginning and does not replace it"
+    );
+    assert_eq!(hint(5).under(None), hint(5));
+    assert_eq!(
+        PrefixHint::NONE.under(Some("a")),
+        PrefixHint::NONE,
+        "what is too short to be kept goes where there is room"
+    );
+}
+
+#[test]
 fn an_engine_that_closed_is_not_asked_again() {
     let fleet = fleet(2, 1);
     assert_eq!(fleet.replica(0).submit(request()).unwrap_err(), SubmitError::Closed);

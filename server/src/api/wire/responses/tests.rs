@@ -54,6 +54,18 @@ fn numbers_come_back_as_they_were_meant() {
 }
 
 #[test]
+fn for_whom_and_under_which_key_it_was_asked_for_comes_back() {
+    let said = json!({"user": "u", "safety_identifier": "s", "prompt_cache_key": "k"});
+    let read_whole = read(said.clone()).unwrap();
+    for (name, value) in said.as_object().unwrap() {
+        assert_eq!(&read_whole.repeated[name], value);
+        assert_eq!(read(json!({})).unwrap().repeated[name], Value::Null);
+    }
+    let generate = read_whole.request.generate;
+    assert_eq!((generate.attribution.user.as_deref(), generate.caching.key.as_deref()), (Some("s"), Some("k")));
+}
+
+#[test]
 fn what_an_assistant_said_in_declining_comes_back_as_its_text() {
     let parts = json!([{"type": "refusal", "refusal": "no."}]);
     let chat = prompt(json!({"input": [{"role": "assistant", "content": parts}, {"role": "user", "content": "hi"}]}));
