@@ -1,6 +1,8 @@
 """schemathesis against a running Passerelle: what its own description promises, tried with generated requests.
 
-    python schemathesis_run.py PATH/TO/passerelle [EXAMPLES A ROUTE [SEED]]
+    python schemathesis_run.py PATH/TO/passerelle [EXAMPLES A ROUTE [SEED [SECONDS]]]
+
+SECONDS bounds the run, on a machine that is slow or shared: what it came to says how much was tried.
 """
 
 import os
@@ -35,7 +37,7 @@ def map_body(context, body):
 '''
 
 
-def main(binary, examples="50", seed=None):
+def main(binary, examples="50", seed=None, seconds=None):
     schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     with tempfile.TemporaryDirectory() as folder:
         key = create_key(binary, folder, "schemathesis")
@@ -46,6 +48,7 @@ def main(binary, examples="50", seed=None):
             command += ["--checks", "all", "--exclude-checks", LEFT_OUT, "--max-examples", examples]
             command += ["--request-timeout", "60", "--generation-database", "none", "--continue-on-failure"]
             command += ["--seed", seed] if seed else []
+            command += ["--max-time", seconds] if seconds else []
             with open(os.path.join(folder, "hooks.py"), "w") as file:
                 file.write(HOOKS)
             environment = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": folder}
@@ -55,4 +58,4 @@ def main(binary, examples="50", seed=None):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    sys.exit(main(os.path.abspath(sys.argv[1]), *sys.argv[2:4]))
+    sys.exit(main(os.path.abspath(sys.argv[1]), *sys.argv[2:5]))

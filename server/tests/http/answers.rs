@@ -1,8 +1,8 @@
 //! What is answered: the same streamed and not, in OpenAI's shapes.
 
 use crate::common::both_ways::{CHAT, COMPLETIONS, both_ways};
-use crate::common::text::tokens_of;
-use crate::common::{MODEL, Server};
+use crate::common::text::{END, START, tokens_of};
+use crate::common::{MODEL, Server, digest};
 use serde_json::{Value, json};
 
 fn said(content: &str, extra: Value) -> Value {
@@ -211,6 +211,26 @@ async fn echo_with_logprobs_is_what_evaluation_harnesses_read() {
     server.assert_at_rest().await;
 }
 
+/// They drop the last entry of each list, whatever it is.
+#[tokio::test]
+async fn each_prompt_of_a_list_is_scored_beside_one_generated_token_also_where_that_ends_the_answer() {
+    let server = Server::start().await;
+    let ends_at_once = [tokens_of("say:"), vec![END, START], tokens_of("assistant\n")].concat();
+    let prompts = [tokens_of("likely"), ends_at_once, tokens_of("a")];
+    let body = json!({"model": MODEL, "prompt": prompts, "temperature": 0, "max_tokens": 1,
+                      "logprobs": 1, "echo": true, "seed": 1234});
+    let reply = server.client().post(COMPLETIONS, &body).await.json();
+    for (index, prompt) in prompts.iter().enumerate() {
+        let choice = &reply["choices"][index];
+        assert_eq!(choice["index"], index);
+        for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            assert_eq!(choice["logprobs"][name].as_array().unwrap().len(), prompt.len() + 1, "{name} of {index}");
+        }
+    }
+    assert_eq!(reply["choices"][1]["finish_reason"], "stop");
+    server.assert_at_rest().await;
+}
+
 #[tokio::test]
 async fn echo_without_generation_scores_the_prompt() {
     let server = Server::start().await;
@@ -281,7 +301,10 @@ async fn models_are_listed_and_retrieved() {
     let server = Server::start().await;
     let client = server.client();
     let list = client.get("/v1/models").await.json();
-    assert_eq!((&list["object"], &list["data"][0]["id"]), (&json!("list"), &json!(MODEL)));
+    let model = &list["data"][0];
+    assert_eq!((&list["object"], &model["id"]), (&json!("list"), &json!(MODEL)));
+    assert_eq!((&model["max_model_len"], &model["capabilities"]), (&json!(2048), &json!(["chat", "completions"])));
+    assert_eq!((&model["state"], &model["digest"]), (&json!("ready"), &json!(digest())));
     assert_eq!(client.get(&format!("/v1/models/{MODEL}")).await.json(), list["data"][0]);
 }
 
