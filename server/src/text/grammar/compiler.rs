@@ -18,8 +18,9 @@ use crate::text::Tokenizer;
 /// Compiling recurses as deep as a grammar's rules are chained; `max_bytes` of rules fit this stack. Only what is used of
 /// it is ever memory.
 const STACK_BYTES: usize = 256 << 20;
-/// Whitespace between two JSON tokens: enough to indent, and not enough to fill an answer.
-const JSON_WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
+/// Whitespace between two JSON tokens: a space, or a line break with its indentation. A small model that may go on with spaces and
+/// line breaks does, until its answer is full.
+const JSON_WHITESPACE: &str = r"(\x20|\x0D?\x0A[\x20\x09]{0,32})";
 /// The schema's own key for options of the compiler. Callers may not set it: it can switch keywords off.
 const OPTIONS_KEY: &str = "x-guidance";
 /// The longest explanation of a fault that is passed on.

@@ -152,6 +152,26 @@ fn whitespace_cannot_fill_an_answer() {
 }
 
 #[test]
+fn between_two_json_tokens_stands_a_space_or_a_line_break_with_its_indentation() {
+    let list = schema(json!({"type": "array", "items": {"const": 1}, "maxItems": 2}));
+    let spaces_after = |text: &str| -> Vec<u32> {
+        let mut constraint = compile(&list).unwrap();
+        text.bytes().for_each(|byte| constraint.accept(u32::from(byte)).unwrap());
+        let mut spaces = allowed_tokens(constraint.as_ref());
+        spaces.retain(|token| *token <= 32);
+        spaces
+    };
+    let [tab, line_feed, carriage_return, space] = [b'\t', b'\n', b'\r', b' '].map(u32::from);
+    assert_eq!(spaces_after("["), [line_feed, carriage_return, space]);
+    assert!(spaces_after("[ ").is_empty());
+    assert_eq!(spaces_after("[\r"), [line_feed]);
+    for line in ["[\n", "[\r\n", "[\n\t", "[ 1,\n    "] {
+        assert_eq!(spaces_after(line), [tab, space], "{line:?}");
+    }
+    assert!(spaces_after(&format!("[\n{}", " ".repeat(32))).is_empty());
+}
+
+#[test]
 fn what_cannot_be_enforced_is_refused_by_name() {
     let cases = [
         (schema(json!({"not": {"type": "string"}})), "not"),
