@@ -30,6 +30,8 @@ MODELS = {"embeddings": "bert", "rerank": "bert_reranker", "score": "bert_rerank
 def map_body(context, body):
     if isinstance(body, dict) and isinstance(body.get("model"), str):
         body["model"] = MODELS.get(context.operation.path.split("/")[-1], "demo")
+    if isinstance(body, dict) and isinstance(body.get("prompt_scores_against"), str):
+        body["prompt_scores_against"] = "demo"
     for name in ["max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens"]:
         if isinstance(body, dict) and isinstance(body.get(name), int):
             body[name] = min(body[name], 16)
@@ -40,7 +42,9 @@ def map_body(context, body):
 def main(binary, examples="50", seed=None, seconds=None):
     schemathesis = os.path.join(os.path.dirname(sys.executable), "schemathesis")
     with tempfile.TemporaryDirectory() as folder:
-        key = create_key(binary, folder, "schemathesis")
+        # An operator's: a refusal for want of a scope says nothing of what lies behind it.
+        scopes = [argument for scope in ["inference", "batch", "admin"] for argument in ["--scope", scope]]
+        key = create_key(binary, folder, "schemathesis", "--account", "/", *scopes)
         encoders = [f"{name}={ENCODERS / name}" for name in ["bert", "bert_reranker", "camembert_classifier"]]
         models = [argument for model in ["demo", *encoders] for argument in ["--model", model]]
         with server(binary, folder, *models) as address:
