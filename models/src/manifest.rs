@@ -71,9 +71,17 @@ impl Manifest {
         known: &dyn KnownHashes,
         progress: &(dyn Fn(LoadProgress) -> ControlFlow<()> + Sync),
     ) -> Result<Self, ModelError> {
-        let mut files = hashing::hash_all(files, part::parts(files)?, (known, progress))?;
+        Ok(Self::of_unsorted(hashing::hash_all(files, part::parts(files)?, (known, progress))?))
+    }
+
+    /// The same without reading a file; `None` where a hash is not `known`. Errors for a checkpoint that is compiled in.
+    pub fn find(files: &CheckpointFiles, known: &dyn KnownHashes) -> Result<Option<Self>, ModelError> {
+        Ok(hashing::find_all(files, &part::parts(files)?, known)?.map(Self::of_unsorted))
+    }
+
+    fn of_unsorted(mut files: Vec<ManifestFile>) -> Self {
         files.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(Self { files })
+        Self { files }
     }
 
     pub fn files(&self) -> &[ManifestFile] {

@@ -1,6 +1,6 @@
 //! Hashes of files, several at once.
 
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
@@ -96,6 +96,22 @@ pub(super) fn hash_all(
         }
         Ok(hashed)
     })
+}
+
+/// The same of files whose hashes are all `known`, without reading any; `None` where one is not.
+pub(super) fn find_all(
+    files: &CheckpointFiles,
+    parts: &[Part],
+    known: &dyn KnownHashes,
+) -> Result<Option<Vec<ManifestFile>>, ModelError> {
+    let find = |part: &Part| {
+        let path = files.path_of(&part.file);
+        let stamp = fs::metadata(&path).map(|metadata| FileStamp::of(&path, &metadata));
+        let stamp = stamp.map_err(|source| ModelError::Io { file: path, source })?;
+        let hash = known.find(&stamp);
+        Ok(hash.map(|hash| ManifestFile { name: part.name.clone(), size_bytes: stamp.size_bytes, hash }))
+    };
+    parts.iter().map(find).collect()
 }
 
 /// What every thread works with.

@@ -21,7 +21,7 @@ use super::reserve::{reserve_together, withdraw_all};
 use super::routes::require;
 use super::state::AppState;
 use super::wire::answer::AnswerHead;
-use super::wire::prompt_scores::comparison_answer;
+use super::wire::prompt_scores::{Scorer, comparison_answer};
 use super::wire::request::{GenerateRequest, Prompt};
 use super::wire::sampling::LengthField;
 use super::wire::tier::tier_name;
@@ -66,7 +66,9 @@ pub(crate) async fn compare(
         let message = format!("The prompts were not compared within {} seconds.", limit.as_secs());
         ApiError::new(ErrorKind::RequestTimeout, message)
     })??;
-    Ok(Json(comparison_answer(&head, &models[1].name, &compared, running.close())).into_response())
+    let [first, second] = &models;
+    let scored_by = (first.digest, Scorer { name: &second.name, digest: second.digest });
+    Ok(Json(comparison_answer(&head, scored_by, &compared, running.close())).into_response())
 }
 
 /// Step 1.

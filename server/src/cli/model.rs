@@ -103,7 +103,8 @@ fn print(rows: &[Row], memory: &Value) -> Result<()> {
 impl Row {
     fn shown(&self) -> String {
         let pinned = self.pinned.unwrap_or(false).then(|| "pinned".to_owned());
-        let requests = self.requests.filter(|requests| *requests > 0).map(|requests| format!("{requests} requests"));
+        let requests = self.requests.filter(|requests| *requests > 0);
+        let requests = requests.map(|requests| format!("{requests} request{}", if requests == 1 { "" } else { "s" }));
         let bytes = self.bytes.filter(|bytes| *bytes > 0).map(|bytes| ByteSize(bytes).to_string());
         let parts = [Some(self.state.clone()), bytes, pinned, requests, self.error.clone()];
         parts.into_iter().flatten().collect::<Vec<_>>().join(", ")

@@ -64,6 +64,11 @@ impl KeptHashes {
         Ok(manifest.digest())
     }
 
+    /// Without reading a file: of a checkpoint that was hashed before and has not changed since, as far as the system says.
+    pub(crate) fn kept_digest_of(&self, files: &CheckpointFiles) -> Option<ModelDigest> {
+        Manifest::find(files, self).ok()?.map(|manifest| manifest.digest())
+    }
+
     /// Where there is no data directory nothing is kept, and none is made for this.
     fn save(&self) {
         let mut kept = self.lock();
@@ -141,6 +146,8 @@ mod tests {
         let stamp = second.lock().by_path.values().next().expect("it was kept").file.clone();
         assert_eq!(stamp.path, checkpoint.path().join("config.json"));
         assert!(second.find(&stamp).is_some());
+        let files = CheckpointFiles::directory(checkpoint.path()).expect("it is a folder");
+        assert_eq!(second.kept_digest_of(&files), Some(first));
         assert_eq!(digest(&second, checkpoint.path()), first);
         for changed in [
             FileStamp { size_bytes: 3, ..stamp.clone() },
@@ -151,6 +158,20 @@ mod tests {
             FileStamp { path: "elsewhere".into(), ..stamp },
         ] {
             assert_eq!(second.find(&changed), None, "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_came_or_changed_since_leaves_no_digest_until_it_is_hashed() {
+        let (data, checkpoint) = (tempfile::tempdir().expect("a temporary folder"), checkpoint());
+        let files = CheckpointFiles::directory(checkpoint.path()).expect("it is a folder");
+        let kept = KeptHashes::open(data.path());
+        assert_eq!(kept.kept_digest_of(&files), None);
+        for (name, content) in [("config.json", "{ }"), ("tokenizer.json", "{}")] {
+            let former = digest(&kept, checkpoint.path());
+            assert_eq!(kept.kept_digest_of(&files), Some(former));
+            fs::write(checkpoint.path().join(name), content).expect("the folder is writable");
+            assert_eq!(kept.kept_digest_of(&files), None, "{name}");
         }
     }
 

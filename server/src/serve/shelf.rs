@@ -17,7 +17,7 @@ use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::shelf::{Order, Size};
 use passerelle::gateway::tariff::Tariff;
 use passerelle_engine::clock::Clock;
-use passerelle_models::{ModelDescription, NothingKnown};
+use passerelle_models::{ModelDescription, ModelDigest};
 
 use super::engines::{self, Running, RunningHandle, Started, Workshop};
 use super::folder::{self, Found, Look, Stamp};
@@ -62,7 +62,7 @@ struct HandsParts {
     workshop: Workshop,
     hub: HubConfig,
     inspector: Inspector,
-    hashes: KeptHashes,
+    hashes: Arc<KeptHashes>,
     kv_cache: ByteSize,
     pricing: Arc<Pricing>,
     catalogue: Catalogue,
@@ -86,11 +86,13 @@ impl NewShelf {
         let memory = config.shelf.memory.unwrap_or_else(|| ByteSize(free_memory().0 / FREE_MEMORY_PART));
         let shelf = Shelf::new(memory.0, Arc::clone(clock));
         let (pricing, catalogue) = (Arc::new(pricing), Catalogue::default());
+        let hashes = Arc::new(KeptHashes::open(&config.server.data_dir));
         let mut looker = Looker {
             folder,
             engine: config.engine.clone(),
             hub: config.hub.clone(),
             inspector: inspector.clone(),
+            hashes: Arc::clone(&hashes),
             kv_cache: config.shelf.kv_cache,
             memory,
             max_models: config.shelf.max_models,
@@ -106,7 +108,6 @@ impl NewShelf {
         let upstreams = config.upstreams.iter().map(|upstream| upstream.model.as_str());
         looker.look(&config.aliases.keys().map(String::as_str).chain(upstreams).collect());
         tracing::info!(models = shelf.rows().len(), %memory, "models of the folder come when they are asked for");
-        let hashes = KeptHashes::open(&config.server.data_dir);
         let (hub, kv_cache) = (config.hub.clone(), config.shelf.kv_cache);
         let hands = HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue };
         Ok(Some(Self { shelf, looker, look_interval: config.shelf.look_interval, hands }))
@@ -182,8 +183,9 @@ impl Hands {
         let HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue } = &self.parts;
         let model = lock(catalogue).get(name).cloned().context("it is gone from the folder")?;
         // Again: it may have changed since it was found.
-        inspector.inspect(&model, hashes)?;
+        inspector.inspect(&model, &**hashes)?;
         let loaded = models::load_any(&model, Means { hub, compute: &workshop.compute, hashes })?;
+        self.shelf.identify(name, kept_digest(&model, (hub, hashes)));
         let is = loaded.description();
         let price = pricing.price((name, workshop.partition()), engines::price(is))?;
         let weights_bytes = is.resident_bytes.unwrap_or(is.stored_bytes);
@@ -219,6 +221,7 @@ struct Looker {
     engine: EngineConfig,
     hub: HubConfig,
     inspector: Inspector,
+    hashes: Arc<KeptHashes>,
     kv_cache: ByteSize,
     memory: ByteSize,
     max_models: usize,
@@ -284,6 +287,7 @@ impl Looker {
                 tracing::warn!(model = name, why, "a checkpoint of the folder cannot be served");
             }
             self.shelf.offer(&name, offer);
+            self.shelf.identify(&name, kept_digest(&model, (&self.hub, &self.hashes)));
             self.seen.insert(name, stamp);
         }
     }
@@ -309,7 +313,7 @@ impl Looker {
 
     /// Of what is written in its headers. What nobody could pay for is refused before it is loaded.
     fn size_up(&self, model: &ModelConfig) -> Result<Size> {
-        self.inspector.inspect(model, &NothingKnown)?;
+        self.inspector.inspect(model, &*self.hashes)?;
         let description = models::describe(model, &self.hub)?;
         let is = description.model();
         let price = self.pricing.price((&model.name, self.partition), engines::price(is))?;
@@ -336,6 +340,11 @@ impl Looker {
         );
         Ok(())
     }
+}
+
+/// Of its files as they lie there, if they were hashed before.
+fn kept_digest(model: &ModelConfig, (hub, hashes): (&HubConfig, &KeptHashes)) -> Option<ModelDigest> {
+    hashes.kept_digest_of(&models::find_files(&model.source, models::wanted_of(model), hub).ok()?)
 }
 
 /// At most. What is quantised as it is loaded counts as it is stored, until it is.

@@ -263,6 +263,34 @@ fn models_are_loaded_unloaded_and_pinned_by_hand() {
 }
 
 #[test]
+fn a_model_that_left_memory_keeps_its_digest_until_its_files_change_and_one_never_read_says_that_it_has_none() {
+    let state = state_with_a_and_b();
+    let served = serve_one_at_a_time(&state, "60s");
+    let shown = |served: &Served, model: &str| {
+        let listed = get_as(&served.address, &format!("/v1/models/{model}"), None).json();
+        let row = row(&state, model);
+        assert_eq!((&row["digest"], &row["digest_state"]), (&listed["digest"], &listed["digest_state"]));
+        (listed["digest"].clone(), listed["digest_state"].as_str().expect("a text").to_owned())
+    };
+    assert_eq!(shown(&served, "a"), (Value::Null, "not_hashed".to_owned()));
+    run(&state, &["model", "load", "a"]).expect("there is room");
+    let (digest, while_ready) = shown(&served, "a");
+    assert!(digest.is_string() && while_ready == "loaded", "{digest} {while_ready}");
+    run(&state, &["model", "unload", "a"]).expect("nobody uses it");
+    until(&state, "a", "available");
+    assert_eq!(shown(&served, "a"), (digest.clone(), "on_disk".to_owned()));
+    drop(served);
+    let served = serve_one_at_a_time(&state, "60s");
+    assert_eq!(shown(&served, "a"), (digest, "on_disk".to_owned()), "the next server knows it too");
+    assert_eq!(shown(&served, "b"), (Value::Null, "not_hashed".to_owned()));
+    write_checkpoint(&state.path().join("runs/a"), 7);
+    let unread = || get_as(&served.address, "/v1/models/a", None).json()["digest_state"] == "not_hashed";
+    while !unread() {
+        thread::yield_now();
+    }
+}
+
+#[test]
 fn comparisons_of_different_pairs_never_wait_for_each_others_models() {
     let state = State::new();
     for (name, index) in ["a", "b", "c", "d"].into_iter().zip(1..) {

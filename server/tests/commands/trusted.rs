@@ -155,6 +155,11 @@ fn of_a_folder_of_models_only_the_trusted_are_served_also_when_one_changes_after
         assert!(row(name)["error"].as_str().is_some_and(|error| error.contains(why)), "{}", row(name));
     }
     assert_eq!((&row("final")["state"], &row("later")["state"]), (&json!("available"), &json!("available")));
+    // What was read to be trusted is known by its digest, though nobody has asked for it.
+    assert_eq!(row("final")["digest_state"], "on_disk");
+    assert!(
+        run(&state, &["inspect", "--json", &copy.display().to_string()]).contains(&row("final")["digest"].to_string())
+    );
     change(&models.join("later"));
     let ask = |name: &str| {
         let body = json!({"model": name, "prompt": "Once", "max_tokens": 2});

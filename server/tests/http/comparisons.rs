@@ -54,6 +54,9 @@ async fn both_models_scores_are_what_each_says_alone_and_their_divergence_stands
         assert_eq!(choice["prompt_scores_against"][numbers], alone[1]["prompt_scores"][numbers], "{numbers}");
     }
     assert_eq!((&answer["model"], &choice["prompt_scores_against"]["model"]), (&json!(MODEL), &json!(RIVAL)));
+    let listed = |model: &str| server.state.model(model).unwrap().digest;
+    assert_eq!(answer["digest"], json!(listed(MODEL)));
+    assert_eq!(choice["prompt_scores_against"]["digest"], json!(listed(RIVAL)));
     let kl = &choice["prompt_scores_against"]["kl"];
     assert_eq!((kl.as_array().unwrap().len(), &kl[0]), (prompt.len(), &Value::Null));
     assert!(numbers(kl).iter().all(|kl| *kl > 0.0 && *kl < 2.0), "{kl}");

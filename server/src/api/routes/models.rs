@@ -103,6 +103,32 @@ impl Shown {
     }
 }
 
+/// Which checkpoint a model is, and how that is known.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity {
+    digest: Option<ModelDigest>,
+    state: &'static str,
+}
+
+impl Identity {
+    /// Of an alias.
+    const SEVERAL: Self = Self { digest: None, state: "several" };
+
+    pub(crate) fn of(state: &AppState, shown: &Shown) -> Self {
+        let on_disk = shown.shelved.as_ref().map(|row| row.digest);
+        match (state.model(&shown.name), on_disk) {
+            (Some(model), _) => Self { digest: Some(model.digest), state: "loaded" },
+            (None, Some(Some(digest))) => Self { digest: Some(digest), state: "on_disk" },
+            (None, Some(None)) => Self { digest: None, state: "not_hashed" },
+            (None, None) => Self { digest: None, state: "elsewhere" },
+        }
+    }
+
+    pub(crate) fn write(self, row: &mut Value) {
+        (row["digest"], row["digest_state"]) = (json!(self.digest), json!(self.state));
+    }
+}
+
 /// As the first of the models that it stands for; the room is that of the smallest. `None` if the caller sees none.
 fn alias_json(state: &AppState, caller: &Caller, (name, alias): (&str, &Alias)) -> Option<Value> {
     let is_target = |model: &str| alias.models().any(|target| target == model) && state.sees(caller, model);
@@ -111,17 +137,10 @@ fn alias_json(state: &AppState, caller: &Caller, (name, alias): (&str, &Alias)) 
     let mut shown = model_json(state, seen.first()?);
     shown["id"] = json!(name);
     shown["max_model_len"] = json!(seen.iter().filter_map(|model| max_model_len(state, &model.name)).min());
-    shown["digest"] = json!(digest(state, &seen));
+    let identity = if let [only] = &seen[..] { Identity::of(state, only) } else { Identity::SEVERAL };
+    identity.write(&mut shown);
     shown["alias_of"] = seen.iter().map(|model| model.name.as_str()).collect();
     Some(shown)
-}
-
-/// `null` for an alias of several checkpoints.
-fn digest(state: &AppState, seen: &[Shown]) -> Option<ModelDigest> {
-    match seen {
-        [only] => state.model(&only.name).map(|model| model.digest),
-        _ => None,
-    }
 }
 
 /// What is known of a model only while it is in memory is `null` before.
@@ -134,9 +153,9 @@ fn model_json(state: &AppState, shown: &Shown) -> Value {
         "owned_by": "passerelle",
         "state": shown.state,
         "max_model_len": max_model_len(state, &shown.name),
-        "digest": model.as_ref().map(|model| model.digest),
         "capabilities": model.as_deref().map(capabilities),
     });
+    Identity::of(state, shown).write(&mut json);
     if let Some(why) = &shown.why {
         json["error"] = json!(**why);
     }

@@ -1,7 +1,7 @@
 //! Scores of a prompt's tokens: parallel arrays with an entry per token, `null` for the first, which nothing predicts.
 
 use passerelle_engine::{ComparedPosition, TokenLogprobs, Usage};
-use passerelle_models::TokenId;
+use passerelle_models::{ModelDigest, TokenId};
 use serde_json::{Value, json};
 
 use super::answer::{AnswerHead, AnswerKind};
@@ -31,10 +31,17 @@ pub(crate) fn scores_json(scores: &[Option<Score>]) -> Value {
     })
 }
 
-/// The answer to prompts that two models score. `against`: the second one's name.
+/// One of two models that score a prompt.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scorer<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) digest: ModelDigest,
+}
+
+/// The answer to prompts that two models score: the one of `head`, whose digest is `digest`, and the one it is held against.
 pub(crate) fn comparison_answer(
     head: &AnswerHead,
-    against: &str,
+    (digest, against): (ModelDigest, Scorer<'_>),
     prompts: &[Vec<Option<ComparedPosition>>],
     usage: Usage,
 ) -> Value {
@@ -44,7 +51,7 @@ pub(crate) fn comparison_answer(
             scores_json(&scores.collect::<Vec<_>>())
         };
         let mut other = of(|position| &position.second);
-        other["model"] = json!(against);
+        (other["model"], other["digest"]) = (json!(against.name), json!(against.digest));
         other["kl"] = compared.iter().map(|position| position.as_ref().map(|position| kl_json(position.kl))).collect();
         json!({
             "index": index,
@@ -56,6 +63,7 @@ pub(crate) fn comparison_answer(
         })
     };
     let mut answer = head.to_json(AnswerKind::Completion, "text_completion");
+    answer.insert("digest".to_owned(), json!(digest));
     answer.insert("choices".to_owned(), prompts.iter().enumerate().map(choice).collect());
     answer.insert("usage".to_owned(), usage_json(usage, &ReasoningTokens::default()));
     Value::Object(answer)
@@ -106,10 +114,15 @@ mod tests {
             billing: None,
         };
         let position = |kl| Some(ComparedPosition { first: scored(-3.0), second: scored(f32::NEG_INFINITY), kl });
-        let answer =
-            comparison_answer(&head, "b", &[vec![None, position(0.25), position(f64::INFINITY)]], Usage::default());
+        let [one, other]: [ModelDigest; 2] =
+            ["a1", "b2"].map(|byte| format!("sha256:{}", byte.repeat(32)).parse().unwrap());
+        let compared = [vec![None, position(0.25), position(f64::INFINITY)]];
+        let against = Scorer { name: "b", digest: other };
+        let answer = comparison_answer(&head, (one, against), &compared, Usage::default());
         let choice = &answer["choices"][0];
-        assert_eq!((&answer["model"], &choice["prompt_scores_against"]["model"]), (&json!("a"), &json!("b")));
+        assert_eq!((&answer["model"], &answer["digest"]), (&json!("a"), &json!(one)));
+        let scores = &choice["prompt_scores_against"];
+        assert_eq!((&scores["model"], &scores["digest"]), (&json!("b"), &json!(other)));
         assert_eq!(choice["prompt_scores"]["token_logprobs"], json!([null, -3.0, -3.0]));
         assert_eq!(choice["prompt_scores_against"]["token_logprobs"], json!([null, -9999.0, -9999.0]));
         assert_eq!(choice["prompt_scores_against"]["kl"], json!([null, 0.25, 9999.0]));

@@ -13,7 +13,7 @@
 //! never taken away, nor one that is pinned. Models that wait for room wait in one line, so that a large one is not passed
 //! by small ones for ever.
 //!
-//! This room decides; [`Shelf::next_order`] tells whoever has the hands what to do. It knows names and bytes, nothing else.
+//! This room decides; [`Shelf::next_order`] tells whoever has the hands what to do. It knows names, digests and bytes, nothing else.
 
 mod plan;
 mod rate;
@@ -23,6 +23,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
+use passerelle_models::ModelDigest;
 use tokio::sync::watch;
 
 pub use plan::{HandError, HeldUp, Offer, Order, ShelfMemory, ShelfRow, ShelfState, Size, TooLarge};
@@ -109,6 +110,11 @@ impl Shelf {
     pub fn offer(&self, model: &str, offer: Offer) {
         let created = self.shared.clock.wall().as_secs();
         self.change(|plan, _| plan.offer(model, offer, created));
+    }
+
+    /// Which checkpoint its files are, as they lie there; `None`: nobody has read them yet.
+    pub fn identify(&self, model: &str, digest: Option<ModelDigest>) {
+        self.change(|plan, _| plan.identify(model, digest));
     }
 
     /// Nothing lies there any more. A model in memory stays until it is evicted.

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use passerelle_models::ModelDigest;
+
 use super::rate::LoadRate;
 pub use shown::{HeldUp, ShelfMemory, ShelfRow, ShelfState};
 
@@ -36,12 +38,16 @@ pub enum Order {
 pub enum HandError {
     #[error("no model of the models folder is called `{0}`")]
     Unknown(String),
-    #[error("{uses} requests use `{model}`")]
+    #[error("{} `{model}`; try again when `passerelle model list` shows none", requests_that_use(.uses))]
     InUse { model: String, uses: usize },
-    #[error("`{0}` is pinned")]
+    #[error("`{0}` is pinned; unpin it first (`passerelle model unpin {0}`)")]
     Pinned(String),
-    #[error("`{0}` is being loaded")]
+    #[error("`{0}` is being loaded; try again when it is ready (`passerelle model list`)")]
     Loading(String),
+}
+
+fn requests_that_use(uses: &usize) -> String {
+    if *uses == 1 { "1 request uses".to_owned() } else { format!("{uses} requests use") }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -95,6 +101,8 @@ struct Entry {
     wanted_until: Option<Duration>,
     last_used: u64,
     created: u64,
+    /// Of its files as they lie there, where it is known.
+    digest: Option<ModelDigest>,
 }
 
 /// Everything but `Disk` holds memory.
@@ -200,6 +208,12 @@ impl Plan {
         }
         let why = format!("takes {} bytes, and all models have {} (--model-memory)", size.total(), self.memory_bytes);
         Err(why.into())
+    }
+
+    pub(super) fn identify(&mut self, model: &str, digest: Option<ModelDigest>) {
+        if let Some(entry) = self.entries.get_mut(model) {
+            entry.digest = digest;
+        }
     }
 
     pub(super) fn withdraw(&mut self, model: &str) {
@@ -426,6 +440,7 @@ impl Entry {
             wanted_until: None,
             last_used: 0,
             created,
+            digest: None,
         }
     }
 

@@ -90,9 +90,13 @@ fn a_model_that_is_used_or_pinned_is_never_evicted() {
     shelf.pin("b").unwrap();
     let _waiting = wait(&shelf, "c");
     assert_eq!(next(&shelf), None);
+    let refused = |model: &str| shelf.unload(model).unwrap_err().to_string();
     assert_eq!(shelf.unload("a"), Err(HandError::InUse { model: "a".to_owned(), uses: 1 }));
+    assert_eq!(refused("a"), "1 request uses `a`; try again when `passerelle model list` shows none");
+    let second = use_it(&shelf, "a");
+    assert!(refused("a").starts_with("2 requests use `a`;"), "{}", refused("a"));
     assert_eq!(shelf.unload("b"), Err(HandError::Pinned("b".to_owned())));
-    drop(in_use);
+    drop((in_use, second));
     assert_eq!(next(&shelf), unload("a"), "as soon as nobody uses it");
     shelf.left("a");
     assert_eq!(next(&shelf), load("c"));

@@ -12,7 +12,7 @@ use super::{administrator, read, require_governed};
 use crate::api::causes::model_not_found;
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
-use crate::api::routes::models::{Shown, shown};
+use crate::api::routes::models::{Identity, Shown, shown};
 use crate::api::routes::name_in_path;
 use crate::api::state::AppState;
 use crate::gateway::shelf::Asked;
@@ -120,9 +120,9 @@ fn row(server: &AppState, model: &Shown) -> Value {
         "model": model.name,
         "state": model.state,
         "error": model.why.as_deref(),
-        "digest": server.model(&model.name).map(|model| model.digest),
         "comes_and_goes": model.shelved.is_some(),
     });
+    Identity::of(server, model).write(&mut row);
     if let Some(shelved) = &model.shelved {
         row["pinned"] = json!(shelved.is_pinned);
         row["requests"] = json!(shelved.uses);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use passerelle_models::ModelDigest;
 use serde::Serialize;
 
 use super::{Entry, Order, Place, Plan, Size};
@@ -30,6 +31,8 @@ pub struct ShelfRow {
     pub bytes: u64,
     /// When it was first seen; seconds since 1970.
     pub created: u64,
+    /// Of its files as they lie there, where it is known.
+    pub digest: Option<ModelDigest>,
     /// How long it takes until it could be used.
     pub expected: Duration,
 }
@@ -79,6 +82,7 @@ impl Plan {
             uses,
             bytes: entry.held().unwrap_or_else(|| entry.loadable().map_or(0, Size::total)),
             created: entry.created,
+            digest: entry.digest,
             expected: if state == ShelfState::Ready { Duration::ZERO } else { self.expected(model, now) },
         })
     }
