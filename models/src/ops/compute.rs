@@ -56,6 +56,14 @@ impl KernelSet {
         matches!(self, Self::Portable | Self::Avx2Fma | Self::Avx512 | Self::Avx512Bf16)
     }
 
+    /// The plainest set of equal bits, whatever is computed: what two of them made goes together if it is the same.
+    pub fn bits_of(self) -> Self {
+        match self {
+            Self::Avx2Fma | Self::Avx512 => Self::Portable,
+            others => others,
+        }
+    }
+
     /// Whether steps like those before are replayed.
     pub fn replays_steps(self) -> bool {
         #[cfg(feature = "cuda")]

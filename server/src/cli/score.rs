@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use passerelle::config::{Config, Environment, ModelConfig};
-use passerelle::evaluation::score_file::{Readers, Settings};
+use passerelle::evaluation::score_file::{RanOn, Readers, Settings};
 use passerelle::evaluation::{DataSet, Header, ScoreReader, ScoreWriter, Totals};
 use passerelle::text::Tokenizer;
 use passerelle_engine::SharedModel;
@@ -185,10 +185,17 @@ impl Run<'_> {
             keys_and_values: format!("{:?}", model.kv_dtype).to_lowercase(),
             max_tokens: self.args.max_tokens.get(),
             against: self.against.as_ref().map(|reference| reference.digest),
+            ran_on: Some(ran_on(&self.compute)),
         };
         let digest = self.hashes.digest_of(files, &|_| ControlFlow::Continue(()))?;
         Ok(Header::new(digest, model.name.clone(), env!("CARGO_PKG_VERSION"), settings))
     }
+}
+
+fn ran_on(compute: &Compute) -> RanOn {
+    let kernels = compute.kernels();
+    let (kernels, bits_of) = (kernels.to_string(), kernels.bits_of().to_string());
+    RanOn { device: serve::device_name(compute), kernels, bits_of }
 }
 
 /// From the whole file, so that it also covers what earlier runs did.

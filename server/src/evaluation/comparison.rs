@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::bootstrap::{Interval, Resampled, Resampling};
 use super::divergence::{AnswerPair, HeatMap, Largest, TextPair, TokenPair, heat_map, token_pairs};
 use super::metric::{Better, Metric, Share};
-use super::score_file::{Header, ScoreFileError, ScoreReader};
+use super::score_file::{Header, RanOn, ScoreFileError, ScoreReader};
 use super::scored::{Continuation, Outcome, Scored};
 use super::step;
 
@@ -69,6 +69,8 @@ pub struct Ranked {
     pub name: String,
     pub digest: ModelDigest,
     pub step: Option<u64>,
+    /// `None` where its file does not say.
+    pub ran_on: Option<RanOn>,
     /// Place among the files as they were named.
     pub given: usize,
     pub metrics: Vec<Measured>,
@@ -138,6 +140,13 @@ impl Comparison {
     pub fn items(&self) -> String {
         let all = self.num_items.map_or_else(String::new, |all| format!(" of {all}"));
         format!("{}{all} items", self.num_compared)
+    }
+
+    /// Whether all numbers are of one device and of kernels of equal bits, as far as the files say.
+    pub fn is_of_equal_bits(&self) -> bool {
+        let mut ran_on = self.ranking.iter().filter_map(|ranked| ranked.ran_on.as_ref());
+        let Some(first) = ran_on.next() else { return true };
+        ran_on.all(|other| first.has_bits_of(other))
     }
 
     /// The metrics that the items say something about.
@@ -226,8 +235,9 @@ fn rank(summaries: &[Summary], common: &[&str], options: &Options) -> Result<(Me
             interval: of.interval(given),
             from_above: above.map(|above| of.difference(given, above)),
         });
-        let Header { name, digest, .. } = summaries[given].header.clone();
-        Ranked { name, digest, step: summaries[given].step(options), given, metrics: metrics.collect() }
+        let Header { name, digest, settings, .. } = summaries[given].header.clone();
+        let (step, ran_on) = (summaries[given].step(options), settings.ran_on);
+        Ranked { name, digest, step, ran_on, given, metrics: metrics.collect() }
     };
     Ok((ranked_by, order.iter().enumerate().map(ranked).collect()))
 }

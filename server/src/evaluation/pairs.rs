@@ -116,6 +116,7 @@ impl Pair {
             keys_and_values: "as served".to_owned(),
             max_tokens: self.max_tokens,
             against: None,
+            ran_on: None,
         }
     }
 }

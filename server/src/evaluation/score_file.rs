@@ -9,6 +9,7 @@
 //! there. A file of other data or other settings is refused: its numbers could not stand beside new ones.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -55,6 +56,20 @@ pub struct Settings {
     /// Digest of the checkpoint that divergences are measured from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<ModelDigest>,
+    /// `None`: as served, or by a program that did not say it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_on: Option<RanOn>,
+}
+
+/// What computed the numbers of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RanOn {
+    /// `cpu`, or what the driver calls the GPU.
+    pub device: String,
+    /// Of whoever began the file.
+    pub kernels: String,
+    /// The plainest kernels that have the same bits: a run may go on with all others that have them.
+    pub bits_of: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +125,19 @@ impl Header {
     pub fn path_in(&self, folder: &Path) -> PathBuf {
         let digest = self.digest.to_string();
         folder.join(digest.rsplit(':').next().unwrap_or(&digest)).with_extension(EXTENSION)
+    }
+}
+
+impl RanOn {
+    /// Whether the other would have come to the same numbers, bit for bit.
+    pub fn has_bits_of(&self, other: &Self) -> bool {
+        (&self.device, &self.bits_of) == (&other.device, &other.bits_of)
+    }
+}
+
+impl fmt::Display for RanOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.device, self.kernels)
     }
 }
 
@@ -237,6 +265,11 @@ impl Header {
     fn check_same(&self, there: &ScoreReader) -> Result<(), ScoreFileError> {
         let (here, found) = (&self.settings, &there.header.settings);
         let against = |settings: &Settings| settings.against.map_or("none".to_owned(), |digest| digest.to_string());
+        let ran_on = |settings: &Settings, of: fn(&RanOn) -> &String| {
+            settings.ran_on.as_ref().map_or("not stated".to_owned(), |ran_on| of(ran_on).clone())
+        };
+        let device = |settings| ran_on(settings, |ran_on| &ran_on.device);
+        let kernels = |settings| ran_on(settings, |ran_on| &ran_on.bits_of);
         let fields = [
             ("digest", there.header.digest.to_string(), self.digest.to_string()),
             ("data", found.data.clone(), here.data.clone()),
@@ -244,6 +277,8 @@ impl Header {
             ("keys_and_values", found.keys_and_values.clone(), here.keys_and_values.clone()),
             ("max_tokens", found.max_tokens.to_string(), here.max_tokens.to_string()),
             ("against", against(found), against(here)),
+            ("device", device(found), device(here)),
+            ("kernels", kernels(found), kernels(here)),
         ];
         match fields.into_iter().find(|(_, found, wanted)| found != wanted) {
             Some((field, found, wanted)) => {
@@ -276,125 +311,4 @@ pub fn find(written: &[PathBuf]) -> Result<Vec<PathBuf>, ScoreFileError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::evaluation::scored::{Continuation, Outcome, TokenScores};
-
-    fn digest() -> ModelDigest {
-        format!("sha256:{}", "a1".repeat(32)).parse().unwrap()
-    }
-
-    fn header(data: &str) -> Header {
-        let settings = Settings {
-            data: data.into(),
-            num_items: Some(3),
-            weights: "bf16".into(),
-            keys_and_values: "bf16".into(),
-            max_tokens: 8,
-            against: None,
-        };
-        Header::new(digest(), "early".into(), "0.1.0", settings)
-    }
-
-    fn open(folder: &tempfile::TempDir, data: &str) -> Result<ScoreWriter, ScoreFileError> {
-        ScoreWriter::open(folder.path(), &header(data), Readers::AsUsual)
-    }
-
-    fn scored(id: &str) -> Scored {
-        let tokens = TokenScores {
-            ids: vec![5, 6],
-            texts: vec!["a".into(), "b".into()],
-            logprobs: vec![None, Some(-0.123_456_791_043_281_56)],
-            ranks: vec![None, Some(1)],
-            entropies: vec![None, Some(0.5)],
-            kls: Vec::new(),
-        };
-        Scored { id: id.into(), outcome: Outcome::Document(Continuation { bytes: 2, tokens }) }
-    }
-
-    fn ids(path: &Path) -> Vec<String> {
-        let mut reader = ScoreReader::open(path).unwrap();
-        std::iter::from_fn(|| reader.next_scored().unwrap().map(|scored| scored.id)).collect()
-    }
-
-    #[test]
-    fn what_was_written_is_read_again_to_the_last_bit() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = open(&folder, "d").unwrap();
-        writer.append(&scored("1")).unwrap();
-        let mut reader = ScoreReader::open(writer.path()).unwrap();
-        assert_eq!(reader.header, header("d"));
-        assert_eq!(reader.next_scored().unwrap(), Some(scored("1")));
-        assert_eq!(reader.next_scored().unwrap(), None);
-    }
-
-    #[test]
-    fn a_file_cut_anywhere_goes_on_with_what_is_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = header("d").path_in(folder.path());
-        let mut writer = open(&folder, "d").unwrap();
-        ["1", "2", "3"].iter().for_each(|id| writer.append(&scored(id)).unwrap());
-        drop(writer);
-        let whole = fs::read(&path).unwrap();
-        for cut in 0..whole.len() {
-            fs::write(&path, &whole[..cut]).unwrap();
-            let mut writer = open(&folder, "d").unwrap();
-            for id in ["1", "2", "3"].into_iter().filter(|id| !writer.is_done(id)).collect::<Vec<_>>() {
-                writer.append(&scored(id)).unwrap();
-            }
-            drop(writer);
-            assert_eq!(fs::read(&path).unwrap(), whole, "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn numbers_of_other_data_never_stand_in_one_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = open(&folder, "d").unwrap();
-        writer.append(&scored("1")).unwrap();
-        drop(writer);
-        let error = open(&folder, "e").unwrap_err().to_string();
-        assert!(error.contains("`data`") && error.contains("--out"), "{error}");
-    }
-
-    #[test]
-    fn a_file_without_an_item_binds_nobody() {
-        let folder = tempfile::tempdir().unwrap();
-        drop(open(&folder, "d").unwrap());
-        let writer = open(&folder, "e").unwrap();
-        assert_eq!(ScoreReader::open(writer.path()).unwrap().header, header("e"));
-    }
-
-    #[test]
-    fn two_writers_of_one_file_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let _first = open(&folder, "d").unwrap();
-        assert!(matches!(open(&folder, "d"), Err(ScoreFileError::Busy(_))));
-    }
-
-    #[test]
-    fn a_line_that_is_damaged_in_the_middle_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut writer = open(&folder, "d").unwrap();
-        writer.append(&scored("1")).unwrap();
-        writer.line(&"nonsense").unwrap();
-        writer.append(&scored("2")).unwrap();
-        let path = writer.path().to_owned();
-        drop(writer);
-        let error = open(&folder, "d").unwrap_err().to_string();
-        assert!(error.contains("line 3"), "{error}");
-        let mut reader = ScoreReader::open(&path).unwrap();
-        assert!(reader.next_scored().is_ok() && reader.next_scored().is_err());
-    }
-
-    #[test]
-    fn a_folder_stands_for_its_score_files() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(find(&[folder.path().to_owned()]), Err(ScoreFileError::NoFiles(_))));
-        drop(open(&folder, "d").unwrap());
-        fs::write(folder.path().join("notes.txt"), "").unwrap();
-        let found = find(&[folder.path().to_owned()]).unwrap();
-        assert_eq!(found, [header("d").path_in(folder.path())]);
-        assert_eq!(ids(&found[0]), Vec::<String>::new());
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! `passerelle score` and `passerelle compare`, with the three checkpoints of the demo's run and with random ones.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
@@ -39,20 +39,27 @@ fn score(state: &State, data: &str, sources: &[&str]) -> Command {
     state.command(&[&options[..], sources].concat())
 }
 
+/// Every score file, by the name in its header.
+fn score_files(state: &State) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(state.path().join("scores")).expect("scores were written");
+    let files = entries.map(|entry| entry.expect("the folder is readable").path());
+    let named = files.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")).map(|path| {
+        let header = lines(&path).remove(0);
+        (header["name"].as_str().expect("a name").to_owned(), path)
+    });
+    let mut found: Vec<_> = named.collect();
+    found.sort();
+    found
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).expect("the file is readable");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 /// Every line of every score file after its header, by the name in the header.
 fn scores(state: &State) -> Vec<(String, Vec<Value>)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(state.path().join("scores")).expect("scores were written") {
-        let path = entry.expect("the folder is readable").path();
-        if path.extension().is_some_and(|extension| extension == "jsonl") {
-            let text = fs::read_to_string(path).expect("the file is readable");
-            let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-            let header = lines.next().expect("a header");
-            found.push((header["name"].as_str().expect("a name").to_owned(), lines.collect()));
-        }
-    }
-    found.sort_by(|a, b| a.0.cmp(&b.0));
-    found
+    score_files(state).into_iter().map(|(name, path)| (name, lines(&path).split_off(1))).collect()
 }
 
 #[test]
@@ -243,6 +250,12 @@ fn what_cannot_be_scored_is_refused_by_line_item_or_file() {
     let data = write(&state, "good.jsonl", "{\"text\": \"abc\"}");
     run(&mut score(&state, &data, &[&demo("early")]));
     refused("{\"text\": \"other\"}", "other data or settings");
+    // What computed the rest would have to compute the same bits.
+    let (_, file) = score_files(&state).remove(0);
+    let text = fs::read_to_string(&file).expect("the file is readable");
+    assert!(text.starts_with('{') && text.contains("\"ran_on\":{\"device\":\"cpu\",\"kernels\":\""), "{text}");
+    fs::write(&file, text.replace("\"device\":\"cpu\"", "\"device\":\"NVIDIA H100\"")).expect("the file is writable");
+    refused("{\"text\": \"abc\"}", "`device` is NVIDIA H100 there and cpu here");
 }
 
 #[test]

@@ -13,6 +13,11 @@ const SHOWN: usize = 60;
 pub(super) fn print(comparison: &Comparison) -> Result<()> {
     let (items, ranked_by) = (comparison.items(), comparison.ranked_by.name());
     line(format_args!("{items}, ranked by {ranked_by}; 95 % intervals"))?;
+    if !comparison.is_of_equal_bits() {
+        let of = comparison.ranking.iter().filter_map(|ranked| Some((&ranked.name, ranked.ran_on.as_ref()?)));
+        let of: Vec<String> = of.map(|(name, ran_on)| format!("{name} on {ran_on}")).collect();
+        line(format_args!("scored by kernels of different bits, which differences may be of too: {}", of.join(", ")))?;
+    }
     let metrics: Vec<Metric> = comparison.metrics().collect();
     metrics.iter().try_for_each(|metric| ranking(comparison, *metric))?;
     pair(&comparison.pair)

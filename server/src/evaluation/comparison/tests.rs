@@ -41,6 +41,7 @@ fn scores(folder: &TempDir, (name, logprob): (&str, f64), (documents, data): (us
         keys_and_values: "auto".into(),
         max_tokens: 8,
         against: None,
+        ran_on: None,
     };
     let header = Header::new(digest(name), name.into(), "test", settings);
     let mut writer = ScoreWriter::open(folder.path(), &header, Readers::AsUsual).unwrap();

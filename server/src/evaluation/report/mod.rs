@@ -97,7 +97,8 @@ fn footer(comparison: &Comparison) -> String {
     let mut digests = String::new();
     for ranked in &comparison.ranking {
         let (name, digest) = (escaped(&ranked.name), ranked.digest);
-        let _ = writeln!(digests, "<tr><td>{name}</td><td><code>{digest}</code></td></tr>");
+        let ran_on = ranked.ran_on.as_ref().map_or_else(String::new, |ran_on| escaped(&ran_on.to_string()));
+        let _ = writeln!(digests, "<tr><td>{name}</td><td><code>{digest}</code></td><td>{ran_on}</td></tr>");
     }
     format!(
         "<footer>\n<p><b>This page holds texts of the data set and of the checkpoints' answers.</b> Pass it on as you would \

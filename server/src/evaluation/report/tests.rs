@@ -2,6 +2,7 @@ use super::*;
 use crate::evaluation::bootstrap::{Bounds, Interval, Resampling};
 use crate::evaluation::comparison::{Measured, PairComparison};
 use crate::evaluation::divergence::{AnswerPair, CellScores, HeatCell, HeatMap, TextPair, TokenPair};
+use crate::evaluation::score_file::RanOn;
 
 const HOSTILE: &str = "<script>alert('x')</script>\"&</style></title><!--";
 
@@ -13,7 +14,8 @@ fn ranked(given: usize, name: &str, step: Option<u64>) -> Ranked {
     let from_above = (given > 0).then(|| interval(0.3));
     let digest = format!("sha256:{}", "0f".repeat(32)).parse().unwrap();
     let of = |metric| Measured { metric, interval: interval(0.5 + given as f64), from_above };
-    Ranked { name: name.into(), digest, step, given, metrics: Metric::ALL.map(of).to_vec() }
+    let ran_on = RanOn { device: name.into(), kernels: "avx2+fma".into(), bits_of: "portable".into() };
+    Ranked { name: name.into(), digest, step, ran_on: Some(ran_on), given, metrics: Metric::ALL.map(of).to_vec() }
 }
 
 /// Every text in it is `text`.
