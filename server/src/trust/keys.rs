@@ -1,7 +1,7 @@
 //! Ed25519 keys as everybody keeps them: PKCS #8 and SubjectPublicKeyInfo in PEM (RFC 8410), as `openssl genpkey -algorithm
 //! ed25519` writes them too.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ pub enum KeyError {
     OtherKind(PathBuf),
     #[error("{}", file.display())]
     Io { file: PathBuf, source: io::Error },
+    #[error("{} is there already, so neither key was written; give another name, or sign with --key", .0.display())]
+    Exists(PathBuf),
     #[error("the system gave no random numbers: {0}")]
     Random(getrandom::Error),
 }
@@ -45,7 +47,8 @@ impl SigningKey {
         pair.map(Self).map_err(|_| KeyError::OtherKind(file.to_owned()))
     }
 
-    /// A new one, in `file` and, its public half, in `file.pub`; neither must exist. Returns where that half is.
+    /// A new one, in `file` and, its public half, in `file.pub`; neither must exist. Returns where that half is. An error
+    /// leaves neither behind.
     pub fn create(file: &Path) -> Result<PathBuf, KeyError> {
         let mut seed = [0; KEY_BYTES];
         getrandom::fill(&mut seed).map_err(KeyError::Random)?;
@@ -53,8 +56,14 @@ impl SigningKey {
         let mut public = file.as_os_str().to_owned();
         public.push(".pub");
         let public = PathBuf::from(public);
+        // Also a link to nowhere.
+        if let Some(there) = [file, &public].into_iter().find(|path| path.symlink_metadata().is_ok()) {
+            return Err(KeyError::Exists(there.to_owned()));
+        }
         write_pem(file, 0o600, "PRIVATE KEY", &[&PRIVATE_HEAD[..], &seed].concat())?;
-        write_pem(&public, 0o644, "PUBLIC KEY", &[&PUBLIC_HEAD[..], pair.public_key().as_ref()].concat())?;
+        let written = write_pem(&public, 0o644, "PUBLIC KEY", &[&PUBLIC_HEAD[..], pair.public_key().as_ref()].concat());
+        // A private key without the other half is of no use to anybody but a thief.
+        written.inspect_err(|_| drop(fs::remove_file(file)))?;
         Ok(public)
     }
 
@@ -91,10 +100,8 @@ fn write_pem(file: &Path, mode: u32, label: &str, der: &[u8]) -> Result<(), KeyE
     let lines: Vec<&str> =
         encoded.as_bytes().chunks(PEM_LINE).filter_map(|line| std::str::from_utf8(line).ok()).collect();
     let text = format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"));
-    let created = OpenOptions::new().write(true).create_new(true).mode(mode).open(file);
-    let written = created.and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    written.map_err(|source| KeyError::Io { file: file.to_owned(), source })
+    let at = |source| KeyError::Io { file: file.to_owned(), source };
+    let mut created = OpenOptions::new().write(true).create_new(true).mode(mode).open(file).map_err(at)?;
+    let written = created.write_all(text.as_bytes()).and_then(|()| created.sync_all());
+    written.inspect_err(|_| drop(fs::remove_file(file))).map_err(at)
 }

@@ -64,6 +64,24 @@ fn what_one_key_signed_is_trusted_by_its_other_half_alone() {
 }
 
 #[test]
+fn a_pair_of_keys_is_made_whole_or_not_at_all() {
+    let safe = tempfile::tempdir().unwrap();
+    let [private, public] = ["lab", "lab.pub"].map(|name| safe.path().join(name));
+    for (there, other) in [(&public, &private), (&private, &public)] {
+        fs::write(there, "somebody's").unwrap();
+        let refused = SigningKey::create(&private).unwrap_err().to_string();
+        assert!(refused.contains(&format!("{} is there already", there.display())), "{refused}");
+        assert_eq!((fs::read_to_string(there).unwrap().as_str(), other.exists()), ("somebody's", false));
+        fs::remove_file(there).unwrap();
+    }
+    // What stands in the way is seen when it is written to: a name that is free, and cannot be had with four more letters.
+    let long = safe.path().join("k".repeat(255));
+    SigningKey::create(&long).unwrap_err();
+    assert_eq!(fs::read_dir(safe.path()).unwrap().count(), 0, "no private key without the other half");
+    SigningKey::create(&private).unwrap();
+}
+
+#[test]
 fn one_changed_byte_and_every_other_file_is_named() {
     let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
     let (key, trusted) = keys(safe.path(), "lab");
