@@ -12,7 +12,7 @@ use passerelle::placement::Device;
 use passerelle::text::{GrammarCompiler, TextModel};
 use passerelle::workers::{OfferedModel, Post, PostBounds, Seat, WorkersFrom};
 use passerelle_engine::StepObserver;
-use passerelle_models::{CheckpointFiles, EncoderOutput, NothingKnown};
+use passerelle_models::{CheckpointFiles, EncoderOutput, ModelDigest, NothingKnown};
 
 use super::defaults;
 use super::engines::{self, Workshop};
@@ -35,6 +35,8 @@ struct PlacedModel {
     description: AnyDescription,
     text: Arc<TextModel>,
     post: Post,
+    /// What was verified here, and must be what its worker has loaded.
+    signed: Option<ModelDigest>,
     id: ReplicaId,
     /// The kind of its partition's device, as in tariffs.
     device: &'static str,
@@ -55,10 +57,10 @@ impl Placed {
             config.models.iter().filter(lies_here).map(move |model| (partition, model))
         }) {
             let id = ReplicaId(first_id + placed.models.len() as u32);
-            inspector.inspect(model, &NothingKnown)?;
+            let signed = inspector.inspect(model, &NothingKnown)?;
             let model = PlacedModel::read((config, partition, model), workshop, id)
                 .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name))?;
-            placed.models.push(model);
+            placed.models.push(PlacedModel { signed, ..model });
         }
         placed.seats = config.partitions.iter().map(|partition| placed.seat(partition)).collect();
         Ok(placed)
@@ -95,11 +97,13 @@ impl Placed {
     fn seat(&self, partition: &PartitionConfig) -> Arc<Seat> {
         let lies_here = |model: &&PlacedModel| model.config.partition.as_ref() == Some(&partition.name);
         let posts = self.models.iter().filter(lies_here).map(|model| model.post.clone()).collect();
+        let signed = |model: &PlacedModel| Some((model.config.name.clone(), model.signed?));
+        let signed = self.models.iter().filter(lies_here).filter_map(signed);
         let from = match partition.worker {
             WorkerPlace::Local => WorkersFrom::Here,
             WorkerPlace::Remote => WorkersFrom::Anywhere,
         };
-        Arc::new(Seat::new(&partition.name, from, posts))
+        Arc::new(Seat::new(&partition.name, from, posts).expecting(signed))
     }
 }
 
@@ -117,7 +121,7 @@ impl PlacedModel {
         let observer: Arc<dyn StepObserver> = Arc::new(workshop.metrics.engine(&model.name));
         let post = Post::new(model.name.as_str(), bounds, workshop.clock(), observer);
         let device = if partition.is.device == Device::Cpu { "cpu" } else { "cuda" };
-        Ok(Self { config: model.clone(), files, description, text, post, id, device })
+        Ok(Self { config: model.clone(), files, description, text, post, signed: None, id, device })
     }
 
     fn replica(&self) -> Arc<Replica> {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use passerelle::config::{Config, DEMO, ModelConfig};
 use passerelle::hub::Source;
 use passerelle::trust::{TrustError, TrustedKeys};
-use passerelle_models::{CheckpointFiles, KnownHashes, NothingKnown};
+use passerelle_models::{CheckpointFiles, KnownHashes, ModelDigest, NothingKnown};
 
 /// Asks of every model that it is what a trusted key has signed, before anything of it is parsed.
 #[derive(Debug, Clone)]
@@ -23,24 +23,22 @@ impl Inspector {
     }
 
     /// Reads every byte of the model. What was proven of its files is told to `hashes`, so that the digest it is served
-    /// under is that of what was signed, whatever was kept before.
-    pub(crate) fn inspect(&self, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<()> {
-        match &self.keys {
-            Some(keys) => inspect(keys, model, hashes).with_context(|| format!("model `{}`", model.name)),
-            None => Ok(()),
-        }
+    /// under is that of what was signed, whatever was kept before. `None` where nothing is asked.
+    pub(crate) fn inspect(&self, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<Option<ModelDigest>> {
+        let inspect = |keys| inspect(keys, model, hashes).with_context(|| format!("model `{}`", model.name));
+        self.keys.as_ref().map(inspect).transpose()
     }
 
     /// As [`Inspector::inspect`], for a checkpoint of which only the tokenizer is read.
     pub(crate) fn inspect_folder(&self, folder: &Path) -> Result<()> {
         match &self.keys {
-            Some(keys) => verify(keys, &CheckpointFiles::directory(folder)?, &NothingKnown),
+            Some(keys) => verify(keys, &CheckpointFiles::directory(folder)?, &NothingKnown).map(drop),
             None => Ok(()),
         }
     }
 }
 
-fn inspect(keys: &TrustedKeys, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<()> {
+fn inspect(keys: &TrustedKeys, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<ModelDigest> {
     for (is_set, what) in [(model.tokenizer.is_some(), "tokenizer"), (model.chat_template.is_some(), "chat_template")] {
         ensure!(!is_set, "{what} (--{}): no signature covers one from elsewhere; leave it out", what.replace('_', "-"));
     }
@@ -55,8 +53,8 @@ fn inspect(keys: &TrustedKeys, model: &ModelConfig, hashes: &dyn KnownHashes) ->
     verify(keys, &files, hashes)
 }
 
-fn verify(keys: &TrustedKeys, files: &CheckpointFiles, hashes: &dyn KnownHashes) -> Result<()> {
+fn verify(keys: &TrustedKeys, files: &CheckpointFiles, hashes: &dyn KnownHashes) -> Result<ModelDigest> {
     let digest = keys.verify(files, hashes, &|_| ControlFlow::Continue(()))?;
     tracing::info!(source = %files.root().display(), %digest, "signed by a trusted key");
-    Ok(())
+    Ok(digest)
 }

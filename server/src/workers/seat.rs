@@ -20,7 +20,7 @@ pub struct Seat {
     from: WorkersFrom,
     posts: Vec<Post>,
     standing: watch::Sender<Standing>,
-    /// What the first worker had loaded; no other may have other models.
+    /// What is expected, or what the first worker had loaded; no other may have other models.
     digests: Mutex<BTreeMap<String, ModelDigest>>,
     /// Takes requests. Whoever leaves frees the seat, and finishes what it has.
     seated: Mutex<Option<Arc<Link>>>,
@@ -69,7 +69,7 @@ pub(super) enum NotSeated {
     Taken(String),
     #[error("it has loaded {0:?}, and the gateway expects {1:?} of this partition")]
     OtherModels(Vec<String>, Vec<String>),
-    #[error("model `{0}` is another checkpoint than the one that was served at first")]
+    #[error("model `{0}` is another checkpoint than the one that was signed, or served at first")]
     OtherCheckpoint(String),
 }
 
@@ -78,6 +78,11 @@ impl Seat {
         let standing = watch::Sender::new(Standing::default());
         let (digests, seated) = Default::default();
         Self { partition: partition.into(), from, posts, standing, digests, seated }
+    }
+
+    /// Takes only workers that have loaded these checkpoints, by the names of their models.
+    pub fn expecting(self, digests: impl IntoIterator<Item = (String, ModelDigest)>) -> Self {
+        Self { digests: Mutex::new(digests.into_iter().collect()), ..self }
     }
 
     pub fn partition(&self) -> &str {

@@ -83,10 +83,14 @@ fn facts(partition: &str, ends_in: Option<Duration>) -> WorkerFacts {
 
 impl Stage {
     fn new() -> Self {
+        Self::with(|seat| seat)
+    }
+
+    fn with(changed: impl FnOnce(Seat) -> Seat) -> Self {
         let clock = ManualClock::default();
         let bounds = PostBounds { longest_hand_over: HAND_OVER, vector_len: 0 };
         let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::new(NullObserver));
-        let seat = Arc::new(Seat::new("a", WorkersFrom::Here, vec![post.clone()]));
+        let seat = Arc::new(changed(Seat::new("a", WorkersFrom::Here, vec![post.clone()])));
         let gate = Gate::new([Arc::clone(&seat)], BOUNDS, Arc::new(clock.clone()));
         Self { clock, post, seat, gate }
     }
@@ -335,6 +339,17 @@ async fn a_worker_of_another_partition_or_with_another_checkpoint_is_sent_away()
     changed.models[0].digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let changed = stage.worker_with(changed).await;
     assert!(matches!(changed.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("checkpoint")));
+}
+
+#[tokio::test]
+async fn where_a_checkpoint_was_signed_the_first_worker_with_another_one_is_sent_away_too() {
+    let signed = facts("a", None).models[0].digest;
+    let stage = Stage::with(|seat| seat.expecting([("m".to_owned(), signed)]));
+    let mut unsigned = facts("a", None);
+    unsigned.models[0].digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    let unsigned = stage.worker_with(unsigned).await;
+    assert!(matches!(unsigned.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("signed")));
+    assert!(!stage.worker().await.works.is_finished());
 }
 
 #[tokio::test]
