@@ -2,7 +2,7 @@
 //! removable file systems, are read instead: a map of one ends the process when its medium fails.
 #![expect(unsafe_code, reason = "mapping a file is unsafe: another process may change it")]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -21,6 +21,10 @@ pub(crate) enum FileBytes {
 impl FileBytes {
     /// Mapped if what the file lies on stays there.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Self::open_on(path, may_go_away)
+    }
+
+    fn open_on(path: &Path, may_go_away: impl Fn(&Path, &Metadata) -> bool) -> io::Result<Self> {
         if !path.is_file() {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -69,11 +73,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_the_same_bytes_mapped_and_read() {
+    fn what_may_go_away_is_read_and_not_mapped_and_has_the_same_bytes() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "weights").unwrap();
-        let opened = || File::open(file.path()).unwrap();
-        let [mapped, read] = [FileBytes::map(&opened()).unwrap(), FileBytes::read(opened()).unwrap()];
+        let open = |may_go_away: bool| FileBytes::open_on(file.path(), |_, _| may_go_away).unwrap();
+        let [mapped, read] = [false, true].map(open);
         assert!(matches!((&mapped, &read), (FileBytes::Mapped(_), FileBytes::Read(_))));
         for bytes in [&mapped, &read] {
             assert_eq!(bytes.as_slice(), b"weights");
