@@ -76,7 +76,7 @@ pub(crate) use report::device_name;
 pub(crate) use text::load as load_text;
 pub(crate) use trusted::Inspector;
 pub(crate) use worker_process::{GatewayAddress, Lifeline, WorkerErrand, run_worker};
-pub(crate) use workers::{WorkerCommand, last_day};
+pub(crate) use workers::{FindCommand, WorkerCommand, last_day};
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;
@@ -109,7 +109,7 @@ pub(crate) struct Server {
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
-pub(crate) fn run(config: &Config, workers: WorkerCommand, again: ReadAgain) -> Result<()> {
+pub(crate) fn run(config: &Config, workers: FindCommand, again: ReadAgain) -> Result<()> {
     logging::start(&config.log);
     let runtime = runtime()?;
     // From here on SIGHUP ends nothing, also while models are loaded.
@@ -262,7 +262,7 @@ impl Server {
     /// Starts the worker of each partition, and serves its models once it has loaded them, unless it is interrupted.
     fn man_partitions(
         &mut self,
-        (config, command): (&Config, WorkerCommand),
+        (config, command): (&Config, FindCommand),
         (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
     ) -> Result<Partitions> {
         let (placed, workshop) = &self.placed;
@@ -270,7 +270,7 @@ impl Server {
             return Ok(Partitions::Manned);
         }
         let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), workshop: workshop.clone() };
-        self.workers = workers::open((config, command), served, (runtime, interrupted))?;
+        self.workers = workers::open((config, command()?), served, (runtime, interrupted))?;
         Ok(if self.workers.is_some() { Partitions::Manned } else { Partitions::Unmanned })
     }
 

@@ -60,12 +60,12 @@ pub(crate) struct ServeArgs {
 impl ServeArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.clone().config(&Environment::read())?;
-        let command = WorkerCommand {
-            program: std::env::current_exe().context("the path of this program")?,
+        let command = || -> Result<WorkerCommand> {
+            let program = std::env::current_exe().context("[[partitions]]: the path of this program")?;
             // Behind the program and the command.
-            options: std::env::args_os().skip(2).collect(),
+            Ok(WorkerCommand { program, options: std::env::args_os().skip(2).collect() })
         };
-        crate::serve::run(&config, command, Box::new(move || self.clone().config(&Environment::read())))
+        crate::serve::run(&config, Box::new(command), Box::new(move || self.clone().config(&Environment::read())))
     }
 
     pub(super) fn config(self, environment: &Environment) -> Result<Config> {

@@ -52,6 +52,9 @@ pub(crate) struct WorkerCommand {
     pub(crate) options: Vec<OsString>,
 }
 
+/// Asked only where there are partitions: a program does not know its own path where nothing is mounted at `/proc`.
+pub(crate) type FindCommand = Box<dyn FnOnce() -> Result<WorkerCommand>>;
+
 /// Dropped: the workers end, and their socket is gone.
 pub(super) struct WorkersKeeper {
     seats: Vec<Arc<Seat>>,
