@@ -71,6 +71,14 @@ impl BlockPool {
         self.prefixes.len()
     }
 
+    /// Up to `count` blocks that nobody holds and no prefix is found in, whose contents nobody needs.
+    pub(crate) fn without_prefix(&self, count: usize) -> Vec<BlockId> {
+        let next = |block: &u32| Some(self.blocks[*block as usize].next);
+        let free = std::iter::successors(Some(self.sentinel), next).skip(1);
+        let free = free.take_while(|block| *block != self.sentinel).map(BlockId);
+        free.take_while(|block| !self.prefixes.has_key(*block)).take(count).collect()
+    }
+
     pub(crate) fn is_free(&self, block: BlockId) -> bool {
         self.blocks[block.0 as usize].ref_count == 0
     }
@@ -208,6 +216,8 @@ mod tests {
         sequence.iter().rev().for_each(|&block| pool.release(block));
         pool.check_integrity(std::iter::empty());
         assert_eq!(pool.free_list(), ids(&[3, 4, 5, 6, 7, 8, 9, 2, 1, 0]));
+        assert_eq!(pool.without_prefix(3), ids(&[3, 4, 5]));
+        assert_eq!(pool.without_prefix(100), ids(&[3, 4, 5, 6, 7, 8, 9]));
         assert_eq!(take(&mut pool, 8), ids(&[3, 4, 5, 6, 7, 8, 9, 2]));
         assert_eq!(pool.find(&key(2)), None);
         assert_eq!(pool.find(&key(1)), Some(BlockId(1)));

@@ -1,6 +1,9 @@
-//! What the real model costs on this machine: a few short steps before the first request.
+//! What the real model costs on this machine: a step of each kind before the first request, and again when nobody asks for
+//! anything.
 //!
-//! They write into blocks that nobody holds, which is why they may leave anything there.
+//! A server starts with as few steps as tell a price, because somebody waits for it. But whatever disturbs a step makes it
+//! longer, so the fastest of several tells the truth, and those are run in idle moments. All of them write into blocks that
+//! nobody holds and no prefix needs, which is why they may leave anything there.
 
 use std::time::Duration;
 
@@ -13,70 +16,159 @@ use crate::cost::{CostModel, Measurements};
 use crate::event::RequestError;
 use crate::model_runner::ModelRunner;
 
-/// Each shape runs this often; the fastest counts, because everything that disturbs a step makes it longer.
+/// Each kind of step runs this often; the fastest counts.
 const RUNS: usize = 3;
-/// No more runs of a shape that has taken this long.
-const ENOUGH: Duration = Duration::from_millis(300);
+/// A step that takes so long runs twice: others would wait for it.
+const LONG: Duration = Duration::from_millis(300);
+/// Before the first request, a kind that has taken this long is not run again.
+const ENOUGH_AT_START: Duration = Duration::from_millis(30);
 const CHUNK_TOKENS: usize = 64;
 const BATCH_SEQUENCES: usize = 8;
 const CONTEXT_TOKENS: usize = 513;
 /// Every vocabulary has it.
 const TOKEN: TokenId = 0;
 
-struct Probe<'a> {
-    runner: &'a mut ModelRunner,
-    clock: &'a dyn Clock,
+/// The kinds of steps that tell prices, and what was seen of them.
+#[derive(Debug)]
+pub(crate) struct Calibration {
+    one_token: Seen,
+    chunk: Seen,
+    batch: Seen,
+    context: Seen,
+    longest_chunk: usize,
+    num_blocks: usize,
 }
 
-/// Errors when the model fails a step that any request could bring.
-pub(crate) fn calibrate(
-    runner: &mut ModelRunner,
-    clock: &dyn Clock,
-    config: &EngineConfig,
-) -> Result<CostModel, RequestError> {
-    let spec = runner.cache().spec();
-    let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
-    let block_size = spec.block_size;
-    let mut probe = Probe { runner, clock };
-    // The first step also pays for memory that later ones find.
-    probe.run(1, 0, 1)?;
-    let one_token = probe.fastest(1, 0, 1)?;
-    // At the slowest, a token of a chunk takes as long as one alone.
-    let in_time = (ENOUGH.as_nanos() / one_token.as_nanos().max(1)).min(CHUNK_TOKENS as u128) as usize;
-    let chunk = in_time.clamp(2, CHUNK_TOKENS).min(longest);
-    let batch = BATCH_SEQUENCES.min(config.max_num_seqs).min(config.num_kv_blocks);
-    let context = CONTEXT_TOKENS.min(longest);
-    // Blocks that nothing was written to stand in no memory yet, and would be read in no time.
-    probe.runner.clear_blocks(context.div_ceil(block_size).min(config.num_kv_blocks))?;
-    let measurements = Measurements {
-        one_token,
-        chunk: (chunk, probe.fastest(1, 0, chunk)?),
-        batch: (batch, probe.fastest(batch, 0, 1)?),
-        context: (context, probe.fastest(1, context - 1, 1)?),
-    };
-    Ok(measurements.model())
+/// What the steps of a calibration run with.
+pub(crate) struct Probe<'a> {
+    pub(crate) runner: &'a mut ModelRunner,
+    pub(crate) clock: &'a dyn Clock,
+    /// Free, and found by no prefix. Any will do, also one that stands in several tables.
+    pub(crate) blocks: &'a [BlockId],
+}
+
+/// Each of `sequences` runs `num_tokens` after `num_computed`.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    sequences: usize,
+    num_computed: usize,
+    num_tokens: usize,
+}
+
+#[derive(Debug)]
+struct Seen {
+    shape: Shape,
+    runs: usize,
+    fastest: Duration,
+}
+
+impl Calibration {
+    /// Runs each kind of step once, and those that take no time a few times. Errors when the model fails a step that any
+    /// request could bring.
+    pub(crate) fn begin(
+        runner: &mut ModelRunner,
+        clock: &dyn Clock,
+        config: &EngineConfig,
+    ) -> Result<Self, RequestError> {
+        let spec = runner.cache().spec();
+        let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
+        let context = CONTEXT_TOKENS.min(longest);
+        let batch = BATCH_SEQUENCES.min(config.max_num_seqs).min(config.num_kv_blocks);
+        let num_blocks = context.div_ceil(spec.block_size).max(batch).min(config.num_kv_blocks);
+        let mut calibration = Self {
+            one_token: Seen::nothing_of(1, 0, 1),
+            chunk: Seen::nothing_of(1, 0, 1),
+            batch: Seen::nothing_of(batch, 0, 1),
+            context: Seen::nothing_of(1, context.saturating_sub(1), 1),
+            longest_chunk: CHUNK_TOKENS.min(longest),
+            num_blocks,
+        };
+        let blocks: Vec<BlockId> = (0..num_blocks as u32).map(BlockId).collect();
+        let mut probe = Probe { runner, clock, blocks: &blocks };
+        // The first step also pays for memory that later ones find.
+        probe.run(calibration.one_token.shape)?;
+        calibration.one_token.look_at_start(&mut probe)?;
+        calibration.fit_chunk();
+        // Blocks that nothing was written to stand in no memory yet, and would be read in no time.
+        probe.runner.clear_blocks(num_blocks)?;
+        for seen in [&mut calibration.chunk, &mut calibration.batch, &mut calibration.context] {
+            seen.look_at_start(&mut probe)?;
+        }
+        Ok(calibration)
+    }
+
+    /// By all that was seen so far.
+    pub(crate) fn costs(&self) -> CostModel {
+        let Self { one_token, chunk, batch, context, .. } = self;
+        Measurements {
+            one_token: one_token.fastest,
+            chunk: (chunk.shape.num_tokens, chunk.fastest),
+            batch: (batch.shape.sequences, batch.fastest),
+            context: (context.shape.num_computed + 1, context.fastest),
+        }
+        .model()
+    }
+
+    /// Whether another look would be worth somebody's time.
+    pub(crate) fn is_done(&self) -> bool {
+        [&self.one_token, &self.chunk, &self.batch, &self.context].into_iter().all(Seen::is_done)
+    }
+
+    /// Blocks that a [`Probe`] needs.
+    pub(crate) fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// One more step of the kind that was run least. Errors as [`Calibration::begin`].
+    pub(crate) fn look_again(&mut self, probe: &mut Probe<'_>) -> Result<(), RequestError> {
+        self.fit_chunk();
+        let Self { one_token, chunk, batch, context, .. } = self;
+        let unfinished = [one_token, chunk, batch, context].into_iter().filter(|seen| !seen.is_done());
+        unfinished.min_by_key(|seen| seen.runs).map_or(Ok(()), |seen| seen.look(probe))
+    }
+
+    /// As many tokens as surely take less than [`LONG`], if at the slowest each takes as long as one alone. Where the first
+    /// step of one token was held up, that is known only when another was not.
+    fn fit_chunk(&mut self) {
+        let in_time = LONG.as_nanos() / self.one_token.fastest.as_nanos().max(1);
+        let tokens = (in_time.min(CHUNK_TOKENS as u128) as usize).max(2).min(self.longest_chunk);
+        if tokens > self.chunk.shape.num_tokens {
+            self.chunk = Seen::nothing_of(1, 0, tokens);
+        }
+    }
+}
+
+impl Seen {
+    fn nothing_of(sequences: usize, num_computed: usize, num_tokens: usize) -> Self {
+        Self { shape: Shape { sequences, num_computed, num_tokens }, runs: 0, fastest: Duration::MAX }
+    }
+
+    fn is_done(&self) -> bool {
+        self.runs >= if self.fastest >= LONG { RUNS - 1 } else { RUNS }
+    }
+
+    fn look_at_start(&mut self, probe: &mut Probe<'_>) -> Result<(), RequestError> {
+        let start = probe.clock.now();
+        while self.runs < RUNS && (self.runs == 0 || probe.clock.now().saturating_sub(start) < ENOUGH_AT_START) {
+            self.look(probe)?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, probe: &mut Probe<'_>) -> Result<(), RequestError> {
+        self.fastest = self.fastest.min(probe.run(self.shape)?);
+        self.runs += 1;
+        Ok(())
+    }
 }
 
 impl Probe<'_> {
-    /// How long a step takes over so many sequences that each run `num_tokens` after `num_computed`.
-    fn fastest(&mut self, sequences: usize, num_computed: usize, num_tokens: usize) -> Result<Duration, RequestError> {
-        let start = self.clock.now();
-        let mut fastest = Duration::MAX;
-        for _ in 0..RUNS {
-            fastest = fastest.min(self.run(sequences, num_computed, num_tokens)?);
-            if self.clock.now().saturating_sub(start) >= ENOUGH {
-                break;
-            }
-        }
-        Ok(fastest)
-    }
-
-    fn run(&mut self, sequences: usize, num_computed: usize, num_tokens: usize) -> Result<Duration, RequestError> {
+    fn run(&mut self, shape: Shape) -> Result<Duration, RequestError> {
+        let Shape { sequences, num_computed, num_tokens } = shape;
         let tokens = vec![TOKEN; num_tokens];
-        // Any block will do, also one that stands in several tables.
-        let (spec, num_blocks) = (self.runner.cache().spec(), self.runner.cache().num_blocks());
+        let spec = self.runner.cache().spec();
         let blocks_each = (num_computed + num_tokens).div_ceil(spec.block_size);
-        let block = |index: usize| BlockId((index % num_blocks) as u32);
+        let block = |index: usize| self.blocks[index % self.blocks.len()];
         let table = |sequence: usize| (sequence * blocks_each..(sequence + 1) * blocks_each).map(block).collect();
         let tables: Vec<Vec<Vec<BlockId>>> =
             (0..sequences).map(|sequence| vec![table(sequence); spec.groups.len()]).collect();

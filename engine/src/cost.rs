@@ -71,17 +71,22 @@ impl Measurements {
     /// The smallest price: a clock that stands still must not make work free.
     const LEAST_NS: f64 = 0.01;
 
+    /// Each was disturbed or not, and whatever disturbs a step makes it longer. So one token takes no longer than any of
+    /// the others, which do more; and no token is dearer than one alone.
     pub(crate) fn model(&self) -> CostModel {
+        let others = [self.chunk.1, self.batch.1, self.context.1];
+        let one_token = others.into_iter().fold(self.one_token, Duration::min);
+        let alone_ns = (one_token.as_nanos() as f64).max(Self::LEAST_NS);
         let beyond_one = |(count, time): (usize, Duration)| {
-            time.saturating_sub(self.one_token).as_nanos() as f64 / count.saturating_sub(1).max(1) as f64
+            time.saturating_sub(one_token).as_nanos() as f64 / count.saturating_sub(1).max(1) as f64
         };
         let context_token_ns = beyond_one(self.context).max(Self::LEAST_NS);
         // The attention within the chunk is paid for apart.
         let attended = (self.chunk.0 as f64 + 1.0) / 2.0 * context_token_ns;
         let (batch, batch_time) = self.batch;
         CostModel {
-            prompt_token_ns: (beyond_one(self.chunk) - attended).max(Self::LEAST_NS),
-            generated_token_ns: (batch_time.as_nanos() as f64 / batch.max(1) as f64).max(Self::LEAST_NS),
+            prompt_token_ns: (beyond_one(self.chunk) - attended).clamp(Self::LEAST_NS, alone_ns),
+            generated_token_ns: (batch_time.as_nanos() as f64 / batch.max(1) as f64).clamp(Self::LEAST_NS, alone_ns),
             context_token_ns,
         }
     }
@@ -158,6 +163,19 @@ mod tests {
         let model = measured.model();
         assert!((model.prompt_token_ns / 50_000.0 - 1.0).abs() < 0.05, "{model:?}");
         assert_eq!((model.generated_token_ns, model.context_token_ns), (112_500.0, 100.0));
+    }
+
+    #[test]
+    fn a_step_that_was_held_up_makes_no_token_dearer_than_one_alone() {
+        let ms = Duration::from_millis;
+        let undisturbed =
+            Measurements { one_token: ms(50), chunk: (6, ms(75)), batch: (8, ms(80)), context: (513, ms(50)) };
+        let held_up = Measurements { chunk: (6, ms(3000)), batch: (8, ms(3000)), ..undisturbed };
+        let model = held_up.model();
+        assert_eq!((model.prompt_token_ns, model.generated_token_ns), (5e7, 5e7));
+        let first_held_up = Measurements { one_token: ms(3000), ..undisturbed };
+        assert_eq!(first_held_up.model(), undisturbed.model());
+        assert_eq!(undisturbed.model().generated_token_ns, 1e7);
     }
 
     #[test]

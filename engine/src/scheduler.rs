@@ -59,13 +59,16 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     pub(crate) fn new(config: EngineConfig, costs: CostModel, kv_cache: KvCacheSpec) -> Self {
         let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
-        let quantum = costs.of_tokens(0, config.max_num_batched_tokens);
-        let waiting = WaitingQueue::new(quantum, config.class_patience);
-        // As `policy` derives it.
-        let places = config.max_num_seqs as CostNs;
-        let fairness_bound = quantum.saturating_add(places.saturating_mul(costs.of_sequence(config.max_model_len)));
+        let (waiting, fairness_bound) = queue(&config, &costs);
         let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
         Self { config, costs, fairness_bound, now, running, parked, waiting, cache }
+    }
+
+    /// From now on. Nothing may be inside: credits in other prices would mean nothing.
+    pub(crate) fn set_costs(&mut self, costs: CostModel) {
+        assert!(self.is_empty(), "prices change while sequences are inside");
+        (self.waiting, self.fairness_bound) = queue(&self.config, &costs);
+        self.costs = costs;
     }
 
     pub(crate) fn add(&mut self, sequence: Sequence) {
@@ -303,6 +306,14 @@ impl Scheduler {
     fn may_admit(&self) -> bool {
         !self.waiting.is_empty() && self.running.places_taken() < self.config.max_num_seqs
     }
+}
+
+/// One that nobody waits in, and how far its credits can drift apart, as `policy` derives it.
+fn queue(config: &EngineConfig, costs: &CostModel) -> (WaitingQueue<Sequence>, CostNs) {
+    let quantum = costs.of_tokens(0, config.max_num_batched_tokens);
+    let places = config.max_num_seqs as CostNs;
+    let bound = quantum.saturating_add(places.saturating_mul(costs.of_sequence(config.max_model_len)));
+    (WaitingQueue::new(quantum, config.class_patience), bound)
 }
 
 /// Takes the price of what a sequence computes for the first time from its share's credit.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::admission::{Admission, Phase};
 use crate::batch::ScheduledBatch;
-use crate::calibration::calibrate;
+use crate::calibration::Calibration;
 use crate::clock::Clock;
 use crate::doorbell::RungFlag;
 use crate::engine::{Door, EngineHandle, EngineParts};
@@ -26,6 +26,7 @@ use crate::trust::Trust;
 use crate::turns::StepTurns;
 
 mod bookkeeping;
+mod pricing;
 
 /// New requests taken in per step, so that a flood of them cannot hold up the step.
 const MAX_COMMANDS_PER_STEP: usize = 256;
@@ -43,6 +44,8 @@ pub struct StepLoop {
     rung: RungFlag,
     shared: Arc<Shared>,
     stats: EngineStats,
+    /// `None`: what work costs is known as well as it can be.
+    calibration: Option<Calibration>,
     /// Sequences that failed in this step by no fault of their own.
     faulted_sequences: usize,
     trust: Trust,
@@ -94,9 +97,13 @@ impl StepLoop {
         let rung = RungFlag::default();
         let door = Door::new(name, &model, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
-        let costs = match config.costs {
-            Some(costs) => costs,
-            None => calibrate(&mut runner, clock.as_ref(), &config).map_err(EngineError::Calibration)?,
+        let (costs, calibration) = match config.costs {
+            Some(costs) => (costs, None),
+            None => {
+                let begun = Calibration::begin(&mut runner, clock.as_ref(), &config);
+                let calibration = begun.map_err(EngineError::Calibration)?;
+                (calibration.costs(), Some(calibration).filter(|calibration| !calibration.is_done()))
+            }
         };
         runner.take_memory();
         drop(here);
@@ -112,6 +119,7 @@ impl StepLoop {
             rung,
             shared,
             stats,
+            calibration,
             faulted_sequences: 0,
             trust: Trust::default(),
             ended: Vec::new(),
@@ -154,7 +162,7 @@ impl StepLoop {
         let _here = self.runner.enter();
         while self.shared.admission.phase() < Phase::Stopping {
             if !self.scheduler.has_work() {
-                match self.commands.recv() {
+                match self.wait() {
                     Ok(command) => self.accept(command),
                     Err(_) => break,
                 }

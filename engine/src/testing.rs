@@ -288,6 +288,9 @@ impl StepGate {
     }
 }
 
+/// A token id and its position that no sequence has.
+const NO_TOKEN: (TokenId, u32) = (TokenId::MAX, u32::MAX);
+
 /// The cache: a token id and a position in each slot.
 #[derive(Debug, Clone, Default)]
 struct Memory {
@@ -315,7 +318,7 @@ impl Memory {
     }
 
     fn slot_mut(&mut self, slot: usize) -> &mut (TokenId, u32) {
-        self.slots.resize(self.slots.len().max(slot + 1), (TokenId::MAX, u32::MAX));
+        self.slots.resize(self.slots.len().max(slot + 1), NO_TOKEN);
         &mut self.slots[slot]
     }
 
@@ -323,7 +326,9 @@ impl Memory {
         let slot = |position: usize| {
             table[position / self.block_size].0 as usize * self.block_size + position % self.block_size
         };
-        positions.map(|position| self.slots[slot(position)]).collect()
+        // What was never written looks like no token.
+        let held = |slot: usize| self.slots.get(slot).copied().unwrap_or(NO_TOKEN);
+        positions.map(|position| held(slot(position))).collect()
     }
 }
 

@@ -207,13 +207,18 @@ impl KvLayer {
 
 /// As [`Tensor::zeros`], which aborts the process where memory is short.
 fn zeros(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, ModelError> {
-    match (device, dtype) {
+    let zeros = match (device, dtype) {
         (Device::Cpu, DType::BF16) => {
-            Ok(Tensor::from_vec(zeroed::<u16>(shape)?.reinterpret_into::<bf16>(), shape, device)?)
+            Tensor::from_vec(zeroed::<u16>(shape)?.reinterpret_into::<bf16>(), shape, device)?
         }
-        (Device::Cpu, _) => Ok(Tensor::from_vec(zeroed::<f32>(shape)?, shape, device)?),
-        _ => Ok(Tensor::zeros(shape, dtype, device)?),
+        (Device::Cpu, _) => Tensor::from_vec(zeroed::<f32>(shape)?, shape, device)?,
+        _ => Tensor::zeros(shape, dtype, device)?,
+    };
+    // A step reads blocks from all over the cache, and the system clears 2 MiB at once faster than page by page.
+    if let Some(Err(error)) = memory_of(&zeros).map(Memory::use_huge_pages) {
+        tracing::debug!(%error, "a KV cache in small pages");
     }
+    Ok(zeros)
 }
 
 /// Numbers that the system hands out as zeros: a page takes memory, and time, when it is first written.
@@ -307,6 +312,22 @@ mod tests {
             assert!(seventh.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|value| *value == 2.0));
             let last = cache.layers[1].v.narrow(0, 1_999, 1).unwrap().to_dtype(DType::F32).unwrap();
             assert!(last.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|value| *value == 0.0));
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn blocks_lie_in_huge_pages_where_the_system_has_them() {
+        let elsewhere = memmap2::MmapMut::map_anon(4 << 20).unwrap();
+        // Some systems are built without them.
+        let has_them = Memory::of(&elsewhere[..]).use_huge_pages().is_ok();
+        for dtype in [DType::F32, DType::BF16] {
+            let groups = vec![KvGroup::full(2)];
+            let spec = KvCacheSpec { groups, num_kv_heads: 8, head_dim: 128, dtype, block_size: KV_TILE };
+            let cache = KvCache::new(spec, 500, &Device::Cpu).unwrap();
+            let memories = || cache.tensors().filter_map(memory_of);
+            assert_eq!(memories().count(), 4);
+            assert_eq!(memories().all(Memory::is_for_huge_pages), has_them, "{dtype:?}");
         }
     }
 

@@ -289,8 +289,7 @@ fn check_engine(written: &WrittenEngine, environment: &Environment) -> Result<En
     if let Some(threads) = written.threads.filter(|threads| threads.get() > MOST_THREADS) {
         return Err(ConfigError::value("engine.threads", format!("{threads} are more than {MOST_THREADS}")));
     }
-    let processors = written.cpu_affinity.as_deref().map(str::parse::<ProcessorSet>).transpose();
-    let processors = processors.map_err(|error| ConfigError::value("engine.cpu_affinity", error.to_string()))?;
+    let processors = processors(written.cpu_affinity.as_deref(), || "engine.cpu_affinity".to_owned())?;
     let device = written.device.clone().unwrap_or_default();
     let stated_steps = StatedSteps::check(written)?;
     Ok(EngineConfig {
@@ -360,6 +359,15 @@ fn check_batches(written: &WrittenBatches) -> BatchesConfig {
         max_requests: count(written.max_requests, 10_000),
         max_running_requests: count(written.max_running_requests, 8),
     }
+}
+
+/// A list of processors that stands at `key`.
+pub(super) fn processors(
+    written: Option<&str>,
+    key: impl FnOnce() -> String,
+) -> Result<Option<ProcessorSet>, ConfigError> {
+    let processors = written.map(str::parse::<ProcessorSet>).transpose();
+    processors.map_err(|error| ConfigError::value(key(), error.to_string()))
 }
 
 pub(super) fn count(written: Option<NonZeroUsize>, default: usize) -> usize {

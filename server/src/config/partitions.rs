@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::checked::period;
+use passerelle_models::ops::ProcessorSet;
+
+use super::checked::{period, processors};
 use super::ledger::is_factor;
 use super::models::fits_as_name;
 use super::{ConfigError, ModelConfig, WorkerPlace, WrittenPartition, WrittenWorkers};
@@ -17,6 +19,8 @@ pub struct PartitionConfig {
     pub place: usize,
     /// Without threads: as `engine.threads`. Without memory: as a server without partitions.
     pub is: Partition,
+    /// Of a CPU: where its models run. `None`: as `engine.cpu_affinity`.
+    pub processors: Option<ProcessorSet>,
     pub worker: WorkerPlace,
     /// Normalised GPU hours in an hour of it; without: as `ledger.gpu_factor`.
     pub gpu_factor: Option<f64>,
@@ -81,7 +85,8 @@ fn key(place: usize, setting: &str) -> String {
 }
 
 fn check_partition(place: usize, written: WrittenPartition) -> Result<PartitionConfig, ConfigError> {
-    let WrittenPartition { name, device, threads, memory, worker, gpu_factor } = written;
+    let WrittenPartition { name, device, threads, cpu_affinity, memory, worker, gpu_factor } = written;
+    let device = device.unwrap_or(Device::Cpu);
     if let Some(odd) = gpu_factor.filter(|factor| !is_factor(*factor)) {
         let problem = format!("`{name}`: {odd} is no number above 0");
         return Err(ConfigError::value(key(place, "gpu_factor"), problem));
@@ -90,7 +95,12 @@ fn check_partition(place: usize, written: WrittenPartition) -> Result<PartitionC
         let problem = format!("`{name}`: {threads} are more than {MOST_THREADS}");
         return Err(ConfigError::value(key(place, "threads"), problem));
     }
-    let is = Partition::new(device.unwrap_or(Device::Cpu), threads, memory).map_err(|error| {
+    if cpu_affinity.is_some() && device != Device::Cpu {
+        let problem = format!("`{name}`: processors are for a partition of the CPU, and it is {device}");
+        return Err(ConfigError::value(key(place, "cpu_affinity"), problem));
+    }
+    let processors = processors(cpu_affinity.as_deref(), || key(place, "cpu_affinity"))?;
+    let is = Partition::new(device, threads, memory).map_err(|error| {
         let setting = match error {
             PartitionError::ThreadsOfAccelerator { .. } => "threads",
             PartitionError::NoMemory { .. } => "memory",
@@ -98,7 +108,7 @@ fn check_partition(place: usize, written: WrittenPartition) -> Result<PartitionC
         };
         ConfigError::value(key(place, setting), format!("`{name}`: {error}"))
     })?;
-    Ok(PartitionConfig { name, place, is, worker: worker.unwrap_or_default(), gpu_factor })
+    Ok(PartitionConfig { name, place, is, processors, worker: worker.unwrap_or_default(), gpu_factor })
 }
 
 pub(super) fn check_workers(written: &WrittenWorkers) -> WorkersConfig {

@@ -159,6 +159,24 @@ fn processors_are_read_as_a_list_and_what_is_none_is_refused_by_key() {
 }
 
 #[test]
+fn a_partition_of_the_cpu_has_processors_of_its_own_and_one_of_a_gpu_has_none() {
+    let on = |settings: &str| {
+        check(&format!(
+            "[engine]\ncpu_affinity = \"0-3\"\n[[partitions]]\nname = \"a\"\n{settings}\n\
+             [[models]]\nsource = \"a/x\"\npartition = \"a\""
+        ))
+    };
+    let config = on("cpu_affinity = \"2,5-6\"").expect("a list");
+    let processors = config.partitions[0].processors.as_ref().map(ToString::to_string);
+    assert_eq!(processors.as_deref(), Some("2,5-6"));
+    assert_eq!(on("").expect("a partition").partitions[0].processors, None, "the engine's then");
+    for wrong in ["cpu_affinity = \"all\"", "cpu_affinity = \"0-1024\"", "device = \"cuda:0\"\ncpu_affinity = \"0\""] {
+        let error = on(wrong).expect_err(wrong).to_string();
+        assert!(error.starts_with("partitions[0].cpu_affinity: "), "{error}");
+    }
+}
+
+#[test]
 fn offline_can_be_asked_for_by_key_or_by_environment() {
     let forbidden = Environment { hf_hub_offline: true, ..environment() };
     assert!(Config::check(Written::default(), &forbidden).expect("valid").hub.offline);

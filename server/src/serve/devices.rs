@@ -16,24 +16,32 @@ use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement,
 
 /// There only where a driver is loaded.
 const DRIVER: &str = "/proc/driver/nvidia/version";
+const ENGINE_PROCESSORS: &str = "engine.cpu_affinity (--cpu-affinity)";
 /// A driver that hangs does not keep a server from starting on the CPU.
 const LONGEST_LISTING: Duration = Duration::from_secs(20);
 
-/// Where a device was named, for errors.
+/// Where a device and its processors were named, for errors.
 #[derive(Debug, Clone)]
 pub(crate) struct DeviceKey {
     key: String,
+    processors: String,
     /// What can stand there everywhere.
     instead: &'static str,
 }
 
 impl DeviceKey {
     pub(crate) fn of_engine() -> Self {
-        Self { key: "engine.device (--device)".to_owned(), instead: "cpu, or auto for what it can use" }
+        Self {
+            key: "engine.device (--device)".to_owned(),
+            processors: ENGINE_PROCESSORS.to_owned(),
+            instead: "cpu, or auto for what it can use",
+        }
     }
 
     pub(crate) fn of_partition(partition: &PartitionConfig) -> Self {
-        Self { key: partition.key("device"), instead: "cpu" }
+        let own = partition.processors.is_some();
+        let processors = if own { partition.key("cpu_affinity") } else { ENGINE_PROCESSORS.to_owned() };
+        Self { key: partition.key("device"), processors, instead: "cpu" }
     }
 }
 
@@ -44,10 +52,11 @@ pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
 }
 
 /// The same, where something else than `engine.device` names the device.
-pub(super) fn compute_on(config: &EngineConfig, DeviceKey { key, instead }: &DeviceKey) -> Result<Compute> {
+pub(super) fn compute_on(config: &EngineConfig, named: &DeviceKey) -> Result<Compute> {
+    let DeviceKey { key, processors, instead } = named;
     match &config.device {
-        DeviceChoice::Named(Device::Cpu) => on_cpu(config),
-        DeviceChoice::Auto => gpu_if_any(config)?.map_or_else(|| on_cpu(config), Ok),
+        DeviceChoice::Named(Device::Cpu) => on_cpu(config, processors),
+        DeviceChoice::Auto => gpu_if_any(config)?.map_or_else(|| on_cpu(config, processors), Ok),
         #[cfg(feature = "cuda")]
         DeviceChoice::Named(device @ Device::Accelerator { backend: Backend::Cuda, id: DeviceId::Index(index) }) => {
             let compute = Compute::cuda(*index as usize, threads(config));
@@ -118,8 +127,8 @@ fn gpu_if_any(config: &EngineConfig) -> Result<Option<Compute>> {
     Ok(None)
 }
 
-/// Errors when the host does not give what was asked for.
-fn on_cpu(config: &EngineConfig) -> Result<Compute> {
+/// Errors when the host does not give what was asked for; `processors` is where these were named.
+fn on_cpu(config: &EngineConfig, processors: &str) -> Result<Compute> {
     let memory = match config.numa {
         Numa::Off => MemoryPlacement::FirstWriter,
         Numa::Interleave => MemoryPlacement::Interleaved,
@@ -128,9 +137,9 @@ fn on_cpu(config: &EngineConfig) -> Result<Compute> {
     Compute::cpu_on(host, threads(config)).map_err(|error| {
         let key = match error {
             HostError::NoInterleaving(_) => "engine.numa (--numa)",
-            HostError::NotAllowed { .. } | HostError::NoBinding(_) => "engine.cpu_affinity (--cpu-affinity)",
+            HostError::NotAllowed { .. } | HostError::NoBinding(_) => processors,
         };
-        anyhow::Error::new(error).context(key)
+        anyhow::Error::new(error).context(key.to_owned())
     })
 }
 

@@ -17,7 +17,7 @@ use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
     Activations, CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, LoadProgress,
-    LoadedModel, ModelDescription, ModelDigest, ModelError, checkpoint_kind, describe_encoder,
+    LoadedModel, ModelDescription, ModelDigest, checkpoint_kind, describe_encoder,
 };
 
 use super::folder::{self, Found};
@@ -143,10 +143,10 @@ pub(crate) fn load(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
 
 fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
     let files = find_files(&model.source, wanted_of(model), means.hub)?;
-    // The text side first: it is quick to read and often what is wrong.
-    let text = text::load(model, &files, means.hub)?;
-    let (loaded, digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
-        passerelle_models::load(&files, means.compute, &load_options(model), progress)
+    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
+        // The text side first: it is quick to read and often what is wrong.
+        let text = text::load(model, &files, means.hub)?;
+        Ok((text, passerelle_models::load(&files, means.compute, &load_options(model), progress)?))
     })?;
     let dtype = held_as(model, &loaded.description);
     let LoadedModel { model: held, description, activations } = loaded;
@@ -168,9 +168,9 @@ pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
 }
 
 fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -> Result<LoadedEncoder> {
-    let text = text::load(model, &files, means.hub)?;
-    let (loaded, digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
-        passerelle_models::load_encoder(&files, means.compute, &load_options(model), progress)
+    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
+        let text = text::load(model, &files, means.hub)?;
+        Ok((text, passerelle_models::load_encoder(&files, means.compute, &load_options(model), progress)?))
     })?;
     let dtype = held_as(model, &loaded.description.model);
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
@@ -182,7 +182,7 @@ fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -
 fn beside_hashing<T>(
     (name, files): (&str, &CheckpointFiles),
     hashes: &KeptHashes,
-    load: impl FnOnce(&mut dyn FnMut(LoadProgress)) -> Result<T, ModelError>,
+    load: impl FnOnce(&mut dyn FnMut(LoadProgress)) -> Result<T>,
 ) -> Result<(T, ModelDigest)> {
     let bars = MultiProgress::with_draw_target(draw_target());
     let [loading, hashing] = ["loading", "hashing"].map(|what| bars.add(progress_bar(what, name)));

@@ -133,13 +133,14 @@ pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
 
 /// The same, as if nothing but the models of one partition were served, here.
 fn of_partition(config: &Config, name: &str) -> Result<Config> {
-    let PartitionConfig { is, .. } = named(config, name)?;
+    let PartitionConfig { is, processors, .. } = named(config, name)?;
     let lies_here = |model: &&ModelConfig| model.partition.as_deref() == Some(name);
     let here = |model: &ModelConfig| ModelConfig { partition: None, ..model.clone() };
     let models = config.models.iter().filter(lies_here).map(here).collect();
     let engine = EngineConfig {
         device: DeviceChoice::Named(is.device.clone()),
         threads: is.threads.map(usize::from).or(config.engine.threads),
+        processors: processors.clone().or_else(|| config.engine.processors.clone()),
         ..config.engine.on(is.device.backend())
     };
     Ok(Config { models, engine, ..config.clone() })

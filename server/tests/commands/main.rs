@@ -15,6 +15,8 @@ mod ledger;
 mod loading;
 mod operation;
 mod parity;
+#[cfg(target_os = "linux")]
+mod placing;
 mod refusals;
 mod scoring;
 mod selftest;

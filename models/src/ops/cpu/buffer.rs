@@ -36,8 +36,7 @@ impl<E: Plain> PageBuffer<E> {
         let bytes = len * size_of::<E>();
         let pages = MmapMut::map_anon(bytes)
             .map_err(|error| ModelError::device(format!("no memory for a weight of {bytes} bytes: {error}")))?;
-        #[cfg(target_os = "linux")]
-        if let Err(error) = pages.advise(memmap2::Advice::HugePage) {
+        if let Err(error) = Memory::of(&pages[..]).use_huge_pages() {
             tracing::debug!(%error, "weights in small pages");
         }
         if placement == MemoryPlacement::Interleaved {

@@ -65,7 +65,7 @@ impl<E: Element> Cell for E {
     }
 
     fn column_mut(panel: &mut [E], lane: usize) -> impl Iterator<Item = &mut E> {
-        panel[lane..].iter_mut().step_by(PANEL)
+        panel.as_chunks_mut::<PANEL>().0.iter_mut().map(move |cells| &mut cells[lane])
     }
 }
 
@@ -79,7 +79,7 @@ impl Cell for Bf16Pair {
     }
 
     fn column_mut(panel: &mut [Self], lane: usize) -> impl Iterator<Item = &mut bf16> {
-        panel[lane..].iter_mut().step_by(PANEL).flat_map(|pair| &mut pair.0)
+        panel.as_chunks_mut::<PANEL>().0.iter_mut().flat_map(move |cells| &mut cells[lane].0)
     }
 }
 
@@ -128,24 +128,41 @@ fn pack<C: Cell>(compute: &Compute, rows: &StackedRows<'_>) -> Result<PageBuffer
         let cells = PANEL * k / C::LEN;
         // SAFETY: each task takes its own panel, and the buffer outlives the run.
         let panel_data: &mut [C] = unsafe { output.part(panel * cells, cells) };
-        let from_f32 = <C::Element as Element>::from_f32;
+        let lanes = 0..PANEL.min(n - panel * PANEL);
+        let rows: Vec<_> = lanes.map(|lane| rows.row(panel * PANEL + lane)).collect();
         let mut values = Vec::new();
-        for lane in 0..PANEL.min(n - panel * PANEL) {
-            let (dtype, row) = rows.row(panel * PANEL + lane);
+        for (lane, &(dtype, row)) in rows.iter().enumerate().filter(|(_, (dtype, _))| dtype.is_quantised()) {
+            values.resize(k, 0.0);
+            blocks::decode(dtype, row, &mut values);
             let column = C::column_mut(panel_data, lane);
-            match dtype {
-                StoredDtype::F32 => copy_row(column, row, |b: [u8; 4]| from_f32(f32::from_le_bytes(b))),
-                StoredDtype::F16 => copy_row(column, row, |b: [u8; 2]| from_f32(f16::from_le_bytes(b).to_f32())),
-                StoredDtype::Bf16 => copy_row(column, row, |b: [u8; 2]| from_f32(bf16::from_le_bytes(b).to_f32())),
-                quantised => {
-                    values.resize(k, 0.0);
-                    blocks::decode(quantised, row, &mut values);
-                    column.zip(&values).for_each(|(to, value)| *to = from_f32(*value));
-                }
+            column.zip(&values).for_each(|(to, value)| *to = C::Element::from_f32(*value));
+        }
+        for (stripe, cells) in panel_data.chunks_mut(PANEL * STRIPE / C::LEN).enumerate() {
+            for (lane, &(dtype, row)) in rows.iter().enumerate() {
+                pack_stripe((cells, lane), dtype, (row, stripe));
             }
         }
     });
     Ok(buffer)
+}
+
+/// Elements of each row that are copied before any row goes on: their cells stay in the nearest cache until all rows have
+/// filled them, while those of a whole panel would not.
+const STRIPE: usize = 64;
+
+/// The elements of one stripe of one row of floats.
+fn pack_stripe<C: Cell>((cells, lane): (&mut [C], usize), dtype: StoredDtype, (row, stripe): (&[u8], usize)) {
+    let from_f32 = <C::Element as Element>::from_f32;
+    let (start, len) = (stripe * STRIPE, cells.len() / PANEL * C::LEN);
+    let row = |bytes: usize| &row[start * bytes..(start + len) * bytes];
+    let column = C::column_mut(cells, lane);
+    match dtype {
+        StoredDtype::F32 => copy_row(column, row(4), |b: [u8; 4]| from_f32(f32::from_le_bytes(b))),
+        StoredDtype::F16 => copy_row(column, row(2), |b: [u8; 2]| from_f32(f16::from_le_bytes(b).to_f32())),
+        StoredDtype::Bf16 => copy_row(column, row(2), |b: [u8; 2]| from_f32(bf16::from_le_bytes(b).to_f32())),
+        // Decoded as whole rows.
+        _ => {}
+    }
 }
 
 /// Widening to f32 and rounding back is exact, so a row of the buffer's own dtype is copied bit for bit.

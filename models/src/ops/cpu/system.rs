@@ -80,6 +80,11 @@ mod linux {
             self.advise(Advice::LinuxPopulateWrite)
         }
 
+        /// In huge pages, where the system has them for whoever asks: one entry of its table for 2 MiB instead of 512.
+        pub(crate) fn use_huge_pages(self) -> io::Result<()> {
+            self.advise(Advice::LinuxHugepage)
+        }
+
         /// Pages not yet taken lie in turn on all memories that this process may use.
         pub(crate) fn interleave(self) -> io::Result<()> {
             let memories = allowed_memories()?;
@@ -138,6 +143,10 @@ mod elsewhere {
             Err(io::ErrorKind::Unsupported.into())
         }
 
+        pub(crate) fn use_huge_pages(self) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
         pub(crate) fn interleave(self) -> io::Result<()> {
             Err(io::ErrorKind::Unsupported.into())
         }
@@ -152,6 +161,23 @@ pub(crate) use elsewhere::{allowed_processors, bind_this_thread, can_interleave}
 use linux::page_size;
 #[cfg(target_os = "linux")]
 pub(crate) use linux::{allowed_processors, bind_this_thread, can_interleave};
+
+#[cfg(all(test, target_os = "linux"))]
+impl Memory {
+    /// Whether the system was asked for huge pages there.
+    pub(crate) fn is_for_huge_pages(self) -> bool {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("Linux has it");
+        let mut is_here = false;
+        maps.lines().any(|line| {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let hex = |number| usize::from_str_radix(number, 16).ok();
+            if let Some((start, end)) = range.and_then(|(start, end)| Some((hex(start)?, hex(end)?))) {
+                is_here = (start..end).contains(&self.start);
+            }
+            is_here && line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "hg")
+        })
+    }
+}
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {

@@ -16,6 +16,8 @@ pub struct WrittenPartition {
     pub device: Option<Device>,
     /// That compute. Default: as `engine.threads`.
     pub threads: Option<NonZeroUsize>,
+    /// That its models run on, of a CPU, like `0-7,16-23`. Default: as `engine.cpu_affinity`.
+    pub cpu_affinity: Option<String>,
     /// Weights and KV caches of all models that lie on it.
     pub memory: Option<ByteSize>,
     /// Who starts its worker.

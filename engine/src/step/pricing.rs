@@ -1,0 +1,172 @@
+//! Better prices, from steps that nobody asked for. They run while nothing else does, so that nobody waits for more than
+//! one of them, and prices change only when there is nobody to be fair to: a bound between two accounts never spans two
+//! prices.
+
+use std::sync::mpsc::{RecvError, RecvTimeoutError};
+use std::time::Duration;
+
+use super::{Command, StepLoop};
+use crate::calibration::Probe;
+
+/// Without a command before a step that nobody asked for: whoever sends one request after the other seldom meets one.
+const REST: Duration = Duration::from_secs(1);
+
+impl StepLoop {
+    /// What comes next. Errors when nobody can ask any more.
+    pub(super) fn wait(&mut self) -> Result<Command, RecvError> {
+        while self.calibration.is_some() {
+            match self.commands.recv_timeout(REST) {
+                Ok(command) => return Ok(command),
+                Err(RecvTimeoutError::Disconnected) => return Err(RecvError),
+                Err(RecvTimeoutError::Timeout) => self.refine_costs(),
+            }
+        }
+        self.commands.recv()
+    }
+
+    /// Looks again at what one kind of step takes, if nothing runs, waits or is parked, and there are blocks to spare.
+    pub(super) fn refine_costs(&mut self) {
+        let Some(calibration) = &mut self.calibration else { return };
+        let blocks = self.scheduler.cache().pool().without_prefix(calibration.num_blocks());
+        if !self.scheduler.is_empty() || blocks.len() < calibration.num_blocks() {
+            return;
+        }
+        let turn = self.turns.take();
+        let mut probe = Probe { runner: &mut self.runner, clock: self.clock.as_ref(), blocks: &blocks };
+        let looked = calibration.look_again(&mut probe);
+        drop(turn);
+        if let Err(error) = looked {
+            tracing::warn!(%error, "what work costs is not measured again");
+            self.calibration = None;
+            return;
+        }
+        let (costs, is_done) = (calibration.costs(), calibration.is_done());
+        self.scheduler.set_costs(costs);
+        self.publish();
+        if is_done {
+            tracing::info!(?costs, "nanoseconds that work costs");
+            self.calibration = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+    use crate::config::EngineConfig;
+    use crate::engine::{EngineHandle, EngineParts};
+    use crate::event::Event;
+    use crate::fixtures::request;
+    use crate::testing::{Pace, StubModel, parts};
+
+    const STEP: Duration = Duration::from_millis(50);
+    const FURTHER_TOKEN: Duration = Duration::from_millis(5);
+
+    /// While it is busy, each look at it takes a second, as on a processor that others use.
+    #[derive(Debug, Default)]
+    struct BusyClock {
+        clock: ManualClock,
+        is_busy: AtomicBool,
+    }
+
+    impl Clock for BusyClock {
+        fn now(&self) -> Duration {
+            if self.is_busy.load(Ordering::Relaxed) {
+                self.clock.advance(Duration::from_secs(1));
+            }
+            self.clock.now()
+        }
+
+        fn wall(&self) -> Duration {
+            self.clock.wall()
+        }
+    }
+
+    fn model() -> StubModel {
+        StubModel::new(32, 4)
+    }
+
+    fn measured_on(clock: &Arc<BusyClock>) -> (StepLoop, EngineHandle) {
+        let pace = Pace { clock: clock.clock.clone(), step: STEP, further_token: FURTHER_TOKEN };
+        let config = EngineConfig { num_kv_blocks: 64, max_model_len: 200, costs: None, ..EngineConfig::default() };
+        let parts = EngineParts { clock: Arc::<BusyClock>::clone(clock), ..parts(model().with_pace(pace), config) };
+        StepLoop::new(parts).expect("the stub runs every step")
+    }
+
+    /// As the engine's thread does while nobody asks.
+    fn rest(step_loop: &mut StepLoop) -> usize {
+        let mut looks = 0;
+        while step_loop.calibration.is_some() {
+            step_loop.refine_costs();
+            looks += 1;
+            assert!(looks < 100, "it is never content");
+        }
+        looks
+    }
+
+    #[test]
+    fn each_kind_of_step_runs_once_before_the_first_request_of_a_model_that_takes_its_time() {
+        let clock = Arc::new(BusyClock::default());
+        let (mut step_loop, _handle) = measured_on(&clock);
+        // The first and four others, one of which has six tokens: as many as take 300 ms one by one.
+        assert_eq!(clock.now(), 5 * STEP + 5 * FURTHER_TOKEN);
+        assert_eq!(rest(&mut step_loop), 8, "and twice more when there is time");
+        let after = clock.now();
+        step_loop.refine_costs();
+        assert_eq!(clock.now(), after, "then never again");
+    }
+
+    #[test]
+    fn prices_of_a_start_that_was_held_up_are_put_right_when_nobody_asks() {
+        let (calm, busy) = (Arc::new(BusyClock::default()), Arc::new(BusyClock::default()));
+        busy.is_busy.store(true, Ordering::Relaxed);
+        let [(mut true_prices, calm_handle), (mut wrong_prices, busy_handle)] = [&calm, &busy].map(measured_on);
+        let bounds = || [&calm_handle, &busy_handle].map(|handle| handle.stats().fair_share_bound);
+        true_prices.step();
+        wrong_prices.step();
+        let [right, wrong] = bounds();
+        assert!(wrong > 5 * right, "{wrong:?} {right:?}");
+        busy.is_busy.store(false, Ordering::Relaxed);
+        rest(&mut wrong_prices);
+        assert_eq!(bounds(), [right, right]);
+    }
+
+    #[test]
+    fn no_step_is_run_for_prices_while_a_request_is_inside() {
+        let clock = Arc::new(BusyClock::default());
+        let (mut step_loop, handle) = measured_on(&clock);
+        let stream = handle.submit(request(0, &[1, 2, 3])).unwrap();
+        step_loop.step();
+        let before = clock.now();
+        step_loop.refine_costs();
+        assert_eq!(clock.now(), before);
+        drop(stream);
+        step_loop.step();
+        step_loop.refine_costs();
+        assert_eq!(clock.now(), before + STEP);
+    }
+
+    #[test]
+    fn steps_that_are_run_for_prices_leave_cached_prefixes_as_they_are() {
+        let (mut step_loop, handle) = measured_on(&Arc::new(BusyClock::default()));
+        let prompt: Vec<u32> = (1..13).collect();
+        let mut answer = |step_loop: &mut StepLoop, id| {
+            let mut asked = request(id, &prompt);
+            asked.sampling.max_tokens = 4;
+            let mut stream = handle.submit(asked).unwrap();
+            (0..8).for_each(|_| _ = step_loop.step());
+            let events = std::iter::from_fn(|| stream.try_next());
+            events.filter_map(|event| if let Event::Token(token) = event { Some(token.token) } else { None }).collect()
+        };
+        let first: Vec<u32> = answer(&mut step_loop, 0);
+        assert_eq!(first, model().greedy(&prompt, 4));
+        rest(&mut step_loop);
+        assert_eq!(answer(&mut step_loop, 1), first);
+        assert_eq!(handle.stats().prefix_hit_tokens_total, 8);
+        step_loop.check_integrity();
+    }
+}
