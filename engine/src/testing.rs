@@ -8,10 +8,10 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use passerelle_models::{
-    BlockCopy, BlockId, CausalLm, DistantLogits, KvCache, KvCacheSpec, KvGroup, KvReach, LogitRows, Logits, ModelError,
-    ModelInput, TokenId,
+    BlockCopy, BlockId, CausalLm, DistantLogits, KvCache, KvCacheSpec, KvFormat, KvGroup, KvReach, LogitRows, Logits,
+    ModelError, ModelInput, TokenId,
 };
 
 use crate::clock::ManualClock;
@@ -334,7 +334,7 @@ impl Memory {
 
 /// The cache of a model with one layer that looks at everything.
 pub(crate) fn full_kv_cache(block_size: usize) -> KvCacheSpec {
-    KvCacheSpec { groups: vec![KvGroup::full(1)], num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size }
+    KvCacheSpec { groups: vec![KvGroup::full(1)], num_kv_heads: 1, head_dim: 1, format: KvFormat::F32, block_size }
 }
 
 fn new_kv_cache(spec: KvCacheSpec, num_blocks: usize) -> Result<KvCache, ModelError> {

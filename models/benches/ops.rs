@@ -10,14 +10,14 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use half::bf16;
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{
     AttentionParams, AttentionPlan, Compute, ComputePool, Gate, PackedWeight, WeightPart, gate_mul, linear,
     multiply_add, paged_attention, read_through, rms_norm, store_kv,
 };
-use passerelle_models::{BlockId, KvCache, KvCacheSpec, KvGroup, ModelError, ModelInput, Slot, StoredDtype};
+use passerelle_models::{BlockId, KvCache, KvCacheSpec, KvFormat, KvGroup, ModelError, ModelInput, Slot, StoredDtype};
 
 /// Larger than any last-level cache that this will meet on a laptop.
 const BANDWIDTH_BYTES: usize = 512 << 20;
@@ -35,7 +35,8 @@ fn main() -> Result<(), ModelError> {
     println!("multiply-adds between registers: {:.0} GFLOP/s", multiply_add_rate(&compute) / 1e9);
     println!("hand-off of a job to the threads: {:.1} us", hand_off(threads) * 1e6);
     bench_linear(&compute, bandwidth)?;
-    bench_attention(&compute)?;
+    bench_attention(&compute, KvFormat::Bf16)?;
+    bench_attention(&compute, KvFormat::Int8)?;
     bench_elementwise(&compute)
 }
 
@@ -140,14 +141,14 @@ fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn bench_attention(compute: &Compute) -> Result<(), ModelError> {
+fn bench_attention(compute: &Compute, format: KvFormat) -> Result<(), ModelError> {
     const BLOCK_SIZE: usize = 16;
-    println!("\n{:<40} {:>10} {:>8} {:>9}", "attention, bf16 cache", "us", "GB/s", "GFLOP/s");
+    println!("\n{:<40} {:>10} {:>8} {:>9}", format!("attention, {format} cache"), "us", "GB/s", "GFLOP/s");
     for (num_kv_heads, group, head_dim) in [(3, 3, 64), (8, 4, 128)] {
         for (num_sequences, context, query_len) in [(1, 512, 1), (1, 8192, 1), (16, 1024, 1), (1, 2048, 512)] {
             let num_blocks = num_sequences * context / BLOCK_SIZE;
             let (groups, block_size) = (vec![KvGroup::full(1)], BLOCK_SIZE);
-            let spec = KvCacheSpec { groups, num_kv_heads, head_dim, dtype: DType::BF16, block_size };
+            let spec = KvCacheSpec { groups, num_kv_heads, head_dim, format, block_size };
             let mut cache = KvCache::new(spec.clone(), num_blocks, compute.device())?;
             let kv = filled(&[num_blocks * BLOCK_SIZE, num_kv_heads * head_dim])?;
             let slots: Vec<_> = (0..num_blocks * BLOCK_SIZE).map(|slot| Slot(slot as u32)).collect();

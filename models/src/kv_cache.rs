@@ -6,8 +6,8 @@ use half::vec::HalfBitsVecExt;
 
 use crate::ops::cpu::populate::{Populating, memory_of, populate};
 use crate::ops::cpu::system::Memory;
-use crate::ops::{HostPlacement, MemoryPlacement};
-use crate::{BlockCopy, BlockId, KvCacheSpec, ModelError};
+use crate::ops::{HostPlacement, MemoryPlacement, int8_row};
+use crate::{BlockCopy, BlockId, KvCacheSpec, KvFormat, ModelError};
 
 /// Consecutive keys that attention visits together. Tiles start at absolute positions 0, 16, 32 ..., whatever the block
 /// size, so that a row's sums do not depend on how the cache is cut.
@@ -35,10 +35,18 @@ pub struct KvCache {
 /// k   [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]   16 keys side by side: one load per d
 /// v   [num_blocks, num_kv_heads, block_size, padded_head_dim]     16 elements of one value; padding is zero
 /// ```
+///
+/// Of [`KvFormat::Int8`], the elements of a tile lie in the same order, and its 16 scales, f32, behind them:
+///
+/// ```text
+/// k   [num_blocks, num_kv_heads, block_size / 16, head_dim * 16 + 64] u8
+/// v   [num_blocks, num_kv_heads, block_size / 16, 16 * padded_head_dim + 64] u8
+/// ```
 #[derive(Debug, Clone)]
 pub struct KvLayer {
     pub(crate) k: Tensor,
     pub(crate) v: Tensor,
+    format: KvFormat,
     group: usize,
     num_blocks: usize,
     block_size: usize,
@@ -46,9 +54,27 @@ pub struct KvLayer {
     head_dim: usize,
 }
 
+/// One of a layer's two tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KvSide {
+    Keys,
+    Values,
+}
+
+/// Where the key or value of one token and head stands, in elements of its tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KvPlace {
+    /// Its first element.
+    pub(crate) first: usize,
+    /// From one element to the next.
+    pub(crate) stride: usize,
+    /// The first byte of its scale, where it has one.
+    pub(crate) scale: usize,
+}
+
 impl KvCache {
-    /// Errors when the spec's groups, block size, dtype or head sizes cannot be served, when a [`crate::Slot`] cannot name
-    /// every token, or when memory is short.
+    /// Errors when the spec's groups, block size or head sizes cannot be served, or its format not on `device`, when a
+    /// [`crate::Slot`] cannot name every token, or when memory is short.
     pub fn new(spec: KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
         if num_blocks.checked_mul(spec.block_size).is_none_or(|slots| u32::try_from(slots).is_err()) {
             let block_size = spec.block_size;
@@ -125,7 +151,13 @@ impl KvCache {
     pub fn fill_block(&mut self, block: BlockId, value: f32) -> Result<(), ModelError> {
         for tensor in self.tensors() {
             let shape: Vec<usize> = std::iter::once(1).chain(tensor.dims()[1..].iter().copied()).collect();
-            let filling = Tensor::full(value, shape, tensor.device())?.to_dtype(tensor.dtype())?;
+            let filling = match (self.spec.format, tensor.dims().last()) {
+                (KvFormat::Int8, Some(&tile_len)) => {
+                    let num_tiles = shape.iter().product::<usize>() / tile_len;
+                    Tensor::from_vec(int8_row::filled(value, tile_len, num_tiles), shape, tensor.device())?
+                }
+                _ => Tensor::full(value, shape, tensor.device())?.to_dtype(tensor.dtype())?,
+            };
             tensor.slice_set(&filling, 0, block.0 as usize)?;
         }
         Ok(())
@@ -161,17 +193,45 @@ impl KvCache {
 impl KvLayer {
     fn new(spec: &KvCacheSpec, num_blocks: usize, device: &Device) -> Result<Self, ModelError> {
         spec.check()?;
-        let k_shape = [num_blocks, spec.num_kv_heads, spec.block_size / KV_TILE, spec.head_dim, KV_TILE];
-        let v_shape = [num_blocks, spec.num_kv_heads, spec.block_size, padded(spec.head_dim)];
-        let k = zeros(&k_shape, spec.dtype, device)?;
-        let v = zeros(&v_shape, spec.dtype, device)?;
-        let KvCacheSpec { block_size, num_kv_heads, head_dim, .. } = *spec;
-        Ok(Self { k, v, group: 0, num_blocks, block_size, num_kv_heads, head_dim })
+        spec.format.check_on(device.location())?;
+        let KvCacheSpec { block_size, num_kv_heads, head_dim, format, .. } = *spec;
+        let (tiles, width) = (block_size / KV_TILE, padded(head_dim));
+        let (k_shape, v_shape) = match format {
+            KvFormat::F32 | KvFormat::Bf16 => (
+                vec![num_blocks, num_kv_heads, tiles, head_dim, KV_TILE],
+                vec![num_blocks, num_kv_heads, block_size, width],
+            ),
+            KvFormat::Int8 => {
+                let of_tiles = |width| vec![num_blocks, num_kv_heads, tiles, format.tile_len(width)];
+                (of_tiles(head_dim), of_tiles(width))
+            }
+        };
+        let [k, v] = [k_shape, v_shape].map(|shape| zeros(&shape, format.dtype(), device));
+        Ok(Self { k: k?, v: v?, format, group: 0, num_blocks, block_size, num_kv_heads, head_dim })
     }
 
     /// The same keys and values in the memory of `device`: this layer's own memory if they lie there.
     pub(crate) fn on(&self, device: &Device) -> Result<Self, ModelError> {
         Ok(Self { k: self.k.to_device(device)?, v: self.v.to_device(device)?, ..self.clone() })
+    }
+
+    /// Of a token in `slot` and of one head, in the tensor of `side`.
+    #[inline]
+    pub(crate) fn place(&self, side: KvSide, slot: usize, head: usize) -> KvPlace {
+        let (block, offset) = (slot / self.block_size, slot % self.block_size);
+        let tile = (block * self.num_kv_heads + head) * (self.block_size / KV_TILE) + offset / KV_TILE;
+        let row = offset % KV_TILE;
+        let (width, row_stride, stride) = match side {
+            KvSide::Keys => (self.head_dim, 1, KV_TILE),
+            KvSide::Values => (self.padded_head_dim(), self.padded_head_dim(), 1),
+        };
+        let start = tile * self.format.tile_len(width);
+        let scale = start + KV_TILE * width + row * size_of::<f32>();
+        KvPlace { first: start + row * row_stride, stride, scale }
+    }
+
+    pub(crate) fn format(&self) -> KvFormat {
+        self.format
     }
 
     /// Which of a sequence's block tables names this layer's blocks.
@@ -211,6 +271,7 @@ fn zeros(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor, Model
         (Device::Cpu, DType::BF16) => {
             Tensor::from_vec(zeroed::<u16>(shape)?.reinterpret_into::<bf16>(), shape, device)?
         }
+        (Device::Cpu, DType::U8) => Tensor::from_vec(zeroed::<u8>(shape)?, shape, device)?,
         (Device::Cpu, _) => Tensor::from_vec(zeroed::<f32>(shape)?, shape, device)?,
         _ => Tensor::zeros(shape, dtype, device)?,
     };
@@ -243,7 +304,7 @@ mod tests {
     use crate::{KvGroup, KvReach};
 
     fn small_cache(groups: Vec<KvGroup>) -> KvCache {
-        let spec = KvCacheSpec { groups, num_kv_heads: 1, head_dim: 3, dtype: DType::F32, block_size: KV_TILE };
+        let spec = KvCacheSpec { groups, num_kv_heads: 1, head_dim: 3, format: KvFormat::F32, block_size: KV_TILE };
         KvCache::new(spec, 3, &Device::Cpu).unwrap()
     }
 
@@ -266,7 +327,7 @@ mod tests {
 
     fn refusal(num_layers: usize, head_dim: usize, num_blocks: usize) -> String {
         let groups = vec![KvGroup::full(num_layers)];
-        let spec = KvCacheSpec { groups, num_kv_heads: 1024, head_dim, dtype: DType::F32, block_size: 16 };
+        let spec = KvCacheSpec { groups, num_kv_heads: 1024, head_dim, format: KvFormat::F32, block_size: 16 };
         match KvCache::new(spec, num_blocks, &Device::Cpu) {
             Err(ModelError::Input(problem)) => problem,
             Err(ModelError::Device(problem)) => problem.to_string(),
@@ -291,22 +352,22 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn blocks_take_memory_beside_others_or_when_they_are_written_and_hold_zeros_until_then() {
-        for dtype in [DType::F32, DType::BF16] {
+        for format in [KvFormat::F32, KvFormat::Bf16] {
             let spec = KvCacheSpec {
                 groups: vec![KvGroup::full(2)],
                 num_kv_heads: 8,
                 head_dim: 128,
-                dtype,
+                format,
                 block_size: KV_TILE,
             };
             let before = resident();
             let mut cache = KvCache::new(spec, 2_000, &Device::Cpu).unwrap();
             // 260 MB or more; other tests of this program hold some megabytes meanwhile.
-            assert!(resident().saturating_sub(before) < 1 << 27, "{dtype:?}");
+            assert!(resident().saturating_sub(before) < 1 << 27, "{format}");
             cache.fill_block(BlockId(7), 2.0).unwrap();
             cache.take_memory();
             if cache.populating.take().unwrap().wait().is_ok() {
-                assert!(resident().saturating_sub(before) > 1 << 27, "{dtype:?}");
+                assert!(resident().saturating_sub(before) > 1 << 27, "{format}");
             }
             let seventh = cache.layers[1].v.narrow(0, 7, 1).unwrap().to_dtype(DType::F32).unwrap();
             assert!(seventh.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|value| *value == 2.0));
@@ -340,6 +401,34 @@ mod tests {
         cache.copy_blocks(&[BlockCopy { from: BlockId(0), to: BlockId(2) }]).unwrap();
         assert_eq!(sums(&cache, 1), [48.0, 0.0, 48.0]);
         assert!(cache.copy_blocks(&[BlockCopy { from: BlockId(3), to: BlockId(0) }]).is_err());
+    }
+
+    #[test]
+    fn every_format_takes_what_its_spec_says() {
+        for format in KvFormat::ALL {
+            let spec =
+                KvCacheSpec { groups: vec![KvGroup::full(2)], num_kv_heads: 3, head_dim: 24, format, block_size: 32 };
+            let cache = KvCache::new(spec, 5, &Device::Cpu).unwrap();
+            let bytes: usize = cache.tensors().map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum();
+            assert_eq!(bytes, 5 * cache.spec().block_bytes(), "{format}");
+        }
+    }
+
+    #[test]
+    fn a_block_of_integers_is_filled_and_copied_with_its_scales() {
+        let groups = vec![KvGroup::full(2)];
+        let spec = KvCacheSpec { groups, num_kv_heads: 2, head_dim: 24, format: KvFormat::Int8, block_size: 32 };
+        let mut cache = KvCache::new(spec, 3, &Device::Cpu).unwrap();
+        cache.fill_block(BlockId(1), -2.0).unwrap();
+        cache.copy_blocks(&[BlockCopy { from: BlockId(1), to: BlockId(2) }]).unwrap();
+        for (tensor, width) in cache.tensors().zip([24, 32].into_iter().cycle()) {
+            for (block, value) in [(0, 0.0), (1, -2.0), (2, -2.0)] {
+                let bytes = tensor.narrow(0, block, 1).unwrap().flatten_all().unwrap().to_vec1::<u8>().unwrap();
+                let numbers = int8_row::dequantised(&bytes, width, |at| at % KV_TILE);
+                assert_eq!(numbers.len(), 2 * 32 * width);
+                assert!(numbers.iter().all(|number| (number - value).abs() < 1e-6), "block {block}");
+            }
+        }
     }
 
     #[test]

@@ -2,10 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use candle_core::DType;
-
-use crate::ModelError;
 use crate::kv_cache::{KV_TILE, padded};
+use crate::{KvFormat, ModelError};
 
 /// What the cache of one model looks like.
 ///
@@ -23,8 +21,7 @@ pub struct KvCacheSpec {
     pub groups: Vec<KvGroup>,
     pub num_kv_heads: usize,
     pub head_dim: usize,
-    /// f32 or bf16
-    pub dtype: DType,
+    pub format: KvFormat,
     /// Tokens per block. A multiple of [`KV_TILE`], so that a tile never spans two blocks.
     pub block_size: usize,
 }
@@ -48,10 +45,10 @@ pub enum KvReach {
 }
 
 impl KvCacheSpec {
-    /// Bytes of K and V that one block takes. A group of fewer layers than the largest leaves some of them unused.
+    /// Bytes of K and V that one block takes, scales included. A group of fewer layers than the largest leaves some of them unused.
     pub fn block_bytes(&self) -> usize {
-        let width = self.head_dim + padded(self.head_dim);
-        self.layers_per_block() * self.num_kv_heads * width * self.dtype.size_in_bytes() * self.block_size
+        let [keys, values] = [self.head_dim, padded(self.head_dim)].map(|width| self.format.tile_bytes(width));
+        self.layers_per_block() * self.num_kv_heads * (self.block_size / KV_TILE) * (keys + values)
     }
 
     /// Blocks that a sequence of `num_tokens` holds at once, at most, where a step runs up to `step_tokens` of it.
@@ -78,9 +75,6 @@ impl KvCacheSpec {
         }
         if self.num_kv_heads == 0 || self.head_dim == 0 {
             return refuse("a KV cache without heads".into());
-        }
-        if !matches!(self.dtype, DType::F32 | DType::BF16) {
-            return refuse(format!("a KV cache of dtype {:?}, which is none of f32, bf16", self.dtype));
         }
         let mut layers: Vec<usize> = self.groups.iter().flat_map(|group| &group.layers).copied().collect();
         layers.sort_unstable();
@@ -146,7 +140,7 @@ mod tests {
     }
 
     fn spec(groups: Vec<KvGroup>) -> KvCacheSpec {
-        KvCacheSpec { groups, num_kv_heads: 1, head_dim: 16, dtype: DType::F32, block_size: 16 }
+        KvCacheSpec { groups, num_kv_heads: 1, head_dim: 16, format: KvFormat::F32, block_size: 16 }
     }
 
     fn layers(groups: &[KvGroup]) -> Vec<&[usize]> {

@@ -15,6 +15,7 @@ mod encoder_input;
 mod error;
 mod footprint;
 mod kv_cache_spec;
+mod kv_format;
 mod layers;
 mod load;
 mod load_encoder;
@@ -33,6 +34,7 @@ pub use footprint::{Activations, Footprint, WeightLayout, footprint};
 pub use input::{BlockCopy, BlockId, ModelInput, Slot, TokenId};
 pub use kv_cache::KvCache;
 pub use kv_cache_spec::{KvCacheSpec, KvGroup, KvReach};
+pub use kv_format::KvFormat;
 pub use layers::{Decoder, LayerObserver, TextEncoder};
 pub use load::{
     KvDtype, LoadOptions, LoadProgress, LoadedModel, ModelDescription, WeightDtype, describe, load, load_decoder,

@@ -3,14 +3,12 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use candle_core::DType;
-
 use crate::arch::{self, gguf};
 use crate::config::{ConfigFile, DecoderSpec, Heads, LayerRun, LayerSpec, OutputHead, layer_runs, shared_heads};
 use crate::layers::{Decoder, WeightNames};
 use crate::ops::{Compute, widened};
 use crate::weights::{CheckpointFiles, GgufHeader, StoredTensor, TensorIndex, WeightLoader};
-use crate::{Activations, CausalLm, KvCacheSpec, KvGroup, KvReach, ModelError, StoredDtype, TokenId};
+use crate::{Activations, CausalLm, KvCacheSpec, KvFormat, KvGroup, KvReach, ModelError, StoredDtype, TokenId};
 
 /// How to hold a checkpoint in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +43,8 @@ pub enum KvDtype {
     Auto,
     F32,
     Bf16,
+    /// On a CPU.
+    Int8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,9 +122,10 @@ pub fn load_decoder(
     let Checkpoint { outline, index } = checkpoint;
     let max_position = outline.admitted_len(options.max_model_len)?;
     let kv_cache_spec = outline.kv_cache_spec(max_position, description.stored_dtype, options);
+    kv_cache_spec.format.check_on(compute.device().location())?;
     let (names, spec) = (&outline.names, DecoderSpec { max_position, ..outline.spec });
     description.max_position = max_position;
-    let compute = &compute.for_kv_of(kv_cache_spec.dtype).for_model()?;
+    let compute = &compute.for_kv_of(kv_cache_spec.format).for_model()?;
     let mut loader = WeightLoader::new(files, index, (compute, options.dtype), progress)
         .with_optional_prefix(names.base_prefix, names.embedding);
     let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?;
@@ -255,7 +256,7 @@ impl Outline {
             groups: KvGroup::of_layers(self.spec.layers.iter().map(|layer| reach(layer, max_position))),
             num_kv_heads: self.heads.num_kv_heads,
             head_dim: self.heads.head_dim,
-            dtype: kv_dtype(options, stored),
+            format: kv_format(options, stored),
             block_size: options.block_size,
         }
     }
@@ -282,12 +283,13 @@ fn is_expendable(names: &WeightNames, spec: &DecoderSpec, tensor: &str) -> bool 
     derived || copied || other_input
 }
 
-fn kv_dtype(options: &LoadOptions, stored: StoredDtype) -> DType {
+fn kv_format(options: &LoadOptions, stored: StoredDtype) -> KvFormat {
     match (options.kv_dtype, options.dtype, stored) {
-        (KvDtype::F32, ..) => DType::F32,
-        (KvDtype::Bf16, ..) => DType::BF16,
-        (KvDtype::Auto, WeightDtype::F32, _) => DType::F32,
-        (KvDtype::Auto, WeightDtype::Auto, StoredDtype::F32) => DType::F32,
-        (KvDtype::Auto, ..) => DType::BF16,
+        (KvDtype::F32, ..) => KvFormat::F32,
+        (KvDtype::Bf16, ..) => KvFormat::Bf16,
+        (KvDtype::Int8, ..) => KvFormat::Int8,
+        (KvDtype::Auto, WeightDtype::F32, _) => KvFormat::F32,
+        (KvDtype::Auto, WeightDtype::Auto, StoredDtype::F32) => KvFormat::F32,
+        (KvDtype::Auto, ..) => KvFormat::Bf16,
     }
 }

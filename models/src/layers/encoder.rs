@@ -12,7 +12,7 @@ use crate::config::{EncoderSpec, Heads, PipelineSpec};
 use crate::encoder_input::SCRATCH_BLOCK;
 use crate::ops::{AttentionPlan, Compute, OnProcessors};
 use crate::weights::{CheckpointFiles, WeightLoader};
-use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, KvGroup, ModelError, Pulse, Vectors};
+use crate::{Encoder, EncoderInput, KvCache, KvCacheSpec, KvFormat, KvGroup, ModelError, Pulse, Vectors};
 
 /// An encoder assembled from an [`EncoderSpec`], of any family that the spec can describe: also a decoder that is read as
 /// one.
@@ -138,7 +138,7 @@ impl Encoder for TextEncoder {
 impl Scratch {
     fn new(Heads { num_kv_heads, head_dim, .. }: Heads) -> Self {
         let (groups, block_size) = (vec![KvGroup::full(1)], SCRATCH_BLOCK);
-        let spec = KvCacheSpec { groups, num_kv_heads, head_dim, dtype: DType::F32, block_size };
+        let spec = KvCacheSpec { groups, num_kv_heads, head_dim, format: KvFormat::F32, block_size };
         Self { spec, cache: None }
     }
 

@@ -10,13 +10,14 @@
 //! Per tile and query row: the 16 dot products run over `d` in ascending order; the running maximum, the running sum (the
 //! tile's 16 terms added pairwise) and the running output follow the online softmax (Milakov and Gimelshein, 2018); values
 //! are added in ascending position, one fused multiply-add each. A row's bits depend on its position and on the cached K/V
-//! that it sees, on nothing else.
+//! that it sees, on nothing else. Where K/V are integers, a dot product is multiplied with its key's scale when it is whole,
+//! and a weight with its value's scale once it has been added to the sum of weights.
 
 use candle_core::{D, DType, Tensor};
 
-use super::{Compute, KernelSet, Op, PerHead, cpu};
+use super::{Compute, KernelSet, Op, PerHead, cpu, int8_row};
 use crate::kv_cache::{KV_TILE, KvLayer};
-use crate::{ModelError, ModelInput};
+use crate::{KvFormat, ModelError, ModelInput};
 
 /// What a layer's attention computes besides the plain causal product.
 #[derive(Debug, Clone, PartialEq)]
@@ -309,12 +310,33 @@ fn sequence_kv(
     let (num_blocks, num_kv_heads, head_dim) = (blocks.len(), layer.num_kv_heads(), layer.head_dim());
     let (block_size, tiles) = (layer.block_size(), layer.block_size() / KV_TILE);
     let blocks = Tensor::from_vec(blocks, num_blocks, compute.device())?;
-    let k = layer.k.index_select(&blocks, 0)?.reshape((num_blocks, num_kv_heads, tiles, head_dim, KV_TILE))?;
+    let (k, v) = numbers(layer, &blocks)?;
+    let k = k.reshape((num_blocks, num_kv_heads, tiles, head_dim, KV_TILE))?;
     let k = k.permute((1, 0, 2, 4, 3))?.contiguous()?.reshape((num_kv_heads, num_blocks * block_size, head_dim))?;
-    let v = layer.v.index_select(&blocks, 0)?.permute((1, 0, 2, 3))?.contiguous()?;
-    let v = v.reshape((num_kv_heads, num_blocks * block_size, layer.padded_head_dim()))?.narrow(2, 0, head_dim)?;
+    let v = v.reshape((num_blocks, num_kv_heads, block_size, layer.padded_head_dim()))?.permute((1, 0, 2, 3))?;
+    let v = v
+        .contiguous()?
+        .reshape((num_kv_heads, num_blocks * block_size, layer.padded_head_dim()))?
+        .narrow(2, 0, head_dim)?;
     let f32_of = |x: Tensor| x.narrow(1, 0, num_keys)?.to_dtype(DType::F32)?.contiguous();
     Ok((f32_of(k)?, f32_of(v)?))
+}
+
+/// The keys and the values of `blocks`, in the order in which they lie, as floats.
+fn numbers(layer: &KvLayer, blocks: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
+    let (k, v) = (layer.k.index_select(blocks, 0)?, layer.v.index_select(blocks, 0)?);
+    if layer.format() != KvFormat::Int8 {
+        return Ok((k, v));
+    }
+    let bytes = |x: &Tensor| x.flatten_all()?.to_vec1::<u8>();
+    let (head_dim, padded) = (layer.head_dim(), layer.padded_head_dim());
+    let k = int8_row::dequantised(&bytes(&k)?, head_dim, |at| at % KV_TILE);
+    let v = int8_row::dequantised(&bytes(&v)?, padded, |at| at / padded);
+    let tensor = |numbers: Vec<f32>| {
+        let len = numbers.len();
+        Tensor::from_vec(numbers, len, blocks.device())
+    };
+    Ok((tensor(k)?, tensor(v)?))
 }
 
 /// `[positions.len(), num_keys] f32`: 0 where the query sees the key, minus infinity elsewhere.

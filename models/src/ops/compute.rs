@@ -1,13 +1,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 
 #[cfg(feature = "cuda")]
 use super::cuda::gpu::{Gpu, NoGpu};
 use super::op_times::OpTimer;
 use super::{ComputePool, Float, HostError, HostPlacement, OnProcessors, Op, OpTimes};
-use crate::{ModelError, Pulse};
+use crate::{KvFormat, ModelError, Pulse};
 
 /// Where and how the ops run: a device, the bodies chosen for it, and the threads they share.
 ///
@@ -191,13 +191,13 @@ impl Compute {
         Self { factors: Float::Bf16, ..self }
     }
 
-    /// The same for a model whose keys and values are cached as `dtype`, which is its compute dtype: beside bf16 ones,
-    /// products take bf16 activations where the CPU is faster with them; beside f32 ones, none does.
-    pub fn for_kv_of(&self, dtype: DType) -> Self {
-        let factors = match dtype {
-            DType::BF16 if self.kernels.has_bf16_products() => Float::Bf16,
-            DType::BF16 => self.factors,
-            _ => Float::F32,
+    /// The same for a model whose keys and values are cached as `format`, which says how exact it is to be: beside f32 ones, no
+    /// product takes bf16 activations; beside others, those do that the CPU is faster with.
+    pub fn for_kv_of(&self, format: KvFormat) -> Self {
+        let factors = match format {
+            KvFormat::F32 => Float::F32,
+            KvFormat::Bf16 | KvFormat::Int8 if self.kernels.has_bf16_products() => Float::Bf16,
+            KvFormat::Bf16 | KvFormat::Int8 => self.factors,
         };
         Self { factors, ..self.clone() }
     }

@@ -1,5 +1,7 @@
 use candle_core::DType;
 
+use crate::KvFormat;
+
 /// What activations or a cache are held in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Float {
@@ -12,6 +14,13 @@ impl Float {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
+        }
+    }
+
+    pub(crate) fn kv_format(self) -> KvFormat {
+        match self {
+            Self::F32 => KvFormat::F32,
+            Self::Bf16 => KvFormat::Bf16,
         }
     }
 }

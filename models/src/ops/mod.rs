@@ -25,6 +25,7 @@ mod float;
 mod gate_mul;
 mod gather_rows;
 mod host;
+pub(crate) mod int8_row;
 mod layer_norm;
 mod limits;
 mod linear;

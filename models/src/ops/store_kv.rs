@@ -1,11 +1,12 @@
-//! Writes a step's keys and values into the paged cache, rounded to the cache's dtype. Attention reads them back from
+//! Writes a step's keys and values into the paged cache, rounded to the cache's format. Attention reads them back from
 //! there and from nowhere else, so a token attends the same bits in the step that wrote them and in all later ones.
 
 use candle_core::{DType, Tensor};
 
+use super::int8_row::Int8Row;
 use super::{Compute, Op, cpu};
-use crate::kv_cache::{KV_TILE, KvLayer};
-use crate::{ModelError, Slot};
+use crate::kv_cache::{KvLayer, KvPlace, KvSide};
+use crate::{KvFormat, ModelError, Slot};
 
 /// Writes `k` and `v`, `[m, num_kv_heads * head_dim] f32` (or `[m, num_kv_heads, head_dim]`), to `slots [m]`.
 ///
@@ -40,22 +41,47 @@ fn reference(
     slots: &[Slot],
     layer: &mut KvLayer,
 ) -> Result<(), ModelError> {
-    let (num_kv_heads, head_dim) = (layer.num_kv_heads(), layer.head_dim());
-    let (mut k_at, mut v_at) = (Vec::new(), Vec::new());
-    for slot in slots {
-        let (block, offset) = (slot.0 as usize / layer.block_size(), slot.0 as usize % layer.block_size());
-        for head in 0..num_kv_heads {
-            let (row, lane) = (block * num_kv_heads + head, offset % KV_TILE);
-            let tile = row * (layer.block_size() / KV_TILE) + offset / KV_TILE;
-            k_at.extend((0..head_dim).map(|d| ((tile * head_dim + d) * KV_TILE + lane) as i64));
-            let v_row = (row * layer.block_size() + offset) * layer.padded_head_dim();
-            v_at.extend((0..head_dim).map(|d| (v_row + d) as i64));
-        }
-    }
-    for (cache, x, at) in [(&layer.k, k, k_at), (&layer.v, v, v_at)] {
-        let x = x.contiguous()?.flatten_all()?.to_dtype(cache.dtype())?;
+    for (side, cache, x) in [(KvSide::Keys, &layer.k, k), (KvSide::Values, &layer.v, v)] {
+        let (at, x) = match layer.format() {
+            KvFormat::F32 | KvFormat::Bf16 => elements(x, slots, (layer, side))?,
+            KvFormat::Int8 => bytes(x, slots, (layer, side))?,
+        };
         let at = Tensor::from_vec(at, x.elem_count(), compute.device())?.to_dtype(DType::I64)?;
         cache.flatten_all()?.scatter_set(&at, &x, 0)?;
     }
     Ok(())
+}
+
+/// Where each element goes, and what it is there.
+fn elements(x: &Tensor, slots: &[Slot], (layer, side): (&KvLayer, KvSide)) -> Result<(Vec<i64>, Tensor), ModelError> {
+    let mut at = Vec::with_capacity(x.elem_count());
+    for place in places(slots, (layer, side)) {
+        at.extend((0..layer.head_dim()).map(|d| (place.first + d * place.stride) as i64));
+    }
+    Ok((at, x.contiguous()?.flatten_all()?.to_dtype(layer.format().dtype())?))
+}
+
+/// The same of rows in integers, whose scales follow them.
+fn bytes(x: &Tensor, slots: &[Slot], (layer, side): (&KvLayer, KvSide)) -> Result<(Vec<i64>, Tensor), ModelError> {
+    let (mut at, mut bytes) = (Vec::new(), Vec::new());
+    let x: Vec<f32> = x.contiguous()?.flatten_all()?.to_vec1()?;
+    for (place, row) in places(slots, (layer, side)).zip(x.chunks_exact(layer.head_dim())) {
+        let is = Int8Row::of(row);
+        at.extend((0..row.len()).map(|d| (place.first + d * place.stride) as i64));
+        bytes.extend(row.iter().map(|value| is.element(*value).cast_unsigned()));
+        let scale = is.scale().to_ne_bytes();
+        at.extend((0..scale.len()).map(|byte| (place.scale + byte) as i64));
+        bytes.extend(scale);
+    }
+    let len = bytes.len();
+    Ok((at, Tensor::from_vec(bytes, len, layer.k.device())?))
+}
+
+/// Of every head of every token, in the order of the rows.
+fn places(slots: &[Slot], (layer, side): (&KvLayer, KvSide)) -> impl Iterator<Item = KvPlace> {
+    let of_token = move |slot: &Slot| {
+        let slot = slot.0 as usize;
+        (0..layer.num_kv_heads()).map(move |head| layer.place(side, slot, head))
+    };
+    slots.iter().flat_map(of_token)
 }

@@ -1,14 +1,13 @@
 use std::ops::Range;
 
-use candle_core::DType;
 use safetensors::SafeTensors;
 
 use super::trial::{Trial, first_line, furthest, name, unequal};
 use crate::input::SequenceInput;
 use crate::ops::{Compute, Float};
 use crate::{
-    BlockId, CausalLm, CheckpointFiles, Decoder, KvCache, KvDtype, LoadOptions, ModelError, ModelInput, TokenId,
-    WeightDtype, demo_checkpoint, load_decoder,
+    BlockId, CausalLm, CheckpointFiles, Decoder, KvCache, KvDtype, KvFormat, LoadOptions, ModelError, ModelInput,
+    TokenId, WeightDtype, demo_checkpoint, load_decoder,
 };
 
 /// Tokens of each sequence.
@@ -143,7 +142,7 @@ impl Candidate<'_> {
     /// How far those of likely tokens may be off where weights, keys and values are bf16.
     pub(super) fn top_logprobs(&self, compute: &Compute) -> f32 {
         let is_bf16 = compute.activations().contains(&Float::Bf16);
-        let rounds = is_bf16 || compute.for_kv_of(DType::BF16).factors() == Float::Bf16;
+        let rounds = is_bf16 || compute.for_kv_of(KvFormat::Bf16).factors() == Float::Bf16;
         match self.golden {
             None if rounds => TOP_LOGPROBS_OF_DEMO,
             Some(_) if is_bf16 => TOP_LOGPROBS_OF_BF16,

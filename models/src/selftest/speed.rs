@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use half::bf16;
 
 use super::numbers::Random;
@@ -12,7 +12,7 @@ use crate::ops::{
     self, AttentionParams, AttentionPlan, Compute, Detail, Float, PackedWeight, Pick, RowQuestion, WeightPart, Weights,
 };
 use crate::{
-    BlockId, CausalLm, Decoder, KvCache, LoadOptions, ModelError, ModelInput, StoredDtype, demo_checkpoint,
+    BlockId, CausalLm, Decoder, KvCache, KvFormat, LoadOptions, ModelError, ModelInput, StoredDtype, demo_checkpoint,
     load_decoder,
 };
 
@@ -69,7 +69,7 @@ impl std::fmt::Debug for Load {
 ///
 /// Errors when memory is short.
 pub fn loads(compute: &Compute) -> Result<Vec<Load>, ModelError> {
-    let compute = &compute.for_kv_of(DType::BF16);
+    let compute = &compute.for_kv_of(KvFormat::Bf16);
     let mut loads = products(compute)?;
     loads.push(attention(compute)?);
     if !compute.is_host() {

@@ -49,7 +49,7 @@ impl World {
             groups: vec![KvGroup::full(1)],
             num_kv_heads: shape.num_kv_heads,
             head_dim: shape.head_dim,
-            dtype: shape.cache.dtype(),
+            format: shape.cache.kv_format(),
             block_size: shape.block_size,
         };
         let mut layer = KvCache::new(spec, num_blocks, &Device::Cpu)?.layer_mut(0).clone();

@@ -1,8 +1,7 @@
 //! What a checkpoint may hold and how it is described.
 
-use candle_core::DType;
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, KvDtype, LoadOptions, StoredDtype, WeightDtype, describe, load};
+use passerelle_models::{CheckpointFiles, KvDtype, KvFormat, LoadOptions, StoredDtype, WeightDtype, describe, load};
 use serde_json::{Value, json};
 
 use crate::tiny::{Entry, Tiny, config, encode, entries};
@@ -74,15 +73,16 @@ fn the_longest_sequence_follows_the_rope_scaling() {
 #[test]
 fn the_cache_is_as_wide_as_the_weights_unless_told_otherwise() {
     let cases = [
-        (WeightDtype::Auto, KvDtype::Auto, DType::F32),
-        (WeightDtype::Bf16, KvDtype::Auto, DType::BF16),
-        (WeightDtype::F16, KvDtype::F32, DType::F32),
-        (WeightDtype::F32, KvDtype::Bf16, DType::BF16),
+        (WeightDtype::Auto, KvDtype::Auto, KvFormat::F32),
+        (WeightDtype::Bf16, KvDtype::Auto, KvFormat::Bf16),
+        (WeightDtype::F16, KvDtype::F32, KvFormat::F32),
+        (WeightDtype::F32, KvDtype::Bf16, KvFormat::Bf16),
+        (WeightDtype::Auto, KvDtype::Int8, KvFormat::Int8),
     ];
     for (dtype, kv_dtype, expected) in cases {
         let options = LoadOptions { dtype, kv_dtype, ..LoadOptions::default() };
         let loaded = Tiny::new().load_with(&options).unwrap();
-        assert_eq!(loaded.model.kv_cache_spec().dtype, expected, "{dtype:?} {kv_dtype:?}");
+        assert_eq!(loaded.model.kv_cache_spec().format, expected, "{dtype:?} {kv_dtype:?}");
     }
 }
 

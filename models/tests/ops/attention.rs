@@ -1,41 +1,41 @@
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{
     AttentionParams, AttentionPlan, Compute, Direction, PositionTemperature, paged_attention, store_kv,
 };
-use passerelle_models::{BlockId, KvCache, KvCacheSpec, KvGroup, ModelInput};
+use passerelle_models::{BlockId, KvCache, KvCacheSpec, KvFormat, KvGroup, ModelInput};
 
 use super::{Random, assert_same_bits, check, fast};
 
 #[derive(Clone, Copy, Debug)]
-struct Shape {
+pub(super) struct Shape {
     num_kv_heads: usize,
     group: usize,
     head_dim: usize,
     block_size: usize,
-    dtype: DType,
+    format: KvFormat,
 }
 
 /// A sequence with all its queries, keys and values, and the blocks it lives in.
-struct Sequence {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+pub(super) struct Sequence {
+    pub(super) q: Tensor,
+    pub(super) k: Tensor,
+    pub(super) v: Tensor,
     blocks: Vec<BlockId>,
 }
 
 /// Which tokens of a sequence run in a step.
-type Part = (usize, std::ops::Range<usize>);
+pub(super) type Part = (usize, std::ops::Range<usize>);
 
-struct World {
+pub(super) struct World {
     shape: Shape,
-    params: AttentionParams,
-    sequences: Vec<Sequence>,
+    pub(super) params: AttentionParams,
+    pub(super) sequences: Vec<Sequence>,
     num_blocks: usize,
 }
 
 impl World {
-    fn new(shape: Shape, lengths: &[usize]) -> Self {
+    pub(super) fn new(shape: Shape, lengths: &[usize]) -> Self {
         Self::with(AttentionParams::causal((shape.head_dim as f32).sqrt().recip()), shape, lengths)
     }
 
@@ -57,9 +57,9 @@ impl World {
     }
 
     /// A cache whose every element is not a number, as another sequence may have left it.
-    fn cache(&self) -> KvCache {
-        let Shape { num_kv_heads, head_dim, block_size, dtype, .. } = self.shape;
-        let spec = KvCacheSpec { groups: vec![KvGroup::full(1)], num_kv_heads, head_dim, dtype, block_size };
+    pub(super) fn cache(&self) -> KvCache {
+        let Shape { num_kv_heads, head_dim, block_size, format, .. } = self.shape;
+        let spec = KvCacheSpec { groups: vec![KvGroup::full(1)], num_kv_heads, head_dim, format, block_size };
         let mut cache = KvCache::new(spec, self.num_blocks, &Device::Cpu).unwrap();
         let slots: Vec<_> =
             (0..self.num_blocks * block_size).map(|slot| passerelle_models::Slot(slot as u32)).collect();
@@ -69,7 +69,7 @@ impl World {
     }
 
     /// Runs one step over `parts` and returns their rows.
-    fn step(&self, compute: &Compute, cache: &mut KvCache, parts: &[Part]) -> Tensor {
+    pub(super) fn step(&self, compute: &Compute, cache: &mut KvCache, parts: &[Part]) -> Tensor {
         let tokens = vec![0; 4096];
         let inputs: Vec<_> = parts
             .iter()
@@ -95,18 +95,18 @@ impl World {
         self.sequences[sequence].q.dim(0).unwrap()
     }
 
-    fn whole(&self) -> Vec<Part> {
+    pub(super) fn whole(&self) -> Vec<Part> {
         (0..self.sequences.len()).map(|sequence| (sequence, 0..self.len(sequence))).collect()
     }
 }
 
-fn shape(num_kv_heads: usize, group: usize, head_dim: usize, block_size: usize, dtype: DType) -> Shape {
-    Shape { num_kv_heads, group, head_dim, block_size, dtype }
+pub(super) fn shape(num_kv_heads: usize, group: usize, head_dim: usize, block_size: usize, format: KvFormat) -> Shape {
+    Shape { num_kv_heads, group, head_dim, block_size, format }
 }
 
 #[test]
 fn attention_equals_the_reference_for_every_shape() {
-    for dtype in [DType::F32, DType::BF16] {
+    for format in KvFormat::ALL {
         for (num_kv_heads, group, head_dim, block_size) in [
             (1, 1, 32, 16),
             (2, 2, 24, 16),
@@ -116,7 +116,7 @@ fn attention_equals_the_reference_for_every_shape() {
             (2, 8, 64, 16),
             (1, 5, 80, 16),
         ] {
-            let shape = shape(num_kv_heads, group, head_dim, block_size, dtype);
+            let shape = shape(num_kv_heads, group, head_dim, block_size, format);
             let world = World::new(shape, &[1, 15, 16, 17, 61]);
             check(&format!("{shape:?}"), 2e-6, |compute| {
                 // Stale numbers that are none poison the reference, which multiplies them by zero weights.
@@ -149,9 +149,9 @@ fn variants(num_heads: usize, head_dim: usize) -> Vec<AttentionParams> {
 
 #[test]
 fn every_feature_of_attention_equals_the_reference() {
-    for dtype in [DType::F32, DType::BF16] {
+    for format in KvFormat::ALL {
         for (num_kv_heads, group, head_dim, block_size) in [(1, 1, 32, 16), (2, 3, 24, 32), (3, 2, 64, 16)] {
-            let shape = shape(num_kv_heads, group, head_dim, block_size, dtype);
+            let shape = shape(num_kv_heads, group, head_dim, block_size, format);
             for params in variants(num_kv_heads * group, head_dim) {
                 let what = format!("{shape:?} {params:?}");
                 let world = World::with(params, shape, &[1, 16, 17, 75]);
@@ -169,25 +169,28 @@ fn every_feature_of_attention_equals_the_reference() {
 
 #[test]
 fn chunks_and_company_give_the_bits_of_the_whole_with_every_feature() {
-    let shape = shape(2, 2, 24, 16, DType::BF16);
-    for params in variants(4, 24) {
-        let what = format!("{params:?}");
-        let world = World::with(params, shape, &[83, 40]);
-        for compute in fast() {
-            let whole = world.step(&compute, &mut world.cache(), &[(0, 0..83)]);
-            for sizes in [vec![1; 83], vec![5, 31, 1, 40, 6], vec![82, 1]] {
-                let mut cache = world.cache();
-                let mut start = 0;
-                for (index, size) in sizes.into_iter().enumerate() {
-                    let mut parts = vec![(0, start..start + size)];
-                    if index == 1 {
-                        parts.push((1, 0..40));
-                    }
-                    let rows = world.step(&compute, &mut cache, &parts).narrow(0, 0, size).unwrap();
-                    assert_same_bits(&what, &rows, &whole.narrow(0, start, size).unwrap());
-                    start += size;
-                }
+    for format in [KvFormat::Bf16, KvFormat::Int8] {
+        for params in variants(4, 24) {
+            let what = format!("{format} {params:?}");
+            let world = World::with(params, shape(2, 2, 24, 16, format), &[83, 40]);
+            fast().iter().for_each(|compute| chunks_and_company_change_nothing(&what, &world, compute));
+        }
+    }
+}
+
+fn chunks_and_company_change_nothing(what: &str, world: &World, compute: &Compute) {
+    let whole = world.step(compute, &mut world.cache(), &[(0, 0..83)]);
+    for sizes in [vec![1; 83], vec![5, 31, 1, 40, 6], vec![82, 1]] {
+        let mut cache = world.cache();
+        let mut start = 0;
+        for (index, size) in sizes.into_iter().enumerate() {
+            let mut parts = vec![(0, start..start + size)];
+            if index == 1 {
+                parts.push((1, 0..40));
             }
+            let rows = world.step(compute, &mut cache, &parts).narrow(0, 0, size).unwrap();
+            assert_same_bits(what, &rows, &whole.narrow(0, start, size).unwrap());
+            start += size;
         }
     }
 }
@@ -203,7 +206,7 @@ fn two_sided(head_dim: usize) -> Vec<AttentionParams> {
 #[test]
 fn attention_to_both_sides_equals_the_reference() {
     for (num_kv_heads, group, head_dim) in [(1, 1, 32), (2, 3, 24), (3, 1, 64), (2, 1, 13)] {
-        let shape = shape(num_kv_heads, group, head_dim, 16, DType::F32);
+        let shape = shape(num_kv_heads, group, head_dim, 16, KvFormat::F32);
         for params in two_sided(head_dim) {
             let world = World::with(params, shape, &[1, 15, 16, 17, 33, 75]);
             check(&format!("{shape:?} {:?}", world.params), 2e-6, |compute| {
@@ -221,7 +224,7 @@ fn attention_to_both_sides_equals_the_reference() {
 fn company_changes_no_bit_of_attention_to_both_sides() {
     for params in two_sided(24) {
         let what = format!("{params:?}");
-        let world = World::with(params, shape(2, 2, 24, 16, DType::F32), &[83, 1, 40, 16]);
+        let world = World::with(params, shape(2, 2, 24, 16, KvFormat::F32), &[83, 1, 40, 16]);
         for compute in fast() {
             let together = world.step(&compute, &mut world.cache(), &world.whole());
             let mut start = 0;
@@ -238,7 +241,7 @@ fn company_changes_no_bit_of_attention_to_both_sides() {
 #[test]
 fn a_query_sees_as_far_to_the_right_as_to_the_left() {
     let params = AttentionParams { window: Some(3), direction: Direction::Both, ..AttentionParams::causal(0.25) };
-    let mut world = World::with(params, shape(1, 1, 16, 16, DType::F32), &[20]);
+    let mut world = World::with(params, shape(1, 1, 16, 16, KvFormat::F32), &[20]);
     let sequence = &mut world.sequences[0];
     sequence.k = sequence.k.zeros_like().unwrap();
     sequence.v = Tensor::arange(0f32, 20.0, &Device::Cpu).unwrap().reshape((20, 1)).unwrap().repeat((1, 16)).unwrap();
@@ -253,7 +256,7 @@ fn a_query_sees_as_far_to_the_right_as_to_the_left() {
 
 #[test]
 fn a_window_of_one_token_returns_its_own_value() {
-    let shape = shape(2, 1, 16, 16, DType::F32);
+    let shape = shape(2, 1, 16, 16, KvFormat::F32);
     let params = AttentionParams { window: Some(1), ..AttentionParams::causal(0.25) };
     let world = World::with(params, shape, &[40]);
     for compute in fast() {
@@ -266,7 +269,7 @@ fn a_window_of_one_token_returns_its_own_value() {
 #[test]
 fn what_lies_before_the_window_is_not_read() {
     let params = AttentionParams { window: Some(9), ..AttentionParams::causal(0.2) };
-    let world = World::with(params, shape(2, 2, 24, 16, DType::F32), &[61]);
+    let world = World::with(params, shape(2, 2, 24, 16, KvFormat::F32), &[61]);
     for compute in fast() {
         let whole = world.step(&compute, &mut world.cache(), &[(0, 0..61)]);
         // Tokens 30 and 31 are the first that token 38 and 39 see; all before 30 are stale.
@@ -284,8 +287,8 @@ fn zeroed(world: &World) -> KvCache {
 
 #[test]
 fn chunks_and_single_tokens_give_the_bits_of_the_whole() {
-    for dtype in [DType::F32, DType::BF16] {
-        let world = World::new(shape(2, 3, 64, 16, dtype), &[83]);
+    for format in KvFormat::ALL {
+        let world = World::new(shape(2, 3, 64, 16, format), &[83]);
         for compute in fast() {
             let whole = world.step(&compute, &mut world.cache(), &[(0, 0..83)]);
             for sizes in [vec![1; 83], vec![16, 16, 16, 16, 19], vec![5, 31, 1, 40, 6], vec![82, 1]] {
@@ -293,7 +296,7 @@ fn chunks_and_single_tokens_give_the_bits_of_the_whole() {
                 let mut start = 0;
                 for size in sizes {
                     let part = world.step(&compute, &mut cache, &[(0, start..start + size)]);
-                    let what = format!("{dtype:?}: tokens {start}..{} with {}", start + size, compute.kernels());
+                    let what = format!("{format}: tokens {start}..{} with {}", start + size, compute.kernels());
                     assert_same_bits(&what, &part, &whole.narrow(0, start, size).unwrap());
                     start += size;
                 }
@@ -304,7 +307,7 @@ fn chunks_and_single_tokens_give_the_bits_of_the_whole() {
 
 #[test]
 fn a_ragged_batch_gives_the_bits_of_each_sequence_alone() {
-    let world = World::new(shape(2, 2, 32, 16, DType::BF16), &[40, 7, 33, 90]);
+    let world = World::new(shape(2, 2, 32, 16, KvFormat::Bf16), &[40, 7, 33, 90]);
     for compute in fast() {
         let mut together = world.cache();
         let prefix: Vec<Part> = vec![(0, 0..39), (1, 0..3), (2, 0..32), (3, 0..10)];
@@ -323,17 +326,19 @@ fn a_ragged_batch_gives_the_bits_of_each_sequence_alone() {
 
 #[test]
 fn block_size_and_the_choice_of_blocks_do_not_change_a_bit() {
-    let worlds = [16, 32, 64].map(|block_size| World::new(shape(1, 4, 64, block_size, DType::F32), &[70, 19]));
-    for compute in fast() {
-        let [a, b, c] = worlds.each_ref().map(|world| world.step(&compute, &mut world.cache(), &world.whole()));
-        assert_same_bits("blocks of 32", &b, &a);
-        assert_same_bits("blocks of 64", &c, &a);
+    for format in KvFormat::ALL {
+        let worlds = [16, 32, 64].map(|block_size| World::new(shape(1, 4, 64, block_size, format), &[70, 19]));
+        for compute in fast() {
+            let [a, b, c] = worlds.each_ref().map(|world| world.step(&compute, &mut world.cache(), &world.whole()));
+            assert_same_bits("blocks of 32", &b, &a);
+            assert_same_bits("blocks of 64", &c, &a);
+        }
     }
 }
 
 #[test]
 fn what_does_not_fit_is_an_error() {
-    let world = World::new(shape(2, 1, 16, 16, DType::F32), &[4]);
+    let world = World::new(shape(2, 1, 16, 16, KvFormat::F32), &[4]);
     let mut cache = world.cache();
     let compute = Compute::cpu(1);
     let k = Random(1).tensor(&[2, 32]);
@@ -353,14 +358,15 @@ fn what_does_not_fit_is_an_error() {
     assert!(paged_attention(&compute, &q, cache.layer_mut(0), &plan, &none).is_err(), "a window without keys");
     let odd = KvCacheSpec { block_size: 24, ..cache.spec().clone() };
     assert!(KvCache::new(odd, 1, &Device::Cpu).is_err(), "a tile would span two blocks");
-    let half = KvCacheSpec { dtype: DType::F16, ..cache.spec().clone() };
-    assert!(KvCache::new(half, 1, &Device::Cpu).is_err(), "a dtype without a body");
 }
 
 #[test]
 fn block_bytes_is_what_a_block_really_takes() {
-    let groups = vec![KvGroup::full(3)];
-    let spec = KvCacheSpec { groups, num_kv_heads: 2, head_dim: 24, dtype: DType::BF16, block_size: 32 };
+    let of = |format| {
+        let groups = vec![KvGroup::full(3)];
+        KvCacheSpec { groups, num_kv_heads: 2, head_dim: 24, format, block_size: 32 }.block_bytes()
+    };
     // Values of 24 are padded to 32.
-    assert_eq!(spec.block_bytes(), 3 * 2 * (24 + 32) * 2 * 32);
+    assert_eq!(of(KvFormat::Bf16), 3 * 2 * (24 + 32) * 2 * 32);
+    assert_eq!(of(KvFormat::Int8), 3 * 2 * (24 + 4 + 32 + 4) * 32);
 }

@@ -6,6 +6,7 @@
 mod attention;
 mod bf16_products;
 mod elementwise;
+mod int8_kv;
 mod linear;
 mod pool;
 mod quantised;

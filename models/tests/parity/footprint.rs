@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::Fixture;
 
-const DECODERS: [&str; 22] = [
+pub(crate) const DECODERS: [&str; 22] = [
     "plain",
     "biased_tied",
     "rope_linear",

@@ -42,7 +42,7 @@ fn runner(name: &str, options: &LoadOptions) -> Runner {
 }
 
 /// The mean over the rows of the divergence of `found` from `expected`, both logits.
-fn mean_kl(found: &[Vec<f32>], expected: &[f32]) -> f64 {
+pub(crate) fn mean_kl(found: &[Vec<f32>], expected: &[f32]) -> f64 {
     let width = found[0].len();
     let of_row = |(found, expected): (&Vec<f32>, &[f32])| -> f64 {
         let (found, expected) = (log_softmax(found), log_softmax(expected));

@@ -7,6 +7,7 @@ mod encoders;
 mod features;
 mod footprint;
 mod gguf;
+mod int8_kv;
 #[cfg(feature = "oracle")]
 mod oracle;
 mod runner;
@@ -48,7 +49,7 @@ fn check(name: &str) {
     }
     assert_eq!(runner.greedy(&fixture.ids("greedy_prompt"), 24), fixture.ids("greedy"), "{name}: greedy tokens");
     the_likeliest_tokens_are_the_reference_s(&fixture, &mut runner);
-    for kv_dtype in [KvDtype::F32, KvDtype::Bf16] {
+    for kv_dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
         let mut runner = Runner::load(&fixture, kv_dtype);
         chunks_change_nothing(&fixture, &mut runner);
         company_changes_nothing(&fixture, &mut runner);

@@ -191,7 +191,7 @@ impl BenchArgs {
 /// Whose products are the model's.
 fn compute_of(loaded: &Loaded, compute: &Compute) -> Compute {
     if loaded.dtype == StoredDtype::Bf16.to_string() {
-        return compute.for_kv_of(loaded.model.kv_cache_spec().dtype);
+        return compute.for_kv_of(loaded.model.kv_cache_spec().format);
     }
     compute.clone()
 }

@@ -4,12 +4,12 @@ mod rooms;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use passerelle::config::{self, Config, Environment, ModelConfig, ModelFlag, StepSizes, WeightDtype, WrittenModel};
 use passerelle::hub::Wanted;
 use passerelle::placement::{HeldBytes, ModelDemand, PartitionRoom, Plan, plan};
-use passerelle_models::{Footprint, WeightLayout, footprint};
+use passerelle_models::{Footprint, KvFormat, WeightLayout, footprint};
 
 use super::model_args::ModelArgs;
 use super::output::{self, OutputArgs};
@@ -56,7 +56,7 @@ impl PlanArgs {
         let config = self.config(&Environment::read())?;
         let (plan, notes) = if config.partitions.is_empty() || !self.on.is_empty() || self.devices.is_some() {
             let rooms = rooms::rooms(&self.on, self.devices.as_deref(), &config.engine)?;
-            (plan(&self.demands(&on(&config, &rooms), |_| true)?, &rooms), Vec::new())
+            (plan(&self.demands(&config, &rooms, |_| true)?, &rooms), Vec::new())
         } else {
             self.as_configured(&config)?
         };
@@ -82,19 +82,30 @@ impl PlanArgs {
         for partition in &config.partitions {
             let rooms = [machine.room(partition).with_context(|| partition.key("memory"))?];
             let lies_here = |model: &ModelConfig| model.partition.as_ref() == Some(&partition.name);
-            let filled = plan(&self.demands(&on(config, &rooms), lies_here)?, &rooms);
+            let filled = plan(&self.demands(config, &rooms, lies_here)?, &rooms);
             machine.take(partition, &filled);
             add(filled);
         }
         if config.models.iter().any(|model| model.partition.is_none()) {
             let rooms = machine.rest()?;
-            add(plan(&self.demands(&on(config, &rooms), |model| model.partition.is_none())?, &rooms));
+            add(plan(&self.demands(config, &rooms, |model| model.partition.is_none())?, &rooms));
         }
         Ok((whole, machine.notes))
     }
 
-    fn demands(&self, config: &Config, are_meant: impl Fn(&ModelConfig) -> bool) -> Result<Vec<ModelDemand>> {
-        config.models.iter().filter(|model| are_meant(model)).map(|model| self.demand(model, config)).collect()
+    fn demands(
+        &self,
+        config: &Config,
+        rooms: &[PartitionRoom],
+        are_meant: impl Fn(&ModelConfig) -> bool,
+    ) -> Result<Vec<ModelDemand>> {
+        let config = on(config, rooms);
+        let demand = |model| {
+            let demand = self.demand(model, &config)?;
+            check_format(&demand, rooms)?;
+            anyhow::Ok(demand)
+        };
+        config.models.iter().filter(|model| are_meant(model)).map(demand).collect()
     }
 
     fn config(&self, environment: &Environment) -> Result<Config> {
@@ -115,6 +126,19 @@ fn on(config: &Config, rooms: &[PartitionRoom]) -> Config {
     let backend = rooms.first().and_then(|room| room.backend);
     let are_alike = rooms.iter().all(|room| room.backend.is_some());
     Config { engine: config.engine.on(backend.filter(|_| are_alike)), ..config.clone() }
+}
+
+/// Errors where a model keeps what no accelerator among the rooms reads.
+fn check_format(demand: &ModelDemand, rooms: &[PartitionRoom]) -> Result<()> {
+    let is_for_cpus = demand.kv.as_ref().is_some_and(|kv| kv.format == KvFormat::Int8);
+    match rooms.iter().find(|room| room.backend.is_some()) {
+        Some(room) if is_for_cpus => bail!(
+            "model `{}`: keys and values in int8 are for models on a CPU; on {} choose --kv-dtype bf16 or f32",
+            demand.name,
+            room.name
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// What a model of the configuration takes, from its files' headers or its `config.json` alone.

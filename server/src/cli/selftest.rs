@@ -6,7 +6,7 @@ use clap::Args;
 use passerelle::config::{Config, Environment};
 use passerelle::placement::DeviceChoice;
 use passerelle_engine::clock::{Clock, SystemClock};
-use passerelle_models::DType;
+use passerelle_models::KvFormat;
 use passerelle_models::ops::Compute;
 use passerelle_models::selftest::{self, Check, Load};
 use serde::Serialize;
@@ -121,7 +121,7 @@ impl Report {
             tell!("warning: built without --release; the times below are not the machine's");
         }
         tell!("measuring");
-        let limits = Limits::measure(&compute.for_kv_of(DType::BF16), clock)?;
+        let limits = Limits::measure(&compute.for_kv_of(KvFormat::Bf16), clock)?;
         let loads = selftest::loads(compute)?;
         let speed = loads.iter().map(|load| Speed::of(load, &limits, clock)).collect::<Result<_>>()?;
         Ok(Self {

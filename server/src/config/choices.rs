@@ -30,6 +30,8 @@ pub enum KvDtype {
     Auto,
     F32,
     Bf16,
+    /// 8 bits, with a scale for each token and head; on CPUs.
+    Int8,
 }
 
 /// Where weights and KV caches lie on a machine with several memories (NUMA nodes).

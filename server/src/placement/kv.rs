@@ -63,15 +63,14 @@ impl KvDemand {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-    use passerelle_models::{KvGroup, KvReach};
+    use passerelle_models::{KvFormat, KvGroup, KvReach};
 
     use super::*;
 
     /// `units` of 64 bytes for each token, in blocks of 16.
     fn demand(units: usize, most_tokens: usize) -> KvDemand {
-        let (groups, dtype, block_size) = (vec![KvGroup::full(units)], DType::BF16, 16);
-        let spec = KvCacheSpec { groups, num_kv_heads: 1, head_dim: 16, dtype, block_size };
+        let (groups, format, block_size) = (vec![KvGroup::full(units)], KvFormat::Bf16, 16);
+        let spec = KvCacheSpec { groups, num_kv_heads: 1, head_dim: 16, format, block_size };
         assert_eq!(spec.block_bytes(), units * BLOCK as usize);
         KvDemand { most_blocks: spec.most_blocks(most_tokens, 1), spec }
     }

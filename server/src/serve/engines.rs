@@ -315,7 +315,7 @@ pub(crate) fn kv_demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
 
 fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<ServedModel> {
     let eos_token_ids = model.description.eos_token_ids.clone();
-    let kv_dtype = model.model.kv_cache_spec().dtype;
+    let kv_format = model.model.kv_cache_spec().format;
     Ok(ServedModel {
         name: model.name.clone(),
         text: Arc::clone(&model.text),
@@ -325,7 +325,7 @@ fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<Serve
         grammars: Arc::new(GrammarCompiler::new(model.text.tokenizer.clone(), eos_token_ids.clone())),
         eos_token_ids,
         defaults: defaults::read(&model.files)?,
-        fingerprint: fingerprint(model.digest, &(&model.description, &model.dtype, kv_dtype), kernels),
+        fingerprint: fingerprint(model.digest, &(&model.description, &model.dtype, kv_format), kernels),
         digest: model.digest,
     })
 }

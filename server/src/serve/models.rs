@@ -226,6 +226,7 @@ pub(crate) fn load_options(model: &ModelConfig) -> LoadOptions {
         KvDtype::Auto => Kv::Auto,
         KvDtype::F32 => Kv::F32,
         KvDtype::Bf16 => Kv::Bf16,
+        KvDtype::Int8 => Kv::Int8,
     };
     LoadOptions { dtype, kv_dtype, max_model_len: model.max_model_len, ..LoadOptions::default() }
 }

@@ -24,7 +24,7 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
         kernels = %compute.kernels(),
         threads = compute.num_threads(),
         context = is.max_position,
-        kv_dtype = ?spec.dtype,
+        kv_dtype = %spec.format,
         kv_blocks = num_kv_blocks,
         kv_groups = spec.groups.len(),
         kv_tokens = num_kv_blocks / spec.groups.len() * spec.block_size,

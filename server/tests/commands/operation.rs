@@ -91,6 +91,20 @@ fn the_start_says_what_runs_where_and_with_how_much_room() {
 }
 
 #[test]
+fn keys_and_values_in_8_bits_are_told_at_the_start_and_in_the_fingerprint() {
+    let [narrow, usual] = [State::new(), State::new()];
+    let served = Served::start_logging(&narrow, &["--kv-dtype", "int8"], "info");
+    let usual = Served::start(&usual, &[]);
+    let [narrow_answer, usual_answer] = [&served, &usual]
+        .map(|served| request(&served.address, "POST", "/v1/chat/completions", &chat("What is 12 + 7?")).json());
+    let said = narrow_answer["choices"][0]["message"]["content"].as_str().expect("a text");
+    assert!(said.contains("19"), "{narrow_answer}");
+    assert_ne!(narrow_answer["system_fingerprint"], usual_answer["system_fingerprint"]);
+    let log = fs::read_to_string(narrow.log()).expect("it was logged");
+    assert!(log.lines().any(|line| line.contains("loaded") && line.contains("kv_dtype=int8")), "{log}");
+}
+
+#[test]
 fn a_file_of_keys_guards_the_door() {
     let state = State::new();
     let file = state.path().join("keys");

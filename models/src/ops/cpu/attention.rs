@@ -10,8 +10,9 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, Storage, Tensor};
 
+use super::cache_element::{CacheElement, signed};
 use super::instructions::{Instructions, Piece};
-use super::lanes::{Element, Lanes};
+use super::lanes::Lanes;
 use super::launch::{Kernel, Output, Unwritten, launch};
 use super::tile::{self, Factors, with_rows};
 use super::vector::{LANES, Vector};
@@ -43,14 +44,18 @@ pub(crate) fn paged_attention(
         (Storage::Cpu(CpuStorage::BF16(k)), Storage::Cpu(CpuStorage::BF16(v))) => {
             run(compute, Attention { q: &q, k: &k[k_start..], v: &v[v_start..], layer, plan, params, out: output });
         }
-        _ => return Err(ModelError::Input("a KV cache that is neither f32 nor bf16 in host memory".into())),
+        (Storage::Cpu(CpuStorage::U8(k)), Storage::Cpu(CpuStorage::U8(v))) => {
+            let (k, v) = (signed(&k[k_start..]), signed(&v[v_start..]));
+            run(compute, Attention { q: &q, k, v, layer, plan, params, out: output });
+        }
+        _ => return Err(ModelError::Input("a KV cache of none of its formats in host memory".into())),
     }
     // SAFETY: every token is of one chunk, and every head of one group; their task has written them.
     let out = unsafe { out.written() };
     Ok(Tensor::from_vec(out, (m, num_heads * head_dim), compute.device())?)
 }
 
-fn run<E: Element>(compute: &Compute, kernel: Attention<'_, E>) {
+fn run<E: CacheElement>(compute: &Compute, kernel: Attention<'_, E>) {
     launch(compute, kernel.plan.chunks().len() * kernel.layer.num_kv_heads(), &kernel);
 }
 
@@ -78,7 +83,7 @@ struct ChunkState {
     sum: Vec<f32>,
 }
 
-/// One tile of keys and values of one head.
+/// One tile of keys and values of one head; behind each of them the scales of its rows, if it has any.
 struct KvTile<'a, E> {
     /// `[head_dim, KV_TILE]`
     k: &'a [E],
@@ -118,7 +123,7 @@ const MAX_PAIR_ROWS: usize = 3;
 /// Keys of two tiles.
 const VISIT: usize = 2 * KV_TILE;
 
-impl<E: Element> Kernel for Attention<'_, E> {
+impl<E: CacheElement> Kernel for Attention<'_, E> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let kv_head = task % self.layer.num_kv_heads();
@@ -198,7 +203,7 @@ impl<'a> TileView<'a> {
     }
 }
 
-impl<E: Element> Attention<'_, E> {
+impl<E: CacheElement> Attention<'_, E> {
     fn group(&self) -> usize {
         self.q.width / self.layer.head_dim() / self.layer.num_kv_heads()
     }
@@ -231,9 +236,9 @@ impl<E: Element> Attention<'_, E> {
     fn kv_tile(&self, table: &[BlockId], kv_head: usize, position: usize) -> KvTile<'_, E> {
         let (block_size, padded) = (self.layer.block_size(), self.layer.padded_head_dim());
         let block = table[position / block_size].0 as usize * self.layer.num_kv_heads() + kv_head;
-        let offset = block * block_size + position % block_size;
-        let k_len = KV_TILE * self.layer.head_dim();
-        KvTile { k: &self.k[offset / KV_TILE * k_len..][..k_len], v: &self.v[offset * padded..][..KV_TILE * padded] }
+        let tile = (block * block_size + position % block_size) / KV_TILE;
+        let [k_len, v_len] = [self.layer.head_dim(), padded].map(|width| KV_TILE * width + E::SCALES_LEN);
+        KvTile { k: &self.k[tile * k_len..][..k_len], v: &self.v[tile * v_len..][..v_len] }
     }
 
     /// Adds one tile, whose dot products are there, to the rows of the tokens that see it.
@@ -268,12 +273,16 @@ impl<E: Element> Attention<'_, E> {
     #[inline(always)]
     unsafe fn weigh_token<V: Vector>(&self, state: &mut ChunkState, visit: &Visit<'_, E>, token: usize) {
         let (group, padded, keys) = (self.group(), self.layer.padded_head_dim(), visit.view.keys(token));
+        let k_scales = E::scales(&visit.kv[0].k[KV_TILE * self.layer.head_dim()..]);
+        let v_scales = E::scales(&visit.kv[0].v[KV_TILE * padded..]);
         for index in 0..group {
             let row = token * group + index;
             let weights = &mut state.weights[row * VISIT + visit.column..][..KV_TILE];
+            multiply_by(weights, k_scales);
             self.finish_scores(weights, &visit.view, token, visit.kv_head * group + index);
             // SAFETY: a tile of scores, of which the token sees some; passed on.
             let factor = unsafe { weigh::<V>(weights, keys.clone(), (&mut state.max[row], &mut state.sum[row])) };
+            multiply_by(weights, v_scales);
             if factor != 1.0 {
                 for out in &mut state.out[row * padded..(row + 1) * padded] {
                     *out *= factor;
@@ -404,6 +413,15 @@ impl<E: Element> Attention<'_, E> {
     }
 }
 
+/// Dot products by the scales of their keys, or weights by those of their values, where these have any.
+#[inline(always)]
+fn multiply_by(numbers: &mut [f32], scales: Option<[f32; KV_TILE]>) {
+    let Some(scales) = scales else { return };
+    for (number, scale) in numbers.iter_mut().zip(scales) {
+        *number *= scale;
+    }
+}
+
 /// From a tile to the next, which the CPU's own prefetch cannot guess: the block table leads there.
 #[inline(always)]
 fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
@@ -411,12 +429,12 @@ fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
 }
 
 /// Sets `ROWS` rows of scores, those of `TILES` tiles side by side.
-struct Scores<E: Element, const ROWS: usize, const TILES: usize> {
+struct Scores<E: CacheElement, const ROWS: usize, const TILES: usize> {
     factors: Factors<E>,
     to: *mut f32,
 }
 
-impl<E: Element, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS, TILES> {
+impl<E: CacheElement, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS, TILES> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(self) {
         // SAFETY: passed on.
@@ -428,13 +446,13 @@ impl<E: Element, const ROWS: usize, const TILES: usize> Piece for Scores<E, ROWS
 }
 
 /// Adds to `ROWS` rows of outputs, `stride` elements apart, `PANELS` times 16 columns of each.
-struct Values<E: Element, const ROWS: usize, const PANELS: usize> {
+struct Values<E: CacheElement, const ROWS: usize, const PANELS: usize> {
     factors: Factors<E>,
     to: *mut f32,
     stride: usize,
 }
 
-impl<E: Element, const ROWS: usize, const PANELS: usize> Piece for Values<E, ROWS, PANELS> {
+impl<E: CacheElement, const ROWS: usize, const PANELS: usize> Piece for Values<E, ROWS, PANELS> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(self) {
         // SAFETY: passed on.

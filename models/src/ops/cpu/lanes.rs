@@ -140,3 +140,4 @@ macro_rules! element {
 element!(f32, load, std::convert::identity, std::convert::identity);
 element!(bf16, load_bf16, bf16::to_f32, bf16::from_f32);
 element!(f16, load_f16, f16::to_f32, f16::from_f32);
+element!(i8, load_i8, f32::from, |value: f32| value.round_ties_even() as i8);

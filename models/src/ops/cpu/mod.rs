@@ -14,6 +14,7 @@ mod bf16_rows;
 mod block_linear;
 pub(super) mod block_panels;
 mod buffer;
+mod cache_element;
 pub(super) mod embedding;
 pub(super) mod gate_mul;
 mod instructions;

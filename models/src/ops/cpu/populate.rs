@@ -65,6 +65,7 @@ pub(crate) fn memory_of(tensor: &Tensor) -> Option<Memory> {
     match &*storage {
         Storage::Cpu(CpuStorage::F32(values)) => Some(Memory::of(values.as_slice())),
         Storage::Cpu(CpuStorage::BF16(values)) => Some(Memory::of(values.as_slice())),
+        Storage::Cpu(CpuStorage::U8(values)) => Some(Memory::of(values.as_slice())),
         _ => None,
     }
 }

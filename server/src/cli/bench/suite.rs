@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use passerelle::config::{ByteSize, Config, EngineConfig, Environment, KvDtype, Listen, Period, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_models::ops::Compute;
-use passerelle_models::{DType, KvCacheSpec};
+use passerelle_models::{KvCacheSpec, KvFormat};
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -126,7 +126,7 @@ impl SuiteArgs {
             tell!("warning: built without --release; these figures are not the machine's");
         }
         tell!("measuring this machine");
-        let limits = Limits::measure(&compute.for_kv_of(kv_dtype(&device.engine)), &SystemClock::new())?;
+        let limits = Limits::measure(&compute.for_kv_of(kv_format(&device.engine)), &SystemClock::new())?;
         std::fs::create_dir_all(&device.server.data_dir)?;
         let measured = shapes.iter().map(|shape| {
             tell!("making weights of {}", shape.name());
@@ -164,10 +164,11 @@ impl SuiteArgs {
 }
 
 /// Beside weights in bf16.
-fn kv_dtype(engine: &EngineConfig) -> DType {
+fn kv_format(engine: &EngineConfig) -> KvFormat {
     match engine.kv_dtype {
-        KvDtype::F32 => DType::F32,
-        KvDtype::Auto | KvDtype::Bf16 => DType::BF16,
+        KvDtype::F32 => KvFormat::F32,
+        KvDtype::Auto | KvDtype::Bf16 => KvFormat::Bf16,
+        KvDtype::Int8 => KvFormat::Int8,
     }
 }
 

@@ -1,10 +1,10 @@
 //! What is predicted for a CPU is what a loaded engine has.
 
 use passerelle::config::{ByteSize, Config, Environment, Written};
-use passerelle::placement::{KvBudget, PartitionRoom, plan};
+use passerelle::placement::{Backend, KvBudget, PartitionRoom, plan};
 use passerelle_models::ops::Compute;
 
-use super::demand;
+use super::{check_format, demand};
 use crate::serve::{KeptHashes, Means, kv_demand, load, share_kv_memory};
 
 /// One part in so many may differ.
@@ -26,6 +26,7 @@ fn a_plan_for_a_cpu_is_what_the_loaded_models_and_their_caches_take() {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tests/fixtures");
     let config = config(&format!(
         "models = [{{ source = \"demo\" }}, {{ source = \"demo\", name = \"quantised\", dtype = \"q8_0\" }}, \
+         {{ source = \"demo\", name = \"narrow\", kv_dtype = \"int8\" }}, \
          {{ source = \"{fixtures}/gguf/qwen3_q6_k.gguf\" }}, {{ source = \"{fixtures}/gguf/mistral_window_f16.gguf\" }}]\n\
          [engine]\nkv_cache_memory = \"24MiB\"\nmax_num_seqs = 8\n"
     ));
@@ -55,4 +56,24 @@ fn a_plan_for_a_cpu_is_what_the_loaded_models_and_their_caches_take() {
         assert_near(planned.kv.0, (num_kv_blocks * spec.block_bytes()) as u64, name);
         assert!(planned.sequences.expect("it generates") >= 1, "{name}");
     }
+}
+
+#[test]
+fn a_plan_puts_keys_and_values_in_8_bits_on_cpus_alone() {
+    let config = config("models = [{ source = \"demo\", kv_dtype = \"int8\" }, { source = \"demo\", name = \"b\" }]");
+    let room = |name: &str, backend| PartitionRoom {
+        name: name.into(),
+        backend,
+        memory: ByteSize(1 << 30),
+        reserved: ByteSize(0),
+        kv: KvBudget::PartOfRest(1),
+    };
+    let rooms = [room("cpu", None), room("h100", Some(Backend::Cuda))];
+    let [narrow, usual] = [0, 1].map(|index| demand(&config.models[index], &config, 1).expect("it can be described"));
+    let refusal = check_format(&narrow, &rooms).expect_err("no kernel of a card reads them").to_string();
+    assert!(refusal.contains("`demo`") && refusal.contains("h100") && refusal.contains("--kv-dtype"), "{refusal}");
+    check_format(&narrow, &rooms[..1]).expect("a CPU reads them");
+    check_format(&usual, &rooms).expect("cards read bf16");
+    let bytes = |demand: &passerelle::placement::ModelDemand| demand.kv.as_ref().map(|kv| kv.block_bytes());
+    assert!(bytes(&narrow) < bytes(&usual));
 }

@@ -8,9 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 use passerelle_models::{
-    BlockCopy, CausalLm, KvCache, KvCacheSpec, KvGroup, Logits, ModelError, ModelInput, Pulse, TokenId,
+    BlockCopy, CausalLm, KvCache, KvCacheSpec, KvFormat, KvGroup, Logits, ModelError, ModelInput, Pulse, TokenId,
 };
 
 use super::text::{END, START, VOCAB};
@@ -128,7 +128,7 @@ impl CausalLm for TestModel {
 
     fn kv_cache_spec(&self) -> KvCacheSpec {
         let (groups, block_size) = (vec![KvGroup::full(1)], BLOCK_SIZE);
-        KvCacheSpec { groups, num_kv_heads: 1, head_dim: 1, dtype: DType::F32, block_size }
+        KvCacheSpec { groups, num_kv_heads: 1, head_dim: 1, format: KvFormat::F32, block_size }
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
