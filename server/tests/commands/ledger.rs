@@ -446,6 +446,9 @@ fn a_gateway_writes_down_what_the_one_that_ran_a_request_says_of_it() {
     assert_eq!((here[18].as_str(), here[19].as_str()), (there[5].as_str(), "north"));
     assert!(there[5].len() > 8 && here[20].parse::<u64>().unwrap() > 0, "{here:?}");
     assert_eq!(here[20], there[14], "what it says is what it billed");
+    assert!(there[24].starts_with(&format!("rsv_{}_", here[1])), "{} names entry {}", there[24], here[1]);
+    assert_eq!(there[25..27], [here[2].as_str(), "1"], "for whom, and as how many requests it counts");
+    assert_eq!(here[24..27], ["", "", "1"], "nobody asked the first one for somebody");
 }
 
 /// Who asked, for whom and for what: kept beside what it used, through every door, and nowhere else.

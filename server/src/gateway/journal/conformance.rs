@@ -42,7 +42,8 @@ pub(super) fn used(prompt_tokens: u32, generated_tokens: u32) -> Usage {
 }
 
 pub(super) fn settlement(at: u64, used: Usage) -> Settlement {
-    Settlement { at: UnixSeconds(at), used, billed_micros: 7, measured_micros: 3, end: EntryEnd::Stop, told: None }
+    let (at, end, counts) = (UnixSeconds(at), EntryEnd::Stop, Counts::One);
+    Settlement { at, used, billed_micros: 7, measured_micros: 3, end, told: None, counts }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
-use super::entry::{Entry, EntryEnd, EntryId, Opening, Settlement};
+use super::entry::{Counts, Entry, EntryEnd, EntryId, Opening, Settlement};
 use super::store::{Durability, LedgerStore, Record, StoreError};
 use crate::gateway::quota::UnixSeconds;
 
@@ -56,8 +56,8 @@ impl LedgerStore for MemoryStore {
     fn recover(&mut self, at: UnixSeconds) -> Result<usize, StoreError> {
         let open: Vec<_> = self.open.values().cloned().collect();
         for (opening, used) in &open {
-            let (billed_micros, measured_micros, end, told) = (0, 0, EntryEnd::Died, None);
-            self.settle(opening, Settlement { at, used: *used, billed_micros, measured_micros, end, told });
+            let (billed_micros, measured_micros, end, told, counts) = (0, 0, EntryEnd::Died, None, Counts::One);
+            self.settle(opening, Settlement { at, used: *used, billed_micros, measured_micros, end, told, counts });
         }
         Ok(open.len())
     }

@@ -9,10 +9,10 @@ use passerelle_engine::Usage;
 use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::super::entry::{Chain, Entry, EntryId, Opening, Settlement, Told};
+use super::super::entry::{Chain, Counts, Entry, EntryId, Opening, Settlement, Told};
 use super::start_of_slot;
 use crate::gateway::account::AccountPath;
-use crate::gateway::attribution::Attribution;
+use crate::gateway::attribution::{Asker, Attribution};
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::ledger::Spent;
 use crate::gateway::quota::{Unit, UnixSeconds};
@@ -54,7 +54,8 @@ pub struct Used {
 
 pub(super) const COLUMNS: &str = "id, account, key, model, model_digest, partition, tariff, binary, opened_at,
     prompt_tokens, input_tokens, cached_tokens, output_tokens, seq, settled_at, billed_us, measured_us, finish, hash,
-    answers, told_model_digest, told_site, told_billed_us, user, metadata, bill";
+    answers, told_model_digest, told_site, told_billed_us, user, metadata, bill, asker_reservation,
+    asker_account, requests";
 
 /// Users of one answer.
 const MAX_LISTED_USERS: usize = 1_000;
@@ -166,7 +167,6 @@ impl Spent for UsageReader {
         let sum = |connection: &Connection| {
             let of_slots = params![account, slot, end, model];
             let used: u64 = connection.prepare_cached(&query)?.query_row(of_slots, |row| row.get(0))?;
-            let column = if unit == Unit::Requests { "1" } else { column };
             Ok(used.saturating_sub(settled_between(connection, column, (account, model), slot..start)?))
         };
         sum(&connection).unwrap_or_else(|error: rusqlite::Error| {
@@ -250,7 +250,7 @@ pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
         at: row.get(8)?,
         prompt_tokens: row.get(9)?,
         answers: row.get(19)?,
-        attribution: Attribution { user: row.get(23)?, metadata: row.get(24)? },
+        attribution: Attribution { user: row.get(23)?, metadata: row.get(24)?, asker: asker(row)? },
         bill: row.get::<_, Option<u64>>(25)?.map(EntryId),
     })
 }
@@ -258,6 +258,11 @@ pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
 pub(super) fn used(row: &Row<'_>) -> rusqlite::Result<Usage> {
     let (prompt_tokens, cached_tokens, generated_tokens) = (row.get(10)?, row.get(11)?, row.get(12)?);
     Ok(Usage { prompt_tokens, cached_tokens, generated_tokens, ..Usage::default() })
+}
+
+fn asker(row: &Row<'_>) -> rusqlite::Result<Option<Asker>> {
+    let Some(reservation) = row.get(26)? else { return Ok(None) };
+    Ok(Some(Asker { reservation, account: row.get(27)? }))
 }
 
 fn told(row: &Row<'_>) -> rusqlite::Result<Option<Arc<Told>>> {
@@ -274,6 +279,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         measured_micros: row.get(16)?,
         end: finish.parse().map_err(|_| rusqlite::Error::InvalidColumnName(finish))?,
         told: told(row)?,
+        counts: if row.get::<_, u32>(28)? == 0 { Counts::None } else { Counts::One },
     };
     Ok(Entry { seq: row.get(13)?, opening: opening(row)?, settlement })
 }
