@@ -35,12 +35,12 @@ const MAX_IGNORED_HEADER_BYTES: usize = 1024;
 
 /// Who asks. Called before the body is read, so that strangers cannot make the server hold one.
 pub(crate) fn authenticate(state: &AppState, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-    counted(state, state.authenticator().authenticate(bearer(headers)))
+    counted(state, state.authenticator().authenticate(bearer(headers), state.ledger().today()))
 }
 
 /// Who asks, with a key, also where none is needed.
 pub(crate) fn authenticate_key(state: &AppState, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-    counted(state, state.authenticator().authenticate_key(bearer(headers)))
+    counted(state, state.authenticator().authenticate_key(bearer(headers), state.ledger().today()))
 }
 
 fn counted(state: &AppState, authenticated: Result<Arc<Caller>, AuthError>) -> Result<Arc<Caller>, ApiError> {
