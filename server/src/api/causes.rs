@@ -8,6 +8,7 @@ use passerelle_engine::{ConstraintError, RequestError};
 
 use super::errors::{ApiError, ErrorKind, echoed};
 use super::fields::invalid;
+use super::reached_limit::ReachedLimit;
 use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::{LedgerClosed, Retry, Unpriced};
@@ -49,6 +50,7 @@ impl From<Refusal> for ApiError {
             Retry::Spent => exhausted(),
             Retry::Never => Self::new(ErrorKind::ExceedsLimit, format!("Request too large: {refusal}.")),
         };
+        let error = error.limit(ReachedLimit::from(&refusal));
         let scope = HeaderValue::from_str(refusal.scope.as_str()).expect("a path is made of printable characters");
         error
             .header(HeaderName::from_static("x-ratelimit-limit-name"), HeaderValue::from_static(refusal.limit.as_str()))
