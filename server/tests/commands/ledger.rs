@@ -1,6 +1,6 @@
 //! What is kept, over restarts and on full disks, and what the commands say of it.
 
-use super::binary::{Served, State, open_as};
+use super::binary::{Served, State, open_as, send};
 use serde_json::{Value, json};
 
 fn run(state: &State, arguments: &[&str]) -> String {
@@ -23,6 +23,12 @@ pub(super) fn entries(state: &State) -> Vec<Vec<String>> {
     text.lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
 }
 
+fn restarted(state: &State, mut served: Served) -> Served {
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    Served::start(state, &[])
+}
+
 #[test]
 fn a_restart_forgets_what_was_used_of_a_rate_and_nothing_of_a_budget() {
     let state = State::new();
@@ -31,17 +37,12 @@ fn a_restart_forgets_what_was_used_of_a_rate_and_nothing_of_a_budget() {
     let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
     let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 1});
     let ask = |served: &Served| open_as(&served.address, "/v1/completions", &body, &key).text_with_head();
-    let restarted = |mut served: Served| {
-        served.signal("TERM");
-        assert_eq!(served.exit_code(), Some(0));
-        Served::start(&state, &[])
-    };
     let first = Served::start(&state, &[]);
     assert!(ask(&first).starts_with("HTTP/1.1 200"));
     assert!(ask(&first).contains("requests_per_minute of 'acme'"));
-    let second = restarted(first);
+    let second = restarted(&state, first);
     assert!(ask(&second).starts_with("HTTP/1.1 200"), "the minute is forgotten");
-    let third = restarted(second);
+    let third = restarted(&state, second);
     let refused = ask(&third);
     assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("requests_per_day of 'acme'"), "{refused}");
 }
@@ -383,6 +384,31 @@ fn a_gateway_writes_down_what_the_one_that_ran_a_request_says_of_it() {
     assert!(there[24].starts_with(&format!("rsv_{}_", here[1])), "{} names entry {}", there[24], here[1]);
     assert_eq!(there[25..27], [here[2].as_str(), "1"], "for whom, and as how many requests it counts");
     assert_eq!(here[24..27], ["", "", "1"], "nobody asked the first one for somebody");
+}
+
+#[test]
+fn what_another_gateway_asks_again_after_a_restart_is_billed_and_counted_once() {
+    let state = State::new();
+    run(&state, &["account", "create", "south"]);
+    let scopes = ["--scope", "inference", "--scope", "gateway"];
+    let key = run(&state, &[&["key", "create", "gate", "--account", "south"][..], &scopes].concat());
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 4, "ignore_eos": true}).to_string();
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer {}\r\n\
+         x-passerelle-reservation: rsv_1_a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        key.trim(),
+        body.len()
+    );
+    let told = |served: &Served| send(&served.address, &request).whole().json()["usage"]["passerelle"].clone();
+    let first = Served::start(&state, &[]);
+    let once = told(&first);
+    let second = restarted(&state, first);
+    assert_eq!(told(&second), once);
+    drop(restarted(&state, second));
+    let entries = entries(&state);
+    let of_entries = |column: usize| entries.iter().map(|entry| entry[column].as_str()).collect::<Vec<_>>();
+    assert_eq!((of_entries(13), of_entries(24), of_entries(26)), (vec!["4", "0"], vec!["rsv_1_a"; 2], vec!["1", "0"]));
+    assert!(once["billed_gpu_ms"].as_f64() > Some(0.0) && of_entries(14)[1] == "0", "{once}");
 }
 
 /// Who asked, for whom and for what: kept beside what it used, through every door, and nowhere else.

@@ -123,6 +123,7 @@ const ASKERS: &str = "
     ALTER TABLE entries ADD COLUMN asker_reservation TEXT;
     ALTER TABLE entries ADD COLUMN asker_account TEXT;
     ALTER TABLE entries ADD COLUMN requests INTEGER NOT NULL DEFAULT 1;
+    CREATE INDEX entries_asked ON entries (id) WHERE asker_reservation IS NOT NULL;
 ";
 
 pub(super) const FORMAT: u32 = STEPS.len() as u32;

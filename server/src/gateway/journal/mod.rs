@@ -36,7 +36,7 @@ pub use entry::{Chain, Counts, Entry, EntryEnd, EntryId, Opening, Settlement, To
 pub use memory::MemoryStore;
 pub use progress::Progress;
 pub use sqlite::{SqliteStore, UsageReader, UsageSum, Used, UserSum};
-pub use store::{Durability, LedgerStore, Record, StoreError};
+pub use store::{AskedBefore, Durability, LedgerStore, Record, StoreError};
 pub use writer::{JournalConfig, JournalThread};
 
 use writer::Shared;

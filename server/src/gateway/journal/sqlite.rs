@@ -13,7 +13,7 @@ use passerelle_engine::Usage;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::entry::{Chain, Counts, Covered, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
-use super::store::{Durability, LedgerStore, Record, StoreError};
+use super::store::{AskedBefore, Durability, LedgerStore, Record, StoreError};
 use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::quota::UnixSeconds;
@@ -126,6 +126,10 @@ impl LedgerStore for SqliteStore {
         let largest = "SELECT coalesce(max(id), 0) FROM entries";
         let largest: u64 = self.connection.query_row(largest, [], |row| row.get(0)).map_err(store_error)?;
         Ok(EntryId(largest + 1))
+    }
+
+    fn asked_before(&self, most: usize) -> Result<Vec<AskedBefore>, StoreError> {
+        read::asked_before(&self.connection, most).map_err(store_error)
     }
 
     fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {

@@ -50,6 +50,10 @@ impl LedgerStore for Disk {
     fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {
         Ok(UnixSeconds(0))
     }
+
+    fn asked_before(&self, _: usize) -> Result<Vec<AskedBefore>, StoreError> {
+        Ok(Vec::new())
+    }
 }
 
 impl Disk {

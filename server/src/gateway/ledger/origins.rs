@@ -1,7 +1,7 @@
 //! Requests that another gateway makes under a reservation of its own, and makes again where an answer was lost: what the
 //! first one used is not billed once more.
 //!
-//! Kept in this process, for the latest reservations.
+//! Kept for the latest reservations, and over restarts as far as their entries were settled.
 
 use std::collections::{HashMap, VecDeque};
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -12,7 +12,7 @@ use passerelle_engine::Usage;
 use super::{Books, Ledger};
 use crate::gateway::account::AccountPath;
 use crate::gateway::attribution::Asker;
-use crate::gateway::journal::Counts;
+use crate::gateway::journal::{AskedBefore, Counts};
 
 const MAX_ID_BYTES: usize = 128;
 
@@ -73,8 +73,15 @@ impl Origin {
 }
 
 impl Origins {
-    pub(super) fn new(most: NonZeroUsize) -> Self {
-        Self { most, known: Mutex::default() }
+    /// `before`: what is billed already, the oldest first.
+    pub(super) fn new(most: NonZeroUsize, before: Vec<AskedBefore>) -> Self {
+        let mut known = Known::default();
+        for AskedBefore { account, reservation: id, part, used, billed_micros } in before {
+            let key = Key { account, id, part };
+            let bill = known.bills.get(&key).copied().unwrap_or_else(|| known.remember(&key, most));
+            known.bills.insert(key, bill.with(used, billed_micros));
+        }
+        Self { most, known: Mutex::new(known) }
     }
 
     /// What of `used` was not billed yet, and whether it is the first of its reservation. From now on it is billed.
@@ -84,7 +91,7 @@ impl Origins {
         let counts = if before.is_some() { Counts::None } else { Counts::One };
         let before = before.unwrap_or_else(|| known.remember(&origin.key, self.most));
         let more = before.beyond(used);
-        known.bills.insert(origin.key.clone(), before.and(used, price(more)));
+        known.bills.insert(origin.key.clone(), before.with(more, price(more)));
         (more, counts)
     }
 
@@ -122,11 +129,12 @@ impl Bill {
         }
     }
 
-    fn and(&self, used: Usage, micros: u64) -> Self {
+    /// `more`: beyond it.
+    fn with(&self, more: Usage, micros: u64) -> Self {
         let most = Usage {
-            prompt_tokens: self.most.prompt_tokens.max(used.prompt_tokens),
-            cached_tokens: self.most.cached_tokens.max(used.cached_tokens),
-            generated_tokens: self.most.generated_tokens.max(used.generated_tokens),
+            prompt_tokens: self.most.prompt_tokens.saturating_add(more.prompt_tokens),
+            cached_tokens: self.most.cached_tokens.saturating_add(more.cached_tokens),
+            generated_tokens: self.most.generated_tokens.saturating_add(more.generated_tokens),
             measured_ns: 0,
         };
         Self { most, micros: self.micros.saturating_add(micros) }
@@ -154,18 +162,18 @@ mod tests {
     }
 
     fn origins(most: usize) -> Origins {
-        Origins::new(NonZeroUsize::new(most).unwrap())
+        Origins::new(NonZeroUsize::new(most).unwrap(), Vec::new())
     }
 
     fn origin(account: &str, id: &str) -> Origin {
         Origin::new(account.parse().unwrap(), id, None).unwrap()
     }
 
-    /// Ten a token.
     fn bill(origins: &Origins, origin: &Origin, used: Usage) -> Usage {
         origins.bill(origin, used, price).0
     }
 
+    /// Ten a token.
     fn price(used: Usage) -> u64 {
         10 * u64::from(used.prompt_tokens + used.generated_tokens)
     }
@@ -203,5 +211,24 @@ mod tests {
         assert_eq!(origins.bill(&origin, cached, price), (used(0, 0), Counts::None));
         assert_eq!(origins.bill(&origin, used(10, 9), price), (used(0, 5), Counts::None));
         assert_eq!(in_all(used(10, 4)), 190);
+    }
+
+    #[test]
+    fn what_was_billed_before_a_restart_is_not_billed_again_after_it() {
+        let asked = |(id, part): (&str, u32), used: Usage| {
+            let (account, reservation) = ("a".parse().unwrap(), id.into());
+            AskedBefore { account, reservation, part, used, billed_micros: price(used) }
+        };
+        let before = vec![asked(("r", 0), used(10, 4)), asked(("r", 1), used(7, 1)), asked(("r", 0), used(0, 5))];
+        let origins = Origins::new(NonZeroUsize::new(2).unwrap(), before);
+        assert_eq!(origins.in_all(&origin("a", "r"), used(10, 9), price), 190);
+        assert_eq!(origins.bill(&origin("a", "r"), used(10, 11), price), (used(0, 2), Counts::None));
+        assert_eq!(origins.bill(&origin("a", "r").part(1), used(7, 1), price), (used(0, 0), Counts::None));
+        assert_eq!(origins.bill(&origin("a", "s"), used(1, 1), price), (used(1, 1), Counts::One));
+        assert_eq!(
+            origins.bill(&origin("a", "r"), used(1, 1), price),
+            (used(1, 1), Counts::One),
+            "the oldest is forgotten"
+        );
     }
 }

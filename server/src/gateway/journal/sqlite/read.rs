@@ -10,6 +10,7 @@ use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::super::entry::{Chain, Counts, Entry, EntryId, Opening, Settlement, Told};
+use super::super::store::AskedBefore;
 use super::start_of_slot;
 use crate::gateway::account::AccountPath;
 use crate::gateway::attribution::{Asker, Attribution};
@@ -235,6 +236,22 @@ fn sum_of(row: &Row<'_>) -> rusqlite::Result<Used> {
         billed_gpu_us: row.get(6)?,
         measured_gpu_us: row.get(7)?,
     })
+}
+
+/// By the index of entries that somebody asked for, so that others cost nothing however many they are.
+pub(super) fn asked_before(connection: &Connection, most: usize) -> rusqlite::Result<Vec<AskedBefore>> {
+    let latest = format!(
+        "SELECT {COLUMNS} FROM entries WHERE asker_reservation IS NOT NULL AND seq IS NOT NULL ORDER BY id DESC LIMIT ?1"
+    );
+    let asked = |row: &Row<'_>| {
+        let (opening, billed_micros) = (opening(row)?, row.get(15)?);
+        let (reservation, used, part) = (row.get(26)?, used(row)?, opening.part());
+        Ok(AskedBefore { account: opening.account, reservation, part, used, billed_micros })
+    };
+    let mut statement = connection.prepare(&latest)?;
+    let mut asked = statement.query_map([most], asked)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    asked.reverse();
+    Ok(asked)
 }
 
 pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
