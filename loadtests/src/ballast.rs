@@ -58,10 +58,8 @@ impl Ballast {
         while written <= MAX_BYTES {
             match file.write_all(&piece).and_then(|()| file.sync_data()) {
                 Ok(()) => written += piece.len(),
-                Err(error) if error.kind() == ErrorKind::StorageFull && piece.len() > 1 => {
-                    piece.truncate(piece.len() / 2)
-                }
-                Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+                Err(error) if has_no_room(&error) && piece.len() > 1 => piece.truncate(piece.len() / 2),
+                Err(error) if has_no_room(&error) => return Ok(()),
                 Err(error) => return Err(self.failed(error)),
             }
         }
@@ -71,6 +69,11 @@ impl Ballast {
     fn failed(&self, source: std::io::Error) -> BallastError {
         BallastError::Io { path: self.path.clone(), source }
     }
+}
+
+/// On the disk, or for this user of it.
+fn has_no_room(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 impl Drop for Ballast {

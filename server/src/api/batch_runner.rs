@@ -105,7 +105,7 @@ struct Run {
 
 impl Run {
     async fn through(self) -> Result<(), ApiError> {
-        let Some(caller) = self.state.authenticator().caller(&self.batch.owner, &self.batch.via) else {
+        let Some(caller) = self.state.caller(&self.batch.owner, &self.batch.via) else {
             return self.fail(vec![LineError { line: 0, message: KEY_IS_GONE.to_owned() }]).await;
         };
         let lines = match self.read_lines().await? {
@@ -258,7 +258,7 @@ struct LineAnswer {
 async fn run_line(state: AppState, caller: Arc<Caller>, endpoint: Endpoint, line: BatchLine) -> LineAnswer {
     let mut waits = Waits::default();
     loop {
-        let today = state.authenticator().caller(caller.account.path.as_str(), caller.via.label());
+        let today = state.caller(caller.account.path.as_str(), caller.via.label());
         let answered = match &today {
             Some(caller) => ask(&state, caller, endpoint, &line).await,
             None => Err(ApiError::new(ErrorKind::InvalidApiKey, KEY_IS_GONE)),

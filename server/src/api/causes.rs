@@ -8,13 +8,14 @@ use passerelle_engine::{ConstraintError, RequestError};
 
 use super::errors::{ApiError, ErrorKind, echoed};
 use super::fields::invalid;
+use super::reached_limit::ReachedLimit;
 use crate::batches::BatchError;
 use crate::gateway::journal::JournalUnavailable;
 use crate::gateway::ledger::{LedgerClosed, Retry, Unpriced};
 use crate::gateway::router::RouteError;
 use crate::gateway::shelf::{HandError, HeldUp, NotTogether};
 use crate::gateway::{
-    AuthError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
+    AuthError, DataError, DirectoryError, Failure, Objection, RateLimitState, Refusal, SubmitError, WindowState,
 };
 use crate::text::{GrammarError, TextError};
 
@@ -49,6 +50,7 @@ impl From<Refusal> for ApiError {
             Retry::Spent => exhausted(),
             Retry::Never => Self::new(ErrorKind::ExceedsLimit, format!("Request too large: {refusal}.")),
         };
+        let error = error.limit(ReachedLimit::from(&refusal));
         let scope = HeaderValue::from_str(refusal.scope.as_str()).expect("a path is made of printable characters");
         error
             .header(HeaderName::from_static("x-ratelimit-limit-name"), HeaderValue::from_static(refusal.limit.as_str()))
@@ -93,6 +95,7 @@ impl From<DirectoryError> for ApiError {
             | Cause::KeyRevoked(_)
             | Cause::TooMany(..) => ErrorKind::Conflict,
             Cause::Path(_) | Cause::Quota(_) | Cause::BadName(_) | Cause::NamedTwice(_) => ErrorKind::InvalidValue,
+            Cause::Data(DataError::CopyInMemory) => ErrorKind::StorageFull,
             Cause::Data(_) | Cause::Sql(_) | Cause::Random(_) => {
                 tracing::error!(%error, "accounts and keys cannot be read or changed");
                 return Self::new(ErrorKind::Internal, "Accounts and keys cannot be read or changed at the moment.");
@@ -338,6 +341,8 @@ fn capitalised(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::response::IntoResponse;
+
     use super::*;
     use crate::gateway::LimitName;
 
@@ -360,7 +365,7 @@ mod tests {
         for retry in [Retry::Spent, Retry::After(Duration::from_secs(61))] {
             let error = refusal(retry);
             assert_eq!((error.status().as_u16(), error.kind()), (429, ErrorKind::QuotaExhausted));
-            let response = axum::response::IntoResponse::into_response(error);
+            let response = error.into_response();
             assert_eq!(response.headers()["x-should-retry"], "false");
             assert_eq!(response.headers().contains_key("retry-after"), retry != Retry::Spent);
         }
@@ -376,6 +381,13 @@ mod tests {
     #[test]
     fn what_can_never_fit_is_the_callers_mistake() {
         assert_eq!(refusal(Retry::Never).status(), 400);
+    }
+
+    #[test]
+    fn a_second_copy_in_memory_is_refused_until_later() {
+        let response = ApiError::from(DirectoryError::from(DataError::CopyInMemory)).into_response();
+        assert_eq!(response.status(), 503);
+        assert!(response.headers().contains_key("retry-after"));
     }
 
     #[test]

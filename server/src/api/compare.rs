@@ -66,10 +66,11 @@ pub(crate) async fn admit(
     id: String,
 ) -> Result<(Admitted, SideBySide), ApiError> {
     let lane = state.comparisons().clone();
+    let ReadCompare { models, prompt, mut generate, .. } = read;
+    visit.sign(&mut generate.attribution);
     let Visit { caller, place, arrived, scope, origin, shadow: _ } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;
-    let ReadCompare { models, prompt, mut generate, .. } = read;
     let seed = *generate.sampling.seed.get_or_insert(random_seed()?);
     let models = lease_all(state, &caller, &models).await?;
     for other in 1..models.len() {

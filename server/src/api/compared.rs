@@ -36,9 +36,10 @@ const FIELD: &str = "prompt_scores_against";
 pub(crate) async fn compare(
     state: &AppState,
     visit: Visit,
-    (prompt, request, against): (Prompt, GenerateRequest, &str),
+    (prompt, mut request, against): (Prompt, GenerateRequest, &str),
     head: AnswerHead,
 ) -> Result<Response, ApiError> {
+    visit.sign(&mut request.attribution);
     state.readiness().admit()?;
     require(&visit.caller, visit.scope)?;
     let models = find_pair(state, &visit, (&request.model, against)).await?;

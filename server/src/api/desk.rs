@@ -68,7 +68,7 @@ impl Desk for AppState {
     }
 
     fn standing(&self, key: &KeyInfo) -> Result<(Ledger, Arc<Caller>), DirectoryError> {
-        let known = self.authenticator().caller(key.account.as_str(), key.id.as_str());
+        let known = self.caller(key.account.as_str(), key.id.as_str());
         let caller = match (known, self.administration()) {
             (None, Some(Administration { directory, .. })) => of_account(directory, key, &Quota::unlimited())?,
             (None, None) => Arc::new(Caller::operator()),

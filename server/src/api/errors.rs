@@ -9,6 +9,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::reached_limit::ReachedLimit;
+
 /// Longest piece of a caller's own text that an error message repeats.
 const MAX_ECHOED_CHARS: usize = 64;
 
@@ -131,12 +133,13 @@ impl ErrorKind {
     }
 }
 
-/// An answer of OpenAI's shape: `{"error":{"message","type","param","code"}}`.
+/// An answer of OpenAI's shape: `{"error":{"message","type","param","code"}}`, and `limit` where a limit refuses.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiError {
     kind: ErrorKind,
     message: String,
     param: Option<String>,
+    limit: Option<Box<ReachedLimit>>,
     retry_after: Option<Duration>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -144,7 +147,7 @@ pub struct ApiError {
 impl ApiError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let retry_after = kind.default_retry_after();
-        Self { kind, message: message.into(), param: None, retry_after, headers: Vec::new() }
+        Self { kind, message: message.into(), param: None, limit: None, retry_after, headers: Vec::new() }
     }
 
     /// Names the parameter at fault, in the form `messages[0].content`.
@@ -159,6 +162,12 @@ impl ApiError {
     pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
         self.message = renamed(&self.message, names);
         self.param = self.param.map(|param| renamed(&param, names));
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn limit(mut self, reached: ReachedLimit) -> Self {
+        self.limit = Some(Box::new(reached));
         self
     }
 
@@ -199,12 +208,16 @@ impl ApiError {
 
     pub fn body(&self) -> Value {
         let row = self.kind.row();
-        json!({"error": {
+        let mut error = json!({
             "message": self.message,
             "type": row.type_,
             "param": self.param,
             "code": row.code,
-        }})
+        });
+        if let Some(limit) = &self.limit {
+            error["limit"] = json!(limit);
+        }
+        json!({"error": error})
     }
 
     fn fill_headers(&self, headers: &mut HeaderMap) {

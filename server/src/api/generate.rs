@@ -37,7 +37,7 @@ use super::wire::request::{CompletionPrompt, GenerateRequest, Prompt, PromptEndi
 use super::wire::tier::tier_name;
 use crate::gateway::account::ServiceClass;
 use crate::gateway::replica::SubmitError;
-use crate::gateway::{Ask, Caller, PrefixHint, RemoteReservation, Reservation, Reserve, Scope, Shadow};
+use crate::gateway::{Ask, Attribution, Caller, PrefixHint, RemoteReservation, Reservation, Reserve, Scope, Shadow};
 use crate::text::grammar::CompiledGrammar;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
@@ -53,6 +53,13 @@ pub(crate) struct Visit {
     pub(crate) origin: Option<RemoteReservation>,
     /// It is one of a candidate's share.
     pub(crate) shadow: Option<Arc<Shadow>>,
+}
+
+impl Visit {
+    /// Writes down who asks for somebody else.
+    pub(super) fn sign(&self, attribution: &mut Attribution) {
+        attribution.asker = self.origin.as_ref().map(RemoteReservation::asker);
+    }
 }
 
 /// An admitted request: every prompt has its reservation and its place in an engine's queue or on an upstream.
@@ -91,9 +98,10 @@ impl Admitted {
 pub(crate) async fn admit(
     state: &AppState,
     visit: Visit,
-    (prompt, request): (Prompt, GenerateRequest),
+    (prompt, mut request): (Prompt, GenerateRequest),
     outgoing: Option<Outgoing>,
 ) -> Result<Admitted, ApiError> {
+    visit.sign(&mut request.attribution);
     let serving = state.serving();
     let remote = serving.remote(&request.model).filter(|model| state.sees(&visit.caller, &model.name)).cloned();
     if let (Some(model), Some(outgoing)) = (remote, outgoing.clone()) {
@@ -135,9 +143,10 @@ pub(crate) async fn admit(
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     // A request beyond a grant takes what the others leave.
     let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
+    let num_prompts = tickets.len();
     let prompts = admission.start_all(tickets).await?;
     let fingerprint = Some(model.fingerprint.clone());
-    let billing = origin.map(|_| Billing::of(state, &model.name, Some(model.digest)));
+    let billing = Billing::of(state, (&model.name, Some(model.digest)), (origin, num_prompts, request.choices.drawn));
     let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
     Ok(Admitted::new((prompts, request.choices), served_as, place))
 }

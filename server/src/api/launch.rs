@@ -15,6 +15,7 @@ use super::running::{RunningPrompt, Writers};
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
 use super::wire::tier::tier_name;
+use crate::gateway::journal::EntryId;
 use crate::gateway::replica::UpstreamSide;
 use crate::gateway::{
     Attempts, Call, CallSize, Failure, Generation, NotRelayed, OnBehalf, PrefixHint, Relay, Replica, Reservation,
@@ -212,11 +213,13 @@ impl Launch<'_> {
         self.state.metrics().upstream_tried(self.model, side.name(), outcome);
     }
 
-    /// Named before the first try, so that all tries are one to whoever runs them.
+    /// Named before the first try, so that all tries are one to whoever runs them: by its entry, which makes two ledgers
+    /// match, and by chance, since other gateways have entries of the same numbers.
     fn on_behalf(&self, reservation: &Reservation) -> Option<OnBehalf> {
         self.for_upstream.as_ref()?;
         let (account, tier) = (reservation.account().path.clone(), tier_name(reservation.class()));
-        Some(OnBehalf { reservation: random_id("rsv_")?.into(), account, tier })
+        let entry = reservation.entry().map_or_else(String::new, |EntryId(number)| format!("{number}_"));
+        Some(OnBehalf { reservation: random_id(&format!("rsv_{entry}"))?.into(), account, tier })
     }
 
     fn meter(&self) -> PromptMeter {

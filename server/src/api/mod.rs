@@ -34,6 +34,7 @@ mod middleware;
 mod openapi;
 mod prepare;
 mod ranking;
+mod reached_limit;
 mod relayed;
 mod reload;
 mod remote;

@@ -1,6 +1,7 @@
 //! Admission of a request for a model that only upstreams serve: the counterpart of [`super::generate`] where no engine
 //! knows the model, and maybe not even its tokenizer.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,8 +86,9 @@ pub(crate) async fn admit_remote(
     let prompts = admission.measure_all(prompt).await?;
     let mut tickets = admission.reserve_all(prompts, scope).await?;
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
+    let num_prompts = tickets.len();
     let prompts = admission.start_all(&serving, tickets, arrived).await?;
-    let billing = origin.map(|_| Billing::of(state, &model.name, None));
+    let billing = Billing::of(state, (&model.name, None), (origin, num_prompts, NonZeroU32::MIN));
     let served_as = ServedAs { model: model.name.clone(), fingerprint: None, tier: None, billing };
     Ok(Admitted::new((prompts, Choices::ONE), served_as, place))
 }

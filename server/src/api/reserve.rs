@@ -51,7 +51,7 @@ pub(crate) async fn reserve_with(
         return reserve(state, caller, ask);
     }
     require_open(state, caller, std::slice::from_ref(ask))?;
-    let today = || state.authenticator().caller(caller.account.path.as_str(), caller.via.label());
+    let today = || state.caller(caller.account.path.as_str(), caller.via.label());
     state.ledger().reserve_in_turn(caller, ask, today).await.map_err(|why| match why {
         NoTurn::Refused(refusal) => refused(state, refusal),
         NoTurn::Gone => AuthError::Revoked.into(),

@@ -343,6 +343,11 @@ impl AppState {
         &self.shared.authenticator
     }
 
+    /// Who came in by this key of this account, if they still could today.
+    pub(crate) fn caller(&self, account: &str, via: &str) -> Option<Arc<Caller>> {
+        self.authenticator().caller((account, via), self.ledger().today())
+    }
+
     /// `None` for a server that keeps no accounts.
     pub fn administration(&self) -> Option<&Administration> {
         self.shared.administration.as_ref()

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::account::AccountPath;
+
 /// `None` where nothing is said. The text never reaches a log, a metric or another account.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Attribution {
@@ -13,6 +15,15 @@ pub struct Attribution {
     pub user: Option<Arc<str>>,
     /// The caller's own pairs, as a JSON object of at most [`MAX_METADATA_BYTES`]; of a larger one its digest.
     pub metadata: Option<Arc<str>>,
+    /// The gateway that asks for an account of its own.
+    pub asker: Option<Asker>,
+}
+
+/// Another gateway's own words for a request that it makes here, by which its ledger and this one are matched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    pub reservation: Arc<str>,
+    pub account: Option<AccountPath>,
 }
 
 /// As OpenAI bounds a `safety_identifier`. Some clients put a whole record there, which is told apart by its digest.
@@ -25,6 +36,7 @@ impl Attribution {
         Self {
             user: user.filter(|user| !user.is_empty()).map(bounded),
             metadata: (!metadata.is_empty()).then(|| object(metadata)),
+            asker: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::account::{Account, AccountPath, Caller};
 use super::keys::KeyRing;
+use super::quota::UnixSeconds;
 
 #[derive(Debug)]
 pub enum Authenticator {
@@ -56,28 +57,28 @@ impl Authenticator {
         }
     }
 
-    /// Whoever needs a key even at an open door.
-    pub fn authenticate_key(&self, bearer: Option<&str>) -> Result<Arc<Caller>, AuthError> {
+    /// Whoever needs a key even at an open door. `today`: by the clock that budgets follow, which no key outlives.
+    pub fn authenticate_key(&self, bearer: Option<&str>, today: UnixSeconds) -> Result<Arc<Caller>, AuthError> {
         let bearer = bearer.ok_or(AuthError::Missing)?;
         match self {
             Self::Open { keys: None, .. } => Err(AuthError::Unknown),
-            Self::Open { keys: Some(ring), .. } | Self::Keys(ring) => ring.authenticate(bearer),
+            Self::Open { keys: Some(ring), .. } | Self::Keys(ring) => ring.authenticate(bearer, today),
         }
     }
 
     /// `bearer` is what follows `Bearer ` in the request. An open listener ignores it: SDKs always send something.
-    pub fn authenticate(&self, bearer: Option<&str>) -> Result<Arc<Caller>, AuthError> {
+    pub fn authenticate(&self, bearer: Option<&str>, today: UnixSeconds) -> Result<Arc<Caller>, AuthError> {
         match self {
             Self::Open { caller, .. } => Ok(Arc::clone(caller)),
-            Self::Keys(ring) => ring.authenticate(bearer.ok_or(AuthError::Missing)?),
+            Self::Keys(ring) => ring.authenticate(bearer.ok_or(AuthError::Missing)?, today),
         }
     }
 
     /// Who came in by this key of this account, if they still could: what they began is finished in their name.
-    pub fn caller(&self, account: &str, via: &str) -> Option<Arc<Caller>> {
+    pub fn caller(&self, (account, via): (&str, &str), today: UnixSeconds) -> Option<Arc<Caller>> {
         match self {
             Self::Open { caller, .. } => Some(caller).filter(|caller| caller.account.path.as_str() == account).cloned(),
-            Self::Keys(ring) => ring.caller(account, via),
+            Self::Keys(ring) => ring.caller((account, via), today),
         }
     }
 
@@ -98,9 +99,10 @@ mod tests {
     #[test]
     fn an_open_listener_answers_with_its_one_account_whatever_the_key() {
         let open = Authenticator::open(Account::local(Quota::unlimited()), None);
-        assert_eq!(open.authenticate(None).unwrap().account.path.as_str(), "local");
-        assert_eq!(open.authenticate_key(None).unwrap_err(), AuthError::Missing);
-        assert_eq!(open.authenticate_key(Some("sk-anything")).unwrap_err(), AuthError::Unknown);
-        assert_eq!(open.authenticate(Some("sk-anything")).unwrap().account.path.as_str(), "local");
+        let today = UnixSeconds(0);
+        assert_eq!(open.authenticate(None, today).unwrap().account.path.as_str(), "local");
+        assert_eq!(open.authenticate_key(None, today).unwrap_err(), AuthError::Missing);
+        assert_eq!(open.authenticate_key(Some("sk-anything"), today).unwrap_err(), AuthError::Unknown);
+        assert_eq!(open.authenticate(Some("sk-anything"), today).unwrap().account.path.as_str(), "local");
     }
 }

@@ -30,17 +30,17 @@ mod unpriced;
 mod wall;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
+use std::{fmt, mem};
 
 use passerelle_engine::clock::Clock;
 use tokio::sync::Notify;
 
 use super::account::{AccountPath, Caller};
 use super::journal;
-use super::journal::{EntryId, Journal, JournalState, JournalUnavailable, Opening, Trust};
+use super::journal::{AskedBefore, EntryId, Journal, JournalState, JournalUnavailable, Opening, Trust};
 use super::quota::{Calendar, Percent, Unit, UnixSeconds};
 use super::tariff::{Hours, Tariff};
 use amounts::{Amounts, Demand};
@@ -105,6 +105,8 @@ pub struct JournalParts {
     pub next_id: EntryId,
     /// The latest instant in it. Time does not go back before it.
     pub latest: UnixSeconds,
+    /// What other gateways are billed already: whoever of them asks again is not billed again.
+    pub asked_before: Vec<AskedBefore>,
     /// The version of this program, and by model what runs it: they stand in every entry.
     pub binary: Arc<str>,
     pub models: BTreeMap<String, ModelFacts>,
@@ -167,11 +169,12 @@ struct Turn {
 
 impl Ledger {
     pub fn new(mut parts: LedgerParts) -> Self {
-        let facts = parts.journal.as_mut().map(|part| std::mem::take(&mut part.models)).unwrap_or_default();
+        let taken = |part: &mut JournalParts| (mem::take(&mut part.models), mem::take(&mut part.asked_before));
+        let (facts, asked_before) = parts.journal.as_mut().map(taken).unwrap_or_default();
         let (next_id, latest) =
             parts.journal.as_ref().map_or((EntryId(1), UnixSeconds(0)), |part| (part.next_id, part.latest));
         let wall = Wall::new(latest, parts.reading(), parts.clock_bounds);
-        let (numbers, origins) = (Numbers::from(next_id), Origins::new(parts.max_origins));
+        let (numbers, origins) = (Numbers::from(next_id), Origins::new(parts.max_origins, asked_before));
         let (pages, gave_back, facts) = (Mutex::default(), Notify::new(), RwLock::new(facts));
         Self { books: Arc::new(Books { parts, wall, numbers, facts, origins, pages, gave_back }) }
     }

@@ -39,7 +39,7 @@ pub use account::{Account, AccountPath, Caller, PrefixSharing, Scope};
 pub use administration::Administration;
 pub use alias::Alias;
 pub use attempts::{Attempts, RetryBounds, Verdict};
-pub use attribution::Attribution;
+pub use attribution::{Asker, Attribution};
 pub use auth::{AuthError, Authenticator};
 pub use comparing::Comparing;
 pub use data::{DataDir, DataError, Restored};

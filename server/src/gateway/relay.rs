@@ -163,7 +163,7 @@ mod tests {
     /// Of an account with a budget, whose streams wait for the disk.
     fn reservation(clock: Arc<dyn Clock>, journal: Journal) -> (Ledger, Reservation) {
         let (next_id, latest, binary, models) = (EntryId(1), UnixSeconds(0), "test".into(), BTreeMap::new());
-        let journal = Some(JournalParts { journal, next_id, latest, binary, models });
+        let journal = Some(JournalParts { journal, next_id, latest, asked_before: Vec::new(), binary, models });
         let ledger = Ledger::new(LedgerParts { journal, ..LedgerParts::without_past(clock) });
         let amount = NonZeroU64::new(1_000).unwrap();
         let budget = Limit::of(Bound::Budget { unit: Unit::Tokens, amount, period: Period::Day });

@@ -60,7 +60,7 @@ impl LedgerLock {
         if recovered > 0 {
             tracing::warn!(recovered, "reservations of a process that died were settled at their last mark");
         }
-        let next_id = store.next_id()?;
+        let (next_id, asked_before) = (store.next_id()?, store.asked_before(config.max_remote_reservations.get())?);
         let journal_config = JournalConfig {
             sync_interval: config.sync_interval,
             retry_interval: config.retry_interval,
@@ -82,7 +82,7 @@ impl LedgerLock {
             clock_bounds,
             max_origins: config.max_remote_reservations,
             hours: Some(hours),
-            journal: Some(JournalParts { journal, next_id, latest, binary, models }),
+            journal: Some(JournalParts { journal, next_id, latest, asked_before, binary, models }),
         });
         Ok((ledger, LedgerKeeper { _thread: Some(thread), _lock: self.lock }))
     }

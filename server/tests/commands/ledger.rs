@@ -1,17 +1,7 @@
-//! The ledger outlives the process: the real binary is killed in the middle of streams, and started again.
+//! What is kept, over restarts and on full disks, and what the commands say of it.
 
-use std::io::Read;
-use std::net::TcpStream;
-use std::thread;
-
-use super::binary::{Served, State};
+use super::binary::{Served, State, open_as, send};
 use serde_json::{Value, json};
-
-const STREAMS: usize = 6;
-/// What may be sent after a mark.
-const MARK_TOKENS: u64 = 16;
-/// Long enough that no stream ends by itself before the kill.
-const LONG: u32 = 1_800;
 
 fn run(state: &State, arguments: &[&str]) -> String {
     let output = state.command(arguments).output().unwrap();
@@ -24,26 +14,6 @@ pub(super) fn make_key(state: &State) -> String {
     run(state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned()
 }
 
-/// Asks for a long stream and reads it to its end, however that comes: how many tokens arrived.
-fn tokens_until_the_end(address: &str, key: &str) -> u64 {
-    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": LONG, "ignore_eos": true, "stream": true,
-                      "return_token_ids": true})
-    .to_string();
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    let mut connection = TcpStream::connect(address).unwrap();
-    std::io::Write::write_all(&mut connection, format!("{head}{body}").as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    // A killed server resets the connection; what came before that counts.
-    let _ = connection.read_to_end(&mut answer);
-    let text = String::from_utf8_lossy(&answer);
-    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
-    events.map(|event| event["choices"][0]["token_ids"].as_array().map_or(0, |ids| ids.len() as u64)).sum()
-}
-
 pub(super) fn entries(state: &State) -> Vec<Vec<String>> {
     let csv = state.path().join("ledger.csv");
     run(state, &["usage", "export", csv.to_str().unwrap()]);
@@ -53,63 +23,28 @@ pub(super) fn entries(state: &State) -> Vec<Vec<String>> {
     text.lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
 }
 
-/// Kills a server with live streams once `seen` events arrived at a further one, and checks what the next start bills.
-fn kill_once(state: &State, key: &str, seen: usize) {
-    let before = entries(state).len();
-    let served = Served::start(state, &[]);
-    let received: Vec<u64> = thread::scope(|scope| {
-        let stream = || scope.spawn(|| tokens_until_the_end(&served.address, key));
-        let streams: Vec<_> = (0..STREAMS).map(|_| stream()).collect();
-        let body = json!({"model": "demo", "prompt": "Once", "max_tokens": LONG, "ignore_eos": true, "stream": true});
-        let _further = super::binary::open_as(&served.address, "/v1/completions", &body, key).wait_for_events(seen);
-        served.signal("KILL");
-        streams.into_iter().map(|stream| stream.join().unwrap()).collect()
-    });
-    drop(served);
-    // The next start settles what was left open; ending it well adds nothing.
-    let mut restarted = Served::start(state, &[]);
-    restarted.signal("TERM");
-    assert_eq!(restarted.exit_code(), Some(0));
-    let mut billed: Vec<u64> = entries(state)[before..]
-        .iter()
-        .map(|entry| {
-            assert_eq!(entry[16], "died");
-            entry[13].parse().unwrap()
-        })
-        .collect();
-    // The further stream, whose client read only the beginning, and each of the others that was admitted in time.
-    assert!(billed.len() <= STREAMS + 1, "{billed:?}");
-    let mut received: Vec<u64> = received.into_iter().filter(|tokens| *tokens > 0).collect();
-    billed.sort_unstable();
-    received.sort_unstable();
-    let unbilled = received.iter().sum::<u64>().saturating_sub(billed.iter().sum());
-    assert!(unbilled <= MARK_TOKENS * received.len() as u64, "received {received:?}, billed {billed:?}");
-    let largest = received.iter().max().copied().unwrap_or(0).max(seen as u64);
-    assert!(
-        billed.iter().all(|tokens| *tokens <= largest + 4 * MARK_TOKENS),
-        "received {received:?}, billed {billed:?}"
-    );
-    let seqs = entries(state).iter().map(|entry| entry[1].clone()).collect::<std::collections::BTreeSet<_>>();
-    assert_eq!(seqs.len(), entries(state).len(), "no reservation is billed twice");
+fn restarted(state: &State, mut served: Served) -> Served {
+    served.signal("TERM");
+    assert_eq!(served.exit_code(), Some(0));
+    Served::start(state, &[])
 }
 
 #[test]
-fn a_killed_server_bills_nothing_twice_and_leaves_sixteen_tokens_of_a_stream_unbilled_at_most() {
+fn a_restart_forgets_what_was_used_of_a_rate_and_nothing_of_a_budget() {
     let state = State::new();
-    let key = make_key(&state);
-    for seen in [1, 20, 45] {
-        kill_once(&state, &key, seen);
-    }
-}
-
-#[test]
-#[ignore = "takes minutes: .ci/full runs it"]
-fn two_hundred_kills_bill_nothing_twice() {
-    let state = State::new();
-    let key = make_key(&state);
-    for run in 0..200 {
-        kill_once(&state, &key, 1 + run * 7 % 90);
-    }
+    run(&state, &["account", "create", "acme", "--requests-per-minute", "1"]);
+    run(&state, &["quota", "set", "acme", "requests_per_day", "2"]);
+    let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 1});
+    let ask = |served: &Served| open_as(&served.address, "/v1/completions", &body, &key).text_with_head();
+    let first = Served::start(&state, &[]);
+    assert!(ask(&first).starts_with("HTTP/1.1 200"));
+    assert!(ask(&first).contains("requests_per_minute of 'acme'"));
+    let second = restarted(&state, first);
+    assert!(ask(&second).starts_with("HTTP/1.1 200"), "the minute is forgotten");
+    let third = restarted(&state, second);
+    let refused = ask(&third);
+    assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("requests_per_day of 'acme'"), "{refused}");
 }
 
 #[test]
@@ -120,12 +55,12 @@ fn a_budget_is_still_spent_after_a_restart_and_its_refusal_says_not_to_retry() {
     let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
     let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 50, "ignore_eos": true});
     let mut served = Served::start(&state, &[]);
-    let answer = super::binary::open_as(&served.address, "/v1/completions", &body, &key).whole();
+    let answer = open_as(&served.address, "/v1/completions", &body, &key).whole();
     assert_eq!(answer.json()["usage"]["completion_tokens"], 50);
     served.signal("TERM");
     assert_eq!(served.exit_code(), Some(0));
     let restarted = Served::start(&state, &[]);
-    let refused = super::binary::open_as(&restarted.address, "/v1/completions", &body, &key).text_with_head();
+    let refused = open_as(&restarted.address, "/v1/completions", &body, &key).text_with_head();
     assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
     for part in ["x-should-retry: false", "insufficient_quota", "output_tokens_granted", "of 'acme'"] {
         assert!(refused.contains(part), "{part} is missing: {refused}");
@@ -341,7 +276,7 @@ fn explain_asks_the_server_that_runs_and_sees_its_rates_and_its_gpu_time() {
     };
     assert_eq!(explain("10"), "acme: every limit that was looked at has room for it\n");
     let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 1});
-    super::binary::open_as(&served.address, "/v1/completions", &body, &key).whole();
+    open_as(&served.address, "/v1/completions", &body, &key).whole();
     let refused = explain("10");
     assert!(refused.contains("requests_per_minute of 'acme'") && refused.contains("it would pass at"), "{refused}");
     run(&state, &["quota", "remove", "acme", "requests_per_minute"]);
@@ -440,12 +375,40 @@ fn a_gateway_writes_down_what_the_one_that_ran_a_request_says_of_it() {
     let key = run(&south, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
     let gateway = Served::start(&south, &["--config", "p.toml"]);
     let body = json!({"model": "far", "prompt": "Once", "max_tokens": 4, "ignore_eos": true});
-    assert_eq!(super::binary::open_as(&gateway.address, "/v1/completions", &body, &key).whole().status, 200);
+    assert_eq!(open_as(&gateway.address, "/v1/completions", &body, &key).whole().status, 200);
     let settled = |state: &State| (0..1_000).map(|_| entries(state)).find(|entries| !entries.is_empty()).unwrap();
     let (here, there) = (&settled(&south)[0], &settled(&north)[0]);
     assert_eq!((here[18].as_str(), here[19].as_str()), (there[5].as_str(), "north"));
     assert!(there[5].len() > 8 && here[20].parse::<u64>().unwrap() > 0, "{here:?}");
     assert_eq!(here[20], there[14], "what it says is what it billed");
+    assert!(there[24].starts_with(&format!("rsv_{}_", here[1])), "{} names entry {}", there[24], here[1]);
+    assert_eq!(there[25..27], [here[2].as_str(), "1"], "for whom, and as how many requests it counts");
+    assert_eq!(here[24..27], ["", "", "1"], "nobody asked the first one for somebody");
+}
+
+#[test]
+fn what_another_gateway_asks_again_after_a_restart_is_billed_and_counted_once() {
+    let state = State::new();
+    run(&state, &["account", "create", "south"]);
+    let scopes = ["--scope", "inference", "--scope", "gateway"];
+    let key = run(&state, &[&["key", "create", "gate", "--account", "south"][..], &scopes].concat());
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 4, "ignore_eos": true}).to_string();
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nauthorization: Bearer {}\r\n\
+         x-passerelle-reservation: rsv_1_a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        key.trim(),
+        body.len()
+    );
+    let told = |served: &Served| send(&served.address, &request).whole().json()["usage"]["passerelle"].clone();
+    let first = Served::start(&state, &[]);
+    let once = told(&first);
+    let second = restarted(&state, first);
+    assert_eq!(told(&second), once);
+    drop(restarted(&state, second));
+    let entries = entries(&state);
+    let of_entries = |column: usize| entries.iter().map(|entry| entry[column].as_str()).collect::<Vec<_>>();
+    assert_eq!((of_entries(13), of_entries(24), of_entries(26)), (vec!["4", "0"], vec!["rsv_1_a"; 2], vec!["1", "0"]));
+    assert!(once["billed_gpu_ms"].as_f64() > Some(0.0) && of_entries(14)[1] == "0", "{once}");
 }
 
 /// Who asked, for whom and for what: kept beside what it used, through every door, and nowhere else.
@@ -472,7 +435,7 @@ fn what_requests_are_for_is_accounted_and_neither_logged_nor_measured() {
         ("/v1/completions", json!({"model": "demo", "prompt": "Once", "max_tokens": 2})),
     ];
     for (path, body) in &bodies {
-        let answer = super::binary::open_as(&served.address, path, body, &key).text_with_head();
+        let answer = open_as(&served.address, path, body, &key).text_with_head();
         assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
     }
     let metrics = super::binary::get_as(&served.address, "/metrics", Some(&key));

@@ -11,6 +11,8 @@ mod gguf;
 mod hostile;
 mod inspect;
 #[expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+mod kills;
+#[expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
 mod ledger;
 mod loading;
 mod operation;

@@ -187,8 +187,17 @@ async fn asking_for_tokens_is_a_request_and_takes_no_tokens() {
     assert_eq!(client.post("/detokenize", &spelt).await.status, 200);
     let short = chat(json!({"max_tokens": 1}));
     assert_eq!(client.post(CHAT, &short).await.status, 200, "the model has its one request left");
-    let refused = client.post("/tokenize", &json!({"prompt": "hi"})).await;
-    assert_eq!((refused.status, refused.headers["x-ratelimit-limit-name"].as_str()), (429, "requests_per_minute"));
+    for (route, body) in [("/tokenize", json!({"prompt": "hi"})), ("/detokenize", spelt), (CHAT, short)] {
+        let refused = client.post(route, &body).await;
+        assert_eq!((refused.status, refused.headers["x-ratelimit-limit-name"].as_str()), (429, "requests_per_minute"));
+        let left = |header| refused.headers.get(header).map(String::as_str);
+        assert_eq!(left("x-ratelimit-remaining-requests"), Some("0"), "{route}");
+        for header in
+            ["x-ratelimit-limit-requests", "x-ratelimit-reset-requests", "x-ratelimit-limit-tokens", "retry-after"]
+        {
+            assert!(left(header).is_some(), "{header} of {route}");
+        }
+    }
 }
 
 #[tokio::test]

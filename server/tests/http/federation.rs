@@ -1,5 +1,6 @@
 //! One Passerelle before another: who asks is told, what it cost is answered, and what is asked twice is billed once.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +8,10 @@ use passerelle::api::{ApiConfig, RemoteModel, Serving};
 use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use passerelle::gateway::breaker::BreakerBounds;
 use passerelle::gateway::directory::NewKey;
+use passerelle::gateway::quota::{Bound, Period, Unit};
 use passerelle::gateway::replica::{ReplicaId, UpstreamParts};
-use passerelle::gateway::{DataDir, Directory, LedgerTotals, Quota, Replica, Router, Scope};
+use passerelle::gateway::tariff::{Price, Tariff};
+use passerelle::gateway::{DataDir, Directory, LedgerTotals, Limit, Quota, Replica, Router, Scope};
 use passerelle::upstream::{Timeouts, Upstream, UpstreamKind, UpstreamSettings};
 use passerelle_engine::clock::SystemClock;
 use serde_json::{Value, json};
@@ -38,14 +41,23 @@ async fn site() -> Site {
     };
     let gateway_key = key("gateway", &[Scope::Inference, Scope::Gateway]);
     let plain_key = key("plain", &[Scope::Inference]);
+    let daily = Bound::Budget { unit: Unit::Requests, amount: NonZeroU64::new(100).unwrap(), period: Period::Day };
+    directory.set_limit(&"south".parse().unwrap(), Limit::of(daily)).unwrap();
     let api = ApiConfig { site: Some("north".to_owned()), ..ApiConfig::default() };
-    let server = Server::with(Options { administered: Some(folder), api, ..Options::default() }).await;
+    let tariff = Arc::new(Tariff::new("test", [(MODEL.to_owned(), Price::flat(2_000_000, 1_000, 4_000_000))]));
+    let server = Server::with(Options { administered: Some(folder), api, tariff, ..Options::default() }).await;
     Site { server, gateway_key, plain_key }
 }
 
 impl Site {
     fn with(&self, key: &str) -> Client {
         self.server.client().with("authorization", &format!("Bearer {key}"))
+    }
+
+    /// Of a day's 100, to the account of both keys.
+    async fn requests_left(&self) -> Value {
+        let limits = self.with(&self.plain_key).get("/v1/me/limits").await.json();
+        limits["data"][0]["remaining"].clone()
     }
 
     async fn settled(&self) -> LedgerTotals {
@@ -79,7 +91,9 @@ async fn gateway_before(site: &Site) -> Server {
 }
 
 fn chat(model: &str) -> Value {
-    json!({"model": model, "messages": [{"role": "user", "content": "say:hi there"}]})
+    // Longer than a block, so that a cache holds some of it.
+    let content = format!("{}say:hi there", "Once upon a time. ".repeat(4));
+    json!({"model": model, "messages": [{"role": "user", "content": content}]})
 }
 
 #[tokio::test]
@@ -107,13 +121,20 @@ async fn a_reservation_that_asks_twice_is_billed_once_and_told_what_it_cost() {
     assert_eq!((&told["site"], &told["model_digest"]), (&json!("north"), &json!(digest())));
     assert!(told["billed_gpu_ms"].is_number(), "{told}");
     let once = site.settled().await;
+    assert_eq!(site.requests_left().await, json!(99.0));
     let again = ask(&site.gateway_key, "rsv_1").await.json();
     assert_eq!(again["choices"], first["choices"], "it is answered all the same");
+    assert_eq!(again["usage"]["passerelle"], *told, "what was billed, though its prompt is cached by now");
+    assert!(again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64() > Some(0), "{again}");
     let twice = site.settled().await;
     assert_eq!((twice.prompt_tokens, twice.generated_tokens), (once.prompt_tokens, once.generated_tokens));
+    assert_eq!(site.requests_left().await, json!(99.0), "one request");
     ask(&site.gateway_key, "rsv_2").await.json();
     assert_eq!(site.settled().await.generated_tokens, 2 * once.generated_tokens, "another one pays");
     assert_eq!(ask(&site.gateway_key, "two words").await.status, 400);
+    let nobody = site.with(&site.gateway_key).with(RESERVATION, "rsv_3").with("x-passerelle-account", "a//b");
+    let refused = nobody.post("/v1/chat/completions", &chat(MODEL)).await;
+    assert_eq!((refused.status, refused.param().as_deref()), (400, Some("x-passerelle-account")));
 }
 
 #[tokio::test]

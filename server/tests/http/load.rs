@@ -191,6 +191,15 @@ async fn what_is_left_of_the_rates_is_in_the_headers_and_an_ask_that_never_fits_
     assert_eq!(refused.status, 429);
     assert_eq!(refused.headers["x-ratelimit-limit-name"], "requests_per_minute");
     assert!((1..=30).contains(&refused.headers["retry-after"].parse::<u64>().unwrap()));
+    let mut limit = refused.json()["error"]["limit"].take();
+    let wait = limit["retry_after_seconds"].take().as_f64().unwrap();
+    assert!((0.0..=30.0).contains(&wait), "{wait}");
+    let expected = json!({
+        "name": "requests_per_minute", "scope": "lab", "model": null, "window": "minute", "window_start": null,
+        "window_end": null, "limit": 2.0, "used": 2.0, "asked": 1.0, "retry_after_seconds": null,
+    });
+    assert_eq!(limit, expected);
+    assert_eq!(never.json()["error"]["limit"]["name"], "tokens_per_minute", "a 400 for good says which one too");
 }
 
 #[tokio::test]

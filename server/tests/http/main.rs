@@ -7,6 +7,7 @@ mod answers;
 mod batches;
 mod choices;
 mod classes;
+mod clocks;
 mod common;
 mod comparisons;
 mod contract;

@@ -244,7 +244,40 @@ fn error() -> Value {
             "type": {"type": "string"},
             "param": {"type": ["string", "null"]},
             "code": {"type": "string"},
+            "limit": reached_limit(),
         }),
     );
     object(&["error"], json!({"error": inner}))
+}
+
+/// Where a limit refuses.
+fn reached_limit() -> Value {
+    let amount = || json!({"type": "number", "minimum": 0});
+    let instant = || json!({"type": ["integer", "null"], "description": "Seconds since 1970; of a budget."});
+    object(
+        &[
+            "name",
+            "scope",
+            "model",
+            "window",
+            "window_start",
+            "window_end",
+            "limit",
+            "used",
+            "asked",
+            "retry_after_seconds",
+        ],
+        json!({
+            "name": {"type": "string", "description": "As `quota set` spells it."},
+            "scope": {"type": "string", "description": "The account that the limit stands on."},
+            "model": {"type": ["string", "null"], "description": "Null: it is for all models together."},
+            "window": {"enum": ["minute", "day", "month", "grant", null]},
+            "window_start": instant(),
+            "window_end": instant(),
+            "limit": amount(),
+            "used": amount(),
+            "asked": amount(),
+            "retry_after_seconds": {"type": ["number", "null"], "minimum": 0},
+        }),
+    )
 }

@@ -26,20 +26,21 @@ use super::errors::{ApiError, ErrorKind, ErrorLabel};
 use super::fields::invalid;
 use super::generate::Visit;
 use super::state::AppState;
-use crate::gateway::{AuthError, Caller, RemoteReservation, Scope};
+use crate::gateway::{AccountPath, AuthError, Caller, RemoteReservation, Scope};
 
 const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-passerelle-ignored-fields");
 const RESERVATION: HeaderName = HeaderName::from_static("x-passerelle-reservation");
+const ACCOUNT: HeaderName = HeaderName::from_static("x-passerelle-account");
 const MAX_IGNORED_HEADER_BYTES: usize = 1024;
 
 /// Who asks. Called before the body is read, so that strangers cannot make the server hold one.
 pub(crate) fn authenticate(state: &AppState, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-    counted(state, state.authenticator().authenticate(bearer(headers)))
+    counted(state, state.authenticator().authenticate(bearer(headers), state.ledger().today()))
 }
 
 /// Who asks, with a key, also where none is needed.
 pub(crate) fn authenticate_key(state: &AppState, headers: &HeaderMap) -> Result<Arc<Caller>, ApiError> {
-    counted(state, state.authenticator().authenticate_key(bearer(headers)))
+    counted(state, state.authenticator().authenticate_key(bearer(headers), state.ledger().today()))
 }
 
 fn counted(state: &AppState, authenticated: Result<Arc<Caller>, AuthError>) -> Result<Arc<Caller>, ApiError> {
@@ -65,9 +66,17 @@ fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
 /// everything would pay once.
 fn origin(caller: &Caller, headers: &HeaderMap) -> Result<Option<RemoteReservation>, ApiError> {
     let Some(id) = headers.get(RESERVATION).filter(|_| caller.may(Scope::Gateway)) else { return Ok(None) };
-    let named = id.to_str().ok().and_then(|id| RemoteReservation::new(caller.account.path.clone(), id));
+    let for_account = account_over_there(headers)?;
+    let named = id.to_str().ok().and_then(|id| RemoteReservation::new(caller.account.path.clone(), id, for_account));
     let odd = || invalid("x-passerelle-reservation", "is 1 to 128 visible characters");
     named.map(Some).ok_or_else(odd)
+}
+
+/// For whom the other gateway asks, if it says so.
+fn account_over_there(headers: &HeaderMap) -> Result<Option<AccountPath>, ApiError> {
+    let Some(account) = headers.get(ACCOUNT) else { return Ok(None) };
+    let path = account.to_str().ok().and_then(|path| path.parse().ok());
+    path.map(Some).ok_or_else(|| invalid("x-passerelle-account", "is the path of an account"))
 }
 
 /// What a key may not do is said, with what it would need.

@@ -58,11 +58,15 @@ pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) ->
     let mut reader = state.reader();
     let asked = read_tokenize(body, &mut reader, &state.config().bounds)?;
     let model = find(&state, &visit, asked.model).await?;
-    let _reservation = reserve_request(&state, &visit)?;
-    let encoded = encode(&state, &model, asked.prompt).await?;
-    let tokens = encoded.into_iter().next().map(|prompt| prompt.tokens).unwrap_or_default();
-    let answer = json!({"count": tokens.len(), "max_model_len": model.max_model_len, "tokens": tokens});
+    let answer = tokens_of(&state, &visit, (&model, asked.prompt)).await;
     Ok(respond(&state, &visit, answer, reader))
+}
+
+async fn tokens_of(state: &AppState, visit: &Visit, (model, prompt): (&Lease, Prompt)) -> Result<Value, ApiError> {
+    let _reservation = reserve_request(state, visit)?;
+    let encoded = encode(state, model, prompt).await?;
+    let tokens = encoded.into_iter().next().map(|prompt| prompt.tokens).unwrap_or_default();
+    Ok(json!({"count": tokens.len(), "max_model_len": model.max_model_len, "tokens": tokens}))
 }
 
 pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
@@ -77,10 +81,15 @@ pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) 
             format!("token {id} is outside the model's vocabulary of {}", model.input_vocab_size),
         ));
     }
-    let _reservation = reserve_request(&state, &visit)?;
+    let answer = text_of(&state, &visit, (&model, tokens)).await;
+    Ok(respond(&state, &visit, answer, reader))
+}
+
+async fn text_of(state: &AppState, visit: &Visit, (model, tokens): (&Lease, Vec<u32>)) -> Result<Value, ApiError> {
+    let _reservation = reserve_request(state, visit)?;
     let text = Arc::clone(&model.text);
     let prompt = state.text_work().run(move || Ok(text.tokenizer.decode(&tokens, SkipSpecialTokens::No))).await?;
-    Ok(respond(&state, &visit, json!({"prompt": prompt}), reader))
+    Ok(json!({"prompt": prompt}))
 }
 
 /// What a client needs to count tokens as this server does: the special tokens and the chat template.
@@ -155,8 +164,9 @@ fn reserve_request(state: &AppState, visit: &Visit) -> Result<Reservation, ApiEr
     reserve(state, &visit.caller, &Ask::without_model())
 }
 
-fn respond(state: &AppState, visit: &Visit, answer: Value, reader: Reader) -> Response {
-    let mut response = Json(answer).into_response();
+/// A refusal says what is left as an answer does.
+fn respond(state: &AppState, visit: &Visit, answer: Result<Value, ApiError>, reader: Reader) -> Response {
+    let mut response = answer.map_or_else(IntoResponse::into_response, |answer| Json(answer).into_response());
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.caller, None));
     list_ignored(&mut response, &reader.into_ignored());
     response

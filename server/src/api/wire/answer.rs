@@ -4,7 +4,6 @@ use std::fmt::Debug;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use passerelle_engine::Usage;
 use passerelle_models::ModelDigest;
@@ -19,7 +18,7 @@ use crate::api::errors::ApiError;
 use crate::api::launch::LivePrompt;
 use crate::api::sse::StreamEnd;
 use crate::api::state::AppState;
-use crate::gateway::tariff::Price;
+use crate::gateway::{Ledger, RemoteReservation};
 
 /// How pieces of choices become an answer. `usage` is what was used so far.
 pub(crate) trait AnswerForm: Debug + Send {
@@ -84,20 +83,34 @@ pub(crate) struct AnswerHead {
 /// What another gateway wants to know beside the usage, and finds in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Billing {
-    price: Option<Arc<Price>>,
+    ledger: Ledger,
+    model: String,
+    answers: NonZeroU32,
+    /// `None` for several prompts, each of which is a bill of its own.
+    origin: Option<RemoteReservation>,
     digest: Option<ModelDigest>,
     site: Option<String>,
 }
 
 impl Billing {
-    /// `digest`: of the model, as far as it is known here.
-    pub(crate) fn of(state: &AppState, model: &str, digest: Option<ModelDigest>) -> Self {
-        let price = state.ledger().tariff().price(model);
-        Self { price, digest, site: state.config().site.clone() }
+    /// `None` for whoever is no gateway. `digest`: of the model, as far as it is known here.
+    pub(crate) fn of(
+        state: &AppState,
+        (model, digest): (&str, Option<ModelDigest>),
+        (origin, num_prompts, answers): (Option<RemoteReservation>, usize, NonZeroU32),
+    ) -> Option<Self> {
+        let origin = origin?;
+        let (ledger, model, site) = (state.ledger().clone(), model.to_owned(), state.config().site.clone());
+        Some(Self { ledger, model, answers, origin: (num_prompts == 1).then_some(origin), digest, site })
     }
 
+    /// Whoever asks again is told what was billed before, and not what it would have cost.
     fn json(&self, used: Usage) -> Value {
-        let billed = self.price.as_ref().map_or(0, |price| price.cost_micros(used, NonZeroU32::MIN));
+        let Self { ledger, model, answers, .. } = self;
+        let billed = match &self.origin {
+            Some(origin) => ledger.billed_in_all(origin, (model, *answers), used),
+            None => ledger.tariff().cost_micros(Some(model), used, *answers),
+        };
         json!({"billed_gpu_ms": billed as f64 / 1e3, "model_digest": self.digest, "site": self.site})
     }
 }

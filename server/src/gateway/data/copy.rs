@@ -1,12 +1,14 @@
 //! A copy of everything to take away: a file that is gone once it is closed, or pages in memory where the disk has no room for
-//! a file.
+//! a file, of one copy at a time.
 
 use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use rusqlite::{Connection, MAIN_DB};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Access, DataDir, DataError, io_error};
 
@@ -20,7 +22,7 @@ const ALONE: u8 = 1;
 
 impl DataDir {
     /// Everything at one instant, without a name.
-    pub fn copy_of_now(&self) -> Result<Box<dyn Read>, DataError> {
+    pub fn copy_of_now(&self) -> Result<Box<dyn Read + Send>, DataError> {
         match self.access {
             Access::Changes => self.copy_through(self.path()),
             Access::ReadsAsItLies => self.copy_in_memory(),
@@ -28,7 +30,7 @@ impl DataDir {
     }
 
     /// `folder`: of the file.
-    fn copy_through(&self, folder: &Path) -> Result<Box<dyn Read>, DataError> {
+    fn copy_through(&self, folder: &Path) -> Result<Box<dyn Read + Send>, DataError> {
         match self.copy_in_file(folder) {
             Ok(file) => Ok(Box::new(file)),
             Err(error) if error.is_for_want_of_room() => {
@@ -50,7 +52,8 @@ impl DataDir {
         }
     }
 
-    fn copy_in_memory(&self) -> Result<Box<dyn Read>, DataError> {
+    fn copy_in_memory(&self) -> Result<Box<dyn Read + Send>, DataError> {
+        let place = Arc::clone(&self.copies).try_acquire_owned().map_err(|_| DataError::CopyInMemory)?;
         let path = self.database();
         let sql = |error| DataError::Sql { path: path.clone(), error };
         let before = self.as_changed()?;
@@ -72,13 +75,25 @@ impl DataDir {
                 *version = ALONE;
             }
         }
-        Ok(Box::new(Cursor::new(pages)))
+        Ok(Box::new(InMemory { pages: Cursor::new(pages), _place: place }))
     }
 
     fn as_changed(&self) -> Result<(u64, SystemTime), DataError> {
         let path = self.database();
         let looked = path.metadata().and_then(|of| Ok((of.len(), of.modified()?)));
         looked.map_err(io_error("look at", &path))
+    }
+}
+
+/// In its place until it is dropped.
+struct InMemory {
+    pages: Cursor<Vec<u8>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Read for InMemory {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.pages.read(buffer)
     }
 }
 
@@ -126,12 +141,28 @@ mod tests {
     }
 
     #[test]
+    fn one_copy_is_held_in_memory_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = DataDir::open(folder.path()).unwrap();
+        let mut first = data.copy_in_memory().unwrap();
+        let refused = || data.clone().copy_in_memory().map(drop);
+        assert!(matches!(refused(), Err(DataError::CopyInMemory)));
+        io::copy(&mut first, &mut io::sink()).unwrap();
+        assert!(matches!(refused(), Err(DataError::CopyInMemory)), "it is held until it is let go");
+        drop(first);
+        refused().unwrap();
+    }
+
+    #[test]
     fn only_a_disk_that_cannot_be_written_is_a_reason_to_copy_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let data = DataDir::open(folder.path()).unwrap();
         assert!(matches!(data.copy_through(&folder.path().join("nowhere")), Err(DataError::Io { .. })));
-        let full = io::Error::from(io::ErrorKind::StorageFull);
-        assert!(io_error("create", folder.path())(full).is_for_want_of_room());
+        const ENOSPC: i32 = 28;
+        const EDQUOT: i32 = 122;
+        for full in [ENOSPC, EDQUOT].map(io::Error::from_raw_os_error) {
+            assert!(io_error("create", folder.path())(full).is_for_want_of_room());
+        }
         let (_folder, connection) = restored(&mut data.copy_through(folder.path()).unwrap());
         assert_eq!(weight_of_root(&connection), 1);
     }
@@ -143,7 +174,7 @@ mod tests {
         let path = folder.path().join("50% of? #1");
         drop(DataDir::open(&path).unwrap());
         assert!(super::super::lies_still(&path));
-        let data = DataDir { path: path.clone(), access: Access::ReadsAsItLies };
+        let data = DataDir { access: Access::ReadsAsItLies, ..DataDir::of(&path) };
         let error = data.connect().unwrap().execute("UPDATE accounts SET weight = 7", []).unwrap_err();
         assert!(super::super::cannot_write(&error), "{error}");
         let (_folder, connection) = restored(&mut data.copy_of_now().unwrap());

@@ -19,12 +19,16 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tokio::sync::Semaphore;
 
 pub use backup::Restored;
 
+/// Copies that are held in memory at a time, where the disk has no room for them: each is as large as the database.
+const COPIES_IN_MEMORY: usize = 1;
 /// How long one process waits for another's change. Each takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const OWNER_ONLY_FILE: u32 = 0o600;
@@ -35,6 +39,8 @@ const OWNER_ONLY_DIRECTORY: u32 = 0o700;
 pub struct DataDir {
     path: PathBuf,
     access: Access,
+    /// Places for copies in memory, which all clones share.
+    copies: Arc<Semaphore>,
 }
 
 /// What this process can do with the database.
@@ -61,6 +67,11 @@ pub enum DataError {
         path.display()
     )]
     Version { path: PathBuf, found: u32, known: u32 },
+    /// Over as soon as the other one was taken away.
+    #[error(
+        "the disk has no room for a copy, and one is made in memory at a time: try again when the other is taken away"
+    )]
+    CopyInMemory,
 }
 
 const DATABASE: &str = "passerelle.db";
@@ -87,7 +98,7 @@ impl DataDir {
     pub fn open_even_if_full(path: &Path) -> Result<Self, DataError> {
         match Self::open(path) {
             Err(error) if error.is_for_want_of_room() && lies_still(path) => {
-                let directory = Self { path: path.to_owned(), access: Access::ReadsAsItLies };
+                let directory = Self { access: Access::ReadsAsItLies, ..Self::of(path) };
                 schema::bring_up_to_date(&mut directory.connect()?, &directory.database())?;
                 Ok(directory)
             }
@@ -96,7 +107,8 @@ impl DataDir {
     }
 
     fn of(path: &Path) -> Self {
-        Self { path: path.to_owned(), access: Access::Changes }
+        let copies = Arc::new(Semaphore::new(COPIES_IN_MEMORY));
+        Self { path: path.to_owned(), access: Access::Changes, copies }
     }
 
     /// Whether something is kept there, by this program or by one before the database.
@@ -149,14 +161,20 @@ impl DataError {
     /// Whether it is the disk that has no room, or does not work.
     pub fn is_for_want_of_room(&self) -> bool {
         match self {
-            Self::Io { error, .. } => error.kind() == io::ErrorKind::StorageFull,
+            Self::Io { error, .. } => has_no_room(error),
             Self::Sql { error, .. } => cannot_write(error),
-            Self::InUse { .. } | Self::Content { .. } | Self::Version { .. } => false,
+            Self::InUse { .. } | Self::Content { .. } | Self::Version { .. } | Self::CopyInMemory => false,
         }
     }
 }
 
-/// Whether the database could not be written for a reason that lies in its disk.
+/// Of the disk, or left to this user of it.
+fn has_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether the database could not be written for a reason that lies in its disk. SQLite knows a full disk; a user's used-up
+/// quota is to it one of the failures of the system.
 pub(super) fn cannot_write(error: &rusqlite::Error) -> bool {
     use ErrorCode::{DiskFull, ReadOnly, SystemIoFailure};
     error.sqlite_error_code().is_some_and(|code| matches!(code, DiskFull | ReadOnly | SystemIoFailure))

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use super::DataError;
 
 /// Step `n` leads from format `n` to format `n + 1`. Steps are added, never changed.
-pub(super) const STEPS: [&str; 6] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES, TOLD, ATTRIBUTION, BILLS];
+pub(super) const STEPS: [&str; 7] = [ACCOUNTS_AND_KEYS, LEDGER, CLASSES, TOLD, ATTRIBUTION, BILLS, ASKERS];
 
 /// Paths are written as [`super::super::AccountPath`] writes them; instants are seconds since 1970; lists are JSON.
 const ACCOUNTS_AND_KEYS: &str = "
@@ -117,6 +117,14 @@ const ATTRIBUTION: &str = "
 
 /// Which entries are one request's.
 const BILLS: &str = "ALTER TABLE entries ADD COLUMN bill INTEGER;";
+
+/// Under which reservation, and for which account, another gateway asked; and whether the entry counts as a request.
+const ASKERS: &str = "
+    ALTER TABLE entries ADD COLUMN asker_reservation TEXT;
+    ALTER TABLE entries ADD COLUMN asker_account TEXT;
+    ALTER TABLE entries ADD COLUMN requests INTEGER NOT NULL DEFAULT 1;
+    CREATE INDEX entries_asked ON entries (id) WHERE asker_reservation IS NOT NULL;
+";
 
 pub(super) const FORMAT: u32 = STEPS.len() as u32;
 

@@ -109,7 +109,10 @@ const COLUMNS_OF_4: &str = "seq,reservation,account,key,model,model_digest,parti
 const COLUMNS_OF_5: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,settled_at,\
                             input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,answers,\
                             told_model_digest,told_site,told_billed_gpu_us,user,metadata";
-const FORMER: [Former; 4] = [
+const COLUMNS_OF_6: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,settled_at,\
+                            input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,answers,\
+                            told_model_digest,told_site,told_billed_gpu_us,user,metadata,bill";
+const FORMER: [Former; 5] = [
     Former {
         format: 3,
         row: "7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7, 3, 'stop', ?1",
@@ -140,6 +143,14 @@ const FORMER: [Former; 4] = [
         columns: COLUMNS_OF_5,
         line: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,1,,,,u,",
         covered: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,1,,,,u,",
+    },
+    Former {
+        format: 6,
+        row: "7, 1, 'acme', 'k', 'm', 'fp_1', 'cpu', '1', '0.1.0', 1000, 1001, 5, 5, 0, 3, 7, 3, 'stop', ?1, 1, \
+              NULL, NULL, NULL, NULL, NULL, 6",
+        columns: COLUMNS_OF_6,
+        line: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,1,,,,,,6",
+        covered: "1,7,acme,k,m,fp_1,cpu,1,0.1.0,1000,1001,5,0,3,7,3,stop,1,,,,,,6",
     },
 ];
 

@@ -68,14 +68,6 @@ impl Directory {
         })
     }
 
-    /// All limits of the account at once.
-    pub fn set_limits(&self, path: &AccountPath, limits: &Quota) -> Result<(), DirectoryError> {
-        self.change(Act::limits(path, limits), |transaction| {
-            require(transaction, path)?;
-            write_limits(transaction, path, limits)
-        })
-    }
-
     /// Its part of an engine beside others.
     pub fn set_weight(&self, path: &AccountPath, weight: NonZeroU32) -> Result<(), DirectoryError> {
         self.change(Act::weight(path, weight), |transaction| {

@@ -66,7 +66,8 @@ fn bench_on(
     let in_parts = PartBounds { tokens: PART, longest_park: Duration::from_secs(60) };
     let tariff = Arc::new(tariff);
     let (next_id, latest, binary, models) = (EntryId(1), UnixSeconds(0), "test".into(), BTreeMap::new());
-    let journal = journal.map(|journal| JournalParts { journal, next_id, latest, binary, models });
+    let journal =
+        journal.map(|journal| JournalParts { journal, next_id, latest, asked_before: Vec::new(), binary, models });
     let ledger = Ledger::new(LedgerParts { in_parts, tariff, journal, ..LedgerParts::without_past(clock) });
     Bench { clock: manual, engine, replica, ledger, caller }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use passerelle_engine::Usage;
 
 use super::*;
-use crate::gateway::attribution::Attribution;
+use crate::gateway::attribution::{Asker, Attribution};
 use crate::gateway::data::DataDir;
 use crate::gateway::quota::UnixSeconds;
 use crate::gateway::tariff::Tariff;
@@ -42,7 +42,8 @@ pub(super) fn used(prompt_tokens: u32, generated_tokens: u32) -> Usage {
 }
 
 pub(super) fn settlement(at: u64, used: Usage) -> Settlement {
-    Settlement { at: UnixSeconds(at), used, billed_micros: 7, measured_micros: 3, end: EntryEnd::Stop, told: None }
+    let (at, end, counts) = (UnixSeconds(at), EntryEnd::Stop, Counts::One);
+    Settlement { at, used, billed_micros: 7, measured_micros: 3, end, told: None, counts }
 }
 
 #[test]
@@ -81,5 +82,40 @@ fn what_was_written_reaches_the_disk_and_a_store_can_be_reopened() {
         store.reopen().unwrap();
         store.write(&[Record::Withdraw(EntryId(1))]).unwrap();
         assert_eq!(store.recover(UnixSeconds(1)), Ok(0));
+    });
+}
+
+#[test]
+fn what_other_gateways_asked_for_is_known_to_the_entry() {
+    stores(|mut store| {
+        let ask = |id: u64, asker: Option<&str>, bill: Option<u64>| {
+            let asker = asker.map(|reservation| Asker { reservation: reservation.into(), account: None });
+            let attribution = Attribution { asker, ..Attribution::default() };
+            Arc::new(Opening { attribution, bill: bill.map(EntryId), ..Opening::clone(&opening(id, "a")) })
+        };
+        let entries = [
+            ask(1, Some("first"), None),
+            ask(2, None, None),
+            ask(3, Some("list"), Some(3)),
+            ask(4, Some("list"), Some(3)),
+            ask(5, Some("open"), None),
+        ];
+        let opened: Vec<_> = entries.iter().cloned().map(Record::Open).collect();
+        store.write(&opened, Durability::Process).unwrap();
+        // In another order than they were opened in.
+        for (entry, tokens) in entries[..4].iter().zip(1..5).rev() {
+            store
+                .write(&[Record::Settle(Arc::clone(entry), settlement(1_001, used(5, tokens)))], Durability::Process)
+                .unwrap();
+        }
+        let known = |most| {
+            let asked = store.asked_before(most).unwrap().into_iter();
+            asked
+                .map(|asked| (asked.reservation.to_string(), asked.part, asked.used, asked.billed_micros))
+                .collect::<Vec<_>>()
+        };
+        let entry = |name: &str, part, tokens| (name.to_owned(), part, used(5, tokens), 7);
+        assert_eq!(known(9), [entry("first", 0, 1), entry("list", 0, 3), entry("list", 1, 4)]);
+        assert_eq!(known(2), [entry("list", 0, 3), entry("list", 1, 4)], "the latest");
     });
 }

@@ -50,6 +50,25 @@ pub struct Settlement {
     pub end: EntryEnd,
     /// By the gateway that ran it for this one; `None` for every other request.
     pub told: Option<Arc<Told>>,
+    pub counts: Counts,
+}
+
+/// As how many requests an entry counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Counts {
+    #[default]
+    One,
+    /// Another entry of the same reservation of another gateway is counted.
+    None,
+}
+
+impl Counts {
+    pub fn requests(self) -> u64 {
+        match self {
+            Self::One => 1,
+            Self::None => 0,
+        }
+    }
 }
 
 /// What another gateway says of a request that it ran. Its word, written down beside what is billed here.
@@ -100,23 +119,33 @@ pub struct Covered {
     without: usize,
 }
 
+impl Opening {
+    /// Which of those that are on one bill.
+    pub(super) fn part(&self) -> u32 {
+        let first = self.bill.unwrap_or(self.id);
+        u32::try_from(self.id.0.saturating_sub(first.0)).unwrap_or(u32::MAX)
+    }
+}
+
 impl Entry {
     pub const COLUMNS: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,\
                                settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,\
-                               answers,told_model_digest,told_site,told_billed_gpu_us,user,metadata,bill";
+                               answers,told_model_digest,told_site,told_billed_gpu_us,user,metadata,bill,\
+                               asker_reservation,asker_account,requests";
     /// Those of earlier formats, and what the columns that each had added hold where they say nothing, the newest first. The
     /// chain does not cover what is not said, so that it goes on over entries from before.
-    const ADDED: [(&str, &str); 3] = [
+    const ADDED: [(&str, &str); 4] = [
+        (",asker_reservation,asker_account,requests", ",,,1"),
         (",bill", ","),
         (",user,metadata", ",,"),
         (",answers,told_model_digest,told_site,told_billed_gpu_us", ",1,,,"),
     ];
 
-    /// The columns as CSV, in one line. All but `user` and `metadata` hold names, numbers or digests, without a comma or a
-    /// quote.
+    /// The columns as CSV, in one line. All but `user`, `metadata` and `asker_reservation` hold names, numbers or digests,
+    /// without a comma or a quote.
     pub fn csv(&self) -> String {
         let Opening { id, account, key, model, model_digest, partition, tariff, binary, at, .. } = &self.opening;
-        let Settlement { at: settled_at, used, billed_micros, measured_micros, end, told } = &self.settlement;
+        let Settlement { at: settled_at, used, billed_micros, measured_micros, end, told, counts } = &self.settlement;
         let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
         let names = [account.as_str(), key, model, model_digest, partition, tariff, binary].map(plain);
         let mut line = format!("{},{},{}", self.seq, id.0, names.join(","));
@@ -131,10 +160,13 @@ impl Entry {
             }
             None => line.push_str(",,,"),
         }
-        let Attribution { user, metadata } = &self.opening.attribution;
+        let Attribution { user, metadata, asker } = &self.opening.attribution;
         let said = [user, metadata].map(|said| said.as_deref().map_or_else(String::new, quoted));
         let bill = self.opening.bill.map_or_else(String::new, |bill| bill.0.to_string());
         write!(line, ",{},{bill}", said.join(",")).expect("a string takes everything");
+        let account = asker.as_ref().and_then(|asker| asker.account.as_ref()).map_or("", |account| account.as_str());
+        let reservation = asker.as_ref().map_or_else(String::new, |asker| quoted(&asker.reservation));
+        write!(line, ",{reservation},{},{}", plain(account), counts.requests()).expect("a string takes everything");
         line
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
-use super::entry::{Entry, EntryEnd, EntryId, Opening, Settlement};
-use super::store::{LedgerDisk, LedgerStore, Record, StoreError};
+use super::entry::{Counts, Entry, EntryEnd, EntryId, Opening, Settlement};
+use super::store::{AskedBefore, LedgerDisk, LedgerStore, Record, StoreError};
 use crate::gateway::quota::UnixSeconds;
 
 #[derive(Debug, Default)]
@@ -68,14 +68,28 @@ impl LedgerStore for MemoryStore {
     fn recover(&mut self, at: UnixSeconds) -> Result<usize, StoreError> {
         let open: Vec<_> = self.open.values().cloned().collect();
         for (opening, used) in &open {
-            let (billed_micros, measured_micros, end, told) = (0, 0, EntryEnd::Died, None);
-            self.settle(opening, Settlement { at, used: *used, billed_micros, measured_micros, end, told });
+            let (billed_micros, measured_micros, end, told, counts) = (0, 0, EntryEnd::Died, None, Counts::One);
+            self.settle(opening, Settlement { at, used: *used, billed_micros, measured_micros, end, told, counts });
         }
         Ok(open.len())
     }
 
     fn next_id(&self) -> Result<EntryId, StoreError> {
         Ok(EntryId(self.last_id + 1))
+    }
+
+    fn asked_before(&self, most: usize) -> Result<Vec<AskedBefore>, StoreError> {
+        let asked = |entry: &Entry| {
+            let (opening, Settlement { used, billed_micros, .. }) = (&entry.opening, &entry.settlement);
+            let reservation = Arc::clone(&opening.attribution.asker.as_ref()?.reservation);
+            let (account, part) = (opening.account.clone(), opening.part());
+            let asked = AskedBefore { account, reservation, part, used: *used, billed_micros: *billed_micros };
+            Some((opening.id, asked))
+        };
+        let mut asked: Vec<_> = self.settled.iter().filter_map(asked).collect();
+        asked.sort_by_key(|(id, _)| *id);
+        let earlier = asked.len().saturating_sub(most);
+        Ok(asked.split_off(earlier).into_iter().map(|(_, asked)| asked).collect())
     }
 
     fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {

@@ -33,11 +33,11 @@ use std::time::Duration;
 use passerelle_engine::Usage;
 use tokio::time::{Sleep, sleep};
 
-pub use entry::{Chain, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
+pub use entry::{Chain, Counts, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
 pub use memory::MemoryStore;
 pub use progress::Progress;
 pub use sqlite::{SqliteStore, UsageReader, UsageSum, Used, UserSum};
-pub use store::{LedgerDisk, LedgerStore, Record, StoreError};
+pub use store::{AskedBefore, LedgerDisk, LedgerStore, Record, StoreError};
 pub use writer::{JournalConfig, JournalThread};
 
 use writer::Shared;
@@ -113,6 +113,10 @@ impl Journal {
 }
 
 impl Page {
+    pub(super) fn id(&self) -> EntryId {
+        self.opening.id
+    }
+
     /// Hands over a mark if the last one is some tokens away. At most one is under way.
     pub(super) fn mark(&mut self, used: Usage) {
         let since = used.generated_tokens.saturating_sub(self.last_mark);

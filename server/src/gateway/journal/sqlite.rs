@@ -12,8 +12,8 @@ use std::sync::Arc;
 use passerelle_engine::Usage;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::entry::{Chain, Covered, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
-use super::store::{LedgerDisk, LedgerStore, Record, StoreError};
+use super::entry::{Chain, Counts, Covered, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
+use super::store::{AskedBefore, LedgerDisk, LedgerStore, Record, StoreError};
 use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::quota::UnixSeconds;
@@ -99,8 +99,8 @@ impl LedgerStore for SqliteStore {
         let settle = |(opening, used): (Opening, Usage)| {
             let model = Some(&*opening.model).filter(|model| !model.is_empty());
             let billed_micros = self.tariff.cost_micros(model, used, opening.answers);
-            let (measured_micros, end, told) = (0, EntryEnd::Died, None);
-            let settlement = Settlement { at, used, billed_micros, measured_micros, end, told };
+            let (measured_micros, end, told, counts) = (0, EntryEnd::Died, None, Counts::One);
+            let settlement = Settlement { at, used, billed_micros, measured_micros, end, told, counts };
             Record::Settle(Arc::new(opening), settlement)
         };
         let records: Vec<Record> = open.into_iter().map(settle).collect();
@@ -113,6 +113,10 @@ impl LedgerStore for SqliteStore {
         let largest = "SELECT coalesce(max(id), 0) FROM entries";
         let largest: u64 = self.connection.query_row(largest, [], |row| row.get(0)).map_err(store_error)?;
         Ok(EntryId(largest + 1))
+    }
+
+    fn asked_before(&self, most: usize) -> Result<Vec<AskedBefore>, StoreError> {
+        read::asked_before(&self.connection, most).map_err(store_error)
     }
 
     fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {
@@ -168,10 +172,11 @@ fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<
         bill,
         ..
     } = opening;
-    let Attribution { user, metadata } = &opening.attribution;
+    let Attribution { user, metadata, asker } = &opening.attribution;
+    let asker = asker.as_ref();
     let insert = "INSERT OR IGNORE INTO entries (id, account, key, model, model_digest, partition, tariff, binary,
-                  opened_at, prompt_tokens, answers, user, metadata, bill)
-                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+                  opened_at, prompt_tokens, answers, user, metadata, bill, asker_reservation, asker_account)
+                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
     let entry = params![
         id.0,
         account,
@@ -187,6 +192,8 @@ fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<
         user,
         metadata,
         bill.map(|bill| bill.0),
+        asker.map(|asker| &asker.reservation),
+        asker.and_then(|asker| asker.account.as_ref()),
     ];
     transaction.prepare_cached(insert)?.execute(entry)?;
     Ok(())
@@ -205,13 +212,13 @@ fn settle(
     }
     let entry = Entry { seq: last.seq + 1, opening: Opening::clone(opening), settlement: settlement.clone() };
     let chain = last.chain.then(Covered::TODAY.of(&entry.csv()));
-    let Settlement { at, used, billed_micros, measured_micros, end, told } = settlement;
+    let Settlement { at, used, billed_micros, measured_micros, end, told, counts } = settlement;
     let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
     let told = told.as_deref();
     let update = "UPDATE entries SET seq = ?2, settled_at = ?3, input_tokens = ?4, cached_tokens = ?5,
                   output_tokens = ?6, billed_us = ?7, measured_us = ?8, finish = ?9, hash = ?10, told_model_digest = ?11,
-                  told_site = ?12, told_billed_us = ?13 WHERE id = ?1";
-    let counts = params![
+                  told_site = ?12, told_billed_us = ?13, requests = ?14 WHERE id = ?1";
+    let values = params![
         opening.id.0,
         entry.seq,
         at,
@@ -225,8 +232,9 @@ fn settle(
         told.map(|Told { model_digest, .. }| model_digest),
         told.map(|Told { site, .. }| site),
         told.map(|Told { billed_micros, .. }| billed_micros),
+        counts.requests(),
     ];
-    transaction.prepare_cached(update)?.execute(counts)?;
+    transaction.prepare_cached(update)?.execute(values)?;
     add_to_sums(transaction, ("usage", "model", &opening.model), opening, settlement)?;
     if let Some(user) = &opening.attribution.user {
         add_to_sums(transaction, ("usage_by_user", "user", user), opening, settlement)?;
@@ -242,19 +250,28 @@ fn add_to_sums(
     opening: &Opening,
     settlement: &Settlement,
 ) -> rusqlite::Result<()> {
-    let Settlement { at, used, billed_micros, measured_micros, .. } = settlement;
+    let Settlement { at, used, billed_micros, measured_micros, counts, .. } = settlement;
     let Usage { prompt_tokens, cached_tokens, generated_tokens, .. } = used;
     let add = format!(
-        "INSERT INTO {table} VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8)
-         ON CONFLICT (account, slot, {column}) DO UPDATE SET requests = requests + 1,
+        "INSERT INTO {table} VALUES (?1, ?2, ?3, ?9, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT (account, slot, {column}) DO UPDATE SET requests = requests + excluded.requests,
          input_tokens = input_tokens + excluded.input_tokens, cached_tokens = cached_tokens + excluded.cached_tokens,
          output_tokens = output_tokens + excluded.output_tokens, billed_us = billed_us + excluded.billed_us,
          measured_us = measured_us + excluded.measured_us"
     );
     let slot = start_of_slot(*at);
     let account = &opening.account;
-    let values =
-        params![account, slot, value, prompt_tokens, cached_tokens, generated_tokens, billed_micros, measured_micros];
+    let values = params![
+        account,
+        slot,
+        value,
+        prompt_tokens,
+        cached_tokens,
+        generated_tokens,
+        billed_micros,
+        measured_micros,
+        counts.requests(),
+    ];
     transaction.prepare_cached(&add)?.execute(values)?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use passerelle_engine::Usage;
 
 use super::entry::{EntryId, Opening, Settlement};
+use crate::gateway::account::AccountPath;
 use crate::gateway::quota::UnixSeconds;
 
 /// What is written down. Writing a settlement or a withdrawal a second time changes nothing.
@@ -19,6 +20,18 @@ pub enum Record {
     Settle(Arc<Opening>, Settlement),
     /// The reservation consumed nothing, not even itself.
     Withdraw(EntryId),
+}
+
+/// What an entry added to the bill of another gateway's reservation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AskedBefore {
+    /// Here, which paid.
+    pub account: AccountPath,
+    pub reservation: Arc<str>,
+    /// Which prompt of the request.
+    pub part: u32,
+    pub used: Usage,
+    pub billed_micros: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +58,9 @@ pub trait LedgerStore: Send {
 
     /// The latest instant that was ever written. Time does not go back before it.
     fn latest_instant(&self) -> Result<UnixSeconds, StoreError>;
+
+    /// The settled entries that other gateways asked for, the latest `most` of them, in the order of their ids.
+    fn asked_before(&self, most: usize) -> Result<Vec<AskedBefore>, StoreError>;
 }
 
 /// It has a thread of its own: a sync takes as long as the disk likes, and meanwhile the store is written.

@@ -8,7 +8,7 @@ use std::task::Poll;
 use super::conformance::{opening, settlement, used};
 use super::export::{ExportError, verify_csv, write_csv};
 use super::*;
-use crate::gateway::attribution::Attribution;
+use crate::gateway::attribution::{Asker, Attribution};
 use crate::gateway::data::DataDir;
 use crate::gateway::ledger::Spent;
 use crate::gateway::quota::{Unit, UnixSeconds};
@@ -62,6 +62,10 @@ impl LedgerStore for Disk {
 
     fn latest_instant(&self) -> Result<UnixSeconds, StoreError> {
         Ok(UnixSeconds(0))
+    }
+
+    fn asked_before(&self, _: usize) -> Result<Vec<AskedBefore>, StoreError> {
+        Ok(Vec::new())
     }
 }
 
@@ -291,9 +295,12 @@ fn what_was_used_since_any_second_is_known_to_the_entry() {
     let folder = tempfile::tempdir().unwrap();
     let data = DataDir::open(folder.path()).unwrap();
     let mut store = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
-    for (id, at) in [(1, 880), (2, 901), (3, 1_200), (4, 1_199), (5, 1_201), (6, 1_900)] {
+    for (id, at) in [(1, 880), (2, 901), (3, 1_200), (4, 1_199), (5, 1_201), (6, 1_202), (7, 1_900)] {
         let opening = opening(id, if id == 5 { "other" } else { "acme/a" });
-        let settle = Record::Settle(Arc::clone(&opening), settlement(at, used(5, 3)));
+        // One is what another gateway asks again.
+        let counts = if id == 6 { Counts::None } else { Counts::One };
+        let settlement = Settlement { counts, ..settlement(at, used(5, 3)) };
+        let settle = Record::Settle(Arc::clone(&opening), settlement);
         store.write(&[Record::Open(opening), settle]).unwrap();
     }
     let reader = UsageReader::open(&data).unwrap();
@@ -302,11 +309,11 @@ fn what_was_used_since_any_second_is_known_to_the_entry() {
     };
     let requests = [900, 901, 902, 1_199, 1_200, 1_201, 1_799, 1_800].map(|from| used("acme", Unit::Requests, from));
     assert_eq!(requests, [4, 4, 3, 3, 2, 1, 1, 1]);
-    assert_eq!((used("/", Unit::Tokens, 1_201), used("acme", Unit::Tokens, 1_201)), (16, 8));
+    assert_eq!((used("/", Unit::Tokens, 1_201), used("acme", Unit::Tokens, 1_201)), (24, 16));
     let of_model = |model| {
         reader.used(&"acme".parse().unwrap(), (Unit::GpuMicros, Some(model)), (UnixSeconds(1_200), UnixSeconds(9_000)))
     };
-    assert_eq!((of_model("m"), of_model("other")), (14, 0));
+    assert_eq!((of_model("m"), of_model("other")), (21, 0));
 }
 
 #[test]
@@ -388,10 +395,10 @@ fn the_entries_of_one_request_name_its_bill_in_the_export_and_the_chain_covers_i
     let mut csv = Vec::new();
     let exported = write_csv(&UsageReader::open(&data).unwrap(), &mut csv).unwrap();
     let csv = String::from_utf8(csv).unwrap();
-    let bills: Vec<_> = csv.lines().map(|line| line.rsplit(',').nth(1).unwrap()).collect();
+    let bills: Vec<_> = csv.lines().map(|line| line.rsplit(',').nth(4).unwrap()).collect();
     assert_eq!(bills, ["bill", "", "2", "2"]);
     assert_eq!(verify_csv(csv.as_bytes()).unwrap(), exported);
-    for (from, to) in [(",2,", ",1,"), (",2,", ",,"), (",,,,,,,", ",,,,,,1,")] {
+    for (from, to) in [(",2,", ",1,"), (",2,", ",,"), (",,,,,,,,,1,", ",,,,,,1,,,1,")] {
         let at = csv.rfind(from).unwrap();
         let spoilt = format!("{}{to}{}", &csv[..at], &csv[at + from.len()..]);
         assert!(verify_csv(spoilt.as_bytes()).is_err(), "{spoilt}");
@@ -399,11 +406,43 @@ fn the_entries_of_one_request_name_its_bill_in_the_export_and_the_chain_covers_i
 }
 
 #[test]
+fn who_asked_for_somebody_else_stands_in_the_export_and_the_chain_covers_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::open(folder.path()).unwrap();
+    let mut store = SqliteStore::open(&data, Arc::new(Tariff::free())).unwrap();
+    for (id, account, counts) in
+        [(1, Some("south/a"), Counts::One), (2, Some("south/a"), Counts::None), (3, None, Counts::One)]
+    {
+        let asker = Asker { reservation: "rsv_7_x,\"y\"".into(), account: account.map(|path| path.parse().unwrap()) };
+        let attribution = Attribution { asker: Some(asker), ..Attribution::default() };
+        let opening = Arc::new(Opening { attribution, ..Opening::clone(&opening(id, "a")) });
+        let settle = Record::Settle(Arc::clone(&opening), Settlement { counts, ..settlement(1_000, used(5, 3)) });
+        store.write(&[Record::Open(opening), settle], Durability::Process).unwrap();
+    }
+    let mut csv = Vec::new();
+    let reader = UsageReader::open(&data).unwrap();
+    let exported = write_csv(&reader, &mut csv).unwrap();
+    let csv = String::from_utf8(csv).unwrap();
+    for (line, end) in csv.lines().skip(1).zip([",south/a,1", ",south/a,0", ",,1"]) {
+        let named = format!(",\"rsv_7_x,\"\"y\"\"\"{end}");
+        assert!(line.rsplit_once(',').unwrap().0.ends_with(&named), "{line}");
+    }
+    assert_eq!(verify_csv(csv.as_bytes()).unwrap(), exported);
+    for (from, to) in [("rsv_7", "rsv_8"), ("south/a", "south/b"), ("south/a,0,", "south/a,1,"), (",,1,", ",x,1,")] {
+        let at = csv.rfind(from).unwrap();
+        let spoilt = format!("{}{to}{}", &csv[..at], &csv[at + from.len()..]);
+        assert!(verify_csv(spoilt.as_bytes()).is_err(), "{from}");
+    }
+    let sums = reader.sums(&"a".parse().unwrap(), (UnixSeconds(0), UnixSeconds(9_000))).unwrap();
+    assert_eq!(sums[0].used.requests, 2, "what is asked again is no further request");
+}
+
+#[test]
 fn no_spreadsheet_takes_the_name_of_a_user_for_a_formula() {
     let said = Attribution::new(Some("=1+1"), &BTreeMap::new());
     let opening = Opening { attribution: said, ..Opening::clone(&opening(1, "a")) };
     let entry = Entry { seq: 1, opening, settlement: settlement(1_000, used(5, 3)) };
-    assert!(entry.csv().ends_with(",'=1+1,,"), "{}", entry.csv());
+    assert!(entry.csv().ends_with(",'=1+1,,,,,1"), "{}", entry.csv());
 }
 
 /// SQLite's own limit on pages stands in for a disk without space.

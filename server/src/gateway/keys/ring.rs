@@ -4,6 +4,9 @@
 //! again if it is another one: so a revocation is effective within a second without a thread or a signal. A directory
 //! that can no longer be read leaves the keys as they were and is logged: trouble with a disk must neither log everyone
 //! out nor let anyone in.
+//!
+//! A key has expired once either clock says so: the one that budgets follow, which never goes back (`today`), or the wall
+//! clock, which may be ahead of it. So no key comes back because a clock was set back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -114,15 +117,15 @@ impl KeyRing {
         picture.fixed.is_empty() && picture.keys.is_empty()
     }
 
-    /// Whether some key would be accepted now.
+    /// Whether some key would be accepted now, by the wall clock alone.
     pub fn has_active_key(&self) -> bool {
-        let now = self.wall();
+        let now = self.now(UnixSeconds(0));
         let is_active = |key: &KnownKey| key.record.info.status(now) == KeyStatus::Active;
         let picture = self.picture();
         !picture.fixed.is_empty() || picture.keys.values().any(is_active)
     }
 
-    pub fn authenticate(&self, bearer: &str) -> Result<Arc<Caller>, AuthError> {
+    pub fn authenticate(&self, bearer: &str, today: UnixSeconds) -> Result<Arc<Caller>, AuthError> {
         if bearer.len() > MAX_KEY_BYTES {
             return Err(AuthError::Malformed);
         }
@@ -137,7 +140,7 @@ impl KeyRing {
             KeyFormatError::Mistyped => AuthError::Malformed,
         })?;
         let known = picture.keys.get(key.id()).ok_or(AuthError::Unknown)?;
-        let now = self.wall();
+        let now = self.now(today);
         // What became of a key is told only to whoever holds its secret.
         if !known.record.matches(&presented, now) {
             return Err(AuthError::Unknown);
@@ -150,9 +153,9 @@ impl KeyRing {
     }
 
     /// The caller who came in by this key, if the key would still be accepted.
-    pub fn caller(&self, account: &str, via: &str) -> Option<Arc<Caller>> {
+    pub fn caller(&self, (account, via): (&str, &str), today: UnixSeconds) -> Option<Arc<Caller>> {
         self.reload_if_changed();
-        let (picture, now) = (self.picture(), self.wall());
+        let (picture, now) = (self.picture(), self.now(today));
         let fixed = picture.fixed.iter().map(|(_, caller)| caller);
         let named = picture.keys.get(via).filter(|key| key.record.info.status(now) == KeyStatus::Active);
         let is_it = |caller: &&Arc<Caller>| caller.account.path.as_str() == account && caller.via.label() == via;
@@ -198,8 +201,8 @@ impl KeyRing {
         Arc::clone(&self.known.lock().unwrap_or_else(PoisonError::into_inner).picture)
     }
 
-    fn wall(&self) -> UnixSeconds {
-        UnixSeconds::of(self.clock.wall())
+    fn now(&self, today: UnixSeconds) -> UnixSeconds {
+        today.max(UnixSeconds::of(self.clock.wall()))
     }
 }
 

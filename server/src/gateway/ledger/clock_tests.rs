@@ -95,7 +95,7 @@ fn time_does_not_go_back_over_a_restart() {
     let (_thread, journal) = JournalThread::start(store, JournalConfig::default()).unwrap();
     let latest = UnixSeconds(MORNING + 48 * HOUR);
     let (next_id, binary, models) = (EntryId(1), "1".into(), BTreeMap::new());
-    let journal = Some(JournalParts { journal, next_id, latest, binary, models });
+    let journal = Some(JournalParts { journal, next_id, latest, asked_before: Vec::new(), binary, models });
     let ledger = Ledger::new(LedgerParts { journal, ..LedgerParts::without_past(Arc::new(clocks.clone())) });
     let alice = of_a_day(100);
     let refusal = ledger.reserve(&alice, &Ask::new("m", 60, 0)).and_then(|held| {
@@ -114,7 +114,7 @@ fn ledger_of_long_ago(clocks: &TwoClocks, absence: u64) -> (JournalThread, Ledge
     let (thread, journal) = JournalThread::start(store, JournalConfig::default()).unwrap();
     let latest = UnixSeconds(MORNING - absence);
     let (next_id, binary, models) = (EntryId(1), "1".into(), BTreeMap::new());
-    let journal = Some(JournalParts { journal, next_id, latest, binary, models });
+    let journal = Some(JournalParts { journal, next_id, latest, asked_before: Vec::new(), binary, models });
     (thread, Ledger::new(LedgerParts { journal, ..LedgerParts::without_past(clock) }))
 }
 

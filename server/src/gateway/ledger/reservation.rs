@@ -12,7 +12,7 @@ use super::holdings::Holdings;
 use super::origins::Origin;
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
-use crate::gateway::journal::{self, EntryEnd, JournalUnavailable, Settlement, Told};
+use crate::gateway::journal::{self, Counts, EntryEnd, EntryId, JournalUnavailable, Settlement, Told};
 use crate::gateway::quota::Percent;
 
 /// Room taken. Settles when dropped.
@@ -38,6 +38,7 @@ pub struct Reservation {
     exit: Exit,
     /// The other gateway's reservation that this is for.
     origin: Option<Origin>,
+    counts: Counts,
     place: Place,
     /// `None` where nothing is written down.
     page: Option<journal::Page>,
@@ -122,6 +123,7 @@ impl Reservation {
             told: None,
             exit,
             origin: None,
+            counts: Counts::One,
             place: Place::Elsewhere,
             page,
         }
@@ -240,6 +242,11 @@ impl Reservation {
         self.used
     }
 
+    /// Its entry in the ledger. `None` where nothing is written down.
+    pub fn entry(&self) -> Option<EntryId> {
+        self.page.as_ref().map(journal::Page::id)
+    }
+
     pub fn account(&self) -> &Arc<Account> {
         &self.caller.account
     }
@@ -265,14 +272,18 @@ impl Reservation {
             Exit::Settle => {
                 let (at, used, end, told) = (now.wall, self.used, self.end, self.told.clone());
                 let measured_micros = used.measured_ns / 1000;
-                page.settle(Settlement { at, used, billed_micros, measured_micros, end, told });
+                let counts = self.counts;
+                page.settle(Settlement { at, used, billed_micros, measured_micros, end, told, counts });
             }
         }
     }
 
     fn used_amounts(&self) -> Amounts {
         match self.exit {
-            Exit::Settle => Amounts::of((self.model.as_deref(), self.num_answers), self.used, &self.books.parts.tariff),
+            Exit::Settle => {
+                let ran = Amounts::of((self.model.as_deref(), self.num_answers), self.used, &self.books.parts.tariff);
+                Amounts { requests: self.counts.requests(), ..ran }
+            }
             Exit::Withdraw => Amounts::default(),
         }
     }
@@ -281,7 +292,8 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let (Some(origin), Exit::Settle) = (&self.origin, self.exit) {
-            self.used = self.books.origins.beyond(origin, self.used);
+            let price = self.books.pricing(self.model.as_deref(), self.num_answers);
+            (self.used, self.counts) = self.books.origins.bill(origin, self.used, price);
         }
         let used = self.used_amounts();
         let model = self.model.as_deref();

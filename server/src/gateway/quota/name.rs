@@ -82,6 +82,17 @@ impl LimitName {
         super::written::number(self, value)
     }
 
+    /// The time over which it counts. `None`: it counts what is held now, or one request.
+    pub fn window(self) -> Option<&'static str> {
+        match self {
+            Self::Rate(_) => Some("minute"),
+            Self::Budget(_, PeriodName::Day) => Some("day"),
+            Self::Budget(_, PeriodName::Month) => Some("month"),
+            Self::Budget(_, PeriodName::Grant) => Some("grant"),
+            Self::ConcurrentRequests | Self::QueuedRequests | Self::BatchTokens | Self::ContextTokens => None,
+        }
+    }
+
     /// Refilled evenly, so that what does not fit now fits a moment later.
     pub fn is_rate(self) -> bool {
         matches!(self, Self::Rate(_))

@@ -7,28 +7,20 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 
 use super::audited::Audited;
-use super::{administrator, require_governed};
+use super::{administrator, blocking, require_governed};
 use crate::api::desk::{Desk, DeskVisit};
 use crate::api::download::download;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::directory::Noted;
 use crate::gateway::journal::UsageReader;
 use crate::gateway::journal::export::{Exported, write_csv};
-use crate::gateway::{AccountPath, Administration, DataError};
+use crate::gateway::{AccountPath, Administration};
 
 /// Beside a copy that the audit log has no room for.
 pub(crate) const AUDIT_ENTRY: HeaderName = HeaderName::from_static("x-passerelle-audit-entry");
 /// What the audit log calls them.
 const LEDGER: &str = "ledger";
 const EVERYTHING: &str = "everything";
-
-#[derive(Debug, thiserror::Error)]
-enum CopyError {
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Data(#[from] DataError),
-}
 
 /// With a reader of its own, so that whoever reads slowly holds up nobody. The audit log says where the chain ended.
 pub(super) async fn export<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
@@ -53,12 +45,16 @@ pub(super) async fn backup<D: Desk>(State(desk): State<D>, request: Request) -> 
     let Administration { data, directory, .. } = of_everybody(&desk, &request)?;
     let audited = Audited::begin_reading(directory, "back up", EVERYTHING).await?;
     let noted = audited.noted();
-    let copy = move |out: &mut dyn Write| -> Result<(), CopyError> {
-        io::copy(&mut data.copy_of_now()?, out)?;
-        Ok(out.flush()?)
+    // Before the answer begins, so that a refusal is told as one.
+    let mut copy = match blocking(move || Ok(data.copy_of_now()?)).await {
+        Ok(copy) => copy,
+        Err(error) => {
+            audited.end(&Err(error.clone())).await;
+            return Err(error);
+        }
     };
     let response = download("application/vnd.sqlite3", move |out| {
-        let copied = copy(out);
+        let copied = io::copy(&mut copy, out).and_then(|_| out.flush());
         audited.end_here(&copied.as_ref().map(|()| String::new()));
         copied
     });

@@ -9,10 +9,11 @@ use passerelle_engine::Usage;
 use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::super::entry::{Chain, Entry, EntryId, Opening, Settlement, Told};
+use super::super::entry::{Chain, Counts, Entry, EntryId, Opening, Settlement, Told};
+use super::super::store::AskedBefore;
 use super::start_of_slot;
 use crate::gateway::account::AccountPath;
-use crate::gateway::attribution::Attribution;
+use crate::gateway::attribution::{Asker, Attribution};
 use crate::gateway::data::{DataDir, DataError};
 use crate::gateway::ledger::Spent;
 use crate::gateway::quota::{Unit, UnixSeconds};
@@ -54,7 +55,8 @@ pub struct Used {
 
 pub(super) const COLUMNS: &str = "id, account, key, model, model_digest, partition, tariff, binary, opened_at,
     prompt_tokens, input_tokens, cached_tokens, output_tokens, seq, settled_at, billed_us, measured_us, finish, hash,
-    answers, told_model_digest, told_site, told_billed_us, user, metadata, bill";
+    answers, told_model_digest, told_site, told_billed_us, user, metadata, bill, asker_reservation,
+    asker_account, requests";
 
 /// Users of one answer.
 const MAX_LISTED_USERS: usize = 1_000;
@@ -166,7 +168,6 @@ impl Spent for UsageReader {
         let sum = |connection: &Connection| {
             let of_slots = params![account, slot, end, model];
             let used: u64 = connection.prepare_cached(&query)?.query_row(of_slots, |row| row.get(0))?;
-            let column = if unit == Unit::Requests { "1" } else { column };
             Ok(used.saturating_sub(settled_between(connection, column, (account, model), slot..start)?))
         };
         sum(&connection).unwrap_or_else(|error: rusqlite::Error| {
@@ -237,6 +238,22 @@ fn sum_of(row: &Row<'_>) -> rusqlite::Result<Used> {
     })
 }
 
+/// By the index of entries that somebody asked for, so that others cost nothing however many they are.
+pub(super) fn asked_before(connection: &Connection, most: usize) -> rusqlite::Result<Vec<AskedBefore>> {
+    let latest = format!(
+        "SELECT {COLUMNS} FROM entries WHERE asker_reservation IS NOT NULL AND seq IS NOT NULL ORDER BY id DESC LIMIT ?1"
+    );
+    let asked = |row: &Row<'_>| {
+        let (opening, billed_micros) = (opening(row)?, row.get(15)?);
+        let (reservation, used, part) = (row.get(26)?, used(row)?, opening.part());
+        Ok(AskedBefore { account: opening.account, reservation, part, used, billed_micros })
+    };
+    let mut statement = connection.prepare(&latest)?;
+    let mut asked = statement.query_map([most], asked)?.collect::<rusqlite::Result<Vec<_>>>()?;
+    asked.reverse();
+    Ok(asked)
+}
+
 pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
     Ok(Opening {
         id: EntryId(row.get(0)?),
@@ -250,7 +267,7 @@ pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
         at: row.get(8)?,
         prompt_tokens: row.get(9)?,
         answers: row.get(19)?,
-        attribution: Attribution { user: row.get(23)?, metadata: row.get(24)? },
+        attribution: Attribution { user: row.get(23)?, metadata: row.get(24)?, asker: asker(row)? },
         bill: row.get::<_, Option<u64>>(25)?.map(EntryId),
     })
 }
@@ -258,6 +275,11 @@ pub(super) fn opening(row: &Row<'_>) -> rusqlite::Result<Opening> {
 pub(super) fn used(row: &Row<'_>) -> rusqlite::Result<Usage> {
     let (prompt_tokens, cached_tokens, generated_tokens) = (row.get(10)?, row.get(11)?, row.get(12)?);
     Ok(Usage { prompt_tokens, cached_tokens, generated_tokens, ..Usage::default() })
+}
+
+fn asker(row: &Row<'_>) -> rusqlite::Result<Option<Asker>> {
+    let Some(reservation) = row.get(26)? else { return Ok(None) };
+    Ok(Some(Asker { reservation, account: row.get(27)? }))
 }
 
 fn told(row: &Row<'_>) -> rusqlite::Result<Option<Arc<Told>>> {
@@ -274,6 +296,7 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         measured_micros: row.get(16)?,
         end: finish.parse().map_err(|_| rusqlite::Error::InvalidColumnName(finish))?,
         told: told(row)?,
+        counts: if row.get::<_, u32>(28)? == 0 { Counts::None } else { Counts::One },
     };
     Ok(Entry { seq: row.get(13)?, opening: opening(row)?, settlement })
 }

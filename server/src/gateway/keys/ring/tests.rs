@@ -53,7 +53,11 @@ impl Bench {
     }
 
     fn ask(&self, key: &str) -> Result<String, AuthError> {
-        self.ring.authenticate(key).map(|caller| caller.account.path.to_string())
+        self.ask_on(UnixSeconds(0), key)
+    }
+
+    fn ask_on(&self, today: UnixSeconds, key: &str) -> Result<String, AuthError> {
+        self.ring.authenticate(key, today).map(|caller| caller.account.path.to_string())
     }
 
     fn a_second_passes(&self) {
@@ -81,7 +85,7 @@ fn taking_the_last_key_away_leaves_a_ring_that_refuses_and_not_an_empty_one() {
     bench.directory.revoke_key("alice").unwrap();
     let restarted = ring(&bench.directory, &bench.clock, Vec::new(), Quota::unlimited());
     assert!(!restarted.is_empty() && !restarted.has_active_key());
-    assert_eq!(restarted.authenticate(key.reveal()).unwrap_err(), AuthError::Revoked);
+    assert_eq!(restarted.authenticate(key.reveal(), UnixSeconds(0)).unwrap_err(), AuthError::Revoked);
 }
 
 #[test]
@@ -102,7 +106,7 @@ fn a_changed_limit_is_known_within_a_second() {
     let key = bench.create("alice", None);
     bench.directory.set_limit(&acme(), Limit::requests_per_minute(n(7))).unwrap();
     bench.a_second_passes();
-    let caller = bench.ring.authenticate(key.reveal()).unwrap();
+    let caller = bench.ring.authenticate(key.reveal(), UnixSeconds(0)).unwrap();
     let limits: Vec<_> = caller.account.limits().map(|(_, limit)| limit.clone()).collect();
     assert_eq!(limits, [Limit::requests_per_minute(n(7))]);
 }
@@ -125,6 +129,24 @@ fn a_key_expires_at_its_second() {
     assert_eq!(bench.ask(key.reveal()), Ok("acme".into()));
     bench.a_second_passes();
     assert_eq!(bench.ask(key.reveal()), Err(AuthError::Expired));
+}
+
+#[test]
+fn a_key_that_expired_and_a_secret_that_was_rotated_out_do_not_come_back_with_a_clock_that_is_set_back() {
+    let bench = bench();
+    let now = UnixSeconds::of(bench.clock.wall());
+    let expiring = bench.create("alice", Some(Duration::from_secs(60)));
+    let former = bench.create("bob", None);
+    bench.directory.rotate_key("bob", Duration::from_secs(60)).unwrap();
+    bench.a_second_passes();
+    let (before, after) = (now.after(Duration::from_secs(59)), now.after(Duration::from_secs(60)));
+    assert!(bench.ask_on(before, expiring.reveal()).is_ok() && bench.ask_on(before, former.reveal()).is_ok());
+    // The wall clock still stands a minute before.
+    assert_eq!(bench.ask_on(after, expiring.reveal()), Err(AuthError::Expired));
+    assert_eq!(bench.ask_on(after, former.reveal()), Err(AuthError::Unknown));
+    let info = bench.directory.find_key("alice").unwrap();
+    let still = |today| bench.ring.caller(("acme", info.id.as_str()), today).is_some();
+    assert_eq!([before, after].map(still), [true, false]);
 }
 
 #[test]
@@ -175,12 +197,12 @@ fn keys_of_a_file_work_beside_stored_ones_each_with_its_account() {
     let ring = ring(&bench.directory, &bench.clock, read_key_file(&path).unwrap(), defaults);
     let key = bench.create("alice", None);
     bench.a_second_passes();
-    let name = |key: &str| ring.authenticate(key).map(|caller| caller.account.path.to_string());
+    let name = |key: &str| ring.authenticate(key, UnixSeconds(0)).map(|caller| caller.account.path.to_string());
     assert_eq!(name("0123456789abcdef"), Ok("bob".into()));
     assert_eq!(name("fedcba9876543210"), Ok("carol".into()));
     assert_eq!(name(key.reveal()), Ok("acme".into()));
     assert_eq!(name("0123456789abcdeF"), Err(AuthError::Unknown));
-    assert_eq!(ring.authenticate("0123456789abcdef").unwrap().account.limits().count(), 1);
+    assert_eq!(ring.authenticate("0123456789abcdef", UnixSeconds(0)).unwrap().account.limits().count(), 1);
 }
 
 /// Timing cannot be tested soundly; that only the constant-time comparison exists can.

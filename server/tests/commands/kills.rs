@@ -1,0 +1,98 @@
+//! The ledger outlives the process: the real binary is killed in the middle of streams, and started again.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+
+use serde_json::{Value, json};
+
+use super::binary::{Served, State, open_as};
+use super::chance::Chance;
+use super::ledger::{entries, make_key};
+
+const STREAMS: usize = 6;
+/// What may be sent after a mark.
+const MARK_TOKENS: u64 = 16;
+/// Long enough that no stream ends by itself before the kill.
+const LONG: u32 = 1_800;
+
+/// Asks for a long stream and reads it to its end, however that comes: how many tokens arrived.
+fn tokens_until_the_end(address: &str, key: &str) -> u64 {
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": LONG, "ignore_eos": true, "stream": true,
+                      "return_token_ids": true})
+    .to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    // A killed server resets the connection; what came before that counts.
+    let _ = connection.read_to_end(&mut answer);
+    let text = String::from_utf8_lossy(&answer);
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+    events.map(|event| event["choices"][0]["token_ids"].as_array().map_or(0, |ids| ids.len() as u64)).sum()
+}
+
+/// Kills a server with live streams once `seen` events arrived at a further one, and checks what the next start bills.
+fn kill_once(state: &State, key: &str, seen: usize) {
+    let before = entries(state).len();
+    let served = Served::start(state, &[]);
+    let received: Vec<u64> = thread::scope(|scope| {
+        let stream = || scope.spawn(|| tokens_until_the_end(&served.address, key));
+        let streams: Vec<_> = (0..STREAMS).map(|_| stream()).collect();
+        let body = json!({"model": "demo", "prompt": "Once", "max_tokens": LONG, "ignore_eos": true, "stream": true});
+        let _further = open_as(&served.address, "/v1/completions", &body, key).wait_for_events(seen);
+        served.signal("KILL");
+        streams.into_iter().map(|stream| stream.join().unwrap()).collect()
+    });
+    drop(served);
+    // The next start settles what was left open; ending it well adds nothing.
+    let mut restarted = Served::start(state, &[]);
+    restarted.signal("TERM");
+    assert_eq!(restarted.exit_code(), Some(0));
+    let mut billed: Vec<u64> = entries(state)[before..]
+        .iter()
+        .map(|entry| {
+            assert_eq!(entry[16], "died");
+            entry[13].parse().unwrap()
+        })
+        .collect();
+    // The further stream, whose client read only the beginning, and each of the others that was admitted in time.
+    assert!(billed.len() <= STREAMS + 1, "{billed:?}");
+    let mut received: Vec<u64> = received.into_iter().filter(|tokens| *tokens > 0).collect();
+    billed.sort_unstable();
+    received.sort_unstable();
+    let unbilled = received.iter().sum::<u64>().saturating_sub(billed.iter().sum());
+    assert!(unbilled <= MARK_TOKENS * received.len() as u64, "received {received:?}, billed {billed:?}");
+    let largest = received.iter().max().copied().unwrap_or(0).max(seen as u64);
+    assert!(
+        billed.iter().all(|tokens| *tokens <= largest + 4 * MARK_TOKENS),
+        "received {received:?}, billed {billed:?}"
+    );
+    let seqs = entries(state).iter().map(|entry| entry[1].clone()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(seqs.len(), entries(state).len(), "no reservation is billed twice");
+}
+
+#[test]
+fn a_killed_server_bills_nothing_twice_and_leaves_sixteen_tokens_of_a_stream_unbilled_at_most() {
+    let state = State::new();
+    let key = make_key(&state);
+    let mut chance = Chance::new(7);
+    // At the first event, and at some later ones.
+    for seen in std::iter::once(1).chain((0..4).map(|_| 2 + chance.below(88) as usize)) {
+        kill_once(&state, &key, seen);
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: .ci/full runs it"]
+fn two_hundred_kills_bill_nothing_twice() {
+    let state = State::new();
+    let key = make_key(&state);
+    for run in 0..200 {
+        kill_once(&state, &key, 1 + run * 7 % 90);
+    }
+}
