@@ -105,7 +105,7 @@ impl ModelRunner {
     pub(crate) fn clear_blocks(&mut self, num_blocks: usize) -> Result<(), RequestError> {
         (0..num_blocks as u32)
             .try_for_each(|block| self.cache.fill_block(BlockId(block), 0.0))
-            .map_err(|error| RequestError::Step(error.to_string()))
+            .map_err(RequestError::from)
     }
 
     /// All rows of one step of the model.
@@ -133,8 +133,7 @@ impl ModelRunner {
 
     /// One step of the model. A panic is an error like any other.
     fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
-        let step_error = |error: ModelError| RequestError::Step(error.to_string());
-        let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
+        let input = ModelInput::new(self.cache.spec().block_size, inputs)?;
         let (model, cache) = (self.model.get(), &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
         let logits = survive(|| model.forward(&input, cache))?;

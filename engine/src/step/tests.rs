@@ -5,7 +5,9 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::config::EngineConfig;
 use crate::event_stream::EventStream;
+use crate::fault::Fault;
 use crate::fixtures::request;
+use crate::request::Request;
 use crate::stats::NullObserver;
 use crate::testing::{Mishap, Pace, StubModel};
 use crate::trust::MAX_FRUITLESS_STEPS;
@@ -172,7 +174,27 @@ fn one_culprit_among_many_is_found_in_a_few_steps() {
     let prompt = |id| if id == 11 { [POISON] } else { [1] };
     let _streams: Vec<_> = (0..16).map(|id| handle.submit(request(id, &prompt(id))).unwrap()).collect();
     let report = step_loop.step();
-    assert_eq!((report.num_sequences, report.failures, report.running), (16, 1, 15));
+    assert_eq!((report.num_sequences, report.failures.total(), report.running), (16, 1, 15));
     // All, then two halves of 16, of 8, of 4 and of 2.
     assert_eq!(report.duration, 9 * step);
+}
+
+/// Only its prompt may bring the poison.
+fn clean(id: u64, prompt: &[u32]) -> Request {
+    let mut asked = request(id, prompt);
+    asked.sampling.logit_bias = vec![(POISON, -100.0)];
+    asked
+}
+
+#[test]
+fn failed_requests_are_reported_by_what_failed_them() {
+    let causes = [(Mishap::Nan, Fault::NotFinite), (Mishap::Panic, Fault::Panic), (Mishap::Error, Fault::Model)];
+    for (mishap, fault) in causes {
+        let model = StubModel::new(32, 4).with_mishap(POISON, mishap);
+        let parts = EngineParts { model: Box::new(model), ..parts(Arc::new(NullObserver)) };
+        let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+        let _streams = [[POISON], [1]].map(|prompt| handle.submit(clean(0, &prompt)).unwrap());
+        let reports = [step_loop.step(), step_loop.step()].map(|report| report.failures);
+        assert_eq!(reports, [FaultCounts::of(fault, 1), FaultCounts::default()], "{mishap:?}");
+    }
 }
