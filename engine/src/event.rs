@@ -1,8 +1,9 @@
 //! What comes out of the engine.
 
-use passerelle_models::TokenId;
+use passerelle_models::{ModelError, TokenId};
 
 use crate::constraint::ConstraintError;
+use crate::fault::Fault;
 
 /// What a request hears from the engine, in this order: `PromptLogprobs` (only if asked for), `Token`s, and for each
 /// choice one `Finished` after its last token. A request fails as a whole: `Failed` is the last that any choice hears.
@@ -109,9 +110,18 @@ pub enum RequestError {
     /// The request's own grammar.
     #[error(transparent)]
     Constraint(#[from] ConstraintError),
-    /// The model panicked or returned an error, also when it ran this request alone.
+    /// The model returned an error, also when it ran this request alone.
     #[error("the step that ran this request failed: {0}")]
     Step(String),
+    /// The same, but that it panicked.
+    #[error("the step that ran this request panicked: {0}")]
+    Panic(String),
+    /// The same, for want of memory.
+    #[error("the step that ran this request found no memory: {0}")]
+    Memory(String),
+    /// The same, as what computes failed.
+    #[error("the device failed the step that ran this request: {0}")]
+    Device(String),
     /// The engine was shut down before the request was complete.
     #[error("the engine is shutting down")]
     ShuttingDown,
@@ -121,11 +131,48 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    /// Whether the request failed by something that it did not ask for. A server that ends has still done what it did.
+    /// What failed it, if that is nothing that it asked for. A server that ends has still done what it did.
+    pub fn fault(&self) -> Option<Fault> {
+        Some(match self {
+            Self::NotFinite => Fault::NotFinite,
+            Self::Step(_) => Fault::Model,
+            Self::Panic(_) => Fault::Panic,
+            Self::Memory(_) => Fault::Memory,
+            Self::Device(_) => Fault::Device,
+            Self::WorkerLost => Fault::Worker,
+            Self::Constraint(ConstraintError::Lost) => Fault::Grammar,
+            Self::NothingAllowed | Self::Constraint(ConstraintError::TooComplex) | Self::ShuttingDown => return None,
+        })
+    }
+
+    /// Whether there is a [`RequestError::fault`].
     pub fn is_engine_fault(&self) -> bool {
-        match self {
-            Self::NotFinite | Self::Step(_) | Self::WorkerLost | Self::Constraint(ConstraintError::Lost) => true,
-            Self::NothingAllowed | Self::Constraint(_) | Self::ShuttingDown => false,
+        self.fault().is_some()
+    }
+}
+
+impl From<ModelError> for RequestError {
+    fn from(error: ModelError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ModelError::Device(_) if error.is_out_of_memory() => Self::Memory(detail),
+            ModelError::Device(_) => Self::Device(detail),
+            ModelError::Checkpoint { .. } | ModelError::Input(_) | ModelError::Io { .. } => Self::Step(detail),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_model_says_whether_memory_the_device_or_the_step_was_at_fault() {
+        let fault = |error: ModelError| RequestError::from(error).fault();
+        let no_memory = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        let lost = "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")";
+        assert_eq!(fault(ModelError::device(no_memory)), Some(Fault::Memory));
+        assert_eq!(fault(ModelError::device(lost)), Some(Fault::Device));
+        assert_eq!(fault(ModelError::Input("no blocks".to_owned())), Some(Fault::Model));
     }
 }

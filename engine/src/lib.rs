@@ -25,6 +25,7 @@ mod engine;
 mod error;
 mod event_feed;
 mod event_stream;
+mod fault;
 #[cfg(test)]
 mod fixtures;
 mod kv_cache_manager;
@@ -65,6 +66,7 @@ pub use error::{EngineError, SubmitError};
 pub use event::{Event, FinishReason, Heard, RequestError, TokenEvent, TokenLogprobs, Usage};
 pub use event_feed::{EncodeFeed, EventFeed, FeedError};
 pub use event_stream::{AbortHandle, EventStream};
+pub use fault::{Fault, FaultCounts};
 pub use reply::Reply;
 pub use request::{CacheSalt, Class, Request, RequestId, SamplingParams, ShareKey, ShareWeight};
 pub use rules::RequestRules;

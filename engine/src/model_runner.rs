@@ -1,8 +1,9 @@
 //! Batch -> input -> logits. The only file of the engine that calls the model, and the one that survives it.
 //!
 //! A step is transactional: the model writes K/V only past what a sequence has computed, so a step that failed can be
-//! run again. When one does fail, its halves are run again apart, and so on: sequences that fail alone are the culprits, and
-//! the others have the same logits as if nothing had happened, because a row never depends on its batch.
+//! run again. When one does fail, it is run again in parts, first without the sequences that have never answered, then by
+//! halves: those that fail alone are the culprits, and the others have the same logits as if nothing had happened, because
+//! a row never depends on its batch.
 
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{OnProcessors, RowQuestion};
@@ -20,10 +21,35 @@ pub(crate) struct ModelRunner {
     cache: KvCache,
 }
 
+/// The sequences of a step, and what the model is given of each. A place is an index of both.
+struct Scheduled<'a> {
+    sequences: &'a [&'a Sequence],
+    inputs: &'a [SequenceInput<'a>],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Well,
+    /// Whoever failed alone has an error, and the others logits.
+    Failed,
+}
+
 /// A block that could not be filled with what another holds.
 struct LostBlock {
     block: BlockId,
     error: RequestError,
+}
+
+impl Scheduled<'_> {
+    fn is_suspect(&self, place: usize) -> bool {
+        self.sequences[place].num_generated() == 0
+    }
+}
+
+impl LostBlock {
+    fn is_of(&self, input: &SequenceInput<'_>) -> bool {
+        input.block_tables.iter().any(|table| table.contains(&self.block))
+    }
 }
 
 impl ModelRunner {
@@ -38,34 +64,60 @@ impl ModelRunner {
         let samples = Samples::of(sequences);
         let inputs: Vec<_> =
             sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
-        let mut step = StepLogits::default();
-        if lost.is_empty() {
-            self.run_together((sequences, &inputs), &mut step);
-            return step;
-        }
-        for (sequence, input) in sequences.iter().zip(&inputs) {
-            let alone = (std::slice::from_ref(sequence), std::slice::from_ref(input));
-            match lost.iter().find(|lost| input.block_tables.iter().any(|table| table.contains(&lost.block))) {
-                Some(lost) => step.push_error(lost.error.clone()),
-                None => self.run_together(alone, &mut step),
+        let mut logits = StepLogits::of(sequences.len());
+        let mut places = Vec::with_capacity(sequences.len());
+        for (place, input) in inputs.iter().enumerate() {
+            match lost.iter().find(|lost| lost.is_of(input)) {
+                Some(lost) => logits.put_error(place, lost.error.clone()),
+                None => places.push(place),
             }
         }
-        step
+        if !places.is_empty() {
+            self.run_places(&Scheduled { sequences, inputs: &inputs }, &mut places, &mut logits);
+        }
+        logits
     }
 
-    /// Halves what failed until each culprit is alone: a few steps for one among many.
-    fn run_together(&mut self, (sequences, inputs): (&[&Sequence], &[SequenceInput<'_>]), step: &mut StepLogits) {
-        let asked = |vocab_size| sequences.iter().flat_map(|sequence| questions(sequence, vocab_size)).collect();
-        match self.read(inputs, asked) {
-            Ok(logits) => step.push(logits, inputs),
-            Err(error) if inputs.len() == 1 => step.push_error(error),
+    /// Together, or where that fails, apart.
+    fn run_places(&mut self, step: &Scheduled<'_>, places: &mut [usize], logits: &mut StepLogits) -> Outcome {
+        match self.run_together(step, places, logits) {
+            Ok(()) => return Outcome::Well,
+            Err(error) if places.len() == 1 => logits.put_error(places[0], error),
             Err(error) => {
-                tracing::error!(sequences = inputs.len(), %error, "a step failed; running each half of it apart");
-                let middle = inputs.len() / 2;
-                self.run_together((&sequences[..middle], &inputs[..middle]), step);
-                self.run_together((&sequences[middle..], &inputs[middle..]), step);
+                tracing::error!(sequences = places.len(), %error, "a step failed; it is run again in parts");
+                self.run_apart(step, places, logits);
             }
         }
+        Outcome::Failed
+    }
+
+    /// They fail together: finds those that fail alone. Whoever has answered has run before, and is hardly at fault, so the
+    /// first part is of those, if there are any, and of half of them otherwise.
+    fn run_apart(&mut self, step: &Scheduled<'_>, places: &mut [usize], logits: &mut StepLogits) {
+        places.sort_by_key(|&place| step.is_suspect(place));
+        let unsuspected = places.partition_point(|&place| !step.is_suspect(place));
+        let middle = if (1..places.len()).contains(&unsuspected) { unsuspected } else { places.len() / 2 };
+        let (first, second) = places.split_at_mut(middle);
+        match self.run_places(step, first, logits) {
+            // Then it is the second part that fails, and nothing is learnt by running all of it once more.
+            Outcome::Well if second.len() > 1 => self.run_apart(step, second, logits),
+            _ => _ = self.run_places(step, second, logits),
+        }
+    }
+
+    /// Errors leave no logits behind.
+    fn run_together(
+        &mut self,
+        step: &Scheduled<'_>,
+        places: &[usize],
+        logits: &mut StepLogits,
+    ) -> Result<(), RequestError> {
+        let inputs: Vec<_> = places.iter().map(|&place| step.inputs[place].clone()).collect();
+        let asked =
+            |vocab_size| places.iter().flat_map(|&place| questions(step.sequences[place], vocab_size)).collect();
+        let run = self.read(&inputs, asked)?;
+        logits.put(run, places.iter().copied().zip(&inputs));
+        Ok(())
     }
 
     /// Before the step, and never again: once it has run, a copy would cover what it has written. Tells which blocks were
@@ -105,7 +157,7 @@ impl ModelRunner {
     pub(crate) fn clear_blocks(&mut self, num_blocks: usize) -> Result<(), RequestError> {
         (0..num_blocks as u32)
             .try_for_each(|block| self.cache.fill_block(BlockId(block), 0.0))
-            .map_err(|error| RequestError::Step(error.to_string()))
+            .map_err(RequestError::from)
     }
 
     /// All rows of one step of the model.
@@ -133,8 +185,7 @@ impl ModelRunner {
 
     /// One step of the model. A panic is an error like any other.
     fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
-        let step_error = |error: ModelError| RequestError::Step(error.to_string());
-        let input = ModelInput::new(self.cache.spec().block_size, inputs).map_err(step_error)?;
+        let input = ModelInput::new(self.cache.spec().block_size, inputs)?;
         let (model, cache) = (self.model.get(), &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
         let logits = survive(|| model.forward(&input, cache))?;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::fault::FaultCounts;
+
 /// A snapshot, taken at the end of a step. Totals only grow.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EngineStats {
@@ -65,7 +67,7 @@ pub struct StepReport {
     /// Sequences preempted while scheduling.
     pub preemptions: usize,
     /// Requests that failed by no fault of their own.
-    pub failures: usize,
+    pub failures: FaultCounts,
     /// Sequences that hold blocks, after the step.
     pub running: usize,
     /// Requests that wait, after the step.

@@ -14,6 +14,7 @@ use crate::doorbell::RungFlag;
 use crate::engine::{Door, EngineHandle, EngineParts};
 use crate::error::EngineError;
 use crate::event::{Event, FinishReason, RequestError, TokenEvent};
+use crate::fault::FaultCounts;
 use crate::kv_cache_manager::Prefixes;
 use crate::model_runner::ModelRunner;
 use crate::sampler::{Sampler, SequenceOutput};
@@ -48,6 +49,8 @@ pub struct StepLoop {
     calibration: Option<Calibration>,
     /// Sequences that failed in this step by no fault of their own.
     faulted_sequences: usize,
+    /// Requests that did.
+    failures: FaultCounts,
     trust: Trust,
     /// Sequences that are over, until their readers hear it.
     ended: Vec<(Sequence, Ending)>,
@@ -121,6 +124,7 @@ impl StepLoop {
             stats,
             calibration,
             faulted_sequences: 0,
+            failures: FaultCounts::default(),
             trust: Trust::default(),
             ended: Vec::new(),
         };
@@ -269,7 +273,9 @@ impl StepLoop {
         if let Ending::Failed(error) = &ending {
             // Another choice of the request may have failed it already.
             let is_first = sequence.events.mark_failed();
-            self.stats.failures_total += u64::from(is_first && error.is_engine_fault());
+            let failed: FaultCounts = error.fault().filter(|_| is_first).into_iter().collect();
+            self.stats.failures_total += failed.total();
+            self.failures += failed;
         }
         self.ended.push((sequence, ending));
     }

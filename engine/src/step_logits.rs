@@ -11,10 +11,11 @@ use crate::event::RequestError;
 use crate::survival::survive;
 
 /// The sampled rows of each sequence of a step, or why it has none.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct StepLogits {
     runs: Vec<RunLogits>,
-    spans: Vec<Result<RowSpan, RequestError>>,
+    /// In the order of the sequences; `None` until it is known.
+    spans: Vec<Option<Result<RowSpan, RequestError>>>,
 }
 
 /// The rows of one run of the model.
@@ -52,24 +53,30 @@ pub(crate) enum Seen<'a> {
 }
 
 impl StepLogits {
-    pub(crate) fn rows(&mut self, index: usize) -> Result<SequenceRows<'_>, RequestError> {
-        let span = self.spans[index].clone()?;
+    /// Nothing is known yet of so many sequences.
+    pub(crate) fn of(num_sequences: usize) -> Self {
+        Self { runs: Vec::with_capacity(1), spans: vec![None; num_sequences] }
+    }
+
+    /// Of the sequence at `place`.
+    pub(crate) fn rows(&mut self, place: usize) -> Result<SequenceRows<'_>, RequestError> {
+        let span = self.spans[place].clone().expect("each sequence of a step has logits or an error")?;
         Ok(SequenceRows { run: &mut self.runs[span.run], rows: span.rows })
     }
 
-    pub(crate) fn push(&mut self, run: RunLogits, inputs: &[SequenceInput<'_>]) {
+    /// `sequences`: those that were run, in the order of the rows, each with its place.
+    pub(crate) fn put<'a>(&mut self, run: RunLogits, sequences: impl Iterator<Item = (usize, &'a SequenceInput<'a>)>) {
         let mut start = 0;
-        self.spans.extend(inputs.iter().map(|input| {
+        for (place, input) in sequences {
             let rows = start..start + input.sample.len();
             start = rows.end;
-            Ok(RowSpan { run: self.runs.len(), rows })
-        }));
+            self.spans[place] = Some(Ok(RowSpan { run: self.runs.len(), rows }));
+        }
         self.runs.push(run);
     }
 
-    /// For the next sequence.
-    pub(crate) fn push_error(&mut self, error: RequestError) {
-        self.spans.push(Err(error));
+    pub(crate) fn put_error(&mut self, place: usize, error: RequestError) {
+        self.spans[place] = Some(Err(error));
     }
 }
 

@@ -10,8 +10,8 @@ use crate::event::RequestError;
 /// The caller must be able to go on with what `run` has left half done.
 pub(crate) fn survive<T>(run: impl FnOnce() -> Result<T, ModelError>) -> Result<T, RequestError> {
     match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => result.map_err(|error| RequestError::Step(error.to_string())),
-        Err(panic) => Err(RequestError::Step(message_of(panic.as_ref()))),
+        Ok(result) => Ok(result?),
+        Err(panic) => Err(RequestError::Panic(message_of(panic.as_ref()))),
     }
 }
 

@@ -24,6 +24,14 @@ impl ModelError {
         Self::Device(candle_core::Error::Msg(problem.into()))
     }
 
+    /// Whether what computes has no memory left, by what NVIDIA's driver and its libraries call that.
+    pub fn is_out_of_memory(&self) -> bool {
+        const NAMES: [&str; 3] = ["OUT_OF_MEMORY", "out of memory", "STATUS_ALLOC_FAILED"];
+        let Self::Device(error) = self else { return false };
+        let text = error.to_string();
+        NAMES.iter().any(|name| text.contains(name))
+    }
+
     pub(crate) fn checkpoint(file: &Path, what: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Checkpoint {
             file: file.to_owned(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use passerelle_engine::{StepObserver, StepReport, Usage};
+use passerelle_engine::{Fault, StepObserver, StepReport, Usage};
 
 use crate::gateway::shelf::ShelfMemory;
 use crate::gateway::tariff::{Hours, PartitionHours, TimeUse};
@@ -87,7 +87,8 @@ pub struct EngineMetrics {
     prefix_query_tokens: Counter,
     prefix_hit_tokens: Counter,
     preemptions: Counter,
-    failures: Counter,
+    /// In the order of [`Fault::ALL`].
+    failures: [Counter; Fault::ALL.len()],
     fair_share_gap: Gauge,
     fair_share_bound: Gauge,
     hours: Arc<PartitionHours>,
@@ -274,7 +275,8 @@ impl EngineMetrics {
             prefix_query_tokens: counter(table::PREFIX_QUERY_TOKENS),
             prefix_hit_tokens: counter(table::PREFIX_HIT_TOKENS),
             preemptions: counter(table::PREEMPTIONS),
-            failures: counter(table::ENGINE_FAILURES),
+            failures: Fault::ALL
+                .map(|fault| register_counter(recorder, table::ENGINE_FAILURES, &[model, fault.label()])),
             fair_share_gap: gauge(table::FAIR_SHARE_GAP),
             fair_share_bound: gauge(table::FAIR_SHARE_BOUND),
             hours,
@@ -292,7 +294,7 @@ impl StepObserver for EngineMetrics {
         self.prefix_query_tokens.increment(report.prefix_query_tokens);
         self.prefix_hit_tokens.increment(report.prefix_hit_tokens);
         self.preemptions.increment(report.preemptions as u64);
-        self.failures.increment(report.failures as u64);
+        self.failures.iter().zip(report.failures.each()).for_each(|(counter, count)| counter.increment(*count));
         self.fair_share_gap.set(report.fair_share_gap.as_secs_f64());
         self.fair_share_bound.set(report.fair_share_bound.as_secs_f64());
         if report.num_sequences > 0 {
@@ -346,6 +348,8 @@ fn key(metric: Metric, values: &[&str]) -> Key {
 
 #[cfg(test)]
 mod tests {
+    use passerelle_engine::FaultCounts;
+
     use super::*;
     use crate::gateway::quota::Unit;
 
@@ -376,6 +380,7 @@ mod tests {
             total_blocks: 100,
             free_blocks: 60,
             running: 3,
+            failures: FaultCounts::of(Fault::NotFinite, 2) + FaultCounts::of(Fault::Panic, 1),
             ..StepReport::default()
         });
     }
@@ -396,6 +401,9 @@ mod tests {
             r#"passerelle_quota_refusals_total{limit="requests_per_minute"} 0"#,
             r#"passerelle_partition_up{partition="left"} 1"#,
             r#"passerelle_kv_blocks_used{model="demo"} 40"#,
+            r#"passerelle_engine_failures_total{model="demo",cause="nan"} 2"#,
+            r#"passerelle_engine_failures_total{model="demo",cause="panic"} 1"#,
+            r#"passerelle_engine_failures_total{model="demo",cause="memory"} 0"#,
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.005"} 1"#,
             r#"passerelle_step_duration_seconds_bucket{model="demo",le="0.0025"} 0"#,
             r#"passerelle_shadowed_requests_total{alias="chat",outcome="compared"} 1"#,

@@ -16,6 +16,7 @@ mod ledger;
 mod listener;
 mod logging;
 mod memory;
+mod memory_order;
 mod models;
 mod placed;
 mod reload;

@@ -39,8 +39,7 @@ impl Side {
         let spec = model.get().kv_cache_spec();
         let blocks_each = num_tokens.div_ceil(spec.block_size);
         let num_groups = spec.groups.len();
-        let runner = ModelRunner::new(model.clone(), blocks_each * num_groups)
-            .map_err(|error| RequestError::Step(error.to_string()))?;
+        let runner = ModelRunner::new(model.clone(), blocks_each * num_groups)?;
         let table = |group| (group * blocks_each..(group + 1) * blocks_each).map(|block| BlockId(block as u32));
         Ok(Self { runner, block_tables: (0..num_groups).map(|group| table(group).collect()).collect() })
     }

@@ -49,6 +49,8 @@ impl CompareLoop {
         let answer = self.with_pair(&job);
         if let Err(error) = &answer {
             tracing::error!(request = job.request.id.0, %error, "a comparison failed");
+            let failures = error.fault().into_iter().collect();
+            self.parts.observer.step(&StepReport { failures, waiting: self.inbox.num_waiting(), ..Default::default() });
         }
         job.end(answer);
     }
@@ -106,9 +108,8 @@ impl CompareLoop {
         let result = step();
         let duration = clock.now().saturating_sub(started);
         drop(turn);
-        let (waiting, failures) = (self.inbox.num_waiting(), usize::from(result.is_err()));
-        let report = StepReport { duration, num_sequences: 1, prompt_tokens, failures, waiting, ..Default::default() };
-        observer.step(&report);
+        let waiting = self.inbox.num_waiting();
+        observer.step(&StepReport { duration, num_sequences: 1, prompt_tokens, waiting, ..Default::default() });
         Ok((result?, duration))
     }
 }

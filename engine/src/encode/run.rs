@@ -9,6 +9,7 @@ use super::EncodeRequest;
 use super::engine::{EncoderConfig, EncoderStats, SharedStats};
 use crate::clock::Clock;
 use crate::event::RequestError;
+use crate::fault::FaultCounts;
 use crate::lane::{BatchBudget, Inbox, Job};
 use crate::stats::{StepObserver, StepReport};
 use crate::survival::survive;
@@ -68,8 +69,9 @@ impl EncodeLoop {
         let answers = self.encode(&batch);
         drop(turn);
         let duration = self.parts.clock.now().saturating_sub(started);
-        let failures = answers.iter().filter(|answer| answer.is_err()).count();
-        self.note_end(failures, batch.len());
+        let failures: FaultCounts =
+            answers.iter().filter_map(|answer| answer.as_ref().err().and_then(RequestError::fault)).collect();
+        self.note_end(failures.total(), batch.len());
         let tokens = batch.iter().map(|text| text.request.tokens.len()).sum();
         self.publish(&report(duration, (batch.len(), tokens), failures));
         batch.into_iter().zip(answers).for_each(|(text, answer)| text.end(answer));
@@ -114,11 +116,11 @@ impl EncodeLoop {
         *self.parts.stats.lock() = self.stats;
     }
 
-    fn note_end(&mut self, failures: usize, num_texts: usize) {
+    fn note_end(&mut self, failures: u64, num_texts: usize) {
         self.stats.running = 0;
-        self.stats.failures_total += failures as u64;
-        self.stats.distrusted_until = self.trust.note_failures(self.parts.clock.now(), failures as u64);
-        match self.trust.note_step(num_texts, failures) {
+        self.stats.failures_total += failures;
+        self.stats.distrusted_until = self.trust.note_failures(self.parts.clock.now(), failures);
+        match self.trust.note_step(num_texts, failures as usize) {
             Outcome::Fruitful => self.stats.steps_total += 1,
             Outcome::Fruitless => {}
             Outcome::Hopeless => {
@@ -140,6 +142,6 @@ fn only(mut answers: Vec<Answer>) -> Answer {
     answers.pop().unwrap_or_else(|| Err(RequestError::Step("no vector for a text".into())))
 }
 
-fn report(duration: Duration, (num_sequences, prompt_tokens): (usize, usize), failures: usize) -> StepReport {
+fn report(duration: Duration, (num_sequences, prompt_tokens): (usize, usize), failures: FaultCounts) -> StepReport {
     StepReport { duration, num_sequences, prompt_tokens, failures, ..StepReport::default() }
 }

@@ -21,7 +21,7 @@ impl StepLoop {
     pub(super) fn end(&mut self, batch: &ScheduledBatch, before: &EngineStats) -> StepReport {
         let now = self.clock.now();
         let duration = now.saturating_sub(self.stats.step_started.take().unwrap_or(now));
-        self.note_outcome(now, batch.sequences.len(), self.stats.failures_total - before.failures_total);
+        self.note_outcome(now, batch.sequences.len(), self.failures.total());
         self.share_out(batch, duration);
         self.stats.last_step_end = Some(now);
         self.stats.preemptions_total += batch.preemptions as u64;
@@ -90,7 +90,8 @@ impl StepLoop {
         self.shared.lock_stats().clone_from(&self.stats);
     }
 
-    fn report(&self, batch: &ScheduledBatch, before: &EngineStats, duration: Duration) -> StepReport {
+    fn report(&mut self, batch: &ScheduledBatch, before: &EngineStats, duration: Duration) -> StepReport {
+        let failures = std::mem::take(&mut self.failures);
         let after = &self.stats;
         StepReport {
             duration,
@@ -98,7 +99,7 @@ impl StepLoop {
             prompt_tokens: batch.catch_up_tokens,
             generated_tokens: (after.generated_tokens_total - before.generated_tokens_total) as usize,
             preemptions: batch.preemptions,
-            failures: (after.failures_total - before.failures_total) as usize,
+            failures,
             running: after.running,
             waiting: after.waiting,
             fair_share_gap: after.fair_share_gap,

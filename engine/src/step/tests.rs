@@ -5,7 +5,9 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::config::EngineConfig;
 use crate::event_stream::EventStream;
+use crate::fault::Fault;
 use crate::fixtures::request;
+use crate::request::{Class, Request};
 use crate::stats::NullObserver;
 use crate::testing::{Mishap, Pace, StubModel};
 use crate::trust::MAX_FRUITLESS_STEPS;
@@ -162,17 +164,84 @@ fn requests_that_leave_themselves_no_token_fail_alone_and_never_put_an_engine_ou
     assert_eq!((stats.distrusted_until, stats.failures_total), (None, 0));
 }
 
-#[test]
-fn one_culprit_among_many_is_found_in_a_few_steps() {
+/// Only its prompt may bring the poison.
+fn clean(id: u64, prompt: &[u32]) -> Request {
+    let mut asked = request(id, prompt);
+    asked.sampling.logit_bias = vec![(POISON, -100.0)];
+    asked
+}
+
+/// A run of its model takes a step's time.
+struct Paced {
+    step_loop: StepLoop,
+    handle: EngineHandle,
+    step: Duration,
+}
+
+fn paced() -> Paced {
     let (clock, step) = (ManualClock::default(), Duration::from_millis(1));
     let pace = Pace { clock: clock.clone(), step, further_token: Duration::ZERO };
     let model = StubModel::new(32, 4).with_mishap(POISON, Mishap::Error).with_pace(pace);
     let parts = EngineParts { model: Box::new(model), clock: Arc::new(clock), ..parts(Arc::new(NullObserver)) };
-    let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+    let (step_loop, handle) = StepLoop::new(parts).unwrap();
+    Paced { step_loop, handle, step }
+}
+
+#[test]
+fn one_culprit_among_many_is_found_in_a_few_steps() {
+    let Paced { mut step_loop, handle, step } = paced();
     let prompt = |id| if id == 11 { [POISON] } else { [1] };
     let _streams: Vec<_> = (0..16).map(|id| handle.submit(request(id, &prompt(id))).unwrap()).collect();
     let report = step_loop.step();
-    assert_eq!((report.num_sequences, report.failures, report.running), (16, 1, 15));
-    // All, then two halves of 16, of 8, of 4 and of 2.
-    assert_eq!(report.duration, 9 * step);
+    assert_eq!((report.num_sequences, report.failures.total(), report.running), (16, 1, 15));
+    // All, 8 that are well, 4 that are not, 2 and 1 that are well, the culprit, and the other 4.
+    assert_eq!(report.duration, 7 * step);
+}
+
+/// Streams that have answered, and then a newcomer whose prompt fails the step, in front of them and behind.
+#[test]
+fn a_newcomer_that_fails_the_step_of_many_streams_costs_two_more_runs() {
+    for class in [Class::Interactive, Class::Standard] {
+        let Paced { mut step_loop, handle, step } = paced();
+        let mut streams: Vec<_> = (0..16).map(|id| handle.submit(clean(id, &[1])).unwrap()).collect();
+        step_loop.step();
+        let culprit = Request { class, ..request(16, &[POISON]) };
+        let mut culprit = handle.submit(culprit).unwrap();
+        let report = step_loop.step();
+        assert_eq!((report.num_sequences, report.generated_tokens, report.failures.total()), (17, 16, 1), "{class:?}");
+        // All, those that had answered, and the newcomer.
+        assert_eq!(report.duration, 3 * step, "{class:?}");
+        assert!(matches!(culprit.try_next(), Some(Event::Failed { error: RequestError::Step(_), .. })));
+        for stream in &mut streams {
+            let heard = [stream.try_next(), stream.try_next()];
+            assert!(heard.iter().all(|event| matches!(event, Some(Event::Token(_)))), "{heard:?}");
+        }
+    }
+}
+
+#[test]
+fn every_one_of_many_culprits_fails_and_nobody_else() {
+    for culprits in [vec![0, 15], vec![7, 8], (0..16).collect(), (1..16).collect()] {
+        let Paced { mut step_loop, handle, .. } = paced();
+        let prompt = |id| if culprits.contains(&id) { [POISON] } else { [1] };
+        let mut streams: Vec<_> = (0..16).map(|id| handle.submit(request(id, &prompt(id))).unwrap()).collect();
+        step_loop.step();
+        for (id, stream) in (0..).zip(&mut streams) {
+            let failed = matches!(stream.try_next(), Some(Event::Failed { .. }));
+            assert_eq!(failed, culprits.contains(&id), "{id} of {culprits:?}");
+        }
+    }
+}
+
+#[test]
+fn failed_requests_are_reported_by_what_failed_them() {
+    let causes = [(Mishap::Nan, Fault::NotFinite), (Mishap::Panic, Fault::Panic), (Mishap::Error, Fault::Model)];
+    for (mishap, fault) in causes {
+        let model = StubModel::new(32, 4).with_mishap(POISON, mishap);
+        let parts = EngineParts { model: Box::new(model), ..parts(Arc::new(NullObserver)) };
+        let (mut step_loop, handle) = StepLoop::new(parts).unwrap();
+        let _streams = [[POISON], [1]].map(|prompt| handle.submit(clean(0, &prompt)).unwrap());
+        let reports = [step_loop.step(), step_loop.step()].map(|report| report.failures);
+        assert_eq!(reports, [FaultCounts::of(fault, 1), FaultCounts::default()], "{mishap:?}");
+    }
 }

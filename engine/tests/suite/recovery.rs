@@ -61,7 +61,10 @@ fn time_to_resume(engine: &EngineHandle, clock: &SystemClock, (load, poison): (L
     let start = clock.now();
     let mut culprit = submit(engine, [prompt(streams), vec![poison]].concat());
     let failed = culprit.blocking_next();
-    assert!(matches!(failed, Some(Event::Failed { error: RequestError::Step(_), .. })), "{failed:?}");
+    assert!(
+        matches!(failed, Some(Event::Failed { error: RequestError::Step(_) | RequestError::Panic(_), .. })),
+        "{failed:?}"
+    );
     for stream in &mut running {
         while let Some(event) = stream.try_next() {
             assert!(matches!(event, Event::Token(_)), "{event:?}");

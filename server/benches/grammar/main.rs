@@ -1,11 +1,13 @@
 //! What following a grammar costs at the vocabulary of a large model: for each token, and in a step of several sequences
 //! on a model that costs nothing, beside the same step without one. With a checkpoint: what it takes from that model's
-//! speed.
+//! speed, sampled step by step until it can tell.
 //!
 //! `cargo bench -p passerelle --bench grammar [-- --model DIRECTORY]`
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
+mod interval;
+mod shared;
 mod throughput;
 mod words;
 

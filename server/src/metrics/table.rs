@@ -134,8 +134,9 @@ pub const PREEMPTIONS: Metric =
     counter("passerelle_preemptions_total", &["model"], "Sequences that gave up their KV blocks to another.");
 pub const ENGINE_FAILURES: Metric = counter(
     "passerelle_engine_failures_total",
-    &["model"],
-    "Requests that failed in the engine by no fault of their own.",
+    &["model", "cause"],
+    "Requests that failed in the engine by no fault of their own: a number that is not finite (nan), a panic, no memory, \
+     another error of the device or of the model, a grammar that got lost, or a worker that is gone.",
 );
 pub const FAIR_SHARE_GAP: Metric = gauge(
     "passerelle_fair_share_gap_seconds",

@@ -126,6 +126,13 @@ impl Calls {
         occupancy
     }
 
+    /// Requests and texts of one model that have not ended.
+    pub(super) fn num_of(&self, model: u32) -> u64 {
+        let unsent = self.unsent.iter().filter(|(_, of, _)| *of == model).count();
+        let sent = self.sent.values().filter(|call| call.model == model).count();
+        (unsent + sent) as u64
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.unsent.is_empty() && self.sent.is_empty()
     }

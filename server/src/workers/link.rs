@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use passerelle_engine::{StepObserver, StepReport};
+use passerelle_engine::{Fault, FaultCounts, StepObserver, StepReport};
 use tokio::sync::{Notify, mpsc};
 use tonic::Status;
 
@@ -152,6 +152,14 @@ impl Link {
         if !lost.is_empty() {
             tracing::warn!(partition = self.facts.partition, "a worker is gone, and with it what it ran");
         }
+        for (model, observer) in (0..).zip(&self.observers) {
+            let failures = FaultCounts::of(Fault::Worker, lost.num_of(model));
+            if failures.total() > 0 {
+                observer.step(&StepReport { failures, ..StepReport::default() });
+            }
+        }
+        // Only now do its readers hear of it, so that whoever does finds it counted.
+        drop(lost);
         parting
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use passerelle_engine::clock::{Clock, ManualClock};
 use passerelle_engine::{
-    Allowed, AnswerEnd, Constraint, ConstraintError, Event, EventFeed, EventStream, FinishReason, NullObserver,
+    Allowed, AnswerEnd, Constraint, ConstraintError, Event, EventFeed, EventStream, Fault, FaultCounts, FinishReason,
     Request, RequestError, RequestId, SamplingParams, StepObserver, StepReport, TokenEvent,
 };
 use tokio::io::duplex;
@@ -56,8 +56,19 @@ struct Worker {
     works: JoinHandle<Result<(), WorkError>>,
 }
 
+/// The failures that the gateway hears of.
+#[derive(Debug, Default)]
+struct Failures(Mutex<FaultCounts>);
+
+impl StepObserver for Failures {
+    fn step(&self, report: &StepReport) {
+        *self.0.lock().unwrap() += report.failures;
+    }
+}
+
 struct Stage {
     clock: ManualClock,
+    failures: Arc<Failures>,
     post: Post,
     seat: Arc<Seat>,
     gate: Gate,
@@ -89,10 +100,11 @@ impl Stage {
     fn with(changed: impl FnOnce(Seat) -> Seat) -> Self {
         let clock = ManualClock::default();
         let bounds = PostBounds { longest_hand_over: HAND_OVER, vector_len: 0 };
-        let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::new(NullObserver));
+        let failures = Arc::<Failures>::default();
+        let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::<Failures>::clone(&failures));
         let seat = Arc::new(changed(Seat::new("a", WorkersFrom::Here, vec![post.clone()])));
         let gate = Gate::new([Arc::clone(&seat)], BOUNDS, Arc::new(clock.clone()));
-        Self { clock, post, seat, gate }
+        Self { clock, failures, post, seat, gate }
     }
 
     async fn worker(&self) -> Worker {
@@ -232,13 +244,14 @@ async fn a_request_whose_grammar_cannot_be_made_in_the_worker_fails_and_the_work
 }
 
 #[tokio::test]
-async fn what_a_worker_ran_that_is_gone_fails_at_once_and_its_replica_is_away() {
+async fn what_a_worker_ran_that_is_gone_fails_at_once_and_counted_and_its_replica_is_away() {
     let stage = Stage::new();
     let worker = stage.worker().await;
     let mut stream = stage.post.submit(request(None)).unwrap();
     worker.given(1).await;
     worker.works.abort();
     assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
+    assert_eq!(*stage.failures.0.lock().unwrap(), FaultCounts::of(Fault::Worker, 1));
     until(|| stage.post.load().presence == Presence::Away).await;
     assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away);
     assert_eq!(stage.seat.standing().borrow().losses, 1);

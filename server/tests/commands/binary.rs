@@ -89,6 +89,10 @@ impl Served {
         Self { address: url.trim_start_matches("http://").to_owned(), process, output }
     }
 
+    pub(crate) fn process(&self) -> u32 {
+        self.process.id()
+    }
+
     /// The most memory that it has held at once.
     pub(crate) fn peak_memory_kib(&self) -> u64 {
         peak_kib(self.process.id()).expect("Linux tells it")

@@ -11,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use super::binary::{Answer, Served, State, Whole, get_as, open_as, signal};
+use super::cgroup::MemoryGroup;
 use super::ledger::{entries, make_key};
 use super::workers::{choices, demo, is_ready, on_partitions_from, question, wait_until, workers};
 
@@ -119,13 +120,12 @@ impl Bill {
 }
 
 /// Both models run a stream when `trouble` begins, which ends the worker of `early`. It tells how many requests it made.
-fn only_its_worker_ends(trouble: impl FnOnce(&Stage, u32) -> usize, how: &str) {
-    let stage = Stage::new();
+fn only_its_worker_ends(stage: &Stage, trouble: impl FnOnce(&Stage, u32) -> usize, how: &str) {
     let undisturbed = choices(&stage.stream("final", LONG).text());
     let (struck, spared) = (stage.stream("early", LONG), stage.stream("final", LONG));
     let (struck, spared) = (struck.wait_for_events(3), spared.wait_for_events(3));
     let worker = stage.worker();
-    let troublemakers = trouble(&stage, worker);
+    let troublemakers = trouble(stage, worker);
     let struck = struck.text();
     assert!(struck.contains("\"code\":\"worker_lost\"") && struck.contains("try again"), "{struck}");
     assert!(!struck.contains("\"finish_reason\":\"length\""), "{struck}");
@@ -148,7 +148,7 @@ fn a_worker_that_aborts_ends_alone() {
         signal(worker, "ABRT");
         0
     };
-    only_its_worker_ends(aborts, "signal: 6");
+    only_its_worker_ends(&Stage::new(), aborts, "signal: 6");
 }
 
 /// The system refuses it any further address space, and long prompts need some.
@@ -168,7 +168,47 @@ fn a_worker_that_runs_out_of_memory_ends_alone() {
         // Those that came when it was gone were not admitted.
         told.iter().filter(|told| told.text().contains("\"worker_lost\"")).count()
     };
-    only_its_worker_ends(runs_out, "signal: 6");
+    only_its_worker_ends(&Stage::new(), runs_out, "signal: 6");
+}
+
+/// A container's share of the memory is full. What fills it is a third process, and the gateway is in there as well.
+#[test]
+fn a_worker_that_the_kernel_kills_for_want_of_memory_ends_alone() {
+    /// More than is spare, and less than a worker leaves behind.
+    const HOG_MIB: u64 = 40;
+    const SPARE_MIB: u64 = 4;
+    let group = match MemoryGroup::new() {
+        Ok(group) => group,
+        Err(why) => return println!("not tested here: {why}"),
+    };
+    let stage = Stage::new();
+    // A process takes its memory from the group that it was started in.
+    group.take_in(stage.served.process());
+    let first = stage.worker();
+    signal(first, "TERM");
+    stage.wait_until("another worker has taken over", |stage| {
+        matches!(workers(&stage.state, "left")[..], [worker] if worker != first) && is_ready(&stage.served)
+    });
+    let is_full = |stage: &Stage, worker: u32| {
+        group.bound_to(group.used_mib() + SPARE_MIB);
+        group.fill(HOG_MIB);
+        stage.wait_until("it was killed", |stage| !workers(&stage.state, "left").contains(&worker));
+        group.unbound();
+        assert_eq!(group.kills(), 1, "the kernel chose one process");
+        0
+    };
+    only_its_worker_ends(&stage, is_full, "signal: 9");
+}
+
+#[test]
+fn a_worker_goes_before_its_gateway_when_memory_runs_out() {
+    let stage = Stage::new();
+    let order = |process: u32| -> i32 {
+        let order = fs::read_to_string(format!("/proc/{process}/oom_score_adj")).expect("Linux tells it");
+        order.trim().parse().expect("a number")
+    };
+    assert_eq!(order(stage.worker()), 1000, "before whatever is not marked");
+    assert!(order(stage.served.process()) < 1000);
 }
 
 /// The demo, but that a row of its embeddings is no number. What it says next has a matrix of its own, so that only prompts

@@ -101,12 +101,10 @@ fn what_other_gateways_asked_for_is_known_to_the_entry() {
             ask(5, Some("open"), None),
         ];
         let opened: Vec<_> = entries.iter().cloned().map(Record::Open).collect();
-        store.write(&opened, Durability::Process).unwrap();
+        store.write(&opened).unwrap();
         // In another order than they were opened in.
         for (entry, tokens) in entries[..4].iter().zip(1..5).rev() {
-            store
-                .write(&[Record::Settle(Arc::clone(entry), settlement(1_001, used(5, tokens)))], Durability::Process)
-                .unwrap();
+            store.write(&[Record::Settle(Arc::clone(entry), settlement(1_001, used(5, tokens)))]).unwrap();
         }
         let known = |most| {
             let asked = store.asked_before(most).unwrap().into_iter();

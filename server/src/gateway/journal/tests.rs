@@ -417,7 +417,7 @@ fn who_asked_for_somebody_else_stands_in_the_export_and_the_chain_covers_it() {
         let attribution = Attribution { asker: Some(asker), ..Attribution::default() };
         let opening = Arc::new(Opening { attribution, ..Opening::clone(&opening(id, "a")) });
         let settle = Record::Settle(Arc::clone(&opening), Settlement { counts, ..settlement(1_000, used(5, 3)) });
-        store.write(&[Record::Open(opening), settle], Durability::Process).unwrap();
+        store.write(&[Record::Open(opening), settle]).unwrap();
     }
     let mut csv = Vec::new();
     let reader = UsageReader::open(&data).unwrap();

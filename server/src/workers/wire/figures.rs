@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use passerelle_engine::StepReport;
+use passerelle_engine::{FaultCounts, StepReport};
 
 use super::Report;
 
@@ -14,7 +14,7 @@ impl From<StepReport> for Report {
             prompt_tokens: report.prompt_tokens as u64,
             generated_tokens: report.generated_tokens as u64,
             preemptions: report.preemptions as u64,
-            failures: report.failures as u64,
+            failures: report.failures.each().to_vec(),
             running: report.running as u64,
             waiting: report.waiting as u64,
             fair_share_gap_ns: nanoseconds(report.fair_share_gap),
@@ -35,7 +35,7 @@ impl From<Report> for StepReport {
             prompt_tokens: count(sent.prompt_tokens),
             generated_tokens: count(sent.generated_tokens),
             preemptions: count(sent.preemptions),
-            failures: count(sent.failures),
+            failures: FaultCounts::from_each(sent.failures),
             running: count(sent.running),
             waiting: count(sent.waiting),
             fair_share_gap: Duration::from_nanos(sent.fair_share_gap_ns),

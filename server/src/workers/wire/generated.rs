@@ -223,7 +223,7 @@ pub struct Load {
     #[prost(uint64, tag = "2")]
     pub distrusted_ns: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Report {
     #[prost(uint64, tag = "1")]
     pub duration_ns: u64,
@@ -235,8 +235,9 @@ pub struct Report {
     pub generated_tokens: u64,
     #[prost(uint64, tag = "5")]
     pub preemptions: u64,
-    #[prost(uint64, tag = "6")]
-    pub failures: u64,
+    /// By cause, in the order of the engine's faults.
+    #[prost(uint64, repeated, tag = "6")]
+    pub failures: ::prost::alloc::vec::Vec<u64>,
     #[prost(uint64, tag = "7")]
     pub running: u64,
     #[prost(uint64, tag = "8")]
@@ -426,6 +427,9 @@ pub enum Cause {
     GrammarLost = 4,
     ShuttingDown = 5,
     Lost = 6,
+    Panic = 7,
+    Memory = 8,
+    Device = 9,
 }
 impl Cause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -441,6 +445,9 @@ impl Cause {
             Self::GrammarLost => "GRAMMAR_LOST",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::Lost => "LOST",
+            Self::Panic => "PANIC",
+            Self::Memory => "MEMORY",
+            Self::Device => "DEVICE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -453,6 +460,9 @@ impl Cause {
             "GRAMMAR_LOST" => Some(Self::GrammarLost),
             "SHUTTING_DOWN" => Some(Self::ShuttingDown),
             "LOST" => Some(Self::Lost),
+            "PANIC" => Some(Self::Panic),
+            "MEMORY" => Some(Self::Memory),
+            "DEVICE" => Some(Self::Device),
             _ => None,
         }
     }

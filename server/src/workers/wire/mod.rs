@@ -17,7 +17,7 @@ pub(super) use generated::*;
 pub(super) use request::Ordered;
 
 /// Both ends speak the same, or not with each other.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 
 /// Names the field that no honest peer writes so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

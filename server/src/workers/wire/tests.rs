@@ -2,8 +2,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use passerelle_engine::{
-    CacheSalt, Class, EncodeRequest, Event as EngineEvent, EventFeed, FinishReason, Request, RequestError, RequestId,
-    SamplingParams, ShareKey, ShareWeight, StepReport, TokenEvent, TokenLogprobs, Usage,
+    CacheSalt, Class, EncodeRequest, Event as EngineEvent, EventFeed, FaultCounts, FinishReason, Request, RequestError,
+    RequestId, SamplingParams, ShareKey, ShareWeight, StepReport, TokenEvent, TokenLogprobs, Usage,
 };
 use prost::Message;
 
@@ -112,7 +112,7 @@ fn a_step_is_told_with_every_figure() {
         prompt_tokens: 3,
         generated_tokens: 4,
         preemptions: 5,
-        failures: 6,
+        failures: FaultCounts::from_each([61, 62, 63, 64, 65, 66, 67]),
         running: 7,
         waiting: 8,
         fair_share_gap: Duration::from_nanos(9),
@@ -159,6 +159,9 @@ fn every_failure_arrives_as_it_was_but_for_that_of_the_worker_itself() {
     let arrived = |error: RequestError| RequestError::try_from(sent(&Failed::from(error))).expect("it makes sense");
     for error in [
         RequestError::Step("x".to_owned()),
+        RequestError::Panic("x".to_owned()),
+        RequestError::Memory("x".to_owned()),
+        RequestError::Device("x".to_owned()),
         RequestError::NotFinite,
         RequestError::NothingAllowed,
         RequestError::Constraint(TooComplex),
