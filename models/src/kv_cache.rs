@@ -382,13 +382,13 @@ mod tests {
         let elsewhere = memmap2::MmapMut::map_anon(4 << 20).unwrap();
         // Some systems are built without them.
         let has_them = Memory::of(&elsewhere[..]).use_huge_pages().is_ok();
-        for dtype in [DType::F32, DType::BF16] {
+        for format in KvFormat::ALL {
             let groups = vec![KvGroup::full(2)];
-            let spec = KvCacheSpec { groups, num_kv_heads: 8, head_dim: 128, dtype, block_size: KV_TILE };
+            let spec = KvCacheSpec { groups, num_kv_heads: 8, head_dim: 128, format, block_size: KV_TILE };
             let cache = KvCache::new(spec, 500, &Device::Cpu).unwrap();
             let memories = || cache.tensors().filter_map(memory_of);
             assert_eq!(memories().count(), 4);
-            assert_eq!(memories().all(Memory::is_for_huge_pages), has_them, "{dtype:?}");
+            assert_eq!(memories().all(Memory::is_for_huge_pages), has_them, "{format}");
         }
     }
 

@@ -154,7 +154,7 @@ mod tests {
     fn steps_that_are_run_for_prices_leave_cached_prefixes_as_they_are() {
         let (mut step_loop, handle) = measured_on(&Arc::new(BusyClock::default()));
         let prompt: Vec<u32> = (1..13).collect();
-        let mut answer = |step_loop: &mut StepLoop, id| {
+        let answer = |step_loop: &mut StepLoop, id| {
             let mut asked = request(id, &prompt);
             asked.sampling.max_tokens = 4;
             let mut stream = handle.submit(asked).unwrap();
