@@ -156,7 +156,7 @@ mod tests {
         let prompt: Vec<u32> = (1..13).collect();
         let answer = |step_loop: &mut StepLoop, id| {
             let mut asked = request(id, &prompt);
-            asked.sampling.max_tokens = 4;
+            (asked.sampling.max_tokens, asked.sampling.temperature) = (4, 0.0);
             let mut stream = handle.submit(asked).unwrap();
             (0..8).for_each(|_| _ = step_loop.step());
             let events = std::iter::from_fn(|| stream.try_next());

@@ -8,8 +8,8 @@ use passerelle_engine::{
 use prost::Message;
 
 use super::{
-    Event, Failed, FromGateway, FromWorker, Heard, Hello, Malformed, Ordered, Report, Submission, Text, feed_events,
-    from_gateway, from_worker,
+    Event, Failed, FromGateway, FromWorker, Heard, Hello, Malformed, Ordered, PROTOCOL, Report, Submission, Text,
+    feed_events, from_gateway, from_worker,
 };
 use crate::workers::facts::{OfferedKind, OfferedModel, WorkerFacts};
 
@@ -185,7 +185,7 @@ fn what_makes_no_sense_is_named() {
     let mut many = good;
     many.sampling.as_mut().expect("it is there").logprobs = Some(256);
     assert_eq!(problem(many), "logprobs");
-    let hello = Hello { protocol: 2, ..Hello::from(&facts()) };
+    let hello = Hello { protocol: PROTOCOL + 1, ..Hello::from(&facts()) };
     assert_eq!(WorkerFacts::try_from(hello), Err(Malformed("protocol")));
 }
 

@@ -98,7 +98,10 @@ impl Reply {
     pub(crate) fn error_code(&self) -> String {
         let json = self.json();
         let error = json["error"].as_object().unwrap_or_else(|| panic!("no error in {json}"));
-        assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"]);
+        let names: Vec<_> = error.keys().map(String::as_str).collect();
+        // A refusal by a limit tells of the limit, too.
+        let of_limit = names.strip_suffix(&["limit"]).filter(|_| error["limit"].is_object());
+        assert_eq!(of_limit.unwrap_or(&names), ["message", "type", "param", "code"]);
         assert!(error["message"].is_string() && error["type"].is_string());
         error["code"].as_str().expect("every error has a code").to_owned()
     }
