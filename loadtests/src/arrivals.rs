@@ -6,6 +6,11 @@ use serde::Deserialize;
 
 use crate::rng::Rng;
 
+/// Requests per second; what no generator of one machine sends is a slip of the hand.
+pub const MAX_RATE: f64 = 1e6;
+/// At once.
+pub const MAX_USERS: f64 = 100_000.0;
+
 /// Rates are requests per second.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
@@ -26,15 +31,15 @@ pub enum Arrivals {
 }
 
 impl Arrivals {
-    /// The offsets of the arrivals in `duration`, in order; `None` where the server's answers set the pace or a
+    /// The offsets of the first `limit` arrivals in `duration`, in order; `None` where the server's answers set the pace or a
     /// trace does.
-    pub fn offsets(&self, duration: Duration, rng: &mut Rng) -> Option<Vec<Duration>> {
+    pub fn offsets(&self, duration: Duration, limit: usize, rng: &mut Rng) -> Option<Vec<Duration>> {
         let seconds = duration.as_secs_f64();
         let offsets = match *self {
-            Self::Poisson { rate } => ramp(rate, rate, seconds, rng),
-            Self::Constant { rate } => every(1.0 / rate, 1, seconds),
-            Self::Burst { size, every_s } => every(every_s, size, seconds),
-            Self::Ramp { from, to } => ramp(from, to, seconds, rng),
+            Self::Poisson { rate } => ramp(rate, rate, (seconds, limit), rng),
+            Self::Constant { rate } => every(1.0 / rate, 1, (seconds, limit)),
+            Self::Burst { size, every_s } => every(every_s, size, (seconds, limit)),
+            Self::Ramp { from, to } => ramp(from, to, (seconds, limit), rng),
             Self::Closed { .. } | Self::Trace => return None,
         };
         Some(offsets.into_iter().map(Duration::from_secs_f64).collect())
@@ -59,21 +64,18 @@ impl Arrivals {
 
     /// What is wrong with the numbers, if anything.
     pub fn check(&self) -> Result<(), String> {
-        let positive = |name: &str, value: f64| {
-            if value.is_finite() && value > 0.0 {
-                Ok(())
-            } else {
-                Err(format!("`{name}` must be above 0, not {value}"))
-            }
+        let within = |name: &str, value: f64, most: f64| match value > 0.0 && value <= most {
+            true => Ok(()),
+            false => Err(format!("`{name}` must be above 0 and at most {most}, not {value}")),
         };
         match *self {
-            Self::Poisson { rate } | Self::Constant { rate } => positive("rate", rate),
-            Self::Burst { size, every_s } => positive("size", size.into()).and_then(|()| positive("every_s", every_s)),
-            Self::Ramp { from, to } if from.is_finite() && to.is_finite() && from >= 0.0 && to >= 0.0 => {
-                positive("from + to", from + to)
+            Self::Poisson { rate } | Self::Constant { rate } => within("rate", rate, MAX_RATE),
+            Self::Burst { size, every_s } => {
+                within("size", size.into(), MAX_USERS).and_then(|()| within("every_s", every_s, f64::MAX))
             }
+            Self::Ramp { from, to } if from >= 0.0 && to >= 0.0 => within("from + to", from + to, MAX_RATE),
             Self::Ramp { .. } => Err("`from` and `to` must not be negative".to_owned()),
-            Self::Closed { concurrency } => positive("concurrency", concurrency.into()),
+            Self::Closed { concurrency } => within("concurrency", concurrency.into(), MAX_USERS),
             Self::Trace => Ok(()),
         }
     }
@@ -81,12 +83,12 @@ impl Arrivals {
 
 /// A Poisson process whose rate goes linearly from `from` to `to`: unit exponential gaps, mapped through the inverse of
 /// the expected number of arrivals, `from * t + (to - from) * t^2 / (2 * seconds)`.
-fn ramp(from: f64, to: f64, seconds: f64, rng: &mut Rng) -> Vec<f64> {
+fn ramp(from: f64, to: f64, (seconds, limit): (f64, usize), rng: &mut Rng) -> Vec<f64> {
     let slope = (to - from) / seconds;
     let expected = (from + to) / 2.0 * seconds;
-    let mut offsets = Vec::with_capacity(expected as usize + 16);
+    let mut offsets = Vec::with_capacity((expected as usize + 16).min(limit));
     let mut count = rng.exponential();
-    while count < expected {
+    while count < expected && offsets.len() < limit {
         // The stable root: no cancellation when the slope is near 0.
         offsets.push(2.0 * count / (from + (from * from + 2.0 * slope * count).max(0.0).sqrt()));
         count += rng.exponential();
@@ -94,9 +96,9 @@ fn ramp(from: f64, to: f64, seconds: f64, rng: &mut Rng) -> Vec<f64> {
     offsets
 }
 
-fn every(gap: f64, size: u32, seconds: f64) -> Vec<f64> {
+fn every(gap: f64, size: u32, (seconds, limit): (f64, usize)) -> Vec<f64> {
     let moments = (0u32..).map(|index| f64::from(index) * gap).take_while(|at| *at < seconds);
-    moments.flat_map(|at| std::iter::repeat_n(at, size as usize)).collect()
+    moments.flat_map(|at| std::iter::repeat_n(at, size as usize)).take(limit).collect()
 }
 
 #[cfg(test)]
@@ -104,7 +106,8 @@ mod tests {
     use super::*;
 
     fn offsets(arrivals: &Arrivals, seconds: u64) -> Vec<f64> {
-        let offsets = arrivals.offsets(Duration::from_secs(seconds), &mut Rng::new(7)).expect("an open loop");
+        let offsets =
+            arrivals.offsets(Duration::from_secs(seconds), usize::MAX, &mut Rng::new(7)).expect("an open loop");
         offsets.iter().map(Duration::as_secs_f64).collect()
     }
 
@@ -148,6 +151,27 @@ mod tests {
         let twice = offsets(&Arrivals::Poisson { rate: 20.0 }.scaled(2.0), 100).len() as f64;
         assert!((twice / 4000.0 - 1.0).abs() < 0.06, "{twice}");
         assert_eq!(Arrivals::Burst { size: 3, every_s: 1.0 }.scaled(2.0), Arrivals::Burst { size: 6, every_s: 1.0 });
+    }
+
+    #[test]
+    fn no_more_arrivals_are_made_than_are_wanted() {
+        let ages = Duration::from_secs(1 << 30);
+        for arrivals in [
+            Arrivals::Poisson { rate: MAX_RATE },
+            Arrivals::Constant { rate: MAX_RATE },
+            Arrivals::Burst { size: u32::MAX, every_s: 1e-9 },
+        ] {
+            assert_eq!(arrivals.offsets(ages, 10, &mut Rng::new(7)).map(|offsets| offsets.len()), Some(10));
+        }
+    }
+
+    #[test]
+    fn a_number_that_no_load_has_is_refused() {
+        for rate in [-1.0, f64::NAN, f64::INFINITY, 1e15] {
+            assert!(Arrivals::Constant { rate }.check().is_err(), "{rate}");
+        }
+        assert!(Arrivals::Ramp { from: f64::NAN, to: 1.0 }.check().is_err());
+        assert!(Arrivals::Closed { concurrency: u32::MAX }.check().is_err());
     }
 
     #[test]

@@ -4,8 +4,10 @@ mod adhoc;
 mod check;
 mod compare;
 mod drill;
+mod interrupt;
 mod load;
 mod mock;
+mod numbers;
 mod options;
 mod watch;
 
@@ -74,4 +76,29 @@ fn exit_code(verdict: &Verdict) -> ExitCode {
 fn say(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn where_figures_go_stands_under_a_heading_of_its_own() {
+        let command = Cli::command();
+        let heading = |name: &str, option: &str| {
+            let command = command.find_subcommand(name).expect("it is a command");
+            let option = command.get_arguments().find(|argument| argument.get_id() == option).expect("it is an option");
+            option.get_help_heading().map(str::to_owned)
+        };
+        for name in ["run", "compare", "check", "drill"] {
+            for option in ["json", "save", "note"] {
+                assert_eq!(heading(name, option).as_deref(), Some("Output"), "{name} --{option}");
+            }
+            assert_ne!(heading(name, "tokenizer").as_deref(), Some("Output"), "{name}");
+        }
+        assert_eq!(heading("run", "per_request").as_deref(), Some("Output"));
+        assert_eq!(heading("drill", "command"), None);
+        command.clone().debug_assert();
+    }
 }

@@ -5,6 +5,8 @@ mod bootstrap;
 mod measures;
 mod table;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::figures::{Quantiles, ms};
@@ -13,7 +15,7 @@ use crate::plan::{Plan, PlanError};
 use crate::process::{MachineFigures, Watch};
 use crate::prompts::PromptMaker;
 use crate::record::{Record, Usage};
-use crate::report::Overhead;
+use crate::report::{Overhead, count_out_of_files};
 use crate::run::{Run, RunOptions, run};
 use crate::scenario::Scenario;
 use crate::session::Session;
@@ -47,6 +49,8 @@ pub struct Comparison {
     /// Requests that every contender answered, over all rounds.
     pub requests: usize,
     pub unanswered: Vec<usize>,
+    /// How those ended, for each contender.
+    pub endings: Vec<BTreeMap<String, usize>>,
     /// Whose answers came without usage: the tokenizer counted their texts.
     pub without_usage: Vec<String>,
     pub rows: Vec<Row>,
@@ -54,6 +58,15 @@ pub struct Comparison {
     pub generator: Overhead,
     /// The same; unknown where a server's process is, which could be any.
     pub machine: Option<MachineFigures>,
+    /// Why there are fewer rounds than were asked for.
+    pub stopped: Option<Stopped>,
+}
+
+/// What ended a comparison in the middle of a round, which is left out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Stopped {
+    pub round: usize,
+    pub why: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -85,6 +98,8 @@ pub enum CompareError {
     CountsDiffer { index: usize, first: String, first_tokens: String, other: String, other_tokens: String },
     #[error("in round {round} no request was answered by all servers")]
     NothingInCommon { round: usize },
+    #[error("stopped before its end")]
+    Interrupted,
 }
 
 /// One round: the same requests, as each contender answered them.
@@ -111,42 +126,34 @@ struct Rates {
     good_per_s: f64,
 }
 
-/// Runs `scenario` against each of `contenders` (at least two) `rounds` times, and compares.
+/// Runs `scenario` against each of `contenders` (at least two) `rounds` times, and compares. What goes wrong after the first
+/// round ends the comparison with the rounds before.
 pub async fn compare<C: Connect>(
     contenders: &[Contender<C>],
     scenario: &Scenario,
     options: &CompareOptions,
 ) -> Result<Comparison, CompareError> {
-    let mut rounds = Vec::with_capacity(options.rounds);
-    let mut unanswered = vec![0; contenders.len()];
-    let mut without_usage = Vec::new();
+    let (mut rounds, mut stopped, mut without_usage) = (Vec::with_capacity(options.rounds), None, Vec::new());
+    let mut endings = vec![BTreeMap::new(); contenders.len()];
     let (watch, mut sent) = (Watch::start(contenders.iter().filter_map(|contender| contender.pid)), Sent::default());
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     for number in 0..options.rounds {
-        let scenario = Scenario { seed: scenario.seed + number as u64, ..scenario.clone() };
-        let order: Vec<usize> = (0..contenders.len()).map(|turn| (turn + number) % contenders.len()).collect();
-        // All before the first is sent, so that no server has just been asked to count tokens when its turn comes.
-        let mut plans = Vec::with_capacity(order.len());
-        for (turn, which) in order.iter().enumerate() {
-            let scenario = Scenario { wording: turn as u64, ..scenario.clone() };
-            let target = &contenders[*which].session.target;
-            // The first contender's tokenizer makes all prompts.
-            plans.push(Plan::make(&scenario, &contenders[0].session.maker, target, &options.run.progress).await?);
+        let played = match play(contenders, (scenario, number), options, &mut sent).await {
+            Ok(played) => played,
+            Err(error) if rounds.is_empty() => return Err(error),
+            Err(error) => {
+                stopped = Some(Stopped { round: number + 1, why: error.to_string() });
+                break;
+            }
+        };
+        for (all, answers) in endings.iter_mut().zip(&played.answers) {
+            for (ending, count) in &answers.unanswered {
+                *all.entry(ending.clone()).or_insert(0) += count;
+            }
         }
-        let mut answers = vec![Answers::default(); contenders.len()];
-        for (which, plan) in order.into_iter().zip(&plans) {
-            let pair = (&contenders[0], &contenders[which]);
-            answers[which] = Answers::of(pair, plan, &options.run, &mut sent).await?;
-            unanswered[which] += answers[which].unanswered;
-        }
-        without_usage = names
-            .iter()
-            .zip(&answers)
-            .filter(|(_, answers)| !answers.has_usage())
-            .map(|(name, _)| (*name).to_owned())
-            .collect();
-        let round = Round::pair(&names, &answers, options.token_tolerance)?;
-        rounds.push(round.ok_or(CompareError::NothingInCommon { round: number + 1 })?);
+        let told = names.iter().zip(&played.answers);
+        without_usage = told.filter(|(_, answers)| !answers.has_usage()).map(|(name, _)| (*name).to_owned()).collect();
+        rounds.push(played.round);
     }
     let rows = measures::rows(&rounds, scenario.seed);
     let (machine, _) = watch.finish();
@@ -157,9 +164,43 @@ pub async fn compare<C: Connect>(
         without_usage,
         rounds: rounds.len(),
         requests: rounds.iter().map(|round| round.observed[0].len()).sum(),
-        unanswered,
+        unanswered: endings.iter().map(|endings| endings.values().sum()).collect(),
+        endings,
         rows,
+        stopped,
     })
+}
+
+/// What came of one round.
+struct Played {
+    round: Round,
+    answers: Vec<Answers>,
+}
+
+async fn play<C: Connect>(
+    contenders: &[Contender<C>],
+    (scenario, number): (&Scenario, usize),
+    options: &CompareOptions,
+    sent: &mut Sent,
+) -> Result<Played, CompareError> {
+    let scenario = Scenario { seed: scenario.seed.wrapping_add(number as u64), ..scenario.clone() };
+    let order: Vec<usize> = (0..contenders.len()).map(|turn| (turn + number) % contenders.len()).collect();
+    // All before the first is sent, so that no server has just been asked to count tokens when its turn comes.
+    let mut plans = Vec::with_capacity(order.len());
+    for (turn, which) in order.iter().enumerate() {
+        let scenario = Scenario { wording: turn as u64, ..scenario.clone() };
+        let target = &contenders[*which].session.target;
+        // The first contender's tokenizer makes all prompts.
+        plans.push(Plan::make(&scenario, &contenders[0].session.maker, target, &options.run.progress).await?);
+    }
+    let mut answers = vec![Answers::default(); contenders.len()];
+    for (which, plan) in order.into_iter().zip(&plans) {
+        let pair = (&contenders[0], &contenders[which]);
+        answers[which] = Answers::of(pair, plan, &options.run, sent).await?;
+    }
+    let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
+    let round = Round::pair(&names, &answers, options.token_tolerance)?;
+    Ok(Played { round: round.ok_or(CompareError::NothingInCommon { round: number + 1 })?, answers })
 }
 
 /// What the generator did, over all rounds.
@@ -168,6 +209,7 @@ struct Sent {
     lateness_ms: Vec<f64>,
     events: usize,
     wall_s: f64,
+    out_of_files: usize,
 }
 
 impl Sent {
@@ -175,11 +217,17 @@ impl Sent {
         self.lateness_ms.extend(run.records.iter().map(|record| ms(record.lateness())));
         self.events += run.records.iter().map(|record| record.events.len()).sum::<usize>();
         self.wall_s += run.wall.as_secs_f64();
+        self.out_of_files += count_out_of_files(&run.records);
     }
 
-    fn overhead(self, cpu_cores: f64, threads: usize) -> Overhead {
-        let events_per_s = self.events as f64 / self.wall_s.max(f64::EPSILON);
-        Overhead { lateness_ms: Quantiles::of(self.lateness_ms.into_iter()), cpu_cores, events_per_s, threads }
+    fn overhead(self, cpu_cores: Option<f64>, threads: usize) -> Overhead {
+        Overhead {
+            lateness_ms: Quantiles::of(self.lateness_ms.into_iter()),
+            cpu_cores,
+            events_per_s: self.events as f64 / self.wall_s.max(f64::EPSILON),
+            threads,
+            out_of_files: self.out_of_files,
+        }
     }
 }
 
@@ -187,7 +235,8 @@ impl Sent {
 #[derive(Debug, Clone, Default)]
 struct Answers {
     answers: Vec<Counted>,
-    unanswered: usize,
+    /// How the others ended.
+    unanswered: BTreeMap<String, usize>,
     rates: Rates,
 }
 
@@ -209,6 +258,9 @@ impl Answers {
         let maker = &first.session.maker;
         let done = run(&contender.session.client, plan, options).await;
         sent.add(&done);
+        if done.was_stopped {
+            return Err(CompareError::Interrupted);
+        }
         let (mut records, others): (Vec<Record>, Vec<Record>) =
             done.records.into_iter().partition(|record| record.is_finished() && !record.events.is_empty());
         records.sort_by_key(Record::place);
@@ -221,7 +273,11 @@ impl Answers {
         let seconds = done.wall.as_secs_f64().max(f64::EPSILON);
         let rates = Rates { tokens_per_s: tokens as f64 / seconds, good_per_s: good as f64 / seconds };
         answers.retain(|answer| answer.record.intended >= plan.warmup);
-        Ok(Self { answers, unanswered: others.len(), rates })
+        let mut unanswered = BTreeMap::new();
+        for record in others {
+            *unanswered.entry(record.ending.to_string()).or_insert(0) += 1;
+        }
+        Ok(Self { answers, unanswered, rates })
     }
 
     fn find(&self, of: &Counted) -> Option<&Counted> {

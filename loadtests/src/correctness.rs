@@ -80,7 +80,9 @@ impl Finding {
     fn of(record: &Record, expected: &str) -> Self {
         let common = common_chars(&record.text, expected);
         match &record.ending {
-            Ending::Refused { .. } | Ending::Failed(ErrorKind::NotSent) => Self::NotAnswered,
+            Ending::Refused { .. }
+            | Ending::Failed(ErrorKind::NotSent | ErrorKind::OutOfFiles)
+            | Ending::Interrupted => Self::NotAnswered,
             Ending::Finished if record.text == expected => Self::Same,
             Ending::Failed(kind) if expected.starts_with(&record.text) => {
                 Self::Wrong(format!("ends after {common} characters: {}", kind.name()))

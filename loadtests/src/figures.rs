@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::plan::Plan;
-use crate::record::{Ending, Record};
+use crate::record::{Delivery, Ending, Record};
 use crate::run::Run;
 use crate::scenario::Objectives;
 
@@ -17,6 +17,8 @@ pub struct Figures {
     pub finished: u64,
     /// The generator closed the connection, as the scenario says.
     pub left: u64,
+    /// In flight when the run was stopped; no part of the share that was good.
+    pub interrupted: u64,
     /// Poison requests that were refused, as they should be.
     pub poison_refused: u64,
     /// By status and code.
@@ -114,7 +116,7 @@ impl Figures {
             figures.requests_per_s = figures.finished as f64 / seconds;
             figures.good_per_s = figures.good as f64 / seconds;
         }
-        let wanted_whole = figures.requests - figures.left - figures.poison_refused;
+        let wanted_whole = figures.requests - figures.left - figures.interrupted - figures.poison_refused;
         if wanted_whole > 0 {
             figures.good_share = figures.good as f64 / wanted_whole as f64;
         }
@@ -141,6 +143,7 @@ impl Figures {
                 self.good += u64::from(objectives.are_kept_by(record));
             }
             Ending::Left => self.left += 1,
+            Ending::Interrupted => self.interrupted += 1,
             Ending::RefusedAsExpected { .. } => self.poison_refused += 1,
             Ending::Refused { status, code } => {
                 let label = code.as_ref().map_or_else(|| status.to_string(), |code| format!("{status} {code}"));
@@ -175,7 +178,12 @@ impl Objectives {
     pub fn are_kept_by(&self, record: &Record) -> bool {
         let within = |value: Duration, limit_ms: Option<f64>| limit_ms.is_none_or(|limit_ms| ms(value) <= limit_ms);
         // A single token has no time per further token; an answer without a first token keeps nothing.
-        record.time_to_first_token().is_some_and(|first| within(first, self.ttft_ms))
+        // Of an answer in one piece the first token is seen at its end.
+        let seen = match record.delivery {
+            Delivery::Streamed => record.time_to_first_token(),
+            Delivery::Whole => Some(record.end_to_end()),
+        };
+        seen.is_some_and(|first| within(first, self.ttft_ms))
             && record.time_per_output_token().is_none_or(|each| within(each, self.tpot_ms))
             && within(record.end_to_end(), self.e2e_ms)
     }
@@ -255,6 +263,7 @@ mod tests {
             events: events.iter().map(|after| at(*after)).collect(),
             end: at(events.last().copied().unwrap_or(0) + 5),
             ending: Ending::Finished,
+            delivery: Delivery::Streamed,
             usage: Some(Usage { prompt_tokens: 7, cached_tokens: 2, output_tokens }),
             text: String::new(),
         }

@@ -1,13 +1,21 @@
 //! One generation over an OpenAI-compatible route: sent, streamed, every event stamped.
 
+mod content;
+
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::clock::{Instant, now};
-use crate::http::{Client, Connect, HttpError, Request};
-use crate::record::{Ending, ErrorKind, Expect, Usage};
+use crate::http::{Client, Connect, HttpError, Request, Response};
+use crate::record::{Delivery, Ending, ErrorKind, Expect, Usage};
 use crate::sse::SseParser;
+use content::Content;
+
+/// What a stream's connection gets to end after the answer's last event; one that takes longer is closed.
+const LINGER: Duration = Duration::from_millis(100);
+/// The system's EMFILE and ENFILE: this program, or the machine, has no file left for a connection.
+const OUT_OF_FILES: [i32; 2] = [24, 23];
 
 /// Both routes that generate text.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize, Default)]
@@ -35,8 +43,10 @@ pub struct Call {
 pub struct Answer {
     pub sent: Instant,
     pub events: Vec<Instant>,
+    /// Of a finished stream its last event: what a server does after it is no part of the answer.
     pub end: Instant,
     pub ending: Ending,
+    pub delivery: Delivery,
     pub usage: Option<Usage>,
     pub finish_reason: Option<String>,
     pub text: String,
@@ -51,30 +61,49 @@ impl Route {
     }
 }
 
+impl Answer {
+    /// Of a request of which nothing came.
+    pub fn none(sent: Instant, ending: Ending) -> Self {
+        Self {
+            sent,
+            events: Vec::new(),
+            end: now(),
+            ending,
+            delivery: Delivery::Streamed,
+            usage: None,
+            finish_reason: None,
+            text: String::new(),
+        }
+    }
+}
+
 /// Sends `call` and reads its answer to the end, to the moment of leaving, or to the timeout.
 pub async fn generate<C: Connect>(client: &Client<C>, call: &Call) -> Answer {
-    let sent = now();
-    let mut answer = Answer {
-        sent,
-        events: Vec::new(),
-        end: sent,
-        ending: Ending::Failed(ErrorKind::Timeout),
-        usage: None,
-        finish_reason: None,
-        text: String::new(),
-    };
-    if let Ok(ending) = tokio::time::timeout(call.timeout, exchange(client, call, &mut answer)).await {
-        answer.ending = ending.unwrap_or_else(|error| Ending::Failed(kind_of(&error)));
+    let mut answer = Answer::none(now(), Ending::Failed(ErrorKind::Timeout));
+    let mut open = None;
+    if let Ok(exchanged) = tokio::time::timeout(call.timeout, exchange(client, call, &mut answer, &mut open)).await {
+        answer.ending = exchanged.unwrap_or_else(|error| Ending::Failed(kind_of(&error)));
     }
-    answer.end = now();
+    if answer.ending != Ending::Finished {
+        answer.end = now();
+    }
     answer.ending = call.expect.judge(answer.ending, answer.finish_reason.as_deref(), &answer.text);
     if answer.ending == Ending::Finished && answer.events.is_empty() {
         answer.ending = Ending::Failed(ErrorKind::EmptyAnswer);
     }
+    if let Some(response) = open {
+        client.give_back_within(LINGER, response).await;
+    }
     answer
 }
 
-async fn exchange<C: Connect>(client: &Client<C>, call: &Call, answer: &mut Answer) -> Result<Ending, HttpError> {
+/// How the answer ended; a stream that said its last is left in `open`, for its connection may not be at its end.
+async fn exchange<C: Connect>(
+    client: &Client<C>,
+    call: &Call,
+    answer: &mut Answer,
+    open: &mut Option<Response<C::Stream>>,
+) -> Result<Ending, HttpError> {
     let request = Request {
         method: "POST",
         path: call.route.path(),
@@ -101,9 +130,12 @@ async fn exchange<C: Connect>(client: &Client<C>, call: &Call, answer: &mut Answ
         if call.leave_after.is_some_and(|count| answer.events.len() >= count as usize) {
             return Ok(Ending::Left);
         }
+        if stream.is_done {
+            break;
+        }
     }
-    client.give_back(response);
-    Ok(stream.ending())
+    *open = Some(response);
+    Ok(stream.ending(answer.finish_reason.is_some()))
 }
 
 /// What a stream has said so far.
@@ -118,19 +150,23 @@ impl EventStream {
     fn read(&mut self, bytes: &[u8], answer: &mut Answer) {
         let at = now();
         let (is_done, error) = (&mut self.is_done, &mut self.error);
-        let pushed = self.parser.push(bytes, |data| match read_event(data, answer) {
-            Ok(Event::Text) => answer.events.push(at),
-            Ok(Event::Other) => {}
-            Ok(Event::Done) => *is_done = true,
-            Err(kind) => *error = Some(kind),
+        let pushed = self.parser.push(bytes, |data| {
+            answer.end = at;
+            match read_event(data, answer) {
+                Ok(Event::Text) => answer.events.push(at),
+                Ok(Event::Other) => {}
+                Ok(Event::Done) => *is_done = true,
+                Err(kind) => *error = Some(kind),
+            }
         });
         if pushed.is_err() {
             self.error = Some(ErrorKind::Malformed);
         }
     }
 
-    fn ending(self) -> Ending {
-        match (self.error, self.is_done) {
+    /// Of a stream that ended in order. Not every server says `[DONE]`, but the reason to finish says as much.
+    fn ending(self, has_finish_reason: bool) -> Ending {
+        match (self.error, self.is_done || has_finish_reason) {
             (Some(kind), _) => Ending::Failed(kind),
             (None, true) => Ending::Finished,
             (None, false) => Ending::Failed(ErrorKind::StreamCut),
@@ -148,8 +184,9 @@ enum Event {
 /// A chunk of either route; what is not measured is not decoded.
 #[derive(Deserialize)]
 struct Chunk {
+    /// Some servers put `null` beside the usage.
     #[serde(default)]
-    choices: Vec<Choice>,
+    choices: Option<Vec<Choice>>,
     #[serde(default)]
     usage: Option<WireUsage>,
     #[serde(default)]
@@ -168,12 +205,15 @@ struct Choice {
     finish_reason: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct Piece {
     #[serde(default)]
-    content: Option<String>,
-    #[serde(default, alias = "reasoning")]
+    content: Content,
+    /// The same under two names; there are servers that send both.
+    #[serde(default)]
     reasoning_content: Option<String>,
+    #[serde(default)]
+    reasoning: Option<String>,
     #[serde(default)]
     tool_calls: Option<Vec<serde::de::IgnoredAny>>,
 }
@@ -221,15 +261,14 @@ fn read_event(data: &[u8], answer: &mut Answer) -> Result<Event, ErrorKind> {
 /// Whether the chunk carried a part of the answer.
 fn read_chunk(chunk: Chunk, answer: &mut Answer) -> bool {
     let mut has_text = false;
-    for choice in chunk.choices {
-        let piece = choice.delta.or(choice.message);
-        let (content, reasoning, tool_calls) =
-            piece.map_or((None, None, None), |piece| (piece.content, piece.reasoning_content, piece.tool_calls));
-        for text in [choice.text, content, reasoning].into_iter().flatten() {
+    for choice in chunk.choices.into_iter().flatten() {
+        let piece = choice.delta.or(choice.message).unwrap_or_default();
+        let reasoning = piece.reasoning_content.filter(|text| !text.is_empty()).or(piece.reasoning);
+        for text in [choice.text, Some(piece.content.0), reasoning].into_iter().flatten() {
             has_text |= !text.is_empty();
             answer.text.push_str(&text);
         }
-        has_text |= tool_calls.is_some_and(|calls| !calls.is_empty());
+        has_text |= piece.tool_calls.is_some_and(|calls| !calls.is_empty());
         answer.finish_reason = choice.finish_reason.or(answer.finish_reason.take());
     }
     if let Some(usage) = chunk.usage {
@@ -242,12 +281,13 @@ fn read_chunk(chunk: Chunk, answer: &mut Answer) -> bool {
     has_text
 }
 
-/// A server that did not stream: one event, at the end.
+/// A server that did not stream: one event, at the end, which is no first token.
 fn read_whole(body: &[u8], answer: &mut Answer) -> Ending {
     match serde_json::from_slice::<Chunk>(body) {
-        Ok(chunk) if !chunk.choices.is_empty() => {
+        Ok(chunk) if chunk.choices.as_ref().is_some_and(|choices| !choices.is_empty()) => {
+            (answer.end, answer.delivery) = (now(), Delivery::Whole);
             if read_chunk(chunk, answer) {
-                answer.events.push(now());
+                answer.events.push(answer.end);
             }
             Ending::Finished
         }
@@ -266,6 +306,9 @@ fn error_code(body: &[u8]) -> Option<String> {
 
 fn kind_of(error: &HttpError) -> ErrorKind {
     match error {
+        HttpError::Connect(error) if error.raw_os_error().is_some_and(|code| OUT_OF_FILES.contains(&code)) => {
+            ErrorKind::OutOfFiles
+        }
         HttpError::Connect(_) => ErrorKind::Connect,
         HttpError::Timeout => ErrorKind::Timeout,
         HttpError::Broken(_) | HttpError::Cut => ErrorKind::StreamCut,

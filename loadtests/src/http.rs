@@ -136,6 +136,13 @@ impl<C: Connect> Client<C> {
         }
     }
 
+    /// The same for an answer that needs no more reading: its body may take so long to end, or its connection is closed.
+    pub async fn give_back_within(&self, patience: Duration, mut response: Response<C::Stream>) {
+        if let Ok(Ok(_)) = tokio::time::timeout(patience, response.read_to_end()).await {
+            self.give_back(response);
+        }
+    }
+
     /// Closes the connections that wait, so that the next request comes as a stranger.
     pub fn forget_idle(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();

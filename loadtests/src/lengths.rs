@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
 
+/// Of one text; beyond any model's context.
+pub const MAX_TOKENS: u32 = 1 << 24;
+
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Distribution {
@@ -74,6 +77,15 @@ impl Lengths {
                     || !weights.iter().all(|weight| *weight > 0.0)
             }
         };
+        let longest = match &self.0 {
+            Distribution::Fixed { tokens } => *tokens,
+            Distribution::Uniform { to, .. } => *to,
+            Distribution::LogNormal { max, .. } => *max,
+            Distribution::Choice { values, .. } => values.iter().copied().max().unwrap_or(0),
+        };
+        if longest > MAX_TOKENS {
+            return Err(format!("{longest} tokens are more than {MAX_TOKENS}"));
+        }
         if wrong { Err(format!("{:?} is not a distribution of lengths of at least one token", self.0)) } else { Ok(()) }
     }
 }

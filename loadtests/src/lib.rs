@@ -28,6 +28,7 @@ pub mod report;
 pub mod rng;
 pub mod run;
 pub mod scenario;
+pub mod schema;
 pub mod servers;
 pub mod session;
 pub mod sse;

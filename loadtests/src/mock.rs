@@ -48,6 +48,9 @@ async fn converse(mut stream: TcpStream, pace: Pace) -> io::Result<()> {
                     whole(&mut stream, 200, &answer.whole()).await?;
                 }
             }
+        } else if asked.path == "/tokenize" {
+            let tokens: Vec<u32> = words(&asked.body["prompt"]).map(token).collect();
+            whole(&mut stream, 200, &json!({"count": tokens.len(), "tokens": tokens})).await?;
         } else if asked.path.ends_with("/models") {
             let models = json!({"object": "list", "data": [{"id": MODEL, "object": "model"}]});
             whole(&mut stream, 200, &models).await?;
@@ -69,11 +72,34 @@ impl Asked {
         stated.and_then(|tokens| tokens.try_into().ok()).unwrap_or(16)
     }
 
-    /// Words, about.
+    /// The tokens of its texts, as `/tokenize` counts them; ids count themselves.
     fn prompt_tokens(&self) -> usize {
-        let prompt = if self.body["prompt"].is_null() { &self.body["messages"] } else { &self.body["prompt"] };
-        prompt.to_string().split_whitespace().count()
+        match (&self.body["prompt"], &self.body["messages"]) {
+            (Value::Array(ids), _) if ids.iter().all(Value::is_number) => ids.len(),
+            (Value::Array(prompts), _) => prompts.iter().flat_map(words).count(),
+            (prompt @ Value::String(_), _) => words(prompt).count(),
+            (_, Value::Array(messages)) => messages.iter().map(|message| count_content(&message["content"])).sum(),
+            _ => 0,
+        }
     }
+}
+
+/// A text, or parts of which some have one.
+fn count_content(content: &Value) -> usize {
+    match content {
+        Value::Array(parts) => parts.iter().flat_map(|part| words(&part["text"])).count(),
+        text => words(text).count(),
+    }
+}
+
+/// Its tokens are words.
+fn words(text: &Value) -> impl Iterator<Item = &str> {
+    text.as_str().unwrap_or_default().split_whitespace()
+}
+
+/// The same word is the same token.
+fn token(word: &str) -> u32 {
+    word.bytes().fold(7, |hash: u32, byte| hash.wrapping_mul(31).wrapping_add(byte.into()))
 }
 
 /// `None` when the connection ends.
@@ -192,6 +218,21 @@ mod tests {
         let (asked, length) = parse(&[&bytes[..], b"POST"].concat()).expect("no nonsense").expect("a request");
         assert_eq!((asked.tokens(), asked.prompt_tokens(), length), (3, 2, bytes.len()));
         assert!(parse(b"nonsense\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_prompt_has_the_tokens_that_are_counted_for_its_texts() {
+        for (body, tokens) in [
+            (json!({"prompt": "one two  three"}), 3),
+            (json!({"prompt": [5, 6]}), 2),
+            (json!({"messages": [{"role": "system", "content": "one"}, {"role": "user", "content": "two three"}]}), 3),
+            (json!({"messages": [{"content": [{"type": "text", "text": "one two"}, {"type": "image"}]}]}), 2),
+            (json!({}), 0),
+        ] {
+            assert_eq!(Asked { path: String::new(), body: body.clone() }.prompt_tokens(), tokens, "{body}");
+        }
+        assert_eq!(token("word"), token("word"));
+        assert_ne!(token("word"), token("other"));
     }
 
     #[tokio::test(start_paused = true)]

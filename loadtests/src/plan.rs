@@ -97,6 +97,17 @@ pub struct Conversation {
 pub struct Target {
     pub model: String,
     pub keys: Keys,
+    pub vocabulary: Vocabulary,
+}
+
+/// Which fields a server takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Vocabulary {
+    /// Also those with which vLLM, SGLang and Passerelle make the length of an answer sure.
+    #[default]
+    Extended,
+    /// OpenAI's own and no others, for servers that refuse what they do not know.
+    Plain,
 }
 
 /// API keys, by the names of tenants.
@@ -156,7 +167,8 @@ impl Plan {
         for (index, traffic) in scenario.traffic.iter().enumerate() {
             let rng = Rng::for_part(scenario.seed, index as u64);
             // Where answers end when they will, other words are another load.
-            let wording = if traffic.request.ignore_eos { scenario.wording } else { 0 };
+            let is_sure = traffic.request.ignore_eos && target.vocabulary == Vocabulary::Extended;
+            let wording = if is_sure { scenario.wording } else { 0 };
             let words = Rng::for_part(scenario.seed, ((1 + wording) << 32) | index as u64);
             let labels = &mut plan.traffic;
             let prefixes = Vec::new();

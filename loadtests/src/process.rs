@@ -3,7 +3,7 @@
 
 mod tree;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,16 +23,16 @@ pub struct ProcFs {
     root: PathBuf,
 }
 
-/// At one moment.
+/// At one moment. What could not be read is unknown: this program may have no file left to read /proc with.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sample {
     pub at_s: f64,
     /// Processor time so far, in seconds.
-    pub server_cpu_s: f64,
-    pub server_rss_bytes: u64,
-    pub own_cpu_s: f64,
+    pub server_cpu_s: Option<f64>,
+    pub server_rss_bytes: Option<u64>,
+    pub own_cpu_s: Option<f64>,
     /// All that ran on the machine.
-    pub busy_cpu_s: f64,
+    pub busy_cpu_s: Option<f64>,
 }
 
 /// Over a run. Processor use is in cores.
@@ -43,9 +43,9 @@ pub struct MachineFigures {
     pub server_cpu_cores: Option<f64>,
     pub server_rss_start_bytes: Option<u64>,
     pub server_rss_max_bytes: Option<u64>,
-    pub own_cpu_cores: f64,
+    pub own_cpu_cores: Option<f64>,
     /// Neither a server nor this program.
-    pub foreign_cpu_cores: f64,
+    pub foreign_cpu_cores: Option<f64>,
     pub cores: usize,
 }
 
@@ -75,10 +75,10 @@ impl ProcFs {
         let family: BTreeSet<u32> = servers.iter().flat_map(|pid| self.family(*pid)).collect();
         Sample {
             at_s: at.as_secs_f64(),
-            server_cpu_s: family.iter().filter_map(|pid| self.cpu_s(*pid)).sum(),
-            server_rss_bytes: family.iter().filter_map(|pid| self.rss_bytes(*pid)).sum(),
-            own_cpu_s: self.cpu_s(std::process::id()).unwrap_or(0.0),
-            busy_cpu_s: self.busy_cpu_s().unwrap_or(0.0),
+            server_cpu_s: sum_of(&family, servers, |pid| self.cpu_s(pid)),
+            server_rss_bytes: sum_of(&family, servers, |pid| self.rss_bytes(pid)),
+            own_cpu_s: self.cpu_s(std::process::id()),
+            busy_cpu_s: self.busy_cpu_s(),
         }
     }
 
@@ -151,20 +151,43 @@ impl MachineFigures {
     fn of(samples: &[Sample], server_pids: Vec<u32>, cores: usize) -> Self {
         let (first, last) = (samples[0], samples[samples.len() - 1]);
         let seconds = (last.at_s - first.at_s).max(f64::EPSILON);
-        let server_cpu_s = last.server_cpu_s - first.server_cpu_s;
-        let own_cpu_s = last.own_cpu_s - first.own_cpu_s;
-        let foreign_cpu_s = last.busy_cpu_s - first.busy_cpu_s - server_cpu_s - own_cpu_s;
-        let is_known = !server_pids.is_empty();
+        // Where a process ended meanwhile, its time is gone from the sum.
+        let in_cores = |of: fn(&Sample) -> Option<f64>| {
+            let spent_s = of(&last)? - of(&first)?;
+            (spent_s >= 0.0).then_some(spent_s / seconds)
+        };
+        let server = in_cores(|sample| sample.server_cpu_s);
+        let own = in_cores(|sample| sample.own_cpu_s);
+        let others = if server_pids.is_empty() { Some(0.0) } else { server };
+        let foreign = in_cores(|sample| sample.busy_cpu_s)
+            .zip(own.zip(others))
+            .map(|(busy, (own, server))| (busy - server - own).max(0.0));
         Self {
             server_pids,
-            server_cpu_cores: is_known.then_some(server_cpu_s / seconds),
-            server_rss_start_bytes: is_known.then_some(first.server_rss_bytes),
-            server_rss_max_bytes: samples.iter().map(|sample| sample.server_rss_bytes).max().filter(|_| is_known),
-            own_cpu_cores: own_cpu_s / seconds,
-            foreign_cpu_cores: (foreign_cpu_s / seconds).max(0.0),
+            server_cpu_cores: server,
+            server_rss_start_bytes: first.server_rss_bytes,
+            server_rss_max_bytes: samples.iter().filter_map(|sample| sample.server_rss_bytes).max(),
+            own_cpu_cores: own,
+            foreign_cpu_cores: foreign,
             cores,
         }
     }
+}
+
+/// Of `servers` and what they started; unknown where there are none, or one of them could not be read.
+fn sum_of<T: Copy + std::iter::Sum>(
+    family: &BTreeSet<u32>,
+    servers: &[u32],
+    read: impl Fn(u32) -> Option<T>,
+) -> Option<T> {
+    let known: BTreeMap<u32, T> = family.iter().filter_map(|pid| Some((*pid, read(*pid)?))).collect();
+    let is_known = !servers.is_empty() && servers.iter().all(|pid| known.contains_key(pid));
+    is_known.then(|| known.into_values().sum())
+}
+
+/// For people: cores with two decimals, or `?`.
+pub fn shown_cores(cores: Option<f64>) -> String {
+    cores.map_or_else(|| "?".to_owned(), |cores| format!("{cores:.2}"))
 }
 
 #[cfg(test)]
@@ -187,18 +210,39 @@ mod tests {
         write("43/stat", "43 (other) S 1 2 3 4 5 6 7 8 9 10 900 0 9 9\n");
         let proc = ProcFs::at(folder.path());
         let sample = proc.sample(&[41], Duration::from_secs(1));
-        assert_eq!(sample.server_cpu_s, 3.0, "the process and its child");
-        assert_eq!(sample.server_rss_bytes, 3 * 1024 * 1024);
-        assert_eq!((sample.busy_cpu_s, proc.cores()), (1.56, 2));
-        assert_eq!(proc.sample(&[41, 43], Duration::ZERO).server_cpu_s, 12.0, "two servers that are compared");
+        assert_eq!(sample.server_cpu_s, Some(3.0), "the process and its child");
+        assert_eq!(sample.server_rss_bytes, Some(3 * 1024 * 1024));
+        assert_eq!((sample.busy_cpu_s, proc.cores()), (Some(1.56), 2));
+        assert_eq!(proc.sample(&[41, 43], Duration::ZERO).server_cpu_s, Some(12.0), "two servers that are compared");
     }
 
     #[test]
     fn what_is_neither_the_server_nor_the_generator_is_foreign() {
-        let first = Sample::default();
-        let last = Sample { at_s: 10.0, server_cpu_s: 8.0, server_rss_bytes: 5, own_cpu_s: 1.0, busy_cpu_s: 14.0 };
-        let figures = MachineFigures::of(&[first, last], vec![1], 2);
-        assert_eq!((figures.server_cpu_cores, figures.own_cpu_cores), (Some(0.8), 0.1));
-        assert!((figures.foreign_cpu_cores - 0.5).abs() < 1e-9);
+        let figures = MachineFigures::of(&[sample(0.0, [0.0; 3]), sample(10.0, [8.0, 1.0, 14.0])], vec![1], 2);
+        assert_eq!((figures.server_cpu_cores, figures.own_cpu_cores), (Some(0.8), Some(0.1)));
+        assert!((figures.foreign_cpu_cores.unwrap() - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_unknown_and_not_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let unread = ProcFs::at(folder.path()).sample(&[41], Duration::from_secs(10));
+        assert_eq!((unread.server_cpu_s, unread.server_rss_bytes, unread.busy_cpu_s), (None, None, None));
+        let figures = MachineFigures::of(&[sample(0.0, [4.0, 1.0, 14.0]), unread], vec![41], 2);
+        assert_eq!((figures.server_cpu_cores, figures.own_cpu_cores, figures.foreign_cpu_cores), (None, None, None));
+        let ended = MachineFigures::of(&[sample(0.0, [4.0, 1.0, 14.0]), sample(10.0, [3.0, 2.0, 20.0])], vec![41], 2);
+        assert_eq!((ended.server_cpu_cores, ended.foreign_cpu_cores), (None, None), "a child has ended");
+        assert_eq!(shown_cores(ended.server_cpu_cores), "?");
+    }
+
+    /// Seconds of the server, of this program, and of all.
+    fn sample(at_s: f64, [server, own, busy]: [f64; 3]) -> Sample {
+        Sample {
+            at_s,
+            server_cpu_s: Some(server),
+            server_rss_bytes: Some(5),
+            own_cpu_s: Some(own),
+            busy_cpu_s: Some(busy),
+        }
     }
 }

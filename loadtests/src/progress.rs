@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::figures::ms;
-use crate::record::{Ending, Record};
+use crate::record::{Ending, ErrorKind, Record};
 use crate::report::LATE_MS;
 
 #[derive(Debug, Default)]
@@ -15,6 +15,7 @@ pub struct Progress {
     failed: AtomicU64,
     tokens: AtomicU64,
     late: AtomicU64,
+    out_of_files: AtomicU64,
 }
 
 /// Counts at one moment.
@@ -30,6 +31,8 @@ pub struct Counts {
     pub tokens: u64,
     /// Requests that left more than [`LATE_MS`] after their time.
     pub late: u64,
+    /// Requests for which the generator could open no connection.
+    pub out_of_files: u64,
 }
 
 impl Progress {
@@ -47,8 +50,10 @@ impl Progress {
         match record.ending {
             Ending::Refused { .. } => self.refused.fetch_add(1, Ordering::Relaxed),
             Ending::Failed(_) => self.failed.fetch_add(1, Ordering::Relaxed),
-            Ending::Finished | Ending::Left | Ending::RefusedAsExpected { .. } => 0,
+            Ending::Finished | Ending::Left | Ending::RefusedAsExpected { .. } | Ending::Interrupted => 0,
         };
+        let is_out_of_files = record.ending == Ending::Failed(ErrorKind::OutOfFiles);
+        self.out_of_files.fetch_add(is_out_of_files.into(), Ordering::Relaxed);
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -63,6 +68,7 @@ impl Progress {
             failed: self.failed.load(Ordering::Relaxed),
             tokens: self.tokens.load(Ordering::Relaxed),
             late: self.late.load(Ordering::Relaxed),
+            out_of_files: self.out_of_files.load(Ordering::Relaxed),
         }
     }
 }

@@ -22,7 +22,7 @@ const REPEATS: usize = 8;
 /// How often a prompt is mended before it is given up.
 const MAX_MENDS: usize = 8;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PromptMaker<C: Connect> {
     tokenizer: Tokenizer<C>,
     words: Vec<Word>,

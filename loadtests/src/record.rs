@@ -1,11 +1,14 @@
 //! What is kept of each request, in times since the run's start.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::clock::Instant;
 use crate::generate::Answer;
+use crate::schema;
 
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -25,8 +28,18 @@ pub struct Record {
     pub events: Vec<Duration>,
     pub end: Duration,
     pub ending: Ending,
+    pub delivery: Delivery,
     pub usage: Option<Usage>,
     pub text: String,
+}
+
+/// How an answer came.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Delivery {
+    #[default]
+    Streamed,
+    /// In one piece, so that nothing is known of its tokens' times.
+    Whole,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -52,12 +65,16 @@ pub enum Ending {
         status: u16,
     },
     Failed(ErrorKind),
+    /// It was on its way when the run was stopped.
+    Interrupted,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     Connect,
+    /// The generator may open no more connections.
+    OutOfFiles,
     Timeout,
     /// The connection ended before the answer.
     StreamCut,
@@ -79,8 +96,8 @@ pub enum ErrorKind {
 pub enum Expect {
     #[default]
     Answer,
-    /// A JSON object with these keys.
-    Json { required: Vec<String> },
+    /// JSON that fits this schema.
+    Json { schema: Arc<Value> },
     /// A refusal with a 4xx.
     Refusal,
 }
@@ -98,6 +115,7 @@ impl Record {
             events: answer.events.into_iter().map(since).collect(),
             end: since(answer.end),
             ending: answer.ending,
+            delivery: answer.delivery,
             usage: answer.usage,
             text: answer.text,
         }
@@ -113,7 +131,10 @@ impl Record {
     }
 
     pub fn time_to_first_token(&self) -> Option<Duration> {
-        Some(self.events.first()?.saturating_sub(self.intended))
+        match self.delivery {
+            Delivery::Streamed => Some(self.events.first()?.saturating_sub(self.intended)),
+            Delivery::Whole => None,
+        }
     }
 
     pub fn end_to_end(&self) -> Duration {
@@ -126,10 +147,11 @@ impl Record {
     }
 
     /// From the first event to the end, over the tokens after the first; `None` below two tokens. Not to the last
-    /// event: the last tokens may have no text.
+    /// event: the last tokens may have no text. Nor of an answer in one piece.
     pub fn time_per_output_token(&self) -> Option<Duration> {
         let (first, tokens) = (self.events.first()?, self.output_tokens());
-        (tokens >= 2).then(|| self.end.saturating_sub(*first).div_f64((tokens - 1) as f64))
+        (tokens >= 2 && self.delivery == Delivery::Streamed)
+            .then(|| self.end.saturating_sub(*first).div_f64((tokens - 1) as f64))
     }
 
     pub fn inter_token_gaps(&self) -> impl Iterator<Item = Duration> {
@@ -160,8 +182,8 @@ impl Expect {
                 Ending::RefusedAsExpected { status }
             }
             (Self::Refusal, Ending::Finished | Ending::Refused { .. }) => Ending::Failed(ErrorKind::PoisonAccepted),
-            (Self::Json { required }, Ending::Finished)
-                if finish_reason != Some("length") && !is_object_with(text, required) =>
+            (Self::Json { schema }, Ending::Finished)
+                if finish_reason != Some("length") && !schema::is_kept_by(schema, text) =>
             {
                 Ending::Failed(ErrorKind::NotJson)
             }
@@ -179,6 +201,7 @@ impl std::fmt::Display for Ending {
             Self::Refused { status, code: None } => write!(formatter, "refused {status}"),
             Self::RefusedAsExpected { status } => write!(formatter, "poison refused {status}"),
             Self::Failed(kind) => formatter.write_str(kind.name()),
+            Self::Interrupted => formatter.write_str("in flight when the run was stopped"),
         }
     }
 }
@@ -187,6 +210,7 @@ impl ErrorKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Connect => "cannot connect",
+            Self::OutOfFiles => "the generator may open no more connections",
             Self::Timeout => "timeout",
             Self::StreamCut => "stream cut",
             Self::StreamError => "error in the stream",
@@ -197,11 +221,6 @@ impl ErrorKind {
             Self::NotSent => "not sent: too much in flight",
         }
     }
-}
-
-fn is_object_with(text: &str, required: &[String]) -> bool {
-    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text)
-        .is_ok_and(|object| required.iter().all(|key| object.contains_key(key)))
 }
 
 #[cfg(test)]
@@ -218,7 +237,8 @@ mod tests {
 
     #[test]
     fn a_structured_answer_must_have_its_keys_unless_it_was_cut() {
-        let expect = Expect::Json { required: vec!["name".to_owned()] };
+        let schema = Arc::new(serde_json::json!({"type": "object", "required": ["name"]}));
+        let expect = Expect::Json { schema };
         assert_eq!(expect.judge(Ending::Finished, Some("stop"), r#"{"name":1}"#), Ending::Finished);
         assert_eq!(expect.judge(Ending::Finished, Some("length"), r#"{"na"#), Ending::Finished);
         let not_json = Ending::Failed(ErrorKind::NotJson);

@@ -184,7 +184,7 @@ impl<'a, C: Connect> Context<'a, C> {
     async fn call(&self, lengths: ChatLengths, seed: u64) -> Result<Call, CheckError> {
         let prompt = self.session.maker.text(lengths.prompt_tokens, &mut Rng::new(seed)).await?;
         let fields = RequestFields { temperature: Some(0.0), ignore_eos: true, ..RequestFields::default() };
-        let template = BodyTemplate::new(&self.session.target.model, &fields);
+        let template = BodyTemplate::new(&self.session.target, &fields);
         let message = serde_json::json!({"role": "user", "content": prompt});
         Ok(Call {
             route: Route::Chat,

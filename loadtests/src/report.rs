@@ -12,6 +12,7 @@ use crate::figures::{Quantiles, RunFigures, ms};
 use crate::plan::Plan;
 use crate::process::MachineFigures;
 use crate::progress::Counts;
+use crate::record::{Ending, ErrorKind, Record};
 use crate::run::Run;
 use crate::scenario::{Objectives, Scenario};
 
@@ -76,9 +77,11 @@ pub struct Measured {
 #[derive(Debug, Clone, Serialize)]
 pub struct Overhead {
     pub lateness_ms: Option<Quantiles>,
-    pub cpu_cores: f64,
+    pub cpu_cores: Option<f64>,
     pub events_per_s: f64,
     pub threads: usize,
+    /// Requests for which it could open no connection.
+    pub out_of_files: usize,
 }
 
 impl Overhead {
@@ -89,6 +92,7 @@ impl Overhead {
             cpu_cores: machine.own_cpu_cores,
             events_per_s: events as f64 / run.wall.as_secs_f64().max(f64::EPSILON),
             threads,
+            out_of_files: count_out_of_files(&run.records),
         }
     }
 
@@ -101,21 +105,35 @@ impl Overhead {
                 .push(format!("the generator is the bottleneck: 1 % of its requests left {late:.1} ms late or later"));
         }
         warnings.extend(busy(self.cpu_cores, self.threads));
+        warnings.extend(out_of_files(self.out_of_files as u64));
         warnings
     }
 }
 
 /// Why a verdict may be the generator's: `counts` are of all that it sent, while `machine` was watched.
 pub fn bottlenecks(counts: Counts, machine: &MachineFigures, threads: usize) -> Vec<String> {
-    let Counts { sent, late, .. } = counts;
+    let Counts { sent, late, out_of_files: lost, .. } = counts;
     let is_late = late as f64 > LATE_REQUESTS * sent as f64;
     let too_late = is_late.then(|| {
         format!("the generator is the bottleneck: {late} of its {sent} requests left more than {LATE_MS} ms late")
     });
-    too_late.into_iter().chain(busy(machine.own_cpu_cores, threads)).collect()
+    too_late.into_iter().chain(busy(machine.own_cpu_cores, threads)).chain(out_of_files(lost)).collect()
 }
 
-fn busy(cpu_cores: f64, threads: usize) -> Option<String> {
+pub(crate) fn count_out_of_files(records: &[Record]) -> usize {
+    records.iter().filter(|record| record.ending == Ending::Failed(ErrorKind::OutOfFiles)).count()
+}
+
+fn out_of_files(requests: u64) -> Option<String> {
+    (requests > 0).then(|| {
+        format!(
+            "the generator is the bottleneck: it could open no connection for {requests} requests; raise `ulimit -n`"
+        )
+    })
+}
+
+fn busy(cpu_cores: Option<f64>, threads: usize) -> Option<String> {
+    let cpu_cores = cpu_cores?;
     (cpu_cores > BUSY_SHARE * threads as f64)
         .then(|| format!("the generator is the bottleneck: it used {cpu_cores:.2} cores with {threads} threads"))
 }
@@ -123,9 +141,9 @@ fn busy(cpu_cores: f64, threads: usize) -> Option<String> {
 impl MachineFigures {
     /// Why the figures may be other programs'.
     pub fn warning(&self) -> Option<String> {
-        (self.foreign_cpu_cores > FOREIGN_SHARE * self.cores as f64).then(|| {
-            format!("other programs used {:.2} of this machine's {} cores", self.foreign_cpu_cores, self.cores)
-        })
+        let foreign = self.foreign_cpu_cores?;
+        (foreign > FOREIGN_SHARE * self.cores as f64)
+            .then(|| format!("other programs used {foreign:.2} of this machine's {} cores", self.cores))
     }
 }
 
@@ -136,7 +154,7 @@ impl Report {
         let generator = Overhead::of(run, &machine, threads);
         let mut warnings = warnings(&figures, &machine, &generator);
         if run.was_stopped {
-            warnings.push("the run was stopped: what had not ended is left out".to_owned());
+            warnings.push("the run was stopped before its end".to_owned());
         }
         Self { load: Load::of(scenario), figures, machine, generator, warnings }
     }
@@ -206,14 +224,23 @@ fn command(mut args: impl Iterator<Item = String>) -> String {
             "--header" => {
                 let header = args.next().unwrap_or_default();
                 let name = header.split(':').next().unwrap_or_default();
-                words.push(format!("--header '{name}: ...'"));
+                words.extend([word, quoted(&format!("{name}: ..."))]);
             }
             _ if word.starts_with("--header=") => words.push("--header=...".to_owned()),
-            _ if word.contains(char::is_whitespace) => words.push(format!("'{word}'")),
-            _ => words.push(word),
+            _ if word.starts_with("--note=") => {}
+            _ => words.push(quoted(&word)),
         }
     }
     words.join(" ")
+}
+
+/// As a shell takes it for one word and nothing else.
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=,@%+".contains(&byte);
+    match !word.is_empty() && word.bytes().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
 }
 
 fn machine() -> String {
@@ -259,9 +286,14 @@ mod tests {
         let quantiles = |value| Quantiles::of([value].into_iter());
         let total = Figures { ttft_ms: quantiles(50.0), ..Figures::default() };
         let figures = RunFigures { wall_s: 1.0, peak_in_flight: 1, total, traffic: [].into(), tenants: [].into() };
-        let machine = MachineFigures { foreign_cpu_cores: foreign_cores, cores: 2, ..MachineFigures::default() };
-        let generator =
-            Overhead { lateness_ms: quantiles(lateness_ms), cpu_cores: own_cores, events_per_s: 1.0, threads: 1 };
+        let machine = MachineFigures { foreign_cpu_cores: Some(foreign_cores), cores: 2, ..MachineFigures::default() };
+        let generator = Overhead {
+            lateness_ms: quantiles(lateness_ms),
+            cpu_cores: Some(own_cores),
+            events_per_s: 1.0,
+            threads: 1,
+            out_of_files: 0,
+        };
         warnings(&figures, &machine, &generator)
     }
 
@@ -276,12 +308,27 @@ mod tests {
     #[test]
     fn a_verdict_hears_of_a_generator_that_is_late_or_busy() {
         let warned = |late, own_cpu_cores| {
-            let machine = MachineFigures { own_cpu_cores, ..MachineFigures::default() };
+            let machine = MachineFigures { own_cpu_cores: Some(own_cpu_cores), ..MachineFigures::default() };
             bottlenecks(Counts { sent: 1000, late, ..Counts::default() }, &machine, 1)
         };
         assert!(warned(10, 0.8).is_empty());
         assert!(warned(11, 0.1)[0].contains("11 of its 1000 requests left more than 5 ms late"));
         assert!(warned(0, 0.9)[0].contains("0.90 cores"));
+    }
+
+    #[test]
+    fn a_generator_without_a_file_left_says_so() {
+        let counts = Counts { sent: 1000, out_of_files: 3, ..Counts::default() };
+        let warnings = bottlenecks(counts, &MachineFigures::default(), 1);
+        assert!(warnings[0].contains("no connection for 3 requests; raise `ulimit -n`"), "{warnings:?}");
+    }
+
+    #[test]
+    fn the_command_means_the_same_to_a_shell() {
+        let args = ["x", "run", "--output-tokens", "{ kind = 'fixed', tokens = 4 }", "$(true)", "", "a=/b:8,c"];
+        let kept = command(args.into_iter().map(str::to_owned));
+        let words = r"x run --output-tokens '{ kind = '\''fixed'\'', tokens = 4 }' '$(true)' '' a=/b:8,c";
+        assert_eq!(kept, words);
     }
 
     #[test]

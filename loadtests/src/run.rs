@@ -30,7 +30,7 @@ pub struct RunOptions {
     pub pacing: Pacing,
     pub max_in_flight: usize,
     pub progress: Arc<Progress>,
-    /// Ends the run that goes on, or else the next one: what has ended is reported, what has not is cut off.
+    /// Ends the run that goes on, or else the next one: what has ended is reported, what has not is cut off and counted.
     pub stop: Arc<Notify>,
 }
 
@@ -60,6 +60,7 @@ pub async fn run<C: Connect>(client: &Client<C>, plan: &Plan, options: &RunOptio
     let sender = Sender {
         client: client.clone(),
         start: now() + LEAD,
+        duration: plan.duration,
         progress: Arc::clone(&options.progress),
         records: Arc::default(),
     };
@@ -76,7 +77,7 @@ pub async fn run<C: Connect>(client: &Client<C>, plan: &Plan, options: &RunOptio
 
 async fn send_all<C: Connect>(sender: &Sender<C>, users: &mut JoinSet<()>, plan: &Plan, options: &RunOptions) {
     for group in &plan.closed {
-        spawn_closed(users, sender, group, plan.duration);
+        spawn_closed(users, sender, group);
     }
     let offsets = plan.open.iter().map(|job| job.at).collect();
     let mut ticks = options.pacing.ticks(sender.start, offsets);
@@ -99,7 +100,7 @@ async fn send_all<C: Connect>(sender: &Sender<C>, users: &mut JoinSet<()>, plan:
     }
 }
 
-fn spawn_closed<C: Connect>(users: &mut JoinSet<()>, sender: &Sender<C>, group: &ClosedGroup, duration: Duration) {
+fn spawn_closed<C: Connect>(users: &mut JoinSet<()>, sender: &Sender<C>, group: &ClosedGroup) {
     let questions = Arc::new(Questions { jobs: group.jobs.clone(), supply: group.supply, asked: AtomicUsize::new(0) });
     for _ in 0..group.concurrency {
         let (sender, questions) = (sender.clone(), Arc::clone(&questions));
@@ -107,7 +108,7 @@ fn spawn_closed<C: Connect>(users: &mut JoinSet<()>, sender: &Sender<C>, group: 
             tokio::time::sleep_until(sender.start).await;
             while let Some((job, lap)) = questions.next() {
                 let intended = now().saturating_duration_since(sender.start);
-                if intended >= duration {
+                if intended >= sender.duration {
                     break;
                 }
                 let ending = sender.carry_out(&job.script, Place { lap, ..job.place(intended) }).await;
@@ -139,8 +140,18 @@ impl Questions {
 struct Sender<C: Connect> {
     client: Client<C>,
     start: Instant,
+    /// Nothing is sent after it.
+    duration: Duration,
     progress: Arc<Progress>,
     records: Arc<Mutex<Vec<Record>>>,
+}
+
+/// One request on its way. Who ends it by dropping it, as a stopped run does, leaves a record of it too.
+struct InFlight<'a, C: Connect> {
+    sender: &'a Sender<C>,
+    place: Place,
+    sent: Instant,
+    is_over: bool,
 }
 
 impl<C: Connect> Clone for Sender<C> {
@@ -148,6 +159,7 @@ impl<C: Connect> Clone for Sender<C> {
         Self {
             client: self.client.clone(),
             start: self.start,
+            duration: self.duration,
             progress: Arc::clone(&self.progress),
             records: Arc::clone(&self.records),
         }
@@ -168,12 +180,15 @@ impl<C: Connect> Sender<C> {
         }
     }
 
-    /// Turn after turn; a turn that fails ends the conversation.
+    /// Turn after turn; a turn that fails ends the conversation, and so does the scenario's end.
     async fn converse(&self, conversation: &Conversation, mut place: Place) -> Ending {
         let mut messages = Vec::new();
         let mut ending = Ending::Finished;
         for (turn, (text, max_tokens)) in conversation.turns.iter().enumerate() {
             if turn > 0 {
+                if place.intended >= self.duration {
+                    break;
+                }
                 tokio::time::sleep_until(self.start + place.intended).await;
             }
             messages.push(serde_json::json!({"role": "user", "content": text}));
@@ -193,26 +208,30 @@ impl<C: Connect> Sender<C> {
 
     async fn ask(&self, call: &Call, place: Place) -> Record {
         self.progress.count_sent();
+        let mut flight = InFlight { sender: self, place, sent: now(), is_over: false };
         let record = Record::new(place, self.start, generate(&self.client, call).await);
+        flight.is_over = true;
         self.progress.count_ended(&record);
         record
     }
 
     fn note_not_sent(&self, job: &Job) {
-        let at = now();
-        let answer = Answer {
-            sent: at,
-            events: Vec::new(),
-            end: at,
-            ending: Ending::Failed(ErrorKind::NotSent),
-            usage: None,
-            finish_reason: None,
-            text: String::new(),
-        };
+        let answer = Answer::none(now(), Ending::Failed(ErrorKind::NotSent));
         self.keep(Record::new(job.place(job.at), self.start, answer));
     }
 
     fn keep(&self, record: Record) {
         self.records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+    }
+}
+
+impl<C: Connect> Drop for InFlight<'_, C> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let record = Record::new(self.place, self.sender.start, Answer::none(self.sent, Ending::Interrupted));
+        self.sender.progress.count_ended(&record);
+        self.sender.keep(record);
     }
 }

@@ -13,6 +13,11 @@ pub use workload::{Leave, RequestFields, Workload};
 
 use crate::arrivals::Arrivals;
 
+/// A month.
+pub const MAX_DURATION_S: f64 = 31.0 * 86_400.0;
+/// And its inverse the least.
+pub const MAX_RATE_SCALE: f64 = 1e6;
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
@@ -134,27 +139,31 @@ impl Scenario {
 
     /// What is wrong with the numbers, if anything.
     pub fn check(&self) -> Result<(), String> {
-        let positive = |name: &str, value: f64| {
-            if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("`{name}` must be above 0")) }
+        let within = |name: &str, value: f64, most: f64| match value > 0.0 && value <= most {
+            true => Ok(()),
+            false => Err(format!("`{name}` must be above 0 and at most {most}, not {value}")),
         };
-        positive("duration_s", self.duration_s)?;
-        positive("timeout_s", self.timeout_s)?;
-        positive("rate_scale", self.rate_scale)?;
+        within("duration_s", self.duration_s, MAX_DURATION_S)?;
+        within("timeout_s", self.timeout_s, MAX_DURATION_S)?;
+        within("rate_scale", self.rate_scale, MAX_RATE_SCALE)?;
+        within("1 / rate_scale", 1.0 / self.rate_scale, MAX_RATE_SCALE)?;
         if !(0.0..self.duration_s).contains(&self.warmup_s) {
             return Err("`warmup_s` must be below `duration_s`".to_owned());
         }
         if self.traffic.is_empty() {
             return Err("`traffic` must hold at least one entry".to_owned());
         }
-        let in_traffic =
-            |traffic: &Traffic| traffic.check().map_err(|what| format!("traffic `{}`: {what}", traffic.name));
+        let in_traffic = |traffic: &Traffic| {
+            traffic.check(self.rate_scale).map_err(|what| format!("traffic `{}`: {what}", traffic.name))
+        };
         self.traffic.iter().try_for_each(in_traffic)
     }
 }
 
 impl Traffic {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, rate_scale: f64) -> Result<(), String> {
         self.arrivals.check()?;
+        self.arrivals.scaled(rate_scale).check().map_err(|what| format!("at {rate_scale} times its rate, {what}"))?;
         self.workload.check()?;
         if self.requests == Some(0) {
             return Err("`requests` must be above 0".to_owned());
@@ -221,6 +230,13 @@ mod tests {
     fn numbers_that_make_no_load_are_refused() {
         assert!(error_of(&SMALL.replace("duration_s = 2", "duration_s = 0")).contains("duration_s"));
         assert!(error_of(&SMALL.replace("rate = 2.0", "rate = 0.0")).contains("rate"));
+        assert!(error_of(&SMALL.replace("duration_s = 2", "duration_s = 1e300")).contains("at most 2678400"));
+        assert!(error_of(&SMALL.replace("duration_s = 2", "duration_s = nan")).contains("duration_s"));
+        assert!(error_of(&SMALL.replace("rate = 2.0", "rate = 1e15")).contains("rate"));
+        let scaled = |scale: &str| SMALL.replace("duration_s = 2", &format!("duration_s = 2\nrate_scale = {scale}"));
+        assert!(error_of(&scaled("1e12")).contains("rate_scale") && error_of(&scaled("1e-300")).contains("rate_scale"));
+        assert!(error_of(&scaled("999999.0")).contains("at 999999 times its rate, `rate`"));
+        assert!(error_of(&SMALL.replace("prompt_tokens = 8", "prompt_tokens = 4000000000")).contains("4000000000"));
         assert!(error_of(&SMALL.replace("prompt_tokens = 8", "prompt_tokens = 0")).contains("at least one token"));
         let none = SMALL.replace("name =", "requests = 0\nname =");
         assert!(error_of(&none).contains("`requests` must be above 0"));

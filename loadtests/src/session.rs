@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::figures::RunFigures;
 use crate::http::{Client, Connect, HttpError, Request};
 use crate::metrics_page::MetricsPage;
-use crate::plan::{Keys, Plan, PlanError, Target};
+use crate::plan::{Keys, Plan, PlanError, Target, Vocabulary};
 use crate::progress::Progress;
 use crate::prompts::PromptMaker;
 use crate::run::{Run, RunOptions, run};
@@ -25,7 +25,7 @@ pub struct Session<C: Connect> {
 pub enum SessionError {
     #[error("{authority}: {source}")]
     Unreachable { authority: String, source: HttpError },
-    #[error("{authority}: GET /v1/models answered {status}; does it need a key?")]
+    #[error("{authority}: GET /v1/models answered {status}: {}", remedy(*status))]
     NoModels { authority: String, status: u16 },
     #[error("{authority} serves no model")]
     NoModel { authority: String },
@@ -51,17 +51,32 @@ impl<C: Connect> Session<C> {
         keys: Keys,
         tokenizer: Option<&Path>,
     ) -> Result<Self, SessionError> {
-        let key = keys.default.clone().or_else(|| keys.by_tenant.values().next().cloned());
-        let model = match model {
-            Some(model) => model.to_owned(),
-            None => first_model(&client, key.as_deref()).await?,
-        };
+        let key = any_key(&keys);
+        let model = model_of(&client, model, key.as_deref()).await?;
         let tokenizer = match tokenizer {
             Some(file) => Tokenizer::local(file)?,
             None => Tokenizer::of_server(client.clone(), &model, key.as_deref()).await?,
         };
         let maker = PromptMaker::new(tokenizer).await?;
-        Ok(Self { client, target: Target { model, keys }, maker })
+        Ok(Self { client, target: Target { model, keys, vocabulary: Vocabulary::default() }, maker })
+    }
+
+    /// A server that gets the prompts of another, whose `maker` this is: it need not be able to count tokens.
+    pub async fn beside(
+        maker: PromptMaker<C>,
+        client: Client<C>,
+        model: Option<&str>,
+        keys: Keys,
+    ) -> Result<Self, SessionError> {
+        let model = model_of(&client, model, any_key(&keys).as_deref()).await?;
+        Ok(Self { client, target: Target { model, keys, vocabulary: Vocabulary::default() }, maker })
+    }
+
+    /// The same, asked with the fields of `vocabulary`.
+    #[must_use]
+    pub fn speaking(mut self, vocabulary: Vocabulary) -> Self {
+        self.target.vocabulary = vocabulary;
+        self
     }
 
     /// What the server says that it is: vLLM's `/version`, or the labels of Passerelle's `passerelle_info`.
@@ -93,6 +108,30 @@ impl<C: Connect> Session<C> {
         let run = run(&self.client, &plan, options).await;
         let figures = RunFigures::of(&run, &plan);
         Ok((plan, run, figures))
+    }
+}
+
+fn any_key(keys: &Keys) -> Option<String> {
+    keys.default.clone().or_else(|| keys.by_tenant.values().next().cloned())
+}
+
+fn remedy(status: u16) -> &'static str {
+    match status {
+        401 | 403 => "it needs a key, or another one: OPENAI_API_KEY or --keys",
+        429 => "it limits how often it is asked; wait, or name the model with --model",
+        200 => "that is no list of models; name the model with --model",
+        _ => "name the model with --model",
+    }
+}
+
+async fn model_of<C: Connect>(
+    client: &Client<C>,
+    model: Option<&str>,
+    api_key: Option<&str>,
+) -> Result<String, SessionError> {
+    match model {
+        Some(model) => Ok(model.to_owned()),
+        None => first_model(client, api_key).await,
     }
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::http::{Client, Connect, Request};
+use crate::http::{Client, Connect, HttpError, Request};
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Tokenizer<C: Connect> {
     Server { client: Client<C>, model: String, api_key: Option<String>, dialect: Dialect, added: usize },
     Local(Box<tokenizers::Tokenizer>),
@@ -28,8 +28,12 @@ pub enum Dialect {
 pub enum TokensError {
     #[error("the server has no route that tokenizes; give its tokenizer.json with --tokenizer")]
     NoRoute,
-    #[error("the server did not tokenize a text: {0}")]
-    Server(String),
+    #[error("the server could not be asked to tokenize: {0}")]
+    Unreachable(HttpError),
+    #[error("{path} answered {status}: {}", remedy(*status))]
+    Refused { path: &'static str, status: u16 },
+    #[error("{path} answered {status} without a list of `tokens`; give the server's tokenizer.json with --tokenizer")]
+    NoTokens { path: &'static str, status: u16 },
     #[error("tokenizer.json: {0}")]
     Local(String),
     #[error("none of the common words is one token for this tokenizer, so no prompt of an exact length can be made")]
@@ -60,8 +64,10 @@ impl<C: Connect> Tokenizer<C> {
                 dialect,
                 added: 0,
             };
-            if tokenizer.encode("a word").await.is_ok() {
-                return Ok(tokenizer.with_added_counted().await);
+            match tokenizer.encode("a word").await {
+                Ok(_) => return Ok(tokenizer.with_added_counted().await),
+                Err(error) if error.is_of_dialect() => {}
+                Err(error) => return Err(error),
             }
         }
         Err(TokensError::NoRoute)
@@ -83,10 +89,12 @@ impl<C: Connect> Tokenizer<C> {
                     api_key: api_key.as_deref(),
                     body: body.as_bytes(),
                 };
-                let (status, answer) =
-                    client.fetch(&request).await.map_err(|error| TokensError::Server(error.to_string()))?;
+                let (status, answer) = client.fetch(&request).await.map_err(TokensError::Unreachable)?;
+                if status != 200 {
+                    return Err(TokensError::Refused { path: dialect.path(), status });
+                }
                 let tokens: Tokens = serde_json::from_slice(&answer)
-                    .map_err(|_| TokensError::Server(format!("status {status} from {}", dialect.path())))?;
+                    .map_err(|_| TokensError::NoTokens { path: dialect.path(), status })?;
                 Ok(tokens.tokens.into_iter().skip(*added).collect())
             }
         }
@@ -99,6 +107,22 @@ impl<C: Connect> Tokenizer<C> {
             *added = counted;
         }
         self
+    }
+}
+
+impl TokensError {
+    /// Another spelling of the question may be answered.
+    fn is_of_dialect(&self) -> bool {
+        matches!(self, Self::NoTokens { .. } | Self::Refused { status: 400 | 404 | 405 | 415 | 422 | 501, .. })
+    }
+}
+
+fn remedy(status: u16) -> &'static str {
+    match status {
+        401 | 403 => "it needs a key, or another one: OPENAI_API_KEY or --keys",
+        429 => "it limits how often it is asked; count with its tokenizer.json (--tokenizer)",
+        404 | 405 | 501 => "it has no such route; count with its tokenizer.json (--tokenizer)",
+        _ => "without a count no prompt is exact; count with its tokenizer.json (--tokenizer)",
     }
 }
 

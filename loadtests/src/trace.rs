@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::lengths::MAX_TOKENS;
+use crate::scenario::MAX_DURATION_S;
+
 /// Of one `hash_id`.
 pub const BLOCK_TOKENS: u32 = 512;
 
@@ -77,11 +80,16 @@ fn parse_line(line: &str) -> Result<TraceLine, String> {
         (None, Some(timestamp_ms)) => timestamp_ms / 1000.0,
         _ => return Err("needs one of `at_s` and `timestamp`".to_owned()),
     };
-    let at = Duration::try_from_secs_f64(seconds).map_err(|_| format!("{seconds} is not a time"))?;
+    if !(0.0..=MAX_DURATION_S).contains(&seconds) {
+        return Err(format!("{seconds} s is not a time between 0 and {MAX_DURATION_S}"));
+    }
+    let at = Duration::from_secs_f64(seconds);
     let prompt = match (written.messages, written.prompt_tokens) {
         (Some(messages), None) => TracePrompt::Messages(messages),
-        (None, Some(tokens)) if tokens > 0 => TracePrompt::Words { tokens, blocks: written.hash_ids },
-        _ => return Err("needs one of `messages` and `prompt_tokens` (at least 1)".to_owned()),
+        (None, Some(tokens)) if (1..=MAX_TOKENS).contains(&tokens) => {
+            TracePrompt::Words { tokens, blocks: written.hash_ids }
+        }
+        _ => return Err(format!("needs one of `messages` and `prompt_tokens` (1 to {MAX_TOKENS})")),
     };
     if written.output_tokens == 0 {
         return Err("`output_tokens` must be at least 1".to_owned());
@@ -118,6 +126,8 @@ mod tests {
         for wrong in [
             r#"{"at_s": 1, "prompt_tokens": 0, "output_tokens": 4}"#,
             r#"{"at_s": 1, "timestamp": 1, "prompt_tokens": 3, "output_tokens": 4}"#,
+            r#"{"at_s": 1e300, "prompt_tokens": 3, "output_tokens": 4}"#,
+            r#"{"at_s": 1, "prompt_tokens": 4000000000, "output_tokens": 4}"#,
             r#"{"at_s": -1, "prompt_tokens": 3, "output_tokens": 4}"#,
             r#"{"at_s": 1, "prompt_tokens": 3, "output_tokens": 4, "speed": 1}"#,
         ] {

@@ -3,10 +3,11 @@
 use serde::Serialize;
 
 use crate::figures::short;
+use crate::progress::Counts;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Verdict {
-    pub check: &'static str,
+    pub check: String,
     pub promise: String,
     pub tried: String,
     pub figures: Vec<Figure>,
@@ -43,9 +44,9 @@ pub struct Measured {
 }
 
 impl Verdict {
-    pub fn new(check: &'static str, promise: impl Into<String>) -> Self {
+    pub fn new(check: impl Into<String>, promise: impl Into<String>) -> Self {
         Self {
-            check,
+            check: check.into(),
             promise: promise.into(),
             tried: String::new(),
             figures: Vec::new(),
@@ -53,6 +54,26 @@ impl Verdict {
             undecided: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Of a check that had not come to judge anything: what was sent, and what came of it.
+    pub fn of_counts(check: impl Into<String>, counts: Counts) -> Self {
+        let Counts { sent, in_flight, refused, failed, tokens, .. } = counts;
+        let mut verdict = Self::new(check, "not judged");
+        verdict.tried(format!("{sent} requests"));
+        for (name, count) in [("in flight at the end", in_flight), ("refused", refused), ("failed", failed)] {
+            verdict.figure(name, count.to_string());
+        }
+        verdict.figure("tokens received", tokens.to_string());
+        verdict
+    }
+
+    /// Of a check that was stopped: what looks broken may only not have ended.
+    #[must_use]
+    pub fn cut_short(mut self) -> Self {
+        self.undecided.append(&mut self.broken);
+        self.cannot_tell("whether it holds: the check was stopped before its end");
+        self
     }
 
     pub fn outcome(&self) -> Outcome {
@@ -161,6 +182,18 @@ mod tests {
         );
         assert_eq!(json["figures"][1], serde_json::json!({"name": "refusals", "value": "none"}));
         assert!(verdict.holds() && verdict.render().contains("  warning: the generator is the bottleneck\n"));
+    }
+
+    #[test]
+    fn a_check_that_was_stopped_neither_holds_nor_falls_short() {
+        let mut verdict = Verdict::new("example", "it is quick");
+        verdict.require(false, || "3 requests were lost".to_owned());
+        let cut = verdict.cut_short();
+        assert_eq!(cut.outcome(), Outcome::CannotTell);
+        assert!(cut.render().contains("  unknown: 3 requests were lost\n"), "{}", cut.render());
+        let counts = Counts { sent: 7, refused: 2, ..Counts::default() };
+        let bare = Verdict::of_counts("example", counts).cut_short().render();
+        assert!(bare.contains("tried:   7 requests") && bare.ends_with("  cannot tell\n"), "{bare}");
     }
 
     #[test]

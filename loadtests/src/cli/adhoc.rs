@@ -8,6 +8,8 @@ use passerelle_loadtests::arrivals::Arrivals;
 use passerelle_loadtests::lengths::Lengths;
 use passerelle_loadtests::scenario::{RequestFields, Scenario, Traffic, Workload};
 
+use super::numbers;
+
 /// Where something else ends the load: its requests, or its trace.
 const LONG_S: f64 = 86_400.0;
 const DURATION_S: f64 = 60.0;
@@ -17,7 +19,7 @@ const TOKENS: u32 = 64;
 #[command(next_help_heading = "Instead of a scenario")]
 pub(super) struct AdHocArgs {
     /// So many requests a second, from users who do not wait for each other
-    #[arg(long, conflicts_with_all = ["scenario", "concurrency", "trace"])]
+    #[arg(long, conflicts_with_all = ["scenario", "concurrency", "trace"], value_parser = numbers::rate)]
     rate: Option<f64>,
     /// So many users who wait for their answers
     #[arg(long, conflicts_with_all = ["scenario", "trace"])]
@@ -127,6 +129,8 @@ mod tests {
             &["--trace", "x.jsonl", "--prompt-tokens", "3"],
             &["--requests", "3"],
             &["--rate", "3", "--prompt-tokens", "many"],
+            &["--rate", "-3"],
+            &["--rate", "1e15"],
         ] {
             assert!(scenario_of(wrong).is_err(), "{wrong:?}");
         }

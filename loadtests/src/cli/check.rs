@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use passerelle_loadtests::correctness;
 use passerelle_loadtests::http::Network;
-use passerelle_loadtests::process::Watch;
+use passerelle_loadtests::process::{Watch, shown_cores};
 use passerelle_loadtests::reliability::{
     ChatLengths, CheckOptions, Context, bombs, disconnects, idle_connections, long_prompts, neighbour, overload,
     poison, slow_readers, soak, storm,
@@ -15,9 +15,13 @@ use passerelle_loadtests::report::{About, bottlenecks};
 use passerelle_loadtests::scenario::Objectives;
 use passerelle_loadtests::verdict::Verdict;
 
+use super::interrupt::{Asked, Signals};
+use super::numbers;
 use super::options::{OutputArgs, ScenarioArgs, ServerArgs, measured};
 use super::watch::ProgressLine;
 
+/// What a check that is stopped has to say what it saw.
+const TO_JUDGE: Duration = Duration::from_secs(2);
 /// The scenario of `correctness`: one in which answers are computed together.
 const BATCHED: &str = "batched";
 
@@ -30,38 +34,38 @@ pub(super) struct CheckArgs {
     #[command(flatten)]
     scenario: ScenarioArgs,
     /// Users at once
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     users: u32,
     /// Requests per second of the users who should not notice
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = numbers::rate)]
     rate: f64,
     /// How many times what it can do the server is asked [default: 2,4,10 in `overload`, 2 in `storm`]
-    #[arg(long, value_delimiter = ',', value_parser = parse_factor)]
+    #[arg(long, value_delimiter = ',', value_parser = numbers::factor)]
     factors: Vec<f64>,
     /// Held open in `idle-connections`
-    #[arg(long, default_value_t = 10_000)]
-    connections: usize,
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: u32,
     /// First token in time, in `overload`
-    #[arg(long, default_value_t = 5000.0)]
+    #[arg(long, default_value_t = 5000.0, value_parser = numbers::milliseconds)]
     ttft_ms: f64,
     /// Each further token in time, in `overload`
-    #[arg(long, default_value_t = 250.0)]
+    #[arg(long, default_value_t = 250.0, value_parser = numbers::milliseconds)]
     tpot_ms: f64,
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = numbers::tokens())]
     prompt_tokens: u32,
-    #[arg(long, default_value_t = 48)]
+    #[arg(long, default_value_t = 48, value_parser = numbers::tokens())]
     output_tokens: u32,
     /// How long the server may take to give back what nobody waits for
-    #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 2.0, value_name = "SECONDS", value_parser = numbers::wait)]
     settle: f64,
     /// How much longer the light tenant may wait in `neighbour`
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 3.0, value_parser = numbers::factor)]
     max_ratio: f64,
     /// Of each of the prompts in `long-prompts`
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 1500, value_parser = numbers::tokens())]
     long_prompt_tokens: u32,
     /// What they may add to the p99 between two tokens of a stream
-    #[arg(long, default_value_t = 250.0)]
+    #[arg(long, default_value_t = 250.0, value_parser = numbers::milliseconds)]
     max_added_ms: f64,
     #[command(flatten)]
     output: OutputArgs,
@@ -114,19 +118,23 @@ impl CheckArgs {
     }
 
     async fn run(self) -> anyhow::Result<ExitCode> {
+        self.output.prepare()?;
         let session = self.server.common.open(&self.server.url).await?;
         let server_pid = self.server.watched_pid(&session);
         let context = Context::new(&session, self.check_options(), server_pid);
         let line = ProgressLine::show(context.options.run.progress.clone());
         let watch = Watch::start(server_pid);
-        let mut verdict = self.try_to_break(&context).await?;
+        let (mut verdict, asked) = self.try_until_asked(&context).await?;
         let (machine, _) = watch.finish();
         drop(line);
         verdict.figure(
             "other programs meanwhile",
-            format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
+            format!("{} of this machine's {} cores", shown_cores(machine.foreign_cpu_cores), machine.cores),
         );
-        verdict.number("this program meanwhile", machine.own_cpu_cores, "cores");
+        match machine.own_cpu_cores {
+            Some(cores) => verdict.number("this program meanwhile", cores, "cores"),
+            None => verdict.figure("this program meanwhile", "unknown"),
+        }
         let counts = context.options.run.progress.counts();
         // Without the server's process, what others use may be the server's.
         let foreign = machine.warning().filter(|_| server_pid.is_some());
@@ -135,7 +143,25 @@ impl CheckArgs {
         }
         let about = About::now(&format!("check-{}", verdict.check), measured(&session, &self.server.url).await);
         self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
-        Ok(super::exit_code(&verdict))
+        Ok(asked.map_or_else(|| super::exit_code(&verdict), |asked| ExitCode::from(asked.exit_code())))
+    }
+
+    /// A signal stops the check, and what it has is its verdict.
+    async fn try_until_asked(&self, context: &Context<'_, Network>) -> anyhow::Result<(Verdict, Option<Asked>)> {
+        let mut signals = Signals::listen()?;
+        let mut trying = std::pin::pin!(self.try_to_break(context));
+        let asked = tokio::select! {
+            tried = &mut trying => return Ok((tried?, None)),
+            asked = signals.next() => asked,
+        };
+        eprintln!("stopping: what there is is reported");
+        context.options.run.stop.notify_one();
+        let name = self.name.to_possible_value().expect("no check is hidden").get_name().to_owned();
+        let judged = match tokio::time::timeout(TO_JUDGE, trying).await {
+            Ok(Ok(verdict)) => verdict,
+            Ok(Err(_)) | Err(_) => Verdict::of_counts(name, context.options.run.progress.counts()),
+        };
+        Ok((judged.cut_short(), Some(asked)))
     }
 
     async fn try_to_break(&self, context: &Context<'_, Network>) -> anyhow::Result<Verdict> {
@@ -163,7 +189,7 @@ impl CheckArgs {
             users: self.users,
             rate: self.rate,
             factors: if self.factors.is_empty() { self.name.default_factors() } else { self.factors.clone() },
-            connections: self.connections,
+            connections: self.connections as usize,
             objectives: Objectives { ttft_ms: Some(self.ttft_ms), tpot_ms: Some(self.tpot_ms), e2e_ms: None },
             lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },
             settle: Duration::from_secs_f64(self.settle),
@@ -173,9 +199,4 @@ impl CheckArgs {
             ..CheckOptions::default()
         }
     }
-}
-
-fn parse_factor(text: &str) -> Result<f64, String> {
-    let factor = text.parse().ok().filter(|factor: &f64| factor.is_finite() && *factor > 0.0);
-    factor.ok_or_else(|| "must be above 0".to_owned())
 }

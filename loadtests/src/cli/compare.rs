@@ -1,15 +1,22 @@
 //! `compare`.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
-use passerelle_loadtests::compare::{CompareOptions, Contender, compare};
-use passerelle_loadtests::http::Network;
+use passerelle_loadtests::compare::{CompareError, CompareOptions, Contender, compare};
+use passerelle_loadtests::http::{Endpoint, Network};
+use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::report::{About, Measured};
 use passerelle_loadtests::run::RunOptions;
+use passerelle_loadtests::session::Session;
 
-use super::options::{CommonArgs, OutputArgs, ScenarioArgs, listener, measured};
+use super::EXIT_COULD_NOT_TRY;
+use super::interrupt::Stopper;
+use super::options::{CommonArgs, KEY_VARIABLE, OutputArgs, ScenarioArgs, listener, measured, read_keys};
 use super::watch::ProgressLine;
 
 #[derive(Debug, Args)]
@@ -23,6 +30,12 @@ pub(super) struct CompareArgs {
     /// How far the servers' token counts of one request may be apart
     #[arg(long, default_value_t = 0, value_name = "TOKENS")]
     token_tolerance: u64,
+    /// The model's name at one of the servers; may be given for several
+    #[arg(long, value_name = "NAME=MODEL", value_parser = parse_server)]
+    server_model: Vec<(String, String)>,
+    /// The file of keys for one of the servers; may be given for several
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse_server)]
+    server_keys: Vec<(String, String)>,
     #[command(flatten)]
     scenario: ScenarioArgs,
     #[command(flatten)]
@@ -38,11 +51,8 @@ impl CompareArgs {
 
     async fn run(self) -> anyhow::Result<ExitCode> {
         let scenario = self.scenario.load()?;
-        let mut contenders = Vec::with_capacity(self.servers.len());
-        for (name, url) in &self.servers {
-            let session = self.common.open(url).await.with_context(|| name.clone())?;
-            contenders.push(Contender { name: name.clone(), pid: listener(&session), session });
-        }
+        self.output.prepare()?;
+        let contenders = self.open_all().await?;
         let options = CompareOptions {
             rounds: usize::from(self.rounds),
             token_tolerance: self.token_tolerance,
@@ -52,15 +62,74 @@ impl CompareArgs {
         let seconds = scenario.duration_s * f64::from(self.rounds) * contenders.len() as f64;
         eprintln!("{} rounds of {} servers: {seconds:.0} s or a little more", self.rounds, contenders.len());
         let line = ProgressLine::show(options.run.progress.clone());
-        let comparison = compare(&contenders, &scenario, &options).await?;
+        let stopper = Stopper::listen(Arc::clone(&options.run.stop))?;
+        let compared = compare(&contenders, &scenario, &options).await;
         drop(line);
+        let asked = stopper.asked().map(|asked| ExitCode::from(asked.exit_code()));
+        let comparison = match (compared, asked) {
+            (Err(CompareError::Interrupted), Some(code)) => {
+                eprintln!("no round is whole: there is nothing to compare");
+                return Ok(code);
+            }
+            (compared, _) => compared?,
+        };
         let about = About::now(&format!("compare-{}", self.scenario.name()), self.measured(&contenders).await);
         self.output.deliver(about, (&comparison.table(), "comparison", serde_json::json!(&comparison)))?;
-        Ok(ExitCode::SUCCESS)
+        Ok(match (&comparison.stopped, asked) {
+            (None, _) => ExitCode::SUCCESS,
+            (Some(_), Some(code)) => code,
+            (Some(_), None) => ExitCode::from(EXIT_COULD_NOT_TRY),
+        })
     }
-}
 
-impl CompareArgs {
+    /// The first server's tokenizer, or that of the command line, counts for all.
+    async fn open_all(&self) -> anyhow::Result<Vec<Contender<Network>>> {
+        for (name, _) in self.server_model.iter().chain(&self.server_keys) {
+            ensure!(self.servers.iter().any(|(server, _)| server == name), "there is no server `{name}`");
+        }
+        let mut contenders: Vec<Contender<Network>> = Vec::with_capacity(self.servers.len());
+        for (name, url) in &self.servers {
+            let opened = self.open(name, url, contenders.first()).await;
+            let session = opened.with_context(|| name.clone())?.speaking(self.common.vocabulary());
+            contenders.push(Contender { name: name.clone(), pid: listener(&session), session });
+        }
+        Ok(contenders)
+    }
+
+    async fn open(
+        &self,
+        name: &str,
+        url: &str,
+        first: Option<&Contender<Network>>,
+    ) -> anyhow::Result<Session<Network>> {
+        let client = self.common.client(url)?;
+        let keys = self.keys_for(name)?;
+        let model = of_server(&self.server_model, name).or(self.common.model.as_deref());
+        Ok(match first {
+            None => Session::open(client, model, keys, self.common.tokenizer()).await?,
+            Some(first) => Session::beside(first.session.maker.clone(), client, model, keys).await?,
+        })
+    }
+
+    fn keys_for(&self, name: &str) -> anyhow::Result<Keys> {
+        if let Some(file) = of_server(&self.server_keys, name) {
+            return read_keys(Path::new(file));
+        }
+        let keys = self.common.keys()?;
+        let is_of_environment = !self.common.has_keys_file() && keys.default.is_some();
+        ensure!(
+            !is_of_environment || self.have_one_host(),
+            "{KEY_VARIABLE} would go to servers on several hosts; say which keys each gets with --server-keys \
+             NAME=FILE, or --keys for all (an empty file is no key)"
+        );
+        Ok(keys)
+    }
+
+    fn have_one_host(&self) -> bool {
+        let hosts: BTreeSet<Option<String>> =
+            self.servers.iter().map(|(_, url)| Endpoint::parse(url).ok().map(|at| at.host().to_owned())).collect();
+        hosts.len() == 1
+    }
     /// All servers, in one line each.
     async fn measured(&self, contenders: &[Contender<Network>]) -> Measured {
         let mut all = Vec::with_capacity(contenders.len());
@@ -73,7 +142,12 @@ impl CompareArgs {
     }
 }
 
+/// What `given` says of the server `name`.
+fn of_server<'a>(given: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    given.iter().find(|(server, _)| server == name).map(|(_, value)| value.as_str())
+}
+
 fn parse_server(text: &str) -> Result<(String, String), String> {
-    let (name, url) = text.split_once('=').ok_or("expected NAME=URL")?;
+    let (name, url) = text.split_once('=').ok_or("expected NAME=...")?;
     if name.is_empty() { Err("the name is empty".to_owned()) } else { Ok((name.to_owned(), url.to_owned())) }
 }

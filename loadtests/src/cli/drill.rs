@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,12 +10,15 @@ use clap::{Args, ValueEnum};
 use passerelle_loadtests::balancer::Balancer;
 use passerelle_loadtests::ballast::Ballast;
 use passerelle_loadtests::http::Network;
-use passerelle_loadtests::process::Watch;
+use passerelle_loadtests::process::{Watch, shown_cores};
 use passerelle_loadtests::reliability::{ChatLengths, CheckOptions, Context, full_disk, ledger, rolling_restart};
-use passerelle_loadtests::report::{About, bottlenecks};
+use passerelle_loadtests::report::{About, Measured, bottlenecks};
+use passerelle_loadtests::run::RunOptions;
 use passerelle_loadtests::servers::{Fleet, Launch, RunningServer, ServerError};
 use passerelle_loadtests::verdict::Verdict;
 
+use super::interrupt::Signals;
+use super::numbers;
 use super::options::{CommonArgs, OutputArgs, measured};
 use super::watch::ProgressLine;
 
@@ -24,14 +28,14 @@ pub(super) struct DrillArgs {
     #[command(flatten)]
     common: CommonArgs,
     /// Send for so many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = numbers::seconds)]
     duration: f64,
     /// Requests per second
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = 4.0, value_parser = numbers::rate)]
     rate: f64,
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = numbers::tokens())]
     prompt_tokens: u32,
-    #[arg(long, default_value_t = 48)]
+    #[arg(long, default_value_t = 48, value_parser = numbers::tokens())]
     output_tokens: u32,
     /// Servers behind one address in `rolling-restart`
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
@@ -48,11 +52,11 @@ pub(super) struct DrillArgs {
     /// Filled up in `full-disk`: where the server keeps its data, on a small file system of its own
     #[arg(long, value_name = "FOLDER")]
     fill: Option<PathBuf>,
-    #[command(flatten)]
-    output: OutputArgs,
     /// How a server is started; {port} becomes a free port, {index} the server's number
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Which promise.
@@ -68,16 +72,37 @@ enum Drill {
 
 impl DrillArgs {
     pub(super) fn execute(self) -> anyhow::Result<ExitCode> {
-        self.common.runtime()?.block_on(self.run())
+        self.common.runtime()?.block_on(self.run_until_asked())
     }
 
-    async fn run(self) -> anyhow::Result<ExitCode> {
+    /// A signal ends the servers that were started, gives the disk back, and shows what there is.
+    async fn run_until_asked(self) -> anyhow::Result<ExitCode> {
+        self.output.prepare()?;
+        let mut signals = Signals::listen()?;
+        let options = RunOptions::default();
+        let progress = Arc::clone(&options.progress);
+        // Whoever loses is dropped, and with the drill its servers and its ballast.
+        let asked = tokio::select! {
+            done = self.run(options) => return done,
+            asked = signals.next() => asked,
+        };
+        eprintln!("stopping: the servers are ended, and what there is is reported");
+        let name = self.name.to_possible_value().expect("no drill is hidden").get_name().to_owned();
+        let verdict = Verdict::of_counts(name, progress.counts()).cut_short();
+        let unknown = "unknown".to_owned();
+        let measured = Measured { url: "servers of its own".to_owned(), model: unknown.clone(), server: unknown };
+        let about = About::now(&format!("drill-{}", verdict.check), measured);
+        self.output.deliver(about, (&verdict.render(), "verdict", verdict.json()))?;
+        Ok(ExitCode::from(asked.exit_code()))
+    }
+
+    async fn run(&self, options: RunOptions) -> anyhow::Result<ExitCode> {
         let launch = Launch::new(self.command.clone())?;
         let servers = if self.name == Drill::RollingRestart { self.servers } else { 1 };
         let mut fleet = Processes::start(launch, usize::from(servers)).await?;
         let url = format!("http://{}", fleet.balancer.endpoint().authority);
         let session = self.common.open(&url).await?;
-        let context = Context::new(&session, self.check_options(), None);
+        let context = Context::new(&session, self.check_options(options), None);
         let line = ProgressLine::show(context.options.run.progress.clone());
         let watch = Watch::start(None);
         let mut verdict = self.carry_out(&context, &mut fleet).await?;
@@ -85,7 +110,7 @@ impl DrillArgs {
         drop(line);
         verdict.figure(
             "servers and other programs meanwhile",
-            format!("{:.2} of this machine's {} cores", machine.foreign_cpu_cores, machine.cores),
+            format!("{} of this machine's {} cores", shown_cores(machine.foreign_cpu_cores), machine.cores),
         );
         for why in bottlenecks(context.options.run.progress.counts(), &machine, self.common.threads.into()) {
             verdict.warn(why);
@@ -106,12 +131,13 @@ impl DrillArgs {
         })
     }
 
-    fn check_options(&self) -> CheckOptions {
+    fn check_options(&self, run: RunOptions) -> CheckOptions {
         CheckOptions {
             duration: Duration::from_secs_f64(self.duration),
             rate: self.rate,
             users: self.users,
             lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },
+            run,
             ..CheckOptions::default()
         }
     }

@@ -1,6 +1,7 @@
 //! `run`.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -9,14 +10,11 @@ use clap::Args;
 use passerelle_loadtests::process::Watch;
 use passerelle_loadtests::report::{About, Report, write_rows};
 use passerelle_loadtests::run::{RunOptions, run};
-use tokio::sync::Notify;
 
 use super::adhoc::AdHocArgs;
+use super::interrupt::Stopper;
 use super::options::{OutputArgs, ScenarioArgs, ServerArgs, measured};
 use super::watch::ProgressLine;
-
-/// As shells show an end by SIGINT.
-const INTERRUPTED: i32 = 130;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -27,7 +25,7 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     load: AdHocArgs,
     /// Also write what became of each request here, a JSON object a line
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     per_request: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
@@ -43,34 +41,33 @@ impl RunArgs {
             Some(scenario) => (self.load.name().to_owned(), self.scenario.adjust(scenario)?),
             None => (self.scenario.name(), self.scenario.load()?),
         };
+        // Whatever cannot be kept is told before anything is measured.
+        let per_request = self.per_request.as_deref().map(create).transpose()?;
+        self.output.prepare()?;
         let session = self.server.common.open(&self.server.url).await?;
         eprintln!("preparing the requests of {name}");
         let options = RunOptions::default();
         let line = ProgressLine::show(options.progress.clone());
         let plan = session.plan_watched(&scenario, &options.progress).await?;
         let watch = Watch::start(self.server.watched_pid(&session));
-        let interrupts = tokio::spawn(stop_at_interrupt(Arc::clone(&options.stop)));
+        let stopper = Stopper::listen(Arc::clone(&options.stop))?;
         let done = run(&session.client, &plan, &options).await;
-        interrupts.abort();
         let (machine, _) = watch.finish();
         drop(line);
         let report = Report::of(&done, (&scenario, &plan), machine, usize::from(self.server.common.threads));
         let about = About::now(&name, measured(&session, &self.server.url).await);
-        if let Some(file) = &self.per_request {
-            write_rows(file, &done, &plan).with_context(|| format!("{}", file.display()))?;
+        if let Some(file) = per_request {
+            write_rows(file, &done, &plan).context("--per-request")?;
         }
         self.output.deliver(about, (&report.table(), "report", report.json()))?;
-        Ok(if report.figures.total.was_served() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(match stopper.asked().filter(|_| done.was_stopped) {
+            Some(asked) => ExitCode::from(asked.exit_code()),
+            None if report.figures.total.was_served() => ExitCode::SUCCESS,
+            None => ExitCode::FAILURE,
+        })
     }
 }
 
-/// The first Ctrl-C ends the run and what is there is reported; the second ends the program.
-async fn stop_at_interrupt(stop: Arc<Notify>) {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        eprintln!("stopping: what has ended is reported");
-        stop.notify_one();
-    }
-    if tokio::signal::ctrl_c().await.is_ok() {
-        std::process::exit(INTERRUPTED);
-    }
+fn create(file: &Path) -> anyhow::Result<File> {
+    File::create(file).with_context(|| format!("{}", file.display()))
 }

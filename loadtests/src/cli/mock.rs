@@ -10,15 +10,18 @@ use tokio::net::TcpListener;
 
 use super::say;
 
+/// An hour.
+const MAX_MS: u64 = 3_600_000;
+
 #[derive(Debug, Args)]
 pub(super) struct MockArgs {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Until the first token of a generation
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_MS))]
     first: u64,
     /// Between two tokens
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_MS))]
     gap: u64,
 }
 

@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use passerelle_loadtests::http::{Client, Endpoint, Network, Trust};
-use passerelle_loadtests::plan::Keys;
+use passerelle_loadtests::plan::{Keys, Vocabulary};
 use passerelle_loadtests::process::ProcFs;
 use passerelle_loadtests::report::{self, About, Measured};
 use passerelle_loadtests::scenario::Scenario;
 use passerelle_loadtests::session::Session;
 
-use super::say;
+use super::{numbers, say};
 
 const DEFAULT_SCENARIO: &str = "steady-chat";
+/// Where a key is looked for without a file of keys.
+pub(super) const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
 /// Which server.
 #[derive(Debug, Args)]
@@ -44,6 +46,10 @@ pub(super) struct CommonArgs {
     /// Sent with every request; may be given several times. Its value is kept out of reports
     #[arg(long, value_name = "NAME: VALUE", value_parser = parse_header)]
     header: Vec<(String, String)>,
+    /// Send only fields that OpenAI itself knows, to servers that refuse others: neither ignore_eos nor
+    /// skip_special_tokens, and max_completion_tokens; answers may then be shorter than asked
+    #[arg(long)]
+    plain_openai: bool,
     /// Of HTTPS, believe the certificates of this PEM file [default: of the public authorities]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -59,13 +65,13 @@ pub(super) struct ScenarioArgs {
     #[arg(long, short)]
     scenario: Option<String>,
     /// Every rate times this
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", value_parser = numbers::rate_scale)]
     rate_scale: Option<f64>,
     /// Send for so many seconds
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = numbers::seconds)]
     duration: Option<f64>,
     /// Not counted at the start
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = numbers::warmup)]
     warmup: Option<f64>,
     #[arg(long)]
     seed: Option<u64>,
@@ -73,6 +79,7 @@ pub(super) struct ScenarioArgs {
 
 /// Where the figures go.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
 pub(super) struct OutputArgs {
     /// Print JSON instead of the table
     #[arg(long)]
@@ -86,6 +93,16 @@ pub(super) struct OutputArgs {
 }
 
 impl OutputArgs {
+    /// Errors before anything is measured where nothing could be kept afterwards.
+    pub(super) fn prepare(&self) -> anyhow::Result<()> {
+        let Some(folder) = &self.save else { return Ok(()) };
+        let trial = folder.join(format!(".passerelle-loadtests-{}", std::process::id()));
+        std::fs::create_dir_all(folder)
+            .and_then(|()| std::fs::File::create_new(&trial))
+            .and_then(|_| std::fs::remove_file(&trial))
+            .with_context(|| format!("nothing can be kept in {}", folder.display()))
+    }
+
     /// Prints a result, and keeps it where that is asked for.
     pub(super) fn deliver(
         &self,
@@ -107,12 +124,24 @@ impl OutputArgs {
 
 impl CommonArgs {
     pub(super) async fn open(&self, url: &str) -> anyhow::Result<Session<Network>> {
+        let keys = self.keys()?;
+        let session = Session::open(self.client(url)?, self.model.as_deref(), keys, self.tokenizer.as_deref()).await?;
+        Ok(session.speaking(self.vocabulary()))
+    }
+
+    pub(super) fn client(&self, url: &str) -> anyhow::Result<Client<Network>> {
         let endpoint = Endpoint::parse(url).map_err(anyhow::Error::msg)?;
         let trust = self.ca.clone().map_or(Trust::PublicAuthorities, Trust::Only);
         let network = Network::to(&endpoint, &trust)?;
-        let client = Client::new(network, Endpoint { headers: self.header.clone(), ..endpoint });
-        let keys = self.keys()?;
-        Ok(Session::open(client, self.model.as_deref(), keys, self.tokenizer.as_deref()).await?)
+        Ok(Client::new(network, Endpoint { headers: self.header.clone(), ..endpoint }))
+    }
+
+    pub(super) fn tokenizer(&self) -> Option<&Path> {
+        self.tokenizer.as_deref()
+    }
+
+    pub(super) fn vocabulary(&self) -> Vocabulary {
+        if self.plain_openai { Vocabulary::Plain } else { Vocabulary::Extended }
     }
 
     pub(super) fn runtime(&self) -> anyhow::Result<tokio::runtime::Runtime> {
@@ -121,15 +150,32 @@ impl CommonArgs {
         builder.worker_threads(threads).enable_all().build().context("the runtime did not start")
     }
 
-    fn keys(&self) -> anyhow::Result<Keys> {
-        let Some(file) = &self.keys else {
-            return Ok(Keys { default: std::env::var("OPENAI_API_KEY").ok(), by_tenant: BTreeMap::new() });
-        };
-        let text = std::fs::read_to_string(file).with_context(|| format!("{}", file.display()))?;
-        let mut by_tenant: BTreeMap<String, String> =
-            toml::from_str(&text).with_context(|| format!("{} is not a table of keys", file.display()))?;
-        Ok(Keys { default: by_tenant.remove("default"), by_tenant })
+    /// Of the file, or else of the environment.
+    pub(super) fn keys(&self) -> anyhow::Result<Keys> {
+        match &self.keys {
+            Some(file) => read_keys(file),
+            None => Ok(Keys { default: std::env::var(KEY_VARIABLE).ok(), by_tenant: BTreeMap::new() }),
+        }
     }
+
+    pub(super) fn has_keys_file(&self) -> bool {
+        self.keys.is_some()
+    }
+}
+
+pub(super) fn read_keys(file: &Path) -> anyhow::Result<Keys> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("{}", file.display()))?;
+    parse_keys(&text).map_err(|what| anyhow::anyhow!("{}: {what}", file.display()))
+}
+
+/// The parser's own words are not told: they show the line, and with it a key.
+fn parse_keys(text: &str) -> Result<Keys, String> {
+    let mut by_tenant: BTreeMap<String, String> = toml::from_str(text).map_err(|error: toml::de::Error| {
+        let start = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = 1 + text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
+        format!("line {line} is not `tenant = \"key\"`, or its tenant is there twice")
+    })?;
+    Ok(Keys { default: by_tenant.remove("default"), by_tenant })
 }
 
 /// What is known of the server behind `url`.
@@ -194,4 +240,37 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
         return Err("the value of a header is one line".to_owned());
     }
     Ok((name.to_owned(), value.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_keys_that_is_wrong_is_told_by_its_line_and_shows_no_key() {
+        for (text, line) in [
+            ("light = sk-secret", 1),
+            ("a = \"sk-1\"\nlight = 424242\n", 2),
+            ("[light]\nkey = \"sk-secret\"", 1),
+            ("a = \"sk-1\"\n\na = \"sk-2\"", 3),
+        ] {
+            let error = parse_keys(text).expect_err("it is wrong");
+            assert!(error.starts_with(&format!("line {line} is not")), "{text}: {error}");
+            assert!(!error.contains("sk-") && !error.contains("424242"), "{error}");
+        }
+        let keys = parse_keys("default = \"d\"\nlight = \"l\"").expect("it is right");
+        assert_eq!((keys.default.as_deref(), keys.by_tenant["light"].as_str()), (Some("d"), "l"));
+    }
+
+    #[test]
+    fn a_folder_that_nothing_can_be_kept_in_is_told_before_the_run() {
+        let folder = tempfile::tempdir().expect("there is room for a folder");
+        let output = |save: PathBuf| OutputArgs { json: false, save: Some(save), note: None };
+        let new = folder.path().join("new");
+        output(new.clone()).prepare().expect("it can be made");
+        assert_eq!(std::fs::read_dir(&new).map(Iterator::count).ok(), Some(0), "nothing is left there");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").expect("there is room for a file");
+        assert!(output(file.join("below")).prepare().is_err());
+    }
 }

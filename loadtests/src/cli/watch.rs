@@ -41,7 +41,7 @@ impl ProgressLine {
 
 /// `sending` is the time since the first was sent.
 fn describe(counts: Counts, sending: Duration) -> String {
-    let Counts { prepared, sent, in_flight, refused, failed, tokens, late: _ } = counts;
+    let Counts { prepared, sent, in_flight, refused, failed, tokens, late: _, out_of_files: _ } = counts;
     let rate = tokens as f64 / sending.as_secs_f64().max(f64::EPSILON);
     match sent {
         0 => format!("{prepared} requests prepared"),

@@ -1,8 +1,8 @@
 //! The table of a comparison.
 
-use super::{Comparison, Ratio};
+use super::{Comparison, Ratio, Stopped};
 use crate::figures::short;
-use crate::process::MachineFigures;
+use crate::process::{MachineFigures, shown_cores};
 
 impl Comparison {
     pub fn table(&self) -> String {
@@ -34,20 +34,27 @@ impl Comparison {
             "{} requests in {} rounds; ratios with 95 % intervals (bootstrap over rounds and requests)\n",
             self.requests, self.rounds
         ));
-        for (name, count) in self.contenders.iter().zip(&self.unanswered).filter(|(_, count)| **count > 0) {
-            text.push_str(&format!("warning: {name} did not answer {count} requests; they are left out for all\n"));
+        if let Some(Stopped { round, why }) = &self.stopped {
+            text.push_str(&format!("warning: ended in round {round}, which is left out: {why}\n"));
+        }
+        for (name, endings) in self.contenders.iter().zip(&self.endings).filter(|(_, endings)| !endings.is_empty()) {
+            let kinds: Vec<String> = endings.iter().map(|(ending, count)| format!("{ending}: {count}")).collect();
+            let kinds = kinds.join(", ");
+            text.push_str(&format!(
+                "warning: {name} did not answer all ({kinds}); what one did not is left out for all\n"
+            ));
         }
         for name in &self.without_usage {
             text.push_str(&format!("warning: {name} told no usage; its answers were counted by the tokenizer\n"));
         }
         let generator = &self.generator;
         text.push_str(&format!(
-            "generator: {:.2} cores with {} threads, {:.0} events/s; other programs: {}\n",
-            generator.cpu_cores,
+            "generator: {} cores with {} threads, {:.0} events/s; other programs: {}\n",
+            shown_cores(generator.cpu_cores),
             generator.threads,
             generator.events_per_s,
             self.machine.as_ref().map_or("not known, for a server's process is not".to_owned(), |machine| {
-                format!("{:.2} of {} cores", machine.foreign_cpu_cores, machine.cores)
+                format!("{} of {} cores", shown_cores(machine.foreign_cpu_cores), machine.cores)
             })
         ));
         let first_token_ms = self.rows.first().and_then(|row| row.values.first()).copied().unwrap_or(f64::INFINITY);

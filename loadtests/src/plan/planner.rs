@@ -1,5 +1,6 @@
 //! From one entry of a scenario's traffic to its jobs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{BodyTemplate, Conversation, Job, MAX_JOBS, PlanError, Script, Target, TrafficLabel, body, poison_bodies};
@@ -43,16 +44,15 @@ impl<C: Connect> Planner<'_, C> {
             return self.jobs_of_trace(trace::read(file)?).await;
         }
         let arrivals = self.traffic.arrivals.scaled(self.scenario.rate_scale);
-        let offsets = arrivals.offsets(self.scenario.duration(), &mut self.rng);
-        let limit = self.traffic.requests.unwrap_or(MAX_JOBS + 1);
-        let mut offsets = offsets.unwrap_or_else(|| {
+        let limit = self.traffic.requests.unwrap_or(MAX_JOBS + 1).min(MAX_JOBS + 1);
+        let offsets = arrivals.offsets(self.scenario.duration(), limit, &mut self.rng);
+        let offsets = offsets.unwrap_or_else(|| {
             let supply = match arrivals {
                 Arrivals::Closed { concurrency } => self.closed_supply(concurrency),
                 _ => MAX_JOBS,
             };
             vec![Duration::ZERO; limit.min(supply)]
         });
-        offsets.truncate(limit);
         if offsets.len() > MAX_JOBS {
             return Err(PlanError::TooMany);
         }
@@ -114,7 +114,7 @@ impl<C: Connect> Planner<'_, C> {
             Workload::Structured { prompt, schema, output_tokens } => {
                 let tokens = output_tokens.draw(&mut self.rng);
                 let call = self.call(template.with_schema(schema).chat(&[body::user(prompt)], tokens))?;
-                Call { expect: Expect::Json { required: body::required_keys(schema) }, ..call }
+                Call { expect: Expect::Json { schema: Arc::new(serde_json::json!(schema)) }, ..call }
             }
             Workload::Poison => {
                 let bodies = poison_bodies(&self.target.model);
@@ -170,7 +170,7 @@ impl<C: Connect> Planner<'_, C> {
     }
 
     fn template(&self) -> BodyTemplate {
-        BodyTemplate::new(&self.target.model, &self.traffic.request)
+        BodyTemplate::new(self.target, &self.traffic.request)
     }
 
     fn call(&mut self, body: String) -> Result<Call, PlanError> {

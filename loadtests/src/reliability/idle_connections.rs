@@ -25,7 +25,7 @@ const HALF_A_REQUEST: &[u8] = b"POST /v1/chat/completions HTTP/1.1\r\nHost: ";
 pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, CheckError> {
     let wanted = context.options.connections;
     let mut verdict = Verdict::new("idle-connections", format!("{wanted} idle connections leave the server serving"));
-    let rss = || context.server_pid.map(|pid| ProcFs::default().sample(&[pid], Duration::ZERO).server_rss_bytes);
+    let rss = || context.server_pid.and_then(|pid| ProcFs::default().sample(&[pid], Duration::ZERO).server_rss_bytes);
     // Planned before anything is held: making prompts asks the server, too.
     let users = context.chats("users", Arrivals::Constant { rate: context.options.rate }, context.options.lengths);
     let plan = context.plan(vec![users]).await?;

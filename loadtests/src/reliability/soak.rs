@@ -52,7 +52,7 @@ pub(super) fn judge_size(verdict: &mut Verdict, samples: &[Sample]) -> Result<()
     let end = samples.last().map_or(0.0, |sample| sample.at_s);
     let warm = samples.iter().filter(|sample| sample.at_s >= end * WARM_SHARE);
     let points: Vec<(f64, f64)> =
-        warm.map(|sample| (sample.at_s / HOUR_S, sample.server_rss_bytes as f64 / MIB)).collect();
+        warm.filter_map(|sample| Some((sample.at_s / HOUR_S, sample.server_rss_bytes? as f64 / MIB))).collect();
     let slope = Slope::of(&points).ok_or_else(too_short)?;
     verdict.figure("resident size", format!("{:.1} MiB, {slope} MiB an hour", slope.mean));
     slope.require_below(MAX_RSS_MIB_PER_HOUR, verdict, || format!("resident size grows by {slope} MiB an hour"));

@@ -1,7 +1,7 @@
 //! One line of JSON for each request, for whoever wants to draw more than percentiles.
 
+use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -31,8 +31,8 @@ struct Row<'a> {
 }
 
 /// Every request of `run`, those of the warm-up too, in the order in which they ended.
-pub fn write(path: &Path, run: &Run, plan: &Plan) -> std::io::Result<()> {
-    let mut file = BufWriter::new(std::fs::File::create(path)?);
+pub fn write(file: File, run: &Run, plan: &Plan) -> std::io::Result<()> {
+    let mut file = BufWriter::new(file);
     for record in &run.records {
         serde_json::to_writer(&mut file, &Row::of(record, plan))?;
         file.write_all(b"\n")?;

@@ -2,6 +2,7 @@
 
 use super::Report;
 use crate::figures::{Figures, Quantiles, short};
+use crate::process::shown_cores;
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = String::new();
@@ -24,8 +25,12 @@ fn write_group(text: &mut String, name: &str, figures: &Figures) {
         text.push_str(content.trim_end());
         text.push('\n');
     };
+    let cut_off = match figures.interrupted {
+        0 => String::new(),
+        count => format!(", {count} in flight when it was stopped"),
+    };
     line(format!(
-        "{name}: {} requests, {} finished, {} left, {} refused, {} errors",
+        "{name}: {} requests, {} finished, {} left, {} refused, {} errors{cut_off}",
         figures.requests,
         figures.finished,
         figures.left,
@@ -81,8 +86,11 @@ fn write_surroundings(text: &mut String, report: &Report) {
     }
     let late = report.generator.lateness_ms.map_or(0.0, |lateness| lateness.p99);
     text.push_str(&format!(
-        "generator: {:.2} cores, {:.0} events/s, 99 % of requests at most {late:.2} ms late; other programs: {:.2} of {} cores\n",
-        report.generator.cpu_cores, report.generator.events_per_s, machine.foreign_cpu_cores, machine.cores
+        "generator: {} cores, {:.0} events/s, 99 % of requests at most {late:.2} ms late; other programs: {} of {} cores\n",
+        shown_cores(report.generator.cpu_cores),
+        report.generator.events_per_s,
+        shown_cores(machine.foreign_cpu_cores),
+        machine.cores
     ));
     for warning in &report.warnings {
         text.push_str(&format!("warning: {warning}\n"));

@@ -24,7 +24,7 @@ pub enum Workload {
     SharedPrefix { prefixes: usize, prefix_tokens: u32, prompt_tokens: Lengths, output_tokens: Lengths },
     /// Conversations: each message waits for the answer before, then `think_s`.
     MultiTurn { turns: usize, think_s: f64, prompt_tokens: Lengths, output_tokens: Lengths },
-    /// `response_format` with this JSON schema; the answer must be an object with the schema's required keys.
+    /// `response_format` with this JSON schema, which the answer must keep (`crate::schema` says how much of it is checked).
     Structured { prompt: String, schema: toml::Table, output_tokens: Lengths },
     /// Requests that must be refused with a 4xx: malformed JSON, wrong types, absurd sizes.
     Poison,

@@ -1,5 +1,6 @@
 //! Servers side by side, and answers beside themselves.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use passerelle_loadtests::compare::{Better, CompareError, CompareOptions, Comparison, Contender, compare};
@@ -96,6 +97,60 @@ async fn different_work_is_not_compared() {
     let short = Scripted::new(|_| Reply::Tokens { delays: vec![MS; 7], text: "w".to_owned() });
     let error = compared([Scripted::new(steady(50 * MS, MS)), short]).await.unwrap_err();
     assert!(matches!(error, CompareError::CountsDiffer { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_wrong_in_a_late_round_leaves_the_rounds_before() {
+    let counted = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let asked = std::sync::Arc::clone(&counted);
+    compared([
+        Scripted::new(|_| said("w ")),
+        Scripted::new(move |_| {
+            asked.fetch_add(1, SeqCst);
+            said("w ")
+        }),
+    ])
+    .await
+    .unwrap();
+    let (all, busy) = (counted.load(SeqCst), || Reply::Status { status: 503, body: "{}".to_owned() });
+    // The last of three rounds has about a third of them.
+    let late = Scripted::new(move |seen| if seen.number < all * 5 / 6 { said("w ") } else { busy() });
+    let whole = compared([Scripted::new(|_| said("w ")), late]).await.unwrap();
+    assert_eq!((whole.rounds, whole.stopped.is_none(), whole.unanswered[1] > 0), (3, true, true));
+    assert_eq!(whole.endings[1]["refused 503"], whole.unanswered[1]);
+    assert!(whole.table().contains("(refused 503: "), "{}", whole.table());
+    let other = Scripted::new(move |seen| match seen.number < all * 5 / 6 {
+        true => said("w "),
+        false => Reply::Tokens { delays: vec![MS; 7], text: "w".to_owned() },
+    });
+    let comparison = compared([Scripted::new(|_| said("w ")), other]).await.unwrap();
+    let stopped = comparison.stopped.as_ref().expect("it ended early");
+    assert_eq!((comparison.rounds, stopped.round), (2, 3));
+    assert!(comparison.table().contains("ended in round 3, which is left out: request"), "{}", comparison.table());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_comparison_that_is_stopped_has_the_rounds_that_are_whole() {
+    let mut contenders = Vec::new();
+    for name in ["a", "b"] {
+        let session = Scripted::new(|_| said("w ")).session().await;
+        contenders.push(Contender { name: name.to_owned(), session, pid: None });
+    }
+    let run = virtual_time();
+    let options = CompareOptions { rounds: 5, token_tolerance: 0, run: run.clone(), threads: 1 };
+    let stop_after = |seconds: u64| {
+        let stop = std::sync::Arc::clone(&run.stop);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            stop.notify_one();
+        });
+    };
+    stop_after(5);
+    let error = compare(&contenders, &scenario(), &options).await.unwrap_err();
+    assert!(matches!(error, CompareError::Interrupted), "{error}");
+    stop_after(50);
+    let comparison = compare(&contenders, &scenario(), &options).await.unwrap();
+    assert_eq!((comparison.rounds, comparison.stopped.map(|stopped| stopped.round)), (2, Some(3)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -146,10 +146,12 @@ async fn a_run_that_is_stopped_tells_what_had_ended() {
         stop.notify_one();
     });
     let done = run(&session.client, &plan, &options).await;
-    // 200 ms each; the fifth of each user is cut off.
-    assert!(done.was_stopped && (12..=20).contains(&done.records.len()), "{}", done.records.len());
+    // 200 ms each; the fifth of each user is cut off, and counted.
+    assert!(done.was_stopped && (16..=24).contains(&done.records.len()), "{}", done.records.len());
     assert!(done.wall <= 1000 * MS, "{:?}", done.wall);
-    assert!(done.records.iter().all(passerelle_loadtests::record::Record::is_finished));
+    let figures = RunFigures::of(&done, &plan).total;
+    assert_eq!((figures.interrupted, figures.finished, figures.error_count()), (4, done.records.len() as u64 - 4, 0));
+    assert_eq!(options.progress.counts().in_flight, 0);
     let whole = run(&session.client, &plan, &virtual_time()).await;
     assert!(!whole.was_stopped && whole.records.len() == 400);
 }
@@ -161,7 +163,7 @@ async fn each_request_has_a_row_and_the_report_says_what_was_asked() {
     let scenario = scenario("{ kind = 'constant', rate = 10.0 }", 2, "seed = 7\nobjectives = { ttft_ms = 50 }");
     let (plan, done, _) = session.run(&scenario, &virtual_time()).await.unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
-    write_rows(file.path(), &done, &plan).unwrap();
+    write_rows(file.reopen().unwrap(), &done, &plan).unwrap();
     let rows = std::fs::read_to_string(file.path()).unwrap();
     let rows: Vec<serde_json::Value> = rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect();
     assert_eq!((rows.len(), &rows[3]["ending"], &rows[3]["traffic"]), (20, &"finished".into(), &"chat".into()));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use passerelle_loadtests::http::{Client, Connect, Endpoint};
 use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::run::{Pacing, RunOptions};
-use passerelle_loadtests::session::Session;
+use passerelle_loadtests::session::{Session, SessionError};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 
@@ -32,6 +32,8 @@ pub(crate) enum Reply {
     },
     /// These bytes after the head of a stream, then the connection ends.
     Raw(String),
+    /// These bytes, and then the stream neither goes on nor ends.
+    Lingers(String),
     Silence,
 }
 
@@ -65,6 +67,10 @@ pub(crate) enum Fault {
     Silent,
     /// It waits for the rest of a request for ever.
     Patient,
+    /// It answers `/tokenize` with this status.
+    TokenizesNot(u16),
+    /// Its client may open so many connections and no more.
+    OutOfFiles(usize),
 }
 
 #[derive(Default)]
@@ -90,6 +96,10 @@ impl Connect for Scripted {
 
     async fn connect(&self) -> std::io::Result<DuplexStream> {
         let before = self.state.connections.fetch_add(1, Ordering::SeqCst);
+        if matches!(self.fault, Some(Fault::OutOfFiles(most)) if before >= most) {
+            const EMFILE: i32 = 24;
+            return Err(std::io::Error::from_raw_os_error(EMFILE));
+        }
         if matches!(self.fault, Some(Fault::Full(most)) if before >= most) {
             std::future::pending::<()>().await;
         }
@@ -142,9 +152,12 @@ impl Scripted {
     }
 
     pub(crate) async fn session_with(&self, keys: Keys) -> Session<Self> {
+        self.open(keys).await.expect("the scripted server can be opened")
+    }
+
+    pub(crate) async fn open(&self, keys: Keys) -> Result<Session<Self>, SessionError> {
         let endpoint = Endpoint::parse("http://127.0.0.1:1").expect("it is a URL");
-        let client = Client::new(self.clone(), endpoint);
-        Session::open(client, None, keys, None).await.expect("the scripted server can be opened")
+        Session::open(Client::new(self.clone(), endpoint), None, keys, None).await
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {
@@ -172,7 +185,10 @@ impl Scripted {
             let running = self.state.in_flight.load(Ordering::SeqCst);
             let goes_on = match path.as_str() {
                 "/v1/models" => answer(&mut stream, 200, &json!({"data": [{"id": "scripted"}]}).to_string()).await,
-                "/tokenize" => answer(&mut stream, 200, &tokenize(&body).to_string()).await,
+                "/tokenize" => match self.fault {
+                    Some(Fault::TokenizesNot(status)) => answer(&mut stream, status, "{}").await,
+                    _ => answer(&mut stream, 200, &tokenize(&body).to_string()).await,
+                },
                 "/metrics" => answer(&mut stream, 200, &format!("passerelle_running_sequences {running}\n")).await,
                 "/v1/me/usage" => answer(&mut stream, 200, &self.usage().to_string()).await,
                 _ => self.generate(&mut stream, api_key, body).await,
@@ -225,6 +241,11 @@ impl Scripted {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").await?;
                 stream.write_all(bytes.as_bytes()).await?;
                 Err(std::io::ErrorKind::ConnectionAborted.into())
+            }
+            Reply::Lingers(bytes) => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n").await?;
+                stream.write_all(bytes.as_bytes()).await?;
+                std::future::pending().await
             }
             Reply::Tokens { delays, text } => {
                 stream.write_all(STREAM_HEAD).await?;
