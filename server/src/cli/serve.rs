@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use passerelle::config::{
     self, ByteSize, Config, Environment, Listen, LogFormat, LogLevel, ModelFlag, Written, WrittenLog, WrittenModel,
@@ -60,11 +60,8 @@ pub(crate) struct ServeArgs {
 impl ServeArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.clone().config(&Environment::read())?;
-        let command = WorkerCommand {
-            program: std::env::current_exe().context("the path of this program")?,
-            // Behind the program and the command.
-            options: std::env::args_os().skip(2).collect(),
-        };
+        // Behind the program and the command.
+        let command = WorkerCommand::of_this_program(std::env::args_os().skip(2));
         crate::serve::run(&config, command, Box::new(move || self.clone().config(&Environment::read())))
     }
 

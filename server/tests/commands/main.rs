@@ -16,6 +16,7 @@ mod loading;
 mod operation;
 mod parity;
 mod refusals;
+mod remote_workers;
 mod scoring;
 mod selftest;
 mod shadowing;
