@@ -63,7 +63,7 @@ use upstreams::Upstreams;
 use workers::{Arrivals, WorkersKeeper};
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
-pub(crate) use devices::{compute, listed_devices, sized_for};
+pub(crate) use devices::{Sight, compute, listed_devices, sized_for};
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 #[cfg(test)]
@@ -76,8 +76,8 @@ pub(crate) use reload::owners;
 pub(crate) use report::device_name;
 pub(crate) use text::load as load_text;
 pub(crate) use trusted::Inspector;
-pub(crate) use worker_process::{GatewayAddress, Lifeline, WorkerErrand, run_worker};
-pub(crate) use workers::{FindCommand, WorkerCommand, last_day};
+pub(crate) use worker_process::{GatewayAddress, Lifeline, Until, WorkerErrand, run_worker};
+pub(crate) use workers::{WorkerCommand, last_day};
 
 /// HTTP and text need little beside the threads that compute.
 const ASYNC_THREADS: usize = 2;
@@ -110,7 +110,7 @@ pub(crate) struct Server {
 }
 
 /// Serves until a signal, then drains. Returns when everything has ended well.
-pub(crate) fn run(config: &Config, workers: FindCommand, again: ReadAgain) -> Result<()> {
+pub(crate) fn run(config: &Config, workers: WorkerCommand, again: ReadAgain) -> Result<()> {
     logging::start(&config.log);
     let runtime = runtime()?;
     // From here on SIGHUP ends nothing, also while models are loaded.
@@ -234,7 +234,7 @@ struct Stock {
 
 /// The models that the configuration names, in memory, and a look at those that come and go.
 fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
-    let compute = compute(&config.engine)?;
+    let compute = devices::compute_of_gateway(config)?;
     let config = &Config { engine: sized_for(&config.engine, &compute), ..config.clone() };
     let hashes = KeptHashes::open(&config.server.data_dir);
     let loaded = models::load_all(config, Means { hub: &config.hub, compute: &compute, hashes: &hashes })?;
@@ -243,7 +243,7 @@ fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let names = staying.iter().map(String::as_str).chain(elsewhere.iter().copied());
     let workshop = Workshop::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?;
     let Fleet { workshop, running, comparisons, served, replicas, prices } = engines::start(loaded, workshop)?;
-    let placed = Placed::read(config, &workshop, replicas.len() as u32)?;
+    let placed = Placed::read(config, (&workshop, &hashes), replicas.len() as u32)?;
     let partition = workshop.partition();
     let here = prices.into_iter().map(|(name, price)| (name, partition, price)).chain(placed.prices()).collect();
     let priced = tariff::Served { here, elsewhere: &elsewhere };
@@ -263,7 +263,7 @@ impl Server {
     /// Starts the worker of each partition, and serves its models once it has loaded them, unless it is interrupted.
     fn man_partitions(
         &mut self,
-        (config, command): (&Config, FindCommand),
+        (config, command): (&Config, WorkerCommand),
         (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
     ) -> Result<Partitions> {
         let (placed, workshop) = &self.placed;
@@ -271,7 +271,7 @@ impl Server {
             return Ok(Partitions::Manned);
         }
         let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), workshop: workshop.clone() };
-        self.workers = workers::open((config, command()?), served, (runtime, interrupted))?;
+        self.workers = workers::open((config, command), served, (runtime, interrupted))?;
         Ok(if self.workers.is_some() { Partitions::Manned } else { Partitions::Unmanned })
     }
 

@@ -1,3 +1,5 @@
+use half::bf16;
+
 use crate::config::{
     AttentionSpec, Bias, DecoderSpec, FfnSpec, LayerSpec, NormKind, NormPlacement, NormSpec, OutputHead,
 };
@@ -14,7 +16,7 @@ pub(super) const VECTOR_ELEMENT_BYTES: u64 = 4;
 pub enum WeightLayout {
     /// In panels of 16 rows, as the CPU bodies read them ([`crate::ops::PackedWeight`]).
     Panels,
-    /// Row by row, without padding, as devices take them.
+    /// Row by row, without padding, as devices take them: what is not f32 becomes bf16 there, quantised weights too.
     Rows,
 }
 
@@ -34,7 +36,8 @@ impl WeightLayout {
         let held = packed_dtype(wanted, columns).unwrap_or(stored);
         let bytes = match self {
             Self::Panels => packed_bytes(held, rows, columns),
-            Self::Rows => rows * (columns / held.block_len() * held.block_bytes()),
+            Self::Rows if held == StoredDtype::F32 => rows * columns * size_of::<f32>(),
+            Self::Rows => rows * columns * size_of::<bf16>(),
         };
         bytes as u64
     }

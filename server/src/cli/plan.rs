@@ -155,7 +155,7 @@ pub(super) fn demand(model: &ModelConfig, config: &Config, sequences: usize) -> 
     let mut smaller = Vec::new();
     for (name, dtype) in [("q8_0", WeightDtype::Q8_0), ("q4_0", WeightDtype::Q4_0)] {
         let (_, quantised) = held(dtype)?;
-        if quantised.accelerator < weights.accelerator {
+        if quantised.cpu < weights.cpu {
             smaller.push((name, quantised));
         }
     }

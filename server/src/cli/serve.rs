@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use passerelle::config::{
     self, ByteSize, Config, Environment, Listen, LogFormat, LogLevel, ModelFlag, Written, WrittenLog, WrittenModel,
@@ -60,12 +60,9 @@ pub(crate) struct ServeArgs {
 impl ServeArgs {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.clone().config(&Environment::read())?;
-        let command = || -> Result<WorkerCommand> {
-            let program = std::env::current_exe().context("[[partitions]]: the path of this program")?;
-            // Behind the program and the command.
-            Ok(WorkerCommand { program, options: std::env::args_os().skip(2).collect() })
-        };
-        crate::serve::run(&config, Box::new(command), Box::new(move || self.clone().config(&Environment::read())))
+        // Behind the program and the command.
+        let command = WorkerCommand::of_this_program(std::env::args_os().skip(2));
+        crate::serve::run(&config, command, Box::new(move || self.clone().config(&Environment::read())))
     }
 
     pub(super) fn config(self, environment: &Environment) -> Result<Config> {

@@ -185,7 +185,7 @@ impl Config {
             level: written.log.level.unwrap_or_default(),
             color: !environment.no_color,
         };
-        let workers = check_workers(&written.workers);
+        let workers = check_workers(&written.workers)?;
         let partitions = check_partitions(written.partitions.unwrap_or_default(), &models, &workers)?;
         let ledger = check_ledger(written.ledger)?;
         let (hub, api) = (hub(offline, environment), check_api(&written.api)?);

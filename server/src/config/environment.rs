@@ -41,11 +41,14 @@ pub struct Environment {
     pub openai_api_key: Option<Secret>,
     /// Which GPUs this process may use, also where that is none.
     pub cuda_visible_devices: Option<String>,
-    /// When the Slurm job that this process is part of ends, in seconds since 1970.
-    pub slurm_job_end: Option<u64>,
+    /// When the Slurm job that this process is part of ends, in seconds since 1970: as it is written.
+    pub slurm_job_end: Option<String>,
     /// <https://no-color.org>
     pub no_color: bool,
 }
+
+/// Set by Slurm in its jobs.
+pub const SLURM_JOB_END: &str = "SLURM_JOB_END_TIME";
 
 impl Environment {
     pub fn read() -> Self {
@@ -60,7 +63,7 @@ impl Environment {
             hf_token: text("HF_TOKEN").or_else(|| first_line(&token_file?)).map(Secret),
             openai_api_key: text("OPENAI_API_KEY").map(Secret),
             cuda_visible_devices: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
-            slurm_job_end: text("SLURM_JOB_END_TIME").and_then(|seconds| seconds.parse().ok()),
+            slurm_job_end: text(SLURM_JOB_END),
             no_color: text("NO_COLOR").is_some(),
             home,
             hf_home,

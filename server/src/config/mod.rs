@@ -31,7 +31,7 @@ pub use checked::{ApiConfig, BatchesConfig, Config, DEMO, EngineConfig, HubConfi
 pub use choices::{
     KvDtype, LogFormat, LogLevel, Numa, Reasoning, ToolCalls, UnknownFields, UpstreamKind, WeightDtype, WorkerPlace,
 };
-pub use environment::{Environment, Secret};
+pub use environment::{Environment, SLURM_JOB_END, Secret};
 pub use error::ConfigError;
 pub use file::read;
 pub use grammar::GrammarConfig;

@@ -111,13 +111,18 @@ fn check_partition(place: usize, written: WrittenPartition) -> Result<PartitionC
     Ok(PartitionConfig { name, place, is, processors, worker: worker.unwrap_or_default(), gpu_factor })
 }
 
-pub(super) fn check_workers(written: &WrittenWorkers) -> WorkersConfig {
-    WorkersConfig {
+/// Errors when no worker could be taken for one that lives.
+pub(super) fn check_workers(written: &WrittenWorkers) -> Result<WorkersConfig, ConfigError> {
+    let longest = |stated, usual, setting| match period(stated, Duration::from_secs(usual)) {
+        Duration::ZERO => Err(ConfigError::value(setting, "0s is over before a worker has said anything")),
+        period => Ok(period),
+    };
+    Ok(WorkersConfig {
         listen: written.listen,
-        longest_silence: period(written.longest_silence, Duration::from_secs(5)),
-        longest_standstill: period(written.longest_standstill, Duration::from_secs(60)),
+        longest_silence: longest(written.longest_silence, 5, "workers.longest_silence")?,
+        longest_standstill: longest(written.longest_standstill, 60, "workers.longest_standstill")?,
         longest_hand_over: period(written.longest_hand_over, Duration::from_secs(30)),
         first_restart: period(written.first_restart, Duration::from_millis(500)),
         longest_restart: period(written.longest_restart, Duration::from_secs(60)),
-    }
+    })
 }

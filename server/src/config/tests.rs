@@ -206,3 +206,12 @@ fn a_token_is_never_printed() {
     let config = Config::check(Written::default(), &environment).expect("valid");
     assert!(!format!("{environment:?} {config:?}").contains("hf_abc"));
 }
+
+#[test]
+fn a_worker_that_may_not_be_silent_for_any_time_is_refused_by_the_key() {
+    for key in ["longest_silence", "longest_standstill"] {
+        let error = check(&format!("[workers]\n{key} = \"0s\"\n")).expect_err("every worker would be gone").to_string();
+        assert!(error.contains(&format!("workers.{key}")), "{error}");
+        check(&format!("[workers]\n{key} = \"1ms\"\n")).expect("short, and possible");
+    }
+}

@@ -8,10 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use passerelle::config::{EngineConfig, Numa, PartitionConfig};
-#[cfg(feature = "cuda")]
-use passerelle::placement::DeviceId;
-use passerelle::placement::{Backend, Device, DeviceChoice, DeviceList, find_visible};
+use passerelle::config::{Config, EngineConfig, Numa, PartitionConfig};
+use passerelle::placement::{Backend, Device, DeviceChoice, DeviceId, DeviceList, find_visible};
 use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement, ProcessorSet};
 
 /// There only where a driver is loaded.
@@ -48,26 +46,114 @@ impl DeviceKey {
 /// Where the ops of this process run. A device that was named and cannot be used is refused, never replaced; `auto` says
 /// what it leaves unused.
 pub(crate) fn compute(config: &EngineConfig) -> Result<Compute> {
-    compute_on(config, &DeviceKey::of_engine())
+    compute_on(config, &DeviceKey::of_engine(), Sight::Inherited)
+}
+
+/// For the gateway's own process, which takes no device from its workers where it runs no model itself.
+pub(super) fn compute_of_gateway(config: &Config) -> Result<Compute> {
+    if runs_models(config) { compute(&config.engine) } else { Ok(Compute::cpu(1)) }
+}
+
+/// Whether any model may be loaded into this process; comparisons are between those that are.
+fn runs_models(config: &Config) -> bool {
+    config.server.models_dir.is_some() || config.models.iter().any(|model| model.partition.is_none())
+}
+
+/// Which devices a process sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// Those that its environment shows it.
+    Inherited,
+    /// The device of its partition, and no other: whoever started it saw to that.
+    OneDevice,
 }
 
 /// The same, where something else than `engine.device` names the device.
-pub(super) fn compute_on(config: &EngineConfig, named: &DeviceKey) -> Result<Compute> {
-    let DeviceKey { key, processors, instead } = named;
+pub(super) fn compute_on(config: &EngineConfig, named: &DeviceKey, sight: Sight) -> Result<Compute> {
     match &config.device {
-        DeviceChoice::Named(Device::Cpu) => on_cpu(config, processors),
-        DeviceChoice::Auto => gpu_if_any(config)?.map_or_else(|| on_cpu(config, processors), Ok),
-        #[cfg(feature = "cuda")]
-        DeviceChoice::Named(device @ Device::Accelerator { backend: Backend::Cuda, id: DeviceId::Index(index) }) => {
-            let compute = Compute::cuda(*index as usize, threads(config));
-            compute.with_context(|| format!("{key}: {device} cannot be used"))
+        DeviceChoice::Named(Device::Cpu) => on_cpu(config, &named.processors),
+        DeviceChoice::Auto => gpu_if_any(config)?.map_or_else(|| on_cpu(config, &named.processors), Ok),
+        DeviceChoice::Named(device) => on_accelerator(device, config, named, sight),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn on_accelerator(
+    device: &Device,
+    config: &EngineConfig,
+    DeviceKey { key, instead, .. }: &DeviceKey,
+    sight: Sight,
+) -> Result<Compute> {
+    let Device::Accelerator { backend: Backend::Cuda, id } = device else {
+        bail!("{key}: this build runs no models on {device}; use {instead}");
+    };
+    let variable = Backend::Cuda.visibility();
+    let Some(ordinal) = ordinal(id, config.visible_devices.as_deref(), sight) else {
+        if let Some(list) = listed_devices(config)? {
+            find_visible(device, &list.visible(config.visible_devices.as_deref())).with_context(|| key.clone())?;
         }
-        DeviceChoice::Named(device) => {
-            if let Some(list) = listed_devices(config)? {
-                find_visible(device, &list.visible(config.visible_devices.as_deref())).with_context(|| key.clone())?;
+        bail!("{key}: start this process with {variable}={device}, or give the models a partition of that device")
+    };
+    Compute::cuda(ordinal, threads(config)).with_context(|| format!("{key}: {device} cannot be used"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_accelerator(
+    device: &Device,
+    config: &EngineConfig,
+    DeviceKey { key, instead, .. }: &DeviceKey,
+    sight: Sight,
+) -> Result<Compute> {
+    if let (Sight::Inherited, Some(list)) = (sight, listed_devices(config)?) {
+        find_visible(device, &list.visible(config.visible_devices.as_deref())).with_context(|| key.clone())?;
+    }
+    bail!("{key}: this build runs no models on {device}; use {instead}")
+}
+
+/// What CUDA calls a device in a process with that sight, whose environment shows it what `variable` lists. A UUID is the
+/// first where the list is that UUID alone: in which order CUDA counts others is not known here.
+#[cfg(any(test, feature = "cuda"))]
+fn ordinal(id: &DeviceId, variable: Option<&str>, sight: Sight) -> Option<usize> {
+    match (sight, id) {
+        (Sight::OneDevice, _) => Some(0),
+        (Sight::Inherited, DeviceId::Index(index)) => Some(*index as usize),
+        (Sight::Inherited, DeviceId::Uuid(uuid)) => {
+            let only = variable.map(str::trim).filter(|only| !only.is_empty())?;
+            (only.starts_with(uuid) || uuid.starts_with(only)).then_some(0)
+        }
+    }
+}
+
+/// What a process finds in its environment so that it sees one device and no other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OneDevice {
+    pub(super) variable: &'static str,
+    pub(super) uuid: String,
+}
+
+impl OneDevice {
+    /// For the worker of a partition that names a slice or a device by UUID, or by its place in a list of the gateway's
+    /// own. `None`: the worker sees what the gateway does, and finds its device by itself.
+    ///
+    /// Errors when no such device is visible.
+    pub(super) fn of(engine: &EngineConfig, partition: &PartitionConfig) -> Result<Option<Self>> {
+        let device @ Device::Accelerator { backend, id } = &partition.is.device else { return Ok(None) };
+        let is_counted = matches!(id, DeviceId::Index(_));
+        if is_counted && engine.visible_devices.is_none() {
+            return Ok(None);
+        }
+        let list = match listed_devices(engine) {
+            // Then the worker counts as the gateway would.
+            Err(error) if is_counted => {
+                tracing::warn!(%error, partition = partition.name, "its device is not looked up");
+                None
             }
-            bail!("{key}: this build runs no models on {device}; use {instead}")
-        }
+            list => list?,
+        };
+        let Some(list) = list else { return Ok(None) };
+        let visible = list.visible(engine.visible_devices.as_deref());
+        let found = find_visible(device, &visible).with_context(|| partition.key("device"))?;
+        Ok(Some(Self { variable: backend.visibility(), uuid: found.uuid().to_owned() }))
     }
 }
 
@@ -149,3 +235,6 @@ fn threads(config: &EngineConfig) -> usize {
     let allowed = config.processors.as_ref().map_or_else(allowed, ProcessorSet::count);
     config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed))
 }
+
+#[cfg(test)]
+mod tests;

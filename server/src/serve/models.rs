@@ -87,7 +87,7 @@ pub(crate) fn load_all(config: &Config, means: Means<'_>) -> Result<Vec<AnyLoade
     // All of them first: where one is not what was signed, nothing is loaded.
     let inspector = Inspector::new(config)?;
     let here = || config.models.iter().filter(|model| model.partition.is_none());
-    here().try_for_each(|model| inspector.inspect(model, means.hashes).map(drop))?;
+    here().try_for_each(|model| inspector.inspect(model, means.hashes))?;
     here().map(|model| load_any(model, means)).collect()
 }
 

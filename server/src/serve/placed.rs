@@ -1,6 +1,7 @@
 //! Models that lie on partitions: what the gateway knows of them before their workers have come, and how it serves them
 //! then.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -12,10 +13,11 @@ use passerelle::placement::Device;
 use passerelle::text::{GrammarCompiler, TextModel};
 use passerelle::workers::{OfferedModel, Post, PostBounds, Seat, WorkersFrom};
 use passerelle_engine::StepObserver;
-use passerelle_models::{CheckpointFiles, EncoderOutput, ModelDigest, NothingKnown};
+use passerelle_models::{CheckpointFiles, EncoderOutput, ModelDigest};
 
 use super::defaults;
 use super::engines::{self, Workshop};
+use super::hashes::KeptHashes;
 use super::ledger::facts_of;
 use super::models::{self, AnyDescription, find_files, wanted_of};
 use super::text;
@@ -33,18 +35,18 @@ struct PlacedModel {
     config: ModelConfig,
     files: CheckpointFiles,
     description: AnyDescription,
+    /// Its workers may have no other checkpoint.
+    digest: ModelDigest,
     text: Arc<TextModel>,
     post: Post,
-    /// What was verified here, and must be what its worker has loaded.
-    signed: Option<ModelDigest>,
     id: ReplicaId,
     /// The kind of its partition's device, as in tariffs.
     device: &'static str,
 }
 
 impl Placed {
-    /// Everything about the models but their weights. `first_id`: of their replicas.
-    pub(super) fn read(config: &Config, workshop: &Workshop, first_id: u32) -> Result<Self> {
+    /// Everything about the models but their weights, of which it reads the digests alone. `first_id`: of their replicas.
+    pub(super) fn read(config: &Config, (workshop, hashes): (&Workshop, &KeptHashes), first_id: u32) -> Result<Self> {
         let inspector = Inspector::new(config)?;
         let mut placed = Self::default();
         for PartitionConfig { name, gpu_factor, .. } in &config.partitions {
@@ -57,10 +59,11 @@ impl Placed {
             config.models.iter().filter(lies_here).map(move |model| (partition, model))
         }) {
             let id = ReplicaId(first_id + placed.models.len() as u32);
-            let signed = inspector.inspect(model, &NothingKnown)?;
-            let model = PlacedModel::read((config, partition, model), workshop, id)
+            // What it proves is told to `hashes`, so that the digest is of what was signed.
+            inspector.inspect(model, hashes)?;
+            let model = PlacedModel::read((config, partition, model), (workshop, hashes), id)
                 .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name))?;
-            placed.models.push(PlacedModel { signed, ..model });
+            placed.models.push(model);
         }
         placed.seats = config.partitions.iter().map(|partition| placed.seat(partition)).collect();
         Ok(placed)
@@ -97,31 +100,31 @@ impl Placed {
     fn seat(&self, partition: &PartitionConfig) -> Arc<Seat> {
         let lies_here = |model: &&PlacedModel| model.config.partition.as_ref() == Some(&partition.name);
         let posts = self.models.iter().filter(lies_here).map(|model| model.post.clone()).collect();
-        let signed = |model: &PlacedModel| Some((model.config.name.clone(), model.signed?));
-        let signed = self.models.iter().filter(lies_here).filter_map(signed);
+        let digests = self.models.iter().filter(lies_here).map(|model| (model.config.name.clone(), model.digest));
         let from = match partition.worker {
             WorkerPlace::Local => WorkersFrom::Here,
             WorkerPlace::Remote => WorkersFrom::Anywhere,
         };
-        Arc::new(Seat::new(&partition.name, from, posts).expecting(signed))
+        Arc::new(Seat::new(&partition.name, from, posts).with_digests(digests))
     }
 }
 
 impl PlacedModel {
     fn read(
         (config, partition, model): (&Config, &PartitionConfig, &ModelConfig),
-        workshop: &Workshop,
+        (workshop, hashes): (&Workshop, &KeptHashes),
         id: ReplicaId,
     ) -> Result<Self> {
         let files = find_files(&model.source, wanted_of(model), &config.hub)?;
         let text = Arc::new(text::load(model, &files, &config.hub)?);
+        let digest = hashes.digest_of(&files, &|_| ControlFlow::Continue(()))?;
         let description = models::describe(model, &config.hub)?;
         let bounds =
             PostBounds { longest_hand_over: config.workers.longest_hand_over, vector_len: vector_len(&description) };
         let observer: Arc<dyn StepObserver> = Arc::new(workshop.metrics.engine(&model.name));
         let post = Post::new(model.name.as_str(), bounds, workshop.clock(), observer);
         let device = if partition.is.device == Device::Cpu { "cpu" } else { "cuda" };
-        Ok(Self { config: model.clone(), files, description, text, post, signed: None, id, device })
+        Ok(Self { config: model.clone(), files, description, digest, text, post, id, device })
     }
 
     fn replica(&self) -> Arc<Replica> {

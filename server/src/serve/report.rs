@@ -32,6 +32,9 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
         step_memory = %ByteSize(step_bytes(&model.activations, config)),
         "loaded"
     );
+    if !compute.device().is_cpu() && is_quantised(&model.dtype) {
+        tracing::warn!(model = %model.name, dtype = %model.dtype, "on a GPU quantised weights become bf16, and take as much memory");
+    }
     if max_model_len < is.max_position {
         tracing::warn!(
             model = %model.name,
@@ -40,6 +43,10 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
             is.max_position
         );
     }
+}
+
+fn is_quantised(dtype: &str) -> bool {
+    dtype.starts_with(['q', 'Q'])
 }
 
 /// As [`model`], for one that gives vectors.

@@ -23,10 +23,10 @@ impl Inspector {
     }
 
     /// Reads every byte of the model. What was proven of its files is told to `hashes`, so that the digest it is served
-    /// under is that of what was signed, whatever was kept before. `None` where nothing is asked.
-    pub(crate) fn inspect(&self, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<Option<ModelDigest>> {
+    /// under is that of what was signed, whatever was kept before.
+    pub(crate) fn inspect(&self, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<()> {
         let inspect = |keys| inspect(keys, model, hashes).with_context(|| format!("model `{}`", model.name));
-        self.keys.as_ref().map(inspect).transpose()
+        self.keys.as_ref().map_or(Ok(()), inspect)
     }
 
     /// As [`Inspector::inspect`], for a checkpoint of which only the tokenizer is read.
@@ -38,7 +38,7 @@ impl Inspector {
     }
 }
 
-fn inspect(keys: &TrustedKeys, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<ModelDigest> {
+fn inspect(keys: &TrustedKeys, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<()> {
     for (is_set, what) in [(model.tokenizer.is_some(), "tokenizer"), (model.chat_template.is_some(), "chat_template")] {
         ensure!(!is_set, "{what} (--{}): no signature covers one from elsewhere; leave it out", what.replace('_', "-"));
     }

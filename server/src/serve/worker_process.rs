@@ -11,8 +11,8 @@ use passerelle::config::{ByteSize, Config, EngineConfig, ModelConfig, PartitionC
 use passerelle::gateway::ReplicaDoor;
 use passerelle::placement::DeviceChoice;
 use passerelle::workers::{
-    Backoff, BackoffBounds, Credentials, Dialled, OfferedKind, OfferedModel, Revive, StepTap, WorkError, WorkerFacts,
-    WorkerModel, WorkerParts, WorkerTls, dial, work,
+    Backoff, BackoffBounds, Credentials, Dialled, MutualTlsError, OfferedKind, OfferedModel, Revive, StepTap,
+    WorkError, WorkerFacts, WorkerModel, WorkerParts, WorkerTls, dial, work,
 };
 use passerelle_engine::StepObserver;
 use passerelle_engine::clock::{Clock, SystemClock};
@@ -20,7 +20,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::devices::{DeviceKey, compute_on};
+use super::devices::{DeviceKey, Sight, compute_on};
 use super::engines::{self, Fleet, RunningHandle, Workshop};
 use super::hashes::KeptHashes;
 use super::memory_order::go_first;
@@ -39,8 +39,17 @@ pub(crate) struct WorkerErrand {
     pub(crate) partition: String,
     pub(crate) gateway: GatewayAddress,
     pub(crate) lifeline: Lifeline,
-    /// Since 1970. Nothing runs beyond.
-    pub(crate) until: Option<Duration>,
+    pub(crate) until: Option<Until>,
+    pub(crate) sight: Sight,
+}
+
+/// Nothing runs beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Until {
+    /// Since 1970.
+    pub(crate) at: Duration,
+    /// What said so, for errors.
+    pub(crate) said_by: &'static str,
 }
 
 /// What shows a worker that its gateway lives.
@@ -87,7 +96,9 @@ impl GatewayAddress {
         Ok(match self {
             Self::Unix(path) => Route::Unix(path.clone()),
             Self::Tcp { address, credentials } => {
-                let tls = WorkerTls::new(&Credentials::read(credentials)?)?;
+                let credentials = Credentials::read(credentials)?;
+                WorkerTls::check(&credentials).context("--credentials")?;
+                let tls = WorkerTls::new(&credentials)?;
                 Route::Tcp { address: address.clone(), tls: Box::new(tls) }
             }
         })
@@ -120,11 +131,12 @@ pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let bell = Arc::new(Notify::new());
     let config = of_partition(config, &errand.partition)?;
-    let time_left = || errand.until.map(|until| until.saturating_sub(clock.wall()));
     let patience = config.server.drain_timeout;
-    ensure!(time_left().is_none_or(|left| left > patience), "--until: less than server.drain_timeout is left");
+    if let Some(Until { at, said_by }) = errand.until {
+        ensure!(at.saturating_sub(clock.wall()) > patience, "{said_by}: less than server.drain_timeout is left");
+    }
     let route = errand.gateway.route()?;
-    let manned = Manned::load(&config, (&clock, &bell), named(&config, &errand.partition)?)?;
+    let manned = Manned::load(&config, (&clock, &bell), (named(&config, &errand.partition)?, errand.sight))?;
     let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
     let served = runtime.block_on(manned.serve(&route, (&errand, bounds, patience)));
     drop(manned);
@@ -175,7 +187,9 @@ impl Parted {
     /// Whether the gateway may take the worker another time. One that it never wanted has something wrong with it.
     fn may_pass(&self, was_let_in: bool) -> bool {
         match self {
-            Self::NotReached(_) => true,
+            Self::NotReached(error) => !error
+                .chain()
+                .any(|error| matches!(error.downcast_ref::<MutualTlsError>(), Some(MutualTlsError::NotEnrolled(_)))),
             Self::Ended(WorkError::EngineDead | WorkError::Nonsense(_)) => false,
             Self::Ended(WorkError::Unwanted(_)) => was_let_in,
             Self::Ended(WorkError::Broken(_) | WorkError::GatewayGone | WorkError::GatewayStuck) => true,
@@ -193,7 +207,7 @@ impl Manned {
         let mut signals = Signals::new()?;
         let mut backoff = Backoff::new(bounds);
         let mut was_let_in = false;
-        let time_left = || errand.until.map(|until| until.saturating_sub(self.clock.wall()));
+        let time_left = || errand.until.map(|until| until.at.saturating_sub(self.clock.wall()));
         let leaves_in = || time_left().map_or(Duration::MAX, |left| left.saturating_sub(patience));
         loop {
             let began = self.clock.now();
@@ -235,9 +249,9 @@ impl Manned {
     fn load(
         config: &Config,
         (clock, bell): (&Arc<dyn Clock>, &Arc<Notify>),
-        partition: &PartitionConfig,
+        (partition, sight): (&PartitionConfig, Sight),
     ) -> Result<Self> {
-        let compute = compute_on(&config.engine, &DeviceKey::of_partition(partition))?;
+        let compute = compute_on(&config.engine, &DeviceKey::of_partition(partition), sight)?;
         let hashes = KeptHashes::open(&config.server.data_dir);
         let means = Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = models::load_all(config, means)?;

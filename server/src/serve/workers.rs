@@ -1,5 +1,6 @@
 //! The worker processes of this machine: a socket that they dial, and a supervisor for each.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
@@ -19,12 +20,13 @@ use passerelle::workers::{
     Authority, BackoffBounds, Ended, Gate, GateBounds, GatewayTls, LastDay, Peer, Seat, supervise,
 };
 use passerelle_engine::clock::{Clock, SystemClock};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
+use super::devices::OneDevice;
 use super::engines::Workshop;
 use super::listener::{ACCEPT_RETRY, listen_unix, remove_left_over};
 use super::placed::Placed;
@@ -35,10 +37,15 @@ const WORKER_SOCKET: &str = "workers.sock";
 const CONNECTIONS_PER_PARTITION: usize = 4;
 
 /// A worker of another machine proves itself so soon.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Connections from elsewhere that have not proven themselves yet. For one more the oldest is dropped, so that strangers
+/// keep no worker out.
+const MAX_UNPROVEN: usize = 64;
 /// Of the certificate that the gateway makes for itself at each start.
 const GATEWAY_DAYS: u32 = 3650;
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
+/// What a list of processes calls a worker, whatever file it was started from.
+const PROGRAM: &str = "passerelle";
 /// For `passerelle chat`, and nothing to a worker.
 const CHAT_KEY: &str = "OPENAI_API_KEY";
 /// How often `/metrics` hears of the workers.
@@ -46,14 +53,12 @@ const REPORT_EVERY: Duration = Duration::from_millis(250);
 /// How often a process is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// The options of `passerelle serve`, which a worker reads as the server did.
+/// How a worker is started.
 pub(crate) struct WorkerCommand {
-    pub(crate) program: PathBuf,
-    pub(crate) options: Vec<OsString>,
+    program: PathBuf,
+    /// Those of `passerelle serve`, which a worker reads as the server did.
+    options: Vec<OsString>,
 }
-
-/// Asked only where there are partitions: a program does not know its own path where nothing is mounted at `/proc`.
-pub(crate) type FindCommand = Box<dyn FnOnce() -> Result<WorkerCommand>>;
 
 /// Dropped: the workers end, and their socket is gone.
 pub(super) struct WorkersKeeper {
@@ -129,7 +134,7 @@ pub(super) fn open(
     let (local, remote): (Vec<_>, Vec<_>) = seats.iter().partition(is_local);
     let command = Arc::new(command);
     for &seat in &local {
-        tasks.push(supervised(config, (&command, socket.as_path()), seat, &clock, runtime));
+        tasks.push(supervised(config, (&command, socket.as_path()), seat, &clock, runtime)?);
     }
     for seat in remote {
         let (arrivals, seat) = (arrivals.clone(), Arc::clone(seat));
@@ -160,12 +165,14 @@ fn supervised(
     seat: &Arc<Seat>,
     clock: &Arc<dyn Clock>,
     runtime: &Runtime,
-) -> JoinHandle<()> {
+) -> Result<JoinHandle<()>> {
     let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
     let patience = config.server.drain_timeout;
     let (command, dials, partition) = (Arc::clone(command), socket.to_owned(), seat.partition().to_owned());
-    let start = move || start_process(&command, &partition, &dials);
-    runtime.spawn(supervise(Arc::clone(seat), (bounds, patience), Arc::clone(clock), start))
+    let of_seat = config.partitions.iter().find(|other| other.name == partition);
+    let device = of_seat.map(|partition| OneDevice::of(&config.engine, partition)).transpose()?.flatten();
+    let start = move || start_process(command.process(&partition, &dials, device.as_ref()), &partition);
+    Ok(runtime.spawn(supervise(Arc::clone(seat), (bounds, patience), Arc::clone(clock), start)))
 }
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {
@@ -204,23 +211,52 @@ impl RemoteEntry {
         Ok(Self { listener: TcpListener::from_std(listener)?, tls: GatewayTls::new(&credentials)? })
     }
 
+    /// `places`: of those that have proven themselves.
     async fn let_in(self, gate: Gate, places: Arc<Semaphore>) {
-        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        let mut unproven = Unproven::default();
+        loop {
             match self.listener.accept().await {
                 Ok((stream, from)) => {
-                    let (gate, tls) = (gate.clone(), self.tls.clone());
-                    tokio::spawn(async move {
-                        match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-                            Ok(Ok((stream, peer))) => gate.serve(stream, peer).await,
-                            Ok(Err(error)) => tracing::warn!(peer = %from, %error, "no worker of this gateway's"),
-                            Err(_) => tracing::warn!(peer = %from, "a worker does not shake hands"),
-                        }
-                        drop(place);
-                    });
+                    let meeting = meet((stream, from), self.tls.clone(), gate.clone(), Arc::clone(&places));
+                    unproven.add(tokio::spawn(meeting).abort_handle());
                 }
                 Err(error) => rest(&error).await,
             }
         }
+    }
+}
+
+/// Whoever proves itself is served by a task of its own, which is no stranger's to end.
+async fn meet((stream, from): (TcpStream, SocketAddr), tls: GatewayTls, gate: Gate, places: Arc<Semaphore>) {
+    match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok((stream, peer))) => {
+            let Ok(place) = places.try_acquire_owned() else {
+                tracing::warn!(peer = %from, "too many workers are connected; this one is sent away");
+                return;
+            };
+            tokio::spawn(async move {
+                gate.serve(stream, peer).await;
+                drop(place);
+            });
+        }
+        Ok(Err(error)) => tracing::warn!(peer = %from, %error, "no worker of this gateway's"),
+        Err(_) => tracing::warn!(peer = %from, "a worker does not shake hands"),
+    }
+}
+
+/// Connections that have yet to prove themselves, the oldest first.
+#[derive(Default)]
+struct Unproven(VecDeque<AbortHandle>);
+
+impl Unproven {
+    fn add(&mut self, newest: AbortHandle) {
+        self.0.retain(|meeting| !meeting.is_finished());
+        if self.0.len() >= MAX_UNPROVEN
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(newest);
     }
 }
 
@@ -245,22 +281,34 @@ pub(crate) fn last_day(days: u32) -> Result<LastDay> {
     Ok(LastDay { year: i32::from(date.year()), month, day })
 }
 
-/// In a process group of its own: what a terminal sends to the server is not for its workers. Its input ends with the
-/// server, however that ends.
-fn start_process(
-    command: &WorkerCommand,
-    partition: &str,
-    dials: &Path,
-) -> io::Result<impl Future<Output = Ended> + Send + use<>> {
-    let child = Command::new(&command.program)
-        .args(["worker", "--end-with-input", "--partition", partition, "--connect"])
-        .arg(Listen::Unix(dials.to_owned()).to_string())
-        .args(&command.options)
-        .env_remove(CHAT_KEY)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()?;
+impl WorkerCommand {
+    /// From the file that this process runs, also where another has taken its name since.
+    pub(crate) fn of_this_program(options: impl IntoIterator<Item = OsString>) -> Self {
+        Self { program: "/proc/self/exe".into(), options: options.into_iter().collect() }
+    }
+
+    /// In a process group of its own: what a terminal sends to the server is not for its workers. Its input ends with the
+    /// server, however that ends.
+    fn process(&self, partition: &str, dials: &Path, device: Option<&OneDevice>) -> Command {
+        let mut process = Command::new(&self.program);
+        process
+            .arg0(PROGRAM)
+            .args(["worker", "--end-with-input", "--partition", partition, "--connect"])
+            .arg(Listen::Unix(dials.to_owned()).to_string())
+            .env_remove(CHAT_KEY)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .process_group(0);
+        if let Some(OneDevice { variable, uuid }) = device {
+            process.arg("--sees-one-device").env(variable, uuid);
+        }
+        process.args(&self.options);
+        process
+    }
+}
+
+fn start_process(mut process: Command, partition: &str) -> io::Result<impl Future<Output = Ended> + Send + use<>> {
+    let child = process.spawn()?;
     tracing::info!(partition, pid = child.id(), "a worker is started");
     Ok(Process(child).end())
 }
@@ -290,17 +338,4 @@ impl Drop for Process {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn the_socket_of_workers_is_for_its_owner_only() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let socket = folder.path().join(WORKER_SOCKET);
-        std::fs::write(&socket, "left by a server that was killed").expect("the folder is writable");
-        let _listener = listen(&socket).expect("the path is free");
-        assert_eq!(socket.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
-    }
-}
+mod tests;

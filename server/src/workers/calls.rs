@@ -41,6 +41,10 @@ pub(super) struct Calls {
 pub(super) struct Occupancy {
     pub(super) waiting_requests: usize,
     pub(super) waiting_tokens: usize,
+    /// Tokens of prompts that have had no answer yet.
+    pub(super) unanswered_prompt_tokens: usize,
+    /// Tokens that may still be generated for what waits and what runs.
+    pub(super) owed_tokens: u64,
     pub(super) running_requests: usize,
     /// Wait for their readers to grant more, and for nothing of the worker.
     pub(super) parked_requests: usize,
@@ -50,7 +54,10 @@ pub(super) struct Occupancy {
 struct Sent {
     model: u32,
     prompt_tokens: usize,
+    /// That may still come.
+    owed_tokens: u64,
     is_started: bool,
+    is_answered: bool,
     way_in: WayIn,
 }
 
@@ -86,6 +93,14 @@ impl Job {
         }
     }
 
+    /// The longest answers that it may get, together; a step for a text.
+    fn answer_tokens(&self) -> u64 {
+        match &self.errand {
+            Errand::Generate { request, .. } => answer_tokens(request),
+            Errand::Encode { .. } => 1,
+        }
+    }
+
     /// Whether nobody waits for it any more; then its reader has heard the end.
     fn is_abandoned(&mut self) -> bool {
         match &mut self.errand {
@@ -100,6 +115,11 @@ impl Job {
             }
         }
     }
+}
+
+/// The longest answers that a request may get, all choices together.
+pub(super) fn answer_tokens(request: &Request) -> u64 {
+    u64::from(request.sampling.max_tokens).saturating_mul(u64::from(request.num_choices.get()))
 }
 
 impl Calls {
@@ -117,10 +137,16 @@ impl Calls {
             occupancy.waiting_requests += 1;
             occupancy.waiting_tokens += prompt_tokens;
         };
-        self.unsent.iter().filter(|(_, of, _)| *of == model).for_each(|(_, _, job)| wait(job.prompt_tokens()));
+        let unsent = || self.unsent.iter().filter(move |(_, of, _)| *of == model).map(|(_, _, job)| job);
+        unsent().for_each(|job| wait(job.prompt_tokens()));
         let (started, waiting): (Vec<&Sent>, Vec<&Sent>) =
             self.sent.values().filter(|call| call.model == model).partition(|call| call.is_started);
         waiting.iter().for_each(|call| wait(call.prompt_tokens));
+        let sent = || started.iter().chain(&waiting);
+        let unanswered: usize = sent().filter(|call| !call.is_answered).map(|call| call.prompt_tokens).sum();
+        occupancy.unanswered_prompt_tokens = unanswered + unsent().map(Job::prompt_tokens).sum::<usize>();
+        let owed: u64 = sent().map(|call| call.owed_tokens).sum();
+        occupancy.owed_tokens = owed.saturating_add(unsent().map(Job::answer_tokens).sum());
         occupancy.parked_requests = started.iter().filter(|call| call.is_parked()).count();
         occupancy.running_requests = started.len() - occupancy.parked_requests;
         occupancy
@@ -159,7 +185,7 @@ impl Calls {
     }
 
     fn send(&mut self, (call, model): (u64, u32), job: Job, orders: &mut Orders) {
-        let prompt_tokens = job.prompt_tokens();
+        let (prompt_tokens, owed_tokens) = (job.prompt_tokens(), job.answer_tokens());
         let way_in = match job.errand {
             Errand::Generate { request, grammar, feed } => {
                 let granted_tokens = feed.granted_tokens();
@@ -171,7 +197,8 @@ impl Calls {
                 WayIn::Vector { feed: Some(feed), vector_len, is_cancelled: false }
             }
         };
-        self.sent.insert(call, Sent { model, prompt_tokens, is_started: false, way_in });
+        let sent = Sent { model, prompt_tokens, owed_tokens, is_started: false, is_answered: false, way_in };
+        self.sent.insert(call, sent);
     }
 
     /// Errors leave everything as it was but for what the message had said before.
@@ -221,6 +248,10 @@ impl Sent {
                     feed.start(cached_tokens);
                 }
                 feed.measured(heard.measured_ns);
+                let tokens = heard.events.iter().filter(|event| matches!(event.what, Some(event::What::Token(_))));
+                let tokens = tokens.count() as u64;
+                self.is_answered |= tokens > 0;
+                self.owed_tokens = self.owed_tokens.saturating_sub(tokens);
                 feed_events(heard.events, feed)?;
                 Ok(feed.has_ended())
             }

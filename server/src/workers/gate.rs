@@ -21,7 +21,7 @@ use super::link::Link;
 use super::mutual_tls::Peer;
 use super::seat::{NotSeated, Seat};
 use super::wire::gateway_server::{Gateway, GatewayServer};
-use super::wire::{FromGateway, FromWorker, Goodbye, Welcome, from_gateway, from_worker};
+use super::wire::{FromGateway, FromWorker, Goodbye, Hello, PROTOCOL, Welcome, from_gateway, from_worker};
 use super::{MAX_MESSAGE_BYTES, MAX_MESSAGES_ON_THE_WAY, in_words};
 use crate::gateway::health::{LOOK_EVERY, Progress};
 
@@ -31,6 +31,8 @@ const WINDOW_BYTES: u32 = 4 << 20;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// What was sent last has arrived so soon, or the connection is cut.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Of what a worker of another protocol calls itself, in the log.
+const LONGEST_VERSION: usize = 64;
 /// A worker gives a sign of life so often within the time after which it counts as gone.
 const BEATS_IN_SILENCE: u32 = 20;
 
@@ -161,6 +163,11 @@ impl Visit {
         let Some(from_worker::What::Hello(hello)) = first else {
             return Err("it does not introduce itself".to_owned());
         };
+        if hello.protocol != PROTOCOL {
+            let Hello { protocol, version, .. } = hello;
+            let version: String = version.chars().take(LONGEST_VERSION).collect();
+            return Err(NotSeated::OtherProtocol { version, protocol }.to_string());
+        }
         let facts = WorkerFacts::try_from(hello).map_err(|malformed| malformed.to_string())?;
         let seat = self.gate.seats.get(&facts.partition);
         let seat = seat.ok_or_else(|| NotSeated::NoSuchPartition(facts.partition.clone()).to_string())?;

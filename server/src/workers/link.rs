@@ -60,8 +60,24 @@ pub(super) enum Parting {
 pub(super) struct Reported {
     pub(super) progress: u64,
     pub(super) distrusted_ns: u64,
-    /// Of its steps, of late; 0 before the first.
+    pub(super) pace: Pace,
+}
+
+/// Of a model's steps, of late; 0 before the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Pace {
     pub(super) step_ns: u64,
+    /// Of the steps that read prompts, and what they read: a late step counts for more than an early one.
+    prompt_ns: u64,
+    prompt_tokens: u64,
+}
+
+impl Pace {
+    /// For so many tokens of prompts, in nanoseconds. Whatever else those steps did is in it.
+    pub(super) fn reading_ns(self, tokens: usize) -> u64 {
+        let takes = u128::from(self.prompt_ns) * tokens as u128 / u128::from(self.prompt_tokens.max(1));
+        u64::try_from(takes).unwrap_or(u64::MAX)
+    }
 }
 
 impl Reported {
@@ -70,11 +86,24 @@ impl Reported {
             (self.progress, self.distrusted_ns) = (progress, distrusted_ns);
         }
         for report in reports.iter().filter(|report| report.num_sequences > 0) {
-            self.step_ns = match self.step_ns {
-                0 => report.duration_ns,
-                before => before - before / STEPS_OF_LATE + report.duration_ns / STEPS_OF_LATE,
-            };
+            let pace = &mut self.pace;
+            pace.step_ns = of_late(pace.step_ns, report.duration_ns);
+            if report.prompt_tokens > 0 {
+                pace.prompt_ns = faded(pace.prompt_ns).saturating_add(report.duration_ns);
+                pace.prompt_tokens = faded(pace.prompt_tokens).saturating_add(report.prompt_tokens);
+            }
         }
+    }
+}
+
+fn faded(before: u64) -> u64 {
+    before - before / STEPS_OF_LATE
+}
+
+fn of_late(before: u64, now: u64) -> u64 {
+    match before {
+        0 => now,
+        before => faded(before).saturating_add(now / STEPS_OF_LATE),
     }
 }
 

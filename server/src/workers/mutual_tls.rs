@@ -1,15 +1,16 @@
 //! TLS in which both ends prove themselves, and nobody else's authority counts.
 
+use std::io;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::version::TLS13;
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::authority::{Credentials, GATEWAY_NAME, worker_name};
@@ -41,8 +42,13 @@ pub enum MutualTlsError {
     Tls(#[from] rustls::Error),
     #[error("the authority over workers cannot be used: {0}")]
     Authority(#[from] VerifierBuilderError),
+    /// Trying again is of no use.
+    #[error(
+        "the gateway and this worker's certificate do not belong together, or its time is over ({0}): enrol it anew"
+    )]
+    NotEnrolled(rustls::Error),
     #[error("no connection: {0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }
 
 impl GatewayTls {
@@ -81,13 +87,35 @@ impl WorkerTls {
         Ok(Self(TlsConnector::from(Arc::new(config))))
     }
 
+    /// Errors when no gateway of their authority would let a worker in with these now.
+    pub fn check(credentials: &Credentials) -> Result<(), MutualTlsError> {
+        let (roots, chain, _) = parse(credentials)?;
+        let provider = Arc::new(ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+        let certificate = chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let verified = verifier.verify_client_cert(certificate, &[], UnixTime::now());
+        verified.map(|_| ()).map_err(MutualTlsError::NotEnrolled)
+    }
+
     /// Shakes hands with the gateway, whatever it is called in the network.
     pub async fn connect<C: AsyncRead + AsyncWrite + Unpin>(
         &self,
         connection: C,
     ) -> Result<client::TlsStream<C>, MutualTlsError> {
         let gateway = ServerName::try_from(GATEWAY_NAME).map_err(|_| rustls::Error::UnsupportedNameType)?;
-        Ok(self.0.connect(gateway, connection).await?)
+        self.0.connect(gateway, connection).await.map_err(not_connected)
+    }
+}
+
+/// A gateway of another authority stays one.
+fn not_connected(error: io::Error) -> MutualTlsError {
+    use CertificateError::{BadSignature, UnknownIssuer};
+    let of_tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match of_tls {
+        Some(reason @ rustls::Error::InvalidCertificate(BadSignature | UnknownIssuer)) => {
+            MutualTlsError::NotEnrolled(reason.clone())
+        }
+        _ => MutualTlsError::Io(error),
     }
 }
 
@@ -182,6 +210,26 @@ mod tests {
         assert!(meet(&gateway, &made(authority.enrol("a", today))).await.is_ok(), "good to the end of its last day");
         assert!(meet(&impostor, &worker).await.is_err());
         assert!(meet(&worker, &made(authority.enrol("b", LAST_DAY))).await.is_err(), "a worker is no gateway");
+    }
+
+    #[tokio::test]
+    async fn papers_that_can_never_work_are_told_from_a_gateway_that_is_away() {
+        let (authority, other) = (self::authority(), self::authority());
+        let made = |made: Result<Credentials, _>| made.expect("made");
+        let worker = made(authority.enrol("a", LAST_DAY));
+        WorkerTls::check(&worker).expect("they are good");
+        let is_final = |error| matches!(error, MutualTlsError::NotEnrolled(_));
+        let refused = |papers: &Credentials| WorkerTls::check(papers).is_err_and(is_final);
+        assert!(refused(&made(authority.enrol("a", LONG_AGO))), "its time is over");
+        assert!(refused(&Credentials { authority: worker.authority.clone(), ..made(other.enrol("a", LAST_DAY)) }));
+        let (here, there) = duplex(1 << 14);
+        let gateway = GatewayTls::new(&made(other.gateway(LAST_DAY))).expect("usable");
+        let accepts = tokio::spawn(async move { gateway.accept(here).await.is_err() });
+        let error = WorkerTls::new(&worker).expect("usable").connect(there).await.expect_err("of another authority");
+        assert!(is_final(error) && accepts.await.expect("no panic"));
+        let (_, nobody) = duplex(1);
+        let error = WorkerTls::new(&worker).expect("usable").connect(nobody).await.expect_err("nobody is there");
+        assert!(!is_final(error));
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{EncodeReply, EncodeRequest, EventStream, Request, StepObserver};
 
-use super::calls::{Job, Occupancy};
+use super::calls::{Job, Occupancy, answer_tokens};
 use super::facts::{OfferedKind, OfferedModel};
-use super::link::{Link, NotTaken};
+use super::link::{Link, NotTaken, Pace};
 use crate::gateway::replica::Presence;
 use crate::gateway::{Load, ReplicaDoor, SubmitError};
 
@@ -55,7 +55,7 @@ struct HandOver {
     since: Duration,
     held: VecDeque<(Job, JobSize)>,
     /// Of the steps of the worker that left, since its successor's are not known.
-    step_ns: u64,
+    pace: Pace,
 }
 
 impl HandOver {
@@ -95,11 +95,13 @@ impl Post {
         state.offered = link.offered(model).cloned();
         let ends_at = link.facts().ends_in.map(|time| self.clock.now().saturating_add(time));
         let worker = Worker { link: Arc::clone(link), model, ends_at };
-        if let Some(HandOver { held, step_ns, .. }) = state.hand_over.take() {
+        if let Some(HandOver { held, pace, .. }) = state.hand_over.take() {
             let now = self.clock.now();
-            for (job, _) in held.into_iter().filter(|(_, size)| worker.has_time_for(*size, step_ns, now)) {
+            for (job, size) in held {
                 // One that leaves at once loses them, and their readers are told, like those that would outlast it.
-                let _ = link.add(model, job);
+                if worker.has_time_for(size, pace, now) {
+                    let _ = link.add(model, job);
+                }
             }
         }
         state.worker = Some(worker);
@@ -109,9 +111,8 @@ impl Post {
     pub(super) fn hand_over(&self, link: &Arc<Link>) {
         let mut state = self.lock();
         if state.is_served_by(link) {
-            let pace = state.worker.take().map(|worker| link.occupancy(worker.model).1.step_ns);
-            let step_ns = pace.unwrap_or_default();
-            state.hand_over = Some(HandOver { since: self.clock.now(), held: VecDeque::new(), step_ns });
+            let pace = state.worker.take().map(|worker| link.occupancy(worker.model).1.pace).unwrap_or_default();
+            state.hand_over = Some(HandOver { since: self.clock.now(), held: VecDeque::new(), pace });
         }
     }
 
@@ -126,7 +127,7 @@ impl Post {
         }
     }
 
-    /// It is gone.
+    /// It is gone, or leaves and nobody is to follow.
     pub(super) fn vacate(&self, link: &Arc<Link>) {
         let mut state = self.lock();
         if state.is_served_by(link) {
@@ -139,7 +140,7 @@ impl Post {
         match (&state.worker, &mut state.hand_over) {
             (Some(worker), _) => {
                 let (occupancy, reported) = worker.link.occupancy(worker.model);
-                if !worker.has_time_for(size, reported.step_ns, self.clock.now()) {
+                if !worker.has_time_for(size, reported.pace, self.clock.now()) {
                     return Err(SubmitError::Away);
                 }
                 check_room(offered, occupancy, size.prompt_tokens)?;
@@ -173,15 +174,24 @@ impl Post {
 #[derive(Debug, Clone, Copy)]
 struct JobSize {
     prompt_tokens: usize,
-    /// To generate, a step for each.
+    /// Of its longest answer, a step for each.
     max_tokens: u64,
+    /// Of all its answers.
+    answer_tokens: u64,
 }
 
 impl Worker {
-    /// Whether a job would end before the worker does, at the pace of so long a step.
-    fn has_time_for(&self, size: JobSize, step_ns: u64, now: Duration) -> bool {
-        let takes = Duration::from_nanos(step_ns.saturating_mul(size.max_tokens));
-        self.ends_at.is_none_or(|end| now.saturating_add(takes) <= end)
+    /// Whether a job would end before the worker does, at that pace, behind all that the worker has: the prompts are read,
+    /// and what is to be generated keeps every place busy until the job's longest answer begins.
+    fn has_time_for(&self, size: JobSize, pace: Pace, now: Duration) -> bool {
+        let Some(end) = self.ends_at else { return true };
+        let places = self.link.offered(self.model).map_or(1, |offered| offered.max_running.max(1)) as u64;
+        let Occupancy { unanswered_prompt_tokens, owed_tokens, .. } = self.link.occupancy(self.model).0;
+        let beside = owed_tokens.saturating_add(size.answer_tokens.saturating_sub(size.max_tokens));
+        let steps = beside.div_ceil(places).saturating_add(size.max_tokens);
+        let reading = pace.reading_ns(unanswered_prompt_tokens.saturating_add(size.prompt_tokens));
+        let takes = Duration::from_nanos(pace.step_ns.saturating_mul(steps).saturating_add(reading));
+        now.saturating_add(takes) <= end
     }
 }
 
@@ -220,7 +230,11 @@ impl ReplicaDoor for Post {
             None => None,
             Some(constraint) => Some(constraint.recipe().ok_or_else(bound_to_this_process)?),
         };
-        let size = JobSize { prompt_tokens: request.prompt.len(), max_tokens: u64::from(request.sampling.max_tokens) };
+        let size = JobSize {
+            prompt_tokens: request.prompt.len(),
+            max_tokens: u64::from(request.sampling.max_tokens),
+            answer_tokens: answer_tokens(&request),
+        };
         let (job, stream) = Job::generate(request, grammar, vocab_size);
         self.hand(&mut state, job, size)?;
         Ok(stream)
@@ -241,7 +255,7 @@ impl ReplicaDoor for Post {
             return Err(SubmitError::ExceedsContext(format!("{prompt_tokens} tokens exceed the context of {longest}")));
         }
         let (job, reply) = Job::encode(text, self.bounds.vector_len);
-        self.hand(&mut state, job, JobSize { prompt_tokens, max_tokens: 1 })?;
+        self.hand(&mut state, job, JobSize { prompt_tokens, max_tokens: 1, answer_tokens: 1 })?;
         Ok(reply)
     }
 

@@ -12,6 +12,10 @@ use super::facts::WorkerFacts;
 use super::link::{Link, Parting};
 use super::mutual_tls::Peer;
 use super::post::Post;
+use super::wire::PROTOCOL;
+
+/// Of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// For the workers of one partition, one after the other.
 #[derive(Debug)]
@@ -20,7 +24,7 @@ pub struct Seat {
     from: WorkersFrom,
     posts: Vec<Post>,
     standing: watch::Sender<Standing>,
-    /// What is expected, or what the first worker had loaded; no other may have other models.
+    /// Of the models as the gateway has read them, else as the first worker had loaded them; no worker may have others.
     digests: Mutex<BTreeMap<String, ModelDigest>>,
     /// Takes requests. Whoever leaves frees the seat, and finishes what it has.
     seated: Mutex<Option<Arc<Link>>>,
@@ -61,6 +65,13 @@ pub struct SeatFigures {
 pub(super) enum NotSeated {
     #[error("the configuration has no partition `{0}`")]
     NoSuchPartition(String),
+    #[error(
+        "it speaks protocol {protocol} (version {version:?}), and the gateway protocol {} (version {}): run the same version of \
+         passerelle at both ends",
+        PROTOCOL,
+        VERSION
+    )]
+    OtherProtocol { version: String, protocol: u32 },
     #[error("its certificate is not for partition `{0}`")]
     OfAnotherPartition(String),
     #[error("partition `{0}` is served by the gateway's own machine")]
@@ -69,7 +80,7 @@ pub(super) enum NotSeated {
     Taken(String),
     #[error("it has loaded {0:?}, and the gateway expects {1:?} of this partition")]
     OtherModels(Vec<String>, Vec<String>),
-    #[error("model `{0}` is another checkpoint than the one that was signed, or served at first")]
+    #[error("model `{0}` is another checkpoint than the gateway's")]
     OtherCheckpoint(String),
 }
 
@@ -80,8 +91,9 @@ impl Seat {
         Self { partition: partition.into(), from, posts, standing, digests, seated }
     }
 
-    /// Takes only workers that have loaded these checkpoints, by the names of their models.
-    pub fn expecting(self, digests: impl IntoIterator<Item = (String, ModelDigest)>) -> Self {
+    /// The same, for workers that have these checkpoints and no others under the names.
+    #[must_use]
+    pub fn with_digests(self, digests: impl IntoIterator<Item = (String, ModelDigest)>) -> Self {
         Self { digests: Mutex::new(digests.into_iter().collect()), ..self }
     }
 
@@ -127,6 +139,10 @@ impl Seat {
             models = facts.models.len(),
             "a worker has come"
         );
+        if facts.version != VERSION {
+            let (partition, version) = (&facts.partition, &facts.version);
+            tracing::warn!(partition, version, "the worker is of another version than the gateway, {VERSION}");
+        }
         let link = Arc::new(Link::new(facts, observers, now));
         posts.iter().zip(0..).for_each(|(post, model)| post.take_up(&link, model));
         *seated = Some(Arc::clone(&link));
@@ -134,10 +150,14 @@ impl Seat {
         Ok(link)
     }
 
-    /// It takes nothing more, and finishes what it has.
+    /// It takes nothing more, and finishes what it has. What comes meanwhile waits only where a successor is sure to be
+    /// started.
     pub(super) fn leave(&self, link: &Arc<Link>, why: &str) {
         tracing::info!(partition = self.partition, why, "a worker leaves");
-        self.posts.iter().for_each(|post| post.hand_over(link));
+        self.posts.iter().for_each(|post| match self.from {
+            WorkersFrom::Here => post.hand_over(link),
+            WorkersFrom::Anywhere => post.vacate(link),
+        });
         link.leave();
         if self.free(link) {
             self.standing.send_modify(|standing| standing.leavings += 1);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use super::backoff::{Backoff, BackoffBounds};
@@ -42,7 +43,7 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
                     timeout(LAST_BREATH, process).await.unwrap_or_else(|_| "it was ended, since it hung".to_owned())
                 }
                 Outcome::Leaves(process) => {
-                    tokio::spawn(timeout(patience + TO_EXIT, process));
+                    tokio::spawn(end_of_leaver(partition.to_owned(), timeout(patience + TO_EXIT, process)));
                     continue;
                 }
             },
@@ -57,6 +58,13 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
             tracing::error!(partition, ended, again_in = ?pause, "a worker ended; another is started");
         }
         sleep(pause).await;
+    }
+}
+
+async fn end_of_leaver(partition: String, process: impl Future<Output = Result<Ended, Elapsed>>) {
+    match process.await {
+        Ok(ended) => tracing::info!(partition, ended, "a worker that left has ended"),
+        Err(_) => tracing::warn!(partition, "a worker that left hung, and was ended"),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Both ends, over a pipe in memory, with engines that say what the test wants.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use passerelle_engine::clock::{Clock, ManualClock};
 use passerelle_engine::{
     Allowed, AnswerEnd, Constraint, ConstraintError, Event, EventFeed, EventStream, Fault, FaultCounts, FinishReason,
@@ -56,19 +58,23 @@ struct Worker {
     works: JoinHandle<Result<(), WorkError>>,
 }
 
-/// The failures that the gateway hears of.
+/// What the gateway hears of.
 #[derive(Debug, Default)]
-struct Failures(Mutex<FaultCounts>);
+struct Reports {
+    failures: Mutex<FaultCounts>,
+    steps: AtomicUsize,
+}
 
-impl StepObserver for Failures {
+impl StepObserver for Reports {
     fn step(&self, report: &StepReport) {
-        *self.0.lock().unwrap() += report.failures;
+        *self.failures.lock().unwrap() += report.failures;
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 struct Stage {
+    reports: Arc<Reports>,
     clock: ManualClock,
-    failures: Arc<Failures>,
     post: Post,
     seat: Arc<Seat>,
     gate: Gate,
@@ -94,17 +100,17 @@ fn facts(partition: &str, ends_in: Option<Duration>) -> WorkerFacts {
 
 impl Stage {
     fn new() -> Self {
-        Self::with(|seat| seat)
+        Self::with(|posts| Seat::new("a", WorkersFrom::Here, posts))
     }
 
-    fn with(changed: impl FnOnce(Seat) -> Seat) -> Self {
+    fn with(seat: impl FnOnce(Vec<Post>) -> Seat) -> Self {
         let clock = ManualClock::default();
         let bounds = PostBounds { longest_hand_over: HAND_OVER, vector_len: 0 };
-        let failures = Arc::<Failures>::default();
-        let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::<Failures>::clone(&failures));
-        let seat = Arc::new(changed(Seat::new("a", WorkersFrom::Here, vec![post.clone()])));
+        let reports = Arc::<Reports>::default();
+        let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::<Reports>::clone(&reports));
+        let seat = Arc::new(seat(vec![post.clone()]));
         let gate = Gate::new([Arc::clone(&seat)], BOUNDS, Arc::new(clock.clone()));
-        Self { clock, failures, post, seat, gate }
+        Self { reports, clock, post, seat, gate }
     }
 
     async fn worker(&self) -> Worker {
@@ -251,7 +257,7 @@ async fn what_a_worker_ran_that_is_gone_fails_at_once_and_counted_and_its_replic
     worker.given(1).await;
     worker.works.abort();
     assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
-    assert_eq!(*stage.failures.0.lock().unwrap(), FaultCounts::of(Fault::Worker, 1));
+    assert_eq!(*stage.reports.failures.lock().unwrap(), FaultCounts::of(Fault::Worker, 1));
     until(|| stage.post.load().presence == Presence::Away).await;
     assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away);
     assert_eq!(stage.seat.standing().borrow().losses, 1);
@@ -341,6 +347,57 @@ async fn a_worker_that_soon_ends_is_given_nothing_that_would_end_later() {
     until(|| stage.post.submit(request(None)).is_err_and(|refused| refused == SubmitError::Away)).await;
 }
 
+/// Of a model that runs two sequences at once, and has many waiting.
+async fn soon_ends(stage: &Stage, seconds: u64) -> Worker {
+    let mut facts = facts("a", Some(Duration::from_secs(seconds)));
+    facts.models[0].max_waiting_requests = 16;
+    stage.worker_with(facts).await
+}
+
+impl Worker {
+    /// The gateway learns that a step takes two seconds, in which so much of prompts is read.
+    async fn takes_two_seconds(&self, stage: &Stage, prompt_tokens: usize) {
+        let step =
+            StepReport { duration: Duration::from_secs(2), num_sequences: 1, prompt_tokens, ..StepReport::default() };
+        self.tap.step(&step);
+        self.tap.concluded();
+        until(|| stage.reports.steps.load(Ordering::Relaxed) > 0).await;
+    }
+}
+
+#[tokio::test]
+async fn what_waits_and_runs_counts_against_the_time_that_a_worker_has_left() {
+    let stage = Stage::new();
+    let worker = soon_ends(&stage, 40).await;
+    worker.takes_two_seconds(&stage, 0).await;
+    // Answers of eight steps, of which all but the last keep two places busy: 8, 12, 16 and 20 steps.
+    let mut taken = Vec::new();
+    while let Ok(stream) = stage.post.submit(request(None)) {
+        taken.push(stream);
+    }
+    assert_eq!(taken.len(), 4);
+    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away);
+    // An answer that has come is not waited for.
+    worker.given(4).await;
+    worker.say(|feed| feed.finish(0, FinishReason::Stop)).unwrap();
+    assert!(matches!(taken[3].next().await, Some(Event::Finished { .. })));
+    let _next = stage.post.submit(request(None)).expect("there is room again");
+}
+
+#[tokio::test]
+async fn prompts_and_further_choices_count_against_the_time_that_a_worker_has_left() {
+    let stage = Stage::new();
+    let worker = soon_ends(&stage, 16).await;
+    worker.takes_two_seconds(&stage, 0).await;
+    let two = Request { num_choices: 2.try_into().unwrap(), ..request(None) };
+    assert_eq!(stage.post.submit(two).unwrap_err(), SubmitError::Away);
+    drop(stage.post.submit(request(None)).expect("one answer fits"));
+    let stage = Stage::new();
+    let worker = soon_ends(&stage, 16).await;
+    worker.takes_two_seconds(&stage, 64).await;
+    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away, "its prompt is read first");
+}
+
 #[tokio::test]
 async fn a_worker_of_another_partition_or_with_another_checkpoint_is_sent_away() {
     let stage = Stage::new();
@@ -355,14 +412,45 @@ async fn a_worker_of_another_partition_or_with_another_checkpoint_is_sent_away()
 }
 
 #[tokio::test]
-async fn where_a_checkpoint_was_signed_the_first_worker_with_another_one_is_sent_away_too() {
-    let signed = facts("a", None).models[0].digest;
-    let stage = Stage::with(|seat| seat.expecting([("m".to_owned(), signed)]));
-    let mut unsigned = facts("a", None);
-    unsigned.models[0].digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
-    let unsigned = stage.worker_with(unsigned).await;
-    assert!(matches!(unsigned.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("signed")));
-    assert!(!stage.worker().await.works.is_finished());
+async fn a_worker_with_another_checkpoint_than_the_gateway_has_read_is_sent_away_though_it_is_the_first() {
+    let other = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+    let stage = Stage::with(|posts| Seat::new("a", WorkersFrom::Here, posts).with_digests([("m".to_owned(), other)]));
+    let first = stage.worker().await;
+    assert!(matches!(first.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("checkpoint")));
+}
+
+#[tokio::test]
+async fn a_worker_of_another_protocol_is_told_both_numbers_and_what_to_do() {
+    let stage = Stage::new();
+    let (here, there) = duplex(PIPE_BYTES);
+    tokio::spawn(stage.gate.clone().serve(here, Peer::Owner));
+    let mut dialled = dial(there).await.unwrap();
+    let hello = wire::Hello { protocol: wire::PROTOCOL + 7, ..wire::Hello::from(&facts("a", None)) };
+    let hello = wire::FromWorker { what: Some(wire::from_worker::What::Hello(hello)) };
+    let says = stream::iter([hello]).chain(stream::pending());
+    let mut answers = dialled.client().attach(says).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().and_then(|message| message.what);
+    let Some(wire::from_gateway::What::Goodbye(wire::Goodbye { why })) = answer else { panic!("{answer:?}") };
+    for said in
+        [format!("protocol {}", wire::PROTOCOL), format!("protocol {}", wire::PROTOCOL + 7), "same version".to_owned()]
+    {
+        assert!(why.contains(&said), "{why}");
+    }
+}
+
+/// Nobody is sure to start another.
+#[tokio::test]
+async fn requests_do_not_wait_for_the_successor_of_a_worker_of_another_machine() {
+    let stage = Stage::with(|posts| Seat::new("a", WorkersFrom::Anywhere, posts));
+    let mut worker = stage.worker().await;
+    let mut stream = stage.post.submit(request(None)).unwrap();
+    worker.given(1).await;
+    worker.ask_to_leave();
+    until(|| stage.post.load().presence == Presence::Away).await;
+    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away);
+    worker.say(|feed| feed.finish(0, FinishReason::Length)).unwrap();
+    assert!(matches!(stream.next().await, Some(Event::Finished { .. })), "what it has it finishes");
+    timeout(PATIENCE, worker.works).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]

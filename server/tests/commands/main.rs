@@ -21,6 +21,7 @@ mod parity;
 #[cfg(target_os = "linux")]
 mod placing;
 mod refusals;
+mod remote_workers;
 mod scoring;
 mod selftest;
 mod shadowing;

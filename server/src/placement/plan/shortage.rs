@@ -105,7 +105,10 @@ fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remed
     }
     if !matches!(fits, Fits::Alone { .. }) {
         let with = |weights| filled.with(&ModelDemand { weights, ..model.clone() }).is_some();
-        found.extend(model.smaller.iter().find(|(_, held)| with(*held)).map(|(dtype, _)| Remedy::Dtype(dtype)));
+        // What becomes bf16 on an accelerator saves nothing there.
+        let mut smaller =
+            model.smaller.iter().filter(|(_, held)| held.on(room.backend) < model.weights.on(room.backend));
+        found.extend(smaller.find(|(_, held)| with(*held)).map(|(dtype, _)| Remedy::Dtype(dtype)));
     }
     let part = match room.kv {
         KvBudget::Stated(_) | KvBudget::BesideWeights(_) => 1,

@@ -125,7 +125,13 @@ fn what_does_not_fit_says_why_and_what_would_make_it_fit() {
     };
     let large = on_h100(model("llama-3.3-70b", 8192, 1));
     assert!(matches!(large.fits, Fits::Nothing { .. }), "{large}");
-    assert_eq!(large.remedies[0], Remedy::Dtype("q8_0"), "{large}");
+    assert!(matches!(large.remedies[..], [Remedy::Partition { .. }]), "nothing stays quantised on a GPU: {large}");
+    let weights = model("llama-3.3-70b", 8192, 1);
+    assert_eq!(weights.smaller[0].1.accelerator, weights.weights.accelerator);
+
+    let cpu = PartitionRoom { backend: None, memory: ByteSize(96 * GIB), ..room("h100") };
+    let on_cpu = &plan(&[weights], &[cpu]).unplaced[0].shortage;
+    assert_eq!(on_cpu.remedies[0], Remedy::Dtype("q8_0"), "{on_cpu}");
 
     let long = on_h100(model("llama-3.1-8b", 131_072, 8));
     let Fits::Sequences { found, asked: 8, context: 131_072 } = long.fits else { panic!("{long}") };

@@ -87,11 +87,14 @@ fn occupancy_counts_what_waits_until_it_has_begun() {
     let (jobs, _streams): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
     let mut calls = calls_with(jobs);
     let _ = calls.take_orders();
-    let both = Occupancy { waiting_requests: 2, waiting_tokens: 6, ..Occupancy::default() };
+    let read = |owed_tokens| Occupancy { unanswered_prompt_tokens: 6, owed_tokens, ..Occupancy::default() };
+    let both = Occupancy { waiting_requests: 2, waiting_tokens: 6, ..read(8) };
     assert_eq!((calls.occupancy(0), calls.occupancy(1)), (both, Occupancy::default()));
     calls.hear(heard(1, Vec::new())).expect("sense");
-    let started = Occupancy { waiting_requests: 1, waiting_tokens: 3, running_requests: 1, parked_requests: 0 };
-    assert_eq!(calls.occupancy(0), started);
+    let started = Occupancy { waiting_requests: 1, waiting_tokens: 3, running_requests: 1, ..read(8) };
+    assert_eq!(calls.occupancy(0), started, "its prompt may not have been read yet");
+    calls.hear(heard(1, vec![token(5)])).expect("sense");
+    assert_eq!(calls.occupancy(0), Occupancy { unanswered_prompt_tokens: 3, owed_tokens: 7, ..started });
 }
 
 #[test]
