@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use passerelle::config::{Config, DEMO, ModelConfig};
 use passerelle::hub::Source;
 use passerelle::trust::{TrustError, TrustedKeys};
-use passerelle_models::{CheckpointFiles, KnownHashes, ModelDigest, NothingKnown};
+use passerelle_models::{CheckpointFiles, KnownHashes, NothingKnown};
 
 /// Asks of every model that it is what a trusted key has signed, before anything of it is parsed.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ impl Inspector {
     /// As [`Inspector::inspect`], for a checkpoint of which only the tokenizer is read.
     pub(crate) fn inspect_folder(&self, folder: &Path) -> Result<()> {
         match &self.keys {
-            Some(keys) => verify(keys, &CheckpointFiles::directory(folder)?, &NothingKnown).map(drop),
+            Some(keys) => verify(keys, &CheckpointFiles::directory(folder)?, &NothingKnown),
             None => Ok(()),
         }
     }
@@ -53,8 +53,8 @@ fn inspect(keys: &TrustedKeys, model: &ModelConfig, hashes: &dyn KnownHashes) ->
     verify(keys, &files, hashes)
 }
 
-fn verify(keys: &TrustedKeys, files: &CheckpointFiles, hashes: &dyn KnownHashes) -> Result<ModelDigest> {
+fn verify(keys: &TrustedKeys, files: &CheckpointFiles, hashes: &dyn KnownHashes) -> Result<()> {
     let digest = keys.verify(files, hashes, &|_| ControlFlow::Continue(()))?;
     tracing::info!(source = %files.root().display(), %digest, "signed by a trusted key");
-    Ok(digest)
+    Ok(())
 }
