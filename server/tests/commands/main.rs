@@ -2,7 +2,6 @@
 
 mod administration;
 mod binary;
-mod cgroup;
 #[path = "../http/common/chance.rs"]
 mod chance;
 mod comparing;

@@ -11,7 +11,6 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use super::binary::{Answer, Served, State, Whole, get_as, open_as, signal};
-use super::cgroup::MemoryGroup;
 use super::ledger::{entries, make_key};
 use super::workers::{choices, demo, is_ready, on_partitions_from, question, wait_until, workers};
 
@@ -169,35 +168,6 @@ fn a_worker_that_runs_out_of_memory_ends_alone() {
         told.iter().filter(|told| told.text().contains("\"worker_lost\"")).count()
     };
     only_its_worker_ends(&Stage::new(), runs_out, "signal: 6");
-}
-
-/// A container's share of the memory is full. What fills it is a third process, and the gateway is in there as well.
-#[test]
-fn a_worker_that_the_kernel_kills_for_want_of_memory_ends_alone() {
-    /// More than is spare, and less than a worker leaves behind.
-    const HOG_MIB: u64 = 40;
-    const SPARE_MIB: u64 = 4;
-    let group = match MemoryGroup::new() {
-        Ok(group) => group,
-        Err(why) => return println!("not tested here: {why}"),
-    };
-    let stage = Stage::new();
-    // A process takes its memory from the group that it was started in.
-    group.take_in(stage.served.process());
-    let first = stage.worker();
-    signal(first, "TERM");
-    stage.wait_until("another worker has taken over", |stage| {
-        matches!(workers(&stage.state, "left")[..], [worker] if worker != first) && is_ready(&stage.served)
-    });
-    let is_full = |stage: &Stage, worker: u32| {
-        group.bound_to(group.used_mib() + SPARE_MIB);
-        group.fill(HOG_MIB);
-        stage.wait_until("it was killed", |stage| !workers(&stage.state, "left").contains(&worker));
-        group.unbound();
-        assert_eq!(group.kills(), 1, "the kernel chose one process");
-        0
-    };
-    only_its_worker_ends(&stage, is_full, "signal: 9");
 }
 
 #[test]
