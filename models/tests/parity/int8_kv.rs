@@ -7,8 +7,8 @@ use crate::gguf::mean_kl;
 use crate::runner::Runner;
 use crate::support::Fixture;
 
-/// Of the mean divergence from the same model with keys and values in f32.
-const MAX_MEAN_KL: f64 = 1e-2;
+/// Of the mean divergence from the same model with keys and values in f32. Over these checkpoints it is 5.9e-5 to 6.3e-4.
+const MAX_MEAN_KL: f64 = 2e-3;
 
 #[test]
 fn logits_over_keys_and_values_in_8_bits_stay_close_to_those_over_f32() {
