@@ -70,6 +70,9 @@ pub(crate) struct Measurements {
 impl Measurements {
     /// The smallest price: a clock that stands still must not make work free.
     const LEAST_NS: f64 = 0.01;
+    /// A step reads at least so many times more for a token of its own than for one that it attends: a model's weights are
+    /// some thousand times larger than the keys and values of a token.
+    const LEAST_RATIO: f64 = 512.0;
 
     /// Each was disturbed or not, and whatever disturbs a step makes it longer. So one token takes no longer than any of
     /// the others, which do more; and no token is dearer than one alone.
@@ -80,7 +83,8 @@ impl Measurements {
         let beyond_one = |(count, time): (usize, Duration)| {
             time.saturating_sub(one_token).as_nanos() as f64 / count.saturating_sub(1).max(1) as f64
         };
-        let context_token_ns = beyond_one(self.context).max(Self::LEAST_NS);
+        let dearest_ns = (alone_ns / Self::LEAST_RATIO).max(Self::LEAST_NS);
+        let context_token_ns = beyond_one(self.context).clamp(Self::LEAST_NS, dearest_ns);
         // The attention within the chunk is paid for apart.
         let attended = (self.chunk.0 as f64 + 1.0) / 2.0 * context_token_ns;
         let (batch, batch_time) = self.batch;
@@ -173,6 +177,8 @@ mod tests {
         let held_up = Measurements { chunk: (6, ms(3000)), batch: (8, ms(3000)), ..undisturbed };
         let model = held_up.model();
         assert_eq!((model.prompt_token_ns, model.generated_token_ns), (5e7, 5e7));
+        let context_held_up = Measurements { context: (513, ms(3000)), ..undisturbed }.model();
+        assert!(context_held_up.tokens_within(1_000, 250_000_000) > 0, "{context_held_up:?}");
         let first_held_up = Measurements { one_token: ms(3000), ..undisturbed };
         assert_eq!(first_held_up.model(), undisturbed.model());
         assert_eq!(undisturbed.model().generated_token_ns, 1e7);

@@ -153,11 +153,9 @@ impl ModelRunner {
         &self.cache
     }
 
-    /// Writes zeros to the first `num_blocks` blocks, in every group.
-    pub(crate) fn clear_blocks(&mut self, num_blocks: usize) -> Result<(), RequestError> {
-        (0..num_blocks as u32)
-            .try_for_each(|block| self.cache.fill_block(BlockId(block), 0.0))
-            .map_err(RequestError::from)
+    /// Writes zeros to these blocks, in every group.
+    pub(crate) fn clear_blocks(&mut self, blocks: &[BlockId]) -> Result<(), RequestError> {
+        blocks.iter().try_for_each(|block| self.cache.fill_block(*block, 0.0)).map_err(RequestError::from)
     }
 
     /// All rows of one step of the model.

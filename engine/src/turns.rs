@@ -44,6 +44,16 @@ impl StepTurns {
         }
         Turn { gate: &self.gate }
     }
+
+    /// `None` where somebody else has it or waits for it.
+    pub fn take_if_free(&self) -> Option<Turn<'_>> {
+        let mut line = self.gate.lock();
+        let is_free = line.serving == line.next_ticket;
+        is_free.then(|| {
+            line.next_ticket += 1;
+            Turn { gate: &self.gate }
+        })
+    }
 }
 
 #[cfg(test)]

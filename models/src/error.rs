@@ -24,9 +24,9 @@ impl ModelError {
         Self::Device(candle_core::Error::Msg(problem.into()))
     }
 
-    /// Whether what computes has no memory left, by what NVIDIA's driver and its libraries call that.
+    /// Whether what computes has no memory left, by what NVIDIA's driver and its libraries call that, and this crate.
     pub fn is_out_of_memory(&self) -> bool {
-        const NAMES: [&str; 3] = ["OUT_OF_MEMORY", "out of memory", "STATUS_ALLOC_FAILED"];
+        const NAMES: [&str; 4] = ["OUT_OF_MEMORY", "out of memory", "STATUS_ALLOC_FAILED", "no memory for"];
         let Self::Device(error) = self else { return false };
         let text = error.to_string();
         NAMES.iter().any(|name| text.contains(name))

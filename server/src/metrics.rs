@@ -287,16 +287,19 @@ impl EngineMetrics {
 
 impl StepObserver for EngineMetrics {
     fn step(&self, report: &StepReport) {
-        self.waiting.set(report.waiting as f64);
-        self.running.set(report.running as f64);
-        self.kv_blocks_used.set(report.total_blocks.saturating_sub(report.free_blocks) as f64);
-        self.kv_blocks.set(report.total_blocks as f64);
+        // A report of what was lost with a worker tells of no engine.
+        if report.total_blocks > 0 {
+            self.waiting.set(report.waiting as f64);
+            self.running.set(report.running as f64);
+            self.kv_blocks_used.set(report.total_blocks.saturating_sub(report.free_blocks) as f64);
+            self.kv_blocks.set(report.total_blocks as f64);
+            self.fair_share_gap.set(report.fair_share_gap.as_secs_f64());
+            self.fair_share_bound.set(report.fair_share_bound.as_secs_f64());
+        }
         self.prefix_query_tokens.increment(report.prefix_query_tokens);
         self.prefix_hit_tokens.increment(report.prefix_hit_tokens);
         self.preemptions.increment(report.preemptions as u64);
         self.failures.iter().zip(report.failures.each()).for_each(|(counter, count)| counter.increment(*count));
-        self.fair_share_gap.set(report.fair_share_gap.as_secs_f64());
-        self.fair_share_bound.set(report.fair_share_bound.as_secs_f64());
         if report.num_sequences > 0 {
             self.step_duration.record(report.duration);
         }
@@ -437,7 +440,7 @@ mod tests {
             metrics.serve([format!("run@step-{step}").as_str()]);
         }
         assert_eq!(metrics.models.read().unwrap().len(), MAX_MODELS);
-        metrics.engine("run@step-9999").step(&StepReport { running: 3, ..StepReport::default() });
+        metrics.engine("run@step-9999").step(&StepReport { running: 3, total_blocks: 1, ..StepReport::default() });
         assert!(
             metrics.render(&LedgerTotals::default(), 0).contains("passerelle_running_sequences{model=\"other\"} 3")
         );

@@ -1,11 +1,12 @@
-//! Better prices, from steps that nobody asked for. They run while nothing else does, so that nobody waits for more than
-//! one of them, and prices change only when there is nobody to be fair to: a bound between two accounts never spans two
+//! Better prices, from steps that nobody asked for. They run while nothing else does, also in the engines that share the
+//! threads, so that nobody waits for more than one of them, and prices change only when there is nobody to be fair to: a bound between two accounts never spans two
 //! prices.
 
 use std::sync::mpsc::{RecvError, RecvTimeoutError};
 use std::time::Duration;
 
 use super::{Command, StepLoop};
+use crate::admission::Phase;
 use crate::calibration::Probe;
 
 /// Without a command before a step that nobody asked for: whoever sends one request after the other seldom meets one.
@@ -24,16 +25,21 @@ impl StepLoop {
         self.commands.recv()
     }
 
-    /// Looks again at what one kind of step takes, if nothing runs, waits or is parked, and there are blocks to spare.
+    /// Looks again at what one kind of step takes, if nothing runs, waits or is parked, here and in the engines that share
+    /// the threads, nobody is about to stop the engine, and there are blocks to spare.
     pub(super) fn refine_costs(&mut self) {
         let Some(calibration) = &mut self.calibration else { return };
         let blocks = self.scheduler.cache().pool().without_prefix(calibration.num_blocks());
-        if !self.scheduler.is_empty() || blocks.len() < calibration.num_blocks() {
+        let is_open = self.shared.admission.phase() == Phase::Open;
+        if !is_open || !self.scheduler.is_empty() || blocks.len() < calibration.num_blocks() {
             return;
         }
-        let turn = self.turns.take();
+        let turns = self.turns.clone();
+        let Some(turn) = turns.take_if_free() else { return };
+        // Blocks that nothing was written to stand in no memory yet, and would be read in no time.
+        let cleared = self.runner.clear_blocks(&blocks);
         let mut probe = Probe { runner: &mut self.runner, clock: self.clock.as_ref(), blocks: &blocks };
-        let looked = calibration.look_again(&mut probe);
+        let looked = cleared.and_then(|()| calibration.look_again(&mut probe));
         drop(turn);
         if let Err(error) = looked {
             tracing::warn!(%error, "what work costs is not measured again");
@@ -112,8 +118,8 @@ mod tests {
     fn each_kind_of_step_runs_once_before_the_first_request_of_a_model_that_takes_its_time() {
         let clock = Arc::new(BusyClock::default());
         let (mut step_loop, _handle) = measured_on(&clock);
-        // The first and four others, one of which has six tokens: as many as take 300 ms one by one.
-        assert_eq!(clock.now(), 5 * STEP + 5 * FURTHER_TOKEN);
+        // The first and five others, one of which has six tokens: as many as take 300 ms one by one.
+        assert_eq!(clock.now(), 6 * STEP + 5 * FURTHER_TOKEN);
         assert_eq!(rest(&mut step_loop), 8, "and twice more when there is time");
         let after = clock.now();
         step_loop.refine_costs();
@@ -146,8 +152,16 @@ mod tests {
         assert_eq!(clock.now(), before);
         drop(stream);
         step_loop.step();
+        let turns = step_loop.turns.clone();
+        let of_another = turns.take();
+        step_loop.refine_costs();
+        assert_eq!(clock.now(), before, "another engine computes");
+        drop(of_another);
         step_loop.refine_costs();
         assert_eq!(clock.now(), before + STEP);
+        handle.drain();
+        step_loop.refine_costs();
+        assert_eq!(clock.now(), before + STEP, "nobody will ask any more");
     }
 
     #[test]

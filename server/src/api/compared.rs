@@ -94,7 +94,8 @@ impl Pairing<'_> {
     /// Every prompt with both models, in one step of the ledger, or none. Never in line: what a list had already would
     /// hold up others that wait.
     fn reserve_all(&self, prompts: &[EncodedPrompt]) -> Result<Vec<[Reservation; 2]>, ApiError> {
-        let asks: Vec<Ask> = prompts.iter().flat_map(|prompt| self.asks(prompt)).collect();
+        let mut asks: Vec<Ask> = prompts.iter().flat_map(|prompt| self.asks(prompt)).collect();
+        (0..).zip(&mut asks).for_each(|(part, ask)| ask.attribution.set_part(part));
         let mut reservations = reserve_together(self.state, &self.visit.caller, &asks)?;
         charge_to(self.visit.origin.as_ref(), reservations.iter_mut());
         let mut reservations = reservations.into_iter();

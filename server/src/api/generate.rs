@@ -225,7 +225,8 @@ impl Admission<'_> {
         prompts: Vec<EncodedPrompt>,
         patience: Patience,
     ) -> Result<Vec<Ticket>, ApiError> {
-        let plans = self.plan(&prompts)?;
+        let mut plans = self.plan(&prompts)?;
+        number(&mut plans);
         self.check_together(&plans)?;
         let mut tickets = Vec::with_capacity(prompts.len());
         for (prompt, plan) in prompts.into_iter().zip(plans) {
@@ -247,6 +248,7 @@ impl Admission<'_> {
         for (part, prompt) in parts.iter().zip(&prompts) {
             plans.extend(part.plan(std::slice::from_ref(prompt))?);
         }
+        number(&mut plans);
         let asks: Vec<Ask> = plans.iter().map(|plan| plan.ask.clone()).collect();
         let reservations = reserve_together(state, caller, &asks)?;
         let granted = prompts.into_iter().zip(plans).zip(reservations);
@@ -392,6 +394,11 @@ impl Admission<'_> {
         let ranking = self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn));
         Writers { of_choices, ranking, settle_at: self.settle_at, witness }
     }
+}
+
+/// Each says which prompt of its request it is, as [`charge_to`] counts them.
+fn number(plans: &mut [Plan]) {
+    (0..).zip(plans).for_each(|(part, plan)| plan.ask.attribution.set_part(part));
 }
 
 /// Each prompt of a list is a reservation of its own.

@@ -146,10 +146,11 @@ impl Admission<'_> {
         };
         let longest = self.longest_answers(&prompts, class);
         let mut tickets = Vec::with_capacity(prompts.len());
-        for measured in prompts {
+        for (part, measured) in (0..).zip(prompts) {
             let ticket = match self.bound(&measured, longest) {
                 Ok(max_tokens) => {
-                    let attribution = self.request.attribution.clone();
+                    let mut attribution = self.request.attribution.clone();
+                    attribution.set_part(part);
                     let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
                     let ask = Ask { class, attribution, ..ask };
                     let reserved = reserve_with(patience, self.state, self.caller, &ask).await;

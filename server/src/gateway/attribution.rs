@@ -23,6 +23,8 @@ pub struct Attribution {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asker {
     pub reservation: Arc<str>,
+    /// Which prompt of its request.
+    pub part: u32,
     pub account: Option<AccountPath>,
 }
 
@@ -32,6 +34,13 @@ pub const MAX_USER_CHARS: usize = 64;
 pub const MAX_METADATA_BYTES: usize = 16 << 10;
 
 impl Attribution {
+    /// Of one prompt of the request.
+    pub fn set_part(&mut self, part: u32) {
+        if let Some(asker) = &mut self.asker {
+            asker.part = part;
+        }
+    }
+
     pub fn new(user: Option<&str>, metadata: &BTreeMap<String, String>) -> Self {
         Self {
             user: user.filter(|user| !user.is_empty()).map(bounded),

@@ -46,7 +46,7 @@ use super::tariff::{Hours, Tariff};
 use amounts::{Amounts, Demand};
 use line::Ticket;
 use numbers::{Number, Numbers};
-use origins::Origins;
+pub(super) use origins::Origins;
 use page::{Origin, Trial};
 use pages::Pages;
 use reservation::Taken;

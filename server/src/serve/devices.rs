@@ -118,7 +118,7 @@ fn ordinal(id: &DeviceId, variable: Option<&str>, sight: Sight) -> Option<usize>
         (Sight::OneDevice, _) => Some(0),
         (Sight::Inherited, DeviceId::Index(index)) => Some(*index as usize),
         (Sight::Inherited, DeviceId::Uuid(uuid)) => {
-            let only = variable.map(str::trim).filter(|only| !only.is_empty())?;
+            let only = variable.map(str::trim).filter(|only| !only.is_empty() && !only.contains(','))?;
             (only.starts_with(uuid) || uuid.starts_with(only)).then_some(0)
         }
     }

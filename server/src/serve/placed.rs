@@ -4,9 +4,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use passerelle::api::{AppState, ServedEncoder, ServedModel};
-use passerelle::config::{Config, ModelConfig, PartitionConfig, WorkerPlace};
+use passerelle::config::{Config, KvDtype, ModelConfig, PartitionConfig, WorkerPlace};
 use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::gateway::tariff::Price;
 use passerelle::placement::Device;
@@ -119,6 +119,11 @@ impl PlacedModel {
         let text = Arc::new(text::load(model, &files, &config.hub)?);
         let digest = hashes.digest_of(&files, &|_| ControlFlow::Continue(()))?;
         let description = models::describe(model, &config.hub)?;
+        let is_integers = model.kv_dtype == KvDtype::Int8 && matches!(description, AnyDescription::Generator(_));
+        ensure!(
+            !is_integers || partition.is.device == Device::Cpu,
+            "kv_dtype = \"int8\": keys and values in int8 are for models on a CPU; on a GPU choose bf16 or f32"
+        );
         let bounds =
             PostBounds { longest_hand_over: config.workers.longest_hand_over, vector_len: vector_len(&description) };
         let observer: Arc<dyn StepObserver> = Arc::new(workshop.metrics.engine(&model.name));

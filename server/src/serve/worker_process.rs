@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{io, process, thread};
+use std::{fs, io, process, thread};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use passerelle::config::{ByteSize, Config, EngineConfig, ModelConfig, PartitionConfig};
@@ -126,6 +126,8 @@ impl Route {
 /// another dials again.
 pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     logging::start(&config.log);
+    // Or lists of processes, and the kernel where it kills for want of memory, call it `exe`. Only a name.
+    let _ = fs::write("/proc/self/comm", "passerelle");
     errand.lifeline.watch().context("cannot watch the standard input")?;
     let runtime = runtime()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());

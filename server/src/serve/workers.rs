@@ -44,7 +44,7 @@ const MAX_UNPROVEN: usize = 64;
 /// Of the certificate that the gateway makes for itself at each start.
 const GATEWAY_DAYS: u32 = 3650;
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
-/// What a list of processes calls a worker, whatever file it was started from.
+/// What a worker's command line begins with, whatever file it was started from.
 const PROGRAM: &str = "passerelle";
 /// For `passerelle chat`, and nothing to a worker.
 const CHAT_KEY: &str = "OPENAI_API_KEY";

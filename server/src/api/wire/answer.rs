@@ -104,7 +104,7 @@ impl Billing {
         Some(Self { ledger, model, answers, origin: (num_prompts == 1).then_some(origin), digest, site })
     }
 
-    /// Whoever asks again is told what was billed before, and not what it would have cost.
+    /// Whoever asks one prompt again is told what was billed before, and not what it would have cost.
     fn json(&self, used: Usage) -> Value {
         let Self { ledger, model, answers, .. } = self;
         let billed = match &self.origin {

@@ -124,7 +124,8 @@ pub(crate) fn read_chunk(kind: AnswerKind, data: &str, offset: usize) -> Result<
     let part = TextPart { text: text.unwrap_or_default(), token_ids: Vec::new(), logprobs };
     let text = (part != TextPart::default()).then_some(Delta::Text(part));
     let calls = delta.tool_calls.into_iter().flatten().map(RawToolCall::read);
-    let reasoning = delta.reasoning_content.or(delta.reasoning).filter(|text| !text.is_empty()).map(Delta::Reasoning);
+    let said = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let reasoning = said(delta.reasoning_content).or(said(delta.reasoning)).map(Delta::Reasoning);
     Ok(Chunk { pieces: reasoning.into_iter().chain(text).chain(calls).collect(), end, usage, told })
 }
 
@@ -240,6 +241,8 @@ mod tests {
         }
         let twice = chat(&json!({"choices": [{"delta": {"reasoning_content": "hm", "reasoning": "hm"}}]}));
         assert_eq!(twice.pieces, [Delta::Reasoning("hm".into())], "one gateway behind another writes both");
+        let once = chat(&json!({"choices": [{"delta": {"reasoning_content": "", "reasoning": "hm"}}]}));
+        assert_eq!(once.pieces, [Delta::Reasoning("hm".into())]);
         let usage = json!({"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 99}});
         let usage = chat(&json!({"choices": [], "usage": usage})).usage.unwrap();
         assert_eq!((usage.prompt_tokens, usage.cached_tokens, usage.generated_tokens), (9, 9, 4));

@@ -122,6 +122,7 @@ const BILLS: &str = "ALTER TABLE entries ADD COLUMN bill INTEGER;";
 const ASKERS: &str = "
     ALTER TABLE entries ADD COLUMN asker_reservation TEXT;
     ALTER TABLE entries ADD COLUMN asker_account TEXT;
+    ALTER TABLE entries ADD COLUMN asker_part INTEGER;
     ALTER TABLE entries ADD COLUMN requests INTEGER NOT NULL DEFAULT 1;
     CREATE INDEX entries_asked ON entries (id) WHERE asker_reservation IS NOT NULL;
 ";

@@ -85,20 +85,35 @@ fn what_was_written_reaches_the_disk_and_a_store_can_be_reopened() {
     });
 }
 
+/// By another gateway, as a prompt of its request, or by nobody else.
+fn asked(id: u64, asker: Option<(&str, u32)>) -> Arc<Opening> {
+    let asker = asker.map(|(reservation, part)| Asker { reservation: reservation.into(), part, account: None });
+    let attribution = Attribution { asker, ..Attribution::default() };
+    Arc::new(Opening { attribution, ..Opening::clone(&opening(id, "a")) })
+}
+
+#[test]
+fn what_was_asked_again_when_the_process_died_is_billed_for_what_it_used_beyond_the_first_time() {
+    stores(|mut store| {
+        let (first, again) = (asked(1, Some(("r", 1))), asked(2, Some(("r", 1))));
+        let mark = |id, tokens| Record::Mark { id: EntryId(id), used: used(5, tokens) };
+        let settled = Record::Settle(Arc::clone(&first), settlement(1_001, used(5, 16)));
+        store.write(&[Record::Open(first), settled, Record::Open(again), mark(2, 24)]).unwrap();
+        assert_eq!(store.recover(UnixSeconds(2_000)), Ok(1));
+        let known: Vec<_> = store.asked_before(9).unwrap().iter().map(|asked| (asked.part, asked.used)).collect();
+        assert_eq!(known, [(1, used(5, 16)), (1, used(0, 8))]);
+    });
+}
+
 #[test]
 fn what_other_gateways_asked_for_is_known_to_the_entry() {
     stores(|mut store| {
-        let ask = |id: u64, asker: Option<&str>, bill: Option<u64>| {
-            let asker = asker.map(|reservation| Asker { reservation: reservation.into(), account: None });
-            let attribution = Attribution { asker, ..Attribution::default() };
-            Arc::new(Opening { attribution, bill: bill.map(EntryId), ..Opening::clone(&opening(id, "a")) })
-        };
         let entries = [
-            ask(1, Some("first"), None),
-            ask(2, None, None),
-            ask(3, Some("list"), Some(3)),
-            ask(4, Some("list"), Some(3)),
-            ask(5, Some("open"), None),
+            asked(1, Some(("first", 0))),
+            asked(2, None),
+            asked(3, Some(("list", 0))),
+            asked(4, Some(("list", 1))),
+            asked(5, Some(("open", 0))),
         ];
         let opened: Vec<_> = entries.iter().cloned().map(Record::Open).collect();
         store.write(&opened).unwrap();

@@ -61,6 +61,14 @@ impl Settlements {
 pub(super) fn run(shared: &Arc<Shared>, mut disk: Box<dyn LedgerDisk>) {
     let (config, settlements) = (shared.config(), shared.settlements());
     while let Some(written) = settlements.due(config.sync_interval) {
+        if shared.must_reopen() {
+            // The writer is at it, or has ended without.
+            if settlements.lock().is_closing {
+                return;
+            }
+            drop(settlements.pause(settlements.lock(), config.retry_interval));
+            continue;
+        }
         match disk.sync() {
             Ok(()) => settlements.lock().durable = written,
             Err(error) if settlements.lock().is_closing => {

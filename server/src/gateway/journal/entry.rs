@@ -119,14 +119,6 @@ pub struct Covered {
     without: usize,
 }
 
-impl Opening {
-    /// Which of those that are on one bill.
-    pub(super) fn part(&self) -> u32 {
-        let first = self.bill.unwrap_or(self.id);
-        u32::try_from(self.id.0.saturating_sub(first.0)).unwrap_or(u32::MAX)
-    }
-}
-
 impl Entry {
     pub const COLUMNS: &str = "seq,reservation,account,key,model,model_digest,partition,tariff,binary,opened_at,\
                                settled_at,input_tokens,cached_tokens,output_tokens,billed_gpu_us,measured_gpu_us,finish,\

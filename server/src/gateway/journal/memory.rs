@@ -1,12 +1,14 @@
 //! A ledger that ends with the process: for tests, and as the plainest body of the contract.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
 use super::entry::{Counts, Entry, EntryEnd, EntryId, Opening, Settlement};
 use super::store::{AskedBefore, LedgerDisk, LedgerStore, Record, StoreError};
+use crate::gateway::ledger::{Origins, RemoteReservation};
 use crate::gateway::quota::UnixSeconds;
 
 #[derive(Debug, Default)]
@@ -67,9 +69,14 @@ impl LedgerStore for MemoryStore {
 
     fn recover(&mut self, at: UnixSeconds) -> Result<usize, StoreError> {
         let open: Vec<_> = self.open.values().cloned().collect();
+        let origins = Origins::new(NonZeroUsize::MAX, self.asked_before(usize::MAX)?);
         for (opening, used) in &open {
-            let (billed_micros, measured_micros, end, told, counts) = (0, 0, EntryEnd::Died, None, Counts::One);
-            self.settle(opening, Settlement { at, used: *used, billed_micros, measured_micros, end, told, counts });
+            let (used, counts) = match RemoteReservation::of(opening) {
+                Some(origin) => origins.bill(&origin, *used, |_| 0),
+                None => (*used, Counts::One),
+            };
+            let (billed_micros, measured_micros, end, told) = (0, 0, EntryEnd::Died, None);
+            self.settle(opening, Settlement { at, used, billed_micros, measured_micros, end, told, counts });
         }
         Ok(open.len())
     }
@@ -81,8 +88,8 @@ impl LedgerStore for MemoryStore {
     fn asked_before(&self, most: usize) -> Result<Vec<AskedBefore>, StoreError> {
         let asked = |entry: &Entry| {
             let (opening, Settlement { used, billed_micros, .. }) = (&entry.opening, &entry.settlement);
-            let reservation = Arc::clone(&opening.attribution.asker.as_ref()?.reservation);
-            let (account, part) = (opening.account.clone(), opening.part());
+            let asker = opening.attribution.asker.as_ref()?;
+            let (account, reservation, part) = (opening.account.clone(), Arc::clone(&asker.reservation), asker.part);
             let asked = AskedBefore { account, reservation, part, used: *used, billed_micros: *billed_micros };
             Some((opening.id, asked))
         };

@@ -7,6 +7,7 @@ mod disk;
 mod read;
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use passerelle_engine::Usage;
@@ -16,6 +17,7 @@ use super::entry::{Chain, Counts, Covered, Entry, EntryEnd, EntryId, Opening, Se
 use super::store::{AskedBefore, LedgerDisk, LedgerStore, Record, StoreError};
 use crate::gateway::attribution::Attribution;
 use crate::gateway::data::{DataDir, DataError};
+use crate::gateway::ledger::{Origins, RemoteReservation};
 use crate::gateway::quota::UnixSeconds;
 use crate::gateway::tariff::Tariff;
 
@@ -25,6 +27,8 @@ pub use read::{UsageReader, UsageSum, Used, UserSum};
 const SLOT_SECONDS: u64 = 900;
 /// 32 MiB. A log that never rests grows to this, and is then brought into the database by whoever writes.
 const MAX_LOG_PAGES: u32 = 8_192;
+/// Of the requests of other gateways, those that are looked at when a process has died.
+const MAX_ASKED_BEFORE: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 pub struct SqliteStore {
     data: DataDir,
@@ -88,7 +92,7 @@ impl LedgerStore for SqliteStore {
         let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
         let is_busy: bool = self.connection.query_row(checkpoint, [], |row| row.get(0)).map_err(store_error)?;
         if is_busy {
-            return Err(StoreError("another process holds the database".to_owned()));
+            return Err(StoreError("somebody else holds the database".to_owned()));
         }
         self.last = last(&self.connection).map_err(store_error)?;
         Ok(())
@@ -96,10 +100,16 @@ impl LedgerStore for SqliteStore {
 
     fn recover(&mut self, at: UnixSeconds) -> Result<usize, StoreError> {
         let open = self.open_entries().map_err(store_error)?;
+        // What another gateway asked again when the process died was billed once already.
+        let origins = Origins::new(MAX_ASKED_BEFORE, self.asked_before(MAX_ASKED_BEFORE.get())?);
         let settle = |(opening, used): (Opening, Usage)| {
             let model = Some(&*opening.model).filter(|model| !model.is_empty());
-            let billed_micros = self.tariff.cost_micros(model, used, opening.answers);
-            let (measured_micros, end, told, counts) = (0, EntryEnd::Died, None, Counts::One);
+            let price = |used| self.tariff.cost_micros(model, used, opening.answers);
+            let (used, counts) = match RemoteReservation::of(&opening) {
+                Some(origin) => origins.bill(&origin, used, price),
+                None => (used, Counts::One),
+            };
+            let (billed_micros, measured_micros, end, told) = (price(used), 0, EntryEnd::Died, None);
             let settlement = Settlement { at, used, billed_micros, measured_micros, end, told, counts };
             Record::Settle(Arc::new(opening), settlement)
         };
@@ -175,8 +185,9 @@ fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<
     let Attribution { user, metadata, asker } = &opening.attribution;
     let asker = asker.as_ref();
     let insert = "INSERT OR IGNORE INTO entries (id, account, key, model, model_digest, partition, tariff, binary,
-                  opened_at, prompt_tokens, answers, user, metadata, bill, asker_reservation, asker_account)
-                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+                  opened_at, prompt_tokens, answers, user, metadata, bill, asker_reservation, asker_account,
+                  asker_part)
+                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)";
     let entry = params![
         id.0,
         account,
@@ -194,6 +205,7 @@ fn insert(transaction: &Transaction<'_>, opening: &Opening) -> rusqlite::Result<
         bill.map(|bill| bill.0),
         asker.map(|asker| &asker.reservation),
         asker.and_then(|asker| asker.account.as_ref()),
+        asker.map(|asker| asker.part),
     ];
     transaction.prepare_cached(insert)?.execute(entry)?;
     Ok(())

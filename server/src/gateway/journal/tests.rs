@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io::BufReader;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::task::Poll;
 
@@ -22,6 +23,9 @@ pub(in crate::gateway) struct Disk {
     /// Bringing what is written to the disk hangs.
     sync_hangs: Arc<(Mutex<bool>, Condvar)>,
     sync_fails: Arc<Mutex<bool>>,
+    reopened: Arc<AtomicUsize>,
+    /// Begun.
+    writes: Arc<AtomicUsize>,
     written: Arc<Mutex<Vec<Record>>>,
 }
 
@@ -35,6 +39,7 @@ impl LedgerDisk for Disk {
 
 impl LedgerStore for Disk {
     fn write(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
         let (hangs, moves) = &*self.hangs;
         drop(moves.wait_while(hangs.lock().unwrap(), |hangs| *hangs).unwrap());
         if *self.is_full.lock().unwrap() {
@@ -49,6 +54,7 @@ impl LedgerStore for Disk {
     }
 
     fn reopen(&mut self) -> Result<(), StoreError> {
+        self.reopened.fetch_add(1, Ordering::Relaxed);
         if *self.sync_fails.lock().unwrap() { Err(StoreError("input/output error".into())) } else { Ok(()) }
     }
 
@@ -245,6 +251,28 @@ async fn a_sync_that_fails_closes_budgets_until_the_store_was_opened_again() {
     assert_eq!(journal.admits(Trust::WaitForDisk), Ok(()));
 }
 
+/// The system tells of a write that failed once, so the next sync would succeed.
+#[tokio::test]
+async fn a_sync_that_fails_while_others_write_is_not_forgotten() {
+    let disk = Disk::default();
+    let (_thread, journal) = start(&disk);
+    set(&disk.sync_hangs, true);
+    journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk).settle(settlement(1_001, used(5, 3)));
+    until(|| journal.state().backlog == 0).await;
+    disk.hang(true);
+    let before = disk.writes.load(Ordering::Relaxed);
+    let _page = journal.open(Opening::clone(&opening(2, "a")), Trust::WaitForDisk);
+    until(|| disk.writes.load(Ordering::Relaxed) > before).await;
+    *disk.sync_fails.lock().unwrap() = true;
+    set(&disk.sync_hangs, false);
+    until(|| journal.state().is_failing).await;
+    *disk.sync_fails.lock().unwrap() = false;
+    assert_eq!(disk.reopened.load(Ordering::Relaxed), 0, "the writer stands in the middle of a write");
+    disk.hang(false);
+    until(|| journal.state().durable_settlements == 1).await;
+    assert_eq!(disk.reopened.load(Ordering::Relaxed), 1);
+}
+
 #[tokio::test]
 async fn a_backlog_that_grows_past_its_bound_admits_nobody() {
     let disk = Disk::default();
@@ -413,7 +441,8 @@ fn who_asked_for_somebody_else_stands_in_the_export_and_the_chain_covers_it() {
     for (id, account, counts) in
         [(1, Some("south/a"), Counts::One), (2, Some("south/a"), Counts::None), (3, None, Counts::One)]
     {
-        let asker = Asker { reservation: "rsv_7_x,\"y\"".into(), account: account.map(|path| path.parse().unwrap()) };
+        let asker =
+            Asker { reservation: "rsv_7_x,\"y\"".into(), part: 0, account: account.map(|path| path.parse().unwrap()) };
         let attribution = Attribution { asker: Some(asker), ..Attribution::default() };
         let opening = Arc::new(Opening { attribution, ..Opening::clone(&opening(id, "a")) });
         let settle = Record::Settle(Arc::clone(&opening), Settlement { counts, ..settlement(1_000, used(5, 3)) });

@@ -39,6 +39,8 @@ pub(super) struct Shared {
     queue: Mutex<Queue>,
     arrived: Condvar,
     is_failing: AtomicBool,
+    /// A sync failed, and the store was not opened again since.
+    must_reopen: AtomicBool,
     settlements: Settlements,
 }
 
@@ -76,6 +78,7 @@ impl JournalThread {
             queue: Mutex::default(),
             arrived: Condvar::new(),
             is_failing: AtomicBool::new(false),
+            must_reopen: AtomicBool::new(false),
             settlements: Settlements::default(),
         });
         let disk = store.disk();
@@ -137,11 +140,17 @@ impl Shared {
     }
 
     pub(super) fn is_failing(&self) -> bool {
-        self.is_failing.load(Ordering::Acquire)
+        self.is_failing.load(Ordering::Acquire) || self.must_reopen()
+    }
+
+    /// Nothing that was written counts as durable meanwhile, whatever the disk says next: it tells of a failure once.
+    pub(super) fn must_reopen(&self) -> bool {
+        self.must_reopen.load(Ordering::Acquire)
     }
 
     /// The disk refused: the writer is to open the store again, also if it has nothing to write.
     pub(super) fn fail(&self, error: &StoreError) {
+        self.must_reopen.store(true, Ordering::Release);
         self.note_failure(error);
         self.wake(self.lock());
     }
@@ -191,6 +200,11 @@ impl Writer {
             }
             self.shared.lock().in_hand = 0;
         }
+        if self.shared.must_reopen()
+            && let Err(error) = self.reopen()
+        {
+            tracing::error!(%error, "the ledger could not be opened again before the end");
+        }
     }
 
     /// What was handed over; nothing when only the store is to be opened again. `None` at the end.
@@ -233,11 +247,22 @@ impl Writer {
 
     fn try_write(&mut self, records: &[Record]) -> Result<(), StoreError> {
         if self.shared.is_failing() {
-            self.store.reopen()?;
+            self.reopen()?;
         }
         self.store.write(records)?;
-        if self.shared.is_failing.swap(false, Ordering::AcqRel) {
+        // A sync may have failed meanwhile.
+        if !self.shared.must_reopen() && self.shared.is_failing.swap(false, Ordering::AcqRel) {
             tracing::info!("the ledger can be written again");
+        }
+        Ok(())
+    }
+
+    /// While it is wanted nothing is synced, so that no failure of a sync falls into it.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        let is_wanted = self.shared.must_reopen();
+        self.store.reopen()?;
+        if is_wanted {
+            self.shared.must_reopen.store(false, Ordering::Release);
         }
         Ok(())
     }

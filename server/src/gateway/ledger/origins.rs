@@ -12,7 +12,7 @@ use passerelle_engine::Usage;
 use super::{Books, Ledger};
 use crate::gateway::account::AccountPath;
 use crate::gateway::attribution::Asker;
-use crate::gateway::journal::{AskedBefore, Counts};
+use crate::gateway::journal::{AskedBefore, Counts, Opening};
 
 const MAX_ID_BYTES: usize = 128;
 
@@ -34,7 +34,7 @@ struct Key {
 }
 
 #[derive(Debug)]
-pub(super) struct Origins {
+pub(in crate::gateway) struct Origins {
     /// Reservations that are remembered.
     most: NonZeroUsize,
     known: Mutex<Known>,
@@ -61,6 +61,12 @@ impl Origin {
         fits.then(|| Self { key: Key { account, id: id.into(), part: 0 }, for_account })
     }
 
+    /// Who asked for an entry.
+    pub fn of(opening: &Opening) -> Option<Self> {
+        let Asker { reservation, part, account } = opening.attribution.asker.clone()?;
+        Some(Self { key: Key { account: opening.account.clone(), id: reservation, part }, for_account: account })
+    }
+
     /// Of one prompt of a list.
     #[must_use]
     pub fn part(&self, part: u32) -> Self {
@@ -68,13 +74,13 @@ impl Origin {
     }
 
     pub fn asker(&self) -> Asker {
-        Asker { reservation: Arc::clone(&self.key.id), account: self.for_account.clone() }
+        Asker { reservation: Arc::clone(&self.key.id), part: self.key.part, account: self.for_account.clone() }
     }
 }
 
 impl Origins {
     /// `before`: what is billed already, the oldest first.
-    pub(super) fn new(most: NonZeroUsize, before: Vec<AskedBefore>) -> Self {
+    pub(in crate::gateway) fn new(most: NonZeroUsize, before: Vec<AskedBefore>) -> Self {
         let mut known = Known::default();
         for AskedBefore { account, reservation: id, part, used, billed_micros } in before {
             let key = Key { account, id, part };
@@ -85,7 +91,12 @@ impl Origins {
     }
 
     /// What of `used` was not billed yet, and whether it is the first of its reservation. From now on it is billed.
-    pub(super) fn bill(&self, origin: &Origin, used: Usage, price: impl Fn(Usage) -> u64) -> (Usage, Counts) {
+    pub(in crate::gateway) fn bill(
+        &self,
+        origin: &Origin,
+        used: Usage,
+        price: impl Fn(Usage) -> u64,
+    ) -> (Usage, Counts) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let before = known.bills.get(&origin.key).copied();
         let counts = if before.is_some() { Counts::None } else { Counts::One };

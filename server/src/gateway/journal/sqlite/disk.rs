@@ -27,7 +27,11 @@ impl SqliteDisk {
     fn sync_log(&mut self) -> io::Result<()> {
         let log = match self.log.take() {
             Some(log) => log,
-            None => open_log(&self.data)?,
+            None => match open_log(&self.data) {
+                // Whoever closed the database last has taken all of it into the database, and synced that.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                opened => opened?,
+            },
         };
         log.sync_data()?;
         self.log = Some(log);

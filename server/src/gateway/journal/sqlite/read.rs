@@ -56,7 +56,7 @@ pub struct Used {
 pub(super) const COLUMNS: &str = "id, account, key, model, model_digest, partition, tariff, binary, opened_at,
     prompt_tokens, input_tokens, cached_tokens, output_tokens, seq, settled_at, billed_us, measured_us, finish, hash,
     answers, told_model_digest, told_site, told_billed_us, user, metadata, bill, asker_reservation,
-    asker_account, requests";
+    asker_account, requests, asker_part";
 
 /// Users of one answer.
 const MAX_LISTED_USERS: usize = 1_000;
@@ -245,7 +245,7 @@ pub(super) fn asked_before(connection: &Connection, most: usize) -> rusqlite::Re
     );
     let asked = |row: &Row<'_>| {
         let (opening, billed_micros) = (opening(row)?, row.get(15)?);
-        let (reservation, used, part) = (row.get(26)?, used(row)?, opening.part());
+        let (reservation, used, part) = (row.get(26)?, used(row)?, row.get(29)?);
         Ok(AskedBefore { account: opening.account, reservation, part, used, billed_micros })
     };
     let mut statement = connection.prepare(&latest)?;
@@ -279,7 +279,7 @@ pub(super) fn used(row: &Row<'_>) -> rusqlite::Result<Usage> {
 
 fn asker(row: &Row<'_>) -> rusqlite::Result<Option<Asker>> {
     let Some(reservation) = row.get(26)? else { return Ok(None) };
-    Ok(Some(Asker { reservation, account: row.get(27)? }))
+    Ok(Some(Asker { reservation, part: row.get(29)?, account: row.get(27)? }))
 }
 
 fn told(row: &Row<'_>) -> rusqlite::Result<Option<Arc<Told>>> {
