@@ -89,9 +89,7 @@ fn on_accelerator(
     };
     let variable = Backend::Cuda.visibility();
     let Some(ordinal) = ordinal(id, config.visible_devices.as_deref(), sight) else {
-        if let Some(list) = listed_devices(config)? {
-            find_visible(device, &list.visible(config.visible_devices.as_deref())).with_context(|| key.clone())?;
-        }
+        require_listed(device, config, key)?;
         bail!("{key}: start this process with {variable}={device}, or give the models a partition of that device")
     };
     Compute::cuda(ordinal, threads(config)).with_context(|| format!("{key}: {device} cannot be used"))
@@ -104,10 +102,18 @@ fn on_accelerator(
     DeviceKey { key, instead, .. }: &DeviceKey,
     sight: Sight,
 ) -> Result<Compute> {
-    if let (Sight::Inherited, Some(list)) = (sight, listed_devices(config)?) {
-        find_visible(device, &list.visible(config.visible_devices.as_deref())).with_context(|| key.clone())?;
+    if sight == Sight::Inherited {
+        require_listed(device, config, key)?;
     }
     bail!("{key}: this build runs no models on {device}; use {instead}")
+}
+
+/// Where the system lists its devices, one that is not among them is refused with those that are.
+fn require_listed(device: &Device, config: &EngineConfig, key: &str) -> Result<()> {
+    if let Some(list) = listed_devices(config)? {
+        find_visible(device, &list.visible(config.visible_devices.as_deref())).with_context(|| key.to_owned())?;
+    }
+    Ok(())
 }
 
 /// What CUDA calls a device in a process with that sight, whose environment shows it what `variable` lists. A UUID is the

@@ -64,6 +64,7 @@ pub(super) fn run(shared: &Arc<Shared>, mut disk: Box<dyn LedgerDisk>) {
         if shared.must_reopen() {
             // The writer is at it, or has ended without.
             if settlements.lock().is_closing {
+                tracing::error!("the last settlements were written, but perhaps not to the disk");
                 return;
             }
             drop(settlements.pause(settlements.lock(), config.retry_interval));

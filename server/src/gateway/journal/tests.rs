@@ -95,6 +95,10 @@ fn set((hangs, moves): &(Mutex<bool>, Condvar), to: bool) {
     moves.notify_all();
 }
 
+fn settle_one(journal: &Journal) {
+    journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk).settle(settlement(1_001, used(5, 3)));
+}
+
 pub(in crate::gateway) fn start(disk: &Disk) -> (JournalThread, Journal) {
     let millisecond = Duration::from_millis(1);
     let config = JournalConfig {
@@ -224,7 +228,7 @@ async fn a_disk_that_takes_its_time_over_a_sync_holds_up_no_stream() {
     let disk = Disk::default();
     let (thread, journal) = start(&disk);
     set(&disk.sync_hangs, true);
-    journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk).settle(settlement(1_001, used(5, 3)));
+    settle_one(&journal);
     until(|| journal.state().backlog == 0).await;
     let mut page = journal.open(Opening::clone(&opening(2, "a")), Trust::WaitForDisk);
     for tokens in 1..=100 {
@@ -242,7 +246,7 @@ async fn a_sync_that_fails_closes_budgets_until_the_store_was_opened_again() {
     let disk = Disk::default();
     let (_thread, journal) = start(&disk);
     *disk.sync_fails.lock().unwrap() = true;
-    journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk).settle(settlement(1_001, used(5, 3)));
+    settle_one(&journal);
     until(|| journal.state().is_failing).await;
     assert_eq!(journal.admits(Trust::WaitForDisk), Err(JournalUnavailable));
     assert_eq!(journal.state().durable_settlements, 0);
@@ -257,7 +261,7 @@ async fn a_sync_that_fails_while_others_write_is_not_forgotten() {
     let disk = Disk::default();
     let (_thread, journal) = start(&disk);
     set(&disk.sync_hangs, true);
-    journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk).settle(settlement(1_001, used(5, 3)));
+    settle_one(&journal);
     until(|| journal.state().backlog == 0).await;
     disk.hang(true);
     let before = disk.writes.load(Ordering::Relaxed);
