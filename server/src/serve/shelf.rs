@@ -14,10 +14,11 @@ use passerelle::api::AppState;
 use passerelle::config::{ByteSize, Config, EngineConfig, HubConfig, ModelConfig, WeightDtype, fits_as_checkpoint};
 use passerelle::gateway::Shelf;
 use passerelle::gateway::replica::ReplicaId;
-use passerelle::gateway::shelf::{Order, Size};
+use passerelle::gateway::shelf::{DiskDigest, Order, Size};
 use passerelle::gateway::tariff::Tariff;
+use passerelle::trust::stated_digest;
 use passerelle_engine::clock::Clock;
-use passerelle_models::{ModelDescription, ModelDigest};
+use passerelle_models::ModelDescription;
 
 use super::engines::{self, Running, RunningHandle, Started, Workshop};
 use super::folder::{self, Found, Look, Stamp};
@@ -185,7 +186,7 @@ impl Hands {
         // Again: it may have changed since it was found.
         inspector.inspect(&model, &**hashes)?;
         let loaded = models::load_any(&model, Means { hub, compute: &workshop.compute, hashes })?;
-        self.shelf.identify(name, kept_digest(&model, (hub, hashes)));
+        self.shelf.identify(name, disk_digest(&model, (hub, hashes)));
         let is = loaded.description();
         let price = pricing.price((name, workshop.partition()), engines::price(is))?;
         let weights_bytes = is.resident_bytes.unwrap_or(is.stored_bytes);
@@ -287,7 +288,7 @@ impl Looker {
                 tracing::warn!(model = name, why, "a checkpoint of the folder cannot be served");
             }
             self.shelf.offer(&name, offer);
-            self.shelf.identify(&name, kept_digest(&model, (&self.hub, &self.hashes)));
+            self.shelf.identify(&name, disk_digest(&model, (&self.hub, &self.hashes)));
             self.seen.insert(name, stamp);
         }
     }
@@ -342,9 +343,11 @@ impl Looker {
     }
 }
 
-/// Of its files as they lie there, if they were hashed before.
-fn kept_digest(model: &ModelConfig, (hub, hashes): (&HubConfig, &KeptHashes)) -> Option<ModelDigest> {
-    hashes.kept_digest_of(&models::find_files(&model.source, models::wanted_of(model), hub).ok()?)
+/// Of its files as they lie there, if they were hashed before, or come with a manifest that may be theirs.
+fn disk_digest(model: &ModelConfig, (hub, hashes): (&HubConfig, &KeptHashes)) -> Option<DiskDigest> {
+    let files = models::find_files(&model.source, models::wanted_of(model), hub).ok()?;
+    let hashed = hashes.kept_digest_of(&files).map(DiskDigest::Hashed);
+    hashed.or_else(|| stated_digest(&files).map(DiskDigest::Stated))
 }
 
 /// At most. What is quantised as it is loaded counts as it is stored, until it is.

@@ -9,9 +9,8 @@ use passerelle_models::{
     CheckpointFiles, LoadProgress, MAX_MANIFEST_BYTES, Manifest, ManifestFile, Mismatch, ModelDigest, NothingKnown,
     copy_hashed, copy_part,
 };
-use tempfile::NamedTempFile;
 
-use super::papers::{MANIFEST_FILE, Papers, SIGNATURE_BYTES, SIGNATURE_FILE, Watch, parent, parse};
+use super::papers::{MANIFEST_FILE, Papers, SIGNATURE_BYTES, SIGNATURE_FILE, Watch, parse, unnamed};
 use super::tar::{self, Header};
 use super::{TrustError, at};
 
@@ -28,7 +27,7 @@ pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Re
         Some(manifest) => manifest,
         None => Manifest::read(files, &NothingKnown, watch)?,
     };
-    let mut file = NamedTempFile::new_in(parent(out)).map_err(at(out))?;
+    let mut file = unnamed(out).map_err(at(out))?;
     write_small(&mut file, MANIFEST_FILE, manifest.to_text().as_bytes()).map_err(at(out))?;
     if let Some(signature) = signature {
         write_small(&mut file, SIGNATURE_FILE, &signature).map_err(at(out))?;

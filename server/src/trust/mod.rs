@@ -25,7 +25,7 @@ use passerelle_models::{InvalidManifest, Mismatch, ModelError};
 pub use bundle::write_bundle;
 pub use import::{Import, Imported, ImportedName, find_imported};
 pub use keys::{KeyError, PublicKey, SigningKey};
-pub use papers::{Papers, TrustedKeys, Watch, sign};
+pub use papers::{Papers, TrustedKeys, Watch, sign, stated_digest};
 
 /// Why a checkpoint is not trusted, signed, copied or bundled. Names the file.
 #[derive(Debug, thiserror::Error)]

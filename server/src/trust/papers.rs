@@ -1,8 +1,9 @@
 //! A checkpoint's manifest and the signature over it.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use passerelle_models::{
@@ -71,7 +72,7 @@ impl Papers {
     /// Each is whole or not there, whatever happens meanwhile. What was there before is replaced.
     pub(super) fn write(&self, manifest: &Manifest, signature: Option<&[u8]>) -> Result<(), TrustError> {
         let replace = |file: &Path, bytes: &[u8]| {
-            let mut new = NamedTempFile::new_in(parent(file))?;
+            let mut new = unnamed(file)?;
             new.write_all(bytes)?;
             new.as_file().sync_all()?;
             new.persist(file).map(drop).map_err(io::Error::from)
@@ -136,6 +137,16 @@ impl TrustedKeys {
     }
 }
 
+/// What the manifest beside a checkpoint says that it is, where nothing that the system says of its files contradicts that.
+/// Nobody has read them, and whose manifest it is nobody asked.
+pub fn stated_digest(files: &CheckpointFiles) -> Option<ModelDigest> {
+    let papers = Papers::of(files).ok()?;
+    let manifest = papers.manifest().ok()??;
+    let written = fs::metadata(&papers.manifest).and_then(|file| file.modified()).ok()?;
+    manifest.check_unread(files, &[MANIFEST_FILE, SIGNATURE_FILE], written).ok()?;
+    Some(manifest.digest())
+}
+
 /// Writes the papers of a checkpoint as it is now. Its folder must hold nothing else: whoever serves it would refuse that.
 pub fn sign(files: &CheckpointFiles, key: &SigningKey, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     let papers = Papers::of(files)?;
@@ -150,9 +161,12 @@ pub(super) fn parse(file: &Path, text: &[u8]) -> Result<Manifest, TrustError> {
     Manifest::from_text(&text).map_err(|problem| TrustError::Manifest { file: file.to_owned(), problem })
 }
 
-/// Where what takes a file's place must be made.
-pub(super) fn parent(file: &Path) -> &Path {
-    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// What is to take the place of `file` once it is whole. Others may read it, as they may the checkpoint: whoever serves it,
+/// and whoever a bundle travels to, has another name on the machine than whoever made it.
+pub(super) fn unnamed(file: &Path) -> io::Result<NamedTempFile> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Less what the user's mask takes away, as of any new file.
+    tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)
 }
 
 /// `None` where nothing is; a longer one is cut after `most`, and so is neither a signature nor a manifest.

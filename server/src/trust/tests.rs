@@ -1,6 +1,7 @@
-use std::fs;
+use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, SystemTime};
 
 use passerelle_models::{
     CheckpointFiles, FileHash, FileStamp, KnownHashes, LoadProgress, NothingKnown, demo_checkpoint,
@@ -61,6 +62,48 @@ fn what_one_key_signed_is_trusted_by_its_other_half_alone() {
     fs::write(&manifest, text.replace(" 7 model", " 8 model")).unwrap();
     assert!(matches!(trusted.verify(&model, &NothingKnown, &go_on), Err(TrustError::Untrusted(_))));
     assert!(matches!(Papers::of(&demo_checkpoint()), Err(TrustError::Embedded)));
+}
+
+#[test]
+fn a_manifest_states_the_digest_until_a_file_is_written_to_comes_or_goes() {
+    let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
+    let (key, _) = keys(safe.path(), "lab");
+    let model = files(folder.path());
+    assert_eq!(stated_digest(&model), None, "it has no manifest");
+    let digest = sign(&model, &key, &go_on).unwrap();
+    assert_eq!(stated_digest(&model), Some(digest));
+    let weights = folder.path().join("model.safetensors");
+    let written = fs::metadata(Papers::of(&model).unwrap().manifest).unwrap().modified().unwrap();
+    let write = |bytes: &str, modified: SystemTime| {
+        fs::write(&weights, bytes).unwrap();
+        File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
+    };
+    write("weights", written + Duration::from_secs(1));
+    assert_eq!(stated_digest(&model), None, "it was written to later");
+    write("weight", written);
+    assert_eq!(stated_digest(&model), None, "it has another length");
+    write("weights", written);
+    assert_eq!(stated_digest(&model), Some(digest));
+    fs::write(folder.path().join("generation_config.json"), "").unwrap();
+    assert_eq!(stated_digest(&model), None, "another file came");
+    fs::remove_file(folder.path().join("generation_config.json")).unwrap();
+    fs::remove_file(&weights).unwrap();
+    assert_eq!(stated_digest(&model), None, "one is gone");
+    assert_eq!(stated_digest(&demo_checkpoint()), None, "it lies in no file");
+}
+
+#[test]
+fn papers_and_bundles_are_as_readable_as_any_new_file() {
+    let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
+    let (key, _) = keys(safe.path(), "lab");
+    let (model, bundle) = (files(folder.path()), safe.path().join("model.tar"));
+    sign(&model, &key, &go_on).unwrap();
+    write_bundle(&model, &bundle, &go_on).unwrap();
+    let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode();
+    let Papers { manifest, signature } = Papers::of(&model).unwrap();
+    for file in [manifest, signature, bundle] {
+        assert_eq!(mode(&file), mode(&folder.path().join("config.json")), "{}", file.display());
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::thread;
 
 use serde_json::{Value, json};
 
@@ -167,6 +168,31 @@ fn of_a_folder_of_models_only_the_trusted_are_served_also_when_one_changes_after
     };
     assert_eq!(["changed", "unsigned", "later", "final"].map(ask), [503, 503, 503, 200]);
     assert!(row("later")["error"].as_str().is_some_and(|error| error.contains("was changed")), "{}", row("later"));
+}
+
+#[test]
+fn a_copy_shows_the_digest_that_its_manifest_states_until_it_changes_or_is_read() {
+    let state = State::new();
+    let imported: Value = serde_json::from_str(&run(&state, &["import", &demo(), "--json"])).expect("JSON");
+    let models = state.path().join("passerelle/models");
+    let config = state.path().join("config.toml");
+    fs::write(&config, "[shelf]\nlook_interval = \"20ms\"\n").expect("the folder is writable");
+    let [folder, config] = [&models, &config].map(|path| path.to_str().expect("a plain path"));
+    let served = Served::start(&state, &["--config", config, "--models-dir", folder]);
+    let shown = || {
+        let row = get_as(&served.address, "/v1/models/final", None).json();
+        (row["digest"].clone(), row["digest_state"].clone())
+    };
+    assert_eq!(shown(), (imported["digest"].clone(), json!("manifest")));
+    change(&models.join("final"));
+    while shown() != (Value::Null, json!("not_hashed")) {
+        thread::yield_now();
+    }
+    let body = json!({"model": "final", "prompt": "Once", "max_tokens": 2});
+    assert_eq!(request(&served.address, "POST", "/v1/completions", &body).status, 200);
+    let (digest, digest_state) = shown();
+    assert_eq!(digest_state, "loaded");
+    assert!(digest.is_string() && digest != imported["digest"], "that of the bytes: {digest}");
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn generated() -> Value {
             "state": {"enum": ["available", "loading", "ready", "unready", "unloading", "failed"]},
             "error": {"type": "string"},
             "digest": {"type": ["string", "null"], "pattern": "^sha256:[0-9a-f]{64}$"},
-            "digest_state": {"enum": ["loaded", "on_disk", "not_hashed", "elsewhere", "several"]},
+            "digest_state": {"enum": ["loaded", "on_disk", "manifest", "not_hashed", "elsewhere", "several"]},
         })),
         "ModelList": list("Model"),
         "Tokens": object(&["count", "max_model_len", "tokens"], json!({

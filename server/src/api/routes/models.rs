@@ -16,7 +16,7 @@ use crate::api::causes::{fill_rate_limit_headers, model_not_found};
 use crate::api::errors::ApiError;
 use crate::api::state::{AppState, ServedModel};
 use crate::gateway::account::Via;
-use crate::gateway::shelf::{ShelfRow, ShelfState};
+use crate::gateway::shelf::{DiskDigest, ShelfRow, ShelfState};
 use crate::gateway::{AccountPath, Alias, Caller, Shelf};
 
 /// Where each model is.
@@ -118,7 +118,8 @@ impl Identity {
         let on_disk = shown.shelved.as_ref().map(|row| row.digest);
         match (state.model(&shown.name), on_disk) {
             (Some(model), _) => Self { digest: Some(model.digest), state: "loaded" },
-            (None, Some(Some(digest))) => Self { digest: Some(digest), state: "on_disk" },
+            (None, Some(Some(DiskDigest::Hashed(digest)))) => Self { digest: Some(digest), state: "on_disk" },
+            (None, Some(Some(DiskDigest::Stated(digest)))) => Self { digest: Some(digest), state: "manifest" },
             (None, Some(None)) => Self { digest: None, state: "not_hashed" },
             (None, None) => Self { digest: None, state: "elsewhere" },
         }

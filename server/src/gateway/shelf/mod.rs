@@ -23,10 +23,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use passerelle_engine::clock::Clock;
-use passerelle_models::ModelDigest;
 use tokio::sync::watch;
 
-pub use plan::{HandError, HeldUp, Offer, Order, ShelfMemory, ShelfRow, ShelfState, Size, TooLarge};
+pub use plan::{DiskDigest, HandError, HeldUp, Offer, Order, ShelfMemory, ShelfRow, ShelfState, Size, TooLarge};
 use plan::{Plan, Wanted};
 
 /// Clones are one shelf.
@@ -112,8 +111,8 @@ impl Shelf {
         self.change(|plan, _| plan.offer(model, offer, created));
     }
 
-    /// Which checkpoint its files are, as they lie there; `None`: nobody has read them yet.
-    pub fn identify(&self, model: &str, digest: Option<ModelDigest>) {
+    /// Which checkpoint its files are, as they lie there; `None`: nobody has read them yet, and nobody says.
+    pub fn identify(&self, model: &str, digest: Option<DiskDigest>) {
         self.change(|plan, _| plan.identify(model, digest));
     }
 

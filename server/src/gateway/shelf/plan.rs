@@ -6,10 +6,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use passerelle_models::ModelDigest;
-
 use super::rate::LoadRate;
-pub use shown::{HeldUp, ShelfMemory, ShelfRow, ShelfState};
+pub use shown::{DiskDigest, HeldUp, ShelfMemory, ShelfRow, ShelfState};
 
 /// A model that was loaded and that nobody has used yet stays so long: whoever was told to come back finds it. So much later
 /// than told may somebody come back to the line, too.
@@ -102,7 +100,7 @@ struct Entry {
     last_used: u64,
     created: u64,
     /// Of its files as they lie there, where it is known.
-    digest: Option<ModelDigest>,
+    digest: Option<DiskDigest>,
 }
 
 /// Everything but `Disk` holds memory.
@@ -210,7 +208,7 @@ impl Plan {
         Err(why.into())
     }
 
-    pub(super) fn identify(&mut self, model: &str, digest: Option<ModelDigest>) {
+    pub(super) fn identify(&mut self, model: &str, digest: Option<DiskDigest>) {
         if let Some(entry) = self.entries.get_mut(model) {
             entry.digest = digest;
         }

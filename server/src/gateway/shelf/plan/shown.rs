@@ -17,6 +17,15 @@ pub enum ShelfState {
     Failed,
 }
 
+/// Which checkpoint lies on the disk, and who says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskDigest {
+    /// Its files were hashed, and have not changed since as far as the system says.
+    Hashed(ModelDigest),
+    /// The manifest beside them does. Nobody has read them since it was written.
+    Stated(ModelDigest),
+}
+
 /// One model, as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShelfRow {
@@ -32,7 +41,7 @@ pub struct ShelfRow {
     /// When it was first seen; seconds since 1970.
     pub created: u64,
     /// Of its files as they lie there, where it is known.
-    pub digest: Option<ModelDigest>,
+    pub digest: Option<DiskDigest>,
     /// How long it takes until it could be used.
     pub expected: Duration,
 }
