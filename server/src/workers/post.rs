@@ -260,8 +260,9 @@ impl ReplicaDoor for Post {
     }
 
     fn why_not_lent(&self) -> SubmitError {
-        let why = "this model runs in a worker process, and models are compared in the gateway's own".to_owned();
-        SubmitError::Refused { parameter: Some("model"), why }
+        let why = "this model runs in a worker process, and models are compared in the gateway's own; \
+                   `passerelle score --against` compares any two";
+        SubmitError::Refused { parameter: Some("model"), why: why.to_owned() }
     }
 
     fn is_full(&self) -> bool {
