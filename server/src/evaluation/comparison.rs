@@ -42,8 +42,10 @@ pub enum ComparisonError {
     NothingInCommon,
     #[error("no item says anything about `{0}`")]
     NoMetric(&'static str),
-    #[error("no checkpoint here is called {0:?}")]
-    Unknown(String),
+    #[error("`divergence`: not all of these were scored --against the same checkpoint")]
+    OtherReference,
+    #[error("no checkpoint here is called {name:?}; there are {}", .names.join(", "))]
+    Unknown { name: String, names: Vec<String> },
     #[error("several checkpoints here are called {0:?}; write the digest")]
     Ambiguous(String),
 }
@@ -58,6 +60,8 @@ pub struct Comparison {
     /// All of them; `None` where there is no end to them.
     pub num_items: Option<usize>,
     pub resampling: Resampling,
+    /// The checkpoint that divergences are to. `None` where not all were scored against the same one: those do not compare.
+    pub against: Option<ModelDigest>,
     pub ranked_by: Metric,
     /// The best first.
     pub ranking: Vec<Ranked>,
@@ -130,6 +134,7 @@ impl Comparison {
             num_compared: common.len(),
             num_items: settings.num_items,
             resampling: options.resampling,
+            against: reference(&summaries),
             ranked_by,
             pair: PairComparison::of((&summaries[first], &summaries[second]), &common, options.most_listed)?,
             ranking,
@@ -147,6 +152,16 @@ impl Comparison {
         let mut ran_on = self.ranking.iter().filter_map(|ranked| ranked.ran_on.as_ref());
         let Some(first) = ran_on.next() else { return true };
         ran_on.all(|other| first.has_bits_of(other))
+    }
+
+    /// What a metric is called, for people; a divergence with what it is to.
+    pub fn title(&self, metric: Metric) -> String {
+        let title = metric.title();
+        let Some(against) = self.against.filter(|_| metric == Metric::Divergence) else { return title.to_owned() };
+        match self.ranking.iter().find(|ranked| ranked.digest == against) {
+            Some(ranked) => format!("{title}, to {}", ranked.name),
+            None => format!("{title}, to {}", against.short()),
+        }
     }
 
     /// The metrics that the items say something about.
@@ -205,6 +220,13 @@ fn check_together(summaries: &[Summary]) -> Result<(), ComparisonError> {
     Ok(())
 }
 
+/// What all were scored against.
+fn reference(summaries: &[Summary]) -> Option<ModelDigest> {
+    let mut all = summaries.iter().map(|summary| summary.header.settings.against);
+    let first = all.next()??;
+    all.all(|other| other == Some(first)).then_some(first)
+}
+
 fn in_common(summaries: &[Summary]) -> Vec<&str> {
     let in_all = |id: &&String| summaries.iter().all(|summary| summary.shares.contains_key(*id));
     summaries[0].order.iter().filter(in_all).map(String::as_str).collect()
@@ -212,8 +234,13 @@ fn in_common(summaries: &[Summary]) -> Vec<&str> {
 
 /// Every metric in the order of the one that ranks.
 fn rank(summaries: &[Summary], common: &[&str], options: &Options) -> Result<(Metric, Vec<Ranked>), ComparisonError> {
+    let has_reference = reference(summaries).is_some();
+    if options.rank_by == Some(Metric::Divergence) && !has_reference {
+        return Err(ComparisonError::OtherReference);
+    }
     let known: Vec<(Metric, Resampled)> = Metric::ALL
         .into_iter()
+        .filter(|metric| *metric != Metric::Divergence || has_reference)
         .filter_map(|metric| Some((metric, resampled(summaries, common, (metric, options.resampling))?)))
         .collect();
     let ranked_by = options.rank_by.or_else(|| known.first().map(|(metric, _)| *metric));
@@ -255,7 +282,10 @@ fn pair(summaries: &[Summary], ranking: &[Ranked], options: &Options) -> Result<
         let mut called = summaries.iter().enumerate().filter(|(_, summary)| summary.is_called(name));
         match (called.next(), called.next()) {
             (Some((at, _)), None) => Ok(at),
-            (None, _) => Err(ComparisonError::Unknown(name.clone())),
+            (None, _) => {
+                let names = summaries.iter().map(|summary| summary.header.name.clone()).collect();
+                Err(ComparisonError::Unknown { name: name.clone(), names })
+            }
             (Some(_), Some(_)) => Err(ComparisonError::Ambiguous(name.clone())),
         }
     };

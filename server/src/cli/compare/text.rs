@@ -24,7 +24,7 @@ pub(super) fn print(comparison: &Comparison) -> Result<()> {
 }
 
 fn ranking(comparison: &Comparison, metric: Metric) -> Result<()> {
-    line(format_args!("\n{}", metric.title()))?;
+    line(format_args!("\n{}", comparison.title(metric)))?;
     let width = comparison.ranking.iter().map(|ranked| ranked.name.chars().count()).max().unwrap_or(0);
     comparison.ranking.iter().enumerate().try_for_each(|(place, ranked)| row((place + 1, width), ranked, metric))
 }

@@ -33,21 +33,33 @@ fn answer(says: &str) -> Answer {
 }
 
 /// Documents d0, d1, .. of which d1 differs most, and one prompt.
-fn scores(folder: &TempDir, (name, logprob): (&str, f64), (documents, data): (usize, &str)) -> PathBuf {
+fn scores(folder: &TempDir, of: (&str, f64), documents: (usize, &str)) -> PathBuf {
+    scores_against(folder, of, documents, None)
+}
+
+/// The same, with divergences to the checkpoint `against`.
+fn scores_against(
+    folder: &TempDir,
+    (name, logprob): (&str, f64),
+    (documents, data): (usize, &str),
+    against: Option<&str>,
+) -> PathBuf {
     let settings = Settings {
         data: data.into(),
         num_items: Some(21),
         weights: "bf16".into(),
         keys_and_values: "auto".into(),
         max_tokens: 8,
-        against: None,
+        against: against.map(digest),
         ran_on: None,
     };
     let header = Header::new(digest(name), name.into(), "test", settings);
     let mut writer = ScoreWriter::open(folder.path(), &header, Readers::AsUsual).unwrap();
     for index in 0..documents {
         let hard = if index == 1 { 3.0 * logprob } else { logprob };
-        let outcome = Outcome::Document(text(hard - index as f64 / 100.0));
+        let mut document = text(hard - index as f64 / 100.0);
+        document.tokens.kls = against.map_or_else(Vec::new, |_| vec![None, Some(-logprob), Some(0.5)]);
+        let outcome = Outcome::Document(document);
         writer.append(&Scored { id: format!("d{index}"), outcome }).unwrap();
     }
     let says = if logprob > -2.0 { "19" } else { "12" };
@@ -98,6 +110,24 @@ fn a_pair_and_a_metric_can_be_chosen_by_name() {
 }
 
 #[test]
+fn divergences_compare_only_where_they_are_to_one_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let by_divergence = Options { rank_by: Some(Metric::Divergence), ..options() };
+    let of =
+        |name: &str, logprob: f64, against: &str| scores_against(&folder, (name, logprob), (3, "x"), Some(against));
+    let (a, b, c) = (of("a", -2.0, "a"), of("b", -1.0, "a"), of("c", -1.0, "b"));
+    let found = Comparison::of(&[a, b.clone()], &by_divergence).unwrap();
+    assert_eq!((found.ranking[0].name.as_str(), found.against), ("b", Some(digest("a"))));
+    assert_eq!(found.title(Metric::Divergence), format!("{}, to a", Metric::Divergence.title()));
+    let elsewhere = Comparison::of(&[b.clone(), of("d", -3.0, "a")], &options()).unwrap();
+    assert!(elsewhere.title(Metric::Divergence).ends_with(&digest("a").short()), "it is not among them");
+    let found = Comparison::of(&[b.clone(), c.clone()], &options()).unwrap();
+    assert!(found.against.is_none() && found.metrics().all(|metric| metric != Metric::Divergence));
+    let refused = Comparison::of(&[b, c], &by_divergence).unwrap_err().to_string();
+    assert!(refused.contains("scored --against the same checkpoint"), "{refused}");
+}
+
+#[test]
 fn what_cannot_be_compared_is_refused_with_its_reason() {
     let folder = tempfile::tempdir().unwrap();
     let one = scores(&folder, ("a", -1.0), (20, "x"));
@@ -109,7 +139,7 @@ fn what_cannot_be_compared_is_refused_with_its_reason() {
     assert!(refused(&[one.clone(), other], &options()).contains("different data"));
     let same = scores(&folder, ("b", -2.0), (20, "x"));
     let unknown = Options { pair: Some(["a".into(), "z".into()]), ..options() };
-    assert!(refused(&[one.clone(), same.clone()], &unknown).contains("\"z\""));
+    assert!(refused(&[one.clone(), same.clone()], &unknown).contains("\"z\"; there are a, b"));
     let unmeasured = Options { rank_by: Some(Metric::Accuracy), ..options() };
     assert!(refused(&[one, same], &unmeasured).contains("accuracy"));
 }

@@ -22,7 +22,7 @@ struct Run<'a> {
 
 pub(super) fn section(comparison: &Comparison) -> String {
     let run = Run::of(&comparison.ranking);
-    let plots: String = comparison.metrics().map(|metric| plot(&run, metric)).collect();
+    let plots: String = comparison.metrics().map(|metric| plot(&run, (metric, &comparison.title(metric)))).collect();
     let note = if run.has_steps {
         "Over the steps of the run, with the 95 % interval around."
     } else {
@@ -53,7 +53,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn plot(run: &Run, metric: Metric) -> String {
+fn plot(run: &Run, (metric, title): (Metric, &str)) -> String {
     let points: Vec<(f64, &Ranked, Interval)> =
         run.stops.iter().filter_map(|(x, ranked)| Some((*x, *ranked, ranked.measured(metric)?.interval))).collect();
     let scale = Scale::over(points.iter().flat_map(|(.., is)| is.span()), FRAME.upwards());
@@ -79,7 +79,7 @@ fn plot(run: &Run, metric: Metric) -> String {
     format!(
         "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 424 226\" role=\"img\">{}{}<polygon class=\"band\" \
          points=\"{}\"/><polyline class=\"curve\" points=\"{}\"/>{dots}</svg></figure>\n",
-        escaped(metric.title()),
+        escaped(title),
         FRAME.step_axis(&run.marks),
         FRAME.value_axis(&scale, shown),
         band.join(" "),

@@ -47,12 +47,22 @@ pub fn html(comparison: &Comparison) -> String {
 
 fn header(comparison: &Comparison) -> String {
     format!(
-        "<header>\n<p class=\"kicker\">Passerelle · {} checkpoints, {} items</p>\n<h1>{}</h1>\n<p class=\"lead\">{}</p>\n</header>\n",
+        "<header>\n<p class=\"kicker\">Passerelle · {} checkpoints, {} items</p>\n<h1>{}</h1>\n<p class=\"lead\">{}</p>\n{}</header>\n",
         comparison.ranking.len(),
         comparison.num_compared,
         headline(comparison),
-        lead(comparison)
+        lead(comparison),
+        caution(comparison)
     )
+}
+
+/// What differences may be of beside the weights.
+fn caution(comparison: &Comparison) -> &'static str {
+    if comparison.is_of_equal_bits() {
+        return "";
+    }
+    "<p class=\"lead\"><b>Scored by kernels of different bits</b>, which differences may be of too: “Weights and data”, at the \
+     end, says which.</p>\n"
 }
 
 /// What the ranking says, in one sentence.
@@ -80,7 +90,7 @@ fn lead(comparison: &Comparison) -> String {
     };
     format!(
         "{} at {} ({direction}). The next, {}, is at a distance of {} {}.",
-        metric.title(),
+        escaped(&comparison.title(metric)),
         metric.shown(value.interval.value),
         escaped(&next.name),
         metric.shown_difference(above.value),

@@ -21,9 +21,10 @@ pub(super) fn section(comparison: &Comparison) -> String {
     for (place, ranked) in comparison.ranking.iter().enumerate() {
         rows.push_str(&row(place + 1, ranked, (by, &scales)));
     }
-    let mut heads = format!("<th class=\"n\"></th><th>Checkpoint</th><th>{}</th><th>From above</th>", head(by));
+    let mut heads =
+        format!("<th class=\"n\"></th><th>Checkpoint</th><th>{}</th><th>From above</th>", head(comparison, by));
     for metric in &others {
-        let _ = write!(heads, "<th>{}</th>", head(*metric));
+        let _ = write!(heads, "<th>{}</th>", head(comparison, *metric));
     }
     format!(
         "<section>\n<h2>Ranking</h2>\n<p class=\"note\">The dot is the value, the bar where it lies with 95 % confidence. \
@@ -32,12 +33,12 @@ pub(super) fn section(comparison: &Comparison) -> String {
     )
 }
 
-fn head(metric: Metric) -> String {
+fn head(comparison: &Comparison, metric: Metric) -> String {
     let arrow = match metric.better() {
         Better::Lower => "↓",
         Better::Higher => "↑",
     };
-    format!("{} {arrow}", escaped(metric.title()))
+    format!("{} {arrow}", escaped(&comparison.title(metric)))
 }
 
 fn scale(comparison: &Comparison, metric: Metric) -> Scale {

@@ -39,6 +39,7 @@ fn comparison(text: &str, steps: [Option<u64>; 2]) -> Comparison {
         num_compared: 1,
         num_items: Some(2),
         resampling: Resampling::default(),
+        against: Some(ranked(0, text, None).digest),
         ranked_by: Metric::BitsPerByte,
         ranking: vec![ranked(0, text, steps[0]), ranked(1, text, steps[1])],
         pair: PairComparison {
@@ -90,6 +91,16 @@ fn the_page_says_that_it_holds_the_data() {
 fn curves_run_over_steps_where_all_are_known_and_over_the_files_otherwise() {
     assert!(html(&comparison("a", [Some(1000), Some(40_000)])).contains("Over the steps of the run"));
     assert!(html(&comparison("a", [Some(1000), None])).contains("--step NAME=STEP"));
+}
+
+#[test]
+fn the_page_says_what_divergences_are_to_and_where_bits_were_of_different_kernels() {
+    let equal = comparison("a", [None, None]);
+    assert!(html(&equal).contains("<figcaption>Documents: KL divergence, nats a token, to a</figcaption>"));
+    assert!(!html(&equal).contains("different bits"));
+    let other = RanOn { device: "a".into(), kernels: "avx512+vnni+bf16".into(), bits_of: "bf16".into() };
+    let ranking = vec![ranked(0, "a", None), Ranked { ran_on: Some(other), ..ranked(1, "b", None) }];
+    assert!(html(&Comparison { ranking, ..equal }).contains("Scored by kernels of different bits"));
 }
 
 #[test]
