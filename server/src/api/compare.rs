@@ -132,8 +132,9 @@ async fn lease_all(state: &AppState, caller: &Caller, names: &[String]) -> Resul
     check_room(state, caller, names.iter().map(String::as_str)).map_err(|error| error.param("models"))?;
     let _turn = together(state, names.iter().map(String::as_str)).await?;
     let mut models = Vec::with_capacity(names.len());
-    for name in names {
-        models.push(find_generator(state, caller, name).await?);
+    for (index, name) in names.iter().enumerate() {
+        let found = find_generator(state, caller, name).await;
+        models.push(found.map_err(|error| error.at_fault_is(format!("models[{index}]")))?);
     }
     Ok(models)
 }

@@ -157,6 +157,12 @@ impl ApiError {
         self
     }
 
+    /// Names `param` instead of what is named, if anything of the request is at fault.
+    #[must_use]
+    pub(crate) fn at_fault_is(self, param: impl AsRef<str>) -> Self {
+        if self.param.is_some() { self.param(param) } else { self }
+    }
+
     /// Tells the error under other names: each first one becomes the second.
     #[must_use]
     pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> Self {

@@ -73,6 +73,16 @@ async fn models_whose_distributions_are_not_as_wide_are_refused_before_anything_
     assert_eq!(server.state.ledger().totals().reservations_taken, 0);
 }
 
+#[tokio::test]
+async fn a_model_that_is_not_there_is_named_by_its_place_too() {
+    let server = Server::with(with_rivals()).await;
+    let mut asked = body("hello");
+    asked["models"] = json!([MODEL, "nobody"]);
+    let refused = server.client().post(ROUTE, &asked).await;
+    assert_eq!((refused.status, refused.param().as_deref()), (404, Some("models[1]")), "{}", refused.text());
+    assert!(refused.message().contains("`nobody`"), "{}", refused.message());
+}
+
 /// Though they read the prompt as the same tokens, and their distributions are as wide.
 #[tokio::test]
 async fn models_of_different_vocabularies_are_refused_by_name_before_anything_is_reserved() {
