@@ -158,6 +158,22 @@ impl CheckpointFiles {
         }
     }
 
+    /// The beginning of one file, and how long the file is: as much as `head_bytes` says from the first few bytes, or somewhat
+    /// more. The rest is not read, which on a network's file system would take as long as loading it.
+    pub(crate) fn head(
+        &self,
+        file: &str,
+        head_bytes: fn(&[u8]) -> u64,
+    ) -> Result<(Cow<'static, [u8]>, u64), ModelError> {
+        if let Some(bytes) = self.embedded_file(file) {
+            return Ok((Cow::Borrowed(bytes), bytes.len() as u64));
+        }
+        let path = self.path_of(file);
+        let (head, file_bytes) = read_head(&path, head_bytes).map_err(|error| self.io(path.clone(), error))?;
+        unsupported::refuse_pointer(&path, &head)?;
+        Ok((Cow::Owned(head), file_bytes))
+    }
+
     /// The content of one file without reading it first.
     pub(crate) fn map(&self, file: &str) -> Result<FileBytes, ModelError> {
         let path = self.path_of(file);
@@ -219,4 +235,40 @@ fn read_at_most(path: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
+}
+
+fn read_head(path: &Path, head_bytes: fn(&[u8]) -> u64) -> io::Result<(Vec<u8>, u64)> {
+    // A page: less is read as fast.
+    const FIRST_BYTES: u64 = 4096;
+    if !path.is_file() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut file = File::open(path)?;
+    let file_bytes = file.metadata()?.len();
+    let mut head = Vec::new();
+    file.by_ref().take(FIRST_BYTES).read_to_end(&mut head)?;
+    let more = head_bytes(&head).saturating_sub(head.len() as u64);
+    file.take(more).read_to_end(&mut head)?;
+    Ok((head, file_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_file_only_its_head_is_read() {
+        const FILE_BYTES: u64 = 1 << 30;
+        let folder = tempfile::tempdir().unwrap();
+        for (name, head_bytes) in [("short", 9_u16), ("long", 9000)] {
+            let path = folder.path().join(name);
+            fs::write(&path, head_bytes.to_le_bytes()).unwrap();
+            // The rest is a hole.
+            File::options().write(true).open(&path).unwrap().set_len(FILE_BYTES).unwrap();
+            let files = CheckpointFiles::directory(folder.path()).unwrap();
+            let says = |first: &[u8]| u64::from(u16::from_le_bytes([first[0], first[1]]));
+            let (head, file_bytes) = files.head(name, says).unwrap();
+            assert_eq!((head.len(), file_bytes), (usize::from(head_bytes).max(4096), FILE_BYTES), "{name}");
+        }
+    }
 }

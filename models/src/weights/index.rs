@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::safetensors::{StoredTensor, read_header};
+use super::safetensors::{StoredTensor, head_bytes, read_header};
 use super::{CheckpointFiles, unsupported};
 use crate::ModelError;
 use crate::config::{CONFIG_FILE, limits, parse_object};
@@ -101,9 +101,9 @@ impl TensorIndex {
         if !files.contains(&file) {
             return Err(ModelError::checkpoint(&path, "shard", "not found; finish the download"));
         }
-        let bytes = files.map(&file)?;
+        let (head, file_bytes) = files.head(&file, head_bytes)?;
         let shard = self.shards.len();
-        for stored in read_header(&path, bytes.as_slice())? {
+        for stored in read_header(&path, &head, file_bytes)? {
             match self.tensors.entry(stored.name.clone()) {
                 Entry::Vacant(entry) => entry.insert(LocatedTensor { shard, stored }),
                 Entry::Occupied(entry) => {

@@ -40,7 +40,7 @@ impl FileBytes {
 
     fn map(file: &File) -> io::Result<Self> {
         // SAFETY: the map is read-only, and no reference into it outlives the load. A process that rewrites the file
-        // meanwhile gives other weights, which any bytes of a weight file are; the header is copied before it is judged.
+        // meanwhile gives other weights, which any bytes of a weight file are; headers are read apart or copied before they are judged.
         // A process that shortens the file meanwhile ends this one (SIGBUS), as it would end any reader of a map: that is
         // why a running model holds none.
         Ok(Self::Mapped(unsafe { Mmap::map(file)? }))

@@ -34,13 +34,20 @@ impl StoredTensor {
     }
 }
 
-/// Every tensor of a file that a model may read, in the order of the file's bytes.
+/// How much of a file [`read_header`] needs, by its first bytes.
+pub(super) fn head_bytes(first: &[u8]) -> u64 {
+    let length = first.first_chunk::<LENGTH_BYTES>().map_or(0, |length| u64::from_le_bytes(*length));
+    LENGTH_BYTES as u64 + length.min(MAX_HEADER_BYTES)
+}
+
+/// Every tensor of a file that a model may read, in the order of the file's bytes. `head` is at least [`head_bytes`] of a
+/// file of `file_bytes`, or all of a shorter one.
 ///
 /// Errors name `file` and the tensor, and say which rule of the format is broken.
-pub(crate) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<StoredTensor>, ModelError> {
+pub(super) fn read_header(file: &Path, head: &[u8], file_bytes: u64) -> Result<Vec<StoredTensor>, ModelError> {
     let damaged = |problem: String| ModelError::checkpoint(file, "safetensors header", problem);
-    let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
-        return Err(damaged(format!("only {} bytes; fetch the file again", bytes.len())));
+    let Some((length, rest)) = head.split_first_chunk::<LENGTH_BYTES>() else {
+        return Err(damaged(format!("only {} bytes; fetch the file again", head.len())));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES {
@@ -49,9 +56,7 @@ pub(crate) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<StoredTensor>
     let Some(header) = rest.get(..length as usize) else {
         return Err(damaged(format!("claims {length} bytes, the file has {}; fetch it again", rest.len())));
     };
-    // A private copy: what is checked is then what was parsed, even if another process rewrites a mapped file.
-    let header = header.to_vec();
-    let Header(mut entries) = serde_json::from_slice(&header).map_err(|error| damaged(error.to_string()))?;
+    let Header(mut entries) = serde_json::from_slice(header).map_err(|error| damaged(error.to_string()))?;
     entries.sort_by_key(|(_, info)| info.data_offsets);
     let data_start = LENGTH_BYTES + length as usize;
     let mut tensors = Vec::with_capacity(entries.len());
@@ -66,7 +71,7 @@ pub(crate) fn read_header(file: &Path, bytes: &[u8]) -> Result<Vec<StoredTensor>
         let dtype = stored_dtype(file, &name, info.dtype)?;
         tensors.push(StoredTensor { name, dtype, shape: info.shape, bytes });
     }
-    let available = bytes.len() - data_start;
+    let available = (file_bytes as usize).saturating_sub(data_start);
     if end != available {
         return Err(damaged(format!("describes {end} bytes of tensors, the file has {available}; fetch it again")));
     }
