@@ -53,7 +53,9 @@ impl ImportArgs {
         };
         let import = Import { data_dir: &config.server.data_dir, name, trust: trust.as_ref() };
         let source = Path::new(&self.source);
-        let is_bundle = source.is_file() && source.extension().is_none_or(|extension| extension != "gguf");
+        let ends_with = |ending: &str| source.extension().is_some_and(|extension| extension == ending);
+        // What is not there is refused as what it is called.
+        let is_bundle = if source.exists() { source.is_file() && !ends_with("gguf") } else { ends_with("tar") };
         let imported = if is_bundle {
             watched("copying", |watch| import.bundle(source, watch))?
         } else {

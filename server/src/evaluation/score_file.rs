@@ -293,11 +293,11 @@ impl Header {
 pub fn find(written: &[PathBuf]) -> Result<Vec<PathBuf>, ScoreFileError> {
     let mut found = Vec::new();
     for path in written {
-        if !path.is_dir() {
+        let at = |error| ScoreFileError::Io { path: path.clone(), error };
+        if !fs::metadata(path).map_err(at)?.is_dir() {
             found.push(path.clone());
             continue;
         }
-        let at = |error| ScoreFileError::Io { path: path.clone(), error };
         let entries = fs::read_dir(path).map_err(at)?.collect::<Result<Vec<_>, _>>().map_err(at)?;
         let mut inside: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
         inside.retain(|file| file.extension().is_some_and(|extension| extension == EXTENSION));

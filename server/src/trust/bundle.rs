@@ -56,7 +56,8 @@ impl BundleReader {
     pub(super) fn open(file: &Path) -> Result<Self, TrustError> {
         let from = BufReader::new(File::open(file).map_err(at(file))?);
         let mut reader = Self { file: file.to_owned(), from, next: None };
-        reader.advance()?;
+        let first = Header::read(&mut reader.from);
+        reader.next = first.map_err(|error| reader.refuse(&format!("is no bundle of a model: {error}")))?;
         Ok(reader)
     }
 

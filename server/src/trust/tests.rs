@@ -263,6 +263,9 @@ fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() 
     }
     fs::write(&bundle, [&whole[..], b"more"].concat()).unwrap();
     assert!(import(&elsewhere, None).bundle(&bundle, &go_on).is_err(), "something after the end");
+    fs::write(&bundle, "root:x:0:0:".repeat(100)).unwrap();
+    let refused = import(&elsewhere, None).bundle(&bundle, &go_on).unwrap_err().to_string();
+    assert!(refused.contains("mine.tar: is no bundle of a model"), "{refused}");
     assert_eq!(find_imported(elsewhere.path(), &"mine".parse().unwrap()), None);
 }
 

@@ -152,6 +152,7 @@ fn a_line_that_is_damaged_in_the_middle_is_named() {
 fn a_folder_stands_for_its_score_files() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(find(&[folder.path().to_owned()]), Err(ScoreFileError::NoFiles(_))));
+    assert!(matches!(find(&[folder.path().join("nowhere")]), Err(ScoreFileError::Io { .. })));
     drop(open(&folder, "d").unwrap());
     fs::write(folder.path().join("notes.txt"), "").unwrap();
     let found = find(&[folder.path().to_owned()]).unwrap();
