@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the released binaries are made of: a CycloneDX 1.5 bill of materials, and the licence texts of every crate in it.
 
-    python3 packaging/materials.py SBOM.json LICENCES_FOLDER
+    python3 packaging/materials.py SBOM.json LICENCES_FOLDER [FEATURES]
 
 Needs Python 3.11 and cargo, and no network once the crates are in cargo's cache. The same tree gives the same bytes.
 """
@@ -22,8 +22,8 @@ TARGET = "x86_64-unknown-linux-gnu"
 TEXTS = ("licen", "copying", "notice", "unlicense", "copyright", "authors")
 
 
-def main(sbom, folder):
-    metadata = cargo_metadata()
+def main(sbom, folder, features=""):
+    metadata = cargo_metadata(features)
     packages = {package["id"]: package for package in metadata["packages"]}
     roots = [id for name in ROOTS for id in metadata["workspace_members"] if packages[id]["name"] == name]
     edges = shipped_edges(metadata["resolve"], roots)
@@ -34,8 +34,9 @@ def main(sbom, folder):
     write_texts(pathlib.Path(folder), [package for package in shipped if package["source"]])
 
 
-def cargo_metadata():
+def cargo_metadata(features):
     command = ["cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", TARGET]
+    command += ["--features", features]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 

@@ -5,11 +5,13 @@
 
 mod admin_socket;
 mod bounds;
+mod caps;
 mod defaults;
 mod devices;
 mod door;
 mod engines;
 mod folder;
+mod gateway_address;
 mod gguf;
 mod hashes;
 mod ledger;
@@ -63,11 +65,13 @@ use upstreams::Upstreams;
 use workers::{Arrivals, WorkersKeeper};
 
 pub(crate) use admin_socket::ADMIN_SOCKET;
+pub(crate) use caps::shared_devices;
 pub(crate) use devices::{Sight, compute, listed_devices, sized_for};
 pub(crate) use door::{Door, default_limits};
 pub(crate) use engines::EngineBounds;
 #[cfg(test)]
 pub(crate) use engines::kv_demand;
+pub(crate) use gateway_address::GatewayAddress;
 pub(crate) use hashes::KeptHashes;
 pub(crate) use ledger::on_the_shelf;
 pub(crate) use memory::{FREE_MEMORY_PART, free_memory, kv_budget, share_kv_memory, step_bytes};
@@ -76,7 +80,7 @@ pub(crate) use reload::owners;
 pub(crate) use report::device_name;
 pub(crate) use text::load as load_text;
 pub(crate) use trusted::Inspector;
-pub(crate) use worker_process::{GatewayAddress, Lifeline, Until, WorkerErrand, run_worker};
+pub(crate) use worker_process::{Lifeline, Until, WorkerErrand, run_worker};
 pub(crate) use workers::{WorkerCommand, last_day};
 
 /// HTTP and text need little beside the threads that compute.

@@ -13,7 +13,7 @@ use passerelle_models::{Footprint, KvFormat, WeightLayout, footprint};
 
 use super::model_args::ModelArgs;
 use super::output::{self, OutputArgs};
-use crate::serve::{find_files, load_options, step_bytes};
+use crate::serve::{find_files, load_options, shared_devices, step_bytes};
 use rooms::{Machine, RoomFlag};
 
 const EXAMPLES: &str = "\
@@ -90,6 +90,8 @@ impl PlanArgs {
             let rooms = machine.rest()?;
             add(plan(&self.demands(config, &rooms, |model| model.partition.is_none())?, &rooms));
         }
+        let shared = shared_devices(config);
+        machine.notes.extend(shared.iter().flat_map(|device| [device.too_much(), device.no_room_for_two()]).flatten());
         Ok((whole, machine.notes))
     }
 

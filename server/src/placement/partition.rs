@@ -125,6 +125,15 @@ impl Backend {
         }
     }
 
+    /// What a process finds in its environment so that it counts devices as the driver lists them; `None` where it does
+    /// anyway. CUDA by itself counts the fastest first (CUDA C++ Programming Guide, "CUDA Environment Variables").
+    pub fn counted_as_listed(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Cuda => Some(("CUDA_DEVICE_ORDER", "PCI_BUS_ID")),
+            Self::Rocm => None,
+        }
+    }
+
     /// What its UUIDs begin with.
     pub(super) fn uuid_marks(self) -> &'static [&'static str] {
         match self {

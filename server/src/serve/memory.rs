@@ -1,6 +1,7 @@
 //! How much memory there is for the KV cache.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use passerelle::config::{ByteSize, EngineConfig};
@@ -52,17 +53,27 @@ pub(crate) fn step_bytes(activations: &Activations, config: &EngineConfig) -> u6
 
 /// What this process may still take: the system's own estimate, or the room left in its cgroup if that is less.
 pub(crate) fn free_memory() -> ByteSize {
-    let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
-    let read = |file: &str| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
-    let limit = read("/sys/fs/cgroup/memory.max");
-    let used = read("/sys/fs/cgroup/memory.current").unwrap_or(0);
-    let group = limit.map(|limit| limit.saturating_sub(used));
-    ByteSize(system.into_iter().chain(group).min().unwrap_or(UNKNOWN_FREE_MEMORY.0))
+    let used = of_cgroup("memory.current").unwrap_or(0);
+    let group = of_cgroup("memory.max").map(|limit| limit.saturating_sub(used));
+    ByteSize(of_system("MemAvailable:").into_iter().chain(group).min().unwrap_or(UNKNOWN_FREE_MEMORY.0))
 }
 
-/// `MemAvailable` of `/proc/meminfo`, in bytes.
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// All that this machine has, or this process's cgroup may take if that is less; `None` where the system does not tell.
+pub(super) fn machine_memory() -> Option<ByteSize> {
+    of_system("MemTotal:").into_iter().chain(of_cgroup("memory.max")).min().map(ByteSize)
+}
+
+fn of_cgroup(file: &str) -> Option<u64> {
+    fs::read_to_string(Path::new("/sys/fs/cgroup").join(file)).ok()?.trim().parse().ok()
+}
+
+fn of_system(entry: &str) -> Option<u64> {
+    bytes_of(&fs::read_to_string("/proc/meminfo").ok()?, entry)
+}
+
+/// An entry of `/proc/meminfo`.
+fn bytes_of(meminfo: &str, entry: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(entry))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
@@ -78,8 +89,9 @@ mod tests {
     }
 
     #[test]
-    fn available_memory_is_read_in_bytes() {
-        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:    2048 kB\nBuffers: 1 kB\n"), Some(2 << 20));
-        assert_eq!(available("MemTotal: 9 kB\n"), None);
+    fn what_the_system_has_is_read_in_bytes() {
+        let all = "MemTotal: 9 kB\nMemAvailable:    2048 kB\nBuffers: 1 kB\n";
+        assert_eq!([bytes_of(all, "MemTotal:"), bytes_of(all, "MemAvailable:")], [Some(9 << 10), Some(2 << 20)]);
+        assert_eq!(bytes_of("MemTotal: 9 kB\n", "MemAvailable:"), None);
     }
 }

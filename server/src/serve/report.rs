@@ -32,9 +32,7 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
         step_memory = %ByteSize(step_bytes(&model.activations, config)),
         "loaded"
     );
-    if !compute.device().is_cpu() && is_quantised(&model.dtype) {
-        tracing::warn!(model = %model.name, dtype = %model.dtype, "on a GPU quantised weights become bf16, and take as much memory");
-    }
+    say_what_becomes_of((&model.name, &model.dtype), compute);
     if max_model_len < is.max_position {
         tracing::warn!(
             model = %model.name,
@@ -45,8 +43,11 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
     }
 }
 
-fn is_quantised(dtype: &str) -> bool {
-    dtype.starts_with(['q', 'Q'])
+/// Of quantised weights on a GPU: docs/gpu.md says why.
+fn say_what_becomes_of((model, dtype): (&str, &str), compute: &Compute) {
+    if !compute.device().is_cpu() && dtype.starts_with(['q', 'Q']) {
+        tracing::warn!(model = %model, dtype = %dtype, "on a GPU quantised weights become bf16, and take as much memory");
+    }
 }
 
 /// As [`model`], for one that gives vectors.
@@ -71,6 +72,7 @@ pub(crate) fn encoder(loaded: &LoadedEncoder, compute: &Compute) {
         gives,
         "loaded"
     );
+    say_what_becomes_of((&loaded.name, &loaded.dtype), compute);
 }
 
 pub(crate) fn device(compute: &Compute) -> &'static str {

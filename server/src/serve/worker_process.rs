@@ -1,6 +1,5 @@
 //! What `passerelle worker` runs: the models of one partition, for a gateway.
 
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,17 +10,17 @@ use passerelle::config::{ByteSize, Config, EngineConfig, ModelConfig, PartitionC
 use passerelle::gateway::ReplicaDoor;
 use passerelle::placement::DeviceChoice;
 use passerelle::workers::{
-    Backoff, BackoffBounds, Credentials, Dialled, MutualTlsError, OfferedKind, OfferedModel, Revive, StepTap,
-    WorkError, WorkerFacts, WorkerModel, WorkerParts, WorkerTls, dial, work,
+    Backoff, BackoffBounds, OfferedKind, OfferedModel, Revive, StepTap, WorkError, WorkerFacts, WorkerModel,
+    WorkerParts, work,
 };
 use passerelle_engine::StepObserver;
 use passerelle_engine::clock::{Clock, SystemClock};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::devices::{DeviceKey, Sight, compute_on};
 use super::engines::{self, Fleet, RunningHandle, Workshop};
+use super::gateway_address::{GatewayAddress, needs_enrolment};
 use super::hashes::KeptHashes;
 use super::memory_order::go_first;
 use super::models::{self, AnyLoaded, Means};
@@ -76,52 +75,6 @@ impl Lifeline {
     }
 }
 
-/// Where a worker's gateway is.
-#[derive(Debug, Clone)]
-pub(crate) enum GatewayAddress {
-    /// On this machine, of the same user.
-    Unix(PathBuf),
-    /// HOST:PORT, and the folder of what both ends prove themselves with.
-    Tcp { address: String, credentials: PathBuf },
-}
-
-/// The same, with what was read of the folder.
-enum Route {
-    Unix(PathBuf),
-    Tcp { address: String, tls: Box<WorkerTls> },
-}
-
-impl GatewayAddress {
-    fn route(&self) -> Result<Route> {
-        Ok(match self {
-            Self::Unix(path) => Route::Unix(path.clone()),
-            Self::Tcp { address, credentials } => {
-                let credentials = Credentials::read(credentials)?;
-                WorkerTls::check(&credentials).context("--credentials")?;
-                let tls = WorkerTls::new(&credentials)?;
-                Route::Tcp { address: address.clone(), tls: Box::new(tls) }
-            }
-        })
-    }
-}
-
-impl Route {
-    async fn dial(&self) -> Result<Dialled> {
-        match self {
-            Self::Unix(path) => {
-                let stream = UnixStream::connect(path).await;
-                Ok(dial(stream.with_context(|| format!("cannot reach {}", path.display()))?).await?)
-            }
-            Self::Tcp { address, tls } => {
-                let stream = TcpStream::connect(address).await.with_context(|| format!("cannot reach {address}"))?;
-                // Tokens are small and must not wait for each other.
-                stream.set_nodelay(true)?;
-                Ok(dial(tls.connect(stream).await?).await?)
-            }
-        }
-    }
-}
-
 /// Serves until a signal and then what runs to its end. A worker that its server started ends when that is gone;
 /// another dials again.
 pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
@@ -137,10 +90,15 @@ pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
     if let Some(Until { at, said_by }) = errand.until {
         ensure!(at.saturating_sub(clock.wall()) > patience, "{said_by}: less than server.drain_timeout is left");
     }
-    let route = errand.gateway.route()?;
+    errand.gateway.check()?;
     let manned = Manned::load(&config, (&clock, &bell), (named(&config, &errand.partition)?, errand.sight))?;
     let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
-    let served = runtime.block_on(manned.serve(&route, (&errand, bounds, patience)));
+    let served = runtime.block_on(async {
+        tokio::select! {
+            served = manned.serve(&errand, (bounds, patience)) => served,
+            never = errand.gateway.remind(&errand.partition, &*clock) => match never {},
+        }
+    });
     drop(manned);
     served.with_context(|| format!("partition `{}`", errand.partition))?;
     tracing::info!(partition = errand.partition, "left");
@@ -189,9 +147,7 @@ impl Parted {
     /// Whether the gateway may take the worker another time. One that it never wanted has something wrong with it.
     fn may_pass(&self, was_let_in: bool) -> bool {
         match self {
-            Self::NotReached(error) => !error
-                .chain()
-                .any(|error| matches!(error.downcast_ref::<MutualTlsError>(), Some(MutualTlsError::NotEnrolled(_)))),
+            Self::NotReached(error) => !needs_enrolment(error),
             Self::Ended(WorkError::EngineDead | WorkError::Nonsense(_)) => false,
             Self::Ended(WorkError::Unwanted(_)) => was_let_in,
             Self::Ended(WorkError::Broken(_) | WorkError::GatewayGone | WorkError::GatewayStuck) => true,
@@ -201,11 +157,7 @@ impl Parted {
 
 impl Manned {
     /// One gateway connection after the other, as the errand's lifeline allows.
-    async fn serve(
-        &self,
-        route: &Route,
-        (errand, bounds, patience): (&WorkerErrand, BackoffBounds, Duration),
-    ) -> Result<()> {
+    async fn serve(&self, errand: &WorkerErrand, (bounds, patience): (BackoffBounds, Duration)) -> Result<()> {
         let mut signals = Signals::new()?;
         let mut backoff = Backoff::new(bounds);
         let mut was_let_in = false;
@@ -213,7 +165,8 @@ impl Manned {
         let leaves_in = || time_left().map_or(Duration::MAX, |left| left.saturating_sub(patience));
         loop {
             let began = self.clock.now();
-            let served = self.serve_once(route, (time_left(), patience), leave(&mut signals, leaves_in())).await;
+            let leave_in_time = leave(&mut signals, leaves_in());
+            let served = self.serve_once(&errand.gateway, (time_left(), patience), leave_in_time).await;
             let Err(parted) = served else { return Ok(()) };
             was_let_in |= matches!(parted, Parted::Ended(WorkError::Broken(_) | WorkError::GatewayGone));
             if errand.lifeline == Lifeline::Input || !parted.may_pass(was_let_in) {
@@ -230,13 +183,13 @@ impl Manned {
 
     async fn serve_once(
         &self,
-        route: &Route,
+        gateway: &GatewayAddress,
         (ends_in, patience): (Option<Duration>, Duration),
         leave: impl Future<Output = String>,
     ) -> Result<(), Parted> {
         let mut leave = pin!(leave);
         let dialled = tokio::select! {
-            dialled = timeout(LONGEST_DIAL, route.dial()) => dialled,
+            dialled = timeout(LONGEST_DIAL, gateway.dial()) => dialled,
             _ = &mut leave => return Ok(()),
         };
         let dialled = dialled.unwrap_or_else(|_| Err(anyhow!("no answer in {LONGEST_DIAL:?}")));

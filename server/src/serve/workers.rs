@@ -16,6 +16,7 @@ use jiff::tz::TimeZone;
 use passerelle::api::AppState;
 use passerelle::config::{Config, Listen, WorkerPlace};
 use passerelle::metrics::Metrics;
+use passerelle::placement::Backend;
 use passerelle::workers::{
     Authority, BackoffBounds, Ended, Gate, GateBounds, GatewayTls, LastDay, Peer, Seat, supervise,
 };
@@ -26,6 +27,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{sleep, timeout};
 
+use super::caps;
 use super::devices::OneDevice;
 use super::engines::Workshop;
 use super::listener::{ACCEPT_RETRY, listen_unix, remove_left_over};
@@ -109,6 +111,7 @@ pub(super) fn open(
     arrivals: Arrivals,
     (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
 ) -> Result<Option<WorkersKeeper>> {
+    caps::say(config);
     let socket = std::path::absolute(config.server.data_dir.join(WORKER_SOCKET))?;
     let _in_runtime = runtime.enter();
     let listener = listen(&socket).with_context(|| format!("cannot listen to workers on {}", socket.display()))?;
@@ -296,6 +299,8 @@ impl WorkerCommand {
             .args(["worker", "--end-with-input", "--partition", partition, "--connect"])
             .arg(Listen::Unix(dials.to_owned()).to_string())
             .env_remove(CHAT_KEY)
+            // As this server counted them when it looked a device up.
+            .envs(Backend::ALL.into_iter().filter_map(Backend::counted_as_listed))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .process_group(0);

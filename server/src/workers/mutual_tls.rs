@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::rustls::client::verify_server_name;
@@ -44,7 +45,8 @@ pub enum MutualTlsError {
     Authority(#[from] VerifierBuilderError),
     /// Trying again is of no use.
     #[error(
-        "the gateway and this worker's certificate do not belong together, or its time is over ({0}): enrol it anew"
+        "the gateway and this worker's certificate do not belong together, or its time is over ({0}): enrol it anew with \
+         `passerelle worker enrol`, where the gateway's data directory is"
     )]
     NotEnrolled(rustls::Error),
     #[error("no connection: {0}")]
@@ -89,12 +91,20 @@ impl WorkerTls {
 
     /// Errors when no gateway of their authority would let a worker in with these now.
     pub fn check(credentials: &Credentials) -> Result<(), MutualTlsError> {
-        let (roots, chain, _) = parse(credentials)?;
-        let provider = Arc::new(ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
-        let certificate = chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
-        let verified = verifier.verify_client_cert(certificate, &[], UnixTime::now());
-        verified.map(|_| ()).map_err(MutualTlsError::NotEnrolled)
+        let verdict = as_a_gateway_would(credentials, UnixTime::now())?;
+        verdict.map_err(MutualTlsError::NotEnrolled)
+    }
+
+    /// When, since 1970, the time of their certificate is over. `None` where they cannot be read.
+    pub fn good_until(credentials: &Credentials) -> Option<Duration> {
+        // Asked at the end of all time, the answer names the end of the certificate's.
+        let verdict = as_a_gateway_would(credentials, UnixTime::since_unix_epoch(Duration::MAX)).ok()?;
+        match verdict {
+            Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+                Some(Duration::from_secs(not_after.as_secs()))
+            }
+            _ => None,
+        }
     }
 
     /// Shakes hands with the gateway, whatever it is called in the network.
@@ -105,6 +115,15 @@ impl WorkerTls {
         let gateway = ServerName::try_from(GATEWAY_NAME).map_err(|_| rustls::Error::UnsupportedNameType)?;
         self.0.connect(gateway, connection).await.map_err(not_connected)
     }
+}
+
+/// What a gateway of their authority makes of a worker's certificate at that time. Errors when they cannot be read.
+fn as_a_gateway_would(credentials: &Credentials, at: UnixTime) -> Result<Result<(), rustls::Error>, MutualTlsError> {
+    let (roots, chain, _) = parse(credentials)?;
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+    let certificate = chain.first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    Ok(verifier.verify_client_cert(certificate, &[], at).map(|_| ()))
 }
 
 /// A gateway of another authority stays one.
@@ -230,6 +249,19 @@ mod tests {
         let (_, nobody) = duplex(1);
         let error = WorkerTls::new(&worker).expect("usable").connect(nobody).await.expect_err("nobody is there");
         assert!(!is_final(error));
+    }
+
+    #[test]
+    fn the_end_of_a_certificates_time_is_known_beforehand_and_afterwards_it_is_said_what_to_type() {
+        let authority = authority();
+        let made = |last_day| authority.enrol("a", last_day).expect("made");
+        // `date --utc --date 3000-01-01 +%s` and `2000-01-01`: a last day counts whole.
+        assert_eq!(WorkerTls::good_until(&made(LAST_DAY)), Some(Duration::from_secs(32_503_680_000)));
+        assert_eq!(WorkerTls::good_until(&made(LONG_AGO)), Some(Duration::from_secs(946_684_800)));
+        let torn = Credentials { certificate: String::new(), ..made(LAST_DAY) };
+        assert_eq!(WorkerTls::good_until(&torn), None);
+        let said = WorkerTls::check(&made(LONG_AGO)).expect_err("its time is over").to_string();
+        assert!(said.contains("`passerelle worker enrol`"), "{said}");
     }
 
     #[test]

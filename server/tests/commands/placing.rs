@@ -1,4 +1,4 @@
-//! Partitions of one machine, each on processors of its own.
+//! Partitions of one machine: each on processors of its own, and together in one memory.
 
 use std::fs;
 
@@ -69,4 +69,26 @@ fn processors_of_a_partition_that_this_machine_does_not_have_are_refused_by_thei
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && refused.stdout.is_empty(), "{said}");
     assert!(said.contains("partitions[0].cpu_affinity") && said.contains("and not on"), "{said}");
+}
+
+#[test]
+fn partitions_that_may_take_more_than_the_machine_has_are_said_at_the_start_and_in_the_plan() {
+    let state = State::new();
+    let part = |name: &str, memory: &str| {
+        let source = demo("final");
+        format!(
+            "[[partitions]]\nname = \"{name}\"\nthreads = 1\nmemory = \"{memory}\"\n\
+             [[models]]\nname = \"on-{name}\"\nsource = \"{source}\"\npartition = \"{name}\"\n"
+        )
+    };
+    let config = state.path().join("wide.toml");
+    fs::write(&config, part("left", "900TiB") + &part("right", "64MiB")).expect("the folder is writable");
+    let config = config.display().to_string();
+    let plan = state.command(&["plan", "--config", &config]).output().expect("the binary runs");
+    let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
+    drop(Served::start_logging(&state, &["--config", &config], "warn"));
+    let log = fs::read_to_string(state.log()).expect("it is there");
+    for said in [plan, log] {
+        assert!(said.contains("cpu: partition `left`, `right` may take 921600.06 GiB"), "{said}");
+    }
 }

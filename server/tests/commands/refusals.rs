@@ -116,6 +116,34 @@ fn a_device_that_the_environment_hides_is_refused_with_those_that_are_visible() 
     assert!(said("cuda:0").contains("runs no models on cuda:0"), "it is visible, and this build cannot use it");
 }
 
+/// The gateway finds it in the list; its worker says that this build cannot use it.
+#[test]
+fn a_partition_of_a_slice_is_found_in_the_list_and_held_to_what_the_slice_has() {
+    let state = beside_devices();
+    let run = |command: &[&str], device: &str| {
+        let text = format!(
+            "[engine]\ndevice_list = \"gpus.txt\"\n[[partitions]]\nname = \"a\"\ndevice = \"{device}\"\n\
+             memory = \"39GiB\"\n[[models]]\nname = \"m\"\nsource = \"demo\"\npartition = \"a\"\n"
+        );
+        fs::write(state.path().join("slices.toml"), text).expect("the folder is writable");
+        let mut command = state.command(&[command, &["--config", "slices.toml"]].concat());
+        command.env("CUDA_VISIBLE_DEVICES", "MIG-5f36b2a0-5").output().expect("it runs")
+    };
+    let plan = run(&["plan"], "MIG-5f36b2a0-5");
+    let planned = String::from_utf8(plan.stdout).expect("text");
+    assert!(plan.status.success() && planned.contains("partition `a` may take 40.50 GiB with 1.50 GiB"), "{planned}");
+    let refusal = |device: &str| {
+        let output = run(&["serve", "--listen", "127.0.0.1:0"], device);
+        assert!(!output.status.success() && output.stdout.is_empty(), "nothing may look ready");
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let found = refusal("MIG-5f36b2a0-5");
+    assert!(found.contains("partitions[0].device: this build runs no models on MIG-5f36b2a0-5"), "{found}");
+    let hidden = refusal("MIG-5f36b2a0-6");
+    assert!(hidden.contains("partitions[0].device") && hidden.contains("MIG-5f36b2a0-5f9e"), "{hidden}");
+    assert!(!hidden.contains("a worker is started"), "{hidden}");
+}
+
 #[test]
 fn a_plan_is_made_for_the_visible_devices_of_a_list() {
     let state = beside_devices();

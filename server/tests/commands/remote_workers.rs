@@ -1,7 +1,9 @@
 //! Workers that somebody else starts, on this machine or another.
 
 use std::fs;
+use std::time::Duration;
 
+use passerelle_engine::clock::{Clock, SystemClock};
 use serde_json::Value;
 
 use super::binary::{Served, State, request, signal};
@@ -40,6 +42,28 @@ fn a_worker_that_somebody_else_started_outlives_its_gateway_and_serves_the_next(
     }
     signal(worker.id(), "TERM");
     assert!(worker.wait().expect("it was started here").success(), "it leaves and exits with 0, without a gateway");
+}
+
+/// Of the configurations here.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_worker_leaves_by_itself_before_its_time_is_over_and_exits_with_0() {
+    let (state, elsewhere) = (State::new(), State::new());
+    let (here, there) = (awaits_a_worker(&state, "early"), awaits_a_worker(&elsewhere, "early"));
+    let served = Served::start(&state, &["--config", &here]);
+    let (socket, clock) = (socket(&state), SystemClock::new());
+    let until = clock.wall() + DRAIN_TIMEOUT + Duration::from_secs(6);
+    let until_text = until.as_secs().to_string();
+    let dial = ["worker", "--partition", "far", "--connect", &socket, "--config", &there, "--until", &until_text];
+    let mut worker = elsewhere.command(&dial).spawn().expect("the binary runs");
+    wait_until("the worker's model is served", || is_ready(&served));
+    assert_eq!(request(&served.address, "POST", "/v1/chat/completions", &question("early", 8)).status, 200);
+    assert!(worker.wait().expect("it was started here").success());
+    assert!(clock.wall() < until, "it left before");
+    assert!(!is_ready(&served), "it said so");
+    let alone = request(&served.address, "POST", "/v1/chat/completions", &question("early", 8));
+    assert!(alone.status == 503 && alone.text().contains("\"code\":\"no_replica\""), "{}", alone.text());
 }
 
 #[test]

@@ -15,6 +15,8 @@ use super::binary::{self, Answer, Served, State, open, request, signal};
 /// Longer than anything here takes on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 const STREAMING_CLIENTS: usize = 4;
+const KIB: f64 = 1024.0;
+const MIB: f64 = KIB * KIB;
 
 /// Two checkpoints of the demo model, each on a partition with one thread.
 const PARTITIONS: &str = "[[partitions]]\nname = \"left\"\nthreads = 1\nmemory = \"64MiB\"\n\
@@ -182,15 +184,57 @@ fn a_plan_of_the_partitions_is_what_their_workers_have() {
     let log = fs::read_to_string(state.log()).expect("it is there");
     let compared = [("left (cpu)", "early"), ("right (cpu)", "final")].into_iter().enumerate().map(|(at, names)| {
         let (is, (partition, model)) = (&plan["partitions"][at], names);
-        assert_eq!((&is["partition"], &is["models"][0]["model"]), (&partition.into(), &model.into()), "{plan}");
-        let loaded = log.lines().find(|line| line.contains(&format!("loaded model={model} "))).expect("it was loaded");
-        let blocks = loaded.split("kv_blocks=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
-        let (found, planned) = (blocks.expect("a number"), is["models"][0]["kv_blocks"].as_f64().expect("one"));
-        assert!((planned - found).abs() <= 0.03 * found, "{model}: {planned} blocks planned, {found} found");
-        found
+        let of_model = &is["models"][0];
+        assert_eq!((&is["partition"], &of_model["model"]), (&partition.into(), &model.into()), "{plan}");
+        let loaded = loaded(&log, model);
+        for (said, planned) in [
+            ("memory", &of_model["weight_bytes"]),
+            ("kv_memory", &of_model["kv_bytes"]),
+            ("step_memory", &is["activation_bytes"]),
+        ] {
+            let (found, planned) = (said_bytes(loaded, said), planned.as_f64().expect("a number"));
+            assert!((planned - found).abs() <= 0.03 * found, "{model}: {said} is {found}, planned were {planned}");
+        }
+        said_bytes(loaded, "kv_memory")
     });
     let found: Vec<f64> = compared.collect();
     assert!(found[0] < found[1], "the memory of a partition decides: {found:?}");
+}
+
+/// What a worker says of a model that it has loaded.
+fn loaded<'a>(log: &'a str, model: &str) -> &'a str {
+    log.lines().find(|line| line.contains(&format!("loaded model={model} "))).expect("it was loaded")
+}
+
+/// A size in such a line, as ` memory=3.8 MiB`.
+fn said_bytes(line: &str, field: &str) -> f64 {
+    let said = line.split(&format!(" {field}=")).nth(1).expect("it is said");
+    let mut words = said.split(' ');
+    let number: f64 = words.next().and_then(|number| number.parse().ok()).expect("a number");
+    let unit = words.next().unwrap_or_default().trim_end();
+    number * ["KiB", "MiB", "GiB"].iter().zip([KIB, MIB, KIB * MIB]).find(|(name, _)| **name == unit).expect("a unit").1
+}
+
+#[test]
+fn two_models_of_one_partition_have_one_worker_and_share_its_memory() {
+    let state = State::new();
+    let names = ["early", "final"];
+    let models =
+        names.map(|name| format!("[[models]]\nname = \"{name}\"\nsource = \"{}\"\npartition = \"both\"\n", demo(name)));
+    let config = state.path().join("config.toml");
+    let partition = "[[partitions]]\nname = \"both\"\nthreads = 1\nmemory = \"40MiB\"\n";
+    fs::write(&config, format!("{partition}{}", models.concat())).expect("the folder is writable");
+    let served = Served::start_logging(&state, &["--config", &config.display().to_string()], "info");
+    for name in names {
+        assert_eq!(request(&served.address, "POST", "/v1/chat/completions", &question(name, 8)).status, 200, "{name}");
+    }
+    assert_eq!(workers(&state, "both").len(), 1, "one process for the partition");
+    let log = fs::read_to_string(state.log()).expect("it is there");
+    let of_each = names.map(|name| ["memory", "kv_memory"].map(|field| said_bytes(loaded(&log, name), field)));
+    let taken: f64 = of_each.iter().flatten().sum();
+    // The log rounds each of the four by less than a twentieth of a MiB.
+    assert!(taken > 39.0 * MIB && taken <= 40.2 * MIB, "{of_each:?}");
+    assert!((of_each[0][1] - of_each[1][1]).abs() < MIB, "room for as many tokens of each: {of_each:?}");
 }
 
 /// What a partition computes and bills stands in its own hours, in the metrics and in the entries of the ledger.

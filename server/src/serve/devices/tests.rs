@@ -40,7 +40,7 @@ fn the_worker_of_a_slice_or_of_a_device_by_uuid_sees_that_one_alone() {
     assert_eq!(environment("MIG-5f36b2a0-6", None), alone(SLICE));
     assert_eq!(environment("GPU-8932f9", None), alone(WHOLE));
     assert_eq!(environment("cuda:2", Some("0,1")), alone(SLICE), "counted in the gateway's own list");
-    assert_eq!(environment("cuda:0", None), None, "counted as CUDA counts");
+    assert_eq!(environment("cuda:0", None), None, "counted by the worker itself");
     assert_eq!(environment("cpu", None), None);
 }
 
