@@ -3,7 +3,7 @@
 //! Attention over the paged cache, tile by tile.
 //!
 //! One task is one chunk of a sequence's tokens with one K/V head: `tokens * group` query rows that share every tile they
-//! read; where these are too few for the threads, one span of keys of that ([`spans`]). Both products are the inner loop of
+//! read; where these are too few for the threads, one span of keys of that ([`mod@spans`]). Both products are the inner loop of
 //! [`tile`](super::tile): `scores = q k^T` over the 16 keys of a tile side by side, then `out += weights v` with the 16 keys
 //! as depth.
 

@@ -20,6 +20,9 @@ const TILES: usize = KEY_SPAN / KV_TILE;
 /// of the time at most.
 const TASKS_PER_THREAD: usize = 4;
 
+/// Of a chunk with fewer, each thread would get one at most, and the second hand-off takes what that saves.
+const FEWEST_SPANS: usize = 3;
+
 /// The spans of `tiles`. They start at absolute positions, so that a row's do not depend on its chunk.
 pub(super) fn spans(tiles: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let starts = (tiles.start / TILES * TILES..tiles.end).step_by(TILES);
@@ -30,7 +33,7 @@ pub(super) fn run<E: CacheElement>(compute: &Compute, attention: Attention<'_, E
     let (num_tasks, num_threads) = (attention.num_tasks(), compute.num_threads());
     let is_scarce = num_threads > 1 && num_tasks < TASKS_PER_THREAD * num_threads;
     let most_spans = if is_scarce { attention.most_spans() } else { 1 };
-    if most_spans <= 1 {
+    if most_spans < FEWEST_SPANS {
         launch(compute, num_tasks, &attention);
         return;
     }
