@@ -144,7 +144,7 @@ fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
 fn bench_attention(compute: &Compute, format: KvFormat) -> Result<(), ModelError> {
     const BLOCK_SIZE: usize = 16;
     println!("\n{:<40} {:>10} {:>8} {:>9}", format!("attention, {format} cache"), "us", "GB/s", "GFLOP/s");
-    for (num_kv_heads, group, head_dim) in [(3, 3, 64), (8, 4, 128)] {
+    for (num_kv_heads, group, head_dim) in [(1, 4, 256), (3, 3, 64), (8, 4, 128)] {
         for (num_sequences, context, query_len) in [(1, 512, 1), (1, 8192, 1), (16, 1024, 1), (1, 2048, 512)] {
             let num_blocks = num_sequences * context / BLOCK_SIZE;
             let (groups, block_size) = (vec![KvGroup::full(1)], BLOCK_SIZE);

@@ -9,9 +9,11 @@
 //! Order of the sums, on the CPU: keys are visited in tiles of [`KV_TILE`] that start at absolute positions 0, 16, 32 ...
 //! Per tile and query row: the 16 dot products run over `d` in ascending order; the running maximum, the running sum (the
 //! tile's 16 terms added pairwise) and the running output follow the online softmax (Milakov and Gimelshein, 2018); values
-//! are added in ascending position, one fused multiply-add each. A row's bits depend on its position and on the cached K/V
-//! that it sees, on nothing else. Where K/V are integers, a dot product is multiplied with its key's scale when it is whole,
-//! and a weight with its value's scale once it has been added to the sum of weights.
+//! are added in ascending position, one fused multiply-add each. Each span of [`KEY_SPAN`] keys, from absolute positions
+//! 0, 512, 1024 ... on, has sums of its own, which are added in ascending order, so that threads may share a long sequence. A
+//! row's bits depend on its position and on the cached K/V that it sees, on nothing else. Where K/V are integers, a dot
+//! product is multiplied with its key's scale when it is whole, and a weight with its value's scale once it has been added
+//! to the sum of weights.
 
 use candle_core::{D, DType, Tensor};
 
@@ -141,6 +143,10 @@ pub(super) struct RowChunk {
     pub(super) first_row: usize,
     pub(super) num_rows: usize,
 }
+
+/// Keys whose sums are made apart from those of others: see the order of the sums above. Enough that a span takes far longer
+/// than its hand-off to a thread and the adding of its sums, few enough that a sequence of 8k keys busies sixteen threads.
+pub(super) const KEY_SPAN: usize = 512;
 
 /// Tokens of one sequence that are attended together: enough to reuse a tile of K/V while it stands in the first-level
 /// cache, few enough that a long prompt spreads over the threads.

@@ -39,7 +39,7 @@ impl World {
         Self::with(AttentionParams::causal((shape.head_dim as f32).sqrt().recip()), shape, lengths)
     }
 
-    fn with(params: AttentionParams, shape: Shape, lengths: &[usize]) -> Self {
+    pub(super) fn with(params: AttentionParams, shape: Shape, lengths: &[usize]) -> Self {
         let mut random = Random(shape.head_dim as u64);
         let num_blocks = lengths.iter().map(|len| len.div_ceil(shape.block_size)).sum::<usize>() + 3;
         let mut free = Random(7).shuffled(num_blocks).into_iter().map(BlockId);
@@ -70,6 +70,19 @@ impl World {
 
     /// Runs one step over `parts` and returns their rows.
     pub(super) fn step(&self, compute: &Compute, cache: &mut KvCache, parts: &[Part]) -> Tensor {
+        self.store(compute, cache, parts);
+        let (input, q) = (self.input(parts), rows(parts, |part| &self.sequences[part].q));
+        paged_attention(compute, &q, cache.layer_mut(0), &AttentionPlan::new(&input), &self.params).unwrap()
+    }
+
+    /// Stores the keys and values of `parts`, without attending to them.
+    pub(super) fn store(&self, compute: &Compute, cache: &mut KvCache, parts: &[Part]) {
+        let (input, layer) = (self.input(parts), cache.layer_mut(0));
+        let [k, v] = [rows(parts, |part| &self.sequences[part].k), rows(parts, |part| &self.sequences[part].v)];
+        store_kv(compute, &k, &v, input.slots(0), layer).unwrap();
+    }
+
+    fn input(&self, parts: &[Part]) -> ModelInput {
         let tokens = vec![0; 4096];
         let inputs: Vec<_> = parts
             .iter()
@@ -80,15 +93,7 @@ impl World {
                 sample: &[],
             })
             .collect();
-        let input = ModelInput::new(self.shape.block_size, &inputs).unwrap();
-        let rows = |of: fn(&Sequence) -> &Tensor| {
-            let rows =
-                |(sequence, range): &Part| of(&self.sequences[*sequence]).narrow(0, range.start, range.len()).unwrap();
-            Tensor::cat(&parts.iter().map(rows).collect::<Vec<_>>(), 0).unwrap()
-        };
-        let layer = cache.layer_mut(0);
-        store_kv(compute, &rows(|s| &s.k), &rows(|s| &s.v), input.slots(0), layer).unwrap();
-        paged_attention(compute, &rows(|s| &s.q), layer, &AttentionPlan::new(&input), &self.params).unwrap()
+        ModelInput::new(self.shape.block_size, &inputs).unwrap()
     }
 
     fn len(&self, sequence: usize) -> usize {
@@ -98,6 +103,13 @@ impl World {
     pub(super) fn whole(&self) -> Vec<Part> {
         (0..self.sequences.len()).map(|sequence| (sequence, 0..self.len(sequence))).collect()
     }
+}
+
+/// Of each part's tensor, its tokens' rows.
+fn rows<'a>(parts: &[Part], of: impl Fn(usize) -> &'a Tensor) -> Tensor {
+    let rows: Vec<_> =
+        parts.iter().map(|(sequence, range)| of(*sequence).narrow(0, range.start, range.len()).unwrap()).collect();
+    Tensor::cat(&rows, 0).unwrap()
 }
 
 pub(super) fn shape(num_kv_heads: usize, group: usize, head_dim: usize, block_size: usize, format: KvFormat) -> Shape {
@@ -131,7 +143,7 @@ fn attention_equals_the_reference_for_every_shape() {
 }
 
 /// Windows shorter than a tile, as long as one, and longer; slopes; temperatures; a soft cap; sinks; everything together.
-fn variants(num_heads: usize, head_dim: usize) -> Vec<AttentionParams> {
+pub(super) fn variants(num_heads: usize, head_dim: usize) -> Vec<AttentionParams> {
     let plain = AttentionParams::causal((head_dim as f32).sqrt().recip());
     let slopes = Some((0..num_heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect::<Vec<_>>().into());
     let temperature = Some(PositionTemperature { beta: 0.3, interval: 7 });
@@ -280,7 +292,7 @@ fn what_lies_before_the_window_is_not_read() {
     }
 }
 
-fn zeroed(world: &World) -> KvCache {
+pub(super) fn zeroed(world: &World) -> KvCache {
     let spec = world.cache().spec().clone();
     KvCache::new(spec, world.num_blocks, &Device::Cpu).unwrap()
 }

@@ -10,6 +10,7 @@ mod int8_kv;
 mod linear;
 mod pool;
 mod quantised;
+mod spans;
 
 use candle_core::{Device, Tensor};
 use passerelle_models::ops::{Compute, KernelSet};

@@ -32,6 +32,7 @@ Examples:
   passerelle bench                                     the bundled demo model
   passerelle bench --model ./checkpoint --batch 1,8,32
   passerelle bench --model ./checkpoint --dtype f32 --json
+  passerelle bench --model ./checkpoint --prompt 8192 --generate 32 --batch 1   a long context, which takes its time
   passerelle bench --model ./checkpoint --profile      which ops the steps spend their time in
   passerelle bench --suite gpu --device cuda:0         random weights of real shapes, and what a card is judged by
   passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
@@ -141,12 +142,22 @@ impl BenchArgs {
             generate_tokens: self.generate.get(),
             rows: Vec::new(),
         };
-        let needs = (&[self.room(loaded.description.max_position)?][..], self.workload(1));
+        // Every kind of step is run once, which a longer prompt would only repeat.
+        let warm_up = self.workload(1).no_longer_than(engine.steps.max_num_batched_tokens);
+        let needs = (&[self.room(loaded.description.max_position)?][..], warm_up);
         let bench = Bench::start(loaded, needs, (&engine, times), clock)?;
+        let as_table = !self.output.json && factor.is_none();
+        if as_table {
+            print_head(&report)?;
+        }
         for (round, batch) in self.batch.iter().enumerate() {
             tell!("batch of {batch}");
             let measured = bench.run(self.workload(batch.get()), round as u64)?;
-            report.rows.push(Row::new(batch.get(), &measured, (&limits, &cost), self.profile));
+            let row = Row::new(batch.get(), &measured, (&limits, &cost), self.profile);
+            if as_table {
+                print_row(&row)?;
+            }
+            report.rows.push(row);
         }
         if let Some(factor) = factor {
             let load = self.workload(self.largest_batch()?);
@@ -154,7 +165,7 @@ impl BenchArgs {
             let taken = taken.collect::<Result<Vec<_>>>()?;
             return output::line(toml::to_string(&self.tariff.written(&report, &taken, factor)?)?.trim_end());
         }
-        if self.output.json { output::json(&report) } else { print(&report) }
+        if self.output.json { output::json(&report) } else { print_profiles(&report) }
     }
 
     fn config(&self, environment: &Environment) -> Result<Config> {
@@ -279,7 +290,7 @@ impl Bench {
     }
 }
 
-fn print(report: &Report) -> Result<()> {
+fn print_head(report: &Report) -> Result<()> {
     output::line(format_args!(
         "{}: {} of {} weights, {} threads, {} kernels; {:.1} GB/s from memory, {:.0} GFLOP/s",
         report.model,
@@ -294,17 +305,22 @@ fn print(report: &Report) -> Result<()> {
     output::line(format_args!(
         "{:>6}{:>16}{:>10}{:>16}{:>10}",
         "BATCH", "PREFILL tok/s", "OF LIMIT", "DECODE tok/s", "OF LIMIT"
-    ))?;
-    for row in &report.rows {
-        output::line(format_args!(
-            "{:>6}{:>16.1}{:>9.0}%{:>16.1}{:>9.0}%",
-            row.batch,
-            row.prefill_tokens_per_s,
-            row.prefill_share_of_limit * 100.0,
-            row.decode_tokens_per_s,
-            row.decode_share_of_limit * 100.0
-        ))?;
-    }
+    ))
+}
+
+/// As soon as it is measured: whoever ends a long measurement has what it came to so far.
+fn print_row(row: &Row) -> Result<()> {
+    output::line(format_args!(
+        "{:>6}{:>16.1}{:>9.0}%{:>16.1}{:>9.0}%",
+        row.batch,
+        row.prefill_tokens_per_s,
+        row.prefill_share_of_limit * 100.0,
+        row.decode_tokens_per_s,
+        row.decode_share_of_limit * 100.0
+    ))
+}
+
+fn print_profiles(report: &Report) -> Result<()> {
     let profiles = report.rows.iter().filter_map(|row| row.profile.as_ref().map(|profile| (row.batch, profile)));
     profiles.into_iter().try_for_each(|(batch, profile)| profile.print(batch))
 }

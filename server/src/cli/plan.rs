@@ -4,12 +4,12 @@ mod rooms;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use passerelle::config::{self, Config, Environment, ModelConfig, ModelFlag, StepSizes, WeightDtype, WrittenModel};
 use passerelle::hub::Wanted;
 use passerelle::placement::{HeldBytes, ModelDemand, PartitionRoom, Plan, plan};
-use passerelle_models::{Footprint, KvFormat, WeightLayout, footprint};
+use passerelle_models::{Footprint, WeightLayout, footprint};
 
 use super::model_args::ModelArgs;
 use super::output::{self, OutputArgs};
@@ -102,12 +102,7 @@ impl PlanArgs {
         are_meant: impl Fn(&ModelConfig) -> bool,
     ) -> Result<Vec<ModelDemand>> {
         let config = on(config, rooms);
-        let demand = |model| {
-            let demand = self.demand(model, &config)?;
-            check_format(&demand, rooms)?;
-            anyhow::Ok(demand)
-        };
-        config.models.iter().filter(|model| are_meant(model)).map(demand).collect()
+        config.models.iter().filter(|model| are_meant(model)).map(|model| self.demand(model, &config)).collect()
     }
 
     fn config(&self, environment: &Environment) -> Result<Config> {
@@ -128,19 +123,6 @@ fn on(config: &Config, rooms: &[PartitionRoom]) -> Config {
     let backend = rooms.first().and_then(|room| room.backend);
     let are_alike = rooms.iter().all(|room| room.backend.is_some());
     Config { engine: config.engine.on(backend.filter(|_| are_alike)), ..config.clone() }
-}
-
-/// Errors where a model keeps what no accelerator among the rooms reads.
-fn check_format(demand: &ModelDemand, rooms: &[PartitionRoom]) -> Result<()> {
-    let is_for_cpus = demand.kv.as_ref().is_some_and(|kv| kv.format == KvFormat::Int8);
-    match rooms.iter().find(|room| room.backend.is_some()) {
-        Some(room) if is_for_cpus => bail!(
-            "model `{}`: keys and values in int8 are for models on a CPU; on {} choose --kv-dtype bf16 or f32",
-            demand.name,
-            room.name
-        ),
-        _ => Ok(()),
-    }
 }
 
 /// What a model of the configuration takes, from its files' headers or its `config.json` alone.

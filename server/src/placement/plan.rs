@@ -3,7 +3,7 @@
 mod filled;
 mod shortage;
 
-use passerelle_models::KvCacheSpec;
+use passerelle_models::{KvCacheSpec, KvFormat};
 
 use super::{Backend, KvDemand};
 use crate::units::ByteSize;
@@ -111,6 +111,11 @@ pub fn plan(models: &[ModelDemand], rooms: &[PartitionRoom]) -> Plan {
 }
 
 impl ModelDemand {
+    /// Whether there are kernels for what it keeps.
+    fn runs_on(&self, room: &PartitionRoom) -> bool {
+        room.backend.is_none() || self.kv.as_ref().is_none_or(|kv| kv.format != KvFormat::Int8)
+    }
+
     /// Bytes of a partition that has nothing else, without what its driver takes.
     fn need(&self) -> u64 {
         self.weights.accelerator + self.activations + self.kv_bytes(self.sequences)

@@ -16,7 +16,7 @@ use passerelle_engine::{
     EngineHandle, EngineParts, StepObserver, StepTurns,
 };
 use passerelle_models::ops::Compute;
-use passerelle_models::{ModelDescription, ModelDigest};
+use passerelle_models::{Footprint, KvCacheSpec, ModelDescription, ModelDigest};
 use sha2::{Digest, Sha256};
 
 use super::defaults;
@@ -139,10 +139,13 @@ impl Workshop {
 
     /// Blocks of a KV cache of at most so many bytes, and what they take.
     pub(super) fn kv_blocks(&self, model: &AnyLoaded, most: ByteSize) -> Result<(usize, u64)> {
-        let Some(model) = model.generator() else { return Ok((0, 0)) };
-        let demand = kv_demand(model, &self.config);
-        let blocks = share_kv_memory(Some(most), std::slice::from_ref(&demand))?.first().copied().unwrap_or(0);
-        Ok((blocks, blocks as u64 * demand.spec.block_bytes() as u64))
+        model.generator().map_or(Ok((0, 0)), |model| blocks_within(&kv_demand(model, &self.config), most))
+    }
+
+    /// What they would take, before the model is loaded.
+    pub(super) fn kv_bytes(&self, is: &Footprint, most: ByteSize) -> Result<u64> {
+        let Some(spec) = is.kv.clone() else { return Ok(0) };
+        Ok(blocks_within(&demand_of(spec, is.max_position, &self.config), most)?.1)
     }
 
     /// A chunk of each model is bounded as the prompts of its own engine that want log-probabilities.
@@ -308,9 +311,19 @@ pub(super) fn price(model: &ModelDescription) -> Price {
 
 /// What a model asks of the KV cache: all its sequences at their longest.
 pub(crate) fn kv_demand(model: &Loaded, config: &EngineConfig) -> KvDemand {
-    let spec = model.model.kv_cache_spec();
-    let of_longest = spec.most_blocks(model.description.max_position, config.steps.max_num_batched_tokens);
+    demand_of(model.model.kv_cache_spec(), model.description.max_position, config)
+}
+
+/// `longest`: tokens of a sequence, at most.
+fn demand_of(spec: KvCacheSpec, longest: usize, config: &EngineConfig) -> KvDemand {
+    let of_longest = spec.most_blocks(longest, config.steps.max_num_batched_tokens);
     KvDemand { spec, most_blocks: config.steps.max_num_seqs.saturating_mul(of_longest) }
+}
+
+/// Blocks of a cache of at most so many bytes, and what they take.
+fn blocks_within(demand: &KvDemand, most: ByteSize) -> Result<(usize, u64)> {
+    let blocks = share_kv_memory(Some(most), std::slice::from_ref(demand))?.first().copied().unwrap_or(0);
+    Ok((blocks, blocks as u64 * demand.spec.block_bytes() as u64))
 }
 
 fn serve_as(model: &Loaded, bounds: EngineBounds, kernels: &str) -> Result<ServedModel> {

@@ -144,9 +144,9 @@ pub(crate) fn load(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
 fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
     let files = find_files(&model.source, wanted_of(model), means.hub)?;
     let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
-        // The text side first: it is quick to read and often what is wrong.
-        let text = text::load(model, &files, means.hub)?;
-        Ok((text, passerelle_models::load(&files, means.compute, &load_options(model), progress)?))
+        beside_text((model, &files), means.hub, || {
+            Ok(passerelle_models::load(&files, means.compute, &load_options(model), progress)?)
+        })
     })?;
     let dtype = held_as(model, &loaded.description);
     let LoadedModel { model: held, description, activations } = loaded;
@@ -169,12 +169,34 @@ pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
 
 fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -> Result<LoadedEncoder> {
     let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
-        let text = text::load(model, &files, means.hub)?;
-        Ok((text, passerelle_models::load_encoder(&files, means.compute, &load_options(model), progress)?))
+        beside_text((model, &files), means.hub, || {
+            Ok(passerelle_models::load_encoder(&files, means.compute, &load_options(model), progress)?)
+        })
     })?;
     let dtype = held_as(model, &loaded.description.model);
     let (name, text, description) = (model.name.clone(), Arc::new(text), loaded.description);
     Ok(LoadedEncoder { name, files, model: loaded.model, description, digest, dtype, text })
+}
+
+/// Reads the text side while the weights are loaded: one thread takes about as long for a large vocabulary as all threads
+/// for the weights of a small model. It is often what is wrong, which is told before the weights are there.
+fn beside_text<T>(
+    (model, files): (&ModelConfig, &CheckpointFiles),
+    hub: &HubConfig,
+    load: impl FnOnce() -> Result<T>,
+) -> Result<(TextModel, T)> {
+    let read = || {
+        text::load(model, files, hub).inspect_err(|error| {
+            let why = format!("{error:#}");
+            tracing::error!(model = %model.name, why, "a model has no text side, and will not be served");
+        })
+    };
+    thread::scope(|scope| {
+        let text = scope.spawn(read);
+        let loaded = load();
+        let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok((text?, loaded?))
+    })
 }
 
 /// Hashes a checkpoint while it is loaded, so that whichever takes longer is all that takes time. A model answers when both

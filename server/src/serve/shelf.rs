@@ -18,14 +18,14 @@ use passerelle::gateway::shelf::{DiskDigest, Order, Size};
 use passerelle::gateway::tariff::Tariff;
 use passerelle::trust::stated_digest;
 use passerelle_engine::clock::Clock;
-use passerelle_models::ModelDescription;
+use passerelle_models::{ModelDescription, WeightLayout, footprint};
 
 use super::engines::{self, Running, RunningHandle, Started, Workshop};
 use super::folder::{self, Found, Look, Stamp};
 use super::hashes::KeptHashes;
 use super::ledger::facts_of;
 use super::memory::free_memory;
-use super::models::{self, AnyDescription, Means};
+use super::models::{self, Means};
 use super::tariff::Pricing;
 use super::trusted::Inspector;
 
@@ -98,7 +98,7 @@ impl NewShelf {
             memory,
             max_models: config.shelf.max_models,
             staying: staying.iter().cloned().collect(),
-            partition: workshop.partition(),
+            workshop: workshop.clone(),
             pricing: Arc::clone(&pricing),
             tariff: Arc::clone(tariff),
             catalogue: Arc::clone(&catalogue),
@@ -228,7 +228,7 @@ struct Looker {
     max_models: usize,
     /// Names of models that stay.
     staying: BTreeSet<String>,
-    partition: &'static str,
+    workshop: Workshop,
     pricing: Arc<Pricing>,
     tariff: Arc<Tariff>,
     catalogue: Catalogue,
@@ -317,15 +317,14 @@ impl Looker {
         self.inspector.inspect(model, &*self.hashes)?;
         let description = models::describe(model, &self.hub)?;
         let is = description.model();
-        let price = self.pricing.price((&model.name, self.partition), engines::price(is))?;
+        let price = self.pricing.price((&model.name, self.workshop.partition()), engines::price(is))?;
         // Before it is loaded: a process that died may have left requests of it to be settled, and limits say what is left.
         if self.tariff.price(&model.name).is_none() {
             self.tariff.set(&model.name, price);
         }
-        let kv_cache_bytes = match &description {
-            AnyDescription::Generator(is) => kv_cache_bytes(is, &self.engine).min(self.kv_cache.0),
-            AnyDescription::Encoder(_) => 0,
-        };
+        let files = models::find_files(&model.source, models::wanted_of(model), &self.hub)?;
+        let taken = footprint(&files, &models::load_options(model), WeightLayout::Panels)?;
+        let kv_cache_bytes = self.workshop.kv_bytes(&taken, self.kv_cache).context("shelf.kv_cache")?;
         let size = Size { weights_bytes: weights_bytes(model.dtype, is), kv_cache_bytes };
         self.require_room(size)?;
         Ok(size)
@@ -358,14 +357,6 @@ fn weights_bytes(dtype: WeightDtype, is: &ModelDescription) -> u64 {
         WeightDtype::Bf16 | WeightDtype::F16 => is.num_parameters.saturating_mul(2).max(is.stored_bytes / 2),
     };
     bytes.saturating_add(bytes / PACKING_PART).saturating_add(PACKING_BYTES)
-}
-
-/// Of as many sequences as may run, each of the whole context, in the larger of the two types.
-fn kv_cache_bytes(is: &ModelDescription, engine: &EngineConfig) -> u64 {
-    const K_AND_V: usize = 2;
-    const F32_BYTES: usize = 4;
-    let token = K_AND_V * is.num_layers * is.num_kv_heads * is.head_dim * F32_BYTES;
-    (token as u64).saturating_mul(is.max_position as u64).saturating_mul(engine.steps.max_num_seqs as u64)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {

@@ -291,6 +291,23 @@ fn a_model_that_left_memory_keeps_its_digest_until_its_files_change_and_one_neve
 }
 
 #[test]
+fn the_cache_of_a_checkpoint_is_reckoned_as_what_it_holds_once_it_is_loaded() {
+    let cache = "longest_load = \"60s\"\nkv_cache = \"256MiB\"\n";
+    // Weights are reckoned with what packing may add; they are the same in both.
+    let [wide, narrow] = ["f32", "int8"].map(|kv_dtype| {
+        let state = state_with_a_and_b();
+        let options = ["--model-memory", "1GiB", "--max-num-seqs", "1", "--kv-dtype", kv_dtype];
+        let _served = serve(&state, &options, cache);
+        let bytes = || row(&state, "a")["bytes"].as_u64().expect("what it holds, or would");
+        let before = bytes();
+        run(&state, &["model", "load", "a"]).expect("there is room");
+        (before, bytes())
+    });
+    assert!(narrow.0 < wide.0, "{narrow:?} {wide:?}");
+    assert_eq!(wide.0 - narrow.0, wide.1 - narrow.1, "{narrow:?} {wide:?}");
+}
+
+#[test]
 fn comparisons_of_different_pairs_never_wait_for_each_others_models() {
     let state = State::new();
     for (name, index) in ["a", "b", "c", "d"].into_iter().zip(1..) {

@@ -11,11 +11,18 @@ use passerelle_models::ops::OpTimes;
 use super::profile::{self, Spent};
 
 /// Sequences of one shape.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Workload {
     pub(super) batch: usize,
     pub(super) prompt_tokens: usize,
     pub(super) generate_tokens: usize,
+}
+
+impl Workload {
+    pub(super) fn no_longer_than(self, tokens: usize) -> Self {
+        let [prompt_tokens, generate_tokens] = [self.prompt_tokens, self.generate_tokens].map(|len| len.min(tokens));
+        Self { prompt_tokens, generate_tokens, ..self }
+    }
 }
 
 /// What the steps of one workload did.
@@ -48,6 +55,17 @@ struct Recorded {
     measured: Measured,
     /// The ops' times when the last step ended.
     spent: Spent,
+    progress: Progress,
+}
+
+/// How far a workload is, said now and then: a long one looks like one that hangs.
+#[derive(Debug, Default)]
+struct Progress {
+    load: Option<Workload>,
+    prompt_tokens: usize,
+    generated_tokens: usize,
+    /// Of its steps since anything was said.
+    silent: Duration,
 }
 
 impl StepObserver for Recorder {
@@ -55,6 +73,7 @@ impl StepObserver for Recorder {
         let mut recorded = self.lock();
         let spent = self.times.as_ref().map_or(recorded.spent, |times| profile::totals(times));
         let before = std::mem::replace(&mut recorded.spent, spent);
+        recorded.progress.add(report);
         recorded.measured.add(report, &std::array::from_fn(|op| spent[op] - before[op]));
     }
 }
@@ -64,8 +83,41 @@ impl Recorder {
         Self { times, ..Self::default() }
     }
 
+    fn begin(&self, load: Workload) {
+        let progress = Progress { load: Some(load), ..Progress::default() };
+        let mut recorded = self.lock();
+        *recorded = Recorded { spent: recorded.spent, progress, ..Recorded::default() };
+    }
+
     fn lock(&self) -> MutexGuard<'_, Recorded> {
         self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress {
+    const SAID_EVERY: Duration = Duration::from_secs(5);
+
+    fn add(&mut self, report: &StepReport) {
+        self.prompt_tokens += report.prompt_tokens;
+        self.generated_tokens += report.generated_tokens;
+        self.silent += report.duration;
+        if self.silent >= Self::SAID_EVERY {
+            self.silent = Duration::ZERO;
+            if let Some(load) = &self.load {
+                tell!("{}", self.line(load));
+            }
+        }
+    }
+
+    fn line(&self, load: &Workload) -> String {
+        let Workload { batch, prompt_tokens, generate_tokens } = load;
+        format!(
+            "batch of {batch}: {} of {} prompt tokens read, {} of {} generated",
+            self.prompt_tokens,
+            batch * prompt_tokens,
+            self.generated_tokens,
+            batch * generate_tokens
+        )
     }
 }
 
@@ -130,7 +182,7 @@ pub(super) fn run(
     vocab: usize,
     (load, round): (Workload, u64),
 ) -> Result<Measured> {
-    recorder.lock().measured = Measured::default();
+    recorder.begin(load);
     let submit = |index: usize| engine.submit(request(load, vocab, round * load.batch as u64 + index as u64));
     let streams = (0..load.batch).map(submit).collect::<Result<Vec<_>, _>>().context("the engine refuses the batch")?;
     for mut stream in streams {
@@ -191,6 +243,16 @@ mod tests {
         assert_eq!((measured.decoding, measured.decode_tokens_per_s()), (4, 200.0));
         assert_eq!(measured.decode_steps_per_s(), 50.0);
         assert_eq!((measured.prefill_ops, measured.decode_ops), (ops(5), ops(2)));
+    }
+
+    #[test]
+    fn a_workload_says_how_far_it_is_of_all_that_its_sequences_will_run() {
+        let load = Workload { batch: 4, prompt_tokens: 1000, generate_tokens: 50 };
+        let mut progress = Progress { load: Some(load), ..Progress::default() };
+        [report(512, 0, 4000), report(512, 1, 900), report(0, 4, 200)].iter().for_each(|step| progress.add(step));
+        assert_eq!(progress.line(&load), "batch of 4: 1024 of 4000 prompt tokens read, 5 of 200 generated");
+        assert_eq!(progress.silent, Duration::ZERO, "it was said after five seconds");
+        assert_eq!(load.no_longer_than(64), Workload { prompt_tokens: 64, ..load });
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What is predicted for a CPU is what a loaded engine has.
 
 use passerelle::config::{ByteSize, Config, Environment, Written};
-use passerelle::placement::{Backend, KvBudget, PartitionRoom, plan};
+use passerelle::placement::{Backend, KvBudget, ModelDemand, PartitionRoom, plan};
 use passerelle_models::ops::Compute;
 
-use super::{check_format, demand};
+use super::demand;
 use crate::serve::{KeptHashes, Means, kv_demand, load, share_kv_memory};
 
 /// So many parts of a hundred may differ.
@@ -68,12 +68,17 @@ fn a_plan_puts_keys_and_values_in_8_bits_on_cpus_alone() {
         reserved: ByteSize(0),
         kv: KvBudget::PartOfRest(1),
     };
-    let rooms = [room("cpu", None), room("h100", Some(Backend::Cuda))];
     let [narrow, usual] = [0, 1].map(|index| demand(&config.models[index], &config, 1).expect("it can be described"));
-    let refusal = check_format(&narrow, &rooms).expect_err("no kernel of a card reads them").to_string();
-    assert!(refusal.contains("`demo`") && refusal.contains("h100") && refusal.contains("--kv-dtype"), "{refusal}");
-    check_format(&narrow, &rooms[..1]).expect("a CPU reads them");
-    check_format(&usual, &rooms).expect("cards read bf16");
-    let bytes = |demand: &passerelle::placement::ModelDemand| demand.kv.as_ref().map(|kv| kv.block_bytes());
+    let bytes = |demand: &ModelDemand| demand.kv.as_ref().map(|kv| kv.block_bytes());
     assert!(bytes(&narrow) < bytes(&usual));
+    let demands = [narrow, usual];
+    let (card, cpu) = (room("h100", Some(Backend::Cuda)), room("cpu", None));
+    let both = plan(&demands, &[card.clone(), cpu]);
+    let names = |index: usize| both.partitions[index].models.iter().map(|is| &*is.demand.name).collect::<Vec<_>>();
+    assert_eq!([names(0), names(1)], [["b"], ["demo"]]);
+    let alone = plan(&demands, &[card]);
+    assert_eq!(alone.partitions[0].models.len(), 1, "the card takes what it reads");
+    let [refused] = &alone.unplaced[..] else { panic!("one has no place: {:?}", alone.unplaced) };
+    let why = refused.shortage.to_string();
+    assert!(refused.name == "demo" && why.contains("int8") && why.contains("--kv-dtype bf16"), "{why}");
 }

@@ -44,6 +44,9 @@ impl FilledPartition {
 
     /// With `model` beside those that are there; `None` where not all of them have what they ask for.
     pub(super) fn with(&self, model: &ModelDemand) -> Option<Self> {
+        if !model.runs_on(&self.room) {
+            return None;
+        }
         let demands: Vec<&ModelDemand> = self.models.iter().map(|placed| &placed.demand).chain([model]).collect();
         let weights: u64 = demands.iter().map(|demand| demand.weights.on(self.room.backend)).sum();
         let activations = demands.iter().map(|demand| demand.activations).max().unwrap_or(0);

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use passerelle_models::{KvCacheSpec, KvFormat};
+
 use super::{FilledPartition, KvBudget, ModelDemand, PartitionRoom};
 use crate::units::ByteSize;
 
@@ -22,6 +24,8 @@ pub enum Fits {
     Sequences { found: usize, asked: usize, context: usize },
     /// Not even its weights and a step.
     Nothing { needs: ByteSize, there_is: ByteSize },
+    /// Nothing on accelerators, which do not read keys and values in int8; there is nothing else.
+    ForCpus,
 }
 
 /// One thing that would help.
@@ -31,6 +35,12 @@ pub enum Remedy {
     ShorterContext(usize),
     /// Weights of this dtype.
     Dtype(&'static str),
+    /// Keys and values of this one.
+    KvDtype(KvFormat),
+    /// A CPU beside what there is.
+    Cpu {
+        at_least: ByteSize,
+    },
     /// One more partition, or a larger one.
     Partition {
         at_least: ByteSize,
@@ -39,8 +49,12 @@ pub enum Remedy {
 
 impl Shortage {
     pub(super) fn of(model: &ModelDemand, rooms: &[PartitionRoom], partitions: &[FilledPartition]) -> Self {
-        let nearest = rooms.iter().max_by_key(|room| room.memory.0 - room.reserved.0.min(room.memory.0));
+        let possible = rooms.iter().filter(|room| model.runs_on(room));
+        let nearest = possible.max_by_key(|room| room.memory.0 - room.reserved.0.min(room.memory.0));
         let needs = ByteSize(model.need());
+        if nearest.is_none() && !rooms.is_empty() {
+            return Self { nearest: None, fits: Fits::ForCpus, remedies: without_a_cpu(model, partitions) };
+        }
         let Some(room) = nearest else {
             let fits = Fits::Nothing { needs, there_is: ByteSize(0) };
             return Self { nearest: None, fits, remedies: vec![Remedy::Partition { at_least: needs }] };
@@ -52,7 +66,8 @@ impl Shortage {
                 Fits::Sequences { found, asked: model.sequences, context: model.context }
             }
             Some(_) => {
-                let left = partitions.iter().map(|partition| room_left(partition, model)).max().unwrap_or(0);
+                let possible = partitions.iter().filter(|partition| model.runs_on(&partition.room));
+                let left = possible.map(|partition| room_left(partition, model)).max().unwrap_or(0);
                 Fits::Alone { needs, left: ByteSize(left) }
             }
         };
@@ -91,6 +106,16 @@ fn room_left(partition: &FilledPartition, model: &ModelDemand) -> u64 {
     let steps = partition.activations.0.max(model.activations);
     let asked = partition.models.iter().map(|is| is.weights.0 + is.demand.kv_bytes(is.demand.sequences));
     room.memory.0.saturating_sub(room.reserved.0 + steps - model.activations + asked.sum::<u64>())
+}
+
+/// For a model whose keys and values no accelerator reads.
+fn without_a_cpu(model: &ModelDemand, partitions: &[FilledPartition]) -> Vec<Remedy> {
+    let format = KvFormat::Bf16;
+    let kv = model.kv.clone().map(|kv| KvCacheSpec { format, ..kv });
+    let wider = ModelDemand { kv, ..model.clone() };
+    let fits = partitions.iter().any(|partition| partition.with(&wider).is_some());
+    let at_least = ByteSize(model.weights.cpu + model.activations + model.kv_bytes(model.sequences));
+    fits.then_some(Remedy::KvDtype(format)).into_iter().chain([Remedy::Cpu { at_least }]).collect()
 }
 
 fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remedy> {
@@ -145,6 +170,9 @@ impl fmt::Display for Shortage {
             Fits::Nothing { needs, there_is } => {
                 write!(f, "its weights and one step take {needs}, and {place} has {there_is}")?;
             }
+            Fits::ForCpus => {
+                f.write_str("keys and values in int8 are for models on a CPU, and no partition is one")?;
+            }
         }
         let remedies: Vec<String> = self.remedies.iter().map(ToString::to_string).collect();
         write!(f, "; it fits with {}", remedies.join(", or "))
@@ -157,6 +185,8 @@ impl fmt::Display for Remedy {
             Self::FewerSequences(sequences) => write!(f, "--sequences {sequences}"),
             Self::ShorterContext(tokens) => write!(f, "--max-model-len {tokens}"),
             Self::Dtype(dtype) => write!(f, "--dtype {dtype}"),
+            Self::KvDtype(format) => write!(f, "--kv-dtype {format}"),
+            Self::Cpu { at_least } => write!(f, "a CPU with {at_least} for it"),
             Self::Partition { at_least } => write!(f, "a partition of {at_least} of its own"),
         }
     }
