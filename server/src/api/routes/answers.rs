@@ -149,7 +149,7 @@ async fn deliver(
             let answer = form(AnswerHead { model, fingerprint, tier, billing, ..unserved });
             Ok(Delivery::new(state, admitted, answer))
         }
-        Err(error) => Err(NotAdmitted { error, answer: form(unserved) }),
+        Err(error) => Err(NotAdmitted { error, answer: Box::new(move || form(unserved)) }),
     }
 }
 
