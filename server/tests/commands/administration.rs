@@ -56,6 +56,7 @@ const SCRIPT: &[&str] = &[
     "account remove acme/speech",
     "usage",
     "usage show acme --json",
+    "usage show acne",
     "usage export",
     "backup copy.db",
     "backup copy.db",

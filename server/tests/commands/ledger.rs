@@ -224,6 +224,9 @@ fn explain_derives_a_price_where_none_is_published_and_says_what_the_server_says
     assert!(on_ledger[0].is_null() && on_ledger[3].is_object(), "{on_ledger:?}");
     let unpriced: Value = serde_json::from_slice(&explain("other", "1000000").1).unwrap();
     assert_eq!(unpriced["not_looked_at"][0]["limit"], "gpu_seconds_per_day", "{unpriced}");
+    let said = explained(&state, &["quota", "explain", "alice", "--model", "other", "--tokens", "9"]).1;
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.contains("no price of this model") && !said.contains("--model"), "{said}");
     let _served = Served::start(&state, &[]);
     assert_eq!(asks(), on_ledger);
     // Without a model there is no price, with a server or without one.
@@ -243,6 +246,28 @@ fn a_directory_that_was_mistyped_is_named_and_not_made() {
     }
     let said = refusal(&state, &["reload"]);
     assert!(said.contains("No server runs") && said.contains("admin.sock"), "{said}");
+}
+
+#[test]
+fn an_account_that_was_mistyped_has_not_used_nothing() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    for more in [&[][..], &["--by", "user"], &["--since", "2026-01-01"]] {
+        let said = refusal(&state, &[&["usage", "show", "acne"][..], more].concat());
+        assert!(said.contains("no account 'acne'"), "{said}");
+        assert!(run(&state, &[&["usage", "show", "acme"][..], more].concat()).starts_with("ACCOUNT"));
+    }
+}
+
+#[test]
+fn a_limit_on_trial_is_said_to_be_one_when_it_is_set_and_removed() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    let set = ["quota", "set", "acme", "tokens_per_day", "9"];
+    assert_eq!(run(&state, &set).trim(), "set tokens_per_day of acme");
+    assert_eq!(run(&state, &[&set[..], &["--dry-run"]].concat()).trim(), "set tokens_per_day of acme (on trial)");
+    let removed = run(&state, &["quota", "remove", "acme", "tokens_per_day", "--dry-run"]);
+    assert_eq!(removed.trim(), "removed tokens_per_day of acme (on trial)");
 }
 
 #[test]
