@@ -210,12 +210,17 @@ fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_no
     assert!(["early", "final"].iter().all(|name| models.contains(&(*name).to_owned())), "{models:?}");
     assert_eq!(models, (0..12).map(|user| model_of(&served, &user.to_string())).collect::<Vec<_>>(), "a session stays");
 
-    write_configuration(&state, "[aliases]\nchat = { nobody = 1 }\n");
-    let refused = reload();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(said.contains("stays as it was") && said.contains("`nobody`, which is not served"), "{said}");
-    assert_eq!(model_of(&served, "0"), models[0]);
+    // The second of them would keep the server from starting again.
+    let not_served = ("[aliases]\nchat = { nobody = 1 }\n", "`nobody`, which is not served");
+    let no_zone = ("[ledger]\ntime_zone = \"Europe/Atlantis\"\n", "ledger.time_zone: 'Europe/Atlantis'");
+    for (wrong, why) in [not_served, no_zone] {
+        write_configuration(&state, wrong);
+        let refused = reload();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(said.contains("stays as it was") && said.contains(why), "{said}");
+        assert_eq!(model_of(&served, "0"), models[0]);
+    }
 
     write_configuration(&state, "");
     served.signal("HUP");
