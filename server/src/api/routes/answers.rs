@@ -78,7 +78,7 @@ pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, doo
     let body = alias::settle(state, &caller, body);
     let written = door.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
     let (read, form) = read(state, body, door)?;
-    let outgoing = written.map(|(kind, body)| Outgoing::new(kind, &body, &read.ignored));
+    let outgoing = written.map(|(kind, body)| Outgoing::new(kind, body, &read.ignored));
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
     let generated = generate(state, visit, (read, outgoing), (form, door.id_prefix())).await;
