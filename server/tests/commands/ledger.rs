@@ -252,7 +252,7 @@ fn a_directory_that_was_mistyped_is_named_and_not_made() {
 fn an_account_that_was_mistyped_has_not_used_nothing() {
     let state = State::new();
     run(&state, &["account", "create", "acme"]);
-    for more in [&[][..], &["--by", "user"], &["--since", "2026-01-01"]] {
+    for more in [&["--by", "model"][..], &["--by", "user"], &["--since", "2026-01-01"]] {
         let said = refusal(&state, &[&["usage", "show", "acne"][..], more].concat());
         assert!(said.contains("no account 'acne'"), "{said}");
         assert!(run(&state, &[&["usage", "show", "acme"][..], more].concat()).starts_with("ACCOUNT"));
