@@ -50,7 +50,7 @@ enum QuotaCommand {
         /// For one model [default: all together].
         #[arg(long, value_name = "NAME")]
         model: Option<String>,
-        /// Count, and report what would be refused instead of refusing it.
+        /// Count what would be refused, instead of refusing it; `quota explain` and /v1/me/limits tell how much that was.
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -155,6 +155,10 @@ fn show(office: &Office, answer: &Value, is_unnamed: bool) -> Result<()> {
             _ => "which only a running server knows",
         };
         output::line(format_args!("not looked at: {name} of {scope}, {why}"))
+    })?;
+    answer["on_trial"].as_array().into_iter().flatten().try_for_each(|limit| {
+        let (name, scope, refused) = (text(&limit["limit"]), text(&limit["scope"]), &limit["would_have_refused"]);
+        output::line(format_args!("on trial: {name} of {scope} would have refused {refused} requests since the start"))
     })
 }
 

@@ -113,6 +113,19 @@ fn what_is_done_at_a_running_server_is_what_is_done_on_the_ledger() {
 }
 
 #[test]
+fn a_limit_on_trial_is_said_to_be_one_when_it_is_set_and_removed() {
+    let state = State::new();
+    let says = |line: &str| {
+        let output = state.command(&line.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    assert_eq!(says("account create acme"), "created acme");
+    assert_eq!(says("quota set acme tokens_per_day 9"), "set tokens_per_day of acme");
+    assert_eq!(says("quota set acme tokens_per_day 9 --dry-run"), "set tokens_per_day of acme (on trial)");
+    assert_eq!(says("quota remove acme tokens_per_day --dry-run"), "removed tokens_per_day of acme (on trial)");
+}
+
+#[test]
 fn keys_that_are_made_and_revoked_through_the_socket_are_so_for_the_server_that_runs() {
     let state = State::new();
     let run = |line: &str| {

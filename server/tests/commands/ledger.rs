@@ -260,17 +260,6 @@ fn an_account_that_was_mistyped_has_not_used_nothing() {
 }
 
 #[test]
-fn a_limit_on_trial_is_said_to_be_one_when_it_is_set_and_removed() {
-    let state = State::new();
-    run(&state, &["account", "create", "acme"]);
-    let set = ["quota", "set", "acme", "tokens_per_day", "9"];
-    assert_eq!(run(&state, &set).trim(), "set tokens_per_day of acme");
-    assert_eq!(run(&state, &[&set[..], &["--dry-run"]].concat()).trim(), "set tokens_per_day of acme (on trial)");
-    let removed = run(&state, &["quota", "remove", "acme", "tokens_per_day", "--dry-run"]);
-    assert_eq!(removed.trim(), "removed tokens_per_day of acme (on trial)");
-}
-
-#[test]
 fn a_grant_that_is_over_before_it_begins_is_refused() {
     let state = State::new();
     let past = refusal(&state, &["account", "create", "acme", "--gpu-hours", "5", "--until", "2020-01-01"]);
@@ -308,6 +297,23 @@ fn explain_asks_the_server_that_runs_and_sees_its_rates_and_its_gpu_time() {
     run(&state, &["quota", "set", "acme", "gpu_seconds_per_day", "0.000001"]);
     let never = (0..100).map(|_| explain("100000")).find(|said| said.contains("gpu_seconds_per_day"));
     assert!(never.is_some_and(|said| said.contains("can never fit")), "{}", explain("100000"));
+}
+
+#[test]
+fn explain_tells_what_a_limit_on_trial_would_have_refused() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    run(&state, &["quota", "set", "acme", "requests_per_day", "1", "--dry-run"]);
+    let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
+    let explain = || String::from_utf8(explained(&state, &["quota", "explain", "alice", "--tokens", "1"]).1).unwrap();
+    assert!(!explain().contains("on trial"), "without a server nobody has counted");
+    let served = Served::start(&state, &[]);
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 1});
+    for _ in 0..3 {
+        assert_eq!(open_as(&served.address, "/v1/completions", &body, &key).whole().status, 200);
+    }
+    let said = explain();
+    assert!(said.contains("on trial: requests_per_day of acme would have refused 2 requests"), "{said}");
 }
 
 #[test]
