@@ -7,7 +7,7 @@ use super::{ChatLengths, CheckError, Context};
 use crate::arrivals::Arrivals;
 use crate::clock::now;
 use crate::http::Connect;
-use crate::record::Record;
+use crate::record::{Ending, Record};
 use crate::rng::Rng;
 use crate::scenario::RequestFields;
 use crate::servers::Fleet;
@@ -28,6 +28,8 @@ struct Toll {
     sent: u64,
     /// That the clients read something of.
     streams: u64,
+    /// Of these, the ones that did not come to their end.
+    cut: u64,
     received: u64,
     billed: Billed,
 }
@@ -82,9 +84,11 @@ async fn kill_once<C: Connect>(
     let ((run, _), down) = tokio::join!(context.carry_out(&plan), kill);
     let down = down.map_err(|error| CheckError::CannotTry(error.to_string()))?;
     let billed = Billed::read(context).await?.since(before);
-    let read: Vec<u64> = run.records.iter().map(Record::output_tokens).filter(|tokens| *tokens > 0).collect();
-    let sent = run.records.len() as u64;
-    Ok((Toll { sent, streams: read.len() as u64, received: read.iter().sum(), billed }, down))
+    let read: Vec<&Record> = run.records.iter().filter(|record| record.output_tokens() > 0).collect();
+    let (sent, streams) = (run.records.len() as u64, read.len() as u64);
+    let cut = read.iter().filter(|record| record.ending != Ending::Finished).count() as u64;
+    let received = read.iter().map(|record| record.output_tokens()).sum();
+    Ok((Toll { sent, streams, cut, received, billed }, down))
 }
 
 fn judge(verdict: &mut Verdict, tolls: &[Toll]) {
@@ -95,6 +99,12 @@ fn judge(verdict: &mut Verdict, tolls: &[Toll]) {
     let worst = tolls.iter().map(|toll| toll.unbilled() as f64 / toll.streams.max(1) as f64).fold(0.0, f64::max);
     verdict.figure("unbilled tokens a stream, worst kill", format!("{worst:.1}"));
     verdict.require(sum(|toll| toll.received) > 0, || "no stream brought anything before its kill".to_owned());
+    let midway = tolls.iter().filter(|toll| toll.cut > 0).count();
+    if 2 * midway < tolls.len() {
+        let kills = tolls.len();
+        verdict
+            .cannot_tell(format!("what a kill does to streams: {midway} of {kills} cut one; try on a machine at rest"));
+    }
     for (kill, toll) in tolls.iter().enumerate() {
         let (unbilled, bound) = (toll.unbilled(), MARK_TOKENS * toll.streams);
         verdict.require(unbilled <= bound, || format!("kill {}: {unbilled} tokens are unbilled: {toll:?}", kill + 1));
@@ -115,6 +125,7 @@ impl Toll {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Outcome;
 
     fn judged(received: u64, output_tokens: u64) -> Verdict {
         let mut verdict = Verdict::new("ledger", "");
@@ -123,7 +134,18 @@ mod tests {
     }
 
     fn toll(received: u64, billed: Billed) -> Toll {
-        Toll { sent: 2, streams: 2, received, billed }
+        Toll { sent: 2, streams: 2, cut: 2, received, billed }
+    }
+
+    #[test]
+    fn kills_between_streams_tell_nothing_of_those_that_are_cut() {
+        let midway = toll(20, Billed { requests: 2, output_tokens: 20 });
+        let outcome = |cuts: [u64; 3]| {
+            let mut verdict = Verdict::new("ledger", "");
+            judge(&mut verdict, &cuts.map(|cut| Toll { cut, ..midway }));
+            verdict.outcome()
+        };
+        assert_eq!([outcome([2, 0, 1]), outcome([0, 0, 2])], [Outcome::Holds, Outcome::CannotTell]);
     }
 
     #[test]

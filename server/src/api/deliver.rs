@@ -31,11 +31,11 @@ pub(crate) struct Delivery {
     next_turn: usize,
 }
 
-/// A request that was not admitted, and how its answer says so.
-#[derive(Debug)]
+/// A request that was not admitted.
 pub(crate) struct NotAdmitted {
     pub(crate) error: ApiError,
-    pub(crate) answer: Box<dyn AnswerForm>,
+    /// Makes the answer that says so, where a stream has begun; most refusals come before and need none.
+    pub(crate) answer: Box<dyn FnOnce() -> Box<dyn AnswerForm> + Send>,
 }
 
 /// A stream that begins before its request is admitted, so that nobody on its way takes it for dead.
@@ -57,10 +57,11 @@ pub(crate) fn stream_once_admitted(
 }
 
 impl NotAdmitted {
-    async fn write_to(mut self, writer: &SseWriter) -> Result<(), ReaderGone> {
-        let parts = self.answer.failure(&self.error);
+    async fn write_to(self, writer: &SseWriter) -> Result<(), ReaderGone> {
+        let mut answer = (self.answer)();
+        let parts = answer.failure(&self.error);
         write_parts(writer, &parts).await?;
-        writer.done(self.answer.stream_end()).await
+        writer.done(answer.stream_end()).await
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::http::header::{HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::reached_limit::ReachedLimit;
@@ -144,6 +145,23 @@ pub struct ApiError {
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
+/// The body as it is written: under load most answers are refusals, so there is no detour over a [`Value`].
+#[derive(Debug, Serialize)]
+struct ErrorBody<'a> {
+    error: ShownError<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownError<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    type_: &'static str,
+    param: Option<&'a str>,
+    code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a ReachedLimit>,
+}
+
 impl ApiError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let retry_after = kind.default_retry_after();
@@ -213,17 +231,13 @@ impl ApiError {
     }
 
     pub fn body(&self) -> Value {
-        let row = self.kind.row();
-        let mut error = json!({
-            "message": self.message,
-            "type": row.type_,
-            "param": self.param,
-            "code": row.code,
-        });
-        if let Some(limit) = &self.limit {
-            error["limit"] = json!(limit);
-        }
-        json!({"error": error})
+        json!(self.shown())
+    }
+
+    fn shown(&self) -> ErrorBody<'_> {
+        let Row { type_, code, .. } = self.kind.row();
+        let (param, limit) = (self.param.as_deref(), self.limit.as_deref());
+        ErrorBody { error: ShownError { message: &self.message, type_, param, code, limit } }
     }
 
     fn fill_headers(&self, headers: &mut HeaderMap) {
@@ -241,7 +255,7 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status(), axum::Json(self.body())).into_response();
+        let mut response = (self.status(), axum::Json(self.shown())).into_response();
         self.fill_headers(response.headers_mut());
         response.extensions_mut().insert(ErrorLabel(self.label()));
         response
@@ -286,6 +300,18 @@ mod tests {
         let error = ApiError::new(ErrorKind::InvalidValue, "no").param("top_p");
         let expected = json!({"error": {"message": "no", "type": "invalid_request_error", "param": "top_p", "code": "invalid_value"}});
         assert_eq!(error.body(), expected);
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_is_the_body_to_the_byte() {
+        let error = ApiError::new(ErrorKind::InvalidValue, "no");
+        let text = error.body().to_string();
+        let expected =
+            r#"{"error":{"message":"no","type":"invalid_request_error","param":null,"code":"invalid_value"}}"#;
+        assert_eq!(text, expected);
+        let response = error.into_response();
+        assert_eq!(response.headers()["content-type"], "application/json");
+        assert_eq!(axum::body::to_bytes(response.into_body(), 1000).await.unwrap(), text);
     }
 
     #[test]

@@ -104,9 +104,12 @@ pub(crate) async fn admit(
     visit.sign(&mut request.attribution);
     let serving = state.serving();
     let remote = serving.remote(&request.model).filter(|model| state.sees(&visit.caller, &model.name)).cloned();
-    if let (Some(model), Some(outgoing)) = (remote, outgoing.clone()) {
-        return admit_remote(state, visit, (serving, model), (prompt, request), outgoing).await;
-    }
+    let outgoing = match (remote, outgoing) {
+        (Some(model), Some(outgoing)) => {
+            return admit_remote(state, visit, (serving, model), (prompt, request), outgoing).await;
+        }
+        (_, outgoing) => outgoing,
+    };
     let Visit { caller, place, arrived, scope, origin, shadow } = visit;
     state.readiness().admit()?;
     require(&caller, scope)?;

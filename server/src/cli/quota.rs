@@ -50,7 +50,7 @@ enum QuotaCommand {
         /// For one model [default: all together].
         #[arg(long, value_name = "NAME")]
         model: Option<String>,
-        /// Count, and report what would be refused instead of refusing it.
+        /// Count what would be refused, instead of refusing it; `quota explain` and /v1/me/limits tell how much that was.
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
@@ -98,7 +98,7 @@ impl QuotaArgs {
                 if let Some(warning) = answer["warning"].as_str() {
                     tell!("passerelle: {warning}");
                 }
-                output::line(format_args!("set {limit} of {account}"))
+                output::line(format_args!("set {limit} of {account}{}", on_trial(dry_run)))
             }
             QuotaCommand::Explain { key, tokens, output_tokens, model, output } => {
                 let office = self.state.office_that_prices(&model)?;
@@ -109,11 +109,15 @@ impl QuotaArgs {
             QuotaCommand::Remove { account, limit, model, dry_run } => {
                 let removed = json!({"limit": limit.to_string(), "model": model, "dry_run": dry_run});
                 self.state.office()?.post("/admin/v1/limits", &json!({"account": account, "remove": removed}))?;
-                output::line(format_args!("removed {limit} of {account}"))
+                output::line(format_args!("removed {limit} of {account}{}", on_trial(dry_run)))
             }
         };
         done.map(|()| ExitCode::SUCCESS)
     }
+}
+
+fn on_trial(dry_run: bool) -> &'static str {
+    if dry_run { " (on trial)" } else { "" }
 }
 
 fn explain(office: &Office, asked: &Value, output: OutputArgs) -> Result<ExitCode> {
@@ -121,12 +125,12 @@ fn explain(office: &Office, asked: &Value, output: OutputArgs) -> Result<ExitCod
     if output.json {
         output::json(&answer)?;
     } else {
-        show(office, &answer)?;
+        show(office, &answer, asked["model"] == "")?;
     }
     Ok(if answer["fits"] == true { ExitCode::SUCCESS } else { ExitCode::from(WOULD_BE_REFUSED) })
 }
 
-fn show(office: &Office, answer: &Value) -> Result<()> {
+fn show(office: &Office, answer: &Value, is_unnamed: bool) -> Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let account = text(&answer["account"]);
     let barred = answer["barred"].as_array().map_or(&[][..], Vec::as_slice);
@@ -141,13 +145,20 @@ fn show(office: &Office, answer: &Value) -> Result<()> {
     answer["not_looked_at"].as_array().into_iter().flatten().try_for_each(|limit| {
         let (name, scope) = (text(&limit["limit"]), text(&limit["scope"]));
         let why = match limit["why"].as_str() {
-            Some("needs_price") => "because no price is known of what was asked: name a model with --model",
+            Some("needs_price") if is_unnamed => {
+                "because no price is known of what was asked: name a model with --model"
+            }
+            Some("needs_price") => "because no price of this model is known without a server that runs it",
             Some("needs_model") => "because no model was named: name one with --model",
             Some("not_in_memory") => "which is known while the model is in memory",
             Some("not_known_here") => "which only the server that runs the model knows",
             _ => "which only a running server knows",
         };
         output::line(format_args!("not looked at: {name} of {scope}, {why}"))
+    })?;
+    answer["on_trial"].as_array().into_iter().flatten().try_for_each(|limit| {
+        let (name, scope, refused) = (text(&limit["limit"]), text(&limit["scope"]), &limit["would_have_refused"]);
+        output::line(format_args!("on trial: {name} of {scope} would have refused {refused} requests since the start"))
     })
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::door;
 use super::engines;
+use super::ledger as ledgers;
 use super::tariff as tariffs;
 use super::upstreams::{self, Upstreams};
 
@@ -117,6 +118,7 @@ impl Reloading {
 
     fn reload(&mut self, again: &ReadAgain) -> Result<Reloaded> {
         let new = again()?;
+        check_for_restart(&new)?;
         let ring = self.state.authenticator().ring();
         let mut reloaded = compare(&self.config, &new, ring.is_some());
         let config = in_force(&self.config, new, ring.is_some());
@@ -155,6 +157,13 @@ impl Reloading {
             bail!("`{}` has no price in the tariff that is in force; restart to have it read again", model.name)
         })
     }
+}
+
+/// What comes into force with a restart only, and would keep the server from starting.
+fn check_for_restart(config: &Config) -> Result<()> {
+    ledgers::calendar(&config.ledger)?;
+    config.ledger.tariff.as_deref().map(tariffs::wherever).transpose()?;
+    Ok(())
 }
 
 /// A panic is a refusal like another, so that the next order finds somebody.

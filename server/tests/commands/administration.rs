@@ -56,6 +56,7 @@ const SCRIPT: &[&str] = &[
     "account remove acme/speech",
     "usage",
     "usage show acme --json",
+    "usage show acne",
     "usage export",
     "backup copy.db",
     "backup copy.db",
@@ -109,6 +110,19 @@ fn what_is_done_at_a_running_server_is_what_is_done_on_the_ledger() {
     let log = fs::read_to_string(busy.log()).expect("it was logged");
     assert!(log.contains("administered from the command line"), "the server was not asked: {log}");
     drop(served);
+}
+
+#[test]
+fn a_limit_on_trial_is_said_to_be_one_when_it_is_set_and_removed() {
+    let state = State::new();
+    let says = |line: &str| {
+        let output = state.command(&line.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    assert_eq!(says("account create acme"), "created acme");
+    assert_eq!(says("quota set acme tokens_per_day 9"), "set tokens_per_day of acme");
+    assert_eq!(says("quota set acme tokens_per_day 9 --dry-run"), "set tokens_per_day of acme (on trial)");
+    assert_eq!(says("quota remove acme tokens_per_day --dry-run"), "removed tokens_per_day of acme (on trial)");
 }
 
 #[test]
@@ -209,12 +223,17 @@ fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_no
     assert!(["early", "final"].iter().all(|name| models.contains(&(*name).to_owned())), "{models:?}");
     assert_eq!(models, (0..12).map(|user| model_of(&served, &user.to_string())).collect::<Vec<_>>(), "a session stays");
 
-    write_configuration(&state, "[aliases]\nchat = { nobody = 1 }\n");
-    let refused = reload();
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(said.contains("stays as it was") && said.contains("`nobody`, which is not served"), "{said}");
-    assert_eq!(model_of(&served, "0"), models[0]);
+    // The second of them would keep the server from starting again.
+    let not_served = ("[aliases]\nchat = { nobody = 1 }\n", "`nobody`, which is not served");
+    let no_zone = ("[ledger]\ntime_zone = \"Europe/Atlantis\"\n", "ledger.time_zone: 'Europe/Atlantis'");
+    for (wrong, why) in [not_served, no_zone] {
+        write_configuration(&state, wrong);
+        let refused = reload();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(said.contains("stays as it was") && said.contains(why), "{said}");
+        assert_eq!(model_of(&served, "0"), models[0]);
+    }
 
     write_configuration(&state, "");
     served.signal("HUP");

@@ -224,6 +224,9 @@ fn explain_derives_a_price_where_none_is_published_and_says_what_the_server_says
     assert!(on_ledger[0].is_null() && on_ledger[3].is_object(), "{on_ledger:?}");
     let unpriced: Value = serde_json::from_slice(&explain("other", "1000000").1).unwrap();
     assert_eq!(unpriced["not_looked_at"][0]["limit"], "gpu_seconds_per_day", "{unpriced}");
+    let said = explained(&state, &["quota", "explain", "alice", "--model", "other", "--tokens", "9"]).1;
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.contains("no price of this model") && !said.contains("--model"), "{said}");
     let _served = Served::start(&state, &[]);
     assert_eq!(asks(), on_ledger);
     // Without a model there is no price, with a server or without one.
@@ -243,6 +246,17 @@ fn a_directory_that_was_mistyped_is_named_and_not_made() {
     }
     let said = refusal(&state, &["reload"]);
     assert!(said.contains("No server runs") && said.contains("admin.sock"), "{said}");
+}
+
+#[test]
+fn an_account_that_was_mistyped_has_not_used_nothing() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    for more in [&["--by", "model"][..], &["--by", "user"], &["--since", "2026-01-01"]] {
+        let said = refusal(&state, &[&["usage", "show", "acne"][..], more].concat());
+        assert!(said.contains("no account 'acne'"), "{said}");
+        assert!(run(&state, &[&["usage", "show", "acme"][..], more].concat()).starts_with("ACCOUNT"));
+    }
 }
 
 #[test]
@@ -283,6 +297,23 @@ fn explain_asks_the_server_that_runs_and_sees_its_rates_and_its_gpu_time() {
     run(&state, &["quota", "set", "acme", "gpu_seconds_per_day", "0.000001"]);
     let never = (0..100).map(|_| explain("100000")).find(|said| said.contains("gpu_seconds_per_day"));
     assert!(never.is_some_and(|said| said.contains("can never fit")), "{}", explain("100000"));
+}
+
+#[test]
+fn explain_tells_what_a_limit_on_trial_would_have_refused() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    run(&state, &["quota", "set", "acme", "requests_per_day", "1", "--dry-run"]);
+    let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
+    let explain = || String::from_utf8(explained(&state, &["quota", "explain", "alice", "--tokens", "1"]).1).unwrap();
+    assert!(!explain().contains("on trial"), "without a server nobody has counted");
+    let served = Served::start(&state, &[]);
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 1});
+    for _ in 0..3 {
+        assert_eq!(open_as(&served.address, "/v1/completions", &body, &key).whole().status, 200);
+    }
+    let said = explain();
+    assert!(said.contains("on trial: requests_per_day of acme would have refused 2 requests"), "{said}");
 }
 
 #[test]

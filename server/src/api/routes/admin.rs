@@ -72,9 +72,15 @@ async fn usage<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
     let query = request.uri().query().unwrap_or_default();
     let named = in_query(query, "account").map(str::parse).transpose();
     let named = named.map_err(|error: PathError| ApiError::new(ErrorKind::InvalidValue, format!("{error}.")))?;
+    let is_named = named.is_some();
     let account = named.unwrap_or_else(|| caller.account.path.clone());
     require_governed(&caller, &account)?;
-    sums(&administration, account, query).await
+    let sums = sums(&administration, &account, query).await?;
+    if is_named && sums["data"] == json!([]) {
+        // A name that was mistyped has used nothing either. What an account that was removed has used is still told.
+        blocking(move || administration.directory.require_account(&account)).await?;
+    }
+    Ok(Json(sums).into_response())
 }
 
 /// Where the time of each partition went since the server started, for whoever governs the root.

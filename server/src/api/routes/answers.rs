@@ -78,7 +78,7 @@ pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, doo
     let body = alias::settle(state, &caller, body);
     let written = door.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
     let (read, form) = read(state, body, door)?;
-    let outgoing = written.map(|(kind, body)| Outgoing::new(kind, &body, &read.ignored));
+    let outgoing = written.map(|(kind, body)| Outgoing::new(kind, body, &read.ignored));
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
     let generated = generate(state, visit, (read, outgoing), (form, door.id_prefix())).await;
@@ -149,7 +149,7 @@ async fn deliver(
             let answer = form(AnswerHead { model, fingerprint, tier, billing, ..unserved });
             Ok(Delivery::new(state, admitted, answer))
         }
-        Err(error) => Err(NotAdmitted { error, answer: form(unserved) }),
+        Err(error) => Err(NotAdmitted { error, answer: Box::new(move || form(unserved)) }),
     }
 }
 

@@ -32,14 +32,16 @@ pub(crate) async fn limits(State(state): State<AppState>, request: Request) -> R
 pub(crate) async fn usage(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
     let caller = authenticate(&state, request.headers())?;
     let administration = state.administration().ok_or_else(nothing_kept)?;
-    sums(administration, caller.account.path.clone(), request.uri().query().unwrap_or_default()).await
+    let query = request.uri().query().unwrap_or_default();
+    Ok(Json(sums(administration, &caller.account.path, query).await?).into_response())
 }
 
+/// Of an account and everything below it, as the query wants them.
 pub(crate) async fn sums(
     administration: &Administration,
-    account: AccountPath,
+    account: &AccountPath,
     query: &str,
-) -> Result<Response, ApiError> {
+) -> Result<Value, ApiError> {
     let (from, until) = (instant(query, "since")?, instant(query, "until")?);
     let window = (from.unwrap_or_default(), until.unwrap_or(UnixSeconds(i64::MAX as u64)));
     let usage = Arc::clone(&administration.usage);
@@ -49,7 +51,7 @@ pub(crate) async fn sums(
         Some("user") => blocking(move || Ok(json!(usage.sums_by_user(&named, window)?))).await?,
         Some(_) => return Err(invalid("by", "must be `model` or `user`")),
     };
-    Ok(Json(json!({"object": "list", "account": account, "data": data})).into_response())
+    Ok(json!({"object": "list", "account": account, "data": data}))
 }
 
 fn limit_json(state: &LimitState) -> Value {

@@ -29,12 +29,11 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     /// `ignored`: the fields that were accepted without being read, which nobody is to read.
-    pub(crate) fn new(kind: AnswerKind, body: &Value, ignored: &[String]) -> Self {
-        let kept = |(name, value): &(&String, &Value)| {
-            !value.is_null() && !OWN_FIELDS.contains(&name.as_str()) && !ignored.contains(*name)
-        };
-        let fields = body.as_object().into_iter().flatten().filter(kept);
-        Self { kind, fields: fields.map(|(name, value)| (name.clone(), value.clone())).collect() }
+    pub(crate) fn new(kind: AnswerKind, body: Value, ignored: &[String]) -> Self {
+        let mut fields = if let Value::Object(fields) = body { fields } else { Map::new() };
+        fields
+            .retain(|name, value| !value.is_null() && !OWN_FIELDS.contains(&name.as_str()) && !ignored.contains(name));
+        Self { kind, fields }
     }
 
     /// One prompt of the request. Every answer comes as a stream, so that it is counted while it is made, whatever its
@@ -82,7 +81,7 @@ mod tests {
             "user": "u", "safety_identifier": "s", "metadata": {"ticket": "4711"}, "colour": "red",
             "max_completion_tokens": 500,
         });
-        let outgoing = Outgoing::new(AnswerKind::Chat, &body, &["colour".to_owned()]);
+        let outgoing = Outgoing::new(AnswerKind::Chat, body, &["colour".to_owned()]);
         let call = outgoing.call(None, 100);
         assert_eq!(call.route, CallRoute::Chat);
         let expected = json!({
@@ -94,7 +93,7 @@ mod tests {
 
     #[test]
     fn each_prompt_of_a_list_is_a_call_of_its_own() {
-        let outgoing = Outgoing::new(AnswerKind::Completion, &json!({"prompt": ["a", [1, 2]], "model": "m"}), &[]);
+        let outgoing = Outgoing::new(AnswerKind::Completion, json!({"prompt": ["a", [1, 2]], "model": "m"}), &[]);
         let prompts = [CompletionPrompt::Text("a".into()), CompletionPrompt::Tokens(vec![1, 2])];
         let sent = prompts.map(|prompt| sent(&outgoing.call(Some(&prompt), 9)));
         assert_eq!([&sent[0]["prompt"], &sent[1]["prompt"]], [&json!("a"), &json!([1, 2])]);

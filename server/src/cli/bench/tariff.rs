@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use passerelle::gateway::quota::{Calendar, CalendarError};
 use passerelle::gateway::tariff::{Band, Cards, WrittenPrice, WrittenTariff};
 
 use super::Report;
@@ -20,7 +21,7 @@ const CARDS: &str = include_str!("../../../../configs/tariffs/cards.toml");
 pub(super) struct TariffArgs {
     /// Print a tariff of this date, by what the largest batch took, for `ledger.tariff`. The batch, the prompt and the
     /// answer are its reference load.
-    #[arg(long, value_name = "DATE")]
+    #[arg(long, value_name = "DATE", value_parser = dated)]
     pub(super) tariff: Option<String>,
     /// The card that this runs on, as configs/tariffs/cards.toml lists it.
     #[arg(long, value_name = "NAME", requires = "tariff")]
@@ -47,6 +48,11 @@ pub(super) struct Reference {
     pub(super) again: Measured,
     /// Beyond `behind`.
     pub(super) load: Workload,
+}
+
+/// Before anything is measured: no server would take a tariff without a date.
+fn dated(date: &str) -> Result<String, CalendarError> {
+    Calendar::utc().start_of(date).map(|_| date.to_owned())
 }
 
 impl TariffArgs {
@@ -133,6 +139,12 @@ mod tests {
         assert_eq!(args(None).band_starts(32_768), [0, 8192]);
         assert_eq!(args(None).band_starts(2048), [0, 1024]);
         assert_eq!(args(Some(&[4096, 512])).band_starts(32_768), [0, 512, 4096]);
+    }
+
+    #[test]
+    fn a_tariff_without_a_date_is_refused_before_anything_is_measured() {
+        assert_eq!(dated("2026-12-31").as_deref(), Ok("2026-12-31"));
+        assert_eq!(dated("soon"), Err(CalendarError::BadDate("soon".to_owned())));
     }
 
     #[test]

@@ -48,7 +48,6 @@ const ACCOUNTS_AND_KEYS: &str = "
 /// An entry without `seq` is open, and its counts are those of its last mark. `usage` sums what was settled, by quarters of
 /// an hour, which every time zone's days are made of.
 const LEDGER: &str = "
-    INSERT INTO meta VALUES ('syncs', 0);
     CREATE TABLE entries (
         id INTEGER PRIMARY KEY,
         seq INTEGER UNIQUE,

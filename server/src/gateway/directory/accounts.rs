@@ -19,6 +19,11 @@ impl Directory {
         self.change(Act::create(path, &limits), |transaction| create(transaction, path, &limits, now))
     }
 
+    /// Errors unless there is one.
+    pub fn require_account(&self, path: &AccountPath) -> Result<(), DirectoryError> {
+        self.read(|transaction| require(transaction, path).map(drop))
+    }
+
     /// Only an account without accounts below it and without usable keys goes. What it used stays in the ledger.
     pub fn remove_account(&self, path: &AccountPath) -> Result<(), DirectoryError> {
         let act = Act { name: "account remove", subject: path.as_str(), detail: String::new() };

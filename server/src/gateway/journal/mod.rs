@@ -203,4 +203,6 @@ impl Default for JournalConfig {
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod power_tests;
+#[cfg(test)]
 pub(super) mod tests;

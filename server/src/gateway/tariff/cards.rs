@@ -29,8 +29,8 @@ struct Slices {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownCard {
-    #[error("the table of cards does not list `{0}`; state its factor")]
-    Card(String),
+    #[error("the table of cards does not list `{card}`, only {listed}; state its factor")]
+    Card { card: String, listed: String },
     #[error("`{0}` is no MIG slice; write one like 2g or 2g.10gb")]
     Slice(String),
 }
@@ -38,9 +38,14 @@ pub enum UnknownCard {
 impl Cards {
     /// Of a whole card, or of a MIG slice of it, written like `2g` or `2g.10gb`.
     pub fn factor(&self, card: &str, slice: Option<&str>) -> Result<f64, UnknownCard> {
-        let listed = self.cards.iter().find(|listed| listed.name.eq_ignore_ascii_case(card));
-        let whole = listed.ok_or_else(|| UnknownCard::Card(card.to_owned()))?.factor;
+        let named = self.cards.iter().find(|listed| listed.name.eq_ignore_ascii_case(card));
+        let whole = named.ok_or_else(|| self.does_not_list(card))?.factor;
         Ok(whole * slice.map_or(Ok(1.0), |slice| self.part(slice))?)
+    }
+
+    fn does_not_list(&self, card: &str) -> UnknownCard {
+        let names: Vec<&str> = self.cards.iter().map(|listed| listed.name.as_str()).collect();
+        UnknownCard::Card { card: card.to_owned(), listed: names.join(", ") }
     }
 
     fn part(&self, slice: &str) -> Result<f64, UnknownCard> {
@@ -71,7 +76,8 @@ mod tests {
 
     #[test]
     fn what_is_not_listed_is_not_guessed() {
-        assert_eq!(cards().factor("mi300", None), Err(UnknownCard::Card("mi300".into())));
+        let unlisted = UnknownCard::Card { card: "mi300".into(), listed: "v100, a100".into() };
+        assert_eq!(cards().factor("mi300", None), Err(unlisted));
         for odd in ["5g", "g", "", "2", "all"] {
             assert!(matches!(cards().factor("a100", Some(odd)), Err(UnknownCard::Slice(_))), "{odd}");
         }

@@ -2,6 +2,8 @@
 
 mod bars;
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -15,6 +17,7 @@ use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::account::ServiceClass;
 use crate::gateway::directory::KeyStatus;
+use crate::gateway::ledger::LimitState;
 use crate::gateway::quota::Unit;
 use crate::gateway::{Account, Ask, Caller, DirectoryError, Ledger, Limit, Refusal, Reserve, Retry, Scope};
 
@@ -75,6 +78,7 @@ pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) ->
         "closed": closed,
         "refusal": refusal.map(|refusal| refusal_json(&refusal, &ledger, smaller(&ledger, &asked, &ask))),
         "not_looked_at": unknown.collect::<Vec<_>>(),
+        "on_trial": on_trial(&ledger, &asked, knows),
     });
     Ok(Json(answer).into_response())
 }
@@ -83,6 +87,23 @@ pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) ->
 fn smaller(ledger: &Ledger, caller: &Caller, ask: &Ask) -> Option<u32> {
     let largest = ledger.largest_output(caller, ask.model.as_deref().unwrap_or_default(), ask.prompt_tokens)?;
     Some(largest).filter(|largest| (1..ask.max_output_tokens).contains(largest))
+}
+
+/// The limits on trial, and what they would have refused since the server started. Where none runs, nobody has counted.
+fn on_trial(ledger: &Ledger, caller: &Arc<Caller>, knows: Knows) -> Vec<Value> {
+    if knows == Knows::TheLedger {
+        return Vec::new();
+    }
+    let states = ledger.limits_of(caller);
+    let on_trial = states.iter().filter(|state| !state.limit.is_enforced());
+    on_trial
+        .map(|LimitState { limit, scope, would_have_refused, .. }| {
+            json!({
+                "limit": limit.name().as_str(), "scope": scope, "model": limit.model.as_deref(),
+                "would_have_refused": would_have_refused,
+            })
+        })
+        .collect()
 }
 
 fn refusal_json(refusal: &Refusal, ledger: &Ledger, smaller: Option<u32>) -> Value {
