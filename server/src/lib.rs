@@ -9,6 +9,7 @@ pub mod hub;
 pub mod metrics;
 pub mod placement;
 mod silence;
+mod spelling;
 pub mod text;
 pub mod trust;
 pub mod units;
