@@ -63,7 +63,7 @@ impl DataSet {
         let mut ids = HashSet::new();
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let at = |problem: String| DataError::Line { line: index + 1, problem };
-            let written: Written = serde_json::from_str(line).map_err(|error| at(error.to_string()))?;
+            let written: Written = serde_json::from_str(line).map_err(|error| at(of_one_line(&error)))?;
             let item = written.item(index + 1).map_err(at)?;
             if !ids.insert(item.id.clone()) {
                 return Err(at(format!("a second item with the id {:?}", item.id)));
@@ -76,6 +76,11 @@ impl DataSet {
         let digest = digest(&items);
         Ok(Self { items, digest })
     }
+}
+
+/// Serde's words, without its own count of lines, which begins anew with each of ours.
+fn of_one_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(&format!(" at line {} column", error.line()), " at column")
 }
 
 impl Written {

@@ -18,7 +18,7 @@ pub struct KvDemand {
 
 /// Less than every model needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{budget} is less than one block for each of {models} models")]
+#[error("{budget} is less than one block for each model (there are {models})")]
 pub struct TooLittleForKv {
     budget: ByteSize,
     models: usize,
