@@ -121,6 +121,6 @@ mod tests {
     #[test]
     fn a_budget_without_room_is_refused() {
         let error = share_kv_memory(ByteSize(BLOCK - 1), &[demand(1, 1000)]).expect_err("less than a block");
-        assert!(error.to_string().contains("1 models"), "{error}");
+        assert!(error.to_string().contains("each model (there are 1)"), "{error}");
     }
 }
