@@ -5,6 +5,7 @@ pub mod batches;
 pub mod config;
 pub mod evaluation;
 pub mod gateway;
+mod hex;
 pub mod hub;
 pub mod metrics;
 pub mod placement;

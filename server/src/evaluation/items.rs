@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::hex::hex;
+
 /// Choices of one item.
 pub const MAX_CHOICES: usize = 64;
 
@@ -128,7 +130,7 @@ fn digest(items: &[Item]) -> String {
         hash.update(serde_json::to_vec(item).expect("texts and numbers have a form in JSON"));
         hash.update(b"\n");
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize()[..])
 }
 
 #[cfg(test)]
