@@ -1,12 +1,6 @@
 //! Chance as a function of its arguments: the same seed and position give the same draw, whatever else runs.
 
-/// SplitMix64's step (Steele, Lea and Flood 2014): a bijection that scatters neighbouring inputs.
-pub(crate) fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
+pub(crate) use passerelle_models::random::mix;
 
 /// In [0, 1), 53 bits.
 pub(crate) fn uniform(seed: u64, position: u64) -> f64 {

@@ -7,6 +7,7 @@ pub mod input;
 pub mod kv_cache;
 pub mod logits;
 pub mod ops;
+pub mod random;
 pub mod selftest;
 
 mod arch;

@@ -119,11 +119,6 @@ impl Manifest {
         if manifest.to_text() == text { Ok(manifest) } else { refuse(0, "it is not written as manifests are") }
     }
 
-    /// Of files that were hashed one by one, in the order of their names.
-    pub fn of_files(files: Vec<ManifestFile>) -> Self {
-        Self { files }
-    }
-
     pub fn digest(&self) -> ModelDigest {
         ModelDigest::of_bytes(Sha256::digest(self.to_text()).into())
     }

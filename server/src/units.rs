@@ -26,7 +26,7 @@ const BYTE_UNITS: [(&str, u64); 10] = [
     ("GiB", 1 << 30),
     ("TiB", 1 << 40),
 ];
-const PERIOD_UNITS_MS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+const PERIOD_UNITS_MS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 impl FromStr for ByteSize {
     type Err = String;
@@ -44,7 +44,7 @@ impl FromStr for Period {
     fn from_str(text: &str) -> Result<Self, String> {
         in_unit(text, &PERIOD_UNITS_MS)
             .map(|ms| Self(Duration::from_millis(ms)))
-            .ok_or_else(|| format!("`{text}` is not a period; write a whole number and ms, s, m or h, like 30s"))
+            .ok_or_else(|| format!("`{text}` is not a period; write a whole number and ms, s, m, h or d, like 30s"))
     }
 }
 
@@ -105,6 +105,7 @@ mod tests {
     fn periods_need_a_unit() {
         assert_eq!("250ms".parse(), Ok(Period(Duration::from_millis(250))));
         assert_eq!("2m".parse(), Ok(Period(Duration::from_secs(120))));
+        assert_eq!("90d".parse(), Ok(Period(Duration::from_secs(90 * 86_400))));
         assert!("30".parse::<Period>().is_err());
     }
 }

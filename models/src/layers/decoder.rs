@@ -122,8 +122,8 @@ impl Decoder {
     }
 
     fn check(&self, input: &ModelInput) -> Result<(), ModelError> {
-        if let Some(token) = input.tokens().iter().find(|&&token| token as usize >= self.input_vocab_size) {
-            return Err(ModelError::Input(format!("token {token} of a vocabulary of {}", self.input_vocab_size)));
+        if input.tokens().iter().any(|&token| token as usize >= self.input_vocab_size) {
+            return Err(ModelError::Input(format!("a token beyond the vocabulary of {}", self.input_vocab_size)));
         }
         if let Some(position) = input.positions().iter().find(|&&position| position as usize >= self.max_position) {
             return Err(ModelError::Input(format!("position {position} of at most {}", self.max_position)));

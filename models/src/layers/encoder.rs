@@ -98,8 +98,8 @@ impl TextEncoder {
 
     fn check(&self, input: &EncoderInput) -> Result<(), ModelError> {
         let step = input.step();
-        if let Some(token) = step.tokens().iter().find(|&&token| token as usize >= self.vocab_size) {
-            return Err(ModelError::Input(format!("token {token} of a vocabulary of {}", self.vocab_size)));
+        if step.tokens().iter().any(|&token| token as usize >= self.vocab_size) {
+            return Err(ModelError::Input(format!("a token beyond the vocabulary of {}", self.vocab_size)));
         }
         match step.positions().iter().find(|&&position| position as usize >= self.max_tokens) {
             Some(position) => Err(ModelError::Input(format!("position {position} of at most {}", self.max_tokens))),

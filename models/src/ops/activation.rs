@@ -23,6 +23,19 @@ pub enum Activation {
     Xielu(Xielu),
 }
 
+impl Activation {
+    /// One of each kind, for whoever compares bodies.
+    pub const EACH: [Self; 7] = [
+        Self::Relu2,
+        Self::GeluTanh,
+        Self::GeluErf,
+        Self::Relu,
+        Self::Silu,
+        Self::Tanh,
+        Self::Xielu(Xielu { alpha_positive: 0.8, alpha_negative: 1.3, beta: 0.5, eps: -1e-6 }),
+    ];
+}
+
 /// Huang and Schlag 2024, arXiv:2411.13010:
 ///
 /// ```text

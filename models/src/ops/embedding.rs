@@ -44,9 +44,9 @@ pub fn embedding_of_step(
 }
 
 fn check(table: &PackedWeight, tokens: &[TokenId]) -> Result<(), ModelError> {
-    if let Some(token) = tokens.iter().find(|&&token| token as usize >= table.out_features()) {
+    if tokens.iter().any(|&token| token as usize >= table.out_features()) {
         return Err(ModelError::Input(format!(
-            "token {token} for an embedding table of {} rows",
+            "a token beyond the {} rows of an embedding table",
             table.out_features()
         )));
     }

@@ -1,10 +1,10 @@
 use candle_core::DType;
 
 use super::numbers::Random;
-use super::tables::{ACTIVATED, ACTIVATIONS, GATES, GATHERED, NORMS, NormCase};
+use super::tables::{ACTIVATED, GATES, GATHERED, NORMS, NormCase};
 use super::trial::{Trial, placed, values};
 use crate::ModelError;
-use crate::ops::{self, Float, LayerNormParams, RowPool};
+use crate::ops::{self, Activation, Float, LayerNormParams, RowPool};
 
 const EPS: f32 = 1e-3;
 /// Where sequences of pooled rows begin and end.
@@ -71,7 +71,7 @@ fn norm(trial: &mut Trial, case: NormCase) {
 fn activations(trial: &mut Trial, float: Float, shape: [usize; 2]) -> Result<(), ModelError> {
     let x = (Random(3).tensor(&shape, Float::F32) * 6.0)?.to_dtype(float.dtype())?.to_dtype(DType::F32)?;
     let allowed = trial.tolerance(float);
-    for activation in ACTIVATIONS {
+    for activation in Activation::EACH {
         trial.compare("activation", format!("{activation:?}, {float:?} {shape:?}"), allowed, &|compute| {
             values(&ops::activate(compute, &placed(compute, &x, float)?, activation)?)
         });

@@ -2,16 +2,14 @@ use candle_core::{Device, Tensor};
 use half::bf16;
 
 use crate::ops::Float;
+use crate::random::draw;
 
-/// Repeatable values, spread over `-1..1` (SplitMix64: Steele et al., 2014).
+/// Repeatable values, spread over `-1..1`.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        draw(&mut self.0)
     }
 
     pub(crate) fn values(&mut self, len: usize) -> Vec<f32> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::qkv::{NormOf, QkvFlags};
 use super::world::Shape;
 use crate::config::alibi_slopes;
-use crate::ops::{Activation, AttentionParams, Float, Gate, PositionTemperature, Xielu};
+use crate::ops::{AttentionParams, Float, Gate, PositionTemperature};
 
 const F32: (Float, Float) = (Float::F32, Float::F32);
 const BF16: (Float, Float) = (Float::Bf16, Float::Bf16);
@@ -110,16 +110,6 @@ pub(crate) const NORMS: [NormCase; 8] = [
     norm(Float::Bf16, [2, 513], true, false),
     norm(Float::Bf16, [2, 8200], true, true),
     norm(Float::Bf16, [1, 17_000], false, true),
-];
-
-pub(crate) const ACTIVATIONS: [Activation; 7] = [
-    Activation::Relu2,
-    Activation::GeluTanh,
-    Activation::GeluErf,
-    Activation::Relu,
-    Activation::Silu,
-    Activation::Tanh,
-    Activation::Xielu(Xielu { alpha_positive: 0.8, alpha_negative: 1.3, beta: 0.5, eps: -1e-6 }),
 ];
 
 pub(crate) const GATES: [Gate; 3] = [Gate::Silu, Gate::GeluErf, Gate::GeluTanh];

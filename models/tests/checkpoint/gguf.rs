@@ -4,6 +4,7 @@
 use std::fs;
 
 use passerelle_models::ops::Compute;
+use passerelle_models::random::draw;
 use passerelle_models::{CheckpointFiles, LoadOptions, ModelError, load};
 use tempfile::TempDir;
 
@@ -292,12 +293,8 @@ fn tensors_that_cannot_be_are_refused_by_name() {
     );
 }
 
-/// SplitMix64.
 fn next(state: &mut u64) -> usize {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 1) as usize
+    (draw(state) >> 1) as usize
 }
 
 /// A mutated file loads or is refused; the process neither panics nor grows.

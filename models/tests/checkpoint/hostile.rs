@@ -314,11 +314,11 @@ fn checkpoints_of_other_kinds_are_recognised() {
     other("flax_model.msgpack", "another framework");
     other("model-00001-of-00002.safetensors", "index.json");
     other("README.md", "download the weights");
-    refused(&Tiny::new().without_file("config.json"), "config.json", "config.json", "not found");
+    refused(&Tiny::new().without_file("config.json"), "", "config.json", "not found");
     for (file, problem) in [("model-q4.gguf", "GGUF"), ("adapter_config.json", "adapter"), ("params.json", "publisher")]
     {
         let tiny = Tiny::new().without_file("config.json").with_file(file, "{}");
-        refused(&tiny, "config.json", "config.json", problem);
+        refused(&tiny, "", "config.json", problem);
     }
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
     for file in ["config.json", "model.safetensors"] {

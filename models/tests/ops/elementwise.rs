@@ -1,7 +1,7 @@
 use candle_core::Tensor;
 use passerelle_models::ops::{
-    Activation, Gate, LayerNormParams, RotaryEmbedding, Xielu, activate, add_layer_norm, add_rms_norm, gate_mul,
-    layer_norm, rms_norm, rope,
+    Activation, Gate, LayerNormParams, RotaryEmbedding, activate, add_layer_norm, add_rms_norm, gate_mul, layer_norm,
+    rms_norm, rope,
 };
 
 use super::{Random, assert_same_bits, check, fast, values};
@@ -63,19 +63,9 @@ fn rms_norm_of_heads_equals_each_head_alone() {
     }
 }
 
-const ACTIVATIONS: [Activation; 7] = [
-    Activation::Relu2,
-    Activation::GeluTanh,
-    Activation::GeluErf,
-    Activation::Relu,
-    Activation::Silu,
-    Activation::Tanh,
-    Activation::Xielu(Xielu { alpha_positive: 0.8, alpha_negative: 1.3, beta: 0.5, eps: -1e-6 }),
-];
-
 #[test]
 fn activations_equal_the_reference() {
-    for activation in ACTIVATIONS {
+    for activation in Activation::EACH {
         for m in ROWS {
             for width in [1, 5, 8, 23, 64, 173] {
                 let x = (Random(width as u64).tensor(&[m, width]) * 6.0).unwrap();
@@ -100,7 +90,7 @@ fn activations_are_those_of_their_papers() {
         [0.8e30, 1.3 * (-2f32).exp_m1() + 1.6, -1.3e-6, -1.3e-6, 4.2, 0.8e30],
     ];
     for compute in fast() {
-        for (activation, expected) in ACTIVATIONS.into_iter().zip(expected) {
+        for (activation, expected) in Activation::EACH.into_iter().zip(expected) {
             let got = values(&activate(&compute, &x, activation).unwrap());
             for (got, want) in got.into_iter().zip(expected) {
                 assert!((got - want).abs() <= 1e-6 * want.abs().max(1.0), "{activation:?}: {got} instead of {want}");
@@ -171,7 +161,7 @@ fn a_row_is_bit_identical_alone_and_in_any_batch() {
             assert_same_bits("norm", &rms_norm(&compute, &part, &weight, 1e-6).unwrap(), &want_normed);
             let want = layer_normed.narrow(0, start, len).unwrap();
             assert_same_bits("layer norm", &layer_norm(&compute, &part, params).unwrap(), &want);
-            for activation in ACTIVATIONS {
+            for activation in Activation::EACH {
                 let want = activate(&compute, &x, activation).unwrap().narrow(0, start, len).unwrap();
                 assert_same_bits("activation", &activate(&compute, &part, activation).unwrap(), &want);
             }

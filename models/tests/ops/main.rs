@@ -14,16 +14,14 @@ mod spans;
 
 use candle_core::{Device, Tensor};
 use passerelle_models::ops::{Compute, KernelSet};
+use passerelle_models::random::draw;
 
 /// Repeatable values, spread over `-1..1`.
 struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        draw(&mut self.0)
     }
 
     fn value(&mut self) -> f32 {

@@ -208,7 +208,7 @@ fn a_text_that_the_model_cannot_read_is_refused() {
         let error = model.forward(&input(&[(tokens, None)])).unwrap_err();
         assert!(matches!(&error, ModelError::Input(problem) if problem.contains(named)), "{error}");
     };
-    refused(&mut model, vec![211], "token 211");
+    refused(&mut model, vec![211], "a token beyond the vocabulary");
     refused(&mut model, vec![5; 101], "position 100");
 }
 

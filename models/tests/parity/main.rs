@@ -159,7 +159,7 @@ fn a_token_outside_the_vocabulary_is_refused() {
     let input = runner.input(&[(&[211], 0, &table(0))]);
     assert!(matches!(
         runner.decoder.forward(&input, &mut runner.cache),
-        Err(passerelle_models::ModelError::Input(problem)) if problem.contains("211")
+        Err(passerelle_models::ModelError::Input(problem)) if problem.contains("beyond the vocabulary of 211")
     ));
 }
 

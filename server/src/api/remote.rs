@@ -189,7 +189,7 @@ impl Admission<'_> {
         if measured.count == PromptCount::Exact(0) {
             return Err(invalid("prompt", "holds no token"));
         }
-        let unstated = self.model.default_max_tokens.min(room).min(longest);
+        let unstated = self.model.default_max_tokens.min(self.room_unstated(measured)).min(room).min(longest);
         match self.request.sampling.max_tokens {
             Some(asked) if asked <= room => Ok(asked),
             None if room > 0 => Ok(unstated),
@@ -198,6 +198,13 @@ impl Admission<'_> {
                 Err(context_overflow(longest, measured.at_most as usize, asked.into()))
             }
         }
+    }
+
+    /// What whoever states no bound may get of the context. Of a prompt that nobody counted what it surely leaves, yet no
+    /// less than half: a byte is seldom a token.
+    fn room_unstated(&self, measured: &Measured) -> u32 {
+        let Some(longest) = self.model.max_model_len else { return u32::MAX };
+        saturating_u32(longest.saturating_sub(measured.at_most as usize).max(longest.div_ceil(2)))
     }
 
     fn ticket(&self, measured: Measured, max_tokens: u32, reservation: Reservation) -> Ticket {

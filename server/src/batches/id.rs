@@ -2,6 +2,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hex::hex;
+
 const RANDOM_BYTES: usize = 12;
 
 /// Makes a name that is safe as a file's name, and that nobody guesses.
@@ -16,7 +18,7 @@ macro_rules! random_name {
             pub fn random() -> Option<Self> {
                 let mut bytes = [0_u8; RANDOM_BYTES];
                 getrandom::fill(&mut bytes).ok()?;
-                Some(Self(bytes.iter().fold($prefix.to_owned(), |id, byte| format!("{id}{byte:02x}"))))
+                Some(Self($prefix.to_owned() + &hex(&bytes)))
             }
 
             /// `None` unless it is one of ours.

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::apply::apply;
 use super::limit_args::LimitArgs;
+use super::numbers::count;
 use super::office::Office;
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
@@ -30,7 +31,7 @@ In TOML:
   path = \"acme/vision\"
   weight = 2                                     # its part of an engine beside others; left out: as it is
   [[accounts.limits]]
-  limit = \"gpu_seconds_granted\"                # `passerelle quota --help` lists the names
+  limit = \"gpu_seconds_granted\"                # `passerelle quota set --help` lists them
   value = 18000000
   until = \"2027-01-01\"                         # model, from, until and dry_run where they are wanted
 
@@ -60,7 +61,12 @@ enum AccountCommand {
     /// List accounts with their limits.
     List(OutputArgs),
     /// Give an account another part of an engine beside others.
-    Weight { path: AccountPath, weight: NonZeroU32 },
+    Weight {
+        path: AccountPath,
+        /// Beside the weights of the others; 1 is what an account has that was given none.
+        #[arg(value_parser = count::<NonZeroU32>)]
+        weight: NonZeroU32,
+    },
     /// Make accounts and limits as a TOML or CSV file has them, all or none; accounts that are not in the file stay. Shows
     /// what changes.
     #[command(after_help = APPLY_EXAMPLES)]

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use passerelle::config;
 use passerelle::gateway::quota::{Calendar, WrittenLimit};
 use passerelle::gateway::{AccountPath, Limit, Quota};
 use serde::{Deserialize, Serialize};
@@ -69,21 +70,21 @@ pub(super) fn apply(office: &Office, file: &Path, dry_run: bool) -> Result<()> {
     // Spreadsheets begin a file in UTF-8 with a mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let is_csv = file.extension().is_some_and(|extension| extension == "csv");
-    let accounts = if is_csv { from_csv(text) } else { from_toml(text) }.with_context(|| name.to_string())?;
+    let accounts = if is_csv { from_csv(text).with_context(|| name.to_string())? } else { from_toml(file, text)? };
     let wanted: Vec<_> = accounts.into_iter().map(|account| account.wanted(&office.calendar)).collect::<Result<_>>()?;
     let answer = office.post("/admin/v1/apply", &json!({"accounts": wanted, "dry_run": dry_run}))?;
     let changes: Vec<String> = office.rows(answer)?;
     changes.iter().try_for_each(output::line)?;
     match (changes.len(), dry_run) {
         (0, _) => tell!("Nothing to change."),
-        (count, true) => tell!("{count} changes, none of them made: this is a dry run."),
-        (count, false) => tell!("{count} changes made."),
+        (count, true) => tell!("changes: {count}, none of them made: this is a dry run"),
+        (count, false) => tell!("changes made: {count}"),
     }
     Ok(())
 }
 
-fn from_toml(text: &str) -> Result<Vec<FileAccount>> {
-    Ok(toml::from_str::<AccountsFile>(text)?.accounts)
+fn from_toml(file: &Path, text: &str) -> Result<Vec<FileAccount>> {
+    Ok(config::parse::<AccountsFile>(file, text)?.accounts)
 }
 
 /// Names, numbers and dates hold no comma, so none is quoted.
@@ -192,6 +193,10 @@ impl FileLimit {
 mod tests {
     use super::*;
 
+    fn in_toml(text: &str) -> Result<Vec<FileAccount>> {
+        from_toml(Path::new("accounts.toml"), text)
+    }
+
     #[test]
     fn toml_and_csv_say_the_same() {
         let toml = "[[accounts]]\npath = \"acme\"\nlimits = [{ limit = \"gpu_seconds_granted\", value = 60, \
@@ -202,7 +207,7 @@ mod tests {
         let wanted = |accounts: Vec<FileAccount>| -> Vec<WantedAccount> {
             accounts.into_iter().map(|account| account.wanted(&Calendar::utc()).expect("valid")).collect()
         };
-        let (toml, csv) = (from_toml(toml).expect("TOML"), from_csv(csv).expect("CSV"));
+        let (toml, csv) = (in_toml(toml).expect("TOML"), from_csv(csv).expect("CSV"));
         assert_eq!(wanted(toml), wanted(csv));
     }
 
@@ -221,7 +226,14 @@ mod tests {
             let error = format!("{:#}", from_csv(text).err().expect(text));
             assert!(error.contains(reason), "{error}");
         }
-        assert!(from_toml("[[accounts]]\npath = \"a b\"\n").is_err());
+        for (text, reason) in [
+            ("[[accounts]]\npath = \"a b\"\n", "accounts.toml:2:8: 'a b' is no account"),
+            ("[[accounts]]\npth = \"a\"\n", "accounts.toml:2:1: unknown field `pth`"),
+            ("[[accounts]]\npth = \"a\"\n", "did you mean `path`?"),
+        ] {
+            let error = format!("{:#}", in_toml(text).err().expect(text));
+            assert!(error.contains(reason), "{error}");
+        }
     }
 
     #[test]
@@ -239,7 +251,7 @@ mod tests {
         let weight = |csv: &str| from_csv(csv).expect("CSV")[0].weight.map(NonZeroU32::get);
         assert_eq!(weight("path,limit,value\na,,\n"), None);
         assert_eq!(weight("weight,path\n3,a\n,a\n"), Some(3));
-        let toml = from_toml("[[accounts]]\npath = \"a\"\n").expect("TOML");
+        let toml = in_toml("[[accounts]]\npath = \"a\"\n").expect("TOML");
         assert_eq!(toml[0].weight, None);
     }
 }

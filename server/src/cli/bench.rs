@@ -11,6 +11,7 @@ use passerelle_models::ops::{Compute, OpTimes};
 use serde::Serialize;
 
 use super::model_args::ModelArgs;
+use super::numbers::count;
 use super::output::{self, OutputArgs};
 use crate::serve::{self, EngineBounds, Loaded};
 use limits::{Limits, ModelCost};
@@ -51,13 +52,16 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "SOURCE", default_value = "demo")]
     model: String,
     /// Prompt tokens of each sequence.
-    #[arg(long, value_name = "TOKENS", default_value = "128")]
+    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = count::<NonZeroUsize>)]
     prompt: NonZeroUsize,
     /// Tokens each sequence generates.
-    #[arg(long, value_name = "TOKENS", default_value = "64")]
+    #[arg(long, value_name = "TOKENS", default_value = "64", value_parser = count::<NonZeroUsize>)]
     generate: NonZeroUsize,
     /// How many sequences run at once; several sizes are measured one after the other.
-    #[arg(long, value_name = "N,N,..", value_delimiter = ',', default_value = "1,4,16")]
+    #[arg(
+        long, value_name = "N,N,..", value_delimiter = ',', default_value = "1,4,16",
+        value_parser = count::<NonZeroUsize>
+    )]
     batch: Vec<NonZeroUsize>,
     /// Also say which share of the steps' time each op takes.
     #[arg(long)]

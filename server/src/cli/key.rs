@@ -15,7 +15,7 @@ const EXAMPLES: &str = "\
 Examples:
   passerelle key create alice                                  prints the key once; only its hash is kept
   passerelle key create ci --requests-per-minute 60 --concurrent-requests 2
-  passerelle key create bob --account acme/vision --scope inference --model demo --valid-for 720h
+  passerelle key create bob --account acme/vision --scope inference --model demo --valid-for 90d
   passerelle key rotate bob --overlap 24h                      a new secret; the former one works for another day
   passerelle key list
   passerelle key revoke alice";
@@ -71,7 +71,7 @@ struct CreateArgs {
     /// How urgent its requests are, unless they ask for less: interactive, standard or batch.
     #[arg(long, value_name = "CLASS", default_value_t)]
     class: ServiceClass,
-    /// How long the key is accepted, like 720h [default: until revoked].
+    /// How long the key is accepted, like 90d [default: until revoked].
     #[arg(long, value_name = "PERIOD")]
     valid_for: Option<Period>,
     #[command(flatten, next_help_heading = "Limits of the account that is made")]
@@ -134,7 +134,8 @@ fn account_of(office: &Office, args: &CreateArgs) -> Result<AccountPath> {
         }
         return Ok(account.clone());
     }
-    let account: AccountPath = args.name.parse().with_context(|| format!("'{}' is no key name", args.name))?;
+    let account: AccountPath =
+        args.name.parse().with_context(|| format!("no account can be named after the key '{}'", args.name))?;
     match office.post("/admin/v1/accounts", &json!({"path": account, "limits": limits})) {
         Err(error) if Refused::is_conflict(&error) && has_limits => {
             bail!("the account '{account}' exists: `passerelle quota set {account} ...` changes its limits")

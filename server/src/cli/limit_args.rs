@@ -8,20 +8,22 @@ use passerelle::gateway::quota::{Bound, Calendar, LimitError, Period, Unit, Unix
 use passerelle::gateway::{Limit, Quota};
 use passerelle_engine::clock::{Clock, SystemClock};
 
+use super::numbers::{count, number};
+
 /// The limits that most accounts have. `passerelle quota set` knows all of them.
 #[derive(Debug, Args)]
 pub(super) struct LimitArgs {
     /// Requests that may be started per minute.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>)]
     requests_per_minute: Option<NonZeroU64>,
     /// Tokens, prompt and answer, that may be used per minute.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>)]
     tokens_per_minute: Option<NonZeroU64>,
     /// Requests that may run at once.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroU64>)]
     concurrent_requests: Option<NonZeroU64>,
     /// Normalised GPU hours that are granted; the published tariff says what a token takes of them.
-    #[arg(long, value_name = "HOURS", requires = "until")]
+    #[arg(long, value_name = "HOURS", requires = "until", value_parser = number)]
     gpu_hours: Option<f64>,
     #[command(flatten)]
     dates: GrantDates,

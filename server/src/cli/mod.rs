@@ -13,6 +13,7 @@ mod key;
 mod limit_args;
 mod model;
 mod model_args;
+mod numbers;
 mod office;
 pub(crate) mod output;
 mod plan;

@@ -7,6 +7,8 @@ use clap::Args;
 use passerelle::config::{ByteSize, KvDtype, Numa, WeightDtype, Written, WrittenEngine, WrittenServer};
 use passerelle::placement::DeviceChoice;
 
+use super::numbers::count;
+
 /// How models are loaded and how much room they get.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Loading and memory")]
@@ -21,7 +23,7 @@ pub(crate) struct ModelArgs {
     #[arg(long)]
     kv_dtype: Option<KvDtype>,
     /// Longest prompt and answer together [default: what the checkpoint allows].
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = count::<NonZeroUsize>)]
     max_model_len: Option<NonZeroUsize>,
     /// A directory or hub id whose tokenizer is used [default: the checkpoint's own].
     #[arg(long, value_name = "SOURCE")]
@@ -30,16 +32,16 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
     /// Sequences that run at once, per model [default: 64].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroUsize>)]
     max_num_seqs: Option<NonZeroUsize>,
     /// Tokens one step computes, over all sequences [default: 512].
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = count::<NonZeroUsize>)]
     max_num_batched_tokens: Option<NonZeroUsize>,
     /// KV cache of all models together, like 2GiB [default: a share of the free memory].
     #[arg(long, value_name = "SIZE")]
     kv_cache_memory: Option<ByteSize>,
     /// Threads that compute [default: one per physical core].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroUsize>)]
     threads: Option<NonZeroUsize>,
     /// Processors that they stay on, like 0-7,16-23 [default: all that this process may use].
     #[arg(long, value_name = "LIST")]

@@ -12,6 +12,7 @@ use passerelle::placement::{HeldBytes, ModelDemand, PartitionRoom, Plan, plan};
 use passerelle_models::{Footprint, WeightLayout, footprint};
 
 use super::model_args::ModelArgs;
+use super::numbers::count;
 use super::output::{self, OutputArgs};
 use crate::serve::{find_files, load_options, shared_devices, step_bytes};
 use rooms::{Machine, RoomFlag};
@@ -43,7 +44,7 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "on")]
     devices: Option<PathBuf>,
     /// Sequences of the longest length that each model must have room for at once.
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = count::<NonZeroUsize>)]
     sequences: NonZeroUsize,
     #[command(flatten)]
     model_args: ModelArgs,

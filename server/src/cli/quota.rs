@@ -7,6 +7,7 @@ use passerelle::gateway::{AccountPath, LimitName};
 use serde_json::{Value, json};
 
 use super::limit_args::GrantDates;
+use super::numbers::number;
 use super::office::Office;
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
@@ -22,6 +23,13 @@ Examples:
   passerelle quota explain alice --tokens 4000                    which limit would refuse, and when it would pass
   passerelle quota explain alice --tokens 4000 --json >/dev/null || echo refused      its exit status says the same
   passerelle quota set / concurrent_requests 200                  everybody together
+
+`passerelle quota set --help` lists the limits.";
+
+const LIMITS: &str = "\
+Examples:
+  passerelle quota set acme tokens_per_day 2000000
+  passerelle quota set acme gpu_seconds_granted 18000000 --until 2027-01-01
 
 Limits: requests, input_tokens, output_tokens, tokens and gpu_seconds, each _per_minute, _per_day, _per_month or _granted;
 concurrent_requests, queued_requests, batch_tokens; context_tokens.";
@@ -43,9 +51,13 @@ pub(crate) struct QuotaArgs {
 enum QuotaCommand {
     /// State a limit, or change the one of the same name and model. Takes effect within a second. A limit on trial stands
     /// beside the one that is enforced, until it is enforced itself or removed.
+    #[command(after_help = LIMITS)]
     Set {
+        /// Like `acme/vision`; `/` is everybody together.
         account: AccountPath,
         limit: LimitName,
+        /// Requests, tokens or seconds of normalised GPU time.
+        #[arg(value_parser = number, allow_negative_numbers = true)]
         value: f64,
         /// For one model [default: all together].
         #[arg(long, value_name = "NAME")]

@@ -17,6 +17,7 @@ use passerelle_models::{CheckpointFiles, ModelDigest};
 use serde::Serialize;
 
 use super::model_args::ModelArgs;
+use super::numbers::count;
 use super::output::{self, OutputArgs};
 use crate::serve::{self, Inspector, KeptHashes, Means};
 use progress::Progress;
@@ -58,7 +59,7 @@ pub(crate) struct ScoreArgs {
     #[arg(long, value_name = "DIR", default_value = "scores")]
     out: PathBuf,
     /// Most tokens of a greedy answer.
-    #[arg(long, value_name = "TOKENS", default_value = "64")]
+    #[arg(long, value_name = "TOKENS", default_value = "64", value_parser = count::<NonZeroU32>)]
     max_tokens: NonZeroU32,
     /// A second checkpoint, which stays in memory: keep the KL divergence to its distribution at each token, in nats.
     #[arg(long, value_name = "SOURCE")]

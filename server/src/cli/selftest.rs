@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::bench::limits::{Limits, quickest};
 use super::model_args::ModelArgs;
+use super::numbers::count;
 use super::output::{self, OutputArgs};
 use crate::serve;
 use print::print;
@@ -38,7 +39,7 @@ pub(crate) struct SelftestArgs {
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
     /// Threads that compute [default: one per physical core].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<NonZeroUsize>)]
     threads: Option<NonZeroUsize>,
     /// Multiply what may differ by this; with 0 nothing may, and the checks fail.
     #[arg(long, value_name = "FACTOR", default_value = "1", value_parser = factor)]

@@ -54,6 +54,18 @@ fn a_typing_error_is_answered_with_the_right_spelling() {
 }
 
 #[test]
+fn a_number_that_cannot_be_read_is_refused_in_words_that_ask_for_no_rust() {
+    for (line, reason) in [
+        ("passerelle serve --threads 0", "`0` is no whole number above 0"),
+        ("passerelle bench --batch 1,x", "`x` is no whole number above 0"),
+        ("passerelle quota set acme tokens_per_day many", "`many` is no number"),
+    ] {
+        let message = parse(line).expect_err(line).to_string();
+        assert!(message.contains(reason), "{message}");
+    }
+}
+
+#[test]
 fn help_shows_examples_for_every_command() {
     for command in Cli::command().get_subcommands() {
         assert!(command.get_after_help().is_some(), "{} has no examples", command.get_name());

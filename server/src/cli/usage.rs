@@ -120,6 +120,10 @@ fn show(office: &Office, args: ShowArgs) -> Result<()> {
             office.rows::<UserSum>(answer)?.into_iter().map(|sum| (sum.account.clone(), user(&sum), sum.used)).collect()
         }
     };
+    if rows.is_empty() {
+        tell!("Nothing was used. Only requests with a key are counted.");
+        return Ok(());
+    }
     let heading = ["REQUESTS", "INPUT", "CACHED", "OUTPUT", "GPU SECONDS"];
     let [requests, input, cached, generated, gpu] = heading;
     let line = format!("{requests:>10}{input:>12}{cached:>12}{generated:>12}{gpu:>16}");

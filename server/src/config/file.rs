@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
+
 use super::{ConfigError, DEMO, Listen, Written};
+use crate::spelling::nearest;
 
 /// Reads and parses `file`. Relative paths inside it are relative to its folder, so that a configuration means the same
 /// wherever the command is started.
 pub fn read(file: &Path) -> Result<Written, ConfigError> {
     let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.into(), source })?;
-    let mut written: Written = toml::from_str(&text).map_err(|error| syntax_error(file, &text, &error))?;
+    let mut written: Written = parse(file, &text)?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let server = &mut written.server;
     let paths = [
@@ -42,6 +45,11 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
     Ok(written)
 }
 
+/// What `file` holds is `text`: any TOML that people write, with the errors of a configuration.
+pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| syntax_error(file, text, &error))
+}
+
 /// `org/name` is a hub id as well as a path, so only `./` and `../` are taken as paths beside the file.
 fn beside(folder: &Path, source: &str) -> String {
     let is_relative = source.starts_with("./") || source.starts_with("../");
@@ -62,33 +70,36 @@ fn syntax_error(file: &Path, text: &str, error: &toml::de::Error) -> ConfigError
     }
 }
 
-/// Serde's `unknown field` and `unknown variant` messages list what would have been right; the nearest of these is what
-/// was probably meant.
+/// What serde says, in words of those who write configurations.
 fn explain(message: &str) -> String {
     let message = message.trim().replace('\n', ": ");
-    if !message.starts_with("unknown ") {
-        return message;
+    if message.starts_with("unknown ") {
+        return with_nearest(message);
     }
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(wrong) = quoted.next() else { return message };
-    match quoted.map(|known| (distance(wrong, known), known)).min() {
-        Some((distance, known)) if distance <= wrong.len().max(known.len()) / 2 => {
-            format!("{message}; did you mean `{known}`?")
-        }
-        _ => message,
+    match message.rsplit_once(", expected ") {
+        Some((found, expected)) => format!("{found}, expected {}", in_words(expected)),
+        None => message,
     }
 }
 
-/// Levenshtein's edit distance, over bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, byte) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, other) in b.bytes().enumerate() {
-            let substituted = diagonal + usize::from(byte != other);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
+/// Messages of an unknown field or variant list what would have been right; the nearest of these is what was probably
+/// meant.
+fn with_nearest(message: String) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let known = quoted.next().and_then(|wrong| nearest(wrong, quoted));
+    match known {
+        Some(known) => format!("{message}; did you mean `{known}`?"),
+        None => message,
     }
-    row[b.len()]
+}
+
+/// Serde names types as Rust does.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "a nonzero usize" | "a nonzero u32" | "a nonzero u64" => "a whole number above 0",
+        "usize" | "u16" | "u32" | "u64" => "a whole number",
+        "f64" => "a number",
+        "a sequence" => "a list; of tables it is written `[[NAME]]`",
+        other => other,
+    }
 }

@@ -33,7 +33,7 @@ pub use choices::{
 };
 pub use environment::{Environment, SLURM_JOB_END, Secret};
 pub use error::ConfigError;
-pub use file::read;
+pub use file::{parse, read};
 pub use grammar::GrammarConfig;
 pub use ledger::{LedgerConfig, WrittenLedger};
 pub use listen::Listen;

@@ -36,6 +36,18 @@ fn a_misspelt_key_is_refused_with_its_line_and_its_nearest_neighbour() {
 }
 
 #[test]
+fn a_wrong_type_is_refused_in_words_that_ask_for_no_rust() {
+    for (text, expected) in [
+        ("[engine]\nmax_num_seqs = 0\n", ":2:16: invalid value: integer `0`, expected a whole number above 0"),
+        ("[engine]\nmax_num_seqs = \"many\"\n", "invalid type: string \"many\", expected a whole number above 0"),
+        ("[models]\nsource = \"demo\"\n", "invalid type: map, expected a list; of tables it is written `[[NAME]]`"),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
 fn a_misspelt_section_is_refused() {
     let message = refusal("[egnine]\nthreads = 2\n");
     assert!(message.contains(":1:") && message.contains("did you mean `engine`?"), "{message}");

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::hex::hex;
+
 /// Choices of one item.
 pub const MAX_CHOICES: usize = 64;
 
@@ -63,7 +65,7 @@ impl DataSet {
         let mut ids = HashSet::new();
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let at = |problem: String| DataError::Line { line: index + 1, problem };
-            let written: Written = serde_json::from_str(line).map_err(|error| at(error.to_string()))?;
+            let written: Written = serde_json::from_str(line).map_err(|error| at(of_one_line(&error)))?;
             let item = written.item(index + 1).map_err(at)?;
             if !ids.insert(item.id.clone()) {
                 return Err(at(format!("a second item with the id {:?}", item.id)));
@@ -76,6 +78,11 @@ impl DataSet {
         let digest = digest(&items);
         Ok(Self { items, digest })
     }
+}
+
+/// Serde's words, without its own count of lines, which begins anew with each of ours.
+fn of_one_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(&format!(" at line {} column", error.line()), " at column")
 }
 
 impl Written {
@@ -123,7 +130,7 @@ fn digest(items: &[Item]) -> String {
         hash.update(serde_json::to_vec(item).expect("texts and numbers have a form in JSON"));
         hash.update(b"\n");
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize()[..])
 }
 
 #[cfg(test)]

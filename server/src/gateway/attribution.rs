@@ -1,12 +1,13 @@
 //! Whom and what a request is for, as its caller says: written down beside what the request used, and nowhere else.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::account::AccountPath;
+use crate::hex::hex;
 
 /// `None` where nothing is said. The text never reaches a log, a metric or another account.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -66,10 +67,7 @@ fn object(metadata: &BTreeMap<String, String>) -> Arc<str> {
 }
 
 fn hex_digest(text: &str) -> String {
-    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
-        write!(hex, "{byte:02x}").expect("a string takes everything");
-        hex
-    })
+    hex(&Sha256::digest(text)[..])
 }
 
 /// Whether something is said, and not what.

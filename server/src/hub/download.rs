@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use super::file_progress::FileProgress;
 use super::files::{WEIGHTS, WEIGHTS_INDEX, is_description, shards};
 use super::{HubError, HubId, HubOptions, LocalCheckpoint, cache};
+use crate::hex::hex;
 
 /// How often one file is tried before the start fails.
 const MAX_ATTEMPTS: u32 = 5;
@@ -214,7 +215,7 @@ fn sha256(path: &Path) -> std::io::Result<String> {
             read => hasher.update(&buffer[..read]),
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()[..]))
 }
 
 fn remove_with_blob(link: &Path) {

@@ -18,7 +18,7 @@ pub struct KvDemand {
 
 /// Less than every model needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{budget} is less than one block for each of {models} models")]
+#[error("{budget} is less than one block for each model (there are {models})")]
 pub struct TooLittleForKv {
     budget: ByteSize,
     models: usize,
@@ -121,6 +121,6 @@ mod tests {
     #[test]
     fn a_budget_without_room_is_refused() {
         let error = share_kv_memory(ByteSize(BLOCK - 1), &[demand(1, 1000)]).expect_err("less than a block");
-        assert!(error.to_string().contains("1 models"), "{error}");
+        assert!(error.to_string().contains("each model (there are 1)"), "{error}");
     }
 }

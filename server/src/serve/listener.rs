@@ -30,6 +30,13 @@ pub(crate) fn reserve(listen: &Listen) -> Result<Reserved> {
             format!("server.listen (--listen): cannot take {address}; stop what uses it, or choose another port")
         }),
         Listen::Unix(path) => {
+            let folder = folder_of(path);
+            if !folder.is_dir() {
+                bail!(
+                    "server.listen (--listen): there is no folder {}; make it, or choose another path",
+                    folder.display()
+                );
+            }
             clear(path)?;
             Ok(Reserved::Unix(path.clone()))
         }
@@ -63,6 +70,10 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Removes the socket that a killed server left; refuses to touch anything else.
@@ -102,8 +113,7 @@ pub(super) fn remove_left_over(path: &Path) -> io::Result<()> {
 /// The socket is made in a folder that only its owner can enter and linked to its place when its mode is right, so that
 /// there is no moment in which somebody else could connect. A link, because it fails where another server's socket is.
 pub(super) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let private = tempfile::Builder::new().prefix(".p").rand_bytes(4).tempdir_in(parent)?;
+    let private = tempfile::Builder::new().prefix(".p").rand_bytes(4).tempdir_in(folder_of(path))?;
     let made = private.path().join("s");
     let listener = StdUnixListener::bind(&made)?;
     std::fs::set_permissions(&made, PermissionsExt::from_mode(OWNER_ONLY))?;
@@ -122,6 +132,14 @@ mod tests {
         let address = other.local_addr().expect("it is bound");
         let error = reserve(&Listen::Tcp(address)).err().expect("the port is taken");
         assert!(error.to_string().contains("--listen"), "{error}");
+    }
+
+    #[test]
+    fn a_socket_without_a_folder_is_refused_before_anything_is_loaded() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("nowhere/p.sock");
+        let error = reserve(&Listen::Unix(path)).err().expect("the folder is not there").to_string();
+        assert!(error.contains("--listen") && error.contains("nowhere"), "{error}");
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use passerelle::config::{Config, HubConfig};
+use passerelle::config::{self, Config, HubConfig};
 use passerelle::gateway::Tariff;
 use passerelle::gateway::quota::{Calendar, UnixSeconds};
 use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, WrittenTariff};
@@ -55,7 +55,7 @@ pub(super) fn in_force(
         return Ok((Tariff::new(DERIVED_TARIFF, prices), Pricing::Derived));
     };
     let named = || format!("ledger.tariff: {}", file.display());
-    let written = read(file).with_context(named)?;
+    let written = read(file)?;
     if calendar.start_of(&written.since).with_context(named)? > now {
         bail!("{}: tariff {} begins on {} only", named(), written.version, written.since);
     }
@@ -82,7 +82,7 @@ pub(super) fn warn_of(model: &str) {
 
 /// What a published tariff says of models wherever they run, for who has no server to ask where that is.
 pub(super) fn wherever(file: &Path) -> Result<Tariff> {
-    let written = read(file).with_context(|| format!("ledger.tariff: {}", file.display()))?;
+    let written = read(file)?;
     Ok(Tariff::new(&written.version, written.prices_anywhere()?))
 }
 
@@ -98,8 +98,10 @@ pub(super) fn derived(config: &Config, name: &str) -> Result<Tariff> {
 }
 
 fn read(file: &Path) -> Result<WrittenTariff> {
-    let written: WrittenTariff = toml::from_str(&fs::read_to_string(file)?)?;
-    written.check()?;
+    let named = || format!("ledger.tariff: {}", file.display());
+    let text = fs::read_to_string(file).with_context(named)?;
+    let written: WrittenTariff = config::parse(file, &text).context("ledger.tariff")?;
+    written.check().with_context(named)?;
     Ok(written)
 }
 

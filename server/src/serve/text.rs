@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use passerelle::config::{HubConfig, ModelConfig, Reasoning, ToolCalls};
 use passerelle::hub::Wanted;
 use passerelle::text::{AnswerFormat, ReasoningFormat, TextModel, ToolFormat};
@@ -31,6 +31,9 @@ pub(crate) fn load(model: &ModelConfig, files: &CheckpointFiles, hub: &HubConfig
     let mut text =
         TextModel::load(read).with_context(|| other.as_ref().unwrap_or(files).root().display().to_string())?;
     text.answers = answers(model, text.answers);
+    if let Some(other) = &other {
+        ensure!(!text.tokenizer.is_absent(), "tokenizer (--tokenizer): {} holds none", other.root().display());
+    }
     if text.tokenizer.is_absent() {
         tracing::warn!(model = %model.name, "no tokenizer: prompts are token ids alone; --tokenizer SOURCE gives one");
     }

@@ -28,8 +28,10 @@ pub struct PublicKey([u8; KEY_BYTES]);
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    #[error("{}: {problem}", file.display())]
-    Pem { file: PathBuf, problem: pem::Error },
+    #[error("{}: is no {half} key in PEM: {problem}", file.display())]
+    Pem { file: PathBuf, half: &'static str, problem: pem::Error },
+    #[error("{}: holds no {half} key in PEM", file.display())]
+    NotInside { file: PathBuf, half: &'static str },
     #[error("{}: is not an Ed25519 key; `passerelle sign --new-key FILE` makes one", .0.display())]
     OtherKind(PathBuf),
     #[error("{}", file.display())]
@@ -42,7 +44,7 @@ pub enum KeyError {
 
 impl SigningKey {
     pub fn load(file: &Path) -> Result<Self, KeyError> {
-        let der = PrivatePkcs8KeyDer::from_pem_file(file).map_err(in_pem(file))?;
+        let der = PrivatePkcs8KeyDer::from_pem_file(file).map_err(|problem| of_pem(file, "private", problem))?;
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der());
         pair.map(Self).map_err(|_| KeyError::OtherKind(file.to_owned()))
     }
@@ -74,7 +76,7 @@ impl SigningKey {
 
 impl PublicKey {
     pub fn load(file: &Path) -> Result<Self, KeyError> {
-        let der = SubjectPublicKeyInfoDer::from_pem_file(file).map_err(in_pem(file))?;
+        let der = SubjectPublicKeyInfoDer::from_pem_file(file).map_err(|problem| of_pem(file, "public", problem))?;
         let key = der.as_ref().strip_prefix(&PUBLIC_HEAD[..]).and_then(|key| key.try_into().ok());
         key.map(Self).ok_or_else(|| KeyError::OtherKind(file.to_owned()))
     }
@@ -90,9 +92,14 @@ impl std::fmt::Debug for SigningKey {
     }
 }
 
-fn in_pem(file: &Path) -> impl FnOnce(pem::Error) -> KeyError {
+/// `half`: the one that was looked for.
+fn of_pem(file: &Path, half: &'static str, problem: pem::Error) -> KeyError {
     let file = file.to_owned();
-    |problem| KeyError::Pem { file, problem }
+    match problem {
+        pem::Error::Io(source) => KeyError::Io { file, source },
+        pem::Error::NoItemsFound => KeyError::NotInside { file, half },
+        problem => KeyError::Pem { file, half, problem },
+    }
 }
 
 fn write_pem(file: &Path, mode: u32, label: &str, der: &[u8]) -> Result<(), KeyError> {

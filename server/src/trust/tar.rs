@@ -28,7 +28,12 @@ impl Header {
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let odd = || io::Error::new(io::ErrorKind::InvalidData, "an entry that no bundle has");
+        let odd = || {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "holds an entry that `passerelle bundle` does not write, so it is no bundle",
+            )
+        };
         let end = block[..MAX_NAME_BYTES].iter().position(|byte| *byte == 0).unwrap_or(MAX_NAME_BYTES);
         let name = std::str::from_utf8(&block[..end]).map_err(|_| odd())?.to_owned();
         let header = Self { name, size_bytes: read_size(&block[124..136]).ok_or_else(odd)? };

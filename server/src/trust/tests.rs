@@ -312,7 +312,8 @@ fn keys_are_what_openssl_makes_and_reads_and_a_private_one_is_its_owners() {
     let public = SigningKey::create(&file).unwrap();
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(SigningKey::create(&file).is_err(), "nothing is written over");
-    assert!(matches!(PublicKey::load(&file), Err(KeyError::Pem { .. })));
+    assert!(matches!(PublicKey::load(&file), Err(KeyError::NotInside { half: "public", .. })));
+    assert!(matches!(PublicKey::load(&folder.path().join("nowhere")), Err(KeyError::Io { .. })));
     // As `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them.
     let theirs = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIGCjE5nFppH7zVRDOpsF/xlQ73hjr3Cp6ez/eZAvHX82\n-----END PRIVATE KEY-----\n";
     let their_public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGytUa0jhvlliP14bboW7CkE/xyR0oFlu/mvPSUbSnA4=\n-----END PUBLIC KEY-----\n";

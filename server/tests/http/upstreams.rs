@@ -37,9 +37,13 @@ async fn gateway(upstreams: &[SocketAddr]) -> Server {
 
 /// Beside the engine's own replica.
 fn serve(state: &AppState, upstreams: Vec<Arc<Replica>>) {
+    serve_with_default(state, upstreams, 50);
+}
+
+fn serve_with_default(state: &AppState, upstreams: Vec<Arc<Replica>>, default_max_tokens: u32) {
     let engine: Vec<_> = state.serving().router.replicas().cloned().collect();
     let router = Router::new(engine.into_iter().chain(upstreams), Arc::new(SystemClock::new()), 7);
-    let remote = RemoteModel { name: REMOTE.into(), text: None, max_model_len: Some(1000), default_max_tokens: 50 };
+    let remote = RemoteModel { name: REMOTE.into(), text: None, max_model_len: Some(1000), default_max_tokens };
     state.serve(Serving::new(router, [remote]));
 }
 
@@ -96,6 +100,20 @@ async fn a_streamed_answer_reads_as_ours() {
         "stream": true, "stream_options": {"include_usage": true},
     });
     assert_eq!(asked.body, expected, "and nothing about who asks");
+}
+
+#[tokio::test]
+async fn who_states_no_length_asks_an_upstream_for_no_more_than_its_context() {
+    let upstream = Scripted::always(Act::Say(chat_answer(&["bon"], 9))).await;
+    let server = Server::with(Options::default()).await;
+    serve_with_default(&server.state, vec![replica(upstream.address, REMOTE, 1)], 4096);
+    for prompt in ["hello".to_owned(), "hello ".repeat(150)] {
+        let body = chat(json!({"messages": [{"role": "user", "content": prompt}]}));
+        assert_eq!(server.client().post("/v1/chat/completions", &body).await.status, 200);
+    }
+    let asked: Vec<_> = upstream.asked().iter().map(|asked| asked.body["max_tokens"].as_u64().unwrap()).collect();
+    assert!((500..1000).contains(&asked[0]), "what the prompt surely leaves: {asked:?}");
+    assert_eq!(asked[1], 500, "half, where its bytes could be the whole context");
 }
 
 #[tokio::test]

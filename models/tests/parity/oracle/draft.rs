@@ -7,6 +7,7 @@ use std::fs;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use passerelle_models::CheckpointFiles;
+use passerelle_models::random::draw;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -186,11 +187,8 @@ impl Draft {
         self.tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
     }
 
-    /// SplitMix64's upper bits, from 0 to 1.
+    /// From 0 to 1.
     fn uniform(&mut self) -> f32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((x ^ (x >> 31)) >> 40) as f32 / (1_u64 << 24) as f32
+        (draw(&mut self.state) >> 40) as f32 / (1_u64 << 24) as f32
     }
 }

@@ -10,11 +10,15 @@ use crate::api::errors::{ApiError, ErrorKind, echoed};
 
 /// Parses a body. Nesting deeper than serde_json's limit (128) is an error, not a stack overflow.
 pub(crate) fn parse_json(body: &[u8]) -> Result<Value, ApiError> {
+    if body.trim_ascii().is_empty() {
+        return Err(ApiError::new(ErrorKind::InvalidJson, "The body is empty; send a JSON object."));
+    }
     serde_json::from_slice(body).map(|Strict(value)| value).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());
         // Any JSON is taken, so the only thing that can be wrong with its data is a key that comes again.
         if !error.is_data() {
-            return ApiError::new(ErrorKind::InvalidJson, format!("The body is not valid JSON ({place})."));
+            let how = if error.is_eof() { ": it ends there" } else { "" };
+            return ApiError::new(ErrorKind::InvalidJson, format!("The body is not valid JSON ({place}){how}."));
         }
         let text = error.to_string();
         let key = text.rsplit_once(" at line ").map_or(text.as_str(), |(key, _)| key);
@@ -114,10 +118,13 @@ mod tests {
     #[test]
     fn what_is_no_json_names_the_place() {
         let deep = "[".repeat(200_000);
-        for text in ["{", "", "nul", "[1,]", "{\"a\":1}x", "1e999", "\u{feff}{}", &deep] {
+        for text in ["{", "nul", "[1,]", "{\"a\":1}x", "1e999", "\u{feff}{}", &deep] {
             let error = parse_json(text.as_bytes()).expect_err(text);
             assert!(error.message().starts_with("The body is not valid JSON (line 1, column "), "{}", error.message());
         }
         assert!(parse_json(b"\xff\xfe").is_err());
+        let cut = parse_json(br#"{"model": "de"#).unwrap_err();
+        assert!(cut.message().ends_with("): it ends there."), "{}", cut.message());
+        assert_eq!(parse_json(b" \n").unwrap_err().message(), "The body is empty; send a JSON object.");
     }
 }

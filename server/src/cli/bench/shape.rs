@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use passerelle_models::random::draw;
 use serde_json::{Map, Value, json};
 
 /// bf16 of 1.
@@ -114,16 +115,9 @@ struct Noise {
 }
 
 impl Noise {
-    /// Of SplitMix64 (Steele et al., 2014).
     fn new() -> Self {
-        let mut state = 1_u64;
-        let mut next = || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let x = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            x ^ (x >> 31)
-        };
-        let bits = std::iter::repeat_with(|| next() as u16 & FREE_BITS).take(NOISE).collect();
+        let mut state = 1;
+        let bits = std::iter::repeat_with(|| draw(&mut state) as u16 & FREE_BITS).take(NOISE).collect();
         Self { bits, next: 0 }
     }
 

@@ -21,6 +21,7 @@ use super::saturation::{Saturation, saturate};
 use super::shape::Shape;
 use super::{Bench, Room, Row};
 use crate::cli::model_args::ModelArgs;
+use crate::cli::numbers::count;
 use crate::cli::output::{self, OutputArgs};
 use crate::serve;
 
@@ -56,19 +57,22 @@ pub(super) struct SuiteArgs {
     #[arg(long, value_enum, value_name = "SHAPE,..", value_delimiter = ',', requires = "suite")]
     shape: Vec<Shape>,
     /// Batches of the sweep [default: 1 to 256].
-    #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "suite")]
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',', requires = "suite", value_parser = count::<NonZeroUsize>)]
     sweep: Vec<NonZeroUsize>,
     /// Prompts that are read alone [default: 512 to 8192].
-    #[arg(long, value_name = "TOKENS,..", value_delimiter = ',', requires = "suite")]
+    #[arg(
+        long, value_name = "TOKENS,..", value_delimiter = ',', requires = "suite",
+        value_parser = count::<NonZeroUsize>
+    )]
     prompts: Vec<NonZeroUsize>,
     /// Prompt of every sequence of the sweep [default: 1024].
-    #[arg(long, value_name = "TOKENS", requires = "suite")]
+    #[arg(long, value_name = "TOKENS", requires = "suite", value_parser = count::<NonZeroUsize>)]
     context: Option<NonZeroUsize>,
     /// Tokens that a sequence of the sweep generates [default: 128].
-    #[arg(long, value_name = "TOKENS", requires = "suite")]
+    #[arg(long, value_name = "TOKENS", requires = "suite", value_parser = count::<NonZeroUsize>)]
     answer: Option<NonZeroUsize>,
     /// Clients that keep the server full [default: 64].
-    #[arg(long, value_name = "N", requires = "suite")]
+    #[arg(long, value_name = "N", requires = "suite", value_parser = count::<NonZeroUsize>)]
     streams: Option<NonZeroUsize>,
 }
 

@@ -11,6 +11,7 @@ use passerelle::gateway::tariff::{Band, Cards, WrittenPrice, WrittenTariff};
 
 use super::Report;
 use super::measure::{Measured, Workload};
+use crate::cli::numbers::count;
 
 /// As it is dated.
 const CARDS: &str = include_str!("../../../../configs/tariffs/cards.toml");
@@ -31,7 +32,10 @@ pub(super) struct TariffArgs {
     slice: Option<String>,
     /// Lengths of context at which another price begins; each band is measured behind so many tokens [default: 8192, or
     /// half of what the model takes].
-    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', requires = "tariff")]
+    #[arg(
+        long, value_name = "TOKENS,...", value_delimiter = ',', requires = "tariff",
+        value_parser = count::<NonZeroUsize>
+    )]
     bands: Option<Vec<NonZeroUsize>>,
     /// Normalised GPU hours in an hour of what this runs on, where no card says it.
     #[arg(long, value_name = "FACTOR", requires = "tariff", conflicts_with = "card")]

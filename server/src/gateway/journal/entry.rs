@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::gateway::account::AccountPath;
 use crate::gateway::attribution::Attribution;
 use crate::gateway::quota::UnixSeconds;
+use crate::hex::hex;
 
 /// Names a reservation, over restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -198,7 +199,7 @@ impl Chain {
     }
 
     pub fn hex(self) -> String {
-        self.0.iter().fold(String::with_capacity(64), |text, byte| format!("{text}{byte:02x}"))
+        hex(&self.0)
     }
 }
 

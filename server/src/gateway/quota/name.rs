@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{Period, Unit};
+use crate::spelling::nearest;
 
 /// The kind of a limit: what is counted, over which time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -131,9 +132,12 @@ impl FromStr for LimitName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let unknown = || {
-            let names: Vec<_> = Self::all().map(Self::as_str).collect();
-            format!("'{text}' is no limit; there are {}", names.join(", "))
+        let unknown = || match nearest(text, Self::all().map(Self::as_str)) {
+            Some(known) => format!("'{text}' is no limit; did you mean '{known}'?"),
+            None => {
+                let names: Vec<_> = Self::all().map(Self::as_str).collect();
+                format!("'{text}' is no limit; there are {}", names.join(", "))
+            }
         };
         Self::all().find(|name| name.as_str() == text).ok_or_else(unknown)
     }

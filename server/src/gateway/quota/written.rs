@@ -145,6 +145,7 @@ mod tests {
     fn what_makes_no_limit_is_refused_with_its_reason() {
         let cases = [
             (r#"{"limit":"tokens","value":1}"#, "is no limit; there are"),
+            (r#"{"limit":"tokens_per_dya","value":1}"#, "did you mean 'tokens_per_day'?"),
             (r#"{"limit":"tokens_per_day","value":1.5}"#, "a whole number above 0, not 1.5"),
             (r#"{"limit":"tokens_per_day","value":-1}"#, "a whole number above 0"),
             (r#"{"limit":"tokens_per_day","value":1e300}"#, "a whole number above 0"),

@@ -28,6 +28,8 @@ use tokio::sync::watch;
 pub use plan::{DiskDigest, HandError, HeldUp, Offer, Order, ShelfMemory, ShelfRow, ShelfState, Size, TooLarge};
 use plan::{Plan, Wanted};
 
+use crate::units::ByteSize;
+
 /// Clones are one shelf.
 #[derive(Debug, Clone)]
 pub struct Shelf {
@@ -55,7 +57,7 @@ pub enum Asked {
 
 /// Models that whoever needs all of them would wait for in vain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the models take {bytes} bytes together, and all models have {limit_bytes} (--model-memory)")]
+#[error("the models take {} together, and all models have {} (--model-memory)", ByteSize(*bytes), ByteSize(*limit_bytes))]
 pub struct NotTogether {
     pub bytes: u64,
     pub limit_bytes: u64,

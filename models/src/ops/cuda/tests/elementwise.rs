@@ -9,8 +9,8 @@ use crate::ops::cuda::args::norm::NormArgs;
 use crate::ops::cuda::args::rows::GatherArgs;
 use crate::ops::cuda::args::unequal::UnequalArgs;
 use crate::ops::cuda::launch::{Address, Float};
-use crate::ops::{LayerNormParams, RotaryEmbedding, activate, gate_mul, gather_rows, layer_norm, rms_norm};
-use crate::selftest::tables::{ACTIVATED, ACTIVATIONS, GATES, GATHERED, NORMS, NormCase};
+use crate::ops::{Activation, LayerNormParams, RotaryEmbedding, activate, gate_mul, gather_rows, layer_norm, rms_norm};
+use crate::selftest::tables::{ACTIVATED, GATES, GATHERED, NORMS, NormCase};
 
 const BOTH: [Float; 2] = [Float::F32, Float::Bf16];
 
@@ -74,7 +74,7 @@ fn activations_and_gates_equal_the_reference() {
             });
             assert_close(&what, &got, &want, tolerance(float));
         };
-        for activation in ACTIVATIONS {
+        for activation in Activation::EACH {
             let want = activate(&reference(), &x, activation).unwrap();
             run(ActivationArgs::plain(activation, width), want, format!("{activation:?}"));
         }
