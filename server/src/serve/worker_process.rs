@@ -23,7 +23,6 @@ use tokio::time::{sleep, timeout};
 use super::devices::{DeviceKey, Sight, compute_on};
 use super::engines::{self, Fleet, RunningHandle, Workshop};
 use super::hashes::KeptHashes;
-use super::memory_order::go_first;
 use super::models::{self, AnyLoaded, Means};
 use super::signals::Signals;
 use super::{logging, runtime};
@@ -64,7 +63,6 @@ pub(crate) enum Lifeline {
 impl Lifeline {
     fn watch(self) -> io::Result<()> {
         if self == Self::Input {
-            go_first();
             thread::Builder::new().name("lifeline".to_owned()).spawn(|| {
                 // What cannot be read has ended too.
                 let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
