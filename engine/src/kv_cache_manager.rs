@@ -54,6 +54,11 @@ impl KvCacheManager {
         &self.pool
     }
 
+    /// See [`BlockPool::evict`].
+    pub(crate) fn evict(&mut self, num_blocks: usize) -> Vec<BlockId> {
+        self.pool.evict(num_blocks)
+    }
+
     pub(crate) fn prefix_totals(&self) -> PrefixTotals {
         self.prefix
     }

@@ -28,7 +28,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use passerelle_models::KvCacheSpec;
+use passerelle_models::{BlockId, KvCacheSpec};
 
 use crate::batch::{ScheduledBatch, ScheduledSequence};
 use crate::catch_up::{CatchUpBudget, Demand};
@@ -192,6 +192,11 @@ impl Scheduler {
 
     pub(crate) fn cache(&self) -> &KvCacheManager {
         &self.cache
+    }
+
+    /// Blocks for steps that nobody asked for: see [`KvCacheManager::evict`].
+    pub(crate) fn evict(&mut self, num_blocks: usize) -> Vec<BlockId> {
+        self.cache.evict(num_blocks)
     }
 
     /// # Panics
