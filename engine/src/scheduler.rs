@@ -260,6 +260,7 @@ impl Scheduler {
 
     fn preempt_last(&mut self, batch: &mut ScheduledBatch) {
         let Some(mut last) = self.running.pop_last() else { return };
+        self.cache.withdraw_copies(&last, &mut batch.copies);
         self.cache.release(&mut last, Prefixes::Keep);
         last.num_scheduled = 0;
         self.waiting.push_preempted(last.share, last.id, last);
