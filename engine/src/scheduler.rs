@@ -102,6 +102,7 @@ impl Scheduler {
             sequence.num_scheduled += budget.take(sequence, Demand::Last);
         }
         batch.catch_up_tokens = catch_up_tokens - budget.tokens;
+        batch.num_one_behind = num_one_behind;
         batch.sequences.reserve(self.running.len());
         for sequence in self.running.iter_mut().filter(|sequence| sequence.num_scheduled > 0) {
             let cost = self.costs.of_tokens(sequence.num_computed, sequence.num_scheduled);
