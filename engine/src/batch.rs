@@ -14,6 +14,10 @@ pub(crate) struct ScheduledBatch {
     pub(crate) copies: Vec<BlockCopy>,
     /// Tokens of sequences that catch up.
     pub(crate) catch_up_tokens: usize,
+    /// Their price.
+    pub(crate) catch_up_cost: CostNs,
+    /// Sequences that were one token behind, for whose sake others catch up within a bound.
+    pub(crate) num_one_behind: usize,
     /// Sequences that lost their blocks.
     pub(crate) preemptions: usize,
     /// Prompt tokens of requests whose first step this is.

@@ -71,12 +71,14 @@ impl BlockPool {
         self.prefixes.len()
     }
 
-    /// Up to `count` blocks that nobody holds and no prefix is found in, whose contents nobody needs.
-    pub(crate) fn without_prefix(&self, count: usize) -> Vec<BlockId> {
+    /// Up to `count` blocks that nobody holds, the next ones in eviction order. They stay free, and no prefix is found in
+    /// them any more: nobody needs their contents.
+    pub(crate) fn evict(&mut self, count: usize) -> Vec<BlockId> {
         let next = |block: &u32| Some(self.blocks[*block as usize].next);
         let free = std::iter::successors(Some(self.sentinel), next).skip(1);
-        let free = free.take_while(|block| *block != self.sentinel).map(BlockId);
-        free.take_while(|block| !self.prefixes.has_key(*block)).take(count).collect()
+        let evicted: Vec<_> = free.take_while(|block| *block != self.sentinel).take(count).map(BlockId).collect();
+        evicted.iter().for_each(|&block| self.forget(block));
+        evicted
     }
 
     pub(crate) fn is_free(&self, block: BlockId) -> bool {
@@ -216,11 +218,22 @@ mod tests {
         sequence.iter().rev().for_each(|&block| pool.release(block));
         pool.check_integrity(std::iter::empty());
         assert_eq!(pool.free_list(), ids(&[3, 4, 5, 6, 7, 8, 9, 2, 1, 0]));
-        assert_eq!(pool.without_prefix(3), ids(&[3, 4, 5]));
-        assert_eq!(pool.without_prefix(100), ids(&[3, 4, 5, 6, 7, 8, 9]));
         assert_eq!(take(&mut pool, 8), ids(&[3, 4, 5, 6, 7, 8, 9, 2]));
         assert_eq!(pool.find(&key(2)), None);
         assert_eq!(pool.find(&key(1)), Some(BlockId(1)));
+    }
+
+    #[test]
+    fn evicted_blocks_stay_free_in_their_order_and_are_found_no_more() {
+        let mut pool = BlockPool::new(4);
+        let sequence = take(&mut pool, 3);
+        (0..3).for_each(|i| _ = pool.register(sequence[i], key(i as u32)));
+        sequence.iter().rev().for_each(|&block| pool.release(block));
+        assert_eq!(pool.evict(2), ids(&[3, 2]));
+        pool.check_integrity(std::iter::empty());
+        assert_eq!([0, 1, 2].map(|name| pool.find(&key(name))), [Some(BlockId(0)), Some(BlockId(1)), None]);
+        assert_eq!(pool.free_list(), ids(&[3, 2, 1, 0]));
+        assert_eq!((pool.evict(100).len(), pool.num_cached()), (4, 0));
     }
 
     #[test]

@@ -16,12 +16,14 @@ use crate::cost::{CostModel, Measurements};
 use crate::event::RequestError;
 use crate::model_runner::ModelRunner;
 
-/// Each kind of step runs this often; the fastest counts.
+/// Each kind of step runs this often at least; the fastest counts.
 const RUNS: usize = 3;
+/// And more often until it has taken [`ENOUGH`], at most so often: what holds up a short step is long beside it.
+const MOST_RUNS: usize = 16;
 /// A step that takes so long runs twice: others would wait for it.
 const LONG: Duration = Duration::from_millis(300);
 /// Before the first request, a kind that has taken this long is not run again.
-const ENOUGH_AT_START: Duration = Duration::from_millis(30);
+const ENOUGH: Duration = Duration::from_millis(30);
 const CHUNK_TOKENS: usize = 64;
 const BATCH_SEQUENCES: usize = 8;
 const CONTEXT_TOKENS: usize = 513;
@@ -60,6 +62,7 @@ struct Seen {
     shape: Shape,
     runs: usize,
     fastest: Duration,
+    in_all: Duration,
 }
 
 impl Calibration {
@@ -146,23 +149,31 @@ impl Calibration {
 
 impl Seen {
     fn nothing_of(sequences: usize, num_computed: usize, num_tokens: usize) -> Self {
-        Self { shape: Shape { sequences, num_computed, num_tokens }, runs: 0, fastest: Duration::MAX }
+        Self {
+            shape: Shape { sequences, num_computed, num_tokens },
+            runs: 0,
+            fastest: Duration::MAX,
+            in_all: Duration::ZERO,
+        }
     }
 
     fn is_done(&self) -> bool {
-        self.runs >= if self.fastest >= LONG { RUNS - 1 } else { RUNS }
+        let least = if self.fastest >= LONG { RUNS - 1 } else { RUNS };
+        self.runs >= least && (self.in_all >= ENOUGH || self.runs >= MOST_RUNS)
     }
 
     fn look_at_start(&mut self, probe: &mut Probe<'_>) -> Result<(), RequestError> {
         let start = probe.clock.now();
-        while self.runs < RUNS && (self.runs == 0 || probe.clock.now().saturating_sub(start) < ENOUGH_AT_START) {
+        while self.runs < MOST_RUNS && (self.runs == 0 || probe.clock.now().saturating_sub(start) < ENOUGH) {
             self.look(probe)?;
         }
         Ok(())
     }
 
     fn look(&mut self, probe: &mut Probe<'_>) -> Result<(), RequestError> {
-        self.fastest = self.fastest.min(probe.run(self.shape)?);
+        let took = probe.run(self.shape)?;
+        self.fastest = self.fastest.min(took);
+        self.in_all += took;
         self.runs += 1;
         Ok(())
     }

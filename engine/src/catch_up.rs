@@ -27,12 +27,12 @@ pub(crate) enum Demand {
 }
 
 impl CatchUpBudget {
-    /// What is left once every sequence that is one token behind has its token.
-    pub(crate) fn of_step(config: &EngineConfig, costs: CostModel, num_one_behind: usize) -> Self {
+    /// What is left once every sequence that is one token behind has its token. Beside those, `time` may be spent.
+    pub(crate) fn of_step(config: &EngineConfig, costs: CostModel, (num_one_behind, time): (usize, CostNs)) -> Self {
         let left = config.max_num_batched_tokens - num_one_behind;
         let (tokens, time) = match num_one_behind {
             0 => (left, CostNs::MAX >> 1),
-            _ => (left.min(config.prefill_chunk_tokens), config.max_added_latency.as_nanos() as CostNs),
+            _ => (left.min(config.prefill_chunk_tokens), time),
         };
         let prompt_logprob_rows = config.prompt_logprobs_chunk_tokens;
         Self { tokens, time, costs, prompt_logprob_rows, is_untouched: true }

@@ -207,12 +207,12 @@ impl std::fmt::Debug for EngineParts {
 impl Door {
     pub(crate) fn new(
         name: String,
-        model: &SharedModel,
+        (model, observer): (&SharedModel, Arc<dyn StepObserver>),
         config: &EngineConfig,
         (commands, rung): (SyncSender<Command>, RungFlag),
         shared: Arc<Shared>,
     ) -> Self {
-        let lent = model.lend();
+        let lent = model.lend(observer);
         let model = model.get();
         Self {
             name,

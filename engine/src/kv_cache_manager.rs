@@ -54,6 +54,11 @@ impl KvCacheManager {
         &self.pool
     }
 
+    /// See [`BlockPool::evict`].
+    pub(crate) fn evict(&mut self, num_blocks: usize) -> Vec<BlockId> {
+        self.pool.evict(num_blocks)
+    }
+
     pub(crate) fn prefix_totals(&self) -> PrefixTotals {
         self.prefix
     }
@@ -115,6 +120,13 @@ impl KvCacheManager {
             }
         }
         self.extend(sequence)
+    }
+
+    /// What [`KvCacheManager::grow`] wanted copied for a sequence that gives its blocks back before the step: they may be
+    /// somebody else's by then.
+    pub(crate) fn withdraw_copies(&self, sequence: &Sequence, copies: &mut Vec<BlockCopy>) {
+        let index = sequence.num_computed / self.spec.block_size;
+        copies.retain(|copy| !sequence.block_tables.iter().any(|table| table.get(index) == Some(&copy.to)));
     }
 
     /// What was scheduled is computed: blocks that have become full are findable from now on, and those that lie wholly

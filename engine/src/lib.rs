@@ -33,6 +33,7 @@ mod lane;
 mod logprobs;
 mod meter;
 mod model_runner;
+mod overrun;
 mod owned_thread;
 mod policy;
 mod prefix;

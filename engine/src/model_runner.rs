@@ -47,8 +47,10 @@ impl Scheduled<'_> {
 }
 
 impl LostBlock {
-    fn is_of(&self, input: &SequenceInput<'_>) -> bool {
-        input.block_tables.iter().any(|table| table.contains(&self.block))
+    /// Whether the sequence is about to write to it. What a table says of blocks behind a window may be anybody's.
+    fn is_of(&self, input: &SequenceInput<'_>, block_size: usize) -> bool {
+        let written_next = input.num_computed / block_size;
+        input.block_tables.iter().any(|table| table.get(written_next) == Some(&self.block))
     }
 }
 
@@ -66,8 +68,9 @@ impl ModelRunner {
             sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
         let mut logits = StepLogits::of(sequences.len());
         let mut places = Vec::with_capacity(sequences.len());
+        let block_size = self.cache.spec().block_size;
         for (place, input) in inputs.iter().enumerate() {
-            match lost.iter().find(|lost| lost.is_of(input)) {
+            match lost.iter().find(|lost| lost.is_of(input, block_size)) {
                 Some(lost) => logits.put_error(place, lost.error.clone()),
                 None => places.push(place),
             }

@@ -10,7 +10,7 @@
 //! max_num_batched_tokens
 //! | one token each for sequences that are one behind | catching up: in order, then of the waiting queue |
 //!                                                      at most prefill_chunk_tokens, and no more than runs within
-//!                                                      max_added_latency, if the left part is not empty
+//!                                                      max_added_latency, if the left part is not empty ([`Overrun`])
 //! ```
 //!
 //! The order is that of [`SequenceId`]: the better class, then age. Each sequence that catches up gets at most half of
@@ -28,7 +28,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use passerelle_models::KvCacheSpec;
+use passerelle_models::{BlockId, KvCacheSpec};
 
 use crate::batch::{ScheduledBatch, ScheduledSequence};
 use crate::catch_up::{CatchUpBudget, Demand};
@@ -36,6 +36,7 @@ use crate::config::EngineConfig;
 use crate::cost::{CostModel, CostNs};
 use crate::event_stream::EventSender;
 use crate::kv_cache_manager::{KvCacheManager, Prefixes};
+use crate::overrun::Overrun;
 use crate::policy::{Taken, WaitingQueue, take_out};
 use crate::request::Class;
 use crate::running::Running;
@@ -45,6 +46,7 @@ use crate::sequence::{Sequence, SequenceId};
 pub(crate) struct Scheduler {
     config: EngineConfig,
     costs: CostModel,
+    overrun: Overrun,
     /// No two credits that wait are further apart, see [`crate::policy`].
     fairness_bound: CostNs,
     /// When the present step began.
@@ -61,7 +63,7 @@ impl Scheduler {
         let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
         let (waiting, fairness_bound) = queue(&config, &costs);
         let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
-        Self { config, costs, fairness_bound, now, running, parked, waiting, cache }
+        Self { config, costs, overrun: Overrun::default(), fairness_bound, now, running, parked, waiting, cache }
     }
 
     /// From now on. Nothing may be inside: credits in other prices would mean nothing.
@@ -88,7 +90,8 @@ impl Scheduler {
         self.park();
         self.unpark();
         let num_one_behind = self.running.iter().filter(|sequence| sequence.num_remaining() == 1).count();
-        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, num_one_behind);
+        let time = self.overrun.budget(self.config.max_added_latency);
+        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, (num_one_behind, time));
         let catch_up_tokens = budget.tokens;
         self.schedule_running(&mut batch, &mut budget);
         // Blocks that a preemption has just freed belong to the sequence that needed them.
@@ -99,13 +102,20 @@ impl Scheduler {
             sequence.num_scheduled += budget.take(sequence, Demand::Last);
         }
         batch.catch_up_tokens = catch_up_tokens - budget.tokens;
+        batch.num_one_behind = num_one_behind;
         batch.sequences.reserve(self.running.len());
         for sequence in self.running.iter_mut().filter(|sequence| sequence.num_scheduled > 0) {
             let cost = self.costs.of_tokens(sequence.num_computed, sequence.num_scheduled);
+            batch.catch_up_cost += if sequence.num_remaining() > 1 { cost } else { 0 };
             batch.sequences.push(ScheduledSequence { id: sequence.id, num_tokens: sequence.num_scheduled, cost });
             charge(&mut self.waiting, &self.costs, sequence);
         }
         batch
+    }
+
+    /// The step that ran `batch` took so long, which the next ones reckon with.
+    pub(crate) fn note_duration(&mut self, batch: &ScheduledBatch, took: Duration) {
+        self.overrun.note(batch, took, self.config.max_added_latency);
     }
 
     /// The step in flight succeeded for this sequence: what was scheduled is computed.
@@ -185,6 +195,11 @@ impl Scheduler {
         &self.cache
     }
 
+    /// Blocks for steps that nobody asked for: see [`KvCacheManager::evict`].
+    pub(crate) fn evict(&mut self, num_blocks: usize) -> Vec<BlockId> {
+        self.cache.evict(num_blocks)
+    }
+
     /// # Panics
     /// If blocks, sequences and their order do not add up.
     pub(crate) fn check_integrity(&self) {
@@ -246,6 +261,7 @@ impl Scheduler {
 
     fn preempt_last(&mut self, batch: &mut ScheduledBatch) {
         let Some(mut last) = self.running.pop_last() else { return };
+        self.cache.withdraw_copies(&last, &mut batch.copies);
         self.cache.release(&mut last, Prefixes::Keep);
         last.num_scheduled = 0;
         self.waiting.push_preempted(last.share, last.id, last);

@@ -98,7 +98,8 @@ impl StepLoop {
             stats: Mutex::new(stats.clone()),
         });
         let rung = RungFlag::default();
-        let door = Door::new(name, &model, &config, (sender, rung.clone()), Arc::clone(&shared));
+        let lent = (&model, Arc::clone(&observer));
+        let door = Door::new(name, lent, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
         let (costs, calibration) = match config.costs {
             Some(costs) => (costs, None),

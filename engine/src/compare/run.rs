@@ -5,7 +5,7 @@ use std::time::Duration;
 use passerelle_models::LogitRows;
 
 use super::lane::{ComparisonConfig, ComparisonParts};
-use super::pair::{Pair, Side, compare_rows};
+use super::pair::{Pair, Side};
 use super::{ComparedPosition, ComparisonRequest};
 use crate::event::RequestError;
 use crate::lane::{BatchBudget, Inbox, Job};
@@ -49,8 +49,6 @@ impl CompareLoop {
         let answer = self.with_pair(&job);
         if let Err(error) = &answer {
             tracing::error!(request = job.request.id.0, %error, "a comparison failed");
-            let failures = error.fault().into_iter().collect();
-            self.parts.observer.step(&StepReport { failures, waiting: self.inbox.num_waiting(), ..Default::default() });
         }
         job.end(answer);
     }
@@ -89,7 +87,7 @@ impl CompareLoop {
             let (first, first_took) = run(&mut pair.first)?;
             let (second, second_took) = run(&mut pair.second)?;
             let successors = &tokens[chunk.start + 1..(chunk.end + 1).min(tokens.len())];
-            compared.extend(compare_rows((&first, &second), successors)?);
+            compared.extend(pair.compare((&first, &second), successors)?);
             pace.note(chunk.len(), first_took.max(second_took));
             start = chunk.end;
         }

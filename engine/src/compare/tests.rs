@@ -4,6 +4,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::error::SubmitError;
 use crate::event::RequestError;
+use crate::fault::{Fault, FaultCounts};
 use crate::stats::{NullObserver, StepObserver, StepReport};
 use crate::testing::{Mishap, StepGate, StubModel};
 use crate::turns::StepTurns;
@@ -18,6 +19,15 @@ struct Steps(Mutex<Vec<usize>>);
 impl StepObserver for Steps {
     fn step(&self, report: &StepReport) {
         self.0.lock().unwrap().push(report.prompt_tokens);
+    }
+}
+
+#[derive(Default)]
+struct Failures(Mutex<FaultCounts>);
+
+impl StepObserver for Failures {
+    fn step(&self, report: &StepReport) {
+        *self.0.lock().unwrap() += report.failures;
     }
 }
 
@@ -119,7 +129,7 @@ fn whoever_leaves_the_line_frees_its_models_at_the_next_chunk_of_another() {
     let running = lane.handle().submit(request_at_gate).unwrap();
     turns.wait_until_asked(2);
     let left = request(&[1, 2]);
-    let lent = left.first.lend();
+    let lent = left.first.lend(Arc::new(NullObserver));
     drop(lane.handle().submit(left).unwrap());
     let was_kept = lent.get().is_some();
     // The second chunk stands at the gate.
@@ -191,6 +201,26 @@ fn a_model_that_fails_fails_its_comparison_alone() {
             assert!(is_expected(&error), "{error}");
         }
         assert_eq!(lane.handle().submit(request(&[1, 2])).unwrap().blocking_wait().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn a_comparison_that_fails_is_a_failure_of_the_model_that_failed_it_and_not_of_the_other() {
+    let lane = lane(ComparisonConfig::default());
+    let faults = [(Mishap::Nan, Fault::NotFinite), (Mishap::Panic, Fault::Panic), (Mishap::Error, Fault::Model)];
+    for ((mishap, fault), sick) in faults.into_iter().flat_map(|fault| [(fault, 0), (fault, 1)]) {
+        let counted = [0, 1].map(|_| Arc::new(Failures::default()));
+        let engines = [0, 1].map(|side| {
+            let model = if side == sick { stub().with_mishap(POISON, mishap) } else { stub() };
+            let parts = crate::testing::parts(model, crate::EngineConfig::default());
+            crate::Engine::spawn(crate::EngineParts { observer: Arc::clone(&counted[side]) as _, ..parts }).unwrap()
+        });
+        let [first, second] = engines.each_ref().map(|engine| engine.handle().model().unwrap());
+        let request = ComparisonRequest { first, second, ..request(&[1, POISON, 2]) };
+        assert!(lane.handle().submit(request).unwrap().blocking_wait().is_err());
+        let mut expected = [FaultCounts::default(); 2];
+        expected[sick] = FaultCounts::of(fault, 1);
+        assert_eq!(counted.each_ref().map(|counted| *counted.0.lock().unwrap()), expected);
     }
 }
 

@@ -22,6 +22,7 @@ impl StepLoop {
         let now = self.clock.now();
         let duration = now.saturating_sub(self.stats.step_started.take().unwrap_or(now));
         self.note_outcome(now, batch.sequences.len(), self.failures.total());
+        self.scheduler.note_duration(batch, duration);
         self.share_out(batch, duration);
         self.stats.last_step_end = Some(now);
         self.stats.preemptions_total += batch.preemptions as u64;

@@ -1,6 +1,7 @@
 //! Better prices, from steps that nobody asked for. They run while nothing else does, also in the engines that share the
-//! threads, so that nobody waits for more than one of them, and prices change only when there is nobody to be fair to: a bound between two accounts never spans two
-//! prices.
+//! threads, so that nobody waits for more than one of them, and prices change only when there is nobody to be fair to: a bound
+//! between two accounts never spans two prices. They run in the blocks that a new sequence would get; where all carry prefixes,
+//! those of the least recently used are lost.
 
 use std::sync::mpsc::{RecvError, RecvTimeoutError};
 use std::time::Duration;
@@ -26,16 +27,16 @@ impl StepLoop {
     }
 
     /// Looks again at what one kind of step takes, if nothing runs, waits or is parked, here and in the engines that share
-    /// the threads, nobody is about to stop the engine, and there are blocks to spare.
+    /// the threads, and nobody is about to stop the engine.
     pub(super) fn refine_costs(&mut self) {
         let Some(calibration) = &mut self.calibration else { return };
-        let blocks = self.scheduler.cache().pool().without_prefix(calibration.num_blocks());
         let is_open = self.shared.admission.phase() == Phase::Open;
-        if !is_open || !self.scheduler.is_empty() || blocks.len() < calibration.num_blocks() {
+        if !is_open || !self.scheduler.is_empty() {
             return;
         }
         let turns = self.turns.clone();
         let Some(turn) = turns.take_if_free() else { return };
+        let blocks = self.scheduler.evict(calibration.num_blocks());
         // Blocks that nothing was written to stand in no memory yet, and would be read in no time.
         let cleared = self.runner.clear_blocks(&blocks);
         let mut probe = Probe { runner: &mut self.runner, clock: self.clock.as_ref(), blocks: &blocks };
@@ -162,6 +163,28 @@ mod tests {
         handle.drain();
         step_loop.refine_costs();
         assert_eq!(clock.now(), before + STEP, "nobody will ask any more");
+    }
+
+    #[test]
+    fn prices_are_looked_at_again_in_a_cache_full_of_prefixes_and_the_last_used_ones_stay() {
+        const PROMPTS: u32 = 8;
+        let (mut step_loop, handle) = measured_on(&Arc::new(BusyClock::default()));
+        // Ten blocks each.
+        let ask = |step_loop: &mut StepLoop, id: u32| {
+            let prompt: Vec<u32> = (0..40).map(|token| (token + id) % 31).collect();
+            let stream = handle.submit(request(id.into(), &prompt)).unwrap();
+            step_loop.step();
+            drop(stream);
+            step_loop.step();
+        };
+        (0..PROMPTS).for_each(|id| ask(&mut step_loop, id));
+        let num_blocks = step_loop.calibration.as_ref().unwrap().num_blocks();
+        let stats = handle.stats();
+        assert!(stats.free_blocks == 64 && 64 - stats.cached_blocks < num_blocks, "{stats:?}");
+        rest(&mut step_loop);
+        step_loop.check_integrity();
+        ask(&mut step_loop, PROMPTS - 1);
+        assert_eq!(handle.stats().prefix_hit_tokens_total, 36, "all but the block of the last token");
     }
 
     #[test]

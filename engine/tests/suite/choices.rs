@@ -7,8 +7,13 @@ use crate::common::{BLOCK_SIZE, alone, config, events, greedy, model, parts, req
 use passerelle_engine::clock::ManualClock;
 use passerelle_engine::testing::{Mishap, Pace};
 use passerelle_engine::{
-    EngineConfig, EngineParts, Event, FinishReason, Request, RequestError, SamplingParams, StepLoop, SubmitError, Usage,
+    Class, EngineConfig, EngineParts, Event, FinishReason, Request, RequestError, SamplingParams, StepLoop,
+    SubmitError, Usage,
 };
+use passerelle_models::KvReach;
+
+/// Brings the mishap of a model that has one.
+const POISON: u32 = 63;
 
 fn choices(count: u32, request: Request) -> Request {
     Request { num_choices: count.try_into().expect("at least one"), ..request }
@@ -16,6 +21,11 @@ fn choices(count: u32, request: Request) -> Request {
 
 fn sampled(max_tokens: u32) -> SamplingParams {
     SamplingParams { max_tokens, seed: Some(7), ..SamplingParams::default() }
+}
+
+/// Generates no [`POISON`].
+fn clean(max_tokens: u32) -> SamplingParams {
+    SamplingParams { logit_bias: vec![(POISON, -100.0)], ..greedy(max_tokens) }
 }
 
 fn tokens_of(events: &[Event], choice: u32) -> Vec<u32> {
@@ -100,7 +110,6 @@ fn a_choice_that_is_aborted_ends_alone() {
 
 #[test]
 fn a_request_fails_as_a_whole_and_counts_once() {
-    const POISON: u32 = 63;
     let sick = || model().with_mishap(POISON, Mishap::Nan);
     let (mut step_loop, handle) = step_loop(sick(), config());
     // Both choices draw the poison at once.
@@ -115,8 +124,7 @@ fn a_request_fails_as_a_whole_and_counts_once() {
 
 #[test]
 fn a_request_whose_block_cannot_be_copied_fails_alone() {
-    const POISON: u32 = 63;
-    let clean = || SamplingParams { logit_bias: vec![(POISON, -100.0)], ..greedy(10) };
+    let clean = || clean(10);
     let asked = || choices(2, request(&[1, 2, 3], clean()));
     let undisturbed = alone(model(), config(), asked());
     let (mut step_loop, handle) = step_loop(model().with_mishap(POISON, Mishap::Copy), config());
@@ -130,6 +138,39 @@ fn a_request_whose_block_cannot_be_copied_fails_alone() {
     assert!((0..2).all(|choice| tokens_of(&got, choice) == tokens_of(&undisturbed, choice)), "{got:?}");
     assert_eq!(tokens(&events(&mut single)).len(), 10);
     assert_eq!(handle.stats().free_blocks, 32);
+}
+
+/// Its table still names blocks that its window has left, and that others hold by now.
+#[test]
+fn a_stream_with_a_window_does_not_fail_with_whoever_holds_a_block_that_it_has_left() {
+    let windowed = || model().with_layers(&[KvReach::Window(4_usize.try_into().unwrap())]);
+    let config = EngineConfig { num_kv_blocks: 8, max_num_batched_tokens: 8, ..config() };
+    let undisturbed = alone(windowed(), config.clone(), request(&[5, 6], clean(60)));
+    let (mut step_loop, handle) = step_loop(windowed().with_mishap(POISON, Mishap::Copy), config);
+    let mut stream = handle.submit(request(&[5, 6], clean(60))).unwrap();
+    // Until it has held every block of the cache.
+    (0..40).for_each(|_| _ = step_loop.step());
+    let mut culprit = handle.submit(choices(2, request(&[1, POISON, 3], clean(10)))).unwrap();
+    run_to_end(&mut step_loop);
+    let failure = events(&mut culprit);
+    assert!(matches!(failure.last(), Some(Event::Failed { error: RequestError::Step(_), .. })), "{failure:?}");
+    assert_eq!(events(&mut stream), undisturbed);
+}
+
+#[test]
+fn nothing_is_copied_for_a_choice_that_gives_way_into_blocks_of_whoever_takes_its_place() {
+    let config = EngineConfig { num_kv_blocks: 2, ..config() };
+    let urgent = || Request { class: Class::Interactive, ..request(&[5, 6, 7, 8, 9], clean(1)) };
+    let undisturbed = alone(model(), config.clone(), urgent());
+    let (mut step_loop, handle) = step_loop(model().with_mishap(POISON, Mishap::Copy), config);
+    let patient = choices(2, request(&[1, POISON, 3], clean(2)));
+    let mut patient = handle.submit(Request { class: Class::Batch, ..patient }).unwrap();
+    step_loop.step();
+    // In the next step the choices part, and both blocks of the cache are needed for this one.
+    let mut urgent = handle.submit(urgent()).unwrap();
+    run_to_end(&mut step_loop);
+    assert_eq!(events(&mut urgent), undisturbed);
+    assert_eq!(tokens(&events(&mut patient)).len(), 4, "each goes on alone, and has nothing to copy");
 }
 
 #[test]

@@ -22,7 +22,6 @@ use super::devices::{DeviceKey, Sight, compute_on};
 use super::engines::{self, Fleet, RunningHandle, Workshop};
 use super::gateway_address::{GatewayAddress, needs_enrolment};
 use super::hashes::KeptHashes;
-use super::memory_order::go_first;
 use super::models::{self, AnyLoaded, Means};
 use super::signals::Signals;
 use super::{logging, runtime};
@@ -63,7 +62,6 @@ pub(crate) enum Lifeline {
 impl Lifeline {
     fn watch(self) -> io::Result<()> {
         if self == Self::Input {
-            go_first();
             thread::Builder::new().name("lifeline".to_owned()).spawn(|| {
                 // What cannot be read has ended too.
                 let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());

@@ -31,6 +31,7 @@ use super::caps;
 use super::devices::OneDevice;
 use super::engines::Workshop;
 use super::listener::{ACCEPT_RETRY, listen_unix, remove_left_over};
+use super::memory_order::spawn_first_to_go;
 use super::placed::Placed;
 
 /// In the data directory.
@@ -313,7 +314,7 @@ impl WorkerCommand {
 }
 
 fn start_process(mut process: Command, partition: &str) -> io::Result<impl Future<Output = Ended> + Send + use<>> {
-    let child = process.spawn()?;
+    let child = spawn_first_to_go(&mut process)?;
     tracing::info!(partition, pid = child.id(), "a worker is started");
     Ok(Process(child).end())
 }

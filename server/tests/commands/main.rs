@@ -2,6 +2,7 @@
 
 mod administration;
 mod binary;
+mod cgroup;
 #[path = "../http/common/chance.rs"]
 mod chance;
 mod comparing;

@@ -11,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use super::binary::{Answer, Served, State, Whole, get_as, open_as, signal};
+use super::cgroup::MemoryGroup;
 use super::ledger::{entries, make_key};
 use super::workers::{choices, demo, is_ready, on_partitions_from, question, wait_until, workers};
 
@@ -153,21 +154,58 @@ fn a_worker_that_aborts_ends_alone() {
 /// The system refuses it any further address space, and long prompts need some.
 #[test]
 fn a_worker_that_runs_out_of_memory_ends_alone() {
-    const PROMPTS: usize = 16;
     let runs_out = |stage: &Stage, worker: u32| {
         let limit = ["--pid", &worker.to_string(), "--as=1048576"];
         assert!(Command::new("prlimit").args(limit).status().expect("util-linux has it").success());
-        let prompt: Vec<u32> = (0..1900).map(|position| 300 + position % 1500).collect();
-        let body = json!({"model": "early", "prompt": prompt, "max_tokens": 1, "prompt_logprobs": 20});
-        let ask = |_| open_as(&stage.served.address, COMPLETIONS, &body, &stage.key);
-        let asked: Vec<Answer> = (0..PROMPTS).map(ask).collect();
-        stage.wait_until("it has run out", |stage| !workers(&stage.state, "left").contains(&worker));
-        let told: Vec<Whole> = asked.into_iter().map(Answer::whole).collect();
-        assert!(told.iter().all(|told| told.status == 503), "{told:?}");
-        // Those that came when it was gone were not admitted.
-        told.iter().filter(|told| told.text().contains("\"worker_lost\"")).count()
+        ask_until_it_ends(stage, worker)
     };
     only_its_worker_ends(&Stage::new(), runs_out, "signal: 6");
+}
+
+/// Prompts that need more memory than there is. Tells how many of them the worker took with it.
+fn ask_until_it_ends(stage: &Stage, worker: u32) -> usize {
+    const PROMPTS: usize = 16;
+    let prompt: Vec<u32> = (0..1900).map(|position| 300 + position % 1500).collect();
+    let body = json!({"model": "early", "prompt": prompt, "max_tokens": 1, "prompt_logprobs": 20});
+    let ask = |_| open_as(&stage.served.address, COMPLETIONS, &body, &stage.key);
+    let asked: Vec<Answer> = (0..PROMPTS).map(ask).collect();
+    stage.wait_until("it has run out", |stage| !workers(&stage.state, "left").contains(&worker));
+    let told: Vec<Whole> = asked.into_iter().map(Answer::whole).collect();
+    assert!(told.iter().all(|told| told.status == 503), "{told:?}");
+    // Those that came when it was gone were not admitted.
+    told.iter().filter(|told| told.text().contains("\"worker_lost\"")).count()
+}
+
+/// As in a container: gateway and worker share a bound, which first the worker's prompts go beyond, and then the next worker
+/// while it loads.
+#[test]
+fn a_worker_that_the_kernel_kills_for_want_of_memory_ends_alone_and_so_does_one_that_has_only_just_started() {
+    /// Prompts need more.
+    const SPARE_MIB: u64 = 1;
+    /// More than a gateway takes on that has started already, and less than a worker needs to load its model.
+    const NO_ROOM_MIB: u64 = 8;
+    let group = match MemoryGroup::new() {
+        Ok(group) => group,
+        Err(why) => return println!("not tested here: {why}"),
+    };
+    let stage = Stage::new();
+    // A process has its memory from the group that it was started in, so the worker must be another.
+    group.take_in(stage.served.process());
+    let first = stage.worker();
+    signal(first, "ABRT");
+    stage.wait_until("another worker has come", |stage| {
+        matches!(workers(&stage.state, "left")[..], [worker] if worker != first) && is_ready(&stage.served)
+    });
+    let runs_out = |stage: &Stage, worker: u32| {
+        group.bound_to(group.used_mib() + SPARE_MIB);
+        let taken_along = ask_until_it_ends(stage, worker);
+        stage.wait_until("what it held is free", |_| group.used_mib() < NO_ROOM_MIB);
+        group.bound_to(NO_ROOM_MIB);
+        stage.wait_until("the next one has gone the same way", |_| group.kills() > 1);
+        group.unbound();
+        taken_along
+    };
+    only_its_worker_ends(&stage, runs_out, "signal: 9");
 }
 
 #[test]
