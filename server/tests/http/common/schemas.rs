@@ -49,7 +49,13 @@ fn object(chance: &mut Chance, depth: u32) -> Value {
             required.push(key);
         }
     }
-    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+    let is_silent = !properties.is_empty() && chance.below(2) == 0;
+    let mut object = json!({"type": "object", "properties": properties, "required": required});
+    // An object that names its properties holds no others, whether it says so or not.
+    if !is_silent {
+        object["additionalProperties"] = json!(false);
+    }
+    object
 }
 
 fn array(chance: &mut Chance, depth: u32) -> Value {
