@@ -21,7 +21,9 @@ use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_l
 use super::errors::ApiError;
 use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::lease::Lease;
-use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
+use super::prepare::{
+    EncodedPrompt, Prepared, check_token_ids, check_unread, find_generator, prepare, room_for_answer,
+};
 use super::ranking::Ranking;
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
@@ -113,8 +115,10 @@ pub(crate) async fn admit(
     let model = find_generator(state, &caller, &request.model).await?;
     // Its replica may have come just now.
     let serving = state.serving();
-    // Under load most are refused, and to read their prompts first would cost those who are served.
+    // Under load most are refused, and to read their prompts first would cost those who are served. What could never run
+    // is told so all the same: who asked again later would not fare better.
     if serving.router.is_full(&model.name) {
+        check_unread(&prompt, &request, &model)?;
         return Err(SubmitError::QueueFull.into());
     }
     let shape = Shape::of(&prompt, &request);
