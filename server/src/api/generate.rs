@@ -147,10 +147,9 @@ pub(crate) async fn admit(
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     // A request beyond a grant takes what the others leave.
     let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
-    let num_prompts = tickets.len();
     let prompts = admission.start_all(tickets).await?;
     let fingerprint = Some(model.fingerprint.clone());
-    let billing = Billing::of(state, (&model.name, Some(model.digest)), (origin, num_prompts, request.choices.drawn));
+    let billing = Billing::of(state, (&model.name, Some(model.digest)), (origin, request.choices.drawn));
     let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
     Ok(Admitted::new((prompts, request.choices), served_as, place))
 }
