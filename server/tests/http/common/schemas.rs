@@ -49,9 +49,9 @@ fn object(chance: &mut Chance, depth: u32) -> Value {
             required.push(key);
         }
     }
-    let is_silent = !properties.is_empty() && chance.below(2) == 0;
+    // One that names what it requires holds no others, whether it says so or not.
+    let is_silent = !required.is_empty();
     let mut object = json!({"type": "object", "properties": properties, "required": required});
-    // An object that names its properties holds no others, whether it says so or not.
     if !is_silent {
         object["additionalProperties"] = json!(false);
     }
