@@ -3,7 +3,7 @@
 
 mod waits;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
@@ -21,7 +21,8 @@ use super::routes::kept::on_disk;
 use super::state::AppState;
 use super::wire::parse_json;
 use crate::batches::{
-    Batch, BatchId, BatchLine, BatchStatus, BatchStore, Counts, Endpoint, Journal, LineError, Outcome, read_input,
+    Batch, BatchError, BatchId, BatchLine, BatchStatus, BatchStore, Counts, Endpoint, Journal, LineError, Outcome,
+    read_input,
 };
 use crate::gateway::{Caller, Scope};
 use crate::metrics::AnsweredRequest;
@@ -29,6 +30,8 @@ use waits::Waits;
 
 /// Batches that run at the same time; the others wait.
 const MAX_RUNNING_BATCHES: usize = 4;
+/// Until a batch without room on the disk tries again, if nothing changes before.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Runs what there is, then waits for more. Ends only with the runtime; what is cut off goes on at the next start.
 pub async fn run_batches(state: AppState) {
@@ -46,7 +49,7 @@ pub async fn run_batches(state: AppState) {
         tokio::select! {
             Some(ended) = running.join_next() => match ended {
                 Ok((id, Ok(()))) => taken.retain(|taken| *taken != id),
-                // It stays taken: what a disk refuses now it would refuse again at once. The next start tries again.
+                // It stays taken: what a broken disk refuses now it would refuse again at once. The next start tries again.
                 Ok((id, Err(error))) => tracing::error!(batch = %id, error = error.label(), "a batch cannot go on"),
                 Err(_) => tracing::error!("a batch panicked"),
             },
@@ -103,8 +106,23 @@ struct Run {
     batch: Batch,
 }
 
+/// Shared with the threads that write it.
+type SharedJournal = Arc<Mutex<Journal>>;
+
+fn held(journal: &Mutex<Journal>) -> MutexGuard<'_, Journal> {
+    journal.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn counts(journal: &Mutex<Journal>) -> Counts {
+    held(journal).counts()
+}
+
 impl Run {
     async fn through(self) -> Result<(), ApiError> {
+        if self.batch.ending.is_some() {
+            // It was over before the server started.
+            return self.end().await;
+        }
         let Some(caller) = self.state.caller(&self.batch.owner, &self.batch.via) else {
             return self.fail(vec![LineError { line: 0, message: KEY_IS_GONE.to_owned() }]).await;
         };
@@ -113,13 +131,36 @@ impl Run {
             Err(errors) => return self.fail(errors).await,
         };
         let (store, id, total) = (Arc::clone(&self.store), self.batch.id.clone(), lines.len());
-        let journal = on_disk(&self.state, move || store.journal(&id, total)).await?;
-        self.store.count(&self.batch.id, journal.counts());
+        let journal = self.on_disk(move || store.journal(&id, total)).await?;
+        let counts = journal.counts();
+        let journal = Arc::new(Mutex::new(journal));
+        self.store.count(&self.batch.id, counts);
         if self.batch.status == BatchStatus::Validating {
-            self.reach(BatchStatus::InProgress, journal.counts()).await?;
+            self.reach(BatchStatus::InProgress, counts).await?;
         }
-        let (journal, end) = self.run_lines(caller, lines, journal).await?;
+        let end = self.run_lines(caller, lines, &journal).await?;
         self.finish(journal, end).await
+    }
+
+    /// What the disk has no room for is tried again until it has, and nothing that was answered is lost meanwhile.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl Fn() -> Result<T, BatchError> + Clone + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let mut changes = self.state.watch_batches();
+        loop {
+            match on_disk(&self.state, work.clone()).await {
+                Err(error) if error.kind() == ErrorKind::StorageFull => {
+                    tracing::warn!(batch = %self.batch.id, error = error.label(), "a batch waits");
+                    tokio::select! {
+                        // A file may have been deleted.
+                        _ = changes.changed() => {}
+                        () = sleep(LOOK_AGAIN) => {}
+                    }
+                }
+                done => return done,
+            }
+        }
     }
 
     async fn read_lines(&self) -> Result<Result<Vec<BatchLine>, Vec<LineError>>, ApiError> {
@@ -130,42 +171,42 @@ impl Run {
             let file = store.file(&owner, input.as_str())?;
             Ok(read_input(&store.content(&file)?, endpoint, store.bounds().max_requests))
         };
-        on_disk(&self.state, read).await
+        self.on_disk(read).await
     }
 
     async fn run_lines(
         &self,
         caller: Arc<Caller>,
         lines: Vec<BatchLine>,
-        journal: Journal,
-    ) -> Result<(Journal, End), ApiError> {
+        journal: &SharedJournal,
+    ) -> Result<End, ApiError> {
         let ids: Vec<String> = lines.iter().map(|line| line.custom_id.clone()).collect();
-        let (journal, end) = self.run_until_an_end(caller, lines, journal).await?;
-        let journal = match end.of_those_that_never_ran() {
-            Some(why) => self.note_unrun(journal, ids, why).await?,
-            None => journal,
-        };
-        Ok((journal, end))
+        let end = self.run_until_an_end(caller, lines, journal).await?;
+        if let Some(why) = end.of_those_that_never_ran() {
+            self.note_unrun(journal, ids, why).await?;
+        }
+        Ok(end)
     }
 
     async fn run_until_an_end(
         &self,
         caller: Arc<Caller>,
         lines: Vec<BatchLine>,
-        mut journal: Journal,
-    ) -> Result<(Journal, End), ApiError> {
+        journal: &SharedJournal,
+    ) -> Result<End, ApiError> {
         let mut changes = self.state.watch_batches();
         let now = self.state.clock().wall().as_secs();
         if now >= self.batch.expires_at {
-            return Ok((journal, End::Expired));
+            return Ok(End::Expired);
         }
         let mut expiry = std::pin::pin!(sleep(Duration::from_secs(self.batch.expires_at.saturating_sub(now))));
-        let left: Vec<BatchLine> = lines.into_iter().filter(|line| !journal.is_done(&line.custom_id)).collect();
+        let is_left = |line: &BatchLine| !held(journal).is_done(&line.custom_id);
+        let left: Vec<BatchLine> = lines.into_iter().filter(is_left).collect();
         let mut left = left.into_iter();
         let mut running = JoinSet::new();
         loop {
             if self.store.is_cancelling(&self.batch.id) {
-                return Ok((journal, End::Cancelled));
+                return Ok(End::Cancelled);
             }
             while running.len() < self.store.bounds().max_running_requests
                 && let Some(line) = left.next()
@@ -174,43 +215,42 @@ impl Run {
             }
             tokio::select! {
                 ended = running.join_next() => match ended {
-                    None => return Ok((journal, End::Done)),
-                    Some(Ok(answer)) => journal = self.note(journal, answer).await?,
+                    None => return Ok(End::Done),
+                    Some(Ok(answer)) => self.note(journal, answer).await?,
                     Some(Err(_)) => return Err(ApiError::new(ErrorKind::Internal, "A request of a batch panicked.")),
                 },
                 // Whatever it was, the loop looks again whether the batch is to end.
                 _ = changes.changed() => {}
-                () = &mut expiry => return Ok((journal, End::Expired)),
+                () = &mut expiry => return Ok(End::Expired),
             }
         }
     }
 
-    async fn note(&self, mut journal: Journal, answer: LineAnswer) -> Result<Journal, ApiError> {
-        let written = on_disk(&self.state, move || {
-            journal.append(&answer.custom_id, answer.outcome, &answer.line)?;
-            Ok(journal)
-        });
-        let journal = written.await?;
-        self.store.count(&self.batch.id, journal.counts());
-        Ok(journal)
+    async fn note(&self, journal: &SharedJournal, answer: LineAnswer) -> Result<(), ApiError> {
+        let (shared, answer) = (Arc::clone(journal), Arc::new(answer));
+        self.on_disk(move || Ok(held(&shared).append(&answer.custom_id, answer.outcome, &answer.line)?)).await?;
+        self.store.count(&self.batch.id, counts(journal));
+        Ok(())
     }
 
     /// A line for each request that has no answer, as OpenAI writes it.
-    async fn note_unrun(&self, mut journal: Journal, ids: Vec<String>, why: Unrun) -> Result<Journal, ApiError> {
-        let written = on_disk(&self.state, move || {
-            for id in ids {
-                if !journal.is_done(&id) {
-                    journal.append(&id, Outcome::Failed, &why.line(&id))?;
+    async fn note_unrun(&self, journal: &SharedJournal, ids: Vec<String>, why: Unrun) -> Result<(), ApiError> {
+        let (shared, ids) = (Arc::clone(journal), Arc::new(ids));
+        let write = move || {
+            let mut journal = held(&shared);
+            for id in ids.iter() {
+                if !journal.is_done(id) {
+                    journal.append(id, Outcome::Failed, &why.line(id))?;
                 }
             }
-            Ok(journal)
-        });
-        written.await
+            Ok(())
+        };
+        self.on_disk(write).await
     }
 
-    async fn finish(&self, journal: Journal, end: End) -> Result<(), ApiError> {
+    async fn finish(&self, journal: SharedJournal, end: End) -> Result<(), ApiError> {
         if matches!(end, End::Done) {
-            self.reach(BatchStatus::Finalizing, journal.counts()).await?;
+            self.reach(BatchStatus::Finalizing, counts(&journal)).await?;
         }
         let status = match end {
             End::Done => BatchStatus::Completed,
@@ -218,30 +258,40 @@ impl Run {
             End::Expired => BatchStatus::Expired,
         };
         let (store, id, now) = (Arc::clone(&self.store), self.batch.id.clone(), self.state.clock().wall().as_secs());
-        on_disk(&self.state, move || store.finish(&id, &journal, status, now)).await?;
+        self.on_disk(move || store.finish(&id, &held(&journal), status, now)).await?;
+        Ok(())
+    }
+
+    async fn end(&self) -> Result<(), ApiError> {
+        let (store, id) = (Arc::clone(&self.store), self.batch.id.clone());
+        self.on_disk(move || store.end(&id)).await?;
         Ok(())
     }
 
     async fn reach(&self, status: BatchStatus, counts: Counts) -> Result<(), ApiError> {
-        let (store, id, now) = (Arc::clone(&self.store), self.batch.id.clone(), self.state.clock().wall().as_secs());
-        let change = move |batch: &mut Batch| {
+        let now = self.state.clock().wall().as_secs();
+        self.change(move |batch| {
             batch.counts = counts;
             // Whoever cancels in this moment is not overruled.
             if batch.status != BatchStatus::Cancelling {
                 batch.reach(status, now);
             }
-        };
-        on_disk(&self.state, move || store.change(&id, change)).await?;
-        Ok(())
+        })
+        .await
     }
 
     async fn fail(&self, errors: Vec<LineError>) -> Result<(), ApiError> {
-        let (store, id, now) = (Arc::clone(&self.store), self.batch.id.clone(), self.state.clock().wall().as_secs());
-        let change = move |batch: &mut Batch| {
-            batch.errors = errors;
+        let now = self.state.clock().wall().as_secs();
+        self.change(move |batch| {
+            batch.errors.clone_from(&errors);
             batch.reach(BatchStatus::Failed, now);
-        };
-        on_disk(&self.state, move || store.change(&id, change)).await?;
+        })
+        .await
+    }
+
+    async fn change(&self, change: impl Fn(&mut Batch) + Clone + Send + 'static) -> Result<(), ApiError> {
+        let (store, id) = (Arc::clone(&self.store), self.batch.id.clone());
+        self.on_disk(move || store.change(&id, &change)).await?;
         Ok(())
     }
 }

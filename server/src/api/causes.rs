@@ -224,6 +224,10 @@ impl From<BatchError> for ApiError {
             BatchError::FileTooLarge(_) => ErrorKind::BodyTooLarge,
             BatchError::TooManyFiles(_) | BatchError::TooManyBatches(_) => ErrorKind::ExceedsLimit,
             BatchError::Full => ErrorKind::StorageFull,
+            full if full.is_for_want_of_room() => {
+                tracing::error!(%error, "files and batches");
+                return Self::new(ErrorKind::StorageFull, "The server's disk has no room for this at the moment.");
+            }
             BatchError::NoRandomness | BatchError::Disk(_) => {
                 tracing::error!(%error, "files and batches");
                 return Self::new(ErrorKind::Internal, "The server failed on this request.");

@@ -179,8 +179,10 @@ impl Delivery {
     }
 
     /// So far; what was settled, once all choices are over.
-    fn usage(&self) -> Usage {
-        sum_usage(self.admitted.prompts.iter().map(LivePrompt::usage))
+    fn usage(&mut self) -> Usage {
+        let uses = self.admitted.prompts.iter().map(LivePrompt::usage);
+        self.answer.note_uses(&mut uses.clone());
+        sum_usage(uses)
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
-use super::generate::Visit;
+use super::generate::{Visit, charge_to};
 use super::lease::Lease;
 use super::meter::PromptMeter;
 use super::prepare::find_model;
@@ -58,12 +58,14 @@ pub(crate) async fn find_encoder(
 pub(crate) async fn encode(state: &AppState, visit: &Visit, model: &Lease, texts: Texts) -> Result<Encoded, ApiError> {
     state.readiness().admit()?;
     require(&visit.caller, visit.scope)?;
-    let attribution = texts.attribution.clone();
+    let mut attribution = texts.attribution.clone();
+    visit.sign(&mut attribution);
     let framed = frame(state, model, texts).await?;
     let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
     let class = if visit.scope == Scope::Batch { ServiceClass::Batch } else { visit.caller.classes.grant(None) };
     let ask = Ask { class, attribution, ..Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0) };
-    let reservation = reserve_with(Patience::of(1, visit.scope), state, &visit.caller, &ask).await?;
+    let mut reservation = reserve_with(Patience::of(1, visit.scope), state, &visit.caller, &ask).await?;
+    charge_to(visit.origin.as_ref(), std::iter::once(&mut reservation));
     let mut running = Running::start(state, visit, model, framed, reservation)?;
     let limit = state.config().request_timeout;
     match timeout(limit, running.all()).await {

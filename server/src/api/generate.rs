@@ -21,7 +21,9 @@ use super::choice::{AnswerKind, AnswerStart, ChoiceSpec, Writer, engine_prompt_l
 use super::errors::ApiError;
 use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::lease::Lease;
-use super::prepare::{EncodedPrompt, Prepared, check_token_ids, find_generator, prepare, room_for_answer};
+use super::prepare::{
+    EncodedPrompt, Prepared, check_token_ids, check_unread, find_generator, prepare, room_for_answer,
+};
 use super::ranking::Ranking;
 use super::relayed::PromptCount;
 use super::remote::admit_remote;
@@ -116,8 +118,10 @@ pub(crate) async fn admit(
     let model = find_generator(state, &caller, &request.model).await?;
     // Its replica may have come just now.
     let serving = state.serving();
-    // Under load most are refused, and to read their prompts first would cost those who are served.
+    // Under load most are refused, and to read their prompts first would cost those who are served. What could never run
+    // is told so all the same: who asked again later would not fare better.
     if serving.router.is_full(&model.name) {
+        check_unread(&prompt, &request, &model)?;
         return Err(SubmitError::QueueFull.into());
     }
     let shape = Shape::of(&prompt, &request);
@@ -146,10 +150,9 @@ pub(crate) async fn admit(
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     // A request beyond a grant takes what the others leave.
     let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
-    let num_prompts = tickets.len();
     let prompts = admission.start_all(tickets).await?;
     let fingerprint = Some(model.fingerprint.clone());
-    let billing = Billing::of(state, (&model.name, Some(model.digest)), (origin, num_prompts, request.choices.drawn));
+    let billing = Billing::of(state, (&model.name, Some(model.digest)), (origin, request.choices.drawn));
     let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
     Ok(Admitted::new((prompts, request.choices), served_as, place))
 }

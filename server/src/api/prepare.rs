@@ -205,10 +205,40 @@ fn encode_completion(
     }
 }
 
+/// What makes a request impossible and is known before its prompt is read.
+pub(crate) fn check_unread(prompt: &Prompt, request: &GenerateRequest, model: &ServedModel) -> Result<(), ApiError> {
+    let asked = AskedLength::from(&request.sampling);
+    let prompts = match prompt {
+        Prompt::Completions { prompts, .. } => prompts.as_slice(),
+        Prompt::Chat(_) => &[],
+    };
+    let counted = prompts.iter().filter_map(|prompt| match prompt {
+        CompletionPrompt::Tokens(tokens) => Some(tokens),
+        CompletionPrompt::Text(_) => None,
+    });
+    check_ids(request, counted.clone().flatten(), model)?;
+    for tokens in counted {
+        room_for_answer(model, tokens.len(), asked)?;
+    }
+    match asked.tokens {
+        // A prompt is one token at least.
+        Some(tokens) if tokens as usize >= model.max_model_len => Err(answer_overflow(model, tokens, asked.field)),
+        _ => Ok(()),
+    }
+}
+
 /// Every token id that the caller wrote must be one that the model has.
 pub(crate) fn check_token_ids(
     request: &GenerateRequest,
     prompts: &[EncodedPrompt],
+    model: &ServedModel,
+) -> Result<(), ApiError> {
+    check_ids(request, prompts.iter().flat_map(|prompt| &prompt.tokens), model)
+}
+
+fn check_ids<'a>(
+    request: &GenerateRequest,
+    mut of_prompts: impl Iterator<Item = &'a TokenId>,
     model: &ServedModel,
 ) -> Result<(), ApiError> {
     let Sampling { logit_bias, stop_token_ids, .. } = &request.sampling;
@@ -222,7 +252,7 @@ pub(crate) fn check_token_ids(
     if let Some(id) = stop_token_ids.iter().find(|id| !known(**id)) {
         return Err(outside("stop_token_ids", *id));
     }
-    match prompts.iter().flat_map(|prompt| &prompt.tokens).find(|id| !known(**id)) {
+    match of_prompts.find(|id| !known(**id)) {
         Some(id) => Err(outside("prompt", *id)),
         None => Ok(()),
     }
@@ -248,6 +278,15 @@ pub(crate) fn context_overflow(max_model_len: usize, prompt_tokens: usize, asked
         "This model's context length is {max_model_len} tokens, and you asked for {} tokens: {prompt_tokens} in the \
          prompt and {tokens} for the answer. Shorten the prompt or lower `{field}`.",
         prompt_tokens.saturating_add(tokens),
+    );
+    ApiError::new(ErrorKind::ContextLengthExceeded, message).param(field)
+}
+
+fn answer_overflow(model: &ServedModel, tokens: u32, field: LengthField) -> ApiError {
+    let (most, field) = (model.max_model_len, field.as_str());
+    let message = format!(
+        "This model's context length is {most} tokens, and you asked for {tokens} tokens for the answer alone. Lower \
+         `{field}`."
     );
     ApiError::new(ErrorKind::ContextLengthExceeded, message).param(field)
 }

@@ -86,9 +86,8 @@ pub(crate) async fn admit_remote(
     let prompts = admission.measure_all(prompt).await?;
     let mut tickets = admission.reserve_all(prompts, scope).await?;
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
-    let num_prompts = tickets.len();
     let prompts = admission.start_all(&serving, tickets, arrived).await?;
-    let billing = Billing::of(state, (&model.name, None), (origin, num_prompts, NonZeroU32::MIN));
+    let billing = Billing::of(state, (&model.name, None), (origin, NonZeroU32::MIN));
     let served_as = ServedAs { model: model.name.clone(), fingerprint: None, tier: None, billing };
     Ok(Admitted::new((prompts, Choices::ONE), served_as, place))
 }

@@ -8,14 +8,17 @@
 //! ```
 //!
 //! The lines of the last two say which requests are over, so a batch that a restart interrupts goes on where it was: a
-//! request whose line is there is not run again. This room speaks neither HTTP nor text, and runs nothing.
+//! request whose line is there is not run again. What the disk has no room for is written whole or not at all, and what is
+//! known in memory is what lies on the disk. This room speaks neither HTTP nor text, and runs nothing.
 
+mod disk;
 mod id;
 mod input;
 mod journal;
 mod record;
 mod store;
 
+pub use disk::{Disk, SystemDisk};
 pub use id::{BatchId, FileId};
 pub use input::{BatchLine, read_input};
 pub use journal::{Journal, Outcome};

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::journal::{self, Journal};
-use super::{Batch, BatchId, BatchStatus, Counts, Ending, FileId, Purpose, StoredFile};
+use super::{Batch, BatchId, BatchStatus, Counts, Disk, Ending, FileId, Purpose, StoredFile, SystemDisk};
 
 /// Bounds on what is kept.
 #[derive(Debug, Clone, Copy)]
@@ -67,8 +67,17 @@ pub enum BatchError {
     Disk(#[from] io::Error),
 }
 
+impl BatchError {
+    /// Of the disk, or left to this user of it: another time may be better.
+    pub fn is_for_want_of_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Disk(error) if matches!(error.kind(), StorageFull | QuotaExceeded))
+    }
+}
+
 #[derive(Debug)]
 pub struct BatchStore {
+    disk: Arc<dyn Disk>,
     files_folder: PathBuf,
     batches_folder: PathBuf,
     bounds: BatchBounds,
@@ -84,6 +93,7 @@ struct Index {
 /// A file on its way in. Dropping it before [`Upload::keep`] removes what was written.
 #[derive(Debug)]
 pub struct Upload {
+    disk: Arc<dyn Disk>,
     id: FileId,
     file: File,
     path: PathBuf,
@@ -95,6 +105,11 @@ pub struct Upload {
 impl BatchStore {
     /// Reads what earlier runs left in `data_dir`, and ends the batches that were about to.
     pub fn open(data_dir: &Path, bounds: BatchBounds) -> Result<Self, BatchError> {
+        Self::open_on(Arc::new(SystemDisk), data_dir, bounds)
+    }
+
+    /// The same; what it writes goes through `disk`.
+    pub fn open_on(disk: Arc<dyn Disk>, data_dir: &Path, bounds: BatchBounds) -> Result<Self, BatchError> {
         let (files_folder, batches_folder) = (data_dir.join("files"), data_dir.join("batches"));
         for folder in [&files_folder, &batches_folder] {
             DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -104,9 +119,10 @@ impl BatchStore {
         let ending = batches.iter().filter(|batch| batch.ending.is_some() && !batch.status.is_over());
         let ending: Vec<BatchId> = ending.map(|batch| batch.id.clone()).collect();
         let batches = batches.into_iter().map(|batch| (batch.id.clone(), batch)).collect();
-        let store = Self { files_folder, batches_folder, bounds, index: Mutex::new(Index { files, batches }) };
+        let index = Mutex::new(Index { files, batches });
+        let store = Self { disk, files_folder, batches_folder, bounds, index };
         for id in ending {
-            // It stays as it is, and the next start tries again.
+            // It stays as it is, and whoever runs batches tries again.
             if let Err(error) = store.end(&id) {
                 tracing::error!(batch = %id, %error, "a batch that was over could not be ended");
             }
@@ -128,7 +144,8 @@ impl BatchStore {
         }
         let id = FileId::random().ok_or(BatchError::NoRandomness)?;
         let path = self.content_path(&id);
-        Ok(Upload { file: create(&path)?, id, path, bytes: 0, max_bytes: self.bounds.max_file_bytes, is_kept: false })
+        let (disk, file, max_bytes) = (Arc::clone(&self.disk), create(&path)?, self.bounds.max_file_bytes);
+        Ok(Upload { disk, id, file, path, bytes: 0, max_bytes, is_kept: false })
     }
 
     pub fn keep(
@@ -142,7 +159,7 @@ impl BatchStore {
         if index.stored_bytes().saturating_add(stored.bytes) > self.bounds.max_stored_bytes {
             return Err(BatchError::Full);
         }
-        write_record(&self.files_folder, stored.id.as_str(), &stored)?;
+        self.write_record(&self.files_folder, stored.id.as_str(), &stored)?;
         upload.is_kept = true;
         index.files.insert(stored.id.clone(), stored.clone());
         Ok(stored)
@@ -185,7 +202,7 @@ impl BatchStore {
         if open.count() >= self.bounds.max_batches {
             return Err(BatchError::TooManyBatches(self.bounds.max_batches));
         }
-        write_record(&self.batches_folder, batch.id.as_str(), &batch)?;
+        self.write_record(&self.batches_folder, batch.id.as_str(), &batch)?;
         index.batches.insert(batch.id.clone(), batch.clone());
         Ok(batch)
     }
@@ -207,7 +224,7 @@ impl BatchStore {
     /// The oldest of those that are not over and not in `taken`.
     pub fn next_open(&self, taken: &[BatchId]) -> Option<Batch> {
         let index = self.index();
-        let is_open = |batch: &&Batch| !batch.status.is_over() && batch.ending.is_none() && !taken.contains(&batch.id);
+        let is_open = |batch: &&Batch| !batch.status.is_over() && !taken.contains(&batch.id);
         let open = index.batches.values().filter(is_open);
         open.min_by_key(|batch| (batch.created_at, batch.id.clone())).cloned()
     }
@@ -225,12 +242,15 @@ impl BatchStore {
         self.change(&batch.id, |batch| batch.reach(BatchStatus::Cancelling, now))
     }
 
+    /// What cannot be written down has not happened.
     pub fn change(&self, id: &BatchId, change: impl FnOnce(&mut Batch)) -> Result<Batch, BatchError> {
         let mut index = self.index();
         let batch = index.batches.get_mut(id).ok_or(BatchError::NoBatch)?;
-        change(batch);
-        write_record(&self.batches_folder, id.as_str(), batch)?;
-        Ok(batch.clone())
+        let mut changed = batch.clone();
+        change(&mut changed);
+        self.write_record(&self.batches_folder, id.as_str(), &changed)?;
+        batch.clone_from(&changed);
+        Ok(changed)
     }
 
     /// Shown to who asks; the journal knows it after a restart.
@@ -242,10 +262,10 @@ impl BatchStore {
 
     pub fn journal(&self, id: &BatchId, total: usize) -> Result<Journal, BatchError> {
         let [output, errors] = journal::paths(&self.batches_folder, id.as_str());
-        Ok(Journal::open(&output, &errors, total)?)
+        Ok(Journal::open([&output, &errors], total, Arc::clone(&self.disk))?)
     }
 
-    /// Makes files of a batch's answers and ends it.
+    /// Makes files of a batch's answers and ends it. What had no room before goes on where it was.
     pub fn finish(&self, id: &BatchId, journal: &Journal, status: BatchStatus, now: u64) -> Result<Batch, BatchError> {
         self.decide_end(id, journal, status, now)?;
         self.end(id)
@@ -258,7 +278,11 @@ impl BatchStore {
         status: BatchStatus,
         at: u64,
     ) -> Result<(), BatchError> {
-        journal.sync()?;
+        if self.index().batches.get(id).is_some_and(|batch| batch.ending.is_some()) {
+            return Ok(());
+        }
+        // Whatever the reason: what a failed sync lost, only the next start finds out, which reads what is there.
+        journal.sync().map_err(io::Error::other)?;
         let [output, errors] = journal::paths(&self.batches_folder, id.as_str());
         let (output, errors) = (file_to_be(&output)?, file_to_be(&errors)?);
         let ending = Ending { status, at, counts: journal.counts(), output, errors };
@@ -266,7 +290,7 @@ impl BatchStore {
     }
 
     /// Does what was decided and not done yet.
-    pub(super) fn end(&self, id: &BatchId) -> Result<Batch, BatchError> {
+    pub fn end(&self, id: &BatchId) -> Result<Batch, BatchError> {
         let batch = self.index().batches.get(id).cloned().ok_or(BatchError::NoBatch)?;
         let Some(Ending { status, at, counts, output, errors }) = batch.ending.clone() else { return Ok(batch) };
         let [output_path, errors_path] = journal::paths(&self.batches_folder, id.as_str());
@@ -297,8 +321,18 @@ impl BatchStore {
         };
         let (owner, purpose) = (owner.to_owned(), Purpose::BatchOutput);
         let file = StoredFile { id: id.clone(), owner, filename, purpose, bytes, created_at };
-        write_record(&self.files_folder, id.as_str(), &file)?;
+        self.write_record(&self.files_folder, id.as_str(), &file)?;
         self.index().files.insert(id.clone(), file);
+        Ok(())
+    }
+
+    /// Whole or not at all: a reader after a crash finds the record before or the record after.
+    fn write_record(&self, folder: &Path, id: &str, record: &impl Serialize) -> Result<(), BatchError> {
+        let text = serde_json::to_vec(record).map_err(io::Error::other)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        self.disk.write(file.as_file_mut(), &text)?;
+        file.as_file().sync_all()?;
+        file.persist(folder.join(format!("{id}.json"))).map_err(|error| error.error)?;
         Ok(())
     }
 
@@ -330,7 +364,7 @@ impl Upload {
         if self.bytes > self.max_bytes {
             return Err(BatchError::FileTooLarge(self.max_bytes));
         }
-        Ok(self.file.write_all(bytes)?)
+        Ok(self.disk.write(&mut self.file, bytes)?)
     }
 }
 
@@ -358,16 +392,6 @@ fn unless_missing(done: io::Result<()>) -> io::Result<()> {
 
 fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-/// Whole or not at all: a reader after a crash finds the record before or the record after.
-fn write_record(folder: &Path, id: &str, record: &impl Serialize) -> Result<(), BatchError> {
-    let text = serde_json::to_vec(record).map_err(io::Error::other)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&text)?;
-    file.as_file().sync_all()?;
-    file.persist(folder.join(format!("{id}.json"))).map_err(|error| error.error)?;
-    Ok(())
 }
 
 /// A record that cannot be read is left where it is, and logged: one broken file must not keep a server from starting.

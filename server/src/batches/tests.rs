@@ -1,11 +1,51 @@
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
 
 use super::*;
 
 const ENDPOINT: Endpoint = Endpoint::Chat;
 
+/// Refuses what it has no room for, when half of it is there.
+#[derive(Debug, Default)]
+struct SmallDisk {
+    /// Writes that still fit. `None`: all.
+    room: Mutex<Option<usize>>,
+}
+
+impl SmallDisk {
+    fn has_room_for(&self, writes: Option<usize>) {
+        *self.room.lock().unwrap() = writes;
+    }
+}
+
+impl Disk for SmallDisk {
+    fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        match &mut *self.room.lock().unwrap() {
+            None => file.write_all(bytes),
+            Some(0) => {
+                file.write_all(&bytes[..bytes.len() / 2])?;
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            Some(left) => {
+                *left -= 1;
+                file.write_all(bytes)
+            }
+        }
+    }
+}
+
 fn store(folder: &tempfile::TempDir) -> BatchStore {
-    BatchStore::open(folder.path(), BatchBounds::default()).unwrap()
+    store_on(&Arc::default(), folder)
+}
+
+fn store_on(disk: &Arc<SmallDisk>, folder: &tempfile::TempDir) -> BatchStore {
+    BatchStore::open_on(disk.clone(), folder.path(), BatchBounds::default()).unwrap()
+}
+
+fn num_files(folder: &tempfile::TempDir, kind: &str) -> usize {
+    std::fs::read_dir(folder.path().join(kind)).unwrap().count()
 }
 
 fn file(store: &BatchStore, owner: &str, content: &[u8]) -> StoredFile {
@@ -107,7 +147,92 @@ fn a_batch_that_a_crash_interrupts_while_its_answers_become_files_is_ended_and_n
             let content = second.content(&file).unwrap();
             assert_eq!(String::from_utf8(content).unwrap(), format!("{{\"custom_id\":\"{line}\"}}\n"));
         }
-        assert_eq!(std::fs::read_dir(folder.path().join("batches")).unwrap().count(), 1, "its record alone");
+        assert_eq!(num_files(&folder, "batches"), 1, "its record alone");
+    }
+}
+
+#[test]
+fn a_line_without_room_leaves_nothing_and_can_be_written_once_there_is() {
+    let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::default());
+    let store = store_on(&disk, &folder);
+    let id = BatchId::random().unwrap();
+    let mut journal = store.journal(&id, 2).unwrap();
+    let written = || std::fs::read_to_string(folder.path().join(format!("batches/{id}.out"))).unwrap();
+    let [first, second] = ["a", "b"].map(|name| format!(r#"{{"custom_id":"{name}"}}"#));
+    journal.append("a", Outcome::Completed, &first).unwrap();
+    disk.has_room_for(Some(0));
+    for _ in 0..2 {
+        let refused = journal.append("b", Outcome::Completed, &second).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+        assert_eq!((journal.is_done("b"), journal.counts().completed), (false, 1));
+        assert_eq!(written(), format!("{first}\n"));
+    }
+    disk.has_room_for(None);
+    journal.append("b", Outcome::Completed, &second).unwrap();
+    assert_eq!(written(), format!("{first}\n{second}\n"));
+}
+
+#[test]
+fn what_cannot_be_written_down_has_not_happened() {
+    let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::default());
+    let first = store_on(&disk, &folder);
+    let input = file(&first, "ada", b"x");
+    let batch = first.add_batch(batch(&input)).unwrap();
+    disk.has_room_for(Some(0));
+    let refusals = [
+        first.cancel("ada", batch.id.as_str(), 9).unwrap_err(),
+        first.add_batch(Batch { id: BatchId::random().unwrap(), ..batch.clone() }).unwrap_err(),
+        first.begin_upload("ada").unwrap().write(b"content").unwrap_err(),
+    ];
+    assert!(refusals.iter().all(BatchError::is_for_want_of_room), "{refusals:?}");
+    disk.has_room_for(Some(1));
+    let mut upload = first.begin_upload("ada").unwrap();
+    upload.write(b"content").unwrap();
+    assert!(first.keep(upload, |id, _| StoredFile { id, ..input.clone() }).unwrap_err().is_for_want_of_room());
+    assert_eq!((num_files(&folder, "files"), num_files(&folder, "batches")), (2, 1), "the input and its batch");
+    for store in [&first, &store(&folder)] {
+        assert_eq!(store.batches("ada"), std::slice::from_ref(&batch));
+        assert_eq!(store.files("ada"), std::slice::from_ref(&input));
+    }
+}
+
+#[test]
+fn an_end_without_room_goes_on_where_it_was_also_after_a_restart() {
+    for (room, restarts) in (0..4).flat_map(|room| [(room, false), (room, true)]) {
+        let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::default());
+        let first = store_on(&disk, &folder);
+        let batch = first.add_batch(batch(&file(&first, "ada", b"x"))).unwrap();
+        let mut journal = first.journal(&batch.id, 2).unwrap();
+        journal.append("a", Outcome::Completed, r#"{"custom_id":"a"}"#).unwrap();
+        journal.append("b", Outcome::Failed, r#"{"custom_id":"b"}"#).unwrap();
+        disk.has_room_for(Some(room));
+        let refused = first.finish(&batch.id, &journal, BatchStatus::Completed, 9).unwrap_err();
+        assert!(refused.is_for_want_of_room(), "{refused}");
+        let (second, journal) = if restarts && room > 0 {
+            drop((first, journal));
+            disk.has_room_for(Some(0));
+            let second = store_on(&disk, &folder);
+            let found = second.next_open(&[]).unwrap();
+            assert!(found.ending.is_some(), "whoever runs batches has to end it");
+            (second, None)
+        } else {
+            (first, Some(journal))
+        };
+        disk.has_room_for(None);
+        let ended = match journal {
+            Some(journal) => second.finish(&batch.id, &journal, BatchStatus::Completed, 9).unwrap(),
+            None => second.end(&batch.id).unwrap(),
+        };
+        assert_eq!(
+            (ended.status, ended.counts),
+            (BatchStatus::Completed, Counts { total: 2, completed: 1, failed: 1 })
+        );
+        for (kept, line) in [(ended.output_file_id, "a"), (ended.error_file_id, "b")] {
+            let kept = second.file("ada", kept.unwrap().as_str()).unwrap();
+            let content = String::from_utf8(second.content(&kept).unwrap()).unwrap();
+            assert_eq!(content, format!("{{\"custom_id\":\"{line}\"}}\n"), "{room}");
+        }
+        assert_eq!((num_files(&folder, "files"), num_files(&folder, "batches")), (6, 1), "nothing beside them");
     }
 }
 
@@ -118,7 +243,7 @@ fn an_upload_that_breaks_off_leaves_nothing() {
     let mut upload = store.begin_upload("ada").unwrap();
     upload.write(b"half").unwrap();
     drop(upload);
-    assert_eq!(std::fs::read_dir(folder.path().join("files")).unwrap().count(), 0);
+    assert_eq!(num_files(&folder, "files"), 0);
 }
 
 #[test]

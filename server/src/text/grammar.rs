@@ -8,6 +8,7 @@
 mod answer;
 mod compiler;
 mod follower;
+mod schema;
 mod vocabulary;
 
 use passerelle_engine::Constraint;
@@ -22,7 +23,8 @@ pub use compiler::GrammarCompiler;
 pub enum Grammar {
     /// Any JSON object.
     JsonObject,
-    /// A JSON value that this schema accepts. Keywords that cannot be enforced are refused.
+    /// A JSON value that this schema accepts; of objects whose schema is silent on other properties, only with those that it
+    /// names. Keywords that cannot be enforced are refused.
     JsonSchema(Value),
     /// A regular expression that the whole answer matches.
     Regex(String),

@@ -1,12 +1,16 @@
 //! Files and batches: many requests from one file, answered when there is room, also across a restart.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::common::client::{Client, Reply};
 use crate::common::model::Gate;
-use crate::common::{MODEL, Options, PATIENCE, Seen, Server, limit};
+use crate::common::{MODEL, Options, PATIENCE, Seen, Server, limit, until};
 use passerelle::api::run_batches;
-use passerelle::batches::BatchBounds;
+use passerelle::batches::{BatchBounds, Disk};
 use passerelle::gateway::Limit;
 use passerelle_engine::Class;
 use serde_json::{Value, json};
@@ -78,6 +82,24 @@ pub(crate) async fn lines_of(client: &Client, file: &Value) -> Vec<Value> {
 
 fn keeping(folder: &TempDir) -> Options {
     Options { data_dir: Some(folder.path().to_owned()), ..Options::default() }
+}
+
+/// One that can be filled and emptied.
+#[derive(Debug, Default)]
+struct FillingDisk {
+    is_full: AtomicBool,
+    refused: AtomicUsize,
+}
+
+impl Disk for FillingDisk {
+    fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        if !self.is_full.load(Ordering::SeqCst) {
+            return file.write_all(bytes);
+        }
+        file.write_all(&bytes[..bytes.len() / 2])?;
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        Err(io::ErrorKind::StorageFull.into())
+    }
 }
 
 #[tokio::test]
@@ -158,6 +180,51 @@ async fn a_batch_that_a_restart_interrupts_goes_on_and_runs_nothing_twice() {
     let ids: BTreeSet<String> = output.iter().map(|line| line["custom_id"].to_string()).collect();
     assert_eq!((output.len(), ids.len()), (40, 40));
     runner.abort();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_a_batch_waits_for_room_and_runs_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, gate, seen) = (Arc::new(FillingDisk::default()), Gate::closed(), Seen::default());
+    let options = Options { disk: disk.clone(), gate: gate.clone(), seen: seen.clone(), ..keeping(&folder) };
+    let server = Server::with(options).await;
+    let runner = tokio::spawn(run_batches(server.state.clone()));
+    let client = server.client();
+    let spare = upload(&client, "{}").await.json();
+    let batch = create(&client, &jsonl(&[line("a", "x"), line("b", "y"), line("c", "z")])).await;
+    wait_until(&client, &batch, is("in_progress")).await;
+
+    disk.is_full.store(true, Ordering::SeqCst);
+    let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
+    let another = json!({"input_file_id": spare["id"], "endpoint": CHAT, "completion_window": "24h"});
+    let refusals = [
+        upload(&client, "{}").await,
+        client.post("/v1/batches", &another).await,
+        client.post(&format!("{path}/cancel"), &json!({})).await,
+    ];
+    for refused in refusals {
+        assert_eq!((refused.status, refused.error_code().as_str()), (503, "storage_full"), "{}", refused.text());
+        assert!(refused.headers.contains_key("retry-after"));
+    }
+    let left = std::fs::read_dir(folder.path().join("files")).unwrap().count();
+    assert_eq!(left, 4, "two files, each with its record");
+    let refused_before = disk.refused.load(Ordering::SeqCst);
+    gate.release();
+    until(|| disk.refused.load(Ordering::SeqCst) > refused_before).await;
+    let waiting = client.get(&path).await.json();
+    assert_eq!((&waiting["status"], &waiting["request_counts"]["completed"]), (&json!("in_progress"), &json!(0)));
+
+    disk.is_full.store(false, Ordering::SeqCst);
+    let spare = format!("/v1/files/{}", spare["id"].as_str().unwrap());
+    assert_eq!(client.send("DELETE", &spare, b"").await.whole().await.status, 200);
+    let batch = wait_until(&client, &batch, is("completed")).await;
+    assert_eq!(batch["request_counts"], json!({"total": 3, "completed": 3, "failed": 0}));
+    let output = lines_of(&client, &batch["output_file_id"]).await;
+    let ids: BTreeSet<&str> = output.iter().map(|line| line["custom_id"].as_str().unwrap()).collect();
+    assert_eq!((output.len(), ids), (3, ["a", "b", "c"].into()));
+    assert_eq!(seen.take().len(), 3, "each was run once");
+    runner.abort();
+    server.assert_at_rest().await;
 }
 
 #[tokio::test]

@@ -13,11 +13,14 @@ use passerelle::gateway::replica::{ReplicaId, UpstreamParts};
 use passerelle::gateway::tariff::{Price, Tariff};
 use passerelle::gateway::{DataDir, Directory, LedgerTotals, Limit, Quota, Replica, Router, Scope};
 use passerelle::upstream::{Timeouts, Upstream, UpstreamKind, UpstreamSettings};
+use passerelle_engine::EncoderConfig;
 use passerelle_engine::clock::SystemClock;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::common::client::Client;
-use crate::common::{MODEL, Options, PATIENCE, Server, digest};
+use crate::common::encoders::{BERT, CLASSIFIER, EncoderServer, RERANKER};
+use crate::common::{MODEL, Options, PATIENCE, Server, digest, until};
 
 const RESERVATION: &str = "x-passerelle-reservation";
 
@@ -28,7 +31,8 @@ struct Site {
     plain_key: String,
 }
 
-async fn site() -> Site {
+/// A data directory with one account and its two keys: one for gateways and one for everybody else.
+fn accounts() -> (TempDir, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let data = DataDir::open(folder.path()).unwrap();
     let directory = Directory::open(&data, Arc::new(SystemClock::new()), "test").unwrap();
@@ -43,6 +47,11 @@ async fn site() -> Site {
     let plain_key = key("plain", &[Scope::Inference]);
     let daily = Bound::Budget { unit: Unit::Requests, amount: NonZeroU64::new(100).unwrap(), period: Period::Day };
     directory.set_limit(&"south".parse().unwrap(), Limit::of(daily)).unwrap();
+    (folder, gateway_key, plain_key)
+}
+
+async fn site() -> Site {
+    let (folder, gateway_key, plain_key) = accounts();
     let api = ApiConfig { site: Some("north".to_owned()), ..ApiConfig::default() };
     let tariff = Arc::new(Tariff::new("test", [(MODEL.to_owned(), Price::flat(2_000_000, 1_000, 4_000_000))]));
     let server = Server::with(Options { administered: Some(folder), api, tariff, ..Options::default() }).await;
@@ -135,6 +144,59 @@ async fn a_reservation_that_asks_twice_is_billed_once_and_told_what_it_cost() {
     let nobody = site.with(&site.gateway_key).with(RESERVATION, "rsv_3").with("x-passerelle-account", "a//b");
     let refused = nobody.post("/v1/chat/completions", &chat(MODEL)).await;
     assert_eq!((refused.status, refused.param().as_deref()), (400, Some("x-passerelle-account")));
+}
+
+#[tokio::test]
+async fn a_list_of_prompts_that_is_sent_twice_is_told_what_was_billed_and_not_the_price_of_the_second_time() {
+    let site = site().await;
+    let prompt = |text: &str| format!("{}say:{text}", "Once upon a time. ".repeat(4));
+    let body = json!({"model": MODEL, "prompt": [prompt("hi there"), prompt("no")], "max_tokens": 20});
+    let ask = async |id: &str, body: &Value| {
+        let answer = site.with(&site.gateway_key).with(RESERVATION, id).post("/v1/completions", body).await.json();
+        answer["usage"]["passerelle"]["billed_gpu_ms"].as_f64().unwrap()
+    };
+    let first = ask("rsv_1", &body).await;
+    let once = site.settled().await;
+    assert!(first > 0.0 && once.settled == 2, "{first}");
+    assert_eq!(ask("rsv_1", &body).await, first, "though both prompts are cached by now");
+    let mut streamed = body.clone();
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({"include_usage": true});
+    let events = site.with(&site.gateway_key).with(RESERVATION, "rsv_1").stream("/v1/completions", &streamed).await;
+    let events = events.events().await;
+    let told = events.iter().rev().find_map(|event| event["usage"]["passerelle"]["billed_gpu_ms"].as_f64());
+    assert_eq!(told, Some(first));
+    let last = site.settled().await;
+    assert_eq!((last.prompt_tokens, last.generated_tokens), (once.prompt_tokens, once.generated_tokens));
+}
+
+#[tokio::test]
+async fn texts_that_are_sent_twice_under_one_reservation_are_billed_once() {
+    let (folder, gateway_key, _) = accounts();
+    let options = Options { administered: Some(folder), ..Options::default() };
+    let server = EncoderServer::with(options, EncoderConfig::default()).await;
+    let ask = async |path: &str, id: &str, body: &Value| {
+        let client = server.client().with("authorization", &format!("Bearer {gateway_key}")).with(RESERVATION, id);
+        let reply = client.post(path, body).await;
+        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
+        until(|| server.state.ledger().totals().open == 0).await;
+        server.state.ledger().totals().prompt_tokens
+    };
+    let cases = [
+        ("/v1/embeddings", json!({"model": BERT, "input": ["one", "two"]})),
+        ("/v1/rerank", json!({"model": RERANKER, "query": "one", "documents": ["two", "three"]})),
+        ("/v1/score", json!({"model": RERANKER, "text_1": "one", "text_2": "two"})),
+        ("/v1/classify", json!({"model": CLASSIFIER, "input": "one"})),
+    ];
+    let mut before = 0;
+    for (path, body) in cases {
+        let once = ask(path, &format!("first:{path}"), &body).await;
+        assert!(once > before, "{path}");
+        assert_eq!(ask(path, &format!("first:{path}"), &body).await, once, "{path}");
+        let other = ask(path, &format!("second:{path}"), &body).await;
+        assert_eq!(other - once, once - before, "{path}: another reservation pays as the first");
+        before = other;
+    }
 }
 
 #[tokio::test]

@@ -217,9 +217,29 @@ async fn a_full_server_answers_503_at_once() {
     server.assert_at_rest().await;
 }
 
+/// What could never run, and is known to before a prompt is read.
+fn senseless() -> [(&'static str, Value, u16, &'static str); 8] {
+    let completion = |field: &str, value: Value| {
+        let mut body = json!({"model": MODEL, "prompt": "say:hi"});
+        body[field] = value;
+        body
+    };
+    let no_such_model = json!({"model": "nobody", "messages": [{"role": "user", "content": "say:hi"}]});
+    [
+        (CHAT, no_such_model, 404, "model_not_found"),
+        (CHAT, chat(3, 1_000_000), 400, "context_length_exceeded"),
+        ("/v1/completions", completion("temperature", json!(-1)), 400, "invalid_value"),
+        ("/v1/completions", completion("no_such_field", json!(1)), 400, "unknown_parameter"),
+        ("/v1/completions", completion("logit_bias", json!({"1000000": 1})), 400, "invalid_value"),
+        ("/v1/completions", completion("stop_token_ids", json!([1_000_000])), 400, "invalid_value"),
+        ("/v1/completions", completion("prompt", json!([[1, 1_000_000]])), 400, "invalid_value"),
+        ("/v1/completions", completion("prompt", json!(vec![1; 3_000])), 400, "context_length_exceeded"),
+    ]
+}
+
 /// Most are refused under load, and what that takes is taken from those who are served.
 #[tokio::test]
-async fn a_full_queue_refuses_before_the_prompt_is_read() {
+async fn a_full_queue_refuses_before_the_prompt_is_read_and_after_what_could_never_run() {
     let gate = Gate::closed();
     let options = Options::default();
     let engine = EngineConfig { max_num_seqs: 1, max_waiting_requests: 1, ..options.engine.clone() };
@@ -228,9 +248,13 @@ async fn a_full_queue_refuses_before_the_prompt_is_read() {
     let running = client.stream(CHAT, &chat(1, 4)).await;
     until(|| server.engine.stats().waiting == 0).await;
     let waiting = client.stream(CHAT, &chat(2, 4)).await;
-    let never_fits = chat(3, 1_000_000);
+    let never_fits = json!({"model": MODEL, "messages": [{"role": "user", "content": "a b ".repeat(4_000)}]});
     let refused = client.post(CHAT, &never_fits).await;
     assert_eq!((refused.status, refused.error_code().as_str()), (503, "queue_full"));
+    for (path, senseless, status, code) in senseless() {
+        let refused = client.post(path, &senseless).await;
+        assert_eq!((refused.status, refused.error_code().as_str()), (status, code), "{senseless}");
+    }
     gate.release();
     for stream in [running, waiting] {
         assert_eq!(text_of(stream).await.len(), 4);

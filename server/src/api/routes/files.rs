@@ -110,6 +110,8 @@ pub(crate) async fn delete(
     KeptItem { store, owner, id }: KeptItem,
 ) -> Result<Response, ApiError> {
     let id = on_disk(&state, move || store.delete_file(&owner, &id)).await?;
+    // A batch may wait for the room.
+    state.batches_changed();
     Ok(Json(json!({"id": id, "object": "file", "deleted": true})).into_response())
 }
 

@@ -22,6 +22,10 @@ use crate::gateway::{Ledger, RemoteReservation};
 
 /// How pieces of choices become an answer. `usage` is what was used so far.
 pub(crate) trait AnswerForm: Debug + Send {
+    /// What each prompt used so far, in their order, before `usage` says what they used together. Most answers tell no more
+    /// than that.
+    fn note_uses(&mut self, _: &mut dyn Iterator<Item = Usage>) {}
+
     /// What a stream begins with, before the first token.
     fn opening(&mut self, usage: Usage) -> Vec<Part>;
 
@@ -86,10 +90,11 @@ pub(crate) struct Billing {
     ledger: Ledger,
     model: String,
     answers: NonZeroU32,
-    /// `None` for several prompts, each of which is a bill of its own.
-    origin: Option<RemoteReservation>,
+    origin: RemoteReservation,
     digest: Option<ModelDigest>,
     site: Option<String>,
+    /// Of each prompt, so far: each is a bill of its own.
+    uses: Vec<Usage>,
 }
 
 impl Billing {
@@ -97,20 +102,18 @@ impl Billing {
     pub(crate) fn of(
         state: &AppState,
         (model, digest): (&str, Option<ModelDigest>),
-        (origin, num_prompts, answers): (Option<RemoteReservation>, usize, NonZeroU32),
+        (origin, answers): (Option<RemoteReservation>, NonZeroU32),
     ) -> Option<Self> {
         let origin = origin?;
         let (ledger, model, site) = (state.ledger().clone(), model.to_owned(), state.config().site.clone());
-        Some(Self { ledger, model, answers, origin: (num_prompts == 1).then_some(origin), digest, site })
+        Some(Self { ledger, model, answers, origin, digest, site, uses: Vec::new() })
     }
 
-    /// Whoever asks one prompt again is told what was billed before, and not what it would have cost.
-    fn json(&self, used: Usage) -> Value {
-        let Self { ledger, model, answers, .. } = self;
-        let billed = match &self.origin {
-            Some(origin) => ledger.billed_in_all(origin, (model, *answers), used),
-            None => ledger.tariff().cost_micros(Some(model), used, *answers),
-        };
+    /// Whoever asks again is told what was billed before, and not what it would have cost.
+    fn json(&self) -> Value {
+        let Self { ledger, model, answers, origin, .. } = self;
+        let bill = |(used, part): (&Usage, u32)| ledger.billed_in_all(&origin.part(part), (model, *answers), *used);
+        let billed = self.uses.iter().zip(0..).map(bill).fold(0, u64::saturating_add);
         json!({"billed_gpu_ms": billed as f64 / 1e3, "model_digest": self.digest, "site": self.site})
     }
 }
@@ -131,6 +134,13 @@ pub(crate) struct Answer {
 }
 
 impl AnswerForm for Answer {
+    fn note_uses(&mut self, uses: &mut dyn Iterator<Item = Usage>) {
+        if let Some(billing) = &mut self.head.billing {
+            billing.uses.clear();
+            billing.uses.extend(uses);
+        }
+    }
+
     fn opening(&mut self, usage: Usage) -> Vec<Part> {
         match self.kind {
             AnswerKind::Chat => {
@@ -224,7 +234,7 @@ impl Answer {
     fn usage(&self, usage: Usage) -> Value {
         let mut shown = usage_json(usage, &self.reasoning);
         if let Some(billing) = &self.head.billing {
-            shown["passerelle"] = billing.json(usage);
+            shown["passerelle"] = billing.json();
         }
         shown
     }

@@ -12,7 +12,8 @@
 use llguidance::regex_to_lark;
 use serde_json::{Value, json};
 
-use super::compiler::{check_text, closed_schema};
+use super::compiler::check_text;
+use super::schema::closed_schema;
 use super::{Grammar, GrammarBounds, GrammarError};
 use crate::text::Tokenizer;
 use crate::text::reasoning::{ReasoningFormat, ReasoningStart};

@@ -7,10 +7,11 @@ use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGramm
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, ParserFactory};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::answer::{AnswerForm, LooseArguments};
 use super::follower::Follower;
+use super::schema::closed_schema;
 use super::vocabulary::vocabulary;
 use super::{CompiledGrammar, Grammar, GrammarBounds, GrammarError};
 use crate::text::Tokenizer;
@@ -18,11 +19,6 @@ use crate::text::Tokenizer;
 /// Compiling recurses as deep as a grammar's rules are chained; `max_bytes` of rules fit this stack. Only what is used of
 /// it is ever memory.
 const STACK_BYTES: usize = 256 << 20;
-/// Whitespace between two JSON tokens: a space, or a line break with its indentation. A small model that may go on with spaces and
-/// line breaks does, until its answer is full.
-const JSON_WHITESPACE: &str = r"(\x20|\x0D?\x0A[\x20\x09]{0,32})";
-/// The schema's own key for options of the compiler. Callers may not set it: it can switch keywords off.
-const OPTIONS_KEY: &str = "x-guidance";
 /// The longest explanation of a fault that is passed on.
 const MAX_FAULT_CHARS: usize = 300;
 
@@ -172,21 +168,6 @@ fn source(grammar: &Grammar, bounds: &GrammarBounds) -> Result<GrammarWithLexer,
 
 fn json_source(schema: &Value) -> Result<GrammarWithLexer, GrammarError> {
     Ok(GrammarWithLexer::from_json_schema(closed_schema(schema)?))
-}
-
-/// The schema with this server's options, which nobody else may set.
-pub(super) fn closed_schema(schema: &Value) -> Result<Value, GrammarError> {
-    let mut schema = match schema {
-        Value::Object(schema) => schema.clone(),
-        Value::Bool(true) => Map::new(),
-        Value::Bool(false) => return Err(GrammarError::AllowsNothing),
-        _ => return Err(GrammarError::Invalid("a schema is an object or a boolean".to_owned())),
-    };
-    if schema.contains_key(OPTIONS_KEY) {
-        return Err(GrammarError::Invalid(format!("the keyword \"{OPTIONS_KEY}\" is not supported")));
-    }
-    schema.insert(OPTIONS_KEY.to_owned(), json!({"whitespace_pattern": JSON_WHITESPACE}));
-    Ok(Value::Object(schema))
 }
 
 pub(super) fn check_text(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {

@@ -43,6 +43,11 @@ fn follow(grammar: &Grammar, text: &str) -> Option<AnswerEnd> {
     Some(constraint.allowed().end)
 }
 
+/// Whether an answer that [`follow`] followed may be all.
+fn is_end(end: Option<AnswerEnd>) -> bool {
+    matches!(end, Some(AnswerEnd::Here | AnswerEnd::Reached))
+}
+
 /// An answer of random tokens, each as likely as any other that is allowed; `None` if it does not end in time.
 fn random_answer(constraint: &mut dyn Constraint, random: &mut Random) -> Option<String> {
     let mut tokens = Vec::new();
@@ -79,8 +84,8 @@ fn each_kind_of_grammar_allows_what_it_says_and_nothing_else() {
         (lark("start: \"<\" inner \">\"\ninner: /[a-z]/+ | start"), "<<ab>>", "<<ab>x"),
     ];
     for (grammar, right, wrong) in cases {
-        assert!(matches!(follow(&grammar, right), Some(AnswerEnd::Here | AnswerEnd::Reached)), "{grammar:?}: {right}");
-        assert!(matches!(follow(&grammar, wrong), None | Some(AnswerEnd::NotHere)), "{grammar:?}: {wrong}");
+        assert!(is_end(follow(&grammar, right)), "{grammar:?}: {right}");
+        assert!(!is_end(follow(&grammar, wrong)), "{grammar:?}: {wrong}");
     }
 }
 
@@ -311,4 +316,67 @@ fn random_answers_are_json_of_their_schema() {
         finished += 1;
     }
     assert!(finished > 100, "{finished}");
+}
+
+#[test]
+fn an_object_holds_no_property_that_its_schema_does_not_name() {
+    let one = json!({"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]});
+    let two = json!({"type": "object", "properties": {"b": {"const": 2}, "c": {"type": "boolean"}}, "required": ["b"]});
+    let cases = [
+        (one.clone(), r#"{"a":1}"#, r#"{"a":1,"#),
+        (one.clone(), r#"{"a":1}"#, r#"{"x"#),
+        (json!({"properties": {"a": {"const": 1}}}), "{}", r#"{"x"#),
+        (json!({"type": ["object", "null"], "properties": {"a": {"const": 1}}}), r#"{"a":1}"#, r#"{"a":1,"#),
+        (json!({"type": "array", "items": one, "maxItems": 1}), r#"[{"a":1}]"#, r#"[{"a":1,"#),
+        (json!({"anyOf": [one, two]}), r#"{"b":2,"c":true}"#, r#"{"a":1,"#),
+        (json!({"type": "object", "additionalProperties": one}), r#"{"x":{"a":1}}"#, r#"{"x":{"a":1,"#),
+        (
+            json!({"$defs": {"one": one}, "type": "object", "properties": {"in": {"$ref": "#/$defs/one", "title": "In"}}}),
+            r#"{"in":{"a":1}}"#,
+            r#"{"in":{"a":1,"#,
+        ),
+    ];
+    for (silent, right, further) in cases {
+        assert!(is_end(follow(&schema(silent.clone()), right)), "{silent}: {right}");
+        assert_eq!(follow(&schema(silent.clone()), further), None, "{silent}: {further}");
+    }
+    let compiled = compile(&schema(two)).unwrap();
+    let mut random = Random::new(13);
+    let answers = (0..50).filter_map(|_| random_answer(compiled.fork().as_mut(), &mut random));
+    let keys = answers.map(|answer| {
+        let object: serde_json::Map<String, Value> = serde_json::from_str(&answer).unwrap();
+        object.keys().cloned().collect::<Vec<_>>()
+    });
+    let keys: Vec<Vec<String>> = keys.collect();
+    assert!(!keys.is_empty() && keys.iter().all(|keys| *keys == ["b"] || *keys == ["b", "c"]), "{keys:?}");
+}
+
+#[test]
+fn what_a_schema_says_of_other_properties_holds_and_what_it_composes_stays_open() {
+    let one = |more: Value| {
+        let mut object = json!({"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]});
+        object.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        object
+    };
+    let two = json!({"type": "object", "properties": {"b": {"const": 2}}, "required": ["b"]});
+    let (more, both) = (r#"{"a":1,"x":3}"#, r#"{"a":1,"b":2}"#);
+    let cases = [
+        (one(json!({"additionalProperties": true})), more),
+        (one(json!({"additionalProperties": {"type": "integer"}})), more),
+        (one(json!({"patternProperties": {"^x": {"type": "integer"}}})), more),
+        (one(json!({"minProperties": 2})), more),
+        (one(json!({"required": ["a", "x"]})), more),
+        (json!({"type": "object"}), more),
+        (json!({"type": "object", "properties": {}}), more),
+        (json!({"oneOf": [one(json!({})), {"type": "array"}]}), more),
+        (one(json!({"const": {"a": 1, "b": 2}})), both),
+        (one(json!({"enum": [{"a": 1, "b": 2}]})), both),
+        (json!({"allOf": [one(json!({})), two]}), both),
+        (one(json!({"allOf": [two]})), both),
+        (one(json!({"anyOf": [two, {"type": "object", "required": ["c"]}]})), both),
+        (one(json!({"$defs": {"two": two}, "$ref": "#/$defs/two"})), both),
+    ];
+    for (open, text) in cases {
+        assert!(is_end(follow(&schema(open.clone()), text)), "{open}: {text}");
+    }
 }

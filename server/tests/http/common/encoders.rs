@@ -8,7 +8,6 @@ use std::sync::Arc;
 use passerelle::api::{
     AppParts, AppState, GenerationDefaults, Listener, Readiness, ServedEncoder, ServedModel, Serving, router, serve,
 };
-use passerelle::batches::BatchStore;
 use passerelle::gateway::replica::ReplicaId;
 use passerelle::gateway::tariff::Hours;
 use passerelle::gateway::{Ledger, Replica, Router};
@@ -106,7 +105,7 @@ impl EncoderServer {
             serving: Serving::new(Router::new(replicas.into_iter().map(Arc::new), Arc::clone(&clock), 7), []),
             clock,
             metrics,
-            batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
+            batches: options.batch_store(),
             shadow_store: None,
             config,
             readiness: Readiness::default(),

@@ -23,7 +23,7 @@ use passerelle::api::{
     ApiConfig, AppParts, AppState, BrowserGuard, Drained, GenerationDefaults, Listener, Readiness, ServeConfig,
     ServedModel, Serving, Tls, router, serve,
 };
-use passerelle::batches::{BatchBounds, BatchStore};
+use passerelle::batches::{BatchBounds, BatchStore, Disk, SystemDisk};
 use passerelle::evaluation::PairStore;
 use passerelle::gateway::keys::{KeyRing, read_key_file};
 use passerelle::gateway::quota::Percent;
@@ -80,6 +80,8 @@ pub(crate) struct Options {
     /// `Some`: files and batches are kept there.
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) batches: BatchBounds,
+    /// Where they are written.
+    pub(crate) disk: Arc<dyn Disk>,
     pub(crate) seen: Seen,
     pub(crate) tariff: Arc<Tariff>,
     /// Of grants.
@@ -176,6 +178,13 @@ impl ReplicaDoor for WatchedDoor {
     }
 }
 
+impl Options {
+    fn batch_store(&self) -> Option<BatchStore> {
+        let folder = self.data_dir.as_ref()?;
+        Some(BatchStore::open_on(Arc::clone(&self.disk), folder, self.batches).expect("the folder can be written"))
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         let engine = EngineConfig {
@@ -201,6 +210,7 @@ impl Default for Options {
             tls: None,
             data_dir: None,
             batches: BatchBounds::default(),
+            disk: Arc::new(SystemDisk),
             seen: Seen::default(),
             tariff: Arc::new(Tariff::free()),
             overrun: Percent::NONE,
@@ -382,7 +392,7 @@ pub(crate) fn assemble(options: &Options) -> (AppState, Owners) {
         comparisons: owners.comparisons.handle(),
         clock,
         metrics,
-        batches: options.data_dir.as_ref().map(|folder| BatchStore::open(folder, options.batches).unwrap()),
+        batches: options.batch_store(),
         shadow_store: options.shadowed.as_ref().and_then(Shadowed::store),
         config,
         readiness: Readiness::default(),

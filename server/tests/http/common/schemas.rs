@@ -49,7 +49,13 @@ fn object(chance: &mut Chance, depth: u32) -> Value {
             required.push(key);
         }
     }
-    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+    // One that names what it requires holds no others, whether it says so or not.
+    let is_silent = !required.is_empty();
+    let mut object = json!({"type": "object", "properties": properties, "required": required});
+    if !is_silent {
+        object["additionalProperties"] = json!(false);
+    }
+    object
 }
 
 fn array(chance: &mut Chance, depth: u32) -> Value {

@@ -158,6 +158,22 @@ fn calls_or_content_of_a_schema_and_nothing_else() {
 }
 
 #[test]
+fn a_call_of_a_tool_that_is_not_strict_ends_with_the_arguments_that_its_schema_names() {
+    let parameters = json!({"properties": {"n": {"type": "integer"}, "s": {"type": "string"}}, "required": ["n"]});
+    let loose = CallableTool { name: "add".to_owned(), parameters: Some(parameters), strict: false };
+    let calls = ToolCalls { tools: vec![loose], ..calls(ToolFormat::Hermes, CallNeed::Required, CallCount::One) };
+    let compiled = compile(&form(calls), &vocabulary(Markers::Spelt)).unwrap();
+    let call =
+        |arguments: &str| format!("<tool_call>\n{{\"name\": \"add\", \"arguments\": {arguments}}}\n</tool_call>");
+    for right in ["{\"n\":7}", "{\"n\":7,\"s\":\"a\"}"] {
+        let text = call(right);
+        assert_eq!(follow(compiled.fork().as_mut(), &text), (text.len(), AnswerEnd::Reached), "{text}");
+    }
+    let further = call("{\"n\":7,\"x\":1}");
+    assert_eq!(Some(follow(compiled.fork().as_mut(), &further).0), further.find("x\":1"));
+}
+
+#[test]
 fn a_model_may_think_before_it_answers_to_form() {
     let thinking = |start| AnswerForm {
         reasoning: Some((ReasoningFormat::Think, start)),
