@@ -13,6 +13,7 @@ pub mod clock;
 pub mod compare;
 pub mod correctness;
 pub mod figures;
+pub mod files;
 pub mod generate;
 pub mod http;
 pub mod lengths;
