@@ -126,6 +126,14 @@ async fn a_greedy_neighbour_must_not_be_felt() {
     let fair = Scripted::new(steady(20 * MS, 10 * MS));
     let verdict = neighbour::check(&context(&fair.session_with(keys()).await)).await.unwrap();
     assert!(verdict.holds(), "{}", verdict.render());
+    let number = |name: &str| {
+        let figure = verdict.figures.iter().find(|figure| figure.name == name).expect("it is reported");
+        figure.measured.expect("it is a number").number
+    };
+    // One step of 10 ms is waited for, and 47 follow the first token.
+    assert!((number("time to first token, p99 in an ideal batch") - 30.0).abs() < 3.0, "{}", verdict.render());
+    assert!((number("end to end, p99 in an ideal batch") - 500.0).abs() < 5.0, "{}", verdict.render());
+    assert!((number("end to end, p99 of half a server") - 980.0).abs() < 5.0, "{}", verdict.render());
     let unfair = Scripted::new(|seen| shared(seen, seen.in_flight));
     let verdict = neighbour::check(&context(&unfair.session_with(keys()).await)).await.unwrap();
     assert_falls_short(&verdict, "times");
