@@ -42,14 +42,16 @@ pub async fn check<C: Connect>(context: &Context<'_, C>) -> Result<Verdict, Chec
         "{} requests of the light tenant alone, {} beside {} of the greedy one",
         light_alone.requests, light_beside.requests, beside.tenants[GREEDY].requests
     ));
-    let p99 = |quantiles: Option<Quantiles>| quantiles.map(|quantiles| quantiles.p99);
     for (name, before, after) in [
-        ("time to first token", p99(light_alone.ttft_ms), p99(light_beside.ttft_ms)),
-        ("end to end", p99(light_alone.e2e_ms), p99(light_beside.e2e_ms)),
+        ("time to first token", light_alone.ttft_ms, light_beside.ttft_ms),
+        ("end to end", light_alone.e2e_ms, light_beside.e2e_ms),
     ] {
-        verdict
-            .figure(format!("{name}, p99"), format!("{} alone, {} beside", milliseconds(before), milliseconds(after)));
-        let (Some(before), Some(after)) = (before, after) else {
+        let both = |of: fn(Quantiles) -> f64| (before.map(of), after.map(of));
+        let told = |(before, after)| format!("{} alone, {} beside", milliseconds(before), milliseconds(after));
+        verdict.figure(format!("{name}, median"), told(both(|quantiles| quantiles.p50)));
+        let p99 = both(|quantiles| quantiles.p99);
+        verdict.figure(format!("{name}, p99"), told(p99));
+        let (Some(before), Some(after)) = p99 else {
             verdict.require(false, || format!("the light tenant has no {name}"));
             continue;
         };
