@@ -9,6 +9,7 @@ mod load;
 mod mock;
 mod numbers;
 mod options;
+mod self_check;
 mod sweep;
 mod watch;
 
@@ -41,6 +42,8 @@ enum Command {
     Check(Box<check::CheckArgs>),
     /// Try to break a promise of servers that are started for it; exits as `check` does
     Drill(Box<drill::DrillArgs>),
+    /// Measure a server of this program whose delays are known; exits as `check` does
+    SelfCheck(self_check::SelfCheckArgs),
     /// Be a replica that computes nothing, to measure what a gateway before it adds; prints `ready: URL`
     Mock(mock::MockArgs),
     /// List the scenarios that come with this program
@@ -55,6 +58,7 @@ impl Cli {
             Command::Compare(args) => args.execute(),
             Command::Check(args) => args.execute(),
             Command::Drill(args) => args.execute(),
+            Command::SelfCheck(args) => args.execute(),
             Command::Mock(args) => args.execute(),
             Command::Scenarios => list_scenarios(),
         }

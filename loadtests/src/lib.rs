@@ -31,6 +31,7 @@ pub mod rng;
 pub mod run;
 pub mod scenario;
 pub mod schema;
+pub mod self_check;
 pub mod servers;
 pub mod session;
 pub mod sse;
