@@ -108,7 +108,7 @@ impl Written {
             return Err("`output_tokens` must be at least 1".to_owned());
         }
         let asked = messages.iter().position(|message| message["role"] == "assistant").unwrap_or(messages.len());
-        let answer = messages.get(asked).and_then(|message| message["content"].as_str()).map(str::to_owned);
+        let answer = messages.get(asked).map(|message| text_of(&message["content"]));
         messages.truncate(asked);
         let is_asked = messages.iter().any(|message| message["role"] == "user" && !message["content"].is_null());
         Ok(is_asked.then_some(Entry { messages, answer, output_tokens: self.output_tokens }))
@@ -129,11 +129,15 @@ impl Said {
 impl Entry {
     /// All that its messages say.
     pub fn text(&self) -> String {
-        let texts = |message: &Value| match &message["content"] {
-            Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
-            content => content.as_str().unwrap_or_default().to_owned(),
-        };
-        self.messages.iter().map(texts).collect::<Vec<String>>().join("\n")
+        self.messages.iter().map(|message| text_of(&message["content"])).collect::<Vec<String>>().join("\n")
+    }
+}
+
+/// A text, or parts of which some have one.
+fn text_of(content: &Value) -> String {
+    match content {
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+        content => content.as_str().unwrap_or_default().to_owned(),
     }
 }
 
