@@ -9,6 +9,8 @@ mod load;
 mod mock;
 mod numbers;
 mod options;
+mod self_check;
+mod sweep;
 mod watch;
 
 use std::process::ExitCode;
@@ -32,12 +34,16 @@ pub(crate) struct Cli {
 enum Command {
     /// Send a scenario to a server and report its figures
     Run(Box<load::RunArgs>),
+    /// Send one kind of load at rising levels, until the server no longer keeps up
+    Sweep(Box<sweep::SweepArgs>),
     /// Send a scenario to several servers, in turns, and compare their figures
     Compare(Box<compare::CompareArgs>),
     /// Try to break a promise of a server; exits 1 where it falls short, 2 where that could not be tried or told
     Check(Box<check::CheckArgs>),
     /// Try to break a promise of servers that are started for it; exits as `check` does
     Drill(Box<drill::DrillArgs>),
+    /// Measure a server of this program whose delays are known; exits as `check` does
+    SelfCheck(self_check::SelfCheckArgs),
     /// Be a replica that computes nothing, to measure what a gateway before it adds; prints `ready: URL`
     Mock(mock::MockArgs),
     /// List the scenarios that come with this program
@@ -48,9 +54,11 @@ impl Cli {
     pub(crate) fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Run(args) => args.execute(),
+            Command::Sweep(args) => args.execute(),
             Command::Compare(args) => args.execute(),
             Command::Check(args) => args.execute(),
             Command::Drill(args) => args.execute(),
+            Command::SelfCheck(args) => args.execute(),
             Command::Mock(args) => args.execute(),
             Command::Scenarios => list_scenarios(),
         }
@@ -91,7 +99,7 @@ mod tests {
             let option = command.get_arguments().find(|argument| argument.get_id() == option).expect("it is an option");
             option.get_help_heading().map(str::to_owned)
         };
-        for name in ["run", "compare", "check", "drill"] {
+        for name in ["run", "sweep", "compare", "check", "drill"] {
             for option in ["json", "save", "note"] {
                 assert_eq!(heading(name, option).as_deref(), Some("Output"), "{name} --{option}");
             }

@@ -5,7 +5,8 @@ mod bootstrap;
 mod measures;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -17,7 +18,7 @@ use crate::prompts::PromptMaker;
 use crate::record::{Record, Usage};
 use crate::report::{Overhead, count_out_of_files};
 use crate::run::{Run, RunOptions, run};
-use crate::scenario::Scenario;
+use crate::scenario::{Objectives, Scenario};
 use crate::session::Session;
 use crate::tokens::TokensError;
 
@@ -54,12 +55,23 @@ pub struct Comparison {
     /// Whose answers came without usage: the tokenizer counted their texts.
     pub without_usage: Vec<String>,
     pub rows: Vec<Row>,
+    /// The same of each tenant's requests.
+    pub tenants: BTreeMap<String, Vec<Row>>,
+    /// Each contender's process, in its own turns.
+    pub servers: Vec<ServerFigures>,
     /// Over all rounds of all contenders.
     pub generator: Overhead,
     /// The same; unknown where a server's process is, which could be any.
     pub machine: Option<MachineFigures>,
     /// Why there are fewer rounds than were asked for.
     pub stopped: Option<Stopped>,
+}
+
+/// Unknown where the process is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct ServerFigures {
+    pub cpu_cores: Option<f64>,
+    pub rss_max_bytes: Option<u64>,
 }
 
 /// What ended a comparison in the middle of a round, which is left out.
@@ -109,6 +121,8 @@ pub(crate) struct Round {
     observed: Vec<Vec<Observed>>,
     /// Of each contender.
     rates: Vec<Rates>,
+    /// The part of each tenant.
+    tenants: BTreeMap<String, Round>,
 }
 
 #[derive(Debug, Clone)]
@@ -135,6 +149,7 @@ pub async fn compare<C: Connect>(
 ) -> Result<Comparison, CompareError> {
     let (mut rounds, mut stopped, mut without_usage) = (Vec::with_capacity(options.rounds), None, Vec::new());
     let mut endings = vec![BTreeMap::new(); contenders.len()];
+    let mut machines = vec![Vec::new(); contenders.len()];
     let (watch, mut sent) = (Watch::start(contenders.iter().filter_map(|contender| contender.pid)), Sent::default());
     let names: Vec<&str> = contenders.iter().map(|contender| contender.name.as_str()).collect();
     for number in 0..options.rounds {
@@ -150,6 +165,9 @@ pub async fn compare<C: Connect>(
             for (ending, count) in &answers.unanswered {
                 *all.entry(ending.clone()).or_insert(0) += count;
             }
+        }
+        for (of_contender, answers) in machines.iter_mut().zip(&played.answers) {
+            of_contender.push(answers.machine.clone());
         }
         let told = names.iter().zip(&played.answers);
         without_usage = told.filter(|(_, answers)| !answers.has_usage()).map(|(name, _)| (*name).to_owned()).collect();
@@ -167,8 +185,32 @@ pub async fn compare<C: Connect>(
         unanswered: endings.iter().map(|endings| endings.values().sum()).collect(),
         endings,
         rows,
+        tenants: tenants(&rounds, scenario.seed),
+        servers: machines.iter().map(|of_contender| ServerFigures::of(of_contender)).collect(),
         stopped,
     })
+}
+
+/// The rows of each tenant.
+fn tenants(rounds: &[Round], seed: u64) -> BTreeMap<String, Vec<Row>> {
+    let names: BTreeSet<&String> = rounds.iter().flat_map(|round| round.tenants.keys()).collect();
+    let rows_of = |name: &String| {
+        let parts: Vec<Round> = rounds.iter().filter_map(|round| round.tenants.get(name).cloned()).collect();
+        measures::rows(&parts, seed)
+    };
+    names.into_iter().map(|name| (name.clone(), rows_of(name))).collect()
+}
+
+impl ServerFigures {
+    /// Of turns that are equally long.
+    fn of(turns: &[MachineFigures]) -> Self {
+        let cores: Option<Vec<f64>> = turns.iter().map(|turn| turn.server_cpu_cores).collect();
+        let mean = |cores: Vec<f64>| cores.iter().sum::<f64>() / cores.len() as f64;
+        Self {
+            cpu_cores: cores.filter(|cores| !cores.is_empty()).map(mean),
+            rss_max_bytes: turns.iter().filter_map(|turn| turn.server_rss_max_bytes).max(),
+        }
+    }
 }
 
 /// What came of one round.
@@ -238,11 +280,16 @@ struct Answers {
     /// How the others ended.
     unanswered: BTreeMap<String, usize>,
     rates: Rates,
+    /// Of each tenant.
+    tenants: BTreeMap<String, Rates>,
+    /// Meanwhile.
+    machine: MachineFigures,
 }
 
 #[derive(Debug, Clone)]
 struct Counted {
     record: Record,
+    tenant: Option<String>,
     /// Known where the server told it.
     prompt_tokens: Option<u64>,
     output_tokens: u64,
@@ -256,7 +303,9 @@ impl Answers {
         sent: &mut Sent,
     ) -> Result<Self, CompareError> {
         let maker = &first.session.maker;
+        let watch = Watch::start(contender.pid);
         let done = run(&contender.session.client, plan, options).await;
+        let (machine, _) = watch.finish();
         sent.add(&done);
         if done.was_stopped {
             return Err(CompareError::Interrupted);
@@ -266,18 +315,22 @@ impl Answers {
         records.sort_by_key(Record::place);
         let mut answers = Vec::with_capacity(records.len());
         for record in records {
-            answers.push(Counted::count(record, maker).await?);
+            let tenant = plan.traffic[record.traffic].tenant.clone();
+            answers.push(Counted { tenant, ..Counted::count(record, maker).await? });
         }
-        let tokens: u64 = answers.iter().map(|answer| answer.output_tokens).sum();
-        let good = answers.iter().filter(|answer| plan.objectives.are_kept_by(&answer.record)).count();
-        let seconds = done.wall.as_secs_f64().max(f64::EPSILON);
-        let rates = Rates { tokens_per_s: tokens as f64 / seconds, good_per_s: good as f64 / seconds };
+        let rates = |answers: &[&Counted]| Rates::of(answers, done.wall, &plan.objectives);
+        let tenants: BTreeSet<&String> = plan.traffic.iter().filter_map(|label| label.tenant.as_ref()).collect();
+        let of_tenant = |name: &String| -> Vec<&Counted> {
+            answers.iter().filter(|answer| answer.tenant.as_ref() == Some(name)).collect()
+        };
+        let tenants = tenants.into_iter().map(|name| (name.clone(), rates(&of_tenant(name)))).collect();
+        let rates = rates(&answers.iter().collect::<Vec<&Counted>>());
         answers.retain(|answer| answer.record.intended >= plan.warmup);
         let mut unanswered = BTreeMap::new();
         for record in others {
             *unanswered.entry(record.ending.to_string()).or_insert(0) += 1;
         }
-        Ok(Self { answers, unanswered, rates })
+        Ok(Self { answers, unanswered, rates, tenants, machine })
     }
 
     fn find(&self, of: &Counted) -> Option<&Counted> {
@@ -290,13 +343,23 @@ impl Answers {
     }
 }
 
+impl Rates {
+    fn of(answers: &[&Counted], wall: Duration, objectives: &Objectives) -> Self {
+        let tokens: u64 = answers.iter().map(|answer| answer.output_tokens).sum();
+        let good = answers.iter().filter(|answer| objectives.are_kept_by(&answer.record)).count();
+        let seconds = wall.as_secs_f64().max(f64::EPSILON);
+        Self { tokens_per_s: tokens as f64 / seconds, good_per_s: good as f64 / seconds }
+    }
+}
+
 impl Counted {
+    /// Of nobody.
     async fn count<C: Connect>(record: Record, maker: &PromptMaker<C>) -> Result<Self, TokensError> {
         Ok(match record.usage {
             Some(Usage { prompt_tokens, output_tokens, .. }) => {
-                Self { record, prompt_tokens: Some(prompt_tokens), output_tokens }
+                Self { record, tenant: None, prompt_tokens: Some(prompt_tokens), output_tokens }
             }
-            None => Self { prompt_tokens: None, output_tokens: maker.count(&record.text).await?, record },
+            None => Self { tenant: None, prompt_tokens: None, output_tokens: maker.count(&record.text).await?, record },
         })
     }
 
@@ -316,6 +379,7 @@ impl Round {
     /// The requests that all answered, after their token counts were seen to agree; `None` where there are none.
     fn pair(names: &[&str], all: &[Answers], tolerance: u64) -> Result<Option<Self>, CompareError> {
         let mut observed = vec![Vec::new(); all.len()];
+        let mut parts: BTreeMap<&String, Vec<Vec<Observed>>> = BTreeMap::new();
         for first in &all[0].answers {
             let same: Option<Vec<&Counted>> = all.iter().map(|answers| answers.find(first)).collect();
             let Some(same) = same else { continue };
@@ -329,11 +393,21 @@ impl Round {
                         other_tokens: other.tokens(),
                     });
                 }
-                observed[which].push(Observed::of(&other.record));
+                let seen = Observed::of(&other.record);
+                if let Some(tenant) = &first.tenant {
+                    let part = parts.entry(tenant).or_insert_with(|| vec![Vec::new(); all.len()]);
+                    part[which].push(seen.clone());
+                }
+                observed[which].push(seen);
             }
         }
+        let of_tenant = |(name, observed): (&String, Vec<Vec<Observed>>)| {
+            let rates = all.iter().map(|answers| answers.tenants.get(name).copied().unwrap_or_default()).collect();
+            (name.clone(), Self { observed, rates, tenants: BTreeMap::new() })
+        };
+        let tenants = parts.into_iter().map(of_tenant).collect();
         let rates = all.iter().map(|answers| answers.rates).collect();
-        Ok((!observed[0].is_empty()).then_some(Self { observed, rates }))
+        Ok((!observed[0].is_empty()).then_some(Self { observed, rates, tenants }))
     }
 }
 

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // A limit that cannot be raised is told when it is met.
+    let _ = passerelle_loadtests::files::raise_limit();
     match cli::Cli::parse().execute() {
         Ok(code) => code,
         Err(error) => {

@@ -2,17 +2,21 @@
 //! takes is what a client waits longer through it than without it.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
+use tokio::time::sleep_until;
+
+use crate::clock::now;
 
 /// What it calls its model.
 pub const MODEL: &str = "mock";
 
-/// When tokens come.
+/// When tokens come, counted from the request: one that is late does not make the later ones late.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
     pub first: Duration,
@@ -20,31 +24,42 @@ pub struct Pace {
     pub gap: Duration,
 }
 
+impl Pace {
+    /// Of the token of this number, after the request.
+    fn of(self, number: u32) -> Duration {
+        self.first + self.gap * number
+    }
+}
+
 const MAX_REQUEST_BYTES: usize = 16 << 20;
 const MAX_HEADERS: usize = 64;
 const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// Answers until it is dropped.
-pub async fn serve(listener: TcpListener, pace: Pace) -> io::Result<()> {
+/// Answers until it is dropped. `pace` is asked for each generation, with its number.
+pub async fn serve(listener: TcpListener, pace: impl Fn(usize) -> Pace + Clone + Send + 'static) -> io::Result<()> {
+    let generations = Arc::new(AtomicUsize::new(0));
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
+        let (pace, generations) = (pace.clone(), Arc::clone(&generations));
+        let next_pace = move || pace(generations.fetch_add(1, Ordering::Relaxed));
         // A client that breaks off is no concern of the others.
-        tokio::spawn(async move { converse(stream, pace).await.ok() });
+        tokio::spawn(async move { converse(stream, next_pace).await.ok() });
     }
 }
 
 /// One connection, request after request.
-async fn converse(mut stream: TcpStream, pace: Pace) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, next_pace: impl Fn() -> Pace) -> io::Result<()> {
     let mut bytes = Vec::new();
     while let Some(asked) = next_request(&mut stream, &mut bytes).await? {
         let is_chat = asked.path.ends_with("/chat/completions");
         if is_chat || asked.path.ends_with("/completions") {
             let answer = Answer { is_chat, tokens: asked.tokens(), prompt_tokens: asked.prompt_tokens() };
+            let (began, pace) = (now(), next_pace());
             match asked.body["stream"] == true {
                 true => answer.stream(&mut stream, pace).await?,
                 false => {
-                    sleep(pace.first + pace.gap * answer.tokens.saturating_sub(1)).await;
+                    sleep_until(began + pace.of(answer.tokens.saturating_sub(1))).await;
                     whole(&mut stream, 200, &answer.whole()).await?;
                 }
             }
@@ -158,12 +173,13 @@ impl Answer {
     }
 
     async fn stream(self, stream: &mut TcpStream, pace: Pace) -> io::Result<()> {
+        let began = now();
         let (token, mut pending) = (event(&self.piece("word ", None)), STREAM_HEAD.to_owned());
         for number in 0..self.tokens {
-            let wait = if number == 0 { pace.first } else { pace.gap };
-            if !wait.is_zero() {
+            let due = began + pace.of(number);
+            if due > now() {
                 stream.write_all(std::mem::take(&mut pending).as_bytes()).await?;
-                sleep(wait).await;
+                sleep_until(due).await;
             }
             pending += &token;
         }
@@ -240,7 +256,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
         let address = listener.local_addr().expect("it is bound");
         let pace = Pace { first: Duration::from_secs(20), gap: Duration::from_secs(10) };
-        let serving = tokio::spawn(serve(listener, pace));
+        let serving = tokio::spawn(serve(listener, move |_| pace));
         let mut client = TcpStream::connect(address).await.expect("it listens");
         let began = tokio::time::Instant::now();
         client.write_all(&asked(r#"{"max_tokens": 3, "stream": true, "messages": []}"#)).await.expect("it reads");

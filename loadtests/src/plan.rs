@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::arrivals::Arrivals;
+use crate::dataset::{DatasetError, Deck};
 use crate::generate::Call;
 use crate::http::Connect;
 use crate::progress::Progress;
@@ -123,6 +124,8 @@ pub enum PlanError {
     Tokens(#[from] TokensError),
     #[error("trace: {0}")]
     Trace(#[from] TraceError),
+    #[error("data set: {0}")]
+    Dataset(#[from] DatasetError),
     #[error("the scenario would send more than {MAX_JOBS} requests; shorten it or lower its rates")]
     TooMany,
     #[error("tenant `{0}` has no key in the file of keys")]
@@ -171,9 +174,9 @@ impl Plan {
             let wording = if is_sure { scenario.wording } else { 0 };
             let words = Rng::for_part(scenario.seed, ((1 + wording) << 32) | index as u64);
             let labels = &mut plan.traffic;
-            let prefixes = Vec::new();
+            let (prefixes, deck) = (Vec::new(), Deck::default());
             let mut planner =
-                Planner { scenario, traffic, index, maker, target, progress, rng, words, prefixes, labels };
+                Planner { scenario, traffic, index, maker, target, progress, rng, words, prefixes, deck, labels };
             let jobs = planner.jobs().await?;
             match traffic.arrivals.scaled(scenario.rate_scale) {
                 Arrivals::Closed { concurrency } => {

@@ -60,6 +60,8 @@ pub struct CheckOptions {
     /// How many times what it can do an overloaded server is asked, one after the other.
     pub factors: Vec<f64>,
     pub connections: usize,
+    /// How long a connection may be idle and is not closed.
+    pub kept: Duration,
     /// What counts as served in time.
     pub objectives: Objectives,
     pub lengths: ChatLengths,
@@ -100,6 +102,7 @@ impl Default for CheckOptions {
             rate: 1.0,
             factors: vec![2.0, 4.0, 10.0],
             connections: 10_000,
+            kept: Duration::from_secs(25),
             objectives: Objectives { ttft_ms: Some(5000.0), tpot_ms: Some(250.0), e2e_ms: None },
             lengths: ChatLengths { prompt_tokens: 64, output_tokens: 48 },
             settle: Duration::from_secs(2),

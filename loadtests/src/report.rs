@@ -127,7 +127,7 @@ pub(crate) fn count_out_of_files(records: &[Record]) -> usize {
 fn out_of_files(requests: u64) -> Option<String> {
     (requests > 0).then(|| {
         format!(
-            "the generator is the bottleneck: it could open no connection for {requests} requests; raise `ulimit -n`"
+            "the generator is the bottleneck: it could open no connection for {requests} requests; raise `ulimit -Hn`"
         )
     })
 }
@@ -320,7 +320,7 @@ mod tests {
     fn a_generator_without_a_file_left_says_so() {
         let counts = Counts { sent: 1000, out_of_files: 3, ..Counts::default() };
         let warnings = bottlenecks(counts, &MachineFigures::default(), 1);
-        assert!(warnings[0].contains("no connection for 3 requests; raise `ulimit -n`"), "{warnings:?}");
+        assert!(warnings[0].contains("no connection for 3 requests; raise `ulimit -Hn`"), "{warnings:?}");
     }
 
     #[test]

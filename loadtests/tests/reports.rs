@@ -3,8 +3,10 @@
 //! A figure names its source right behind it, in a comment: the file below `loadtests/` and the place in it, as in
 //! `11.8<!-- results/x.json#/report/figures/total/ttft_ms/p99 -->`; of a report in prose, the file alone.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use passerelle_loadtests::scenario::BUILTIN;
 use serde_json::Value;
 
 const MARK: &str = "<!-- results/";
@@ -97,6 +99,28 @@ fn every_report_says_where_it_comes_from() {
         }
         assert!(path.with_extension("md").exists(), "{} has no table", path.display());
     }
+}
+
+/// A scenario by its name, a check and a drill by its row in the README.
+#[test]
+fn every_scenario_check_and_drill_has_a_report() {
+    let kept: BTreeSet<String> = reports().iter().filter_map(|path| scenario_of(path)).collect();
+    let text = std::fs::read_to_string(here().join("README.md")).expect("the documentation is there");
+    let rows = |heading: &str, kind: &str| -> Vec<String> {
+        let section = text.split("\n## ").find(|section| section.starts_with(heading)).expect("the README has it");
+        let names = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        names.map(|name| format!("{kind}-{name}")).collect()
+    };
+    let (checks, drills) = (rows("Checks\n", "check"), rows("Drills\n", "drill"));
+    assert!(checks.len() > 5 && drills.len() > 1, "{checks:?} {drills:?}");
+    let scenarios = BUILTIN.iter().map(|(name, _)| (*name).to_owned());
+    let without: Vec<String> = scenarios.chain(checks).chain(drills).filter(|name| !kept.contains(name)).collect();
+    assert!(without.is_empty(), "without a report: {without:?}");
+}
+
+fn scenario_of(report: &Path) -> Option<String> {
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(report).ok()?).ok()?;
+    report["about"]["scenario"].as_str().map(str::to_owned)
 }
 
 fn reports() -> Vec<PathBuf> {

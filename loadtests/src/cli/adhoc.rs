@@ -25,17 +25,27 @@ pub(super) struct AdHocArgs {
     #[arg(long, conflicts_with_all = ["scenario", "trace"])]
     concurrency: Option<u32>,
     /// The requests of this file, at its times: a JSON object a line
-    #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenario", "prompt_tokens", "output_tokens", "dataset"])]
     trace: Option<PathBuf>,
-    /// A number, or a distribution as in a scenario: "{ kind = 'uniform', from = 16, to = 64 }" [default: 64]
-    #[arg(long, value_name = "LENGTHS", conflicts_with = "trace")]
-    prompt_tokens: Option<Lengths>,
-    /// The same [default: 64]
-    #[arg(long, value_name = "LENGTHS", conflicts_with = "trace")]
-    output_tokens: Option<Lengths>,
+    #[command(flatten)]
+    asked: AskedArgs,
     /// At most so many
     #[arg(long)]
     requests: Option<usize>,
+}
+
+/// What each request asks.
+#[derive(Debug, Args)]
+pub(super) struct AskedArgs {
+    /// A number, or a distribution as in a scenario: "{ kind = 'uniform', from = 16, to = 64 }" [default: 64]
+    #[arg(long, value_name = "LENGTHS")]
+    prompt_tokens: Option<Lengths>,
+    /// The same [default: 64, or as long as the answers of the data set]
+    #[arg(long, value_name = "LENGTHS")]
+    output_tokens: Option<Lengths>,
+    /// Prompts of this file, drawn by the seed: JSON objects with `prompt`, `messages` or ShareGPT's `conversations`
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt_tokens")]
+    dataset: Option<PathBuf>,
 }
 
 impl AdHocArgs {
@@ -46,18 +56,14 @@ impl AdHocArgs {
             (_, Some(concurrency), _) => Arrivals::Closed { concurrency },
             (.., Some(_)) => Arrivals::Trace,
             (None, None, None) => {
-                let is_bare = self.prompt_tokens.is_none() && self.output_tokens.is_none() && self.requests.is_none();
-                ensure!(is_bare, "lengths and --requests need one of --rate, --concurrency and --trace");
+                let is_bare = self.asked.is_bare() && self.requests.is_none();
+                ensure!(is_bare, "lengths, --dataset and --requests need one of --rate, --concurrency and --trace");
                 return Ok(None);
             }
         };
-        let tokens = |lengths: &Option<Lengths>| lengths.clone().unwrap_or(Lengths::fixed(TOKENS));
         let workload = match &self.trace {
             Some(file) => Workload::Trace { file: file.clone() },
-            None => Workload::Chat {
-                prompt_tokens: tokens(&self.prompt_tokens),
-                output_tokens: tokens(&self.output_tokens),
-            },
+            None => self.asked.workload(),
         };
         let duration_s = match (&arrivals, self.requests) {
             // As long as they surely take to arrive.
@@ -65,15 +71,7 @@ impl AdHocArgs {
             (Arrivals::Trace, _) | (_, Some(_)) => LONG_S,
             (_, None) => DURATION_S,
         };
-        let traffic = Traffic {
-            name: self.name().to_owned(),
-            tenant: None,
-            arrivals,
-            requests: self.requests,
-            workload,
-            request: RequestFields { temperature: Some(0.0), ignore_eos: true, ..RequestFields::default() },
-            leave: None,
-        };
+        let traffic = Traffic { requests: self.requests, ..traffic(self.name(), arrivals, workload) };
         Ok(Some(Scenario::of("as the command says", duration_s, traffic)))
     }
 
@@ -84,6 +82,40 @@ impl AdHocArgs {
             (None, Some(_)) => "concurrency",
             (None, None) => "trace",
         }
+    }
+}
+
+impl AskedArgs {
+    pub(super) fn workload(&self) -> Workload {
+        let tokens = |lengths: &Option<Lengths>| lengths.clone().unwrap_or(Lengths::fixed(TOKENS));
+        match &self.dataset {
+            Some(file) => Workload::Dataset {
+                file: file.clone(),
+                output_tokens: self.output_tokens.clone(),
+                max_prompt_tokens: None,
+            },
+            None => Workload::Chat {
+                prompt_tokens: tokens(&self.prompt_tokens),
+                output_tokens: tokens(&self.output_tokens),
+            },
+        }
+    }
+
+    fn is_bare(&self) -> bool {
+        self.prompt_tokens.is_none() && self.output_tokens.is_none() && self.dataset.is_none()
+    }
+}
+
+/// Of nobody in particular, at temperature 0 and as long as asked.
+pub(super) fn traffic(name: &str, arrivals: Arrivals, workload: Workload) -> Traffic {
+    Traffic {
+        name: name.to_owned(),
+        tenant: None,
+        arrivals,
+        requests: None,
+        workload,
+        request: RequestFields { temperature: Some(0.0), ignore_eos: true, ..RequestFields::default() },
+        leave: None,
     }
 }
 
@@ -119,6 +151,8 @@ mod tests {
         let scenario = scenario_of(&closed).unwrap().unwrap();
         assert_eq!((scenario.traffic[0].requests, scenario.check()), (Some(40), Ok(())));
         assert!(scenario_of(&[]).unwrap().is_none());
+        let scenario = scenario_of(&["--rate", "3", "--dataset", "x.jsonl"]).unwrap().unwrap();
+        assert!(matches!(&scenario.traffic[0].workload, Workload::Dataset { output_tokens: None, .. }));
     }
 
     #[test]
@@ -127,6 +161,9 @@ mod tests {
             &["--rate", "3", "--concurrency", "2"][..],
             &["--rate", "3", "--scenario", "closed"],
             &["--trace", "x.jsonl", "--prompt-tokens", "3"],
+            &["--trace", "x.jsonl", "--dataset", "y.jsonl"],
+            &["--rate", "3", "--dataset", "x.jsonl", "--prompt-tokens", "3"],
+            &["--dataset", "x.jsonl"],
             &["--requests", "3"],
             &["--rate", "3", "--prompt-tokens", "many"],
             &["--rate", "-3"],

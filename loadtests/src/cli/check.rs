@@ -45,6 +45,9 @@ pub(super) struct CheckArgs {
     /// Held open in `idle-connections`
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
+    /// How long a connection may be idle and is not closed, in `idle-connections`
+    #[arg(long, default_value_t = 25.0, value_name = "SECONDS", value_parser = numbers::seconds)]
+    kept: f64,
     /// First token in time, in `overload`
     #[arg(long, default_value_t = 5000.0, value_parser = numbers::milliseconds)]
     ttft_ms: f64,
@@ -190,6 +193,7 @@ impl CheckArgs {
             rate: self.rate,
             factors: if self.factors.is_empty() { self.name.default_factors() } else { self.factors.clone() },
             connections: self.connections as usize,
+            kept: Duration::from_secs_f64(self.kept),
             objectives: Objectives { ttft_ms: Some(self.ttft_ms), tpot_ms: Some(self.tpot_ms), e2e_ms: None },
             lengths: ChatLengths { prompt_tokens: self.prompt_tokens, output_tokens: self.output_tokens },
             settle: Duration::from_secs_f64(self.settle),

@@ -32,7 +32,7 @@ impl MockArgs {
             let listener = TcpListener::bind(self.listen).await?;
             say(&format!("ready: http://{}", listener.local_addr()?));
             let pace = Pace { first: Duration::from_millis(self.first), gap: Duration::from_millis(self.gap) };
-            serve(listener, pace).await?;
+            serve(listener, move |_| pace).await?;
             Ok(ExitCode::SUCCESS)
         })
     }

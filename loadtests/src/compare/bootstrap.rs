@@ -101,7 +101,7 @@ mod tests {
         };
         let mut round = || {
             let observed = vec![(0..60).map(|_| one(1.0)).collect(), (0..60).map(|_| one(factor)).collect()];
-            Round { observed, rates: vec![Rates::default(); 2] }
+            Round { observed, rates: vec![Rates::default(); 2], tenants: [].into() }
         };
         (0..4).map(|_| round()).collect()
     }

@@ -1,8 +1,10 @@
 //! The table of a comparison.
 
-use super::{Comparison, Ratio, Stopped};
+use super::{Comparison, Ratio, Row, Stopped};
 use crate::figures::short;
 use crate::process::{MachineFigures, shown_cores};
+
+const MIB: f64 = 1024.0 * 1024.0;
 
 impl Comparison {
     pub fn table(&self) -> String {
@@ -14,22 +16,19 @@ impl Comparison {
             }
         }
         text.push('\n');
-        for row in &self.rows {
-            text.push_str(&format!("{:<32}", row.figure));
-            for (which, value) in row.values.iter().enumerate() {
-                text.push_str(&format!("{:>12}", short(*value)));
-                if which > 0 {
-                    text.push_str(&format!("{:>26}", shown(row.ratios[which - 1])));
-                }
-            }
-            text.push('\n');
+        self.rows.iter().for_each(|row| text.push_str(&row.line()));
+        text.push_str(&plain_line("requests not answered", self.unanswered.iter().map(usize::to_string)));
+        if self.servers.iter().any(|server| server.cpu_cores.is_some()) {
+            let cores = self.servers.iter().map(|server| shown_cores(server.cpu_cores));
+            text.push_str(&plain_line("the server's cores", cores));
+            let sizes =
+                self.servers.iter().map(|server| server.rss_max_bytes.map_or(f64::NAN, |size| size as f64 / MIB));
+            text.push_str(&plain_line("its resident size, max MiB", sizes.map(short)));
         }
-        text.push_str(&format!("{:<32}", "requests not answered"));
-        for (which, count) in self.unanswered.iter().enumerate() {
-            text.push_str(&format!("{count:>12}{:>width$}", "", width = if which > 0 { 26 } else { 0 }));
+        for (name, rows) in self.tenants.iter().filter(|_| self.tenants.len() > 1) {
+            text.push_str(&format!("tenant {name}\n"));
+            rows.iter().for_each(|row| text.push_str(&row.line()));
         }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
         text.push_str(&format!(
             "{} requests in {} rounds; ratios with 95 % intervals (bootstrap over rounds and requests)\n",
             self.requests, self.rounds
@@ -64,6 +63,31 @@ impl Comparison {
         }
         text
     }
+}
+
+impl Row {
+    fn line(&self) -> String {
+        let mut line = format!("{:<32}", self.figure);
+        for (which, value) in self.values.iter().enumerate() {
+            line.push_str(&format!("{:>12}", short(*value)));
+            if which > 0 {
+                line.push_str(&format!("{:>26}", shown(self.ratios[which - 1])));
+            }
+        }
+        line.push('\n');
+        line
+    }
+}
+
+/// Without ratios.
+fn plain_line(name: &str, values: impl Iterator<Item = String>) -> String {
+    let mut line = format!("{name:<32}");
+    for (which, value) in values.enumerate() {
+        line.push_str(&format!("{value:>12}{:>width$}", "", width = if which > 0 { 26 } else { 0 }));
+    }
+    line.truncate(line.trim_end().len());
+    line.push('\n');
+    line
 }
 
 fn shown(ratio: Option<Ratio>) -> String {

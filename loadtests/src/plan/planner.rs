@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::{BodyTemplate, Conversation, Job, MAX_JOBS, PlanError, Script, Target, TrafficLabel, body, poison_bodies};
 use crate::arrivals::Arrivals;
+use crate::dataset::{self, DatasetError, Deck, Entry};
 use crate::generate::Call;
 use crate::http::Connect;
-use crate::lengths::Lengths;
+use crate::lengths::{Lengths, MAX_TOKENS};
 use crate::progress::Progress;
 use crate::prompts::PromptMaker;
 use crate::record::Expect;
@@ -34,6 +35,8 @@ pub(super) struct Planner<'a, C: Connect> {
     pub(super) rng: Rng,
     pub(super) words: Rng,
     pub(super) prefixes: Vec<String>,
+    /// Of a data set.
+    pub(super) deck: Deck,
     /// Those of the scenario's entries, then what a trace adds.
     pub(super) labels: &'a mut Vec<TrafficLabel>,
 }
@@ -42,6 +45,9 @@ impl<C: Connect> Planner<'_, C> {
     pub(super) async fn jobs(&mut self) -> Result<Vec<Job>, PlanError> {
         if let Workload::Trace { file } = &self.traffic.workload {
             return self.jobs_of_trace(trace::read(file)?).await;
+        }
+        if let Workload::Dataset { file, .. } = &self.traffic.workload {
+            self.deck = Deck::new(dataset::read(file)?);
         }
         let arrivals = self.traffic.arrivals.scaled(self.scenario.rate_scale);
         let limit = self.traffic.requests.unwrap_or(MAX_JOBS + 1).min(MAX_JOBS + 1);
@@ -121,9 +127,41 @@ impl<C: Connect> Planner<'_, C> {
                 let call = self.call(bodies[number % bodies.len()].1.clone())?;
                 Call { expect: Expect::Refusal, ..call }
             }
+            Workload::Dataset { output_tokens, max_prompt_tokens, .. } => {
+                let entry = self.draw(*max_prompt_tokens).await?;
+                let tokens = self.answer_tokens(&entry, output_tokens.as_ref()).await?;
+                self.call(template.chat(&entry.messages, tokens))?
+            }
             Workload::Trace { .. } => unreachable!("a trace makes its own jobs"),
         };
         Ok(Script::Single(call))
+    }
+
+    /// The next of the data set, of at most so many tokens. Drawn as lengths are, for it says how long the prompt is: in a
+    /// comparison all get the same.
+    async fn draw(&mut self, max_prompt_tokens: Option<u32>) -> Result<Entry, PlanError> {
+        while let Some((number, entry)) = self.deck.draw(&mut self.rng) {
+            let is_too_long = match max_prompt_tokens {
+                Some(most) => self.maker.count(&entry.text()).await? > u64::from(most),
+                None => false,
+            };
+            if !is_too_long {
+                return Ok(entry);
+            }
+            self.deck.discard(number);
+        }
+        Err(max_prompt_tokens.map_or(DatasetError::Empty, DatasetError::AllTooLong).into())
+    }
+
+    /// How long its answer shall be: as the scenario says, or its line, or as long as the answer that the file has.
+    async fn answer_tokens(&mut self, entry: &Entry, wanted: Option<&Lengths>) -> Result<u32, PlanError> {
+        let tokens = match (wanted, entry.output_tokens, &entry.answer) {
+            (Some(wanted), ..) => wanted.draw(&mut self.rng),
+            (None, Some(tokens), _) => tokens.min(MAX_TOKENS),
+            (None, None, Some(answer)) => self.maker.count(answer).await?.min(MAX_TOKENS.into()) as u32,
+            (None, None, None) => 0,
+        };
+        if tokens == 0 { Err(DatasetError::NoLength.into()) } else { Ok(tokens) }
     }
 
     async fn jobs_of_trace(&mut self, lines: Vec<TraceLine>) -> Result<Vec<Job>, PlanError> {

@@ -28,6 +28,13 @@ pub enum Workload {
     Structured { prompt: String, schema: toml::Table, output_tokens: Lengths },
     /// Requests that must be refused with a 4xx: malformed JSON, wrong types, absurd sizes.
     Poison,
+    /// Prompts of a file (`crate::dataset`), drawn by the seed. Answers are as long as this says, or else the file.
+    Dataset {
+        file: PathBuf,
+        output_tokens: Option<Lengths>,
+        /// Longer ones are passed over.
+        max_prompt_tokens: Option<u32>,
+    },
     /// Lines of JSON: when, how long, or the messages themselves.
     Trace { file: PathBuf },
 }
@@ -81,6 +88,8 @@ impl Workload {
                 prompt_tokens.check().and_then(|()| output_tokens.check())
             }
             Self::Structured { output_tokens, .. } => output_tokens.check(),
+            Self::Dataset { max_prompt_tokens: Some(0), .. } => Err("`max_prompt_tokens` must be above 0".to_owned()),
+            Self::Dataset { output_tokens, .. } => output_tokens.as_ref().map_or(Ok(()), Lengths::check),
             Self::Poison | Self::Trace { .. } => Ok(()),
         }
     }

@@ -118,7 +118,7 @@ async fn a_generator_that_may_open_no_more_connections_blames_itself() {
     let lost = figures.total.errors["the generator may open no more connections"];
     assert!(lost > 0 && figures.total.finished > 0, "{:?}", figures.total.errors);
     let report = Report::of(&run, (&scenario, &plan), MachineFigures::default(), 1);
-    let told = format!("no connection for {lost} requests; raise `ulimit -n`");
+    let told = format!("no connection for {lost} requests; raise `ulimit -Hn`");
     assert!(report.warnings.iter().any(|warning| warning.contains(&told)), "{:?}", report.warnings);
     assert!(report.table().contains("generator: ? cores"), "{}", report.table());
 }

@@ -58,6 +58,37 @@ async fn ratios_are_those_of_the_delays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_tenant_and_each_server_has_figures_of_its_own() {
+    let traffic = |tenant: &str, output_tokens: u32| {
+        format!(
+            "[[traffic]]\nname = '{tenant}'\ntenant = '{tenant}'\narrivals = {{ kind = 'poisson', rate = 5.0 }}\n\
+             workload = {{ kind = 'chat', prompt_tokens = 9, output_tokens = {output_tokens} }}\n"
+        )
+    };
+    let text = format!("description = 'test'\nduration_s = 10\n{}{}", traffic("light", 11), traffic("greedy", 21));
+    let scenario = Scenario::parse("test", &text).expect("the scenario is well formed");
+    let slow_to_greedy = |seen: &Seen| {
+        let gap = if seen.body["max_tokens"] == 21 { 20 * MS } else { 10 * MS };
+        steady(50 * MS, gap)(seen)
+    };
+    let servers = [Scripted::new(steady(50 * MS, 10 * MS)), Scripted::new(slow_to_greedy)];
+    let comparison = compared_under(servers, &scenario).await.unwrap();
+    let ratio = |tenant: &str, figure: &str| {
+        let row = comparison.tenants[tenant].iter().find(|row| row.figure.starts_with(figure)).expect("it is a figure");
+        row.ratios[0].expect("there are enough requests").estimate
+    };
+    assert!((ratio("light", "time per output token, p50") - 1.0).abs() < 0.02);
+    assert!((ratio("greedy", "time per output token, p50") - 2.0).abs() < 0.02);
+    assert!((ratio("light", "output tokens") - 1.0).abs() < 0.1);
+    assert_eq!(comparison.servers.len(), 2);
+    assert!(comparison.servers.iter().all(|server| server.cpu_cores.is_some() && server.rss_max_bytes.is_some()));
+    let table = comparison.table();
+    for part in ["tenant greedy\n", "tenant light\n", "the server's cores ", "its resident size, max MiB "] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn few_requests_have_no_tail_and_the_unanswered_are_counted() {
     let servers = [
         |_: &Seen| said("w "),

@@ -6,12 +6,15 @@ use std::time::Duration;
 use passerelle_loadtests::clock::now;
 use passerelle_loadtests::figures::{Quantiles, RunFigures};
 use passerelle_loadtests::http::{Client, Endpoint};
+use passerelle_loadtests::mock::Pace;
 use passerelle_loadtests::plan::Keys;
 use passerelle_loadtests::process::MachineFigures;
 use passerelle_loadtests::report::{Report, write_rows};
 use passerelle_loadtests::run::{RunOptions, run};
 use passerelle_loadtests::scenario::Scenario;
+use passerelle_loadtests::self_check::{self, pace};
 use passerelle_loadtests::session::Session;
+use passerelle_loadtests::verdict::Outcome;
 
 use crate::server::{Reply, Scripted, Seen, steady, virtual_time};
 
@@ -76,6 +79,20 @@ async fn percentiles_are_right_within_two_percent() {
             assert_within(value, expected, 0.02, &format!("{what}, {share}"));
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_self_check_holds_for_what_is_known_and_not_for_what_is_three_percent_slower() {
+    let judged = |slower: f64| async move {
+        let server = Scripted::new(move |seen| {
+            let Pace { first, gap } = pace(seen.number);
+            steady(first.mul_f64(slower), gap.mul_f64(slower))(seen)
+        });
+        self_check::check(&server.session().await, &virtual_time()).await.unwrap()
+    };
+    let right = judged(1.0).await;
+    assert!(right.holds(), "{}", right.render());
+    assert_ne!(judged(1.03).await.outcome(), Outcome::Holds);
 }
 
 /// The server stands still for ten seconds; a closed loop would see one slow request, and users see many.

@@ -5,6 +5,7 @@ mod checks;
 mod compared;
 mod endings;
 mod figures;
+mod loads;
 mod over_tls;
 mod server;
 mod stopped;
