@@ -41,6 +41,9 @@ use crate::policy::{Taken, WaitingQueue, take_out};
 use crate::request::Class;
 use crate::running::Running;
 use crate::sequence::{Sequence, SequenceId};
+use credit::{charge, queue};
+
+mod credit;
 
 #[derive(Debug)]
 pub(crate) struct Scheduler {
@@ -321,22 +324,6 @@ impl Scheduler {
 
     fn may_admit(&self) -> bool {
         !self.waiting.is_empty() && self.running.places_taken() < self.config.max_num_seqs
-    }
-}
-
-/// One that nobody waits in, and how far its credits can drift apart, as `policy` derives it.
-fn queue(config: &EngineConfig, costs: &CostModel) -> (WaitingQueue<Sequence>, CostNs) {
-    let quantum = costs.of_tokens(0, config.max_num_batched_tokens);
-    let places = config.max_num_seqs as CostNs;
-    let bound = quantum.saturating_add(places.saturating_mul(costs.of_sequence(config.max_model_len)));
-    (WaitingQueue::new(quantum, config.class_patience), bound)
-}
-
-/// Takes the price of what a sequence computes for the first time from its share's credit.
-fn charge(waiting: &mut WaitingQueue<Sequence>, costs: &CostModel, sequence: &mut Sequence) {
-    if let Some(unpaid) = sequence.charge_scheduled() {
-        let price = costs.of_tokens(unpaid.start, unpaid.len());
-        waiting.charge(sequence.share, sequence.share_weight, price);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Processes whose memory the kernel bounds together, where this machine lets us make such a group. Both versions of cgroups.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::{fs, process};
 
 const MIB: u64 = 1 << 20;
@@ -12,6 +14,10 @@ pub(super) struct MemoryGroup {
     folder: PathBuf,
     files: &'static Files,
 }
+
+/// A process that holds memory until it is dropped.
+#[derive(Debug)]
+pub(super) struct Holder(Child);
 
 /// What a version calls them.
 #[derive(Debug)]
@@ -85,12 +91,32 @@ impl MemoryGroup {
         count.expect("the kernel counts them").parse().expect("a number")
     }
 
+    /// A process in the group that holds so much.
+    pub(super) fn hold(&self, mib: u64) -> Holder {
+        let group = self.folder.join("cgroup.procs");
+        // The last so many bytes of what does not end.
+        let hold = format!("echo $$ >{}; exec tail -c {mib}M >/dev/null", group.display());
+        let mut process = Command::new("sh");
+        let mut holder = process.args(["-c", &hold]).stdin(Stdio::piped()).spawn().expect("every system has a shell");
+        let filled = holder.stdin.as_mut().expect("it is piped").write_all(&vec![0_u8; (mib * MIB) as usize]);
+        filled.expect("it keeps all that it has read");
+        Holder(holder)
+    }
+
     fn read(&self, file: &str) -> String {
         fs::read_to_string(self.folder.join(file)).expect("the group is ours")
     }
 
     fn write(&self, file: &str, what: &str) {
         fs::write(self.folder.join(file), what).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // The kernel may have ended it.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 
