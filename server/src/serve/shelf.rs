@@ -183,10 +183,13 @@ impl Hands {
     fn bring(&mut self, name: &str) -> Result<()> {
         let HandsParts { workshop, hub, inspector, hashes, kv_cache, pricing, catalogue } = &self.parts;
         let model = lock(catalogue).get(name).cloned().context("it is gone from the folder")?;
-        // Again: it may have changed since it was found.
-        inspector.inspect(&model, &**hashes)?;
+        let identify = || self.shelf.identify(name, disk_digest(&model, (hub, hashes, inspector)));
+        // Again: it may have changed since it was found. Also one that is refused for it is shown as what it is now.
+        let inspected = inspector.inspect(&model, &**hashes);
+        identify();
+        inspected?;
         let loaded = models::load_any(&model, Means { hub, compute: &workshop.compute, hashes })?;
-        self.shelf.identify(name, disk_digest(&model, (hub, hashes)));
+        identify();
         let is = loaded.description();
         let price = pricing.price((name, workshop.partition()), engines::price(is))?;
         let weights_bytes = is.resident_bytes.unwrap_or(is.stored_bytes);
@@ -288,7 +291,7 @@ impl Looker {
                 tracing::warn!(model = name, why, "a checkpoint of the folder cannot be served");
             }
             self.shelf.offer(&name, offer);
-            self.shelf.identify(&name, disk_digest(&model, (&self.hub, &self.hashes)));
+            self.shelf.identify(&name, disk_digest(&model, (&self.hub, &self.hashes, &self.inspector)));
             self.seen.insert(name, stamp);
         }
     }
@@ -342,11 +345,15 @@ impl Looker {
     }
 }
 
-/// Of its files as they lie there, if they were hashed before, or come with a manifest that may be theirs.
-fn disk_digest(model: &ModelConfig, (hub, hashes): (&HubConfig, &KeptHashes)) -> Option<DiskDigest> {
+/// Of its files as they lie there, if they were hashed before, or come with a manifest that may be theirs. Where keys are
+/// trusted, a manifest says nothing by itself: what one of them signed has been hashed.
+fn disk_digest(
+    model: &ModelConfig,
+    (hub, hashes, inspector): (&HubConfig, &KeptHashes, &Inspector),
+) -> Option<DiskDigest> {
     let files = models::find_files(&model.source, models::wanted_of(model), hub).ok()?;
-    let hashed = hashes.kept_digest_of(&files).map(DiskDigest::Hashed);
-    hashed.or_else(|| stated_digest(&files).map(DiskDigest::Stated))
+    let stated = || if inspector.has_keys() { None } else { stated_digest(&files).map(DiskDigest::Stated) };
+    hashes.kept_digest_of(&files).map(DiskDigest::Hashed).or_else(stated)
 }
 
 /// At most. What is quantised as it is loaded counts as it is stored, until it is.

@@ -22,6 +22,11 @@ impl Inspector {
         Ok(Self { keys })
     }
 
+    /// Whether anything is asked.
+    pub(super) fn has_keys(&self) -> bool {
+        self.keys.is_some()
+    }
+
     /// Reads every byte of the model. What was proven of its files is told to `hashes`, so that the digest it is served
     /// under is that of what was signed, whatever was kept before.
     pub(crate) fn inspect(&self, model: &ModelConfig, hashes: &dyn KnownHashes) -> Result<()> {

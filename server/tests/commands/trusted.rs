@@ -158,6 +158,8 @@ fn of_a_folder_of_models_only_the_trusted_are_served_also_when_one_changes_after
     assert_eq!((&row("final")["state"], &row("later")["state"]), (&json!("available"), &json!("available")));
     // What was read to be trusted is known by its digest, though nobody has asked for it.
     assert_eq!(row("final")["digest_state"], "on_disk");
+    // What the manifest beside it says counts for nothing: no key has signed that.
+    assert_eq!(row("unsigned")["digest_state"], "not_hashed", "{}", row("unsigned"));
     assert!(
         run(&state, &["inspect", "--json", &copy.display().to_string()]).contains(&row("final")["digest"].to_string())
     );
@@ -168,6 +170,8 @@ fn of_a_folder_of_models_only_the_trusted_are_served_also_when_one_changes_after
     };
     assert_eq!(["changed", "unsigned", "later", "final"].map(ask), [503, 503, 503, 200]);
     assert!(row("later")["error"].as_str().is_some_and(|error| error.contains("was changed")), "{}", row("later"));
+    // Until then both were the same.
+    assert_ne!(row("later")["digest"], row("final")["digest"], "that of the bytes as they are now");
 }
 
 #[test]
