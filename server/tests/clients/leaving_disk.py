@@ -88,8 +88,8 @@ class LeavingDisk:
         if operation == GETATTR:
             return struct.pack("<QII", 60, 0, 0) + self.attributes(node)
         if operation in (OPEN, OPENDIR):
-            # Without a flag: what was read at an earlier opening is read anew.
-            return bytes(16)
+            # 1: each reader reads for itself, also two at once (FOPEN_DIRECT_IO).
+            return struct.pack("<QII", 0, operation == OPEN, 0)
         if operation == READ:
             return self.read(self.paths[node], *struct.unpack_from("<QI", body, 8))
         if operation == READDIR:
@@ -112,7 +112,7 @@ class LeavingDisk:
         with open(path, "rb") as of:
             of.seek(offset)
             data = of.read(size)
-        if file == WEIGHTS and model in self.left and offset + len(data) == os.path.getsize(path):
+        if data and file == WEIGHTS and model in self.left and offset + len(data) == os.path.getsize(path):
             self.left[model] = max(0, self.left[model] - 1)
         return data
 
