@@ -23,6 +23,10 @@ const TASKS_PER_THREAD: usize = 4;
 /// Of a chunk with fewer, each thread would get one at most, and the second hand-off takes what that saves.
 const FEWEST_SPANS: usize = 3;
 
+/// All spans' sums together, at most: nobody reckons with them beside what a step takes. Those of a token alone are far
+/// fewer; a chunk of many tokens behind a very long context has its spans gone through by one thread.
+const MOST_BYTES: usize = 32 << 20;
+
 /// The spans of `tiles`. They start at absolute positions, so that a row's do not depend on its chunk.
 pub(super) fn spans(tiles: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let starts = (tiles.start / TILES * TILES..tiles.end).step_by(TILES);
@@ -33,13 +37,14 @@ pub(super) fn run<E: CacheElement>(compute: &Compute, attention: Attention<'_, E
     let (num_tasks, num_threads) = (attention.num_tasks(), compute.num_threads());
     let is_scarce = num_threads > 1 && num_tasks < TASKS_PER_THREAD * num_threads;
     let most_spans = if is_scarce { attention.most_spans() } else { 1 };
-    if most_spans < FEWEST_SPANS {
+    let most_rows = attention.plan.chunks().iter().map(|chunk| chunk.num_rows).max().unwrap_or(0);
+    let len = attention.sums_len(most_rows);
+    let num_numbers = num_tasks * most_spans * len;
+    if most_spans < FEWEST_SPANS || num_numbers * size_of::<f32>() > MOST_BYTES {
         launch(compute, num_tasks, &attention);
         return;
     }
-    let most_rows = attention.plan.chunks().iter().map(|chunk| chunk.num_rows).max().unwrap_or(0);
-    let len = attention.sums_len(most_rows);
-    let mut numbers = Unwritten::new(num_tasks * most_spans * len);
+    let mut numbers = Unwritten::new(num_numbers);
     let split = Split { attention: &attention, most_spans, len, numbers: numbers.output() };
     launch(compute, num_tasks * most_spans, &Apart(&split));
     launch(compute, num_tasks, &Together(&split));
