@@ -8,6 +8,10 @@ use super::mapped::FileBytes;
 use super::unsupported;
 use crate::ModelError;
 
+/// How much of a GGUF file that is read and not mapped is read for its header, which does not say how long it is: about as
+/// long as its vocabulary. Where that is not enough, all of the file is.
+const GGUF_HEAD_BYTES: u64 = 64 << 20;
+
 /// The files of one checkpoint: a directory, a GGUF file that holds everything, or files compiled into the program.
 #[derive(Debug, Clone)]
 pub struct CheckpointFiles {
@@ -176,9 +180,14 @@ impl CheckpointFiles {
 
     /// The content of one file without reading it first.
     pub(crate) fn map(&self, file: &str) -> Result<FileBytes, ModelError> {
+        self.map_up_to(file, u64::MAX)
+    }
+
+    /// The same, where nothing from byte `end` on is wanted.
+    pub(crate) fn map_up_to(&self, file: &str, end: u64) -> Result<FileBytes, ModelError> {
         let path = self.path_of(file);
         match &self.source {
-            Source::Directory(_) | Source::Gguf(_) => self.map_path(&path),
+            Source::Directory(_) | Source::Gguf(_) => Ok(self.map_path(&path, end)?.0),
             Source::Embedded { .. } => match self.embedded_file(file) {
                 Some(bytes) => Ok(FileBytes::Static(bytes)),
                 None => Err(self.io(path, io::ErrorKind::NotFound.into())),
@@ -194,14 +203,22 @@ impl CheckpointFiles {
     /// As [`Self::gguf_metadata`], with the table of tensors.
     pub(crate) fn gguf_header(&self) -> Result<Option<Header>, ModelError> {
         let Source::Gguf(path) = &self.source else { return Ok(None) };
-        let bytes = self.map_path(path)?;
-        Header::read(path, bytes.as_slice()).map(Some)
+        let (head, file_bytes) = self.map_path(path, GGUF_HEAD_BYTES)?;
+        let header = match Header::read(path, head.as_slice(), file_bytes) {
+            Err(_) if (head.as_slice().len() as u64) < file_bytes => {
+                let (all, file_bytes) = self.map_path(path, u64::MAX)?;
+                Header::read(path, all.as_slice(), file_bytes)
+            }
+            header => header,
+        };
+        header.map(Some)
     }
 
-    fn map_path(&self, path: &Path) -> Result<FileBytes, ModelError> {
-        let bytes = FileBytes::open(path).map_err(|error| self.io(path.to_owned(), error))?;
+    /// The first `most` bytes of a file or more, and how long it is.
+    fn map_path(&self, path: &Path, most: u64) -> Result<(FileBytes, u64), ModelError> {
+        let (bytes, file_bytes) = FileBytes::open(path, most).map_err(|error| self.io(path.to_owned(), error))?;
         unsupported::refuse_pointer(path, bytes.as_slice())?;
-        Ok(bytes)
+        Ok((bytes, file_bytes))
     }
 
     /// `None` where it is not compiled in.

@@ -82,7 +82,7 @@ impl TensorIndex {
         if tensor.bytes.len() > MAX_BYTES {
             return Err(refuse("longer than any model needs"));
         }
-        let bytes = files.map(&self.shards[0].file)?;
+        let bytes = files.map_up_to(&self.shards[0].file, tensor.bytes.end as u64)?;
         let bytes = bytes.as_slice().get(tensor.bytes.clone());
         bytes.map(<[u8]>::to_vec).ok_or_else(|| refuse("the file became shorter while it was being read"))
     }

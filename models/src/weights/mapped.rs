@@ -19,30 +19,36 @@ pub(crate) enum FileBytes {
 }
 
 impl FileBytes {
-    /// Mapped if what the file lies on stays there.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        Self::open_on(path, may_go_away)
+    /// Mapped if what the file lies on stays there, else the first `most` bytes. With how long the file is.
+    pub(super) fn open(path: &Path, most: u64) -> io::Result<(Self, u64)> {
+        Self::open_on(path, most, may_go_away)
     }
 
-    fn open_on(path: &Path, may_go_away: impl Fn(&Path, &Metadata) -> bool) -> io::Result<Self> {
+    fn open_on(path: &Path, most: u64, may_go_away: impl Fn(&Path, &Metadata) -> bool) -> io::Result<(Self, u64)> {
         if !path.is_file() {
             return Err(io::ErrorKind::NotFound.into());
         }
         let file = File::open(path)?;
-        if may_go_away(path, &file.metadata()?) { Self::read(file) } else { Self::map(&file) }
+        let metadata = file.metadata()?;
+        let file_bytes = metadata.len();
+        let is_read = may_go_away(path, &metadata);
+        let bytes = if is_read { Self::read(file, (file_bytes, most))? } else { Self::map(&file)? };
+        Ok((bytes, file_bytes))
     }
 
-    fn read(mut file: File) -> io::Result<Self> {
+    fn read(file: File, (file_bytes, most): (u64, u64)) -> io::Result<Self> {
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        // As long as they are: what grows may take twice that.
+        bytes.try_reserve_exact(file_bytes.min(most) as usize).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        file.take(most).read_to_end(&mut bytes)?;
         Ok(Self::Read(bytes))
     }
 
     fn map(file: &File) -> io::Result<Self> {
         // SAFETY: the map is read-only, and no reference into it outlives the load. A process that rewrites the file
-        // meanwhile gives other weights, which any bytes of a weight file are; headers are read apart or copied before they are judged.
-        // A process that shortens the file meanwhile ends this one (SIGBUS), as it would end any reader of a map: that is
-        // why a running model holds none.
+        // meanwhile gives other weights, which any bytes of a weight file are; headers are read apart or copied before
+        // they are judged. A process that shortens the file meanwhile ends this one (SIGBUS), as it would end any reader
+        // of a map: that is why a running model holds none.
         Ok(Self::Mapped(unsafe { Mmap::map(file)? }))
     }
 
@@ -76,14 +82,16 @@ mod tests {
     fn what_may_go_away_is_read_and_not_mapped_and_has_the_same_bytes() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "weights").unwrap();
-        let open = |may_go_away: bool| FileBytes::open_on(file.path(), |_, _| may_go_away).unwrap();
-        let [mapped, read] = [false, true].map(open);
+        let open = |may_go_away: bool, most: u64| FileBytes::open_on(file.path(), most, |_, _| may_go_away).unwrap();
+        let [mapped, read] = [false, true].map(|may_go_away| open(may_go_away, u64::MAX).0);
         assert!(matches!((&mapped, &read), (FileBytes::Mapped(_), FileBytes::Read(_))));
         for bytes in [&mapped, &read] {
             assert_eq!(bytes.as_slice(), b"weights");
             bytes.release(&bytes.as_slice()[1..3]);
             assert_eq!(bytes.as_slice(), b"weights");
         }
-        assert!(FileBytes::open(Path::new("/nowhere/model.safetensors")).is_err());
+        let (head, file_bytes) = open(true, 3);
+        assert_eq!((head.as_slice(), file_bytes), (&b"wei"[..], 7));
+        assert!(FileBytes::open(Path::new("/nowhere/model.safetensors"), 3).is_err());
     }
 }

@@ -28,8 +28,8 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// Errors name `file` and the key or tensor.
-    pub(crate) fn read(file: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
+    /// `bytes` are the beginning of a file of `file_bytes`. Errors name `file` and the key or tensor.
+    pub(crate) fn read(file: &Path, bytes: &[u8], file_bytes: u64) -> Result<Self, ModelError> {
         let mut cursor = Cursor::new(file, bytes, 0);
         let magic: [u8; 4] = cursor.array("magic")?;
         if magic != MAGIC {
@@ -55,7 +55,7 @@ impl Header {
             let problem = format!("{alignment} is no power of two of at most {MAX_ALIGNMENT}");
             return Err(metadata.refuse(ALIGNMENT_KEY, problem));
         }
-        let tensors = tensors::read(&mut cursor, num_tensors, (alignment, bytes.len()))?;
+        let tensors = tensors::read(&mut cursor, num_tensors, (alignment, file_bytes))?;
         Ok(Self { metadata, tensors })
     }
 }

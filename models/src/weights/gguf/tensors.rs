@@ -25,7 +25,7 @@ struct Row {
 pub(super) fn read(
     cursor: &mut Cursor<'_>,
     num_tensors: u64,
-    (alignment, file_len): (u64, usize),
+    (alignment, file_len): (u64, u64),
 ) -> Result<Vec<StoredTensor>, ModelError> {
     if num_tensors > MAX_TENSORS {
         return Err(cursor.refuse("tensor_count", format!("{num_tensors} tensors; at most {MAX_TENSORS} are read")));
@@ -44,7 +44,7 @@ pub(super) fn read(
     }
     rows.sort_by_key(|row| row.offset);
     let data_start = (cursor.position() as u64).next_multiple_of(alignment);
-    place(cursor, rows, (data_start, file_len as u64))
+    place(cursor, rows, (data_start, file_len))
 }
 
 fn read_row(cursor: &mut Cursor<'_>, index: u64) -> Result<Row, ModelError> {
