@@ -2,8 +2,12 @@
 
 use std::fs::{self, Metadata};
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use passerelle::trust::Papers;
+use passerelle_models::CheckpointFiles;
 
 const CONFIG_FILE: &str = "config.json";
 /// A checkpoint with it keeps parts of itself in sub-folders.
@@ -19,7 +23,8 @@ pub(super) struct Found {
     pub(super) stamp: Stamp,
 }
 
-/// Changes when somebody writes to the checkpoint. Of each file directly in it: name, length, time.
+/// Changes when somebody writes to the checkpoint, or signs it. Of each file directly in it, and of the papers beside one
+/// that is a file itself: name, length, time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stamp(Vec<(PathBuf, u64, Option<SystemTime>)>);
 
@@ -90,7 +95,7 @@ impl Entry {
 
     fn checkpoint(&self, name: String) -> Option<Found> {
         let files = if self.is_gguf() {
-            vec![self.stamp()]
+            iter::once(self.stamp()).chain(self.papers().iter().map(Self::stamp)).collect()
         } else if self.metadata.is_dir() && self.path.join(CONFIG_FILE).is_file() {
             let mut files: Vec<_> = entries(&self.path).ok()?.iter().map(Self::stamp).collect();
             files.sort_unstable();
@@ -106,6 +111,13 @@ impl Entry {
         let is_checkpoint = |within: &Self| within.path.join(CONFIG_FILE).is_file();
         let deep = entries(&self.path).ok().filter(|_| self.metadata.is_dir())?.into_iter().find(is_checkpoint)?;
         Some(format!("{} lies too deep: checkpoints are NAME and NAME/REVISION", deep.path.display()))
+    }
+
+    /// What is there of those of a GGUF file.
+    fn papers(&self) -> Vec<Self> {
+        let papers = CheckpointFiles::gguf(&self.path).ok().and_then(|files| Papers::of(&files).ok());
+        let places = papers.into_iter().flat_map(|papers| [papers.manifest, papers.signature]);
+        places.filter_map(|path| Some(Self { metadata: fs::metadata(&path).ok()?, path })).collect()
     }
 
     fn stamp(&self) -> (PathBuf, u64, Option<SystemTime>) {
@@ -171,6 +183,20 @@ mod tests {
         let after = look(folder.path()).expect("it is readable").found;
         assert_ne!(before[0].stamp, after[0].stamp);
         assert_eq!(before[1], after[1]);
+    }
+
+    #[test]
+    fn a_gguf_file_that_is_signed_changes_its_stamp() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write(folder.path(), &["a.gguf", "b.gguf"]);
+        let mut before = look(folder.path()).expect("it is readable").found;
+        for papers in ["a.gguf.manifest", "a.gguf.manifest.sig"] {
+            write(folder.path(), &[papers]);
+            let after = look(folder.path()).expect("it is readable").found;
+            assert_ne!(before[0].stamp, after[0].stamp, "{papers}");
+            assert_eq!(before[1], after[1]);
+            before = after;
+        }
     }
 
     #[test]
