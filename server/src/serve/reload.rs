@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use passerelle::api::{AppState, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
 use passerelle::config::{self, Candidate, Candidates, Config, ModelConfig, ServerConfig, ShadowConfig};
 use passerelle::gateway::directory::Snapshot;
+use passerelle::gateway::quota::UnixSeconds;
 use passerelle::gateway::{AccountPath, Administration, Alias, RetryBounds, Router, Shadow, Shelf};
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
@@ -118,7 +119,7 @@ impl Reloading {
 
     fn reload(&mut self, again: &ReadAgain) -> Result<Reloaded> {
         let new = again()?;
-        check_for_restart(&new)?;
+        check_for_restart(&new, UnixSeconds::of(self.state.clock().wall()))?;
         let ring = self.state.authenticator().ring();
         let mut reloaded = compare(&self.config, &new, ring.is_some());
         let config = in_force(&self.config, new, ring.is_some());
@@ -159,10 +160,10 @@ impl Reloading {
     }
 }
 
-/// What comes into force with a restart only, and would keep the server from starting.
-fn check_for_restart(config: &Config) -> Result<()> {
-    ledgers::calendar(&config.ledger)?;
-    config.ledger.tariff.as_deref().map(tariffs::wherever).transpose()?;
+/// What comes into force with a restart only, and would keep the server from starting now.
+fn check_for_restart(config: &Config, now: UnixSeconds) -> Result<()> {
+    let calendar = ledgers::calendar(&config.ledger)?;
+    config.ledger.tariff.as_deref().map(|file| tariffs::begun(file, &calendar, now)).transpose()?;
     Ok(())
 }
 

@@ -55,10 +55,7 @@ pub(super) fn in_force(
         return Ok((Tariff::new(DERIVED_TARIFF, prices), Pricing::Derived));
     };
     let named = || format!("ledger.tariff: {}", file.display());
-    let written = read(file)?;
-    if calendar.start_of(&written.since).with_context(named)? > now {
-        bail!("{}: tariff {} begins on {} only", named(), written.version, written.since);
-    }
+    let written = begun(file, calendar, now)?;
     let here = served.here.iter().map(|(name, partition, _)| (name.as_str(), *partition));
     let elsewhere = served.elsewhere.iter().map(|name| (*name, UPSTREAM));
     let price = |(model, partition): (&str, &str)| -> Result<(String, Price)> {
@@ -69,6 +66,16 @@ pub(super) fn in_force(
     let prices: Vec<_> = here.chain(elsewhere).map(price).collect::<Result<_>>()?;
     tracing::info!(version = written.version, reference = written.reference, "what tokens cost is published");
     Ok((Tariff::new(&written.version, prices), Pricing::Published(written)))
+}
+
+/// What is published; errors where it does not hold yet.
+pub(super) fn begun(file: &Path, calendar: &Calendar, now: UnixSeconds) -> Result<WrittenTariff> {
+    let named = || format!("ledger.tariff: {}", file.display());
+    let written = read(file)?;
+    if calendar.start_of(&written.since).with_context(named)? > now {
+        bail!("{}: tariff {} begins on {} only", named(), written.version, written.since);
+    }
+    Ok(written)
 }
 
 /// Said where nobody published what a model of other servers costs.
