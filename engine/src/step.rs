@@ -111,7 +111,7 @@ impl StepLoop {
         };
         runner.take_memory();
         drop(here);
-        tracing::info!(?costs, "nanoseconds that work costs");
+        tracing::info!(%costs, "what work costs");
         let step_loop = Self {
             commands,
             scheduler: Scheduler::new(config, costs, kv_cache),
