@@ -54,6 +54,10 @@ pub use stored_dtype::StoredDtype;
 pub use vectors::{Vectors, scale_to_unit_length};
 pub use weights::{CheckpointFiles, GgufMetadata};
 
+/// The generation of the numerics: raised whenever a body of any kernel, or what a layer computes, comes to other bits than
+/// before. Scores of different generations do not stand in one file, and answers of different ones have other fingerprints.
+pub const NUMERICS: u32 = 2;
+
 /// A causal language model over a paged KV cache.
 ///
 /// One call runs one *step*: a flat batch of tokens from any number of sequences, each sequence contributing the next
