@@ -38,7 +38,8 @@ pub use kv_cache_spec::{KvCacheSpec, KvGroup, KvReach};
 pub use kv_format::KvFormat;
 pub use layers::{Decoder, LayerObserver, TextEncoder};
 pub use load::{
-    KvDtype, LoadOptions, LoadProgress, LoadedModel, ModelDescription, WeightDtype, describe, load, load_decoder,
+    KvDtype, LoadOptions, LoadProgress, LoadWatch, LoadedModel, ModelDescription, WeightDtype, describe, load,
+    load_decoder, unwatched,
 };
 pub use load_encoder::{
     CheckpointKind, EmbeddingDescription, EncoderDescription, EncoderOutput, LoadedEncoder, ScoresDescription,
@@ -46,8 +47,8 @@ pub use load_encoder::{
 };
 pub use logits::{DistantLogits, LogitRows, Logits};
 pub use manifest::{
-    CopyProgress, FileHash, FileStamp, InvalidDigest, InvalidManifest, KnownHashes, MAX_MANIFEST_BYTES, Manifest,
-    ManifestFile, Mismatch, ModelDigest, NothingKnown, copy_hashed, copy_part, is_description,
+    FileHash, FileStamp, InvalidDigest, InvalidManifest, KnownHashes, MAX_MANIFEST_BYTES, Manifest, ManifestFile,
+    Mismatch, ModelDigest, NothingKnown, copy_hashed, copy_part, is_description,
 };
 pub use pulse::Pulse;
 pub use stored_dtype::StoredDtype;
