@@ -261,9 +261,9 @@ impl StepLoop {
 
     fn fail(&mut self, id: SequenceId, error: RequestError) {
         let Some(sequence) = self.scheduler.remove(id, Prefixes::Forget) else { return };
-        if error.is_engine_fault() {
+        if let Some(fault) = error.fault() {
             tracing::error!(request = sequence.request_id.0, %error, "a request failed");
-            self.faulted_sequences += 1;
+            self.faulted_sequences += usize::from(fault.is_of_model());
         }
         self.conclude(sequence, Ending::Failed(error));
     }
