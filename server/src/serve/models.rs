@@ -328,7 +328,7 @@ mod tests {
             }
             bail!("the weights")
         });
-        let told = format!("{:#}", failed.err().expect("there is no tokenizer"));
+        let told = format!("{:#}", failed.expect_err("there is no tokenizer"));
         assert!(told.contains(&path) && !told.contains("the weights"), "{told}");
     }
 
