@@ -1,6 +1,7 @@
 //! What a step's work costs: a model of its time, linear in prompt tokens, generated tokens and the context that they
 //! attend. Accounts share the engine by this cost, and a long prompt is cut by it.
 
+use std::fmt;
 use std::time::Duration;
 
 /// Modelled time, in nanoseconds.
@@ -21,6 +22,17 @@ impl Default for CostModel {
     /// For simulations: round figures of a small model.
     fn default() -> Self {
         Self { prompt_token_ns: 100_000.0, generated_token_ns: 1_000_000.0, context_token_ns: 100.0 }
+    }
+}
+
+impl fmt::Display for CostModel {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [prompt, generated, attended] =
+            [self.prompt_token_ns, self.generated_token_ns, self.context_token_ns].map(|ns| ns / 1e3);
+        write!(
+            formatter,
+            "prompt token {prompt:.1} µs, generated token {generated:.1} µs, attended token {attended:.4} µs"
+        )
     }
 }
 
@@ -123,6 +135,14 @@ impl Shares {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prices_are_shown_in_rounded_microseconds() {
+        let model =
+            CostModel { prompt_token_ns: 258_815.0, generated_token_ns: 1_012_345.678, context_token_ns: 31.26 };
+        let shown = "prompt token 258.8 µs, generated token 1012.3 µs, attended token 0.0313 µs";
+        assert_eq!(model.to_string(), shown);
+    }
 
     #[test]
     fn a_chunk_costs_its_tokens_and_every_token_that_they_attend() {

@@ -120,15 +120,6 @@ impl EngineHandle {
         self.door.model.get()
     }
 
-    /// The most tokens a request may ask for after a prompt this long: what the context and the KV cache leave. 0 if the
-    /// prompt leaves nothing.
-    pub fn max_tokens_after(&self, prompt_tokens: usize) -> usize {
-        let EngineConfig { num_kv_blocks, max_num_batched_tokens, max_model_len, .. } = self.door.config;
-        let in_cache = self.door.kv_cache.longest_sequence(num_kv_blocks, max_num_batched_tokens, max_model_len);
-        // The last generated token is never computed, so it needs no room.
-        max_model_len.min(in_cache + 1).saturating_sub(prompt_tokens)
-    }
-
     /// Queues a request and returns its events; never blocks. Errors at once when the queue is full, or when the request
     /// could never be served.
     ///

@@ -114,8 +114,8 @@ pub enum RequestError {
     #[error("the step that ran this request failed: {0}")]
     Step(String),
     /// The same, but that it panicked.
-    #[error("the step that ran this request panicked: {0}")]
-    Panic(String),
+    #[error("the step that ran this request panicked; the log says where")]
+    Panic,
     /// The same, for want of memory.
     #[error("the step that ran this request found no memory: {0}")]
     Memory(String),
@@ -136,7 +136,7 @@ impl RequestError {
         Some(match self {
             Self::NotFinite => Fault::NotFinite,
             Self::Step(_) => Fault::Model,
-            Self::Panic(_) => Fault::Panic,
+            Self::Panic => Fault::Panic,
             Self::Memory(_) => Fault::Memory,
             Self::Device(_) => Fault::Device,
             Self::WorkerLost => Fault::Worker,

@@ -30,6 +30,12 @@ impl Fault {
     pub const ALL: [Self; 7] =
         [Self::NotFinite, Self::Panic, Self::Memory, Self::Device, Self::Model, Self::Grammar, Self::Worker];
 
+    /// Whether it says something of the model. A grammar is the request's own: whoever found one that its library cannot
+    /// follow could put an engine out of service otherwise.
+    pub(crate) const fn is_of_model(self) -> bool {
+        !matches!(self, Self::Grammar)
+    }
+
     /// One word, for a label.
     pub const fn label(self) -> &'static str {
         match self {
@@ -69,6 +75,11 @@ impl FaultCounts {
 
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
+    }
+
+    /// Those of [`Fault::is_of_model`].
+    pub(crate) fn of_model(&self) -> u64 {
+        Fault::ALL.into_iter().filter(|fault| fault.is_of_model()).map(|fault| self.get(fault)).sum()
     }
 }
 

@@ -111,7 +111,7 @@ impl StepLoop {
         };
         runner.take_memory();
         drop(here);
-        tracing::info!(?costs, "nanoseconds that work costs");
+        tracing::info!(%costs, "what work costs");
         let step_loop = Self {
             commands,
             scheduler: Scheduler::new(config, costs, kv_cache),
@@ -261,9 +261,9 @@ impl StepLoop {
 
     fn fail(&mut self, id: SequenceId, error: RequestError) {
         let Some(sequence) = self.scheduler.remove(id, Prefixes::Forget) else { return };
-        if error.is_engine_fault() {
+        if let Some(fault) = error.fault() {
             tracing::error!(request = sequence.request_id.0, %error, "a request failed");
-            self.faulted_sequences += 1;
+            self.faulted_sequences += usize::from(fault.is_of_model());
         }
         self.conclude(sequence, Ending::Failed(error));
     }

@@ -11,7 +11,7 @@ use crate::event::RequestError;
 pub(crate) fn survive<T>(run: impl FnOnce() -> Result<T, ModelError>) -> Result<T, RequestError> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(result) => Ok(result?),
-        Err(_) => Err(RequestError::Panic("the log says where".to_owned())),
+        Err(_) => Err(RequestError::Panic),
     }
 }
 
@@ -22,6 +22,6 @@ mod tests {
     #[test]
     fn a_panic_fails_the_request_and_what_it_said_is_not_repeated() {
         let failed = survive::<()>(|| panic!("the secret")).expect_err("it panicked");
-        assert!(matches!(failed, RequestError::Panic(_)) && !failed.to_string().contains("secret"), "{failed}");
+        assert!(failed == RequestError::Panic && !failed.to_string().contains("secret"), "{failed}");
     }
 }

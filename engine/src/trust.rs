@@ -1,5 +1,5 @@
 //! Whether an engine can be trusted with more requests, from how its last ones ended. What a request brings upon itself does
-//! not count, so nobody can talk an engine out of service.
+//! not count, nor what its grammar does, so nobody can talk an engine out of service.
 
 use std::collections::VecDeque;
 use std::time::Duration;

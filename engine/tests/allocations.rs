@@ -10,7 +10,7 @@ use passerelle_engine::testing::{FreeModel, parts};
 use passerelle_engine::{EngineConfig, EventStream, Request, RequestId, SamplingParams, ShareKey, StepLoop};
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
-use passerelle_models::{BlockId, LoadOptions, LoadedModel, ModelInput, demo_checkpoint, load};
+use passerelle_models::{BlockId, LoadOptions, LoadedModel, ModelInput, demo_checkpoint, load, unwatched};
 
 const VOCAB: usize = 32;
 /// Longer than the measurement, so that no sequence asks for a block or a longer list meanwhile, and shorter than two
@@ -112,7 +112,7 @@ fn peak(model: &LoadedModel, tokens: usize, rows: usize) -> i64 {
 
 #[test]
 fn a_step_holds_at_its_peak_what_is_reckoned() {
-    let model = load(&demo_checkpoint(), &Compute::cpu(1), &LoadOptions::default(), &mut |_| ()).unwrap();
+    let model = load(&demo_checkpoint(), &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).unwrap();
     // Once unmeasured: what a thread makes for its first step stays.
     peak(&model, 16, 1);
     for (tokens, rows) in [(512, 1), (512, 64), (1024, 128), (256, 256), (64, 48)] {

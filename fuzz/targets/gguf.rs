@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, LoadOptions, load};
+use passerelle_models::{CheckpointFiles, LoadOptions, load, unwatched};
 
 fuzz_target!(|bytes: &[u8]| {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -17,5 +17,5 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let _ = metadata.numbers("tokenizer.ggml.scores");
     }
-    let _ = load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |_| ());
+    let _ = load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut unwatched);
 });

@@ -38,7 +38,8 @@ pub use kv_cache_spec::{KvCacheSpec, KvGroup, KvReach};
 pub use kv_format::KvFormat;
 pub use layers::{Decoder, LayerObserver, TextEncoder};
 pub use load::{
-    KvDtype, LoadOptions, LoadProgress, LoadedModel, ModelDescription, WeightDtype, describe, load, load_decoder,
+    KvDtype, LoadOptions, LoadProgress, LoadWatch, LoadedModel, ModelDescription, WeightDtype, describe, load,
+    load_decoder, unwatched,
 };
 pub use load_encoder::{
     CheckpointKind, EmbeddingDescription, EncoderDescription, EncoderOutput, LoadedEncoder, ScoresDescription,
@@ -46,13 +47,17 @@ pub use load_encoder::{
 };
 pub use logits::{DistantLogits, LogitRows, Logits};
 pub use manifest::{
-    CopyProgress, FileHash, FileStamp, InvalidDigest, InvalidManifest, KnownHashes, MAX_MANIFEST_BYTES, Manifest,
-    ManifestFile, Mismatch, ModelDigest, NothingKnown, copy_hashed, copy_part, is_description,
+    FileHash, FileStamp, InvalidDigest, InvalidManifest, KnownHashes, MAX_MANIFEST_BYTES, Manifest, ManifestFile,
+    Mismatch, ModelDigest, NothingKnown, copy_hashed, copy_part, is_description,
 };
 pub use pulse::Pulse;
 pub use stored_dtype::StoredDtype;
 pub use vectors::{Vectors, scale_to_unit_length};
 pub use weights::{CheckpointFiles, GgufMetadata};
+
+/// The generation of the numerics: raised whenever a body of any kernel, or what a layer computes, comes to other bits than
+/// before. Scores of different generations do not stand in one file, and answers of different ones have other fingerprints.
+pub const NUMERICS: u32 = 2;
 
 /// A causal language model over a paged KV cache.
 ///

@@ -1,6 +1,7 @@
 //! From the files of a checkpoint to a model that runs.
 
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::arch::{self, gguf};
@@ -53,6 +54,14 @@ pub struct LoadProgress {
     pub bytes_total: u64,
 }
 
+/// Hears how far a load or a copy is; [`ControlFlow::Break`] ends it with an error of the kind `Interrupted`.
+pub type LoadWatch<'a> = &'a mut dyn FnMut(LoadProgress) -> ControlFlow<()>;
+
+/// For a [`LoadWatch`] of whom nobody watches.
+pub fn unwatched(_: LoadProgress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
 /// A model and what it is.
 pub struct LoadedModel {
     pub model: Box<dyn CausalLm>,
@@ -102,7 +111,7 @@ pub fn load(
     files: &CheckpointFiles,
     compute: &Compute,
     options: &LoadOptions,
-    progress: &mut dyn FnMut(LoadProgress),
+    progress: LoadWatch<'_>,
 ) -> Result<LoadedModel, ModelError> {
     let (decoder, description) = load_decoder(files, compute, options, progress)?;
     let activations = decoder.activations();
@@ -114,7 +123,7 @@ pub fn load_decoder(
     files: &CheckpointFiles,
     compute: &Compute,
     options: &LoadOptions,
-    progress: &mut dyn FnMut(LoadProgress),
+    progress: LoadWatch<'_>,
 ) -> Result<(Decoder, ModelDescription), ModelError> {
     let _here = compute.enter();
     let checkpoint = Checkpoint::open(files)?;

@@ -10,7 +10,7 @@ use crate::config::{
 use crate::layers::TextEncoder;
 use crate::ops::Compute;
 use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex, WeightLoader};
-use crate::{Encoder, LoadOptions, LoadProgress, ModelDescription, ModelError, StoredDtype};
+use crate::{Encoder, LoadOptions, LoadWatch, ModelDescription, ModelError, StoredDtype};
 
 /// What a checkpoint is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub fn load_encoder(
     files: &CheckpointFiles,
     compute: &Compute,
     options: &LoadOptions,
-    progress: &mut dyn FnMut(LoadProgress),
+    progress: LoadWatch<'_>,
 ) -> Result<LoadedEncoder, ModelError> {
     let (model, description) = load_text_encoder(files, compute, options, progress)?;
     Ok(LoadedEncoder { model: Box::new(model), description })
@@ -92,7 +92,7 @@ pub fn load_text_encoder(
     files: &CheckpointFiles,
     compute: &Compute,
     options: &LoadOptions,
-    progress: &mut dyn FnMut(LoadProgress),
+    progress: LoadWatch<'_>,
 ) -> Result<(TextEncoder, EncoderDescription), ModelError> {
     let _here = compute.enter();
     let mut checkpoint = EncoderCheckpoint::open(files)?;

@@ -23,7 +23,7 @@ use std::ops::ControlFlow;
 use sha2::{Digest, Sha256};
 
 pub use checking::Mismatch;
-pub use copying::{CopyProgress, copy_hashed, copy_part};
+pub use copying::{copy_hashed, copy_part};
 pub use digest::{FileHash, InvalidDigest, ModelDigest};
 pub use hashing::{FileStamp, KnownHashes, NothingKnown};
 pub use part::is_description;

@@ -21,7 +21,7 @@ impl StepLoop {
     pub(super) fn end(&mut self, batch: &ScheduledBatch, before: &EngineStats) -> StepReport {
         let now = self.clock.now();
         let duration = now.saturating_sub(self.stats.step_started.take().unwrap_or(now));
-        self.note_outcome(now, batch.sequences.len(), self.failures.total());
+        self.note_outcome(now, batch.sequences.len(), self.failures.of_model());
         self.scheduler.note_duration(batch, duration);
         self.share_out(batch, duration);
         self.stats.last_step_end = Some(now);

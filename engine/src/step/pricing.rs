@@ -51,7 +51,7 @@ impl StepLoop {
         self.scheduler.set_costs(costs);
         self.publish();
         if is_done {
-            tracing::info!(?costs, "nanoseconds that work costs");
+            tracing::debug!(%costs, "what work costs, measured again");
             self.calibration = None;
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::clock::ManualClock;
 use crate::config::EngineConfig;
+use crate::constraint::{Allowed, AnswerEnd, Constraint, ConstraintError};
 use crate::event_stream::EventStream;
 use crate::fault::Fault;
 use crate::fixtures::request;
@@ -162,6 +163,39 @@ fn requests_that_leave_themselves_no_token_fail_alone_and_never_put_an_engine_ou
     let stats = handle.stats();
     assert!(handle.is_accepting());
     assert_eq!((stats.distrusted_until, stats.failures_total), (None, 0));
+}
+
+/// Cannot be followed past its first token.
+#[derive(Debug)]
+struct Lost;
+
+impl Constraint for Lost {
+    fn allowed(&self) -> Allowed<'_> {
+        Allowed { tokens: &[u32::MAX], end: AnswerEnd::NotHere }
+    }
+
+    fn accept(&mut self, _: u32) -> Result<(), ConstraintError> {
+        Err(ConstraintError::Lost)
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(Self)
+    }
+}
+
+#[test]
+fn grammars_that_cannot_be_followed_are_counted_and_never_put_an_engine_out_of_service() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    for id in 0..2 * MAX_FRUITLESS_STEPS as u64 {
+        let mut stream = handle.submit(Request { constraint: Some(Box::new(Lost)), ..request(id, &[1]) }).unwrap();
+        assert_eq!(step_loop.step().failures, FaultCounts::of(Fault::Grammar, 1));
+        let heard = std::iter::from_fn(|| stream.try_next()).last();
+        let lost = RequestError::Constraint(ConstraintError::Lost);
+        assert!(matches!(&heard, Some(Event::Failed { error, .. }) if *error == lost), "{heard:?}");
+    }
+    let stats = handle.stats();
+    assert!(handle.is_accepting());
+    assert_eq!((stats.distrusted_until, stats.failures_total), (None, 2 * MAX_FRUITLESS_STEPS as u64));
 }
 
 /// Only its prompt may bring the poison.

@@ -13,7 +13,7 @@ use crate::sick::{BRING_AN_ERROR, NewBlocks, Sick};
 use passerelle_engine::clock::SystemClock;
 use passerelle_engine::{CacheSalt, EngineConfig, EngineHandle, EngineParts, Request, StepLoop};
 use passerelle_models::ops::Compute;
-use passerelle_models::{CausalLm, CheckpointFiles, Decoder, KvDtype, LoadOptions, load_decoder};
+use passerelle_models::{CausalLm, CheckpointFiles, Decoder, KvDtype, LoadOptions, load_decoder, unwatched};
 use tempfile::TempDir;
 
 /// One whose layers look at everything, one whose layers all have a window, and two that have layers of both kinds.
@@ -121,7 +121,7 @@ pub(crate) fn loaded_as(fixture: &str, options: &LoadOptions) -> Decoder {
 
 pub(crate) fn decoder_in(folder: &Path, options: &LoadOptions) -> Decoder {
     let files = CheckpointFiles::directory(folder).expect("it is a checkpoint");
-    load_decoder(&files, &Compute::cpu(1), options, &mut |_| ()).expect("it loads").0
+    load_decoder(&files, &Compute::cpu(1), options, &mut unwatched).expect("it loads").0
 }
 
 fn config(num_kv_blocks: usize) -> EngineConfig {

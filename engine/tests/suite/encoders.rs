@@ -11,7 +11,9 @@ use passerelle_engine::{
     StepTurns,
 };
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, Encoder, EncoderInput, EncoderSequence, LoadOptions, load_encoder};
+use passerelle_models::{
+    CheckpointFiles, Encoder, EncoderInput, EncoderSequence, LoadOptions, load_encoder, unwatched,
+};
 
 const TEXTS: usize = 32;
 const TOKENS: usize = 64;
@@ -19,7 +21,7 @@ const TOKENS: usize = 64;
 fn model() -> Box<dyn Encoder> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/fixtures/encoders/bert");
     let files = CheckpointFiles::directory(folder).unwrap();
-    load_encoder(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |_| ()).unwrap().model
+    load_encoder(&files, &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).unwrap().model
 }
 
 fn lane() -> EncoderEngine {

@@ -62,7 +62,7 @@ fn time_to_resume(engine: &EngineHandle, clock: &SystemClock, (load, poison): (L
     let mut culprit = submit(engine, [prompt(streams), vec![poison]].concat());
     let failed = culprit.blocking_next();
     assert!(
-        matches!(failed, Some(Event::Failed { error: RequestError::Step(_) | RequestError::Panic(_), .. })),
+        matches!(failed, Some(Event::Failed { error: RequestError::Step(_) | RequestError::Panic, .. })),
         "{failed:?}"
     );
     for stream in &mut running {

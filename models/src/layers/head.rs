@@ -10,7 +10,7 @@ use crate::config::{Bias, ClassifierSpec, DenseSpec, EncoderSpec, PipelineSpec, 
 use crate::ops::{self, Activation, Compute};
 use crate::vectors::scale_to_unit_length;
 use crate::weights::{CheckpointFiles, MatrixPart, TensorIndex, WeightLoader};
-use crate::{EncoderInput, ModelError, Vectors, WeightDtype};
+use crate::{EncoderInput, ModelError, Vectors, WeightDtype, unwatched};
 
 #[derive(Debug)]
 pub(super) enum Head {
@@ -177,8 +177,7 @@ fn load_dense(
         let problem = format!("{}, but vectors of {width} come from before", spec.in_features);
         return Err(ModelError::checkpoint(&folder.path_of("config.json"), "in_features", problem));
     }
-    let mut report = |_| ();
-    let mut loader = WeightLoader::new(&folder, TensorIndex::read(&folder)?, (compute, dtype), &mut report);
+    let mut loader = WeightLoader::new(&folder, TensorIndex::read(&folder)?, (compute, dtype), &mut unwatched);
     let part = [MatrixPart::whole("linear".to_owned(), spec.out_features)];
     let linear = Linear::load(&mut loader, spec.in_features, &part, spec.bias)?;
     loader.finish(|_| false)?;

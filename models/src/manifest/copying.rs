@@ -9,18 +9,15 @@ use sha2::{Digest, Sha256};
 
 use super::{FileHash, Manifest, ManifestFile, part};
 use crate::weights::CheckpointFiles;
-use crate::{LoadProgress, ModelError};
+use crate::{LoadProgress, LoadWatch, ModelError};
 
 /// Bytes that are copied at a time, and between two calls of whoever watches.
 const STRETCH: usize = 1 << 20;
 
-/// Called after each stretch; [`ControlFlow::Break`] ends the copy with an error of the kind `Interrupted`.
-pub type CopyProgress<'a> = &'a mut dyn FnMut(LoadProgress) -> ControlFlow<()>;
-
 impl Manifest {
     /// Copies the parts of a checkpoint into `target`, an empty folder, under the names that the manifest gives them.
-    /// Each is on the disk when this returns.
-    pub fn copy(files: &CheckpointFiles, target: &Path, progress: CopyProgress<'_>) -> Result<Self, ModelError> {
+    /// Each is on the disk when this returns. `progress` is called after each stretch.
+    pub fn copy(files: &CheckpointFiles, target: &Path, progress: LoadWatch<'_>) -> Result<Self, ModelError> {
         let mut parts = part::parts(files)?;
         parts.sort_by(|one, other| one.name.cmp(&other.name));
         let sizes = parts.iter().map(|part| files.size_of(&part.file));

@@ -7,7 +7,7 @@ use crate::input::SequenceInput;
 use crate::ops::{Compute, Float};
 use crate::{
     BlockId, CausalLm, CheckpointFiles, Decoder, KvCache, KvDtype, KvFormat, LoadOptions, ModelError, ModelInput,
-    TokenId, WeightDtype, demo_checkpoint, load_decoder,
+    TokenId, WeightDtype, demo_checkpoint, load_decoder, unwatched,
 };
 
 /// Tokens of each sequence.
@@ -156,7 +156,7 @@ impl Candidate<'_> {
             Format::Bf16 => (WeightDtype::Auto, KvDtype::Bf16),
         };
         let options = LoadOptions { dtype, kv_dtype, ..LoadOptions::default() };
-        Ok(load_decoder(&self.files, compute, &options, &mut |_| ())?.0)
+        Ok(load_decoder(&self.files, compute, &options, &mut unwatched)?.0)
     }
 
     fn tokens(&self, model: &dyn CausalLm, len: usize) -> Result<Vec<TokenId>, ModelError> {

@@ -13,7 +13,7 @@ use crate::ops::{
 };
 use crate::{
     BlockId, CausalLm, Decoder, KvCache, KvFormat, LoadOptions, ModelError, ModelInput, StoredDtype, demo_checkpoint,
-    load_decoder,
+    load_decoder, unwatched,
 };
 
 /// Inputs and outputs of one matrix of an 8B model's feed-forward network.
@@ -127,7 +127,7 @@ fn attention(compute: &Compute) -> Result<Load, ModelError> {
 
 /// Each batch replayed, and launch by launch.
 fn steps(compute: &Compute) -> Result<Vec<Load>, ModelError> {
-    let (model, _) = load_decoder(&demo_checkpoint(), compute, &LoadOptions::default(), &mut |_| ())?;
+    let (model, _) = load_decoder(&demo_checkpoint(), compute, &LoadOptions::default(), &mut unwatched)?;
     let (bytes, model) = (model.size_bytes() as u64, Rc::new(model));
     let spec = model.kv_cache_spec();
     let most = GENERATED.into_iter().max().unwrap_or(1);

@@ -1,5 +1,6 @@
 use std::collections::HashSet;
-use std::ops::Range;
+use std::io;
+use std::ops::{ControlFlow, Range};
 
 use candle_core::Tensor;
 
@@ -7,7 +8,7 @@ use super::index::LocatedTensor;
 use super::mapped::FileBytes;
 use super::{CheckpointFiles, TensorIndex};
 use crate::ops::{Compute, PackedWeight, WeightPart, widened};
-use crate::{LoadProgress, ModelError, StoredDtype, WeightDtype};
+use crate::{LoadProgress, LoadWatch, ModelError, StoredDtype, WeightDtype};
 
 /// Hands out a checkpoint's tensors by name, each once, checked against the shape that the model expects.
 ///
@@ -22,7 +23,7 @@ pub(crate) struct WeightLoader<'a> {
     remaining: Vec<usize>,
     taken: HashSet<String>,
     progress: LoadProgress,
-    report: &'a mut dyn FnMut(LoadProgress),
+    report: LoadWatch<'a>,
     /// What the model's names begin with and this checkpoint's do not.
     missing_prefix: &'static str,
 }
@@ -54,7 +55,7 @@ impl<'a> WeightLoader<'a> {
         files: &'a CheckpointFiles,
         index: TensorIndex,
         (compute, dtype): (&'a Compute, WeightDtype),
-        report: &'a mut dyn FnMut(LoadProgress),
+        report: LoadWatch<'a>,
     ) -> Self {
         let mut remaining = vec![0; index.shards.len()];
         let mut bytes_total = 0;
@@ -113,7 +114,7 @@ impl<'a> WeightLoader<'a> {
         let dtype = packed_dtype(self.dtype, in_features);
         let packed = PackedWeight::pack_telling(self.compute, dtype, in_features, (&pieces, &copied))?;
         for tensor in &located {
-            self.done(tensor);
+            self.done(tensor)?;
         }
         Ok(packed)
     }
@@ -127,7 +128,7 @@ impl<'a> WeightLoader<'a> {
             for piece in part.cut(self.bytes(&tensor)?) {
                 values.extend(widened(tensor.stored.dtype, piece));
             }
-            self.done(&tensor);
+            self.done(&tensor)?;
         }
         let len = values.len();
         Ok(Tensor::from_vec(values, len, self.compute.device())?)
@@ -139,7 +140,7 @@ impl<'a> WeightLoader<'a> {
         let tensor = self.take(name, if stored == Some(true) { &[][..] } else { &[1][..] })?;
         self.open(tensor.shard)?;
         let value = widened(tensor.stored.dtype, self.bytes(&tensor)?)[0];
-        self.done(&tensor);
+        self.done(&tensor)?;
         Ok(value)
     }
 
@@ -150,7 +151,7 @@ impl<'a> WeightLoader<'a> {
     }
 
     /// Errors when the checkpoint holds a tensor that the model did not take and that `expendable` does not excuse.
-    pub(crate) fn finish(self, expendable: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+    pub(crate) fn finish(mut self, expendable: impl Fn(&str) -> bool) -> Result<(), ModelError> {
         let left = |name: &&String| !self.taken.contains(*name) && !expendable(name);
         match self.index.tensors.keys().filter(left).min() {
             Some(name) => {
@@ -163,8 +164,8 @@ impl<'a> WeightLoader<'a> {
                 Err(ModelError::checkpoint(file, name, problem))
             }
             None => {
-                (self.report)(LoadProgress { bytes_done: self.progress.bytes_total, ..self.progress });
-                Ok(())
+                self.progress.bytes_done = self.progress.bytes_total;
+                self.tell()
             }
         }
     }
@@ -204,7 +205,7 @@ impl<'a> WeightLoader<'a> {
         })
     }
 
-    fn done(&mut self, tensor: &LocatedTensor) {
+    fn done(&mut self, tensor: &LocatedTensor) -> Result<(), ModelError> {
         if let Some(map) = &self.maps[tensor.shard]
             && let Some(bytes) = map.as_slice().get(tensor.stored.bytes.clone())
         {
@@ -215,7 +216,16 @@ impl<'a> WeightLoader<'a> {
             self.maps[tensor.shard] = None;
         }
         self.progress.bytes_done += tensor.stored.bytes.len() as u64;
-        (self.report)(self.progress);
+        self.tell()
+    }
+
+    fn tell(&mut self) -> Result<(), ModelError> {
+        match (self.report)(self.progress) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => {
+                Err(ModelError::Io { file: self.files.root().to_owned(), source: io::ErrorKind::Interrupted.into() })
+            }
+        }
     }
 }
 

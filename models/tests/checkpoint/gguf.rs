@@ -5,7 +5,7 @@ use std::fs;
 
 use passerelle_models::ops::Compute;
 use passerelle_models::random::draw;
-use passerelle_models::{CheckpointFiles, LoadOptions, ModelError, load};
+use passerelle_models::{CheckpointFiles, LoadOptions, ModelError, load, unwatched};
 use tempfile::TempDir;
 
 use crate::bounds::within_bounds;
@@ -138,7 +138,7 @@ fn load_bytes(bytes: &[u8]) -> Result<(), ModelError> {
     fs::write(&path, bytes).unwrap();
     within_bounds(|| {
         let files = CheckpointFiles::gguf(&path)?;
-        load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |_| ()).map(|_| ())
+        load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).map(|_| ())
     })
 }
 

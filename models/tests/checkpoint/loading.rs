@@ -1,7 +1,12 @@
 //! What a checkpoint may hold and how it is described.
 
+use std::ops::ControlFlow;
+
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, KvDtype, KvFormat, LoadOptions, StoredDtype, WeightDtype, describe, load};
+use passerelle_models::{
+    CheckpointFiles, KvDtype, KvFormat, LoadOptions, LoadProgress, ModelError, StoredDtype, WeightDtype,
+    demo_checkpoint, describe, load,
+};
 use serde_json::{Value, json};
 
 use crate::tiny::{Entry, Tiny, config, encode, entries};
@@ -87,6 +92,21 @@ fn the_cache_is_as_wide_as_the_weights_unless_told_otherwise() {
 }
 
 #[test]
+fn a_load_ends_where_its_watch_says_so() {
+    let files = demo_checkpoint();
+    let mut calls = 0;
+    let mut watch = |_: LoadProgress| {
+        calls += 1;
+        if calls == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let ended = load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut watch).unwrap_err();
+    let is_interrupted =
+        matches!(&ended, ModelError::Io { source, .. } if source.kind() == std::io::ErrorKind::Interrupted);
+    assert!(is_interrupted, "{ended}");
+    assert_eq!(calls, 2);
+}
+
+#[test]
 fn embedded_files_load_like_a_directory_and_describe_without_weights() {
     let (entries, len) = entries();
     let config: &'static [u8] = Value::Object(config()).to_string().into_bytes().leak();
@@ -96,7 +116,11 @@ fn embedded_files_load_like_a_directory_and_describe_without_weights() {
     assert_eq!((described.resident_bytes, described.stored_dtype), (None, StoredDtype::F32));
     assert_eq!(described.stored_bytes, len as u64);
     let mut done = Vec::new();
-    let loaded = load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |progress| done.push(progress)).unwrap();
+    let mut watch = |progress: LoadProgress| {
+        done.push(progress);
+        ControlFlow::Continue(())
+    };
+    let loaded = load(&files, &Compute::cpu(1), &LoadOptions::default(), &mut watch).unwrap();
     assert!(loaded.description.resident_bytes.unwrap() >= described.stored_bytes);
     assert!(done.is_sorted_by_key(|progress| progress.bytes_done));
     assert_eq!(done.last().unwrap().bytes_done, len as u64);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, LoadOptions, LoadedModel, ModelError, load};
+use passerelle_models::{CheckpointFiles, LoadOptions, LoadedModel, ModelError, load, unwatched};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -80,7 +80,7 @@ impl Tiny {
         }
         within_bounds(|| {
             let files = CheckpointFiles::directory(directory.path())?;
-            load(&files, &Compute::cpu(1), options, &mut |_| ())
+            load(&files, &Compute::cpu(1), options, &mut unwatched)
         })
     }
 }

@@ -1,6 +1,8 @@
 //! Encoders against the reference implementations, and a text against itself: whoever shares its batch, its vector has
 //! the same bits.
 
+use std::ops::ControlFlow;
+
 use passerelle_models::ops::{Compute, KernelSet};
 use passerelle_models::{
     CheckpointKind, Encoder, EncoderInput, EncoderOutput, EncoderSequence, LoadOptions, ModelError, TextEncoder,
@@ -41,7 +43,10 @@ fn load_on(compute: &Compute, fixture: &Fixture) -> TextEncoder {
 
 fn try_load(compute: &Compute, fixture: &Fixture) -> Result<TextEncoder, ModelError> {
     let mut last = None;
-    let loaded = load_text_encoder(&fixture.files(), compute, &LoadOptions::default(), &mut |done| last = Some(done));
+    let loaded = load_text_encoder(&fixture.files(), compute, &LoadOptions::default(), &mut |done| {
+        last = Some(done);
+        ControlFlow::Continue(())
+    });
     let (model, description) = loaded?;
     assert!(last.is_some_and(|last| last.bytes_done == last.bytes_total), "progress is reported to the end");
     assert!(description.model.resident_bytes.is_some());

@@ -3,6 +3,7 @@
 use passerelle_models::ops::Compute;
 use passerelle_models::{
     CheckpointFiles, Footprint, LoadOptions, WeightDtype, WeightLayout, footprint, load_decoder, load_text_encoder,
+    unwatched,
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -61,7 +62,7 @@ fn weights_and_caches_are_as_large_as_reckoned() {
         for dtype in [WeightDtype::Auto, WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Q8_0, WeightDtype::Q4_0] {
             let options = LoadOptions { dtype, max_model_len: Some(48), ..LoadOptions::default() };
             let reckoned = reckoned(&fixture.files(), &options);
-            let (decoder, is) = load_decoder(&fixture.files(), &Compute::cpu(1), &options, &mut |_| ()).unwrap();
+            let (decoder, is) = load_decoder(&fixture.files(), &Compute::cpu(1), &options, &mut unwatched).unwrap();
             let what = format!("{name} in {dtype:?}");
             assert_near(reckoned.weight_bytes, is.resident_bytes.unwrap(), &what);
             assert_eq!(reckoned.kv, Some(passerelle_models::CausalLm::kv_cache_spec(&decoder)), "{what}");
@@ -75,7 +76,7 @@ fn encoders_are_as_large_as_reckoned() {
     for name in ENCODERS {
         let fixture = Fixture::copy(&format!("encoders/{name}"));
         let options = LoadOptions::default();
-        let (_, is) = load_text_encoder(&fixture.files(), &Compute::cpu(1), &options, &mut |_| ()).unwrap();
+        let (_, is) = load_text_encoder(&fixture.files(), &Compute::cpu(1), &options, &mut unwatched).unwrap();
         let reckoned = reckoned(&fixture.files(), &options);
         assert_near(reckoned.weight_bytes, is.model.resident_bytes.unwrap(), name);
         assert_eq!(reckoned.kv, None, "{name}");

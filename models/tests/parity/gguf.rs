@@ -4,7 +4,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use passerelle_models::ops::{Compute, KernelSet};
-use passerelle_models::{CheckpointFiles, KvDtype, LoadOptions, StoredDtype, WeightDtype, describe, load_decoder};
+use passerelle_models::{
+    CheckpointFiles, KvDtype, LoadOptions, StoredDtype, WeightDtype, describe, load_decoder, unwatched,
+};
 
 use crate::runner::{Runner, compare, options, worst_excess};
 use crate::support::Golden;
@@ -104,7 +106,7 @@ fn quantised_logits_depend_neither_on_company_nor_on_cuts_nor_on_the_kernels() {
 fn quantised_weights_stay_quantised_in_memory() {
     for name in QUANTISED {
         let (_, description) =
-            load_decoder(&files(name), &Compute::cpu(1), &options(KvDtype::Auto), &mut |_| ()).unwrap();
+            load_decoder(&files(name), &Compute::cpu(1), &options(KvDtype::Auto), &mut unwatched).unwrap();
         let resident = description.resident_bytes.unwrap() as f64;
         // Rows are padded to multiples of 16, which is much in a model so small.
         let most = 1.2 * description.stored_bytes as f64;

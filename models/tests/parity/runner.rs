@@ -1,3 +1,5 @@
+use std::ops::ControlFlow;
+
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
@@ -33,6 +35,7 @@ impl Runner {
         let mut last = None;
         let (decoder, _) = load_decoder(files, compute, options, &mut |progress| {
             last = Some(progress);
+            ControlFlow::Continue(())
         })
         .unwrap();
         let last = last.expect("progress is reported");

@@ -14,7 +14,7 @@ use passerelle_engine::{
     Constraint, EngineConfig, EngineHandle, EngineParts, EventStream, Request, RequestId, SamplingParams, StepLoop,
 };
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, LoadOptions, load_decoder};
+use passerelle_models::{CheckpointFiles, LoadOptions, load_decoder, unwatched};
 
 use super::interval::{Interval, Verdict};
 use super::shared::Shared;
@@ -71,7 +71,7 @@ impl Sides {
     fn load(folder: &Path) -> Self {
         let files = CheckpointFiles::directory(folder).expect("--model names a checkpoint");
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let loaded = load_decoder(&files, &Compute::cpu(threads), &LoadOptions::default(), &mut |_| ());
+        let loaded = load_decoder(&files, &Compute::cpu(threads), &LoadOptions::default(), &mut unwatched);
         let (decoder, description) = loaded.expect("the checkpoint loads");
         let model = Shared(Arc::new(decoder));
         let side = || Side::new(model.clone(), description.vocab_size);

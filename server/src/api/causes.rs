@@ -190,11 +190,8 @@ impl From<RequestError> for ApiError {
                 tracing::error!(%error, "a grammar failed a request");
                 Self::new(ErrorKind::EngineFailed, "The grammar of this request could not be followed.")
             }
-            RequestError::Step(detail)
-            | RequestError::Panic(detail)
-            | RequestError::Memory(detail)
-            | RequestError::Device(detail) => {
-                tracing::error!(detail, "a step failed a request");
+            RequestError::Step(_) | RequestError::Panic | RequestError::Memory(_) | RequestError::Device(_) => {
+                tracing::error!(detail = %error, "a step failed a request");
                 Self::new(ErrorKind::EngineFailed, "The step that ran this request failed.")
             }
         }

@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use passerelle::config::{Config, DEMO, Environment, Listen, Secret, WrittenModel};
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ Examples:
   passerelle chat --url http://127.0.0.1:8080 --name mine
 
 Inside: /reset forgets the conversation, /quit (or end of input) leaves.
+Where input is no terminal, an answer that failed gives status 1.
 With --url the key is read from OPENAI_API_KEY or --api-key-file.";
 
 /// Talk to a model in this terminal.
@@ -105,6 +106,7 @@ impl ChatArgs {
         };
         tell!("{model}: /reset forgets, /quit leaves.");
         let mut messages = self.beginning();
+        let mut num_failed = 0_usize;
         let mut lines = io::stdin().lock().lines();
         loop {
             prompt()?;
@@ -116,9 +118,11 @@ impl ChatArgs {
                 command if command.starts_with('/') => {
                     tell!("{command} is not a command: /reset forgets, /quit leaves.");
                 }
-                said => self.exchange(client, &model, &mut messages, said)?,
+                said => num_failed += usize::from(!self.exchange(client, &model, &mut messages, said)?),
             }
         }
+        // Whoever types has seen it; a script sees the status.
+        ensure!(num_failed == 0 || io::stdin().is_terminal(), "answers that failed: {num_failed}");
         Ok(())
     }
 
@@ -126,8 +130,9 @@ impl ChatArgs {
         self.system.iter().map(|text| message("system", text)).collect()
     }
 
-    /// One question and its answer. A refusal is shown and forgotten, so that the conversation can go on.
-    fn exchange(&self, client: &Client, model: &str, messages: &mut Vec<Value>, said: &str) -> Result<()> {
+    /// One question and its answer; whether there was one. A refusal is shown and forgotten, so that the conversation can
+    /// go on.
+    fn exchange(&self, client: &Client, model: &str, messages: &mut Vec<Value>, said: &str) -> Result<bool> {
         messages.push(message("user", said));
         let mut body = json!({"model": model, "messages": messages, "stream": true});
         if let Some(max_tokens) = self.max_tokens {
@@ -140,17 +145,18 @@ impl ChatArgs {
         let answer = client.stream(&body, |piece| {
             write!(out, "{piece}").and_then(|()| out.flush()).context("cannot write to standard output")
         });
-        match answer {
+        Ok(match answer {
             Ok(text) => {
                 writeln!(out)?;
                 messages.push(message("assistant", &text));
+                true
             }
             Err(error) => {
                 messages.pop();
                 tell!("{error:#}");
+                false
             }
-        }
-        Ok(())
+        })
     }
 }
 

@@ -55,6 +55,7 @@ enum QuotaCommand {
     Set {
         /// Like `acme/vision`; `/` is everybody together.
         account: AccountPath,
+        #[arg(value_parser = limit_name, allow_hyphen_values = true)]
         limit: LimitName,
         /// Requests, tokens or seconds of normalised GPU time.
         #[arg(value_parser = number, allow_negative_numbers = true)]
@@ -89,6 +90,7 @@ enum QuotaCommand {
     /// Take a limit away.
     Remove {
         account: AccountPath,
+        #[arg(value_parser = limit_name, allow_hyphen_values = true)]
         limit: LimitName,
         #[arg(long, value_name = "NAME")]
         model: Option<String>,
@@ -126,6 +128,11 @@ impl QuotaArgs {
         };
         done.map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// Also as the option that `account create` has for it.
+fn limit_name(text: &str) -> Result<LimitName, String> {
+    text.strip_prefix("--").map_or_else(|| text.parse(), |option| option.replace('-', "_").parse())
 }
 
 fn on_trial(dry_run: bool) -> &'static str {

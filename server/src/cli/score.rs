@@ -196,7 +196,7 @@ impl Run<'_> {
 fn ran_on(compute: &Compute) -> RanOn {
     let kernels = compute.kernels();
     let (kernels, bits_of) = (kernels.to_string(), kernels.bits_of().to_string());
-    RanOn { device: serve::device_name(compute), kernels, bits_of }
+    RanOn { device: serve::device_name(compute), kernels, bits_of, numerics: passerelle_models::NUMERICS }
 }
 
 /// From the whole file, so that it also covers what earlier runs did.

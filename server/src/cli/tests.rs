@@ -66,6 +66,21 @@ fn a_number_that_cannot_be_read_is_refused_in_words_that_ask_for_no_rust() {
 }
 
 #[test]
+fn a_limit_is_also_named_as_the_option_of_account_create() {
+    for line in [
+        "passerelle quota set acme --tokens-per-day 5",
+        "passerelle quota set acme --dry-run --tokens-per-day 5 --model demo",
+        "passerelle quota set --dry-run acme tokens_per_day 5",
+        "passerelle quota remove acme --tokens-per-day --dry-run",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+    let line = "passerelle quota set acme --tokens-per-dya 5";
+    let message = parse(line).expect_err(line).to_string();
+    assert!(message.contains("did you mean 'tokens_per_day'?"), "{message}");
+}
+
+#[test]
 fn help_shows_examples_for_every_command() {
     for command in Cli::command().get_subcommands() {
         assert!(command.get_after_help().is_some(), "{} has no examples", command.get_name());

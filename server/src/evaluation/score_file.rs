@@ -70,6 +70,9 @@ pub struct RanOn {
     pub kernels: String,
     /// The plainest kernels that have the same bits: a run may go on with all others that have them.
     pub bits_of: String,
+    /// [`passerelle_models::NUMERICS`] of whoever began the file; 1 for a program that did not say it yet.
+    #[serde(default = "first_numerics")]
+    pub numerics: u32,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -131,13 +134,17 @@ impl Header {
 impl RanOn {
     /// Whether the other would have come to the same numbers, bit for bit.
     pub fn has_bits_of(&self, other: &Self) -> bool {
-        (&self.device, &self.bits_of) == (&other.device, &other.bits_of)
+        (&self.device, &self.bits_of, self.numerics) == (&other.device, &other.bits_of, other.numerics)
     }
+}
+
+fn first_numerics() -> u32 {
+    1
 }
 
 impl fmt::Display for RanOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.device, self.kernels)
+        write!(f, "{} ({}, numerics {})", self.device, self.kernels, self.numerics)
     }
 }
 
@@ -265,11 +272,12 @@ impl Header {
     fn check_same(&self, there: &ScoreReader) -> Result<(), ScoreFileError> {
         let (here, found) = (&self.settings, &there.header.settings);
         let against = |settings: &Settings| settings.against.map_or("none".to_owned(), |digest| digest.to_string());
-        let ran_on = |settings: &Settings, of: fn(&RanOn) -> &String| {
-            settings.ran_on.as_ref().map_or("not stated".to_owned(), |ran_on| of(ran_on).clone())
+        let ran_on = |settings: &Settings, of: fn(&RanOn) -> String| {
+            settings.ran_on.as_ref().map_or("not stated".to_owned(), of)
         };
-        let device = |settings| ran_on(settings, |ran_on| &ran_on.device);
-        let kernels = |settings| ran_on(settings, |ran_on| &ran_on.bits_of);
+        let device = |settings| ran_on(settings, |ran_on| ran_on.device.clone());
+        let kernels = |settings| ran_on(settings, |ran_on| ran_on.bits_of.clone());
+        let numerics = |settings| ran_on(settings, |ran_on| ran_on.numerics.to_string());
         let fields = [
             ("digest", there.header.digest.to_string(), self.digest.to_string()),
             ("data", found.data.clone(), here.data.clone()),
@@ -279,6 +287,7 @@ impl Header {
             ("against", against(found), against(here)),
             ("device", device(found), device(here)),
             ("kernels", kernels(found), kernels(here)),
+            ("numerics", numerics(found), numerics(here)),
         ];
         match fields.into_iter().find(|(_, found, wanted)| found != wanted) {
             Some((field, found, wanted)) => {

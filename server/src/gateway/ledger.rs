@@ -40,7 +40,7 @@ use tokio::sync::Notify;
 
 use super::account::{AccountPath, Caller};
 use super::journal;
-use super::journal::{AskedBefore, EntryId, Journal, JournalState, JournalUnavailable, Opening, Trust};
+use super::journal::{AskedBefore, EntryId, Journal, JournalUnavailable, Opening, Trust};
 use super::quota::{Calendar, Percent, Unit, UnixSeconds};
 use super::tariff::{Hours, Tariff};
 use amounts::{Amounts, Demand};
@@ -282,11 +282,6 @@ impl Ledger {
 
     pub fn tariff(&self) -> &Tariff {
         &self.books.parts.tariff
-    }
-
-    /// Zeros if nothing outlives the process.
-    pub fn journal_state(&self) -> JournalState {
-        self.books.parts.journal.as_ref().map(|parts| parts.journal.state()).unwrap_or_default()
     }
 
     /// The first limit that asks together exceed by itself, so that they could never run at once.

@@ -16,7 +16,7 @@ use passerelle_engine::{
     EngineHandle, EngineParts, StepObserver, StepTurns,
 };
 use passerelle_models::ops::Compute;
-use passerelle_models::{Footprint, KvCacheSpec, ModelDescription, ModelDigest};
+use passerelle_models::{Footprint, KvCacheSpec, ModelDescription, ModelDigest, NUMERICS};
 use sha2::{Digest, Sha256};
 
 use super::defaults;
@@ -370,9 +370,10 @@ fn encoder_bounds(model: &LoadedEncoder, config: &EngineConfig) -> passerelle_en
 }
 
 /// Two servers with the same fingerprint give the same answers to the same requests: after the beginning of the checkpoint's
-/// digest it covers this version, the kernels, and how weights, keys and values are held.
+/// digest it covers this version, the numerics, the kernels, and how weights, keys and values are held.
 fn fingerprint(digest: ModelDigest, is: &impl std::fmt::Debug, kernels: &str) -> String {
-    let hash: [u8; 32] = Sha256::digest(format!("{} {kernels} {is:?}", env!("CARGO_PKG_VERSION"))).into();
+    const VERSION: &str = env!("CARGO_PKG_VERSION");
+    let hash: [u8; 32] = Sha256::digest(format!("{VERSION} {NUMERICS} {kernels} {is:?}")).into();
     hash[..4].iter().fold(format!("fp_{}_", digest.short()), |text, byte| format!("{text}{byte:02x}"))
 }
 

@@ -17,7 +17,7 @@ use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
     Activations, CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, LoadProgress,
-    LoadedModel, ModelDescription, ModelDigest, checkpoint_kind, describe_encoder,
+    LoadWatch, LoadedModel, ModelDescription, ModelDigest, checkpoint_kind, describe_encoder,
 };
 
 use super::folder::{self, Found};
@@ -143,9 +143,9 @@ pub(crate) fn load(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
 
 fn load_named(model: &ModelConfig, means: Means<'_>) -> Result<Loaded> {
     let files = find_files(&model.source, wanted_of(model), means.hub)?;
-    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
-        beside_text((model, &files), means.hub, || {
-            Ok(passerelle_models::load(&files, means.compute, &load_options(model), progress)?)
+    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |show| {
+        beside_text((model, &files), means.hub, show, |watch| {
+            Ok(passerelle_models::load(&files, means.compute, &load_options(model), watch)?)
         })
     })?;
     let dtype = held_as(model, &loaded.description);
@@ -168,9 +168,9 @@ pub(crate) fn wanted_of(model: &ModelConfig) -> Wanted {
 }
 
 fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -> Result<LoadedEncoder> {
-    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |progress| {
-        beside_text((model, &files), means.hub, || {
-            Ok(passerelle_models::load_encoder(&files, means.compute, &load_options(model), progress)?)
+    let ((text, loaded), digest) = beside_hashing((&model.name, &files), means.hashes, |show| {
+        beside_text((model, &files), means.hub, show, |watch| {
+            Ok(passerelle_models::load_encoder(&files, means.compute, &load_options(model), watch)?)
         })
     })?;
     let dtype = held_as(model, &loaded.description.model);
@@ -179,21 +179,21 @@ fn load_encoder(model: &ModelConfig, files: CheckpointFiles, means: Means<'_>) -
 }
 
 /// Reads the text side while the weights are loaded: one thread takes about as long for a large vocabulary as all threads
-/// for the weights of a small model. It is often what is wrong, which is told before the weights are there.
+/// for the weights of a small model. It is often what is wrong, which ends the load.
 fn beside_text<T>(
     (model, files): (&ModelConfig, &CheckpointFiles),
     hub: &HubConfig,
-    load: impl FnOnce() -> Result<T>,
+    show: &mut dyn FnMut(LoadProgress),
+    load: impl FnOnce(LoadWatch<'_>) -> Result<T>,
 ) -> Result<(TextModel, T)> {
-    let read = || {
-        text::load(model, files, hub).inspect_err(|error| {
-            let why = format!("{error:#}");
-            tracing::error!(model = %model.name, why, "a model has no text side, and will not be served");
-        })
-    };
+    let is_in_vain = AtomicBool::new(false);
+    let read = || text::load(model, files, hub).inspect_err(|_| is_in_vain.store(true, Ordering::Relaxed));
     thread::scope(|scope| {
         let text = scope.spawn(read);
-        let loaded = load();
+        let loaded = load(&mut |progress| {
+            show(progress);
+            go_on_unless(&is_in_vain)
+        });
         let text = text.join().unwrap_or_else(|panic| resume_unwind(panic));
         Ok((text?, loaded?))
     })
@@ -212,7 +212,7 @@ fn beside_hashing<T>(
     let hash = || {
         hashes.digest_of(files, &|progress| {
             show(&hashing, progress);
-            if is_in_vain.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            go_on_unless(&is_in_vain)
         })
     };
     let (loaded, digest) = thread::scope(|scope| {
@@ -223,6 +223,10 @@ fn beside_hashing<T>(
     });
     [loading, hashing].iter().for_each(ProgressBar::finish_and_clear);
     Ok((loaded?, digest?))
+}
+
+fn go_on_unless(is_in_vain: &AtomicBool) -> ControlFlow<()> {
+    if is_in_vain.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 /// What its weights are held as.
@@ -301,7 +305,32 @@ fn show(bar: &ProgressBar, progress: LoadProgress) {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+    use passerelle::config::{Environment, Written};
+    use passerelle_models::demo_checkpoint;
+
     use super::*;
+
+    #[test]
+    fn a_tokenizer_that_is_none_ends_the_load_of_the_weights_and_is_what_is_told() {
+        let empty = tempfile::tempdir().expect("a folder");
+        let path = empty.path().display().to_string();
+        let model = format!("models = [{{ source = \"demo\", tokenizer = \"{path}\" }}]");
+        let written: Written = toml::from_str(&model).expect("it is well formed");
+        let home = Some(empty.path().to_owned());
+        let environment = Environment { hf_home: home.clone(), home, ..Environment::default() };
+        let config = Config::check(written, &environment).expect("valid");
+        let progress = LoadProgress { bytes_done: 0, bytes_total: 1 };
+        let files = (&config.models[0], &demo_checkpoint());
+        let failed = beside_text::<()>(files, &config.hub, &mut |_| (), |watch| {
+            while watch(progress).is_continue() {
+                thread::yield_now();
+            }
+            bail!("the weights")
+        });
+        let told = format!("{:#}", failed.expect_err("there is no tokenizer"));
+        assert!(told.contains(&path) && !told.contains("the weights"), "{told}");
+    }
 
     #[test]
     fn the_progress_bar_can_be_drawn() {

@@ -255,6 +255,13 @@ impl Looker {
         match folder::look(&self.folder) {
             Ok(Look { found, passed_over }) => {
                 passed_over.iter().for_each(|problem| self.warn_once(format!("server.models_dir: {problem}")));
+                if found.is_empty() {
+                    self.warn_once(format!(
+                        "server.models_dir: no checkpoint in {}: each is a folder with config.json and .safetensors files, \
+                         or a .gguf file",
+                        self.folder.display()
+                    ));
+                }
                 self.compare(found, elsewhere);
             }
             Err(error) => self.complain(&error),

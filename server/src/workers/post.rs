@@ -261,7 +261,7 @@ impl ReplicaDoor for Post {
 
     fn why_not_lent(&self) -> SubmitError {
         let why = "this model runs in a worker process, and models are compared in the gateway's own; \
-                   `passerelle score --against` compares any two";
+                   `passerelle score --against` compares any two of one vocabulary";
         SubmitError::Refused { parameter: Some("model"), why: why.to_owned() }
     }
 

@@ -193,6 +193,17 @@ fn chat_answers_what_is_typed() {
 }
 
 #[test]
+fn chat_whose_input_is_piped_fails_where_an_answer_did_and_goes_on() {
+    let state = State::new();
+    let mut command = state.command(&["chat", "--temperature", "0", "--max-model-len", "64"]);
+    let output = binary::with_input(&mut command, &format!("{}\nWhat is 12 + 7?\n", "a b c ".repeat(100)));
+    let [answered, told] = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+    assert!(answered.contains("19"), "{answered} {told}");
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("answers that failed: 1"), "{told}");
+}
+
+#[test]
 fn bench_reports_every_batch() {
     let state = State::new();
     let arguments = ["bench", "--prompt", "16", "--generate", "4", "--batch", "1,3", "--profile", "--json"];

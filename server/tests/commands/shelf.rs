@@ -222,6 +222,13 @@ fn what_of_the_folder_cannot_be_served_is_said_at_the_start() {
     let _served = Served::start_logging(&alone, &["--model-memory", "1GiB"], "warn");
     let log = fs::read_to_string(alone.log()).expect("it was logged");
     assert!(log.contains("--model-memory is for the models of --models-dir"), "{log}");
+    let empty = State::new();
+    let folder = empty.path().join("runs");
+    fs::create_dir(&folder).expect("the folder is writable");
+    let folder = folder.to_str().expect("a plain path");
+    let _served = Served::start_logging(&empty, &["--model", "demo", "--models-dir", folder], "warn");
+    let log = fs::read_to_string(empty.log()).expect("it was logged");
+    assert!(log.contains("no checkpoint in") && log.contains("config.json"), "{log}");
 }
 
 #[test]

@@ -137,17 +137,19 @@ fn a_job_that_cannot_queue_its_successor_serves_all_the_same() {
 /// The server is told first, and whoever manages the queue is asked again.
 #[test]
 fn a_successor_that_cannot_be_cancelled_at_once_keeps_no_server_from_draining() {
-    let stage = Stage::new(SERVER.replace("drained", "drained; echo drained >>\"$CALLS\"").as_str());
-    let first = stage.folder.path().join("asked");
-    stage.script(
-        "scancel",
-        &format!("[ -e {0} ] && echo \"scancel $*\" >>\"$CALLS\" || {{ touch {0}; exit 1; }}", first.display()),
-    );
-    let (said, code) = signalled(&stage, &SERVE, "TERM");
-    assert_eq!((said.contains("drained"), code), (true, Some(0)), "{said}");
-    let calls = stage.calls();
-    let at = |call: &str| calls.find(call).unwrap_or_else(|| panic!("no {call}: {calls}"));
-    assert!(at("drained") < at("scancel 42"), "{calls}");
+    for job in [SERVE, WORKER] {
+        let stage = Stage::new(SERVER.replace("drained", "drained; echo drained >>\"$CALLS\"").as_str());
+        let first = stage.folder.path().join("asked");
+        stage.script(
+            "scancel",
+            &format!("[ -e {0} ] && echo \"scancel $*\" >>\"$CALLS\" || {{ touch {0}; exit 1; }}", first.display()),
+        );
+        let (said, code) = signalled(&stage, &job, "TERM");
+        assert_eq!((said.contains("drained"), code), (true, Some(0)), "{said}");
+        let calls = stage.calls();
+        let at = |call: &str| calls.find(call).unwrap_or_else(|| panic!("no {call}: {calls}"));
+        assert!(at("drained") < at("scancel 42"), "{calls}");
+    }
 }
 
 #[test]

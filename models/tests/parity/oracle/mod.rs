@@ -10,7 +10,7 @@ mod draft;
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::{bert, llama, mistral, modernbert, olmo2, qwen2, qwen3, smol::smollm3, xlm_roberta};
 use passerelle_models::ops::Compute;
-use passerelle_models::{KvDtype, LoadOptions, load_text_encoder};
+use passerelle_models::{KvDtype, LoadOptions, load_text_encoder, unwatched};
 use serde_json::{Value, json};
 
 use crate::encoders::states;
@@ -247,7 +247,7 @@ fn encoders_agree_with_candle_transformers_where_the_table_says_so() {
             holds(&row, draft, |draft, tokens| {
                 let model = model.get_or_insert_with(|| {
                     let (_folder, files) = draft.write();
-                    load_text_encoder(&files, &Compute::cpu(2), &LoadOptions::default(), &mut |_| ()).unwrap().0
+                    load_text_encoder(&files, &Compute::cpu(2), &LoadOptions::default(), &mut unwatched).unwrap().0
                 });
                 states(model, &(tokens.to_vec(), None))
             });

@@ -146,7 +146,7 @@ impl Noise {
 
 #[cfg(test)]
 mod tests {
-    use passerelle_models::{CheckpointFiles, LoadOptions, load};
+    use passerelle_models::{CheckpointFiles, LoadOptions, load, unwatched};
 
     use super::*;
 
@@ -157,7 +157,7 @@ mod tests {
         Shape::Tiny.write(folder.path()).expect("it is written");
         let files = CheckpointFiles::directory(folder.path()).expect("a folder");
         let compute = passerelle_models::ops::Compute::cpu(1);
-        let model = load(&files, &compute, &LoadOptions::default(), &mut |_| ()).expect("it loads").description;
+        let model = load(&files, &compute, &LoadOptions::default(), &mut unwatched).expect("it loads").description;
         assert_eq!((model.num_layers, model.head_dim), (2, 32));
     }
 

@@ -14,7 +14,7 @@ fn ranked(given: usize, name: &str, step: Option<u64>) -> Ranked {
     let from_above = (given > 0).then(|| interval(0.3));
     let digest = format!("sha256:{}", "0f".repeat(32)).parse().unwrap();
     let of = |metric| Measured { metric, interval: interval(0.5 + given as f64), from_above };
-    let ran_on = RanOn { device: name.into(), kernels: "avx2+fma".into(), bits_of: "portable".into() };
+    let ran_on = RanOn { device: name.into(), kernels: "avx2+fma".into(), bits_of: "portable".into(), numerics: 2 };
     Ranked { name: name.into(), digest, step, ran_on: Some(ran_on), given, metrics: Metric::ALL.map(of).to_vec() }
 }
 
@@ -98,7 +98,7 @@ fn the_page_says_what_divergences_are_to_and_where_bits_were_of_different_kernel
     let equal = comparison("a", [None, None]);
     assert!(html(&equal).contains("<figcaption>Documents: KL divergence, nats a token, to a</figcaption>"));
     assert!(!html(&equal).contains("different bits"));
-    let other = RanOn { device: "a".into(), kernels: "avx512+vnni+bf16".into(), bits_of: "bf16".into() };
+    let other = RanOn { device: "a".into(), kernels: "avx512+vnni+bf16".into(), bits_of: "bf16".into(), numerics: 2 };
     let ranking = vec![ranked(0, "a", None), Ranked { ran_on: Some(other), ..ranked(1, "b", None) }];
     assert!(html(&Comparison { ranking, ..equal }).contains("Scored by kernels of different bits"));
 }

@@ -19,7 +19,7 @@ fn header(data: &str) -> Header {
 }
 
 fn ran_on(device: &str, [kernels, bits_of]: [&str; 2]) -> RanOn {
-    RanOn { device: device.into(), kernels: kernels.into(), bits_of: bits_of.into() }
+    RanOn { device: device.into(), kernels: kernels.into(), bits_of: bits_of.into(), numerics: 2 }
 }
 
 fn open(folder: &tempfile::TempDir, data: &str) -> Result<ScoreWriter, ScoreFileError> {
@@ -96,6 +96,7 @@ fn numbers_of_other_kernels_never_stand_in_one_file_and_those_of_equal_bits_do()
     for (other, field) in [
         (Some(ran_on("NVIDIA H100", ["cuda", "portable"])), "`device` is cpu there and NVIDIA H100 here"),
         (Some(ran_on("cpu", ["reference", "reference"])), "`kernels` is portable there and reference here"),
+        (Some(RanOn { numerics: 3, ..ran_on("cpu", ["avx2+fma", "portable"]) }), "`numerics` is 2 there and 3 here"),
         (None, "`device` is cpu there and not stated here"),
     ] {
         let error = go_on(other).unwrap_err().to_string();
@@ -116,6 +117,21 @@ fn a_header_that_names_no_device_is_read_and_not_gone_on_with() {
     assert_eq!((ScoreReader::open(&path).unwrap().header, ids(&path)), (old, vec!["1".to_owned()]));
     let error = open(&folder, "d").unwrap_err().to_string();
     assert!(error.contains("`device` is not stated there and cpu here"), "{error}");
+}
+
+#[test]
+fn a_file_begun_before_generations_were_written_is_of_the_first_and_not_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = serde_json::to_string(&header("d")).unwrap().replace(",\"numerics\":2", "");
+    assert!(!text.contains("numerics"), "{text}");
+    let path = header("d").path_in(folder.path());
+    fs::write(&path, format!("{text}\n{}\n", serde_json::to_string(&scored("1")).unwrap())).unwrap();
+    let of_now = ran_on("cpu", ["avx2+fma", "portable"]);
+    let found = ScoreReader::open(&path).unwrap().header.settings.ran_on.unwrap();
+    assert_eq!(found, RanOn { numerics: 1, ..of_now.clone() });
+    assert!(!found.has_bits_of(&of_now));
+    let error = open(&folder, "d").unwrap_err().to_string();
+    assert!(error.contains("`numerics` is 1 there and 2 here") && error.contains("--out"), "{error}");
 }
 
 #[test]

@@ -56,6 +56,8 @@ enum Access {
 pub enum DataError {
     #[error("cannot {action} {}: {error}", path.display())]
     Io { action: &'static str, path: PathBuf, error: io::Error },
+    #[error("cannot make the data directory {} (--data-dir, server.data_dir): {error}", path.display())]
+    Folder { path: PathBuf, error: io::Error },
     #[error("{}: {error}", path.display())]
     Sql { path: PathBuf, error: rusqlite::Error },
     #[error("a server runs on {}: stop it, or name another --data-dir", path.display())]
@@ -161,7 +163,7 @@ impl DataError {
     /// Whether it is the disk that has no room, or does not work.
     pub fn is_for_want_of_room(&self) -> bool {
         match self {
-            Self::Io { error, .. } => has_no_room(error),
+            Self::Io { error, .. } | Self::Folder { error, .. } => has_no_room(error),
             Self::Sql { error, .. } => cannot_write(error),
             Self::InUse { .. } | Self::Content { .. } | Self::Version { .. } | Self::CopyInMemory => false,
         }
@@ -210,7 +212,7 @@ fn lies_still(folder: &Path) -> bool {
 fn make_folder(path: &Path) -> Result<(), DataError> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(OWNER_ONLY_DIRECTORY);
-    builder.create(path).map_err(io_error("create", path))
+    builder.create(path).map_err(|error| DataError::Folder { path: path.to_owned(), error })
 }
 
 /// Makes the file here and not by SQLite, so that no moment exists at which others may read it. One that exists is not even

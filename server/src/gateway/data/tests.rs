@@ -25,6 +25,15 @@ fn only_the_owner_may_read_the_directory_and_each_of_its_files() {
 }
 
 #[test]
+fn a_data_directory_that_cannot_be_made_is_named_with_what_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = DataDir::open(&file).unwrap_err().to_string();
+    assert!(error.contains(&file.display().to_string()) && error.contains("--data-dir"), "{error}");
+}
+
+#[test]
 fn a_newer_format_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let directory = DataDir::open(folder.path()).unwrap();

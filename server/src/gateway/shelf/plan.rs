@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rate::LoadRate;
+use crate::units::ByteSize;
 pub use shown::{DiskDigest, HeldUp, ShelfMemory, ShelfRow, ShelfState};
 
 /// A model that was loaded and that nobody has used yet stays so long: whoever was told to come back finds it. So much later
@@ -204,7 +205,8 @@ impl Plan {
         if size.total() <= self.memory_bytes {
             return Ok(size);
         }
-        let why = format!("takes {} bytes, and all models have {} (--model-memory)", size.total(), self.memory_bytes);
+        let [takes, have] = [size.total(), self.memory_bytes].map(ByteSize);
+        let why = format!("takes {takes}, and all models have {have} (--model-memory)");
         Err(why.into())
     }
 

@@ -192,9 +192,37 @@ fn check_length(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> 
     if bytes > limit { Err(GrammarError::TooLong { bytes, limit }) } else { Ok(()) }
 }
 
-/// The compiler's words, on one line and short, with the name that schemas use for what is missing.
+/// The compiler's words, on one line and short, without the excerpt that it draws below them.
 fn fault(message: &str) -> String {
-    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.replace("Unimplemented keys:", "these keywords are not supported:");
+    let is_excerpt =
+        |line: &str| line.split_once(" | ").is_some_and(|(number, _)| number.trim().parse::<usize>().is_ok());
+    let lines: Vec<&str> = message.lines().map(str::trim).take_while(|line| !is_excerpt(line)).collect();
+    let line = regex_fault(&lines).unwrap_or_else(|| schema_fault(&lines.join(" ")));
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().take(MAX_FAULT_CHARS).collect()
+}
+
+/// Of an expression, which is drawn too, and what is wrong below it.
+fn regex_fault(lines: &[&str]) -> Option<String> {
+    let (before, _) = lines.iter().find_map(|line| line.split_once("regex parse error:"))?;
+    let why = lines.iter().rev().find_map(|line| line.strip_prefix("error: "))?;
+    let quoted = before.split_once("invalid regex").and_then(|(_, quoted)| Some(quoted.rsplit_once(" (in ")?.0));
+    Some(format!("invalid regex{}: {why}", quoted.unwrap_or_default()))
+}
+
+/// With the names that schemas use for what is missing.
+fn schema_fault(line: &str) -> String {
+    if let Some((_, keys)) = line.split_once("Unimplemented keys: [") {
+        let keys = keys.split(']').next().unwrap_or_default();
+        let (noun, verb) = if keys.contains(", ") { ("keywords", "are") } else { ("keyword", "is") };
+        return format!("the {noun} {keys} {verb} not supported");
+    }
+    if line.contains("oneOf constraints are not supported") {
+        return "the keyword \"oneOf\" is not supported where one value can be of two of its schemas: use \"anyOf\""
+            .into();
+    }
+    line.replace("Unknown format:", "the keyword \"format\" does not support").replace(
+        "Only absolute $ref's (#/...) are supported without 'referencing' feature; ref",
+        "the keyword \"$ref\" points to nothing outside the schema (#/...), so not to",
+    )
 }

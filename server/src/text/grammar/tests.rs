@@ -197,6 +197,29 @@ fn what_cannot_be_enforced_is_refused_by_name() {
 }
 
 #[test]
+fn a_refusal_is_in_plain_words_without_what_the_compiler_draws() {
+    let cases = [
+        (schema(json!({"not": {}})), "the keyword \"not\" is not supported"),
+        (schema(json!({"not": {}, "if": {}})), "the keywords \"if\", \"not\" are not supported"),
+        (schema(json!({"type": "string", "format": "tide"})), "the keyword \"format\" does not support tide"),
+        (
+            schema(json!({"$ref": "https://example.org/o"})),
+            "the keyword \"$ref\" points to nothing outside the schema (#/...), so not to 'https://example.org/o'",
+        ),
+        (
+            schema(json!({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 3}]})),
+            "the keyword \"oneOf\" is not supported where one value can be of two of its schemas: use \"anyOf\"",
+        ),
+        (schema(json!({"type": "string", "pattern": "("})), "invalid regex: unclosed group"),
+        (Grammar::Regex("(".to_owned()), "invalid regex \"(\": unclosed group"),
+        (lark("start: missing"), "at 1(8): unknown name: \"missing\""),
+    ];
+    for (grammar, told) in cases {
+        assert_eq!(compile(&grammar).unwrap_err().to_string(), format!("cannot be compiled: {told}"), "{grammar:?}");
+    }
+}
+
+#[test]
 fn a_grammar_that_allows_nothing_is_refused() {
     let impossible = [schema(json!(false)), schema(json!({"type": "integer", "minimum": 3, "maximum": 2}))];
     for grammar in impossible.into_iter().chain([Grammar::Regex(String::new()), Grammar::Regex("[^\\s\\S]".to_owned())])

@@ -111,15 +111,12 @@ impl From<RequestError> for Failed {
             RequestError::Constraint(ConstraintError::Lost) => Cause::GrammarLost,
             RequestError::ShuttingDown => Cause::ShuttingDown,
             RequestError::WorkerLost => Cause::Lost,
-            RequestError::Panic(_) => Cause::Panic,
+            RequestError::Panic => Cause::Panic,
             RequestError::Memory(_) => Cause::Memory,
             RequestError::Device(_) => Cause::Device,
         };
         let detail = match error {
-            RequestError::Step(detail)
-            | RequestError::Panic(detail)
-            | RequestError::Memory(detail)
-            | RequestError::Device(detail) => detail,
+            RequestError::Step(detail) | RequestError::Memory(detail) | RequestError::Device(detail) => detail,
             _ => String::new(),
         };
         Self { cause: cause.into(), detail }
@@ -132,7 +129,7 @@ impl TryFrom<Failed> for RequestError {
     fn try_from(sent: Failed) -> Result<Self, Malformed> {
         Ok(match Cause::try_from(sent.cause).map_err(|_| Malformed("cause"))? {
             Cause::Step => Self::Step(sent.detail),
-            Cause::Panic => Self::Panic(sent.detail),
+            Cause::Panic => Self::Panic,
             Cause::Memory => Self::Memory(sent.detail),
             Cause::Device => Self::Device(sent.detail),
             Cause::NotFinite => Self::NotFinite,

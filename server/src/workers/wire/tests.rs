@@ -159,7 +159,7 @@ fn every_failure_arrives_as_it_was_but_for_that_of_the_worker_itself() {
     let arrived = |error: RequestError| RequestError::try_from(sent(&Failed::from(error))).expect("it makes sense");
     for error in [
         RequestError::Step("x".to_owned()),
-        RequestError::Panic("x".to_owned()),
+        RequestError::Panic,
         RequestError::Memory("x".to_owned()),
         RequestError::Device("x".to_owned()),
         RequestError::NotFinite,

@@ -19,7 +19,9 @@ use passerelle_engine::{
     Engine, EngineParts, NullObserver, StepTurns,
 };
 use passerelle_models::ops::Compute;
-use passerelle_models::{CheckpointFiles, Encoder, EncoderInput, LoadOptions, ModelError, Vectors, load_encoder};
+use passerelle_models::{
+    CheckpointFiles, Encoder, EncoderInput, LoadOptions, ModelError, Vectors, load_encoder, unwatched,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -162,7 +164,7 @@ pub(crate) fn texts(name: &str) -> Vec<Value> {
 
 fn load(name: &str) -> (Box<dyn Encoder>, ServedModel) {
     let files = CheckpointFiles::directory(folder(name)).unwrap();
-    let loaded = load_encoder(&files, &Compute::cpu(1), &LoadOptions::default(), &mut |_| ()).unwrap();
+    let loaded = load_encoder(&files, &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).unwrap();
     let text = TextModel::load(|file| Ok(std::fs::read(folder(name).join(file)).ok())).unwrap();
     let served = ServedModel {
         name: name.to_owned(),
