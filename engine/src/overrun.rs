@@ -19,18 +19,28 @@ const STEPS_TO_FORGET: f64 = 1024.0;
 const MOST: f64 = 4.0;
 /// Steps in which nobody catches up, until one that was held up is forgotten.
 const STEPS_ALONE: f64 = 32.0;
+/// Numbers of streams are told apart by powers of two, this many.
+const SIZES: usize = 12;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Overrun {
     /// By how much less is planned. From 1 to [`MOST`].
     divisor: f64,
-    /// What steps take in which nobody catches up, over their price.
-    alone: f64,
+    /// Steps in which nobody catches up, by the number of their streams: a price for each stream is far from what a step of
+    /// few and a step of many take.
+    alone: [Option<Alone>; SIZES],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Alone {
+    took_over_price: f64,
+    /// The last one, in nanoseconds.
+    took: f64,
 }
 
 impl Default for Overrun {
     fn default() -> Self {
-        Self { divisor: 1.0, alone: 1.0 }
+        Self { divisor: 1.0, alone: [None; SIZES] }
     }
 }
 
@@ -44,21 +54,35 @@ impl Overrun {
     pub(crate) fn note(&mut self, batch: &ScheduledBatch, took: Duration, most: Duration) {
         let (took, most) = (took.as_nanos() as f64, most.as_nanos() as f64);
         let price = batch.sequences.iter().map(|scheduled| scheduled.cost).sum::<CostNs>() as f64;
+        let Some(size) = batch.num_one_behind.checked_ilog2().map(|size| (size as usize).min(SIZES - 1)) else {
+            return;
+        };
         if batch.catch_up_cost == 0 {
-            self.note_alone(took, price);
-        } else if batch.num_one_behind > 0 {
-            let of_others = price - batch.catch_up_cost as f64;
-            self.note_added(took - of_others * self.alone, most);
+            self.note_alone(size, took, price);
+        } else {
+            let of_streams = self.of_streams(size, price - batch.catch_up_cost as f64);
+            self.note_added(took - of_streams, most);
         }
     }
 
-    fn note_alone(&mut self, took: f64, price: f64) {
+    fn note_alone(&mut self, size: usize, took: f64, price: f64) {
         if price > 0.0 {
             // Whatever holds up a step makes it longer, so a short one tells the truth.
             let seen = took / price;
-            let rise = (seen - self.alone).max(0.0) / STEPS_ALONE;
-            self.alone = seen.min(self.alone + rise);
+            let known = self.alone[size].map_or(1.0, |alone| alone.took_over_price);
+            let rise = (seen - known).max(0.0) / STEPS_ALONE;
+            self.alone[size] = Some(Alone { took_over_price: seen.min(known + rise), took });
         }
+    }
+
+    /// What a step takes for so many streams. Where none of that size was seen yet, no less than fewer took; before any was,
+    /// their price.
+    fn of_streams(&self, size: usize, price: f64) -> f64 {
+        if let Some(alone) = self.alone[size] {
+            return price * alone.took_over_price;
+        }
+        let fewer = self.alone[..size].iter().rev().find_map(|alone| *alone);
+        fewer.map_or(price, |alone| alone.took)
     }
 
     fn note_added(&mut self, added: f64, most: f64) {
@@ -141,5 +165,19 @@ mod tests {
         // And many at once that are cheaper hide nothing.
         note(&mut overrun, &batch(0), 1.0);
         assert!(note(&mut overrun, &batch(16), 31.0) < 17.0);
+    }
+
+    #[test]
+    fn a_step_of_many_streams_is_judged_by_steps_of_many_and_not_by_their_price() {
+        let mut overrun = Overrun::default();
+        let many = |catch_up_ms| ScheduledBatch { num_one_behind: 32, ..batch(catch_up_ms) };
+        // One stream takes twice its price, and many, by their price 5 ms, no more than it.
+        (0..1000).for_each(|_| _ = note(&mut overrun, &batch(0), 10.0));
+        // Not seen yet: what fewer took is theirs at least.
+        assert_eq!(note(&mut overrun, &many(16), 27.0), 20.0);
+        assert!(note(&mut overrun, &many(16), 34.0) < 17.0);
+        (0..1000).for_each(|_| _ = note(&mut overrun, &many(0), 14.0));
+        (0..2000).for_each(|_| _ = note(&mut overrun, &many(1), 15.0));
+        assert_eq!(note(&mut overrun, &many(16), 31.0), 20.0);
     }
 }

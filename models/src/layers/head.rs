@@ -177,7 +177,8 @@ fn load_dense(
         let problem = format!("{}, but vectors of {width} come from before", spec.in_features);
         return Err(ModelError::checkpoint(&folder.path_of("config.json"), "in_features", problem));
     }
-    let mut loader = WeightLoader::new(&folder, TensorIndex::read(&folder)?, (compute, dtype), &mut unwatched);
+    let mut watch = unwatched;
+    let mut loader = WeightLoader::new(&folder, TensorIndex::read(&folder)?, (compute, dtype), &mut watch);
     let part = [MatrixPart::whole("linear".to_owned(), spec.out_features)];
     let linear = Linear::load(&mut loader, spec.in_features, &part, spec.bias)?;
     loader.finish(|_| false)?;
