@@ -123,23 +123,16 @@ impl ModelRunner {
         Ok(())
     }
 
-    /// Before the step, and never again: once it has run, a copy would cover what it has written. Tells which blocks were
-    /// not filled.
+    /// Before the step, and never again: once it has run, a copy would cover what it has written. One by one, since a later
+    /// one may fill a block that an earlier one was made from. Tells which blocks were not filled.
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Vec<LostBlock> {
-        if copies.is_empty() || self.copy(copies).is_ok() {
-            return Vec::new();
-        }
+        let (model, cache) = (self.model.get(), &mut self.cache);
+        // Sound to go on with: a block that is half filled belongs to a sequence that fails with this step.
         let lost = |copy: &BlockCopy| {
-            let error = self.copy(std::slice::from_ref(copy)).err()?;
+            let error = survive(|| model.copy_blocks(std::slice::from_ref(copy), cache)).err()?;
             Some(LostBlock { block: copy.to, error })
         };
         copies.iter().filter_map(lost).collect()
-    }
-
-    fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), RequestError> {
-        let (model, cache) = (self.model.get(), &mut self.cache);
-        // Sound to go on with: a block that is half filled belongs to a sequence that fails with this step.
-        survive(|| model.copy_blocks(copies, cache))
     }
 
     /// See [`passerelle_models::CausalLm::enter`].

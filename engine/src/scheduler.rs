@@ -214,10 +214,12 @@ impl Scheduler {
         assert!(parked_hold_none, "parked sequences hold no blocks");
     }
 
-    /// Whoever has used up its grant makes room.
+    /// Whoever has used up its grant makes room, and a turn out of order is over with it: raised, it would have those of its
+    /// class give way that go before it.
     fn park(&mut self) {
         for mut sequence in self.running.take_parked() {
             self.cache.release(&mut sequence, Prefixes::Keep);
+            sequence.id.class = sequence.share.class;
             self.parked.insert(sequence.id, sequence);
         }
     }

@@ -43,9 +43,7 @@ impl Bench {
 
     fn add_for(&mut self, share_key: ShareKey, id: u64, prompt_len: usize) {
         let prompt: Vec<_> = (0..prompt_len as u32).map(|token| id as u32 * 1000 + token).collect();
-        let (sequence, stream) = sequence(crate::Request { share_key, ..request(id, &prompt) });
-        self.scheduler.add(sequence);
-        self.streams.push(stream);
+        self.add_request(crate::Request { share_key, ..request(id, &prompt) });
     }
 
     /// What ran: `(id, tokens)`.
@@ -252,7 +250,11 @@ fn of_class(class: Class, arrival: u64) -> SequenceId {
 impl Bench {
     fn add_of_class(&mut self, class: Class, id: u64, prompt_len: usize) {
         let prompt: Vec<_> = (0..prompt_len as u32).map(|token| id as u32 * 1000 + token).collect();
-        let (sequence, stream) = sequence(crate::Request { class, ..request(id, &prompt) });
+        self.add_request(crate::Request { class, ..request(id, &prompt) });
+    }
+
+    fn add_request(&mut self, request: crate::Request) {
+        let (sequence, stream) = sequence(request);
         self.scheduler.add(sequence);
         self.streams.push(stream);
     }
@@ -293,6 +295,29 @@ fn a_class_whose_patience_is_over_gets_a_turn_and_is_not_preempted_at_once() {
     assert_eq!(bench.step(), [(9, 2)]);
     // It has been raised to the class that waits, so it keeps its place.
     assert_eq!(bench.step(), [(9, 1)]);
+}
+
+#[test]
+fn a_turn_out_of_order_is_over_when_its_sequence_is_parked() {
+    let patience = Duration::from_secs(5);
+    let mut bench = Bench::new(EngineConfig { max_num_seqs: 1, class_patience: patience, ..config() });
+    bench.add_of_class(Class::Standard, 0, 2);
+    bench.add_of_class(Class::Standard, 1, 2);
+    bench.add_request(crate::Request { class: Class::Batch, granted_tokens: Some(1), ..request(9, &[9000, 9001]) });
+    assert_eq!(bench.step(), [(0, 2)]);
+    bench.remove(0);
+    bench.now += patience;
+    assert_eq!(bench.step(), [(9, 2)]);
+    assert_eq!(bench.step(), [(1, 2)], "9 is parked");
+    bench.remove(1);
+    bench.add_of_class(Class::Batch, 10, 2);
+    assert_eq!(bench.step(), [(10, 2)]);
+    bench.add_of_class(Class::Standard, 2, 2);
+    assert_eq!(bench.step(), [(2, 2)], "10 has given way");
+    bench.remove(2);
+    bench.streams[2].grant(5);
+    // It goes before 9, which does not make it give way again and again.
+    assert_eq!(bench.step(), [(10, 3)]);
 }
 
 #[test]
