@@ -321,8 +321,10 @@ fn links_in_the_documentation_lead_somewhere() {
         let text = std::fs::read_to_string(root().join(&path)).expect("the tree is readable");
         let folder = root().join(&path).parent().expect("a file lies in a folder").to_owned();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let target = link.split('#').next().unwrap_or(link);
-            if !target.is_empty() && !target.contains("://") && !folder.join(target).exists() {
+            let (target, place) = link.split_once('#').unwrap_or((link, ""));
+            let file = if target.is_empty() { root().join(&path) } else { folder.join(target) };
+            let leads = target.contains("://") || file.exists() && (place.is_empty() || has_heading(&file, place));
+            if !leads {
                 breaches.push(format!("{path}: {link}"));
             }
         }
@@ -330,13 +332,25 @@ fn links_in_the_documentation_lead_somewhere() {
     assert_none("links to nothing", &breaches);
 }
 
-/// ARCHITECTURE.md sends newcomers to files by name; these exist.
+/// A heading of `file` is `place`, as links spell it: in small letters, with hyphens for spaces and without other marks.
+fn has_heading(file: &Path, place: &str) -> bool {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().filter(|line| line.starts_with('#')).any(|line| {
+        let heading = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        heading.chars().filter(|letter| letter.is_alphanumeric() || "-_".contains(*letter)).eq(place.chars())
+    })
+}
+
+/// ARCHITECTURE.md and docs/ send newcomers to files by name; these exist.
 #[test]
 fn files_that_the_documentation_names_exist() {
     const ROOTS: [&str; 6] = ["models/", "engine/", "server/", "loadtests/", "configs/", ".ci/"];
     let mut breaches = Vec::new();
-    for path in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"] {
-        let text = std::fs::read_to_string(root().join(path)).expect("the documentation is part of the repository");
+    let is_guide = |path: &String| {
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].contains(&path.as_str()) || path.starts_with("docs/")
+    };
+    for path in tracked_files(&root(), &["md"]).into_iter().filter(is_guide) {
+        let text = std::fs::read_to_string(root().join(&path)).expect("the documentation is part of the repository");
         for name in text.split('`').skip(1).step_by(2) {
             let is_path = ROOTS.iter().any(|start| name.starts_with(start)) && !name.contains([' ', '<', '*', '{']);
             let file = name.split("::").next().unwrap_or(name);
