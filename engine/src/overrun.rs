@@ -34,8 +34,14 @@ pub(crate) struct Overrun {
 #[derive(Debug, Clone, Copy)]
 struct Alone {
     took_over_price: f64,
-    /// The last one, in nanoseconds.
-    took: f64,
+    /// Of the last one, in nanoseconds.
+    price: f64,
+}
+
+impl Alone {
+    fn took(self) -> f64 {
+        self.price * self.took_over_price
+    }
 }
 
 impl Default for Overrun {
@@ -71,18 +77,23 @@ impl Overrun {
             let seen = took / price;
             let known = self.alone[size].map_or(1.0, |alone| alone.took_over_price);
             let rise = (seen - known).max(0.0) / STEPS_ALONE;
-            self.alone[size] = Some(Alone { took_over_price: seen.min(known + rise), took });
+            self.alone[size] = Some(Alone { took_over_price: seen.min(known + rise), price });
         }
     }
 
-    /// What a step takes for so many streams. Where none of that size was seen yet, no less than fewer took; before any was,
-    /// their price.
+    /// What a step takes for so many streams. Where none of that size was seen: no less than fewer took, nor than by the price
+    /// of more; where no more were seen either, what fewer took and the price of the others; before any was, their price.
     fn of_streams(&self, size: usize, price: f64) -> f64 {
         if let Some(alone) = self.alone[size] {
             return price * alone.took_over_price;
         }
         let fewer = self.alone[..size].iter().rev().find_map(|alone| *alone);
-        fewer.map_or(price, |alone| alone.took)
+        let more = self.alone[size + 1..].iter().find_map(|alone| *alone);
+        match (fewer, more) {
+            (None, None) => price,
+            (Some(fewer), None) => fewer.took() + (price - fewer.price).max(0.0),
+            (fewer, Some(more)) => fewer.map_or(0.0, Alone::took).max(price * more.took_over_price),
+        }
     }
 
     fn note_added(&mut self, added: f64, most: f64) {
@@ -107,12 +118,16 @@ mod tests {
 
     /// A stream that has its token, at 5 ms, and one that catches up, at `catch_up_ms`.
     fn batch(catch_up_ms: CostNs) -> ScheduledBatch {
+        of_price(5, catch_up_ms)
+    }
+
+    fn of_price(streams_ms: CostNs, catch_up_ms: CostNs) -> ScheduledBatch {
         let scheduled = |arrival, ms: CostNs| {
             let id = SequenceId { class: Class::Standard, arrival, choice: 0 };
             ScheduledSequence { id, num_tokens: 1, cost: ms * 1_000_000 }
         };
         ScheduledBatch {
-            sequences: vec![scheduled(0, 5), scheduled(1, catch_up_ms)],
+            sequences: vec![scheduled(0, streams_ms), scheduled(1, catch_up_ms)],
             catch_up_cost: catch_up_ms * 1_000_000,
             num_one_behind: 1,
             ..ScheduledBatch::default()
@@ -179,5 +194,17 @@ mod tests {
         (0..1000).for_each(|_| _ = note(&mut overrun, &many(0), 14.0));
         (0..2000).for_each(|_| _ = note(&mut overrun, &many(1), 15.0));
         assert_eq!(note(&mut overrun, &many(16), 31.0), 20.0);
+    }
+
+    #[test]
+    fn a_step_of_a_number_that_never_runs_alone_is_judged_by_those_of_more() {
+        let mut overrun = Overrun::default();
+        (0..1000).for_each(|_| _ = note(&mut overrun, &batch(0), 10.0));
+        // In each place a stream, of 5 ms by its price: nobody can catch up.
+        let full = ScheduledBatch { num_one_behind: 64, ..of_price(64 * 5, 0) };
+        (0..1000).for_each(|_| _ = note(&mut overrun, &full, 200.0));
+        // One place is free, so in every step somebody catches up.
+        let but_one = ScheduledBatch { num_one_behind: 63, ..of_price(63 * 5, 16) };
+        assert_eq!(note(&mut overrun, &but_one, 213.0), 20.0);
     }
 }

@@ -1,6 +1,7 @@
 //! Who of those that wait runs next. Pure: it sees shares, costs and numbers, never a sequence or a clock.
 //!
-//! 1. The better class. A class that waited for its turn as long as `patience` gets one out of order, so none starves.
+//! 1. The better class. A class that better ones have gone before for as long as `patience` gets a turn out of order, so none
+//!    starves.
 //! 2. In a class, sequences that were preempted, oldest first.
 //! 3. Then the shares, by deficit: a share may start requests while its credit is above zero, and pays with its credit,
 //!    over its weight, for every token that its sequences run. When no share that waits has credit left, a round gives
@@ -48,8 +49,8 @@ pub(crate) struct WaitingQueue<T> {
     patience: Duration,
     preempted: BTreeMap<SequenceId, (Share, T)>,
     accounts: BTreeMap<Share, Account<T>>,
-    /// When each class that waits had its last turn, or began to wait.
-    last_turn: BTreeMap<Class, Duration>,
+    /// When a better class first had a turn before each class that waits, since that had its own.
+    passed_over_since: BTreeMap<Class, Duration>,
     /// Chosen and not taken yet: it keeps its turn until it fits, unless a better class comes or its credit is spent.
     head: Option<Head>,
 }
@@ -94,7 +95,7 @@ impl<T> WaitingQueue<T> {
             patience,
             preempted: BTreeMap::new(),
             accounts: BTreeMap::new(),
-            last_turn: BTreeMap::new(),
+            passed_over_since: BTreeMap::new(),
             head: None,
         }
     }
@@ -157,7 +158,12 @@ impl<T> WaitingQueue<T> {
     /// Takes what [`WaitingQueue::peek`] has shown.
     pub(crate) fn pop(&mut self, now: Duration) -> Option<Taken<T>> {
         let Head { class, at, is_out_of_order } = self.head.take()?;
-        self.last_turn.insert(class, now);
+        self.passed_over_since.remove(&class);
+        for worse in Class::ALL.into_iter().filter(|&other| other > class) {
+            if self.waits(worse) {
+                self.passed_over_since.entry(worse).or_insert(now);
+            }
+        }
         let item = match at {
             Place::Preempted(id) => self.preempted.remove(&id)?.1,
             Place::Waiting(share, id) => self.accounts.get_mut(&share)?.take(id)?,
@@ -217,13 +223,14 @@ impl<T> WaitingQueue<T> {
         let (mut best, mut overdue) = (None, None);
         for class in Class::ALL {
             if !self.waits(class) {
-                self.last_turn.remove(&class);
+                self.passed_over_since.remove(&class);
                 continue;
             }
-            let waited = now.saturating_sub(*self.last_turn.entry(class).or_insert(now));
+            let since = self.passed_over_since.get(&class);
+            let is_overdue = since.is_some_and(|&since| now.saturating_sub(since) >= self.patience);
             if best.is_none() {
                 best = Some(class);
-            } else if overdue.is_none() && waited >= self.patience && !self.is_ahead(class) {
+            } else if overdue.is_none() && is_overdue && !self.is_ahead(class) {
                 overdue = Some(class);
             }
         }

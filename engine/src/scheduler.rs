@@ -74,6 +74,8 @@ impl Scheduler {
         assert!(self.is_empty(), "prices change while sequences are inside");
         (self.waiting, self.fairness_bound) = queue(&self.config, &costs);
         self.costs = costs;
+        // Its ratios are to the former prices.
+        self.overrun = Overrun::default();
     }
 
     pub(crate) fn add(&mut self, sequence: Sequence) {

@@ -184,6 +184,18 @@ fn a_better_class_goes_first_until_the_others_patience_is_over() {
 }
 
 #[test]
+fn turns_that_are_further_apart_than_patience_do_not_turn_the_classes_round() {
+    let batch = Share { class: Class::Batch, key: ShareKey(1) };
+    let mut bench = Bench::new(&[(batch, 0), (batch, 1), (batch, 2), (B, 3), (B, 4), (B, 5)]);
+    let mut order = Vec::new();
+    while let Some(item) = bench.next() {
+        order.push(item);
+        bench.now += PATIENCE;
+    }
+    assert_eq!(order, [3, 0, 4, 1, 5, 2], "the better class first, and then in turn");
+}
+
+#[test]
 fn what_ran_before_goes_ahead_of_its_shares_others() {
     let mut bench = Bench::new(&[(A, 1), (B, 2)]);
     bench.queue.enter(A);

@@ -196,8 +196,9 @@ fn check_length(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> 
 fn fault(message: &str) -> String {
     let is_excerpt =
         |line: &str| line.split_once(" | ").is_some_and(|(number, _)| number.trim().parse::<usize>().is_ok());
-    let lines: Vec<&str> = message.lines().map(str::trim).take_while(|line| !is_excerpt(line)).collect();
-    let line = regex_fault(&lines).unwrap_or_else(|| schema_fault(&lines.join(" ")));
+    let lines: Vec<&str> = message.lines().map(str::trim).collect();
+    let told: Vec<&str> = lines.iter().copied().take_while(|line| !is_excerpt(line)).collect();
+    let line = regex_fault(&lines).unwrap_or_else(|| schema_fault(&told.join(" ")));
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().take(MAX_FAULT_CHARS).collect()
 }
