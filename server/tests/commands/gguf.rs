@@ -59,7 +59,10 @@ fn a_damaged_gguf_file_is_refused_by_file_and_field() {
     bytes.truncate(bytes.len() / 2);
     std::fs::write(&path, bytes).expect("the folder is writable");
     let path = path.to_str().expect("a plain path");
-    let output = state.command(&["serve", "--model", &format!("m={path}")]).output().expect("the binary runs");
+    let output = state
+        .command(&["serve", "--listen", "127.0.0.1:0", "--model", &format!("m={path}")])
+        .output()
+        .expect("the binary runs");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
         !output.status.success() && said.contains("damaged.gguf") && said.contains("fetch the file again"),

@@ -115,7 +115,7 @@ fn what_nobody_trusted_has_signed_is_refused_by_name() {
     // Each of several keys is enough.
     let model = format!("final={}", copy.display());
     drop(Served::start(&state, &["--trust", "lab.pub", "--trust", "other.pub", "--model", &model]));
-    let no_key = refusal(&state, &["serve", "--trust", "lab", "--model", &model]);
+    let no_key = refusal(&state, &["serve", "--listen", "127.0.0.1:0", "--trust", "lab", "--model", &model]);
     assert!(no_key.contains("server.trust (--trust)"), "{no_key}");
 }
 

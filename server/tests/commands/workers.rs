@@ -410,7 +410,9 @@ fn more_threads_than_any_machine_has_are_refused_by_the_partition_s_name() {
         demo("final")
     );
     fs::write(&config, text).expect("the folder is writable");
-    let refused = state.command(&["serve", "--config", config.to_str().expect("a plain path")]).output();
+    let refused = state
+        .command(&["serve", "--listen", "127.0.0.1:0", "--config", config.to_str().expect("a plain path")])
+        .output();
     let refused = refused.expect("the binary runs");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && said.lines().count() == 1, "{said}");
