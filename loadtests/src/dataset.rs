@@ -47,7 +47,7 @@ pub enum DatasetError {
     #[error("none of its prompts has at most {0} tokens")]
     AllTooLong(u32),
     #[error(
-        "a prompt has neither `output_tokens` nor an answer of at least one token: give the scenario `output_tokens`"
+        "a prompt has neither `output_tokens` nor an answer of at least one token: give --output-tokens, or the scenario `output_tokens`"
     )]
     NoLength,
 }

@@ -41,6 +41,9 @@ struct Models {
 #[derive(Deserialize)]
 struct Model {
     id: String,
+    /// Of a Passerelle: whether it can be asked.
+    #[serde(default)]
+    state: Option<String>,
 }
 
 impl<C: Connect> Session<C> {
@@ -145,5 +148,6 @@ async fn first_model<C: Connect>(client: &Client<C>, api_key: Option<&str>) -> R
     let Ok(models) = serde_json::from_slice::<Models>(&body) else {
         return Err(SessionError::NoModels { authority, status });
     };
-    models.data.into_iter().next().map(|model| model.id).ok_or(SessionError::NoModel { authority })
+    let mut askable = models.data.into_iter().filter(|model| model.state.as_deref() != Some("failed"));
+    askable.next().map(|model| model.id).ok_or(SessionError::NoModel { authority })
 }

@@ -26,7 +26,9 @@ pub enum Dialect {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
-    #[error("the server has no route that tokenizes; give its tokenizer.json with --tokenizer")]
+    #[error(
+        "the server has no route that tokenizes, or none for this model; check --model, or give its tokenizer.json with --tokenizer"
+    )]
     NoRoute,
     #[error("the server could not be asked to tokenize: {0}")]
     Unreachable(HttpError),

@@ -146,7 +146,10 @@ async fn an_answer_that_breaks_its_schema_is_an_error() {
 async fn a_server_that_does_not_tokenize_is_told_with_what_helps() {
     for (status, what) in [
         (401, "/tokenize answered 401: it needs a key, or another one: OPENAI_API_KEY or --keys"),
-        (404, "the server has no route that tokenizes; give its tokenizer.json with --tokenizer"),
+        (
+            404,
+            "the server has no route that tokenizes, or none for this model; check --model, or give its tokenizer.json with --tokenizer",
+        ),
         (429, "/tokenize answered 429: it limits how often it is asked; count with its tokenizer.json (--tokenizer)"),
         (503, "/tokenize answered 503: without a count no prompt is exact"),
     ] {

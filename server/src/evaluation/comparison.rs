@@ -278,14 +278,20 @@ fn resampled(summaries: &[Summary], common: &[&str], (metric, by): (Metric, Resa
 }
 
 fn pair(summaries: &[Summary], ranking: &[Ranked], options: &Options) -> Result<[usize; 2], ComparisonError> {
+    let unknown = |name: &String| {
+        let names = summaries.iter().map(|summary| summary.header.name.clone()).collect();
+        ComparisonError::Unknown { name: name.clone(), names }
+    };
+    if let Some((name, _)) =
+        options.steps.iter().find(|(name, _)| !summaries.iter().any(|summary| summary.is_called(name)))
+    {
+        return Err(unknown(name));
+    }
     let find = |name: &String| {
         let mut called = summaries.iter().enumerate().filter(|(_, summary)| summary.is_called(name));
         match (called.next(), called.next()) {
             (Some((at, _)), None) => Ok(at),
-            (None, _) => {
-                let names = summaries.iter().map(|summary| summary.header.name.clone()).collect();
-                Err(ComparisonError::Unknown { name: name.clone(), names })
-            }
+            (None, _) => Err(unknown(name)),
             (Some(_), Some(_)) => Err(ComparisonError::Ambiguous(name.clone())),
         }
     };

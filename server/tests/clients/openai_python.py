@@ -154,6 +154,27 @@ class OpenServer(Served):
         for call in answer.choices[0].message.tool_calls:
             self.assertIsInstance(call.function.parsed_arguments, GetWeather)
 
+    def test_what_the_helpers_parsed_goes_back_as_it_came(self):
+        asked = [{"role": "user", "content": "What is the weather in Paris?"}]
+        tools = [openai.pydantic_function_tool(GetWeather, name="get_weather")]
+        options = {"model": "demo", "tools": tools, "temperature": 0, "max_tokens": 256}
+        parsed = self.client.chat.completions.parse(messages=asked, tool_choice="required", **options)
+        with self.client.chat.completions.stream(messages=asked, tool_choice="required", **options) as stream:
+            streamed = stream.get_final_completion()
+        for answer in (parsed, streamed):
+            said = answer.choices[0].message
+            results = [{"role": "tool", "tool_call_id": call.id, "content": "sunny"} for call in said.tool_calls]
+            self.assertTrue(results)
+            self.client.chat.completions.create(messages=[*asked, said, *results], **options)
+        question = {"role": "user", "content": "What is 12 + 7?"}
+        said = self.client.chat.completions.parse(
+            model="demo", messages=[question], response_format=Sum, temperature=0, max_tokens=128
+        )
+        answer = self.client.chat.completions.create(
+            model="demo", messages=[question, said.choices[0].message, question], temperature=0, max_tokens=64
+        )
+        self.assertTrue(answer.choices[0].message.content)
+
     def test_a_completion_echoes_and_gives_log_probabilities(self):
         answer = self.client.completions.create(
             model="demo", prompt="12+7=", max_tokens=4, temperature=0, echo=True, logprobs=2

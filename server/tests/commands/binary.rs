@@ -19,11 +19,17 @@ pub(crate) fn root() -> &'static Path {
 /// A home of one's own: nothing of the user's configuration reaches the binary.
 pub(crate) struct State {
     folder: TempDir,
+    environment: Vec<(&'static str, &'static str)>,
 }
 
 impl State {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+        Self { folder: tempfile::tempdir().expect("a temporary folder"), environment: Vec::new() }
+    }
+
+    pub(crate) fn with_environment(mut self, name: &'static str, value: &'static str) -> Self {
+        self.environment.push((name, value));
+        self
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -38,7 +44,7 @@ impl State {
         let mut command = Command::new(env!("CARGO_BIN_EXE_passerelle"));
         let home = self.folder.path();
         command.args(arguments).env_clear().env("HOME", home).env("XDG_DATA_HOME", home).env("HF_HUB_OFFLINE", "1");
-        command.current_dir(home);
+        command.envs(self.environment.iter().copied()).current_dir(home);
         command
     }
 }

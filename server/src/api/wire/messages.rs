@@ -8,6 +8,8 @@ use crate::api::fields::{
     Field, Fields, Reader, honoured, invalid, neutral, required, too_many, unsupported, wrong_type,
 };
 
+/// `parsed`, as `parsed_arguments` of a call, is what OpenAI's Python SDK made of an earlier answer. It comes back with it, and
+/// says nothing that the text does not.
 const MESSAGE_FIELDS: &[Field] = &[
     honoured("role"),
     honoured("content"),
@@ -20,10 +22,11 @@ const MESSAGE_FIELDS: &[Field] = &[
     neutral("audio", "[]"),
     neutral("function_call", "[]"),
     neutral("annotations", "[[]]"),
+    honoured("parsed"),
 ];
 const PART_FIELDS: &[Field] = &[honoured("type"), honoured("text"), honoured("refusal")];
 const CALL_FIELDS: &[Field] = &[honoured("id"), honoured("type"), honoured("function"), honoured("index")];
-const FUNCTION_FIELDS: &[Field] = &[honoured("name"), honoured("arguments")];
+const FUNCTION_FIELDS: &[Field] = &[honoured("name"), honoured("arguments"), honoured("parsed_arguments")];
 
 /// One turn. `content` is absent only for an assistant that calls tools.
 #[derive(Debug, Clone, PartialEq)]
