@@ -76,7 +76,7 @@ def main(binary):
             direct = openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0)
             until = time.monotonic() + PATIENCE + 10
             # So many before the one that is measured that it waits for longer than nginx would, on a fast machine too.
-            count = min(400, max(32, round(1.5 * PATIENCE / ask_at_length(direct))))
+            count = min(240, max(32, round(1.5 * PATIENCE / ask_at_length(direct))))
             holders = [threading.Thread(target=hold, args=(direct, until)) for _ in range(count)]
             for holder in holders:
                 holder.start()
