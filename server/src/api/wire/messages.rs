@@ -125,6 +125,7 @@ pub(crate) fn read_messages(
 
 fn read_message(item: Value, path: &str, reader: &mut Reader) -> Result<Message, ApiError> {
     let mut fields = reader.open(item, path, &[MESSAGE_FIELDS])?;
+    _ = fields.value("parsed");
     let role = read_role(&mut fields)?;
     let message = Message {
         role,
@@ -228,6 +229,7 @@ fn read_tool_call(item: Value, path: &str, reader: &mut Reader) -> Result<ToolCa
     let function_path = call.full_name("function");
     let function = required(call.value("function"), &function_path)?;
     let mut function = reader.open(function, &function_path, &[FUNCTION_FIELDS])?;
+    _ = function.value("parsed_arguments");
     let name = required(function.string("name")?, &function.full_name("name"))?;
     let arguments = required(function.string("arguments")?, &function.full_name("arguments"))?;
     reader.finish(function)?;
