@@ -121,6 +121,7 @@ impl Comparison {
         }
         let summaries = files.iter().map(|path| Summary::read(path)).collect::<Result<Vec<_>, _>>()?;
         check_together(&summaries)?;
+        check_steps(&summaries, options)?;
         let common = in_common(&summaries);
         if common.is_empty() {
             return Err(ComparisonError::NothingInCommon);
@@ -277,21 +278,25 @@ fn resampled(summaries: &[Summary], common: &[&str], (metric, by): (Metric, Resa
     (!items.is_empty()).then(|| Resampled::new(&summaries.iter().map(of).collect::<Vec<_>>(), by))
 }
 
-fn pair(summaries: &[Summary], ranking: &[Ranked], options: &Options) -> Result<[usize; 2], ComparisonError> {
-    let unknown = |name: &String| {
-        let names = summaries.iter().map(|summary| summary.header.name.clone()).collect();
-        ComparisonError::Unknown { name: name.clone(), names }
-    };
-    if let Some((name, _)) =
-        options.steps.iter().find(|(name, _)| !summaries.iter().any(|summary| summary.is_called(name)))
-    {
-        return Err(unknown(name));
+fn check_steps(summaries: &[Summary], options: &Options) -> Result<(), ComparisonError> {
+    let is_known = |name: &str| summaries.iter().any(|summary| summary.is_called(name));
+    match options.steps.iter().find(|(name, _)| !is_known(name)) {
+        Some((name, _)) => Err(unknown(summaries, name)),
+        None => Ok(()),
     }
+}
+
+fn unknown(summaries: &[Summary], name: &str) -> ComparisonError {
+    let names = summaries.iter().map(|summary| summary.header.name.clone()).collect();
+    ComparisonError::Unknown { name: name.to_owned(), names }
+}
+
+fn pair(summaries: &[Summary], ranking: &[Ranked], options: &Options) -> Result<[usize; 2], ComparisonError> {
     let find = |name: &String| {
         let mut called = summaries.iter().enumerate().filter(|(_, summary)| summary.is_called(name));
         match (called.next(), called.next()) {
             (Some((at, _)), None) => Ok(at),
-            (None, _) => Err(unknown(name)),
+            (None, _) => Err(unknown(summaries, name)),
             (Some(_), Some(_)) => Err(ComparisonError::Ambiguous(name.clone())),
         }
     };

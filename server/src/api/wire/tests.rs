@@ -213,6 +213,23 @@ fn text_parts_join_and_an_assistant_may_only_call_tools() {
     assert_eq!(prompt.ending, PromptEnding::GenerationPrompt);
 }
 
+/// As OpenAI's Python SDK sends back what its helpers made of an answer.
+#[test]
+fn what_was_parsed_of_an_answer_comes_back_and_says_nothing_more() {
+    let messages = |parsed: Value, arguments: Value| {
+        let function = merged(json!({"name": "f", "arguments": "{}"}), arguments);
+        let calls = json!([{"id": "c1", "type": "function", "function": function}]);
+        let asked = merged(json!({"role": "assistant", "content": null, "tool_calls": calls}), parsed);
+        let messages =
+            json!([{"role": "user", "content": "a"}, asked, {"role": "tool", "tool_call_id": "c1", "content": "3"}]);
+        let Prompt::Chat(prompt) = chat(json!({"messages": messages})).unwrap().prompt else { panic!("a chat prompt") };
+        prompt.messages
+    };
+    let plain = messages(json!({}), json!({}));
+    assert_eq!(messages(json!({"parsed": null}), json!({"parsed_arguments": {"a": 1}})), plain);
+    assert_eq!(messages(json!({"parsed": {"n": 19}}), json!({"parsed_arguments": null})), plain);
+}
+
 #[test]
 fn tools_are_hidden_when_the_caller_wants_none() {
     let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);

@@ -140,6 +140,8 @@ fn what_cannot_be_compared_is_refused_with_its_reason() {
     let same = scores(&folder, ("b", -2.0), (20, "x"));
     let unknown = Options { pair: Some(["a".into(), "z".into()]), ..options() };
     assert!(refused(&[one.clone(), same.clone()], &unknown).contains("\"z\"; there are a, b"));
+    let stepless = Options { steps: vec![("y".into(), 4)], ..options() };
+    assert!(refused(&[one.clone(), same.clone()], &stepless).contains("\"y\"; there are a, b"));
     let unmeasured = Options { rank_by: Some(Metric::Accuracy), ..options() };
     assert!(refused(&[one, same], &unmeasured).contains("accuracy"));
 }
