@@ -15,7 +15,7 @@ use passerelle_engine::{Fault, StepObserver, StepReport, Usage};
 use crate::gateway::shelf::ShelfMemory;
 use crate::gateway::tariff::{Hours, PartitionHours, TimeUse};
 use crate::gateway::{AuthError, LedgerTotals, LimitName};
-use crate::workers::SeatFigures;
+use crate::workers::WorkerSlotFigures;
 use table::{Metric, MetricKind};
 
 /// Samples of histograms are folded into their buckets after this many requests, also if nobody reads `/metrics`.
@@ -163,8 +163,8 @@ impl Metrics {
     }
 
     /// How a partition is served at this moment; its name is a configured one.
-    pub fn partition_is(&self, partition: &str, figures: SeatFigures) {
-        let SeatFigures { arrivals, ends, silence } = figures;
+    pub fn partition_is(&self, partition: &str, figures: WorkerSlotFigures) {
+        let WorkerSlotFigures { arrivals, ends, silence } = figures;
         let gauge = |metric| register_gauge(&self.recorder, metric, &[partition]);
         gauge(table::PARTITION_UP).set(if silence.is_some() { 1.0 } else { 0.0 });
         gauge(table::WORKER_SILENCE).set(silence.unwrap_or_default().as_secs_f64());
@@ -371,7 +371,10 @@ mod tests {
         metrics.shadowed("chat", "compared");
         metrics.shadow_compared("chat", ShadowFigures { served: 0.2, candidate: 0.3, greedy_answers_are_equal: true });
         metrics.models_hold(ShelfMemory { limit_bytes: 9, held_bytes: 5, most_held_bytes: 7 });
-        metrics.partition_is("left", SeatFigures { arrivals: 2, ends: 1, silence: Some(Duration::from_millis(500)) });
+        metrics.partition_is(
+            "left",
+            WorkerSlotFigures { arrivals: 2, ends: 1, silence: Some(Duration::from_millis(500)) },
+        );
         let model = metrics.model("demo").unwrap();
         model.first_token(Duration::from_millis(30));
         model.next_token(Duration::from_millis(7));

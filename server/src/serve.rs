@@ -39,7 +39,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use passerelle::api::{
-    self, AppParts, AppState, BrowserGuard, Listener, OperatorDesk, Readiness, Reloader, ServeConfig, ServedModel, Tls,
+    self, AppParts, AppState, BrowserGuard, Listener, OperatorBackend, Readiness, Reloader, ServeConfig, ServedModel,
+    Tls,
 };
 use passerelle::batches::BatchStore;
 use passerelle::config::{Config, TlsFiles};
@@ -80,7 +81,7 @@ pub(crate) use reload::owners;
 pub(crate) use report::device_name;
 pub(crate) use text::load as load_text;
 pub(crate) use trusted::Inspector;
-pub(crate) use worker_process::{Lifeline, Until, WorkerErrand, run_worker};
+pub(crate) use worker_process::{Lifeline, Until, WorkerAssignment, run_worker};
 pub(crate) use workers::{WorkerCommand, last_day};
 
 /// HTTP and text need little beside the threads that compute.
@@ -121,7 +122,7 @@ pub(crate) fn run(config: &Config, workers: WorkerCommand, again: ReadAgain) -> 
     let hangups = runtime.block_on(async { signals::hangups() })?;
     let mut server = start(config, Door::AsConfigured, &runtime)?;
     let mut signals = runtime.block_on(async { Signals::new() })?;
-    if server.man_partitions((config, workers), (&runtime, signals.next()))? == Partitions::Unmanned {
+    if server.start_workers((config, workers), (&runtime, signals.next()))? == Partitions::WithoutWorkers {
         tracing::info!("ended before it was ready");
         return Ok(());
     }
@@ -188,8 +189,8 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         config: api_config,
         readiness: readiness.clone(),
     });
-    if let Some(desk) = OperatorDesk::of_server(state.clone()) {
-        admin_socket::open(&config.server.data_dir, desk, serve_config(config), runtime);
+    if let Some(backend) = OperatorBackend::of_server(state.clone()) {
+        admin_socket::open(&config.server.data_dir, backend, serve_config(config), runtime);
     }
     runtime.spawn(api::run_batches(state.clone()));
     runtime.spawn(look_after_replicas(state.clone()));
@@ -217,9 +218,9 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
 /// Whether a server's partitions have their workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Partitions {
-    Manned,
+    WithWorkers,
     /// Somebody ended the server before.
-    Unmanned,
+    WithoutWorkers,
 }
 
 /// What is served, priced, and not yet answering.
@@ -265,18 +266,18 @@ impl Server {
     }
 
     /// Starts the worker of each partition, and serves its models once it has loaded them, unless it is interrupted.
-    fn man_partitions(
+    fn start_workers(
         &mut self,
         (config, command): (&Config, WorkerCommand),
         (runtime, interrupted): (&Runtime, impl Future<Output = ()>),
     ) -> Result<Partitions> {
         let (placed, workshop) = &self.placed;
-        if placed.seats.is_empty() {
-            return Ok(Partitions::Manned);
+        if placed.slots.is_empty() {
+            return Ok(Partitions::WithWorkers);
         }
         let served = Arrivals { placed: Arc::clone(placed), state: self.state.clone(), workshop: workshop.clone() };
         self.workers = workers::open((config, command), served, (runtime, interrupted))?;
-        Ok(if self.workers.is_some() { Partitions::Manned } else { Partitions::Unmanned })
+        Ok(if self.workers.is_some() { Partitions::WithWorkers } else { Partitions::WithoutWorkers })
     }
 
     /// Answers until `shutdown`, then admits nothing more and lets what runs finish, for a bounded time. What still runs

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::errors::{ApiError, ErrorKind};
-use super::generate::Visit;
+use super::generate::RequestContext;
 use super::ids::random_id;
 use super::routes::answers::{Door, answer_body};
 use super::routes::counted_model;
@@ -342,14 +342,14 @@ async fn ask(
         return Err(super::fields::unsupported("stream", "a batch's answers are whole"));
     }
     let (caller, place, arrived) = (Arc::clone(caller), state.take_place()?, state.clock().now());
-    let visit = Visit { caller, place, arrived, scope: Scope::Batch, origin: None, shadow: None };
+    let context = RequestContext { caller, place, arrived, scope: Scope::Batch, origin: None, shadow: None };
     let door = match endpoint {
         Endpoint::Chat => Door::Chat,
         Endpoint::Completions => Door::Completions,
         Endpoint::Responses => Door::Responses,
-        Endpoint::Embeddings => return embed(state, &visit, body).await,
+        Endpoint::Embeddings => return embed(state, &context, body).await,
     };
-    answer_body(state, visit, body, door).await
+    answer_body(state, context, body, door).await
 }
 
 async fn write_line(custom_id: String, answer: Response) -> LineAnswer {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::comparable::{check_one_prompt, check_room, check_same_vocabulary, longest_text, room_beside};
 use super::delta::{ChoiceDelta, Delta};
 use super::errors::{ApiError, ErrorKind};
-use super::generate::{Admission, Admitted, ServedAs, Shape, Visit, charge_to, saturating_u32};
+use super::generate::{Admission, Admitted, RequestContext, ServedAs, Shape, Ticket, charge_to, saturating_u32};
 use super::launch::LivePrompt;
 use super::lease::{Lease, together};
 use super::prepare::{Prepared, check_token_ids, find_generator, prepare};
@@ -61,14 +61,14 @@ pub(crate) struct SideBySide {
 /// Reserves all parts, then starts all. On any error, what was taken is given back.
 pub(crate) async fn admit(
     state: &AppState,
-    visit: Visit,
+    context: RequestContext,
     read: ReadCompare,
     id: String,
 ) -> Result<(Admitted, SideBySide), ApiError> {
     let lane = state.comparisons().clone();
     let ReadCompare { models, prompt, mut generate, .. } = read;
-    visit.sign(&mut generate.attribution);
-    let Visit { caller, place, arrived, scope, origin, shadow: _ } = visit;
+    context.sign(&mut generate.attribution);
+    let RequestContext { caller, place, arrived, scope, origin, shadow: _ } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
     let seed = *generate.sampling.seed.get_or_insert(random_seed()?);
@@ -110,6 +110,15 @@ pub(crate) async fn admit(
     // Never in line: what a comparison had already would hold up others that wait.
     let mut tickets = Admission::reserve_together(&admissions, prompts)?;
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
+    let started = start_each(&admissions, tickets).await?;
+    let (model, fingerprint) = (models[0].name.clone(), Some(models[0].fingerprint.clone()));
+    let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
+    let admitted = Admitted::new((started, Choices::ONE), served_as, place);
+    Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), (seed, caller.account.share_key))))
+}
+
+/// Each its own ticket, or none: those that run already end as the one that cannot.
+async fn start_each(admissions: &[Admission<'_>], tickets: Vec<Ticket>) -> Result<Vec<LivePrompt>, ApiError> {
     let mut started: Vec<LivePrompt> = Vec::with_capacity(tickets.len());
     let mut waiting = admissions.iter().zip(tickets);
     while let Some((admission, ticket)) = waiting.next() {
@@ -122,10 +131,7 @@ pub(crate) async fn admit(
             }
         }
     }
-    let (model, fingerprint) = (models[0].name.clone(), Some(models[0].fingerprint.clone()));
-    let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
-    let admitted = Admitted::new((started, Choices::ONE), served_as, place);
-    Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), (seed, caller.account.share_key))))
+    Ok(started)
 }
 
 async fn lease_all(state: &AppState, caller: &Caller, names: &[String]) -> Result<Vec<Lease>, ApiError> {

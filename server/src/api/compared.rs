@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::comparable::{check_room, check_same_vocabulary};
 use super::errors::{ApiError, ErrorKind};
-use super::generate::{Visit, charge_to, saturating_u32};
+use super::generate::{RequestContext, charge_to, saturating_u32};
 use super::lease::{Lease, together};
 use super::meter::PromptMeter;
 use super::prepare::{AskedLength, EncodedPrompt, check_token_ids, encode, find_generator, room_for_answer};
@@ -35,25 +35,25 @@ const FIELD: &str = "prompt_scores_against";
 /// Steps 1 to 5. `head`: what is known of the answer before.
 pub(crate) async fn compare(
     state: &AppState,
-    visit: Visit,
+    context: RequestContext,
     (prompt, mut request, against): (Prompt, GenerateRequest, &str),
     head: AnswerHead,
 ) -> Result<Response, ApiError> {
-    visit.sign(&mut request.attribution);
+    context.sign(&mut request.attribution);
     state.readiness().admit()?;
-    require(&visit.caller, visit.scope)?;
-    let models = find_pair(state, &visit, (&request.model, against)).await?;
+    require(&context.caller, context.scope)?;
+    let models = find_pair(state, &context, (&request.model, against)).await?;
     let prompts = encode(state, &models[0], prompt).await?;
     check_token_ids(&request, &prompts, &models[0])?;
     for prompt in &prompts {
         let nothing = AskedLength { tokens: Some(0), field: LengthField::Common };
         models.iter().try_for_each(|model| room_for_answer(model, prompt.tokens.len(), nothing).map(drop))?;
     }
-    let class = match visit.scope {
+    let class = match context.scope {
         Scope::Batch => ServiceClass::Batch,
-        _ => visit.caller.classes.grant(request.class),
+        _ => context.caller.classes.grant(request.class),
     };
-    let comparison = Pairing { state, visit: &visit, models: &models, class, attribution: &request.attribution };
+    let comparison = Pairing { state, context: &context, models: &models, class, attribution: &request.attribution };
     let reservations = comparison.reserve_all(&prompts)?;
     let head = AnswerHead {
         model: models[0].name.clone(),
@@ -73,18 +73,22 @@ pub(crate) async fn compare(
 }
 
 /// Step 1.
-async fn find_pair(state: &AppState, visit: &Visit, (first, second): (&str, &str)) -> Result<[Lease; 2], ApiError> {
-    check_room(state, &visit.caller, [first, second]).map_err(|error| error.param(FIELD))?;
+async fn find_pair(
+    state: &AppState,
+    context: &RequestContext,
+    (first, second): (&str, &str),
+) -> Result<[Lease; 2], ApiError> {
+    check_room(state, &context.caller, [first, second]).map_err(|error| error.param(FIELD))?;
     let _turn = together(state, [first, second].into_iter()).await?;
-    let first = find_generator(state, &visit.caller, first).await?;
-    let second = find_generator(state, &visit.caller, second).await.map_err(|error| error.param(FIELD))?;
+    let first = find_generator(state, &context.caller, first).await?;
+    let second = find_generator(state, &context.caller, second).await.map_err(|error| error.param(FIELD))?;
     check_same_vocabulary(state, [&first, &second], FIELD).await?;
     Ok([first, second])
 }
 
 struct Pairing<'a> {
     state: &'a AppState,
-    visit: &'a Visit,
+    context: &'a RequestContext,
     models: &'a [Lease; 2],
     class: ServiceClass,
     attribution: &'a Attribution,
@@ -96,8 +100,8 @@ impl Pairing<'_> {
     fn reserve_all(&self, prompts: &[EncodedPrompt]) -> Result<Vec<[Reservation; 2]>, ApiError> {
         let mut asks: Vec<Ask> = prompts.iter().flat_map(|prompt| self.asks(prompt)).collect();
         (0..).zip(&mut asks).for_each(|(part, ask)| ask.attribution.set_part(part));
-        let mut reservations = reserve_together(self.state, &self.visit.caller, &asks)?;
-        charge_to(self.visit.origin.as_ref(), reservations.iter_mut());
+        let mut reservations = reserve_together(self.state, &self.context.caller, &asks)?;
+        charge_to(self.context.origin.as_ref(), reservations.iter_mut());
         let mut reservations = reservations.into_iter();
         Ok(std::iter::from_fn(|| Some([reservations.next()?, reservations.next()?])).collect())
     }
@@ -111,7 +115,7 @@ impl Pairing<'_> {
 
     /// A prompt that cannot start takes the others with it: they are dropped, which ends and settles them.
     fn start_all(&self, prompts: Vec<EncodedPrompt>, reservations: Vec<[Reservation; 2]>) -> Result<Running, ApiError> {
-        let meter = |model: &Lease| PromptMeter::new(self.state.clone(), &model.name, self.visit.arrived);
+        let meter = |model: &Lease| PromptMeter::new(self.state.clone(), &model.name, self.context.arrived);
         let mut running =
             Running { prompts: Vec::with_capacity(prompts.len()), meters: self.models.each_ref().map(meter) };
         let mut reservations = reservations.into_iter();
@@ -140,7 +144,7 @@ impl Pairing<'_> {
         let text = ComparedText {
             id: self.state.next_request_id(),
             tokens: prompt.tokens,
-            share_key: self.visit.caller.account.share_key,
+            share_key: self.context.caller.account.share_key,
         };
         let started = Comparing::start(self.state.comparisons(), replicas.each_ref(), text, reservations);
         started.map_err(|refused| {

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::causes::not_an_encoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::invalid;
-use super::generate::{Visit, charge_to};
+use super::generate::{RequestContext, charge_to};
 use super::lease::Lease;
 use super::meter::PromptMeter;
 use super::prepare::find_model;
@@ -55,18 +55,23 @@ pub(crate) async fn find_encoder(
 }
 
 /// Steps 1 to 5.
-pub(crate) async fn encode(state: &AppState, visit: &Visit, model: &Lease, texts: Texts) -> Result<Encoded, ApiError> {
+pub(crate) async fn encode(
+    state: &AppState,
+    context: &RequestContext,
+    model: &Lease,
+    texts: Texts,
+) -> Result<Encoded, ApiError> {
     state.readiness().admit()?;
-    require(&visit.caller, visit.scope)?;
+    require(&context.caller, context.scope)?;
     let mut attribution = texts.attribution.clone();
-    visit.sign(&mut attribution);
+    context.sign(&mut attribution);
     let framed = frame(state, model, texts).await?;
     let tokens = framed.iter().map(|text| text.tokens.len()).sum::<usize>();
-    let class = if visit.scope == Scope::Batch { ServiceClass::Batch } else { visit.caller.classes.grant(None) };
+    let class = if context.scope == Scope::Batch { ServiceClass::Batch } else { context.caller.classes.grant(None) };
     let ask = Ask { class, attribution, ..Ask::new(&model.name, u32::try_from(tokens).unwrap_or(u32::MAX), 0) };
-    let mut reservation = reserve_with(Patience::of(1, visit.scope), state, &visit.caller, &ask).await?;
-    charge_to(visit.origin.as_ref(), std::iter::once(&mut reservation));
-    let mut running = Running::start(state, visit, model, framed, reservation)?;
+    let mut reservation = reserve_with(Patience::of(1, context.scope), state, &context.caller, &ask).await?;
+    charge_to(context.origin.as_ref(), std::iter::once(&mut reservation));
+    let mut running = Running::start(state, context, model, framed, reservation)?;
     let limit = state.config().request_timeout;
     match timeout(limit, running.all()).await {
         Ok(vectors) => Ok(Encoded { vectors: vectors?, usage: running.encoding.close() }),
@@ -88,12 +93,12 @@ struct Running<'a> {
 impl<'a> Running<'a> {
     fn start(
         state: &'a AppState,
-        visit: &Visit,
+        context: &RequestContext,
         model: &ServedModel,
         texts: Vec<FramedText>,
         reservation: Reservation,
     ) -> Result<Self, ApiError> {
-        let requests = texts.into_iter().map(|text| engine_request(state, &visit.caller.account, text));
+        let requests = texts.into_iter().map(|text| engine_request(state, &context.caller.account, text));
         let mut left = requests.collect::<Vec<_>>().into_iter();
         let Some(first) = left.next() else {
             reservation.withdraw();
@@ -110,7 +115,7 @@ impl<'a> Running<'a> {
             refused.reservation.withdraw();
             ApiError::from(refused.error)
         })?;
-        let meter = PromptMeter::new(state.clone(), &model.name, visit.arrived);
+        let meter = PromptMeter::new(state.clone(), &model.name, context.arrived);
         Ok(Self { encoding, left, meter, state })
     }
 

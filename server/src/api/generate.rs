@@ -30,7 +30,7 @@ use super::remote::admit_remote;
 use super::reserve::{Patience, reserve_together, reserve_with, withdraw_all};
 use super::routes::require;
 use super::running::{SettleAt, Writers};
-use super::shadow::{self, Witness};
+use super::shadow::{self, AnswerRecorder};
 use super::state::{AppState, Serving};
 use super::wire::answer::{self, Billing};
 use super::wire::choices::Choices;
@@ -44,7 +44,7 @@ use crate::text::grammar::CompiledGrammar;
 
 /// Who asks, since when, and the place that the request takes in this server until its answer is over.
 #[derive(Debug)]
-pub(crate) struct Visit {
+pub(crate) struct RequestContext {
     pub(crate) caller: Arc<Caller>,
     pub(crate) place: OwnedSemaphorePermit,
     /// On the server's clock.
@@ -57,7 +57,7 @@ pub(crate) struct Visit {
     pub(crate) shadow: Option<Arc<Shadow>>,
 }
 
-impl Visit {
+impl RequestContext {
     /// Writes down who asks for somebody else.
     pub(super) fn sign(&self, attribution: &mut Attribution) {
         attribution.asker = self.origin.as_ref().map(RemoteReservation::asker);
@@ -99,20 +99,20 @@ impl Admitted {
 /// Steps 3 to 7. On any error, what was taken is given back. `outgoing`: the request as an upstream would get it.
 pub(crate) async fn admit(
     state: &AppState,
-    visit: Visit,
+    context: RequestContext,
     (prompt, mut request): (Prompt, GenerateRequest),
     outgoing: Option<Outgoing>,
 ) -> Result<Admitted, ApiError> {
-    visit.sign(&mut request.attribution);
+    context.sign(&mut request.attribution);
     let serving = state.serving();
-    let remote = serving.remote(&request.model).filter(|model| state.sees(&visit.caller, &model.name)).cloned();
+    let remote = serving.remote(&request.model).filter(|model| state.sees(&context.caller, &model.name)).cloned();
     let outgoing = match (remote, outgoing) {
         (Some(model), Some(outgoing)) => {
-            return admit_remote(state, visit, (serving, model), (prompt, request), outgoing).await;
+            return admit_remote(state, context, (serving, model), (prompt, request), outgoing).await;
         }
         (_, outgoing) => outgoing,
     };
-    let Visit { caller, place, arrived, scope, origin, shadow } = visit;
+    let RequestContext { caller, place, arrived, scope, origin, shadow } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
     let model = find_generator(state, &caller, &request.model).await?;
@@ -394,11 +394,12 @@ impl Admission<'_> {
             start: self.shape.start,
         };
         let Choices { shown, drawn } = self.request.choices;
-        let witness = self.shadow.as_ref();
-        let witness = witness.map(|shadow| Witness::new(self.state, shadow, (&self.model.name, &spec.prompt.tokens)));
+        let recorder = self.shadow.as_ref();
+        let recorder =
+            recorder.map(|shadow| AnswerRecorder::new(self.state, shadow, (&self.model.name, &spec.prompt.tokens)));
         let of_choices = (0..drawn.get()).map(|_| Writer::new(spec.clone())).collect();
         let ranking = self.request.choices.are_ranked().then(|| Ranking::new(shown, drawn));
-        Writers { of_choices, ranking, settle_at: self.settle_at, witness }
+        Writers { of_choices, ranking, settle_at: self.settle_at, recorder }
     }
 }
 

@@ -7,6 +7,7 @@
 //! goes through [`encode`], and what two models are compared on through [`compared`]. What was answered may be followed
 //! by [`shadow`].
 
+mod admin_backend;
 mod alias;
 mod batch_runner;
 mod body;
@@ -19,7 +20,6 @@ mod compress;
 mod cross_origin;
 mod deliver;
 mod delta;
-mod desk;
 mod download;
 mod encode;
 mod errors;
@@ -48,9 +48,9 @@ mod state;
 mod text_work;
 mod wire;
 
+pub use admin_backend::{OperatorBackend, ShelvedBooks};
 pub use batch_runner::run_batches;
 pub use cross_origin::{AllowedOrigins, InvalidOrigin};
-pub use desk::{OperatorDesk, ShelvedBooks};
 pub use encode::ServedEncoder;
 pub use errors::{ApiError, ErrorKind};
 pub use fields::UnknownFields;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::errors::ApiError;
 use super::fields::{invalid, unsupported};
-use super::generate::{Admitted, ServedAs, Visit, charge_to, saturating_u32};
+use super::generate::{Admitted, RequestContext, ServedAs, charge_to, saturating_u32};
 use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::prepare::{context_overflow, encode_text};
 use super::relayed::PromptCount;
@@ -66,12 +66,12 @@ struct Admission<'a> {
 /// Measures, reserves and starts every prompt, or none. On any error, what was taken is given back.
 pub(crate) async fn admit_remote(
     state: &AppState,
-    visit: Visit,
+    context: RequestContext,
     (serving, model): (Arc<Serving>, Arc<RemoteModel>),
     (prompt, request): (Prompt, GenerateRequest),
     outgoing: Outgoing,
 ) -> Result<Admitted, ApiError> {
-    let Visit { caller, place, arrived, scope, origin, shadow: _ } = visit;
+    let RequestContext { caller, place, arrived, scope, origin, shadow: _ } = context;
     state.readiness().admit()?;
     require(&caller, scope)?;
     check_output(&request.output)?;

@@ -10,7 +10,7 @@ use super::errors::{ApiError, ErrorKind};
 use super::generate::saturating_u32;
 use super::meter::PromptMeter;
 use super::ranking::Ranking;
-use super::shadow::Witness;
+use super::shadow::AnswerRecorder;
 use crate::gateway::Generation;
 use crate::gateway::journal::JournalUnavailable;
 
@@ -23,7 +23,7 @@ pub(crate) struct Writers {
     pub(crate) ranking: Option<Ranking>,
     pub(crate) settle_at: SettleAt,
     /// Sees what is generated, and its end.
-    pub(crate) witness: Option<Witness>,
+    pub(crate) recorder: Option<AnswerRecorder>,
 }
 
 /// When a prompt is settled whose answers come to their end.
@@ -46,21 +46,21 @@ pub(crate) struct RunningPrompt {
     meter: PromptMeter,
     pending: VecDeque<ChoiceDelta>,
     settle_at: SettleAt,
-    witness: Option<Witness>,
+    recorder: Option<AnswerRecorder>,
     /// Once over.
     settled: Option<Usage>,
 }
 
 impl RunningPrompt {
     pub(crate) fn new(generation: Generation, writers: Writers, meter: PromptMeter) -> Self {
-        let Writers { of_choices: mut writers, ranking, settle_at, witness } = writers;
+        let Writers { of_choices: mut writers, ranking, settle_at, recorder } = writers;
         let at_start = writers.iter_mut().map(Writer::prompt_at_start).enumerate();
         let at_start: Vec<_> =
             at_start.filter_map(|(index, delta)| Some(ChoiceDelta { index, delta: delta? })).collect();
         let (num_open, pending) = (writers.len(), VecDeque::new());
         let generation = Some(generation);
         let mut prompt =
-            Self { generation, writers, num_open, ranking, meter, pending, settle_at, witness, settled: None };
+            Self { generation, writers, num_open, ranking, meter, pending, settle_at, recorder, settled: None };
         prompt.show(at_start);
         prompt
     }
@@ -142,8 +142,8 @@ impl RunningPrompt {
         if let Some(ranking) = &mut self.ranking {
             ranking.count(index, token);
         }
-        if let Some(witness) = &mut self.witness {
-            witness.token(token.token);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.token(token.token);
         }
         let deltas = self.writers[index].token(token);
         self.show(deltas.into_iter().map(|delta| ChoiceDelta { index, delta }));
@@ -161,9 +161,9 @@ impl RunningPrompt {
             self.settle();
         }
         if self.num_open == 0
-            && let Some(witness) = self.witness.take()
+            && let Some(recorder) = self.recorder.take()
         {
-            witness.finish();
+            recorder.finish();
         }
         let mut deltas = self.writers[index].finish();
         deltas.push(Delta::Finished(self.writers[index].end(end)));

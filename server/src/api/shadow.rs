@@ -1,6 +1,6 @@
 //! Requests that a candidate is asked too, where the configuration of their alias says so.
 //!
-//! While an answer is given, a [`Witness`] notes its tokens. Once it has come to its end and is settled, the model that gave
+//! While an answer is given, an [`AnswerRecorder`] notes its tokens. Once it has come to its end and is settled, the model that gave
 //! it and the candidate are asked what `passerelle score` asks about a prompt with a reference: how likely is this
 //! answer, and which would be the greedy one? Both in the class batch, and on the bill of whom the configuration names.
 //! Whoever asked first waits for none of this, pays for none of it and hears of none of it: what finds no room, or
@@ -69,7 +69,7 @@ enum Fate {
 
 /// Notes an answer while it is given. Dropped before its end, it was never there.
 #[derive(Debug)]
-pub(crate) struct Witness {
+pub(crate) struct AnswerRecorder {
     state: AppState,
     noted: Noted,
 }
@@ -119,7 +119,7 @@ pub(super) fn suited(
     None
 }
 
-impl Witness {
+impl AnswerRecorder {
     pub(super) fn new(state: &AppState, shadow: &Arc<Shadow>, (served, prompt): (&str, &[TokenId])) -> Self {
         let (shadow, served) = (Arc::clone(shadow), served.to_owned());
         let noted = Noted { shadow, served, prompt: prompt.to_vec(), answer: Vec::new() };

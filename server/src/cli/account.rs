@@ -8,10 +8,10 @@ use passerelle::gateway::{AccountPath, Quota};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::admin_client::AdminClient;
 use super::apply::apply;
 use super::limit_args::LimitArgs;
 use super::numbers::count;
-use super::office::Office;
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
 
@@ -91,26 +91,26 @@ enum AccountCommand {
 
 impl AccountArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let office = match &self.command {
-            AccountCommand::Create { .. } | AccountCommand::Apply { .. } => self.state.new_office()?,
-            _ => self.state.office()?,
+        let admin = match &self.command {
+            AccountCommand::Create { .. } | AccountCommand::Apply { .. } => self.state.new_admin_client()?,
+            _ => self.state.admin_client()?,
         };
         match self.command {
             AccountCommand::Create { path, limits } => {
-                let limits = limits.quota(&office.calendar)?;
-                office.post("/admin/v1/accounts", &json!({"path": path, "limits": limits}))?;
+                let limits = limits.quota(&admin.calendar)?;
+                admin.post("/admin/v1/accounts", &json!({"path": path, "limits": limits}))?;
                 output::line(format_args!("created {path}"))
             }
-            AccountCommand::List(output) => list(&office, output),
+            AccountCommand::List(output) => list(&admin, output),
             AccountCommand::Weight { path, weight } => {
-                office.post("/admin/v1/weights", &json!({"account": path, "weight": weight})).map(drop)
+                admin.post("/admin/v1/weights", &json!({"account": path, "weight": weight})).map(drop)
             }
-            AccountCommand::Apply { file, dry_run } => apply(&office, &file, dry_run),
+            AccountCommand::Apply { file, dry_run } => apply(&admin, &file, dry_run),
             AccountCommand::Remove { path } => {
-                office.delete(&format!("/admin/v1/accounts/{path}"))?;
+                admin.delete(&format!("/admin/v1/accounts/{path}"))?;
                 output::line(format_args!("removed {path}"))
             }
-            AccountCommand::Audit { head, output } => audit(&office, head.as_deref(), output),
+            AccountCommand::Audit { head, output } => audit(&admin, head.as_deref(), output),
         }
     }
 }
@@ -122,14 +122,14 @@ struct ListedAccount {
     limits: Quota,
 }
 
-fn list(office: &Office, output: OutputArgs) -> Result<()> {
-    let answer = office.get("/admin/v1/accounts")?;
+fn list(admin: &AdminClient, output: OutputArgs) -> Result<()> {
+    let answer = admin.get("/admin/v1/accounts")?;
     if output.json {
         return output::json(&answer["data"]);
     }
     output::line(format_args!("{:<32}{:<8}LIMITS", "ACCOUNT", "WEIGHT"))?;
-    office.rows(answer)?.iter().try_for_each(|ListedAccount { path, weight, limits }| {
-        let limits: Vec<_> = limits.limits().iter().map(|limit| limit.shown(&office.calendar)).collect();
+    admin.rows(answer)?.iter().try_for_each(|ListedAccount { path, weight, limits }| {
+        let limits: Vec<_> = limits.limits().iter().map(|limit| limit.shown(&admin.calendar)).collect();
         let limits = if limits.is_empty() { "none".to_owned() } else { limits.join(", ") };
         output::line(format_args!("{:<32}{weight:<8}{limits}", path.as_str()))
     })
@@ -145,16 +145,16 @@ struct ListedAct {
     hash: String,
 }
 
-fn audit(office: &Office, head: Option<&str>, output: OutputArgs) -> Result<()> {
-    let answer = office.get("/admin/v1/audit")?;
+fn audit(admin: &AdminClient, head: Option<&str>, output: OutputArgs) -> Result<()> {
+    let answer = admin.get("/admin/v1/audit")?;
     let is_unbroken = answer["unbroken"] == true;
     if output.json {
         output::json(&answer["data"])?;
     }
-    let log: Vec<ListedAct> = office.rows(answer)?;
+    let log: Vec<ListedAct> = admin.rows(answer)?;
     if !output.json {
         for ListedAct { at, actor, act, subject, detail, .. } in &log {
-            output::line(format_args!("{}  {actor}: {act} {subject} {detail}", office.calendar.show(*at)))?;
+            output::line(format_args!("{}  {actor}: {act} {subject} {detail}", admin.calendar.show(*at)))?;
         }
     }
     if !is_unbroken {

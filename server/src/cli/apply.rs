@@ -12,7 +12,7 @@ use passerelle::gateway::{AccountPath, Limit, Quota};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::office::Office;
+use super::admin_client::AdminClient;
 use super::output;
 
 #[derive(Deserialize)]
@@ -64,16 +64,16 @@ struct Line<'a> {
     fields: Vec<&'a str>,
 }
 
-pub(super) fn apply(office: &Office, file: &Path, dry_run: bool) -> Result<()> {
+pub(super) fn apply(admin: &AdminClient, file: &Path, dry_run: bool) -> Result<()> {
     let name = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     // Spreadsheets begin a file in UTF-8 with a mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let is_csv = file.extension().is_some_and(|extension| extension == "csv");
     let accounts = if is_csv { from_csv(text).with_context(|| name.to_string())? } else { from_toml(file, text)? };
-    let wanted: Vec<_> = accounts.into_iter().map(|account| account.wanted(&office.calendar)).collect::<Result<_>>()?;
-    let answer = office.post("/admin/v1/apply", &json!({"accounts": wanted, "dry_run": dry_run}))?;
-    let changes: Vec<String> = office.rows(answer)?;
+    let wanted: Vec<_> = accounts.into_iter().map(|account| account.wanted(&admin.calendar)).collect::<Result<_>>()?;
+    let answer = admin.post("/admin/v1/apply", &json!({"accounts": wanted, "dry_run": dry_run}))?;
+    let changes: Vec<String> = admin.rows(answer)?;
     changes.iter().try_for_each(output::line)?;
     match (changes.len(), dry_run) {
         (0, _) => tell!("Nothing to change."),

@@ -49,8 +49,8 @@ impl BackupArgs {
         // Before anybody is asked for it.
         let mut copy =
             OpenOptions::new().write(true).create_new(true).mode(OWNER_ONLY).open(file).with_context(named)?;
-        let copied = self.state.office().and_then(|office| {
-            std::io::copy(&mut office.download("/admin/v1/backup")?, &mut copy).with_context(named)?;
+        let copied = self.state.admin_client().and_then(|admin| {
+            std::io::copy(&mut admin.download("/admin/v1/backup")?, &mut copy).with_context(named)?;
             copy.sync_all().with_context(named)
         });
         if let Err(error) = copied {

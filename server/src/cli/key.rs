@@ -6,8 +6,8 @@ use passerelle::gateway::{AccountPath, Scope};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::admin_client::{AdminClient, Refused, in_path};
 use super::limit_args::LimitArgs;
-use super::office::{Office, Refused, in_path};
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
 
@@ -82,28 +82,28 @@ struct CreateArgs {
 
 impl KeyArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let office = match &self.command {
-            KeyCommand::Create { .. } => self.state.new_office()?,
-            _ => self.state.office()?,
+        let admin = match &self.command {
+            KeyCommand::Create { .. } => self.state.new_admin_client()?,
+            _ => self.state.admin_client()?,
         };
         match self.command {
-            KeyCommand::Create(args) => create(&office, args),
-            KeyCommand::List(output) => list(&office, output),
+            KeyCommand::Create(args) => create(&admin, args),
+            KeyCommand::List(output) => list(&admin, output),
             KeyCommand::Rotate { name, overlap, output } => {
                 let path = format!("/admin/v1/keys/{}/rotate", in_path(&name));
-                let made = office.post(&path, &json!({"overlap_seconds": overlap.0.as_secs()}))?;
+                let made = admin.post(&path, &json!({"overlap_seconds": overlap.0.as_secs()}))?;
                 show_once(&made, output)
             }
             KeyCommand::Revoke { name } => {
-                let revoked = office.delete(&format!("/admin/v1/keys/{}", in_path(&name)))?;
+                let revoked = admin.delete(&format!("/admin/v1/keys/{}", in_path(&name)))?;
                 output::line(format_args!("revoked {} ({})", text(&revoked, "name"), text(&revoked, "id")))
             }
         }
     }
 }
 
-fn create(office: &Office, args: CreateArgs) -> Result<()> {
-    let account = account_of(office, &args)?;
+fn create(admin: &AdminClient, args: CreateArgs) -> Result<()> {
+    let account = account_of(admin, &args)?;
     let scopes = if args.scopes.is_empty() { Scopes::default() } else { Scopes::new(args.scopes)? };
     let models =
         if args.models.is_empty() { ModelAccess::All } else { ModelAccess::Only(args.models.into_iter().collect()) };
@@ -112,21 +112,21 @@ fn create(office: &Office, args: CreateArgs) -> Result<()> {
         "account": account, "name": args.name, "scopes": scopes, "models": models, "class": args.class,
         "valid_for_seconds": valid_for,
     });
-    let made = office.post("/admin/v1/keys", &new)?;
+    let made = admin.post("/admin/v1/keys", &new)?;
     let shown = show_once(&made, args.output);
-    if is_first(office)? {
+    if is_first(admin)? {
         tell!("This is the first key: a server that runs already asks for none until it is restarted.");
     }
     shown
 }
 
-fn is_first(office: &Office) -> Result<bool> {
-    Ok(office.get("/admin/v1/keys")?["data"].as_array().is_some_and(|keys| keys.len() == 1))
+fn is_first(admin: &AdminClient) -> Result<bool> {
+    Ok(admin.get("/admin/v1/keys")?["data"].as_array().is_some_and(|keys| keys.len() == 1))
 }
 
 /// The account that was named, or one of the key's own name with the limits that were stated.
-fn account_of(office: &Office, args: &CreateArgs) -> Result<AccountPath> {
-    let limits = args.limits.quota(&office.calendar)?;
+fn account_of(admin: &AdminClient, args: &CreateArgs) -> Result<AccountPath> {
+    let limits = args.limits.quota(&admin.calendar)?;
     let has_limits = !limits.limits().is_empty();
     if let Some(account) = &args.account {
         if has_limits {
@@ -136,7 +136,7 @@ fn account_of(office: &Office, args: &CreateArgs) -> Result<AccountPath> {
     }
     let account: AccountPath =
         args.name.parse().with_context(|| format!("no account can be named after the key '{}'", args.name))?;
-    match office.post("/admin/v1/accounts", &json!({"path": account, "limits": limits})) {
+    match admin.post("/admin/v1/accounts", &json!({"path": account, "limits": limits})) {
         Err(error) if Refused::is_conflict(&error) && has_limits => {
             bail!("the account '{account}' exists: `passerelle quota set {account} ...` changes its limits")
         }
@@ -164,12 +164,12 @@ struct ListedKey {
     scopes: Scopes,
 }
 
-fn list(office: &Office, output: OutputArgs) -> Result<()> {
-    let answer = office.get("/admin/v1/keys")?;
+fn list(admin: &AdminClient, output: OutputArgs) -> Result<()> {
+    let answer = admin.get("/admin/v1/keys")?;
     if output.json {
         return output::json(&answer["data"]);
     }
-    let keys: Vec<ListedKey> = office.rows(answer)?;
+    let keys: Vec<ListedKey> = admin.rows(answer)?;
     if keys.is_empty() {
         tell!("There are no keys; `passerelle key create NAME` makes one.");
         return Ok(());

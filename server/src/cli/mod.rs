@@ -1,6 +1,7 @@
 //! The commands and their options. Each command is a file: what may be written, and a `run` that calls the rooms.
 
 mod account;
+mod admin_client;
 mod apply;
 mod backup;
 mod bench;
@@ -14,7 +15,6 @@ mod limit_args;
 mod model;
 mod model_args;
 mod numbers;
-mod office;
 pub(crate) mod output;
 mod plan;
 mod quota;

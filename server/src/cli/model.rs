@@ -4,7 +4,7 @@ use passerelle::config::ByteSize;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::office::Office;
+use super::admin_client::AdminClient;
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
 
@@ -60,15 +60,15 @@ struct Row {
 
 impl ModelArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let office = self.state.office()?;
+        let admin = self.state.admin_client()?;
         let (act, Named { model, output }) = match self.act {
-            Act::List(output) => return list(&office, &output),
+            Act::List(output) => return list(&admin, &output),
             Act::Load(named) => ("load", named),
             Act::Unload(named) => ("unload", named),
             Act::Pin(named) => ("pin", named),
             Act::Unpin(named) => ("unpin", named),
         };
-        let answer = office.post(&format!("/admin/v1/models/{act}"), &json!({"model": model}))?;
+        let answer = admin.post(&format!("/admin/v1/models/{act}"), &json!({"model": model}))?;
         if output.json {
             return output::json(&answer);
         }
@@ -77,13 +77,13 @@ impl ModelArgs {
     }
 }
 
-fn list(office: &Office, output: &OutputArgs) -> Result<()> {
-    let answer = office.get("/admin/v1/models")?;
+fn list(admin: &AdminClient, output: &OutputArgs) -> Result<()> {
+    let answer = admin.get("/admin/v1/models")?;
     if output.json {
         return output::json(&answer);
     }
     let memory = answer["memory"].clone();
-    print(&office.rows(answer)?, &memory)
+    print(&admin.rows(answer)?, &memory)
 }
 
 fn print(rows: &[Row], memory: &Value) -> Result<()> {

@@ -6,9 +6,9 @@ use passerelle::gateway::quota::{UnixSeconds, WrittenLimit};
 use passerelle::gateway::{AccountPath, LimitName};
 use serde_json::{Value, json};
 
+use super::admin_client::AdminClient;
 use super::limit_args::GrantDates;
 use super::numbers::number;
-use super::office::Office;
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
 
@@ -104,25 +104,25 @@ impl QuotaArgs {
     pub(crate) fn run(self) -> Result<ExitCode> {
         let done = match self.command {
             QuotaCommand::Set { account, limit, value, model, dry_run, dates } => {
-                let office = self.state.new_office()?;
-                let (from, until) = dates.instants(&office.calendar)?;
+                let admin = self.state.new_admin_client()?;
+                let (from, until) = dates.instants(&admin.calendar)?;
                 let (from, until) = (from.map(|from| from.0), until.map(|until| until.0));
                 let written = WrittenLimit { limit: limit.to_string(), value, model, from, until, dry_run };
-                let answer = office.post("/admin/v1/limits", &json!({"account": account, "set": written}))?;
+                let answer = admin.post("/admin/v1/limits", &json!({"account": account, "set": written}))?;
                 if let Some(warning) = answer["warning"].as_str() {
                     tell!("passerelle: {warning}");
                 }
                 output::line(format_args!("set {limit} of {account}{}", on_trial(dry_run)))
             }
             QuotaCommand::Explain { key, tokens, output_tokens, model, output } => {
-                let office = self.state.office_that_prices(&model)?;
+                let admin = self.state.admin_client_that_prices(&model)?;
                 let asked =
                     json!({"key": key, "prompt_tokens": tokens, "output_tokens": output_tokens, "model": model});
-                return explain(&office, &asked, output);
+                return explain(&admin, &asked, output);
             }
             QuotaCommand::Remove { account, limit, model, dry_run } => {
                 let removed = json!({"limit": limit.to_string(), "model": model, "dry_run": dry_run});
-                self.state.office()?.post("/admin/v1/limits", &json!({"account": account, "remove": removed}))?;
+                self.state.admin_client()?.post("/admin/v1/limits", &json!({"account": account, "remove": removed}))?;
                 output::line(format_args!("removed {limit} of {account}{}", on_trial(dry_run)))
             }
         };
@@ -139,17 +139,17 @@ fn on_trial(dry_run: bool) -> &'static str {
     if dry_run { " (on trial)" } else { "" }
 }
 
-fn explain(office: &Office, asked: &Value, output: OutputArgs) -> Result<ExitCode> {
-    let answer = office.post("/admin/v1/explain", asked)?;
+fn explain(admin: &AdminClient, asked: &Value, output: OutputArgs) -> Result<ExitCode> {
+    let answer = admin.post("/admin/v1/explain", asked)?;
     if output.json {
         output::json(&answer)?;
     } else {
-        show(office, &answer, asked["model"] == "")?;
+        show(admin, &answer, asked["model"] == "")?;
     }
     Ok(if answer["fits"] == true { ExitCode::SUCCESS } else { ExitCode::from(WOULD_BE_REFUSED) })
 }
 
-fn show(office: &Office, answer: &Value, is_unnamed: bool) -> Result<()> {
+fn show(admin: &AdminClient, answer: &Value, is_unnamed: bool) -> Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let account = text(&answer["account"]);
     let barred = answer["barred"].as_array().map_or(&[][..], Vec::as_slice);
@@ -159,7 +159,7 @@ fn show(office: &Office, answer: &Value, is_unnamed: bool) -> Result<()> {
     } else if let Some(closed) = answer["closed"].as_str() {
         output::line(format_args!("{account}: nothing is admitted at the moment, because {closed}"))?;
     } else if answer["refusal"].is_object() {
-        show_refusal(office, &answer["refusal"])?;
+        show_refusal(admin, &answer["refusal"])?;
     }
     answer["not_looked_at"].as_array().into_iter().flatten().try_for_each(|limit| {
         let (name, scope) = (text(&limit["limit"]), text(&limit["scope"]));
@@ -181,10 +181,10 @@ fn show(office: &Office, answer: &Value, is_unnamed: bool) -> Result<()> {
     })
 }
 
-fn show_refusal(office: &Office, refusal: &Value) -> Result<()> {
+fn show_refusal(admin: &AdminClient, refusal: &Value) -> Result<()> {
     output::line(refusal["message"].as_str().unwrap_or_default())?;
     match refusal["passes_at"].as_u64() {
-        Some(at) => output::line(format_args!("it would pass at {}", office.calendar.show(UnixSeconds(at))))?,
+        Some(at) => output::line(format_args!("it would pass at {}", admin.calendar.show(UnixSeconds(at))))?,
         None => output::line("it would not pass as long as this limit stands")?,
     }
     match refusal["largest_output_tokens"].as_u64() {

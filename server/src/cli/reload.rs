@@ -22,7 +22,7 @@ pub(crate) struct ReloadArgs {
 
 impl ReloadArgs {
     pub(crate) fn run(self) -> Result<()> {
-        let answer = self.state.office()?.post("/admin/v1/reload", &json!({}))?;
+        let answer = self.state.admin_client()?.post("/admin/v1/reload", &json!({}))?;
         if self.output.json {
             return output::json(&answer);
         }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use passerelle::trust::{Papers, SigningKey, sign};
+use passerelle::trust::{ManifestFiles, SigningKey, sign};
 
 use super::output;
 use super::source_args::{SourceArgs, watched};
@@ -43,7 +43,7 @@ impl SignArgs {
         let key = SigningKey::load(key).context("--key")?;
         let files = self.args.files(source)?;
         let digest = watched("hashing", |watch| sign(&files, &key, watch))?;
-        output::line(format_args!("{:<12}{}", "signed", Papers::of(&files)?.signature.display()))?;
+        output::line(format_args!("{:<12}{}", "signed", ManifestFiles::of(&files)?.signature.display()))?;
         output::line(format_args!("{:<12}{digest}", "digest"))
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use passerelle::config::{self, Config, Environment, Written, WrittenServer};
 use passerelle::gateway::DataDir;
 
-use super::office::{NoLedger, Office};
+use super::admin_client::{AdminClient, NoLedger};
 
 #[derive(Debug, Args)]
 pub(super) struct StateArgs {
@@ -31,18 +31,18 @@ impl StateArgs {
     }
 
     /// Where accounts, keys and limits are made. There need not be any yet.
-    pub(super) fn new_office(&self) -> Result<Office> {
-        Office::open(&self.config()?, NoLedger::Make, None)
+    pub(super) fn new_admin_client(&self) -> Result<AdminClient> {
+        AdminClient::open(&self.config()?, NoLedger::Make, None)
     }
 
     /// Where accounts, keys and limits are changed, and usage is read.
-    pub(super) fn office(&self) -> Result<Office> {
-        Office::open(&self.config()?, NoLedger::Refuse, None)
+    pub(super) fn admin_client(&self) -> Result<AdminClient> {
+        AdminClient::open(&self.config()?, NoLedger::Refuse, None)
     }
 
     /// The same, to ask what a model's tokens are to limits.
-    pub(super) fn office_that_prices(&self, model: &str) -> Result<Office> {
-        Office::open(&self.config()?, NoLedger::Refuse, Some(model))
+    pub(super) fn admin_client_that_prices(&self, model: &str) -> Result<AdminClient> {
+        AdminClient::open(&self.config()?, NoLedger::Refuse, Some(model))
     }
 
     fn config(&self) -> Result<Config> {

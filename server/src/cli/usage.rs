@@ -9,7 +9,7 @@ use passerelle::gateway::journal::export::{Exported, verify_csv};
 use passerelle::gateway::journal::{UsageSum, Used, UserSum};
 use passerelle::gateway::tariff::{HourUse, TimeUse};
 
-use super::office::Office;
+use super::admin_client::AdminClient;
 use super::output::{self, OutputArgs};
 use super::state_args::StateArgs;
 
@@ -87,19 +87,19 @@ impl UsageArgs {
                 let output = OutputArgs { json: false };
                 let (account, since, until, by) = (AccountPath::root(), None, None, By::Model);
                 let all = ShowArgs { account, since, until, by, output };
-                show(&self.state.office()?, all)
+                show(&self.state.admin_client()?, all)
             }
-            Some(UsageCommand::Show(args)) => show(&self.state.office()?, args),
-            Some(UsageCommand::Hours(output)) => hours(&self.state.office()?, output),
-            Some(UsageCommand::Export { file }) => export(&self.state.office()?, file),
+            Some(UsageCommand::Show(args)) => show(&self.state.admin_client()?, args),
+            Some(UsageCommand::Hours(output)) => hours(&self.state.admin_client()?, output),
+            Some(UsageCommand::Export { file }) => export(&self.state.admin_client()?, file),
             Some(UsageCommand::Verify { file, head }) => verify(file, head.as_deref()),
         }
     }
 }
 
-fn show(office: &Office, args: ShowArgs) -> Result<()> {
+fn show(admin: &AdminClient, args: ShowArgs) -> Result<()> {
     let instant = |name: &str, date: Option<String>| -> Result<String> {
-        let at = date.map(|date| office.calendar.start_of(&date)).transpose()?;
+        let at = date.map(|date| admin.calendar.start_of(&date)).transpose()?;
         Ok(at.map_or_else(String::new, |at| format!("&{name}={}", at.0)))
     };
     let (since, until) = (instant("since", args.since)?, instant("until", args.until)?);
@@ -107,17 +107,17 @@ fn show(office: &Office, args: ShowArgs) -> Result<()> {
         By::Model => "model",
         By::User => "user",
     };
-    let answer = office.get(&format!("/admin/v1/usage?account={}&by={by}{since}{until}", args.account))?;
+    let answer = admin.get(&format!("/admin/v1/usage?account={}&by={by}{since}{until}", args.account))?;
     if args.output.json {
         return output::json(&answer["data"]);
     }
     let rows: Vec<(String, String, Used)> = match args.by {
         By::Model => {
-            office.rows::<UsageSum>(answer)?.into_iter().map(|sum| (sum.account, sum.model, sum.used)).collect()
+            admin.rows::<UsageSum>(answer)?.into_iter().map(|sum| (sum.account, sum.model, sum.used)).collect()
         }
         By::User => {
             let user = |sum: &UserSum| sum.user.clone().unwrap_or_else(|| "-".to_owned());
-            office.rows::<UserSum>(answer)?.into_iter().map(|sum| (sum.account.clone(), user(&sum), sum.used)).collect()
+            admin.rows::<UserSum>(answer)?.into_iter().map(|sum| (sum.account.clone(), user(&sum), sum.used)).collect()
         }
     };
     if rows.is_empty() {
@@ -136,8 +136,8 @@ fn show(office: &Office, args: ShowArgs) -> Result<()> {
     })
 }
 
-fn hours(office: &Office, output: OutputArgs) -> Result<()> {
-    let answer = office.get("/admin/v1/usage/hours")?;
+fn hours(admin: &AdminClient, output: OutputArgs) -> Result<()> {
+    let answer = admin.get("/admin/v1/usage/hours")?;
     if output.json {
         return output::json(&answer);
     }
@@ -146,8 +146,8 @@ fn hours(office: &Office, output: OutputArgs) -> Result<()> {
         "{:<12}{:<28}{billed:>14}{under_use:>14}{idle:>14}{elapsed:>14}",
         "PARTITION", "HOUR FROM"
     ))?;
-    office.rows(answer)?.iter().try_for_each(|HourUse { partition, hour, used }| {
-        let (from, TimeUse { billed, under_use, idle, elapsed }) = (office.calendar.show(*hour), used);
+    admin.rows(answer)?.iter().try_for_each(|HourUse { partition, hour, used }| {
+        let (from, TimeUse { billed, under_use, idle, elapsed }) = (admin.calendar.show(*hour), used);
         output::line(format_args!(
             "{partition:<12}{from:<28}{billed:>14.3}{under_use:>14.3}{idle:>14.3}{elapsed:>14.3}"
         ))
@@ -155,8 +155,8 @@ fn hours(office: &Office, output: OutputArgs) -> Result<()> {
 }
 
 /// What comes is verified while it is written.
-fn export(office: &Office, file: Option<PathBuf>) -> Result<()> {
-    let ledger = office.download("/admin/v1/usage/export")?;
+fn export(admin: &AdminClient, file: Option<PathBuf>) -> Result<()> {
+    let ledger = admin.download("/admin/v1/usage/export")?;
     let is_stdout = |path: &PathBuf| ["-", "/dev/stdout"].iter().any(|name| path == Path::new(name));
     let exported = match &file.filter(|file| !is_stdout(file)) {
         None => verify_csv(BufReader::new(Tee { from: ledger, to: io::stdout().lock() }))?,

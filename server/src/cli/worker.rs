@@ -11,7 +11,7 @@ use passerelle::workers::Authority;
 use super::output;
 use super::serve::ServeArgs;
 use super::state_args::StateArgs;
-use crate::serve::{GatewayAddress, Lifeline, Sight, Until, WorkerErrand, last_day, run_worker};
+use crate::serve::{GatewayAddress, Lifeline, Sight, Until, WorkerAssignment, last_day, run_worker};
 
 const HELP: &str = "\
 `passerelle serve` starts one for each of [[partitions]], with the options that it was started with itself, and again when it
@@ -86,7 +86,7 @@ impl WorkerArgs {
         let until = until((self.until, lifeline), environment.slurm_job_end.as_deref())?;
         let sight = if self.sees_one_device { Sight::OneDevice } else { Sight::Inherited };
         let gateway = gateway(connect, self.credentials)?;
-        run_worker(&config, WorkerErrand { partition, gateway, lifeline, until, sight })
+        run_worker(&config, WorkerAssignment { partition, gateway, lifeline, until, sight })
     }
 }
 

@@ -6,7 +6,7 @@ use std::iter;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use passerelle::trust::Papers;
+use passerelle::trust::ManifestFiles;
 use passerelle_models::CheckpointFiles;
 
 const CONFIG_FILE: &str = "config.json";
@@ -23,8 +23,8 @@ pub(super) struct Found {
     pub(super) stamp: Stamp,
 }
 
-/// Changes when somebody writes to the checkpoint, or signs it. Of each file directly in it, and of the papers beside one
-/// that is a file itself: name, length, time.
+/// Changes when somebody writes to the checkpoint, or signs it. Of each file directly in it, and of the manifest and
+/// signature beside one that is a file itself: name, length, time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stamp(Vec<(PathBuf, u64, Option<SystemTime>)>);
 
@@ -95,7 +95,7 @@ impl Entry {
 
     fn checkpoint(&self, name: String) -> Option<Found> {
         let files = if self.is_gguf() {
-            iter::once(self.stamp()).chain(self.papers().iter().map(Self::stamp)).collect()
+            iter::once(self.stamp()).chain(self.manifest_files().iter().map(Self::stamp)).collect()
         } else if self.metadata.is_dir() && self.path.join(CONFIG_FILE).is_file() {
             let mut files: Vec<_> = entries(&self.path).ok()?.iter().map(Self::stamp).collect();
             files.sort_unstable();
@@ -114,9 +114,10 @@ impl Entry {
     }
 
     /// What is there of those of a GGUF file.
-    fn papers(&self) -> Vec<Self> {
-        let papers = CheckpointFiles::gguf(&self.path).ok().and_then(|files| Papers::of(&files).ok());
-        let places = papers.into_iter().flat_map(|papers| [papers.manifest, papers.signature]);
+    fn manifest_files(&self) -> Vec<Self> {
+        let manifest_files = CheckpointFiles::gguf(&self.path).ok().and_then(|files| ManifestFiles::of(&files).ok());
+        let places =
+            manifest_files.into_iter().flat_map(|manifest_files| [manifest_files.manifest, manifest_files.signature]);
         places.filter_map(|path| Some(Self { metadata: fs::metadata(&path).ok()?, path })).collect()
     }
 
@@ -190,10 +191,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         write(folder.path(), &["a.gguf", "b.gguf"]);
         let mut before = look(folder.path()).expect("it is readable").found;
-        for papers in ["a.gguf.manifest", "a.gguf.manifest.sig"] {
-            write(folder.path(), &[papers]);
+        for manifest_files in ["a.gguf.manifest", "a.gguf.manifest.sig"] {
+            write(folder.path(), &[manifest_files]);
             let after = look(folder.path()).expect("it is readable").found;
-            assert_ne!(before[0].stamp, after[0].stamp, "{papers}");
+            assert_ne!(before[0].stamp, after[0].stamp, "{manifest_files}");
             assert_eq!(before[1], after[1]);
             before = after;
         }

@@ -11,7 +11,7 @@ use passerelle::gateway::replica::{Replica, ReplicaId};
 use passerelle::gateway::tariff::Price;
 use passerelle::placement::Device;
 use passerelle::text::{GrammarCompiler, TextModel};
-use passerelle::workers::{OfferedModel, Post, PostBounds, Seat, WorkersFrom};
+use passerelle::workers::{OfferedModel, RemoteReplica, RemoteReplicaBounds, WorkerSlot, WorkersFrom};
 use passerelle_engine::StepObserver;
 use passerelle_models::{CheckpointFiles, EncoderOutput, ModelDigest};
 
@@ -26,7 +26,7 @@ use super::trusted::Inspector;
 /// The partitions of a configuration.
 #[derive(Default)]
 pub(super) struct Placed {
-    pub(super) seats: Vec<Arc<Seat>>,
+    pub(super) slots: Vec<Arc<WorkerSlot>>,
     models: Vec<PlacedModel>,
 }
 
@@ -38,7 +38,7 @@ struct PlacedModel {
     /// Its workers may have no other checkpoint.
     digest: ModelDigest,
     text: Arc<TextModel>,
-    post: Post,
+    replica: RemoteReplica,
     id: ReplicaId,
     /// The kind of its partition's device, as in tariffs.
     device: &'static str,
@@ -65,7 +65,7 @@ impl Placed {
                 .with_context(|| format!("model `{}` on partition `{}`", model.name, partition.name))?;
             placed.models.push(model);
         }
-        placed.seats = config.partitions.iter().map(|partition| placed.seat(partition)).collect();
+        placed.slots = config.partitions.iter().map(|partition| placed.slot(partition)).collect();
         Ok(placed)
     }
 
@@ -88,7 +88,7 @@ impl Placed {
     pub(super) fn serve(&self, partition: &str, state: &AppState) -> Result<()> {
         for model in self.models.iter().filter(|model| model.config.partition.as_deref() == Some(partition)) {
             let named = || format!("model `{}`", model.config.name);
-            let offered = model.post.offered().with_context(named)?;
+            let offered = model.replica.offered().with_context(named)?;
             let served = model.served(&offered).with_context(named)?;
             let ledger = state.ledger();
             ledger.know(&model.config.name, facts_of(&served, &partition.into()));
@@ -97,15 +97,15 @@ impl Placed {
         Ok(())
     }
 
-    fn seat(&self, partition: &PartitionConfig) -> Arc<Seat> {
+    fn slot(&self, partition: &PartitionConfig) -> Arc<WorkerSlot> {
         let lies_here = |model: &&PlacedModel| model.config.partition.as_ref() == Some(&partition.name);
-        let posts = self.models.iter().filter(lies_here).map(|model| model.post.clone()).collect();
+        let replicas = self.models.iter().filter(lies_here).map(|model| model.replica.clone()).collect();
         let digests = self.models.iter().filter(lies_here).map(|model| (model.config.name.clone(), model.digest));
         let from = match partition.worker {
             WorkerPlace::Local => WorkersFrom::Here,
             WorkerPlace::Remote => WorkersFrom::Anywhere,
         };
-        Arc::new(Seat::new(&partition.name, from, posts).with_digests(digests))
+        Arc::new(WorkerSlot::new(&partition.name, from, replicas).with_digests(digests))
     }
 }
 
@@ -124,16 +124,18 @@ impl PlacedModel {
             !is_integers || partition.is.device == Device::Cpu,
             "kv_dtype = \"int8\": keys and values in int8 are for models on a CPU; on a GPU choose bf16 or f32"
         );
-        let bounds =
-            PostBounds { longest_hand_over: config.workers.longest_hand_over, vector_len: vector_len(&description) };
+        let bounds = RemoteReplicaBounds {
+            longest_hand_over: config.workers.longest_hand_over,
+            vector_len: vector_len(&description),
+        };
         let observer: Arc<dyn StepObserver> = Arc::new(workshop.metrics.engine(&model.name));
-        let post = Post::new(model.name.as_str(), bounds, workshop.clock(), observer);
+        let replica = RemoteReplica::new(model.name.as_str(), bounds, workshop.clock(), observer);
         let device = if partition.is.device == Device::Cpu { "cpu" } else { "cuda" };
-        Ok(Self { config: model.clone(), files, description, digest, text, post, id, device })
+        Ok(Self { config: model.clone(), files, description, digest, text, replica, id, device })
     }
 
     fn replica(&self) -> Arc<Replica> {
-        Arc::new(Replica::new(self.id, self.config.name.clone(), Box::new(self.post.clone())))
+        Arc::new(Replica::new(self.id, self.config.name.clone(), Box::new(self.replica.clone())))
     }
 
     fn served(&self, offered: &OfferedModel) -> Result<ServedModel> {

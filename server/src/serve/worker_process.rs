@@ -33,7 +33,7 @@ const GATEWAY_GONE: i32 = 1;
 
 /// Which worker this process is, and whose.
 #[derive(Debug, Clone)]
-pub(crate) struct WorkerErrand {
+pub(crate) struct WorkerAssignment {
     pub(crate) partition: String,
     pub(crate) gateway: GatewayAddress,
     pub(crate) lifeline: Lifeline,
@@ -75,31 +75,32 @@ impl Lifeline {
 
 /// Serves until a signal and then what runs to its end. A worker that its server started ends when that is gone;
 /// another dials again.
-pub(crate) fn run_worker(config: &Config, errand: WorkerErrand) -> Result<()> {
+pub(crate) fn run_worker(config: &Config, assignment: WorkerAssignment) -> Result<()> {
     logging::start(&config.log);
     // Or lists of processes, and the kernel where it kills for want of memory, call it `exe`. Only a name.
     let _ = fs::write("/proc/self/comm", "passerelle");
-    errand.lifeline.watch().context("cannot watch the standard input")?;
+    assignment.lifeline.watch().context("cannot watch the standard input")?;
     let runtime = runtime()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let bell = Arc::new(Notify::new());
-    let config = of_partition(config, &errand.partition)?;
+    let config = of_partition(config, &assignment.partition)?;
     let patience = config.server.drain_timeout;
-    if let Some(Until { at, said_by }) = errand.until {
+    if let Some(Until { at, said_by }) = assignment.until {
         ensure!(at.saturating_sub(clock.wall()) > patience, "{said_by}: less than server.drain_timeout is left");
     }
-    errand.gateway.check()?;
-    let manned = Manned::load(&config, (&clock, &bell), (named(&config, &errand.partition)?, errand.sight))?;
+    assignment.gateway.check()?;
+    let loaded =
+        LoadedPartition::load(&config, (&clock, &bell), (named(&config, &assignment.partition)?, assignment.sight))?;
     let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
     let served = runtime.block_on(async {
         tokio::select! {
-            served = manned.serve(&errand, (bounds, patience)) => served,
-            never = errand.gateway.remind(&errand.partition, &*clock) => match never {},
+            served = loaded.serve(&assignment, (bounds, patience)) => served,
+            never = assignment.gateway.remind(&assignment.partition, &*clock) => match never {},
         }
     });
-    drop(manned);
-    served.with_context(|| format!("partition `{}`", errand.partition))?;
-    tracing::info!(partition = errand.partition, "left");
+    drop(loaded);
+    served.with_context(|| format!("partition `{}`", assignment.partition))?;
+    tracing::info!(partition = assignment.partition, "left");
     Ok(())
 }
 
@@ -124,7 +125,7 @@ fn named<'a>(config: &'a Config, name: &str) -> Result<&'a PartitionConfig> {
 }
 
 /// A partition whose models are loaded.
-struct Manned {
+struct LoadedPartition {
     fleet: Fleet,
     facts: WorkerFacts,
     taps: Vec<(String, Arc<StepTap>)>,
@@ -153,25 +154,25 @@ impl Parted {
     }
 }
 
-impl Manned {
-    /// One gateway connection after the other, as the errand's lifeline allows.
-    async fn serve(&self, errand: &WorkerErrand, (bounds, patience): (BackoffBounds, Duration)) -> Result<()> {
+impl LoadedPartition {
+    /// One gateway connection after the other, as the assignment's lifeline allows.
+    async fn serve(&self, assignment: &WorkerAssignment, (bounds, patience): (BackoffBounds, Duration)) -> Result<()> {
         let mut signals = Signals::new()?;
         let mut backoff = Backoff::new(bounds);
         let mut was_let_in = false;
-        let time_left = || errand.until.map(|until| until.at.saturating_sub(self.clock.wall()));
+        let time_left = || assignment.until.map(|until| until.at.saturating_sub(self.clock.wall()));
         let leaves_in = || time_left().map_or(Duration::MAX, |left| left.saturating_sub(patience));
         loop {
             let began = self.clock.now();
             let leave_in_time = leave(&mut signals, leaves_in());
-            let served = self.serve_once(&errand.gateway, (time_left(), patience), leave_in_time).await;
+            let served = self.serve_once(&assignment.gateway, (time_left(), patience), leave_in_time).await;
             let Err(parted) = served else { return Ok(()) };
             was_let_in |= matches!(parted, Parted::Ended(WorkError::Broken(_) | WorkError::GatewayGone));
-            if errand.lifeline == Lifeline::Input || !parted.may_pass(was_let_in) {
+            if assignment.lifeline == Lifeline::Input || !parted.may_pass(was_let_in) {
                 return Err(parted.into());
             }
             let pause = backoff.after(self.clock.now().saturating_sub(began));
-            tracing::warn!(partition = errand.partition, why = %parted, again_in = ?pause, "no gateway; it is dialled again");
+            tracing::warn!(partition = assignment.partition, why = %parted, again_in = ?pause, "no gateway; it is dialled again");
             tokio::select! {
                 () = sleep(pause) => {}
                 _ = leave(&mut signals, leaves_in()) => return Ok(()),

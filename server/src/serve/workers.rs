@@ -18,7 +18,7 @@ use passerelle::config::{Config, Listen, WorkerPlace};
 use passerelle::metrics::Metrics;
 use passerelle::placement::Backend;
 use passerelle::workers::{
-    Authority, BackoffBounds, Ended, Gate, GateBounds, GatewayTls, LastDay, Peer, Seat, supervise,
+    Authority, BackoffBounds, Ended, Gate, GateBounds, GatewayTls, LastDay, Peer, WorkerSlot, supervise,
 };
 use passerelle_engine::clock::{Clock, SystemClock};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
@@ -65,7 +65,7 @@ pub(crate) struct WorkerCommand {
 
 /// Dropped: the workers end, and their socket is gone.
 pub(super) struct WorkersKeeper {
-    seats: Vec<Arc<Seat>>,
+    slots: Vec<Arc<WorkerSlot>>,
     tasks: Vec<JoinHandle<()>>,
     socket: PathBuf,
 }
@@ -73,8 +73,8 @@ pub(super) struct WorkersKeeper {
 impl WorkersKeeper {
     /// Ends what runs, so that each client is told.
     pub(super) fn shutdown(&self) -> impl Fn() + Send + use<> {
-        let seats = self.seats.clone();
-        move || seats.iter().for_each(|seat| seat.shut_down())
+        let slots = self.slots.clone();
+        move || slots.iter().for_each(|slot| slot.shut_down())
     }
 }
 
@@ -96,12 +96,19 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     /// Serves the partition's models. Errors when its worker ends before it has come.
-    async fn await_first(&self, seat: &Seat) -> Result<()> {
-        let mut standing = seat.standing();
+    async fn await_first(&self, slot: &WorkerSlot) -> Result<()> {
+        let mut standing = slot.standing();
         let has_come = standing.wait_for(|standing| standing.arrivals > 0 || standing.ends > 0).await?.arrivals > 0;
-        let partition = seat.partition();
+        let partition = slot.partition();
         ensure!(has_come, "partition `{partition}`: its worker ended before it had loaded its models");
         self.placed.serve(partition, &self.state)
+    }
+
+    /// For a worker of another machine, which nobody waits for.
+    async fn whenever_it_comes(self, slot: Arc<WorkerSlot>) {
+        if let Err(error) = self.await_first(&slot).await {
+            tracing::error!(partition = slot.partition(), %error, "the models of a worker cannot be served");
+        }
     }
 }
 
@@ -116,42 +123,31 @@ pub(super) fn open(
     let socket = std::path::absolute(config.server.data_dir.join(WORKER_SOCKET))?;
     let _in_runtime = runtime.enter();
     let listener = listen(&socket).with_context(|| format!("cannot listen to workers on {}", socket.display()))?;
-    let seats = arrivals.placed.seats.clone();
+    let slots = arrivals.placed.slots.clone();
     let clock = arrivals.workshop.clock();
     let bounds = GateBounds {
         longest_silence: config.workers.longest_silence,
         longest_standstill: config.workers.longest_standstill,
     };
-    let gate = Gate::new(seats.iter().cloned(), bounds, Arc::clone(&clock));
+    let gate = Gate::new(slots.iter().cloned(), bounds, Arc::clone(&clock));
     // Strangers that dial from elsewhere take no place of a worker of this machine.
-    let places = || Arc::new(Semaphore::new(seats.len() * CONNECTIONS_PER_PARTITION));
+    let places = || Arc::new(Semaphore::new(slots.len() * CONNECTIONS_PER_PARTITION));
     let mut tasks = vec![runtime.spawn(let_in(listener, gate.clone(), places()))];
-    tasks.push(runtime.spawn(report(seats.clone(), Arc::clone(&arrivals.workshop.metrics), Arc::clone(&clock))));
+    tasks.push(runtime.spawn(report(slots.clone(), Arc::clone(&arrivals.workshop.metrics), Arc::clone(&clock))));
     if let Some(address) = config.workers.listen {
         let remote = RemoteEntry::open(address, &config.server.data_dir).context("workers.listen")?;
         tasks.push(runtime.spawn(remote.let_in(gate, places())));
     }
-    let is_local = |seat: &&Arc<Seat>| {
-        let of_seat = config.partitions.iter().find(|partition| partition.name == seat.partition());
-        of_seat.is_some_and(|partition| partition.worker == WorkerPlace::Local)
-    };
-    let (local, remote): (Vec<_>, Vec<_>) = seats.iter().partition(is_local);
+    let (local, remote): (Vec<_>, Vec<_>) = slots.iter().partition(|slot| is_local(config, slot));
     let command = Arc::new(command);
-    for &seat in &local {
-        tasks.push(supervised(config, (&command, socket.as_path()), seat, &clock, runtime)?);
+    for &slot in &local {
+        tasks.push(supervised(config, (&command, socket.as_path()), slot, &clock, runtime)?);
     }
-    for seat in remote {
-        let (arrivals, seat) = (arrivals.clone(), Arc::clone(seat));
-        tasks.push(runtime.spawn(async move {
-            if let Err(error) = arrivals.await_first(&seat).await {
-                tracing::error!(partition = seat.partition(), %error, "the models of a worker cannot be served");
-            }
-        }));
-    }
-    let keeper = WorkersKeeper { seats: seats.clone(), tasks, socket };
+    tasks.extend(remote.into_iter().map(|slot| runtime.spawn(arrivals.clone().whenever_it_comes(Arc::clone(slot)))));
+    let keeper = WorkersKeeper { slots: slots.clone(), tasks, socket };
     let all_come = async {
-        for seat in local {
-            arrivals.await_first(seat).await?;
+        for slot in local {
+            arrivals.await_first(slot).await?;
         }
         Ok(())
     };
@@ -163,20 +159,25 @@ pub(super) fn open(
     })
 }
 
+fn is_local(config: &Config, slot: &WorkerSlot) -> bool {
+    let of_slot = config.partitions.iter().find(|partition| partition.name == slot.partition());
+    of_slot.is_some_and(|partition| partition.worker == WorkerPlace::Local)
+}
+
 fn supervised(
     config: &Config,
     (command, socket): (&Arc<WorkerCommand>, &Path),
-    seat: &Arc<Seat>,
+    slot: &Arc<WorkerSlot>,
     clock: &Arc<dyn Clock>,
     runtime: &Runtime,
 ) -> Result<JoinHandle<()>> {
     let bounds = BackoffBounds { first: config.workers.first_restart, longest: config.workers.longest_restart };
     let patience = config.server.drain_timeout;
-    let (command, dials, partition) = (Arc::clone(command), socket.to_owned(), seat.partition().to_owned());
-    let of_seat = config.partitions.iter().find(|other| other.name == partition);
-    let device = of_seat.map(|partition| OneDevice::of(&config.engine, partition)).transpose()?.flatten();
+    let (command, dials, partition) = (Arc::clone(command), socket.to_owned(), slot.partition().to_owned());
+    let of_slot = config.partitions.iter().find(|other| other.name == partition);
+    let device = of_slot.map(|partition| OneDevice::of(&config.engine, partition)).transpose()?.flatten();
     let start = move || start_process(command.process(&partition, &dials, device.as_ref()), &partition);
-    Ok(runtime.spawn(supervise(Arc::clone(seat), (bounds, patience), Arc::clone(clock), start)))
+    Ok(runtime.spawn(supervise(Arc::clone(slot), (bounds, patience), Arc::clone(clock), start)))
 }
 
 fn listen(socket: &Path) -> io::Result<UnixListener> {
@@ -265,9 +266,9 @@ impl Unproven {
 }
 
 /// Says in `/metrics` how partitions are served.
-async fn report(seats: Vec<Arc<Seat>>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
+async fn report(slots: Vec<Arc<WorkerSlot>>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>) {
     loop {
-        seats.iter().for_each(|seat| metrics.partition_is(seat.partition(), seat.figures(clock.now())));
+        slots.iter().for_each(|slot| metrics.partition_is(slot.partition(), slot.figures(clock.now())));
         sleep(REPORT_EVERY).await;
     }
 }

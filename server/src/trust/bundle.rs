@@ -1,4 +1,4 @@
-//! One file of a checkpoint and its papers: a tar archive, the papers first, then the files in the manifest's order.
+//! One file of a checkpoint: a tar archive of its manifest and signature, then of the files in the manifest's order.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -10,19 +10,19 @@ use passerelle_models::{
     copy_hashed, copy_part,
 };
 
-use super::papers::{MANIFEST_FILE, Papers, SIGNATURE_BYTES, SIGNATURE_FILE, Watch, parse, unnamed};
+use super::manifest_files::{MANIFEST_FILE, ManifestFiles, SIGNATURE_BYTES, SIGNATURE_FILE, Watch, parse, unnamed};
 use super::tar::{self, Header};
 use super::{TrustError, at};
 
-/// Writes the checkpoint into `out`, which must not exist and is whole when this returns. With its papers, if it has some;
-/// else with a manifest of what it is now, and no signature.
+/// Writes the checkpoint into `out`, which must not exist and is whole when this returns. With its manifest and signature,
+/// if it has them; else with a manifest of what it is now, and no signature.
 pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     if out.exists() {
         return Err(at(out)(io::ErrorKind::AlreadyExists.into()));
     }
-    let papers = Papers::of(files).ok();
-    let written = papers.as_ref().map(Papers::manifest).transpose()?.flatten();
-    let signature = papers.as_ref().map(Papers::signature).transpose()?.flatten();
+    let manifest_files = ManifestFiles::of(files).ok();
+    let written = manifest_files.as_ref().map(ManifestFiles::manifest).transpose()?.flatten();
+    let signature = manifest_files.as_ref().map(ManifestFiles::signature).transpose()?.flatten();
     let manifest = match written {
         Some(manifest) => manifest,
         None => Manifest::read(files, &NothingKnown, watch)?,
@@ -62,7 +62,7 @@ impl BundleReader {
     }
 
     /// The text of the manifest and the signature over it, if there is one. Both come first.
-    pub(super) fn papers(&mut self) -> Result<(Vec<u8>, Option<Vec<u8>>), TrustError> {
+    pub(super) fn manifest_files(&mut self) -> Result<(Vec<u8>, Option<Vec<u8>>), TrustError> {
         let Some(manifest) = self.small(MANIFEST_FILE, MAX_MANIFEST_BYTES)? else {
             return Err(self.refuse("does not begin with a manifest, so it is no bundle of a model"));
         };

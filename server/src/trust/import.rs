@@ -8,7 +8,7 @@ use passerelle_models::{CheckpointFiles, Manifest, Mismatch, ModelDigest, Nothin
 use tempfile::TempDir;
 
 use super::bundle::BundleReader;
-use super::papers::{MANIFEST_FILE, Papers, SIGNATURE_FILE, TrustedKeys, Watch};
+use super::manifest_files::{MANIFEST_FILE, ManifestFiles, SIGNATURE_FILE, TrustedKeys, Watch};
 use super::{TrustError, at};
 
 const MAX_NAME_BYTES: usize = 100;
@@ -57,15 +57,15 @@ struct Staged {
 impl Import<'_> {
     /// Copies what is part of the checkpoint, and its signature. One that comes with a manifest must be what that says.
     pub fn checkpoint(&self, files: &CheckpointFiles, watch: Watch<'_>) -> Result<Imported, TrustError> {
-        let papers = Papers::of(files).ok();
-        let signature = papers.as_ref().map(Papers::signature).transpose()?.flatten();
-        let written = papers.as_ref().map(Papers::text).transpose()?.flatten();
+        let manifest_files = ManifestFiles::of(files).ok();
+        let signature = manifest_files.as_ref().map(ManifestFiles::signature).transpose()?.flatten();
+        let written = manifest_files.as_ref().map(ManifestFiles::text).transpose()?.flatten();
         if let Some(trust) = self.trust {
-            let papers = papers.as_ref().ok_or(TrustError::Embedded)?;
-            trust.verify_papers(papers, written.as_deref(), signature.as_deref())?;
+            let manifest_files = manifest_files.as_ref().ok_or(TrustError::Embedded)?;
+            trust.verify_signature(manifest_files, written.as_deref(), signature.as_deref())?;
         }
-        let expected = match (&papers, written) {
-            (Some(papers), Some(text)) => Some(super::papers::parse(&papers.manifest, &text)?),
+        let expected = match (&manifest_files, written) {
+            (Some(manifest_files), Some(text)) => Some(super::manifest_files::parse(&manifest_files.manifest, &text)?),
             _ => None,
         };
         if let Some(expected) = &expected {
@@ -84,9 +84,9 @@ impl Import<'_> {
     /// The same of a bundle.
     pub fn bundle(&self, file: &Path, watch: Watch<'_>) -> Result<Imported, TrustError> {
         let mut reader = BundleReader::open(file)?;
-        let (text, signature) = reader.papers()?;
+        let (text, signature) = reader.manifest_files()?;
         if let Some(trust) = self.trust {
-            trust.verify_papers(&Papers::inside(file), Some(&text), signature.as_deref())?;
+            trust.verify_signature(&ManifestFiles::inside(file), Some(&text), signature.as_deref())?;
         }
         let manifest = reader.parse_manifest(&text)?;
         let stage = self.stage()?;
@@ -120,21 +120,21 @@ impl Import<'_> {
         let imported =
             |path: PathBuf, is_signed| Imported { path, digest: manifest.digest(), is_signed, num_mended: 0 };
         if let Some(path) = [&as_folder, &as_file].into_iter().find(|path| path.exists()) {
-            let papers = papers_of(path);
-            if papers.manifest()?.as_ref() != Some(&manifest) {
+            let manifest_files = manifest_files_of(path);
+            if manifest_files.manifest()?.as_ref() != Some(&manifest) {
                 return Err(TrustError::Exists(path.clone()));
             }
-            let is_signed = signature.is_some() || papers.signature()?.is_some();
+            let is_signed = signature.is_some() || manifest_files.signature()?.is_some();
             let num_mended = mend(path, &manifest, (folder.path(), watch))?;
-            papers.write(&manifest, signature.as_deref())?;
+            manifest_files.write(&manifest, signature.as_deref())?;
             return Ok(Imported { num_mended, ..imported(path.clone(), is_signed) });
         }
         let path = if is_gguf { as_file } else { as_folder };
         if is_gguf {
-            papers_of(&path).write(&manifest, signature.as_deref())?;
+            manifest_files_of(&path).write(&manifest, signature.as_deref())?;
             fs::rename(folder.path().join(Manifest::GGUF), &path).map_err(at(&path))?;
         } else {
-            Papers::inside(folder.path()).write(&manifest, signature.as_deref())?;
+            ManifestFiles::inside(folder.path()).write(&manifest, signature.as_deref())?;
             fs::rename(folder.keep(), &path).map_err(at(&path))?;
         }
         File::open(&models).and_then(|folder| folder.sync_all()).map_err(at(&models))?;
@@ -201,8 +201,8 @@ fn places(models: &Path, name: &ImportedName) -> [PathBuf; 2] {
     [models.join(&name.0), models.join(format!("{}.gguf", name.0))]
 }
 
-fn papers_of(path: &Path) -> Papers {
-    if path.is_dir() { Papers::inside(path) } else { Papers::beside(path) }
+fn manifest_files_of(path: &Path) -> ManifestFiles {
+    if path.is_dir() { ManifestFiles::inside(path) } else { ManifestFiles::beside(path) }
 }
 
 fn first_difference<'a>(one: &'a Manifest, other: &'a Manifest) -> Option<&'a str> {

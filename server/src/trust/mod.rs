@@ -1,8 +1,8 @@
 //! Whose checkpoints these are: manifests that somebody signed, the copies that are made of them, and the one file in which
 //! one travels.
 //!
-//! A checkpoint's papers lie beside it: its manifest ([`passerelle_models::Manifest`]) and, if it is signed, 64 bytes of
-//! Ed25519 over the manifest's text. Both are plain, so that other tools can check them:
+//! Beside a checkpoint lie its manifest ([`passerelle_models::Manifest`]) and, if it is signed, 64 bytes of Ed25519 over
+//! the manifest's text. Both are plain, so that other tools can check them:
 //!
 //! ```text
 //! sha256sum --check <(tail -n +2 passerelle.manifest | awk '{print $1 "  " $3}')
@@ -14,7 +14,7 @@
 mod bundle;
 mod import;
 mod keys;
-mod papers;
+mod manifest_files;
 mod tar;
 
 use std::io;
@@ -25,7 +25,7 @@ use passerelle_models::{InvalidManifest, Mismatch, ModelError};
 pub use bundle::write_bundle;
 pub use import::{Import, Imported, ImportedName, find_imported};
 pub use keys::{KeyError, PublicKey, SigningKey};
-pub use papers::{Papers, TrustedKeys, Watch, sign, stated_digest};
+pub use manifest_files::{ManifestFiles, TrustedKeys, Watch, sign, stated_digest};
 
 /// Why a checkpoint is not trusted, signed, copied or bundled. Names the file.
 #[derive(Debug, thiserror::Error)]

@@ -57,11 +57,11 @@ fn what_one_key_signed_is_trusted_by_its_other_half_alone() {
     let foreign = others.verify(&model, &NothingKnown, &go_on).unwrap_err().to_string();
     assert!(foreign.contains("is not a signature by a trusted key"), "{foreign}");
     // Whoever writes another manifest has no signature for it.
-    let manifest = Papers::of(&model).unwrap().manifest;
+    let manifest = ManifestFiles::of(&model).unwrap().manifest;
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, text.replace(" 7 model", " 8 model")).unwrap();
     assert!(matches!(trusted.verify(&model, &NothingKnown, &go_on), Err(TrustError::Untrusted(_))));
-    assert!(matches!(Papers::of(&demo_checkpoint()), Err(TrustError::Embedded)));
+    assert!(matches!(ManifestFiles::of(&demo_checkpoint()), Err(TrustError::Embedded)));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_manifest_states_the_digest_until_a_file_is_written_to_comes_or_goes() {
     let digest = sign(&model, &key, &go_on).unwrap();
     assert_eq!(stated_digest(&model), Some(digest));
     let weights = folder.path().join("model.safetensors");
-    let written = fs::metadata(Papers::of(&model).unwrap().manifest).unwrap().modified().unwrap();
+    let written = fs::metadata(ManifestFiles::of(&model).unwrap().manifest).unwrap().modified().unwrap();
     let write = |bytes: &str, modified: SystemTime| {
         fs::write(&weights, bytes).unwrap();
         File::options().write(true).open(&weights).unwrap().set_modified(modified).unwrap();
@@ -100,7 +100,7 @@ fn papers_and_bundles_are_as_readable_as_any_new_file() {
     sign(&model, &key, &go_on).unwrap();
     write_bundle(&model, &bundle, &go_on).unwrap();
     let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode();
-    let Papers { manifest, signature } = Papers::of(&model).unwrap();
+    let ManifestFiles { manifest, signature } = ManifestFiles::of(&model).unwrap();
     for file in [manifest, signature, bundle] {
         assert_eq!(mode(&file), mode(&folder.path().join("config.json")), "{}", file.display());
     }
@@ -229,7 +229,7 @@ fn what_is_proven_of_a_file_takes_the_place_of_what_was_kept() {
     let forged = Forged(std::sync::Mutex::default());
     assert_eq!(trusted.verify(&model, &forged, &go_on).unwrap(), digest);
     let learnt = forged.0.into_inner().unwrap();
-    let text = fs::read_to_string(Papers::of(&model).unwrap().manifest).unwrap();
+    let text = fs::read_to_string(ManifestFiles::of(&model).unwrap().manifest).unwrap();
     assert!(learnt.len() == 4 && learnt.iter().all(|hash| text.contains(hash)), "{learnt:?}");
 }
 

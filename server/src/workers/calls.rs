@@ -17,13 +17,13 @@ const MAX_ORDERED_TOKENS: usize = 1 << 20;
 /// A request or a text, and the way in for what comes of it. Dropped, it is lost, and its reader is told.
 #[derive(Debug)]
 pub(super) struct Job {
-    errand: Errand,
+    kind: JobKind,
     /// Of the link that it is given to, which wants to hear of what its reader changes.
     bell: Arc<OnceLock<Arc<Notify>>>,
 }
 
 #[derive(Debug)]
-enum Errand {
+enum JobKind {
     Generate { request: Box<Request>, grammar: Option<Vec<u8>>, feed: EventFeed },
     Encode { text: EncodeRequest, vector_len: usize, feed: EncodeFeed },
 }
@@ -77,35 +77,35 @@ impl Job {
         let ring = move || ring.get().into_iter().for_each(|bell| bell.notify_one());
         let (feed, stream) = EventFeed::open(&request, vocab_size, Arc::new(ring));
         request.constraint = None;
-        (Self { errand: Errand::Generate { request: Box::new(request), grammar, feed }, bell }, stream)
+        (Self { kind: JobKind::Generate { request: Box::new(request), grammar, feed }, bell }, stream)
     }
 
     /// `vector_len`: numbers of the answer.
     pub(super) fn encode(text: EncodeRequest, vector_len: usize) -> (Self, EncodeReply) {
         let (feed, reply) = EncodeFeed::open();
-        (Self { errand: Errand::Encode { text, vector_len, feed }, bell: Arc::default() }, reply)
+        (Self { kind: JobKind::Encode { text, vector_len, feed }, bell: Arc::default() }, reply)
     }
 
     fn prompt_tokens(&self) -> usize {
-        match &self.errand {
-            Errand::Generate { request, .. } => request.prompt.len(),
-            Errand::Encode { text, .. } => text.tokens.len(),
+        match &self.kind {
+            JobKind::Generate { request, .. } => request.prompt.len(),
+            JobKind::Encode { text, .. } => text.tokens.len(),
         }
     }
 
     /// The longest answers that it may get, together; a step for a text.
     fn answer_tokens(&self) -> u64 {
-        match &self.errand {
-            Errand::Generate { request, .. } => answer_tokens(request),
-            Errand::Encode { .. } => 1,
+        match &self.kind {
+            JobKind::Generate { request, .. } => answer_tokens(request),
+            JobKind::Encode { .. } => 1,
         }
     }
 
     /// Whether nobody waits for it any more; then its reader has heard the end.
     fn is_abandoned(&mut self) -> bool {
-        match &mut self.errand {
-            Errand::Encode { feed, .. } => feed.is_cancelled(),
-            Errand::Generate { feed, .. } => {
+        match &mut self.kind {
+            JobKind::Encode { feed, .. } => feed.is_cancelled(),
+            JobKind::Generate { feed, .. } => {
                 let closed: Vec<u32> = feed.closed_choices().collect();
                 for choice in closed {
                     // It is open, or it would not be closed and not over.
@@ -186,13 +186,13 @@ impl Calls {
 
     fn send(&mut self, (call, model): (u64, u32), job: Job, orders: &mut Orders) {
         let (prompt_tokens, owed_tokens) = (job.prompt_tokens(), job.answer_tokens());
-        let way_in = match job.errand {
-            Errand::Generate { request, grammar, feed } => {
+        let way_in = match job.kind {
+            JobKind::Generate { request, grammar, feed } => {
                 let granted_tokens = feed.granted_tokens();
                 orders.submissions.push(Submission::of((call, model), *request, (grammar, granted_tokens)));
                 WayIn::Events { feed, granted_tokens, closed_choices: Vec::new() }
             }
-            Errand::Encode { text, vector_len, feed } => {
+            JobKind::Encode { text, vector_len, feed } => {
                 orders.texts.push(Text::of((call, model), text));
                 WayIn::Vector { feed: Some(feed), vector_len, is_cancelled: false }
             }

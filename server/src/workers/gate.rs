@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::facts::WorkerFacts;
 use super::link::Link;
 use super::mutual_tls::Peer;
-use super::seat::{NotSeated, Seat};
+use super::slot::{NotRegistered, WorkerSlot};
 use super::wire::gateway_server::{Gateway, GatewayServer};
 use super::wire::{FromGateway, FromWorker, Goodbye, Hello, PROTOCOL, Welcome, from_gateway, from_worker};
 use super::{MAX_MESSAGE_BYTES, MAX_MESSAGES_ON_THE_WAY, in_words};
@@ -39,7 +39,7 @@ const BEATS_IN_SILENCE: u32 = 20;
 /// Of all partitions. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Gate {
-    seats: Arc<BTreeMap<String, Arc<Seat>>>,
+    slots: Arc<BTreeMap<String, Arc<WorkerSlot>>>,
     bounds: GateBounds,
     clock: Arc<dyn Clock>,
 }
@@ -65,15 +65,15 @@ type FromStream = Streaming<FromWorker>;
 type ToWorker = mpsc::Sender<Result<FromGateway, Status>>;
 
 impl Gate {
-    pub fn new(seats: impl IntoIterator<Item = Arc<Seat>>, bounds: GateBounds, clock: Arc<dyn Clock>) -> Self {
-        let seats = seats.into_iter().map(|seat| (seat.partition().to_owned(), seat)).collect();
-        Self { seats: Arc::new(seats), bounds, clock }
+    pub fn new(slots: impl IntoIterator<Item = Arc<WorkerSlot>>, bounds: GateBounds, clock: Arc<dyn Clock>) -> Self {
+        let slots = slots.into_iter().map(|slot| (slot.partition().to_owned(), slot)).collect();
+        Self { slots: Arc::new(slots), bounds, clock }
     }
 
     /// Serves one worker's connection until the worker goes, or is not attended to any more.
     pub async fn serve(self, connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
         let (come, visitor) = mpsc::channel(1);
-        let attends = tokio::spawn(Visit { gate: self, peer }.receive(visitor));
+        let attends = tokio::spawn(WorkerConnection { gate: self, peer }.receive(visitor));
         let service = GatewayServer::new(Entrance { come })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -100,43 +100,43 @@ impl Gate {
 
 /// One connection, and who is at its other end.
 #[derive(Debug)]
-struct Visit {
+struct WorkerConnection {
     gate: Gate,
     peer: Peer,
 }
 
 /// Both ways of a worker's stream.
 #[derive(Debug)]
-struct Visitor {
+struct WorkerStream {
     from: FromStream,
     to: ToWorker,
 }
 
-/// A worker that has been let in. Dropped, also by a panic: its seat is free, and what it had is lost.
-struct Seated {
-    seat: Arc<Seat>,
+/// A worker that has been let in. Dropped, also by a panic: its slot is free, and what it had is lost.
+struct Registered {
+    slot: Arc<WorkerSlot>,
     link: Arc<Link>,
 }
 
-impl Drop for Seated {
+impl Drop for Registered {
     fn drop(&mut self) {
-        self.seat.rise(&self.link);
+        self.slot.release(&self.link);
     }
 }
 
-impl Visit {
+impl WorkerConnection {
     /// The one worker of this connection.
-    async fn receive(self, mut visitor: mpsc::Receiver<Visitor>) {
+    async fn receive(self, mut visitor: mpsc::Receiver<WorkerStream>) {
         let come = timeout(HELLO_TIMEOUT, visitor.recv()).await;
         drop(visitor);
-        if let Ok(Some(Visitor { from, to })) = come {
+        if let Ok(Some(WorkerStream { from, to })) = come {
             self.attend(from, to).await;
         }
     }
 
     async fn attend(self, mut from: FromStream, to: ToWorker) {
-        let seated = match self.greet(&mut from).await {
-            Ok(seated) => seated,
+        let registered = match self.greet(&mut from).await {
+            Ok(registered) => registered,
             Err(why) => {
                 tracing::warn!(why, "a worker is sent away");
                 // It may have gone by itself.
@@ -148,16 +148,16 @@ impl Visit {
         let welcome = to.send(Ok(message(from_gateway::What::Welcome(Welcome { beat_ms })))).await;
         if welcome.is_ok() {
             let giving = tokio::spawn({
-                let link = Arc::clone(&seated.link);
+                let link = Arc::clone(&registered.link);
                 async move { link.give_orders(to).await }
             });
-            self.listen(&mut from, &seated).await;
+            self.listen(&mut from, &registered).await;
             giving.abort();
         }
     }
 
     /// Errors say why the worker is not wanted.
-    async fn greet(&self, from: &mut FromStream) -> Result<Seated, String> {
+    async fn greet(&self, from: &mut FromStream) -> Result<Registered, String> {
         let first = timeout(HELLO_TIMEOUT, from.message()).await.map_err(|_| "it says nothing".to_owned())?;
         let first = first.map_err(|status| status.message().to_owned())?.and_then(|message| message.what);
         let Some(from_worker::What::Hello(hello)) = first else {
@@ -166,18 +166,18 @@ impl Visit {
         if hello.protocol != PROTOCOL {
             let Hello { protocol, version, .. } = hello;
             let version: String = version.chars().take(LONGEST_VERSION).collect();
-            return Err(NotSeated::OtherProtocol { version, protocol }.to_string());
+            return Err(NotRegistered::OtherProtocol { version, protocol }.to_string());
         }
         let facts = WorkerFacts::try_from(hello).map_err(|malformed| malformed.to_string())?;
-        let seat = self.gate.seats.get(&facts.partition);
-        let seat = seat.ok_or_else(|| NotSeated::NoSuchPartition(facts.partition.clone()).to_string())?;
-        let link = seat.sit(facts, &self.peer, self.gate.clock.now()).map_err(|refused| refused.to_string())?;
-        Ok(Seated { seat: Arc::clone(seat), link })
+        let slot = self.gate.slots.get(&facts.partition);
+        let slot = slot.ok_or_else(|| NotRegistered::NoSuchPartition(facts.partition.clone()).to_string())?;
+        let link = slot.register(facts, &self.peer, self.gate.clock.now()).map_err(|refused| refused.to_string())?;
+        Ok(Registered { slot: Arc::clone(slot), link })
     }
 
     /// Until the worker is gone, silent, stuck, or says what no worker says.
-    async fn listen(&self, from: &mut FromStream, Seated { seat, link }: &Seated) {
-        let (partition, GateBounds { longest_silence, longest_standstill }) = (seat.partition(), self.gate.bounds);
+    async fn listen(&self, from: &mut FromStream, Registered { slot, link }: &Registered) {
+        let (partition, GateBounds { longest_silence, longest_standstill }) = (slot.partition(), self.gate.bounds);
         let mut progress = vec![Progress::default(); link.facts().models.len()];
         loop {
             let what = match timeout(longest_silence, from.message()).await {
@@ -199,7 +199,7 @@ impl Visit {
                     link.hear(step).map(|()| Some(model))
                 }
                 Some(from_worker::What::Leaving(leaving)) => {
-                    seat.leave(link, &leaving.why);
+                    slot.leave(link, &leaving.why);
                     Ok(None)
                 }
                 // What a later version may say.
@@ -232,7 +232,7 @@ impl Visit {
 /// Where a connection's worker asks to be let in.
 #[derive(Debug)]
 struct Entrance {
-    come: mpsc::Sender<Visitor>,
+    come: mpsc::Sender<WorkerStream>,
 }
 
 #[tonic::async_trait]
@@ -241,7 +241,7 @@ impl Gateway for Entrance {
 
     async fn attach(&self, request: Request<FromStream>) -> Result<Response<Self::AttachStream>, Status> {
         let (to, mut orders) = mpsc::channel(MAX_MESSAGES_ON_THE_WAY);
-        let visitor = Visitor { from: request.into_inner(), to };
+        let visitor = WorkerStream { from: request.into_inner(), to };
         let taken = |_| Status::failed_precondition("a connection has one worker, which comes at once");
         self.come.try_send(visitor).map_err(taken)?;
         Ok(Response::new(Box::pin(poll_fn(move |context| orders.poll_recv(context)))))

@@ -2,8 +2,8 @@
 //! gateway nor the neighbours.
 //!
 //! A worker dials its gateway and says what it has loaded ([`WorkerFacts`]). From then on one stream of gRPC carries
-//! orders one way and, for each step of an engine, one message the other way. On the gateway's side a [`Seat`] stands
-//! for a partition and a [`Post`] for each model on it, which is a [`crate::gateway::ReplicaDoor`] like that of an
+//! orders one way and, for each step of an engine, one message the other way. On the gateway's side a [`WorkerSlot`] stands
+//! for a partition and a [`RemoteReplica`] for each model on it, which is a [`crate::gateway::ReplicaDoor`] like that of an
 //! engine in this process. On the worker's side [`work`] hands orders to engines and what these say to the stream. A
 //! [`supervise`]d worker is started again when it ends.
 
@@ -11,13 +11,13 @@ mod authority;
 mod backoff;
 mod calls;
 mod dial;
-mod errands;
 mod facts;
 mod gate;
+mod job_table;
 mod link;
 mod mutual_tls;
-mod post;
-mod seat;
+mod remote_replica;
+mod slot;
 mod supervisor;
 mod tap;
 mod wire;
@@ -31,8 +31,8 @@ pub use dial::{DialError, Dialled, dial};
 pub use facts::{OfferedKind, OfferedModel, WorkerFacts};
 pub use gate::{Gate, GateBounds};
 pub use mutual_tls::{GatewayTls, MutualTlsError, Peer, WorkerTls};
-pub use post::{Post, PostBounds};
-pub use seat::{Seat, SeatFigures, Standing, WorkersFrom};
+pub use remote_replica::{RemoteReplica, RemoteReplicaBounds};
+pub use slot::{Standing, WorkerSlot, WorkerSlotFigures, WorkersFrom};
 pub use supervisor::{Ended, supervise};
 pub use tap::StepTap;
 pub use work::{Revive, WorkError, WorkerModel, WorkerParts, work};

@@ -11,7 +11,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use super::backoff::{Backoff, BackoffBounds};
-use super::seat::{Seat, Standing};
+use super::slot::{Standing, WorkerSlot};
 
 /// How a process ended, in words.
 pub type Ended = String;
@@ -22,17 +22,17 @@ const LAST_BREATH: Duration = Duration::from_secs(1);
 /// A worker that has given up what still ran exits so soon.
 const TO_EXIT: Duration = Duration::from_secs(5);
 
-/// Runs until it is dropped. `start`: a process that dials the seat; what it returns is ready when the process has
+/// Runs until it is dropped. `start`: a process that dials the slot; what it returns is ready when the process has
 /// ended, and ends the process when it is dropped. One that leaves has `patience` to finish what it runs.
 pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
-    seat: Arc<Seat>,
+    slot: Arc<WorkerSlot>,
     (bounds, patience): (BackoffBounds, Duration),
     clock: Arc<dyn Clock>,
     mut start: impl FnMut() -> io::Result<P>,
 ) {
-    let partition = seat.partition();
+    let partition = slot.partition();
     let mut backoff = Backoff::new(bounds);
-    let mut standing = seat.standing();
+    let mut standing = slot.standing();
     loop {
         let began = clock.now();
         let ended = match start() {
@@ -49,7 +49,7 @@ pub async fn supervise<P: Future<Output = Ended> + Send + 'static>(
             },
             Err(error) => format!("it could not be started: {error}"),
         };
-        seat.note_end();
+        slot.note_end();
         let pause = backoff.after(clock.now().saturating_sub(began));
         // Who waits for the first worker decides what its end means.
         if standing.borrow().arrivals == 0 {
@@ -83,7 +83,7 @@ async fn until_end_or_leave<P: Future<Output = Ended> + Unpin>(
     // One that says that it leaves may have ended by the time that it is heard.
     tokio::select! {
         biased;
-        // The seat lives as long as whoever supervises it.
+        // The slot lives as long as whoever supervises it.
         _ = leaver.wait_for(|standing| standing.leavings > leavings) => Outcome::Leaves(process),
         how = &mut process => Outcome::Ended(how),
         _ = standing.wait_for(|standing| standing.losses > losses) => Outcome::Lost(process),
@@ -116,9 +116,9 @@ mod tests {
                 "exit status: 1".to_owned()
             })
         };
-        let seat = Arc::new(Seat::new("a", WorkersFrom::Here, Vec::new()));
+        let slot = Arc::new(WorkerSlot::new("a", WorkersFrom::Here, Vec::new()));
         let supervised =
-            tokio::spawn(supervise(seat, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start));
+            tokio::spawn(supervise(slot, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start));
         let mut at = Vec::new();
         while at.len() < 4 {
             at.push(starts.recv().await.expect("it is never given up").as_secs());
@@ -135,8 +135,8 @@ mod tests {
             *counted.lock().expect("nobody panics") += 1;
             Err(io::Error::other("no such program"))
         };
-        let seat = Arc::new(Seat::new("a", WorkersFrom::Here, Vec::new()));
-        let supervised = supervise(seat, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start);
+        let slot = Arc::new(WorkerSlot::new("a", WorkersFrom::Here, Vec::new()));
+        let supervised = supervise(slot, (BOUNDS, Duration::ZERO), Arc::new(ManualClock::default()), start);
         // After 0, 1, 3, 7, 15 and 31 seconds.
         timeout(Duration::from_secs(40), supervised).await.expect_err("it never ends");
         assert_eq!(*tries.lock().expect("nobody panics"), 6);

@@ -75,8 +75,8 @@ impl StepObserver for Reports {
 struct Stage {
     reports: Arc<Reports>,
     clock: ManualClock,
-    post: Post,
-    seat: Arc<Seat>,
+    replica: RemoteReplica,
+    slot: Arc<WorkerSlot>,
     gate: Gate,
 }
 
@@ -100,17 +100,17 @@ fn facts(partition: &str, ends_in: Option<Duration>) -> WorkerFacts {
 
 impl Stage {
     fn new() -> Self {
-        Self::with(|posts| Seat::new("a", WorkersFrom::Here, posts))
+        Self::with(|replicas| WorkerSlot::new("a", WorkersFrom::Here, replicas))
     }
 
-    fn with(seat: impl FnOnce(Vec<Post>) -> Seat) -> Self {
+    fn with(slot: impl FnOnce(Vec<RemoteReplica>) -> WorkerSlot) -> Self {
         let clock = ManualClock::default();
-        let bounds = PostBounds { longest_hand_over: HAND_OVER, vector_len: 0 };
+        let bounds = RemoteReplicaBounds { longest_hand_over: HAND_OVER, vector_len: 0 };
         let reports = Arc::<Reports>::default();
-        let post = Post::new("m", bounds, Arc::new(clock.clone()), Arc::<Reports>::clone(&reports));
-        let seat = Arc::new(seat(vec![post.clone()]));
-        let gate = Gate::new([Arc::clone(&seat)], BOUNDS, Arc::new(clock.clone()));
-        Self { reports, clock, post, seat, gate }
+        let replica = RemoteReplica::new("m", bounds, Arc::new(clock.clone()), Arc::<Reports>::clone(&reports));
+        let slot = Arc::new(slot(vec![replica.clone()]));
+        let gate = Gate::new([Arc::clone(&slot)], BOUNDS, Arc::new(clock.clone()));
+        Self { reports, clock, replica, slot, gate }
     }
 
     async fn worker(&self) -> Worker {
@@ -135,9 +135,9 @@ impl Stage {
             }
             "asked".to_owned()
         };
-        let before = self.seat.standing().borrow().arrivals;
+        let before = self.slot.standing().borrow().arrivals;
         let works = tokio::spawn(async move { work(dial(there).await.unwrap(), parts, asked).await });
-        until(|| works.is_finished() || self.seat.standing().borrow().arrivals > before).await;
+        until(|| works.is_finished() || self.slot.standing().borrow().arrivals > before).await;
         Worker { script, bell, tap, leave: Some(leave), works }
     }
 }
@@ -180,9 +180,9 @@ fn token(token: u32) -> TokenEvent {
 #[tokio::test]
 async fn a_request_crosses_and_its_tokens_come_back_as_they_are_made() {
     let stage = Stage::new();
-    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away, "nobody has come yet");
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away, "nobody has come yet");
     let worker = stage.worker().await;
-    let mut stream = stage.post.submit(request(Some(1))).unwrap();
+    let mut stream = stage.replica.submit(request(Some(1))).unwrap();
     worker.given(1).await;
     worker.say(|feed| feed.start(2));
     worker.say(|feed| feed.token(token(7))).unwrap();
@@ -195,20 +195,20 @@ async fn a_request_crosses_and_its_tokens_come_back_as_they_are_made() {
     assert!(matches!(stream.next().await, Some(Event::Finished { reason: FinishReason::Stop, .. })));
     let used = stream.usage();
     assert_eq!((used.prompt_tokens, used.cached_tokens, used.generated_tokens), (3, 2, 2));
-    assert_eq!((stage.post.load().presence, stage.post.load().has_work()), (Presence::Here, false));
-    until(|| stage.post.load().progress == 9).await;
+    assert_eq!((stage.replica.load().presence, stage.replica.load().has_work()), (Presence::Here, false));
+    until(|| stage.replica.load().progress == 9).await;
 }
 
 #[tokio::test]
 async fn a_reader_that_leaves_ends_its_request_in_the_worker() {
     let stage = Stage::new();
     let worker = stage.worker().await;
-    let stream = stage.post.submit(request(None)).unwrap();
+    let stream = stage.replica.submit(request(None)).unwrap();
     worker.given(1).await;
     drop(stream);
     until(|| worker.script.say(|feed| feed.closed_choices().count()) == 1).await;
     worker.say(|feed| feed.finish(0, FinishReason::Aborted)).unwrap();
-    until(|| !stage.post.load().has_work()).await;
+    until(|| !stage.replica.load().has_work()).await;
 }
 
 /// That a worker makes anew, of its recipe.
@@ -241,11 +241,11 @@ async fn a_request_whose_grammar_cannot_be_made_in_the_worker_fails_and_the_work
     let unmade = RequestError::Step("its grammar could not be made again".to_owned());
     for (recipe, expected) in [(PANICS, lost), (b"none", unmade)] {
         let constrained = Request { constraint: Some(Box::new(Grammar(recipe))), ..request(None) };
-        let mut stream = stage.post.submit(constrained).unwrap();
+        let mut stream = stage.replica.submit(constrained).unwrap();
         let failed = timeout(PATIENCE, stream.next()).await.expect("its reader is told");
         assert!(matches!(&failed, Some(Event::Failed { error, .. }) if *error == expected), "{failed:?}");
     }
-    let _next = stage.post.submit(request(None)).unwrap();
+    let _next = stage.replica.submit(request(None)).unwrap();
     worker.given(1).await;
 }
 
@@ -253,16 +253,16 @@ async fn a_request_whose_grammar_cannot_be_made_in_the_worker_fails_and_the_work
 async fn what_a_worker_ran_that_is_gone_fails_at_once_and_counted_and_its_replica_is_away() {
     let stage = Stage::new();
     let worker = stage.worker().await;
-    let mut stream = stage.post.submit(request(None)).unwrap();
+    let mut stream = stage.replica.submit(request(None)).unwrap();
     worker.given(1).await;
     worker.works.abort();
     assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
     assert_eq!(*stage.reports.failures.lock().unwrap(), FaultCounts::of(Fault::Worker, 1));
-    until(|| stage.post.load().presence == Presence::Away).await;
-    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away);
-    assert_eq!(stage.seat.standing().borrow().losses, 1);
+    until(|| stage.replica.load().presence == Presence::Away).await;
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away);
+    assert_eq!(stage.slot.standing().borrow().losses, 1);
     let _successor = stage.worker().await;
-    assert_eq!(stage.post.load().presence, Presence::Here);
+    assert_eq!(stage.replica.load().presence, Presence::Here);
 }
 
 /// Its progress is always the same number.
@@ -275,39 +275,39 @@ async fn a_worker_with_work_that_gets_nowhere_is_given_up_however_much_it_says()
         stage.clock.advance(time);
         worker.tap.step(&StepReport::default());
         worker.tap.concluded();
-        until(|| stage.seat.figures(stage.clock.now()).silence.is_none_or(|silence| silence.is_zero())).await;
+        until(|| stage.slot.figures(stage.clock.now()).silence.is_none_or(|silence| silence.is_zero())).await;
     };
     says_something_after(INSTANT).await;
     says_something_after(2 * STANDSTILL).await;
     // One that waits for its reader does not wait for the worker.
-    let mut parked = stage.post.submit(request(Some(1))).unwrap();
+    let mut parked = stage.replica.submit(request(Some(1))).unwrap();
     worker.given(1).await;
     worker.say(|feed| feed.start(0));
     worker.say(|feed| feed.token(token(7))).unwrap();
     assert_eq!(parked.next().await, Some(Event::Token(token(7))));
     says_something_after(INSTANT).await;
     says_something_after(2 * STANDSTILL).await;
-    assert!(!stage.post.load().has_work());
-    let mut stream = stage.post.submit(request(None)).unwrap();
+    assert!(!stage.replica.load().has_work());
+    let mut stream = stage.replica.submit(request(None)).unwrap();
     worker.given(2).await;
     // What is heard meanwhile counts from an instant earlier.
     says_something_after(INSTANT).await;
     says_something_after(STANDSTILL - 2 * INSTANT).await;
-    assert_eq!((stage.seat.standing().borrow().losses, stage.post.load().has_work()), (0, true), "it may be slow");
+    assert_eq!((stage.slot.standing().borrow().losses, stage.replica.load().has_work()), (0, true), "it may be slow");
     says_something_after(2 * INSTANT).await;
     assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
-    until(|| stage.seat.standing().borrow().losses == 1).await;
+    until(|| stage.slot.standing().borrow().losses == 1).await;
 }
 
 #[tokio::test]
 async fn a_worker_that_leaves_finishes_what_it_has_and_what_comes_waits_for_its_successor() {
     let stage = Stage::new();
     let mut worker = stage.worker().await;
-    let mut stream = stage.post.submit(request(None)).unwrap();
+    let mut stream = stage.replica.submit(request(None)).unwrap();
     worker.given(1).await;
     worker.ask_to_leave();
-    until(|| stage.post.load().presence == Presence::HandingOver).await;
-    let mut held = stage.post.submit(request(None)).unwrap();
+    until(|| stage.replica.load().presence == Presence::HandingOver).await;
+    let mut held = stage.replica.submit(request(None)).unwrap();
     let successor = stage.worker().await;
     successor.given(1).await;
     successor.say(|feed| feed.finish(0, FinishReason::Length)).unwrap();
@@ -316,7 +316,7 @@ async fn a_worker_that_leaves_finishes_what_it_has_and_what_comes_waits_for_its_
     worker.say(|feed| feed.finish(0, FinishReason::Length)).unwrap();
     assert!(matches!(stream.next().await, Some(Event::Finished { .. })));
     timeout(PATIENCE, worker.works).await.unwrap().unwrap().unwrap();
-    assert_eq!(stage.seat.standing().borrow().losses, 0);
+    assert_eq!(stage.slot.standing().borrow().losses, 0);
 }
 
 #[tokio::test]
@@ -324,11 +324,11 @@ async fn what_waits_for_a_successor_is_bounded_in_number_and_in_time() {
     let stage = Stage::new();
     let mut worker = stage.worker().await;
     worker.ask_to_leave();
-    until(|| stage.post.load().presence == Presence::HandingOver).await;
-    let mut held = [0; 2].map(|_| stage.post.submit(request(None)).unwrap());
-    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::QueueFull);
+    until(|| stage.replica.load().presence == Presence::HandingOver).await;
+    let mut held = [0; 2].map(|_| stage.replica.submit(request(None)).unwrap());
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::QueueFull);
     stage.clock.advance(HAND_OVER + Duration::from_nanos(1));
-    assert_eq!(stage.post.load().presence, Presence::Away);
+    assert_eq!(stage.replica.load().presence, Presence::Away);
     for stream in &mut held {
         assert!(matches!(stream.next().await, Some(Event::Failed { error: RequestError::WorkerLost, .. })));
     }
@@ -338,13 +338,13 @@ async fn what_waits_for_a_successor_is_bounded_in_number_and_in_time() {
 async fn a_worker_that_soon_ends_is_given_nothing_that_would_end_later() {
     let stage = Stage::new();
     let worker = stage.worker_with(facts("a", Some(Duration::from_secs(8)))).await;
-    let _first = stage.post.submit(request(None)).expect("nothing is known of its pace");
+    let _first = stage.replica.submit(request(None)).expect("nothing is known of its pace");
     worker.given(1).await;
     // Eight tokens at two seconds each.
     let step = StepReport { duration: Duration::from_secs(2), num_sequences: 1, ..StepReport::default() };
     worker.tap.step(&step);
     worker.tap.concluded();
-    until(|| stage.post.submit(request(None)).is_err_and(|refused| refused == SubmitError::Away)).await;
+    until(|| stage.replica.submit(request(None)).is_err_and(|refused| refused == SubmitError::Away)).await;
 }
 
 /// Of a model that runs two sequences at once, and has many waiting.
@@ -372,16 +372,16 @@ async fn what_waits_and_runs_counts_against_the_time_that_a_worker_has_left() {
     worker.takes_two_seconds(&stage, 0).await;
     // Answers of eight steps, of which all but the last keep two places busy: 8, 12, 16 and 20 steps.
     let mut taken = Vec::new();
-    while let Ok(stream) = stage.post.submit(request(None)) {
+    while let Ok(stream) = stage.replica.submit(request(None)) {
         taken.push(stream);
     }
     assert_eq!(taken.len(), 4);
-    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away);
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away);
     // An answer that has come is not waited for.
     worker.given(4).await;
     worker.say(|feed| feed.finish(0, FinishReason::Stop)).unwrap();
     assert!(matches!(taken[3].next().await, Some(Event::Finished { .. })));
-    let _next = stage.post.submit(request(None)).expect("there is room again");
+    let _next = stage.replica.submit(request(None)).expect("there is room again");
 }
 
 #[tokio::test]
@@ -390,12 +390,12 @@ async fn prompts_and_further_choices_count_against_the_time_that_a_worker_has_le
     let worker = soon_ends(&stage, 16).await;
     worker.takes_two_seconds(&stage, 0).await;
     let two = Request { num_choices: 2.try_into().unwrap(), ..request(None) };
-    assert_eq!(stage.post.submit(two).unwrap_err(), SubmitError::Away);
-    drop(stage.post.submit(request(None)).expect("one answer fits"));
+    assert_eq!(stage.replica.submit(two).unwrap_err(), SubmitError::Away);
+    drop(stage.replica.submit(request(None)).expect("one answer fits"));
     let stage = Stage::new();
     let worker = soon_ends(&stage, 16).await;
     worker.takes_two_seconds(&stage, 64).await;
-    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away, "its prompt is read first");
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away, "its prompt is read first");
 }
 
 #[tokio::test]
@@ -404,7 +404,7 @@ async fn a_worker_of_another_partition_or_with_another_checkpoint_is_sent_away()
     let stranger = stage.worker_with(facts("b", None)).await;
     assert!(matches!(stranger.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("`b`")));
     stage.worker().await.works.abort();
-    until(|| stage.seat.standing().borrow().losses == 1).await;
+    until(|| stage.slot.standing().borrow().losses == 1).await;
     let mut changed = facts("a", None);
     changed.models[0].digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
     let changed = stage.worker_with(changed).await;
@@ -414,7 +414,9 @@ async fn a_worker_of_another_partition_or_with_another_checkpoint_is_sent_away()
 #[tokio::test]
 async fn a_worker_with_another_checkpoint_than_the_gateway_has_read_is_sent_away_though_it_is_the_first() {
     let other = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
-    let stage = Stage::with(|posts| Seat::new("a", WorkersFrom::Here, posts).with_digests([("m".to_owned(), other)]));
+    let stage = Stage::with(|replicas| {
+        WorkerSlot::new("a", WorkersFrom::Here, replicas).with_digests([("m".to_owned(), other)])
+    });
     let first = stage.worker().await;
     assert!(matches!(first.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("checkpoint")));
 }
@@ -441,13 +443,13 @@ async fn a_worker_of_another_protocol_is_told_both_numbers_and_what_to_do() {
 /// Nobody is sure to start another.
 #[tokio::test]
 async fn requests_do_not_wait_for_the_successor_of_a_worker_of_another_machine() {
-    let stage = Stage::with(|posts| Seat::new("a", WorkersFrom::Anywhere, posts));
+    let stage = Stage::with(|replicas| WorkerSlot::new("a", WorkersFrom::Anywhere, replicas));
     let mut worker = stage.worker().await;
-    let mut stream = stage.post.submit(request(None)).unwrap();
+    let mut stream = stage.replica.submit(request(None)).unwrap();
     worker.given(1).await;
     worker.ask_to_leave();
-    until(|| stage.post.load().presence == Presence::Away).await;
-    assert_eq!(stage.post.submit(request(None)).unwrap_err(), SubmitError::Away);
+    until(|| stage.replica.load().presence == Presence::Away).await;
+    assert_eq!(stage.replica.submit(request(None)).unwrap_err(), SubmitError::Away);
     worker.say(|feed| feed.finish(0, FinishReason::Length)).unwrap();
     assert!(matches!(stream.next().await, Some(Event::Finished { .. })), "what it has it finishes");
     timeout(PATIENCE, worker.works).await.unwrap().unwrap().unwrap();
@@ -457,12 +459,12 @@ async fn requests_do_not_wait_for_the_successor_of_a_worker_of_another_machine()
 async fn a_second_worker_of_a_partition_is_sent_away_and_harms_the_first_in_nothing() {
     let stage = Stage::new();
     let first = stage.worker().await;
-    let _stream = stage.post.submit(request(None)).unwrap();
+    let _stream = stage.replica.submit(request(None)).unwrap();
     let second = stage.worker().await;
     assert!(matches!(second.works.await.unwrap(), Err(WorkError::Unwanted(why)) if why.contains("has a worker")));
     first.given(1).await;
-    let standing = *stage.seat.standing().borrow();
-    assert_eq!((standing.arrivals, standing.losses, stage.post.load().presence), (1, 0, Presence::Here));
+    let standing = *stage.slot.standing().borrow();
+    assert_eq!((standing.arrivals, standing.losses, stage.replica.load().presence), (1, 0, Presence::Here));
 }
 
 #[tokio::test(start_paused = true)]
@@ -476,8 +478,8 @@ async fn what_waits_for_a_successor_is_bounded_in_tokens() {
     let stage = Stage::new();
     let mut worker = stage.worker().await;
     worker.ask_to_leave();
-    until(|| stage.post.load().presence == Presence::HandingOver).await;
+    until(|| stage.replica.load().presence == Presence::HandingOver).await;
     let long = || Request { prompt: vec![1; 40], ..request(None) };
-    let _held = stage.post.submit(long()).unwrap();
-    assert_eq!(stage.post.submit(long()).unwrap_err(), SubmitError::QueueFull);
+    let _held = stage.replica.submit(long()).unwrap();
+    assert_eq!(stage.replica.submit(long()).unwrap_err(), SubmitError::QueueFull);
 }

@@ -10,9 +10,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tonic::{Status, Streaming};
 
 use super::dial::Dialled;
-use super::errands::{Errands, Signs};
-pub use super::errands::{Revive, WorkerModel};
 use super::facts::WorkerFacts;
+use super::job_table::{JobTable, Signs};
+pub use super::job_table::{Revive, WorkerModel};
 use super::wire::{FromGateway, FromWorker, Hello, Leaving, Malformed, from_gateway, from_worker};
 use super::{MAX_MESSAGES_ON_THE_WAY, in_words};
 
@@ -66,7 +66,7 @@ pub async fn work(
     let attached = gateway.client().attach(poll_fn(move |context| said.poll_recv(context)));
     let mut from = attached.await.map_err(broken)?.into_inner();
     let beat = welcome(&mut from).await?;
-    let mut worker = Worker { errands: Errands::new(models, clock), to, stage: Stage::Serving };
+    let mut worker = Worker { jobs: JobTable::new(models, clock), to, stage: Stage::Serving };
     worker.serve(&mut from, (&bell, beat), (leave, patience)).await?;
     drop(worker);
     // The gateway ends its side when it has read ours.
@@ -75,7 +75,7 @@ pub async fn work(
 }
 
 struct Worker {
-    errands: Errands,
+    jobs: JobTable,
     to: mpsc::Sender<FromWorker>,
     stage: Stage,
 }
@@ -100,13 +100,13 @@ impl Worker {
         let mut too_late = std::pin::pin!(sleep(Duration::MAX));
         let mut beats = interval(beat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while self.stage != Stage::Finishing || !self.errands.is_done() {
+        while self.stage != Stage::Finishing || !self.jobs.is_done() {
             tokio::select! {
                 message = from.message() => self.hear(message.map_err(broken)?)?,
                 () = bell.notified() => self.tell(Signs::OfWork).await?,
-                () = self.errands.next_aside() => self.tell(Signs::OfWork).await?,
+                () = self.jobs.next_aside() => self.tell(Signs::OfWork).await?,
                 _ = beats.tick() => {
-                    if self.errands.is_dead() {
+                    if self.jobs.is_dead() {
                         return Err(WorkError::EngineDead);
                     }
                     self.tell(Signs::OfLife).await?;
@@ -127,7 +127,7 @@ impl Worker {
 
     fn hear(&mut self, message: Option<FromGateway>) -> Result<(), WorkError> {
         match message.ok_or(WorkError::GatewayGone)?.what {
-            Some(from_gateway::What::Orders(orders)) => self.errands.obey(orders)?,
+            Some(from_gateway::What::Orders(orders)) => self.jobs.obey(orders)?,
             Some(from_gateway::What::Goodbye(goodbye)) if goodbye.why.is_empty() => self.stage = Stage::Finishing,
             Some(from_gateway::What::Goodbye(goodbye)) => return Err(WorkError::Unwanted(goodbye.why)),
             // What a later version may say.
@@ -140,7 +140,7 @@ impl Worker {
     async fn tell(&mut self, signs: Signs) -> Result<(), WorkError> {
         let place = timeout(LONGEST_STALL, self.to.reserve()).await.map_err(|_| WorkError::GatewayStuck)?;
         let place = place.map_err(|_| WorkError::GatewayGone)?;
-        let mut steps = self.errands.take_steps(signs).into_iter();
+        let mut steps = self.jobs.take_steps(signs).into_iter();
         if let Some(first) = steps.next() {
             place.send(FromWorker { what: Some(from_worker::What::Step(first)) });
         }

@@ -1,5 +1,5 @@
 //! `/admin/v1`, and `/v1/me/keys`: accounts, limits and keys, for keys with the scope `admin`, each within its own part of
-//! the tree, also where nobody needs a key otherwise; and for the operator of this machine ([`crate::api::desk`]).
+//! the tree, also where nobody needs a key otherwise; and for the operator of this machine ([`crate::api::admin_backend`]).
 
 mod accounts;
 mod audited;
@@ -20,8 +20,8 @@ use serde_json::json;
 
 use super::me::{in_query, sums};
 use super::require;
+use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::body::read_bytes;
-use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::api::fields::{invalid, required};
 use crate::api::reload::reload;
@@ -34,8 +34,8 @@ use crate::gateway::{AccountPath, Caller, DirectoryError, Scope};
 /// A path, and what answers there.
 type DeskRoute<D> = (&'static str, fn() -> MethodRouter<D>);
 
-/// Everything that can be administered, at whichever desk.
-pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 17] {
+/// Everything that can be administered, at whichever backend.
+pub(crate) const fn routes<D: AdminBackend>() -> [DeskRoute<D>; 17] {
     [
         ("/admin/v1/accounts", || get(accounts::list::<D>).post(accounts::create::<D>)),
         ("/admin/v1/accounts/{*path}", || delete(accounts::remove::<D>)),
@@ -58,7 +58,7 @@ pub(crate) const fn routes<D: Desk>() -> [DeskRoute<D>; 17] {
 }
 
 /// What an owner may do with the keys at and below their own account.
-pub(crate) const fn own_routes<D: Desk>() -> [DeskRoute<D>; 3] {
+pub(crate) const fn own_routes<D: AdminBackend>() -> [DeskRoute<D>; 3] {
     [
         ("/v1/me/keys", || get(keys::list::<D>).post(keys::create::<D>)),
         ("/v1/me/keys/{id}", || delete(keys::revoke::<D>)),
@@ -67,8 +67,8 @@ pub(crate) const fn own_routes<D: Desk>() -> [DeskRoute<D>; 3] {
 }
 
 /// Of everything that the caller governs, or of the `account` that the query names.
-async fn usage<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+async fn usage<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     let query = request.uri().query().unwrap_or_default();
     let named = in_query(query, "account").map(str::parse).transpose();
     let named = named.map_err(|error: PathError| ApiError::new(ErrorKind::InvalidValue, format!("{error}.")))?;
@@ -84,16 +84,16 @@ async fn usage<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
 }
 
 /// Where the time of each partition went since the server started, for whoever governs the root.
-async fn hours<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, .. } = administrator(&desk, request.headers())?;
+async fn hours<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, .. } = administrator(&backend, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
     let nothing = || ApiError::new(ErrorKind::NoServer, "No server runs whose time could be told.");
-    Ok(list(desk.server().ok_or_else(nothing)?.metrics().hours().rows()))
+    Ok(list(backend.server().ok_or_else(nothing)?.metrics().hours().rows()))
 }
 
 /// Every administrative act, and whether none was changed or taken out; for whoever governs the root.
-async fn audit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+async fn audit<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
     let log = blocking(move || administration.directory.audit_log()).await?;
     let is_unbroken = AuditEntry::are_chained(&log);
@@ -101,10 +101,10 @@ async fn audit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Respo
 }
 
 /// Reads the server's configuration again, for whoever governs the root.
-async fn read_again<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+async fn read_again<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    let reloader = desk.server().and_then(AppState::reloader);
+    let reloader = backend.server().and_then(AppState::reloader);
     Ok(Json(reload(reloader, administration.directory.actor()).await?).into_response())
 }
 
@@ -117,8 +117,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     Ok(done.map_err(failed)??)
 }
 
-fn administrator(desk: &impl Desk, headers: &HeaderMap) -> Result<DeskVisit, ApiError> {
-    let visit = desk.visit(headers)?;
+fn administrator(backend: &impl AdminBackend, headers: &HeaderMap) -> Result<AdminCaller, ApiError> {
+    let visit = backend.identify(headers)?;
     require(&visit.caller, Scope::Admin)?;
     Ok(visit)
 }
@@ -142,14 +142,17 @@ fn require_below(caller: &Arc<Caller>, path: &AccountPath) -> Result<(), ApiErro
 }
 
 /// A limit or a list of models that names an alias would never apply.
-fn require_real_models<'a>(desk: &impl Desk, mut models: impl Iterator<Item = &'a str>) -> Result<(), ApiError> {
-    let Some(alias) = models.find(|model| desk.is_alias(model)) else { return Ok(()) };
+fn require_real_models<'a>(
+    backend: &impl AdminBackend,
+    mut models: impl Iterator<Item = &'a str>,
+) -> Result<(), ApiError> {
+    let Some(alias) = models.find(|model| backend.is_alias(model)) else { return Ok(()) };
     let message = format!("`{}` stands for other models; name those.", echoed(alias));
     Err(ApiError::new(ErrorKind::InvalidValue, message).param("model"))
 }
 
-async fn read<T: DeserializeOwned>(request: Request, desk: &impl Desk) -> Result<T, ApiError> {
-    let bytes = read_bytes(request, desk.body_bounds()).await?;
+async fn read<T: DeserializeOwned>(request: Request, backend: &impl AdminBackend) -> Result<T, ApiError> {
+    let bytes = read_bytes(request, backend.body_bounds()).await?;
     let body = parse_json(&bytes)?;
     serde_json::from_value(body).map_err(|error| unread(&error.to_string()))
 }

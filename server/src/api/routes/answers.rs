@@ -14,7 +14,7 @@ use crate::api::causes::fill_rate_limit_headers;
 use crate::api::compared::compare;
 use crate::api::deliver::{Delivery, NotAdmitted, stream_once_admitted};
 use crate::api::errors::{ApiError, ErrorKind};
-use crate::api::generate::{ServedAs, Visit, admit};
+use crate::api::generate::{RequestContext, ServedAs, admit};
 use crate::api::ids::random_id;
 use crate::api::shadow;
 use crate::api::state::AppState;
@@ -66,22 +66,27 @@ pub(crate) async fn responses(State(state): State<AppState>, request: Request) -
 }
 
 async fn answer(state: AppState, request: Request, door: Door) -> Result<Response, ApiError> {
-    let visit = enter(&state, request.headers())?;
+    let context = enter(&state, request.headers())?;
     let body = read_json(request, &state).await?;
-    answer_body(&state, visit, body, door).await
+    answer_body(&state, context, body, door).await
 }
 
 /// Everything after the body is there.
-pub(crate) async fn answer_body(state: &AppState, visit: Visit, body: Value, door: Door) -> Result<Response, ApiError> {
-    let caller = Arc::clone(&visit.caller);
-    let visit = Visit { shadow: shadow::drawn(state, &body), ..visit };
+pub(crate) async fn answer_body(
+    state: &AppState,
+    context: RequestContext,
+    body: Value,
+    door: Door,
+) -> Result<Response, ApiError> {
+    let caller = Arc::clone(&context.caller);
+    let context = RequestContext { shadow: shadow::drawn(state, &body), ..context };
     let body = alias::settle(state, &caller, body);
     let written = door.passed_on_as().filter(|_| goes_out(state, &body)).map(|kind| (kind, body.clone()));
     let (read, form) = read(state, body, door)?;
     let outgoing = written.map(|(kind, body)| Outgoing::new(kind, body, &read.ignored));
     let about = AboutModel(read.generate.model.clone());
     let ignored = read.ignored.clone();
-    let generated = generate(state, visit, (read, outgoing), (form, door.id_prefix())).await;
+    let generated = generate(state, context, (read, outgoing), (form, door.id_prefix())).await;
     let mut response = generated.unwrap_or_else(IntoResponse::into_response);
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
@@ -117,7 +122,7 @@ fn read(state: &AppState, body: Value, door: Door) -> Result<(ReadRequest, Form)
 
 async fn generate(
     state: &AppState,
-    visit: Visit,
+    context: RequestContext,
     (read, outgoing): (ReadRequest, Option<Outgoing>),
     (form, id_prefix): (Form, &str),
 ) -> Result<Response, ApiError> {
@@ -125,9 +130,9 @@ async fn generate(
     let is_streamed = generate.output.stream.is_some();
     let unserved = unserved_head(state, &generate.model, id_prefix)?;
     if let Some(against) = generate.output.prompt_scores_against.take() {
-        return compare(state, visit, (prompt, generate, &against), unserved).await;
+        return compare(state, context, (prompt, generate, &against), unserved).await;
     }
-    let mut admission = Box::pin(deliver(state.clone(), visit, ((prompt, generate), outgoing), (form, unserved)));
+    let mut admission = Box::pin(deliver(state.clone(), context, ((prompt, generate), outgoing), (form, unserved)));
     if !is_streamed {
         return admission.await.map_err(|refused| refused.error)?.whole().await;
     }
@@ -139,11 +144,11 @@ async fn generate(
 
 async fn deliver(
     state: AppState,
-    visit: Visit,
+    context: RequestContext,
     (request, outgoing): ((Prompt, GenerateRequest), Option<Outgoing>),
     (form, unserved): (Form, AnswerHead),
 ) -> Result<Delivery, NotAdmitted> {
-    match admit(&state, visit, request, outgoing).await {
+    match admit(&state, context, request, outgoing).await {
         Ok(admitted) => {
             let ServedAs { model, fingerprint, tier, billing } = admitted.served_as.clone();
             let answer = form(AnswerHead { model, fingerprint, tier, billing, ..unserved });

@@ -12,7 +12,7 @@ use crate::api::causes::fill_rate_limit_headers;
 use crate::api::compare::admit;
 use crate::api::deliver::Delivery;
 use crate::api::errors::{ApiError, ErrorKind};
-use crate::api::generate::Visit;
+use crate::api::generate::RequestContext;
 use crate::api::ids::random_id;
 use crate::api::state::AppState;
 use crate::api::wire::compare::{ReadCompare, read_compare};
@@ -22,24 +22,24 @@ pub(crate) async fn compare(State(state): State<AppState>, request: Request) -> 
 }
 
 async fn answer(state: &AppState, request: Request) -> Result<Response, ApiError> {
-    let visit = enter(state, request.headers())?;
-    let caller = Arc::clone(&visit.caller);
+    let context = enter(state, request.headers())?;
+    let caller = Arc::clone(&context.caller);
     let body = alias::settle(state, &caller, read_json(request, state).await?);
     let read = read_compare(body, state.reader(), &state.config().bounds)?;
     // What the log and the metrics name is the model that the others are compared with.
     let (about, ignored) = (AboutModel(read.models[0].clone()), read.ignored.clone());
-    let mut response = deliver(state, visit, read).await.unwrap_or_else(IntoResponse::into_response);
+    let mut response = deliver(state, context, read).await.unwrap_or_else(IntoResponse::into_response);
     fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&caller, Some(&about.0)));
     list_ignored(&mut response, &ignored);
     response.extensions_mut().insert(about);
     Ok(response)
 }
 
-async fn deliver(state: &AppState, visit: Visit, read: ReadCompare) -> Result<Response, ApiError> {
+async fn deliver(state: &AppState, context: RequestContext, read: ReadCompare) -> Result<Response, ApiError> {
     let no_randomness = || ApiError::new(ErrorKind::Internal, "The system gave no randomness.");
     let id = random_id("compare-").ok_or_else(no_randomness)?;
     let is_streamed = read.generate.output.stream.is_some();
-    let (admitted, answer) = admit(state, visit, read, id).await?;
+    let (admitted, answer) = admit(state, context, read, id).await?;
     let delivery = Delivery::new(state.clone(), admitted, Box::new(answer));
     if is_streamed { Ok(delivery.stream()) } else { delivery.whole().await }
 }

@@ -16,7 +16,7 @@ use crate::api::causes::{fill_rate_limit_headers, unfit_encoder};
 use crate::api::encode::{Encoded, ServedEncoder, encode, find_encoder};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Reader, invalid};
-use crate::api::generate::Visit;
+use crate::api::generate::RequestContext;
 use crate::api::ids::random_id;
 use crate::api::state::AppState;
 use crate::api::wire::embeddings::{EmbeddingsAnswer, ReadEmbeddings, read_embeddings};
@@ -32,24 +32,24 @@ pub(crate) async fn embeddings(State(state): State<AppState>, request: Request) 
 }
 
 /// The same, of a body that is there already.
-pub(crate) async fn embed(state: &AppState, visit: &Visit, body: Value) -> Result<Response, ApiError> {
-    answer_body(state, visit, body, read_embeddings, give_vectors).await
+pub(crate) async fn embed(state: &AppState, context: &RequestContext, body: Value) -> Result<Response, ApiError> {
+    answer_body(state, context, body, read_embeddings, give_vectors).await
 }
 
-async fn give_vectors(state: &AppState, visit: &Visit, read: ReadEmbeddings) -> Result<Response, ApiError> {
+async fn give_vectors(state: &AppState, context: &RequestContext, read: ReadEmbeddings) -> Result<Response, ApiError> {
     let ReadEmbeddings { model, texts, format, dimensions, normalize, .. } = read;
-    let (served, encoder) = find_encoder(state, &visit.caller, &model).await?;
+    let (served, encoder) = find_encoder(state, &context.caller, &model).await?;
     let EncoderOutput::Embedding(embedding) = &encoder.output else {
         return Err(unfit_encoder(&model, "gives scores, not embeddings", "/v1/rerank or /v1/classify"));
     };
     let shape = VectorShape::new(embedding, dimensions.map(usize::from), normalize)?;
-    let Encoded { mut vectors, usage } = encode(state, visit, &served, texts).await?;
+    let Encoded { mut vectors, usage } = encode(state, context, &served, texts).await?;
     vectors.iter_mut().for_each(|vector| shape.apply(vector));
     json(EmbeddingsAnswer::new(model, vectors, format, usage))
 }
 
 pub(crate) async fn rerank(State(state): State<AppState>, request: Request) -> Response {
-    answer(&state, request, read_rerank, async |state, visit, read: ReadRerank| {
+    answer(&state, request, read_rerank, async |state, context, read: ReadRerank| {
         let ReadRerank { pairs, top_n, shape } = read;
         let second = |item: &TextItem| match item {
             TextItem::Pair(_, document) | TextItem::Document(document) => document.clone(),
@@ -57,7 +57,7 @@ pub(crate) async fn rerank(State(state): State<AppState>, request: Request) -> R
         };
         let documents = shape.returns_documents().then(|| pairs.texts.items.iter().map(second).collect());
         let model = pairs.model.clone();
-        let Scored { scores, encoded } = score_pairs(state, visit, pairs).await?;
+        let Scored { scores, encoded } = score_pairs(state, context, pairs).await?;
         let answer = RerankAnswer::new((new_id("rerank-")?, model), scores, documents, (top_n, encoded.usage));
         match shape {
             RankingShape::Jina { .. } => json(answer),
@@ -68,9 +68,9 @@ pub(crate) async fn rerank(State(state): State<AppState>, request: Request) -> R
 }
 
 pub(crate) async fn score(State(state): State<AppState>, request: Request) -> Response {
-    answer(&state, request, read_score, async |state, visit, read: ReadPairs| {
+    answer(&state, request, read_score, async |state, context, read: ReadPairs| {
         let model = read.model.clone();
-        let Scored { scores, encoded } = score_pairs(state, visit, read).await?;
+        let Scored { scores, encoded } = score_pairs(state, context, read).await?;
         let data = scores.into_iter().enumerate();
         let data = data.map(|(index, score)| Score { index, object: "score", score }).collect();
         json(list(state, ("score-", model), data, &encoded)?)
@@ -79,12 +79,12 @@ pub(crate) async fn score(State(state): State<AppState>, request: Request) -> Re
 }
 
 pub(crate) async fn classify(State(state): State<AppState>, request: Request) -> Response {
-    answer(&state, request, read_classify, async |state, visit, read: ReadPairs| {
-        let (served, encoder) = find_encoder(state, &visit.caller, &read.model).await?;
+    answer(&state, request, read_classify, async |state, context, read: ReadPairs| {
+        let (served, encoder) = find_encoder(state, &context.caller, &read.model).await?;
         let EncoderOutput::Scores(scores) = &encoder.output else {
             return Err(unfit_encoder(&read.model, "has no labels", "/v1/embeddings"));
         };
-        let encoded = encode(state, visit, &served, read.texts).await?;
+        let encoded = encode(state, context, &served, read.texts).await?;
         let data = encoded.vectors.iter().enumerate();
         let data = data.map(|(index, logits)| classification(scores, (index, logits), read.raw)).collect();
         json(list(state, ("classify-", read.model), data, &encoded)?)
@@ -97,12 +97,12 @@ async fn answer<R: About>(
     state: &AppState,
     request: Request,
     read: fn(Value, Reader, usize) -> Result<R, ApiError>,
-    respond: impl AsyncFnOnce(&AppState, &Visit, R) -> Result<Response, ApiError>,
+    respond: impl AsyncFnOnce(&AppState, &RequestContext, R) -> Result<Response, ApiError>,
 ) -> Response {
     let answered = async {
-        let visit = enter(state, request.headers())?;
+        let context = enter(state, request.headers())?;
         let body = read_json(request, state).await?;
-        answer_body(state, &visit, body, read, respond).await
+        answer_body(state, &context, body, read, respond).await
     };
     answered.await.unwrap_or_else(IntoResponse::into_response)
 }
@@ -110,16 +110,16 @@ async fn answer<R: About>(
 /// Everything after the body is there.
 async fn answer_body<R: About>(
     state: &AppState,
-    visit: &Visit,
+    context: &RequestContext,
     body: Value,
     read: fn(Value, Reader, usize) -> Result<R, ApiError>,
-    respond: impl AsyncFnOnce(&AppState, &Visit, R) -> Result<Response, ApiError>,
+    respond: impl AsyncFnOnce(&AppState, &RequestContext, R) -> Result<Response, ApiError>,
 ) -> Result<Response, ApiError> {
-    let body = alias::settle(state, &visit.caller, with_only_model(state, &visit.caller, body));
+    let body = alias::settle(state, &context.caller, with_only_model(state, &context.caller, body));
     let read = read(body, state.reader(), state.config().bounds.max_inputs)?;
     let (model, ignored) = read.about();
-    let mut response = respond(state, visit, read).await.unwrap_or_else(IntoResponse::into_response);
-    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.caller, Some(&model)));
+    let mut response = respond(state, context, read).await.unwrap_or_else(IntoResponse::into_response);
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&context.caller, Some(&model)));
     list_ignored(&mut response, &ignored);
     response.extensions_mut().insert(AboutModel(model));
     Ok(response)
@@ -194,14 +194,14 @@ struct Scored {
 }
 
 /// With a cross-encoder, what its one label says of each pair; with an embedding model, the cosine between the two.
-async fn score_pairs(state: &AppState, visit: &Visit, read: ReadPairs) -> Result<Scored, ApiError> {
+async fn score_pairs(state: &AppState, context: &RequestContext, read: ReadPairs) -> Result<Scored, ApiError> {
     let ReadPairs { model, mut texts, raw, .. } = read;
-    let (served, encoder) = find_encoder(state, &visit.caller, &model).await?;
+    let (served, encoder) = find_encoder(state, &context.caller, &model).await?;
     let activation = pair_activation(&encoder, &model)?;
     if activation.is_none() {
         texts = apart(texts);
     }
-    let encoded = encode(state, visit, &served, texts).await?;
+    let encoded = encode(state, context, &served, texts).await?;
     let scores = match activation {
         Some(activation) => encoded.vectors.iter().map(|logits| activated(activation, logits, raw)[0]).collect(),
         None => encoded.vectors.chunks(2).map(cosine).collect(),

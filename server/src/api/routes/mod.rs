@@ -24,7 +24,7 @@ use axum::response::Response;
 
 use super::errors::{ApiError, ErrorKind, ErrorLabel};
 use super::fields::invalid;
-use super::generate::Visit;
+use super::generate::RequestContext;
 use super::state::AppState;
 use crate::gateway::{AccountPath, AuthError, Caller, RemoteReservation, Scope};
 
@@ -55,11 +55,11 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Who asks, with a place in the server. Called before the body is read, so that what is held and parsed is bounded.
-fn enter(state: &AppState, headers: &HeaderMap) -> Result<Visit, ApiError> {
+fn enter(state: &AppState, headers: &HeaderMap) -> Result<RequestContext, ApiError> {
     let arrived = state.clock().now();
     let caller = authenticate(state, headers)?;
     let origin = origin(&caller, headers)?;
-    Ok(Visit { caller, place: state.take_place()?, arrived, scope: Scope::Inference, origin, shadow: None })
+    Ok(RequestContext { caller, place: state.take_place()?, arrived, scope: Scope::Inference, origin, shadow: None })
 }
 
 /// The other gateway's reservation, which only a key that is meant for gateways may name: who named the same one for

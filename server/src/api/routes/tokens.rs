@@ -13,7 +13,7 @@ use crate::api::body::read_json;
 use crate::api::causes::fill_rate_limit_headers;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
-use crate::api::generate::Visit;
+use crate::api::generate::RequestContext;
 use crate::api::lease::Lease;
 use crate::api::prepare::{encode, find_model};
 use crate::api::reserve::reserve;
@@ -53,40 +53,48 @@ pub(crate) struct DetokenizeRequest {
 }
 
 pub(crate) async fn tokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let visit = enter(&state, request.headers())?;
-    let body = alias::settle(&state, &visit.caller, read_json(request, &state).await?);
+    let context = enter(&state, request.headers())?;
+    let body = alias::settle(&state, &context.caller, read_json(request, &state).await?);
     let mut reader = state.reader();
     let asked = read_tokenize(body, &mut reader, &state.config().bounds)?;
-    let model = find(&state, &visit, asked.model).await?;
-    let answer = tokens_of(&state, &visit, (&model, asked.prompt)).await;
-    Ok(respond(&state, &visit, answer, reader))
+    let model = find(&state, &context, asked.model).await?;
+    let answer = tokens_of(&state, &context, (&model, asked.prompt)).await;
+    Ok(respond(&state, &context, answer, reader))
 }
 
-async fn tokens_of(state: &AppState, visit: &Visit, (model, prompt): (&Lease, Prompt)) -> Result<Value, ApiError> {
-    let _reservation = reserve_request(state, visit)?;
+async fn tokens_of(
+    state: &AppState,
+    context: &RequestContext,
+    (model, prompt): (&Lease, Prompt),
+) -> Result<Value, ApiError> {
+    let _reservation = reserve_request(state, context)?;
     let encoded = encode(state, model, prompt).await?;
     let tokens = encoded.into_iter().next().map(|prompt| prompt.tokens).unwrap_or_default();
     Ok(json!({"count": tokens.len(), "max_model_len": model.max_model_len, "tokens": tokens}))
 }
 
 pub(crate) async fn detokenize(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
-    let visit = enter(&state, request.headers())?;
-    let body = alias::settle(&state, &visit.caller, read_json(request, &state).await?);
+    let context = enter(&state, request.headers())?;
+    let body = alias::settle(&state, &context.caller, read_json(request, &state).await?);
     let mut reader = state.reader();
     let DetokenizeRequest { model, tokens } = read_detokenize(body, &mut reader)?;
-    let model = find(&state, &visit, model).await?;
+    let model = find(&state, &context, model).await?;
     if let Some(id) = tokens.iter().find(|id| **id as usize >= model.input_vocab_size) {
         return Err(invalid(
             "tokens",
             format!("token {id} is outside the model's vocabulary of {}", model.input_vocab_size),
         ));
     }
-    let answer = text_of(&state, &visit, (&model, tokens)).await;
-    Ok(respond(&state, &visit, answer, reader))
+    let answer = text_of(&state, &context, (&model, tokens)).await;
+    Ok(respond(&state, &context, answer, reader))
 }
 
-async fn text_of(state: &AppState, visit: &Visit, (model, tokens): (&Lease, Vec<u32>)) -> Result<Value, ApiError> {
-    let _reservation = reserve_request(state, visit)?;
+async fn text_of(
+    state: &AppState,
+    context: &RequestContext,
+    (model, tokens): (&Lease, Vec<u32>),
+) -> Result<Value, ApiError> {
+    let _reservation = reserve_request(state, context)?;
     let text = Arc::clone(&model.text);
     let prompt = state.text_work().run(move || Ok(text.tokenizer.decode(&tokens, SkipSpecialTokens::No))).await?;
     Ok(json!({"prompt": prompt}))
@@ -113,9 +121,9 @@ pub(crate) async fn tokenizer_info(State(state): State<AppState>, request: Reque
 }
 
 /// Tokenizer clients may leave the model out where only one is served.
-async fn find(state: &AppState, visit: &Visit, named: Option<String>) -> Result<Lease, ApiError> {
-    let name = required(named.or_else(|| state.only_model(&visit.caller)), "model")?;
-    find_model(state, &visit.caller, &name).await
+async fn find(state: &AppState, context: &RequestContext, named: Option<String>) -> Result<Lease, ApiError> {
+    let name = required(named.or_else(|| state.only_model(&context.caller)), "model")?;
+    find_model(state, &context.caller, &name).await
 }
 
 pub(crate) fn read_tokenize(
@@ -159,15 +167,15 @@ fn read_prompt(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBounds)
 }
 
 /// A request of the account's, in which no model runs.
-fn reserve_request(state: &AppState, visit: &Visit) -> Result<Reservation, ApiError> {
-    require(&visit.caller, Scope::Inference)?;
-    reserve(state, &visit.caller, &Ask::without_model())
+fn reserve_request(state: &AppState, context: &RequestContext) -> Result<Reservation, ApiError> {
+    require(&context.caller, Scope::Inference)?;
+    reserve(state, &context.caller, &Ask::without_model())
 }
 
 /// A refusal says what is left as an answer does.
-fn respond(state: &AppState, visit: &Visit, answer: Result<Value, ApiError>, reader: Reader) -> Response {
+fn respond(state: &AppState, context: &RequestContext, answer: Result<Value, ApiError>, reader: Reader) -> Response {
     let mut response = answer.map_or_else(IntoResponse::into_response, |answer| Json(answer).into_response());
-    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&visit.caller, None));
+    fill_rate_limit_headers(response.headers_mut(), &state.ledger().headroom(&context.caller, None));
     list_ignored(&mut response, &reader.into_ignored());
     response
 }

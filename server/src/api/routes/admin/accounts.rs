@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{administrator, blocking, read, require_below, require_real_models};
-use crate::api::desk::{Desk, DeskVisit};
+use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::gateway::directory::{Making, WantedAccount};
 use crate::gateway::quota::{Enforcement, Quota, WrittenLimit};
@@ -66,29 +66,29 @@ struct WantedBody {
     limits: Quota,
 }
 
-pub(super) async fn list<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+pub(super) async fn list<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     let snapshot = blocking(move || administration.directory.snapshot()).await?;
     let governed = snapshot.accounts.into_iter().filter(|account| caller.governs(&account.path));
     Ok(super::list(governed.collect::<Vec<_>>()))
 }
 
-pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let NewAccountBody { path, limits } = read(request, &desk).await?;
+pub(super) async fn create<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
+    let NewAccountBody { path, limits } = read(request, &backend).await?;
     require_below(&caller, &path)?;
-    require_real_models(&desk, limited(&limits))?;
+    require_real_models(&backend, limited(&limits))?;
     let created = json!({"path": path, "limits": limits});
     blocking(move || administration.directory.create_account(&path, limits)).await?;
     Ok(Json(created).into_response())
 }
 
-pub(super) async fn remove<D: Desk>(
-    State(desk): State<D>,
+pub(super) async fn remove<D: AdminBackend>(
+    State(backend): State<D>,
     path: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     let named = path.ok().and_then(|Path(path)| path.parse().ok());
     let path: AccountPath = named.ok_or_else(|| ApiError::new(ErrorKind::NotFound, "There is no such account."))?;
     require_below(&caller, &path)?;
@@ -97,17 +97,20 @@ pub(super) async fn remove<D: Desk>(
     Ok(Json(removed).into_response())
 }
 
-pub(super) async fn change_limit<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let LimitBody { account, set, remove } = read(request, &desk).await?;
+pub(super) async fn change_limit<D: AdminBackend>(
+    State(backend): State<D>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
+    let LimitBody { account, set, remove } = read(request, &backend).await?;
     require_below(&caller, &account)?;
     let directory = administration.directory;
     let said = |error: String| ApiError::new(ErrorKind::InvalidValue, error);
     match (set, remove) {
         (Some(limit), None) => {
             let limit = Limit::try_from(limit).map_err(|error| said(error.to_string()))?;
-            require_real_models(&desk, limit.model.as_deref().into_iter())?;
-            let warning = limit.model.as_deref().and_then(|model| of_no_model(&desk, model));
+            require_real_models(&backend, limit.model.as_deref().into_iter())?;
+            let warning = limit.model.as_deref().and_then(|model| of_no_model(&backend, model));
             blocking(move || directory.set_limit(&account, limit)).await?;
             if let Some(warning) = warning {
                 return Ok(Json(json!({"changed": true, "warning": warning})).into_response());
@@ -123,30 +126,33 @@ pub(super) async fn change_limit<D: Desk>(State(desk): State<D>, request: Reques
     Ok(changed())
 }
 
-pub(super) async fn set_weight<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let WeightBody { account, weight } = read(request, &desk).await?;
+pub(super) async fn set_weight<D: AdminBackend>(
+    State(backend): State<D>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
+    let WeightBody { account, weight } = read(request, &backend).await?;
     require_below(&caller, &account)?;
     blocking(move || administration.directory.set_weight(&account, weight)).await?;
     Ok(changed())
 }
 
 /// Accounts and limits as the body has them, all or none; what it does not name stays. Answers what changes, one text each.
-pub(super) async fn apply<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let ApplyBody { accounts, dry_run } = read(request, &desk).await?;
+pub(super) async fn apply<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
+    let ApplyBody { accounts, dry_run } = read(request, &backend).await?;
     accounts.iter().try_for_each(|account| require_below(&caller, &account.path))?;
-    require_real_models(&desk, accounts.iter().flat_map(|account| limited(&account.limits)))?;
+    require_real_models(&backend, accounts.iter().flat_map(|account| limited(&account.limits)))?;
     let wanted: Vec<_> = accounts.into_iter().map(WantedAccount::from).collect();
     let making = if dry_run { Making::Rehearsal } else { Making::Real };
     let changes = blocking(move || administration.directory.apply(&wanted, making)).await?;
-    let changes: Vec<String> = changes.iter().map(|change| change.shown(desk.calendar())).collect();
+    let changes: Vec<String> = changes.iter().map(|change| change.shown(backend.calendar())).collect();
     Ok(Json(json!({"object": "list", "data": changes, "made": !dry_run})).into_response())
 }
 
 /// A limit may be stated before its model is served; mistyped, it would never apply. Only a server knows what there is.
-fn of_no_model(desk: &impl Desk, model: &str) -> Option<String> {
-    let is_unknown = desk.server().is_some_and(|state| !state.has_model(model));
+fn of_no_model(backend: &impl AdminBackend, model: &str) -> Option<String> {
+    let is_unknown = backend.server().is_some_and(|state| !state.has_model(model));
     is_unknown.then(|| format!("no model `{}` is served, so that this limit does not apply yet", echoed(model)))
 }
 

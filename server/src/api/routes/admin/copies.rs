@@ -8,7 +8,7 @@ use axum::response::Response;
 
 use super::audited::Audited;
 use super::{administrator, blocking, require_governed};
-use crate::api::desk::{Desk, DeskVisit};
+use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::download::download;
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::directory::Noted;
@@ -23,8 +23,8 @@ const LEDGER: &str = "ledger";
 const EVERYTHING: &str = "everything";
 
 /// With a reader of its own, so that whoever reads slowly holds up nobody. The audit log says where the chain ended.
-pub(super) async fn export<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let Administration { data, directory, .. } = of_everybody(&desk, &request)?;
+pub(super) async fn export<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let Administration { data, directory, .. } = of_everybody(&backend, &request)?;
     let reader = UsageReader::open(&data).map_err(|error| {
         tracing::error!(%error, "the ledger cannot be read");
         ApiError::new(ErrorKind::Internal, "The ledger cannot be read at the moment.")
@@ -41,8 +41,8 @@ pub(super) async fn export<D: Desk>(State(desk): State<D>, request: Request) -> 
 }
 
 /// Everything at one instant, as `passerelle restore` takes it.
-pub(super) async fn backup<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let Administration { data, directory, .. } = of_everybody(&desk, &request)?;
+pub(super) async fn backup<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let Administration { data, directory, .. } = of_everybody(&backend, &request)?;
     let audited = Audited::begin_reading(directory, "back up", EVERYTHING).await?;
     let noted = audited.noted();
     // Before the answer begins, so that a refusal is told as one.
@@ -69,8 +69,8 @@ fn told(mut response: Response, noted: Noted) -> Response {
     response
 }
 
-fn of_everybody(desk: &impl Desk, request: &Request) -> Result<Administration, ApiError> {
-    let DeskVisit { caller, administration } = administrator(desk, request.headers())?;
+fn of_everybody(backend: &impl AdminBackend, request: &Request) -> Result<Administration, ApiError> {
+    let AdminCaller { caller, administration } = administrator(backend, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
     Ok(administration)
 }

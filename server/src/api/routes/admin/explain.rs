@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use bars::Bar;
 
 use super::{administrator, blocking, read, require_real_models};
-use crate::api::desk::{Desk, DeskVisit};
+use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::account::ServiceClass;
 use crate::gateway::directory::KeyStatus;
@@ -35,11 +35,11 @@ struct ExplainBody {
 
 /// By everything that the server knows: rates, what runs, who waits. Where none runs, by what the ledger holds; what only a
 /// server would know is named.
-pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let ExplainBody { key, prompt_tokens, output_tokens, model } = read(request, &desk).await?;
-    require_real_models(&desk, [model.as_str()].into_iter())?;
-    let (books, directory) = (desk.clone(), administration.directory);
+pub(super) async fn explain<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
+    let ExplainBody { key, prompt_tokens, output_tokens, model } = read(request, &backend).await?;
+    require_real_models(&backend, [model.as_str()].into_iter())?;
+    let (books, directory) = (backend.clone(), administration.directory);
     let looked = blocking(move || {
         let info = directory.find_key(&key)?;
         if !caller.governs(&info.account) {
@@ -54,20 +54,20 @@ pub(super) async fn explain<D: Desk>(State(desk): State<D>, request: Request) ->
         return Err(ApiError::new(ErrorKind::Conflict, format!("The key `{}` is not accepted any more.", info.name)));
     }
     // An upstream cannot be told to go on, so that all of the answer is reserved there.
-    let runs_elsewhere = desk.server().is_some_and(|state| state.serving().remote(&model).is_some());
+    let runs_elsewhere = backend.server().is_some_and(|state| state.serving().remote(&model).is_some());
     let reserve = if runs_elsewhere { Reserve::Whole } else { Reserve::InParts };
     // A key that is for batches alone asks in one.
     let class = if asked.may(Scope::Inference) { asked.classes.grant(None) } else { ServiceClass::Batch };
     let ask = Ask { reserve, class, ..Ask::new(&model, prompt_tokens, output_tokens) };
     let closed = ledger.available_to(&asked).err().map(|closed| closed.to_string());
     let refusal = ledger.would_refuse(&asked, &ask);
-    let bars = Bar::all(&desk, &asked, (&model, &ask));
+    let bars = Bar::all(&backend, &asked, (&model, &ask));
     let mut barred: Vec<Value> = bars.iter().filter_map(Bar::refusal).collect();
-    if barred.is_empty() && !model.is_empty() && desk.server().is_some() {
+    if barred.is_empty() && !model.is_empty() && backend.server().is_some() {
         let unpriced = ledger.can_price(&asked, &ask).err();
         barred.extend(unpriced.map(|why| json!({"by": "price", "message": format!("{why}")})));
     }
-    let knows = if desk.server().is_some() { Knows::Everything } else { Knows::TheLedger };
+    let knows = if backend.server().is_some() { Knows::Everything } else { Knows::TheLedger };
     let limits_unknown = not_looked_at(&ledger, &asked.account, &ask, knows);
     let unknown = limits_unknown.into_iter().chain(bars.iter().filter_map(Bar::not_looked_at));
     let answer = json!({

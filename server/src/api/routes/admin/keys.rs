@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{administrator, blocking, read, require_governed, require_real_models};
-use crate::api::desk::{Desk, DeskVisit};
+use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use crate::gateway::directory::{KeyInfo, NewKey};
@@ -39,8 +39,8 @@ struct RotateBody {
 }
 
 /// Whoever does not administrate sees their own key.
-pub(super) async fn list<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = desk.visit(request.headers())?;
+pub(super) async fn list<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = backend.identify(request.headers())?;
     let directory = administration.directory;
     let (keys, now) = blocking(move || Ok((directory.list_keys()?, directory.now()))).await?;
     let is_seen = |key: &KeyInfo| caller.governs(&key.account) || caller.via.label() == key.id.as_str();
@@ -52,26 +52,26 @@ pub(super) async fn list<D: Desk>(State(desk): State<D>, request: Request) -> Re
     Ok(super::list(keys.into_iter().filter(is_seen).map(shown).collect::<Vec<_>>()))
 }
 
-pub(super) async fn create<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let NewKeyBody { account, name, scopes, models, class, valid_for_seconds } = read(request, &desk).await?;
+pub(super) async fn create<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
+    let NewKeyBody { account, name, scopes, models, class, valid_for_seconds } = read(request, &backend).await?;
     let account = account.unwrap_or_else(|| caller.account.path.clone());
     require_governed(&caller, &account)?;
     require_no_more(&caller, Rights { scopes: &scopes, models: &models, class })?;
-    require_real_models(&desk, models.named())?;
+    require_real_models(&backend, models.named())?;
     let valid_for = valid_for_seconds.map(Duration::from_secs);
     let new = NewKey { account, name, scopes, models, class, valid_for };
     let (key, info) = blocking(move || administration.directory.create_key(new)).await?;
     Ok(shown_once(&key, &info))
 }
 
-pub(super) async fn rotate<D: Desk>(
-    State(desk): State<D>,
+pub(super) async fn rotate<D: AdminBackend>(
+    State(backend): State<D>,
     id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
-    let RotateBody { overlap_seconds } = read(request, &desk).await?;
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
+    let RotateBody { overlap_seconds } = read(request, &backend).await?;
     let KeyInfo { id, scopes, models, class, .. } = governed_key(&caller, &administration.directory, id).await?;
     // A new secret is the key itself, handed to whoever asked for it. Its own a key has already.
     if caller.via.label() != id.as_str() {
@@ -82,12 +82,12 @@ pub(super) async fn rotate<D: Desk>(
     Ok(shown_once(&key, &info))
 }
 
-pub(super) async fn revoke<D: Desk>(
-    State(desk): State<D>,
+pub(super) async fn revoke<D: AdminBackend>(
+    State(backend): State<D>,
     id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let DeskVisit { caller, administration } = administrator(&desk, request.headers())?;
+    let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     let id = governed_key(&caller, &administration.directory, id).await?.id;
     let info = blocking(move || administration.directory.revoke_key(id.as_str())).await?;
     Ok(Json(info).into_response())

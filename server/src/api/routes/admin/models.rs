@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::audited::Audited;
 use super::{administrator, read, require_governed};
+use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::causes::model_not_found;
-use crate::api::desk::{Desk, DeskVisit};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::api::routes::models::{Identity, Shown, shown};
 use crate::api::routes::name_in_path;
@@ -34,23 +34,23 @@ struct Named {
 }
 
 /// Every model, and what those that come and go hold of their memory.
-pub(crate) async fn list<D: Desk>(State(desk): State<D>, request: Request) -> Result<Response, ApiError> {
-    let server = server(&desk, &request)?;
+pub(crate) async fn list<D: AdminBackend>(State(backend): State<D>, request: Request) -> Result<Response, ApiError> {
+    let server = server(&backend, &request)?;
     let rows: Vec<Value> = shown(server, |_| true).iter().map(|model| row(server, model)).collect();
     let memory = server.shelf().map(Shelf::memory);
     Ok(Json(json!({"object": "list", "data": rows, "memory": memory})).into_response())
 }
 
 /// Answers with the model as it is then.
-pub(crate) async fn act<D: Desk>(
-    State(desk): State<D>,
+pub(crate) async fn act<D: AdminBackend>(
+    State(backend): State<D>,
     act: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let DeskVisit { administration, .. } = administrator(&desk, request.headers())?;
-    let server = server(&desk, &request)?.clone();
+    let AdminCaller { administration, .. } = administrator(&backend, request.headers())?;
+    let server = server(&backend, &request)?.clone();
     let act = Act::named(&name_in_path(act)?)?;
-    let Named { model } = read(request, &desk).await?;
+    let Named { model } = read(request, &backend).await?;
     let shelf = server.shelf().filter(|shelf| shelf.row(&model).is_some()).ok_or_else(|| stays(&server, &model))?;
     let audited = Audited::begin(administration.directory, act.audited(), &model).await?;
     let done = match act {
@@ -132,8 +132,10 @@ fn row(server: &AppState, model: &Shown) -> Value {
     row
 }
 
-fn server<'a>(desk: &'a impl Desk, request: &Request) -> Result<&'a AppState, ApiError> {
-    let DeskVisit { caller, .. } = administrator(desk, request.headers())?;
+fn server<'a>(backend: &'a impl AdminBackend, request: &Request) -> Result<&'a AppState, ApiError> {
+    let AdminCaller { caller, .. } = administrator(backend, request.headers())?;
     require_governed(&caller, &AccountPath::root())?;
-    desk.server().ok_or_else(|| ApiError::new(ErrorKind::NoServer, "No server runs that could have models in memory."))
+    backend
+        .server()
+        .ok_or_else(|| ApiError::new(ErrorKind::NoServer, "No server runs that could have models in memory."))
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::desk::Desk;
+use crate::api::admin_backend::AdminBackend;
 use crate::api::prepare::{AskedLength, context_overflow};
 use crate::api::routes::models::{max_model_len, shown};
 use crate::api::state::AppState;
@@ -19,17 +19,17 @@ pub(super) enum Bar {
 
 impl Bar {
     /// Every one, in the order in which a request meets them. An empty name is no model's.
-    pub(super) fn all(desk: &impl Desk, caller: &Caller, (model, ask): (&str, &Ask)) -> Vec<Self> {
+    pub(super) fn all(backend: &impl AdminBackend, caller: &Caller, (model, ask): (&str, &Ask)) -> Vec<Self> {
         let of_key = of_scopes(caller);
         let of_model = if model.is_empty() {
             unnamed(caller)
         } else {
-            let hidden = of_visibility(desk, caller, model);
+            let hidden = of_visibility(backend, caller, model);
             // Of a model that is not there for the key, nothing else is told.
             if hidden.is_some() {
                 Vec::from_iter(hidden)
             } else {
-                Vec::from_iter(of_context(desk.server(), model, ask))
+                Vec::from_iter(of_context(backend.server(), model, ask))
             }
         };
         of_key.into_iter().chain(of_model).collect()
@@ -67,13 +67,13 @@ fn unnamed(caller: &Caller) -> Vec<Bar> {
 }
 
 /// One that belongs to others is not told from one that nobody serves: whoever asks may be below them.
-fn of_visibility(desk: &impl Desk, caller: &Caller, model: &str) -> Option<Bar> {
+fn of_visibility(backend: &impl AdminBackend, caller: &Caller, model: &str) -> Option<Bar> {
     let refuses = |message| Some(Bar::Refuses { by: MODELS, message });
     if matches!(&caller.models, ModelAccess::Only(listed) if !listed.contains(model)) {
         return refuses(format!("The key is for a list of models, and `{model}` is not among them."));
     }
-    let is_served = desk.server().is_none_or(|state| !shown(state, |name| name == model).is_empty());
-    if is_served && desk.shows(caller, model) {
+    let is_served = backend.server().is_none_or(|state| !shown(state, |name| name == model).is_empty());
+    if is_served && backend.shows(caller, model) {
         return None;
     }
     refuses(format!("No model `{model}` is served to `{}`.", caller.account.path))

@@ -14,7 +14,7 @@ use crate::gateway::replica::Presence;
 use crate::gateway::{Load, ReplicaDoor, SubmitError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PostBounds {
+pub struct RemoteReplicaBounds {
     /// Requests are held so long for the successor of a worker that leaves.
     pub longest_hand_over: Duration,
     /// Numbers that answer a text, and no others. 0 for a model that generates.
@@ -23,9 +23,9 @@ pub struct PostBounds {
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct Post {
+pub struct RemoteReplica {
     model: Arc<str>,
-    bounds: PostBounds,
+    bounds: RemoteReplicaBounds,
     clock: Arc<dyn Clock>,
     observer: Arc<dyn StepObserver>,
     state: Arc<Mutex<State>>,
@@ -65,11 +65,11 @@ impl HandOver {
     }
 }
 
-impl Post {
+impl RemoteReplica {
     /// `observer`: hears the steps of whichever worker it is.
     pub fn new(
         model: impl Into<Arc<str>>,
-        bounds: PostBounds,
+        bounds: RemoteReplicaBounds,
         clock: Arc<dyn Clock>,
         observer: Arc<dyn StepObserver>,
     ) -> Self {
@@ -215,7 +215,7 @@ fn is_full(offered: &OfferedModel, occupancy: Occupancy) -> bool {
     waiting_requests >= offered.max_waiting_requests || live >= most_live
 }
 
-impl ReplicaDoor for Post {
+impl ReplicaDoor for RemoteReplica {
     fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
         let mut state = self.lock();
         let offered = state.offered.as_ref().ok_or(SubmitError::Away)?;
@@ -297,8 +297,8 @@ fn bound_to_this_process() -> SubmitError {
     SubmitError::Refused { parameter: None, why: "its grammar cannot be sent to a worker process".to_owned() }
 }
 
-impl std::fmt::Debug for Post {
+impl std::fmt::Debug for RemoteReplica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Post").field("model", &self.model).field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("RemoteReplica").field("model", &self.model).field("state", &self.state).finish_non_exhaustive()
     }
 }

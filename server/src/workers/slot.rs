@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::facts::WorkerFacts;
 use super::link::{Link, Parting};
 use super::mutual_tls::Peer;
-use super::post::Post;
+use super::remote_replica::RemoteReplica;
 use super::wire::PROTOCOL;
 
 /// Of this program.
@@ -19,15 +19,15 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// For the workers of one partition, one after the other.
 #[derive(Debug)]
-pub struct Seat {
+pub struct WorkerSlot {
     partition: String,
     from: WorkersFrom,
-    posts: Vec<Post>,
+    replicas: Vec<RemoteReplica>,
     standing: watch::Sender<Standing>,
     /// Of the models as the gateway has read them, else as the first worker had loaded them; no worker may have others.
     digests: Mutex<BTreeMap<String, ModelDigest>>,
-    /// Takes requests. Whoever leaves frees the seat, and finishes what it has.
-    seated: Mutex<Option<Arc<Link>>>,
+    /// Takes requests. Whoever leaves frees the slot, and finishes what it has.
+    registered: Mutex<Option<Arc<Link>>>,
 }
 
 /// Whose workers a partition takes.
@@ -43,9 +43,9 @@ pub enum WorkersFrom {
 pub struct Standing {
     /// Workers that came.
     pub arrivals: u64,
-    /// Workers on the seat that said that they leave.
+    /// Workers on the slot that said that they leave.
     pub leavings: u64,
-    /// Workers on the seat whose streams ended without that.
+    /// Workers on the slot whose streams ended without that.
     pub losses: u64,
     /// Processes that ended without having said so, also before they came.
     pub ends: u64,
@@ -53,7 +53,7 @@ pub struct Standing {
 
 /// How a partition is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SeatFigures {
+pub struct WorkerSlotFigures {
     pub arrivals: u64,
     pub ends: u64,
     /// Since its worker said something; `None` while it has none that takes requests.
@@ -62,7 +62,7 @@ pub struct SeatFigures {
 
 /// Why a worker is sent away.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NotSeated {
+pub(super) enum NotRegistered {
     #[error("the configuration has no partition `{0}`")]
     NoSuchPartition(String),
     #[error(
@@ -84,11 +84,11 @@ pub(super) enum NotSeated {
     OtherCheckpoint(String),
 }
 
-impl Seat {
-    pub fn new(partition: impl Into<String>, from: WorkersFrom, posts: Vec<Post>) -> Self {
+impl WorkerSlot {
+    pub fn new(partition: impl Into<String>, from: WorkersFrom, replicas: Vec<RemoteReplica>) -> Self {
         let standing = watch::Sender::new(Standing::default());
-        let (digests, seated) = Default::default();
-        Self { partition: partition.into(), from, posts, standing, digests, seated }
+        let (digests, registered) = Default::default();
+        Self { partition: partition.into(), from, replicas, standing, digests, registered }
     }
 
     /// The same, for workers that have these checkpoints and no others under the names.
@@ -102,8 +102,8 @@ impl Seat {
     }
 
     /// Of its models.
-    pub fn posts(&self) -> &[Post] {
-        &self.posts
+    pub fn replicas(&self) -> &[RemoteReplica] {
+        &self.replicas
     }
 
     /// Changes when a worker comes, says that it leaves, or ends.
@@ -112,25 +112,25 @@ impl Seat {
     }
 
     /// For operators.
-    pub fn figures(&self, now: Duration) -> SeatFigures {
+    pub fn figures(&self, now: Duration) -> WorkerSlotFigures {
         let Standing { arrivals, ends, .. } = *self.standing.borrow();
-        SeatFigures { arrivals, ends, silence: self.seated().as_ref().map(|link| link.silence(now)) }
+        WorkerSlotFigures { arrivals, ends, silence: self.registered().as_ref().map(|link| link.silence(now)) }
     }
 
     /// Requests go to this worker from now on, until it leaves or is gone. `now`: on the gateway's clock.
-    pub(super) fn sit(&self, facts: WorkerFacts, peer: &Peer, now: Duration) -> Result<Arc<Link>, NotSeated> {
+    pub(super) fn register(&self, facts: WorkerFacts, peer: &Peer, now: Duration) -> Result<Arc<Link>, NotRegistered> {
         match (peer, self.from) {
-            (Peer::Certified(_), WorkersFrom::Here) => return Err(NotSeated::FromElsewhere(facts.partition)),
-            _ if !peer.may_serve(&facts.partition) => return Err(NotSeated::OfAnotherPartition(facts.partition)),
+            (Peer::Certified(_), WorkersFrom::Here) => return Err(NotRegistered::FromElsewhere(facts.partition)),
+            _ if !peer.may_serve(&facts.partition) => return Err(NotRegistered::OfAnotherPartition(facts.partition)),
             _ => {}
         }
-        let posts = self.posts_of(&facts)?;
-        let mut seated = self.seated();
-        if seated.is_some() {
-            return Err(NotSeated::Taken(facts.partition));
+        let replicas = self.replicas_of(&facts)?;
+        let mut registered = self.registered();
+        if registered.is_some() {
+            return Err(NotRegistered::Taken(facts.partition));
         }
         self.check_digests(&facts)?;
-        let observers: Vec<Arc<dyn StepObserver>> = posts.iter().map(|post| post.observer()).collect();
+        let observers: Vec<Arc<dyn StepObserver>> = replicas.iter().map(|replica| replica.observer()).collect();
         tracing::info!(
             partition = facts.partition,
             device = facts.device,
@@ -144,8 +144,8 @@ impl Seat {
             tracing::warn!(partition, version, "the worker is of another version than the gateway, {VERSION}");
         }
         let link = Arc::new(Link::new(facts, observers, now));
-        posts.iter().zip(0..).for_each(|(post, model)| post.take_up(&link, model));
-        *seated = Some(Arc::clone(&link));
+        replicas.iter().zip(0..).for_each(|(replica, model)| replica.take_up(&link, model));
+        *registered = Some(Arc::clone(&link));
         self.standing.send_modify(|standing| standing.arrivals += 1);
         Ok(link)
     }
@@ -154,9 +154,9 @@ impl Seat {
     /// started.
     pub(super) fn leave(&self, link: &Arc<Link>, why: &str) {
         tracing::info!(partition = self.partition, why, "a worker leaves");
-        self.posts.iter().for_each(|post| match self.from {
-            WorkersFrom::Here => post.hand_over(link),
-            WorkersFrom::Anywhere => post.vacate(link),
+        self.replicas.iter().for_each(|replica| match self.from {
+            WorkersFrom::Here => replica.hand_over(link),
+            WorkersFrom::Anywhere => replica.vacate(link),
         });
         link.leave();
         if self.free(link) {
@@ -165,8 +165,8 @@ impl Seat {
     }
 
     /// Its stream has ended.
-    pub(super) fn rise(&self, link: &Arc<Link>) {
-        self.posts.iter().for_each(|post| post.vacate(link));
+    pub(super) fn release(&self, link: &Arc<Link>) {
+        self.replicas.iter().for_each(|replica| replica.vacate(link));
         let parting = link.close();
         if self.free(link) && parting == Parting::Lost {
             self.standing.send_modify(|standing| standing.losses += 1);
@@ -179,36 +179,36 @@ impl Seat {
 
     /// Ends what its workers run, so that each client is told.
     pub fn shut_down(&self) {
-        self.posts.iter().for_each(Post::shut_down);
+        self.replicas.iter().for_each(RemoteReplica::shut_down);
     }
 
-    /// Whether the worker was on the seat.
+    /// Whether the worker was on the slot.
     fn free(&self, link: &Arc<Link>) -> bool {
-        self.seated().take_if(|seated| Arc::ptr_eq(seated, link)).is_some()
+        self.registered().take_if(|registered| Arc::ptr_eq(registered, link)).is_some()
     }
 
-    fn seated(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
-        self.seated.lock().unwrap_or_else(PoisonError::into_inner)
+    fn registered(&self) -> MutexGuard<'_, Option<Arc<Link>>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// In the worker's order.
-    fn posts_of(&self, facts: &WorkerFacts) -> Result<Vec<&Post>, NotSeated> {
-        let find = |name: &str| self.posts.iter().find(|post| post.model() == name);
-        let posts: Option<Vec<&Post>> = facts.models.iter().map(|model| find(&model.name)).collect();
-        posts.filter(|posts| posts.len() == self.posts.len()).ok_or_else(|| {
+    fn replicas_of(&self, facts: &WorkerFacts) -> Result<Vec<&RemoteReplica>, NotRegistered> {
+        let find = |name: &str| self.replicas.iter().find(|replica| replica.model() == name);
+        let replicas: Option<Vec<&RemoteReplica>> = facts.models.iter().map(|model| find(&model.name)).collect();
+        replicas.filter(|replicas| replicas.len() == self.replicas.len()).ok_or_else(|| {
             let offered = facts.models.iter().map(|model| model.name.clone()).collect();
-            let expected = self.posts.iter().map(|post| post.model().to_owned()).collect();
-            NotSeated::OtherModels(offered, expected)
+            let expected = self.replicas.iter().map(|replica| replica.model().to_owned()).collect();
+            NotRegistered::OtherModels(offered, expected)
         })
     }
 
     /// The gateway keeps the text side of what it served first, and its ledger the digest.
-    fn check_digests(&self, facts: &WorkerFacts) -> Result<(), NotSeated> {
+    fn check_digests(&self, facts: &WorkerFacts) -> Result<(), NotRegistered> {
         let mut known = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
         for model in &facts.models {
             let digest = *known.entry(model.name.clone()).or_insert(model.digest);
             if digest != model.digest {
-                return Err(NotSeated::OtherCheckpoint(model.name.clone()));
+                return Err(NotRegistered::OtherCheckpoint(model.name.clone()));
             }
         }
         Ok(())

@@ -22,7 +22,7 @@ pub struct WorkerModel {
     pub revive: Revive,
 }
 
-pub(super) struct Errands {
+pub(super) struct JobTable {
     models: Vec<WorkerModel>,
     running: BTreeMap<u64, Running>,
     making_grammars: JoinSet<Constrained>,
@@ -62,7 +62,7 @@ struct Read {
     answer: Result<Vec<f32>, RequestError>,
 }
 
-impl Errands {
+impl JobTable {
     pub(super) fn new(models: Vec<WorkerModel>, clock: Arc<dyn Clock>) -> Self {
         let (making_grammars, reading_texts) = (JoinSet::new(), JoinSet::new());
         Self { models, running: BTreeMap::new(), making_grammars, reading_texts, ended: Vec::new(), clock }

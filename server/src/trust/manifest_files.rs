@@ -22,9 +22,9 @@ pub(super) const SIGNATURE_BYTES: u64 = 64;
 /// Called from any thread; [`ControlFlow::Break`] ends the reading.
 pub type Watch<'a> = &'a (dyn Fn(LoadProgress) -> ControlFlow<()> + Sync);
 
-/// Where a checkpoint's papers are: in its folder, or beside its file.
+/// Where a checkpoint's manifest and signature are: in its folder, or beside its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Papers {
+pub struct ManifestFiles {
     pub manifest: PathBuf,
     pub signature: PathBuf,
 }
@@ -33,7 +33,7 @@ pub struct Papers {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustedKeys(Vec<PublicKey>);
 
-impl Papers {
+impl ManifestFiles {
     /// Errors when the checkpoint is compiled in.
     pub fn of(files: &CheckpointFiles) -> Result<Self, TrustError> {
         match files.is_gguf() {
@@ -113,26 +113,26 @@ impl TrustedKeys {
         proven: &dyn KnownHashes,
         watch: Watch<'_>,
     ) -> Result<ModelDigest, TrustError> {
-        let papers = Papers::of(files)?;
-        let (text, signature) = (papers.text()?, papers.signature()?);
-        let text = self.verify_papers(&papers, text.as_deref(), signature.as_deref())?;
-        let manifest = parse(&papers.manifest, text)?;
+        let manifest_files = ManifestFiles::of(files)?;
+        let (text, signature) = (manifest_files.text()?, manifest_files.signature()?);
+        let text = self.verify_signature(&manifest_files, text.as_deref(), signature.as_deref())?;
+        let manifest = parse(&manifest_files.manifest, text)?;
         manifest.check(files, &[MANIFEST_FILE, SIGNATURE_FILE], &OnlyLearns(proven), watch)?;
         Ok(manifest.digest())
     }
 
     /// The manifest's text, once one of the keys is known to have signed it.
-    pub(super) fn verify_papers<'a>(
+    pub(super) fn verify_signature<'a>(
         &self,
-        papers: &Papers,
+        manifest_files: &ManifestFiles,
         text: Option<&'a [u8]>,
         signature: Option<&[u8]>,
     ) -> Result<&'a [u8], TrustError> {
-        let signature = signature.ok_or_else(|| TrustError::Unsigned(papers.signature.clone()))?;
-        let text = text.ok_or_else(|| TrustError::Unsigned(papers.manifest.clone()))?;
+        let signature = signature.ok_or_else(|| TrustError::Unsigned(manifest_files.signature.clone()))?;
+        let text = text.ok_or_else(|| TrustError::Unsigned(manifest_files.manifest.clone()))?;
         match self.0.iter().any(|key| key.verifies(text, signature)) {
             true => Ok(text),
-            false => Err(TrustError::Untrusted(papers.signature.clone())),
+            false => Err(TrustError::Untrusted(manifest_files.signature.clone())),
         }
     }
 }
@@ -140,19 +140,20 @@ impl TrustedKeys {
 /// What the manifest beside a checkpoint says that it is, where nothing that the system says of its files contradicts that.
 /// Nobody has read them, and whose manifest it is nobody asked.
 pub fn stated_digest(files: &CheckpointFiles) -> Option<ModelDigest> {
-    let papers = Papers::of(files).ok()?;
-    let manifest = papers.manifest().ok()??;
-    let written = fs::metadata(&papers.manifest).and_then(|file| file.modified()).ok()?;
+    let manifest_files = ManifestFiles::of(files).ok()?;
+    let manifest = manifest_files.manifest().ok()??;
+    let written = fs::metadata(&manifest_files.manifest).and_then(|file| file.modified()).ok()?;
     manifest.check_unread(files, &[MANIFEST_FILE, SIGNATURE_FILE], written).ok()?;
     Some(manifest.digest())
 }
 
-/// Writes the papers of a checkpoint as it is now. Its folder must hold nothing else: whoever serves it would refuse that.
+/// Writes the manifest and signature of a checkpoint as it is now. Its folder must hold nothing else: whoever serves it
+/// would refuse that.
 pub fn sign(files: &CheckpointFiles, key: &SigningKey, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
-    let papers = Papers::of(files)?;
+    let manifest_files = ManifestFiles::of(files)?;
     let manifest = Manifest::read(files, &NothingKnown, watch)?;
     manifest.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
-    papers.write(&manifest, Some(&key.sign(manifest.to_text().as_bytes())))?;
+    manifest_files.write(&manifest, Some(&key.sign(manifest.to_text().as_bytes())))?;
     Ok(manifest.digest())
 }
 

@@ -16,7 +16,7 @@ use hyper::service::Service;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use passerelle::api::{ApiConfig, OperatorDesk, ShelvedBooks};
+use passerelle::api::{ApiConfig, OperatorBackend, ShelvedBooks};
 use passerelle::config::Config;
 use passerelle::gateway::quota::Calendar;
 use passerelle::gateway::{Administration, DataDir, Directory};
@@ -35,7 +35,7 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// For an answer to begin, and for each part of it: a large model takes minutes to load, a large ledger to copy.
 const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 
-pub(super) struct Office {
+pub(super) struct AdminClient {
     way: Way,
     runtime: Runtime,
     pub(super) calendar: Calendar,
@@ -78,7 +78,7 @@ impl Refused {
     }
 }
 
-impl Office {
+impl AdminClient {
     /// `model`: the one that will be asked about, whose price is derived where nobody publishes one.
     pub(super) fn open(config: &Config, none: NoLedger, model: Option<&str>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -88,7 +88,7 @@ impl Office {
             true => Way::Server(socket),
             false => {
                 require_ledger(&config.server.data_dir, none)?;
-                Way::Ledger(desk(config, model)?.router(), socket)
+                Way::Ledger(backend(config, model)?.router(), socket)
             }
         };
         Ok(Self { way, runtime, calendar })
@@ -204,7 +204,7 @@ fn is_answered(socket: &Path) -> Result<bool> {
     }
 }
 
-fn desk(config: &Config, model: Option<&str>) -> Result<OperatorDesk> {
+fn backend(config: &Config, model: Option<&str>) -> Result<OperatorBackend> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let data = DataDir::open_even_if_full(&config.server.data_dir)?;
     let directory = Directory::open(&data, Arc::clone(&clock), "command line")?;
@@ -214,7 +214,7 @@ fn desk(config: &Config, model: Option<&str>) -> Result<OperatorDesk> {
         aliases: config.aliases.keys().cloned().collect(),
         owners: owners(config)?,
     };
-    Ok(OperatorDesk::on_ledger(Administration::open(&data, directory)?, &ApiConfig::default(), books))
+    Ok(OperatorBackend::on_ledger(Administration::open(&data, directory)?, &ApiConfig::default(), books))
 }
 
 impl Read for Download<'_> {

@@ -22,9 +22,9 @@ use crate::gateway::quota::Calendar;
 use crate::gateway::{AccountPath, Administration, Caller, Directory, DirectoryError, Ledger, Quota};
 
 /// What the handlers of administration need of whoever runs them.
-pub(crate) trait Desk: Clone + Send + Sync + 'static {
+pub(crate) trait AdminBackend: Clone + Send + Sync + 'static {
     /// Who asks, and what they may ask about; what they change is written down in their name.
-    fn visit(&self, headers: &HeaderMap) -> Result<DeskVisit, ApiError>;
+    fn identify(&self, headers: &HeaderMap) -> Result<AdminCaller, ApiError>;
 
     fn body_bounds(&self) -> BodyBounds;
 
@@ -46,17 +46,17 @@ pub(crate) trait Desk: Clone + Send + Sync + 'static {
 
 /// One request's view of what is administered.
 #[derive(Debug)]
-pub(crate) struct DeskVisit {
+pub(crate) struct AdminCaller {
     pub(crate) caller: Arc<Caller>,
     pub(crate) administration: Administration,
 }
 
-impl Desk for AppState {
-    fn visit(&self, headers: &HeaderMap) -> Result<DeskVisit, ApiError> {
+impl AdminBackend for AppState {
+    fn identify(&self, headers: &HeaderMap) -> Result<AdminCaller, ApiError> {
         let caller = authenticate_key(self, headers)?;
         let administration = self.administration().ok_or_else(me::nothing_kept)?;
         let administration = administration.acting_as(&format!("key {}", caller.via.label()));
-        Ok(DeskVisit { caller, administration })
+        Ok(AdminCaller { caller, administration })
     }
 
     fn body_bounds(&self) -> BodyBounds {
@@ -92,7 +92,7 @@ impl Desk for AppState {
 
 /// Trusts whoever reaches it. Behind a socket that only the data directory's owner can open, or inside a command.
 #[derive(Debug, Clone)]
-pub struct OperatorDesk {
+pub struct OperatorBackend {
     administration: Administration,
     caller: Arc<Caller>,
     bounds: BodyBounds,
@@ -117,7 +117,7 @@ pub struct ShelvedBooks {
     pub owners: BTreeMap<String, AccountPath>,
 }
 
-impl OperatorDesk {
+impl OperatorBackend {
     /// `None` for a server that keeps no accounts.
     pub fn of_server(state: AppState) -> Option<Self> {
         let administration = state.administration()?.clone();
@@ -144,10 +144,10 @@ impl OperatorDesk {
     }
 }
 
-impl Desk for OperatorDesk {
-    fn visit(&self, _: &HeaderMap) -> Result<DeskVisit, ApiError> {
+impl AdminBackend for OperatorBackend {
+    fn identify(&self, _: &HeaderMap) -> Result<AdminCaller, ApiError> {
         let administration = self.administration.acting_as(self.caller.via.label());
-        Ok(DeskVisit { caller: Arc::clone(&self.caller), administration })
+        Ok(AdminCaller { caller: Arc::clone(&self.caller), administration })
     }
 
     fn body_bounds(&self) -> BodyBounds {
