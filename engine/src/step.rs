@@ -101,14 +101,7 @@ impl StepLoop {
         let lent = (&model, Arc::clone(&observer));
         let door = Door::new(name, lent, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
-        let (costs, calibration) = match config.costs {
-            Some(costs) => (costs, None),
-            None => {
-                let begun = Calibration::begin(&mut runner, clock.as_ref(), &config);
-                let calibration = begun.map_err(EngineError::Calibration)?;
-                (calibration.costs(), Some(calibration).filter(|calibration| !calibration.is_done()))
-            }
-        };
+        let (costs, calibration) = pricing::at_start(&mut runner, (clock.as_ref(), &*observer), &config)?;
         runner.take_memory();
         drop(here);
         tracing::info!(%costs, "what work costs");

@@ -172,6 +172,7 @@ fn config(chance: &mut Chance, model: &StubModel) -> EngineConfig {
         max_added_latency: Duration::from_micros(chance.below(900) as u64),
         class_patience: Duration::from_millis(chance.below(60) as u64),
         costs: Some(CostModel { prompt_token_ns: 80_000.0, generated_token_ns: 300_000.0, context_token_ns: 900.0 }),
+        former_costs: None,
         seed: 0,
     }
 }
