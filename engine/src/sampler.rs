@@ -196,7 +196,7 @@ impl Sampler {
     }
 }
 
-/// Everything that depends on the request alone, in place.
+/// Everything that depends on the request alone, in place. It makes no logit infinite, which would look like the model's fault.
 fn adjust(row: &mut [f32], choice: &Choice<'_>) {
     let Choice { params, constraint, counts, generated, .. } = choice;
     if let Some(allowed) = constraint {
@@ -204,7 +204,7 @@ fn adjust(row: &mut [f32], choice: &Choice<'_>) {
     }
     for &(token, bias) in &params.logit_bias {
         if let Some(logit) = row.get_mut(token as usize) {
-            *logit += bias;
+            *logit = (*logit + bias).min(f32::MAX);
         }
     }
     for (token, count) in counts.iter().flat_map(|counts| counts.iter()) {
@@ -229,10 +229,7 @@ fn forbid(row: &mut [f32], token: TokenId) {
 
 /// The largest logit of a row that was finite as the model gave it.
 fn allowed_max(row: &[f32]) -> Result<f32, RequestError> {
-    checked_max(row).map_err(|error| {
-        let nothing_left = row.iter().all(|logit| *logit == f32::NEG_INFINITY);
-        if nothing_left { RequestError::NothingAllowed } else { error }
-    })
+    checked_max(row).map_err(|_| RequestError::NothingAllowed)
 }
 
 fn penalise(logit: &mut f32, count: u32, params: &SamplingParams) {
@@ -241,6 +238,7 @@ fn penalise(logit: &mut f32, count: u32, params: &SamplingParams) {
     if count > 0 {
         *logit -= count as f32 * params.frequency_penalty + params.presence_penalty;
     }
+    *logit = f32::min(*logit, f32::MAX);
 }
 
 fn first_equal(row: &[f32], max: f32) -> TokenId {
