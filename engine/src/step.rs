@@ -91,6 +91,7 @@ impl StepLoop {
             stats: Mutex::new(stats.clone()),
         });
         let rung = RungFlag::default();
+        let sampler = Sampler::new(model.get().pulse());
         let lent = (&model, Arc::clone(&observer));
         let door = Door::new(name, lent, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
@@ -109,7 +110,7 @@ impl StepLoop {
             commands,
             scheduler: Scheduler::new(config, costs, kv_cache),
             runner,
-            sampler: Sampler::default(),
+            sampler,
             turns,
             clock,
             observer: Observer(observer),
