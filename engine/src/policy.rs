@@ -220,6 +220,12 @@ impl<T> WaitingQueue<T> {
         }
         if !taken.is_empty() {
             self.head = None;
+            // Whoever waits next begins to.
+            for class in Class::ALL {
+                if !self.waits(class) {
+                    self.passed_over_since.remove(&class);
+                }
+            }
         }
         taken
     }
@@ -240,16 +246,8 @@ impl<T> WaitingQueue<T> {
     }
 
     fn choose(&mut self, now: Duration, cached_tokens: impl Fn(&mut T) -> usize) -> Option<Head> {
-        let (mut best, mut overdue) = (None, None);
-        for class in Class::ALL {
-            if self.waits(class) {
-                best = best.or(Some(class));
-                overdue = overdue.or(self.is_overdue(class, now).then_some(class));
-            } else {
-                self.passed_over_since.remove(&class);
-            }
-        }
-        let class = overdue.or(best)?;
+        let overdue = Class::ALL.into_iter().find(|&class| self.waits(class) && self.is_overdue(class, now));
+        let class = overdue.or(self.best_class())?;
         let preempted = self.preempted.keys().find(|id| id.class == class).map(|&id| Place::Preempted(id));
         let at = match preempted {
             Some(place) => place,

@@ -184,6 +184,19 @@ fn a_better_class_goes_first_until_the_others_patience_is_over() {
 }
 
 #[test]
+fn the_patience_of_a_class_begins_when_it_begins_to_wait() {
+    let batch = Share { class: Class::Batch, ..A };
+    let mut bench = Bench::new(&[(batch, 0), (B, 1)]);
+    assert_eq!(bench.next(), Some(1));
+    assert_eq!(bench.queue.extract(|_| true), [0], "its reader has left");
+    bench.queue.leave(batch);
+    bench.now += PATIENCE;
+    bench.arrive(batch, 2);
+    bench.arrive(B, 3);
+    assert_eq!(bench.next(), Some(3));
+}
+
+#[test]
 fn turns_that_are_further_apart_than_patience_do_not_turn_the_classes_round() {
     let batch = Share { class: Class::Batch, key: ShareKey(1) };
     let mut bench = Bench::new(&[(batch, 0), (batch, 1), (batch, 2), (B, 3), (B, 4), (B, 5)]);
