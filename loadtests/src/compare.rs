@@ -1,7 +1,7 @@
 //! Servers side by side: requests of the same lengths at the same times, one server after the other, round after round in
 //! changing order, so that what disturbs the machine disturbs all of them.
 
-mod bootstrap;
+mod interval;
 mod measures;
 mod table;
 
@@ -22,7 +22,7 @@ use crate::scenario::{Objectives, Scenario};
 use crate::session::Session;
 use crate::tokens::TokensError;
 
-pub use bootstrap::Ratio;
+pub use interval::Ratio;
 
 #[derive(Debug)]
 pub struct Contender<C: Connect> {
@@ -86,7 +86,7 @@ pub struct Row {
     pub figure: &'static str,
     pub better: Better,
     pub values: Vec<f64>,
-    /// One for each contender after the first; none where the requests are too few to tell how sure it is.
+    /// One for each contender after the first; none where the requests or rounds are too few to tell how sure it is.
     pub ratios: Vec<Option<Ratio>>,
 }
 
@@ -173,7 +173,7 @@ pub async fn compare<C: Connect>(
         without_usage = told.filter(|(_, answers)| !answers.has_usage()).map(|(name, _)| (*name).to_owned()).collect();
         rounds.push(played.round);
     }
-    let rows = measures::rows(&rounds, scenario.seed);
+    let rows = measures::rows(&rounds);
     let (machine, _) = watch.finish();
     Ok(Comparison {
         generator: sent.overhead(machine.own_cpu_cores, options.threads),
@@ -185,18 +185,18 @@ pub async fn compare<C: Connect>(
         unanswered: endings.iter().map(|endings| endings.values().sum()).collect(),
         endings,
         rows,
-        tenants: tenants(&rounds, scenario.seed),
+        tenants: tenants(&rounds),
         servers: machines.iter().map(|of_contender| ServerFigures::of(of_contender)).collect(),
         stopped,
     })
 }
 
 /// The rows of each tenant.
-fn tenants(rounds: &[Round], seed: u64) -> BTreeMap<String, Vec<Row>> {
+fn tenants(rounds: &[Round]) -> BTreeMap<String, Vec<Row>> {
     let names: BTreeSet<&String> = rounds.iter().flat_map(|round| round.tenants.keys()).collect();
     let rows_of = |name: &String| {
         let parts: Vec<Round> = rounds.iter().filter_map(|round| round.tenants.get(name).cloned()).collect();
-        measures::rows(&parts, seed)
+        measures::rows(&parts)
     };
     names.into_iter().map(|name| (name.clone(), rows_of(name))).collect()
 }

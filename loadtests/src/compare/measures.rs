@@ -1,6 +1,6 @@
 //! What is compared.
 
-use super::bootstrap;
+use super::interval;
 use super::{Better, Observed, Rates, Round, Row};
 use crate::figures::quantile;
 
@@ -55,12 +55,12 @@ const fn higher(name: &'static str, of: fn(&[&Observed], &[Rates]) -> f64) -> Me
 }
 
 /// `rounds` holds at least one.
-pub(super) fn rows(rounds: &[Round], seed: u64) -> Vec<Row> {
-    MEASURES.iter().map(|measure| measure.row(rounds, seed)).collect()
+pub(super) fn rows(rounds: &[Round]) -> Vec<Row> {
+    MEASURES.iter().map(|measure| measure.row(rounds)).collect()
 }
 
 impl Measure {
-    fn row(&self, rounds: &[Round], seed: u64) -> Row {
+    fn row(&self, rounds: &[Round]) -> Row {
         let contenders = rounds[0].observed.len();
         let requests: usize = rounds.iter().map(|round| round.observed[0].len()).sum();
         let is_sure = match self.reach {
@@ -68,7 +68,7 @@ impl Measure {
             Reach::Tail => requests >= MIN_REQUESTS_OF_TAIL,
             Reach::Worst => false,
         };
-        let ratio = |which| is_sure.then(|| bootstrap::ratio(rounds, (0, which), seed, self.of));
+        let ratio = |which| if is_sure { interval::ratio(rounds, (0, which), self.of) } else { None };
         Row {
             figure: self.name,
             better: self.better,

@@ -30,7 +30,7 @@ impl Comparison {
             rows.iter().for_each(|row| text.push_str(&row.line()));
         }
         text.push_str(&format!(
-            "{} requests in {} rounds; ratios with 95 % intervals (bootstrap over rounds and requests)\n",
+            "{} requests in {} rounds; ratios with 95 % intervals (each round left out once, Student's t)\n",
             self.requests, self.rounds
         ));
         if let Some(Stopped { round, why }) = &self.stopped {
