@@ -92,6 +92,16 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
+    fn every_command_and_every_option_says_what_it_is() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+
+    #[test]
     fn where_figures_go_stands_under_a_heading_of_its_own() {
         let command = Cli::command();
         let heading = |name: &str, option: &str| {

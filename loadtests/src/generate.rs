@@ -150,9 +150,13 @@ impl EventStream {
     fn read(&mut self, bytes: &[u8], answer: &mut Answer) {
         let at = now();
         let (is_done, error) = (&mut self.is_done, &mut self.error);
-        let pushed = self.parser.push(bytes, |data| {
+        let pushed = self.parser.push(bytes, |event| {
             answer.end = at;
-            match read_event(data, answer) {
+            if event.is_error {
+                *error = Some(ErrorKind::StreamError);
+                return;
+            }
+            match read_event(event.data, answer) {
                 Ok(Event::Text) => answer.events.push(at),
                 Ok(Event::Other) => {}
                 Ok(Event::Done) => *is_done = true,

@@ -3,13 +3,21 @@
 /// An event longer than this is a server gone wrong.
 pub const MAX_EVENT_BYTES: usize = 16 << 20;
 
-/// Bytes in, the data of each event out. Event names, ids and comments are not needed here and skipped.
+/// Bytes in, events out. Ids and comments are not needed here and skipped.
 #[derive(Debug, Default)]
 pub struct SseParser {
     line: Vec<u8>,
     data: Vec<u8>,
     has_data: bool,
+    is_error: bool,
     after_cr: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SseEvent<'a> {
+    pub data: &'a [u8],
+    /// Its name is `error`; no other name tells anything here.
+    pub is_error: bool,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -17,8 +25,8 @@ pub struct SseParser {
 pub struct EventTooLong;
 
 impl SseParser {
-    /// Hands the data of each event that `bytes` complete to `on_event`.
-    pub fn push(&mut self, mut bytes: &[u8], mut on_event: impl FnMut(&[u8])) -> Result<(), EventTooLong> {
+    /// Hands each event that `bytes` complete to `on_event`.
+    pub fn push(&mut self, mut bytes: &[u8], mut on_event: impl FnMut(SseEvent<'_>)) -> Result<(), EventTooLong> {
         while let Some(&first) = bytes.first() {
             if self.after_cr && first == b'\n' {
                 bytes = &bytes[1..];
@@ -36,10 +44,11 @@ impl SseParser {
         if self.line.len() + self.data.len() > MAX_EVENT_BYTES { Err(EventTooLong) } else { Ok(()) }
     }
 
-    fn end_line(&mut self, on_event: &mut impl FnMut(&[u8])) {
+    fn end_line(&mut self, on_event: &mut impl FnMut(SseEvent<'_>)) {
         if self.line.is_empty() {
+            let is_error = std::mem::take(&mut self.is_error);
             if std::mem::take(&mut self.has_data) {
-                on_event(&self.data);
+                on_event(SseEvent { data: &self.data, is_error });
                 self.data.clear();
             }
             return;
@@ -49,6 +58,8 @@ impl SseParser {
                 self.data.push(b'\n');
             }
             self.data.extend_from_slice(value.strip_prefix(b" ").unwrap_or(value));
+        } else if let Some(name) = self.line.strip_prefix(b"event:") {
+            self.is_error = name.strip_prefix(b" ").unwrap_or(name) == b"error";
         }
         self.line.clear();
     }
@@ -64,7 +75,7 @@ mod tests {
         let mut parser = SseParser::default();
         let mut events = Vec::new();
         for piece in pieces {
-            parser.push(piece, |data| events.push(data.to_vec())).unwrap();
+            parser.push(piece, |event| events.push(event.data.to_vec())).unwrap();
         }
         events
     }
@@ -86,6 +97,15 @@ mod tests {
         }
         let bytes: Vec<&[u8]> = STREAM.chunks(1).collect();
         assert_eq!(events(&bytes), whole);
+    }
+
+    #[test]
+    fn an_events_name_is_its_own() {
+        let mut names = Vec::new();
+        let stream =
+            b"event: error\r\ndata: {}\r\n\r\ndata: {}\n\nevent:error\n\ndata: {}\n\nevent: errors\ndata: {}\n\n";
+        SseParser::default().push(stream, |event| names.push(event.is_error)).unwrap();
+        assert_eq!(names, [true, false, false, false]);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum TraceError {
     Unreadable { path: String, source: std::io::Error },
     #[error("line {line}: {what}")]
     Malformed { line: usize, what: String },
+    #[error("no line of it is a request")]
+    Empty,
 }
 
 #[derive(Deserialize)]
@@ -70,10 +72,13 @@ pub fn parse(text: &str) -> Result<Vec<TraceLine>, TraceError> {
         lines.push(parse_line(line).map_err(|what| TraceError::Malformed { line: index + 1, what })?);
     }
     lines.sort_by_key(|line| line.at);
-    Ok(lines)
+    if lines.is_empty() { Err(TraceError::Empty) } else { Ok(lines) }
 }
 
 fn parse_line(line: &str) -> Result<TraceLine, String> {
+    if !line.trim_start().starts_with('{') {
+        return Err("is no JSON object".to_owned());
+    }
     let written: WrittenLine = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let seconds = match (written.at_s, written.timestamp) {
         (Some(at_s), None) => at_s,
@@ -85,14 +90,14 @@ fn parse_line(line: &str) -> Result<TraceLine, String> {
     }
     let at = Duration::from_secs_f64(seconds);
     let prompt = match (written.messages, written.prompt_tokens) {
-        (Some(messages), None) => TracePrompt::Messages(messages),
+        (Some(messages), None) if !messages.is_empty() => TracePrompt::Messages(messages),
         (None, Some(tokens)) if (1..=MAX_TOKENS).contains(&tokens) => {
             TracePrompt::Words { tokens, blocks: written.hash_ids }
         }
         _ => return Err(format!("needs one of `messages` and `prompt_tokens` (1 to {MAX_TOKENS})")),
     };
-    if written.output_tokens == 0 {
-        return Err("`output_tokens` must be at least 1".to_owned());
+    if !(1..=MAX_TOKENS).contains(&written.output_tokens) {
+        return Err(format!("`output_tokens` must be 1 to {MAX_TOKENS}"));
     }
     Ok(TraceLine { at, prompt, output_tokens: written.output_tokens, tenant: written.tenant })
 }
@@ -122,8 +127,17 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_of_nothing_is_no_trace() {
+        assert!(matches!(parse("\n \n"), Err(TraceError::Empty)));
+    }
+
+    #[test]
     fn a_wrong_line_is_named() {
         for wrong in [
+            r#"[1, null, 3, 4, null, [], null]"#,
+            r#"{"at_s": 1, "messages": [], "output_tokens": 4}"#,
+            r#"{"at_s": 1, "prompt_tokens": 3, "output_tokens": 0}"#,
+            r#"{"at_s": 1, "prompt_tokens": 3, "output_tokens": 4000000000}"#,
             r#"{"at_s": 1, "prompt_tokens": 0, "output_tokens": 4}"#,
             r#"{"at_s": 1, "timestamp": 1, "prompt_tokens": 3, "output_tokens": 4}"#,
             r#"{"at_s": 1e300, "prompt_tokens": 3, "output_tokens": 4}"#,

@@ -27,6 +27,7 @@ const BATCHED: &str = "batched";
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
+    /// Which promise
     name: Check,
     #[command(flatten)]
     server: ServerArgs,
@@ -54,8 +55,10 @@ pub(super) struct CheckArgs {
     /// Each further token in time, in `overload`
     #[arg(long, default_value_t = 250.0, value_parser = numbers::milliseconds)]
     tpot_ms: f64,
+    /// Of each request, where no scenario says it
     #[arg(long, default_value_t = 64, value_parser = numbers::tokens())]
     prompt_tokens: u32,
+    /// Of each answer, where no scenario says it
     #[arg(long, default_value_t = 48, value_parser = numbers::tokens())]
     output_tokens: u32,
     /// How long the server may take to give back what nobody waits for

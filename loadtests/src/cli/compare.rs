@@ -84,6 +84,8 @@ impl CompareArgs {
 
     /// The first server's tokenizer, or that of the command line, counts for all.
     async fn open_all(&self) -> anyhow::Result<Vec<Contender<Network>>> {
+        let names: BTreeSet<&str> = self.servers.iter().map(|(name, _)| name.as_str()).collect();
+        ensure!(names.len() == self.servers.len(), "two servers have the same name");
         for (name, _) in self.server_model.iter().chain(&self.server_keys) {
             ensure!(self.servers.iter().any(|(server, _)| server == name), "there is no server `{name}`");
         }

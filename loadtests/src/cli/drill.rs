@@ -24,6 +24,7 @@ use super::watch::ProgressLine;
 
 #[derive(Debug, Args)]
 pub(super) struct DrillArgs {
+    /// Which promise
     name: Drill,
     #[command(flatten)]
     common: CommonArgs,
@@ -33,8 +34,10 @@ pub(super) struct DrillArgs {
     /// Requests per second
     #[arg(long, default_value_t = 4.0, value_parser = numbers::rate)]
     rate: f64,
+    /// Of each request
     #[arg(long, default_value_t = 64, value_parser = numbers::tokens())]
     prompt_tokens: u32,
+    /// Of each answer
     #[arg(long, default_value_t = 48, value_parser = numbers::tokens())]
     output_tokens: u32,
     /// Servers behind one address in `rolling-restart`

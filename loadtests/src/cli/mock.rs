@@ -15,6 +15,7 @@ const MAX_MS: u64 = 3_600_000;
 
 #[derive(Debug, Args)]
 pub(super) struct MockArgs {
+    /// Where; port 0 is any that is free
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Until the first token of a generation

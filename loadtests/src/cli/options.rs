@@ -73,6 +73,7 @@ pub(super) struct ScenarioArgs {
     /// Not counted at the start
     #[arg(long, value_name = "SECONDS", value_parser = numbers::warmup)]
     warmup: Option<f64>,
+    /// Of words, lengths and times: another seed is another load of the same kind [default: the scenario's]
     #[arg(long)]
     seed: Option<u64>,
 }

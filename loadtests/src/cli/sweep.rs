@@ -37,6 +37,7 @@ pub(super) struct SweepArgs {
     /// Not counted at the start of each level
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = numbers::warmup)]
     warmup: f64,
+    /// Of words, lengths and times
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// A good answer has its first token in this time

@@ -40,10 +40,21 @@ impl Endpoint {
         if host.is_empty() || host.contains('@') {
             return Err(format!("`{url}` names no host"));
         }
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let authority = if has_port { host.to_owned() } else { format!("{host}:{}", scheme.default_port()) };
+        if rest.contains(['?', '#']) {
+            return Err(format!("`{url}` must be a host and a path, without a query"));
+        }
+        // An IPv6 address has colons of its own, within brackets.
+        let after_address = host.rsplit_once(']').map_or(host, |(_, after)| after);
+        let authority = match after_address.split_once(':').map(|(_, port)| (port, port.parse::<u16>())) {
+            None => format!("{host}:{}", scheme.default_port()),
+            Some((_, Ok(1..))) => host.to_owned(),
+            Some((port, _)) => return Err(format!("`{url}`: `{port}` is no port, which is 1 to 65535")),
+        };
         let path = path.trim_end_matches('/');
-        let path = path.strip_suffix("v1").map_or(path, |path| path.trim_end_matches('/'));
+        let path = match path.strip_suffix("v1") {
+            Some(before) if before.is_empty() || before.ends_with('/') => before.trim_end_matches('/'),
+            _ => path,
+        };
         let prefix = if path.is_empty() { String::new() } else { format!("/{path}") };
         Ok(Self { scheme, authority, prefix, headers: Vec::new() })
     }
@@ -101,6 +112,12 @@ mod tests {
         assert_eq!(endpoint("http://host/api/v1"), Ok(("host:80".into(), "/api".into())));
         assert_eq!(endpoint("https://host/v1"), Ok(("host:443".into(), String::new())));
         assert!(endpoint("host:80").is_err() && endpoint("ftp://host").is_err() && endpoint("http://").is_err());
+        assert_eq!(endpoint("http://host/apiv1"), Ok(("host:80".into(), "/apiv1".into())));
+        assert_eq!(endpoint("http://[::1]"), Ok(("[::1]:80".into(), String::new())));
+        assert_eq!(endpoint("http://[::1]:9"), Ok(("[::1]:9".into(), String::new())));
+        for wrong in ["http://host:99999", "http://host:0", "http://host:x/v1", "http://::1", "http://host/v1?a=b"] {
+            assert!(endpoint(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(Endpoint::parse("https://host").unwrap().scheme, Scheme::Https);
     }
 

@@ -47,12 +47,10 @@ fn write_group(text: &mut String, name: &str, figures: &Figures) {
         line(format!("  {label:<22}{}", cells(quantiles)));
     }
     line(format!(
-        "  {:.2} requests/s, {:.1} tokens/s out, {:.1} tokens/s in ({} of {} prompt tokens from a cache)",
+        "  {:.2} requests/s, {:.1} tokens/s out, {}",
         figures.requests_per_s,
         figures.output_tokens_per_s,
-        figures.prompt_tokens_per_s,
-        figures.cached_tokens,
-        figures.prompt_tokens
+        shown_prompts(figures)
     ));
     line(format!("  goodput {:.2} requests/s, {:.1} % of requests", figures.good_per_s, figures.good_share * 100.0));
     if figures.poison_refused > 0 {
@@ -64,6 +62,16 @@ fn write_group(text: &mut String, name: &str, figures: &Figures) {
     for (label, count) in &figures.errors {
         line(format!("  error {label}: {count}"));
     }
+}
+
+fn shown_prompts(figures: &Figures) -> String {
+    if figures.prompt_tokens == 0 && figures.without_usage > 0 {
+        return "tokens/s in unknown (the server told no usage)".to_owned();
+    }
+    format!(
+        "{:.1} tokens/s in ({} of {} prompt tokens from a cache)",
+        figures.prompt_tokens_per_s, figures.cached_tokens, figures.prompt_tokens
+    )
 }
 
 fn cells(quantiles: Option<Quantiles>) -> String {

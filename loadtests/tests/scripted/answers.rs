@@ -110,6 +110,15 @@ async fn an_answer_in_one_piece_is_measured_and_has_no_first_token() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn prompts_that_nobody_counted_are_unknown_and_not_none() {
+    let server = Scripted::new(steady(20 * MS, 10 * MS)).with(Fault::Silent);
+    let scenario = scenario(CHAT, "");
+    let (plan, run, _) = server.session().await.run(&scenario, &virtual_time()).await.expect("prompts can be made");
+    let table = Report::of(&run, (&scenario, &plan), MachineFigures::default(), 1).table();
+    assert!(table.contains(" tokens/s out, tokens/s in unknown (the server told no usage)\n"), "{table}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_generator_that_may_open_no_more_connections_blames_itself() {
     let server = Scripted::new(steady(5000 * MS, MS)).with(Fault::OutOfFiles(3));
     let scenario = Scenario { timeout_s: 60.0, ..scenario(CHAT, "") };

@@ -50,6 +50,15 @@ async fn errors_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_answer_ends_well_in_which_an_event_is_named_error() {
+    let said = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\nevent: error\ndata: {\"message\":\"x\"}\n\n\
+                data: [DONE]\n\n";
+    let server = Scripted::new(move |_| Reply::Raw(said.to_owned()));
+    let figures = figures_of(&server, &chat("")).await.total;
+    assert_eq!((figures.finished, figures.errors["error in the stream"]), (0, figures.requests));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_leaves_is_no_error_and_closes_the_connection() {
     let server = Scripted::new(steady(20 * MS, 10 * MS));
     let figures = figures_of(&server, &chat("leave = { share = 1.0, after_events = 3 }")).await.total;
