@@ -3,7 +3,7 @@
 //! A figure names its source right behind it, in a comment: the file below `loadtests/` and the place in it, as in
 //! `11.8<!-- results/x.json#/report/figures/total/ttft_ms/p99 -->`; of a report in prose, the file alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use passerelle_loadtests::scenario::BUILTIN;
@@ -116,6 +116,30 @@ fn every_scenario_check_and_drill_has_a_report() {
     let scenarios = BUILTIN.iter().map(|(name, _)| (*name).to_owned());
     let without: Vec<String> = scenarios.chain(checks).chain(drills).filter(|name| !kept.contains(name)).collect();
     assert!(without.is_empty(), "without a report: {without:?}");
+}
+
+/// Of each check and drill the latest report counts.
+#[test]
+fn the_readme_names_what_falls_short_and_nothing_else() {
+    let mut paths = reports();
+    paths.sort();
+    let mut latest = BTreeMap::new();
+    for path in paths {
+        let report: Value = serde_json::from_str(&std::fs::read_to_string(&path).expect("it is text")).expect("JSON");
+        if let (Some(name), Some(holds)) = (report["about"]["scenario"].as_str(), report["verdict"]["holds"].as_bool())
+        {
+            latest.insert(name.to_owned(), holds);
+        }
+    }
+    let short = latest.iter().filter(|(_, holds)| !**holds);
+    let short: BTreeSet<&str> =
+        short.map(|(name, _)| name.trim_start_matches("check-").trim_start_matches("drill-")).collect();
+    let text = std::fs::read_to_string(here().join("README.md")).expect("the documentation is there");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let told = text.split_once("Of the latest of the checks and drills, ").map(|(_, rest)| rest);
+    let told = told.and_then(|rest| rest.split_once(" fall short")).expect("the README says which fall short").0;
+    let named: BTreeSet<&str> = told.split('`').skip(1).step_by(2).collect();
+    assert_eq!(named, short, "in the README, and by the latest reports");
 }
 
 fn scenario_of(report: &Path) -> Option<String> {

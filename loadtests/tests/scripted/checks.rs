@@ -187,7 +187,8 @@ async fn a_replaced_server_must_end_in_order_and_lose_nothing() {
     let verdict = rolling_restart::check(&context(&session), &mut fleet, 10).await.unwrap();
     assert!(verdict.holds(), "{}", verdict.render());
     let verdict = rolling_restart::check(&context(&session), &mut fleet, 1000).await.unwrap();
-    assert_falls_short(&verdict, "servers were replaced before the load ended");
+    assert_eq!(verdict.outcome(), Outcome::CannotTell, "{}", verdict.render());
+    assert!(verdict.undecided[0].contains("servers were replaced before the load ended"), "{}", verdict.render());
     let mut stuck = Replaceable { replace: || Err(ServerError::Stuck) };
     let verdict = rolling_restart::check(&context(&session), &mut stuck, 10).await.unwrap();
     assert_falls_short(&verdict, "replacement 1: the server did not end");
