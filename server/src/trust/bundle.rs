@@ -12,13 +12,15 @@ use passerelle_models::{
 
 use super::manifest_files::{MANIFEST_FILE, ManifestFiles, SIGNATURE_BYTES, SIGNATURE_FILE, Watch, parse, unnamed};
 use super::tar::{self, Header};
-use super::{TrustError, at};
+use super::{TrustError, at, require_files};
+
+const CUT_SHORT: &str = "ends in the middle: it was not copied whole";
 
 /// Writes the checkpoint into `out`, which must not exist and is whole when this returns. With its manifest and signature,
 /// if it has them; else with a manifest of what it is now, and no signature.
 pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     if out.exists() {
-        return Err(at(out)(io::ErrorKind::AlreadyExists.into()));
+        return Err(TrustError::BundleExists(out.to_owned()));
     }
     let manifest_files = ManifestFiles::of(files).ok();
     let written = manifest_files.as_ref().map(ManifestFiles::manifest).transpose()?.flatten();
@@ -27,6 +29,7 @@ pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Re
         Some(manifest) => manifest,
         None => Manifest::read(files, &NothingKnown, watch)?,
     };
+    require_files(&manifest, files)?;
     let mut file = unnamed(out).map_err(at(out))?;
     write_small(&mut file, MANIFEST_FILE, manifest.to_text().as_bytes()).map_err(at(out))?;
     if let Some(signature) = signature {
@@ -57,7 +60,7 @@ impl BundleReader {
         let from = BufReader::new(File::open(file).map_err(at(file))?);
         let mut reader = Self { file: file.to_owned(), from, next: None };
         let first = Header::read(&mut reader.from);
-        reader.next = first.map_err(|error| reader.refuse(&format!("is no bundle of a model: {error}")))?;
+        reader.next = first.map_err(|error| reader.refuse(&format!("is no bundle of a model: {}", told(&error))))?;
         Ok(reader)
     }
 
@@ -88,6 +91,9 @@ impl BundleReader {
             let bytes = (&mut self.from).take(header.size_bytes);
             let copied = copy_part(bytes, (folder, &part.name), &mut |more| progress.add(more));
             let (hash, size_bytes) = copied.map_err(at(&self.file))?;
+            if size_bytes < header.size_bytes {
+                return Err(self.refuse(CUT_SHORT));
+            }
             if (hash, size_bytes) != (part.hash, part.size_bytes) {
                 return Err(Mismatch::Changed(self.file.join(&part.name)).into());
             }
@@ -96,7 +102,7 @@ impl BundleReader {
         }
         match self.next.take() {
             Some(header) => Err(Mismatch::Extra(self.file.join(header.name)).into()),
-            None => tar::read_end(&mut self.from).map_err(|error| self.refuse(&error.to_string())),
+            None => tar::read_end(&mut self.from).map_err(|error| self.refuse(&told(&error))),
         }
     }
 
@@ -107,20 +113,20 @@ impl BundleReader {
             return Err(self.refuse(&format!("{name} has {} bytes; at most {most} are read", header.size_bytes)));
         }
         let mut bytes = vec![0; header.size_bytes as usize];
-        self.from.read_exact(&mut bytes).map_err(|error| self.refuse(&error.to_string()))?;
+        self.from.read_exact(&mut bytes).map_err(|error| self.refuse(&told(&error)))?;
         self.skip(header.padding())?;
         self.advance()?;
         Ok(Some(bytes))
     }
 
     fn advance(&mut self) -> Result<(), TrustError> {
-        self.next = Header::read(&mut self.from).map_err(|error| self.refuse(&error.to_string()))?;
+        self.next = Header::read(&mut self.from).map_err(|error| self.refuse(&told(&error)))?;
         Ok(())
     }
 
     fn skip(&mut self, padding: usize) -> Result<(), TrustError> {
         let mut zeros = vec![0; padding];
-        self.from.read_exact(&mut zeros).map_err(|error| self.refuse(&error.to_string()))?;
+        self.from.read_exact(&mut zeros).map_err(|error| self.refuse(&told(&error)))?;
         match zeros.iter().all(|byte| *byte == 0) {
             true => Ok(()),
             false => Err(self.refuse("holds bytes between its files")),
@@ -130,6 +136,10 @@ impl BundleReader {
     fn refuse(&self, problem: &str) -> TrustError {
         TrustError::Bundle { file: self.file.clone(), problem: problem.to_owned() }
     }
+}
+
+fn told(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::UnexpectedEof { CUT_SHORT.to_owned() } else { error.to_string() }
 }
 
 /// How far a bundle is.

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::bundle::BundleReader;
 use super::manifest_files::{MANIFEST_FILE, ManifestFiles, SIGNATURE_FILE, TrustedKeys, Watch};
-use super::{TrustError, at};
+use super::{TrustError, at, require_files};
 
 const MAX_NAME_BYTES: usize = 100;
 /// Where copies are made before they have their name; beside the models, so that they are renamed and not copied again.
@@ -73,6 +73,7 @@ impl Import<'_> {
         }
         let stage = self.stage()?;
         let manifest = Manifest::copy(files, stage.folder.path(), &mut |progress| watch(progress))?;
+        require_files(&manifest, files)?;
         if let Some(expected) = expected
             && let Some(changed) = first_difference(&expected, &manifest)
         {
@@ -150,7 +151,7 @@ fn mend(path: &Path, manifest: &Manifest, (fresh, watch): (&Path, Watch<'_>)) ->
     loop {
         match manifest.check(&files, &[MANIFEST_FILE, SIGNATURE_FILE], &NothingKnown, watch) {
             Ok(()) => return Ok(num_mended),
-            Err(Mismatch::Missing(damaged) | Mismatch::Changed(damaged)) => {
+            Err(Mismatch::Missing(damaged) | Mismatch::Changed(damaged) | Mismatch::Unread(damaged)) => {
                 let part = damaged.strip_prefix(path).ok().filter(|part| !part.as_os_str().is_empty());
                 let from = fresh.join(part.unwrap_or(Path::new(Manifest::GGUF)));
                 fs::rename(from, &damaged).map_err(at(&damaged))?;

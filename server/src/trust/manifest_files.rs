@@ -13,7 +13,7 @@ use passerelle_models::{
 use tempfile::NamedTempFile;
 
 use super::keys::{KeyError, PublicKey, SigningKey};
-use super::{TrustError, at};
+use super::{TrustError, at, require_files};
 
 pub(super) const MANIFEST_FILE: &str = "passerelle.manifest";
 pub(super) const SIGNATURE_FILE: &str = "passerelle.manifest.sig";
@@ -152,6 +152,7 @@ pub fn stated_digest(files: &CheckpointFiles) -> Option<ModelDigest> {
 pub fn sign(files: &CheckpointFiles, key: &SigningKey, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     let manifest_files = ManifestFiles::of(files)?;
     let manifest = Manifest::read(files, &NothingKnown, watch)?;
+    require_files(&manifest, files)?;
     manifest.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
     manifest_files.write(&manifest, Some(&key.sign(manifest.to_text().as_bytes())))?;
     Ok(manifest.digest())
