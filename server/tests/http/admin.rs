@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::batches::upload;
 use crate::common::client::{Client, Reply};
 use crate::common::{MODEL, Options, Server};
 use passerelle::api::ApiConfig;
@@ -336,6 +337,41 @@ async fn a_key_that_is_rotated_hands_on_no_more_than_the_key_that_rotates_it_has
         assert_eq!(rotate(&narrow, "narrow").await.status, 200, "{door}: itself");
         assert_eq!(rotate(&bench.with(&bench.owner), "gate").await.status, 403, "{door}");
         assert_eq!(rotate(&operator, "gate").await.status, 200, "{door}");
+    }
+}
+
+#[tokio::test]
+async fn what_one_account_uploaded_is_to_another_as_what_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = bench_with(Options { data_dir: Some(folder.path().to_owned()), ..Options::default() }).await;
+    let operator = bench.with(&bench.operator);
+    let make = async |account: &str| {
+        let asked = json!({"account": account, "name": "files", "scopes": ["batch", "inference"]});
+        let made = operator.post("/admin/v1/keys", &asked).await.json();
+        let client = bench.with(made["key"].as_str().unwrap());
+        // The server looks at the directory again after a moment.
+        while client.get("/v1/files").await.status == 401 {
+            tokio::task::yield_now().await;
+        }
+        client
+    };
+    let (owner, stranger) = (make("acme").await, make("other").await);
+    let file = upload(&owner, "{}").await.json()["id"].as_str().unwrap().to_owned();
+    let batch = json!({"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"});
+    let begun = owner.post("/v1/batches", &batch).await;
+    assert_eq!(begun.status, 200, "{}", begun.text());
+    let begun = begun.json()["id"].as_str().unwrap().to_owned();
+    let refused = stranger.post("/v1/batches", &batch).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (404, "not_found"), "{}", refused.text());
+    let cancel = format!("/v1/batches/{begun}/cancel");
+    assert_eq!(stranger.post(&cancel, &json!({})).await.status, 404);
+    for path in [format!("/v1/files/{file}"), format!("/v1/files/{file}/content"), format!("/v1/batches/{begun}")] {
+        assert_eq!((stranger.get(&path).await.status, owner.get(&path).await.status), (404, 200), "{path}");
+    }
+    assert_eq!(delete(&stranger, &format!("/v1/files/{file}")).await, 404);
+    for list in ["/v1/files", "/v1/batches"] {
+        let listed = async |client: &Client| client.get(list).await.json()["data"].as_array().unwrap().len();
+        assert_eq!((listed(&stranger).await, listed(&owner).await), (0, 1), "{list}");
     }
 }
 
