@@ -29,7 +29,7 @@ pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Re
         Some(manifest) => manifest,
         None => Manifest::read(files, &NothingKnown, watch)?,
     };
-    require_files(&manifest, files)?;
+    require_files(&manifest, files.root())?;
     let mut file = unnamed(out).map_err(at(out))?;
     write_small(&mut file, MANIFEST_FILE, manifest.to_text().as_bytes()).map_err(at(out))?;
     if let Some(signature) = signature {

@@ -73,7 +73,7 @@ impl Import<'_> {
         }
         let stage = self.stage()?;
         let manifest = Manifest::copy(files, stage.folder.path(), &mut |progress| watch(progress))?;
-        require_files(&manifest, files)?;
+        require_files(&manifest, files.root())?;
         if let Some(expected) = expected
             && let Some(changed) = first_difference(&expected, &manifest)
         {
@@ -90,6 +90,7 @@ impl Import<'_> {
             trust.verify_signature(&ManifestFiles::inside(file), Some(&text), signature.as_deref())?;
         }
         let manifest = reader.parse_manifest(&text)?;
+        require_files(&manifest, file)?;
         let stage = self.stage()?;
         reader.unpack(&manifest, stage.folder.path(), watch)?;
         self.name_it(Staged { stage, manifest, signature }, watch)

@@ -152,7 +152,7 @@ pub fn stated_digest(files: &CheckpointFiles) -> Option<ModelDigest> {
 pub fn sign(files: &CheckpointFiles, key: &SigningKey, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     let manifest_files = ManifestFiles::of(files)?;
     let manifest = Manifest::read(files, &NothingKnown, watch)?;
-    require_files(&manifest, files)?;
+    require_files(&manifest, files.root())?;
     manifest.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
     manifest_files.write(&manifest, Some(&key.sign(manifest.to_text().as_bytes())))?;
     Ok(manifest.digest())

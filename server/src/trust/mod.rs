@@ -20,7 +20,7 @@ mod tar;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use passerelle_models::{CheckpointFiles, InvalidManifest, Manifest, Mismatch, ModelError};
+use passerelle_models::{InvalidManifest, Manifest, Mismatch, ModelError};
 
 pub use bundle::write_bundle;
 pub use import::{Import, Imported, ImportedName, find_imported};
@@ -57,8 +57,8 @@ pub enum TrustError {
 }
 
 /// Nobody means a checkpoint of no files.
-fn require_files(manifest: &Manifest, files: &CheckpointFiles) -> Result<(), TrustError> {
-    if manifest.files().is_empty() { Err(TrustError::Empty(files.root().to_owned())) } else { Ok(()) }
+fn require_files(manifest: &Manifest, place: &Path) -> Result<(), TrustError> {
+    if manifest.files().is_empty() { Err(TrustError::Empty(place.to_owned())) } else { Ok(()) }
 }
 
 fn at(file: &Path) -> impl FnOnce(io::Error) -> TrustError {

@@ -341,6 +341,12 @@ fn a_folder_without_any_file_of_a_model_is_neither_copied_nor_signed_nor_bundled
     for refused in refused {
         assert!(matches!(&refused, Err(TrustError::Empty(of)) if of == folder.path()), "{refused:?}");
     }
+    let text = b"passerelle manifest 1\n".to_vec();
+    let header = tar::Header { name: "passerelle.manifest".to_owned(), size_bytes: text.len() as u64 };
+    let bundle = data_dir.path().join("none.tar");
+    fs::write(&bundle, archive(&[(header, text)])).unwrap();
+    let refused = import(&data_dir, None).bundle(&bundle, &go_on);
+    assert!(matches!(&refused, Err(TrustError::Empty(of)) if *of == bundle), "{refused:?}");
     assert_eq!(find_imported(data_dir.path(), &"mine".parse().unwrap()), None);
     assert!(
         !data_dir.path().join("run.tar").exists() && ManifestFiles::of(&model).unwrap().manifest().unwrap().is_none()
