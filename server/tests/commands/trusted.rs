@@ -108,6 +108,9 @@ fn what_nobody_trusted_has_signed_is_refused_by_name() {
     );
     let bundled = refusal(&state, &["serve", "--listen", "127.0.0.1:0", "--trust", "lab.pub"]);
     assert!(bundled.contains("model `demo`") && bundled.contains("passerelle import demo"), "{bundled}");
+    let model = ["serve", "--offline", "--listen", "127.0.0.1:0", "--trust", "lab.pub", "--model", "org/name"];
+    let of_the_hub = refusal(&state, &model);
+    assert!(of_the_hub.contains("org/name is on the hub, where nobody signs"), "{of_the_hub}");
     run(&state, &["sign", "--new-key", "other"]);
     run(&state, &["sign", "--key", "other", "final"]);
     let foreign = serve_refused(&state, &copy, &[]);
