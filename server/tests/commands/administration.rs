@@ -296,6 +296,9 @@ fn a_reload_takes_no_upstream_that_the_tariff_in_force_does_not_price() {
     let ledger = "[ledger]\ntariff = \"tariff.toml\"\n";
     let file = write_configuration(&state, ledger);
     let served = Served::start(&state, &["--config", file.to_str().expect("a plain path")]);
+    // The next start would price it.
+    let prices = [prices, price("far")].concat();
+    fs::write(state.path().join("tariff.toml"), format!("{tariff}{prices}")).expect("the folder is writable");
     let upstream = "[[upstreams]]\nmodel = \"far\"\nurl = \"http://127.0.0.1:9\"\n";
     write_configuration(&state, &format!("{ledger}{upstream}"));
     let refused = state.command(&["reload"]).output().expect("it runs");
