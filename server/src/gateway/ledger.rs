@@ -77,6 +77,9 @@ pub struct LedgerParts {
     pub tariff: Arc<Tariff>,
     pub spent: Box<dyn Spent>,
     pub in_parts: PartBounds,
+    /// Accounts that have their answers reserved whole, and so have those below them: what has begun is neither parked nor
+    /// ended by a limit.
+    pub reserve_whole: Vec<AccountPath>,
     pub line: LineBounds,
     /// How far a grant may be overrun, in the class `batch`.
     pub overrun: Percent,
@@ -231,7 +234,7 @@ impl Ledger {
         (caller, ask): (&Arc<Caller>, &Ask),
         (ticket, now): (Option<Ticket>, Now),
     ) -> Result<Taken, Refusal> {
-        let (first_part, demand) = self.demand(ask);
+        let (first_part, demand) = self.demand(caller, ask);
         let slots = pages.slots(&caller.account, now, self.books.origin());
         let asked = (&demand, ask.model.as_deref());
         let demand = pages.in_turn((&caller.account, &slots), asked, ticket, (self.books.parts.overrun, now))?;
@@ -240,9 +243,11 @@ impl Ledger {
     }
 
     /// Output of each answer in the first part of what is asked, and what that takes.
-    fn demand(&self, ask: &Ask) -> (u32, Demand) {
-        let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
-        (first_part, ask.demand(first_part, &self.books.parts.tariff))
+    fn demand(&self, caller: &Caller, ask: &Ask) -> (u32, Demand) {
+        let LedgerParts { in_parts, reserve_whole, tariff, .. } = &self.books.parts;
+        let is_whole = reserve_whole.iter().any(|named| caller.account.path.is_within(named));
+        let first_part = if is_whole { ask.max_output_tokens } else { ask.first_part(in_parts.tokens.get()) };
+        (first_part, ask.demand(first_part, tariff))
     }
 
     fn reservation(&self, taken: Taken, ask: &Ask, (number, now): (Number, Now)) -> Reservation {
@@ -329,6 +334,7 @@ impl LedgerParts {
             tariff,
             spent: Box::new(NothingSpent),
             in_parts: PartBounds::default(),
+            reserve_whole: Vec::new(),
             line: LineBounds::default(),
             overrun: Percent::NONE,
             clock_bounds: ClockBounds::default(),

@@ -54,7 +54,7 @@ impl Ledger {
 
     /// What would keep this ask out now: a limit, or whoever waits in line before it. Nothing is taken and nothing counted.
     pub fn would_refuse(&self, caller: &Arc<Caller>, ask: &Ask) -> Option<Refusal> {
-        let (_, demand) = self.demand(ask);
+        let (_, demand) = self.demand(caller, ask);
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());

@@ -127,7 +127,7 @@ impl Ledger {
         let bounds = self.books.parts.line;
         let deadline = now.monotonic + bounds.longest_wait;
         wait(refusal, deadline, now)?;
-        let (_, demand) = self.demand(ask);
+        let (_, demand) = self.demand(caller, ask);
         let mut pages = self.books.open();
         let waiting = Waiting {
             ticket: pages.line.next_ticket,
