@@ -146,7 +146,7 @@ fn in_parts(config: &LedgerConfig) -> PartBounds {
     PartBounds { tokens: config.reserve_tokens, longest_park: config.longest_park }
 }
 
-fn reserve_whole(config: &LedgerConfig) -> Result<Vec<AccountPath>> {
+pub(super) fn reserve_whole(config: &LedgerConfig) -> Result<Vec<AccountPath>> {
     let named = |path: &String| path.parse::<AccountPath>().with_context(|| format!("ledger.reserve_whole: `{path}`"));
     config.reserve_whole.iter().map(named).collect()
 }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use passerelle::api::{AppState, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
+use passerelle::api::{AppState, BrowserGuard, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
 use passerelle::config::{self, Candidate, Candidates, Config, ModelConfig, ServerConfig, ShadowConfig};
 use passerelle::gateway::directory::Snapshot;
 use passerelle::gateway::quota::UnixSeconds;
@@ -15,6 +15,7 @@ use passerelle::gateway::{AccountPath, Administration, Alias, RetryBounds, Route
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
+use super::bounds::api_config;
 use super::door;
 use super::engines;
 use super::ledger as ledgers;
@@ -122,6 +123,7 @@ impl Reloading {
 
     fn reload(&mut self, again: &ReadAgain) -> Result<Reloaded> {
         let new = again()?;
+        check_for_restart(&new)?;
         let after_restart = self.tariff_after_restart(&new)?;
         let ring = self.state.authenticator().ring();
         let mut reloaded = compare(&self.config, &new, ring.is_some());
@@ -186,6 +188,13 @@ impl Reloading {
         let now = UnixSeconds::of(self.state.clock().wall());
         Ok(Some(tariffs::published((file, &calendar), (here, elsewhere.as_slice()), now)?.0))
     }
+}
+
+/// What comes into force with a restart only, and would keep the server from starting then.
+fn check_for_restart(config: &Config) -> Result<()> {
+    api_config(config, BrowserGuard::Off)?;
+    ledgers::reserve_whole(&config.ledger)?;
+    Ok(())
 }
 
 /// A panic is a refusal like another, so that the next order finds somebody.
