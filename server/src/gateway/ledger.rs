@@ -41,9 +41,10 @@ use tokio::sync::Notify;
 use super::account::{AccountPath, Caller};
 use super::journal;
 use super::journal::{AskedBefore, EntryId, Journal, JournalUnavailable, Opening, Trust};
-use super::quota::{Calendar, Percent, Unit, UnixSeconds};
+use super::quota::{Calendar, LimitName, Percent, Unit, UnixSeconds};
 use super::tariff::{Hours, Tariff};
 use amounts::{Amounts, Demand};
+use counter::HeldIs;
 use line::Ticket;
 use numbers::{Number, Numbers};
 pub(super) use origins::Origins;
@@ -190,7 +191,10 @@ impl Ledger {
     /// At once or not at all, and not before anybody who waits for the same room. [`Ledger::reserve_in_turn`] waits.
     pub fn reserve(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
         let at_once = Turn { ticket: None, patience: Duration::ZERO };
-        self.take(caller, ask, at_once).inspect_err(|_| self.books.open().count_refusal(&caller.account))
+        let taken = self.take(caller, ask, at_once);
+        taken
+            .inspect_err(|_| self.books.open().count_refusal(&caller.account))
+            .map_err(|why| self.told(caller, ask, why))
     }
 
     /// Several requests that stand or fall together: all of them in one critical section, or none, so that nobody is
@@ -226,6 +230,21 @@ impl Ledger {
         drop(pages);
         let number = self.books.numbers.take(1).next().expect("one was taken");
         Ok(self.reservation(taken, ask, (number, now)))
+    }
+
+    /// As whoever asked is told it. What keeps an ask out of a budget may be held by requests that run: then it may fit when
+    /// they have ended, and not only when the window has.
+    fn told(&self, caller: &Caller, ask: &Ask, refusal: Refusal) -> Refusal {
+        if !matches!(refusal.limit, LimitName::Budget(..)) || refusal.retry == Retry::Never {
+            return refusal;
+        }
+        let (_, demand) = self.demand(caller, ask);
+        let mut pages = self.books.open();
+        let now = self.books.now();
+        let slots = pages.slots(&caller.account, now, self.books.origin());
+        let asked = (&demand, ask.model.as_deref());
+        let sooner = pages.refusal_if((&caller.account, &slots), asked, (now, HeldIs::ComingBack));
+        sooner.filter(|sooner| sooner.retry < refusal.retry).unwrap_or(refusal)
     }
 
     fn admit(

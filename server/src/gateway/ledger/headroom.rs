@@ -59,7 +59,9 @@ impl Ledger {
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
         let asked = (&demand, ask.model.as_deref());
-        pages.in_turn((&caller.account, &slots), asked, None, (self.books.parts.overrun, now)).err()
+        let refusal = pages.in_turn((&caller.account, &slots), asked, None, (self.books.parts.overrun, now)).err();
+        drop(pages);
+        refusal.map(|refusal| self.told(caller, ask, refusal))
     }
 
     /// Every limit on the caller's path, its own first.

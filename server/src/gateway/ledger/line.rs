@@ -111,7 +111,7 @@ impl Ledger {
             let wait = place.as_ref().and_then(|place| wait(&refusal, place.deadline, now));
             let (Some(place), Some(wait)) = (&place, wait) else {
                 self.books.open().count_refusal(&caller.account);
-                return Err(NoTurn::Refused(refusal));
+                return Err(NoTurn::Refused(self.told(&caller, ask, refusal)));
             };
             place.wait_before(refusal);
             tokio::select! {
