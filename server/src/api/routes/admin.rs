@@ -1,5 +1,6 @@
-//! `/admin/v1`, and `/v1/me/keys`: accounts, limits and keys, for keys with the scope `admin`, each within its own part of
-//! the tree, also where nobody needs a key otherwise; and for the operator of this machine ([`crate::api::admin_backend`]).
+//! `/admin/v1`, and what changes something under `/v1/me`: accounts, limits and keys, for keys with the scope `admin`, each
+//! within its own part of the tree, also where nobody needs a key otherwise; and for the operator of this machine
+//! ([`crate::api::admin_backend`]).
 
 mod accounts;
 mod audited;
@@ -17,6 +18,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+
+pub(crate) use accounts::change_limit;
 
 use super::me::{in_query, sums};
 use super::require;

@@ -14,7 +14,7 @@ use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind, echoed};
 use crate::gateway::directory::{Making, WantedAccount};
 use crate::gateway::quota::{Enforcement, Quota, WrittenLimit};
-use crate::gateway::{AccountPath, Limit, LimitName};
+use crate::gateway::{AccountPath, Caller, Limit, LimitName};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,7 +97,7 @@ pub(super) async fn remove<D: AdminBackend>(
     Ok(Json(removed).into_response())
 }
 
-pub(super) async fn change_limit<D: AdminBackend>(
+pub(crate) async fn change_limit<D: AdminBackend>(
     State(backend): State<D>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -110,7 +110,7 @@ pub(super) async fn change_limit<D: AdminBackend>(
         (Some(limit), None) => {
             let limit = Limit::try_from(limit).map_err(|error| said(error.to_string()))?;
             require_real_models(&backend, limit.model.as_deref().into_iter())?;
-            let warning = limit.model.as_deref().and_then(|model| of_no_model(&backend, model));
+            let warning = limit.model.as_deref().and_then(|model| of_no_model(&backend, &caller, model));
             blocking(move || directory.set_limit(&account, limit)).await?;
             if let Some(warning) = warning {
                 return Ok(Json(json!({"changed": true, "warning": warning})).into_response());
@@ -150,9 +150,10 @@ pub(super) async fn apply<D: AdminBackend>(State(backend): State<D>, request: Re
     Ok(Json(json!({"object": "list", "data": changes, "made": !dry_run})).into_response())
 }
 
-/// A limit may be stated before its model is served; mistyped, it would never apply. Only a server knows what there is.
-fn of_no_model(backend: &impl AdminBackend, model: &str) -> Option<String> {
-    let is_unknown = backend.server().is_some_and(|state| !state.has_model(model));
+/// A limit may be stated before its model is served; mistyped, it would never apply. Only a server knows what there is, and
+/// tells nobody of a model that belongs to others.
+fn of_no_model(backend: &impl AdminBackend, caller: &Caller, model: &str) -> Option<String> {
+    let is_unknown = backend.server().is_some_and(|state| !state.tells_of(caller, model));
     is_unknown.then(|| format!("no model `{}` is served, so that this limit does not apply yet", echoed(model)))
 }
 
