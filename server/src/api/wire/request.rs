@@ -178,6 +178,8 @@ pub(crate) struct Output {
     pub(crate) prompt_scores_against: Option<String>,
     pub(crate) return_token_ids: bool,
     pub(crate) keep_special_tokens: bool,
+    /// The answer may call tools, so that it need not hold a text.
+    pub(crate) offers_tools: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
