@@ -178,7 +178,7 @@ fn read_tools(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>,
             return Err(unsupported(&format!("{path}.type"), "only `function` tools are supported by this server"));
         }
         let mut tool = reader.open(item, &path, &[TOOL_FIELDS])?;
-        required(tool.value("type"), &tool.full_name("type"))?;
+        required(tool.string("type")?, &tool.full_name("type"))?;
         let function: Map<String, Value> = ["name", "description", "parameters", "strict"]
             .into_iter()
             .filter_map(|name| Some((name.to_owned(), tool.value(name)?)))
