@@ -24,7 +24,8 @@ const MESSAGE_FIELDS: &[Field] = &[
     neutral("annotations", "[[]]"),
     honoured("parsed"),
 ];
-const PART_FIELDS: &[Field] = &[honoured("type"), honoured("text"), honoured("refusal")];
+const PART_FIELDS: &[Field] =
+    &[honoured("type"), honoured("text"), honoured("refusal"), neutral("prompt_cache_breakpoint", "[]")];
 const CALL_FIELDS: &[Field] = &[honoured("id"), honoured("type"), honoured("function"), honoured("index")];
 const FUNCTION_FIELDS: &[Field] = &[honoured("name"), honoured("arguments"), honoured("parsed_arguments")];
 

@@ -18,9 +18,19 @@ const CALL_FIELDS: &[Field] = &[
     honoured("id"),
     honoured("status"),
     neutral("namespace", "[]"),
+    neutral("async", "[false]"),
+    neutral("caller", "[]"),
 ];
-const OUTPUT_FIELDS: &[Field] =
-    &[honoured("type"), honoured("call_id"), honoured("output"), honoured("id"), honoured("status")];
+const OUTPUT_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("call_id"),
+    honoured("output"),
+    honoured("id"),
+    honoured("status"),
+    neutral("name", "[]"),
+    neutral("namespace", "[]"),
+    neutral("caller", "[]"),
+];
 const REASONING_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("content"),
@@ -30,8 +40,14 @@ const REASONING_FIELDS: &[Field] = &[
     neutral("encrypted_content", "[]"),
 ];
 /// `annotations` and `logprobs` come back with parts of earlier answers and say nothing about the text.
-const PART_FIELDS: &[Field] =
-    &[honoured("type"), honoured("text"), honoured("refusal"), honoured("annotations"), honoured("logprobs")];
+const PART_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("text"),
+    honoured("refusal"),
+    honoured("annotations"),
+    honoured("logprobs"),
+    neutral("prompt_cache_breakpoint", "[]"),
+];
 
 /// Messages in the chat's shape.
 pub(crate) fn read_input(input: Value, reader: &mut Reader, bounds: &RequestBounds) -> Result<Vec<Value>, ApiError> {

@@ -47,8 +47,24 @@ pub(crate) const PASSED_FIELDS: &[Field] = &[
 ];
 
 const TEXT_FIELDS: &[Field] = &[honoured("format"), neutral("verbosity", r#"["medium"]"#)];
-const REASONING_FIELDS: &[Field] =
-    &[honoured("effort"), neutral("summary", r#"["auto"]"#), neutral("generate_summary", r#"["auto"]"#)];
+const REASONING_FIELDS: &[Field] = &[
+    honoured("effort"),
+    neutral("summary", r#"["auto"]"#),
+    neutral("generate_summary", r#"["auto"]"#),
+    neutral("context", "[]"),
+    neutral("mode", "[]"),
+];
+const TOOL_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("name"),
+    honoured("description"),
+    honoured("parameters"),
+    honoured("strict"),
+    neutral("async", "[false]"),
+    neutral("allowed_callers", "[]"),
+    neutral("defer_loading", "[false]"),
+    neutral("output_schema", "[]"),
+];
 const STREAM_OPTIONS: &[Field] = &[neutral("include_obfuscation", "[false]")];
 const LOGPROBS: &str = "message.output_text.logprobs";
 
@@ -168,8 +184,6 @@ fn read_logprobs(fields: &mut Fields, chat: &mut Map<String, Value>) -> Result<(
 
 /// `{"type": "function", "name", ..}` becomes `{"type": "function", "function": {"name", ..}}`.
 fn read_tools(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>, ApiError> {
-    const TOOL_FIELDS: &[Field] =
-        &[honoured("type"), honoured("name"), honoured("description"), honoured("parameters"), honoured("strict")];
     let Some(items) = fields.array("tools")? else { return Ok(None) };
     let items = items.into_iter().enumerate().map(|(index, item)| {
         let path = format!("tools[{index}]");

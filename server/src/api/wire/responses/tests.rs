@@ -157,6 +157,29 @@ fn items_that_cannot_be_served_are_refused_by_their_place() {
     }
 }
 
+/// A program that sends an item back as its SDK writes it whole sends every field that the SDK knows.
+#[test]
+fn what_the_sdks_know_and_say_nothing_of_is_absent() {
+    let call = json!({"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "id": null,
+        "status": null, "async": null, "caller": null, "namespace": null});
+    let output = json!({"type": "function_call_output", "call_id": "c", "id": null, "status": null, "name": null,
+        "caller": null, "namespace": null,
+        "output": [{"type": "input_text", "text": "1", "prompt_cache_breakpoint": null}]});
+    let tool = json!({"type": "function", "name": "f", "description": null, "parameters": null, "strict": null,
+        "async": null, "allowed_callers": null, "defer_loading": null, "output_schema": null});
+    let reasoning = json!({"effort": null, "summary": null, "generate_summary": null, "context": null, "mode": null});
+    let chat = prompt(json!({"input": [call.clone(), output], "tools": [tool.clone()], "reasoning": reasoning}));
+    assert_eq!((chat.messages.len(), chat.tools.len()), (2, 1));
+    for (name, value) in [("async", json!(true)), ("caller", json!({"type": "direct"}))] {
+        let mut call = call.clone();
+        call[name] = value;
+        refused(json!({"input": [call]}), ErrorKind::UnsupportedParameter, &format!("input[0].{name}"));
+    }
+    let mut slow = tool;
+    slow["defer_loading"] = json!(true);
+    refused(json!({"tools": [slow]}), ErrorKind::UnsupportedParameter, "tools[0].defer_loading");
+}
+
 #[test]
 fn what_an_item_says_of_itself_is_of_its_type() {
     let part = |name: &str, value: Value| {
