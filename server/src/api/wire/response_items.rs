@@ -8,9 +8,9 @@ use crate::api::fields::{
     Field, Fields, Reader, honoured, invalid, neutral, required, too_many, unsupported, wrong_type,
 };
 
-const MESSAGE_FIELDS: &[Field] =
+pub(crate) const MESSAGE_FIELDS: &[Field] =
     &[honoured("type"), honoured("role"), honoured("content"), honoured("id"), honoured("status"), honoured("phase")];
-const CALL_FIELDS: &[Field] = &[
+pub(crate) const CALL_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("call_id"),
     honoured("name"),
@@ -21,7 +21,7 @@ const CALL_FIELDS: &[Field] = &[
     neutral("async", "[false]"),
     neutral("caller", "[]"),
 ];
-const OUTPUT_FIELDS: &[Field] = &[
+pub(crate) const OUTPUT_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("call_id"),
     honoured("output"),
@@ -31,7 +31,7 @@ const OUTPUT_FIELDS: &[Field] = &[
     neutral("namespace", "[]"),
     neutral("caller", "[]"),
 ];
-const REASONING_FIELDS: &[Field] = &[
+pub(crate) const REASONING_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("content"),
     honoured("id"),
@@ -40,7 +40,7 @@ const REASONING_FIELDS: &[Field] = &[
     neutral("encrypted_content", "[]"),
 ];
 /// `annotations` and `logprobs` come back with parts of earlier answers and say nothing about the text.
-const PART_FIELDS: &[Field] = &[
+pub(crate) const PART_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("text"),
     honoured("refusal"),

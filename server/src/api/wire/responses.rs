@@ -46,15 +46,15 @@ pub(crate) const PASSED_FIELDS: &[Field] = &[
     honoured("chat_template_kwargs"),
 ];
 
-const TEXT_FIELDS: &[Field] = &[honoured("format"), neutral("verbosity", r#"["medium"]"#)];
-const REASONING_FIELDS: &[Field] = &[
+pub(crate) const TEXT_FIELDS: &[Field] = &[honoured("format"), neutral("verbosity", r#"["medium"]"#)];
+pub(crate) const REASONING_FIELDS: &[Field] = &[
     honoured("effort"),
     neutral("summary", r#"["auto"]"#),
     neutral("generate_summary", r#"["auto"]"#),
     neutral("context", "[]"),
     neutral("mode", "[]"),
 ];
-const TOOL_FIELDS: &[Field] = &[
+pub(crate) const TOOL_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("name"),
     honoured("description"),
@@ -65,7 +65,7 @@ const TOOL_FIELDS: &[Field] = &[
     neutral("defer_loading", "[false]"),
     neutral("output_schema", "[]"),
 ];
-const STREAM_OPTIONS: &[Field] = &[neutral("include_obfuscation", "[false]")];
+pub(crate) const STREAM_OPTIONS: &[Field] = &[neutral("include_obfuscation", "[false]")];
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// What the chat's reader calls a thing, and what this route calls it.

@@ -6,10 +6,10 @@ use super::request::RequestBounds;
 use crate::api::errors::{ApiError, echoed};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, required, too_many, unsupported, wrong_type};
 
-const TOOL_FIELDS: &[Field] = &[honoured("type"), honoured("function")];
-const FUNCTION_FIELDS: &[Field] =
+pub(crate) const TOOL_FIELDS: &[Field] = &[honoured("type"), honoured("function")];
+pub(crate) const FUNCTION_FIELDS: &[Field] =
     &[honoured("name"), honoured("description"), honoured("parameters"), honoured("strict")];
-const NAMED_FIELDS: &[Field] = &[honoured("name")];
+pub(crate) const NAMED_FIELDS: &[Field] = &[honoured("name")];
 const MAX_NAME_CHARS: usize = 64;
 
 /// An offered function.
