@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::operations::{
-    BATCH, CHAT, CLASSIFY, COMPARISON, COMPLETION, DETOKENIZE, EMBEDDING, FILE, RERANK, RESPONSE, SCORE, TOKENIZE,
+    BATCH, CHAT, CLASSIFY, COMPARISON, COMPLETION, DETOKENIZE, EMBEDDING, FILE, Parameter, RERANK, RESPONSE, SCORE,
+    TOKENIZE,
 };
 use super::*;
 use crate::api::all_routes;
@@ -219,6 +220,20 @@ fn fields_table() -> String {
             for field in fields {
                 writeln!(text, "| `{place}.{}` | {} |", field.name, said_of(field)).unwrap();
             }
+        }
+    }
+    for operation in OPERATIONS {
+        let parameters = operation.parameters.iter().map(Parameter::describe);
+        let names =
+            parameters.filter(|parameter| parameter["in"] == "query").map(|parameter| parameter["name"].clone());
+        let mut names: Vec<String> = names.filter_map(|name| name.as_str().map(str::to_owned)).collect();
+        names.sort();
+        if !names.is_empty() {
+            let method = operation.method.to_uppercase();
+            write!(text, "\n## {method} {}, in its query\n\n| field | |\n| --- | --- |\n", operation.path).unwrap();
+        }
+        for name in names {
+            writeln!(text, "| `{name}` | honoured |").unwrap();
         }
     }
     text
