@@ -51,8 +51,8 @@ fn num_files(folder: &tempfile::TempDir, kind: &str) -> usize {
 fn file(store: &BatchStore, owner: &str, content: &[u8]) -> StoredFile {
     let mut upload = store.begin_upload(owner).unwrap();
     upload.write(content).unwrap();
-    let (owner, filename) = (owner.to_owned(), "in.jsonl".to_owned());
-    let stored = |id, bytes| StoredFile { id, owner, filename, purpose: Purpose::Batch, bytes, created_at: 1 };
+    let (owner, filename, purpose) = (owner.to_owned(), "in.jsonl".to_owned(), Purpose::Batch);
+    let stored = |id, bytes| StoredFile { id, owner, filename, purpose, bytes, created_at: 1, serial: 0 };
     store.keep(upload, stored).unwrap()
 }
 
@@ -70,10 +70,24 @@ fn batch(input: &StoredFile) -> Batch {
         output_file_id: None,
         error_file_id: None,
         created_at: 1,
+        serial: 0,
         expires_at: 2,
         reached_at: BTreeMap::new(),
         ending: None,
     }
+}
+
+#[test]
+fn what_came_within_one_second_is_listed_newest_first_also_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = store(&folder);
+    let files: Vec<_> = (0..6).map(|_| file(&first, "a", b"x").id).collect();
+    let batches: Vec<_> = (0..6).map(|_| first.add_batch(batch(&first.files("a")[0])).unwrap().id).collect();
+    drop(first);
+    let again = store(&folder);
+    assert!(again.files("a").into_iter().map(|file| file.id).eq(files.into_iter().rev()));
+    assert_eq!(again.next_open(&[]).map(|batch| batch.id).as_ref(), batches.first());
+    assert!(again.batches("a").into_iter().map(|batch| batch.id).eq(batches.into_iter().rev()));
 }
 
 #[test]
