@@ -62,6 +62,7 @@ enum AccountCommand {
     List(OutputArgs),
     /// Give an account another part of an engine beside others.
     Weight {
+        /// Which account, like `acme/vision`.
         path: AccountPath,
         /// Beside the weights of the others; 1 is what an account has that was given none.
         #[arg(value_parser = count::<NonZeroU32>)]
@@ -71,13 +72,17 @@ enum AccountCommand {
     /// what changes.
     #[command(after_help = APPLY_EXAMPLES)]
     Apply {
+        /// A TOML file, or a CSV file if it is called so.
         file: PathBuf,
         /// Show what would change, and change nothing.
         #[arg(long)]
         dry_run: bool,
     },
     /// Remove an account that has no usable key and none below it. What it used stays in the ledger.
-    Remove { path: AccountPath },
+    Remove {
+        /// Which account, like `acme/vision`.
+        path: AccountPath,
+    },
     /// Show every administrative act, and whether the log is unbroken. Prints the hash that its chain ends at: one that is kept
     /// elsewhere shows later, as --head, whether the log's end was cut off.
     Audit {
@@ -103,7 +108,8 @@ impl AccountArgs {
             }
             AccountCommand::List(output) => list(&admin, output),
             AccountCommand::Weight { path, weight } => {
-                admin.post("/admin/v1/weights", &json!({"account": path, "weight": weight})).map(drop)
+                admin.post("/admin/v1/weights", &json!({"account": path, "weight": weight}))?;
+                output::line(format_args!("set the weight of {path} to {weight}"))
             }
             AccountCommand::Apply { file, dry_run } => apply(&admin, &file, dry_run),
             AccountCommand::Remove { path } => {

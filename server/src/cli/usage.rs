@@ -59,7 +59,7 @@ enum UsageCommand {
 #[derive(Debug, Args)]
 struct ShowArgs {
     /// This account and everything below it [default: everybody].
-    #[arg(default_value = "/")]
+    #[arg(default_value = "/", hide_default_value = true)]
     account: AccountPath,
     /// The first day that counts [default: from the beginning].
     #[arg(long, value_name = "DATE")]
@@ -178,7 +178,7 @@ fn open_new(path: &Path) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !path.metadata()?.is_file() => {
             OpenOptions::new().write(true).open(path)
         }
-        opened => opened,
+        opened => opened.map_err(output::must_be_new),
     }
 }
 
