@@ -323,6 +323,13 @@ impl AppState {
         caller.sees(name, self.serving().owners.get(name))
     }
 
+    /// Whether the caller may know of the model, for themselves or for an account that they govern.
+    pub(crate) fn tells_of(&self, caller: &Caller, name: &str) -> bool {
+        let serving = self.serving();
+        let owner = serving.owners.get(name);
+        owner.is_none_or(|owner| caller.sees(name, Some(owner)) || caller.governs(owner))
+    }
+
     /// Whether a model of this name runs here or elsewhere, or could.
     pub(crate) fn has_model(&self, name: &str) -> bool {
         let serving = self.serving();
