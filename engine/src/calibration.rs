@@ -1,7 +1,8 @@
 //! What the real model costs on this machine: a step of each kind before the first request, and again when nobody asks for
 //! anything.
 //!
-//! A server starts with as few steps as tell a price, because somebody waits for it. But whatever disturbs a step makes it
+//! A server starts with as few steps as tell a price, because somebody waits for it, or with none where it is told what the
+//! model cost before. But whatever disturbs a step makes it
 //! longer, so the fastest of several tells the truth, and those are run in idle moments. All of them write into blocks that
 //! nobody holds and no prefix needs, which is why they may leave anything there.
 
@@ -66,27 +67,15 @@ struct Seen {
 }
 
 impl Calibration {
-    /// Runs each kind of step once, and those that take no time a few times. Errors when the model fails a step that any
+    /// Runs each kind of step once, and those that take no time a few times; and what work costs by them. Errors when the model fails a step that any
     /// request could bring.
     pub(crate) fn begin(
         runner: &mut ModelRunner,
         clock: &dyn Clock,
         config: &EngineConfig,
-    ) -> Result<Self, RequestError> {
-        let spec = runner.cache().spec();
-        let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
-        let context = CONTEXT_TOKENS.min(longest);
-        let batch = BATCH_SEQUENCES.min(config.max_num_seqs).min(config.num_kv_blocks);
-        let num_blocks = context.div_ceil(spec.block_size).max(batch).min(config.num_kv_blocks);
-        let mut calibration = Self {
-            one_token: Seen::nothing_of(1, 0, 1),
-            chunk: Seen::nothing_of(1, 0, 1),
-            batch: Seen::nothing_of(batch, 0, 1),
-            context: Seen::nothing_of(1, context.saturating_sub(1), 1),
-            longest_chunk: CHUNK_TOKENS.min(longest),
-            num_blocks,
-        };
-        let blocks: Vec<BlockId> = (0..num_blocks as u32).map(BlockId).collect();
+    ) -> Result<(Self, CostModel), RequestError> {
+        let mut calibration = Self::ahead(runner, config);
+        let blocks: Vec<BlockId> = (0..calibration.num_blocks as u32).map(BlockId).collect();
         let mut probe = Probe { runner, clock, blocks: &blocks };
         // The first step also pays for memory that later ones find.
         probe.run(calibration.one_token.shape)?;
@@ -103,11 +92,34 @@ impl Calibration {
             calibration.context.look(&mut probe)?;
             calibration.context.runs = 1;
         }
-        Ok(calibration)
+        let costs = calibration.measurements().model();
+        Ok((calibration, costs))
     }
 
-    /// By all that was seen so far.
-    pub(crate) fn costs(&self) -> CostModel {
+    /// Nothing was seen yet.
+    pub(crate) fn ahead(runner: &ModelRunner, config: &EngineConfig) -> Self {
+        let spec = runner.cache().spec();
+        let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
+        let context = CONTEXT_TOKENS.min(longest);
+        let batch = BATCH_SEQUENCES.min(config.max_num_seqs).min(config.num_kv_blocks);
+        Self {
+            one_token: Seen::nothing_of(1, 0, 1),
+            chunk: Seen::nothing_of(1, 0, 1),
+            batch: Seen::nothing_of(batch, 0, 1),
+            context: Seen::nothing_of(1, context.saturating_sub(1), 1),
+            longest_chunk: CHUNK_TOKENS.min(longest),
+            num_blocks: context.div_ceil(spec.block_size).max(batch).min(config.num_kv_blocks),
+        }
+    }
+
+    /// By all that was seen so far. `None` before each kind of step was.
+    pub(crate) fn costs(&self) -> Option<CostModel> {
+        let Self { one_token, chunk, batch, context, .. } = self;
+        let is_seen = [one_token, chunk, batch, context].into_iter().all(|seen| seen.runs > 0);
+        is_seen.then(|| self.measurements().model())
+    }
+
+    fn measurements(&self) -> Measurements {
         let Self { one_token, chunk, batch, context, .. } = self;
         Measurements {
             one_token: one_token.fastest,
@@ -115,7 +127,6 @@ impl Calibration {
             batch: (batch.shape.sequences, batch.fastest),
             context: (context.shape.num_computed + 1, context.fastest),
         }
-        .model()
     }
 
     /// Whether another look would be worth somebody's time.

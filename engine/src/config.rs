@@ -33,6 +33,9 @@ pub struct EngineConfig {
     pub class_patience: Duration,
     /// What work costs. `None`: measured at start-up, with the real model.
     pub costs: Option<CostModel>,
+    /// What it cost where the model ran before, by [`StepObserver::costs_measured`](crate::StepObserver::costs_measured):
+    /// taken in place of the steps that a start would measure with, until as many have run in idle moments.
+    pub former_costs: Option<CostModel>,
     /// Seeds the draws of requests that bring no seed of their own.
     pub seed: u64,
 }
@@ -75,6 +78,7 @@ impl Default for EngineConfig {
             max_added_latency: Duration::from_millis(250),
             class_patience: Duration::from_secs(30),
             costs: Some(CostModel::default()),
+            former_costs: None,
             seed: 0,
         }
     }

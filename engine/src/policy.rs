@@ -1,13 +1,14 @@
 //! Who of those that wait runs next. Pure: it sees shares, costs and numbers, never a sequence or a clock.
 //!
-//! 1. The better class. A class that better ones have gone before for as long as `patience` gets a turn out of order, so none
-//!    starves.
+//! 1. The better class. A class that better ones have gone before for as long as `patience`, out of the queue or while their
+//!    prompts ran, gets a turn out of order, so none starves.
 //! 2. In a class, sequences that were preempted, oldest first.
 //! 3. Then the shares, by deficit: a share may start requests while its credit is above zero, and pays with its credit,
 //!    over its weight, for every token that its sequences run. When no share that waits has credit left, a round gives
 //!    each of them a quantum (deficit round robin, Shreedhar and Varghese 1996).
 //! 4. Among the shares with credit, the request with the longest cached prefix (as in DLPM, arXiv 2501.14312), then the
-//!    share with the most credit, then age. A share's oldest request is passed over [`MAX_PASSED_OVER`] times at most.
+//!    share with the most credit, then age. No request is passed over more than [`MAX_PASSED_OVER`] times by younger ones of
+//!    its share, whoever among them is new, and whoever was parked and comes again.
 //!
 //! # How far two shares can drift apart
 //!
@@ -19,7 +20,8 @@
 //!
 //! *A credit is at least `-U`.* When a share last started a request its credit was above zero, and what it pays for from
 //! then on are tokens of the sequences that it had running in that moment: none of its sequences stood preempted, for
-//! those go first, and one that was parked starts again like a new request.
+//! those go first, also one that ran above its class; and one that was parked starts again like a new request. A request
+//! of several choices starts with a place for each of them.
 //!
 //! Take two shares of one class that both wait from `t1` to `t2`. Both get the same rounds, so what each is served is
 //! those rounds and the fall of its credit, and the rounds cancel out of the difference:
@@ -38,7 +40,7 @@ use crate::cost::CostNs;
 use crate::request::{Class, ShareWeight};
 use crate::sequence::{SequenceId, Share};
 
-/// Times that a share's oldest request may see a younger one of its share go first for a longer cached prefix.
+/// Times that a request may see a younger one of its share go first for a longer cached prefix.
 const MAX_PASSED_OVER: u32 = 8;
 /// Requests of one share whose prefixes are looked up for one choice.
 const MAX_CANDIDATES: usize = 8;
@@ -61,8 +63,15 @@ struct Account<T> {
     credit: i64,
     /// Sequences of this share that wait, run or are parked. Without any, only a debt is remembered.
     num_live: usize,
-    waiting: VecDeque<(SequenceId, T)>,
-    /// How often the first of them saw another one go.
+    /// The oldest first.
+    waiting: VecDeque<Waiting<T>>,
+}
+
+#[derive(Debug)]
+struct Waiting<T> {
+    id: SequenceId,
+    item: T,
+    /// How often a younger one went first.
     passed_over: u32,
 }
 
@@ -70,7 +79,7 @@ struct Account<T> {
 struct Head {
     class: Class,
     at: Place,
-    /// Its class was not the best one that waits.
+    /// Its class has waited too long.
     is_out_of_order: bool,
 }
 
@@ -84,8 +93,8 @@ enum Place {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Taken<T> {
     pub(crate) item: T,
-    /// It had the turn of a class that had waited too long.
-    pub(crate) is_out_of_order: bool,
+    /// In which it runs: above its own, if its class had waited too long, or it would give way again at once.
+    pub(crate) class: Class,
 }
 
 impl<T> WaitingQueue<T> {
@@ -123,16 +132,11 @@ impl<T> WaitingQueue<T> {
         self.accounts.retain(|_, account| account.num_live > 0 || (account.credit < 0 && !all_left));
     }
 
+    /// Whoever ran before stands among its share's others by its age, too.
     pub(crate) fn push(&mut self, share: Share, id: SequenceId, item: T) {
-        self.account_mut(share).waiting.push_back((id, item));
-        self.reconsider(share.class);
-    }
-
-    /// Puts an item that ran before ahead of its share's others.
-    pub(crate) fn push_again(&mut self, share: Share, id: SequenceId, item: T) {
-        let account = self.account_mut(share);
-        account.waiting.push_front((id, item));
-        account.passed_over = 0;
+        let waiting = &mut self.account_mut(share).waiting;
+        let younger = waiting.partition_point(|other| other.id < id);
+        waiting.insert(younger, Waiting { id, item, passed_over: 0 });
         self.reconsider(share.class);
     }
 
@@ -146,29 +150,44 @@ impl<T> WaitingQueue<T> {
         if !self.head.is_some_and(|head| self.may_start(head)) {
             self.head = self.choose(now, cached_tokens);
         }
-        match self.head?.at {
+        let Head { class, at, .. } = self.head?;
+        let is_overdue = self.is_overdue(class, now);
+        if let Some(head) = &mut self.head {
+            head.is_out_of_order |= is_overdue;
+        }
+        match at {
             Place::Preempted(id) => self.preempted.get_mut(&id).map(|(_, item)| item),
             Place::Waiting(share, id) => {
                 let waiting = &mut self.accounts.get_mut(&share)?.waiting;
-                waiting.iter_mut().find(|(other, _)| *other == id).map(|(_, item)| item)
+                waiting.iter_mut().find(|other| other.id == id).map(|found| &mut found.item)
             }
         }
     }
 
+    /// In which class whoever [`WaitingQueue::peek`] has shown will run.
+    pub(crate) fn head_class(&self) -> Option<Class> {
+        self.head.map(Head::runs_in)
+    }
+
     /// Takes what [`WaitingQueue::peek`] has shown.
     pub(crate) fn pop(&mut self, now: Duration) -> Option<Taken<T>> {
-        let Head { class, at, is_out_of_order } = self.head.take()?;
-        self.passed_over_since.remove(&class);
+        let head = self.head.take()?;
+        self.passed_over_since.remove(&head.class);
+        self.note_turn(head.class, now);
+        let item = match head.at {
+            Place::Preempted(id) => self.preempted.remove(&id)?.1,
+            Place::Waiting(share, id) => self.accounts.get_mut(&share)?.take(id)?,
+        };
+        Some(Taken { item, class: head.runs_in() })
+    }
+
+    /// Somebody of this class went on before the worse ones that wait.
+    pub(crate) fn note_turn(&mut self, class: Class, now: Duration) {
         for worse in Class::ALL.into_iter().filter(|&other| other > class) {
             if self.waits(worse) {
                 self.passed_over_since.entry(worse).or_insert(now);
             }
         }
-        let item = match at {
-            Place::Preempted(id) => self.preempted.remove(&id)?.1,
-            Place::Waiting(share, id) => self.accounts.get_mut(&share)?.take(id)?,
-        };
-        Some(Taken { item, is_out_of_order })
     }
 
     /// `cost` was spent on a sequence of this share.
@@ -192,14 +211,21 @@ impl<T> WaitingQueue<T> {
         let preempted = take_out(&mut self.preempted, |(_, item)| unwanted(item));
         let mut taken: Vec<_> = preempted.into_iter().map(|(_, item)| item).collect();
         for account in self.accounts.values_mut() {
-            if account.waiting.iter().any(|(_, item)| unwanted(item)) {
-                let (out, kept): (VecDeque<_>, _) = account.waiting.drain(..).partition(|(_, item)| unwanted(item));
+            if account.waiting.iter().any(|waiting| unwanted(&waiting.item)) {
+                let (out, kept): (VecDeque<_>, _) =
+                    account.waiting.drain(..).partition(|waiting| unwanted(&waiting.item));
                 account.waiting = kept;
-                taken.extend(out.into_iter().map(|(_, item)| item));
+                taken.extend(out.into_iter().map(|waiting| waiting.item));
             }
         }
         if !taken.is_empty() {
             self.head = None;
+            // Whoever waits next begins to.
+            for class in Class::ALL {
+                if !self.waits(class) {
+                    self.passed_over_since.remove(&class);
+                }
+            }
         }
         taken
     }
@@ -220,27 +246,14 @@ impl<T> WaitingQueue<T> {
     }
 
     fn choose(&mut self, now: Duration, cached_tokens: impl Fn(&mut T) -> usize) -> Option<Head> {
-        let (mut best, mut overdue) = (None, None);
-        for class in Class::ALL {
-            if !self.waits(class) {
-                self.passed_over_since.remove(&class);
-                continue;
-            }
-            let since = self.passed_over_since.get(&class);
-            let is_overdue = since.is_some_and(|&since| now.saturating_sub(since) >= self.patience);
-            if best.is_none() {
-                best = Some(class);
-            } else if overdue.is_none() && is_overdue && !self.is_ahead(class) {
-                overdue = Some(class);
-            }
-        }
-        let class = overdue.or(best)?;
+        let overdue = Class::ALL.into_iter().find(|&class| self.waits(class) && self.is_overdue(class, now));
+        let class = overdue.or(self.best_class())?;
         let preempted = self.preempted.keys().find(|id| id.class == class).map(|&id| Place::Preempted(id));
         let at = match preempted {
             Some(place) => place,
             None => self.choose_share(class, cached_tokens)?,
         };
-        Some(Head { class, at, is_out_of_order: overdue.is_some() })
+        Some(Head { class, at, is_out_of_order: false })
     }
 
     /// Its share may have spent the credit that it was chosen with.
@@ -260,6 +273,12 @@ impl<T> WaitingQueue<T> {
         self.preempted.keys().any(|id| id.class == class) || self.backlogged(class).next().is_some()
     }
 
+    /// Better ones have gone before this class for as long as it has patience.
+    fn is_overdue(&self, class: Class, now: Duration) -> bool {
+        let since = self.passed_over_since.get(&class);
+        since.is_some_and(|&since| now.saturating_sub(since) >= self.patience) && !self.is_ahead(class)
+    }
+
     /// A sequence of this class that had a turn out of order was preempted since: it stands with the better ones and goes
     /// first.
     fn is_ahead(&self, class: Class) -> bool {
@@ -273,7 +292,7 @@ impl<T> WaitingQueue<T> {
         let mut best = None;
         for (&share, account) in eligible {
             let credit = account.credit;
-            for (id, item) in account.candidates() {
+            for Waiting { id, item, .. } in account.candidates() {
                 let rank = (cached_tokens(item), credit, std::cmp::Reverse(*id));
                 if best.is_none_or(|(found, _)| rank > found) {
                     best = Some((rank, Place::Waiting(share, *id)));
@@ -299,21 +318,27 @@ impl<T> WaitingQueue<T> {
     }
 }
 
+impl Head {
+    fn runs_in(self) -> Class {
+        if self.is_out_of_order { self.class.raised() } else { self.class }
+    }
+}
+
 impl<T> Account<T> {
     fn new() -> Self {
-        Self { credit: 0, num_live: 0, waiting: VecDeque::new(), passed_over: 0 }
+        Self { credit: 0, num_live: 0, waiting: VecDeque::new() }
     }
 
-    /// Those that a cached prefix may bring forward.
-    fn candidates(&mut self) -> impl Iterator<Item = &mut (SequenceId, T)> {
-        let count = if self.passed_over < MAX_PASSED_OVER { MAX_CANDIDATES } else { 1 };
-        self.waiting.iter_mut().take(count)
+    /// Those that a cached prefix may bring forward: nobody behind one that was passed over often enough.
+    fn candidates(&mut self) -> impl Iterator<Item = &mut Waiting<T>> {
+        let last = self.waiting.iter().take(MAX_CANDIDATES).position(|waiting| waiting.passed_over >= MAX_PASSED_OVER);
+        self.waiting.iter_mut().take(last.map_or(MAX_CANDIDATES, |last| last + 1))
     }
 
     fn take(&mut self, id: SequenceId) -> Option<T> {
-        let index = self.waiting.iter().position(|(other, _)| *other == id)?;
-        self.passed_over = if index == 0 { 0 } else { self.passed_over + 1 };
-        self.waiting.remove(index).map(|(_, item)| item)
+        let index = self.waiting.iter().position(|waiting| waiting.id == id)?;
+        self.waiting.iter_mut().take(index).for_each(|older| older.passed_over += 1);
+        self.waiting.remove(index).map(|waiting| waiting.item)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The sequences that run, in the order of their ids: who goes first stands first, who gives way stands last.
 
+use std::time::Duration;
+
 use crate::request::Class;
 use crate::sequence::{Sequence, SequenceId};
 
@@ -34,6 +36,22 @@ impl Running {
 
     pub(crate) fn take_parked(&mut self) -> impl Iterator<Item = Sequence> {
         self.0.extract_if(.., |sequence| sequence.is_parked())
+    }
+
+    /// Whoever got nothing of any step for as long as a class has patience goes before those who left it nothing. One at a
+    /// time, then the patience of the others begins anew.
+    pub(crate) fn raise_overdue(&mut self, now: Duration, patience: Duration) {
+        let is_overdue = |sequence: &Sequence| {
+            let is_idle = sequence.idle_since.is_some_and(|since| now.saturating_sub(since) >= patience);
+            is_idle && sequence.id.class > Class::Interactive
+        };
+        let Some(index) = self.0.iter().position(is_overdue) else { return };
+        let mut sequence = self.0.remove(index);
+        sequence.id.class = sequence.id.class.raised();
+        self.insert(sequence);
+        for sequence in &mut self.0 {
+            sequence.idle_since = sequence.idle_since.map(|_| now);
+        }
     }
 
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Sequence> {

@@ -5,7 +5,7 @@
 //! The vocabulary is never sorted for a greedy or top-k request.
 
 use nucleus::{Candidate, keep_top_p, keep_typical, mass};
-use passerelle_models::TokenId;
+use passerelle_models::{Pulse, TokenId};
 
 use crate::constraint::Allowed;
 use crate::event::{RequestError, TokenEvent, TokenLogprobs};
@@ -35,6 +35,8 @@ pub(crate) struct Sampler {
     original: Vec<f32>,
     /// The row once more, where several choices draw from it.
     again: Vec<f32>,
+    /// Beats with every row: a step that reads many of them gets on.
+    pulse: Pulse,
 }
 
 /// Everything a choice depends on beside the logits.
@@ -72,6 +74,10 @@ impl<'a> Choice<'a> {
 }
 
 impl Sampler {
+    pub(crate) fn new(pulse: Pulse) -> Self {
+        Self { pulse, ..Self::default() }
+    }
+
     /// Reads the rows of a sequence: first those of prompt positions, then the one that chooses the next token.
     pub(crate) fn output(
         &mut self,
@@ -81,9 +87,12 @@ impl Sampler {
         let positions = sequence.prompt_logprob_positions();
         let num_prompt_rows = positions.len();
         let num_top = sequence.sampling.prompt_logprobs.unwrap_or_default();
-        let scored = |(row, position): (usize, usize)| match rows.seen(row) {
-            Seen::Whole(row) => token_logprobs(row, sequence.tokens()[position + 1], num_top).map(Some),
-            Seen::Answer(answer) => answered_logprobs(answer, answer.picked, num_top).map(Some),
+        let scored = |(row, position): (usize, usize)| {
+            self.pulse.beat();
+            match rows.seen(row) {
+                Seen::Whole(row) => token_logprobs(row, sequence.tokens()[position + 1], num_top).map(Some),
+                Seen::Answer(answer) => answered_logprobs(answer, answer.picked, num_top).map(Some),
+            }
         };
         let prompt_logprobs = positions.enumerate().map(scored).collect::<Result<_, _>>()?;
         let mut output = SequenceOutput { prompt_logprobs, token: None, further_tokens: Vec::new() };
@@ -128,6 +137,7 @@ impl Sampler {
 
     /// Chooses a token. `row` is used up.
     pub(crate) fn sample(&mut self, row: &mut [f32], choice: &Choice<'_>) -> Result<TokenEvent, RequestError> {
+        self.pulse.beat();
         checked_max(row)?;
         let Choice { params, .. } = choice;
         if params.logprobs.is_some() {
@@ -196,7 +206,7 @@ impl Sampler {
     }
 }
 
-/// Everything that depends on the request alone, in place.
+/// Everything that depends on the request alone, in place. It makes no logit infinite, which would look like the model's fault.
 fn adjust(row: &mut [f32], choice: &Choice<'_>) {
     let Choice { params, constraint, counts, generated, .. } = choice;
     if let Some(allowed) = constraint {
@@ -204,7 +214,7 @@ fn adjust(row: &mut [f32], choice: &Choice<'_>) {
     }
     for &(token, bias) in &params.logit_bias {
         if let Some(logit) = row.get_mut(token as usize) {
-            *logit += bias;
+            *logit = (*logit + bias).min(f32::MAX);
         }
     }
     for (token, count) in counts.iter().flat_map(|counts| counts.iter()) {
@@ -229,10 +239,7 @@ fn forbid(row: &mut [f32], token: TokenId) {
 
 /// The largest logit of a row that was finite as the model gave it.
 fn allowed_max(row: &[f32]) -> Result<f32, RequestError> {
-    checked_max(row).map_err(|error| {
-        let nothing_left = row.iter().all(|logit| *logit == f32::NEG_INFINITY);
-        if nothing_left { RequestError::NothingAllowed } else { error }
-    })
+    checked_max(row).map_err(|_| RequestError::NothingAllowed)
 }
 
 fn penalise(logit: &mut f32, count: u32, params: &SamplingParams) {
@@ -241,6 +248,7 @@ fn penalise(logit: &mut f32, count: u32, params: &SamplingParams) {
     if count > 0 {
         *logit -= count as f32 * params.frequency_penalty + params.presence_penalty;
     }
+    *logit = f32::min(*logit, f32::MAX);
 }
 
 fn first_equal(row: &[f32], max: f32) -> TokenId {

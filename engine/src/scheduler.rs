@@ -15,12 +15,13 @@
 //!
 //! The order is that of [`SequenceId`]: the better class, then age. Each sequence that catches up gets at most half of
 //! what is left while others want some too, so a long prompt does not hold up a short one; what nobody else could use
-//! goes to the first.
+//! goes to the first. Batch catches up with what better classes leave, and whoever got nothing for `class_patience` is
+//! raised above its class.
 //!
 //! Room for every known token is taken when a sequence is admitted (behind a window, for as much as a step may run), so
 //! it is generated tokens that run out of blocks. Then the last sequence gives its blocks back and waits at the head of
 //! the queue; its tokens are kept and computed again. The first never gives way and fits alone, so work always gets done.
-//! Batch sequences give way to a better class that waits.
+//! Batch sequences give their blocks, places and tokens to a better class that waits ([`entry`]).
 //!
 //! A sequence that has generated what was granted to it is parked: it keeps its tokens and its age, but neither blocks
 //! nor a place among the running, so it holds up nobody. Its cached prefix makes its return cheap.
@@ -37,13 +38,14 @@ use crate::cost::{CostModel, CostNs};
 use crate::event_stream::EventSender;
 use crate::kv_cache_manager::{KvCacheManager, Prefixes};
 use crate::overrun::Overrun;
-use crate::policy::{Taken, WaitingQueue, take_out};
+use crate::policy::{WaitingQueue, take_out};
 use crate::request::Class;
 use crate::running::Running;
 use crate::sequence::{Sequence, SequenceId};
 use credit::{charge, queue};
 
 mod credit;
+mod entry;
 
 #[derive(Debug)]
 pub(crate) struct Scheduler {
@@ -94,27 +96,15 @@ impl Scheduler {
         let mut batch = ScheduledBatch::default();
         self.park();
         self.unpark();
-        let num_one_behind = self.running.iter().filter(|sequence| sequence.num_remaining() == 1).count();
+        self.running.raise_overdue(now, self.config.class_patience);
+        self.leave_a_token(&mut batch);
+        batch.num_one_behind = self.num_one_behind();
         let time = self.overrun.budget(self.config.max_added_latency);
-        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, (num_one_behind, time));
+        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, (batch.num_one_behind, time));
         let catch_up_tokens = budget.tokens;
-        self.schedule_running(&mut batch, &mut budget);
-        // Blocks that a preemption has just freed belong to the sequence that needed them.
-        if batch.preemptions == 0 {
-            self.admit_waiting(&mut batch, &mut budget);
-        }
-        for sequence in self.running.iter_mut() {
-            sequence.num_scheduled += budget.take(sequence, Demand::Last);
-        }
+        self.hand_out(&mut batch, &mut budget);
         batch.catch_up_tokens = catch_up_tokens - budget.tokens;
-        batch.num_one_behind = num_one_behind;
-        batch.sequences.reserve(self.running.len());
-        for sequence in self.running.iter_mut().filter(|sequence| sequence.num_scheduled > 0) {
-            let cost = self.costs.of_tokens(sequence.num_computed, sequence.num_scheduled);
-            batch.catch_up_cost += if sequence.num_remaining() > 1 { cost } else { 0 };
-            batch.sequences.push(ScheduledSequence { id: sequence.id, num_tokens: sequence.num_scheduled, cost });
-            charge(&mut self.waiting, &self.costs, sequence);
-        }
+        self.conclude(&mut batch);
         batch
     }
 
@@ -216,43 +206,76 @@ impl Scheduler {
         assert!(parked_hold_none, "parked sequences hold no blocks");
     }
 
-    /// Whoever has used up its grant makes room, and a turn out of order is over with it: raised, it would have those of its
-    /// class give way that go before it.
-    fn park(&mut self) {
-        for mut sequence in self.running.take_parked() {
-            self.cache.release(&mut sequence, Prefixes::Keep);
-            sequence.id.class = sequence.share.class;
-            self.parked.insert(sequence.id, sequence);
+    /// Every sequence gets its part of the step, the better classes before batch.
+    fn hand_out(&mut self, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
+        let next = self.next_class();
+        let best = self.classes_behind().chain(next).min();
+        let worst = if best.is_some_and(|best| best < Class::Batch) { Class::Standard } else { Class::Batch };
+        // Blocks that a preemption has just freed belong to the sequence that needed them.
+        let preemptions = batch.preemptions;
+        self.schedule_running(worst, batch, budget);
+        if batch.preemptions == preemptions {
+            self.admit_waiting(worst, batch, budget);
+        }
+        for sequence in self.running.iter_mut() {
+            sequence.num_scheduled += budget.take(sequence, Demand::Last);
+        }
+        if worst < Class::Batch && batch.preemptions == preemptions {
+            self.admit_waiting(Class::Batch, batch, budget);
         }
     }
 
-    /// Whoever was granted more waits again, before the younger requests of its share.
-    fn unpark(&mut self) {
-        for sequence in take_out(&mut self.parked, |sequence| !sequence.is_parked()).into_iter().rev() {
-            self.waiting.push_again(sequence.share, sequence.id, sequence);
-        }
-    }
-
-    fn schedule_running(&mut self, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
-        let num_behind = self.running.iter().filter(|sequence| sequence.num_remaining() > 1).count();
-        let mut num_wanting = num_behind + usize::from(self.may_admit());
-        let waits_before_batch = self.waiting.best_class().is_some_and(|class| class < Class::Batch);
+    /// Those up to class `worst` catch up.
+    fn schedule_running(&mut self, worst: Class, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
+        let next = self.next_class();
+        let mut num_wanting = self.classes_behind().chain(next).filter(|&class| class <= worst).count();
         let mut index = 0;
         while let Some(sequence) = self.running.at_mut(index) {
-            let num_tokens = if sequence.num_remaining() == 1 {
+            sequence.num_scheduled = if sequence.num_remaining() == 1 {
                 1
-            } else {
+            } else if sequence.id.class <= worst {
                 num_wanting -= 1;
-                // A batch catches up with what is left in the end.
-                let is_last = sequence.id.class == Class::Batch && waits_before_batch;
-                if is_last { 0 } else { budget.take(sequence, Demand::of(num_wanting)) }
+                budget.take(sequence, Demand::of(num_wanting))
+            } else {
+                0
             };
-            sequence.num_scheduled = num_tokens;
             if !self.make_room(index, batch) {
                 break;
             }
             index += 1;
         }
+    }
+
+    /// Puts a price to what runs, and notes who goes on and who does not.
+    fn conclude(&mut self, batch: &mut ScheduledBatch) {
+        batch.sequences.reserve(self.running.len());
+        let mut best_behind = None;
+        for sequence in self.running.iter_mut() {
+            if sequence.num_scheduled == 0 {
+                sequence.idle_since = sequence.idle_since.or(Some(self.now));
+                continue;
+            }
+            sequence.idle_since = None;
+            let cost = self.costs.of_tokens(sequence.num_computed, sequence.num_scheduled);
+            if sequence.num_remaining() > 1 {
+                batch.catch_up_cost += cost;
+                best_behind = best_behind.or(Some(sequence.id.class));
+            }
+            batch.sequences.push(ScheduledSequence { id: sequence.id, num_tokens: sequence.num_scheduled, cost });
+            charge(&mut self.waiting, &self.costs, sequence);
+        }
+        if let Some(class) = best_behind {
+            self.waiting.note_turn(class, self.now);
+        }
+    }
+
+    fn num_one_behind(&self) -> usize {
+        self.running.iter().filter(|sequence| sequence.num_remaining() == 1).count()
+    }
+
+    /// Of those that run and are more than a token behind.
+    fn classes_behind(&self) -> impl Iterator<Item = Class> {
+        self.running.iter().filter(|sequence| sequence.num_remaining() > 1).map(|sequence| sequence.id.class)
     }
 
     /// Preempts from the end until the sequence at `index` has room. False if it had to go itself.
@@ -270,64 +293,9 @@ impl Scheduler {
         let Some(mut last) = self.running.pop_last() else { return };
         self.cache.withdraw_copies(&last, &mut batch.copies);
         self.cache.release(&mut last, Prefixes::Keep);
-        last.num_scheduled = 0;
+        (last.num_scheduled, last.idle_since) = (0, None);
         self.waiting.push_preempted(last.share, last.id, last);
         batch.preemptions += 1;
-    }
-
-    fn admit_waiting(&mut self, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
-        // Nobody overtakes the head, so it cannot starve. It is chosen only when there may be a place for it.
-        while (self.may_admit() || self.running.ends_in_batch()) && self.head().is_some_and(|head| budget.affords(head))
-        {
-            if self.admit_head().is_none() {
-                if !self.makes_way() {
-                    break;
-                }
-                self.preempt_last(batch);
-                continue;
-            }
-            let Some(Taken { item: mut sequence, is_out_of_order }) = self.waiting.pop(self.now) else { break };
-            if is_out_of_order {
-                // Or it would give way again at once.
-                sequence.id.class = sequence.id.class.raised();
-            }
-            let others_may_follow = !self.waiting.is_empty() && self.running.places_taken() < self.config.max_num_seqs;
-            sequence.num_scheduled = budget.take(&sequence, Demand::of(usize::from(others_may_follow)));
-            if sequence.start() {
-                batch.started_prompt_tokens += sequence.prompt_len() as u64;
-            }
-            // Before the next one is chosen.
-            charge(&mut self.waiting, &self.costs, &mut sequence);
-            self.running.insert(sequence);
-        }
-    }
-
-    /// Gives the head of the queue its blocks, if there is a place for each of its choices.
-    ///
-    /// What the running sequences will grow into in the next step stays free: whoever was admitted into these blocks would
-    /// lose them right away.
-    fn admit_head(&mut self) -> Option<()> {
-        let mut spare_blocks: usize = self.running.iter().map(|other| self.cache.blocks_of_next_step(other)).sum();
-        let places_left = self.config.max_num_seqs - self.running.places_taken();
-        let is_alone = self.running.is_empty();
-        let (now, cache) = (self.now, &mut self.cache);
-        let head = self.waiting.peek(now, |sequence| cache.cached_tokens(sequence))?;
-        spare_blocks += if is_alone { 0 } else { cache.blocks_of_next_token(head) };
-        if head.choices().len() > places_left { None } else { cache.admit(head, spare_blocks) }
-    }
-
-    fn head(&mut self) -> Option<&mut Sequence> {
-        self.waiting.peek(self.now, |sequence| self.cache.cached_tokens(sequence))
-    }
-
-    /// The last of the running is of the class that gives way to the head of the queue.
-    fn makes_way(&mut self) -> bool {
-        let head_is_better = self.head().is_some_and(|head| head.id.class < Class::Batch);
-        head_is_better && self.running.ends_in_batch()
-    }
-
-    fn may_admit(&self) -> bool {
-        !self.waiting.is_empty() && self.running.places_taken() < self.config.max_num_seqs
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use passerelle_models::{BlockId, TokenId};
 
@@ -55,6 +56,8 @@ pub(crate) struct Sequence {
     pub(crate) num_computed: usize,
     /// Tokens of the present step.
     pub(crate) num_scheduled: usize,
+    /// Since when it runs and no step had a token for it.
+    pub(crate) idle_since: Option<Duration>,
     /// Tokens that its share has paid for, or that were found computed. What is computed again is not paid again.
     num_charged: usize,
     /// One entry per prompt token whose distribution was seen. Stays empty unless asked for.
@@ -103,6 +106,7 @@ impl Sequence {
             num_registered_blocks: 0,
             num_computed: 0,
             num_scheduled: 0,
+            idle_since: None,
             num_charged: 0,
             prompt_logprobs,
             prompt_len: prompt.len(),
@@ -131,6 +135,7 @@ impl Sequence {
             num_registered_blocks: 0,
             num_computed: 0,
             num_scheduled: 0,
+            idle_since: None,
             num_charged: self.num_charged,
             prompt_logprobs: Vec::new(),
             tokens: self.tokens.clone(),

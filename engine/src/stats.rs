@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::cost::CostModel;
 use crate::fault::FaultCounts;
 
 /// A snapshot, taken at the end of a step. Totals only grow.
@@ -94,6 +95,9 @@ pub trait StepObserver: Send + Sync {
 
     /// What the step brought is with its readers.
     fn concluded(&self) {}
+
+    /// What work costs, once every kind of step was measured as often as makes it worth keeping. In an idle moment.
+    fn costs_measured(&self, _costs: &CostModel) {}
 }
 
 /// Measures nothing.

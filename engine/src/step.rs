@@ -1,7 +1,4 @@
 //! The loop. One step: take commands, wait for the turn, schedule, run, drain aborts, update, publish, conclude.
-//!
-//! Whoever sees a request end finds statistics that include its end, so a request's last event and its ticket wait until
-//! they are published.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -25,8 +22,10 @@ use crate::stats::{EngineStats, StepObserver, StepReport};
 use crate::step_logits::StepLogits;
 use crate::trust::Trust;
 use crate::turns::StepTurns;
+use ending::Ending;
 
 mod bookkeeping;
+mod ending;
 mod pricing;
 
 /// New requests taken in per step, so that a flood of them cannot hold up the step.
@@ -54,12 +53,6 @@ pub struct StepLoop {
     trust: Trust,
     /// Sequences that are over, until their readers hear it.
     ended: Vec<(Sequence, Ending)>,
-}
-
-#[derive(Debug)]
-enum Ending {
-    Finished(FinishReason),
-    Failed(RequestError),
 }
 
 /// What the handle sends.
@@ -98,17 +91,11 @@ impl StepLoop {
             stats: Mutex::new(stats.clone()),
         });
         let rung = RungFlag::default();
+        let sampler = Sampler::new(model.get().pulse());
         let lent = (&model, Arc::clone(&observer));
         let door = Door::new(name, lent, &config, (sender, rung.clone()), Arc::clone(&shared));
         let mut runner = ModelRunner::new(model, config.num_kv_blocks)?;
-        let (costs, calibration) = match config.costs {
-            Some(costs) => (costs, None),
-            None => {
-                let begun = Calibration::begin(&mut runner, clock.as_ref(), &config);
-                let calibration = begun.map_err(EngineError::Calibration)?;
-                (calibration.costs(), Some(calibration).filter(|calibration| !calibration.is_done()))
-            }
-        };
+        let (costs, calibration) = pricing::at_start(&mut runner, (clock.as_ref(), &*observer), &config)?;
         runner.take_memory();
         drop(here);
         tracing::info!(%costs, "what work costs");
@@ -116,7 +103,7 @@ impl StepLoop {
             commands,
             scheduler: Scheduler::new(config, costs, kv_cache),
             runner,
-            sampler: Sampler::default(),
+            sampler,
             turns,
             clock,
             observer: Observer(observer),
@@ -257,50 +244,6 @@ impl StepLoop {
         {
             self.conclude(sequence, Ending::Finished(reason));
         }
-    }
-
-    fn fail(&mut self, id: SequenceId, error: RequestError) {
-        let Some(sequence) = self.scheduler.remove(id, Prefixes::Forget) else { return };
-        if let Some(fault) = error.fault() {
-            tracing::error!(request = sequence.request_id.0, %error, "a request failed");
-            self.faulted_sequences += usize::from(fault.is_of_model());
-        }
-        self.conclude(sequence, Ending::Failed(error));
-    }
-
-    fn conclude(&mut self, sequence: Sequence, ending: Ending) {
-        // One that never ran still stands in the queue.
-        sequence.ticket.leave_queue();
-        if let Ending::Failed(error) = &ending {
-            // Another choice of the request may have failed it already.
-            let is_first = sequence.events.mark_failed();
-            let failed: FaultCounts = error.fault().filter(|_| is_first).into_iter().collect();
-            self.stats.failures_total += failed.total();
-            self.failures += failed;
-        }
-        self.ended.push((sequence, ending));
-    }
-
-    /// The last events. Only after [`StepLoop::publish`].
-    fn release_ended(&mut self) {
-        for (sequence, ending) in self.ended.drain(..) {
-            match ending {
-                Ending::Finished(reason) => sequence.events.finish(reason),
-                Ending::Failed(error) => sequence.events.fail(error),
-            }
-        }
-    }
-
-    fn fail_all(&mut self, error: &RequestError) {
-        while let Ok(command) = self.commands.try_recv() {
-            self.accept(command);
-        }
-        for sequence in self.scheduler.extract(|_| true) {
-            self.conclude(sequence, Ending::Failed(error.clone()));
-        }
-        self.publish();
-        self.release_ended();
-        self.observer.0.concluded();
     }
 }
 

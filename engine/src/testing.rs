@@ -11,7 +11,7 @@ use std::time::Duration;
 use candle_core::Device;
 use passerelle_models::{
     BlockCopy, BlockId, CausalLm, DistantLogits, KvCache, KvCacheSpec, KvFormat, KvGroup, KvReach, LogitRows, Logits,
-    ModelError, ModelInput, TokenId,
+    ModelError, ModelInput, Pulse, TokenId,
 };
 
 use crate::clock::ManualClock;
@@ -47,6 +47,8 @@ pub struct StubModel {
     gate: Option<StepGate>,
     pace: Option<Pace>,
     place: LogitsPlace,
+    /// Its steps take no time, so it is the engine's reading of rows that beats.
+    pulse: Pulse,
     /// Of the one cache that it is run with.
     memory: Mutex<Memory>,
 }
@@ -101,6 +103,7 @@ impl StubModel {
             gate: None,
             pace: None,
             place: LogitsPlace::Here,
+            pulse: Pulse::default(),
             memory,
         }
     }
@@ -185,6 +188,7 @@ impl Clone for StubModel {
             gate: gate.clone(),
             pace: pace.clone(),
             place: *place,
+            pulse: Pulse::default(),
             memory: Mutex::new(self.lock_memory().clone()),
         }
     }
@@ -205,6 +209,10 @@ impl CausalLm for StubModel {
 
     fn kv_cache_spec(&self) -> KvCacheSpec {
         self.kv_cache.clone()
+    }
+
+    fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {

@@ -59,10 +59,9 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Allocations of all steps together, with so many sequences that generate.
-fn allocations(sequences: u64) -> u64 {
+fn allocations(sequences: u64, sampling: &SamplingParams) -> u64 {
     let config = EngineConfig { num_kv_blocks: 4096, max_num_seqs: 256, ..EngineConfig::default() };
     let (mut step_loop, handle) = StepLoop::new(parts(FreeModel::new(vec![0.0; VOCAB]), config)).unwrap();
-    let sampling = SamplingParams { max_tokens: 500, temperature: 0.0, ..SamplingParams::default() };
     let submit = |id| {
         let request = Request::new(RequestId(id), vec![1; 40], sampling.clone());
         handle.submit(Request { share_key: ShareKey(id % 5), ..request }).unwrap()
@@ -86,13 +85,18 @@ fn allocations(sequences: u64) -> u64 {
 }
 
 #[test]
-fn no_allocation_is_made_for_a_token() {
-    let (few, many) = (allocations(8), allocations(200));
-    let per_step = few as f64 / STEPS as f64;
-    let per_token = (many as f64 - few as f64) / (STEPS as f64 * 192.0);
-    // A reader's queue takes a new chunk for every 32 tokens that stand in it.
-    assert!(per_token <= 1.0 / 32.0, "{per_token} allocations a token beside {per_step} a step");
-    assert!(per_step < 40.0, "{per_step} allocations a step");
+fn no_allocation_is_made_for_a_token_that_is_the_best_or_is_drawn() {
+    let best = SamplingParams { max_tokens: 500, temperature: 0.0, ..SamplingParams::default() };
+    let of_all = SamplingParams { temperature: 1.0, top_p: 0.9, min_p: 0.01, typical_p: 0.9, ..best.clone() };
+    let of_some = SamplingParams { top_k: Some(20), ..of_all.clone() };
+    for sampling in [best, of_all, of_some] {
+        let [few, many] = [8, 200].map(|sequences| allocations(sequences, &sampling));
+        let per_step = few as f64 / STEPS as f64;
+        let per_token = (many as f64 - few as f64) / (STEPS as f64 * 192.0);
+        // A reader's queue takes a new chunk for every 32 tokens that stand in it.
+        assert!(per_token <= 1.0 / 32.0, "{per_token} allocations a token beside {per_step} a step: {sampling:?}");
+        assert!(per_step < 40.0, "{per_step} allocations a step: {sampling:?}");
+    }
 }
 
 /// The most that a step of `tokens` tokens, `rows` of which give logits, holds beside weights and KV cache.

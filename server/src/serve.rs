@@ -14,6 +14,8 @@ mod folder;
 mod gateway_address;
 mod gguf;
 mod hashes;
+mod kept_costs;
+mod kept_file;
 mod ledger;
 mod listener;
 mod logging;
@@ -74,6 +76,7 @@ pub(crate) use engines::EngineBounds;
 pub(crate) use engines::kv_demand;
 pub(crate) use gateway_address::GatewayAddress;
 pub(crate) use hashes::KeptHashes;
+use kept_costs::KeptCosts;
 pub(crate) use ledger::on_the_shelf;
 pub(crate) use memory::{FREE_MEMORY_PART, free_memory, kv_budget, share_kv_memory, step_bytes};
 pub(crate) use models::{Loaded, Means, find_files, find_sources, held_as, load, load_options, wanted_of};
@@ -261,7 +264,8 @@ fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let staying: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
     let elsewhere = elsewhere_only(config, &staying);
     let names = staying.iter().map(String::as_str).chain(elsewhere.iter().copied());
-    let workshop = Workshop::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?;
+    let workshop = Workshop::new((&config.engine, config.ledger.gpu_factor), compute, clock, names)?
+        .remembering(KeptCosts::open(&config.server.data_dir));
     let Fleet { workshop, running, comparisons, served, replicas, prices } = engines::start(loaded, workshop)?;
     let placed = Placed::read(config, (&workshop, &hashes), replicas.len() as u32)?;
     let partition = workshop.partition();

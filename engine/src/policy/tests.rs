@@ -178,9 +178,22 @@ fn a_better_class_goes_first_until_the_others_patience_is_over() {
     assert_eq!(bench.next(), Some(3));
     bench.now += PATIENCE;
     bench.queue.peek(bench.now, |_| 0);
-    assert!(bench.queue.pop(bench.now).unwrap().is_out_of_order);
+    assert_eq!(bench.queue.pop(bench.now).unwrap().class, Class::Standard, "it runs above its class");
     assert_eq!(bench.next(), Some(4));
     assert_eq!(bench.next(), Some(1));
+}
+
+#[test]
+fn the_patience_of_a_class_begins_when_it_begins_to_wait() {
+    let batch = Share { class: Class::Batch, ..A };
+    let mut bench = Bench::new(&[(batch, 0), (B, 1)]);
+    assert_eq!(bench.next(), Some(1));
+    assert_eq!(bench.queue.extract(|_| true), [0], "its reader has left");
+    bench.queue.leave(batch);
+    bench.now += PATIENCE;
+    bench.arrive(batch, 2);
+    bench.arrive(B, 3);
+    assert_eq!(bench.next(), Some(3));
 }
 
 #[test]
@@ -196,11 +209,38 @@ fn turns_that_are_further_apart_than_patience_do_not_turn_the_classes_round() {
 }
 
 #[test]
-fn what_ran_before_goes_ahead_of_its_shares_others() {
-    let mut bench = Bench::new(&[(A, 1), (B, 2)]);
-    bench.queue.enter(A);
-    bench.queue.push_again(A, id(0), 0);
-    assert_eq!(bench.next(), Some(0));
+fn what_ran_before_stands_among_its_shares_others_by_its_age() {
+    let mut bench = Bench::new(&[(A, 2), (B, 3), (A, 4)]);
+    bench.arrive(A, 0);
+    bench.arrive(A, 1);
+    assert_eq!(bench.order(), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn nobody_is_passed_over_more_often_because_an_older_one_comes_again_and_again() {
+    let mut bench = Bench::new(&[(A, 1)]);
+    let served = (0..3 * u64::from(MAX_PASSED_OVER)).find(|&younger| {
+        bench.arrive(A, 0);
+        assert_eq!(bench.next(), Some(0), "it was parked and has more to say");
+        bench.arrive(A, 5000 + younger);
+        bench.next() == Some(1)
+    });
+    assert_eq!(served, Some(MAX_PASSED_OVER.into()));
+}
+
+#[test]
+fn a_class_that_waits_alone_is_overdue_too_when_better_ones_went_on_before_it_for_long() {
+    let batch = Share { class: Class::Batch, ..A };
+    let mut bench = Bench::new(&[(batch, 0)]);
+    bench.queue.peek(bench.now, |_| 0);
+    bench.queue.note_turn(Class::Standard, bench.now);
+    bench.now += PATIENCE;
+    bench.queue.peek(bench.now, |_| 0);
+    assert_eq!(bench.queue.head_class(), Some(Class::Standard));
+    bench.queue.pop(bench.now).unwrap();
+    bench.arrive(batch, 1);
+    bench.queue.peek(bench.now, |_| 0);
+    assert_eq!(bench.queue.head_class(), Some(Class::Batch), "its patience begins anew");
 }
 
 #[test]

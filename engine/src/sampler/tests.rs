@@ -148,16 +148,24 @@ fn stop_tokens_wait_for_the_minimum_length() {
 #[test]
 fn a_number_that_is_not_finite_is_the_models_fault_and_an_empty_choice_the_requests() {
     let all_masked = SamplingParams { min_tokens: 1, stop_token_ids: vec![0, 1], ..greedy() };
-    let overflow = SamplingParams { logit_bias: vec![(0, f32::MAX)], ..greedy() };
     for (row, params, error) in [
         ([0.0, 1.0], all_masked, RequestError::NothingAllowed),
         ([f32::NAN, 1.0], greedy(), RequestError::NotFinite),
         ([f32::INFINITY, 1.0], SamplingParams::default(), RequestError::NotFinite),
-        ([f32::MAX, 1.0], overflow, RequestError::NotFinite),
     ] {
         let result = Sampler::default().sample(&mut row.clone(), &choice(&params));
         assert_eq!(result, Err(error));
     }
+}
+
+#[test]
+fn whatever_a_request_does_to_a_row_does_not_look_like_the_models_fault() {
+    let biased = SamplingParams { logit_bias: vec![(0, f32::MAX)], ..greedy() };
+    assert_eq!(token(&[f32::MAX, 1.0], &choice(&biased)), 0);
+    let params = SamplingParams { repetition_penalty: f32::MIN_POSITIVE, ..greedy() };
+    let (sequence, _stream) = sequence(crate::Request { sampling: params, ..request(0, &[0]) });
+    let counts = sequence.counts();
+    assert_eq!(token(&[30.0, 31.0], &Choice { counts, ..choice(&sequence.sampling) }), 0);
 }
 
 #[test]

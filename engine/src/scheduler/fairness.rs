@@ -1,5 +1,6 @@
 //! The bound that `policy` derives, measured from outside: accounts whose requests never end to come, of one choice or of
-//! several, and of which some are cancelled, over random engines, requests and weights.
+//! several, and of which some are cancelled, over random engines, requests and weights; and once more beside another class,
+//! where some requests are parked again and again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,16 +10,29 @@ use super::*;
 use crate::event_stream::EventStream;
 use crate::fixtures::{kv_cache, request, sequence};
 use crate::random::mix;
-use crate::request::{Request, ShareKey, ShareWeight};
+use crate::request::{Class, Request, ShareKey, ShareWeight};
 
 const SEEDS: u64 = 60;
 const STEPS: usize = 400;
-const ACCOUNTS: u64 = 4;
+const ACCOUNTS: u64 = 6;
+/// The accounts below are standard, the others batch.
+const STANDARD_ACCOUNTS: u64 = 4;
 const BLOCK_SIZE: usize = 4;
 const LONGEST: usize = 40;
 
+/// What requests are like.
+#[derive(Clone, Copy, PartialEq)]
+enum Requests {
+    /// Of the standard class, and granted all that they ask for.
+    Plain,
+    /// Of two classes, and some of them granted a token now and then.
+    Mixed,
+}
+
 struct Market {
     state: u64,
+    requests: Requests,
+    now: Duration,
     scheduler: Scheduler,
     costs: CostModel,
     streams: BTreeMap<u64, EventStream>,
@@ -33,13 +47,41 @@ struct Market {
     next_id: u64,
     num_forks: usize,
     num_cancelled: usize,
+    num_parked: usize,
+}
+
+/// What happened in all markets together.
+#[derive(Default)]
+struct Seen {
+    /// Of the bound.
+    widest: f64,
+    forks: usize,
+    cancelled: usize,
+    parked: usize,
+    batch_pairs: usize,
 }
 
 #[test]
 fn what_two_backlogged_accounts_are_served_differs_by_less_than_the_bound_at_every_step() {
-    let (mut widest, mut forks, mut cancelled) = (0.0_f64, 0, 0);
+    let Seen { widest, forks, cancelled, .. } = watch(Requests::Plain);
+    // Markets without these would prove less.
+    assert!(forks > SEEDS as usize && cancelled > SEEDS as usize, "{forks} forks, {cancelled} cancelled");
+    // The bound is not empty words: a tenth of it is reached.
+    assert!(widest > 0.1, "{widest}");
+}
+
+#[test]
+fn the_bound_holds_in_each_of_two_classes_and_beside_requests_that_are_parked_and_come_again() {
+    let Seen { parked, batch_pairs, .. } = watch(Requests::Mixed);
+    assert!(parked > SEEDS as usize && batch_pairs > SEEDS as usize, "{parked} parked, {batch_pairs} pairs");
+}
+
+/// # Panics
+/// If two accounts of one class drift further apart than they may.
+fn watch(requests: Requests) -> Seen {
+    let mut seen = Seen::default();
     for seed in 0..SEEDS {
-        let mut market = Market::new(seed);
+        let mut market = Market::new(seed, requests);
         // What each pair had been served when both began to wait without a break.
         let mut starts: BTreeMap<(u64, u64), (CostNs, CostNs)> = BTreeMap::new();
         for step in 0..STEPS {
@@ -50,28 +92,31 @@ fn what_two_backlogged_accounts_are_served_differs_by_less_than_the_bound_at_eve
             market.step();
             let (_, bound) = market.scheduler.fairness();
             let backlogged: Vec<_> = before.intersection(&market.backlogged()).copied().collect();
-            let pairs = backlogged.iter().flat_map(|&a| backlogged.iter().map(move |&b| (a, b))).filter(|(a, b)| a < b);
-            let pairs: BTreeSet<_> = pairs.collect();
+            let pairs = backlogged.iter().flat_map(|&a| backlogged.iter().map(move |&b| (a, b)));
+            let pairs: BTreeSet<_> = pairs.filter(|&(a, b)| a < b && class_of(a) == class_of(b)).collect();
             starts.retain(|pair, _| pairs.contains(pair));
             for (a, b) in pairs {
                 let now = (market.served[&a], market.served[&b]);
                 let start = *starts.entry((a, b)).or_insert(now);
                 let gap = (now.0 - start.0).abs_diff(now.1 - start.1);
                 assert!(gap <= 2 * bound, "seed {seed}, step {step}: {gap} of {bound}");
-                widest = widest.max(gap as f64 / (2 * bound) as f64);
+                seen.widest = seen.widest.max(gap as f64 / (2 * bound) as f64);
+                seen.batch_pairs += usize::from(class_of(a) == Class::Batch);
             }
         }
-        forks += market.num_forks;
-        cancelled += market.num_cancelled;
+        seen.forks += market.num_forks;
+        seen.cancelled += market.num_cancelled;
+        seen.parked += market.num_parked;
     }
-    // Markets without these would prove less.
-    assert!(forks > SEEDS as usize && cancelled > SEEDS as usize, "{forks} forks, {cancelled} cancelled");
-    // The bound is not empty words: a tenth of it is reached.
-    assert!(widest > 0.1, "{widest}");
+    seen
+}
+
+fn class_of(account: u64) -> Class {
+    if account < STANDARD_ACCOUNTS { Class::Standard } else { Class::Batch }
 }
 
 impl Market {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, requests: Requests) -> Self {
         let mut state = mix(seed);
         let mut below = |bound: u64| {
             state = mix(state);
@@ -91,9 +136,16 @@ impl Market {
             prefill_chunk_tokens: 1 + below(8) as usize,
             ..EngineConfig::default()
         };
+        let class_patience = match requests {
+            Requests::Plain => config.class_patience,
+            Requests::Mixed => Duration::from_millis(below(40)),
+        };
+        let config = EngineConfig { class_patience, ..config };
         let served = (0..ACCOUNTS).map(|account| (account, 0)).collect();
         Self {
             state,
+            requests,
+            now: Duration::ZERO,
             scheduler: Scheduler::new(config, costs, kv_cache(BLOCK_SIZE, &[KvReach::Full])),
             costs,
             streams: BTreeMap::new(),
@@ -105,6 +157,7 @@ impl Market {
             next_id: 0,
             num_forks: 0,
             num_cancelled: 0,
+            num_parked: 0,
         }
     }
 
@@ -113,11 +166,13 @@ impl Market {
         self.state % bound
     }
 
-    /// The first account floods; the others come and go.
+    /// The first account floods; others come and go.
     fn arrive(&mut self, step: usize) {
-        for account in 0..ACCOUNTS {
+        let is_mixed = self.requests == Requests::Mixed;
+        for account in 0..if is_mixed { ACCOUNTS } else { STANDARD_ACCOUNTS } {
             let queued = self.waiting.get(&account).map_or(0, BTreeSet::len);
-            let is_away = account > 1 && (step / 50).is_multiple_of(account as usize);
+            let comes_and_goes = 1 < account && account < STANDARD_ACCOUNTS;
+            let is_away = comes_and_goes && (step / 50).is_multiple_of(account as usize);
             let wanted = if account == 0 { 6 } else { 2 };
             for _ in queued..if is_away { 0 } else { wanted } {
                 let prompt_len = 1 + self.below(20) as u32;
@@ -131,9 +186,12 @@ impl Market {
                 let weight = ShareWeight((1 + account as u32 % 2).try_into().unwrap());
                 let most_choices = self.scheduler.config.max_num_seqs as u64;
                 let num_choices = if self.below(3) == 0 { 1 + self.below(most_choices) as u32 } else { 1 };
+                let granted_tokens = (is_mixed && self.below(3) == 0).then(|| 1 + self.below(3) as u32);
                 let asked = Request {
                     share_key: ShareKey(account),
                     share_weight: weight,
+                    class: class_of(account),
+                    granted_tokens,
                     num_choices: num_choices.try_into().unwrap(),
                     ..request(id, &prompt)
                 };
@@ -170,8 +228,13 @@ impl Market {
     }
 
     fn step(&mut self) {
-        let batch = self.scheduler.schedule(Duration::ZERO);
+        if self.requests == Requests::Mixed {
+            self.now += Duration::from_millis(1);
+            self.grant();
+        }
+        let batch = self.scheduler.schedule(self.now);
         self.scheduler.check_integrity();
+        self.num_parked += self.scheduler.num_parked();
         for scheduled in &batch.sequences {
             self.pay(scheduled);
             let samples = self.scheduler.sequence(scheduled.id).unwrap().samples_next();
@@ -187,6 +250,16 @@ impl Market {
                     self.append(fork);
                 }
                 self.append(scheduled.id);
+            }
+        }
+    }
+
+    /// A token, to every third.
+    fn grant(&mut self) {
+        let ids: Vec<u64> = self.streams.keys().copied().collect();
+        for id in ids {
+            if self.below(3) == 0 {
+                self.streams[&id].grant(1);
             }
         }
     }

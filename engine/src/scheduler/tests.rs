@@ -65,6 +65,10 @@ impl Bench {
         self.scheduler.sequence(id(arrival)).unwrap()
     }
 
+    fn sequence_of(&self, class: Class, arrival: u64) -> &Sequence {
+        self.scheduler.sequence(of_class(class, arrival)).unwrap()
+    }
+
     fn table(&self, arrival: u64) -> Vec<u32> {
         self.sequence(arrival).block_tables[0].iter().map(|block| block.0).collect()
     }
@@ -281,6 +285,70 @@ fn a_batch_prompt_gets_only_the_budget_that_a_better_class_leaves() {
     assert_eq!(bench.step(), [(0, 16)]);
     bench.add_of_class(Class::Standard, 1, 14);
     assert_eq!(bench.step(), [(1, 14), (0, 2)]);
+}
+
+#[test]
+fn batch_catches_up_with_what_better_classes_leave_however_long_those_do() {
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 80, ..config() });
+    bench.add_of_class(Class::Batch, 0, 60);
+    assert_eq!(bench.step(), [(0, 16)]);
+    bench.add_of_class(Class::Standard, 1, 40);
+    bench.add_of_class(Class::Batch, 2, 40);
+    assert_eq!(bench.step(), [(1, 16)]);
+    assert_eq!(bench.step(), [(1, 16)]);
+    assert_eq!(bench.step(), [(1, 8), (0, 8)]);
+    // Beside a stream, the chunk of four is batch's, in halves.
+    assert_eq!(bench.step(), [(1, 1), (0, 2), (2, 2)]);
+}
+
+#[test]
+fn a_batch_stream_gives_its_token_to_a_better_class_where_streams_take_all() {
+    let mut bench = Bench::new(EngineConfig { max_num_seqs: 4, max_num_batched_tokens: 4, ..config() });
+    (0..4).for_each(|id| bench.add_of_class(Class::Batch, id, 1));
+    assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 1), (3, 1)]);
+    bench.add_of_class(Class::Interactive, 4, 2);
+    assert_eq!(bench.step(), [(4, 1), (0, 1), (1, 1), (2, 1)]);
+    assert_eq!(bench.step(), [(4, 1), (0, 1), (1, 1), (2, 1)]);
+    assert_eq!(bench.sequence_of(Class::Interactive, 4).num_generated(), 1);
+}
+
+#[test]
+fn a_long_prompt_leaves_a_part_to_whoever_takes_the_place_of_batch() {
+    let mut bench = Bench::new(EngineConfig { max_num_seqs: 2, num_kv_blocks: 40, ..config() });
+    bench.add_of_class(Class::Batch, 1, 1);
+    bench.step();
+    bench.add_of_class(Class::Standard, 0, 60);
+    assert_eq!(bench.step(), [(0, 4), (1, 1)]);
+    bench.add_of_class(Class::Interactive, 2, 2);
+    assert_eq!(bench.step(), [(2, 2), (0, 2)]);
+}
+
+#[test]
+fn a_prompt_that_gets_nothing_for_as_long_as_a_class_has_patience_is_raised() {
+    let patience = Duration::from_secs(5);
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 200, class_patience: patience, ..config() });
+    bench.add_of_class(Class::Batch, 0, 60);
+    bench.add_of_class(Class::Batch, 1, 60);
+    assert_eq!(bench.step(), [(0, 8), (1, 8)]);
+    bench.add_of_class(Class::Standard, 2, 200);
+    assert_eq!(bench.step(), [(2, 16)]);
+    bench.now += patience;
+    // One at a time.
+    assert_eq!(bench.step(), [(0, 8), (2, 8)]);
+    bench.now += patience;
+    assert_eq!(bench.step(), [(0, 8), (1, 4), (2, 4)]);
+}
+
+#[test]
+fn a_batch_request_that_waits_beside_long_prompts_comes_in_when_its_patience_is_over() {
+    let patience = Duration::from_secs(5);
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 200, class_patience: patience, ..config() });
+    bench.add_of_class(Class::Standard, 0, 200);
+    assert_eq!(bench.step(), [(0, 16)]);
+    bench.add_of_class(Class::Batch, 1, 8);
+    assert_eq!(bench.step(), [(0, 16)]);
+    bench.now += patience;
+    assert_eq!(bench.step(), [(0, 8), (1, 8)]);
 }
 
 #[test]

@@ -8,10 +8,36 @@ use std::time::Duration;
 
 use super::{Command, StepLoop};
 use crate::admission::Phase;
-use crate::calibration::Probe;
+use crate::calibration::{Calibration, Probe};
+use crate::clock::Clock;
+use crate::config::EngineConfig;
+use crate::cost::CostModel;
+use crate::error::EngineError;
+use crate::model_runner::ModelRunner;
+use crate::stats::StepObserver;
 
 /// Without a command before a step that nobody asked for: whoever sends one request after the other seldom meets one.
 const REST: Duration = Duration::from_secs(1);
+
+/// What work costs as far as is known before the first request, and what is still to be measured.
+pub(super) fn at_start(
+    runner: &mut ModelRunner,
+    (clock, observer): (&dyn Clock, &dyn StepObserver),
+    config: &EngineConfig,
+) -> Result<(CostModel, Option<Calibration>), EngineError> {
+    match (config.costs, config.former_costs) {
+        (Some(costs), _) => Ok((costs, None)),
+        (None, Some(former)) => Ok((former, Some(Calibration::ahead(runner, config)))),
+        (None, None) => {
+            let (calibration, costs) = Calibration::begin(runner, clock, config).map_err(EngineError::Calibration)?;
+            if calibration.is_done() {
+                observer.costs_measured(&costs);
+                return Ok((costs, None));
+            }
+            Ok((costs, Some(calibration)))
+        }
+    }
+}
 
 impl StepLoop {
     /// What comes next. Errors when nobody can ask any more.
@@ -48,10 +74,13 @@ impl StepLoop {
             return;
         }
         let (costs, is_done) = (calibration.costs(), calibration.is_done());
+        // Until each kind of step was seen, the former prices are better.
+        let Some(costs) = costs else { return };
         self.scheduler.set_costs(costs);
         self.publish();
         if is_done {
             tracing::debug!(%costs, "what work costs, measured again");
+            self.observer.0.costs_measured(&costs);
             self.calibration = None;
         }
     }
@@ -59,15 +88,15 @@ impl StepLoop {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::clock::{Clock, ManualClock};
-    use crate::config::EngineConfig;
+    use crate::clock::ManualClock;
     use crate::engine::{EngineHandle, EngineParts};
     use crate::event::Event;
     use crate::fixtures::request;
+    use crate::stats::StepReport;
     use crate::testing::{Pace, StubModel, parts};
 
     const STEP: Duration = Duration::from_millis(50);
@@ -97,10 +126,36 @@ mod tests {
         StubModel::new(32, 4)
     }
 
+    /// What an engine found worth keeping.
+    #[derive(Debug, Default)]
+    struct Kept(Mutex<Vec<CostModel>>);
+
+    impl StepObserver for Kept {
+        fn step(&self, _: &StepReport) {}
+
+        fn costs_measured(&self, costs: &CostModel) {
+            self.0.lock().expect("nobody panicked").push(*costs);
+        }
+    }
+
     fn measured_on(clock: &Arc<BusyClock>) -> (StepLoop, EngineHandle) {
+        started_with(clock, (None, Arc::default()))
+    }
+
+    fn started_with(
+        clock: &Arc<BusyClock>,
+        (former_costs, kept): (Option<CostModel>, Arc<Kept>),
+    ) -> (StepLoop, EngineHandle) {
         let pace = Pace { clock: clock.clock.clone(), step: STEP, further_token: FURTHER_TOKEN };
-        let config = EngineConfig { num_kv_blocks: 64, max_model_len: 200, costs: None, ..EngineConfig::default() };
-        let parts = EngineParts { clock: Arc::<BusyClock>::clone(clock), ..parts(model().with_pace(pace), config) };
+        let config = EngineConfig {
+            num_kv_blocks: 64,
+            max_model_len: 200,
+            costs: None,
+            former_costs,
+            ..EngineConfig::default()
+        };
+        let parts = parts(model().with_pace(pace), config);
+        let parts = EngineParts { clock: Arc::<BusyClock>::clone(clock), observer: kept, ..parts };
         StepLoop::new(parts).expect("the stub runs every step")
     }
 
@@ -125,6 +180,29 @@ mod tests {
         let after = clock.now();
         step_loop.refine_costs();
         assert_eq!(clock.now(), after, "then never again");
+    }
+
+    #[test]
+    fn a_start_that_knows_former_prices_runs_no_step_for_them_and_finds_the_same_in_idle_moments() {
+        let kept = Arc::<Kept>::default();
+        let (mut first, first_handle) = started_with(&Arc::default(), (None, Arc::clone(&kept)));
+        rest(&mut first);
+        let costs = kept.0.lock().unwrap().pop().expect("they are worth keeping");
+        let clock = Arc::new(BusyClock::default());
+        let (mut second, second_handle) = started_with(&clock, (Some(costs), Arc::clone(&kept)));
+        assert_eq!(clock.now(), Duration::ZERO);
+        let bounds = |second: &mut StepLoop| {
+            second.step();
+            [&first_handle, &second_handle].map(|handle| handle.stats().fair_share_bound)
+        };
+        first.step();
+        let [right, at_once] = bounds(&mut second);
+        assert_eq!(at_once, right);
+        second.refine_costs();
+        assert_eq!(bounds(&mut second)[1], right, "one kind of step tells nothing");
+        rest(&mut second);
+        assert_eq!(bounds(&mut second)[1], right);
+        assert_eq!(*kept.0.lock().unwrap(), [costs]);
     }
 
     #[test]

@@ -128,6 +128,18 @@ fn a_model_that_fails_every_step_makes_no_progress_and_its_engine_dies() {
 }
 
 #[test]
+fn a_step_that_reads_many_rows_gets_on_row_by_row() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    let mut asked = request(0, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    asked.sampling.prompt_logprobs = Some(1);
+    let _stream = handle.submit(asked).unwrap();
+    let before = handle.progress();
+    step_loop.step();
+    // Seven rows of the prompt, the one that chooses a token, and the step.
+    assert_eq!(handle.progress() - before, 9);
+}
+
+#[test]
 fn one_step_that_succeeds_for_anyone_clears_an_engine_of_suspicion() {
     let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
     for id in 0..2 * MAX_FRUITLESS_STEPS as u64 {

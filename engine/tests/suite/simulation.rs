@@ -10,7 +10,7 @@ use crate::common::{VOCAB, alone, model, parts, tokens};
 use crate::crowd::Crowd;
 use passerelle_engine::clock::ManualClock;
 use passerelle_engine::testing::{Mishap, Pace, StubModel};
-use passerelle_engine::{CostModel, EngineConfig, EngineHandle, EngineParts, Request, StepLoop};
+use passerelle_engine::{CostModel, EngineConfig, EngineHandle, EngineParts, Request, StepLoop, StepReport};
 use passerelle_models::{CausalLm, KvReach};
 
 const SEEDS: u64 = 300;
@@ -98,8 +98,9 @@ impl World {
         for _ in 0..FAR_TOO_MANY_STEPS {
             self.crowd.arrive(&mut self.chance, &self.handle);
             self.clock.advance(Duration::from_millis(1));
-            self.stepped += self.step_loop.step().duration;
-            self.check_step();
+            let report = self.step_loop.step();
+            self.stepped += report.duration;
+            self.check_step(&report);
             self.crowd.read(&mut self.chance);
             if self.crowd.is_over() && self.step_loop.is_idle() {
                 return;
@@ -113,10 +114,12 @@ impl World {
         );
     }
 
-    /// Blocks, order and fairness; queues; and every token and nanosecond is somebody's.
-    fn check_step(&mut self) {
+    /// Blocks, order and fairness; queues; nobody waits for nothing; and every token and nanosecond is somebody's.
+    fn check_step(&mut self, report: &StepReport) {
         self.step_loop.check_integrity();
         let stats = self.handle.stats();
+        let could_run = stats.running + stats.waiting + stats.preempted;
+        assert!(report.num_sequences > 0 || could_run == 0, "nothing runs: {stats:?}");
         assert!(stats.waiting <= self.config.max_waiting_requests);
         assert!(stats.waiting_tokens <= self.config.max_waiting_tokens);
         assert!(stats.fair_share_gap <= stats.fair_share_bound);
@@ -172,6 +175,7 @@ fn config(chance: &mut Chance, model: &StubModel) -> EngineConfig {
         max_added_latency: Duration::from_micros(chance.below(900) as u64),
         class_patience: Duration::from_millis(chance.below(60) as u64),
         costs: Some(CostModel { prompt_token_ns: 80_000.0, generated_token_ns: 300_000.0, context_token_ns: 900.0 }),
+        former_costs: None,
         seed: 0,
     }
 }

@@ -12,7 +12,7 @@ use passerelle::placement::KvDemand;
 use passerelle::text::GrammarCompiler;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{
-    ComparisonConfig, ComparisonLane, ComparisonParts, EncoderEngine, EncoderHandle, EncoderParts, Engine,
+    ComparisonConfig, ComparisonLane, ComparisonParts, CostModel, EncoderEngine, EncoderHandle, EncoderParts, Engine,
     EngineHandle, EngineParts, StepObserver, StepTurns,
 };
 use passerelle_models::ops::Compute;
@@ -20,6 +20,7 @@ use passerelle_models::{Footprint, KvCacheSpec, ModelDescription, ModelDigest, N
 use sha2::{Digest, Sha256};
 
 use super::defaults;
+use super::kept_costs::{KeptCosts, RanOn};
 use super::memory::{share_kv_memory, stated_or_of_device};
 use super::models::{AnyLoaded, Loaded, LoadedEncoder};
 use super::report;
@@ -46,6 +47,8 @@ pub(crate) struct Workshop {
     turns: StepTurns,
     kernels: String,
     observers: Observers,
+    /// `None`: nothing is remembered.
+    costs: Option<KeptCosts>,
 }
 
 /// Who hears the steps of a model, beside or instead of the metrics. `None`: the metrics.
@@ -106,7 +109,12 @@ impl Workshop {
         let metrics = Arc::new(Metrics::new(&info, models, hours)?);
         let (config, clock, turns) = (config.clone(), Arc::clone(clock), StepTurns::new());
         let observers: Observers = Arc::new(|_| None);
-        Ok(Self { compute, metrics, config, clock, turns, kernels, observers })
+        Ok(Self { compute, metrics, config, clock, turns, kernels, observers, costs: None })
+    }
+
+    /// The same, whose engines need not find out again what work costs.
+    pub(crate) fn remembering(self, costs: KeptCosts) -> Self {
+        Self { costs: Some(costs), ..self }
     }
 
     /// The same, whose engines are heard by others.
@@ -166,16 +174,31 @@ impl Workshop {
         let bounds = EngineBounds::of(&model, num_kv_blocks, &self.config);
         report::model(&model, (bounds, &self.config), &self.compute);
         let served = serve_as(&model, bounds, &self.kernels)?;
+        let (former_costs, observer) = self.remembered(&model);
         let engine = Engine::spawn(EngineParts {
             name: model.name.clone(),
             model: model.model,
-            config: bounds.with(&self.config)?,
+            config: passerelle_engine::EngineConfig { former_costs, ..bounds.with(&self.config)? },
             turns: self.turns.clone(),
             clock: Arc::clone(&self.clock),
-            observer: self.observer(&model.name),
+            observer,
         })?;
         let replica = Arc::new(Replica::new(id, model.name, Box::new(engine.handle())));
         Ok(Started { running: Running::Generator(engine), served, replica })
+    }
+
+    /// What it cost before, and who hears its steps.
+    fn remembered(&self, model: &Loaded) -> (Option<CostModel>, Arc<dyn StepObserver>) {
+        let observer = self.observer(&model.name);
+        let Some(costs) = &self.costs else { return (None, observer) };
+        let on = RanOn {
+            model: model.digest,
+            dtype: &model.dtype,
+            block_bytes: model.model.kv_cache_spec().block_bytes(),
+            kernels: &self.kernels,
+            threads: self.compute.num_threads(),
+        };
+        (costs.find(&on), costs.kept_by(observer, &on))
     }
 
     fn start_encoder(&self, model: LoadedEncoder, id: ReplicaId) -> Result<Started> {
@@ -297,6 +320,7 @@ impl EngineBounds {
             max_added_latency: config.max_added_latency,
             class_patience: config.class_patience,
             costs: None,
+            former_costs: None,
             seed: random_seed()?,
         })
     }

@@ -4,8 +4,6 @@
 //! anew.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,11 +13,12 @@ use passerelle_models::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::kept_file;
+
 /// In the data directory.
 const FILE: &str = "hashes.json";
 /// Files whose hashes are kept. When there are more, all are forgotten and learnt anew.
 const MAX_KEPT: usize = 65_536;
-const MAX_FILE_BYTES: u64 = 64 << 20;
 
 #[derive(Debug)]
 pub(crate) struct KeptHashes {
@@ -44,12 +43,11 @@ struct Entry {
 impl KeptHashes {
     /// Those of earlier processes. What cannot be read is none: hashes are only ever a short cut.
     pub(crate) fn open(data_dir: &Path) -> Self {
-        let by_path = read(&data_dir.join(FILE)).unwrap_or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
-                tracing::warn!(%error, "{FILE} in the data directory cannot be read: files are hashed anew");
-            }
-            BTreeMap::new()
+        let entries: Vec<Entry> = kept_file::read(data_dir, FILE).unwrap_or_else(|error| {
+            tracing::warn!(%error, "{FILE} in the data directory cannot be read: files are hashed anew");
+            Vec::new()
         });
+        let by_path = entries.into_iter().map(|entry| (entry.file.path.clone(), entry)).collect();
         Self { folder: data_dir.to_owned(), kept: Mutex::new(Kept { by_path, is_changed: false }) }
     }
 
@@ -76,7 +74,7 @@ impl KeptHashes {
             return;
         }
         let entries: Vec<&Entry> = kept.by_path.values().collect();
-        match write(&self.folder, &entries) {
+        match kept_file::write(&self.folder, FILE, &entries) {
             Ok(()) => kept.is_changed = false,
             Err(error) => tracing::warn!(%error, "hashes of files cannot be kept in the data directory"),
         }
@@ -106,25 +104,10 @@ impl KnownHashes for KeptHashes {
     }
 }
 
-fn read(path: &Path) -> io::Result<BTreeMap<PathBuf, Entry>> {
-    if fs::metadata(path)?.len() > MAX_FILE_BYTES {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    let entries: Vec<Entry> = serde_json::from_slice(&fs::read(path)?)?;
-    Ok(entries.into_iter().map(|entry| (entry.file.path.clone(), entry)).collect())
-}
-
-/// As a whole or not at all, also if two processes write at once.
-fn write(folder: &Path, entries: &[&Entry]) -> io::Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(io::BufWriter::new(&mut file), entries)?;
-    file.flush()?;
-    file.persist(folder.join(FILE))?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn digest(kept: &KeptHashes, folder: &Path) -> ModelDigest {

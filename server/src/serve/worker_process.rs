@@ -22,6 +22,7 @@ use super::devices::{DeviceKey, Sight, compute_on};
 use super::engines::{self, Fleet, RunningHandle, Workshop};
 use super::gateway_address::{GatewayAddress, needs_enrolment};
 use super::hashes::KeptHashes;
+use super::kept_costs::KeptCosts;
 use super::models::{self, AnyLoaded, Means};
 use super::signals::Signals;
 use super::{logging, runtime};
@@ -216,7 +217,8 @@ impl LoadedPartition {
             names.clone().map(|name| (name.to_owned(), Arc::new(StepTap::new(Arc::clone(bell))))).collect();
         let (device, kernels) = (super::report::device(&compute).to_owned(), compute.kernels().to_string());
         let threads = compute.num_threads();
-        let workshop = Workshop::new((&engine, config.ledger.gpu_factor), compute, clock, names)?;
+        let workshop = Workshop::new((&engine, config.ledger.gpu_factor), compute, clock, names)?
+            .remembering(KeptCosts::open(&config.server.data_dir));
         let fleet = engines::start(loaded, workshop.observed_by(observers(&taps)))?;
         let facts = WorkerFacts {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -112,8 +112,10 @@ fn samples(schema: &Value) -> (Vec<Value>, Vec<Value>) {
             let bounds = [(&schema["minimum"], -1.0), (&schema["maximum"], 1.0)];
             for (bound, beyond) in bounds {
                 good.push(bound.clone());
-                let outside = bound.as_f64().unwrap() + beyond * (1.0 + bound.as_f64().unwrap().abs());
-                bad.push(json!(outside));
+                let at = bound.as_f64().unwrap();
+                // A number ends where it is said to.
+                let step = if kind == "number" { 1e-4 } else { 1.0 + at.abs() };
+                bad.push(json!(at + beyond * step));
             }
             bad.extend([json!("1"), json!(true)]);
             if kind == "integer" {

@@ -132,7 +132,7 @@ impl Sampling {
             top_p: read_top_p(fields)?,
             top_k: read_top_k(fields)?,
             min_p: fields.number("min_p", 0.0..=1.0)?,
-            typical_p: fields.number("typical_p", f64::from(f32::MIN_POSITIVE)..=1.0)?,
+            typical_p: fields.number("typical_p", 0.001..=1.0)?,
             frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
             presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
             repetition_penalty: fields.number("repetition_penalty", 0.01..=10.0)?,

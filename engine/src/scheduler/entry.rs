@@ -1,0 +1,102 @@
+//! Who comes in from the queue, who makes way for it, and who goes out and comes back.
+
+use super::Scheduler;
+use super::credit::charge;
+use crate::batch::ScheduledBatch;
+use crate::catch_up::{CatchUpBudget, Demand};
+use crate::kv_cache_manager::Prefixes;
+use crate::policy::{Taken, take_out};
+use crate::request::Class;
+use crate::sequence::Sequence;
+
+impl Scheduler {
+    /// Whoever has used up its grant makes room, and a turn out of order is over with it: raised, it would have those of its
+    /// class give way that go before it.
+    pub(super) fn park(&mut self) {
+        for mut sequence in self.running.take_parked() {
+            self.cache.release(&mut sequence, Prefixes::Keep);
+            sequence.id.class = sequence.share.class;
+            self.parked.insert(sequence.id, sequence);
+        }
+    }
+
+    /// Whoever was granted more waits again, before the younger requests of its share.
+    pub(super) fn unpark(&mut self) {
+        for sequence in take_out(&mut self.parked, |sequence| !sequence.is_parked()) {
+            self.waiting.push(sequence.share, sequence.id, sequence);
+        }
+    }
+
+    /// Where streams take every token that a step has, one of class batch leaves its own to a better class that waits.
+    pub(super) fn leave_a_token(&mut self, batch: &mut ScheduledBatch) {
+        if self.num_one_behind() == self.config.max_num_batched_tokens && self.makes_way() {
+            self.preempt_last(batch);
+        }
+    }
+
+    /// In which class the next of the queue will run, if there is a place for it, or one that batch gives up.
+    pub(super) fn next_class(&mut self) -> Option<Class> {
+        if !self.may_admit() && !self.makes_way() {
+            return None;
+        }
+        self.head()?;
+        self.waiting.head_class()
+    }
+
+    /// Those up to class `worst`, in order. Nobody overtakes the head, so it cannot starve.
+    pub(super) fn admit_waiting(&mut self, worst: Class, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
+        while self.next_class().is_some_and(|class| class <= worst)
+            && self.head().is_some_and(|head| budget.affords(head))
+        {
+            if self.admit_head().is_none() {
+                if !self.makes_way() {
+                    break;
+                }
+                self.preempt_last(batch);
+                continue;
+            }
+            let Some(Taken { item: mut sequence, class }) = self.waiting.pop(self.now) else { break };
+            sequence.id.class = class;
+            let others_follow = self.may_admit() && self.rivals_wait(class);
+            sequence.num_scheduled = budget.take(&sequence, Demand::of(usize::from(others_follow)));
+            if sequence.start() {
+                batch.started_prompt_tokens += sequence.prompt_len() as u64;
+            }
+            // Before the next one is chosen.
+            charge(&mut self.waiting, &self.costs, &mut sequence);
+            self.running.insert(sequence);
+        }
+    }
+
+    /// Gives the head of the queue its blocks, if there is a place for each of its choices.
+    ///
+    /// What the running sequences will grow into in the next step stays free: whoever was admitted into these blocks would
+    /// lose them right away.
+    fn admit_head(&mut self) -> Option<()> {
+        let mut spare_blocks: usize = self.running.iter().map(|other| self.cache.blocks_of_next_step(other)).sum();
+        let places_left = self.config.max_num_seqs - self.running.places_taken();
+        let is_alone = self.running.is_empty();
+        let (now, cache) = (self.now, &mut self.cache);
+        let head = self.waiting.peek(now, |sequence| cache.cached_tokens(sequence))?;
+        spare_blocks += if is_alone { 0 } else { cache.blocks_of_next_token(head) };
+        if head.choices().len() > places_left { None } else { cache.admit(head, spare_blocks) }
+    }
+
+    fn head(&mut self) -> Option<&mut Sequence> {
+        self.waiting.peek(self.now, |sequence| self.cache.cached_tokens(sequence))
+    }
+
+    /// The last of the running is of the class that gives way to the head of the queue.
+    fn makes_way(&mut self) -> bool {
+        self.running.ends_in_batch() && self.head().is_some_and(|head| head.id.class < Class::Batch)
+    }
+
+    fn may_admit(&self) -> bool {
+        !self.waiting.is_empty() && self.running.places_taken() < self.config.max_num_seqs
+    }
+
+    /// Whether a sequence of this class leaves a part of the step to those that wait: for batch, only batch does.
+    fn rivals_wait(&self, class: Class) -> bool {
+        self.waiting.best_class().is_some_and(|best| best < Class::Batch || class == Class::Batch)
+    }
+}

@@ -1,0 +1,60 @@
+//! How sequences end. Whoever sees a request end finds statistics that include its end, so a request's last event and its
+//! ticket wait until they are published.
+
+use super::StepLoop;
+use crate::event::{FinishReason, RequestError};
+use crate::fault::FaultCounts;
+use crate::kv_cache_manager::Prefixes;
+use crate::sequence::{Sequence, SequenceId};
+
+#[derive(Debug)]
+pub(super) enum Ending {
+    Finished(FinishReason),
+    Failed(RequestError),
+}
+
+impl StepLoop {
+    pub(super) fn fail(&mut self, id: SequenceId, error: RequestError) {
+        let Some(sequence) = self.scheduler.remove(id, Prefixes::Forget) else { return };
+        if let Some(fault) = error.fault() {
+            tracing::error!(request = sequence.request_id.0, %error, "a request failed");
+            self.faulted_sequences += usize::from(fault.is_of_model());
+        }
+        self.conclude(sequence, Ending::Failed(error));
+    }
+
+    pub(super) fn conclude(&mut self, sequence: Sequence, ending: Ending) {
+        // One that never ran still stands in the queue.
+        sequence.ticket.leave_queue();
+        if let Ending::Failed(error) = &ending {
+            // Another choice of the request may have failed it already.
+            let is_first = sequence.events.mark_failed();
+            let failed: FaultCounts = error.fault().filter(|_| is_first).into_iter().collect();
+            self.stats.failures_total += failed.total();
+            self.failures += failed;
+        }
+        self.ended.push((sequence, ending));
+    }
+
+    /// The last events. Only after [`StepLoop::publish`].
+    pub(super) fn release_ended(&mut self) {
+        for (sequence, ending) in self.ended.drain(..) {
+            match ending {
+                Ending::Finished(reason) => sequence.events.finish(reason),
+                Ending::Failed(error) => sequence.events.fail(error),
+            }
+        }
+    }
+
+    pub(super) fn fail_all(&mut self, error: &RequestError) {
+        while let Ok(command) = self.commands.try_recv() {
+            self.accept(command);
+        }
+        for sequence in self.scheduler.extract(|_| true) {
+            self.conclude(sequence, Ending::Failed(error.clone()));
+        }
+        self.publish();
+        self.release_ended();
+        self.observer.0.concluded();
+    }
+}
