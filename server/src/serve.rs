@@ -64,6 +64,7 @@ use placed::Placed;
 use reload::{Directions, ReadAgain, Reloading};
 use shelf::{NewShelf, ShelfKeeper};
 use signals::Signals;
+use tariff::StartPrices;
 use upstreams::Upstreams;
 use workers::{Arrivals, WorkersKeeper};
 
@@ -159,7 +160,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     let reserved = listener::reserve(&config.server.listen)?;
     check_before_loading(config)?;
     let stock = stock(config, &clock)?;
-    let Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, placed, workshop } = stock;
+    let Stock { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, workshop } = stock;
     let (partition, metrics) = (workshop.partition(), Arc::clone(&workshop.metrics));
     let shelf = new_shelf.as_ref().map(|new| new.shelf.clone());
     let here = reload::models_here(&staying, shelf.as_ref());
@@ -200,7 +201,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     runtime.spawn(look_after_replicas(state.clone()));
     let keeper = new_shelf.map(|new| new.keep(state.clone())).transpose()?;
     let reloading =
-        Reloading { config: config.clone(), orders, reloader, staying, shelf, upstreams, state: state.clone() };
+        Reloading { config: config.clone(), orders, reloader, staying, shelf, upstreams, prices, state: state.clone() };
     let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
         url,
@@ -250,6 +251,7 @@ struct Stock {
     /// Names of the models that stay in memory.
     staying: Vec<String>,
     tariff: Arc<Tariff>,
+    prices: StartPrices,
     new_shelf: Option<NewShelf>,
     placed: Placed,
     workshop: Workshop,
@@ -273,9 +275,10 @@ fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let priced = tariff::Served { here, elsewhere: &elsewhere };
     let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
     let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
+    let prices = StartPrices { published: pricing.published().cloned(), device: partition };
     let tariff = Arc::new(tariff);
     let new_shelf = NewShelf::open(config, (workshop.clone(), clock), (pricing, &tariff), &staying)?;
-    Ok(Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, placed, workshop })
+    Ok(Stock { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, workshop })
 }
 
 impl Server {

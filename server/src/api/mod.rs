@@ -108,7 +108,7 @@ const ROUTES: [Route; 32] = [
     ("/tokenizer_info", || get(tokens::tokenizer_info)),
     ("/tokenize", || post(tokens::tokenize)),
     ("/detokenize", || post(tokens::detokenize)),
-    ("/v1/me/limits", || get(me::limits)),
+    ("/v1/me/limits", || get(me::limits).post(admin::change_limit::<AppState>)),
     ("/v1/me/usage", || get(me::usage)),
 ];
 

@@ -276,3 +276,10 @@ fn an_input_has_a_bound() {
     assert_eq!(read_input(text.join("\n").as_bytes(), ENDPOINT, 2).unwrap_err()[0].line, 3);
     assert_eq!(read_input(b"\n \n", ENDPOINT, 2).unwrap_err().len(), 1);
 }
+
+#[test]
+fn a_line_is_an_object_and_no_list_of_what_it_would_hold() {
+    let list = format!(r#"["a","POST","{}",{{}}]"#, ENDPOINT.as_str());
+    let errors = read_input(list.as_bytes(), ENDPOINT, 3).unwrap_err();
+    assert_eq!((errors[0].line, errors[0].message.as_str()), (1, "a line must be a JSON object"));
+}

@@ -102,7 +102,7 @@ fn from_toml(file: &Path, text: &str) -> Result<Vec<FileAccount>> {
     Ok(config::parse::<AccountsFile>(file, text)?.accounts)
 }
 
-/// Names, numbers and dates hold no comma, so none is quoted.
+/// Names, numbers and dates hold neither a comma nor a quotation mark, so that a quoted field is one between two of these.
 fn from_csv(text: &str) -> Result<Vec<FileAccount>> {
     let mut lines = text.lines();
     let header = Header::of(lines.next().unwrap_or_default())?;
@@ -133,9 +133,15 @@ fn add(accounts: &mut BTreeMap<AccountPath, FileAccount>, header: &Header<'_>, l
     Ok(())
 }
 
+fn field(written: &str) -> &str {
+    let written = written.trim();
+    let quoted = written.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    quoted.map_or(written, str::trim)
+}
+
 impl<'a> Header<'a> {
     fn of(line: &'a str) -> Result<Self> {
-        let names: Vec<&str> = line.split(',').map(str::trim).collect();
+        let names: Vec<&str> = line.split(',').map(field).collect();
         let is_known = |name: &&str| COLUMNS.contains(name);
         let is_once = |name: &&str| names.iter().filter(|other| *other == name).count() == 1;
         if !names.contains(&"path") || !names.iter().all(|name| is_known(name) && is_once(name)) {
@@ -145,7 +151,7 @@ impl<'a> Header<'a> {
     }
 
     fn line(&'a self, line: &'a str) -> Result<Line<'a>> {
-        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let fields: Vec<&str> = line.split(',').map(field).collect();
         if fields.len() != self.0.len() {
             bail!("{} fields, not {}", fields.len(), self.0.len());
         }
@@ -259,6 +265,10 @@ mod tests {
         };
         assert!(["true", "TRUE", "True"].into_iter().all(trial));
         assert!(!["false", "FALSE", ""].into_iter().any(trial));
+        assert!(trial("\"TRUE\"") && !trial("\"\""));
+        let quoted = from_csv("\"path\",\"limit\",\"value\"\r\n\"a/b\",\"tokens_per_day\",\"5\"\r\n").expect("CSV");
+        assert_eq!((quoted[0].path.as_str(), quoted[0].limits[0].value), ("a/b", 5.0));
+        assert!(from_csv("path\n\"a\n").is_err(), "a mark that nothing closes");
     }
 
     #[test]

@@ -41,7 +41,7 @@ enum KeyCommand {
     Rotate {
         /// The name it was created with, or its id.
         name: String,
-        /// For how long the former secret is still accepted.
+        /// For how long the former secret is still accepted. The one before it is not any more.
         #[arg(long, value_name = "PERIOD", default_value = "24h")]
         overlap: Period,
         #[command(flatten)]

@@ -97,7 +97,7 @@ pub(super) async fn remove<D: AdminBackend>(
     Ok(Json(removed).into_response())
 }
 
-pub(super) async fn change_limit<D: AdminBackend>(
+pub(crate) async fn change_limit<D: AdminBackend>(
     State(backend): State<D>,
     request: Request,
 ) -> Result<Response, ApiError> {
