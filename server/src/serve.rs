@@ -45,7 +45,7 @@ use passerelle::api::{
     Tls,
 };
 use passerelle::batches::BatchStore;
-use passerelle::config::{Config, TlsFiles};
+use passerelle::config::{self, Config, TlsFiles};
 use passerelle::evaluation::PairStore;
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
@@ -158,6 +158,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     };
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
+    check_before_loading(config)?;
     let stock = stock(config, &clock)?;
     let Stock { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, workshop } = stock;
     let (partition, metrics) = (workshop.partition(), Arc::clone(&workshop.metrics));
@@ -217,6 +218,20 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         reloading: Some(reloading),
         _ledger: ledger_keeper,
     })
+}
+
+/// What is wrong whatever the models hold is said before they are loaded, which may take minutes.
+fn check_before_loading(config: &Config) -> Result<()> {
+    ledger::calendar(&config.ledger)?;
+    if config.server.models_dir.is_some() {
+        // What its models are called is known once it was looked at.
+        return Ok(());
+    }
+    let here: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
+    let served: Vec<&str> = here.iter().map(String::as_str).chain(elsewhere_only(config, &here)).collect();
+    config::check_targets(&config.aliases, &served)?;
+    config::check_candidates(&config.shadow.aliases, &here)?;
+    Ok(())
 }
 
 /// Whether a server's partitions have their workers.

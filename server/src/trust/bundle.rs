@@ -18,14 +18,18 @@ use super::{TrustError, at};
 /// if it has them; else with a manifest of what it is now, and no signature.
 pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     if out.exists() {
-        return Err(at(out)(io::ErrorKind::AlreadyExists.into()));
+        let problem = "it is there already; name another file, or remove it first";
+        return Err(at(out)(io::Error::new(io::ErrorKind::AlreadyExists, problem)));
     }
     let manifest_files = ManifestFiles::of(files).ok();
     let written = manifest_files.as_ref().map(ManifestFiles::manifest).transpose()?.flatten();
     let signature = manifest_files.as_ref().map(ManifestFiles::signature).transpose()?.flatten();
     let manifest = match written {
         Some(manifest) => manifest,
-        None => Manifest::read(files, &NothingKnown, watch)?,
+        None => {
+            Manifest::require_parts(files)?;
+            Manifest::read(files, &NothingKnown, watch)?
+        }
     };
     let mut file = unnamed(out).map_err(at(out))?;
     write_small(&mut file, MANIFEST_FILE, manifest.to_text().as_bytes()).map_err(at(out))?;
@@ -57,7 +61,10 @@ impl BundleReader {
         let from = BufReader::new(File::open(file).map_err(at(file))?);
         let mut reader = Self { file: file.to_owned(), from, next: None };
         let first = Header::read(&mut reader.from);
-        reader.next = first.map_err(|error| reader.refuse(&format!("is no bundle of a model: {error}")))?;
+        reader.next = first.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => reader.refuse("is no bundle of a model: it is too short for one"),
+            _ => reader.refuse(&format!("is no bundle of a model: {error}")),
+        })?;
         Ok(reader)
     }
 

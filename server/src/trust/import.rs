@@ -71,6 +71,7 @@ impl Import<'_> {
         if let Some(expected) = &expected {
             expected.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
         }
+        Manifest::require_parts(files)?;
         let stage = self.stage()?;
         let manifest = Manifest::copy(files, stage.folder.path(), &mut |progress| watch(progress))?;
         if let Some(expected) = expected

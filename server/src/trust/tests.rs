@@ -234,6 +234,26 @@ fn what_is_proven_of_a_file_takes_the_place_of_what_was_kept() {
 }
 
 #[test]
+fn a_folder_without_a_checkpoint_is_neither_copied_nor_signed_nor_bundled() {
+    let (folder, data_dir, safe) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir(folder.path().join("step-1")).unwrap();
+    fs::write(folder.path().join("README.md"), "read me").unwrap();
+    let (model, (key, _)) = (files(folder.path()), keys(safe.path(), "lab"));
+    let bundle = safe.path().join("mine.tar");
+    let refused = [
+        import(&data_dir, None).checkpoint(&model, &go_on).unwrap_err(),
+        sign(&model, &key, &go_on).unwrap_err(),
+        write_bundle(&model, &bundle, &go_on).unwrap_err(),
+    ];
+    for error in refused.map(|error| error.to_string()) {
+        assert!(error.contains("config.json: not found"), "{error}");
+    }
+    assert_eq!(find_imported(data_dir.path(), &"mine".parse().unwrap()), None);
+    assert!(!bundle.exists() && !folder.path().join("passerelle.manifest").exists());
+}
+
+#[test]
 fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() {
     let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
     let ((key, trusted), (_, others)) = (keys(safe.path(), "lab"), keys(safe.path(), "other"));

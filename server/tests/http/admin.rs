@@ -387,4 +387,35 @@ async fn a_limit_for_a_model_that_is_not_served_is_stated_with_a_warning() {
     };
     assert_eq!(warning(MODEL).await, None);
     assert!(warning("mistyped").await.is_some_and(|said| said.contains("no model `mistyped`")));
+    let of_a_key = async |name: &str, model: &str| {
+        let made = operator.post("/admin/v1/keys", &json!({"account": "acme", "name": name, "models": [model]})).await;
+        assert_eq!(made.status, 200, "{}", made.text());
+        made.json().get("warning").map(ToString::to_string)
+    };
+    assert_eq!(of_a_key("right", MODEL).await, None);
+    assert!(of_a_key("wrong", "mistyped").await.is_some_and(|said| said.contains("no model `mistyped`")));
+}
+
+#[tokio::test]
+async fn a_warning_does_not_tell_of_a_model_that_belongs_to_another_account() {
+    let bench = bench_with(Options { owner: Some("acme".parse().unwrap()), ..Options::default() }).await;
+    let operator = bench.with(&bench.operator);
+    let new = json!({"account": "other", "name": "k", "scopes": ["admin"]});
+    let made = operator.post("/admin/v1/keys", &new).await.json();
+    let outsider = bench.with(made["key"].as_str().unwrap());
+    // The server looks at the directory again after a moment.
+    while outsider.get("/v1/me/keys").await.status == 401 {
+        tokio::task::yield_now().await;
+    }
+    let warning = async |client: &Client, path: &str, body: Value| {
+        let reply = client.post(path, &body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json().get("warning").map(ToString::to_string)
+    };
+    let key = |name: &str, model: &str| json!({"name": name, "models": [model]});
+    let hidden = warning(&outsider, "/admin/v1/keys", key("a", MODEL)).await.expect("it is none of theirs");
+    let absent = warning(&outsider, "/admin/v1/keys", key("b", "test/nobody")).await.expect("there is none");
+    assert_eq!(hidden.replace(MODEL, "test/nobody"), absent);
+    assert_eq!(warning(&bench.with(&bench.owner), "/admin/v1/keys", key("c", MODEL)).await, None);
+    assert_eq!(warning(&operator, "/admin/v1/keys", key("d", MODEL)).await, None);
 }

@@ -154,6 +154,18 @@ fn require_real_models<'a>(
     Err(ApiError::new(ErrorKind::InvalidValue, message).param("model"))
 }
 
+/// A limit or a key may be made before its model is served; mistyped, it would never apply. Only a server knows what there
+/// is, and tells nobody of a model that belongs to others.
+fn warning_of_unserved<'a>(
+    backend: &impl AdminBackend,
+    caller: &Caller,
+    mut models: impl Iterator<Item = &'a str>,
+) -> Option<String> {
+    let state = backend.server()?;
+    let model = models.find(|model| !state.tells_of(caller, model))?;
+    Some(format!("no model `{}` is served yet; is its name right?", echoed(model)))
+}
+
 async fn read<T: DeserializeOwned>(request: Request, backend: &impl AdminBackend) -> Result<T, ApiError> {
     let bytes = read_bytes(request, backend.body_bounds()).await?;
     let body = parse_json(&bytes)?;
