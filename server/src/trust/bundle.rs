@@ -12,7 +12,7 @@ use passerelle_models::{
 
 use super::manifest_files::{MANIFEST_FILE, ManifestFiles, SIGNATURE_BYTES, SIGNATURE_FILE, Watch, parse, unnamed};
 use super::tar::{self, Header};
-use super::{TrustError, at, require_files};
+use super::{TrustError, at};
 
 const CUT_SHORT: &str = "ends in the middle: it was not copied whole";
 
@@ -20,16 +20,19 @@ const CUT_SHORT: &str = "ends in the middle: it was not copied whole";
 /// if it has them; else with a manifest of what it is now, and no signature.
 pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     if out.exists() {
-        return Err(TrustError::BundleExists(out.to_owned()));
+        let problem = "it is there already; name another file, or remove it first";
+        return Err(at(out)(io::Error::new(io::ErrorKind::AlreadyExists, problem)));
     }
     let manifest_files = ManifestFiles::of(files).ok();
     let written = manifest_files.as_ref().map(ManifestFiles::manifest).transpose()?.flatten();
     let signature = manifest_files.as_ref().map(ManifestFiles::signature).transpose()?.flatten();
     let manifest = match written {
         Some(manifest) => manifest,
-        None => Manifest::read(files, &NothingKnown, watch)?,
+        None => {
+            Manifest::require_parts(files)?;
+            Manifest::read(files, &NothingKnown, watch)?
+        }
     };
-    require_files(&manifest, files.root())?;
     let mut file = unnamed(out).map_err(at(out))?;
     write_small(&mut file, MANIFEST_FILE, manifest.to_text().as_bytes()).map_err(at(out))?;
     if let Some(signature) = signature {
@@ -60,7 +63,10 @@ impl BundleReader {
         let from = BufReader::new(File::open(file).map_err(at(file))?);
         let mut reader = Self { file: file.to_owned(), from, next: None };
         let first = Header::read(&mut reader.from);
-        reader.next = first.map_err(|error| reader.refuse(&format!("is no bundle of a model: {}", told(&error))))?;
+        reader.next = first.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => reader.refuse("is no bundle of a model: it is too short for one"),
+            _ => reader.refuse(&format!("is no bundle of a model: {error}")),
+        })?;
         Ok(reader)
     }
 
@@ -73,7 +79,8 @@ impl BundleReader {
     }
 
     pub(super) fn parse_manifest(&self, text: &[u8]) -> Result<Manifest, TrustError> {
-        parse(&self.file, text)
+        let manifest = parse(&self.file, text)?;
+        if manifest.files().is_empty() { Err(self.refuse("its manifest has no file")) } else { Ok(manifest) }
     }
 
     /// Copies every file of the manifest into `folder`, an empty one, and finds the end of the archive after the last.

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::bundle::BundleReader;
 use super::manifest_files::{MANIFEST_FILE, ManifestFiles, SIGNATURE_FILE, TrustedKeys, Watch};
-use super::{TrustError, at, require_files};
+use super::{TrustError, at};
 
 const MAX_NAME_BYTES: usize = 100;
 /// Where copies are made before they have their name; beside the models, so that they are renamed and not copied again.
@@ -71,9 +71,9 @@ impl Import<'_> {
         if let Some(expected) = &expected {
             expected.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
         }
+        Manifest::require_parts(files)?;
         let stage = self.stage()?;
         let manifest = Manifest::copy(files, stage.folder.path(), &mut |progress| watch(progress))?;
-        require_files(&manifest, files.root())?;
         if let Some(expected) = expected
             && let Some(changed) = first_difference(&expected, &manifest)
         {
@@ -90,7 +90,6 @@ impl Import<'_> {
             trust.verify_signature(&ManifestFiles::inside(file), Some(&text), signature.as_deref())?;
         }
         let manifest = reader.parse_manifest(&text)?;
-        require_files(&manifest, file)?;
         let stage = self.stage()?;
         reader.unpack(&manifest, stage.folder.path(), watch)?;
         self.name_it(Staged { stage, manifest, signature }, watch)

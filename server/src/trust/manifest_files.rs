@@ -13,7 +13,7 @@ use passerelle_models::{
 use tempfile::NamedTempFile;
 
 use super::keys::{KeyError, PublicKey, SigningKey};
-use super::{TrustError, at, require_files};
+use super::{TrustError, at};
 
 pub(super) const MANIFEST_FILE: &str = "passerelle.manifest";
 pub(super) const SIGNATURE_FILE: &str = "passerelle.manifest.sig";
@@ -151,8 +151,8 @@ pub fn stated_digest(files: &CheckpointFiles) -> Option<ModelDigest> {
 /// would refuse that.
 pub fn sign(files: &CheckpointFiles, key: &SigningKey, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     let manifest_files = ManifestFiles::of(files)?;
+    Manifest::require_parts(files)?;
     let manifest = Manifest::read(files, &NothingKnown, watch)?;
-    require_files(&manifest, files.root())?;
     manifest.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
     manifest_files.write(&manifest, Some(&key.sign(manifest.to_text().as_bytes())))?;
     Ok(manifest.digest())

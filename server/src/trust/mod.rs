@@ -20,7 +20,7 @@ mod tar;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use passerelle_models::{InvalidManifest, Manifest, Mismatch, ModelError};
+use passerelle_models::{InvalidManifest, Mismatch, ModelError};
 
 pub use bundle::write_bundle;
 pub use import::{Import, Imported, ImportedName, find_imported};
@@ -44,21 +44,12 @@ pub enum TrustError {
     Name(String),
     #[error("{}: another model of this name is there; give this one another name, or take that one away", .0.display())]
     Exists(PathBuf),
-    #[error("{}: holds no file of a model; a folder of checkpoints is not one itself, so name one of them", .0.display())]
-    Empty(PathBuf),
-    #[error("{} is there already, and nothing is written over; give another name", .0.display())]
-    BundleExists(PathBuf),
     #[error("the bundled model lies in no file; `passerelle import demo` makes a copy that can be signed")]
     Embedded,
     #[error(transparent)]
     Model(#[from] ModelError),
     #[error("{}", file.display())]
     Io { file: PathBuf, source: io::Error },
-}
-
-/// Nobody means a checkpoint of no files.
-fn require_files(manifest: &Manifest, place: &Path) -> Result<(), TrustError> {
-    if manifest.files().is_empty() { Err(TrustError::Empty(place.to_owned())) } else { Ok(()) }
 }
 
 fn at(file: &Path) -> impl FnOnce(io::Error) -> TrustError {

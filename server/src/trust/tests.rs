@@ -237,6 +237,26 @@ fn what_is_proven_of_a_file_takes_the_place_of_what_was_kept() {
 }
 
 #[test]
+fn a_folder_without_a_checkpoint_is_neither_copied_nor_signed_nor_bundled() {
+    let (folder, data_dir, safe) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir(folder.path().join("step-1")).unwrap();
+    fs::write(folder.path().join("README.md"), "read me").unwrap();
+    let (model, (key, _)) = (files(folder.path()), keys(safe.path(), "lab"));
+    let bundle = safe.path().join("mine.tar");
+    let refused = [
+        import(&data_dir, None).checkpoint(&model, &go_on).unwrap_err(),
+        sign(&model, &key, &go_on).unwrap_err(),
+        write_bundle(&model, &bundle, &go_on).unwrap_err(),
+    ];
+    for error in refused.map(|error| error.to_string()) {
+        assert!(error.contains("config.json: not found"), "{error}");
+    }
+    assert_eq!(find_imported(data_dir.path(), &"mine".parse().unwrap()), None);
+    assert!(!bundle.exists() && !folder.path().join("passerelle.manifest").exists());
+}
+
+#[test]
 fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() {
     let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
     let ((key, trusted), (_, others)) = (keys(safe.path(), "lab"), keys(safe.path(), "other"));
@@ -244,8 +264,7 @@ fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() 
     let digest = sign(&model, &key, &go_on).unwrap();
     let bundle = safe.path().join("mine.tar");
     assert_eq!(write_bundle(&model, &bundle, &go_on).unwrap(), digest);
-    let refused = write_bundle(&model, &bundle, &go_on).unwrap_err().to_string();
-    assert!(refused.contains("mine.tar is there already"), "nothing is written over: {refused}");
+    assert!(write_bundle(&model, &bundle, &go_on).is_err(), "nothing is written over");
     let there = tempfile::tempdir().unwrap();
     assert!(matches!(import(&there, Some(&others)).bundle(&bundle, &go_on), Err(TrustError::Untrusted(_))));
     let imported = import(&there, Some(&trusted)).bundle(&bundle, &go_on).unwrap();
@@ -264,7 +283,8 @@ fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() 
     for cut in [0, 1, 512, 700, whole.len() / 2, whole.len() - 1] {
         fs::write(&bundle, &whole[..cut]).unwrap();
         let refused = import(&elsewhere, Some(&trusted)).bundle(&bundle, &go_on).unwrap_err().to_string();
-        assert!(refused.contains("mine.tar: ") && refused.contains("ends in the middle"), "{cut} bytes: {refused}");
+        let why = if cut < 512 { "is no bundle of a model" } else { "ends in the middle" };
+        assert!(refused.contains(&format!("mine.tar: {why}")), "{cut} bytes: {refused}");
     }
     fs::write(&bundle, [&whole[..], b"more"].concat()).unwrap();
     assert!(import(&elsewhere, None).bundle(&bundle, &go_on).is_err(), "something after the end");
@@ -322,35 +342,12 @@ fn a_bundle_that_lacks_a_file_or_holds_another_is_refused_by_its_name() {
     let unsigned = [&entries[..1], &entries[2..]].concat();
     assert!(refused(&unsigned).contains("so the model is not signed"), "{}", refused(&unsigned));
     assert!(refused(&entries[1..]).contains("does not begin with a manifest"), "{}", refused(&entries[1..]));
-    assert_eq!(find_imported(elsewhere.path(), &"mine".parse().unwrap()), None);
-}
-
-#[test]
-fn a_folder_without_any_file_of_a_model_is_neither_copied_nor_signed_nor_bundled() {
-    let (folder, data_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (key, _) = keys(data_dir.path(), "lab");
-    // As of a run: its checkpoints are further down.
-    fs::create_dir(folder.path().join("step-1")).unwrap();
-    fs::write(folder.path().join("step-1/config.json"), "{}").unwrap();
-    let model = files(folder.path());
-    let refused = [
-        import(&data_dir, None).checkpoint(&model, &go_on).map(|imported| imported.digest),
-        sign(&model, &key, &go_on),
-        write_bundle(&model, &data_dir.path().join("run.tar"), &go_on),
-    ];
-    for refused in refused {
-        assert!(matches!(&refused, Err(TrustError::Empty(of)) if of == folder.path()), "{refused:?}");
-    }
     let text = b"passerelle manifest 1\n".to_vec();
     let header = tar::Header { name: "passerelle.manifest".to_owned(), size_bytes: text.len() as u64 };
-    let bundle = data_dir.path().join("none.tar");
     fs::write(&bundle, archive(&[(header, text)])).unwrap();
-    let refused = import(&data_dir, None).bundle(&bundle, &go_on);
-    assert!(matches!(&refused, Err(TrustError::Empty(of)) if *of == bundle), "{refused:?}");
-    assert_eq!(find_imported(data_dir.path(), &"mine".parse().unwrap()), None);
-    assert!(
-        !data_dir.path().join("run.tar").exists() && ManifestFiles::of(&model).unwrap().manifest().unwrap().is_none()
-    );
+    let of_nothing = import(&elsewhere, None).bundle(&bundle, &go_on).unwrap_err().to_string();
+    assert!(of_nothing.contains("mine.tar: its manifest has no file"), "{of_nothing}");
+    assert_eq!(find_imported(elsewhere.path(), &"mine".parse().unwrap()), None);
 }
 
 #[test]

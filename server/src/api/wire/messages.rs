@@ -10,7 +10,7 @@ use crate::api::fields::{
 
 /// `parsed`, as `parsed_arguments` of a call, is what OpenAI's Python SDK made of an earlier answer. It comes back with it, and
 /// says nothing that the text does not.
-const MESSAGE_FIELDS: &[Field] = &[
+pub(crate) const MESSAGE_FIELDS: &[Field] = &[
     honoured("role"),
     honoured("content"),
     honoured("name"),
@@ -24,9 +24,10 @@ const MESSAGE_FIELDS: &[Field] = &[
     neutral("annotations", "[[]]"),
     honoured("parsed"),
 ];
-const PART_FIELDS: &[Field] = &[honoured("type"), honoured("text"), honoured("refusal")];
-const CALL_FIELDS: &[Field] = &[honoured("id"), honoured("type"), honoured("function"), honoured("index")];
-const FUNCTION_FIELDS: &[Field] = &[honoured("name"), honoured("arguments"), honoured("parsed_arguments")];
+pub(crate) const PART_FIELDS: &[Field] =
+    &[honoured("type"), honoured("text"), honoured("refusal"), neutral("prompt_cache_breakpoint", "[]")];
+pub(crate) const CALL_FIELDS: &[Field] = &[honoured("id"), honoured("type"), honoured("function"), honoured("index")];
+pub(crate) const FUNCTION_FIELDS: &[Field] = &[honoured("name"), honoured("arguments"), honoured("parsed_arguments")];
 
 /// One turn. `content` is absent only for an assistant that calls tools.
 #[derive(Debug, Clone, PartialEq)]

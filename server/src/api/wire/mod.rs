@@ -14,7 +14,7 @@ pub(crate) mod prompt_scores;
 pub(crate) mod relayed;
 pub(crate) mod request;
 pub(crate) mod response_answer;
-mod response_items;
+pub(crate) mod response_items;
 pub(crate) mod responses;
 pub(crate) mod sampling;
 pub(crate) mod scores;

@@ -332,9 +332,11 @@ fn text_part(text: &str, logprobs: &[Value]) -> Value {
 }
 
 fn usage_json(usage: Usage, reasoning: &ReasoningTokens) -> Value {
+    // What is not read from the cache is computed into it.
+    let written = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
     json!({
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": written},
         "output_tokens": usage.generated_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning.total()},
         "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.generated_tokens),
@@ -351,6 +353,14 @@ fn merge(into: &mut Value, from: Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prompt_is_read_from_the_cache_or_written_to_it() {
+        let usage = Usage { prompt_tokens: 20, cached_tokens: 16, generated_tokens: 3, ..Usage::default() };
+        let said = usage_json(usage, &ReasoningTokens::default());
+        assert_eq!(said["input_tokens_details"], json!({"cached_tokens": 16, "cache_write_tokens": 4}));
+        assert_eq!((&said["input_tokens"], &said["total_tokens"]), (&json!(20), &json!(23)));
+    }
 
     #[test]
     fn a_response_that_was_never_admitted_is_created_before_it_fails() {

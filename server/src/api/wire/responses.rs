@@ -46,10 +46,26 @@ pub(crate) const PASSED_FIELDS: &[Field] = &[
     honoured("chat_template_kwargs"),
 ];
 
-const TEXT_FIELDS: &[Field] = &[honoured("format"), neutral("verbosity", r#"["medium"]"#)];
-const REASONING_FIELDS: &[Field] =
-    &[honoured("effort"), neutral("summary", r#"["auto"]"#), neutral("generate_summary", r#"["auto"]"#)];
-const STREAM_OPTIONS: &[Field] = &[neutral("include_obfuscation", "[false]")];
+pub(crate) const TEXT_FIELDS: &[Field] = &[honoured("format"), neutral("verbosity", r#"["medium"]"#)];
+pub(crate) const REASONING_FIELDS: &[Field] = &[
+    honoured("effort"),
+    neutral("summary", r#"["auto"]"#),
+    neutral("generate_summary", r#"["auto"]"#),
+    neutral("context", "[]"),
+    neutral("mode", "[]"),
+];
+pub(crate) const TOOL_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("name"),
+    honoured("description"),
+    honoured("parameters"),
+    honoured("strict"),
+    neutral("async", "[false]"),
+    neutral("allowed_callers", "[]"),
+    neutral("defer_loading", "[false]"),
+    neutral("output_schema", "[]"),
+];
+pub(crate) const STREAM_OPTIONS: &[Field] = &[neutral("include_obfuscation", "[false]")];
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// What the chat's reader calls a thing, and what this route calls it.
@@ -168,8 +184,6 @@ fn read_logprobs(fields: &mut Fields, chat: &mut Map<String, Value>) -> Result<(
 
 /// `{"type": "function", "name", ..}` becomes `{"type": "function", "function": {"name", ..}}`.
 fn read_tools(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>, ApiError> {
-    const TOOL_FIELDS: &[Field] =
-        &[honoured("type"), honoured("name"), honoured("description"), honoured("parameters"), honoured("strict")];
     let Some(items) = fields.array("tools")? else { return Ok(None) };
     let items = items.into_iter().enumerate().map(|(index, item)| {
         let path = format!("tools[{index}]");
@@ -178,7 +192,7 @@ fn read_tools(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>,
             return Err(unsupported(&format!("{path}.type"), "only `function` tools are supported by this server"));
         }
         let mut tool = reader.open(item, &path, &[TOOL_FIELDS])?;
-        required(tool.value("type"), &tool.full_name("type"))?;
+        required(tool.string("type")?, &tool.full_name("type"))?;
         let function: Map<String, Value> = ["name", "description", "parameters", "strict"]
             .into_iter()
             .filter_map(|name| Some((name.to_owned(), tool.value(name)?)))

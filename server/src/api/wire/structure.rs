@@ -22,10 +22,10 @@ pub(crate) const STRUCTURE_FIELDS: &[Field] = &[
     neutral("guided_whitespace_pattern", "[]"),
 ];
 
-const FORMAT_FIELDS: &[Field] = &[honoured("type"), honoured("json_schema"), honoured("schema")];
-const JSON_SCHEMA_FIELDS: &[Field] =
+pub(crate) const FORMAT_FIELDS: &[Field] = &[honoured("type"), honoured("json_schema"), honoured("schema")];
+pub(crate) const JSON_SCHEMA_FIELDS: &[Field] =
     &[honoured("name"), honoured("description"), honoured("schema"), honoured("strict")];
-const STRUCTURED_FIELDS: &[Field] = &[
+pub(crate) const STRUCTURED_FIELDS: &[Field] = &[
     honoured("json"),
     honoured("regex"),
     honoured("choice"),

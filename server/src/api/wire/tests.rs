@@ -127,6 +127,8 @@ fn what_is_known_but_not_supported_is_refused_by_name() {
         (json!({"ebnf": "root ::= \"a\""}), "ebnf"),
         (json!({"structured_outputs": {"structural_tag": {}}}), "structured_outputs.structural_tag"),
         (json!({"store": true}), "store"),
+        (json!({"tools": [{"type": "custom", "custom": {"name": "f"}}]}), "tools[0].type"),
+        (json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}}), "tool_choice.type"),
         (json!({"service_tier": "scale"}), "service_tier"),
         (json!({"messages": [{"role": "user", "content": image}]}), "messages[0].content[0].type"),
     ];
