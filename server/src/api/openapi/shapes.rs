@@ -104,7 +104,8 @@ const SHARED: &[(&str, &str)] = &[
     ("completion_window", r#"{"enum": ["24h"], "examples": ["24h"]}"#),
     ("text", r#"{"type": "object", "properties": {"format": {"type": "object"}, "verbosity": {"const": "medium"}}, "additionalProperties": false, "examples": [{"format": {"type": "text"}}]}"#),
     ("reasoning", r#"{"type": "object", "properties": {"effort": {"type": ["string", "null"]}, "summary": {"enum": ["auto", null]}, "generate_summary": {"enum": ["auto", null]}, "context": {"type": "null"}, "mode": {"type": "null"}}, "additionalProperties": false, "examples": [{}]}"#),
-    ("include", r#"{"type": "array", "items": {"enum": ["message.output_text.logprobs"]}, "examples": [["message.output_text.logprobs"]]}"#),
+    ("include", r#"{"type": "array", "items": {"enum": ["message.output_text.logprobs", "reasoning.encrypted_content"]}, "examples": [["message.output_text.logprobs", "reasoning.encrypted_content"]]}"#),
+    ("client_metadata", r#"{"type": "object", "description": "what a client says of itself; changes nothing, and is not kept", "examples": [{"session": "a"}]}"#),
 ];
 
 /// Where a door gives a name another meaning.

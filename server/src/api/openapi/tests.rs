@@ -198,11 +198,13 @@ fn table_file() -> PathBuf {
 fn fields_table() -> String {
     let mut text = "# Fields of the OpenAI routes\n\n\
         Every field that a route knows: honoured, or known and refused by name at any value but those listed. `null` means\n\
-        absent everywhere. A field that is not here is refused as unknown, unless `api.unknown_fields = \"warn\"`. Made from the\n\
-        tables that the readers use by `cargo test -p passerelle --lib fields_table -- --ignored`; a test compares the two.\n\n\
+        absent everywhere, in messages and items under any name. A field that is not here is refused as unknown, unless\n\
+        `api.unknown_fields = \"warn\"`. Made from the tables that the readers use by\n\
+        `cargo test -p passerelle --lib fields_table -- --ignored`; a test compares the two.\n\n\
         A dot leads into an object, `[]` into every entry of a list, and `[name]` into those of that type.\n\n\
         Of `user` and `safety_identifier` the second is accounted where both are given. `prompt_cache_key` changes no answer: with\n\
-        the prompt's beginning it chooses the replica, and it names the session that an alias keeps to one model.\n"
+        the prompt's beginning it chooses the replica, and it names the session that an alias keeps to one model. `client_metadata`, what a\n\
+        client says of itself, changes nothing and is not kept.\n"
         .to_owned();
     let tables = doors().into_iter().map(|(route, body, ..)| (route, body));
     let tables: Vec<_> = tables.chain([("POST /v1/files, a form", FILE)]).collect();

@@ -46,6 +46,10 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     neutral("verbosity", r#"["medium"]"#),
     neutral("web_search_options", "[]"),
     neutral("moderation", "[]"),
+    // What is done anyway, under the names of vLLM and SGLang.
+    neutral("include_reasoning", "[true]"),
+    neutral("separate_reasoning", "[true]"),
+    neutral("stream_reasoning", "[true]"),
 ];
 
 const EFFORT: &str = "reasoning_effort";

@@ -125,7 +125,7 @@ pub(crate) fn read_messages(
 }
 
 fn read_message(item: Value, path: &str, reader: &mut Reader) -> Result<Message, ApiError> {
-    let mut fields = reader.open(item, path, &[MESSAGE_FIELDS])?;
+    let mut fields = reader.open_returned(item, path, &[MESSAGE_FIELDS])?;
     _ = fields.value("parsed");
     let role = read_role(&mut fields)?;
     let message = Message {
@@ -196,7 +196,7 @@ fn read_part(role: Role, part: Value, path: &str, reader: &mut Reader) -> Result
     if let Some(kind @ ("image_url" | "input_audio" | "file" | "video_url")) = part["type"].as_str() {
         return Err(unsupported(&format!("{path}.type"), format!("`{kind}` parts are not supported by this server")));
     }
-    let mut fields = reader.open(part, path, &[PART_FIELDS])?;
+    let mut fields = reader.open_returned(part, path, &[PART_FIELDS])?;
     let kind = fields.full_name("type");
     let holds = match required(fields.string("type")?, &kind)?.as_str() {
         "text" => "text",
@@ -220,7 +220,7 @@ fn read_tool_calls(role: Role, fields: &mut Fields, reader: &mut Reader) -> Resu
 }
 
 fn read_tool_call(item: Value, path: &str, reader: &mut Reader) -> Result<ToolCall, ApiError> {
-    let mut call = reader.open(item, path, &[CALL_FIELDS])?;
+    let mut call = reader.open_returned(item, path, &[CALL_FIELDS])?;
     call.integer("index", 0..=i64::MAX)?; // streamed deltas carry it, and clients send them back joined
     let kind = call.string("type")?;
     if kind.is_some_and(|kind| kind != "function") {
@@ -229,7 +229,7 @@ fn read_tool_call(item: Value, path: &str, reader: &mut Reader) -> Result<ToolCa
     let id = required(call.string("id")?, &call.full_name("id"))?;
     let function_path = call.full_name("function");
     let function = required(call.value("function"), &function_path)?;
-    let mut function = reader.open(function, &function_path, &[FUNCTION_FIELDS])?;
+    let mut function = reader.open_returned(function, &function_path, &[FUNCTION_FIELDS])?;
     _ = function.value("parsed_arguments");
     let name = required(function.string("name")?, &function.full_name("name"))?;
     let arguments = required(function.string("arguments")?, &function.full_name("arguments"))?;

@@ -1,6 +1,7 @@
 //! OpenAI's types on the wire: requests read strictly, answers written exactly.
 
 pub(crate) mod answer;
+mod carried_reasoning;
 pub(crate) mod chat;
 pub(crate) mod chat_answer;
 pub(crate) mod choices;

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::carried_reasoning::read_carried;
 use super::request::RequestBounds;
 use crate::api::errors::ApiError;
 use crate::api::fields::{
@@ -17,6 +18,7 @@ pub(crate) const CALL_FIELDS: &[Field] = &[
     honoured("arguments"),
     honoured("id"),
     honoured("status"),
+    honoured("parsed_arguments"),
     neutral("namespace", "[]"),
     neutral("async", "[false]"),
     neutral("caller", "[]"),
@@ -34,12 +36,13 @@ pub(crate) const OUTPUT_FIELDS: &[Field] = &[
 pub(crate) const REASONING_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("content"),
+    honoured("encrypted_content"),
     honoured("id"),
     honoured("status"),
     neutral("summary", "[[]]"),
-    neutral("encrypted_content", "[]"),
 ];
-/// `annotations` and `logprobs` come back with parts of earlier answers and say nothing about the text.
+/// `annotations`, `logprobs` and `parsed`, as `parsed_arguments` of a call, come back with parts of earlier answers and say nothing that
+/// the text does not.
 pub(crate) const PART_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("text"),
@@ -47,7 +50,11 @@ pub(crate) const PART_FIELDS: &[Field] = &[
     honoured("annotations"),
     honoured("logprobs"),
     neutral("prompt_cache_breakpoint", "[]"),
+    honoured("parsed"),
 ];
+
+pub(crate) const NOTHING_IS_STORED: &str =
+    "nothing is stored here to refer to; send the items themselves (SDKs do with `store` at false)";
 
 /// Messages in the chat's shape.
 pub(crate) fn read_input(input: Value, reader: &mut Reader, bounds: &RequestBounds) -> Result<Vec<Value>, ApiError> {
@@ -96,6 +103,7 @@ impl Conversation {
             "function_call" => self.push_call(item, path, reader),
             "function_call_output" => self.push_output(item, path, reader),
             "reasoning" => self.push_reasoning(item, path, reader),
+            "item_reference" => Err(unsupported(&format!("{path}.type"), NOTHING_IS_STORED)),
             kind => {
                 let why = format!("`{}` items are not supported by this server", crate::api::errors::echoed(kind));
                 Err(unsupported(&format!("{path}.type"), why))
@@ -104,7 +112,7 @@ impl Conversation {
     }
 
     fn push_message(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        let mut fields = reader.open(item, path, &[MESSAGE_FIELDS])?;
+        let mut fields = reader.open_returned(item, path, &[MESSAGE_FIELDS])?;
         let role_path = fields.full_name("role");
         let role = required(fields.string("role")?, &role_path)?;
         if !["user", "assistant", "system", "developer"].contains(&role.as_str()) {
@@ -126,9 +134,10 @@ impl Conversation {
 
     /// A call belongs to the turn that the assistant is in.
     fn push_call(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        let mut fields = reader.open(item, path, &[CALL_FIELDS])?;
+        let mut fields = reader.open_returned(item, path, &[CALL_FIELDS])?;
         let mut text = |name: &str| required(fields.string(name)?, &fields.full_name(name));
         let (id, name, arguments) = (text("call_id")?, text("name")?, text("arguments")?);
+        _ = fields.value("parsed_arguments");
         finish_item(fields, reader)?;
         let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
         let turn = self.assistant_turn();
@@ -140,7 +149,7 @@ impl Conversation {
     }
 
     fn push_output(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        let mut fields = reader.open(item, path, &[OUTPUT_FIELDS])?;
+        let mut fields = reader.open_returned(item, path, &[OUTPUT_FIELDS])?;
         let id = required(fields.string("call_id")?, &fields.full_name("call_id"))?;
         let output_path = fields.full_name("output");
         let output = read_text(required(fields.value("output"), &output_path)?, &output_path, reader)?;
@@ -150,12 +159,19 @@ impl Conversation {
     }
 
     fn push_reasoning(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        let mut fields = reader.open(item, path, &[REASONING_FIELDS])?;
-        let content_path = fields.full_name("content");
+        let mut fields = reader.open_returned(item, path, &[REASONING_FIELDS])?;
+        let (content_path, carried_path) = (fields.full_name("content"), fields.full_name("encrypted_content"));
+        let carried = fields.string("encrypted_content")?.filter(|carried| !carried.is_empty());
         let content = fields.value("content");
         finish_item(fields, reader)?;
-        let Some(content) = content else { return Ok(()) };
-        let content = read_text(content, &content_path, reader)?;
+        // Both say the same, and some clients hand back an empty `content`.
+        let content = match (carried, content) {
+            (Some(carried), _) => {
+                read_carried(&carried).ok_or_else(|| invalid(&carried_path, "was not written by this server"))?
+            }
+            (None, Some(content)) => read_text(content, &content_path, reader)?,
+            (None, None) => return Ok(()),
+        };
         self.messages.push(json!({"role": "assistant", "reasoning_content": content}));
         Ok(())
     }
@@ -197,9 +213,10 @@ fn read_text(value: Value, path: &str, reader: &mut Reader) -> Result<String, Ap
             Some("refusal") => "refusal",
             Some(_) => return Err(unsupported(&format!("{path}.type"), "only text is supported by this server")),
         };
-        let mut fields = reader.open(part, &path, &[PART_FIELDS])?;
+        let mut fields = reader.open_returned(part, &path, &[PART_FIELDS])?;
         required(fields.string("type")?, &fields.full_name("type"))?;
         let text = required(fields.string(holds)?, &fields.full_name(holds))?;
+        _ = fields.value("parsed");
         for name in ["annotations", "logprobs"] {
             fields.array(name)?;
         }

@@ -230,6 +230,8 @@ fn what_was_parsed_of_an_answer_comes_back_and_says_nothing_more() {
     let plain = messages(json!({}), json!({}));
     assert_eq!(messages(json!({"parsed": null}), json!({"parsed_arguments": {"a": 1}})), plain);
     assert_eq!(messages(json!({"parsed": {"n": 19}}), json!({"parsed_arguments": null})), plain);
+    // As the Hugging Face client's.
+    assert_eq!(messages(json!({"tool_call_id": null}), json!({"description": null})), plain);
 }
 
 #[test]
