@@ -99,8 +99,12 @@ impl std::str::FromStr for Lengths {
         struct Written {
             lengths: Lengths,
         }
-        let written: Written =
-            toml::from_str(&format!("lengths = {text}")).map_err(|error| error.message().to_owned())?;
+        let written: Written = toml::from_str(&format!("lengths = {text}")).map_err(|error| {
+            format!(
+                "{}; write a number, or a distribution like {{ kind = 'uniform', from = 16, to = 64 }}",
+                error.message()
+            )
+        })?;
         written.lengths.check().map(|()| written.lengths)
     }
 }
@@ -151,6 +155,12 @@ mod tests {
         assert_eq!(uniform.0, Distribution::Uniform { from: 2, to: 4 });
         let error = read("tokens = { kind = 'uniform', form = 2, to = 4 }").unwrap_err();
         assert!(error.contains("form"), "{error}");
+    }
+
+    #[test]
+    fn an_argument_that_is_no_length_is_refused_with_one_that_is() {
+        let error = "16k".parse::<Lengths>().unwrap_err();
+        assert!(error.contains("write a number, or a distribution"), "{error}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use digest::{FileHash, InvalidDigest, ModelDigest};
 pub use hashing::{FileStamp, KnownHashes, NothingKnown};
 pub use part::is_description;
 
-use crate::weights::CheckpointFiles;
+use crate::weights::{CheckpointFiles, without_config};
 use crate::{LoadProgress, ModelError};
 
 const HEAD: &str = "passerelle manifest 1";
@@ -77,6 +77,11 @@ impl Manifest {
     /// The same without reading a file; `None` where a hash is not `known`. Errors for a checkpoint that is compiled in.
     pub fn find(files: &CheckpointFiles, known: &dyn KnownHashes) -> Result<Option<Self>, ModelError> {
         Ok(hashing::find_all(files, &part::parts(files)?, known)?.map(Self::of_unsorted))
+    }
+
+    /// Errors, with what to give instead, where nothing in the folder is part of a checkpoint.
+    pub fn require_parts(files: &CheckpointFiles) -> Result<(), ModelError> {
+        if part::parts(files)?.is_empty() { Err(without_config(files)) } else { Ok(()) }
     }
 
     fn of_unsorted(mut files: Vec<ManifestFile>) -> Self {

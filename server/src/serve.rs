@@ -45,7 +45,7 @@ use passerelle::api::{
     Tls,
 };
 use passerelle::batches::BatchStore;
-use passerelle::config::{Config, TlsFiles};
+use passerelle::config::{self, Config, TlsFiles};
 use passerelle::evaluation::PairStore;
 use passerelle::gateway::health::LOOK_EVERY;
 use passerelle::gateway::quota::UnixSeconds;
@@ -64,6 +64,7 @@ use placed::Placed;
 use reload::{Directions, ReadAgain, Reloading};
 use shelf::{NewShelf, ShelfKeeper};
 use signals::Signals;
+use tariff::StartPrices;
 use upstreams::Upstreams;
 use workers::{Arrivals, WorkersKeeper};
 
@@ -157,8 +158,9 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     };
     let tls = config.server.tls.as_ref().map(load_tls).transpose()?;
     let reserved = listener::reserve(&config.server.listen)?;
+    check_before_loading(config)?;
     let stock = stock(config, &clock)?;
-    let Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, placed, workshop } = stock;
+    let Stock { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, workshop } = stock;
     let (partition, metrics) = (workshop.partition(), Arc::clone(&workshop.metrics));
     let shelf = new_shelf.as_ref().map(|new| new.shelf.clone());
     let here = reload::models_here(&staying, shelf.as_ref());
@@ -199,7 +201,7 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     runtime.spawn(look_after_replicas(state.clone()));
     let keeper = new_shelf.map(|new| new.keep(state.clone())).transpose()?;
     let reloading =
-        Reloading { config: config.clone(), orders, reloader, staying, shelf, upstreams, state: state.clone() };
+        Reloading { config: config.clone(), orders, reloader, staying, shelf, upstreams, prices, state: state.clone() };
     let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
         url,
@@ -216,6 +218,20 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
         reloading: Some(reloading),
         _ledger: ledger_keeper,
     })
+}
+
+/// What is wrong whatever the models hold is said before they are loaded, which may take minutes.
+fn check_before_loading(config: &Config) -> Result<()> {
+    ledger::calendar(&config.ledger)?;
+    if config.server.models_dir.is_some() {
+        // What its models are called is known once it was looked at.
+        return Ok(());
+    }
+    let here: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
+    let served: Vec<&str> = here.iter().map(String::as_str).chain(elsewhere_only(config, &here)).collect();
+    config::check_targets(&config.aliases, &served)?;
+    config::check_candidates(&config.shadow.aliases, &here)?;
+    Ok(())
 }
 
 /// Whether a server's partitions have their workers.
@@ -235,6 +251,7 @@ struct Stock {
     /// Names of the models that stay in memory.
     staying: Vec<String>,
     tariff: Arc<Tariff>,
+    prices: StartPrices,
     new_shelf: Option<NewShelf>,
     placed: Placed,
     workshop: Workshop,
@@ -258,9 +275,10 @@ fn stock(config: &Config, clock: &Arc<dyn Clock>) -> Result<Stock> {
     let priced = tariff::Served { here, elsewhere: &elsewhere };
     let published = (config.ledger.tariff.as_deref(), &ledger::calendar(&config.ledger)?);
     let (tariff, pricing) = tariff::in_force(published, priced, UnixSeconds::of(clock.wall()))?;
+    let prices = StartPrices { published: pricing.published().cloned(), device: partition };
     let tariff = Arc::new(tariff);
     let new_shelf = NewShelf::open(config, (workshop.clone(), clock), (pricing, &tariff), &staying)?;
-    Ok(Stock { running, comparisons, served, replicas, staying, tariff, new_shelf, placed, workshop })
+    Ok(Stock { running, comparisons, served, replicas, staying, tariff, prices, new_shelf, placed, workshop })
 }
 
 impl Server {

@@ -40,8 +40,25 @@ fn quoted(cell: &str) -> Option<&str> {
     cell.strip_prefix('`')?.strip_suffix('`')
 }
 
+/// Of a test, and of nothing else that the document quotes.
+fn is_test_name(quoted: &str) -> bool {
+    quoted.matches('_').count() >= 3 && quoted.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// Whether a source has a test of that name which is not left out.
+fn runs(source: &str, name: &str) -> bool {
+    let definition = format!("fn {name}(");
+    source.match_indices(definition.as_str()).any(|(at, _)| {
+        // Up to an empty line, or one that ends something else.
+        let above = source[..at].lines().rev().take_while(|line| !line.is_empty() && !line.ends_with('}'));
+        let above: Vec<&str> = above.collect();
+        let has = |attribute: &str| above.iter().any(|line| line.trim_start().starts_with(attribute));
+        (has("#[test]") || has("#[tokio::test")) && !has("#[ignore")
+    })
+}
+
 #[test]
-fn each_line_is_held_by_a_test_that_exists_or_is_marked_as_a_statement() {
+fn each_line_is_held_by_a_test_that_is_run_or_is_marked_as_a_statement() {
     let tests: Vec<String> = ["server", "engine", "models"].into_iter().flat_map(sources).collect();
     let headings = ["Flows", "Privileges and processes", "Algorithms", "What is kept, where, and how long"];
     for row in headings.into_iter().flat_map(rows_under) {
@@ -49,10 +66,25 @@ fn each_line_is_held_by_a_test_that_exists_or_is_marked_as_a_statement() {
         if held_by == "*statement*" {
             continue;
         }
-        let name = quoted(held_by).unwrap_or_else(|| panic!("{row:?} names neither a test nor a statement"));
-        let definition = format!("fn {name}(");
-        assert!(tests.iter().any(|text| text.contains(&definition)), "{row:?}: there is no test `{name}`");
+        let is_test = quoted(held_by).is_some_and(is_test_name);
+        assert!(is_test, "{row:?} names neither a test nor a statement");
     }
+    let text = document();
+    let named: BTreeSet<&str> = text.split('`').skip(1).step_by(2).filter(|quoted| is_test_name(quoted)).collect();
+    assert!(named.len() > 30, "{named:?}");
+    for name in named {
+        assert!(tests.iter().any(|source| runs(source, name)), "no test `{name}` is run");
+    }
+}
+
+#[test]
+fn a_function_that_is_no_test_or_one_that_is_left_out_holds_no_line() {
+    let source = "#[test]\n#[ignore = \"slow\"]\nfn a_b_c_d() {\n}\n\n\
+                  #[tokio::test]\nasync fn e_f_g_h() {\n}\nfn i_j_k_l() {}\n";
+    assert_eq!(
+        ["a_b_c_d", "e_f_g_h", "i_j_k_l", "m_n_o_p"].map(|name| runs(source, name)),
+        [false, true, false, false]
+    );
 }
 
 #[test]

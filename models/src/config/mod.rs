@@ -60,7 +60,7 @@ impl ConfigFile {
     pub(crate) fn read(files: &CheckpointFiles) -> Result<Self, ModelError> {
         let path = files.path_of(CONFIG_FILE);
         let Some(root) = read_object(files, CONFIG_FILE)? else {
-            return Err(ModelError::checkpoint(files.root(), CONFIG_FILE, without_config(files)));
+            return Err(without_config(files));
         };
         let generation = read_object(files, GENERATION_CONFIG_FILE)?
             .map(|root| GenerationConfig { path: files.path_of(GENERATION_CONFIG_FILE), root });

@@ -20,6 +20,8 @@ pub enum Mismatch {
     Extra(PathBuf),
     #[error("{}: is not what the manifest says; it was changed", .0.display())]
     Changed(PathBuf),
+    #[error("{}: the manifest has it, and what lies there is no file that is read of a model", .0.display())]
+    Unread(PathBuf),
     #[error(transparent)]
     Unreadable(#[from] ModelError),
 }
@@ -41,8 +43,8 @@ impl Manifest {
             match found.files.iter().find(|found| found.name == listed.name) {
                 Some(found) if found == listed => {}
                 Some(_) => return Err(Mismatch::Changed(path_of(files, &listed.name))),
-                // Nobody would read it.
-                None => return Err(Mismatch::Extra(path_of(files, &listed.name))),
+                // A link to nowhere or a pipe, or of a name that nobody would read.
+                None => return Err(Mismatch::Unread(path_of(files, &listed.name))),
             }
         }
         Ok(())

@@ -234,6 +234,12 @@ fn what_is_changed_missing_or_extra_is_named() {
         assert!(said.starts_with(&format!("{}: the manifest does not have it", path.display())), "{said}");
         fs::remove_file(&path).unwrap();
     }
+    let config = copy.path().join("config.json");
+    fs::rename(&config, source.path().join("moved")).unwrap();
+    std::os::unix::fs::symlink("nowhere", &config).unwrap();
+    let said = check(copy.path()).unwrap_err();
+    assert!(said.starts_with(&format!("{}: the manifest has it, and what lies there", config.display())), "{said}");
+    fs::rename(source.path().join("moved"), &config).unwrap();
     std::os::unix::fs::symlink(source.path(), copy.path().join("linked")).unwrap();
     assert!(check(copy.path()).unwrap_err().contains("linked: the manifest does not have it"));
 }

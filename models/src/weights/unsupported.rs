@@ -1,9 +1,11 @@
 //! Checkpoints that are recognised but not served, each with what to do about it.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use super::CheckpointFiles;
 use crate::ModelError;
+use crate::config::CONFIG_FILE;
 
 /// The error for a checkpoint without safetensors files that this crate reads.
 pub(super) fn refuse(files: &CheckpointFiles) -> ModelError {
@@ -13,19 +15,48 @@ pub(super) fn refuse(files: &CheckpointFiles) -> ModelError {
     }
 }
 
-/// What is wrong with a folder that has no `config.json`.
-pub(crate) fn without_config(files: &CheckpointFiles) -> &'static str {
+/// The error for a folder that has no `config.json`.
+pub(crate) fn without_config(files: &CheckpointFiles) -> ModelError {
+    ModelError::checkpoint(files.root(), CONFIG_FILE, explain_without_config(files))
+}
+
+fn explain_without_config(files: &CheckpointFiles) -> Cow<'static, str> {
     let names = files.names().unwrap_or_default();
     let any = |part: &str| names.iter().any(|name| name.contains(part));
     if any(".gguf") {
-        ONLY_GGUF
+        return ONLY_GGUF.into();
     } else if any("adapter_config.json") {
-        ADAPTER
+        return ADAPTER.into();
     } else if any("params.json") {
-        "not found, only the publisher's own layout (params.json) is here; download config.json and model*.safetensors too"
-    } else {
-        "not found; a checkpoint is a directory with config.json, tokenizer.json and *.safetensors"
+        return "not found, only the publisher's own layout (params.json) is here; download config.json and \
+                model*.safetensors too"
+            .into();
     }
+    match some_checkpoints(files) {
+        Some(inside) => {
+            format!("not found; its folders are checkpoints ({inside}): give one, or all of them as --models-dir")
+                .into()
+        }
+        None => "not found; a checkpoint is a directory with config.json, tokenizer.json and *.safetensors".into(),
+    }
+}
+
+/// The names of a few folders that hold a checkpoint each.
+fn some_checkpoints(files: &CheckpointFiles) -> Option<String> {
+    const FEW: usize = 3;
+    // The modules of an embedding model have a config.json of their own, and seldom weights.
+    let has_weights = |folder: &CheckpointFiles| {
+        folder.names().is_ok_and(|names| names.iter().any(|name| name.ends_with(".safetensors")))
+    };
+    let is_checkpoint = |name: &String| {
+        let folder = files.folder(name);
+        folder.contains(CONFIG_FILE) && has_weights(&folder)
+    };
+    let mut inside: Vec<String> = files.folders().ok()?.into_iter().filter(is_checkpoint).take(FEW + 1).collect();
+    if inside.len() > FEW {
+        inside[FEW] = "...".to_owned();
+    }
+    (!inside.is_empty()).then(|| inside.join(", "))
 }
 
 /// The error for a file that stands for another one, which was never fetched: what git leaves without its LFS extension.

@@ -151,12 +151,22 @@ async fn prepare_all(
     (prompt, generate): (Prompt, &GenerateRequest),
 ) -> Result<Vec<Prepared>, ApiError> {
     let mut all = Vec::with_capacity(models.len());
-    for model in models {
-        let prepared = prepare(state, model, prompt.clone(), generate).await?;
+    for (index, model) in models.iter().enumerate() {
+        let prepared = prepare(state, model, prompt.clone(), generate).await;
+        let prepared = prepared.map_err(|error| name_of_template(error, index))?;
         check_token_ids(generate, &prepared.prompts, model)?;
         all.push(prepared);
     }
     Ok(all)
+}
+
+/// A chat template is a model's own, so that it is to be known whose it is that refuses; other errors are the prompt's.
+fn name_of_template(error: ApiError, index: usize) -> ApiError {
+    if error.kind() != ErrorKind::TemplateRefused {
+        return error;
+    }
+    let other_way = ("use the completions route", "write `prompt` instead of `messages`");
+    error.renamed(&[other_way]).param(format!("models[{index}]"))
 }
 
 /// Small enough for every client's numbers.

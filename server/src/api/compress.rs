@@ -44,14 +44,22 @@ fn gzip(plain: &Bytes) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// `gzip`, or anything, and not at quality 0.
+/// `gzip` by its own entry, or else by that of anything, and not at quality 0.
 fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let (mut by_name, mut by_any) = (None, false);
     let written = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    written.flat_map(|value| value.split(',')).any(|entry| {
+    for entry in written.flat_map(|value| value.split(',')) {
         let (coding, quality) = entry.split_once(';').unwrap_or((entry, ""));
-        let quality = quality.trim().strip_prefix("q=").map_or(Ok(1.0), str::parse::<f32>);
-        matches!(coding.trim(), "gzip" | "*") && quality.is_ok_and(|quality| quality > 0.0)
-    })
+        let quality = quality.trim().to_ascii_lowercase();
+        let quality = quality.strip_prefix("q=").map_or(Ok(1.0), str::parse::<f32>);
+        let is_welcome = quality.is_ok_and(|quality| quality > 0.0);
+        match coding.trim().to_ascii_lowercase().as_str() {
+            "gzip" | "x-gzip" => by_name = Some(is_welcome),
+            "*" => by_any = is_welcome,
+            _ => {}
+        }
+    }
+    by_name.unwrap_or(by_any)
 }
 
 fn failed() -> ApiError {
@@ -67,10 +75,10 @@ mod tests {
         let accepts = |value: &'static str| {
             accepts_gzip(&HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static(value))]))
         };
-        for taken in ["gzip", "gzip, deflate, br", "br;q=1.0, gzip;q=0.8", "*"] {
+        for taken in ["gzip", "gzip, deflate, br", "br;q=1.0, gzip;q=0.8", "*", "GZIP", "x-gzip;Q=0.5", "*;q=0, gzip"] {
             assert!(accepts(taken), "{taken}");
         }
-        for refused in ["", "identity", "gzip;q=0", "gzip; q=0.0", "br", "gzip;q=often"] {
+        for refused in ["", "identity", "gzip;q=0", "gzip; q=0.0", "br", "gzip;q=often", "gzip;q=0, *", "*;q=0, br"] {
             assert!(!accepts(refused), "{refused}");
         }
         assert!(!accepts_gzip(&HeaderMap::new()));

@@ -88,6 +88,19 @@ impl Reader {
         Ok(fields)
     }
 
+    /// Opens an object that a client may hand back as its SDK holds it: with fields of newer APIs, and `null` in them.
+    pub(crate) fn open_returned(
+        &mut self,
+        mut value: Value,
+        path: &str,
+        table: &[&'static [Field]],
+    ) -> Result<Fields, ApiError> {
+        if let Value::Object(map) = &mut value {
+            map.retain(|_, value| !value.is_null());
+        }
+        self.open(value, path, table)
+    }
+
     /// What is left was not read: it says nothing in this request, and is not silently ignored.
     pub(crate) fn finish(&mut self, fields: Fields) -> Result<(), ApiError> {
         let mut left = fields.map.keys().map(|name| fields.full_name(name));
@@ -309,6 +322,14 @@ mod tests {
         let fields = reader.open(body, "", &[TABLE]).unwrap();
         reader.finish(fields).unwrap();
         assert_eq!(reader.into_ignored(), ["max_tokens", "stream"]);
+    }
+
+    #[test]
+    fn what_is_handed_back_may_hold_newer_fields_that_say_nothing() {
+        let open = |body: Value| Reader::new(UnknownFields::Error).open_returned(body, "item", &[TABLE]);
+        assert!(open(json!({"n": 1, "newer": null})).is_ok());
+        assert_eq!(open(json!({"newer": 1})).unwrap_err().kind(), ErrorKind::UnknownParameter);
+        assert_eq!(open(json!([])).unwrap_err().kind(), ErrorKind::InvalidType);
     }
 
     #[test]

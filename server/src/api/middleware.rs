@@ -74,7 +74,8 @@ fn check_host(version: Version, headers: &HeaderMap) -> Result<(), ApiError> {
 fn check_local(headers: &HeaderMap, uri: &Uri, welcome: &AllowedOrigins) -> Result<(), ApiError> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or(uri.authority().map(|name| name.as_str()));
     if !host.is_some_and(is_local) {
-        let message = "This server has no API keys and answers only to `localhost`; the Host header names another.";
+        let message = "This server has no API keys and answers only to `localhost`; the Host header names another. \
+                       `passerelle key create` makes a key; who starts the server with one may call it anything.";
         return Err(ApiError::new(ErrorKind::ForbiddenHost, message));
     }
     let Some(origin) = headers.get(ORIGIN).filter(|origin| !welcome.contains(origin)) else { return Ok(()) };

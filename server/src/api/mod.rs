@@ -108,7 +108,7 @@ const ROUTES: [Route; 32] = [
     ("/tokenizer_info", || get(tokens::tokenizer_info)),
     ("/tokenize", || post(tokens::tokenize)),
     ("/detokenize", || post(tokens::detokenize)),
-    ("/v1/me/limits", || get(me::limits)),
+    ("/v1/me/limits", || get(me::limits).post(admin::change_limit::<AppState>)),
     ("/v1/me/usage", || get(me::usage)),
 ];
 
@@ -138,11 +138,12 @@ pub fn router(state: AppState) -> Router {
 }
 
 async fn unknown_route(method: Method, uri: Uri) -> ApiError {
-    let message = format!("Unknown request URL: {method} {}.", echoed(uri.path()));
+    let hint = if uri.path().starts_with("/v1") { "" } else { " Those of OpenAI begin with `/v1`." };
+    let message = format!("Unknown request URL: {method} {}. `/docs` lists all.{hint}", echoed(uri.path()));
     ApiError::new(ErrorKind::RouteNotFound, message)
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{method} is not allowed on {}.", echoed(uri.path()));
+    let message = format!("{method} is not allowed on {}. `/docs` says which method is.", echoed(uri.path()));
     ApiError::new(ErrorKind::MethodNotAllowed, message)
 }

@@ -52,7 +52,8 @@ pub struct ServeConfig {
     pub max_connections: usize,
     /// A request's head must be there this long after its connection or the previous answer.
     pub header_timeout: Duration,
-    /// A peer that writes no more may be gone, or wait for its answer. It is answered if that is done within this.
+    /// A peer that writes no more may be gone, or wait for its answer. Which, it is asked after this, and then ever more rarely.
+    /// One that cannot be asked is answered if that is done within this.
     pub half_closed_timeout: Duration,
     /// A reader that takes nothing of an answer for this long is cut.
     pub write_timeout: Duration,

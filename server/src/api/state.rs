@@ -323,8 +323,14 @@ impl AppState {
         caller.sees(name, self.serving().owners.get(name))
     }
 
+    /// Whether there is a model of this name that the caller may know of: it sees it, or governs whose it is.
+    pub(crate) fn tells_of(&self, caller: &Caller, name: &str) -> bool {
+        let is_governed = self.serving().owners.get(name).is_some_and(|owner| caller.governs(owner));
+        self.has_model(name) && (is_governed || self.sees(caller, name))
+    }
+
     /// Whether a model of this name runs here or elsewhere, or could.
-    pub(crate) fn has_model(&self, name: &str) -> bool {
+    fn has_model(&self, name: &str) -> bool {
         let serving = self.serving();
         let is_served = serving.models.contains_key(name) || serving.remote(name).is_some();
         let is_placed = serving.router.model(name).is_some();

@@ -58,6 +58,10 @@ pub fn read_input(text: &[u8], endpoint: Endpoint, max_requests: usize) -> Resul
 }
 
 fn read_line(line: &[u8], endpoint: Endpoint) -> Result<BatchLine, String> {
+    // An array of the four would do for serde.
+    if line.trim_ascii_start().first() != Some(&b'{') {
+        return Err("a line must be a JSON object".to_owned());
+    }
     let written: Written = serde_json::from_slice(line).map_err(|error| {
         let text = error.to_string();
         text.rsplit_once(" at line ").map_or(text.clone(), |(problem, _)| problem.to_owned())

@@ -15,6 +15,9 @@ pub struct StoredFile {
     pub purpose: Purpose,
     pub bytes: u64,
     pub created_at: u64,
+    /// Tells files of one second apart: the store counts what it is given.
+    #[serde(default)]
+    pub serial: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +78,9 @@ pub struct Batch {
     pub output_file_id: Option<FileId>,
     pub error_file_id: Option<FileId>,
     pub created_at: u64,
+    /// As that of files.
+    #[serde(default)]
+    pub serial: u64,
     pub expires_at: u64,
     /// When it came into each state that it has been in.
     pub reached_at: BTreeMap<BatchStatus, u64>,

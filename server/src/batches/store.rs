@@ -1,5 +1,6 @@
 //! The files and batches of all accounts. Everything is bounded, and everything on disk is the owner's alone to read.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -153,9 +154,10 @@ impl BatchStore {
         mut upload: Upload,
         file: impl FnOnce(FileId, u64) -> StoredFile,
     ) -> Result<StoredFile, BatchError> {
-        let stored = file(upload.id.clone(), upload.bytes);
+        let mut stored = file(upload.id.clone(), upload.bytes);
         upload.file.sync_all()?;
         let mut index = self.index();
+        stored.serial = index.next_serial();
         if index.stored_bytes().saturating_add(stored.bytes) > self.bounds.max_stored_bytes {
             return Err(BatchError::Full);
         }
@@ -169,7 +171,7 @@ impl BatchStore {
     pub fn files(&self, owner: &str) -> Vec<StoredFile> {
         let index = self.index();
         let mut files: Vec<_> = index.files.values().filter(|file| file.owner == owner).cloned().collect();
-        files.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        files.sort_by_key(|file| Reverse((file.created_at, file.serial)));
         files
     }
 
@@ -196,8 +198,9 @@ impl BatchStore {
         Ok(file.id)
     }
 
-    pub fn add_batch(&self, batch: Batch) -> Result<Batch, BatchError> {
+    pub fn add_batch(&self, mut batch: Batch) -> Result<Batch, BatchError> {
         let mut index = self.index();
+        batch.serial = index.next_serial();
         let open = index.batches.values().filter(|other| other.owner == batch.owner && !other.status.is_over());
         if open.count() >= self.bounds.max_batches {
             return Err(BatchError::TooManyBatches(self.bounds.max_batches));
@@ -211,7 +214,7 @@ impl BatchStore {
     pub fn batches(&self, owner: &str) -> Vec<Batch> {
         let index = self.index();
         let mut batches: Vec<_> = index.batches.values().filter(|batch| batch.owner == owner).cloned().collect();
-        batches.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        batches.sort_by_key(|batch| Reverse((batch.created_at, batch.serial)));
         batches
     }
 
@@ -226,7 +229,7 @@ impl BatchStore {
         let index = self.index();
         let is_open = |batch: &&Batch| !batch.status.is_over() && !taken.contains(&batch.id);
         let open = index.batches.values().filter(is_open);
-        open.min_by_key(|batch| (batch.created_at, batch.id.clone())).cloned()
+        open.min_by_key(|batch| (batch.created_at, batch.serial)).cloned()
     }
 
     /// Whether a batch was asked to end.
@@ -320,7 +323,8 @@ impl BatchStore {
             Err(error) => return Err(error.into()),
         };
         let (owner, purpose) = (owner.to_owned(), Purpose::BatchOutput);
-        let file = StoredFile { id: id.clone(), owner, filename, purpose, bytes, created_at };
+        let serial = self.index().next_serial();
+        let file = StoredFile { id: id.clone(), owner, filename, purpose, bytes, created_at, serial };
         self.write_record(&self.files_folder, id.as_str(), &file)?;
         self.index().files.insert(id.clone(), file);
         Ok(())
@@ -346,6 +350,12 @@ impl BatchStore {
 }
 
 impl Index {
+    /// Above all that are there. Taken again where whoever had it is not kept.
+    fn next_serial(&self) -> u64 {
+        let of_files = self.files.values().map(|file| file.serial);
+        of_files.chain(self.batches.values().map(|batch| batch.serial)).max().map_or(0, |last| last.saturating_add(1))
+    }
+
     fn stored_bytes(&self) -> u64 {
         self.files.values().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }

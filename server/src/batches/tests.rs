@@ -51,8 +51,8 @@ fn num_files(folder: &tempfile::TempDir, kind: &str) -> usize {
 fn file(store: &BatchStore, owner: &str, content: &[u8]) -> StoredFile {
     let mut upload = store.begin_upload(owner).unwrap();
     upload.write(content).unwrap();
-    let (owner, filename) = (owner.to_owned(), "in.jsonl".to_owned());
-    let stored = |id, bytes| StoredFile { id, owner, filename, purpose: Purpose::Batch, bytes, created_at: 1 };
+    let (owner, filename, purpose) = (owner.to_owned(), "in.jsonl".to_owned(), Purpose::Batch);
+    let stored = |id, bytes| StoredFile { id, owner, filename, purpose, bytes, created_at: 1, serial: 0 };
     store.keep(upload, stored).unwrap()
 }
 
@@ -70,10 +70,24 @@ fn batch(input: &StoredFile) -> Batch {
         output_file_id: None,
         error_file_id: None,
         created_at: 1,
+        serial: 0,
         expires_at: 2,
         reached_at: BTreeMap::new(),
         ending: None,
     }
+}
+
+#[test]
+fn what_came_within_one_second_is_listed_newest_first_also_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = store(&folder);
+    let files: Vec<_> = (0..6).map(|_| file(&first, "a", b"x").id).collect();
+    let batches: Vec<_> = (0..6).map(|_| first.add_batch(batch(&first.files("a")[0])).unwrap().id).collect();
+    drop(first);
+    let again = store(&folder);
+    assert!(again.files("a").into_iter().map(|file| file.id).eq(files.into_iter().rev()));
+    assert_eq!(again.next_open(&[]).map(|batch| batch.id).as_ref(), batches.first());
+    assert!(again.batches("a").into_iter().map(|batch| batch.id).eq(batches.into_iter().rev()));
 }
 
 #[test]
@@ -275,4 +289,11 @@ fn an_input_has_a_bound() {
     assert_eq!(read_input(text.join("\n").as_bytes(), ENDPOINT, 3).unwrap().len(), 3);
     assert_eq!(read_input(text.join("\n").as_bytes(), ENDPOINT, 2).unwrap_err()[0].line, 3);
     assert_eq!(read_input(b"\n \n", ENDPOINT, 2).unwrap_err().len(), 1);
+}
+
+#[test]
+fn a_line_is_an_object_and_no_list_of_what_it_would_hold() {
+    let list = format!(r#"["a","POST","{}",{{}}]"#, ENDPOINT.as_str());
+    let errors = read_input(list.as_bytes(), ENDPOINT, 3).unwrap_err();
+    assert_eq!((errors[0].line, errors[0].message.as_str()), (1, "a line must be a JSON object"));
 }

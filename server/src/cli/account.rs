@@ -1,5 +1,4 @@
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -9,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::admin_client::AdminClient;
-use super::apply::apply;
+use super::apply::{ApplyArgs, apply};
 use super::limit_args::LimitArgs;
 use super::numbers::count;
 use super::output::{self, OutputArgs};
@@ -62,6 +61,7 @@ enum AccountCommand {
     List(OutputArgs),
     /// Give an account another part of an engine beside others.
     Weight {
+        /// Which account, like `acme/vision`.
         path: AccountPath,
         /// Beside the weights of the others; 1 is what an account has that was given none.
         #[arg(value_parser = count::<NonZeroU32>)]
@@ -70,14 +70,12 @@ enum AccountCommand {
     /// Make accounts and limits as a TOML or CSV file has them, all or none; accounts that are not in the file stay. Shows
     /// what changes.
     #[command(after_help = APPLY_EXAMPLES)]
-    Apply {
-        file: PathBuf,
-        /// Show what would change, and change nothing.
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Apply(ApplyArgs),
     /// Remove an account that has no usable key and none below it. What it used stays in the ledger.
-    Remove { path: AccountPath },
+    Remove {
+        /// Which account, like `acme/vision`.
+        path: AccountPath,
+    },
     /// Show every administrative act, and whether the log is unbroken. Prints the hash that its chain ends at: one that is kept
     /// elsewhere shows later, as --head, whether the log's end was cut off.
     Audit {
@@ -92,7 +90,7 @@ enum AccountCommand {
 impl AccountArgs {
     pub(crate) fn run(self) -> Result<()> {
         let admin = match &self.command {
-            AccountCommand::Create { .. } | AccountCommand::Apply { .. } => self.state.new_admin_client()?,
+            AccountCommand::Create { .. } | AccountCommand::Apply(_) => self.state.new_admin_client()?,
             _ => self.state.admin_client()?,
         };
         match self.command {
@@ -103,9 +101,10 @@ impl AccountArgs {
             }
             AccountCommand::List(output) => list(&admin, output),
             AccountCommand::Weight { path, weight } => {
-                admin.post("/admin/v1/weights", &json!({"account": path, "weight": weight})).map(drop)
+                admin.post("/admin/v1/weights", &json!({"account": path, "weight": weight}))?;
+                output::line(format_args!("set the weight of {path} to {weight}"))
             }
-            AccountCommand::Apply { file, dry_run } => apply(&admin, &file, dry_run),
+            AccountCommand::Apply(args) => apply(&admin, &args),
             AccountCommand::Remove { path } => {
                 admin.delete(&format!("/admin/v1/accounts/{path}"))?;
                 output::line(format_args!("removed {path}"))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use passerelle::config;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::admin_client::AdminClient;
-use super::output;
+use super::output::{self, OutputArgs};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,13 +58,25 @@ const COLUMNS: [&str; 8] = ["path", "limit", "value", "model", "from", "until", 
 /// The first line of a CSV file: which columns it has, in its order.
 struct Header<'a>(Vec<&'a str>);
 
+/// How a file is applied.
+#[derive(Debug, clap::Args)]
+pub(super) struct ApplyArgs {
+    /// A TOML file, or a CSV file if its name ends so.
+    file: PathBuf,
+    /// Show what would change, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
 /// One line of a CSV file, under its header.
 struct Line<'a> {
     header: &'a Header<'a>,
     fields: Vec<&'a str>,
 }
 
-pub(super) fn apply(admin: &AdminClient, file: &Path, dry_run: bool) -> Result<()> {
+pub(super) fn apply(admin: &AdminClient, ApplyArgs { file, dry_run, output }: &ApplyArgs) -> Result<()> {
     let name = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
     // Spreadsheets begin a file in UTF-8 with a mark.
@@ -73,9 +85,12 @@ pub(super) fn apply(admin: &AdminClient, file: &Path, dry_run: bool) -> Result<(
     let accounts = if is_csv { from_csv(text).with_context(|| name.to_string())? } else { from_toml(file, text)? };
     let wanted: Vec<_> = accounts.into_iter().map(|account| account.wanted(&admin.calendar)).collect::<Result<_>>()?;
     let answer = admin.post("/admin/v1/apply", &json!({"accounts": wanted, "dry_run": dry_run}))?;
+    if output.json {
+        return output::json(&answer);
+    }
     let changes: Vec<String> = admin.rows(answer)?;
     changes.iter().try_for_each(output::line)?;
-    match (changes.len(), dry_run) {
+    match (changes.len(), *dry_run) {
         (0, _) => tell!("Nothing to change."),
         (count, true) => tell!("changes: {count}, none of them made: this is a dry run"),
         (count, false) => tell!("changes made: {count}"),
@@ -87,7 +102,7 @@ fn from_toml(file: &Path, text: &str) -> Result<Vec<FileAccount>> {
     Ok(config::parse::<AccountsFile>(file, text)?.accounts)
 }
 
-/// Names, numbers and dates hold no comma, so none is quoted.
+/// Names, numbers and dates hold neither a comma nor a quotation mark, so that a quoted field is one between two of these.
 fn from_csv(text: &str) -> Result<Vec<FileAccount>> {
     let mut lines = text.lines();
     let header = Header::of(lines.next().unwrap_or_default())?;
@@ -118,9 +133,15 @@ fn add(accounts: &mut BTreeMap<AccountPath, FileAccount>, header: &Header<'_>, l
     Ok(())
 }
 
+fn field(written: &str) -> &str {
+    let written = written.trim();
+    let quoted = written.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    quoted.map_or(written, str::trim)
+}
+
 impl<'a> Header<'a> {
     fn of(line: &'a str) -> Result<Self> {
-        let names: Vec<&str> = line.split(',').map(str::trim).collect();
+        let names: Vec<&str> = line.split(',').map(field).collect();
         let is_known = |name: &&str| COLUMNS.contains(name);
         let is_once = |name: &&str| names.iter().filter(|other| *other == name).count() == 1;
         if !names.contains(&"path") || !names.iter().all(|name| is_known(name) && is_once(name)) {
@@ -130,7 +151,7 @@ impl<'a> Header<'a> {
     }
 
     fn line(&'a self, line: &'a str) -> Result<Line<'a>> {
-        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let fields: Vec<&str> = line.split(',').map(field).collect();
         if fields.len() != self.0.len() {
             bail!("{} fields, not {}", fields.len(), self.0.len());
         }
@@ -244,6 +265,10 @@ mod tests {
         };
         assert!(["true", "TRUE", "True"].into_iter().all(trial));
         assert!(!["false", "FALSE", ""].into_iter().any(trial));
+        assert!(trial("\"TRUE\"") && !trial("\"\""));
+        let quoted = from_csv("\"path\",\"limit\",\"value\"\r\n\"a/b\",\"tokens_per_day\",\"5\"\r\n").expect("CSV");
+        assert_eq!((quoted[0].path.as_str(), quoted[0].limits[0].value), ("a/b", 5.0));
+        assert!(from_csv("path\n\"a\n").is_err(), "a mark that nothing closes");
     }
 
     #[test]

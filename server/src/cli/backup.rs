@@ -47,8 +47,8 @@ impl BackupArgs {
         let file = &self.file;
         let named = || format!("cannot write {}", file.display());
         // Before anybody is asked for it.
-        let mut copy =
-            OpenOptions::new().write(true).create_new(true).mode(OWNER_ONLY).open(file).with_context(named)?;
+        let copy = OpenOptions::new().write(true).create_new(true).mode(OWNER_ONLY).open(file);
+        let mut copy = copy.map_err(output::must_be_new).with_context(named)?;
         let copied = self.state.admin_client().and_then(|admin| {
             std::io::copy(&mut admin.download("/admin/v1/backup")?, &mut copy).with_context(named)?;
             copy.sync_all().with_context(named)

@@ -3,8 +3,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use passerelle::trust::write_bundle;
+use serde_json::json;
 
-use super::output;
+use super::output::{self, OutputArgs};
 use super::source_args::{SourceArgs, watched};
 
 const EXAMPLES: &str = "\
@@ -23,12 +24,17 @@ pub(crate) struct BundleArgs {
     out: PathBuf,
     #[command(flatten)]
     args: SourceArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl BundleArgs {
     pub(crate) fn run(self) -> Result<()> {
         let files = self.args.files(&self.source)?;
         let digest = watched("copying", |watch| write_bundle(&files, &self.out, watch))?;
+        if self.output.json {
+            return output::json(&json!({"bundle": self.out, "digest": digest}));
+        }
         output::line(format_args!("{:<12}{}", "bundle", self.out.display()))?;
         output::line(format_args!("{:<12}{digest}", "digest"))
     }

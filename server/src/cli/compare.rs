@@ -42,6 +42,7 @@ pub(crate) struct CompareArgs {
     /// How often items are drawn anew.
     #[arg(long, value_name = "N", default_value = "2000", value_parser = clap::value_parser!(u32).range(100..=100_000))]
     resamples: u32,
+    /// What is drawn: the same seed gives the same intervals.
     #[arg(long, default_value = "0")]
     seed: u64,
     /// Documents, tokens and answers that are listed.

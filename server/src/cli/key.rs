@@ -41,7 +41,7 @@ enum KeyCommand {
     Rotate {
         /// The name it was created with, or its id.
         name: String,
-        /// For how long the former secret is still accepted.
+        /// For how long the former secret is still accepted. The one before it is not any more.
         #[arg(long, value_name = "PERIOD", default_value = "24h")]
         overlap: Period,
         #[command(flatten)]
@@ -114,6 +114,9 @@ fn create(admin: &AdminClient, args: CreateArgs) -> Result<()> {
     });
     let made = admin.post("/admin/v1/keys", &new)?;
     let shown = show_once(&made, args.output);
+    if let Some(warning) = made["warning"].as_str() {
+        tell!("passerelle: {warning}");
+    }
     if is_first(admin)? {
         tell!("This is the first key: a server that runs already asks for none until it is restarted.");
     }

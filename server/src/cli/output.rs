@@ -13,6 +13,16 @@ pub(crate) struct OutputArgs {
     pub(crate) json: bool,
 }
 
+/// Says what to do where a file that must be new is there.
+pub(crate) fn must_be_new(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::AlreadyExists => {
+            io::Error::new(kind, "it is there already; name another file, or remove it first")
+        }
+        _ => error,
+    }
+}
+
 /// One line. A reader that went away is an error like any other.
 pub(crate) fn line(text: impl std::fmt::Display) -> Result<()> {
     let mut stdout = io::stdout().lock();

@@ -55,6 +55,7 @@ enum QuotaCommand {
     Set {
         /// Like `acme/vision`; `/` is everybody together.
         account: AccountPath,
+        /// Its name, like `tokens_per_day`; all of them are listed below.
         #[arg(value_parser = limit_name, allow_hyphen_values = true)]
         limit: LimitName,
         /// Requests, tokens or seconds of normalised GPU time.
@@ -82,16 +83,20 @@ enum QuotaCommand {
         /// Tokens of the answer.
         #[arg(long, value_name = "N", default_value_t = 0)]
         output_tokens: u32,
-        #[arg(long, value_name = "NAME", default_value = "")]
+        /// The model that is asked [default: none, so that nothing of a model is looked at].
+        #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
         model: String,
         #[command(flatten)]
         output: OutputArgs,
     },
     /// Take a limit away.
     Remove {
+        /// Like `acme/vision`; `/` is everybody together.
         account: AccountPath,
+        /// Its name, as `account list` shows it.
         #[arg(value_parser = limit_name, allow_hyphen_values = true)]
         limit: LimitName,
+        /// The model that it is for [default: the limit of all together].
         #[arg(long, value_name = "NAME")]
         model: Option<String>,
         /// The limit on trial, and not the one that is enforced.

@@ -106,7 +106,11 @@ impl ScoreArgs {
         for (index, model) in models.iter().enumerate() {
             match run.checkpoint(model, Progress::new(index + 1, models.len())) {
                 Ok(summary) => summaries.push(summary),
-                Err(error) => failed.push(format!("checkpoint `{}`: {error:#}", model.name)),
+                Err(error) => {
+                    // At once, because the others may take hours; and again at the end.
+                    tell!("[{}/{}] {}: not scored: {error:#}", index + 1, models.len(), model.name);
+                    failed.push(format!("checkpoint `{}`: {error:#}", model.name));
+                }
             }
         }
         match summaries.is_empty() {

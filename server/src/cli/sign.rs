@@ -3,8 +3,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use passerelle::trust::{ManifestFiles, SigningKey, sign};
+use passerelle_models::ModelDigest;
+use serde::Serialize;
 
-use super::output;
+use super::output::{self, OutputArgs};
 use super::source_args::{SourceArgs, watched};
 
 const EXAMPLES: &str = "\
@@ -28,22 +30,39 @@ pub(crate) struct SignArgs {
     new_key: Option<PathBuf>,
     #[command(flatten)]
     args: SourceArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What there is now that was not there before.
+#[derive(Debug, Serialize)]
+struct Made {
+    private_key: Option<PathBuf>,
+    public_key: Option<PathBuf>,
+    signature: Option<PathBuf>,
+    digest: Option<ModelDigest>,
 }
 
 impl SignArgs {
     pub(crate) fn run(self) -> Result<()> {
-        if let Some(file) = &self.new_key {
-            let public = SigningKey::create(file).context("--new-key")?;
-            output::line(format_args!("{:<12}{}", "private key", file.display()))?;
+        let public_key = self.new_key.as_deref().map(SigningKey::create).transpose().context("--new-key")?;
+        let mut made = Made { private_key: self.new_key.clone(), public_key, signature: None, digest: None };
+        // Said at once: they stay, whatever becomes of the signature.
+        if let (Some(private), Some(public), false) = (&made.private_key, &made.public_key, self.output.json) {
+            output::line(format_args!("{:<12}{}", "private key", private.display()))?;
             output::line(format_args!("{:<12}{}", "public key", public.display()))?;
         }
-        let (Some(source), Some(key)) = (&self.source, self.new_key.as_ref().or(self.key.as_ref())) else {
-            return Ok(());
-        };
-        let key = SigningKey::load(key).context("--key")?;
-        let files = self.args.files(source)?;
-        let digest = watched("hashing", |watch| sign(&files, &key, watch))?;
-        output::line(format_args!("{:<12}{}", "signed", ManifestFiles::of(&files)?.signature.display()))?;
-        output::line(format_args!("{:<12}{digest}", "digest"))
+        if let (Some(source), Some(key)) = (&self.source, self.new_key.as_ref().or(self.key.as_ref())) {
+            let key = SigningKey::load(key).context("--key")?;
+            let files = self.args.files(source)?;
+            let digest = watched("hashing", |watch| sign(&files, &key, watch))?;
+            let signature = ManifestFiles::of(&files)?.signature;
+            if !self.output.json {
+                output::line(format_args!("{:<12}{}", "signed", signature.display()))?;
+                output::line(format_args!("{:<12}{digest}", "digest"))?;
+            }
+            (made.signature, made.digest) = (Some(signature), Some(digest));
+        }
+        if self.output.json { output::json(&made) } else { Ok(()) }
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use passerelle::config::{Config, Environment, Written, WrittenServer};
@@ -34,12 +34,17 @@ impl SourceArgs {
     /// A model that was imported goes by its name; anything else as `serve` takes it.
     pub(super) fn files(&self, source: &str) -> Result<CheckpointFiles> {
         let config = self.config()?;
-        let imported = source.parse::<ImportedName>().ok();
-        let imported = imported.and_then(|name| find_imported(&config.server.data_dir, &name));
+        let data_dir = &config.server.data_dir;
+        let name = source.parse::<ImportedName>().ok();
+        let imported = name.as_ref().and_then(|name| find_imported(data_dir, name));
         Ok(match imported {
             Some(path) if path.is_dir() => CheckpointFiles::directory(path)?,
             Some(path) => CheckpointFiles::gguf(path)?,
-            None => find_files(source, Wanted::CheckpointWithoutTokenizer, &config.hub)?,
+            None => {
+                let found = find_files(source, Wanted::CheckpointWithoutTokenizer, &config.hub);
+                let nothing = || format!("nothing was imported as `{source}` into {}", data_dir.display());
+                if name.is_some() { found.with_context(nothing)? } else { found? }
+            }
         })
     }
 }

@@ -8,6 +8,7 @@ use passerelle::gateway::AccountPath;
 use passerelle::gateway::journal::export::{Exported, verify_csv};
 use passerelle::gateway::journal::{UsageSum, Used, UserSum};
 use passerelle::gateway::tariff::{HourUse, TimeUse};
+use serde_json::json;
 
 use super::admin_client::AdminClient;
 use super::output::{self, OutputArgs};
@@ -53,13 +54,15 @@ enum UsageCommand {
         /// The end of the chain as it was printed by the export, which a file that was cut short does not have.
         #[arg(long, value_name = "HASH")]
         head: Option<String>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
 #[derive(Debug, Args)]
 struct ShowArgs {
     /// This account and everything below it [default: everybody].
-    #[arg(default_value = "/")]
+    #[arg(default_value = "/", hide_default_value = true)]
     account: AccountPath,
     /// The first day that counts [default: from the beginning].
     #[arg(long, value_name = "DATE")]
@@ -92,7 +95,7 @@ impl UsageArgs {
             Some(UsageCommand::Show(args)) => show(&self.state.admin_client()?, args),
             Some(UsageCommand::Hours(output)) => hours(&self.state.admin_client()?, output),
             Some(UsageCommand::Export { file }) => export(&self.state.admin_client()?, file),
-            Some(UsageCommand::Verify { file, head }) => verify(file, head.as_deref()),
+            Some(UsageCommand::Verify { file, head, output }) => verify(&file, head.as_deref(), output),
         }
     }
 }
@@ -178,7 +181,7 @@ fn open_new(path: &Path) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !path.metadata()?.is_file() => {
             OpenOptions::new().write(true).open(path)
         }
-        opened => opened,
+        opened => opened.map_err(output::must_be_new),
     }
 }
 
@@ -196,15 +199,18 @@ impl<R: Read, W: Write> Read for Tee<R, W> {
     }
 }
 
-fn verify(file: PathBuf, head: Option<&str>) -> Result<()> {
+fn verify(file: &Path, head: Option<&str>, output: OutputArgs) -> Result<()> {
     let Exported { entries, head: found } = if file == Path::new("-") {
         verify_csv(io::stdin().lock())?
     } else {
-        let open = File::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let open = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
         verify_csv(BufReader::new(open))?
     };
     if head.is_some_and(|head| head != found.hex()) {
         bail!("every line follows from those before it, but the chain ends at {}: the file was cut short", found.hex());
+    }
+    if output.json {
+        return output::json(&json!({"entries": entries, "head": found.hex()}));
     }
     output::line(format_args!("{entries} entries, unbroken; the chain ends at {}", found.hex()))
 }

@@ -127,7 +127,13 @@ impl EnrolArgs {
         let _data = self.state.data()?;
         let authority = Authority::open(&self.state.data_dir()?)?;
         authority.enrol(&self.partition, last_day(self.days)?)?.write(&self.out)?;
-        output::line(format_args!("enrolled: {}", self.out.display()))
+        output::line(format_args!("enrolled: {}", self.out.display()))?;
+        tell!(
+            "On the other machine: passerelle worker --partition {} --connect GATEWAY:PORT --credentials FOLDER --config FILE, \
+             PORT being that of workers.listen and FOLDER a copy of this one, which only that worker should have.",
+            self.partition
+        );
+        Ok(())
     }
 }
 

@@ -120,7 +120,7 @@ pub struct ApiConfig {
     pub max_body: ByteSize,
     pub read_timeout: Duration,
     pub request_timeout: Duration,
-    /// For the answer to a client that writes no more.
+    /// Before a client that writes no more is asked whether it is still there.
     pub half_closed_timeout: Duration,
     pub stalled_reader_timeout: Duration,
     pub max_stop_strings: usize,

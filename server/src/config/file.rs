@@ -99,7 +99,9 @@ fn in_words(expected: &str) -> &str {
         "a nonzero usize" | "a nonzero u32" | "a nonzero u64" => "a whole number above 0",
         "usize" | "u16" | "u32" | "u64" => "a whole number",
         "f64" => "a number",
-        "a sequence" => "a list; of tables it is written `[[NAME]]`",
+        "a sequence" => "a list, written `[\"A\", \"B\"]`; of tables it is written `[[NAME]]`",
+        "a map" => "a table, written `{ NAME = VALUE }`",
+        "socket address" => "an address, like \"127.0.0.1:9443\"",
         other => other,
     }
 }

@@ -20,6 +20,8 @@ pub struct LedgerConfig {
     pub max_backlog: usize,
     /// Output tokens of an answer that are reserved at a time.
     pub reserve_tokens: NonZeroU32,
+    /// Accounts whose answers are reserved whole, with those below them.
+    pub reserve_whole: Vec<String>,
     pub longest_park: Duration,
     /// Requests that wait for a limit to have room for them.
     pub max_waiting: usize,
@@ -53,6 +55,8 @@ pub struct WrittenLedger {
     pub max_backlog: Option<NonZeroUsize>,
     /// Output tokens of an answer that are reserved at a time.
     pub reserve_tokens: Option<NonZeroU32>,
+    /// Accounts whose answers are reserved whole instead, theirs and those of accounts below.
+    pub reserve_whole: Option<Vec<String>>,
     /// How long a begun answer waits for a rate to have room for its next part; then it ends.
     pub longest_park: Option<Period>,
     /// Requests that wait for a limit to have room for them, at the same time.
@@ -81,6 +85,7 @@ lay_over!(WrittenLedger {
     longest_stall,
     max_backlog,
     reserve_tokens,
+    reserve_whole,
     longest_park,
     max_waiting,
     max_waiting_per_account,
@@ -113,6 +118,7 @@ pub(super) fn check_ledger(written: WrittenLedger) -> Result<LedgerConfig, Confi
         longest_stall: period(written.longest_stall, Duration::from_secs(5)),
         max_backlog: count(written.max_backlog, 65_536),
         reserve_tokens: written.reserve_tokens.unwrap_or(const { NonZeroU32::new(64).unwrap() }),
+        reserve_whole: written.reserve_whole.unwrap_or_default(),
         longest_park: period(written.longest_park, Duration::from_secs(60)),
         max_waiting: count(written.max_waiting, 256),
         max_waiting_per_account: count(written.max_waiting_per_account, 16),

@@ -40,7 +40,12 @@ fn a_wrong_type_is_refused_in_words_that_ask_for_no_rust() {
     for (text, expected) in [
         ("[engine]\nmax_num_seqs = 0\n", ":2:16: invalid value: integer `0`, expected a whole number above 0"),
         ("[engine]\nmax_num_seqs = \"many\"\n", "invalid type: string \"many\", expected a whole number above 0"),
-        ("[models]\nsource = \"demo\"\n", "invalid type: map, expected a list; of tables it is written `[[NAME]]`"),
+        (
+            "[models]\nsource = \"demo\"\n",
+            "expected a list, written `[\"A\", \"B\"]`; of tables it is written `[[NAME]]`",
+        ),
+        ("[aliases]\nchat = \"demo\"\n", "expected a table, written `{ NAME = VALUE }`"),
+        ("[workers]\nlisten = 3\n", "expected an address, like \"127.0.0.1:9443\""),
     ] {
         let message = refusal(text);
         assert!(message.contains(expected), "{message}");

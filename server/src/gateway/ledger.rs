@@ -41,9 +41,10 @@ use tokio::sync::Notify;
 use super::account::{AccountPath, Caller};
 use super::journal;
 use super::journal::{AskedBefore, EntryId, Journal, JournalUnavailable, Opening, Trust};
-use super::quota::{Calendar, Percent, Unit, UnixSeconds};
+use super::quota::{Calendar, LimitName, Percent, Unit, UnixSeconds};
 use super::tariff::{Hours, Tariff};
 use amounts::{Amounts, Demand};
+use counter::HeldIs;
 use line::Ticket;
 use numbers::{Number, Numbers};
 pub(super) use origins::Origins;
@@ -77,6 +78,9 @@ pub struct LedgerParts {
     pub tariff: Arc<Tariff>,
     pub spent: Box<dyn Spent>,
     pub in_parts: PartBounds,
+    /// Accounts that have their answers reserved whole, and so have those below them: what has begun is neither parked nor
+    /// ended by a limit.
+    pub reserve_whole: Vec<AccountPath>,
     pub line: LineBounds,
     /// How far a grant may be overrun, in the class `batch`.
     pub overrun: Percent,
@@ -187,7 +191,10 @@ impl Ledger {
     /// At once or not at all, and not before anybody who waits for the same room. [`Ledger::reserve_in_turn`] waits.
     pub fn reserve(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
         let at_once = Turn { ticket: None, patience: Duration::ZERO };
-        self.take(caller, ask, at_once).inspect_err(|_| self.books.open().count_refusal(&caller.account))
+        let taken = self.take(caller, ask, at_once);
+        taken
+            .inspect_err(|_| self.books.open().count_refusal(&caller.account))
+            .map_err(|why| self.told(caller, ask, why))
     }
 
     /// Several requests that stand or fall together: all of them in one critical section, or none, so that nobody is
@@ -225,13 +232,28 @@ impl Ledger {
         Ok(self.reservation(taken, ask, (number, now)))
     }
 
+    /// As whoever asked is told it. What keeps an ask out of a budget may be held by requests that run: then it may fit when
+    /// they have ended, and not only when the window has.
+    fn told(&self, caller: &Caller, ask: &Ask, refusal: Refusal) -> Refusal {
+        if !matches!(refusal.limit, LimitName::Budget(..)) || refusal.retry == Retry::Never {
+            return refusal;
+        }
+        let (_, demand) = self.demand(caller, ask);
+        let mut pages = self.books.open();
+        let now = self.books.now();
+        let slots = pages.slots(&caller.account, now, self.books.origin());
+        let asked = (&demand, ask.model.as_deref());
+        let sooner = pages.refusal_if((&caller.account, &slots), asked, (now, HeldIs::ComingBack));
+        sooner.filter(|sooner| sooner.retry < refusal.retry).unwrap_or(refusal)
+    }
+
     fn admit(
         &self,
         pages: &mut Pages,
         (caller, ask): (&Arc<Caller>, &Ask),
         (ticket, now): (Option<Ticket>, Now),
     ) -> Result<Taken, Refusal> {
-        let (first_part, demand) = self.demand(ask);
+        let (first_part, demand) = self.demand(caller, ask);
         let slots = pages.slots(&caller.account, now, self.books.origin());
         let asked = (&demand, ask.model.as_deref());
         let demand = pages.in_turn((&caller.account, &slots), asked, ticket, (self.books.parts.overrun, now))?;
@@ -240,9 +262,11 @@ impl Ledger {
     }
 
     /// Output of each answer in the first part of what is asked, and what that takes.
-    fn demand(&self, ask: &Ask) -> (u32, Demand) {
-        let first_part = ask.first_part(self.books.parts.in_parts.tokens.get());
-        (first_part, ask.demand(first_part, &self.books.parts.tariff))
+    fn demand(&self, caller: &Caller, ask: &Ask) -> (u32, Demand) {
+        let LedgerParts { in_parts, reserve_whole, tariff, .. } = &self.books.parts;
+        let is_whole = reserve_whole.iter().any(|named| caller.account.path.is_within(named));
+        let first_part = if is_whole { ask.max_output_tokens } else { ask.first_part(in_parts.tokens.get()) };
+        (first_part, ask.demand(first_part, tariff))
     }
 
     fn reservation(&self, taken: Taken, ask: &Ask, (number, now): (Number, Now)) -> Reservation {
@@ -329,6 +353,7 @@ impl LedgerParts {
             tariff,
             spent: Box::new(NothingSpent),
             in_parts: PartBounds::default(),
+            reserve_whole: Vec::new(),
             line: LineBounds::default(),
             overrun: Percent::NONE,
             clock_bounds: ClockBounds::default(),

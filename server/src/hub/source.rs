@@ -29,6 +29,9 @@ impl Source {
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
             return Ok(Self::Gguf(path.to_owned()));
         }
+        if path.is_file() {
+            return Err(wrong(written, "it is a file; give the folder that holds it"));
+        }
         let looks_like_path = path.is_absolute() || written.starts_with('.') || written.ends_with('/');
         if looks_like_path || path.is_dir() {
             return Ok(Self::Directory(path.to_owned()));
@@ -109,6 +112,13 @@ mod tests {
         for (written, source) in cases {
             assert_eq!(Source::parse(written).unwrap(), source, "{written}");
         }
+    }
+
+    #[test]
+    fn a_file_of_a_checkpoint_is_refused_as_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Source::parse(file.path().to_str().unwrap()).expect_err("no folder").to_string();
+        assert!(error.contains("it is a file; give the folder that holds it"), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use passerelle::gateway::journal::{JournalConfig, JournalThread, LedgerStore, Sq
 use passerelle::gateway::ledger::{ClockBounds, JournalParts, LineBounds, ModelFacts};
 use passerelle::gateway::quota::{Calendar, Percent, UnixSeconds};
 use passerelle::gateway::tariff::Hours;
-use passerelle::gateway::{DataDir, Ledger, LedgerParts, PartBounds, Tariff};
+use passerelle::gateway::{AccountPath, DataDir, Ledger, LedgerParts, PartBounds, Tariff};
 use passerelle_engine::clock::Clock;
 
 use super::tariff;
@@ -77,6 +77,7 @@ impl LedgerLock {
             tariff,
             spent: Box::new(UsageReader::open(&self.data)?),
             in_parts: in_parts(config),
+            reserve_whole: reserve_whole(config)?,
             line: line(config),
             overrun: Percent(config.overrun_percent),
             clock_bounds,
@@ -118,10 +119,15 @@ pub(crate) fn on_the_shelf(
         Tariff::free()
     });
     let config = &config.ledger;
-    let (calendar, in_parts) = (calendar(config)?, in_parts(config));
-    let (tariff, spent) = (Arc::new(tariff), Box::new(UsageReader::open(data)?));
-    let overrun = Percent(config.overrun_percent);
-    Ok(Ledger::new(LedgerParts { calendar, tariff, spent, in_parts, overrun, ..LedgerParts::without_past(clock) }))
+    Ok(Ledger::new(LedgerParts {
+        calendar: calendar(config)?,
+        tariff: Arc::new(tariff),
+        spent: Box::new(UsageReader::open(data)?),
+        in_parts: in_parts(config),
+        reserve_whole: reserve_whole(config)?,
+        overrun: Percent(config.overrun_percent),
+        ..LedgerParts::without_past(clock)
+    }))
 }
 
 fn clock_bounds(config: &LedgerConfig) -> ClockBounds {
@@ -138,6 +144,11 @@ fn line(config: &LedgerConfig) -> LineBounds {
 
 fn in_parts(config: &LedgerConfig) -> PartBounds {
     PartBounds { tokens: config.reserve_tokens, longest_park: config.longest_park }
+}
+
+pub(super) fn reserve_whole(config: &LedgerConfig) -> Result<Vec<AccountPath>> {
+    let named = |path: &String| path.parse::<AccountPath>().with_context(|| format!("ledger.reserve_whole: `{path}`"));
+    config.reserve_whole.iter().map(named).collect()
 }
 
 pub(super) fn calendar(config: &LedgerConfig) -> Result<Calendar> {

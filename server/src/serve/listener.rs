@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use passerelle::api::{Listener, Tls, UnixSocket};
 use passerelle::config::Listen;
 use tokio::net::{TcpSocket, UnixListener};
@@ -26,8 +26,13 @@ pub(crate) enum Reserved {
 
 pub(crate) fn reserve(listen: &Listen) -> Result<Reserved> {
     match listen {
-        Listen::Tcp(address) => bind(*address).map(Reserved::Tcp).with_context(|| {
-            format!("server.listen (--listen): cannot take {address}; stop what uses it, or choose another port")
+        Listen::Tcp(address) => bind(*address).map(Reserved::Tcp).map_err(|error| {
+            let mend = match error.kind() {
+                io::ErrorKind::AddrNotAvailable => "choose an address that this machine has",
+                io::ErrorKind::PermissionDenied => "choose a port above 1023",
+                _ => "stop what uses it, or choose another port",
+            };
+            anyhow!(error).context(format!("server.listen (--listen): cannot take {address}; {mend}"))
         }),
         Listen::Unix(path) => {
             let folder = folder_of(path);

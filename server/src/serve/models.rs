@@ -17,7 +17,7 @@ use passerelle::text::TextModel;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
     Activations, CausalLm, CheckpointFiles, CheckpointKind, Encoder, EncoderDescription, LoadOptions, LoadProgress,
-    LoadWatch, LoadedModel, ModelDescription, ModelDigest, checkpoint_kind, describe_encoder,
+    LoadWatch, LoadedModel, Manifest, ModelDescription, ModelDigest, checkpoint_kind, describe_encoder,
 };
 
 use super::folder::{self, Found};
@@ -94,6 +94,8 @@ pub(crate) fn load_all(config: &Config, means: Means<'_>) -> Result<Vec<AnyLoade
 pub(super) fn load_any(model: &ModelConfig, means: Means<'_>) -> Result<AnyLoaded> {
     let named = || format!("model `{}`", model.name);
     let files = find_files(&model.source, wanted_of(model), means.hub).with_context(named)?;
+    // Before its tokenizer is missed.
+    Manifest::require_parts(&files).with_context(named)?;
     match checkpoint_kind(&files).with_context(named)? {
         CheckpointKind::Generator => Ok(AnyLoaded::Generator(Box::new(load(model, means)?))),
         CheckpointKind::Encoder => {

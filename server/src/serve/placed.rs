@@ -130,7 +130,7 @@ impl PlacedModel {
         };
         let observer: Arc<dyn StepObserver> = Arc::new(workshop.metrics.engine(&model.name));
         let replica = RemoteReplica::new(model.name.as_str(), bounds, workshop.clock(), observer);
-        let device = if partition.is.device == Device::Cpu { "cpu" } else { "cuda" };
+        let device = kind_of_device(partition);
         Ok(Self { config: model.clone(), files, description, digest, text, replica, id, device })
     }
 
@@ -159,6 +159,11 @@ impl PlacedModel {
             fingerprint: offered.fingerprint.clone(),
         })
     }
+}
+
+/// As in tariffs.
+pub(super) fn kind_of_device(partition: &PartitionConfig) -> &'static str {
+    if partition.is.device == Device::Cpu { "cpu" } else { "cuda" }
 }
 
 /// Numbers that a text is answered with.

@@ -6,18 +6,21 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use passerelle::api::{AppState, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
+use passerelle::api::{AppState, BrowserGuard, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
 use passerelle::config::{self, Candidate, Candidates, Config, ModelConfig, ServerConfig, ShadowConfig};
 use passerelle::gateway::directory::Snapshot;
 use passerelle::gateway::quota::UnixSeconds;
-use passerelle::gateway::{AccountPath, Administration, Alias, RetryBounds, Router, Shadow, Shelf};
+use passerelle::gateway::tariff::Price;
+use passerelle::gateway::{AccountPath, Administration, Alias, RetryBounds, Router, Shadow, Shelf, Tariff};
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 
+use super::bounds::api_config;
 use super::door;
 use super::engines;
 use super::ledger as ledgers;
-use super::tariff as tariffs;
+use super::placed::kind_of_device;
+use super::tariff::{self as tariffs, StartPrices};
 use super::upstreams::{self, Upstreams};
 
 /// The configuration as it is written now, checked.
@@ -34,6 +37,7 @@ pub(super) struct Reloading {
     /// Those that come and go.
     pub(super) shelf: Option<Shelf>,
     pub(super) upstreams: Upstreams,
+    pub(super) prices: StartPrices,
     pub(super) state: AppState,
 }
 
@@ -119,14 +123,16 @@ impl Reloading {
 
     fn reload(&mut self, again: &ReadAgain) -> Result<Reloaded> {
         let new = again()?;
-        check_for_restart(&new, UnixSeconds::of(self.state.clock().wall()))?;
+        check_for_restart(&new)?;
+        let after_restart = self.tariff_after_restart(&new)?;
         let ring = self.state.authenticator().ring();
         let mut reloaded = compare(&self.config, &new, ring.is_some());
+        let is_same_file = self.config.ledger == new.ledger;
         let config = in_force(&self.config, new, ring.is_some());
         let here = models_here(&self.staying, self.shelf.as_ref());
         // What is elsewhere from now on is not taken from the folder any more.
         let (settings, remote) = upstreams::prepare(&config, &self.staying)?.split();
-        self.require_prices(&config, &remote)?;
+        let prices = self.prices_of_newcomers(&remote)?;
         let (fixed, limits) = (door::fixed_keys(&config)?, door::default_limits(&config)?);
         reloaded.note(self.upstreams.have_other_keys(&settings), "upstreams.key_file");
         reloaded.note(ring.is_some_and(|ring| ring.has_other_fixed_keys(&fixed)), "server.api_key_file");
@@ -135,35 +141,59 @@ impl Reloading {
         let planned = self.upstreams.plan(settings)?;
         let elsewhere = planned.replicas();
         // Nothing can go wrong from here on.
+        prices.into_iter().for_each(|(model, price)| self.state.ledger().tariff().set(&model, price));
         self.upstreams.adopt(planned);
         if let (Some(ring), Some(regiven)) = (ring, regiven) {
             ring.adopt(regiven);
         }
         self.state.change_serving(|former| former.directed(directions.serve(former.router.with_upstreams(elsewhere))));
         self.config = config;
+        if is_same_file && after_restart.is_some_and(|tariff| !self.state.ledger().tariff().has_all_of(&tariff)) {
+            reloaded.needs_restart.push("ledger.tariff");
+        }
         // Whoever asks for this has looked at the server.
         reloaded.note(self.state.ledger().accept_clock(), "the wall clock, which had leapt, is believed");
         Ok(reloaded)
     }
 
-    /// A published tariff is read at start only; nothing is free by an oversight.
-    fn require_prices(&self, config: &Config, remote: &[RemoteModel]) -> Result<()> {
+    /// Of models that only upstreams have, and that nobody was billed for before. A published tariff is read at the start
+    /// only; nothing is free by an oversight.
+    fn prices_of_newcomers(&self, remote: &[RemoteModel]) -> Result<Vec<(String, Price)>> {
         let tariff = self.state.ledger().tariff();
-        let mut unpriced = remote.iter().filter(|model| tariff.price(&model.name).is_none());
-        if config.ledger.tariff.is_none() {
-            unpriced.for_each(|model| tariffs::warn_of(&model.name));
-            return Ok(());
-        }
-        unpriced.next().map_or(Ok(()), |model| {
-            bail!("`{}` has no price in the tariff that is in force; restart to have it read again", model.name)
-        })
+        let newcomers = remote.iter().map(|model| model.name.as_str()).filter(|name| tariff.price(name).is_none());
+        let Some(published) = &self.prices.published else {
+            newcomers.for_each(tariffs::warn_of);
+            return Ok(Vec::new());
+        };
+        let price = |name: &str| -> Result<(String, Price)> {
+            let none =
+                || format!("`{name}` has no price in the tariff that is in force; restart to have it read again");
+            Ok((name.to_owned(), published.price(name, tariffs::UPSTREAM)?.with_context(none)?))
+        };
+        newcomers.map(price).collect()
+    }
+
+    /// What a server would publish that is started with this configuration; `None`: nothing. What would keep it from starting
+    /// is an error, though none of it comes into force now.
+    fn tariff_after_restart(&self, config: &Config) -> Result<Option<Tariff>> {
+        let calendar = ledgers::calendar(&config.ledger)?;
+        let Some(file) = config.ledger.tariff.as_deref() else { return Ok(None) };
+        let device = |model: &ModelConfig| {
+            let lies_on = config.partitions.iter().find(|partition| Some(&partition.name) == model.partition.as_ref());
+            lies_on.map_or(self.prices.device, kind_of_device)
+        };
+        let here = config.models.iter().map(|model| (model.name.as_str(), device(model)));
+        let staying: Vec<String> = config.models.iter().map(|model| model.name.clone()).collect();
+        let elsewhere = super::elsewhere_only(config, &staying);
+        let now = UnixSeconds::of(self.state.clock().wall());
+        Ok(Some(tariffs::published((file, &calendar), (here, elsewhere.as_slice()), now)?.0))
     }
 }
 
-/// What comes into force with a restart only, and would keep the server from starting now.
-fn check_for_restart(config: &Config, now: UnixSeconds) -> Result<()> {
-    let calendar = ledgers::calendar(&config.ledger)?;
-    config.ledger.tariff.as_deref().map(|file| tariffs::begun(file, &calendar, now)).transpose()?;
+/// What comes into force with a restart only, and would keep the server from starting then.
+fn check_for_restart(config: &Config) -> Result<()> {
+    api_config(config, BrowserGuard::Off)?;
+    ledgers::reserve_whole(&config.ledger)?;
     Ok(())
 }
 

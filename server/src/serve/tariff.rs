@@ -12,7 +12,7 @@ use passerelle::gateway::tariff::{DERIVED_TARIFF, Price, WrittenTariff};
 use super::{engines, models};
 
 /// The kind of partition that other servers are.
-const UPSTREAM: &str = "upstream";
+pub(super) const UPSTREAM: &str = "upstream";
 
 /// What is served, and what is known of it.
 pub(super) struct Served<'a> {
@@ -20,6 +20,14 @@ pub(super) struct Served<'a> {
     pub(super) here: Vec<(String, &'a str, Price)>,
     /// The models that only upstreams have.
     pub(super) elsewhere: &'a [&'a str],
+}
+
+/// What a configuration that is read again is held to.
+pub(super) struct StartPrices {
+    /// As it was read. `None`: what tokens cost is derived.
+    pub(super) published: Option<WrittenTariff>,
+    /// The kind of device of the server's own process, as in tariffs.
+    pub(super) device: &'static str,
 }
 
 /// How models are priced that come while the server runs.
@@ -40,6 +48,13 @@ impl Pricing {
             }
         }
     }
+
+    pub(super) fn published(&self) -> Option<&WrittenTariff> {
+        match self {
+            Self::Derived => None,
+            Self::Published(written) => Some(written),
+        }
+    }
 }
 
 /// A published tariff prices every model that is served, or the server does not start: nothing is free by an oversight.
@@ -54,22 +69,33 @@ pub(super) fn in_force(
         let prices = served.here.into_iter().map(|(name, _, price)| (name, price));
         return Ok((Tariff::new(DERIVED_TARIFF, prices), Pricing::Derived));
     };
+    let here = served.here.iter().map(|(name, partition, _)| (name.as_str(), *partition));
+    let (tariff, written) = published((file, calendar), (here, served.elsewhere), now)?;
+    tracing::info!(version = written.version, reference = written.reference, "what tokens cost is published");
+    Ok((tariff, Pricing::Published(written)))
+}
+
+/// What a file publishes, with which a server starts that has these models here, each with where it runs, and those
+/// elsewhere. Errors where it forgets one of them, or does not hold yet.
+pub(super) fn published<'a>(
+    (file, calendar): (&Path, &Calendar),
+    (here, elsewhere): (impl Iterator<Item = (&'a str, &'a str)>, &[&'a str]),
+    now: UnixSeconds,
+) -> Result<(Tariff, WrittenTariff)> {
     let named = || format!("ledger.tariff: {}", file.display());
     let written = begun(file, calendar, now)?;
-    let here = served.here.iter().map(|(name, partition, _)| (name.as_str(), *partition));
-    let elsewhere = served.elsewhere.iter().map(|name| (*name, UPSTREAM));
+    let elsewhere = elsewhere.iter().map(|name| (*name, UPSTREAM));
     let price = |(model, partition): (&str, &str)| -> Result<(String, Price)> {
         let price = written.price(model, partition).with_context(named)?;
         let none = || format!("{}: no price for `{model}` on `{partition}`", named());
         Ok((model.to_owned(), price.with_context(none)?))
     };
     let prices: Vec<_> = here.chain(elsewhere).map(price).collect::<Result<_>>()?;
-    tracing::info!(version = written.version, reference = written.reference, "what tokens cost is published");
-    Ok((Tariff::new(&written.version, prices), Pricing::Published(written)))
+    Ok((Tariff::new(&written.version, prices), written))
 }
 
 /// What is published; errors where it does not hold yet.
-pub(super) fn begun(file: &Path, calendar: &Calendar, now: UnixSeconds) -> Result<WrittenTariff> {
+fn begun(file: &Path, calendar: &Calendar, now: UnixSeconds) -> Result<WrittenTariff> {
     let named = || format!("ledger.tariff: {}", file.display());
     let written = read(file)?;
     if calendar.start_of(&written.since).with_context(named)? > now {

@@ -14,18 +14,24 @@ use super::manifest_files::{MANIFEST_FILE, ManifestFiles, SIGNATURE_BYTES, SIGNA
 use super::tar::{self, Header};
 use super::{TrustError, at};
 
+const CUT_SHORT: &str = "ends in the middle: it was not copied whole";
+
 /// Writes the checkpoint into `out`, which must not exist and is whole when this returns. With its manifest and signature,
 /// if it has them; else with a manifest of what it is now, and no signature.
 pub fn write_bundle(files: &CheckpointFiles, out: &Path, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     if out.exists() {
-        return Err(at(out)(io::ErrorKind::AlreadyExists.into()));
+        let problem = "it is there already; name another file, or remove it first";
+        return Err(at(out)(io::Error::new(io::ErrorKind::AlreadyExists, problem)));
     }
     let manifest_files = ManifestFiles::of(files).ok();
     let written = manifest_files.as_ref().map(ManifestFiles::manifest).transpose()?.flatten();
     let signature = manifest_files.as_ref().map(ManifestFiles::signature).transpose()?.flatten();
     let manifest = match written {
         Some(manifest) => manifest,
-        None => Manifest::read(files, &NothingKnown, watch)?,
+        None => {
+            Manifest::require_parts(files)?;
+            Manifest::read(files, &NothingKnown, watch)?
+        }
     };
     let mut file = unnamed(out).map_err(at(out))?;
     write_small(&mut file, MANIFEST_FILE, manifest.to_text().as_bytes()).map_err(at(out))?;
@@ -57,7 +63,10 @@ impl BundleReader {
         let from = BufReader::new(File::open(file).map_err(at(file))?);
         let mut reader = Self { file: file.to_owned(), from, next: None };
         let first = Header::read(&mut reader.from);
-        reader.next = first.map_err(|error| reader.refuse(&format!("is no bundle of a model: {error}")))?;
+        reader.next = first.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => reader.refuse("is no bundle of a model: it is too short for one"),
+            _ => reader.refuse(&format!("is no bundle of a model: {error}")),
+        })?;
         Ok(reader)
     }
 
@@ -70,7 +79,8 @@ impl BundleReader {
     }
 
     pub(super) fn parse_manifest(&self, text: &[u8]) -> Result<Manifest, TrustError> {
-        parse(&self.file, text)
+        let manifest = parse(&self.file, text)?;
+        if manifest.files().is_empty() { Err(self.refuse("its manifest has no file")) } else { Ok(manifest) }
     }
 
     /// Copies every file of the manifest into `folder`, an empty one, and finds the end of the archive after the last.
@@ -88,6 +98,9 @@ impl BundleReader {
             let bytes = (&mut self.from).take(header.size_bytes);
             let copied = copy_part(bytes, (folder, &part.name), &mut |more| progress.add(more));
             let (hash, size_bytes) = copied.map_err(at(&self.file))?;
+            if size_bytes < header.size_bytes {
+                return Err(self.refuse(CUT_SHORT));
+            }
             if (hash, size_bytes) != (part.hash, part.size_bytes) {
                 return Err(Mismatch::Changed(self.file.join(&part.name)).into());
             }
@@ -96,7 +109,7 @@ impl BundleReader {
         }
         match self.next.take() {
             Some(header) => Err(Mismatch::Extra(self.file.join(header.name)).into()),
-            None => tar::read_end(&mut self.from).map_err(|error| self.refuse(&error.to_string())),
+            None => tar::read_end(&mut self.from).map_err(|error| self.refuse(&told(&error))),
         }
     }
 
@@ -107,20 +120,20 @@ impl BundleReader {
             return Err(self.refuse(&format!("{name} has {} bytes; at most {most} are read", header.size_bytes)));
         }
         let mut bytes = vec![0; header.size_bytes as usize];
-        self.from.read_exact(&mut bytes).map_err(|error| self.refuse(&error.to_string()))?;
+        self.from.read_exact(&mut bytes).map_err(|error| self.refuse(&told(&error)))?;
         self.skip(header.padding())?;
         self.advance()?;
         Ok(Some(bytes))
     }
 
     fn advance(&mut self) -> Result<(), TrustError> {
-        self.next = Header::read(&mut self.from).map_err(|error| self.refuse(&error.to_string()))?;
+        self.next = Header::read(&mut self.from).map_err(|error| self.refuse(&told(&error)))?;
         Ok(())
     }
 
     fn skip(&mut self, padding: usize) -> Result<(), TrustError> {
         let mut zeros = vec![0; padding];
-        self.from.read_exact(&mut zeros).map_err(|error| self.refuse(&error.to_string()))?;
+        self.from.read_exact(&mut zeros).map_err(|error| self.refuse(&told(&error)))?;
         match zeros.iter().all(|byte| *byte == 0) {
             true => Ok(()),
             false => Err(self.refuse("holds bytes between its files")),
@@ -130,6 +143,10 @@ impl BundleReader {
     fn refuse(&self, problem: &str) -> TrustError {
         TrustError::Bundle { file: self.file.clone(), problem: problem.to_owned() }
     }
+}
+
+fn told(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::UnexpectedEof { CUT_SHORT.to_owned() } else { error.to_string() }
 }
 
 /// How far a bundle is.

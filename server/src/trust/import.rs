@@ -71,6 +71,7 @@ impl Import<'_> {
         if let Some(expected) = &expected {
             expected.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
         }
+        Manifest::require_parts(files)?;
         let stage = self.stage()?;
         let manifest = Manifest::copy(files, stage.folder.path(), &mut |progress| watch(progress))?;
         if let Some(expected) = expected
@@ -150,7 +151,7 @@ fn mend(path: &Path, manifest: &Manifest, (fresh, watch): (&Path, Watch<'_>)) ->
     loop {
         match manifest.check(&files, &[MANIFEST_FILE, SIGNATURE_FILE], &NothingKnown, watch) {
             Ok(()) => return Ok(num_mended),
-            Err(Mismatch::Missing(damaged) | Mismatch::Changed(damaged)) => {
+            Err(Mismatch::Missing(damaged) | Mismatch::Changed(damaged) | Mismatch::Unread(damaged)) => {
                 let part = damaged.strip_prefix(path).ok().filter(|part| !part.as_os_str().is_empty());
                 let from = fresh.join(part.unwrap_or(Path::new(Manifest::GGUF)));
                 fs::rename(from, &damaged).map_err(at(&damaged))?;

@@ -151,6 +151,7 @@ pub fn stated_digest(files: &CheckpointFiles) -> Option<ModelDigest> {
 /// would refuse that.
 pub fn sign(files: &CheckpointFiles, key: &SigningKey, watch: Watch<'_>) -> Result<ModelDigest, TrustError> {
     let manifest_files = ManifestFiles::of(files)?;
+    Manifest::require_parts(files)?;
     let manifest = Manifest::read(files, &NothingKnown, watch)?;
     manifest.check_names(files, &[MANIFEST_FILE, SIGNATURE_FILE])?;
     manifest_files.write(&manifest, Some(&key.sign(manifest.to_text().as_bytes())))?;

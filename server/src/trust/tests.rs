@@ -184,9 +184,12 @@ fn importing_again_mends_a_damaged_copy_and_takes_nothing_away_that_it_does_not_
     let import_it = || import(&data_dir, Some(&trusted)).checkpoint(&files(folder.path()), &go_on);
     let copy = import_it().unwrap().path;
     fs::write(copy.join("model.safetensors"), "Weights").unwrap();
-    fs::remove_file(copy.join("tokenizer.json")).unwrap();
+    for name in ["tokenizer.json", "config.json"] {
+        fs::remove_file(copy.join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink("nowhere", copy.join("config.json")).unwrap();
     let again = import_it().unwrap();
-    assert_eq!(again.num_mended, 2);
+    assert_eq!(again.num_mended, 3);
     assert_eq!(trusted.verify(&files(&copy), &NothingKnown, &go_on).unwrap(), again.digest);
     assert_eq!(import_it().unwrap().num_mended, 0);
     fs::write(copy.join("notes.txt"), "mine").unwrap();
@@ -234,6 +237,26 @@ fn what_is_proven_of_a_file_takes_the_place_of_what_was_kept() {
 }
 
 #[test]
+fn a_folder_without_a_checkpoint_is_neither_copied_nor_signed_nor_bundled() {
+    let (folder, data_dir, safe) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::create_dir(folder.path().join("step-1")).unwrap();
+    fs::write(folder.path().join("README.md"), "read me").unwrap();
+    let (model, (key, _)) = (files(folder.path()), keys(safe.path(), "lab"));
+    let bundle = safe.path().join("mine.tar");
+    let refused = [
+        import(&data_dir, None).checkpoint(&model, &go_on).unwrap_err(),
+        sign(&model, &key, &go_on).unwrap_err(),
+        write_bundle(&model, &bundle, &go_on).unwrap_err(),
+    ];
+    for error in refused.map(|error| error.to_string()) {
+        assert!(error.contains("config.json: not found"), "{error}");
+    }
+    assert_eq!(find_imported(data_dir.path(), &"mine".parse().unwrap()), None);
+    assert!(!bundle.exists() && !folder.path().join("passerelle.manifest").exists());
+}
+
+#[test]
 fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() {
     let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
     let ((key, trusted), (_, others)) = (keys(safe.path(), "lab"), keys(safe.path(), "other"));
@@ -259,13 +282,71 @@ fn a_bundle_brings_a_model_and_its_signature_and_what_was_done_to_it_is_named() 
     }
     for cut in [0, 1, 512, 700, whole.len() / 2, whole.len() - 1] {
         fs::write(&bundle, &whole[..cut]).unwrap();
-        assert!(import(&elsewhere, Some(&trusted)).bundle(&bundle, &go_on).is_err(), "the first {cut} bytes");
+        let refused = import(&elsewhere, Some(&trusted)).bundle(&bundle, &go_on).unwrap_err().to_string();
+        let why = if cut < 512 { "is no bundle of a model" } else { "ends in the middle" };
+        assert!(refused.contains(&format!("mine.tar: {why}")), "{cut} bytes: {refused}");
     }
     fs::write(&bundle, [&whole[..], b"more"].concat()).unwrap();
     assert!(import(&elsewhere, None).bundle(&bundle, &go_on).is_err(), "something after the end");
     fs::write(&bundle, "root:x:0:0:".repeat(100)).unwrap();
     let refused = import(&elsewhere, None).bundle(&bundle, &go_on).unwrap_err().to_string();
     assert!(refused.contains("mine.tar: is no bundle of a model"), "{refused}");
+    assert_eq!(find_imported(elsewhere.path(), &"mine".parse().unwrap()), None);
+}
+
+/// What a bundle holds, entry by entry.
+fn entries_of(bundle: &[u8]) -> Vec<(tar::Header, Vec<u8>)> {
+    let (mut from, mut entries) = (bundle, Vec::new());
+    while let Some(header) = tar::Header::read(&mut from).unwrap() {
+        let (content, rest) = from.split_at(usize::try_from(header.size_bytes).unwrap());
+        from = &rest[header.padding()..];
+        entries.push((header, content.to_vec()));
+    }
+    entries
+}
+
+fn archive(entries: &[(tar::Header, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (header, content) in entries {
+        header.write(&mut bytes).unwrap();
+        bytes.extend_from_slice(content);
+        bytes.resize(bytes.len() + header.padding(), 0);
+    }
+    tar::write_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_bundle_that_lacks_a_file_or_holds_another_is_refused_by_its_name() {
+    let (folder, safe) = (checkpoint(), tempfile::tempdir().unwrap());
+    let (key, trusted) = keys(safe.path(), "lab");
+    let bundle = safe.path().join("mine.tar");
+    sign(&files(folder.path()), &key, &go_on).unwrap();
+    write_bundle(&files(folder.path()), &bundle, &go_on).unwrap();
+    let (whole, elsewhere) = (fs::read(&bundle).unwrap(), tempfile::tempdir().unwrap());
+    let entries = entries_of(&whole);
+    assert_eq!(archive(&entries), whole);
+    let refused = |entries: &[(tar::Header, Vec<u8>)]| {
+        fs::write(&bundle, archive(entries)).unwrap();
+        import(&elsewhere, Some(&trusted)).bundle(&bundle, &go_on).unwrap_err().to_string()
+    };
+    // After the manifest and the signature.
+    for at in 2..entries.len() {
+        let (name, mut without) = (&entries[at].0.name, entries.clone());
+        without.remove(at);
+        assert!(refused(&without).contains(&format!("{name}: the manifest has it")), "{}", refused(&without));
+        let mut with = entries.clone();
+        with.insert(at, (tar::Header { name: "x.py".to_owned(), size_bytes: 1 }, vec![0]));
+        assert!(refused(&with).contains("x.py: the manifest does not have it"), "{}", refused(&with));
+    }
+    let unsigned = [&entries[..1], &entries[2..]].concat();
+    assert!(refused(&unsigned).contains("so the model is not signed"), "{}", refused(&unsigned));
+    assert!(refused(&entries[1..]).contains("does not begin with a manifest"), "{}", refused(&entries[1..]));
+    let text = b"passerelle manifest 1\n".to_vec();
+    let header = tar::Header { name: "passerelle.manifest".to_owned(), size_bytes: text.len() as u64 };
+    fs::write(&bundle, archive(&[(header, text)])).unwrap();
+    let of_nothing = import(&elsewhere, None).bundle(&bundle, &go_on).unwrap_err().to_string();
+    assert!(of_nothing.contains("mine.tar: its manifest has no file"), "{of_nothing}");
     assert_eq!(find_imported(elsewhere.path(), &"mine".parse().unwrap()), None);
 }
 

@@ -6,6 +6,7 @@
 Starts the binary on a free loopback port, with the bundled demo model and an encoder.
 """
 
+import asyncio
 import os
 import pathlib
 import sys
@@ -20,6 +21,9 @@ import instructor
 import litellm
 import openai
 import pydantic
+from agent_framework import Agent as MicrosoftAgent
+from agent_framework.openai import OpenAIChatClient, OpenAIChatCompletionClient
+from huggingface_hub import InferenceClient
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from llama_index.llms.openai_like import OpenAILike
@@ -78,11 +82,14 @@ class LangChain(unittest.TestCase):
 
 
 class Instructor(unittest.TestCase):
-    def test_an_object_by_a_tool(self):
-        client = instructor.from_openai(openai.OpenAI(base_url=URL))
-        messages = [{"role": "user", "content": SUM}]
-        found = client.chat.completions.create(model="demo", response_model=Sum, messages=messages, **GREEDY)
-        self.assertIsInstance(found, Sum)
+    def test_an_object_in_each_mode_that_is_held_to_its_form(self):
+        modes = instructor.Mode
+        for mode in [modes.TOOLS, modes.TOOLS_STRICT, modes.JSON_SCHEMA, modes.RESPONSES_TOOLS]:
+            with self.subTest(mode):
+                client = instructor.from_openai(openai.OpenAI(base_url=URL), mode=mode)
+                messages = [{"role": "user", "content": SUM}]
+                found = client.create(model="demo", response_model=Sum, messages=messages, **GREEDY)
+                self.assertIsInstance(found, Sum)
 
 
 class LiteLlm(unittest.TestCase):
@@ -101,6 +108,59 @@ class LiteLlm(unittest.TestCase):
         chunks = self.ask(stream=True, stream_options={"include_usage": True})
         choices = [choice for chunk in chunks for choice in chunk.choices]
         self.assertIn(ANSWER, "".join(choice.delta.content or "" for choice in choices))
+
+    def test_documents_are_ranked_as_vllm_cohere_and_jina_do(self):
+        for provider in ["hosted_vllm", "cohere", "jina_ai"]:
+            with self.subTest(provider):
+                root = URL.removesuffix("/v1")
+                asked = {"query": "a", "documents": ["a", "b"], "top_n": 1}
+                ranked = litellm.rerank(model=f"{provider}/bert", api_base=root, api_key="unused", **asked)
+                self.assertEqual([result["index"] for result in ranked.results], [0])
+
+    def test_a_message_of_anthropics_kind(self):
+        asked = {"messages": [{"role": "user", "content": SUM}], "max_tokens": 64, "temperature": 0}
+        call = litellm.anthropic.messages.acreate(model="openai/demo", api_base=URL, api_key="unused", **asked)
+        self.assertIn(ANSWER, asyncio.run(call)["content"][0]["text"])
+
+
+class HuggingFace(unittest.TestCase):
+    def ask(self, **options):
+        client = InferenceClient(base_url=URL, api_key="unused")
+        return client.chat_completion([{"role": "user", "content": SUM}], model="demo", **GREEDY, **options)
+
+    def test_whole_and_streamed(self):
+        self.assertIn(ANSWER, self.ask().choices[0].message.content)
+        choices = [choice for chunk in self.ask(stream=True) for choice in chunk.choices]
+        self.assertIn(ANSWER, "".join(choice.delta.content or "" for choice in choices))
+
+    def test_an_object_by_a_schema(self):
+        named = {"name": "Sum", "schema": Sum.model_json_schema(), "strict": True}
+        answer = self.ask(response_format={"type": "json_schema", "json_schema": named})
+        Sum.model_validate_json(answer.choices[0].message.content)
+
+    def test_a_tool_is_called_and_its_answer_sent_back(self):
+        parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        options = {"tools": [{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}]}
+        client = InferenceClient(base_url=URL, api_key="unused")
+        asked = [{"role": "user", "content": WEATHER}]
+        said = client.chat_completion(asked, model="demo", tool_choice="required", **GREEDY, **options).choices[0].message
+        results = [{"role": "tool", "tool_call_id": call.id, "content": "sunny"} for call in said.tool_calls]
+        told = client.chat_completion([*asked, said, *results], model="demo", **GREEDY, **options)
+        self.assertTrue(told.choices[0].message.content)
+
+
+class MicrosoftAgents(unittest.IsolatedAsyncioTestCase):
+    async def test_chat_and_responses(self):
+        for kind in [OpenAIChatCompletionClient, OpenAIChatClient]:
+            with self.subTest(kind):
+                client = kind(model="demo", base_url=URL, api_key="unused")
+                agent = MicrosoftAgent(client=client, default_options=GREEDY)
+                self.assertIn(ANSWER, (await agent.run(SUM)).text)
+                self.assertIn(ANSWER, "".join([update.text async for update in agent.run(SUM, stream=True)]))
+                # Its way with a server that stores nothing.
+                options = {**GREEDY, "store": False}
+                caller = MicrosoftAgent(client=client, tools=[get_weather], default_options=options)
+                self.assertTrue((await caller.run(WEATHER)).text)
 
 
 class PydanticAi(unittest.TestCase):

@@ -231,6 +231,21 @@ class OpenServer(Served):
         )
         self.assertIsInstance(response.output_parsed, Sum)
 
+    def test_what_a_response_held_goes_back_as_it_came_and_as_it_is_dumped(self):
+        options = {"model": "demo", "temperature": 0, "max_output_tokens": 256}
+        schema = GetWeather.model_json_schema()
+        tool = {"type": "function", "name": "get_weather", "parameters": schema, "strict": False}
+        asked = {"role": "user", "content": "What is the weather in Paris?"}
+        calls = self.client.responses.parse(input=[asked], tools=[tool], tool_choice="required", **options).output
+        results = [{"type": "function_call_output", "call_id": call.call_id, "output": "sunny"} for call in calls]
+        self.assertTrue(results)
+        question = {"role": "user", "content": "What is 12 + 7?"}
+        parsed = self.client.responses.parse(input=[question], text_format=Sum, **options).output
+        for dumped in (list, lambda items: [item.model_dump() for item in items]):
+            self.client.responses.create(input=[asked, *dumped(calls), *results], **options)
+            answer = self.client.responses.create(input=[question, *dumped(parsed), question], **options)
+            self.assertIn("19", answer.output_text)
+
     def test_what_needs_a_memory_is_refused_by_name(self):
         with self.assertRaises(openai.BadRequestError) as caught:
             self.client.responses.create(model="demo", input="hi", store=True)

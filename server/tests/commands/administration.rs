@@ -223,13 +223,15 @@ fn a_configuration_that_is_read_again_drops_no_stream_and_a_wrong_one_changes_no
     assert!(["early", "final"].iter().all(|name| models.contains(&(*name).to_owned())), "{models:?}");
     assert_eq!(models, (0..12).map(|user| model_of(&served, &user.to_string())).collect::<Vec<_>>(), "a session stays");
 
-    // The second and the third would keep the server from starting again.
+    // All but the first would keep the server from starting again.
     let not_served = ("[aliases]\nchat = { nobody = 1 }\n", "`nobody`, which is not served");
     let no_zone = ("[ledger]\ntime_zone = \"Europe/Atlantis\"\n", "ledger.time_zone: 'Europe/Atlantis'");
     let tariff = "version = \"1\"\nsince = \"2999-01-01\"\nreference = \"a test\"\nprices = []\n";
     fs::write(state.path().join("later.toml"), tariff).expect("the folder is writable");
     let too_early = ("[ledger]\ntariff = \"later.toml\"\n", "tariff 1 begins on 2999-01-01 only");
-    for (wrong, why) in [not_served, no_zone, too_early] {
+    let no_account = ("[ledger]\nreserve_whole = [\"a b\"]\n", "ledger.reserve_whole: `a b`");
+    let neither = ("[api]\nshared_prefixes = [\"a b\"]\n", "api.shared_prefixes: `a b`");
+    for (wrong, why) in [not_served, no_zone, too_early, no_account, neither] {
         write_configuration(&state, wrong);
         let refused = reload();
         let said = String::from_utf8_lossy(&refused.stderr);
@@ -296,6 +298,9 @@ fn a_reload_takes_no_upstream_that_the_tariff_in_force_does_not_price() {
     let ledger = "[ledger]\ntariff = \"tariff.toml\"\n";
     let file = write_configuration(&state, ledger);
     let served = Served::start(&state, &["--config", file.to_str().expect("a plain path")]);
+    // The next start would price it.
+    let prices = [prices, price("far")].concat();
+    fs::write(state.path().join("tariff.toml"), format!("{tariff}{prices}")).expect("the folder is writable");
     let upstream = "[[upstreams]]\nmodel = \"far\"\nurl = \"http://127.0.0.1:9\"\n";
     write_configuration(&state, &format!("{ledger}{upstream}"));
     let refused = state.command(&["reload"]).output().expect("it runs");

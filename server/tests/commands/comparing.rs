@@ -193,3 +193,34 @@ fn every_model_must_be_one_that_the_key_sees_and_one_that_is_there() {
     assert_eq!(status(&["final", "early"]), 404);
     assert_eq!(status(&["final", "nobody"]), 404);
 }
+
+/// As a run's checkpoints are before they are taught to chat.
+fn without_chat_template(state: &State) -> String {
+    let (demo, folder) = (root().join("models/demo/early"), state.path().join("base"));
+    std::fs::create_dir(&folder).expect("the folder is writable");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(demo.join(name), folder.join(name)).expect("the demo has it");
+    }
+    let text = std::fs::read(demo.join("tokenizer_config.json")).expect("the demo has it");
+    let mut config: Value = serde_json::from_slice(&text).expect("JSON");
+    config.as_object_mut().expect("an object").remove("chat_template").expect("the demo chats");
+    std::fs::write(folder.join("tokenizer_config.json"), config.to_string()).expect("the folder is writable");
+    format!("base={}", folder.display())
+}
+
+#[test]
+fn a_model_without_a_chat_template_is_named_and_goes_on_with_a_text() {
+    let state = State::new();
+    let (base, mut options) = (without_chat_template(&state), checkpoints());
+    options.extend(["--model".to_owned(), base]);
+    let served = Served::start(&state, &options.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut asked = json!({"models": ["final", "base"], "messages": [{"role": "user", "content": "hi"}]});
+    let refused = request(&served.address, "POST", ROUTE, &asked);
+    assert!(refused.refusal().contains("write `prompt`"), "{}", refused.text());
+    assert!(refused.text().contains(r#""param":"models[1]""#), "{}", refused.text());
+    let fields = asked.as_object_mut().expect("an object");
+    fields.remove("messages").expect("it is there");
+    fields.insert("prompt".to_owned(), json!("12 + 7 ="));
+    let compared = request(&served.address, "POST", ROUTE, &asked).json();
+    assert_eq!(list(&compared["models"]).len(), 2, "{compared}");
+}

@@ -17,9 +17,11 @@ pub(super) fn make_key(state: &State) -> String {
 pub(super) fn entries(state: &State) -> Vec<Vec<String>> {
     let csv = state.path().join("ledger.csv");
     run(state, &["usage", "export", csv.to_str().unwrap()]);
-    assert!(run(state, &["usage", "verify", csv.to_str().unwrap()]).contains("unbroken"));
+    let verified = run(state, &["usage", "verify", csv.to_str().unwrap(), "--json"]);
+    let verified: Value = serde_json::from_str(&verified).unwrap();
     let text = std::fs::read_to_string(&csv).unwrap();
     std::fs::remove_file(csv).unwrap();
+    assert_eq!(verified["entries"], text.lines().count() - 1);
     text.lines().skip(1).map(|line| line.split(',').map(str::to_owned).collect()).collect()
 }
 

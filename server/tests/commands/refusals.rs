@@ -174,3 +174,42 @@ fn a_plan_without_a_place_for_a_model_fails_and_says_what_would_help() {
     let said = String::from_utf8(output.stdout).expect("text");
     assert!(said.contains("demo: no place") && said.contains("it fits with"), "{said}");
 }
+
+#[test]
+fn a_folder_of_checkpoints_is_refused_with_what_is_in_it() {
+    let state = State::new();
+    for file in ["step-1/config.json", "step-1/model.safetensors", "step-2/config.json", "step-2/model.safetensors"] {
+        let path = state.path().join("runs").join(file);
+        fs::create_dir_all(path.parent().expect("it is in a folder")).expect("the folder is writable");
+        fs::write(path, "{}").expect("the folder is writable");
+    }
+    for command in [
+        &["serve", "--listen", "127.0.0.1:0", "--model", "./runs"][..],
+        &["inspect", "./runs"],
+        &["import", "./runs"],
+        &["bundle", "./runs", "--out", "runs.tar"],
+    ] {
+        let output = state.command(command).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(said.contains("its folders are checkpoints (step-1, step-2)"), "{command:?}: {said}");
+        assert!(!said.contains("tokenizer"), "nothing else is missed: {said}");
+    }
+    assert!(!state.path().join("runs.tar").exists());
+}
+
+#[test]
+fn what_no_model_could_mend_is_refused_before_one_is_loaded() {
+    for (wrong, why) in [
+        ("[ledger]\ntime_zone = \"Atlantis\"\n", "'Atlantis' is no time zone"),
+        ("[aliases]\nchat = { nobody = 1 }\n", "`nobody`, which is not served"),
+    ] {
+        let state = State::new();
+        fs::write(state.path().join("wrong.toml"), wrong).expect("the folder is writable");
+        let command = ["serve", "--listen", "127.0.0.1:0", "--config", "wrong.toml"];
+        let output = state.command(&command).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(why) && !said.contains("loaded model="), "{said}");
+    }
+}

@@ -272,6 +272,8 @@ fn a_checkpoint_that_cannot_be_read_keeps_no_other_from_being_scored() {
         said.contains("error: 1 of 2 could not be scored: checkpoint `bad`") && said.contains("config.json"),
         "{said}"
     );
+    let place = |text: &str| said.find(text).unwrap_or_else(|| panic!("{text} is not in {said}"));
+    assert!(place("[1/2] bad: not scored: ") < place("[2/2] good: "), "it is said before the others are run: {said}");
     let scored = scores(&state);
     assert_eq!((scored.len(), scored[0].0.as_str(), scored[0].1.len()), (1, "good", 1));
 }

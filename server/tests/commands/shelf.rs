@@ -354,6 +354,38 @@ fn a_stream_keeps_its_model_and_whoever_wants_another_is_told_when_to_come_back(
     assert!(text.contains(r#""finish_reason":"length""#) && text.trim_end().ends_with("data: [DONE]"), "{text}");
 }
 
+/// The fixture, and in its file a tensor that takes no room on the disk and that no configuration describes: it is reckoned
+/// with, and its load is over at once.
+fn write_large_checkpoint(folder: &Path, bytes: u64) {
+    let fixture = binary::root().join("models/tests/fixtures/plain");
+    fs::create_dir_all(folder).expect("the folder is writable");
+    let weights = fs::read(fixture.join("model.safetensors")).expect("the fixture");
+    let (length, rest) = weights.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().expect("eight bytes")) as usize);
+    let mut header: Value = serde_json::from_slice(header).expect("JSON");
+    let end = data.len() as u64;
+    header["large"] = json!({"dtype": "F32", "shape": [bytes / 4], "data_offsets": [end, end + bytes]});
+    let header = header.to_string();
+    let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
+    let whole = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat();
+    fs::write(folder.join("model.safetensors"), &whole).expect("the folder is writable");
+    let file = fs::File::options().write(true).open(folder.join("model.safetensors")).expect("it is there");
+    file.set_len(whole.len() as u64 + bytes).expect("a file may have holes");
+    fs::copy(fixture.join("config.json"), folder.join("config.json")).expect("the folder is writable");
+}
+
+#[test]
+fn who_is_told_to_come_back_is_told_how_long_the_load_is_reckoned_to_take() {
+    let state = State::new();
+    write_large_checkpoint(&state.path().join("runs/large"), 700_000_000);
+    let served = serve(&state, &["--model-memory", "4GiB"], "longest_load = \"1ms\"\nkv_cache = \"256KiB\"\n");
+    let seconds = row(&state, "large")["load_seconds"].as_f64().expect("an estimate");
+    assert!(seconds > 2.0, "more than what is told where nothing is known: {seconds}");
+    let told = open(&served.address, "POST", "/v1/completions", &body("large", 0, 1)).text_with_head();
+    assert!(told.starts_with("HTTP/1.1 503") && told.contains("model_loading"), "{told}");
+    assert!(told.to_lowercase().contains(&format!("retry-after: {}\r\n", seconds.ceil())), "{seconds}: {told}");
+}
+
 #[test]
 fn what_a_killed_server_had_open_is_billed_though_its_model_is_not_loaded_again() {
     let state = State::new();

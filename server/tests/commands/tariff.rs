@@ -47,3 +47,45 @@ fn a_server_does_not_start_with_a_tariff_that_forgets_its_model() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("no price for `demo` on `cpu`"), "{said}");
 }
+
+/// What it says of a tariff is what the next start would, and nothing of it is in force before.
+#[test]
+fn a_reload_refuses_a_tariff_with_which_the_server_would_not_start_and_names_one_that_is_another() {
+    let state = State::new();
+    let write = |version: &str, models: &[&str]| {
+        let band = "bands = [{ input_ns = 1, cached_ns = 1, output_ns = 1 }]";
+        let prices: String = models.iter().map(|model| format!("[[prices]]\nmodel = \"{model}\"\n{band}\n")).collect();
+        let head = format!("version = \"{version}\"\nsince = \"2026-11-01\"\nreference = \"a test\"\n");
+        let none = if models.is_empty() { "prices = []\n" } else { "" };
+        fs::write(state.path().join("tariff.toml"), format!("{head}{none}{prices}")).expect("the folder is writable");
+    };
+    let configure = |more: &str| {
+        let text = format!("[[models]]\nsource = \"demo\"\n[ledger]\ntariff = \"tariff.toml\"\n{more}");
+        fs::write(state.path().join("p.toml"), text).expect("the folder is writable");
+    };
+    let reload = || {
+        let output = state.command(&["reload"]).output().expect("it runs");
+        let said = if output.status.success() { output.stdout } else { output.stderr };
+        (output.status.success(), String::from_utf8(said).expect("text"))
+    };
+    let far = "[[upstreams]]\nmodel = \"far\"\nurl = \"http://127.0.0.1:9\"\n";
+    write("1", &["demo", "far"]);
+    configure("");
+    assert!(state.command(&["key", "create", "alice"]).output().expect("it runs").status.success());
+    let _served = Served::start(&state, &["--config", "p.toml"]);
+    assert_eq!(reload(), (true, "changed: nothing\nneeds a restart: nothing\n".to_owned()));
+    write("2", &[]);
+    let (is_taken, said) = reload();
+    assert!(!is_taken && said.contains("stays as it was") && said.contains("no price for `demo` on `cpu`"), "{said}");
+    write("2", &["demo"]);
+    assert_eq!(reload(), (true, "changed: nothing\nneeds a restart: ledger.tariff\n".to_owned()));
+    configure(far);
+    let (is_taken, said) = reload();
+    assert!(!is_taken && said.contains("no price for `far` on `upstream`"), "the next start would refuse it: {said}");
+    write("1", &["demo", "far"]);
+    assert_eq!(
+        reload(),
+        (true, "changed: upstreams\nneeds a restart: nothing\n".to_owned()),
+        "it was priced all along"
+    );
+}

@@ -51,8 +51,11 @@ fn serve_refused(state: &State, copy: &Path, further: &[&str]) -> String {
 #[test]
 fn a_model_travels_on_a_disk_and_is_served_where_its_signature_is_trusted() {
     let (lab, copy) = laboratory();
-    let signed = run(&lab, &["bundle", "final", "--out", "final.tar"]);
-    let digest = signed.lines().find_map(|line| line.strip_prefix("digest")).expect("it is said").trim();
+    let json_of = |said: String| serde_json::from_str::<Value>(&said).expect("JSON");
+    let bundled = json_of(run(&lab, &["bundle", "final", "--out", "final.tar", "--json"]));
+    let signed = json_of(run(&lab, &["sign", "--key", "lab", "final", "--json"]));
+    assert_eq!((&bundled["bundle"], &bundled["digest"]), (&json!("final.tar"), &signed["digest"]));
+    let digest = bundled["digest"].as_str().expect("a text");
     let site = State::new();
     for file in ["final.tar", "lab.pub"] {
         fs::copy(lab.path().join(file), site.path().join(file)).expect("the disk is there");
@@ -108,6 +111,9 @@ fn what_nobody_trusted_has_signed_is_refused_by_name() {
     );
     let bundled = refusal(&state, &["serve", "--listen", "127.0.0.1:0", "--trust", "lab.pub"]);
     assert!(bundled.contains("model `demo`") && bundled.contains("passerelle import demo"), "{bundled}");
+    let model = ["serve", "--offline", "--listen", "127.0.0.1:0", "--trust", "lab.pub", "--model", "org/name"];
+    let of_the_hub = refusal(&state, &model);
+    assert!(of_the_hub.contains("org/name is on the hub, where nobody signs"), "{of_the_hub}");
     run(&state, &["sign", "--new-key", "other"]);
     run(&state, &["sign", "--key", "other", "final"]);
     let foreign = serve_refused(&state, &copy, &[]);

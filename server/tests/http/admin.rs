@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::batches::upload;
 use crate::common::client::{Client, Reply};
 use crate::common::{MODEL, Options, Server};
 use passerelle::api::ApiConfig;
@@ -82,7 +83,17 @@ async fn delete(client: &Client, path: &str) -> u16 {
 async fn an_owner_manages_keys_and_lower_limits_under_its_own_node_and_nothing_else() {
     let bench = bench().await;
     let owner = bench.with(&bench.owner);
-    assert_eq!(bench.limit(&bench.owner, "acme/vision", 5).await.status, 200);
+    let limit = json!({"limit": "requests_per_minute", "value": 5});
+    let set = |account: &str| json!({"account": account, "set": limit});
+    for door in ["/v1/me/limits", "/admin/v1/limits"] {
+        assert_eq!(owner.post(door, &set("acme/vision")).await.status, 200, "{door}");
+        let refused = [owner.post(door, &set("acme")).await, owner.post(door, &set("other")).await];
+        let refused = refused.into_iter().chain([bench.with(&bench.user).post(door, &set("acme/vision")).await]);
+        refused.for_each(|reply| assert_eq!((reply.status, reply.error_code().as_str()), (403, "insufficient_scope")));
+    }
+    let gone = json!({"account": "acme/vision", "remove": {"limit": "requests_per_minute"}});
+    assert_eq!(owner.post("/v1/me/limits", &gone).await.status, 200);
+    assert_eq!(owner.post("/v1/me/limits", &gone).await.status, 404, "it is gone");
     for beyond in ["acme", "other", "/"] {
         let refused = bench.limit(&bench.owner, beyond, 5).await;
         assert_eq!((refused.status, refused.error_code().as_str()), (403, "insufficient_scope"), "{beyond}");
@@ -179,7 +190,7 @@ async fn what_is_described_of_administration_is_what_its_handlers_read() {
         assert_eq!(described, known, "{path}: {message}");
         bodies += 1;
     }
-    assert_eq!(bodies, 10);
+    assert_eq!(bodies, 11);
 }
 
 #[tokio::test]
@@ -238,6 +249,32 @@ async fn to_other_accounts_a_model_that_belongs_to_one_is_as_a_model_that_is_not
     assert!(denied.iter().any(|line| line.contains(r#"model="unknown""#)), "{denied:?}");
     assert!(!denied.iter().any(|line| line.contains(MODEL)), "the model of another account is none: {denied:?}");
     assert_eq!(insider.post("/v1/chat/completions", &asks(MODEL)[0].1).await.status, 200);
+}
+
+#[tokio::test]
+async fn whoever_limits_a_model_is_not_told_whether_it_belongs_to_others() {
+    let bench = bench_with(Options { owner: Some("acme".parse().unwrap()), ..Options::default() }).await;
+    let operator = bench.with(&bench.operator);
+    let boss = json!({"account": "other", "name": "boss", "scopes": ["admin"]});
+    let made = operator.post("/admin/v1/keys", &boss).await.json();
+    let boss = bench.with(made["key"].as_str().unwrap());
+    // The server looks at the directory again after a moment.
+    while boss.get("/v1/me/keys").await.status == 401 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(boss.post("/admin/v1/accounts", &json!({"path": "other/x"})).await.status, 200);
+    let limit = async |client: &Client, account: &str, model: &str| {
+        let limit = json!({"limit": "tokens_per_day", "value": 5, "model": model});
+        client.post("/admin/v1/limits", &json!({"account": account, "set": limit})).await
+    };
+    let ghost = "test/nobody";
+    let (owned, unknown) = (limit(&boss, "other/x", MODEL).await, limit(&boss, "other/x", ghost).await);
+    assert_eq!((owned.status, owned.text().replace(MODEL, ghost)), (200, unknown.text()));
+    assert!(unknown.text().contains("no model `test/nobody` is served"), "{}", unknown.text());
+    for (key, account) in [(&bench.operator, "acme"), (&bench.owner, "acme/vision")] {
+        let stated = limit(&bench.with(key), account, MODEL).await;
+        assert_eq!(stated.json(), json!({"changed": true}), "whoever governs its owner may know of it");
+    }
 }
 
 #[tokio::test]
@@ -340,6 +377,41 @@ async fn a_key_that_is_rotated_hands_on_no_more_than_the_key_that_rotates_it_has
 }
 
 #[tokio::test]
+async fn what_one_account_uploaded_is_to_another_as_what_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = bench_with(Options { data_dir: Some(folder.path().to_owned()), ..Options::default() }).await;
+    let operator = bench.with(&bench.operator);
+    let make = async |account: &str| {
+        let asked = json!({"account": account, "name": "files", "scopes": ["batch", "inference"]});
+        let made = operator.post("/admin/v1/keys", &asked).await.json();
+        let client = bench.with(made["key"].as_str().unwrap());
+        // The server looks at the directory again after a moment.
+        while client.get("/v1/files").await.status == 401 {
+            tokio::task::yield_now().await;
+        }
+        client
+    };
+    let (owner, stranger) = (make("acme").await, make("other").await);
+    let file = upload(&owner, "{}").await.json()["id"].as_str().unwrap().to_owned();
+    let batch = json!({"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"});
+    let begun = owner.post("/v1/batches", &batch).await;
+    assert_eq!(begun.status, 200, "{}", begun.text());
+    let begun = begun.json()["id"].as_str().unwrap().to_owned();
+    let refused = stranger.post("/v1/batches", &batch).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (404, "not_found"), "{}", refused.text());
+    let cancel = format!("/v1/batches/{begun}/cancel");
+    assert_eq!(stranger.post(&cancel, &json!({})).await.status, 404);
+    for path in [format!("/v1/files/{file}"), format!("/v1/files/{file}/content"), format!("/v1/batches/{begun}")] {
+        assert_eq!((stranger.get(&path).await.status, owner.get(&path).await.status), (404, 200), "{path}");
+    }
+    assert_eq!(delete(&stranger, &format!("/v1/files/{file}")).await, 404);
+    for list in ["/v1/files", "/v1/batches"] {
+        let listed = async |client: &Client| client.get(list).await.json()["data"].as_array().unwrap().len();
+        assert_eq!((listed(&stranger).await, listed(&owner).await), (0, 1), "{list}");
+    }
+}
+
+#[tokio::test]
 async fn a_limit_for_a_model_that_is_not_served_is_stated_with_a_warning() {
     let bench = bench().await;
     let operator = bench.with(&bench.operator);
@@ -351,4 +423,35 @@ async fn a_limit_for_a_model_that_is_not_served_is_stated_with_a_warning() {
     };
     assert_eq!(warning(MODEL).await, None);
     assert!(warning("mistyped").await.is_some_and(|said| said.contains("no model `mistyped`")));
+    let of_a_key = async |name: &str, model: &str| {
+        let made = operator.post("/admin/v1/keys", &json!({"account": "acme", "name": name, "models": [model]})).await;
+        assert_eq!(made.status, 200, "{}", made.text());
+        made.json().get("warning").map(ToString::to_string)
+    };
+    assert_eq!(of_a_key("right", MODEL).await, None);
+    assert!(of_a_key("wrong", "mistyped").await.is_some_and(|said| said.contains("no model `mistyped`")));
+}
+
+#[tokio::test]
+async fn a_warning_does_not_tell_of_a_model_that_belongs_to_another_account() {
+    let bench = bench_with(Options { owner: Some("acme".parse().unwrap()), ..Options::default() }).await;
+    let operator = bench.with(&bench.operator);
+    let new = json!({"account": "other", "name": "k", "scopes": ["admin"]});
+    let made = operator.post("/admin/v1/keys", &new).await.json();
+    let outsider = bench.with(made["key"].as_str().unwrap());
+    // The server looks at the directory again after a moment.
+    while outsider.get("/v1/me/keys").await.status == 401 {
+        tokio::task::yield_now().await;
+    }
+    let warning = async |client: &Client, path: &str, body: Value| {
+        let reply = client.post(path, &body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json().get("warning").map(ToString::to_string)
+    };
+    let key = |name: &str, model: &str| json!({"name": name, "models": [model]});
+    let hidden = warning(&outsider, "/admin/v1/keys", key("a", MODEL)).await.expect("it is none of theirs");
+    let absent = warning(&outsider, "/admin/v1/keys", key("b", "test/nobody")).await.expect("there is none");
+    assert_eq!(hidden.replace(MODEL, "test/nobody"), absent);
+    assert_eq!(warning(&bench.with(&bench.owner), "/admin/v1/keys", key("c", MODEL)).await, None);
+    assert_eq!(warning(&operator, "/admin/v1/keys", key("d", MODEL)).await, None);
 }

@@ -111,6 +111,26 @@ async fn tool_calls_are_parsed_streamed_and_not() {
 }
 
 #[tokio::test]
+async fn a_stream_that_only_calls_adds_up_to_no_content_and_one_that_says_nothing_to_an_empty_text() {
+    let server = Server::start().await;
+    let client = server.client();
+    let tools = json!([{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]);
+    let call = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 12}}\n</tool_call>";
+    for (text, content) in [(call, Value::Null), ("", json!("")), ("so", json!("so"))] {
+        for extra in [json!({}), json!({"logprobs": true}), json!({"return_token_ids": true})] {
+            let mut body = said(&format!("say:{text}"), extra);
+            body["tools"] = tools.clone();
+            let whole = both_ways(&client, CHAT, body.clone()).await;
+            assert_eq!(whole["choices"][0]["message"]["content"], content, "{body}");
+            body["stream"] = json!(true);
+            let events = client.stream(CHAT, &body).await.events().await;
+            let first = &events[0]["choices"][0]["delta"];
+            assert_eq!(*first, json!({"role": "assistant", "content": null}), "as OpenAI begins a call");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_arguments_of_a_call_are_streamed_while_they_are_written() {
     let server = Server::start().await;
     let client = server.client();

@@ -29,7 +29,7 @@ fn jsonl(lines: &[Value]) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-async fn upload(client: &Client, content: &str) -> Reply {
+pub(crate) async fn upload(client: &Client, content: &str) -> Reply {
     let form = format!(
         "--edge\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--edge\r\ncontent-disposition: \
          form-data; name=\"file\"; filename=\"in.jsonl\"\r\n\r\n{content}\r\n--edge--\r\n"
@@ -320,7 +320,7 @@ async fn a_limit_of_the_key_slows_a_batch_and_fails_none_of_it() {
 }
 
 #[tokio::test]
-async fn what_is_kept_is_bounded_and_only_its_owners() {
+async fn what_is_kept_is_bounded_and_goes_when_it_is_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let batches = BatchBounds { max_file_bytes: 100, max_files: 1, ..BatchBounds::default() };
     let server = Server::with(Options { batches, ..keeping(&folder) }).await;

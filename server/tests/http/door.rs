@@ -21,7 +21,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::version::TLS12;
+use tokio_rustls::rustls::{ALL_VERSIONS, ClientConfig, ProtocolVersion, RootCertStore, SupportedProtocolVersion};
 
 const CHAT: &str = "/v1/chat/completions";
 const PAGE: &str = "https://app.example";
@@ -55,11 +56,15 @@ async fn ask_http2(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     serde_json::from_slice(&bytes).unwrap()
 }
 
-async fn shake_hands(server: &Server, protocol: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
+async fn shake_hands(
+    server: &Server,
+    protocol: &[u8],
+    versions: &[&'static SupportedProtocolVersion],
+) -> tokio_rustls::client::TlsStream<TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(fixture("tls-certificate.pem")).unwrap()).unwrap();
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
@@ -81,10 +86,13 @@ async fn http2_is_spoken_without_being_asked_for() {
 #[tokio::test]
 async fn tls_carries_http2_and_http1() {
     let server = Server::with(Options { tls: Some(tls()), ..Options::default() }).await;
-    let stream = shake_hands(&server, b"h2").await;
-    let answer = ask_http2(stream, "https://localhost").await;
-    assert_eq!(answer["choices"][0]["message"]["content"], "hello");
-    let stream = shake_hands(&server, b"http/1.1").await;
+    for (offered, spoken) in [(ALL_VERSIONS, ProtocolVersion::TLSv1_3), (&[&TLS12][..], ProtocolVersion::TLSv1_2)] {
+        let stream = shake_hands(&server, b"h2", offered).await;
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(spoken));
+        let answer = ask_http2(stream, "https://localhost").await;
+        assert_eq!(answer["choices"][0]["message"]["content"], "hello");
+    }
+    let stream = shake_hands(&server, b"http/1.1", ALL_VERSIONS).await;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let request = Request::get("/health").header("host", "localhost").body(Body::empty()).unwrap();

@@ -438,6 +438,7 @@ async fn a_client_that_leaves_before_its_whole_answer_frees_its_place() {
         tokio::task::yield_now().await;
     }
     leaver.abort();
+    until(|| server.state.ledger().totals().open == 0).await;
     gate.release();
     server.assert_at_rest().await;
     assert!(server.engine.stats().generated_tokens_total < 1500);

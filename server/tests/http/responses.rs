@@ -111,4 +111,23 @@ async fn reasoning_is_an_item_of_its_own_and_its_tokens_are_counted() {
     assert_eq!([&whole["output"][0]["type"], &whole["output"][1]["type"]], [&kinds[0], &kinds[1]]);
     assert_eq!(whole["output"][0]["content"][0]["text"], "A sum, été.");
     assert_eq!(whole["usage"]["output_tokens_details"]["reasoning_tokens"], thought.len());
+    assert_eq!(whole["output"][0].get("encrypted_content"), None);
+}
+
+#[tokio::test]
+async fn reasoning_is_handed_back_by_a_client_that_keeps_no_text_of_it() {
+    let server = Server::start().await;
+    let client = server.client();
+    let include = json!({"include": ["reasoning.encrypted_content"]});
+    let whole = response_both_ways(&client, ask(json!("say:<think>\nA sum.\n</think>\n\n19"), include)).await;
+    let mut thought = whole["output"][0].clone();
+    thought.as_object_mut().unwrap().shift_remove("content");
+    let user = |said: &str| json!({"role": "user", "content": said});
+    let input = json!([user("hi"), thought, whole["output"][1], user("say:yes")]);
+    let reply = client.post(RESPONSES, &ask(input.clone(), json!({}))).await;
+    assert_eq!(reply.json()["output"][0]["content"][0]["text"], "yes", "{}", reply.text());
+    let mut foreign = input;
+    foreign[1]["encrypted_content"] = json!("gAAAAABn");
+    let reply = client.post(RESPONSES, &ask(foreign, json!({}))).await;
+    assert_eq!((reply.status, reply.param().as_deref()), (400, Some("input[1].encrypted_content")));
 }

@@ -238,17 +238,50 @@ async fn what_ends_early_is_refused_however_short_the_moment() {
     server.assert_at_rest().await;
 }
 
-#[tokio::test]
-async fn who_writes_no_more_is_not_waited_for() {
-    let gate = Gate::closed();
-    let server = Server::with(Options { gate: gate.clone(), ..Options::default() }).await;
+/// Says this to a server whose model stands still.
+async fn say_and_wait(server: &Server, is_streamed: bool) -> TcpStream {
+    let mut body = chat(4);
+    body["stream"] = json!(is_streamed);
+    let body = body.to_string();
     let mut connection = TcpStream::connect(server.address).await.unwrap();
-    let body = chat(400).to_string();
     connection.write_all(said(body.len(), &body).as_bytes()).await.unwrap();
-    assert!(connection.read(&mut [0; 4096]).await.unwrap() > 0, "it runs");
-    connection.shutdown().await.unwrap();
-    let told = read_all(&mut connection).await;
-    assert!(!told.contains("[DONE]"), "{told}");
-    gate.release();
-    server.assert_at_rest().await;
+    until(|| server.state.ledger().totals().open == 1).await;
+    connection
+}
+
+#[tokio::test]
+async fn who_writes_no_more_is_answered_however_long_that_takes() {
+    for (is_streamed, waiting, end) in [(true, ": waiting\n\n", "[DONE]"), (false, " 100 Continue\r\n", "\"length\"")] {
+        let gate = Gate::closed();
+        let server = Server::with(Options { gate: gate.clone(), ..Options::default() }).await;
+        let mut connection = say_and_wait(&server, is_streamed).await;
+        connection.shutdown().await.unwrap();
+        let mut told = String::new();
+        while !told.contains(waiting) {
+            let mut bytes = [0; 4096];
+            let count = connection.read(&mut bytes).await.unwrap();
+            assert!(count > 0, "{told}");
+            told.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        }
+        gate.release();
+        told.push_str(&read_all(&mut connection).await);
+        assert!(told.contains("HTTP/1.1 200 OK\r\n") && told.contains(end), "{told}");
+        server.assert_at_rest().await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_gone_is_not_waited_for() {
+    for is_streamed in [true, false] {
+        let gate = Gate::closed();
+        let server = Server::with(Options { gate: gate.clone(), ..Options::default() }).await;
+        let mut connection = say_and_wait(&server, is_streamed).await;
+        if is_streamed {
+            assert!(connection.read(&mut [0; 4096]).await.unwrap() > 0, "it has begun");
+        }
+        drop(connection);
+        until(|| server.state.ledger().totals().open == 0).await;
+        gate.release();
+        server.assert_at_rest().await;
+    }
 }

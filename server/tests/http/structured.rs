@@ -52,9 +52,10 @@ async fn each_way_to_ask_for_a_structure_is_kept() {
     let is_object = |text: &str| serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object());
     let schema = number_schema();
     type Check = fn(&str) -> bool;
-    let cases: [(Value, Check); 13] = [
+    let cases: [(Value, Check); 14] = [
         (json_schema(&schema), is_sum),
         (json!({"response_format": {"type": "json_object", "schema": schema}}), is_sum),
+        (json!({"response_format": {"type": "json_object", "value": schema}}), is_sum),
         (json!({"guided_json": schema}), is_sum),
         (json!({"guided_json": schema.to_string()}), is_sum),
         (json!({"structured_outputs": {"json": schema}}), is_sum),

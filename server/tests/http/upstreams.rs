@@ -196,6 +196,20 @@ async fn whatever_an_upstream_does_is_told_in_openais_shape_and_bills_nothing() 
 }
 
 #[tokio::test]
+async fn a_redirect_of_an_upstream_is_not_followed() {
+    let elsewhere = Scripted::always(Act::Say(chat_answer(&["there"], 9))).await;
+    let location: &str = format!("location: http://{}/v1/chat/completions\r\n", elsewhere.address).leak();
+    // Those that have the same request sent again, body and all.
+    for status in [307, 308] {
+        let upstream = Scripted::always(Act::Refuse(status, location, "")).await;
+        let server = gateway(&[upstream.address]).await;
+        let reply = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_failed"), "{}", reply.text());
+        assert!(!upstream.asked().is_empty() && elsewhere.asked().is_empty(), "{status}");
+    }
+}
+
+#[tokio::test]
 async fn what_one_upstream_breaks_another_answers_under_the_same_reservation() {
     let broken = Scripted::always(Act::Break).await;
     let well = Scripted::always(Act::Say(chat_answer(&["fine"], 9))).await;

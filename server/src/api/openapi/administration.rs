@@ -80,6 +80,7 @@ pub(super) const ADMINISTRATION: &[Operation] = &[
     remove("/v1/me/keys/{id}", "revokeOwnKey", "Refuse one of these keys from now on", ID),
     administer("/v1/me/keys/{id}/rotate", "rotateOwnKey", "Give one of these keys a new secret", ID, ROTATE),
     get("/v1/me/limits", "ownLimits", "The limits on the key, and what is left of them", &[], Answer::Json("Any")),
+    administer("/v1/me/limits", "changeOwnLimit", "State or take away a limit below the account", &[], LIMIT),
     get("/v1/me/usage", "ownUsage", "What the account and those below have used", WINDOW, Answer::Json("Any")),
 ];
 

@@ -225,7 +225,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
     get("/openapi.json", "openapi", "This document", &[], Answer::Json("Any")),
     get("/compare", "comparePage", "A page that compares models in a browser", &[], Answer::Text("text/html")),
     get("/docs", "docs", "This document, for people", &[], Answer::Text("text/html")),
-    get("/", "home", "A page to try the models in a browser; plain text elsewhere", &[], Answer::Text("text/plain")),
+    get("/", "home", "A page to try the models in a browser", &[], Answer::Text("text/html")),
 ];
 
 pub(super) const fn get(

@@ -41,7 +41,7 @@ const SHARED: &[(&str, &str)] = &[
     ("guided_grammar", r#"{"type": "string", "description": "Lark"}"#),
     ("regex", STRING),
     ("json_schema", r#"{"anyOf": [{"type": "object"}, {"type": "boolean"}, {"type": "string"}], "examples": [{"type": "object"}]}"#),
-    ("reasoning_effort", r#"{"enum": ["none", "minimal", "low", "medium", "high", "xhigh"], "description": "if the model's chat template has a name for it", "examples": ["none", "xhigh"]}"#),
+    ("reasoning_effort", r#"{"enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max"], "description": "if the model's chat template has a name for it", "examples": ["none", "max"]}"#),
     ("frequency_penalty", r#"{"type": "number", "minimum": -2, "maximum": 2}"#),
     ("presence_penalty", r#"{"type": "number", "minimum": -2, "maximum": 2}"#),
     ("repetition_penalty", r#"{"type": "number", "minimum": 0.01, "maximum": 10}"#),
@@ -103,8 +103,9 @@ const SHARED: &[(&str, &str)] = &[
     ("endpoint", r#"{"enum": ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"], "examples": ["/v1/embeddings"]}"#),
     ("completion_window", r#"{"enum": ["24h"], "examples": ["24h"]}"#),
     ("text", r#"{"type": "object", "properties": {"format": {"type": "object"}, "verbosity": {"const": "medium"}}, "additionalProperties": false, "examples": [{"format": {"type": "text"}}]}"#),
-    ("reasoning", r#"{"type": "object", "properties": {"effort": {"type": ["string", "null"]}, "summary": {"enum": ["auto", null]}, "generate_summary": {"enum": ["auto", null]}}, "additionalProperties": false, "examples": [{}]}"#),
-    ("include", r#"{"type": "array", "items": {"enum": ["message.output_text.logprobs"]}, "examples": [["message.output_text.logprobs"]]}"#),
+    ("reasoning", r#"{"type": "object", "properties": {"effort": {"type": ["string", "null"]}, "summary": {"enum": ["auto", null]}, "generate_summary": {"enum": ["auto", null]}, "context": {"type": "null"}, "mode": {"type": "null"}}, "additionalProperties": false, "examples": [{}]}"#),
+    ("include", r#"{"type": "array", "items": {"enum": ["message.output_text.logprobs", "reasoning.encrypted_content"]}, "examples": [["message.output_text.logprobs", "reasoning.encrypted_content"]]}"#),
+    ("client_metadata", r#"{"type": "object", "description": "what a client says of itself; changes nothing, and is not kept", "examples": [{"session": "a"}]}"#),
 ];
 
 /// Where a door gives a name another meaning.

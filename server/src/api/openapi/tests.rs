@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::operations::{
-    BATCH, CHAT, CLASSIFY, COMPARISON, COMPLETION, DETOKENIZE, EMBEDDING, FILE, RERANK, RESPONSE, SCORE, TOKENIZE,
+    BATCH, CHAT, CLASSIFY, COMPARISON, COMPLETION, DETOKENIZE, EMBEDDING, FILE, Parameter, RERANK, RESPONSE, SCORE,
+    TOKENIZE,
 };
 use super::*;
 use crate::api::all_routes;
@@ -19,6 +20,9 @@ use crate::api::wire::embeddings::read_embeddings;
 use crate::api::wire::request::RequestBounds;
 use crate::api::wire::responses::read_response;
 use crate::api::wire::scores::{read_classify, read_rerank, read_score};
+use nested::inside;
+
+mod nested;
 
 type Read = fn(Value, Reader, &RequestBounds) -> Result<(), ApiError>;
 
@@ -194,10 +198,13 @@ fn table_file() -> PathBuf {
 fn fields_table() -> String {
     let mut text = "# Fields of the OpenAI routes\n\n\
         Every field that a route knows: honoured, or known and refused by name at any value but those listed. `null` means\n\
-        absent everywhere. A field that is not here is refused as unknown, unless `api.unknown_fields = \"warn\"`. Made from the\n\
-        tables that the readers use by `cargo test -p passerelle --lib fields_table -- --ignored`; a test compares the two.\n\n\
+        absent everywhere, in messages and items under any name. A field that is not here is refused as unknown, unless\n\
+        `api.unknown_fields = \"warn\"`. Made from the tables that the readers use by\n\
+        `cargo test -p passerelle --lib fields_table -- --ignored`; a test compares the two.\n\n\
+        A dot leads into an object, `[]` into every entry of a list, and `[name]` into those of that type.\n\n\
         Of `user` and `safety_identifier` the second is accounted where both are given. `prompt_cache_key` changes no answer: with\n\
-        the prompt's beginning it chooses the replica, and it names the session that an alias keeps to one model.\n"
+        the prompt's beginning it chooses the replica, and it names the session that an alias keeps to one model. `client_metadata`, what a\n\
+        client says of itself, changes nothing and is not kept.\n"
         .to_owned();
     let tables = doors().into_iter().map(|(route, body, ..)| (route, body));
     let tables: Vec<_> = tables.chain([("POST /v1/files, a form", FILE)]).collect();
@@ -207,19 +214,43 @@ fn fields_table() -> String {
         fields.sort_by_key(|field| field.name);
         for field in fields {
             let required = if body.required.contains(&field.name) { ", required" } else { "" };
-            let said = match field.support {
-                Support::Honoured => format!("honoured{required}"),
-                Support::Neutral("[]") => "refused".to_owned(),
-                Support::Neutral(values) => {
-                    let values: Vec<Value> = serde_json::from_str(values).unwrap();
-                    let values: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
-                    format!("refused, except at {}", values.join(", "))
-                }
-            };
-            writeln!(text, "| `{}` | {said} |", field.name).unwrap();
+            writeln!(text, "| `{}` | {}{required} |", field.name, said_of(field)).unwrap();
+        }
+        for (place, table) in inside(body.door) {
+            let mut fields: Vec<&Field> = table.iter().collect();
+            fields.sort_by_key(|field| field.name);
+            for field in fields {
+                writeln!(text, "| `{place}.{}` | {} |", field.name, said_of(field)).unwrap();
+            }
+        }
+    }
+    for operation in OPERATIONS {
+        let parameters = operation.parameters.iter().map(Parameter::describe);
+        let names =
+            parameters.filter(|parameter| parameter["in"] == "query").map(|parameter| parameter["name"].clone());
+        let mut names: Vec<String> = names.filter_map(|name| name.as_str().map(str::to_owned)).collect();
+        names.sort();
+        if !names.is_empty() {
+            let method = operation.method.to_uppercase();
+            write!(text, "\n## {method} {}, in its query\n\n| field | |\n| --- | --- |\n", operation.path).unwrap();
+        }
+        for name in names {
+            writeln!(text, "| `{name}` | honoured |").unwrap();
         }
     }
     text
+}
+
+fn said_of(field: &Field) -> String {
+    match field.support {
+        Support::Honoured => "honoured".to_owned(),
+        Support::Neutral("[]") => "refused".to_owned(),
+        Support::Neutral(values) => {
+            let values: Vec<Value> = serde_json::from_str(values).unwrap();
+            let values: Vec<String> = values.iter().map(|value| format!("`{value}`")).collect();
+            format!("refused, except at {}", values.join(", "))
+        }
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! `/admin/v1`, and `/v1/me/keys`: accounts, limits and keys, for keys with the scope `admin`, each within its own part of
-//! the tree, also where nobody needs a key otherwise; and for the operator of this machine ([`crate::api::admin_backend`]).
+//! `/admin/v1`, and what changes something under `/v1/me`: accounts, limits and keys, for keys with the scope `admin`, each
+//! within its own part of the tree, also where nobody needs a key otherwise; and for the operator of this machine
+//! ([`crate::api::admin_backend`]).
 
 mod accounts;
 mod audited;
@@ -17,6 +18,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use serde::de::DeserializeOwned;
 use serde_json::json;
+
+pub(crate) use accounts::change_limit;
 
 use super::me::{in_query, sums};
 use super::require;
@@ -149,6 +152,18 @@ fn require_real_models<'a>(
     let Some(alias) = models.find(|model| backend.is_alias(model)) else { return Ok(()) };
     let message = format!("`{}` stands for other models; name those.", echoed(alias));
     Err(ApiError::new(ErrorKind::InvalidValue, message).param("model"))
+}
+
+/// A limit or a key may be made before its model is served; mistyped, it would never apply. Only a server knows what there
+/// is, and tells nobody of a model that belongs to others.
+fn warning_of_unserved<'a>(
+    backend: &impl AdminBackend,
+    caller: &Caller,
+    mut models: impl Iterator<Item = &'a str>,
+) -> Option<String> {
+    let state = backend.server()?;
+    let model = models.find(|model| !state.tells_of(caller, model))?;
+    Some(format!("no model `{}` is served yet; is its name right?", echoed(model)))
 }
 
 async fn read<T: DeserializeOwned>(request: Request, backend: &impl AdminBackend) -> Result<T, ApiError> {

@@ -23,7 +23,7 @@ use crate::api::wire::chat::read_chat;
 use crate::api::wire::completions::read_completions;
 use crate::api::wire::forward::Outgoing;
 use crate::api::wire::request::{GenerateRequest, Prompt, ReadRequest};
-use crate::api::wire::response_answer::{Logprobs, ResponseAnswer};
+use crate::api::wire::response_answer::ResponseAnswer;
 use crate::api::wire::responses::{ReadResponse, read_response};
 
 /// Which route a body came through.
@@ -113,9 +113,8 @@ fn read(state: &AppState, body: Value, door: Door) -> Result<(ReadRequest, Form)
         Door::Chat => of_choices(AnswerKind::Chat, read_chat(body, state.reader(), bounds)?),
         Door::Completions => of_choices(AnswerKind::Completion, read_completions(body, state.reader(), bounds)?),
         Door::Responses => {
-            let ReadResponse { request, repeated } = read_response(body, state.reader(), bounds)?;
-            let logprobs = request.generate.output.logprobs.map_or(Logprobs::Hidden, |_| Logprobs::Shown);
-            (request, Box::new(move |head| Box::new(ResponseAnswer::new(head, repeated, logprobs))))
+            let ReadResponse { request, repeated, included } = read_response(body, state.reader(), bounds)?;
+            (request, Box::new(move |head| Box::new(ResponseAnswer::new(head, repeated, included))))
         }
     })
 }

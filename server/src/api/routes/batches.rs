@@ -60,6 +60,7 @@ pub(crate) async fn create(State(state): State<AppState>, request: Request) -> R
         output_file_id: None,
         error_file_id: None,
         created_at: now,
+        serial: 0,
         expires_at: now.saturating_add(WINDOW_SECONDS),
         reached_at: BTreeMap::new(),
         ending: None,

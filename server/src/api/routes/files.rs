@@ -62,7 +62,8 @@ pub(crate) async fn upload(State(state): State<AppState>, request: Request) -> R
     let (filename, upload): (String, Upload) = required(received, "file")?;
     let created_at = state.clock().wall().as_secs();
     let file = on_disk(&state, move || {
-        store.keep(upload, |id, bytes| StoredFile { id, owner, filename, purpose: Purpose::Batch, bytes, created_at })
+        let purpose = Purpose::Batch;
+        store.keep(upload, |id, bytes| StoredFile { id, owner, filename, purpose, bytes, created_at, serial: 0 })
     });
     Ok(Json(file_json(&file.await?)).into_response())
 }

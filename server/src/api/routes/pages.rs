@@ -2,11 +2,9 @@
 //! embedded document that loads nothing from elsewhere; its policy forbids browsers to do so.
 
 use axum::Json;
-use axum::extract::{Request, State};
-use axum::http::HeaderMap;
+use axum::extract::State;
 use axum::http::header::{
-    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::response::{IntoResponse, Response};
 
@@ -24,16 +22,9 @@ const SHARED: &str = "SHARED";
 /// Stands in the pages where each answer's own word goes: only what carries that word runs.
 const NONCE: &str = "NONCE";
 
-/// A page for browsers; a few lines for everything else.
-pub(crate) async fn home(request: Request) -> Response {
-    let mut response = if wants_html(request.headers()) { page(HOME) } else { PLAIN.into_response() };
-    response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
-    response
+pub(crate) async fn home() -> Response {
+    page(HOME)
 }
-
-const PLAIN: &str = "Passerelle serves language models over an OpenAI-compatible API.\n\
-     Point a client at /v1, or try GET /v1/models; /docs and /openapi.json describe every route.\n\
-     /health, /ready and /metrics are for operators.\n";
 
 pub(crate) async fn docs() -> Response {
     page(DOCS)
@@ -45,10 +36,6 @@ pub(crate) async fn compare() -> Response {
 
 pub(crate) async fn openapi(State(state): State<AppState>) -> Response {
     Json(document(&state)).into_response()
-}
-
-fn wants_html(headers: &HeaderMap) -> bool {
-    headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("text/html"))
 }
 
 fn page(source: &'static str) -> Response {

@@ -1,5 +1,5 @@
 //! A connection whose patience is bounded: a peer that takes nothing is cut, one whose request does not come is told so, one
-//! that writes no more is answered if that can be done at once, and one that still writes when its answer is complete
+//! that writes no more is answered unless it turns out to be gone, and one that still writes when its answer is complete
 //! is given a moment, so that it reads the answer instead of a reset.
 
 use std::io;
@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::head::Awaited;
-use super::turns::Turns;
+use super::turns::{Stage, Turns};
 use crate::api::errors::{ApiError, ErrorKind};
 
 /// How long a peer may go on writing after the last answer.
@@ -19,13 +19,18 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How much of it is read and thrown away.
 const MAX_LINGER_BYTES: usize = 64 << 20;
 const SCRATCH_BYTES: usize = 16 << 10;
+/// What an answer may be announced with as often as one likes (RFC 9110, 15.2).
+const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// How often a peer that writes no more is asked whether it is there.
+const ASK_AGAIN_AT_LEAST: Duration = Duration::from_millis(1);
+const ASK_AGAIN_AT_MOST: Duration = Duration::from_secs(1);
 
 /// How long a peer is waited for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     /// From the connection, or the end of the previous answer, to the end of a request's head.
     pub(super) head: Duration,
-    /// With the answer to a peer that writes no more.
+    /// Before a peer that writes no more is asked whether it is there; twice as long before it is asked again, and so on.
     pub(super) half_closed: Duration,
     /// While it takes nothing of an answer.
     pub(super) write: Duration,
@@ -36,11 +41,16 @@ pub(super) struct Patient<S> {
     patience: Patience,
     turns: Turns,
     head: Head,
-    /// Runs while the end of what the peer writes is kept from the HTTP library, which would drop what it answers.
-    half_closed: Option<Pin<Box<Sleep>>>,
+    /// Lasts while the end of what the peer writes is kept from the HTTP library, which would drop what it answers.
+    half_closed: Option<HalfClosed>,
     /// Runs while a write waits for the peer.
     stalled: Option<Pin<Box<Sleep>>>,
     closing: Closing,
+}
+
+struct HalfClosed {
+    ask_again: Pin<Box<Sleep>>,
+    period: Duration,
 }
 
 enum Closing {
@@ -60,6 +70,17 @@ enum Head {
     },
     /// HTTP/2 has frames from here on.
     Framed,
+}
+
+impl HalfClosed {
+    fn new(period: Duration) -> Self {
+        Self { ask_again: Box::pin(sleep(period)), period }
+    }
+
+    /// Whoever was there is asked ever more rarely.
+    fn put_off(&mut self) {
+        *self = Self::new((self.period * 2).clamp(ASK_AGAIN_AT_LEAST, ASK_AGAIN_AT_MOST));
+    }
 }
 
 impl<S> Patient<S> {
@@ -89,19 +110,6 @@ impl<S> Patient<S> {
         }
     }
 
-    /// A peer that is gone looks the same as one that only writes no more, so this is short.
-    fn poll_half_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        // What is still to be written of an answer that has ended is taken or cut with the write that waits.
-        if self.stalled.is_some() {
-            return Poll::Pending;
-        }
-        if !self.turns.is_any_running() {
-            return Poll::Ready(());
-        }
-        let held = self.half_closed.get_or_insert_with(|| Box::pin(sleep(self.patience.half_closed)));
-        held.as_mut().poll(context)
-    }
-
     /// Passes on what a write came to, unless it has waited for too long.
     fn patiently<T>(&mut self, outcome: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
@@ -115,6 +123,60 @@ impl<S> Patient<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Patient<S> {
+    /// Ready when the HTTP library is to know that the peer writes no more.
+    ///
+    /// A peer that is gone looks the same, but its system refuses what is written to it. So something is written that says
+    /// nothing, and what comes of it is seen at the next attempt. Requests that are not all there, or of HTTP/2, are not
+    /// waited for.
+    fn poll_half_closed(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What is still to be written of an answer that has ended is taken or cut with the write that waits.
+        if self.stalled.is_some() {
+            return Poll::Pending;
+        }
+        let stage = match self.turns.stage() {
+            Stage::Idle => return Poll::Ready(Ok(())),
+            _ if matches!(self.head, Head::Framed) => Stage::Asked,
+            stage => stage,
+        };
+        let mut held = self.half_closed.take().unwrap_or_else(|| HalfClosed::new(self.patience.half_closed));
+        let mut end = Poll::Pending;
+        while end.is_pending() && held.ask_again.as_mut().poll(context).is_ready() {
+            end = self.ask(stage, context);
+            if end.is_pending() {
+                held.put_off();
+            }
+        }
+        self.half_closed = Some(held);
+        end
+    }
+
+    /// Ready where nothing can be asked, and where nobody is there any more.
+    fn ask(&mut self, stage: Stage, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match stage {
+            Stage::Idle | Stage::Asked => Poll::Ready(Ok(())),
+            Stage::Silent => match self.say_wait(context) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+            Stage::Answering => {
+                self.turns.prod();
+                Poll::Pending
+            }
+        }
+    }
+
+    fn say_wait(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        // There is room for so little; whoever takes nothing at all is asked again.
+        let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(context, INTERIM) else { return Ok(()) };
+        if written? < INTERIM.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        match Pin::new(&mut self.stream).poll_flush(context) {
+            Poll::Ready(flushed) => flushed,
+            Poll::Pending => Ok(()),
+        }
+    }
+
     /// Answers for a head of which only a part came. Not where that part may be HTTP/2, nor while an earlier answer is
     /// still on its way. There is room for so little; a peer that does not take it is cut all the same.
     fn say_of_half_a_head(&mut self, context: &mut Context<'_>, error: &ApiError) {
@@ -155,7 +217,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Patient<S> {
         match outcome {
             Poll::Ready(Ok(())) if buf.filled().len() > before => self.look_for_head(&buf.filled()[before..]),
             Poll::Ready(Ok(())) if buf.remaining() > 0 => {
-                ready!(self.poll_half_closed(context));
+                ready!(self.poll_half_closed(context))?;
                 self.say_of_half_a_head(context, &too_short());
             }
             Poll::Pending => {
@@ -218,6 +280,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::Version;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
     use tokio::time::{Instant, timeout};
 
@@ -264,7 +327,7 @@ mod tests {
             let (mut patient, turns) = patient(ours);
             theirs.write_all(HEAD.as_bytes()).await.unwrap();
             patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
-            drop(turns.begin());
+            drop(turns.begin(Version::HTTP_11));
             theirs.write_all(said.as_bytes()).await.unwrap();
             let error = patient.read_exact(&mut [0; 64]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{said}");
@@ -304,19 +367,61 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_of_what_a_peer_writes_is_seen_a_moment_later_while_a_request_runs() {
+    async fn the_end_of_half_a_request_or_of_one_that_cannot_be_told_to_wait_is_seen_a_moment_later() {
+        for (version, is_whole) in [(Version::HTTP_11, false), (Version::HTTP_10, true)] {
+            let (ours, mut theirs) = duplex(1024);
+            let (mut patient, turns) = patient(ours);
+            theirs.write_all(HEAD.as_bytes()).await.unwrap();
+            patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+            let turn = turns.begin(version);
+            if is_whole {
+                turn.hear();
+            }
+            theirs.shutdown().await.unwrap();
+            let begin = Instant::now();
+            assert_eq!(patient.read(&mut [0; 8]).await.unwrap(), 0);
+            assert_eq!(begin.elapsed(), PATIENCE.half_closed);
+            drop(turn);
+            assert_eq!(patient.read(&mut [0; 8]).await.unwrap(), 0);
+            assert_eq!(begin.elapsed(), PATIENCE.half_closed, "nothing runs any more");
+            drop(patient);
+            assert_eq!(read_all(theirs).await, "");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_writes_no_more_is_told_to_wait_until_it_is_answered() {
         let (ours, mut theirs) = duplex(1024);
         let (mut patient, turns) = patient(ours);
         theirs.write_all(HEAD.as_bytes()).await.unwrap();
         patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
-        let turn = turns.begin();
+        let turn = turns.begin(Version::HTTP_11);
+        turn.hear();
         theirs.shutdown().await.unwrap();
-        let begin = Instant::now();
-        assert_eq!(patient.read(&mut [0; 8]).await.unwrap(), 0);
-        assert_eq!(begin.elapsed(), PATIENCE.half_closed);
+        let waited = timeout(Duration::from_secs(2), patient.read(&mut [0; 8])).await;
+        assert!(waited.is_err(), "it is not answered yet: {waited:?}");
         drop(turn);
         assert_eq!(patient.read(&mut [0; 8]).await.unwrap(), 0);
-        assert_eq!(begin.elapsed(), PATIENCE.half_closed, "nothing runs any more");
+        drop(patient);
+        let told = read_all(theirs).await;
+        let interim = std::str::from_utf8(INTERIM).unwrap();
+        let times = told.matches(interim).count();
+        assert_eq!(told, interim.repeat(times));
+        assert!((2..10).contains(&times), "ever more rarely: {told}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_gone_is_found_out_when_it_is_told_to_wait() {
+        let (ours, mut theirs) = duplex(1024);
+        let (mut patient, turns) = patient(ours);
+        theirs.write_all(HEAD.as_bytes()).await.unwrap();
+        patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+        let turn = turns.begin(Version::HTTP_11);
+        turn.hear();
+        drop(theirs);
+        let begin = Instant::now();
+        let error = patient.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!((error.kind(), begin.elapsed()), (io::ErrorKind::BrokenPipe, PATIENCE.half_closed));
     }
 
     #[tokio::test(start_paused = true)]
@@ -367,7 +472,7 @@ mod tests {
         let mut bytes = vec![0; heads.len()];
         theirs.write_all(heads.as_bytes()).await.unwrap();
         patient.read_exact(&mut bytes).await.unwrap();
-        let (first, second) = (turns.begin(), turns.begin());
+        let (first, second) = (turns.begin(Version::HTTP_11), turns.begin(Version::HTTP_11));
         drop(first);
         let further = timeout(10 * PATIENCE.head, patient.read(&mut bytes)).await;
         assert!(further.is_err(), "the second is still answered: {further:?}");

@@ -10,9 +10,10 @@ use passerelle_models::ModelDigest;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::chat_answer::{self, Content};
+use super::completion_answer;
 use super::request::{Output, StreamUsage};
 use super::usage::{ReasoningTokens, usage_json};
-use super::{chat_answer, completion_answer};
 use crate::api::delta::{Choice, ChoiceDelta};
 use crate::api::errors::ApiError;
 use crate::api::launch::LivePrompt;
@@ -127,7 +128,8 @@ pub(crate) struct Answer {
     /// repeats it.
     chunk_head: String,
     output: Output,
-    num_choices: usize,
+    /// Of each choice of a streamed chat.
+    contents: Vec<Content>,
     reasoning: ReasoningTokens,
     /// Those of a whole answer, so far.
     choices: Vec<Choice>,
@@ -144,7 +146,8 @@ impl AnswerForm for Answer {
     fn opening(&mut self, usage: Usage) -> Vec<Part> {
         match self.kind {
             AnswerKind::Chat => {
-                let roles = (0..self.num_choices).map(|index| [chat_answer::role_choice(index)]);
+                let choices = self.contents.iter().enumerate();
+                let roles = choices.map(|(index, content)| [chat_answer::role_choice(index, *content)]);
                 roles.map(|role| self.chunk_of(&role, usage)).collect()
             }
             AnswerKind::Completion => Vec::new(),
@@ -155,7 +158,9 @@ impl AnswerForm for Answer {
         self.reasoning.count(&piece);
         let part = match self.kind {
             AnswerKind::Chat => {
-                chat_answer::chunk_choice(&piece, &self.output).map(|choice| self.chunk_of(&[choice], usage))
+                let content = self.content_with(&piece);
+                let choice = chat_answer::chunk_choice(&piece, &self.output, content);
+                choice.map(|choice| self.chunk_of(&[choice], usage))
             }
             AnswerKind::Completion => {
                 completion_answer::chunk_choice(&piece, &self.output).map(|choice| self.chunk_of(&[choice], usage))
@@ -211,7 +216,15 @@ impl Answer {
         };
         let mut chunk_head = json_text(&head.to_json(kind, object));
         chunk_head.pop();
-        Self { kind, head, chunk_head, output, num_choices, reasoning: ReasoningTokens::default(), choices: Vec::new() }
+        let contents = vec![Content::at_start(&output); num_choices];
+        Self { kind, head, chunk_head, output, contents, reasoning: ReasoningTokens::default(), choices: Vec::new() }
+    }
+
+    /// What the chunks of a choice have said once this piece is said too.
+    fn content_with(&mut self, piece: &ChoiceDelta) -> Content {
+        let Some(content) = self.contents.get_mut(piece.index) else { return Content::Text };
+        *content = content.with(&piece.delta);
+        *content
     }
 
     fn chunk_of(&self, choices: &[impl Serialize], usage: Usage) -> Part {

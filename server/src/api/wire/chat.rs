@@ -46,6 +46,10 @@ pub(crate) const CHAT_FIELDS: &[Field] = &[
     neutral("verbosity", r#"["medium"]"#),
     neutral("web_search_options", "[]"),
     neutral("moderation", "[]"),
+    // What is done anyway, under the names of vLLM and SGLang.
+    neutral("include_reasoning", "[true]"),
+    neutral("separate_reasoning", "[true]"),
+    neutral("stream_reasoning", "[true]"),
 ];
 
 const EFFORT: &str = "reasoning_effort";
@@ -55,7 +59,7 @@ pub(crate) fn read_chat(body: Value, mut reader: Reader, bounds: &RequestBounds)
     let model = required(fields.string("model")?, "model")?;
     let prompt = read_chat_prompt(&mut fields, &mut reader, bounds)?;
     let sampling = read_sampling(&mut fields, bounds)?;
-    let output = read_chat_output(&mut fields, &mut reader)?;
+    let output = Output { offers_tools: !prompt.tools.is_empty(), ..read_chat_output(&mut fields, &mut reader)? };
     let choices = read_choices(&mut fields, bounds)?;
     let structure = read_structure(&mut fields, &mut reader)?;
     let attribution = read_attribution(&mut fields)?;

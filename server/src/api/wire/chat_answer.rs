@@ -29,7 +29,7 @@ enum ChunkDelta<'a> {
     Nothing {},
     Role {
         role: &'static str,
-        content: &'static str,
+        content: Option<&'static str>,
     },
     Text {
         content: &'a str,
@@ -44,15 +44,46 @@ enum ChunkDelta<'a> {
     },
 }
 
-/// The first delta of each choice says who speaks.
-pub(crate) fn role_choice(index: usize) -> ChunkChoice<'static> {
-    ChunkChoice::new(index, ChunkDelta::Role { role: "assistant", content: "" })
+/// The `content` of a streamed choice, as far as its chunks have said it. They add up to what the whole answer has: null where
+/// there are calls and no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Null so far. What ends so is an empty text.
+    Unsaid,
+    /// Null so far, and beside calls it stays so.
+    Calls,
+    Text,
 }
 
-pub(crate) fn chunk_choice<'a>(piece: &'a ChoiceDelta, output: &Output) -> Option<ChunkChoice<'a>> {
+impl Content {
+    /// Where nothing can be called, the first delta is a text already.
+    pub(crate) fn at_start(output: &Output) -> Self {
+        if output.offers_tools { Self::Unsaid } else { Self::Text }
+    }
+
+    pub(crate) fn with(self, delta: &Delta) -> Self {
+        match (self, delta) {
+            (_, Delta::Text(part)) if !part.text.is_empty() => Self::Text,
+            (Self::Unsaid, Delta::ToolCall(_)) => Self::Calls,
+            (content, _) => content,
+        }
+    }
+}
+
+/// The first delta of each choice says who speaks.
+pub(crate) fn role_choice(index: usize, content: Content) -> ChunkChoice<'static> {
+    let content = (content == Content::Text).then_some("");
+    ChunkChoice::new(index, ChunkDelta::Role { role: "assistant", content })
+}
+
+/// `content`: as far as the chunks have said it, with this one.
+pub(crate) fn chunk_choice<'a>(piece: &'a ChoiceDelta, output: &Output, content: Content) -> Option<ChunkChoice<'a>> {
     let delta = match &piece.delta {
+        Delta::Finished(_) if content == Content::Unsaid => ChunkDelta::Text { content: "" },
         Delta::Prompt(_) | Delta::Finished(_) => ChunkDelta::Nothing {},
         Delta::Text(part) if part.text.is_empty() && is_silent(part, output) => return None,
+        // Tokens that gave no text, such as a call's.
+        Delta::Text(part) if part.text.is_empty() && content != Content::Text => ChunkDelta::Nothing {},
         Delta::Text(part) => ChunkDelta::Text { content: &part.text },
         Delta::Reasoning(text) => ChunkDelta::Reasoning { reasoning_content: text, reasoning: text },
         Delta::ToolCall(part) => ChunkDelta::Call { tool_calls: [tool_call_delta(part)] },

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::AnswerKind;
 use super::request::CompletionPrompt;
+use super::structure::in_common_form;
 use crate::gateway::{Call, CallRoute};
 
 /// What this server acts on itself, or sets for every upstream. `model` is each upstream's own.
@@ -33,6 +34,9 @@ impl Outgoing {
         let mut fields = if let Value::Object(fields) = body { fields } else { Map::new() };
         fields
             .retain(|name, value| !value.is_null() && !OWN_FIELDS.contains(&name.as_str()) && !ignored.contains(name));
+        if let Some(format) = fields.get_mut("response_format") {
+            *format = in_common_form(format.take());
+        }
         Self { kind, fields }
     }
 
@@ -89,6 +93,21 @@ mod tests {
             "stream": true, "stream_options": {"include_usage": true},
         });
         assert_eq!(sent(&call), expected);
+    }
+
+    #[test]
+    fn a_bare_schema_goes_on_under_the_name_that_every_server_reads() {
+        let schema = json!({"type": "object"});
+        for bare in [json!({"schema": schema}), json!({"value": schema}), json!({"value": schema.to_string()})] {
+            let mut body = json!({"prompt": "a", "response_format": bare});
+            body["response_format"]["type"] = json!("json_object");
+            let sent = sent(&Outgoing::new(AnswerKind::Completion, body, &[]).call(None, 9));
+            let named = json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}});
+            assert_eq!(sent["response_format"], named);
+        }
+        let plain = json!({"prompt": "a", "response_format": {"type": "json_object"}});
+        let sent = sent(&Outgoing::new(AnswerKind::Completion, plain.clone(), &[]).call(None, 9));
+        assert_eq!(sent["response_format"], plain["response_format"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::api::fields::{
 
 /// `parsed`, as `parsed_arguments` of a call, is what OpenAI's Python SDK made of an earlier answer. It comes back with it, and
 /// says nothing that the text does not.
-const MESSAGE_FIELDS: &[Field] = &[
+pub(crate) const MESSAGE_FIELDS: &[Field] = &[
     honoured("role"),
     honoured("content"),
     honoured("name"),
@@ -24,9 +24,10 @@ const MESSAGE_FIELDS: &[Field] = &[
     neutral("annotations", "[[]]"),
     honoured("parsed"),
 ];
-const PART_FIELDS: &[Field] = &[honoured("type"), honoured("text"), honoured("refusal")];
-const CALL_FIELDS: &[Field] = &[honoured("id"), honoured("type"), honoured("function"), honoured("index")];
-const FUNCTION_FIELDS: &[Field] = &[honoured("name"), honoured("arguments"), honoured("parsed_arguments")];
+pub(crate) const PART_FIELDS: &[Field] =
+    &[honoured("type"), honoured("text"), honoured("refusal"), neutral("prompt_cache_breakpoint", "[]")];
+pub(crate) const CALL_FIELDS: &[Field] = &[honoured("id"), honoured("type"), honoured("function"), honoured("index")];
+pub(crate) const FUNCTION_FIELDS: &[Field] = &[honoured("name"), honoured("arguments"), honoured("parsed_arguments")];
 
 /// One turn. `content` is absent only for an assistant that calls tools.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +125,7 @@ pub(crate) fn read_messages(
 }
 
 fn read_message(item: Value, path: &str, reader: &mut Reader) -> Result<Message, ApiError> {
-    let mut fields = reader.open(item, path, &[MESSAGE_FIELDS])?;
+    let mut fields = reader.open_returned(item, path, &[MESSAGE_FIELDS])?;
     _ = fields.value("parsed");
     let role = read_role(&mut fields)?;
     let message = Message {
@@ -195,7 +196,7 @@ fn read_part(role: Role, part: Value, path: &str, reader: &mut Reader) -> Result
     if let Some(kind @ ("image_url" | "input_audio" | "file" | "video_url")) = part["type"].as_str() {
         return Err(unsupported(&format!("{path}.type"), format!("`{kind}` parts are not supported by this server")));
     }
-    let mut fields = reader.open(part, path, &[PART_FIELDS])?;
+    let mut fields = reader.open_returned(part, path, &[PART_FIELDS])?;
     let kind = fields.full_name("type");
     let holds = match required(fields.string("type")?, &kind)?.as_str() {
         "text" => "text",
@@ -219,7 +220,7 @@ fn read_tool_calls(role: Role, fields: &mut Fields, reader: &mut Reader) -> Resu
 }
 
 fn read_tool_call(item: Value, path: &str, reader: &mut Reader) -> Result<ToolCall, ApiError> {
-    let mut call = reader.open(item, path, &[CALL_FIELDS])?;
+    let mut call = reader.open_returned(item, path, &[CALL_FIELDS])?;
     call.integer("index", 0..=i64::MAX)?; // streamed deltas carry it, and clients send them back joined
     let kind = call.string("type")?;
     if kind.is_some_and(|kind| kind != "function") {
@@ -228,7 +229,7 @@ fn read_tool_call(item: Value, path: &str, reader: &mut Reader) -> Result<ToolCa
     let id = required(call.string("id")?, &call.full_name("id"))?;
     let function_path = call.full_name("function");
     let function = required(call.value("function"), &function_path)?;
-    let mut function = reader.open(function, &function_path, &[FUNCTION_FIELDS])?;
+    let mut function = reader.open_returned(function, &function_path, &[FUNCTION_FIELDS])?;
     _ = function.value("parsed_arguments");
     let name = required(function.string("name")?, &function.full_name("name"))?;
     let arguments = required(function.string("arguments")?, &function.full_name("arguments"))?;

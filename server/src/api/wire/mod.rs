@@ -1,6 +1,7 @@
 //! OpenAI's types on the wire: requests read strictly, answers written exactly.
 
 pub(crate) mod answer;
+mod carried_reasoning;
 pub(crate) mod chat;
 pub(crate) mod chat_answer;
 pub(crate) mod choices;
@@ -14,7 +15,7 @@ pub(crate) mod prompt_scores;
 pub(crate) mod relayed;
 pub(crate) mod request;
 pub(crate) mod response_answer;
-mod response_items;
+pub(crate) mod response_items;
 pub(crate) mod responses;
 pub(crate) mod sampling;
 pub(crate) mod scores;

@@ -119,10 +119,12 @@ pub(crate) enum ReasoningEffort {
     Medium,
     High,
     ExtraHigh,
+    Max,
 }
 
 impl ReasoningEffort {
-    pub(crate) const ALL: [Self; 6] = [Self::None, Self::Minimal, Self::Low, Self::Medium, Self::High, Self::ExtraHigh];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::None, Self::Minimal, Self::Low, Self::Medium, Self::High, Self::ExtraHigh, Self::Max];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -132,6 +134,7 @@ impl ReasoningEffort {
             Self::Medium => "medium",
             Self::High => "high",
             Self::ExtraHigh => "xhigh",
+            Self::Max => "max",
         }
     }
 }
@@ -178,6 +181,8 @@ pub(crate) struct Output {
     pub(crate) prompt_scores_against: Option<String>,
     pub(crate) return_token_ids: bool,
     pub(crate) keep_special_tokens: bool,
+    /// The answer may call tools, so that it need not hold a text.
+    pub(crate) offers_tools: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -5,6 +5,7 @@ use passerelle_engine::Usage;
 use serde_json::{Map, Value, json};
 
 use super::answer::{AnswerForm, AnswerHead, Part};
+use super::carried_reasoning::carried;
 use super::chat_answer::logprob_entries;
 use super::usage::ReasoningTokens;
 use crate::api::delta::{AnswerEnd, ChoiceDelta, Delta, TextPart, ToolCallPart};
@@ -16,7 +17,7 @@ use crate::api::sse::StreamEnd;
 pub(crate) struct ResponseAnswer {
     head: AnswerHead,
     repeated: Map<String, Value>,
-    logprobs: Logprobs,
+    included: Included,
     reasoning: ReasoningTokens,
     next_sequence: u64,
     /// Items that are over.
@@ -27,10 +28,23 @@ pub(crate) struct ResponseAnswer {
     end: Option<AnswerEnd>,
 }
 
+/// What an answer holds beside its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Logprobs {
+pub(crate) struct Included {
+    pub(crate) logprobs: Inclusion,
+    pub(crate) carried_reasoning: Inclusion,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inclusion {
     Shown,
     Hidden,
+}
+
+impl Inclusion {
+    pub(crate) fn when(is_asked_for: bool) -> Self {
+        if is_asked_for { Self::Shown } else { Self::Hidden }
+    }
 }
 
 #[derive(Debug)]
@@ -41,10 +55,10 @@ enum OpenItem {
 }
 
 impl ResponseAnswer {
-    pub(crate) fn new(head: AnswerHead, repeated: Map<String, Value>, logprobs: Logprobs) -> Self {
+    pub(crate) fn new(head: AnswerHead, repeated: Map<String, Value>, included: Included) -> Self {
         let reasoning = ReasoningTokens::default();
         let (output, held) = (Vec::new(), Vec::new());
-        Self { head, repeated, logprobs, reasoning, next_sequence: 0, output, open: None, held, end: None }
+        Self { head, repeated, included, reasoning, next_sequence: 0, output, open: None, held, end: None }
     }
 
     fn event(&mut self, name: &'static str, mut data: Value) -> Part {
@@ -65,9 +79,9 @@ impl ResponseAnswer {
     }
 
     fn push_text(&mut self, part: &TextPart) -> Vec<Part> {
-        let entries = match self.logprobs {
-            Logprobs::Shown => logprob_entries(&part.logprobs),
-            Logprobs::Hidden => Vec::new(),
+        let entries = match self.included.logprobs {
+            Inclusion::Shown => logprob_entries(&part.logprobs),
+            Inclusion::Hidden => Vec::new(),
         };
         self.held.extend(entries);
         let is_open = matches!(self.open, Some(OpenItem::Message { .. }));
@@ -186,7 +200,10 @@ impl ResponseAnswer {
                 parts.push(self.event("response.function_call_arguments.done", data));
             }
         }
-        let item = open.to_json(status);
+        let mut item = open.to_json(status);
+        if let (OpenItem::Reasoning { text, .. }, Inclusion::Shown) = (&open, self.included.carried_reasoning) {
+            item["encrypted_content"] = carried(text).into();
+        }
         let data = json!({"output_index": self.output.len(), "item": item});
         parts.push(self.event("response.output_item.done", data));
         self.output.push(item);
@@ -332,9 +349,11 @@ fn text_part(text: &str, logprobs: &[Value]) -> Value {
 }
 
 fn usage_json(usage: Usage, reasoning: &ReasoningTokens) -> Value {
+    // What is not read from the cache is computed into it.
+    let written = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
     json!({
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": written},
         "output_tokens": usage.generated_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning.total()},
         "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.generated_tokens),
@@ -353,6 +372,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_prompt_is_read_from_the_cache_or_written_to_it() {
+        let usage = Usage { prompt_tokens: 20, cached_tokens: 16, generated_tokens: 3, ..Usage::default() };
+        let said = usage_json(usage, &ReasoningTokens::default());
+        assert_eq!(said["input_tokens_details"], json!({"cached_tokens": 16, "cache_write_tokens": 4}));
+        assert_eq!((&said["input_tokens"], &said["total_tokens"]), (&json!(20), &json!(23)));
+    }
+
+    #[test]
     fn a_response_that_was_never_admitted_is_created_before_it_fails() {
         let head = AnswerHead {
             id: "resp_1".to_owned(),
@@ -362,7 +389,8 @@ mod tests {
             tier: None,
             billing: None,
         };
-        let mut answer = ResponseAnswer::new(head, Map::new(), Logprobs::Hidden);
+        let included = Included { logprobs: Inclusion::Hidden, carried_reasoning: Inclusion::Hidden };
+        let mut answer = ResponseAnswer::new(head, Map::new(), included);
         let parts = answer.failure(&ApiError::new(ErrorKind::RateLimited, "wait"));
         let names: Vec<_> = parts.iter().filter_map(|part| part.event).collect();
         assert_eq!(names, ["response.created", "response.in_progress", "response.failed"]);

@@ -2,34 +2,59 @@
 
 use serde_json::{Map, Value, json};
 
+use super::carried_reasoning::read_carried;
 use super::request::RequestBounds;
 use crate::api::errors::ApiError;
-use crate::api::fields::{Field, Reader, honoured, invalid, neutral, required, too_many, unsupported, wrong_type};
+use crate::api::fields::{
+    Field, Fields, Reader, honoured, invalid, neutral, required, too_many, unsupported, wrong_type,
+};
 
-const MESSAGE_FIELDS: &[Field] =
+pub(crate) const MESSAGE_FIELDS: &[Field] =
     &[honoured("type"), honoured("role"), honoured("content"), honoured("id"), honoured("status"), honoured("phase")];
-const CALL_FIELDS: &[Field] = &[
+pub(crate) const CALL_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("call_id"),
     honoured("name"),
     honoured("arguments"),
     honoured("id"),
     honoured("status"),
+    honoured("parsed_arguments"),
     neutral("namespace", "[]"),
+    neutral("async", "[false]"),
+    neutral("caller", "[]"),
 ];
-const OUTPUT_FIELDS: &[Field] =
-    &[honoured("type"), honoured("call_id"), honoured("output"), honoured("id"), honoured("status")];
-const REASONING_FIELDS: &[Field] = &[
+pub(crate) const OUTPUT_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("call_id"),
+    honoured("output"),
+    honoured("id"),
+    honoured("status"),
+    neutral("name", "[]"),
+    neutral("namespace", "[]"),
+    neutral("caller", "[]"),
+];
+pub(crate) const REASONING_FIELDS: &[Field] = &[
     honoured("type"),
     honoured("content"),
+    honoured("encrypted_content"),
     honoured("id"),
     honoured("status"),
     neutral("summary", "[[]]"),
-    neutral("encrypted_content", "[]"),
 ];
-/// `annotations` and `logprobs` come back with parts of earlier answers and say nothing about the text.
-const PART_FIELDS: &[Field] =
-    &[honoured("type"), honoured("text"), honoured("refusal"), honoured("annotations"), honoured("logprobs")];
+/// `annotations`, `logprobs` and `parsed`, as `parsed_arguments` of a call, come back with parts of earlier answers and say nothing that
+/// the text does not.
+pub(crate) const PART_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("text"),
+    honoured("refusal"),
+    honoured("annotations"),
+    honoured("logprobs"),
+    neutral("prompt_cache_breakpoint", "[]"),
+    honoured("parsed"),
+];
+
+pub(crate) const NOTHING_IS_STORED: &str =
+    "nothing is stored here to refer to; send the items themselves (SDKs do with `store` at false)";
 
 /// Messages in the chat's shape.
 pub(crate) fn read_input(input: Value, reader: &mut Reader, bounds: &RequestBounds) -> Result<Vec<Value>, ApiError> {
@@ -68,11 +93,17 @@ impl Conversation {
     }
 
     fn push(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        match item.get("type").and_then(Value::as_str).unwrap_or("message") {
+        let kind = match item.get("type") {
+            None | Some(Value::Null) => "message",
+            Some(Value::String(kind)) => kind.as_str(),
+            Some(other) => return Err(wrong_type(&format!("{path}.type"), "a string", other)),
+        };
+        match kind {
             "message" => self.push_message(item, path, reader),
             "function_call" => self.push_call(item, path, reader),
             "function_call_output" => self.push_output(item, path, reader),
             "reasoning" => self.push_reasoning(item, path, reader),
+            "item_reference" => Err(unsupported(&format!("{path}.type"), NOTHING_IS_STORED)),
             kind => {
                 let why = format!("`{}` items are not supported by this server", crate::api::errors::echoed(kind));
                 Err(unsupported(&format!("{path}.type"), why))
@@ -81,7 +112,7 @@ impl Conversation {
     }
 
     fn push_message(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        let mut fields = reader.open(item, path, &[MESSAGE_FIELDS])?;
+        let mut fields = reader.open_returned(item, path, &[MESSAGE_FIELDS])?;
         let role_path = fields.full_name("role");
         let role = required(fields.string("role")?, &role_path)?;
         if !["user", "assistant", "system", "developer"].contains(&role.as_str()) {
@@ -89,6 +120,7 @@ impl Conversation {
         }
         let content_path = fields.full_name("content");
         let content = read_text(required(fields.value("content"), &content_path)?, &content_path, reader)?;
+        finish_item(fields, reader)?;
         match self.open_assistant().filter(|last| role == "assistant" && !last.contains_key("content")) {
             // Reasoning and the text after it are one turn.
             Some(last) => last.insert("content".to_owned(), content.into()),
@@ -102,9 +134,11 @@ impl Conversation {
 
     /// A call belongs to the turn that the assistant is in.
     fn push_call(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        let mut fields = reader.open(item, path, &[CALL_FIELDS])?;
+        let mut fields = reader.open_returned(item, path, &[CALL_FIELDS])?;
         let mut text = |name: &str| required(fields.string(name)?, &fields.full_name(name));
         let (id, name, arguments) = (text("call_id")?, text("name")?, text("arguments")?);
+        _ = fields.value("parsed_arguments");
+        finish_item(fields, reader)?;
         let call = json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
         let turn = self.assistant_turn();
         match turn.entry("tool_calls").or_insert_with(|| json!([])) {
@@ -115,19 +149,29 @@ impl Conversation {
     }
 
     fn push_output(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        let mut fields = reader.open(item, path, &[OUTPUT_FIELDS])?;
+        let mut fields = reader.open_returned(item, path, &[OUTPUT_FIELDS])?;
         let id = required(fields.string("call_id")?, &fields.full_name("call_id"))?;
         let output_path = fields.full_name("output");
         let output = read_text(required(fields.value("output"), &output_path)?, &output_path, reader)?;
+        finish_item(fields, reader)?;
         self.messages.push(json!({"role": "tool", "tool_call_id": id, "content": output}));
         Ok(())
     }
 
     fn push_reasoning(&mut self, item: Value, path: &str, reader: &mut Reader) -> Result<(), ApiError> {
-        let mut fields = reader.open(item, path, &[REASONING_FIELDS])?;
-        let content_path = fields.full_name("content");
-        let Some(content) = fields.value("content") else { return Ok(()) };
-        let content = read_text(content, &content_path, reader)?;
+        let mut fields = reader.open_returned(item, path, &[REASONING_FIELDS])?;
+        let (content_path, carried_path) = (fields.full_name("content"), fields.full_name("encrypted_content"));
+        let carried = fields.string("encrypted_content")?.filter(|carried| !carried.is_empty());
+        let content = fields.value("content");
+        finish_item(fields, reader)?;
+        // Both say the same, and some clients hand back an empty `content`.
+        let content = match (carried, content) {
+            (Some(carried), _) => {
+                read_carried(&carried).ok_or_else(|| invalid(&carried_path, "was not written by this server"))?
+            }
+            (None, Some(content)) => read_text(content, &content_path, reader)?,
+            (None, None) => return Ok(()),
+        };
         self.messages.push(json!({"role": "assistant", "reasoning_content": content}));
         Ok(())
     }
@@ -147,6 +191,14 @@ impl Conversation {
     }
 }
 
+/// What an item carries of the answer that it comes from says nothing to the model, and is of its type all the same.
+fn finish_item(mut fields: Fields, reader: &mut Reader) -> Result<(), ApiError> {
+    for name in ["type", "id", "status", "phase"] {
+        fields.string(name)?;
+    }
+    reader.finish(fields)
+}
+
 /// A text, or parts of text as lines, as the chat joins them.
 fn read_text(value: Value, path: &str, reader: &mut Reader) -> Result<String, ApiError> {
     let parts = match value {
@@ -156,15 +208,20 @@ fn read_text(value: Value, path: &str, reader: &mut Reader) -> Result<String, Ap
     };
     let texts = parts.into_iter().enumerate().map(|(index, part)| {
         let path = format!("{path}[{index}]");
-        let mut fields = reader.open(part, &path, &[PART_FIELDS])?;
-        let kind_path = fields.full_name("type");
-        match required(fields.string("type")?, &kind_path)?.as_str() {
-            "input_text" | "output_text" | "text" | "reasoning_text" => {
-                required(fields.string("text")?, &fields.full_name("text"))
-            }
-            "refusal" => required(fields.string("refusal")?, &fields.full_name("refusal")),
-            _ => Err(unsupported(&kind_path, "only text is supported by this server")),
+        let holds = match part["type"].as_str() {
+            Some("input_text" | "output_text" | "text" | "reasoning_text") | None => "text",
+            Some("refusal") => "refusal",
+            Some(_) => return Err(unsupported(&format!("{path}.type"), "only text is supported by this server")),
+        };
+        let mut fields = reader.open_returned(part, &path, &[PART_FIELDS])?;
+        required(fields.string("type")?, &fields.full_name("type"))?;
+        let text = required(fields.string(holds)?, &fields.full_name(holds))?;
+        _ = fields.value("parsed");
+        for name in ["annotations", "logprobs"] {
+            fields.array(name)?;
         }
+        reader.finish(fields)?;
+        Ok(text)
     });
     Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
 }

@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::chat::read_chat;
 use super::request::{Prompt, ReadRequest, RequestBounds};
-use super::response_items::read_input;
+use super::response_answer::{Included, Inclusion};
+use super::response_items::{NOTHING_IS_STORED, read_input};
 use super::sampling::{LengthField, SAMPLING_FIELDS};
 use crate::api::errors::{ApiError, renamed};
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, unsupported, wrong_type};
@@ -24,6 +25,7 @@ pub(crate) const RESPONSE_FIELDS: &[Field] = &[
     honoured("include"),
     honoured("top_logprobs"),
     honoured("stream_options"),
+    honoured("client_metadata"),
     neutral("store", "[false]"),
     neutral("previous_response_id", "[]"),
     neutral("conversation", "[]"),
@@ -46,11 +48,28 @@ pub(crate) const PASSED_FIELDS: &[Field] = &[
     honoured("chat_template_kwargs"),
 ];
 
-const TEXT_FIELDS: &[Field] = &[honoured("format"), neutral("verbosity", r#"["medium"]"#)];
-const REASONING_FIELDS: &[Field] =
-    &[honoured("effort"), neutral("summary", r#"["auto"]"#), neutral("generate_summary", r#"["auto"]"#)];
-const STREAM_OPTIONS: &[Field] = &[neutral("include_obfuscation", "[false]")];
+pub(crate) const TEXT_FIELDS: &[Field] = &[honoured("format"), neutral("verbosity", r#"["medium"]"#)];
+pub(crate) const REASONING_FIELDS: &[Field] = &[
+    honoured("effort"),
+    neutral("summary", r#"["auto"]"#),
+    neutral("generate_summary", r#"["auto"]"#),
+    neutral("context", "[]"),
+    neutral("mode", "[]"),
+];
+pub(crate) const TOOL_FIELDS: &[Field] = &[
+    honoured("type"),
+    honoured("name"),
+    honoured("description"),
+    honoured("parameters"),
+    honoured("strict"),
+    neutral("async", "[false]"),
+    neutral("allowed_callers", "[]"),
+    neutral("defer_loading", "[false]"),
+    neutral("output_schema", "[]"),
+];
+pub(crate) const STREAM_OPTIONS: &[Field] = &[neutral("include_obfuscation", "[false]")];
 const LOGPROBS: &str = "message.output_text.logprobs";
+const CARRIED_REASONING: &str = "reasoning.encrypted_content";
 
 /// What the chat's reader calls a thing, and what this route calls it.
 const NAMES: &[(&str, &str)] = &[
@@ -61,14 +80,16 @@ const NAMES: &[(&str, &str)] = &[
     ("].function", "]"),
 ];
 
-/// A checked request, and what its answer repeats of it.
+/// A checked request, what its answer repeats of it, and what that holds beside the text.
 #[derive(Debug)]
 pub(crate) struct ReadResponse {
     pub(crate) request: ReadRequest,
     pub(crate) repeated: Map<String, Value>,
+    pub(crate) included: Included,
 }
 
 pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBounds) -> Result<ReadResponse, ApiError> {
+    refuse_earlier_response(&body)?;
     let mut repeated = repeated(&body);
     let chat_reader = reader.fresh();
     let mut fields = reader.open(body, "", &[SAMPLING_FIELDS, PASSED_FIELDS, RESPONSE_FIELDS])?;
@@ -79,12 +100,13 @@ pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBou
         set(&mut chat, name, fields.value(name));
     }
     set(&mut chat, "max_completion_tokens", fields.value("max_output_tokens"));
-    read_logprobs(&mut fields, &mut chat)?;
+    let carried_reasoning = read_include(&mut fields, &mut chat)?;
     set(&mut chat, "tools", read_tools(&mut fields, &mut reader)?);
     set(&mut chat, "tool_choice", read_tool_choice(&mut fields)?);
     set(&mut chat, "response_format", read_format(&mut fields, &mut reader)?);
     set(&mut chat, "reasoning_effort", read_effort(&mut fields, &mut reader)?);
     check_stream_options(&mut fields, &mut reader)?;
+    check_client_metadata(&mut fields)?;
     reader.finish(fields)?;
     let request = read_chat(Value::Object(chat), chat_reader, bounds).map_err(|error| error.renamed(NAMES))?;
     let ignored = [reader.into_ignored(), request.ignored].concat();
@@ -98,7 +120,17 @@ pub(crate) fn read_response(body: Value, mut reader: Reader, bounds: &RequestBou
     if let Some(structure) = &mut request.generate.structure {
         structure.param = renamed(&structure.param, NAMES);
     }
-    Ok(ReadResponse { request, repeated })
+    let logprobs = Inclusion::when(request.generate.output.logprobs.is_some());
+    Ok(ReadResponse { request, repeated, included: Included { logprobs, carried_reasoning } })
+}
+
+/// The table of fields would refuse it too, without a word of what to do.
+fn refuse_earlier_response(body: &Value) -> Result<(), ApiError> {
+    const NAME: &str = "previous_response_id";
+    match body.get(NAME) {
+        None | Some(Value::Null) => Ok(()),
+        Some(_) => Err(unsupported(NAME, NOTHING_IS_STORED)),
+    }
 }
 
 fn set(chat: &mut Map<String, Value>, name: &str, value: Option<Value>) {
@@ -149,27 +181,32 @@ fn read_messages(fields: &mut Fields, reader: &mut Reader, bounds: &RequestBound
     Ok(messages)
 }
 
-fn read_logprobs(fields: &mut Fields, chat: &mut Map<String, Value>) -> Result<(), ApiError> {
-    let included = fields.array("include")?.unwrap_or_default();
-    if let Some(index) = included.iter().position(|name| name.as_str() != Some(LOGPROBS)) {
-        let name = format!("include[{index}]");
-        return Err(match &included[index] {
-            Value::String(_) => unsupported(&name, format!("only `{LOGPROBS}` is supported")),
-            other => wrong_type(&name, "a string", other),
-        });
-    }
+/// Who asks for alternatives asks for log-probabilities too. Answers whether reasoning is to be carried.
+fn read_include(fields: &mut Fields, chat: &mut Map<String, Value>) -> Result<Inclusion, ApiError> {
     let top = fields.value("top_logprobs");
-    if !included.is_empty() || top.is_some() {
+    let mut with_logprobs = top.is_some();
+    let mut carried_reasoning = Inclusion::Hidden;
+    for (index, name) in fields.array("include")?.unwrap_or_default().iter().enumerate() {
+        let path = format!("include[{index}]");
+        match name.as_str() {
+            Some(LOGPROBS) => with_logprobs = true,
+            Some(CARRIED_REASONING) => carried_reasoning = Inclusion::Shown,
+            Some(_) => {
+                let why = format!("only `{LOGPROBS}` and `{CARRIED_REASONING}` are supported");
+                return Err(unsupported(&path, why));
+            }
+            None => return Err(wrong_type(&path, "a string", name)),
+        }
+    }
+    if with_logprobs {
         chat.insert("logprobs".to_owned(), Value::Bool(true));
     }
     set(chat, "top_logprobs", top);
-    Ok(())
+    Ok(carried_reasoning)
 }
 
 /// `{"type": "function", "name", ..}` becomes `{"type": "function", "function": {"name", ..}}`.
 fn read_tools(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>, ApiError> {
-    const TOOL_FIELDS: &[Field] =
-        &[honoured("type"), honoured("name"), honoured("description"), honoured("parameters"), honoured("strict")];
     let Some(items) = fields.array("tools")? else { return Ok(None) };
     let items = items.into_iter().enumerate().map(|(index, item)| {
         let path = format!("tools[{index}]");
@@ -178,7 +215,7 @@ fn read_tools(fields: &mut Fields, reader: &mut Reader) -> Result<Option<Value>,
             return Err(unsupported(&format!("{path}.type"), "only `function` tools are supported by this server"));
         }
         let mut tool = reader.open(item, &path, &[TOOL_FIELDS])?;
-        required(tool.value("type"), &tool.full_name("type"))?;
+        required(tool.string("type")?, &tool.full_name("type"))?;
         let function: Map<String, Value> = ["name", "description", "parameters", "strict"]
             .into_iter()
             .filter_map(|name| Some((name.to_owned(), tool.value(name)?)))
@@ -222,6 +259,15 @@ fn check_stream_options(fields: &mut Fields, reader: &mut Reader) -> Result<(), 
     let Some(options) = fields.value("stream_options") else { return Ok(()) };
     let options = reader.open(options, "stream_options", &[STREAM_OPTIONS])?;
     reader.finish(options)
+}
+
+/// What a client says of itself, like a `user-agent`.
+fn check_client_metadata(fields: &mut Fields) -> Result<(), ApiError> {
+    const NAME: &str = "client_metadata";
+    match fields.value(NAME) {
+        None | Some(Value::Object(_)) => Ok(()),
+        Some(other) => Err(wrong_type(NAME, "an object", &other)),
+    }
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ pub(crate) const ANSWER_FIELDS: &[Field] = &[
     honoured("return_token_ids"),
 ];
 
-const STREAM_OPTIONS: &[Field] =
+pub(crate) const STREAM_OPTIONS: &[Field] =
     &[honoured("include_usage"), honoured("continuous_usage_stats"), neutral("include_obfuscation", "[false]")];
 
 /// Most of the most likely tokens that a position reports.

@@ -1,6 +1,6 @@
 //! What the caller wants the answer's text to look like, under every name that the field's servers have for it.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::errors::ApiError;
 use crate::api::fields::{Field, Fields, Reader, honoured, invalid, neutral, required, wrong_type};
@@ -18,14 +18,18 @@ pub(crate) const STRUCTURE_FIELDS: &[Field] = &[
     honoured("json_schema"),
     // In a notation that is not Lark's.
     neutral("ebnf", "[]"),
-    neutral("guided_decoding_backend", r#"["auto"]"#),
+    // Which library holds to a form changes nothing of the form.
+    neutral("guided_decoding_backend", r#"["auto", "xgrammar", "guidance", "outlines", "lm-format-enforcer"]"#),
     neutral("guided_whitespace_pattern", "[]"),
 ];
 
-const FORMAT_FIELDS: &[Field] = &[honoured("type"), honoured("json_schema"), honoured("schema")];
-const JSON_SCHEMA_FIELDS: &[Field] =
+pub(crate) const FORMAT_FIELDS: &[Field] =
+    &[honoured("type"), honoured("json_schema"), honoured("schema"), honoured("value")];
+/// Where some servers take the schema itself, beside the type `json_object`; the second is TGI's.
+const BARE_SCHEMA: [&str; 2] = ["schema", "value"];
+pub(crate) const JSON_SCHEMA_FIELDS: &[Field] =
     &[honoured("name"), honoured("description"), honoured("schema"), honoured("strict")];
-const STRUCTURED_FIELDS: &[Field] = &[
+pub(crate) const STRUCTURED_FIELDS: &[Field] = &[
     honoured("json"),
     honoured("regex"),
     honoured("choice"),
@@ -75,14 +79,25 @@ fn read_response_format(fields: &mut Fields, reader: &mut Reader) -> Result<Opti
     let kind = required(format.string("type")?, &kind_name)?;
     let structure = match kind.as_str() {
         "text" => None,
-        // Some servers take the schema itself under this type.
-        "json_object" if format.has("schema") => read_json("schema", &mut format)?,
-        "json_object" => Some(Structure::new(NAME, Grammar::JsonObject)),
+        "json_object" => match BARE_SCHEMA.into_iter().find(|name| format.has(name)) {
+            Some(name) => read_json(name, &mut format)?,
+            None => Some(Structure::new(NAME, Grammar::JsonObject)),
+        },
         "json_schema" => Some(read_json_schema(&mut format, reader)?),
         _ => return Err(invalid(&kind_name, "must be `text`, `json_object` or `json_schema`")),
     };
     reader.finish(format)?;
     Ok(structure)
+}
+
+/// A checked `response_format` as every server of the field understands it: a bare schema is named.
+pub(crate) fn in_common_form(format: Value) -> Value {
+    let bare =
+        |name: &'static str| format.get(name).filter(|schema| format["type"] == "json_object" && !schema.is_null());
+    let Some(bare) = BARE_SCHEMA.into_iter().find_map(bare) else { return format };
+    let parsed = bare.as_str().and_then(|text| serde_json::from_str(text).ok());
+    let schema: Value = parsed.unwrap_or_else(|| bare.clone());
+    json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}})
 }
 
 /// The schema is enforced whether `strict` is set or not.

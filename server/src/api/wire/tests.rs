@@ -127,6 +127,8 @@ fn what_is_known_but_not_supported_is_refused_by_name() {
         (json!({"ebnf": "root ::= \"a\""}), "ebnf"),
         (json!({"structured_outputs": {"structural_tag": {}}}), "structured_outputs.structural_tag"),
         (json!({"store": true}), "store"),
+        (json!({"tools": [{"type": "custom", "custom": {"name": "f"}}]}), "tools[0].type"),
+        (json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}}), "tool_choice.type"),
         (json!({"service_tier": "scale"}), "service_tier"),
         (json!({"messages": [{"role": "user", "content": image}]}), "messages[0].content[0].type"),
     ];
@@ -228,6 +230,8 @@ fn what_was_parsed_of_an_answer_comes_back_and_says_nothing_more() {
     let plain = messages(json!({}), json!({}));
     assert_eq!(messages(json!({"parsed": null}), json!({"parsed_arguments": {"a": 1}})), plain);
     assert_eq!(messages(json!({"parsed": {"n": 19}}), json!({"parsed_arguments": null})), plain);
+    // As the Hugging Face client's.
+    assert_eq!(messages(json!({"tool_call_id": null}), json!({"description": null})), plain);
 }
 
 #[test]

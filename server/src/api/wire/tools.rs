@@ -4,12 +4,12 @@ use serde_json::Value;
 
 use super::request::RequestBounds;
 use crate::api::errors::{ApiError, echoed};
-use crate::api::fields::{Field, Fields, Reader, honoured, invalid, required, too_many, wrong_type};
+use crate::api::fields::{Field, Fields, Reader, honoured, invalid, required, too_many, unsupported, wrong_type};
 
-const TOOL_FIELDS: &[Field] = &[honoured("type"), honoured("function")];
-const FUNCTION_FIELDS: &[Field] =
+pub(crate) const TOOL_FIELDS: &[Field] = &[honoured("type"), honoured("function")];
+pub(crate) const FUNCTION_FIELDS: &[Field] =
     &[honoured("name"), honoured("description"), honoured("parameters"), honoured("strict")];
-const NAMED_FIELDS: &[Field] = &[honoured("name")];
+pub(crate) const NAMED_FIELDS: &[Field] = &[honoured("name")];
 const MAX_NAME_CHARS: usize = 64;
 
 /// An offered function.
@@ -85,12 +85,18 @@ fn read_choice(fields: &mut Fields, reader: &mut Reader) -> Result<Option<ToolCh
     }
 }
 
-fn read_named(named: Value, reader: &mut Reader) -> Result<ToolChoice, ApiError> {
-    let mut choice = reader.open(named, "tool_choice", &[TOOL_FIELDS])?;
-    let kind = choice.full_name("type");
-    if required(choice.string("type")?, &kind)? != "function" {
-        return Err(invalid(&kind, "must be `function`"));
+/// Other kinds have other fields; it is the kind that is not served.
+fn check_kind(tool: &Value, path: &str) -> Result<(), ApiError> {
+    match tool["type"].as_str() {
+        None | Some("function") => Ok(()),
+        Some(_) => Err(unsupported(&format!("{path}.type"), "only `function` is supported by this server")),
     }
+}
+
+fn read_named(named: Value, reader: &mut Reader) -> Result<ToolChoice, ApiError> {
+    check_kind(&named, "tool_choice")?;
+    let mut choice = reader.open(named, "tool_choice", &[TOOL_FIELDS])?;
+    required(choice.string("type")?, &choice.full_name("type"))?;
     let path = choice.full_name("function");
     let mut function = reader.open(required(choice.value("function"), &path)?, &path, &[NAMED_FIELDS])?;
     let name_path = function.full_name("name");
@@ -101,11 +107,9 @@ fn read_named(named: Value, reader: &mut Reader) -> Result<ToolChoice, ApiError>
 }
 
 fn read_tool(item: Value, path: &str, reader: &mut Reader) -> Result<Tool, ApiError> {
+    check_kind(&item, path)?;
     let mut tool = reader.open(item, path, &[TOOL_FIELDS])?;
-    let kind = tool.full_name("type");
-    if required(tool.string("type")?, &kind)? != "function" {
-        return Err(invalid(&kind, "must be `function`"));
-    }
+    required(tool.string("type")?, &tool.full_name("type"))?;
     let function_path = tool.full_name("function");
     let mut function =
         reader.open(required(tool.value("function"), &function_path)?, &function_path, &[FUNCTION_FIELDS])?;

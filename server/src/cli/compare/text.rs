@@ -13,6 +13,9 @@ const SHOWN: usize = 60;
 pub(super) fn print(comparison: &Comparison) -> Result<()> {
     let (items, ranked_by) = (comparison.items(), comparison.ranked_by.name());
     line(format_args!("{items}, ranked by {ranked_by}; 95 % intervals"))?;
+    if comparison.ranking.len() > 1 {
+        line("each value, then its difference from the one above; `not apart`: the difference may be 0")?;
+    }
     if !comparison.is_of_equal_bits() {
         let of = comparison.ranking.iter().filter_map(|ranked| Some((&ranked.name, ranked.ran_on.as_ref()?)));
         let of: Vec<String> = of.map(|(name, ran_on)| format!("{name} on {ran_on}")).collect();

@@ -15,7 +15,7 @@ pub struct WrittenApi {
     pub read_timeout: Option<Period>,
     /// How long a whole request may take, queueing included.
     pub request_timeout: Option<Period>,
-    /// What a client that writes no more is answered within this, it still gets.
+    /// A client that writes no more is asked after this whether it is still there.
     pub half_closed_timeout: Option<Period>,
     /// A reader that takes nothing for this long is cut.
     pub stalled_reader_timeout: Option<Period>,

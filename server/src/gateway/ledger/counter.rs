@@ -42,6 +42,16 @@ pub(super) struct Terms {
     pub(super) overrun: Percent,
     /// What is asked by those who come first.
     pub(super) ahead: u64,
+    pub(super) held: HeldIs,
+}
+
+/// How what open requests hold of a budget is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeldIs {
+    /// As used: nothing that may be needed is given to anybody else.
+    Used,
+    /// As what comes back when they end, since answers are mostly shorter than what was reserved for them.
+    ComingBack,
 }
 
 impl Counter {
@@ -94,7 +104,10 @@ impl Counter {
             State::Rate(bucket) => bucket.fit_behind(now.monotonic, share.now, terms.ahead),
             State::Budget(budget) => {
                 let together = share.now.saturating_add(terms.ahead).min(most);
-                budget.fit(now.wall, together, terms.overrun)
+                let fit = budget.fit(now.wall, together, terms.overrun);
+                let comes_back = fit != Fit::Now && terms.held == HeldIs::ComingBack && limit.counts_output();
+                let lacking = budget.lacking(now.wall, together).filter(|_| comes_back);
+                lacking.map_or(fit, |lacking| fit.min(Fit::After(until_free(lacking, budget.held(), terms.mean_held))))
             }
             State::Held(held) => {
                 let excess = held.now.saturating_add(terms.ahead).saturating_add(share.now).saturating_sub(most);

@@ -58,6 +58,23 @@ fn a_short_answer_is_reserved_whole() {
 }
 
 #[test]
+fn accounts_that_are_named_for_it_have_all_of_an_answer_reserved_or_nothing_of_it() {
+    let bounds = PartBounds { tokens: NonZeroU32::new(10).unwrap(), longest_park: Duration::from_secs(60) };
+    let reserve_whole = vec!["acme".parse().unwrap()];
+    let parts = LedgerParts::without_past(Arc::new(ManualClock::default()));
+    let ledger = Ledger::new(LedgerParts { in_parts: bounds, reserve_whole, ..parts });
+    for (account, first_part, left) in [("acme", None, 30), ("acme/ai", None, 30), ("acme2", Some(10), 70)] {
+        let quota = Quota::new(vec![of_a_day(Unit::Tokens, 100)]).unwrap();
+        let alice = Arc::new(Caller::at_open_door(Account::alone(account.parse().unwrap(), quota)));
+        let reservation = ledger.reserve(&alice, &in_parts(20, 50)).unwrap();
+        assert_eq!((reservation.first_part(), ledger.limits_of(&alice)[0].remaining), (first_part, left), "{account}");
+        let second = in_parts(20, 50);
+        assert_eq!(ledger.would_refuse(&alice, &second).is_some(), first_part.is_none(), "{account}");
+        assert_eq!(ledger.reserve(&alice, &second).is_err(), first_part.is_none(), "{account}");
+    }
+}
+
+#[test]
 fn an_answer_that_no_limit_could_ever_hold_is_refused_though_its_first_part_would_fit() {
     let (ledger, _) = ledger(10);
     let alice = caller(vec![of_a_day(Unit::Tokens, 100)]);

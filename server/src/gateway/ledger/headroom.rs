@@ -54,12 +54,14 @@ impl Ledger {
 
     /// What would keep this ask out now: a limit, or whoever waits in line before it. Nothing is taken and nothing counted.
     pub fn would_refuse(&self, caller: &Arc<Caller>, ask: &Ask) -> Option<Refusal> {
-        let (_, demand) = self.demand(ask);
+        let (_, demand) = self.demand(caller, ask);
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
         let asked = (&demand, ask.model.as_deref());
-        pages.in_turn((&caller.account, &slots), asked, None, (self.books.parts.overrun, now)).err()
+        let refusal = pages.in_turn((&caller.account, &slots), asked, None, (self.books.parts.overrun, now)).err();
+        drop(pages);
+        refusal.map(|refusal| self.told(caller, ask, refusal))
     }
 
     /// Every limit on the caller's path, its own first.

@@ -111,7 +111,7 @@ impl Ledger {
             let wait = place.as_ref().and_then(|place| wait(&refusal, place.deadline, now));
             let (Some(place), Some(wait)) = (&place, wait) else {
                 self.books.open().count_refusal(&caller.account);
-                return Err(NoTurn::Refused(refusal));
+                return Err(NoTurn::Refused(self.told(&caller, ask, refusal)));
             };
             place.wait_before(refusal);
             tokio::select! {
@@ -127,7 +127,7 @@ impl Ledger {
         let bounds = self.books.parts.line;
         let deadline = now.monotonic + bounds.longest_wait;
         wait(refusal, deadline, now)?;
-        let (_, demand) = self.demand(ask);
+        let (_, demand) = self.demand(caller, ask);
         let mut pages = self.books.open();
         let waiting = Waiting {
             ticket: pages.line.next_ticket,

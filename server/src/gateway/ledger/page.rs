@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::amounts::{Amounts, Demand, Share};
-use super::counter::{Counter, Terms};
+use super::counter::{Counter, HeldIs, Terms};
 use super::holdings::{CounterId, Holdings};
 use super::{LedgerTotals, Now, Refusal, Retry, Spent};
 use crate::gateway::account::{AccountPath, Node};
@@ -86,15 +86,16 @@ impl Page {
         &self,
         scope: &AccountPath,
         (demand, model): (&Demand, Option<&str>),
-        now: Now,
+        (now, held): (Now, HeldIs),
     ) -> Option<(Fit, Refusal)> {
+        let terms = Terms { held, ..self.terms(now, demand.overrun) };
         let mut worst: Option<(Fit, usize, Share)> = None;
         for (index, (limit, counter)) in self.counted().enumerate() {
             if !limit.is_enforced() || !limit.covers(model) {
                 continue;
             }
             let Some(share) = demand.of_limit(limit) else { continue };
-            let fit = counter.fit(limit, share, self.terms(now, demand.overrun));
+            let fit = counter.fit(limit, share, terms);
             if fit != Fit::Now && worst.is_none_or(|(earlier, ..)| fit > earlier) {
                 worst = Some((fit, index, share));
             }
@@ -240,6 +241,6 @@ impl Page {
     }
 
     fn terms(&self, now: Now, overrun: Percent) -> Terms {
-        Terms { now, mean_held: self.mean_held, overrun, ahead: 0 }
+        Terms { now, mean_held: self.mean_held, overrun, ahead: 0, held: HeldIs::Used }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::amounts::{Amounts, Demand};
+use super::counter::HeldIs;
 use super::holdings::Holdings;
 use super::line::{Line, Ticket};
 use super::page::{Origin, Page, Trial};
@@ -116,13 +117,23 @@ impl Pages {
     /// Of all limits on the path the one that keeps this ask out longest, if any does.
     pub(super) fn refusal(
         &self,
-        (account, slots): (&Account, &[usize]),
+        path: (&Account, &[usize]),
         asked: (&Demand, Option<&str>),
         now: Now,
     ) -> Option<Refusal> {
+        self.refusal_if(path, asked, (now, HeldIs::Used))
+    }
+
+    /// The same, if what others hold is looked at so.
+    pub(super) fn refusal_if(
+        &self,
+        (account, slots): (&Account, &[usize]),
+        asked: (&Demand, Option<&str>),
+        now_and_held: (Now, HeldIs),
+    ) -> Option<Refusal> {
         let mut worst: Option<(Fit, Refusal)> = None;
         for (node, slot) in account.nodes.iter().zip(slots) {
-            let found = self.pages[*slot].refusal(&node.path, asked, now);
+            let found = self.pages[*slot].refusal(&node.path, asked, now_and_held);
             worst = found.into_iter().chain(worst).max_by_key(|(fit, _)| *fit);
         }
         worst.map(|(_, refusal)| refusal)

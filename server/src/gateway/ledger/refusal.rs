@@ -28,8 +28,9 @@ pub struct Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Retry {
     /// For rates and budgets: the first instant, from now, at which this ask would fit, once those who wait in line before
-    /// it have had what they ask. For concurrent requests and batch tokens, whose end nobody knows: the mean time after
-    /// which so much comes free, as this account's requests went so far.
+    /// it have had what they ask. For concurrent requests and batch tokens, whose end nobody knows, and for a budget that
+    /// has room but for what requests that run hold: the mean time after which so much comes free, as this account's
+    /// requests went so far.
     After(Duration),
     /// A grant is used up or over.
     Spent,

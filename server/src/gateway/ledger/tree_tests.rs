@@ -117,6 +117,26 @@ fn a_spent_day_is_refused_until_midnight_and_names_its_window() {
     assert!(ledger.reserve(&alice, &ask(10, 100)).is_ok());
 }
 
+/// Nobody is sent away until midnight by what is back in a moment.
+#[test]
+fn what_requests_that_run_hold_of_a_budget_may_come_back_when_they_end() {
+    let (ledger, clock) = ledger();
+    let period = Period::Grant { from: UnixSeconds(0), until: UnixSeconds::of(clock.wall()).after(2 * DAY) };
+    for period in [Period::Day, period] {
+        let account = format!("alice/{:?}", period.name()).to_lowercase();
+        let alice = caller(&account, &[(account.as_str(), budget(Unit::Tokens, 100, period))]);
+        let held = ledger.reserve(&alice, &ask(10, 70)).unwrap();
+        let refused = |output| ledger.reserve(&alice, &ask(10, output)).unwrap_err().retry;
+        assert_eq!(refused(20), Retry::After(Duration::from_secs(1)), "before anything ended");
+        assert_eq!(ledger.would_refuse(&alice, &ask(10, 20)).unwrap().retry, refused(20));
+        clock.advance(Duration::from_secs(16));
+        held.settle_as(used(10, 20));
+        let _held = ledger.reserve(&alice, &ask(10, 50)).unwrap();
+        assert_eq!(refused(15), Retry::After(Duration::from_secs(4)), "15 of 60 come back in a quarter of 16 s");
+        assert!(refused(61) > Retry::After(Duration::from_secs(3_600)), "what is used does not come back");
+    }
+}
+
 #[test]
 fn gpu_time_is_taken_by_the_tariff_and_a_spent_grant_has_no_later() {
     let clock = ManualClock::default();
@@ -143,6 +163,7 @@ fn a_used_up_grant_may_be_overrun_by_a_quarter_in_the_class_that_gives_way_to_ev
     let alice = caller("alice", &[("alice", budget(Unit::Tokens, 100, period))]);
     let within = ledger.reserve(&alice, &ask(90, 10)).unwrap();
     assert_eq!(within.class(), ServiceClass::Standard);
+    within.settle_as(used(90, 10));
     let beyond = ledger.reserve(&alice, &ask(10, 10)).unwrap();
     assert_eq!(beyond.class(), ServiceClass::Batch);
     assert_eq!(ledger.reserve(&alice, &ask(3, 3)).unwrap_err().retry, Retry::Spent);

@@ -78,6 +78,17 @@ impl Budget {
         self.used.saturating_add(self.held)
     }
 
+    pub fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// How much of what open requests hold would have to come back for `amount` to fit. `None`: nothing, or it would not do.
+    pub fn lacking(&self, now: UnixSeconds, amount: u64) -> Option<u64> {
+        let is_open = (self.start..self.end).contains(&now);
+        let lacking = self.taken().saturating_add(amount).saturating_sub(self.amount.get());
+        (is_open && (1..=self.held).contains(&lacking)).then_some(lacking)
+    }
+
     /// Nothing is left of a grant that is over, nor of one before it begins.
     pub fn remaining(&self, now: UnixSeconds) -> u64 {
         let is_open = (self.start..self.end).contains(&now) || !matches!(self.period, Period::Grant { .. });
@@ -163,6 +174,16 @@ mod tests {
         assert_eq!(day.remaining(NOON), 0);
         day.set_amount(n(80));
         assert_eq!(day.remaining(NOON), 20);
+    }
+
+    #[test]
+    fn what_is_lacking_is_known_where_it_may_come_back() {
+        let (mut day, _) = daily(100);
+        day.settle(0, 50);
+        day.hold(40);
+        let lacking = [10, 11, 50, 51].map(|amount| day.lacking(NOON, amount));
+        assert_eq!(lacking, [None, Some(1), Some(40), None]);
+        assert_eq!(day.lacking(UnixSeconds(86_400), 11), None, "the day is over");
     }
 
     #[test]

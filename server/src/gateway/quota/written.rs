@@ -30,7 +30,7 @@ pub enum LimitError {
     Name(String),
     #[error("{0} needs a whole number above 0, not {1}")]
     Value(LimitName, f64),
-    #[error("{0} is a grant: say when it ends")]
+    #[error("{0} is a grant: say when it ends (`until`)")]
     NoEnd(LimitName),
     #[error("{0} ends before it begins")]
     EndsFirst(LimitName),

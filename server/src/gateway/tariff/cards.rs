@@ -29,7 +29,7 @@ struct Slices {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownCard {
-    #[error("the table of cards does not list `{card}`, only {listed}; state its factor")]
+    #[error("the table of cards does not list `{card}`, only {listed}; state its factor (--factor)")]
     Card { card: String, listed: String },
     #[error("`{0}` is no MIG slice; write one like 2g or 2g.10gb")]
     Slice(String),

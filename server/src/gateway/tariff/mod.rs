@@ -82,6 +82,12 @@ impl Tariff {
         self.prices.read().unwrap_or_else(PoisonError::into_inner).get(model).cloned()
     }
 
+    /// Whether it is the version of the other one, and has each of its prices.
+    pub fn has_all_of(&self, other: &Self) -> bool {
+        let wanted = other.prices.read().unwrap_or_else(PoisonError::into_inner);
+        self.version == other.version && wanted.iter().all(|(model, price)| self.price(model).as_ref() == Some(price))
+    }
+
     /// In microseconds, rounded up. Nothing without a model, or for one without a price.
     pub fn cost_micros(&self, model: Option<&str>, used: Usage, answers: NonZeroU32) -> u64 {
         model.and_then(|model| self.price(model)).map_or(0, |price| price.cost_micros(used, answers))

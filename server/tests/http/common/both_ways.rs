@@ -10,7 +10,8 @@ pub(crate) const COMPLETIONS: &str = "/v1/completions";
 /// What an answer says, whichever way it came.
 #[derive(Debug, Default, PartialEq)]
 struct Said {
-    content: String,
+    /// `None`: null, in every piece.
+    content: Option<String>,
     reasoning: String,
     /// Name and arguments; the ids are random.
     calls: Vec<Value>,
@@ -53,7 +54,9 @@ impl Said {
     /// `part`: a message, or a piece of one.
     fn take(&mut self, choice: &Value, part: &Value) {
         assert_eq!(part.get("reasoning_content"), part.get("reasoning"), "clients look for either");
-        self.content.push_str(part["content"].as_str().or(choice["text"].as_str()).unwrap_or_default());
+        if let Some(text) = part["content"].as_str().or(choice["text"].as_str()) {
+            self.content.get_or_insert_default().push_str(text);
+        }
         self.reasoning.push_str(part["reasoning"].as_str().unwrap_or_default());
         for (place, call) in part["tool_calls"].as_array().into_iter().flatten().enumerate() {
             self.take_call(call["index"].as_u64().map_or(place, |index| index as usize), &call["function"]);

@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{administrator, blocking, read, require_below, require_real_models};
+use super::{administrator, blocking, read, require_below, require_real_models, warning_of_unserved};
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
-use crate::api::errors::{ApiError, ErrorKind, echoed};
+use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::directory::{Making, WantedAccount};
 use crate::gateway::quota::{Enforcement, Quota, WrittenLimit};
 use crate::gateway::{AccountPath, Limit, LimitName};
@@ -97,7 +97,7 @@ pub(super) async fn remove<D: AdminBackend>(
     Ok(Json(removed).into_response())
 }
 
-pub(super) async fn change_limit<D: AdminBackend>(
+pub(crate) async fn change_limit<D: AdminBackend>(
     State(backend): State<D>,
     request: Request,
 ) -> Result<Response, ApiError> {
@@ -110,7 +110,7 @@ pub(super) async fn change_limit<D: AdminBackend>(
         (Some(limit), None) => {
             let limit = Limit::try_from(limit).map_err(|error| said(error.to_string()))?;
             require_real_models(&backend, limit.model.as_deref().into_iter())?;
-            let warning = limit.model.as_deref().and_then(|model| of_no_model(&backend, model));
+            let warning = warning_of_unserved(&backend, &caller, limit.model.as_deref().into_iter());
             blocking(move || directory.set_limit(&account, limit)).await?;
             if let Some(warning) = warning {
                 return Ok(Json(json!({"changed": true, "warning": warning})).into_response());
@@ -148,12 +148,6 @@ pub(super) async fn apply<D: AdminBackend>(State(backend): State<D>, request: Re
     let changes = blocking(move || administration.directory.apply(&wanted, making)).await?;
     let changes: Vec<String> = changes.iter().map(|change| change.shown(backend.calendar())).collect();
     Ok(Json(json!({"object": "list", "data": changes, "made": !dry_run})).into_response())
-}
-
-/// A limit may be stated before its model is served; mistyped, it would never apply. Only a server knows what there is.
-fn of_no_model(backend: &impl AdminBackend, model: &str) -> Option<String> {
-    let is_unknown = backend.server().is_some_and(|state| !state.has_model(model));
-    is_unknown.then(|| format!("no model `{}` is served, so that this limit does not apply yet", echoed(model)))
 }
 
 /// The models that limits are for.

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{administrator, blocking, read, require_governed, require_real_models};
+use super::{administrator, blocking, read, require_governed, require_real_models, warning_of_unserved};
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
@@ -59,10 +59,11 @@ pub(super) async fn create<D: AdminBackend>(State(backend): State<D>, request: R
     require_governed(&caller, &account)?;
     require_no_more(&caller, Rights { scopes: &scopes, models: &models, class })?;
     require_real_models(&backend, models.named())?;
+    let warning = warning_of_unserved(&backend, &caller, models.named());
     let valid_for = valid_for_seconds.map(Duration::from_secs);
     let new = NewKey { account, name, scopes, models, class, valid_for };
     let (key, info) = blocking(move || administration.directory.create_key(new)).await?;
-    Ok(shown_once(&key, &info))
+    Ok(shown_once(&key, &info, warning))
 }
 
 pub(super) async fn rotate<D: AdminBackend>(
@@ -79,7 +80,7 @@ pub(super) async fn rotate<D: AdminBackend>(
     }
     let overlap = Duration::from_secs(overlap_seconds);
     let (key, info) = blocking(move || administration.directory.rotate_key(id.as_str(), overlap)).await?;
-    Ok(shown_once(&key, &info))
+    Ok(shown_once(&key, &info, None))
 }
 
 pub(super) async fn revoke<D: AdminBackend>(
@@ -133,8 +134,11 @@ async fn governed_key(
     Err(DirectoryError::UnknownKey(id).into())
 }
 
-fn shown_once(key: &ApiKey, info: &KeyInfo) -> Response {
+fn shown_once(key: &ApiKey, info: &KeyInfo, warning: Option<String>) -> Response {
     let mut shown: Value = json!(info);
     shown["key"] = json!(key.reveal());
+    if let Some(warning) = warning {
+        shown["warning"] = json!(warning);
+    }
     Json(shown).into_response()
 }
