@@ -9,7 +9,7 @@ use super::{Observed, Rates, Round};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Ratio {
     pub estimate: f64,
-    /// 95 % of such intervals hold the true ratio.
+    /// Of a mean, a rate or a median about 95 % of such intervals hold the true ratio; of a tail fewer, where rounds differ much.
     pub low: f64,
     pub high: f64,
 }
