@@ -354,7 +354,7 @@ fn the_ledger_is_exported_to_a_new_file_a_pipe_or_standard_output_and_the_audit_
     }
     run(&state, &["usage", "export", "new.csv"]);
     header(std::fs::read_to_string(state.path().join("new.csv")).unwrap());
-    assert!(refusal(&state, &["usage", "export", "new.csv"]).contains("exists"), "an earlier export is kept");
+    assert!(refusal(&state, &["usage", "export", "new.csv"]).contains("is there already"), "an earlier export is kept");
     assert!(refusal(&state, &["usage", "export", "."]).contains("directory"));
     drop(served);
     let acts = run(&state, &["account", "audit"]);
