@@ -28,6 +28,13 @@ const BYTE_UNITS: [(&str, u64); 10] = [
 ];
 const PERIOD_UNITS_MS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
+impl ByteSize {
+    /// No less, as it can be written where a size is asked for.
+    pub fn written_up(self) -> String {
+        format!("{}MiB", self.0.div_ceil(1 << 20))
+    }
+}
+
 impl FromStr for ByteSize {
     type Err = String;
 
@@ -91,6 +98,14 @@ mod tests {
         assert_eq!("3 MB".parse(), Ok(ByteSize(3_000_000)));
         assert_eq!("17".parse(), Ok(ByteSize(17)));
         assert_eq!("1 TiB".parse(), Ok(ByteSize(1 << 40)));
+    }
+
+    #[test]
+    fn a_size_that_is_written_up_is_read_as_no_less() {
+        for (bytes, written) in [(1, "1MiB"), (1 << 20, "1MiB"), ((1 << 20) + 1, "2MiB"), (3 << 30, "3072MiB")] {
+            assert_eq!(ByteSize(bytes).written_up(), written);
+            assert!(written.parse::<ByteSize>().expect("a size") >= ByteSize(bytes));
+        }
     }
 
     #[test]

@@ -174,6 +174,10 @@ impl BenchArgs {
 
     fn config(&self, environment: &Environment) -> Result<Config> {
         let mut written = self.model_args.clone().written();
+        ensure!(
+            written.engine.kv_cache_memory.is_none(),
+            "--kv-cache-memory: the cache is made for the largest --batch; it bounds what --suite measures"
+        );
         written.models = Some(vec![WrittenModel::of(&self.model)]);
         let largest = self.batch.iter().copied().max().unwrap_or(NonZeroUsize::MIN);
         written.engine.max_num_seqs = written.engine.max_num_seqs.or(Some(largest));

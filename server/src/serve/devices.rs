@@ -226,6 +226,13 @@ fn on_cpu(config: &EngineConfig, processors: &str) -> Result<Compute> {
         Numa::Interleave => MemoryPlacement::Interleaved,
     };
     let host = HostPlacement { processors: config.processors.clone(), memory };
+    if let Some(processors) = too_few_processors(config) {
+        let threads = threads(config);
+        tracing::warn!(
+            threads,
+            "more threads than the {processors} processors that they may run on: steps wait for those that do not run"
+        );
+    }
     Compute::cpu_on(host, threads(config)).map_err(|error| {
         let key = match error {
             HostError::NoInterleaving(_) => "engine.numa (--numa)",
@@ -237,9 +244,18 @@ fn on_cpu(config: &EngineConfig, processors: &str) -> Result<Compute> {
 
 /// Threads that compute: what was asked for, else one for each physical core that they may use.
 fn threads(config: &EngineConfig) -> usize {
+    config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed_processors(config)))
+}
+
+fn allowed_processors(config: &EngineConfig) -> usize {
     let allowed = || std::thread::available_parallelism().map_or(1, usize::from);
-    let allowed = config.processors.as_ref().map_or_else(allowed, ProcessorSet::count);
-    config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed))
+    config.processors.as_ref().map_or_else(allowed, ProcessorSet::count)
+}
+
+/// How many there are, where more threads were asked for.
+fn too_few_processors(config: &EngineConfig) -> Option<usize> {
+    let allowed = allowed_processors(config);
+    config.threads.filter(|threads| *threads > allowed).map(|_| allowed)
 }
 
 #[cfg(test)]

@@ -219,6 +219,14 @@ fn bench_reports_every_batch() {
 }
 
 #[test]
+fn bench_refuses_a_bound_of_the_cache_that_it_would_not_keep() {
+    let state = State::new();
+    let output = state.command(&["bench", "--kv-cache-memory", "1KiB"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.starts_with("error: --kv-cache-memory"), "{said}");
+}
+
+#[test]
 fn a_wrong_configuration_file_is_refused_by_line() {
     let state = State::new();
     let file = state.path().join("p.toml");

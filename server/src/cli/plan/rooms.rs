@@ -168,8 +168,12 @@ fn cpu(size: Option<ByteSize>, engine: &EngineConfig) -> PartitionRoom {
 
 fn visible(part: Visible<'_>, cards: &Cards, engine: &EngineConfig) -> Result<PartitionRoom> {
     let memory = cards.of_listed(part.card, part.slice).with_context(|| {
-        let profile = part.slice.map_or("", |slice| slice.profile.as_str());
-        format!("the memory of {} {profile} is not known; name a card with --on", part.card.name)
+        let slice = part.slice.map_or_else(String::new, |slice| format!(" {}", slice.profile));
+        format!(
+            "the memory of {}{slice} is not known; name a card with --on, or plan a --config with a partition that states \
+             its `device` and `memory`",
+            part.card.name
+        )
     })?;
     let device_name = part.device();
     let backend = device_name.backend().context("the CPU is listed by no driver")?;

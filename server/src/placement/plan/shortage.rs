@@ -186,8 +186,8 @@ impl fmt::Display for Remedy {
             Self::ShorterContext(tokens) => write!(f, "--max-model-len {tokens}"),
             Self::Dtype(dtype) => write!(f, "--dtype {dtype}"),
             Self::KvDtype(format) => write!(f, "--kv-dtype {format}"),
-            Self::Cpu { at_least } => write!(f, "a CPU with {at_least} for it"),
-            Self::Partition { at_least } => write!(f, "a partition of {at_least} of its own"),
+            Self::Cpu { at_least } => write!(f, "a CPU with {} for it", at_least.written_up()),
+            Self::Partition { at_least } => write!(f, "a partition of {} of its own", at_least.written_up()),
         }
     }
 }

@@ -142,9 +142,11 @@ fn what_does_not_fit_says_why_and_what_would_make_it_fit() {
     assert_ne!(again(found + 1, 131_072), [], "and one more is too many");
     assert_eq!(again(8, shorter), [], "the second helps");
     assert_ne!(again(8, shorter + 16), [], "and a longer one does not");
-    let Some(Remedy::Partition { at_least }) = long.remedies.last() else { panic!("{long}") };
-    let larger = PartitionRoom { memory: ByteSize(at_least.0 + (1 << 20)), ..room("h100") };
-    assert_eq!(plan(&[model("llama-3.1-8b", 131_072, 8)], &[larger]).unplaced, [], "{at_least} are enough");
+    let Some(remedy @ Remedy::Partition { at_least }) = long.remedies.last() else { panic!("{long}") };
+    let said = remedy.to_string();
+    let typed = said.split(' ').find_map(|word| word.parse::<ByteSize>().ok()).expect("a size that can be typed");
+    let larger = PartitionRoom { memory: typed, ..room("h100") };
+    assert_eq!(plan(&[model("llama-3.1-8b", 131_072, 8)], &[larger]).unplaced, [], "{said} is enough");
     let smaller = PartitionRoom { memory: ByteSize(at_least.0 - (1 << 20)), ..room("h100") };
     assert_ne!(plan(&[model("llama-3.1-8b", 131_072, 8)], &[smaller]).unplaced, [], "and needed");
 }
