@@ -323,10 +323,11 @@ impl BatchStore {
             Err(error) => return Err(error.into()),
         };
         let (owner, purpose) = (owner.to_owned(), Purpose::BatchOutput);
-        let serial = self.index().next_serial();
+        let mut index = self.index();
+        let serial = index.next_serial();
         let file = StoredFile { id: id.clone(), owner, filename, purpose, bytes, created_at, serial };
         self.write_record(&self.files_folder, id.as_str(), &file)?;
-        self.index().files.insert(id.clone(), file);
+        index.files.insert(id.clone(), file);
         Ok(())
     }
 

@@ -48,9 +48,12 @@ impl SignArgs {
         let public_key = self.new_key.as_deref().map(SigningKey::create).transpose().context("--new-key")?;
         let mut made = Made { private_key: self.new_key.clone(), public_key, signature: None, digest: None };
         // Said at once: they stay, whatever becomes of the signature.
-        if let (Some(private), Some(public), false) = (&made.private_key, &made.public_key, self.output.json) {
-            output::line(format_args!("{:<12}{}", "private key", private.display()))?;
-            output::line(format_args!("{:<12}{}", "public key", public.display()))?;
+        for (what, key) in [("private key", &made.private_key), ("public key", &made.public_key)] {
+            match key {
+                Some(key) if self.output.json => tell!("{what} {}", key.display()),
+                Some(key) => output::line(format_args!("{what:<12}{}", key.display()))?,
+                None => (),
+            }
         }
         if let (Some(source), Some(key)) = (&self.source, self.new_key.as_ref().or(self.key.as_ref())) {
             let key = SigningKey::load(key).context("--key")?;

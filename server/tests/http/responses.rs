@@ -126,8 +126,14 @@ async fn reasoning_is_handed_back_by_a_client_that_keeps_no_text_of_it() {
     let input = json!([user("hi"), thought, whole["output"][1], user("say:yes")]);
     let reply = client.post(RESPONSES, &ask(input.clone(), json!({}))).await;
     assert_eq!(reply.json()["output"][0]["content"][0]["text"], "yes", "{}", reply.text());
-    let mut foreign = input;
-    foreign[1]["encrypted_content"] = json!("gAAAAABn");
-    let reply = client.post(RESPONSES, &ask(foreign, json!({}))).await;
-    assert_eq!((reply.status, reply.param().as_deref()), (400, Some("input[1].encrypted_content")));
+    for (field, value) in [
+        ("encrypted_content", json!("gAAAAABn")),
+        ("content", json!([{"type": "reasoning_text", "text": "Another sum."}])),
+        ("content", json!(7)),
+    ] {
+        let mut changed = input.clone();
+        changed[1][field] = value;
+        let reply = client.post(RESPONSES, &ask(changed, json!({}))).await;
+        assert_eq!((reply.status, reply.param()), (400, Some(format!("input[1].{field}"))));
+    }
 }

@@ -164,12 +164,19 @@ impl Conversation {
         let carried = fields.string("encrypted_content")?.filter(|carried| !carried.is_empty());
         let content = fields.value("content");
         finish_item(fields, reader)?;
-        // Both say the same, and some clients hand back an empty `content`.
-        let content = match (carried, content) {
-            (Some(carried), _) => {
-                read_carried(&carried).ok_or_else(|| invalid(&carried_path, "was not written by this server"))?
+        let content = content.map(|content| read_text(content, &content_path, reader)).transpose()?;
+        let carried = carried.map(|carried| {
+            read_carried(&carried).ok_or_else(|| invalid(&carried_path, "was not written by this server"))
+        });
+        // Some clients hand back an empty `content` beside it.
+        let content = match (carried.transpose()?, content) {
+            (Some(carried), Some(content)) if !content.is_empty() && content != carried => {
+                return Err(invalid(
+                    &content_path,
+                    "says something else than `encrypted_content`; leave one of them out",
+                ));
             }
-            (None, Some(content)) => read_text(content, &content_path, reader)?,
+            (Some(content), _) | (None, Some(content)) => content,
             (None, None) => return Ok(()),
         };
         self.messages.push(json!({"role": "assistant", "reasoning_content": content}));
