@@ -40,6 +40,8 @@ pub(crate) struct Calibration {
     context: Seen,
     longest_chunk: usize,
     num_blocks: usize,
+    /// Prices of before are better than those of single runs.
+    has_former: bool,
 }
 
 /// What the steps of a calibration run with.
@@ -74,8 +76,8 @@ impl Calibration {
         clock: &dyn Clock,
         config: &EngineConfig,
     ) -> Result<(Self, CostModel), RequestError> {
-        let mut calibration = Self::ahead(runner, config);
-        let blocks: Vec<BlockId> = (0..calibration.num_blocks as u32).map(BlockId).collect();
+        let mut calibration = Self::of(runner, config);
+        let blocks = calibration.blocks();
         let mut probe = Probe { runner, clock, blocks: &blocks };
         // The first step also pays for memory that later ones find.
         probe.run(calibration.one_token.shape)?;
@@ -96,8 +98,21 @@ impl Calibration {
         Ok((calibration, costs))
     }
 
+    /// Where prices of before are known. Runs a single step, which shows that the model runs here and pays for the memory
+    /// that the first request finds. Errors as [`Calibration::begin`].
+    pub(crate) fn resume(
+        runner: &mut ModelRunner,
+        clock: &dyn Clock,
+        config: &EngineConfig,
+    ) -> Result<Self, RequestError> {
+        let calibration = Self { has_former: true, ..Self::of(runner, config) };
+        let blocks = calibration.blocks();
+        Probe { runner, clock, blocks: &blocks }.run(calibration.one_token.shape)?;
+        Ok(calibration)
+    }
+
     /// Nothing was seen yet.
-    pub(crate) fn ahead(runner: &ModelRunner, config: &EngineConfig) -> Self {
+    fn of(runner: &ModelRunner, config: &EngineConfig) -> Self {
         let spec = runner.cache().spec();
         let longest = spec.longest_sequence(config.num_kv_blocks, config.max_num_batched_tokens, config.max_model_len);
         let context = CONTEXT_TOKENS.min(longest);
@@ -109,14 +124,18 @@ impl Calibration {
             context: Seen::nothing_of(1, context.saturating_sub(1), 1),
             longest_chunk: CHUNK_TOKENS.min(longest),
             num_blocks: context.div_ceil(spec.block_size).max(batch).min(config.num_kv_blocks),
+            has_former: false,
         }
     }
 
-    /// By all that was seen so far. `None` before each kind of step was.
+    /// Any, while nothing else runs.
+    fn blocks(&self) -> Vec<BlockId> {
+        (0..self.num_blocks as u32).map(BlockId).collect()
+    }
+
+    /// By all that was seen so far. `None` while prices of before are better.
     pub(crate) fn costs(&self) -> Option<CostModel> {
-        let Self { one_token, chunk, batch, context, .. } = self;
-        let is_seen = [one_token, chunk, batch, context].into_iter().all(|seen| seen.runs > 0);
-        is_seen.then(|| self.measurements().model())
+        (!self.has_former || self.is_done()).then(|| self.measurements().model())
     }
 
     fn measurements(&self) -> Measurements {

@@ -206,7 +206,8 @@ impl Sampler {
     }
 }
 
-/// Everything that depends on the request alone, in place. It makes no logit infinite, which would look like the model's fault.
+/// Everything that depends on the request alone, in place. It makes no logit as large as infinity, which would look like the
+/// model's fault.
 fn adjust(row: &mut [f32], choice: &Choice<'_>) {
     let Choice { params, constraint, counts, generated, .. } = choice;
     if let Some(allowed) = constraint {

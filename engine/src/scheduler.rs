@@ -217,11 +217,16 @@ impl Scheduler {
         if batch.preemptions == preemptions {
             self.admit_waiting(worst, batch, budget);
         }
-        for sequence in self.running.iter_mut() {
-            sequence.num_scheduled += budget.take(sequence, Demand::Last);
-        }
+        self.give_the_rest(budget);
         if worst < Class::Batch && batch.preemptions == preemptions {
             self.admit_waiting(Class::Batch, batch, budget);
+            self.give_the_rest(budget);
+        }
+    }
+
+    fn give_the_rest(&mut self, budget: &mut CatchUpBudget) {
+        for sequence in self.running.iter_mut() {
+            sequence.num_scheduled += budget.take(sequence, Demand::Last);
         }
     }
 

@@ -86,9 +86,11 @@ impl Scheduler {
         self.waiting.peek(self.now, |sequence| self.cache.cached_tokens(sequence))
     }
 
-    /// The last of the running is of the class that gives way to the head of the queue.
+    /// The last of the running is of the class that gives way to the head of the queue, which may have been raised above it.
     fn makes_way(&mut self) -> bool {
-        self.running.ends_in_batch() && self.head().is_some_and(|head| head.id.class < Class::Batch)
+        self.running.ends_in_batch()
+            && self.head().is_some()
+            && self.waiting.head_class().is_some_and(|class| class < Class::Batch)
     }
 
     fn may_admit(&self) -> bool {

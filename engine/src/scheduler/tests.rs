@@ -352,6 +352,20 @@ fn a_batch_request_that_waits_beside_long_prompts_comes_in_when_its_patience_is_
 }
 
 #[test]
+fn an_overdue_batch_request_takes_the_place_of_batch_and_holds_up_nobody_better() {
+    let patience = Duration::from_secs(5);
+    let mut bench = Bench::new(EngineConfig { max_num_seqs: 3, class_patience: patience, ..config() });
+    (0..3).for_each(|id| bench.add_of_class(Class::Batch, id, 1));
+    assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 1)]);
+    bench.add_of_class(Class::Standard, 3, 1);
+    assert_eq!(bench.step(), [(3, 1), (0, 1), (1, 1)]);
+    bench.now += patience;
+    assert_eq!(bench.step(), [(1, 3), (3, 1), (0, 1)], "the turn is that of the oldest without a place");
+    bench.add_of_class(Class::Interactive, 4, 1);
+    assert_eq!(bench.step(), [(4, 1), (1, 1), (3, 1)]);
+}
+
+#[test]
 fn a_class_whose_patience_is_over_gets_a_turn_and_is_not_preempted_at_once() {
     let patience = Duration::from_secs(5);
     let mut bench = Bench::new(EngineConfig { max_num_seqs: 1, class_patience: patience, ..config() });

@@ -27,7 +27,10 @@ pub(super) fn at_start(
 ) -> Result<(CostModel, Option<Calibration>), EngineError> {
     match (config.costs, config.former_costs) {
         (Some(costs), _) => Ok((costs, None)),
-        (None, Some(former)) => Ok((former, Some(Calibration::ahead(runner, config)))),
+        (None, Some(former)) => {
+            let calibration = Calibration::resume(runner, clock, config).map_err(EngineError::Calibration)?;
+            Ok((former, Some(calibration)))
+        }
         (None, None) => {
             let (calibration, costs) = Calibration::begin(runner, clock, config).map_err(EngineError::Calibration)?;
             if calibration.is_done() {
@@ -74,7 +77,6 @@ impl StepLoop {
             return;
         }
         let (costs, is_done) = (calibration.costs(), calibration.is_done());
-        // Until each kind of step was seen, the former prices are better.
         let Some(costs) = costs else { return };
         self.scheduler.set_costs(costs);
         self.publish();
@@ -183,14 +185,14 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_knows_former_prices_runs_no_step_for_them_and_finds_the_same_in_idle_moments() {
+    fn a_start_that_knows_former_prices_runs_a_single_step_and_finds_the_same_in_idle_moments() {
         let kept = Arc::<Kept>::default();
         let (mut first, first_handle) = started_with(&Arc::default(), (None, Arc::clone(&kept)));
         rest(&mut first);
         let costs = kept.0.lock().unwrap().pop().expect("they are worth keeping");
         let clock = Arc::new(BusyClock::default());
         let (mut second, second_handle) = started_with(&clock, (Some(costs), Arc::clone(&kept)));
-        assert_eq!(clock.now(), Duration::ZERO);
+        assert_eq!(clock.now(), STEP, "the model runs");
         let bounds = |second: &mut StepLoop| {
             second.step();
             [&first_handle, &second_handle].map(|handle| handle.stats().fair_share_bound)
@@ -198,11 +200,27 @@ mod tests {
         first.step();
         let [right, at_once] = bounds(&mut second);
         assert_eq!(at_once, right);
-        second.refine_costs();
-        assert_eq!(bounds(&mut second)[1], right, "one kind of step tells nothing");
         rest(&mut second);
         assert_eq!(bounds(&mut second)[1], right);
         assert_eq!(*kept.0.lock().unwrap(), [costs]);
+    }
+
+    #[test]
+    fn former_prices_hold_until_new_ones_are_worth_as_much() {
+        let former = CostModel { prompt_token_ns: 7e6, generated_token_ns: 7e7, context_token_ns: 7e3 };
+        let clock = Arc::new(BusyClock::default());
+        let (mut step_loop, handle) = started_with(&clock, (Some(former), Arc::default()));
+        let bound = |step_loop: &mut StepLoop| {
+            step_loop.step();
+            handle.stats().fair_share_bound
+        };
+        let of_former = bound(&mut step_loop);
+        clock.is_busy.store(true, Ordering::Relaxed);
+        (0..4).for_each(|_| step_loop.refine_costs());
+        clock.is_busy.store(false, Ordering::Relaxed);
+        assert_eq!(bound(&mut step_loop), of_former, "each kind of step ran once, and was held up");
+        rest(&mut step_loop);
+        assert_ne!(bound(&mut step_loop), of_former);
     }
 
     #[test]

@@ -236,7 +236,7 @@ impl Admission<'_> {
         self.check_together(&plans)?;
         let mut tickets = Vec::with_capacity(prompts.len());
         for (prompt, plan) in prompts.into_iter().zip(plans) {
-            match reserve_with(patience, self.state, self.caller, &plan.ask).await {
+            match reserve_with(patience.after(tickets.len()), self.state, self.caller, &plan.ask).await {
                 Ok(reservation) => tickets.push(Ticket { prompt, max_tokens: plan.max_tokens, reservation }),
                 Err(refusal) => {
                     withdraw_all(tickets.into_iter().map(|ticket| ticket.reservation));

@@ -152,6 +152,7 @@ impl Admission<'_> {
                     attribution.set_part(part);
                     let ask = Ask::new(&self.model.name, measured.at_most, max_tokens);
                     let ask = Ask { class, attribution, ..ask };
+                    let patience = patience.after(tickets.len());
                     let reserved = reserve_with(patience, self.state, self.caller, &ask).await;
                     reserved.map(|reservation| (max_tokens, reservation))
                 }

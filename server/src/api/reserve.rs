@@ -14,6 +14,8 @@ pub(crate) enum Patience {
     InTurn,
     /// It is refused.
     AtOnce,
+    /// It is refused, and its request holds room for others already.
+    Further,
 }
 
 impl Patience {
@@ -21,6 +23,11 @@ impl Patience {
     /// anyway.
     pub(crate) fn of(num_prompts: usize, scope: Scope) -> Self {
         if num_prompts == 1 && scope != Scope::Batch { Self::InTurn } else { Self::AtOnce }
+    }
+
+    /// Of the prompt after so many of its request.
+    pub(crate) fn after(self, num_held: usize) -> Self {
+        if num_held == 0 { self } else { Self::Further }
     }
 }
 
@@ -47,10 +54,14 @@ pub(crate) async fn reserve_with(
     caller: &Arc<Caller>,
     ask: &Ask,
 ) -> Result<Reservation, ApiError> {
-    if patience == Patience::AtOnce {
-        return reserve(state, caller, ask);
-    }
     require_open(state, caller, std::slice::from_ref(ask))?;
+    match patience {
+        Patience::InTurn => (),
+        Patience::AtOnce => return state.ledger().reserve(caller, ask).map_err(|refusal| refused(state, refusal)),
+        Patience::Further => {
+            return state.ledger().reserve_further(caller, ask).map_err(|refusal| refused(state, refusal));
+        }
+    }
     let today = || state.caller(caller.account.path.as_str(), caller.via.label());
     state.ledger().reserve_in_turn(caller, ask, today).await.map_err(|why| match why {
         NoTurn::Refused(refusal) => refused(state, refusal),

@@ -190,11 +190,14 @@ impl Ledger {
 
     /// At once or not at all, and not before anybody who waits for the same room. [`Ledger::reserve_in_turn`] waits.
     pub fn reserve(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
+        self.reserve_further(caller, ask).map_err(|refusal| self.told(caller, ask, refusal))
+    }
+
+    /// The same for one more prompt of a request that holds room already: a budget that this room keeps it out of will not
+    /// come back by itself.
+    pub fn reserve_further(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Reservation, Refusal> {
         let at_once = Turn { ticket: None, patience: Duration::ZERO };
-        let taken = self.take(caller, ask, at_once);
-        taken
-            .inspect_err(|_| self.books.open().count_refusal(&caller.account))
-            .map_err(|why| self.told(caller, ask, why))
+        self.take(caller, ask, at_once).inspect_err(|_| self.books.open().count_refusal(&caller.account))
     }
 
     /// Several requests that stand or fall together: all of them in one critical section, or none, so that nobody is
@@ -209,7 +212,8 @@ impl Ledger {
                 Err(refusal) => {
                     taken.iter().zip(asks).for_each(|(taken, ask)| pages.give_back(taken, ask.model.as_deref(), now));
                     pages.count_refusal(&caller.account);
-                    return Err(refusal);
+                    drop(pages);
+                    return Err(if taken.is_empty() { self.told(caller, ask, refusal) } else { refusal });
                 }
             }
         }
@@ -243,8 +247,12 @@ impl Ledger {
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
         let asked = (&demand, ask.model.as_deref());
-        let sooner = pages.refusal_if((&caller.account, &slots), asked, (now, HeldIs::ComingBack));
-        sooner.filter(|sooner| sooner.retry < refusal.retry).unwrap_or(refusal)
+        match pages.refusal_if((&caller.account, &slots), asked, (now, HeldIs::ComingBack)) {
+            // It came back meanwhile.
+            None => Refusal { retry: Retry::After(Duration::ZERO), ..refusal },
+            Some(sooner) if sooner.retry < refusal.retry => sooner,
+            Some(_) => refusal,
+        }
     }
 
     fn admit(

@@ -1,5 +1,5 @@
 //! What work cost when a model ran here before, kept in the data directory, so that a start runs no steps to find out while
-//! somebody waits for it. The engine measures again in idle moments, so what no longer holds does so for seconds.
+//! somebody waits for it. The engine measures again once nobody asks, so what no longer holds does so until then.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,10 @@ impl KeptCosts {
     /// Where there is no data directory nothing is kept, and none is made for this.
     fn keep(&self, key: &str, costs: &CostModel) {
         let mut kept = self.lock();
+        // Another process may have kept more since.
+        for (of_another, entry) in kept_file::read::<BTreeMap<String, Entry>>(&self.folder, FILE).unwrap_or_default() {
+            kept.entry(of_another).or_insert(entry);
+        }
         if kept.len() >= MAX_KEPT {
             kept.clear();
         }
@@ -151,8 +155,10 @@ mod tests {
     #[test]
     fn what_work_cost_in_one_process_the_next_one_knows_where_everything_is_as_it_was() {
         let data = tempfile::tempdir().expect("a temporary folder");
-        learn(data.path(), &on('a'));
-        learn(data.path(), &on('b'));
+        let [first, second] = [(); 2].map(|()| KeptCosts::open(data.path()));
+        for (process, on) in [(first, on('a')), (second, on('b'))] {
+            process.kept_by(Arc::new(NullObserver), &on).costs_measured(&COSTS);
+        }
         let next = KeptCosts::open(data.path());
         assert_eq!([next.find(&on('a')), next.find(&on('b'))], [Some(COSTS); 2]);
         for other in [

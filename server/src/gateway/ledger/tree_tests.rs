@@ -138,6 +138,16 @@ fn what_requests_that_run_hold_of_a_budget_may_come_back_when_they_end() {
 }
 
 #[test]
+fn what_a_request_holds_itself_is_not_told_to_come_back() {
+    let (ledger, _) = ledger();
+    let alice = caller("alice", &[("alice", budget(Unit::Tokens, 100, Period::Day))]);
+    let _first = ledger.reserve(&alice, &ask(10, 60)).unwrap();
+    let of_another = ledger.reserve(&alice, &ask(10, 30)).unwrap_err().retry;
+    assert_eq!(of_another, Retry::After(Duration::from_secs(1)));
+    assert!(ledger.reserve_further(&alice, &ask(10, 30)).unwrap_err().retry > Retry::After(Duration::from_secs(60)));
+}
+
+#[test]
 fn gpu_time_is_taken_by_the_tariff_and_a_spent_grant_has_no_later() {
     let clock = ManualClock::default();
     let tariff = Tariff::new("1", [("m".to_owned(), Price::flat(1_000, 100, 10_000))]);
