@@ -299,6 +299,11 @@ mod tests {
         (Patient::new(stream, PATIENCE, turns.clone()), turns)
     }
 
+    async fn send_head(peer: &mut (impl AsyncWrite + Unpin), patient: &mut (impl AsyncRead + Unpin)) {
+        peer.write_all(HEAD.as_bytes()).await.unwrap();
+        patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+    }
+
     async fn read_all(mut peer: impl AsyncRead + Unpin) -> String {
         let mut told = String::new();
         peer.read_to_string(&mut told).await.unwrap();
@@ -325,8 +330,7 @@ mod tests {
         for (said, is_told) in [("", false), ("P", true), ("GET / HTTP/1.1\r\n", true)] {
             let (ours, mut theirs) = duplex(1024);
             let (mut patient, turns) = patient(ours);
-            theirs.write_all(HEAD.as_bytes()).await.unwrap();
-            patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+            send_head(&mut theirs, &mut patient).await;
             drop(turns.begin(Version::HTTP_11));
             theirs.write_all(said.as_bytes()).await.unwrap();
             let error = patient.read_exact(&mut [0; 64]).await.unwrap_err();
@@ -371,8 +375,7 @@ mod tests {
         for (version, is_whole) in [(Version::HTTP_11, false), (Version::HTTP_10, true)] {
             let (ours, mut theirs) = duplex(1024);
             let (mut patient, turns) = patient(ours);
-            theirs.write_all(HEAD.as_bytes()).await.unwrap();
-            patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+            send_head(&mut theirs, &mut patient).await;
             let turn = turns.begin(version);
             if is_whole {
                 turn.hear();
@@ -393,8 +396,7 @@ mod tests {
     async fn a_peer_that_writes_no_more_is_told_to_wait_until_it_is_answered() {
         let (ours, mut theirs) = duplex(1024);
         let (mut patient, turns) = patient(ours);
-        theirs.write_all(HEAD.as_bytes()).await.unwrap();
-        patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+        send_head(&mut theirs, &mut patient).await;
         let turn = turns.begin(Version::HTTP_11);
         turn.hear();
         theirs.shutdown().await.unwrap();
@@ -414,8 +416,7 @@ mod tests {
     async fn a_peer_that_is_gone_is_found_out_when_it_is_told_to_wait() {
         let (ours, mut theirs) = duplex(1024);
         let (mut patient, turns) = patient(ours);
-        theirs.write_all(HEAD.as_bytes()).await.unwrap();
-        patient.read_exact(&mut [0; HEAD.len()]).await.unwrap();
+        send_head(&mut theirs, &mut patient).await;
         let turn = turns.begin(Version::HTTP_11);
         turn.hear();
         drop(theirs);
