@@ -1,5 +1,6 @@
 """Writes a checkpoint of a real model's shape with random bf16 weights, for measuring speed and memory offline: dense
-speed does not depend on the values. The tokenizer is the demo model's.
+speed does not depend on the values. The tokenizer is the demo model's, with words of no use for all other ids: what such a
+model generates is any of them, and a server that has no text for a token sends no event.
 
     python models/benches/random_checkpoint.py qwen2.5-0.5b OUT_DIRECTORY      (needs torch and safetensors)
 """
@@ -64,12 +65,21 @@ def tensors(shape, generator):
             yield f"{prefix}{norm}.weight", torch.ones(hidden, dtype=torch.bfloat16)
 
 
+def filled_tokenizer(vocab_size):
+    tokenizer = json.loads((DEMO / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    used = {*vocab.values(), *(added["id"] for added in tokenizer["added_tokens"])}
+    vocab.update({f"Ġw{index}": index for index in range(vocab_size) if index not in used})
+    return json.dumps(tokenizer, ensure_ascii=False)
+
+
 def main():
     name, out = sys.argv[1], Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
     save_file(dict(tensors(SHAPES[name], torch.Generator().manual_seed(1234))), out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(SHAPES[name], indent=2))
-    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    (out / "tokenizer.json").write_text(filled_tokenizer(SHAPES[name]["vocab_size"]))
+    for file in ("tokenizer_config.json", "generation_config.json"):
         shutil.copy(DEMO / file, out / file)
 
 
