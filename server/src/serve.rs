@@ -175,9 +175,8 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     upstreams.adopt(planned);
     let (reloader, orders) = Reloader::new();
     let (ledger, ledger_keeper) = open_ledger((&authenticator, lock), basis, config, (&served, partition))?;
-    let readiness = Readiness::default();
     let batches = (door == Door::AsConfigured).then(|| open_batches(config)).transpose()?;
-    let api_config = api_config(config, guard(&authenticator))?;
+    let (readiness, api_config) = (Readiness::default(), api_config(config, guard(&authenticator))?);
     let state = AppState::new(AppParts {
         models: served,
         shelf: shelf.clone(),
@@ -200,8 +199,9 @@ pub(crate) fn start(config: &Config, door: Door, runtime: &Runtime) -> Result<Se
     runtime.spawn(api::run_batches(state.clone()));
     runtime.spawn(look_after_replicas(state.clone()));
     let keeper = new_shelf.map(|new| new.keep(state.clone())).transpose()?;
+    let (in_force, proof, seen) = (config.clone(), tls.clone(), state.clone());
     let reloading =
-        Reloading { config: config.clone(), orders, reloader, staying, shelf, upstreams, prices, state: state.clone() };
+        Reloading { config: in_force, proof, orders, reloader, staying, shelf, upstreams, prices, state: seen };
     let (listener, url) = runtime.block_on(async { reserved.listen(tls) })?;
     Ok(Server {
         url,

@@ -98,7 +98,8 @@ pub struct LedgerParts {
 pub struct PartBounds {
     /// Output tokens of an answer that are reserved at a time.
     pub tokens: NonZeroU32,
-    /// A rate that has no room for the next part is waited for so long; then the answer ends.
+    /// A rate that has no room for the next part, or a budget whose rest others hold, is waited for so long; then the
+    /// answer ends.
     pub longest_park: Duration,
 }
 

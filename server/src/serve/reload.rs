@@ -6,7 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use passerelle::api::{AppState, BrowserGuard, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving};
+use passerelle::api::{
+    AppState, BrowserGuard, ReloadOrder, ReloadOutcome, Reloaded, Reloader, RemoteModel, Serving, Tls,
+};
 use passerelle::config::{self, Candidate, Candidates, Config, ModelConfig, ServerConfig, ShadowConfig};
 use passerelle::gateway::directory::Snapshot;
 use passerelle::gateway::quota::UnixSeconds;
@@ -21,6 +23,7 @@ use super::engines;
 use super::ledger as ledgers;
 use super::placed::kind_of_device;
 use super::tariff::{self as tariffs, StartPrices};
+use super::trusted::Inspector;
 use super::upstreams::{self, Upstreams};
 
 /// The configuration as it is written now, checked.
@@ -30,6 +33,8 @@ pub(crate) type ReadAgain = Box<dyn Fn() -> Result<Config> + Send>;
 pub(super) struct Reloading {
     /// In force.
     pub(super) config: Config,
+    /// What clients are shown over TLS.
+    pub(super) proof: Option<Tls>,
     pub(super) orders: mpsc::Receiver<ReloadOrder>,
     pub(super) reloader: Reloader,
     /// The models that stay in memory.
@@ -124,9 +129,13 @@ impl Reloading {
     fn reload(&mut self, again: &ReadAgain) -> Result<Reloaded> {
         let new = again()?;
         check_for_restart(&new)?;
+        let proof_after_restart = new.server.tls.as_ref().map(super::load_tls).transpose()?;
         let after_restart = self.tariff_after_restart(&new)?;
         let ring = self.state.authenticator().ring();
         let mut reloaded = compare(&self.config, &new, ring.is_some());
+        if proof_after_restart != self.proof {
+            reloaded.needs_restart.push("server.tls_certificate");
+        }
         let is_same_file = self.config.ledger == new.ledger;
         let config = in_force(&self.config, new, ring.is_some());
         let here = models_here(&self.staying, self.shelf.as_ref());
@@ -194,6 +203,7 @@ impl Reloading {
 fn check_for_restart(config: &Config) -> Result<()> {
     api_config(config, BrowserGuard::Off)?;
     ledgers::reserve_whole(&config.ledger)?;
+    Inspector::new(config)?;
     Ok(())
 }
 
@@ -235,7 +245,6 @@ fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
         (same_models && accounts(old) != accounts(new), "models.account"),
     ];
     let frozen = [
-        (server_without_keys(old) != server_without_keys(new), "server"),
         (!same_models, "models"),
         (old.partitions != new.partitions, "partitions"),
         (old.workers != new.workers, "workers"),
@@ -249,9 +258,11 @@ fn compare(old: &Config, new: &Config, asks_for_keys: bool) -> Reloaded {
         (old.ledger != new.ledger, "ledger"),
         (old.log != new.log, "log"),
     ];
-    let names =
-        |rows: &[(bool, &'static str)]| rows.iter().filter(|(differs, _)| *differs).map(|(_, name)| *name).collect();
-    let (mut changed, mut needs_restart): (Vec<_>, Vec<_>) = (names(&live), names(&frozen));
+    let names = |rows: &[(bool, &'static str)]| -> Vec<&'static str> {
+        rows.iter().filter(|(differs, _)| *differs).map(|(_, name)| *name).collect()
+    };
+    let of_server = names(&frozen_of_server(&old.server, &new.server));
+    let (mut changed, mut needs_restart) = (names(&live), [of_server, names(&frozen)].concat());
     if asks_for_keys {
         changed.extend(names(&for_keys))
     } else {
@@ -283,8 +294,30 @@ fn models_without_accounts(config: &Config) -> Vec<ModelConfig> {
     config.models.iter().map(without).collect()
 }
 
-fn server_without_keys(config: &Config) -> ServerConfig {
-    ServerConfig { api_key_file: None, ..config.server.clone() }
+/// But for what files hold: the keys in `api_key_file`, and the certificate.
+fn frozen_of_server(old: &ServerConfig, new: &ServerConfig) -> [(bool, &'static str); 8] {
+    let ServerConfig {
+        listen,
+        api_key_file: _,
+        data_dir,
+        models_dir,
+        trust,
+        drain_timeout,
+        max_connections,
+        max_streams_per_connection,
+        tls: _,
+        site,
+    } = old;
+    [
+        (*listen != new.listen, "server.listen"),
+        (*data_dir != new.data_dir, "server.data_dir"),
+        (*models_dir != new.models_dir, "server.models_dir"),
+        (*trust != new.trust, "server.trust"),
+        (*drain_timeout != new.drain_timeout, "server.drain_timeout"),
+        (*max_connections != new.max_connections, "server.max_connections"),
+        (*max_streams_per_connection != new.max_streams_per_connection, "server.max_streams_per_connection"),
+        (*site != new.site, "server.site"),
+    ]
 }
 
 /// The candidates of aliases, with the accounts that pay for them.
@@ -335,6 +368,14 @@ mod tests {
         let now = in_force(&old, new.clone(), true);
         assert_eq!((now.engine.threads, now.limits), (None, new.limits));
         assert_eq!(compare(&now, &new, true), Reloaded { changed: vec![], needs_restart: vec!["engine"] });
+    }
+
+    #[test]
+    fn each_key_of_the_server_that_needs_a_restart_is_named() {
+        let new = "[server]\nlisten = \"127.0.0.1:1\"\ndrain_timeout = \"1s\"\nmax_connections = 7\nsite = \"here\"\n";
+        let reloaded = compare(&config(""), &config(new), true);
+        let named = ["server.listen", "server.drain_timeout", "server.max_connections", "server.site"];
+        assert_eq!(reloaded, Reloaded { changed: vec![], needs_restart: named.to_vec() });
     }
 
     #[test]

@@ -287,6 +287,58 @@ fn a_key_file_that_was_rotated_is_read_and_reported() {
 }
 
 #[test]
+fn a_certificate_that_was_renewed_waits_for_a_restart_and_one_that_is_wrong_refuses_the_reload() {
+    let state = State::new();
+    let renew = || {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("the name is plain");
+        fs::write(state.path().join("c.pem"), made.cert.pem()).expect("the folder is writable");
+        fs::write(state.path().join("k.pem"), made.signing_key.serialize_pem()).expect("the folder is writable");
+    };
+    let over_tls = "[server]\ntls_certificate = \"c.pem\"\ntls_key = \"k.pem\"\n";
+    renew();
+    let file = write_configuration(&state, over_tls);
+    let _served = Served::start(&state, &["--config", file.to_str().expect("a plain path")]);
+    let reload = || state.command(&["reload"]).output().expect("it runs");
+    let said = || String::from_utf8(reload().stdout).expect("text");
+    assert_eq!(said(), "changed: nothing\nneeds a restart: nothing\n");
+    renew();
+    assert_eq!(said(), "changed: nothing\nneeds a restart: server.tls_certificate\n");
+    write_configuration(&state, "");
+    assert_eq!(said(), "changed: nothing\nneeds a restart: server.tls_certificate\n");
+    write_configuration(&state, &format!("{over_tls}[aliases]\nchat = {{ final = 1 }}\n"));
+    fs::write(state.path().join("c.pem"), "no certificate").expect("the folder is writable");
+    let refused = String::from_utf8_lossy(&reload().stderr).into_owned();
+    assert!(refused.contains("stays as it was") && refused.contains("server.tls_certificate"), "{refused}");
+    renew();
+    assert_eq!(said(), "changed: aliases\nneeds a restart: server.tls_certificate\n", "it was refused whole");
+}
+
+/// Midnight there is half past six in the evening in universal time, on every day.
+#[test]
+fn the_time_zone_of_windows_and_the_instant_at_which_they_end_are_in_the_answers() {
+    let state = State::new();
+    let file = write_configuration(&state, "[ledger]\ntime_zone = \"Asia/Kolkata\"\n");
+    let run = |line: &str| {
+        let output = state.command(&line.split(' ').collect::<Vec<_>>()).output().expect("it runs");
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    run("account create acme");
+    run("quota set acme output_tokens_per_day 10");
+    let key = run("key create alice --account acme");
+    let served = Served::start(&state, &["--config", file.to_str().expect("a plain path")]);
+    let limits = binary::get_as(&served.address, "/v1/me/limits", Some(key.trim())).json();
+    let resets_at = &limits["data"][0]["resets_at"];
+    assert_eq!(
+        (&limits["time_zone"], resets_at.as_u64().map(|at| at % 86_400)),
+        (&json!("Asia/Kolkata"), Some(66_600))
+    );
+    let too_long = json!({"model": "final", "prompt": "Once", "max_tokens": 11});
+    let refused = binary::open_as(&served.address, "/v1/completions", &too_long, key.trim()).whole().json();
+    assert_eq!(&refused["error"]["limit"]["window_end"], resets_at, "{refused}");
+}
+
+#[test]
 fn a_reload_takes_no_upstream_that_the_tariff_in_force_does_not_price() {
     let state = State::new();
     let price = |model: &str| {

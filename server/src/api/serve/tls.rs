@@ -13,6 +13,7 @@ use tokio_rustls::rustls::{self, ServerConfig};
 #[derive(Clone)]
 pub struct Tls {
     acceptor: TlsAcceptor,
+    chain: Arc<[CertificateDer<'static>]>,
 }
 
 /// Why a certificate and its key cannot be used.
@@ -42,15 +43,24 @@ impl Tls {
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_single_cert(chain, key)?;
+            .with_single_cert(chain.clone(), key)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)) })
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), chain: chain.into() })
     }
 
     pub(super) fn acceptor(&self) -> &TlsAcceptor {
         &self.acceptor
     }
 }
+
+/// Whether clients are shown the same certificates.
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        self.chain == other.chain
+    }
+}
+
+impl Eq for Tls {}
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -24,6 +24,16 @@ fn only_the_owner_may_read_the_directory_and_each_of_its_files() {
     }
 }
 
+/// A network file system tells only then that there is no room, or none left to this user.
+#[test]
+fn a_write_that_is_refused_when_it_is_brought_to_the_disk_is_for_want_of_room() {
+    const SQLITE_IOERR_FSYNC: i32 = 10 | (4 << 8);
+    const SQLITE_CONSTRAINT: i32 = 19;
+    let failed = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+    assert!(cannot_write(&failed(SQLITE_IOERR_FSYNC)));
+    assert!(!cannot_write(&failed(SQLITE_CONSTRAINT)));
+}
+
 #[test]
 fn a_data_directory_that_cannot_be_made_is_named_with_what_names_it() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
 //! What the choices of a request may generate for now: extended ahead of need while they grow, and waited for where a rate
-//! has no room. Meanwhile the engine has parked them, without blocks and without a place.
+//! has no room, or others hold the rest of a budget. Meanwhile the engine has parked them, without blocks and without a place.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -63,7 +63,12 @@ impl Grants {
                 let tokens = tokens + more;
                 self.state = if tokens < self.max_tokens { State::InParts { tokens, part } } else { State::Whole };
             }
-            Err(Denied::Later(wait)) => self.state = State::Waiting { tokens, part, pause: Box::pin(sleep(wait)) },
+            Err(Denied::Later(wait)) => {
+                if ungenerated == 0 {
+                    reservation.stands_still();
+                }
+                self.state = State::Waiting { tokens, part, pause: Box::pin(sleep(wait)) };
+            }
             Err(Denied::Spent) => self.state = State::AtLast { tokens },
         }
     }

@@ -334,6 +334,43 @@ async fn a_rate_that_stays_full_for_longer_than_is_waited_ends_the_answer() {
     assert_eq!(bench.ledger.totals().open, 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_goes_on_with_what_others_give_back_of_a_budget() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 40));
+    let mut held = Some(bench.ledger.reserve(&bench.caller, &Ask::new("stub", 5, 30)).unwrap());
+    let mut generation = bench.start_in_parts(20, 1).unwrap();
+    let mut delivered = 0;
+    loop {
+        match tokio::time::timeout(Duration::from_secs(1), generation.next()).await {
+            Ok(Some(event)) => delivered += u32::from(matches!(event, Event::Token(_))),
+            Ok(None) => break,
+            Err(_) => {
+                if let Some(held) = held.take_if(|_| delivered == 10) {
+                    held.settle_as(usage(1));
+                }
+            }
+        }
+    }
+    assert_eq!((delivered, generation.is_out_of_quota(0), held.is_none()), (20, false, true));
+    drop(generation);
+    assert_eq!(bench.remaining(), 40 - 21);
+}
+
+#[tokio::test]
+async fn two_growing_answers_use_a_budget_up_together_and_neither_hangs() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 50));
+    let mut both = [bench.start_in_parts(50, 1).unwrap(), bench.start_in_parts(50, 1).unwrap()];
+    let [first, second] = &mut both;
+    let read_both = async { tokio::join!(read(first), read(second)) };
+    let (first, second) = tokio::time::timeout(Duration::from_secs(30), read_both).await.expect("neither hangs");
+    assert!(first[0].1 && second[0].1, "{first:?} {second:?}");
+    assert_eq!(first[0].0 + second[0].0, 50, "{first:?} {second:?}");
+    drop(both);
+    assert_eq!(bench.remaining(), 0);
+    let totals = bench.assert_settled_is_what_the_engine_counted().await;
+    assert_eq!(totals.generated_tokens, 50);
+}
+
 #[tokio::test]
 async fn several_choices_are_reserved_and_end_by_themselves_and_their_prompt_is_paid_once() {
     let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 1000));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Now;
 use super::amounts::{Amounts, Share};
-use super::holdings::{CounterId, Holdings};
+use super::holdings::{CounterId, Holdings, Motion};
 use super::page::Origin;
 use crate::gateway::account::AccountPath;
 use crate::gateway::quota::{Bound, Budget, Calendar, Fit, Gcra, Limit, Percent, UnixSeconds};
@@ -35,24 +35,30 @@ struct Held {
 
 /// What else decides whether an ask fits.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
+pub(super) struct Terms<'a> {
     pub(super) now: Now,
     pub(super) mean_held: Option<Duration>,
     /// Beyond a grant.
     pub(super) overrun: Percent,
     /// What is asked by those who come first.
     pub(super) ahead: u64,
-    pub(super) held: HeldIs,
+    pub(super) held: HeldIs<'a>,
 }
 
 /// How what open requests hold of a budget is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeldIs {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum HeldIs<'a> {
     /// As used: nothing that may be needed is given to anybody else.
     Used,
     /// As what comes back when they end, since answers are mostly shorter than what was reserved for them.
     ComingBack,
+    /// As what others may give back to an answer that holds this itself, and waits for them. Those who wait too give
+    /// nothing back.
+    Awaited(&'a Holdings),
 }
+
+/// How often an answer that waits for others asks again: nobody knows when they end.
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 impl Counter {
     pub(super) fn new(
@@ -97,7 +103,7 @@ impl Counter {
         }
     }
 
-    pub(super) fn fit(&self, limit: &Limit, share: Share, terms: Terms) -> Fit {
+    pub(super) fn fit(&self, limit: &Limit, share: Share, terms: Terms<'_>) -> Fit {
         let (most, now) = (limit.value().get(), terms.now);
         match &self.state {
             _ if share.whole > most => Fit::Never,
@@ -105,9 +111,10 @@ impl Counter {
             State::Budget(budget) => {
                 let together = share.now.saturating_add(terms.ahead).min(most);
                 let fit = budget.fit(now.wall, together, terms.overrun);
-                let comes_back = fit != Fit::Now && terms.held == HeldIs::ComingBack && limit.counts_output();
-                let lacking = budget.lacking(now.wall, together).filter(|_| comes_back);
-                lacking.map_or(fit, |lacking| fit.min(Fit::After(until_free(lacking, budget.held(), terms.mean_held))))
+                if fit == Fit::Now || !limit.counts_output() {
+                    return fit;
+                }
+                self.returning(budget, together, terms).map_or(fit, |wait| fit.min(Fit::After(wait)))
             }
             State::Held(held) => {
                 let excess = held.now.saturating_add(terms.ahead).saturating_add(share.now).saturating_sub(most);
@@ -115,6 +122,36 @@ impl Counter {
                 if fits { Fit::Now } else { Fit::After(until_free(excess, most, terms.mean_held)) }
             }
             State::Stateless => Fit::Now,
+        }
+    }
+
+    /// When `amount` may fit because of what open requests hold; `None`: they could not give back as much.
+    fn returning(&self, budget: &Budget, amount: u64, terms: Terms<'_>) -> Option<Duration> {
+        let now = terms.now.wall;
+        match terms.held {
+            HeldIs::Used => None,
+            HeldIs::ComingBack => {
+                let lacking = budget.lacking(now, amount)?;
+                Some(until_free(lacking, budget.held(), terms.mean_held))
+            }
+            HeldIs::Awaited(own) => {
+                let own_that_runs = match own.motion() {
+                    Motion::Runs => own.of(self.id).unwrap_or(0),
+                    Motion::StandsStill => 0,
+                };
+                let of_others = budget.held_by_running().saturating_sub(own_that_runs);
+                let fit = budget.fit_without(of_others, (now, amount), terms.overrun);
+                (fit == Fit::Now).then_some(ASK_AGAIN)
+            }
+        }
+    }
+
+    /// A reservation's motion has changed.
+    pub(super) fn note_motion(&mut self, holdings: &Holdings) {
+        let (State::Budget(budget), Some(taken)) = (&mut self.state, holdings.of(self.id)) else { return };
+        match holdings.motion() {
+            Motion::Runs => budget.goes_on(taken),
+            Motion::StandsStill => budget.stands_still(taken),
         }
     }
 

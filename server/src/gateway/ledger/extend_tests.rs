@@ -122,6 +122,67 @@ fn a_rate_says_when_the_next_part_fits_and_is_waited_for_no_longer_than_is_allow
     assert_eq!(reservation.extend(1, 10), Err(Denied::Spent), "a minute was waited");
 }
 
+/// What others hold of a budget is neither given away nor given up.
+#[test]
+fn an_answer_waits_for_what_others_hold_of_a_budget_and_ends_only_once_that_is_used() {
+    let (ledger, _) = ledger(10);
+    let alice = caller(vec![of_a_day(Unit::OutputTokens, 30)]);
+    let mut growing = ledger.reserve(&alice, &in_parts(1, 30)).unwrap();
+    let other = ledger.reserve(&alice, &Ask::new("m", 1, 20)).unwrap();
+    assert_eq!(growing.extend(1, 10), Err(Denied::Later(counter::ASK_AGAIN)));
+    growing.stands_still();
+    assert_eq!(growing.extend(1, 10), Err(Denied::Later(counter::ASK_AGAIN)), "the other one still runs");
+    other.settle_as(Usage { generated_tokens: 5, ..Usage::default() });
+    assert_eq!([growing.extend(1, 10), growing.extend(1, 10)], [Ok(10), Ok(5)]);
+    assert_eq!(growing.extend(1, 10), Err(Denied::Spent));
+    assert_eq!(ledger.limits_of(&alice)[0].remaining, 0);
+}
+
+#[test]
+fn what_others_hold_of_a_budget_is_waited_for_no_longer_than_is_allowed() {
+    let (ledger, clock) = ledger(10);
+    let alice = caller(vec![of_a_day(Unit::OutputTokens, 30)]);
+    let mut growing = ledger.reserve(&alice, &in_parts(1, 30)).unwrap();
+    let _held = ledger.reserve(&alice, &Ask::new("m", 1, 20)).unwrap();
+    assert_eq!(growing.extend(1, 10), Err(Denied::Later(counter::ASK_AGAIN)));
+    clock.advance(Duration::from_secs(59));
+    assert_eq!(growing.extend(1, 10), Err(Denied::Later(counter::ASK_AGAIN)));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(growing.extend(1, 10), Err(Denied::Spent), "a minute was waited");
+}
+
+/// Each has generated all that it holds, so that neither gets anything before the other ends.
+#[test]
+fn of_two_answers_that_wait_for_each_other_one_ends_and_leaves_what_it_did_not_use() {
+    let (ledger, _) = ledger(10);
+    let alice = caller(vec![of_a_day(Unit::OutputTokens, 20)]);
+    let mut first = ledger.reserve(&alice, &in_parts(1, 20)).unwrap();
+    let mut second = ledger.reserve(&alice, &in_parts(1, 20)).unwrap();
+    assert_eq!(first.extend(1, 10), Err(Denied::Later(counter::ASK_AGAIN)), "the second one may end by itself");
+    first.stands_still();
+    assert_eq!(second.extend(1, 10), Err(Denied::Spent), "the first one waits and gives nothing back");
+    assert_eq!(first.extend(1, 10), Err(Denied::Later(counter::ASK_AGAIN)), "the second one ends");
+    second.settle_as(Usage { generated_tokens: 8, ..Usage::default() });
+    assert_eq!([first.extend(1, 10), first.extend(1, 10)], [Ok(2), Err(Denied::Spent)]);
+    first.settle_as(Usage { generated_tokens: 12, ..Usage::default() });
+    assert_eq!(ledger.limits_of(&alice)[0].remaining, 0);
+}
+
+#[test]
+fn whoever_stood_still_leaves_nothing_behind_that_others_would_not_wait_for() {
+    let (ledger, _) = ledger(10);
+    let alice = caller(vec![of_a_day(Unit::OutputTokens, 20)]);
+    let running = ledger.reserve(&alice, &Ask::new("m", 1, 10)).unwrap();
+    let mut waiting = ledger.reserve(&alice, &in_parts(1, 20)).unwrap();
+    assert_eq!(waiting.extend(1, 1), Err(Denied::Later(counter::ASK_AGAIN)));
+    waiting.stands_still();
+    drop((waiting, running));
+    assert_eq!(ledger.limits_of(&alice)[0].remaining, 20);
+    let _running = ledger.reserve(&alice, &Ask::new("m", 1, 10)).unwrap();
+    let mut waiting = ledger.reserve(&alice, &in_parts(1, 20)).unwrap();
+    assert_eq!(waiting.extend(1, 1), Err(Denied::Later(counter::ASK_AGAIN)));
+}
+
 #[test]
 fn extensions_of_several_levels_take_of_all_or_of_none() {
     let (ledger, _) = ledger(10);

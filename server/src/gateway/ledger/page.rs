@@ -86,7 +86,7 @@ impl Page {
         &self,
         scope: &AccountPath,
         (demand, model): (&Demand, Option<&str>),
-        (now, held): (Now, HeldIs),
+        (now, held): (Now, HeldIs<'_>),
     ) -> Option<(Fit, Refusal)> {
         let terms = Terms { held, ..self.terms(now, demand.overrun) };
         let mut worst: Option<(Fit, usize, Share)> = None;
@@ -208,6 +208,10 @@ impl Page {
         }
     }
 
+    pub(super) fn note_motion(&mut self, holdings: &Holdings) {
+        self.counters.iter_mut().for_each(|counter| counter.note_motion(holdings));
+    }
+
     /// Limits on queued requests that bind a request of `model`.
     pub(super) fn queue_limits(&self, model: Option<&str>) -> impl Iterator<Item = (&Limit, CounterId)> {
         let is_one = move |limit: &Limit| matches!(limit.bound, Bound::QueuedRequests(_)) && limit.covers(model);
@@ -240,7 +244,7 @@ impl Page {
         self.limits.limits().iter().zip(&self.counters)
     }
 
-    fn terms(&self, now: Now, overrun: Percent) -> Terms {
+    fn terms(&self, now: Now, overrun: Percent) -> Terms<'static> {
         Terms { now, mean_held: self.mean_held, overrun, ahead: 0, held: HeldIs::Used }
     }
 }

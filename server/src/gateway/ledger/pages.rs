@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::amounts::{Amounts, Demand};
 use super::counter::HeldIs;
-use super::holdings::Holdings;
+use super::holdings::{Holdings, Motion};
 use super::line::{Line, Ticket};
 use super::page::{Origin, Page, Trial};
 use super::reservation::Taken;
@@ -114,6 +114,12 @@ impl Pages {
         slots.iter().for_each(|slot| self.pages[*slot].take(asked, model, now, holdings));
     }
 
+    /// Whether others may wait for what a reservation holds.
+    pub(super) fn set_motion(&mut self, slots: &[usize], holdings: &mut Holdings, motion: Motion) {
+        let Some(changed) = holdings.set_motion(motion) else { return };
+        slots.iter().for_each(|slot| self.pages[*slot].note_motion(changed));
+    }
+
     /// Of all limits on the path the one that keeps this ask out longest, if any does.
     pub(super) fn refusal(
         &self,
@@ -129,7 +135,7 @@ impl Pages {
         &self,
         (account, slots): (&Account, &[usize]),
         asked: (&Demand, Option<&str>),
-        now_and_held: (Now, HeldIs),
+        now_and_held: (Now, HeldIs<'_>),
     ) -> Option<Refusal> {
         let mut worst: Option<(Fit, Refusal)> = None;
         for (node, slot) in account.nodes.iter().zip(slots) {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use passerelle_engine::Usage;
 
 use super::amounts::{Amounts, Ask, Demand, Stage};
-use super::holdings::Holdings;
+use super::counter::HeldIs;
+use super::holdings::{Holdings, Motion};
 use super::origins::Origin;
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
@@ -70,9 +71,9 @@ struct Output {
 /// Why an answer cannot be extended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
-    /// A rate has no room: ask again so much later.
+    /// A rate has no room, or others hold the rest of a budget and may give of it back: ask again so much later.
     Later(Duration),
-    /// A budget is used up, or a rate had no room for longer than is waited for. Nothing follows.
+    /// A budget is used up, or there was no room for longer than is waited for. Nothing follows.
     Spent,
 }
 
@@ -158,6 +159,7 @@ impl Reservation {
             let demand = Demand { now: more, stage: Stage::Further, overrun: self.overrun };
             match pages.refusal((account, &self.slots), (&demand, model), now) {
                 None => {
+                    pages.set_motion(&self.slots, &mut self.holdings, Motion::Runs);
                     pages.take(&self.slots, (&more, model), now, &mut self.holdings);
                     for slot in &self.slots {
                         let page = &mut pages.pages[*slot];
@@ -169,9 +171,25 @@ impl Reservation {
                     return Ok(tokens);
                 }
                 Some(refusal) if !refusal.limit.is_rate() && tokens > 1 => tokens /= 2,
-                Some(refusal) => return Err(self.denied(&refusal, now)),
+                Some(refusal) => {
+                    let awaited = (now, HeldIs::Awaited(&self.holdings));
+                    let refusal =
+                        pages.refusal_if((account, &self.slots), (&demand, model), awaited).unwrap_or(refusal);
+                    let denied = self.denied(&refusal, now);
+                    // It ends: whoever waits may have what it does not use.
+                    if denied == Denied::Spent {
+                        pages.set_motion(&self.slots, &mut self.holdings, Motion::Runs);
+                    }
+                    return Err(denied);
+                }
             }
         }
+    }
+
+    /// It was told to wait, and has generated all that was reserved: of two that wait for each other, none gets anything
+    /// before one ends, so neither counts on what the other holds. What is reserved next, or its end, undoes this.
+    pub fn stands_still(&mut self) {
+        self.books.open().set_motion(&self.slots, &mut self.holdings, Motion::StandsStill);
     }
 
     /// A rate has room sooner or later; a window that is about to begin is worth the wait too.
@@ -299,6 +317,7 @@ impl Drop for Reservation {
         let model = self.model.as_deref();
         let mut pages = self.books.open();
         let now = self.books.now();
+        pages.set_motion(&self.slots, &mut self.holdings, Motion::Runs);
         for slot in &self.slots {
             let page = &mut pages.pages[*slot];
             page.settle(&self.holdings, [&self.held, &used], model, now);

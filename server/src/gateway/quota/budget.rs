@@ -17,13 +17,15 @@ pub struct Budget {
     end: UnixSeconds,
     used: u64,
     held: u64,
+    /// Of it, by requests that wait for others.
+    still: u64,
 }
 
 impl Budget {
     /// With what was used since the start of the window that holds `now`.
     pub fn new(amount: NonZeroU64, period: Period, (calendar, now): (&Calendar, UnixSeconds), used: u64) -> Self {
         let (start, end) = calendar.window(period, now);
-        Self { amount, period, start, end, used, held: 0 }
+        Self { amount, period, start, end, used, held: 0, still: 0 }
     }
 
     /// Opens the window of `now`. Time that goes back opens none.
@@ -52,6 +54,24 @@ impl Budget {
             false if is_grant => Fit::Spent,
             false => Fit::After(self.end.since(now)),
         }
+    }
+
+    /// The same, if so much of what is held were given back.
+    pub fn fit_without(&self, returned: u64, (now, amount): (UnixSeconds, u64), overrun: Percent) -> Fit {
+        Self { held: self.held.saturating_sub(returned), ..self.clone() }.fit(now, amount, overrun)
+    }
+
+    /// What is held by whoever waits for others is not given back to them.
+    pub fn stands_still(&mut self, held: u64) {
+        self.still = self.still.saturating_add(held);
+    }
+
+    pub fn goes_on(&mut self, held: u64) {
+        self.still = self.still.saturating_sub(held);
+    }
+
+    pub fn held_by_running(&self) -> u64 {
+        self.held.saturating_sub(self.still)
     }
 
     pub fn hold(&mut self, amount: u64) {
