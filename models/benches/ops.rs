@@ -1,26 +1,28 @@
-//! How close the CPU ops come to the machine: `cargo bench -p passerelle-models --bench ops [-- THREADS]`.
+//! How close the CPU ops come to the machine: `cargo bench -p passerelle-models --bench ops [-- THREADS] [PART..]`, where a
+//! part is one of those in [`PARTS`] and without any all are run.
 //!
-//! A row alone is bound by memory, so its product is held against the measured read bandwidth. Many rows are bound by
-//! arithmetic, so theirs is given in operations per second, beside those of multiply-adds alone. Each figure is the best of
-//! several runs.
+//! A row alone is bound by memory, so its product, and its attention to the keys and values before it, are held against the
+//! measured read bandwidth. Many rows are bound by arithmetic, so theirs is given in operations per second, beside those of
+//! multiply-adds alone. Each figure is the best of several runs.
 
 #![expect(clippy::print_stdout, reason = "the table is the purpose")]
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use half::bf16;
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{
-    AttentionParams, AttentionPlan, Compute, ComputePool, Gate, PackedWeight, WeightPart, gate_mul, linear,
-    multiply_add, paged_attention, read_through, rms_norm, store_kv,
+    AttentionParams, AttentionPlan, Compute, Gate, PackedWeight, WeightPart, gate_mul, linear, multiply_add,
+    paged_attention, read_through, rms_norm, store_kv,
 };
 use passerelle_models::{BlockId, KvCache, KvCacheSpec, KvFormat, KvGroup, ModelError, ModelInput, Slot, StoredDtype};
 
 /// Larger than any last-level cache that this will meet on a laptop.
 const BANDWIDTH_BYTES: usize = 512 << 20;
+
+const PARTS: [&str; 3] = ["linear", "attention", "elementwise"];
 
 const MIN_RUNS: usize = 4;
 const MIN_TIME: Duration = Duration::from_millis(100);
@@ -33,11 +35,19 @@ fn main() -> Result<(), ModelError> {
     let bandwidth = read_bandwidth(&compute);
     println!("{} kernels, {threads} threads, memory reads at {:.1} GB/s", compute.kernels(), bandwidth / 1e9);
     println!("multiply-adds between registers: {:.0} GFLOP/s", multiply_add_rate(&compute) / 1e9);
-    println!("hand-off of a job to the threads: {:.1} us", hand_off(threads) * 1e6);
-    bench_linear(&compute, bandwidth)?;
-    bench_attention(&compute, KvFormat::Bf16)?;
-    bench_attention(&compute, KvFormat::Int8)?;
-    bench_elementwise(&compute)
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| PARTS.contains(&arg.as_str())).collect();
+    let is_asked = |part: &str| asked.is_empty() || asked.iter().any(|asked| asked == part);
+    for part in PARTS.into_iter().filter(|part| is_asked(part)) {
+        match part {
+            "linear" => bench_linear(&compute, bandwidth)?,
+            "attention" => {
+                bench_attention(&compute, KvFormat::Bf16, bandwidth)?;
+                bench_attention(&compute, KvFormat::Int8, bandwidth)?;
+            }
+            _ => bench_elementwise(&compute)?,
+        }
+    }
+    Ok(())
 }
 
 /// Seconds of the fastest of some runs.
@@ -66,24 +76,6 @@ fn multiply_add_rate(compute: &Compute) -> f64 {
     let mut operations = 0;
     let time = seconds(|| operations = multiply_add(compute));
     operations as f64 / time
-}
-
-/// Seconds from one job to the next, when each needs all threads at the same time.
-fn hand_off(threads: usize) -> f64 {
-    const JOBS: usize = 1000;
-    let pool = ComputePool::new(threads);
-    let entered = AtomicU64::new(0);
-    let num_threads = pool.num_threads() as u64;
-    seconds(|| {
-        for _ in 0..JOBS {
-            pool.run(threads, &|_| {
-                let job_end = entered.fetch_add(1, Ordering::SeqCst) / num_threads * num_threads + num_threads;
-                while entered.load(Ordering::SeqCst) < job_end {
-                    std::hint::spin_loop();
-                }
-            });
-        }
-    }) / JOBS as f64
 }
 
 fn filled(shape: &[usize]) -> Result<Tensor, ModelError> {
@@ -141,18 +133,30 @@ fn bench_linear(compute: &Compute, bandwidth: f64) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn bench_attention(compute: &Compute, format: KvFormat) -> Result<(), ModelError> {
+fn bench_attention(compute: &Compute, format: KvFormat, bandwidth: f64) -> Result<(), ModelError> {
     const BLOCK_SIZE: usize = 16;
-    println!("\n{:<40} {:>10} {:>8} {:>9}", format!("attention, {format} cache"), "us", "GB/s", "GFLOP/s");
-    for (num_kv_heads, group, head_dim) in [(1, 4, 256), (3, 3, 64), (8, 4, 128)] {
+    let title = format!("attention, {format} cache");
+    println!("\n{title:<40} {:>10} {:>8} {:>9} {:>9}", "us", "GB/s", "of reads", "GFLOP/s");
+    for (num_kv_heads, group, head_dim) in [(1, 4, 256), (3, 3, 64), (8, 2, 128), (8, 4, 128)] {
         for (num_sequences, context, query_len) in [(1, 512, 1), (1, 8192, 1), (16, 1024, 1), (1, 2048, 512)] {
             let num_blocks = num_sequences * context / BLOCK_SIZE;
-            let (groups, block_size) = (vec![KvGroup::full(1)], BLOCK_SIZE);
-            let spec = KvCacheSpec { groups, num_kv_heads, head_dim, format, block_size };
-            let mut cache = KvCache::new(spec.clone(), num_blocks, compute.device())?;
+            let of_layers = |num_layers| KvCacheSpec {
+                groups: vec![KvGroup::full(num_layers)],
+                num_kv_heads,
+                head_dim,
+                format,
+                block_size: BLOCK_SIZE,
+            };
+            let layer_bytes = num_blocks * of_layers(1).block_bytes();
+            // One token reads one layer after the other, as in a step, so that none of them is still in a cache.
+            let num_layers = if query_len == 1 { BANDWIDTH_BYTES.div_ceil(layer_bytes) } else { 1 };
+            let spec = of_layers(num_layers);
+            let mut cache = KvCache::new(spec, num_blocks, compute.device())?;
             let kv = filled(&[num_blocks * BLOCK_SIZE, num_kv_heads * head_dim])?;
             let slots: Vec<_> = (0..num_blocks * BLOCK_SIZE).map(|slot| Slot(slot as u32)).collect();
-            store_kv(compute, &kv, &kv, &slots, cache.layer_mut(0))?;
+            for layer in 0..num_layers {
+                store_kv(compute, &kv, &kv, &slots, cache.layer_mut(layer))?;
+            }
             // Neighbouring blocks of a sequence stand apart, as in a cache that has been used for a while.
             let blocks: Vec<Vec<BlockId>> = (0..num_sequences)
                 .map(|i| (i..num_blocks).step_by(num_sequences).map(|block| BlockId(block as u32)).collect())
@@ -170,16 +174,21 @@ fn bench_attention(compute: &Compute, format: KvFormat) -> Result<(), ModelError
             let input = ModelInput::new(BLOCK_SIZE, &inputs)?;
             let q = filled(&[num_sequences * query_len, num_kv_heads * group, head_dim])?;
             let params = AttentionParams::causal(0.1);
-            let layer = cache.layer_mut(0);
-            let time = seconds(|| {
-                black_box(paged_attention(compute, &q, layer, &AttentionPlan::new(&input), &params).is_ok());
+            let of_all = seconds(|| {
+                let plan = AttentionPlan::new(&input);
+                for layer in 0..num_layers {
+                    black_box(paged_attention(compute, &q, cache.layer_mut(layer), &plan, &params).is_ok());
+                }
             });
+            let time = of_all / num_layers as f64;
+            let rate = layer_bytes as f64 / time;
             let keys = (0..query_len).map(|i| context - i).sum::<usize>() * num_sequences;
             println!(
-                "{:<40} {:>10.1} {:>8.1} {:>9.1}",
+                "{:<40} {:>10.1} {:>8.1} {:>8.0}% {:>9.1}",
                 format!("{num_sequences} x {query_len} of {context}, {num_kv_heads} x {group} heads of {head_dim}"),
                 time * 1e6,
-                (num_blocks * spec.block_bytes()) as f64 / time / 1e9,
+                rate / 1e9,
+                100.0 * rate / bandwidth,
                 4.0 * (keys * num_kv_heads * group * head_dim) as f64 / time / 1e9
             );
         }

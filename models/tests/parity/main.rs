@@ -14,9 +14,10 @@ mod runner;
 #[path = "../support/mod.rs"]
 mod support;
 
+use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{Compute, KernelSet};
-use passerelle_models::{CausalLm, KvDtype, LoadOptions, WeightDtype};
-use runner::{BLOCK_SIZE, Runner, compare, options, table, worst_excess};
+use passerelle_models::{CausalLm, KvDtype, LoadOptions, ModelInput, WeightDtype};
+use runner::{BLOCK_SIZE, Runner, compare, options, rows, table, worst_excess};
 use support::Fixture;
 
 const LENGTHS: [usize; 4] = [1, 7, 33, 70];
@@ -149,6 +150,22 @@ fn every_kernel_set_agrees() {
         };
         assert_eq!(with(KernelSet::Portable), expected, "{name}");
         compare(&with(KernelSet::Reference), &expected.concat()).unwrap();
+    }
+}
+
+#[test]
+fn only_sampled_rows_have_logits_and_the_bits_of_all_rows_together() {
+    let fixture = Fixture::copy("plain");
+    let mut runner = Runner::load(&fixture, KvDtype::F32);
+    let ids = fixture.ids("input_33");
+    let all = runner.alone(&ids);
+    for sample in [vec![32], vec![0, 7, 32], Vec::new()] {
+        let blocks = [table(50)];
+        let sequence = SequenceInput { tokens: &ids, num_computed: 0, block_tables: &blocks, sample: &sample };
+        let input = ModelInput::new(BLOCK_SIZE, &[sequence]).unwrap();
+        let found = rows(runner.decoder.forward(&input, &mut runner.cache).unwrap());
+        let expected: Vec<_> = sample.iter().map(|row| all[*row].clone()).collect();
+        assert_eq!(found, expected, "of the rows {sample:?}");
     }
 }
 

@@ -61,3 +61,33 @@ impl<E: Plain> PageBuffer<E> {
         self.len * size_of::<E>()
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::super::system::can_interleave;
+    use super::*;
+
+    const LEN: usize = 1 << 20;
+
+    #[test]
+    fn weights_lie_in_huge_pages_where_the_system_has_them() {
+        let elsewhere = MmapMut::map_anon(4 << 20).unwrap();
+        // Some systems are built without them.
+        let has_them = Memory::of(&elsewhere[..]).use_huge_pages().is_ok();
+        let weights = PageBuffer::<f32>::zeroed(LEN, MemoryPlacement::FirstWriter).unwrap();
+        assert_eq!(Memory::of(weights.as_slice()).is_for_huge_pages(), has_them);
+    }
+
+    #[test]
+    fn weights_are_interleaved_where_that_is_asked_for_and_can_be() {
+        if can_interleave().is_err() {
+            return;
+        }
+        let interleaved = PageBuffer::<f32>::zeroed(LEN, MemoryPlacement::Interleaved).unwrap();
+        let first_written = PageBuffer::<f32>::zeroed(LEN, MemoryPlacement::FirstWriter).unwrap();
+        // Where the system does not tell, neither is known.
+        let is_interleaved = |weights: &PageBuffer<f32>| Memory::of(weights.as_slice()).is_interleaved();
+        let found = [&interleaved, &first_written].map(is_interleaved);
+        assert!(found == [Some(true), Some(false)] || found == [None, None], "{found:?}");
+    }
+}
