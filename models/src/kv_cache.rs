@@ -392,6 +392,23 @@ mod tests {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn blocks_are_interleaved_where_that_is_asked_for_and_can_be() {
+        if crate::ops::cpu::system::can_interleave().is_err() {
+            return;
+        }
+        for format in KvFormat::ALL {
+            let groups = vec![KvGroup::full(2)];
+            let spec = KvCacheSpec { groups, num_kv_heads: 8, head_dim: 128, format, block_size: KV_TILE };
+            let host = HostPlacement { memory: MemoryPlacement::Interleaved, ..HostPlacement::default() };
+            let cache = KvCache::new(spec, 500, &Device::Cpu).unwrap().on_host(&host).unwrap();
+            let memories = cache.tensors().filter_map(memory_of);
+            // `None` where the system does not tell.
+            assert!(memories.map(Memory::is_interleaved).all(|is| is != Some(false)), "{format}");
+        }
+    }
+
     #[test]
     fn a_copied_block_holds_what_the_other_held_and_no_other_block_changes() {
         let mut cache = small_cache(vec![KvGroup::full(2)]);
