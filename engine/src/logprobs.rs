@@ -142,6 +142,18 @@ pub(crate) fn select_best(row: &[f32], count: usize, best: &mut Vec<TokenId>) {
     }
 }
 
+/// The ids that [`select_best`] gives, ascending, for as many of them as nobody should sort.
+pub(crate) fn select_set(row: &[f32], count: usize, set: &mut Vec<TokenId>) {
+    let ids = 0..row.len() as TokenId;
+    set.clear();
+    set.extend(ids.clone());
+    if (1..row.len()).contains(&count) {
+        let (_, &mut worst, _) = set.select_nth_unstable_by(count - 1, |&a, &b| best_first(row, a, b));
+        set.clear();
+        set.extend(ids.filter(|&id| best_first(row, id, worst).is_le()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,10 +221,13 @@ mod tests {
         let row: Vec<f32> = (0..500_u64).map(|i| (crate::random::mix(i) % 97) as f32).collect();
         let mut sorted: Vec<TokenId> = (0..500).collect();
         sorted.sort_by(|&a, &b| best_first(&row, a, b));
-        let mut best = Vec::new();
-        for count in [1, 2, 20, 64, 65, 400, 500, 900] {
+        let (mut best, mut set) = (Vec::new(), Vec::new());
+        for count in [1, 2, 20, 64, 65, 400, 499, 500, 900] {
             select_best(&row, count, &mut best);
             assert_eq!(best, sorted[..count.min(500)], "{count}");
+            select_set(&row, count, &mut set);
+            best.sort_unstable();
+            assert_eq!(set, best, "{count}");
         }
     }
 }

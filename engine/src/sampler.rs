@@ -5,11 +5,12 @@
 //! The vocabulary is never sorted for a greedy or top-k request.
 
 use nucleus::{Candidate, keep_top_p, keep_typical, mass};
+use passerelle_models::ops::MOST_BEST;
 use passerelle_models::{Pulse, TokenId};
 
 use crate::constraint::Allowed;
 use crate::event::{RequestError, TokenEvent, TokenLogprobs};
-use crate::logprobs::{answered_logprobs, checked_max, select_best, token_logprobs};
+use crate::logprobs::{answered_logprobs, checked_max, select_best, select_set, token_logprobs};
 use crate::random::uniform;
 use crate::request::SamplingParams;
 use crate::sequence::{Sequence, TokenCounts};
@@ -187,7 +188,12 @@ impl Sampler {
 
     /// The `top_k` most likely tokens become the candidates.
     fn find_best(&mut self, row: &[f32], max: f32, inverse_temperature: f64, top_k: usize) {
-        select_best(row, top_k, &mut self.selected);
+        // Up to here a device may have chosen, whose list stands in this order; beyond, sorting the most of a vocabulary
+        // would cost more than the rest of the draw.
+        match top_k {
+            ..=MOST_BEST => select_best(row, top_k, &mut self.selected),
+            _ => select_set(row, top_k, &mut self.selected),
+        }
         let weight_of = |token: TokenId| weight(row[token as usize] - max, inverse_temperature);
         self.candidates.clear();
         self.candidates.extend(self.selected.iter().map(|&token| Candidate::new(token, weight_of(token))));

@@ -77,6 +77,7 @@ fn top_k_keeps_k_and_the_lower_id_among_equals() {
     assert_eq!(drawn(&row, &params(1)), [1]);
     assert_eq!(drawn(&row, &params(2)), [1, 2]);
     assert_eq!(drawn(&row, &params(99)), [0, 1, 2, 3, 4]);
+    assert_eq!(drawn(&[0.0; 300], &params(200)), (0..200).collect::<Vec<_>>(), "more than any list holds");
 }
 
 #[test]
