@@ -71,6 +71,8 @@ impl KvCacheManager {
     pub(crate) fn admit(&mut self, sequence: &mut Sequence, spare_blocks: usize) -> Option<()> {
         assert!(sequence.block_tables.is_empty(), "a sequence is admitted once");
         let num_computed = self.cached_tokens(sequence);
+        // Room for the longest answer at once, so that no token of it takes any.
+        let most_blocks = sequence.most_tokens().div_ceil(self.spec.block_size);
         let (mut tables, mut num_taken) = (Vec::with_capacity(self.spec.groups.len()), 0);
         for group in self.groups() {
             let found = self.cached_blocks(sequence, group, num_computed);
@@ -78,7 +80,9 @@ impl KvCacheManager {
             let num_behind = self.first_block(group, num_computed);
             let num_new = self.end_block(group, num_computed, sequence) - num_behind - found.len();
             num_taken += num_revived + num_new;
-            tables.push(std::iter::repeat_n(BEHIND_WINDOW, num_behind).chain(found).collect::<Vec<_>>());
+            let mut table = Vec::with_capacity(most_blocks);
+            table.extend(std::iter::repeat_n(BEHIND_WINDOW, num_behind).chain(found));
+            tables.push(table);
         }
         if self.pool.num_free() < num_taken + spare_blocks {
             return None;
@@ -86,6 +90,7 @@ impl KvCacheManager {
         sequence.num_computed = num_computed;
         sequence.num_registered_blocks = num_computed / self.spec.block_size;
         sequence.block_tables = tables;
+        sequence.make_room(most_blocks);
         self.groups().for_each(|group| self.held(sequence, group).iter().for_each(|&block| self.pool.acquire(block)));
         // A resumed sequence finds its own blocks, which says nothing about prompts.
         if sequence.may_reuse_prefix() && !sequence.has_started() {

@@ -190,6 +190,17 @@ impl Sequence {
         self.tokens.len() - self.prompt_len
     }
 
+    /// Of prompt and answer, if nothing ends it sooner.
+    pub(crate) fn most_tokens(&self) -> usize {
+        self.prompt_len + self.sampling.max_tokens as usize
+    }
+
+    /// The lists of tokens and of their blocks grow no more.
+    pub(crate) fn make_room(&mut self, most_blocks: usize) {
+        self.tokens.reserve_exact(self.most_tokens().saturating_sub(self.tokens.len()));
+        self.block_hashes.reserve_exact(most_blocks.saturating_sub(self.block_hashes.len()));
+    }
+
     /// Tokens that are known but not computed.
     pub(crate) fn num_remaining(&self) -> usize {
         self.tokens.len() - self.num_computed
