@@ -2,7 +2,7 @@
 //! temperature, top-k, top-p, min-p, typical-p, draw.
 //!
 //! A draw is a function of the request's seed and the position alone, so neither the batch nor a preemption changes it.
-//! The vocabulary is never sorted for a greedy or top-k request: of a top-k, only the `k` that were selected are.
+//! The vocabulary is never sorted for a greedy or top-k request: of what a top-k selects, at most 128 are.
 
 use nucleus::{Candidate, keep_top_p, keep_typical, mass};
 use passerelle_models::ops::MOST_BEST;
