@@ -359,13 +359,13 @@ async fn an_answer_goes_on_with_what_others_give_back_of_a_budget() {
 #[tokio::test]
 async fn two_growing_answers_use_a_budget_up_together_and_neither_hangs() {
     let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 50));
-    let mut both = [bench.start_in_parts(50, 1).unwrap(), bench.start_in_parts(50, 1).unwrap()];
-    let [first, second] = &mut both;
-    let read_both = async { tokio::join!(read(first), read(second)) };
+    let [mut first, mut second] = [50, 50].map(|max_tokens| bench.start_in_parts(max_tokens, 1).unwrap());
+    // Each settles when it is read: the other one waits for that.
+    let read_both =
+        async { tokio::join!(async move { read(&mut first).await }, async move { read(&mut second).await }) };
     let (first, second) = tokio::time::timeout(Duration::from_secs(30), read_both).await.expect("neither hangs");
     assert!(first[0].1 && second[0].1, "{first:?} {second:?}");
     assert_eq!(first[0].0 + second[0].0, 50, "{first:?} {second:?}");
-    drop(both);
     assert_eq!(bench.remaining(), 0);
     let totals = bench.assert_settled_is_what_the_engine_counted().await;
     assert_eq!(totals.generated_tokens, 50);
