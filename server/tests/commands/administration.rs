@@ -334,7 +334,8 @@ fn the_time_zone_of_windows_and_the_instant_at_which_they_end_are_in_the_answers
         (&json!("Asia/Kolkata"), Some(66_600))
     );
     let too_long = json!({"model": "final", "prompt": "Once", "max_tokens": 11});
-    let refused = binary::open_as(&served.address, "/v1/completions", &too_long, key.trim()).whole().json();
+    let refused = binary::open_as(&served.address, "/v1/completions", &too_long, key.trim()).whole();
+    let refused: serde_json::Value = serde_json::from_str(refused.text()).expect("JSON");
     assert_eq!(&refused["error"]["limit"]["window_end"], resets_at, "{refused}");
 }
 
