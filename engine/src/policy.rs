@@ -1,7 +1,7 @@
 //! Who of those that wait runs next. Pure: it sees shares, costs and numbers, never a sequence or a clock.
 //!
 //! 1. The better class. A class that better ones have gone before for as long as `patience`, out of the queue or while their
-//!    prompts ran, gets a turn out of order, so none starves.
+//!    prompts ran, gets a turn out of order, so none starves. Of several, the one that has waited longest.
 //! 2. In a class, sequences that were preempted, oldest first.
 //! 3. Then the shares, by deficit: a share may start requests while its credit is above zero, and pays with its credit,
 //!    over its weight, for every token that its sequences run. When no share that waits has credit left, a round gives
@@ -32,6 +32,19 @@
 //!
 //! where `served` is cost over weight. [`WaitingQueue::widest_gap`] is the distance between the credits that wait, at most
 //! `Q + U`; the difference over any stretch is at most the sum of that distance at its two ends.
+
+//! # How long a request can wait
+//!
+//! Let a place come free, and be taken, at least every `F`: with `n` places and sequences of at most `L` tokens, `n L` steps,
+//! for each step computes a token of one that runs.
+//!
+//! *A class has a turn within `patience + 3 F`.* After `patience` it is overdue. One that was chosen before it may still wait
+//! for its place; then the classes that are overdue take turns, since whoever had one is the last of them, and there are two
+//! that can be: `3 F` for the third place.
+//!
+//! *A request of the only share of its class starts within `(MAX_PASSED_OVER + 1) (patience + 3 F)`*: so many turns of its
+//! class may go to younger ones. Of `m` shares each has the same rounds, and what another may start in one is a quantum's
+//! worth.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -246,8 +259,9 @@ impl<T> WaitingQueue<T> {
     }
 
     fn choose(&mut self, now: Duration, cached_tokens: impl Fn(&mut T) -> usize) -> Option<Head> {
-        let overdue = Class::ALL.into_iter().find(|&class| self.waits(class) && self.is_overdue(class, now));
-        let class = overdue.or(self.best_class())?;
+        // Not the best: it could be overdue again whenever a place comes free, and a worse one would wait for ever.
+        let overdue = Class::ALL.into_iter().filter(|&class| self.waits(class) && self.is_overdue(class, now));
+        let class = overdue.min_by_key(|class| self.passed_over_since.get(class)).or(self.best_class())?;
         let preempted = self.preempted.keys().find(|id| id.class == class).map(|&id| Place::Preempted(id));
         let at = match preempted {
             Some(place) => place,

@@ -9,6 +9,7 @@ mod crowd;
 mod decoder;
 mod elsewhere;
 mod encoders;
+mod floods;
 mod grants;
 mod pattern;
 mod recovery;
