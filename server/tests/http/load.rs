@@ -450,19 +450,20 @@ async fn a_client_that_leaves_before_its_whole_answer_frees_its_place() {
 async fn a_disconnect_frees_its_blocks_within_50_ms() {
     let server = Server::start().await;
     let clock = SystemClock::new();
-    let mut fastest = Duration::MAX;
-    // The best of a few, because other processes hold up this one too.
-    for seed in 0..5 {
+    let mut delays = Vec::new();
+    for seed in 0..9 {
         let mut stream = server.client().stream(CHAT, &chat(seed, 1900)).await;
         stream.read_events(5).await;
         assert_eq!(server.state.ledger().totals().open, 1, "it is running");
         let left = clock.now();
         drop(stream);
         server.settle().await;
-        fastest = fastest.min(clock.now().saturating_sub(left));
+        delays.push(clock.now().saturating_sub(left));
     }
-    assert!(server.engine.stats().generated_tokens_total < 5 * 1900, "the readers left before the end");
-    assert!(fastest < Duration::from_millis(50), "{fastest:?}");
+    assert!(server.engine.stats().generated_tokens_total < 9 * 1900, "the readers left before the end");
+    delays.sort_unstable();
+    // The median: other processes hold up this one now and then, and whoever waits for a timer is late every time.
+    assert!(delays[delays.len() / 2] < Duration::from_millis(50), "{delays:?}");
 }
 
 #[tokio::test]
