@@ -71,8 +71,7 @@ impl KvCacheManager {
     pub(crate) fn admit(&mut self, sequence: &mut Sequence, spare_blocks: usize) -> Option<()> {
         assert!(sequence.block_tables.is_empty(), "a sequence is admitted once");
         let num_computed = self.cached_tokens(sequence);
-        // Room for the longest answer at once, so that no token of it takes any.
-        let most_blocks = sequence.most_tokens().div_ceil(self.spec.block_size);
+        let most_blocks = self.most_blocks(sequence);
         let (mut tables, mut num_taken) = (Vec::with_capacity(self.spec.groups.len()), 0);
         for group in self.groups() {
             let found = self.cached_blocks(sequence, group, num_computed);
@@ -80,9 +79,7 @@ impl KvCacheManager {
             let num_behind = self.first_block(group, num_computed);
             let num_new = self.end_block(group, num_computed, sequence) - num_behind - found.len();
             num_taken += num_revived + num_new;
-            let mut table = Vec::with_capacity(most_blocks);
-            table.extend(std::iter::repeat_n(BEHIND_WINDOW, num_behind).chain(found));
-            tables.push(table);
+            tables.push(table_of(std::iter::repeat_n(BEHIND_WINDOW, num_behind).chain(found), most_blocks));
         }
         if self.pool.num_free() < num_taken + spare_blocks {
             return None;
@@ -102,7 +99,10 @@ impl KvCacheManager {
 
     /// Gives `fork` every block of `parent`. The last ones may be half full: whoever writes to one first copies it.
     pub(crate) fn share(&mut self, parent: &Sequence, fork: &mut Sequence) {
-        fork.block_tables.clone_from(&parent.block_tables);
+        let most_blocks = self.most_blocks(fork);
+        let own_table = |table: &Vec<BlockId>| table_of(table.iter().copied(), most_blocks);
+        fork.block_tables = parent.block_tables.iter().map(own_table).collect();
+        fork.make_room(most_blocks);
         fork.num_computed = parent.num_computed;
         fork.num_registered_blocks = parent.num_registered_blocks;
         self.groups().for_each(|group| self.held(fork, group).iter().for_each(|&block| self.pool.acquire(block)));
@@ -247,6 +247,11 @@ impl KvCacheManager {
         end.div_ceil(self.spec.block_size)
     }
 
+    /// Of one table, with the longest answer.
+    fn most_blocks(&self, sequence: &Sequence) -> usize {
+        sequence.most_tokens().div_ceil(self.spec.block_size)
+    }
+
     fn missing_blocks(&self, sequence: &Sequence, group: usize) -> usize {
         let end = self.end_block(group, sequence.num_computed, sequence);
         end.saturating_sub(sequence.block_tables[group].len())
@@ -312,6 +317,13 @@ impl KvCacheManager {
             }
         }
     }
+}
+
+/// Has room for the longest answer at once, so that no token of it takes any.
+fn table_of(blocks: impl Iterator<Item = BlockId>, most_blocks: usize) -> Vec<BlockId> {
+    let mut table = Vec::with_capacity(most_blocks);
+    table.extend(blocks);
+    table
 }
 
 #[cfg(test)]

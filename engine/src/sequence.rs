@@ -1,6 +1,5 @@
 //! The scheduler's record of one request: its tokens, how many of them are computed, and the blocks that hold them.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,8 +82,8 @@ pub(crate) struct NewSequence {
 /// How often each token occurs, for the penalties. Kept only for requests that use one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TokenCounts {
-    /// How often each token was generated.
-    occurrences: BTreeMap<TokenId, u32>,
+    /// How often each token was generated, in the order of tokens.
+    occurrences: Vec<(TokenId, u32)>,
 }
 
 impl Sequence {
@@ -195,10 +194,14 @@ impl Sequence {
         self.prompt_len + self.sampling.max_tokens as usize
     }
 
-    /// The lists of tokens and of their blocks grow no more.
+    /// The lists of tokens, of their blocks and of how often they occur grow no more.
     pub(crate) fn make_room(&mut self, most_blocks: usize) {
-        self.tokens.reserve_exact(self.most_tokens().saturating_sub(self.tokens.len()));
+        let further_tokens = self.most_tokens().saturating_sub(self.tokens.len());
+        self.tokens.reserve_exact(further_tokens);
         self.block_hashes.reserve_exact(most_blocks.saturating_sub(self.block_hashes.len()));
+        if let Some(counts) = &mut self.counts {
+            counts.occurrences.reserve_exact(further_tokens);
+        }
     }
 
     /// Tokens that are known but not computed.
@@ -246,7 +249,7 @@ impl Sequence {
     pub(crate) fn append(&mut self, token: TokenId) -> Result<(), RequestError> {
         self.tokens.push(token);
         if let Some(counts) = &mut self.counts {
-            *counts.occurrences.entry(token).or_default() += 1;
+            counts.note(token);
         }
         match &mut self.constraint {
             Some(constraint) if !self.sampling.stop_token_ids.contains(&token) => Ok(constraint.accept(token)?),
@@ -292,13 +295,23 @@ impl TokenCounts {
     /// A prompt token counts as seen, zero times generated, which only the repetition penalty looks at.
     fn for_request(sampling: &SamplingParams, prompt: &[TokenId]) -> Option<Self> {
         if sampling.repetition_penalty != 1.0 {
-            return Some(Self { occurrences: prompt.iter().map(|&token| (token, 0)).collect() });
+            let mut occurrences: Vec<_> = prompt.iter().map(|&token| (token, 0)).collect();
+            occurrences.sort_unstable();
+            occurrences.dedup();
+            return Some(Self { occurrences });
         }
         (sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0).then(Self::default)
     }
 
+    fn note(&mut self, token: TokenId) {
+        match self.occurrences.binary_search_by_key(&token, |&(token, _)| token) {
+            Ok(index) => self.occurrences[index].1 += 1,
+            Err(index) => self.occurrences.insert(index, (token, 1)),
+        }
+    }
+
     /// Every token that a penalty looks at, with how often it was generated.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (TokenId, u32)> + '_ {
-        self.occurrences.iter().map(|(&token, &count)| (token, count))
+        self.occurrences.iter().copied()
     }
 }

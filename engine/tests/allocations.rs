@@ -5,6 +5,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::num::NonZeroU32;
 
 use passerelle_engine::testing::{FreeModel, parts};
 use passerelle_engine::{EngineConfig, EventStream, Request, RequestId, SamplingParams, ShareKey, StepLoop};
@@ -12,7 +13,8 @@ use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
 use passerelle_models::{BlockId, LoadOptions, LoadedModel, ModelInput, demo_checkpoint, load, unwatched};
 
-const VOCAB: usize = 32;
+/// More than a sequence generates here, so that each of its tokens can be another one.
+const VOCAB: usize = 256;
 /// Enough for every sequence to fill several blocks of the cache and chunks of its reader's queue.
 const STEPS: usize = 64;
 /// Until all prompts are computed and each reader's queue has the chunks that it uses in turn.
@@ -59,15 +61,15 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Allocations of all steps together, with so many sequences that generate.
-fn allocations(sequences: u64, sampling: &SamplingParams) -> u64 {
+/// Allocations of all steps together, with so many sequences that generate, of requests with so many choices.
+fn allocations(sequences: u64, num_choices: NonZeroU32, sampling: &SamplingParams) -> u64 {
     let config = EngineConfig { num_kv_blocks: 4096, max_num_seqs: 256, ..EngineConfig::default() };
     let (mut step_loop, handle) = StepLoop::new(parts(FreeModel::new(vec![0.0; VOCAB]), config)).unwrap();
     let submit = |id| {
         let request = Request::new(RequestId(id), vec![1; 40], sampling.clone());
-        handle.submit(Request { share_key: ShareKey(id % 5), ..request }).unwrap()
+        handle.submit(Request { share_key: ShareKey(id % 5), num_choices, ..request }).unwrap()
     };
-    let mut streams: Vec<EventStream> = (0..sequences).map(submit).collect();
+    let mut streams: Vec<EventStream> = (0..sequences / u64::from(num_choices.get())).map(submit).collect();
     let read =
         |streams: &mut Vec<EventStream>| streams.iter_mut().for_each(|stream| while stream.try_next().is_some() {});
     for _ in 0..WARM_UP {
@@ -89,12 +91,29 @@ fn no_allocation_is_made_for_a_token_that_is_the_best_or_is_drawn() {
     let best = SamplingParams { max_tokens: 500, temperature: 0.0, ..SamplingParams::default() };
     let of_all = SamplingParams { temperature: 1.0, top_p: 0.9, min_p: 0.01, typical_p: 0.9, ..best.clone() };
     let of_some = SamplingParams { top_k: Some(20), ..of_all.clone() };
-    for sampling in [best, of_all, of_some] {
-        let [few, many] = [8, 200].map(|sequences| allocations(sequences, &sampling));
-        let per_step = few as f64 / STEPS as f64;
-        assert_eq!(many, few, "a step allocates the same for 200 sequences as for 8: {sampling:?}");
-        assert!(per_step < 40.0, "{per_step} allocations a step: {sampling:?}");
+    // Each token is a new one, because those before it were made less likely.
+    let of_others = SamplingParams { frequency_penalty: 1.0, ..best.clone() };
+    for sampling in [best, of_all, of_some, of_others] {
+        assert_none_for_a_token(NonZeroU32::MIN, &sampling);
     }
+}
+
+#[test]
+fn no_allocation_is_made_for_a_token_of_one_choice_among_several() {
+    let best = SamplingParams { max_tokens: 500, temperature: 0.0, ..SamplingParams::default() };
+    let drawn = SamplingParams { temperature: 1.0, ..best.clone() };
+    let of_others = SamplingParams { frequency_penalty: 1.0, ..best.clone() };
+    for sampling in [best, drawn, of_others] {
+        assert_none_for_a_token(NonZeroU32::MIN.saturating_add(1), &sampling);
+    }
+}
+
+fn assert_none_for_a_token(num_choices: NonZeroU32, sampling: &SamplingParams) {
+    // Both are of every share.
+    let [few, many] = [10, 200].map(|sequences| allocations(sequences, num_choices, sampling));
+    let per_step = few as f64 / STEPS as f64;
+    assert_eq!(many, few, "a step allocates the same for 200 sequences as for 10: {sampling:?}");
+    assert!(per_step < 40.0, "{per_step} allocations a step: {sampling:?}");
 }
 
 /// The most that a step of `tokens` tokens, `rows` of which give logits, holds beside weights and KV cache.

@@ -379,8 +379,7 @@ fn service_resumes_within_100_ms_of_a_panic() {
     let sick = model().with_mishap(POISON, Mishap::Panic);
     let engine = Engine::spawn(EngineParts { clock: Arc::new(SystemClock::new()), ..parts(sick, config()) }).unwrap();
     let clean = || SamplingParams { logit_bias: vec![(POISON, -100.0)], ..greedy(30) };
-    // The best of a few, because other processes hold up this one too.
-    let fastest = (0..5).map(|_| {
+    let time_to_resume = |_| {
         let mut healthy = engine.handle().submit(request(&[1, 2], clean())).unwrap();
         assert!(matches!(healthy.blocking_next(), Some(Event::Token(_))));
         let start = clock.now();
@@ -390,9 +389,11 @@ fn service_resumes_within_100_ms_of_a_panic() {
         let mut next = engine.handle().submit(request(&[3, 4], clean())).unwrap();
         assert!(matches!(next.blocking_next(), Some(Event::Token(_))));
         clock.now().saturating_sub(start)
-    });
-    let fastest = fastest.min().unwrap();
-    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+    };
+    let mut taken: Vec<_> = (0..9).map(time_to_resume).collect();
+    taken.sort_unstable();
+    // The median, because other processes hold up this one now and then.
+    assert!(taken[taken.len() / 2] < Duration::from_millis(100), "{taken:?}");
 }
 
 /// What prompts may add to a step in which a stream moves.

@@ -450,19 +450,29 @@ async fn a_client_that_leaves_before_its_whole_answer_frees_its_place() {
 async fn a_disconnect_frees_its_blocks_within_50_ms() {
     let server = Server::start().await;
     let clock = SystemClock::new();
-    let mut fastest = Duration::MAX;
-    // The best of a few, because other processes hold up this one too.
-    for seed in 0..5 {
-        let mut stream = server.client().stream(CHAT, &chat(seed, 1900)).await;
+    let client = server.client();
+    let (mut delays, mut round_trips) = (Vec::new(), Vec::new());
+    for seed in 0..9 {
+        let mut stream = client.stream(CHAT, &chat(seed, 1900)).await;
         stream.read_events(5).await;
         assert_eq!(server.state.ledger().totals().open, 1, "it is running");
         let left = clock.now();
         drop(stream);
         server.settle().await;
-        fastest = fastest.min(clock.now().saturating_sub(left));
+        delays.push(clock.now().saturating_sub(left));
+        let asked = clock.now();
+        client.get("/health").await;
+        round_trips.push(clock.now().saturating_sub(asked));
     }
-    assert!(server.engine.stats().generated_tokens_total < 5 * 1900, "the readers left before the end");
-    assert!(fastest < Duration::from_millis(50), "{fastest:?}");
+    assert!(server.engine.stats().generated_tokens_total < 9 * 1900, "the readers left before the end");
+    // Other processes hold up this one: now and then, which the median passes over, or always, which a round trip shows.
+    let [delay, held_up] = [delays, round_trips].map(median);
+    assert!(delay < Duration::from_millis(50) + held_up, "{delay:?}, and a round trip takes {held_up:?}");
+}
+
+fn median(mut durations: Vec<Duration>) -> Duration {
+    durations.sort_unstable();
+    durations[durations.len() / 2]
 }
 
 #[tokio::test]

@@ -84,6 +84,35 @@ async fn an_engine_that_stands_still_is_unready_within_two_seconds_and_one_that_
     server.assert_at_rest().await;
 }
 
+/// From the steps that fail to what an orchestrator is told.
+#[tokio::test]
+async fn after_three_failures_within_a_minute_a_replica_is_unready_until_they_are_long_ago() {
+    let clock = ManualClock::default();
+    let server = Server::with(Options { clock: Arc::new(clock.clone()), ..Options::default() }).await;
+    let client = server.client();
+    let is_ready = async || client.get("/ready").await.status == 200;
+    let state = async || client.get("/v1/models").await.json()["data"][0]["state"].clone();
+    for failure in 1..=3 {
+        assert!(is_ready().await, "before failure {failure}");
+        let fails = json!({"model": MODEL, "prompt": "break: it", "max_tokens": 2, "prompt_logprobs": 1});
+        let reply = client.post("/v1/completions", &fails).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (500, "engine_failed"));
+        server.settle().await;
+        clock.advance(Duration::from_secs(15));
+    }
+    // 45 seconds after the first of them.
+    assert!(!is_ready().await);
+    assert_eq!(state().await, "unready");
+    assert_eq!(client.get("/health").await.status, 200, "the process lives");
+    assert_eq!(text_of(client.stream(CHAT, &chat(40)).await).await.len(), 40, "it serves while there is no other");
+    server.settle().await;
+    clock.advance(Duration::from_secs(14));
+    assert!(!is_ready().await, "the minute is not over");
+    clock.advance(Duration::from_secs(1));
+    assert!(is_ready().await);
+    assert_eq!(state().await, "ready");
+}
+
 #[tokio::test]
 async fn an_answer_that_takes_too_long_ends_with_an_error() {
     let gate = Gate::closed();
