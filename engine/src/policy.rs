@@ -7,8 +7,9 @@
 //!    over its weight, for every token that its sequences run. When no share that waits has credit left, a round gives
 //!    each of them a quantum (deficit round robin, Shreedhar and Varghese 1996).
 //! 4. Among the shares with credit, the request with the longest cached prefix (as in DLPM, arXiv 2501.14312), then the
-//!    share with the most credit, then age. No request is passed over more than [`MAX_PASSED_OVER`] times by younger ones of
-//!    its share, whoever among them is new, and whoever was parked and comes again.
+//!    share with the most credit, then age. While it waits, no request is passed over more than [`MAX_PASSED_OVER`] times by
+//!    younger ones of its share, whoever among them is new, and whoever was parked and comes again; one that was parked
+//!    itself, and so has run, is counted anew.
 //!
 //! # How far two shares can drift apart
 //!
@@ -32,19 +33,20 @@
 //!
 //! where `served` is cost over weight. [`WaitingQueue::widest_gap`] is the distance between the credits that wait, at most
 //! `Q + U`; the difference over any stretch is at most the sum of that distance at its two ends.
-
+//!
 //! # How long a request can wait
 //!
 //! Let a place come free, and be taken, at least every `F`: with `n` places and sequences of at most `L` tokens, `n L` steps,
-//! for each step computes a token of one that runs.
+//! for each step computes a token of one that runs, and as many more as it takes to compute again what blocks were taken
+//! from.
 //!
 //! *A class has a turn within `patience + 3 F`.* After `patience` it is overdue. One that was chosen before it may still wait
-//! for its place; then the classes that are overdue take turns, since whoever had one is the last of them, and there are two
-//! that can be: `3 F` for the third place.
+//! for its place, up to `F`, and better ones wait with it; then the classes that are overdue take turns, since whoever had
+//! one is the last of them, and there are two that can be: `3 F` for the third place.
 //!
-//! *A request of the only share of its class starts within `(MAX_PASSED_OVER + 1) (patience + 3 F)`*: so many turns of its
-//! class may go to younger ones. Of `m` shares each has the same rounds, and what another may start in one is a quantum's
-//! worth.
+//! *A request of the only share of its class starts within `(MAX_PASSED_OVER + 1) (patience + 3 F)`*, once none of its class
+//! that is older waits, or was preempted: so many turns may go to younger ones. Of `m` shares each has the same rounds, and
+//! what another may start in one is a quantum's worth.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -6,89 +6,129 @@ use crate::request::Class;
 use crate::sequence::{Sequence, SequenceId};
 
 #[derive(Debug, Default)]
-pub(crate) struct Running(Vec<Sequence>);
+pub(crate) struct Running {
+    sequences: Vec<Sequence>,
+    /// When one was last raised above its class.
+    raised_at: Option<Duration>,
+}
 
 impl Running {
     pub(crate) fn insert(&mut self, sequence: Sequence) {
-        let index = self.0.partition_point(|other| other.id < sequence.id);
-        self.0.insert(index, sequence);
+        let index = self.sequences.partition_point(|other| other.id < sequence.id);
+        self.sequences.insert(index, sequence);
     }
 
     pub(crate) fn get(&self, id: SequenceId) -> Option<&Sequence> {
-        self.index_of(id).map(|index| &self.0[index])
+        self.index_of(id).map(|index| &self.sequences[index])
     }
 
     pub(crate) fn get_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
-        self.index_of(id).map(|index| &mut self.0[index])
+        self.index_of(id).map(|index| &mut self.sequences[index])
     }
 
     pub(crate) fn at_mut(&mut self, index: usize) -> Option<&mut Sequence> {
-        self.0.get_mut(index)
+        self.sequences.get_mut(index)
     }
 
     pub(crate) fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
-        self.index_of(id).map(|index| self.0.remove(index))
+        self.index_of(id).map(|index| self.sequences.remove(index))
     }
 
     pub(crate) fn pop_last(&mut self) -> Option<Sequence> {
-        self.0.pop()
+        self.sequences.pop()
     }
 
     pub(crate) fn take_parked(&mut self) -> impl Iterator<Item = Sequence> {
-        self.0.extract_if(.., |sequence| sequence.is_parked())
+        self.sequences.extract_if(.., |sequence| sequence.is_parked())
     }
 
-    /// Whoever got nothing of any step for as long as a class has patience goes before those who left it nothing. One at a
-    /// time, then the patience of the others begins anew.
+    /// Whoever got nothing of any step for as long as a class has patience goes before those who left it nothing: the one
+    /// that has waited longest, then nobody for as long again.
     pub(crate) fn raise_overdue(&mut self, now: Duration, patience: Duration) {
-        let is_overdue = |sequence: &Sequence| {
-            let is_idle = sequence.idle_since.is_some_and(|since| now.saturating_sub(since) >= patience);
-            is_idle && sequence.id.class > Class::Interactive
-        };
-        let Some(index) = self.0.iter().position(is_overdue) else { return };
-        let mut sequence = self.0.remove(index);
-        sequence.id.class = sequence.id.class.raised();
-        self.insert(sequence);
-        for sequence in &mut self.0 {
-            sequence.idle_since = sequence.idle_since.map(|_| now);
+        let is_over = |since: Duration| now.saturating_sub(since) >= patience;
+        if self.raised_at.is_some_and(|at| !is_over(at)) {
+            return;
         }
+        let overdue = |(index, sequence): (usize, &Sequence)| {
+            let since = sequence.idle_since.filter(|&since| is_over(since))?;
+            (sequence.id.class > Class::Interactive).then_some((since, index))
+        };
+        // Not the first in order: newcomers of a better class would go before it for ever.
+        let Some((_, index)) = self.sequences.iter().enumerate().filter_map(overdue).min() else { return };
+        let mut sequence = self.sequences.remove(index);
+        sequence.id.class = sequence.id.class.raised();
+        sequence.idle_since = Some(now);
+        self.insert(sequence);
+        self.raised_at = Some(now);
     }
 
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Sequence> {
-        self.0.iter()
+        self.sequences.iter()
     }
 
     pub(crate) fn iter_mut(&mut self) -> std::slice::IterMut<'_, Sequence> {
-        self.0.iter_mut()
+        self.sequences.iter_mut()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.sequences.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.sequences.is_empty()
     }
 
     /// One for every choice, also while a prompt stands for several.
     pub(crate) fn places_taken(&self) -> usize {
-        self.0.iter().map(|sequence| sequence.choices().len()).sum()
+        self.sequences.iter().map(|sequence| sequence.choices().len()).sum()
     }
 
     /// Who gives way first would give way to any better class.
     pub(crate) fn ends_in_batch(&self) -> bool {
-        self.0.last().is_some_and(|last| last.id.class == Class::Batch)
+        self.sequences.last().is_some_and(|last| last.id.class == Class::Batch)
     }
 
     /// # Panics
     /// If they are not in order, or one has computed more tokens than it has.
     pub(crate) fn check_integrity(&self) {
-        assert!(self.0.is_sorted_by(|a, b| a.id < b.id), "running sequences are in order");
-        let computed = self.0.iter().all(|sequence| sequence.num_computed <= sequence.tokens().len());
+        assert!(self.sequences.is_sorted_by(|a, b| a.id < b.id), "running sequences are in order");
+        let computed = self.sequences.iter().all(|sequence| sequence.num_computed <= sequence.tokens().len());
         assert!(computed, "no sequence has computed more tokens than it has");
     }
 
     fn index_of(&self, id: SequenceId) -> Option<usize> {
-        self.0.binary_search_by_key(&id, |sequence| sequence.id).ok()
+        self.sequences.binary_search_by_key(&id, |sequence| sequence.id).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{request, sequence};
+    use crate::request::Request;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// A prompt that got nothing of the steps since `since` patiences.
+    fn idle(class: Class, arrival: u64, since: u32) -> Sequence {
+        let (mut sequence, _stream) = sequence(Request { class, ..request(arrival, &[1, 2, 3]) });
+        sequence.idle_since = Some(PATIENCE * since);
+        sequence
+    }
+
+    #[test]
+    fn whoever_has_waited_longest_is_raised_before_newcomers_of_a_better_class() {
+        let mut running = Running::default();
+        running.insert(idle(Class::Standard, 0, 0));
+        running.insert(idle(Class::Batch, 1, 0));
+        let classes = |running: &Running| running.iter().map(|one| (one.id.arrival, one.id.class)).collect::<Vec<_>>();
+        running.raise_overdue(PATIENCE, PATIENCE);
+        assert_eq!(classes(&running), [(0, Class::Interactive), (1, Class::Batch)]);
+        running.remove(running.iter().next().unwrap().id);
+        running.insert(idle(Class::Standard, 2, 1));
+        running.raise_overdue(PATIENCE * 3 / 2, PATIENCE);
+        assert_eq!(classes(&running), [(2, Class::Standard), (1, Class::Batch)], "one at a time");
+        running.raise_overdue(PATIENCE * 2, PATIENCE);
+        assert_eq!(classes(&running), [(1, Class::Standard), (2, Class::Standard)]);
     }
 }
