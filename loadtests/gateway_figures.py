@@ -200,7 +200,7 @@ def events():
 
 
 def idle():
-    with mock("--gap", "7200000") as replica, tempfile.TemporaryDirectory() as folder:
+    with mock("--gap", "3600000") as replica, tempfile.TemporaryDirectory() as folder:
         with Gateway(folder, replica.url, keys=True) as gateway:
             warm = [open_stream(address_of(gateway.url), gateway.key, 9) for _ in range(20)]
             read_until(warm, lambda said: b"word" in said)
