@@ -146,8 +146,11 @@ pub(crate) fn select_best(row: &[f32], count: usize, best: &mut Vec<TokenId>) {
 pub(crate) fn select_set(row: &[f32], count: usize, set: &mut Vec<TokenId>) {
     let ids = 0..row.len() as TokenId;
     set.clear();
+    if count == 0 {
+        return;
+    }
     set.extend(ids.clone());
-    if (1..row.len()).contains(&count) {
+    if count < row.len() {
         let (_, &mut worst, _) = set.select_nth_unstable_by(count - 1, |&a, &b| best_first(row, a, b));
         set.clear();
         set.extend(ids.filter(|&id| best_first(row, id, worst).is_le()));
@@ -222,7 +225,7 @@ mod tests {
         let mut sorted: Vec<TokenId> = (0..500).collect();
         sorted.sort_by(|&a, &b| best_first(&row, a, b));
         let (mut best, mut set) = (Vec::new(), Vec::new());
-        for count in [1, 2, 20, 64, 65, 400, 499, 500, 900] {
+        for count in [0, 1, 2, 20, 64, 65, 400, 499, 500, 900] {
             select_best(&row, count, &mut best);
             assert_eq!(best, sorted[..count.min(500)], "{count}");
             select_set(&row, count, &mut set);

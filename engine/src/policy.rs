@@ -42,7 +42,8 @@
 //!
 //! *A class has a turn within `patience + 3 F`.* After `patience` it is overdue. One that was chosen before it may still wait
 //! for its place, up to `F`, and better ones wait with it; then the classes that are overdue take turns, since whoever had
-//! one is the last of them, and there are two that can be: `3 F` for the third place.
+//! one is the last of them, and there are two that can be: `3 F` for the third place. The best is never overdue: it has a
+//! place whenever none of the others is, and they are so again only after something better went before them.
 //!
 //! *A request of the only share of its class starts within `(MAX_PASSED_OVER + 1) (patience + 3 F)`*, once none of its class
 //! that is older waits, or was preempted: so many turns may go to younger ones. Of `m` shares each has the same rounds, and

@@ -254,7 +254,7 @@ impl Scheduler {
     /// Puts a price to what runs, and notes who goes on and who does not.
     fn conclude(&mut self, batch: &mut ScheduledBatch) {
         batch.sequences.reserve(self.running.len());
-        let mut best_behind = None;
+        let mut best_behind: Option<Class> = None;
         for sequence in self.running.iter_mut() {
             if sequence.num_scheduled == 0 {
                 sequence.idle_since = sequence.idle_since.or(Some(self.now));
@@ -264,7 +264,9 @@ impl Scheduler {
             let cost = self.costs.of_tokens(sequence.num_computed, sequence.num_scheduled);
             if sequence.num_remaining() > 1 {
                 batch.catch_up_cost += cost;
-                best_behind = best_behind.or(Some(sequence.id.class));
+                // By its own class: in a turn out of order it goes before nobody of that.
+                let class = sequence.share.class;
+                best_behind = Some(best_behind.map_or(class, |best| best.min(class)));
             }
             batch.sequences.push(ScheduledSequence { id: sequence.id, num_tokens: sequence.num_scheduled, cost });
             charge(&mut self.waiting, &self.costs, sequence);

@@ -157,8 +157,11 @@ impl RunningPrompt {
 
     fn finish(&mut self, index: usize, end: AnswerEnd) {
         self.num_open -= 1;
-        if self.num_open == 0 && self.settle_at == SettleAt::LastToken {
-            self.settle();
+        if self.num_open == 0 {
+            match self.settle_at {
+                SettleAt::LastToken => self.settle(),
+                SettleAt::Told => self.generation.iter_mut().for_each(Generation::rests),
+            }
         }
         if self.num_open == 0
             && let Some(recorder) = self.recorder.take()

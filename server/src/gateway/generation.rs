@@ -189,6 +189,11 @@ impl Generation {
         None
     }
 
+    /// It is over, and settles only with others: nobody waits for what it holds.
+    pub fn rests(&mut self) {
+        self.reservation.stands_still();
+    }
+
     fn extend(&mut self) {
         let growing = || self.choices.iter().filter(|choice| choice.stage == Stage::Growing);
         let num_growing = growing().map(|_| 1).sum();

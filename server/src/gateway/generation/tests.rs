@@ -356,6 +356,17 @@ async fn an_answer_goes_on_with_what_others_give_back_of_a_budget() {
     assert_eq!(bench.remaining(), 40 - 21);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_what_an_answer_holds_that_is_over_and_settles_later() {
+    let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 50));
+    let [mut first, mut second] = [20, 50].map(|max_tokens| bench.start_in_parts(max_tokens, 1).unwrap());
+    assert_eq!(read(&mut first).await, [(20, false)]);
+    first.rests();
+    let start = tokio::time::Instant::now();
+    assert_eq!(read(&mut second).await, [(30, true)]);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn two_growing_answers_use_a_budget_up_together_and_neither_hangs() {
     let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 50));

@@ -147,7 +147,9 @@ fn what_others_hold_of_a_budget_is_waited_for_no_longer_than_is_allowed() {
     assert_eq!(growing.extend(1, 10), Err(Denied::Later(counter::ASK_AGAIN)));
     clock.advance(Duration::from_secs(59));
     assert_eq!(growing.extend(1, 10), Err(Denied::Later(counter::ASK_AGAIN)));
-    clock.advance(Duration::from_secs(1));
+    clock.advance(Duration::from_millis(900));
+    assert_eq!(growing.extend(1, 10), Err(Denied::Later(Duration::from_millis(100))), "to the end of it");
+    clock.advance(Duration::from_millis(100));
     assert_eq!(growing.extend(1, 10), Err(Denied::Spent), "a minute was waited");
 }
 

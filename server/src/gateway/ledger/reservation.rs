@@ -8,7 +8,7 @@ use std::time::Duration;
 use passerelle_engine::Usage;
 
 use super::amounts::{Amounts, Ask, Demand, Stage};
-use super::counter::HeldIs;
+use super::counter::{ASK_AGAIN, HeldIs};
 use super::holdings::{Holdings, Motion};
 use super::origins::Origin;
 use super::{Books, Now, Refusal, Retry};
@@ -187,7 +187,8 @@ impl Reservation {
     }
 
     /// It was told to wait, and has generated all that was reserved: of two that wait for each other, none gets anything
-    /// before one ends, so neither counts on what the other holds. What is reserved next, or its end, undoes this.
+    /// before one ends, so neither counts on what the other holds. Or it is over, and settles only with others. What is
+    /// reserved next, or its end, undoes this.
     pub fn stands_still(&mut self) {
         self.books.open().set_motion(&self.slots, &mut self.holdings, Motion::StandsStill);
     }
@@ -199,7 +200,7 @@ impl Reservation {
         let since = *self.output.parked_since.get_or_insert(now.monotonic);
         let left = (since + self.books.parts.in_parts.longest_park).saturating_sub(now.monotonic);
         match refusal.retry {
-            Retry::After(wait) if !left.is_zero() && (wait <= left || refusal.limit.is_rate()) => {
+            Retry::After(wait) if !left.is_zero() && (wait <= left.max(ASK_AGAIN) || refusal.limit.is_rate()) => {
                 Denied::Later(wait.max(LEAST_WAIT).min(left))
             }
             Retry::After(_) | Retry::Spent | Retry::Never => Denied::Spent,
