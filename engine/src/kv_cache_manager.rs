@@ -71,7 +71,6 @@ impl KvCacheManager {
     pub(crate) fn admit(&mut self, sequence: &mut Sequence, spare_blocks: usize) -> Option<()> {
         assert!(sequence.block_tables.is_empty(), "a sequence is admitted once");
         let num_computed = self.cached_tokens(sequence);
-        let most_blocks = self.most_blocks(sequence);
         let (mut tables, mut num_taken) = (Vec::with_capacity(self.spec.groups.len()), 0);
         for group in self.groups() {
             let found = self.cached_blocks(sequence, group, num_computed);
@@ -79,14 +78,17 @@ impl KvCacheManager {
             let num_behind = self.first_block(group, num_computed);
             let num_new = self.end_block(group, num_computed, sequence) - num_behind - found.len();
             num_taken += num_revived + num_new;
-            tables.push(table_of(std::iter::repeat_n(BEHIND_WINDOW, num_behind).chain(found), most_blocks));
+            tables.push([vec![BEHIND_WINDOW; num_behind], found].concat());
         }
         if self.pool.num_free() < num_taken + spare_blocks {
             return None;
         }
         sequence.num_computed = num_computed;
         sequence.num_registered_blocks = num_computed / self.spec.block_size;
-        sequence.block_tables = tables;
+        // Only now: a head that does not fit comes here in every step.
+        let most_blocks = self.most_blocks(sequence);
+        sequence.block_tables =
+            tables.into_iter().map(|table: Vec<_>| table_of(table.into_iter(), most_blocks)).collect();
         sequence.make_room(most_blocks);
         self.groups().for_each(|group| self.held(sequence, group).iter().for_each(|&block| self.pool.acquire(block)));
         // A resumed sequence finds its own blocks, which says nothing about prompts.

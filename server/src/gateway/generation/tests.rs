@@ -232,6 +232,18 @@ fn a_minute(unit: Unit, per_minute: NonZeroU64) -> Bound {
 }
 
 /// Reads to the end: what each choice got, and whether it was out of quota.
+/// The tokens that came to the end. `wait` hears of those so far whenever none came for a second.
+async fn read_waiting(generation: &mut Generation, mut wait: impl FnMut(u32)) -> u32 {
+    let mut delivered = 0;
+    loop {
+        match tokio::time::timeout(Duration::from_secs(1), generation.next()).await {
+            Ok(Some(event)) => delivered += u32::from(matches!(event, Event::Token(_))),
+            Ok(None) => return delivered,
+            Err(_) => wait(delivered),
+        }
+    }
+}
+
 async fn read(generation: &mut Generation) -> Vec<(u32, bool)> {
     let mut ends = vec![(0, false); generation.choices.len()];
     while let Some(event) = generation.next().await {
@@ -313,22 +325,12 @@ async fn a_rate_that_stays_full_for_longer_than_is_waited_ends_the_answer() {
     let bench = bench_with(StubModel::new(32, 4), output_limit(a_minute, 60));
     let held = bench.ledger.reserve(&bench.caller, &Ask::new("stub", 5, 50)).unwrap();
     let mut generation = bench.start_in_parts(40, 1).unwrap();
-    let mut delivered = 0;
-    loop {
-        match tokio::time::timeout(Duration::from_secs(1), generation.next()).await {
-            Ok(Some(event)) => delivered += u32::from(matches!(event, Event::Token(_))),
-            Ok(None) => break,
-            Err(_) => {
-                bench.clock.advance(Duration::from_secs(1));
-                // Somebody else takes whatever comes free.
-                bench
-                    .ledger
-                    .reserve(&bench.caller, &Ask::new("stub", 5, 1))
-                    .map(|taken| taken.settle_as(usage(1)))
-                    .ok();
-            }
-        }
-    }
+    let delivered = read_waiting(&mut generation, |_| {
+        bench.clock.advance(Duration::from_secs(1));
+        // Somebody else takes whatever comes free.
+        bench.ledger.reserve(&bench.caller, &Ask::new("stub", 5, 1)).map(|taken| taken.settle_as(usage(1))).ok();
+    })
+    .await;
     assert!(generation.is_out_of_quota(0) && delivered == 8, "{delivered}");
     drop((generation, held));
     assert_eq!(bench.ledger.totals().open, 0);
@@ -339,18 +341,12 @@ async fn an_answer_goes_on_with_what_others_give_back_of_a_budget() {
     let bench = bench_with(StubModel::new(32, 4), output_limit(a_day, 40));
     let mut held = Some(bench.ledger.reserve(&bench.caller, &Ask::new("stub", 5, 30)).unwrap());
     let mut generation = bench.start_in_parts(20, 1).unwrap();
-    let mut delivered = 0;
-    loop {
-        match tokio::time::timeout(Duration::from_secs(1), generation.next()).await {
-            Ok(Some(event)) => delivered += u32::from(matches!(event, Event::Token(_))),
-            Ok(None) => break,
-            Err(_) => {
-                if let Some(held) = held.take_if(|_| delivered == 10) {
-                    held.settle_as(usage(1));
-                }
-            }
+    let delivered = read_waiting(&mut generation, |delivered| {
+        if let Some(held) = held.take_if(|_| delivered == 10) {
+            held.settle_as(usage(1));
         }
-    }
+    })
+    .await;
     assert_eq!((delivered, generation.is_out_of_quota(0), held.is_none()), (20, false, true));
     drop(generation);
     assert_eq!(bench.remaining(), 40 - 21);
