@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::counted::Counted;
 use crate::doorbell::Doorbell;
 use crate::event::{Event, FinishReason, RequestError, TokenEvent, Usage};
 use crate::meter::Meter;
@@ -128,6 +129,11 @@ impl EventStream {
     /// What the request has used so far.
     pub fn usage(&self) -> Usage {
         self.meter.usage()
+    }
+
+    /// The engine's count, for whoever looks at it when this stream is gone.
+    pub fn count(&self) -> Arc<dyn Counted> {
+        self.meter.clone()
     }
 
     /// True once the last event was returned.

@@ -19,6 +19,7 @@ mod compare;
 mod config;
 mod constraint;
 mod cost;
+mod counted;
 mod doorbell;
 mod encode;
 mod engine;
@@ -61,6 +62,7 @@ pub use compare::{
 pub use config::{ConfigError, EngineConfig};
 pub use constraint::{Allowed, AnswerEnd, Constraint, ConstraintError};
 pub use cost::CostModel;
+pub use counted::Counted;
 pub use encode::{EncodeReply, EncodeRequest, EncoderConfig, EncoderEngine, EncoderHandle, EncoderParts, EncoderStats};
 pub use engine::{Engine, EngineHandle, EngineParts};
 pub use error::{EngineError, SubmitError};

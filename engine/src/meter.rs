@@ -9,6 +9,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use crate::counted::Counted;
 use crate::event::Usage;
 
 #[derive(Debug)]
@@ -103,6 +104,12 @@ impl Meter {
             generated_tokens,
             measured_ns: time & !CLOSED,
         }
+    }
+}
+
+impl Counted for Meter {
+    fn counted(&self) -> Usage {
+        self.usage()
     }
 }
 

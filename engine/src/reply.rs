@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::oneshot;
 
+use crate::counted::Counted;
 use crate::event::{RequestError, Usage};
 
 /// The answer to one request of a lane. Dropping it before it is there cancels the request: one that waits is never run.
@@ -51,6 +52,11 @@ impl<T> Reply<T> {
     pub fn close(&self) -> Usage {
         self.owed.close()
     }
+
+    /// The lane's count, for whoever looks at it when this reply is gone.
+    pub fn count(&self) -> Arc<dyn Counted> {
+        self.owed.clone()
+    }
 }
 
 impl<T> Drop for Reply<T> {
@@ -78,8 +84,18 @@ impl<T> ReplySender<T> {
 
 impl Owed {
     fn close(&self) -> Usage {
-        let owed = self.0.fetch_or(CLOSED, Ordering::AcqRel) & !CLOSED;
+        Self::usage_of(self.0.fetch_or(CLOSED, Ordering::AcqRel))
+    }
+
+    fn usage_of(state: u64) -> Usage {
+        let owed = state & !CLOSED;
         Usage { prompt_tokens: u32::try_from(owed).unwrap_or(u32::MAX), ..Usage::default() }
+    }
+}
+
+impl Counted for Owed {
+    fn counted(&self) -> Usage {
+        Self::usage_of(self.0.load(Ordering::Acquire))
     }
 }
 

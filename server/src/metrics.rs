@@ -14,7 +14,7 @@ use passerelle_engine::{Fault, StepObserver, StepReport, Usage};
 
 use crate::gateway::shelf::ShelfMemory;
 use crate::gateway::tariff::{Hours, PartitionHours, TimeUse};
-use crate::gateway::{AuthError, LedgerTotals, LimitName};
+use crate::gateway::{AuthError, LedgerFigures, LimitName};
 use crate::workers::WorkerSlotFigures;
 use table::{Metric, MetricKind};
 
@@ -37,6 +37,8 @@ pub struct Metrics {
     reservations_open: Gauge,
     in_line: Gauge,
     reservations_settled: Counter,
+    entries_checked: Counter,
+    entries_unproven: Counter,
     requests_counted: AtomicU64,
 }
 
@@ -118,6 +120,8 @@ impl Metrics {
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
             in_line: register_gauge(&recorder, table::IN_LINE, &[]),
             reservations_settled: register_counter(&recorder, table::RESERVATIONS_SETTLED, &[]),
+            entries_checked: register_counter(&recorder, table::ENTRIES_CHECKED, &[]),
+            entries_unproven: register_counter(&recorder, table::ENTRIES_UNPROVEN, &[]),
             requests_counted: AtomicU64::new(0),
             exporter: recorder.handle(),
             recorder,
@@ -137,11 +141,14 @@ impl Metrics {
         }
     }
 
-    /// The text of `/metrics`, with the ledger as it is now, and as many requests in line before it.
-    pub fn render(&self, ledger: &LedgerTotals, in_line: usize) -> String {
-        self.in_line.set(in_line as f64);
-        self.reservations_open.set(ledger.open as f64);
-        self.reservations_settled.absolute(ledger.settled);
+    /// The text of `/metrics`, with the ledger as it is now.
+    pub fn render(&self, ledger: &LedgerFigures) -> String {
+        let LedgerFigures { totals, in_line, proofs } = ledger;
+        self.in_line.set(*in_line as f64);
+        self.reservations_open.set(totals.open as f64);
+        self.reservations_settled.absolute(totals.settled);
+        self.entries_checked.absolute(proofs.checked);
+        self.entries_unproven.absolute(proofs.unproven);
         self.tell_hours();
         self.exporter.render()
     }
@@ -354,6 +361,8 @@ mod tests {
     use passerelle_engine::FaultCounts;
 
     use super::*;
+    use crate::gateway::LedgerTotals;
+    use crate::gateway::journal::ProofCounts;
     use crate::gateway::quota::Unit;
 
     fn metrics() -> Metrics {
@@ -395,7 +404,11 @@ mod tests {
     fn every_metric_of_the_table_is_shown_with_its_sentence() {
         let metrics = metrics();
         touch(&metrics);
-        let text = metrics.render(&LedgerTotals { open: 2, settled: 9, ..LedgerTotals::default() }, 3);
+        let text = metrics.render(&LedgerFigures {
+            totals: LedgerTotals { open: 2, settled: 9, ..LedgerTotals::default() },
+            in_line: 3,
+            proofs: ProofCounts { checked: 8, unproven: 1 },
+        });
         for metric in table::ALL {
             assert!(text.contains(&format!("# HELP {} {}", metric.name, metric.help)), "{} in {text}", metric.name);
         }
@@ -420,6 +433,8 @@ mod tests {
             "passerelle_model_memory_bytes 5",
             "passerelle_model_memory_limit_bytes 9",
             "passerelle_ledger_reservations_settled_total 9",
+            "passerelle_ledger_entries_checked_total 8",
+            "passerelle_ledger_entries_unproven_total 1",
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is missing in {text}");
         }
@@ -431,7 +446,7 @@ mod tests {
         for model in ["a", "b", "demo\"} 1\n"] {
             metrics.answered(AnsweredRequest { route: "/v1/completions", status: 404, model: Some(model) });
         }
-        let text = metrics.render(&LedgerTotals::default(), 0);
+        let text = metrics.render(&LedgerFigures::default());
         let shown: Vec<_> = text.lines().filter(|line| line.starts_with("passerelle_requests_total")).collect();
         assert_eq!(shown, [r#"passerelle_requests_total{route="/v1/completions",status="404",model="unknown"} 3"#]);
     }
@@ -444,9 +459,7 @@ mod tests {
         }
         assert_eq!(metrics.models.read().unwrap().len(), MAX_MODELS);
         metrics.engine("run@step-9999").step(&StepReport { running: 3, total_blocks: 1, ..StepReport::default() });
-        assert!(
-            metrics.render(&LedgerTotals::default(), 0).contains("passerelle_running_sequences{model=\"other\"} 3")
-        );
+        assert!(metrics.render(&LedgerFigures::default()).contains("passerelle_running_sequences{model=\"other\"} 3"));
     }
 
     #[test]
@@ -454,8 +467,8 @@ mod tests {
         let (one, other) = (metrics(), metrics());
         one.refused(LimitName::ConcurrentRequests);
         let line = r#"passerelle_quota_refusals_total{limit="concurrent_requests"} 0"#;
-        assert!(other.render(&LedgerTotals::default(), 0).contains(line));
-        assert!(!one.render(&LedgerTotals::default(), 0).contains(line));
+        assert!(other.render(&LedgerFigures::default()).contains(line));
+        assert!(!one.render(&LedgerFigures::default()).contains(line));
     }
 
     #[test]

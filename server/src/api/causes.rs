@@ -22,7 +22,7 @@ use crate::text::{GrammarError, TextError};
 /// OpenAI's clients retry a 429 by themselves, unless the answer says not to.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// What is further away than this is no matter of a rate: whoever retries meanwhile retries in vain.
-const WORTH_A_RETRY: Duration = Duration::from_secs(60);
+pub(super) const WORTH_A_RETRY: Duration = Duration::from_secs(60);
 
 /// One answer whatever was wrong with the key: only the log knows which.
 impl From<AuthError> for ApiError {

@@ -9,11 +9,12 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 /// How long a browser may remember that a page is welcome.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 /// What pages may read of an answer beside its body.
-const EXPOSED: [&str; 12] = [
+const EXPOSED: [&str; 13] = [
     "x-request-id",
     "openai-processing-ms",
     "x-passerelle-ignored-fields",
     "x-should-retry",
+    "retry-after-ms",
     "x-ratelimit-limit-name",
     "x-ratelimit-limit-scope",
     "x-ratelimit-limit-requests",

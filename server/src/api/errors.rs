@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::reached_limit::ReachedLimit;
 
+pub(super) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 /// Longest piece of a caller's own text that an error message repeats.
 const MAX_ECHOED_CHARS: usize = 64;
 
@@ -246,6 +247,7 @@ impl ApiError {
         }
         if let Some(wait) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(ceil_seconds(wait)));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(ceil_millis(wait)));
         }
         if self.kind == ErrorKind::InvalidApiKey {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -276,6 +278,11 @@ impl ErrorLabel {
 pub(crate) fn ceil_seconds(wait: Duration) -> u64 {
     let partial = u64::from(wait.subsec_nanos() > 0);
     wait.as_secs().saturating_add(partial).max(1)
+}
+
+/// The same in milliseconds, which OpenAI's clients prefer.
+fn ceil_millis(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
 }
 
 /// Each first text becomes the second.
@@ -316,10 +323,11 @@ mod tests {
 
     #[test]
     fn retry_after_is_rounded_up() {
-        let error = ApiError::new(ErrorKind::RateLimited, "wait").retry_after(Duration::from_millis(1200));
+        let error = ApiError::new(ErrorKind::RateLimited, "wait").retry_after(Duration::from_micros(1_200_100));
         let response = error.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()[RETRY_AFTER], "2");
+        assert_eq!(response.headers()[RETRY_AFTER_MS], "1201");
     }
 
     #[test]

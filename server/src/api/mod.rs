@@ -43,6 +43,7 @@ mod routes;
 mod running;
 mod serve;
 mod shadow;
+mod spread;
 mod sse;
 mod state;
 mod text_work;

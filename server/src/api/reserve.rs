@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::errors::ApiError;
 use super::state::AppState;
 use crate::gateway::ledger::NoTurn;
-use crate::gateway::{Ask, AuthError, Caller, Refusal, Reservation, Scope};
+use crate::gateway::{Ask, AuthError, Caller, Refusal, Reservation, Retry, Scope};
 
 /// What becomes of a prompt that would fit a moment later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,9 +75,15 @@ fn require_open(state: &AppState, caller: &Caller, asks: &[Ask]) -> Result<(), A
     asks.iter().try_for_each(|ask| Ok(state.ledger().can_price(caller, ask)?))
 }
 
+/// The refusal says when the ask would fit; its headers say when to come back, which is not one instant for all.
 fn refused(state: &AppState, refusal: Refusal) -> ApiError {
     state.metrics().refused(refusal.limit);
-    refusal.into()
+    let retry = refusal.retry;
+    let error = ApiError::from(refusal);
+    match retry {
+        Retry::After(wait) => error.retry_after(wait + state.spread().beyond(wait)),
+        Retry::Spent | Retry::Never => error,
+    }
 }
 
 /// For what was never started.

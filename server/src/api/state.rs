@@ -17,6 +17,7 @@ use super::fields::{Reader, UnknownFields};
 use super::reload::Reloader;
 use super::remote::RemoteModel;
 use super::shadow::{ShadowBounds, Shadows};
+use super::spread::Spread;
 use super::sse::SseConfig;
 use super::text_work::TextWork;
 use super::wire::request::RequestBounds;
@@ -278,6 +279,7 @@ struct Shared {
     /// One: see [`super::lease::together`].
     several_models: Arc<Semaphore>,
     next_request: AtomicU64,
+    spread: Spread,
 }
 
 impl AppState {
@@ -296,6 +298,7 @@ impl AppState {
             several_models: Arc::new(Semaphore::new(1)),
             request_permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
             next_request: AtomicU64::new(0),
+            spread: Spread::default(),
             administration,
             reloader,
             authenticator,
@@ -311,6 +314,11 @@ impl AppState {
     /// The text side of a model whose engine runs here at this moment.
     pub fn model(&self, name: &str) -> Option<Arc<ServedModel>> {
         self.serving().models.get(name).cloned()
+    }
+
+    /// Keeps those who are refused together from coming back together.
+    pub(crate) fn spread(&self) -> &Spread {
+        &self.shared.spread
     }
 
     /// The models that come and go.

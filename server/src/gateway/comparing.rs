@@ -52,7 +52,8 @@ impl Comparing {
     ) -> Result<Self, Box<NotCompared>> {
         match submit(lane, replicas, text) {
             Ok((reply, in_flight)) => {
-                let reservations = reservations.map(Reservation::here);
+                let mut reservations = reservations.map(Reservation::here);
+                reservations.iter_mut().for_each(|reservation| reservation.proof().by(reply.count()));
                 Ok(Self { reply, reservations, _in_flight: in_flight, is_free: false })
             }
             Err(error) => Err(Box::new(NotCompared { error, reservations })),
@@ -94,8 +95,13 @@ pub fn longest_text(lane: &ComparisonHandle, replicas: [&Arc<Replica>; 2]) -> Re
 
 impl Drop for Comparing {
     fn drop(&mut self) {
-        let used = self.close();
-        self.reservations.iter_mut().for_each(|reservation| reservation.record(used));
+        let (used, counted) = (self.close(), self.reply.close());
+        for reservation in &mut self.reservations {
+            if self.is_free {
+                reservation.proof().leave_out(counted);
+            }
+            reservation.record(used);
+        }
     }
 }
 

@@ -41,14 +41,10 @@ impl Encoding {
     ) -> Result<Self, Box<NotStarted>> {
         match replica.encode(first) {
             Ok((reply, in_flight)) => {
+                let mut reservation = reservation.here();
+                reservation.proof().by(reply.count());
                 let texts = VecDeque::from([TextInFlight { reply, _in_flight: in_flight }]);
-                Ok(Self {
-                    texts,
-                    reservation: reservation.here(),
-                    replica: Arc::clone(replica),
-                    ended: Usage::default(),
-                    is_free: false,
-                })
+                Ok(Self { texts, reservation, replica: Arc::clone(replica), ended: Usage::default(), is_free: false })
             }
             Err(error) => Err(Box::new(NotStarted { error, reservation })),
         }
@@ -57,6 +53,7 @@ impl Encoding {
     /// Hands over one more text. A full queue refuses it, and has room again once one of these has been answered.
     pub fn push(&mut self, text: EncodeRequest) -> Result<(), SubmitError> {
         let (reply, in_flight) = self.replica.encode(text)?;
+        self.reservation.proof().by(reply.count());
         self.texts.push_back(TextInFlight { reply, _in_flight: in_flight });
         Ok(())
     }
@@ -94,6 +91,9 @@ impl Encoding {
 impl Drop for Encoding {
     fn drop(&mut self) {
         let used = self.close();
+        if self.is_free {
+            self.reservation.proof().leave_out(used);
+        }
         self.reservation.record(if self.is_free { Usage::default() } else { used });
     }
 }

@@ -75,18 +75,22 @@ impl Generation {
         let grants = Grants::new(request.granted_tokens, request.sampling.max_tokens);
         let choices = vec![ChoiceInFlight::default(); request.num_choices.get() as usize];
         match replica.submit(request) {
-            Ok((events, in_flight)) => Ok(Self {
-                events,
-                reservation: reservation.here(),
-                in_flight,
-                grants,
-                held_back: None,
-                choices,
-                wasted_tokens: 0,
-                beside: Usage::default(),
-                is_unwritten: false,
-                is_free: false,
-            }),
+            Ok((events, in_flight)) => {
+                let mut reservation = reservation.here();
+                reservation.proof().by(events.count());
+                Ok(Self {
+                    events,
+                    reservation,
+                    in_flight,
+                    grants,
+                    held_back: None,
+                    choices,
+                    wasted_tokens: 0,
+                    beside: Usage::default(),
+                    is_unwritten: false,
+                    is_free: false,
+                })
+            }
             Err(error) => Err(Box::new(NotStarted { error, reservation })),
         }
     }
@@ -152,6 +156,7 @@ impl Generation {
     pub fn ran_beside(&mut self, read: Usage) {
         self.beside.prompt_tokens = self.beside.prompt_tokens.saturating_add(read.prompt_tokens);
         self.beside.measured_ns = self.beside.measured_ns.saturating_add(read.measured_ns);
+        self.reservation.proof().read_beside(read);
     }
 
     /// It is a part of what the server failed at: nobody pays for it.
@@ -260,6 +265,14 @@ fn end_of(reason: FinishReason) -> EntryEnd {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.reservation.record(self.stop());
+        let (counted, beside) = (self.events.usage(), self.beside);
+        let proof = self.reservation.proof();
+        if self.is_free {
+            proof.leave_out(counted);
+            proof.leave_out(beside);
+        } else {
+            proof.leave_out(Usage { generated_tokens: self.wasted_tokens, ..Usage::default() });
+        }
     }
 }
 

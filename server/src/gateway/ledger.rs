@@ -60,7 +60,7 @@ pub use line::{LineBounds, NoTurn};
 pub use origins::Origin as RemoteReservation;
 pub use refusal::{Refusal, Retry};
 pub use reservation::{Denied, Reservation};
-pub use totals::LedgerTotals;
+pub use totals::{LedgerFigures, LedgerTotals};
 pub use unpriced::Unpriced;
 
 /// A cloneable handle; all clones are one ledger.
@@ -336,13 +336,18 @@ impl Ledger {
         })
     }
 
-    pub fn totals(&self) -> LedgerTotals {
-        self.books.open().totals
+    pub fn figures(&self) -> LedgerFigures {
+        let journal = self.books.parts.journal.as_ref().map(|parts| parts.journal.state());
+        let pages = self.books.open();
+        LedgerFigures {
+            totals: pages.totals,
+            in_line: pages.line.len(),
+            proofs: journal.map(|journal| journal.proofs).unwrap_or_default(),
+        }
     }
 
-    /// Requests that wait in line for a limit to have room for them.
-    pub fn num_waiting(&self) -> usize {
-        self.books.open().line.len()
+    pub fn totals(&self) -> LedgerTotals {
+        self.books.open().totals
     }
 
     /// Zeros for an account that never asked.

@@ -47,8 +47,8 @@ pub use directory::{Directory, DirectoryError};
 pub use encoding::Encoding;
 pub use generation::{Generation, NotStarted};
 pub use ledger::{
-    Ask, Ledger, LedgerParts, LedgerTotals, PartBounds, RateLimitState, Refusal, RemoteReservation, Reservation,
-    Reserve, Retry, WindowState,
+    Ask, Ledger, LedgerFigures, LedgerParts, LedgerTotals, PartBounds, RateLimitState, Refusal, RemoteReservation,
+    Reservation, Reserve, Retry, WindowState,
 };
 pub use quota::{Limit, LimitName, Quota, QuotaError};
 pub use relay::{CallSize, NotRelayed, Relay};

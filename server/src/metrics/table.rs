@@ -87,6 +87,16 @@ pub const RESERVATIONS_OPEN: Metric =
     gauge("passerelle_ledger_reservations_open", &[], "Reservations taken and not yet settled.");
 pub const RESERVATIONS_SETTLED: Metric =
     counter("passerelle_ledger_reservations_settled_total", &[], "Reservations settled, on whatever way out.");
+pub const ENTRIES_CHECKED: Metric = counter(
+    "passerelle_ledger_entries_checked_total",
+    &[],
+    "Entries of the ledger that were held against what the engines counted, once they were written.",
+);
+pub const ENTRIES_UNPROVEN: Metric = counter(
+    "passerelle_ledger_entries_unproven_total",
+    &[],
+    "Of them, those that are not what the engines counted less what nobody pays for: more than 0 is a fault of Passerelle.",
+);
 pub const IN_LINE: Metric =
     gauge("passerelle_ledger_waiting_requests", &[], "Requests that wait in line for a limit to have room for them.");
 
@@ -155,7 +165,7 @@ pub const STEP_DURATION: Metric = histogram(
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
 );
 
-pub const ALL: [Metric; 33] = [
+pub const ALL: [Metric; 35] = [
     INFO,
     REQUESTS,
     REQUEST_DURATION,
@@ -172,6 +182,8 @@ pub const ALL: [Metric; 33] = [
     SHADOW_ANSWERS,
     RESERVATIONS_OPEN,
     RESERVATIONS_SETTLED,
+    ENTRIES_CHECKED,
+    ENTRIES_UNPROVEN,
     MODEL_MEMORY,
     MODEL_MEMORY_LIMIT,
     PARTITION_UP,

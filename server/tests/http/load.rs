@@ -175,34 +175,6 @@ async fn without_the_right_key_nothing_is_told() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_the_rates_is_in_the_headers_and_an_ask_that_never_fits_is_a_400() {
-    let limits = vec![limit(Limit::requests_per_minute, 2), limit(Limit::tokens_per_minute, 1000)];
-    let server = Server::with(Options { key_limits: Some(limits), ..Options::default() }).await;
-    let client = server.client().with_key();
-    let mut body = chat(1, 4);
-    body["stream"] = json!(false);
-    let never = client.post(CHAT, &chat(1, 1001)).await;
-    assert_eq!((never.status, never.error_code().as_str()), (400, "request_exceeds_limit"), "{}", never.text());
-    let first = client.post(CHAT, &body).await;
-    assert_eq!((first.status, first.headers["x-ratelimit-remaining-requests"].as_str()), (200, "1"));
-    assert_eq!(first.headers["x-ratelimit-limit-tokens"], "1000");
-    assert_eq!(client.post(CHAT, &body).await.status, 200);
-    let refused = client.post(CHAT, &body).await;
-    assert_eq!(refused.status, 429);
-    assert_eq!(refused.headers["x-ratelimit-limit-name"], "requests_per_minute");
-    assert!((1..=30).contains(&refused.headers["retry-after"].parse::<u64>().unwrap()));
-    let mut limit = refused.json()["error"]["limit"].take();
-    let wait = limit["retry_after_seconds"].take().as_f64().unwrap();
-    assert!((0.0..=30.0).contains(&wait), "{wait}");
-    let expected = json!({
-        "name": "requests_per_minute", "scope": "lab", "model": null, "window": "minute", "window_start": null,
-        "window_end": null, "limit": 2.0, "used": 2.0, "asked": 1.0, "retry_after_seconds": null,
-    });
-    assert_eq!(limit, expected);
-    assert_eq!(never.json()["error"]["limit"]["name"], "tokens_per_minute", "a 400 for good says which one too");
-}
-
-#[tokio::test]
 async fn a_full_server_answers_503_at_once() {
     let gate = Gate::closed();
     let api = ApiConfig { max_concurrent_requests: 1, ..ApiConfig::default() };

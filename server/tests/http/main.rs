@@ -20,6 +20,7 @@ mod errors;
 mod federation;
 mod load;
 mod pages;
+mod refusals;
 mod responses;
 mod serving;
 mod shadows;

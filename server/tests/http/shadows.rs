@@ -8,7 +8,7 @@ use passerelle::api::{ApiConfig, ShadowBounds};
 use passerelle::evaluation::{Comparison, Options as Wanted, Outcome, Resampling, ScoreReader, Scored, score_file};
 use passerelle::gateway::account::{ModelAccess, Scopes, ServiceClass};
 use passerelle::gateway::directory::NewKey;
-use passerelle::gateway::{AccountPath, DataDir, Directory, LedgerTotals, Limit, Quota, Scope};
+use passerelle::gateway::{AccountPath, DataDir, Directory, LedgerFigures, LedgerTotals, Limit, Quota, Scope};
 use passerelle_engine::Class;
 use passerelle_engine::clock::SystemClock;
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ impl Bench {
     }
 
     fn fates(&self, fate: &str) -> u64 {
-        let shown = self.server.state.metrics().render(&LedgerTotals::default(), 0);
+        let shown = self.server.state.metrics().render(&LedgerFigures::default());
         let series = format!("passerelle_shadowed_requests_total{{alias=\"{ALIAS}\",outcome=\"{fate}\"}} ");
         shown.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0)
     }

@@ -29,6 +29,6 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
     if let Some(shelf) = state.shelf() {
         state.metrics().models_hold(shelf.memory());
     }
-    let text = state.metrics().render(&state.ledger().totals(), state.ledger().num_waiting());
+    let text = state.metrics().render(&state.ledger().figures());
     ([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
 }

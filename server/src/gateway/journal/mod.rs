@@ -21,6 +21,7 @@ mod entry;
 pub mod export;
 mod memory;
 mod progress;
+mod proof;
 mod sqlite;
 mod store;
 mod writer;
@@ -36,11 +37,12 @@ use tokio::time::{Sleep, sleep};
 pub use entry::{Chain, Counts, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
 pub use memory::MemoryStore;
 pub use progress::Progress;
+pub use proof::{Proof, ProofCounts};
 pub use sqlite::{SqliteStore, UsageReader, UsageSum, Used, UserSum};
 pub use store::{AskedBefore, LedgerDisk, LedgerStore, Record, StoreError};
 pub use writer::{JournalConfig, JournalThread};
 
-use writer::Shared;
+use writer::{Handed, Shared};
 
 /// Tokens that may be sent after a mark.
 pub const MARK_TOKENS: u32 = 16;
@@ -84,6 +86,7 @@ pub struct JournalState {
     pub backlog: usize,
     /// Settlements on the disk since the start.
     pub durable_settlements: u64,
+    pub proofs: ProofCounts,
 }
 
 /// Nothing can be written down, so nothing is admitted that must be.
@@ -107,7 +110,7 @@ impl Journal {
     pub(super) fn open(&self, opening: Opening, trust: Trust) -> Page {
         let (opening, progress) = (Arc::new(opening), Arc::new(Progress::default()));
         let page = Page { journal: self.clone(), opening, progress, last_mark: 0, trust, stall: None };
-        page.hand_over(Record::Open(Arc::clone(&page.opening)), true);
+        page.hand_over(Record::Open(Arc::clone(&page.opening)));
         page
     }
 }
@@ -126,7 +129,7 @@ impl Page {
         match self.progress.has_written(self.last_mark) {
             true if since >= MARK_AHEAD_TOKENS => {
                 self.last_mark = used.generated_tokens;
-                self.hand_over(Record::Mark { id: self.opening.id, used }, true);
+                self.hand_over(Record::Mark { id: self.opening.id, used });
             }
             true => {}
             false => self.journal.shared.ring(),
@@ -176,16 +179,19 @@ impl Page {
         self.progress.covers(tokens) || goes_on()
     }
 
-    pub(super) fn settle(&self, settlement: Settlement) {
-        self.hand_over(Record::Settle(Arc::clone(&self.opening), settlement), false);
+    pub(super) fn settle(&self, settlement: Settlement, proof: Proof) {
+        let record = Record::Settle(Arc::clone(&self.opening), settlement);
+        self.journal.shared.push(Handed { record, progress: None, proof: Some(proof) });
     }
 
     pub(super) fn withdraw(&self) {
-        self.hand_over(Record::Withdraw(self.opening.id), false);
+        self.journal.shared.push(Handed { record: Record::Withdraw(self.opening.id), progress: None, proof: None });
     }
 
-    fn hand_over(&self, record: Record, with_progress: bool) {
-        self.journal.shared.push(record, with_progress.then(|| Arc::clone(&self.progress)));
+    /// Its stream waits for it.
+    fn hand_over(&self, record: Record) {
+        let progress = Some(Arc::clone(&self.progress));
+        self.journal.shared.push(Handed { record, progress, proof: None });
     }
 }
 

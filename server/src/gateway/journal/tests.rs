@@ -96,7 +96,9 @@ fn set((hangs, moves): &(Mutex<bool>, Condvar), to: bool) {
 }
 
 fn settle_one(journal: &Journal) {
-    journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk).settle(settlement(1_001, used(5, 3)));
+    journal
+        .open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk)
+        .settle(settlement(1_001, used(5, 3)), Proof::default());
 }
 
 pub(in crate::gateway) fn start(disk: &Disk) -> (JournalThread, Journal) {
@@ -159,7 +161,7 @@ async fn settlements_are_durable_only_once_they_are_on_the_disk() {
     let disk = Disk::default();
     let (thread, journal) = start(&disk);
     let page = journal.open(Opening::clone(&opening(1, "a")), Trust::WaitForDisk);
-    page.settle(settlement(1_001, used(5, 3)));
+    page.settle(settlement(1_001, used(5, 3)), Proof::default());
     until(|| journal.state().durable_settlements == 1).await;
     drop(thread);
     assert_eq!(journal.state().backlog, 0);
@@ -176,7 +178,7 @@ async fn a_full_disk_closes_budgets_lets_others_go_on_loses_nothing_and_opens_ag
     assert!(journal.state().is_failing && !is_covered(&mut with_budget, 1));
     assert_eq!(journal.admits(Trust::WaitForDisk), Err(JournalUnavailable));
     assert_eq!(journal.admits(Trust::GoOn), Ok(()));
-    with_budget.settle(settlement(1_001, used(5, 3)));
+    with_budget.settle(settlement(1_001, used(5, 3)), Proof::default());
     assert_eq!(journal.state().durable_settlements, 0);
     *disk.is_full.lock().unwrap() = false;
     covers(&mut with_budget, 16).await;

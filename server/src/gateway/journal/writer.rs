@@ -9,7 +9,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::disk::{self, Settlements};
+use super::entry::{EntryId, Settlement};
 use super::progress::Progress;
+use super::proof::{Proof, Proofs};
 use super::store::{LedgerStore, Record, StoreError};
 use super::{Journal, JournalState};
 
@@ -42,6 +44,7 @@ pub(super) struct Shared {
     /// A sync failed, and the store was not opened again since.
     must_reopen: AtomicBool,
     settlements: Settlements,
+    proofs: Proofs,
 }
 
 #[derive(Default)]
@@ -56,10 +59,12 @@ struct Queue {
     is_closing: bool,
 }
 
-struct Handed {
-    record: Record,
+pub(super) struct Handed {
+    pub(super) record: Record,
     /// Who is told that it is written.
-    progress: Option<Arc<Progress>>,
+    pub(super) progress: Option<Arc<Progress>>,
+    /// Of a settlement.
+    pub(super) proof: Option<Proof>,
 }
 
 struct Writer {
@@ -80,6 +85,7 @@ impl JournalThread {
             is_failing: AtomicBool::new(false),
             must_reopen: AtomicBool::new(false),
             settlements: Settlements::default(),
+            proofs: Proofs::default(),
         });
         let disk = store.disk();
         let writer = Writer { shared: Arc::clone(&shared), store };
@@ -113,10 +119,10 @@ fn join(thread: Option<JoinHandle<()>>) {
 
 impl Shared {
     /// A mark waits for what comes after it; everything else is written at once.
-    pub(super) fn push(&self, record: Record, progress: Option<Arc<Progress>>) {
-        let may_wait = matches!(record, Record::Mark { .. });
+    pub(super) fn push(&self, handed: Handed) {
+        let may_wait = matches!(handed.record, Record::Mark { .. });
         let mut queue = self.lock();
-        queue.waiting.push_back(Handed { record, progress });
+        queue.waiting.push_back(handed);
         if !may_wait {
             self.wake(queue);
         }
@@ -183,6 +189,7 @@ impl Shared {
             is_failing: self.is_failing(),
             backlog: queue.waiting.len() + queue.in_hand,
             durable_settlements: self.settlements.durable(),
+            proofs: self.proofs.counts(),
         }
     }
 
@@ -278,7 +285,7 @@ impl Writer {
 
     fn wrote(&self, batch: &[Handed]) {
         let mut settlements = 0;
-        for Handed { record, progress } in batch {
+        for Handed { record, progress, .. } in batch {
             match (record, progress) {
                 (Record::Open(_), Some(progress)) => progress.wrote(0),
                 (Record::Mark { used, .. }, Some(progress)) => progress.wrote(used.generated_tokens),
@@ -286,7 +293,17 @@ impl Writer {
                 _ => {}
             }
         }
+        self.shared.proofs.check(batch.iter().filter_map(Handed::entry));
         self.shared.settlements.wrote(settlements);
+    }
+}
+
+impl Handed {
+    fn entry(&self) -> Option<(EntryId, &Settlement, &Proof)> {
+        match (&self.record, &self.proof) {
+            (Record::Settle(opening, settlement), Some(proof)) => Some((opening.id, settlement, proof)),
+            _ => None,
+        }
     }
 }
 

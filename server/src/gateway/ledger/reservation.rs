@@ -1,6 +1,7 @@
 //! The ticket of a request that was admitted.
 
 use std::future::poll_fn;
+use std::mem;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,7 @@ pub struct Reservation {
     origin: Option<Origin>,
     counts: Counts,
     place: Place,
+    proof: journal::Proof,
     /// `None` where nothing is written down.
     page: Option<journal::Page>,
 }
@@ -126,6 +128,7 @@ impl Reservation {
             origin: None,
             counts: Counts::One,
             place: Place::Elsewhere,
+            proof: journal::Proof::default(),
             page,
         }
     }
@@ -247,6 +250,11 @@ impl Reservation {
         self
     }
 
+    /// What its entry must add up to.
+    pub fn proof(&mut self) -> &mut journal::Proof {
+        &mut self.proof
+    }
+
     /// It is for another gateway, which may ask twice under one reservation and pays once.
     pub fn on_behalf_of(&mut self, origin: Origin) {
         self.origin = Some(origin);
@@ -284,7 +292,7 @@ impl Reservation {
         self.exit = Exit::Withdraw;
     }
 
-    fn write_down(&self, billed_micros: u64, now: Now) {
+    fn write_down(&mut self, billed_micros: u64, now: Now) {
         let Some(page) = &self.page else { return };
         match self.exit {
             Exit::Withdraw => page.withdraw(),
@@ -292,7 +300,8 @@ impl Reservation {
                 let (at, used, end, told) = (now.wall, self.used, self.end, self.told.clone());
                 let measured_micros = used.measured_ns / 1000;
                 let counts = self.counts;
-                page.settle(Settlement { at, used, billed_micros, measured_micros, end, told, counts });
+                let settlement = Settlement { at, used, billed_micros, measured_micros, end, told, counts };
+                page.settle(settlement, mem::take(&mut self.proof));
             }
         }
     }
@@ -308,11 +317,22 @@ impl Reservation {
     }
 }
 
+/// What of `used` is not in `part`.
+fn without(used: Usage, part: Usage) -> Usage {
+    Usage {
+        prompt_tokens: used.prompt_tokens - part.prompt_tokens,
+        generated_tokens: used.generated_tokens - part.generated_tokens,
+        ..Usage::default()
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let (Some(origin), Exit::Settle) = (&self.origin, self.exit) {
             let price = self.books.pricing(self.model.as_deref(), self.num_answers);
-            (self.used, self.counts) = self.books.origins.bill(origin, self.used, price);
+            let used = self.used;
+            (self.used, self.counts) = self.books.origins.bill(origin, used, price);
+            self.proof.leave_out(without(used, self.used));
         }
         let used = self.used_amounts();
         let model = self.model.as_deref();

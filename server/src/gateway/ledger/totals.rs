@@ -2,6 +2,8 @@
 
 use passerelle_engine::Usage;
 
+use crate::gateway::journal::ProofCounts;
+
 /// Counts since start. `settled + open == reservations_taken`, always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LedgerTotals {
@@ -13,6 +15,16 @@ pub struct LedgerTotals {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub generated_tokens: u64,
+}
+
+/// What `/metrics` shows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LedgerFigures {
+    pub totals: LedgerTotals,
+    /// Requests that wait in line for a limit to have room for them.
+    pub in_line: usize,
+    /// Zeros where nothing is written down.
+    pub proofs: ProofCounts,
 }
 
 impl LedgerTotals {

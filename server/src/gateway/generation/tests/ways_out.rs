@@ -5,7 +5,7 @@ use passerelle_engine::RequestError;
 use passerelle_engine::testing::Mishap;
 
 use super::*;
-use crate::gateway::journal::{self, tests::Disk};
+use crate::gateway::journal::{self, ProofCounts, tests::Disk};
 use crate::gateway::tariff::Price;
 
 const VOCABULARY: usize = 4096;
@@ -115,6 +115,45 @@ async fn an_answer_that_cannot_be_written_down_is_free() {
     assert!(generation.used().generated_tokens > 0);
     assert_eq!(Usage { measured_ns: 0, ..generation.close() }, Usage::default());
     assert_eq!(bench.ledger.totals().generated_tokens, 0);
+}
+
+/// Finished, left, met a stop string in one of three choices, and failed; and one that is settled wrongly.
+#[tokio::test]
+async fn every_way_out_leaves_an_entry_that_adds_up_to_what_the_engine_counted_and_a_wrong_one_shows() {
+    let disk = Disk::default();
+    let (_thread, journal) = journal::tests::start(&disk);
+    let limit = Limit::concurrent_requests(NonZeroU64::new(100).unwrap());
+    let failing = stub().greedy(&OTHER_PROMPT, 5)[3];
+    let config = EngineConfig { num_kv_blocks: 256, ..EngineConfig::default() };
+    let model = stub().with_mishap(failing, Mishap::Error);
+    let bench = bench_on(model, config, (limit, Tariff::free(), Some(journal.clone())));
+    let proofs = async |checked: u64| {
+        while journal.state().proofs.checked < checked {
+            tokio::task::yield_now().await;
+        }
+        journal.state().proofs
+    };
+    read(&mut bench.start(6).unwrap()).await;
+    tokens(&mut bench.start(40).unwrap(), 3).await;
+    let mut stopped = bench.start_in_parts(30, 3).unwrap();
+    let mut delivered = 0;
+    while let Some(event) = stopped.next().await {
+        delivered += u32::from(matches!(event, Event::Token(TokenEvent { choice: 1, .. })));
+        if delivered == 7 && stopped.choices[1].is_open() {
+            stopped.end_here(1);
+        }
+    }
+    drop(stopped);
+    let mut failed = bench.start_after(&OTHER_PROMPT, 40);
+    tokens(&mut failed, 4).await;
+    assert!(matches!(failed.next().await, Some(Event::Failed { .. })));
+    drop(failed);
+    assert_eq!(proofs(4).await, ProofCounts { checked: 4, unproven: 0 });
+    let mut wrong = bench.start(6).unwrap();
+    read(&mut wrong).await;
+    wrong.reservation.proof().leave_out(usage(1));
+    drop(wrong);
+    assert_eq!(proofs(5).await, ProofCounts { checked: 5, unproven: 1 });
 }
 
 /// A prompt whose beginning another request of the account has left in the cache.
