@@ -2,6 +2,7 @@
 //! is no recorder of the whole process and a test has its own.
 
 pub mod table;
+mod upstreams;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use crate::gateway::tariff::{Hours, PartitionHours, TimeUse};
 use crate::gateway::{AuthError, LedgerFigures, LimitName};
 use crate::workers::WorkerSlotFigures;
 use table::{Metric, MetricKind};
+use upstreams::ToldUpstreams;
 
 /// Samples of histograms are folded into their buckets after this many requests, also if nobody reads `/metrics`.
 const REQUESTS_BETWEEN_UPKEEP: u64 = 64;
@@ -34,6 +36,7 @@ pub struct Metrics {
     hours: Arc<Hours>,
     models: RwLock<BTreeMap<String, Arc<ModelMetrics>>>,
     refusals: BTreeMap<LimitName, Counter>,
+    told_upstreams: ToldUpstreams,
     reservations_open: Gauge,
     in_line: Gauge,
     reservations_settled: Counter,
@@ -117,6 +120,7 @@ impl Metrics {
             hours: Arc::new(hours),
             models: RwLock::default(),
             refusals: LimitName::all().map(refusal).collect(),
+            told_upstreams: ToldUpstreams::default(),
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
             in_line: register_gauge(&recorder, table::IN_LINE, &[]),
             reservations_settled: register_counter(&recorder, table::RESERVATIONS_SETTLED, &[]),
@@ -377,6 +381,7 @@ mod tests {
         metrics.auth_failed(AuthError::Unknown);
         metrics.refused(LimitName::Rate(Unit::Tokens));
         metrics.upstream_tried("demo", "h:1", "answered");
+        metrics.upstreams_are([("demo", "h:1", true)]);
         metrics.shadowed("chat", "compared");
         metrics.shadow_compared("chat", ShadowFigures { served: 0.2, candidate: 0.3, greedy_answers_are_equal: true });
         metrics.models_hold(ShelfMemory { limit_bytes: 9, held_bytes: 5, most_held_bytes: 7 });
