@@ -49,8 +49,8 @@ pub(crate) struct QuotaArgs {
 
 #[derive(Debug, Subcommand)]
 enum QuotaCommand {
-    /// State a limit, or change the one of the same name and model. Takes effect within a second. A limit on trial stands
-    /// beside the one that is enforced, until it is enforced itself or removed.
+    /// State a limit, or change the one of the same name and model. A limit on trial stands beside the one that is
+    /// enforced, until it is enforced itself or removed.
     #[command(after_help = LIMITS)]
     Set {
         /// Like `acme/vision`; `/` is everybody together.
