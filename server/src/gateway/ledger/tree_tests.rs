@@ -187,6 +187,21 @@ fn a_used_up_grant_may_be_overrun_by_a_quarter_in_the_class_that_gives_way_to_ev
 }
 
 #[test]
+fn an_answer_that_began_within_a_grant_grows_into_the_overrun_and_never_past_it() {
+    let in_parts = PartBounds { tokens: NonZeroU32::new(10).unwrap(), ..PartBounds::default() };
+    let parts = LedgerParts::without_past(Arc::new(ManualClock::default()));
+    let ledger = Ledger::new(LedgerParts { in_parts, overrun: Percent(25), ..parts });
+    let forever = Period::Grant { from: UnixSeconds(0), until: UnixSeconds(u64::MAX) };
+    let alice = caller("alice", &[("alice", budget(Unit::Tokens, 100, forever))]);
+    ledger.reserve(&alice, &ask(30, 0)).unwrap().settle_as(used(30, 0));
+    let mut growing = ledger.reserve(&alice, &Ask { reserve: Reserve::InParts, ..ask(20, 80) }).unwrap();
+    assert_eq!([growing.extend(1, 40), growing.extend(1, 20), growing.extend(1, 10)], [Ok(40), Ok(20), Ok(5)]);
+    assert_eq!(growing.extend(1, 1), Err(Denied::Spent), "100 and 25 are used");
+    assert_eq!(growing.class(), ServiceClass::Standard, "it runs already");
+    assert_eq!(ledger.reserve(&alice, &ask(1, 0)).unwrap_err().retry, Retry::Spent);
+}
+
+#[test]
 fn batches_hold_so_many_tokens_at_a_time_and_the_other_classes_do_not_count() {
     let (ledger, _) = ledger();
     let alice = caller("acme/alice", &[("acme", Limit::of(Bound::BatchTokens(n(100))))]);
