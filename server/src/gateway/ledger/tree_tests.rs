@@ -202,6 +202,30 @@ fn an_answer_that_began_within_a_grant_grows_into_the_overrun_and_never_past_it(
 }
 
 #[test]
+fn of_an_ask_that_would_be_admitted_the_grants_that_it_would_overrun_are_known() {
+    let parts = LedgerParts::without_past(Arc::new(ManualClock::default()));
+    let ledger = Ledger::new(LedgerParts { overrun: Percent(25), ..parts });
+    let forever = Period::Grant { from: UnixSeconds(0), until: UnixSeconds(u64::MAX) };
+    let limits = [
+        ("alice", budget(Unit::Tokens, 100, forever)),
+        ("alice", budget(Unit::Requests, 100, forever)),
+        ("/", budget(Unit::Tokens, 1_000, Period::Day)),
+    ];
+    let alice = caller("alice", &limits);
+    ledger.reserve(&alice, &ask(90, 5)).unwrap().settle_as(used(90, 5));
+    let overrun = |output| {
+        let grants = ledger.would_overrun(&alice, &ask(1, output)).ok()?;
+        Some(grants.iter().map(|grant| (grant.limit.name(), grant.overrun_remaining)).collect::<Vec<_>>())
+    };
+    let tokens = LimitName::Budget(Unit::Tokens, PeriodName::Grant);
+    assert_eq!(overrun(4), Some(Vec::new()));
+    assert_eq!(overrun(5), Some(vec![(tokens, Some(25))]));
+    assert_eq!([overrun(29).map(|grants| grants.len()), overrun(30).map(|grants| grants.len())], [Some(1), None]);
+    assert_eq!(ledger.limits_of(&alice)[2].overrun_remaining, None, "a day is no grant");
+    assert_eq!(ledger.totals().refused, 0, "nothing is counted");
+}
+
+#[test]
 fn batches_hold_so_many_tokens_at_a_time_and_the_other_classes_do_not_count() {
     let (ledger, _) = ledger();
     let alice = caller("acme/alice", &[("acme", Limit::of(Bound::BatchTokens(n(100))))]);
