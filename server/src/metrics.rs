@@ -1,6 +1,7 @@
 //! What `/metrics` shows. Every name is in [`table`]; handles to the series are made once and held here, so that there
 //! is no recorder of the whole process and a test has its own.
 
+mod named;
 pub mod table;
 mod upstreams;
 
@@ -17,6 +18,7 @@ use crate::gateway::shelf::ShelfMemory;
 use crate::gateway::tariff::{Hours, PartitionHours, TimeUse};
 use crate::gateway::{AuthError, LedgerFigures, LimitName};
 use crate::workers::WorkerSlotFigures;
+use named::{MAX_NAMES, Named, OTHER};
 use table::{Metric, MetricKind};
 use upstreams::ToldUpstreams;
 
@@ -24,10 +26,6 @@ use upstreams::ToldUpstreams;
 const REQUESTS_BETWEEN_UPKEEP: u64 = 64;
 /// Stands for every name of a model that is not served, so that clients cannot make series.
 const UNKNOWN_MODEL: &str = "unknown";
-/// Models that have series of their own, while the process lives; models come and go, series only come.
-const MAX_MODELS: usize = 4096;
-/// Stands for the models beyond.
-const OTHER_MODELS: &str = "other";
 
 #[derive(Debug)]
 pub struct Metrics {
@@ -35,6 +33,9 @@ pub struct Metrics {
     exporter: PrometheusHandle,
     hours: Arc<Hours>,
     models: RwLock<BTreeMap<String, Arc<ModelMetrics>>>,
+    /// Of models at upstreams.
+    upstreams: Named,
+    aliases: Named,
     refusals: BTreeMap<LimitName, Counter>,
     told_upstreams: ToldUpstreams,
     reservations_open: Gauge,
@@ -119,6 +120,8 @@ impl Metrics {
         let metrics = Self {
             hours: Arc::new(hours),
             models: RwLock::default(),
+            upstreams: Named::default(),
+            aliases: Named::default(),
             refusals: LimitName::all().map(refusal).collect(),
             told_upstreams: ToldUpstreams::default(),
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
@@ -138,7 +141,7 @@ impl Metrics {
     pub fn serve<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
         let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
         for name in names {
-            if models.len() >= MAX_MODELS {
+            if models.len() >= MAX_NAMES {
                 return;
             }
             models.entry(name.to_owned()).or_insert_with(|| Arc::new(ModelMetrics::new(&self.recorder, name)));
@@ -202,18 +205,21 @@ impl Metrics {
         }
     }
 
-    /// `upstream` is a configured name, and `outcome` one of a few.
+    /// `model` and `upstream` are configured names, and `outcome` one of a few.
     pub fn upstream_tried(&self, model: &str, upstream: &str, outcome: &'static str) {
+        let [model, upstream] = self.upstreams.labels([model, upstream]);
         register_counter(&self.recorder, table::UPSTREAM_TRIES, &[model, upstream, outcome]).increment(1);
     }
 
     /// `alias` is a configured name, and `outcome` one of a few.
     pub fn shadowed(&self, alias: &str, outcome: &'static str) {
+        let [alias] = self.aliases.labels([alias]);
         register_counter(&self.recorder, table::SHADOWED, &[alias, outcome]).increment(1);
     }
 
     /// What was found out about an answer that was given for `alias`.
     pub fn shadow_compared(&self, alias: &str, found: ShadowFigures) {
+        let [alias] = self.aliases.labels([alias]);
         for (model, bits_per_byte) in [("served", found.served), ("candidate", found.candidate)] {
             register_histogram(&self.recorder, table::SHADOW_BITS_PER_BYTE, &[alias, model]).record(bits_per_byte);
         }
@@ -238,7 +244,7 @@ impl Metrics {
     /// For the engine of a served model to report its steps to.
     pub fn engine(&self, model: &str) -> EngineMetrics {
         self.serve([model]);
-        let label = if self.model(model).is_some() { model } else { OTHER_MODELS };
+        let label = if self.model(model).is_some() { model } else { OTHER };
         EngineMetrics::new(&self.recorder, label, self.hours.of_model(model))
     }
 }
@@ -459,10 +465,10 @@ mod tests {
     #[test]
     fn models_that_come_and_go_for_years_do_not_make_series_without_end() {
         let metrics = metrics();
-        for step in 0..MAX_MODELS + 10 {
+        for step in 0..MAX_NAMES + 10 {
             metrics.serve([format!("run@step-{step}").as_str()]);
         }
-        assert_eq!(metrics.models.read().unwrap().len(), MAX_MODELS);
+        assert_eq!(metrics.models.read().unwrap().len(), MAX_NAMES);
         metrics.engine("run@step-9999").step(&StepReport { running: 3, total_blocks: 1, ..StepReport::default() });
         assert!(metrics.render(&LedgerFigures::default()).contains("passerelle_running_sequences{model=\"other\"} 3"));
     }

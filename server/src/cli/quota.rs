@@ -49,8 +49,8 @@ pub(crate) struct QuotaArgs {
 
 #[derive(Debug, Subcommand)]
 enum QuotaCommand {
-    /// State a limit, or change the one of the same name and model. Takes effect within a second. A limit on trial stands
-    /// beside the one that is enforced, until it is enforced itself or removed.
+    /// State a limit, or change the one of the same name and model. A limit on trial stands beside the one that is
+    /// enforced, until it is enforced itself or removed.
     #[command(after_help = LIMITS)]
     Set {
         /// Like `acme/vision`; `/` is everybody together.
@@ -160,7 +160,16 @@ fn show(admin: &AdminClient, answer: &Value, is_unnamed: bool) -> Result<()> {
     let barred = answer["barred"].as_array().map_or(&[][..], Vec::as_slice);
     barred.iter().try_for_each(|bar| output::line(text(&bar["message"])))?;
     if answer["fits"] == true {
-        output::line(format_args!("{account}: every limit that was looked at has room for it"))?;
+        let overrun = answer["overrun"].as_array().map_or(&[][..], Vec::as_slice);
+        overrun.iter().try_for_each(|grant| {
+            let (name, scope) = (text(&grant["limit"]), text(&grant["scope"]));
+            let left = grant["remaining"].as_f64().unwrap_or_default();
+            output::line(format_args!(
+                "beyond {name} of {scope}: it would run as overrun, in the class batch; of it is left: {left}"
+            ))
+        })?;
+        let limit = if overrun.is_empty() { "limit" } else { "other limit" };
+        output::line(format_args!("{account}: every {limit} that was looked at has room for it"))?;
     } else if let Some(closed) = answer["closed"].as_str() {
         output::line(format_args!("{account}: nothing is admitted at the moment, because {closed}"))?;
     } else if answer["refusal"].is_object() {

@@ -1,5 +1,6 @@
 //! Reads a configuration file and says precisely what is wrong with it.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -13,34 +14,37 @@ pub fn read(file: &Path) -> Result<Written, ConfigError> {
     let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.into(), source })?;
     let mut written: Written = parse(file, &text)?;
     let folder = file.parent().unwrap_or(Path::new(""));
-    let server = &mut written.server;
+    let Written { server, engine, ledger, shadow, models, upstreams, .. } = &mut written;
     let paths = [
         &mut server.api_key_file,
         &mut server.data_dir,
         &mut server.models_dir,
         &mut server.tls_certificate,
         &mut server.tls_key,
-        &mut written.ledger.tariff,
-        &mut written.engine.device_list,
+        &mut ledger.tariff,
+        &mut shadow.folder,
+        &mut engine.device_list,
+        &mut engine.chat_template,
     ];
-    for path in paths.into_iter().flatten() {
+    for path in paths.into_iter().flatten().chain(server.trust.iter_mut().flatten()) {
         *path = folder.join(&*path);
     }
-    for key in server.trust.iter_mut().flatten() {
-        *key = folder.join(&*key);
-    }
-    if let Some(Listen::Unix(path)) = &mut written.server.listen {
+    if let Some(Listen::Unix(path)) = &mut server.listen {
         *path = folder.join(&*path);
     }
-    for upstream in written.upstreams.iter_mut().flatten() {
+    for upstream in upstreams.iter_mut().flatten() {
         upstream.key_file = upstream.key_file.take().map(|file| folder.join(file));
         let is_path = |source: &PathBuf| source.as_path() != Path::new(DEMO);
         if let Some(source) = upstream.tokenizer.as_mut().filter(|source| is_path(source)) {
             *source = folder.join(&*source);
         }
     }
-    for model in written.models.iter_mut().flatten() {
-        model.source = beside(folder, &model.source);
+    let beside = |source: String| beside(folder, &source);
+    engine.tokenizer = engine.tokenizer.take().map(beside);
+    for model in models.iter_mut().flatten() {
+        model.source = beside(mem::take(&mut model.source));
+        model.tokenizer = model.tokenizer.take().map(beside);
+        model.chat_template = model.chat_template.take().map(|file| folder.join(file));
     }
     Ok(written)
 }

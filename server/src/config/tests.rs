@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::*;
 
@@ -104,13 +104,52 @@ fn the_command_line_wins_over_the_file() {
 fn paths_in_a_file_are_relative_to_the_file() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("passerelle.toml");
-    let text = "models = [{ source = \"./run\" }, { source = \"org/name\" }]\n[server]\ndata_dir = \"data\"\nlisten = \"unix:p.sock\"\n";
+    let text = r#"
+        [server]
+        api_key_file = "p"
+        data_dir = "p"
+        models_dir = "p"
+        tls_certificate = "p"
+        tls_key = "p"
+        trust = ["p"]
+        listen = "unix:p"
+        [ledger]
+        tariff = "p"
+        [shadow]
+        folder = "p"
+        [engine]
+        device_list = "p"
+        chat_template = "p"
+        tokenizer = "./p"
+        [[models]]
+        source = "./p"
+        tokenizer = "../p"
+        chat_template = "p"
+        [[models]]
+        source = "org/name"
+        tokenizer = "org/name"
+        [[upstreams]]
+        model = "m"
+        url = "http://127.0.0.1:1/v1"
+        key_file = "p"
+        tokenizer = "p"
+    "#;
     std::fs::write(&file, text).expect("the folder is writable");
-    let written = read(&file).expect("the file is valid");
-    assert_eq!(written.server.data_dir, Some(folder.path().join("data")));
-    assert_eq!(written.server.listen, Some(Listen::Unix(folder.path().join("p.sock"))));
-    let sources: Vec<PathBuf> = written.models.into_iter().flatten().map(|model| model.source.into()).collect();
-    assert_eq!(sources, [folder.path().join("./run"), "org/name".into()]);
+    let Written { server, ledger, shadow, engine, models, upstreams, .. } = read(&file).expect("the file is valid");
+    let (models, upstreams) = (models.expect("two"), upstreams.expect("one"));
+    let path = folder.path().join("p");
+    let trusted = server.trust.and_then(|mut keys| keys.pop());
+    let of_server = [server.api_key_file, server.data_dir, server.models_dir, server.tls_certificate, server.tls_key];
+    let others = [trusted, ledger.tariff, shadow.folder, engine.device_list, engine.chat_template];
+    let repeated = [&models[0].chat_template, &upstreams[0].key_file, &upstreams[0].tokenizer].map(Clone::clone);
+    for (place, taken) in of_server.into_iter().chain(others).chain(repeated).enumerate() {
+        assert_eq!(taken.as_ref(), Some(&path), "{place}");
+    }
+    assert_eq!(server.listen, Some(Listen::Unix(path)));
+    let beside = |source: &str| folder.path().join(source).to_str().map(str::to_owned);
+    assert_eq!(engine.tokenizer, beside("./p"));
+    assert_eq!((Some(models[0].source.clone()), models[0].tokenizer.clone()), (beside("./p"), beside("../p")));
+    assert_eq!((models[1].source.as_str(), models[1].tokenizer.as_deref()), ("org/name", Some("org/name")));
 }
 
 #[test]

@@ -57,6 +57,13 @@ impl Authenticator {
         }
     }
 
+    /// Knows from now on what the directory holds; see [`KeyRing::look`].
+    pub fn look(&self) {
+        if let Self::Open { keys: Some(ring), .. } | Self::Keys(ring) = self {
+            ring.look();
+        }
+    }
+
     /// Whoever needs a key even at an open door. `today`: by the clock that budgets follow, which no key outlives.
     pub fn authenticate_key(&self, bearer: Option<&str>, today: UnixSeconds) -> Result<Arc<Caller>, AuthError> {
         let bearer = bearer.ok_or(AuthError::Missing)?;

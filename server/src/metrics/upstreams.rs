@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use super::{MAX_MODELS, Metrics, register_gauge, table};
+use super::named::MAX_NAMES;
+use super::{Metrics, register_gauge, table};
 
 /// Those that were ever told of, by model and name: one that a reload took away is told to be gone.
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ impl Metrics {
             if is_up {
                 up.insert(upstream.clone());
             }
-            if told.len() < MAX_MODELS {
+            if told.len() < MAX_NAMES {
                 told.insert(upstream);
             }
         }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::binary::{self, Served, State};
+use super::binary::{self, Served, State, open_as};
+use super::ledger::{explained, run};
 
 const ACCOUNTS: &str = "\
 [[accounts]]
@@ -388,4 +389,26 @@ fn no_limit_and_no_key_is_for_an_alias() {
     assert!(run("quota set acme requests_per_minute 5 --model chat").0, "nothing says that it is an alias");
     let (is_done, said) = run(&format!("serve --listen 127.0.0.1:0 --config {file}"));
     assert!(!is_done && said.contains("aliases.chat: a limit of 'acme'"), "{said}");
+}
+
+/// A quarter of four requests is one.
+#[test]
+fn explain_says_that_a_request_would_run_beyond_a_grant_and_what_is_left_there() {
+    let state = State::new();
+    run(&state, &["account", "create", "acme"]);
+    run(&state, &["quota", "set", "acme", "requests_granted", "4", "--until", "2099-01-01"]);
+    let key = run(&state, &["key", "create", "alice", "--account", "acme"]).trim().to_owned();
+    let served = Served::start(&state, &[]);
+    let explain = || explained(&state, &["quota", "explain", "alice", "--tokens", "1"]);
+    assert!(!String::from_utf8(explain().1).unwrap().contains("as overrun"), "it is within the grant");
+    let body = json!({"model": "demo", "prompt": "Once", "max_tokens": 1});
+    for _ in 0..4 {
+        assert_eq!(open_as(&served.address, "/v1/completions", &body, &key).whole().status, 200);
+    }
+    let (fits, said) = explain();
+    let said = String::from_utf8(said).unwrap();
+    assert!(fits && said.contains("beyond requests_granted of acme: it would run as overrun"), "{said}");
+    assert!(said.contains("of it is left: 1\n") && said.contains("every other limit"), "{said}");
+    assert_eq!(open_as(&served.address, "/v1/completions", &body, &key).whole().status, 200);
+    assert!(!explain().0, "nothing is left");
 }

@@ -3,7 +3,7 @@
 use super::binary::{Served, State, open_as, send};
 use serde_json::{Value, json};
 
-fn run(state: &State, arguments: &[&str]) -> String {
+pub(super) fn run(state: &State, arguments: &[&str]) -> String {
     let output = state.command(arguments).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -142,7 +142,7 @@ fn explain_prices_gpu_time_by_a_published_tariff_also_where_no_server_runs() {
 }
 
 /// Whether the request would be admitted, by the exit status, and what is said of it.
-fn explained(state: &State, arguments: &[&str]) -> (bool, Vec<u8>) {
+pub(super) fn explained(state: &State, arguments: &[&str]) -> (bool, Vec<u8>) {
     let output = state.command(arguments).output().unwrap();
     match output.status.code() {
         Some(0) => (true, output.stdout),

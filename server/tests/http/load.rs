@@ -146,9 +146,16 @@ async fn an_account_past_its_grant_runs_as_a_batch_up_to_a_quarter_more() {
     let client = server.client().with_key();
     let mut body = chat(1, 40);
     body["stream"] = json!(false);
+    let left = async || {
+        server.settle().await;
+        let limits = client.get("/v1/me/limits").await.json();
+        ["remaining", "overrun_remaining"].map(|field| limits["data"][0][field].as_f64())
+    };
     assert_eq!(client.post(CHAT, &body).await.json()["service_tier"], "default");
+    assert_eq!(left().await, [Some(0.0), Some(10.0)]);
     body["max_tokens"] = json!(8);
     assert_eq!(client.post(CHAT, &body).await.json()["service_tier"], "flex");
+    assert_eq!(left().await, [Some(0.0), Some(2.0)]);
     let classes: Vec<_> = seen.take().iter().map(|asked| asked.class).collect();
     assert_eq!(classes, [Class::Standard, Class::Batch]);
     let refused = client.post(CHAT, &body).await;

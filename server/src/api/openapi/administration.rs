@@ -68,7 +68,7 @@ pub(super) const ADMINISTRATION: &[Operation] = &[
     ),
     get("/admin/v1/usage/hours", "hours", "Where the server's time went", &[], Answer::Json("Any")),
     get("/admin/v1/usage/export", "exportUsage", "Every settled entry", &[], Answer::Text("text/csv")),
-    administer("/admin/v1/explain", "explain", "Which limit would refuse a request", &[], EXPLAIN),
+    administer("/admin/v1/explain", "explain", "Which limit would refuse a request, or be overrun by it", &[], EXPLAIN),
     get("/admin/v1/backup", "backup", "A copy of everything", &[], Answer::Text("application/vnd.sqlite3")),
     get("/admin/v1/audit", "audit", "Who changed what", &[], Answer::Json("Any")),
     Operation {
@@ -79,7 +79,13 @@ pub(super) const ADMINISTRATION: &[Operation] = &[
     administer("/v1/me/keys", "createOwnKey", "Make a key for the account or below", &[], NEW_KEY),
     remove("/v1/me/keys/{id}", "revokeOwnKey", "Refuse one of these keys from now on", ID),
     administer("/v1/me/keys/{id}/rotate", "rotateOwnKey", "Give one of these keys a new secret", ID, ROTATE),
-    get("/v1/me/limits", "ownLimits", "The limits on the key, and what is left of them", &[], Answer::Json("Any")),
+    get(
+        "/v1/me/limits",
+        "ownLimits",
+        "The limits on the key, and what is left of them and beyond grants",
+        &[],
+        Answer::Json("Any"),
+    ),
     administer("/v1/me/limits", "changeOwnLimit", "State or take away a limit below the account", &[], LIMIT),
     get("/v1/me/usage", "ownUsage", "What the account and those below have used", WINDOW, Answer::Json("Any")),
 ];

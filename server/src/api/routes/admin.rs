@@ -120,6 +120,20 @@ pub(crate) async fn blocking<T: Send + 'static>(
     Ok(done.map_err(failed)??)
 }
 
+/// The same for what changes the directory: the server knows of it before it answers, also where nobody waits for the answer.
+async fn changing<T: Send + 'static>(
+    backend: &impl AdminBackend,
+    change: impl FnOnce() -> Result<T, DirectoryError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let server = backend.server().cloned();
+    let change_and_look = move || {
+        let changed = change()?;
+        server.iter().for_each(|state| state.authenticator().look());
+        Ok(changed)
+    };
+    blocking(change_and_look).await
+}
+
 fn administrator(backend: &impl AdminBackend, headers: &HeaderMap) -> Result<AdminCaller, ApiError> {
     let visit = backend.identify(headers)?;
     require(&visit.caller, Scope::Admin)?;

@@ -58,6 +58,9 @@ fn limit_json(state: &LimitState) -> Value {
     let mut limit = json!(WrittenLimit::from(state.limit.clone()));
     limit["scope"] = json!(state.scope);
     limit["remaining"] = json!(state.limit.name().number(state.remaining));
+    if let Some(left) = state.overrun_remaining {
+        limit["overrun_remaining"] = json!(state.limit.name().number(left));
+    }
     limit["reset_seconds"] = json!(state.reset.as_secs_f64());
     if let Some(resets_at) = state.resets_at {
         limit["resets_at"] = json!(resets_at);

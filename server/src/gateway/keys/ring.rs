@@ -1,9 +1,10 @@
 //! The keys that a running server knows.
 //!
 //! The directory is asked for its generation whenever a key is presented and [`RELOAD_INTERVAL`] has passed, and read
-//! again if it is another one: so a revocation is effective within a second without a thread or a signal. A directory
-//! that can no longer be read leaves the keys as they were and is logged: trouble with a disk must neither log everyone
-//! out nor let anyone in.
+//! again if it is another one: so a revocation is effective within a second without a thread or a signal. Whoever changes
+//! the directory in this process has it looked at before they answer ([`KeyRing::look`]), so that what they say holds.
+//! A directory that can no longer be read leaves the keys as they were and is logged: trouble with a disk must neither log
+//! everyone out nor let anyone in.
 //!
 //! A key has expired once either clock says so: the one that budgets follow, which never goes back (`today`), or the wall
 //! clock, which may be ahead of it. So no key comes back because a clock was set back.
@@ -32,6 +33,8 @@ const MAX_KEY_BYTES: usize = 512;
 pub struct KeyRing {
     directory: Option<Directory>,
     clock: Arc<dyn Clock>,
+    /// Held from a reading of the directory until it is taken over, so that no older one follows a newer. Locked before `known`.
+    looking: Mutex<()>,
     known: Mutex<Known>,
 }
 
@@ -85,7 +88,7 @@ impl KeyRing {
         let snapshot = directory.as_ref().map(Directory::snapshot).transpose()?;
         let picture = Arc::new(Picture::of(snapshot, &given));
         let known = Mutex::new(Known { given, picture, looked_at: clock.now() });
-        Ok(Self { directory, clock, known })
+        Ok(Self { directory, clock, looking: Mutex::default(), known })
     }
 
     /// With other keys of a file, or other defaults; in force once it is adopted. Fails if the directory cannot be read.
@@ -105,9 +108,14 @@ impl KeyRing {
     }
 
     pub fn adopt(&self, Regiven { given, picture }: Regiven) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.given = given;
-        known.picture = picture;
+        {
+            let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.given = given;
+            known.picture = picture;
+        }
+        // What was changed since it was read.
+        self.look();
     }
 
     /// Whether nobody ever made a key. One that was revoked or has expired still counts: taking the last key away must
@@ -168,32 +176,34 @@ impl KeyRing {
         self.picture().tree.lock().unwrap_or_else(PoisonError::into_inner).known(path)
     }
 
-    /// Follows the directory. Costs a comparison of times until [`RELOAD_INTERVAL`] has passed, then one look at its
-    /// generation, and reads it only if it is another one.
-    pub fn reload_if_changed(&self) {
-        let Some(directory) = &self.directory else { return };
+    /// Follows the directory. Costs a comparison of times until [`RELOAD_INTERVAL`] has passed, then a [`KeyRing::look`].
+    fn reload_if_changed(&self) {
         let now = self.clock.now();
-        let (generation, given) = {
+        {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             if now.saturating_sub(known.looked_at) < RELOAD_INTERVAL {
                 return;
             }
             known.looked_at = now;
-            (known.picture.generation, Arc::clone(&known.given))
-        };
-        // Outside the lock: whoever asks meanwhile is answered from the old picture.
-        match read_if_other(directory, generation, &given) {
-            Ok(None) => {}
-            Ok(Some(picture)) => self.follow(&given, picture),
-            Err(error) => tracing::warn!(%error, "the keys stay as they were"),
         }
+        self.look();
     }
 
-    /// A picture of what is no longer given is left to the next look.
-    fn follow(&self, given: &Arc<Given>, picture: Picture) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if Arc::ptr_eq(&known.given, given) {
-            known.picture = Arc::new(picture);
+    /// One look at the directory's generation; reads it only if it is another one. Waits for the disk.
+    pub fn look(&self) {
+        let Some(directory) = &self.directory else { return };
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let (generation, given) = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            (known.picture.generation, Arc::clone(&known.given))
+        };
+        // Beside the lock of what is known: whoever asks meanwhile is answered from the old picture.
+        match read_if_other(directory, generation, &given) {
+            Ok(None) => {}
+            Ok(Some(picture)) => {
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).picture = Arc::new(picture);
+            }
+            Err(error) => tracing::warn!(%error, "the keys stay as they were"),
         }
     }
 

@@ -221,6 +221,14 @@ impl Counter {
         }
     }
 
+    /// Of a grant.
+    pub(super) fn overrun_remaining(&self, now: Now, overrun: Percent) -> Option<u64> {
+        match &self.state {
+            State::Budget(budget) => budget.overrun_remaining(now.wall, overrun),
+            State::Rate(_) | State::Held(_) | State::Stateless => None,
+        }
+    }
+
     /// Of a budget.
     pub(super) fn window(&self) -> Option<(UnixSeconds, UnixSeconds)> {
         match &self.state {

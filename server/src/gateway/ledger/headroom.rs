@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::amounts::Amounts;
-use super::{Ask, Ledger, Refusal};
+use super::pages::Pages;
+use super::{Ask, Ledger, Now, Refusal};
 use crate::gateway::account::{AccountPath, Caller};
-use crate::gateway::quota::{Limit, Unit, UnixSeconds};
+use crate::gateway::quota::{Limit, Percent, Unit, UnixSeconds};
 
 /// For the `x-ratelimit-*` headers; `None` where nothing on the caller's path limits that. Of several limits, the one
 /// with the least left.
@@ -31,6 +32,8 @@ pub struct LimitState {
     pub scope: AccountPath,
     pub limit: Limit,
     pub remaining: u64,
+    /// What may be used beyond a grant, in the class `batch`; `None` of what is no grant.
+    pub overrun_remaining: Option<u64>,
     /// Until the whole limit is available again; nothing where nobody knows.
     pub reset: Duration,
     /// The end of a budget's window.
@@ -54,14 +57,30 @@ impl Ledger {
 
     /// What would keep this ask out now: a limit, or whoever waits in line before it. Nothing is taken and nothing counted.
     pub fn would_refuse(&self, caller: &Arc<Caller>, ask: &Ask) -> Option<Refusal> {
+        self.would_overrun(caller, ask).err()
+    }
+
+    /// The grants that this ask would be admitted beyond now; none where it is admitted as it asks.
+    pub fn would_overrun(&self, caller: &Arc<Caller>, ask: &Ask) -> Result<Vec<LimitState>, Refusal> {
         let (_, demand) = self.demand(caller, ask);
+        let (overrun, model) = (self.books.parts.overrun, ask.model.as_deref());
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
-        let asked = (&demand, ask.model.as_deref());
-        let refusal = pages.in_turn((&caller.account, &slots), asked, None, (self.books.parts.overrun, now)).err();
-        drop(pages);
-        refusal.map(|refusal| self.told(caller, ask, refusal))
+        match pages.in_turn((&caller.account, &slots), (&demand, model), None, (overrun, now)) {
+            Ok(fitting) if fitting.overrun == Percent::NONE => Ok(Vec::new()),
+            Ok(fitting) => {
+                let states = states(&pages, (caller, &slots), (now, overrun));
+                let binds = |limit: &Limit| limit.is_enforced() && limit.covers(model);
+                let lacks = |state: &LimitState| fitting.now.of_limit(&state.limit) > state.remaining;
+                let grants = states.filter(|state| state.overrun_remaining.is_some() && binds(&state.limit));
+                Ok(grants.filter(lacks).collect())
+            }
+            Err(refusal) => {
+                drop(pages);
+                Err(self.told(caller, ask, refusal))
+            }
+        }
     }
 
     /// Every limit on the caller's path, its own first.
@@ -69,17 +88,7 @@ impl Ledger {
         let mut pages = self.books.open();
         let now = self.books.now();
         let slots = pages.slots(&caller.account, now, self.books.origin());
-        let of_node = caller.account.nodes.iter().zip(slots).flat_map(|(node, slot)| {
-            pages.pages[slot].standings(now).map(|standing| LimitState {
-                scope: node.path.clone(),
-                limit: standing.limit.clone(),
-                remaining: standing.remaining,
-                reset: standing.reset,
-                resets_at: standing.resets_at,
-                would_have_refused: standing.would_have_refused,
-            })
-        });
-        of_node.collect()
+        states(&pages, (caller, &slots), (now, self.books.parts.overrun)).collect()
     }
 
     /// The longest answer to one prompt that could ever fit the caller's limits. `None`: nothing limits it.
@@ -109,4 +118,22 @@ impl Ledger {
         }
         Some(least)
     }
+}
+
+fn states(
+    pages: &Pages,
+    (caller, slots): (&Caller, &[usize]),
+    (now, overrun): (Now, Percent),
+) -> impl Iterator<Item = LimitState> {
+    caller.account.nodes.iter().zip(slots).flat_map(move |(node, slot)| {
+        pages.pages[*slot].standings(now, overrun).map(|standing| LimitState {
+            scope: node.path.clone(),
+            limit: standing.limit.clone(),
+            remaining: standing.remaining,
+            overrun_remaining: standing.overrun_remaining,
+            reset: standing.reset,
+            resets_at: standing.resets_at,
+            would_have_refused: standing.would_have_refused,
+        })
+    })
 }

@@ -35,6 +35,8 @@ pub(super) struct Origin<'a> {
 pub(super) struct Standing<'a> {
     pub(super) limit: &'a Limit,
     pub(super) remaining: u64,
+    /// Beyond a grant.
+    pub(super) overrun_remaining: Option<u64>,
     pub(super) reset: Duration,
     /// The end of a budget's window.
     pub(super) resets_at: Option<UnixSeconds>,
@@ -230,10 +232,11 @@ impl Page {
         self.mean_held = Some((mean * 7 + held) / 8);
     }
 
-    pub(super) fn standings(&self, now: Now) -> impl Iterator<Item = Standing<'_>> {
+    pub(super) fn standings(&self, now: Now, overrun: Percent) -> impl Iterator<Item = Standing<'_>> {
         self.counted().map(move |(limit, counter)| Standing {
             limit,
             remaining: counter.remaining(limit, now),
+            overrun_remaining: counter.overrun_remaining(now, overrun),
             reset: counter.reset(now),
             resets_at: counter.window().map(|(_, end)| end),
             would_have_refused: counter.would_have_refused,

@@ -32,7 +32,6 @@ pub struct Reservation {
     holdings: Holdings,
     output: Output,
     class: ServiceClass,
-    overrun: Percent,
     taken_at: Duration,
     used: Usage,
     end: EntryEnd,
@@ -119,7 +118,6 @@ impl Reservation {
             holdings,
             output,
             class,
-            overrun,
             taken_at,
             used,
             end,
@@ -146,7 +144,8 @@ impl Reservation {
     /// Takes room for up to `most` further tokens of each of `num_answers`, which may then be generated: as many as a
     /// budget still has, by halves. A refusal takes nothing.
     ///
-    /// By the limits that later requests follow too: one that was lowered meanwhile may end an answer.
+    /// By the limits that later requests follow too: one that was lowered meanwhile may end an answer. One that began within
+    /// a grant goes on beyond it as far as they may, though in its class: an engine that runs it keeps it there.
     pub fn extend(&mut self, num_answers: u32, most: u32) -> Result<u32, Denied> {
         let books = Arc::clone(&self.books);
         let (account, model) = (&self.caller.account, self.model.as_deref());
@@ -159,7 +158,7 @@ impl Reservation {
             let used = Usage { prompt_tokens: self.output.prompt_tokens, generated_tokens, ..Usage::default() };
             let whole = Amounts::of((model, self.num_answers), used, &books.parts.tariff);
             let more = whole.in_class(self.class).beyond(&self.held);
-            let demand = Demand { now: more, stage: Stage::Further, overrun: self.overrun };
+            let demand = Demand { now: more, stage: Stage::Further, overrun: books.parts.overrun };
             match pages.refusal((account, &self.slots), (&demand, model), now) {
                 None => {
                     pages.set_motion(&self.slots, &mut self.holdings, Motion::Runs);

@@ -187,6 +187,45 @@ fn a_used_up_grant_may_be_overrun_by_a_quarter_in_the_class_that_gives_way_to_ev
 }
 
 #[test]
+fn an_answer_that_began_within_a_grant_grows_into_the_overrun_and_never_past_it() {
+    let in_parts = PartBounds { tokens: NonZeroU32::new(10).unwrap(), ..PartBounds::default() };
+    let parts = LedgerParts::without_past(Arc::new(ManualClock::default()));
+    let ledger = Ledger::new(LedgerParts { in_parts, overrun: Percent(25), ..parts });
+    let forever = Period::Grant { from: UnixSeconds(0), until: UnixSeconds(u64::MAX) };
+    let alice = caller("alice", &[("alice", budget(Unit::Tokens, 100, forever))]);
+    ledger.reserve(&alice, &ask(30, 0)).unwrap().settle_as(used(30, 0));
+    let mut growing = ledger.reserve(&alice, &Ask { reserve: Reserve::InParts, ..ask(20, 80) }).unwrap();
+    assert_eq!([growing.extend(1, 40), growing.extend(1, 20), growing.extend(1, 10)], [Ok(40), Ok(20), Ok(5)]);
+    assert_eq!(growing.extend(1, 1), Err(Denied::Spent), "100 and 25 are used");
+    assert_eq!(growing.class(), ServiceClass::Standard, "it runs already");
+    assert_eq!(ledger.reserve(&alice, &ask(1, 0)).unwrap_err().retry, Retry::Spent);
+}
+
+#[test]
+fn of_an_ask_that_would_be_admitted_the_grants_that_it_would_overrun_are_known() {
+    let parts = LedgerParts::without_past(Arc::new(ManualClock::default()));
+    let ledger = Ledger::new(LedgerParts { overrun: Percent(25), ..parts });
+    let forever = Period::Grant { from: UnixSeconds(0), until: UnixSeconds(u64::MAX) };
+    let limits = [
+        ("alice", budget(Unit::Tokens, 100, forever)),
+        ("alice", budget(Unit::Requests, 100, forever)),
+        ("/", budget(Unit::Tokens, 1_000, Period::Day)),
+    ];
+    let alice = caller("alice", &limits);
+    ledger.reserve(&alice, &ask(90, 5)).unwrap().settle_as(used(90, 5));
+    let overrun = |output| {
+        let grants = ledger.would_overrun(&alice, &ask(1, output)).ok()?;
+        Some(grants.iter().map(|grant| (grant.limit.name(), grant.overrun_remaining)).collect::<Vec<_>>())
+    };
+    let tokens = LimitName::Budget(Unit::Tokens, PeriodName::Grant);
+    assert_eq!(overrun(4), Some(Vec::new()));
+    assert_eq!(overrun(5), Some(vec![(tokens, Some(25))]));
+    assert_eq!([overrun(29).map(|grants| grants.len()), overrun(30).map(|grants| grants.len())], [Some(1), None]);
+    assert_eq!(ledger.limits_of(&alice)[2].overrun_remaining, None, "a day is no grant");
+    assert_eq!(ledger.totals().refused, 0, "nothing is counted");
+}
+
+#[test]
 fn batches_hold_so_many_tokens_at_a_time_and_the_other_classes_do_not_count() {
     let (ledger, _) = ledger();
     let alice = caller("acme/alice", &[("acme", Limit::of(Bound::BatchTokens(n(100))))]);

@@ -115,6 +115,14 @@ impl Budget {
         if is_open { self.amount.get().saturating_sub(self.taken()) } else { 0 }
     }
 
+    /// How much of a grant may still be used beyond it; `None` of what is no grant.
+    pub fn overrun_remaining(&self, now: UnixSeconds, overrun: Percent) -> Option<u64> {
+        let beyond = overrun.of(self.amount.get());
+        let is_open = (self.start..self.end).contains(&now);
+        let left = beyond.saturating_sub(self.taken().saturating_sub(self.amount.get()));
+        matches!(self.period, Period::Grant { .. }).then_some(if is_open { left } else { 0 })
+    }
+
     /// Until the window is over, or begins.
     pub fn reset(&self, now: UnixSeconds) -> Duration {
         if now < self.start { self.start.since(now) } else { self.end.since(now) }
@@ -228,8 +236,15 @@ mod tests {
         granted.hold(25);
         assert_eq!(granted.fit(NOON, 1, quarter), Fit::Spent);
         assert_eq!(granted.fit(UnixSeconds(86_400), 1, quarter), Fit::Spent, "it is over");
+        let left = |grant: &Budget, now| grant.overrun_remaining(now, quarter);
+        assert_eq!([NOON, UnixSeconds(86_400)].map(|now| left(&granted, now)), [Some(0), Some(0)]);
+        granted.settle(25, 5);
+        assert_eq!(left(&granted, NOON), Some(20));
+        granted.set_amount(n(200));
+        assert_eq!(left(&granted, NOON), Some(50), "it is within the grant again");
         let (mut day, _) = daily(100);
         day.settle(0, 100);
         assert!(matches!(day.fit(NOON, 1, quarter), Fit::After(_)));
+        assert_eq!(left(&day, NOON), None);
     }
 }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{administrator, blocking, read, require_below, require_real_models, warning_of_unserved};
+use super::{administrator, blocking, changing, read, require_below, require_real_models, warning_of_unserved};
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::directory::{Making, WantedAccount};
@@ -79,7 +79,7 @@ pub(super) async fn create<D: AdminBackend>(State(backend): State<D>, request: R
     require_below(&caller, &path)?;
     require_real_models(&backend, limited(&limits))?;
     let created = json!({"path": path, "limits": limits});
-    blocking(move || administration.directory.create_account(&path, limits)).await?;
+    changing(&backend, move || administration.directory.create_account(&path, limits)).await?;
     Ok(Json(created).into_response())
 }
 
@@ -93,7 +93,7 @@ pub(super) async fn remove<D: AdminBackend>(
     let path: AccountPath = named.ok_or_else(|| ApiError::new(ErrorKind::NotFound, "There is no such account."))?;
     require_below(&caller, &path)?;
     let removed = json!({"path": path, "removed": true});
-    blocking(move || administration.directory.remove_account(&path)).await?;
+    changing(&backend, move || administration.directory.remove_account(&path)).await?;
     Ok(Json(removed).into_response())
 }
 
@@ -111,7 +111,7 @@ pub(crate) async fn change_limit<D: AdminBackend>(
             let limit = Limit::try_from(limit).map_err(|error| said(error.to_string()))?;
             require_real_models(&backend, limit.model.as_deref().into_iter())?;
             let warning = warning_of_unserved(&backend, &caller, limit.model.as_deref().into_iter());
-            blocking(move || directory.set_limit(&account, limit)).await?;
+            changing(&backend, move || directory.set_limit(&account, limit)).await?;
             if let Some(warning) = warning {
                 return Ok(Json(json!({"changed": true, "warning": warning})).into_response());
             }
@@ -119,7 +119,7 @@ pub(crate) async fn change_limit<D: AdminBackend>(
         (None, Some(RemovedLimit { limit, model, dry_run })) => {
             let name: LimitName = limit.parse().map_err(said)?;
             let enforcement = if dry_run { Enforcement::DryRun } else { Enforcement::Refuse };
-            blocking(move || directory.remove_limit(&account, (name, model.as_deref()), enforcement)).await?;
+            changing(&backend, move || directory.remove_limit(&account, (name, model.as_deref()), enforcement)).await?;
         }
         _ => return Err(said("Say either `set` or `remove`.".to_owned())),
     }
@@ -133,7 +133,7 @@ pub(super) async fn set_weight<D: AdminBackend>(
     let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     let WeightBody { account, weight } = read(request, &backend).await?;
     require_below(&caller, &account)?;
-    blocking(move || administration.directory.set_weight(&account, weight)).await?;
+    changing(&backend, move || administration.directory.set_weight(&account, weight)).await?;
     Ok(changed())
 }
 
@@ -145,7 +145,7 @@ pub(super) async fn apply<D: AdminBackend>(State(backend): State<D>, request: Re
     require_real_models(&backend, accounts.iter().flat_map(|account| limited(&account.limits)))?;
     let wanted: Vec<_> = accounts.into_iter().map(WantedAccount::from).collect();
     let making = if dry_run { Making::Rehearsal } else { Making::Real };
-    let changes = blocking(move || administration.directory.apply(&wanted, making)).await?;
+    let changes = changing(&backend, move || administration.directory.apply(&wanted, making)).await?;
     let changes: Vec<String> = changes.iter().map(|change| change.shown(backend.calendar())).collect();
     Ok(Json(json!({"object": "list", "data": changes, "made": !dry_run})).into_response())
 }

@@ -1,4 +1,4 @@
-//! Whether a request of a key would be admitted now, and what would refuse it.
+//! Whether a request of a key would be admitted now, within its grants or beyond one, and what would refuse it.
 
 mod bars;
 
@@ -60,7 +60,10 @@ pub(super) async fn explain<D: AdminBackend>(State(backend): State<D>, request: 
     let class = if asked.may(Scope::Inference) { asked.classes.grant(None) } else { ServiceClass::Batch };
     let ask = Ask { reserve, class, ..Ask::new(&model, prompt_tokens, output_tokens) };
     let closed = ledger.available_to(&asked).err().map(|closed| closed.to_string());
-    let refusal = ledger.would_refuse(&asked, &ask);
+    let (overrun, refusal) = match ledger.would_overrun(&asked, &ask) {
+        Ok(grants) => (grants, None),
+        Err(refusal) => (Vec::new(), Some(refusal)),
+    };
     let bars = Bar::all(&backend, &asked, (&model, &ask));
     let mut barred: Vec<Value> = bars.iter().filter_map(Bar::refusal).collect();
     if barred.is_empty() && !model.is_empty() && backend.server().is_some() {
@@ -76,6 +79,7 @@ pub(super) async fn explain<D: AdminBackend>(State(backend): State<D>, request: 
         "fits": refusal.is_none() && closed.is_none() && barred.is_empty(),
         "barred": barred,
         "closed": closed,
+        "overrun": overrun.iter().map(overrun_json).collect::<Vec<_>>(),
         "refusal": refusal.map(|refusal| refusal_json(&refusal, &ledger, smaller(&ledger, &asked, &ask))),
         "not_looked_at": unknown.collect::<Vec<_>>(),
         "on_trial": on_trial(&ledger, &asked, knows),
@@ -104,6 +108,14 @@ fn on_trial(ledger: &Ledger, caller: &Arc<Caller>, knows: Knows) -> Vec<Value> {
             })
         })
         .collect()
+}
+
+/// A grant that the request would run beyond, in the class `batch`, and what is left there.
+fn overrun_json(LimitState { limit, scope, overrun_remaining, .. }: &LimitState) -> Value {
+    json!({
+        "limit": limit.name().as_str(), "scope": scope, "model": limit.model.as_deref(),
+        "remaining": overrun_remaining.map(|left| limit.name().number(left)),
+    })
 }
 
 fn refusal_json(refusal: &Refusal, ledger: &Ledger, smaller: Option<u32>) -> Value {

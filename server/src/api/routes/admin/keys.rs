@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{administrator, blocking, read, require_governed, require_real_models, warning_of_unserved};
+use super::{administrator, blocking, changing, read, require_governed, require_real_models, warning_of_unserved};
 use crate::api::admin_backend::{AdminBackend, AdminCaller};
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::gateway::account::{ModelAccess, Scopes, ServiceClass};
@@ -62,7 +62,7 @@ pub(super) async fn create<D: AdminBackend>(State(backend): State<D>, request: R
     let warning = warning_of_unserved(&backend, &caller, models.named());
     let valid_for = valid_for_seconds.map(Duration::from_secs);
     let new = NewKey { account, name, scopes, models, class, valid_for };
-    let (key, info) = blocking(move || administration.directory.create_key(new)).await?;
+    let (key, info) = changing(&backend, move || administration.directory.create_key(new)).await?;
     Ok(shown_once(&key, &info, warning))
 }
 
@@ -79,7 +79,7 @@ pub(super) async fn rotate<D: AdminBackend>(
         require_no_more(&caller, Rights { scopes: &scopes, models: &models, class })?;
     }
     let overlap = Duration::from_secs(overlap_seconds);
-    let (key, info) = blocking(move || administration.directory.rotate_key(id.as_str(), overlap)).await?;
+    let (key, info) = changing(&backend, move || administration.directory.rotate_key(id.as_str(), overlap)).await?;
     Ok(shown_once(&key, &info, None))
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn revoke<D: AdminBackend>(
 ) -> Result<Response, ApiError> {
     let AdminCaller { caller, administration } = administrator(&backend, request.headers())?;
     let id = governed_key(&caller, &administration.directory, id).await?.id;
-    let info = blocking(move || administration.directory.revoke_key(id.as_str())).await?;
+    let info = changing(&backend, move || administration.directory.revoke_key(id.as_str())).await?;
     Ok(Json(info).into_response())
 }
 

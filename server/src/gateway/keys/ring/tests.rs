@@ -122,6 +122,27 @@ fn the_directory_is_looked_at_no_more_often_than_twice_a_second() {
 }
 
 #[test]
+fn who_changes_the_directory_and_has_it_looked_at_waits_for_nothing() {
+    let bench = bench();
+    let key = bench.create("alice", None);
+    bench.ring.look();
+    assert_eq!(bench.ask(key.reveal()), Ok("acme".into()));
+    bench.directory.revoke_key("alice").unwrap();
+    bench.ring.look();
+    assert_eq!(bench.ask(key.reveal()), Err(AuthError::Revoked));
+}
+
+#[test]
+fn a_key_that_is_revoked_while_a_configuration_is_read_does_not_come_back_with_it() {
+    let bench = bench();
+    let key = bench.create("alice", None);
+    let regiven = bench.ring.regive(Vec::new(), Quota::unlimited()).unwrap();
+    bench.directory.revoke_key("alice").unwrap();
+    bench.ring.adopt(regiven);
+    assert_eq!(bench.ask(key.reveal()), Err(AuthError::Revoked));
+}
+
+#[test]
 fn a_key_expires_at_its_second() {
     let bench = bench();
     let key = bench.create("alice", Some(Duration::from_secs(60)));
