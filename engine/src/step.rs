@@ -26,6 +26,7 @@ use ending::Ending;
 
 mod bookkeeping;
 mod ending;
+mod hope;
 mod pricing;
 
 /// New requests taken in per step, so that a flood of them cannot hold up the step.

@@ -60,6 +60,8 @@ pub enum Mishap {
     Panic,
     /// The step that runs the token returns an error, after writing its K/V.
     Error,
+    /// The same, as of a device that has failed.
+    Device,
     /// Every row that looks at the token is NaN.
     Nan,
     /// A block that holds the token cannot be copied.
@@ -244,6 +246,9 @@ impl CausalLm for StubModel {
         memory.write(input);
         if self.has(input.tokens(), Mishap::Error) {
             return Err(ModelError::Input("a token that brings an error".into()));
+        }
+        if self.has(input.tokens(), Mishap::Device) {
+            return Err(ModelError::device("a token that brings a device down".to_owned()));
         }
         assert!(!self.has(input.tokens(), Mishap::Panic), "a token that brings a panic");
         let mut values = Vec::with_capacity(input.rows_to_sample().len() * self.vocab_size);

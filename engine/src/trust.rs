@@ -1,10 +1,11 @@
 //! Whether an engine can be trusted with more requests, from how its last ones ended. What a request brings upon itself does
-//! not count, nor what its grammar does, so nobody can talk an engine out of service.
+//! not count, nor what its grammar does; and before an engine gives up it runs something of its own, so nobody can talk one out
+//! of service.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// A model that fails every sequence of this many steps in a row will not recover.
+/// A model that fails every sequence of this many steps in a row may not recover.
 pub(crate) const MAX_FRUITLESS_STEPS: usize = 16;
 /// So many failed requests within [`FAILURES_WITHIN`] make an engine one to avoid.
 const FAILURES_TO_DISTRUST: usize = 3;
@@ -24,7 +25,7 @@ pub(crate) enum Outcome {
     Fruitful,
     /// Every sequence failed.
     Fruitless,
-    /// The last of [`MAX_FRUITLESS_STEPS`] fruitless ones.
+    /// The last of [`MAX_FRUITLESS_STEPS`] fruitless ones: hopeless, unless the model runs something of the engine's own.
     Hopeless,
 }
 
@@ -35,7 +36,11 @@ impl Trust {
             return Outcome::Fruitful;
         }
         self.fruitless_steps += 1;
-        if self.fruitless_steps == MAX_FRUITLESS_STEPS { Outcome::Hopeless } else { Outcome::Fruitless }
+        if self.fruitless_steps < MAX_FRUITLESS_STEPS {
+            return Outcome::Fruitless;
+        }
+        self.fruitless_steps = 0;
+        Outcome::Hopeless
     }
 
     /// So many more requests have failed now. Until when the engine is one to avoid, which may be over.

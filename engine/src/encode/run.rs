@@ -3,18 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use passerelle_models::{Encoder, EncoderInput, EncoderSequence, ModelError};
+use passerelle_models::{Encoder, EncoderInput, EncoderSequence, ModelError, TokenId};
 
 use super::EncodeRequest;
 use super::engine::{EncoderConfig, EncoderStats, SharedStats};
 use crate::clock::Clock;
 use crate::event::RequestError;
-use crate::fault::FaultCounts;
+use crate::fault::{Fault, FaultCounts};
 use crate::lane::{BatchBudget, Inbox, Job};
 use crate::stats::{StepObserver, StepReport};
 use crate::survival::survive;
-use crate::trust::{MAX_FRUITLESS_STEPS, Outcome, Trust};
+use crate::trust::{Outcome, Trust};
 use crate::turns::StepTurns;
+
+/// Every vocabulary has it.
+const TOKEN: TokenId = 0;
 
 type Text = Job<EncodeRequest, Vec<f32>>;
 type Answer = Result<Vec<f32>, RequestError>;
@@ -67,11 +70,11 @@ impl EncodeLoop {
         let started = self.parts.clock.now();
         self.note_start(&batch);
         let answers = self.encode(&batch);
-        drop(turn);
         let duration = self.parts.clock.now().saturating_sub(started);
         let failures: FaultCounts =
             answers.iter().filter_map(|answer| answer.as_ref().err().and_then(RequestError::fault)).collect();
-        self.note_end(failures.total(), batch.len());
+        self.note_end(failures, batch.len());
+        drop(turn);
         let tokens = batch.iter().map(|text| text.request.tokens.len()).sum();
         self.publish(&report(duration, (batch.len(), tokens), failures));
         batch.into_iter().zip(answers).for_each(|(text, answer)| text.end(answer));
@@ -116,19 +119,29 @@ impl EncodeLoop {
         *self.parts.stats.lock() = self.stats;
     }
 
-    fn note_end(&mut self, failures: u64, num_texts: usize) {
+    fn note_end(&mut self, failures: FaultCounts, num_texts: usize) {
         self.stats.running = 0;
-        self.stats.failures_total += failures;
-        self.stats.distrusted_until = self.trust.note_failures(self.parts.clock.now(), failures);
-        match self.trust.note_step(num_texts, failures as usize) {
+        self.stats.failures_total += failures.total();
+        self.stats.distrusted_until = self.trust.note_failures(self.parts.clock.now(), failures.total());
+        let outcome = self.trust.note_step(num_texts, failures.total() as usize);
+        // A device whose context is lost fails everything from then on.
+        let is_suspicious = outcome == Outcome::Fruitless && failures.get(Fault::Device) > 0;
+        match outcome {
             Outcome::Fruitful => self.stats.steps_total += 1,
-            Outcome::Fruitless => {}
-            Outcome::Hopeless => {
-                let batches = MAX_FRUITLESS_STEPS;
-                tracing::error!(batches, "every text of these batches failed; the encoder gives up");
+            Outcome::Fruitless if !is_suspicious => {}
+            Outcome::Fruitless | Outcome::Hopeless if self.model_still_runs() => {}
+            Outcome::Fruitless | Outcome::Hopeless => {
+                tracing::error!("every text failed, and so does one of the encoder's own; the encoder gives up");
                 self.parts.inbox.give_up();
             }
         }
+    }
+
+    /// Runs one token of nobody's, as a generating engine does before it gives up.
+    fn model_still_runs(&mut self) -> bool {
+        let (model, text) = (self.parts.model.as_mut(), EncoderSequence { tokens: &[TOKEN], second_text: None });
+        let vectors = survive(|| model.forward(&EncoderInput::new(&[text])?));
+        vectors.is_ok_and(|vectors| (0..vectors.num_rows()).all(|row| vectors.row(row).iter().all(|x| x.is_finite())))
     }
 
     fn publish(&self, report: &StepReport) {

@@ -6,8 +6,9 @@ use super::StepLoop;
 use crate::admission::Phase;
 use crate::batch::ScheduledBatch;
 use crate::cost::{CostNs, Shares};
+use crate::fault::Fault;
 use crate::stats::{EngineStats, StepReport};
-use crate::trust::{MAX_FRUITLESS_STEPS, Outcome};
+use crate::trust::Outcome;
 
 impl StepLoop {
     pub(super) fn begin(&mut self) -> EngineStats {
@@ -47,14 +48,15 @@ impl StepLoop {
         if num_sequences == 0 {
             return;
         }
-        match self.trust.note_step(num_sequences, faulted_sequences) {
+        let outcome = self.trust.note_step(num_sequences, faulted_sequences);
+        // A device whose context is lost fails everything from then on.
+        let is_suspicious = outcome == Outcome::Fruitless && self.failures.get(Fault::Device) > 0;
+        match outcome {
             Outcome::Fruitful => self.stats.steps_total += 1,
-            Outcome::Fruitless => {}
-            Outcome::Hopeless => {
-                tracing::error!(
-                    steps = MAX_FRUITLESS_STEPS,
-                    "every sequence of these steps failed; the engine gives up"
-                );
+            Outcome::Fruitless if !is_suspicious => {}
+            Outcome::Fruitless | Outcome::Hopeless if self.model_still_runs() => {}
+            Outcome::Fruitless | Outcome::Hopeless => {
+                tracing::error!("every sequence failed, and so does a token of the engine's own; the engine gives up");
                 self.shared.admission.advance(Phase::Dead);
             }
         }

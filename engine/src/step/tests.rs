@@ -5,6 +5,7 @@ use super::*;
 use crate::clock::ManualClock;
 use crate::config::EngineConfig;
 use crate::constraint::{Allowed, AnswerEnd, Constraint, ConstraintError};
+use crate::cost::CostModel;
 use crate::event_stream::EventStream;
 use crate::fault::Fault;
 use crate::fixtures::request;
@@ -113,9 +114,17 @@ fn the_last_reader_that_leaves_is_reported_though_nothing_runs_any_more() {
     assert_eq!(*last.0.lock().unwrap(), Some((0, 0)));
 }
 
+/// Started before it fell ill: what its work costs is known.
+fn ill(model: StubModel) -> EngineParts {
+    let costs = Some(CostModel { prompt_token_ns: 1e6, generated_token_ns: 1e6, context_token_ns: 1e3 });
+    let well = parts(Arc::new(NullObserver));
+    EngineParts { model: Box::new(model), config: EngineConfig { costs, ..well.config }, ..well }
+}
+
 #[test]
 fn a_model_that_fails_every_step_makes_no_progress_and_its_engine_dies() {
-    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    let model = StubModel::new(32, 4).with_mishap(POISON, Mishap::Error).with_mishap(0, Mishap::Nan);
+    let (mut step_loop, handle) = StepLoop::new(ill(model)).unwrap();
     for id in 0..MAX_FRUITLESS_STEPS as u64 {
         assert!(handle.is_accepting());
         let _stream = handle.submit(request(id, &[POISON])).unwrap();
@@ -125,6 +134,32 @@ fn a_model_that_fails_every_step_makes_no_progress_and_its_engine_dies() {
     assert_eq!(handle.submit(request(99, &[1])).unwrap_err(), crate::SubmitError::Dead);
     let stats = handle.stats();
     assert_eq!((stats.steps_total, stats.failures_total), (0, MAX_FRUITLESS_STEPS as u64));
+}
+
+#[test]
+fn an_engine_outlives_whatever_it_is_asked_while_its_model_runs_a_token_of_its_own() {
+    let (mut step_loop, handle) = StepLoop::new(parts(Arc::new(NullObserver))).unwrap();
+    for id in 0..4 * MAX_FRUITLESS_STEPS as u64 {
+        let _stream = handle.submit(request(id, &[POISON])).unwrap();
+        step_loop.step();
+        step_loop.check_integrity();
+    }
+    assert!(handle.is_accepting());
+    let mut well = handle.submit(request(99, &[1, 2])).unwrap();
+    step_loop.step();
+    assert!(matches!(well.try_next(), Some(Event::Token(_))));
+}
+
+#[test]
+fn an_engine_whose_device_is_lost_dies_with_the_first_request_that_it_fails() {
+    let device_fails =
+        |token| StubModel::new(32, 4).with_mishap(POISON, Mishap::Device).with_mishap(token, Mishap::Device);
+    for (also, dies) in [(0, true), (9, false)] {
+        let (mut step_loop, handle) = StepLoop::new(ill(device_fails(also))).unwrap();
+        let _stream = handle.submit(request(0, &[POISON])).unwrap();
+        step_loop.step();
+        assert_eq!(handle.is_dead(), dies);
+    }
 }
 
 #[test]

@@ -221,8 +221,8 @@ fn a_worker_goes_before_its_gateway_when_memory_runs_out() {
     assert!(order(stage.served.process()) < 1000);
 }
 
-/// The demo, but that a row of its embeddings is no number. What it says next has a matrix of its own, so that only prompts
-/// that hold [`POISON`] come to grief.
+/// The demo, but that two rows of its embeddings are no numbers. What it says next has a matrix of its own, so that only prompts
+/// that hold [`POISON`] come to grief, and what an engine runs before it gives up: a token 0, which no text holds.
 fn write_poisonable(folder: &Path) -> u32 {
     const NOT_A_NUMBER: [u8; 2] = 0x7fc0_u16.to_le_bytes();
     let (source, embedding) = (demo("early"), "model.embed_tokens.weight");
@@ -243,8 +243,10 @@ fn write_poisonable(folder: &Path) -> u32 {
     let head = tensors.tensor(embedding).expect("it has embeddings");
     assert_eq!(head.dtype(), Dtype::BF16);
     let (mut poisoned, width) = (head.data().to_vec(), 2 * head.shape()[1]);
-    let row = token as usize * width..(token as usize + 1) * width;
-    poisoned[row].chunks_exact_mut(2).for_each(|value| value.copy_from_slice(&NOT_A_NUMBER));
+    for token in [0, token as usize] {
+        let row = token * width..(token + 1) * width;
+        poisoned[row].chunks_exact_mut(2).for_each(|value| value.copy_from_slice(&NOT_A_NUMBER));
+    }
     let poisoned = TensorView::new(Dtype::BF16, head.shape().to_vec(), &poisoned).expect("it is as large");
     let others = tensors.iter().filter(|(name, _)| *name != embedding);
     let all = others.chain([(embedding, poisoned), ("lm_head.weight", head)]);

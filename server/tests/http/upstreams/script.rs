@@ -35,8 +35,10 @@ pub(crate) struct Scripted {
     state: Arc<State>,
 }
 
+type Answering = dyn Fn(usize, &Value) -> Act + Send + Sync;
+
 struct State {
-    act: Box<dyn Fn(usize, &Value) -> Act + Send + Sync>,
+    act: Box<Answering>,
     asked: Mutex<Vec<Asked>>,
     /// How many clients left before they had their answer.
     left: watch::Sender<usize>,
