@@ -3,6 +3,7 @@
 
 mod named;
 pub mod table;
+mod upstreams;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,7 @@ use crate::gateway::{AuthError, LedgerFigures, LimitName};
 use crate::workers::WorkerSlotFigures;
 use named::{MAX_NAMES, Named, OTHER};
 use table::{Metric, MetricKind};
+use upstreams::ToldUpstreams;
 
 /// Samples of histograms are folded into their buckets after this many requests, also if nobody reads `/metrics`.
 const REQUESTS_BETWEEN_UPKEEP: u64 = 64;
@@ -35,6 +37,7 @@ pub struct Metrics {
     upstreams: Named,
     aliases: Named,
     refusals: BTreeMap<LimitName, Counter>,
+    told_upstreams: ToldUpstreams,
     reservations_open: Gauge,
     in_line: Gauge,
     reservations_settled: Counter,
@@ -120,6 +123,7 @@ impl Metrics {
             upstreams: Named::default(),
             aliases: Named::default(),
             refusals: LimitName::all().map(refusal).collect(),
+            told_upstreams: ToldUpstreams::default(),
             reservations_open: register_gauge(&recorder, table::RESERVATIONS_OPEN, &[]),
             in_line: register_gauge(&recorder, table::IN_LINE, &[]),
             reservations_settled: register_counter(&recorder, table::RESERVATIONS_SETTLED, &[]),
@@ -383,6 +387,7 @@ mod tests {
         metrics.auth_failed(AuthError::Unknown);
         metrics.refused(LimitName::Rate(Unit::Tokens));
         metrics.upstream_tried("demo", "h:1", "answered");
+        metrics.upstreams_are([("demo", "h:1", true)]);
         metrics.shadowed("chat", "compared");
         metrics.shadow_compared("chat", ShadowFigures { served: 0.2, candidate: 0.3, greedy_answers_are_equal: true });
         metrics.models_hold(ShelfMemory { limit_bytes: 9, held_bytes: 5, most_held_bytes: 7 });

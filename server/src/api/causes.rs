@@ -153,11 +153,11 @@ impl From<&Failure> for ApiError {
                 Self::new(ErrorKind::UpstreamFailed, "The server that runs this model failed.")
             }
             Failure::Busy { retry_after } => {
-                let busy = Self::new(ErrorKind::QueueFull, "The server that runs this model is busy.");
-                match retry_after {
-                    Some(wait) => busy.retry_after(*wait),
-                    None => busy,
-                }
+                later(Self::new(ErrorKind::QueueFull, "The server that runs this model is busy."), *retry_after)
+            }
+            Failure::NoRoom { retry_after } => {
+                let message = "What the server that runs this model grants to this one has no room for the request.";
+                later(Self::new(ErrorKind::QueueFull, message), *retry_after)
             }
             Failure::Refused(objection) => {
                 let Objection { parameter, exceeds_context, why } = objection.as_ref();
@@ -169,6 +169,17 @@ impl From<&Failure> for ApiError {
                 }
             }
         }
+    }
+}
+
+/// When another server takes it, as far as it said.
+fn later(error: ApiError, wait: Option<Duration>) -> ApiError {
+    match wait {
+        Some(wait) if wait > WORTH_A_RETRY => {
+            error.retry_after(wait).header(X_SHOULD_RETRY, HeaderValue::from_static("false"))
+        }
+        Some(wait) => error.retry_after(wait),
+        None => error,
     }
 }
 

@@ -25,7 +25,7 @@ use super::prepare::{
     EncodedPrompt, Prepared, check_token_ids, check_unread, find_generator, prepare, room_for_answer,
 };
 use super::ranking::Ranking;
-use super::relayed::PromptCount;
+use super::relayed::{PromptCount, Sent};
 use super::remote::admit_remote;
 use super::reserve::{Patience, reserve_together, reserve_with, withdraw_all};
 use super::routes::require;
@@ -355,7 +355,8 @@ impl Admission<'_> {
         };
         let call = outgoing.call(written.as_ref(), max_tokens);
         let count = PromptCount::Exact(saturating_u32(prompt.tokens.len()));
-        UpstreamJob { call, kind, prompt: count, max_tokens, text: Some(Arc::clone(&self.model.text)) }
+        let (sent, text) = (Sent::of(&self.request.output), Some(Arc::clone(&self.model.text)));
+        UpstreamJob { call, kind, prompt: count, max_tokens, sent, text }
     }
 
     fn engine_request(&self, prompt: &EncodedPrompt, (max_tokens, class): (u32, ServiceClass)) -> EngineRequest {

@@ -10,7 +10,7 @@ use super::delta::ChoiceDelta;
 use super::errors::ApiError;
 use super::ids::random_id;
 use super::meter::PromptMeter;
-use super::relayed::{ChoiceReader, PromptCount, RelayedChoice};
+use super::relayed::{ChoiceReader, PromptCount, RelayedChoice, Sent};
 use super::running::{RunningPrompt, Writers};
 use super::state::{AppState, Serving};
 use super::wire::answer::AnswerKind;
@@ -98,6 +98,7 @@ pub(crate) struct UpstreamJob {
     pub(crate) kind: AnswerKind,
     pub(crate) prompt: PromptCount,
     pub(crate) max_tokens: u32,
+    pub(crate) sent: Sent,
     /// Of the model's text side, if it is known here.
     pub(crate) text: Option<Arc<TextModel>>,
 }
@@ -185,7 +186,7 @@ impl Launch<'_> {
         self.count_try(side, started.as_ref().map(|_| ()).map_err(|not| not.failure.as_ref()));
         match started {
             Ok((relay, first)) => {
-                let relayed = RelayedChoice::new(relay, reader, first, self.meter());
+                let relayed = RelayedChoice::new(relay, (reader, first), (self.meter(), job.sent));
                 Ok(LivePrompt::Upstream(Box::new(relayed)))
             }
             Err(not_relayed) => {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use passerelle_engine::Usage;
 
 use super::state::AppState;
+use crate::gateway::replica::UpstreamSide;
+use crate::gateway::{Failure, Replica};
 use crate::metrics::ModelMetrics;
 
 #[derive(Debug)]
@@ -37,6 +39,13 @@ impl PromptMeter {
             None => {}
             Some(last) => metrics.next_token(now.saturating_sub(last)),
         }
+    }
+
+    /// An upstream had begun to answer.
+    pub(crate) fn broke_off(&self, replica: &Replica, failure: &Failure) {
+        let (model, upstream) = (replica.model(), replica.as_upstream().map_or("", UpstreamSide::name));
+        tracing::warn!(upstream, model, %failure, "an upstream broke off in an answer");
+        self.state.metrics().upstream_tried(model, upstream, "broke_off");
     }
 
     /// `used`: what was settled.

@@ -10,6 +10,7 @@ use super::errors::ApiError;
 use super::meter::PromptMeter;
 use super::wire::answer::AnswerKind;
 use super::wire::relayed::{BadChunk, Chunk, read_chunk};
+use super::wire::request::Output;
 use crate::gateway::journal::EntryEnd;
 use crate::gateway::{Failure, Relay};
 use crate::text::{AddSpecialTokens, SpecialTokens, TextModel};
@@ -21,7 +22,22 @@ pub(crate) struct RelayedChoice {
     relay: Option<Relay>,
     reader: ChoiceReader,
     meter: PromptMeter,
+    sent: Sent,
     pending: VecDeque<Delta>,
+}
+
+/// When a client gets what comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    AsItComes,
+    /// All of it, or nothing: then it pays nothing.
+    AtTheEnd,
+}
+
+impl Sent {
+    pub(crate) fn of(output: &Output) -> Self {
+        if output.stream.is_some() { Self::AsItComes } else { Self::AtTheEnd }
+    }
 }
 
 /// Makes pieces of events and counts them.
@@ -45,29 +61,33 @@ pub(crate) struct ChoiceReader {
 pub(crate) enum PromptCount {
     /// By the model's own tokenizer, or because it was written in tokens.
     Exact(u32),
-    /// Nobody here can tell: the upstream's word counts, and this where it says none.
-    Estimated(u32),
+    /// Nobody here can tell: the upstream's word counts up to what was reserved, and the estimate where it says none.
+    Estimated { about: u32, at_most: u32 },
 }
 
 impl PromptCount {
     pub(crate) fn about(self) -> u32 {
         match self {
-            Self::Exact(tokens) | Self::Estimated(tokens) => tokens,
+            Self::Exact(tokens) | Self::Estimated { about: tokens, .. } => tokens,
         }
     }
 
     pub(crate) fn exact(self) -> Option<u32> {
         match self {
             Self::Exact(tokens) => Some(tokens),
-            Self::Estimated(_) => None,
+            Self::Estimated { .. } => None,
         }
     }
 }
 
 impl RelayedChoice {
     /// `first`: the pieces of the event that the relay began with.
-    pub(crate) fn new(relay: Relay, reader: ChoiceReader, first: Chunk, meter: PromptMeter) -> Self {
-        let mut choice = Self { relay: Some(relay), reader, meter, pending: VecDeque::new() };
+    pub(crate) fn new(
+        relay: Relay,
+        (reader, first): (ChoiceReader, Chunk),
+        (meter, sent): (PromptMeter, Sent),
+    ) -> Self {
+        let mut choice = Self { relay: Some(relay), reader, meter, sent, pending: VecDeque::new() };
         choice.take(first);
         choice
     }
@@ -119,6 +139,9 @@ impl RelayedChoice {
         let Some(reason) = self.reader.end else {
             return Err(self.blame(&Failure::Broke("the answer ended too early".to_owned())));
         };
+        if let Some(relay) = &self.relay {
+            relay.praise();
+        }
         self.settle(match reason {
             AnswerEnd::Length | AnswerEnd::Quota => EntryEnd::Length,
             AnswerEnd::Stop | AnswerEnd::ToolCalls | AnswerEnd::ContentFilter => EntryEnd::Stop,
@@ -135,6 +158,12 @@ impl RelayedChoice {
     }
 
     fn fail(&mut self, failure: &Failure) -> ApiError {
+        if let Some(relay) = &mut self.relay {
+            self.meter.broke_off(relay.replica(), failure);
+            if self.sent == Sent::AtTheEnd {
+                relay.make_free();
+            }
+        }
         self.settle(EntryEnd::Failed);
         ApiError::from(failure)
     }
@@ -197,8 +226,8 @@ impl ChoiceReader {
         let told = self.told.unwrap_or_default();
         let prompt_tokens = match (self.prompt, told.prompt_tokens) {
             (PromptCount::Exact(counted), _) => counted,
-            (PromptCount::Estimated(estimate), 0) => estimate,
-            (PromptCount::Estimated(_), told) => told,
+            (PromptCount::Estimated { about, .. }, 0) => about,
+            (PromptCount::Estimated { at_most, .. }, told) => told.min(at_most),
         };
         let generated = if self.told.is_some() { told.generated_tokens } else { self.generated };
         Usage {
@@ -235,14 +264,16 @@ mod tests {
 
     #[test]
     fn an_upstream_that_tells_its_usage_is_believed_up_to_what_was_reserved() {
-        assert_eq!(used(PromptCount::Estimated(100), &[piece(), usage(7, 3)]), (7, 0, 3));
+        let estimated = PromptCount::Estimated { about: 100, at_most: 400 };
+        assert_eq!(used(estimated, &[piece(), usage(7, 3)]), (7, 0, 3));
+        assert_eq!(used(estimated, &[piece(), usage(1_000_000_000, 3)]), (400, 0, 3));
         assert_eq!(used(PromptCount::Exact(8), &[piece(), usage(7, 3)]), (8, 0, 3), "our count of the input leads");
         assert_eq!(used(PromptCount::Exact(8), &[usage(7, 1_000_000)]), (8, 0, 10));
     }
 
     #[test]
     fn an_answer_that_broke_off_is_counted_here() {
-        assert_eq!(used(PromptCount::Estimated(100), &[piece(), piece()]), (100, 0, 2));
+        assert_eq!(used(PromptCount::Estimated { about: 100, at_most: 400 }, &[piece(), piece()]), (100, 0, 2));
         assert_eq!(used(PromptCount::Exact(8), &vec![piece(); 50]), (8, 0, 10));
     }
 }

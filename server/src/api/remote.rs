@@ -10,7 +10,7 @@ use super::fields::{invalid, unsupported};
 use super::generate::{Admitted, RequestContext, ServedAs, charge_to, saturating_u32};
 use super::launch::{Launch, LivePrompt, UpstreamJob};
 use super::prepare::{context_overflow, encode_text};
-use super::relayed::PromptCount;
+use super::relayed::{PromptCount, Sent};
 use super::reserve::{Patience, reserve_with, withdraw_all};
 use super::routes::require;
 use super::state::{AppState, Serving};
@@ -24,6 +24,11 @@ use crate::text::TextModel;
 
 /// Bytes of a token, about, where nobody here can count them.
 const BYTES_PER_TOKEN: usize = 4;
+/// What a template adds to a conversation at most, beside the words that it is sent in: marks of its turns, and what some say of
+/// themselves where nobody says anything else.
+const TEMPLATE_TOKENS: u32 = 128;
+/// The same for a text: a token that begins it, or marks between its words.
+const TOKENIZER_TOKENS: u32 = 8;
 
 /// A model that other servers run.
 #[derive(Debug, Clone)]
@@ -130,8 +135,8 @@ impl Admission<'_> {
                     let tokens_here = saturating_u32(tokens.len());
                     (PromptCount::Exact(tokens_here), tokens_here, PrefixHint::of(tokens, salt))
                 }
-                Some(CompletionPrompt::Text(text)) => uncounted(text, salt),
-                None => uncounted(&self.outgoing.conversation(), salt),
+                Some(CompletionPrompt::Text(text)) => uncounted(text, TOKENIZER_TOKENS, salt),
+                None => uncounted(&self.outgoing.conversation(), TEMPLATE_TOKENS, salt),
             };
             Measured { prompt, count, at_most, hint }
         };
@@ -184,7 +189,7 @@ impl Admission<'_> {
     fn bound(&self, measured: &Measured, longest: u32) -> Result<u32, ApiError> {
         let room = match (self.model.max_model_len, measured.count) {
             (Some(longest), PromptCount::Exact(tokens)) => saturating_u32(longest.saturating_sub(tokens as usize)),
-            (Some(longest), PromptCount::Estimated(_)) => saturating_u32(longest),
+            (Some(longest), PromptCount::Estimated { .. }) => saturating_u32(longest),
             (None, _) => u32::MAX,
         };
         if measured.count == PromptCount::Exact(0) {
@@ -211,7 +216,8 @@ impl Admission<'_> {
     fn ticket(&self, measured: Measured, max_tokens: u32, reservation: Reservation) -> Ticket {
         let call = self.outgoing.call(measured.prompt.as_ref(), max_tokens);
         let text = self.model.text.clone();
-        let job = UpstreamJob { call, kind: self.kind, prompt: measured.count, max_tokens, text };
+        let sent = Sent::of(&self.request.output);
+        let job = UpstreamJob { call, kind: self.kind, prompt: measured.count, max_tokens, sent, text };
         Ticket { job, hint: measured.hint.under(self.request.caching.key.as_deref()), reservation }
     }
 
@@ -247,8 +253,9 @@ impl Admission<'_> {
     }
 }
 
-/// A byte is a token at most.
-fn uncounted(text: &str, salt: &passerelle_engine::CacheSalt) -> (PromptCount, u32, PrefixHint) {
-    let estimate = PromptCount::Estimated(saturating_u32(text.len().div_ceil(BYTES_PER_TOKEN)));
-    (estimate, saturating_u32(text.len()), PrefixHint::of_text(text, salt))
+/// A byte is a token at most, and `more` are added to them over there.
+fn uncounted(text: &str, more: u32, salt: &passerelle_engine::CacheSalt) -> (PromptCount, u32, PrefixHint) {
+    let at_most = saturating_u32(text.len()).saturating_add(more);
+    let about = saturating_u32(text.len().div_ceil(BYTES_PER_TOKEN));
+    (PromptCount::Estimated { about, at_most }, at_most, PrefixHint::of_text(text, salt))
 }

@@ -3,8 +3,13 @@
 //! Closed, it lets everything pass; `failures_to_open` illnesses in a row open it. Open, it lets nothing pass for a rest
 //! that doubles each time. Then it is half open: one request is the trial; if that succeeds it closes, else it opens
 //! again. A probe that succeeds ends a rest early, but only a request closes the breaker: a server may be alive and
-//! unable to serve.
+//! unable to serve. One that begins to answer is closed on probation: its next illness opens it, and only an answer that it
+//! brings to its end makes it well.
+//!
+//! A request that breaks an upstream twice says nothing new: it may be the request. So it counts once in a while, and whoever
+//! repeats it keeps the upstream from nobody.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::upstream::Failure;
@@ -13,6 +18,9 @@ use super::upstream::Failure;
 const LONGEST_ASKED_PAUSE: Duration = Duration::from_secs(300);
 /// What an upstream is left alone for when it is busy and does not say how long.
 const UNSTATED_PAUSE: Duration = Duration::from_secs(1);
+/// A request that broke an upstream counts again after this.
+const SUSPECTED_FOR: Duration = Duration::from_secs(60);
+const MAX_SUSPECTS: usize = 32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerBounds {
@@ -29,7 +37,13 @@ pub(super) struct Breaker {
     rests: u32,
     /// It asked to be left alone until then.
     paused_until: Duration,
+    /// Requests that it broke on, and when; the latest last.
+    broken_by: VecDeque<(Fingerprint, Duration)>,
 }
+
+/// The same for the same request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fingerprint(pub(super) u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -52,7 +66,13 @@ impl Default for BreakerBounds {
 
 impl Breaker {
     pub(super) fn new(bounds: BreakerBounds) -> Self {
-        Self { bounds, state: State::Closed { failures: 0 }, rests: 0, paused_until: Duration::ZERO }
+        Self {
+            bounds,
+            state: State::Closed { failures: 0 },
+            rests: 0,
+            paused_until: Duration::ZERO,
+            broken_by: VecDeque::new(),
+        }
     }
 
     /// Whether a request would be let through now.
@@ -87,9 +107,37 @@ impl Breaker {
         }
     }
 
+    /// A request has the first word of its answer.
+    pub(super) fn began_to_answer(&mut self) {
+        if let State::HalfOpen { .. } = self.state {
+            self.state = State::Closed { failures: self.bounds.failures_to_open.saturating_sub(1) };
+        }
+    }
+
+    /// A request has its whole answer.
     pub(super) fn succeeded(&mut self) {
         self.rests = 0;
         self.state = State::Closed { failures: 0 };
+    }
+
+    /// As [`Breaker::failed`], of a request that may be to blame.
+    pub(super) fn failed_on(&mut self, request: Fingerprint, failure: &Failure, now: Duration, chance: u64) {
+        if failure.may_be_poison() && !self.is_news(request, now) {
+            self.leave();
+        } else {
+            self.failed(failure, now, chance);
+        }
+    }
+
+    fn is_news(&mut self, request: Fingerprint, now: Duration) -> bool {
+        self.broken_by.retain(|(_, since)| now.saturating_sub(*since) < SUSPECTED_FOR);
+        let is_news = self.broken_by.iter().all(|(known, _)| *known != request);
+        if is_news {
+            let excess = (self.broken_by.len() + 1).saturating_sub(MAX_SUSPECTS);
+            self.broken_by.drain(..excess);
+            self.broken_by.push_back((request, now));
+        }
+        is_news
     }
 
     /// `chance` spreads the rests of many gateways: between half of the rest and all of it.
@@ -100,6 +148,8 @@ impl Breaker {
                 self.paused_until = self.paused_until.max(now + pause);
                 self.leave();
             }
+            // It is well, and has room for others.
+            Failure::NoRoom { .. } => self.leave(),
             // It read the request and answered: it is well.
             Failure::Refused(_) => self.succeeded(),
             _ => self.fell_ill(now, chance),
@@ -222,6 +272,80 @@ mod tests {
         assert!(breaker.lets_pass(8 * SECOND));
         breaker.failed(&Failure::Busy { retry_after: Some(Duration::MAX) }, SECOND, LATEST);
         assert_eq!(breaker.opens_in(SECOND), LONGEST_ASKED_PAUSE);
+    }
+
+    fn broke() -> Failure {
+        Failure::Broke("reset".into())
+    }
+
+    #[test]
+    fn a_request_that_breaks_an_upstream_again_and_again_keeps_it_from_nobody() {
+        let mut breaker = breaker();
+        for millis in 0..200 {
+            let now = SECOND + Duration::from_millis(millis * 250);
+            assert!(breaker.enter(now), "after {millis} times");
+            breaker.failed_on(Fingerprint(7), &broke(), now, LATEST);
+        }
+        breaker.failed_on(Fingerprint(8), &broke(), 51 * SECOND, LATEST);
+        assert!(!breaker.lets_pass(51 * SECOND), "two requests are no chance");
+    }
+
+    #[test]
+    fn the_trial_that_a_known_request_breaks_on_is_given_back_and_lengthens_no_rest() {
+        let mut breaker = breaker();
+        for request in [7, 8] {
+            breaker.failed_on(Fingerprint(request), &broke(), SECOND, LATEST);
+        }
+        let later = 3 * SECOND;
+        assert!(breaker.enter(later));
+        breaker.failed_on(Fingerprint(7), &broke(), later, LATEST);
+        assert!(breaker.enter(later), "the next one is the trial");
+        breaker.failed_on(Fingerprint(9), &broke(), later, LATEST);
+        assert_eq!(breaker.opens_in(later).as_secs_f64().round() as u64, 2);
+    }
+
+    #[test]
+    fn a_request_counts_again_after_a_while_and_few_are_remembered() {
+        let mut breaker = breaker();
+        breaker.failed_on(Fingerprint(7), &broke(), SECOND, LATEST);
+        breaker.failed_on(Fingerprint(7), &broke(), SECOND + SUSPECTED_FOR, LATEST);
+        assert!(!breaker.lets_pass(SECOND + SUSPECTED_FOR));
+        for request in 0..1_000 {
+            breaker.failed_on(Fingerprint(request), &broke(), 100 * SECOND, LATEST);
+        }
+        assert_eq!(breaker.broken_by.len(), MAX_SUSPECTS);
+    }
+
+    #[test]
+    fn an_upstream_that_breaks_off_in_every_answer_rests() {
+        let mut breaker = breaker();
+        for request in 0..2 {
+            assert!(breaker.enter(SECOND));
+            breaker.began_to_answer();
+            breaker.failed_on(Fingerprint(request), &broke(), SECOND, LATEST);
+        }
+        assert!(!breaker.lets_pass(SECOND));
+        let later = 10 * SECOND;
+        assert!(breaker.enter(later));
+        breaker.began_to_answer();
+        assert!(breaker.lets_pass(later), "others need not wait for the end of the trial");
+        breaker.failed_on(Fingerprint(3), &broke(), later, LATEST);
+        assert_eq!(breaker.opens_in(later).as_secs_f64().round() as u64, 2, "the rests grow until an answer is whole");
+        assert!(breaker.enter(2 * later));
+        breaker.began_to_answer();
+        breaker.succeeded();
+        breaker.failed_on(Fingerprint(4), &broke(), 2 * later, LATEST);
+        assert!(breaker.lets_pass(2 * later));
+    }
+
+    #[test]
+    fn what_has_no_room_for_one_request_is_there_for_others() {
+        let mut breaker = breaker();
+        for _ in 0..9 {
+            assert!(breaker.enter(SECOND));
+            breaker.failed(&Failure::NoRoom { retry_after: Some(7 * SECOND) }, SECOND, LATEST);
+        }
+        assert!(breaker.lets_pass(SECOND));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use passerelle_engine::Usage;
 
+use super::breaker::Fingerprint;
 use super::journal::{EntryEnd, JournalUnavailable, Told};
 use super::ledger::Reservation;
 use super::replica::{InFlight, Replica, UpstreamSide};
@@ -19,6 +20,7 @@ pub struct Relay {
     events: Events,
     reservation: Reservation,
     in_flight: InFlight,
+    request: Fingerprint,
 }
 
 /// What a call asks of an upstream, in tokens.
@@ -56,9 +58,10 @@ impl Relay {
             Some(said) => said.and_then(|event| read(&event)),
             None => Err(Failure::Broke("it ended without an answer".to_owned())),
         };
-        attempt.ended(first.as_ref().map(|_| ()));
+        let request = call.fingerprint();
+        attempt.came_to(request, first.as_ref().map(|_| ()));
         match first {
-            Ok(first) => Ok((Self { events, reservation, in_flight }, first)),
+            Ok(first) => Ok((Self { events, reservation, in_flight, request }, first)),
             Err(failure) => {
                 reservation.record(Usage::default());
                 Err(Box::new(NotRelayed { failure: Some(failure), reservation }))
@@ -77,9 +80,26 @@ impl Relay {
 
     /// It said something that is no part of an answer.
     pub fn blame(&self, failure: &Failure) {
-        if let Some(upstream) = self.in_flight.replica().as_upstream() {
-            upstream.failed(failure);
+        if let Some(upstream) = self.replica().as_upstream() {
+            upstream.failed_on(self.request, failure);
         }
+    }
+
+    /// It gave the whole answer.
+    pub fn praise(&self) {
+        if let Some(upstream) = self.replica().as_upstream() {
+            upstream.answered();
+        }
+    }
+
+    pub fn replica(&self) -> &Replica {
+        self.in_flight.replica()
+    }
+
+    /// Nobody pays for it: the client got nothing.
+    pub fn make_free(&mut self) {
+        self.reservation.record(Usage::default());
+        self.reservation.end(EntryEnd::Failed);
     }
 
     /// What was used so far, and may be sent once [`Relay::covers`] it; replaces what was recorded before.
@@ -95,8 +115,7 @@ impl Relay {
     pub async fn covers(&mut self) -> Result<(), JournalUnavailable> {
         let covered = self.reservation.covers_recorded().await;
         if covered.is_err() {
-            self.reservation.record(Usage::default());
-            self.reservation.end(EntryEnd::Failed);
+            self.make_free();
         }
         covered
     }

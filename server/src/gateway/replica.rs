@@ -9,7 +9,7 @@ use std::time::Duration;
 use passerelle_engine::clock::Clock;
 use passerelle_engine::{EncodeReply, EncodeRequest, EncoderHandle, EngineHandle, EventStream, Request, SharedModel};
 
-use super::breaker::{Breaker, BreakerBounds};
+use super::breaker::{Breaker, BreakerBounds, Fingerprint};
 use super::chance::Chance;
 use super::health::{Health, Progress};
 use super::upstream::{Failure, UpstreamDoor};
@@ -307,8 +307,18 @@ impl UpstreamSide {
         self.breaker().enter(self.clock.now()).then_some(Attempt { upstream: self, judged: false })
     }
 
-    pub(super) fn failed(&self, failure: &Failure) {
+    fn failed(&self, failure: &Failure) {
         self.breaker().failed(failure, self.clock.now(), self.chance.draw());
+    }
+
+    /// Of a request that it was let in for, at its beginning or later.
+    pub(super) fn failed_on(&self, request: Fingerprint, failure: &Failure) {
+        self.breaker().failed_on(request, failure, self.clock.now(), self.chance.draw());
+    }
+
+    /// A request has its whole answer.
+    pub(super) fn answered(&self) {
+        self.breaker().succeeded();
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
@@ -317,11 +327,12 @@ impl UpstreamSide {
 }
 
 impl Attempt<'_> {
-    pub(super) fn ended(mut self, how: Result<(), &Failure>) {
+    /// What came first: the beginning of an answer, or a failure.
+    pub(super) fn came_to(mut self, request: Fingerprint, how: Result<(), &Failure>) {
         self.judged = true;
         match how {
-            Ok(()) => self.upstream.breaker().succeeded(),
-            Err(failure) => self.upstream.failed(failure),
+            Ok(()) => self.upstream.breaker().began_to_answer(),
+            Err(failure) => self.upstream.failed_on(request, failure),
         }
     }
 }

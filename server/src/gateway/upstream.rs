@@ -2,6 +2,7 @@
 //! of whoever implements [`UpstreamDoor`]; this room only passes it along.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use futures_util::Stream;
 
 use super::account::AccountPath;
+use super::breaker::Fingerprint;
 
 /// A checked request of OpenAI's shape, ready to be sent to any upstream of its model, more than once if need be.
 #[derive(Debug, Clone)]
@@ -29,7 +31,7 @@ pub struct OnBehalf {
     pub tier: &'static str,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CallRoute {
     Chat,
     Completions,
@@ -58,6 +60,9 @@ pub enum Failure {
     /// It wants to be asked later.
     #[error("it is busy")]
     Busy { retry_after: Option<Duration> },
+    /// A limit over there has no room for this request; smaller ones may fit.
+    #[error("what it grants has no room for this request")]
+    NoRoom { retry_after: Option<Duration> },
     /// It does not take our key, or does not know the model under the configured name.
     #[error("it refuses what is configured for it: {0}")]
     Misconfigured(String),
@@ -75,10 +80,19 @@ pub struct Objection {
     pub why: String,
 }
 
+impl Call {
+    /// Of what the client asks for; on whose behalf is no part of it.
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let mut hasher = DefaultHasher::new();
+        (self.route, &self.body).hash(&mut hasher);
+        Fingerprint(hasher.finish())
+    }
+}
+
 impl Failure {
     /// Whether it says something about the upstream, and not about this request or this moment.
     pub fn is_illness(&self) -> bool {
-        !matches!(self, Self::Busy { .. } | Self::Refused(_))
+        !matches!(self, Self::Busy { .. } | Self::NoRoom { .. } | Self::Refused(_))
     }
 
     /// Whether the request itself may have brought the upstream down: it was taken, and then nothing came.
@@ -93,6 +107,7 @@ impl Failure {
             Self::Broke(_) => "broke",
             Self::TimedOut => "timed_out",
             Self::Busy { .. } => "busy",
+            Self::NoRoom { .. } => "no_room",
             Self::Misconfigured(_) => "misconfigured",
             Self::Refused(_) => "refused",
         }

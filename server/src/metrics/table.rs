@@ -65,7 +65,13 @@ pub const REFUSALS: Metric = counter("passerelle_quota_refusals_total", &["limit
 pub const UPSTREAM_TRIES: Metric = counter(
     "passerelle_upstream_tries_total",
     &["model", "upstream", "outcome"],
-    "Requests sent to an upstream, by what came of it before the first event: answered, or how it failed.",
+    "Requests sent to an upstream, by what came of it before the first event: answered, or how it failed; and answers that it broke \
+     off in later.",
+);
+pub const UPSTREAM_UP: Metric = gauge(
+    "passerelle_upstream_up",
+    &["model", "upstream"],
+    "1 while the upstream would be asked; 0 while it rests, and once a reload took it away.",
 );
 pub const SHADOWED: Metric = counter(
     "passerelle_shadowed_requests_total",
@@ -165,7 +171,7 @@ pub const STEP_DURATION: Metric = histogram(
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
 );
 
-pub const ALL: [Metric; 35] = [
+pub const ALL: [Metric; 36] = [
     INFO,
     REQUESTS,
     REQUEST_DURATION,
@@ -177,6 +183,7 @@ pub const ALL: [Metric; 35] = [
     AUTH_FAILURES,
     REFUSALS,
     UPSTREAM_TRIES,
+    UPSTREAM_UP,
     SHADOWED,
     SHADOW_BITS_PER_BYTE,
     SHADOW_ANSWERS,

@@ -6,6 +6,7 @@ use hyper::HeaderMap;
 use hyper::header::RETRY_AFTER;
 use serde_json::Value;
 
+use crate::gateway::LimitName;
 use crate::gateway::upstream::{Failure, Objection};
 
 /// Longest part of another server's message that is passed on.
@@ -17,10 +18,18 @@ pub(super) fn failure(status: u16, headers: &HeaderMap, body: &[u8]) -> Failure 
         400 | 413 | 422 => Failure::Refused(Box::new(objection(body))),
         401 | 403 => Failure::Misconfigured(format!("it answers {status} to the key")),
         404 | 405 => Failure::Misconfigured(format!("it answers {status} to the route or the model")),
+        429 if is_about_the_request(body) => Failure::NoRoom { retry_after: retry_after(headers) },
         408 | 429 | 503 | 529 => Failure::Busy { retry_after: retry_after(headers) },
         504 => Failure::TimedOut,
         _ => Failure::Broke(format!("it answers {status}")),
     }
+}
+
+/// Whether a limit that counts what a request asks for refuses it, and not one that counts requests: another Passerelle names it.
+fn is_about_the_request(body: &[u8]) -> bool {
+    let parsed: Value = serde_json::from_slice(body).unwrap_or_default();
+    let limit = parsed["error"]["limit"]["name"].as_str().and_then(|name| name.parse::<LimitName>().ok());
+    limit.is_some_and(|limit| !limit.counts_requests())
 }
 
 /// OpenAI's shape, `{"error": {...}}`; vLLM's older one, without the outer object; or nothing that is understood.
@@ -58,6 +67,19 @@ mod tests {
         for status in [302, 500, 502, 504, 599] {
             assert!(failure_of(status, "").may_be_poison(), "{status}");
         }
+    }
+
+    #[test]
+    fn a_limit_that_one_request_is_too_large_for_is_told_apart_from_one_on_requests() {
+        let refused = |limit: &str| failure_of(429, &format!(r#"{{"error": {{"limit": {{"name": "{limit}"}}}}}}"#));
+        for limit in ["tokens_per_day", "output_tokens_per_minute", "gpu_seconds_granted", "batch_tokens"] {
+            assert_eq!(refused(limit), Failure::NoRoom { retry_after: None }, "{limit}");
+        }
+        for limit in ["requests_per_minute", "requests_per_day", "concurrent_requests", "queued_requests", "odd"] {
+            assert_eq!(refused(limit), Failure::Busy { retry_after: None }, "{limit}");
+        }
+        let elsewhere = r#"{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}"#;
+        assert_eq!(failure_of(429, elsewhere), Failure::Busy { retry_after: None });
     }
 
     #[test]

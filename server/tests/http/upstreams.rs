@@ -214,13 +214,85 @@ async fn what_one_upstream_breaks_another_answers_under_the_same_reservation() {
     let broken = Scripted::always(Act::Break).await;
     let well = Scripted::always(Act::Say(chat_answer(&["fine"], 9))).await;
     let server = gateway(&[broken.address, well.address]).await;
-    for _ in 0..8 {
-        let reply = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
+    for seed in 0..8 {
+        let reply = server.client().post("/v1/chat/completions", &chat(json!({"seed": seed}))).await;
         assert_eq!(reply.status, 200, "{}", reply.text());
     }
     let totals = settled(&server).await;
     assert_eq!((totals.reservations_taken, totals.settled, totals.generated_tokens), (8, 8, 8));
     assert_eq!(broken.asked().len(), 2, "after two failures it rests");
+}
+
+/// It breaks whatever it is sent to; others ask in between.
+#[tokio::test]
+async fn a_request_that_is_poison_takes_a_model_from_nobody_else_however_often_it_comes() {
+    let act = |body: &Value| match body["seed"].as_u64() {
+        Some(13) => Act::Refuse(500, "", ""),
+        _ => Act::Say(chat_answer(&["fine"], 9)),
+    };
+    let (one, other) = (Scripted::by_body(act).await, Scripted::by_body(act).await);
+    let server = gateway(&[one.address, other.address]).await;
+    for round in 0..10 {
+        for _ in 0..4 {
+            let poison = server.client().post("/v1/chat/completions", &chat(json!({"seed": 13}))).await;
+            assert_eq!((poison.status, poison.error_code().as_str()), (502, "upstream_failed"), "{round}");
+        }
+        let good = server.client().post("/v1/chat/completions", &chat(json!({"seed": round + 100}))).await;
+        assert_eq!(good.status, 200, "{round}: {}", good.text());
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_breaks_off_in_its_answers_rests_and_metrics_say_so() {
+    let breaks = Scripted::always(Act::SayAndBreak(vec![chat_piece("a")])).await;
+    let server = gateway(&[breaks.address]).await;
+    let up = |is_up: u8| format!("passerelle_upstream_up{{model=\"big\",upstream=\"{}\"}} {is_up}", breaks.address);
+    assert!(server.client().get("/metrics").await.text().contains(&up(1)));
+    for seed in 0..2 {
+        let reply = server.client().post("/v1/chat/completions", &chat(json!({"seed": seed}))).await;
+        assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_failed"));
+    }
+    let rested = server.client().post("/v1/chat/completions", &chat(json!({"seed": 2}))).await;
+    assert_eq!((rested.status, rested.error_code().as_str()), (503, "no_replica"));
+    assert_eq!(breaks.asked().len(), 2);
+    let metrics = server.client().get("/metrics").await.text();
+    let tries = format!("passerelle_upstream_tries_total{{model=\"big\",upstream=\"{}\",", breaks.address);
+    for line in [up(0), format!("{tries}outcome=\"answered\"}} 2"), format!("{tries}outcome=\"broke_off\"}} 2")] {
+        assert!(metrics.contains(&line), "{line} is missing in {metrics}");
+    }
+}
+
+/// Of a stream it pays what came, since it has it.
+#[tokio::test]
+async fn a_whole_answer_that_an_upstream_breaks_off_costs_nothing() {
+    let breaks = Scripted::always(Act::SayAndBreak(vec![chat_piece("a"), chat_piece("b")])).await;
+    let server = gateway(&[breaks.address]).await;
+    let reply = server.client().post("/v1/chat/completions", &chat(json!({}))).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_failed"));
+    let totals = settled(&server).await;
+    assert_eq!((totals.settled, totals.prompt_tokens, totals.generated_tokens), (1, 0, 0));
+}
+
+/// As when another Passerelle's limit on tokens is too small for it.
+#[tokio::test]
+async fn a_request_that_an_upstream_has_no_room_for_silences_it_for_nobody_else() {
+    const TOO_LARGE: Act = Act::Refuse(
+        429,
+        "retry-after: 9000\r\n",
+        r#"{"error": {"code": "insufficient_quota", "limit": {"name": "tokens_per_day"}}}"#,
+    );
+    let upstream = Scripted::by_body(|body| match body["seed"].as_u64() {
+        Some(1) => TOO_LARGE,
+        _ => Act::Say(chat_answer(&["fine"], 9)),
+    })
+    .await;
+    let server = gateway(&[upstream.address]).await;
+    let large = server.client().post("/v1/chat/completions", &chat(json!({"seed": 1}))).await;
+    assert_eq!((large.status, large.headers["retry-after"].as_str()), (503, "9000"), "{}", large.text());
+    assert_eq!(large.headers["x-should-retry"], "false");
+    let small = server.client().post("/v1/chat/completions", &chat(json!({"seed": 2}))).await;
+    assert_eq!(small.status, 200, "{}", small.text());
+    assert_eq!(server.client().get("/ready").await.status, 200);
 }
 
 /// The keys under which a server was asked.

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::api::errors::{ApiError, ErrorKind};
 use crate::api::state::AppState;
+use crate::gateway::health::Health;
 
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -29,6 +30,11 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
     if let Some(shelf) = state.shelf() {
         state.metrics().models_hold(shelf.memory());
     }
+    let (serving, now) = (state.serving(), state.clock().now());
+    state.metrics().upstreams_are(serving.router.replicas().filter_map(|replica| {
+        let side = replica.as_upstream()?;
+        Some((replica.model(), side.name(), replica.observe(now) == Health::Ready))
+    }));
     let text = state.metrics().render(&state.ledger().figures());
     ([(CONTENT_TYPE, PROMETHEUS_TEXT)], text).into_response()
 }

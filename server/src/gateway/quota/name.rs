@@ -104,6 +104,11 @@ impl LimitName {
         matches!(self, Self::ConcurrentRequests | Self::BatchTokens)
     }
 
+    /// Counts requests, whatever they ask for.
+    pub fn counts_requests(self) -> bool {
+        matches!(self, Self::ConcurrentRequests | Self::QueuedRequests) || self.unit() == Some(Unit::Requests)
+    }
+
     pub(super) fn unit(self) -> Option<Unit> {
         match self {
             Self::Rate(unit) | Self::Budget(unit, _) => Some(unit),

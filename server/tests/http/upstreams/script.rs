@@ -36,7 +36,7 @@ pub(crate) struct Scripted {
 }
 
 struct State {
-    act: Box<dyn Fn(usize) -> Act + Send + Sync>,
+    act: Box<dyn Fn(usize, &Value) -> Act + Send + Sync>,
     asked: Mutex<Vec<Asked>>,
     /// How many clients left before they had their answer.
     left: watch::Sender<usize>,
@@ -45,6 +45,15 @@ struct State {
 impl Scripted {
     /// Each request is answered by what `act` says to its number, from 0.
     pub(crate) async fn start(act: impl Fn(usize) -> Act + Send + Sync + 'static) -> Self {
+        Self::answering(move |number, _| act(number)).await
+    }
+
+    /// The same, to what it asks for.
+    pub(crate) async fn by_body(act: impl Fn(&Value) -> Act + Send + Sync + 'static) -> Self {
+        Self::answering(move |_, body| act(body)).await
+    }
+
+    async fn answering(act: impl Fn(usize, &Value) -> Act + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State { act: Box::new(act), asked: Mutex::default(), left: watch::channel(0).0 });
@@ -79,12 +88,13 @@ async fn answer(connection: TcpStream, state: Arc<State>) -> std::io::Result<()>
     if asked.head.starts_with("GET ") {
         return connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}").await;
     }
+    let body = asked.body.clone();
     let number = {
         let mut all = state.asked.lock().unwrap();
         all.push(asked);
         all.len() - 1
     };
-    match (state.act)(number) {
+    match (state.act)(number, &body) {
         Act::Break => Ok(()),
         Act::Refuse(status, headers, body) => {
             let length = body.len();
