@@ -150,9 +150,10 @@ pub(crate) async fn admit(
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
     // A request beyond a grant takes what the others leave.
     let class = tickets.first().map_or(class, |ticket| ticket.reservation.class());
+    let told = tickets.iter().map(|ticket| ticket.reservation.told_so_far());
+    let billing = Billing::of(state, (&model.name, Some(model.digest)), (origin, request.choices.drawn), told);
     let prompts = admission.start_all(tickets).await?;
     let fingerprint = Some(model.fingerprint.clone());
-    let billing = Billing::of(state, (&model.name, Some(model.digest)), (origin, request.choices.drawn));
     let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
     Ok(Admitted::new((prompts, request.choices), served_as, place))
 }

@@ -91,8 +91,9 @@ pub(crate) async fn admit_remote(
     let prompts = admission.measure_all(prompt).await?;
     let mut tickets = admission.reserve_all(prompts, scope).await?;
     charge_to(origin.as_ref(), tickets.iter_mut().map(|ticket| &mut ticket.reservation));
+    let told = tickets.iter().map(|ticket| ticket.reservation.told_so_far());
+    let billing = Billing::of(state, (&model.name, None), (origin, NonZeroU32::MIN), told);
     let prompts = admission.start_all(&serving, tickets, arrived).await?;
-    let billing = Billing::of(state, (&model.name, None), (origin, NonZeroU32::MIN));
     let served_as = ServedAs { model: model.name.clone(), fingerprint: None, tier: None, billing };
     Ok(Admitted::new((prompts, Choices::ONE), served_as, place))
 }

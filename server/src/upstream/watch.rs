@@ -8,8 +8,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Upstream;
 use crate::gateway::Replica;
 
-/// Probes until the replica is served no more. The first probe is at once, so that an upstream that is down at the start
-/// is known to be before somebody asks for it.
+/// Probes until the replica is served no more, the first time at once. A probe that fails counts as one request that failed:
+/// an upstream that is down at the start is asked too until `routing.failures_to_rest` of either have failed.
 pub async fn watch(replica: Weak<Replica>, upstream: Upstream, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

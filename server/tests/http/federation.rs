@@ -77,7 +77,11 @@ impl Site {
 
 /// A gateway without the model, before the site.
 async fn gateway_before(site: &Site) -> Server {
-    let gateway = Server::with(Options::default()).await;
+    gateway_with(site, Options::default()).await
+}
+
+async fn gateway_with(site: &Site, options: Options) -> Server {
+    let gateway = Server::with(options).await;
     let upstream = Upstream::new(&UpstreamSettings {
         kind: UpstreamKind::Passerelle,
         url: &format!("http://{}", site.server.address),
@@ -116,6 +120,25 @@ async fn both_gateways_settle_the_same_request_once() {
     assert_eq!((here.settled, there.settled), (1, 1));
     assert_eq!((here.prompt_tokens, here.generated_tokens), (there.prompt_tokens, there.generated_tokens));
     assert!(there.generated_tokens > 0);
+}
+
+/// Its ledger has the entry that the one of whoever asked is matched with.
+#[tokio::test]
+async fn a_gateway_between_two_others_passes_on_the_digest_that_it_was_told_and_names_its_own_site() {
+    let site = site().await;
+    let (folder, gateway_key, _) = accounts();
+    let api = ApiConfig { site: Some("middle".to_owned()), ..ApiConfig::default() };
+    let middle = gateway_with(&site, Options { administered: Some(folder), api, ..Options::default() }).await;
+    let client = middle.client().with("authorization", &format!("Bearer {gateway_key}")).with(RESERVATION, "rsv_1");
+    let told = |answer: &Value| ["model_digest", "site"].map(|field| answer["usage"]["passerelle"][field].clone());
+    let whole = client.post("/v1/chat/completions", &chat("far")).await.json();
+    assert_eq!(told(&whole), [json!(digest()), json!("middle")], "{whole}");
+    let mut streamed = chat("far");
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({"include_usage": true});
+    let events = client.stream("/v1/chat/completions", &streamed).await.events().await;
+    let last = events.last().expect("a stream has events");
+    assert_eq!(told(last), [json!(digest()), json!("middle")], "{last}");
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use crate::api::errors::ApiError;
 use crate::api::launch::LivePrompt;
 use crate::api::sse::StreamEnd;
 use crate::api::state::AppState;
+use crate::gateway::journal::ToldSoFar;
 use crate::gateway::{Ledger, RemoteReservation};
 
 /// How pieces of choices become an answer. `usage` is what was used so far.
@@ -93,21 +94,32 @@ pub(crate) struct Billing {
     answers: NonZeroU32,
     origin: RemoteReservation,
     digest: Option<ModelDigest>,
+    /// Of each prompt, where another gateway runs it.
+    told: Vec<ToldSoFar>,
     site: Option<String>,
     /// Of each prompt, so far: each is a bill of its own.
     uses: Vec<Usage>,
 }
 
 impl Billing {
-    /// `None` for whoever is no gateway. `digest`: of the model, as far as it is known here.
+    /// `None` for whoever is no gateway. `digest`: of the model, as far as it is known here. `told`: of each prompt.
     pub(crate) fn of(
         state: &AppState,
         (model, digest): (&str, Option<ModelDigest>),
         (origin, answers): (Option<RemoteReservation>, NonZeroU32),
+        told: impl Iterator<Item = ToldSoFar>,
     ) -> Option<Self> {
-        let origin = origin?;
+        let (origin, told) = (origin?, told.collect());
         let (ledger, model, site) = (state.ledger().clone(), model.to_owned(), state.config().site.clone());
-        Some(Self { ledger, model, answers, origin, digest, site, uses: Vec::new() })
+        Some(Self { ledger, model, answers, origin, digest, told, site, uses: Vec::new() })
+    }
+
+    /// As whoever ran it says, else as it is known here; none where prompts of one list ran on several.
+    fn digest(&self) -> Option<ModelDigest> {
+        let said = |told: &ToldSoFar| told.get().and_then(|told| told.model_digest.parse().ok()).or(self.digest);
+        let mut each = self.told.iter().map(said);
+        let first = each.next()?;
+        first.filter(|_| each.all(|other| other == first))
     }
 
     /// Whoever asks again is told what was billed before, and not what it would have cost.
@@ -115,7 +127,8 @@ impl Billing {
         let Self { ledger, model, answers, origin, .. } = self;
         let bill = |(used, part): (&Usage, u32)| ledger.billed_in_all(&origin.part(part), (model, *answers), *used);
         let billed = self.uses.iter().zip(0..).map(bill).fold(0, u64::saturating_add);
-        json!({"billed_gpu_ms": billed as f64 / 1e3, "model_digest": self.digest, "site": self.site})
+        // The site is this one, though others run it: here is the entry that the other ledger is matched with.
+        json!({"billed_gpu_ms": billed as f64 / 1e3, "model_digest": self.digest(), "site": self.site})
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::num::NonZeroU32;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use passerelle_engine::Usage;
 use sha2::{Digest, Sha256};
@@ -78,6 +78,20 @@ pub struct Told {
     pub model_digest: String,
     pub site: String,
     pub billed_micros: u64,
+}
+
+/// What was told of a request last, while it runs. Clones see the same: also whoever passes it on.
+#[derive(Debug, Clone, Default)]
+pub struct ToldSoFar(Arc<Mutex<Option<Arc<Told>>>>);
+
+impl ToldSoFar {
+    pub fn get(&self) -> Option<Arc<Told>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set(&self, told: Told) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(told));
+    }
 }
 
 /// How a request ended.

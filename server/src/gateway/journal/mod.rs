@@ -34,7 +34,7 @@ use std::time::Duration;
 use passerelle_engine::Usage;
 use tokio::time::{Sleep, sleep};
 
-pub use entry::{Chain, Counts, Entry, EntryEnd, EntryId, Opening, Settlement, Told};
+pub use entry::{Chain, Counts, Entry, EntryEnd, EntryId, Opening, Settlement, Told, ToldSoFar};
 pub use memory::MemoryStore;
 pub use progress::Progress;
 pub use proof::{Proof, ProofCounts};

@@ -14,7 +14,7 @@ use super::holdings::{Holdings, Motion};
 use super::origins::Origin;
 use super::{Books, Now, Refusal, Retry};
 use crate::gateway::account::{Account, Caller, ServiceClass};
-use crate::gateway::journal::{self, Counts, EntryEnd, EntryId, JournalUnavailable, Settlement, Told};
+use crate::gateway::journal::{self, Counts, EntryEnd, EntryId, JournalUnavailable, Settlement, Told, ToldSoFar};
 use crate::gateway::quota::Percent;
 
 /// Room taken. Settles when dropped.
@@ -35,7 +35,7 @@ pub struct Reservation {
     taken_at: Duration,
     used: Usage,
     end: EntryEnd,
-    told: Option<Arc<Told>>,
+    told: ToldSoFar,
     exit: Exit,
     /// The other gateway's reservation that this is for.
     origin: Option<Origin>,
@@ -121,7 +121,7 @@ impl Reservation {
             taken_at,
             used,
             end,
-            told: None,
+            told: ToldSoFar::default(),
             exit,
             origin: None,
             counts: Counts::One,
@@ -240,7 +240,12 @@ impl Reservation {
 
     /// What the gateway that ran it says of it.
     pub fn told(&mut self, told: Told) {
-        self.told = Some(Arc::new(told));
+        self.told.set(told);
+    }
+
+    /// What that gateway has said, and will have.
+    pub fn told_so_far(&self) -> ToldSoFar {
+        self.told.clone()
     }
 
     /// An engine of this server has taken it: what it is billed is this server's time.
@@ -296,7 +301,7 @@ impl Reservation {
         match self.exit {
             Exit::Withdraw => page.withdraw(),
             Exit::Settle => {
-                let (at, used, end, told) = (now.wall, self.used, self.end, self.told.clone());
+                let (at, used, end, told) = (now.wall, self.used, self.end, self.told.get());
                 let measured_micros = used.measured_ns / 1000;
                 let counts = self.counts;
                 let settlement = Settlement { at, used, billed_micros, measured_micros, end, told, counts };
