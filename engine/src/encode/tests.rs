@@ -18,6 +18,8 @@ const NOT_A_NUMBER: u32 = 92;
 /// A text's vector is its length, its tokens' sum, and how many texts ran with it.
 struct Counting {
     gate: StepGate,
+    /// A further token that brings a panic.
+    also_panics: Option<u32>,
 }
 
 impl Encoder for Counting {
@@ -36,7 +38,8 @@ impl Encoder for Counting {
     fn forward(&mut self, input: &EncoderInput) -> Result<Vectors, ModelError> {
         self.gate.pass();
         let tokens = input.step().tokens();
-        assert!(!tokens.contains(&PANICS), "a token that brings a panic");
+        let panics = |token: &u32| *token == PANICS || Some(*token) == self.also_panics;
+        assert!(!tokens.iter().any(panics), "a token that brings a panic");
         if tokens.contains(&FAILS) {
             return Err(ModelError::Input("a token that brings an error".into()));
         }
@@ -53,15 +56,19 @@ impl Encoder for Counting {
 
 fn lane(config: EncoderConfig) -> (EncoderEngine, StepGate) {
     let gate = StepGate::default();
-    let engine = EncoderEngine::spawn(EncoderParts {
+    (lane_of(Counting { gate: gate.clone(), also_panics: None }, config), gate)
+}
+
+fn lane_of(model: Counting, config: EncoderConfig) -> EncoderEngine {
+    let parts = EncoderParts {
         name: "test".into(),
-        model: Box::new(Counting { gate: gate.clone() }),
+        model: Box::new(model),
         config,
         turns: StepTurns::new(),
         clock: Arc::new(SystemClock::new()),
         observer: Arc::new(NullObserver),
-    });
-    (engine.unwrap(), gate)
+    };
+    EncoderEngine::spawn(parts).unwrap()
 }
 
 fn config() -> EncoderConfig {
@@ -204,8 +211,20 @@ fn a_shutdown_fails_what_waits_and_refuses_what_comes() {
 }
 
 #[test]
-fn a_model_that_fails_every_text_is_given_up() {
+fn texts_that_a_model_fails_end_no_encoder_that_still_reads_others() {
     let (engine, gate) = lane(config());
+    let handle = engine.handle();
+    gate.open();
+    for token in [PANICS, NOT_A_NUMBER].into_iter().cycle().take(50) {
+        handle.submit(text(&[token])).unwrap().blocking_wait().unwrap_err();
+    }
+    assert_eq!(handle.submit(text(&[7, 8])).unwrap().blocking_wait().unwrap(), [2.0, 15.0, 1.0]);
+}
+
+#[test]
+fn a_model_that_fails_every_text_is_given_up() {
+    let gate = StepGate::default();
+    let engine = lane_of(Counting { gate: gate.clone(), also_panics: Some(0) }, config());
     let handle = engine.handle();
     gate.open();
     while !handle.is_dead() {

@@ -113,7 +113,7 @@ pub(crate) async fn admit(
     let started = start_each(&admissions, tickets).await?;
     let (model, fingerprint) = (models[0].name.clone(), Some(models[0].fingerprint.clone()));
     let served_as = ServedAs { model, fingerprint, tier: Some(tier_name(class)), billing: None };
-    let admitted = Admitted::new((started, Choices::ONE), served_as, place);
+    let admitted = Admitted::new((started, Choices::ONE), served_as, (arrived, place));
     Ok((admitted, SideBySide::new((id, state.clone(), lane), (models, prompt), (seed, caller.account.share_key))))
 }
 

@@ -71,7 +71,7 @@ impl Delivery {
     }
 
     pub(crate) async fn whole(mut self) -> Result<Response, ApiError> {
-        let too_late = sleep(self.state.config().request_timeout);
+        let too_late = sleep(self.time_left());
         let joined = tokio::select! {
             biased;
             () = too_late => Err(timed_out(&self.state)),
@@ -80,6 +80,12 @@ impl Delivery {
         joined.inspect_err(|error| self.fail(error))?;
         let usage = self.usage();
         Ok(Json(self.answer.whole(usage)).into_response())
+    }
+
+    /// Of the time that the whole request may take, its admission included.
+    fn time_left(&self) -> Duration {
+        let so_far = self.state.clock().now().saturating_sub(self.admitted.arrived);
+        self.state.config().request_timeout.saturating_sub(so_far)
     }
 
     async fn join_all(&mut self) -> Result<(), ApiError> {
@@ -102,7 +108,7 @@ impl Delivery {
     }
 
     async fn write_to(mut self, writer: &SseWriter) -> Result<(), ReaderGone> {
-        let too_late = sleep(self.state.config().request_timeout);
+        let too_late = sleep(self.time_left());
         let written = tokio::select! {
             biased;
             () = writer.reader_gone() => return Err(ReaderGone),

@@ -71,6 +71,8 @@ pub(crate) struct Admitted {
     /// Shown of each prompt.
     pub(crate) num_choices: usize,
     pub(crate) served_as: ServedAs,
+    /// On the server's clock.
+    pub(crate) arrived: Duration,
     /// Given back when the answer is over.
     _place: OwnedSemaphorePermit,
 }
@@ -90,9 +92,9 @@ impl Admitted {
     pub(crate) fn new(
         (prompts, choices): (Vec<LivePrompt>, Choices),
         served_as: ServedAs,
-        place: OwnedSemaphorePermit,
+        (arrived, place): (Duration, OwnedSemaphorePermit),
     ) -> Self {
-        Self { prompts, num_choices: choices.shown.get() as usize, served_as, _place: place }
+        Self { prompts, num_choices: choices.shown.get() as usize, served_as, arrived, _place: place }
     }
 }
 
@@ -155,7 +157,7 @@ pub(crate) async fn admit(
     let prompts = admission.start_all(tickets).await?;
     let fingerprint = Some(model.fingerprint.clone());
     let served_as = ServedAs { model: model.name.clone(), fingerprint, tier: Some(tier_name(class)), billing };
-    Ok(Admitted::new((prompts, request.choices), served_as, place))
+    Ok(Admitted::new((prompts, request.choices), served_as, (arrived, place)))
 }
 
 /// What of the prompt's kind outlives the prompt.

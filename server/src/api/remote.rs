@@ -95,7 +95,7 @@ pub(crate) async fn admit_remote(
     let billing = Billing::of(state, (&model.name, None), (origin, NonZeroU32::MIN), told);
     let prompts = admission.start_all(&serving, tickets, arrived).await?;
     let served_as = ServedAs { model: model.name.clone(), fingerprint: None, tier: None, billing };
-    Ok(Admitted::new((prompts, Choices::ONE), served_as, place))
+    Ok(Admitted::new((prompts, Choices::ONE), served_as, (arrived, place)))
 }
 
 /// What only an engine of our own can show.

@@ -60,7 +60,7 @@ pub struct ApiConfig {
     pub max_body_bytes: usize,
     /// A body must be there this long after its head.
     pub body_timeout: Duration,
-    /// From admission to the last token.
+    /// From the request's head to the last token.
     pub request_timeout: Duration,
     /// A request waits so long for its model to be loaded. One that is expected to wait longer is told when to come back.
     pub longest_load: Duration,

@@ -1,9 +1,15 @@
 //! What those are told whom a limit refuses.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use passerelle::api::ApiConfig;
 use passerelle::gateway::Limit;
+use passerelle_engine::clock::ManualClock;
 use serde_json::{Value, json};
 
-use crate::common::{MODEL, Options, Server, limit};
+use crate::common::model::Gate;
+use crate::common::{MODEL, Options, Server, limit, until};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -57,4 +63,28 @@ async fn equal_asks_that_are_refused_together_are_told_different_instants_at_whi
     }
     beyond.sort_by(f64::total_cmp);
     assert!(beyond.windows(2).all(|pair| pair[1] - pair[0] > 0.05) && beyond[7] < 10.0, "{beyond:?}");
+}
+
+/// The engine's step waits meanwhile, so nothing else takes time.
+#[tokio::test]
+async fn the_time_that_a_request_may_take_begins_with_its_head_and_not_when_it_is_admitted() {
+    let (gate, clock) = (Gate::closed(), ManualClock::default());
+    let api = ApiConfig { request_timeout: Duration::from_secs(3), ..ApiConfig::default() };
+    let key_limits = Some(vec![limit(Limit::concurrent_requests, 1)]);
+    let options = Options { api, gate: gate.clone(), key_limits, clock: Arc::new(clock.clone()), ..Options::default() };
+    let server = Server::with(options).await;
+    let client = server.client().with_key();
+    let ask = || {
+        let client = client.clone();
+        tokio::spawn(async move { client.post(CHAT, &chat(1)).await })
+    };
+    let first = ask();
+    until(|| server.state.ledger().totals().open == 1).await;
+    let second = ask();
+    until(|| server.state.ledger().figures().in_line == 1).await;
+    clock.advance(Duration::from_secs(4));
+    gate.release();
+    assert_eq!(first.await.unwrap().status, 200);
+    let late = second.await.unwrap();
+    assert_eq!((late.status, late.error_code().as_str()), (503, "request_timeout"), "{}", late.text());
 }

@@ -198,6 +198,7 @@ fn an_answer_that_began_within_a_grant_grows_into_the_overrun_and_never_past_it(
     assert_eq!([growing.extend(1, 40), growing.extend(1, 20), growing.extend(1, 10)], [Ok(40), Ok(20), Ok(5)]);
     assert_eq!(growing.extend(1, 1), Err(Denied::Spent), "100 and 25 are used");
     assert_eq!(growing.class(), ServiceClass::Standard, "it runs already");
+    growing.settle_as(used(20, 75));
     assert_eq!(ledger.reserve(&alice, &ask(1, 0)).unwrap_err().retry, Retry::Spent);
 }
 
