@@ -9,13 +9,13 @@ pub use weights::WeightLayout;
 use crate::config::ConfigFile;
 use crate::load::{Checkpoint, Outline};
 use crate::load_encoder::EncoderCheckpoint;
-use crate::weights::{CheckpointFiles, TensorIndex};
+use crate::weights::{CheckpointFiles, StoredTensor, TensorIndex};
 use crate::{CheckpointKind, KvCacheSpec, LoadOptions, ModelError, StoredDtype, checkpoint_kind};
 
 /// What one model takes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Footprint {
-    /// Of the weights once they are loaded, norms and biases included.
+    /// Of the weights once they are loaded, norms and biases included, and what quantised ones are dequantised to on a device.
     pub weight_bytes: u64,
     /// What its KV cache is made of; an encoder keeps none.
     pub kv: Option<KvCacheSpec>,
@@ -40,14 +40,15 @@ pub fn footprint(
         CheckpointKind::Encoder => encoder(&EncoderCheckpoint::open(files)?, options, layout),
         CheckpointKind::Generator if TensorIndex::has_files(files)? => {
             let is = Checkpoint::open(files)?;
-            let matrices = is.used_tensors().map(|tensor| layout.tensor_bytes(tensor, options.dtype)).sum();
+            let stored = is.used_tensors().filter_map(weights::matrix);
+            let matrices = layout.bytes(options.dtype, stored, weights::matrices(&is.outline.spec));
             generator(&is.outline, (is.stored_dtype(), matrices), options)
         }
         CheckpointKind::Generator => {
             let config = ConfigFile::read(files)?;
             let (outline, stored) = (Outline::read(&config)?, config.stated_dtype()?);
-            let matrices = weights::matrices(&outline.spec);
-            let matrices = matrices.map(|shape| layout.matrix_bytes(stored, options.dtype, shape)).sum();
+            let matrices = || weights::matrices(&outline.spec);
+            let matrices = layout.bytes(options.dtype, matrices().map(|shape| (stored, shape)), matrices());
             generator(&outline, (stored, matrices), options)
         }
     }
@@ -71,12 +72,11 @@ fn generator(
 
 fn encoder(is: &EncoderCheckpoint, options: &LoadOptions, layout: WeightLayout) -> Result<Footprint, ModelError> {
     let max_position = is.admitted_len(options.max_model_len)?;
-    let bytes = is.held_tensors().map(|tensor| match tensor.shape.len() {
-        2 => layout.tensor_bytes(tensor, options.dtype),
-        _ => weights::VECTOR_ELEMENT_BYTES * tensor.num_elements() as u64,
-    });
+    let vectors = is.held_tensors().filter(|tensor| tensor.shape.len() != 2).map(StoredTensor::num_elements);
+    let merged = is.spec.layers.iter().flat_map(|layer| weights::of_layer(layer, is.spec.hidden_size));
+    let matrices = layout.bytes(options.dtype, is.held_tensors().filter_map(weights::matrix), merged);
     Ok(Footprint {
-        weight_bytes: bytes.sum(),
+        weight_bytes: matrices + weights::VECTOR_ELEMENT_BYTES * vectors.sum::<usize>() as u64,
         kv: None,
         max_position,
         activations: Activations::of_layers(&is.spec.layers, is.spec.hidden_size, 0),

@@ -82,6 +82,8 @@ pub struct ModelDescription {
     pub stored_bytes: u64,
     /// Memory that the weights take once loaded; `None` when only described.
     pub resident_bytes: Option<u64>,
+    /// Of it, what quantised ones are dequantised to on a GPU.
+    pub scratch_bytes: u64,
     pub max_position: usize,
     pub vocab_size: usize,
     pub hidden_size: usize,
@@ -139,7 +141,8 @@ pub fn load_decoder(
         .with_optional_prefix(names.base_prefix, names.embedding);
     let decoder = Decoder::load(&mut loader, names, &spec, kv_cache_spec)?;
     loader.finish(|name| is_expendable(names, &spec, name))?;
-    description.resident_bytes = Some(decoder.size_bytes() as u64);
+    description.scratch_bytes = compute.scratch_bytes() as u64;
+    description.resident_bytes = Some(decoder.size_bytes() as u64 + description.scratch_bytes);
     Ok((decoder, description))
 }
 
@@ -230,6 +233,7 @@ impl Checkpoint {
             stored_dtype: self.stored_dtype(),
             stored_bytes: self.used_tensors().map(|tensor| tensor.bytes.len() as u64).sum(),
             resident_bytes: None,
+            scratch_bytes: 0,
             max_position: spec.max_position,
             vocab_size: spec.vocab_size,
             hidden_size: spec.hidden_size,

@@ -104,7 +104,8 @@ pub fn load_text_encoder(
         .with_optional_prefix(names.block.base_prefix, names.block.embedding);
     let model = TextEncoder::load(&mut loader, names, (&spec, heads, &pipeline), files)?;
     loader.finish(|tensor| architecture.is_expendable(tensor))?;
-    description.model.resident_bytes = Some(model.size_bytes() as u64);
+    description.model.scratch_bytes = compute.scratch_bytes() as u64;
+    description.model.resident_bytes = Some(model.size_bytes() as u64 + description.model.scratch_bytes);
     Ok((model, description))
 }
 
@@ -175,6 +176,7 @@ impl EncoderCheckpoint {
             stored_dtype: dtypes.into_iter().max_by_key(|dtype| parameters(*dtype)).expect("the list is not empty"),
             stored_bytes: self.used_tensors().map(|tensor| tensor.bytes.len() as u64).sum(),
             resident_bytes: None,
+            scratch_bytes: 0,
             max_position: spec.max_position,
             vocab_size: spec.vocab_size,
             hidden_size: spec.hidden_size,

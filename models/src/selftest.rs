@@ -6,7 +6,7 @@ pub(crate) mod choose;
 mod elementwise;
 pub(crate) mod numbers;
 mod parity;
-mod products;
+pub(crate) mod products;
 pub(crate) mod qkv;
 mod replays;
 mod speed;

@@ -4,7 +4,7 @@ use crate::config::{
     AttentionSpec, Bias, DecoderSpec, FfnSpec, LayerSpec, NormKind, NormPlacement, NormSpec, OutputHead,
 };
 use crate::config::{QkNormScope, QkNormSpec};
-use crate::ops::packed_bytes;
+use crate::ops::{BlockPlanes, packed_bytes, scratch_bytes};
 use crate::weights::{StoredTensor, packed_dtype};
 use crate::{StoredDtype, WeightDtype};
 
@@ -16,7 +16,7 @@ pub(super) const VECTOR_ELEMENT_BYTES: u64 = 4;
 pub enum WeightLayout {
     /// In panels of 16 rows, as the CPU bodies read them ([`crate::ops::PackedWeight`]).
     Panels,
-    /// Row by row, without padding, as devices take them: what is not f32 becomes bf16 there, quantised weights too.
+    /// Row by row, without padding, as devices take them: what is neither f32 nor quantised becomes bf16 there.
     Rows,
 }
 
@@ -24,22 +24,40 @@ pub enum WeightLayout {
 pub(super) type Shape = [usize; 2];
 
 impl WeightLayout {
-    /// Of a stored matrix; 0 for whatever else is stored, which [`vector_bytes`] counts.
-    pub(super) fn tensor_bytes(self, tensor: &StoredTensor, wanted: WeightDtype) -> u64 {
-        match *tensor.shape {
-            [rows, columns] => self.matrix_bytes(tensor.dtype, wanted, [rows, columns]),
-            _ => 0,
+    /// Of the `stored` matrices, some of which are held as one: as those of `merged`. With what quantised ones are dequantised to
+    /// before they are multiplied, where they lie on a device.
+    pub(super) fn bytes(
+        self,
+        wanted: WeightDtype,
+        stored: impl Iterator<Item = (StoredDtype, Shape)>,
+        merged: impl Iterator<Item = Shape>,
+    ) -> u64 {
+        let scratch_of = |[rows, columns]: Shape| scratch_bytes(rows, columns);
+        let (mut sum, mut is_quantised, mut scratch) = (0, false, merged.map(scratch_of).max().unwrap_or(0));
+        for (dtype, shape) in stored {
+            let dtype = packed_dtype(wanted, shape[1]).unwrap_or(dtype);
+            is_quantised |= dtype.is_quantised();
+            scratch = scratch.max(scratch_of(shape));
+            sum += self.matrix_bytes(dtype, shape) as u64;
         }
+        if is_quantised && self == Self::Rows { sum + scratch as u64 } else { sum }
     }
 
-    pub(super) fn matrix_bytes(self, stored: StoredDtype, wanted: WeightDtype, [rows, columns]: Shape) -> u64 {
-        let held = packed_dtype(wanted, columns).unwrap_or(stored);
-        let bytes = match self {
-            Self::Panels => packed_bytes(held, rows, columns),
-            Self::Rows if held == StoredDtype::F32 => rows * columns * size_of::<f32>(),
+    fn matrix_bytes(self, dtype: StoredDtype, [rows, columns]: Shape) -> usize {
+        match self {
+            Self::Panels => packed_bytes(dtype, rows, columns),
+            Self::Rows if dtype.is_quantised() => BlockPlanes { dtype, rows, columns }.size_bytes(),
+            Self::Rows if dtype == StoredDtype::F32 => rows * columns * size_of::<f32>(),
             Self::Rows => rows * columns * size_of::<bf16>(),
-        };
-        bytes as u64
+        }
+    }
+}
+
+/// What is stored, where that is a matrix; [`vector_bytes`] counts whatever else is.
+pub(super) fn matrix(tensor: &StoredTensor) -> Option<(StoredDtype, Shape)> {
+    match *tensor.shape {
+        [rows, columns] => Some((tensor.dtype, [rows, columns])),
+        _ => None,
     }
 }
 
@@ -53,7 +71,8 @@ pub(super) fn matrices(spec: &DecoderSpec) -> impl Iterator<Item = Shape> {
     std::iter::once([spec.input_vocab_size, spec.hidden_size]).chain(head).chain(layers)
 }
 
-fn of_layer(layer: &LayerSpec, hidden: usize) -> Vec<Shape> {
+/// As they are multiplied.
+pub(super) fn of_layer(layer: &LayerSpec, hidden: usize) -> Vec<Shape> {
     let attention = layer.attention().map(|attention| {
         let queries = attention.num_heads * attention.head_dim;
         [[qkv_width(attention), hidden], [hidden, queries]]

@@ -214,6 +214,14 @@ impl Compute {
         None
     }
 
+    /// Bytes that products of quantised weights work in on a GPU, beside the weights; 0 on the CPU.
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        #[cfg(feature = "cuda")]
+        return self.gpu.as_ref().map_or(0, |gpu| gpu.scratch_bytes());
+        #[cfg(not(feature = "cuda"))]
+        0
+    }
+
     /// What the driver calls the GPU; `None` on the CPU.
     pub fn gpu_name(&self) -> Option<String> {
         #[cfg(feature = "cuda")]

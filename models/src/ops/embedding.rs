@@ -9,7 +9,8 @@ use crate::{ModelError, TokenId};
 /// The rows `tokens` of `table [vocab_size, hidden_size]`: `[tokens.len(), hidden_size] f32`.
 ///
 /// The table is a [`PackedWeight`] so that a model with tied embeddings holds it once, for this op and for its head.
-/// Errors when a token is outside the table. On a GPU the rows stay in the table's dtype, which is that of all activations.
+/// Errors when a token is outside the table. On a GPU the rows have the dtype of all activations: the table's, or bf16 where the
+/// table is quantised.
 pub fn embedding(compute: &Compute, table: &PackedWeight, tokens: &[TokenId]) -> Result<Tensor, ModelError> {
     let _timer = compute.time(Op::Embedding);
     check(table, tokens)?;
@@ -19,6 +20,8 @@ pub fn embedding(compute: &Compute, table: &PackedWeight, tokens: &[TokenId]) ->
         WeightStorage::Tensor(table) if compute.kernels() == super::KernelSet::Cuda => {
             super::cuda::rows::gather(compute, table, tokens)
         }
+        #[cfg(feature = "cuda")]
+        WeightStorage::Quantised(table) => super::cuda::quantised::rows(compute, table, tokens),
         WeightStorage::Tensor(table) => {
             let tokens = Tensor::from_slice(tokens, tokens.len(), compute.device())?;
             Ok(table.index_select(&tokens, 0)?.to_dtype(DType::F32)?)
@@ -38,6 +41,12 @@ pub fn embedding_of_step(
             let _timer = compute.time(Op::Embedding);
             check(table, plan.input().tokens())?;
             super::cuda::rows::gather_tokens(compute, rows, plan)
+        }
+        #[cfg(feature = "cuda")]
+        WeightStorage::Quantised(rows) => {
+            let _timer = compute.time(Op::Embedding);
+            check(table, plan.input().tokens())?;
+            super::cuda::quantised::rows_of_step(compute, rows, plan)
         }
         _ => embedding(compute, table, plan.input().tokens()),
     }

@@ -11,6 +11,9 @@
 //! With quantised weights a row of `x` is rounded to 16-bit integers, 32 neighbours by one f32 scale. The integer
 //! products of every 32 inputs (16 for q6_k, which has a scale for so many) are summed exactly and enter the sum by one
 //! fused multiply-add with the product of both scales, in ascending order; q4_k's minimum follows by another one.
+//!
+//! On a GPU, up to 8 rows are multiplied by the weights that the quants stand for, in f32; for more, the weights are rounded to bf16,
+//! and so is `x`.
 
 use candle_core::{D, DType, Tensor};
 
@@ -43,6 +46,8 @@ pub(super) enum WeightStorage {
     Packed(Vec<PackedPart>),
     /// f32, or the one float dtype of all rows.
     Tensor(Tensor),
+    #[cfg(feature = "cuda")]
+    Quantised(super::cuda::quantised::QuantisedWeight),
 }
 
 impl PackedWeight {
@@ -88,7 +93,7 @@ impl PackedWeight {
         let storage = match compute.kernels() {
             KernelSet::Reference => WeightStorage::Tensor(tensor_of(compute, dtype, in_features, parts)?),
             #[cfg(feature = "cuda")]
-            KernelSet::Cuda => WeightStorage::Tensor(super::cuda::weights::on_gpu(compute, dtype, in_features, parts)?),
+            KernelSet::Cuda => super::cuda::weights::on_gpu(compute, dtype, in_features, parts)?,
             _ => WeightStorage::Packed(pack_parts(compute, dtype, in_features, (parts, copied))?),
         };
         Ok(Self { out_features, in_features, storage })
@@ -111,6 +116,8 @@ impl PackedWeight {
                 DType::BF16 => StoredDtype::Bf16,
                 _ => StoredDtype::F32,
             },
+            #[cfg(feature = "cuda")]
+            WeightStorage::Quantised(weight) => weight.dtype(),
         }
     }
 
@@ -119,6 +126,8 @@ impl PackedWeight {
         match &self.storage {
             WeightStorage::Packed(parts) => parts.iter().map(PackedPart::size_bytes).sum(),
             WeightStorage::Tensor(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            #[cfg(feature = "cuda")]
+            WeightStorage::Quantised(weight) => weight.size_bytes(),
         }
     }
 
@@ -157,6 +166,8 @@ pub fn linear(
         WeightStorage::Tensor(tensor) if compute.kernels() == KernelSet::Cuda => {
             super::cuda::product::product(compute, x, tensor, bias)
         }
+        #[cfg(feature = "cuda")]
+        WeightStorage::Quantised(weight) => super::cuda::quantised::product(compute, x, weight, bias),
         WeightStorage::Tensor(tensor) => reference(x, tensor, bias),
     }
 }

@@ -14,6 +14,7 @@
 mod activation;
 mod add;
 mod attention;
+mod block_planes;
 mod blocks;
 mod choose;
 mod compute;
@@ -42,6 +43,7 @@ mod to_host;
 pub use activation::{Activation, Xielu, activate};
 pub use add::add;
 pub use attention::{AttentionParams, AttentionPlan, Direction, PositionTemperature, paged_attention};
+pub(crate) use block_planes::{BlockPlanes, FEW_ROWS, scratch_bytes};
 pub(crate) use blocks::widened;
 pub(crate) use choose::choose;
 pub use choose::{Detail, MOST_BEST, Pick, PickedToken, RowAnswer, RowQuestion, SoftmaxSums, Weights};

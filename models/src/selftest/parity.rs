@@ -45,6 +45,8 @@ pub(super) enum Format {
     F32,
     /// Weights as stored, keys and values in bf16.
     Bf16,
+    /// Weights quantised as they are loaded, keys and values in bf16.
+    Q8_0,
 }
 
 /// Logits, a row for each token.
@@ -74,6 +76,7 @@ macro_rules! fixture {
 /// Small models whose logits a reference implementation computed (`models/tests/fixtures/make.py`), and the demo.
 pub(super) fn candidates() -> [Candidate<'static>; 6] {
     const BOTH: &[Format] = &[Format::F32, Format::Bf16];
+    const ALL: &[Format] = &[Format::F32, Format::Bf16, Format::Q8_0];
     [
         fixture!("plain", &[Format::F32]),
         fixture!("qwen3_windows", BOTH),
@@ -81,7 +84,7 @@ pub(super) fn candidates() -> [Candidate<'static>; 6] {
         // Its activation squares, so that keys and values in bf16 alone move a log-probability by 0.11, on the CPU too.
         fixture!("apertus", &[Format::F32]),
         fixture!("bloom", BOTH),
-        Candidate { name: "demo", what: "parity, demo", files: demo_checkpoint(), golden: None, formats: BOTH },
+        Candidate { name: "demo", what: "parity, demo", files: demo_checkpoint(), golden: None, formats: ALL },
     ]
 }
 
@@ -154,6 +157,7 @@ impl Candidate<'_> {
         let (dtype, kv_dtype) = match format {
             Format::F32 => (WeightDtype::F32, KvDtype::F32),
             Format::Bf16 => (WeightDtype::Auto, KvDtype::Bf16),
+            Format::Q8_0 => (WeightDtype::Q8_0, KvDtype::Bf16),
         };
         let options = LoadOptions { dtype, kv_dtype, ..LoadOptions::default() };
         Ok(load_decoder(&self.files, compute, &options, &mut unwatched)?.0)

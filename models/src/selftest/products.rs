@@ -2,14 +2,17 @@ use half::{bf16, f16};
 
 use super::numbers::Random;
 use super::trial::{Trial, placed, values};
-use crate::ops::{self, Compute, Float, PackedWeight, WeightPart};
+use crate::ops::{self, Compute, FEW_ROWS, Float, PackedWeight, WeightPart};
 use crate::{ModelError, StoredDtype};
 
 /// Rows, inputs, outputs: one token and many, and widths that are no whole panel.
 const SHAPES: [[usize; 3]; 7] =
     [[1, 64, 48], [1, 1032, 35], [5, 96, 211], [33, 257, 130], [70, 1031, 97], [256, 512, 96], [2, 3, 17]];
 /// Whole blocks of every kind.
-const BLOCK_SHAPES: [[usize; 3]; 4] = [[1, 256, 48], [7, 512, 35], [70, 512, 64], [130, 256, 19]];
+const BLOCK_SHAPES: [[usize; 3]; 6] =
+    [[1, 256, 48], [2, 512, 21], [4, 256, 9], [7, 512, 35], [70, 512, 64], [130, 256, 19]];
+/// Of two quantised dtypes, one below the other: rows, and outputs of each.
+const STACKED: [[usize; 3]; 3] = [[1, 24, 13], [5, 24, 13], [40, 13, 24]];
 
 /// Of products of 512 inputs, each of which is off by at most 1.5e-5 once it is rounded to 16 bits.
 const ROUNDED_ROWS: f32 = 1.5e-3;
@@ -24,7 +27,7 @@ pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
             let bytes = stored(dtype, outputs * inputs, &mut random);
             let parts = [WeightPart { dtype, bytes: &bytes }];
             let at = format!("[{rows}, {inputs}] x [{outputs}, {inputs}]");
-            let allowed = allowed(trial, dtype, inputs);
+            let allowed = allowed(trial, dtype, [rows, inputs]);
             let run = |compute: &Compute| {
                 let weight = PackedWeight::pack(compute, None, inputs, &parts)?;
                 let bias = bias.to_device(compute.device())?;
@@ -41,7 +44,29 @@ pub(super) fn check(trial: &mut Trial) -> Result<(), ModelError> {
             }
         }
     }
+    stacked(trial);
     Ok(())
+}
+
+/// As in files that give values more bits than queries.
+fn stacked(trial: &mut Trial) {
+    const INPUTS: usize = 512;
+    let dtypes = [StoredDtype::Q4K, StoredDtype::Q6K];
+    for [rows, first, second] in STACKED {
+        let mut random = Random(rows as u64);
+        let x = random.tensor(&[rows, INPUTS], Float::Bf16);
+        let bias = random.tensor(&[first + second], Float::F32);
+        let bytes = [(dtypes[0], first), (dtypes[1], second)]
+            .map(|(dtype, outputs)| stored(dtype, outputs * INPUTS, &mut random));
+        let parts = [0, 1].map(|part| WeightPart { dtype: dtypes[part], bytes: &bytes[part] });
+        let at = format!("[{rows}, {INPUTS}] x [{first} + {second}, {INPUTS}]");
+        let allowed = allowed(trial, dtypes[0], [rows, INPUTS]);
+        trial.compare("product, q4_k above q6_k weights", at, allowed, &|compute| {
+            let weight = PackedWeight::pack(compute, None, INPUTS, &parts)?;
+            let bias = bias.to_device(compute.device())?;
+            values(&ops::linear(compute, &placed(compute, &x, Float::Bf16)?, &weight, Some(&bias))?)
+        });
+    }
 }
 
 /// Every row of `parts`, last first.
@@ -61,13 +86,15 @@ fn rows_of_a_table(
     });
 }
 
-fn allowed(trial: &Trial, dtype: StoredDtype, inputs: usize) -> f32 {
+fn allowed(trial: &Trial, dtype: StoredDtype, [rows, inputs]: [usize; 2]) -> f32 {
     let terms = (inputs as f32).sqrt();
     match (dtype, trial.held(Float::Bf16)) {
         (StoredDtype::F32, _) => trial.tolerance(Float::F32) * terms,
         // Rounded as a product, and again with the bias.
         (StoredDtype::Bf16, Float::Bf16) => 2.0 * trial.tolerance(Float::Bf16),
-        // Rounded to bf16 as they are loaded: each term is off by up to 2^-9.
+        // The result alone is rounded.
+        (dtype, Float::Bf16) if dtype.is_quantised() && rows <= FEW_ROWS => trial.tolerance(Float::Bf16),
+        // Rounded to bf16 as they are loaded, or before they are multiplied: each term is off by up to 2^-9.
         (_, Float::Bf16) => terms / 256.0,
         (dtype, Float::F32) if dtype.is_quantised() => ROUNDED_ROWS,
         (_, Float::F32) => trial.tolerance(Float::F32) * terms,
@@ -88,7 +115,7 @@ fn names(dtype: StoredDtype) -> [&'static str; 2] {
 }
 
 /// `len` weights of up to about 1 as a file has them: floats, or blocks of any bits but for their scales.
-fn stored(dtype: StoredDtype, len: usize, random: &mut Random) -> Vec<u8> {
+pub(crate) fn stored(dtype: StoredDtype, len: usize, random: &mut Random) -> Vec<u8> {
     match dtype {
         StoredDtype::F32 => random.values(len).iter().flat_map(|value| value.to_le_bytes()).collect(),
         StoredDtype::F16 => random.values(len).iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
@@ -96,9 +123,11 @@ fn stored(dtype: StoredDtype, len: usize, random: &mut Random) -> Vec<u8> {
         _ => {
             let mut bytes: Vec<u8> =
                 (0..len / dtype.block_len() * dtype.block_bytes()).map(|_| (random.next() >> 56) as u8).collect();
-            for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            for (index, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+                // Not all alike, so that a scale of another block shows.
+                let part = 1.0 - (index % 7) as f32 / 8.0;
                 for (at, scale) in scales(dtype) {
-                    block[*at..*at + 2].copy_from_slice(&f16::from_f32(*scale).to_le_bytes());
+                    block[*at..*at + 2].copy_from_slice(&f16::from_f32(scale * part).to_le_bytes());
                 }
             }
             bytes
@@ -106,7 +135,7 @@ fn stored(dtype: StoredDtype, len: usize, random: &mut Random) -> Vec<u8> {
     }
 }
 
-/// Where a block has its scales, and the ones with which no weight is far above 1.
+/// Where a block has its scales, and the largest ones with which no weight is far above 1.
 fn scales(dtype: StoredDtype) -> &'static [(usize, f32)] {
     match dtype {
         StoredDtype::Q8_0 => &[(0, 1.0 / 128.0)],

@@ -2,9 +2,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use candle_core::Tensor;
-use half::bf16;
 
 use super::numbers::Random;
+use super::products::stored;
 use super::tables::ATTENTION;
 use super::world::{Shape, World};
 use crate::input::SequenceInput;
@@ -63,8 +63,8 @@ impl std::fmt::Debug for Load {
     }
 }
 
-/// The ops that take a step's time, with weights, keys and values in bf16: a product for one row, a product for many, and
-/// attention of many sequences that generate. They take about half a gigabyte. Where logits stay on the device, also choices
+/// The ops that take a step's time, with weights, keys and values in bf16: a product for one row, a product for many (both with
+/// weights in q4_k, too), and attention of many sequences that generate. They take about half a gigabyte. Where logits stay on the device, also choices
 /// of tokens there. Where steps are replayed, also steps of the bundled model, which is so small that launches take their time.
 ///
 /// Errors when memory is short.
@@ -82,23 +82,29 @@ pub fn loads(compute: &Compute) -> Result<Vec<Load>, ModelError> {
 }
 
 fn products(compute: &Compute) -> Result<Vec<Load>, ModelError> {
+    let names = [
+        (StoredDtype::Bf16, ["product for one row", "product for many rows"]),
+        (StoredDtype::Q4K, ["product for one row, q4_k weights", "product for many rows, q4_k weights"]),
+    ];
     let [inputs, outputs] = MATRIX;
-    let values = Random(1).values(inputs * outputs);
-    let bytes: Vec<u8> = values.into_iter().flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect();
-    let part = WeightPart { dtype: StoredDtype::Bf16, bytes: &bytes };
-    let weight = std::sync::Arc::new(PackedWeight::pack(compute, None, inputs, &[part])?);
-    let load = |rows: usize| {
-        let x = on(compute, &Random(2).tensor(&[rows, inputs], Float::Bf16))?;
-        let weight = std::sync::Arc::clone(&weight);
-        Ok(Load {
-            what: if rows == 1 { "product for one row" } else { "product for many rows" },
-            at: format!("[{rows}, {inputs}] x [{outputs}, {inputs}]"),
-            work: Work { bytes: bytes.len() as u64, operations: 2 * (rows * inputs * outputs) as u64 },
-            compute: compute.clone(),
-            run: Box::new(move |compute| ops::linear(compute, &x, &weight, None)),
-        })
-    };
-    ROWS.map(load).into_iter().collect()
+    let mut loads = Vec::new();
+    for (dtype, names) in names {
+        let bytes = stored(dtype, inputs * outputs, &mut Random(1));
+        let part = WeightPart { dtype, bytes: &bytes };
+        let weight = std::sync::Arc::new(PackedWeight::pack(compute, None, inputs, &[part])?);
+        for (rows, what) in ROWS.into_iter().zip(names) {
+            let x = on(compute, &Random(2).tensor(&[rows, inputs], Float::Bf16))?;
+            let weight = std::sync::Arc::clone(&weight);
+            loads.push(Load {
+                what,
+                at: format!("[{rows}, {inputs}] x [{outputs}, {inputs}]"),
+                work: Work { bytes: bytes.len() as u64, operations: 2 * (rows * inputs * outputs) as u64 },
+                compute: compute.clone(),
+                run: Box::new(move |compute| ops::linear(compute, &x, &weight, None)),
+            });
+        }
+    }
+    Ok(loads)
 }
 
 fn attention(compute: &Compute) -> Result<Load, ModelError> {

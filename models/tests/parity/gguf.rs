@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use passerelle_models::ops::{Compute, KernelSet};
 use passerelle_models::{
-    CheckpointFiles, KvDtype, LoadOptions, StoredDtype, WeightDtype, describe, load_decoder, unwatched,
+    CheckpointFiles, KvDtype, LoadOptions, StoredDtype, WeightDtype, WeightLayout, describe, footprint, load_decoder,
+    unwatched,
 };
 
 use crate::runner::{Runner, compare, options, worst_excess};
@@ -112,6 +113,22 @@ fn quantised_weights_stay_quantised_in_memory() {
         let most = 1.2 * description.stored_bytes as f64;
         assert!(resident < most, "{name}: {resident} bytes for {}", description.stored_bytes);
         assert!(description.stored_dtype.is_quantised(), "{name}");
+    }
+}
+
+#[test]
+fn on_a_device_quantised_weights_take_what_their_file_does_and_room_to_dequantise_the_largest() {
+    for (name, intermediate) in [("llama_q8_0", 96), ("qwen2_q4_0", 96), ("qwen3_q6_k", 256)] {
+        let is = describe(&files(name)).unwrap();
+        let bytes = |dtype| {
+            let options = LoadOptions { dtype, ..LoadOptions::default() };
+            footprint(&files(name), &options, WeightLayout::Rows).unwrap().weight_bytes
+        };
+        let qkv = (is.num_heads + 2 * is.num_kv_heads) * is.head_dim;
+        let most_rows = [is.vocab_size, qkv, 2 * intermediate].into_iter().max().unwrap();
+        let room = 2 * (most_rows * is.hidden_size) as u64;
+        assert_eq!(bytes(WeightDtype::Auto), is.stored_bytes + room, "{name}");
+        assert_eq!(bytes(WeightDtype::F32), 4 * is.num_parameters, "{name}");
     }
 }
 

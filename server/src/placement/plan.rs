@@ -32,7 +32,7 @@ pub struct ModelDemand {
     pub activations: u64,
 }
 
-/// What weights take: on a CPU their rows are padded, and elsewhere nothing stays quantised.
+/// What weights take: on a CPU their rows are padded, and elsewhere quantised ones need room to be dequantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeldBytes {
     pub cpu: u64,

@@ -32,7 +32,7 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
         step_memory = %ByteSize(step_bytes(&model.activations, config)),
         "loaded"
     );
-    say_what_becomes_of((&model.name, &model.dtype), compute);
+    say_what_multiplies((&model.name, &model.dtype), compute);
     if max_model_len < is.max_position {
         tracing::warn!(
             model = %model.name,
@@ -43,10 +43,14 @@ pub(crate) fn model(model: &Loaded, (bounds, config): (EngineBounds, &EngineConf
     }
 }
 
-/// Of quantised weights on a GPU: docs/gpu.md says why.
-fn say_what_becomes_of((model, dtype): (&str, &str), compute: &Compute) {
+/// Of quantised weights on a GPU: docs/gpu.md has more of them.
+fn say_what_multiplies((model, dtype): (&str, &str), compute: &Compute) {
     if !compute.device().is_cpu() && dtype.starts_with(['q', 'Q']) {
-        tracing::warn!(model = %model, dtype = %dtype, "on a GPU quantised weights become bf16, and take as much memory");
+        tracing::warn!(
+            model = %model,
+            dtype = %dtype,
+            "no GPU has run the kernels for quantised weights yet: `passerelle selftest` checks them, --dtype bf16 does without them"
+        );
     }
 }
 
@@ -72,7 +76,7 @@ pub(crate) fn encoder(loaded: &LoadedEncoder, compute: &Compute) {
         gives,
         "loaded"
     );
-    say_what_becomes_of((&loaded.name, &loaded.dtype), compute);
+    say_what_multiplies((&loaded.name, &loaded.dtype), compute);
 }
 
 pub(crate) fn device(compute: &Compute) -> &'static str {

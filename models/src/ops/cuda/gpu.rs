@@ -15,6 +15,7 @@ use super::args::activation::ActivationArgs;
 use super::args::angles::AnglesArgs;
 use super::args::attention::AttentionArgs;
 use super::args::bias::BiasArgs;
+use super::args::blocks::{DequantiseArgs, QuantisedArgs};
 use super::args::choose::ChooseArgs;
 use super::args::norm::NormArgs;
 use super::args::one_row::OneRowArgs;
@@ -22,6 +23,7 @@ use super::args::qkv::QkvArgs;
 use super::args::rows::GatherArgs;
 use super::args::unequal::UnequalArgs;
 use super::launch::Launch;
+use super::scratch::Scratch;
 use super::to_host::Staging;
 use crate::{ModelError, Pulse};
 
@@ -34,6 +36,7 @@ pub(crate) struct Gpu {
     /// Those that were launched before.
     functions: Mutex<HashMap<String, CudaFunction>>,
     staging: Mutex<Staging>,
+    scratch: Mutex<Scratch>,
     pulse: Pulse,
 }
 
@@ -70,8 +73,8 @@ impl Gpu {
             set_up(cuda)?;
             let (stream, workspace) = (cuda.cuda_stream(), workspace(cuda)?);
             let module = module(&stream)?;
-            let (functions, staging) = (Mutex::default(), Mutex::default());
-            Ok((device, Self { stream, _workspace: workspace, module, functions, staging, pulse }))
+            let (functions, staging, scratch) = (Mutex::default(), Mutex::default(), Mutex::default());
+            Ok((device, Self { stream, _workspace: workspace, module, functions, staging, scratch, pulse }))
         };
         open().map_err(|error: candle_core::Error| NoGpu(first_line(&error.to_string())))
     }
@@ -97,6 +100,16 @@ impl Gpu {
     /// For one copy to the host.
     pub(super) fn staging(&self) -> MutexGuard<'_, Staging> {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For one product: until it is queued, nobody else writes there.
+    pub(super) fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What products of quantised weights work in, in bytes.
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        self.scratch().size_bytes()
     }
 
     /// Queues a launch; what is wrong with the kernel itself shows at a later call.
@@ -148,10 +161,12 @@ impl KernelArgs for AnglesArgs {}
 impl KernelArgs for AttentionArgs {}
 impl KernelArgs for BiasArgs {}
 impl KernelArgs for ChooseArgs {}
+impl KernelArgs for DequantiseArgs {}
 impl KernelArgs for GatherArgs {}
 impl KernelArgs for NormArgs {}
 impl KernelArgs for OneRowArgs {}
 impl KernelArgs for QkvArgs {}
+impl KernelArgs for QuantisedArgs {}
 impl KernelArgs for UnequalArgs {}
 
 #[repr(transparent)]

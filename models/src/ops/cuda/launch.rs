@@ -25,6 +25,11 @@ pub(super) const WARP: u32 = 32;
 
 impl Address {
     pub(super) const NULL: Self = Self(0);
+
+    /// So many bytes further.
+    pub(super) fn behind(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
 }
 
 impl Float {

@@ -20,6 +20,7 @@ pub(super) fn address(gpu: &Gpu, x: &Tensor) -> Result<Address, ModelError> {
         DType::F32 => start::<f32>(gpu, storage)?,
         DType::BF16 => start::<bf16>(gpu, storage)?,
         DType::U32 => start::<u32>(gpu, storage)?,
+        DType::U8 => start::<u8>(gpu, storage)?,
         dtype => return Err(ModelError::Input(format!("a tensor of {dtype:?}, which no kernel takes"))),
     };
     Ok(Address(start + (layout.start_offset() * x.dtype().size_in_bytes()) as u64))

@@ -3,19 +3,24 @@
 use candle_core::Tensor;
 use half::bf16;
 
+use super::quantised::QuantisedWeight;
+use crate::ops::linear::WeightStorage;
 use crate::ops::{Compute, WeightPart, blocks};
 use crate::{ModelError, StoredDtype};
 
-/// f32 where all of it is, or is to be; else bf16, to which f16 and quantised weights are rounded. Parts are below each
-/// other.
+/// Quantised where all of it is, or is to be, and f32 likewise; else bf16, to which f16 and the quantised parts of a weight that has
+/// others too are rounded. Parts are below each other.
 pub(crate) fn on_gpu(
     compute: &Compute,
     dtype: Option<StoredDtype>,
     in_features: usize,
     parts: &[WeightPart<'_>],
-) -> Result<Tensor, ModelError> {
-    let stays_f32 = |part: &WeightPart<'_>| dtype.unwrap_or(part.dtype) == StoredDtype::F32;
-    let all_f32 = parts.iter().all(stays_f32);
+) -> Result<WeightStorage, ModelError> {
+    let held: Vec<_> = parts.iter().map(|part| dtype.unwrap_or(part.dtype)).collect();
+    if held.iter().all(|held| held.is_quantised()) {
+        return Ok(WeightStorage::Quantised(QuantisedWeight::new(compute, in_features, parts, &held)?));
+    }
+    let all_f32 = held.iter().all(|held| *held == StoredDtype::F32);
     let tensors = parts.iter().map(|part| {
         let len = |len: usize| (len / in_features, in_features);
         if all_f32 {
@@ -27,7 +32,7 @@ pub(crate) fn on_gpu(
         let shape = len(values.len());
         Ok(Tensor::from_vec(values, shape, compute.device())?)
     });
-    Ok(Tensor::cat(&tensors.collect::<Result<Vec<_>, ModelError>>()?, 0)?)
+    Ok(WeightStorage::Tensor(Tensor::cat(&tensors.collect::<Result<Vec<_>, ModelError>>()?, 0)?))
 }
 
 fn as_bf16(part: &WeightPart<'_>) -> Vec<bf16> {

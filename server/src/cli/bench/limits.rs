@@ -58,7 +58,7 @@ impl ModelCost {
         let table = (model.vocab_size * model.hidden_size) as u64;
         let num_tables = if model.tied_embeddings { 1 } else { 2 };
         Self {
-            weight_bytes: model.resident_bytes.unwrap_or(model.stored_bytes),
+            weight_bytes: model.resident_bytes.unwrap_or(model.stored_bytes) - model.scratch_bytes,
             layer_parameters: model.num_parameters.saturating_sub(num_tables * table),
             head_parameters: table,
         }

@@ -130,7 +130,7 @@ fn remedies(model: &ModelDemand, room: &PartitionRoom, fits: &Fits) -> Vec<Remed
     }
     if !matches!(fits, Fits::Alone { .. }) {
         let with = |weights| filled.with(&ModelDemand { weights, ..model.clone() }).is_some();
-        // What becomes bf16 on an accelerator saves nothing there.
+        // On an accelerator, what quantised weights are dequantised to may be more than they save.
         let mut smaller =
             model.smaller.iter().filter(|(_, held)| held.on(room.backend) < model.weights.on(room.backend));
         found.extend(smaller.find(|(_, held)| with(*held)).map(|(dtype, _)| Remedy::Dtype(dtype)));

@@ -125,9 +125,10 @@ fn what_does_not_fit_says_why_and_what_would_make_it_fit() {
     };
     let large = on_h100(model("llama-3.3-70b", 8192, 1));
     assert!(matches!(large.fits, Fits::Nothing { .. }), "{large}");
-    assert!(matches!(large.remedies[..], [Remedy::Partition { .. }]), "nothing stays quantised on a GPU: {large}");
+    assert!(matches!(large.remedies[..], [Remedy::Dtype("q8_0"), Remedy::Partition { .. }]), "{large}");
     let weights = model("llama-3.3-70b", 8192, 1);
-    assert_eq!(weights.smaller[0].1.accelerator, weights.weights.accelerator);
+    let quantised = ModelDemand { weights: weights.smaller[0].1, ..weights.clone() };
+    assert_eq!(plan(&[quantised], &[room("h100")]).unplaced, [], "the remedy helps");
 
     let cpu = PartitionRoom { backend: None, memory: ByteSize(96 * GIB), ..room("h100") };
     let on_cpu = &plan(&[weights], &[cpu]).unplaced[0].shortage;

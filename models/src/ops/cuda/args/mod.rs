@@ -5,6 +5,7 @@ pub(super) mod activation;
 pub(super) mod angles;
 pub(super) mod attention;
 pub(super) mod bias;
+pub(super) mod blocks;
 pub(super) mod choose;
 pub(super) mod norm;
 pub(super) mod one_row;

@@ -2,7 +2,7 @@
 
 use super::super::launch::WARP;
 use super::super::step::NOWHERE;
-use super::{activation, angles, attention, choose, norm, one_row, qkv};
+use super::{activation, angles, attention, blocks, choose, norm, one_row, qkv};
 use crate::kv_cache::KV_TILE;
 
 /// `constexpr TYPE NAME = NUMBER;`
@@ -23,7 +23,7 @@ fn sizes_are_the_same_on_both_sides() {
     let rows = include_str!("../attention.cu");
     let qkv_text = include_str!("../qkv.cu");
     let pieces = include_str!("../pieces.cuh");
-    let pairs: [(&str, &str, u64); 20] = [
+    let pairs: [(&str, &str, u64); 21] = [
         (include_str!("../common.cuh"), "WARP", WARP.into()),
         (pieces, "PIECE", activation::PIECE as u64),
         (pieces, "PIECE", norm::PIECE.into()),
@@ -32,6 +32,7 @@ fn sizes_are_the_same_on_both_sides() {
         (include_str!("../choose.cu"), "CHOOSE_WARPS", choose::WARPS.into()),
         (include_str!("../norm.cu"), "NORM_WARPS", norm::MOST_WARPS.into()),
         (include_str!("../one_row.cu"), "ONE_ROW_WARPS", one_row::WARPS.into()),
+        (include_str!("../quantised.cu"), "QUANTISED_WARPS", blocks::WARPS.into()),
         (rows, "SPLIT", attention::ROW_SPLIT as u64),
         (rows, "WARPS", attention::WARPS as u64),
         (attention_tiles, "TILE_SPLIT", attention::TILE_SPLIT as u64),

@@ -152,6 +152,12 @@ struct Kernel {
 #define ATTENTION_TILES(WIDTH)                                                                                         \
     KERNEL(attention_prefill_tiles_d##WIDTH, AttentionArgs), KERNEL(attention_decode_tiles_d##WIDTH, AttentionArgs)
 
+#define QUANTISED_HOST(FORMAT, ELEMENT)                                                                                \
+    KERNEL(quantised_##FORMAT##_##ELEMENT##_r1, QuantisedArgs), KERNEL(quantised_##FORMAT##_##ELEMENT##_r2, QuantisedArgs), \
+        KERNEL(quantised_##FORMAT##_##ELEMENT##_r4, QuantisedArgs), KERNEL(quantised_##FORMAT##_##ELEMENT##_r8, QuantisedArgs)
+#define BLOCKS(FORMAT)                                                                                                 \
+    QUANTISED_HOST(FORMAT, f32), QUANTISED_HOST(FORMAT, bf16), KERNEL(dequantise_##FORMAT, DequantiseArgs)
+
 const Kernel KERNELS[] = {
     ATTENTIONS(f32),
     ATTENTIONS(bf16),
@@ -167,6 +173,7 @@ const Kernel KERNELS[] = {
     KERNEL(activate_f32, ActivationArgs),
     KERNEL(activate_bf16, ActivationArgs),
     KERNEL(one_row_bf16, OneRowArgs),
+    BLOCKS(q8_0), BLOCKS(q4_0), BLOCKS(q4_k), BLOCKS(q6_k),
     KERNEL(add_bias_f32, BiasArgs),
     KERNEL(add_bias_bf16, BiasArgs),
     KERNEL(rotary_angles, AnglesArgs),

@@ -31,6 +31,10 @@ struct dim3 {
     unsigned x, y, z;
 };
 
+struct uint2 {
+    uint32_t x, y;
+};
+
 struct float2 {
     float x, y;
 };
@@ -55,6 +59,18 @@ static inline uint32_t __float_as_uint(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
+}
+
+// Rounded by themselves: nothing is contracted here (see the compiler's options).
+static inline float __fmul_rn(float x, float y) { return x * y; }
+static inline float __fsub_rn(float x, float y) { return x - y; }
+
+// Four bytes of the eight of `low` and `high`, each by a nibble of `selector`.
+static inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    uint64_t bytes = (uint64_t)high << 32 | low;
+    uint32_t chosen = 0;
+    for (int i = 0; i < 4; i++) chosen |= (uint32_t)(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return chosen;
 }
 
 static inline double __longlong_as_double(long long bits) {

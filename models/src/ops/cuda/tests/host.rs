@@ -116,7 +116,7 @@ impl Buffer {
         Self { units: vec![UNWRITTEN; len_bytes.div_ceil(size_of::<u128>()) + 2 * GUARD_UNITS], len_bytes }
     }
 
-    fn of_bytes(bytes: &[u8]) -> Self {
+    pub(super) fn of_bytes(bytes: &[u8]) -> Self {
         let mut buffer = Self::unwritten(bytes.len());
         for (unit, chunk) in buffer.units[GUARD_UNITS..].iter_mut().zip(bytes.chunks(size_of::<u128>())) {
             let mut padded = unit.to_ne_bytes();

@@ -7,6 +7,7 @@ mod host;
 mod padded;
 mod product;
 mod qkv;
+mod quantised;
 
 use candle_core::{DType, Tensor};
 
