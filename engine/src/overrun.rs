@@ -15,7 +15,7 @@ const HEADROOM: f64 = 1.1;
 /// What one step can change: one that was held up tells little of the next.
 const STEEPEST_RISE: f64 = 1.25;
 const STEPS_TO_FORGET: f64 = 1024.0;
-/// However long steps take, prompts get on.
+/// Where not even the shortest steps keep to the bound, prompts get on at a pace, and what held them up is forgotten soon.
 const MOST: f64 = 4.0;
 /// Steps in which nobody catches up, until one that was held up is forgotten.
 const STEPS_ALONE: f64 = 32.0;
