@@ -16,7 +16,7 @@ pub(crate) struct ScheduledBatch {
     pub(crate) catch_up_tokens: usize,
     /// Their price.
     pub(crate) catch_up_cost: CostNs,
-    /// Sequences that were one token behind, for whose sake others catch up within a bound.
+    /// Sequences that were one token behind and run it, for whose sake others catch up within a bound.
     pub(crate) num_one_behind: usize,
     /// Sequences that lost their blocks.
     pub(crate) preemptions: usize,

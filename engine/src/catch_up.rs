@@ -2,7 +2,11 @@
 
 use crate::config::EngineConfig;
 use crate::cost::{CostModel, CostNs};
+use crate::request::Class;
 use crate::sequence::Sequence;
+
+/// Halves and sums of it are still times.
+pub(crate) const UNBOUNDED: CostNs = CostNs::MAX >> 1;
 
 /// What is left of one step.
 #[derive(Debug)]
@@ -10,6 +14,8 @@ pub(crate) struct CatchUpBudget {
     pub(crate) tokens: usize,
     /// By the cost model. A step whose time is used up by less than a token still takes one, so that prompts get on.
     pub(crate) time: CostNs,
+    /// What batch may take of it. `None`: not even a token.
+    pub(crate) batch_time: Option<CostNs>,
     pub(crate) costs: CostModel,
     /// Rows of logits for prompt positions. Each costs a whole row in memory.
     pub(crate) prompt_logprob_rows: usize,
@@ -27,31 +33,36 @@ pub(crate) enum Demand {
 }
 
 impl CatchUpBudget {
-    /// What is left once every sequence that is one token behind has its token. Beside those, `time` may be spent.
-    pub(crate) fn of_step(config: &EngineConfig, costs: CostModel, (num_one_behind, time): (usize, CostNs)) -> Self {
+    /// What is left once so many sequences that are one token behind have their token. Beside those, `time` may be spent.
+    pub(crate) fn of_step(
+        config: &EngineConfig,
+        costs: CostModel,
+        num_one_behind: usize,
+        (time, batch_time): (CostNs, Option<CostNs>),
+    ) -> Self {
         let left = config.max_num_batched_tokens - num_one_behind;
         let (tokens, time) = match num_one_behind {
-            0 => (left, CostNs::MAX >> 1),
+            0 => (left, UNBOUNDED),
             _ => (left.min(config.prefill_chunk_tokens), time),
         };
         let prompt_logprob_rows = config.prompt_logprobs_chunk_tokens;
-        Self { tokens, time, costs, prompt_logprob_rows, is_untouched: true }
+        Self { tokens, time, batch_time, costs, prompt_logprob_rows, is_untouched: true }
     }
 
-    /// Whether `sequence` would get anything.
-    pub(crate) fn affords(&self, sequence: &Sequence) -> bool {
-        let has_time = self.is_untouched || self.costs.tokens_within(0, self.time) > 0;
-        self.tokens > 0 && has_time && (self.prompt_logprob_rows > 0 || sequence.sampling.prompt_logprobs.is_none())
+    /// Whether `sequence` would get anything in `class`.
+    pub(crate) fn affords(&self, class: Class, sequence: &Sequence) -> bool {
+        let in_time = |time| self.is_untouched || self.costs.tokens_within(0, time) > 0;
+        self.tokens > 0
+            && self.time_for(class).is_some_and(in_time)
+            && (self.prompt_logprob_rows > 0 || sequence.sampling.prompt_logprobs.is_none())
     }
 
     /// Takes what `sequence` may run beside what it was given in this step already.
     pub(crate) fn take(&mut self, sequence: &Sequence, demand: Demand) -> usize {
         let wanted = sequence.num_remaining() - sequence.num_scheduled;
-        if wanted == 0 {
-            return 0;
-        }
+        let Some(time) = self.time_for(sequence.id.class).filter(|_| wanted > 0) else { return 0 };
         let start = sequence.num_computed + sequence.num_scheduled;
-        let in_time = self.costs.tokens_within(start, demand.share_of(self.time as usize) as CostNs);
+        let in_time = self.costs.tokens_within(start, demand.share_of(time as usize) as CostNs);
         let least = usize::from(self.is_untouched);
         let mut tokens = wanted.min(demand.share_of(self.tokens)).min(in_time.max(least));
         if sequence.sampling.prompt_logprobs.is_some() {
@@ -61,9 +72,17 @@ impl CatchUpBudget {
         if tokens > 0 {
             self.is_untouched = false;
             self.tokens -= tokens;
-            self.time = self.time.saturating_sub(self.costs.of_tokens(start, tokens));
+            let cost = self.costs.of_tokens(start, tokens);
+            self.time = self.time.saturating_sub(cost);
+            if sequence.id.class == Class::Batch {
+                self.batch_time = self.batch_time.map(|time| time.saturating_sub(cost));
+            }
         }
         tokens
+    }
+
+    fn time_for(&self, class: Class) -> Option<CostNs> {
+        if class == Class::Batch { self.batch_time.map(|time| time.min(self.time)) } else { Some(self.time) }
     }
 }
 

@@ -26,8 +26,9 @@ pub struct EngineConfig {
     /// Prompt tokens whose log-probabilities are wanted that a step may run, over all sequences, because each costs a
     /// whole row of logits in memory.
     pub prompt_logprobs_chunk_tokens: usize,
-    /// What prompts may add, by the cost model, to a step in which sequences generate: the further time between two tokens
-    /// of a running stream. One token of a prompt always runs.
+    /// What prompts may add to a step in which sequences generate: the further time between two tokens of a running stream.
+    /// Kept by the cost model and by how much longer steps have taken, up to four times: where they take longer than that, it
+    /// is passed. One token of a prompt always runs.
     pub max_added_latency: Duration,
     /// How long a class waits, at most, for a turn while better ones take them all.
     pub class_patience: Duration,

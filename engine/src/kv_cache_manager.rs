@@ -113,9 +113,7 @@ impl KvCacheManager {
     /// Room for whatever the next step runs of the sequence, in blocks that nobody else holds where they are to be written.
     /// `None` if there is none. Blocks to copy before that go to `copies`.
     pub(crate) fn grow(&mut self, sequence: &mut Sequence, copies: &mut Vec<BlockCopy>) -> Option<()> {
-        let num_new: usize = self.groups().map(|group| self.missing_blocks(sequence, group)).sum();
-        let num_copied = self.groups().filter(|&group| self.shared_block_to_write(sequence, group).is_some()).count();
-        if self.pool.num_free() < num_new + num_copied {
+        if self.pool.num_free() < self.blocks_to_grow(sequence) {
             return None;
         }
         for group in self.groups() {
@@ -127,6 +125,13 @@ impl KvCacheManager {
             }
         }
         self.extend(sequence)
+    }
+
+    /// Blocks that [`KvCacheManager::grow`] would take.
+    pub(crate) fn blocks_to_grow(&self, sequence: &Sequence) -> usize {
+        let num_new: usize = self.groups().map(|group| self.missing_blocks(sequence, group)).sum();
+        let num_copied = self.groups().filter(|&group| self.shared_block_to_write(sequence, group).is_some()).count();
+        num_new + num_copied
     }
 
     /// What [`KvCacheManager::grow`] wanted copied for a sequence that gives its blocks back before the step: they may be

@@ -15,7 +15,7 @@ const HEADROOM: f64 = 1.1;
 /// What one step can change: one that was held up tells little of the next.
 const STEEPEST_RISE: f64 = 1.25;
 const STEPS_TO_FORGET: f64 = 1024.0;
-/// However long steps take, prompts get on.
+/// Where not even the shortest steps keep to the bound, prompts get on at a pace, and what held them up is forgotten soon.
 const MOST: f64 = 4.0;
 /// Steps in which nobody catches up, until one that was held up is forgotten.
 const STEPS_ALONE: f64 = 32.0;
@@ -38,6 +38,21 @@ struct Alone {
     price: f64,
 }
 
+/// Sequences that each run a token in one step, and the price of all of them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Streams {
+    pub(crate) count: usize,
+    pub(crate) price: CostNs,
+}
+
+impl Streams {
+    /// One more, of this price.
+    #[must_use]
+    pub(crate) fn with(self, price: CostNs) -> Self {
+        Self { count: self.count + 1, price: self.price + price }
+    }
+}
+
 impl Alone {
     fn took(self) -> f64 {
         self.price * self.took_over_price
@@ -56,23 +71,28 @@ impl Overrun {
         (most.as_nanos() as f64 / self.divisor) as CostNs
     }
 
+    /// What a step of these takes in which nobody catches up.
+    pub(crate) fn of_streams(&self, streams: Streams) -> CostNs {
+        let price = streams.price as f64;
+        size_of(streams.count).map_or(price, |size| self.took_alone(size, price)) as CostNs
+    }
+
     /// The step that ran `batch` took so long, of which catching up was to be `most`.
     pub(crate) fn note(&mut self, batch: &ScheduledBatch, took: Duration, most: Duration) {
         let (took, most) = (took.as_nanos() as f64, most.as_nanos() as f64);
         let price = batch.sequences.iter().map(|scheduled| scheduled.cost).sum::<CostNs>() as f64;
-        let Some(size) = batch.num_one_behind.checked_ilog2().map(|size| (size as usize).min(SIZES - 1)) else {
-            return;
-        };
+        let Some(size) = size_of(batch.num_one_behind) else { return };
         if batch.catch_up_cost == 0 {
             self.note_alone(size, took, price);
         } else {
-            let of_streams = self.of_streams(size, price - batch.catch_up_cost as f64);
+            let of_streams = self.took_alone(size, price - batch.catch_up_cost as f64);
             self.note_added(took - of_streams, most);
         }
     }
 
     fn note_alone(&mut self, size: usize, took: f64, price: f64) {
-        if price > 0.0 {
+        // A clock that stands still tells nothing.
+        if price > 0.0 && took > 0.0 {
             // Whatever holds up a step makes it longer, so a short one tells the truth.
             let seen = took / price;
             let known = self.alone[size].map_or(1.0, |alone| alone.took_over_price);
@@ -83,7 +103,7 @@ impl Overrun {
 
     /// What a step takes for so many streams. Where none of that size was seen: no less than fewer took, nor than by the price
     /// of more; where no more were seen either, what fewer took and the price of the others; before any was, their price.
-    fn of_streams(&self, size: usize, price: f64) -> f64 {
+    fn took_alone(&self, size: usize, price: f64) -> f64 {
         if let Some(alone) = self.alone[size] {
             return price * alone.took_over_price;
         }
@@ -104,6 +124,10 @@ impl Overrun {
         };
         self.divisor = (self.divisor * change).clamp(1.0, MOST);
     }
+}
+
+fn size_of(num_streams: usize) -> Option<usize> {
+    num_streams.checked_ilog2().map(|size| (size as usize).min(SIZES - 1))
 }
 
 #[cfg(test)]

@@ -37,8 +37,8 @@
 //! # How long a request can wait
 //!
 //! Let a place come free, and be taken, at least every `F`: with `n` places and sequences of at most `L` tokens, `n L` steps,
-//! for each step computes a token of one that runs, and as many more as it takes to compute again what blocks were taken
-//! from.
+//! for each step computes a token of one that runs (where batch waits for its turn, of a better one), and as many more as it
+//! takes to compute again what blocks were taken from.
 //!
 //! *A class has a turn within `patience + 3 F`.* After `patience` it is overdue. One that was chosen before it may still wait
 //! for its place, up to `F`, and better ones wait with it; then the classes that are overdue take turns, since whoever had

@@ -9,8 +9,8 @@
 //! ```text
 //! max_num_batched_tokens
 //! | one token each for sequences that are one behind | catching up: in order, then of the waiting queue |
-//!                                                      at most prefill_chunk_tokens, and no more than runs within
-//!                                                      max_added_latency, if the left part is not empty ([`Overrun`])
+//!   those of batch in turns, beside better ones        at most prefill_chunk_tokens, and no more than runs within
+//!   ([`streams`])                                       max_added_latency, if the left part is not empty ([`Overrun`])
 //! ```
 //!
 //! The order is that of [`SequenceId`]: the better class, then age. Each sequence that catches up gets at most half of
@@ -46,12 +46,15 @@ use credit::{charge, queue};
 
 mod credit;
 mod entry;
+mod streams;
 
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     config: EngineConfig,
     costs: CostModel,
     overrun: Overrun,
+    /// In which better ones than batch generated.
+    steps_of_better: u64,
     /// No two credits that wait are further apart, see [`crate::policy`].
     fairness_bound: CostNs,
     /// When the present step began.
@@ -68,7 +71,8 @@ impl Scheduler {
         let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
         let (waiting, fairness_bound) = queue(&config, &costs);
         let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
-        Self { config, costs, overrun: Overrun::default(), fairness_bound, now, running, parked, waiting, cache }
+        let overrun = Overrun::default();
+        Self { config, costs, overrun, steps_of_better: 0, fairness_bound, now, running, parked, waiting, cache }
     }
 
     /// From now on. Nothing may be inside: credits in other prices would mean nothing.
@@ -98,9 +102,10 @@ impl Scheduler {
         self.unpark();
         self.running.raise_overdue(now, self.config.class_patience);
         self.leave_a_token(&mut batch);
-        batch.num_one_behind = self.num_one_behind();
+        let (streams, batch_time) = self.schedule_streams();
+        batch.num_one_behind = streams.count;
         let time = self.overrun.budget(self.config.max_added_latency);
-        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, (batch.num_one_behind, time));
+        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, streams.count, (time, batch_time));
         let catch_up_tokens = budget.tokens;
         self.hand_out(&mut batch, &mut budget);
         batch.catch_up_tokens = catch_up_tokens - budget.tokens;
@@ -225,26 +230,24 @@ impl Scheduler {
     }
 
     fn give_the_rest(&mut self, budget: &mut CatchUpBudget) {
-        for sequence in self.running.iter_mut() {
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.num_remaining() > 1) {
             sequence.num_scheduled += budget.take(sequence, Demand::Last);
         }
     }
 
-    /// Those up to class `worst` catch up.
+    /// Those up to class `worst` catch up, and whoever runs has room.
     fn schedule_running(&mut self, worst: Class, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
         let next = self.next_class();
         let mut num_wanting = self.classes_behind().chain(next).filter(|&class| class <= worst).count();
         let mut index = 0;
         while let Some(sequence) = self.running.at_mut(index) {
-            sequence.num_scheduled = if sequence.num_remaining() == 1 {
-                1
-            } else if sequence.id.class <= worst {
+            let is_stream = sequence.num_remaining() == 1;
+            if !is_stream && sequence.id.class <= worst {
                 num_wanting -= 1;
-                budget.take(sequence, Demand::of(num_wanting))
-            } else {
-                0
-            };
-            if !self.make_room(index, batch) {
+                sequence.num_scheduled = budget.take(sequence, Demand::of(num_wanting));
+            }
+            let has_a_turn = !is_stream || sequence.num_scheduled > 0;
+            if has_a_turn && !self.make_room(index, batch) {
                 break;
             }
             index += 1;
@@ -274,10 +277,6 @@ impl Scheduler {
         if let Some(class) = best_behind {
             self.waiting.note_turn(class, self.now);
         }
-    }
-
-    fn num_one_behind(&self) -> usize {
-        self.running.iter().filter(|sequence| sequence.num_remaining() == 1).count()
     }
 
     /// Of those that run and are more than a token behind.

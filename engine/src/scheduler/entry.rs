@@ -29,7 +29,8 @@ impl Scheduler {
 
     /// Where streams take every token that a step has, one of class batch leaves its own to a better class that waits.
     pub(super) fn leave_a_token(&mut self, batch: &mut ScheduledBatch) {
-        if self.num_one_behind() == self.config.max_num_batched_tokens && self.makes_way() {
+        let num_one_behind = self.running.iter().filter(|sequence| sequence.num_remaining() == 1).count();
+        if num_one_behind == self.config.max_num_batched_tokens && self.makes_way() {
             self.preempt_last(batch);
         }
     }
@@ -45,8 +46,8 @@ impl Scheduler {
 
     /// Those up to class `worst`, in order. Nobody overtakes the head, so it cannot starve.
     pub(super) fn admit_waiting(&mut self, worst: Class, batch: &mut ScheduledBatch, budget: &mut CatchUpBudget) {
-        while self.next_class().is_some_and(|class| class <= worst)
-            && self.head().is_some_and(|head| budget.affords(head))
+        while let Some(class) = self.next_class().filter(|&class| class <= worst)
+            && self.head().is_some_and(|head| budget.affords(class, head))
         {
             if self.admit_head().is_none() {
                 if !self.makes_way() {
@@ -73,7 +74,8 @@ impl Scheduler {
     /// What the running sequences will grow into in the next step stays free: whoever was admitted into these blocks would
     /// lose them right away.
     fn admit_head(&mut self) -> Option<()> {
-        let mut spare_blocks: usize = self.running.iter().map(|other| self.cache.blocks_of_next_step(other)).sum();
+        let next = |other: &Sequence| self.cache.blocks_to_grow(other) + self.cache.blocks_of_next_step(other);
+        let mut spare_blocks: usize = self.running.iter().map(next).sum();
         let places_left = self.config.max_num_seqs - self.running.places_taken();
         let is_alone = self.running.is_empty();
         let (now, cache) = (self.now, &mut self.cache);

@@ -167,7 +167,7 @@ pub const FAIR_SHARE_BOUND: Metric = gauge(
 pub const STEP_DURATION: Metric = histogram(
     "passerelle_step_duration_seconds",
     &["model"],
-    "One step of the engine, from taking commands to the last event.",
+    "One step of the engine, from its turn on the threads to the last token; what is noted and told after it is not in it.",
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0],
 );
 
