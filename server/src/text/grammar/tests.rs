@@ -298,6 +298,13 @@ fn hostile_grammars_are_refused_or_compiled_in_time() {
 }
 
 #[test]
+fn a_grammar_whose_first_byte_takes_hours_is_refused() {
+    let repeats = [2, 3, 5, 7, 11, 13, 17, 19, 23].map(|prime| format!("/(a{{{prime}}})*/"));
+    let error = compile(&lark(&format!("start: A\nA: {}", repeats.join(" & ")))).unwrap_err();
+    assert!(error.is_request_fault() && error.to_string().contains("more work"), "{error}");
+}
+
+#[test]
 fn bounds_on_what_is_written_are_kept() {
     let bounds = GrammarBounds { max_bytes: 64, max_depth: 3, ..GrammarBounds::default() };
     let refused = |grammar| compiler().compile(&grammar, &bounds).unwrap_err();
