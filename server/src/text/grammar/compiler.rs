@@ -10,11 +10,11 @@ use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, ParserFactory};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Deserializer, Value, json};
 
 use super::answer::{AnswerForm, LooseArguments};
 use super::follower::Follower;
-use super::schema::closed_schema;
+use super::schema::{check_schema, closed_schema};
 use super::vocabulary::vocabulary;
 use super::{CompiledGrammar, Grammar, GrammarBounds, GrammarError};
 use crate::text::Tokenizer;
@@ -189,7 +189,7 @@ fn source(grammar: &Grammar, bounds: &GrammarBounds) -> Result<GrammarWithLexer,
             Ok(GrammarWithLexer::from_lark(lark))
         }
         Grammar::Lark(lark) => {
-            check_text(lark, bounds)?;
+            check_lark(lark, bounds)?;
             Ok(GrammarWithLexer::from_lark(lark.clone()))
         }
     }
@@ -197,6 +197,16 @@ fn source(grammar: &Grammar, bounds: &GrammarBounds) -> Result<GrammarWithLexer,
 
 fn json_source(schema: &Value) -> Result<GrammarWithLexer, GrammarError> {
     Ok(GrammarWithLexer::from_json_schema(closed_schema(schema)?))
+}
+
+/// A caller's own grammar, and the schemas in it.
+pub(super) fn check_lark(lark: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {
+    const SCHEMA: &str = "%json";
+    check_text(lark, bounds)?;
+    // What is no JSON stands in some text, or the compiler says so.
+    let parsed = |from: usize| Deserializer::from_str(&lark[from..]).into_iter::<Value>().next();
+    let mut schemas = lark.match_indices(SCHEMA).filter_map(|(at, _)| parsed(at + SCHEMA.len())?.ok());
+    schemas.try_for_each(|schema| check_schema(&schema))
 }
 
 pub(super) fn check_text(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {
@@ -222,7 +232,7 @@ fn check_length(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> 
 }
 
 /// The compiler's words, on one line and short, without the excerpt that it draws below them.
-fn fault(message: &str) -> String {
+pub(super) fn fault(message: &str) -> String {
     let is_excerpt =
         |line: &str| line.split_once(" | ").is_some_and(|(number, _)| number.trim().parse::<usize>().is_ok());
     let lines: Vec<&str> = message.lines().map(str::trim).collect();

@@ -210,7 +210,10 @@ fn a_refusal_is_in_plain_words_without_what_the_compiler_draws() {
             schema(json!({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 3}]})),
             "the keyword \"oneOf\" is not supported where one value can be of two of its schemas: use \"anyOf\"",
         ),
-        (schema(json!({"type": "string", "pattern": "("})), "invalid regex: unclosed group"),
+        (
+            schema(json!({"type": "string", "pattern": "("})),
+            "the keyword \"pattern\" at # cannot be followed: invalid regex: unclosed group",
+        ),
         (Grammar::Regex("(".to_owned()), "invalid regex \"(\": unclosed group"),
         (lark("start: missing"), "at 1(8): unknown name: \"missing\""),
     ];
