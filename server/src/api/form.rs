@@ -11,6 +11,9 @@ use super::wire::tools::{Tool, ToolChoice};
 use crate::text::GrammarBounds;
 use crate::text::grammar::{AnswerForm, CallCount, CallNeed, CallableTool, CompiledGrammar, ToolCalls};
 
+/// The field to name where no structure is at fault.
+const TOOLS: &str = "tools";
+
 /// What of a request says how its answer must look.
 #[derive(Debug, Clone)]
 pub(crate) struct WantedForm {
@@ -41,15 +44,10 @@ impl WantedForm {
         }
     }
 
-    /// `None` where every text will do.
-    pub(crate) fn compile(
-        &self,
-        model: &ServedModel,
-        prompt: &[TokenId],
-        bounds: &GrammarBounds,
-    ) -> Result<Option<CompiledGrammar>, ApiError> {
+    /// The form of the answer to `prompt`; `None` where every text will do.
+    pub(crate) fn after(&self, model: &ServedModel, prompt: &[TokenId]) -> Option<AnswerForm> {
         if self.structure.is_none() && self.calls.is_none() {
-            return Ok(None);
+            return None;
         }
         let answers = &model.text.answers;
         let reasoning = self
@@ -63,12 +61,25 @@ impl WantedForm {
             count,
         });
         let content = self.structure.as_ref().map(|structure| structure.grammar.clone());
-        let form = AnswerForm { reasoning, calls, content };
-        let compiled = model.grammars.compile_answer(&form, bounds);
-        compiled.map(Some).map_err(|error| match self.at_fault(model, bounds) {
+        Some(AnswerForm { reasoning, calls, content })
+    }
+
+    /// Errors name the field at fault.
+    pub(crate) fn compile(
+        &self,
+        form: &AnswerForm,
+        model: &ServedModel,
+        bounds: &GrammarBounds,
+    ) -> Result<CompiledGrammar, ApiError> {
+        model.grammars.compile_answer(form, bounds).map_err(|error| match self.at_fault(model, bounds) {
             Some(structure) => grammar_refused(&error, &structure.param),
-            None => grammar_refused(&error, "tools"),
+            None => grammar_refused(&error, TOOLS),
         })
+    }
+
+    /// The field that most of the work is for, as far as is known before it is done.
+    pub(crate) fn param(&self) -> &str {
+        self.structure.as_ref().map_or(TOOLS, |structure| &structure.param)
     }
 
     /// The structure, unless it is fine by itself.

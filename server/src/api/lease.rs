@@ -20,6 +20,13 @@ pub(crate) struct Lease {
     _in_use: Option<Arc<InUse>>,
 }
 
+impl Lease {
+    /// The text side of the model, for whoever may outlive the request: the model itself may leave meanwhile.
+    pub(crate) fn text_side(&self) -> Arc<ServedModel> {
+        Arc::clone(&self.model)
+    }
+}
+
 impl Deref for Lease {
     type Target = ServedModel;
 

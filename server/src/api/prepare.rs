@@ -17,7 +17,7 @@ use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding, ReasoningEffort};
 use super::wire::sampling::{LengthField, Sampling};
 use crate::gateway::Caller;
-use crate::text::grammar::CompiledGrammar;
+use crate::text::grammar::{AnswerForm, CompiledGrammar};
 use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
 
 /// Everything of a request that its model's tokenizer has a say in.
@@ -82,16 +82,30 @@ pub(crate) async fn prepare(
     prompt: Prompt,
     request: &GenerateRequest,
 ) -> Result<Prepared, ApiError> {
-    let (now, bounds) = (state.clock().wall(), state.config().grammar);
-    let (bad_words, form) = (request.sampling.bad_words.clone(), WantedForm::of(&prompt, request.structure.clone()));
+    let now = state.clock().wall();
+    let (bad_words, wanted) = (request.sampling.bad_words.clone(), WantedForm::of(&prompt, request.structure.clone()));
     let model = model.clone();
-    let prepare = move || {
+    let read = move || {
         let prompts = encode_all(&model.text, prompt, now).map_err(|error| beside_context(error, &model))?;
+        let bad_words = spell_bad_words(&model.text.tokenizer, &bad_words)?;
         let first = prompts.first().map_or(&[][..], |prompt| &prompt.tokens);
-        let constraint = form.compile(&model, first, &bounds)?;
-        Ok(Prepared { bad_words: spell_bad_words(&model.text.tokenizer, &bad_words)?, constraint, prompts })
+        let form = wanted.after(&model, first).map(|form| (form, wanted, model.text_side()));
+        Ok((prompts, bad_words, form))
     };
-    state.text_work().run(prepare).await
+    let (prompts, bad_words, form) = state.text_work().run(read).await?;
+    let constraint = match form {
+        Some(form) => Some(compile(state, form).await?),
+        None => None,
+    };
+    Ok(Prepared { prompts, bad_words, constraint })
+}
+
+async fn compile(
+    state: &AppState,
+    (form, wanted, model): (AnswerForm, WantedForm, Arc<ServedModel>),
+) -> Result<CompiledGrammar, ApiError> {
+    let (bounds, param) = (state.config().grammar, wanted.param().to_owned());
+    state.grammar_work().run(&param, move || wanted.compile(&form, &model, &bounds)).await
 }
 
 /// One encoded prompt per choice.

@@ -14,6 +14,7 @@ use super::cross_origin::AllowedOrigins;
 use super::encode::ServedEncoder;
 use super::errors::{ApiError, ErrorKind};
 use super::fields::{Reader, UnknownFields};
+use super::grammar_work::{CompileBounds, GrammarWork};
 use super::reload::Reloader;
 use super::remote::RemoteModel;
 use super::shadow::{ShadowBounds, Shadows};
@@ -71,6 +72,7 @@ pub struct ApiConfig {
     pub bounds: RequestBounds,
     pub prefix_sharing: PrefixSharing,
     pub grammar: GrammarBounds,
+    pub compiling: CompileBounds,
     pub sse: SseConfig,
     pub shadow: ShadowBounds,
     pub guard: BrowserGuard,
@@ -96,6 +98,7 @@ impl Default for ApiConfig {
             bounds: RequestBounds::default(),
             prefix_sharing: PrefixSharing::default(),
             grammar: GrammarBounds::default(),
+            compiling: CompileBounds::default(),
             sse: SseConfig::default(),
             shadow: ShadowBounds::default(),
             guard: BrowserGuard::default(),
@@ -271,6 +274,7 @@ struct Shared {
     config: ApiConfig,
     readiness: Readiness,
     text_work: TextWork,
+    grammar_work: GrammarWork,
     batches: Option<Arc<BatchStore>>,
     shadows: Shadows,
     /// Told whenever a batch came or is to end.
@@ -291,6 +295,7 @@ impl AppState {
             shelf,
             serving: RwLock::new(Arc::new(serving)),
             text_work: TextWork::new(config.max_concurrent_encodes),
+            grammar_work: GrammarWork::new(config.compiling),
             batches: batches.map(Arc::new),
             shadows: Shadows::new(config.shadow, shadow_store),
             comparisons,
@@ -452,6 +457,10 @@ impl AppState {
 
     pub(crate) fn text_work(&self) -> &TextWork {
         &self.shared.text_work
+    }
+
+    pub(crate) fn grammar_work(&self) -> &GrammarWork {
+        &self.shared.grammar_work
     }
 }
 

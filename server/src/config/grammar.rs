@@ -1,6 +1,8 @@
 //! How much the grammar of one answer may ask for, checked.
 
-use super::checked::count;
+use std::time::Duration;
+
+use super::checked::{count, period};
 use super::{ByteSize, WrittenGrammar};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub struct GrammarConfig {
     pub max_states: usize,
     pub compile_fuel: usize,
     pub token_fuel: usize,
+    pub max_concurrent_compiles: usize,
+    pub compile_timeout: Duration,
 }
 
 pub(super) fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
@@ -21,5 +25,7 @@ pub(super) fn check_grammar(written: &WrittenGrammar) -> GrammarConfig {
         max_states: count(written.max_states, 20_000),
         compile_fuel: count(written.compile_fuel, 1_000_000),
         token_fuel: count(written.token_fuel, 100_000),
+        max_concurrent_compiles: count(written.max_concurrent_compiles, 2),
+        compile_timeout: period(written.compile_timeout, Duration::from_secs(10)),
     }
 }

@@ -337,8 +337,20 @@ pub struct WrittenGrammar {
     pub compile_fuel: Option<NonZeroUsize>,
     /// Steps of the lexer for one token.
     pub token_fuel: Option<NonZeroUsize>,
+    pub max_concurrent_compiles: Option<NonZeroUsize>,
+    /// A request waits so long for a place to compile, and then for its grammar.
+    pub compile_timeout: Option<Period>,
 }
-lay_over!(WrittenGrammar { max_bytes, max_depth, max_size, max_states, compile_fuel, token_fuel });
+lay_over!(WrittenGrammar {
+    max_bytes,
+    max_depth,
+    max_size,
+    max_states,
+    compile_fuel,
+    token_fuel,
+    max_concurrent_compiles,
+    compile_timeout,
+});
 
 /// What an account directly below the root does not limit itself: those of `server.api_key_file` state nothing, nor does
 /// an open listener.

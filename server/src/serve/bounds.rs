@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use passerelle::api::{
-    self, AllowedOrigins, ApiConfig, BrowserGuard, RequestBounds, RouteSwitch, ServeConfig, ShadowBounds, SseConfig,
+    self, AllowedOrigins, ApiConfig, BrowserGuard, CompileBounds, RequestBounds, RouteSwitch, ServeConfig,
+    ShadowBounds, SseConfig,
 };
 use passerelle::batches::BatchBounds;
 use passerelle::config::{BatchesConfig, Config, UnknownFields};
@@ -43,6 +44,10 @@ pub(super) fn api_config(config: &Config, guard: BrowserGuard) -> Result<ApiConf
             max_states: config.grammar.max_states,
             compile_fuel: config.grammar.compile_fuel,
             token_fuel: config.grammar.token_fuel,
+        },
+        compiling: CompileBounds {
+            max_concurrent: config.grammar.max_concurrent_compiles,
+            timeout: config.grammar.compile_timeout,
         },
         sse: SseConfig {
             max_pending_frames: written.max_pending_frames,

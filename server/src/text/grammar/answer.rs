@@ -12,7 +12,7 @@
 use llguidance::regex_to_lark;
 use serde_json::{Value, json};
 
-use super::compiler::check_text;
+use super::compiler::{check_lark, check_text};
 use super::schema::closed_schema;
 use super::{Grammar, GrammarBounds, GrammarError};
 use crate::text::Tokenizer;
@@ -149,7 +149,7 @@ impl Writer<'_> {
                 self.rule(&format!("content: CHOICE\nCHOICE: {}", texts.join(" | ")));
             }
             Grammar::Lark(lark) => {
-                check_text(lark, self.bounds)?;
+                check_lark(lark, self.bounds)?;
                 self.rule(&format!("content: %lark {{\n{lark}\n}}"));
             }
         }

@@ -1,17 +1,20 @@
 //! From what was asked for to a constraint.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 use std::thread;
 
 use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::earley::lexerspec::LexerSpec;
+use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Logger, ParserFactory};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Deserializer, Value, json};
 
 use super::answer::{AnswerForm, LooseArguments};
 use super::follower::Follower;
-use super::schema::closed_schema;
+use super::schema::{check_schema, closed_schema};
 use super::vocabulary::vocabulary;
 use super::{CompiledGrammar, Grammar, GrammarBounds, GrammarError};
 use crate::text::Tokenizer;
@@ -121,12 +124,38 @@ impl std::fmt::Debug for GrammarCompiler {
 }
 
 fn compile(factory: &ParserFactory, recipe: Recipe) -> Result<CompiledGrammar, GrammarError> {
-    let init = GrammarInit::Serialized(recipe.source.clone());
+    let limits = limits(&recipe.bounds);
+    let source = GrammarInit::Serialized(recipe.source.clone());
+    let read = || source.to_internal(Some(factory.tok_env().clone()), limits.clone());
+    let invalid = |message: &str| GrammarError::Invalid(fault(message));
+    let (grammar, mut lexer) = catch_unwind(AssertUnwindSafe(read)).map_err(|error| invalid(&error.to_string()))?;
+    let init = GrammarInit::Internal(grammar, lexer.clone());
+    lexer.add_extra_lexemes(&factory.extra_lexemes());
+    check_start(&lexer, &limits).map_err(|message| invalid(&message))?;
     let logger = Logger::new(0, 0);
     let parser = factory
-        .create_parser_from_init_ext(init, logger, InferenceCapabilities::default(), limits(&recipe.bounds))
-        .map_err(|error| GrammarError::Invalid(fault(&error.to_string())))?;
+        .create_parser_from_init_ext(init, logger, InferenceCapabilities::default(), limits)
+        .map_err(|error| invalid(&error.to_string()))?;
     Ok(Box::new(Follower::new(parser, recipe)?))
+}
+
+/// The parser begins with the lexer's first byte, whatever that takes: a divisor or an intersection of expressions can take
+/// hours and all memory. So it is tried here first, with the fuel that there is; the parser does the very same once more.
+fn check_start(lexer: &LexerSpec, limits: &ParserLimits) -> Result<(), String> {
+    let first_byte = || {
+        let mut states = lexer.to_regex_vec(&mut limits.clone())?;
+        states.set_fuel(limits.initial_lexer_fuel);
+        let start = states.initial_state(&lexer.all_lexemes());
+        for byte in 0..=u8::MAX {
+            states.transition(start, byte);
+        }
+        Ok(states.has_error())
+    };
+    match catch_unwind(AssertUnwindSafe(first_byte)) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err("its beginning takes more work than is allowed to compile a grammar".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn limits(bounds: &GrammarBounds) -> ParserLimits {
@@ -160,7 +189,7 @@ fn source(grammar: &Grammar, bounds: &GrammarBounds) -> Result<GrammarWithLexer,
             Ok(GrammarWithLexer::from_lark(lark))
         }
         Grammar::Lark(lark) => {
-            check_text(lark, bounds)?;
+            check_lark(lark, bounds)?;
             Ok(GrammarWithLexer::from_lark(lark.clone()))
         }
     }
@@ -168,6 +197,16 @@ fn source(grammar: &Grammar, bounds: &GrammarBounds) -> Result<GrammarWithLexer,
 
 fn json_source(schema: &Value) -> Result<GrammarWithLexer, GrammarError> {
     Ok(GrammarWithLexer::from_json_schema(closed_schema(schema)?))
+}
+
+/// A caller's own grammar, and the schemas in it.
+pub(super) fn check_lark(lark: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {
+    const SCHEMA: &str = "%json";
+    check_text(lark, bounds)?;
+    // What is no JSON stands in some text, or the compiler says so.
+    let parsed = |from: usize| Deserializer::from_str(&lark[from..]).into_iter::<Value>().next();
+    let mut schemas = lark.match_indices(SCHEMA).filter_map(|(at, _)| parsed(at + SCHEMA.len())?.ok());
+    schemas.try_for_each(|schema| check_schema(&schema))
 }
 
 pub(super) fn check_text(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> {
@@ -193,7 +232,7 @@ fn check_length(text: &str, bounds: &GrammarBounds) -> Result<(), GrammarError> 
 }
 
 /// The compiler's words, on one line and short, without the excerpt that it draws below them.
-fn fault(message: &str) -> String {
+pub(super) fn fault(message: &str) -> String {
     let is_excerpt =
         |line: &str| line.split_once(" | ").is_some_and(|(number, _)| number.trim().parse::<usize>().is_ok());
     let lines: Vec<&str> = message.lines().map(str::trim).collect();

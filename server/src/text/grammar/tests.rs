@@ -210,7 +210,10 @@ fn a_refusal_is_in_plain_words_without_what_the_compiler_draws() {
             schema(json!({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 3}]})),
             "the keyword \"oneOf\" is not supported where one value can be of two of its schemas: use \"anyOf\"",
         ),
-        (schema(json!({"type": "string", "pattern": "("})), "invalid regex: unclosed group"),
+        (
+            schema(json!({"type": "string", "pattern": "("})),
+            "the keyword \"pattern\" at # cannot be followed: invalid regex: unclosed group",
+        ),
         (Grammar::Regex("(".to_owned()), "invalid regex \"(\": unclosed group"),
         (lark("start: missing"), "at 1(8): unknown name: \"missing\""),
     ];
@@ -295,6 +298,13 @@ fn hostile_grammars_are_refused_or_compiled_in_time() {
         let took = clock.now() - began;
         assert!(took < Duration::from_secs(30), "grammar {index} took {took:?}");
     }
+}
+
+#[test]
+fn a_grammar_whose_first_byte_takes_hours_is_refused() {
+    let repeats = [2, 3, 5, 7, 11, 13, 17, 19, 23].map(|prime| format!("/(a{{{prime}}})*/"));
+    let error = compile(&lark(&format!("start: A\nA: {}", repeats.join(" & ")))).unwrap_err();
+    assert!(error.is_request_fault() && error.to_string().contains("more work"), "{error}");
 }
 
 #[test]

@@ -1,0 +1,109 @@
+//! Grammars are compiled beside all other text work, a few at a time, each for a bounded time.
+//!
+//! Nothing interrupts the compiler. What takes too long is answered at its time and keeps its place until it ends, so that
+//! no more than the places are ever lost to such grammars, and prompts of others never wait for them.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use super::errors::{ApiError, ErrorKind};
+use super::fields::invalid;
+
+/// How many grammars are compiled at once, and for how long at most a request waits: for a place, and then for its grammar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompileBounds {
+    pub max_concurrent: usize,
+    pub timeout: Duration,
+}
+
+impl Default for CompileBounds {
+    fn default() -> Self {
+        Self { max_concurrent: 2, timeout: Duration::from_secs(10) }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct GrammarWork {
+    places: Arc<Semaphore>,
+    timeout: Duration,
+}
+
+impl GrammarWork {
+    pub(crate) fn new(bounds: CompileBounds) -> Self {
+        Self { places: Arc::new(Semaphore::new(bounds.max_concurrent.max(1))), timeout: bounds.timeout }
+    }
+
+    /// Runs `compile` for the field `param`. Errors with a 503 when no place is free in time, and with a 400 when the grammar
+    /// takes too long.
+    pub(crate) async fn run<T, F>(&self, param: &str, compile: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+    {
+        let place = timeout(self.timeout, Arc::clone(&self.places).acquire_owned());
+        let place = place.await.map_err(|_| busy(param))?.map_err(|_| failed())?;
+        let (told, compiled) = oneshot::channel();
+        let work = move || {
+            let outcome = compile();
+            drop(place);
+            // Nobody listens once the time is over.
+            let _ = told.send(outcome);
+        };
+        // Not one of the runtime's threads: it waits for them when it ends, and a process that drains must end.
+        thread::Builder::new().name("compile".to_owned()).spawn(work).map_err(|_| failed())?;
+        match timeout(self.timeout, compiled).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => {
+                // What a panic says may quote the grammar.
+                tracing::error!("compiling a grammar panicked");
+                Err(failed())
+            }
+            Err(_) => Err(invalid(param, format!("takes more than {:?} to compile", self.timeout))),
+        }
+    }
+}
+
+fn busy(param: &str) -> ApiError {
+    let message = "The server compiles as many grammars as it may; try again shortly.";
+    ApiError::new(ErrorKind::QueueFull, message).param(param)
+}
+
+fn failed() -> ApiError {
+    ApiError::new(ErrorKind::Internal, "The server failed on this request.")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    fn one_place() -> GrammarWork {
+        GrammarWork::new(CompileBounds { max_concurrent: 1, ..CompileBounds::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_grammar_that_takes_too_long_is_refused_and_keeps_its_place_until_it_ends() {
+        let work = one_place();
+        let (release, released) = sync_channel::<()>(1);
+        let late = work.run("guided_json", move || Ok(released.recv().is_ok())).await.unwrap_err();
+        assert_eq!((late.kind(), late.message().contains("10s")), (ErrorKind::InvalidValue, true), "{late:?}");
+        let next = work.run("tools", || Ok(true)).await.unwrap_err();
+        assert_eq!(next.kind(), ErrorKind::QueueFull);
+        release.send(()).unwrap();
+        // Without a timer nothing moves the paused clock on: this waits for the thread.
+        assert!(work.places.acquire().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_its_own_grammar_only_and_gives_its_place_back() {
+        let work = one_place();
+        let panicked: Result<(), ApiError> = work.run("tools", || panic!("for the test")).await;
+        assert_eq!(panicked.unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(work.run("tools", || Ok(1)).await, Ok(1));
+    }
+}
