@@ -22,27 +22,62 @@ const STEPS: usize = 1000;
 const GOAL: Duration = Duration::from_micros(250);
 const VOCAB: usize = 32;
 
-/// What a draw costs is measured at the vocabulary of a large model.
+/// What a row costs is measured at the vocabulary of a large model.
 const LARGE_VOCAB: usize = 128 << 10;
 const DRAWING_SEQUENCES: usize = 8;
 const DRAWING_STEPS: usize = 50;
 
 fn main() -> ExitCode {
-    let holds = bench_steps();
-    let greedy = row_time(&SamplingParams { temperature: 0.0, ..SamplingParams::default() });
-    let at_temperature_1 = SamplingParams::default();
-    let drawings =
-        [("temperature 1", at_temperature_1.clone()), ("top-p 0.9", SamplingParams { top_p: 0.9, ..at_temperature_1 })];
+    let goals = [bench_steps(), bench_rows()];
+    if goals == [true; 2] { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// True if no greedy or top-k request takes as long as half of sorting a row.
+fn bench_rows() -> bool {
+    let plain = SamplingParams::default();
+    let greedy = row_time(&SamplingParams { temperature: 0.0, ..plain.clone() });
     println!("a row of {LARGE_VOCAB} logits, copied and searched for its maximum: {greedy:?}");
-    for (name, sampling) in drawings {
+    for (name, sampling) in
+        [("temperature 1", plain.clone()), ("top-p 0.9", SamplingParams { top_p: 0.9, ..plain.clone() })]
+    {
         println!("{name}: {:?} more", row_time(&sampling).saturating_sub(greedy));
     }
-    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let mut slowest = greedy;
+    for top_k in [40, 100, 1000] {
+        let took = row_time(&SamplingParams { top_k: Some(top_k), ..plain.clone() });
+        println!("top-k {top_k}: {:?} more", took.saturating_sub(greedy));
+        slowest = slowest.max(took);
+    }
+    let sorted = sort_time();
+    let holds = slowest < sorted / 2;
+    let verdict = if holds { "within" } else { "ABOVE" };
+    println!("greedy and top-k: at most {slowest:?}; {verdict} half of sorting a row, which takes {sorted:?}");
+    holds
+}
+
+/// The median time in which a row's tokens are put in order.
+fn sort_time() -> Duration {
+    let row = large_row();
+    let clock = SystemClock::new();
+    let sort = |_| {
+        let start = clock.now();
+        let mut ids: Vec<u32> = (0..row.len() as u32).collect();
+        ids.sort_unstable_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+        std::hint::black_box(ids);
+        clock.now().saturating_sub(start)
+    };
+    let mut durations: Vec<_> = (0..DRAWING_STEPS).map(sort).collect();
+    durations.sort_unstable();
+    durations[DRAWING_STEPS / 2]
+}
+
+fn large_row() -> Vec<f32> {
+    (0..LARGE_VOCAB).map(|id| (id * 7919 % 1000) as f32 / 50.0).collect()
 }
 
 /// The median time per sequence of a step in which every sequence draws.
 fn row_time(sampling: &SamplingParams) -> Duration {
-    let model = FreeModel::new((0..LARGE_VOCAB).map(|id| (id * 7919 % 1000) as f32 / 50.0).collect());
+    let model = FreeModel::new(large_row());
     let (mut step_loop, handle) = StepLoop::new(parts(model)).expect("the bench's bounds are possible");
     let sampling = SamplingParams { max_tokens: 2000, ..sampling.clone() };
     let _streams: Vec<_> = (0..DRAWING_SEQUENCES as u64).map(|id| submit(&handle, id, sampling.clone())).collect();

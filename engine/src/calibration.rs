@@ -2,9 +2,9 @@
 //! anything.
 //!
 //! A server starts with as few steps as tell a price, because somebody waits for it, or with none where it is told what the
-//! model cost before. But whatever disturbs a step makes it
-//! longer, so the fastest of several tells the truth, and those are run in idle moments. All of them write into blocks that
-//! nobody holds and no prefix needs, which is why they may leave anything there.
+//! model cost before. But whatever disturbs a step makes it longer, so the fastest of several tells the truth, and those are
+//! run in idle moments. All of them write into blocks that nobody holds and no prefix needs, which is why they may leave
+//! anything there.
 
 use std::time::Duration;
 
@@ -34,10 +34,10 @@ const TOKEN: TokenId = 0;
 /// The kinds of steps that tell prices, and what was seen of them.
 #[derive(Debug)]
 pub(crate) struct Calibration {
-    one_token: Seen,
-    chunk: Seen,
-    batch: Seen,
-    context: Seen,
+    one_token: StepKind,
+    chunk: StepKind,
+    batch: StepKind,
+    context: StepKind,
     longest_chunk: usize,
     num_blocks: usize,
     /// Prices of before are better than those of single runs.
@@ -60,8 +60,9 @@ struct Shape {
     num_tokens: usize,
 }
 
+/// A kind of step, and how long those of it took.
 #[derive(Debug)]
-struct Seen {
+struct StepKind {
     shape: Shape,
     runs: usize,
     fastest: Duration,
@@ -69,8 +70,8 @@ struct Seen {
 }
 
 impl Calibration {
-    /// Runs each kind of step once, and those that take no time a few times; and what work costs by them. Errors when the model fails a step that any
-    /// request could bring.
+    /// Runs each kind of step once, and those that take no time a few times; and what work costs by them. Errors when the
+    /// model fails a step that any request could bring.
     pub(crate) fn begin(
         runner: &mut ModelRunner,
         clock: &dyn Clock,
@@ -85,8 +86,8 @@ impl Calibration {
         calibration.fit_chunk();
         // Blocks that nothing was written to stand in no memory yet, and would be read in no time.
         probe.runner.clear_blocks(&blocks)?;
-        for seen in [&mut calibration.chunk, &mut calibration.batch, &mut calibration.context] {
-            seen.look_at_start(&mut probe)?;
+        for kind in [&mut calibration.chunk, &mut calibration.batch, &mut calibration.context] {
+            kind.look_at_start(&mut probe)?;
         }
         if calibration.context.runs == 1 {
             // The smallest of the prices, which a step that is held up a little makes many times as large. It is looked at
@@ -118,10 +119,10 @@ impl Calibration {
         let context = CONTEXT_TOKENS.min(longest);
         let batch = BATCH_SEQUENCES.min(config.max_num_seqs).min(config.num_kv_blocks);
         Self {
-            one_token: Seen::nothing_of(1, 0, 1),
-            chunk: Seen::nothing_of(1, 0, 1),
-            batch: Seen::nothing_of(batch, 0, 1),
-            context: Seen::nothing_of(1, context.saturating_sub(1), 1),
+            one_token: StepKind::nothing_of(1, 0, 1),
+            chunk: StepKind::nothing_of(1, 0, 1),
+            batch: StepKind::nothing_of(batch, 0, 1),
+            context: StepKind::nothing_of(1, context.saturating_sub(1), 1),
             longest_chunk: CHUNK_TOKENS.min(longest),
             num_blocks: context.div_ceil(spec.block_size).max(batch).min(config.num_kv_blocks),
             has_former: false,
@@ -150,7 +151,7 @@ impl Calibration {
 
     /// Whether another look would be worth somebody's time.
     pub(crate) fn is_done(&self) -> bool {
-        [&self.one_token, &self.chunk, &self.batch, &self.context].into_iter().all(Seen::is_done)
+        [&self.one_token, &self.chunk, &self.batch, &self.context].into_iter().all(StepKind::is_done)
     }
 
     /// Blocks that a [`Probe`] needs.
@@ -162,8 +163,8 @@ impl Calibration {
     pub(crate) fn look_again(&mut self, probe: &mut Probe<'_>) -> Result<(), RequestError> {
         self.fit_chunk();
         let Self { one_token, chunk, batch, context, .. } = self;
-        let unfinished = [one_token, chunk, batch, context].into_iter().filter(|seen| !seen.is_done());
-        unfinished.min_by_key(|seen| seen.runs).map_or(Ok(()), |seen| seen.look(probe))
+        let unfinished = [one_token, chunk, batch, context].into_iter().filter(|kind| !kind.is_done());
+        unfinished.min_by_key(|kind| kind.runs).map_or(Ok(()), |kind| kind.look(probe))
     }
 
     /// As many tokens as surely take less than [`LONG`], if at the slowest each takes as long as one alone. Where the first
@@ -172,12 +173,12 @@ impl Calibration {
         let in_time = LONG.as_nanos() / self.one_token.fastest.as_nanos().max(1);
         let tokens = (in_time.min(CHUNK_TOKENS as u128) as usize).max(2).min(self.longest_chunk);
         if tokens > self.chunk.shape.num_tokens {
-            self.chunk = Seen::nothing_of(1, 0, tokens);
+            self.chunk = StepKind::nothing_of(1, 0, tokens);
         }
     }
 }
 
-impl Seen {
+impl StepKind {
     fn nothing_of(sequences: usize, num_computed: usize, num_tokens: usize) -> Self {
         Self {
             shape: Shape { sequences, num_computed, num_tokens },

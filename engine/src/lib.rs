@@ -53,7 +53,6 @@ mod step_logits;
 mod survival;
 mod trust;
 mod turns;
-mod weights;
 
 pub use compare::{
     ComparedPosition, ComparisonConfig, ComparisonHandle, ComparisonLane, ComparisonParts, ComparisonReply,

@@ -4,6 +4,7 @@
 //! A draw is a function of the request's seed and the position alone, so neither the batch nor a preemption changes it.
 //! The vocabulary is never sorted for a greedy or top-k request: of what a top-k selects, at most 128 are.
 
+use distribution::{weigh, weight};
 use nucleus::{Candidate, keep_top_p, keep_typical, mass};
 use passerelle_models::ops::MOST_BEST;
 use passerelle_models::{Pulse, TokenId};
@@ -15,8 +16,8 @@ use crate::random::uniform;
 use crate::request::SamplingParams;
 use crate::sequence::{Sequence, TokenCounts};
 use crate::step_logits::{Seen, SequenceRows};
-use crate::weights::{self, weigh, weight};
 
+mod distribution;
 mod nucleus;
 mod question;
 
@@ -162,7 +163,7 @@ impl Sampler {
         let top_k = question::top_k(params, row.len());
         if top_k.is_none() && params.top_p >= 1.0 && params.typical_p >= 1.0 {
             weigh(row, max, (inverse_temperature, f64::from(params.min_p)), &mut self.weights);
-            return weights::draw(&self.weights, point);
+            return distribution::draw(&self.weights, point);
         }
         match top_k {
             Some(top_k) => self.find_best(row, max, inverse_temperature, top_k),
@@ -203,7 +204,7 @@ impl Sampler {
     /// Every token that could be among those that top-p keeps becomes a candidate.
     fn find_likely(&mut self, row: &[f32], max: f32, inverse_temperature: f64, top_p: f64) {
         weigh(row, max, (inverse_temperature, 0.0), &mut self.weights);
-        self.mass = weights::total(&self.weights);
+        self.mass = distribution::total(&self.weights);
         // All lighter ones together weigh less than what top-p drops; the half is for rounding.
         let floor = 0.5 * (1.0 - top_p) * self.mass / row.len() as f64;
         let kept = (0..).zip(&self.weights).filter(|(_, weight)| **weight > floor);

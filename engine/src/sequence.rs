@@ -88,8 +88,10 @@ pub(crate) struct TokenCounts {
 
 impl Sequence {
     pub(crate) fn new(new: NewSequence) -> Self {
-        let Request { id, prompt, sampling, share_key: key, share_weight, class, cache_salt, constraint, .. } =
+        let Request { id, prompt, mut sampling, share_key: key, share_weight, class, cache_salt, constraint, .. } =
             new.request;
+        // As a constraint looks for them.
+        sampling.stop_token_ids.sort_unstable();
         let counts = TokenCounts::for_request(&sampling, &prompt);
         let prompt_logprobs = if sampling.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         Self {

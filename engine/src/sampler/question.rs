@@ -3,6 +3,7 @@
 
 use passerelle_models::ops::{Detail, MOST_BEST, Pick, PickedToken, RowAnswer, RowQuestion, Weights};
 
+use super::distribution::weight;
 use super::nucleus::{Candidate, mass};
 use super::{Choice, Sampler};
 use crate::event::{RequestError, TokenEvent};
@@ -10,7 +11,6 @@ use crate::logprobs::{answered_logprobs, checked_max};
 use crate::random::uniform;
 use crate::request::SamplingParams;
 use crate::sequence::Sequence;
-use crate::weights::weight;
 
 /// What is asked of each of a sequence's rows, in the order of its sampled tokens. `None`: the whole row is needed.
 pub(crate) fn questions(sequence: &Sequence, vocab_size: usize) -> impl Iterator<Item = Option<RowQuestion>> {

@@ -210,6 +210,19 @@ fn a_stop_token_waits_for_the_end_that_the_constraint_sees() {
 }
 
 #[test]
+fn the_stop_tokens_of_a_constrained_answer_may_come_in_any_order() {
+    let sampling = SamplingParams { stop_token_ids: vec![69, 5, 1 << 20, 69], ..greedy() };
+    let (sequence, _stream) = sequence(crate::Request { sampling, ..request(0, &[0]) });
+    let constraint = Some(Allowed { tokens: &[0b11], end: AnswerEnd::Here });
+    for likeliest in [5, 69] {
+        let mut row = [0.0; 70];
+        row[likeliest] = 9.0;
+        let choice = Choice { constraint, ..choice(&sequence.sampling) };
+        assert_eq!(token(&row, &choice), likeliest as TokenId);
+    }
+}
+
+#[test]
 fn logprobs_of_a_constrained_choice_are_still_the_models_own() {
     let params = SamplingParams { logprobs: Some(1), ..greedy() };
     let constraint = Some(Allowed { tokens: &[0b1], end: AnswerEnd::NotHere });
