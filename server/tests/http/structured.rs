@@ -113,6 +113,14 @@ async fn what_cannot_be_kept_is_refused_by_name() {
     let cases = [
         (schema(json!({"not": {}})), "response_format.json_schema.schema", "not"),
         (json!({"guided_json": {"uniqueItems": true, "type": "array"}}), "guided_json", "uniqueItems"),
+        (
+            schema(json!({"type": "integer", "multipleOf": 9_999_991})),
+            "response_format.json_schema.schema",
+            "multipleOf",
+        ),
+        (json!({"guided_json": {"type": "object", "minProperties": 2}}), "guided_json", "minProperties"),
+        (json!({"guided_json": {"const": 9_007_199_254_740_993_i64}}), "guided_json", "2^53"),
+        (json!({"guided_grammar": "start: %json {\"multipleOf\": 9999991}"}), "guided_grammar", "multipleOf"),
         (json!({"guided_regex": "("}), "guided_regex", "compiled"),
         (json!({"guided_regex": "a".repeat(300_000)}), "guided_regex", "300000 bytes"),
         (json!({"structured_outputs": {"grammar": "start: x"}}), "structured_outputs.grammar", "x"),

@@ -14,7 +14,7 @@ use crate::text::grammar::compiler::fault;
 
 /// The compiler's numbers are doubles: beyond this, not every whole number is one.
 const MAX_EXACT: u64 = 1 << 53;
-/// Names of properties in all: of `properties`, `required`, and objects in `const` and `enum`.
+/// In all: names in `properties`, `required`, and objects in `const` and `enum`; and `prefixItems`.
 const MAX_PROPERTIES: usize = 1000;
 /// In all; the compiler compares each two of an object.
 const MAX_PATTERN_PROPERTIES: usize = 32;
@@ -86,6 +86,7 @@ impl Counts {
         let (declared, required) = (length("properties"), length("required"));
         let keyword = if declared >= required { "properties" } else { "required" };
         self.add_properties(declared.max(required), keyword, place)?;
+        self.add_properties(length("prefixItems"), "prefixItems", place)?;
         self.pattern_properties += length("patternProperties");
         within(self.pattern_properties, MAX_PATTERN_PROPERTIES, "patternProperties", place)
     }

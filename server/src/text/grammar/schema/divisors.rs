@@ -12,7 +12,7 @@ const MULTIPLE_OF: &str = "multipleOf";
 #[derive(Default)]
 pub(super) struct Divisors {
     all: Vec<Divisor>,
-    /// Of one another.
+    /// Their digits, added up.
     remainders: u64,
 }
 

@@ -36,6 +36,7 @@ fn what_would_be_compiled_for_minutes_is_refused_with_its_keyword_place_and_boun
         ),
         (json!({"patternProperties": patterns}), ["patternProperties", "#", "32"]),
         (object_of(0..1001, |_| json!({"type": "integer"})), ["properties", "#", "1000"]),
+        (json!({"prefixItems": vec![json!({}); 1001]}), ["prefixItems", "#", "1000"]),
         (json!({"enum": [object_of(0..1001, |_| json!(1))]}), ["enum", "#", "1000"]),
         (object_of(0..257, |index| json!({"pattern": format!("^{index}$")})), ["pattern", "#/properties/p256", "256"]),
         (json!({"$ref": "#/far", "far": {"multipleOf": 9_999_991}}), ["multipleOf", "#/far", "10000"]),
