@@ -71,7 +71,7 @@ impl Delivery {
     }
 
     pub(crate) async fn whole(mut self) -> Result<Response, ApiError> {
-        let too_late = sleep(self.time_left());
+        let too_late = self.time_is_over();
         let joined = tokio::select! {
             biased;
             () = too_late => Err(timed_out(&self.state)),
@@ -82,10 +82,15 @@ impl Delivery {
         Ok(Json(self.answer.whole(usage)).into_response())
     }
 
-    /// Of the time that the whole request may take, its admission included.
-    fn time_left(&self) -> Duration {
+    /// Ready when the whole request has taken as long as it may, its admission included; at once, if it has.
+    fn time_is_over(&self) -> impl Future<Output = ()> + use<> {
         let so_far = self.state.clock().now().saturating_sub(self.admitted.arrived);
-        self.state.config().request_timeout.saturating_sub(so_far)
+        let left = self.state.config().request_timeout.saturating_sub(so_far);
+        async move {
+            if !left.is_zero() {
+                sleep(left).await;
+            }
+        }
     }
 
     async fn join_all(&mut self) -> Result<(), ApiError> {
@@ -108,7 +113,7 @@ impl Delivery {
     }
 
     async fn write_to(mut self, writer: &SseWriter) -> Result<(), ReaderGone> {
-        let too_late = sleep(self.time_left());
+        let too_late = self.time_is_over();
         let written = tokio::select! {
             biased;
             () = writer.reader_gone() => return Err(ReaderGone),
