@@ -83,3 +83,18 @@ fn a_batch_prompt_takes_no_more_time_than_the_better_stream_beside_it() {
     assert_eq!((ran[0], ran[1].0), ((0, 1), 3));
     assert!(ran[1].1 > 40, "better ones keep to max_added_latency: {ran:?}");
 }
+
+#[test]
+fn a_batch_stream_that_is_left_out_finds_the_block_of_its_next_token_when_its_turn_comes() {
+    let mut bench = Bench::new(EngineConfig { num_kv_blocks: 5, ..config() });
+    bench.add_of_class(Class::Batch, 1, 3);
+    bench.add_of_class(Class::Batch, 2, 3);
+    assert_eq!(bench.step(), [(1, 3), (2, 3)]);
+    bench.add(0, 1);
+    assert_eq!(bench.step(), [(0, 1), (1, 1), (2, 1)]);
+    bench.add_of_class(Class::Batch, 3, 3);
+    // From here each of batch needs its second block, of which two are left: the newcomer must not take the other.
+    assert_eq!(bench.step(), [(0, 1), (1, 1)]);
+    assert_eq!(bench.step(), [(0, 1), (2, 1)]);
+    assert_eq!(bench.scheduler.num_preempted(), 0);
+}
