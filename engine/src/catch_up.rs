@@ -3,6 +3,7 @@
 use crate::config::EngineConfig;
 use crate::cost::{CostModel, CostNs};
 use crate::request::Class;
+use crate::scheduler::StreamsOfStep;
 use crate::sequence::Sequence;
 
 /// Halves and sums of it are still times.
@@ -33,15 +34,10 @@ pub(crate) enum Demand {
 }
 
 impl CatchUpBudget {
-    /// What is left once so many sequences that are one token behind have their token. Beside those, `time` may be spent.
-    pub(crate) fn of_step(
-        config: &EngineConfig,
-        costs: CostModel,
-        num_one_behind: usize,
-        (time, batch_time): (CostNs, Option<CostNs>),
-    ) -> Self {
-        let left = config.max_num_batched_tokens - num_one_behind;
-        let (tokens, time) = match num_one_behind {
+    /// What is left once the streams that move have their token. Beside those that are protected, `time` may be spent.
+    pub(crate) fn of_step(config: &EngineConfig, costs: CostModel, streams: &StreamsOfStep, time: CostNs) -> Self {
+        let (left, batch_time) = (config.max_num_batched_tokens - streams.moving.count, streams.batch_time);
+        let (tokens, time) = match streams.num_protected {
             0 => (left, UNBOUNDED),
             _ => (left.min(config.prefill_chunk_tokens), time),
         };

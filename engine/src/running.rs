@@ -42,7 +42,7 @@ impl Running {
         self.sequences.extract_if(.., |sequence| sequence.is_parked())
     }
 
-    /// Whoever got nothing of any step for as long as a class has patience goes before those who left it nothing: the one
+    /// Whoever catches up and got nothing of any step for as long as a class has patience goes before those who left it nothing: the one
     /// that has waited longest, then nobody for as long again.
     pub(crate) fn raise_overdue(&mut self, now: Duration, patience: Duration) {
         let is_over = |since: Duration| now.saturating_sub(since) >= patience;
@@ -50,7 +50,8 @@ impl Running {
             return;
         }
         let overdue = |(index, sequence): (usize, &Sequence)| {
-            let since = sequence.idle_since.filter(|&since| is_over(since))?;
+            // Those one token behind take turns.
+            let since = sequence.idle_since.filter(|&since| is_over(since) && sequence.num_remaining() > 1)?;
             (sequence.id.class > Class::Interactive).then_some((since, index))
         };
         // Not the first in order: newcomers of a better class would go before it for ever.

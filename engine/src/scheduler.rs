@@ -43,6 +43,8 @@ use crate::request::Class;
 use crate::running::Running;
 use crate::sequence::{Sequence, SequenceId};
 use credit::{charge, queue};
+pub(crate) use streams::StreamsOfStep;
+use streams::Turn;
 
 mod credit;
 mod entry;
@@ -55,6 +57,8 @@ pub(crate) struct Scheduler {
     overrun: Overrun,
     /// In which better ones than batch generated.
     steps_of_better: u64,
+    /// Of the last step that gave any; kept for its memory.
+    turns: Vec<Turn>,
     /// No two credits that wait are further apart, see [`crate::policy`].
     fairness_bound: CostNs,
     /// When the present step began.
@@ -71,8 +75,8 @@ impl Scheduler {
         let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
         let (waiting, fairness_bound) = queue(&config, &costs);
         let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
-        let overrun = Overrun::default();
-        Self { config, costs, overrun, steps_of_better: 0, fairness_bound, now, running, parked, waiting, cache }
+        let (overrun, steps_of_better, turns) = Default::default();
+        Self { config, costs, overrun, steps_of_better, turns, fairness_bound, now, running, parked, waiting, cache }
     }
 
     /// From now on. Nothing may be inside: credits in other prices would mean nothing.
@@ -102,10 +106,10 @@ impl Scheduler {
         self.unpark();
         self.running.raise_overdue(now, self.config.class_patience);
         self.leave_a_token(&mut batch);
-        let (streams, batch_time) = self.schedule_streams();
-        batch.num_one_behind = streams.count;
+        let streams = self.schedule_streams();
+        batch.num_one_behind = streams.moving.count;
         let time = self.overrun.budget(self.config.max_added_latency);
-        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, streams.count, (time, batch_time));
+        let mut budget = CatchUpBudget::of_step(&self.config, self.costs, &streams, time);
         let catch_up_tokens = budget.tokens;
         self.hand_out(&mut batch, &mut budget);
         batch.catch_up_tokens = catch_up_tokens - budget.tokens;

@@ -1,53 +1,108 @@
 //! Which of the sequences that are one token behind get it in a step.
 //!
-//! All of them, unless batch would hold up better ones: with it, a step takes at most twice as long as those streams take
-//! without it, by what steps of so many have taken ([`Overrun`](crate::overrun::Overrun)). Batch streams take turns, the one
-//! that has been longest without a token first; one of them moves in any case. In the time that they leave, batch catches up.
+//! All of them, unless batch would hold up better ones. Beside better streams, a step takes at most twice as long as those
+//! streams take without batch, by what steps of so many have taken ([`Overrun`](crate::overrun::Overrun)); while better prompts
+//! are all that there is, batch adds nothing. Batch streams take turns, the one that has been longest without a token first; one
+//! of them moves in any case. In the time that they leave, batch catches up, where at least a token of a batch prompt runs.
+
+use std::mem;
+use std::time::Duration;
 
 use super::Scheduler;
 use crate::catch_up::UNBOUNDED;
 use crate::cost::CostNs;
 use crate::overrun::Streams;
 use crate::request::Class;
+use crate::sequence::Sequence;
 
 /// Of so many steps in which better ones generate batch sits one out, so that it is known how long those take without it.
 const STEPS_UNTIL_SAT_OUT: u64 = 64;
 
+/// A batch stream that may move: whoever was idle longest goes first, and those that never were go last.
+pub(super) type Turn = (bool, Option<Duration>, usize, CostNs);
+
+/// What the streams of a step leave to those that catch up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StreamsOfStep {
+    /// That move.
+    pub(crate) moving: Streams,
+    /// Of them, those that whoever catches up may hold up within a bound only.
+    pub(crate) num_protected: usize,
+    /// That batch may catch up in, if it may.
+    pub(crate) batch_time: Option<CostNs>,
+}
+
 impl Scheduler {
-    /// Schedules a token of each stream that moves, and nothing of the other sequences. The streams that move, and the time
-    /// that batch may catch up in, if it may.
-    pub(super) fn schedule_streams(&mut self) -> (Streams, Option<CostNs>) {
-        let (mut streams, mut turns) = (Streams::default(), Vec::new());
+    /// Schedules a token of each stream that moves, and nothing of the other sequences.
+    pub(super) fn schedule_streams(&mut self) -> StreamsOfStep {
+        let better_catch_up = self.better_catch_up();
+        let mut turns = mem::take(&mut self.turns);
+        turns.clear();
+        turns.reserve(self.running.len());
+        let mut moving = Streams::default();
         for (index, sequence) in self.running.iter_mut().enumerate() {
             sequence.num_scheduled = 0;
             if sequence.num_remaining() > 1 {
                 continue;
             }
             let cost = self.costs.of_tokens(sequence.num_computed, 1);
-            if sequence.id.class == Class::Batch {
+            if is_of_batch(sequence) {
                 turns.push((sequence.idle_since.is_none(), sequence.idle_since, index, cost));
             } else {
                 sequence.num_scheduled = 1;
-                streams = streams.with(cost);
+                moving = moving.with(cost);
             }
         }
-        let mut most = UNBOUNDED;
-        if streams.count > 0 {
-            self.steps_of_better += 1;
-            if self.steps_of_better.is_multiple_of(STEPS_UNTIL_SAT_OUT) {
-                return (streams, None);
-            }
-            most = 2 * self.overrun.of_streams(streams);
+        let better = moving;
+        let step = if better.count > 0 {
+            self.beside_streams(better, &mut turns)
+        } else {
+            let most = if better_catch_up { 0 } else { UNBOUNDED };
+            self.give_turns((better, most), &mut turns)
+        };
+        self.turns = turns;
+        let num_protected = if better_catch_up { better.count } else { step.moving.count };
+        StreamsOfStep { num_protected, ..step }
+    }
+
+    fn beside_streams(&mut self, better: Streams, turns: &mut [Turn]) -> StreamsOfStep {
+        self.steps_of_better += 1;
+        if self.steps_of_better.is_multiple_of(STEPS_UNTIL_SAT_OUT) {
+            return StreamsOfStep { moving: better, num_protected: better.count, batch_time: None };
+        }
+        let took = self.overrun.of_streams(better);
+        let step = self.give_turns((better, 2 * took), turns);
+        // Whoever catches up reckons in prices, of which that long is as many as the streams' own.
+        let in_prices =
+            |time: CostNs| (u128::from(time) * u128::from(better.price) / u128::from(took.max(1))) as CostNs;
+        StreamsOfStep { batch_time: step.batch_time.map(|time| time.min(in_prices(time))), ..step }
+    }
+
+    fn give_turns(&mut self, (mut moving, most): (Streams, CostNs), turns: &mut [Turn]) -> StreamsOfStep {
+        if most < UNBOUNDED {
             turns.sort_unstable();
         }
-        for (turn, (_, _, index, cost)) in turns.into_iter().enumerate() {
-            let with = streams.with(cost);
+        for (turn, &mut (_, _, index, cost)) in turns.iter_mut().enumerate() {
+            let with = moving.with(cost);
             if turn > 0 && self.overrun.of_streams(with) > most {
                 break;
             }
             self.running.at_mut(index).expect("it was found there").num_scheduled = 1;
-            streams = with;
+            moving = with;
         }
-        (streams, Some(most.saturating_sub(self.overrun.of_streams(streams))))
+        let batch_time = Some(most.saturating_sub(self.overrun.of_streams(moving)));
+        StreamsOfStep { moving, num_protected: moving.count, batch_time }
     }
+
+    /// Whether anybody better than batch has a prompt to run, or waits to.
+    fn better_catch_up(&mut self) -> bool {
+        let runs = self.running.iter().any(|sequence| sequence.num_remaining() > 1 && sequence.id.class < Class::Batch);
+        runs || self.next_class().is_some_and(|class| class < Class::Batch)
+    }
+}
+
+/// One that was raised while its prompt got nothing is again what it was asked as, once it generates: turns keep it from
+/// starving.
+fn is_of_batch(sequence: &Sequence) -> bool {
+    sequence.share.class == Class::Batch
 }

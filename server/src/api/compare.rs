@@ -80,7 +80,7 @@ pub(crate) async fn admit(
     let serving = state.serving();
     let shape = Shape::of(&prompt, &generate);
     let class = caller.classes.grant(generate.class);
-    let prepared = prepare_all(state, &models, (prompt, &generate)).await?;
+    let prepared = prepare_all(state, (&caller, &models), (prompt, &generate)).await?;
     let prompt = check_one_prompt(&models, &prepared)?;
     let longest = longest_text(state, &serving, &models)?;
     generate.sampling.max_tokens = Some(room_beside(longest, prompt.len(), generate.sampling.max_tokens)?);
@@ -147,12 +147,12 @@ async fn lease_all(state: &AppState, caller: &Caller, names: &[String]) -> Resul
 
 async fn prepare_all(
     state: &AppState,
-    models: &[Lease],
+    (caller, models): (&Caller, &[Lease]),
     (prompt, generate): (Prompt, &GenerateRequest),
 ) -> Result<Vec<Prepared>, ApiError> {
     let mut all = Vec::with_capacity(models.len());
     for (index, model) in models.iter().enumerate() {
-        let prepared = prepare(state, model, prompt.clone(), generate).await;
+        let prepared = prepare(state, (caller, model), prompt.clone(), generate).await;
         let prepared = prepared.map_err(|error| name_of_template(error, index))?;
         check_token_ids(generate, &prepared.prompts, model)?;
         all.push(prepared);

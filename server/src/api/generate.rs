@@ -128,7 +128,7 @@ pub(crate) async fn admit(
     }
     let shape = Shape::of(&prompt, &request);
     let class = if scope == Scope::Batch { ServiceClass::Batch } else { caller.classes.grant(request.class) };
-    let Prepared { prompts, bad_words, constraint } = prepare(state, &model, prompt, &request).await?;
+    let Prepared { prompts, bad_words, constraint } = prepare(state, (&caller, &model), prompt, &request).await?;
     check_token_ids(&request, &prompts, &model)?;
     let admission = Admission {
         state,

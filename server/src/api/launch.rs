@@ -62,10 +62,11 @@ impl LivePrompt {
         }
     }
 
-    /// See [`RunningPrompt::fail`]. Nothing falls with an upstream's answer.
+    /// The request's answer has failed as a whole.
     pub(crate) fn fail(&mut self, error: &ApiError) {
-        if let Self::Engine(prompt) = self {
-            prompt.fail(error);
+        match self {
+            Self::Engine(prompt) => prompt.fail(error),
+            Self::Upstream(choice) => choice.fall_with(error),
         }
     }
 

@@ -16,7 +16,7 @@ use super::state::{AppState, ServedModel};
 use super::wire::messages::{DeveloperRole, Role};
 use super::wire::request::{ChatPrompt, CompletionPrompt, GenerateRequest, Prompt, PromptEnding, ReasoningEffort};
 use super::wire::sampling::{LengthField, Sampling};
-use crate::gateway::Caller;
+use crate::gateway::{AccountPath, Caller};
 use crate::text::grammar::{AnswerForm, CompiledGrammar};
 use crate::text::{AddSpecialTokens, PromptEncoder, PromptEnd, SpecialTokens, TextModel, Tokenizer};
 
@@ -78,7 +78,7 @@ pub(crate) async fn find_generator(state: &AppState, caller: &Caller, name: &str
 /// Off the async threads.
 pub(crate) async fn prepare(
     state: &AppState,
-    model: &Lease,
+    (caller, model): (&Caller, &Lease),
     prompt: Prompt,
     request: &GenerateRequest,
 ) -> Result<Prepared, ApiError> {
@@ -94,7 +94,7 @@ pub(crate) async fn prepare(
     };
     let (prompts, bad_words, form) = state.text_work().run(read).await?;
     let constraint = match form {
-        Some(form) => Some(compile(state, form).await?),
+        Some(form) => Some(compile(state, &caller.account.path, form).await?),
         None => None,
     };
     Ok(Prepared { prompts, bad_words, constraint })
@@ -102,10 +102,11 @@ pub(crate) async fn prepare(
 
 async fn compile(
     state: &AppState,
+    account: &AccountPath,
     (form, wanted, model): (AnswerForm, WantedForm, Arc<ServedModel>),
 ) -> Result<CompiledGrammar, ApiError> {
     let (bounds, param) = (state.config().grammar, wanted.param().to_owned());
-    state.grammar_work().run(&param, move || wanted.compile(&form, &model, &bounds)).await
+    state.grammar_work().run(account, &param, move || wanted.compile(&form, &model, &bounds)).await
 }
 
 /// One encoded prompt per choice.

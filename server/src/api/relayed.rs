@@ -18,8 +18,10 @@ use crate::text::{AddSpecialTokens, SpecialTokens, TextModel};
 /// A choice on its way from an upstream. Dropping it closes the connection and settles what came so far.
 #[derive(Debug)]
 pub(crate) struct RelayedChoice {
-    /// `None` once over, so that it is settled before the answer's end is written.
+    /// `None` once it is settled: at its end where the client gets what comes, before the end is written; else when all of the
+    /// client's answer is known to be whole, or not.
     relay: Option<Relay>,
+    is_over: bool,
     reader: ChoiceReader,
     meter: PromptMeter,
     sent: Sent,
@@ -87,7 +89,7 @@ impl RelayedChoice {
         (reader, first): (ChoiceReader, Chunk),
         (meter, sent): (PromptMeter, Sent),
     ) -> Self {
-        let mut choice = Self { relay: Some(relay), reader, meter, sent, pending: VecDeque::new() };
+        let mut choice = Self { relay: Some(relay), is_over: false, reader, meter, sent, pending: VecDeque::new() };
         choice.take(first);
         choice
     }
@@ -95,7 +97,7 @@ impl RelayedChoice {
     /// The next piece; `None` after `Finished`. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
         while self.pending.is_empty() {
-            let Some(relay) = &mut self.relay else { return Ok(None) };
+            let Some(relay) = self.relay.as_mut().filter(|_| !self.is_over) else { return Ok(None) };
             match relay.next().await {
                 Some(Ok(data)) => match self.reader.read(&data) {
                     Ok(chunk) => self.take(chunk),
@@ -108,7 +110,7 @@ impl RelayedChoice {
         if let Some(relay) = &mut self.relay
             && let Err(unwritten) = relay.covers().await
         {
-            self.settle(EntryEnd::Failed);
+            self.settle();
             return Err(unwritten.into());
         }
         let piece = self.pending.pop_front();
@@ -139,13 +141,18 @@ impl RelayedChoice {
         let Some(reason) = self.reader.end else {
             return Err(self.blame(&Failure::Broke("the answer ended too early".to_owned())));
         };
-        if let Some(relay) = &self.relay {
-            relay.praise();
-        }
-        self.settle(match reason {
+        let end = match reason {
             AnswerEnd::Length | AnswerEnd::Quota => EntryEnd::Length,
             AnswerEnd::Stop | AnswerEnd::ToolCalls | AnswerEnd::ContentFilter => EntryEnd::Stop,
-        });
+        };
+        if let Some(relay) = &mut self.relay {
+            relay.praise();
+            relay.end(end);
+        }
+        self.is_over = true;
+        if self.sent == Sent::AsItComes {
+            self.settle();
+        }
         self.pending.push_back(Delta::Finished(reason));
         Ok(())
     }
@@ -158,27 +165,35 @@ impl RelayedChoice {
     }
 
     fn fail(&mut self, failure: &Failure) -> ApiError {
-        if let Some(relay) = &mut self.relay {
+        if let Some(relay) = &self.relay {
             self.meter.broke_off(relay.replica(), failure);
-            if self.sent == Sent::AtTheEnd {
-                relay.make_free();
+        }
+        let error = ApiError::from(failure);
+        self.fall_with(&error);
+        error
+    }
+
+    /// The client's answer fails as a whole: what it does not get it does not pay, unless that is its own doing.
+    pub(crate) fn fall_with(&mut self, error: &ApiError) {
+        if let Some(relay) = self.relay.as_mut().filter(|_| error.is_our_fault()) {
+            match self.sent {
+                Sent::AtTheEnd => relay.make_free(),
+                Sent::AsItComes => relay.end(EntryEnd::Failed),
             }
         }
-        self.settle(EntryEnd::Failed);
-        ApiError::from(failure)
+        self.settle();
     }
 
     /// The one way out of a relay, so that what is measured is what is settled.
-    fn settle(&mut self, end: EntryEnd) {
-        let Some(mut relay) = self.relay.take() else { return };
-        relay.end(end);
+    fn settle(&mut self) {
+        let Some(relay) = self.relay.take() else { return };
         self.meter.ended(relay.close());
     }
 }
 
 impl Drop for RelayedChoice {
     fn drop(&mut self) {
-        self.settle(EntryEnd::Aborted);
+        self.settle();
     }
 }
 

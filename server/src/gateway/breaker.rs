@@ -114,8 +114,11 @@ impl Breaker {
         }
     }
 
-    /// A request has its whole answer.
+    /// A request has its whole answer. One from before a rest says nothing of now.
     pub(super) fn succeeded(&mut self) {
+        if let State::Open { .. } = self.state {
+            return;
+        }
         self.rests = 0;
         self.state = State::Closed { failures: 0 };
     }
@@ -336,6 +339,17 @@ mod tests {
         breaker.succeeded();
         breaker.failed_on(Fingerprint(4), &broke(), 2 * later, LATEST);
         assert!(breaker.lets_pass(2 * later));
+    }
+
+    #[test]
+    fn answers_that_end_during_a_rest_do_not_end_it() {
+        let mut breaker = breaker();
+        ill(&mut breaker, SECOND);
+        ill(&mut breaker, SECOND);
+        breaker.succeeded();
+        breaker.failed(&Failure::Refused(Box::default()), SECOND, LATEST);
+        assert!(!breaker.lets_pass(SECOND));
+        assert!(breaker.lets_pass(2 * SECOND));
     }
 
     #[test]

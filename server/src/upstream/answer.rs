@@ -25,11 +25,13 @@ pub(super) fn failure(status: u16, headers: &HeaderMap, body: &[u8]) -> Failure 
     }
 }
 
-/// Whether a limit that counts what a request asks for refuses it, and not one that counts requests: another Passerelle names it.
+/// Whether a limit that counts what requests ask for has room, but not for this one. Another Passerelle tells of it.
 fn is_about_the_request(body: &[u8]) -> bool {
     let parsed: Value = serde_json::from_slice(body).unwrap_or_default();
-    let limit = parsed["error"]["limit"]["name"].as_str().and_then(|name| name.parse::<LimitName>().ok());
-    limit.is_some_and(|limit| !limit.counts_requests())
+    let limit = &parsed["error"]["limit"];
+    let name = limit["name"].as_str().and_then(|name| name.parse::<LimitName>().ok());
+    let has_room = matches!((limit["used"].as_f64(), limit["limit"].as_f64()), (Some(used), Some(all)) if used < all);
+    has_room && name.is_some_and(|name| !name.counts_requests())
 }
 
 /// OpenAI's shape, `{"error": {...}}`; vLLM's older one, without the outer object; or nothing that is understood.
@@ -71,13 +73,17 @@ mod tests {
 
     #[test]
     fn a_limit_that_one_request_is_too_large_for_is_told_apart_from_one_on_requests() {
-        let refused = |limit: &str| failure_of(429, &format!(r#"{{"error": {{"limit": {{"name": "{limit}"}}}}}}"#));
+        let refused_at = |limit: &str, used: f64| {
+            failure_of(429, &format!(r#"{{"error": {{"limit": {{"name": "{limit}", "used": {used}, "limit": 9}}}}}}"#))
+        };
+        let refused = |limit: &str| refused_at(limit, 8.5);
         for limit in ["tokens_per_day", "output_tokens_per_minute", "gpu_seconds_granted", "batch_tokens"] {
             assert_eq!(refused(limit), Failure::NoRoom { retry_after: None }, "{limit}");
         }
         for limit in ["requests_per_minute", "requests_per_day", "concurrent_requests", "queued_requests", "odd"] {
             assert_eq!(refused(limit), Failure::Busy { retry_after: None }, "{limit}");
         }
+        assert_eq!(refused_at("tokens_granted", 9.0), Failure::Busy { retry_after: None }, "nobody has room");
         let elsewhere = r#"{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}"#;
         assert_eq!(failure_of(429, elsewhere), Failure::Busy { retry_after: None });
     }

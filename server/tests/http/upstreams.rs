@@ -271,6 +271,16 @@ async fn a_whole_answer_that_an_upstream_breaks_off_costs_nothing() {
     assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_failed"));
     let totals = settled(&server).await;
     assert_eq!((totals.settled, totals.prompt_tokens, totals.generated_tokens), (1, 0, 0));
+    // Of two prompts, the first is answered.
+    let one_of_two = Scripted::start(|number| match number {
+        0 => Act::Say(completion_answer("x", 3)),
+        _ => Act::SayAndBreak(completion_answer("y", 3)[..1].to_vec()),
+    });
+    let server = gateway(&[one_of_two.await.address]).await;
+    let reply = server.client().post("/v1/completions", &json!({"model": REMOTE, "prompt": ["a", "b"]})).await;
+    assert_eq!((reply.status, reply.error_code().as_str()), (502, "upstream_failed"));
+    let totals = settled(&server).await;
+    assert_eq!((totals.settled, totals.prompt_tokens, totals.generated_tokens), (2, 0, 0));
 }
 
 /// As when another Passerelle's limit on tokens is too small for it.
@@ -279,7 +289,7 @@ async fn a_request_that_an_upstream_has_no_room_for_silences_it_for_nobody_else(
     const TOO_LARGE: Act = Act::Refuse(
         429,
         "retry-after: 9000\r\n",
-        r#"{"error": {"code": "insufficient_quota", "limit": {"name": "tokens_per_day"}}}"#,
+        r#"{"error": {"code": "insufficient_quota", "limit": {"name": "tokens_per_day", "used": 5, "limit": 9}}}"#,
     );
     let upstream = Scripted::by_body(|body| match body["seed"].as_u64() {
         Some(1) => TOO_LARGE,

@@ -107,15 +107,24 @@ impl KeyRing {
         given.len() != keys.len() || !given.iter().zip(keys).all(is_same)
     }
 
+    /// What was changed since it was read is in it: a key that was revoked meanwhile does not come back.
     pub fn adopt(&self, Regiven { given, picture }: Regiven) {
-        {
-            let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.given = given;
-            known.picture = picture;
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        let newer = match &self.directory {
+            Some(directory) => read_if_other(directory, picture.generation, &given),
+            None => Ok(None),
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.given = given;
+        match newer {
+            Ok(newer) => known.picture = newer.map_or(picture, Arc::new),
+            Err(error) => {
+                tracing::warn!(%error, "the keys stay as they were");
+                if picture.generation >= known.picture.generation {
+                    known.picture = picture;
+                }
+            }
         }
-        // What was changed since it was read.
-        self.look();
     }
 
     /// Whether nobody ever made a key. One that was revoked or has expired still counts: taking the last key away must

@@ -144,21 +144,22 @@ impl Reservation {
     /// Takes room for up to `most` further tokens of each of `num_answers`, which may then be generated: as many as a
     /// budget still has, by halves. A refusal takes nothing.
     ///
-    /// By the limits that later requests follow too: one that was lowered meanwhile may end an answer. One that began within
-    /// a grant goes on beyond it as far as they may, though in its class: an engine that runs it keeps it there.
+    /// By the limits that later requests follow too: one that was lowered meanwhile may end an answer. Beyond a
+    /// grant only batch goes on, since whatever runs there is to be that.
     pub fn extend(&mut self, num_answers: u32, most: u32) -> Result<u32, Denied> {
         let books = Arc::clone(&self.books);
         let (account, model) = (&self.caller.account, self.model.as_deref());
         let mut pages = books.open();
         let now = books.now();
         self.slots.iter().for_each(|slot| pages.pages[*slot].roll(now, &books.parts.calendar));
+        let overrun = if self.class == ServiceClass::Batch { books.parts.overrun } else { Percent::NONE };
         let mut tokens = most;
         loop {
             let generated_tokens = self.output.reserved_tokens.saturating_add(num_answers.saturating_mul(tokens));
             let used = Usage { prompt_tokens: self.output.prompt_tokens, generated_tokens, ..Usage::default() };
             let whole = Amounts::of((model, self.num_answers), used, &books.parts.tariff);
             let more = whole.in_class(self.class).beyond(&self.held);
-            let demand = Demand { now: more, stage: Stage::Further, overrun: books.parts.overrun };
+            let demand = Demand { now: more, stage: Stage::Further, overrun };
             match pages.refusal((account, &self.slots), (&demand, model), now) {
                 None => {
                     pages.set_motion(&self.slots, &mut self.holdings, Motion::Runs);

@@ -187,18 +187,21 @@ fn a_used_up_grant_may_be_overrun_by_a_quarter_in_the_class_that_gives_way_to_ev
 }
 
 #[test]
-fn an_answer_that_began_within_a_grant_grows_into_the_overrun_and_never_past_it() {
+fn a_batch_that_began_within_a_grant_grows_into_the_overrun_and_never_past_it_and_nothing_better_does() {
     let in_parts = PartBounds { tokens: NonZeroU32::new(10).unwrap(), ..PartBounds::default() };
     let parts = LedgerParts::without_past(Arc::new(ManualClock::default()));
     let ledger = Ledger::new(LedgerParts { in_parts, overrun: Percent(25), ..parts });
     let forever = Period::Grant { from: UnixSeconds(0), until: UnixSeconds(u64::MAX) };
     let alice = caller("alice", &[("alice", budget(Unit::Tokens, 100, forever))]);
     ledger.reserve(&alice, &ask(30, 0)).unwrap().settle_as(used(30, 0));
-    let mut growing = ledger.reserve(&alice, &Ask { reserve: Reserve::InParts, ..ask(20, 80) }).unwrap();
-    assert_eq!([growing.extend(1, 40), growing.extend(1, 20), growing.extend(1, 10)], [Ok(40), Ok(20), Ok(5)]);
-    assert_eq!(growing.extend(1, 1), Err(Denied::Spent), "100 and 25 are used");
-    assert_eq!(growing.class(), ServiceClass::Standard, "it runs already");
-    growing.settle_as(used(20, 75));
+    let growing = |class| ledger.reserve(&alice, &Ask { class, reserve: Reserve::InParts, ..ask(20, 80) }).unwrap();
+    let mut standard = growing(ServiceClass::Standard);
+    assert_eq!([standard.extend(1, 40), standard.extend(1, 1)], [Ok(40), Err(Denied::Spent)], "100 are used");
+    standard.settle_as(used(20, 0));
+    let mut batch = growing(ServiceClass::Batch);
+    assert_eq!([batch.extend(1, 20), batch.extend(1, 20), batch.extend(1, 10)], [Ok(20), Ok(20), Ok(5)]);
+    assert_eq!(batch.extend(1, 1), Err(Denied::Spent), "125 are used");
+    batch.settle_as(used(20, 55));
     assert_eq!(ledger.reserve(&alice, &ask(1, 0)).unwrap_err().retry, Retry::Spent);
 }
 
