@@ -70,9 +70,11 @@ impl CatchUpBudget {
             self.tokens -= tokens;
             let cost = self.costs.of_tokens(start, tokens);
             self.time = self.time.saturating_sub(cost);
-            if sequence.id.class == Class::Batch {
-                self.batch_time = self.batch_time.map(|time| time.saturating_sub(cost));
-            }
+            // Beside prompts of better ones, batch may take as long again.
+            self.batch_time = self.batch_time.map(|time| match sequence.id.class {
+                Class::Batch => time.saturating_sub(cost),
+                Class::Standard | Class::Interactive => time.saturating_add(cost),
+            });
         }
         tokens
     }

@@ -62,12 +62,12 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Allocations of all steps together, with so many sequences that generate, of requests with so many choices.
-fn allocations(sequences: u64, num_choices: NonZeroU32, sampling: &SamplingParams) -> u64 {
+fn allocations(sequences: u64, num_choices: NonZeroU32, (class, sampling): (Class, &SamplingParams)) -> u64 {
     let config = EngineConfig { num_kv_blocks: 4096, max_num_seqs: 256, ..EngineConfig::default() };
     let (mut step_loop, handle) = StepLoop::new(parts(FreeModel::new(vec![0.0; VOCAB]), config)).unwrap();
     let submit = |id| {
         let request = Request::new(RequestId(id), vec![1; 40], sampling.clone());
-        handle.submit(Request { share_key: ShareKey(id % 5), num_choices, ..request }).unwrap()
+        handle.submit(Request { class, share_key: ShareKey(id % 5), num_choices, ..request }).unwrap()
     };
     let mut streams: Vec<EventStream> = (0..sequences / u64::from(num_choices.get())).map(submit).collect();
     let read =

@@ -1,9 +1,10 @@
 //! Which of the sequences that are one token behind get it in a step.
 //!
 //! All of them, unless batch would hold up better ones. Beside better streams, a step takes at most twice as long as those
-//! streams take without batch, by what steps of so many have taken ([`Overrun`](crate::overrun::Overrun)); while better prompts
-//! are all that there is, batch adds nothing. Batch streams take turns, the one that has been longest without a token first; one
-//! of them moves in any case. In the time that they leave, batch catches up, where at least a token of a batch prompt runs.
+//! streams take without batch, by what steps of so many have taken ([`Overrun`](crate::overrun::Overrun)). Batch streams take
+//! turns, the one that has been longest without a token first; one of them moves in any case, and while better prompts are all
+//! that there is no further one, nor do these go by its needs. In the time that the streams leave, and for as long again as
+//! better ones catch up, batch catches up.
 
 use std::mem;
 use std::time::Duration;
