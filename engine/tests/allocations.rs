@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::num::NonZeroU32;
 
 use passerelle_engine::testing::{FreeModel, parts};
-use passerelle_engine::{EngineConfig, EventStream, Request, RequestId, SamplingParams, ShareKey, StepLoop};
+use passerelle_engine::{Class, EngineConfig, EventStream, Request, RequestId, SamplingParams, ShareKey, StepLoop};
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
 use passerelle_models::{BlockId, LoadOptions, LoadedModel, ModelInput, demo_checkpoint, load, unwatched};
@@ -109,11 +109,13 @@ fn no_allocation_is_made_for_a_token_of_one_choice_among_several() {
 }
 
 fn assert_none_for_a_token(num_choices: NonZeroU32, sampling: &SamplingParams) {
-    // Both are of every share.
-    let [few, many] = [10, 200].map(|sequences| allocations(sequences, num_choices, sampling));
-    let per_step = few as f64 / STEPS as f64;
-    assert_eq!(many, few, "a step allocates the same for 200 sequences as for 10: {sampling:?}");
-    assert!(per_step < 40.0, "{per_step} allocations a step: {sampling:?}");
+    for class in [Class::Standard, Class::Batch] {
+        // Both are of every share.
+        let [few, many] = [10, 200].map(|sequences| allocations(sequences, num_choices, (class, sampling)));
+        let per_step = few as f64 / STEPS as f64;
+        assert_eq!(many, few, "a step allocates the same for 200 sequences as for 10: {class:?} {sampling:?}");
+        assert!(per_step < 40.0, "{per_step} allocations a step: {class:?} {sampling:?}");
+    }
 }
 
 /// The most that a step of `tokens` tokens, `rows` of which give logits, holds beside weights and KV cache.
