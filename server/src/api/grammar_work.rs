@@ -138,6 +138,8 @@ mod tests {
         let (_release, released) = sync_channel::<()>(1);
         work.run(&lab(), "tools", move || Ok(released.recv().is_ok())).await.unwrap_err();
         assert_eq!(work.run(&lab(), "tools", || Ok(1)).await.unwrap_err().kind(), ErrorKind::QueueFull);
+        // A paused clock would not wait for the thread.
+        tokio::time::resume();
         assert_eq!(work.run(&"other".parse().unwrap(), "tools", || Ok(1)).await, Ok(1));
         assert_eq!(work.of_accounts.lock().unwrap().len(), 2);
         let _other = work.places_of(&"third".parse().unwrap());
