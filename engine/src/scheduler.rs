@@ -112,6 +112,7 @@ impl Scheduler {
         let mut budget = CatchUpBudget::of_step(&self.config, self.costs, &streams, time);
         let catch_up_tokens = budget.tokens;
         self.hand_out(&mut batch, &mut budget);
+        self.let_somebody_move(&mut batch);
         batch.catch_up_tokens = catch_up_tokens - budget.tokens;
         self.conclude(&mut batch);
         batch

@@ -10,6 +10,7 @@ use std::mem;
 use std::time::Duration;
 
 use super::Scheduler;
+use crate::batch::ScheduledBatch;
 use crate::catch_up::UNBOUNDED;
 use crate::cost::CostNs;
 use crate::overrun::Streams;
@@ -93,6 +94,17 @@ impl Scheduler {
         }
         let batch_time = Some(most.saturating_sub(self.overrun.of_streams(moving)));
         StreamsOfStep { moving, num_protected: moving.count, batch_time }
+    }
+
+    /// The one batch stream whose turn it was may have lost its place for want of blocks: then the first has the turn.
+    pub(super) fn let_somebody_move(&mut self, batch: &mut ScheduledBatch) {
+        if self.running.iter().any(|sequence| sequence.num_scheduled > 0) {
+            return;
+        }
+        if let Some(first) = self.running.at_mut(0).filter(|first| first.num_remaining() == 1) {
+            first.num_scheduled = 1;
+            self.make_room(0, batch);
+        }
     }
 
     /// Whether anybody better than batch has a prompt to run, or waits to.

@@ -15,15 +15,16 @@ use passerelle_models::{CausalLm, KvReach};
 
 const SEEDS: u64 = 300;
 const ALL_SEEDS: u64 = 10_000;
-/// Requests starved in it: one had a turn out of order, was parked, and had another one preempted that went before it.
-const ONCE_FAILED: u64 = 9001;
+/// Nothing ran in a step of the first: the one batch stream whose turn it was lost its blocks. In the second requests starved: one
+/// had a turn out of order, was parked, and had another one preempted that went before it.
+const ONCE_FAILED: [u64; 2] = [1050, 9001];
 const REQUESTS: usize = 24;
 /// A world's work is at most `REQUESTS` times three choices of 40 tokens, recomputed a few times over.
 const FAR_TOO_MANY_STEPS: usize = 40_000;
 
 #[test]
 fn every_request_gets_what_it_gets_alone_and_nothing_is_lost() {
-    live_through((0..SEEDS).chain([ONCE_FAILED]));
+    live_through((0..SEEDS).chain(ONCE_FAILED));
 }
 
 #[test]
