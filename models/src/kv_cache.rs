@@ -46,6 +46,9 @@ pub struct KvCache {
 pub struct KvLayer {
     pub(crate) k: Tensor,
     pub(crate) v: Tensor,
+    /// The first element of each, for bodies that write to the whole memory behind it: candle lists the dimensions of what
+    /// is written to, at each call, and these have none.
+    pub(crate) first: [Tensor; 2],
     format: KvFormat,
     group: usize,
     num_blocks: usize,
@@ -207,12 +210,15 @@ impl KvLayer {
             }
         };
         let [k, v] = [k_shape, v_shape].map(|shape| zeros(&shape, format.dtype(), device));
-        Ok(Self { k: k?, v: v?, format, group: 0, num_blocks, block_size, num_kv_heads, head_dim })
+        let (k, v) = (k?, v?);
+        let first = first_elements(&k, &v)?;
+        Ok(Self { k, v, first, format, group: 0, num_blocks, block_size, num_kv_heads, head_dim })
     }
 
     /// The same keys and values in the memory of `device`: this layer's own memory if they lie there.
     pub(crate) fn on(&self, device: &Device) -> Result<Self, ModelError> {
-        Ok(Self { k: self.k.to_device(device)?, v: self.v.to_device(device)?, ..self.clone() })
+        let (k, v) = (self.k.to_device(device)?, self.v.to_device(device)?);
+        Ok(Self { first: first_elements(&k, &v)?, k, v, ..self.clone() })
     }
 
     /// Of a token in `slot` and of one head, in the tensor of `side`.
@@ -263,6 +269,11 @@ impl KvLayer {
     pub(crate) fn padded_head_dim(&self) -> usize {
         padded(self.head_dim)
     }
+}
+
+fn first_elements(k: &Tensor, v: &Tensor) -> Result<[Tensor; 2], ModelError> {
+    let of = |tensor: &Tensor| tensor.flatten_all()?.narrow(0, 0, tensor.elem_count().min(1));
+    Ok([of(k)?, of(v)?])
 }
 
 /// As [`Tensor::zeros`], which aborts the process where memory is short.

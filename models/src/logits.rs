@@ -1,7 +1,10 @@
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
 use candle_core::{DType, Tensor};
 
 use crate::ModelError;
-use crate::ops::{self, Compute, RowAnswer, RowQuestion};
+use crate::ops::{self, Buffer, Compute, Matrix, RowAnswer, RowQuestion};
 
 /// The logits of the sampled rows of one step, `[num_rows, vocab_size]`, where the model left them.
 #[derive(Debug, Clone)]
@@ -16,7 +19,14 @@ pub enum Logits {
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogitRows {
     vocab_size: usize,
-    values: Vec<f32>,
+    values: Values,
+}
+
+/// A copy is a list of its own.
+enum Values {
+    List(Vec<f32>),
+    /// Where the head left them.
+    OfStep(Buffer<f32>),
 }
 
 /// Rows of logits that are asked about where they are. What the device has still to compute, and errors of it, show when they
@@ -36,9 +46,13 @@ impl Logits {
     }
 
     /// `[num_rows, vocab_size]`, f32 or bf16. They stay where they are, unless that is the host's memory.
-    pub(crate) fn left_by(compute: &Compute, rows: Tensor) -> Result<Self, ModelError> {
+    pub(crate) fn left_by(compute: &Compute, rows: Matrix) -> Result<Self, ModelError> {
+        let vocab_size = rows.width();
+        let rows = match rows.into_host() {
+            Ok(values) => return Ok(Self::Here(LogitRows { vocab_size, values: Values::OfStep(values) })),
+            Err(rows) => rows.into_tensor()?,
+        };
         if compute.is_host() {
-            let vocab_size = rows.dim(1)?;
             return Ok(Self::new(vocab_size, rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?));
         }
         Ok(Self::Elsewhere(DistantLogits { compute: compute.clone(), rows }))
@@ -68,7 +82,7 @@ impl LogitRows {
     /// If `values` is not a whole number of rows.
     pub fn new(vocab_size: usize, values: Vec<f32>) -> Self {
         assert!(vocab_size > 0 && values.len().is_multiple_of(vocab_size), "logits must be whole rows");
-        Self { vocab_size, values }
+        Self { vocab_size, values: Values::List(values) }
     }
 
     pub fn num_rows(&self) -> usize {
@@ -89,6 +103,44 @@ impl LogitRows {
     }
 }
 
+impl Deref for Values {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::List(values) => values,
+            Self::OfStep(values) => values,
+        }
+    }
+}
+
+impl DerefMut for Values {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::List(values) => values,
+            Self::OfStep(values) => values,
+        }
+    }
+}
+
+impl Clone for Values {
+    fn clone(&self) -> Self {
+        Self::List(self.to_vec())
+    }
+}
+
+impl PartialEq for Values {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl fmt::Debug for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&**self).finish()
+    }
+}
+
 impl DistantLogits {
     /// For tests: as if the host's memory were a device's. The reference bodies answer.
     ///
@@ -97,7 +149,7 @@ impl DistantLogits {
     pub fn pretend(LogitRows { vocab_size, values }: LogitRows) -> Result<Self, ModelError> {
         let compute = Compute::cpu(1);
         let shape = (values.len() / vocab_size, vocab_size);
-        Ok(Self { rows: Tensor::from_vec(values, shape, compute.device())?, compute })
+        Ok(Self { rows: Tensor::from_slice(&values, shape, compute.device())?, compute })
     }
 
     pub fn num_rows(&self) -> usize {

@@ -1,66 +1,149 @@
 use super::weights::qkv_width;
 use crate::config::{FfnSpec, LayerSpec, NormPlacement, PositionSpec, RopeSpec};
 
-/// What a step holds at its peak beside weights and KV cache, in numbers of f32.
+/// What a step holds at its peak beside weights and KV cache, and what of it stays at hand for the next one.
 ///
-/// The peak is one of four moments. Of a layer, a token holds then, with `h` the width of the stream, `q`, `k` and `v`
-/// those of a token's queries, keys and values, and `f` that of the feed-forward network:
-///
-/// ```text
-/// output projection of attention   stream and its norm 2 h | qkv q+k+v | placed q, k | attended q | output h
-/// down projection                  stream before and after attention, its norms 4 h | gate and up 2 f | product f | output h
-/// logits                           stream h a token | stream and norm of its rows 2 h a row | logits
-/// copy of the logits               logits, twice
-/// ```
-///
-/// A layer that norms what it adds (`NormPlacement::Post`, `OnSum`) holds one stream less. What threads hold for a tile at a
-/// time, and the integers that activations are rounded to before a quantised matrix, are left out.
+/// Ops take their outputs from a workspace, which gives each the smallest piece that it has and that is large enough, and
+/// asks the allocator where none is. So what a step holds is what comes of asking for the same pieces in the same order,
+/// which is done here. What threads hold for a tile at a time, and the integers that activations are rounded to before a
+/// quantised matrix, are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Activations {
-    /// Of a token, in the layer that holds most.
-    token_layer: usize,
-    /// Of a token, while logits are computed.
-    token_stream: usize,
-    /// Of a row of logits, while they are computed.
-    row: usize,
-    /// The same, while they are copied.
-    copied_row: usize,
+    hidden: usize,
+    /// The layer that holds most.
+    layer: LayerWidths,
+    /// Cosines and sines of a token.
+    angles: usize,
+    /// 0 where no logits are computed.
+    vocab_size: usize,
+}
+
+/// Of a token, in numbers of f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LayerWidths {
+    norms_first: bool,
+    qkv: usize,
+    queries: usize,
+    /// Of the feed-forward network's first product, and of what its activation makes of it.
+    up: usize,
+    activated: usize,
 }
 
 const F32_BYTES: u64 = 4;
+/// After the first two layers, nothing new is asked for.
+const LAYERS: usize = 3;
 
 impl Activations {
     /// `vocab_size` is 0 where no logits are computed.
     pub(crate) fn of_layers(layers: &[LayerSpec], hidden: usize, vocab_size: usize) -> Self {
-        let angles = angles(layers);
-        let widest = layers.iter().map(|layer| of_layer(layer, hidden)).max().unwrap_or(0);
-        let row = if vocab_size == 0 { 0 } else { 2 * hidden + vocab_size };
-        Self { token_layer: widest + angles, token_stream: hidden + angles, row, copied_row: 2 * vocab_size }
+        let widest = layers.iter().map(LayerWidths::of).max_by_key(|layer| layer.qkv + layer.queries + layer.up);
+        let layer = widest.unwrap_or(LayerWidths { norms_first: true, qkv: 0, queries: 0, up: 0, activated: 0 });
+        Self { hidden, layer, angles: angles(layers), vocab_size }
     }
 
     /// Bytes of a step of `tokens` tokens that gives `rows` rows of logits.
     pub fn bytes(&self, tokens: usize, rows: usize) -> u64 {
-        let layer = tokens.saturating_mul(self.token_layer);
-        let logits = tokens.saturating_mul(self.token_stream).saturating_add(rows.saturating_mul(self.row));
-        let copy = rows.saturating_mul(self.copied_row);
-        (layer.max(logits).max(copy) as u64).saturating_mul(F32_BYTES)
+        let mut pieces = Pieces::default();
+        let angles = pieces.take(tokens, self.angles);
+        let mut stream = (pieces.take(tokens, self.hidden), None);
+        for _ in 0..LAYERS {
+            stream = self.run_layer(&mut pieces, tokens, stream);
+        }
+        if self.vocab_size > 0 {
+            self.run_head(&mut pieces, (tokens, rows), stream);
+        }
+        pieces.give_back(angles);
+        (pieces.held as u64).saturating_mul(F32_BYTES)
+    }
+
+    /// As [`crate::layers`] run one: what is taken, in order, and what nobody needs any longer.
+    fn run_layer(&self, pieces: &mut Pieces, tokens: usize, (residual, addend): Stream) -> Stream {
+        let LayerWidths { norms_first, qkv, queries, up, activated } = self.layer;
+        let take = |pieces: &mut Pieces, width| pieces.take(tokens, width);
+        let sum = addend.is_some().then(|| take(pieces, self.hidden));
+        let normed = norms_first.then(|| take(pieces, self.hidden));
+        let stream = pieces.replaced(residual, addend, sum);
+        let product = take(pieces, qkv);
+        let attended = take(pieces, queries);
+        pieces.give_back(product);
+        let output = take(pieces, self.hidden);
+        pieces.give_back(attended);
+        normed.into_iter().for_each(|normed| pieces.give_back(normed));
+        let (sum, normed) = (take(pieces, self.hidden), take(pieces, self.hidden));
+        let stream = pieces.replaced(stream, Some(output), Some(sum));
+        let product = take(pieces, up);
+        let gated = take(pieces, activated);
+        pieces.give_back(product);
+        let output = take(pieces, self.hidden);
+        pieces.give_back(gated);
+        pieces.give_back(normed);
+        (stream, Some(output))
+    }
+
+    fn run_head(&self, pieces: &mut Pieces, (tokens, rows): (usize, usize), (residual, addend): Stream) {
+        let mut stream = vec![residual];
+        stream.extend(addend);
+        if rows < tokens {
+            for whole in &mut stream {
+                let sampled = pieces.take(rows, self.hidden);
+                pieces.give_back(std::mem::replace(whole, sampled));
+            }
+        }
+        let (sum, normed) = (pieces.take(rows, self.hidden), pieces.take(rows, self.hidden));
+        let logits = pieces.take(rows, self.vocab_size);
+        stream.extend([sum, normed, logits]);
+        stream.into_iter().for_each(|piece| pieces.give_back(piece));
     }
 }
 
-fn of_layer(layer: &LayerSpec, hidden: usize) -> usize {
-    let streams = match layer.placement {
-        NormPlacement::Pre | NormPlacement::PreFfnOnly => 2,
-        NormPlacement::Post | NormPlacement::OnSum => 1,
-    };
-    let attention = layer.attention().map_or(0, |is| {
-        let (queries, keys) = (is.num_heads * is.head_dim, is.num_kv_heads * is.head_dim);
-        streams * hidden + qkv_width(is) + (queries + keys) + queries + hidden
-    });
-    let inner = match layer.ffn {
-        FfnSpec::Gated { intermediate_size, .. } => 3 * intermediate_size,
-        FfnSpec::Plain { intermediate_size, .. } => 2 * intermediate_size,
-    };
-    attention.max((streams + 2) * hidden + inner + hidden)
+/// The residual stream, and what is to be added to it.
+type Stream = (Piece, Option<Piece>);
+
+/// How much one holds.
+struct Piece(usize);
+
+#[derive(Default)]
+struct Pieces {
+    idle: Vec<usize>,
+    held: usize,
+}
+
+impl Pieces {
+    fn take(&mut self, rows: usize, width: usize) -> Piece {
+        let len = rows.saturating_mul(width);
+        let fitting = self.idle.iter().enumerate().filter(|(_, idle)| **idle >= len);
+        match fitting.min_by_key(|(_, idle)| **idle).map(|(index, _)| index) {
+            Some(index) => Piece(self.idle.swap_remove(index)),
+            None => {
+                self.held = self.held.saturating_add(len);
+                Piece(len)
+            }
+        }
+    }
+
+    fn give_back(&mut self, Piece(len): Piece) {
+        self.idle.push(len);
+    }
+
+    /// `sum` instead of what it is the sum of, if there is one.
+    fn replaced(&mut self, residual: Piece, addend: Option<Piece>, sum: Option<Piece>) -> Piece {
+        addend.into_iter().for_each(|addend| self.give_back(addend));
+        let Some(sum) = sum else { return residual };
+        self.give_back(residual);
+        sum
+    }
+}
+
+impl LayerWidths {
+    fn of(layer: &LayerSpec) -> Self {
+        let (qkv, queries) = layer.attention().map_or((0, 0), |is| (qkv_width(is), is.num_heads * is.head_dim));
+        let (up, activated) = match layer.ffn {
+            FfnSpec::Gated { intermediate_size, .. } => (2 * intermediate_size, intermediate_size),
+            FfnSpec::Plain { intermediate_size, .. } => (intermediate_size, intermediate_size),
+        };
+        let norms_first = matches!(layer.placement, NormPlacement::Pre);
+        Self { norms_first, qkv, queries, up, activated }
+    }
 }
 
 /// Sines and cosines of a token's position, for each distinct rotary embedding.

@@ -1,7 +1,5 @@
 use std::ops::Range;
 
-use candle_core::Tensor;
-
 use super::linear::Linear;
 use super::names::{LayerNames, QkvNames, RotaryRows};
 use super::norm::Norm;
@@ -9,7 +7,7 @@ use super::positions::{Angles, Positions};
 use crate::ModelError;
 use crate::config::{AttentionSpec, PositionSpec, QkNormScope, RopeSpec, alibi_slopes};
 use crate::kv_cache::KvLayer;
-use crate::ops::{self, AttentionParams, AttentionPlan, Compute, PositionTemperature, QkvPreparation};
+use crate::ops::{self, AttentionParams, AttentionPlan, Compute, Matrix, PositionTemperature, QkvPreparation};
 use crate::weights::{MatrixPart, WeightLoader};
 
 /// Grouped-query attention over the paged cache.
@@ -47,13 +45,13 @@ impl Attention {
             qk_norm: load_qk_norm(loader, names, spec)?,
             output: Linear::load(loader, spec.num_heads * spec.head_dim, &output, spec.output_bias)?,
             num_heads: spec.num_heads,
-            rotary: positions.index_of(&spec.position),
+            rotary: positions.index_of(&spec.position)?,
             params: params(spec),
         })
     }
 
     /// `[m, hidden]` to `[m, hidden]`. Keys and values go through the cache, also those of this step.
-    pub(super) fn forward(&self, step: &Step<'_>, x: &Tensor, cache: &mut KvLayer) -> Result<Tensor, ModelError> {
+    pub(super) fn forward(&self, step: &Step<'_>, x: &Matrix, cache: &mut KvLayer) -> Result<Matrix, ModelError> {
         let (qkv, bias) = self.qkv.forward_before_bias(step.compute, x)?;
         let preparation = QkvPreparation {
             num_heads: self.num_heads,
@@ -61,8 +59,9 @@ impl Attention {
             norms: self.qk_norm.as_ref().map(|(q, k)| (q.of_heads(), k.of_heads())),
             angles: self.rotary.map(|index| step.angles.get(index)),
         };
-        let q = ops::prepare_qkv(step.compute, &qkv, &preparation, step.plan, cache)?;
+        let q = ops::prepare_qkv(step.compute, qkv, &preparation, step.plan, cache)?;
         let attended = ops::paged_attention(step.compute, &q, cache, step.plan, &self.params)?;
+        drop(q);
         self.output.forward(step.compute, &attended)
     }
 

@@ -1,6 +1,6 @@
 //! One layer of a decoder or an encoder: attention, then a feed-forward network, each with its norm.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::attention::{Attention, Step};
 use super::mlp::Mlp;
@@ -10,7 +10,7 @@ use super::positions::Positions;
 use crate::ModelError;
 use crate::config::{LayerSpec, NormPlacement};
 use crate::kv_cache::KvLayer;
-use crate::ops;
+use crate::ops::{self, Compute, Matrix};
 use crate::weights::WeightLoader;
 
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Block {
 }
 
 /// The residual stream as what stands and what is to be added to it, so that the norm that follows does the addition.
-pub(super) type Stream = (Tensor, Option<Tensor>);
+pub(super) type Stream = (Matrix, Option<Matrix>);
 
 impl Block {
     pub(super) fn load(
@@ -54,21 +54,22 @@ impl Block {
         match self.placement {
             NormPlacement::Pre | NormPlacement::PreFfnOnly => {
                 let (residual, normed) = self.before_mixer(step, stream)?;
-                let attended = self.attention.forward(step, &normed, cache)?;
+                let attended = self.attention.forward(step, normed.as_ref().unwrap_or(&residual), cache)?;
+                drop(normed);
                 let (residual, normed) = self.ffn_norm.forward(step.compute, residual, Some(&attended))?;
                 Ok((residual, Some(self.mlp.forward(step.compute, &normed)?)))
             }
             NormPlacement::Post => {
-                let residual = total(stream)?;
+                let residual = total(step.compute, stream)?;
                 let attended = self.attention.forward(step, &residual, cache)?;
-                let residual = ops::add(&residual, &self.after_mixer(step, &attended)?)?;
+                let residual = ops::add(step.compute, &residual, &self.after_mixer(step, attended)?)?;
                 let output = self.mlp.forward(step.compute, &residual)?;
                 Ok((residual, Some(self.ffn_norm.apply(step.compute, &output)?)))
             }
             NormPlacement::OnSum => {
-                let residual = total(stream)?;
+                let residual = total(step.compute, stream)?;
                 let attended = self.attention.forward(step, &residual, cache)?;
-                let residual = self.after_mixer(step, &ops::add(&residual, &attended)?)?;
+                let residual = self.after_mixer(step, ops::add(step.compute, &residual, &attended)?)?;
                 let output = self.mlp.forward(step.compute, &residual)?;
                 let (_, normed) = self.ffn_norm.forward(step.compute, residual, Some(&output))?;
                 Ok((normed, None))
@@ -81,28 +82,34 @@ impl Block {
         norms + self.attention.size_bytes() + self.mlp.size_bytes()
     }
 
-    /// The stream, and what of it the mixer reads.
-    fn before_mixer(&self, step: &Step<'_>, (residual, addend): Stream) -> Result<(Tensor, Tensor), ModelError> {
-        match &self.mixer_norm {
-            Some(norm) => norm.forward(step.compute, residual, addend.as_ref()),
-            None => {
-                let stream = total((residual, addend))?;
-                Ok((stream.clone(), stream))
-            }
-        }
+    /// The stream, and what of it the mixer reads, unless that is the stream itself.
+    fn before_mixer(&self, step: &Step<'_>, stream: Stream) -> Result<Stream, ModelError> {
+        let Some(norm) = &self.mixer_norm else { return Ok((total(step.compute, stream)?, None)) };
+        let (residual, addend) = stream;
+        let (residual, normed) = norm.forward(step.compute, residual, addend.as_ref())?;
+        Ok((residual, Some(normed)))
     }
 
-    fn after_mixer(&self, step: &Step<'_>, x: &Tensor) -> Result<Tensor, ModelError> {
+    fn after_mixer(&self, step: &Step<'_>, x: Matrix) -> Result<Matrix, ModelError> {
         match &self.mixer_norm {
-            Some(norm) => norm.apply(step.compute, x),
-            None => Ok(x.clone()),
+            Some(norm) => norm.apply(step.compute, &x),
+            None => Ok(x),
         }
     }
 }
 
-pub(super) fn total((residual, addend): Stream) -> Result<Tensor, ModelError> {
+pub(super) fn total(compute: &Compute, (residual, addend): Stream) -> Result<Matrix, ModelError> {
     match addend {
-        Some(addend) => ops::add(&residual, &addend),
+        Some(addend) => ops::add(compute, &residual, &addend),
         None => Ok(residual),
     }
+}
+
+/// The same, as a tensor of f32 for whoever looks on.
+pub(super) fn shown(compute: &Compute, (residual, addend): &Stream) -> Result<Tensor, ModelError> {
+    let total = match addend {
+        Some(addend) => ops::add(compute, residual, addend)?.into_tensor()?,
+        None => residual.to_tensor()?,
+    };
+    Ok(total.to_dtype(DType::F32)?)
 }

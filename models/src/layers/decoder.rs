@@ -1,12 +1,12 @@
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
 use super::attention::Step;
-use super::block::{Block, Stream, total};
+use super::block::{Block, Stream, shown};
 use super::names::WeightNames;
 use super::norm::Norm;
 use super::positions::Positions;
 use crate::config::{DecoderSpec, OutputHead};
-use crate::ops::{self, AttentionPlan, Compute, PackedWeight, Replays};
+use crate::ops::{self, AttentionPlan, Compute, Matrix, PackedWeight, Replays};
 use crate::weights::{MatrixPart, WeightLoader};
 use crate::{Activations, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
 
@@ -94,21 +94,21 @@ impl Decoder {
         observer: LayerObserver<'_>,
     ) -> Result<Logits, ModelError> {
         self.check(input)?;
-        let rows = self.run(&AttentionPlan::new(input), cache, Some(observer))?;
+        let rows = self.run(&AttentionPlan::of_step(&self.compute, input), cache, Some(observer))?;
         self.logits(rows)
     }
 
     /// The logits of [`CausalLm::forward`], where they were computed.
-    pub(crate) fn replayed(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+    pub(crate) fn replayed(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Matrix, ModelError> {
         self.check(input)?;
         let forward = |plan: &AttentionPlan<'_>, cache: &mut KvCache| self.run(plan, cache, None);
         self.replays.run(&self.compute, (input, cache), &forward)
     }
 
     /// The same of a step that is never replayed.
-    pub(crate) fn launched(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+    pub(crate) fn launched(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Matrix, ModelError> {
         self.check(input)?;
-        self.run(&AttentionPlan::new(input), cache, None)
+        self.run(&AttentionPlan::of_step(&self.compute, input), cache, None)
     }
 
     /// Where it runs.
@@ -145,20 +145,20 @@ impl Decoder {
         plan: &AttentionPlan<'_>,
         cache: &mut KvCache,
         mut observer: Option<LayerObserver<'_>>,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<Matrix, ModelError> {
         let angles = self.positions.angles(&self.compute, plan)?;
         let step = Step { compute: &self.compute, plan, angles };
         let mut stream = (self.embed(plan)?, None);
         for (index, layer) in self.layers.iter().enumerate() {
             stream = layer.forward(&step, stream, cache.layer_mut(index))?;
             if let Some(observe) = &mut observer {
-                observe(index, &total(stream.clone())?.to_dtype(DType::F32)?)?;
+                observe(index, &shown(&self.compute, &stream)?)?;
             }
         }
         self.head(plan, stream)
     }
 
-    fn embed(&self, plan: &AttentionPlan<'_>) -> Result<Tensor, ModelError> {
+    fn embed(&self, plan: &AttentionPlan<'_>) -> Result<Matrix, ModelError> {
         let embedded = ops::embedding_of_step(&self.compute, &self.embedding, plan)?;
         match &self.embedding_norm {
             Some(norm) => norm.apply(&self.compute, &embedded),
@@ -167,19 +167,19 @@ impl Decoder {
     }
 
     /// Only the sampled rows go through the last norm and the head.
-    fn head(&self, plan: &AttentionPlan<'_>, (residual, addend): Stream) -> Result<Tensor, ModelError> {
+    fn head(&self, plan: &AttentionPlan<'_>, (residual, addend): Stream) -> Result<Matrix, ModelError> {
         if plan.input().rows_to_sample().is_empty() {
-            return Ok(Tensor::zeros((0, self.vocab_size), DType::F32, &Device::Cpu)?);
+            return Ok(Matrix::none(self.vocab_size));
         }
-        let residual = ops::sampled_rows(&self.compute, &residual, plan)?;
-        let addend = addend.map(|addend| ops::sampled_rows(&self.compute, &addend, plan)).transpose()?;
+        let residual = ops::sampled_rows(&self.compute, residual, plan)?;
+        let addend = addend.map(|addend| ops::sampled_rows(&self.compute, addend, plan)).transpose()?;
         let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref())?;
         let head = self.output_head.as_ref().unwrap_or(&self.embedding);
         ops::linear(&self.compute, &normed, head, None)
     }
 
-    fn logits(&self, rows: Tensor) -> Result<Logits, ModelError> {
-        match rows.dim(0)? {
+    fn logits(&self, rows: Matrix) -> Result<Logits, ModelError> {
+        match rows.num_rows() {
             0 => Ok(Logits::new(self.vocab_size, Vec::new())),
             _ => Logits::left_by(&self.compute, rows),
         }

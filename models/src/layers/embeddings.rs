@@ -1,9 +1,7 @@
-use candle_core::Tensor;
-
 use super::names::EncoderNames;
 use super::norm::Norm;
 use crate::config::EncoderSpec;
-use crate::ops::{self, AttentionPlan, Compute, PackedWeight};
+use crate::ops::{self, AttentionPlan, Compute, Matrix, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
 use crate::{EncoderInput, ModelError};
 
@@ -43,17 +41,17 @@ impl Embeddings {
         &self,
         compute: &Compute,
         (input, plan): (&EncoderInput, &AttentionPlan<'_>),
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<Matrix, ModelError> {
         let mut sum = ops::embedding_of_step(compute, &self.word, plan)?;
         if let Some(table) = &self.token_type {
             // A model with one row does not tell the texts apart.
             let last = table.out_features() as u32 - 1;
             let rows: Vec<u32> = input.token_types().iter().map(|&token_type| token_type.min(last)).collect();
-            sum = ops::add(&sum, &ops::embedding(compute, table, &rows)?)?;
+            sum = ops::add(compute, &sum, &ops::embedding(compute, table, &rows)?)?;
         }
         if let Some((table, first)) = &self.position {
             let rows: Vec<u32> = input.step().positions().iter().map(|position| position + *first as u32).collect();
-            sum = ops::add(&sum, &ops::embedding(compute, table, &rows)?)?;
+            sum = ops::add(compute, &sum, &ops::embedding(compute, table, &rows)?)?;
         }
         match &self.norm {
             Some(norm) => norm.apply(compute, &sum),

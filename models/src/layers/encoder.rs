@@ -1,7 +1,7 @@
 use candle_core::{DType, Tensor};
 
 use super::attention::Step;
-use super::block::{Block, Stream, total};
+use super::block::{Block, Stream, shown, total};
 use super::decoder::LayerObserver;
 use super::embeddings::Embeddings;
 use super::head::Head;
@@ -78,7 +78,7 @@ impl TextEncoder {
         mut observer: Option<LayerObserver<'_>>,
     ) -> Result<Tensor, ModelError> {
         self.check(input)?;
-        let plan = AttentionPlan::new(input.step());
+        let plan = AttentionPlan::of_step(&self.compute, input.step());
         let angles = self.positions.angles(&self.compute, &plan)?;
         let step = Step { compute: &self.compute, plan: &plan, angles };
         let cache = self.scratch.holding(&self.compute, input.num_blocks())?;
@@ -86,14 +86,14 @@ impl TextEncoder {
         for (index, block) in self.blocks.iter().enumerate() {
             stream = block.forward(&step, stream, cache.layer_mut(0))?;
             if let Some(observe) = &mut observer {
-                observe(index, &total(stream.clone())?.to_dtype(DType::F32)?)?;
+                observe(index, &shown(&self.compute, &stream)?)?;
             }
         }
         let hidden = match (&self.final_norm, stream) {
             (Some(norm), (residual, addend)) => norm.forward(&self.compute, residual, addend.as_ref())?.1,
-            (None, stream) => total(stream)?,
+            (None, stream) => total(&self.compute, stream)?,
         };
-        Ok(hidden.to_dtype(DType::F32)?)
+        Ok(hidden.into_tensor()?.to_dtype(DType::F32)?)
     }
 
     fn check(&self, input: &EncoderInput) -> Result<(), ModelError> {

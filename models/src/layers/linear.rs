@@ -2,7 +2,7 @@ use candle_core::Tensor;
 
 use crate::ModelError;
 use crate::config::Bias;
-use crate::ops::{self, Compute, PackedWeight};
+use crate::ops::{self, Compute, Operand, PackedWeight};
 use crate::weights::{MatrixPart, WeightLoader};
 
 /// `y = x W^T + b`, where `W` may be several matrices of the checkpoint, one below the other.
@@ -33,16 +33,16 @@ impl Linear {
     }
 
     /// `[m, in_features]` to `[m, sum of outputs]`
-    pub(super) fn forward(&self, compute: &Compute, x: &Tensor) -> Result<Tensor, ModelError> {
+    pub(super) fn forward<M: Operand>(&self, compute: &Compute, x: &M) -> Result<M, ModelError> {
         ops::linear(compute, x, &self.weight, self.bias.as_ref())
     }
 
     /// As [`Self::forward`], with the bias where the next op is to add it.
-    pub(super) fn forward_before_bias(
+    pub(super) fn forward_before_bias<M: Operand>(
         &self,
         compute: &Compute,
-        x: &Tensor,
-    ) -> Result<(Tensor, Option<&Tensor>), ModelError> {
+        x: &M,
+    ) -> Result<(M, Option<&Tensor>), ModelError> {
         ops::linear_before_bias(compute, x, &self.weight, self.bias.as_ref())
     }
 

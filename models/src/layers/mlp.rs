@@ -1,10 +1,8 @@
-use candle_core::Tensor;
-
 use super::linear::Linear;
 use super::names::LayerNames;
 use crate::ModelError;
 use crate::config::{Activation, FfnSpec, GateActivation};
-use crate::ops::{self, Compute, Gate, Xielu};
+use crate::ops::{self, Compute, Gate, Matrix, Xielu};
 use crate::weights::{MatrixPart, WeightLoader};
 
 /// The feed-forward network of a layer.
@@ -49,13 +47,19 @@ impl Mlp {
     }
 
     /// `[m, hidden]` to `[m, hidden]`
-    pub(super) fn forward(&self, compute: &Compute, x: &Tensor) -> Result<Tensor, ModelError> {
+    pub(super) fn forward(&self, compute: &Compute, x: &Matrix) -> Result<Matrix, ModelError> {
         match self {
             Self::Gated { gate_up, gate, down } => {
-                down.forward(compute, &ops::gate_mul(compute, &gate_up.forward(compute, x)?, *gate)?)
+                let gate_up = gate_up.forward(compute, x)?;
+                let gated = ops::gate_mul(compute, &gate_up, *gate)?;
+                drop(gate_up);
+                down.forward(compute, &gated)
             }
             Self::Plain { up, activation, down } => {
-                down.forward(compute, &ops::activate(compute, &up.forward(compute, x)?, *activation)?)
+                let up = up.forward(compute, x)?;
+                let activated = ops::activate(compute, &up, *activation)?;
+                drop(up);
+                down.forward(compute, &activated)
             }
         }
     }

@@ -3,7 +3,7 @@ use candle_core::Tensor;
 use super::linear::tensor_bytes;
 use crate::ModelError;
 use crate::config::{NormKind, NormSpec, NormWeight};
-use crate::ops::{self, Compute, LayerNormParams, QkNorm};
+use crate::ops::{self, Compute, LayerNormParams, Matrix, Operand, QkNorm};
 use crate::weights::{MatrixPart, WeightLoader};
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Norm {
     }
 
     /// `[m, groups * width]` to the same, each group of `width` elements normed alone. Layer norms take one group only.
-    pub(super) fn apply(&self, compute: &Compute, x: &Tensor) -> Result<Tensor, ModelError> {
+    pub(super) fn apply<M: Operand>(&self, compute: &Compute, x: &M) -> Result<M, ModelError> {
         match &self.bias {
             None => ops::rms_norm(compute, x, &self.weight, self.eps),
             Some(bias) => ops::layer_norm(compute, x, self.layer_params(bias)),
@@ -51,9 +51,9 @@ impl Norm {
     pub(super) fn forward(
         &self,
         compute: &Compute,
-        residual: Tensor,
-        x: Option<&Tensor>,
-    ) -> Result<(Tensor, Tensor), ModelError> {
+        residual: Matrix,
+        x: Option<&Matrix>,
+    ) -> Result<(Matrix, Matrix), ModelError> {
         match (x, &self.bias) {
             (Some(x), None) => ops::add_rms_norm(compute, &residual, x, &self.weight, self.eps),
             (Some(x), Some(bias)) => ops::add_layer_norm(compute, &residual, x, self.layer_params(bias)),

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Compute, KernelSet, Op, cpu};
+use super::{Compute, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
 use crate::ModelError;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,13 +51,17 @@ pub struct Xielu {
 }
 
 /// `x [m, width] f32` to `[m, width] f32`.
-pub fn activate(compute: &Compute, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+pub fn activate<M: Operand>(compute: &Compute, x: &M, activation: Activation) -> Result<M, ModelError> {
+    M::of(activated(compute, x.view(), activation)?)
+}
+
+fn activated(compute: &Compute, x: MatrixView<'_>, activation: Activation) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Activation);
     x.dims2()?;
     match compute.kernels() {
-        KernelSet::Reference => reference(x, activation),
+        KernelSet::Reference => Ok(reference(x.tensor()?, activation)?.into()),
         #[cfg(feature = "cuda")]
-        KernelSet::Cuda => super::cuda::elementwise::activate(compute, x, activation),
+        KernelSet::Cuda => Ok(super::cuda::elementwise::activate(compute, x.tensor()?, activation)?.into()),
         _ => cpu::activation::activate(compute, x, activation),
     }
 }

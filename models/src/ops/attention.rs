@@ -15,9 +15,12 @@
 //! product is multiplied with its key's scale when it is whole, and a weight with its value's scale once it has been added
 //! to the sum of weights.
 
+use std::sync::Arc;
+
 use candle_core::{D, DType, Tensor};
 
-use super::{Compute, KernelSet, Op, PerHead, cpu, int8_row};
+use super::cpu::workspace::{Buffer, Workspace};
+use super::{Compute, KernelSet, Matrix, Op, Operand, PerHead, QueriesView, QueryRows, cpu, int8_row};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{KvFormat, ModelError, ModelInput};
 
@@ -129,7 +132,7 @@ impl PositionTemperature {
 #[derive(Debug)]
 pub struct AttentionPlan<'a> {
     input: &'a ModelInput,
-    chunks: Vec<RowChunk>,
+    chunks: Buffer<RowChunk>,
     /// The step's integers on the GPU, from their first use on.
     #[cfg(feature = "cuda")]
     on_device: std::sync::OnceLock<std::sync::Arc<super::cuda::device_step::DeviceStep>>,
@@ -154,9 +157,21 @@ pub(super) const CHUNK_TOKENS: usize = 16;
 
 impl<'a> AttentionPlan<'a> {
     pub fn new(input: &'a ModelInput) -> Self {
+        Self::within(&Arc::default(), input)
+    }
+
+    /// The same for a step that begins, in memory that the one before it has used.
+    pub(crate) fn of_step(compute: &Compute, input: &'a ModelInput) -> Self {
+        compute.workspace().begin_step();
+        Self::within(compute.workspace(), input)
+    }
+
+    fn within(workspace: &Arc<Workspace>, input: &'a ModelInput) -> Self {
+        let mut chunks = workspace.copy_of(Chunks::of(input, CHUNK_TOKENS));
+        longest_first(input, &mut chunks);
         Self {
             input,
-            chunks: chunks_of(input, CHUNK_TOKENS),
+            chunks,
             #[cfg(feature = "cuda")]
             on_device: std::sync::OnceLock::new(),
         }
@@ -184,7 +199,9 @@ impl<'a> AttentionPlan<'a> {
     /// The same work in chunks of at most `most_tokens`.
     #[cfg(any(test, feature = "cuda"))]
     pub(super) fn chunks_of(&self, most_tokens: usize) -> Vec<RowChunk> {
-        chunks_of(self.input, most_tokens)
+        let mut chunks: Vec<_> = Chunks::of(self.input, most_tokens).collect();
+        longest_first(self.input, &mut chunks);
+        chunks
     }
 
     pub(crate) fn input(&self) -> &ModelInput {
@@ -196,37 +213,79 @@ impl<'a> AttentionPlan<'a> {
     }
 }
 
-/// The longest first, so that nobody starts a long chunk when the others are done.
-fn chunks_of(input: &ModelInput, most_tokens: usize) -> Vec<RowChunk> {
-    let mut chunks = Vec::new();
-    for (sequence, rows) in input.query_start().windows(2).enumerate() {
-        for first_row in (rows[0]..rows[1]).step_by(most_tokens) {
-            chunks.push(RowChunk { sequence, first_row, num_rows: most_tokens.min(rows[1] - first_row) });
-        }
+/// The chunks of a step in the order of its rows. It knows how many they are, so that a list of them is made at once.
+struct Chunks<'a> {
+    input: &'a ModelInput,
+    most_tokens: usize,
+    sequence: usize,
+    next_row: usize,
+    left: usize,
+}
+
+impl<'a> Chunks<'a> {
+    fn of(input: &'a ModelInput, most_tokens: usize) -> Self {
+        let lengths = input.query_start().windows(2).map(|rows| rows[1] - rows[0]);
+        let left = lengths.map(|len| len.div_ceil(most_tokens)).sum();
+        Self { input, most_tokens, sequence: 0, next_row: 0, left }
     }
-    chunks.sort_by_key(|chunk| std::cmp::Reverse(input.positions()[chunk.first_row] as usize * chunk.num_rows));
-    chunks
+}
+
+impl Iterator for Chunks<'_> {
+    type Item = RowChunk;
+
+    fn next(&mut self) -> Option<RowChunk> {
+        self.left = self.left.checked_sub(1)?;
+        if self.next_row == self.input.query_start()[self.sequence + 1] {
+            self.sequence += 1;
+        }
+        let first_row = self.next_row;
+        let num_rows = self.most_tokens.min(self.input.query_start()[self.sequence + 1] - first_row);
+        self.next_row += num_rows;
+        Some(RowChunk { sequence: self.sequence, first_row, num_rows })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Chunks<'_> {}
+
+/// So that nobody starts a long chunk when the others are done.
+fn longest_first(input: &ModelInput, chunks: &mut [RowChunk]) {
+    let work = |chunk: &RowChunk| input.positions()[chunk.first_row] as usize * chunk.num_rows;
+    chunks.sort_unstable_by_key(|chunk| (std::cmp::Reverse(work(chunk)), chunk.first_row));
 }
 
 /// `q [m, num_heads, head_dim] f32` over the K/V of `layer`: `[m, num_heads * head_dim] f32`. The K/V of the step's own
 /// tokens must have been stored before. Query head `h` reads K/V head `h / (num_heads / num_kv_heads)`.
 ///
 /// Errors when shapes do not fit, or a block table names a block that the layer does not have.
-pub fn paged_attention(
+pub fn paged_attention<Q: QueryRows>(
     compute: &Compute,
-    q: &Tensor,
+    q: &Q,
     layer: &KvLayer,
     plan: &AttentionPlan<'_>,
     params: &AttentionParams,
-) -> Result<Tensor, ModelError> {
+) -> Result<Q::Attended, ModelError> {
+    Q::Attended::of(attended(compute, q.queries()?, layer, plan, params)?)
+}
+
+fn attended(
+    compute: &Compute,
+    q: QueriesView<'_>,
+    layer: &KvLayer,
+    plan: &AttentionPlan<'_>,
+    params: &AttentionParams,
+) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Attention);
-    let (m, num_heads, head_dim) = q.dims3()?;
+    let QueriesView { num_tokens: m, num_heads, head_dim, .. } = q;
     let input = plan.input();
     params.check(num_heads)?;
     if m != input.num_tokens() || head_dim != layer.head_dim() || num_heads % layer.num_kv_heads() != 0 {
-        let (shape, kv_heads, dim) = (q.dims(), layer.num_kv_heads(), layer.head_dim());
+        let (kv_heads, dim) = (layer.num_kv_heads(), layer.head_dim());
         return Err(ModelError::Input(format!(
-            "queries of shape {shape:?} for {} tokens and {kv_heads} K/V heads of {dim}",
+            "queries of shape [{m}, {num_heads}, {head_dim}] for {} tokens and {kv_heads} K/V heads of {dim}",
             input.num_tokens()
         )));
     }
@@ -241,9 +300,11 @@ pub fn paged_attention(
         }
     }
     match compute.kernels() {
-        KernelSet::Reference => reference(compute, q, layer, input, params),
+        KernelSet::Reference => Ok(reference(compute, q.rows.tensor()?, layer, input, params)?.into()),
         #[cfg(feature = "cuda")]
-        KernelSet::Cuda => super::cuda::attention::paged_attention(compute, q, layer, plan, params),
+        KernelSet::Cuda => {
+            Ok(super::cuda::attention::paged_attention(compute, q.rows.tensor()?, layer, plan, params)?.into())
+        }
         _ => cpu::attention::paged_attention(compute, q, layer, plan, params),
     }
 }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
+use super::cpu::workspace::Workspace;
 #[cfg(feature = "cuda")]
 use super::cuda::gpu::{Gpu, NoGpu};
 use super::op_times::OpTimer;
@@ -17,6 +18,7 @@ pub struct Compute {
     device: Device,
     kernels: KernelSet,
     pool: Arc<ComputePool>,
+    workspace: Arc<Workspace>,
     host: HostPlacement,
     times: Option<Arc<OpTimes>>,
     /// What products round activations to that meet bf16 weights.
@@ -139,6 +141,7 @@ impl Compute {
             device,
             kernels: KernelSet::Cuda,
             pool: Arc::new(pool),
+            workspace: Arc::default(),
             host: HostPlacement::default(),
             times: None,
             factors: Float::F32,
@@ -146,15 +149,15 @@ impl Compute {
         })
     }
 
-    /// The same for a model that is about to be loaded: on a GPU it has a stream of its own, so that its steps can be
-    /// recorded while others run.
+    /// The same for a model that is about to be loaded, with memory of its own to compute in: on a GPU it has a stream of
+    /// its own, so that its steps can be recorded while others run.
     pub(crate) fn for_model(&self) -> Result<Self, ModelError> {
         #[cfg(feature = "cuda")]
         if let Some(gpu) = &self.gpu {
             let (device, gpu) = gpu.on_own_stream().map_err(|error| ModelError::device(error.to_string()))?;
-            return Ok(Self { device, gpu: Some(Arc::new(gpu)), ..self.clone() });
+            return Ok(Self { device, gpu: Some(Arc::new(gpu)), workspace: Arc::default(), ..self.clone() });
         }
-        Ok(self.clone())
+        Ok(Self { workspace: Arc::default(), ..self.clone() })
     }
 
     /// The CPU with bodies that the caller names, for tests and benches that compare them.
@@ -172,6 +175,7 @@ impl Compute {
             device: Device::Cpu,
             kernels,
             pool: Arc::new(ComputePool::on(host.processors.clone(), num_threads)),
+            workspace: Arc::default(),
             host,
             times: None,
             factors: Float::F32,
@@ -275,6 +279,11 @@ impl Compute {
 
     pub(crate) fn pool(&self) -> &ComputePool {
         &self.pool
+    }
+
+    /// What bodies of the CPU compute in.
+    pub(crate) fn workspace(&self) -> &Arc<Workspace> {
+        &self.workspace
     }
 
     /// Of [`KernelSet::Cuda`].

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::{Compute, KernelSet, Op, cpu};
+use super::{Compute, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
 use crate::ModelError;
 
 /// The activation of the gate.
@@ -17,16 +17,20 @@ pub enum Gate {
 }
 
 /// `gate_up [m, 2 * width] f32`, the gate in the first half of each row: `[m, width] f32`.
-pub fn gate_mul(compute: &Compute, gate_up: &Tensor, gate: Gate) -> Result<Tensor, ModelError> {
+pub fn gate_mul<M: Operand>(compute: &Compute, gate_up: &M, gate: Gate) -> Result<M, ModelError> {
+    M::of(gated(compute, gate_up.view(), gate)?)
+}
+
+fn gated(compute: &Compute, gate_up: MatrixView<'_>, gate: Gate) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::GateMul);
     let (_, both) = gate_up.dims2()?;
     if both % 2 != 0 {
         return Err(ModelError::Input(format!("a gate and an up projection in rows of {both}")));
     }
     match compute.kernels() {
-        KernelSet::Reference => reference(gate_up, both / 2, gate),
+        KernelSet::Reference => Ok(reference(gate_up.tensor()?, both / 2, gate)?.into()),
         #[cfg(feature = "cuda")]
-        KernelSet::Cuda => super::cuda::elementwise::gate_mul(compute, gate_up, gate),
+        KernelSet::Cuda => Ok(super::cuda::elementwise::gate_mul(compute, gate_up.tensor()?, gate)?.into()),
         _ => cpu::gate_mul::gate_mul(compute, gate_up, gate),
     }
 }

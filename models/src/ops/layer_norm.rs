@@ -6,7 +6,7 @@ use candle_core::{D, Tensor};
 
 use super::cpu::norm::NormWeights;
 use super::norm::{check_residual, check_width};
-use super::{Compute, KernelSet, Op, cpu};
+use super::{Compute, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
 use crate::ModelError;
 
 /// What a layer norm has learned: `weight [width] f32` and `bias [width] f32`.
@@ -18,41 +18,58 @@ pub struct LayerNormParams<'a> {
 }
 
 /// Normalises each row of `x [m, width] f32`: `[m, width] f32`.
-pub fn layer_norm(compute: &Compute, x: &Tensor, params: LayerNormParams<'_>) -> Result<Tensor, ModelError> {
+pub fn layer_norm<M: Operand>(compute: &Compute, x: &M, params: LayerNormParams<'_>) -> Result<M, ModelError> {
+    M::of(normed(compute, x.view(), params)?)
+}
+
+fn normed(compute: &Compute, x: MatrixView<'_>, params: LayerNormParams<'_>) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Norm);
     params.check(x)?;
     match compute.kernels() {
-        KernelSet::Reference => reference(x, params),
+        KernelSet::Reference => Ok(reference(x.tensor()?, params)?.into()),
         #[cfg(feature = "cuda")]
-        KernelSet::Cuda => super::cuda::elementwise::norm(compute, x, &params.into()),
+        KernelSet::Cuda => Ok(super::cuda::elementwise::norm(compute, x.tensor()?, &params.into())?.into()),
         _ => cpu::norm::norm(compute, x, &params.into()),
     }
 }
 
 /// `sum = residual + x`, and the norm of `sum`; all `[m, width] f32`. One pass over memory instead of two.
-pub fn add_layer_norm(
+pub fn add_layer_norm<M: Operand>(
     compute: &Compute,
-    residual: &Tensor,
-    x: &Tensor,
+    residual: &M,
+    x: &M,
     params: LayerNormParams<'_>,
-) -> Result<(Tensor, Tensor), ModelError> {
+) -> Result<(M, M), ModelError> {
+    let (sum, normed) = summed(compute, (residual.view(), x.view()), params)?;
+    Ok((M::of(sum)?, M::of(normed)?))
+}
+
+fn summed(
+    compute: &Compute,
+    (residual, x): (MatrixView<'_>, MatrixView<'_>),
+    params: LayerNormParams<'_>,
+) -> Result<(Matrix, Matrix), ModelError> {
     let _timer = compute.time(Op::Norm);
     params.check(x)?;
     check_residual(residual, x)?;
     match compute.kernels() {
         KernelSet::Reference => {
-            let sum = (residual + x)?;
+            let sum = (residual.tensor()? + x.tensor()?)?;
             let normed = reference(&sum, params)?;
-            Ok((sum, normed))
+            Ok((sum.into(), normed.into()))
         }
         #[cfg(feature = "cuda")]
-        KernelSet::Cuda => super::cuda::elementwise::add_norm(compute, residual, x, &params.into()),
+        KernelSet::Cuda => {
+            let (residual, x) = (residual.tensor()?, x.tensor()?);
+            let (sum, normed) = super::cuda::elementwise::add_norm(compute, residual, x, &params.into())?;
+            Ok((sum.into(), normed.into()))
+        }
         _ => cpu::norm::add_norm(compute, residual, x, &params.into()),
     }
 }
 
 impl LayerNormParams<'_> {
-    fn check(&self, x: &Tensor) -> Result<(), ModelError> {
+    fn check(&self, x: MatrixView<'_>) -> Result<(), ModelError> {
         check_width(x, self.weight)?;
         check_width(x, self.bias)
     }

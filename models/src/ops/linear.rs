@@ -18,7 +18,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::cpu::packed::PackedPart;
-use super::{Compute, KernelSet, Op, blocks, cpu};
+use super::{Compute, KernelSet, Matrix, MatrixView, Op, Operand, blocks, cpu};
 use crate::{ModelError, StoredDtype};
 
 /// A weight matrix `[out_features, in_features]`, packed once, at load, for the device's bodies. Rows may differ in their
@@ -142,12 +142,21 @@ pub(crate) fn packed_bytes(dtype: StoredDtype, rows: usize, columns: usize) -> u
 }
 
 /// `x [m, in_features] f32` times the transposed weight, plus `bias [out_features] f32` if any: `[m, out_features] f32`.
-pub fn linear(
+pub fn linear<M: Operand>(
     compute: &Compute,
-    x: &Tensor,
+    x: &M,
     weight: &PackedWeight,
     bias: Option<&Tensor>,
-) -> Result<Tensor, ModelError> {
+) -> Result<M, ModelError> {
+    M::of(product(compute, x.view(), weight, bias)?)
+}
+
+fn product(
+    compute: &Compute,
+    x: MatrixView<'_>,
+    weight: &PackedWeight,
+    bias: Option<&Tensor>,
+) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Linear);
     let (m, k) = x.dims2()?;
     if k != weight.in_features {
@@ -161,24 +170,26 @@ pub fn linear(
     }
     match &weight.storage {
         WeightStorage::Packed(parts) if m > 0 => cpu::linear::linear(compute, x, (parts, weight.out_features), bias),
-        WeightStorage::Packed(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?),
+        WeightStorage::Packed(_) => Ok(Tensor::zeros((0, weight.out_features), DType::F32, compute.device())?.into()),
         #[cfg(feature = "cuda")]
         WeightStorage::Tensor(tensor) if compute.kernels() == KernelSet::Cuda => {
-            super::cuda::product::product(compute, x, tensor, bias)
+            Ok(super::cuda::product::product(compute, x.tensor()?, tensor, bias)?.into())
         }
         #[cfg(feature = "cuda")]
-        WeightStorage::Quantised(weight) => super::cuda::quantised::product(compute, x, weight, bias),
-        WeightStorage::Tensor(tensor) => reference(x, tensor, bias),
+        WeightStorage::Quantised(weight) => {
+            Ok(super::cuda::quantised::product(compute, x.tensor()?, weight, bias)?.into())
+        }
+        WeightStorage::Tensor(tensor) => Ok(reference(x.tensor()?, tensor, bias)?.into()),
     }
 }
 
 /// As [`linear`], for a caller whose next op adds a bias on its way: on a GPU the bias is given back instead of added.
-pub fn linear_before_bias<'a>(
+pub fn linear_before_bias<'a, M: Operand>(
     compute: &Compute,
-    x: &Tensor,
+    x: &M,
     weight: &PackedWeight,
     bias: Option<&'a Tensor>,
-) -> Result<(Tensor, Option<&'a Tensor>), ModelError> {
+) -> Result<(M, Option<&'a Tensor>), ModelError> {
     match compute.kernels() {
         #[cfg(feature = "cuda")]
         KernelSet::Cuda => Ok((linear(compute, x, weight, None)?, bias)),

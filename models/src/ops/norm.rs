@@ -7,14 +7,18 @@
 use candle_core::{D, Tensor};
 
 use super::cpu::norm::NormWeights;
-use super::{Compute, KernelSet, Op, cpu};
+use super::{Compute, KernelSet, Matrix, MatrixView, Op, Operand, cpu};
 use crate::ModelError;
 
 /// Normalises each group of `width` elements of each row of `x [m, groups * width] f32` with `weight [width] f32`:
 /// `[m, groups * width] f32`. One group is the usual case; several are the heads of a normed query or key.
 ///
 /// The rows of `x` may be strided without cost.
-pub fn rms_norm(compute: &Compute, x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor, ModelError> {
+pub fn rms_norm<M: Operand>(compute: &Compute, x: &M, weight: &Tensor, eps: f32) -> Result<M, ModelError> {
+    M::of(normed(compute, x.view(), weight, eps)?)
+}
+
+fn normed(compute: &Compute, x: MatrixView<'_>, weight: &Tensor, eps: f32) -> Result<Matrix, ModelError> {
     let _timer = compute.time(Op::Norm);
     let (m, row) = x.dims2()?;
     let width = weight.dims1()?;
@@ -22,37 +26,52 @@ pub fn rms_norm(compute: &Compute, x: &Tensor, weight: &Tensor, eps: f32) -> Res
         return Err(ModelError::Input(format!("a norm of {width} elements for rows of {row}")));
     }
     match compute.kernels() {
-        KernelSet::Reference if row == width => reference(x, weight, eps),
+        KernelSet::Reference if row == width => Ok(reference(x.tensor()?, weight, eps)?.into()),
         KernelSet::Reference => {
-            let groups = x.contiguous()?.reshape((m * (row / width), width))?;
-            Ok(reference(&groups, weight, eps)?.reshape((m, row))?)
+            let groups = x.tensor()?.contiguous()?.reshape((m * (row / width), width))?;
+            Ok(reference(&groups, weight, eps)?.reshape((m, row))?.into())
         }
         #[cfg(feature = "cuda")]
-        KernelSet::Cuda => super::cuda::elementwise::norm(compute, x, &NormWeights { weight, bias: None, eps }),
+        KernelSet::Cuda => {
+            let weights = NormWeights { weight, bias: None, eps };
+            Ok(super::cuda::elementwise::norm(compute, x.tensor()?, &weights)?.into())
+        }
         _ => cpu::norm::norm(compute, x, &NormWeights { weight, bias: None, eps }),
     }
 }
 
 /// `sum = residual + x`, and the norm of `sum`; all `[m, width] f32`. One pass over memory instead of two.
-pub fn add_rms_norm(
+pub fn add_rms_norm<M: Operand>(
     compute: &Compute,
-    residual: &Tensor,
-    x: &Tensor,
+    residual: &M,
+    x: &M,
     weight: &Tensor,
     eps: f32,
-) -> Result<(Tensor, Tensor), ModelError> {
+) -> Result<(M, M), ModelError> {
+    let (sum, normed) = summed(compute, (residual.view(), x.view()), weight, eps)?;
+    Ok((M::of(sum)?, M::of(normed)?))
+}
+
+fn summed(
+    compute: &Compute,
+    (residual, x): (MatrixView<'_>, MatrixView<'_>),
+    weight: &Tensor,
+    eps: f32,
+) -> Result<(Matrix, Matrix), ModelError> {
     let _timer = compute.time(Op::Norm);
     check_width(x, weight)?;
     check_residual(residual, x)?;
     match compute.kernels() {
         KernelSet::Reference => {
-            let sum = (residual + x)?;
+            let sum = (residual.tensor()? + x.tensor()?)?;
             let normed = reference(&sum, weight, eps)?;
-            Ok((sum, normed))
+            Ok((sum.into(), normed.into()))
         }
         #[cfg(feature = "cuda")]
         KernelSet::Cuda => {
-            super::cuda::elementwise::add_norm(compute, residual, x, &NormWeights { weight, bias: None, eps })
+            let (residual, x, weights) = (residual.tensor()?, x.tensor()?, NormWeights { weight, bias: None, eps });
+            let (sum, normed) = super::cuda::elementwise::add_norm(compute, residual, x, &weights)?;
+            Ok((sum.into(), normed.into()))
         }
         _ => cpu::norm::add_norm(compute, residual, x, &NormWeights { weight, bias: None, eps }),
     }
@@ -64,15 +83,15 @@ fn reference(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor, ModelError
     Ok(normed.broadcast_mul(weight)?)
 }
 
-pub(super) fn check_residual(residual: &Tensor, x: &Tensor) -> Result<(), ModelError> {
-    if residual.dims() != x.dims() {
-        let (residual, x) = (residual.dims(), x.dims());
+pub(super) fn check_residual(residual: MatrixView<'_>, x: MatrixView<'_>) -> Result<(), ModelError> {
+    let (residual, x) = (residual.dims2()?, x.dims2()?);
+    if residual != x {
         return Err(ModelError::Input(format!("a residual of shape {residual:?} for {x:?}")));
     }
     Ok(())
 }
 
-pub(super) fn check_width(x: &Tensor, weight: &Tensor) -> Result<(), ModelError> {
+pub(super) fn check_width(x: MatrixView<'_>, weight: &Tensor) -> Result<(), ModelError> {
     let (_, width) = x.dims2()?;
     if weight.dims() != [width] {
         return Err(ModelError::Input(format!("a norm of shape {:?} for rows of {width}", weight.dims())));

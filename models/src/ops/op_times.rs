@@ -12,6 +12,7 @@ pub enum Op {
     Linear,
     Rope,
     StoreKv,
+    PrepareQkv,
     Attention,
     GateMul,
     Activation,
@@ -21,12 +22,13 @@ pub enum Op {
 }
 
 impl Op {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Embedding,
         Self::Norm,
         Self::Linear,
         Self::Rope,
         Self::StoreKv,
+        Self::PrepareQkv,
         Self::Attention,
         Self::GateMul,
         Self::Activation,
@@ -42,6 +44,7 @@ impl Op {
             Self::Linear => "linear",
             Self::Rope => "rope",
             Self::StoreKv => "store_kv",
+            Self::PrepareQkv => "prepare_qkv",
             Self::Attention => "attention",
             Self::GateMul => "gate_mul",
             Self::Activation => "activation",

@@ -1,10 +1,14 @@
 //! What stands between the merged product of queries, keys and values and attention: the product's bias, norms of
-//! queries and keys, rotary positions, and the keys and values written to the paged cache. One launch on a GPU;
-//! elsewhere the ops that it is made of, one after the other, each as its own file has it.
+//! queries and keys, rotary positions, and the keys and values written to the paged cache. One op on a CPU and on a GPU; the
+//! reference is the ops that it is made of, one after the other, each as its own file has it.
 
 use candle_core::Tensor;
 
-use super::{AttentionPlan, Compute, KernelSet, LayerNormParams, RotaryAngles, layer_norm, rms_norm, rope, store_kv};
+use super::cpu::norm::NormWeights;
+use super::{
+    AttentionPlan, Compute, KernelSet, LayerNormParams, Matrix, Op, Operand, Queries, RotaryAngles, cpu, layer_norm,
+    rms_norm, rope, store_kv,
+};
 use crate::ModelError;
 use crate::kv_cache::KvLayer;
 
@@ -29,32 +33,43 @@ pub struct QkNorm<'a> {
 }
 
 /// `qkv [m, (num_heads + 2 * num_kv_heads) * head_dim] f32`, queries first, then keys, then values. Writes keys and
-/// values to the slots of the plan's step in `layer` and returns the queries, `[m, num_heads, head_dim] f32`.
+/// values to the slots of the plan's step in `layer` and returns the queries.
 ///
 /// Errors when shapes do not fit, or a slot is outside the layer.
 pub fn prepare_qkv(
     compute: &Compute,
-    qkv: &Tensor,
+    qkv: Matrix,
     preparation: &QkvPreparation<'_>,
     plan: &AttentionPlan<'_>,
     layer: &mut KvLayer,
-) -> Result<Tensor, ModelError> {
-    preparation.check(qkv, plan, layer)?;
+) -> Result<Queries, ModelError> {
+    preparation.check(&qkv, plan, layer)?;
     match compute.kernels() {
+        KernelSet::Reference => {
+            Queries::of_tensor(one_by_one(compute, qkv.view().tensor()?, preparation, plan, layer)?)
+        }
         #[cfg(feature = "cuda")]
         KernelSet::Cuda => {
-            let _timer = compute.time(super::Op::StoreKv);
-            super::cuda::qkv::prepare_qkv(compute, qkv, preparation, plan, layer)
+            let _timer = compute.time(Op::PrepareQkv);
+            let qkv = qkv.view().tensor()?;
+            Queries::of_tensor(super::cuda::qkv::prepare_qkv(compute, qkv, preparation, plan, layer)?)
         }
-        KernelSet::Reference | KernelSet::Portable | KernelSet::Avx2Fma | KernelSet::Avx512 | KernelSet::Avx512Bf16 => {
-            one_by_one(compute, qkv, preparation, plan, layer)
+        _ => {
+            let _timer = compute.time(Op::PrepareQkv);
+            cpu::prepare_qkv::prepare_qkv(compute, qkv, preparation, plan, layer)
         }
     }
 }
 
+impl<'a> QkNorm<'a> {
+    pub(super) fn weights(&self) -> NormWeights<'a> {
+        NormWeights { weight: self.weight, bias: self.bias, eps: self.eps }
+    }
+}
+
 impl QkvPreparation<'_> {
-    fn check(&self, qkv: &Tensor, plan: &AttentionPlan<'_>, layer: &KvLayer) -> Result<(), ModelError> {
-        let (m, width) = qkv.dims2()?;
+    fn check(&self, qkv: &Matrix, plan: &AttentionPlan<'_>, layer: &KvLayer) -> Result<(), ModelError> {
+        let (m, width) = (qkv.num_rows(), qkv.width());
         let expected = (self.num_heads + 2 * layer.num_kv_heads()) * layer.head_dim();
         if m != plan.input().num_tokens() || width != expected {
             let tokens = plan.input().num_tokens();
@@ -75,7 +90,7 @@ impl QkvPreparation<'_> {
             fits(q, self.num_heads)?;
             fits(k, layer.num_kv_heads())?;
         }
-        match self.angles.map(|angles| angles.cos.dims2()).transpose()? {
+        match self.angles.map(RotaryAngles::dims) {
             Some((rows, half)) if rows != m || 2 * half > layer.head_dim() => {
                 Err(ModelError::Input(format!("{rows} rows of {half} angles for {m} heads of {}", layer.head_dim())))
             }

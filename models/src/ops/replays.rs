@@ -1,8 +1,6 @@
 //! How a decoder's steps are run: as they are, or, on a GPU, as what was recorded of a step like it.
 
-use candle_core::Tensor;
-
-use super::{AttentionPlan, Compute};
+use super::{AttentionPlan, Compute, Matrix};
 use crate::{KvCache, ModelError, ModelInput};
 
 /// What was recorded of a model's steps.
@@ -17,7 +15,7 @@ pub(crate) struct Replays {
 /// A whole step: its K/V into the cache, and the logits of the rows that are wanted, `[rows, vocab_size]`.
 ///
 /// It gives the same for the same input and cache, and tells no host what it computes.
-pub(crate) type Forward<'a> = &'a dyn Fn(&AttentionPlan<'_>, &mut KvCache) -> Result<Tensor, ModelError>;
+pub(crate) type Forward<'a> = &'a dyn Fn(&AttentionPlan<'_>, &mut KvCache) -> Result<Matrix, ModelError>;
 
 impl Replays {
     /// What `forward` returns.
@@ -26,17 +24,16 @@ impl Replays {
         compute: &Compute,
         (input, cache): (&ModelInput, &mut KvCache),
         forward: Forward<'_>,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<Matrix, ModelError> {
         #[cfg(feature = "cuda")]
         if compute.kernels() == super::KernelSet::Cuda {
             // After a panic, what was recorded is as good as before.
             let mut graphs = self.graphs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let (logits, is_replay) = graphs.run(compute, (input, cache), forward)?;
             self.count.fetch_add(u64::from(is_replay), std::sync::atomic::Ordering::Relaxed);
-            return Ok(logits);
+            return Ok(logits.into());
         }
-        let _ = compute;
-        forward(&AttentionPlan::new(input), cache)
+        forward(&AttentionPlan::of_step(compute, input), cache)
     }
 
     /// Steps that were replayed.

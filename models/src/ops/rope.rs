@@ -6,7 +6,7 @@
 
 use candle_core::Tensor;
 
-use super::{AttentionPlan, Compute, Op, cpu};
+use super::{AttentionPlan, Compute, Matrix, Op, Operand, cpu};
 use crate::ModelError;
 
 /// A model's rotary frequencies. The kinds of scaling are decided by whoever computes `inv_freq`.
@@ -23,8 +23,15 @@ pub struct RotaryEmbedding {
 /// layer, so that no table of all positions is held.
 #[derive(Debug)]
 pub struct RotaryAngles {
-    pub(super) cos: Tensor,
-    pub(super) sin: Tensor,
+    pub(super) cos: Matrix,
+    pub(super) sin: Matrix,
+}
+
+impl RotaryAngles {
+    /// Their tokens, and half the elements of a head that turn.
+    pub(super) fn dims(&self) -> (usize, usize) {
+        (self.cos.num_rows(), self.cos.width())
+    }
 }
 
 impl RotaryEmbedding {
@@ -54,20 +61,19 @@ impl RotaryEmbedding {
 
     /// The angles of tokens at `positions`.
     pub fn angles(&self, compute: &Compute, positions: &[u32]) -> Result<RotaryAngles, ModelError> {
-        let mut cos = Vec::with_capacity(positions.len() * self.inv_freq.len());
-        let mut sin = Vec::with_capacity(cos.capacity());
-        for &position in positions {
-            for &inv_freq in &self.inv_freq {
-                let (s, c) = (position as f32 * inv_freq).sin_cos();
-                cos.push(c * self.attention_scaling);
-                sin.push(s * self.attention_scaling);
-            }
+        let cos = self.of_each(compute, positions, f32::cos);
+        let sin = self.of_each(compute, positions, f32::sin);
+        if compute.kernels().keeps_rows_equal() {
+            return Ok(RotaryAngles { cos, sin });
         }
-        let shape = (positions.len(), self.inv_freq.len());
-        Ok(RotaryAngles {
-            cos: Tensor::from_vec(cos, shape, compute.device())?,
-            sin: Tensor::from_vec(sin, shape, compute.device())?,
-        })
+        Ok(RotaryAngles { cos: cos.into_tensor()?.into(), sin: sin.into_tensor()?.into() })
+    }
+
+    fn of_each(&self, compute: &Compute, positions: &[u32], function: fn(f32) -> f32) -> Matrix {
+        let half = self.inv_freq.len();
+        let at = |index: usize| positions[index / half] as f32 * self.inv_freq[index % half];
+        let values = (0..positions.len() * half).map(|index| function(at(index)) * self.attention_scaling);
+        Matrix::host(compute.workspace().copy_of(values), positions.len(), half)
     }
 }
 
@@ -77,23 +83,26 @@ impl RotaryEmbedding {
 pub fn rope(compute: &Compute, x: &Tensor, head_dim: usize, angles: &RotaryAngles) -> Result<Tensor, ModelError> {
     let _timer = compute.time(Op::Rope);
     let (m, width) = x.dims2()?;
-    let (num_angles, half) = angles.cos.dims2()?;
+    let (num_angles, half) = angles.dims();
     if head_dim == 0 || width % head_dim != 0 || 2 * half > head_dim || num_angles != m {
         return Err(ModelError::Input(format!(
             "rotating {m} rows of {width} in heads of {head_dim} by {num_angles} rows of {half} angles"
         )));
     }
     match compute.kernels() {
-        kernels if kernels.keeps_rows_equal() => cpu::rope::rope(compute, x, head_dim, angles),
+        kernels if kernels.keeps_rows_equal() => {
+            let turned = cpu::rope::rope(compute, x.view(), head_dim, angles)?;
+            Ok(turned.into_tensor()?.reshape((m, width / head_dim, head_dim))?)
+        }
         _ => reference(x, head_dim, angles),
     }
 }
 
 fn reference(x: &Tensor, head_dim: usize, angles: &RotaryAngles) -> Result<Tensor, ModelError> {
     let (m, width) = x.dims2()?;
-    let half = angles.cos.dims2()?.1;
+    let (_, half) = angles.dims();
     let x = x.contiguous()?.reshape((m, width / head_dim, head_dim))?;
-    let (cos, sin) = (angles.cos.unsqueeze(1)?, angles.sin.unsqueeze(1)?);
+    let (cos, sin) = (angles.cos.to_tensor()?.unsqueeze(1)?, angles.sin.to_tensor()?.unsqueeze(1)?);
     let (first, second) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let turned_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
     let turned_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;

@@ -72,7 +72,7 @@ fn prepared(trial: &mut Trial, shape: Shape, flags: QkvFlags) {
             angles: (flags.rotary_dim > 0).then_some(&angles),
         };
         let (qkv, plan) = (placed(compute, &qkv, shape.activations)?, AttentionPlan::new(&input));
-        let q = ops::prepare_qkv(compute, &qkv, &preparation, &plan, world.layer())?;
+        let q = ops::prepare_qkv(compute, qkv.into(), &preparation, &plan, world.layer())?.into_tensor()?;
         let layer = world.layer();
         Ok([values(&q)?, values(&layer.k)?, values(&layer.v)?].concat())
     });

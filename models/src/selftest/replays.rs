@@ -76,8 +76,8 @@ fn both_ways(model: &Decoder, batch: usize) -> Result<(Rows, Rows), ModelError> 
             SequenceInput { tokens: &tokens[range.clone()], num_computed: range.start, block_tables, sample }
         });
         let input = ModelInput::new(spec.block_size, &inputs.collect::<Vec<_>>())?;
-        logits.1.extend(rows(&model.launched(&input, &mut caches.1)?)?);
-        logits.0.extend(rows(&model.replayed(&input, &mut caches.0)?)?);
+        logits.1.extend(rows(&model.launched(&input, &mut caches.1)?.into_tensor()?)?);
+        logits.0.extend(rows(&model.replayed(&input, &mut caches.0)?.into_tensor()?)?);
     }
     Ok(logits)
 }

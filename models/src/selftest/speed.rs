@@ -9,7 +9,8 @@ use super::tables::ATTENTION;
 use super::world::{Shape, World};
 use crate::input::SequenceInput;
 use crate::ops::{
-    self, AttentionParams, AttentionPlan, Compute, Detail, Float, PackedWeight, Pick, RowQuestion, WeightPart, Weights,
+    self, AttentionParams, AttentionPlan, Compute, Detail, Float, Matrix, PackedWeight, Pick, RowQuestion, WeightPart,
+    Weights,
 };
 use crate::{
     BlockId, CausalLm, Decoder, KvCache, KvFormat, LoadOptions, ModelError, ModelInput, StoredDtype, demo_checkpoint,
@@ -138,7 +139,7 @@ fn steps(compute: &Compute) -> Result<Vec<Load>, ModelError> {
     let spec = model.kv_cache_spec();
     let most = GENERATED.into_iter().max().unwrap_or(1);
     let cache = Rc::new(RefCell::new(model.new_kv_cache(most * spec.groups.len())?));
-    let run = |what, batch: usize, step: fn(&Decoder, &ModelInput, &mut KvCache) -> Result<Tensor, ModelError>| {
+    let run = |what, batch: usize, step: fn(&Decoder, &ModelInput, &mut KvCache) -> Result<Matrix, ModelError>| {
         let mut free = (0..).map(BlockId);
         let tables: Vec<Vec<Vec<BlockId>>> =
             (0..batch).map(|_| spec.groups.iter().map(|_| free.by_ref().take(1).collect()).collect()).collect();
@@ -155,7 +156,7 @@ fn steps(compute: &Compute) -> Result<Vec<Load>, ModelError> {
             at: format!("{batch} sequences of the bundled model"),
             work: Work { bytes, operations: bytes * batch as u64 },
             compute: model.compute().clone(),
-            run: Box::new(move |_| step(&owned, &input, &mut cache.borrow_mut())),
+            run: Box::new(move |_| step(&owned, &input, &mut cache.borrow_mut())?.into_tensor()),
         })
     };
     let both =

@@ -124,7 +124,7 @@ fn embedding_widens_the_packed_rows_exactly() {
         assert_eq!(rows.dims(), [tokens.len(), k]);
     }
     let table = pack(&reference(), StoredDtype::F32, k, &Random(4).values(n * k));
-    assert!(embedding(&reference(), &table, &[53]).is_err(), "a token outside the table");
+    assert!(embedding::<Tensor>(&reference(), &table, &[53]).is_err(), "a token outside the table");
 }
 
 #[test]

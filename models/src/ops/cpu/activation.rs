@@ -2,25 +2,22 @@
 
 //! The activations of feed-forward networks without a gate.
 
-use candle_core::Tensor;
-
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
+use super::launch::{Kernel, Output, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
 use crate::ModelError;
-use crate::ops::{Activation, Compute, Xielu};
+use crate::ops::{Activation, Compute, Matrix, MatrixView, Xielu};
 
-pub(crate) fn activate(compute: &Compute, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
-    let shape = x.shape();
-    let x = Rows::new(x)?;
+pub(crate) fn activate(compute: &Compute, x: MatrixView<'_>, activation: Activation) -> Result<Matrix, ModelError> {
+    let x = Rows::of(x)?;
     let (num_rows, width) = (x.num_rows, x.width);
-    let mut out = Unwritten::new(num_rows * width);
+    let mut out = compute.workspace().unwritten(num_rows * width);
     let (rows_per_task, num_tasks) = split_rows(num_rows, width);
     launch(compute, num_tasks, &Activate { x, activation, out: out.output(), rows_per_task });
     // SAFETY: each row belongs to a task, which has written all of it.
     let out = unsafe { out.written() };
-    Ok(Tensor::from_vec(out, shape, compute.device())?)
+    Ok(Matrix::host(out, num_rows, width))
 }
 
 struct Activate<'a> {

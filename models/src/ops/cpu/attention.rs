@@ -14,17 +14,18 @@ mod tile_view;
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, Storage, Tensor};
+use candle_core::{CpuStorage, Storage};
 
+use super::buffer::Plain;
 use super::cache_element::{CacheElement, signed};
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, Unwritten};
+use super::launch::{Kernel, Output};
 use super::tile::{Factors, with_rows};
 use super::vector::Vector;
 use super::view::Rows;
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::ops::attention::RowChunk;
-use crate::ops::{AttentionParams, AttentionPlan, Compute};
+use crate::ops::{AttentionParams, AttentionPlan, Compute, Matrix, QueriesView};
 use crate::{BlockId, ModelError};
 use pieces::{Scores, Values, multiply_by, weigh};
 use row_sums::RowSums;
@@ -34,45 +35,63 @@ use tile_view::TileView;
 /// Shapes and block tables are checked by the caller.
 pub(crate) fn paged_attention(
     compute: &Compute,
-    q: &Tensor,
+    q: QueriesView<'_>,
     layer: &KvLayer,
     plan: &AttentionPlan<'_>,
     params: &AttentionParams,
-) -> Result<Tensor, ModelError> {
-    let (m, num_heads, head_dim) = q.dims3()?;
-    let q = Rows::new(q)?;
-    let mut out = Unwritten::new(m * num_heads * head_dim);
-    let output = out.output();
+) -> Result<Matrix, ModelError> {
+    let (num_tokens, num_heads, width) = (q.num_tokens, q.num_heads, q.num_heads * q.head_dim);
+    let q = Rows::of(q.rows)?;
+    let mut out = compute.workspace().unwritten(num_tokens * width);
+    let step = Step { compute, q: &q, num_heads, layer, plan, params, out: out.output() };
     let (k_storage, k_layout) = layer.k.storage_and_layout();
     let (v_storage, v_layout) = layer.v.storage_and_layout();
     let (k_start, v_start) = (k_layout.start_offset(), v_layout.start_offset());
     match (&*k_storage, &*v_storage) {
         (Storage::Cpu(CpuStorage::F32(k)), Storage::Cpu(CpuStorage::F32(v))) => {
-            run(compute, Attention { q: &q, k: &k[k_start..], v: &v[v_start..], layer, plan, params, out: output });
+            run(compute, Attention { step, k: &k[k_start..], v: &v[v_start..] });
         }
         (Storage::Cpu(CpuStorage::BF16(k)), Storage::Cpu(CpuStorage::BF16(v))) => {
-            run(compute, Attention { q: &q, k: &k[k_start..], v: &v[v_start..], layer, plan, params, out: output });
+            run(compute, Attention { step, k: &k[k_start..], v: &v[v_start..] });
         }
         (Storage::Cpu(CpuStorage::U8(k)), Storage::Cpu(CpuStorage::U8(v))) => {
             let (k, v) = (signed(&k[k_start..]), signed(&v[v_start..]));
-            run(compute, Attention { q: &q, k, v, layer, plan, params, out: output });
+            run(compute, Attention { step, k, v });
         }
         _ => return Err(ModelError::Input("a KV cache of none of its formats in host memory".into())),
     }
     // SAFETY: every token is of one chunk, and every head of one group; their task has written them.
     let out = unsafe { out.written() };
-    Ok(Tensor::from_vec(out, (m, num_heads * head_dim), compute.device())?)
+    Ok(Matrix::host(out, num_tokens, width))
 }
 
 struct Attention<'a, E> {
-    q: &'a Rows<'a>,
+    step: Step<'a>,
     k: &'a [E],
     v: &'a [E],
+}
+
+/// All but the keys and values.
+struct Step<'a> {
+    compute: &'a Compute,
+    q: &'a Rows<'a>,
+    num_heads: usize,
     layer: &'a KvLayer,
     plan: &'a AttentionPlan<'a>,
     params: &'a AttentionParams,
     out: Output<f32>,
 }
+
+/// What is asked of an [`Attention`] is mostly asked of its step.
+impl<'a, E> std::ops::Deref for Attention<'a, E> {
+    type Target = Step<'a>;
+
+    fn deref(&self) -> &Step<'a> {
+        &self.step
+    }
+}
+
+impl Plain for RowChunk {}
 
 /// What one task works on.
 #[derive(Clone, Copy)]
@@ -84,9 +103,9 @@ struct Work {
 /// The state of one task's query rows; row `token * group + g` is query head `g` of the group.
 struct ChunkState<'a> {
     /// `[rows, head_dim]`
-    q: Vec<f32>,
+    q: &'a [f32],
     /// `[rows, VISIT]`: the scores of the tiles that are visited together, then their weights.
-    weights: Vec<f32>,
+    weights: &'a mut [f32],
     /// Of the span's keys so far.
     sums: RowSums<'a>,
 }
@@ -110,12 +129,14 @@ impl<E: CacheElement> Kernel for Attention<'_, E> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let work = self.work(task);
-        let len = self.sums_len(work.chunk.num_rows);
-        let mut numbers = Unwritten::new(2 * len);
+        let (len, state_len) = (self.sums_len(work.chunk.num_rows), self.state_len(work.chunk.num_rows));
+        let mut numbers = self.compute.workspace().unwritten(2 * len + state_len);
         let numbers = numbers.output();
-        // SAFETY: two halves of numbers that live to the end of the task.
-        let [mut total, sums] = [0, len].map(|start| self.sums(unsafe { numbers.part(start, len) }, work.chunk));
-        let mut state = self.start(work, sums);
+        // SAFETY: three parts of numbers that live to the end of the task.
+        let [total, sums, state] =
+            unsafe { [(0, len), (len, len), (2 * len, state_len)].map(|(start, len)| numbers.part(start, len)) };
+        let (mut total, sums) = (self.sums(total, work.chunk), self.sums(sums, work.chunk));
+        let mut state = self.start(work, state, sums);
         for (index, span) in spans(self.tiles(work.chunk)).enumerate() {
             // SAFETY: passed on; both sums are of the same rows.
             unsafe {
@@ -143,7 +164,7 @@ struct Visit<'a, E> {
 
 impl<E: CacheElement> Attention<'_, E> {
     fn group(&self) -> usize {
-        self.q.width / self.layer.head_dim() / self.layer.num_kv_heads()
+        self.num_heads / self.layer.num_kv_heads()
     }
 
     fn num_tasks(&self) -> usize {
@@ -159,6 +180,12 @@ impl<E: CacheElement> Attention<'_, E> {
     /// Numbers in which the sums of as many tokens' query heads lie, in whole cache lines.
     fn sums_len(&self, num_tokens: usize) -> usize {
         (num_tokens * self.group() * (self.layer.padded_head_dim() + 2)).next_multiple_of(KV_TILE)
+    }
+
+    /// Numbers in which queries and weights of as many tokens lie while they are attended, in whole cache lines.
+    fn state_len(&self, num_tokens: usize) -> usize {
+        let rows = num_tokens * self.group();
+        (rows * self.layer.head_dim()).next_multiple_of(KV_TILE) + rows * VISIT
     }
 
     fn sums<'s>(&self, numbers: &'s mut [f32], chunk: RowChunk) -> RowSums<'s> {
@@ -216,21 +243,19 @@ impl<E: CacheElement> Attention<'_, E> {
     }
 
     #[inline(always)]
-    fn start<'s>(&self, Work { chunk, kv_head }: Work, sums: RowSums<'s>) -> ChunkState<'s> {
+    fn start<'s>(&self, Work { chunk, kv_head }: Work, state: &'s mut [f32], sums: RowSums<'s>) -> ChunkState<'s> {
         let width = self.group() * self.layer.head_dim();
-        let rows = chunk.num_rows * self.group();
-        let mut q = Vec::with_capacity(chunk.num_rows * width);
-        for row in chunk.first_row..chunk.first_row + chunk.num_rows {
-            let heads = &self.q.row(row)[kv_head * width..(kv_head + 1) * width];
-            match &self.params.temperature {
-                Some(temperature) => {
-                    let factor = temperature.factor(self.plan.input().positions()[row]);
-                    q.extend(heads.iter().map(|q| q * factor));
-                }
-                None => q.extend_from_slice(heads),
+        let (q, weights) = state.split_at_mut((chunk.num_rows * width).next_multiple_of(KV_TILE));
+        for (token, q) in q.chunks_exact_mut(width).enumerate().take(chunk.num_rows) {
+            let row = chunk.first_row + token;
+            q.copy_from_slice(&self.q.row(row)[kv_head * width..(kv_head + 1) * width]);
+            if let Some(temperature) = &self.params.temperature {
+                let factor = temperature.factor(self.plan.input().positions()[row]);
+                q.iter_mut().for_each(|q| *q *= factor);
             }
         }
-        ChunkState { q, weights: vec![0.0; rows * VISIT], sums }
+        weights.fill(0.0);
+        ChunkState { q, weights, sums }
     }
 
     #[inline(always)]
@@ -394,11 +419,11 @@ impl<E: CacheElement> Attention<'_, E> {
     fn finish(&self, Work { chunk, kv_head }: Work, sums: &RowSums<'_>) {
         let (group, head_dim, padded) = (self.group(), self.layer.head_dim(), self.layer.padded_head_dim());
         for row in 0..chunk.num_rows * group {
-            let start = (chunk.first_row + row / group) * self.q.width + (kv_head * group + row % group) * head_dim;
+            let query_head = kv_head * group + row % group;
+            let start = ((chunk.first_row + row / group) * self.num_heads + query_head) * head_dim;
             // SAFETY: this token's query head, which belongs to this task alone.
             let out = unsafe { self.out.part(start, head_dim) };
-            let (factor, sum_of_weights) =
-                self.with_sink(kv_head * group + row % group, (sums.max[row], sums.sum[row]));
+            let (factor, sum_of_weights) = self.with_sink(query_head, (sums.max[row], sums.sum[row]));
             for (out, sum) in out.iter_mut().zip(&sums.out[row * padded..]) {
                 *out = sum * factor / sum_of_weights;
             }

@@ -8,11 +8,12 @@ use super::bf16_pairs::Bf16Pair;
 use super::instructions::Instructions;
 use super::launch::{Kernel, Output, launch, split_rows};
 use super::view::Rows;
+use super::workspace::Buffer;
 use crate::ops::Compute;
 
 /// Rows of an even number of elements.
 pub(super) struct Bf16Rows {
-    pub(super) pairs: Vec<Bf16Pair>,
+    pub(super) pairs: Buffer<Bf16Pair>,
     pub(super) num_rows: usize,
     /// In pairs.
     pub(super) width: usize,
@@ -22,9 +23,11 @@ impl Bf16Rows {
     /// The width of `x` is even.
     pub(super) fn new(compute: &Compute, x: &Rows<'_>) -> Self {
         let width = x.width / 2;
-        let mut pairs = vec![Bf16Pair([bf16::ZERO; 2]); x.num_rows * width];
+        let mut pairs = compute.workspace().unwritten(x.num_rows * width);
         let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
-        launch(compute, num_tasks, &Round { x, rows_per_task, width, pairs: Output::new(&mut pairs) });
+        launch(compute, num_tasks, &Round { x, rows_per_task, width, pairs: pairs.output() });
+        // SAFETY: each row belongs to a task, which has written all of it.
+        let pairs = unsafe { pairs.written() };
         Self { pairs, num_rows: x.num_rows, width }
     }
 }

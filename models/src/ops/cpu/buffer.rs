@@ -13,11 +13,12 @@ use crate::ModelError;
 use crate::ops::MemoryPlacement;
 
 /// What pages of zeros may hold: every bit pattern is a value.
-pub(super) trait Plain: Copy + Send + Sync + 'static {}
+pub(crate) trait Plain: Copy + Send + Sync + 'static {}
 
 impl<E: Element> Plain for E {}
 impl Plain for Bf16Pair {}
 impl Plain for u8 {}
+impl Plain for i16 {}
 
 /// Zeroed elements in pages of their own, huge ones where the system has them: a product walks several panels at once,
 /// which small pages make expensive to translate. Starts on a page, so a vector load of a packed row never touches two

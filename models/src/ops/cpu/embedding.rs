@@ -2,23 +2,17 @@
 
 //! Rows of a packed matrix, for embeddings that share their memory with the output head.
 
-use candle_core::Tensor;
-
 use super::lanes::Element;
-use super::launch::{Output, split_rows};
+use super::launch::split_rows;
 use super::packed::PackedPart;
 use super::panels::{Cell, PANEL, PanelData};
-use crate::ops::Compute;
-use crate::{ModelError, TokenId};
+use crate::TokenId;
+use crate::ops::{Compute, Matrix};
 
 /// `tokens` are below the number of rows that `parts`, each `width` wide, hold together.
-pub(crate) fn embedding(
-    compute: &Compute,
-    (parts, width): (&[PackedPart], usize),
-    tokens: &[TokenId],
-) -> Result<Tensor, ModelError> {
-    let mut rows = vec![0.0; tokens.len() * width];
-    let output = Output::new(&mut rows);
+pub(crate) fn embedding(compute: &Compute, (parts, width): (&[PackedPart], usize), tokens: &[TokenId]) -> Matrix {
+    let mut rows = compute.workspace().unwritten(tokens.len() * width);
+    let output = rows.output();
     let (rows_per_task, num_tasks) = split_rows(tokens.len(), width);
     compute.pool().run(num_tasks, &|task| {
         let first = task * rows_per_task;
@@ -27,7 +21,9 @@ pub(crate) fn embedding(
             read_row(parts, token as usize, unsafe { output.part(index * width, width) });
         }
     });
-    Ok(Tensor::from_vec(rows, (tokens.len(), width), compute.device())?)
+    // SAFETY: each row belongs to a task, which has written all of it.
+    let rows = unsafe { rows.written() };
+    Matrix::host(rows, tokens.len(), width)
 }
 
 fn read_row(parts: &[PackedPart], mut row: usize, values: &mut [f32]) {

@@ -2,25 +2,23 @@
 
 //! The gate of a gated feed-forward network.
 
-use candle_core::Tensor;
-
 use super::activation::{Curve, GeluErf, GeluTanh, Silu};
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
+use super::launch::{Kernel, Output, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
 use crate::ModelError;
-use crate::ops::{Compute, Gate};
+use crate::ops::{Compute, Gate, Matrix, MatrixView};
 
-pub(crate) fn gate_mul(compute: &Compute, gate_up: &Tensor, gate: Gate) -> Result<Tensor, ModelError> {
-    let gate_up = Rows::new(gate_up)?;
+pub(crate) fn gate_mul(compute: &Compute, gate_up: MatrixView<'_>, gate: Gate) -> Result<Matrix, ModelError> {
+    let gate_up = Rows::of(gate_up)?;
     let (num_rows, width) = (gate_up.num_rows, gate_up.width / 2);
-    let mut out = Unwritten::new(num_rows * width);
+    let mut out = compute.workspace().unwritten(num_rows * width);
     let (rows_per_task, num_tasks) = split_rows(num_rows, width);
     launch(compute, num_tasks, &GateMul { gate_up, gate, out: out.output(), rows_per_task });
     // SAFETY: each row belongs to a task, which has written all of it.
     let out = unsafe { out.written() };
-    Ok(Tensor::from_vec(out, (num_rows, width), compute.device())?)
+    Ok(Matrix::host(out, num_rows, width))
 }
 
 struct GateMul<'a> {

@@ -49,7 +49,12 @@ unsafe impl<T: Send> Sync for Output<T> {}
 impl<T> Output<T> {
     /// `values` must outlive the launch.
     pub(super) fn new(values: &mut [T]) -> Self {
-        Self(values.as_mut_ptr(), values.len())
+        Self::of_raw(values.as_mut_ptr(), values.len())
+    }
+
+    /// The same of `len` elements from `start` on, which may be yet to be written.
+    pub(super) fn of_raw(start: *mut T, len: usize) -> Self {
+        Self(start, len)
     }
 
     /// # Safety
@@ -70,38 +75,6 @@ impl<T> Output<T> {
     pub(super) unsafe fn at(&self, start: usize) -> *mut T {
         // SAFETY: in bounds by the function's condition.
         unsafe { self.0.add(start) }
-    }
-}
-
-/// What the tasks of a launch write, all of it, before anybody reads of it. It is not zeroed first: an allocator that is asked
-/// for large zeros may give pages that it has back to the system and take cleared ones, one fault each, in every op of
-/// every step. Where the build checks itself, it begins as numbers that are none, so that a gap is seen.
-pub(super) struct Unwritten<T> {
-    values: Vec<T>,
-    len: usize,
-}
-
-impl<T: Copy> Unwritten<T> {
-    pub(super) fn new(len: usize) -> Self {
-        let mut values = Vec::<T>::with_capacity(len);
-        if cfg!(debug_assertions) {
-            // SAFETY: within the capacity, which nobody has read yet.
-            unsafe { values.as_mut_ptr().write_bytes(0xff, len) };
-        }
-        Self { values, len }
-    }
-
-    /// `self` must outlive the launch.
-    pub(super) fn output(&mut self) -> Output<T> {
-        Output(self.values.as_mut_ptr(), self.len)
-    }
-
-    /// # Safety
-    /// Every element has been written.
-    pub(super) unsafe fn written(mut self) -> Vec<T> {
-        // SAFETY: within the capacity, and written, as the function demands.
-        unsafe { self.values.set_len(self.len) };
-        self.values
     }
 }
 

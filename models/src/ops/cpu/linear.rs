@@ -13,7 +13,7 @@ use super::bf16_rows::Bf16Rows;
 use super::block_linear;
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
-use super::launch::{Kernel, Unwritten, launch, launch_bf16};
+use super::launch::{Kernel, launch, launch_bf16};
 use super::packed::PackedPart;
 use super::panels::{PANEL, PanelData, Panels};
 use super::rounded_rows::RoundedRows;
@@ -21,7 +21,7 @@ use super::target::Target;
 use super::tile::{self, Factors, Weight, with_rows};
 use super::view::Rows;
 use crate::ModelError;
-use crate::ops::Compute;
+use crate::ops::{Compute, Matrix, MatrixView};
 
 /// Rows of one task: a whole number of tiles of any instructions. With a piece of `k` they fit in the second-level cache.
 const TASK_ROWS: usize = 72;
@@ -48,13 +48,13 @@ const PREFETCH_BYTES: isize = 1024;
 /// The product of all parts of a weight with `out_features` outputs, each part filling its own columns.
 pub(crate) fn linear(
     compute: &Compute,
-    x: &Tensor,
+    x: MatrixView<'_>,
     (parts, out_features): (&[PackedPart], usize),
     bias: Option<&Tensor>,
-) -> Result<Tensor, ModelError> {
-    let x = Rows::new(x)?;
+) -> Result<Matrix, ModelError> {
+    let x = Rows::of(x)?;
     let bias = bias.map(Rows::vector).transpose()?;
-    let mut y = Unwritten::new(x.num_rows * out_features);
+    let mut y = compute.workspace().unwritten(x.num_rows * out_features);
     let output = y.output();
     let (mut rounded, mut pairs) = (None, None);
     let mut first_column = 0;
@@ -80,7 +80,7 @@ pub(crate) fn linear(
     assert_eq!(first_column, out_features, "the parts of a weight have all its outputs between them");
     // SAFETY: the parts have all columns between them, and their tasks have written all rows.
     let y = unsafe { y.written() };
-    Ok(Tensor::from_vec(y, (x.num_rows, out_features), compute.device())?)
+    Ok(Matrix::host(y, x.num_rows, out_features))
 }
 
 fn dense<E: Weight<Factor = f32>>(

@@ -8,6 +8,7 @@
 //! [`launch`] picks the instance and spreads its tasks over the threads.
 
 pub(super) mod activation;
+pub(super) mod add;
 pub(super) mod attention;
 mod bf16_pairs;
 mod bf16_rows;
@@ -17,6 +18,7 @@ mod buffer;
 mod cache_element;
 pub(super) mod embedding;
 pub(super) mod gate_mul;
+pub(super) mod gather_rows;
 mod instructions;
 mod lanes;
 pub(super) mod launch;
@@ -29,6 +31,7 @@ pub(super) mod panels;
 pub(crate) mod pool;
 pub(super) mod pool_rows;
 pub(crate) mod populate;
+pub(super) mod prepare_qkv;
 pub(super) mod rope;
 mod rounded_rows;
 pub(super) mod store_kv;
@@ -37,6 +40,7 @@ mod target;
 mod tile;
 mod vector;
 mod view;
+pub(crate) mod workspace;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

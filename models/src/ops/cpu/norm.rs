@@ -5,11 +5,11 @@
 use candle_core::Tensor;
 
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
+use super::launch::{Kernel, Output, launch, split_rows};
 use super::vector::{LANES, Vector};
 use super::view::Rows;
 use crate::ModelError;
-use crate::ops::Compute;
+use crate::ops::{Compute, Matrix, MatrixView};
 
 /// A norm's parameters, `[width] f32` each. With a bias the norm is a layer norm, without it a root-mean-square norm.
 #[derive(Clone, Copy)]
@@ -20,56 +20,54 @@ pub(crate) struct NormWeights<'a> {
 }
 
 /// Shapes are checked by the caller: rows of `x` are whole groups of `width` elements, each normalised alone.
-pub(crate) fn norm(compute: &Compute, x: &Tensor, weights: &NormWeights<'_>) -> Result<Tensor, ModelError> {
-    let shape = x.shape();
-    let (x, views) = (Rows::new(x)?, Views::new(weights)?);
-    let mut normed = Unwritten::new(x.num_rows * x.width);
+pub(crate) fn norm(compute: &Compute, x: MatrixView<'_>, weights: &NormWeights<'_>) -> Result<Matrix, ModelError> {
+    let (x, views) = (Rows::of(x)?, Views::new(weights)?);
+    let mut normed = compute.workspace().unwritten(x.num_rows * x.width);
     let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
     let norm = Norm { x: &x, add: None, params: views.params(), normed: normed.output(), rows_per_task };
     launch(compute, num_tasks, &norm);
     // SAFETY: each row belongs to a task, which has written all of it.
     let normed = unsafe { normed.written() };
-    Ok(Tensor::from_vec(normed, shape, compute.device())?)
+    Ok(Matrix::host(normed, x.num_rows, x.width))
 }
 
 pub(crate) fn add_norm(
     compute: &Compute,
-    residual: &Tensor,
-    x: &Tensor,
+    residual: MatrixView<'_>,
+    x: MatrixView<'_>,
     weights: &NormWeights<'_>,
-) -> Result<(Tensor, Tensor), ModelError> {
-    let shape = x.shape();
-    let (residual, x, views) = (Rows::new(residual)?, Rows::new(x)?, Views::new(weights)?);
-    let mut sum = Unwritten::new(x.num_rows * x.width);
-    let mut normed = Unwritten::new(x.num_rows * x.width);
+) -> Result<(Matrix, Matrix), ModelError> {
+    let (residual, x, views) = (Rows::of(residual)?, Rows::of(x)?, Views::new(weights)?);
+    let mut sum = compute.workspace().unwritten(x.num_rows * x.width);
+    let mut normed = compute.workspace().unwritten(x.num_rows * x.width);
     let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
     let (add, output) = (Some((&residual, sum.output())), normed.output());
     launch(compute, num_tasks, &Norm { x: &x, add, params: views.params(), normed: output, rows_per_task });
     // SAFETY: each row belongs to a task, which has written all of it.
     let (sum, normed) = unsafe { (sum.written(), normed.written()) };
-    Ok((Tensor::from_vec(sum, shape, compute.device())?, Tensor::from_vec(normed, shape, compute.device())?))
+    Ok((Matrix::host(sum, x.num_rows, x.width), Matrix::host(normed, x.num_rows, x.width)))
 }
 
 /// The parameters' memory, borrowed for one launch.
-struct Views<'a> {
+pub(super) struct Views<'a> {
     weight: Rows<'a>,
     bias: Option<Rows<'a>>,
     eps: f32,
 }
 
 impl<'a> Views<'a> {
-    fn new(weights: &NormWeights<'a>) -> Result<Self, ModelError> {
+    pub(super) fn new(weights: &NormWeights<'a>) -> Result<Self, ModelError> {
         let bias = weights.bias.map(Rows::vector).transpose()?;
         Ok(Self { weight: Rows::vector(weights.weight)?, bias, eps: weights.eps })
     }
 
-    fn params(&self) -> Params<'_> {
+    pub(super) fn params(&self) -> Params<'_> {
         Params { weight: self.weight.as_slice(), bias: self.bias.as_ref().map(Rows::as_slice), eps: self.eps }
     }
 }
 
 #[derive(Clone, Copy)]
-struct Params<'a> {
+pub(super) struct Params<'a> {
     weight: &'a [f32],
     bias: Option<&'a [f32]>,
     eps: f32,
@@ -95,57 +93,57 @@ impl Kernel for Norm<'_> {
                 let normed = self.normed.part(row * width, width);
                 let x = self.x.row(row);
                 match &self.add {
-                    None => normalise_groups::<I::Vector>(x, self.params, normed),
+                    None => normed.copy_from_slice(x),
                     Some((residual, sums)) => {
                         let sum = sums.part(row * width, width);
                         for (sum, (residual, x)) in sum.iter_mut().zip(residual.row(row).iter().zip(x)) {
                             *sum = residual + x;
                         }
-                        normalise_groups::<I::Vector>(sum, self.params, normed);
+                        normed.copy_from_slice(sum);
                     }
                 }
+                normalise_groups::<I::Vector>(normed, self.params);
             }
         }
     }
 }
 
-/// Each group of as many elements as there are weights.
+/// Each group of as many elements as there are weights, in its place.
 ///
 /// # Safety
 /// The CPU must have `V`'s instructions.
 #[inline(always)]
-unsafe fn normalise_groups<V: Vector>(x: &[f32], params: Params<'_>, normed: &mut [f32]) {
-    let width = params.weight.len();
-    for (x, normed) in x.chunks_exact(width).zip(normed.chunks_exact_mut(width)) {
+pub(super) unsafe fn normalise_groups<V: Vector>(x: &mut [f32], params: Params<'_>) {
+    for x in x.chunks_exact_mut(params.weight.len()) {
         // SAFETY: passed on.
         unsafe {
             match params.bias {
-                None => rms::<V>(x, params, normed),
-                Some(bias) => layer::<V>(x, params, bias, normed),
+                None => rms::<V>(x, params),
+                Some(bias) => layer::<V>(x, params, bias),
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn rms<V: Vector>(x: &[f32], params: Params<'_>, normed: &mut [f32]) {
+unsafe fn rms<V: Vector>(x: &mut [f32], params: Params<'_>) {
     // SAFETY: passed on.
     let sum = unsafe { sum_of_squares::<V>(x, 0.0) };
     let factor = 1.0 / (sum / x.len() as f32 + params.eps).sqrt();
-    for (normed, (x, weight)) in normed.iter_mut().zip(x.iter().zip(params.weight)) {
-        *normed = x * factor * weight;
+    for (x, weight) in x.iter_mut().zip(params.weight) {
+        *x = *x * factor * weight;
     }
 }
 
 #[inline(always)]
-unsafe fn layer<V: Vector>(x: &[f32], params: Params<'_>, bias: &[f32], normed: &mut [f32]) {
+unsafe fn layer<V: Vector>(x: &mut [f32], params: Params<'_>, bias: &[f32]) {
     // SAFETY: passed on.
     let mean = unsafe { sum::<V>(x) } / x.len() as f32;
     // SAFETY: passed on.
     let variance = unsafe { sum_of_squares::<V>(x, mean) } / x.len() as f32;
     let factor = 1.0 / (variance + params.eps).sqrt();
-    for (normed, (x, (weight, bias))) in normed.iter_mut().zip(x.iter().zip(params.weight.iter().zip(bias))) {
-        *normed = (x - mean) * factor * weight + bias;
+    for (x, (weight, bias)) in x.iter_mut().zip(params.weight.iter().zip(bias)) {
+        *x = (*x - mean) * factor * weight + bias;
     }
 }
 

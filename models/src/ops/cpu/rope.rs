@@ -2,34 +2,56 @@
 
 //! Rotary position embedding. Plain arithmetic, which the compiler turns into vector code where it is enabled.
 
-use candle_core::Tensor;
-
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
+use super::launch::{Kernel, Output, launch, split_rows};
 use super::view::Rows;
 use crate::ModelError;
-use crate::ops::{Compute, RotaryAngles};
+use crate::ops::{Compute, Matrix, MatrixView, RotaryAngles};
 
+/// The heads of each row are turned and stay where they are.
 pub(crate) fn rope(
     compute: &Compute,
-    x: &Tensor,
+    x: MatrixView<'_>,
     head_dim: usize,
     angles: &RotaryAngles,
-) -> Result<Tensor, ModelError> {
-    let (x, cos, sin) = (Rows::new(x)?, Rows::new(&angles.cos)?, Rows::new(&angles.sin)?);
+) -> Result<Matrix, ModelError> {
+    let (x, angles) = (Rows::of(x)?, Angles::new(angles)?);
     let (num_rows, width) = (x.num_rows, x.width);
-    let mut turned = Unwritten::new(num_rows * width);
+    let mut turned = compute.workspace().unwritten(num_rows * width);
     let (rows_per_task, num_tasks) = split_rows(num_rows, width);
-    launch(compute, num_tasks, &Rope { x, cos, sin, head_dim, turned: turned.output(), rows_per_task });
+    launch(compute, num_tasks, &Rope { x, angles, head_dim, turned: turned.output(), rows_per_task });
     // SAFETY: each row belongs to a task, which has written all of it.
-    let turned = unsafe { turned.written() };
-    Ok(Tensor::from_vec(turned, (num_rows, width / head_dim, head_dim), compute.device())?)
+    Ok(Matrix::host(unsafe { turned.written() }, num_rows, width))
+}
+
+/// The angles' memory, borrowed for one launch.
+pub(super) struct Angles<'a> {
+    cos: Rows<'a>,
+    sin: Rows<'a>,
+}
+
+impl<'a> Angles<'a> {
+    pub(super) fn new(angles: &'a RotaryAngles) -> Result<Self, ModelError> {
+        Ok(Self { cos: Rows::new(&angles.cos)?, sin: Rows::new(&angles.sin)? })
+    }
+
+    /// Turns each head of row `row` in its place.
+    #[inline(always)]
+    pub(super) fn turn(&self, row: usize, heads: &mut [f32], head_dim: usize) {
+        let (cos, sin) = (self.cos.row(row), self.sin.row(row));
+        for head in heads.chunks_exact_mut(head_dim) {
+            let (first, rest) = head.split_at_mut(cos.len());
+            let pairs = first.iter_mut().zip(rest);
+            for ((first, second), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
+                (*first, *second) = (*first * cos - *second * sin, *second * cos + *first * sin);
+            }
+        }
+    }
 }
 
 struct Rope<'a> {
     x: Rows<'a>,
-    cos: Rows<'a>,
-    sin: Rows<'a>,
+    angles: Angles<'a>,
     head_dim: usize,
     turned: Output<f32>,
     rows_per_task: usize,
@@ -43,24 +65,8 @@ impl Kernel for Rope<'_> {
         for row in first..(first + self.rows_per_task).min(self.x.num_rows) {
             // SAFETY: a row of this task, which no other task takes.
             let turned = unsafe { self.turned.part(row * width, width) };
-            let heads = self.x.row(row).chunks_exact(self.head_dim);
-            for (to, from) in turned.chunks_exact_mut(self.head_dim).zip(heads) {
-                turn(from, self.cos.row(row), self.sin.row(row), to);
-            }
+            turned.copy_from_slice(self.x.row(row));
+            self.angles.turn(row, turned, self.head_dim);
         }
     }
-}
-
-#[inline(always)]
-fn turn(from: &[f32], cos: &[f32], sin: &[f32], to: &mut [f32]) {
-    let half = cos.len();
-    let (first, rest) = from.split_at(half);
-    let (second, unturned) = rest.split_at(half);
-    let (to_first, to_rest) = to.split_at_mut(half);
-    let (to_second, to_unturned) = to_rest.split_at_mut(half);
-    for i in 0..half {
-        to_first[i] = first[i] * cos[i] - second[i] * sin[i];
-        to_second[i] = second[i] * cos[i] + first[i] * sin[i];
-    }
-    to_unturned.copy_from_slice(unturned);
 }

@@ -5,9 +5,11 @@
 //! 8 bits would do for speed, not for the answer: on random decoders of 3 to 8 layers they alone moved the logits by a mean
 //! KL divergence of 1e-3 to 5e-3, more than the quantised weights are allowed to. 16 bits stay below 1e-7.
 
+use super::buffer::Plain;
 use super::instructions::Instructions;
-use super::launch::{Kernel, Output, Unwritten, launch, split_rows};
+use super::launch::{Kernel, Output, launch, split_rows};
 use super::view::Rows;
+use super::workspace::Buffer;
 use crate::ops::Compute;
 use crate::ops::blocks::UNIT;
 
@@ -20,9 +22,9 @@ const SMALLEST: f32 = 1e-30;
 pub(super) struct RoundedRows {
     pub(super) num_rows: usize,
     pub(super) width: usize,
-    pub(super) elements: Vec<i16>,
+    pub(super) elements: Buffer<i16>,
     /// Of each unit of each row.
-    pub(super) units: Vec<UnitFacts>,
+    pub(super) units: Buffer<UnitFacts>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,16 +34,18 @@ pub(super) struct UnitFacts {
     pub(super) sums: [i32; 2],
 }
 
+impl Plain for UnitFacts {}
+
 impl RoundedRows {
     /// The width of `x` is a whole number of units.
     pub(super) fn new(compute: &Compute, x: &Rows<'_>) -> Self {
-        let mut elements = Unwritten::new(x.num_rows * x.width);
-        let mut units = vec![UnitFacts::default(); x.num_rows * x.width / UNIT];
+        let mut elements = compute.workspace().unwritten(x.num_rows * x.width);
+        let mut units = compute.workspace().unwritten(x.num_rows * x.width / UNIT);
         let (rows_per_task, num_tasks) = split_rows(x.num_rows, x.width);
-        let kernel = Round { x, rows_per_task, elements: elements.output(), units: Output::new(&mut units) };
+        let kernel = Round { x, rows_per_task, elements: elements.output(), units: units.output() };
         launch(compute, num_tasks, &kernel);
         // SAFETY: each row belongs to a task, which has written all of it: rows are whole units.
-        let elements = unsafe { elements.written() };
+        let (elements, units) = unsafe { (elements.written(), units.written()) };
         Self { num_rows: x.num_rows, width: x.width, elements, units }
     }
 }

@@ -19,9 +19,19 @@ pub(crate) fn store_kv(
     slots: &[Slot],
     layer: &KvLayer,
 ) -> Result<(), ModelError> {
-    let (k, v) = (Rows::new(k)?, Rows::new(v)?);
-    layer.k.inplace_op1(&Store { compute, rows: k, slots, layer, side: KvSide::Keys })?;
-    layer.v.inplace_op1(&Store { compute, rows: v, slots, layer, side: KvSide::Values })?;
+    store_rows(compute, (Rows::new(k)?, Rows::new(v)?), slots, layer)
+}
+
+/// The same of keys and values wherever they lie.
+pub(super) fn store_rows(
+    compute: &Compute,
+    (k, v): (Rows<'_>, Rows<'_>),
+    slots: &[Slot],
+    layer: &KvLayer,
+) -> Result<(), ModelError> {
+    let [first_key, first_value] = &layer.first;
+    first_key.inplace_op1(&Store { compute, rows: k, slots, layer, side: KvSide::Keys })?;
+    first_value.inplace_op1(&Store { compute, rows: v, slots, layer, side: KvSide::Values })?;
     Ok(())
 }
 
@@ -38,14 +48,13 @@ impl InplaceOp1 for Store<'_> {
         "store-kv"
     }
 
+    /// The element that `layout` names is the first of a whole cache.
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("a KV cache that is not contiguous")
-        };
+        let start = layout.start_offset();
         match storage {
-            CpuStorage::F32(cache) => self.store(&mut cache[start..end]),
-            CpuStorage::BF16(cache) => self.store(&mut cache[start..end]),
-            CpuStorage::U8(cache) => self.store(signed_mut(&mut cache[start..end])),
+            CpuStorage::F32(cache) => self.store(&mut cache[start..]),
+            CpuStorage::BF16(cache) => self.store(&mut cache[start..]),
+            CpuStorage::U8(cache) => self.store(signed_mut(&mut cache[start..])),
             _ => candle_core::bail!("a KV cache of none of its formats"),
         }
         Ok(())

@@ -34,5 +34,5 @@ pub(crate) fn angles(
     };
     // SAFETY: the step has a position for each token; the tensors have the shapes that the arguments say.
     unsafe { gpu.launch(args.launch()) }?;
-    Ok(RotaryAngles { cos, sin })
+    Ok(RotaryAngles { cos: cos.into(), sin: sin.into() })
 }

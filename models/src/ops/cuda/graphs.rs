@@ -56,7 +56,7 @@ impl Graphs {
     ) -> Result<(Tensor, bool), ModelError> {
         self.shapes.retain(|known| known.cache.strong_count() > 0);
         let Some(shape) = PaddedShape::of(input) else {
-            return Ok((forward(&AttentionPlan::new(input), cache)?, false));
+            return Ok((forward(&AttentionPlan::new(input), cache)?.into_tensor()?, false));
         };
         let Some(index) = self.shapes.iter().position(|known| known.shape == shape && known.is_over(cache)) else {
             return Ok((self.first(compute, shape, (input, cache), forward)?, false));
@@ -74,7 +74,7 @@ impl Graphs {
         match replayed {
             Some(Ok(logits)) => Ok((logits, true)),
             // What a replay may have stored, this stores again.
-            Some(Err(_)) | None => Ok((forward(&AttentionPlan::new(input), cache)?, false)),
+            Some(Err(_)) | None => Ok((forward(&AttentionPlan::new(input), cache)?.into_tensor()?, false)),
         }
     }
 
@@ -91,7 +91,7 @@ impl Graphs {
         let integers = Arc::new(DeviceStep::with_room(compute.gpu(), &shape.words(input), len)?);
         let step = |cache: &mut KvCache| {
             integers.write(compute.gpu(), &shape.words(input).words)?;
-            forward(&AttentionPlan::with_integers(&padded, Arc::clone(&integers)), cache)
+            forward(&AttentionPlan::with_integers(&padded, Arc::clone(&integers)), cache)?.into_tensor()
         };
         let logits = step(cache)?;
         // What the device has against the step is said of the step.
@@ -129,7 +129,7 @@ impl Graphs {
         // Also so that the copy's kernel is loaded when the copy is recorded.
         shared.slice_set(&logits.zeros_like()?, 0, 0)?;
         let nobodys = input.nobodys(shape.rows)?;
-        let mut step = || forward(&AttentionPlan::with_integers(&nobodys, Arc::clone(integers)), cache);
+        let mut step = || forward(&AttentionPlan::with_integers(&nobodys, Arc::clone(integers)), cache)?.into_tensor();
         let recording = Recording::of(compute, || Ok(shared.slice_set(&step()?, 0, 0)?))?;
         integers.write(compute.gpu(), &shape.spoilt_words(input).words)?;
         step()?;

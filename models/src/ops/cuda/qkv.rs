@@ -9,7 +9,7 @@ use super::tensors::{address, address_if_any, float_of, unwritten};
 use crate::ModelError;
 use crate::kv_cache::KvLayer;
 use crate::ops::prepare_qkv::QkvPreparation;
-use crate::ops::{AttentionPlan, Compute};
+use crate::ops::{AttentionPlan, Compute, Operand};
 
 /// Shapes and slots are checked by the caller.
 pub(crate) fn prepare_qkv(
@@ -42,14 +42,14 @@ pub(crate) fn prepare_qkv(
         k_weight: address_if_any(gpu, norms.map(|(_, k)| k.weight))?,
         q_bias: address_if_any(gpu, norms.and_then(|(q, _)| q.bias))?,
         k_bias: address_if_any(gpu, norms.and_then(|(_, k)| k.bias))?,
-        cosines: address_if_any(gpu, angles.map(|angles| &angles.cos))?,
-        sines: address_if_any(gpu, angles.map(|angles| &angles.sin))?,
+        cosines: address_if_any(gpu, angles.map(|angles| angles.cos.view().tensor()).transpose()?)?,
+        sines: address_if_any(gpu, angles.map(|angles| angles.sin.view().tensor()).transpose()?)?,
         num_heads: preparation.num_heads as i32,
         num_kv_heads: layer.num_kv_heads() as i32,
         head_dim: head_dim as i32,
         padded_head_dim: layer.padded_head_dim() as i32,
         block_size: layer.block_size() as i32,
-        half: angles.map_or(Ok(0), |angles| angles.cos.dim(1))? as i32,
+        half: angles.map_or(0, |angles| angles.dims().1) as i32,
         whole_token: i32::from(whole_token),
         q_eps: norms.map_or(0.0, |(q, _)| q.eps),
         k_eps: norms.map_or(0.0, |(_, k)| k.eps),

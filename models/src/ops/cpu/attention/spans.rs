@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::super::cache_element::CacheElement;
 use super::super::instructions::Instructions;
-use super::super::launch::{Kernel, Output, Unwritten, launch};
+use super::super::launch::{Kernel, Output, launch};
 use super::Attention;
 use super::row_sums::RowSums;
 use crate::kv_cache::KV_TILE;
@@ -39,12 +39,14 @@ pub(super) fn run<E: CacheElement>(compute: &Compute, attention: Attention<'_, E
     let most_spans = if is_scarce { attention.most_spans() } else { 1 };
     let most_rows = attention.plan.chunks().iter().map(|chunk| chunk.num_rows).max().unwrap_or(0);
     let len = attention.sums_len(most_rows);
-    let num_numbers = num_tasks * most_spans * len;
+    let (num_numbers, state_len) = (num_tasks * most_spans * len, attention.state_len(most_rows));
     if most_spans < FEWEST_SPANS || num_numbers * size_of::<f32>() > MOST_BYTES {
+        compute.workspace().prepare::<f32>(num_threads.min(num_tasks), 2 * len + state_len);
         launch(compute, num_tasks, &attention);
         return;
     }
-    let mut numbers = Unwritten::new(num_numbers);
+    let mut numbers = compute.workspace().unwritten(num_numbers);
+    compute.workspace().prepare::<f32>(num_threads, state_len);
     let split = Split { attention: &attention, most_spans, len, numbers: numbers.output() };
     launch(compute, num_tasks * most_spans, &Apart(&split));
     launch(compute, num_tasks, &Together(&split));
@@ -91,9 +93,12 @@ impl<E: CacheElement> Kernel for Apart<'_, '_, E> {
         let (task, index) = (task / most_spans, task % most_spans);
         let work = attention.work(task);
         let Some(span) = spans(attention.tiles(work.chunk)).nth(index) else { return };
-        // SAFETY: passed on; the sums belong to this span's task alone.
+        let state_len = attention.state_len(work.chunk.num_rows);
+        let mut numbers = attention.compute.workspace().unwritten(state_len);
+        let numbers = numbers.output();
+        // SAFETY: passed on; the numbers live to the end of the task, and the sums belong to this span's task alone.
         unsafe {
-            let mut state = attention.start(work, self.0.sums(task, index));
+            let mut state = attention.start(work, numbers.part(0, state_len), self.0.sums(task, index));
             attention.attend_span::<I>(&mut state, work, span);
         }
     }

@@ -132,7 +132,7 @@ fn angles_of_positions_near_and_far_equal_the_reference() {
     let positions = [0, 1, 7, 4_095, 131_071];
     let inv_freq: Vec<f32> = (0..33).map(|index| 0.75f32.powi(index)).collect();
     let want = RotaryEmbedding::new(inv_freq.clone(), 1.2).angles(&reference(), &positions).unwrap();
-    let want = Tensor::cat(&[&want.cos, &want.sin], 0).unwrap();
+    let want = Tensor::cat(&[want.cos.to_tensor().unwrap(), want.sin.to_tensor().unwrap()], 0).unwrap();
     let got = in_both_orders(|order| {
         let (mut positions, mut inv_freq) = (Buffer::of_words(&positions), Buffer::of_values(&inv_freq, Float::F32));
         let [mut cosines, mut sines] = [(); 2].map(|()| Buffer::unwritten(want.elem_count() / 2 * 4));

@@ -26,7 +26,9 @@ fn check(host: Host, shape: Shape, flags: QkvFlags) {
     let norms = parameters.norms();
     let preparation = QkvPreparation { num_heads: shape.num_heads(), bias: parameters.bias.as_ref(), norms, angles };
     let plan = AttentionPlan::new(&input);
-    let want = prepare_qkv(&reference(), &qkv, &preparation, &plan, world.layer()).unwrap();
+    let want = prepare_qkv(&reference(), qkv.clone().into(), &preparation, &plan, world.layer()).unwrap();
+    let want = want.into_tensor().unwrap();
+    let [cosines, sines] = [angles.map(|is| is.cos.to_tensor().unwrap()), angles.map(|is| is.sin.to_tensor().unwrap())];
     let words = StepWords::new(&plan);
     let got_cache = RefCell::new(Vec::new());
     let got = in_both_orders(|order| {
@@ -54,8 +56,8 @@ fn check(host: Host, shape: Shape, flags: QkvFlags) {
             k_weight: of(norms.map(|(_, k)| k.weight)),
             q_bias: of(norms.and_then(|(q, _)| q.bias)),
             k_bias: of(norms.and_then(|(_, k)| k.bias)),
-            cosines: of(angles.map(|angles| &angles.cos)),
-            sines: of(angles.map(|angles| &angles.sin)),
+            cosines: of(cosines.as_ref()),
+            sines: of(sines.as_ref()),
             padded_head_dim: layer.padded_head_dim() as i32,
             half: flags.rotary_dim as i32 / 2,
             whole_token: i32::from(!matches!(flags.norm, None | Some(NormOf::Heads))),

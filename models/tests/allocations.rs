@@ -1,0 +1,97 @@
+//! A step like those before it asks the allocator for nothing.
+
+#![expect(unsafe_code, reason = "an allocator that counts is an unsafe trait; it only passes on")]
+#![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use passerelle_models::input::SequenceInput;
+use passerelle_models::ops::Compute;
+use passerelle_models::{
+    BlockId, CausalLm, KvCache, KvDtype, LoadOptions, ModelInput, WeightDtype, demo_checkpoint, load, unwatched,
+};
+
+/// Of all threads: the pool's compute too.
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every call is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        // SAFETY: passed on.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+struct Batch {
+    model: Box<dyn CausalLm>,
+    cache: KvCache,
+    tables: Vec<[Vec<BlockId>; 1]>,
+    num_computed: usize,
+}
+
+impl Batch {
+    /// Sequences whose prompts of `prompt` tokens are computed.
+    fn new(options: &LoadOptions, sequences: usize, prompt: usize) -> Self {
+        let model = load(&demo_checkpoint(), &Compute::cpu(2), options, &mut unwatched).unwrap().model;
+        let blocks = (prompt + 64).div_ceil(options.block_size) as u32;
+        let table = |sequence: u32| [(sequence * blocks..(sequence + 1) * blocks).map(BlockId).collect()];
+        let cache = model.new_kv_cache(sequences * blocks as usize).unwrap();
+        let mut batch = Self { model, cache, tables: (0..sequences as u32).map(table).collect(), num_computed: 0 };
+        batch.step(prompt);
+        batch
+    }
+
+    /// Gives each sequence `tokens` more, and returns what was allocated between input and logits, their release included.
+    fn step(&mut self, tokens: usize) -> u64 {
+        let ids = vec![5; tokens];
+        let sample = [tokens - 1];
+        let of = |block_tables| SequenceInput {
+            tokens: &ids,
+            num_computed: self.num_computed,
+            block_tables,
+            sample: &sample,
+        };
+        let sequences: Vec<_> = self.tables.iter().map(|tables| of(tables.as_slice())).collect();
+        let input = ModelInput::new(self.cache.spec().block_size, &sequences).unwrap();
+        let before = ALLOCATIONS.load(SeqCst);
+        drop(self.model.forward(&input, &mut self.cache).unwrap());
+        self.num_computed += tokens;
+        ALLOCATIONS.load(SeqCst) - before
+    }
+}
+
+/// The only test of this file: another one beside it would be counted too.
+#[test]
+fn a_steady_step_of_decoding_allocates_nothing() {
+    let weights = [WeightDtype::Auto, WeightDtype::F32, WeightDtype::Q8_0, WeightDtype::Q4_0];
+    for dtype in weights {
+        for kv_dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+            // Alone, a few and many, and alone behind so much that threads share its keys.
+            for (sequences, prompt) in [(1, 3), (7, 20), (40, 3), (1, 1700)] {
+                let options = LoadOptions { dtype, kv_dtype, ..LoadOptions::default() };
+                let mut batch = Batch::new(&options, sequences, prompt);
+                (0..2).for_each(|_| _ = batch.step(1));
+                let steady: Vec<_> = (0..4).map(|_| batch.step(1)).collect();
+                assert_eq!(steady, [0; 4], "{sequences} sequences behind {prompt} tokens, {dtype:?}, {kv_dtype:?}");
+            }
+        }
+    }
+}
