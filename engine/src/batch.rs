@@ -3,7 +3,7 @@
 use passerelle_models::BlockCopy;
 
 use crate::cost::CostNs;
-use crate::sequence::SequenceId;
+use crate::sequence::{Sequence, SequenceId};
 
 /// One step's decision.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,42 @@ pub(crate) struct ScheduledBatch {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ScheduledSequence {
     pub(crate) id: SequenceId,
+    /// Where it stands among those that run, until the first of them leaves or joins.
+    pub(crate) index: usize,
     pub(crate) num_tokens: usize,
     pub(crate) cost: CostNs,
+}
+
+/// The sequences of a batch that is about to run, each at its place there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepSequences<'a> {
+    running: &'a [Sequence],
+    scheduled: &'a [ScheduledSequence],
+}
+
+impl ScheduledBatch {
+    /// For the next step: nothing, in the memory of this one.
+    pub(crate) fn cleared(self) -> Self {
+        let Self { mut sequences, mut copies, .. } = self;
+        sequences.clear();
+        copies.clear();
+        Self { sequences, copies, ..Self::default() }
+    }
+}
+
+impl<'a> StepSequences<'a> {
+    pub(crate) fn new(running: &'a [Sequence], batch: &'a ScheduledBatch) -> Self {
+        Self { running, scheduled: &batch.sequences }
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.scheduled.len()
+    }
+
+    pub(crate) fn at(self, place: usize) -> &'a Sequence {
+        let ScheduledSequence { id, index, .. } = self.scheduled[place];
+        let sequence = &self.running[index];
+        debug_assert_eq!(sequence.id, id, "nobody has left or joined since");
+        sequence
+    }
 }

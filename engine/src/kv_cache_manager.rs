@@ -71,15 +71,7 @@ impl KvCacheManager {
     pub(crate) fn admit(&mut self, sequence: &mut Sequence, spare_blocks: usize) -> Option<()> {
         assert!(sequence.block_tables.is_empty(), "a sequence is admitted once");
         let num_computed = self.cached_tokens(sequence);
-        let (mut tables, mut num_taken) = (Vec::with_capacity(self.spec.groups.len()), 0);
-        for group in self.groups() {
-            let found = self.cached_blocks(sequence, group, num_computed);
-            let num_revived = found.iter().filter(|&&block| self.pool.is_free(block)).count();
-            let num_behind = self.first_block(group, num_computed);
-            let num_new = self.end_block(group, num_computed, sequence) - num_behind - found.len();
-            num_taken += num_revived + num_new;
-            tables.push([vec![BEHIND_WINDOW; num_behind], found].concat());
-        }
+        let num_taken: usize = self.groups().map(|group| self.blocks_to_admit(sequence, group, num_computed)).sum();
         if self.pool.num_free() < num_taken + spare_blocks {
             return None;
         }
@@ -87,9 +79,8 @@ impl KvCacheManager {
         sequence.num_registered_blocks = num_computed / self.spec.block_size;
         // Only now: a head that does not fit comes here in every step.
         let most_blocks = self.most_blocks(sequence);
-        sequence.block_tables =
-            tables.into_iter().map(|table: Vec<_>| table_of(table.into_iter(), most_blocks)).collect();
         sequence.make_room(most_blocks);
+        sequence.block_tables = self.groups().map(|group| self.first_table(sequence, group, most_blocks)).collect();
         self.groups().for_each(|group| self.held(sequence, group).iter().for_each(|&block| self.pool.acquire(block)));
         // A resumed sequence finds its own blocks, which says nothing about prompts.
         if sequence.may_reuse_prefix() && !sequence.has_started() {
@@ -202,13 +193,14 @@ impl KvCacheManager {
             let needed = self.first_block(group, num_blocks * self.spec.block_size)..num_blocks;
             needed.into_iter().find(|&index| is_missing(group, index))
         };
-        let (full, windowed): (Vec<_>, Vec<_>) =
-            self.groups().partition(|&group| self.spec.groups[group].reach == KvReach::Full);
+        let is_full = |group: &usize| self.spec.groups[*group].reach == KvReach::Full;
         // What a group that looks at everything finds of a prefix, it finds of every shorter one: once is enough.
+        let full = self.groups().filter(is_full);
         let mut num_blocks =
-            full.into_iter().fold(longest, |num_blocks, group| missing_in(group, num_blocks).unwrap_or(num_blocks));
+            full.fold(longest, |num_blocks, group| missing_in(group, num_blocks).unwrap_or(num_blocks));
         // No longer prefix does without the block that is missing: what comes before it is looked at in turn.
-        while let Some(missing) = windowed.iter().find_map(|&group| missing_in(group, num_blocks)) {
+        let windowed = self.groups().filter(|group| !is_full(group));
+        while let Some(missing) = windowed.clone().find_map(|group| missing_in(group, num_blocks)) {
             num_blocks = missing;
         }
         num_blocks * self.spec.block_size
@@ -274,10 +266,29 @@ impl KvCacheManager {
     }
 
     /// The cached blocks of a group that a sequence needs which goes on after `num_computed` tokens of a cached prefix.
-    fn cached_blocks(&self, sequence: &mut Sequence, group: usize, num_computed: usize) -> Vec<BlockId> {
+    fn cached_blocks(
+        &self,
+        sequence: &mut Sequence,
+        group: usize,
+        num_computed: usize,
+    ) -> impl Iterator<Item = BlockId> {
         let needed = self.first_block(group, num_computed)..num_computed / self.spec.block_size;
         let hashes = &sequence.block_hashes(self.spec.block_size)[needed];
-        hashes.iter().filter_map(|&hash| self.pool.find(&BlockKey::new(group, hash))).collect()
+        hashes.iter().filter_map(move |&hash| self.pool.find(&BlockKey::new(group, hash)))
+    }
+
+    /// Blocks of a group that are free until such a sequence is admitted: cached ones that nobody holds, and new ones.
+    fn blocks_to_admit(&self, sequence: &mut Sequence, group: usize, num_computed: usize) -> usize {
+        let num_new = self.end_block(group, num_computed, sequence) - num_computed / self.spec.block_size;
+        let cached = self.cached_blocks(sequence, group, num_computed);
+        num_new + cached.filter(|&block| self.pool.is_free(block)).count()
+    }
+
+    /// The table that it begins with.
+    fn first_table(&self, sequence: &mut Sequence, group: usize, most_blocks: usize) -> Vec<BlockId> {
+        let num_computed = sequence.num_computed;
+        let behind = std::iter::repeat_n(BEHIND_WINDOW, self.first_block(group, num_computed));
+        table_of(behind.chain(self.cached_blocks(sequence, group, num_computed)), most_blocks)
     }
 
     /// The index of a block that the sequence writes to next and that others hold too.

@@ -5,10 +5,13 @@
 //! halves: those that fail alone are the culprits, and the others have the same logits as if nothing had happened, because
 //! a row never depends on its batch.
 
+use std::mem;
+
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{OnProcessors, RowQuestion};
 use passerelle_models::{BlockCopy, BlockId, KvCache, LogitRows, Logits, ModelError, ModelInput};
 
+use crate::batch::StepSequences;
 use crate::event::RequestError;
 use crate::sampler::questions;
 use crate::sequence::Sequence;
@@ -19,12 +22,12 @@ use crate::survival::survive;
 pub(crate) struct ModelRunner {
     model: SharedModel,
     cache: KvCache,
-}
-
-/// The sequences of a step, and what the model is given of each. A place is an index of both.
-struct Scheduled<'a> {
-    sequences: &'a [&'a Sequence],
-    inputs: &'a [SequenceInput<'a>],
+    /// Of the last run. Kept for its memory, as the lists are.
+    input: ModelInput,
+    /// Of the sequences that run.
+    places: Vec<usize>,
+    /// Of the sequence that goes into the input.
+    sample: Vec<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,49 +43,42 @@ struct LostBlock {
     error: RequestError,
 }
 
-impl Scheduled<'_> {
-    fn is_suspect(&self, place: usize) -> bool {
-        self.sequences[place].num_generated() == 0
-    }
-}
-
 impl LostBlock {
     /// Whether the sequence is about to write to it. What a table says of blocks behind a window may be anybody's.
-    fn is_of(&self, input: &SequenceInput<'_>, block_size: usize) -> bool {
-        let written_next = input.num_computed / block_size;
-        input.block_tables.iter().any(|table| table.get(written_next) == Some(&self.block))
+    fn is_of(&self, sequence: &Sequence, block_size: usize) -> bool {
+        let written_next = sequence.num_computed / block_size;
+        sequence.block_tables.iter().any(|table| table.get(written_next) == Some(&self.block))
     }
 }
 
 impl ModelRunner {
     pub(crate) fn new(model: SharedModel, num_blocks: usize) -> Result<Self, ModelError> {
         let cache = model.get().new_kv_cache(num_blocks)?;
-        Ok(Self { model, cache })
+        let input = ModelInput::empty(cache.spec().block_size, cache.spec().groups.len());
+        Ok(Self { model, cache, input, places: Vec::new(), sample: Vec::new() })
     }
 
-    /// Copies blocks, then runs what is scheduled of each sequence. One entry per sequence, in order.
-    pub(crate) fn run(&mut self, sequences: &[&Sequence], copies: &[BlockCopy]) -> StepLogits {
+    /// Copies blocks, then runs what is scheduled of each sequence. `logits` then says something of each place.
+    pub(crate) fn run(&mut self, step: StepSequences<'_>, copies: &[BlockCopy], logits: &mut StepLogits) {
         let lost = self.copy_blocks(copies);
-        let samples = Samples::of(sequences);
-        let inputs: Vec<_> =
-            sequences.iter().enumerate().map(|(index, sequence)| input_of(sequence, samples.get(index))).collect();
-        let mut logits = StepLogits::of(sequences.len());
-        let mut places = Vec::with_capacity(sequences.len());
         let block_size = self.cache.spec().block_size;
-        for (place, input) in inputs.iter().enumerate() {
-            match lost.iter().find(|lost| lost.is_of(input, block_size)) {
+        logits.begin(step.len());
+        let mut places = mem::take(&mut self.places);
+        places.clear();
+        for place in 0..step.len() {
+            match lost.iter().find(|lost| lost.is_of(step.at(place), block_size)) {
                 Some(lost) => logits.put_error(place, lost.error.clone()),
                 None => places.push(place),
             }
         }
         if !places.is_empty() {
-            self.run_places(&Scheduled { sequences, inputs: &inputs }, &mut places, &mut logits);
+            self.run_places(step, &mut places, logits);
         }
-        logits
+        self.places = places;
     }
 
     /// Together, or where that fails, apart.
-    fn run_places(&mut self, step: &Scheduled<'_>, places: &mut [usize], logits: &mut StepLogits) -> Outcome {
+    fn run_places(&mut self, step: StepSequences<'_>, places: &mut [usize], logits: &mut StepLogits) -> Outcome {
         match self.run_together(step, places, logits) {
             Ok(()) => return Outcome::Well,
             Err(error) if places.len() == 1 => logits.put_error(places[0], error),
@@ -96,9 +92,10 @@ impl ModelRunner {
 
     /// They fail together: finds those that fail alone. Whoever has answered has run before, and is hardly at fault, so the
     /// first part is of those, if there are any, and of half of them otherwise.
-    fn run_apart(&mut self, step: &Scheduled<'_>, places: &mut [usize], logits: &mut StepLogits) {
-        places.sort_by_key(|&place| step.is_suspect(place));
-        let unsuspected = places.partition_point(|&place| !step.is_suspect(place));
+    fn run_apart(&mut self, step: StepSequences<'_>, places: &mut [usize], logits: &mut StepLogits) {
+        let is_suspect = |place: usize| step.at(place).num_generated() == 0;
+        places.sort_by_key(|&place| is_suspect(place));
+        let unsuspected = places.partition_point(|&place| !is_suspect(place));
         let middle = if (1..places.len()).contains(&unsuspected) { unsuspected } else { places.len() / 2 };
         let (first, second) = places.split_at_mut(middle);
         match self.run_places(step, first, logits) {
@@ -111,16 +108,35 @@ impl ModelRunner {
     /// Errors leave no logits behind.
     fn run_together(
         &mut self,
-        step: &Scheduled<'_>,
+        step: StepSequences<'_>,
         places: &[usize],
         logits: &mut StepLogits,
     ) -> Result<(), RequestError> {
-        let inputs: Vec<_> = places.iter().map(|&place| step.inputs[place].clone()).collect();
-        let asked =
-            |vocab_size| places.iter().flat_map(|&place| questions(step.sequences[place], vocab_size)).collect();
-        let run = self.read(&inputs, asked)?;
-        logits.put(run, places.iter().copied().zip(&inputs));
+        let sequences = || places.iter().map(|&place| step.at(place));
+        self.fill_with_step(sequences())?;
+        let run = self.read(|vocab_size| sequences().flat_map(|one| questions(one, vocab_size)).collect())?;
+        logits.put(run, places.iter().copied().zip(sequences().map(|one| one.sampled().count())));
         Ok(())
+    }
+
+    fn fill_with_step<'a>(
+        &mut self,
+        sequences: impl Iterator<Item = &'a Sequence> + Clone,
+    ) -> Result<(), RequestError> {
+        let block_size = self.cache.spec().block_size;
+        // Their tables grow to this many, so that none of their tokens takes memory.
+        self.input.clear(sequences.clone().map(|one| one.most_tokens().div_ceil(block_size)).sum());
+        for sequence in sequences {
+            self.sample.clear();
+            self.sample.extend(sequence.sampled());
+            self.input.push(&input_of(sequence, &self.sample))?;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, inputs: &[SequenceInput<'_>]) -> Result<(), ModelError> {
+        self.input.clear(0);
+        inputs.iter().try_for_each(|input| self.input.push(input))
     }
 
     /// Before the step, and never again: once it has run, a copy would cover what it has written. One by one, since a later
@@ -156,33 +172,30 @@ impl ModelRunner {
 
     /// All rows of one step of the model.
     pub(crate) fn rows(&mut self, inputs: &[SequenceInput<'_>]) -> Result<LogitRows, RequestError> {
-        let logits = self.forward(inputs)?;
+        self.fill(inputs)?;
+        let logits = self.forward()?;
         survive(|| logits.into_rows())
     }
 
     /// One step of the model, and a look at what each row's likeliest token is: as a step of short answers takes.
     pub(crate) fn probe(&mut self, inputs: &[SequenceInput<'_>]) -> Result<(), RequestError> {
-        let num_rows = inputs.iter().map(|input| input.sample.len()).sum();
-        self.read(inputs, |_| vec![Some(RowQuestion::BEST); num_rows]).map(|_| ())
+        self.fill(inputs)?;
+        let num_rows = self.input.rows_to_sample().len();
+        self.read(|_| vec![Some(RowQuestion::BEST); num_rows]).map(|_| ())
     }
 
-    /// One step of the model, with what `questions` ask of its rows.
-    fn read(
-        &mut self,
-        inputs: &[SequenceInput<'_>],
-        questions: impl FnOnce(usize) -> Vec<Option<RowQuestion>>,
-    ) -> Result<RunLogits, RequestError> {
-        let logits = self.forward(inputs)?;
+    /// One step of the model over what it was filled with, and what `questions` ask of its rows.
+    fn read(&mut self, questions: impl FnOnce(usize) -> Vec<Option<RowQuestion>>) -> Result<RunLogits, RequestError> {
+        let logits = self.forward()?;
         // What a device has still to compute may fail as well.
         survive(|| RunLogits::read(logits, questions))
     }
 
     /// One step of the model. A panic is an error like any other.
-    fn forward(&mut self, inputs: &[SequenceInput<'_>]) -> Result<Logits, RequestError> {
-        let input = ModelInput::new(self.cache.spec().block_size, inputs)?;
-        let (model, cache) = (self.model.get(), &mut self.cache);
+    fn forward(&mut self) -> Result<Logits, RequestError> {
+        let (model, input, cache) = (self.model.get(), &self.input, &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
-        let logits = survive(|| model.forward(&input, cache))?;
+        let logits = survive(|| model.forward(input, cache))?;
         let expected = input.rows_to_sample().len();
         if logits.num_rows() != expected {
             let message = format!("the model returned {} rows of logits instead of {expected}", logits.num_rows());
@@ -195,33 +208,6 @@ impl ModelRunner {
 impl std::fmt::Debug for ModelRunner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ModelRunner").field("cache", self.cache.spec()).finish_non_exhaustive()
-    }
-}
-
-/// The sampled tokens of every sequence of a batch, in one list.
-struct Samples {
-    indexes: Vec<usize>,
-    ends: Vec<usize>,
-}
-
-impl Samples {
-    fn of(sequences: &[&Sequence]) -> Self {
-        let mut samples =
-            Self { indexes: Vec::with_capacity(sequences.len()), ends: Vec::with_capacity(sequences.len()) };
-        for sequence in sequences {
-            let positions = sequence.prompt_logprob_positions();
-            samples.indexes.extend(positions.map(|position| position - sequence.num_computed));
-            if sequence.samples_next() {
-                samples.indexes.push(sequence.num_scheduled - 1);
-            }
-            samples.ends.push(samples.indexes.len());
-        }
-        samples
-    }
-
-    fn get(&self, sequence: usize) -> &[usize] {
-        let start = if sequence == 0 { 0 } else { self.ends[sequence - 1] };
-        &self.indexes[start..self.ends[sequence]]
     }
 }
 

@@ -148,7 +148,7 @@ mod tests {
     fn of_price(streams_ms: CostNs, catch_up_ms: CostNs) -> ScheduledBatch {
         let scheduled = |arrival, ms: CostNs| {
             let id = SequenceId { class: Class::Standard, arrival, choice: 0 };
-            ScheduledSequence { id, num_tokens: 1, cost: ms * 1_000_000 }
+            ScheduledSequence { id, index: 0, num_tokens: 1, cost: ms * 1_000_000 }
         };
         ScheduledBatch {
             sequences: vec![scheduled(0, streams_ms), scheduled(1, catch_up_ms)],

@@ -63,6 +63,10 @@ impl Running {
         self.raised_at = Some(now);
     }
 
+    pub(crate) fn as_slice(&self) -> &[Sequence] {
+        &self.sequences
+    }
+
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Sequence> {
         self.sequences.iter()
     }

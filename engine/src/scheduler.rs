@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use passerelle_models::{BlockId, KvCacheSpec};
 
-use crate::batch::{ScheduledBatch, ScheduledSequence};
+use crate::batch::{ScheduledBatch, ScheduledSequence, StepSequences};
 use crate::catch_up::{CatchUpBudget, Demand};
 use crate::config::EngineConfig;
 use crate::cost::{CostModel, CostNs};
@@ -59,6 +59,8 @@ pub(crate) struct Scheduler {
     steps_of_better: u64,
     /// Of the last step that gave any; kept for its memory.
     turns: Vec<Turn>,
+    /// Kept for its memory, too.
+    former_batch: ScheduledBatch,
     /// No two credits that wait are further apart, see [`crate::policy`].
     fairness_bound: CostNs,
     /// When the present step began.
@@ -75,8 +77,21 @@ impl Scheduler {
         let cache = KvCacheManager::new(config.num_kv_blocks, kv_cache, config.max_num_batched_tokens);
         let (waiting, fairness_bound) = queue(&config, &costs);
         let (now, running, parked) = (Duration::ZERO, Running::default(), BTreeMap::new());
-        let (overrun, steps_of_better, turns) = Default::default();
-        Self { config, costs, overrun, steps_of_better, turns, fairness_bound, now, running, parked, waiting, cache }
+        let (overrun, steps_of_better, turns, former_batch) = Default::default();
+        Self {
+            config,
+            costs,
+            overrun,
+            steps_of_better,
+            turns,
+            former_batch,
+            fairness_bound,
+            now,
+            running,
+            parked,
+            waiting,
+            cache,
+        }
     }
 
     /// From now on. Nothing may be inside: credits in other prices would mean nothing.
@@ -101,7 +116,7 @@ impl Scheduler {
 
     pub(crate) fn schedule(&mut self, now: Duration) -> ScheduledBatch {
         self.now = now;
-        let mut batch = ScheduledBatch::default();
+        let mut batch = std::mem::take(&mut self.former_batch).cleared();
         self.park();
         self.unpark();
         self.running.raise_overdue(now, self.config.class_patience);
@@ -121,6 +136,16 @@ impl Scheduler {
     /// The step that ran `batch` took so long, which the next ones reckon with.
     pub(crate) fn note_duration(&mut self, batch: &ScheduledBatch, took: Duration) {
         self.overrun.note(batch, took, self.config.max_added_latency);
+    }
+
+    /// What was scheduled last, while nobody has left or joined since.
+    pub(crate) fn sequences_of<'a>(&'a self, batch: &'a ScheduledBatch) -> StepSequences<'a> {
+        StepSequences::new(self.running.as_slice(), batch)
+    }
+
+    /// The step is over: the next batch stands in the memory of this one.
+    pub(crate) fn take_back(&mut self, batch: ScheduledBatch) {
+        self.former_batch = batch;
     }
 
     /// The step in flight succeeded for this sequence: what was scheduled is computed.
@@ -263,7 +288,7 @@ impl Scheduler {
     fn conclude(&mut self, batch: &mut ScheduledBatch) {
         batch.sequences.reserve(self.running.len());
         let mut best_behind: Option<Class> = None;
-        for sequence in self.running.iter_mut() {
+        for (index, sequence) in self.running.iter_mut().enumerate() {
             if sequence.num_scheduled == 0 {
                 sequence.idle_since = sequence.idle_since.or(Some(self.now));
                 continue;
@@ -276,7 +301,12 @@ impl Scheduler {
                 let class = sequence.share.class;
                 best_behind = Some(best_behind.map_or(class, |best| best.min(class)));
             }
-            batch.sequences.push(ScheduledSequence { id: sequence.id, num_tokens: sequence.num_scheduled, cost });
+            batch.sequences.push(ScheduledSequence {
+                id: sequence.id,
+                index,
+                num_tokens: sequence.num_scheduled,
+                cost,
+            });
             charge(&mut self.waiting, &self.costs, sequence);
         }
         if let Some(class) = best_behind {

@@ -227,6 +227,12 @@ impl Sequence {
         start..end.max(start)
     }
 
+    /// Which tokens of the step in flight want logits, by index.
+    pub(crate) fn sampled(&self) -> impl Iterator<Item = usize> {
+        let scored = self.prompt_logprob_positions().map(|position| position - self.num_computed);
+        scored.chain(self.samples_next().then(|| self.num_scheduled - 1))
+    }
+
     /// A prefix hit would skip positions whose logits were asked for.
     pub(crate) fn may_reuse_prefix(&self) -> bool {
         self.sampling.prompt_logprobs.is_none()

@@ -38,6 +38,8 @@ pub struct StepLoop {
     commands: Receiver<Command>,
     scheduler: Scheduler,
     runner: ModelRunner,
+    /// Of the step in flight.
+    logits: StepLogits,
     sampler: Sampler,
     turns: StepTurns,
     clock: Arc<dyn Clock>,
@@ -104,6 +106,7 @@ impl StepLoop {
             commands,
             scheduler: Scheduler::new(config, costs, kv_cache),
             runner,
+            logits: StepLogits::default(),
             sampler,
             turns,
             clock,
@@ -133,10 +136,12 @@ impl StepLoop {
         }
         self.drain_aborts();
         let batch = self.scheduler.schedule(self.stats.step_started.unwrap_or_default());
-        let logits = self.run(&batch);
+        self.run(&batch);
         self.drain_aborts();
-        self.update(&batch, logits);
-        self.end(&batch, &before)
+        self.update(&batch);
+        let report = self.end(&batch, &before);
+        self.scheduler.take_back(batch);
+        report
     }
 
     /// Nothing runs, waits or is parked inside; a command may still be on its way.
@@ -191,22 +196,22 @@ impl StepLoop {
         }
     }
 
-    fn run(&mut self, batch: &ScheduledBatch) -> Option<StepLogits> {
-        let mut sequences: Vec<&Sequence> = Vec::with_capacity(batch.sequences.len());
-        sequences.extend(batch.sequences.iter().filter_map(|scheduled| self.scheduler.sequence(scheduled.id)));
-        if sequences.is_empty() { None } else { Some(self.runner.run(&sequences, &batch.copies)) }
+    fn run(&mut self, batch: &ScheduledBatch) {
+        if !batch.sequences.is_empty() {
+            self.runner.run(self.scheduler.sequences_of(batch), &batch.copies, &mut self.logits);
+        }
     }
 
-    fn update(&mut self, batch: &ScheduledBatch, logits: Option<StepLogits>) {
-        let Some(mut logits) = logits else { return };
+    fn update(&mut self, batch: &ScheduledBatch) {
         for (index, scheduled) in batch.sequences.iter().enumerate() {
             // Aborted during the run.
             let Some(sequence) = self.scheduler.sequence(scheduled.id) else { continue };
-            match logits.rows(index).and_then(|rows| self.sampler.output(sequence, rows)) {
+            match self.logits.rows(index).and_then(|rows| self.sampler.output(sequence, rows)) {
                 Ok(output) => self.emit(scheduled.id, output),
                 Err(error) => self.fail(scheduled.id, error),
             }
         }
+        self.logits.clear();
     }
 
     fn emit(&mut self, id: SequenceId, output: SequenceOutput) {

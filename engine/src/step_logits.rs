@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::{RowAnswer, RowQuestion};
 use passerelle_models::{DistantLogits, LogitRows, Logits, ModelError};
 
@@ -11,7 +10,7 @@ use crate::event::RequestError;
 use crate::survival::survive;
 
 /// The sampled rows of each sequence of a step, or why it has none.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct StepLogits {
     runs: Vec<RunLogits>,
     /// In the order of the sequences; `None` until it is known.
@@ -54,8 +53,15 @@ pub(crate) enum Seen<'a> {
 
 impl StepLogits {
     /// Nothing is known yet of so many sequences.
-    pub(crate) fn of(num_sequences: usize) -> Self {
-        Self { runs: Vec::with_capacity(1), spans: vec![None; num_sequences] }
+    pub(crate) fn begin(&mut self, num_sequences: usize) {
+        self.clear();
+        self.spans.resize(num_sequences, None);
+    }
+
+    /// Gives the rows back.
+    pub(crate) fn clear(&mut self) {
+        self.runs.clear();
+        self.spans.clear();
     }
 
     /// Of the sequence at `place`.
@@ -64,11 +70,11 @@ impl StepLogits {
         Ok(SequenceRows { run: &mut self.runs[span.run], rows: span.rows })
     }
 
-    /// `sequences`: those that were run, in the order of the rows, each with its place.
-    pub(crate) fn put<'a>(&mut self, run: RunLogits, sequences: impl Iterator<Item = (usize, &'a SequenceInput<'a>)>) {
+    /// `sequences`: the places of those that were run, in the order of the rows, each with the number of its own.
+    pub(crate) fn put(&mut self, run: RunLogits, sequences: impl Iterator<Item = (usize, usize)>) {
         let mut start = 0;
-        for (place, input) in sequences {
-            let rows = start..start + input.sample.len();
+        for (place, num_rows) in sequences {
+            let rows = start..start + num_rows;
             start = rows.end;
             self.spans[place] = Some(Ok(RowSpan { run: self.runs.len(), rows }));
         }

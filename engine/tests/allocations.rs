@@ -1,4 +1,4 @@
-//! What steps allocate: nothing for a token that is generated, and at their peak what is reckoned.
+//! What steps allocate: nothing while the same sequences generate a token each, and at their peak what is reckoned.
 
 #![expect(unsafe_code, reason = "an allocator that counts is an unsafe trait; it only passes on")]
 #![expect(clippy::unwrap_used, reason = "a helper that fails, fails its test")]
@@ -7,11 +7,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::num::NonZeroU32;
 
-use passerelle_engine::testing::{FreeModel, parts};
+use passerelle_engine::testing::{FreeModel, StubModel, parts};
 use passerelle_engine::{Class, EngineConfig, EventStream, Request, RequestId, SamplingParams, ShareKey, StepLoop};
 use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
-use passerelle_models::{BlockId, LoadOptions, LoadedModel, ModelInput, demo_checkpoint, load, unwatched};
+use passerelle_models::{
+    BlockId, CausalLm, KvCache, KvCacheSpec, KvReach, LoadOptions, LoadedModel, Logits, ModelError, ModelInput,
+    demo_checkpoint, load, unwatched,
+};
 
 /// More than a sequence generates here, so that each of its tokens can be another one.
 const VOCAB: usize = 256;
@@ -61,60 +64,134 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// Allocations of all steps together, with so many sequences that generate, of requests with so many choices.
-fn allocations(sequences: u64, num_choices: NonZeroU32, (class, sampling): (Class, &SamplingParams)) -> u64 {
-    let config = EngineConfig { num_kv_blocks: 4096, max_num_seqs: 256, ..EngineConfig::default() };
-    let (mut step_loop, handle) = StepLoop::new(parts(FreeModel::new(vec![0.0; VOCAB]), config)).unwrap();
-    let submit = |id| {
-        let request = Request::new(RequestId(id), vec![1; 40], sampling.clone());
-        handle.submit(Request { class, share_key: ShareKey(id % 5), num_choices, ..request }).unwrap()
-    };
-    let mut streams: Vec<EventStream> = (0..sequences / u64::from(num_choices.get())).map(submit).collect();
-    let read =
-        |streams: &mut Vec<EventStream>| streams.iter_mut().for_each(|stream| while stream.try_next().is_some() {});
-    for _ in 0..WARM_UP {
-        step_loop.step();
-        read(&mut streams);
+/// A model whose own allocations are not counted.
+struct Uncounted<M>(M);
+
+impl<M: CausalLm> CausalLm for Uncounted<M> {
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
     }
-    let mut total = 0;
-    for _ in 0..STEPS {
+
+    fn input_vocab_size(&self) -> usize {
+        self.0.input_vocab_size()
+    }
+
+    fn max_position(&self) -> usize {
+        self.0.max_position()
+    }
+
+    fn kv_cache_spec(&self) -> KvCacheSpec {
+        self.0.kv_cache_spec()
+    }
+
+    fn new_kv_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
+        self.0.new_kv_cache(num_blocks)
+    }
+
+    fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         let before = ALLOCATIONS.get();
-        assert_eq!(step_loop.step().generated_tokens, sequences as usize);
-        total += ALLOCATIONS.get() - before;
-        read(&mut streams);
+        let logits = self.0.forward(input, cache);
+        ALLOCATIONS.set(before);
+        logits
     }
-    total
+}
+
+/// Sequences that generate, and others that find no room beside them.
+struct Crowd<'a> {
+    sequences: u64,
+    num_choices: NonZeroU32,
+    class: Class,
+    sampling: &'a SamplingParams,
+    /// How long the prompts are of those that wait.
+    waiting: &'a [usize],
+}
+
+fn small_config() -> EngineConfig {
+    EngineConfig { num_kv_blocks: 4096, max_num_seqs: 256, ..EngineConfig::default() }
+}
+
+/// Allocations of all steps together, beside the model's.
+fn allocations(crowd: &Crowd<'_>, model: impl CausalLm + 'static, config: EngineConfig) -> u64 {
+    let (mut step_loop, handle) = StepLoop::new(parts(Uncounted(model), config)).unwrap();
+    let request = |id, prompt| {
+        let request = Request::new(RequestId(id), prompt, crowd.sampling.clone());
+        Request { class: crowd.class, share_key: ShareKey(id % 5), ..request }
+    };
+    let submit = |id| handle.submit(Request { num_choices: crowd.num_choices, ..request(id, vec![1; 40]) }).unwrap();
+    let mut streams: Vec<EventStream> = (0..crowd.sequences / u64::from(crowd.num_choices.get())).map(submit).collect();
+    let mut step = || {
+        let before = ALLOCATIONS.get();
+        let report = step_loop.step();
+        let made = ALLOCATIONS.get() - before;
+        streams.iter_mut().for_each(|stream| while stream.try_next().is_some() {});
+        (report, made)
+    };
+    (0..WARM_UP / 2).for_each(|_| _ = step());
+    let wait = |(id, &length)| handle.submit(request(id, vec![2; length])).unwrap();
+    let _waiting: Vec<EventStream> = (1000..).zip(crowd.waiting).map(wait).collect();
+    (0..WARM_UP / 2).for_each(|_| _ = step());
+    let steady = |_| {
+        let (report, made) = step();
+        assert_eq!((report.generated_tokens, report.waiting), (crowd.sequences as usize, crowd.waiting.len()));
+        made
+    };
+    (0..STEPS).map(steady).sum()
 }
 
 #[test]
-fn no_allocation_is_made_for_a_token_that_is_the_best_or_is_drawn() {
+fn no_allocation_is_made_in_a_step_whose_tokens_are_the_best_or_are_drawn() {
     let best = SamplingParams { max_tokens: 500, temperature: 0.0, ..SamplingParams::default() };
     let of_all = SamplingParams { temperature: 1.0, top_p: 0.9, min_p: 0.01, typical_p: 0.9, ..best.clone() };
     let of_some = SamplingParams { top_k: Some(20), ..of_all.clone() };
     // Each token is a new one, because those before it were made less likely.
     let of_others = SamplingParams { frequency_penalty: 1.0, ..best.clone() };
     for sampling in [best, of_all, of_some, of_others] {
-        assert_none_for_a_token(NonZeroU32::MIN, &sampling);
+        assert_none(NonZeroU32::MIN, &sampling);
     }
 }
 
 #[test]
-fn no_allocation_is_made_for_a_token_of_one_choice_among_several() {
+fn no_allocation_is_made_in_a_step_of_several_choices_of_one_prompt() {
     let best = SamplingParams { max_tokens: 500, temperature: 0.0, ..SamplingParams::default() };
     let drawn = SamplingParams { temperature: 1.0, ..best.clone() };
     let of_others = SamplingParams { frequency_penalty: 1.0, ..best.clone() };
     for sampling in [best, drawn, of_others] {
-        assert_none_for_a_token(NonZeroU32::MIN.saturating_add(1), &sampling);
+        assert_none(NonZeroU32::MIN.saturating_add(1), &sampling);
     }
 }
 
-fn assert_none_for_a_token(num_choices: NonZeroU32, sampling: &SamplingParams) {
-    for class in [Class::Standard, Class::Batch] {
+fn assert_none(num_choices: NonZeroU32, sampling: &SamplingParams) {
+    for (class, sequences) in [(Class::Standard, 10), (Class::Standard, 200), (Class::Batch, 10), (Class::Batch, 200)] {
         // Both are of every share.
-        let [few, many] = [10, 200].map(|sequences| allocations(sequences, num_choices, (class, sampling)));
-        let per_step = few as f64 / STEPS as f64;
-        assert_eq!(many, few, "a step allocates the same for 200 sequences as for 10: {class:?} {sampling:?}");
-        assert!(per_step < 40.0, "{per_step} allocations a step: {class:?} {sampling:?}");
+        let crowd = Crowd { sequences, num_choices, class, sampling, waiting: &[] };
+        let made = allocations(&crowd, FreeModel::new(vec![0.0; VOCAB]), small_config());
+        assert_eq!(made, 0, "{STEPS} steps of {sequences} sequences: {class:?} {sampling:?}");
+    }
+}
+
+/// Some of its layers look at all keys, some at the last two blocks.
+#[test]
+fn no_allocation_is_made_in_a_step_of_a_model_with_windows() {
+    let sampling = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
+    let model = StubModel::new(VOCAB, 16).with_layers(&[KvReach::Full, KvReach::Window(32)]);
+    let num_choices = NonZeroU32::MIN;
+    let crowd = Crowd { sequences: 10, num_choices, class: Class::Standard, sampling: &sampling, waiting: &[] };
+    assert_eq!(allocations(&crowd, model, small_config()), 0);
+}
+
+#[test]
+fn no_allocation_is_made_in_a_step_beside_which_others_wait() {
+    let sampling = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
+    let no_place = EngineConfig { max_num_seqs: 10, ..small_config() };
+    // So many that each of ten has 14 in the end, and a prompt of 1800 tokens never finds its 113.
+    let no_block = EngineConfig { num_kv_blocks: 145, ..small_config() };
+    for class in [Class::Standard, Class::Batch] {
+        for (config, waiting) in [(&no_place, [40; 3]), (&no_block, [1800; 3])] {
+            let crowd =
+                Crowd { sequences: 10, num_choices: NonZeroU32::MIN, class, sampling: &sampling, waiting: &waiting };
+            let made = allocations(&crowd, FreeModel::new(vec![0.0; VOCAB]), config.clone());
+            assert_eq!(made, 0, "{class:?} {config:?}");
+        }
     }
 }
 

@@ -64,26 +64,37 @@ impl ModelInput {
     /// Errors when a sequence is empty, it has not as many block tables as the others, they do not cover its tokens, or its
     /// sampled indexes are out of range or not ascending.
     pub fn new(block_size: usize, sequences: &[SequenceInput<'_>]) -> Result<Self, ModelError> {
-        let num_tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         let num_groups = sequences.first().map_or(1, |sequence| sequence.block_tables.len());
-        let places = |group| Places::with_capacity(num_tokens, sequences.iter().map(|is| is.block_tables.get(group)));
-        let num_rows = sequences.iter().map(|sequence| sequence.sample.len()).sum();
-        let mut input = Self {
-            block_size,
-            tokens: Vec::with_capacity(num_tokens),
-            positions: Vec::with_capacity(num_tokens),
-            query_start: Vec::with_capacity(sequences.len() + 1),
-            places: (0..num_groups).map(places).collect(),
-            rows_to_sample: Vec::with_capacity(num_rows),
-        };
-        input.query_start.push(0);
-        for sequence in sequences {
-            input.push(sequence)?;
-        }
+        let mut input = Self::empty(block_size, num_groups);
+        sequences.iter().try_for_each(|sequence| input.push(sequence))?;
         Ok(input)
     }
 
-    fn push(&mut self, sequence: &SequenceInput<'_>) -> Result<(), ModelError> {
+    /// Of no sequence yet.
+    pub fn empty(block_size: usize, num_groups: usize) -> Self {
+        let places = Places { slots: Vec::new(), blocks: Vec::new(), block_start: vec![0] };
+        Self {
+            block_size,
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            query_start: vec![0],
+            places: vec![places; num_groups],
+            rows_to_sample: Vec::new(),
+        }
+    }
+
+    /// Of no sequence again, in the memory that it has. The tables of each group may then grow to `most_blocks` together, from
+    /// step to step, and take no more.
+    pub fn clear(&mut self, most_blocks: usize) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.query_start.truncate(1);
+        self.rows_to_sample.clear();
+        self.places.iter_mut().for_each(|places| places.clear(most_blocks));
+    }
+
+    /// One sequence more. Errors as [`Self::new`], and is then as it was.
+    pub fn push(&mut self, sequence: &SequenceInput<'_>) -> Result<(), ModelError> {
         let end = sequence.num_computed + sequence.tokens.len();
         if sequence.tokens.is_empty() {
             return Err(ModelError::Input("a sequence without tokens".into()));
@@ -128,21 +139,7 @@ impl ModelInput {
     /// `num_tokens` such rows, and no other.
     #[cfg(any(feature = "cuda", test))]
     pub(crate) fn nobodys(&self, num_tokens: usize) -> Result<Self, ModelError> {
-        let mut places = self.places.clone();
-        for place in &mut places {
-            place.slots.clear();
-            place.blocks.clear();
-            place.block_start.truncate(1);
-        }
-        let empty = Self {
-            block_size: self.block_size,
-            tokens: Vec::new(),
-            positions: Vec::new(),
-            query_start: vec![0],
-            places,
-            rows_to_sample: Vec::new(),
-        };
-        empty.padded(num_tokens)
+        Self::empty(self.block_size, self.num_groups()).padded(num_tokens)
     }
 
     pub fn block_size(&self) -> usize {
@@ -200,11 +197,11 @@ impl ModelInput {
 }
 
 impl Places {
-    fn with_capacity<'a>(num_tokens: usize, tables: impl Iterator<Item = Option<&'a Vec<BlockId>>> + Clone) -> Self {
-        let num_blocks = tables.clone().flatten().map(Vec::len).sum();
-        let mut block_start = Vec::with_capacity(tables.count() + 1);
-        block_start.push(0);
-        Self { slots: Vec::with_capacity(num_tokens), blocks: Vec::with_capacity(num_blocks), block_start }
+    fn clear(&mut self, most_blocks: usize) {
+        self.slots.clear();
+        self.blocks.clear();
+        self.blocks.reserve(most_blocks);
+        self.block_start.truncate(1);
     }
 
     fn push(&mut self, table: &[BlockId], positions: Range<usize>, block_size: usize) {
@@ -215,5 +212,53 @@ impl Places {
                 Slot(table[position / block_size].0 * block_size as u32 + (position % block_size) as u32)
             }),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK_SIZE: usize = 4;
+
+    fn tables(first: u32) -> [Vec<BlockId>; 2] {
+        [0, 10].map(|group| (0..3).map(|block| BlockId(first + group + block)).collect())
+    }
+
+    #[test]
+    fn an_input_that_is_filled_again_is_as_a_new_one_also_after_a_sequence_that_it_refused() {
+        let (a, b, c) = (tables(0), tables(20), tables(40));
+        let long = SequenceInput { tokens: &[5; 9], num_computed: 2, block_tables: &a, sample: &[0, 8] };
+        let short = SequenceInput { tokens: &[6], num_computed: 7, block_tables: &b, sample: &[0] };
+        let other = SequenceInput { tokens: &[7, 8], num_computed: 3, block_tables: &c, sample: &[1] };
+        let mut input = ModelInput::new(BLOCK_SIZE, &[long.clone(), short.clone()]).unwrap();
+        input.clear(6);
+        input.push(&short).unwrap();
+        for refused in [
+            SequenceInput { tokens: &[], ..long.clone() },
+            SequenceInput { num_computed: 4, ..long.clone() },
+            SequenceInput { block_tables: &a[..1], ..long.clone() },
+            SequenceInput { sample: &[9], ..long.clone() },
+            SequenceInput { sample: &[1, 1], ..long },
+        ] {
+            assert!(matches!(input.push(&refused), Err(ModelError::Input(_))), "{refused:?}");
+        }
+        input.push(&other).unwrap();
+        let anew = ModelInput::new(BLOCK_SIZE, &[short, other]).unwrap();
+        assert_eq!(format!("{input:?}"), format!("{anew:?}"));
+    }
+
+    #[test]
+    fn block_tables_that_grow_as_far_as_was_said_take_no_memory() {
+        let mut input = ModelInput::empty(BLOCK_SIZE, 1);
+        let table: [Vec<BlockId>; 1] = [(0..100).map(BlockId).collect()];
+        input.clear(200);
+        let memory = input.places[0].blocks.as_ptr();
+        for num_computed in (0..400).step_by(BLOCK_SIZE) {
+            input.clear(200);
+            let sequence = SequenceInput { tokens: &[5], num_computed, block_tables: &table, sample: &[0] };
+            (0..2).for_each(|_| input.push(&sequence).unwrap());
+            assert_eq!(input.places[0].blocks.as_ptr(), memory, "{num_computed}");
+        }
     }
 }
