@@ -5,7 +5,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::num::NonZeroU32;
+use std::num::{NonZero, NonZeroU32};
 
 use passerelle_engine::testing::{FreeModel, StubModel, parts};
 use passerelle_engine::{Class, EngineConfig, EventStream, Request, RequestId, SamplingParams, ShareKey, StepLoop};
@@ -173,7 +173,7 @@ fn assert_none(num_choices: NonZeroU32, sampling: &SamplingParams) {
 #[test]
 fn no_allocation_is_made_in_a_step_of_a_model_with_windows() {
     let sampling = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
-    let model = StubModel::new(VOCAB, 16).with_layers(&[KvReach::Full, KvReach::Window(32)]);
+    let model = StubModel::new(VOCAB, 16).with_layers(&[KvReach::Full, KvReach::Window(NonZero::new(32).unwrap())]);
     let num_choices = NonZeroU32::MIN;
     let crowd = Crowd { sequences: 10, num_choices, class: Class::Standard, sampling: &sampling, waiting: &[] };
     assert_eq!(allocations(&crowd, model, small_config()), 0);
