@@ -13,7 +13,7 @@ use passerelle_models::input::SequenceInput;
 use passerelle_models::ops::Compute;
 use passerelle_models::{
     BlockId, CausalLm, KvCache, KvCacheSpec, KvReach, LoadOptions, LoadedModel, Logits, ModelError, ModelInput,
-    demo_checkpoint, load, unwatched,
+    demo_checkpoint, load, load_decoder, unwatched,
 };
 
 /// More than a sequence generates here, so that each of its tokens can be another one.
@@ -110,9 +110,9 @@ fn small_config() -> EngineConfig {
     EngineConfig { num_kv_blocks: 4096, max_num_seqs: 256, ..EngineConfig::default() }
 }
 
-/// Allocations of all steps together, beside the model's.
+/// Allocations of all steps together.
 fn allocations(crowd: &Crowd<'_>, model: impl CausalLm + 'static, config: EngineConfig) -> u64 {
-    let (mut step_loop, handle) = StepLoop::new(parts(Uncounted(model), config)).unwrap();
+    let (mut step_loop, handle) = StepLoop::new(parts(model, config)).unwrap();
     let request = |id, prompt| {
         let request = Request::new(RequestId(id), prompt, crowd.sampling.clone());
         Request { class: crowd.class, share_key: ShareKey(id % 5), ..request }
@@ -164,7 +164,7 @@ fn assert_none(num_choices: NonZeroU32, sampling: &SamplingParams) {
     for (class, sequences) in [(Class::Standard, 10), (Class::Standard, 200), (Class::Batch, 10), (Class::Batch, 200)] {
         // Both are of every share.
         let crowd = Crowd { sequences, num_choices, class, sampling, waiting: &[] };
-        let made = allocations(&crowd, FreeModel::new(vec![0.0; VOCAB]), small_config());
+        let made = allocations(&crowd, Uncounted(FreeModel::new(vec![0.0; VOCAB])), small_config());
         assert_eq!(made, 0, "{STEPS} steps of {sequences} sequences: {class:?} {sampling:?}");
     }
 }
@@ -176,7 +176,7 @@ fn no_allocation_is_made_in_a_step_of_a_model_with_windows() {
     let model = StubModel::new(VOCAB, 16).with_layers(&[KvReach::Full, KvReach::Window(NonZero::new(32).unwrap())]);
     let num_choices = NonZeroU32::MIN;
     let crowd = Crowd { sequences: 10, num_choices, class: Class::Standard, sampling: &sampling, waiting: &[] };
-    assert_eq!(allocations(&crowd, model, small_config()), 0);
+    assert_eq!(allocations(&crowd, Uncounted(model), small_config()), 0);
 }
 
 #[test]
@@ -189,10 +189,21 @@ fn no_allocation_is_made_in_a_step_beside_which_others_wait() {
         for (config, waiting) in [(&no_place, [40; 3]), (&no_block, [1800; 3])] {
             let crowd =
                 Crowd { sequences: 10, num_choices: NonZeroU32::MIN, class, sampling: &sampling, waiting: &waiting };
-            let made = allocations(&crowd, FreeModel::new(vec![0.0; VOCAB]), config.clone());
+            let made = allocations(&crowd, Uncounted(FreeModel::new(vec![0.0; VOCAB])), config.clone());
             assert_eq!(made, 0, "{class:?} {config:?}");
         }
     }
+}
+
+/// With nothing left out: from the commands that wait to the events that are sent.
+#[test]
+fn no_allocation_is_made_in_a_step_of_a_real_model() {
+    let (model, _) =
+        load_decoder(&demo_checkpoint(), &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).unwrap();
+    let sampling = SamplingParams { max_tokens: 500, temperature: 1.0, ..SamplingParams::default() };
+    let num_choices = NonZeroU32::MIN;
+    let crowd = Crowd { sequences: 10, num_choices, class: Class::Standard, sampling: &sampling, waiting: &[] };
+    assert_eq!(allocations(&crowd, model, small_config()), 0);
 }
 
 /// The most that a step of `tokens` tokens, `rows` of which give logits, holds beside weights and KV cache.
