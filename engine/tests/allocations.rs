@@ -203,7 +203,8 @@ fn no_allocation_is_made_in_a_step_of_a_real_model() {
     let sampling = SamplingParams { max_tokens: 500, temperature: 1.0, ..SamplingParams::default() };
     let num_choices = NonZeroU32::MIN;
     let crowd = Crowd { sequences: 10, num_choices, class: Class::Standard, sampling: &sampling, waiting: &[] };
-    assert_eq!(allocations(&crowd, model, small_config()), 0);
+    let config = EngineConfig { max_model_len: model.max_position(), ..small_config() };
+    assert_eq!(allocations(&crowd, model, config), 0);
 }
 
 /// The most that a step of `tokens` tokens, `rows` of which give logits, holds beside weights and KV cache.
