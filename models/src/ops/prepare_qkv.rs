@@ -81,11 +81,16 @@ impl QkvPreparation<'_> {
         let fits = |norm: &QkNorm<'_>, heads: usize| {
             let width = norm.weight.dims1()?;
             let is_layer_norm_of_a_head = norm.bias.is_some() && width != heads * layer.head_dim();
-            if is_layer_norm_of_a_head || (width != layer.head_dim() && width != heads * layer.head_dim()) {
+            let is_bias_of_another = norm.bias.is_some_and(|bias| bias.dims() != norm.weight.dims());
+            let fits = width == layer.head_dim() || width == heads * layer.head_dim();
+            if is_layer_norm_of_a_head || is_bias_of_another || !fits {
                 return Err(ModelError::Input(format!("a norm of {width} for {heads} heads of {}", layer.head_dim())));
             }
             Ok(())
         };
+        if let Some(bias) = self.bias.filter(|bias| bias.dims() != [expected]) {
+            return Err(ModelError::Input(format!("a bias of {:?} for {expected} outputs", bias.dims())));
+        }
         if let Some((q, k)) = &self.norms {
             fits(q, self.num_heads)?;
             fits(k, layer.num_kv_heads())?;

@@ -91,7 +91,8 @@ impl<'a, E> std::ops::Deref for Attention<'a, E> {
     }
 }
 
-impl Plain for RowChunk {}
+// SAFETY: numbers, whatever their bits.
+unsafe impl Plain for RowChunk {}
 
 /// What one task works on.
 #[derive(Clone, Copy)]
@@ -120,7 +121,9 @@ struct KvTile<'a, E> {
 
 /// Rows whose running sums for two tiles fit the registers. Those of one tile are too few to hide the latency of the
 /// multiply-add: a token alone is read for in half the time.
-const MAX_PAIR_ROWS: usize = 3;
+const fn max_pair_rows<I: Instructions>() -> usize {
+    if I::TILE_SUMS < 2 * I::TILE_ROWS { I::TILE_SUMS / 2 } else { I::TILE_ROWS }
+}
 
 /// Keys of two tiles.
 const VISIT: usize = 2 * KV_TILE;
@@ -218,7 +221,7 @@ impl<E: CacheElement> Attention<'_, E> {
         let last_tile = self.tiles(chunk).end - 1;
         let kv_tile = |tile: usize| self.kv_tile(table, kv_head, tile.min(last_tile) * KV_TILE);
         // A token alone sees something of every tile up to its own.
-        let tiles_per_visit = if chunk.num_rows == 1 && self.group() <= MAX_PAIR_ROWS { 2 } else { 1 };
+        let tiles_per_visit = if chunk.num_rows == 1 && self.group() <= max_pair_rows::<I>() { 2 } else { 1 };
         let mut tile = span.start;
         while tile < span.end {
             let together = tiles_per_visit.min(span.end - tile);
@@ -351,15 +354,15 @@ impl<E: CacheElement> Attention<'_, E> {
         }
     }
 
-    /// The dot products of the first two tiles with all rows, at most [`MAX_PAIR_ROWS`].
+    /// The dot products of the first two tiles with all rows, at most [`max_pair_rows`].
     #[inline(always)]
     unsafe fn pair_scores<I: Instructions>(&self, state: &mut ChunkState<'_>, kv: [&KvTile<'_, E>; 3]) {
-        let between = bytes_between(kv[0].k, kv[1].k) / size_of::<E>() as isize;
+        let between = elements_between(kv[0].k, kv[1].k);
         let factors = Factors { w_panel_stride: between, ..self.score_factors(state, [kv[0], kv[2]], 0) };
         let to = state.weights.as_mut_ptr();
         // SAFETY: as above; both tiles stand in one cache, `between` elements apart.
         unsafe {
-            with_rows!(self.group(), MAX_PAIR_ROWS, ROWS => I::apart(Scores::<E, ROWS, 2> { factors, to }));
+            with_rows!(self.group(), max_pair_rows::<I>(), ROWS => I::apart(Scores::<E, ROWS, 2> { factors, to }));
         }
     }
 
@@ -373,7 +376,8 @@ impl<E: CacheElement> Attention<'_, E> {
             w_stride: KV_TILE,
             w_panel_stride: 0,
             depth: head_dim,
-            prefetch_bytes: bytes_between(kv[0].k, kv[1].k),
+            ahead: kv[1].k.as_ptr(),
+            ahead_stride: KV_TILE,
         }
     }
 
@@ -391,6 +395,8 @@ impl<E: CacheElement> Attention<'_, E> {
             let num_rows = I::TILE_ROWS.min(rows.end - first);
             let mut column = 0;
             while column < padded {
+                let wide = column + 2 * KV_TILE <= padded && num_rows <= max_pair_rows::<I>();
+                let width = if wide { 2 * KV_TILE } else { KV_TILE };
                 let factors = Factors {
                     x: state.weights[first * VISIT + visit.column + keys.start..].as_ptr(),
                     x_stride: VISIT,
@@ -398,19 +404,20 @@ impl<E: CacheElement> Attention<'_, E> {
                     w_stride: padded,
                     w_panel_stride: KV_TILE as isize,
                     depth: keys.len(),
-                    prefetch_bytes: bytes_between(kv[0].v, kv[1].v),
+                    // The next tile in the order of its addresses, which is not that of its use: 8 to 15 % faster.
+                    ahead: kv[1].v.as_ptr().wrapping_add(column * KV_TILE),
+                    ahead_stride: width,
                 };
                 let to = state.sums.out[first * padded + column..].as_mut_ptr();
-                let wide = column + 2 * KV_TILE <= padded && num_rows <= MAX_PAIR_ROWS;
                 // SAFETY: `num_rows` rows of weights and outputs; columns below `padded`; as many rows of values as keys.
                 unsafe {
                     if wide {
-                        with_rows!(num_rows, MAX_PAIR_ROWS, ROWS => I::apart(Values::<E, ROWS, 2> { factors, to, stride: padded }));
+                        with_rows!(num_rows, max_pair_rows::<I>(), ROWS => I::apart(Values::<E, ROWS, 2> { factors, to, stride: padded }));
                     } else {
                         with_rows!(num_rows, I::TILE_ROWS, ROWS => I::apart(Values::<E, ROWS, 1> { factors, to, stride: padded }));
                     }
                 }
-                column += if wide { 2 * KV_TILE } else { KV_TILE };
+                column += width;
             }
         }
     }
@@ -440,8 +447,8 @@ impl<E: CacheElement> Attention<'_, E> {
     }
 }
 
-/// From a tile to the next, which the CPU's own prefetch cannot guess: the block table leads there.
+/// From a tile to another of the same cache.
 #[inline(always)]
-fn bytes_between<E>(tile: &[E], next: &[E]) -> isize {
-    next.as_ptr().addr().wrapping_sub(tile.as_ptr().addr()) as isize
+fn elements_between<E>(tile: &[E], other: &[E]) -> isize {
+    other.as_ptr().addr().wrapping_sub(tile.as_ptr().addr()) as isize / size_of::<E>() as isize
 }

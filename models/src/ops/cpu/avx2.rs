@@ -23,6 +23,7 @@ impl Instructions for Avx2 {
     const TILE_ROWS: usize = 6;
     const TILE_SUMS: usize = 6;
     const INTEGER_ROWS: usize = 5;
+    const INTEGER_SUMS: usize = 1;
 
     #[inline(always)]
     unsafe fn apart(piece: impl Piece) {
@@ -202,18 +203,8 @@ impl Pairs for YmmPairs {
     }
 
     #[inline(always)]
-    unsafe fn shift_left(self, bits: u32) -> Self {
-        Self(unsafe { _mm256_sll_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
-    }
-
-    #[inline(always)]
     unsafe fn shift_right(self, bits: u32) -> Self {
         Self(unsafe { _mm256_srl_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
-    }
-
-    #[inline(always)]
-    unsafe fn shift_right_signed(self, bits: u32) -> Self {
-        Self(unsafe { _mm256_sra_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
     }
 
     #[inline(always)]

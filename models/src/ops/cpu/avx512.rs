@@ -24,6 +24,7 @@ impl Instructions for Avx512 {
     const TILE_ROWS: usize = 12;
     const TILE_SUMS: usize = 24;
     const INTEGER_ROWS: usize = 10;
+    const INTEGER_SUMS: usize = 8;
 
     #[inline(always)]
     unsafe fn apart(piece: impl Piece) {
@@ -160,18 +161,8 @@ impl Pairs for ZmmPairs {
     }
 
     #[inline(always)]
-    unsafe fn shift_left(self, bits: u32) -> Self {
-        Self(unsafe { _mm512_sll_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
-    }
-
-    #[inline(always)]
     unsafe fn shift_right(self, bits: u32) -> Self {
         Self(unsafe { _mm512_srl_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
-    }
-
-    #[inline(always)]
-    unsafe fn shift_right_signed(self, bits: u32) -> Self {
-        Self(unsafe { _mm512_sra_epi16(self.0, _mm_cvtsi32_si128(bits.cast_signed())) })
     }
 
     #[inline(always)]

@@ -21,6 +21,7 @@ impl Instructions for Avx512Bf16 {
     const TILE_ROWS: usize = 12;
     const TILE_SUMS: usize = 24;
     const INTEGER_ROWS: usize = 10;
+    const INTEGER_SUMS: usize = 8;
 
     #[inline(always)]
     unsafe fn add_bf16_products(x: ZmmPairs, w: ZmmPairs, sums: Zmm) -> Zmm {

@@ -6,7 +6,7 @@
 //! Quants keep their offset in the product, which is taken off again by the sum of the activations. Integers are exact, so
 //! only the order of the multiply-adds matters: units ascend, and in a unit the products come before the minimum.
 
-use super::block_panels::{BlockPanels, HIGH_BITS, Layout, STEP, offset};
+use super::block_panels::{BlockPanels, Layout, STEP, offset};
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
 use super::launch::{Kernel, launch};
@@ -27,7 +27,9 @@ const ROWS_OF_A_READ: usize = 5;
 const TASKS_PER_THREAD: usize = 8;
 /// Weights that one task reads at least: some microseconds of work.
 const MIN_TASK_BYTES: usize = 32 * 1024;
-/// How far ahead of its use a weight is asked for. The CPU's own prefetch stops at the end of a small page.
+/// Panels that a few rows visit together at most.
+const MAX_PANELS: usize = 4;
+/// How far ahead of their use weights are asked for, in all panels together.
 const PREFETCH_BYTES: usize = 2048;
 const CACHE_LINE: usize = 64;
 
@@ -46,11 +48,12 @@ fn run<F: Format>(compute: &Compute, x: &RoundedRows, weight: &BlockPanels, targ
     let panel_bytes = weight.size_bytes() / num_panels;
     let panels_per_task = num_panels
         .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
-        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)));
+        .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
+        .next_multiple_of(MAX_PANELS);
     let kernel = BlockLinear::<F> {
         x,
         panels: weight.as_slice(),
-        num_blocks: weight.in_features / F::DTYPE.block_len(),
+        panel_bytes,
         out_features: weight.out_features,
         target,
         num_row_tasks: x.num_rows.div_ceil(TASK_ROWS),
@@ -61,23 +64,52 @@ fn run<F: Format>(compute: &Compute, x: &RoundedRows, weight: &BlockPanels, targ
     launch(compute, kernel.num_row_tasks * num_panels.div_ceil(panels_per_task), &kernel);
 }
 
+/// Panels that a block of `num_rows` rows visits together: where reading takes longer than computing, as many streams as keep
+/// memory busy; and as many as give the products enough running sums.
+const fn panels_together<F: Format, I: Instructions>(num_rows: usize) -> usize {
+    let panels = I::INTEGER_SUMS / num_rows;
+    if F::WAITS_FOR_MEMORY && num_rows <= 2 || panels > MAX_PANELS {
+        MAX_PANELS
+    } else if panels > 1 {
+        panels
+    } else {
+        1
+    }
+}
+
 /// How the quants of a dtype come out of their vectors.
 ///
 /// A unit has [`Format::DOTS`] groups of inputs with a scale of their own. A group takes [`Format::STEPS`] steps, each of
-/// which gives the inputs `2 (j + n STEPS)` and one more of the group, for all `n`.
+/// which gives the inputs `2 (j + n STEPS)` and one more of the group, for all `n` below [`Format::WIDTH`]. What is left of
+/// the group comes last, together.
 trait Format: Sync {
     const DTYPE: StoredDtype;
     const LAYOUT: Layout = Layout::of(Self::DTYPE);
     const DOTS: usize;
     const STEPS: usize;
     /// Factors that a step gives.
-    const WIDTH: usize = UNIT / 2 / Self::DOTS / Self::STEPS;
+    const WIDTH: usize;
+    /// Factors that are left then.
+    const LEFT: usize = UNIT / 2 / Self::DOTS - Self::WIDTH * Self::STEPS;
+    /// Whether reading a weight takes one or two rows longer than using it. On AVX2 the others take about as long for both,
+    /// and lose 5 to 20 % to several panels together.
+    const WAITS_FOR_MEMORY: bool = false;
 
     /// Step `j` of group `dot`, for all 16 outputs. Only the first [`Format::WIDTH`] are used.
     ///
     /// # Safety
     /// The CPU must have the instructions of `P`, of 32 lanes; `unit` points at a unit.
     unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 4];
+
+    /// What the steps of group `dot` leave, for all 16 outputs. Only the first [`Format::LEFT`] are used.
+    ///
+    /// # Safety
+    /// As [`Format::step`].
+    #[inline(always)]
+    unsafe fn left<P: Pairs>(unit: *const u8, _dot: usize) -> [P; 2] {
+        // SAFETY: a unit has a first step.
+        [unsafe { P::load(unit) }; 2]
+    }
 
     /// The scales of every group, for all 16 outputs, and the minimum.
     ///
@@ -112,15 +144,16 @@ impl Format for Q8_0 {
     const DTYPE: StoredDtype = StoredDtype::Q8_0;
     const DOTS: usize = 1;
     const STEPS: usize = 8;
+    const WIDTH: usize = 2;
+    const WAITS_FOR_MEMORY: bool = true;
 
     #[inline(always)]
     unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
         // SAFETY: a unit has 8 steps.
         unsafe {
             let both = P::load(unit.add(j * STEP));
-            let low = both.shift_left(8).shift_right_signed(8);
-            let high = both.shift_right_signed(8);
-            [low, high, high, high]
+            let high = both.shift_right(8);
+            [both.and(0xff), high, high, high]
         }
     }
 }
@@ -129,6 +162,7 @@ impl Format for Q4_0 {
     const DTYPE: StoredDtype = StoredDtype::Q4_0;
     const DOTS: usize = 1;
     const STEPS: usize = 4;
+    const WIDTH: usize = 4;
 
     #[inline(always)]
     unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
@@ -141,6 +175,7 @@ impl Format for Q4K {
     const DTYPE: StoredDtype = StoredDtype::Q4K;
     const DOTS: usize = 1;
     const STEPS: usize = 4;
+    const WIDTH: usize = 4;
 
     #[inline(always)]
     unsafe fn step<P: Pairs>(unit: *const u8, _dot: usize, j: usize) -> [P; 4] {
@@ -152,17 +187,28 @@ impl Format for Q4K {
 impl Format for Q6K {
     const DTYPE: StoredDtype = StoredDtype::Q6K;
     const DOTS: usize = 2;
-    const STEPS: usize = 4;
+    const STEPS: usize = 3;
+    const WIDTH: usize = 2;
 
     #[inline(always)]
     unsafe fn step<P: Pairs>(unit: *const u8, dot: usize, j: usize) -> [P; 4] {
-        // SAFETY: a unit has 4 steps of low bits, then 2 of high bits.
+        // SAFETY: a unit has 2 groups of 3 steps.
         unsafe {
-            let low = P::load(unit.add(j * STEP)).shift_right(8 * dot as u32);
-            let high = P::load(unit.add(HIGH_BITS + dot * STEP)).shift_right(2 * j as u32);
-            let first = low.and(0xf).or(high.and(3).shift_left(4));
-            let second = low.shift_right(4).and(0xf).or(high.shift_right(8).and(3).shift_left(4));
-            [first, second, second, second]
+            let both = P::load(unit.add((3 * dot + j) * STEP));
+            let high = both.shift_right(6).and(0x3f);
+            [both.and(0x3f), high, high, high]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn left<P: Pairs>(unit: *const u8, dot: usize) -> [P; 2] {
+        // SAFETY: a unit has 2 groups of 3 steps.
+        unsafe {
+            let [low, other_low, high] = [0, 1, 2].map(|j| P::load(unit.add((3 * dot + j) * STEP)));
+            [
+                low.shift_right(12).or(high.shift_right(8).and(0x30)),
+                other_low.shift_right(12).or(high.shift_right(10).and(0x30)),
+            ]
         }
     }
 }
@@ -183,7 +229,7 @@ unsafe fn nibbles<P: Pairs>(unit: *const u8, j: usize) -> [P; 4] {
 struct BlockLinear<'a, F> {
     x: &'a RoundedRows,
     panels: &'a [u8],
-    num_blocks: usize,
+    panel_bytes: usize,
     out_features: usize,
     target: Target<'a>,
     num_row_tasks: usize,
@@ -194,99 +240,113 @@ struct BlockLinear<'a, F> {
     format: std::marker::PhantomData<F>,
 }
 
-/// `ROWS` rows from `row` on, times the 16 outputs of panel `panel`, which exist and belong to one task.
-struct Tile<'a, F, const ROWS: usize> {
+/// `ROWS` rows from `row` on, times the 16 outputs of each of `PANELS` panels from `panel` on, which exist and belong to one
+/// task.
+struct Tile<'a, F, const ROWS: usize, const PANELS: usize> {
     linear: &'a BlockLinear<'a, F>,
     row: usize,
     panel: usize,
 }
 
-impl<F: Format, const ROWS: usize> Piece for Tile<'_, F, ROWS> {
+impl<F: Format, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, ROWS, PANELS> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(self) {
-        let Self { linear, row, panel } = self;
-        // SAFETY: the panel's blocks; the caller vouches for the rest.
+        let linear = self.linear;
+        // SAFETY: the panels' units; the caller vouches for the rest.
         unsafe {
-            let mut sums = [I::Panel::splat(0.0); ROWS];
-            let block_bytes = F::LAYOUT.block_bytes();
-            for block in 0..linear.num_blocks {
-                let at = linear.panels.as_ptr().add((panel * linear.num_blocks + block) * block_bytes);
-                for unit in 0..F::LAYOUT.num_units {
-                    let x = (row, block * F::LAYOUT.num_units + unit);
-                    linear.unit::<I::Panel, ROWS>(x, (at, unit), &mut sums);
-                }
+            let mut sums = [[I::Panel::splat(0.0); PANELS]; ROWS];
+            for unit in 0..linear.x.width / UNIT {
+                self.unit(unit, &mut sums);
             }
-            let column = panel * PANEL;
-            let num_columns = PANEL.min(linear.out_features - column);
-            for (index, sums) in sums.into_iter().enumerate() {
-                let mut lanes = [0.0; PANEL];
-                sums.store(lanes.as_mut_ptr());
-                linear.target.columns(row + index, column, num_columns).copy_from_slice(&lanes[..num_columns]);
-                linear.target.add_bias(row + index, column, num_columns);
+            for (row, sums) in (self.row..).zip(sums) {
+                for (panel, sums) in (self.panel..).zip(sums) {
+                    let column = panel * PANEL;
+                    let num_columns = PANEL.min(linear.out_features - column);
+                    let mut lanes = [0.0; PANEL];
+                    sums.store(lanes.as_mut_ptr());
+                    linear.target.columns(row, column, num_columns).copy_from_slice(&lanes[..num_columns]);
+                    linear.target.add_bias(row, column, num_columns);
+                }
             }
         }
     }
 }
 
-impl<F: Format> BlockLinear<'_, F> {
-    /// Continues `sums` with one unit: of `x`, number `x_unit` of the rows; of the weight, number `unit` of `block`.
+impl<F: Format, const ROWS: usize, const PANELS: usize> Tile<'_, F, ROWS, PANELS> {
+    /// Continues `sums` with unit `unit` of the rows and panels.
     ///
     /// # Safety
-    /// As [`Piece::run`] of a [`Tile`].
+    /// As [`Piece::run`].
     #[inline(always)]
-    unsafe fn unit<L: Lanes, const ROWS: usize>(
-        &self,
-        (row, x_unit): (usize, usize),
-        (block, unit): (*const u8, usize),
-        sums: &mut [L; ROWS],
-    ) {
-        // SAFETY: inside the block and the rows, for which the caller vouches.
-        unsafe {
-            let quants = block.add(F::LAYOUT.unit(unit));
-            for line in (0..F::LAYOUT.unit_bytes).step_by(CACHE_LINE) {
-                L::prefetch(quants.wrapping_add(PREFETCH_BYTES + line));
-            }
-            let (scales, min): ([L; 2], L) = F::scales(block, unit);
-            for (dot, scale) in scales.into_iter().enumerate().take(F::DOTS) {
-                let products = self.products::<L, ROWS>((row, x_unit), (quants, dot));
-                for (index, (sum, product)) in sums.iter_mut().zip(products).enumerate() {
-                    let facts = self.facts(row + index, x_unit);
-                    let x_sum = if F::DOTS == 1 { facts.sums[0] + facts.sums[1] } else { facts.sums[dot] };
-                    let product = <L::Pairs as Pairs>::less(product, offset(F::DTYPE) * x_sum);
-                    *sum = L::of_sums(product).mul_add(scale.mul(L::splat(facts.scale)), *sum);
-                }
-            }
-            if matches!(F::DTYPE, StoredDtype::Q4K) {
-                for (index, sum) in sums.iter_mut().enumerate() {
-                    let facts = self.facts(row + index, x_unit);
-                    let x_sum = L::splat(-(facts.scale * (facts.sums[0] + facts.sums[1]) as f32));
-                    *sum = min.mul_add(x_sum, *sum);
+    unsafe fn unit<L: Lanes>(&self, unit: usize, sums: &mut [[L; PANELS]; ROWS]) {
+        let Layout { num_units, .. } = F::LAYOUT;
+        let block_bytes = const { F::LAYOUT.block_bytes() };
+        let panels: [*const u8; PANELS] = std::array::from_fn(|index| {
+            self.linear.panels.as_ptr().wrapping_add((self.panel + index) * self.linear.panel_bytes)
+        });
+        let blocks = panels.map(|panel| panel.wrapping_add(unit / num_units * block_bytes));
+        let quants = blocks.map(|block| block.wrapping_add(F::LAYOUT.unit(unit % num_units)));
+        // As far ahead as this unit has come of its block, scales included.
+        let ahead = panels.map(|panel| panel.wrapping_add(unit * block_bytes / num_units + PREFETCH_BYTES / PANELS));
+        ahead.iter().for_each(|ahead| L::prefetch(ahead.wrapping_add(F::DOTS * F::STEPS * CACHE_LINE)));
+        for dot in 0..F::DOTS {
+            let ahead = ahead.map(|ahead| ahead.wrapping_add(dot * F::STEPS * CACHE_LINE));
+            // SAFETY: inside the panels and the rows, for which the caller vouches.
+            unsafe {
+                let products = self.products::<L>(unit, (&quants, dot), &ahead);
+                for (panel, &block) in blocks.iter().enumerate() {
+                    let (scales, min): ([L; 2], L) = F::scales(block, unit % num_units);
+                    for row in 0..ROWS {
+                        let facts = self.facts(row, unit);
+                        let x_sum = if F::DOTS == 1 { facts.sums[0] + facts.sums[1] } else { facts.sums[dot] };
+                        let product = <L::Pairs as Pairs>::less(products[row][panel], offset(F::DTYPE) * x_sum);
+                        let scale = scales[dot].mul(L::splat(facts.scale));
+                        let mut sum = L::of_sums(product).mul_add(scale, sums[row][panel]);
+                        if matches!(F::DTYPE, StoredDtype::Q4K) {
+                            sum = min.mul_add(L::splat(-(facts.scale * x_sum as f32)), sum);
+                        }
+                        sums[row][panel] = sum;
+                    }
                 }
             }
         }
     }
 
-    /// The integer products of one group, for 16 outputs.
+    /// The integer products of one group. In turns with its steps it asks for what is at `ahead`, a line for each: a burst of
+    /// all panels' lines would wait for itself.
     ///
     /// # Safety
-    /// As [`Piece::run`] of a [`Tile`].
+    /// As [`Piece::run`]; `quants` are those of unit `unit` in each panel.
     #[inline(always)]
-    unsafe fn products<L: Lanes, const ROWS: usize>(
+    unsafe fn products<L: Lanes>(
         &self,
-        (row, x_unit): (usize, usize),
-        (quants, dot): (*const u8, usize),
-    ) -> [<L::Pairs as Pairs>::Sums; ROWS] {
+        unit: usize,
+        (quants, dot): (&[*const u8; PANELS], usize),
+        ahead: &[*const u8; PANELS],
+    ) -> [[<L::Pairs as Pairs>::Sums; PANELS]; ROWS] {
         // SAFETY: inside the unit and the rows, for which the caller vouches.
         unsafe {
-            let mut sums = [<L::Pairs as Pairs>::zero(); ROWS];
-            let group = dot * UNIT / 2;
-            let x = self.x.elements.as_ptr().add(row * self.x.width + x_unit * UNIT + group);
-            for j in 0..self.steps {
-                let weights: [L::Pairs; 4] = F::step(quants, dot, j);
-                for (n, weight) in weights.into_iter().enumerate().take(F::WIDTH) {
-                    for (index, sum) in sums.iter_mut().enumerate() {
-                        let pair = x.add(index * self.x.width + 2 * (j + n * F::STEPS));
-                        *sum = weight.dot(<L::Pairs as Pairs>::splat_pair(pair), *sum);
+            let mut sums = [[<L::Pairs as Pairs>::zero(); PANELS]; ROWS];
+            let x = &self.linear.x;
+            let group = x.elements.as_ptr().add(self.row * x.width + unit * UNIT + dot * UNIT / F::DOTS);
+            for j in 0..self.linear.steps {
+                for (panel, &quants) in quants.iter().enumerate() {
+                    L::prefetch(ahead[panel].wrapping_add(j * CACHE_LINE));
+                    let weights: [L::Pairs; 4] = F::step(quants, dot, j);
+                    for (n, weight) in weights.into_iter().enumerate().take(F::WIDTH) {
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            let pair = group.add(row * x.width + 2 * (j + n * F::STEPS));
+                            sums[panel] = weight.dot(<L::Pairs as Pairs>::splat_pair(pair), sums[panel]);
+                        }
+                    }
+                }
+            }
+            for (panel, &quants) in quants.iter().enumerate().take(if F::LEFT > 0 { PANELS } else { 0 }) {
+                let weights: [L::Pairs; 2] = F::left(quants, dot);
+                for (n, weight) in weights.into_iter().enumerate().take(F::LEFT) {
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        let pair = group.add(row * x.width + 2 * (F::STEPS * F::WIDTH + n));
+                        sums[panel] = weight.dot(<L::Pairs as Pairs>::splat_pair(pair), sums[panel]);
                     }
                 }
             }
@@ -296,7 +356,33 @@ impl<F: Format> BlockLinear<'_, F> {
 
     #[inline(always)]
     fn facts(&self, row: usize, unit: usize) -> UnitFacts {
-        self.x.units[row * (self.x.width / UNIT) + unit]
+        let x = &self.linear.x;
+        x.units[(self.row + row) * (x.width / UNIT) + unit]
+    }
+}
+
+impl<F: Format> BlockLinear<'_, F> {
+    /// One block of rows times `num_panels` panels, as many of them together as such a block visits.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`]; rows and panels exist and belong to the task.
+    #[inline(always)]
+    unsafe fn row_block<I: Instructions>(
+        &self,
+        num_rows: usize,
+        (first_panel, num_panels): (usize, usize),
+        row: usize,
+    ) {
+        let end = first_panel + num_panels;
+        for panel in (first_panel..end).step_by(panels_together::<F, I>(num_rows)) {
+            // SAFETY: passed on.
+            unsafe {
+                with_rows!(num_rows, I::INTEGER_ROWS, ROWS => with_rows!(
+                    (end - panel).min(panels_together::<F, I>(ROWS)), panels_together::<F, I>(ROWS),
+                    PANELS => I::apart(Tile::<F, ROWS, PANELS> { linear: self, row, panel })
+                ));
+            }
+        }
     }
 }
 
@@ -309,14 +395,13 @@ impl<F: Format> Kernel for BlockLinear<'_, F> {
         let num_panels = self.panels_per_task.min(self.out_features.div_ceil(PANEL) - first_panel);
         // Row blocks of nearly equal size: 6 rows run as 3 + 3, not as 5 + 1.
         let num_blocks = num_rows.div_ceil(I::INTEGER_ROWS);
-        for panel in first_panel..first_panel + num_panels {
+        let panels_per_visit = if num_blocks == 1 { num_panels } else { 1 };
+        for panel in (first_panel..first_panel + num_panels).step_by(panels_per_visit) {
             let mut row = first_row;
             for block in 0..num_blocks {
                 let block_rows = num_rows / num_blocks + usize::from(block < num_rows % num_blocks);
                 // SAFETY: this task's rows and panels; the launch vouches for the instructions.
-                unsafe {
-                    with_rows!(block_rows, I::INTEGER_ROWS, ROWS => I::apart(Tile::<F, ROWS> { linear: self, row, panel }));
-                }
+                unsafe { self.row_block::<I>(block_rows, (panel, panels_per_visit), row) };
                 row += block_rows;
             }
         }

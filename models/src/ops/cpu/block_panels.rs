@@ -8,7 +8,11 @@
 //!                     for q4_k and q6_k: of each unit both scales          a byte for each row, unpacked
 //!                     units of 32 inputs, each of vectors of 32 bytes
 //! vector           =  16 lanes of 16 bits: rows 0 to 7 or 8 to 15, and of each an even and an odd input
-//!                     a lane holds two 8-bit or four 4-bit or eight 2-bit quants of inputs that are 16, 8 or 2 apart
+//!                     a lane holds two 8-bit or four 4-bit quants of inputs that are 16 or 8 apart
+//! lane of q6_k     =  of 8 inputs with one scale, numbered by pairs, three lanes hold
+//!                     input 6 bits 0-3 | input 3 | input 0
+//!                     input 7 bits 0-3 | input 4 | input 1
+//!                     bits 4-5 of input 7 and of input 6 | input 5 | input 2
 //! ```
 //!
 //! So one load brings inputs for eight outputs, or for sixteen where a register is as wide as two vectors; each output keeps
@@ -26,8 +30,6 @@ use crate::{ModelError, StoredDtype};
 const VECTOR: usize = 32;
 /// Bytes of the two vectors that a product takes together.
 pub(super) const STEP: usize = 2 * VECTOR;
-/// Where the high bits of q6_k's units follow the low ones.
-pub(super) const HIGH_BITS: usize = UNIT * PANEL / 2;
 
 #[derive(Debug)]
 pub(crate) struct BlockPanels {
@@ -135,9 +137,10 @@ impl BlockPanels {
     }
 }
 
-/// What is added to a quant so that it is not negative; 0 where it keeps its sign.
+/// What is added to a quant so that it is not negative.
 pub(super) const fn offset(dtype: StoredDtype) -> i32 {
     match dtype {
+        StoredDtype::Q8_0 => 128,
         StoredDtype::Q4_0 => 8,
         StoredDtype::Q6K => 32,
         _ => 0,
@@ -182,28 +185,46 @@ fn lane_at(step: usize, lane: usize, k: usize) -> usize {
     step * STEP + lane / ROWS_OF_VECTOR * VECTOR + (lane % ROWS_OF_VECTOR * 2 + k % 2) * size_of::<u16>()
 }
 
-fn put_quant(dtype: StoredDtype, unit: &mut [u8], lane: usize, (k, quant): (usize, i8)) {
+/// Where some bits of a quant lie: in the lane at `at`, from bit `shift` on, `count` bits of it from bit `from` on.
+struct Bits {
+    at: usize,
+    shift: usize,
+    from: usize,
+    count: usize,
+}
+
+/// Where the quant of row `lane` and input `k` lies in its unit. The second is of no bits but for some of q6_k.
+fn bits_of(dtype: StoredDtype, lane: usize, k: usize) -> [Bits; 2] {
+    let whole = |step, shift, count| [(step, shift, 0, count), (step, 0, 0, 0)];
     let pair = k / 2;
-    let bits = (i32::from(quant) + offset(dtype)) as u8;
-    if dtype == StoredDtype::Q8_0 {
-        unit[lane_at(pair % 8, lane, k) + pair / 8] = bits;
-        return;
-    }
-    unit[lane_at(pair % 4, lane, k) + pair / 8] |= (bits & 0xf) << (4 * (pair / 4 % 2));
-    if dtype == StoredDtype::Q6K {
-        unit[HIGH_BITS + lane_at(pair / 8, lane, k) + pair / 4 % 2] |= (bits >> 4) << (2 * (pair % 4));
+    let parts = match dtype {
+        StoredDtype::Q8_0 => whole(pair % 8, 8 * (pair / 8), 8),
+        StoredDtype::Q6K => {
+            let (group, pair) = (3 * (pair / 8), pair % 8);
+            match pair {
+                6 | 7 => [(group + pair - 6, 12, 0, 4), (group + 2, 12 + 2 * (pair - 6), 4, 2)],
+                _ => whole(group + pair % 3, 6 * (pair / 3), 6),
+            }
+        }
+        _ => whole(pair % 4, 4 * (pair / 4), 4),
+    };
+    parts.map(|(step, shift, from, count)| Bits { at: lane_at(step, lane, k), shift, from, count })
+}
+
+fn put_quant(dtype: StoredDtype, unit: &mut [u8], lane: usize, (k, quant): (usize, i8)) {
+    let quant = (i32::from(quant) + offset(dtype)) as u16;
+    for Bits { at, shift, from, count } in bits_of(dtype, lane, k) {
+        let bits = (quant >> from & ((1 << count) - 1)) << shift;
+        for (place, byte) in unit[at..].iter_mut().zip(bits.to_le_bytes()) {
+            *place |= byte;
+        }
     }
 }
 
 fn take_quant(dtype: StoredDtype, unit: &[u8], lane: usize, k: usize) -> i8 {
-    let pair = k / 2;
-    if dtype == StoredDtype::Q8_0 {
-        return unit[lane_at(pair % 8, lane, k) + pair / 8].cast_signed();
-    }
-    let mut bits = (unit[lane_at(pair % 4, lane, k) + pair / 8] >> (4 * (pair / 4 % 2))) & 0xf;
-    if dtype == StoredDtype::Q6K {
-        let high = unit[HIGH_BITS + lane_at(pair / 8, lane, k) + pair / 4 % 2] >> (2 * (pair % 4));
-        bits |= (high & 3) << 4;
-    }
-    (i32::from(bits) - offset(dtype)) as i8
+    let bits = bits_of(dtype, lane, k).map(|Bits { at, shift, from, count }| {
+        let lane = u16::from_le_bytes([unit[at], unit[at + 1]]);
+        (lane >> shift & ((1 << count) - 1)) << from
+    });
+    (i32::from(bits[0] | bits[1]) - offset(dtype)) as i8
 }

@@ -4,21 +4,28 @@
 
 use std::marker::PhantomData;
 
+use half::{bf16, f16};
 use memmap2::MmapMut;
 
 use super::bf16_pairs::Bf16Pair;
-use super::lanes::Element;
 use super::system::Memory;
 use crate::ModelError;
 use crate::ops::MemoryPlacement;
 
-/// What pages of zeros may hold: every bit pattern is a value.
-pub(crate) trait Plain: Copy + Send + Sync + 'static {}
+/// What pages of zeros may hold.
+///
+/// # Safety
+/// Every bit pattern is a value.
+pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
 
-impl<E: Element> Plain for E {}
-impl Plain for Bf16Pair {}
-impl Plain for u8 {}
-impl Plain for i16 {}
+// SAFETY, for each of them: integers, floats, and structs of these without padding.
+unsafe impl Plain for f32 {}
+unsafe impl Plain for bf16 {}
+unsafe impl Plain for f16 {}
+unsafe impl Plain for i8 {}
+unsafe impl Plain for u8 {}
+unsafe impl Plain for i16 {}
+unsafe impl Plain for Bf16Pair {}
 
 /// Zeroed elements in pages of their own, huge ones where the system has them: a product walks several panels at once,
 /// which small pages make expensive to translate. Starts on a page, so a vector load of a packed row never touches two

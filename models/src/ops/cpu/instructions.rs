@@ -19,6 +19,8 @@ pub(super) trait Instructions: Sized {
     const TILE_SUMS: usize;
     /// Rows that the inner loop of a product of integers carries, at most [`super::tile::MAX_ROWS`].
     const INTEGER_ROWS: usize;
+    /// Running sums of 16 outputs in a product of integers that none waits for the one before.
+    const INTEGER_SUMS: usize;
 
     /// Adds to each of `sums` the products of its pair of bf16 lanes in `x` and `w`, as [`bf16_pairs::add_products`] says.
     ///
@@ -57,6 +59,7 @@ impl Instructions for AnyCpu {
     const TILE_ROWS: usize = 6;
     const TILE_SUMS: usize = 6;
     const INTEGER_ROWS: usize = 5;
+    const INTEGER_SUMS: usize = 1;
 
     #[inline(never)]
     unsafe fn apart(piece: impl Piece) {

@@ -4,6 +4,7 @@
 
 use half::{bf16, f16};
 
+use super::buffer::Plain;
 use super::pairs::Pairs;
 
 /// Some f32 lanes, as many as [`Lanes::LEN`]. Every operation rounds each lane once, to nearest even, so that all
@@ -107,7 +108,7 @@ impl<L: Lanes> Lanes for [L; 2] {
 }
 
 /// A weight or cache element that widens to f32.
-pub(super) trait Element: Copy + Send + Sync + 'static {
+pub(super) trait Element: Plain {
     /// # Safety
     /// As [`Lanes`].
     unsafe fn load<L: Lanes>(from: *const Self) -> L;

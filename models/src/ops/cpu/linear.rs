@@ -43,7 +43,7 @@ const MIN_TASK_BYTES: usize = 64 * 1024;
 const MAX_PANELS: usize = 4;
 
 /// How far ahead of its use a weight is asked for. The CPU's own prefetch stops at the end of a small page.
-const PREFETCH_BYTES: isize = 1024;
+const PREFETCH_BYTES: usize = 1024;
 
 /// The product of all parts of a weight with `out_features` outputs, each part filling its own columns.
 pub(crate) fn linear(
@@ -54,7 +54,8 @@ pub(crate) fn linear(
 ) -> Result<Matrix, ModelError> {
     let x = Rows::of(x)?;
     let bias = bias.map(Rows::vector).transpose()?;
-    let mut y = compute.workspace().unwritten(x.num_rows * out_features);
+    let len = x.num_rows.checked_mul(out_features).expect("fewer outputs than there are addresses");
+    let mut y = compute.workspace().unwritten(len);
     let output = y.output();
     let (mut rounded, mut pairs) = (None, None);
     let mut first_column = 0;
@@ -194,14 +195,16 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, RO
         // SAFETY: rows below `num_rows`, panels below `num_panels` and `k` below `depth`; a padded panel goes
         // through `edge`, so that only columns of the output are touched.
         unsafe {
+            let w = panels.as_ptr().add((panel * depth + k_start) * PANEL);
             let factors = Factors {
                 x: x.values.as_ptr().add(row * x.stride + k_start),
                 x_stride: x.stride,
-                w: panels.as_ptr().add((panel * depth + k_start) * PANEL),
+                w,
                 w_stride: PANEL,
                 w_panel_stride: (depth * PANEL) as isize,
                 depth: k_len,
-                prefetch_bytes: PREFETCH_BYTES,
+                ahead: w.wrapping_byte_add(PREFETCH_BYTES),
+                ahead_stride: PANEL,
             };
             let (y, y_stride) = (target.at(row, first_column), target.stride());
             if PANELS > 1 || num_columns == PANEL {

@@ -23,11 +23,8 @@ pub(super) trait Pairs: Copy {
     unsafe fn splat_pair(from: *const i16) -> Self;
     unsafe fn and(self, mask: i16) -> Self;
     unsafe fn or(self, other: Self) -> Self;
-    unsafe fn shift_left(self, bits: u32) -> Self;
     /// Zeros come in from above.
     unsafe fn shift_right(self, bits: u32) -> Self;
-    /// Copies of the sign come in from above.
-    unsafe fn shift_right_signed(self, bits: u32) -> Self;
     /// `sums[i] + self[2 i] * x[2 i] + self[2 i + 1] * x[2 i + 1]`, which must fit. One instruction where the CPU has VNNI
     /// (`vpdpwssd`).
     unsafe fn dot(self, x: Self, sums: Self::Sums) -> Self::Sums;
@@ -68,18 +65,8 @@ impl<P: Pairs> Pairs for [P; 2] {
     }
 
     #[inline(always)]
-    unsafe fn shift_left(self, bits: u32) -> Self {
-        unsafe { [self[0].shift_left(bits), self[1].shift_left(bits)] }
-    }
-
-    #[inline(always)]
     unsafe fn shift_right(self, bits: u32) -> Self {
         unsafe { [self[0].shift_right(bits), self[1].shift_right(bits)] }
-    }
-
-    #[inline(always)]
-    unsafe fn shift_right_signed(self, bits: u32) -> Self {
-        unsafe { [self[0].shift_right_signed(bits), self[1].shift_right_signed(bits)] }
     }
 
     #[inline(always)]
@@ -139,18 +126,8 @@ impl Pairs for PortablePairs {
     }
 
     #[inline(always)]
-    unsafe fn shift_left(self, bits: u32) -> Self {
-        self.map(|lane| lane << bits)
-    }
-
-    #[inline(always)]
     unsafe fn shift_right(self, bits: u32) -> Self {
         self.map(|lane| (lane.cast_unsigned() >> bits).cast_signed())
-    }
-
-    #[inline(always)]
-    unsafe fn shift_right_signed(self, bits: u32) -> Self {
-        self.map(|lane| lane >> bits)
     }
 
     #[inline(always)]

@@ -34,7 +34,8 @@ pub(super) struct UnitFacts {
     pub(super) sums: [i32; 2],
 }
 
-impl Plain for UnitFacts {}
+// SAFETY: numbers, whatever their bits.
+unsafe impl Plain for UnitFacts {}
 
 impl RoundedRows {
     /// The width of `x` is a whole number of units.

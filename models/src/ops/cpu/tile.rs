@@ -114,8 +114,10 @@ pub(super) struct Factors<W: Weight> {
     /// Negative where the second panel stands before the first.
     pub(super) w_panel_stride: isize,
     pub(super) depth: usize,
-    /// How far from each of `w` stands what will be read later, and is asked for now. It need not be valid.
-    pub(super) prefetch_bytes: isize,
+    /// What will be read later: step `k` asks for what is at `ahead[k * ahead_stride]`, and as far behind it for the second
+    /// panel as in `w`. It need not be valid.
+    pub(super) ahead: *const W,
+    pub(super) ahead_stride: usize,
 }
 
 /// Continues `sums` with the products for each `k`, in ascending order.
@@ -128,16 +130,15 @@ pub(super) unsafe fn multiply<I: Instructions, W: Weight, const ROWS: usize, con
     factors: Factors<W>,
     mut sums: Sums<I::Panel, ROWS, PANELS>,
 ) -> Sums<I::Panel, ROWS, PANELS> {
-    let Factors { x, x_stride, mut w, w_stride, w_panel_stride, depth, prefetch_bytes } = factors;
+    let Factors { x, x_stride, mut w, w_stride, w_panel_stride, depth, mut ahead, ahead_stride } = factors;
     // SAFETY: registers of numbers, for which zeros are numbers.
     let mut columns = [unsafe { std::mem::zeroed::<W::Columns<I>>() }; PANELS];
     for k in 0..depth {
         // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
         unsafe {
             for panel in 0..PANELS {
-                let at = w.offset(panel as isize * w_panel_stride);
-                I::Panel::prefetch(at.wrapping_byte_offset(prefetch_bytes));
-                columns[panel] = W::load::<I>(at);
+                I::Panel::prefetch(ahead.wrapping_offset(panel as isize * w_panel_stride));
+                columns[panel] = W::load::<I>(w.offset(panel as isize * w_panel_stride));
                 if !const { many_rows(ROWS, PANELS) } {
                     for row in 0..ROWS {
                         let factor = W::splat::<I>(x.add(row * x_stride + k));
@@ -155,6 +156,7 @@ pub(super) unsafe fn multiply<I: Instructions, W: Weight, const ROWS: usize, con
             }
         }
         w = w.wrapping_add(w_stride);
+        ahead = ahead.wrapping_add(ahead_stride);
     }
     sums
 }

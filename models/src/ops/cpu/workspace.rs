@@ -131,7 +131,7 @@ impl fmt::Debug for Workspace {
 }
 
 fn lines_of<T>(len: usize) -> usize {
-    (len * size_of::<T>()).div_ceil(size_of::<Line>())
+    len.checked_mul(size_of::<T>()).expect("fewer bytes than there are addresses").div_ceil(size_of::<Line>())
 }
 
 impl<T: Plain> Unwritten<T> {
