@@ -1,6 +1,8 @@
 # Shared by .ci/run and .ci/full. Sourced, not run.
 
 export CARGO_TERM_COLOR=never
+# Nothing is built twice, and what it takes to build a part again costs time and disk.
+export CARGO_INCREMENTAL=0
 summary=()
 # Of the stages only those whose names match this regular expression; all of them where it is empty.
 only=

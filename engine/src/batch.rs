@@ -1,5 +1,7 @@
 //! What the scheduler decides, and what the rest of a step works through.
 
+use std::time::Duration;
+
 use passerelle_models::BlockCopy;
 
 use crate::cost::CostNs;
@@ -18,6 +20,8 @@ pub(crate) struct ScheduledBatch {
     pub(crate) catch_up_cost: CostNs,
     /// Sequences that were one token behind and run it, for whose sake others catch up within a bound.
     pub(crate) num_one_behind: usize,
+    /// That bound.
+    pub(crate) most_added: Duration,
     /// Sequences that lost their blocks.
     pub(crate) preemptions: usize,
     /// Prompt tokens of requests whose first step this is.

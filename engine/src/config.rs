@@ -29,7 +29,7 @@ pub struct EngineConfig {
     /// What prompts may add to a step in which sequences generate: the further time between two tokens of a running stream.
     /// Kept by the cost model and by how much longer steps have taken, up to four times: where they take longer than that, it
     /// is passed. One token of a prompt always runs.
-    pub max_added_latency: Duration,
+    pub max_added_latency: AddedLatency,
     /// How long a class waits, at most, for a turn while better ones take them all.
     pub class_patience: Duration,
     /// What work costs. `None`: measured at start-up, with the real model.
@@ -39,6 +39,17 @@ pub struct EngineConfig {
     pub former_costs: Option<CostModel>,
     /// Seeds the draws of requests that bring no seed of their own.
     pub seed: u64,
+}
+
+/// A bound of what prompts add to a step, by what that takes without them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AddedLatency {
+    /// As long again, but 50 ms at least and 250 ms at most: where steps are short, an even flow is worth more than the
+    /// little that long pieces of prompts save, and nobody reads so fast that shorter pieces would help.
+    #[default]
+    AsLongAgain,
+    /// So long, whatever the step takes.
+    AtMost(Duration),
 }
 
 /// A bound that cannot be.
@@ -76,12 +87,30 @@ impl Default for EngineConfig {
             max_waiting_tokens: 262_144,
             prefill_chunk_tokens: 512,
             prompt_logprobs_chunk_tokens: 64,
-            max_added_latency: Duration::from_millis(250),
+            max_added_latency: AddedLatency::default(),
             class_patience: Duration::from_secs(30),
             costs: Some(CostModel::default()),
             former_costs: None,
             seed: 0,
         }
+    }
+}
+
+impl AddedLatency {
+    const LEAST: Duration = Duration::from_millis(50);
+    const MOST: Duration = Duration::from_millis(250);
+
+    /// To a step that takes so long without it.
+    pub(crate) fn to(self, alone: Duration) -> Duration {
+        match self {
+            Self::AsLongAgain => alone.clamp(Self::LEAST, Self::MOST),
+            Self::AtMost(most) => most,
+        }
+    }
+
+    /// To any step.
+    pub fn at_most(self) -> Duration {
+        self.to(Duration::MAX)
     }
 }
 

@@ -58,7 +58,7 @@ pub use compare::{
     ComparedPosition, ComparisonConfig, ComparisonHandle, ComparisonLane, ComparisonParts, ComparisonReply,
     ComparisonRequest,
 };
-pub use config::{ConfigError, EngineConfig};
+pub use config::{AddedLatency, ConfigError, EngineConfig};
 pub use constraint::{Allowed, AnswerEnd, Constraint, ConstraintError};
 pub use cost::CostModel;
 pub use counted::Counted;

@@ -77,9 +77,9 @@ impl Overrun {
         size_of(streams.count).map_or(price, |size| self.took_alone(size, price)) as CostNs
     }
 
-    /// The step that ran `batch` took so long, of which catching up was to be `most`.
-    pub(crate) fn note(&mut self, batch: &ScheduledBatch, took: Duration, most: Duration) {
-        let (took, most) = (took.as_nanos() as f64, most.as_nanos() as f64);
+    /// The step that ran `batch` took so long.
+    pub(crate) fn note(&mut self, batch: &ScheduledBatch, took: Duration) {
+        let (took, most) = (took.as_nanos() as f64, batch.most_added.as_nanos() as f64);
         let price = batch.sequences.iter().map(|scheduled| scheduled.cost).sum::<CostNs>() as f64;
         let Some(size) = size_of(batch.num_one_behind) else { return };
         if batch.catch_up_cost == 0 {
@@ -95,7 +95,7 @@ impl Overrun {
         if price > 0.0 && took > 0.0 {
             // Whatever holds up a step makes it longer, so a short one tells the truth.
             let seen = took / price;
-            let known = self.alone[size].map_or(1.0, |alone| alone.took_over_price);
+            let known = self.alone[size].map_or(seen, |alone| alone.took_over_price);
             let rise = (seen - known).max(0.0) / STEPS_ALONE;
             self.alone[size] = Some(Alone { took_over_price: seen.min(known + rise), price });
         }
@@ -154,13 +154,14 @@ mod tests {
             sequences: vec![scheduled(0, streams_ms), scheduled(1, catch_up_ms)],
             catch_up_cost: catch_up_ms * 1_000_000,
             num_one_behind: 1,
+            most_added: BOUND,
             ..ScheduledBatch::default()
         }
     }
 
     /// Tells what is planned after it, in milliseconds.
     fn note(overrun: &mut Overrun, batch: &ScheduledBatch, took_ms: f64) -> f64 {
-        overrun.note(batch, Duration::from_secs_f64(took_ms / 1e3), BOUND);
+        overrun.note(batch, Duration::from_secs_f64(took_ms / 1e3));
         overrun.budget(BOUND) as f64 / 1e6
     }
 

@@ -10,7 +10,8 @@
 //! max_num_batched_tokens
 //! | one token each for sequences that are one behind | catching up: in order, then of the waiting queue |
 //!   those of batch in turns, beside better ones        at most prefill_chunk_tokens, and no more than runs within
-//!   ([`streams`])                                       max_added_latency, if the left part is not empty ([`Overrun`])
+//!   ([`streams`])                                       max_added_latency, by default as long as the left part takes, if
+//!                                                       that is not empty ([`Overrun`])
 //! ```
 //!
 //! The order is that of [`SequenceId`]: the better class, then age. Each sequence that catches up gets at most half of
@@ -122,8 +123,12 @@ impl Scheduler {
         self.running.raise_overdue(now, self.config.class_patience);
         self.leave_a_token(&mut batch);
         let streams = self.schedule_streams();
-        batch.num_one_behind = streams.moving.count;
-        let time = self.overrun.budget(self.config.max_added_latency);
+        if streams.num_protected > 0 {
+            batch.num_one_behind = streams.moving.count;
+        }
+        let alone = Duration::from_nanos(self.overrun.of_streams(streams.moving));
+        batch.most_added = self.config.max_added_latency.to(alone);
+        let time = self.overrun.budget(batch.most_added);
         let mut budget = CatchUpBudget::of_step(&self.config, self.costs, &streams, time);
         let catch_up_tokens = budget.tokens;
         self.hand_out(&mut batch, &mut budget);
@@ -135,7 +140,7 @@ impl Scheduler {
 
     /// The step that ran `batch` took so long, which the next ones reckon with.
     pub(crate) fn note_duration(&mut self, batch: &ScheduledBatch, took: Duration) {
-        self.overrun.note(batch, took, self.config.max_added_latency);
+        self.overrun.note(batch, took);
     }
 
     /// What was scheduled last, while nobody has left or joined since.

@@ -207,7 +207,8 @@ fn no_allocation_is_made_in_a_step_of_a_real_model() {
     assert_eq!(allocations(&crowd, model, config), 0);
 }
 
-/// The most that a step of `tokens` tokens, `rows` of which give logits, holds beside weights and KV cache.
+/// The most that a step of `tokens` tokens, `rows` of which give logits, holds beside weights and KV cache and what the model
+/// holds already.
 fn peak(model: &LoadedModel, tokens: usize, rows: usize) -> i64 {
     let spec = model.model.kv_cache_spec();
     let blocks = tokens.div_ceil(spec.block_size);
@@ -230,5 +231,18 @@ fn a_step_holds_at_its_peak_what_is_reckoned() {
         let (found, reckoned) = (peak(&model, tokens, rows), model.activations.bytes(tokens, rows) as i64);
         let apart = (found - reckoned).abs() as f64 / found as f64;
         assert!(apart <= 0.03, "{tokens} tokens and {rows} rows: {found} held, {reckoned} reckoned");
+    }
+}
+
+#[test]
+fn steps_of_changing_sizes_hold_no_more_than_the_largest_is_reckoned_with() {
+    let model = load(&demo_checkpoint(), &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).unwrap();
+    let start = HELD.get().0;
+    let sizes = [1, 512, 511, 64, 65, 66, 130, 260, 1, 380, 500, 512, 512, 300, 301, 16, 512];
+    for (step, tokens) in sizes.into_iter().enumerate() {
+        let kept = HELD.get().0 - start;
+        let found = kept + peak(&model, tokens, tokens.min(64));
+        let reckoned = model.activations.bytes(512, 64) as i64;
+        assert!(found as f64 <= reckoned as f64 * 1.03, "{found} held in step {step}, {reckoned} reckoned");
     }
 }

@@ -11,7 +11,7 @@ use crate::common::{events, parts, run_to_end};
 use crate::crowd::Crowd;
 use crate::sick::{BRING_AN_ERROR, NewBlocks, Sick};
 use passerelle_engine::clock::SystemClock;
-use passerelle_engine::{CacheSalt, EngineConfig, EngineHandle, EngineParts, Request, StepLoop};
+use passerelle_engine::{AddedLatency, CacheSalt, EngineConfig, EngineHandle, EngineParts, Request, StepLoop};
 use passerelle_models::ops::Compute;
 use passerelle_models::{CausalLm, CheckpointFiles, Decoder, KvDtype, LoadOptions, load_decoder, unwatched};
 use tempfile::TempDir;
@@ -132,7 +132,7 @@ fn config(num_kv_blocks: usize) -> EngineConfig {
         max_model_len: 128,
         prefill_chunk_tokens: 20,
         prompt_logprobs_chunk_tokens: 7,
-        max_added_latency: Duration::from_millis(1),
+        max_added_latency: AddedLatency::AtMost(Duration::from_millis(1)),
         ..EngineConfig::default()
     }
 }

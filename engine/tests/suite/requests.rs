@@ -9,8 +9,8 @@ use crate::common::{
 use passerelle_engine::clock::{Clock, ManualClock, SystemClock};
 use passerelle_engine::testing::{Mishap, Pace, StepGate, StubModel};
 use passerelle_engine::{
-    ConfigError, CostModel, Engine, EngineConfig, EngineError, EngineParts, Event, EventStream, FinishReason,
-    RequestError, SamplingParams, StepLoop, StepObserver, StepReport, StepTurns, SubmitError, Usage,
+    AddedLatency, ConfigError, CostModel, Engine, EngineConfig, EngineError, EngineParts, Event, EventStream,
+    FinishReason, RequestError, SamplingParams, StepLoop, StepObserver, StepReport, StepTurns, SubmitError, Usage,
 };
 use passerelle_models::{CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput};
 
@@ -410,7 +410,7 @@ fn added_by_a_long_prompt(token: Duration) -> Vec<Duration> {
         max_model_len: 1200,
         max_num_batched_tokens: 512,
         prefill_chunk_tokens: 512,
-        max_added_latency: MOST_ADDED,
+        max_added_latency: AddedLatency::AtMost(MOST_ADDED),
         costs: Some(costs),
         ..config()
     };

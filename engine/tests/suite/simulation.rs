@@ -10,7 +10,9 @@ use crate::common::{VOCAB, alone, model, parts, tokens};
 use crate::crowd::Crowd;
 use passerelle_engine::clock::ManualClock;
 use passerelle_engine::testing::{Mishap, Pace, StubModel};
-use passerelle_engine::{CostModel, EngineConfig, EngineHandle, EngineParts, Request, StepLoop, StepReport};
+use passerelle_engine::{
+    AddedLatency, CostModel, EngineConfig, EngineHandle, EngineParts, Request, StepLoop, StepReport,
+};
 use passerelle_models::{CausalLm, KvReach};
 
 const SEEDS: u64 = 300;
@@ -173,7 +175,7 @@ fn config(chance: &mut Chance, model: &StubModel) -> EngineConfig {
         max_waiting_tokens: 20 + chance.below(100),
         prefill_chunk_tokens: 1 + chance.below(12),
         prompt_logprobs_chunk_tokens: 1 + chance.below(6),
-        max_added_latency: Duration::from_micros(chance.below(900) as u64),
+        max_added_latency: AddedLatency::AtMost(Duration::from_micros(chance.below(900) as u64)),
         class_patience: Duration::from_millis(chance.below(60) as u64),
         costs: Some(CostModel { prompt_token_ns: 80_000.0, generated_token_ns: 300_000.0, context_token_ns: 900.0 }),
         former_costs: None,

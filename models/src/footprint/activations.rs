@@ -51,6 +51,8 @@ impl Activations {
         }
         if self.vocab_size > 0 {
             self.run_head(&mut pieces, (tokens, rows), stream);
+        } else {
+            self.hand_out(&mut pieces, tokens);
         }
         pieces.give_back(angles);
         (pieces.held as u64).saturating_mul(F32_BYTES)
@@ -78,6 +80,15 @@ impl Activations {
         pieces.give_back(gated);
         pieces.give_back(normed);
         (stream, Some(output))
+    }
+
+    /// An encoder keeps the keys and values of one layer while it runs, and what is pooled is a copy.
+    fn hand_out(&self, pieces: &mut Pieces, tokens: usize) {
+        let (sum, normed) = (pieces.take(tokens, self.hidden), pieces.take(tokens, self.hidden));
+        let _copied = pieces.allocate(tokens.saturating_mul(self.hidden));
+        let LayerWidths { qkv, queries, .. } = self.layer;
+        let _keys_and_values = pieces.allocate(tokens.saturating_mul(qkv - queries));
+        [sum, normed].into_iter().for_each(|piece| pieces.give_back(piece));
     }
 
     fn run_head(&self, pieces: &mut Pieces, (tokens, rows): (usize, usize), (residual, addend): Stream) {
@@ -114,11 +125,13 @@ impl Pieces {
         let fitting = self.idle.iter().enumerate().filter(|(_, idle)| **idle >= len);
         match fitting.min_by_key(|(_, idle)| **idle).map(|(index, _)| index) {
             Some(index) => Piece(self.idle.swap_remove(index)),
-            None => {
-                self.held = self.held.saturating_add(len);
-                Piece(len)
-            }
+            None => self.allocate(len),
         }
+    }
+
+    fn allocate(&mut self, len: usize) -> Piece {
+        self.held = self.held.saturating_add(len);
+        Piece(len)
     }
 
     fn give_back(&mut self, Piece(len): Piece) {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Tensor};
 
-use super::cpu::workspace::{Buffer, Workspace};
+use super::cpu::workspace::{Buffer, StepSize, Workspace};
 use super::{Compute, KernelSet, Matrix, Op, Operand, PerHead, QueriesView, QueryRows, cpu, int8_row};
 use crate::kv_cache::{KV_TILE, KvLayer};
 use crate::{KvFormat, ModelError, ModelInput};
@@ -162,7 +162,7 @@ impl<'a> AttentionPlan<'a> {
 
     /// The same for a step that begins, in memory that the one before it has used.
     pub(crate) fn of_step(compute: &Compute, input: &'a ModelInput) -> Self {
-        compute.workspace().begin_step();
+        compute.workspace().begin_step(StepSize { tokens: input.num_tokens(), rows: input.rows_to_sample().len() });
         Self::within(compute.workspace(), input)
     }
 

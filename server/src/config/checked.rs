@@ -19,6 +19,7 @@ use super::{
     RoutingConfig, Secret, UnknownFields, UpstreamConfig, WeightDtype, WorkersConfig, Written, WrittenApi,
     WrittenBatches, WrittenEngine, WrittenLimits, WrittenModel, WrittenServer,
 };
+use passerelle_engine::AddedLatency;
 use passerelle_models::ops::ProcessorSet;
 
 use crate::placement::{Backend, DeviceChoice};
@@ -88,7 +89,7 @@ pub struct EngineConfig {
     /// On the device, once it is known ([`EngineConfig::on`]).
     pub steps: StepSizes,
     pub stated_steps: StatedSteps,
-    pub max_added_latency: Duration,
+    pub max_added_latency: AddedLatency,
     pub class_patience: Duration,
     pub max_queued_requests: usize,
     pub max_queued_tokens: usize,
@@ -301,7 +302,9 @@ fn check_engine(written: &WrittenEngine, environment: &Environment) -> Result<En
         threads: written.threads.map(usize::from),
         processors,
         numa: written.numa.unwrap_or_default(),
-        max_added_latency: period(written.max_added_latency, Duration::from_millis(250)),
+        max_added_latency: written
+            .max_added_latency
+            .map_or_else(AddedLatency::default, |most| AddedLatency::AtMost(most.0)),
         class_patience: period(written.class_patience, Duration::from_secs(30)),
         max_queued_requests: count(written.max_queued_requests, 256),
         max_queued_tokens: count(written.max_queued_tokens, 1 << 20),

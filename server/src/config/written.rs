@@ -265,7 +265,7 @@ pub struct WrittenEngine {
     pub max_num_batched_tokens: Option<NonZeroUsize>,
     /// Prompt tokens a step may carry while other sequences generate.
     pub max_prefill_chunk_tokens: Option<NonZeroUsize>,
-    /// What prompts may add to the time between two tokens of a running stream, as measured at start-up.
+    /// What prompts may add to the time between two tokens of a running stream.
     pub max_added_latency: Option<Period>,
     /// How long a class of requests waits for a turn, at most, while better ones take them all.
     pub class_patience: Option<Period>,

@@ -71,6 +71,13 @@ impl KvBudget {
     }
 }
 
+impl PartitionRoom {
+    /// What steps hold whose models' need so much each.
+    fn steps(&self, of_models: impl Iterator<Item = u64>) -> u64 {
+        if self.backend.is_none() { of_models.sum() } else { of_models.max().unwrap_or(0) }
+    }
+}
+
 /// Where every model goes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
@@ -88,8 +95,8 @@ pub struct UnplacedModel {
 /// The models that need most are placed first, each on the first partition, in the order given, where it and what is there
 /// already fit (first-fit decreasing, Johnson 1973). Models of one need go in the order given, so a plan is always the same.
 ///
-/// A model fits where weights, the activations of the largest step (engines of a partition take turns) and a KV cache that
-/// holds its sequences do, the KV cache being shared as the server shares it ([`super::share_kv_memory`]).
+/// A model fits where weights, the activations of steps ([`FilledPartition::activations`]) and a KV cache that holds its sequences
+/// do, the KV cache being shared as the server shares it ([`super::share_kv_memory`]).
 pub fn plan(models: &[ModelDemand], rooms: &[PartitionRoom]) -> Plan {
     let mut partitions: Vec<FilledPartition> = rooms.iter().map(FilledPartition::empty).collect();
     let mut order: Vec<&ModelDemand> = models.iter().collect();

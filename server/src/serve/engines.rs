@@ -161,7 +161,7 @@ impl Workshop {
         let config = ComparisonConfig {
             max_text_tokens: self.config.comparison_tokens,
             max_chunk_tokens: self.config.prompt_logprobs_chunk_tokens,
-            max_added_latency: self.config.max_added_latency,
+            max_added_latency: self.config.max_added_latency.at_most(),
             max_waiting_texts: self.config.max_queued_requests,
             max_waiting_tokens: self.config.max_queued_tokens,
         };

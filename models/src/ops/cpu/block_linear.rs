@@ -49,7 +49,7 @@ fn run<F: Format>(compute: &Compute, x: &RoundedRows, weight: &BlockPanels, targ
     let panels_per_task = num_panels
         .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
         .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
-        .next_multiple_of(MAX_PANELS);
+        .next_multiple_of(if x.num_rows < ROWS_OF_A_READ { MAX_PANELS } else { 1 });
     let kernel = BlockLinear::<F> {
         x,
         panels: weight.as_slice(),

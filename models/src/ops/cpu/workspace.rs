@@ -1,6 +1,9 @@
 #![expect(unsafe_code, reason = "memory is taken without clearing it, and viewed as the elements that it holds")]
 
 //! Memory that a step computes in, kept for the next one: a step like the one before it asks the allocator for nothing.
+//! Steps of changing sizes hold no more than the largest of them: one that is larger than the step before begins with nothing,
+//! since pieces that are a little too small would stay beside its own; and what else is new takes the place of what the step
+//! before has left.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,7 +23,16 @@ pub(crate) struct Workspace {
 #[derive(Default)]
 struct Idle {
     step: u64,
+    size: StepSize,
     buffers: Vec<IdleBuffer>,
+}
+
+/// Of which a step computes so many.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StepSize {
+    pub(crate) tokens: usize,
+    /// Of logits.
+    pub(crate) rows: usize,
 }
 
 struct IdleBuffer {
@@ -90,16 +102,18 @@ impl Workspace {
             ready += 1;
         }
         for _ in ready..count {
-            idle.give_back(Lines::with_capacity(lines));
+            let new = idle.allocate(lines);
+            idle.give_back(new);
         }
     }
 
-    /// What the step that ends did not need is given up.
-    pub(crate) fn begin_step(&self) {
+    /// What the step that ends did not need is given up, and all of it if the step that begins is larger.
+    pub(crate) fn begin_step(&self, size: StepSize) {
         let mut idle = self.idle();
+        let is_larger = size.tokens > idle.size.tokens || size.rows > idle.size.rows;
         let ended = idle.step;
-        idle.buffers.retain(|buffer| buffer.step >= ended);
-        idle.step = ended + 1;
+        idle.buffers.retain(|buffer| buffer.step >= ended && !is_larger);
+        (idle.step, idle.size) = (ended + 1, size);
     }
 
     /// The smallest that is large enough.
@@ -108,7 +122,7 @@ impl Workspace {
         let fitting = idle.buffers.iter().enumerate().filter(|(_, buffer)| buffer.lines.capacity() >= lines);
         match fitting.min_by_key(|(_, buffer)| buffer.lines.capacity()).map(|(index, _)| index) {
             Some(index) => idle.buffers.swap_remove(index).lines,
-            None => Lines::with_capacity(lines),
+            None => idle.allocate(lines),
         }
     }
 
@@ -119,6 +133,17 @@ impl Workspace {
 }
 
 impl Idle {
+    /// For as much, what the present step has not used yet is given up, the largest first: all of it was too small.
+    fn allocate(&mut self, lines: usize) -> Lines {
+        let mut given_up = 0;
+        while given_up < lines {
+            let unused = self.buffers.iter().enumerate().filter(|(_, buffer)| buffer.step < self.step);
+            let Some((index, _)) = unused.max_by_key(|(_, buffer)| buffer.lines.capacity()) else { break };
+            given_up += self.buffers.swap_remove(index).lines.capacity();
+        }
+        Lines::with_capacity(lines)
+    }
+
     fn give_back(&mut self, lines: Lines) {
         self.buffers.push(IdleBuffer { lines, step: self.step });
     }
@@ -201,16 +226,40 @@ mod tests {
         assert_eq!(capacities(&workspace), [64, 640, 6400]);
     }
 
+    fn size(tokens: usize) -> StepSize {
+        StepSize { tokens, rows: 1 }
+    }
+
     #[test]
     fn what_a_step_did_not_need_is_given_up_when_the_next_begins() {
         let workspace = Arc::new(Workspace::default());
-        workspace.begin_step();
+        workspace.begin_step(size(2));
         drop([64, 640].map(|len| taken(&workspace, len)));
-        workspace.begin_step();
+        workspace.begin_step(size(2));
         assert_eq!(capacities(&workspace), [64, 640]);
         drop(taken(&workspace, 32));
-        workspace.begin_step();
+        workspace.begin_step(size(2));
         assert_eq!(capacities(&workspace), [64]);
+    }
+
+    #[test]
+    fn a_step_that_is_larger_than_the_one_before_begins_with_nothing() {
+        let workspace = Arc::new(Workspace::default());
+        workspace.begin_step(size(2));
+        drop([64, 640].map(|len| taken(&workspace, len)));
+        workspace.begin_step(StepSize { tokens: 2, rows: 2 });
+        assert_eq!(capacities(&workspace), []);
+    }
+
+    #[test]
+    fn what_is_new_takes_the_place_of_what_the_step_before_left() {
+        let workspace = Arc::new(Workspace::default());
+        workspace.begin_step(size(1));
+        drop([64, 320, 640].map(|len| taken(&workspace, len)));
+        workspace.begin_step(size(1));
+        let _used = taken(&workspace, 640);
+        drop(taken(&workspace, 352));
+        assert_eq!(capacities(&workspace), [352], "320 and 64 for 352");
     }
 
     #[test]

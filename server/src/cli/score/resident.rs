@@ -218,7 +218,7 @@ impl Room {
         ComparisonConfig {
             max_text_tokens: self.longest,
             max_chunk_tokens: config.prompt_logprobs_chunk_tokens,
-            max_added_latency: config.max_added_latency,
+            max_added_latency: config.max_added_latency.at_most(),
             max_waiting_texts: self.most_waiting(),
             max_waiting_tokens: self.most_waiting() * self.longest,
         }

@@ -7,7 +7,8 @@ use crate::units::ByteSize;
 pub struct FilledPartition {
     pub room: PartitionRoom,
     pub models: Vec<PlacedModel>,
-    /// Of the model whose steps hold most.
+    /// Of the model whose steps hold most: engines of a partition take turns. On a CPU of all of them, for each keeps what its
+    /// steps compute in.
     pub activations: ByteSize,
 }
 
@@ -49,7 +50,7 @@ impl FilledPartition {
         }
         let demands: Vec<&ModelDemand> = self.models.iter().map(|placed| &placed.demand).chain([model]).collect();
         let weights: u64 = demands.iter().map(|demand| demand.weights.on(self.room.backend)).sum();
-        let activations = demands.iter().map(|demand| demand.activations).max().unwrap_or(0);
+        let activations = self.room.steps(demands.iter().map(|demand| demand.activations));
         let within = self.room.kv.activations_within(activations);
         let rest = self.room.memory.0.checked_sub(self.room.reserved.0)?.checked_sub(weights)?.checked_sub(within)?;
         let budget = match self.room.kv {

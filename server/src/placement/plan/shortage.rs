@@ -103,7 +103,7 @@ fn beside_kv(model: &ModelDemand, room: &PartitionRoom) -> u64 {
 /// What a further model could have if those that are there kept only what they asked for.
 fn room_left(partition: &FilledPartition, model: &ModelDemand) -> u64 {
     let room = &partition.room;
-    let steps = partition.activations.0.max(model.activations);
+    let steps = room.steps([partition.activations.0, model.activations].into_iter());
     let asked = partition.models.iter().map(|is| is.weights.0 + is.demand.kv_bytes(is.demand.sequences));
     room.memory.0.saturating_sub(room.reserved.0 + steps - model.activations + asked.sum::<u64>())
 }

@@ -115,6 +115,9 @@ fn models_that_share_a_partition_share_one_budget() {
     let taken: u64 = filled.models.iter().map(|is| is.weights.0 + is.kv.0).sum();
     assert!(taken + filled.activations.0 + filled.room.reserved.0 <= filled.room.memory.0);
     assert_eq!(filled.activations.0, models[0].activations.max(models[1].activations), "engines take turns");
+    let cpu = PartitionRoom { backend: None, ..room("h100") };
+    let on_cpu = super::plan(&models, &[cpu]);
+    assert_eq!(on_cpu.partitions[0].activations.0, models[0].activations + models[1].activations, "each keeps its own");
 }
 
 #[test]
