@@ -83,12 +83,12 @@ impl Calibration {
         // The first step also pays for memory that later ones find.
         probe.run(calibration.one_token.shape)?;
         calibration.one_token.look_at_start(&mut probe)?;
-        calibration.fit_chunk();
         // Blocks that nothing was written to stand in no memory yet, and would be read in no time.
         probe.runner.clear_blocks(&blocks)?;
-        for kind in [&mut calibration.chunk, &mut calibration.batch, &mut calibration.context] {
-            kind.look_at_start(&mut probe)?;
-        }
+        calibration.batch.look_at_start(&mut probe)?;
+        calibration.fit_chunk();
+        calibration.chunk.look_at_start(&mut probe)?;
+        calibration.context.look_at_start(&mut probe)?;
         if calibration.context.runs == 1 {
             // The smallest of the prices, which a step that is held up a little makes many times as large. It is looked at
             // in idle moments as often as the others.
@@ -167,10 +167,12 @@ impl Calibration {
         unfinished.min_by_key(|kind| kind.runs).map_or(Ok(()), |kind| kind.look(probe))
     }
 
-    /// As many tokens as surely take less than [`LONG`], if at the slowest each takes as long as one alone. Where the first
-    /// step of one token was held up, that is known only when another was not.
+    /// As many tokens as surely take less than [`LONG`], if at the slowest each takes as long as one of a batch: fewer would
+    /// take hardly longer than one alone, for which all weights are read too, and seem to cost nothing. Where the first steps
+    /// were held up, that is known only when others were not.
     fn fit_chunk(&mut self) {
-        let in_time = LONG.as_nanos() / self.one_token.fastest.as_nanos().max(1);
+        let of_batch = self.batch.fastest / self.batch.shape.sequences.max(1) as u32;
+        let in_time = LONG.as_nanos() / self.one_token.fastest.min(of_batch).as_nanos().max(1);
         let tokens = (in_time.min(CHUNK_TOKENS as u128) as usize).max(2).min(self.longest_chunk);
         if tokens > self.chunk.shape.num_tokens {
             self.chunk = StepKind::nothing_of(1, 0, tokens);

@@ -86,6 +86,10 @@ impl Measurements {
     /// some thousand times larger than the keys and values of a token.
     const LEAST_RATIO: f64 = 512.0;
 
+    /// A token of a prompt costs no less than so small a part of what it has of its chunk: how much longer that takes than one
+    /// token is a difference of two times, of which either may have been held up.
+    const LEAST_PART_OF_CHUNK: f64 = 1.0 / 16.0;
+
     /// Each was disturbed or not, and whatever disturbs a step makes it longer. So one token takes no longer than any of
     /// the others, which do more; and no token is dearer than one alone.
     pub(crate) fn model(&self) -> CostModel {
@@ -100,8 +104,10 @@ impl Measurements {
         // The attention within the chunk is paid for apart.
         let attended = (self.chunk.0 as f64 + 1.0) / 2.0 * context_token_ns;
         let (batch, batch_time) = self.batch;
+        let of_chunk = self.chunk.1.as_nanos() as f64 / self.chunk.0.max(1) as f64;
+        let least_of_chunk = (of_chunk * Self::LEAST_PART_OF_CHUNK).clamp(Self::LEAST_NS, alone_ns);
         CostModel {
-            prompt_token_ns: (beyond_one(self.chunk) - attended).clamp(Self::LEAST_NS, alone_ns),
+            prompt_token_ns: (beyond_one(self.chunk) - attended).clamp(least_of_chunk, alone_ns),
             generated_token_ns: (batch_time.as_nanos() as f64 / batch.max(1) as f64).clamp(Self::LEAST_NS, alone_ns),
             context_token_ns,
         }
@@ -199,6 +205,8 @@ mod tests {
         assert_eq!((model.prompt_token_ns, model.generated_token_ns), (5e7, 5e7));
         let context_held_up = Measurements { context: (513, ms(3000)), ..undisturbed }.model();
         assert!(context_held_up.tokens_within(1_000, 250_000_000) > 0, "{context_held_up:?}");
+        let none_longer = Measurements { chunk: (64, ms(48)), one_token: ms(50), ..undisturbed }.model();
+        assert_eq!(none_longer.prompt_token_ns, 48e6 / 64.0 / 16.0, "prompts are never as good as free");
         let first_held_up = Measurements { one_token: ms(3000), ..undisturbed };
         assert_eq!(first_held_up.model(), undisturbed.model());
         assert_eq!(undisturbed.model().generated_token_ns, 1e7);

@@ -1,6 +1,6 @@
-//! How much less than the prices say sequences may catch up in a step, so that it really adds no more than it may to the streams
-//! beside them. Prices are those of a quiet machine, and of a few kinds of steps; what a stream waits for is the time that a
-//! step takes.
+//! How much less than the prices say sequences may catch up in a step, or how much more, so that it really adds as much as it may
+//! to the streams beside them. Prices are those of a few kinds of steps, of a quiet machine or one that was busy at the start;
+//! what a stream waits for is the time that a step takes.
 //!
 //! A step that comes close to the bound makes the next ones shorter at once; each that does not makes them longer by very
 //! little. So in the long run few steps come close, one in a hundred or so, however their times are scattered.
@@ -15,6 +15,12 @@ const HEADROOM: f64 = 1.1;
 /// What one step can change: one that was held up tells little of the next.
 const STEEPEST_RISE: f64 = 1.25;
 const STEPS_TO_FORGET: f64 = 1024.0;
+/// What adds less than this part of the bound, although all that the prices allow was planned, was too dear.
+const FAR_FROM_CLOSE: f64 = 0.4;
+const STEPS_TO_GET_CHEAPER: f64 = 16.0;
+/// A plan that was used up to this part tells what more would take.
+const USED: f64 = 0.9;
+const LEAST: f64 = 1.0 / MOST;
 /// Where not even the shortest steps keep to the bound, prompts get on at a pace, and what held them up is forgotten soon.
 const MOST: f64 = 4.0;
 /// Steps in which nobody catches up, until one that was held up is forgotten.
@@ -24,15 +30,26 @@ const SIZES: usize = 12;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Overrun {
-    /// By how much less is planned. From 1 to [`MOST`].
+    /// By how much less is planned. From [`LEAST`] to [`MOST`], below 1 only by steps that used all they were given.
     divisor: f64,
     /// Steps in which nobody catches up, by the number of their streams: a price for each stream is far from what a step of
     /// few and a step of many take.
-    alone: [Option<Alone>; SIZES],
+    alone: [Alone; SIZES],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Alone {
+    #[default]
+    Unseen,
+    /// It may have been held up.
+    Once {
+        took_over_price: f64,
+    },
+    Known(Known),
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Alone {
+struct Known {
     took_over_price: f64,
     /// Of the last one, in nanoseconds.
     price: f64,
@@ -54,6 +71,25 @@ impl Streams {
 }
 
 impl Alone {
+    /// Whatever holds up a step makes it longer, so a short one tells the truth.
+    fn seen(self, took_over_price: f64, price: f64) -> Self {
+        let took_over_price = match self {
+            Self::Unseen => return Self::Once { took_over_price },
+            Self::Once { took_over_price: before } => took_over_price.min(before),
+            Self::Known(Known { took_over_price: known, .. }) => {
+                let rise = (took_over_price - known).max(0.0) / STEPS_ALONE;
+                took_over_price.min(known + rise)
+            }
+        };
+        Self::Known(Known { took_over_price, price })
+    }
+
+    fn known(self) -> Option<Known> {
+        if let Self::Known(known) = self { Some(known) } else { None }
+    }
+}
+
+impl Known {
     fn took(self) -> f64 {
         self.price * self.took_over_price
     }
@@ -61,7 +97,7 @@ impl Alone {
 
 impl Default for Overrun {
     fn default() -> Self {
-        Self { divisor: 1.0, alone: [None; SIZES] }
+        Self { divisor: 1.0, alone: [Alone::default(); SIZES] }
     }
 }
 
@@ -86,43 +122,44 @@ impl Overrun {
             self.note_alone(size, took, price);
         } else {
             let of_streams = self.took_alone(size, price - batch.catch_up_cost as f64);
-            self.note_added(took - of_streams, most);
+            let is_used = batch.catch_up_cost as f64 >= USED * most / self.divisor;
+            self.note_added((took - of_streams) * HEADROOM / most, is_used);
         }
     }
 
     fn note_alone(&mut self, size: usize, took: f64, price: f64) {
         // A clock that stands still tells nothing.
         if price > 0.0 && took > 0.0 {
-            // Whatever holds up a step makes it longer, so a short one tells the truth.
-            let seen = took / price;
-            let known = self.alone[size].map_or(seen, |alone| alone.took_over_price);
-            let rise = (seen - known).max(0.0) / STEPS_ALONE;
-            self.alone[size] = Some(Alone { took_over_price: seen.min(known + rise), price });
+            self.alone[size] = self.alone[size].seen(took / price, price);
         }
     }
 
     /// What a step takes for so many streams. Where none of that size was seen: no less than fewer took, nor than by the price
     /// of more; where no more were seen either, what fewer took and the price of the others; before any was, their price.
     fn took_alone(&self, size: usize, price: f64) -> f64 {
-        if let Some(alone) = self.alone[size] {
+        if let Some(alone) = self.alone[size].known() {
             return price * alone.took_over_price;
         }
-        let fewer = self.alone[..size].iter().rev().find_map(|alone| *alone);
-        let more = self.alone[size + 1..].iter().find_map(|alone| *alone);
+        let fewer = self.alone[..size].iter().rev().find_map(|alone| alone.known());
+        let more = self.alone[size + 1..].iter().find_map(|alone| alone.known());
         match (fewer, more) {
             (None, None) => price,
             (Some(fewer), None) => fewer.took() + (price - fewer.price).max(0.0),
-            (fewer, Some(more)) => fewer.map_or(0.0, Alone::took).max(price * more.took_over_price),
+            (fewer, Some(more)) => fewer.map_or(0.0, Known::took).max(price * more.took_over_price),
         }
     }
 
-    fn note_added(&mut self, added: f64, most: f64) {
-        let change = if added * HEADROOM > most {
-            (added * HEADROOM / most).min(STEEPEST_RISE)
+    /// `close` is 1 where a step comes close.
+    fn note_added(&mut self, close: f64, is_used: bool) {
+        let change = if close > 1.0 {
+            close.min(STEEPEST_RISE)
+        } else if is_used && close < FAR_FROM_CLOSE {
+            1.0 - 1.0 / STEPS_TO_GET_CHEAPER
         } else {
             1.0 - 1.0 / STEPS_TO_FORGET
         };
-        self.divisor = (self.divisor * change).clamp(1.0, MOST);
+        let least = if is_used { LEAST } else { self.divisor.min(1.0) };
+        self.divisor = (self.divisor * change).clamp(least, MOST);
     }
 }
 
@@ -192,6 +229,19 @@ mod tests {
     }
 
     #[test]
+    fn prices_that_were_too_dear_are_found_out_by_steps_that_use_all_they_are_given() {
+        let mut overrun = Overrun::default();
+        let mut planned = 20.0;
+        for _ in 0..40 {
+            planned = note(&mut overrun, &batch(planned as CostNs), 5.0 + planned / 5.0);
+        }
+        assert!((35.0..80.0).contains(&planned), "{planned}");
+        // A short prompt says nothing of a long one.
+        let mut overrun = Overrun::default();
+        assert_eq!((0..2000).fold(0.0, |_, _| note(&mut overrun, &batch(2), 5.1)), 20.0);
+    }
+
+    #[test]
     fn a_step_without_a_stream_may_take_as_long_as_it_does() {
         let mut overrun = Overrun::default();
         assert_eq!(note(&mut overrun, &ScheduledBatch { num_one_behind: 0, ..batch(500) }, 600.0), 20.0);
@@ -205,6 +255,16 @@ mod tests {
         // And many at once that are cheaper hide nothing.
         note(&mut overrun, &batch(0), 1.0);
         assert!(note(&mut overrun, &batch(16), 31.0) < 17.0);
+    }
+
+    #[test]
+    fn what_streams_take_is_known_from_two_steps_of_which_the_shorter_counts() {
+        let streams = Streams { count: 1, price: 5_000_000 };
+        for (seen, expected) in [(vec![], 5), (vec![900.0], 5), (vec![900.0, 20.0], 20), (vec![20.0, 900.0], 20)] {
+            let mut overrun = Overrun::default();
+            seen.iter().for_each(|&took| _ = note(&mut overrun, &batch(0), took));
+            assert_eq!(overrun.of_streams(streams), expected * 1_000_000, "{seen:?}");
+        }
     }
 
     #[test]

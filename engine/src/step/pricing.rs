@@ -176,8 +176,8 @@ mod tests {
     fn each_kind_of_step_runs_once_before_the_first_request_of_a_model_that_takes_its_time() {
         let clock = Arc::new(BusyClock::default());
         let (mut step_loop, _handle) = measured_on(&clock);
-        // The first and five others, one of which has six tokens: as many as take 300 ms one by one.
-        assert_eq!(clock.now(), 6 * STEP + 5 * FURTHER_TOKEN);
+        // The first and five others, one of which has 48 tokens: as many as take 300 ms at the pace of a batch of eight.
+        assert_eq!(clock.now(), 6 * STEP + 47 * FURTHER_TOKEN);
         assert_eq!(rest(&mut step_loop), 8, "and twice more when there is time");
         let after = clock.now();
         step_loop.refine_costs();

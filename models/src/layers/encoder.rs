@@ -144,9 +144,10 @@ impl Scratch {
 
     /// Room for `num_blocks`, kept for the next batch. Batches are bounded by whoever makes them, and so is this.
     fn holding(&mut self, compute: &Compute, num_blocks: usize) -> Result<&mut KvCache, ModelError> {
-        let cache = match self.cache.take() {
-            Some(cache) if cache.num_blocks() >= num_blocks => cache,
-            _ => KvCache::new(self.spec.clone(), num_blocks, compute.device())?,
+        // One that is too small makes room for its successor.
+        let cache = match self.cache.take().filter(|cache| cache.num_blocks() >= num_blocks) {
+            Some(cache) => cache,
+            None => KvCache::new(self.spec.clone(), num_blocks, compute.device())?,
         };
         Ok(self.cache.insert(cache))
     }

@@ -1,9 +1,10 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use passerelle::config::{ByteSize, Config, EngineConfig, Environment, WrittenModel};
+use passerelle::config::{ByteSize, Config, EngineConfig, Environment, Period, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_engine::{Engine, EngineParts, StepTurns};
 use passerelle_models::StoredDtype;
@@ -27,6 +28,9 @@ mod saturation;
 mod shape;
 mod suite;
 mod tariff;
+
+/// No step takes as long.
+const ANY_LATENCY: Period = Period(Duration::from_secs(600));
 
 const EXAMPLES: &str = "\
 Examples:
@@ -182,6 +186,8 @@ impl BenchArgs {
         let largest = self.batch.iter().copied().max().unwrap_or(NonZeroUsize::MIN);
         written.engine.max_num_seqs = written.engine.max_num_seqs.or(Some(largest));
         written.engine.max_queued_requests = Some(largest);
+        // The whole batch is to generate at once: its prompts are read before the first of its answers ends.
+        written.engine.max_added_latency = Some(ANY_LATENCY);
         Ok(Config::check(written, environment)?)
     }
 

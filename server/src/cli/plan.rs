@@ -145,6 +145,11 @@ pub(super) fn demand(model: &ModelConfig, config: &Config, sequences: usize) -> 
         }
     }
     let StepSizes { max_num_seqs, max_num_batched_tokens, .. } = config.engine.steps;
+    let activations = match is.kv {
+        Some(_) => step_bytes(&is.activations, &config.engine),
+        // Of an encoder, which runs a text that is longer than a step alone.
+        None => is.activations.bytes(max_num_batched_tokens.max(is.max_position), 0),
+    };
     Ok(ModelDemand {
         name: model.name.clone(),
         weights,
@@ -153,7 +158,7 @@ pub(super) fn demand(model: &ModelConfig, config: &Config, sequences: usize) -> 
         sequences,
         max_sequences: max_num_seqs,
         step_tokens: max_num_batched_tokens,
-        activations: step_bytes(&is.activations, &config.engine),
+        activations,
         kv: is.kv,
     })
 }

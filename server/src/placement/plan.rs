@@ -62,7 +62,7 @@ pub enum KvBudget {
 }
 
 impl KvBudget {
-    /// Of the memory, where the largest step of any model takes so many bytes.
+    /// Of the memory, where steps hold so many bytes.
     fn activations_within(self, activations: u64) -> u64 {
         match self {
             Self::Stated(_) | Self::PartOfRest(_) => activations,

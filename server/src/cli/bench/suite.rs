@@ -4,11 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use passerelle::config::{ByteSize, Config, EngineConfig, Environment, KvDtype, Listen, Period, WrittenModel};
+use passerelle::config::{ByteSize, Config, EngineConfig, Environment, KvDtype, Listen, WrittenModel};
 use passerelle_engine::clock::{Clock, SystemClock};
 use passerelle_models::ops::Compute;
 use passerelle_models::{KvCacheSpec, KvFormat};
@@ -35,8 +34,6 @@ const GENERATE: usize = 128;
 const STREAMS: usize = 64;
 /// Tokens of a step, without --max-num-batched-tokens: a GPU has room for more than the default.
 const STEP_TOKENS: usize = 8192;
-/// No step of it takes as long.
-const ANY_LATENCY: Period = Period(Duration::from_secs(600));
 
 /// Which figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -196,7 +193,7 @@ impl Sizes {
         *tokens = tokens.or(NonZeroUsize::new(STEP_TOKENS));
         // The whole batch is to generate at once: its prompts are read before the first of its answers ends.
         written.engine.max_prefill_chunk_tokens = *tokens;
-        written.engine.max_added_latency = Some(ANY_LATENCY);
+        written.engine.max_added_latency = Some(super::ANY_LATENCY);
         Ok(Config::check(written, environment)?)
     }
 
