@@ -54,9 +54,11 @@ impl LimitProbe {
         }
     }
 
-    /// For some milliseconds. Returns how many floating-point operations they were, two for each multiply-add.
-    pub fn multiply(&self) -> Result<u64, ModelError> {
+    /// For some milliseconds, as a model multiplies whose weights are quantised or not. Returns how many operations they were,
+    /// two for each multiply-add.
+    pub fn multiply(&self, is_quantised: bool) -> Result<u64, ModelError> {
         match &self.work {
+            Work::Cpu { .. } if is_quantised => Ok(multiply_integers(&self.compute)),
             Work::Cpu { .. } => Ok(multiply_add(&self.compute)),
             Work::Gpu { matrix, .. } => {
                 matrix.matmul(matrix)?;
@@ -76,4 +78,9 @@ pub fn read_through(compute: &Compute, values: &[f32]) {
 /// [`Compute::with_bf16_products`]. Returns how many floating-point operations they were, two for each.
 pub fn multiply_add(compute: &Compute) -> u64 {
     cpu::limits::multiply_add(compute)
+}
+
+/// The same of pairs of 16-bit integers, as quantised weights meet activations. Returns how many operations they were.
+pub fn multiply_integers(compute: &Compute) -> u64 {
+    cpu::limits::multiply_integers(compute)
 }

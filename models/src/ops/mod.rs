@@ -60,7 +60,7 @@ pub use gate_mul::{Gate, gate_mul};
 pub use gather_rows::{gather_rows, sampled_rows};
 pub use host::{HostError, HostPlacement, InvalidProcessors, MemoryPlacement, ProcessorSet};
 pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
-pub use limits::{LimitProbe, multiply_add, read_through};
+pub use limits::{LimitProbe, multiply_add, multiply_integers, read_through};
 pub(crate) use linear::{Copied, packed_bytes};
 pub use linear::{PackedWeight, WeightPart, linear, linear_before_bias};
 pub use matrix::{Matrix, MatrixView, Operand};

@@ -43,10 +43,10 @@ Examples:
   passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
 A step reads every weight once, and multiplies every weight with every token. How fast this machine reads memory and how
-fast it multiplies f32 numbers in registers is measured on the spot, by the same threads (on a GPU by copies, and products
-of large matrices); OF LIMIT is the time that the
-slower of the two would take, over the time that was taken. Attention is not part of the limit. A model that fits the
-caches can pass 100 %, and so can quantised weights, which are multiplied as integers.";
+fast it multiplies in registers, f32 or bf16 numbers or, for quantised weights, 16-bit integers, is measured on the spot, by
+the same threads (on a GPU by copies, and products of large matrices); OF LIMIT is the time that the slower of the two would
+take, over the time that was taken. Attention is not part of the limit, nor is the reading of keys and values. A model that
+fits the caches can pass 100 %.";
 
 /// Measure the engine alone: tokens per second and the share of this machine's limit.
 #[derive(Debug, Args)]
@@ -136,7 +136,7 @@ impl BenchArgs {
         let loaded = serve::load(&config.models[0], means)?;
         tell!("measuring this machine with {} threads", compute.num_threads());
         let engine = serve::sized_for(&config.engine, &compute);
-        let limits = Limits::measure(&compute_of(&loaded, &compute), clock.as_ref())?;
+        let limits = Limits::measure((&compute_of(&loaded, &compute), is_quantised(&loaded)), clock.as_ref())?;
         let cost = ModelCost::of(&loaded.description);
         let mut report = Report {
             model: loaded.name.clone(),
@@ -211,6 +211,11 @@ impl BenchArgs {
     fn workload(&self, batch: usize) -> Workload {
         Workload { batch, prompt_tokens: self.prompt.get(), generate_tokens: self.generate.get() }
     }
+}
+
+/// So its products on a CPU are of integers.
+fn is_quantised(loaded: &Loaded) -> bool {
+    StoredDtype::ALL.into_iter().any(|dtype| dtype.is_quantised() && dtype.to_string() == loaded.dtype)
 }
 
 /// Whose products are the model's.

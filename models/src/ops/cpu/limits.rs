@@ -1,15 +1,16 @@
 #![expect(unsafe_code, reason = "vector loads through pointers")]
 
-//! The bodies of [`crate::ops::read_through`] and [`crate::ops::multiply_add`].
+//! The bodies of [`crate::ops::read_through`], [`crate::ops::multiply_add`] and [`crate::ops::multiply_integers`].
 
 use std::hint::black_box;
 
 use half::bf16;
 
-use super::bf16_pairs::Bf16Pair;
+use super::bf16_pairs::{Bf16Pair, PairsOf};
 use super::instructions::Instructions;
 use super::lanes::Lanes;
 use super::launch::{Kernel, launch, launch_bf16};
+use super::pairs::Pairs;
 use super::panels::PANEL;
 use super::tile::{MAX_ROWS, Weight};
 use crate::ops::{Compute, Float};
@@ -21,6 +22,11 @@ const STREAMS: usize = 4;
 
 const ROUNDS: usize = 16 * 1024;
 const TASKS_PER_THREAD: usize = 32;
+
+/// Of [`MultiplyIntegers`]: a whole number of tiles of any instructions.
+const INTEGER_SUMS: usize = 60;
+const INTEGER_ROUNDS: usize = 4 * 1024;
+const FACTORS: usize = 64;
 
 pub(crate) fn read_through(compute: &Compute, values: &[f32]) {
     launch(compute, values.len() / PIECE, &Read { values });
@@ -40,6 +46,12 @@ pub(crate) fn multiply_add(compute: &Compute) -> u64 {
             4 * products as u64
         }
     }
+}
+
+pub(crate) fn multiply_integers(compute: &Compute) -> u64 {
+    let num_tasks = compute.num_threads() * TASKS_PER_THREAD;
+    launch(compute, num_tasks, &MultiplyIntegers { factors: [[1, -1]; FACTORS], weights: [1; 2 * PANEL] });
+    (4 * num_tasks * INTEGER_ROUNDS * INTEGER_SUMS * PANEL) as u64
 }
 
 struct Read<'a> {
@@ -87,6 +99,38 @@ impl<W: Weight> Kernel for MultiplyAdd<W> {
             }
         }
     }
+}
+
+/// Pairs of neighbours, a different one in each step: the products of one would be made once for all steps.
+struct MultiplyIntegers {
+    factors: [[i16; 2]; FACTORS],
+    weights: [i16; 2 * PANEL],
+}
+
+impl Kernel for MultiplyIntegers {
+    #[inline(always)]
+    unsafe fn run<I: Instructions>(&self, _task: usize) {
+        let Self { factors, weights } = black_box(self);
+        // SAFETY: pairs of factors, and those of a panel's columns; the launch vouches for the instructions.
+        unsafe {
+            let weights = PairsOf::<I>::load(weights.as_ptr().cast());
+            for _ in 0..const { whole_parts(INTEGER_SUMS, I::INTEGER_ROWS) } {
+                let mut sums = [PairsOf::<I>::zero(); MAX_ROWS];
+                for round in 0..INTEGER_ROUNDS {
+                    for (row, sums) in sums.iter_mut().enumerate().take(I::INTEGER_ROWS) {
+                        let factor = PairsOf::<I>::splat_pair(factors[(round + row) % FACTORS].as_ptr());
+                        *sums = weights.dot(factor, *sums);
+                    }
+                }
+                sums.into_iter().for_each(|sums| keep(I::Panel::of_sums(sums)));
+            }
+        }
+    }
+}
+
+const fn whole_parts(of: usize, part: usize) -> usize {
+    assert!(of.is_multiple_of(part));
+    of / part
 }
 
 /// Lets the compiler think that the lanes are looked at.

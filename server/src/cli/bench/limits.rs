@@ -15,8 +15,8 @@ const ROUNDS: usize = 5;
 pub(crate) struct Limits {
     /// Read from memory; of a GPU read and written by copies.
     pub(crate) bytes_per_s: f64,
-    /// Of multiply-adds between registers, two operations each, of f32 or, where the model's products are, of bf16; of
-    /// a GPU by products of large matrices in bf16.
+    /// Of multiply-adds between registers, two operations each, of f32 or, where the model's products are, of bf16 or 16-bit
+    /// integers; of a GPU by products of large matrices in bf16.
     pub(crate) operations_per_s: f64,
 }
 
@@ -33,10 +33,10 @@ pub(super) struct ModelCost {
 
 impl Limits {
     /// The best of a few rounds each.
-    pub(crate) fn measure(compute: &Compute, clock: &dyn Clock) -> Result<Self> {
+    pub(crate) fn measure((compute, is_quantised): (&Compute, bool), clock: &dyn Clock) -> Result<Self> {
         let probe = LimitProbe::new(compute)?;
         let (read_time, bytes) = quickest(clock, || Ok(probe.move_memory()?))?;
-        let (time, operations) = quickest(clock, || Ok(probe.multiply()?))?;
+        let (time, operations) = quickest(clock, || Ok(probe.multiply(is_quantised)?))?;
         Ok(Self { bytes_per_s: rate(bytes, read_time), operations_per_s: rate(operations, time) })
     }
 

@@ -127,7 +127,7 @@ impl SuiteArgs {
             tell!("warning: built without --release; these figures are not the machine's");
         }
         tell!("measuring this machine");
-        let limits = Limits::measure(&compute.for_kv_of(kv_format(&device.engine)), &SystemClock::new())?;
+        let limits = Limits::measure((&compute.for_kv_of(kv_format(&device.engine)), false), &SystemClock::new())?;
         std::fs::create_dir_all(&device.server.data_dir)?;
         let measured = shapes.iter().map(|shape| {
             tell!("making weights of {}", shape.name());
