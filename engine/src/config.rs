@@ -44,10 +44,10 @@ pub struct EngineConfig {
 /// A bound of what prompts add to a step, by what that takes without them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AddedLatency {
-    /// As long again, but 50 ms at least and 250 ms at most: where steps are short, an even flow is worth more than the
+    /// Twice as long, but 50 ms at least and 250 ms at most: where steps are short, an even flow is worth more than the
     /// little that long pieces of prompts save, and nobody reads so fast that shorter pieces would help.
     #[default]
-    AsLongAgain,
+    TwiceAsLong,
     /// So long, whatever the step takes.
     AtMost(Duration),
 }
@@ -103,7 +103,7 @@ impl AddedLatency {
     /// To a step that takes so long without it.
     pub(crate) fn to(self, alone: Duration) -> Duration {
         match self {
-            Self::AsLongAgain => alone.clamp(Self::LEAST, Self::MOST),
+            Self::TwiceAsLong => alone.saturating_mul(2).clamp(Self::LEAST, Self::MOST),
             Self::AtMost(most) => most,
         }
     }

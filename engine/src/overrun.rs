@@ -30,7 +30,8 @@ const SIZES: usize = 12;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Overrun {
-    /// By how much less is planned. From [`LEAST`] to [`MOST`], below 1 only by steps that used all they were given.
+    /// By how much less is planned. From [`LEAST`] to [`MOST`], below 1 only by steps that used all they were given beside as many
+    /// streams as have run alone.
     divisor: f64,
     /// Steps in which nobody catches up, by the number of their streams: a price for each stream is far from what a step of
     /// few and a step of many take.
@@ -122,7 +123,9 @@ impl Overrun {
             self.note_alone(size, took, price);
         } else {
             let of_streams = self.took_alone(size, price - batch.catch_up_cost as f64);
-            let is_used = batch.catch_up_cost as f64 >= USED * most / self.divisor;
+            // Where it is not known what the streams take, a part of what was added may be held for theirs.
+            let is_known = self.alone[size].known().is_some();
+            let is_used = is_known && batch.catch_up_cost as f64 >= USED * most / self.divisor;
             self.note_added((took - of_streams) * HEADROOM / most, is_used);
         }
     }
@@ -232,12 +235,15 @@ mod tests {
     fn prices_that_were_too_dear_are_found_out_by_steps_that_use_all_they_are_given() {
         let mut overrun = Overrun::default();
         let mut planned = 20.0;
+        (0..2).for_each(|_| _ = note(&mut overrun, &batch(0), 5.0));
         for _ in 0..40 {
             planned = note(&mut overrun, &batch(planned as CostNs), 5.0 + planned / 5.0);
         }
         assert!((35.0..80.0).contains(&planned), "{planned}");
-        // A short prompt says nothing of a long one.
+        // A short prompt says nothing of a long one, and none anything beside streams that never ran alone.
         let mut overrun = Overrun::default();
+        assert_eq!((0..2000).fold(0.0, |_, _| note(&mut overrun, &batch(20), 9.0)), 20.0);
+        (0..2).for_each(|_| _ = note(&mut overrun, &batch(0), 5.0));
         assert_eq!((0..2000).fold(0.0, |_, _| note(&mut overrun, &batch(2), 5.1)), 20.0);
     }
 

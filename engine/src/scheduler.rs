@@ -10,7 +10,7 @@
 //! max_num_batched_tokens
 //! | one token each for sequences that are one behind | catching up: in order, then of the waiting queue |
 //!   those of batch in turns, beside better ones        at most prefill_chunk_tokens, and no more than runs within
-//!   ([`streams`])                                       max_added_latency, by default as long as the left part takes, if
+//!   ([`streams`])                                       max_added_latency, by default twice what the left part takes, if
 //!                                                       that is not empty ([`Overrun`])
 //! ```
 //!

@@ -439,11 +439,11 @@ fn prompts_add_no_more_time_to_a_stream_than_was_configured() {
 }
 
 #[test]
-fn prompts_take_as_long_as_the_streams_of_a_step_but_fifty_milliseconds_at_least_unless_a_bound_is_stated() {
+fn prompts_take_twice_as_long_as_the_streams_of_a_step_but_fifty_milliseconds_at_least_unless_a_bound_is_stated() {
     let by_default = AddedLatency::default();
     let stated = AddedLatency::AtMost(Duration::from_millis(7));
     for (bound, stream_ms, added_ms) in
-        [(by_default, 1.0, 50), (by_default, 80.0, 80), (by_default, 300.0, 250), (stated, 80.0, 7)]
+        [(by_default, 1.0, 50), (by_default, 80.0, 160), (by_default, 300.0, 250), (stated, 80.0, 7)]
     {
         let costs = CostModel { prompt_token_ns: 1e6, generated_token_ns: stream_ms * 1e6, context_token_ns: 0.0 };
         let mut bench = Bench::new(EngineConfig {
