@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use passerelle_models::TokenId;
-use passerelle_models::ops::{PickedToken, RowAnswer};
+use passerelle_models::ops::{PickedToken, RowAnswerRef};
 
 use crate::event::{RequestError, TokenLogprobs};
 
@@ -81,7 +81,7 @@ pub(crate) fn token_logprobs(row: &[f32], token: TokenId, num_top: u8) -> Result
 
 /// As [`token_logprobs`], of a row that was asked for log-probabilities and `num_top` of its most likely tokens.
 pub(crate) fn answered_logprobs(
-    answer: &RowAnswer,
+    answer: &RowAnswerRef<'_>,
     picked: PickedToken,
     num_top: u8,
 ) -> Result<TokenLogprobs, RequestError> {

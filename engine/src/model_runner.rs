@@ -28,6 +28,8 @@ pub(crate) struct ModelRunner {
     places: Vec<usize>,
     /// Of the sequence that goes into the input.
     sample: Vec<usize>,
+    /// About each row of the last run; none where all are needed whole.
+    questions: Vec<Option<RowQuestion>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,7 +57,7 @@ impl ModelRunner {
     pub(crate) fn new(model: SharedModel, num_blocks: usize) -> Result<Self, ModelError> {
         let cache = model.get().new_kv_cache(num_blocks)?;
         let input = ModelInput::empty(cache.spec().block_size, cache.spec().groups.len());
-        Ok(Self { model, cache, input, places: Vec::new(), sample: Vec::new() })
+        Ok(Self { model, cache, input, places: Vec::new(), sample: Vec::new(), questions: Vec::new() })
     }
 
     /// Copies blocks, then runs what is scheduled of each sequence. `logits` then says something of each place.
@@ -114,7 +116,10 @@ impl ModelRunner {
     ) -> Result<(), RequestError> {
         let sequences = || places.iter().map(|&place| step.at(place));
         self.fill_with_step(sequences())?;
-        let run = self.read(|vocab_size| sequences().flat_map(|one| questions(one, vocab_size)).collect())?;
+        let vocab_size = self.model.get().vocab_size();
+        self.questions.clear();
+        self.questions.extend(sequences().flat_map(|one| questions(one, vocab_size)));
+        let run = self.read()?;
         logits.put(run, places.iter().copied().zip(sequences().map(|one| one.sampled().count())));
         Ok(())
     }
@@ -173,6 +178,7 @@ impl ModelRunner {
     /// All rows of one step of the model.
     pub(crate) fn rows(&mut self, inputs: &[SequenceInput<'_>]) -> Result<LogitRows, RequestError> {
         self.fill(inputs)?;
+        self.questions.clear();
         let logits = self.forward()?;
         survive(|| logits.into_rows())
     }
@@ -181,21 +187,26 @@ impl ModelRunner {
     pub(crate) fn probe(&mut self, inputs: &[SequenceInput<'_>]) -> Result<(), RequestError> {
         self.fill(inputs)?;
         let num_rows = self.input.rows_to_sample().len();
-        self.read(|_| vec![Some(RowQuestion::BEST); num_rows]).map(|_| ())
+        self.questions.clear();
+        self.questions.resize(num_rows, Some(RowQuestion::BEST));
+        self.read().map(|_| ())
     }
 
-    /// One step of the model over what it was filled with, and what `questions` ask of its rows.
-    fn read(&mut self, questions: impl FnOnce(usize) -> Vec<Option<RowQuestion>>) -> Result<RunLogits, RequestError> {
+    /// One step of the model over what it was filled with, and what the questions ask of its rows.
+    fn read(&mut self) -> Result<RunLogits, RequestError> {
         let logits = self.forward()?;
         // What a device has still to compute may fail as well.
-        survive(|| RunLogits::read(logits, questions))
+        survive(|| RunLogits::read(logits, &self.questions))
     }
 
     /// One step of the model. A panic is an error like any other.
     fn forward(&mut self) -> Result<Logits, RequestError> {
         let (model, input, cache) = (self.model.get(), &self.input, &mut self.cache);
         // Sound to go on with: after a panic, only K/V past `num_computed` can be half written.
-        let logits = survive(|| model.forward(input, cache))?;
+        let logits = survive(|| match &self.questions[..] {
+            [] => model.forward(input, cache),
+            questions => model.forward_asked(input, cache, questions),
+        })?;
         let expected = input.rows_to_sample().len();
         if logits.num_rows() != expected {
             let message = format!("the model returned {} rows of logits instead of {expected}", logits.num_rows());

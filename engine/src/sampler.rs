@@ -91,9 +91,9 @@ impl Sampler {
         let num_top = sequence.sampling.prompt_logprobs.unwrap_or_default();
         let scored = |(row, position): (usize, usize)| {
             self.pulse.beat();
-            match rows.seen(row) {
+            match rows.seen(row)? {
                 Seen::Whole(row) => token_logprobs(row, sequence.tokens()[position + 1], num_top).map(Some),
-                Seen::Answer(answer) => answered_logprobs(answer, answer.picked, num_top).map(Some),
+                Seen::Answer(answer) => answered_logprobs(&answer, answer.picked, num_top).map(Some),
             }
         };
         let prompt_logprobs = positions.enumerate().map(scored).collect::<Result<_, _>>()?;
@@ -115,10 +115,11 @@ impl Sampler {
         let first = Choice::of(sequence, sequence.choices().start);
         let vocab_size = rows.vocab_size();
         let mut fetched;
-        let row = match rows.seen(index) {
+        let row = match rows.seen(index)? {
             Seen::Whole(row) => row,
             Seen::Answer(answer) => {
-                output.token = self.settle(answer, &first, vocab_size)?;
+                self.pulse.beat();
+                output.token = self.settle(&answer, &first, vocab_size)?;
                 if output.token.is_some() {
                     return Ok(());
                 }
@@ -140,14 +141,16 @@ impl Sampler {
     /// Chooses a token. `row` is used up.
     pub(crate) fn sample(&mut self, row: &mut [f32], choice: &Choice<'_>) -> Result<TokenEvent, RequestError> {
         self.pulse.beat();
-        checked_max(row)?;
+        let mut max = checked_max(row)?;
         let Choice { params, .. } = choice;
         if params.logprobs.is_some() {
             self.original.clear();
             self.original.extend_from_slice(row);
         }
-        adjust(row, choice);
-        let max = allowed_max(row)?;
+        if question::changes_row(choice) {
+            adjust(row, choice);
+            max = allowed_max(row)?;
+        }
         let token = if params.temperature == 0.0 {
             first_equal(row, max)
         } else {

@@ -1,9 +1,9 @@
-//! What a step of the model says of its sampled rows: the rows themselves where they are in host memory, else answers to what
-//! each sequence asks of its rows, and only those rows that are needed whole.
+//! What a step of the model says of its sampled rows: answers to what each sequence asks of its rows, and whole those rows that
+//! are needed whole, or that the model leaves so.
 
 use std::ops::Range;
 
-use passerelle_models::ops::{RowAnswer, RowQuestion};
+use passerelle_models::ops::{AskedRow, AskedRows, RowAnswer, RowAnswerRef, RowQuestion};
 use passerelle_models::{DistantLogits, LogitRows, Logits, ModelError};
 
 use crate::event::RequestError;
@@ -21,6 +21,7 @@ pub(crate) struct StepLogits {
 #[derive(Debug)]
 pub(crate) enum RunLogits {
     Here(LogitRows),
+    Asked(AskedRows),
     /// What was found of each row.
     Elsewhere(DistantLogits, Vec<Found>),
 }
@@ -48,7 +49,7 @@ pub(crate) struct SequenceRows<'a> {
 #[derive(Debug)]
 pub(crate) enum Seen<'a> {
     Whole(&'a mut [f32]),
-    Answer(&'a RowAnswer),
+    Answer(RowAnswerRef<'a>),
 }
 
 impl StepLogits {
@@ -87,20 +88,16 @@ impl StepLogits {
 }
 
 impl RunLogits {
-    /// `questions`, which are put only where rows lie elsewhere, are given the size of the vocabulary and say what is asked of
-    /// each row; a row without a question is fetched.
+    /// `questions` say what is asked of each row; they are put where rows lie elsewhere, and a row without one is fetched.
     ///
     /// Errors when they are not as many as the rows.
-    pub(crate) fn read(
-        logits: Logits,
-        questions: impl FnOnce(usize) -> Vec<Option<RowQuestion>>,
-    ) -> Result<Self, ModelError> {
+    pub(crate) fn read(logits: Logits, questions: &[Option<RowQuestion>]) -> Result<Self, ModelError> {
         let logits = match logits {
             Logits::Here(rows) => return Ok(Self::Here(rows)),
+            Logits::Asked(rows) => return Ok(Self::Asked(rows)),
             Logits::Elsewhere(logits) => logits,
         };
         let (mut asked, mut needed) = (Vec::new(), Vec::new());
-        let questions = questions(logits.vocab_size());
         if questions.len() != logits.num_rows() {
             let (asked, rows) = (questions.len(), logits.num_rows());
             return Err(ModelError::Input(format!("questions about {asked} of {rows} rows of logits")));
@@ -125,34 +122,47 @@ impl SequenceRows<'_> {
     pub(crate) fn vocab_size(&self) -> usize {
         match &self.run {
             RunLogits::Here(rows) => rows.vocab_size(),
+            RunLogits::Asked(rows) => rows.vocab_size(),
             RunLogits::Elsewhere(logits, _) => logits.vocab_size(),
         }
     }
 
-    pub(crate) fn seen(&mut self, index: usize) -> Seen<'_> {
+    /// Errors when the model kept nothing of the row.
+    pub(crate) fn seen(&mut self, index: usize) -> Result<Seen<'_>, RequestError> {
         let row = self.index(index);
-        match self.run {
+        Ok(match self.run {
             RunLogits::Here(rows) => Seen::Whole(rows.row_mut(row)),
+            RunLogits::Asked(rows) => match rows.row_mut(row) {
+                AskedRow::Whole(row) => Seen::Whole(row),
+                AskedRow::Best(best) => {
+                    Seen::Answer(RowAnswerRef::of_likeliest(best).ok_or_else(|| missing(row, "likely tokens"))?)
+                }
+            },
             RunLogits::Elsewhere(_, found) => match &mut found[row] {
                 Found::Whole(row) => Seen::Whole(row),
-                Found::Answer(answer) => Seen::Answer(answer),
+                Found::Answer(answer) => Seen::Answer(answer.as_ref()),
             },
-        }
+        })
     }
 
-    /// A row of which only an answer was known.
+    /// A row of which only an answer was known. Errors where it lies nowhere.
     pub(crate) fn whole(&self, index: usize) -> Result<Vec<f32>, RequestError> {
         let row = self.index(index);
-        survive(|| match &self.run {
+        match &self.run {
             RunLogits::Here(rows) => Ok(rows.row(row).to_vec()),
-            RunLogits::Elsewhere(logits, _) => Ok(logits.fetch(&[row])?.concat()),
-        })
+            RunLogits::Asked(_) => Err(missing(row, "its logits")),
+            RunLogits::Elsewhere(logits, _) => survive(|| Ok(logits.fetch(&[row])?.concat())),
+        }
     }
 
     fn index(&self, index: usize) -> usize {
         assert!(index < self.rows.len(), "row {index} of {} was not asked for", self.rows.len());
         self.rows.start + index
     }
+}
+
+fn missing(row: usize, what: &str) -> RequestError {
+    RequestError::Step(format!("of row {row}, {what} were not kept"))
 }
 
 #[cfg(test)]
@@ -163,9 +173,9 @@ mod tests {
     fn rows_that_nobody_asked_about_are_an_error_and_not_another_rows_answer() {
         let rows = || Logits::Elsewhere(DistantLogits::pretend(LogitRows::new(2, vec![0.0; 4])).unwrap());
         for asked in [1, 3] {
-            let read = RunLogits::read(rows(), |_| vec![None; asked]);
+            let read = RunLogits::read(rows(), &vec![None; asked]);
             assert!(matches!(read, Err(ModelError::Input(_))), "{asked} questions about 2 rows");
         }
-        assert!(RunLogits::read(rows(), |_| vec![None; 2]).is_ok());
+        assert!(RunLogits::read(rows(), &[None; 2]).is_ok());
     }
 }

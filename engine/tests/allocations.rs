@@ -199,13 +199,17 @@ fn no_allocation_is_made_in_a_step_beside_which_others_wait() {
 /// With nothing left out: from the commands that wait to the events that are sent.
 #[test]
 fn no_allocation_is_made_in_a_step_of_a_real_model() {
-    let (model, _) =
-        load_decoder(&demo_checkpoint(), &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).unwrap();
-    let sampling = SamplingParams { max_tokens: 500, temperature: 1.0, ..SamplingParams::default() };
-    let num_choices = NonZeroU32::MIN;
-    let crowd = Crowd { sequences: 10, num_choices, class: Class::Standard, sampling: &sampling, waiting: &[] };
-    let config = EngineConfig { max_model_len: model.max_position(), ..small_config() };
-    assert_eq!(allocations(&crowd, model, config), 0);
+    let drawn = SamplingParams { max_tokens: 500, temperature: 1.0, ..SamplingParams::default() };
+    let best = SamplingParams { temperature: 0.0, ..drawn.clone() };
+    let of_some = SamplingParams { top_k: Some(20), ..drawn.clone() };
+    for sampling in [drawn, best, of_some] {
+        let (model, _) =
+            load_decoder(&demo_checkpoint(), &Compute::cpu(1), &LoadOptions::default(), &mut unwatched).unwrap();
+        let num_choices = NonZeroU32::MIN;
+        let crowd = Crowd { sequences: 10, num_choices, class: Class::Standard, sampling: &sampling, waiting: &[] };
+        let config = EngineConfig { max_model_len: model.max_position(), ..small_config() };
+        assert_eq!(allocations(&crowd, model, config), 0, "{sampling:?}");
+    }
 }
 
 /// The most that a step of `tokens` tokens, `rows` of which give logits, holds beside weights and KV cache and what the model

@@ -104,6 +104,16 @@ pub trait CausalLm: Send + Sync {
     ///
     /// A row's logits are bit-identical whatever else is in the batch and however its sequence was cut into steps.
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError>;
+
+    /// The same, told what will be asked of each row, if anything: a model may then keep no more of it ([`Logits::Asked`]).
+    fn forward_asked(
+        &self,
+        input: &ModelInput,
+        cache: &mut KvCache,
+        _questions: &[Option<ops::RowQuestion>],
+    ) -> Result<Logits, ModelError> {
+        self.forward(input, cache)
+    }
 }
 
 /// A model that gives one vector for each text: an embedding, or the logits of a classifier.

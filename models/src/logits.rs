@@ -4,13 +4,15 @@ use std::ops::{Deref, DerefMut};
 use candle_core::{DType, Tensor};
 
 use crate::ModelError;
-use crate::ops::{self, Buffer, Compute, Matrix, RowAnswer, RowQuestion};
+use crate::ops::{self, AskedRows, Buffer, Compute, Matrix, RowAnswer, RowQuestion};
 
 /// The logits of the sampled rows of one step, `[num_rows, vocab_size]`, where the model left them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum Logits {
     /// In host memory.
     Here(LogitRows),
+    /// In host memory, and of some rows no more than was asked.
+    Asked(AskedRows),
     /// In the memory of a device, from which whole rows are slow to fetch.
     Elsewhere(DistantLogits),
 }
@@ -61,14 +63,16 @@ impl Logits {
     pub fn num_rows(&self) -> usize {
         match self {
             Self::Here(rows) => rows.num_rows(),
+            Self::Asked(rows) => rows.num_rows(),
             Self::Elsewhere(logits) => logits.num_rows(),
         }
     }
 
-    /// All rows, wherever they were.
+    /// All rows, wherever they were. Errors as [`DistantLogits::ask`], and where not all were kept.
     pub fn into_rows(self) -> Result<LogitRows, ModelError> {
         match self {
             Self::Here(rows) => Ok(rows),
+            Self::Asked(_) => Err(ModelError::Input("whole rows of logits, where less was asked for".into())),
             Self::Elsewhere(logits) => {
                 let rows = ops::rows_to_host(&logits.compute, &logits.rows)?;
                 Ok(LogitRows::new(logits.vocab_size(), rows.concat()))

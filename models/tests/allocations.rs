@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use passerelle_models::input::SequenceInput;
-use passerelle_models::ops::Compute;
+use passerelle_models::ops::{Compute, RowQuestion};
 use passerelle_models::{
     BlockId, CausalLm, KvCache, KvDtype, LoadOptions, ModelInput, WeightDtype, demo_checkpoint, load, unwatched,
 };
@@ -45,16 +45,24 @@ struct Batch {
     cache: KvCache,
     tables: Vec<[Vec<BlockId>; 1]>,
     num_computed: usize,
+    wants: Wants,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Wants {
+    Rows,
+    Best,
 }
 
 impl Batch {
     /// Sequences whose prompts of `prompt` tokens are computed.
-    fn new(options: &LoadOptions, sequences: usize, prompt: usize) -> Self {
+    fn new(options: &LoadOptions, sequences: usize, prompt: usize, wants: Wants) -> Self {
         let model = load(&demo_checkpoint(), &Compute::cpu(2), options, &mut unwatched).unwrap().model;
         let blocks = (prompt + 64).div_ceil(options.block_size) as u32;
         let table = |sequence: u32| [(sequence * blocks..(sequence + 1) * blocks).map(BlockId).collect()];
         let cache = model.new_kv_cache(sequences * blocks as usize).unwrap();
-        let mut batch = Self { model, cache, tables: (0..sequences as u32).map(table).collect(), num_computed: 0 };
+        let tables = (0..sequences as u32).map(table).collect();
+        let mut batch = Self { model, cache, tables, num_computed: 0, wants };
         batch.step(prompt);
         batch
     }
@@ -71,8 +79,15 @@ impl Batch {
         };
         let sequences: Vec<_> = self.tables.iter().map(|tables| of(tables.as_slice())).collect();
         let input = ModelInput::new(self.cache.spec().block_size, &sequences).unwrap();
+        // One wants the likeliest token, the next one a few, and the third all logits.
+        let few = RowQuestion { best: 20, ..RowQuestion::BEST };
+        let kinds = [Some(RowQuestion::BEST), Some(few), None].into_iter().cycle();
+        let questions: Vec<_> = kinds.take(sequences.len()).collect();
         let before = ALLOCATIONS.load(SeqCst);
-        drop(self.model.forward(&input, &mut self.cache).unwrap());
+        match self.wants {
+            Wants::Rows => drop(self.model.forward(&input, &mut self.cache).unwrap()),
+            Wants::Best => drop(self.model.forward_asked(&input, &mut self.cache, &questions).unwrap()),
+        }
         self.num_computed += tokens;
         ALLOCATIONS.load(SeqCst) - before
     }
@@ -81,16 +96,19 @@ impl Batch {
 /// The only test of this file: another one beside it would be counted too.
 #[test]
 fn a_steady_step_of_decoding_allocates_nothing() {
-    let weights = [WeightDtype::Auto, WeightDtype::F32, WeightDtype::Q8_0, WeightDtype::Q4_0];
+    let weights = [WeightDtype::Auto, WeightDtype::F32, WeightDtype::F16, WeightDtype::Q8_0, WeightDtype::Q4_0];
     for dtype in weights {
         for kv_dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             // Alone, a few and many, and alone behind so much that threads share its keys.
             for (sequences, prompt) in [(1, 3), (7, 20), (40, 3), (1, 1700)] {
-                let options = LoadOptions { dtype, kv_dtype, ..LoadOptions::default() };
-                let mut batch = Batch::new(&options, sequences, prompt);
-                (0..2).for_each(|_| _ = batch.step(1));
-                let steady: Vec<_> = (0..4).map(|_| batch.step(1)).collect();
-                assert_eq!(steady, [0; 4], "{sequences} sequences behind {prompt} tokens, {dtype:?}, {kv_dtype:?}");
+                for wants in [Wants::Rows, Wants::Best] {
+                    let options = LoadOptions { dtype, kv_dtype, ..LoadOptions::default() };
+                    let mut batch = Batch::new(&options, sequences, prompt, wants);
+                    (0..2).for_each(|_| _ = batch.step(1));
+                    let steady: Vec<_> = (0..4).map(|_| batch.step(1)).collect();
+                    let case = format!("{sequences} sequences behind {prompt} tokens, {dtype:?}, {kv_dtype:?}, {wants:?}");
+                    assert_eq!(steady, [0; 4], "{case}");
+                }
             }
         }
     }

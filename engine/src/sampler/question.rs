@@ -1,7 +1,7 @@
 //! Choices that need no whole row: what is asked of a row where it lies, and the token that follows from the answer. It is the
 //! token that [`Sampler::sample`] takes of the row.
 
-use passerelle_models::ops::{Detail, MOST_BEST, Pick, PickedToken, RowAnswer, RowQuestion, Weights};
+use passerelle_models::ops::{Detail, MOST_BEST, Pick, PickedToken, RowAnswerRef, RowQuestion, Weights};
 
 use super::distribution::weight;
 use super::nucleus::{Candidate, mass};
@@ -31,10 +31,8 @@ pub(crate) fn questions(sequence: &Sequence, vocab_size: usize) -> impl Iterator
 
 /// `None` where the choice changes the row, or needs more of it than can be asked for.
 fn question(choice: &Choice<'_>, vocab_size: usize) -> Option<RowQuestion> {
-    let Choice { params, constraint, counts, generated, seed, .. } = choice;
-    let waits_for_length = generated.len() < params.min_tokens as usize && !params.stop_token_ids.is_empty();
-    let forbids = constraint.is_some() || waits_for_length || !params.bad_words.is_empty();
-    if forbids || counts.is_some() || !params.logit_bias.is_empty() {
+    let Choice { params, generated, seed, .. } = choice;
+    if changes_row(choice) {
         return None;
     }
     let weights = |floor| Weights { temperature: params.temperature, floor };
@@ -53,6 +51,14 @@ fn question(choice: &Choice<'_>, vocab_size: usize) -> Option<RowQuestion> {
     (best <= MOST_BEST).then_some(RowQuestion { best, pick, detail })
 }
 
+/// Whether the request forbids tokens, or makes some likelier or less likely than the model does.
+pub(super) fn changes_row(choice: &Choice<'_>) -> bool {
+    let Choice { params, constraint, counts, generated, .. } = choice;
+    let waits_for_length = generated.len() < params.min_tokens as usize && !params.stop_token_ids.is_empty();
+    let forbids = constraint.is_some() || waits_for_length || !params.bad_words.is_empty();
+    forbids || counts.is_some() || !params.logit_bias.is_empty()
+}
+
 /// As many as are fewer than all.
 pub(super) fn top_k(params: &SamplingParams, vocab_size: usize) -> Option<usize> {
     params.top_k.map(|k| k as usize).filter(|&k| k < vocab_size)
@@ -62,7 +68,7 @@ impl Sampler {
     /// The token that follows from the answer to [`question`]; `None` where top-p keeps more tokens than the answer names.
     pub(super) fn settle(
         &mut self,
-        answer: &RowAnswer,
+        answer: &RowAnswerRef<'_>,
         choice: &Choice<'_>,
         vocab_size: usize,
     ) -> Result<Option<TokenEvent>, RequestError> {
@@ -82,7 +88,7 @@ impl Sampler {
     /// As [`Sampler::draw`], of the answer's most likely tokens.
     fn draw_of_best(
         &mut self,
-        answer: &RowAnswer,
+        answer: &RowAnswerRef<'_>,
         top_k: Option<usize>,
         params: &SamplingParams,
         point: f64,
@@ -150,7 +156,7 @@ mod tests {
             let logits = DistantLogits::pretend(LogitRows::new(VOCAB, row.clone())).unwrap();
             let answer = logits.ask(&[(0, question(&choice, VOCAB).unwrap())]).unwrap().remove(0);
             let want = sampler.sample(&mut row.clone(), &choice).unwrap();
-            let Some(got) = sampler.settle(&answer, &choice, VOCAB).unwrap() else {
+            let Some(got) = sampler.settle(&answer.as_ref(), &choice, VOCAB).unwrap() else {
                 assert!(params.top_p < 1.0 && params.top_k.is_none());
                 continue;
             };
@@ -172,7 +178,7 @@ mod tests {
         let choice = choice(&params, 3);
         let logits = DistantLogits::pretend(LogitRows::new(VOCAB, vec![0.5; VOCAB])).unwrap();
         let answer = logits.ask(&[(0, question(&choice, VOCAB).unwrap())]).unwrap().remove(0);
-        assert_eq!(Sampler::default().settle(&answer, &choice, VOCAB), Ok(None));
+        assert_eq!(Sampler::default().settle(&answer.as_ref(), &choice, VOCAB), Ok(None));
     }
 
     #[test]
@@ -202,7 +208,7 @@ mod tests {
         for broken in [f32::NAN, f32::INFINITY] {
             let logits = DistantLogits::pretend(LogitRows::new(3, vec![0.0, broken, 1.0])).unwrap();
             let answer = logits.ask(&[(0, question(&choice, 3).unwrap())]).unwrap().remove(0);
-            assert_eq!(Sampler::default().settle(&answer, &choice, 3), Err(RequestError::NotFinite));
+            assert_eq!(Sampler::default().settle(&answer.as_ref(), &choice, 3), Err(RequestError::NotFinite));
         }
     }
 }

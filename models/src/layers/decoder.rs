@@ -6,7 +6,7 @@ use super::names::WeightNames;
 use super::norm::Norm;
 use super::positions::Positions;
 use crate::config::{DecoderSpec, OutputHead};
-use crate::ops::{self, AttentionPlan, Compute, Matrix, PackedWeight, Replays};
+use crate::ops::{self, AttentionPlan, Compute, Matrix, PackedWeight, Replays, RowQuestion};
 use crate::weights::{MatrixPart, WeightLoader};
 use crate::{Activations, CausalLm, KvCache, KvCacheSpec, Logits, ModelError, ModelInput, Pulse};
 
@@ -144,8 +144,21 @@ impl Decoder {
         &self,
         plan: &AttentionPlan<'_>,
         cache: &mut KvCache,
-        mut observer: Option<LayerObserver<'_>>,
+        observer: Option<LayerObserver<'_>>,
     ) -> Result<Matrix, ModelError> {
+        match self.sampled(plan, cache, observer)? {
+            Some(sampled) => ops::linear(&self.compute, &sampled, self.head(), None),
+            None => Ok(Matrix::none(self.vocab_size)),
+        }
+    }
+
+    /// What the head takes of each sampled row, if there are any. Only these go through the last norm.
+    fn sampled(
+        &self,
+        plan: &AttentionPlan<'_>,
+        cache: &mut KvCache,
+        mut observer: Option<LayerObserver<'_>>,
+    ) -> Result<Option<Matrix>, ModelError> {
         let angles = self.positions.angles(&self.compute, plan)?;
         let step = Step { compute: &self.compute, plan, angles };
         let mut stream = (self.embed(plan)?, None);
@@ -155,7 +168,14 @@ impl Decoder {
                 observe(index, &shown(&self.compute, &stream)?)?;
             }
         }
-        self.head(plan, stream)
+        let (residual, addend): Stream = stream;
+        if plan.input().rows_to_sample().is_empty() {
+            return Ok(None);
+        }
+        let residual = ops::sampled_rows(&self.compute, residual, plan)?;
+        let addend = addend.map(|addend| ops::sampled_rows(&self.compute, addend, plan)).transpose()?;
+        let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref())?;
+        Ok(Some(normed))
     }
 
     fn embed(&self, plan: &AttentionPlan<'_>) -> Result<Matrix, ModelError> {
@@ -166,16 +186,8 @@ impl Decoder {
         }
     }
 
-    /// Only the sampled rows go through the last norm and the head.
-    fn head(&self, plan: &AttentionPlan<'_>, (residual, addend): Stream) -> Result<Matrix, ModelError> {
-        if plan.input().rows_to_sample().is_empty() {
-            return Ok(Matrix::none(self.vocab_size));
-        }
-        let residual = ops::sampled_rows(&self.compute, residual, plan)?;
-        let addend = addend.map(|addend| ops::sampled_rows(&self.compute, addend, plan)).transpose()?;
-        let (_, normed) = self.final_norm.forward(&self.compute, residual, addend.as_ref())?;
-        let head = self.output_head.as_ref().unwrap_or(&self.embedding);
-        ops::linear(&self.compute, &normed, head, None)
+    fn head(&self) -> &PackedWeight {
+        self.output_head.as_ref().unwrap_or(&self.embedding)
     }
 
     fn logits(&self, rows: Matrix) -> Result<Logits, ModelError> {
@@ -217,5 +229,23 @@ impl CausalLm for Decoder {
 
     fn forward(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Logits, ModelError> {
         self.logits(self.replayed(input, cache)?)
+    }
+
+    fn forward_asked(
+        &self,
+        input: &ModelInput,
+        cache: &mut KvCache,
+        questions: &[Option<RowQuestion>],
+    ) -> Result<Logits, ModelError> {
+        if !self.compute.is_host() {
+            return self.forward(input, cache);
+        }
+        self.check(input)?;
+        let plan = AttentionPlan::of_step(&self.compute, input);
+        let Some(sampled) = self.sampled(&plan, cache, None)? else { return self.logits(Matrix::none(self.vocab_size)) };
+        match ops::asked_linear(&self.compute, &sampled, self.head(), questions)? {
+            Some(rows) => Ok(Logits::Asked(rows)),
+            None => self.logits(ops::linear(&self.compute, &sampled, self.head(), None)?),
+        }
     }
 }

@@ -56,17 +56,20 @@ pub enum Detail {
 
 /// What was found. Where `largest` is not finite, nothing else means anything.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RowAnswer {
+pub struct RowAnswer<Best = Vec<(TokenId, f32)>> {
     /// NaN where any logit is.
     pub largest: f32,
     /// Tokens and their logits, the most likely first.
-    pub best: Vec<(TokenId, f32)>,
+    pub best: Best,
     pub picked: PickedToken,
     /// Of all weights; 0 where a pick needs none.
     pub mass: f64,
     /// 0 unless asked for.
     pub sums: SoftmaxSums,
 }
+
+/// The same for whoever only looks.
+pub type RowAnswerRef<'a> = RowAnswer<&'a [(TokenId, f32)]>;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PickedToken {
@@ -88,6 +91,28 @@ pub struct SoftmaxSums {
 impl RowQuestion {
     /// The most likely token.
     pub const BEST: Self = Self { best: 1, pick: Pick::Best, detail: Detail::Token };
+
+    /// How many of the likeliest tokens are asked for, if nothing else is.
+    pub(crate) fn likeliest_alone(self) -> Option<usize> {
+        let is_alone = self.pick == Pick::Best && self.detail == Detail::Token;
+        Some(self.best).filter(|best| is_alone && (1..=MOST_BEST).contains(best))
+    }
+}
+
+impl RowAnswer {
+    pub fn as_ref(&self) -> RowAnswerRef<'_> {
+        let Self { largest, ref best, picked, mass, sums } = *self;
+        RowAnswer { largest, best, picked, mass, sums }
+    }
+}
+
+impl<'a> RowAnswerRef<'a> {
+    /// To a question for the likeliest tokens alone; `None` of no token.
+    pub fn of_likeliest(best: &'a [(TokenId, f32)]) -> Option<Self> {
+        let &(token, largest) = best.first()?;
+        let picked = PickedToken { token, logit: largest, rank: 1 };
+        Some(Self { largest, best, picked, mass: 0.0, sums: SoftmaxSums::default() })
+    }
 }
 
 /// Answers about rows of `logits [num_rows, vocab_size]`, f32 or bf16, one for each question, which comes with its row.

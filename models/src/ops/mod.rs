@@ -13,6 +13,7 @@
 
 mod activation;
 mod add;
+mod asked;
 mod attention;
 mod block_planes;
 mod blocks;
@@ -44,11 +45,13 @@ mod to_host;
 
 pub use activation::{Activation, Xielu, activate};
 pub use add::add;
+pub(crate) use asked::asked_linear;
+pub use asked::{AskedRow, AskedRows};
 pub use attention::{AttentionParams, AttentionPlan, Direction, PositionTemperature, paged_attention};
 pub(crate) use block_planes::{BlockPlanes, FEW_ROWS, scratch_bytes};
 pub(crate) use blocks::widened;
 pub(crate) use choose::choose;
-pub use choose::{Detail, MOST_BEST, Pick, PickedToken, RowAnswer, RowQuestion, SoftmaxSums, Weights};
+pub use choose::{Detail, MOST_BEST, Pick, PickedToken, RowAnswer, RowAnswerRef, RowQuestion, SoftmaxSums, Weights};
 pub use compute::{Compute, KernelSet};
 pub use cpu::pool::{ComputePool, OnProcessors};
 pub(crate) use cpu::workspace::Buffer;

@@ -6,12 +6,15 @@
 //! Quants keep their offset in the product, which is taken off again by the sum of the activations. Integers are exact, so
 //! only the order of the multiply-adds matters: units ascend, and in a unit the products come before the minimum.
 
+use std::ops::Range;
+
 use super::block_panels::{BlockPanels, Layout, STEP, offset};
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
-use super::launch::{Kernel, launch};
+use super::launch::Usual;
 use super::pairs::Pairs;
 use super::panels::PANEL;
+use super::product::{Part, Product, Sink, Tasks};
 use super::rounded_rows::{RoundedRows, UnitFacts};
 use super::target::Target;
 use super::tile::with_rows;
@@ -34,34 +37,38 @@ const PREFETCH_BYTES: usize = 2048;
 const CACHE_LINE: usize = 64;
 
 /// The columns of one part: `x` is as wide as the weight.
-pub(super) fn linear(compute: &Compute, x: &RoundedRows, weight: &BlockPanels, target: Target<'_>) {
+pub(super) fn linear(compute: &Compute, x: &RoundedRows, weight: &BlockPanels, sink: (&mut Sink<'_>, usize)) {
     match weight.dtype {
-        StoredDtype::Q4_0 => run::<Q4_0>(compute, x, weight, target),
-        StoredDtype::Q4K => run::<Q4K>(compute, x, weight, target),
-        StoredDtype::Q6K => run::<Q6K>(compute, x, weight, target),
-        _ => run::<Q8_0>(compute, x, weight, target),
+        StoredDtype::Q4_0 => run::<Q4_0>(compute, x, weight, sink),
+        StoredDtype::Q4K => run::<Q4K>(compute, x, weight, sink),
+        StoredDtype::Q6K => run::<Q6K>(compute, x, weight, sink),
+        _ => run::<Q8_0>(compute, x, weight, sink),
     }
 }
 
-fn run<F: Format>(compute: &Compute, x: &RoundedRows, weight: &BlockPanels, target: Target<'_>) {
-    let num_panels = weight.out_features.div_ceil(PANEL);
+fn run<F: Format>(
+    compute: &Compute,
+    x: &RoundedRows,
+    weight: &BlockPanels,
+    (sink, first_column): (&mut Sink<'_>, usize),
+) {
+    let out_features = weight.out_features;
+    let num_panels = out_features.div_ceil(PANEL);
     let panel_bytes = weight.size_bytes() / num_panels;
     let panels_per_task = num_panels
         .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
         .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
         .next_multiple_of(if x.num_rows < ROWS_OF_A_READ { MAX_PANELS } else { 1 });
-    let kernel = BlockLinear::<F> {
+    let product = BlockLinear::<F> {
         x,
         panels: weight.as_slice(),
         panel_bytes,
-        out_features: weight.out_features,
-        target,
-        num_row_tasks: x.num_rows.div_ceil(TASK_ROWS),
-        panels_per_task,
+        out_features,
+        tasks: Tasks { num_rows: x.num_rows, rows_per_task: TASK_ROWS, out_features, panels_per_task },
         steps: std::hint::black_box(F::STEPS),
         format: std::marker::PhantomData,
     };
-    launch(compute, kernel.num_row_tasks * num_panels.div_ceil(panels_per_task), &kernel);
+    sink.take(compute, &product, first_column);
 }
 
 /// Panels that a block of `num_rows` rows visits together: where reading takes longer than computing, as many streams as keep
@@ -231,9 +238,7 @@ struct BlockLinear<'a, F> {
     panels: &'a [u8],
     panel_bytes: usize,
     out_features: usize,
-    target: Target<'a>,
-    num_row_tasks: usize,
-    panels_per_task: usize,
+    tasks: Tasks,
     /// [`Format::STEPS`], hidden from the compiler: it would unroll the steps, unpack all their weights first, and then move
     /// them between the registers and memory, at half the speed.
     steps: usize,
@@ -244,6 +249,7 @@ struct BlockLinear<'a, F> {
 /// task.
 struct Tile<'a, F, const ROWS: usize, const PANELS: usize> {
     linear: &'a BlockLinear<'a, F>,
+    target: &'a Target<'a>,
     row: usize,
     panel: usize,
 }
@@ -264,8 +270,8 @@ impl<F: Format, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, F, RO
                     let num_columns = PANEL.min(linear.out_features - column);
                     let mut lanes = [0.0; PANEL];
                     sums.store(lanes.as_mut_ptr());
-                    linear.target.columns(row, column, num_columns).copy_from_slice(&lanes[..num_columns]);
-                    linear.target.add_bias(row, column, num_columns);
+                    self.target.columns(row, column, num_columns).copy_from_slice(&lanes[..num_columns]);
+                    self.target.add_bias(row, column, num_columns);
                 }
             }
         }
@@ -365,43 +371,47 @@ impl<F: Format> BlockLinear<'_, F> {
     /// One block of rows times `num_panels` panels, as many of them together as such a block visits.
     ///
     /// # Safety
-    /// As [`Kernel::run`]; rows and panels exist and belong to the task.
+    /// As [`Product::run`]; rows and panels exist and belong to the task.
     #[inline(always)]
     unsafe fn row_block<I: Instructions>(
         &self,
         num_rows: usize,
-        (first_panel, num_panels): (usize, usize),
+        panels: Range<usize>,
         row: usize,
+        target: &Target<'_>,
     ) {
-        let end = first_panel + num_panels;
-        for panel in (first_panel..end).step_by(panels_together::<F, I>(num_rows)) {
+        let end = panels.end;
+        for panel in panels.step_by(panels_together::<F, I>(num_rows)) {
             // SAFETY: passed on.
             unsafe {
                 with_rows!(num_rows, I::INTEGER_ROWS, ROWS => with_rows!(
                     (end - panel).min(panels_together::<F, I>(ROWS)), panels_together::<F, I>(ROWS),
-                    PANELS => I::apart(Tile::<F, ROWS, PANELS> { linear: self, row, panel })
+                    PANELS => I::apart(Tile::<F, ROWS, PANELS> { linear: self, target, row, panel })
                 ));
             }
         }
     }
 }
 
-impl<F: Format> Kernel for BlockLinear<'_, F> {
+impl<F: Format> Product for BlockLinear<'_, F> {
+    type Start = Usual;
+
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
     #[inline(always)]
-    unsafe fn run<I: Instructions>(&self, task: usize) {
-        let first_row = task % self.num_row_tasks * TASK_ROWS;
-        let num_rows = TASK_ROWS.min(self.x.num_rows - first_row);
-        let first_panel = task / self.num_row_tasks * self.panels_per_task;
-        let num_panels = self.panels_per_task.min(self.out_features.div_ceil(PANEL) - first_panel);
+    unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>) {
+        let (num_rows, panels) = (part.rows.len(), part.panels.clone());
         // Row blocks of nearly equal size: 6 rows run as 3 + 3, not as 5 + 1.
         let num_blocks = num_rows.div_ceil(I::INTEGER_ROWS);
-        let panels_per_visit = if num_blocks == 1 { num_panels } else { 1 };
-        for panel in (first_panel..first_panel + num_panels).step_by(panels_per_visit) {
-            let mut row = first_row;
+        let panels_per_visit = if num_blocks == 1 { panels.len() } else { 1 };
+        for panel in panels.step_by(panels_per_visit) {
+            let mut row = part.rows.start;
             for block in 0..num_blocks {
                 let block_rows = num_rows / num_blocks + usize::from(block < num_rows % num_blocks);
-                // SAFETY: this task's rows and panels; the launch vouches for the instructions.
-                unsafe { self.row_block::<I>(block_rows, (panel, panels_per_visit), row) };
+                // SAFETY: rows and panels of the part; the caller vouches for the instructions.
+                unsafe { self.row_block::<I>(block_rows, panel..panel + panels_per_visit, row, target) };
                 row += block_rows;
             }
         }

@@ -40,6 +40,29 @@ pub(super) fn launch_bf16<K: Kernel>(compute: &Compute, num_tasks: usize, kernel
     });
 }
 
+/// Which instances of a body are launched.
+pub(super) trait Start {
+    fn launch<K: Kernel>(compute: &Compute, num_tasks: usize, kernel: &K);
+}
+
+/// As [`launch`].
+pub(super) struct Usual;
+
+/// As [`launch_bf16`].
+pub(super) struct WithBf16Products;
+
+impl Start for Usual {
+    fn launch<K: Kernel>(compute: &Compute, num_tasks: usize, kernel: &K) {
+        launch(compute, num_tasks, kernel);
+    }
+}
+
+impl Start for WithBf16Products {
+    fn launch<K: Kernel>(compute: &Compute, num_tasks: usize, kernel: &K) {
+        launch_bf16(compute, num_tasks, kernel);
+    }
+}
+
 /// An output that the tasks of a launch fill together, each its own part.
 pub(super) struct Output<T>(*mut T, usize);
 

@@ -8,18 +8,19 @@
 
 use candle_core::Tensor;
 
-use super::bf16_pairs::Bf16Pair;
+use super::best_of_rows::{BestOfRows, Ranked, RowPlace};
 use super::bf16_rows::Bf16Rows;
 use super::block_linear;
 use super::instructions::{Instructions, Piece};
 use super::lanes::Lanes;
-use super::launch::{Kernel, launch, launch_bf16};
 use super::packed::PackedPart;
 use super::panels::{PANEL, PanelData, Panels};
+use super::product::{Part, Product, Sink, Tasks};
 use super::rounded_rows::RoundedRows;
 use super::target::Target;
 use super::tile::{self, Factors, Weight, with_rows};
 use super::view::Rows;
+use super::workspace::Buffer;
 use crate::ModelError;
 use crate::ops::{Compute, Matrix, MatrixView};
 
@@ -56,48 +57,62 @@ pub(crate) fn linear(
     let bias = bias.map(Rows::vector).transpose()?;
     let len = x.num_rows.checked_mul(out_features).expect("fewer outputs than there are addresses");
     let mut y = compute.workspace().unwritten(len);
-    let output = y.output();
-    let (mut rounded, mut pairs) = (None, None);
-    let mut first_column = 0;
-    for part in parts {
-        let target = Target::new(&output, out_features, first_column, bias.as_ref().map(Rows::as_slice));
-        match part {
-            PackedPart::Floats(panels) => match &panels.data {
-                PanelData::F32(data) => dense(compute, (&x, panels, data.as_slice()), target),
-                PanelData::F16(data) => dense(compute, (&x, panels, data.as_slice()), target),
-                PanelData::Bf16(data) => dense(compute, (&x, panels, data.as_slice()), target),
-                PanelData::Bf16Pairs(data) => {
-                    let x = pairs.get_or_insert_with(|| Bf16Rows::new(compute, &x));
-                    of_pairs(compute, (x, panels, data.as_slice()), target);
-                }
-            },
-            PackedPart::Blocks(panels) => {
-                let x = rounded.get_or_insert_with(|| RoundedRows::new(compute, &x));
-                block_linear::linear(compute, x, panels, target);
-            }
-        }
-        first_column += part.out_features();
-    }
-    assert_eq!(first_column, out_features, "the parts of a weight have all its outputs between them");
+    let bias = bias.as_ref().map(Rows::as_slice);
+    multiply(compute, &x, (parts, out_features), &mut Sink::Rows { y: &y.output(), stride: out_features, bias });
     // SAFETY: the parts have all columns between them, and their tasks have written all rows.
     let y = unsafe { y.written() };
     Ok(Matrix::host(y, x.num_rows, out_features))
 }
 
-fn dense<E: Weight<Factor = f32>>(
+/// What is wanted of the rows of the same product: `best` as [`BestOfRows::new`] has it, one for each row.
+pub(crate) fn best_of_linear(
     compute: &Compute,
-    (x, weight, panels): (&Rows<'_>, &Panels, &[E]),
-    target: Target<'_>,
-) {
-    let rows = FactorRows { values: x.as_slice(), stride: x.stride(), num_rows: x.num_rows };
-    let (kernel, num_tasks) = Linear::new(compute, rows, (weight, panels), target);
-    launch(compute, num_tasks, &kernel);
+    x: MatrixView<'_>,
+    (parts, out_features): (&[PackedPart], usize),
+    best: impl ExactSizeIterator<Item = Option<usize>>,
+) -> Result<(Buffer<RowPlace>, Buffer<Ranked>, Buffer<f32>), ModelError> {
+    let x = Rows::of(x)?;
+    assert_eq!(x.num_rows, best.len(), "something is wanted of each row");
+    let mut wanted = BestOfRows::new(compute.workspace(), out_features, best);
+    multiply(compute, &x, (parts, out_features), &mut Sink::Best(&mut wanted));
+    // SAFETY: the parts have all columns between them, and the sink has merged the lists of each.
+    Ok(unsafe { wanted.finish() })
 }
 
-fn of_pairs(compute: &Compute, (x, weight, panels): (&Bf16Rows, &Panels, &[Bf16Pair]), target: Target<'_>) {
-    let rows = FactorRows { values: &x.pairs, stride: x.width, num_rows: x.num_rows };
-    let (kernel, num_tasks) = Linear::new(compute, rows, (weight, panels), target);
-    launch_bf16(compute, num_tasks, &kernel);
+fn multiply(compute: &Compute, x: &Rows<'_>, (parts, out_features): (&[PackedPart], usize), sink: &mut Sink<'_>) {
+    let (mut rounded, mut pairs) = (None, None);
+    let mut first_column = 0;
+    for part in parts {
+        match part {
+            PackedPart::Floats(panels) => {
+                let floats = FactorRows { values: x.as_slice(), stride: x.stride(), num_rows: x.num_rows };
+                match &panels.data {
+                    PanelData::F32(data) => dense(compute, (floats, panels, data.as_slice()), (sink, first_column)),
+                    PanelData::F16(data) => dense(compute, (floats, panels, data.as_slice()), (sink, first_column)),
+                    PanelData::Bf16(data) => dense(compute, (floats, panels, data.as_slice()), (sink, first_column)),
+                    PanelData::Bf16Pairs(data) => {
+                        let x: &Bf16Rows = pairs.get_or_insert_with(|| Bf16Rows::new(compute, x));
+                        let pairs = FactorRows { values: &x.pairs[..], stride: x.width, num_rows: x.num_rows };
+                        dense(compute, (pairs, panels, data.as_slice()), (sink, first_column));
+                    }
+                }
+            }
+            PackedPart::Blocks(panels) => {
+                let x = rounded.get_or_insert_with(|| RoundedRows::new(compute, x));
+                block_linear::linear(compute, x, panels, (sink, first_column));
+            }
+        }
+        first_column += part.out_features();
+    }
+    assert_eq!(first_column, out_features, "the parts of a weight have all its outputs between them");
+}
+
+fn dense<W: Weight>(
+    compute: &Compute,
+    (x, weight, panels): (FactorRows<'_, W::Factor>, &Panels, &[W]),
+    (sink, first_column): (&mut Sink<'_>, usize),
+) {
+    sink.take(compute, &Linear::new(compute, x, (weight, panels)), first_column);
 }
 
 /// The rows of `x`, as the weights meet them.
@@ -113,9 +128,7 @@ struct Linear<'a, W: Weight> {
     out_features: usize,
     /// Steps of `k`.
     depth: usize,
-    target: Target<'a>,
-    num_row_tasks: usize,
-    panels_per_task: usize,
+    tasks: Tasks,
 }
 
 /// Where a tile stands: its first row and panel, and the piece of `k` it runs.
@@ -128,37 +141,31 @@ struct Place {
 }
 
 impl<'a, W: Weight> Linear<'a, W> {
-    /// And how many tasks it has.
-    fn new(
-        compute: &Compute,
-        x: FactorRows<'a, W::Factor>,
-        (weight, panels): (&Panels, &'a [W]),
-        target: Target<'a>,
-    ) -> (Self, usize) {
-        let num_panels = weight.out_features.div_ceil(PANEL);
+    fn new(compute: &Compute, x: FactorRows<'a, W::Factor>, (weight, panels): (&Panels, &'a [W])) -> Self {
+        let out_features = weight.out_features;
+        let num_panels = out_features.div_ceil(PANEL);
         let depth = panels.len() / (num_panels * PANEL);
         let panel_bytes = depth * PANEL * size_of::<W>();
         let panels_per_task = num_panels
             .div_ceil(compute.num_threads() * TASKS_PER_THREAD)
             .max(MIN_TASK_BYTES / (panel_bytes * x.num_rows.min(ROWS_OF_A_READ)))
             .next_multiple_of(MAX_PANELS);
-        let num_row_tasks = x.num_rows.div_ceil(TASK_ROWS);
-        let out_features = weight.out_features;
-        let kernel = Self { x, panels, out_features, depth, target, num_row_tasks, panels_per_task };
-        (kernel, num_row_tasks * num_panels.div_ceil(panels_per_task))
-    }
-
-    fn num_panels(&self) -> usize {
-        self.out_features.div_ceil(PANEL)
+        let tasks = Tasks { num_rows: x.num_rows, rows_per_task: TASK_ROWS, out_features, panels_per_task };
+        Self { x, panels, out_features, depth, tasks }
     }
 
     /// One row block of at most [`Instructions::TILE_ROWS`] rows times `num_panels` panels, as many of them together as the
     /// registers hold.
     ///
     /// # Safety
-    /// As [`Kernel::run`]; rows and panels exist and belong to the task.
+    /// As [`Product::run`]; rows and panels exist and belong to the task.
     #[inline(always)]
-    unsafe fn row_block<I: Instructions>(&self, num_rows: usize, num_panels: usize, mut place: Place) {
+    unsafe fn row_block<I: Instructions>(
+        &self,
+        (num_rows, num_panels): (usize, usize),
+        mut place: Place,
+        target: &Target<'_>,
+    ) {
         let end = place.panel + num_panels;
         let full_end = end.min(self.out_features / PANEL);
         let mut together = panels_together::<I>(num_rows);
@@ -169,9 +176,9 @@ impl<'a, W: Weight> Linear<'a, W> {
             // SAFETY: several panels stay below `full_end`; the caller vouches for the rest.
             unsafe {
                 with_rows!(num_rows, I::TILE_ROWS, ROWS => match together {
-                    4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 4> { linear: self, place }),
-                    2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 2> { linear: self, place }),
-                    _ => I::apart(Tile::<W, ROWS, 1> { linear: self, place }),
+                    4 if const { 4 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 4> { linear: self, place, target }),
+                    2 if const { 2 * ROWS <= I::TILE_SUMS } => I::apart(Tile::<W, ROWS, 2> { linear: self, place, target }),
+                    _ => I::apart(Tile::<W, ROWS, 1> { linear: self, place, target }),
                 });
             }
             place.panel += together;
@@ -183,12 +190,14 @@ impl<'a, W: Weight> Linear<'a, W> {
 struct Tile<'a, W: Weight, const ROWS: usize, const PANELS: usize> {
     linear: &'a Linear<'a, W>,
     place: Place,
+    target: &'a Target<'a>,
 }
 
 impl<W: Weight, const ROWS: usize, const PANELS: usize> Piece for Tile<'_, W, ROWS, PANELS> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(self) {
-        let Linear { ref x, panels, out_features, depth, ref target, .. } = *self.linear;
+        let Self { target, .. } = self;
+        let Linear { ref x, panels, out_features, depth, .. } = *self.linear;
         let Place { row, panel, k_start, k_len } = self.place;
         let first_column = panel * PANEL;
         let num_columns = (PANELS * PANEL).min(out_features - first_column);
@@ -244,18 +253,21 @@ fn panels_together<I: Instructions>(num_rows: usize) -> usize {
     }
 }
 
-impl<W: Weight> Kernel for Linear<'_, W> {
+impl<W: Weight> Product for Linear<'_, W> {
+    type Start = W::Start;
+
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
     #[inline(always)]
-    unsafe fn run<I: Instructions>(&self, task: usize) {
-        let first_row = task % self.num_row_tasks * TASK_ROWS;
-        let num_rows = TASK_ROWS.min(self.x.num_rows - first_row);
-        let first_panel = task / self.num_row_tasks * self.panels_per_task;
-        let num_panels = self.panels_per_task.min(self.num_panels() - first_panel);
+    unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>) {
+        let (num_rows, panels) = (part.rows.len(), part.panels.clone());
         // Row blocks of nearly equal size: 7 rows run as 4 + 3, not as 6 + 1.
         let num_blocks = num_rows.div_ceil(I::TILE_ROWS);
         // One block visits neighbouring panels together; several blocks share each piece of those that their tiles take.
         let (piece, panels_per_visit) = match num_blocks {
-            1 => (self.depth, num_panels),
+            1 => (self.depth, panels.len()),
             _ => {
                 let together = panels_together::<I>(num_rows.div_ceil(num_blocks));
                 (PIECE_BYTES / (together * PANEL * size_of::<W>()), together)
@@ -263,13 +275,16 @@ impl<W: Weight> Kernel for Linear<'_, W> {
         };
         for k_start in (0..self.depth).step_by(piece) {
             let k_len = piece.min(self.depth - k_start);
-            for panel in (first_panel..first_panel + num_panels).step_by(panels_per_visit) {
-                let num_panels = panels_per_visit.min(first_panel + num_panels - panel);
-                let mut row = first_row;
+            for panel in panels.clone().step_by(panels_per_visit) {
+                let num_panels = panels_per_visit.min(panels.end - panel);
+                let mut row = part.rows.start;
                 for block in 0..num_blocks {
                     let block_rows = num_rows / num_blocks + usize::from(block < num_rows % num_blocks);
-                    // SAFETY: this task's rows and panels; the launch vouches for the instructions.
-                    unsafe { self.row_block::<I>(block_rows, num_panels, Place { row, panel, k_start, k_len }) };
+                    // SAFETY: rows and panels of the part; the caller vouches for the instructions.
+                    unsafe {
+                        let place = Place { row, panel, k_start, k_len };
+                        self.row_block::<I>((block_rows, num_panels), place, target);
+                    }
                     row += block_rows;
                 }
             }

@@ -10,6 +10,7 @@
 pub(super) mod activation;
 pub(super) mod add;
 pub(super) mod attention;
+pub(crate) mod best_of_rows;
 mod bf16_pairs;
 mod bf16_rows;
 mod block_linear;
@@ -32,6 +33,7 @@ pub(crate) mod pool;
 pub(super) mod pool_rows;
 pub(crate) mod populate;
 pub(super) mod prepare_qkv;
+mod product;
 pub(super) mod rope;
 mod rounded_rows;
 pub(super) mod store_kv;

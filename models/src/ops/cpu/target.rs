@@ -8,18 +8,29 @@ use super::launch::Output;
 pub(super) struct Target<'a> {
     y: &'a Output<f32>,
     stride: usize,
-    first_column: usize,
+    /// Where row 0 has its column 0: before the output, where that is but a part of it.
+    origin: isize,
     bias: Option<&'a [f32]>,
 }
 
 impl<'a> Target<'a> {
     /// Columns from `first_column` on, of rows of `stride` elements; `bias` is that of all columns.
     pub(super) fn new(y: &'a Output<f32>, stride: usize, first_column: usize, bias: Option<&'a [f32]>) -> Self {
-        Self { y, stride, first_column, bias: bias.map(|bias| &bias[first_column..]) }
+        Self { y, stride, origin: first_column as isize, bias: bias.map(|bias| &bias[first_column..]) }
+    }
+
+    /// A part of the rows and columns, which begins at `row` and `column`, in rows of `stride` elements.
+    pub(super) fn of_part(y: &'a Output<f32>, stride: usize, (row, column): (usize, usize)) -> Self {
+        Self { y, stride, origin: -((row * stride + column) as isize), bias: None }
     }
 
     pub(super) fn stride(&self) -> usize {
         self.stride
+    }
+
+    #[inline(always)]
+    fn place(&self, row: usize, column: usize) -> usize {
+        (row * self.stride + column).wrapping_add_signed(self.origin)
     }
 
     /// # Safety
@@ -27,7 +38,7 @@ impl<'a> Target<'a> {
     #[inline(always)]
     pub(super) unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
         // SAFETY: passed on.
-        unsafe { self.y.at(row * self.stride + self.first_column + column) }
+        unsafe { self.y.at(self.place(row, column)) }
     }
 
     /// # Safety
@@ -36,7 +47,7 @@ impl<'a> Target<'a> {
     #[inline(always)]
     pub(super) unsafe fn columns(&self, row: usize, column: usize, num_columns: usize) -> &mut [f32] {
         // SAFETY: passed on.
-        unsafe { self.y.part(row * self.stride + self.first_column + column, num_columns) }
+        unsafe { self.y.part(self.place(row, column), num_columns) }
     }
 
     /// # Safety

@@ -6,6 +6,7 @@
 use super::bf16_pairs::{Bf16Pair, PairsOf};
 use super::instructions::Instructions;
 use super::lanes::{Element, Lanes};
+use super::launch::{Start, Usual, WithBf16Products};
 use super::pairs::Pairs;
 use super::panels::PANEL;
 use crate::kv_cache::KV_TILE;
@@ -39,6 +40,8 @@ pub(super) type Sums<L, const ROWS: usize, const PANELS: usize> = [[L; PANELS]; 
 
 /// What a step of `k` takes of each column: a weight or cached element, or two neighbours along `k`.
 pub(super) trait Weight: Copy + Send + Sync + 'static {
+    /// Which instances of its products are launched.
+    type Start: Start;
     /// What it meets in a row of `x`.
     type Factor: Copy + Send + Sync;
     /// Those of 16 columns, or one factor for all of them, in registers.
@@ -62,6 +65,7 @@ pub(super) trait Weight: Copy + Send + Sync + 'static {
 }
 
 impl<E: Element> Weight for E {
+    type Start = Usual;
     type Factor = f32;
     type Columns<I: Instructions> = I::Panel;
 
@@ -83,6 +87,7 @@ impl<E: Element> Weight for E {
 }
 
 impl Weight for Bf16Pair {
+    type Start = WithBf16Products;
     type Factor = Self;
     type Columns<I: Instructions> = PairsOf<I>;
 

@@ -1,0 +1,163 @@
+#![expect(unsafe_code, reason = "threads fill disjoint parts of one output")]
+
+//! A product in tasks, and where its outputs go: into rows, or no further than a cache, where of some rows only the largest are
+//! kept.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::best_of_rows::{BestOfRows, Look};
+use super::instructions::Instructions;
+use super::launch::{Kernel, Output, Start};
+use super::panels::PANEL;
+use super::target::Target;
+use super::workspace::Workspace;
+use crate::ops::Compute;
+
+/// Outputs that rows of which the best are wanted have at a time, in bytes: they stay in the second-level cache.
+const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// A body that computes some outputs of some rows.
+pub(super) trait Product: Sync {
+    /// Which instances of it are launched.
+    type Start: Start;
+
+    fn tasks(&self) -> &Tasks;
+
+    /// Writes the outputs of `part`, which has rows and panels. Must be `#[inline(always)]`, see [`super::lanes::Lanes`].
+    ///
+    /// # Safety
+    /// The CPU must have the instructions, and nobody else may use these outputs in `target`.
+    unsafe fn run<I: Instructions>(&self, part: &Part, target: &Target<'_>);
+}
+
+/// How the rows and panels of a product are cut into tasks.
+pub(super) struct Tasks {
+    pub(super) num_rows: usize,
+    pub(super) rows_per_task: usize,
+    pub(super) out_features: usize,
+    pub(super) panels_per_task: usize,
+}
+
+/// Neighbouring rows, and neighbouring panels of 16 outputs.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub(super) rows: Range<usize>,
+    pub(super) panels: Range<usize>,
+}
+
+impl Tasks {
+    fn num_panels(&self) -> usize {
+        self.out_features.div_ceil(PANEL)
+    }
+
+    fn num_row_tasks(&self) -> usize {
+        self.num_rows.div_ceil(self.rows_per_task)
+    }
+
+    /// Runs of panels, each of which all rows meet.
+    fn num_runs(&self) -> usize {
+        self.num_panels().div_ceil(self.panels_per_task)
+    }
+
+    fn len(&self) -> usize {
+        self.num_row_tasks() * self.num_runs()
+    }
+
+    fn run_of(&self, task: usize) -> usize {
+        task / self.num_row_tasks()
+    }
+
+    #[inline(always)]
+    fn part(&self, task: usize) -> Part {
+        let first_row = task % self.num_row_tasks() * self.rows_per_task;
+        let first_panel = self.run_of(task) * self.panels_per_task;
+        Part {
+            rows: first_row..self.num_rows.min(first_row + self.rows_per_task),
+            panels: first_panel..self.num_panels().min(first_panel + self.panels_per_task),
+        }
+    }
+}
+
+/// Where the outputs of a weight's parts go.
+pub(super) enum Sink<'a> {
+    Rows { y: &'a Output<f32>, stride: usize, bias: Option<&'a [f32]> },
+    Best(&'a mut BestOfRows),
+}
+
+impl Sink<'_> {
+    /// Computes `product`, whose outputs are columns from `first_column` on.
+    pub(super) fn take<P: Product>(&mut self, compute: &Compute, product: &P, first_column: usize) {
+        let tasks = product.tasks();
+        match self {
+            Self::Rows { y, stride, bias } => {
+                let target = Target::new(y, *stride, first_column, *bias);
+                P::Start::launch(compute, tasks.len(), &ToRows { product, target });
+            }
+            Self::Best(best) => {
+                let workspace = compute.workspace();
+                let mut lists = workspace.unwritten(tasks.num_runs() * best.lists_len());
+                let rows_at_once = tasks.num_rows.min(tasks.rows_per_task);
+                let panels_at_once = SCRATCH_BYTES / (rows_at_once * PANEL * size_of::<f32>());
+                let panels_at_once = panels_at_once.clamp(1, tasks.panels_per_task);
+                let scratch_len = rows_at_once * panels_at_once * PANEL;
+                // Each task finds its own, however many run at a time.
+                workspace.prepare::<f32>(compute.num_threads().min(tasks.len()), scratch_len);
+                let look = best.look(lists.output());
+                let kernel = ToBest { product, look, workspace, first_column, panels_at_once, scratch_len };
+                P::Start::launch(compute, tasks.len(), &kernel);
+                // SAFETY: each task has begun the lists of its rows in its run, and there is one for all of both.
+                best.merge(&unsafe { lists.written() });
+            }
+        }
+    }
+}
+
+struct ToRows<'a, P> {
+    product: &'a P,
+    target: Target<'a>,
+}
+
+impl<P: Product> Kernel for ToRows<'_, P> {
+    #[inline(always)]
+    unsafe fn run<I: Instructions>(&self, task: usize) {
+        // SAFETY: passed on; each task has its own part of the target.
+        unsafe { self.product.run::<I>(&self.product.tasks().part(task), &self.target) }
+    }
+}
+
+struct ToBest<'a, P> {
+    product: &'a P,
+    look: Look<'a>,
+    workspace: &'a Arc<Workspace>,
+    first_column: usize,
+    panels_at_once: usize,
+    scratch_len: usize,
+}
+
+impl<P: Product> Kernel for ToBest<'_, P> {
+    #[inline(always)]
+    unsafe fn run<I: Instructions>(&self, task: usize) {
+        let tasks = self.product.tasks();
+        let Part { rows, panels } = tasks.part(task);
+        let run = tasks.run_of(task);
+        let mut scratch = self.workspace.unwritten(self.scratch_len);
+        let scratch = scratch.output();
+        // SAFETY: tasks of one run have rows of their own.
+        unsafe { self.look.begin(run, rows.clone()) };
+        for first in panels.clone().step_by(self.panels_at_once) {
+            let group = first..panels.end.min(first + self.panels_at_once);
+            let columns = first * PANEL..tasks.out_features.min(group.end * PANEL);
+            let target = Target::of_part(&scratch, self.panels_at_once * PANEL, (rows.start, columns.start));
+            // SAFETY: the scratch is this task's, and has room for the part; the launch vouches for the instructions. What is
+            // looked at was written just now.
+            unsafe {
+                self.product.run::<I>(&Part { rows: rows.clone(), panels: group }, &target);
+                for row in rows.clone() {
+                    let values = target.columns(row, columns.start, columns.len());
+                    self.look.keep(run, row, (self.first_column + columns.start, values));
+                }
+            }
+        }
+    }
+}
