@@ -57,6 +57,12 @@ impl KvCacheSpec {
         self.groups.iter().map(of_group).sum()
     }
 
+    /// Bytes of K and V that a token at `position` looks at.
+    pub fn bytes_seen(&self, position: usize) -> usize {
+        let keys = self.groups.iter().map(|group| position + 1 - group.reach.first_key(position));
+        keys.sum::<usize>() * (self.block_bytes() / self.block_size)
+    }
+
     /// The longest sequence that fits in `num_blocks`, up to `limit` tokens.
     pub fn longest_sequence(&self, num_blocks: usize, step_tokens: usize, limit: usize) -> usize {
         let fits = |&tokens: &usize| self.most_blocks(tokens, step_tokens) <= num_blocks;
@@ -169,6 +175,13 @@ mod tests {
         assert_eq!([16, 33, 1000].map(|tokens| windowed.most_blocks(tokens, 8)), [1, 3, 3]);
         let both = spec(KvGroup::of_layers([KvReach::Full, window(21)].into_iter()));
         assert_eq!(both.most_blocks(1000, 8), 63 + 3);
+    }
+
+    #[test]
+    fn a_token_looks_at_itself_and_at_what_is_before_it_as_far_as_its_layers_look() {
+        let both = spec(KvGroup::of_layers([KvReach::Full, window(21)].into_iter()));
+        let of_token = 2 * 16 * size_of::<f32>();
+        assert_eq!([0, 20, 99].map(|position| both.bytes_seen(position) / of_token), [2, 42, 121]);
     }
 
     #[test]

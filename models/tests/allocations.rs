@@ -106,7 +106,8 @@ fn a_steady_step_of_decoding_allocates_nothing() {
                     let mut batch = Batch::new(&options, sequences, prompt, wants);
                     (0..2).for_each(|_| _ = batch.step(1));
                     let steady: Vec<_> = (0..4).map(|_| batch.step(1)).collect();
-                    let case = format!("{sequences} sequences behind {prompt} tokens, {dtype:?}, {kv_dtype:?}, {wants:?}");
+                    let case =
+                        format!("{sequences} sequences behind {prompt} tokens, {dtype:?}, {kv_dtype:?}, {wants:?}");
                     assert_eq!(steady, [0; 4], "{case}");
                 }
             }

@@ -242,7 +242,9 @@ impl CausalLm for Decoder {
         }
         self.check(input)?;
         let plan = AttentionPlan::of_step(&self.compute, input);
-        let Some(sampled) = self.sampled(&plan, cache, None)? else { return self.logits(Matrix::none(self.vocab_size)) };
+        let Some(sampled) = self.sampled(&plan, cache, None)? else {
+            return self.logits(Matrix::none(self.vocab_size));
+        };
         match ops::asked_linear(&self.compute, &sampled, self.head(), questions)? {
             Some(rows) => Ok(Logits::Asked(rows)),
             None => self.logits(ops::linear(&self.compute, &sampled, self.head(), None)?),

@@ -48,6 +48,15 @@ pub enum HostError {
     NoInterleaving(#[source] std::io::Error),
 }
 
+/// Physical cores that `processors` are threads of; of those that this process may run on, where none are named. `None` where
+/// the system does not tell.
+pub fn physical_cores(processors: Option<&ProcessorSet>) -> Option<usize> {
+    match processors {
+        Some(processors) => system::cores_of(processors).ok(),
+        None => system::cores_of(&system::allowed_processors().ok()?).ok(),
+    }
+}
+
 impl HostPlacement {
     /// Errors when this process may not run on all of the processors, or its memory cannot be placed.
     pub(super) fn check(&self) -> Result<(), HostError> {

@@ -61,7 +61,7 @@ pub use embedding::{embedding, embedding_of_step};
 pub(crate) use float::Float;
 pub use gate_mul::{Gate, gate_mul};
 pub use gather_rows::{gather_rows, sampled_rows};
-pub use host::{HostError, HostPlacement, InvalidProcessors, MemoryPlacement, ProcessorSet};
+pub use host::{HostError, HostPlacement, InvalidProcessors, MemoryPlacement, ProcessorSet, physical_cores};
 pub use layer_norm::{LayerNormParams, add_layer_norm, layer_norm};
 pub use limits::{LimitProbe, multiply_add, multiply_integers, read_through};
 pub(crate) use linear::{Copied, packed_bytes};

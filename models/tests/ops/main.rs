@@ -9,6 +9,7 @@ mod elementwise;
 mod int8_kv;
 mod linear;
 mod pool;
+mod prepare_qkv;
 mod quantised;
 mod spans;
 

@@ -15,8 +15,8 @@ use super::model_args::ModelArgs;
 use super::numbers::count;
 use super::output::{self, OutputArgs};
 use crate::serve::{self, EngineBounds, Loaded};
-use limits::{Limits, ModelCost};
-use measure::{Measured, Recorder, Workload, per_second};
+use limits::{Limits, ModelCost, Steps};
+use measure::{Measured, Recorder, Workload};
 use profile::Profile;
 use suite::SuiteArgs;
 use tariff::{Reference, TariffArgs};
@@ -43,10 +43,10 @@ Examples:
   passerelle bench --model ./checkpoint --batch 32 --tariff 2026-12-01 --card a100 >tariff.toml
 
 A step reads every weight once, and multiplies every weight with every token. How fast this machine reads memory and how
-fast it multiplies in registers, f32 or bf16 numbers or, for quantised weights, 16-bit integers, is measured on the spot, by
-the same threads (on a GPU by copies, and products of large matrices); OF LIMIT is the time that the slower of the two would
-take, over the time that was taken. Attention is not part of the limit, nor is the reading of keys and values. A model that
-fits the caches can pass 100 %.";
+fast it multiplies in registers, f32 or bf16 numbers or, for quantised weights, 16-bit integers, is measured before each batch,
+by the same threads (on a GPU by copies, and products of large matrices). LIMIT is what the slower of the two would allow,
+with the keys and values that generating reads, and without the products of attention. A model that fits the caches can pass
+100 % of it.";
 
 /// Measure the engine alone: tokens per second and the share of this machine's limit.
 #[derive(Debug, Args)]
@@ -84,12 +84,17 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     batch: usize,
+    /// What this machine could do just before.
+    memory_bandwidth_bytes_per_s: f64,
+    multiply_add_flops_per_s: f64,
     prefill_tokens_per_s: f64,
+    prefill_limit_tokens_per_s: f64,
     /// The least time that this machine could take, over the time taken.
     prefill_share_of_limit: f64,
     /// Sequences that generated at once, at most; the figures of decoding are of steps in which so many did.
     decoding: usize,
     decode_tokens_per_s: f64,
+    decode_limit_tokens_per_s: f64,
     decode_share_of_limit: f64,
     /// Of the memory bandwidth, by the weights that each decoding step reads once.
     share_of_bandwidth: f64,
@@ -104,8 +109,6 @@ struct Report {
     weight_bytes: u64,
     threads: usize,
     kernels: String,
-    memory_bandwidth_bytes_per_s: f64,
-    multiply_add_flops_per_s: f64,
     prompt_tokens: usize,
     generate_tokens: usize,
     rows: Vec<Row>,
@@ -134,18 +137,15 @@ impl BenchArgs {
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
         let means = serve::Means { hub: &config.hub, compute: &compute, hashes: &hashes };
         let loaded = serve::load(&config.models[0], means)?;
-        tell!("measuring this machine with {} threads", compute.num_threads());
         let engine = serve::sized_for(&config.engine, &compute);
-        let limits = Limits::measure((&compute_of(&loaded, &compute), is_quantised(&loaded)), clock.as_ref())?;
-        let cost = ModelCost::of(&loaded.description);
+        let (products, is_quantised) = (compute_of(&loaded, &compute), is_quantised(&loaded));
+        let cost = ModelCost::of(&loaded.description, loaded.model.kv_cache_spec());
         let mut report = Report {
             model: loaded.name.clone(),
             dtype: loaded.dtype.clone(),
             weight_bytes: cost.weight_bytes,
             threads: compute.num_threads(),
             kernels: compute.kernels().to_string(),
-            memory_bandwidth_bytes_per_s: limits.bytes_per_s,
-            multiply_add_flops_per_s: limits.operations_per_s,
             prompt_tokens: self.prompt.get(),
             generate_tokens: self.generate.get(),
             rows: Vec::new(),
@@ -153,15 +153,17 @@ impl BenchArgs {
         // Every kind of step is run once, which a longer prompt would only repeat.
         let warm_up = self.workload(1).no_longer_than(engine.steps.max_num_batched_tokens);
         let needs = (&[self.room(loaded.description.max_position)?][..], warm_up);
-        let bench = Bench::start(loaded, needs, (&engine, times), clock)?;
+        let bench = Bench::start(loaded, needs, (&engine, times), Arc::clone(&clock))?;
         let as_table = !self.output.json && factor.is_none();
         if as_table {
             print_head(&report)?;
         }
         for (round, batch) in self.batch.iter().enumerate() {
-            tell!("batch of {batch}");
-            let measured = bench.run(self.workload(batch.get()), round as u64)?;
-            let row = Row::new(batch.get(), &measured, (&limits, &cost), self.profile);
+            tell!("batch of {batch}: measuring this machine with {} threads first", products.num_threads());
+            let limits = Limits::measure((&products, is_quantised), clock.as_ref())?;
+            let load = self.workload(batch.get());
+            let measured = bench.run(load, round as u64)?;
+            let row = Row::new(load, &measured, (&limits, &cost), self.profile);
             if as_table {
                 print_row(&row)?;
             }
@@ -227,20 +229,44 @@ fn compute_of(loaded: &Loaded, compute: &Compute) -> Compute {
 }
 
 impl Row {
-    fn new(batch: usize, measured: &Measured, (limits, cost): (&Limits, &ModelCost), profile: bool) -> Self {
-        let prefill = limits.seconds(cost, measured.prefill_steps, (measured.prefill_tokens, batch));
-        let decode = limits.seconds(cost, measured.decode_steps, (measured.decode_tokens, measured.decode_tokens));
+    fn new(load: Workload, measured: &Measured, (limits, cost): (&Limits, &ModelCost), profile: bool) -> Self {
+        let prefill = Steps {
+            count: measured.prefill_steps,
+            tokens: measured.prefill_tokens,
+            sampled: load.batch,
+            // Read in pieces that many tokens look at together.
+            kv_bytes: 0,
+        };
+        let middle = load.prompt_tokens + load.generate_tokens / 2;
+        let decode = Steps {
+            count: measured.decode_steps,
+            tokens: measured.decode_tokens,
+            sampled: measured.decode_tokens,
+            kv_bytes: (measured.decode_tokens * cost.kv_cache.bytes_seen(middle)) as u64,
+        };
+        let [prefill_limit, decode_limit] =
+            [prefill, decode].map(|steps| steps.tokens as f64 / limits.seconds(cost, steps).max(f64::EPSILON));
+        let [prefill_rate, decode_rate] = [measured.prefill_tokens_per_s(), measured.decode_tokens_per_s()];
         Self {
-            batch,
-            prefill_tokens_per_s: measured.prefill_tokens_per_s(),
-            prefill_share_of_limit: per_second(prefill, measured.prefill_time),
+            batch: load.batch,
+            memory_bandwidth_bytes_per_s: limits.bytes_per_s,
+            multiply_add_flops_per_s: limits.operations_per_s,
+            prefill_tokens_per_s: prefill_rate,
+            prefill_limit_tokens_per_s: prefill_limit,
+            prefill_share_of_limit: share(prefill_rate, prefill_limit),
             decoding: measured.decoding,
-            decode_tokens_per_s: measured.decode_tokens_per_s(),
-            decode_share_of_limit: per_second(decode, measured.decode_time),
+            decode_tokens_per_s: decode_rate,
+            decode_limit_tokens_per_s: decode_limit,
+            decode_share_of_limit: share(decode_rate, decode_limit),
             share_of_bandwidth: measured.decode_steps_per_s() * cost.weight_bytes as f64 / limits.bytes_per_s,
             profile: profile.then(|| Profile::of(measured)),
         }
     }
+}
+
+/// 0 of nothing.
+fn share(rate: f64, limit: f64) -> f64 {
+    if limit > 0.0 { rate / limit } else { 0.0 }
 }
 
 /// Sequences that a KV cache must hold at once.
@@ -311,30 +337,32 @@ impl Bench {
 
 fn print_head(report: &Report) -> Result<()> {
     output::line(format_args!(
-        "{}: {} of {} weights, {} threads, {} kernels; {:.1} GB/s from memory, {:.0} GFLOP/s",
+        "{}: {} of {} weights, {} threads, {} kernels",
         report.model,
         ByteSize(report.weight_bytes),
         report.dtype,
         report.threads,
         report.kernels,
-        report.memory_bandwidth_bytes_per_s / 1e9,
-        report.multiply_add_flops_per_s / 1e9
     ))?;
     output::line(format_args!("{} prompt tokens, {} generated", report.prompt_tokens, report.generate_tokens))?;
     output::line(format_args!(
-        "{:>6}{:>16}{:>10}{:>16}{:>10}",
-        "BATCH", "PREFILL tok/s", "OF LIMIT", "DECODE tok/s", "OF LIMIT"
+        "{:>6}{:>8}{:>10}{:>16}{:>9}{:>10}{:>16}{:>9}{:>10}",
+        "BATCH", "GB/s", "GFLOP/s", "PREFILL tok/s", "LIMIT", "OF LIMIT", "DECODE tok/s", "LIMIT", "OF LIMIT"
     ))
 }
 
 /// As soon as it is measured: whoever ends a long measurement has what it came to so far.
 fn print_row(row: &Row) -> Result<()> {
     output::line(format_args!(
-        "{:>6}{:>16.1}{:>9.0}%{:>16.1}{:>9.0}%",
+        "{:>6}{:>8.1}{:>10.0}{:>16.1}{:>9.1}{:>9.0}%{:>16.1}{:>9.1}{:>9.0}%",
         row.batch,
+        row.memory_bandwidth_bytes_per_s / 1e9,
+        row.multiply_add_flops_per_s / 1e9,
         row.prefill_tokens_per_s,
+        row.prefill_limit_tokens_per_s,
         row.prefill_share_of_limit * 100.0,
         row.decode_tokens_per_s,
+        row.decode_limit_tokens_per_s,
         row.decode_share_of_limit * 100.0
     ))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use passerelle::config::{Config, EngineConfig, Numa, PartitionConfig};
 use passerelle::placement::{Backend, Device, DeviceChoice, DeviceId, DeviceList, find_visible};
-use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement, ProcessorSet};
+use passerelle_models::ops::{Compute, HostError, HostPlacement, MemoryPlacement, ProcessorSet, physical_cores};
 
 /// There only where a driver is loaded.
 const DRIVER: &str = "/proc/driver/nvidia/version";
@@ -244,7 +244,10 @@ fn on_cpu(config: &EngineConfig, processors: &str) -> Result<Compute> {
 
 /// Threads that compute: what was asked for, else one for each physical core that they may use.
 fn threads(config: &EngineConfig) -> usize {
-    config.threads.unwrap_or_else(|| num_cpus::get_physical().min(allowed_processors(config)))
+    config.threads.unwrap_or_else(|| {
+        let cores = physical_cores(config.processors.as_ref()).unwrap_or_else(num_cpus::get_physical);
+        cores.min(allowed_processors(config))
+    })
 }
 
 fn allowed_processors(config: &EngineConfig) -> usize {

@@ -212,7 +212,16 @@ fn bench_reports_every_batch() {
     let rows = report["rows"].as_array().expect("rows");
     assert_eq!(rows.iter().map(|row| row["batch"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(3)]);
     let positive = |value: &Value| value.as_f64().is_some_and(|rate| rate > 0.0);
-    assert!(rows.iter().all(|row| positive(&row["decode_tokens_per_s"]) && positive(&row["prefill_share_of_limit"])));
+    for row in rows {
+        assert!(positive(&row["memory_bandwidth_bytes_per_s"]) && positive(&row["multiply_add_flops_per_s"]), "{row}");
+        for kind in ["prefill", "decode"] {
+            let figures = ["tokens_per_s", "limit_tokens_per_s", "share_of_limit"];
+            let [rate, limit, share] =
+                figures.map(|figure| row[format!("{kind}_{figure}")].as_f64().expect("a number"));
+            assert!(rate > 0.0 && limit > 0.0 && (share - rate / limit).abs() < 1e-9, "{kind}: {row}");
+        }
+        assert_eq!(row["decoding"], row["batch"], "{row}");
+    }
     let profile = rows[0]["profile"].as_array().expect("a profile");
     let linear = profile.iter().find(|share| share["op"] == "linear").expect("its products");
     assert!(positive(&linear["prefill_share"]) && positive(&linear["decode_share"]), "{report}");

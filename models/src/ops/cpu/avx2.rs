@@ -22,6 +22,7 @@ impl Instructions for Avx2 {
 
     const TILE_ROWS: usize = 6;
     const TILE_SUMS: usize = 6;
+    const TILE_STEPS: usize = 4;
     const INTEGER_ROWS: usize = 5;
     const INTEGER_SUMS: usize = 1;
 

@@ -199,11 +199,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_drawn_has_a_place_where_there_is_nothing_else() {
-        assert_eq!(best(3, &[f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY]), [
-            (1, 1.0),
-            (0, f32::NEG_INFINITY),
-            (2, f32::NEG_INFINITY)
-        ]);
+        assert_eq!(
+            best(3, &[f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY]),
+            [(1, 1.0), (0, f32::NEG_INFINITY), (2, f32::NEG_INFINITY)]
+        );
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub(super) trait Instructions: Sized {
     const TILE_ROWS: usize;
     /// Running sums of 16 outputs that fit the registers, beside the factors.
     const TILE_SUMS: usize;
+    /// Steps of `k` that the inner loop of a product of floats takes at a time. Several spare it arithmetic on addresses, which
+    /// shares its ports with the products where these are narrow.
+    const TILE_STEPS: usize = 1;
     /// Rows that the inner loop of a product of integers carries, at most [`super::tile::MAX_ROWS`].
     const INTEGER_ROWS: usize;
     /// Running sums of 16 outputs in a product of integers that none waits for the one before.

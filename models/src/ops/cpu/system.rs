@@ -36,6 +36,9 @@ impl Memory {
 
 #[cfg(target_os = "linux")]
 mod linux {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use libc::{c_long, c_ulong};
     use rustix::mm::{Advice, madvise};
 
@@ -60,6 +63,17 @@ mod linux {
         done(unsafe { libc::syscall(libc::SYS_sched_getaffinity, THIS_THREAD, size_of::<Mask>(), mask.as_mut_ptr()) })?;
         let is_set = |number: &usize| mask[number / WORD_BITS] >> (number % WORD_BITS) & 1 == 1;
         ProcessorSet::of((0..ProcessorSet::MOST).filter(is_set)).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    pub(crate) fn cores_of(processors: &ProcessorSet) -> io::Result<usize> {
+        cores_listed(Path::new("/sys/devices/system/cpu"), processors)
+    }
+
+    /// By what the files of `folder` say of each processor: which ones are threads of its core.
+    pub(super) fn cores_listed(folder: &Path, processors: &ProcessorSet) -> io::Result<usize> {
+        let threads_of_core = |number| folder.join(format!("cpu{number}/topology/thread_siblings_list"));
+        let cores = processors.iter().map(|number| std::fs::read_to_string(threads_of_core(number)));
+        Ok(cores.collect::<io::Result<BTreeSet<_>>>()?.len())
     }
 
     pub(crate) fn bind_this_thread(processors: &ProcessorSet) -> io::Result<()> {
@@ -130,6 +144,10 @@ mod elsewhere {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    pub(crate) fn cores_of(_: &ProcessorSet) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     pub(crate) fn bind_this_thread(_: &ProcessorSet) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -156,11 +174,11 @@ mod elsewhere {
 #[cfg(not(target_os = "linux"))]
 use elsewhere::page_size;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use elsewhere::{allowed_processors, bind_this_thread, can_interleave};
+pub(crate) use elsewhere::{allowed_processors, bind_this_thread, can_interleave, cores_of};
 #[cfg(target_os = "linux")]
 use linux::page_size;
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{allowed_processors, bind_this_thread, can_interleave};
+pub(crate) use linux::{allowed_processors, bind_this_thread, can_interleave, cores_of};
 
 #[cfg(all(test, target_os = "linux"))]
 impl Memory {
@@ -204,6 +222,19 @@ mod tests {
         assert_ne!(Memory::of(&pages[..]).is_interleaved(), Some(false));
         pages.fill(7);
         assert!(pages.iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn threads_of_one_core_are_one_core() {
+        let folder = tempfile::tempdir().unwrap();
+        for (processor, siblings) in [(0, "0,4"), (1, "1,5"), (4, "0,4"), (5, "1,5")] {
+            let topology = folder.path().join(format!("cpu{processor}/topology"));
+            std::fs::create_dir_all(&topology).unwrap();
+            std::fs::write(topology.join("thread_siblings_list"), format!("{siblings}\n")).unwrap();
+        }
+        let cores = |processors: &str| linux::cores_listed(folder.path(), &processors.parse().unwrap());
+        assert_eq!(["0", "0,4", "0-1", "0-1,4-5"].map(|processors| cores(processors).unwrap()), [1, 1, 2, 2]);
+        assert!(cores("0,7").is_err());
     }
 
     #[test]

@@ -130,38 +130,61 @@ pub(super) struct Factors<W: Weight> {
 /// # Safety
 /// The CPU must have the instructions; `factors` must be valid for `ROWS` rows and `PANELS` panels.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "rows and panels index the factors and the sums alike")]
 pub(super) unsafe fn multiply<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usize>(
     factors: Factors<W>,
     mut sums: Sums<I::Panel, ROWS, PANELS>,
 ) -> Sums<I::Panel, ROWS, PANELS> {
-    let Factors { x, x_stride, mut w, w_stride, w_panel_stride, depth, mut ahead, ahead_stride } = factors;
-    // SAFETY: registers of numbers, for which zeros are numbers.
-    let mut columns = [unsafe { std::mem::zeroed::<W::Columns<I>>() }; PANELS];
-    for k in 0..depth {
-        // SAFETY: `k < depth`, `row < ROWS`, `panel < PANELS`, for which the caller vouches.
-        unsafe {
-            for panel in 0..PANELS {
-                I::Panel::prefetch(ahead.wrapping_offset(panel as isize * w_panel_stride));
-                columns[panel] = W::load::<I>(w.offset(panel as isize * w_panel_stride));
-                if !const { many_rows(ROWS, PANELS) } {
-                    for row in 0..ROWS {
-                        let factor = W::splat::<I>(x.add(row * x_stride + k));
-                        sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
-                    }
-                }
-            }
-            if const { many_rows(ROWS, PANELS) } {
+    let together = const { if ROWS > MEMORY_BOUND_ROWS { I::TILE_STEPS } else { 1 } };
+    let whole = factors.depth - factors.depth % together;
+    for first in (0..whole).step_by(together) {
+        for k in first..first + together {
+            // SAFETY: `k < depth`; the caller vouches for the rest.
+            sums = unsafe { step::<I, W, ROWS, PANELS>(&factors, k, sums) };
+        }
+    }
+    for k in whole..factors.depth {
+        // SAFETY: as above.
+        sums = unsafe { step::<I, W, ROWS, PANELS>(&factors, k, sums) };
+    }
+    sums
+}
+
+/// Rows that wait for their weights.
+const MEMORY_BOUND_ROWS: usize = 2;
+
+/// # Safety
+/// As [`multiply`]; `k` is below the depth.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "rows and panels index the factors and the sums alike")]
+unsafe fn step<I: Instructions, W: Weight, const ROWS: usize, const PANELS: usize>(
+    factors: &Factors<W>,
+    k: usize,
+    mut sums: Sums<I::Panel, ROWS, PANELS>,
+) -> Sums<I::Panel, ROWS, PANELS> {
+    let Factors { x, x_stride, w_panel_stride, .. } = *factors;
+    let (w, ahead) =
+        (factors.w.wrapping_add(k * factors.w_stride), factors.ahead.wrapping_add(k * factors.ahead_stride));
+    // SAFETY: registers of numbers, for which zeros are numbers. `row < ROWS` and `panel < PANELS`; the caller vouches for `k`.
+    unsafe {
+        let mut columns = [std::mem::zeroed::<W::Columns<I>>(); PANELS];
+        for panel in 0..PANELS {
+            I::Panel::prefetch(ahead.wrapping_offset(panel as isize * w_panel_stride));
+            columns[panel] = W::load::<I>(w.offset(panel as isize * w_panel_stride));
+            if !const { many_rows(ROWS, PANELS) } {
                 for row in 0..ROWS {
                     let factor = W::splat::<I>(x.add(row * x_stride + k));
-                    for panel in 0..PANELS {
-                        sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
-                    }
+                    sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
                 }
             }
         }
-        w = w.wrapping_add(w_stride);
-        ahead = ahead.wrapping_add(ahead_stride);
+        if const { many_rows(ROWS, PANELS) } {
+            for row in 0..ROWS {
+                let factor = W::splat::<I>(x.add(row * x_stride + k));
+                for panel in 0..PANELS {
+                    sums[row][panel] = W::add_products::<I>(factor, columns[panel], sums[row][panel]);
+                }
+            }
+        }
     }
     sums
 }

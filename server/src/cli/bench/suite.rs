@@ -229,7 +229,7 @@ impl ShapeReport {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let hashes = serve::KeptHashes::open(&config.server.data_dir);
         let loaded = serve::load(&config.models[0], serve::Means { hub: &config.hub, compute, hashes: &hashes })?;
-        let cost = ModelCost::of(&loaded.description);
+        let cost = ModelCost::of(&loaded.description, loaded.model.kv_cache_spec());
         let (dtype, vocab) = (loaded.dtype.clone(), loaded.model.input_vocab_size());
         let budget = serve::kv_budget(config.engine.kv_cache_memory, compute);
         let step_tokens = config.engine.steps.max_num_batched_tokens;
@@ -248,7 +248,7 @@ impl ShapeReport {
             // The first round loads kernels and records steps of its shape.
             bench.run(load, rounds.next().unwrap_or_default())?;
             let measured = bench.run(load, rounds.next().unwrap_or_default())?;
-            let row = Row::new(load.batch, &measured, (limits, &cost), false);
+            let row = Row::new(load, &measured, (limits, &cost), false);
             let [read, generated] = [row.prefill_tokens_per_s, row.decode_tokens_per_s];
             tell!("{shape}: {what}: {read:.0} tok/s of prompts, {generated:.0} generated");
             anyhow::Ok(row)
