@@ -1,7 +1,6 @@
 //! The output head for rows of which only the most likely tokens are wanted: on a CPU their logits are never all in memory.
 
-use super::cpu::best_of_rows::{Ranked, RowPlace};
-use super::cpu::workspace::Buffer;
+use super::cpu::best_of_rows::{KeptRows, RowPlace};
 use super::linear::WeightStorage;
 use super::{Compute, Matrix, Op, Operand, PackedWeight, RowQuestion, cpu};
 use crate::{ModelError, TokenId};
@@ -10,10 +9,7 @@ use crate::{ModelError, TokenId};
 #[derive(Debug)]
 pub struct AskedRows {
     vocab_size: usize,
-    places: Buffer<RowPlace>,
-    best: Buffer<Ranked>,
-    /// `[rows that are kept whole, vocab_size]`
-    whole: Buffer<f32>,
+    kept: KeptRows,
 }
 
 /// What was kept of a row.
@@ -27,7 +23,7 @@ pub enum AskedRow<'a> {
 
 impl AskedRows {
     pub fn num_rows(&self) -> usize {
-        self.places.len()
+        self.kept.places.len()
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -37,12 +33,12 @@ impl AskedRows {
     /// # Panics
     /// If there is no such row.
     pub fn row_mut(&mut self, row: usize) -> AskedRow<'_> {
-        match self.places[row] {
+        match self.kept.places[row] {
             RowPlace { start, best: 0 } => {
                 let start = start as usize * self.vocab_size;
-                AskedRow::Whole(&mut self.whole[start..start + self.vocab_size])
+                AskedRow::Whole(&mut self.kept.whole[start..start + self.vocab_size])
             }
-            place => AskedRow::Best(&self.best[place.range()]),
+            place => AskedRow::Best(&self.kept.lists[place.range()]),
         }
     }
 }
@@ -69,8 +65,8 @@ pub(crate) fn asked_linear(
     let _timer = compute.time(Op::Linear);
     let vocab_size = weight.out_features();
     let wanted = questions.iter().map(best);
-    let (places, best, whole) = cpu::linear::best_of_linear(compute, x.view(), (parts, vocab_size), wanted)?;
-    Ok(Some(AskedRows { vocab_size, places, best, whole }))
+    let kept = cpu::linear::best_of_linear(compute, x.view(), (parts, vocab_size), wanted)?;
+    Ok(Some(AskedRows { vocab_size, kept }))
 }
 
 #[cfg(test)]

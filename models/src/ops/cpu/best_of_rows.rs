@@ -38,15 +38,24 @@ unsafe impl Plain for RowPlace {}
 // SAFETY: an integer and a float of its size, in whichever order.
 unsafe impl Plain for Ranked {}
 
-/// What is left of a product's rows once it is computed.
-pub(crate) struct BestOfRows {
+/// What is wanted of a product's rows, while they are computed.
+pub(super) struct BestOfRows {
     places: Buffer<RowPlace>,
     lists: Buffer<Ranked>,
     whole: Unwritten<f32>,
     width: usize,
 }
 
-/// The same for the tasks of a part of it. A run is some neighbouring columns, and has lists of its own until all are merged.
+/// What is left of them.
+#[derive(Debug)]
+pub(crate) struct KeptRows {
+    /// Of each row.
+    pub(crate) places: Buffer<RowPlace>,
+    pub(crate) lists: Buffer<Ranked>,
+    pub(crate) whole: Buffer<f32>,
+}
+
+/// What is wanted of them, for the tasks of a part of the product. A run is some neighbouring columns, and has lists of its own until all are merged.
 pub(super) struct Look<'a> {
     places: &'a [RowPlace],
     lists: Output<Ranked>,
@@ -160,21 +169,18 @@ fn offer(list: &mut [Ranked], (column, value): Ranked) {
     if list[0].1.is_nan() && !is_empty(list[0]) {
         return;
     }
-    let place = list.iter().rposition(|&other| !is_empty(other) && !(value > other.1)).map_or(0, |before| before + 1);
-    if place < list.len() {
+    if let Some(place) = list.iter().position(|&other| is_empty(other) || value > other.1) {
         list[place..].rotate_right(1);
         list[place] = (column, value);
     }
 }
 
 impl BestOfRows {
-    /// Where to find them, the lists, and the whole rows.
-    ///
     /// # Safety
     /// Tasks have kept all columns of all rows, and their lists were merged.
-    pub(crate) unsafe fn finish(self) -> (Buffer<RowPlace>, Buffer<Ranked>, Buffer<f32>) {
+    pub(super) unsafe fn finish(self) -> KeptRows {
         // SAFETY: passed on.
-        (self.places, self.lists, unsafe { self.whole.written() })
+        KeptRows { places: self.places, lists: self.lists, whole: unsafe { self.whole.written() } }
     }
 }
 

@@ -8,7 +8,7 @@
 
 use candle_core::Tensor;
 
-use super::best_of_rows::{BestOfRows, Ranked, RowPlace};
+use super::best_of_rows::{BestOfRows, KeptRows};
 use super::bf16_rows::Bf16Rows;
 use super::block_linear;
 use super::instructions::{Instructions, Piece};
@@ -20,7 +20,6 @@ use super::rounded_rows::RoundedRows;
 use super::target::Target;
 use super::tile::{self, Factors, Weight, with_rows};
 use super::view::Rows;
-use super::workspace::Buffer;
 use crate::ModelError;
 use crate::ops::{Compute, Matrix, MatrixView};
 
@@ -70,7 +69,7 @@ pub(crate) fn best_of_linear(
     x: MatrixView<'_>,
     (parts, out_features): (&[PackedPart], usize),
     best: impl ExactSizeIterator<Item = Option<usize>>,
-) -> Result<(Buffer<RowPlace>, Buffer<Ranked>, Buffer<f32>), ModelError> {
+) -> Result<KeptRows, ModelError> {
     let x = Rows::of(x)?;
     assert_eq!(x.num_rows, best.len(), "something is wanted of each row");
     let mut wanted = BestOfRows::new(compute.workspace(), out_features, best);
