@@ -9,10 +9,10 @@ use super::super::cache_element::CacheElement;
 use super::super::instructions::Instructions;
 use super::super::launch::{Kernel, Output, launch};
 use super::Attention;
-use super::row_sums::RowSums;
+use super::heads::HeadSums;
 use crate::kv_cache::KV_TILE;
 use crate::ops::Compute;
-use crate::ops::attention::KEY_SPAN;
+use crate::ops::attention::{KEY_SPAN, RowChunk};
 
 const TILES: usize = KEY_SPAN / KV_TILE;
 
@@ -33,20 +33,32 @@ pub(super) fn spans(tiles: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     starts.map(move |start| start.max(tiles.start)..(start + TILES).min(tiles.end))
 }
 
-pub(super) fn run<E: CacheElement>(compute: &Compute, attention: Attention<'_, E>) {
-    let (num_tasks, num_threads) = (attention.num_tasks(), compute.num_threads());
-    let is_scarce = num_threads > 1 && num_tasks < TASKS_PER_THREAD * num_threads;
-    let most_spans = if is_scarce { attention.most_spans() } else { 1 };
-    let most_rows = attention.plan.chunks().iter().map(|chunk| chunk.num_rows).max().unwrap_or(0);
+pub(super) fn run<E: CacheElement>(compute: &Compute, mut attention: Attention<'_, E>) {
+    let (num_heads, num_threads) = (attention.layer.num_kv_heads(), compute.num_threads());
+    let chunks = attention.plan.chunks();
+    let most_rows = chunks.iter().map(|chunk| chunk.num_rows).max().unwrap_or(0);
     let len = attention.sums_len(most_rows);
-    let (num_numbers, state_len) = (num_tasks * most_spans * len, attention.state_len(most_rows));
-    if most_spans < FEWEST_SPANS || num_numbers * size_of::<f32>() > MOST_BYTES {
-        compute.workspace().prepare::<f32>(num_threads.min(num_tasks), 2 * len + state_len);
+    let num_tasks = attention.num_tasks();
+    let wanted = if num_threads > 1 { TASKS_PER_THREAD * num_threads } else { 1 };
+    let alone = chunks.iter().filter(|chunk| chunk.num_rows == 1).count();
+    // With all heads of a token in one task.
+    let fewest = alone + (chunks.len() - alone) * num_heads;
+    let most_spans = if fewest < wanted { attention.most_spans() } else { 1 };
+    let can_split = most_spans >= FEWEST_SPANS && num_tasks * most_spans * len * size_of::<f32>() <= MOST_BYTES;
+    let is_split = can_split && (fewest * most_spans >= wanted || num_tasks < wanted);
+    let spans_at_once = if is_split { most_spans } else { 1 };
+    // As many heads together as leave enough tasks.
+    attention.step.heads_at_once = (alone * num_heads * spans_at_once / wanted).clamp(1, num_heads);
+    let heads_of_a_task = if alone > 0 { attention.heads_at_once } else { 1 };
+    if !is_split {
+        let numbers = attention.numbers_len(most_rows).max(heads_of_a_task * attention.numbers_len(1));
+        compute.workspace().prepare::<f32>(num_threads.min(num_tasks), numbers);
         launch(compute, num_tasks, &attention);
         return;
     }
-    let mut numbers = compute.workspace().unwritten(num_numbers);
-    compute.workspace().prepare::<f32>(num_threads, state_len);
+    let mut numbers = compute.workspace().unwritten(num_tasks * most_spans * len);
+    let states = attention.state_len(most_rows).max(heads_of_a_task * attention.state_len(1));
+    compute.workspace().prepare::<f32>(num_threads, states);
     let split = Split { attention: &attention, most_spans, len, numbers: numbers.output() };
     launch(compute, num_tasks * most_spans, &Apart(&split));
     launch(compute, num_tasks, &Together(&split));
@@ -76,13 +88,10 @@ impl<E: CacheElement> Attention<'_, E> {
 }
 
 impl<E: CacheElement> Split<'_, '_, E> {
-    /// # Safety
-    /// Nobody else may hold the sums of this span.
-    #[inline(always)]
-    unsafe fn sums(&self, task: usize, span: usize) -> RowSums<'_> {
-        // SAFETY: a part for each span of each task, of which the caller vouches for this one.
-        let numbers = unsafe { self.numbers.part((task * self.most_spans + span) * self.len, self.len) };
-        self.attention.sums(numbers, self.attention.work(task).chunk)
+    /// Of `chunk`'s K/V heads from that of `task` on.
+    fn sums(&self, (chunk, task): (RowChunk, usize), span: usize) -> HeadSums<'_> {
+        let first = (task * self.most_spans + span) * self.len;
+        HeadSums::of(&self.numbers, first, self.len, self.attention.rows_of(chunk)).apart(self.most_spans * self.len)
     }
 }
 
@@ -91,15 +100,16 @@ impl<E: CacheElement> Kernel for Apart<'_, '_, E> {
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let Split { attention, most_spans, .. } = *self.0;
         let (task, index) = (task / most_spans, task % most_spans);
-        let work = attention.work(task);
+        let Some(work) = attention.work(task) else { return };
         let Some(span) = spans(attention.tiles(work.chunk)).nth(index) else { return };
-        let state_len = attention.state_len(work.chunk.num_rows);
-        let mut numbers = attention.compute.workspace().unwritten(state_len);
+        let states_len = work.kv_heads.len() * attention.state_len(work.chunk.num_rows);
+        let mut numbers = attention.compute.workspace().unwritten(states_len);
         let numbers = numbers.output();
         // SAFETY: passed on; the numbers live to the end of the task, and the sums belong to this span's task alone.
         unsafe {
-            let mut state = attention.start(work, numbers.part(0, state_len), self.0.sums(task, index));
-            attention.attend_span::<I>(&mut state, work, span);
+            let sums = self.0.sums((work.chunk, task), index);
+            let mut states = attention.start(&work, numbers.part(0, states_len), sums);
+            attention.attend_span::<I>(&mut states, &work, span);
         }
     }
 }
@@ -108,14 +118,16 @@ impl<E: CacheElement> Kernel for Together<'_, '_, E> {
     #[inline(always)]
     unsafe fn run<I: Instructions>(&self, task: usize) {
         let attention = self.0.attention;
-        let work = attention.work(task);
-        // SAFETY: passed on; the sums of a task's spans belong to it alone, and those before have been set.
+        let num_heads = attention.layer.num_kv_heads();
+        let chunk = attention.plan.chunks()[task / num_heads];
+        let sums = |span| self.0.sums((chunk, task), span);
+        // SAFETY: passed on; the sums of a head's spans belong to this task alone, and those before have been set.
         unsafe {
-            let mut total = self.0.sums(task, 0);
-            for span in 1..spans(attention.tiles(work.chunk)).count() {
-                total.add::<I::Vector>(&self.0.sums(task, span));
+            let mut total = sums(0).head(0);
+            for span in 1..spans(attention.tiles(chunk)).count() {
+                total.add::<I::Vector>(&sums(span).head(0));
             }
-            attention.finish(work, &total);
+            attention.finish((chunk, task % num_heads), &total);
         }
     }
 }
